@@ -1,0 +1,93 @@
+"""The names that travel instead of data: object keys, and the 64-byte records that carry them.
+
+A *key* is 16 bytes: the slot of the object in its node's table, the generation of that slot, and the node.  A
+slot is used again after its object is freed; the generation then differs, so an old key is refused as stale
+and never reads somebody else's bytes.
+
+A *record* is what the redirector routes: one key and the address that it goes to.  Its first eight bytes are read
+by the eBPF program (`bpf/redirector.c` holds the same layout): magic, number of records in this send, address.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from lifl.core.errors import LocalFault, RemoteFault
+
+KEY_BYTES = 16
+RECORD_BYTES = 64
+RECORD_MAGIC = 0x464C  # "LF"
+RECORDS_PER_SEND_MAX = 64
+ADDRESSES_MAX = 16_384
+"""Addresses (open aggregation tasks) that one node can route at a time; 0 is the daemon."""
+SLOTS_MAX = 1_024
+"""Receivers (worker sockets) that one node can register at a time; 0 is the daemon's."""
+DAEMON_ADDRESS = 0
+
+_KEY = struct.Struct("<IIQ")
+_RECORD = struct.Struct("<HHI16sIIQ24x")
+
+
+class Key(NamedTuple):
+    """Names one object: `slot` in the table of `node`, valid while the slot has this `generation`."""
+
+    slot: int
+    generation: int
+    node: int
+
+    def pack(self) -> bytes:
+        """The key's 16 bytes, little-endian."""
+        return _KEY.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Key:
+        """Raises `RemoteFault` unless `data` has 16 bytes."""
+        if len(data) != KEY_BYTES:
+            raise RemoteFault(f"a key has {KEY_BYTES} bytes, this one has {len(data)}")
+        return cls(*_KEY.unpack(data))
+
+    def __str__(self) -> str:
+        return f"{self.slot}.{self.generation}@{self.node:016x}"
+
+
+class Record(NamedTuple):
+    """One key on its way to an address.
+
+    `address` names the aggregation task (0: the daemon); `attempt` counts the task's starts, so that a record for an
+    earlier one is told apart; `sender` is free for the sender's use; `sent_ns` is the sender's monotonic clock.
+    """
+
+    address: int
+    key: Key
+    attempt: int = 0
+    sender: int = 0
+    sent_ns: int = 0
+
+
+def pack_records(records: Sequence[Record]) -> bytes:
+    """The bytes of one send: 1 to 64 records, all for one address (else `LocalFault`)."""
+    if not 1 <= len(records) <= RECORDS_PER_SEND_MAX:
+        raise LocalFault(f"one send takes 1 to {RECORDS_PER_SEND_MAX} records, not {len(records)}")
+    address = records[0].address
+    if any(record.address != address for record in records):
+        raise LocalFault("the records of one send must all have the same address")
+    return b"".join(
+        _RECORD.pack(RECORD_MAGIC, len(records), address, r.key.pack(), r.attempt, r.sender, r.sent_ns)
+        for r in records
+    )
+
+
+def unpack_records(data: bytes | bytearray | memoryview) -> list[Record]:
+    """The records in `data`, a whole number of them.  Raises `RemoteFault` on a bad length or magic."""
+    if len(data) % RECORD_BYTES:
+        raise RemoteFault(f"{len(data)} bytes are not a whole number of {RECORD_BYTES}-byte records")
+    return list(_unpack(data))
+
+
+def _unpack(data: bytes | bytearray | memoryview) -> Iterable[Record]:
+    for magic, _count, address, key, attempt, sender, sent_ns in _RECORD.iter_unpack(data):
+        if magic != RECORD_MAGIC:
+            raise RemoteFault(f"a record starts with {magic:#06x}, not {RECORD_MAGIC:#06x}")
+        yield Record(address, Key(*_KEY.unpack(key)), attempt, sender, sent_ns)

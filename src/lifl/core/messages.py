@@ -1,0 +1,540 @@
+"""Every message of every channel: typed, frozen, limited.
+
+Four channels: client ⇄ gateway, gateway ⇄ lifld, worker and zygote ⇄ lifld, CLI ⇄ lifld.  Each direction is one union
+of tagged structs, given to `core/wire.FrameDecoder`.  Unknown fields and wrong types are refused by their path.
+Keys travel as their 16 bytes.
+
+An upload is two steps so that a refusal costs no bandwidth: `Submit` is answered by `Go`, then the body (exactly
+`data_bytes` raw bytes in the layout's order) follows and is answered by `Accepted`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+from lifl.core.schema import Segment, TensorSpec
+
+PROTOCOL_VERSION = 1
+NAME_CHARS_MAX = 64
+METRICS_MAX = 16
+MEMBER_BYTES_MAX = 1024
+TEXT_CHARS_MAX = 4096
+
+Name = Annotated[
+    str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")
+]
+"""A job's or client's name: letters, digits and ._:- , at most 64."""
+MetricName = Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
+Metrics = Annotated[dict[MetricName, float], msgspec.Meta(max_length=METRICS_MAX)]
+Text = Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)]
+Tensors = Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=65_536)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+KeyBytes = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+
+
+class Message(msgspec.Struct, frozen=True, tag_field="type", tag=True, forbid_unknown_fields=True):
+    """The base of all messages; the tag is the class's name."""
+
+
+# ---- client → gateway ------------------------------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True):
+    """The first frame of a connection.  `direct`: the client can fill its slot itself (AF_UNIX only)."""
+
+    version: int
+    client: Name
+    direct: bool = False
+
+
+class Join(Message, frozen=True):
+    """Takes part in `job`, and waits to be selected.  `holding`: the round whose update the client still keeps."""
+
+    job: Name
+    holding: Count | None = None
+
+
+class GetModel(Message, frozen=True):
+    """Asks for the model that round `round` starts from."""
+
+    job: Name
+    round: Count
+
+
+class Submit(Message, frozen=True):
+    """Announces an update of `data_bytes` bytes: answered by Go, Accepted (it is known already), Busy or Refusal."""
+
+    job: Name
+    round: Count
+    weight: float
+    data_bytes: Count
+    tensors: Tensors
+    metrics: Metrics = {}
+
+
+class Filled(Message, frozen=True):
+    """The client has written the slot of its `Go(direct=True)` itself."""
+
+    job: Name
+    round: Count
+
+
+class Leave(Message, frozen=True):
+    """Takes part no longer."""
+
+    job: Name
+
+
+FromClient = Hello | Join | GetModel | Submit | Filled | Leave
+
+
+# ---- gateway → client ------------------------------------------------------------------------------------------
+
+
+class Welcome(Message, frozen=True):
+    """The answer to Hello."""
+
+    version: int
+    node: str
+    direct: bool = False
+
+
+class Selected(Message, frozen=True):
+    """The client is to train in this round.  `tensors` is the model's schema; `deadline_s` the seconds left."""
+
+    job: Name
+    round: Count
+    deadline_s: float
+    tensors: Tensors
+    data_bytes: Count
+    options: dict[str, Any] = {}
+
+
+class Model(Message, frozen=True):
+    """Exactly `data_bytes` raw bytes of the model follow this frame, in the layout's order."""
+
+    job: Name
+    round: Count
+    tensors: Tensors
+    data_bytes: Count
+
+
+class Go(Message, frozen=True):
+    """Send the body now.  With `direct`, the arena's descriptor came along: write at `offset` and say Filled."""
+
+    job: Name
+    round: Count
+    direct: bool = False
+    offset: Count = 0
+
+
+class Accepted(Message, frozen=True):
+    """The update is sealed in the arena and in the ledger; it will be counted once or expire with a reason."""
+
+    job: Name
+    round: Count
+
+
+class Busy(Message, frozen=True):
+    """The arena is full: nothing was taken; ask again after `retry_after_s`."""
+
+    job: Name
+    round: Count
+    retry_after_s: float
+
+
+class Refusal(Message, frozen=True):
+    """A request is answered "no"; the connection stays usable unless code is ``protocol``."""
+
+    code: str
+    field: str
+    text: Text
+    job: str = ""
+    round: int = -1
+
+
+class Committed(Message, frozen=True):
+    """The round's model is durable.  `counted`: this client's update is in it."""
+
+    job: Name
+    round: Count
+    counted: bool
+
+
+class RoundOver(Message, frozen=True):
+    """The round ended without this client's update, or failed; `reason` says why."""
+
+    job: Name
+    round: Count
+    reason: Text
+
+
+class JobOver(Message, frozen=True):
+    """The job has ended: ``finished``, ``failed`` or ``cancelled``."""
+
+    job: Name
+    status: str
+    reason: Text = ""
+
+
+ToClient = Welcome | Selected | Model | Go | Accepted | Busy | Refusal | Committed | RoundOver | JobOver
+
+
+# ---- gateway → lifld -------------------------------------------------------------------------------------------
+# `conn` is the gateway's number of the client's connection.
+
+
+class GatewayReady(Message, frozen=True):
+    """The gateway listens.  `listen` are the bound addresses as HOST:PORT."""
+
+    pid: int
+    listen: tuple[str, ...]
+
+
+class ClientJoined(Message, frozen=True):
+    """A client said Join."""
+
+    conn: int
+    client: Name
+    job: Name
+    holding: Count | None = None
+
+
+class ClientLeft(Message, frozen=True):
+    """A client said Leave for `job`, or (job empty) its connection ended."""
+
+    conn: int
+    job: str = ""
+
+
+class Admit(Message, frozen=True):
+    """A client's Submit that passed the gateway's checks against the job's schema asks for a slot."""
+
+    conn: int
+    client: Name
+    job: Name
+    round: Count
+    weight: float
+    metrics: Metrics = {}
+
+
+class Sealed(Message, frozen=True):
+    """The update named by an Admitted key is checked and sealed in the arena."""
+
+    conn: int
+    key: KeyBytes
+    received_bytes: Count
+    copied_bytes: Count = 0
+
+
+class Aborted(Message, frozen=True):
+    """The update of an Admitted key will not come (disconnected, or bad content: `reason`)."""
+
+    conn: int
+    key: KeyBytes
+    reason: Text
+
+
+class WantModel(Message, frozen=True):
+    """A client asks for the model that a round starts from."""
+
+    conn: int
+    job: Name
+    round: Count
+
+
+class ModelSent(Message, frozen=True):
+    """The bytes of a granted model have been sent (or the client is gone): the pin may go."""
+
+    conn: int
+    key: KeyBytes
+    sent_bytes: Count
+
+
+class GatewayStats(Message, frozen=True):
+    """The gateway's totals, the answer to AskStats."""
+
+    received_bytes: Count
+    sent_bytes: Count
+    copied_bytes: Count
+    connections: Count
+    cpu_s: float
+
+
+FromGateway = (
+    GatewayReady | ClientJoined | ClientLeft | Admit | Sealed | Aborted | WantModel | ModelSent | GatewayStats
+)
+
+
+# ---- lifld → gateway -------------------------------------------------------------------------------------------
+
+
+class JobSchema(Message, frozen=True):
+    """The gateway may admit updates of this job; `number` is the job's in the arena's table."""
+
+    job: Name
+    number: int
+    tensors: Tensors
+
+
+class JobForget(Message, frozen=True):
+    """The job has ended; its schema may be dropped.  Connections stay."""
+
+    job: Name
+
+
+class Admitted(Message, frozen=True):
+    """The slot for the client's update; `member` is the bytes for the object's meta region."""
+
+    conn: int
+    key: KeyBytes
+    member: bytes
+
+
+class ModelGranted(Message, frozen=True):
+    """The model object to send; pinned until ModelSent."""
+
+    conn: int
+    job: Name
+    round: Count
+    key: KeyBytes
+
+
+class Deliver(Message, frozen=True):
+    """Send `message` (a ToClient struct as builtins, tag included) to a connection."""
+
+    conn: int
+    message: dict[str, Any]
+
+
+class AskStats(Message, frozen=True):
+    """Asks for GatewayStats."""
+
+
+class Drain(Message, frozen=True):
+    """Accept no more connections, end those there are, and exit 0."""
+
+
+ToGateway = JobSchema | JobForget | Admitted | ModelGranted | Deliver | AskStats | Drain
+
+
+# ---- zygote and workers ----------------------------------------------------------------------------------------
+
+
+class ZygoteReady(Message, frozen=True):
+    """NumPy is loaded, the arena is mapped."""
+
+    pid: int
+
+
+class Fork(Message, frozen=True):
+    """Fork worker `worker`; its control socket and its port's descriptors follow by SCM_RIGHTS on the same stream.
+
+    `port` is what `redirect.open_port` needs beside the descriptors.
+    """
+
+    worker: int
+    port: dict[str, Any]
+    descriptors: int
+
+
+class Forked(Message, frozen=True):
+    """The worker's process."""
+
+    worker: int
+    pid: int
+
+
+class Exited(Message, frozen=True):
+    """A worker's process has ended; `status` is waitpid's."""
+
+    worker: int
+    pid: int
+    status: int
+
+
+FromZygote = ZygoteReady | Forked | Exited
+ToZygote = Fork | Drain
+
+
+class TaskStart(Message, frozen=True):
+    """Run one task.  Its inputs come as records to `address`; `expect` of them complete it (Expect may lower it).
+
+    `output` is the object to fold into and to seal.  `inputs` are the segments of each input (updates: the layout's;
+    partials: the accumulators'), `outputs` those of the output.  For role ``top`` also: `model` the current model's
+    key, `states` the rule's state objects (accumulator layout) by name to read, `new_states` those to write and seal.
+    `parent` is the address that gets the output's key (0: the daemon only).
+    """
+
+    address: int
+    attempt: int
+    role: str
+    job: Name
+    round: Count
+    rule: str
+    options: dict[str, Any]
+    rule_folder: str
+    eager: bool
+    expect: int
+    parent: int
+    output: KeyBytes
+    inputs: tuple[Segment, ...]
+    outputs: tuple[Segment, ...]
+    model_segments: tuple[Segment, ...] = ()
+    model: bytes = b""
+    states: dict[str, bytes] = {}
+    new_states: dict[str, bytes] = {}
+
+
+class Expect(Message, frozen=True):
+    """The task is complete with `expect` inputs (the round closed early)."""
+
+    address: int
+    attempt: int
+    expect: int
+
+
+class Drop(Message, frozen=True):
+    """Forget the task; its output will be freed once TaskDropped is answered."""
+
+    address: int
+    attempt: int
+
+
+class Checkpoint(Message, frozen=True):
+    """Write `model` (and the rule's `states`) as safetensors to `path` (and `state_path`), fsync, rename, fsync the folder."""
+
+    address: int
+    attempt: int
+    job: Name
+    round: Count
+    path: str
+    tensors: Tensors
+    model: KeyBytes
+    state_path: str = ""
+    states: dict[str, bytes] = {}
+
+
+class Load(Message, frozen=True):
+    """Read the safetensors file at `path` into the object `output`, which has the layout of `tensors`, and seal it.
+
+    `states`: rule state objects by name, read from `state_path` (zero-filled when `state_path` is empty).
+    """
+
+    address: int
+    attempt: int
+    job: Name
+    path: str
+    tensors: Tensors
+    output: bytes
+    state_path: str = ""
+    states: dict[str, bytes] = {}
+
+
+class Retire(Message, frozen=True):
+    """No task is left: exit 0."""
+
+
+ToWorker = TaskStart | Expect | Drop | Checkpoint | Load | Retire
+
+
+class WorkerReady(Message, frozen=True):
+    """The worker runs; `forked_ns` and `ready_ns` are monotonic clocks for the receipt."""
+
+    worker: int
+    pid: int
+    ready_ns: int
+
+
+class TaskDone(Message, frozen=True):
+    """The output is sealed: `weight` its Σw, `members` how many updates are in it; costs for the receipt."""
+
+    address: int
+    attempt: int
+    weight: float
+    members: int
+    inputs: int
+    cpu_s: float
+    busy_s: float
+    copied_bytes: int = 0
+    started_ns: int = 0
+
+
+class TaskFailed(Message, frozen=True):
+    """The task cannot be done (the user's rule raised, a file cannot be written): `text` is for people."""
+
+    address: int
+    attempt: int
+    text: Text
+    retry: bool = False
+
+
+class TaskDropped(Message, frozen=True):
+    """The task of a Drop is forgotten."""
+
+    address: int
+    attempt: int
+
+
+FromWorker = WorkerReady | TaskDone | TaskFailed | TaskDropped
+
+
+# ---- CLI ⇄ lifld -----------------------------------------------------------------------------------------------
+
+
+class SubmitJob(Message, frozen=True):
+    """A round config (as `core/config.JobConfig` builtins) to run."""
+
+    config: dict[str, Any]
+    follow: bool = False
+
+
+class ListJobs(Message, frozen=True):
+    """Asks for all jobs: answered by Answer {"jobs": [...]}."""
+
+
+class JobStatus(Message, frozen=True):
+    """Asks for one job with its rounds and receipts."""
+
+    job: str
+
+
+class CancelJob(Message, frozen=True):
+    """Ends a job; its running round is dropped, committed models stay."""
+
+    job: str
+
+
+class Snapshot(Message, frozen=True):
+    """Asks for everything that `lifl top` shows."""
+
+
+class Follow(Message, frozen=True):
+    """Asks for the job's events as they happen (Event frames), until it ends."""
+
+    job: str
+
+
+class Shutdown(Message, frozen=True):
+    """Drain and exit 0: answered by Answer, then EOF when all is gone."""
+
+
+FromCli = SubmitJob | ListJobs | JobStatus | CancelJob | Snapshot | Follow | Shutdown
+
+
+class Answer(Message, frozen=True):
+    """The result of a request."""
+
+    result: dict[str, Any]
+
+
+class Event(Message, frozen=True):
+    """Something happened to a followed job: `name` such as ``round.committed``; `fields` go with it."""
+
+    name: str
+    fields: dict[str, Any]
+
+
+ToCli = Answer | Event | Refusal

@@ -1,0 +1,87 @@
+"""Frames on a stream, with no I/O in it: bytes in, messages out.
+
+A frame is a 4-byte little-endian length and that many bytes of msgpack: one map with a `type` that names a struct of
+`core/messages.py`.  `FrameDecoder.feed` only buffers; `next_message` parses one.  Anything that is not such a frame
+raises `RemoteFault`, whatever the bytes and however they were cut; the length is checked against the channel's
+limit before anything is stored, so a decoder never holds more than one frame and one read.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Generic, TypeVar
+
+import msgpack
+import msgspec
+
+from lifl.core.errors import LocalFault, RemoteFault
+
+LENGTH_BYTES = 4
+FRAME_BYTES_MAX = 8 * 1024 * 1024
+"""A frame of any channel; the largest are schemas of models with tens of thousands of tensors."""
+
+_LENGTH = struct.Struct("<I")
+M = TypeVar("M")
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """The frame of `message`.  Raises `LocalFault` when it is longer than `FRAME_BYTES_MAX`."""
+    body: bytes = msgpack.packb(msgspec.to_builtins(message, builtin_types=(bytes,)), use_bin_type=True)
+    if len(body) > FRAME_BYTES_MAX:
+        raise LocalFault(
+            f"a {type(message).__name__} of {len(body)} bytes is over the limit of {FRAME_BYTES_MAX} bytes for a frame"
+        )
+    return _LENGTH.pack(len(body)) + body
+
+
+class FrameDecoder(Generic[M]):
+    """Turns a stream of bytes into messages of the channel's `kinds` (a union of tagged structs)."""
+
+    def __init__(self, kinds: Any, frame_bytes_max: int = FRAME_BYTES_MAX) -> None:
+        self._kinds = kinds
+        self._frame_bytes_max = frame_bytes_max
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Takes what was read from the stream."""
+        self._buffer += data
+
+    def next_message(self) -> M | None:
+        """The next whole message, or None until more is fed.  Raises `RemoteFault`."""
+        if len(self._buffer) < LENGTH_BYTES:
+            return None
+        (length,) = _LENGTH.unpack_from(self._buffer)
+        if length > self._frame_bytes_max:
+            raise RemoteFault(
+                f"a frame announces {length} bytes; this channel takes at most {self._frame_bytes_max}"
+            )
+        end = LENGTH_BYTES + length
+        if len(self._buffer) < end:
+            return None
+        body = bytes(self._buffer[LENGTH_BYTES:end])
+        del self._buffer[:end]
+        return self._parse(body)
+
+    @property
+    def missing_bytes(self) -> int:
+        """How many bytes complete the frame that has begun (4 when none has): read no more where raw bytes follow."""
+        if len(self._buffer) < LENGTH_BYTES:
+            return LENGTH_BYTES - len(self._buffer)
+        (length,) = _LENGTH.unpack_from(self._buffer)
+        if length > self._frame_bytes_max:
+            raise RemoteFault(
+                f"a frame announces {length} bytes; this channel takes at most {self._frame_bytes_max}"
+            )
+        return max(0, LENGTH_BYTES + int(length) - len(self._buffer))
+
+    def _parse(self, body: bytes) -> M:
+        try:
+            # msgpack's limits on lengths default to the size of the body, and its nesting is bounded: no bombs.
+            value = msgpack.unpackb(body, raw=False, strict_map_key=True)
+        except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
+            raise RemoteFault(f"a frame of {len(body)} bytes is not msgpack: {error}") from error
+        try:
+            message: M = msgspec.convert(value, type=self._kinds)
+        except (msgspec.ValidationError, RecursionError) as error:
+            raise RemoteFault(f"a frame is not a message of this channel: {error}") from error
+        return message
