@@ -1,0 +1,269 @@
+"""Configs: what is accepted, and that each refusal names the key and the way out."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import date
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lifl.core import config as c
+from lifl.core.errors import ConfigError
+
+MINIMAL: dict[str, Any] = {
+    "job": {"name": "digits", "rounds": 3},
+    "model": {"example": "digits-mlp"},
+    "selection": {"clients_per_round": 16},
+}
+
+
+def refused(data: dict[str, Any], overrides: tuple[str, ...] = ()) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        c.parse_job(data, overrides)
+    return caught.value
+
+
+def test_minimal_job_has_the_documented_defaults() -> None:
+    job = c.parse_job(MINIMAL)
+    assert job.selection == c.SelectionSection(16, 1.0, None, 600.0, 0)
+    assert job.aggregation == c.AggregationSection("fedavg", {}, "eager", 2, 8, "")
+    assert job.checkpoint.folder == ""
+    assert job.client.options == {}
+
+
+def test_a_job_survives_the_trip_as_builtins() -> None:
+    job = c.parse_job(MINIMAL, ["selection.quorum=12", "client.options.lr=0.1"])
+    assert c.parse_job(msgspec.to_builtins(job)) == job
+
+
+def test_parsing_leaves_the_callers_table_alone() -> None:
+    data = {**MINIMAL, "client": {"options": {"lr": 1}}}
+    c.parse_job(data, ["client.options.lr=2", "job.rounds=9"])
+    assert data["client"] == {"options": {"lr": 1}}
+    assert data["job"]["rounds"] == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("selection.qorum", "selection.quorum"),
+        ("selection.clients", "selection.clients_per_round"),
+        ("job.rule", "aggregation.rule"),
+        ("agregation.rule", "aggregation"),
+        ("aggregation.fanin", "aggregation.fan_in"),
+    ],
+)
+def test_unknown_key_names_its_path_and_the_nearest(key: str, nearest: str) -> None:
+    error = refused(MINIMAL, (f"{key}=1",))
+    assert key.startswith(error.path)
+    assert f"did you mean {nearest}" in error.problem
+
+
+def test_unknown_key_without_a_neighbour_lists_what_is_known() -> None:
+    assert "known here: job.name, job.rounds" in refused(MINIMAL, ("job.zzzz=1",)).problem
+
+
+@pytest.mark.parametrize(
+    ("override", "path"),
+    [
+        ("job.rounds=0", "job.rounds"),
+        ("job.rounds=true", "job.rounds"),
+        ("job.rounds=1.5", "job.rounds"),
+        (f"job.rounds={c.ROUNDS_MAX + 1}", "job.rounds"),
+        ("job.name=7", "job.name"),
+        ("job.name='two words'", "job.name"),
+        ("selection.clients_per_round=0", "selection.clients_per_round"),
+        (f"selection.clients_per_round={c.CLIENTS_PER_ROUND_MAX + 1}", "selection.clients_per_round"),
+        ("selection.quorum=17", "selection.quorum"),
+        ("selection.quorum=0", "selection.quorum"),
+        ("selection.over_provision=0.5", "selection.over_provision"),
+        ("selection.over_provision=10.5", "selection.over_provision"),
+        ("selection.deadline_s=0", "selection.deadline_s"),
+        ("selection.deadline_s=nan", "selection.deadline_s"),
+        ("selection.deadline_s=inf", "selection.deadline_s"),
+        ("aggregation.timing=soon", "aggregation.timing"),
+        ("aggregation.fan_in=0", "aggregation.fan_in"),
+        (f"aggregation.fan_in={c.FAN_IN_MAX + 1}", "aggregation.fan_in"),
+        ("aggregation.middle_fan_in=1", "aggregation.middle_fan_in"),
+        ("aggregation.rule='a b:C'", "aggregation.rule"),
+        ("aggregation.options=3", "aggregation.options"),
+        ("aggregation=3", "aggregation"),
+        ("client.options.when=2024-01-01", "client.options.when"),
+        ("client.options.n=9223372036854775808", "client.options.n"),
+        ("model.path=here.safetensors", "model.path"),
+        ("model.example=''", "model.path"),
+    ],
+)
+def test_a_bad_value_is_refused_at_its_path(override: str, path: str) -> None:
+    assert refused(MINIMAL, (override,)).path == path
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"job.rounds={c.ROUNDS_MAX}",
+        f"selection.clients_per_round={c.CLIENTS_PER_ROUND_MAX}",
+        f"selection.deadline_s={c.DEADLINE_S_MAX}",
+        "selection.quorum=16",
+        f"aggregation.fan_in={c.FAN_IN_MAX}",
+        "aggregation.rule=my_rules.robust:Clipped",
+        "client.options.n=9223372036854775807",
+    ],
+)
+def test_values_at_the_limit_are_taken(override: str) -> None:
+    c.parse_job(MINIMAL, [override])
+
+
+@pytest.mark.parametrize(
+    ("section", "key"), [("job", "name"), ("job", "rounds"), ("selection", "clients_per_round")]
+)
+def test_a_missing_key_is_named(section: str, key: str) -> None:
+    data = {name: dict(table) for name, table in MINIMAL.items()}
+    del data[section][key]
+    error = refused(data)
+    assert error.path == f"{section}.{key}"
+    assert "missing" in error.problem
+
+
+def test_a_missing_section_is_named() -> None:
+    assert refused({"job": MINIMAL["job"], "model": MINIMAL["model"]}).path == "selection"
+
+
+def test_overrides_are_toml_or_bare_text() -> None:
+    job = c.parse_job(
+        MINIMAL,
+        [
+            "job.name=night-run",
+            "client.options.lr = 0.25",
+            'client.options.tags=["a", "b"]',
+            "client.options.note=it is fine",
+            "client.options.deep.er=true",
+            "client.options.two=1\nx = 2",
+        ],
+    )
+    assert job.job.name == "night-run"
+    assert job.client.options == {
+        "lr": 0.25,
+        "tags": ["a", "b"],
+        "note": "it is fine",
+        "deep": {"er": True},
+        "two": "1\nx = 2",
+    }
+
+
+@pytest.mark.parametrize("override", ["job.rounds", "=3", "job..rounds=3", ".=1", ""])
+def test_an_override_without_key_or_value_is_refused(override: str) -> None:
+    assert "section.key=value" in refused(MINIMAL, (override,)).problem
+
+
+def test_a_broken_toml_value_and_a_path_into_a_value_are_refused() -> None:
+    assert "not a TOML value" in refused(MINIMAL, ("client.options.a=[1,",)).problem
+    assert "is a value" in refused(MINIMAL, ("job.name.first=x",)).problem
+
+
+def test_options_nest_only_so_deep() -> None:
+    path = "client.options" + ".a" * (c.OPTIONS_DEPTH_MAX)
+    c.parse_job(MINIMAL, [f"{path}=1"])
+    assert "deeper" in refused(MINIMAL, (f"{path}.a=1",)).problem
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+@settings(max_examples=200, deadline=None)
+def test_any_override_text_gives_a_job_or_a_config_error(path: str, value: str) -> None:
+    with suppress(ConfigError):
+        c.parse_job(MINIMAL, [f"client.options.{path}={value}", f"{path}={value}"])
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.dates(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+_SECTIONS = st.sampled_from(["job", "model", "selection", "aggregation", "checkpoint", "client", "other"])
+_KEYS = st.sampled_from(
+    ["name", "rounds", "clients_per_round", "quorum", "rule", "options", "timing", "path"]
+)
+
+
+@given(st.dictionaries(_SECTIONS, _VALUES | st.dictionaries(_KEYS, _VALUES, max_size=4), max_size=4))
+@settings(max_examples=200, deadline=None)
+def test_any_table_gives_a_job_or_a_config_error(data: dict[str, Any]) -> None:
+    with suppress(ConfigError):
+        c.parse_job({**MINIMAL, **data})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0", 0),
+        ("4096", 4096),
+        ("2GiB", 2 << 30),
+        ("2 gib", 2 << 30),
+        ("1.5GB", 1_500_000_000),
+        ("0.1TB", 100_000_000_000),
+        ("512KiB", 512 << 10),
+        ("3B", 3),
+    ],
+)
+def test_sizes(text: str, expected: int) -> None:
+    assert c.parse_size(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "2GG", "1e9", "0x10", "1,5GB", "2 Gi B", "NaN"])
+def test_what_is_no_size_is_refused_at_its_path(text: str) -> None:
+    with pytest.raises(ConfigError, match="arena_bytes"):
+        c.parse_node({"arena_bytes": text})
+
+
+@given(st.integers(0, 2**60))
+@settings(max_examples=100, deadline=None)
+def test_a_size_in_bytes_is_exact(size: int) -> None:
+    assert c.parse_size(str(size)) == size
+
+
+def test_node_defaults_and_sizes() -> None:
+    node = c.parse_node({})
+    assert (node.listen, node.arena_bytes, node.redirector) == ("127.0.0.1:7433", 1 << 30, "auto")
+    assert c.parse_node({"arena_bytes": "2GiB"}).arena_bytes == 2 << 30
+    assert c.parse_node({"arena_bytes": "1GiB"}, ["arena_bytes=64MiB", "idle_timeout_s=0"]) == c.NodeConfig(
+        arena_bytes=64 << 20, idle_timeout_s=0.0
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "path"),
+    [
+        ("listen=7433", "listen"),
+        ("listen=localhost", "listen"),
+        ("listen=:7433", "listen"),
+        ("listen=::1:7433", "listen"),
+        ("listen=host:65536", "listen"),
+        ("arena_bytes=1MiB", "arena_bytes"),
+        ("arena_bytes=-5", "arena_bytes"),
+        ("arena_bytes=true", "arena_bytes"),
+        ("redirector=bpf", "redirector"),
+        ("idle_timeout_s=-1", "idle_timeout_s"),
+        ("workers_max=0", "workers_max"),
+        ("state_dir=" + "x" * (c.STATE_DIR_BYTES_MAX + 1), "state_dir"),
+        ("arena_byte=5", "arena_byte"),
+    ],
+)
+def test_a_bad_node_value_is_refused_at_its_path(override: str, path: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        c.parse_node({}, [override])
+    assert caught.value.path == path
+
+
+def test_addresses() -> None:
+    assert c.split_address("127.0.0.1:0") == ("127.0.0.1", 0)
+    assert c.split_address("[::1]:7433") == ("::1", 7433)
+    assert c.split_address("node-3.lan:65535") == ("node-3.lan", 65535)
+
+
+def test_a_date_is_no_option() -> None:
+    data = {**MINIMAL, "client": {"options": {"list": ["x", date(2024, 1, 1)]}}}
+    assert refused(data).path == "client.options.list[1]"
