@@ -1,0 +1,148 @@
+"""The bytes of tensors, moved by a few threads that share one epoll.
+
+A transfer moves the bytes of one object between a socket and the arena: `Receive` by `recv_into` straight into the
+object's slot, `Send` straight out of it.  Both release the GIL while the kernel copies, so two threads keep two cores
+busy.  The threads wait on one epoll; every socket is registered one-shot, so exactly one thread holds it: it moves
+what the kernel has (at most `TURN_BYTES`, so that many clients share the threads fairly), then arms it again.  A slow
+client therefore holds no thread, an idle one costs nothing, and no transfer is bound to one thread.
+
+What is received is checked in pieces of `PIECE_BYTES` right after the kernel wrote them, while they are in the
+core's cache.  The end of a transfer, good or bad, is told once, by `done`, in the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable
+
+PIECE_BYTES = 512 * 1024
+"""One `recv_into`, and what is checked at a time: fits the second-level cache."""
+TURN_BYTES = 16 * 1024 * 1024
+"""What one socket may move before the others get their turn."""
+SEND_BYTES = 1024 * 1024
+"""What one `send` offers to the kernel."""
+LOW_WATER_BYTES = 256 * 1024
+"""A waiting receiver is woken when this much has come (or the last bytes): fewer, larger pieces."""
+
+
+class Receive:
+    """Fills `view` from `sock`; `check(start, stop)` is called for each piece as it has come, in order."""
+
+    events = select.EPOLLIN
+
+    def __init__(self, sock: socket.socket, view: memoryview, check: Callable[[int, int], None]) -> None:
+        self.sock = sock
+        self.moved_bytes = 0
+        self.total_bytes = len(view)
+        self._view = view
+        self._check = check
+
+    def step(self) -> bool:
+        """Moves what can be moved now.  True when all is there.  Raises `OSError` when the peer is gone."""
+        turn_end = min(self.moved_bytes + TURN_BYTES, self.total_bytes)
+        while self.moved_bytes < turn_end:
+            start = self.moved_bytes
+            try:
+                got = self.sock.recv_into(self._view[start : start + PIECE_BYTES])
+            except BlockingIOError:
+                break
+            if not got:
+                raise ConnectionResetError(f"the peer closed after {start} of {self.total_bytes} bytes")
+            self.moved_bytes += got
+            self._check(start, self.moved_bytes)
+        left = self.total_bytes - self.moved_bytes
+        if left:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, min(left, LOW_WATER_BYTES))
+        return not left
+
+    def finish(self) -> None:
+        """Gives the socket back as it was, and lets go of the memory."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+        self._view.release()
+
+
+class Send:
+    """Sends `view` to `sock`."""
+
+    events = select.EPOLLOUT
+
+    def __init__(self, sock: socket.socket, view: memoryview) -> None:
+        self.sock = sock
+        self.moved_bytes = 0
+        self.total_bytes = len(view)
+        self._view = view
+
+    def step(self) -> bool:
+        """Moves what can be moved now.  True when all is sent.  Raises `OSError` when the peer is gone."""
+        turn_end = min(self.moved_bytes + TURN_BYTES, self.total_bytes)
+        while self.moved_bytes < turn_end:
+            start = self.moved_bytes
+            try:
+                self.moved_bytes += self.sock.send(self._view[start : start + SEND_BYTES])
+            except BlockingIOError:
+                break
+        return self.moved_bytes == self.total_bytes
+
+    def finish(self) -> None:
+        """Lets go of the memory."""
+        self._view.release()
+
+
+Transfer = Receive | Send
+Done = Callable[[Transfer, OSError | None], None]
+
+
+class Movers:
+    """The threads.  `done(transfer, error)` is called by a thread; it hands over to the loop."""
+
+    def __init__(self, threads: int) -> None:
+        self._epoll = select.epoll()
+        self._stop = os.eventfd(0)
+        self._epoll.register(self._stop, select.EPOLLIN)
+        self._moving: dict[int, tuple[Transfer, Done]] = {}
+        self._threads = [
+            threading.Thread(target=self._run, name=f"mover-{number}", daemon=True) for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def start(self, transfer: Transfer, done: Done) -> None:
+        """Begins a transfer.  Its socket must be non-blocking and stays open until `done`."""
+        fd = os.dup(transfer.sock.fileno())
+        self._moving[fd] = (transfer, done)
+        self._epoll.register(fd, transfer.events | select.EPOLLONESHOT)
+
+    def stop(self) -> None:
+        """Ends the threads; transfers that are under way are dropped without `done`."""
+        os.eventfd_write(self._stop, 1)
+        for thread in self._threads:
+            thread.join()
+        for fd in self._moving:
+            os.close(fd)
+        self._epoll.close()
+        os.close(self._stop)
+
+    def _run(self) -> None:
+        while True:
+            ((fd, _events),) = self._epoll.poll(maxevents=1)
+            if fd == self._stop:
+                return
+            self._turn(fd)
+
+    def _turn(self, fd: int) -> None:
+        transfer, done = self._moving[fd]
+        error = None
+        try:
+            if not transfer.step():
+                self._epoll.modify(fd, transfer.events | select.EPOLLONESHOT)
+                return
+        except OSError as caught:
+            error = caught
+        del self._moving[fd]
+        self._epoll.unregister(fd)
+        os.close(fd)
+        transfer.finish()
+        done(transfer, error)

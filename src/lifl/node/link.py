@@ -1,0 +1,172 @@
+"""A link: frames of `core/wire.py` over a stream AF_UNIX socket, in an asyncio (uvloop) event loop.
+
+The daemon has one to each child and each command-line client; the gateway has one to the daemon.  A link reads in the
+loop's callbacks and hands every message to `on_message`.  `send` never blocks: what the socket does not take at once
+waits in the link, at most `WAITING_BYTES_MAX`; a peer that is so far behind is as good as dead and the link closes.
+Descriptors may go along with a message; the peer gets them with the frame's first byte.
+
+A link ends once, by `on_closed(error)`: None when the peer closed or `close` was called, `RemoteFault` when
+the peer sent what the channel forbids, `ResourceFault` when it was too far behind, `OSError` when the socket failed.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from lifl.core.errors import RemoteFault, ResourceFault
+from lifl.core.wire import FrameDecoder, encode
+
+WAITING_BYTES_MAX = 64 * 1024 * 1024
+"""What may wait for a slow peer: a few of the largest frames, or tens of thousands of ordinary ones."""
+CONGESTED_BYTES = 1024 * 1024
+"""From here on a careful sender (`drained`) stops producing."""
+READ_BYTES = 256 * 1024
+
+
+class Link:
+    """One end of a link; takes ownership of `sock`.  Must be made in the running loop's thread.
+
+    `kinds` is the union of messages that the peer may send.  `on_message(message)` may raise `RemoteFault`, which
+    closes the link like any other breach of the protocol.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        kinds: Any,
+        on_message: Callable[[Any], None],
+        on_closed: Callable[[Exception | None], None],
+        waiting_bytes_max: int = WAITING_BYTES_MAX,
+    ) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._decoder: FrameDecoder[Any] = FrameDecoder(kinds)
+        self._on_message = on_message
+        self._on_closed = on_closed
+        self._waiting_bytes_max = waiting_bytes_max
+        self._waiting: deque[tuple[memoryview, tuple[int, ...]]] = deque()
+        self._waiting_bytes = 0
+        self._congested_until: asyncio.Future[None] | None = None
+        self._closed = False
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(sock.fileno(), self._readable)
+
+    @property
+    def closed(self) -> bool:
+        """True from the moment that the link ended."""
+        return self._closed
+
+    def send(self, message: msgspec.Struct, descriptors: Sequence[int] = ()) -> None:
+        """Sends a message, or keeps it until the socket takes it; on a closed link it is dropped.
+
+        `descriptors` are duplicated where they have to wait, so the caller may close its own at once.
+        """
+        if self._closed:
+            return
+        frame = memoryview(encode(message))
+        if not self._waiting:
+            try:
+                frame = frame[_send(self._sock, frame, descriptors) :]
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                self._end(error)
+                return
+            else:
+                descriptors = ()
+            if not frame:
+                return
+            self._loop.add_writer(self._sock.fileno(), self._writable)
+        self._waiting.append((frame, tuple(os.dup(fd) for fd in descriptors)))
+        self._waiting_bytes += len(frame)
+        if self._waiting_bytes > self._waiting_bytes_max:
+            self._end(
+                ResourceFault(f"the peer of a link is {self._waiting_bytes} bytes behind; it was disconnected")
+            )
+
+    async def drained(self) -> None:
+        """Returns when less than `CONGESTED_BYTES` wait (at once, usually), or when the link has ended."""
+        if self._waiting_bytes < CONGESTED_BYTES or self._closed:
+            return
+        if self._congested_until is None:
+            self._congested_until = self._loop.create_future()
+        await asyncio.shield(self._congested_until)
+
+    def close(self) -> None:
+        """Ends the link; what still waits is dropped."""
+        self._end(None)
+
+    def _readable(self) -> None:
+        try:
+            data = self._sock.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._end(error)
+            return
+        if not data:
+            self._end(None)
+            return
+        self._decoder.feed(data)
+        try:
+            while not self._closed and (message := self._decoder.next_message()) is not None:
+                self._on_message(message)
+        except RemoteFault as error:
+            self._end(error)
+
+    def _writable(self) -> None:
+        while self._waiting:
+            frame, descriptors = self._waiting[0]
+            try:
+                sent = _send(self._sock, frame, descriptors)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                self._end(error)
+                return
+            for fd in descriptors:
+                os.close(fd)
+            self._waiting_bytes -= sent
+            if sent < len(frame):
+                self._waiting[0] = (frame[sent:], ())
+            else:
+                self._waiting.popleft()
+        if not self._waiting:
+            self._loop.remove_writer(self._sock.fileno())
+        if self._waiting_bytes < CONGESTED_BYTES:
+            self._release_senders()
+
+    def _release_senders(self) -> None:
+        if self._congested_until is not None:
+            self._congested_until.set_result(None)
+            self._congested_until = None
+
+    def _end(self, error: Exception | None) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.remove_reader(self._sock.fileno())
+        self._loop.remove_writer(self._sock.fileno())
+        for _frame, descriptors in self._waiting:
+            for fd in descriptors:
+                os.close(fd)
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        self._release_senders()
+        self._sock.close()
+        self._on_closed(error)
+
+
+def _send(sock: socket.socket, frame: memoryview, descriptors: Sequence[int]) -> int:
+    if not descriptors:
+        return sock.send(frame)
+    rights = array.array("i", descriptors)
+    return sock.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
