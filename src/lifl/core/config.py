@@ -66,6 +66,7 @@ class SelectionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     over_provision: Fraction = 1.0
     quorum: Annotated[int, msgspec.Meta(ge=1, le=CLIENTS_PER_ROUND_MAX)] | None = None
     deadline_s: Seconds = 600.0
+    attempts: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3
     seed: Seed = 0
 
 
@@ -186,9 +187,7 @@ def split_address(text: str, path: str = "") -> tuple[str, int]:
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     well_formed = colon and bare and (bare != host or ":" not in host) and re.fullmatch(r"[0-9]{1,5}", port)
     if not well_formed or int(port) > 65_535:
-        raise ConfigError(
-            path, f"{text!r} is not HOST:PORT with a port of 0 to 65535, such as 127.0.0.1:7433"
-        )
+        raise ConfigError(path, f"{text!r} is not HOST:PORT with a port of 0 to 65535, such as 127.0.0.1:7433")
     return bare, int(port)
 
 
@@ -204,9 +203,7 @@ def _overridden(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, 
         for depth, key in enumerate(keys[:-1], start=1):
             below = here.setdefault(key, {})
             if not isinstance(below, dict):
-                raise ConfigError(
-                    path, f"{'.'.join(keys[:depth])} is a value, so nothing can be set within it"
-                )
+                raise ConfigError(path, f"{'.'.join(keys[:depth])} is a value, so nothing can be set within it")
             here = below
         here[keys[-1]] = _toml_value(text.strip(), path)
     return table
@@ -319,7 +316,7 @@ def _check_job(config: JobConfig) -> None:
             f"{quorum} is more than selection.clients_per_round = {goal}; lower it to {goal} or less",
         )
     rule = config.aggregation.rule
-    if not re.fullmatch(r"[a-z0-9_-]+|[A-Za-z_][\w.]*:[A-Za-z_]\w*", rule):
+    if not re.fullmatch(r"[A-Za-z0-9_-]+|[A-Za-z_][\w.]*:[A-Za-z_]\w*", rule):
         raise ConfigError(
             "aggregation.rule", f"{rule!r} is neither a built-in rule's name nor module:Class of your own"
         )
@@ -340,6 +337,4 @@ def _check_options(value: Any, path: str, depth: int = 0) -> None:
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ConfigError(path, f"{value} does not fit 64 bits")
     elif not isinstance(value, str | int | float | bool):
-        raise ConfigError(
-            path, f"a {type(value).__name__} cannot be sent to a trainer; write it as a text in quotes"
-        )
+        raise ConfigError(path, f"a {type(value).__name__} cannot be sent to a trainer; write it as a text in quotes")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
+from enum import IntEnum
 from typing import NamedTuple
 
 from lifl.core.errors import LocalFault, RemoteFault
@@ -74,8 +75,7 @@ def pack_records(records: Sequence[Record]) -> bytes:
     if any(record.address != address for record in records):
         raise LocalFault("the records of one send must all have the same address")
     return b"".join(
-        _RECORD.pack(RECORD_MAGIC, len(records), address, r.key.pack(), r.attempt, r.sender, r.sent_ns)
-        for r in records
+        _RECORD.pack(RECORD_MAGIC, len(records), address, r.key.pack(), r.attempt, r.sender, r.sent_ns) for r in records
     )
 
 
@@ -91,3 +91,31 @@ def _unpack(data: bytes | bytearray | memoryview) -> Iterable[Record]:
         if magic != RECORD_MAGIC:
             raise RemoteFault(f"a record starts with {magic:#06x}, not {RECORD_MAGIC:#06x}")
         yield Record(address, Key(*_KEY.unpack(key)), attempt, sender, sent_ns)
+
+
+class Kind(IntEnum):
+    """What an object of the arena is."""
+
+    UPDATE = 1
+    PARTIAL = 2
+    MODEL = 3
+    STATE = 4
+
+
+ATTEMPT_BITS = 8
+ATTEMPTS_MAX = (1 << ATTEMPT_BITS) - 1
+
+
+def epoch_of(round_number: int, attempt: int) -> int:
+    """The fence of one attempt at one round: objects of the arena carry it, and a commit names it.
+
+    A round that failed is tried again under the next epoch, so nothing that an earlier attempt left can be counted.
+    """
+    if not 0 <= attempt <= ATTEMPTS_MAX:
+        raise LocalFault(f"a round has at most {ATTEMPTS_MAX} attempts, not {attempt}")
+    return (round_number << ATTEMPT_BITS) | attempt
+
+
+def round_of(epoch: int) -> int:
+    """The round's number in an epoch."""
+    return epoch >> ATTEMPT_BITS

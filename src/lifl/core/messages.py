@@ -22,9 +22,7 @@ METRICS_MAX = 16
 MEMBER_BYTES_MAX = 1024
 TEXT_CHARS_MAX = 4096
 
-Name = Annotated[
-    str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")
-]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")]
 """A job's or client's name: letters, digits and ._:- , at most 64."""
 MetricName = Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
 Metrics = Annotated[dict[MetricName, float], msgspec.Meta(max_length=METRICS_MAX)]
@@ -263,9 +261,7 @@ class GatewayStats(Message, frozen=True):
     cpu_s: float
 
 
-FromGateway = (
-    GatewayReady | ClientJoined | ClientLeft | Admit | Sealed | Aborted | WantModel | ModelSent | GatewayStats
-)
+FromGateway = GatewayReady | ClientJoined | ClientLeft | Admit | Sealed | Aborted | WantModel | ModelSent | GatewayStats
 
 
 # ---- lifld → gateway -------------------------------------------------------------------------------------------
@@ -404,7 +400,7 @@ class Drop(Message, frozen=True):
 
 
 class Checkpoint(Message, frozen=True):
-    """Write `model` (and the rule's `states`) as safetensors to `path` (and `state_path`), fsync, rename, fsync the folder."""
+    """Write `model` (and the rule's `states`) as safetensors to `path` (and `state_path`), durably and all or nothing."""
 
     address: int
     attempt: int
@@ -485,9 +481,13 @@ FromWorker = WorkerReady | TaskDone | TaskFailed | TaskDropped
 
 
 class SubmitJob(Message, frozen=True):
-    """A round config (as `core/config.JobConfig` builtins) to run."""
+    """A round config (as `core/config.JobConfig` builtins, paths absolute) to run.
+
+    `states` are the names of the rule's state vectors (`rules.Rule.states`): only the submitter imports the rule.
+    """
 
     config: dict[str, Any]
+    states: tuple[Name, ...] = ()
     follow: bool = False
 
 

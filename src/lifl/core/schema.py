@@ -118,9 +118,7 @@ def align(nbytes: int) -> int:
 def check_schema(tensors: Sequence[TensorSpec]) -> None:
     """Raises `Refused` (code ``bad-schema``) naming the first tensor that cannot be aggregated."""
     if not 1 <= len(tensors) <= TENSORS_MAX:
-        raise Refused(
-            "bad-schema", "tensors", f"a model has 1 to {TENSORS_MAX} tensors, this one {len(tensors)}"
-        )
+        raise Refused("bad-schema", "tensors", f"a model has 1 to {TENSORS_MAX} tensors, this one {len(tensors)}")
     seen: set[str] = set()
     for tensor in tensors:
         where = f"tensors.{tensor.name[:NAME_CHARS_MAX]}"
@@ -131,9 +129,7 @@ def check_schema(tensors: Sequence[TensorSpec]) -> None:
         seen.add(tensor.name)
         if tensor.dtype not in DTYPE_BYTES:
             known = ", ".join(DTYPE_BYTES)
-            raise Refused(
-                "wrong-dtype", where, f"dtype {tensor.dtype!r} cannot be aggregated; use one of {known}"
-            )
+            raise Refused("wrong-dtype", where, f"dtype {tensor.dtype!r} cannot be aggregated; use one of {known}")
         if len(tensor.shape) > DIMENSIONS_MAX or any(d < 1 for d in tensor.shape):
             raise Refused(
                 "wrong-shape",

@@ -51,9 +51,7 @@ class FrameDecoder(Generic[M]):
             return None
         (length,) = _LENGTH.unpack_from(self._buffer)
         if length > self._frame_bytes_max:
-            raise RemoteFault(
-                f"a frame announces {length} bytes; this channel takes at most {self._frame_bytes_max}"
-            )
+            raise RemoteFault(f"a frame announces {length} bytes; this channel takes at most {self._frame_bytes_max}")
         end = LENGTH_BYTES + length
         if len(self._buffer) < end:
             return None
@@ -68,9 +66,7 @@ class FrameDecoder(Generic[M]):
             return LENGTH_BYTES - len(self._buffer)
         (length,) = _LENGTH.unpack_from(self._buffer)
         if length > self._frame_bytes_max:
-            raise RemoteFault(
-                f"a frame announces {length} bytes; this channel takes at most {self._frame_bytes_max}"
-            )
+            raise RemoteFault(f"a frame announces {length} bytes; this channel takes at most {self._frame_bytes_max}")
         return max(0, LENGTH_BYTES + int(length) - len(self._buffer))
 
     def _parse(self, body: bytes) -> M:

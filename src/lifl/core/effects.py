@@ -1,0 +1,125 @@
+"""What the pure core asks the node to do.
+
+`core/engine.py` returns these in order; `node/` performs them in that order.  Nothing here does anything.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from lifl.core.ids import Key
+from lifl.core.messages import Message
+from lifl.core.schema import TensorSpec
+
+
+class Tell(msgspec.Struct, frozen=True):
+    """Send a `messages.ToClient` to a client's connection."""
+
+    conn: int
+    message: Message
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """The gateway may receive the client's update into the object `key`; `member` is its meta."""
+
+    conn: int
+    key: Key
+    member: bytes
+
+
+class GrantModel(msgspec.Struct, frozen=True):
+    """The gateway may send the model object `key` to the connection; it is pinned until ModelSent."""
+
+    conn: int
+    job: str
+    round: int
+    key: Key
+
+
+class OpenSchema(msgspec.Struct, frozen=True):
+    """The gateway may check updates of this job."""
+
+    job: str
+    number: int
+    tensors: tuple[TensorSpec, ...]
+
+
+class CloseSchema(msgspec.Struct, frozen=True):
+    """The job is over for the gateway."""
+
+    job: str
+
+
+class ForkWorker(msgspec.Struct, frozen=True):
+    """Have the zygote fork worker number `worker`."""
+
+    worker: int
+
+
+class SendWorker(msgspec.Struct, frozen=True):
+    """Send a `messages.ToWorker` on the worker's control link."""
+
+    worker: int
+    message: Message
+
+
+class Route(msgspec.Struct, frozen=True):
+    """Records for `address` go to the worker's socket (None: to the daemon)."""
+
+    address: int
+    worker: int | None
+
+
+class SendKeys(msgspec.Struct, frozen=True):
+    """Send the keys as records to `address`."""
+
+    address: int
+    attempt: int
+    keys: tuple[Key, ...]
+
+
+class SaveJob(msgspec.Struct, frozen=True):
+    """Make the job's row durable."""
+
+    job: str
+    status: str
+    reason: str
+
+
+class SaveRound(msgspec.Struct, frozen=True):
+    """Make the round's row durable, before any effect that follows; `fields` is its receipt.
+
+    `status` is ``open``, ``committed`` or ``failed``; a second commit of (job, round) is refused by the store.
+    """
+
+    job: str
+    round: int
+    attempt: int
+    status: str
+    fields: dict[str, Any]
+
+
+class Publish(msgspec.Struct, frozen=True):
+    """An event for the log and for those who follow the job."""
+
+    name: str
+    job: str
+    fields: dict[str, Any]
+
+
+Effect = (
+    Tell
+    | Grant
+    | GrantModel
+    | OpenSchema
+    | CloseSchema
+    | ForkWorker
+    | SendWorker
+    | Route
+    | SendKeys
+    | SaveJob
+    | SaveRound
+    | Publish
+)

@@ -1,0 +1,235 @@
+"""The safetensors format, with no I/O in it: headers in and out, and which bytes go where.
+
+A file is an 8-byte little-endian length, a JSON header of that length, and the tensors' bytes.  The header
+names each tensor's dtype, shape and place; the places must follow one another without a gap.  A header is
+filled up with spaces to a multiple of 8, and the tensors are written widest dtype first, so every tensor is
+aligned for its dtype.
+
+The bytes of a file and the bytes of an object in the arena hold the same tensors in two orders.  A *run* is
+a stretch that is contiguous in both; a model that LIFL wrote has one run for each dtype.  So a worker
+writes a file with one `writev` of views of the arena and reads one with one `readinto` for each run, and no
+tensor is ever copied in between.
+
+The rule's states are written with the model's names and shapes as "state/tensor", in the accumulators'
+dtypes; those of integer tensors are always zero and are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lifl.core.errors import Refused
+from lifl.core.schema import ACCUMULATOR, DTYPE_BYTES, Layout, TensorSpec, check_schema
+
+LENGTH_BYTES = 8
+HEADER_BYTES_MAX = 32 * 1024 * 1024
+"""Enough for the most tensors of a schema; the format itself allows 100 MB."""
+
+_CODE = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint64": "U64",
+    "uint32": "U32",
+    "uint16": "U16",
+    "uint8": "U8",
+}
+_DTYPE = {code: dtype for dtype, code in _CODE.items()}
+_METADATA = "__metadata__"
+_LENGTH = struct.Struct("<Q")
+
+
+class Run(NamedTuple):
+    """`nbytes` bytes from `file_offset` (after the header) are those from `offset` of object number
+    `part`.
+    """
+
+    file_offset: int
+    part: int
+    offset: int
+    nbytes: int
+
+
+class Piece(NamedTuple):
+    """One tensor and where it lies: byte `offset` of object number `part`."""
+
+    tensor: TensorSpec
+    part: int
+    offset: int
+
+
+class FileHeader(NamedTuple):
+    """What a file holds: its tensors in the order of their bytes, and the byte after the header of each."""
+
+    tensors: tuple[TensorSpec, ...]
+    offsets: tuple[int, ...]
+    header_bytes: int
+    metadata: dict[str, str]
+
+
+def model_pieces(layout: Layout) -> list[Piece]:
+    """The tensors of a model object; the object is part 0."""
+    return [Piece(t, 0, offset) for t, offset in zip(layout.tensors, layout.offsets, strict=True)]
+
+
+def state_pieces(layout: Layout, states: Sequence[str]) -> list[Piece]:
+    """The tensors of the rule's state objects; part i is the object of ``states[i]``, in the accumulators'
+    layout.
+    """
+    places = {s.dtype: (s, a) for s, a in zip(layout.segments, layout.accumulators, strict=True)}
+    pieces = []
+    for part, state in enumerate(states):
+        for tensor, offset in zip(layout.tensors, layout.offsets, strict=True):
+            if not tensor.dtype.startswith(("float", "bfloat")):
+                continue
+            segment, accumulator = places[tensor.dtype]
+            index = (offset - segment.offset) // DTYPE_BYTES[tensor.dtype]
+            dtype = ACCUMULATOR[tensor.dtype]
+            spec = TensorSpec(f"{state}/{tensor.name}", dtype, tensor.shape)
+            pieces.append(Piece(spec, part, accumulator.offset + index * DTYPE_BYTES[dtype]))
+    return pieces
+
+
+def encode_header(pieces: Sequence[Piece], metadata: Mapping[str, str]) -> tuple[bytes, list[Run]]:
+    """The bytes before the tensors (length and header), and the runs to write after them, in the file's
+    order.
+
+    Raises `Refused` when a tensor has the format's reserved name or the header is longer than
+    `HEADER_BYTES_MAX`.
+    """
+    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+    position = 0
+    runs: list[Run] = []
+    for piece in sorted(pieces, key=lambda p: -DTYPE_BYTES[p.tensor.dtype]):
+        tensor = piece.tensor
+        if tensor.name == _METADATA:
+            raise Refused("bad-schema", f"tensors.{_METADATA}", "safetensors reserves this name; rename the tensor")
+        nbytes = tensor.size * DTYPE_BYTES[tensor.dtype]
+        header[tensor.name] = {
+            "dtype": _CODE[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [position, position + nbytes],
+        }
+        _append(runs, Run(position, piece.part, piece.offset, nbytes))
+        position += nbytes
+    body = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    body += b" " * (-len(body) % LENGTH_BYTES)
+    if len(body) > HEADER_BYTES_MAX:
+        raise Refused("bad-schema", "tensors", f"the names need a header over {HEADER_BYTES_MAX} bytes; shorten them")
+    return _LENGTH.pack(len(body)) + body, runs
+
+
+def header_bytes(start: bytes, where: str) -> int:
+    """The length of the header, from the file's first `LENGTH_BYTES` bytes.  Raises `Refused`
+    (``bad-model-file``).
+    """
+    if len(start) < LENGTH_BYTES:
+        raise _bad(where, f"it has {len(start)} bytes, a safetensors file at least {LENGTH_BYTES}")
+    length: int = _LENGTH.unpack_from(start)[0]
+    if not 2 <= length <= HEADER_BYTES_MAX:
+        raise _bad(where, f"its first bytes announce a header of {length} bytes, at most {HEADER_BYTES_MAX} can be")
+    return length
+
+
+def decode_header(body: bytes, file_bytes: int, where: str) -> FileHeader:
+    """The tensors of a file of `file_bytes` bytes whose header (without the length) is `body`.
+
+    `where` names the file in errors.  Raises `Refused`: ``bad-model-file`` for what is no safetensors file,
+    and what `check_schema` raises for tensors that cannot be aggregated.
+    """
+    try:
+        header = json.loads(body, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise _bad(where, f"its header is not JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise _bad(where, "its header is no JSON object")
+    metadata = header.pop(_METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _bad(where, f"its {_METADATA} is no map of texts")
+    found = sorted((_parse_tensor(name, entry, where) for name, entry in header.items()), key=lambda f: f[:2])
+    position = 0
+    for begin, end, tensor in found:
+        if begin != position:
+            raise _bad(where, f"tensor {tensor.name!r} begins at byte {begin}, the one before ends at {position}")
+        position = end
+    data_bytes = file_bytes - LENGTH_BYTES - len(body)
+    if position != data_bytes:
+        raise _bad(where, f"its tensors take {position} bytes, {data_bytes} follow the header: it is cut or damaged")
+    tensors = tuple(tensor for _begin, _end, tensor in found)
+    check_schema(tensors)
+    return FileHeader(tensors, tuple(f[0] for f in found), LENGTH_BYTES + len(body), metadata)
+
+
+def read_runs(header: FileHeader, pieces: Sequence[Piece], where: str) -> list[Run]:
+    """Where each byte of the file goes, in the file's order.
+
+    Raises `Refused` when the file's tensors are not exactly those of `pieces` (their order may differ).
+    """
+    wanted = {piece.tensor.name: piece for piece in pieces}
+    runs: list[Run] = []
+    for tensor, file_offset in zip(header.tensors, header.offsets, strict=True):
+        piece = wanted.pop(tensor.name, None)
+        if piece is None:
+            raise _bad(where, f"it holds a tensor {tensor.name!r} that the model does not have")
+        if (tensor.dtype, tensor.shape) != (piece.tensor.dtype, piece.tensor.shape):
+            raise _bad(
+                where,
+                f"tensor {tensor.name!r} is {tensor.dtype}{tensor.shape} there and"
+                f" {piece.tensor.dtype}{piece.tensor.shape} in the model",
+            )
+        _append(runs, Run(file_offset, piece.part, piece.offset, tensor.size * DTYPE_BYTES[tensor.dtype]))
+    if wanted:
+        raise _bad(where, f"it lacks the tensor {next(iter(wanted))!r}")
+    return runs
+
+
+def _append(runs: list[Run], run: Run) -> None:
+    """Adds a run; one that continues the last both in the file and in the object is joined to it."""
+    if runs:
+        last = runs[-1]
+        if last.part == run.part and last.offset + last.nbytes == run.offset:
+            runs[-1] = last._replace(nbytes=last.nbytes + run.nbytes)
+            return
+    runs.append(run)
+
+
+def _parse_tensor(name: str, entry: Any, where: str) -> tuple[int, int, TensorSpec]:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise _bad(where, f"the entry of tensor {name!r} must have dtype, shape and data_offsets")
+    code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
+        raise _bad(where, f"tensor {name!r} has shape {shape!r} and data_offsets {offsets!r}: not whole numbers")
+    if not isinstance(code, str) or code not in _DTYPE:
+        known = ", ".join(_DTYPE)
+        raise Refused(
+            "wrong-dtype",
+            f"tensors.{name}",
+            f"{where}: tensor {name!r} is {code!r}, which cannot be aggregated; use one of {known}",
+        )
+    tensor = TensorSpec(name, _DTYPE[code], tuple(shape))
+    if offsets[1] - offsets[0] != tensor.size * DTYPE_BYTES[tensor.dtype]:
+        raise _bad(where, f"tensor {name!r} of {code} {shape} cannot take the bytes {offsets[0]} to {offsets[1]}")
+    return offsets[0], offsets[1], tensor
+
+
+def _naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name stands there twice")
+    return result
+
+
+def _bad(where: str, problem: str) -> Refused:
+    return Refused("bad-model-file", "model.path", f"{where} is no usable safetensors file: {problem}")

@@ -1,0 +1,151 @@
+"""The tree of one round's aggregation tasks on one node, and how it shrinks.
+
+Leaves take up to `fan_in` updates in the order of their acceptance; middles take up to `middle_fan_in` partials, in
+as many levels as bring them to one; the top takes that one and makes the model.  Partials that are there already
+(a restarted node found them in its arena) enter beside the leaves.  Because at most `middle_fan_in` partials of a
+level wait for their middle, memory grows with the depth of the tree, not with the number of updates.
+
+The tree is closed early, when the deadline passes with a quorum, by lowering what its tasks expect.
+Source: LIFL (MLSys 2024), section 5: hierarchy of leaf, middle and top aggregators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+
+from lifl.core.errors import LocalFault
+from lifl.core.ids import Key
+
+
+class TaskState(Enum):
+    """The life of a task; `TRANSITIONS` is the whole of it."""
+
+    PLANNED = "planned"
+    OPEN = "open"  # its output is allocated, inputs may come
+    PLACING = "placing"  # a worker is wanted
+    RUNNING = "running"  # a worker has it
+    DONE = "done"
+    DROPPED = "dropped"
+
+
+_S = TaskState
+TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
+    _S.PLANNED: frozenset({_S.OPEN, _S.DROPPED}),
+    _S.OPEN: frozenset({_S.PLACING, _S.PLANNED, _S.DROPPED}),
+    _S.PLACING: frozenset({_S.RUNNING, _S.DROPPED}),
+    _S.RUNNING: frozenset({_S.DONE, _S.PLACING, _S.DROPPED}),
+    _S.DONE: frozenset(),
+    _S.DROPPED: frozenset(),
+}
+
+
+class Task:
+    """One aggregation task: what it expects, what has come, where it runs."""
+
+    def __init__(self, number: int, role: str, level: int) -> None:
+        self.number = number
+        self.role = role
+        self.level = level
+        self.parent: Task | None = None
+        self.children: list[Task] = []
+        self.adopted = 0
+        self.expect = 0
+        self.state = TaskState.PLANNED
+        self.inputs: list[Key] = []
+        self.output: Key | None = None
+        self.address = 0
+        self.attempt = 0
+        self.worker: int | None = None
+        self.pid = 0
+
+    def move(self, state: TaskState) -> None:
+        """Raises `LocalFault`, and changes nothing, when the table does not allow it."""
+        if state not in TRANSITIONS[self.state]:
+            raise LocalFault(f"task {self.number} ({self.role}) cannot go from {self.state.value} to {state.value}")
+        self.state = state
+
+    @property
+    def complete(self) -> bool:
+        """All inputs that will come are here."""
+        return len(self.inputs) >= self.expect > 0
+
+    def __repr__(self) -> str:
+        return f"<{self.role} {self.number} {self.state.value} {len(self.inputs)}/{self.expect}>"
+
+
+class Tree:
+    """The tasks for `updates` updates yet to come and `partials` partials that are there already."""
+
+    def __init__(self, updates: int, fan_in: int, middle_fan_in: int, partials: int = 0) -> None:
+        if updates < 0 or updates + partials < 1:
+            raise LocalFault("a tree needs at least one update or partial")
+        self.tasks: list[Task] = []
+        self.fan_in = fan_in
+        self.leaves = [self._task("leaf", 0) for _ in range(-(-updates // fan_in))]
+        self.adopting: list[Task] = []  # one entry for each partial: the task that takes it
+        self.top = self._grow(middle_fan_in, partials)
+        self.close(updates)
+
+    def _task(self, role: str, level: int) -> Task:
+        task = Task(len(self.tasks), role, level)
+        self.tasks.append(task)
+        return task
+
+    def _grow(self, middle_fan_in: int, partials: int) -> Task:
+        level = 0
+        waiting: list[Task | None] = [None] * partials + list(self.leaves)  # None: a partial that is there
+        while len(waiting) > 1:
+            level += 1
+            above: list[Task | None] = []
+            for start in range(0, len(waiting), middle_fan_in):
+                group = waiting[start : start + middle_fan_in]
+                above.append(self._join(self._task("middle", level), group) if len(group) > 1 else group[0])
+            waiting = above
+        return self._join(self._task("top", level + 1), waiting)
+
+    def _join(self, parent: Task, group: list[Task | None]) -> Task:
+        for child in group:
+            if child is None:
+                parent.adopted += 1
+                self.adopting.append(parent)
+            else:
+                child.parent = parent
+                parent.children.append(child)
+        return parent
+
+    def close(self, updates: int) -> list[Task]:
+        """Expects exactly `updates` updates; returns the tasks whose expectation fell (those at 0 are not needed)."""
+        changed: list[Task] = []
+        for position, leaf in enumerate(self.leaves):
+            self._expect(leaf, min(max(updates - position * self.fan_in, 0), self.fan_in), changed)
+        for task in self.tasks:
+            if task.role != "leaf":
+                live = sum(child.expect > 0 for child in task.children)
+                self._expect(task, live + task.adopted, changed)
+        return changed
+
+    @staticmethod
+    def _expect(task: Task, expect: int, changed: list[Task]) -> None:
+        if expect < task.expect:
+            changed.append(task)
+        task.expect = expect
+
+    def leaf_of(self, position: int) -> Task:
+        """The leaf that takes the update accepted as number `position` (from 0)."""
+        return self.leaves[position // self.fan_in]
+
+    def path(self, task: Task) -> Iterator[Task]:
+        """The task and all above it, to the top."""
+        step: Task | None = task
+        while step is not None:
+            yield step
+            step = step.parent
+
+    def partials_held_max(self) -> int:
+        """How many partials one path of the tree holds at the worst: each level's fan-in and its own outputs."""
+        widest: dict[int, int] = {}
+        for task in self.tasks:
+            if task.role != "leaf":
+                widest[task.level] = max(widest.get(task.level, 0), len(task.children) + task.adopted)
+        return sum(widest.values())
