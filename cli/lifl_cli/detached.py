@@ -1,0 +1,54 @@
+"""The process of `lifl up -d`: a node's config on stdin, one JSON report on stdout, then `lifld` on its own.
+
+`communicate()` in the parent returns when the report's pipe is closed, so stdin and stdout go to /dev/null
+before the node lives on; the log goes to the state folder.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import msgspec
+
+from lifl.core.config import NodeConfig, parse_node
+from lifl.core.errors import LiflError
+
+
+class Report:
+    """The one message to the parent: ``{"ready": ...}`` or ``{"error": ...}``."""
+
+    def __init__(self) -> None:
+        self._fd: int | None = os.dup(1)
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        os.close(null)
+
+    def send(self, kind: str, content: Any) -> None:
+        """Sends and closes; later calls do nothing."""
+        if self._fd is None:
+            return
+        fd, self._fd = self._fd, None
+        with os.fdopen(fd, "wb") as pipe:
+            pipe.write(msgspec.json.encode({kind: content}))
+
+
+def main() -> int:
+    """Runs the node; the exit code is 1 when it could not start."""
+    config: NodeConfig = parse_node(msgspec.json.decode(sys.stdin.buffer.read()))
+    report = Report()
+    from lifl.node.daemon import run
+
+    os.chdir(config.state_dir)
+    try:
+        run(config, lambda info: report.send("ready", info), log_to_file=True)
+    except LiflError as error:
+        report.send("error", str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""`lifl doctor`: what this machine can and cannot do for a node, each point really tried.
+
+A check returns findings; a finding that is not ok comes with the command that fixes it.  ``fail`` means
+that a node cannot run, ``warn`` that it runs with less: a redirector without eBPF, slower memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from lifl.core.config import NodeConfig, split_address
+from lifl.core.errors import ResourceFault
+from lifl_cli.control import Control
+from lifl_cli.state import state_option
+from lifl_cli.text import size_text
+
+SHM = Path("/dev/shm")
+SHMEM_HUGE = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+NOFILE_WANTED = 4096
+FREE_STATE_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; `fix` is what to do when `level` is not ``ok``."""
+
+    level: Literal["ok", "warn", "fail"]
+    what: str
+    text: str
+    fix: str = ""
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@state_option
+def doctor(as_json: bool, state_dir: Path) -> None:
+    """Say what this machine can and cannot do, and how to fix it."""
+    findings = [finding for check in CHECKS for finding in check(state_dir)]
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            colour = {"ok": "green", "warn": "yellow", "fail": "red"}[finding.level]
+            click.echo(f"{click.style(f'{finding.level:<4}', fg=colour)}  {finding.what:<16} {finding.text}")
+            if finding.fix:
+                click.echo(f"{'':<22} -> {finding.fix}")
+    sys.exit(1 if any(finding.level == "fail" for finding in findings) else 0)
+
+
+def _python(_state_dir: Path) -> Iterator[Finding]:
+    text = f"{platform.python_version()} at {sys.executable}, Linux {platform.release()}"
+    fine = sys.version_info >= (3, 11)
+    yield Finding(
+        "ok" if fine else "fail", "python", text, "" if fine else "apt-get install python3.11 python3.11-venv"
+    )
+
+
+def _shared_memory(_state_dir: Path) -> Iterator[Finding]:
+    wanted = NodeConfig().arena_bytes
+    try:
+        usage = shutil.disk_usage(SHM)
+    except OSError as error:
+        yield Finding("fail", "shared memory", f"{SHM}: {error.strerror}", f"mount -t tmpfs tmpfs {SHM}")
+        return
+    text = f"{SHM}: {size_text(usage.free)} free of {size_text(usage.total)}"
+    if usage.free >= wanted:
+        yield Finding("ok", "shared memory", text)
+    else:
+        half = size_text(usage.free // 2).replace(" ", "")
+        yield Finding(
+            "warn",
+            "shared memory",
+            f"{text}; the default arena takes {size_text(wanted)}",
+            f"mount -o remount,size=2G {SHM}   (docker: --shm-size=2g), or lifl up --arena-bytes {half}",
+        )
+
+
+def _huge_pages(_state_dir: Path) -> Iterator[Finding]:
+    try:
+        modes = SHMEM_HUGE.read_text()
+    except OSError:
+        yield Finding("warn", "huge pages", "this kernel offers none for shared memory")
+        return
+    mode = modes.partition("[")[2].partition("]")[0]
+    if mode in ("always", "advise", "within_size", "force"):
+        yield Finding("ok", "huge pages", f"for shared memory: {mode}")
+    else:
+        yield Finding(
+            "warn",
+            "huge pages",
+            f"for shared memory: {mode}; the first touch of each page costs more",
+            f"echo advise > {SHMEM_HUGE}",
+        )
+
+
+def _limits(_state_dir: Path) -> Iterator[Finding]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard >= NOFILE_WANTED or hard == resource.RLIM_INFINITY:
+        yield Finding("ok", "open files", f"limit {soft}, may be raised to {hard}")
+    else:
+        yield Finding(
+            "warn",
+            "open files",
+            f"limit {hard}; many clients need more",
+            f"ulimit -n {NOFILE_WANTED}   (or LimitNOFILE= in the unit file)",
+        )
+    soft, _hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    shown = "unlimited" if soft == resource.RLIM_INFINITY else size_text(soft)
+    yield Finding("ok", "locked memory", f"limit {shown} (kernels before 5.11 charge eBPF maps to it)")
+
+
+def _capabilities(_state_dir: Path) -> Iterator[Finding]:
+    effective = next(
+        int(line.split()[1], 16)
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("CapEff")
+    )
+    names = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_BPF": 39}
+    held = [name for name, bit in names.items() if effective >> bit & 1]
+    if "CAP_NET_ADMIN" in held and ("CAP_BPF" in held or "CAP_SYS_ADMIN" in held):
+        yield Finding("ok", "capabilities", ", ".join(held))
+    else:
+        yield Finding(
+            "warn",
+            "capabilities",
+            f"{', '.join(held) or 'none'} of CAP_BPF and CAP_NET_ADMIN, which loading eBPF needs",
+            "start `lifl up` as root, or with both capabilities (systemd: AmbientCapabilities=)",
+        )
+
+
+def _loopback(_state_dir: Path) -> Iterator[Finding]:
+    try:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            with socket.create_connection(listener.getsockname(), timeout=2):
+                yield Finding("ok", "loopback", "127.0.0.1 answers")
+    except OSError as error:
+        yield Finding("fail", "loopback", f"127.0.0.1: {error.strerror or error}", "ip link set lo up")
+
+
+def _port(state_dir: Path) -> Iterator[Finding]:
+    address = NodeConfig().listen
+    if _runs(state_dir):
+        yield Finding("ok", "port", "lifld runs with this state folder")
+        return
+    try:
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(split_address(address))
+            yield Finding("ok", "port", f"{address} is free")
+    except OSError as error:
+        yield Finding("warn", "port", f"{address}: {error.strerror}", "lifl up --listen 127.0.0.1:0   (any free port)")
+
+
+def _state_folder(state_dir: Path) -> Iterator[Finding]:
+    folder = next(path for path in (state_dir, *state_dir.parents) if path.exists())
+    if not os.access(folder, os.W_OK | os.X_OK):
+        yield Finding(
+            "fail",
+            "state folder",
+            f"{state_dir}: {folder} is not writable",
+            "lifl up --state DIR, or chown it",
+        )
+        return
+    free = shutil.disk_usage(folder).free
+    level: Literal["ok", "warn"] = "ok" if free >= FREE_STATE_BYTES else "warn"
+    fix = "" if level == "ok" else "free some disk space: each committed model is written there"
+    yield Finding(level, "state folder", f"{state_dir}: writable, {size_text(free)} free", fix)
+
+
+def _runs(state_dir: Path) -> bool:
+    try:
+        with Control(state_dir):
+            return True
+    except ResourceFault:
+        return False
+
+
+CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
+    _python,
+    _shared_memory,
+    _huge_pages,
+    _limits,
+    _capabilities,
+    _loopback,
+    _port,
+    _state_folder,
+)

@@ -1,0 +1,66 @@
+"""The entry of `lifl`.
+
+Each command lives in a module of its own that is imported only when the command runs; the help page is
+printed from the table below.  So `lifl --help` loads click and nothing else, and stays fast.
+
+Exit codes: 0 done; 1 refused or failed, with the reason on stderr; 2 the command line itself is wrong.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+from lifl.core.errors import LiflError
+
+COMMANDS = {
+    "up": ("lifl_cli.up", "Start lifld, the daemon of this machine."),
+    "down": ("lifl_cli.up", "Stop lifld; everything it holds is released."),
+    "submit": ("lifl_cli.submit", "Submit a training job described by a TOML file."),
+    "jobs": ("lifl_cli.jobs", "List the jobs of the node."),
+    "status": ("lifl_cli.jobs", "Show one job: its rounds with their receipts."),
+    "cancel": ("lifl_cli.jobs", "End a job; models already committed stay."),
+    "model": ("lifl_cli.jobs", "Copy a committed model to a safetensors file."),
+    "top": ("lifl_cli.top", "Watch the node, its workers and its jobs live."),
+    "doctor": ("lifl_cli.doctor", "Say what this machine can and cannot do, and how to fix it."),
+}
+
+
+class Commands(click.Group):
+    """Loads a command's module on use; turns our errors into one line on stderr and exit code 1."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_module, text) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LiflError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="lifl", prog_name="lifl")
+def cli() -> None:
+    """LIFL: the aggregation tier of federated learning, event-driven and in shared memory."""
+
+
+def main() -> None:
+    """The console script."""
+    cli(prog_name="lifl")
+
+
+if __name__ == "__main__":
+    main()

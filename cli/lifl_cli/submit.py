@@ -1,0 +1,136 @@
+"""`lifl submit`: a job's TOML file, checked here as far as it can be, then handed to `lifld`.
+
+Paths in the file (model, checkpoint folder, the user's own rule) are relative to the file.  An example
+model is made here and written to the state folder, so the daemon only ever reads safetensors files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from lifl.core.config import JobConfig, parse_job
+from lifl.core.errors import ConfigError
+from lifl.core.messages import Event, SubmitJob
+from lifl_cli.control import Control
+from lifl_cli.state import MODELS_FOLDER, absolute, state_option
+from lifl_cli.text import metrics_text, receipt_lines, seconds_text, size_text
+from lifl_cli.up import read_toml
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.option("--watch", is_flag=True, help="Print each round as it commits, until the job ends.")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a key.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (with --watch: one object per line).")
+@state_option
+def submit(file: str, watch: bool, overrides: tuple[str, ...], as_json: bool, state_dir: Path) -> None:
+    """Submit a training job described by a TOML file."""
+    config = parse_job(read_toml(file), overrides)
+    with Control(state_dir) as control:
+        config = resolve(config, absolute(file).parent, state_dir)
+        result = control.ask(SubmitJob(msgspec.to_builtins(config), follow=watch))
+        if as_json:
+            click.echo(json.dumps(result, indent=None if watch else 2))
+        else:
+            click.echo(_submitted(config, result))
+        if watch:
+            sys.exit(_watch(control, config, as_json))
+
+
+def resolve(config: JobConfig, folder: Path, state_dir: Path) -> JobConfig:
+    """`config` with absolute paths, its rule checked and its example model written.  Raises `ConfigError`."""
+    check_rule(config, folder)
+    model = config.model
+    if model.example:
+        path = write_example(model.example, model.seed, state_dir / MODELS_FOLDER)
+        model = msgspec.structs.replace(model, path=str(path), example="")
+    else:
+        path = absolute(model.path, folder)
+        if not path.is_file():
+            raise ConfigError("model.path", f"there is no file {path}; give a safetensors file")
+        model = msgspec.structs.replace(model, path=str(path))
+    checkpoint = config.checkpoint
+    if checkpoint.folder:
+        checkpoint = msgspec.structs.replace(checkpoint, folder=str(absolute(checkpoint.folder, folder)))
+    rule_folder = str(absolute(config.aggregation.rule_folder or ".", folder))
+    aggregation = msgspec.structs.replace(config.aggregation, rule_folder=rule_folder)
+    return msgspec.structs.replace(config, model=model, checkpoint=checkpoint, aggregation=aggregation)
+
+
+def check_rule(config: JobConfig, folder: Path) -> None:
+    """Loads the rule once, so that a mistake in it is told here and not by a worker."""
+    from lifl.rules import load_rule
+
+    aggregation = config.aggregation
+    load_rule(aggregation.rule, aggregation.options, str(absolute(aggregation.rule_folder or ".", folder)))
+
+
+def write_example(name: str, seed: int, folder: Path) -> Path:
+    """The safetensors file of the example model `name`, made from `seed`."""
+    from safetensors.numpy import save_file
+
+    from lifl.examples import make_model
+
+    tensors = make_model(name, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{seed}.safetensors"
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(tensors, partial)
+    partial.replace(path)
+    return path
+
+
+def _submitted(config: JobConfig, result: dict[str, Any]) -> str:
+    lines = [f"job {config.job.name}: {config.job.rounds} rounds of {config.selection.clients_per_round} clients"]
+    if result.get("model_bytes") is not None:
+        lines.append(f"  model       {size_text(result['model_bytes'])}")
+    if result.get("peak_bytes") is not None:
+        lines.append(f"  arena       at most {size_text(result['peak_bytes'])} per round")
+    if result.get("folder"):
+        lines.append(f"  checkpoints {result['folder']}")
+    return "\n".join(lines)
+
+
+def _watch(control: Control, config: JobConfig, as_json: bool) -> int:
+    """Prints events until the job is over; the exit code is 0 when it finished."""
+    try:
+        for event in control.events():
+            if as_json:
+                click.echo(json.dumps({"event": event.name, **event.fields}))
+            else:
+                _print_event(event, config.job.rounds)
+            if event.name == "job.over":
+                return 0 if event.fields.get("status") == "finished" else 1
+    except KeyboardInterrupt:
+        click.echo(f"\nThe job goes on without this watch; see `lifl status {config.job.name}`.", err=True)
+        return 130
+    return 1
+
+
+def _print_event(event: Event, rounds: int) -> None:
+    fields = event.fields
+    if event.name == "round.committed":
+        receipt = fields.get("receipt") or {}
+        click.echo(
+            f"round {fields['round']:>3}/{rounds}  {metrics_text(fields.get('metrics')):<32}  "
+            f"counted {fields.get('counted', 0)} of {receipt.get('selected', '?')}  "
+            f"took {seconds_text(receipt.get('duration_s'))}  "
+            f"commit {seconds_text(receipt.get('last_accepted_to_commit_s'))} after the last update"
+        )
+        if fields["round"] == rounds:
+            click.echo("receipt of the last round")
+            for label, value in receipt_lines(receipt):
+                click.echo(f"  {label:<24} {value}")
+            click.echo(f"model: {fields.get('path')}")
+    elif event.name == "round.failed":
+        click.echo(f"round {fields['round']:>3}/{rounds}  failed: {fields.get('reason')}")
+    elif event.name == "job.over":
+        reason = f": {fields['reason']}" if fields.get("reason") else ""
+        click.echo(f"job {fields.get('job')} {fields.get('status')}{reason}")

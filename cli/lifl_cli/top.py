@@ -1,0 +1,300 @@
+"""`lifl top`: the node, its workers and its jobs, live.
+
+`lifld` measures nothing on its own for this: once a second, while the view is open, one Snapshot is asked
+for; rates are the differences of two snapshots.  CPU and memory of processes and of the machine are read
+here, with psutil.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lifl.core.messages import Snapshot
+from lifl_cli.control import Control
+from lifl_cli.state import state_option
+from lifl_cli.text import metrics_text, seconds_text, size_text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+REFRESH_S = 1.0
+ONCE_WINDOW_S = 0.3
+"""How long `--once` measures CPU and rates."""
+TREE_TASKS_MAX = 40
+"""A larger tree is cut in the view (never in JSON)."""
+JOBS_MAX = 8
+WORKERS_SHOWN_MAX = 32
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="Print one view and end.")
+@click.option("--json", "as_json", is_flag=True, help="Print one snapshot as JSON and end.")
+@state_option
+def top(once: bool, as_json: bool, state_dir: Path) -> None:
+    """Watch the node, its workers and its jobs live."""
+    with Control(state_dir) as control:
+        sampler = Sampler(control)
+        if once or as_json:
+            sampler.sample()
+            time.sleep(ONCE_WINDOW_S)  # the window in which rates are measured
+            sample = sampler.sample()
+            if as_json:
+                click.echo(json.dumps(sample, indent=2))
+            else:
+                from lifl_cli.jobs import show
+
+                show(view(sample))
+            return
+        _live(sampler)
+
+
+class Sampler:
+    """Turns snapshots into samples: a snapshot with rates, and CPU and memory of each process."""
+
+    def __init__(self, control: Control) -> None:
+        import psutil
+
+        self._psutil = psutil
+        self._control = control
+        self._processes: dict[int, Any] = {}
+        self._last: tuple[float, Mapping[str, Any]] | None = None
+        psutil.cpu_percent()
+
+    def sample(self) -> dict[str, Any]:
+        """A Snapshot's result with `host`, `processes` (by pid) and `rates` added."""
+        snapshot = self._control.ask(Snapshot())
+        now_s = time.monotonic()
+        memory = self._psutil.virtual_memory()
+        node = snapshot["node"]
+        pids = [node["pid"], node["gateway"].get("pid"), node.get("zygote_pid")]
+        pids += [worker["pid"] for worker in snapshot["workers"]]
+        sample = {
+            **snapshot,
+            "host": {
+                "cpu_percent": self._psutil.cpu_percent(),
+                "cpus": self._psutil.cpu_count(),
+                "memory_bytes": memory.total,
+                "memory_used_bytes": memory.total - memory.available,
+            },
+            "processes": self._measure([pid for pid in pids if pid]),
+            "rates": self._rates(now_s, node["gateway"]),
+        }
+        self._last = (now_s, node["gateway"])
+        return sample
+
+    def _measure(self, pids: Sequence[int]) -> dict[str, dict[str, float]]:
+        found = {}
+        for pid in pids:
+            try:
+                process = self._processes.setdefault(pid, self._psutil.Process(pid))
+                found[str(pid)] = {
+                    "cpu_percent": process.cpu_percent(),
+                    "rss_bytes": process.memory_info().rss,
+                }
+            except self._psutil.Error:
+                self._processes.pop(pid, None)
+        self._processes = {pid: process for pid, process in self._processes.items() if pid in pids}
+        return found
+
+    def _rates(self, now_s: float, gateway: Mapping[str, Any]) -> dict[str, float]:
+        if self._last is None:
+            return {"received_bytes_s": 0.0, "sent_bytes_s": 0.0}
+        then_s, before = self._last
+        return {
+            f"{way}_bytes_s": (gateway[f"{way}_bytes"] - before[f"{way}_bytes"]) / (now_s - then_s)
+            for way in ("received", "sent")
+        }
+
+
+def _live(sampler: Sampler) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console()
+    if not console.is_terminal:
+        raise click.UsageError("the live view needs a terminal; use --once or --json")
+    sampler.sample()
+    with _keys(), Live(console=console, screen=True, auto_refresh=False) as live:
+        try:
+            while True:
+                live.update(view(sampler.sample()), refresh=True)
+                ready, _, _ = select.select([sys.stdin], [], [], REFRESH_S)
+                if ready and sys.stdin.read(1) in ("q", ""):
+                    return
+        except KeyboardInterrupt:
+            return
+
+
+@contextmanager
+def _keys() -> Iterator[None]:
+    """The terminal gives single keys, without echo, for a while."""
+    import termios
+    import tty
+
+    if not sys.stdin.isatty():
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    try:
+        tty.setcbreak(sys.stdin)
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+def view(sample: Mapping[str, Any]) -> RenderableType:
+    """The whole view of one sample."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[RenderableType] = [_node_view(sample)]
+    if sample["workers"]:
+        parts.append(_workers_view(sample))
+    else:
+        parts.append(Text("no aggregator runs: none is needed now", style="dim"))
+    shown = sorted(sample["jobs"], key=lambda job: job["status"] not in ("running", "waiting"))
+    parts += [_job_view(job) for job in shown[:JOBS_MAX]]
+    if len(shown) > JOBS_MAX:
+        parts.append(Text(f"... and {len(shown) - JOBS_MAX} more jobs: see `lifl jobs`", style="dim"))
+    return Group(*parts)
+
+
+def _node_view(sample: Mapping[str, Any]) -> RenderableType:
+    from rich.panel import Panel
+    from rich.table import Table
+
+    node, host, rates = sample["node"], sample["host"], sample["rates"]
+    arena, redirector, gateway = node["arena"], node["redirector"], node["gateway"]
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold")
+    grid.add_column()
+    grid.add_row(
+        "machine",
+        f"CPU {host['cpu_percent']:.0f} % of {host['cpus']} cores, "
+        f"memory {size_text(host['memory_used_bytes'])} of {size_text(host['memory_bytes'])}",
+    )
+    processes = [
+        f"{kind} {_process_text(sample, pid)}"
+        for kind, pid in (
+            ("lifld", node["pid"]),
+            ("gateway", gateway.get("pid")),
+            ("zygote", node.get("zygote_pid")),
+        )
+    ]
+    grid.add_row("processes", ", ".join(processes))
+    waiting = f", {arena['waiting']} updates wait for room" if arena.get("waiting") else ""
+    grid.add_row(
+        "arena",
+        f"{size_text(arena['used_bytes'])} of {size_text(arena['bytes'])} in use, "
+        f"peak {size_text(arena['peak_bytes'])}, {arena['objects']} objects{waiting}",
+    )
+    counters = ", ".join(
+        f"{redirector[name]} {name}" for name in ("routed", "dropped", "fallback") if redirector.get(name) is not None
+    )
+    why = f" ({redirector['why']})" if redirector.get("why") else ""
+    grid.add_row("redirector", f"{redirector['kind']}{why}: {counters}")
+    grid.add_row(
+        "gateway",
+        f"in {rates['received_bytes_s'] / 1e6:.1f} MB/s, out {rates['sent_bytes_s'] / 1e6:.1f} MB/s, "
+        f"{gateway['connections']} connections, {size_text(gateway['received_bytes'])} received in all",
+    )
+    title = f"lifld {node['node']}  {', '.join(node['listen'])}  up {seconds_text(node['uptime_s'])}"
+    return Panel(grid, title=title, title_align="left")
+
+
+def _process_text(sample: Mapping[str, Any], pid: int | None) -> str:
+    measured = sample["processes"].get(str(pid))
+    if not pid or measured is None:
+        return "-"
+    return f"{pid} ({measured['cpu_percent']:.0f} %, {size_text(measured['rss_bytes'])})"
+
+
+def _workers_view(sample: Mapping[str, Any]) -> RenderableType:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, title_justify="left", title="workers")
+    for column in ("role", "pid", "CPU", "memory", "task", "inputs", "done"):
+        table.add_column(column)
+    workers = sorted(sample["workers"], key=lambda worker: (worker["role"] or "~", worker["worker"]))
+    for worker in workers[:WORKERS_SHOWN_MAX]:
+        busy = worker["state"] != "idle"
+        measured = sample["processes"].get(str(worker["pid"]), {})
+        table.add_row(
+            worker["role"] if busy else "idle",
+            str(worker["pid"]),
+            f"{measured.get('cpu_percent', 0):.0f} %",
+            size_text(measured.get("rss_bytes")),
+            f"{worker['job']} round {worker['round']} #{worker['address']}" if busy else "-",
+            f"{worker['inputs']}/{worker['expect']}" if busy else "-",
+            str(worker["tasks_done"]),
+        )
+    if len(workers) > WORKERS_SHOWN_MAX:
+        table.add_row(f"... {len(workers) - WORKERS_SHOWN_MAX} more")
+    return table
+
+
+def _job_view(job: Mapping[str, Any]) -> RenderableType:
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.text import Text
+
+    now = job.get("now")
+    lines: list[RenderableType] = []
+    if now:
+        lines.append(Text(round_text(now)))
+    metrics = metrics_text(job.get("metrics"))
+    if metrics:
+        lines.append(Text(f"last round: {metrics}"))
+    if job.get("reason"):
+        lines.append(Text(job["reason"], style="yellow"))
+    if now and now.get("tree"):
+        lines.append(tree_view(now["tree"]))
+    title = f"job {job['name']}  {job['status']}  {job['committed']}/{job['rounds']} committed"
+    return Panel(Group(*lines) if lines else Text("-", style="dim"), title=title, title_align="left")
+
+
+def round_text(now: Mapping[str, Any]) -> str:
+    """The running round in one line."""
+    return (
+        f"round {now['round']}: {now['selected']} selected, {now['accepted']} accepted, "
+        f"{now['counted']} counted; commits at {now['goal']} (quorum {now['quorum']}), "
+        f"{seconds_text(now['time_left_s'])} left"
+    )
+
+
+def tree_view(tasks: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """The aggregation tree, its root above; a task whose parent is not there yet stands at the top level."""
+    from rich.tree import Tree
+
+    known = {task["address"] for task in tasks}
+    below: dict[int, list[Mapping[str, Any]]] = {}
+    for task in tasks:
+        below.setdefault(task["parent"] if task["parent"] in known else 0, []).append(task)
+    tree = Tree("aggregation tree", hide_root=True)
+    waiting = [(tree, task) for task in reversed(below.get(0, []))]
+    shown = 0
+    while waiting and shown < TREE_TASKS_MAX:
+        branch, task = waiting.pop()
+        place = branch.add(_task_text(task), style=_STYLES.get(task["state"], ""))
+        waiting += [(place, child) for child in reversed(below.get(task["address"], []))]
+        shown += 1
+    if len(tasks) > shown:
+        tree.add(f"... {len(tasks) - shown} more tasks", style="dim")
+    return tree
+
+
+_STYLES = {"running": "bold", "sealed": "green", "failed": "red"}
+
+
+def _task_text(task: Mapping[str, Any]) -> str:
+    pid = f"  pid {task['pid']}" if task.get("pid") else ""
+    return f"{task['role']} #{task['address']}  {task['inputs']}/{task['expect']}  {task['state']}{pid}"

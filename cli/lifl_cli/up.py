@@ -1,0 +1,185 @@
+"""`lifl up` and `lifl down`.
+
+In the foreground `lifl up` becomes `lifld`.  With ``-d`` a child in a session of its own does, and tells by
+a pipe when the node is ready or why it cannot start, so the exit code of `lifl up -d` is the truth.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from lifl.core.config import NodeConfig, parse_node
+from lifl.core.errors import ConfigError, ResourceFault
+from lifl.core.messages import Shutdown
+from lifl_cli.control import Control
+from lifl_cli.state import DEFAULT_STATE_DIR, LOG_FILE, absolute, state_option
+from lifl_cli.text import size_text
+
+NODE_FLAGS = {
+    "listen": "The gateway's HOST:PORT; port 0 takes any free one.",
+    "arena_bytes": "Size of the shared-memory segment, such as 2GiB.",
+    "redirector": "auto, sockmap (eBPF) or unix.",
+    "idle_timeout_s": "Workers without a task end after this many seconds.",
+    "workers_max": "At most this many aggregator processes.",
+    "connections_max": "At most this many client connections.",
+    "wait_queue_max": "Updates that may wait for room in the arena; more are told BUSY.",
+}
+LOG_TAIL_LINES = 5
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def node_flags(command: F) -> F:
+    """Adds one flag for each key of a node's config."""
+    fields = {field.name: field for field in msgspec.structs.fields(NodeConfig)}
+    for key in reversed(NODE_FLAGS):
+        default = fields[key].default
+        kind = click.STRING if key == "arena_bytes" or isinstance(default, str) else type(default)
+        shown = size_text(default) if key == "arena_bytes" else str(default)
+        flag = f"--{key.replace('_', '-')}"
+        command = click.option(flag, key, type=kind, help=f"{NODE_FLAGS[key]}  [default: {shown}]")(command)
+    return command
+
+
+@click.command()
+@click.option("-d", "--detach", is_flag=True, help="Return when the node is ready; lifld stays.")
+@click.option("--config", "config_path", type=click.Path(exists=True, dir_okay=False), help="A node config in TOML.")
+@click.option(
+    "--state",
+    "--state-dir",
+    "state_dir",
+    envvar="LIFL_STATE",
+    metavar="DIR",
+    help=f"The node's state folder.  [default: $LIFL_STATE, or {DEFAULT_STATE_DIR}]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the start-up report as JSON.")
+@node_flags
+def up(detach: bool, config_path: str | None, state_dir: str | None, as_json: bool, **flags: Any) -> None:
+    """Start lifld, the daemon of this machine."""
+    config = _node_config(config_path, state_dir, {key: flags[key] for key in NODE_FLAGS})
+    _make_state_dir(Path(config.state_dir))
+    announce = _announce_json if as_json else _announce
+    if detach:
+        announce(_start_detached(config))
+        return
+    from lifl.node.daemon import run
+
+    run(config, announce)
+
+
+@click.command()
+@state_option
+def down(state_dir: Path) -> None:
+    """Stop lifld; everything it holds is released."""
+    with Control(state_dir) as control:
+        pid = control.lifld_pid
+        try:
+            # Readable once the process has ended, whoever its parent is.
+            process: int | None = os.pidfd_open(pid)
+        except ProcessLookupError:
+            process = None
+        control.ask(Shutdown())
+        control.wait_end()
+        if process is not None:
+            select.select([process], [], [])
+            os.close(process)
+    click.echo(f"lifld (pid {pid}) is down")
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """The table in the TOML file at `path`.  Raises `ConfigError`."""
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise ConfigError("", f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError("", f"{path} is not TOML: {error}") from error
+
+
+def _node_config(path: str | None, state_dir: str | None, flags: dict[str, Any]) -> NodeConfig:
+    table = read_toml(path) if path else {}
+    table.update({key: value for key, value in flags.items() if value is not None})
+    if state_dir is not None:
+        table["state_dir"] = str(absolute(state_dir))
+    elif not table.get("state_dir"):
+        table["state_dir"] = str(absolute(DEFAULT_STATE_DIR))
+    elif path and isinstance(table["state_dir"], str):
+        table["state_dir"] = str(absolute(table["state_dir"], Path(path).absolute().parent))
+    return parse_node(table)
+
+
+def _make_state_dir(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ResourceFault(
+            f"cannot make the state folder {folder}: {error.strerror}; choose another with --state DIR"
+        ) from error
+
+
+def _announce(info: dict[str, Any]) -> None:
+    """The start-up report."""
+    redirector = "sockmap (eBPF)" if info["redirector"] == "sockmap" else "AF_UNIX (no eBPF)"
+    rows = [
+        ("node", info["node"]),
+        ("pid", info["pid"]),
+        ("listens on", ", ".join([*info["listen"], info["socket"]])),
+        ("arena", f"{size_text(info['arena_bytes'])} of shared memory"),
+        ("redirector", f"{redirector}: {info['why']}" if info.get("why") else redirector),
+        ("state", info["state_dir"]),
+    ]
+    adopted = info.get("adopted") or {}
+    if any(adopted.values()):
+        rows.append(("adopted", ", ".join(f"{count} {what}" for what, count in adopted.items())))
+    rows += [("warning", text) for text in info.get("warnings", ())]
+    click.echo("lifld is up")
+    for label, value in rows:
+        click.echo(f"  {label:<11} {value}")
+    sys.stdout.flush()
+
+
+def _announce_json(info: dict[str, Any]) -> None:
+    click.echo(msgspec.json.encode(info))
+    sys.stdout.flush()
+
+
+def _start_detached(config: NodeConfig) -> dict[str, Any]:
+    """Starts `lifld` in its own session; returns its report.  Raises `ResourceFault` with its reason."""
+    log_path = Path(config.state_dir) / LOG_FILE
+    # What the interpreter itself may say before and beside the log goes to the log's file too.
+    with log_path.open("ab") as log:
+        child = subprocess.Popen(
+            # -P: the working folder must not shadow modules.
+            [sys.executable, "-P", "-m", "lifl_cli.detached"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        report, _ = child.communicate(msgspec.json.encode(config))
+    except KeyboardInterrupt:
+        child.send_signal(signal.SIGTERM)
+        child.wait()
+        raise
+    answer = msgspec.json.decode(report) if report else {}
+    if "ready" in answer:
+        ready: dict[str, Any] = answer["ready"]
+        return ready
+    code = child.wait()
+    if "error" in answer:
+        raise ResourceFault(answer["error"])
+    tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
+    raise ResourceFault(f"lifld ended with code {code} before it was ready; the end of {log_path}:\n{tail}")

@@ -1,0 +1,51 @@
+"""One trainer of the digits example: a real process with its own share of the data.
+
+    python -m lifl.examples.digits_trainer --gateway 127.0.0.1:7433 --job digits --client 3 --clients 16
+
+It waits to be selected, trains the round's model on its share and submits the result, until the job is
+over.  How it trains comes with each round from the job's config (`client.options`).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from lifl import Client
+from lifl.examples import digits
+
+DEFAULTS: dict[str, Any] = {"alpha": 0.5, "epochs": 5, "batch": 8, "learning_rate": 0.2}
+
+
+def main() -> None:
+    """Runs until the job is over."""
+    parser = argparse.ArgumentParser(description="Trains on one share of scikit-learn's digits.")
+    parser.add_argument("--gateway", default="127.0.0.1:7433", help="HOST:PORT, or the path of gateway.sock")
+    parser.add_argument("--job", default="digits")
+    parser.add_argument("--client", type=int, required=True, help="which share, from 0")
+    parser.add_argument("--clients", type=int, default=16, help="into how many shares the data are split")
+    parser.add_argument("--data", type=Path, help="a file of digits.save(); default: scikit-learn")
+    given = parser.parse_args()
+    if not 0 <= given.client < given.clients:
+        parser.error(f"--client is 0 to {given.clients - 1}")
+    examples, _test = digits.load(given.data)
+    share: digits.Examples | None = None
+    with Client(given.gateway, name=f"digits-{given.client:03}") as client:
+        for task in client.rounds(given.job):
+            options = DEFAULTS | task.options
+            if share is None:
+                share = digits.split(examples, given.clients, options["alpha"])[given.client]
+            model = digits.train(
+                dict(task.model),
+                share,
+                epochs=options["epochs"],
+                batch=options["batch"],
+                learning_rate=options["learning_rate"],
+                seed=task.number * given.clients + given.client,
+            )
+            task.submit(model, weight=len(share.labels), metrics=digits.evaluate(model, share))
+
+
+if __name__ == "__main__":
+    main()
