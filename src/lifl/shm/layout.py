@@ -1,0 +1,137 @@
+"""The bytes of an arena's segment: a header page, the object table, then the objects.
+
+    0            header   magic, version, sizes, node id, the daemon's epoch, `initialised`
+    TABLE_OFFSET table    `entries` entries of 128 bytes
+    data_offset  objects  extents of whole pages: data, then (64-byte aligned) meta
+
+The layout is written so that a process may be killed between any two stores.  `initialised` is the header's
+last store: without it nobody opens the segment.  An entry's *state* byte is its commit point: everything
+that the state promises has been stored before it.  An entry's *generation* is stored alone, as one aligned
+32-bit word, and only while the entry is FREE: it never goes back, so a key of an earlier object in the slot
+never fits again.  (struct's `pack_into` clears its target first; that is why it never covers state or
+generation.)
+
+The order of stores is program order: on x86 another process sees it so; elsewhere the socket that carries
+the key is the barrier, for nobody reads an entry before having received its key.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+PAGE_BYTES = 4096
+MAGIC = b"LIFLSHM\0"
+VERSION = 1
+TABLE_OFFSET = PAGE_BYTES
+ENTRY_BYTES = 128
+ENTRIES_DEFAULT = 4096
+ENTRIES_MAX = 65_536
+"""Objects that one arena's table can name; 8 MiB of table."""
+META_ALIGN_BYTES = 64
+U32_MAX = 0xFFFF_FFFF
+
+HEADER = struct.Struct("<8sIIQQQQ")
+"""magic, version, entries, node, arena_bytes, table_offset, data_offset; then EPOCH_OFFSET and
+INITIALISED_OFFSET.
+"""
+EPOCH_OFFSET = 48
+INITIALISED_OFFSET = 56
+INITIALISED = 0x0D15EA5E_F1F0F1F0
+"""No pattern that an unfinished or foreign page holds by chance."""
+
+STATE_OFFSET = 0
+KIND_OFFSET = 1
+GENERATION_OFFSET = 4
+BODY_OFFSET = 8
+BODY = struct.Struct("<IIIIIIQQQdQI")
+"""owner, job, round, members, address, meta_bytes, offset, extent_bytes, data_bytes, weight, checksum,
+meta_room.
+"""
+ENTRY = struct.Struct("<BBxxIIIIIIIQQQdQI")
+MEMBERS_OFFSET = 20
+META_BYTES_OFFSET = 28
+WEIGHT_OFFSET = 56
+WEIGHT_CHECKSUM = struct.Struct("<dQ")
+"""What `seal` stores: members (u32), meta_bytes (u32), and weight with checksum."""
+
+
+class State(IntEnum):
+    """Where an object stands: FREE → WRITING (alloc) → SEALED (seal) → FREE (free)."""
+
+    FREE = 0
+    WRITING = 1
+    SEALED = 2
+
+
+class Kind(IntEnum):
+    """What an object is: a client's update, an aggregator's partial, a model, or a rule's state."""
+
+    UPDATE = 1
+    PARTIAL = 2
+    MODEL = 3
+    STATE = 4
+
+
+class Header(NamedTuple):
+    """The fixed part of the header page."""
+
+    magic: bytes
+    version: int
+    entries: int
+    node: int
+    arena_bytes: int
+    table_offset: int
+    data_offset: int
+
+
+class Entry(NamedTuple):
+    """One object's entry of the table.
+
+    `owner` is the pid that writes it (0: not told); `job` and `round` whose it is; `address` the task that
+    it is the output of (0: none).  From the seal on: `members` updates are in it with a total `weight`;
+    `meta_bytes` of its `meta_room` are used; `checksum` is the writer's (0: not told).  `offset` is the
+    data's place in the segment and `extent_bytes` what the object takes there.
+    """
+
+    state: int
+    kind: int
+    generation: int
+    owner: int
+    job: int
+    round: int
+    members: int
+    address: int
+    meta_bytes: int
+    offset: int
+    extent_bytes: int
+    data_bytes: int
+    weight: float
+    checksum: int
+    meta_room: int
+
+
+def entry_position(slot: int) -> int:
+    """The byte of the segment where the entry of `slot` begins."""
+    return TABLE_OFFSET + slot * ENTRY_BYTES
+
+
+def data_offset(entries: int) -> int:
+    """Where the objects begin: the first page after a table of `entries` entries."""
+    return round_to_pages(TABLE_OFFSET + entries * ENTRY_BYTES)
+
+
+def meta_offset(entry: Entry) -> int:
+    """Where the object's meta begins in the segment."""
+    return entry.offset + align_meta(entry.data_bytes)
+
+
+def align_meta(data_bytes: int) -> int:
+    """`data_bytes` rounded up to where a meta region may begin."""
+    return -(-data_bytes // META_ALIGN_BYTES) * META_ALIGN_BYTES
+
+
+def round_to_pages(nbytes: int) -> int:
+    """`nbytes` rounded up to whole pages."""
+    return -(-nbytes // PAGE_BYTES) * PAGE_BYTES
