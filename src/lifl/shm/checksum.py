@@ -1,0 +1,162 @@
+"""What an object's bytes are worth: a checksum, and whether all of its numbers are finite, while they
+arrive.
+
+Both are computed on what has just been received, block by block, while it is still in the cache; so they
+cost no second pass over memory.  However the data was cut into reads, only whole blocks of the object are
+looked at (the last one at the end), and the result is the same.
+
+The checksum is a polynomial over blocks, as in Rabin-Karp: from h = 1, h ← h·M + s (mod 2⁶⁴), where s is
+the sum of the block's little-endian 64-bit words (the last block filled up with zeros), and the length
+comes last.  M is odd, so a change of one block always changes h; blocks that change places do too, but
+words within one block may swap unseen.  It finds what hardware and bugs do to an object, not what an
+attacker does.
+
+Finiteness is asked of NumPy in blocks that fit the second-level cache; that is faster than a sum that must
+stay finite.  Two-byte floats, for which NumPy converts each element, are compared as integers instead:
+their bits are ordered like their magnitudes, so the largest positive and the largest negative pattern tell
+it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lifl.core.errors import LocalFault
+from lifl.core.schema import DTYPE_BYTES, Segment
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+BLOCK_BYTES = 65_536
+FINITE_BLOCK_BYTES = 131_072
+_WORD_BYTES = 8
+_MULTIPLIER = 0x9E37_79B9_7F4A_7C15
+_MASK = (1 << 64) - 1
+_SIGN_16 = 0x8000
+_INFINITY_16 = {"float16": 0x7C00, "bfloat16": 0x7F80}
+"""The bits of +infinity: the smallest positive pattern that is not finite."""
+
+
+class Checksum:
+    """The checksum of `data` (contiguous bytes that are being filled from the front).
+
+    It holds a view of `data` until `finish`.
+    """
+
+    def __init__(self, data: memoryview) -> None:
+        import numpy as np
+
+        self._np = np
+        self._bytes: NDArray[np.uint8] | None = np.frombuffer(data, np.uint8)
+        self._done = 0
+        self._value = 1
+
+    def advance(self, end_bytes: int) -> None:
+        """The first `end_bytes` bytes are there now and will not change.  Raises `LocalFault` beyond the
+        data.
+        """
+        data = self._open(end_bytes)
+        end = end_bytes // BLOCK_BYTES * BLOCK_BYTES
+        if end <= self._done:
+            return
+        words = data[self._done : end].view("<u8").reshape(-1, BLOCK_BYTES // _WORD_BYTES)
+        for block_sum in self._np.add.reduce(words, axis=1).tolist():
+            self._value = (self._value * _MULTIPLIER + block_sum) & _MASK
+        self._done = end
+
+    def finish(self) -> int:
+        """All of the data is there: its checksum, 1 to 2⁶⁴-1 (0 stands for "none" in the object table)."""
+        data = self._open(0)
+        self.advance(data.size)
+        tail = data[self._done :].tobytes()
+        if tail:
+            words = self._np.frombuffer(tail.ljust(BLOCK_BYTES, b"\0"), "<u8")
+            self._value = (self._value * _MULTIPLIER + int(self._np.add.reduce(words))) & _MASK
+        self._bytes = None
+        return (self._value * _MULTIPLIER + data.size) & _MASK or 1
+
+    def _open(self, end_bytes: int) -> NDArray[np.uint8]:
+        if self._bytes is None:
+            raise LocalFault("the checksum is finished")
+        if end_bytes > self._bytes.size:
+            raise LocalFault(f"{end_bytes} bytes cannot have arrived of {self._bytes.size}")
+        return self._bytes
+
+
+def checksum(data: memoryview | bytes) -> int:
+    """The checksum of all of `data`."""
+    return Checksum(memoryview(data)).finish()
+
+
+class FiniteCheck:
+    """Looks for NaN and infinity in `data`, which holds `segments` and is being filled from the front.
+
+    `found` is None or (index of the segment, index of its element) of the first one in the order of
+    arrival. It holds a view of `data` until it is collected.  Raises `LocalFault` when the segments do not
+    lie in the data.
+    """
+
+    def __init__(self, data: memoryview, segments: Sequence[Segment]) -> None:
+        self.found: tuple[int, int] | None = None
+        self._parts: list[tuple[int, Segment, NDArray[Any]]] = []
+        self._done = [0] * len(segments)
+        for index, segment in enumerate(segments):
+            end = segment.offset + segment.count * DTYPE_BYTES[segment.dtype]
+            if end > len(data):
+                raise LocalFault(f"segment {segment} ends at byte {end}, behind the {len(data)} of the data")
+            if "float" in segment.dtype:
+                self._parts.append((index, segment, as_array(data[segment.offset : end], segment.dtype)))
+
+    def advance(self, end_bytes: int) -> bool:
+        """The first `end_bytes` bytes are there now; True while all numbers seen are finite."""
+        for index, segment, array in self._parts:
+            begin = self._done[index]
+            arrived = (end_bytes - segment.offset) // DTYPE_BYTES[segment.dtype]
+            end = min(segment.count, arrived)
+            if self.found is None and end > begin:
+                place = first_not_finite(array[begin:end])
+                self._done[index] = end
+                if place is not None:
+                    self.found = (index, begin + place)
+        return self.found is None
+
+
+def as_array(data: memoryview, dtype: str) -> NDArray[Any]:
+    """`data` as a flat array of `dtype`, a name of `core.schema.DTYPE_BYTES`; no copy is made."""
+    import numpy as np
+
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return np.frombuffer(data, ml_dtypes.bfloat16)
+    return np.frombuffer(data, dtype)
+
+
+def all_finite(array: NDArray[Any]) -> bool:
+    """Whether no element of the flat, contiguous `array` is NaN or infinite; True for integers."""
+    return first_not_finite(array) is None
+
+
+def first_not_finite(array: NDArray[Any]) -> int | None:
+    """The index of the first NaN or infinity of the flat, contiguous `array`; None when there is none."""
+    import numpy as np
+
+    name = array.dtype.name
+    if "float" not in name:
+        return None
+    infinity = _INFINITY_16.get(name)
+    step = FINITE_BLOCK_BYTES // array.itemsize
+    for begin in range(0, array.size, step):
+        block = array[begin : begin + step]
+        if infinity is None:
+            finite = np.isfinite(block)
+            if not finite.all():
+                return begin + int(np.argmin(finite))
+        else:
+            bits = block.view(np.uint16)
+            # A pattern with the sign bit is negative as int16 and the largest as uint16.
+            if bits.view(np.int16).max() >= infinity or bits.max() >= infinity + _SIGN_16:
+                return begin + int(np.argmax((bits & (_SIGN_16 - 1)) >= infinity))
+    return None

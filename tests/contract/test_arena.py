@@ -1,0 +1,473 @@
+"""The arena in a real segment, against a model of its objects; then each of its limits and refusals."""
+
+import itertools
+import os
+import stat
+import struct
+import subprocess
+import sys
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+
+from lifl.core.errors import ArenaFull, LocalFault, ResourceFault, StaleKey
+from lifl.core.ids import Key
+from lifl.shm import layout
+from lifl.shm.arena import Arena, SegmentMissing, SegmentUnfinished, SegmentUnusable
+from lifl.shm.layout import ENTRIES_MAX, PAGE_BYTES, Kind, State
+
+ENTRIES = 24
+ARENA_BYTES = 64 * PAGE_BYTES
+NODE = 0xFEDC_BA98_7654_3210
+_numbers = itertools.count()
+
+
+def fresh_name():
+    return f"/lifl-test-{os.getpid()}-{next(_numbers)}"
+
+
+@pytest.fixture
+def name():
+    name = fresh_name()
+    yield name
+    Arena.remove(name)
+
+
+@pytest.fixture
+def arena(name):
+    arena = Arena.create(name, ARENA_BYTES, NODE, ENTRIES)
+    yield arena
+    arena.close()
+
+
+def pattern(key, nbytes):
+    return (key.pack() * (nbytes // 16 + 1))[:nbytes]
+
+
+class ArenaMachine(RuleBasedStateMachine):
+    keys = Bundle("keys")
+
+    def __init__(self):
+        super().__init__()
+        self.name = fresh_name()
+        self.daemon = Arena.create(self.name, ARENA_BYTES, NODE, ENTRIES)
+        self.other = Arena.attach_fd(self.daemon.fd)
+        self.live = {}  # key -> (kind, data_bytes, meta_room, sealed meta or None)
+        self.stale = set()
+        self.epoch = 1
+
+    @rule(
+        target=keys,
+        kind=st.sampled_from(Kind),
+        data_bytes=st.integers(0, 5 * PAGE_BYTES),
+        meta_room=st.integers(0, 200),
+        slab=st.sampled_from([None, 1, 2]),
+    )
+    def alloc(self, kind, data_bytes, meta_room, slab):
+        try:
+            key = self.daemon.alloc(kind, 3, 4, data_bytes, meta_room, slab, owner=5, address=6)
+        except ArenaFull:
+            needed = layout.round_to_pages(max(1, layout.align_meta(data_bytes) + meta_room))
+            assert len(self.live) == ENTRIES or self.daemon.largest_free_bytes < needed
+            return Key(0, 0, NODE)
+        assert key not in self.live
+        assert key not in self.stale
+        view = self.other.data(key)
+        assert len(view) == data_bytes
+        view[:] = pattern(key, data_bytes)
+        self.live[key] = (kind, data_bytes, meta_room, None)
+        return key
+
+    @rule(key=keys, meta=st.binary(max_size=200), weight=st.floats(0, 1e9), members=st.integers(0, 2**32 - 1))
+    def seal(self, key, meta, weight, members):
+        if key not in self.live:
+            with pytest.raises(StaleKey):
+                self.other.seal(key, weight, members, meta)
+            return
+        kind, data_bytes, meta_room, sealed = self.live[key]
+        if sealed is not None or len(meta) > meta_room:
+            with pytest.raises(LocalFault):
+                self.other.seal(key, weight, members, meta)
+            return
+        self.other.seal(key, weight, members, meta, checksum=data_bytes)
+        entry = self.daemon.entry(key)
+        assert (entry.weight, entry.members, entry.checksum) == (weight, members, data_bytes)
+        self.live[key] = (kind, data_bytes, meta_room, meta)
+
+    @rule(key=keys)
+    def free(self, key):
+        if self.live.pop(key, None) is None:
+            with pytest.raises(StaleKey):
+                self.daemon.free(key)
+        else:
+            self.daemon.free(key)
+            self.stale.add(key)
+
+    @rule(slab=st.sampled_from([1, 2]))
+    def close_slab(self, slab):
+        self.daemon.close_slab(slab)
+
+    @rule()
+    def restart(self):
+        """The daemon dies without a word; the next one adopts."""
+        assert self.daemon.close()
+        self.daemon = Arena.adopt(self.name)
+        self.epoch += 1
+        for key in [key for key, (*_, sealed) in self.live.items() if sealed is None]:
+            del self.live[key]
+            self.stale.add(key)
+
+    @invariant()
+    def every_live_object_is_intact(self):
+        found = dict(self.daemon.live())
+        assert set(found) == set(self.live)
+        assert self.other.epoch == self.epoch
+        for key, (kind, data_bytes, meta_room, sealed) in self.live.items():
+            entry = self.other.entry(key)
+            assert entry == found[key]
+            assert (entry.kind, entry.data_bytes, entry.meta_room) == (kind, data_bytes, meta_room)
+            assert (entry.job, entry.round, entry.owner, entry.address) == (3, 4, 5, 6)
+            assert entry.state == (State.WRITING if sealed is None else State.SEALED)
+            data = self.other.data(key)
+            assert data == pattern(key, data_bytes)
+            assert data.readonly == (sealed is not None)
+            assert self.other.meta(key) == (sealed or b"")
+        for key in self.stale:
+            with pytest.raises(StaleKey):
+                self.other.data(key)
+        assert self.daemon.used_bytes == sum(entry.extent_bytes for entry in found.values())
+
+    def teardown(self):
+        for key in list(self.live):
+            self.daemon.free(key)
+        assert self.daemon.used_bytes == 0
+        assert self.daemon.free_bytes == self.daemon.largest_free_bytes == self.daemon.capacity_bytes
+        assert self.other.close()
+        assert self.daemon.close(unlink=True)
+        assert not os.path.exists(f"/dev/shm{self.name}")
+
+
+TestArena = ArenaMachine.TestCase
+TestArena.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+# ---- what others may not do ------------------------------------------------------------------------------
+
+
+def test_only_the_owner_of_the_node_can_open_the_segment(arena):
+    about = os.stat(f"/dev/shm{arena.name}")
+    assert stat.S_IMODE(about.st_mode) == 0o600
+    assert about.st_uid == os.geteuid()
+
+
+def test_the_whole_segment_is_the_budget_and_is_reserved_when_it_is_made(arena):
+    """Catches a segment that is only as long as promised but not backed: a later touch would be SIGBUS."""
+    about = os.stat(f"/dev/shm{arena.name}")
+    assert about.st_size == arena.arena_bytes == ARENA_BYTES
+    assert about.st_blocks * 512 >= ARENA_BYTES
+    assert arena.capacity_bytes == ARENA_BYTES - layout.data_offset(ENTRIES)
+
+
+def test_who_only_attached_cannot_allocate_free_or_unlink(arena):
+    key = arena.alloc(Kind.UPDATE, 1, 1, 10)
+    other = Arena.attach(arena.name)
+    for forbidden in (
+        lambda: other.alloc(Kind.UPDATE, 1, 1, 10),
+        lambda: other.free(key),
+        lambda: other.close_slab(1),
+        lambda: other.used_bytes,
+        lambda: list(other.live()),
+        lambda: other.close(unlink=True),
+    ):
+        with pytest.raises(LocalFault, match="only the daemon"):
+            forbidden()
+    assert other.close()
+    assert arena.entry(key).state == State.WRITING
+
+
+def test_a_key_of_another_node_or_slot_is_refused(arena):
+    key = arena.alloc(Kind.UPDATE, 1, 1, 10)
+    for wrong in (
+        key._replace(node=NODE + 1),
+        key._replace(slot=ENTRIES),
+        key._replace(slot=2**32 - 1),
+        key._replace(slot=key.slot + 1),
+        key._replace(generation=key.generation + 1),
+        Key(0, 0, 0),
+    ):
+        with pytest.raises(StaleKey):
+            arena.entry(wrong)
+
+
+def test_a_generation_comes_back_only_after_all_others(arena):
+    """The counter wraps from its maximum to 1: 0 is never a generation, so a zeroed key fits nothing."""
+    key = arena.alloc(Kind.UPDATE, 1, 1, 10)
+    arena.free(key)
+    position = layout.entry_position(key.slot) + layout.GENERATION_OFFSET
+    arena.window(position, 4)[:] = struct.pack("<I", layout.U32_MAX)
+    again = [arena.alloc(Kind.UPDATE, 1, 1, 10) for _ in range(ENTRIES)][-1]
+    assert (again.slot, again.generation) == (key.slot, 1)
+
+
+def test_a_sealed_object_reads_the_same_everywhere_and_is_read_only(arena):
+    key = arena.alloc(Kind.PARTIAL, 1, 2, 100, meta_bytes=20)
+    arena.data(key)[:] = bytes(range(100))
+    arena.seal(key, 7.5, 3, b"who", 99)
+    other = Arena.attach(arena.name)
+    with other.data(key) as data, other.meta(key) as meta:
+        assert data == bytes(range(100))
+        assert meta == b"who"
+        with pytest.raises(TypeError):
+            data[0] = 1
+        with pytest.raises(TypeError):
+            meta[0] = 1
+    entry = other.entry(key)
+    assert (entry.weight, entry.members, entry.checksum, entry.kind) == (7.5, 3, 99, Kind.PARTIAL)
+    assert other.close()
+
+
+def test_equal_updates_of_a_job_lie_at_equal_distances(name):
+    arena = Arena.create(name, 4 << 20, NODE)
+    offsets = [arena.offset(arena.alloc(Kind.UPDATE, 1, 1, 5000, 1024, slab=(1, "update"))) for _ in range(28)]
+    assert {b - a for a, b in itertools.pairwise(offsets)} == {8192}
+    assert all(offset % PAGE_BYTES == 0 for offset in offsets)
+    arena.close()
+
+
+# ---- limits ----------------------------------------------------------------------------------------------
+
+
+def test_the_table_bounds_the_objects(arena):
+    keys = [arena.alloc(Kind.UPDATE, 1, 1, 1) for _ in range(ENTRIES)]
+    with pytest.raises(ArenaFull, match=f"{ENTRIES} entries"):
+        arena.alloc(Kind.UPDATE, 1, 1, 1)
+    arena.free(keys[7])
+    assert arena.alloc(Kind.UPDATE, 1, 1, 1).slot == keys[7].slot
+
+
+def test_an_object_as_large_as_the_arena_fits_and_one_byte_more_does_not(arena):
+    with pytest.raises(ArenaFull, match="arena_bytes"):
+        arena.alloc(Kind.MODEL, 1, 1, arena.capacity_bytes + 1)
+    key = arena.alloc(Kind.MODEL, 1, 1, arena.capacity_bytes)
+    assert arena.free_bytes == 0
+    with pytest.raises(ArenaFull):
+        arena.alloc(Kind.MODEL, 1, 1, 1)
+    arena.free(key)
+    assert (arena.used_bytes, arena.peak_bytes) == (0, arena.capacity_bytes)
+    arena.reset_peak()
+    assert arena.peak_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"data_bytes": -1},
+        {"meta_bytes": -1},
+        {"meta_bytes": 2**32},
+        {"job": -1},
+        {"job": 2**32},
+        {"round": 2**32},
+        {"owner": 2**32},
+        {"address": 2**32},
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused_and_take_nothing(arena, wrong):
+    with pytest.raises(LocalFault):
+        arena.alloc(**({"kind": Kind.UPDATE, "job": 1, "round": 1, "data_bytes": 1} | wrong))
+    assert arena.used_bytes == 0
+    assert list(arena.live()) == []
+
+
+@pytest.mark.parametrize("wrong", [{"members": 2**32}, {"members": -1}, {"checksum": 2**64}, {"checksum": -1}])
+def test_a_seal_that_does_not_fit_leaves_the_object_writing(arena, wrong):
+    key = arena.alloc(Kind.UPDATE, 1, 1, 1)
+    with pytest.raises(LocalFault):
+        arena.seal(key, **({"weight": 1.0, "members": 1} | wrong))
+    assert arena.entry(key).state == State.WRITING
+
+
+@pytest.mark.parametrize(
+    ("arena_bytes", "node", "entries"),
+    [
+        (layout.data_offset(ENTRIES) + PAGE_BYTES - 1, 1, ENTRIES),
+        (0, 1, ENTRIES),
+        (-1, 1, ENTRIES),
+        (ARENA_BYTES, 1, 0),
+        (1 << 30, 1, ENTRIES_MAX + 1),
+        (ARENA_BYTES, -1, ENTRIES),
+        (ARENA_BYTES, 2**64, ENTRIES),
+    ],
+)
+def test_an_arena_that_cannot_be_is_refused(name, arena_bytes, node, entries):
+    with pytest.raises(LocalFault):
+        Arena.create(name, arena_bytes, node, entries)
+    assert not os.path.exists(f"/dev/shm{name}")
+
+
+def test_the_smallest_and_the_longest_table(name):
+    smallest = Arena.create(name, layout.data_offset(1) + PAGE_BYTES + 17, 2**64 - 1, 1)
+    assert smallest.capacity_bytes == PAGE_BYTES
+    smallest.close(unlink=True)
+    longest = Arena.create(name, layout.data_offset(ENTRIES_MAX) + 8 * PAGE_BYTES, 0, ENTRIES_MAX)
+    longest.alloc(Kind.UPDATE, 1, 1, 1)
+    assert longest.close(unlink=True)
+
+
+# ---- segments that cannot be used ------------------------------------------------------------------------
+
+
+def test_a_name_that_is_taken_is_not_taken_over(arena):
+    key = arena.alloc(Kind.UPDATE, 1, 1, 10)
+    with pytest.raises(ResourceFault, match="exists already"):
+        Arena.create(arena.name, ARENA_BYTES, NODE, ENTRIES)
+    assert Arena.attach(arena.name).entry(key).state == State.WRITING
+
+
+@pytest.mark.parametrize("opener", [Arena.attach, Arena.adopt])
+def test_a_missing_segment_is_told_from_a_broken_one(name, opener):
+    with pytest.raises(SegmentMissing):
+        opener(name)
+
+
+@pytest.mark.parametrize("bad", ["/a/b", "/" + "x" * 300, ""])
+def test_a_name_that_cannot_be_is_refused(bad):
+    with pytest.raises(ResourceFault):
+        Arena.create(bad, ARENA_BYTES, NODE, ENTRIES)
+    with pytest.raises(ResourceFault):
+        Arena.attach(bad)
+
+
+DAMAGES = {
+    "unfinished": (layout.INITIALISED_OFFSET, b"\0", SegmentUnfinished, "not finished"),
+    "foreign": (0, b"ELF", SegmentUnusable, "no arena"),
+    "version": (8, b"\2", SegmentUnusable, "layout version 2"),
+    "entries": (12, b"\xff\xff\xff\xff", SegmentUnusable, "header"),
+    "length": (24, b"\0\0\1", SegmentUnusable, "header"),
+    "table offset": (32, b"\1", SegmentUnusable, "header"),
+    "data offset": (40, b"\1", SegmentUnusable, "header"),
+}
+
+
+@pytest.mark.parametrize("opener", [Arena.attach, Arena.adopt])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_segment_that_is_not_ours_is_refused_and_left_as_it_is(arena, damage, opener):
+    offset, stored, fault, text = DAMAGES[damage]
+    arena.window(offset, len(stored))[:] = stored
+    before = bytes(arena.window(0, PAGE_BYTES))
+    with pytest.raises(fault, match=text):
+        opener(arena.name)
+    assert arena.window(0, PAGE_BYTES) == before
+
+
+ENTRY_DAMAGES = {
+    "state": (layout.STATE_OFFSET, "<B", 3),
+    "kind": (layout.KIND_OFFSET, "<B", 9),
+    "offset outside": (32, "<Q", ARENA_BYTES),
+    "offset overlaps": (32, "<Q", layout.data_offset(ENTRIES)),
+    "offset in the table": (32, "<Q", 0),
+    "extent": (40, "<Q", 100),
+    "data longer than its extent": (48, "<Q", 2 * PAGE_BYTES),
+    "meta longer than its room": (layout.META_BYTES_OFFSET, "<I", 11),
+}
+
+
+@pytest.mark.parametrize("damage", ENTRY_DAMAGES)
+def test_a_damaged_entry_is_refused_before_anything_is_freed(arena, damage):
+    writing, sealed = (arena.alloc(Kind.UPDATE, 1, 1, 100, 10) for _ in range(2))
+    arena.seal(sealed, 1.0, 1, b"0123456789")
+    offset, form, value = ENTRY_DAMAGES[damage]
+    if damage == "offset overlaps":
+        arena.seal(writing, 1.0, 1)
+    struct.pack_into(form, arena.window(layout.entry_position(sealed.slot), 128), offset, value)
+    before = bytes(arena.window(0, layout.data_offset(ENTRIES)))
+    with pytest.raises(SegmentUnusable, match="damaged"):
+        Arena.adopt(arena.name)
+    assert arena.window(0, layout.data_offset(ENTRIES)) == before
+
+
+def test_a_cut_off_segment_is_refused(arena):
+    os.ftruncate(arena.fd, ARENA_BYTES - PAGE_BYTES)
+    with pytest.raises(SegmentUnusable, match="header"):
+        Arena.attach(arena.name)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_a_segment_of_another_user_is_not_trusted(arena):
+    os.chown(f"/dev/shm{arena.name}", 12345, 12345)
+    with pytest.raises(SegmentUnusable, match="12345"):
+        Arena.attach(arena.name)
+
+
+def test_a_descriptor_that_is_no_segment_is_refused(tmp_path):
+    reader, writer = os.pipe()
+    with pytest.raises(SegmentUnusable):
+        Arena.attach_fd(reader)
+    os.close(reader)
+    os.close(writer)
+    with open(tmp_path / "empty", "w+b") as file, pytest.raises(SegmentUnfinished):
+        Arena.attach_fd(file.fileno())
+
+
+# ---- closing ---------------------------------------------------------------------------------------------
+
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def mappings(name):
+    with open("/proc/self/maps", encoding="ascii") as maps:
+        return sum(name in line for line in maps)
+
+
+def test_closing_leaves_no_descriptor_mapping_or_name(name):
+    before = descriptors()
+    arena = Arena.create(name, ARENA_BYTES, NODE, ENTRIES)
+    other = Arena.attach_fd(arena.fd)
+    assert other.close()
+    assert arena.close(unlink=True)
+    assert descriptors() == before
+    assert mappings(name) == 0
+    assert not os.path.exists(f"/dev/shm{name}")
+    assert arena.close()
+
+
+def test_views_outlive_close_and_the_mapping_goes_with_the_last_of_them(name):
+    before = descriptors()
+    arena = Arena.create(name, ARENA_BYTES, NODE, ENTRIES)
+    key = arena.alloc(Kind.UPDATE, 1, 1, 3)
+    held = arena.data(key)
+    assert not arena.close(unlink=True)
+    held[:] = b"abc"
+    assert held == b"abc"
+    del held, arena
+    assert mappings(name) == 0
+    assert descriptors() == before
+
+
+def test_a_closed_arena_says_so(arena):
+    key = arena.alloc(Kind.UPDATE, 1, 1, 3)
+    arena.close()
+    for use in (
+        lambda: arena.entry(key),
+        lambda: arena.alloc(Kind.UPDATE, 1, 1, 3),
+        lambda: arena.window(0, 1),
+        lambda: arena.epoch,
+    ):
+        with pytest.raises(LocalFault, match="closed"):
+            use()
+
+
+@pytest.mark.parametrize(("offset", "nbytes"), [(-1, 1), (0, ARENA_BYTES + 1), (ARENA_BYTES, 1), (0, -1)])
+def test_a_window_ends_at_the_segment(arena, offset, nbytes):
+    with pytest.raises(LocalFault):
+        arena.window(offset, nbytes)
+
+
+def test_the_daemon_needs_no_numpy():
+    code = "import sys, lifl.shm.arena, lifl.shm.prefault; sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

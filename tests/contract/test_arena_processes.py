@@ -1,0 +1,354 @@
+"""The arena across real processes: killed at any line, short of memory, populated in the background."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lifl.core.errors import LocalFault, ResourceFault, StaleKey
+from lifl.core.ids import Key
+from lifl.shm import layout, prefault
+from lifl.shm.arena import SHM_FOLDER, Arena, SegmentMissing, SegmentUnfinished
+from lifl.shm.layout import PAGE_BYTES, Kind, State
+from lifl.shm.prefault import CHUNK_BYTES, Prefault, populate_read, populate_write
+
+ENTRIES = 6
+ARENA_BYTES = 40 * PAGE_BYTES
+NODE = 11
+
+# A daemon that makes an arena, then allocates, fills, seals and frees without end.  It says on its output
+# what it promises: "sealed" after the seal has returned, "freeing" before the free begins.  A trace
+# function counts the lines that the program runs in the arena's and the allocator's code and kills the
+# process with SIGKILL at line `fatal`.
+DAEMON = textwrap.dedent("""
+    import json, os, random, signal, sys
+    from lifl.shm import allocator, arena, layout
+    from lifl.shm.layout import Kind
+
+    name, fatal, seed, arena_bytes, entries = sys.argv[1], *map(int, sys.argv[2:])
+    files = {module.__file__ for module in (allocator, arena, layout)}
+    lines = 0
+
+    def say(*what):
+        os.write(1, (json.dumps(what) + "\\n").encode())
+
+    def count(frame, event, arg):
+        global lines
+        if frame.f_code.co_filename not in files:
+            return None
+        if event == "line":
+            lines += 1
+            if lines == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return count
+
+    sys.settrace(count)
+    made = arena.Arena.create(name, arena_bytes, 11, entries)
+    say("made")
+    choose = random.Random(seed)
+    sealed = []
+    while True:
+        if len(sealed) < entries and (not sealed or choose.random() < 0.6):
+            key = made.alloc(Kind.UPDATE, 1, 2, choose.randrange(12000), 16, choose.choice([None, "job"]))
+            data = made.data(key)
+            data[:] = bytes([key.generation % 256]) * len(data)
+            made.seal(key, key.generation, 1, key.pack())
+            sealed.append(key)
+            say("sealed", *key)
+        else:
+            key = sealed.pop(choose.randrange(len(sealed)))
+            say("freeing", *key)
+            made.free(key)
+""")
+
+
+@pytest.fixture
+def name(request):
+    name = f"/lifl-test-{os.getpid()}-p-{abs(hash(request.node.name))}"
+    Arena.remove(name)
+    yield name
+    Arena.remove(name)
+
+
+def run_daemon(name, fatal, seed):
+    """What a daemon said before it was killed at line `fatal`."""
+    command = [sys.executable, "-c", DAEMON, name, str(fatal), str(seed), str(ARENA_BYTES), str(ENTRIES)]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check_adopted(name, said):
+    arena = Arena.adopt(name)
+    promised, doubtful, gone = set(), set(), set()
+    for what, *key in said:
+        if what == "sealed":
+            promised.add(Key(*key))
+            doubtful.clear()
+        elif what == "freeing":
+            promised.remove(Key(*key))
+            doubtful = {Key(*key)}
+            gone.add(Key(*key))
+    live = dict(arena.live())
+    assert promised <= set(live), "an object that was sealed is lost"
+    # At most one object more: sealed, but killed before it said so; or killed before the free was done.
+    assert len(set(live) - promised) <= 1
+    assert not (set(live) & gone) - doubtful, "a freed object is back"
+    for key, entry in live.items():
+        assert entry.state == State.SEALED
+        assert entry.weight == key.generation
+        assert arena.meta(key) == key.pack()
+        assert arena.data(key) == bytes([key.generation % 256]) * entry.data_bytes
+    edges = sorted((e.offset, e.offset + e.extent_bytes) for e in live.values())
+    assert all(end <= following for (_, end), (following, _) in pairwise(edges))
+    # Use every free slot again: no key of an earlier life may fit.
+    known = {Key(*key) for what, *key in said if what != "made"} | set(live)
+    fresh = [arena.alloc(Kind.UPDATE, 1, 1, 1) for _ in range(ENTRIES - len(live))]
+    assert not known & set(fresh), "a generation was given out twice"
+    for key in gone - set(live):
+        with pytest.raises(StaleKey):
+            arena.entry(key)
+    for key in fresh + list(live):
+        arena.free(key)
+    assert arena.free_bytes == arena.largest_free_bytes == arena.capacity_bytes
+    assert arena.close(unlink=True)
+
+
+@given(fatal=st.integers(1, 2500), seed=st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_a_daemon_killed_at_any_line_loses_nothing_that_it_promised(fatal, seed):
+    name = f"/lifl-test-{os.getpid()}-kill"
+    Arena.remove(name)
+    said = run_daemon(name, fatal, seed)
+    try:
+        if said:
+            check_adopted(name, said)
+        else:
+            # Killed while the segment was made: there is none, or it is refused, or it was just finished.
+            try:
+                assert list(Arena.adopt(name).live()) == []
+            except (SegmentMissing, SegmentUnfinished):
+                pass
+    finally:
+        Arena.remove(name)
+
+
+def test_a_daemon_killed_in_alloc_seal_and_free_line_by_line(name):
+    """The same without gaps over the lines of one alloc, seal and free, where each order of stores matters.
+    """
+    for fatal in range(150, 330, 6):
+        said = run_daemon(name, fatal, 1)
+        if said:
+            check_adopted(name, said)
+        Arena.remove(name)
+
+
+def test_a_worker_killed_while_it_writes_leaves_its_object_writing(name):
+    """The daemon finds by the owner's pid what a dead process was writing, and frees it."""
+    arena = Arena.create(name, ARENA_BYTES, NODE, ENTRIES)
+    code = textwrap.dedent("""
+        import os, sys
+        from lifl.core.ids import Key
+        from lifl.shm.arena import Arena
+        arena = Arena.attach_fd(int(sys.argv[1]))
+        print(os.getpid(), flush=True)
+        first, second = (Key.unpack(bytes.fromhex(line.strip())) for line in (input(), input()))
+        arena.data(first)[:] = b"a" * 5000
+        arena.seal(first, 2.0, 1, b"me")
+        arena.data(second)[:2500] = b"b" * 2500
+        print("half", flush=True)
+        input()
+    """)
+    command = [sys.executable, "-c", code, str(arena.fd)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, pass_fds=[arena.fd], text=True) as worker:
+        assert int(worker.stdout.readline()) == worker.pid
+        keys = [arena.alloc(Kind.PARTIAL, 1, 1, 5000, 10, owner=worker.pid) for _ in range(2)]
+        other = arena.alloc(Kind.PARTIAL, 1, 1, 5000, 10, owner=os.getpid())
+        worker.stdin.write("".join(key.pack().hex() + "\n" for key in keys))
+        worker.stdin.flush()
+        assert worker.stdout.readline() == "half\n"
+        worker.kill()
+        worker.wait()
+    left = [k for k, e in arena.live() if e.owner == worker.pid and e.state == State.WRITING]
+    assert left == [keys[1]]
+    arena.free(keys[1])
+    assert arena.data(keys[0]) == b"a" * 5000
+    assert (arena.entry(keys[0]).weight, bytes(arena.meta(keys[0]))) == (2.0, b"me")
+    assert arena.entry(other).state == State.WRITING
+    assert arena.close(unlink=True)
+
+
+def test_a_stale_segment_of_a_dead_daemon_is_found_and_can_be_replaced(name):
+    run_daemon(name, 2000, 3)
+    with pytest.raises(ResourceFault, match="adopt"):
+        Arena.create(name, ARENA_BYTES, NODE, ENTRIES)
+    Arena.remove(name)
+    Arena.remove(name)
+    assert Arena.create(name, ARENA_BYTES, NODE, ENTRIES).close(unlink=True)
+
+
+# ---- memory is short -------------------------------------------------------------------------------------
+
+
+def test_more_than_dev_shm_has_free_is_refused_with_advice_and_leaves_nothing(name):
+    about = os.statvfs(SHM_FOLDER)
+    free_bytes = about.f_bavail * about.f_frsize
+    with pytest.raises(ResourceFault, match=r"free of \d+.*arena_bytes.*remount") as caught:
+        Arena.create(name, free_bytes + (1 << 30), NODE, ENTRIES)
+    assert str(free_bytes >> 24) in str(caught.value) or str(free_bytes)[:3] in str(caught.value)
+    assert not os.path.exists(SHM_FOLDER + name)
+
+
+def test_a_refusal_by_the_kernel_while_reserving_leaves_nothing(name):
+    """The room was there when asked and is not when taken: here because files may not be so long."""
+    before = len(os.listdir("/proc/self/fd"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (ARENA_BYTES - PAGE_BYTES, hard))
+    try:
+        with pytest.raises(ResourceFault, match="arena_bytes"):
+            Arena.create(name, ARENA_BYTES, NODE, ENTRIES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not os.path.exists(SHM_FOLDER + name)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def can_mount():
+    if os.geteuid() or shutil.which("unshare") is None:
+        return False
+    return subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not can_mount(), reason="needs the right to mount a small /dev/shm of its own")
+def test_a_small_dev_shm_is_filled_to_the_last_page_and_not_beyond(name):
+    """In its own mount namespace: a /dev/shm of 1 MiB.  A touch beyond what is backed would be SIGBUS."""
+    code = textwrap.dedent("""
+        import os, sys
+        from lifl.core.errors import ResourceFault
+        from lifl.shm.arena import Arena
+        from lifl.shm.layout import Kind
+        try:
+            Arena.create(sys.argv[1], (1 << 20) + 4096, 1, 8)
+        except ResourceFault as error:
+            assert "/dev/shm has 1048576 free of 1048576" in str(error), error
+        else:
+            raise SystemExit("it was not refused")
+        assert os.listdir("/dev/shm") == []
+        arena = Arena.create(sys.argv[1], 1 << 20, 1, 8)
+        key = arena.alloc(Kind.MODEL, 1, 1, arena.capacity_bytes)
+        arena.data(key)[:] = b"x" * arena.capacity_bytes
+        arena.close(unlink=True)
+    """)
+    script = f'mount -t tmpfs -o size=1m lifl-test {SHM_FOLDER} && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", script, "sh", sys.executable, "-c", code, name]
+    done = subprocess.run(command, capture_output=True, check=False, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert not os.path.exists(SHM_FOLDER + name)
+
+
+# ---- populating ------------------------------------------------------------------------------------------
+
+
+def mapped_bytes(name):
+    """How much of the segment this process has in its page tables."""
+    found, inside = 0, False
+    with open("/proc/self/smaps", encoding="ascii") as smaps:
+        for line in smaps:
+            if "-" in line.split()[0]:
+                inside = name in line
+            elif inside and line.startswith("Rss:"):
+                found += int(line.split()[1]) * 1024
+    return found
+
+
+@pytest.fixture
+def arena(name):
+    arena = Arena.create(name, 4 * CHUNK_BYTES + 3 * PAGE_BYTES, NODE, ENTRIES)
+    yield arena
+    arena.close()
+
+
+@pytest.mark.parametrize("old_kernel", [False, True])
+@pytest.mark.parametrize("populate", [populate_read, populate_write])
+def test_populating_maps_exactly_the_pages_asked_for(arena, populate, old_kernel, monkeypatch):
+    if old_kernel:  # advice that this kernel does not know is refused as an older one refuses these
+        unknown = type("Unknown", (), {"POPULATE_READ": 222, "POPULATE_WRITE": 223})
+        monkeypatch.setattr(prefault, "_Advice", unknown)
+    other = Arena.attach_fd(arena.fd)
+    before = mapped_bytes(arena.name)
+    populate(other, 2 * CHUNK_BYTES + 5, CHUNK_BYTES)
+    grown = mapped_bytes(arena.name) - before
+    # Both ends are cut pages; READ may map neighbours along.
+    assert CHUNK_BYTES + PAGE_BYTES <= grown <= CHUNK_BYTES + (1 << 18)
+    populate(other, 0, 0)
+    assert other.close()
+
+
+def test_prefault_maps_all_of_the_arena_and_changes_nothing_that_others_write(arena):
+    key = arena.alloc(Kind.UPDATE, 1, 1, 3 * CHUNK_BYTES)
+    stop = threading.Event()
+    written = [0]
+
+    def write():
+        with arena.data(key) as data:
+            while not stop.is_set():
+                written[0] += 1
+                for at in range(0, len(data), PAGE_BYTES):
+                    struct.pack_into("<Q", data, at, written[0])
+                for at in range(0, len(data), PAGE_BYTES):
+                    assert struct.unpack_from("<Q", data, at) == (written[0],)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    for _ in range(20):
+        populating = Prefault(arena)
+        assert populating.wait(30)
+        assert populating.error is None
+    stop.set()
+    writer.join()
+    assert populating.done_bytes == arena.arena_bytes
+    assert mapped_bytes(arena.name) == arena.arena_bytes
+    assert {struct.unpack_from("<Q", arena.data(key), at)[0] for at in range(0, 3 * CHUNK_BYTES, PAGE_BYTES)} == {
+        written[0]
+    }
+
+
+def test_prefault_can_be_stopped_and_then_holds_nothing(name):
+    arena = Arena.create(name, 64 * CHUNK_BYTES, NODE, ENTRIES)
+    populating = Prefault(arena)
+    populating.stop()
+    populating.stop()
+    assert populating.done_bytes <= arena.arena_bytes
+    assert arena.close(unlink=True)
+
+
+def test_an_arena_closed_under_a_prefault_stays_mapped_until_it_ends(name):
+    arena = Arena.create(name, 64 * CHUNK_BYTES, NODE, ENTRIES)
+    populating = Prefault(arena)
+    arena.close(unlink=True)
+    assert populating.wait(30)
+    assert populating.error is None
+    assert arena.close()
+
+
+def test_prefault_ends_at_the_arena(arena):
+    with pytest.raises(LocalFault):
+        Prefault(arena, arena.arena_bytes + 1)
+    with pytest.raises(LocalFault):
+        populate_read(arena, arena.arena_bytes, PAGE_BYTES)
+    some = Prefault(arena, CHUNK_BYTES + 1)
+    assert some.wait(30)
+    assert some.done_bytes == CHUNK_BYTES + 1
+    assert layout.data_offset(ENTRIES) < CHUNK_BYTES
