@@ -1,0 +1,2 @@
+#define CONFIG_BPF_SYSCALL 1
+#include <linux/types.h>

@@ -1,0 +1,1 @@
+/* bcc brings the definitions of bpf.h with it. */
