@@ -204,6 +204,8 @@ def _append(runs: list[Run], run: Run) -> None:
 def _parse_tensor(name: str, entry: Any, where: str) -> tuple[int, int, TensorSpec]:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _bad(where, f"the entry of tensor {name!r} must have dtype, shape and data_offsets")
+    if name.encode("utf-8", "replace").decode() != name:
+        raise _bad(where, f"the name {name!r} is no Unicode text")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
         raise _bad(where, f"tensor {name!r} has shape {shape!r} and data_offsets {offsets!r}: not whole numbers")

@@ -1,0 +1,88 @@
+"""The algebra of an aggregation rule, and what a user subclasses.
+
+A rule has three parts.  `fold` adds weighted updates to an accumulator; `merge` adds accumulators, and is
+associative and commutative, so any tree gives the same result; `finish` turns the weighted mean into the
+next model.  Most rules change only `finish`:
+
+    from lifl.rules import Rule, RuleOptions
+
+    class HalfStep(Rule):
+        class Options(RuleOptions, frozen=True):
+            fraction: float = 0.5
+
+        def finish(self, model, mean, state):
+            return model + self.options.fraction * (mean - model)
+
+and in the round config: rule = "my_rules:HalfStep", options = { fraction = 0.25 }.
+
+Every part sees flat vectors, one for each dtype of the model, and `finish` sees them block by block, so it
+needs no memory of the model's size: it must be elementwise.  float16 and bfloat16 arrive as float32.
+Integer tensors never arrive: their mean is rounded half to even and that is all.
+
+A rule that remembers something from round to round names it in `states`; `finish` changes those blocks in
+place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import msgspec
+
+from lifl.core.errors import LocalFault
+from lifl.rules import kernels
+from lifl.rules.kernels import Vector
+
+
+class RuleFailed(LocalFault):
+    """A rule cannot give a model: its result is not finite or has another shape.  The round fails with the
+    text.
+    """
+
+
+class RuleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The base of a rule's `Options`: fields with types and defaults; other keys of the config are
+    refused.
+    """
+
+
+class Rule:
+    """The weighted mean (FedAvg), and the base of every other rule."""
+
+    Options: ClassVar[type[RuleOptions]] = RuleOptions
+    states: ClassVar[tuple[str, ...]] = ()
+    """Names of the vectors that are kept from round to round; they have the model's shape, float32 or
+    float64.
+    """
+
+    def __init__(self, options: Any) -> None:
+        """`options` is an instance of the class's `Options`."""
+        self.options = options
+
+    def fold(self, acc: Vector, updates: Sequence[Vector], weights: Sequence[float], keep: float) -> None:
+        """acc = keep · acc + Σ weights[i] · updates[i], in place.
+
+        `acc` is (P,) float32 or float64, `updates` are (P,) in the model's dtype.  With `keep` 0, `acc` holds
+        nothing yet and is not to be read.  The weights are scaled: their ratios count, not their size.
+        """
+        kernels.fold(acc, updates, weights, keep)
+
+    def merge(self, acc: Vector, partials: Sequence[Vector], scales: Sequence[float], keep: float) -> None:
+        """acc = keep · acc + Σ scales[i] · partials[i], in place; all are float32 or float64.
+
+        `scales` are powers of two that bring the partials to one scale.  May be called for a block at a time.
+        """
+        kernels.fold(acc, partials, scales, keep)
+
+    def initial(self, name: str) -> float:
+        """The value of each element of the state `name` before the first round."""
+        return 0.0
+
+    def finish(self, model: Vector, mean: Vector, state: Mapping[str, Vector]) -> Vector:
+        """The block of the next model, (B,) like `model` and `mean`, all float32 or all float64.
+
+        `model` is the block of the current model (not to be written), `mean` the clients' weighted mean
+        (free to be overwritten), `state` the blocks of this rule's states, to be changed in place.
+        """
+        return mean

@@ -1,0 +1,99 @@
+"""From a config's `aggregation.rule` and `aggregation.options` to a `Rule`.
+
+A user's rule is "module:Class".  `module` is looked up first as a file in `folder` (the folder of the round
+config), afresh at every load, so that a warm worker never runs an older job's code; else it is imported
+like any module.  Every problem is a `ConfigError` that names the key to change.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+
+from lifl.core.errors import ConfigError
+from lifl.rules.base import Rule, RuleOptions
+from lifl.rules.builtin import BUILTIN
+
+_PATH = "aggregation.rule"
+_FIELD = re.compile(r" - at `\$\.([^.`\[]+)")
+
+
+def load_rule(name: str, options: Mapping[str, Any], folder: str = "") -> Rule:
+    """The rule `name` (a key of `BUILTIN` or "module:Class") with its checked options.
+
+    Raises `ConfigError`: an unknown name (with the nearest known one), a module that cannot be imported, a
+    class that is no `Rule`, an option that is unknown or out of range, a constructor that raises.
+    """
+    kind = BUILTIN.get(name) or _users_class(name, folder)
+    checked = check_options(kind, options)
+    try:
+        return kind(checked)
+    except Exception as error:
+        raise ConfigError(_PATH, f"{name} refused its options: {type(error).__name__}: {error}") from error
+
+
+def check_options(kind: type[Rule], options: Mapping[str, Any]) -> RuleOptions:
+    """An instance of `kind.Options`.  Raises `ConfigError` naming ``aggregation.options.X``."""
+    known = kind.Options.__struct_fields__
+    for key in options:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(known) or 'none'}"
+            raise ConfigError(f"aggregation.options.{key}", f"{kind.__name__} has no such option; {hint}")
+    try:
+        return msgspec.convert(dict(options), kind.Options)
+    except msgspec.ValidationError as error:
+        found = _FIELD.search(str(error))
+        path = f"aggregation.options.{found.group(1)}" if found else "aggregation.options"
+        raise ConfigError(path, _FIELD.sub("", str(error)).replace("`", "")) from error
+
+
+def _users_class(name: str, folder: str) -> type[Rule]:
+    module_name, colon, class_name = name.partition(":")
+    if not colon or not module_name or not class_name:
+        near = difflib.get_close_matches(name.lower(), BUILTIN, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(BUILTIN)}, or 'module:Class'"
+        raise ConfigError(_PATH, f"there is no rule {name!r}; {hint}")
+    module = _users_module(module_name, folder)
+    kind = getattr(module, class_name, None)
+    if kind is None:
+        near = difflib.get_close_matches(class_name, dir(module), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(_PATH, f"module {module_name!r} has no class {class_name!r}{hint}")
+    if not (isinstance(kind, type) and issubclass(kind, Rule)):
+        raise ConfigError(_PATH, f"{name} is no subclass of lifl.rules.Rule; derive it from Rule")
+    return kind
+
+
+def _users_module(name: str, folder: str) -> ModuleType:
+    file = Path(folder, *name.split(".")).with_suffix(".py") if folder else None
+    if folder:
+        sys.path.insert(0, folder)
+    try:
+        if file is None or not file.is_file():
+            return importlib.import_module(name)
+        spec = importlib.util.spec_from_file_location(name, file)
+        if spec is None or spec.loader is None:
+            raise ConfigError(_PATH, f"{file} cannot be imported")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    except ModuleNotFoundError as error:
+        where = f" in {folder} or" if folder else ""
+        raise ConfigError(
+            _PATH, f"cannot import {name!r}: {error}; looked{where} on Python's path"
+        ) from error
+    except Exception as error:
+        raise ConfigError(_PATH, f"importing {name!r} failed: {type(error).__name__}: {error}") from error
+    finally:
+        if folder:
+            sys.path.remove(folder)
