@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import ml_dtypes
 import numpy as np
@@ -86,7 +87,7 @@ def test_progressions_hold_every_index_once_at_equal_distances(places: list[int]
     runs = kernels.progressions(addresses, 8)
     assert sorted(index for run in runs for index in run) == list(range(len(places)))
     for run in runs:
-        gaps = {addresses[b] - addresses[a] for a, b in zip(run, run[1:], strict=False)}
+        gaps = {addresses[b] - addresses[a] for a, b in pairwise(run)}
         assert len(gaps) <= 1
         assert all(gap > 0 for gap in gaps)
 

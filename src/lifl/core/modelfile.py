@@ -108,7 +108,7 @@ def encode_header(pieces: Sequence[Piece], metadata: Mapping[str, str]) -> tuple
     header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     position = 0
     runs: list[Run] = []
-    for piece in sorted(pieces, key=lambda p: -DTYPE_BYTES[p.tensor.dtype]):
+    for piece in sorted(pieces, key=lambda p: (-DTYPE_BYTES[p.tensor.dtype], p.part, p.offset)):
         tensor = piece.tensor
         if tensor.name == _METADATA:
             raise Refused("bad-schema", f"tensors.{_METADATA}", "safetensors reserves this name; rename the tensor")

@@ -1,0 +1,130 @@
+"""Model files and the arena: written from views of it, read into views of it, without a copy in between.
+
+A file is written under a temporary name in its folder, synced, renamed, and the folder is synced: under its
+real name it is whole or not there, also after a power cut.  A rule's states are written before the model,
+so a model is never there without them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from lifl.core.errors import Refused
+from lifl.core.ids import Key
+from lifl.core.messages import Checkpoint, Load
+from lifl.core.modelfile import (
+    LENGTH_BYTES,
+    Piece,
+    decode_header,
+    encode_header,
+    header_bytes,
+    model_pieces,
+    read_runs,
+    state_pieces,
+)
+from lifl.core.schema import Layout, Segment
+from lifl.rules import kernels
+from lifl.shm.arena import Arena
+from lifl.worker.task import clear_gaps, vector
+
+_IOV_MAX = 1024
+"""Views that one writev takes (Linux's UIO_MAXIOV)."""
+
+
+def checkpoint(order: Checkpoint, arena: Arena) -> None:
+    """Writes the model and the rule's states durably.  Raises `OSError`, `Refused`, `StaleKey`."""
+    layout = Layout(order.tensors)
+    metadata = {"format": "pt", "lifl.job": order.job, "lifl.round": str(order.round)}
+    if order.state_path and order.states:
+        views = [arena.data(Key.unpack(key)) for key in order.states.values()]
+        write_file(Path(order.state_path), state_pieces(layout, tuple(order.states)), metadata, views)
+    write_file(Path(order.path), model_pieces(layout), metadata, [arena.data(Key.unpack(order.model))])
+
+
+def load(order: Load, arena: Arena) -> None:
+    """Reads a model, and the rule's states or zeros, into their objects and seals them, the model last.
+
+    Raises `OSError`, `Refused` (no model file, other tensors, not finite), `StaleKey`.
+    """
+    layout = Layout(order.tensors)
+    keys = [Key.unpack(key) for key in order.states.values()]
+    views = [arena.data(key) for key in keys]
+    for view in views:
+        for segment in layout.accumulators:
+            vector(view, segment).fill(0)
+    if order.state_path:
+        read_file(Path(order.state_path), state_pieces(layout, tuple(order.states)), views)
+    for key, view in zip(keys, views, strict=True):
+        _seal_finite(arena, key, view, layout.accumulators, order.state_path)
+    if order.output:
+        output = Key.unpack(order.output)
+        view = arena.data(output)
+        read_file(Path(order.path), model_pieces(layout), [view])
+        _seal_finite(arena, output, view, layout.segments, order.path)
+
+
+def write_file(path: Path, pieces: Sequence[Piece], metadata: dict[str, str], views: Sequence[memoryview]) -> None:
+    """Writes one safetensors file whose tensors lie in `views` (by `Piece.part`).  Raises `OSError`,
+    `Refused`.
+    """
+    header, runs = encode_header(pieces, metadata)
+    buffers = [memoryview(header)]
+    buffers += [views[run.part][run.offset : run.offset + run.nbytes] for run in runs]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            _write_all(fd, buffers)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_file(path: Path, pieces: Sequence[Piece], views: Sequence[memoryview]) -> None:
+    """Reads a safetensors file that holds exactly `pieces` into `views`.  Raises `OSError`, `Refused`."""
+    where = str(path)
+    with path.open("rb", buffering=0) as file:
+        body = file.read(header_bytes(file.read(LENGTH_BYTES), where))
+        header = decode_header(body, os.fstat(file.fileno()).st_size, where)
+        for run in read_runs(header, pieces, where):
+            target = views[run.part][run.offset : run.offset + run.nbytes]
+            file.seek(header.header_bytes + run.file_offset)
+            while target:
+                count = file.readinto(target)
+                if not count:
+                    raise Refused("bad-model-file", "model.path", f"{where} became shorter while it was read")
+                target = target[count:]
+
+
+def _seal_finite(arena: Arena, key: Key, view: memoryview, segments: tuple[Segment, ...], where: str) -> None:
+    for segment in segments:
+        if not kernels.all_finite(vector(view, segment)):
+            raise Refused(
+                "not-finite",
+                "model.path",
+                f"{where}: its {segment.dtype} tensors hold NaN or infinity; start from another model",
+            )
+    clear_gaps(view, segments)
+    arena.seal(key, 0.0, 0)
+
+
+def _write_all(fd: int, buffers: list[memoryview]) -> None:
+    """Every byte of `buffers`, however much each writev takes (at most 2 GiB)."""
+    while buffers:
+        written = os.writev(fd, buffers[:_IOV_MAX])
+        while buffers and written >= len(buffers[0]):
+            written -= len(buffers.pop(0))
+        if buffers:
+            buffers[0] = buffers[0][written:]

@@ -1,0 +1,178 @@
+"""The loop of an aggregator process: sleeps until the daemon or a key wakes it.
+
+Two descriptors are watched: the *control link* to the daemon (frames of `core/messages.ToWorker`) and the
+*port*, the worker's own socket of keys.  Nothing else happens: no timers, no threads.  A worker holds any
+number of open tasks, told apart by address.
+
+The daemon sends a task's TaskStart before it routes the task's address here, so a key can never be there
+before its task; but the two come on different sockets.  So when a key's address is unknown, the control
+link is read first; if the address is still unknown the task is over and the key is dropped (the daemon
+knows, it has ended it).
+
+A task's output is sealed first, then its key is sent to the parent, then TaskDone is sent.  A worker that
+dies in between leaves a sealed output: the daemon counts the task as done and sends the key itself.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from typing import Any
+
+import msgspec
+
+from lifl.core.ids import Record
+from lifl.core.messages import (
+    Checkpoint,
+    Drop,
+    Expect,
+    Load,
+    Retire,
+    TaskDone,
+    TaskDropped,
+    TaskStart,
+    ToWorker,
+    WorkerReady,
+)
+from lifl.core.wire import FrameDecoder, encode
+from lifl.redirect import Port
+from lifl.shm.arena import Arena
+from lifl.worker import files
+from lifl.worker.task import ANY_ATTEMPT, Clock, Task, failure
+
+READ_BYTES = 64 * 1024
+
+
+class Worker:
+    """One aggregator.  `control` is a blocking stream socket to the daemon; `pid` is this process's."""
+
+    def __init__(self, number: int, pid: int, control: socket.socket, arena: Arena, port: Port) -> None:
+        self._number = number
+        self._pid = pid
+        self._control = control
+        self._arena = arena
+        self._port = port
+        self._decoder: FrameDecoder[Any] = FrameDecoder(ToWorker)
+        self._tasks: dict[int, Task] = {}
+        self._over = False
+
+    def run(self) -> None:
+        """Returns when the daemon says Retire or is gone.  Raises `RemoteFault` when it does not speak the
+        protocol.
+        """
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        poll.register(self._port.fileno(), select.POLLIN)
+        self._send(WorkerReady(self._number, self._pid, time.monotonic_ns()))
+        while not self._over:
+            ready = {fd for fd, _events in poll.poll()}
+            if self._control.fileno() in ready:
+                self._read_control()
+            if self._port.fileno() in ready and not self._over:
+                self._read_port()
+            for task in list(self._tasks.values()):
+                self._advance(task)
+
+    def _read_control(self) -> None:
+        """Handles every message that is there, without waiting for more."""
+        while not self._over:
+            try:
+                data = self._control.recv(READ_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                self._over = True
+                return
+            self._decoder.feed(data)
+            while not self._over and (message := self._decoder.next_message()) is not None:
+                self._handle(message)
+
+    def _read_port(self) -> None:
+        try:
+            records = self._port.receive()
+        except EOFError:
+            self._over = True
+            return
+        for record in records:
+            if record.address not in self._tasks:
+                self._read_control()
+            task = self._tasks.get(record.address)
+            if task is not None:
+                task.add(record)
+
+    def _handle(self, message: Any) -> None:
+        match message:
+            case TaskStart():
+                self._start(message)
+            case Expect():
+                task = self._tasks.get(message.address)
+                if task is not None and task.start.attempt == message.attempt:
+                    task.expect = message.expect
+            case Drop():
+                task = self._tasks.get(message.address)
+                if task is not None and task.start.attempt == message.attempt:
+                    del self._tasks[message.address]
+                self._send(TaskDropped(message.address, message.attempt))
+            case Checkpoint() | Load():
+                self._do_file(message)
+            case Retire():
+                self._over = True
+
+    def _start(self, message: TaskStart) -> None:
+        try:
+            self._tasks[message.address] = Task(message, self._arena)
+        except Exception as error:  # noqa: BLE001 - a user's rule may raise anything; the daemon gets it
+            self._send(failure(message.address, message.attempt, error, message.rule))
+
+    def _advance(self, task: Task) -> None:
+        start = task.start
+        try:
+            done = task.advance()
+        except Exception as error:  # noqa: BLE001 - a user's rule may raise anything; the daemon gets it
+            del self._tasks[start.address]
+            self._send(failure(start.address, start.attempt, error, start.rule))
+            return
+        if done is None:
+            return
+        del self._tasks[start.address]
+        if start.parent:
+            record = Record(start.parent, task.output, ANY_ATTEMPT, start.address, time.monotonic_ns())
+            try:
+                self._port.send([record])
+            except EOFError:
+                self._over = True
+        self._send(done)
+
+    def _do_file(self, message: Checkpoint | Load) -> None:
+        started_ns = time.monotonic_ns()
+        clock = Clock()
+        try:
+            with clock:
+                if isinstance(message, Checkpoint):
+                    files.checkpoint(message, self._arena)
+                else:
+                    files.load(message, self._arena)
+        except Exception as error:  # noqa: BLE001 - a full disk must not end a worker that holds tasks
+            self._send(failure(message.address, message.attempt, error))
+            return
+        self._send(
+            TaskDone(
+                address=message.address,
+                attempt=message.attempt,
+                weight=0.0,
+                members=0,
+                inputs=0,
+                cpu_s=clock.cpu_s,
+                busy_s=clock.busy_s,
+                started_ns=started_ns,
+            )
+        )
+
+    def _send(self, message: msgspec.Struct) -> None:
+        try:
+            self._control.sendall(encode(message))
+        except (BrokenPipeError, ConnectionResetError):
+            self._over = True

@@ -1,0 +1,217 @@
+"""One aggregation task: which inputs have come, what is folded, and how the output is made.
+
+A leaf folds updates and a middle merges partials into its output object, which is the accumulator from the
+first input on.  Eager tasks fold whatever has arrived together as one batch; lazy ones wait until all are
+there.  A top waits for all its partials and makes the new model in one pass (`rules/finish.py`); its only
+accumulator is a block in the cache.
+
+The seal of the output is the commit point: what a task does before can be lost and repeated, for its inputs
+are sealed and are not changed.  An input is counted once: its key is remembered, and the same key again is
+ignored.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lifl.core.errors import LiflError, LocalFault, StaleKey
+from lifl.core.ids import Key, Record
+from lifl.core.messages import TEXT_CHARS_MAX, TaskDone, TaskFailed, TaskStart
+from lifl.core.schema import DTYPE_BYTES, Segment
+from lifl.rules import kernels
+from lifl.rules.base import Rule
+from lifl.rules.finish import finish_segment
+from lifl.rules.load import load_rule
+from lifl.shm.arena import Arena
+from lifl.shm.layout import Entry, State
+
+ANY_ATTEMPT = 0
+"""The attempt in a record from worker to worker, which does not know its parent's; the daemon's records
+carry it.
+"""
+
+
+class Clock:
+    """Sums up the CPU seconds and the wall seconds of this thread within its `with` blocks."""
+
+    def __init__(self) -> None:
+        self.cpu_s = 0.0
+        self.busy_s = 0.0
+
+    def __enter__(self) -> None:
+        self._cpu, self._wall = time.thread_time(), time.monotonic()
+
+    def __exit__(self, *_error: object) -> None:
+        self.cpu_s += time.thread_time() - self._cpu
+        self.busy_s += time.monotonic() - self._wall
+
+
+class Task:
+    """An open task of a worker.  Raises `ConfigError` when its rule cannot be loaded."""
+
+    def __init__(self, start: TaskStart, arena: Arena) -> None:
+        self.start = start
+        self.expect = start.expect
+        self.output = Key.unpack(start.output)
+        self._arena = arena
+        self._started_ns = time.monotonic_ns()
+        self._clock = Clock()
+        with self._clock:
+            self._rule: Rule = load_rule(start.rule, start.options, start.rule_folder)
+        self._seen: set[Key] = set()
+        self._waiting: list[Key] = []
+        self._inputs: list[Key] = []
+        self._weights: list[float] = []
+        self._members = 0
+        self._metas: list[bytes] = []
+
+    def add(self, record: Record) -> None:
+        """Takes an input; one that is for another attempt or that came before is ignored."""
+        if record.attempt in (ANY_ATTEMPT, self.start.attempt) and record.key not in self._seen:
+            self._seen.add(record.key)
+            self._waiting.append(record.key)
+
+    def advance(self) -> TaskDone | None:
+        """Does what the arrived inputs allow; the message when the output has been sealed.
+
+        Raises what the rule raises, `StaleKey` when an input is gone, `LocalFault` when one does not fit.
+        """
+        complete = len(self._seen) >= self.expect
+        top = self.start.role == "top"
+        if not complete and (top or not self.start.eager or not self._waiting):
+            return None
+        with self._clock:
+            if self._waiting:
+                self._take(fold=not top)
+            if not complete:
+                return None
+            if top:
+                self._finish()
+            self._seal()
+        return TaskDone(
+            address=self.start.address,
+            attempt=self.start.attempt,
+            weight=self.weight,
+            members=self._members,
+            inputs=len(self._inputs),
+            cpu_s=self._clock.cpu_s,
+            busy_s=self._clock.busy_s,
+            started_ns=self._started_ns,
+        )
+
+    @property
+    def weight(self) -> float:
+        """Σ of the weights of the inputs taken so far."""
+        return kernels.total(self._weights)
+
+    def _take(self, fold: bool) -> None:
+        """Takes what waits into the inputs, and folds it into the output if `fold`."""
+        entries = [self._input(key) for key in self._waiting]
+        weights = [entry.weight for entry in entries]
+        if fold:
+            self._fold(self._waiting, weights)
+        self._inputs += self._waiting
+        self._weights += weights
+        self._members += sum(entry.members for entry in entries)
+        self._metas += [bytes(self._arena.meta(key)) for key in self._waiting]
+        self._waiting = []
+
+    def _input(self, key: Key) -> Entry:
+        entry = self._arena.entry(key)
+        if entry.state != State.SEALED or entry.data_bytes < _end(self.start.inputs):
+            raise LocalFault(
+                f"input {key} ({State(entry.state).name}, {entry.data_bytes} bytes) is no sealed input of the"
+                f" {self.start.role} task {self.start.address}, which needs {_end(self.start.inputs)} bytes"
+            )
+        return entry
+
+    def _fold(self, keys: list[Key], weights: list[float]) -> None:
+        exponent = kernels.exponent(kernels.total(self._weights + weights))
+        keep = 2.0 ** (kernels.exponent(self.weight) - exponent) if self._weights else 0.0
+        data = [self._arena.data(key) for key in keys]
+        output = self._arena.data(self.output)
+        for source, target in zip(self.start.inputs, self.start.outputs, strict=True):
+            vectors = [vector(view, source) for view in data]
+            acc = vector(output, target)
+            if self.start.role == "leaf":
+                self._rule.fold(acc, vectors, [math.ldexp(w, -exponent) for w in weights], keep)
+            else:
+                scales = [2.0 ** (kernels.exponent(w) - exponent) for w in weights]
+                self._rule.merge(acc, vectors, scales, keep)
+
+    def _finish(self) -> None:
+        start, arena = self.start, self._arena
+        model = arena.data(Key.unpack(start.model))
+        output = arena.data(self.output)
+        partials = [arena.data(key) for key in self._inputs]
+        states = {name: arena.data(Key.unpack(key)) for name, key in start.states.items() if key}
+        new_states = {name: arena.data(Key.unpack(key)) for name, key in start.new_states.items()}
+        missing = set(self._rule.states) - set(new_states)
+        if missing:
+            raise LocalFault(f"task {start.address} has no object for the rule's states {sorted(missing)}")
+        for part, model_part, target in zip(start.inputs, start.model_segments, start.outputs, strict=True):
+            finish_segment(
+                self._rule,
+                vector(model, model_part),
+                [vector(view, part) for view in partials],
+                self._weights,
+                vector(output, target),
+                {name: vector(view, part) for name, view in states.items()},
+                {name: vector(view, part) for name, view in new_states.items()},
+            )
+
+    def _seal(self) -> None:
+        """Seals the states first: a sealed output says that all is there."""
+        arena = self._arena
+        for key in self.start.new_states.values():
+            clear_gaps(arena.data(Key.unpack(key)), self.start.inputs)
+            arena.seal(Key.unpack(key), self.weight, self._members)
+        clear_gaps(arena.data(self.output), self.start.outputs)
+        meta = b"".join(self._metas)
+        if self.start.role == "top" and not arena.entry(self.output).meta_room:
+            meta = b""
+        arena.seal(self.output, self.weight, self._members, meta)
+
+
+def vector(view: memoryview, segment: Segment) -> kernels.Vector:
+    """The segment of an object's data as a flat array, without a copy."""
+    array: kernels.Vector = np.frombuffer(view, kernels.numpy_dtype(segment.dtype), segment.count, segment.offset)
+    return array
+
+
+def clear_gaps(view: memoryview, segments: tuple[Segment, ...]) -> None:
+    """Zeroes the bytes between segments: an object is sent whole, and they held somebody else's data."""
+    position = 0
+    for offset, end in [(s.offset, s.offset + s.count * DTYPE_BYTES[s.dtype]) for s in segments] + [
+        (len(view), len(view))
+    ]:
+        view[position:offset] = bytes(offset - position)
+        position = end
+
+
+def failure(address: int, attempt: int, error: Exception, rule: str = "") -> TaskFailed:
+    """The message for a task that ended with `error`.
+
+    Our own errors say what to do themselves; anything else came from a user's rule or the system, and gets
+    the place where it was raised.  A missing input is worth another try: the daemon may have moved it.
+    """
+    if isinstance(error, LiflError):
+        text = str(error)
+    else:
+        text = f"{type(error).__name__}: {error}"
+        frames = traceback.extract_tb(error.__traceback__)
+        if frames and not isinstance(error, OSError):
+            frame = frames[-1]
+            text = f"rule {rule} raised {text} ({Path(frame.filename).name}:{frame.lineno} in {frame.name})"
+    return TaskFailed(address, attempt, text[:TEXT_CHARS_MAX], retry=isinstance(error, StaleKey))
+
+
+def _end(segments: tuple[Segment, ...]) -> int:
+    last: Any = max(segments, key=lambda s: s.offset)
+    return int(last.offset + last.count * DTYPE_BYTES[last.dtype])

@@ -1,0 +1,210 @@
+"""The zygote: a small process with everything loaded that forks aggregators in milliseconds.
+
+    python -m lifl.worker.zygote --fd N --arena NAME
+
+N is the zygote's end of a stream AF_UNIX socket to the daemon, inherited.  The zygote imports NumPy and the
+worker, attaches the arena (children inherit the mapping) and says ZygoteReady.  Then it sleeps until one of
+two descriptors is readable: the link, or the pipe into which a SIGCHLD is written.
+
+**Fork.**  Each Fork frame is sent by one sendmsg with its descriptors as SCM_RIGHTS: `Fork.descriptors` of
+them, first the worker's control socket, then the port's in the order of `Registration.descriptors`.  The
+kernel hands descriptors out with the first byte of what they were sent with, and never two sends' at once,
+so the zygote keeps them in a queue and each Fork takes its number of them from the front.
+
+**One thread.**  A forked child has only the thread that forked, so there must be no other: BLAS is told to
+use one before it is loaded.  `gc.freeze` keeps the collector from touching, and thereby copying, inherited
+pages.
+
+**No orphans.**  The kernel kills a worker when its zygote dies and the zygote when the daemon dies
+(PDEATHSIG); who was forked just before that sees its parent changed and exits; the link's EOF ends the
+zygote in any case.
+"""
+
+# ruff: noqa: E402
+
+from __future__ import annotations
+
+import os
+
+# Before NumPy is imported: its BLAS makes its threads while it is loaded.
+for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"):
+    os.environ[_name] = "1"
+
+import argparse
+import array
+import ctypes
+import gc
+import select
+import signal
+import socket
+import sys
+from collections import deque
+from typing import Any, NoReturn
+
+import numpy as np
+
+from lifl.core.errors import LiflError, RemoteFault
+from lifl.core.messages import Drain, Exited, Fork, Forked, ToZygote, ZygoteReady
+from lifl.core.wire import FrameDecoder, encode
+from lifl.redirect import open_port
+from lifl.rules import kernels
+from lifl.shm.arena import Arena
+from lifl.worker.main import Worker
+
+DESCRIPTORS_MAX = 16
+"""That one Fork may carry; a port needs two or three."""
+READ_BYTES = 64 * 1024
+
+_PR_SET_NAME = 15
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Zygote:
+    """The zygote's state: its link, its children by pid, and descriptors that wait for their Fork."""
+
+    def __init__(self, link: socket.socket, arena: Arena) -> None:
+        self._link = link
+        self._arena = arena
+        self._pid = os.getpid()
+        self._decoder: FrameDecoder[Any] = FrameDecoder(ToZygote)
+        self._descriptors: deque[int] = deque()
+        self._workers: dict[int, int] = {}
+        self._over = False
+        self._wakeup, self._wakeup_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def run(self) -> None:
+        """Returns at the link's EOF, or after Drain when the last worker has ended."""
+        signal.set_wakeup_fd(self._wakeup_in)
+        signal.signal(signal.SIGCHLD, _noted)
+        gc.collect()
+        gc.freeze()
+        self._send(ZygoteReady(self._pid))
+        poll = select.poll()
+        poll.register(self._link, select.POLLIN)
+        poll.register(self._wakeup, select.POLLIN)
+        draining = False
+        while not self._over and not (draining and not self._workers):
+            ready = {fd for fd, _events in poll.poll()}
+            if self._wakeup in ready:
+                os.read(self._wakeup, 4096)
+                self._reap()
+            if self._link.fileno() in ready:
+                self._read_link()
+            while not self._over and (message := self._decoder.next_message()) is not None:
+                if isinstance(message, Drain):
+                    draining = True
+                else:
+                    self._fork(message)
+
+    def _read_link(self) -> None:
+        room = socket.CMSG_SPACE(DESCRIPTORS_MAX * array.array("i").itemsize)
+        data, ancillary, flags, _address = self._link.recvmsg(READ_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                received = array.array("i")
+                received.frombytes(payload[: len(payload) // received.itemsize * received.itemsize])
+                self._descriptors.extend(received)
+        if flags & socket.MSG_CTRUNC:
+            raise RemoteFault(f"a Fork brought more than {DESCRIPTORS_MAX} descriptors")
+        if not data:
+            self._over = True
+        self._decoder.feed(data)
+
+    def _fork(self, order: Fork) -> None:
+        if not 1 <= order.descriptors <= len(self._descriptors):
+            raise RemoteFault(
+                f"Fork of worker {order.worker} announces {order.descriptors} descriptors,"
+                f" {len(self._descriptors)} came"
+            )
+        descriptors = [self._descriptors.popleft() for _ in range(order.descriptors)]
+        pid = os.fork()
+        if pid == 0:
+            self._become(order, descriptors)
+        for fd in descriptors:
+            os.close(fd)
+        self._workers[pid] = order.worker
+        self._send(Forked(order.worker, pid))
+
+    def _become(self, order: Fork, descriptors: list[int]) -> NoReturn:
+        """The child: runs the worker and never returns into the zygote's code."""
+        status = 1
+        try:
+            _die_with_parent(self._pid)
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self._link.close()
+            os.close(self._wakeup)
+            os.close(self._wakeup_in)
+            for fd in self._descriptors:  # of later Forks: a copy kept here would outlive its worker
+                os.close(fd)
+            _name_process(f"lifl-worker-{order.worker}")
+            control = socket.socket(fileno=descriptors[0])
+            control.setblocking(True)
+            port = open_port(order.port, descriptors[1:])
+            Worker(order.worker, os.getpid(), control, self._arena, port).run()
+            status = 0
+        except LiflError as error:
+            print(f"worker.failed worker={order.worker} error={error}", file=sys.stderr, flush=True)
+        except BaseException:  # noqa: BLE001 - whatever it is, it must not go on in the zygote's code
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(status)
+
+    def _reap(self) -> None:
+        """Reports every child that has ended."""
+        while self._workers:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            self._send(Exited(self._workers.pop(pid), pid, status))
+
+    def _send(self, message: ZygoteReady | Forked | Exited) -> None:
+        try:
+            self._link.sendall(encode(message))
+        except (BrokenPipeError, ConnectionResetError):
+            self._over = True
+
+
+def _noted(_signal: int, _frame: object) -> None:
+    """SIGCHLD has a handler only so that it is written to the wakeup pipe."""
+
+
+def _die_with_parent(parent: int) -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
+
+
+def _name_process(name: str) -> None:
+    _libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
+
+
+def _warm_up() -> None:
+    """Runs each kernel once: BLAS finds its kernels for this CPU and takes its buffer here, not in each
+    worker.
+    """
+    for dtype, acc_dtype in (("float32", np.float32), ("float64", np.float64), ("int8", np.float64)):
+        vectors = np.ones((4, 64), kernels.numpy_dtype(dtype))
+        kernels.fold(np.zeros(64, acc_dtype), list(vectors), [0.5] * 4)
+
+
+def main() -> None:
+    """The entry of the process."""
+    parser = argparse.ArgumentParser(prog="lifl.worker.zygote")
+    parser.add_argument("--fd", type=int, required=True, help="the inherited socket to the daemon")
+    parser.add_argument("--arena", required=True, help="the name of the node's shared-memory segment")
+    arguments = parser.parse_args()
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the daemon, which drains
+    _name_process("lifl-zygote")
+    link = socket.socket(fileno=arguments.fd)
+    link.setblocking(True)
+    link.set_inheritable(False)
+    arena = Arena.attach(arguments.arena)
+    _warm_up()
+    Zygote(link, arena).run()
+
+
+if __name__ == "__main__":
+    main()
