@@ -55,6 +55,7 @@ class Link:
         self._waiting: deque[tuple[memoryview, tuple[int, ...]]] = deque()
         self._waiting_bytes = 0
         self._congested_until: asyncio.Future[None] | None = None
+        self._empty_until: asyncio.Future[None] | None = None
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock.fileno(), self._readable)
@@ -100,6 +101,13 @@ class Link:
             self._congested_until = self._loop.create_future()
         await asyncio.shield(self._congested_until)
 
+    async def flushed(self) -> None:
+        """Returns when nothing waits any more, or when the link has ended."""
+        if self._waiting:
+            if self._empty_until is None:
+                self._empty_until = self._loop.create_future()
+            await asyncio.shield(self._empty_until)
+
     def close(self) -> None:
         """Ends the link; what still waits is dropped."""
         self._end(None)
@@ -141,13 +149,16 @@ class Link:
                 self._waiting.popleft()
         if not self._waiting:
             self._loop.remove_writer(self._sock.fileno())
-        if self._waiting_bytes < CONGESTED_BYTES:
-            self._release_senders()
+        self._release()
 
-    def _release_senders(self) -> None:
-        if self._congested_until is not None:
+    def _release(self) -> None:
+        """Wakes whoever waits for room."""
+        if self._congested_until is not None and self._waiting_bytes < CONGESTED_BYTES:
             self._congested_until.set_result(None)
             self._congested_until = None
+        if self._empty_until is not None and not self._waiting:
+            self._empty_until.set_result(None)
+            self._empty_until = None
 
     def _end(self, error: Exception | None) -> None:
         if self._closed:
@@ -160,7 +171,7 @@ class Link:
                 os.close(fd)
         self._waiting.clear()
         self._waiting_bytes = 0
-        self._release_senders()
+        self._release()
         self._sock.close()
         self._on_closed(error)
 

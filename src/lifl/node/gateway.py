@@ -1,0 +1,316 @@
+"""The gateway: the node's only door for tensors, a process of its own beside `lifld`.
+
+It listens on TCP and on an AF_UNIX socket (for clients of this machine, which may then write to their slot
+themselves).  One uvloop thread speaks the protocol (`gateway_connection`); a few threads move bytes between sockets
+and the arena (`gateway_transfer`); an update is checked once, on its way in (`gateway_content`).  Who may submit what,
+and where it goes in the arena, is `lifld`'s to say, over one link.  A refusal costs no bandwidth: the body comes
+after `Go`.
+
+It ends with exit status 0 when `lifld` says Drain, on SIGTERM, or when the link ends; it dies with `lifld`.
+
+    python -m lifl.node.gateway --fd N --arena NAME --listen HOST:PORT --unix PATH --connections-max N
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ctypes
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+import uvloop
+
+from lifl.core import messages as m
+from lifl.core.errors import LiflError, RemoteFault, ResourceFault
+from lifl.core.wire import encode
+from lifl.node.gateway_connection import LINGER_S, Connection, Shared
+from lifl.node.gateway_content import Job
+from lifl.node.gateway_transfer import Movers
+from lifl.node.link import Link
+from lifl.shm.arena import Arena
+from lifl.shm.prefault import Prefault
+
+log = logging.getLogger("gateway")
+
+MOVERS = 2
+"""Threads that move bytes.  More than two did not gain on two cores: the kernel's copy is what takes the time."""
+BACKLOG = 1024
+DESCRIPTORS_RESERVED = 128
+"""Descriptors beside one per connection: listeners, link, arena, and the connections that are being turned away."""
+TURNED_AWAY_MAX = 32
+"""Connections beyond the limit that are told so at a time; more are closed without a word."""
+KEEPALIVE_IDLE_S = 30
+KEEPALIVE_INTERVAL_S = 10
+KEEPALIVE_PROBES = 3
+UNACKNOWLEDGED_S = 60
+"""A peer that acknowledges nothing for so long is gone."""
+UNIX_PATH_BYTES_MAX = 107
+_PR_SET_PDEATHSIG = 1
+
+
+class Gateway:
+    """The gateway's state; `serve` is its life."""
+
+    def __init__(self, connections_max: int) -> None:
+        self._connections_max = connections_max
+        self._next_number = 1
+        self._turned_away = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ending = asyncio.Event()
+        self._shared: Shared
+
+    async def serve(self, link_sock: socket.socket, arena: Arena, listen: str, unix_path: str) -> None:
+        """Serves until it is told to end.  Raises `ResourceFault` when it cannot listen."""
+        listeners = [listen_tcp(listen), listen_unix(unix_path)]
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._ending.set)
+        link = Link(link_sock, m.ToGateway, self._on_message, self._on_link_closed)
+        movers = Movers(MOVERS)
+        checks = ThreadPoolExecutor(MOVERS, "check")
+        self._shared = Shared(link, arena, movers, checks, f"{arena.node:016x}")
+        prefault = Prefault(arena)
+        accepting = [loop.create_task(self._accept(listener)) for listener in listeners]
+        host, port = listeners[0].getsockname()[:2]
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        link.send(m.GatewayReady(os.getpid(), (address,)))
+        log.info("gateway.ready listen=%s unix=%s", address, unix_path)
+        await self._ending.wait()
+        for task in accepting:
+            task.cancel()
+        await asyncio.wait(accepting)
+        for listener in listeners:
+            listener.close()
+        os.unlink(unix_path)
+        for connection in list(self._shared.connections.values()):
+            connection.shut()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await loop.run_in_executor(None, prefault.stop)
+        checks.shutdown()
+        movers.stop()
+        await link.flushed()
+        link.close()
+
+    # ---- clients ---------------------------------------------------------------------------------------------------
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(listener)
+            except ConnectionError:  # it was gone before we came to it
+                continue
+            sock.setblocking(False)
+            if len(self._shared.connections) < self._connections_max:
+                self._start(self._attend(sock))
+            elif self._turned_away < TURNED_AWAY_MAX:
+                self._start(self._turn_away(sock))
+            else:
+                sock.close()
+
+    def _start(self, life: Any) -> None:
+        task = asyncio.get_running_loop().create_task(life)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # A bug: nobody may wait for ever for what this task held.  The daemon starts a new gateway.
+            traceback.print_exception(error)
+            os._exit(70)
+
+    async def _attend(self, sock: socket.socket) -> None:
+        if sock.family != socket.AF_UNIX:
+            tune(sock)
+        number = self._next_number
+        self._next_number += 1
+        connection = Connection(self._shared, number, sock)
+        self._shared.connections[number] = connection
+        try:
+            await connection.run()
+        finally:
+            del self._shared.connections[number]
+
+    async def _turn_away(self, sock: socket.socket) -> None:
+        self._turned_away += 1
+        text = f"this node serves at most {self._connections_max} connections; try again later"
+        try:
+            sock.send(encode(m.Refusal("too-many-connections", "", text)))
+            sock.shutdown(socket.SHUT_WR)
+            async with asyncio.timeout(LINGER_S):
+                while await asyncio.get_running_loop().sock_recv(sock, 4096):
+                    pass
+        except (OSError, TimeoutError):
+            pass
+        finally:
+            self._turned_away -= 1
+            sock.close()
+
+    # ---- the daemon ------------------------------------------------------------------------------------------------
+
+    def _on_link_closed(self, error: Exception | None) -> None:
+        log.info("link.closed why=%s", error or "closed by lifld")
+        self._ending.set()
+
+    def _on_message(self, message: m.ToGateway) -> None:
+        shared = self._shared
+        match message:
+            case m.JobSchema(job):
+                shared.jobs[job] = Job(message)
+            case m.JobForget(job):
+                shared.jobs.pop(job, None)
+            case m.Deliver(conn):
+                if (connection := shared.connections.get(conn)) is not None:
+                    connection.deliver(_to_client(message))
+            case m.Admitted(conn, key):
+                connection = shared.connections.get(conn)
+                if connection is None or not connection.granted(message):
+                    shared.link.send(m.Aborted(conn, key, "the client is gone"))
+            case m.ModelGranted(conn, _job, _round, key):
+                connection = shared.connections.get(conn)
+                if connection is None or not connection.granted(message):
+                    shared.link.send(m.ModelSent(conn, key, 0))
+            case m.AskStats():
+                shared.link.send(self._stats())
+            case m.Drain():
+                self._ending.set()
+
+    def _stats(self) -> m.GatewayStats:
+        shared = self._shared
+        return m.GatewayStats(
+            shared.received_bytes, shared.sent_bytes, 0, len(shared.connections), time.process_time()
+        )
+
+
+def _to_client(message: m.Deliver) -> m.ToClient:
+    try:
+        delivered: m.ToClient = msgspec.convert(message.message, type=m.ToClient)
+    except msgspec.ValidationError as error:
+        raise RemoteFault(f"lifld delivers what no client understands: {error}") from error
+    return delivered
+
+
+# ---- sockets ---------------------------------------------------------------------------------------------------
+
+
+def listen_tcp(listen: str) -> socket.socket:
+    """A non-blocking listener on HOST:PORT (port 0: any).  Raises `ResourceFault`."""
+    host, _, port = listen.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _kind, _protocol, _name, address = found[0]
+        sock = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except (OSError, ValueError) as error:
+        raise ResourceFault(
+            f"cannot listen on {listen!r}: {error}; is another node using the port? choose another `listen`"
+        ) from error
+    sock.setblocking(False)
+    return sock
+
+
+def listen_unix(path: str) -> socket.socket:
+    """A non-blocking listener on an AF_UNIX path of mode 0600; replaces a dead gateway's.  Raises `ResourceFault`."""
+    if len(os.fsencode(path)) > UNIX_PATH_BYTES_MAX:
+        raise ResourceFault(
+            f"the path {path!r} is longer than the {UNIX_PATH_BYTES_MAX} bytes of a socket's; use a shorter state_dir"
+        )
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if os.path.exists(path):
+            os.unlink(path)
+        before = os.umask(0o177)
+        try:
+            sock.bind(path)
+        finally:
+            os.umask(before)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise ResourceFault(f"cannot listen on {path!r}: {error}") from error
+    sock.setblocking(False)
+    return sock
+
+
+def tune(sock: socket.socket) -> None:
+    """Answers at once, and finds out when the peer's machine is gone, without anything to wake up for here."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_S * 1000)
+
+
+def reserve_descriptors(connections_max: int) -> None:
+    """Raises this process's limit as far as needed and allowed, else `ResourceFault`."""
+    needed = connections_max + DESCRIPTORS_RESERVED
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise ResourceFault(
+                f"{connections_max} connections need {needed} descriptors, this process may have {hard}: raise the"
+                " limit (ulimit -Hn), or set a smaller connections_max"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+# ---- the process -----------------------------------------------------------------------------------------------
+
+
+def _die_with_parent() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # A parent that died just before has closed the link: then its end ends us.
+
+
+def _die_of_bugs(caught: threading.ExceptHookArgs) -> None:
+    traceback.print_exception(caught.exc_type, caught.exc_value, caught.exc_traceback)
+    os._exit(70)
+
+
+def main() -> int:
+    """Runs the gateway; the exit status is 0 after a drain, 1 when it could not start."""
+    parser = argparse.ArgumentParser(prog="lifl-gateway", description=__doc__)
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--arena", required=True)
+    parser.add_argument("--listen", required=True)
+    parser.add_argument("--unix", required=True)
+    parser.add_argument("--connections-max", type=int, default=1024)
+    options = parser.parse_args()
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; lifld drains us
+    threading.excepthook = _die_of_bugs
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    try:
+        reserve_descriptors(options.connections_max)
+        arena = Arena.attach(options.arena)
+        link_sock = socket.socket(fileno=options.fd)
+        uvloop.run(_serve(link_sock, arena, options))
+        arena.close()
+    except LiflError as error:
+        print(f"gateway: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(link_sock: socket.socket, arena: Arena, options: argparse.Namespace) -> None:
+    gateway = Gateway(options.connections_max)
+    await gateway.serve(link_sock, arena, options.listen, options.unix)
+
+
+if __name__ == "__main__":
+    # NumPy's linear algebra would start a thread per core for the sums of the checks.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    sys.exit(main())
