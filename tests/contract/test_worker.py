@@ -1,0 +1,573 @@
+"""Workers as they run: a real zygote, its forked workers, a real arena, both redirectors."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from lifl.core.errors import ResourceFault
+from lifl.core.ids import Key, Record
+from lifl.core.members import Member, pack_member, unpack_members
+from lifl.core.messages import (
+    Checkpoint,
+    Drain,
+    Drop,
+    Exited,
+    Expect,
+    Fork,
+    Forked,
+    FromWorker,
+    FromZygote,
+    Load,
+    Retire,
+    TaskDone,
+    TaskDropped,
+    TaskFailed,
+    TaskStart,
+    WorkerReady,
+    ZygoteReady,
+)
+from lifl.core.schema import Layout, TensorSpec
+from lifl.core.wire import FrameDecoder, encode
+from lifl.redirect import open_redirector
+from lifl.rules import kernels
+from lifl.shm.arena import Arena
+from lifl.shm.layout import Kind, State
+from lifl.worker.task import vector
+
+WAIT_S = 30.0
+META_ROOM = 8192
+TENSORS = (
+    TensorSpec("w", "float32", (700, 3)),
+    TensorSpec("b", "float16", (33,)),
+    TensorSpec("steps", "int64", (1,)),
+)
+LAYOUT = Layout(TENSORS)
+
+
+class Channel:
+    """A link seen from the daemon: frames out (with descriptors), messages in."""
+
+    def __init__(self, sock: socket.socket, kinds: Any) -> None:
+        sock.settimeout(WAIT_S)
+        self.sock = sock
+        self._decoder: FrameDecoder[Any] = FrameDecoder(kinds)
+
+    def send(self, message: Any, descriptors: list[int] | None = None) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        assert self.sock.sendmsg([encode(message)], rights) > 0
+
+    def take(self, kind: type) -> Any:
+        while (message := self._decoder.next_message()) is None:
+            data = self.sock.recv(65536)
+            if not data:
+                raise EOFError
+            self._decoder.feed(data)
+        assert isinstance(message, kind), message
+        return message
+
+    def quiet(self) -> bool:
+        """Whether nothing is there to read (the peer has had its chance: ask it something first)."""
+        return self._decoder.next_message() is None and not select.select([self.sock], [], [], 0)[0]
+
+
+class Node:
+    """What the daemon has: arena, redirector, zygote; and helpers to make objects."""
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        self.name = f"/lifl-test-{uuid.uuid4().hex[:12]}"
+        self.arena = Arena.create(self.name, 32 * 1024 * 1024, node=7, entries=256)
+        self.redirector = open_redirector(kind, folder)
+        here, there = socket.socketpair()
+        command = [sys.executable, "-m", "lifl.worker.zygote", "--fd", str(there.fileno()), "--arena", self.name]
+        self.process = subprocess.Popen(command, pass_fds=[there.fileno()])
+        there.close()
+        self.zygote = Channel(here, FromZygote)
+        assert self.zygote.take(ZygoteReady).pid == self.process.pid
+        self.workers = 0
+        self.channels: list[Channel] = []
+
+    def fork(self) -> Handle:
+        self.workers += 1
+        registration = self.redirector.register()
+        here, there = socket.socketpair()
+        descriptors = [there.fileno(), *registration.descriptors]
+        self.zygote.send(Fork(self.workers, registration.port, len(descriptors)), descriptors)
+        there.close()
+        registration.handed_over()
+        pid = self.zygote.take(Forked).pid
+        worker = Handle(Channel(here, FromWorker), pid, registration.slot)
+        self.channels.append(worker.channel)
+        ready = worker.channel.take(WorkerReady)
+        assert (ready.worker, ready.pid) == (self.workers, pid)
+        return worker
+
+    def close(self) -> None:
+        for channel in [self.zygote, *self.channels]:
+            channel.sock.close()
+        assert self.process.wait(WAIT_S) is not None
+        self.redirector.close()
+        self.arena.close(unlink=True)
+
+    def alloc(self, kind: Kind, data_bytes: int) -> Key:
+        key = self.arena.alloc(kind, 1, 1, data_bytes, META_ROOM, slab=("t", kind))
+        self.arena.data(key)[:] = b"\xff" * data_bytes  # NaN: what recycled memory may hold
+        return key
+
+    def put(self, number: int, values: dict[str, np.ndarray], weight: float) -> Key:
+        """A sealed update of client `number`."""
+        key = self.alloc(Kind.UPDATE, LAYOUT.data_bytes)
+        data = self.arena.data(key)
+        for tensor, offset in zip(LAYOUT.tensors, LAYOUT.offsets, strict=True):
+            raw = values[tensor.name].astype(kernels.numpy_dtype(tensor.dtype)).tobytes()
+            data[offset : offset + len(raw)] = raw
+        data.release()
+        self.arena.seal(key, weight, 1, pack_member(Member(f"c{number}", weight)))
+        return key
+
+    def partial(self) -> Key:
+        return self.alloc(Kind.PARTIAL, LAYOUT.accumulator_bytes)
+
+    def model(self) -> Key:
+        return self.alloc(Kind.MODEL, LAYOUT.data_bytes)
+
+    def read(self, key: Key) -> dict[str, np.ndarray]:
+        data = bytes(self.arena.data(key))
+        return {
+            t.name: np.frombuffer(data, kernels.numpy_dtype(t.dtype), t.size, offset).reshape(t.shape)
+            for t, offset in zip(LAYOUT.tensors, LAYOUT.offsets, strict=True)
+        }
+
+    def give(self, address: int, *keys: Key, attempt: int = 1) -> None:
+        assert self.redirector.send([Record(address, key, attempt) for key in keys]) == []
+
+    def state(self, key: Key) -> State:
+        return State(self.arena.entry(key).state)
+
+
+class Handle:
+    """A worker as the daemon has it."""
+
+    def __init__(self, channel: Channel, pid: int, slot: int) -> None:
+        self.channel, self.pid, self.slot = channel, pid, slot
+
+    def sync(self) -> None:
+        """Returns when the worker has done everything that came before."""
+        self.channel.send(Drop(9999, 77))
+        assert self.channel.take(TaskDropped).attempt == 77
+
+
+@pytest.fixture(params=["sockmap", "unix"])
+def node(request, tmp_path):
+    try:
+        made = Node(request.param, tmp_path)
+    except ResourceFault as fault:
+        pytest.skip(f"NOT TESTED, the {request.param} redirector cannot run on this machine: {fault}")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def one(tmp_path):
+    made = Node("unix", tmp_path)
+    yield made
+    made.close()
+
+
+def task(address: int, role: str, output: Key, expect: int, **more: Any) -> TaskStart:
+    inputs = LAYOUT.segments if role == "leaf" else LAYOUT.accumulators
+    outputs = LAYOUT.segments if role == "top" else LAYOUT.accumulators
+    settings: dict[str, Any] = {
+        "attempt": 1,
+        "rule": "fedavg",
+        "options": {},
+        "rule_folder": "",
+        "eager": True,
+        "parent": 0,
+        "inputs": inputs,
+        "outputs": outputs,
+        "model_segments": LAYOUT.segments if role == "top" else (),
+    }
+    settings |= more
+    return TaskStart(address=address, role=role, job="j", round=1, expect=expect, output=output.pack(), **settings)
+
+
+def start(node: Node, worker: Handle, message: TaskStart) -> None:
+    worker.channel.send(message)
+    node.redirector.route(message.address, worker.slot)
+
+
+def update(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {"w": rng.normal(size=(700, 3)), "b": rng.normal(size=33), "steps": rng.integers(0, 1000, 1)}
+
+
+def mean_of(updates: list[dict[str, np.ndarray]], weights: list[float]) -> dict[str, np.ndarray]:
+    whole = sum(weights)
+    mean = {n: sum(w * u[n] for w, u in zip(weights, updates, strict=True)) / whole for n in updates[0]}
+    return mean | {"steps": np.rint(mean["steps"])}
+
+
+def check(read: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    np.testing.assert_allclose(read["w"], expected["w"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(read["b"].astype(float), expected["b"], rtol=2e-3, atol=2e-3)
+    assert read["steps"] == expected["steps"]
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_a_tree_of_real_processes(node: Node, eager: bool) -> None:
+    rng = np.random.default_rng(2)
+    updates = [update(rng) for _ in range(8)]
+    weights = [float(w) for w in rng.integers(1, 500, 8)]
+    leaves = [node.fork() for _ in range(3)]
+    middle, top = node.fork(), node.fork()
+    model, new_model = node.put(99, update(rng), 1.0), node.model()
+    middle_output = node.partial()
+    top_start = task(1, "top", new_model, 2, model=model.pack())
+    start(node, top, top_start)
+    start(node, middle, task(2, "middle", middle_output, 2, parent=1))
+    shares = [(3, range(3), 2), (4, range(3, 6), 2), (5, range(6, 8), 1)]
+    for worker, (address, share, parent) in zip(leaves, shares, strict=True):
+        start(node, worker, task(address, "leaf", node.partial(), len(share), parent=parent, eager=eager))
+    keys = [node.put(i, u, w) for i, (u, w) in enumerate(zip(updates, weights, strict=True))]
+    for address, share, _parent in shares:
+        for i in share:
+            node.give(address, keys[i])
+    for worker, (_address, share, _parent) in zip(leaves, shares, strict=True):
+        done = worker.channel.take(TaskDone)
+        assert (done.inputs, done.members, done.weight) == (len(share), len(share), sum(weights[i] for i in share))
+        assert done.copied_bytes == 0
+        assert 0 <= done.cpu_s <= done.busy_s + 0.1
+    assert middle.channel.take(TaskDone).members == 6
+    done = top.channel.take(TaskDone)
+    assert (done.address, done.inputs, done.members, done.weight) == (1, 2, 8, sum(weights))
+    check(node.read(new_model), mean_of(updates, weights))
+    members = unpack_members(node.arena.meta(new_model))
+    assert sorted((m.client, m.weight) for m in members) == [(f"c{i}", w) for i, w in enumerate(weights)]
+    gap = LAYOUT.segments[0].offset + LAYOUT.segments[0].count * 4
+    assert bytes(node.arena.data(new_model)[gap : LAYOUT.segments[1].offset]).strip(b"\0") == b""
+
+
+def test_duplicates_foreign_attempts_and_unknown_addresses_change_nothing(node: Node) -> None:
+    rng = np.random.default_rng(3)
+    updates = [update(rng) for _ in range(3)]
+    worker = node.fork()
+    output = node.partial()
+    start(node, worker, task(7, "leaf", output, 3))
+    keys = [node.put(i, u, 2.0) for i, u in enumerate(updates)]
+    node.redirector.route(8, worker.slot)
+    node.give(7, keys[0], keys[0])
+    node.give(7, keys[2], attempt=2)
+    node.give(8, keys[1])
+    node.give(7, keys[0], keys[1], keys[1])
+    worker.sync()
+    assert worker.channel.quiet()
+    assert node.state(output) == State.WRITING
+    node.give(7, keys[2])
+    done = worker.channel.take(TaskDone)
+    assert (done.inputs, done.members, done.weight) == (3, 3, 6.0)
+    node.give(7, keys[0])  # its task is over
+    worker.sync()
+    segment = LAYOUT.accumulators[0]
+    vector_sum = vector(node.arena.data(output), segment) * 2.0 ** kernels.exponent(6.0)
+    np.testing.assert_allclose(vector_sum, sum(2 * u["w"].ravel() for u in updates), rtol=1e-4, atol=1e-5)
+
+
+def test_several_tasks_at_once_and_expect_that_is_lowered(one: Node) -> None:
+    rng = np.random.default_rng(4)
+    worker = one.fork()
+    outputs = [one.partial() for _ in range(3)]
+    for number, output in enumerate(outputs):
+        start(one, worker, task(20 + number, "leaf", output, 5, eager=number != 1))
+    keys = [one.put(i, update(rng), 1.0 + i) for i in range(6)]
+    for i, key in enumerate(keys):
+        one.give(20 + i % 3, key)
+    worker.sync()
+    assert worker.channel.quiet()
+    worker.channel.send(Expect(21, 2, 2))  # another attempt's
+    worker.channel.send(Expect(21, 1, 2))
+    assert worker.channel.take(TaskDone).address == 21
+    worker.channel.send(Expect(22, 1, 3))  # comes before its third input
+    worker.sync()
+    one.give(22, one.put(9, update(rng), 1.0))
+    assert worker.channel.take(TaskDone).inputs == 3
+    worker.channel.send(Drop(20, 1))
+    assert worker.channel.take(TaskDropped).address == 20
+    assert [one.state(output) for output in outputs] == [State.WRITING, State.SEALED, State.SEALED]
+    worker.channel.send(Retire())
+    assert one.zygote.take(Exited).status == 0
+
+
+def test_a_killed_worker_leaves_its_inputs_and_its_output_can_be_made_again(node: Node) -> None:
+    rng = np.random.default_rng(5)
+    updates = [update(rng) for _ in range(2)]
+    keys = [node.put(i, u, 1.0) for i, u in enumerate(updates)]
+    worker = node.fork()
+    output = node.partial()
+    start(node, worker, task(3, "leaf", output, 2))
+    node.give(3, keys[0])
+    worker.sync()
+    os.kill(worker.pid, signal.SIGKILL)
+    exited = node.zygote.take(Exited)
+    assert (exited.pid, os.WTERMSIG(exited.status)) == (worker.pid, signal.SIGKILL)
+    with pytest.raises((EOFError, ConnectionResetError)):
+        worker.channel.take(TaskDone)
+    assert [node.state(key) for key in keys] == [State.SEALED] * 2
+    assert node.state(output) == State.WRITING
+    node.redirector.retire(worker.slot)
+    node.arena.free(output)
+
+    other = node.fork()
+    leaf_output, new_model = node.partial(), node.model()
+    start(node, other, task(3, "leaf", leaf_output, 2, attempt=2, parent=4))
+    start(node, other, task(4, "top", new_model, 1, model=keys[0].pack()))
+    node.give(3, *keys, attempt=2)
+    assert [other.channel.take(TaskDone).address for _ in range(2)] == [3, 4]
+    check(node.read(new_model), mean_of(updates, [1.0, 1.0]))
+
+
+USERS_RULES = """
+from lifl.rules import Rule
+
+class Fails(Rule):
+    def finish(self, model, mean, state):
+        return model + undefined_name
+
+class Doubles(Rule):
+    states = ("rounds",)
+    def initial(self, name):
+        return 5.0
+    def finish(self, model, mean, state):
+        state["rounds"] += 1
+        return mean * 2
+"""
+
+
+def run_leaf_and_top(node: Node, worker: Handle, **more: Any) -> tuple[Any, Key, list[dict]]:
+    rng = np.random.default_rng(6)
+    updates = [update(rng) for _ in range(2)]
+    keys = [node.put(i, u, 1.0) for i, u in enumerate(updates)]
+    new_model = node.model()
+    start(node, worker, task(3, "leaf", node.partial(), 2, parent=4))
+    start(node, worker, task(4, "top", new_model, 1, model=keys[0].pack(), **more))
+    node.give(3, *keys)
+    assert worker.channel.take(TaskDone).address == 3
+    return worker.channel.take(TaskDone | TaskFailed), new_model, updates
+
+
+def test_a_users_rule_that_raises_fails_its_task_and_nothing_else(one: Node, tmp_path: Path) -> None:
+    (tmp_path / "users_rules.py").write_text(USERS_RULES)
+    worker = one.fork()
+    settings = {"rule_folder": str(tmp_path)}
+    failed, model, _ = run_leaf_and_top(one, worker, rule="users_rules:Fails", **settings)
+    assert isinstance(failed, TaskFailed)
+    assert "NameError" in failed.text
+    assert "users_rules.py:6 in finish" in failed.text
+    assert not failed.retry
+    assert one.state(model) == State.WRITING
+    worker.channel.send(task(5, "top", model, 1, rule="users_rules:Doubled", **settings))
+    assert "did you mean 'Doubles'" in worker.channel.take(TaskFailed).text
+    done, model, updates = run_leaf_and_top(one, worker)
+    assert isinstance(done, TaskDone)
+    check(one.read(model), mean_of(updates, [1.0, 1.0]))
+
+
+def test_states_are_carried_from_round_to_round(one: Node, tmp_path: Path) -> None:
+    (tmp_path / "users_rules.py").write_text(USERS_RULES)
+    worker = one.fork()
+    old: dict[str, bytes] = {}
+    for round_number in (1, 2):
+        new = {"rounds": one.alloc(Kind.STATE, LAYOUT.accumulator_bytes).pack()}
+        done, model, updates = run_leaf_and_top(
+            one,
+            worker,
+            rule="users_rules:Doubles",
+            rule_folder=str(tmp_path),
+            states=old,
+            new_states=new,
+        )
+        assert isinstance(done, TaskDone)
+        old = new
+        data = one.arena.data(Key.unpack(new["rounds"]))
+        by_dtype = dict(zip([s.dtype for s in LAYOUT.segments], LAYOUT.accumulators, strict=True))
+        assert (vector(data, by_dtype["float32"]) == 5.0 + round_number).all()
+        assert (vector(data, by_dtype["float16"]) == 5.0 + round_number).all()
+        assert (vector(data, by_dtype["int64"]) == 0.0).all()
+        expected = mean_of(updates, [1.0, 1.0])
+        doubled = {n: v if n == "steps" else 2 * v for n, v in expected.items()}
+        check(one.read(model), doubled)
+
+
+def test_an_input_that_is_gone_is_worth_a_retry(one: Node) -> None:
+    worker = one.fork()
+    start(one, worker, task(3, "leaf", one.partial(), 2))
+    key = one.put(1, update(np.random.default_rng(1)), 1.0)
+    one.arena.free(key)
+    one.give(3, key)
+    failed = worker.channel.take(TaskFailed)
+    assert failed.retry
+    assert "stale" in failed.text
+
+
+def test_an_input_of_another_size_is_refused(one: Node) -> None:
+    worker = one.fork()
+    start(one, worker, task(3, "leaf", one.partial(), 2))
+    key = one.alloc(Kind.UPDATE, 64)
+    one.arena.seal(key, 1.0, 1)
+    one.give(3, key)
+    assert "no sealed input" in worker.channel.take(TaskFailed).text
+
+
+def test_checkpoint_and_load(one: Node, tmp_path: Path) -> None:
+    worker = one.fork()
+    values = update(np.random.default_rng(8))
+    model = one.put(1, values, 1.0)
+    state = one.alloc(Kind.STATE, LAYOUT.accumulator_bytes)
+    np.frombuffer(one.arena.data(state), np.uint8)[:] = 0
+    one.arena.seal(state, 1.0, 1)
+    path, state_path = tmp_path / "new" / "round-00003.safetensors", tmp_path / "new" / "r.state.safetensors"
+    order = Checkpoint(
+        address=0,
+        attempt=3,
+        job="j",
+        round=3,
+        path=str(path),
+        tensors=TENSORS,
+        model=model.pack(),
+        state_path=str(state_path),
+        states={"momentum": state.pack()},
+    )
+    worker.channel.send(order)
+    assert worker.channel.take(TaskDone).attempt == 3
+    assert sorted(p.name for p in path.parent.iterdir()) == ["r.state.safetensors", "round-00003.safetensors"]
+    read = safetensors.numpy.load_file(path)
+    assert {n: str(v.dtype) for n, v in read.items()} == {t.name: t.dtype for t in TENSORS}
+    np.testing.assert_array_equal(read["w"], values["w"].astype(np.float32))
+    with safetensors.safe_open(path, "numpy") as opened:
+        assert opened.metadata()["lifl.round"] == "3"
+    assert sorted(safetensors.numpy.load_file(state_path)) == ["momentum/b", "momentum/w"]
+
+    output, loaded_state = one.model(), one.alloc(Kind.STATE, LAYOUT.accumulator_bytes)
+    load = Load(0, 4, "j", str(path), TENSORS, output.pack(), str(state_path), {"momentum": loaded_state.pack()})
+    worker.channel.send(load)
+    worker.channel.take(TaskDone)
+    assert one.state(output) == one.state(loaded_state) == State.SEALED
+    assert bytes(one.arena.data(loaded_state)).strip(b"\0") == b""
+    for name, value in one.read(output).items():
+        np.testing.assert_array_equal(value, read[name])
+
+
+def test_files_that_cannot_be_written_or_read_fail_only_their_task(one: Node, tmp_path: Path) -> None:
+    worker = one.fork()
+    model = one.put(1, update(np.random.default_rng(8)), 1.0)
+    (tmp_path / "file").write_text("not a folder")
+    worker.channel.send(Checkpoint(0, 1, "j", 1, str(tmp_path / "file" / "x"), TENSORS, model.pack()))
+    assert "file" in worker.channel.take(TaskFailed).text
+    worker.channel.send(Load(0, 2, "j", str(tmp_path / "missing"), TENSORS, one.model().pack()))
+    assert "missing" in worker.channel.take(TaskFailed).text
+    (tmp_path / "garbage").write_bytes(b"garbage that is long enough")
+    worker.channel.send(Load(0, 2, "j", str(tmp_path / "garbage"), TENSORS, one.model().pack()))
+    assert "no usable safetensors file" in worker.channel.take(TaskFailed).text
+    nan = {"w": np.full((700, 3), np.nan, np.float32), "b": np.zeros(33, np.float16), "steps": np.zeros(1, np.int64)}
+    safetensors.numpy.save_file(nan, tmp_path / "nan")
+    output = one.model()
+    worker.channel.send(Load(0, 2, "j", str(tmp_path / "nan"), TENSORS, output.pack()))
+    assert "NaN" in worker.channel.take(TaskFailed).text
+    assert one.state(output) == State.WRITING
+    worker.sync()
+
+
+def descriptors_of(pid: int) -> list[str]:
+    found = []
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+    return sorted(found)
+
+
+def test_the_zygote_keeps_no_descriptor_of_its_workers_and_they_none_of_its(node: Node) -> None:
+    before = descriptors_of(node.process.pid)
+    first, second = node.fork(), node.fork()
+    assert descriptors_of(node.process.pid) == before
+    shared = set(descriptors_of(first.pid)) & set(descriptors_of(second.pid))
+    assert not [name for name in shared if name.startswith(("socket:", "pipe:")) and name not in standard_streams()]
+
+
+def standard_streams() -> set[str]:
+    return {os.readlink(f"/proc/self/fd/{fd}") for fd in (0, 1, 2)}
+
+
+def gone(pid: int) -> None:
+    """Returns when the process has ended, whoever reaps it."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        assert select.select([fd], [], [], WAIT_S)[0], f"process {pid} lives on"
+    finally:
+        os.close(fd)
+
+
+def test_no_worker_outlives_the_zygote_nor_the_daemons_link(one: Node) -> None:
+    workers = [one.fork(), one.fork()]
+    workers[0].channel.sock.close()  # EOF on the control link ends a worker
+    assert one.zygote.take(Exited).pid == workers[0].pid
+    os.kill(one.process.pid, signal.SIGKILL)
+    gone(workers[1].pid)
+
+
+def test_drain_waits_for_the_last_worker(one: Node) -> None:
+    worker = one.fork()
+    one.zygote.send(Drain())
+    worker.sync()
+    assert one.process.poll() is None
+    worker.channel.send(Retire())
+    assert one.zygote.take(Exited).status == 0
+    assert one.process.wait(WAIT_S) == 0
+
+
+def test_forks_sent_at_once_get_their_own_descriptors(one: Node) -> None:
+    ends = []
+    os.kill(one.process.pid, signal.SIGSTOP)
+    for number in range(5):
+        registration = one.redirector.register()
+        here, there = socket.socketpair()
+        descriptors = [there.fileno(), *registration.descriptors]
+        one.zygote.send(Fork(100 + number, registration.port, len(descriptors)), descriptors)
+        there.close()
+        registration.handed_over()
+        ends.append(Channel(here, FromWorker))
+    os.kill(one.process.pid, signal.SIGCONT)
+    assert [end.take(WorkerReady).worker for end in ends] == [100, 101, 102, 103, 104]
+    for end in ends:
+        end.sock.close()
+
+
+def test_a_resting_worker_and_zygote_use_no_cpu(one: Node) -> None:
+    worker = one.fork()
+    worker.sync()
+
+    def used() -> list[str]:
+        stats = [Path(f"/proc/{pid}/schedstat").read_text().split() for pid in (worker.pid, one.process.pid)]
+        return [stat[2] for stat in stats]  # time slices run
+
+    for pid in (worker.pid, one.process.pid):
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+            os.sched_yield()
+    before = used()
+    time.sleep(0.5)
+    assert used() == before
