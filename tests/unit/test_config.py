@@ -29,7 +29,9 @@ def refused(data: dict[str, Any], overrides: tuple[str, ...] = ()) -> ConfigErro
 
 def test_minimal_job_has_the_documented_defaults() -> None:
     job = c.parse_job(MINIMAL)
-    assert job.selection == c.SelectionSection(16, 1.0, None, 600.0, 0)
+    assert job.selection == c.SelectionSection(
+        clients_per_round=16, over_provision=1.0, quorum=None, deadline_s=600.0, attempts=3, seed=0
+    )
     assert job.aggregation == c.AggregationSection("fedavg", {}, "eager", 2, 8, "")
     assert job.checkpoint.folder == ""
     assert job.client.options == {}
@@ -118,9 +120,7 @@ def test_values_at_the_limit_are_taken(override: str) -> None:
     c.parse_job(MINIMAL, [override])
 
 
-@pytest.mark.parametrize(
-    ("section", "key"), [("job", "name"), ("job", "rounds"), ("selection", "clients_per_round")]
-)
+@pytest.mark.parametrize(("section", "key"), [("job", "name"), ("job", "rounds"), ("selection", "clients_per_round")])
 def test_a_missing_key_is_named(section: str, key: str) -> None:
     data = {name: dict(table) for name, table in MINIMAL.items()}
     del data[section][key]
@@ -184,9 +184,7 @@ _VALUES = st.recursive(
     max_leaves=6,
 )
 _SECTIONS = st.sampled_from(["job", "model", "selection", "aggregation", "checkpoint", "client", "other"])
-_KEYS = st.sampled_from(
-    ["name", "rounds", "clients_per_round", "quorum", "rule", "options", "timing", "path"]
-)
+_KEYS = st.sampled_from(["name", "rounds", "clients_per_round", "quorum", "rule", "options", "timing", "path"])
 
 
 @given(st.dictionaries(_SECTIONS, _VALUES | st.dictionaries(_KEYS, _VALUES, max_size=4), max_size=4))

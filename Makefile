@@ -1,0 +1,66 @@
+# make demo         a node, 16 trainers, real data, on this machine
+# make test         ruff, mypy and all tests           (ARGS="-k arena" is handed to pytest)
+# make bench-node   the benchmark of one node
+# make lint         ruff and mypy only
+# make clean        removes what make and the tests made
+#
+# Each target first sets itself up: a virtual environment in .venv with what setup.cfg names and, where apt and root
+# are there, Debian's python3-bpfcc, without which the redirector runs on AF_UNIX sockets instead of eBPF.
+
+SHELL := /bin/bash
+VENV  := .venv
+BIN   := $(VENV)/bin
+READY := $(VENV)/.installed
+
+# The first interpreter that really runs and is new enough.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 /usr/bin/python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+MAY_INSTALL = [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
+APT_INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
+
+.PHONY: setup demo test lint bench-node clean
+
+setup: $(READY)
+
+$(READY): setup.cfg pyproject.toml
+	@py="$(PYTHON)"; \
+	if [ -z "$$py" ]; then \
+		if $(MAY_INSTALL); then apt-get update -qq && $(APT_INSTALL) python3 python3-venv && py=/usr/bin/python3; fi; \
+		"$${py:-false}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+			{ echo "LIFL needs Python 3.11 or newer: apt-get install python3 python3-venv"; exit 1; }; \
+	fi; \
+	if [ ! -x $(BIN)/python ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		rm -rf $(VENV); \
+		if ! "$$py" -c 'import ensurepip' 2>/dev/null && $(MAY_INSTALL); then \
+			apt-get update -qq && $(APT_INSTALL) python3-venv; \
+		fi; \
+		"$$py" -m venv $(VENV) || { echo "no virtual environment: apt-get install python3-venv"; exit 1; }; \
+	fi
+	@echo "installing LIFL and what its tests and its demo need into $(VENV)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test,demo]'
+	@if /usr/bin/python3 -c 'import bcc' 2>/dev/null || $(BIN)/python -c 'import bcc' 2>/dev/null; then :; \
+	elif $(MAY_INSTALL); then \
+		echo "installing python3-bpfcc, the eBPF compiler"; \
+		{ apt-get update -qq && $(APT_INSTALL) python3-bpfcc; } >$(VENV)/apt.log 2>&1 || \
+			echo "python3-bpfcc cannot be installed ($(VENV)/apt.log): the AF_UNIX redirector will run"; \
+	else \
+		echo "python3-bpfcc is not installed (sudo apt-get install python3-bpfcc): the AF_UNIX redirector will run"; \
+	fi
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/python -m lifl.examples.demo
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy src cli bpf
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+bench-node: $(READY)
+	$(BIN)/python bench/node.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
