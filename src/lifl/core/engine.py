@@ -141,7 +141,7 @@ class Engine:
         for key, *_ in job.orphans:
             self.memory.adopt(key, job.number)
         job.start()
-        self._end(job)
+        self._end()
 
     def cancel(self, name: str, now: float) -> Job:
         """Ends a job.  Raises `Refused` when there is none of that name, or it is over."""
@@ -374,6 +374,19 @@ class Engine:
         found = self._tasks.get(address)
         if found is not None and found[1].state is TaskState.RUNNING:
             self.emit(fx.SendKeys(address, found[1].attempt, (key,)))
+
+    def task_at(self, address: int) -> tuple[Job, Task] | None:
+        """The task that has an address now."""
+        return self._tasks.get(address)
+
+    def stop(self, now: float) -> None:
+        """The node goes down: rounds that still collect lose what they have; their clients keep it and are told so."""
+        self._begin(now)
+        for job in self.jobs.values():
+            if job.round is not None:
+                for client in job.round.accepted:
+                    text = "the node went down before the round was complete; submit again when it is up"
+                    job.tell(client, m.RoundOver(job.name, job.round.number, text))
 
     # ---- the clock ---------------------------------------------------------------------------------------------------
 

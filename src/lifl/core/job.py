@@ -1,8 +1,8 @@
 """A training job: a sequence of rounds, each of which commits one new model.
 
 The job decides what happens to clients, updates, tasks and objects; it does nothing itself.  What it wants done it
-hands to `Services` (the engine): effects in order, allocations at once.  Rounds overlap in one place: while the checkpoint of a
-round is being written, the next round is open already; it cannot commit before its predecessor.
+hands to `Services` (the engine): effects in order, allocations at once.  Rounds overlap in one place: while the
+checkpoint of a round is being written, the next round is open already; it cannot commit before its predecessor.
 """
 
 from __future__ import annotations

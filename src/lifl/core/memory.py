@@ -7,6 +7,7 @@ reservations untouched.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Protocol
 
 from lifl.core.errors import ArenaFull
@@ -23,7 +24,7 @@ class Store(Protocol):
     def used_bytes(self) -> int: ...
 
     def alloc(
-        self, kind: Kind, job: int, epoch: int, data_bytes: int, meta_bytes: int = 0, slab: object = None
+        self, kind: Kind, job: int, epoch: int, data_bytes: int, meta_bytes: int = 0, slab: Hashable | None = None
     ) -> Key: ...
 
     def free(self, key: Key) -> None: ...
@@ -31,6 +32,8 @@ class Store(Protocol):
     def sealed(self, key: Key) -> bool: ...
 
     def extent_bytes(self, key: Key) -> int: ...
+
+    def close_slab(self, slab: Hashable) -> None: ...
 
 
 class Memory:
@@ -41,6 +44,7 @@ class Memory:
         self._reserved: dict[int, int] = {}
         self._used: dict[int, int] = {}
         self._sizes: dict[Key, tuple[int, int]] = {}
+        self._slabs: dict[int, set[Hashable]] = {}
         self.peaks: dict[int, int] = {}
 
     @property
@@ -70,13 +74,17 @@ class Memory:
         """Ends the job's reservation and its account."""
         self._reserved.pop(job, None)
         self.peaks.pop(job, None)
+        for slab in self._slabs.pop(job, ()):
+            self._store.close_slab(slab)
         if not self._used.get(job):
             self._used.pop(job, None)
 
     def _promised(self, but: int = -1) -> int:
         return sum(max(0, reserved - self._used.get(job, 0)) for job, reserved in self._reserved.items() if job != but)
 
-    def alloc(self, kind: Kind, job: int, epoch: int, data_bytes: int, meta_bytes: int = 0, slab: object = None) -> Key:
+    def alloc(
+        self, kind: Kind, job: int, epoch: int, data_bytes: int, meta_bytes: int = 0, slab: Hashable | None = None
+    ) -> Key:
         """Raises `ArenaFull` also when the room that is left is promised to other jobs."""
         promised = self._promised(but=job)
         if self._store.free_bytes - data_bytes - meta_bytes < promised:
@@ -84,6 +92,8 @@ class Memory:
                 f"{data_bytes + meta_bytes} bytes do not fit: {self._store.free_bytes} are free, "
                 f"{promised} of them reserved for the running rounds of other jobs"
             )
+        if slab is not None:
+            self._slabs.setdefault(job, set()).add(slab)
         before = self._store.used_bytes
         key = self._store.alloc(kind, job, epoch, data_bytes, meta_bytes, slab)
         self._account(key, job, self._store.used_bytes - before)

@@ -400,7 +400,7 @@ class Drop(Message, frozen=True):
 
 
 class Checkpoint(Message, frozen=True):
-    """Write `model` (and the rule's `states`) as safetensors to `path` (and `state_path`), durably and all or nothing."""
+    """Write `model` (and the rule's `states`) as safetensors to `path` (`state_path`), durably, all or nothing."""
 
     address: int
     attempt: int

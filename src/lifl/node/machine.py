@@ -1,0 +1,146 @@
+"""What a node asks of its machine: the state folder, the arena's segment, listening sockets, CPU meters."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Hashable, Iterable
+from pathlib import Path
+
+import psutil
+
+from lifl.core.config import NodeConfig, split_address
+from lifl.core.errors import ResourceFault
+from lifl.core.ids import Key, Kind
+from lifl.core.modelfile import LENGTH_BYTES, decode_header, header_bytes
+from lifl.core.schema import TensorSpec
+from lifl.shm.arena import Arena, SegmentMissing, SegmentUnfinished, SegmentUnusable
+from lifl.shm.layout import State
+
+log = logging.getLogger("lifl.machine")
+
+OBJECTS_MAX = 16_384
+"""Objects of the arena at a time."""
+BACKLOG = 512
+
+
+def state_folder(config: NodeConfig) -> Path:
+    """The node's folder, made if need be, for its owner's eyes alone."""
+    chosen = config.state_dir or os.environ.get("LIFL_STATE") or "~/.local/state/lifl"
+    folder = Path(chosen).expanduser().absolute()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder / "jobs").mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise ResourceFault(
+            f"state folder {folder} cannot be made: {error.strerror}; choose another with --state"
+        ) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ResourceFault(f"state folder {folder} is not writable by this user; choose another with --state")
+    return folder
+
+
+def open_arena(name: str, config: NodeConfig, node: int) -> tuple[Arena, list[str]]:
+    """The segment that a killed daemon left, with what is sealed in it, or a new one; and what is to be said of it."""
+    try:
+        arena = Arena.adopt(name)
+    except SegmentMissing:
+        return Arena.create(name, config.arena_bytes, node, OBJECTS_MAX), []
+    except (SegmentUnfinished, SegmentUnusable) as error:
+        Arena.remove(name)
+        said = f"the arena of an earlier lifld could not be adopted and was made anew: {error}"
+        return Arena.create(name, config.arena_bytes, node, OBJECTS_MAX), [said]
+    if arena.arena_bytes == config.arena_bytes and arena.node == node:
+        return arena, []
+    if arena.node == node and any(True for _ in arena.live()):
+        said = (
+            f"the arena keeps its {arena.arena_bytes} bytes, not {config.arena_bytes}: it holds updates of running rounds; "
+            "`lifl down`, then `lifl up` makes it anew"
+        )
+        return arena, [said]
+    arena.close(unlink=True)
+    return Arena.create(name, config.arena_bytes, node, OBJECTS_MAX), []
+
+
+class ArenaStore:
+    """The arena as `core/memory.Store`."""
+
+    def __init__(self, arena: Arena) -> None:
+        self.arena = arena
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes in no object."""
+        return self.arena.free_bytes
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of live objects."""
+        return self.arena.used_bytes
+
+    def alloc(
+        self, kind: Kind, job: int, epoch: int, data_bytes: int, meta_bytes: int = 0, slab: Hashable | None = None
+    ) -> Key:
+        """As `shm/arena.Arena.alloc`."""
+        return self.arena.alloc(kind, job, epoch, data_bytes, meta_bytes, slab)
+
+    def free(self, key: Key) -> None:
+        """As `shm/arena.Arena.free`."""
+        self.arena.free(key)
+
+    def sealed(self, key: Key) -> bool:
+        """Whether the object is complete."""
+        return self.arena.entry(key).state == State.SEALED
+
+    def extent_bytes(self, key: Key) -> int:
+        """The bytes that the object takes."""
+        return self.arena.entry(key).extent_bytes
+
+    def close_slab(self, slab: Hashable) -> None:
+        """No more objects of this slab will come."""
+        self.arena.close_slab(slab)
+
+
+def listen_tcp(address: str) -> socket.socket:
+    """A listening socket at HOST:PORT.  Raises `ResourceFault`: the port is taken, the host is not this machine's."""
+    host, port = split_address(address, "listen")
+    try:
+        family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise ResourceFault(f"cannot listen on {address}: {error}; choose another with --listen HOST:PORT") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(where)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ResourceFault(
+            f"cannot listen on {address}: {error.strerror}; choose another port with --listen {host}:PORT (0: any free one)"
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+def read_schema(path: str) -> tuple[TensorSpec, ...]:
+    """The tensors of a safetensors file, from its header alone.  Raises `Refused` or `ResourceFault` naming the file."""
+    try:
+        with open(path, "rb") as file:
+            length = header_bytes(file.read(LENGTH_BYTES), path)
+            header = decode_header(file.read(length), os.fstat(file.fileno()).st_size, path)
+    except OSError as error:
+        raise ResourceFault(f"model file {path} cannot be read: {error.strerror}; check model.path") from error
+    return header.tensors
+
+
+def cpu_s(pids: Iterable[int]) -> float:
+    """The CPU seconds (user and system) of processes; those that are gone count nothing."""
+    total = 0.0
+    for pid in pids:
+        try:
+            times = psutil.Process(pid).cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total

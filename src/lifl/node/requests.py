@@ -1,0 +1,170 @@
+"""What the command line asks of a daemon, one method for each request."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from lifl.core import messages as m
+from lifl.core.config import JobConfig, parse_job
+from lifl.core.errors import ConfigError, LiflError, LocalFault, Refused
+from lifl.core.job import Job
+from lifl.core.schema import Layout
+from lifl.node import machine, views
+from lifl.node.link import Link
+from lifl.node.store import JobRow
+
+if TYPE_CHECKING:
+    from lifl.node.daemon import Daemon
+
+
+class Requests:
+    """Answers the control channel; raises `LiflError` for a "no"."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+
+    def handle(self, message: Any, link: Link) -> dict[str, Any]:
+        """The result of one request."""
+        match message:
+            case m.SubmitJob():
+                return self._submit(message, link)
+            case m.ListJobs():
+                return {"jobs": [self._line(row) for row in self._daemon.store.jobs()]}
+            case m.JobStatus():
+                return self._status(message.job)
+            case m.CancelJob():
+                job = self._daemon.engine.cancel(self._row(message.job).name, self._daemon.loop.time())
+                self._daemon.perform()
+                return {"job": job.name, "status": job.status}
+            case m.Snapshot():
+                return self._snapshot()
+            case m.Follow():
+                return self._follow(message.job, link)
+            case m.Shutdown():
+                self._daemon.loop.call_soon(self._daemon.done.set)
+                return {}
+            case _:
+                raise LocalFault(f"no handler for {type(message).__name__}")
+
+    def _submit(self, message: m.SubmitJob, link: Link) -> dict[str, Any]:
+        daemon = self._daemon
+        try:
+            config = parse_job(message.config)
+        except ConfigError as error:
+            raise Refused("bad-config", error.path, str(error)) from error
+        name = config.job.name
+        tensors = machine.read_schema(config.model.path)
+        layout = Layout(tensors)
+        folder = Path(config.checkpoint.folder or daemon.folder / "jobs" / name)
+        self._make_folder(folder, config)
+        try:
+            number = daemon.store.add_job(config, tensors, message.states, str(folder))
+        except sqlite3.IntegrityError:
+            raise Refused(
+                "job-exists",
+                "job.name",
+                f"a job named {name!r} is here already; choose another name (--set job.name=...)",
+            ) from None
+        try:
+            job = daemon.engine.submit(number, config, layout, message.states, str(folder), daemon.loop.time())
+        except LiflError:
+            daemon.store.drop_job(name)
+            raise
+        if message.follow:
+            daemon.control.follow(name, link)
+        daemon.perform()
+        return {
+            "job": name,
+            "rounds": config.job.rounds,
+            "model_bytes": layout.data_bytes,
+            "folder": str(folder),
+            "status": job.status,
+            "peak_bytes": job.bytes_min(),
+        }
+
+    @staticmethod
+    def _make_folder(folder: Path, config: JobConfig) -> None:
+        try:
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError as error:
+            text = f"folder {folder} cannot be made: {error.strerror}; choose another in checkpoint.folder"
+            raise Refused("bad-config", "checkpoint.folder", text) from error
+        if not os.access(folder, os.W_OK | os.X_OK):
+            text = f"folder {folder} is not writable for lifld; choose another in checkpoint.folder"
+            raise Refused("bad-config", "checkpoint.folder", text)
+        if (folder / "round-00000.safetensors").exists():
+            text = (
+                f"folder {folder} holds the models of another job; move them away, or choose another in "
+                f"checkpoint.folder (or another job.name than {config.job.name!r})"
+            )
+            raise Refused("folder-in-use", "checkpoint.folder", text)
+
+    def _row(self, name: str) -> JobRow:
+        rows = self._daemon.store.jobs()
+        for row in rows:
+            if row.name == name:
+                return row
+        known = ", ".join(row.name for row in rows[-8:]) or "none"
+        raise Refused("unknown-job", "job", f"this node has no job {name!r}; it has: {known}")
+
+    def _line(self, row: JobRow) -> dict[str, Any]:
+        return views.job_line(row, self._daemon.store.rounds(row.name), self._daemon.engine.jobs.get(row.name))
+
+    def _status(self, name: str) -> dict[str, Any]:
+        row = self._row(name)
+        rounds = self._daemon.store.rounds(name)
+        job = self._daemon.engine.jobs.get(name)
+        return {
+            "job": views.job_line(row, rounds, job),
+            "config": msgspec.to_builtins(row.config),
+            "now": self._now(job),
+            "rounds": [views.round_line(r) for r in rounds if r.round > 0 and r.status != "open"],
+        }
+
+    def _now(self, job: Job | None) -> dict[str, Any] | None:
+        return views.round_now(job, self._daemon.loop.time()) if job is not None else None
+
+    def _follow(self, name: str, link: Link) -> dict[str, Any]:
+        row = self._row(name)
+        line = self._line(row)
+        self._daemon.control.follow(name, link)
+        if line["status"] in ("finished", "failed", "cancelled"):
+            fields = {"status": line["status"], "reason": line["reason"]}
+            self._daemon.loop.call_soon(self._daemon.control.publish, "job.over", name, fields)
+        return {"job": line}
+
+    def _snapshot(self) -> dict[str, Any]:
+        daemon = self._daemon
+        daemon.gateway.send(m.AskStats())  # the next snapshot shows the answer: nobody waits for anybody
+        engine, totals = daemon.engine, daemon.workers.redirector.totals()
+        stats = daemon.gateway_stats
+        jobs = [
+            {**self._line(row), "now": self._now(engine.jobs.get(row.name))}
+            for row in daemon.store.jobs()
+            if row.name in engine.jobs
+        ]
+        return {
+            "node": {
+                **daemon.report({}),
+                "uptime_s": time.time() - daemon.started_unix_s,
+                "arena": {
+                    "bytes": daemon.arena.arena_bytes,
+                    "used_bytes": daemon.arena.used_bytes,
+                    "peak_bytes": daemon.arena.peak_bytes,
+                    "objects": sum(1 for _ in daemon.arena.live()),
+                    "waiting": len(engine.waiting),
+                },
+                "redirector": {"kind": daemon.workers.redirector.name, **views.redirector_line(totals)},
+                "gateway": {"pid": daemon.gateway.pid, **(msgspec.structs.asdict(stats) if stats else {})},
+                "cpu_s": daemon.meters(),
+                "zygote_pid": daemon.zygote.pid,
+            },
+            "workers": views.worker_lines(engine),
+            "jobs": jobs,
+        }

@@ -1,0 +1,72 @@
+"""How a new daemon takes up what an earlier one left: jobs from the database, updates and partials from the arena."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from lifl.core.aggregation import Orphan
+from lifl.core.errors import RemoteFault
+from lifl.core.ids import Kind
+from lifl.core.job import ROUNDS_REMEMBERED, Job
+from lifl.core.members import unpack_members
+from lifl.core.schema import Layout
+from lifl.node.store import JobRow
+
+if TYPE_CHECKING:
+    from lifl.node.daemon import Daemon
+
+log = logging.getLogger("lifl.resume")
+
+
+def resume_jobs(daemon: Daemon) -> dict[str, int]:
+    """Starts the jobs that were not over; returns how many, with how many accepted updates."""
+    orphans = _orphans(daemon)
+    jobs = [row for row in daemon.store.jobs() if row.status == "running"]
+    adopted = {"jobs": len(jobs), "updates": 0}
+    for row in jobs:
+        job = _job(daemon, row)
+        job.orphans = orphans.pop(row.number, [])
+        adopted["updates"] += len({member.client for _, _, _, members in job.orphans for member in members})
+        daemon.engine.resume(job, daemon.loop.time())
+    for left in orphans.values():
+        for key, *_ in left:
+            daemon.arena.free(key)
+    if jobs:
+        log.info("daemon.resumed jobs=%d updates=%d", adopted["jobs"], adopted["updates"])
+    return adopted
+
+
+def _orphans(daemon: Daemon) -> dict[int, list[Orphan]]:
+    """The sealed updates and partials by the number of their job; everything else is freed.
+
+    Models and the rule's states are read from the last checkpoint: what made an uncommitted one is still here.
+    """
+    found: dict[int, list[Orphan]] = {}
+    for key, entry in daemon.arena.live():
+        if entry.kind not in (Kind.UPDATE, Kind.PARTIAL):
+            daemon.arena.free(key)
+            continue
+        try:
+            with daemon.arena.meta(key) as meta:
+                members = unpack_members(meta)
+        except RemoteFault as error:
+            log.error("arena.damaged key=%s %s", key, error)
+            daemon.arena.free(key)
+            continue
+        found.setdefault(entry.job, []).append((key, Kind(entry.kind), entry.round, members))
+    return found
+
+
+def _job(daemon: Daemon, row: JobRow) -> Job:
+    job = Job(row.number, row.config, Layout(row.tensors), row.states, row.folder, daemon.engine)
+    rounds = daemon.store.rounds(row.name)
+    committed = [r for r in rounds if r.status == "committed"]
+    job.committed = committed[-1].round if committed else -1
+    for last in committed[-ROUNDS_REMEMBERED:]:
+        job.counted[last.round] = frozenset(last.fields.get("members", ()))
+        job.metrics = last.fields.get("metrics", {})
+    tried = [r for r in rounds if r.round == job.committed + 1]
+    if tried:
+        job.attempt = tried[-1].attempt + (tried[-1].status == "failed")
+    return job

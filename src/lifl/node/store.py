@@ -1,0 +1,148 @@
+"""What a node knows after the machine's death: jobs and rounds, in SQLite.
+
+WAL with synchronous=FULL: when a call returns, it is on the disk.  The unique index on committed rounds is the last
+fence against a second commit of (job, round).
+"""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import msgspec
+
+from lifl.core.config import JobConfig
+from lifl.core.errors import ResourceFault
+from lifl.core.schema import TensorSpec
+
+SCHEMA_VERSION = 1
+_TABLES = """
+CREATE TABLE node (id INTEGER PRIMARY KEY CHECK (id = 1), node TEXT NOT NULL);
+CREATE TABLE jobs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, config BLOB NOT NULL, tensors BLOB NOT NULL,
+    states BLOB NOT NULL, folder TEXT NOT NULL, status TEXT NOT NULL, reason TEXT NOT NULL,
+    submitted_unix_s REAL NOT NULL);
+CREATE TABLE rounds (
+    job TEXT NOT NULL REFERENCES jobs (name), round INTEGER NOT NULL, attempt INTEGER NOT NULL, status TEXT NOT NULL,
+    fields BLOB NOT NULL, saved_unix_s REAL NOT NULL, PRIMARY KEY (job, round, attempt));
+CREATE UNIQUE INDEX one_commit ON rounds (job, round) WHERE status = 'committed';
+"""
+
+
+class JobRow(msgspec.Struct, frozen=True):
+    """A job as it was submitted, and what became of it."""
+
+    number: int
+    name: str
+    config: JobConfig
+    tensors: tuple[TensorSpec, ...]
+    states: tuple[str, ...]
+    folder: str
+    status: str
+    reason: str
+    submitted_unix_s: float
+
+
+class RoundRow(msgspec.Struct, frozen=True):
+    """One attempt at one round: ``open``, ``committed`` or ``failed``."""
+
+    round: int
+    attempt: int
+    status: str
+    fields: dict[str, Any]
+    saved_unix_s: float
+
+
+class NodeStore:
+    """The node's database file; one process opens it."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                self._db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+            elif version != SCHEMA_VERSION:
+                raise ResourceFault(
+                    f"{path} has version {version}, this lifld reads {SCHEMA_VERSION}: use the lifld that wrote it, "
+                    "or another state folder"
+                )
+        except sqlite3.DatabaseError as error:
+            raise ResourceFault(f"{path} cannot be used: {error}; move it away or use another state folder") from error
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._db.close()
+
+    def node_id(self) -> int:
+        """The node's 64-bit id, drawn once."""
+        self._db.execute("INSERT OR IGNORE INTO node VALUES (1, ?)", (secrets.token_hex(8),))
+        (node,) = self._db.execute("SELECT node FROM node").fetchone()
+        return int(node, 16)
+
+    def add_job(self, config: JobConfig, tensors: tuple[TensorSpec, ...], states: tuple[str, ...], folder: str) -> int:
+        """A row for a new job, with status ``new``; returns its number in the arena."""
+        cursor = self._db.execute(
+            "INSERT INTO jobs (name, config, tensors, states, folder, status, reason, submitted_unix_s)"
+            " VALUES (?, ?, ?, ?, ?, 'new', '', ?)",
+            (config.job.name, _pack(config), _pack(tensors), _pack(states), folder, time.time()),
+        )
+        return int(cursor.lastrowid or 0)
+
+    def drop_job(self, name: str) -> None:
+        """Forgets a job that was refused after all."""
+        self._db.execute("DELETE FROM jobs WHERE name = ? AND status = 'new'", (name,))
+
+    def save_job(self, name: str, status: str, reason: str) -> None:
+        """What became of a job."""
+        self._db.execute("UPDATE jobs SET status = ?, reason = ? WHERE name = ?", (status, reason, name))
+
+    def save_round(self, job: str, number: int, attempt: int, status: str, fields: dict[str, Any]) -> None:
+        """One attempt at a round; raises `sqlite3.IntegrityError` for a second commit."""
+        self._db.execute(
+            "INSERT INTO rounds VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (job, round, attempt) DO UPDATE SET"
+            " status = excluded.status, fields = excluded.fields, saved_unix_s = excluded.saved_unix_s"
+            " WHERE status != 'committed'",
+            (job, number, attempt, status, msgpack.packb(fields), time.time()),
+        )
+
+    def jobs(self) -> list[JobRow]:
+        """All jobs, in the order of their submission; rows of jobs that were never accepted are left out."""
+        rows = self._db.execute("SELECT * FROM jobs WHERE status != 'new' ORDER BY number")
+        return [
+            JobRow(
+                number,
+                name,
+                _unpack(config, JobConfig),
+                _unpack(tensors, tuple[TensorSpec, ...]),
+                _unpack(states, tuple[str, ...]),
+                *rest,
+            )
+            for number, name, config, tensors, states, *rest in rows
+        ]
+
+    def rounds(self, job: str) -> list[RoundRow]:
+        """The job's rounds and their attempts, in order."""
+        rows = self._db.execute(
+            "SELECT round, attempt, status, fields, saved_unix_s FROM rounds WHERE job = ? ORDER BY round, attempt",
+            (job,),
+        )
+        return [
+            RoundRow(number, attempt, status, msgpack.unpackb(fields, strict_map_key=False), at)
+            for number, attempt, status, fields, at in rows
+        ]
+
+
+def _pack(value: Any) -> bytes:
+    packed: bytes = msgpack.packb(msgspec.to_builtins(value))
+    return packed
+
+
+def _unpack(data: bytes, kind: Any) -> Any:
+    return msgspec.convert(msgpack.unpackb(data), kind)

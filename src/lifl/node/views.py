@@ -1,0 +1,103 @@
+"""What `lifl jobs`, `status` and `top` show: plain values out of the engine's objects and the store's rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lifl.core.engine import Engine
+from lifl.core.job import Job
+from lifl.core.pool import WorkerState
+from lifl.core.round import Round
+from lifl.node.store import JobRow, RoundRow
+from lifl.redirect.interface import Totals
+
+
+def job_line(row: JobRow, rounds: list[RoundRow], job: Job | None) -> dict[str, Any]:
+    """One job in a list."""
+    committed = [r for r in rounds if r.status == "committed" and r.round > 0]
+    last = committed[-1] if committed else None
+    status = job.status if job is not None else row.status
+    if job is not None and job.status == "running" and job.round is not None and not job.round.opened_at_s:
+        status = "waiting"
+    running = job.round.number if job is not None and job.round is not None else None
+    return {
+        "name": row.name,
+        "status": status,
+        "reason": job.reason if job is not None else row.reason,
+        "round": running or (last.round if last else 0),
+        "rounds": row.config.job.rounds,
+        "committed": last.round if last else 0,
+        "clients": len(job.present) if job is not None else 0,
+        "rule": row.config.aggregation.rule,
+        "metrics": last.fields.get("metrics", {}) if last else {},
+        "submitted_unix_s": row.submitted_unix_s,
+        "folder": row.folder,
+    }
+
+
+def round_line(row: RoundRow) -> dict[str, Any]:
+    """One round that is over."""
+    return {
+        "round": row.round,
+        "attempt": row.attempt,
+        "status": row.status,
+        "reason": row.fields.get("reason", ""),
+        "committed_unix_s": row.saved_unix_s if row.status == "committed" else None,
+        "metrics": row.fields.get("metrics", {}),
+        "path": row.fields.get("path", ""),
+        "receipt": row.fields.get("receipt"),
+    }
+
+
+def round_now(job: Job, now: float) -> dict[str, Any] | None:
+    """The round that runs."""
+    round_ = job.round or (job.saving[-1] if job.saving and job.saving[-1].number else None)
+    if round_ is None:
+        return None
+    return {
+        "round": round_.number,
+        "attempt": round_.attempt,
+        "phase": round_.phase.value,
+        "selected": len(round_.selected),
+        "uploading": len(round_.inflight),
+        "accepted": len(round_.accepted),
+        "counted": _counted(round_),
+        "goal": round_.goal,
+        "quorum": round_.quorum,
+        "time_left_s": max(0.0, round_.deadline_at_s - now) if round_.opened_at_s else None,
+        "tree": job.aggregation.lines(round_),
+    }
+
+
+def _counted(round_: Round) -> int:
+    """Updates that are folded into a sealed partial by now."""
+    leaves = round_.tree.leaves if round_.tree else []
+    return sum(leaf.expect for leaf in leaves if leaf.state.value == "done") + len(round_.accepted) - round_.in_leaves
+
+
+def worker_lines(engine: Engine) -> list[dict[str, Any]]:
+    """The aggregator processes, each with the task that it has."""
+    lines = []
+    for worker in engine.pool.workers.values():
+        address = next(iter(worker.tasks), 0)
+        found = engine.task_at(address)
+        lines.append(
+            {
+                "worker": worker.number,
+                "pid": worker.pid,
+                "state": "idle" if worker.state is WorkerState.RETIRING else worker.state.value,
+                "role": found[1].role if found else "",
+                "job": found[0].name if found else (worker.served[0] if worker.served else ""),
+                "round": worker.served[1] if worker.served else 0,
+                "address": address,
+                "tasks": len(worker.tasks),
+                "inputs": len(found[1].inputs) if found else 0,
+                "expect": found[1].expect if found else 0,
+            }
+        )
+    return lines
+
+
+def redirector_line(totals: Totals) -> dict[str, Any]:
+    """The redirector's counters."""
+    return dict(totals._asdict())

@@ -1,0 +1,150 @@
+"""The aggregator processes as the daemon sees them: forked by the zygote, reached by link and redirector.
+
+A worker's control link carries its tasks; the redirector carries keys.  What the redirector cannot deliver now (a
+receiver is full) is held here until the receiver wakes the daemon; what comes to the daemon because an address had no
+route goes to `on_fallback`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from lifl.core import messages as m
+from lifl.core.errors import RemoteFault
+from lifl.core.ids import DAEMON_ADDRESS, Key, Record
+from lifl.node.children import Child
+from lifl.node.link import Link
+from lifl.redirect.framing import is_wake
+from lifl.redirect.interface import open_redirector
+
+log = logging.getLogger("lifl.workers")
+
+
+class Workers:
+    """Forks, links and routes; owns the redirector.
+
+    `on_message(worker, message)`, `on_gone(worker)` and `on_fallback(address, key)` are the events.
+    """
+
+    def __init__(
+        self,
+        redirector: Literal["auto", "sockmap", "unix"],
+        folder: Path,
+        on_message: Callable[[int, Any], None],
+        on_gone: Callable[[int], None],
+        on_fallback: Callable[[int, Key], None],
+    ) -> None:
+        self._on_message = on_message
+        self._on_gone = on_gone
+        self._on_fallback = on_fallback
+        self._links: dict[int, Link] = {}
+        self._slots: dict[int, int] = {}
+        self._held: dict[int, list[Record]] = {}  # by address
+        self._loop = asyncio.get_running_loop()
+        self.zygote: Child | None = None
+        self.redirector = open_redirector(redirector, folder)
+        self.redirector.on_fallback(self._watch, self._unwatch)
+
+    def fork(self, worker: int) -> None:
+        """Has the zygote fork a worker; it says WorkerReady when it runs."""
+        if self.zygote is None:
+            raise RuntimeError("the zygote has not been started")
+        registration = self.redirector.register()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            descriptors = [theirs.fileno(), *registration.descriptors]
+            self._slots[worker] = registration.slot
+            self._links[worker] = Link(
+                ours,
+                m.FromWorker,
+                lambda message: self._on_message(worker, message),
+                lambda error: self._closed(worker, error),
+            )
+            self.zygote.send(m.Fork(worker, registration.port, len(descriptors)), descriptors)
+        # From here on no copy is left with the daemon: else a dead worker would look alive.
+        registration.handed_over()
+
+    def send(self, worker: int, message: m.Message) -> None:
+        """A task for a worker."""
+        link = self._links.get(worker)
+        if link is not None:
+            link.send(message)
+
+    def route(self, address: int, worker: int | None) -> None:
+        """Sends what goes to the address to the worker (None: to the daemon) from now on."""
+        if worker is None:
+            self._held.pop(address, None)
+        slot = self._slots.get(worker) if worker is not None else None
+        self.redirector.route(address, slot)
+
+    def send_keys(self, address: int, attempt: int, keys: tuple[Key, ...]) -> None:
+        """Sends keys to an address; those that find no room follow when the receiver wakes the daemon."""
+        now_ns = time.monotonic_ns()
+        records = [Record(address, key, attempt, 0, now_ns) for key in keys]
+        if address in self._held:
+            self._held[address] += records
+            return
+        rest = self.redirector.send(records)
+        if rest:
+            self._held[address] = list(rest)
+
+    def _flush(self) -> None:
+        for address, records in list(self._held.items()):
+            rest = self.redirector.send(records)
+            if rest:
+                self._held[address] = list(rest)
+            else:
+                self._held.pop(address, None)
+
+    def _watch(self, fd: int) -> None:
+        self._loop.add_reader(fd, self._readable, fd)
+
+    def _unwatch(self, fd: int) -> None:
+        self._loop.remove_reader(fd)
+
+    def _readable(self, fd: int) -> None:
+        try:
+            records = self.redirector.receive(fd)
+        except (EOFError, RemoteFault) as error:
+            slot = self.redirector.slot_of(fd)
+            if isinstance(error, RemoteFault):
+                log.error("redirector.garbage slot=%d %s", slot, error)
+            self._retire(slot)
+            return
+        for record in records:
+            if is_wake(record):
+                self._flush()
+            elif record.address != DAEMON_ADDRESS:
+                self._on_fallback(record.address, record.key)
+
+    def _retire(self, slot: int) -> None:
+        """The redirector has lost a worker; ending its link ends the worker, if it lives at all."""
+        self.redirector.retire(slot)
+        for worker, its in list(self._slots.items()):
+            if its == slot:
+                del self._slots[worker]
+                self._links[worker].close()
+
+    def _closed(self, worker: int, error: Exception | None) -> None:
+        if error is not None:
+            log.warning("worker.link worker=%d %s", worker, error)
+        del self._links[worker]
+        slot = self._slots.pop(worker, None)
+        if slot is not None:
+            self.redirector.retire(slot)
+        self._on_gone(worker)
+
+    def end(self) -> None:
+        """Ends all links (workers exit at that) and the redirector."""
+        for link in list(self._links.values()):
+            link.close()
+        self.redirector.on_fallback(lambda _fd: None, lambda _fd: None)
+        for fd in self.redirector.fallback_fds():
+            self._loop.remove_reader(fd)
+        self.redirector.close()
