@@ -1,5 +1,6 @@
 """The arena in a real segment, against a model of its objects; then each of its limits and refusals."""
 
+import contextlib
 import itertools
 import os
 import stat
@@ -14,6 +15,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from lifl.core.errors import ArenaFull, LocalFault, ResourceFault, StaleKey
 from lifl.core.ids import Key
+from lifl.shm import arena as arena_module
 from lifl.shm import layout
 from lifl.shm.arena import Arena, SegmentMissing, SegmentUnfinished, SegmentUnusable
 from lifl.shm.layout import ENTRIES_MAX, PAGE_BYTES, Kind, State
@@ -40,6 +42,14 @@ def arena(name):
     arena = Arena.create(name, ARENA_BYTES, NODE, ENTRIES)
     yield arena
     arena.close()
+
+
+@pytest.fixture
+def other(arena):
+    """The same segment as another process sees it."""
+    other = Arena.attach_fd(arena.fd)
+    yield other
+    other.close()
 
 
 def pattern(key, nbytes):
@@ -140,19 +150,103 @@ class ArenaMachine(RuleBasedStateMachine):
         assert self.daemon.used_bytes == sum(entry.extent_bytes for entry in found.values())
 
     def teardown(self):
+        Arena.remove(self.name)
         for key in list(self.live):
             self.daemon.free(key)
         assert self.daemon.used_bytes == 0
         assert self.daemon.free_bytes == self.daemon.largest_free_bytes == self.daemon.capacity_bytes
         assert self.other.close()
-        assert self.daemon.close(unlink=True)
-        assert not os.path.exists(f"/dev/shm{self.name}")
+        assert self.daemon.close()
 
 
 TestArena = ArenaMachine.TestCase
 TestArena.settings = settings(
     max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+# ---- between any two lines -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def at_each_line(look):
+    """Calls `look` before each line of the arena's code that runs in the block."""
+
+    def trace(frame, event, arg):
+        if frame.f_code.co_filename != arena_module.__file__:
+            return None
+        if event == "line":
+            sys.settrace(None)
+            look()
+            sys.settrace(trace)
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(None)
+
+
+def test_a_segment_in_the_making_cannot_be_opened(name):
+    """Catches `initialised` stored before what it promises."""
+    seen = []
+
+    def look():
+        try:
+            with contextlib.closing(Arena.attach(name)) as other:
+                seen.append((other.node, other.entries, other.epoch))
+        except (SegmentMissing, SegmentUnfinished) as error:
+            seen.append(type(error))
+
+    with at_each_line(look):
+        made = Arena.create(name, ARENA_BYTES, NODE, ENTRIES)
+    assert made.close()
+    changes = [what for what, _ in itertools.groupby(seen)]
+    assert changes == [SegmentMissing, SegmentUnfinished, (NODE, ENTRIES, 1)]
+
+
+def test_a_stale_key_never_fits_while_its_slot_is_used_again(arena, other):
+    """Catches a state or generation stored too early: a late reader would get somebody else's bytes."""
+    stale = [arena.alloc(Kind.UPDATE, 1, 1, 10) for _ in range(ENTRIES)]
+    for key in stale:
+        arena.free(key)
+    looks = []
+
+    def look():
+        with pytest.raises(StaleKey):
+            other.entry(stale[0])
+        looks.append(1)
+
+    with at_each_line(look):
+        again = arena.alloc(Kind.MODEL, 2, 2, 5000)
+        arena.seal(again, 1.0, 1)
+        arena.free(again)
+    assert again.slot == stale[0].slot
+    assert len(looks) > 20
+
+
+def test_an_object_appears_sealed_only_with_all_that_the_seal_says(arena, other):
+    """Catches a seal that commits before its meta, weight or checksum is stored, and a free that lingers.
+    """
+    key = arena.alloc(Kind.UPDATE, 1, 1, 10, meta_bytes=4)
+    seen = []
+
+    def look():
+        try:
+            entry = other.entry(key)
+        except StaleKey:
+            seen.append("gone")
+            return
+        if entry.state == State.SEALED:
+            assert (entry.weight, entry.members, entry.checksum) == (1.5, 2, 3)
+            assert other.meta(key) == b"meta"
+        seen.append(State(entry.state).name)
+
+    with at_each_line(look):
+        arena.seal(key, 1.5, 2, b"meta", 3)
+        arena.free(key)
+    assert [what for what, _ in itertools.groupby(seen)] == ["WRITING", "SEALED", "gone"]
 
 
 # ---- what others may not do ------------------------------------------------------------------------------
@@ -324,7 +418,8 @@ def test_a_name_that_is_taken_is_not_taken_over(arena):
     key = arena.alloc(Kind.UPDATE, 1, 1, 10)
     with pytest.raises(ResourceFault, match="exists already"):
         Arena.create(arena.name, ARENA_BYTES, NODE, ENTRIES)
-    assert Arena.attach(arena.name).entry(key).state == State.WRITING
+    with contextlib.closing(Arena.attach(arena.name)) as found:
+        assert found.entry(key).state == State.WRITING
 
 
 @pytest.mark.parametrize("opener", [Arena.attach, Arena.adopt])

@@ -1,5 +1,6 @@
 """The arena across real processes: killed at any line, short of memory, populated in the background."""
 
+import contextlib
 import json
 import os
 import resource
@@ -136,10 +137,8 @@ def test_a_daemon_killed_at_any_line_loses_nothing_that_it_promised(fatal, seed)
             check_adopted(name, said)
         else:
             # Killed while the segment was made: there is none, or it is refused, or it was just finished.
-            try:
-                assert list(Arena.adopt(name).live()) == []
-            except (SegmentMissing, SegmentUnfinished):
-                pass
+            with contextlib.suppress(SegmentMissing, SegmentUnfinished), contextlib.closing(Arena.adopt(name)) as it:
+                assert list(it.live()) == []
     finally:
         Arena.remove(name)
 
@@ -325,12 +324,22 @@ def test_prefault_maps_all_of_the_arena_and_changes_nothing_that_others_write(ar
     }
 
 
-def test_prefault_can_be_stopped_and_then_holds_nothing(name):
+def test_prefault_stops_after_its_chunk_and_then_holds_nothing(name, monkeypatch):
     arena = Arena.create(name, 64 * CHUNK_BYTES, NODE, ENTRIES)
+    made, stopped = threading.Event(), threading.Event()
+
+    def advise(view, advice):
+        made.set()
+        assert stopped.wait(30)
+
+    monkeypatch.setattr(prefault, "_advise", advise)
     populating = Prefault(arena)
+    assert made.wait(30)
+    monkeypatch.setattr(populating._thread, "join", stopped.set)  # the stop is told, then waits
     populating.stop()
+    monkeypatch.undo()
     populating.stop()
-    assert populating.done_bytes <= arena.arena_bytes
+    assert populating.done_bytes == CHUNK_BYTES
     assert arena.close(unlink=True)
 
 
@@ -341,6 +350,17 @@ def test_an_arena_closed_under_a_prefault_stays_mapped_until_it_ends(name):
     assert populating.wait(30)
     assert populating.error is None
     assert arena.close()
+
+
+def test_memory_that_runs_out_under_a_prefault_is_told(arena, monkeypatch):
+    def advise(view, advice):
+        raise ResourceFault("no memory")
+
+    monkeypatch.setattr(prefault, "_advise", advise)
+    populating = Prefault(arena)
+    assert populating.wait(30)
+    assert isinstance(populating.error, ResourceFault)
+    assert populating.done_bytes == 0
 
 
 def test_prefault_ends_at_the_arena(arena):

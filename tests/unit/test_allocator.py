@@ -172,6 +172,18 @@ def test_what_a_slab_reserved_serves_others_when_the_heap_is_short():
     assert allocator.alloc(4 * PAGE_BYTES, "job") == kept[0]
 
 
+def test_runs_in_use_stay_whole_while_unused_ones_suffice():
+    """Catches a heap that, when short, takes apart the slabs of running jobs though an idle job's would do.
+    """
+    allocator = Allocator(0, 64 * PAGE_BYTES)
+    busy = allocator.alloc(PAGE_BYTES, "busy")
+    idle = allocator.alloc(8 * PAGE_BYTES, "idle")
+    allocator.free(idle)
+    assert allocator.alloc(58 * PAGE_BYTES) == idle
+    allocator.alloc(PAGE_BYTES)
+    assert allocator.alloc(PAGE_BYTES, "busy") == busy + PAGE_BYTES
+
+
 def test_a_refused_request_leaves_the_runs_as_they_were():
     """Catches a full arena that takes the runs of all jobs apart each time that it answers BUSY."""
     allocator = Allocator(0, 64 * PAGE_BYTES)

@@ -11,11 +11,11 @@ comes last.  M is odd, so a change of one block always changes h; blocks that ch
 words within one block may swap unseen.  It finds what hardware and bugs do to an object, not what an
 attacker does.
 
-Finiteness: the dot product of a vector with itself is finite only if all of its numbers are, and BLAS computes it at
-the cache's speed (set OPENBLAS_NUM_THREADS=1, or it starts threads for it).  When it is not finite, a number is not or
-the sum overflowed: NumPy then looks at block after block.  Two-byte floats, for which NumPy converts each element, are
-compared as integers instead: their bits are ordered like their magnitudes, so the largest positive and the largest
-negative pattern tell it.
+Finiteness: the dot product of a vector with itself is finite only if all of its numbers are, and BLAS
+computes it at the cache's speed (set OPENBLAS_NUM_THREADS=1, or it starts threads for it).  When it is not
+finite, a number is not or the sum overflowed: NumPy then looks at block after block.  Two-byte floats, for
+which NumPy converts each element, are compared as integers instead: their bits are ordered like their
+magnitudes, so the largest positive and the largest negative pattern tell it.
 """
 
 from __future__ import annotations
@@ -149,8 +149,11 @@ def first_not_finite(array: NDArray[Any]) -> int | None:
     if "float" not in name:
         return None
     infinity = _INFINITY_16.get(name)
-    if infinity is None and math.isfinite(float(np.dot(array, array))):
-        return None
+    if infinity is None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            square = float(np.dot(array, array))
+        if math.isfinite(square):
+            return None
     step = FINITE_BLOCK_BYTES // array.itemsize
     for begin in range(0, array.size, step):
         block = array[begin : begin + step]
