@@ -49,11 +49,13 @@ class Aggregation:
 
     def open_leaves(self, round_: Round) -> None:
         """Opens the leaves that the coming updates can fill, each with its whole path.  All or nothing: `ArenaFull`."""
-        tree = _tree(round_)
+        self._open_paths(round_, _tree(round_).leaves[: round_.leaves_needed])
+
+    def _open_paths(self, round_: Round, tasks: list[Task]) -> None:
         opened: list[Task] = []
         try:
-            for leaf in tree.leaves[: round_.leaves_needed]:
-                for task in tree.path(leaf):
+            for bottom in tasks:
+                for task in _tree(round_).path(bottom):
                     if task.state is TaskState.PLANNED:
                         self._open(round_, task)
                         opened.append(task)
@@ -113,6 +115,31 @@ class Aggregation:
 
     # ---- inputs --------------------------------------------------------------------------------------------------
 
+    def feed_waiting(self, round_: Round) -> None:
+        """Gives accepted updates (and adopted partials) to their tasks, in order, as far as there is room for outputs.
+
+        There always is for updates that were admitted; a restarted node may have to go step by step.
+        """
+        tree = _tree(round_)
+        while round_.unfed:
+            key, taker = round_.unfed[0]
+            task = taker or tree.leaf_of(round_.in_leaves)
+            try:
+                self._open_paths(round_, [task])
+            except ArenaFull as full:
+                self._fail_if_stuck(round_, full)
+                return
+            round_.unfed.popleft()
+            round_.in_leaves += taker is None
+            self.feed(round_, task, key)
+
+    def _fail_if_stuck(self, round_: Round, full: ArenaFull) -> None:
+        active = (TaskState.PLACING, TaskState.RUNNING)
+        memory = self.job.services.memory
+        alone = memory.used_bytes == memory.job_used_bytes(self.job.number)
+        if alone and not round_.inflight and not any(task.state in active for task in _tree(round_).tasks):
+            self.job.fail_round(f"the arena has no room to go on after the restart: {full}")
+
     def feed(self, round_: Round, task: Task, key: Key, sent: bool = False) -> None:
         """An input of the task is sealed.  `sent`: its maker has sent the key to the task's address itself."""
         if task.state is TaskState.DONE:
@@ -134,7 +161,7 @@ class Aggregation:
     def close(self, round_: Round) -> None:
         """No more updates count: lower what the tasks expect, drop those that nothing will reach."""
         round_.move(Phase.AGGREGATING)
-        for task in _tree(round_).close(round_.in_leaves):
+        for task in _tree(round_).close(round_.for_leaves):
             if task.expect == 0:
                 self._drop(task)
             elif task.state is TaskState.RUNNING:
@@ -158,8 +185,10 @@ class Aggregation:
         services.emit(fx.SendWorker(_worker(task), self._message(task)))
         if task.role in ("leaf", "middle", "top"):
             services.emit(fx.Route(task.address, task.worker))
-            if task.inputs:
-                services.emit(fx.SendKeys(task.address, task.attempt, tuple(task.inputs)))
+            keys = tuple(dict.fromkeys([*task.inputs, *task.bounced]))
+            task.bounced = {}
+            if keys:
+                services.emit(fx.SendKeys(task.address, task.attempt, keys))
 
     def _message(self, task: Task) -> m.Message:
         job = self.job
@@ -365,6 +394,8 @@ class Aggregation:
             self.costs.pop(task.address, None)
             if task.state is TaskState.DONE:
                 self._close_address(task)
+        while round_.unfed:
+            self.job.services.memory.free(round_.unfed.popleft()[0])
 
     def _drop_checkpoint(self, task: Task) -> None:
         self.where.pop(task.address, None)
@@ -409,20 +440,13 @@ class Aggregation:
         round_.opened_at_s = now
         round_.deadline_at_s = now + round_.deadline_s
         job.services.memory.start_peak(job.number)
-        round_.in_leaves = len(updates)
-        self.open_leaves(round_)
-        for task in _tree(round_).adopting:
-            for step in _tree(round_).path(task):
-                if step.state is TaskState.PLANNED:
-                    self._open(round_, step)
-        for position, (key, _) in enumerate(updates):
-            self.feed(round_, _tree(round_).leaf_of(position), key)
-        for task, key in zip(_tree(round_).adopting, partials, strict=True):
-            self.feed(round_, task, key)
+        round_.unfed.extend(zip(partials, round_.tree.adopting, strict=True))
+        round_.unfed.extend((key, None) for key, _ in updates)
         round_.receipt.first_accepted_s = round_.receipt.last_accepted_s = now
         job.publish("round.adopted", round=round_.number, accepted=len(round_.accepted), partials=len(partials))
         if len(round_.accepted) >= round_.goal:
             self.close(round_)
+        self.feed_waiting(round_)
 
     # ---- the receipt -------------------------------------------------------------------------------------------------
 

@@ -366,14 +366,16 @@ class Engine:
         self._end()
 
     def fallback(self, address: int, key: Key, now: float) -> None:
-        """A record came to the daemon because its address had no route: pass it on if its task runs by now.
-
-        If it does not, nothing is lost: the task gets all its known inputs when it starts.
-        """
+        """A record came to the daemon because its address had no route: pass it on, or keep it until its task runs."""
         self._begin(now)
         found = self._tasks.get(address)
-        if found is not None and found[1].state is TaskState.RUNNING:
-            self.emit(fx.SendKeys(address, found[1].attempt, (key,)))
+        if found is None:
+            return
+        _, task = found
+        if task.state is TaskState.RUNNING:
+            self.emit(fx.SendKeys(address, task.attempt, (key,)))
+        elif task.state in (TaskState.OPEN, TaskState.PLACING):
+            task.bounced[key] = None
 
     def task_at(self, address: int) -> tuple[Job, Task] | None:
         """The task that has an address now."""
@@ -410,8 +412,10 @@ class Engine:
             job.now = now
 
     def _end(self) -> None:
-        for queued in self.jobs.values():
+        for queued in list(self.jobs.values()):
             if queued.status == "queued":
                 queued.start()
+            elif queued.round is not None and queued.round.unfed:
+                queued.aggregation.feed_waiting(queued.round)
         if self.waiting:
             self._serve_waiting()

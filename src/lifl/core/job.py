@@ -201,11 +201,7 @@ class Job:
         self.services.emit(fx.SaveRound(self.name, self.round.number, self.attempt, "open", {}))
         if self.orphans:
             orphans, self.orphans = self.orphans, []
-            try:
-                self.aggregation.adopt(self.round, orphans, now)
-            except ArenaFull as full:
-                self.fail_round(f"the arena has no room to go on after the restart: {full}")
-                return
+            self.aggregation.adopt(self.round, orphans, now)
         self.try_open(now)
 
     def try_open(self, now: float) -> None:
@@ -499,10 +495,10 @@ class Job:
             return
         round_.receipt.received_bytes += received_bytes
         round_.receipt.copied_bytes += copied_bytes
-        leaf, _ = round_.accept(client, self.now)
+        round_.accept(client, self.now)
         self.tell(client, m.Accepted(self.name, round_.number))
         self.publish("update.accepted", round=round_.number, client=client)
-        self.aggregation.feed(round_, leaf, key)
+        self.aggregation.feed_waiting(round_)
         if len(round_.accepted) >= round_.goal:
             self.aggregation.close(round_)
 

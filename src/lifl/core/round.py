@@ -7,6 +7,7 @@ round commits.  Its identity is (job, round, client): whoever submits again gets
 from __future__ import annotations
 
 import math
+from collections import deque
 from enum import Enum
 
 from lifl.core.config import SelectionSection
@@ -71,7 +72,8 @@ class Round:
         self.selected: dict[str, None] = {}
         self.inflight: dict[str, tuple[Key, Member]] = {}
         self.accepted: dict[str, Member] = {}
-        self.in_leaves = 0  # updates that were given to leaves: all accepted ones but those in adopted partials
+        self.unfed: deque[tuple[Key, Task | None]] = deque()  # accepted, waiting for room for their task's output
+        self.in_leaves = 0  # updates that were given to leaves
         self.tree: Tree | None = None
         self.checkpoint: Task | None = None
         self.saved = False
@@ -88,25 +90,26 @@ class Round:
         """The client whose update in flight has this key."""
         return next((client for client, (flying, _) in self.inflight.items() if flying == key), None)
 
-    def accept(self, client: str, now: float) -> tuple[Task, Key]:
-        """Moves an update from in flight to accepted; returns the leaf that takes it, and its key."""
-        if self.tree is None:
-            raise LocalFault(f"round {self.number} takes no updates yet")
+    def accept(self, client: str, now: float) -> None:
+        """Moves an update from in flight to accepted; it waits for its leaf in `unfed`."""
         key, member = self.inflight.pop(client)
         self.accepted[client] = member
-        leaf = self.tree.leaf_of(self.in_leaves)
-        self.in_leaves += 1
+        self.unfed.append((key, None))
         if self.receipt.first_accepted_s is None:
             self.receipt.first_accepted_s = now
         self.receipt.last_accepted_s = now
-        return leaf, key
+
+    @property
+    def for_leaves(self) -> int:
+        """How many updates the leaves are to take of those that are accepted."""
+        return self.in_leaves + sum(task is None for _, task in self.unfed)
 
     @property
     def leaves_needed(self) -> int:
         """How many leaves the updates that are accepted or in flight can come to fill."""
         if self.tree is None:
             return 0
-        coming = self.in_leaves + len(self.inflight)
+        coming = self.for_leaves + len(self.inflight)
         return min(-(-coming // self.tree.fan_in), len(self.tree.leaves))
 
     def metrics(self) -> dict[str, float]:

@@ -53,6 +53,7 @@ class Task:
         self.expect = 0
         self.state = TaskState.PLANNED
         self.inputs: list[Key] = []
+        self.bounced: dict[Key, None] = {}  # inputs whose keys came to the daemon before the task ran
         self.output: Key | None = None
         self.address = 0
         self.attempt = 0

@@ -55,8 +55,8 @@ def open_arena(name: str, config: NodeConfig, node: int) -> tuple[Arena, list[st
         return arena, []
     if arena.node == node and any(True for _ in arena.live()):
         said = (
-            f"the arena keeps its {arena.arena_bytes} bytes, not {config.arena_bytes}: it holds updates of running rounds; "
-            "`lifl down`, then `lifl up` makes it anew"
+            f"the arena keeps its {arena.arena_bytes} bytes, not {config.arena_bytes}: it holds updates of running "
+            "rounds; `lifl down`, then `lifl up` makes it anew"
         )
         return arena, [said]
     arena.close(unlink=True)
@@ -117,14 +117,15 @@ def listen_tcp(address: str) -> socket.socket:
     except OSError as error:
         listener.close()
         raise ResourceFault(
-            f"cannot listen on {address}: {error.strerror}; choose another port with --listen {host}:PORT (0: any free one)"
+            f"cannot listen on {address}: {error.strerror}; choose another port with --listen {host}:PORT "
+            "(0: any free one)"
         ) from error
     listener.setblocking(False)
     return listener
 
 
 def read_schema(path: str) -> tuple[TensorSpec, ...]:
-    """The tensors of a safetensors file, from its header alone.  Raises `Refused` or `ResourceFault` naming the file."""
+    """The tensors of a safetensors file, from its header.  Raises `Refused` or `ResourceFault` naming the file."""
     try:
         with open(path, "rb") as file:
             length = header_bytes(file.read(LENGTH_BYTES), path)

@@ -1,0 +1,48 @@
+"""Thousands of random lives of a node: see `simulator.py`.  A failing seed is in the test's name."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from simulator import LAYOUT, Cluster
+
+CHUNK = 50
+
+
+def make(seed: int) -> Cluster:
+    rng = random.Random(seed)
+    goal = rng.choice([1, 2, 3, 5, 8, 17])
+    over = rng.choice([1.0, 1.3, 2.0])
+    clients = max(goal, int(goal * rng.choice([1, 1.5, 2.0])))
+    config = {
+        "job": {"name": "j", "rounds": rng.choice([1, 2, 3])},
+        "model": {"path": "/m"},
+        "selection": {
+            "clients_per_round": goal,
+            "over_provision": over,
+            "quorum": rng.randint(1, goal),
+            "deadline_s": rng.choice([1.0, 50.0]),
+            "attempts": 5,
+        },
+        "aggregation": {
+            "fan_in": rng.choice([1, 2, 3]),
+            "middle_fan_in": rng.choice([2, 3, 8]),
+            "timing": rng.choice(["eager", "lazy"]),
+        },
+    }
+    roomy = rng.random() < 0.5
+    arena = 400 * LAYOUT.data_bytes * 4
+    if not roomy:
+        probe = Cluster(seed, config, clients, arena, 0.0)
+        arena = -(-probe.job.bytes_min() // 4096) * 4096
+    return Cluster(seed, config, clients, arena, rng.choice([0.0, 0.01, 0.05]))
+
+
+@pytest.mark.parametrize("first", range(0, 1000, CHUNK))
+def test_random_lives(first: int) -> None:
+    for seed in range(first, first + CHUNK):
+        try:
+            make(seed).run(3000)
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {error!r}") from error
