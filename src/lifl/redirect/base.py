@@ -226,6 +226,8 @@ class BaseRedirector(ABC):
         if member.registration is not None:
             member.registration.handed_over()
         self._end_member(member)
+        with suppress(OSError):  # the other end may be gone
+            member.channel.shutdown(socket.SHUT_RDWR)  # a fork of this process may hold a copy of it
         member.channel.close()
 
     def _malformed_total(self) -> int:

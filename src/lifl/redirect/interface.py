@@ -17,7 +17,7 @@ the worker is a black hole: the worker looks alive and its records go nowhere.
 What the daemon holds (because `send` did not take it) it tries again when a route changes and when `receive` returns a
 *wake* (`is_wake`): the receiver in slot `record.sender` has room again; for sender 0 try all.  Records of one sender
 to one receiver arrive in order as long as they do not pass through the daemon.  A worker's death loses what it had not
-yet read, never more: `SlotCounters.messages - consumed` of its slot, readable until the slot is used again.
+yet read, never more: at most `messages - consumed` of its slot's counters, readable until the slot is used again.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class SlotCounters(NamedTuple):
 
     `messages` and `bytes` were delivered to its socket, the last one at `last_ns` (CLOCK_MONOTONIC; 0: none yet);
     `consumed` records were read from it by the worker; `over` records found it full and went to the daemon.
+    While a worker dies its `messages` may count tries that then went elsewhere: what it lost is at most the difference.
     """
 
     messages: int

@@ -21,6 +21,7 @@ from lifl.core.ids import DAEMON_ADDRESS, RECORD_BYTES, RECORDS_PER_SEND_MAX, Re
 from lifl.redirect.framing import batches, parse, wake
 from lifl.redirect.tables import (
     CONSUMED,
+    GENERATION,
     HELD,
     LAST_NS,
     MALFORMED,
@@ -99,14 +100,17 @@ class _BasePort(ABC):
     _routes: Words
     _slots: Words
 
-    def __init__(self, slot: int) -> None:
-        self.slot = slot
-        self._row = slot * SLOT_WORDS
+    def __init__(self, port: dict[str, Any]) -> None:
+        self.slot: int = port["slot"]
+        self._generation: int = port["generation"]
+        self._row = self.slot * SLOT_WORDS
         self._consumed = 0
         self._malformed = 0
 
     def send(self, records: Sequence[Record]) -> None:
         """See `Port.send`."""
+        if self._slots.words[self._row + GENERATION] != self._generation:
+            raise EOFError(_DAEMON_GONE)  # retired; the slot may be another worker's already
         for batch in batches(records):
             self._send(batch[0].address, pack_records(batch), len(batch))
 
@@ -135,7 +139,7 @@ class SockmapPort(_BasePort):
     """End A of the worker's connection; the kernel's program routes what it sends (see `sockmap.py`)."""
 
     def __init__(self, port: dict[str, Any], descriptors: list[int]) -> None:
-        super().__init__(port["slot"])
+        super().__init__(port)
         self._window: int = port["window"]
         # Other senders look and send at the same time: a reserve keeps all together within the window.
         self._limit = self._window - min(_RESERVE, self._window // 4)
@@ -156,7 +160,7 @@ class SockmapPort(_BasePort):
     def _send(self, address: int, data: bytes, count: int) -> None:
         if address:
             self._await_room(address, count)
-        deadline_s = 0.0
+        delay_s, deadline_s = _DELAY_MIN_S, 0.0
         while data:
             try:
                 data = data[self._socket.send(data, socket.MSG_NOSIGNAL) :]  # a second piece goes to the daemon
@@ -174,7 +178,8 @@ class SockmapPort(_BasePort):
             deadline_s = deadline_s or now_s + PATIENCE_S
             if now_s > deadline_s:
                 raise ResourceFault(f"no record can be sent to address {address}: {failure}") from failure
-            time.sleep(_DELAY_MIN_S)
+            time.sleep(delay_s)
+            delay_s = min(2 * delay_s, _DELAY_MAX_S)
 
     def _await_room(self, address: int, count: int) -> None:
         """Waits while the receiver's window is full.  The program enforces it in any case: this only spares bounces."""
@@ -227,7 +232,7 @@ class UnixPort(_BasePort):
     """The worker's channel, its inbox, and connections to the inboxes it sends to (see `unix.py`)."""
 
     def __init__(self, port: dict[str, Any], descriptors: list[int]) -> None:
-        super().__init__(port["slot"])
+        super().__init__(port)
         channel, inbox, self._folder, memory = descriptors
         self._channel = socket.socket(fileno=channel)
         self._inbox = socket.socket(fileno=inbox)

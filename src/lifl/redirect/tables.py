@@ -9,7 +9,7 @@ The words of a slot, and who writes them (nobody else does, so none of them need
     CONSUMED, MALFORMED          the receiver: records taken from its socket; pieces that were no records
     HELD                         the daemon sets it when it holds records back because the receiver is full; the
                                  receiver clears it, and then wakes the daemon
-    GENERATION                   the daemon; a route with another generation is stale
+    GENERATION                   the daemon; a route or a port with another generation is stale
 
 HELD closes a circle without polling: the daemon sets it and then looks for room once more, the receiver makes room
 and then looks at it.  With a full memory barrier between the two steps on each side (`fence`) one of them must see

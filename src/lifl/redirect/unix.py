@@ -109,12 +109,16 @@ class UnixRedirector(BaseRedirector):
     def _make_member(self, slot: int, generation: int) -> Member:
         self._base[slot] = self._column(slot)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        inbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
-            inbox.bind(inbox_path(self._folder, slot, generation))
+            inbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            try:
+                inbox.bind(inbox_path(self._folder, slot, generation))
+            except OSError:
+                inbox.close()
+                raise
         except OSError:
-            for end in (ours, theirs, inbox):
-                end.close()
+            ours.close()
+            theirs.close()
             raise
         lent = [theirs.detach(), inbox.detach()]
         port = {"kind": self.name, "slot": slot, "generation": generation}
@@ -185,9 +189,7 @@ class UnixRedirector(BaseRedirector):
         delivered_before, refused_before = self._base.get(slot, (0, 0))
         row = self._slots.words[slot * SLOT_WORDS : (slot + 1) * SLOT_WORDS]
         messages = delivered - delivered_before
-        return SlotCounters(
-            messages, messages * RECORD_BYTES, row[LAST_NS], row[CONSUMED], refused - refused_before
-        )
+        return SlotCounters(messages, messages * RECORD_BYTES, row[LAST_NS], row[CONSUMED], refused - refused_before)
 
     def totals(self) -> Totals:
         """See `Redirector.totals`."""
