@@ -99,7 +99,11 @@ class Zygote:
 
     def _read_link(self) -> None:
         room = socket.CMSG_SPACE(DESCRIPTORS_MAX * array.array("i").itemsize)
-        data, ancillary, flags, _address = self._link.recvmsg(READ_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+        try:
+            data, ancillary, flags, _address = self._link.recvmsg(READ_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionResetError:  # the daemon died and had not read all
+            self._over = True
+            return
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 received = array.array("i")
