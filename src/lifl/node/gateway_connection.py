@@ -23,10 +23,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from lifl.core import messages as m
+from lifl.core.admission import check_submit
 from lifl.core.errors import Refused, RemoteFault, StaleKey
 from lifl.core.ids import Key
 from lifl.core.wire import FRAME_BYTES_MAX, LENGTH_BYTES, FrameDecoder, encode
-from lifl.node.gateway_content import Content, Job, check_submit
+from lifl.node.gateway_content import Content, Job
 from lifl.node.gateway_transfer import Movers, Receive, Send, Transfer
 from lifl.node.link import Link
 from lifl.shm.arena import Arena
@@ -249,7 +250,7 @@ class Connection:
 
     async def _submit(self, submit: m.Submit) -> None:
         job = self._job(submit.job)
-        check_submit(job, submit)
+        check_submit(job.layout, submit)
         grant = await self._ask(
             m.Admit(self.number, self.client, submit.job, submit.round, submit.weight, submit.metrics)
         )

@@ -1,16 +1,14 @@
 """What an update must be: checked once, here, and never again.
 
-What was announced is checked before a byte of the body is taken (`check_submit`); the numbers are checked while they
+What was announced is checked before a byte of the body is taken (`core/admission`); the numbers are checked while they
 arrive (`Content`), together with the checksum that the object is sealed with.
 """
 
 from __future__ import annotations
 
-import math
-
 from lifl.core.errors import Refused
-from lifl.core.messages import JobSchema, Submit
-from lifl.core.schema import DTYPE_BYTES, Layout, Segment, TensorSpec, check_same
+from lifl.core.messages import JobSchema
+from lifl.core.schema import DTYPE_BYTES, Layout, Segment, TensorSpec
 from lifl.core.wire import encode
 from lifl.node.gateway_transfer import PIECE_BYTES
 from lifl.shm.checksum import Checksum, FiniteCheck
@@ -23,31 +21,6 @@ class Job:
         self.number = schema.number
         self.layout = Layout(schema.tensors)
         self.schema_bytes = len(encode(schema))
-
-
-def check_submit(job: Job, submit: Submit) -> None:
-    """Raises `Refused`, naming the field, unless an update announced so can become one of the job's."""
-    check_same(job.layout.tensors, submit.tensors)
-    if submit.data_bytes != job.layout.data_bytes:
-        raise Refused(
-            "wrong-size",
-            "data_bytes",
-            f"the update announces {submit.data_bytes} bytes, the model's tensors take {job.layout.data_bytes}; send"
-            " them in the layout's order, each dtype's vector padded to 64 bytes",
-        )
-    if not (math.isfinite(submit.weight) and submit.weight > 0):
-        raise Refused(
-            "bad-weight",
-            "weight",
-            f"the weight is {submit.weight}; it must be a positive, finite number, such as the number of examples",
-        )
-    for name, value in submit.metrics.items():
-        if not math.isfinite(value):
-            raise Refused(
-                "bad-metric",
-                f"metrics.{name}",
-                f"the metric {name!r} is {value}; it must be finite: leave it out if there is none",
-            )
 
 
 class Content:

@@ -1,0 +1,398 @@
+"""A trainer's side of federated learning: wait to be selected, get the model, submit the update.
+
+One blocking connection and no thread: waiting is a blocking read.  What the node says while another answer is awaited
+is noted or put in line for `rounds`.  A connection that breaks is made again, with growing, jittered pauses; what was
+under way is then done again, which is safe because an update's identity is (job, round, client): the second submission
+gets the first one's answer.
+
+An update is kept until its round is COMMITTED, because ACCEPTED does not survive the loss of the node's machine: a
+node that comes back without it selects the client again for that round, and the kept update is sent without
+training again.  The next round may begin while the last one's checkpoint is still being written; then the kept arrays
+are copied before the trainer gets control, since it may train in place.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import TracebackType
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+
+from lifl.client.stream import Progress, Stream
+from lifl.client.tensors import Array, Tensors, Update, as_model
+from lifl.core import messages as m
+from lifl.core.admission import check_submit
+from lifl.core.errors import LiflError, LocalFault, Refused, RemoteFault, ResourceFault
+from lifl.core.schema import Layout
+
+log = logging.getLogger("lifl.client")
+
+PAUSE_FIRST_S = 0.1
+PAUSE_MAX_S = 15.0
+HELD_ROUNDS_MAX = 2
+"""Uncommitted updates that are kept; the next round begins only when the oldest of them is committed."""
+FATES_REMEMBERED = 16
+OVER_CODES = frozenset({"round-over", "wrong-round", "not-selected", "unknown-job"})
+"""Refusals that are no fault of this client: the round went on without it."""
+
+T = TypeVar("T")
+
+
+class JobFailed(LiflError):
+    """The job has failed; the text is the node's reason."""
+
+
+class JobCancelled(LiflError):
+    """Somebody has cancelled the job."""
+
+
+class RoundEnded(LiflError):
+    """The round ended before its model was fetched; go on with the next one."""
+
+
+class NodeUnreachable(ResourceFault):
+    """The node could not be reached for `give_up_after_s`."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What became of a `submit`: `accepted`, or not and why (the round had ended without this client)."""
+
+    job: str
+    round: int
+    accepted: bool
+    reason: str = ""
+
+
+@dataclass
+class _Held:
+    """An update that is kept until it is committed."""
+
+    submit: m.Submit
+    update: Update
+    progress: Progress | None
+    accepted: bool = False
+    detached: bool = False
+
+
+class Round:
+    """One round that this client was selected for.
+
+    `number` counts from 1; `deadline_s` is how many seconds were left when the node selected; `options` are the job's
+    `client.options`.
+    """
+
+    def __init__(self, client: Client, selected: m.Selected) -> None:
+        self.job = selected.job
+        self.number = selected.round
+        self.deadline_s = selected.deadline_s
+        self.options = selected.options
+        self.layout = Layout(selected.tensors)
+        self._client = client
+
+    @cached_property
+    def model(self) -> dict[str, Array]:
+        """The model to start from: name → writable array; fetched when first asked for.
+
+        Raises `RoundEnded` when the round ended meanwhile, `NodeUnreachable`.
+        """
+        return self._client._fetch_model(self)
+
+    def submit(
+        self,
+        tensors: Tensors,
+        weight: float,
+        metrics: Mapping[str, float] | None = None,
+        progress: Progress | None = None,
+    ) -> Submission:
+        """Sends this client's update and returns when the node has ACCEPTED it (or the round is over).
+
+        `tensors` has the model's names, dtypes and shapes: a dict of arrays, a torch `state_dict`, or the path of a
+        safetensors file.  It must not change until the next round begins.  `weight` is usually the number of
+        examples; `metrics` are averaged with it.  `progress(sent_bytes, all_bytes)` is called while it is sent.
+        Raises `Refused`, naming the field, when the update cannot be taken, and `NodeUnreachable`.
+        """
+        return self._client._submit(self, tensors, weight, dict(metrics or {}), progress)
+
+    @property
+    def committed(self) -> bool | None:
+        """True: this client's update is in a durable model.  False: it is in none.  None: not known yet."""
+        return self._client._fates.get(self.number)
+
+
+class Client:
+    """A client of one job on one node; use it in a ``with`` statement, from one thread.
+
+    `node` is ``HOST:PORT``, ``unix:PATH`` or a node's state folder; `job` and `client` are names (letters, digits and
+    ``._:-``); a client's name must be its own.  On the node's own machine, by its socket, updates are written straight
+    into the node's memory (unless `direct` is False).  When the node is away for longer than `give_up_after_s`,
+    `NodeUnreachable` is raised.
+    """
+
+    def __init__(
+        self, node: str, *, job: str, client: str, direct: bool = True, give_up_after_s: float = 300.0
+    ) -> None:
+        try:
+            msgspec.convert({"job": job, "client": client}, type=_Names)
+        except msgspec.ValidationError as error:
+            raise LocalFault(f"job={job!r}, client={client!r}: {error}") from error
+        self.node = node
+        self.job = job
+        self.client = client
+        self.give_up_after_s = give_up_after_s
+        self._direct = direct
+        self._stream: Stream | None = None
+        self._pending: deque[m.Selected | m.JobOver] = deque()
+        self._held: dict[int, _Held] = {}
+        self._fates: dict[int, bool] = {}
+        self._failing_since_s: float | None = None
+        self._pause_s = PAUSE_FIRST_S
+        self._closed = threading.Event()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leaves the job and closes the connection; may be called twice."""
+        self._closed.set()
+        if self._stream is not None:
+            try:
+                self._stream.send(m.Leave(self.job))
+            except OSError:  # the node is gone: it knows
+                pass
+            self._disconnect()
+
+    # ---- what trainers use -----------------------------------------------------------------------------------------
+
+    def rounds(self) -> Iterator[Round]:
+        """The rounds that this client is selected for, until the job has finished.
+
+        Raises `JobFailed`, `JobCancelled`, `Refused` (the job is unknown, the name is taken) and `NodeUnreachable`.
+        """
+        while True:
+            event = self._retrying(self._next_event)
+            if isinstance(event, m.JobOver):
+                self._held.clear()
+                self._end(event)
+                return
+            number = event.round
+            for other in [n for n, held in self._held.items() if n > number or (n < number and not held.accepted)]:
+                del self._held[other]  # later ones were trained on a model that is gone
+            if number in self._held:
+                self._retrying(lambda stream, held=self._held[number]: self._offer(stream, held))  # type: ignore[misc]
+                continue
+            while len(self._held) >= HELD_ROUNDS_MAX and self._wait_fate(min(self._held)) is not None:
+                pass
+            self._detach_held()
+            yield Round(self, event)
+
+    def wait_committed(self, round_: Round) -> bool:
+        """Waits until the round is COMMITTED; returns whether this client's update is in its model."""
+        fate = self._wait_fate(round_.number)
+        return bool(fate)
+
+    # ---- one round -------------------------------------------------------------------------------------------------
+
+    def _submit(
+        self, round_: Round, tensors: Tensors, weight: float, metrics: dict[str, float], progress: Progress | None
+    ) -> Submission:
+        layout = round_.layout
+        update = Update(layout, tensors)
+        numbers = {str(name): float(value) for name, value in metrics.items()}
+        submit = m.Submit(self.job, round_.number, float(weight), layout.data_bytes, layout.tensors, numbers)
+        check_submit(layout, submit)
+        held = self._held[round_.number] = _Held(submit, update, progress)
+        try:
+            return self._retrying(lambda stream: self._offer(stream, held))
+        except Refused:
+            self._held.pop(round_.number, None)
+            raise
+
+    def _offer(self, stream: Stream, held: _Held) -> Submission:
+        """Submits an update on this connection, until there is an answer."""
+        submit = held.submit
+        self._fates.pop(submit.round, None)  # of an earlier attempt at the round
+        stream.send(submit)
+        answer = self._answer(stream, submit.round, m.Go | m.Accepted | m.Busy | m.Refusal)
+        while isinstance(answer, m.Busy):
+            self._pause(answer.retry_after_s)
+            stream.send(submit)
+            answer = self._answer(stream, submit.round, m.Go | m.Accepted | m.Busy | m.Refusal)
+        if isinstance(answer, m.Go):
+            if answer.direct:
+                held.update.write_to(stream.window(answer.offset, submit.data_bytes))
+                stream.send(m.Filled(submit.job, submit.round))
+            else:
+                stream.send_views(held.update.views, held.progress)
+            answer = self._answer(stream, submit.round, m.Accepted | m.Refusal | m.RoundOver)
+        if isinstance(answer, m.Accepted):
+            held.accepted = True
+            return Submission(submit.job, submit.round, accepted=True)
+        if isinstance(answer, m.RoundOver):
+            self._note(answer)
+            return Submission(submit.job, submit.round, accepted=False, reason=answer.reason)
+        if answer.code in OVER_CODES:
+            return Submission(submit.job, submit.round, accepted=False, reason=answer.text)
+        raise Refused(answer.code, answer.field, answer.text)
+
+    def _fetch_model(self, round_: Round) -> dict[str, Array]:
+        def fetch(stream: Stream) -> dict[str, Array]:
+            stream.send(m.GetModel(self.job, round_.number))
+            answer = self._answer(stream, round_.number, m.Model | m.Refusal)
+            if isinstance(answer, m.Refusal):
+                if answer.code in OVER_CODES:
+                    raise RoundEnded(answer.text)
+                raise Refused(answer.code, answer.field, answer.text)
+            if answer.tensors != round_.layout.tensors or answer.data_bytes != round_.layout.data_bytes:
+                raise RemoteFault(f"the model of round {round_.number} differs from what its selection announced")
+            data = np.empty(answer.data_bytes, np.uint8)
+            stream.receive_into(data.data)
+            return as_model(round_.layout, data)
+
+        return self._retrying(fetch)
+
+    def _detach_held(self) -> None:
+        for held in self._held.values():
+            if not held.detached:
+                held.update.detach()
+                held.detached = True
+
+    # ---- what the node says ----------------------------------------------------------------------------------------
+
+    def _next_event(self, stream: Stream) -> m.Selected | m.JobOver:
+        while not self._pending:
+            self._note(stream.receive())
+        return self._pending.popleft()
+
+    def _answer(self, stream: Stream, number: int, kinds: Any) -> Any:
+        """The next message of `kinds` about the round; all others are noted."""
+        while True:
+            message = stream.receive()
+            if isinstance(message, kinds) and (message.job, message.round) == (self.job, number):
+                return message
+            if isinstance(message, m.Selected) and message.round == number:
+                continue  # said again after a new connection; this is the round we are at
+            self._note(message)
+
+    def _note(self, message: m.ToClient) -> None:
+        match message:
+            case m.Selected() | m.JobOver():
+                self._pending.append(message)
+            case m.Committed(_, number, counted):
+                self._settle(number, counted)
+            case m.RoundOver(_, number, reason):
+                log.info("round.over job=%s round=%d reason=%s", self.job, number, reason)
+                self._settle(number, False)
+            case m.Refusal(code, field, text) if message.round < 0:
+                raise Refused(code, field, text)
+
+    def _settle(self, number: int, counted: bool) -> None:
+        self._held.pop(number, None)
+        self._fates[number] = counted
+        while len(self._fates) > FATES_REMEMBERED:
+            del self._fates[min(self._fates)]
+
+    def _wait_fate(self, number: int) -> bool | None:
+        """Whether the round's update was counted; None when the job ends first."""
+
+        def wait(stream: Stream) -> bool | None:
+            while number not in self._fates:
+                if any(isinstance(event, m.JobOver) for event in self._pending):
+                    return None
+                self._note(stream.receive())
+            return self._fates[number]
+
+        if number in self._fates:
+            return self._fates[number]
+        return self._retrying(wait)
+
+    def _end(self, over: m.JobOver) -> None:
+        if over.status == "failed":
+            raise JobFailed(f"job {self.job!r} has failed: {over.reason}")
+        if over.status == "cancelled":
+            raise JobCancelled(f"job {self.job!r} was cancelled: {over.reason or 'no reason given'}")
+
+    # ---- the connection --------------------------------------------------------------------------------------------
+
+    def _retrying(self, action: Callable[[Stream], T]) -> T:
+        """Does `action` on a connection, again on a new one when it breaks.  Raises `NodeUnreachable`."""
+        while True:
+            try:
+                result = action(self._connected())
+            except OSError as error:
+                self._disconnect()
+                self._back_off(error)
+            except (Refused, RoundEnded):  # the stream is in step
+                raise
+            except BaseException:
+                self._disconnect()
+                raise
+            else:
+                self._failing_since_s = None
+                self._pause_s = PAUSE_FIRST_S
+                return result
+
+    def _connected(self) -> Stream:
+        if self._stream is not None:
+            return self._stream
+        if self._closed.is_set():
+            raise LocalFault("the client is closed")
+        stream = Stream(self.node)
+        try:
+            stream.send(m.Hello(m.PROTOCOL_VERSION, self.client, direct=self._direct and stream.is_local))
+            answer = stream.receive()
+            if isinstance(answer, m.Refusal):
+                if answer.code == "too-many-connections":
+                    raise ConnectionRefusedError(answer.text)
+                raise Refused(answer.code, answer.field, answer.text)
+            if not isinstance(answer, m.Welcome):
+                raise RemoteFault(f"the node answers Hello by {type(answer).__name__}; is it a LIFL gateway?")
+            stream.send(m.Join(self.job, min(self._held, default=None)))
+        except BaseException:
+            stream.close()
+            raise
+        # The node selects again on the new connection; what it said on the old one may be out of date.
+        self._pending = deque(event for event in self._pending if isinstance(event, m.JobOver))
+        self._stream = stream
+        return stream
+
+    def _disconnect(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _back_off(self, error: OSError) -> None:
+        now = time.monotonic()
+        if self._failing_since_s is None:
+            self._failing_since_s = now
+        away_s = now - self._failing_since_s
+        if away_s + self._pause_s > self.give_up_after_s:
+            raise NodeUnreachable(
+                f"the node at {self.node} could not be reached for {away_s:.0f} s: {error}; is `lifl up` running there?"
+            ) from error
+        log.info("node.unreachable node=%s error=%s pause_s=%.2f", self.node, error, self._pause_s)
+        self._pause(random.uniform(self._pause_s / 2, self._pause_s))
+        self._pause_s = min(2 * self._pause_s, PAUSE_MAX_S)
+
+    def _pause(self, pause_s: float) -> None:
+        if self._closed.wait(pause_s):
+            raise LocalFault("the client was closed while it waited for the node")
+
+
+class _Names(msgspec.Struct):
+    job: m.Name
+    client: m.Name

@@ -1,0 +1,147 @@
+"""A client's connection to a gateway: frames and raw bytes on one blocking socket.
+
+Frames are read exactly, so the bytes of a model that follow one stay in the kernel until they are received into
+their array.  Over AF_UNIX the arena's descriptor may come along with a frame.
+"""
+
+from __future__ import annotations
+
+import array
+import mmap
+import os
+import socket
+from collections.abc import Callable, Sequence
+
+from lifl.core import messages as m
+from lifl.core.errors import LocalFault, RemoteFault
+from lifl.core.wire import FrameDecoder, encode
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes sent, all bytes)."""
+
+CONNECT_S = 10.0
+SEND_VIEWS_MAX = 256
+"""Buffers in one `sendmsg`; the kernel takes at most 1024."""
+SEND_BYTES = 4 * 1024 * 1024
+"""Bytes in one `sendmsg`: how often progress is told."""
+RECEIVE_BYTES = 1024 * 1024
+KEEPALIVE_IDLE_S = 30
+UNACKNOWLEDGED_S = 60
+_MADV_POPULATE_WRITE = 23
+
+
+def connect(address: str) -> socket.socket:
+    """A connected socket to ``HOST:PORT``, ``unix:PATH`` or a node's state folder.  Raises `OSError`, `LocalFault`."""
+    path = address.removeprefix("unix:")
+    if path != address or os.sep in address:
+        path = os.path.expanduser(path)
+        if os.path.isdir(path):
+            path = os.path.join(path, "gateway.sock")
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.connect(path)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise LocalFault(f"the node's address {address!r} is neither HOST:PORT nor unix:PATH nor a state folder")
+    sock = socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S)
+    sock.settimeout(None)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_S * 1000)
+    return sock
+
+
+class Stream:
+    """One connection.  Everything raises `OSError` when it breaks and `RemoteFault` when the peer sends garbage."""
+
+    def __init__(self, address: str) -> None:
+        self._sock = connect(address)
+        self.is_local = self._sock.family == socket.AF_UNIX
+        self._decoder: FrameDecoder[m.ToClient] = FrameDecoder(m.ToClient)
+        self._descriptors: list[int] = []
+        self._arena: mmap.mmap | None = None
+
+    def send(self, message: m.FromClient) -> None:
+        """Sends one frame."""
+        self._sock.sendall(encode(message))
+
+    def receive(self) -> m.ToClient:
+        """Waits for the next frame."""
+        while (message := self._decoder.next_message()) is None:
+            wanted = min(self._decoder.missing_bytes, RECEIVE_BYTES)
+            data = self._receive_with_rights(wanted) if self.is_local else self._sock.recv(wanted)
+            if not data:
+                raise ConnectionResetError("the node closed the connection")
+            self._decoder.feed(data)
+        return message
+
+    def _receive_with_rights(self, nbytes: int) -> bytes:
+        room = socket.CMSG_SPACE(array.array("i").itemsize)
+        data, ancillary, _flags, _address = self._sock.recvmsg(nbytes, room, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, rights in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                self._descriptors += array.array("i", rights)
+        return data
+
+    def window(self, offset: int, nbytes: int) -> memoryview:
+        """Bytes of the node's arena, to be written; its descriptor has come along with a Go(direct=True)."""
+        if self._arena is None:
+            if not self._descriptors:
+                raise RemoteFault("the node lets us write to its arena but sent no descriptor of it")
+            self._arena = mmap.mmap(self._descriptors[0], 0)
+        self._close_descriptors()
+        begin = offset // mmap.PAGESIZE * mmap.PAGESIZE
+        try:
+            self._arena.madvise(_MADV_POPULATE_WRITE, begin, offset + nbytes - begin)
+        except OSError:  # before Linux 5.14: the pages come one by one
+            pass
+        return memoryview(self._arena)[offset : offset + nbytes]
+
+    def _close_descriptors(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+    def receive_into(self, view: memoryview) -> None:
+        """Fills `view`."""
+        got = 0
+        while got < len(view):
+            step = self._sock.recv_into(view[got : got + RECEIVE_BYTES])
+            if not step:
+                raise ConnectionResetError(f"the node closed the connection after {got} of {len(view)} bytes")
+            got += step
+
+    def send_views(self, views: Sequence[memoryview], progress: Progress | None) -> None:
+        """Sends the bytes of `views` one after the other, straight from where they are."""
+        waiting = [view for view in views if view.nbytes]
+        total = sum(view.nbytes for view in waiting)
+        sent = index = offset = 0
+        while index < len(waiting):
+            batch: list[memoryview] = []
+            nbytes = 0
+            for place in range(index, min(index + SEND_VIEWS_MAX, len(waiting))):
+                start = offset if place == index else 0
+                piece = waiting[place][start : start + SEND_BYTES - nbytes]
+                batch.append(piece)
+                nbytes += len(piece)
+                if nbytes == SEND_BYTES:
+                    break
+            step = self._sock.sendmsg(batch)
+            sent += step
+            offset += step
+            while index < len(waiting) and offset >= len(waiting[index]):
+                offset -= len(waiting[index])
+                index += 1
+            if progress is not None:
+                progress(sent, total)
+
+    def close(self) -> None:
+        """Closes the connection; may be called twice."""
+        self._sock.close()
+        self._close_descriptors()
+        self._arena = None  # unmapped with its last view

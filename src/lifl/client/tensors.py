@@ -1,0 +1,136 @@
+"""A trainer's tensors, as bytes in the model's layout; and the way back.
+
+Taken are a dict of NumPy arrays, a torch `state_dict` (torch itself is never imported here), and the path of a
+safetensors file.  They are looked at where they are: `Update.views` are the arrays' own memory in the order in which
+the bytes travel, with padding between the vectors of different dtypes; nothing is concatenated.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from lifl.core.errors import Refused
+from lifl.core.schema import DTYPE_BYTES, Layout, TensorSpec, align, check_same
+
+Array = NDArray[Any]
+Tensors = Mapping[str, Any] | str | os.PathLike[str]
+"""name → array or torch tensor, or the path of a safetensors file."""
+
+CHECK_BYTES = 1024 * 1024
+_EXPONENT_16 = {"float16": 0x7C00, "bfloat16": 0x7F80}
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """NumPy's dtype of a name in `DTYPE_BYTES`."""
+    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+
+
+class Update:
+    """The tensors of one update, checked against the model's `layout`; keeps the caller's arrays, not copies.
+
+    Raises `Refused`, naming the tensor, when one is missing, unknown, of another dtype or shape, or not finite.
+    """
+
+    def __init__(self, layout: Layout, tensors: Tensors) -> None:
+        arrays = as_arrays(tensors)
+        self.layout = layout
+        specs = {name: TensorSpec(name, array.dtype.name, array.shape) for name, array in arrays.items()}
+        ordered = [specs.pop(tensor.name) for tensor in layout.tensors if tensor.name in specs]
+        check_same(layout.tensors, (*ordered, *specs.values()))
+        self.arrays = [arrays[tensor.name] for tensor in layout.tensors]
+        for tensor, array in zip(layout.tensors, self.arrays, strict=True):
+            if not is_finite(array):
+                raise Refused(
+                    "not-finite",
+                    f"tensors.{tensor.name}",
+                    f"tensor {tensor.name!r} contains NaN or infinity; did the training diverge?",
+                )
+
+    @property
+    def views(self) -> list[memoryview]:
+        """The update's bytes, `layout.data_bytes` of them, in the order in which they travel."""
+        found = []
+        for segment in self.layout.segments:
+            nbytes = 0
+            for tensor, array in zip(self.layout.tensors, self.arrays, strict=True):
+                if tensor.dtype == segment.dtype:
+                    found.append(array.reshape(-1).view(np.uint8).data)
+                    nbytes += array.nbytes
+            found.append(memoryview(bytes(align(nbytes) - nbytes)))
+        return found
+
+    def detach(self) -> None:
+        """Copies the arrays, because their owner is about to change them."""
+        self.arrays = [array.copy() for array in self.arrays]
+
+    def write_to(self, target: memoryview) -> None:
+        """Copies the update into `target`, of `layout.data_bytes` bytes."""
+        place = np.frombuffer(target, np.uint8)
+        position = 0
+        for view in self.views:
+            place[position : position + len(view)] = view
+            position += len(view)
+
+
+def as_arrays(tensors: Tensors) -> dict[str, Array]:
+    """name → C-contiguous little-endian array; no copy where it is one already.  Raises `Refused`."""
+    if isinstance(tensors, str | os.PathLike):
+        from safetensors.numpy import load_file
+
+        return {name: np.ascontiguousarray(array) for name, array in load_file(os.fspath(tensors)).items()}
+    return {name: as_array(name, tensor) for name, tensor in tensors.items()}
+
+
+def as_array(name: str, tensor: Any) -> Array:
+    """`tensor` as a C-contiguous little-endian array.  Raises `Refused` when its dtype cannot be aggregated."""
+    array: Array
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach().cpu().contiguous()
+        if str(tensor.dtype) == "torch.bfloat16":  # NumPy has none: hand the bits over
+            array = tensor.view(sys.modules["torch"].int16).numpy().view(ml_dtypes.bfloat16)
+        else:
+            array = tensor.numpy()
+    else:
+        array = np.asarray(tensor)
+    if array.dtype.name not in DTYPE_BYTES:
+        raise Refused(
+            "wrong-dtype",
+            f"tensors.{name}",
+            f"tensor {name!r} has dtype {array.dtype}, which cannot be aggregated; use one of {', '.join(DTYPE_BYTES)}",
+        )
+    # np.ascontiguousarray would make a vector of a scalar
+    return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+
+
+def is_finite(array: Array) -> bool:
+    """Whether no element is NaN or infinite, in blocks that stay in the cache."""
+    name = array.dtype.name
+    if "float" not in name:
+        return True
+    flat = array.reshape(-1)
+    step = CHECK_BYTES // array.itemsize
+    for begin in range(0, flat.size, step):
+        block = flat[begin : begin + step]
+        if name in _EXPONENT_16:
+            exponent = _EXPONENT_16[name]
+            if int((block.view(np.uint16) & np.uint16(exponent)).max()) == exponent:
+                return False
+        elif not np.isfinite(block).all():
+            return False
+    return True
+
+
+def as_model(layout: Layout, data: NDArray[np.uint8]) -> dict[str, Array]:
+    """name → writable array over `data`, the model's bytes."""
+    model = {}
+    for tensor, offset in zip(layout.tensors, layout.offsets, strict=True):
+        flat = data[offset : offset + tensor.size * DTYPE_BYTES[tensor.dtype]].view(numpy_dtype(tensor.dtype))
+        model[tensor.name] = flat.reshape(tensor.shape)
+    return model
