@@ -263,6 +263,9 @@ class Aggregation:
             round_.receipt.copied_bytes += cost.copied_bytes
             self.costs[task.address] = cost
         self.job.services.emit(fx.Route(task.address, None))
+        for child in task.children:
+            if child.state is TaskState.RUNNING:
+                self._overtaken(child)
         if task.role == "checkpoint":
             self._close_address(task)
             self.job.checkpointed(round_)
@@ -279,9 +282,21 @@ class Aggregation:
             raise LocalFault(f"{task!r} has no parent")
         self.feed(round_, task.parent, _output(task), sent=cost is not None)
 
+    def _overtaken(self, task: Task) -> None:
+        """The task's output was folded in before we heard that it is sealed: its own word for it changes nothing."""
+        task.move(TaskState.DONE)
+        self.job.services.emit(fx.Route(task.address, None))
+        for child in task.children:
+            if child.state is TaskState.RUNNING:
+                self._overtaken(child)
+        for key in (*task.inputs, _output(task)):
+            self.job.services.memory.free(key)
+
     def lost(self, task: Task) -> None:
         """The task's worker died: go on from what it sealed, or place the task again."""
         job = self.job
+        if task.state not in (TaskState.PLACING, TaskState.RUNNING):
+            return
         if task.role == "checkpoint":
             sealed = False
         else:
