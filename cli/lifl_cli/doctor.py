@@ -12,7 +12,9 @@ import platform
 import resource
 import shutil
 import socket
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -140,6 +142,36 @@ def _capabilities(_state_dir: Path) -> Iterator[Finding]:
         )
 
 
+def _bcc(_state_dir: Path) -> Iterator[Finding]:
+    from lifl.redirect.loader import SYSTEM_PYTHON
+
+    for interpreter in dict.fromkeys((sys.executable, SYSTEM_PYTHON)):
+        done = subprocess.run(
+            [interpreter, "-c", "import bcc; bcc.BPF.SK_MSG; print(bcc.__version__)"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode == 0:
+            yield Finding("ok", "bcc", f"{done.stdout.strip()}, for {interpreter}")
+            return
+    yield Finding("warn", "bcc", "no interpreter here can import iovisor's bcc", "apt-get install python3-bpfcc")
+
+
+def _redirector(_state_dir: Path) -> Iterator[Finding]:
+    """Loads and attaches the program and sends a record through it, as `lifld` would."""
+    from lifl.redirect import open_redirector
+
+    with tempfile.TemporaryDirectory(prefix="lifl-") as folder:
+        redirector = open_redirector("auto", Path(folder))
+        name, why = redirector.name, redirector.why
+        redirector.close()
+    if name == "sockmap":
+        yield Finding("ok", "redirector", "sockmap: the eBPF program was loaded and carried a record")
+    else:
+        yield Finding("warn", "redirector", f"{name}, not eBPF", why)
+
+
 def _loopback(_state_dir: Path) -> Iterator[Finding]:
     try:
         with socket.socket() as listener:
@@ -181,6 +213,31 @@ def _state_folder(state_dir: Path) -> Iterator[Finding]:
     yield Finding(level, "state folder", f"{state_dir}: writable, {size_text(free)} free", fix)
 
 
+def _segments(_state_dir: Path) -> Iterator[Finding]:
+    """Segments that no process maps: a killed `lifld` left them for the next one on its state folder."""
+    names = {path.name for path in SHM.glob("lifl-*")}
+    mapped = {name for maps in _all_maps() for name in names if f"{SHM}/{name}" in maps}
+    for name in sorted(names - mapped):
+        size = size_text((SHM / name).stat().st_size)
+        yield Finding(
+            "warn",
+            "orphan segment",
+            f"{SHM / name}: {size} that no process uses",
+            f"`lifl up` with its state folder goes on from it; if that is gone: rm {SHM / name}",
+        )
+    if not names - mapped:
+        yield Finding("ok", "orphan segments", f"none in {SHM}")
+
+
+def _all_maps() -> Iterator[str]:
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                yield (folder / "maps").read_text()
+            except OSError:
+                continue  # it has ended, or belongs to another user
+
+
 def _runs(state_dir: Path) -> bool:
     try:
         with Control(state_dir):
@@ -195,7 +252,10 @@ CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
     _huge_pages,
     _limits,
     _capabilities,
+    _bcc,
+    _redirector,
     _loopback,
     _port,
     _state_folder,
+    _segments,
 )

@@ -34,8 +34,10 @@ def submit(file: str, watch: bool, overrides: tuple[str, ...], as_json: bool, st
     """Submit a training job described by a TOML file."""
     config = parse_job(read_toml(file), overrides)
     with Control(state_dir) as control:
-        config = resolve(config, absolute(file).parent, state_dir)
-        result = control.ask(SubmitJob(msgspec.to_builtins(config), follow=watch))
+        folder = absolute(file).parent
+        states = rule_states(config, folder)
+        config = resolve(config, folder, state_dir)
+        result = control.ask(SubmitJob(msgspec.to_builtins(config), states, follow=watch))
         if as_json:
             click.echo(json.dumps(result, indent=None if watch else 2))
         else:
@@ -45,8 +47,7 @@ def submit(file: str, watch: bool, overrides: tuple[str, ...], as_json: bool, st
 
 
 def resolve(config: JobConfig, folder: Path, state_dir: Path) -> JobConfig:
-    """`config` with absolute paths, its rule checked and its example model written.  Raises `ConfigError`."""
-    check_rule(config, folder)
+    """`config` with absolute paths, and its example model written.  Raises `ConfigError`."""
     model = config.model
     if model.example:
         path = write_example(model.example, model.seed, state_dir / MODELS_FOLDER)
@@ -64,12 +65,13 @@ def resolve(config: JobConfig, folder: Path, state_dir: Path) -> JobConfig:
     return msgspec.structs.replace(config, model=model, checkpoint=checkpoint, aggregation=aggregation)
 
 
-def check_rule(config: JobConfig, folder: Path) -> None:
-    """Loads the rule once, so that a mistake in it is told here and not by a worker."""
+def rule_states(config: JobConfig, folder: Path) -> tuple[str, ...]:
+    """The names of the rule's states; the rule is loaded here, so that a mistake in it is told at once."""
     from lifl.rules import load_rule
 
     aggregation = config.aggregation
-    load_rule(aggregation.rule, aggregation.options, str(absolute(aggregation.rule_folder or ".", folder)))
+    rule_folder = str(absolute(aggregation.rule_folder or ".", folder))
+    return load_rule(aggregation.rule, aggregation.options, rule_folder).states
 
 
 def write_example(name: str, seed: int, folder: Path) -> Path:

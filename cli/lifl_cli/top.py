@@ -33,6 +33,14 @@ TREE_TASKS_MAX = 40
 """A larger tree is cut in the view (never in JSON)."""
 JOBS_MAX = 8
 WORKERS_SHOWN_MAX = 32
+REDIRECTED = {
+    "runs": "sends",
+    "unknown": "to no route",
+    "dead": "to the dead",
+    "over": "over a window",
+    "malformed": "malformed",
+}
+"""The redirector's counters; all but the first went to the daemon instead."""
 
 
 @click.command()
@@ -110,7 +118,7 @@ class Sampler:
             return {"received_bytes_s": 0.0, "sent_bytes_s": 0.0}
         then_s, before = self._last
         return {
-            f"{way}_bytes_s": (gateway[f"{way}_bytes"] - before[f"{way}_bytes"]) / (now_s - then_s)
+            f"{way}_bytes_s": (gateway.get(f"{way}_bytes", 0) - before.get(f"{way}_bytes", 0)) / (now_s - then_s)
             for way in ("received", "sent")
         }
 
@@ -197,15 +205,12 @@ def _node_view(sample: Mapping[str, Any]) -> RenderableType:
         f"{size_text(arena['used_bytes'])} of {size_text(arena['bytes'])} in use, "
         f"peak {size_text(arena['peak_bytes'])}, {arena['objects']} objects{waiting}",
     )
-    counters = ", ".join(
-        f"{redirector[name]} {name}" for name in ("routed", "dropped", "fallback") if redirector.get(name) is not None
-    )
-    why = f" ({redirector['why']})" if redirector.get("why") else ""
-    grid.add_row("redirector", f"{redirector['kind']}{why}: {counters}")
+    counters = ", ".join(f"{value} {REDIRECTED[name]}" for name, value in redirector.items() if name in REDIRECTED)
+    grid.add_row("redirector", f"{redirector['kind']}: {counters}")
     grid.add_row(
         "gateway",
         f"in {rates['received_bytes_s'] / 1e6:.1f} MB/s, out {rates['sent_bytes_s'] / 1e6:.1f} MB/s, "
-        f"{gateway['connections']} connections, {size_text(gateway['received_bytes'])} received in all",
+        f"{gateway.get('connections', 0)} connections, {size_text(gateway.get('received_bytes', 0))} received in all",
     )
     title = f"lifld {node['node']}  {', '.join(node['listen'])}  up {seconds_text(node['uptime_s'])}"
     return Panel(grid, title=title, title_align="left")
@@ -272,20 +277,22 @@ def round_text(now: Mapping[str, Any]) -> str:
 
 
 def tree_view(tasks: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """The aggregation tree, its root above; a task whose parent is not there yet stands at the top level."""
+    """The aggregation tree, its root above; tasks whose parent is not known yet stand beside each other."""
     from rich.tree import Tree
 
-    known = {task["address"] for task in tasks}
-    below: dict[int, list[Mapping[str, Any]]] = {}
+    # A task has its number from the plan, its address only while it is open.
+    known = {task["number"] for task in tasks}
+    below: dict[int | None, list[Mapping[str, Any]]] = {}
     for task in tasks:
-        below.setdefault(task["parent"] if task["parent"] in known else 0, []).append(task)
+        parent = task["parent_number"] if task["parent_number"] in known else None
+        below.setdefault(parent, []).append(task)
     tree = Tree("aggregation tree", hide_root=True)
-    waiting = [(tree, task) for task in reversed(below.get(0, []))]
+    waiting = [(tree, task) for task in reversed(below.get(None, []))]
     shown = 0
     while waiting and shown < TREE_TASKS_MAX:
         branch, task = waiting.pop()
         place = branch.add(_task_text(task), style=_STYLES.get(task["state"], ""))
-        waiting += [(place, child) for child in reversed(below.get(task["address"], []))]
+        waiting += [(place, child) for child in reversed(below.get(task["number"], []))]
         shown += 1
     if len(tasks) > shown:
         tree.add(f"... {len(tasks) - shown} more tasks", style="dim")
@@ -297,4 +304,4 @@ _STYLES = {"running": "bold", "sealed": "green", "failed": "red"}
 
 def _task_text(task: Mapping[str, Any]) -> str:
     pid = f"  pid {task['pid']}" if task.get("pid") else ""
-    return f"{task['role']} #{task['address']}  {task['inputs']}/{task['expect']}  {task['state']}{pid}"
+    return f"{task['role']} {task['number']}  {task['inputs']}/{task['expect']}  {task['state']}{pid}"

@@ -28,7 +28,7 @@ LAYERS = {
     "cli": {"core", "client"},
 }
 CLI_WITHIN_FUNCTIONS = {"node", "rules", "redirect", "examples"}
-CORE_FORBIDDEN = {"asyncio", "socket", "os", "time", "random", "select", "subprocess", "threading", "signal", "numpy"}
+CORE_FORBIDDEN = {"asyncio", "socket", "os", "time", "secrets", "select", "subprocess", "threading", "signal", "numpy"}
 HEAVY = {"numpy", "rich", "psutil", "msgpack", "msgspec", "safetensors", "uvloop", "asyncio", "posix_ipc"}
 
 
@@ -92,6 +92,17 @@ def test_imports_point_one_way(layer: str, path: Path) -> None:
 def test_core_is_pure(path: Path) -> None:
     taken = {name.split(".")[0] for name, _inside in imports(path)} & CORE_FORBIDDEN
     assert not taken, f"{path.relative_to(ROOT)} imports {', '.join(sorted(taken))}"
+
+
+@pytest.mark.parametrize("path", [path for layer, path in modules() if layer == "core"], ids=lambda path: path.name)
+def test_core_draws_only_from_a_seed(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    seeded = {id(call.func) for call in ast.walk(tree) if isinstance(call, ast.Call) and (call.args or call.keywords)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "random":
+            assert node.attr == "Random", f"{path.name}:{node.lineno}: random.{node.attr} has a hidden, global seed"
+            assert id(node) in seeded, f"{path.name}:{node.lineno}: random.Random without a seed"
+    assert not [name for name, _inside in imports(path) if name.startswith("random.")]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["no-such-command"]])

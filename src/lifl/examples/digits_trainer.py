@@ -15,13 +15,13 @@ from typing import Any
 from lifl import Client
 from lifl.examples import digits
 
-DEFAULTS: dict[str, Any] = {"alpha": 0.5, "epochs": 5, "batch": 8, "learning_rate": 0.2}
+DEFAULTS: dict[str, Any] = {"alpha": 0.5, "epochs": 8, "batch": 8, "learning_rate": 0.1}
 
 
 def main() -> None:
     """Runs until the job is over."""
     parser = argparse.ArgumentParser(description="Trains on one share of scikit-learn's digits.")
-    parser.add_argument("--gateway", default="127.0.0.1:7433", help="HOST:PORT, or the path of gateway.sock")
+    parser.add_argument("--gateway", default="127.0.0.1:7433", help="HOST:PORT, unix:PATH or a state folder")
     parser.add_argument("--job", default="digits")
     parser.add_argument("--client", type=int, required=True, help="which share, from 0")
     parser.add_argument("--clients", type=int, default=16, help="into how many shares the data are split")
@@ -31,20 +31,20 @@ def main() -> None:
         parser.error(f"--client is 0 to {given.clients - 1}")
     examples, _test = digits.load(given.data)
     share: digits.Examples | None = None
-    with Client(given.gateway, name=f"digits-{given.client:03}") as client:
-        for task in client.rounds(given.job):
-            options = DEFAULTS | task.options
+    with Client(given.gateway, job=given.job, client=f"digits-{given.client:03}") as client:
+        for selected in client.rounds():
+            options = DEFAULTS | selected.options
             if share is None:
                 share = digits.split(examples, given.clients, options["alpha"])[given.client]
             model = digits.train(
-                dict(task.model),
+                selected.model,
                 share,
                 epochs=options["epochs"],
                 batch=options["batch"],
                 learning_rate=options["learning_rate"],
-                seed=task.number * given.clients + given.client,
+                seed=selected.number * given.clients + given.client,
             )
-            task.submit(model, weight=len(share.labels), metrics=digits.evaluate(model, share))
+            selected.submit(model, weight=len(share.labels), metrics=digits.evaluate(model, share))
 
 
 if __name__ == "__main__":

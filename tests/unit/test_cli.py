@@ -1,0 +1,359 @@
+"""The command line without a node: what it says and the exit codes; the control client against a real socket."""
+
+from __future__ import annotations
+
+import importlib
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import pytest
+from conftest import run_lifl
+from lifl_cli import jobs, submit, text, top, up
+from lifl_cli.control import Control
+from lifl_cli.main import COMMANDS
+from lifl_cli.state import CONTROL_SOCKET
+from safetensors.numpy import load_file
+
+from lifl.core.config import NodeConfig, parse_job
+from lifl.core.errors import ConfigError, Refused, RemoteFault, ResourceFault
+from lifl.core.messages import Answer, Event, ListJobs, Refusal
+from lifl.core.wire import FRAME_BYTES_MAX, encode
+
+JOB = """
+[job]
+name = "j"
+rounds = 2
+[model]
+example = "digits-mlp"
+[selection]
+clients_per_round = 2
+"""
+
+
+@pytest.fixture
+def job_file(tmp_path: Path) -> Path:
+    path = tmp_path / "job.toml"
+    path.write_text(JOB)
+    return path
+
+
+# ---- help and usage
+# ---------------------------------------------------------------------------------------------
+
+
+def test_help_shows_every_command_with_its_own_words() -> None:
+    done = run_lifl("--help")
+    assert done.returncode == 0
+    for name, (module, words) in COMMANDS.items():
+        command: click.Command = getattr(importlib.import_module(module), name)
+        assert command.help is not None
+        assert command.help.splitlines()[0] == words
+        assert f"  {name} " in done.stdout
+        assert words in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [["no-such"], ["status"], ["submit", "nowhere.toml"], ["up", "--workers-max", "x"]]
+)
+def test_wrong_usage_is_exit_2(arguments: list[str]) -> None:
+    done = run_lifl(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["jobs"], ["status", "j"], ["cancel", "j"], ["model", "j", "-o", "x"], ["top", "--once"], ["down"]]
+)
+def test_without_a_node_each_command_says_how_to_start_one(arguments: list[str], state_dir: Path) -> None:
+    done = run_lifl(*arguments, "--state", str(state_dir))
+    assert done.returncode == 1
+    assert f"no lifld runs with state folder {state_dir}" in done.stderr
+    assert f"lifl up --state {state_dir}" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_stale_socket_is_no_node(state_dir: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(state_dir / CONTROL_SOCKET))
+    assert "no lifld runs" in run_lifl("jobs", "--state", str(state_dir)).stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            ("quorum", "clients_per_round = 2\nqorum = 1"),
+            "selection.qorum: unknown key; did you mean selection.quorum?",
+        ),
+        (("rounds", 'rounds = "two"'), "job.rounds: expected int, got str"),
+        (("toml", "= ="), "is not TOML"),
+    ],
+)
+def test_a_bad_job_file_is_refused_with_its_path(change: tuple[str, str], expected: str, tmp_path: Path) -> None:
+    what, line = change
+    old = {"quorum": "clients_per_round = 2", "rounds": "rounds = 2", "toml": "rounds = 2"}[what]
+    path = tmp_path / "bad.toml"
+    path.write_text(JOB.replace(old, line))
+    done = run_lifl("submit", str(path), "--state", str(tmp_path))
+    assert done.returncode == 1
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_set_overrides_are_checked_like_the_file(job_file: Path, tmp_path: Path) -> None:
+    done = run_lifl("submit", str(job_file), "--set", "aggregation.fanin=3", "--state", str(tmp_path))
+    assert done.returncode == 1
+    assert "did you mean aggregation.fan_in?" in done.stderr
+
+
+# ---- lifl up
+# ----------------------------------------------------------------------------------------------------
+
+
+def test_every_key_of_a_node_is_a_flag() -> None:
+    assert {"state_dir", *up.NODE_FLAGS} == {field.name for field in msgspec.structs.fields(NodeConfig)}
+    flags = {option for parameter in up.up.params for option in parameter.opts}
+    for key in up.NODE_FLAGS:
+        assert f"--{key.replace('_', '-')}" in flags
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "node.toml"
+    path.write_text('state_dir = "here"\nworkers_max = 3\narena_bytes = "32MiB"\n')
+    flags: dict[str, Any] = dict.fromkeys(up.NODE_FLAGS)
+    config = up._node_config(str(path), None, {**flags, "workers_max": 5})
+    assert (config.workers_max, config.arena_bytes, config.listen) == (5, 32 << 20, "127.0.0.1:7433")
+    assert config.state_dir == str(tmp_path / "here")
+    assert up._node_config(str(path), "/elsewhere", flags).state_dir == "/elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--arena-bytes", "2GGG"], "arena_bytes: '2GGG' is not a size"),
+        (["--redirector", "magic"], "redirector: invalid enum value 'magic'"),
+        (["--listen", "nowhere"], "listen: 'nowhere' is not HOST:PORT"),
+        (["--state", "/dev/null/x"], "cannot make the state folder /dev/null/x"),
+    ],
+)
+def test_up_refuses_bad_flags_and_starts_nothing(arguments: list[str], expected: str) -> None:
+    for detached in ([], ["-d"]):
+        done = run_lifl("up", *detached, "--state", "/tmp/lt-never-made", *arguments)
+        assert done.returncode == 1
+        assert expected in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+# ---- lifl submit
+# ------------------------------------------------------------------------------------------------
+
+
+def test_paths_are_relative_to_the_file_and_the_example_is_written(job_file: Path, tmp_path: Path) -> None:
+    config = parse_job({**up.read_toml(str(job_file))}, ["checkpoint.folder=models"])
+    found = submit.resolve(config, tmp_path, tmp_path / "state")
+    assert found.checkpoint.folder == str(tmp_path / "models")
+    assert found.aggregation.rule_folder == str(tmp_path)
+    assert found.model.example == ""
+    tensors = load_file(found.model.path)
+    assert {name: value.shape for name, value in tensors.items()} == {
+        "hidden.weight": (32, 64),
+        "hidden.bias": (32,),
+        "output.weight": (10, 32),
+        "output.bias": (10,),
+    }
+    assert [path.name for path in (tmp_path / "state" / "models").iterdir()] == ["digits-mlp-0.safetensors"]
+
+
+def test_unknown_examples_missing_models_and_bad_rules_are_told_before_the_node_sees_them(tmp_path: Path) -> None:
+    table: dict[str, Any] = {
+        "job": {"name": "j", "rounds": 1},
+        "selection": {"clients_per_round": 1},
+        "model": {"example": "digit-mlp"},
+    }
+    with pytest.raises(ConfigError, match="did you mean 'digits-mlp'"):
+        submit.resolve(parse_job(table), tmp_path, tmp_path)
+    table["model"] = {"path": "no.safetensors"}
+    with pytest.raises(ConfigError, match=rf"model.path: there is no file {tmp_path}/no.safetensors"):
+        submit.resolve(parse_job(table), tmp_path, tmp_path)
+    (tmp_path / "mine.py").write_text("from lifl.rules import Rule\nclass Wrong:\n    pass\n")
+    table["aggregation"] = {"rule": "mine:Wrong"}
+    with pytest.raises(ConfigError, match="no subclass"):
+        submit.rule_states(parse_job(table), tmp_path)
+    assert submit.rule_states(parse_job({**table, "aggregation": {"rule": "fedavg"}}), tmp_path) == ()
+
+
+# ---- lifl model
+# -------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    source = tmp_path / "a"
+    source.write_bytes(b"model")
+    jobs._copy(source, tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == b"model"
+    (tmp_path / "folder").mkdir()
+    for target in (tmp_path / "folder", tmp_path / "nowhere" / "c"):
+        with pytest.raises(ResourceFault, match="cannot copy"):
+            jobs._copy(source, target)
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "folder"}
+
+
+# ---- the control client
+# -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def server(folder: Path, talk: Callable[[socket.socket], None]) -> Iterator[None]:
+    """A real socket at the daemon's place; `talk` has the connection."""
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            talk(connection)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / CONTROL_SOCKET))
+        listener.listen()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
+
+
+def after_request(*replies: bytes) -> Callable[[socket.socket], None]:
+    def talk(connection: socket.socket) -> None:
+        connection.recv(1 << 16)
+        for reply in replies:
+            connection.sendall(reply)
+
+    return talk
+
+
+def test_an_answer_in_pieces_is_put_together(state_dir: Path) -> None:
+    frame = encode(Answer({"jobs": ["x" * 200_000]}))
+    with (
+        server(state_dir, after_request(frame[:3], frame[3:7], frame[7:])),
+        Control(state_dir) as control,
+    ):
+        assert control.ask(ListJobs()) == {"jobs": ["x" * 200_000]}
+
+
+def test_a_no_keeps_its_code_and_field(state_dir: Path) -> None:
+    with (
+        server(state_dir, after_request(encode(Refusal("unknown-job", "job", "no such")))),
+        Control(state_dir) as control,
+        pytest.raises(Refused, match="no such") as caught,
+    ):
+        control.ask(ListJobs())
+    assert (caught.value.code, caught.value.field) == ("unknown-job", "job")
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (b"", "ended in the middle"),
+        (encode(Answer({}))[:5], "ended in the middle"),
+        ((FRAME_BYTES_MAX + 1).to_bytes(4, "little"), "at most"),
+        (b"\x03\0\0\0abc", "frame"),
+        (encode(Event("round.opened", {})), "instead of Answer"),
+    ],
+)
+def test_a_peer_that_is_no_lifld_is_a_remote_fault(reply: bytes, expected: str, state_dir: Path) -> None:
+    with (
+        server(state_dir, after_request(reply)),
+        Control(state_dir) as control,
+        pytest.raises(RemoteFault, match=expected),
+    ):
+        control.ask(ListJobs())
+
+
+def test_events_end_with_the_job(state_dir: Path) -> None:
+    frames = [
+        encode(Answer({})),
+        encode(Event("round.committed", {"round": 1})),
+        encode(Event("job.over", {"status": "finished"})),
+        encode(Event("round.committed", {"round": 2})),
+    ]
+    with server(state_dir, after_request(b"".join(frames))), Control(state_dir) as control:
+        control.ask(ListJobs())
+        assert [event.name for event in control.events()] == ["round.committed", "job.over"]
+
+
+def test_the_pid_is_the_kernels_word(state_dir: Path) -> None:
+    import os
+
+    with server(state_dir, lambda connection: None), Control(state_dir) as control:
+        assert control.lifld_pid == os.getpid()
+
+
+# ---- figures and trees
+# ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "expected"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1 << 30, "1.0 GiB"), (3 << 40, "3.0 TiB"), (None, "-")],
+)
+def test_sizes(nbytes: float | None, expected: str) -> None:
+    assert text.size_text(nbytes) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0.0032, "3.2 ms"), (4.14, "4.1 s"), (125, "2 min 5 s"), (3600 * 3 + 720, "3 h 12 min"), (None, "-")],
+)
+def test_seconds(seconds: float | None, expected: str) -> None:
+    assert text.seconds_text(seconds) == expected
+
+
+def task(number: int, role: str, parent: int | None) -> dict[str, Any]:
+    return {
+        "number": number,
+        "parent_number": parent,
+        "role": role,
+        "state": "running",
+        "inputs": 1,
+        "expect": 2,
+        "pid": 100 + number,
+    }
+
+
+def rendered(content: Any) -> str:
+    from rich.console import Console
+
+    console = Console(width=100, force_terminal=False)
+    with console.capture() as capture:
+        console.print(content)
+    return capture.get()
+
+
+def test_a_tree_stands_under_its_top() -> None:
+    tasks = [task(1, "leaf", 3), task(2, "leaf", 3), task(3, "middle", 4), task(4, "top", None)]
+    lines = rendered(top.tree_view(tasks)).splitlines()
+    assert [line.strip("│├└─ ").split()[0] for line in lines] == ["top", "middle", "leaf", "leaf"]
+
+
+def test_a_large_tree_is_cut_and_says_so() -> None:
+    tasks = [task(0, "top", None), *(task(number, "leaf", 0) for number in range(1, 501))]
+    lines = rendered(top.tree_view(tasks)).splitlines()
+    assert len(lines) == top.TREE_TASKS_MAX + 1
+    assert f"{501 - top.TREE_TASKS_MAX} more tasks" in lines[-1]
+    at_limit = tasks[: top.TREE_TASKS_MAX]
+    assert "more tasks" not in rendered(top.tree_view(at_limit))
+
+
+def test_help_is_the_same_from_the_console_script(tmp_path: Path) -> None:
+    import sys
+
+    script = Path(sys.executable).with_name("lifl")
+    done = subprocess.run([script, "--help"], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout == run_lifl("--help").stdout
