@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +239,13 @@ def test_bad_rules_and_options_are_named(rule: str, options: dict, path: str, pr
 
 
 USERS_RULE = """
+from __future__ import annotations
+from dataclasses import dataclass
 from lifl.rules import Rule, RuleOptions
+
+@dataclass
+class Note:
+    text: str = ""
 
 class HalfStep(Rule):
     class Options(RuleOptions, frozen=True):
@@ -266,6 +273,14 @@ def test_a_users_rule_from_its_folder_always_the_latest(tmp_path: Path) -> None:
     assert load_rule("mine:Other", {}, str(other)).states == ("rounds",)
     with pytest.raises(ConfigError, match="did you mean 'HalfStep'"):
         load_rule("mine:HalfSteps", {}, str(tmp_path))
+
+
+def test_a_users_file_does_not_shadow_a_module_of_that_name(tmp_path: Path) -> None:
+    import random
+
+    (tmp_path / "random.py").write_text(USERS_RULE)
+    assert load_rule("random:HalfStep", {}, str(tmp_path)).states == ("rounds",)
+    assert sys.modules["random"] is random
 
 
 @pytest.mark.parametrize(

@@ -89,9 +89,7 @@ def fold(acc: Vector, vectors: Sequence[Vector], weights: Sequence[float], keep:
         for start in range(0, len(run), rows_max):
             rows = run[start : start + rows_max]
             factors = np.array([weights[row] for row in rows], np.float64)
-            runs.append(
-                (_matrix(vectors, rows), (factors * _HALF_FACTOR if half else factors).astype(acc.dtype))
-            )
+            runs.append((_matrix(vectors, rows), (factors * _HALF_FACTOR if half else factors).astype(acc.dtype)))
     step = max(1, BLOCK_BYTES // acc.itemsize)
     scratch = np.empty(min(step, size), acc.dtype)
     wide = np.empty((min(rows_max, len(vectors)), min(step, size)), acc.dtype) if narrow else None
@@ -164,9 +162,7 @@ def _check(acc: Vector, vectors: Sequence[Vector], weights: Sequence[float]) -> 
     if acc.dtype not in (np.float32, np.float64):
         raise LocalFault(f"an accumulator is float32 or float64, not {acc.dtype}")
     if not vectors or len(vectors) != len(weights):
-        raise LocalFault(
-            f"{len(vectors)} vectors and {len(weights)} weights: give one weight for each, at least one"
-        )
+        raise LocalFault(f"{len(vectors)} vectors and {len(weights)} weights: give one weight for each, at least one")
     for vector in vectors:
         if vector.shape != acc.shape or vector.dtype != vectors[0].dtype or not vector.flags.c_contiguous:
             raise LocalFault(

@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import re
 import sys
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -81,17 +82,18 @@ def _users_module(name: str, folder: str) -> ModuleType:
     try:
         if file is None or not file.is_file():
             return importlib.import_module(name)
-        spec = importlib.util.spec_from_file_location(name, file)
+        # A name of its own, so that a user's random.py does not become everyone's.
+        own_name = f"_lifl_rule_{zlib.crc32(str(file).encode()):08x}_{file.stem}"
+        spec = importlib.util.spec_from_file_location(own_name, file)
         if spec is None or spec.loader is None:
             raise ConfigError(_PATH, f"{file} cannot be imported")
         module = importlib.util.module_from_spec(spec)
+        sys.modules[own_name] = module  # where typing, dataclasses and msgspec look for annotations
         spec.loader.exec_module(module)
         return module
     except ModuleNotFoundError as error:
         where = f" in {folder} or" if folder else ""
-        raise ConfigError(
-            _PATH, f"cannot import {name!r}: {error}; looked{where} on Python's path"
-        ) from error
+        raise ConfigError(_PATH, f"cannot import {name!r}: {error}; looked{where} on Python's path") from error
     except Exception as error:
         raise ConfigError(_PATH, f"importing {name!r} failed: {type(error).__name__}: {error}") from error
     finally:

@@ -9,7 +9,8 @@ two descriptors is readable: the link, or the pipe into which a SIGCHLD is writt
 **Fork.**  Each Fork frame is sent by one sendmsg with its descriptors as SCM_RIGHTS: `Fork.descriptors` of
 them, first the worker's control socket, then the port's in the order of `Registration.descriptors`.  The
 kernel hands descriptors out with the first byte of what they were sent with, and never two sends' at once,
-so the zygote keeps them in a queue and each Fork takes its number of them from the front.
+so the zygote keeps them in a queue and each Fork takes its number of them from the front.  A fork that the
+system refuses is answered by Exited with pid 0 and no Forked before it.
 
 **One thread.**  A forked child has only the thread that forked, so there must be no other: BLAS is told to
 use one before it is loaded.  `gc.freeze` keeps the collector from touching, and thereby copying, inherited
@@ -122,11 +123,18 @@ class Zygote:
                 f" {len(self._descriptors)} came"
             )
         descriptors = [self._descriptors.popleft() for _ in range(order.descriptors)]
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # no memory or no process number left: this worker fails, the node lives
+            print(f"zygote.fork_failed worker={order.worker} error={error}", file=sys.stderr, flush=True)
+            pid = -1
         if pid == 0:
             self._become(order, descriptors)
         for fd in descriptors:
             os.close(fd)
+        if pid < 0:
+            self._send(Exited(order.worker, 0, 1 << 8))
+            return
         self._workers[pid] = order.worker
         self._send(Forked(order.worker, pid))
 
