@@ -1,0 +1,215 @@
+"""The daemon's side of the gateway's link, as small as the protocol allows: real arena, real gateway process.
+
+A thread answers what the gateway says; everything said is kept in `said`, and tests wait for it by `wait_for`.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import msgspec
+
+from lifl.core import messages as m
+from lifl.core.errors import ArenaFull
+from lifl.core.ids import Key
+from lifl.core.members import Member, pack_member
+from lifl.core.schema import Layout
+from lifl.core.wire import FrameDecoder, encode
+from lifl.shm.arena import Arena
+from lifl.shm.layout import Kind
+
+WAIT_S = 20.0
+_RUN = "import sys; {settings}; from lifl.node.gateway import main; sys.exit(main())"
+
+
+class StandIn:
+    """`settings` are Python statements that run in the gateway first, to make its limits small."""
+
+    def __init__(self, arena_bytes: int = 32 << 20, connections_max: int = 16, settings: str = "pass") -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="lifl-test-")
+        self.unix = str(Path(self.folder.name) / "gateway.sock")
+        name = f"/lifl-test-{os.getpid()}-{os.urandom(4).hex()}"
+        self.arena = Arena.create(name, arena_bytes, 7, entries=64)
+        self.link, theirs = socket.socketpair()
+        self.said: list[m.Message] = []
+        self.changed = threading.Condition()
+        self.jobs: dict[str, tuple[int, Layout]] = {}
+        self.conns: dict[str, int] = {}
+        self.keys: dict[bytes, tuple[str, int, str, int]] = {}
+        self.accepted: dict[tuple[str, int, str], Key] = {}
+        self.model: Key | None = None
+        self.busy = 0
+        self.holding_back: list[m.Admitted] | None = None
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _RUN.format(settings=settings), "--fd", str(theirs.fileno())]
+            + ["--arena", name, "--listen", "127.0.0.1:0", "--unix", self.unix]
+            + ["--connections-max", str(connections_max)],
+            pass_fds=[theirs.fileno()],
+            stderr=subprocess.PIPE,
+        )
+        theirs.close()
+        self.thread = threading.Thread(target=self._serve)
+        self.thread.start()
+        ready = self.wait_for(m.GatewayReady)
+        host, port = ready.listen[0].rsplit(":", 1)
+        self.address = (host, int(port))
+        self.tcp = ready.listen[0]
+
+    def send(self, message: m.Message) -> None:
+        self.link.sendall(encode(message))
+
+    def deliver(self, conn: int, message: m.Message) -> None:
+        self.send(m.Deliver(conn, msgspec.to_builtins(message)))
+
+    def open_job(self, name: str, layout: Layout) -> None:
+        number = len(self.jobs) + 1
+        self.jobs[name] = (number, layout)
+        self.send(m.JobSchema(name, number, layout.tensors))
+
+    def put_model(self, data: bytes) -> None:
+        self.model = self.arena.alloc(Kind.MODEL, 1, 0, len(data))
+        self.arena.data(self.model)[:] = data
+        self.arena.seal(self.model, 1.0, 0)
+
+    def select(self, client: str, job: str, number: int, **options: object) -> None:
+        layout = self.jobs[job][1]
+        self.deliver(
+            self.conns[client], m.Selected(job, number, 60.0, layout.tensors, layout.data_bytes, dict(options))
+        )
+
+    def wait_for(self, kind: type, count: int = 1):  # type: ignore[no-untyped-def]
+        """The `count`-th message of `kind`."""
+
+        def found() -> list[m.Message]:
+            return [message for message in self.said if isinstance(message, kind)]
+
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(found()) >= count, WAIT_S), (kind, self.said)
+            return found()[count - 1]
+
+    def live(self) -> int:
+        return sum(1 for _ in self.arena.live())
+
+    def _serve(self) -> None:
+        decoder: FrameDecoder[m.FromGateway] = FrameDecoder(m.FromGateway)
+        while data := self.link.recv(1 << 16):
+            decoder.feed(data)
+            while (message := decoder.next_message()) is not None:
+                with self.changed:
+                    self._answer(message)
+                    self.said.append(message)
+                    self.changed.notify_all()
+
+    def _answer(self, message: m.FromGateway) -> None:
+        match message:
+            case m.ClientJoined(conn, client):
+                self.conns[client] = conn
+            case m.Admit():
+                self._admit(message)
+            case m.Sealed(conn, key):
+                job, number, client, _ = self.keys.pop(key)
+                self.accepted[job, number, client] = Key.unpack(key)
+                self.deliver(conn, m.Accepted(job, number))
+            case m.Aborted(conn, key):
+                self.keys.pop(key)
+                self.arena.free(Key.unpack(key))
+            case m.WantModel(conn, job, number):
+                if self.model is None:
+                    self.deliver(conn, m.Refusal("round-over", "round", "there is no model", job, number))
+                else:
+                    self.send(m.ModelGranted(conn, job, number, self.model.pack()))
+
+    def _admit(self, admit: m.Admit) -> None:
+        job, number, client, conn = admit.job, admit.round, admit.client, admit.conn
+        if (job, number, client) in self.accepted:
+            self.deliver(conn, m.Accepted(job, number))
+            return
+        if self.busy:
+            self.busy -= 1
+            self.deliver(conn, m.Busy(job, number, 0.01))
+            return
+        index, layout = self.jobs[job]
+        try:
+            key = self.arena.alloc(Kind.UPDATE, index, number, layout.data_bytes, m.MEMBER_BYTES_MAX, index)
+        except ArenaFull:
+            self.deliver(conn, m.Busy(job, number, 0.05))
+            return
+        self.keys[key.pack()] = (job, number, client, conn)
+        member = pack_member(Member(client, admit.weight, admit.metrics))
+        grant = m.Admitted(conn, key.pack(), member)
+        if self.holding_back is None:
+            self.send(grant)
+        else:
+            self.holding_back.append(grant)
+
+    def close(self, status: int = 0) -> str:
+        """Drains the gateway, checks its exit status, removes the arena; returns what it logged."""
+        if self.process.poll() is None:
+            self.send(m.Drain())
+        _, logged = self.process.communicate(timeout=WAIT_S)
+        self.thread.join(WAIT_S)
+        self.link.close()
+        self.arena.close(unlink=True)
+        left = os.listdir(self.folder.name)
+        self.folder.cleanup()
+        text = logged.decode()
+        assert self.process.returncode == status, text
+        assert "Traceback" not in text, text
+        assert not left or status, left
+        return text
+
+
+class Peer:
+    """A client's end that says whatever a test wants."""
+
+    def __init__(self, node: StandIn, unix: bool = False) -> None:
+        if unix:
+            self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.sock.connect(node.unix)
+        else:
+            self.sock = socket.create_connection(node.address)
+        self.sock.settimeout(WAIT_S)
+        self.decoder: FrameDecoder[m.ToClient] = FrameDecoder(m.ToClient)
+
+    def hello(self, client: str = "c1", direct: bool = False) -> m.Welcome:
+        self.send(m.Hello(m.PROTOCOL_VERSION, client, direct))
+        welcome = self.receive()
+        assert isinstance(welcome, m.Welcome), welcome
+        return welcome
+
+    def send(self, message: m.Message) -> None:
+        self.sock.sendall(encode(message))
+
+    def raw(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def receive(self) -> m.ToClient | None:
+        """The next message; None at the end of the stream."""
+        while (message := self.decoder.next_message()) is None:
+            data = self.sock.recv(self.decoder.missing_bytes)
+            if not data:
+                return None
+            self.decoder.feed(data)
+        return message
+
+    def read_exactly(self, nbytes: int) -> bytes:
+        got = bytearray()
+        while len(got) < nbytes:
+            data = self.sock.recv(nbytes - len(got))
+            assert data
+            got += data
+        return bytes(got)
+
+    def is_quiet(self) -> bool:
+        """Nothing is there to be read."""
+        return not select.select([self.sock], [], [], 0)[0]
+
+    def close(self) -> None:
+        self.sock.close()

@@ -1,0 +1,534 @@
+"""The gateway as a process: uploads on both ways, refusals that name their field, peers that misbehave."""
+
+from __future__ import annotations
+
+import array
+import mmap
+import os
+import signal
+import socket
+import struct
+from collections.abc import Iterator
+
+import numpy as np
+import psutil
+import pytest
+from gateway_standin import Peer, StandIn
+
+from lifl.core import messages as m
+from lifl.core.ids import Key
+from lifl.core.members import unpack_members
+from lifl.core.schema import Layout, TensorSpec
+from lifl.shm.checksum import checksum
+from lifl.shm.layout import State
+
+TENSORS = (
+    TensorSpec("w", "float32", (300, 7)),
+    TensorSpec("b", "float16", (5,)),
+    TensorSpec("steps", "int64", ()),
+    TensorSpec("v", "float32", (11,)),
+)
+LAYOUT = Layout(TENSORS)
+BODY = np.arange(LAYOUT.data_bytes, dtype=np.uint8) % 0x70  # no exponent is all ones
+
+
+@pytest.fixture
+def node() -> Iterator[StandIn]:
+    standin = StandIn()
+    standin.open_job("digits", LAYOUT)
+    try:
+        yield standin
+    finally:
+        standin.close()
+
+
+def submit(**changes: object) -> m.Submit:
+    fields: dict[str, object] = {
+        "job": "digits",
+        "round": 3,
+        "weight": 12.5,
+        "data_bytes": LAYOUT.data_bytes,
+        "tensors": TENSORS,
+        "metrics": {"loss": 0.5},
+    }
+    return m.Submit(**(fields | changes))  # type: ignore[arg-type]
+
+
+def upload(peer: Peer, body: bytes, **changes: object) -> m.ToClient | None:
+    peer.send(submit(**changes))
+    go = peer.receive()
+    assert isinstance(go, m.Go), go
+    peer.raw(body)
+    return peer.receive()
+
+
+def check_sealed(node: StandIn, client: str = "c1") -> None:
+    key = node.accepted["digits", 3, client]
+    entry = node.arena.entry(key)
+    assert entry.state == State.SEALED
+    assert (entry.weight, entry.members, entry.job, entry.round) == (12.5, 1, 1, 3)
+    assert bytes(node.arena.data(key)) == BODY.tobytes()
+    assert entry.checksum == checksum(BODY.tobytes())
+    (member,) = unpack_members(node.arena.meta(key))
+    assert (member.client, member.weight, member.metrics) == (client, 12.5, {"loss": 0.5})
+
+
+# ---- what works ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unix", [False, True])
+def test_an_update_is_sealed_with_its_bytes_before_it_is_accepted(node: StandIn, unix: bool) -> None:
+    peer = Peer(node, unix)
+    assert not peer.hello().direct
+    assert upload(peer, BODY.tobytes()) == m.Accepted("digits", 3)
+    check_sealed(node)
+    assert node.wait_for(m.Sealed).received_bytes == LAYOUT.data_bytes
+    peer.close()
+    node.wait_for(m.ClientLeft)
+
+
+def test_an_update_in_many_small_pieces_is_the_same(node: StandIn) -> None:
+    peer = Peer(node)
+    peer.hello()
+    peer.send(submit())
+    assert isinstance(peer.receive(), m.Go)
+    body = BODY.tobytes()
+    for start in range(0, len(body), 997):
+        peer.raw(body[start : start + 997])
+    assert peer.receive() == m.Accepted("digits", 3)
+    check_sealed(node)
+    peer.close()
+
+
+def direct_slot(peer: Peer) -> mmap.mmap:
+    """Receives Go(direct) with the arena's descriptor; the slot's part of the arena."""
+    data, ancillary, _, _ = peer.sock.recvmsg(1 << 16, 64)
+    peer.decoder.feed(data)
+    go = peer.decoder.next_message()
+    assert isinstance(go, m.Go) and go.direct
+    fds = array.array("i", ancillary[0][2])
+    slot = mmap.mmap(fds[0], LAYOUT.data_bytes, offset=go.offset)
+    os.close(fds[0])
+    return slot
+
+
+def test_a_client_of_this_machine_fills_its_slot_itself(node: StandIn) -> None:
+    peer = Peer(node, unix=True)
+    assert peer.hello(direct=True).direct
+    peer.send(submit())
+    with direct_slot(peer) as slot:
+        slot[:] = BODY.tobytes()
+    peer.send(m.Filled("digits", 3))
+    assert peer.receive() == m.Accepted("digits", 3)
+    check_sealed(node)
+    peer.close()
+
+
+def test_direct_is_not_for_clients_from_the_network(node: StandIn) -> None:
+    peer = Peer(node)
+    assert not peer.hello(direct=True).direct
+    assert upload(peer, BODY.tobytes()) == m.Accepted("digits", 3)
+    peer.close()
+
+
+def test_only_this_user_reaches_the_socket(node: StandIn) -> None:
+    assert os.stat(node.unix).st_mode & 0o777 == 0o600
+
+
+def test_a_model_is_sent_from_the_arena_and_unpinned(node: StandIn) -> None:
+    node.put_model(BODY.tobytes())
+    peer = Peer(node)
+    peer.hello()
+    peer.send(m.GetModel("digits", 3))
+    head = peer.receive()
+    assert head == m.Model("digits", 3, TENSORS, LAYOUT.data_bytes)
+    assert peer.read_exactly(LAYOUT.data_bytes) == BODY.tobytes()
+    assert node.wait_for(m.ModelSent).sent_bytes == LAYOUT.data_bytes
+    peer.close()
+
+
+def test_messages_during_a_model_wait_for_its_end() -> None:
+    big = Layout((TensorSpec("w", "float32", (4_000_000,)),))
+    node = StandIn()
+    node.open_job("big", big)
+    node.put_model(bytes(big.data_bytes))
+    peer = Peer(node)
+    peer.hello()
+    peer.send(m.Join("big"))
+    node.wait_for(m.ClientJoined)
+    peer.send(m.GetModel("big", 1))
+    assert isinstance(peer.receive(), m.Model)
+    for number in range(100):
+        node.deliver(node.conns["c1"], m.RoundOver("big", number, "x" * 100))
+    node.send(m.AskStats())
+    node.wait_for(m.GatewayStats)  # the deliveries have been taken while the model is under way
+    assert not any(peer.read_exactly(big.data_bytes))
+    assert [peer.receive() for _ in range(100)] == [m.RoundOver("big", n, "x" * 100) for n in range(100)]
+    peer.close()
+    node.close()
+
+
+def test_joins_and_leaves_reach_the_daemon_also_for_unknown_jobs(node: StandIn) -> None:
+    peer = Peer(node)
+    peer.hello("hospital-3")
+    peer.send(m.Join("nobody-knows", 4))
+    joined = node.wait_for(m.ClientJoined)
+    assert (joined.client, joined.job, joined.holding) == ("hospital-3", "nobody-knows", 4)
+    peer.send(m.Leave("nobody-knows"))
+    assert node.wait_for(m.ClientLeft).job == "nobody-knows"
+    peer.close()
+    assert node.wait_for(m.ClientLeft, 2) == m.ClientLeft(joined.conn)
+
+
+def test_a_busy_node_takes_nothing_and_the_stream_stays_in_step(node: StandIn) -> None:
+    node.busy = 1
+    peer = Peer(node)
+    peer.hello()
+    peer.send(submit())
+    assert peer.receive() == m.Busy("digits", 3, 0.01)
+    assert upload(peer, BODY.tobytes()) == m.Accepted("digits", 3)
+    assert upload_again(peer) == m.Accepted("digits", 3)
+    peer.close()
+
+
+def upload_again(peer: Peer) -> m.ToClient | None:
+    peer.send(submit())
+    return peer.receive()
+
+
+def test_a_forgotten_job_is_unknown_and_the_connection_stays(node: StandIn) -> None:
+    peer = Peer(node)
+    peer.hello()
+    node.send(m.JobForget("digits"))
+    node.send(m.AskStats())
+    node.wait_for(m.GatewayStats)
+    peer.send(submit())
+    refusal = peer.receive()
+    assert isinstance(refusal, m.Refusal) and (refusal.code, refusal.field) == ("unknown-job", "job")
+    peer.close()
+
+
+# ---- updates that are refused ----------------------------------------------------------------------------------------
+
+WRONG_SHAPE = (TensorSpec("w", "float32", (300, 8)), *TENSORS[1:])
+WRONG_DTYPE = (TensorSpec("w", "float64", (300, 7)), *TENSORS[1:])
+BAD_SUBMITS = [
+    ({"job": "other"}, "unknown-job", "job"),
+    ({"tensors": WRONG_SHAPE}, "wrong-shape", "tensors.w"),
+    ({"tensors": WRONG_DTYPE}, "wrong-dtype", "tensors.w"),
+    ({"tensors": TENSORS[:3]}, "missing-tensor", "tensors.v"),
+    ({"tensors": (*TENSORS, TensorSpec("x", "int8", ()))}, "unknown-tensor", "tensors.x"),
+    ({"tensors": TENSORS[::-1]}, "wrong-order", "tensors"),
+    ({"data_bytes": LAYOUT.data_bytes + 64}, "wrong-size", "data_bytes"),
+    ({"data_bytes": 1 << 50}, "wrong-size", "data_bytes"),
+    ({"weight": 0.0}, "bad-weight", "weight"),
+    ({"weight": -1.0}, "bad-weight", "weight"),
+    ({"weight": float("nan")}, "bad-weight", "weight"),
+    ({"weight": float("inf")}, "bad-weight", "weight"),
+    ({"metrics": {"loss": float("nan")}}, "bad-metric", "metrics.loss"),
+]
+
+
+def test_a_bad_announcement_is_refused_by_its_field_before_any_byte(node: StandIn) -> None:
+    peer = Peer(node)
+    peer.hello()
+    for changes, code, field in BAD_SUBMITS:
+        peer.send(submit(**changes))
+        refusal = peer.receive()
+        assert isinstance(refusal, m.Refusal), (changes, refusal)
+        assert (refusal.code, refusal.field, refusal.round) == (code, field, 3)
+    assert not any(isinstance(message, m.Admit) for message in node.said)
+    assert upload(peer, BODY.tobytes()) == m.Accepted("digits", 3)
+    peer.close()
+
+
+def test_what_the_daemon_refuses_reaches_the_client(node: StandIn) -> None:
+    node.jobs["full"] = (9, Layout((TensorSpec("w", "int8", (1 << 30,)),)))  # larger than the arena
+    node.send(m.JobSchema("full", 9, node.jobs["full"][1].tensors))
+    peer = Peer(node)
+    peer.hello()
+    peer.send(submit(job="full", tensors=node.jobs["full"][1].tensors, data_bytes=1 << 30))
+    assert isinstance(peer.receive(), m.Busy)
+    peer.close()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "offset", "pattern"),
+    [
+        ("tensors.w", LAYOUT.offsets[0] + 4 * 1234, struct.pack("<f", float("nan"))),
+        ("tensors.v", LAYOUT.offsets[3] + 4 * 10, struct.pack("<f", float("-inf"))),
+        ("tensors.b", LAYOUT.offsets[1] + 2 * 4, struct.pack("<e", float("inf"))),
+    ],
+)
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_number_that_is_not_finite_names_its_tensor_and_frees_the_slot(
+    node: StandIn, tensor: str, offset: int, pattern: bytes, direct: bool
+) -> None:
+    body = bytearray(BODY.tobytes())
+    body[offset : offset + len(pattern)] = pattern
+    peer = Peer(node, unix=direct)
+    peer.hello(direct=direct)
+    if direct:
+        peer.send(submit())
+        with direct_slot(peer) as slot:
+            slot[:] = bytes(body)
+        peer.send(m.Filled("digits", 3))
+        refusal = peer.receive()
+    else:
+        refusal = upload(peer, bytes(body))
+    assert isinstance(refusal, m.Refusal)
+    assert (refusal.code, refusal.field) == ("not-finite", tensor)
+    node.wait_for(m.Aborted)
+    assert node.live() == 0
+    if not direct:
+        assert upload(peer, BODY.tobytes()) == m.Accepted("digits", 3)
+    peer.close()
+
+
+def test_a_round_that_ended_on_the_way_is_refused(node: StandIn) -> None:
+    peer = Peer(node)
+    peer.hello()
+    peer.send(submit())
+    assert isinstance(peer.receive(), m.Go)
+    (packed,) = node.keys
+    node.arena.free(Key.unpack(packed))
+    keep = node.arena.alloc  # the slot's generation moves on with the next object
+    keep(1, 1, 1, LAYOUT.data_bytes)
+    node.keys[packed] = ("digits", 3, "c1", 0)
+    node.arena.free = lambda key: None  # type: ignore[method-assign]
+    peer.raw(BODY.tobytes())
+    refusal = peer.receive()
+    assert isinstance(refusal, m.Refusal) and refusal.code == "round-over"
+    peer.close()
+
+
+# ---- peers that misbehave --------------------------------------------------------------------------------------------
+
+NESTED = b"\x91" * 60_000
+MAPS = b"\xdd" + struct.pack(">I", 60_000) + b"\x80" * 60_000
+GARBAGE = [
+    b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    struct.pack("<I", 2**31) + b"x" * 100,
+    struct.pack("<I", 0),
+    struct.pack("<I", 5) + b"\xdd\xff\xff\xff\xff",
+    struct.pack("<I", 2) + b"\xff\xff",
+]
+GARBAGE_LATER = [*GARBAGE, *(struct.pack("<I", len(bomb)) + bomb for bomb in (NESTED, MAPS))]
+
+
+@pytest.mark.parametrize("unix", [False, True])
+@pytest.mark.parametrize("greeted", [False, True])
+def test_garbage_gets_one_refusal_and_the_end_and_harms_nobody(node: StandIn, greeted: bool, unix: bool) -> None:
+    good = Peer(node)
+    good.hello("good")
+    for garbage in GARBAGE_LATER if greeted else GARBAGE:
+        bad = Peer(node, unix)
+        if greeted:
+            bad.hello("bad")
+        bad.raw(garbage)
+        refusal = bad.receive()
+        assert isinstance(refusal, m.Refusal) and refusal.code == "protocol", garbage[:20]
+        assert bad.receive() is None
+        bad.close()
+    assert upload(good, BODY.tobytes()) == m.Accepted("digits", 3)
+    good.close()
+
+
+@pytest.mark.parametrize(
+    "message", [m.Hello(1, "again"), m.Filled("digits", 3)], ids=["second Hello", "Filled without Go"]
+)
+def test_a_message_out_of_turn_is_a_breach(node: StandIn, message: m.Message) -> None:
+    peer = Peer(node)
+    peer.hello()
+    peer.send(message)
+    refusal = peer.receive()
+    assert isinstance(refusal, m.Refusal) and refusal.code == "protocol"
+    assert peer.receive() is None
+    peer.close()
+
+
+def test_another_version_is_told_so(node: StandIn) -> None:
+    peer = Peer(node)
+    peer.send(m.Hello(99, "c1"))
+    refusal = peer.receive()
+    assert isinstance(refusal, m.Refusal) and (refusal.code, refusal.field) == ("wrong-version", "version")
+    assert peer.receive() is None
+    peer.close()
+
+
+@pytest.mark.parametrize("sent_bytes", [0, 1, 5000])
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_client_that_disconnects_halfway_leaves_no_trace(node: StandIn, sent_bytes: int, direct: bool) -> None:
+    peer = Peer(node, unix=direct)
+    peer.hello(direct=direct)
+    peer.send(submit())
+    if direct:
+        direct_slot(peer).close()
+    else:
+        assert isinstance(peer.receive(), m.Go)
+        peer.raw(BODY.tobytes()[:sent_bytes])
+    peer.close()
+    node.wait_for(m.Aborted)
+    node.wait_for(m.ClientLeft)
+    assert node.live() == 0
+    node.send(m.AskStats())
+    assert node.wait_for(m.GatewayStats).connections == 0
+
+
+def test_a_grant_that_comes_too_late_is_given_back(node: StandIn) -> None:
+    node.holding_back = []
+    peer = Peer(node)
+    peer.hello()
+    peer.send(submit())
+    admit = node.wait_for(m.Admit)
+    # The daemon answers the request otherwise, then grants all the same.
+    node.deliver(admit.conn, m.Busy("digits", 3, 0.01))
+    assert isinstance(peer.receive(), m.Busy)
+    node.send(node.holding_back[0])
+    node.wait_for(m.Aborted)
+    peer.close()
+    node.wait_for(m.ClientLeft)
+    assert node.live() == 0
+
+
+def test_a_model_for_a_client_that_left_is_unpinned(node: StandIn) -> None:
+    node.put_model(BODY.tobytes())
+    assert node.model is not None
+    node.send(m.ModelGranted(999, "digits", 1, node.model.pack()))
+    assert node.wait_for(m.ModelSent) == m.ModelSent(999, node.model.pack(), 0)
+
+
+def test_connections_beyond_the_limit_are_told_so() -> None:
+    node = StandIn(connections_max=3)
+    peers = [Peer(node) for _ in range(3)]
+    for number, peer in enumerate(peers):
+        peer.hello(f"c{number}")
+    refused = Peer(node)
+    refusal = refused.receive()
+    assert isinstance(refusal, m.Refusal) and refusal.code == "too-many-connections"
+    assert refused.receive() is None
+    refused.close()
+    peers.pop().close()
+    node.wait_for(m.ClientLeft)
+    again = Peer(node)
+    again.hello("c9")
+    for peer in (*peers, again):
+        peer.close()
+    node.close()
+
+
+LIMITS = "import lifl.node.gateway_connection as c"
+
+
+def test_a_stalled_body_and_a_stalled_frame_end_and_an_idle_client_stays() -> None:
+    node = StandIn(settings=f"{LIMITS}; c.BODY_STALL_S = c.FRAME_S = 0.3")
+    node.open_job("digits", LAYOUT)
+    idle, body, frame = Peer(node), Peer(node), Peer(node)
+    idle.hello("idle")
+    body.hello("body")
+    frame.hello("frame")
+    body.send(submit())
+    assert isinstance(body.receive(), m.Go)
+    body.raw(b"x" * 100)
+    frame.raw(b"\x10\x00")
+    assert body.receive() is None
+    assert frame.receive() is None
+    assert node.wait_for(m.Aborted)
+    assert node.live() == 0
+    assert upload(idle, BODY.tobytes()) == m.Accepted("digits", 3)
+    for peer in (idle, body, frame):
+        peer.close()
+    node.close()
+
+
+def test_a_silent_connection_does_not_keep_its_place() -> None:
+    node = StandIn(settings=f"{LIMITS}; c.HELLO_S = 0.2")
+    peer = Peer(node)
+    assert peer.receive() is None
+    peer.close()
+    node.close()
+
+
+def test_a_client_that_does_not_read_is_disconnected_at_the_limit() -> None:
+    node = StandIn(settings=f"{LIMITS}; c.WAITING_BYTES_MAX = 1 << 20")
+    slow, good = Peer(node), Peer(node)
+    slow.hello("slow")
+    good.hello("good")
+    for peer in (slow, good):
+        peer.send(m.Join("x"))
+    node.wait_for(m.ClientJoined, 2)
+    over = m.RoundOver("x", 1, "x" * 4000)
+    for _ in range(5000):  # 20 MB: more than the socket's buffers and the limit
+        node.deliver(node.conns["slow"], over)
+    assert node.wait_for(m.ClientLeft).conn == node.conns["slow"]
+    node.deliver(node.conns["good"], over)
+    assert good.receive() == over
+    slow.close()
+    good.close()
+    node.close()
+
+
+def test_a_frame_longer_than_any_schema_is_refused_but_a_long_schema_is_taken(node: StandIn) -> None:
+    many = Layout(tuple(TensorSpec(f"layer.{n}." + "x" * 100, "float32", (1,)) for n in range(2000)))
+    peer = Peer(node)
+    peer.hello()
+    peer.raw(struct.pack("<I", 200_000))
+    refusal = peer.receive()
+    assert isinstance(refusal, m.Refusal) and refusal.code == "protocol"
+    peer.close()
+    node.open_job("many", many)
+    peer = Peer(node)
+    peer.hello()
+    body = bytes(many.data_bytes)
+    assert upload(peer, body, job="many", tensors=many.tensors, data_bytes=len(body)) == m.Accepted("many", 3)
+    peer.close()
+
+
+# ---- the process -------------------------------------------------------------------------------------------------------
+
+
+def test_sigterm_ends_it_cleanly_with_clients_and_bodies_under_way(node: StandIn) -> None:
+    idle, busy = Peer(node), Peer(node)
+    idle.hello("idle")
+    busy.hello("busy")
+    busy.send(submit())
+    assert isinstance(busy.receive(), m.Go)
+    busy.raw(b"x" * 64)
+    node.process.send_signal(signal.SIGTERM)
+    assert idle.receive() is None
+    node.wait_for(m.Aborted)
+    idle.close()
+    busy.close()
+
+
+def test_it_ends_when_the_daemon_is_gone(node: StandIn) -> None:
+    node.link.shutdown(socket.SHUT_RDWR)
+    assert node.process.wait(20) == 0
+
+
+def test_a_port_in_use_is_said_with_what_to_do() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        from lifl.core.errors import ResourceFault
+        from lifl.node.gateway import listen_tcp
+
+        with pytest.raises(ResourceFault, match="choose another"):
+            listen_tcp(f"127.0.0.1:{taken.getsockname()[1]}")
+
+
+def test_idle_connections_use_no_cpu_and_ended_ones_leave_no_descriptor(node: StandIn) -> None:
+    process = psutil.Process(node.process.pid)
+    first = Peer(node)
+    first.hello("first")
+    assert upload(first, BODY.tobytes()) == m.Accepted("digits", 3)
+    before = process.num_fds()
+    peers = [Peer(node) for _ in range(10)]
+    for number, peer in enumerate(peers):
+        peer.hello(f"p{number}")
+    switches = sum(process.num_ctx_switches())
+    assert first.is_quiet()
+    for peer in peers:
+        peer.close()
+    node.wait_for(m.ClientLeft, 10)
+    assert process.num_fds() == before
+    assert switches > 0
+    first.close()
