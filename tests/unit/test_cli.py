@@ -21,7 +21,7 @@ from lifl_cli.main import COMMANDS
 from lifl_cli.state import CONTROL_SOCKET
 from safetensors.numpy import load_file
 
-from lifl.core.config import NodeConfig, parse_job
+from lifl.core.config import NodeConfig, parse_job, parse_node
 from lifl.core.errors import ConfigError, Refused, RemoteFault, ResourceFault
 from lifl.core.messages import Answer, Event, ListJobs, Refusal
 from lifl.core.wire import FRAME_BYTES_MAX, encode
@@ -357,3 +357,23 @@ def test_help_is_the_same_from_the_console_script(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("lifl")
     done = subprocess.run([script, "--help"], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout == run_lifl("--help").stdout
+
+
+# ---- the configs that come along
+# --------------------------------------------------------------------------------
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("digits*.toml")), ids=lambda path: path.name)
+def test_each_job_config_can_be_submitted_as_it_is(path: Path, tmp_path: Path) -> None:
+    config = parse_job(up.read_toml(str(path)))
+    assert config.job.name == path.stem
+    submit.rule_states(config, path.parent)
+    assert Path(submit.resolve(config, path.parent, tmp_path).model.path).is_file()
+
+
+def test_the_node_config_shows_every_key_with_its_default() -> None:
+    table = up.read_toml(str(CONFIGS / "node.toml"))
+    assert set(table) == set(up.NODE_FLAGS)
+    assert parse_node(table) == NodeConfig()

@@ -59,7 +59,8 @@ class SelectionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     A round selects `clients_per_round` x `over_provision` clients and closes when `clients_per_round`
     updates are accepted, or at `deadline_s` when at least `quorum` are (none given: all of
-    `clients_per_round`).  `seed` draws the clients when more wait than are needed.
+    `clients_per_round`).  A round that fails is tried again, `attempts` times in all, then the job fails.
+    `seed` draws the clients when more wait than are needed.
     """
 
     clients_per_round: Annotated[int, msgspec.Meta(ge=1, le=CLIENTS_PER_ROUND_MAX)]
