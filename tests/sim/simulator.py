@@ -1,8 +1,8 @@
 """A node's whole life on a virtual clock: the real engine and allocator, a fake of everything that does I/O.
 
 Each run is drawn from one seed: the order in which messages arrive, when workers, the gateway and the daemon die, when
-clients come and go.  Tensors are replaced by what they would prove: an object's content is a count for each client whose
-update is in it, the one-hot oracle.  A committed model in which any count is not exactly 1 is a bug.
+clients come and go.  Tensors are replaced by what they would prove: an object's content is a count for each client
+whose update is in it, the one-hot oracle.  A committed model in which any count is not exactly 1 is a bug.
 """
 
 from __future__ import annotations
@@ -450,7 +450,7 @@ class Cluster:
         self.engine.resume(job, self.now)
         self._perform()
 
-    # ---- what must always hold ----------------------------------------------------------------------------------------
+    # ---- what must always hold -----
 
     def check(self) -> None:
         assert self.store.used_bytes <= self.store.allocator.end

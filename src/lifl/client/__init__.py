@@ -1,9 +1,9 @@
 """What a trainer imports: `Client`, its rounds, and the errors that end a job.
 
-    with Client("127.0.0.1:7433", job="digits", client="hospital-3") as client:
-        for round in client.rounds():
-            tensors, examples, accuracy = train(round.model)
-            round.submit(tensors, weight=examples, metrics={"accuracy": accuracy})
+with Client("127.0.0.1:7433", job="digits", client="hospital-3") as client:
+    for round in client.rounds():
+        tensors, examples, accuracy = train(round.model)
+        round.submit(tensors, weight=examples, metrics={"accuracy": accuracy})
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class Aggregation:
     def _open(self, round_: Round, task: Task) -> None:
         job = self.job
         if task.role == "top":
-            task.output, states = job.alloc_model(round_.epoch)
+            task.output, states = job.alloc_model(round_.epoch, job.state_names)
         else:
             meta = self._members_max(round_, task) * m.MEMBER_BYTES_MAX
             task.output = job.services.memory.alloc(
@@ -205,7 +205,8 @@ class Aggregation:
                 job.layout.tensors,
                 task.inputs[0].pack(),
                 job.state_path_of(round_.number),
-                dict(zip(job.state_names, (key.pack() for key in task.inputs[1:]), strict=True)),
+                # The initial model has no states yet.
+                dict(zip(job.state_names, (key.pack() for key in task.inputs[1:]), strict=False)),
             )
         aggregation = job.config.aggregation
         top = task.role == "top"
@@ -322,7 +323,7 @@ class Aggregation:
         round_, _ = self.where[task.address]
         for key in self._outputs(task):
             self.job.services.memory.free(key)
-        task.output, self.new_states[task.address] = self.job.alloc_model(round_.epoch)
+        task.output, self.new_states[task.address] = self.job.alloc_model(round_.epoch, self.job.state_names)
 
     def failed(self, task: Task, text: str, retry: bool = False) -> None:
         """The task cannot be done: its round fails, and with it the job unless another attempt may help (`retry`)."""

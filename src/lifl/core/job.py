@@ -104,20 +104,19 @@ class Job:
         updates = min(goal, self.config.aggregation.fan_in) * (self.layout.data_bytes + m.MEMBER_BYTES_MAX + page)
         return model + partials + updates
 
-    def alloc_model(self, epoch: int) -> tuple[Key, dict[str, Key]]:
-        """A model object and the rule's state objects; all or nothing (`ArenaFull`)."""
+    def alloc_model(self, epoch: int, state_names: tuple[str, ...]) -> tuple[Key, dict[str, Key]]:
+        """A model object and those of the rule's states; all or nothing (`ArenaFull`)."""
         memory = self.services.memory
         got: list[Key] = []
         try:
-            meta = self.config.selection.clients_per_round * m.MEMBER_BYTES_MAX
-            got.append(memory.alloc(Kind.MODEL, self.number, epoch, self.layout.data_bytes, meta))
-            for _ in self.state_names:
+            got.append(memory.alloc(Kind.MODEL, self.number, epoch, self.layout.data_bytes))
+            for _ in state_names:
                 got.append(memory.alloc(Kind.STATE, self.number, epoch, self.acc_bytes))
         except ArenaFull:
             for key in got:
                 memory.free(key)
             raise
-        return got[0], dict(zip(self.state_names, got[1:], strict=True))
+        return got[0], dict(zip(state_names, got[1:], strict=True))
 
     def free_model(self) -> None:
         """Lets the current model and states go, each when nobody reads it any more."""
@@ -153,8 +152,10 @@ class Job:
         """Loads the last committed model (or the initial one), once the arena has room for the job."""
         if not self.services.memory.reserve(self.number, self.bytes_min()):
             return
+        # Before the first commit there is no state yet: the rule begins with its own initial values.
+        states = self.state_names if self.committed > 0 else ()
         try:
-            self.model, self.states = self.alloc_model(epoch_of(max(self.committed, 0), 0))
+            self.model, self.states = self.alloc_model(epoch_of(max(self.committed, 0), 0), states)
         except ArenaFull:
             self.services.memory.release(self.number)
             return
@@ -176,8 +177,8 @@ class Job:
         return f"{self.folder}/round-{number:05d}.safetensors"
 
     def state_path_of(self, number: int) -> str:
-        """The rule's state beside the checkpoint; empty when the rule has none."""
-        return f"{self.folder}/round-{number:05d}.state.safetensors" if self.state_names else ""
+        """The rule's state beside the checkpoint; empty where there is none."""
+        return f"{self.folder}/round-{number:05d}.state.safetensors" if self.state_names and number > 0 else ""
 
     def loaded(self, now: float) -> None:
         """The model is in the arena: open the gateway for the job, and the next round."""

@@ -69,7 +69,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
             )
         self._starts.append(self._clock())
         self._link = Link(ours, self._kinds, self._on_message, self._closed)

@@ -1,14 +1,15 @@
 """The gateway: the node's only door for tensors, a process of its own beside `lifld`.
 
-It listens on TCP and on an AF_UNIX socket (for clients of this machine, which may then write to their slot
-themselves).  One uvloop thread speaks the protocol (`gateway_connection`); a few threads move bytes between sockets
-and the arena (`gateway_transfer`); an update is checked once, on its way in (`gateway_content`).  Who may submit what,
-and where it goes in the arena, is `lifld`'s to say, over one link.  A refusal costs no bandwidth: the body comes
+It accepts on the daemon's two listening sockets, TCP and AF_UNIX (for clients of this machine, which may then write
+to their slot themselves); they stay bound while the gateway is started again.  One uvloop thread
+speaks the protocol (`gateway_connection`); a few threads move bytes between sockets and the arena
+(`gateway_transfer`); an update is checked once, on its way in (`gateway_content`).  Who may submit what, and where
+it goes in the arena, is `lifld`'s to say, over one link.  A refusal costs no bandwidth: the body comes
 after `Go`.
 
 It ends with exit status 0 when `lifld` says Drain, on SIGTERM, or when the link ends; it dies with `lifld`.
 
-    python -m lifl.node.gateway --fd N --arena NAME --listen HOST:PORT --unix PATH --connections-max N
+    python -m lifl.node.gateway --fd N --arena NAME --tcp-fd N --unix-fd N --connections-max N
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -45,7 +47,6 @@ log = logging.getLogger("gateway")
 
 MOVERS = 2
 """Threads that move bytes.  More than two did not gain on two cores: the kernel's copy is what takes the time."""
-BACKLOG = 1024
 DESCRIPTORS_RESERVED = 128
 """Descriptors beside one per connection: listeners, link, arena, and the connections that are being turned away."""
 TURNED_AWAY_MAX = 32
@@ -55,7 +56,6 @@ KEEPALIVE_INTERVAL_S = 10
 KEEPALIVE_PROBES = 3
 UNACKNOWLEDGED_S = 60
 """A peer that acknowledges nothing for so long is gone."""
-UNIX_PATH_BYTES_MAX = 107
 _PR_SET_PDEATHSIG = 1
 
 
@@ -70,9 +70,8 @@ class Gateway:
         self._ending = asyncio.Event()
         self._shared: Shared
 
-    async def serve(self, link_sock: socket.socket, arena: Arena, listen: str, unix_path: str) -> None:
-        """Serves until it is told to end.  Raises `ResourceFault` when it cannot listen."""
-        listeners = [listen_tcp(listen), listen_unix(unix_path)]
+    async def serve(self, link_sock: socket.socket, arena: Arena, listeners: Sequence[socket.socket]) -> None:
+        """Serves on the daemon's listening sockets (TCP first, then AF_UNIX) until it is told to end."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._ending.set)
         link = Link(link_sock, m.ToGateway, self._on_message, self._on_link_closed)
@@ -84,14 +83,13 @@ class Gateway:
         host, port = listeners[0].getsockname()[:2]
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         link.send(m.GatewayReady(os.getpid(), (address,)))
-        log.info("gateway.ready listen=%s unix=%s", address, unix_path)
+        log.info("gateway.ready listen=%s", address)
         await self._ending.wait()
         for task in accepting:
             task.cancel()
         await asyncio.wait(accepting)
         for listener in listeners:
             listener.close()
-        os.unlink(unix_path)
         for connection in list(self._shared.connections.values()):
             connection.shut()
         if self._tasks:
@@ -189,9 +187,7 @@ class Gateway:
 
     def _stats(self) -> m.GatewayStats:
         shared = self._shared
-        return m.GatewayStats(
-            shared.received_bytes, shared.sent_bytes, 0, len(shared.connections), time.process_time()
-        )
+        return m.GatewayStats(shared.received_bytes, shared.sent_bytes, 0, len(shared.connections), time.process_time())
 
 
 def _to_client(message: m.Deliver) -> m.ToClient:
@@ -203,44 +199,6 @@ def _to_client(message: m.Deliver) -> m.ToClient:
 
 
 # ---- sockets ---------------------------------------------------------------------------------------------------
-
-
-def listen_tcp(listen: str) -> socket.socket:
-    """A non-blocking listener on HOST:PORT (port 0: any).  Raises `ResourceFault`."""
-    host, _, port = listen.rpartition(":")
-    try:
-        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, _kind, _protocol, _name, address = found[0]
-        sock = socket.create_server(address[:2], family=family, backlog=BACKLOG)
-    except (OSError, ValueError) as error:
-        raise ResourceFault(
-            f"cannot listen on {listen!r}: {error}; is another node using the port? choose another `listen`"
-        ) from error
-    sock.setblocking(False)
-    return sock
-
-
-def listen_unix(path: str) -> socket.socket:
-    """A non-blocking listener on an AF_UNIX path of mode 0600; replaces a dead gateway's.  Raises `ResourceFault`."""
-    if len(os.fsencode(path)) > UNIX_PATH_BYTES_MAX:
-        raise ResourceFault(
-            f"the path {path!r} is longer than the {UNIX_PATH_BYTES_MAX} bytes of a socket's; use a shorter state_dir"
-        )
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if os.path.exists(path):
-            os.unlink(path)
-        before = os.umask(0o177)
-        try:
-            sock.bind(path)
-        finally:
-            os.umask(before)
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise ResourceFault(f"cannot listen on {path!r}: {error}") from error
-    sock.setblocking(False)
-    return sock
 
 
 def tune(sock: socket.socket) -> None:
@@ -285,8 +243,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="lifl-gateway", description=__doc__)
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--arena", required=True)
-    parser.add_argument("--listen", required=True)
-    parser.add_argument("--unix", required=True)
+    parser.add_argument("--tcp-fd", type=int, required=True)
+    parser.add_argument("--unix-fd", type=int, required=True)
     parser.add_argument("--connections-max", type=int, default=1024)
     options = parser.parse_args()
     _die_with_parent()
@@ -307,7 +265,10 @@ def main() -> int:
 
 async def _serve(link_sock: socket.socket, arena: Arena, options: argparse.Namespace) -> None:
     gateway = Gateway(options.connections_max)
-    await gateway.serve(link_sock, arena, options.listen, options.unix)
+    listeners = [socket.socket(fileno=fd) for fd in (options.tcp_fd, options.unix_fd)]
+    for listener in listeners:
+        listener.setblocking(False)
+    await gateway.serve(link_sock, arena, listeners)
 
 
 if __name__ == "__main__":

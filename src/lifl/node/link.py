@@ -89,9 +89,7 @@ class Link:
         self._waiting.append((frame, tuple(os.dup(fd) for fd in descriptors)))
         self._waiting_bytes += len(frame)
         if self._waiting_bytes > self._waiting_bytes_max:
-            self._end(
-                ResourceFault(f"the peer of a link is {self._waiting_bytes} bytes behind; it was disconnected")
-            )
+            self._end(ResourceFault(f"the peer of a link is {self._waiting_bytes} bytes behind; it was disconnected"))
 
     async def drained(self) -> None:
         """Returns when less than `CONGESTED_BYTES` wait (at once, usually), or when the link has ended."""

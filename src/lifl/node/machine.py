@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from lifl.core.config import NodeConfig, split_address
+from lifl.core.config import STATE_DIR_BYTES_MAX, NodeConfig, split_address
 from lifl.core.errors import ResourceFault
 from lifl.core.ids import Key, Kind
 from lifl.core.modelfile import LENGTH_BYTES, decode_header, header_bytes
@@ -29,6 +29,11 @@ def state_folder(config: NodeConfig) -> Path:
     """The node's folder, made if need be, for its owner's eyes alone."""
     chosen = config.state_dir or os.environ.get("LIFL_STATE") or "~/.local/state/lifl"
     folder = Path(chosen).expanduser().absolute()
+    if len(os.fsencode(folder)) > STATE_DIR_BYTES_MAX:
+        raise ResourceFault(
+            f"state folder {folder} has a path of {len(os.fsencode(folder))} bytes; the sockets in it allow at most "
+            f"{STATE_DIR_BYTES_MAX}: choose a shorter one with --state"
+        )
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (folder / "jobs").mkdir(mode=0o700, exist_ok=True)

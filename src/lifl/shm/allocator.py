@@ -210,8 +210,7 @@ class Allocator:
     # ---- slabs -------------------------------------------------------------------------------------------
 
     def _take_slot(self, name: Hashable, stride: int) -> tuple[int, _Run | None]:
-        """The lowest free slot and its run; a plain extent (None) where no run of two slots fits any more.
-        """
+        """The lowest free slot and its run; a plain extent (None) where no run of two slots fits any more."""
         slab = self._slabs.get((name, stride))
         if slab is None or not slab.free:
             slab = self._grow(name, stride)
@@ -221,8 +220,7 @@ class Allocator:
         return offset, slab.run_of[offset]
 
     def _grow(self, name: Hashable, stride: int) -> _Slab | None:
-        """Gives the slab one more run, of at most half of the largest hole; None if that is not two slots.
-        """
+        """Gives the slab one more run, of at most half of the largest hole; None if that is not two slots."""
         slab = self._slabs.get((name, stride))
         wanted = RUN_SLOTS_FIRST if slab is None else slab.next_slots
         slots = min(wanted, max(self._hole_sizes, default=0) // 2 // stride)

@@ -27,10 +27,10 @@ from collections.abc import Hashable, Iterator
 import posix_ipc
 
 from lifl.core.errors import ArenaFull, LocalFault, ResourceFault, StaleKey
-from lifl.core.ids import Key
+from lifl.core.ids import Key, Kind
 from lifl.shm import layout
 from lifl.shm.allocator import Allocator
-from lifl.shm.layout import ENTRIES_DEFAULT, ENTRIES_MAX, PAGE_BYTES, Entry, Header, Kind, State
+from lifl.shm.layout import ENTRIES_DEFAULT, ENTRIES_MAX, PAGE_BYTES, Entry, Header, State
 
 SHM_FOLDER = "/dev/shm"
 
@@ -40,8 +40,7 @@ class SegmentMissing(ResourceFault):
 
 
 class SegmentUnfinished(ResourceFault):
-    """The segment was never finished (its creator died): nothing is in it, remove it and create a new one.
-    """
+    """The segment was never finished (its creator died): nothing is in it, remove it and create a new one."""
 
 
 class SegmentUnusable(ResourceFault):
@@ -150,8 +149,7 @@ class Arena:
 
     @staticmethod
     def remove(name: str) -> None:
-        """Removes the segment `name`, if there is one; who has it mapped keeps the memory until it closes.
-        """
+        """Removes the segment `name`, if there is one; who has it mapped keeps the memory until it closes."""
         try:
             posix_ipc.unlink_shared_memory(name)
         except posix_ipc.ExistentialError:
@@ -180,9 +178,7 @@ class Arena:
         places = (header.table_offset, header.data_offset)
         expected = (layout.TABLE_OFFSET, layout.data_offset(header.entries))
         if places != expected or not header.data_offset < header.arena_bytes == about.st_size:
-            raise SegmentUnusable(
-                _damaged(name, f"its header does not fit its {about.st_size} bytes: {header}")
-            )
+            raise SegmentUnusable(_damaged(name, f"its header does not fit its {about.st_size} bytes: {header}"))
         return cls(name, fd, header, mmap.mmap(fd, header.arena_bytes))
 
     def _manage(self, extents: list[tuple[int, int]]) -> None:
@@ -338,9 +334,7 @@ class Arena:
         after = self._read(key.slot)
         gone = State.FREE in (entry.state, after.state)
         if gone or not key.generation == entry.generation == after.generation:
-            raise StaleKey(
-                f"key {key} is stale: its object was freed, the slot is at generation {after.generation}"
-            )
+            raise StaleKey(f"key {key} is stale: its object was freed, the slot is at generation {after.generation}")
         return entry
 
     def offset(self, key: Key) -> int:

@@ -65,15 +65,6 @@ class State(IntEnum):
     SEALED = 2
 
 
-class Kind(IntEnum):
-    """What an object is: a client's update, an aggregator's partial, a model, or a rule's state."""
-
-    UPDATE = 1
-    PARTIAL = 2
-    MODEL = 3
-    STATE = 4
-
-
 class Header(NamedTuple):
     """The fixed part of the header page."""
 
