@@ -168,8 +168,14 @@ def _start_detached(config: NodeConfig) -> dict[str, Any]:
             stderr=log,
             start_new_session=True,
         )
+    assert child.stdin is not None  # noqa: S101
+    assert child.stdout is not None  # noqa: S101
     try:
-        report, _ = child.communicate(msgspec.json.encode(config))
+        # Not communicate(): it waits for the child's end, and this one stays.
+        with child.stdin, child.stdout:
+            child.stdin.write(msgspec.json.encode(config))
+            child.stdin.close()
+            report = child.stdout.read()
     except KeyboardInterrupt:
         child.send_signal(signal.SIGTERM)
         child.wait()

@@ -39,6 +39,7 @@ class Worker:
         self.number = number
         self.state = WorkerState.STARTING
         self.tasks: dict[int, None] = {}
+        self.tasks_done = 0
         self.served: tuple[str, int] | None = None
         self.idle_since_s = 0.0
         self.pid = 0
@@ -99,6 +100,7 @@ class Pool:
         if worker is None or address not in worker.tasks:
             return
         del worker.tasks[address]
+        worker.tasks_done += 1
         if not worker.tasks and worker.state is WorkerState.BUSY:
             worker.move(WorkerState.IDLE)
             worker.idle_since_s = now

@@ -91,6 +91,7 @@ def worker_lines(engine: Engine) -> list[dict[str, Any]]:
                 "round": worker.served[1] if worker.served else 0,
                 "address": address,
                 "tasks": len(worker.tasks),
+                "tasks_done": worker.tasks_done,
                 "inputs": len(found[1].inputs) if found else 0,
                 "expect": found[1].expect if found else 0,
             }
