@@ -11,6 +11,8 @@ import random
 from collections import Counter, defaultdict, deque
 from typing import Any
 
+import msgspec
+
 from lifl.core import effects as fx
 from lifl.core import messages as m
 from lifl.core.config import parse_job
@@ -136,7 +138,7 @@ class Cluster:
         for effect in self.engine.take_effects():
             match effect:
                 case fx.Tell():
-                    self._tell(effect.conn, effect.message)
+                    self._tell(effect.conn, msgspec.convert(effect.message, m.ToClient))
                 case fx.Grant():
                     client = self.by_conn.get(effect.conn)
                     if client is None:
@@ -442,12 +444,12 @@ class Cluster:
         if tried:
             attempt, status = max(tried)
             job.attempt = attempt + (status == "failed")
-        job.orphans = [(k, t.kind, t.epoch, list(t.members)) for k, t in self.store.things.items()]
+        orphans = [(k, t.kind, t.epoch, list(t.members)) for k, t in self.store.things.items()]
         here = {member.client for t in self.store.things.values() for member in t.members}
         for name, round_ in held.items():
             decided = self.clients[name].fates.get(round_)
             assert decided or round_ <= job.committed or name in here, f"{name}'s ACCEPTED update of {round_} is lost"
-        self.engine.resume(job, self.now)
+        self.engine.resume(job, orphans, self.now)
         self._perform()
 
     # ---- what must always hold -----
@@ -477,4 +479,4 @@ class Cluster:
         assert job.status in ("finished", "failed"), f"at rest but {job.status}: {job.round and job.round.phase}"
         assert not self.workers, "workers are left"
         assert not self.store.things, f"objects are left: {[(k, t.kind) for k, t in self.store.things.items()]}"
-        assert not self.engine.memory.job_used_bytes(1)
+        assert not self.engine.agent.memory.job_used_bytes(1)

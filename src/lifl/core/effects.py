@@ -15,10 +15,10 @@ from lifl.core.schema import TensorSpec
 
 
 class Tell(msgspec.Struct, frozen=True):
-    """Send a `messages.ToClient` to a client's connection."""
+    """Send a `messages.ToClient` (as builtins, tag included) to a client's connection."""
 
     conn: int
-    message: Message
+    message: dict[str, Any]
 
 
 class Grant(msgspec.Struct, frozen=True):

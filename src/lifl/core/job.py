@@ -1,52 +1,42 @@
-"""A training job: a sequence of rounds, each of which commits one new model.
+"""A training job, as the coordinator runs it: a sequence of rounds, each of which commits one new model.
 
-The job decides what happens to clients, updates, tasks and objects; it does nothing itself.  What it wants done it
-hands to `Services` (the engine): effects in order, allocations at once.  Rounds overlap in one place: while the
-checkpoint of a round is being written, the next round is open already; it cannot commit before its predecessor.
+The job decides who takes part, whose update counts, when a round closes and when it is committed; the agents do the
+rest by its orders.  Rounds overlap in one place: while the checkpoint of a round is being written, the next
+round is open already; it cannot commit before its predecessor.
 """
 
 from __future__ import annotations
 
 import random
-from collections import Counter
 from typing import Any, Protocol
 
 from lifl.core import effects as fx
 from lifl.core import messages as m
-from lifl.core.aggregation import Aggregation, Orphan
+from lifl.core import orders as o
 from lifl.core.config import JobConfig
-from lifl.core.errors import ArenaFull, Refused
-from lifl.core.ids import Key, Kind, epoch_of
-from lifl.core.members import Member, pack_member
-from lifl.core.memory import Memory
+from lifl.core.errors import Refused
+from lifl.core.jobsite import round_bytes_min
+from lifl.core.members import Member
 from lifl.core.round import Phase, Round
 from lifl.core.schema import Layout
-from lifl.core.tree import Task, TaskState, Tree
 
 ROUNDS_REMEMBERED = 16
 """Committed rounds whose members are kept in memory, to answer clients that come back late."""
+OVER = ("finished", "failed", "cancelled")
 
 
 class Services(Protocol):
-    """What a job needs of the engine."""
-
-    memory: Memory
+    """What a job needs of the coordinator."""
 
     def emit(self, effect: fx.Effect) -> None: ...
 
-    def open_address(self, job: Job, task: Task) -> int: ...
+    def order(self, order: o.Order) -> None: ...
 
-    def close_address(self, address: int) -> None: ...
-
-    def place(self, job: Job, task: Task, served: int) -> None: ...
-
-    def pid_of(self, worker: int) -> int: ...
-
-    def abandon(self, job: Job, task: Task, outputs: list[Key]) -> None: ...
+    def tell(self, conn: int, message: m.Message) -> None: ...
 
 
 class Job:
-    """One job on one node."""
+    """One job."""
 
     def __init__(
         self,
@@ -64,113 +54,44 @@ class Job:
         self.state_names = states
         self.folder = folder
         self.services = services
-        self.status = "queued"
+        self.status = "loading"
         self.reason = ""
         self.present: dict[str, int] = {}
         self.committed = -1  # the last committed round; 0 is the initial model
         self.attempt = 1
-        self.model: Key | None = None
-        self.model_round = 0
-        self.states: dict[str, Key] = {}
-        self.pins: Counter[Key] = Counter()
-        self.doomed: set[Key] = set()
+        self.model_round = 0  # the last round whose model is sealed
+        self.adopting = False  # the next round may have begun in an earlier life
         self.round: Round | None = None
         self.saving: list[Round] = []
         self.counted: dict[int, frozenset[str]] = {}
         self.metrics: dict[str, float] = {}
-        self.orphans: list[Orphan] = []
-        self.loading: Task | None = None
-        self.aggregation = Aggregation(self)
-
-    # ---- the arena ---------------------------------------------------------------------------------------------
-
-    @property
-    def acc_bytes(self) -> int:
-        """The bytes of a partial's tensors."""
-        return self.layout.accumulator_bytes
+        self.now = 0.0
 
     def bytes_min(self) -> int:
-        """What a round of this job needs of the arena at the least, pages rounded up: `lifl submit` refuses beyond it.
-
-        The old and the new model with the rule's states, the partial of a round that is being saved, the partials of
-        one path of the tree, the updates of one leaf.
-        """
-        page = 4096
+        """What a round of this job needs of an arena at the least."""
         goal = self.config.selection.clients_per_round
-        tree = Tree(goal, self.config.aggregation.fan_in, self.config.aggregation.middle_fan_in)
-        meta = goal * m.MEMBER_BYTES_MAX
-        model = 2 * (self.layout.data_bytes + len(self.state_names) * self.acc_bytes + page)
-        partials = (tree.partials_held_max() + 2) * (self.acc_bytes + meta + page)
-        updates = min(goal, self.config.aggregation.fan_in) * (self.layout.data_bytes + m.MEMBER_BYTES_MAX + page)
-        return model + partials + updates
-
-    def alloc_model(self, epoch: int, state_names: tuple[str, ...]) -> tuple[Key, dict[str, Key]]:
-        """A model object and those of the rule's states; all or nothing (`ArenaFull`)."""
-        memory = self.services.memory
-        got: list[Key] = []
-        try:
-            got.append(memory.alloc(Kind.MODEL, self.number, epoch, self.layout.data_bytes))
-            for _ in state_names:
-                got.append(memory.alloc(Kind.STATE, self.number, epoch, self.acc_bytes))
-        except ArenaFull:
-            for key in got:
-                memory.free(key)
-            raise
-        return got[0], dict(zip(state_names, got[1:], strict=True))
-
-    def free_model(self) -> None:
-        """Lets the current model and states go, each when nobody reads it any more."""
-        for key in (*self.states.values(), *([self.model] if self.model else [])):
-            if self.pins[key]:
-                self.doomed.add(key)
-            else:
-                self.services.memory.free(key)
-        self.states, self.model = {}, None
-
-    def unpin(self, key: Key) -> bool:
-        """A reader of a model or state object is through; returns whether it was one of this job's."""
-        if not self.pins[key]:
-            return False
-        self.pins[key] -= 1
-        if not self.pins[key]:
-            del self.pins[key]
-            if key in self.doomed:
-                self.doomed.remove(key)
-                self.services.memory.free(key)
-        return True
-
-    def drop_sending_pins(self) -> None:
-        """The gateway is gone: only the checkpoints being written still read models."""
-        writing = Counter(key for r in self.saving if r.checkpoint for key in r.checkpoint.inputs)
-        for key in list(self.pins):
-            while self.pins[key] > writing[key]:
-                self.unpin(key)
+        return round_bytes_min(self.layout, self.config.aggregation, goal, len(self.state_names))
 
     # ---- the start -----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Loads the last committed model (or the initial one), once the arena has room for the job."""
-        if not self.services.memory.reserve(self.number, self.bytes_min()):
-            return
-        # Before the first commit there is no state yet: the rule begins with its own initial values.
-        states = self.state_names if self.committed > 0 else ()
-        try:
-            self.model, self.states = self.alloc_model(epoch_of(max(self.committed, 0), 0), states)
-        except ArenaFull:
-            self.services.memory.release(self.number)
-            return
-        self.status = "loading"
-        self.model_round = max(self.committed, 0)
-        self.loading = self.file_task("load")
-
-    def file_task(self, role: str) -> Task:
-        """A task that reads or writes files, given to a worker."""
-        task = Task(0, role, 0)
-        task.move(TaskState.OPEN)
-        task.address = self.services.open_address(self, task)
-        task.move(TaskState.PLACING)
-        self.services.place(self, task, -1)
-        return task
+        """Has the last committed model (or the initial one) loaded."""
+        last = max(self.committed, 0)
+        path = self.path_of(last) if self.committed >= 0 else self.config.model.path
+        self.model_round = last
+        self.services.order(
+            o.OpenJob(
+                self.number,
+                self.name,
+                self.config.aggregation,
+                self.config.selection.clients_per_round,
+                self.layout.tensors,
+                self.state_names,
+                last,
+                path,
+                self.state_path_of(last),
+            )
+        )
 
     def path_of(self, number: int) -> str:
         """The checkpoint of a committed round; 0 is the initial model."""
@@ -180,53 +101,63 @@ class Job:
         """The rule's state beside the checkpoint; empty where there is none."""
         return f"{self.folder}/round-{number:05d}.state.safetensors" if self.state_names and number > 0 else ""
 
-    def loaded(self, now: float) -> None:
-        """The model is in the arena: open the gateway for the job, and the next round."""
-        self.loading = None
+    def opened(self) -> None:
+        """The model is in the arena: begin, or go on."""
         self.status = "running"
-        self.services.emit(fx.OpenSchema(self.name, self.number, self.layout.tensors))
         self.publish("job.running", rounds=self.config.job.rounds)
         if self.committed < 0:
             self.committed = 0
-            first = Round(0, 0, self.config.selection, now)
+            first = Round(0, 0, self.config.selection, self.now)
             first.phase = Phase.SAVING
-            self.saving.append(first)
-            self.aggregation.save(first)
-        self.begin_round(now)
+            self._save(first)
+        self.begin_round()
 
     # ---- rounds ----------------------------------------------------------------------------------------------------
 
-    def begin_round(self, now: float) -> None:
+    def begin_round(self) -> None:
         """The round after the last sealed one waits for its clients."""
-        self.round = Round(self.model_round + 1, self.attempt, self.config.selection, now)
+        self.round = Round(self.model_round + 1, self.attempt, self.config.selection, self.now)
         self.services.emit(fx.SaveRound(self.name, self.round.number, self.attempt, "open", {}))
-        if self.orphans:
-            orphans, self.orphans = self.orphans, []
-            self.aggregation.adopt(self.round, orphans, now)
-        self.try_open(now)
+        if self.adopting:
+            self.services.order(o.OpenBranch(self.number, self.round.epoch, self.round.goal, adopt=True))
+        else:
+            self.try_open()
 
-    def try_open(self, now: float) -> None:
+    def adopted(self, report: o.BranchAdopted) -> None:
+        """What an earlier life has sealed for this round is counted."""
+        round_ = self.round
+        if round_ is None or round_.epoch != report.epoch or round_.phase is not Phase.WAITING:
+            return
+        if not report.members:
+            self.adopting = False
+            self.try_open()
+            return
+        round_.open(self.now)
+        for client, weight, metrics in report.members:
+            round_.accepted[client] = Member(client, weight, metrics)
+            round_.selected[client] = None
+        # More than the goal may have been sealed; which of them were told ACCEPTED is not known, so all count.
+        round_.goal = max(round_.goal, len(round_.accepted))
+        round_.last_accepted_s = self.now
+        self.publish("round.adopted", round=round_.number, accepted=len(round_.accepted))
+        self._close_if_complete(round_)
+        self.try_open()
+
+    def try_open(self) -> None:
         """Opens the waiting round when enough clients are there; selects late ones while it collects."""
         round_ = self.round
         if round_ is None or self.status != "running":
             return
         if round_.phase is Phase.WAITING:
-            enough = round_.quorum if now >= round_.deadline_at_s else round_.goal
+            enough = round_.quorum if self.now >= round_.deadline_at_s else round_.goal
             if len(self.present) < enough:
                 return
-            self._open(round_, now)
-        if round_.phase is Phase.COLLECTING:
+            round_.open(self.now)
+            self.services.order(o.OpenBranch(self.number, round_.epoch, round_.goal))
             self._select(round_)
-
-    def _open(self, round_: Round, now: float) -> None:
-        round_.move(Phase.COLLECTING)
-        round_.opened_at_s = now
-        round_.deadline_at_s = now + round_.deadline_s
-        aggregation = self.config.aggregation
-        round_.tree = Tree(round_.goal, aggregation.fan_in, aggregation.middle_fan_in)
-        self.services.memory.start_peak(self.number)
-        self._select(round_)
-        self.publish("round.opened", round=round_.number, selected=len(round_.selected), goal=round_.goal)
+            self.publish("round.opened", round=round_.number, selected=len(round_.selected), goal=round_.goal)
+        elif round_.phase is Phase.COLLECTING:
+            self._select(round_)
 
     def _select(self, round_: Round) -> None:
         active = sum(client in self.present or client in round_.accepted for client in round_.selected)
@@ -244,33 +175,22 @@ class Job:
 
     def tell_selected(self, client: str, round_: Round) -> None:
         """Invites a client, with the seconds that are left."""
-        left = round_.deadline_at_s - self.now
-        self.tell(
-            client,
-            m.Selected(
-                self.name,
-                round_.number,
-                max(left, 0.0),
-                self.layout.tensors,
-                self.layout.data_bytes,
-                self.config.client.options,
-            ),
-        )
+        left = max(round_.deadline_at_s - self.now, 0.0)
+        layout, options = self.layout, self.config.client.options
+        self.tell(client, m.Selected(self.name, round_.number, left, layout.tensors, layout.data_bytes, options))
 
-    now = 0.0  # the clock of the event that is being handled; the engine sets it
-
-    def tick(self, now: float) -> None:
+    def tick(self) -> None:
         """The clock has moved: deadlines."""
         round_ = self.round
-        if round_ is None or now < round_.deadline_at_s:
+        if round_ is None or self.now < round_.deadline_at_s:
             return
         if round_.phase is Phase.WAITING:
-            self.try_open(now)
+            self.try_open()
         elif round_.phase is Phase.COLLECTING:
             got = len(round_.accepted)
             if got >= round_.quorum:
                 self.publish("round.deadline", round=round_.number, accepted=got)
-                self.aggregation.close(round_)
+                self._close(round_)
             else:
                 self.fail_round(
                     f"deadline of {round_.deadline_s:g} s passed with {got} updates accepted; "
@@ -288,58 +208,72 @@ class Job:
             return round_.deadline_at_s
         return None
 
-    def model_sealed(self, round_: Round, top: Task, new_states: dict[str, Key]) -> None:
+    def _close_if_complete(self, round_: Round) -> None:
+        if round_.phase is Phase.COLLECTING and len(round_.accepted) >= round_.goal:
+            self._close(round_)
+
+    def _close(self, round_: Round) -> None:
+        round_.move(Phase.AGGREGATING)
+        self.services.order(o.CloseBranch(self.number, round_.epoch))
+
+    def model_sealed(self, report: o.ModelSealed) -> None:
         """The top has made the round's model: save it, and go on with the next round."""
-        self.free_model()
-        self.model, self.states = top.output, new_states
+        round_ = self.round
+        if round_ is None or round_.epoch != report.epoch:
+            return
         self.model_round = round_.number
         round_.move(Phase.SAVING)
-        round_.receipt.sealed_s = self.now
-        round_.receipt.peak_bytes = self.services.memory.peaks.get(self.number, 0)
-        self.saving.append(round_)
+        round_.sealed_s = self.now
+        round_.cost = report.cost
         self.round = None
-        self.aggregation.save(round_)
+        self._save(round_)
         self.attempt = 1
         if round_.number < self.config.job.rounds:
-            self.begin_round(self.now)
+            self.begin_round()
 
-    def checkpointed(self, round_: Round) -> None:
+    def _save(self, round_: Round) -> None:
+        self.saving.append(round_)
+        path, state_path = self.path_of(round_.number), self.state_path_of(round_.number)
+        self.services.order(o.SaveModel(self.number, round_.epoch, path, state_path))
+
+    def saved(self, report: o.ModelSaved) -> None:
         """The round's checkpoint is durable; commit in order."""
-        round_.saved = True
+        for round_ in self.saving:
+            if round_.epoch == report.epoch:
+                round_.saved = True
         while self.saving and self.saving[0].saved and self.status == "running":
             self._commit(self.saving.pop(0))
 
     def _commit(self, round_: Round) -> None:
         round_.move(Phase.COMMITTED)
         self.committed = round_.number
-        fields = self.aggregation.receipt(round_) if round_.number else {}
-        path = self.path_of(round_.number)
+        receipt = round_.receipt(self.now) if round_.number else {}
+        path, metrics = self.path_of(round_.number), round_.metrics()
         if round_.number:
-            self.metrics = round_.metrics()
+            self.metrics = metrics
             self.counted[round_.number] = frozenset(round_.accepted)
             self.counted.pop(round_.number - ROUNDS_REMEMBERED, None)
-        row = {
-            "metrics": round_.metrics(),
-            "path": path,
-            "receipt": fields,
-            "members": sorted(round_.accepted),
-        }
+        row = {"metrics": metrics, "path": path, "receipt": receipt, "members": sorted(round_.accepted)}
         self.services.emit(fx.SaveRound(self.name, round_.number, round_.attempt, "committed", row))
-        self.aggregation.forget(round_)
+        self.services.order(o.CommitBranch(self.number, round_.epoch))
         if not round_.number:
             return
+        counted = len(round_.accepted)
         self.publish(
-            "round.committed",
-            round=round_.number,
-            counted=len(round_.accepted),
-            metrics=round_.metrics(),
-            path=path,
-            receipt=fields,
+            "round.committed", round=round_.number, counted=counted, metrics=metrics, path=path, receipt=receipt
         )
         for client in round_.accepted:
             self.tell(client, m.Committed(self.name, round_.number, counted=True))
         if round_.number >= self.config.job.rounds:
             self.end("finished", "")
+
+    def branch_failed(self, report: o.BranchFailed) -> None:
+        """A branch cannot be finished."""
+        if self.round is not None and self.round.epoch == report.epoch:
+            if report.retry:
+                self.fail_round(report.text)
+            else:
+                self.end("failed", report.text)
 
     def fail_round(self, reason: str) -> None:
         """The running round ends without a model; it is tried again, or the job fails."""
@@ -349,53 +283,35 @@ class Job:
         round_.move(Phase.FAILED)
         round_.reason = reason
         self.round = None
-        self.aggregation.discard(round_)
-        receipt = self.aggregation.receipt(round_)
-        row = {"reason": reason, "receipt": receipt}
+        self.services.order(o.DropBranch(self.number, round_.epoch))
+        row = {"reason": reason, "receipt": round_.receipt(self.now)}
         self.services.emit(fx.SaveRound(self.name, round_.number, round_.attempt, "failed", row))
         self.publish("round.failed", round=round_.number, reason=reason)
         for client in round_.selected:
             self.tell(client, m.RoundOver(self.name, round_.number, reason))
         if self.attempt < self.config.selection.attempts:
             self.attempt += 1
-            self.begin_round(self.now)
+            self.begin_round()
         else:
             self.end("failed", f"round {round_.number} failed {self.attempt} times, at last: {reason}")
 
     def end(self, status: str, reason: str) -> None:
         """The job is over: ``finished``, ``failed`` or ``cancelled``; everything that it held is freed."""
-        if self.status in ("finished", "failed", "cancelled"):
+        if self.status in OVER:
             return
         self.status, self.reason = status, reason
-        if self.round is not None:
-            self.round.move(Phase.FAILED)
-            self.aggregation.discard(self.round)
-            for client in self.round.selected:
-                self.tell(client, m.RoundOver(self.name, self.round.number, f"the job is {status}"))
-            self.round = None
-        for round_ in self.saving:
-            round_.move(Phase.FAILED)
-            self.aggregation.discard(round_)
-        self.saving = []
-        for key, _, _, _ in self.orphans:
-            self.services.memory.free(key)
-        self.orphans = []
-        self._end_loading()
-        self.free_model()
-        self.services.memory.release(self.number)
+        for round_ in (self.round, *self.saving):
+            if round_ is not None:
+                round_.move(Phase.FAILED)
+                for client in round_.selected:
+                    self.tell(client, m.RoundOver(self.name, round_.number, f"the job is {status}"))
+        self.round, self.saving = None, []
+        self.services.order(o.CloseJob(self.number))
         self.services.emit(fx.SaveJob(self.name, status, reason))
-        self.services.emit(fx.CloseSchema(self.name))
         for client in list(self.present):
             self.tell(client, m.JobOver(self.name, status, reason))
         self.present = {}
         self.publish("job.over", status=status, reason=reason)
-
-    def _end_loading(self) -> None:
-        if self.loading is not None:
-            outputs = [*self.states.values(), *([self.model] if self.model else [])]
-            self.states, self.model = {}, None
-            self.services.abandon(self, self.loading, outputs)
-            self.loading = None
 
     # ---- clients ---------------------------------------------------------------------------------------------------
 
@@ -403,58 +319,58 @@ class Job:
         """Sends a message to a client that is here."""
         conn = self.present.get(client)
         if conn is not None:
-            self.services.emit(fx.Tell(conn, message))
+            self.services.tell(conn, message)
 
     def publish(self, name: str, **fields: Any) -> None:
         """An event of this job."""
         self.services.emit(fx.Publish(name, self.name, fields))
 
-    def join(self, conn: int, client: str, holding: int | None, now: float) -> None:
+    def join(self, conn: int, client: str, holding: int | None) -> None:
         """A client takes part (again); one that still holds an update learns what became of it."""
         before = self.present.get(client)
         if before is not None and before != conn:
             text = f"client {client!r} has joined job {self.name!r} from another connection; names must differ"
-            self.services.emit(fx.Tell(before, m.Refusal("replaced", "client", text, self.name)))
-        self.present[client] = conn
-        if self.status in ("finished", "failed", "cancelled"):
-            del self.present[client]
-            if holding is not None:
-                self._tell_fate(conn, client, holding)
-            self.services.emit(fx.Tell(conn, m.JobOver(self.name, self.status, self.reason)))
-            return
-        pending = [r for r in (self.round, *self.saving) if r is not None]
-        round_ = next((r for r in pending if r.number == holding), None)
-        if holding is not None and round_ is None:
+            self.services.tell(before, m.Refusal("replaced", "client", text, self.name))
+        if self.status in OVER:
             self._tell_fate(conn, client, holding)
+            self.services.tell(conn, m.JobOver(self.name, self.status, self.reason))
+            return
+        self.present[client] = conn
         current = self.round
+        held = next((r for r in (current, *self.saving) if r is not None and r.number == holding), None)
+        if held is None:
+            self._tell_fate(conn, client, holding)
         if current is not None and current.phase is Phase.COLLECTING and client not in current.accepted:
             # One who holds an update of this round sent it before; it was lost with the machine, so it is asked again.
-            again = round_ is current and len(current.selected) < current.target
+            again = held is current and len(current.selected) < current.target
             if client in current.selected or again:
                 current.selected[client] = None
                 self.tell_selected(client, current)
-        self.try_open(now)
+        self.try_open()
 
-    def _tell_fate(self, conn: int, client: str, number: int) -> None:
-        members = self.counted.get(number)
-        if number <= self.committed and (members is None or client in members):
-            self.services.emit(fx.Tell(conn, m.Committed(self.name, number, counted=members is not None)))
-        elif number <= self.committed:
+    def _tell_fate(self, conn: int, client: str, holding: int | None) -> None:
+        if holding is None or holding > self.committed:
+            return
+        members = self.counted.get(holding)
+        if members is None or client in members:
+            self.services.tell(conn, m.Committed(self.name, holding, counted=members is not None))
+        else:
             text = "the round was committed without this update"
-            self.services.emit(fx.Tell(conn, m.RoundOver(self.name, number, text)))
+            self.services.tell(conn, m.RoundOver(self.name, holding, text))
 
-    def leave(self, client: str, conn: int, now: float) -> None:
+    def leave(self, client: str, conn: int) -> None:
         """A client is gone; another may be selected in its place."""
         if self.present.get(client) == conn:
             del self.present[client]
-            self.try_open(now)
+            self.try_open()
 
-    def check_admit(self, client: str, number: int) -> bool:
-        """Whether an update may come now; False: it is accepted already.  Raises `Refused`."""
-        round_ = self.round
+    def admit(self, event: m.Admit) -> None:
+        """An update is announced: it is granted, or answered.  Raises `Refused`."""
+        round_, client, number = self.round, event.client, event.round
         known = (r for r in (round_, *self.saving) if r is not None and r.number == number)
         if any(client in r.accepted for r in known) or client in self.counted.get(number, ()):
-            return False
+            self.services.tell(event.conn, m.Accepted(self.name, number))
+            return
         where = f"round {number} of job {self.name!r}"
         if self.status != "running" or round_ is None or number < round_.number:
             raise Refused("round-over", "round", f"{where} is over; wait for the next selection")
@@ -464,48 +380,34 @@ class Job:
             raise Refused("not-selected", "client", f"client {client!r} is not selected for {where}; wait for it")
         if round_.phase is not Phase.COLLECTING:
             raise Refused("round-over", "round", f"{where} takes no more updates; wait for the next selection")
-        return True
-
-    def admit(self, member: Member) -> tuple[Round, Key, bytes]:
-        """A slot for the update of a client that `check_admit` let pass.  Raises `ArenaFull`."""
-        round_ = self.round
-        assert round_ is not None
-        packed = pack_member(member)
-        key = self.services.memory.alloc(
-            Kind.UPDATE, self.number, round_.epoch, self.layout.data_bytes, m.MEMBER_BYTES_MAX, self.number
-        )
-        round_.inflight[member.client] = (key, member)
-        try:
-            self.aggregation.open_leaves(round_)
-        except ArenaFull:
-            del round_.inflight[member.client]
-            self.services.memory.free(key)
-            raise
-        return round_, key, packed
-
-    def sealed(self, round_: Round, client: str, received_bytes: int, copied_bytes: int) -> None:
-        """An update in flight is sealed.  Only now is its client told ACCEPTED."""
-        key, _ = round_.inflight[client]
-        if round_.phase is not Phase.COLLECTING:
-            del round_.inflight[client]
-            self.services.memory.free(key)
-            self.tell(
-                client,
-                m.RoundOver(self.name, round_.number, "the round closed before this update was complete"),
-            )
+        if client in round_.granted:
+            # Its first connection may be dead and not yet known to be: it asks again until that is settled.
+            self.services.tell(event.conn, m.Busy(self.name, number, 1.0))
             return
-        round_.receipt.received_bytes += received_bytes
-        round_.receipt.copied_bytes += copied_bytes
-        round_.accept(client, self.now)
-        self.tell(client, m.Accepted(self.name, round_.number))
-        self.publish("update.accepted", round=round_.number, client=client)
-        self.aggregation.feed_waiting(round_)
-        if len(round_.accepted) >= round_.goal:
-            self.aggregation.close(round_)
+        round_.granted[client] = Member(client, event.weight, event.metrics)
+        self.services.order(o.GrantUpdate(self.number, round_.epoch, event.conn, client, event.weight, event.metrics))
 
-    def aborted(self, round_: Round, client: str) -> None:
-        """An update in flight will not come."""
-        key, _ = round_.inflight.pop(client)
-        self.services.memory.free(key)
-        if round_.phase is Phase.COLLECTING:
-            self.aggregation.shut_leaves(round_)
+    def _round_at(self, epoch: int) -> Round | None:
+        return next((r for r in (self.round, *self.saving) if r is not None and r.epoch == epoch), None)
+
+    def update_sealed(self, report: o.UpdateSealed) -> None:
+        """A granted update is in its branch.  Only now is its client told ACCEPTED."""
+        round_ = self._round_at(report.epoch)
+        if round_ is None or report.client not in round_.granted:
+            return
+        round_.accepted[report.client] = round_.granted.pop(report.client)
+        round_.received_bytes += report.received_bytes
+        round_.copied_bytes += report.copied_bytes
+        round_.last_accepted_s = self.now
+        self.tell(report.client, m.Accepted(self.name, round_.number))
+        self.publish("update.accepted", round=round_.number, client=report.client)
+        self._close_if_complete(round_)
+
+    def update_aborted(self, report: o.UpdateAborted) -> None:
+        """A granted update will not come."""
+        round_ = self._round_at(report.epoch)
+        if round_ is None or round_.granted.pop(report.client, None) is None:
+            return
+        if round_.phase is not Phase.COLLECTING:
+            text = "the round closed before this update was complete"
+            self.tell(report.client, m.RoundOver(self.name, round_.number, text))

@@ -1,20 +1,19 @@
-"""One attempt at one round: who is selected, whose update is where, and the books for its receipt.
+"""One attempt at one round, as the coordinator keeps it: who is selected, granted, accepted.
 
-This is the ledger.  An update is *in flight* from its admission, *accepted* when it is sealed, *counted* when the
+This is the ledger.  An update is *granted* from its admission, *accepted* when it is sealed, *counted* when the
 round commits.  Its identity is (job, round, client): whoever submits again gets the first one's answer.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from enum import Enum
+from typing import Any
 
 from lifl.core.config import SelectionSection
 from lifl.core.errors import LocalFault
-from lifl.core.ids import Key, epoch_of
+from lifl.core.ids import epoch_of
 from lifl.core.members import Member
-from lifl.core.tree import Task, Tree
 
 
 class Phase(Enum):
@@ -39,22 +38,6 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
 }
 
 
-class Receipt:
-    """What a round cost, in bytes and seconds; `core/aggregation.py` writes it up."""
-
-    def __init__(self) -> None:
-        self.received_bytes = 0
-        self.sent_bytes = 0
-        self.copied_bytes = 0
-        self.peak_bytes = 0
-        self.worker_cpu_s = 0.0
-        self.busy_s = 0.0
-        self.starts = {"cold": 0, "warm": 0, "promoted": 0, "shared": 0}
-        self.first_accepted_s: float | None = None
-        self.last_accepted_s: float | None = None
-        self.sealed_s: float | None = None
-
-
 class Round:
     """The books of one attempt at one round; `core/job.py` acts on them."""
 
@@ -68,17 +51,17 @@ class Round:
         self.deadline_s = selection.deadline_s
         self.phase = Phase.WAITING
         self.deadline_at_s = now + selection.deadline_s
-        self.opened_at_s = 0.0
+        self.opened_at_s: float | None = None
         self.selected: dict[str, None] = {}
-        self.inflight: dict[str, tuple[Key, Member]] = {}
+        self.granted: dict[str, Member] = {}
         self.accepted: dict[str, Member] = {}
-        self.unfed: deque[tuple[Key, Task | None]] = deque()  # accepted, waiting for room for their task's output
-        self.in_leaves = 0  # updates that were given to leaves
-        self.tree: Tree | None = None
-        self.checkpoint: Task | None = None
         self.saved = False
-        self.receipt = Receipt()
         self.reason = ""
+        self.received_bytes = 0
+        self.copied_bytes = 0
+        self.last_accepted_s: float | None = None
+        self.sealed_s: float | None = None
+        self.cost: dict[str, Any] = {}
 
     def move(self, phase: Phase) -> None:
         """Raises `LocalFault`, and changes nothing, when the table does not allow it."""
@@ -86,31 +69,11 @@ class Round:
             raise LocalFault(f"round {self.number} cannot go from {self.phase.value} to {phase.value}")
         self.phase = phase
 
-    def client_of(self, key: Key) -> str | None:
-        """The client whose update in flight has this key."""
-        return next((client for client, (flying, _) in self.inflight.items() if flying == key), None)
-
-    def accept(self, client: str, now: float) -> None:
-        """Moves an update from in flight to accepted; it waits for its leaf in `unfed`."""
-        key, member = self.inflight.pop(client)
-        self.accepted[client] = member
-        self.unfed.append((key, None))
-        if self.receipt.first_accepted_s is None:
-            self.receipt.first_accepted_s = now
-        self.receipt.last_accepted_s = now
-
-    @property
-    def for_leaves(self) -> int:
-        """How many updates the leaves are to take of those that are accepted."""
-        return self.in_leaves + sum(task is None for _, task in self.unfed)
-
-    @property
-    def leaves_needed(self) -> int:
-        """How many leaves the updates that are accepted or in flight can come to fill."""
-        if self.tree is None:
-            return 0
-        coming = self.for_leaves + len(self.inflight)
-        return min(-(-coming // self.tree.fan_in), len(self.tree.leaves))
+    def open(self, now: float) -> None:
+        """Updates may come, until the deadline."""
+        self.move(Phase.COLLECTING)
+        self.opened_at_s = now
+        self.deadline_at_s = now + self.deadline_s
 
     def metrics(self) -> dict[str, float]:
         """The weighted means of the metrics over the accepted clients that sent each."""
@@ -120,3 +83,28 @@ class Round:
                 total, weight = sums.get(name, (0.0, 0.0))
                 sums[name] = (total + value * member.weight, weight + member.weight)
         return {name: total / weight for name, (total, weight) in sorted(sums.items())}
+
+    def receipt(self, now: float) -> dict[str, Any]:
+        """What the round cost; the node adds its own processes' CPU, and the redirector."""
+        last, cost = self.last_accepted_s, self.cost
+        starts = cost.get("starts", {})
+        return {
+            "selected": len(self.selected),
+            "accepted": len(self.accepted),
+            "counted": len(self.accepted) if self.phase is Phase.COMMITTED else 0,
+            "expired": len(self.selected) - len(self.accepted),
+            "weight": sum(member.weight for member in self.accepted.values()),
+            "bytes_in": self.received_bytes,
+            "bytes_copied": self.copied_bytes + cost.get("copied_bytes", 0),
+            "bytes_out": cost.get("sent_bytes", 0),
+            "cpu_s": {"workers": cost.get("worker_cpu_s", 0.0)},
+            "arena_peak_bytes": cost.get("peak_bytes", 0),
+            "duration_s": now - self.opened_at_s if self.opened_at_s is not None else 0.0,
+            "last_accepted_to_sealed_s": self.sealed_s - last if last is not None and self.sealed_s else None,
+            "last_accepted_to_commit_s": now - last if last is not None else None,
+            "workers_cold": starts.get("cold", 0),
+            "workers_warm": starts.get("warm", 0),
+            "workers_promoted": starts.get("promoted", 0),
+            "workers_shared": starts.get("shared", 0),
+            "tree": cost.get("tree", []),
+        }

@@ -1,0 +1,298 @@
+"""The agent of a node: it owns the arena's account, the workers and the tasks, and does what the coordinator orders.
+
+Its events come from the node's gateway, its workers and the clock; what it decides are effects for the node and reports
+for the coordinator.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from lifl.core import effects as fx
+from lifl.core import messages as m
+from lifl.core import orders as o
+from lifl.core.branch import Branch
+from lifl.core.errors import ArenaFull, LocalFault
+from lifl.core.ids import ADDRESSES_MAX, Key, round_of
+from lifl.core.jobsite import JobSite, Orphan
+from lifl.core.members import Member
+from lifl.core.memory import Memory, Store
+from lifl.core.pool import Pool
+from lifl.core.tree import Task, TaskState
+
+BUSY_RETRY_S = 1.0
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """A granted update that waits for room in the arena; its sender is slowed until then."""
+
+    order: o.GrantUpdate
+
+
+class Agent:
+    """One node's share in all jobs."""
+
+    def __init__(
+        self,
+        store: Store,
+        workers_max: int,
+        idle_timeout_s: float,
+        wait_queue_max: int,
+        emit: Callable[[fx.Effect], None],
+        report: Callable[[o.Report], None],
+    ) -> None:
+        self.memory = Memory(store)
+        self.pool = Pool(workers_max, idle_timeout_s)
+        self.sites: dict[int, JobSite] = {}
+        self.wait_queue_max = wait_queue_max
+        self.waiting: deque[Waiting] = deque()
+        self.orphans: dict[int, list[Orphan]] = {}
+        self.emit = emit
+        self.report = report
+        self.now = 0.0
+        self._addresses = deque(range(1, ADDRESSES_MAX))
+        self._tasks: dict[int, tuple[JobSite, Task]] = {}
+        self._abandoned: dict[int, list[Key]] = {}  # by address: outputs that a worker may still write to
+        self._inflight: dict[Key, tuple[JobSite, Branch, str]] = {}
+
+    # ---- what jobs need (jobsite.Services) -----------------------------------------------------------------------
+
+    def open_address(self, site: JobSite, task: Task) -> int:
+        """An address for the task; the one that has been free the longest.  Raises `ArenaFull` when none is."""
+        if not self._addresses:
+            raise ArenaFull(f"all {ADDRESSES_MAX - 1} addresses of this node are taken by open tasks")
+        address = self._addresses.popleft()
+        self._tasks[address] = (site, task)
+        return address
+
+    def close_address(self, address: int) -> None:
+        """The address is free; records that still come to it find nothing."""
+        if self._tasks.pop(address, None) is not None:
+            self._addresses.append(address)
+
+    def place(self, site: JobSite, task: Task, served: int) -> None:
+        """Gives the task to a worker, which may have to be forked first."""
+        worker, how = self.pool.place(task.address, (site.name, served))
+        site.aggregation.placed(task, worker.number, how)
+        if how == "cold":
+            self.emit(fx.ForkWorker(worker.number))
+        elif self.pool.running(worker.number):
+            site.aggregation.started(task)
+
+    def pid_of(self, worker: int) -> int:
+        """The process of a worker that runs."""
+        return self.pool.workers[worker].pid
+
+    def abandon(self, site: JobSite, task: Task, outputs: list[Key]) -> None:
+        """The task is not wanted any more: free its outputs as soon as no worker can write to them."""
+        worker = self.pool.workers.get(task.worker) if task.worker is not None else None
+        self.emit(fx.Route(task.address, None))
+        if worker is not None and task.address in worker.tasks and task.attempt and self.pool.running(worker.number):
+            self._abandoned[task.address] = outputs
+            self.emit(fx.SendWorker(worker.number, m.Drop(task.address, task.attempt)))
+            return
+        if worker is not None:
+            self.pool.release(worker.number, task.address, self.now)
+        for key in outputs:
+            self.memory.free(key)
+        self.close_address(task.address)
+
+    def task_at(self, address: int) -> tuple[JobSite, Task] | None:
+        """The task that has an address now."""
+        return self._tasks.get(address)
+
+    # ---- orders --------------------------------------------------------------------------------------------------
+
+    def obey(self, order: o.Order) -> None:
+        """Does what the coordinator wants; what comes of it is reported."""
+        match order:
+            case o.OpenJob():
+                site = JobSite(order, self)
+                site.orphans = self.orphans.pop(order.number, [])
+                for key, *_ in site.orphans:
+                    self.memory.adopt(key, site.number)
+                self.sites[order.number] = site
+                site.start()
+            case o.CloseJob():
+                site = self.sites.pop(order.number)
+                site.close()
+            case o.OpenBranch():
+                self.sites[order.number].open_branch(order)
+            case o.GrantUpdate():
+                self._granted(order)
+            case o.CloseBranch():
+                self.sites[order.number].close_branch(order)
+            case o.DropBranch():
+                self.sites[order.number].drop_branch(order.epoch)
+            case o.SaveModel():
+                self.sites[order.number].save(order)
+            case o.CommitBranch():
+                self.sites[order.number].commit_branch(order.epoch)
+            case o.TellClient():
+                self.emit(fx.Tell(order.conn, order.message))
+
+    def _granted(self, order: o.GrantUpdate) -> None:
+        if len(self.waiting) >= self.wait_queue_max:
+            self._busy(order)
+        elif self.waiting or not self._admit(order):
+            self.waiting.append(Waiting(order))
+
+    def _busy(self, order: o.GrantUpdate) -> None:
+        """Nothing was taken: the client asks again."""
+        site = self.sites[order.number]
+        self.report(o.UpdateAborted(order.number, order.epoch, order.client))
+        busy = m.Busy(site.name, round_of(order.epoch), BUSY_RETRY_S)
+        self.emit(fx.Tell(order.conn, msgspec.to_builtins(busy)))
+
+    def _admit(self, order: o.GrantUpdate) -> bool:
+        site = self.sites.get(order.number)
+        branch = site.branches.get(order.epoch) if site is not None else None
+        if site is None or branch is None or branch.closed:
+            self.report(o.UpdateAborted(order.number, order.epoch, order.client))
+            return True
+        try:
+            key, packed = site.admit(branch, Member(order.client, order.weight, order.metrics))
+        except ArenaFull:
+            return False
+        self._inflight[key] = (site, branch, order.client)
+        self.emit(fx.Grant(order.conn, key, packed))
+        return True
+
+    # ---- the gateway ---------------------------------------------------------------------------------------------
+
+    def client_left(self, conn: int, job: str) -> None:
+        """A connection (or its part in `job`) has ended: its updates wait for room no longer."""
+        for waiting in list(self.waiting):
+            order = waiting.order
+            if order.conn == conn and (not job or self.sites[order.number].name == job):
+                self.waiting.remove(waiting)
+                self.report(o.UpdateAborted(order.number, order.epoch, order.client))
+
+    def sealed(self, event: m.Sealed) -> None:
+        """The gateway has sealed an update."""
+        site, branch, client = self._landed(event.key)
+        site.sealed(branch, client, event.received_bytes, event.copied_bytes)
+
+    def aborted(self, event: m.Aborted) -> None:
+        """A granted update will not come."""
+        site, branch, client = self._landed(event.key)
+        site.aborted(branch, client)
+
+    def _landed(self, packed: bytes) -> tuple[JobSite, Branch, str]:
+        key = Key.unpack(packed)
+        found = self._inflight.pop(key, None)
+        if found is None:
+            raise LocalFault(f"the gateway speaks of {key}, which is not in flight")
+        return found
+
+    def grant_model(self, conn: int, site: JobSite, round_: int) -> None:
+        """A client may be sent the current model, which stays until it was."""
+        if site.model is not None:
+            site.pins[site.model] += 1
+            self.emit(fx.GrantModel(conn, site.name, round_, site.model))
+
+    def model_sent(self, event: m.ModelSent) -> None:
+        """The gateway is through with sending a model."""
+        key = Key.unpack(event.key)
+        for site in self.sites.values():
+            if site.unpin(key):
+                for branch in site.branches.values():
+                    if not branch.sealed:
+                        branch.cost.sent_bytes += event.sent_bytes
+                break
+
+    def gateway_gone(self) -> None:
+        """The gateway's process has ended: what was in flight will not come."""
+        for waiting in self.waiting:
+            order = waiting.order
+            self.report(o.UpdateAborted(order.number, order.epoch, order.client))
+        self.waiting.clear()
+        for site, branch, client in list(self._inflight.values()):
+            site.aborted(branch, client)
+        self._inflight.clear()
+        for site in self.sites.values():
+            site.drop_sending_pins()
+
+    # ---- workers -------------------------------------------------------------------------------------------------
+
+    def worker_ready(self, event: m.WorkerReady) -> None:
+        """A forked worker runs."""
+        if event.worker in self.pool.workers:
+            for address in self.pool.ready(event.worker, event.pid, self.now):
+                site, task = self._tasks[address]
+                site.aggregation.started(task)
+
+    def task_done(self, worker: int, event: m.TaskDone) -> None:
+        """A task's output is sealed."""
+        self.pool.release(worker, event.address, self.now)
+        if not self._let_go(event.address):
+            site, task = self._tasks[event.address]
+            if task.attempt == event.attempt and task.state is TaskState.RUNNING:
+                site.aggregation.done(task, event)
+
+    def task_failed(self, worker: int, event: m.TaskFailed) -> None:
+        """A worker could not do a task."""
+        self.pool.release(worker, event.address, self.now)
+        if not self._let_go(event.address):
+            site, task = self._tasks[event.address]
+            if task.attempt == event.attempt:
+                site.aggregation.failed(task, event.text, event.retry)
+
+    def task_dropped(self, worker: int, event: m.TaskDropped) -> None:
+        """A worker has let go of a task."""
+        self.pool.release(worker, event.address, self.now)
+        self._let_go(event.address)
+
+    def _let_go(self, address: int) -> bool:
+        """Frees the outputs of an abandoned task; whether it was one (or is long over)."""
+        outputs = self._abandoned.pop(address, None)
+        if outputs is not None:
+            for key in outputs:
+                self.memory.free(key)
+            self.close_address(address)
+            return True
+        return address not in self._tasks
+
+    def worker_gone(self, worker: int) -> None:
+        """A worker's process has ended, for whatever reason."""
+        for address in self.pool.gone(worker):
+            if self._let_go(address):
+                continue
+            site, task = self._tasks[address]
+            site.aggregation.lost(task)
+
+    def fallback(self, address: int, key: Key) -> None:
+        """A record came to the daemon because its address had no route: pass it on, or keep it until its task runs."""
+        found = self._tasks.get(address)
+        if found is None:
+            return
+        _, task = found
+        if task.state is TaskState.RUNNING:
+            self.emit(fx.SendKeys(address, task.attempt, (key,)))
+        elif task.state in (TaskState.OPEN, TaskState.PLACING):
+            task.bounced[key] = None
+
+    # ---- the clock -----------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """The clock has reached `next_timer`."""
+        for worker in self.pool.expired(self.now):
+            self.emit(fx.SendWorker(worker, m.Retire()))
+
+    def next_timer(self) -> float | None:
+        """When `tick` is due."""
+        return self.pool.next_timer()
+
+    def settle(self) -> None:
+        """After each event: whoever waits for room gets what there is."""
+        for site in list(self.sites.values()):
+            if not site.open:
+                site.start()
+            for branch in list(site.branches.values()):
+                if branch.unfed:
+                    site.aggregation.feed_waiting(branch)
+        while self.waiting and self._admit(self.waiting[0].order):
+            self.waiting.popleft()

@@ -1,0 +1,72 @@
+"""One node's part of a round: its tree, the updates that are on their way into it, and what it cost."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from lifl.core.ids import Key
+from lifl.core.members import Member
+from lifl.core.orders import OpenBranch
+from lifl.core.tree import Task, Tree
+
+
+class Cost:
+    """What a branch cost, in bytes and seconds."""
+
+    def __init__(self) -> None:
+        self.worker_cpu_s = 0.0
+        self.busy_s = 0.0
+        self.copied_bytes = 0
+        self.sent_bytes = 0
+        self.peak_bytes = 0
+        self.starts = {"cold": 0, "warm": 0, "promoted": 0, "shared": 0}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for the wire and the receipt."""
+        return {
+            "worker_cpu_s": self.worker_cpu_s,
+            "busy_s": self.busy_s,
+            "copied_bytes": self.copied_bytes,
+            "sent_bytes": self.sent_bytes,
+            "peak_bytes": self.peak_bytes,
+            "starts": dict(self.starts),
+        }
+
+
+class Branch:
+    """The books of one branch; `core/aggregation.py` acts on them.
+
+    An update is *in flight* from its grant, *accepted* when it is sealed.  `unfed` holds what is accepted (and adopted
+    or arrived partials, with the task that takes them) and waits for room for its task's output.
+    """
+
+    def __init__(self, order: OpenBranch, members_max: int, fan_in: int, middle_fan_in: int, partials: int = 0) -> None:
+        self.epoch = order.epoch
+        self.order = order
+        self.members_max = members_max
+        self.tree = Tree(order.updates, fan_in, middle_fan_in, partials + order.partials)
+        self.inflight: dict[str, tuple[Key, Member]] = {}
+        self.accepted: dict[str, Member] = {}
+        self.unfed: deque[tuple[Key, Task | None]] = deque()
+        self.in_leaves = 0  # updates that were given to leaves
+        self.closed = False
+        self.sealed = False  # the top (or the root) is done
+        self.cost = Cost()
+
+    def accept(self, client: str) -> None:
+        """Moves an update from in flight to accepted; it waits for its leaf in `unfed`."""
+        key, member = self.inflight.pop(client)
+        self.accepted[client] = member
+        self.unfed.append((key, None))
+
+    @property
+    def for_leaves(self) -> int:
+        """How many updates the leaves are to take of those that are accepted."""
+        return self.in_leaves + sum(task is None for _, task in self.unfed)
+
+    @property
+    def leaves_needed(self) -> int:
+        """How many leaves the updates that are accepted or in flight can come to fill."""
+        coming = self.for_leaves + len(self.inflight)
+        return min(-(-coming // self.tree.fan_in), len(self.tree.leaves))

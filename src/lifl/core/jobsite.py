@@ -1,0 +1,342 @@
+"""A job at one node: its model and the rule's state in the arena, its branches, and the tasks for its files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Protocol
+
+from lifl.core import effects as fx
+from lifl.core import messages as m
+from lifl.core import orders as o
+from lifl.core.aggregation import Aggregation
+from lifl.core.branch import Branch
+from lifl.core.config import AggregationSection
+from lifl.core.errors import ArenaFull, LocalFault
+from lifl.core.ids import Key, Kind, epoch_of, round_of
+from lifl.core.members import Member, pack_member
+from lifl.core.memory import Memory
+from lifl.core.schema import Layout
+from lifl.core.tree import Task, TaskState, Tree
+
+PAGE_BYTES = 4096
+
+Orphan = tuple[Key, Kind, int, list[Member]]
+"""A sealed object of a killed daemon: its key, kind, epoch and members."""
+
+
+class Services(Protocol):
+    """What a job's site needs of the agent."""
+
+    memory: Memory
+
+    def emit(self, effect: fx.Effect) -> None: ...
+
+    def report(self, report: o.Report) -> None: ...
+
+    def open_address(self, site: JobSite, task: Task) -> int: ...
+
+    def close_address(self, address: int) -> None: ...
+
+    def place(self, site: JobSite, task: Task, served: int) -> None: ...
+
+    def pid_of(self, worker: int) -> int: ...
+
+    def abandon(self, site: JobSite, task: Task, outputs: list[Key]) -> None: ...
+
+
+def round_bytes_min(layout: Layout, aggregation: AggregationSection, goal: int, states: int) -> int:
+    """What a round needs of an arena at the least, pages rounded up: `lifl submit` refuses beyond it.
+
+    The old and the new model with the rule's states, the partial of a round that is being saved, the partials of
+    one path of the tree, the updates of one leaf.
+    """
+    tree = Tree(goal, aggregation.fan_in, aggregation.middle_fan_in)
+    meta = goal * m.MEMBER_BYTES_MAX
+    model = 2 * (layout.data_bytes + states * layout.accumulator_bytes + PAGE_BYTES)
+    partials = (tree.partials_held_max() + 2) * (layout.accumulator_bytes + meta + PAGE_BYTES)
+    updates = min(goal, aggregation.fan_in) * (layout.data_bytes + m.MEMBER_BYTES_MAX + PAGE_BYTES)
+    return model + partials + updates
+
+
+class JobSite:
+    """One job on one node, as its agent sees it."""
+
+    def __init__(self, order: o.OpenJob, services: Services) -> None:
+        self.order = order
+        self.number = order.number
+        self.name = order.job
+        self.aggregation_config = order.aggregation
+        self.layout = Layout(order.tensors)
+        self.state_names = order.states
+        self.services = services
+        self.open = False
+        self.model: Key | None = None
+        self.round = order.round  # the round whose model `model` is
+        self.states: dict[str, Key] = {}
+        self.pins: Counter[Key] = Counter()
+        self.doomed: set[Key] = set()
+        self.branches: dict[int, Branch] = {}
+        self.orphans: list[Orphan] = []
+        self.files: dict[int, tuple[Task, o.SaveModel | None]] = {}  # by address: tasks that read or write files
+        self.aggregation = Aggregation(self)
+
+    # ---- the arena ---------------------------------------------------------------------------------------------
+
+    @property
+    def acc_bytes(self) -> int:
+        """The bytes of a partial's tensors."""
+        return self.layout.accumulator_bytes
+
+    def alloc_model(self, epoch: int, state_names: tuple[str, ...]) -> tuple[Key, dict[str, Key]]:
+        """A model object and those of the rule's states; all or nothing (`ArenaFull`)."""
+        memory = self.services.memory
+        got: list[Key] = []
+        try:
+            got.append(memory.alloc(Kind.MODEL, self.number, epoch, self.layout.data_bytes))
+            for _ in state_names:
+                got.append(memory.alloc(Kind.STATE, self.number, epoch, self.acc_bytes))
+        except ArenaFull:
+            for key in got:
+                memory.free(key)
+            raise
+        return got[0], dict(zip(state_names, got[1:], strict=True))
+
+    def free_model(self) -> None:
+        """Lets the current model and states go, each when nobody reads it any more."""
+        for key in (*self.states.values(), *([self.model] if self.model else [])):
+            if self.pins[key]:
+                self.doomed.add(key)
+            else:
+                self.services.memory.free(key)
+        self.states, self.model = {}, None
+
+    def unpin(self, key: Key) -> bool:
+        """A reader of a model or state object is through; returns whether it was one of this job's."""
+        if not self.pins[key]:
+            return False
+        self.pins[key] -= 1
+        if not self.pins[key]:
+            del self.pins[key]
+            if key in self.doomed:
+                self.doomed.remove(key)
+                self.services.memory.free(key)
+        return True
+
+    def drop_sending_pins(self) -> None:
+        """The gateway is gone: only the checkpoints being written still read models."""
+        writing = Counter(key for task, _ in self.files.values() for key in task.inputs)
+        for key in list(self.pins):
+            while self.pins[key] > writing[key]:
+                self.unpin(key)
+
+    # ---- files -------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Loads the model, once the arena has room for a round of the job."""
+        order = self.order
+        need = round_bytes_min(self.layout, order.aggregation, order.clients_per_round, len(order.states))
+        if not self.services.memory.reserve(self.number, need):
+            return
+        # Before the first commit there is no state yet: the rule begins with its own initial values.
+        try:
+            self.model, self.states = self.alloc_model(
+                epoch_of(order.round, 0), self.state_names if order.state_path else ()
+            )
+        except ArenaFull:
+            self.services.memory.release(self.number)
+            return
+        self.open = True
+        self._file_task("load", [], None)
+
+    def save(self, order: o.SaveModel) -> None:
+        """Writes the current model and states, which stay until they are written."""
+        if self.model is None:
+            raise LocalFault(f"job {self.name!r} has no model to save")
+        inputs = [self.model, *self.states.values()]
+        self.pins.update(inputs)
+        self._file_task("checkpoint", inputs, order)
+
+    def _file_task(self, role: str, inputs: list[Key], order: o.SaveModel | None) -> None:
+        task = Task(0, role, 0)
+        task.inputs = inputs
+        task.move(TaskState.OPEN)
+        task.address = self.services.open_address(self, task)
+        self.files[task.address] = (task, order)
+        task.move(TaskState.PLACING)
+        self.services.place(self, task, -1 if order is None else order.epoch)
+
+    def file_message(self, task: Task) -> m.Message:
+        """What the worker of a load or checkpoint task is told."""
+        _, order = self.files[task.address]
+        if order is not None:
+            return m.Checkpoint(
+                task.address,
+                task.attempt,
+                self.name,
+                round_of(order.epoch),
+                order.path,
+                self.layout.tensors,
+                task.inputs[0].pack(),
+                order.state_path,
+                # The initial model has no states yet.
+                dict(zip(self.state_names, (key.pack() for key in task.inputs[1:]), strict=False)),
+            )
+        if self.model is None:
+            raise LocalFault(f"job {self.name!r} loads no model")
+        states = {name: key.pack() for name, key in self.states.items()}
+        path, state_path = self.order.path, self.order.state_path
+        return m.Load(
+            task.address, task.attempt, self.name, path, self.layout.tensors, self.model.pack(), state_path, states
+        )
+
+    def file_done(self, task: Task) -> None:
+        """A load or checkpoint task is done."""
+        _, order = self.files.pop(task.address)
+        if order is None:
+            self.services.emit(fx.OpenSchema(self.name, self.number, self.layout.tensors))
+            self.services.report(o.JobOpened(self.number))
+            return
+        for key in task.inputs:
+            self.unpin(key)
+        self.services.report(o.ModelSaved(self.number, order.epoch))
+
+    def failed(self, text: str) -> None:
+        """The job cannot go on here."""
+        self.services.report(o.JobFailed(self.number, text[: m.TEXT_CHARS_MAX]))
+
+    # ---- branches ----------------------------------------------------------------------------------------------
+
+    def open_branch(self, order: o.OpenBranch) -> None:
+        """Begins this node's part of a round; with `adopt`, from what an earlier life has sealed for it."""
+        section = self.aggregation_config
+        updates: list[tuple[Key, Member]] = []
+        partials: list[Key] = []
+        members: list[Member] = []
+        if order.adopt:
+            updates, partials, members = self._take_orphans(order.epoch)
+            left = max(order.updates - (len(members) - len(updates)), len(updates))
+            if not members:
+                self.services.report(o.BranchAdopted(self.number, order.epoch, ()))
+                return
+            order = o.OpenBranch(order.number, order.epoch, left, order.partials, order.top, order.parent)
+        self.services.memory.start_peak(self.number)
+        members_max = max(self.order.clients_per_round, order.updates + len(members))
+        branch = Branch(order, members_max, section.fan_in, section.middle_fan_in, len(partials))
+        self.branches[order.epoch] = branch
+        if updates or partials:
+            branch.accepted = {member.client: member for member in members}
+            told = tuple((x.client, x.weight, x.metrics) for x in members)
+            self.services.report(o.BranchAdopted(self.number, order.epoch, told))
+            self.aggregation.adopt(branch, updates, partials)
+
+    def _take_orphans(self, epoch: int) -> tuple[list[tuple[Key, Member]], list[Key], list[Member]]:
+        """The orphans of an epoch; older ones are freed, later ones stay for their round.
+
+        A partial may stand beside its own inputs, or one of a lower level: the largest wins, what is in it is freed.
+        Any two partials are disjoint or one contains the other, for a task's output contains all of its inputs.
+        """
+        updates: list[tuple[Key, Member]] = []
+        partials: list[Key] = []
+        members: dict[str, Member] = {}
+        orphans, self.orphans = self.orphans, []
+        for orphan in sorted(orphans, key=lambda orphan: -len(orphan[3])):
+            key, kind, found, its = orphan
+            if found > epoch:
+                self.orphans.append(orphan)
+            elif found < epoch or not its or any(member.client in members for member in its):
+                self.services.memory.free(key)
+            else:
+                if kind is Kind.PARTIAL:
+                    partials.append(key)
+                else:
+                    updates.append((key, its[0]))
+                members |= {member.client: member for member in its}
+        return updates, partials, list(members.values())
+
+    def admit(self, branch: Branch, member: Member) -> tuple[Key, bytes]:
+        """A slot for a granted update.  Raises `ArenaFull`."""
+        packed = pack_member(member)
+        key = self.services.memory.alloc(
+            Kind.UPDATE, self.number, branch.epoch, self.layout.data_bytes, m.MEMBER_BYTES_MAX, self.number
+        )
+        branch.inflight[member.client] = (key, member)
+        try:
+            self.aggregation.open_leaves(branch)
+        except ArenaFull:
+            del branch.inflight[member.client]
+            self.services.memory.free(key)
+            raise
+        return key, packed
+
+    def sealed(self, branch: Branch, client: str, received_bytes: int, copied_bytes: int) -> None:
+        """An update in flight is sealed: it is in the branch, unless that is closed."""
+        key, _ = branch.inflight[client]
+        if branch.closed:
+            del branch.inflight[client]
+            self.services.memory.free(key)
+            self.services.report(o.UpdateAborted(self.number, branch.epoch, client))
+            return
+        branch.accept(client)
+        self.services.report(o.UpdateSealed(self.number, branch.epoch, client, received_bytes, copied_bytes))
+        self.aggregation.feed_waiting(branch)
+
+    def aborted(self, branch: Branch, client: str) -> None:
+        """An update in flight will not come."""
+        key, _ = branch.inflight.pop(client)
+        self.services.memory.free(key)
+        if not branch.closed:
+            self.aggregation.shut_leaves(branch)
+        self.services.report(o.UpdateAborted(self.number, branch.epoch, client))
+
+    def close_branch(self, order: o.CloseBranch) -> None:
+        """No more updates count but those that are sealed."""
+        branch = self.branches[order.epoch]
+        self.aggregation.close(branch)
+        self.aggregation.feed_waiting(branch)
+
+    def root_sealed(self, branch: Branch, root: Task, states: dict[str, Key]) -> None:
+        """The branch's last task is done: the top has made the model."""
+        branch.sealed = True
+        self.free_model()
+        self.model, self.states = root.output, states
+        self.round = round_of(branch.epoch)
+        branch.cost.peak_bytes = self.services.memory.peaks.get(self.number, 0)
+        cost = branch.cost.as_dict() | {"tree": self.aggregation.lines(branch)}
+        self.services.report(o.ModelSealed(self.number, branch.epoch, cost))
+
+    def branch_failed(self, branch: Branch, text: str, retry: bool) -> None:
+        """The branch cannot be finished."""
+        self.services.report(o.BranchFailed(self.number, branch.epoch, text[: m.TEXT_CHARS_MAX], retry))
+
+    def commit_branch(self, epoch: int) -> None:
+        """The round is committed: nothing of its branch is needed any more."""
+        branch = self.branches.pop(epoch, None)
+        if branch is not None:
+            self.aggregation.forget(branch)
+
+    def drop_branch(self, epoch: int) -> None:
+        """The round ends without a model."""
+        branch = self.branches.pop(epoch, None)
+        if branch is not None:
+            branch.closed = True
+            self.aggregation.discard(branch)
+
+    def close(self) -> None:
+        """The job is over: everything that it holds here is freed."""
+        for epoch in list(self.branches):
+            self.drop_branch(epoch)
+        for key, *_ in self.orphans:
+            self.services.memory.free(key)
+        self.orphans = []
+        for task, order in list(self.files.values()):
+            outputs = [] if order else [*self.states.values(), *([self.model] if self.model else [])]
+            if order is None:
+                self.states, self.model = {}, None
+            task.move(TaskState.DROPPED)
+            self.services.abandon(self, task, outputs)
+            for key in task.inputs:
+                self.unpin(key)
+        self.files = {}
+        self.free_model()
+        self.services.memory.release(self.number)
+        self.services.emit(fx.CloseSchema(self.name))

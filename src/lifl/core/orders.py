@@ -1,0 +1,178 @@
+"""What the coordinator and the agents of a cluster say to each other.
+
+Every node has an agent, which owns the node's arena and workers; one node has the coordinator, which owns the jobs: who
+is selected, whose update counts, what is committed.  *Orders* go to an agent, *reports* come back, each with the same
+types whether the two share a process or a network lies between them.
+
+A round is planned as *branches*: branch b of a round is one node's tree, for some updates of its own and, where the top
+is, for the partials of the other branches.  (number, epoch) names a round of a job on the wire: the epoch fences off
+what an earlier attempt left behind.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lifl.core.config import AggregationSection
+from lifl.core.messages import Count, Message, Metrics, Name, Tensors, Text
+
+# ---- orders ------------------------------------------------------------------------------------------------------
+
+
+class OpenJob(Message, frozen=True):
+    """Make a job ready: `round` is that of its current model.
+
+    With `path` the agent loads model and states from files; without, it fetches the model when somebody needs it.
+    """
+
+    number: Count
+    job: Name
+    aggregation: AggregationSection
+    clients_per_round: int
+    tensors: Tensors
+    states: tuple[Name, ...]
+    round: Count
+    path: str = ""
+    state_path: str = ""
+
+
+class CloseJob(Message, frozen=True):
+    """The job is over: free everything of it."""
+
+    number: Count
+
+
+class OpenBranch(Message, frozen=True):
+    """Take part in a round, with a tree for `updates` updates and `partials` partials of other branches.
+
+    `top`: this branch makes the model; else its root partial goes to the node with id `parent`.  `adopt`: count what
+    an earlier life of the node has sealed for this epoch.
+    """
+
+    number: Count
+    epoch: Count
+    updates: Count
+    partials: Count = 0
+    top: bool = True
+    parent: int = 0
+    adopt: bool = False
+
+
+class GrantUpdate(Message, frozen=True):
+    """The client's update may come to this node's gateway, over its connection `conn`."""
+
+    number: Count
+    epoch: Count
+    conn: int
+    client: Name
+    weight: float
+    metrics: Metrics
+
+
+class CloseBranch(Message, frozen=True):
+    """No more updates count but those that are sealed by now; of each of those an UpdateSealed was reported before."""
+
+    number: Count
+    epoch: Count
+
+
+class DropBranch(Message, frozen=True):
+    """The round ends without a model: free everything of it."""
+
+    number: Count
+    epoch: Count
+
+
+class SaveModel(Message, frozen=True):
+    """Write the current model (and states) to files, durably."""
+
+    number: Count
+    epoch: Count
+    path: str
+    state_path: str = ""
+
+
+class CommitBranch(Message, frozen=True):
+    """The round is committed: free what was kept for a restart."""
+
+    number: Count
+    epoch: Count
+
+
+class TellClient(Message, frozen=True):
+    """Send `message` (a ToClient struct as builtins, tag included) to a client of this node's gateway."""
+
+    conn: int
+    message: dict[str, Any]
+
+
+Order = OpenJob | CloseJob | OpenBranch | GrantUpdate | CloseBranch | DropBranch | SaveModel | CommitBranch | TellClient
+
+
+# ---- reports -----------------------------------------------------------------------------------------------------
+
+
+class JobOpened(Message, frozen=True):
+    """The job's model is in the arena."""
+
+    number: Count
+
+
+class JobFailed(Message, frozen=True):
+    """The job cannot go on at this node: a file cannot be read or written, the user's rule raised."""
+
+    number: Count
+    text: Text
+
+
+class BranchAdopted(Message, frozen=True):
+    """The answer to OpenBranch(adopt=True): the members that are counted already."""
+
+    number: Count
+    epoch: Count
+    members: tuple[tuple[str, float, dict[str, float]], ...]
+
+
+class UpdateSealed(Message, frozen=True):
+    """A granted update is sealed and in the branch."""
+
+    number: Count
+    epoch: Count
+    client: Name
+    received_bytes: Count
+    copied_bytes: Count = 0
+
+
+class UpdateAborted(Message, frozen=True):
+    """A granted update will not come (any more)."""
+
+    number: Count
+    epoch: Count
+    client: Name
+
+
+class BranchFailed(Message, frozen=True):
+    """The branch cannot be finished; `retry`: another attempt of the round may help."""
+
+    number: Count
+    epoch: Count
+    text: Text
+    retry: bool
+
+
+class ModelSealed(Message, frozen=True):
+    """The top has made the round's model; `cost` is the branch's part of the receipt."""
+
+    number: Count
+    epoch: Count
+    cost: dict[str, Any]
+
+
+class ModelSaved(Message, frozen=True):
+    """The files of a SaveModel are durable."""
+
+    number: Count
+    epoch: Count
+
+
+Report = JobOpened | JobFailed | BranchAdopted | UpdateSealed | UpdateAborted | BranchFailed | ModelSealed | ModelSaved
