@@ -158,9 +158,7 @@ def test_any_bytes_in_any_pieces_raise_only_the_remote_fault(data: bytes, cuts: 
     st.one_of([messages_of(kind) for kind in typing.get_args(m.FromClient)]),
     st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=4),
 )
-def test_damaged_frames_are_messages_or_the_remote_fault(
-    message: m.Message, damages: list[tuple[int, int]]
-) -> None:
+def test_damaged_frames_are_messages_or_the_remote_fault(message: m.Message, damages: list[tuple[int, int]]) -> None:
     data = bytearray(encode(message))
     for place, value in damages:
         data[4 + place % (len(data) - 4)] = value
