@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 import tracemalloc
@@ -92,7 +93,7 @@ def messages_of(kind: type[m.Message]) -> st.SearchStrategy[m.Message]:
 def decode_in_pieces(decoder: FrameDecoder[Any], data: bytes, cuts: list[int]) -> list[Any]:
     found = []
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         decoder.feed(data[start:end])
         while (message := decoder.next_message()) is not None:
             found.append(message)
