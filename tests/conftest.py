@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -113,6 +114,11 @@ class Node:
         """The gateway's HOST:PORT."""
         return str(self.info["listen"][0])
 
+    @property
+    def segment(self) -> Path:
+        """The arena's file."""
+        return Path("/dev/shm") / f"lifl-{self.info['node']}"
+
     def up(self, *more: str) -> None:
         """Starts `lifld` and waits until it is ready."""
         flags = [*self._flags, *more]
@@ -137,7 +143,10 @@ class Node:
 
     def is_up(self) -> bool:
         """Whether `lifld` lives."""
-        return bool(self.info) and psutil.pid_exists(self.pid)
+        try:
+            return bool(self.info) and psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
 
     def down(self) -> None:
         """Stops it as a user does."""
@@ -145,9 +154,13 @@ class Node:
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Sends a signal to `lifld`, and waits until it has ended."""
-        process = psutil.Process(self.pid)
-        process.send_signal(number)
-        process.wait(timeout=COMMAND_TIMEOUT_S)
+        process = os.pidfd_open(self.pid)
+        try:
+            signal.pidfd_send_signal(process, number)
+            ended, _, _ = select.select([process], [], [], COMMAND_TIMEOUT_S)
+            assert ended, f"lifld (pid {self.pid}) lives {COMMAND_TIMEOUT_S} s after signal {number}"
+        finally:
+            os.close(process)
 
 
 @pytest.fixture
@@ -164,6 +177,7 @@ def start_node(state_dir: Path) -> Iterator[Callable[..., Node]]:
     yield start
     for node in nodes:
         # A killed node's arena goes the way it would for a user: the next lifld adopts it and clears up.
-        if not node.is_up():
+        if not node.is_up() and node.info and node.segment.exists():
             node.up()
-        node.down()
+        if node.is_up():
+            node.down()

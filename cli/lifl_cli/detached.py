@@ -1,7 +1,7 @@
 """The process of `lifl up -d`: a node's config on stdin, one JSON report on stdout, then `lifld` on its own.
 
-The parent reads to the end of the report's pipe, so stdin and stdout go to /dev/null before the node lives on; the
-log goes to the state folder.
+The parent reads to the end of the report's pipe, so stdin and stdout go to /dev/null before the node lives
+on; the log goes to the state folder.
 """
 
 from __future__ import annotations

@@ -104,9 +104,11 @@ class Sampler:
         for pid in pids:
             try:
                 process = self._processes.setdefault(pid, self._psutil.Process(pid))
+                memory = process.memory_info()
                 found[str(pid)] = {
                     "cpu_percent": process.cpu_percent(),
-                    "rss_bytes": process.memory_info().rss,
+                    # The arena is mapped by all of them: it belongs to none.
+                    "private_bytes": memory.rss - memory.shared,
                 }
             except self._psutil.Error:
                 self._processes.pop(pid, None)
@@ -220,7 +222,7 @@ def _process_text(sample: Mapping[str, Any], pid: int | None) -> str:
     measured = sample["processes"].get(str(pid))
     if not pid or measured is None:
         return "-"
-    return f"{pid} ({measured['cpu_percent']:.0f} %, {size_text(measured['rss_bytes'])})"
+    return f"{pid} ({measured['cpu_percent']:.0f} %, {size_text(measured['private_bytes'])})"
 
 
 def _workers_view(sample: Mapping[str, Any]) -> RenderableType:
@@ -237,7 +239,7 @@ def _workers_view(sample: Mapping[str, Any]) -> RenderableType:
             worker["role"] if busy else "idle",
             str(worker["pid"]),
             f"{measured.get('cpu_percent', 0):.0f} %",
-            size_text(measured.get("rss_bytes")),
+            size_text(measured.get("private_bytes")),
             f"{worker['job']} round {worker['round']} #{worker['address']}" if busy else "-",
             f"{worker['inputs']}/{worker['expect']}" if busy else "-",
             str(worker["tasks_done"]),

@@ -168,8 +168,8 @@ def _start_detached(config: NodeConfig) -> dict[str, Any]:
             stderr=log,
             start_new_session=True,
         )
-    assert child.stdin is not None  # noqa: S101
-    assert child.stdout is not None  # noqa: S101
+    assert child.stdin is not None
+    assert child.stdout is not None
     try:
         # Not communicate(): it waits for the child's end, and this one stays.
         with child.stdin, child.stdout:

@@ -12,18 +12,20 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from lifl.core import messages as m
 from lifl.core.errors import ArenaFull
-from lifl.core.ids import Key
+from lifl.core.ids import Key, Kind
 from lifl.core.members import Member, pack_member
 from lifl.core.schema import Layout
 from lifl.core.wire import FrameDecoder, encode
+from lifl.node.control import listen_unix
+from lifl.node.machine import listen_tcp
 from lifl.shm.arena import Arena
-from lifl.shm.layout import Kind
 
 WAIT_S = 20.0
 _RUN = "import sys; {settings}; from lifl.node.gateway import main; sys.exit(main())"
@@ -37,7 +39,6 @@ class StandIn:
         self.unix = str(Path(self.folder.name) / "gateway.sock")
         name = f"/lifl-test-{os.getpid()}-{os.urandom(4).hex()}"
         self.arena = Arena.create(name, arena_bytes, 7, entries=64)
-        self.link, theirs = socket.socketpair()
         self.said: list[m.Message] = []
         self.changed = threading.Condition()
         self.jobs: dict[str, tuple[int, Layout]] = {}
@@ -47,20 +48,52 @@ class StandIn:
         self.model: Key | None = None
         self.busy = 0
         self.holding_back: list[m.Admitted] | None = None
+        self.react: Callable[[m.Message], None] = lambda message: None
+        self.settings = settings
+        self.connections_max = connections_max
+        self.listener = listen_tcp("127.0.0.1:0")
+        self.address = self.listener.getsockname()
+        self.tcp = "{}:{}".format(*self.address)
+        self.unix_listener = listen_unix(Path(self.unix))
+        try:
+            self._start()
+        except BaseException:
+            self.kill()
+            self._release()
+            raise
+
+    def _start(self) -> None:
+        self.link, theirs = socket.socketpair()
+        fds = [theirs.fileno(), self.listener.fileno(), self.unix_listener.fileno()]
+        options = dict(zip(("--fd", "--tcp-fd", "--unix-fd"), map(str, fds), strict=True))
+        options |= {"--arena": self.arena.name, "--connections-max": str(self.connections_max)}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _RUN.format(settings=settings), "--fd", str(theirs.fileno())]
-            + ["--arena", name, "--listen", "127.0.0.1:0", "--unix", self.unix]
-            + ["--connections-max", str(connections_max)],
-            pass_fds=[theirs.fileno()],
+            [sys.executable, "-c", _RUN.format(settings=self.settings)] + [w for pair in options.items() for w in pair],
+            pass_fds=fds,
             stderr=subprocess.PIPE,
         )
         theirs.close()
-        self.thread = threading.Thread(target=self._serve)
+        self.said = [message for message in self.said if not isinstance(message, m.GatewayReady)]
+        self.thread = threading.Thread(target=self._serve, daemon=True)
         self.thread.start()
-        ready = self.wait_for(m.GatewayReady)
-        host, port = ready.listen[0].rsplit(":", 1)
-        self.address = (host, int(port))
-        self.tcp = ready.listen[0]
+        assert self.wait_for(m.GatewayReady).listen == (self.tcp,)
+
+    def kill(self) -> None:
+        """kill -9 of the gateway; what it was writing is freed."""
+        self.process.kill()
+        self.process.communicate()
+        if threading.current_thread() is not self.thread:
+            self.thread.join(WAIT_S)
+        self.link.close()
+        for key in list(self.keys):
+            self.arena.free(Key.unpack(key))
+        self.keys.clear()
+
+    def start_again(self) -> None:
+        """A new gateway on the same addresses; it dies with the thread that calls this."""
+        self._start()
+        for name, (number, layout) in self.jobs.items():
+            self.send(m.JobSchema(name, number, layout.tensors))
 
     def send(self, message: m.Message) -> None:
         self.link.sendall(encode(message))
@@ -99,13 +132,15 @@ class StandIn:
 
     def _serve(self) -> None:
         decoder: FrameDecoder[m.FromGateway] = FrameDecoder(m.FromGateway)
-        while data := self.link.recv(1 << 16):
+        link = self.link
+        while data := _receive(link):
             decoder.feed(data)
             while (message := decoder.next_message()) is not None:
                 with self.changed:
                     self._answer(message)
                     self.said.append(message)
                     self.changed.notify_all()
+                    self.react(message)
 
     def _answer(self, message: m.FromGateway) -> None:
         match message:
@@ -156,14 +191,24 @@ class StandIn:
         _, logged = self.process.communicate(timeout=WAIT_S)
         self.thread.join(WAIT_S)
         self.link.close()
-        self.arena.close(unlink=True)
-        left = os.listdir(self.folder.name)
-        self.folder.cleanup()
+        self._release()
         text = logged.decode()
         assert self.process.returncode == status, text
         assert "Traceback" not in text, text
-        assert not left or status, left
         return text
+
+    def _release(self) -> None:
+        self.arena.close(unlink=True)
+        self.listener.close()
+        self.unix_listener.close()
+        self.folder.cleanup()
+
+
+def _receive(link: socket.socket) -> bytes:
+    try:
+        return link.recv(1 << 16)
+    except ConnectionResetError:  # killed with unread bytes
+        return b""
 
 
 class Peer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 import tracemalloc
@@ -92,7 +93,7 @@ def messages_of(kind: type[m.Message]) -> st.SearchStrategy[m.Message]:
 def decode_in_pieces(decoder: FrameDecoder[Any], data: bytes, cuts: list[int]) -> list[Any]:
     found = []
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         decoder.feed(data[start:end])
         while (message := decoder.next_message()) is not None:
             found.append(message)
@@ -158,9 +159,7 @@ def test_any_bytes_in_any_pieces_raise_only_the_remote_fault(data: bytes, cuts: 
     st.one_of([messages_of(kind) for kind in typing.get_args(m.FromClient)]),
     st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=4),
 )
-def test_damaged_frames_are_messages_or_the_remote_fault(
-    message: m.Message, damages: list[tuple[int, int]]
-) -> None:
+def test_damaged_frames_are_messages_or_the_remote_fault(message: m.Message, damages: list[tuple[int, int]]) -> None:
     data = bytearray(encode(message))
     for place, value in damages:
         data[4 + place % (len(data) - 4)] = value

@@ -361,6 +361,7 @@ class Client:
                 raise Refused(answer.code, answer.field, answer.text)
             if not isinstance(answer, m.Welcome):
                 raise RemoteFault(f"the node answers Hello by {type(answer).__name__}; is it a LIFL gateway?")
+            stream.greeted()
             stream.send(m.Join(self.job, min(self._held, default=None)))
         except BaseException:
             stream.close()

@@ -19,7 +19,8 @@ from lifl.core.wire import FrameDecoder, encode
 Progress = Callable[[int, int], None]
 """Called with (bytes sent, all bytes)."""
 
-CONNECT_S = 10.0
+GREETING_S = 30.0
+"""A node answers a new connection within this time; later waiting has no limit, for it is what clients do."""
 SEND_VIEWS_MAX = 256
 """Buffers in one `sendmsg`; the kernel takes at most 1024."""
 SEND_BYTES = 4 * 1024 * 1024
@@ -38,6 +39,7 @@ def connect(address: str) -> socket.socket:
         if os.path.isdir(path):
             path = os.path.join(path, "gateway.sock")
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(GREETING_S)
         try:
             sock.connect(path)
         except OSError:
@@ -47,8 +49,7 @@ def connect(address: str) -> socket.socket:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise LocalFault(f"the node's address {address!r} is neither HOST:PORT nor unix:PATH nor a state folder")
-    sock = socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S)
-    sock.settimeout(None)
+    sock = socket.create_connection((host.strip("[]"), int(port)), timeout=GREETING_S)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
@@ -66,6 +67,10 @@ class Stream:
         self._decoder: FrameDecoder[m.ToClient] = FrameDecoder(m.ToClient)
         self._descriptors: list[int] = []
         self._arena: mmap.mmap | None = None
+
+    def greeted(self) -> None:
+        """The node has answered: from now on wait as long as it takes."""
+        self._sock.settimeout(None)
 
     def send(self, message: m.FromClient) -> None:
         """Sends one frame."""

@@ -84,7 +84,7 @@ def as_arrays(tensors: Tensors) -> dict[str, Array]:
     if isinstance(tensors, str | os.PathLike):
         from safetensors.numpy import load_file
 
-        return {name: np.ascontiguousarray(array) for name, array in load_file(os.fspath(tensors)).items()}
+        tensors = load_file(os.fspath(tensors))
     return {name: as_array(name, tensor) for name, tensor in tensors.items()}
 
 

@@ -23,6 +23,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from safetensors.numpy import load_file
 
 from lifl.examples import digits
@@ -189,11 +190,19 @@ def _segments() -> set[str]:
 
 
 def _check_gone(processes: Sequence[int], segments_before: set[str]) -> None:
-    left = [pid for pid in processes if Path(f"/proc/{pid}").exists()]
+    left = [pid for pid in processes if _lives(pid)]
     if left:
         raise DemoFailed(f"processes of the node still run: {left}")
     if _segments() - segments_before:
         raise DemoFailed(f"shared memory is left: {_segments() - segments_before}")
+
+
+def _lives(pid: int) -> bool:
+    """Whether the process runs; a zombie has ended, though its entry stays until its parent looks."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _print_logs(work: Path) -> None:

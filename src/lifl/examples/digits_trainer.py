@@ -9,10 +9,12 @@ over.  How it trains comes with each round from the job's config (`client.option
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 from lifl import Client
+from lifl.core.errors import LiflError
 from lifl.examples import digits
 
 DEFAULTS: dict[str, Any] = {"alpha": 0.5, "epochs": 8, "batch": 8, "learning_rate": 0.1}
@@ -30,6 +32,13 @@ def main() -> None:
     if not 0 <= given.client < given.clients:
         parser.error(f"--client is 0 to {given.clients - 1}")
     examples, _test = digits.load(given.data)
+    try:
+        _take_part(given, examples)
+    except LiflError as error:
+        sys.exit(f"client {given.client}: {error}")
+
+
+def _take_part(given: argparse.Namespace, examples: digits.Examples) -> None:
     share: digits.Examples | None = None
     with Client(given.gateway, job=given.job, client=f"digits-{given.client:03}") as client:
         for selected in client.rounds():

@@ -248,6 +248,8 @@ def main() -> int:
     parser.add_argument("--connections-max", type=int, default=1024)
     options = parser.parse_args()
     _die_with_parent()
+    # Read when NumPy is loaded, which is later: its linear algebra would start a thread per core for the checks.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; lifld drains us
     threading.excepthook = _die_of_bugs
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
@@ -272,6 +274,4 @@ async def _serve(link_sock: socket.socket, arena: Arena, options: argparse.Names
 
 
 if __name__ == "__main__":
-    # NumPy's linear algebra would start a thread per core for the sums of the checks.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.exit(main())

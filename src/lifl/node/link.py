@@ -79,7 +79,7 @@ class Link:
             except BlockingIOError:
                 pass
             except OSError as error:
-                self._end(error)
+                self._end_soon(error)
                 return
             else:
                 descriptors = ()
@@ -89,7 +89,8 @@ class Link:
         self._waiting.append((frame, tuple(os.dup(fd) for fd in descriptors)))
         self._waiting_bytes += len(frame)
         if self._waiting_bytes > self._waiting_bytes_max:
-            self._end(ResourceFault(f"the peer of a link is {self._waiting_bytes} bytes behind; it was disconnected"))
+            text = f"the peer of a link is {self._waiting_bytes} bytes behind; it was disconnected"
+            self._end_soon(ResourceFault(text))
 
     async def drained(self) -> None:
         """Returns when less than `CONGESTED_BYTES` wait (at once, usually), or when the link has ended."""
@@ -158,9 +159,19 @@ class Link:
             self._empty_until.set_result(None)
             self._empty_until = None
 
+    def _end_soon(self, error: Exception) -> None:
+        """Ends the link and tells so later: who sends is in the middle of something that the news may overtake."""
+        if self._shut():
+            self._loop.call_soon(self._on_closed, error)
+
     def _end(self, error: Exception | None) -> None:
+        if self._shut():
+            self._on_closed(error)
+
+    def _shut(self) -> bool:
+        """Closes the socket and drops what waits; False when that was done before."""
         if self._closed:
-            return
+            return False
         self._closed = True
         self._loop.remove_reader(self._sock.fileno())
         self._loop.remove_writer(self._sock.fileno())
@@ -171,7 +182,7 @@ class Link:
         self._waiting_bytes = 0
         self._release()
         self._sock.close()
-        self._on_closed(error)
+        return True
 
 
 def _send(sock: socket.socket, frame: memoryview, descriptors: Sequence[int]) -> int:

@@ -78,8 +78,7 @@ class Workers:
 
     def route(self, address: int, worker: int | None) -> None:
         """Sends what goes to the address to the worker (None: to the daemon) from now on."""
-        if worker is None:
-            self._held.pop(address, None)
+        self._held.pop(address, None)  # whoever takes the address is sent all its keys afresh
         slot = self._slots.get(worker) if worker is not None else None
         self.redirector.route(address, slot)
 

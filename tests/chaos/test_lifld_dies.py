@@ -1,0 +1,243 @@
+"""kill -9 of `lifld` at every kind of moment: the next one goes on, and every ACCEPTED update counts exactly once.
+
+Trainers are shared between TCP and the node's socket (where they write to the arena themselves).  That nobody sends
+again what was ACCEPTED is seen in the receipt, whose bytes count from the new daemon's start.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Node
+from fleet import Fleet, Gate, OneHot, Watch, arena_use, ask, fleet, gated, objects, restart, seeded, submit, until
+
+from lifl.core import messages as m
+from lifl.core.ids import Kind
+from lifl.shm.layout import State
+
+N = 8
+
+
+def both(node: Node) -> list[str]:
+    """Addresses: by TCP, and by the node's folder."""
+    return [node.address, str(node.state_dir)]
+
+
+def finished(node: Node, job: str, team: Fleet, oracle: OneHot) -> list[dict]:
+    """The job ends well, everybody was told the truth, and nothing is left in the arena."""
+    team.join()
+    lines = oracle.check(node, job, team)
+    assert ask(node, m.JobStatus(job))["job"]["status"] == "finished"
+    assert until("an empty arena", lambda: arena_use(node) == (0, 0))
+    return lines
+
+
+@pytest.mark.parametrize("timing", ["lazy", "eager"])
+@pytest.mark.parametrize("accepted", [1, 5, N - 1])
+def test_while_updates_come_in(start_node: Callable[..., Node], accepted: int, timing: str) -> None:
+    node, oracle = start_node("--redirector", "unix"), OneHot(N)
+    submit(node, "j", oracle.model(), aggregation__timing=timing)
+    watch = Watch(node, "j")
+    late = [(index, 1) for index in range(accepted, N)]
+    with fleet(both(node), "j", N, oracle.update, held=late) as team:
+        watch.wait("update.accepted", accepted)
+        restart(node)
+        assert node.info["adopted"] == {"jobs": 1, "updates": accepted}
+        team.release()
+        (line,) = finished(node, "j", team, oracle)
+    assert line["receipt"]["counted"] == N
+    assert line["receipt"]["bytes_in"] == (N - accepted) * oracle.data_bytes
+    assert line["attempt"] == 1
+
+
+@pytest.mark.parametrize("place", ["fold", "merge", "finish"])
+def test_while_aggregators_work(start_node: Callable[..., Node], place: str) -> None:
+    node, oracle = start_node("--redirector", "unix"), OneHot(N)
+    with gated(node, place) as (keys, (gate,)):
+        submit(node, "j", oracle.model(), **keys)
+        watch = Watch(node, "j")
+        with fleet(both(node), "j", N, oracle.update) as team:
+            gate.reached()
+            watch.wait("update.accepted", N)
+            node.kill()
+            gate.open()
+            node.up("--listen", node.address)
+            (line,) = finished(node, "j", team, oracle)
+    assert line["receipt"]["counted"] == N
+    assert line["receipt"]["bytes_in"] == 0
+
+
+def test_after_the_seal_that_it_never_heard_of(start_node: Callable[..., Node]) -> None:
+    node, oracle = start_node("--redirector", "unix"), OneHot(N)
+    with gated(node, "finish") as (keys, (gate,)):
+        submit(node, "j", oracle.model(), **keys)
+        with fleet(both(node), "j", N, oracle.update) as team:
+            gate.reached()
+            os.kill(node.pid, 19)  # SIGSTOP: the top seals, and nobody hears it
+            gate.open()
+            epochs = {entry.round for entry in objects(node) if entry.kind == Kind.PARTIAL}
+            until(
+                "the top's seal",
+                lambda: any(
+                    entry.kind == Kind.MODEL and entry.state == State.SEALED and entry.round in epochs
+                    for entry in objects(node)
+                ),
+            )
+            restart(node)
+            (line,) = finished(node, "j", team, oracle)
+    assert line["receipt"]["counted"] == N
+    assert line["receipt"]["bytes_in"] == 0
+
+
+@pytest.mark.parametrize("next_accepted", [0, 3, N])
+def test_between_seal_and_commit(start_node: Callable[..., Node], next_accepted: int) -> None:
+    """The checkpoint of round 1 is being written; round 2 takes updates already, or is complete itself."""
+    node, oracle = start_node("--redirector", "unix"), OneHot(N)
+    folder = node.state_dir / "models"
+    rounds = 2 if next_accepted else 1
+    submit(node, "j", oracle.model(), job__rounds=rounds, checkpoint__folder=str(folder))
+    watch = Watch(node, "j")
+    gate = Gate(folder / ".round-00001.safetensors.tmp")  # no reader comes: the writer waits for ever
+    late = [(index, 2) for index in range(next_accepted, N)]
+    with fleet(both(node), "j", N, oracle.update, held=late) as team:
+        watch.wait("update.accepted", N, round=1)
+        if next_accepted:
+            watch.wait("update.accepted", next_accepted, round=2)
+        else:
+            until("the checkpoint's start", lambda: ask(node, m.JobStatus("j"))["now"]["phase"] == "saving")
+        assert ask(node, m.JobStatus("j"))["job"]["committed"] == 0
+        node.kill()
+        gate.open()
+        node.up("--listen", node.address)
+        team.release()
+        lines = finished(node, "j", team, oracle)
+    assert [line["receipt"]["counted"] for line in lines] == [N] * rounds
+    assert lines[0]["receipt"]["bytes_in"] == 0
+    if rounds == 2:
+        assert lines[1]["receipt"]["bytes_in"] == (N - next_accepted) * oracle.data_bytes
+
+
+def test_in_the_middle_of_uploads(start_node: Callable[..., Node]) -> None:
+    """What was not ACCEPTED leaves no trace; the client sends it again by itself."""
+    node, oracle = start_node("--redirector", "unix", "--arena-bytes", "128MiB"), OneHot(3, ballast_bytes=6 << 20)
+    submit(node, "j", oracle.model())
+    halfway, go_on = threading.Semaphore(0), threading.Event()
+
+    def play(trainer, round_) -> None:
+        tensors, weight, metrics = oracle.update(trainer.index, round_.number)
+
+        def progress(sent: int, total: int) -> None:
+            if sent < total and not go_on.is_set():
+                halfway.release()
+                assert go_on.wait(40)
+
+        round_.submit(tensors, weight, metrics, progress if trainer.index else None)
+
+    watch = Watch(node, "j")
+    with fleet(node.address, "j", 3, oracle.update, play) as team:
+        watch.wait("update.accepted", 1)
+        for _ in range(2):
+            assert halfway.acquire(timeout=40)
+        node.kill()
+        go_on.set()
+        node.up("--listen", node.address)
+        assert node.info["adopted"] == {"jobs": 1, "updates": 1}
+        (line,) = finished(node, "j", team, oracle)
+    assert line["receipt"]["bytes_in"] == 2 * oracle.data_bytes
+
+
+@pytest.mark.parametrize("redirector", ["auto", "unix"])
+def test_at_random_moments(start_node: Callable[..., Node], redirector: str) -> None:
+    draw = seeded("test_at_random_moments")
+    kills, rounds = 6, 8
+    node, oracle = start_node("--redirector", redirector), OneHot(N)
+    submit(node, "j", oracle.model(), job__rounds=rounds, aggregation__timing=draw.choice(["eager", "lazy"]))
+    watch = Watch(node, "j")
+    with fleet(both(node), "j", N, oracle.update) as team:
+        for _ in range(kills):
+            after = draw.randint(1, 2 * N)
+            watch.wait("update.accepted", after, or_end=True)
+            if any(event.name == "job.over" for event in watch.events):
+                break
+            threading.Event().wait(draw.uniform(0, 0.02))
+            restart(node)
+            watch.join()
+            watch = Watch(node, "j")
+        lines = finished(node, "j", team, oracle)
+    assert [line["receipt"]["counted"] for line in lines] == [N] * rounds
+
+
+def damage_header(segment: Path, draw: random.Random) -> None:
+    with segment.open("r+b") as file:
+        file.seek(draw.randrange(64))
+        file.write(bytes(draw.randrange(256) for _ in range(8)))
+        file.seek(0)
+        file.write(b"\xff" * draw.choice([8, 64]))
+
+
+@pytest.mark.parametrize("what", ["gone", "damaged", "short"])
+def test_with_its_memory(start_node: Callable[..., Node], what: str) -> None:
+    """The machine was off, or the segment is unusable: clients still hold what was not COMMITTED, and send it again."""
+    draw = seeded("test_with_its_memory")
+    node, oracle = start_node("--redirector", "unix"), OneHot(N)
+    submit(node, "j", oracle.model(), aggregation__timing="lazy")
+    watch = Watch(node, "j")
+    with fleet(both(node), "j", N, oracle.update, held=[(0, 1)]) as team:
+        watch.wait("update.accepted", N - 1)
+        node.kill()
+        if what == "gone":
+            node.segment.unlink()
+        elif what == "short":
+            os.truncate(node.segment, 100_000)
+        else:
+            damage_header(node.segment, draw)
+        node.up("--listen", node.address)
+        assert node.info["adopted"] == {"jobs": 1, "updates": 0}
+        assert node.info["arena_bytes"] == 64 << 20
+        if what != "gone":
+            (warning,) = node.info["warnings"]
+            assert "could not be adopted" in warning
+        team.release()
+        (line,) = finished(node, "j", team, oracle)
+        # Nobody trained twice: what was kept was sent again.
+        assert [len(trainer.rounds) for trainer in team.trainers[1:]] == [1] * (N - 1)
+    assert line["receipt"]["bytes_in"] == N * oracle.data_bytes
+
+
+def test_without_a_job_the_old_segment_is_taken_over_or_replaced(start_node: Callable[..., Node]) -> None:
+    node = start_node("--redirector", "unix")
+    segment = node.segment
+    restart(node)
+    assert node.segment == segment
+    assert node.info["warnings"] == []
+    assert arena_use(node) == (0, 0)
+    node.kill()
+    node.up("--arena-bytes", "32MiB")
+    assert segment.stat().st_size == 32 << 20
+    node.down()
+    assert not segment.exists()
+
+
+def test_its_children_die_with_it(start_node: Callable[..., Node]) -> None:
+    node, oracle = start_node(), OneHot(2)
+    with gated(node, "fold") as (keys, (gate,)):
+        submit(node, "j", oracle.model(), **keys)
+        with fleet(node.address, "j", 2, oracle.update) as team:
+            gate.reached()
+            shown = ask(node, m.Snapshot())
+            children = [shown["node"]["gateway"]["pid"], shown["node"]["zygote_pid"]]
+            children += [worker["pid"] for worker in shown["workers"]]
+            assert len(children) >= 3 and all(os.path.exists(f"/proc/{pid}") for pid in children)
+            node.kill()
+            started = time.monotonic()
+            until("the children's end", lambda: not any(os.path.exists(f"/proc/{pid}") for pid in children))
+            print(f"the children ended {time.monotonic() - started:.3f} s later")
+            gate.open()
+            node.up("--listen", node.address)
+            finished(node, "j", team, oracle)

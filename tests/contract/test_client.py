@@ -1,0 +1,389 @@
+"""The client against a real gateway: rounds, resubmission, reconnection, refusals before anything is sent."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from gateway_standin import Peer, StandIn
+from safetensors.numpy import save_file
+
+from lifl import Client
+from lifl.client import JobCancelled, JobFailed, NodeUnreachable, Refused, RoundEnded
+from lifl.core import messages as m
+from lifl.core.errors import LocalFault
+from lifl.core.schema import Layout, TensorSpec
+
+TENSORS = (
+    TensorSpec("w", "float32", (300, 7)),
+    TensorSpec("h", "bfloat16", (5, 1)),
+    TensorSpec("steps", "int64", ()),
+    TensorSpec("v", "float32", (11,)),
+)
+LAYOUT = Layout(TENSORS)
+
+
+def update(seed: int = 0) -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(seed)
+    return {
+        "v": draw.standard_normal(11).astype(np.float32),  # not in the model's order: names are what counts
+        "w": draw.standard_normal((300, 7)).astype(np.float32),
+        "h": draw.standard_normal((5, 1)).astype(ml_dtypes.bfloat16),
+        "steps": np.asarray(seed, np.int64),
+    }
+
+
+def as_bytes(tensors: dict[str, np.ndarray]) -> bytes:
+    data = bytearray(LAYOUT.data_bytes)
+    for tensor, offset in zip(TENSORS, LAYOUT.offsets, strict=True):
+        raw = tensors[tensor.name].tobytes()
+        data[offset : offset + len(raw)] = raw
+    return bytes(data)
+
+
+@pytest.fixture
+def node() -> Iterator[StandIn]:
+    standin = StandIn()
+    standin.open_job("digits", LAYOUT)
+    standin.put_model(as_bytes(update(99)))
+    standin.react = lambda message: play(standin, message, 1)
+    try:
+        yield standin
+    finally:
+        standin.close()
+
+
+def play(node: StandIn, message: m.Message, rounds: int) -> None:
+    """A daemon that selects at once, commits what it accepts, and ends the job after `rounds`."""
+    match message:
+        case m.ClientJoined(conn, client):
+            number = 1 + sum(1 for accepted in node.accepted if accepted[2] == client)
+            if number <= rounds:
+                node.select(client, "digits", number, rate=0.5)
+            else:
+                node.deliver(conn, m.JobOver("digits", "finished"))
+        case m.Sealed(conn):
+            _, number, client = list(node.accepted)[-1]
+            node.deliver(conn, m.Committed("digits", number, True))
+            if number < rounds:
+                node.select(client, "digits", number + 1)
+            else:
+                node.deliver(conn, m.JobOver("digits", "finished"))
+
+
+def stored(node: StandIn, number: int = 1, client: str = "c1") -> bytes:
+    return bytes(node.arena.data(node.accepted["digits", number, client]))
+
+
+@pytest.mark.parametrize("way", ["tcp", "direct", "unix", "folder"])
+def test_three_rounds_end_with_the_job(node: StandIn, way: str) -> None:
+    node.react = lambda message: play(node, message, 3)
+    address = {"tcp": node.tcp, "folder": node.folder.name}.get(way, f"unix:{node.unix}")
+    progress: list[tuple[int, int]] = []
+    seen = []
+    with Client(address, job="digits", client="c1", direct=way != "unix") as client:
+        for round_ in client.rounds():
+            assert {n: a.tobytes() for n, a in round_.model.items()} == {n: a.tobytes() for n, a in update(99).items()}
+            assert [(a.dtype.name, a.shape) for a in round_.model.values()] == [(t.dtype, t.shape) for t in TENSORS]
+            done = round_.submit(update(round_.number), 5, {"loss": 1.0}, lambda *now: progress.append(now))
+            assert done.accepted and client.wait_committed(round_) and round_.committed
+            seen.append((round_.number, round_.job, round_.options.get("rate")))
+    assert seen == [(1, "digits", 0.5), (2, "digits", None), (3, "digits", None)]
+    for number in (1, 2, 3):
+        assert stored(node, number) == as_bytes(update(number))
+    if way in ("tcp", "unix"):
+        assert progress[-1] == (LAYOUT.data_bytes, LAYOUT.data_bytes)
+
+
+def one_round(node: StandIn, tensors: object, **arguments: object) -> None:
+    with Client(node.tcp, job="digits", client="c1") as client:
+        for round_ in client.rounds():
+            assert round_.submit(tensors, **({"weight": 2} | arguments)).accepted  # type: ignore[arg-type]
+
+
+def test_a_safetensors_file_is_taken(node: StandIn, tmp_path: Path) -> None:
+    save_file(update(7), tmp_path / "update.safetensors")
+    one_round(node, tmp_path / "update.safetensors")
+    assert stored(node) == as_bytes(update(7))
+
+
+class FakeTorchTensor:
+    """What the client uses of torch's tensors; torch itself is too large for the tests."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self.dtype = f"torch.{array.dtype.name}"
+
+    def detach(self) -> FakeTorchTensor:
+        return self
+
+    cpu = contiguous = detach
+
+    def view(self, dtype: object) -> FakeTorchTensor:
+        return FakeTorchTensor(self.array.view(dtype))
+
+    def numpy(self) -> np.ndarray:
+        assert self.dtype != "torch.bfloat16", "NumPy has no bfloat16"
+        return self.array
+
+
+def test_a_state_dict_is_taken_with_its_bfloat16(node: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(int16=np.int16))
+    one_round(node, {name: FakeTorchTensor(array) for name, array in update(7).items()})
+    assert stored(node) == as_bytes(update(7))
+
+
+def test_strided_and_big_endian_arrays_are_taken(node: StandIn) -> None:
+    tensors = update(7)
+    odd = dict(tensors)
+    odd["w"] = np.asfortranarray(tensors["w"])
+    odd["v"] = tensors["v"].astype(">f4")
+    one_round(node, odd)
+    assert stored(node) == as_bytes(tensors)
+
+
+BAD = {
+    "missing": ({"w": None}, {}, "missing-tensor", "tensors.w"),
+    "unknown": ({"more": np.zeros(3, np.float32)}, {}, "unknown-tensor", "tensors.more"),
+    "shape": ({"v": np.zeros(12, np.float32)}, {}, "wrong-shape", "tensors.v"),
+    "dtype": ({"v": np.zeros(11)}, {}, "wrong-dtype", "tensors.v"),
+    "complex": ({"v": np.zeros(11, np.complex64)}, {}, "wrong-dtype", "tensors.v"),
+    "NaN": ({"v": np.full(11, np.nan, np.float32)}, {}, "not-finite", "tensors.v"),
+    "inf in bfloat16": ({"h": np.full((5, 1), np.inf, ml_dtypes.bfloat16)}, {}, "not-finite", "tensors.h"),
+    "zero weight": ({}, {"weight": 0}, "bad-weight", "weight"),
+    "infinite weight": ({}, {"weight": float("inf")}, "bad-weight", "weight"),
+    "NaN metric": ({}, {"metrics": {"loss": float("nan")}}, "bad-metric", "metrics.loss"),
+    "many metrics": ({}, {"metrics": {str(n): 1.0 for n in range(17)}}, "bad-metric", "metrics"),
+}
+
+
+def test_a_bad_update_is_refused_here_and_a_good_one_still_goes(node: StandIn) -> None:
+    with Client(node.tcp, job="digits", client="c1") as client:
+        for round_ in client.rounds():
+            for changes, arguments, code, field in BAD.values():
+                tensors = {name: array for name, array in (update() | changes).items() if array is not None}
+                with pytest.raises(Refused) as caught:
+                    round_.submit(tensors, **({"weight": 1} | arguments))
+                assert (caught.value.code, caught.value.field) == (code, field)
+            assert not any(isinstance(message, m.Admit) for message in node.said)
+            assert round_.submit(update(), weight=1).accepted
+
+
+def test_busy_is_waited_out(node: StandIn) -> None:
+    node.busy = 3
+    one_round(node, update(1))
+    assert stored(node) == as_bytes(update(1))
+    assert sum(isinstance(message, m.Admit) for message in node.said) == 4
+
+
+@pytest.mark.parametrize(("status", "error"), [("failed", JobFailed), ("cancelled", JobCancelled)])
+def test_a_job_that_does_not_finish_is_an_error_with_its_reason(
+    node: StandIn, status: str, error: type[Exception]
+) -> None:
+    def react(message: m.Message) -> None:
+        if isinstance(message, m.ClientJoined):
+            node.deliver(message.conn, m.JobOver("digits", status, "the disk is full"))
+
+    node.react = react
+    with Client(node.tcp, job="digits", client="c1") as client, pytest.raises(error, match="the disk is full"):
+        next(client.rounds())
+
+
+def test_an_unknown_job_is_refused(node: StandIn) -> None:
+    def react(message: m.Message) -> None:
+        if isinstance(message, m.ClientJoined):
+            node.deliver(message.conn, m.Refusal("unknown-job", "job", "no job 'x' here", "x"))
+
+    node.react = react
+    with Client(node.tcp, job="x", client="c1") as client, pytest.raises(Refused, match="no job"):
+        next(client.rounds())
+
+
+def test_a_round_that_went_on_without_us_is_no_error(node: StandIn) -> None:
+    """A straggler's update is not accepted, and the next round comes."""
+    late = threading.Event()
+
+    def react(message: m.Message) -> None:
+        if isinstance(message, m.Admit) and message.round == 1:
+            late.set()
+        play(node, message, 2)
+
+    node.react = react
+    admit = node._admit
+
+    def refuse_first(message: m.Admit) -> None:
+        if message.round != 1:
+            admit(message)
+            return
+        node.deliver(message.conn, m.RoundOver("digits", 1, "committed without you"))
+        node.deliver(message.conn, m.Refusal("round-over", "round", "round 1 is over", "digits", 1))
+        node.accepted["digits", 1, "c1"] = node.model  # type: ignore[assignment]
+        node.select("c1", "digits", 2)
+
+    node._admit = refuse_first  # type: ignore[method-assign]
+    results = []
+    with Client(node.tcp, job="digits", client="c1") as client:
+        for round_ in client.rounds():
+            results.append((round_.number, round_.submit(update(), weight=1).accepted, round_.committed))
+    assert late.is_set()
+    assert results[0][:2] == (1, False)
+    assert results[1][:2] == (2, True)
+
+
+def test_a_model_that_is_gone_is_the_rounds_end(node: StandIn) -> None:
+    assert node.model is not None
+    node.arena.free(node.model)
+    node.model = None
+    with Client(node.tcp, job="digits", client="c1") as client:
+        for round_ in client.rounds():
+            with pytest.raises(RoundEnded):
+                _ = round_.model
+            round_.submit(update(), weight=1)
+
+
+# ---- the connection breaks -------------------------------------------------------------------------------------------
+
+
+def test_a_gateway_killed_in_the_middle_of_a_body_gets_it_again() -> None:
+    big = Layout((TensorSpec("w", "float32", (3_000_000,)),))
+    node = StandIn()
+    node.open_job("digits", big)
+    node.react = lambda message: play(node, message, 1)
+    tensor = np.random.default_rng(3).standard_normal(3_000_000).astype(np.float32)
+    deaths = []
+
+    def progress(sent_bytes: int, _all_bytes: int) -> None:
+        if not deaths and sent_bytes:
+            deaths.append(sent_bytes)
+            node.kill()
+            node.start_again()
+
+    with Client(node.tcp, job="digits", client="c1") as client:
+        for round_ in client.rounds():
+            assert round_.submit({"w": tensor}, weight=1, progress=progress).accepted
+    assert deaths and deaths[0] < big.data_bytes
+    joins = [message.holding for message in node.said if isinstance(message, m.ClientJoined)]
+    assert joins == [None, 1]
+    assert bytes(node.arena.data(node.accepted["digits", 1, "c1"])) == tensor.tobytes()
+    assert node.live() == 1
+    node.close()
+
+
+def test_a_gateway_killed_while_its_client_waits_is_found_again() -> None:
+    node = StandIn()
+    node.open_job("digits", LAYOUT)
+    waiting, over = threading.Event(), threading.Event()
+
+    def react(message: m.Message) -> None:
+        if isinstance(message, m.ClientJoined) and not waiting.is_set():
+            waiting.set()
+        else:
+            play(node, message, 1)
+
+    def restart() -> None:
+        waiting.wait()
+        node.kill()
+        node.start_again()
+        over.wait()
+
+    node.react = react
+    restarting = threading.Thread(target=restart)
+    restarting.start()
+    one_round(node, update(4))
+    node.close()
+    over.set()
+    restarting.join()
+
+
+def test_an_update_lost_with_the_machine_is_sent_again_without_training_again(node: StandIn) -> None:
+    """ACCEPTED, then the node comes back without it: selected again for the round, the client resubmits by itself."""
+    lost = []
+
+    def react(message: m.Message) -> None:
+        if isinstance(message, m.Sealed) and not lost:
+            lost.append(node.accepted.popitem())
+            node.select("c1", "digits", 1)
+        elif isinstance(message, m.ClientJoined | m.Sealed):
+            play(node, message, 1)
+
+    node.react = react
+    trained = []
+    with Client(node.tcp, job="digits", client="c1") as client:
+        for round_ in client.rounds():
+            trained.append(round_.number)
+            round_.submit(update(5), weight=1)
+    assert trained == [1] and lost
+    assert stored(node) == as_bytes(update(5))
+
+
+def test_training_in_place_does_not_change_a_kept_update(node: StandIn) -> None:
+    """The next round begins before the last one is committed; then the node loses it and asks again."""
+    tensors = update(5)
+    steps = []
+
+    def react(message: m.Message) -> None:
+        match message:
+            case m.ClientJoined():
+                node.select("c1", "digits", 1)
+            case m.Sealed(conn) if len(steps) == 0:
+                steps.append("accepted")
+                node.select("c1", "digits", 2)
+            case m.Sealed(conn) if len(steps) == 1:
+                steps.append("lost")
+                node.accepted.clear()
+                node.select("c1", "digits", 1)
+            case m.Sealed(conn):
+                node.deliver(conn, m.Committed("digits", 1, True))
+                node.deliver(conn, m.JobOver("digits", "finished"))
+
+    node.react = react
+    with Client(node.tcp, job="digits", client="c1") as client:
+        for round_ in client.rounds():
+            if round_.number == 2:
+                tensors["w"][:] = 0.0
+            round_.submit(tensors, weight=1)
+    assert steps == ["accepted", "lost"]
+    assert stored(node, 1) == as_bytes(update(5))
+
+
+def test_too_many_connections_is_waited_out() -> None:
+    node = StandIn(connections_max=1)
+    node.open_job("digits", LAYOUT)
+    node.react = lambda message: play(node, message, 1)
+    first = Peer(node)
+    first.hello("first")
+    threading.Timer(0.2, first.close).start()
+    one_round(node, update(1))
+    assert stored(node) == as_bytes(update(1))
+    node.close()
+
+
+def test_a_node_that_stays_away_is_given_up() -> None:
+    client = Client("127.0.0.1:1", job="digits", client="c1", give_up_after_s=0.3)
+    with pytest.raises(NodeUnreachable, match="lifl up"):
+        next(client.rounds())
+    client.close()
+
+
+@pytest.mark.parametrize("names", [{"job": "", "client": "c"}, {"job": "j", "client": "a/b"}])
+def test_names_are_checked_at_once(names: dict[str, str]) -> None:
+    with pytest.raises(LocalFault):
+        Client("127.0.0.1:1", **names)
+
+
+def test_an_address_that_is_none_is_said() -> None:
+    with Client("localhost", job="j", client="c") as client, pytest.raises(LocalFault, match="HOST:PORT"):
+        next(client.rounds())
+
+
+def test_importing_lifl_loads_no_numpy() -> None:
+    import subprocess
+
+    code = "import lifl, sys; assert 'numpy' not in sys.modules; lifl.Client; assert 'numpy' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
