@@ -17,7 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import uvloop
 
 from lifl.core import effects as fx
@@ -26,7 +25,6 @@ from lifl.core.config import NodeConfig
 from lifl.core.engine import Engine
 from lifl.core.errors import ResourceFault
 from lifl.core.ids import Key
-from lifl.core.round import Phase
 from lifl.node import machine
 from lifl.node.children import Child
 from lifl.node.control import Control, listen_unix
@@ -138,7 +136,7 @@ class Daemon:
     async def drain(self) -> None:
         """Lets rounds whose updates are all in commit, then tells the others' clients that their updates expired."""
         self._settled.clear()
-        if self._busy():
+        if self.engine.busy():
             try:
                 async with asyncio.timeout(DRAIN_S):
                     await self._settled.wait()
@@ -146,10 +144,6 @@ class Daemon:
                 log.warning("daemon.drain rounds were not committed within %g s", DRAIN_S)
         self.engine.stop(self.loop.time())
         self.perform()
-
-    def _busy(self) -> bool:
-        rounds = (r for job in self.engine.jobs.values() for r in (job.round, *job.saving) if r is not None)
-        return any(r.phase in (Phase.AGGREGATING, Phase.SAVING) for r in rounds)
 
     def close(self) -> None:
         """Ends all children and removes everything that the node has made, but for its database and models."""
@@ -172,13 +166,13 @@ class Daemon:
             for effect in effects:
                 self._perform(effect)
         self._set_timer()
-        if not self._busy():
+        if not self.engine.busy():
             self._settled.set()
 
     def _perform(self, effect: fx.Effect) -> None:
         match effect:
             case fx.Tell():
-                self.gateway.send(m.Deliver(effect.conn, msgspec.to_builtins(effect.message)))
+                self.gateway.send(m.Deliver(effect.conn, effect.message))
             case fx.Grant():
                 self.gateway.send(m.Admitted(effect.conn, effect.key.pack(), effect.member))
             case fx.GrantModel():

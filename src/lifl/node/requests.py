@@ -128,7 +128,7 @@ class Requests:
         }
 
     def _now(self, job: Job | None) -> dict[str, Any] | None:
-        return views.round_now(job, self._daemon.loop.time()) if job is not None else None
+        return views.round_now(self._daemon.engine, job, self._daemon.loop.time()) if job is not None else None
 
     def _follow(self, name: str, link: Link) -> dict[str, Any]:
         row = self._row(name)
@@ -158,7 +158,7 @@ class Requests:
                     "used_bytes": daemon.arena.used_bytes,
                     "peak_bytes": daemon.arena.peak_bytes,
                     "objects": sum(1 for _ in daemon.arena.live()),
-                    "waiting": len(engine.waiting),
+                    "waiting": len(engine.agent.waiting),
                 },
                 "redirector": {"kind": daemon.workers.redirector.name, **views.redirector_line(totals)},
                 "gateway": {"pid": daemon.gateway.pid, **(msgspec.structs.asdict(stats) if stats else {})},

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from lifl.core.aggregation import Orphan
 from lifl.core.errors import RemoteFault
 from lifl.core.ids import Kind
 from lifl.core.job import ROUNDS_REMEMBERED, Job
+from lifl.core.jobsite import Orphan
 from lifl.core.members import unpack_members
 from lifl.core.schema import Layout
 from lifl.node.store import JobRow
@@ -26,9 +26,9 @@ def resume_jobs(daemon: Daemon) -> dict[str, int]:
     adopted = {"jobs": len(jobs), "updates": 0}
     for row in jobs:
         job = _job(daemon, row)
-        job.orphans = orphans.pop(row.number, [])
-        adopted["updates"] += len({member.client for _, _, _, members in job.orphans for member in members})
-        daemon.engine.resume(job, daemon.loop.time())
+        found = orphans.pop(row.number, [])
+        adopted["updates"] += len({member.client for _, _, _, members in found for member in members})
+        daemon.engine.resume(job, found, daemon.loop.time())
     for left in orphans.values():
         for key, *_ in left:
             daemon.arena.free(key)

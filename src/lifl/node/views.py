@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from lifl.core.branch import Branch
 from lifl.core.engine import Engine
 from lifl.core.job import Job
 from lifl.core.pool import WorkerState
-from lifl.core.round import Round
+from lifl.core.tree import TaskState
 from lifl.node.store import JobRow, RoundRow
 from lifl.redirect.interface import Totals
 
@@ -17,7 +18,7 @@ def job_line(row: JobRow, rounds: list[RoundRow], job: Job | None) -> dict[str, 
     committed = [r for r in rounds if r.status == "committed" and r.round > 0]
     last = committed[-1] if committed else None
     status = job.status if job is not None else row.status
-    if job is not None and job.status == "running" and job.round is not None and not job.round.opened_at_s:
+    if job is not None and job.status == "running" and job.round is not None and job.round.opened_at_s is None:
         status = "waiting"
     running = job.round.number if job is not None and job.round is not None else None
     return {
@@ -49,38 +50,40 @@ def round_line(row: RoundRow) -> dict[str, Any]:
     }
 
 
-def round_now(job: Job, now: float) -> dict[str, Any] | None:
+def round_now(engine: Engine, job: Job, now: float) -> dict[str, Any] | None:
     """The round that runs."""
     round_ = job.round or (job.saving[-1] if job.saving and job.saving[-1].number else None)
     if round_ is None:
         return None
+    site = engine.agent.sites.get(job.number)
+    branch = site.branches.get(round_.epoch) if site is not None else None
     return {
         "round": round_.number,
         "attempt": round_.attempt,
         "phase": round_.phase.value,
         "selected": len(round_.selected),
-        "uploading": len(round_.inflight),
+        "uploading": len(round_.granted),
         "accepted": len(round_.accepted),
-        "counted": _counted(round_),
+        "counted": _counted(branch) if branch is not None else 0,
         "goal": round_.goal,
         "quorum": round_.quorum,
-        "time_left_s": max(0.0, round_.deadline_at_s - now) if round_.opened_at_s else None,
-        "tree": job.aggregation.lines(round_),
+        "time_left_s": max(0.0, round_.deadline_at_s - now) if round_.opened_at_s is not None else None,
+        "tree": site.aggregation.lines(branch) if site is not None and branch is not None else [],
     }
 
 
-def _counted(round_: Round) -> int:
+def _counted(branch: Branch) -> int:
     """Updates that are folded into a sealed partial by now."""
-    leaves = round_.tree.leaves if round_.tree else []
-    return sum(leaf.expect for leaf in leaves if leaf.state.value == "done") + len(round_.accepted) - round_.in_leaves
+    in_leaves = sum(leaf.expect for leaf in branch.tree.leaves if leaf.state is TaskState.DONE)
+    return in_leaves + len(branch.accepted) - branch.for_leaves
 
 
 def worker_lines(engine: Engine) -> list[dict[str, Any]]:
     """The aggregator processes, each with the task that it has."""
     lines = []
-    for worker in engine.pool.workers.values():
+    for worker in engine.agent.pool.workers.values():
         address = next(iter(worker.tasks), 0)
-        found = engine.task_at(address)
+        found = engine.agent.task_at(address)
         lines.append(
             {
                 "worker": worker.number,
