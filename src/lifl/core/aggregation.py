@@ -132,10 +132,13 @@ class Aggregation:
             self.feed(branch, task, key)
 
     def _fail_if_stuck(self, branch: Branch, full: ArenaFull) -> None:
-        active = (TaskState.PLACING, TaskState.RUNNING)
         memory = self.site.services.memory
+        # A task that runs but lacks inputs ends nothing that would make room.
+        active = any(
+            t.state is TaskState.PLACING or (t.state is TaskState.RUNNING and t.complete) for t in branch.tree.tasks
+        )
         alone = memory.used_bytes == memory.job_used_bytes(self.site.number)
-        if alone and not branch.inflight and not any(task.state in active for task in branch.tree.tasks):
+        if alone and not branch.inflight and not active:
             self.site.branch_failed(branch, f"the arena has no room to go on after the restart: {full}", retry=True)
 
     def feed(self, branch: Branch, task: Task, key: Key, sent: bool = False) -> None:
