@@ -342,8 +342,6 @@ class Client:
                 self._disconnect()
                 raise
             else:
-                self._failing_since_s = None
-                self._pause_s = PAUSE_FIRST_S
                 return result
 
     def _connected(self) -> Stream:
@@ -366,6 +364,9 @@ class Client:
         except BaseException:
             stream.close()
             raise
+        # The node is there.  What is asked of it now may take hours, so this is not left until it is answered.
+        self._failing_since_s = None
+        self._pause_s = PAUSE_FIRST_S
         # The node selects again on the new connection; what it said on the old one may be out of date.
         self._pending = deque(event for event in self._pending if isinstance(event, m.JobOver))
         self._stream = stream

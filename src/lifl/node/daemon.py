@@ -265,7 +265,7 @@ class Daemon:
         self.perform()
 
     def _gateway_gone(self) -> None:
-        log.warning("gateway.ended pid=%d: %s", self.gateway.pid, self.gateway.last_words())
+        log.warning("gateway.ended %s", self.gateway.last_words() or "without a word")
         self.gateway_stats = None
         self.engine.gateway_gone(self.loop.time())
         self.perform()
@@ -283,7 +283,7 @@ class Daemon:
                 pass
 
     def _zygote_gone(self) -> None:
-        log.warning("zygote.ended: %s", self.zygote.last_words())
+        log.warning("zygote.ended %s", self.zygote.last_words() or "without a word")
 
     def _from_worker(self, worker: int, message: Any) -> None:
         now = self.loop.time()
@@ -354,7 +354,7 @@ async def _run(config: NodeConfig, folder: Path, locks: StateLocks, announce: An
             await daemon.drain()
     finally:
         daemon.close()
-        log.info("daemon.ended")
+        log.info("daemon.ended %s", daemon.failure or "as it was told")
     if daemon.failure is not None:
         raise daemon.failure
 

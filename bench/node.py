@@ -1,0 +1,89 @@
+"""The benchmark of one node (`make bench-node`): the real parts, side by side in one run, and the targets.
+
+    bench/node.py [--quick] [--only handoff,ingest,...]
+
+Prints each group's table as it is done, then the table of targets; a target that is missed is shown as missed, and is
+no error.  A full run writes bench/results/node.json and node.md.  `--quick` runs every cell once or twice with small
+sizes, to see that all of them run; it writes nothing.  Exit code 1 when a cell could not be measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+
+from measure import HELPER_ENVIRONMENT, ROOT, Group, Target, machine, targets_markdown
+
+# NumPy's BLAS makes its threads when it is loaded.
+os.environ.update(HELPER_ENVIRONMENT)
+
+import node_fold
+import node_handoff
+import node_ingest
+import node_rest
+import node_start
+
+GROUPS = {
+    "handoff": node_handoff.run,
+    "ingest": node_ingest.run,
+    "fold": node_fold.run,
+    "start": node_start.run,
+    "rest": node_rest.run,
+}
+RESULTS = ROOT / "bench" / "results"
+
+
+def main() -> int:
+    """Runs the groups."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small sizes, few repetitions; writes nothing")
+    parser.add_argument("--only", default=",".join(GROUPS), help=f"some of {','.join(GROUPS)}; writes nothing")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything is cleared up
+    names = options.only.split(",")
+    if not set(names) <= set(GROUPS):
+        parser.error(f"--only takes names of {', '.join(GROUPS)}")
+    about = {**machine(), "command": " ".join(["bench/node.py", *sys.argv[1:]])}
+    print(heading(about), flush=True)
+    begun_s = time.monotonic()
+    groups: list[Group] = []
+    for name in names:
+        groups.append(GROUPS[name](options.quick))
+        print(groups[-1].markdown(), flush=True)
+    about["load after"] = " ".join(f"{load:.2f}" for load in os.getloadavg())
+    targets = [target for group in groups for target in group.targets]
+    print("Small sizes: the targets are not judged.\n" if options.quick else targets_markdown(targets), flush=True)
+    print(f"took {time.monotonic() - begun_s:.0f} s")
+    if not options.quick and set(names) == set(GROUPS):
+        write(about, groups, targets)
+    return 0
+
+
+def heading(about: dict[str, str]) -> str:
+    """Title and circumstances."""
+    return "# Benchmark of one node\n\n" + "".join(f"- {name}: {text}\n" for name, text in about.items())
+
+
+def write(about: dict[str, str], groups: list[Group], targets: list[Target]) -> None:
+    """The report, for people and for programs."""
+    RESULTS.mkdir(exist_ok=True)
+    parts = [heading(about), *[group.markdown() for group in groups], targets_markdown(targets)]
+    (RESULTS / "node.md").write_text("\n".join(parts))
+    told = {
+        "about": about,
+        "groups": {group.name: group.builtins() for group in groups},
+        "targets": [
+            {"name": t.name, "unit": t.unit, "limit": t.limit, "at_least": t.at_least, "measured": t.measured}
+            | {"met": t.met}
+            for t in targets
+        ],
+    }
+    (RESULTS / "node.json").write_text(json.dumps(told, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,432 @@
+"""The plan of a round: its guarantees for any cluster, its figures on small ones, and what survives a dead node."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from typing import get_args
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lifl.core.errors import LocalFault, Refused
+from lifl.core.placement import CLIENTS_MAX, NODES_MAX, Policy
+from lifl.core.plan import Costs, Held, NodeFacts, Plan, PlanRequest, make_plan, partials_held_max, replan
+from lifl.core.tree import Tree
+
+POLICIES = get_args(Policy)
+MODEL = 1000
+ROOMY = 1_000_000
+
+
+def ask(residuals, updates, **options) -> PlanRequest:
+    """A request on roomy nodes a, b, c, ... with these residual capacities."""
+    nodes = tuple(NodeFacts(chr(ord("a") + n), float(r), ROOMY) for n, r in enumerate(residuals))
+    return PlanRequest(**{"updates": updates, "model_bytes": MODEL, "partial_bytes": MODEL, "nodes": nodes, **options})
+
+
+def become(request: PlanRequest, **states: str) -> PlanRequest:
+    """The same request with some nodes in another state."""
+    nodes = tuple(msgspec.structs.replace(n, state=states.get(n.node, n.state)) for n in request.nodes)
+    return msgspec.structs.replace(request, nodes=nodes)
+
+
+def part(plan: Plan, node: str):
+    return next(p for p in plan.nodes if p.node == node)
+
+
+requests = st.builds(
+    PlanRequest,
+    updates=st.integers(1, 120),
+    model_bytes=st.just(MODEL),
+    partial_bytes=st.integers(MODEL, 2 * MODEL),
+    nodes=st.lists(
+        st.builds(
+            NodeFacts,
+            node=st.sampled_from("abcdefgh"),
+            residual=st.floats(-5, 40),
+            arena_bytes=st.integers(0, 80) | st.just(1000),
+            workers_max=st.integers(1, 20),
+            warm=st.integers(0, 4),
+            execution_s=st.just(0.0) | st.floats(1e-3, 10),
+            state=st.sampled_from(("alive", "alive", "alive", "slow", "dead")),
+        ).map(lambda facts: msgspec.structs.replace(facts, arena_bytes=facts.arena_bytes * MODEL)),
+        min_size=1,
+        max_size=8,
+        unique_by=lambda facts: facts.node,
+    ).map(tuple),
+    policy=st.sampled_from(POLICIES),
+    timing=st.sampled_from(("eager", "lazy")),
+    fan_in=st.integers(1, 5),
+    middle_fan_in=st.integers(2, 8),
+    state_bytes=st.sampled_from((0, MODEL)),
+    arrival_s=st.just(0.0) | st.floats(0.1, 100),
+    model_node=st.sampled_from(("", "a", "c")),
+    costs=st.just(Costs()),
+)
+
+
+def check(request: PlanRequest, plan: Plan) -> None:
+    """What holds for every plan, whatever was asked."""
+    facts = {n.node: n for n in request.nodes}
+    assert sum(p.updates + p.inherited for p in plan.nodes) == request.updates
+    assert [p.node for p in plan.nodes] == sorted(facts)
+    assert [p.node for p in plan.nodes if p.top] == [plan.top]
+    assert facts[plan.top].state == "alive"
+    for p in plan.nodes:
+        assert p.spilled <= p.asked <= p.updates
+        assert p.reasons
+        if facts[p.node].state != "alive":
+            assert p.asked == 0
+        assert p.leaves <= min(p.leaf_tasks, facts[p.node].workers_max)
+        assert (p.leaves > 0) == (p.leaf_tasks > 0)
+        if p.leaf_tasks + p.partials > 1:
+            assert p.middle
+    senders = [p.node for p in plan.nodes if p.leaf_tasks + p.partials and not p.top]
+    assert [t.source for t in plan.transfers if t.what == "partial"] == senders
+    assert all(t.target == plan.top for t in plan.transfers if t.what != "model")
+    models = [t.target for t in plan.transfers if t.what == "model"]
+    assert len(models) == len(set(models)), "a model goes to a node once"
+    assert all(t.source != t.target for t in plan.transfers)
+    assert plan.completion_s > max(p.ready_s for p in plan.nodes)
+
+
+@settings(max_examples=400, deadline=None)
+@given(request_=requests, data=st.data())
+def test_any_cluster(request_: PlanRequest, data) -> None:
+    try:
+        plan = make_plan(request_)
+    except Refused:
+        alive = [n for n in request_.nodes if n.state == "alive"]
+        assert all(n.arena_bytes < 80 * MODEL for n in alive), "80 models hold the path of any of these trees"
+        return
+    check(request_, plan)
+    arenas = {n.node: n.arena_bytes for n in request_.nodes}
+    assert all(p.peak_bytes <= arenas[p.node] for p in plan.nodes)
+    assert all(p.asked == p.updates for p in plan.nodes)
+    shuffled = msgspec.structs.replace(request_, nodes=tuple(data.draw(st.permutations(request_.nodes))))
+    assert make_plan(shuffled) == plan, "the same whatever the order of the nodes"
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(plan), type=Plan) == plan
+    logged = msgspec.msgpack.decode(msgspec.msgpack.encode(request_), type=PlanRequest)
+    assert make_plan(logged) == plan, "a decision is replayed from its log"
+
+
+@settings(max_examples=150, deadline=None)
+@given(residuals=st.lists(st.integers(0, 20), min_size=1, max_size=7), updates=st.integers(1, 100))
+def test_best_fit_uses_the_fewest_nodes_that_hold_all(residuals, updates) -> None:
+    plan = make_plan(ask(residuals, updates))
+    room = sorted(residuals, reverse=True)
+    if sum(room) < updates:
+        assert sum(p.spilled for p in plan.nodes) == updates - sum(room)
+        return
+    assert len(plan.used) == next(k for k in range(1, len(room) + 1) if sum(room[:k]) >= updates)
+    assert not any(p.spilled for p in plan.nodes)
+
+
+@settings(max_examples=100, deadline=None)
+@given(nodes=st.integers(1, 8), capacity=st.integers(1, 30), updates=st.integers(1, 200))
+def test_worst_fit_uses_all_nodes(nodes, capacity, updates) -> None:
+    plan = make_plan(ask([capacity] * nodes, updates, policy="worst-fit"))
+    assert len(plan.used) == min(nodes, updates)
+    shares = [p.updates for p in plan.nodes]
+    assert max(shares) - min(shares) <= 1
+
+
+def test_best_fit_keeps_partials_on_one_node_where_worst_fit_sends_them() -> None:
+    together, apart = (make_plan(ask([20] * 4, 16, policy=p)) for p in ("best-fit", "worst-fit"))
+    assert together.transfers == () and len(together.used) == 1
+    assert apart.transfer_bytes == 3 * MODEL
+
+
+class Life:
+    """The truth about a round: where each client's update is, whatever the plans say."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.clients: list[list] = []  # [gateway, holder or None while on its way, folded]
+        self.partials: Counter[str] = Counter()
+        self.take(plan)
+
+    def take(self, plan: Plan) -> None:
+        for p in plan.nodes:
+            self.clients += [[p.node, None, False] for _ in range(p.asked)]
+
+    def go_on(self, plan: Plan, draw) -> None:
+        for client in self.clients:
+            step = draw(st.integers(0, 3))
+            if step and client[1] is None:
+                client[1] = client[0]
+            if step > 1 and not client[2]:
+                client[2] = True
+                self.partials[client[1]] += 1
+            if step > 2 and client[1] != plan.top:
+                self.partials[client[1]] -= 1
+                self.partials[plan.top] += 1
+                client[1] = plan.top
+
+    def held(self) -> list[Held]:
+        rows: dict[tuple[str, str], list[int]] = {}
+        for gateway, holder, folded in self.clients:
+            if holder is not None:
+                rows.setdefault((holder, gateway), [0, 0, 0])[folded] += 1
+        told: set[str] = set()
+        for (holder, _gateway), counts in rows.items():
+            if holder not in told:
+                counts[2] = self.partials[holder]
+                told.add(holder)
+        return [Held(node, origin, *counts) for (node, origin), counts in rows.items()]
+
+    def lose(self, request: PlanRequest) -> tuple[int, int]:
+        """Forgets what dead and slow nodes cost: (updates that were accepted, all)."""
+        state = {n.node: n.state for n in request.nodes}
+        lost = [c for c in self.clients if c[1] is not None and state[c[1]] == "dead"]
+        stranded = [c for c in self.clients if c[1] is None and state[c[0]] != "alive"]
+        self.clients = [c for c in self.clients if c not in lost + stranded]
+        self.partials = Counter({n: count for n, count in self.partials.items() if state[n] != "dead"})
+        return len(lost), len(lost) + len(stranded)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    residuals=st.lists(st.integers(0, 20), min_size=2, max_size=5),
+    updates=st.integers(1, 30),
+    policy=st.sampled_from(POLICIES),
+    fan_in=st.integers(1, 3),
+    data=st.data(),
+)
+def test_what_is_sealed_stays_and_only_what_is_lost_is_asked_for_again(
+    residuals, updates, policy, fan_in, data
+) -> None:
+    request = ask(residuals, updates, policy=policy, fan_in=fan_in, model_node="a")
+    plan = make_plan(request)
+    life = Life(plan)
+    for _ in range(3):
+        life.go_on(plan, data.draw)
+        # A node that was dead stays so; a slow one may come back.
+        states = {n.node: data.draw(st.sampled_from(("alive", "alive", "slow", "dead"))) for n in request.nodes}
+        states |= {n.node: "dead" for n in request.nodes if n.state == "dead"}
+        if "alive" not in states.values():
+            break
+        request = become(request, **states)
+        held = life.held()
+        on_the_way = Counter(c[0] for c in life.clients if c[1] is None)
+        lost, gone = life.lose(request)
+        plan = replan(request, plan, held)
+        check(request, plan)
+        assert plan.lost == lost
+        assert sum(p.asked for p in plan.nodes) == gone
+        for p in plan.nodes:
+            alive = [c for c in life.clients if c[0] == p.node and states[p.node] != "dead"]
+            assert p.updates == len(alive) + p.asked
+            assert p.inherited == sum(c[1] == p.node and states[c[0]] == "dead" for c in life.clients)
+            assert p.partials == life.partials[p.node]
+            unfolded = sum(c[1] == p.node and not c[2] for c in life.clients) + p.asked
+            unfolded += on_the_way[p.node] if states[p.node] == "alive" else 0
+            assert p.leaf_tasks == -(-unfolded // fan_in)
+        life.take(plan)
+    assert len(life.clients) <= updates
+
+
+def test_nothing_happened_nothing_changes() -> None:
+    request = ask([8, 8], 12, model_node="a")
+    before = make_plan(request)
+    after = replan(request, before, [Held("a", "a", accepted=2, folded=4, partials=2)])
+    assert [(p.updates, p.asked) for p in after.nodes] == [(p.updates, 0) for p in before.nodes]
+    assert after.top == before.top == "a"
+    assert [t.what for t in after.transfers] == ["partial"], "the models are where they should be"
+
+
+def test_a_dead_node_costs_what_was_on_it_and_no_more() -> None:
+    request = ask([6, 6, 6], 12, model_node="a")
+    plan = make_plan(request)
+    assert [p.updates for p in plan.nodes] == [6, 6, 0]
+    held = [
+        Held("a", "a", folded=4, partials=2),
+        Held("a", "b", folded=2, partials=1),
+        Held("b", "b", accepted=1, folded=2, partials=1),
+    ]
+    after = replan(become(request, b="dead"), plan, held)
+    assert after.lost == 3
+    a, b, c = after.nodes
+    assert (a.updates, a.inherited, a.partials) == (6 + a.asked, 2, 3)
+    assert (b.updates, b.inherited, b.asked) == (0, 0, 0)
+    assert a.asked + c.asked == 4, "three were lost, one never came"
+    assert after.top == "a", "most partials are here already"
+    assert a.asked == 4, "the node that works for the round has room for all"
+
+
+def test_what_is_on_its_way_to_a_node_takes_its_capacity() -> None:
+    request = ask([6, 6, 6], 12, model_node="a")
+    after = replan(become(request, b="dead"), make_plan(request), [])
+    assert [p.asked for p in after.nodes] == [0, 0, 6]
+
+
+def test_a_slow_node_keeps_what_it_has() -> None:
+    request = ask([6, 6], 6, model_node="a")
+    plan = make_plan(request)
+    after = replan(become(request, a="slow"), plan, [Held("a", "a", accepted=1, folded=2, partials=1)])
+    a, b = after.nodes
+    assert (a.updates, a.asked, a.partials, a.leaf_tasks) == (3, 0, 1, 1)
+    assert (b.updates, b.asked) == (3, 3)
+    assert after.lost == 0 and after.top == "b"
+    assert [(t.source, t.target, t.what) for t in after.transfers] == [("a", "b", "model"), ("a", "b", "partial")]
+
+
+def test_an_update_that_came_by_another_gateway_counts() -> None:
+    request = ask([3, 6], 6, policy="first-fit", model_node="a")
+    plan = make_plan(request)
+    assert [p.updates for p in plan.nodes] == [3, 3]
+    after = replan(request, plan, [Held("a", "a", accepted=5)])
+    assert [(p.updates, p.asked) for p in after.nodes] == [(5, 0), (1, 0)]
+
+
+def test_the_end_of_a_round_asks_for_nothing() -> None:
+    request = ask([3, 3], 4)
+    after = replan(request, make_plan(request), [Held("b", "b", folded=4, partials=1)])
+    assert after.top == "b" and after.transfers == () and not any(p.asked for p in after.nodes)
+    assert part(after, "b").leaves == 0
+
+
+def test_more_is_held_than_the_round_counts() -> None:
+    request = ask([3, 3], 4)
+    with pytest.raises(LocalFault, match="5 updates are held for a round that counts 4"):
+        replan(request, make_plan(request), [Held("a", "a", accepted=5)])
+
+
+def test_leaves_follow_the_load() -> None:
+    at_once = part(make_plan(ask([20], 12)), "a")
+    assert (at_once.queue, at_once.leaves, at_once.leaf_tasks) == (12.0, 6, 6)
+    nodes = (NodeFacts("a", 20.0, ROOMY, execution_s=0.5),)
+    spread = part(make_plan(ask([], 12, nodes=nodes, arrival_s=1.0)), "a")
+    assert (spread.queue, spread.leaves, spread.leaf_tasks) == (6.0, 3, 6)
+    thin = part(make_plan(ask([], 12, nodes=nodes, arrival_s=600.0)), "a")
+    assert (thin.leaves, thin.leaf_tasks) == (1, 6)
+    few = msgspec.structs.replace(nodes[0], workers_max=2)
+    assert part(make_plan(ask([], 12, nodes=(few,))), "a").leaves == 2
+
+
+def test_updates_that_come_slowly_need_little_capacity() -> None:
+    nodes = tuple(NodeFacts(n, 2.0, ROOMY, execution_s=0.1) for n in "abc")
+    plan = make_plan(ask([], 100, nodes=nodes, arrival_s=10.0))
+    assert len(plan.used) == 1 and not part(plan, plan.top).spilled
+
+
+def test_the_node_with_the_model_is_the_first_of_equals() -> None:
+    plan = make_plan(ask([20, 20, 20], 4, model_node="b"))
+    assert plan.used == ("b",) and plan.transfers == ()
+
+
+def test_the_top_stands_where_most_partials_are() -> None:
+    plan = make_plan(ask([4, 9, 6], 19, state_bytes=70, model_node="a"))
+    assert plan.top == "b"
+    assert [(t.source, t.target, t.what, t.nbytes) for t in plan.transfers] == [
+        ("a", "b", "model", MODEL),
+        ("a", "c", "model", MODEL),
+        ("a", "b", "state", 70),
+        ("a", "b", "partial", MODEL),
+        ("c", "b", "partial", MODEL),
+    ]
+
+
+def test_an_arena_without_room_for_the_top_sends_it_elsewhere() -> None:
+    nodes = (NodeFacts("a", 9.0, 8 * MODEL), NodeFacts("b", 1.0, ROOMY))
+    plan = make_plan(ask([], 4, nodes=nodes, policy="first-fit"))
+    assert [p.updates for p in plan.nodes] == [4, 0] and plan.top == "b"
+    assert any("cannot be the top" in reason for reason in part(plan, "a").reasons)
+
+
+def test_a_small_arena_gets_fewer_leaves() -> None:
+    plan = make_plan(ask([], 16, nodes=(NodeFacts("a", 20.0, 24 * MODEL),)))
+    assert 1 <= part(plan, "a").leaves < 8
+    assert part(plan, "a").peak_bytes <= 24 * MODEL
+    assert any("the arena holds no more" in reason for reason in part(plan, "a").reasons)
+
+
+def test_the_peak_of_a_small_round_by_hand() -> None:
+    nodes = (NodeFacts("a", 40.0, ROOMY, workers_max=16),)
+    # Two models; 16 leaves with two updates and a partial each; above them two partials of middles, one for the top,
+    # one that it makes and one of the round before that may still be on its way to the disk.
+    assert part(make_plan(ask([], 32, nodes=nodes)), "a").peak_bytes == (2 + 16 * 3 + 2 + 1 + 2) * MODEL
+
+
+def test_a_job_that_fits_no_arena_is_refused_with_the_numbers() -> None:
+    nodes = (NodeFacts("a", 20.0, 3 * MODEL), NodeFacts("b", 20.0, 2 * MODEL))
+    with pytest.raises(Refused, match=r"needs 5000 bytes .* on node a, has 3000") as refused:
+        make_plan(ask([], 2, nodes=nodes))
+    assert refused.value.code == "too-large"
+    nodes = (NodeFacts("a", 20.0, 6 * MODEL),)
+    with pytest.raises(Refused, match="the top needs 7000 bytes"):
+        make_plan(ask([], 2, nodes=nodes))
+
+
+def test_no_node_is_alive() -> None:
+    request = ask([3, 3], 4)
+    with pytest.raises(Refused, match="none of the 2 nodes is alive"):
+        make_plan(become(request, a="dead", b="slow"))
+
+
+@settings(max_examples=150, deadline=None)
+@given(updates=st.integers(0, 200), partials=st.integers(0, 40), fan_in=st.integers(1, 8), middle=st.integers(2, 9))
+def test_the_partials_of_a_path_are_those_of_the_tree(updates, partials, fan_in, middle) -> None:
+    if not updates + partials:
+        assert partials_held_max(0, middle) == 0
+        return
+    tree = Tree(updates, fan_in, middle, partials)
+    assert partials_held_max(-(-updates // fan_in) + partials, middle) == tree.partials_held_max()
+
+
+def test_the_time_of_a_small_round_by_hand() -> None:
+    costs = Costs(ingest_bytes_per_s=1000.0, link_bytes_per_s=500.0, fold_bytes_per_s=2000.0, cold_s=0.25, warm_s=0.0)
+    eager = make_plan(ask([2, 2], 4, costs=costs))
+    # 2 updates come in 2 s; the last is folded in 0.5 s; the other node's partial takes 2 s and is merged in 0.5 s,
+    # before the model is written from it (1 s).
+    assert part(eager, "b").ready_s == 0.25 + 2.0 + 0.5
+    assert eager.completion_s == 2.75 + 2.0 + 0.5 + 1.0
+    lazy = make_plan(ask([2, 2], 4, costs=costs, timing="lazy"))
+    assert part(lazy, "b").ready_s == 0.25 + 2.0 + 1.0
+    assert lazy.completion_s == 3.25 + 2.0 + 1.0 + 1.0
+    warm = tuple(msgspec.structs.replace(n, warm=1) for n in ask([2, 2], 4).nodes)
+    assert make_plan(ask([], 4, nodes=warm, costs=costs)).completion_s == eager.completion_s - 0.25
+
+
+def test_the_plan_explains_itself() -> None:
+    lines = make_plan(become(ask([6, 6, 9], 12), c="slow")).explain()
+    assert lines[0].startswith("12 updates on 2 of 3 nodes by best-fit; 1000 bytes between nodes; the model is there")
+    assert {line.partition(":")[0] for line in lines[1:]} == {"a", "b", "c"}
+    assert any(line.startswith("c: is behind") for line in lines)
+    spilled = make_plan(ask([1, 1], 5)).explain()
+    assert "3 of them beyond any node's capacity" in spilled[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"updates": 0}, "updates"),
+        ({"updates": CLIENTS_MAX + 1}, "updates"),
+        ({"nodes": ()}, "nodes"),
+        ({"nodes": (NodeFacts("a", 1.0, 1),) * (NODES_MAX + 1)}, "nodes"),
+        ({"nodes": (NodeFacts("a", 1.0, 1),) * 2}, "same name"),
+        ({"nodes": (NodeFacts("a", float("nan"), 1),)}, "residual capacity of node a"),
+        ({"fan_in": 0}, "fan-in"),
+        ({"middle_fan_in": 1}, "fan-in"),
+    ],
+)
+def test_senseless_requests_are_refused(change, text) -> None:
+    with pytest.raises(LocalFault, match=text):
+        make_plan(msgspec.structs.replace(ask([1], 1), **change))
+
+
+def test_the_largest_round_on_the_most_nodes() -> None:
+    nodes = tuple(NodeFacts(f"n{n}", 400.0, ROOMY) for n in range(NODES_MAX))
+    plan = make_plan(ask([], CLIENTS_MAX, nodes=nodes))
+    assert sum(p.updates for p in plan.nodes) == CLIENTS_MAX and len(plan.used) == NODES_MAX
+
+
+def test_planning_loads_no_numpy() -> None:
+    code = (
+        "import sys\nfrom lifl.core.plan import *\nmake_plan(PlanRequest(4, 10, 10, (NodeFacts('a', 4.0, 1000),)))\n"
+        "assert 'numpy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
