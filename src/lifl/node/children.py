@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import IO, Any
 
 from lifl.core.errors import ResourceFault
-from lifl.core.messages import Message
+from lifl.core.messages import Drain, Message
 from lifl.node.link import Link
 
 RESTARTS_MAX = 8
@@ -64,7 +64,7 @@ class Child:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", self.module, "--fd", str(theirs.fileno()), *self._arguments],
+                [sys.executable, "-P", "-m", self.module, "--fd", str(theirs.fileno()), *self._arguments],
                 pass_fds=[theirs.fileno(), *self._descriptors],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -114,15 +114,16 @@ class Child:
             self._errors = None
 
     def stop(self, timeout_s: float) -> None:
-        """Ends the process: closes the link, which is its order to go, and kills it when it has not gone in time."""
+        """Tells the process to drain, waits for its end, and kills it when it has not come in time."""
         self._ending = True
         process, self._process = self._process, None
-        if self._link is not None:
-            self._link.close()
         if process is not None:
+            self.send(Drain())
             try:
                 process.wait(timeout_s)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        if self._link is not None:
+            self._link.close()
         self._forget_errors()

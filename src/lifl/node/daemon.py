@@ -83,11 +83,12 @@ class Daemon:
         self.engine = Engine(
             machine.ArenaStore(self.arena), config.workers_max, config.idle_timeout_s, config.wait_queue_max
         )
-        self.workers = Workers(config.redirector, folder, self._from_worker, self._worker_gone, self._fallback)
-        opened.callback(self.workers.end)
         self.zygote = self._child("lifl.worker.zygote", [], [locks.children], m.FromZygote, self._from_zygote)
-        opened.callback(self.zygote.stop, CHILD_END_S)
-        self.workers.zygote = self.zygote
+        opened.callback(self.zygote.stop, CHILD_END_S)  # after the workers' links, at whose end the workers go
+        self.workers = Workers(
+            self.zygote, config.redirector, folder, self._from_worker, self._worker_gone, self._fallback
+        )
+        opened.callback(self.workers.end)
         gateway = ["--tcp-fd", str(self.tcp.fileno()), "--unix-fd", str(self.unix.fileno())]
         gateway += ["--connections-max", str(config.connections_max)]
         passed = [locks.children, self.tcp.fileno(), self.unix.fileno()]
@@ -153,8 +154,8 @@ class Daemon:
         self._opened.close()
 
     def _close_arena(self) -> None:
-        """After a failure the segment stays, for its updates are ACCEPTED: the next lifld goes on from it."""
-        self.arena.close(unlink=self.failure is None)
+        """After a failure the segment stays if it holds ACCEPTED updates: the next lifld goes on from it."""
+        self.arena.close(unlink=self.failure is None or not any(True for _ in self.arena.live()))
 
     # ---- effects -----------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,16 +60,12 @@ class Requests:
         name = config.job.name
         tensors = machine.read_schema(config.model.path)
         layout = Layout(tensors)
+        if any(row.name == name for row in daemon.store.jobs()):
+            text = f"a job named {name!r} is here already; choose another name (--set job.name=...)"
+            raise Refused("job-exists", "job.name", text)
         folder = Path(config.checkpoint.folder or daemon.folder / "jobs" / name)
         self._make_folder(folder, config)
-        try:
-            number = daemon.store.add_job(config, tensors, message.states, str(folder))
-        except sqlite3.IntegrityError:
-            raise Refused(
-                "job-exists",
-                "job.name",
-                f"a job named {name!r} is here already; choose another name (--set job.name=...)",
-            ) from None
+        number = daemon.store.add_job(config, tensors, message.states, str(folder))
         try:
             job = daemon.engine.submit(number, config, layout, message.states, str(folder), daemon.loop.time())
         except LiflError:

@@ -34,6 +34,7 @@ class Workers:
 
     def __init__(
         self,
+        zygote: Child,
         redirector: Literal["auto", "sockmap", "unix"],
         folder: Path,
         on_message: Callable[[int, Any], None],
@@ -47,14 +48,12 @@ class Workers:
         self._slots: dict[int, int] = {}
         self._held: dict[int, list[Record]] = {}  # by address
         self._loop = asyncio.get_running_loop()
-        self.zygote: Child | None = None
+        self._zygote = zygote
         self.redirector = open_redirector(redirector, folder)
         self.redirector.on_fallback(self._watch, self._unwatch)
 
     def fork(self, worker: int) -> None:
         """Has the zygote fork a worker; it says WorkerReady when it runs."""
-        if self.zygote is None:
-            raise RuntimeError("the zygote has not been started")
         registration = self.redirector.register()
         ours, theirs = socket.socketpair()
         with theirs:
@@ -66,7 +65,7 @@ class Workers:
                 lambda message: self._on_message(worker, message),
                 lambda error: self._closed(worker, error),
             )
-            self.zygote.send(m.Fork(worker, registration.port, len(descriptors)), descriptors)
+            self._zygote.send(m.Fork(worker, registration.port, len(descriptors)), descriptors)
         # From here on no copy is left with the daemon: else a dead worker would look alive.
         registration.handed_over()
 
