@@ -66,8 +66,8 @@ def run(quick: bool) -> Group:
     return Group(
         "fold",
         f"Fold of float32 updates of {nbytes / 1e6:.1f} MB in the arena, one core",
-        "GB/s count the updates' bytes; no batch is in a cache when its turn comes. “Read by blocks” is the plain read in"
-        " the order in which the kernel takes the updates, a block of each in turn. “Memory traffic” also counts the"
+        "GB/s count the updates' bytes; no batch is in a cache when its turn comes. “Read by blocks” is the plain read"
+        " in the order in which the kernel takes the updates, a block of each in turn. “Memory traffic” also counts the"
         " partial, whose lines ordinary stores read before they are written and then written back: with few updates it"
         " is a large part of what a fold moves.",
         "s per GB of input",
