@@ -134,6 +134,11 @@ class Engine:
         job.adopting = bool(orphans)
         self._start(job, now)
 
+    def recall(self, job: Job, status: str, reason: str) -> None:
+        """A job that was over in an earlier life, with its `committed` and `counted`: its clients may still ask."""
+        job.status, job.reason = status, reason
+        self.jobs[job.name] = job
+
     def _start(self, job: Job, now: float) -> None:
         self.jobs[job.name] = job
         self._by_number[job.number] = job

@@ -18,14 +18,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lifl.resume")
 
+OVER_REMEMBERED = 64
+"""Jobs that were over already whose clients still get an answer, the last ones."""
+
 
 def resume_jobs(daemon: Daemon) -> dict[str, int]:
     """Starts the jobs that were not over; returns how many, with how many accepted updates."""
     orphans = _orphans(daemon)
-    jobs = [row for row in daemon.store.jobs() if row.status == "running"]
+    rows = daemon.store.jobs()
+    for row in [row for row in rows if row.status != "running"][-OVER_REMEMBERED:]:
+        daemon.engine.recall(_job(daemon, row), row.status, row.reason)
+    jobs = [row for row in rows if row.status == "running"]
     adopted = {"jobs": len(jobs), "updates": 0}
     for row in jobs:
         job = _job(daemon, row)
+        if job.committed >= row.config.job.rounds:  # killed before it could say so
+            daemon.store.save_job(row.name, "finished", "")
+            daemon.engine.recall(job, "finished", "")
+            adopted["jobs"] -= 1
+            continue
         found = orphans.pop(row.number, [])
         adopted["updates"] += len({member.client for _, _, _, members in found for member in members})
         daemon.engine.resume(job, found, daemon.loop.time())
