@@ -15,6 +15,7 @@ import msgspec
 
 from lifl.core import effects as fx
 from lifl.core import messages as m
+from lifl.core.agent import DIRECT_GRACE_S
 from lifl.core.config import parse_job
 from lifl.core.engine import Engine
 from lifl.core.ids import Key, Kind
@@ -43,6 +44,8 @@ class SimStore:
         self.allocator = Allocator(0, nbytes)
         self.things: dict[Key, Thing] = {}
         self.generation = 0
+        self.now = 0.0
+        self.writers: list[tuple[float, int, int]] = []  # until, begin, end: where direct clients may still write
 
     @property
     def free_bytes(self) -> int:
@@ -58,7 +61,15 @@ class SimStore:
         key = Key(self.generation, 1, 7)
         size = -(-(data_bytes + meta_bytes) // 4096) * 4096
         self.things[key] = Thing(kind, job, epoch, offset, size)
+        for until, begin, end in self.writers:
+            assert until <= self.now or end <= offset or offset + size <= begin, "a client still writes to this slot"
         return key
+
+    def left_writing(self, key: Key) -> None:
+        """Nobody waits for this object any more, but its direct client will only notice within the grace."""
+        thing = self.things[key]
+        self.writers = [writer for writer in self.writers if writer[0] > self.now]
+        self.writers.append((self.now + DIRECT_GRACE_S, thing.offset, thing.offset + thing.nbytes))
 
     def free(self, key: Key) -> None:
         self.allocator.free(self.things.pop(key).offset)
@@ -90,9 +101,11 @@ class SimWorker:
 class SimClient:
     def __init__(self, name: str, conn: int) -> None:
         self.name, self.conn = name, conn
+        self.direct = int(name[1:]) % 2 == 0
         self.holding: int | None = None
         self.joined = False
         self.submitting: int | None = None
+        self.pause_until = 0.0
         self.fates: dict[int, str] = {}
 
 
@@ -206,6 +219,7 @@ class Cluster:
                 client.submitting = None
             case m.Busy():
                 client.submitting = message.round
+                client.pause_until = self.now + message.retry_after_s
             case m.Committed() | m.RoundOver():
                 fate = "counted" if isinstance(message, m.Committed) and message.counted else "over"
                 client.fates[message.round] = fate
@@ -228,11 +242,13 @@ class Cluster:
         elif choices:
             self.rng.choice(choices)()
         else:
+            pauses = [c.pause_until for c in self.clients.values() if c.conn and c.submitting is not None]
             due = self.engine.next_timer()
-            if due is None:
+            if due is None and not pauses:
                 return False
-            self.now = max(self.now, due)
-            self.engine.tick(self.now)
+            self.now = self.store.now = max(self.now, min([*pauses, *([] if due is None else [due])]))
+            if due is not None and due <= self.now:
+                self.engine.tick(self.now)
         self._perform()
         self.check()
         return True
@@ -248,7 +264,7 @@ class Cluster:
         for client in self.clients.values():
             if not client.conn and self.job.status not in ("finished", "failed", "cancelled"):
                 choices.append(lambda client=client: self._connect(client))
-            elif client.submitting is not None:
+            elif client.submitting is not None and self.now >= client.pause_until:
                 choices.append(lambda client=client: self._submit(client))
         for worker in list(self.workers.values()):
             if not worker.ready:
@@ -284,7 +300,7 @@ class Cluster:
 
     def _submit(self, client: SimClient) -> None:
         assert client.submitting is not None
-        self.to_daemon.append(m.Admit(client.conn, client.name, "j", client.submitting, 1.0))
+        self.to_daemon.append(m.Admit(client.conn, client.name, "j", client.submitting, 1.0, direct=client.direct))
         client.submitting = None
 
     def _received(self, key: Key) -> None:
@@ -400,14 +416,24 @@ class Cluster:
         for key, (conn, _) in list(self.receiving.items()):
             if conn == client.conn:
                 del self.receiving[key]
-                self.to_daemon.append(m.Aborted(conn, key.pack(), "disconnected"))
+                writing = client.direct and self.rng.random() < 0.5  # the gateway has had enough of it
+                if writing:
+                    self.store.left_writing(key)
+                self.to_daemon.append(m.Aborted(conn, key.pack(), "disconnected", writing))
         self.to_daemon.append(m.ClientLeft(client.conn))
         del self.by_conn[client.conn]
         client.conn, client.submitting = 0, None
 
+    def _leave_writing(self) -> None:
+        """The gateway is dead; direct clients have yet to notice."""
+        for key, (_, name) in self.receiving.items():
+            if self.clients[name].direct:  # (what was sealed is not in `receiving`)
+                self.store.left_writing(key)
+        self.receiving.clear()
+
     def _kill_gateway(self) -> None:
         self.to_daemon.clear()
-        self.receiving.clear()
+        self._leave_writing()
         for client in self.clients.values():
             client.conn, client.submitting = 0, None
         self.by_conn.clear()
@@ -420,14 +446,15 @@ class Cluster:
         self.routes.clear()
         self.fallback.clear()
         self.to_daemon.clear()
-        self.receiving.clear()
+        self._leave_writing()
         self.by_conn.clear()
         for client in self.clients.values():
             client.conn, client.submitting = 0, None
         if self.job_row[0] != "running":
             return
         for key, thing in list(self.store.things.items()):
-            if not thing.sealed or thing.kind not in (Kind.UPDATE, Kind.PARTIAL):
+            unsealed_update = not thing.sealed and thing.kind is Kind.UPDATE
+            if not unsealed_update and (not thing.sealed or thing.kind not in (Kind.UPDATE, Kind.PARTIAL)):
                 self.store.free(key)
         live = [(thing.offset, thing.nbytes) for thing in self.store.things.values()]
         peak = self.store.allocator
@@ -444,11 +471,13 @@ class Cluster:
         if tried:
             attempt, status = max(tried)
             job.attempt = attempt + (status == "failed")
-        orphans = [(k, t.kind, t.epoch, list(t.members)) for k, t in self.store.things.items()]
-        here = {member.client for t in self.store.things.values() for member in t.members}
+        sealed = {k: t for k, t in self.store.things.items() if t.sealed}
+        orphans = [(k, t.kind, t.epoch, list(t.members)) for k, t in sealed.items()]
+        here = {member.client for t in sealed.values() for member in t.members}
         for name, round_ in held.items():
             decided = self.clients[name].fates.get(round_)
             assert decided or round_ <= job.committed or name in here, f"{name}'s ACCEPTED update of {round_} is lost"
+        self.engine.rest([key for key in self.store.things if key not in sealed], self.now)
         self.engine.resume(job, orphans, self.now)
         self._perform()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import mmap
 import os
+import select
 import socket
 from collections.abc import Callable, Sequence
 
@@ -107,6 +108,13 @@ class Stream:
         except OSError:  # before Linux 5.14: the pages come one by one
             pass
         return memoryview(self._arena)[offset : offset + nbytes]
+
+    def check_connected(self) -> None:
+        """Raises `ConnectionResetError` when the peer has closed or died, also behind messages not yet read."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLRDHUP)
+        if poll.poll(0):
+            raise ConnectionResetError("the node closed the connection")
 
     def _close_descriptors(self) -> None:
         while self._descriptors:

@@ -226,8 +226,8 @@ class Agent:
             order = waiting.order
             self.report(o.UpdateAborted(order.number, order.epoch, order.client))
         self.waiting.clear()
-        for site, branch, order in list(self._inflight.values()):
-            site.aborted(branch, order.client, writing=order.direct)
+        for key, (site, branch, order) in list(self._inflight.items()):
+            site.aborted(branch, order.client, writing=order.direct and not self.memory.sealed(key))
         self._inflight.clear()
         for site in self.sites.values():
             site.drop_sending_pins()

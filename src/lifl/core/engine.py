@@ -134,6 +134,13 @@ class Engine:
         job.adopting = bool(orphans)
         self._start(job, now)
 
+    def rest(self, keys: list[Key], now: float) -> None:
+        """Updates that an earlier daemon's clients may still be writing."""
+        self._begin(now)
+        for key in keys:
+            self.agent.rest(key)
+        self._end()
+
     def recall(self, job: Job, status: str, reason: str) -> None:
         """A job that was over in an earlier life, with its `committed` and `counted`: its clients may still ask."""
         job.status, job.reason = status, reason

@@ -385,7 +385,8 @@ class Job:
             self.services.tell(event.conn, m.Busy(self.name, number, 1.0))
             return
         round_.granted[client] = Member(client, event.weight, event.metrics)
-        self.services.order(o.GrantUpdate(self.number, round_.epoch, event.conn, client, event.weight, event.metrics))
+        granted = (client, event.weight, event.metrics, event.direct)
+        self.services.order(o.GrantUpdate(self.number, round_.epoch, event.conn, *granted))
 
     def _round_at(self, epoch: int) -> Round | None:
         return next((r for r in (self.round, *self.saving) if r is not None and r.epoch == epoch), None)

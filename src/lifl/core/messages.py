@@ -208,7 +208,10 @@ class ClientLeft(Message, frozen=True):
 
 
 class Admit(Message, frozen=True):
-    """A client's Submit that passed the gateway's checks against the job's schema asks for a slot."""
+    """A client's Submit that passed the gateway's checks against the job's schema asks for a slot.
+
+    `direct`: the client will write to the slot itself.
+    """
 
     conn: int
     client: Name
@@ -216,6 +219,7 @@ class Admit(Message, frozen=True):
     round: Count
     weight: float
     metrics: Metrics = {}
+    direct: bool = False
 
 
 class Sealed(Message, frozen=True):
@@ -228,11 +232,15 @@ class Sealed(Message, frozen=True):
 
 
 class Aborted(Message, frozen=True):
-    """The update of an Admitted key will not come (disconnected, or bad content: `reason`)."""
+    """The update of an Admitted key will not come (disconnected, or bad content: `reason`).
+
+    `writing`: a direct client lives and may not have heard that yet; it may still write to the slot.
+    """
 
     conn: int
     key: KeyBytes
     reason: Text
+    writing: bool = False
 
 
 class WantModel(Message, frozen=True):

@@ -87,6 +87,7 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._decoder: FrameDecoder[m.FromClient] = FrameDecoder(m.FromClient)
         self._direct = False
+        self._filling = False  # the client writes to its slot itself, now
         self._question: tuple[str, int] | None = None
         self._answer: asyncio.Future[m.Admitted | m.ModelGranted | None] | None = None
         self._waiting: deque[Waiting | Send] = deque()
@@ -252,7 +253,7 @@ class Connection:
         job = self._job(submit.job)
         check_submit(job.layout, submit)
         grant = await self._ask(
-            m.Admit(self.number, self.client, submit.job, submit.round, submit.weight, submit.metrics)
+            m.Admit(self.number, self.client, submit.job, submit.round, submit.weight, submit.metrics, self._direct)
         )
         if not isinstance(grant, m.Admitted):
             return
@@ -261,12 +262,19 @@ class Connection:
             checksum = await self._receive_body(submit, job, key)
             self._shared.arena.seal(key, submit.weight, 1, grant.member, checksum)
         except (Refused, RemoteFault, OSError, EOFError, TimeoutError, StaleKey) as error:
-            reason = str(error) or type(error).__name__
-            self._shared.link.send(m.Aborted(self.number, grant.key, reason[: m.TEXT_CHARS_MAX]))
+            reason = (str(error) or type(error).__name__)[: m.TEXT_CHARS_MAX]
+            writing = self._filling and not self._is_gone(error)
+            self._shared.link.send(m.Aborted(self.number, grant.key, reason, writing))
             if isinstance(error, StaleKey):
                 raise Refused("round-over", "round", "the round ended while the update was on its way") from error
             raise
+        finally:
+            self._filling = False
         self._shared.link.send(m.Sealed(self.number, grant.key, submit.data_bytes))
+
+    def _is_gone(self, error: Exception) -> bool:
+        """Whether it was the client that closed the connection: then it writes to its slot no more."""
+        return isinstance(error, EOFError | ConnectionError) and not self._shut
 
     async def _receive_body(self, submit: m.Submit, job: Job, key: Key) -> int:
         """Has the object's bytes written and checked; returns the checksum."""
@@ -278,9 +286,11 @@ class Connection:
             offset = self._shared.arena.offset(key)
             self.send(m.Go(submit.job, submit.round, direct=True, offset=offset), self._shared.arena.fd)
             # No deadline: while this client lives it may still write to the slot, which is nobody else's so long.
+            self._filling = True
             filled = await self._read()
             if filled != m.Filled(submit.job, submit.round):
                 raise RemoteFault(f"Go was answered by {type(filled).__name__}, not by Filled of that round")
+            self._filling = False
             await self._loop.run_in_executor(self._shared.checks, content.look_at_all)
         else:
             self.send(m.Go(submit.job, submit.round))
