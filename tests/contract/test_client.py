@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import threading
 import types
@@ -20,6 +21,7 @@ from lifl.core import messages as m
 from lifl.core.errors import LocalFault
 from lifl.core.ids import Key, Kind
 from lifl.core.schema import Layout, TensorSpec
+from lifl.core.wire import FrameDecoder, encode
 
 TENSORS = (
     TensorSpec("w", "float32", (300, 7)),
@@ -347,6 +349,42 @@ def test_an_update_lost_with_the_machine_is_sent_again_without_training_again(no
             round_.submit(update(5), weight=1)
     assert trained == [1] and lost
     assert stored(node) == as_bytes(update(5))
+
+
+def test_a_fate_told_before_the_answer_was_lost_again_is_kept() -> None:
+    """ACCEPTED is lost with a gateway; the next one tells COMMITTED, and dies before it answers too."""
+    said: list[m.Message] = []
+
+    def serve(listener: socket.socket) -> None:
+        for script in (
+            [m.Selected("digits", 1, 60.0, TENSORS, LAYOUT.data_bytes), m.Submit],
+            [m.Committed("digits", 1, True), m.Submit],
+            [m.JobOver("digits", "finished")],
+        ):
+            sock, _ = listener.accept()
+            with sock:
+                decoder: FrameDecoder[m.FromClient] = FrameDecoder(m.FromClient)
+                for step in [m.Hello, m.Welcome(m.PROTOCOL_VERSION, "n"), m.Join, *script]:
+                    if isinstance(step, type):
+                        while (message := decoder.next_message()) is None:
+                            decoder.feed(sock.recv(4096))
+                        assert isinstance(message, step)
+                        said.append(message)
+                    else:
+                        sock.sendall(encode(step))
+                if len(script) == 1:
+                    sock.recv(4096)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve, args=(listener,))
+        server.start()
+        with Client(f"127.0.0.1:{listener.getsockname()[1]}", job="digits", client="c1") as client:
+            (round_,) = [round_ for round_ in client.rounds() if round_.submit(update(), 1.0).accepted]
+            assert round_.committed is True
+            assert client.wait_committed(round_)
+        server.join()
+    assert [message.holding for message in said if isinstance(message, m.Join)] == [None, 1, None]
+    assert sum(isinstance(message, m.Submit) for message in said) == 2
 
 
 def test_training_in_place_does_not_change_a_kept_update(node: StandIn) -> None:

@@ -144,7 +144,7 @@ class Client:
         try:
             msgspec.convert({"job": job, "client": client}, type=_Names)
         except msgspec.ValidationError as error:
-            raise LocalFault(f"job={job!r}, client={client!r}: {error}") from error
+            raise LocalFault(f"job={job!r}, client={client!r}: a name is {m.NAME_RULE}") from error
         self.node = node
         self.job = job
         self.client = client
@@ -225,6 +225,9 @@ class Client:
     def _offer(self, stream: Stream, held: _Held) -> Submission:
         """Submits an update on this connection, until there is an answer."""
         submit = held.submit
+        if self._held.get(submit.round) is not held:  # its fate was told on a connection that broke before the answer
+            counted = self._fates.get(submit.round, False)
+            return Submission(submit.job, submit.round, counted, "" if counted else "the round ended without it")
         self._fates.pop(submit.round, None)  # of an earlier attempt at the round
         stream.send(submit)
         answer = self._answer(stream, submit.round, m.Go | m.Accepted | m.Busy | m.Refusal)
