@@ -19,6 +19,9 @@ from lifl_cli.text import metrics_text, receipt_lines, seconds_text, size_text
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+ROUNDS_NAMED_MAX = 8
+"""Rounds that an error message lists one by one."""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -111,7 +114,9 @@ def model(job: str, output: str, round_number: int | None, state_dir: Path) -> N
         paths.setdefault(0, str(Path(result["job"]["folder"]) / "round-00000.safetensors"))
     wanted = max(paths, default=0) if round_number is None else round_number
     if wanted not in paths:
-        known = ", ".join(str(number) for number in sorted(paths)) or "none yet"
+        numbers = [str(number) for number in sorted(paths)]
+        shown = numbers if len(numbers) <= ROUNDS_NAMED_MAX else [*numbers[:3], "...", numbers[-1]]
+        known = ", ".join(shown) or "none yet"
         raise Refused("unknown-round", "round", f"job {job} has no model of round {wanted}; it has: {known}")
     _copy(Path(paths[wanted]), Path(output))
     click.echo(f"{output}: model of job {job} after round {wanted}")

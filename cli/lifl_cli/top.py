@@ -241,7 +241,7 @@ def _workers_view(sample: Mapping[str, Any]) -> RenderableType:
             f"{measured.get('cpu_percent', 0):.0f} %",
             size_text(measured.get("private_bytes")),
             f"{worker['job']} round {worker['round']} #{worker['address']}" if busy else "-",
-            f"{worker['inputs']}/{worker['expect']}" if busy else "-",
+            f"{worker['inputs']}/{worker['expect']}" if busy and worker["expect"] else "-",
             str(worker["tasks_done"]),
         )
     if len(workers) > WORKERS_SHOWN_MAX:

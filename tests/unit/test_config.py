@@ -265,3 +265,14 @@ def test_addresses() -> None:
 def test_a_date_is_no_option() -> None:
     data = {**MINIMAL, "client": {"options": {"list": ["x", date(2024, 1, 1)]}}}
     assert refused(data).path == "client.options.list[1]"
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("aggregation.timing=soon", "'soon' is none of eager, lazy"),
+        ("job.name='two words'", "'two words' is no name: letters, digits and ._:-"),
+    ],
+)
+def test_a_bad_word_is_told_what_there_is(override: str, text: str) -> None:
+    assert text in str(refused(MINIMAL, (override,)))

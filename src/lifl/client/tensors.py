@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from lifl.core.errors import Refused
+from lifl.core.errors import LocalFault, Refused
 from lifl.core.schema import DTYPE_BYTES, Layout, TensorSpec, align, check_same
 
 Array = NDArray[Any]
@@ -88,11 +88,16 @@ class Update:
 
 
 def as_arrays(tensors: Tensors) -> dict[str, Array]:
-    """name → C-contiguous little-endian array; no copy where it is one already.  Raises `Refused`."""
+    """name → C-contiguous little-endian array; no copy where it is one already.  Raises `Refused`, `LocalFault`."""
     if isinstance(tensors, str | os.PathLike):
         from safetensors.numpy import load_file
 
         tensors = load_file(os.fspath(tensors))
+    if not isinstance(tensors, Mapping):
+        raise LocalFault(
+            f"an update is a dict of arrays, a torch state_dict or the path of a safetensors file, not a "
+            f"{type(tensors).__name__}"
+        )
     return {name: as_array(name, tensor) for name, tensor in tensors.items()}
 
 

@@ -15,12 +15,12 @@ import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 
 from lifl.core.errors import ConfigError
-from lifl.core.messages import Name
+from lifl.core.messages import NAME_RULE, Name
 
 ROUNDS_MAX = 1_000_000
 CLIENTS_PER_ROUND_MAX = 10_000
@@ -231,7 +231,7 @@ def _convert(table: Mapping[str, Any], kind: type[C]) -> C:
     try:
         config = msgspec.convert(table, type=kind)
     except msgspec.ValidationError as error:
-        raise _config_error(str(error), table) from error
+        raise _config_error(str(error), table, kind) from error
     for path, value in _leaves(table, ""):
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(path, f"{value} is not a finite number")
@@ -282,7 +282,7 @@ _AT = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`$")
 
 
-def _config_error(text: str, table: Mapping[str, Any]) -> ConfigError:
+def _config_error(text: str, table: Mapping[str, Any], kind: type[msgspec.Struct]) -> ConfigError:
     """msgspec's complaint as ours: with the dotted path and the value given."""
     at = _AT.search(text)
     path = at[1] if at else ""
@@ -293,9 +293,20 @@ def _config_error(text: str, table: Mapping[str, Any]) -> ConfigError:
     value: Any = table
     for key in path.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
+    if problem.startswith("Invalid enum value"):
+        return ConfigError(path, f"{value!r:.80} is none of {', '.join(_choices(kind, path))}")
+    if "matching regex" in problem:
+        return ConfigError(path, f"{value!r:.80} is no name: {NAME_RULE}")
     problem = problem.replace("`", "")
     hint = '; write it in quotes ("...")' if problem.startswith("Expected str, got") else ""
     return ConfigError(path, f"{problem[:1].lower()}{problem[1:]} (given: {value!r:.80}){hint}")
+
+
+def _choices(kind: Any, path: str) -> tuple[str, ...]:
+    """What the key at `path` may be, where that is one of a few words."""
+    for key in path.split("."):
+        kind = {field.name: field.type for field in msgspec.structs.fields(kind)}[key]
+    return get_args(kind)
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -23,7 +23,8 @@ MEMBER_BYTES_MAX = 1024
 TEXT_CHARS_MAX = 4096
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")]
-"""A job's or client's name: letters, digits and ._:- , at most 64."""
+"""A job's or client's name."""
+NAME_RULE = f"letters, digits and ._:- , a letter or digit first, at most {NAME_CHARS_MAX}"
 MetricName = Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
 Metrics = Annotated[dict[MetricName, float], msgspec.Meta(max_length=METRICS_MAX)]
 Text = Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
@@ -121,10 +122,10 @@ def listen_tcp(address: str) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise ResourceFault(
-            f"cannot listen on {address}: {error.strerror}; choose another port with --listen {host}:PORT "
-            "(0: any free one)"
-        ) from error
+        advice = f"choose another port with --listen {host}:PORT (0: any free one)"
+        if error.errno == errno.EADDRNOTAVAIL:
+            advice = f"{host} is no address of this machine, choose one with --listen HOST:PORT"
+        raise ResourceFault(f"cannot listen on {address}: {error.strerror}; {advice}") from error
     listener.setblocking(False)
     return listener
 
