@@ -85,7 +85,24 @@ class Leave(Message, frozen=True):
     job: Name
 
 
-FromClient = Hello | Join | GetModel | Submit | Filled | Leave
+class Offer(Message, frozen=True):
+    """Another node's gateway has a partial of `data_bytes` bytes, with `meta_bytes` of members behind them.
+
+    Answered by Go (send both), Accepted (it is here already), Busy or Refusal.  `origin` is the sending node's id,
+    `checksum` that of the data; (number, epoch, origin) is its identity.
+    """
+
+    number: Count
+    epoch: Count
+    origin: Count
+    weight: float
+    members: Count
+    data_bytes: Count
+    meta_bytes: Count
+    checksum: Count
+
+
+FromClient = Hello | Join | GetModel | Submit | Filled | Leave | Offer
 
 
 # ---- gateway → client ------------------------------------------------------------------------------------------
@@ -100,7 +117,10 @@ class Welcome(Message, frozen=True):
 
 
 class Selected(Message, frozen=True):
-    """The client is to train in this round.  `tensors` is the model's schema; `deadline_s` the seconds left."""
+    """The client is to train in this round.  `tensors` is the model's schema; `deadline_s` the seconds left.
+
+    `gateway` (HOST:PORT) is where to get the model and to submit; empty: over this connection.
+    """
 
     job: Name
     round: Count
@@ -108,6 +128,7 @@ class Selected(Message, frozen=True):
     tensors: Tensors
     data_bytes: Count
     options: dict[str, Any] = {}
+    gateway: str = ""
 
 
 class Model(Message, frozen=True):
@@ -261,7 +282,48 @@ class GatewayStats(Message, frozen=True):
     cpu_s: float
 
 
-FromGateway = GatewayReady | ClientJoined | ClientLeft | Admit | Sealed | Aborted | WantModel | ModelSent | GatewayStats
+class Offered(Message, frozen=True):
+    """Another node's gateway says Offer: asks for room.  Then Sealed or Aborted, as for an update."""
+
+    conn: int
+    number: Count
+    epoch: Count
+    origin: Count
+    members: Count
+    data_bytes: Count
+    meta_bytes: Count
+
+
+class CarryEnded(Message, frozen=True):
+    """The partial of a Carry is at the other node (`error` empty), or could not be brought there."""
+
+    key: KeyBytes
+    error: Text
+    sent_bytes: Count
+
+
+class FetchEnded(Message, frozen=True):
+    """The model of a Fetch is sealed in the object (`error` empty), or could not be fetched."""
+
+    key: KeyBytes
+    error: Text
+    received_bytes: Count
+
+
+FromGateway = (
+    GatewayReady
+    | ClientJoined
+    | ClientLeft
+    | Admit
+    | Sealed
+    | Aborted
+    | WantModel
+    | ModelSent
+    | GatewayStats
+    | Offered
+    | CarryEnded
+    | FetchEnded
+)
 
 
 # ---- lifld → gateway -------------------------------------------------------------------------------------------
@@ -313,7 +375,26 @@ class Drain(Message, frozen=True):
     """Accept no more connections, end those there are, and exit 0."""
 
 
-ToGateway = JobSchema | JobForget | Admitted | ModelGranted | Deliver | AskStats | Drain
+class Carry(Message, frozen=True):
+    """Bring the sealed partial `key` to the gateway at `address` (HOST:PORT), by Offer; answered by CarryEnded."""
+
+    key: KeyBytes
+    address: str
+    number: Count
+    epoch: Count
+    origin: Count
+
+
+class Fetch(Message, frozen=True):
+    """Get the model that round `round` of `job` starts from at `address`, and seal it; answered by FetchEnded."""
+
+    key: KeyBytes
+    address: str
+    job: Name
+    round: Count
+
+
+ToGateway = JobSchema | JobForget | Admitted | ModelGranted | Deliver | AskStats | Drain | Carry | Fetch
 
 
 # ---- zygote and workers ----------------------------------------------------------------------------------------
