@@ -116,6 +116,8 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     segment; workers that had no task for `idle_timeout_s` end; at most `workers_max` run at once.
     `connections_max` bounds the gateway's connections, `wait_queue_max` the updates that wait for room in the
     arena before others are told BUSY.
+    `control` is the HOST:PORT at which other nodes reach this one; with `join`, the control address of any member, the
+    node joins that member's cluster.  Beyond loopback a node listens only when `insecure` says so: nothing is encrypted.
     """
 
     state_dir: str = ""
@@ -126,6 +128,9 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workers_max: Annotated[int, msgspec.Meta(ge=1, le=WORKERS_MAX)] = 8
     connections_max: Annotated[int, msgspec.Meta(ge=1, le=CONNECTIONS_MAX)] = 1024
     wait_queue_max: Annotated[int, msgspec.Meta(ge=0, le=CONNECTIONS_MAX)] = 1024
+    control: str = "127.0.0.1:7434"
+    join: str = ""
+    insecure: bool = False
 
 
 C = TypeVar("C", JobConfig, NodeConfig)
@@ -149,6 +154,9 @@ def parse_node(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> NodeCo
         table["arena_bytes"] = parse_size(table["arena_bytes"], "arena_bytes")
     config = _convert(table, NodeConfig)
     split_address(config.listen, "listen")
+    split_address(config.control, "control")
+    if config.join:
+        split_address(config.join, "join")
     if len(config.state_dir.encode()) > STATE_DIR_BYTES_MAX:
         raise ConfigError(
             "state_dir",
