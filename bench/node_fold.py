@@ -51,23 +51,25 @@ def run(quick: bool) -> Group:
         helper.reply()
         folds = {count: Cell(f"fold of {count} updates", "GB/s of input") for count in COUNTS}
         reads = {count: Cell(f"plain read of {count} updates", "GB/s") for count in COUNTS}
+        blocks = {count: Cell(f"read by blocks of {count} updates", "GB/s") for count in COUNTS}
         fractions = {count: Cell(f"fold / read, {count} updates", "") for count in COUNTS}
         traffic = {count: Cell(f"memory traffic / read, {count} updates", "") for count in COUNTS}
         for _ in range(QUICK_REPETITIONS if quick else REPETITIONS):
             for count in COUNTS:
                 read = _rate(helper, "read", count, nbytes, pass_bytes, reads[count])
+                _rate(helper, "read by blocks", count, nbytes, pass_bytes, blocks[count])
                 fold = _rate(helper, "fold", count, nbytes, pass_bytes, folds[count])
                 fractions[count].add(fold / read)
                 traffic[count].add(fold / read * (count + 2) / count)
-    cells = [cell for count in COUNTS for cell in (reads[count], folds[count], fractions[count], traffic[count])]
+    kinds = (reads, blocks, folds, fractions, traffic)
+    cells = [kind[count] for count in COUNTS for kind in kinds]
     return Group(
         "fold",
         f"Fold of float32 updates of {nbytes / 1e6:.1f} MB in the arena, one core",
-        "GB/s count the updates' bytes; no batch is in a cache when its turn comes. “Memory traffic” also counts the"
-        " partial, whose lines ordinary stores read before they are written and then written back. Where it is near 1"
-        " the memory is busy and the kernel could gain only by stores that bypass the cache, which NumPy does not"
-        " have: N updates then reach at most N / (N + 2) of the plain read (0.50 for 2, 0.80 for 8, 0.94 for 32), with"
-        " such stores N / (N + 1) (0.67, 0.89, 0.97).",
+        "GB/s count the updates' bytes; no batch is in a cache when its turn comes. “Read by blocks” is the plain read"
+        " in the order in which the kernel takes the updates, a block of each in turn. “Memory traffic” also counts the"
+        " partial, whose lines ordinary stores read before they are written and then written back: with few updates it"
+        " is a large part of what a fold moves.",
         "s per GB of input",
         cells,
         [
@@ -104,10 +106,20 @@ def main() -> None:
         for update in batch:
             np.dot(update, update)
 
+    def read_by_blocks(batch: list[kernels.Vector]) -> None:
+        step = kernels.BLOCK_BYTES // 4
+        for begin in range(0, len(partial), step):
+            for update in batch:
+                np.dot(update[begin : begin + step], update[begin : begin + step])
+
     def fold(batch: list[kernels.Vector]) -> None:
         kernels.fold(partial, batch, weights[: len(batch)])
 
-    does: dict[str, Callable[[list[kernels.Vector]], None]] = {"read": read, "fold": fold}
+    does: dict[str, Callable[[list[kernels.Vector]], None]] = {
+        "read": read,
+        "read by blocks": read_by_blocks,
+        "fold": fold,
+    }
     answer(ready=True)
     for what in orders():
         count = what["count"]

@@ -6,6 +6,7 @@ from typing import Any
 
 from lifl.core.branch import Branch
 from lifl.core.engine import Engine
+from lifl.core.ids import round_of
 from lifl.core.job import Job
 from lifl.core.pool import WorkerState
 from lifl.core.tree import TaskState
@@ -91,7 +92,7 @@ def worker_lines(engine: Engine) -> list[dict[str, Any]]:
                 "state": "idle" if worker.state is WorkerState.RETIRING else worker.state.value,
                 "role": found[1].role if found else "",
                 "job": found[0].name if found else (worker.served[0] if worker.served else ""),
-                "round": worker.served[1] if worker.served else 0,
+                "round": round_of(max(worker.served[1], 0)) if worker.served else 0,
                 "address": address,
                 "tasks": len(worker.tasks),
                 "tasks_done": worker.tasks_done,
