@@ -55,10 +55,11 @@ class Join(Message, frozen=True):
 
 
 class GetModel(Message, frozen=True):
-    """Asks for the model that round `round` starts from."""
+    """Asks for the model that round `round` starts from.  `checked`: Checksums are to follow the bytes."""
 
     job: Name
     round: Count
+    checked: bool = False
 
 
 class Submit(Message, frozen=True):
@@ -88,8 +89,8 @@ class Leave(Message, frozen=True):
 class Offer(Message, frozen=True):
     """Another node's gateway has a partial of `data_bytes` bytes, with `meta_bytes` of members behind them.
 
-    Answered by Go (send both), Accepted (it is here already), Busy or Refusal.  `origin` is the sending node's id,
-    `checksum` that of the data; (number, epoch, origin) is its identity.
+    Answered by Go (send both, then Checksums), Accepted (it is here already), Busy or Refusal.  `origin` is the
+    sending node's id; (number, epoch, origin) is its identity.
     """
 
     number: Count
@@ -99,10 +100,19 @@ class Offer(Message, frozen=True):
     members: Count
     data_bytes: Count
     meta_bytes: Count
-    checksum: Count
 
 
-FromClient = Hello | Join | GetModel | Submit | Filled | Leave | Offer
+class Checksums(Message, frozen=True):
+    """What `shm/checksum` makes of the bytes that were just sent: it follows them, so that one pass computes and sends.
+
+    Either way: after the body of an Offer, and after a model that was asked for `checked`.
+    """
+
+    data: Count
+    meta: Count = 0
+
+
+FromClient = Hello | Join | GetModel | Submit | Filled | Leave | Offer | Checksums
 
 
 # ---- gateway → client ------------------------------------------------------------------------------------------
@@ -164,6 +174,10 @@ class Busy(Message, frozen=True):
     retry_after_s: float
 
 
+USE_GATEWAY = "use-gateway"
+"""The code of a Refusal that means: ask the gateway at `field` (HOST:PORT) instead."""
+
+
 class Refusal(Message, frozen=True):
     """A request is answered "no"; the connection stays usable unless code is ``protocol``."""
 
@@ -198,7 +212,7 @@ class JobOver(Message, frozen=True):
     reason: Text = ""
 
 
-ToClient = Welcome | Selected | Model | Go | Accepted | Busy | Refusal | Committed | RoundOver | JobOver
+ToClient = Welcome | Selected | Model | Checksums | Go | Accepted | Busy | Refusal | Committed | RoundOver | JobOver
 
 
 # ---- gateway → lifld -------------------------------------------------------------------------------------------
@@ -295,7 +309,10 @@ class Offered(Message, frozen=True):
 
 
 class CarryEnded(Message, frozen=True):
-    """The partial of a Carry is at the other node (`error` empty), or could not be brought there."""
+    """The partial of a Carry is at the other node (`error` empty), or could not be brought there.
+
+    `sent_bytes` is what went over the wire, of all tries.
+    """
 
     key: KeyBytes
     error: Text
@@ -303,7 +320,10 @@ class CarryEnded(Message, frozen=True):
 
 
 class FetchEnded(Message, frozen=True):
-    """The model of a Fetch is sealed in the object (`error` empty), or could not be fetched."""
+    """The model of a Fetch is sealed in the object (`error` empty), or could not be fetched.
+
+    `received_bytes` is what came over the wire, of all tries.
+    """
 
     key: KeyBytes
     error: Text
@@ -376,7 +396,11 @@ class Drain(Message, frozen=True):
 
 
 class Carry(Message, frozen=True):
-    """Bring the sealed partial `key` to the gateway at `address` (HOST:PORT), by Offer; answered by CarryEnded."""
+    """Bring the sealed partial `key` to the gateway at `address` (HOST:PORT), by Offer; answered by CarryEnded.
+
+    Until that answer the object must stay.  A later Carry of the same key takes the place of the earlier one, which is
+    then not answered; so does a later Fetch.
+    """
 
     key: KeyBytes
     address: str
