@@ -616,6 +616,20 @@ class Snapshot(Message, frozen=True):
     """Asks for everything that `lifl top` shows."""
 
 
+class ListNodes(Message, frozen=True):
+    """Asks for the nodes of the cluster: answered by Answer {"nodes": [...]}."""
+
+
+class PlanJob(Message, frozen=True):
+    """Asks for the plan that a round of this job (as in SubmitJob) would get now; nothing is run.
+
+    Answered by Answer {"request": ..., "plan": ...}: `core/plan.PlanRequest` and `Plan` as builtins.
+    """
+
+    config: dict[str, Any]
+    states: tuple[Name, ...] = ()
+
+
 class Follow(Message, frozen=True):
     """Asks for the job's events as they happen (Event frames), until it ends."""
 
@@ -626,7 +640,7 @@ class Shutdown(Message, frozen=True):
     """Drain and exit 0: answered by Answer, then EOF when all is gone."""
 
 
-FromCli = SubmitJob | ListJobs | JobStatus | CancelJob | Snapshot | Follow | Shutdown
+FromCli = SubmitJob | ListJobs | JobStatus | CancelJob | Snapshot | ListNodes | PlanJob | Follow | Shutdown
 
 
 class Answer(Message, frozen=True):
