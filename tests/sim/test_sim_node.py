@@ -10,7 +10,7 @@ from simulator import LAYOUT, Cluster
 CHUNK = 50
 
 
-def make(seed: int) -> Cluster:
+def make(seed: int, hosts: int = 1) -> Cluster:
     rng = random.Random(seed)
     goal = rng.choice([1, 2, 3, 5, 8, 17])
     over = rng.choice([1.0, 1.3, 2.0])
@@ -34,9 +34,9 @@ def make(seed: int) -> Cluster:
     roomy = rng.random() < 0.5
     arena = 400 * LAYOUT.data_bytes * 4
     if not roomy:
-        probe = Cluster(seed, config, clients, arena, 0.0)
+        probe = Cluster(seed, config, clients, arena, 0.0, hosts)
         arena = -(-probe.job.bytes_min() // 4096) * 4096
-    return Cluster(seed, config, clients, arena, rng.choice([0.0, 0.01, 0.05]))
+    return Cluster(seed, config, clients, arena, rng.choice([0.0, 0.01, 0.05]), hosts)
 
 
 @pytest.mark.parametrize("first", range(0, 1000, CHUNK))

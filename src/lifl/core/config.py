@@ -123,7 +123,7 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `connections_max` bounds the gateway's connections, `wait_queue_max` the updates that wait for room in the
     arena before others are told BUSY.
     `control` is the HOST:PORT at which other nodes reach this one; with `join`, the control address of any member, the
-    node joins that member's cluster.  Nothing is encrypted: beyond loopback a node listens only when `insecure` says so.
+    node joins that member's cluster.  Nothing is encrypted, so a node listens beyond loopback only with `insecure`.
     """
 
     state_dir: str = ""

@@ -242,6 +242,10 @@ class ClientLeft(Message, frozen=True):
     job: str = ""
 
 
+class GatewayLost(Message, frozen=True):
+    """An agent's gateway has ended, and all its clients' connections with it."""
+
+
 class Admit(Message, frozen=True):
     """A client's Submit that passed the gateway's checks against the job's schema asks for a slot."""
 

@@ -102,6 +102,10 @@ class ArenaStore:
         """The bytes that the object takes."""
         return self.arena.entry(key).extent_bytes
 
+    def epoch_of(self, key: Key) -> int:
+        """The epoch that the object was allocated for."""
+        return self.arena.entry(key).round
+
     def close_slab(self, slab: Hashable) -> None:
         """No more objects of this slab will come."""
         self.arena.close_slab(slab)
