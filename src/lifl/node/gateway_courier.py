@@ -1,13 +1,13 @@
 """The gateway's way to other nodes' gateways: partials are brought there, models fetched from there.
 
 It dials the other gateway and speaks as a client does, from arena to arena: the bytes leave an object's memory and
-are received into another's, with no copy between.  Checksums follow the bytes, because the object is then read once, for
-sending and for the checksum; what a partial or a model was sealed with is taken where it is known, so that also what
-happened to it in memory is found.
+are received into another's, with no copy between.  Checksums follow the bytes, because the object is then read once,
+for sending and for the checksum; the one that an object was sealed with is taken where there is one, so that what
+happened to it in memory is found too.
 
-Each try has its own connection, and a whole try is repeated when it fails for a reason that may pass (`TRIES_MAX`).  That
-is safe: the other node answers Accepted at once when it has the partial already, and a model is only sealed when all
-of it has come.  So the daemon may order the same again, here or in the next gateway's life.
+Each try has its own connection, and a whole try is repeated when it fails for a reason that may pass (`TRIES_MAX`).
+That is safe: the other node answers Accepted at once when it has the partial already, and a model is only sealed when
+all of it has come.  So the daemon may order the same again, here or in the next gateway's life.
 """
 
 from __future__ import annotations
@@ -59,9 +59,7 @@ class _NotNow(Exception):
 class Courier:
     """All carries and fetches of a gateway.  `start_task` runs a coroutine, and ends the process when it has a bug."""
 
-    def __init__(
-        self, shared: Shared, start_task: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
-    ) -> None:
+    def __init__(self, shared: Shared, start_task: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]) -> None:
         self._shared = shared
         self._start_task = start_task
         self._under_way: dict[bytes, asyncio.Task[None]] = {}
