@@ -201,7 +201,7 @@ class Cluster:
                     thing = host.store.things[effect.key]
                     thing.members = unpack_members(effect.member)
                     host.receiving[effect.key] = (effect.conn, thing.members[0].client)
-                elif effect.conn < 0:
+                elif effect.conn in self.offers:
                     host.receiving[effect.key] = (effect.conn, "")
                 else:
                     host.to_daemon.append(m.Aborted(effect.conn, effect.key.pack(), "gone"))
@@ -364,7 +364,7 @@ class Cluster:
         self.conns += 1
         client.host, client.conn, client.submitting = self.rng.choice(up), self.conns, None
         client.host.by_conn[client.conn] = client
-        client.host.to_daemon.append(m.ClientJoined(client.conn, client.name, "j", client.holding))
+        client.host.to_daemon.append(m.ClientJoined(client.conn, client.name, "j", client.holding, client.conn))
 
     def _submit(self, client: SimClient) -> None:
         """Over its own connection, or (`gateway`) over a second one that is for this update alone."""
@@ -618,14 +618,12 @@ class Cluster:
         store.allocator.adopt(live)
         job = self.engine.make_job(1, self.config, LAYOUT, (), "/jobs/j")
         committed = [r for (r, _), (status, _) in self.rows.items() if status == "committed"]
-        job.committed = max(committed, default=-1)
-        for (number, _), (status, fields) in self.rows.items():
+        number = max(committed, default=-1)
+        for (r, _), (status, fields) in self.rows.items():
             if status == "committed":
-                job.counted[number] = frozenset(fields["members"])
-        tried = [(a, s) for (r, a), (s, _) in self.rows.items() if r == job.committed + 1]
-        if tried:
-            attempt, status = max(tried)
-            job.attempt = attempt + (status == "failed")
+                job.counted[r] = frozenset(fields["members"])
+        tried = [(a, s, fields) for (r, a), (s, fields) in self.rows.items() if r == number + 1]
+        job.resume(number, max(tried, default=None, key=lambda row: row[0]), bool(store.things))
         orphans = [(k, t.kind, t.epoch, list(t.members)) for k, t in store.things.items()]
         here = {member.client for t in store.things.values() for member in t.members}
         for name, round_ in held.items() if len(self.hosts) == 1 else ():
@@ -640,7 +638,9 @@ class Cluster:
                 host.engine.coordinator_up(self.now)
                 for client in self.clients.values():
                     if client.host is host:  # the gateway says again who is there
-                        host.to_daemon.append(m.ClientJoined(client.conn, client.name, "j", client.holding))
+                        host.to_daemon.append(
+                            m.ClientJoined(client.conn, client.name, "j", client.holding, client.conn)
+                        )
                 self.engine.node_up(host.node(), self.now)
 
     # ---- what must always hold -----

@@ -128,6 +128,8 @@ class Agent:
                 site.orphans = self.orphans.pop(order.number, [])
                 for key, *_ in site.orphans:
                     self.memory.adopt(key, site.number)
+                if not order.adopt:
+                    site.free_orphans()
                 self.sites[order.number] = site
                 if order.path:
                     site.start()

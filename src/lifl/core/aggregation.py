@@ -155,8 +155,8 @@ class Aggregation:
     def _consider(self, branch: Branch, task: Task) -> None:
         eager = self.site.aggregation_config.timing == "eager"
         ready = task.complete or (eager and task.inputs)
-        if task.role == "top" and self.site.model is None:
-            return  # it is on its way from another node
+        if task.role == "top" and (self.site.model is None or not branch.final):
+            return  # the model is on its way from another node, or a branch may still be open
         if task.state is TaskState.OPEN and ready:
             task.move(TaskState.PLACING)
             self.site.services.place(self.site, task, branch.epoch)
@@ -168,6 +168,7 @@ class Aggregation:
 
     def expect_partials(self, branch: Branch, partials: int) -> None:
         """So many partials come from other branches, no more."""
+        branch.final = True
         self._lowered(branch, branch.tree.close_partials(partials))
 
     def _lowered(self, branch: Branch, tasks: list[Task]) -> None:
@@ -336,7 +337,7 @@ class Aggregation:
     def forget(self, branch: Branch) -> None:
         """The round is committed: free what was kept for a restart, close its addresses."""
         for task in branch.tree.tasks:
-            if task.parent is None:
+            if task.parent is None and task.state is TaskState.DONE:
                 self._free_kept(task)
             self.costs.pop(task.address, None)
             self._close_address(task)

@@ -49,6 +49,7 @@ class Branch:
         self.arrived: dict[int, None] = {}  # the nodes whose partials are here, in the order of their coming
         self.arriving: set[int] = set()
         self.carried = False
+        self.final = not order.partials  # how many partials come is known
         self.inflight: dict[str, tuple[Key, Member]] = {}
         self.accepted: dict[str, Member] = {}
         self.unfed: deque[tuple[Key, Task | None]] = deque()

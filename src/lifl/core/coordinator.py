@@ -208,7 +208,7 @@ class Coordinator:
             self._refuse(where, refused, event.job, -1)
             return
         self.clients.setdefault(where, {})[event.job] = event.client
-        job.join(where, event.client, event.holding)
+        job.join(where, event.client, event.holding, event.connected_ns)
 
     def client_left(self, node: int, event: m.ClientLeft) -> None:
         """A client takes part no longer, or its connection has ended."""

@@ -105,11 +105,10 @@ class Engine:
         return self._coordinator().make(number, config, layout, states, folder)
 
     def resume(self, job: Job, orphans: list[Orphan], now: float) -> None:
-        """A job of an earlier daemon, with `committed`, `attempt` and `counted` filled in, and what it had sealed."""
+        """A job of an earlier daemon, after its own `resume`, and what that daemon had sealed."""
         self._begin(now)
         self.agent.orphans[job.number] = orphans
         job.now = now
-        job.adopting = bool(orphans)
         self._coordinator().start(job)
         self._end()
 

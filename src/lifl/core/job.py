@@ -83,6 +83,7 @@ class Job:
         self.status = "loading"
         self.reason = ""
         self.present: dict[str, Where] = {}
+        self.connected_ns: dict[str, int] = {}  # by client: when its newest connection was made, by its own clock
         self.committed = -1  # the last committed round; 0 is the initial model
         self.attempt = 1
         self.failures = 0  # attempts of this round that failed by themselves
@@ -119,6 +120,7 @@ class Job:
             self.model_round,
             path,
             state_path,
+            self.adopting,
         )
 
     def open_at(self, node: int) -> None:
@@ -155,6 +157,20 @@ class Job:
         self.begin_round()
 
     # ---- rounds ----------------------------------------------------------------------------------------------------
+
+    def resume(self, committed: int, last: tuple[int, str, dict[str, Any]] | None, adopting: bool) -> None:
+        """Goes on after round `committed`.  `last` is the (attempt, status, fields) of the newest row of the next round.
+
+        An attempt that ran on this node alone is adopted; one on several nodes begins anew under the next epoch, and its
+        clients, which keep their updates until the commit, are asked for them again.
+        """
+        self.committed = committed
+        self.adopting = adopting
+        if last is not None:
+            attempt, status, fields = last
+            again = status == "failed" or bool(fields.get("nodes"))
+            self.attempt = attempt + again
+            self.adopting = adopting and not again
 
     def begin_round(self) -> None:
         """The round after the last sealed one waits for its clients."""
@@ -208,6 +224,10 @@ class Job:
         plan = self.services.plan(self, round_.goal)
         round_.planned, round_.top = dict(plan.updates), plan.top
         others = [node for node in plan.updates if node != plan.top]
+        if others:
+            # A coordinator that starts again must not take what its own arena holds for all of this attempt.
+            fields = {"nodes": [f"{node:016x}" for node in plan.updates]}
+            self.services.emit(fx.SaveRound(self.name, round_.number, self.attempt, "open", fields))
         parent = self.services.gateway_of(plan.top)
         own = plan.updates.get(plan.top, 0)
         top = o.OpenBranch(self.number, round_.epoch, own, len(others))
@@ -434,12 +454,17 @@ class Job:
         """An event of this job."""
         self.services.emit(fx.Publish(name, self.name, fields))
 
-    def join(self, where: Where, client: str, holding: int | None) -> None:
+    def join(self, where: Where, client: str, holding: int | None, connected_ns: int) -> None:
         """A client takes part (again); one that still holds an update learns what became of it."""
         before = self.present.get(client)
+        # What comes by different nodes may come out of order: the client's own clock tells which connection is newer.
+        stale = connected_ns < self.connected_ns.get(client, 0)
         if before is not None and before != where:
             text = f"client {client!r} has joined job {self.name!r} from another connection; names must differ"
-            self.services.tell(before, m.Refusal("replaced", "client", text, self.name))
+            self.services.tell(where if stale else before, m.Refusal("replaced", "client", text, self.name))
+        if stale:
+            return
+        self.connected_ns[client] = connected_ns
         if self.status in OVER:
             self._tell_fate(where, client, holding)
             self.services.tell(where, m.JobOver(self.name, self.status, self.reason))

@@ -275,6 +275,12 @@ class JobSite:
             self.services.report(o.BranchAdopted(self.number, order.epoch, told))
             self.aggregation.adopt(branch, updates, partials)
 
+    def free_orphans(self) -> None:
+        """What an earlier life of the node has sealed is not wanted."""
+        for key, *_ in self.orphans:
+            self.services.memory.free(key)
+        self.orphans = []
+
     def _take_orphans(self, epoch: int) -> tuple[list[tuple[Key, Member]], list[Key], list[Member]]:
         """The orphans of an epoch; older ones are freed, later ones stay for their round.
 
@@ -401,9 +407,7 @@ class JobSite:
         """The job is over: everything that it holds here is freed."""
         for epoch in list(self.branches):
             self.drop_branch(epoch)
-        for key, *_ in self.orphans:
-            self.services.memory.free(key)
-        self.orphans = []
+        self.free_orphans()
         for task, order in list(self.files.values()):
             outputs = [] if order else [*self.states.values(), *([self.model] if self.model else [])]
             if order is None:

@@ -48,10 +48,14 @@ class Hello(Message, frozen=True):
 
 
 class Join(Message, frozen=True):
-    """Takes part in `job`, and waits to be selected.  `holding`: the round whose update the client still keeps."""
+    """Takes part in `job`, and waits to be selected.  `holding`: the round whose update the client still keeps.
+
+    `connected_ns` is the client's clock when it connected: where two connections claim one name, the later one has it.
+    """
 
     job: Name
     holding: Count | None = None
+    connected_ns: Count = 0
 
 
 class GetModel(Message, frozen=True):
@@ -233,6 +237,7 @@ class ClientJoined(Message, frozen=True):
     client: Name
     job: Name
     holding: Count | None = None
+    connected_ns: Count = 0
 
 
 class ClientLeft(Message, frozen=True):

@@ -23,6 +23,7 @@ class OpenJob(Message, frozen=True):
     """Make a job ready: `round` is that of its current model.
 
     With `path` the agent loads model and states from files; without, it fetches the model when somebody needs it.
+    Without `adopt`, what an earlier life of the node has sealed for the job is freed.
     """
 
     number: Count
@@ -34,6 +35,7 @@ class OpenJob(Message, frozen=True):
     round: Count
     path: str = ""
     state_path: str = ""
+    adopt: bool = False
 
 
 class CloseJob(Message, frozen=True):

@@ -25,8 +25,8 @@ def resume_jobs(daemon: Daemon) -> dict[str, int]:
     jobs = [row for row in daemon.store.jobs() if row.status == "running"]
     adopted = {"jobs": len(jobs), "updates": 0}
     for row in jobs:
-        job = _job(daemon, row)
         found = orphans.pop(row.number, [])
+        job = _job(daemon, row, bool(found))
         adopted["updates"] += len({member.client for _, _, _, members in found for member in members})
         daemon.engine.resume(job, found, daemon.loop.time())
     for left in orphans.values():
@@ -58,15 +58,14 @@ def _orphans(daemon: Daemon) -> dict[int, list[Orphan]]:
     return found
 
 
-def _job(daemon: Daemon, row: JobRow) -> Job:
-    job = Job(row.number, row.config, Layout(row.tensors), row.states, row.folder, daemon.engine)
+def _job(daemon: Daemon, row: JobRow, adopting: bool) -> Job:
+    job = daemon.engine.make_job(row.number, row.config, Layout(row.tensors), row.states, row.folder)
     rounds = daemon.store.rounds(row.name)
     committed = [r for r in rounds if r.status == "committed"]
-    job.committed = committed[-1].round if committed else -1
     for last in committed[-ROUNDS_REMEMBERED:]:
         job.counted[last.round] = frozenset(last.fields.get("members", ()))
         job.metrics = last.fields.get("metrics", {})
-    tried = [r for r in rounds if r.round == job.committed + 1]
-    if tried:
-        job.attempt = tried[-1].attempt + (tried[-1].status == "failed")
+    number = committed[-1].round if committed else -1
+    tried = [(r.attempt, r.status, r.fields) for r in rounds if r.round == number + 1]
+    job.resume(number, tried[-1] if tried else None, adopting)
     return job
