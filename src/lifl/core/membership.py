@@ -22,6 +22,8 @@ from enum import Enum
 from types import MappingProxyType
 from typing import NamedTuple
 
+import msgspec
+
 from lifl.core.errors import LocalFault
 from lifl.core.peering import DEAD_S, HEARTBEAT_S, NODES_MAX, SUSPECT_S, PeerHello
 
@@ -81,58 +83,58 @@ class Member:
         self.since_s = now
 
 
-class Up(NamedTuple):
+class Up(msgspec.Struct, frozen=True):
     """A new life is a member."""
 
     hello: PeerHello
 
 
-class Back(NamedTuple):
+class Back(msgspec.Struct, frozen=True):
     """A life that was connected before has a new connection, in place of the old one."""
 
     hello: PeerHello
 
 
-class Alive(NamedTuple):
+class Alive(msgspec.Struct, frozen=True):
     """A suspect is alive after all."""
 
     node: int
 
 
-class Suspect(NamedTuple):
+class Suspect(msgspec.Struct, frozen=True):
     """Something is wrong with a member."""
 
     node: int
 
 
-class Down(NamedTuple):
+class Down(msgspec.Struct, frozen=True):
     """A life has ended; its connection, if it has one, is to be closed."""
 
     node: int
     why: str
 
 
-class Left(NamedTuple):
+class Left(msgspec.Struct, frozen=True):
     """A node has gone in good order; its connection is to be closed."""
 
     node: int
 
 
-class Beat(NamedTuple):
+class Beat(msgspec.Struct, frozen=True):
     """A heartbeat is due, to every node that is connected."""
 
 
-class Lost(NamedTuple):
+class Lost(msgspec.Struct, frozen=True):
     """The coordinator has been silent for too long: dial again."""
 
 
-class Refuse(NamedTuple):
+class Refuse(msgspec.Struct, frozen=True):
     """The node that wants to join cannot."""
 
     text: str
 
 
-class Rejoin(NamedTuple):
+class Rejoin(msgspec.Struct, frozen=True):
     """The node that wants to join must come with an incarnation above `above`."""
 
     above: int

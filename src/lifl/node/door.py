@@ -81,15 +81,15 @@ class Door:
             prepare(taken)
             try:
                 async with asyncio.timeout(GREETING_S):
-                    body: msgspec.Raw = await read_frame(taken, msgspec.Raw)
-                hello = p.read_hello(body)
+                    hello = p.read_hello(await read_frame(taken, msgspec.Raw))
                 if _hung_up(taken):
                     return
                 answer = self._answer(hello, taken, host)
             except TimeoutError:
                 answer = p.PeerRefusal(f"no PeerHello was complete within {GREETING_S:g} s")
             except RemoteFault as error:
-                answer = p.PeerRefusal(str(error)[: p.REFUSAL_CHARS_MAX])
+                text = f"this is the control port of a node of LIFL, for other nodes: {error}"
+                answer = p.PeerRefusal(text[: p.REFUSAL_CHARS_MAX])
             if answer is None:
                 sock = None
                 return

@@ -29,7 +29,7 @@ import msgspec
 from lifl.core import membership as ms
 from lifl.core import peering as p
 from lifl.core.config import split_address
-from lifl.core.errors import ConfigError, RemoteFault
+from lifl.core.errors import ConfigError, LocalFault, RemoteFault
 from lifl.core.messages import Message
 from lifl.core.wire import encode
 from lifl.node.door import GREETING_S, Door, Timer, prepare, read_frame, start
@@ -53,7 +53,7 @@ class Handler(Protocol):
     # the coordinator
 
     def node_up(self, hello: p.PeerHello, send: Send) -> None:
-        """The node is connected, for the first time or again; its Inventory comes next.  `send` uses this connection."""
+        """The node is connected, for the first time or again, over `send`; its Inventory comes next."""
         ...
 
     def node_suspect(self, node: int) -> None:
@@ -135,29 +135,31 @@ class Peers:
         handler: Handler,
         timing: ms.Timing = ms.TIMING,
     ) -> None:
-        self._coordinator = _Coordinator(hello, handler, timing) if coordinator else None
-        self._agent = None if coordinator else _Agent(hello, join, handler, timing)
-        self._door = Door(listener, (self._coordinator or self._agent).answer)  # type: ignore[union-attr]
+        self._side: _Coordinator | _Agent
+        self._side = _Coordinator(hello, handler, timing) if coordinator else _Agent(hello, join, handler, timing)
+        self._door = Door(listener, self._side.answer)
 
     def send(self, node: int, message: Message) -> None:
         """The coordinator: sends to an agent; dropped when it is not connected."""
-        if self._coordinator is not None:
-            self._coordinator.send(node, message)
+        if isinstance(self._side, _Agent):
+            raise LocalFault("only the coordinator sends to nodes")
+        self._side.send(node, message)
 
     def report(self, message: Message) -> None:
         """An agent: sends to the coordinator; dropped while it is not connected."""
-        if self._agent is not None:
-            self._agent.report(message)
+        if isinstance(self._side, _Coordinator):
+            raise LocalFault("the coordinator has nobody to report to")
+        self._side.report(message)
 
     @property
     def connected(self) -> bool:
         """Whether an agent has its coordinator; True on the coordinator."""
-        return self._agent is None or self._agent.connected
+        return isinstance(self._side, _Coordinator) or self._side.connected
 
     @property
     def trouble(self) -> str:
         """Why an agent is not connected; empty when it is, and on the coordinator."""
-        return "" if self._agent is None else self._agent.trouble
+        return "" if isinstance(self._side, _Coordinator) else self._side.trouble
 
     def members(self) -> list[dict[str, Any]]:
         """All members, the coordinator first: the fields of PeerMember with `node` as 16 hex digits, and more.
@@ -165,21 +167,18 @@ class Peers:
         `role` is coordinator or agent; `load` a Heartbeat's figures, known to the coordinator only, else None.  An
         agent that is not connected tells what it knew last, and the coordinator is suspect.
         """
-        return (self._coordinator or self._agent).rows()  # type: ignore[union-attr]
+        return self._side.rows()
 
     async def leave(self) -> None:
         """Ends as `close` does; an agent says so to the coordinator first, and waits until that is noted."""
-        if self._agent is not None:
-            await self._agent.leave()
+        if isinstance(self._side, _Agent):
+            await self._side.leave()
         self.close()
 
     def close(self) -> None:
         """Ends all connections; the handler is not called any more."""
         self._door.close()
-        if self._coordinator is not None:
-            self._coordinator.close()
-        if self._agent is not None:
-            self._agent.close()
+        self._side.close()
 
 
 def _row(member: p.PeerMember, role: str, load: p.Heartbeat | None) -> dict[str, Any]:
@@ -422,24 +421,25 @@ class _Agent:
     async def _enter(self, address: str) -> None:
         """Follows redirects until a coordinator welcomes the node; then `_link` is set."""
         for _ in range(REDIRECTS_MAX + 1):
-            sock: socket.socket | None = await self._dial(address)
+            sock = await self._dial(address)
             try:
                 await self._loop.sock_sendall(sock, encode(self._hello()))
-                match await read_frame(sock, p.Greeting):
-                    case p.PeerWelcome() as welcome:
-                        owned, sock = sock, None
-                        self._welcomed(owned, welcome)
-                        return
-                    case p.PeerRedirect(control):
-                        address = control
-                    case p.PeerRejoin(above):
-                        log.warning("peer.rejoin this life was held dead; coming back as one above %d", above)
-                        self._handler.rejoin(above)
-                    case p.PeerRefusal(text, retry):
-                        raise _Refused(text, retry)
-            finally:
-                if sock is not None:
-                    sock.close()
+                answer = await read_frame(sock, p.Greeting)
+            except BaseException:
+                sock.close()
+                raise
+            if isinstance(answer, p.PeerWelcome):
+                self._welcomed(sock, answer)
+                return
+            sock.close()
+            match answer:
+                case p.PeerRedirect(control):
+                    address = control
+                case p.PeerRejoin(above):
+                    log.warning("peer.rejoin this life was held dead; coming back as one above %d", above)
+                    self._handler.rejoin(above)
+                case p.PeerRefusal(text, retry):
+                    raise _Refused(text, retry)
         raise _Refused(f"sent on {REDIRECTS_MAX} times without a welcome", retry=True)
 
     async def _dial(self, address: str) -> socket.socket:
@@ -485,9 +485,16 @@ class _Agent:
             case p.PeerMembers(members):
                 self._members = {member.node: member for member in members}
             case p.PeerMember():
-                self._members[message.node] = message
+                self._note(message)
             case _:
                 self._handler.order(message)
+
+    def _note(self, news: p.PeerMember) -> None:
+        self._members[news.node] = news
+        if len(self._members) > p.NODES_MAX + 1:  # the coordinator forgot one: the one that is longest gone
+            gone = (member for member in self._members.values() if member.state in ("dead", "left"))
+            oldest = min(gone, key=lambda member: member.since_unix_s, default=news)
+            del self._members[oldest.node]
 
     def _tick(self, now: float) -> None:
         assert self._lifeline is not None and self._link is not None
