@@ -28,6 +28,7 @@ import pytest
 
 LIFL = [sys.executable, "-m", "lifl_cli.main"]
 COMMAND_TIMEOUT_S = 60.0
+LOG_TAIL_LINES = 80
 
 # All descendants inherit it.
 os.environ.setdefault(leaks.MARK, f"pytest-{uuid.uuid4().hex}")
@@ -176,6 +177,9 @@ def start_node(state_dir: Path) -> Iterator[Callable[..., Node]]:
 
     yield start
     for node in nodes:
+        # pytest shows it when the test failed.
+        log = node.state_dir / "lifld.log"
+        print("\n".join(log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]) if log.exists() else "no log")
         # A killed node's arena goes the way it would for a user: the next lifld adopts it and clears up.
         if not node.is_up() and node.info and node.segment.exists():
             node.up()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -15,8 +16,25 @@ from pathlib import Path
 
 import pytest
 from conftest import Node
-from fleet import Fleet, Gate, OneHot, Watch, arena_use, ask, fleet, gated, objects, restart, seeded, submit, until
+from fleet import (
+    Fleet,
+    Gate,
+    OneHot,
+    Watch,
+    arena_use,
+    ask,
+    fleet,
+    gated,
+    name_of,
+    objects,
+    restart,
+    seeded,
+    submit,
+    until,
+)
 
+from lifl import Client
+from lifl.client import JobCancelled
 from lifl.core import messages as m
 from lifl.core.ids import Kind
 from lifl.shm.layout import State
@@ -208,6 +226,41 @@ def test_with_its_memory(start_node: Callable[..., Node], what: str) -> None:
         # Nobody trained twice: what was kept was sent again.
         assert [len(trainer.rounds) for trainer in team.trainers[1:]] == [1] * (N - 1)
     assert line["receipt"]["bytes_in"] == N * oracle.data_bytes
+
+
+def test_clients_of_a_job_that_is_over_are_told_so_by_the_next_daemon(start_node: Callable[..., Node]) -> None:
+    """They had not heard of the end when the node died."""
+    node, oracle = start_node("--redirector", "unix"), OneHot(2)
+    for job in ("done", "stopped"):
+        submit(node, job, oracle.model())
+    ask(node, m.CancelJob("stopped"))
+    with fleet(node.address, "done", 2, oracle.update) as team:
+        team.join()
+    for end in (node.kill, node.down):
+        end()
+        node.up()
+        with Client(node.address, job="done", client=name_of(0)) as client:
+            assert list(client.rounds()) == []
+        with Client(node.address, job="stopped", client=name_of(0)) as client, pytest.raises(JobCancelled):
+            list(client.rounds())
+
+
+def test_between_the_last_commit_and_the_end_of_the_job(start_node: Callable[..., Node]) -> None:
+    """The two rows of the database are two writes: the moment between them is made here."""
+    node, oracle = start_node("--redirector", "unix"), OneHot(2)
+    submit(node, "j", oracle.model(), job__rounds=2)
+    with fleet(node.address, "j", 2, oracle.update) as team:
+        team.join()
+    node.kill()
+    database = sqlite3.connect(node.state_dir / "lifl.db")
+    with database:
+        database.execute("UPDATE jobs SET status = 'running'")
+    database.close()
+    node.up()
+    with fleet(node.address, "j", 2, oracle.update) as team:
+        team.join()
+    assert len(oracle.check(node, "j")) == 2
+    assert ask(node, m.JobStatus("j"))["job"]["status"] == "finished"
 
 
 def test_without_a_job_the_old_segment_is_taken_over_or_replaced(start_node: Callable[..., Node]) -> None:

@@ -480,7 +480,7 @@ def test_a_frame_longer_than_any_schema_is_refused_but_a_long_schema_is_taken(no
     peer.close()
 
 
-# ---- the process -------------------------------------------------------------------------------------------------------
+# ---- the process ---------------------------------------------------------------------------------------------------
 
 
 def test_sigterm_ends_it_cleanly_with_clients_and_bodies_under_way(node: StandIn) -> None:

@@ -636,11 +636,6 @@ class Cluster:
                 host.orders.clear()
                 host.reports.clear()
                 host.engine.coordinator_up(self.now)
-                for client in self.clients.values():
-                    if client.host is host:  # the gateway says again who is there
-                        host.to_daemon.append(
-                            m.ClientJoined(client.conn, client.name, "j", client.holding, client.conn)
-                        )
                 self.engine.node_up(host.node(), self.now)
 
     # ---- what must always hold -----

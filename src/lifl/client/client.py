@@ -85,6 +85,16 @@ class Submission:
     reason: str = ""
 
 
+class _Settled(RoundEnded):
+    """The round's end was told at home while another node's gateway was waited for."""
+
+    def __init__(self, over: m.Committed | m.RoundOver) -> None:
+        counted = isinstance(over, m.Committed) and over.counted
+        reason = over.reason if isinstance(over, m.RoundOver) else "" if counted else "the round was committed without"
+        super().__init__(reason or "the round was committed")
+        self.submission = Submission(over.job, over.round, counted, reason)
+
+
 @dataclass
 class _Held:
     """An update that is kept until it is committed."""
@@ -206,7 +216,7 @@ class Client:
             for other in [n for n, held in self._held.items() if n > number or (n < number and not held.accepted)]:
                 del self._held[other]  # later ones were trained on a model that is gone
             if number in self._held:
-                self._for_round(number, partial(self._offer, held=self._held[number]))
+                self._send(self._held[number])
                 continue
             while len(self._held) >= HELD_ROUNDS_MAX and self._wait_fate(min(self._held)) is not None:
                 pass
@@ -230,10 +240,16 @@ class Client:
         check_submit(layout, submit)
         held = self._held[round_.number] = _Held(submit, update, progress)
         try:
-            return self._for_round(round_.number, partial(self._offer, held=held))
+            return self._send(held)
         except Refused:
             self._held.pop(round_.number, None)
             raise
+
+    def _send(self, held: _Held) -> Submission:
+        try:
+            return self._for_round(held.submit.round, partial(self._offer, held=held))
+        except _Settled as settled:
+            return settled.submission
 
     def _offer(self, stream: Stream, held: _Held) -> Submission:
         """Submits an update on this connection, until there is an answer."""
@@ -294,7 +310,7 @@ class Client:
     def _answer(self, stream: Stream, number: int, kinds: Any) -> Any:
         """The next message of `kinds` about the round; all others are noted."""
         while True:
-            message = self._receive(stream)
+            message = self._receive(stream, number)
             if isinstance(message, kinds) and (message.job, message.round) == (self.job, number):
                 return message
             if isinstance(message, m.Selected) and message.round == number:
@@ -392,15 +408,22 @@ class Client:
             return None
         return away
 
-    def _receive(self, stream: Stream) -> m.ToClient:
-        """The next message from `stream`, or (when that is another gateway's) from home."""
+    def _receive(self, stream: Stream, number: int) -> m.ToClient:
+        """The next message from `stream`, or (when that is another gateway's) from home.
+
+        Raises `_Settled` when home says how the round ended, `ConnectionAbortedError` when the job is over.
+        """
         home = self._stream
         if home is None or stream is home:
             return stream.receive()
         message = stream.wait_with(home).receive()
-        if isinstance(message, m.JobOver):
-            self._note(message)
-            raise ConnectionAbortedError("the job ended meanwhile")  # home will say so too
+        match message:
+            case m.Committed(round=ended) | m.RoundOver(round=ended) if ended == number:
+                self._note(message)
+                raise _Settled(message)
+            case m.JobOver():
+                self._note(message)
+                raise ConnectionAbortedError("the job ended meanwhile")
         return message
 
     # ---- the connection --------------------------------------------------------------------------------------------

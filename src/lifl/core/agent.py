@@ -2,6 +2,10 @@
 
 Its events come from the node's gateway, its workers and the clock; what it decides are effects for the node and reports
 for the coordinator.
+
+A direct client writes to its slot of the arena itself.  When the gateway (or the whole daemon) dies under it, nothing
+can stop it but itself: it looks between pieces whether its connection still stands.  So the slot *rests* for
+`DIRECT_GRACE_S` before its bytes may become somebody else's.
 """
 
 from __future__ import annotations
@@ -26,6 +30,10 @@ from lifl.core.tree import Task, TaskState
 BUSY_RETRY_S = 1.0
 CARRY_RETRY_S = 1.0
 """How long after a failed transfer between nodes it is tried again."""
+DIRECT_GRACE_S = 5.0
+"""How long a slot rests that a direct client may still write to: far longer than a piece takes it (milliseconds, see
+`FILL_BYTES` in client/tensors.py), also on a busy machine.  A client that is stopped within a piece for longer than
+this can still do harm."""
 
 
 class Waiting(msgspec.Struct, frozen=True):
@@ -58,10 +66,11 @@ class Agent:
         self._addresses = deque(range(1, ADDRESSES_MAX))
         self._tasks: dict[int, tuple[JobSite, Task]] = {}
         self._abandoned: dict[int, list[Key]] = {}  # by address: outputs that a worker may still write to
-        self._inflight: dict[Key, tuple[JobSite, Branch, str]] = {}
+        self._inflight: dict[Key, tuple[JobSite, Branch, o.GrantUpdate]] = {}
         self._arriving: dict[Key, tuple[JobSite, Branch, int]] = {}
         self._fetches: dict[Key, JobSite | None] = {}  # None: nobody wants it any more
         self._retry_at_s: float | None = None
+        self._resting: deque[tuple[float, Key]] = deque()  # when it ends, in order
 
     # ---- what jobs need (jobsite.Services) -----------------------------------------------------------------------
 
@@ -114,6 +123,11 @@ class Agent:
         for number in list(self.sites):
             self.sites.pop(number).close()
 
+    def rest(self, key: Key) -> None:
+        """Frees an object that a direct client may still write to, once it has had the time to notice."""
+        self.memory.rest(key)
+        self._resting.append((self.now + DIRECT_GRACE_S, key))
+
     def task_at(self, address: int) -> tuple[JobSite, Task] | None:
         """The task that has an address now."""
         return self._tasks.get(address)
@@ -159,10 +173,12 @@ class Agent:
                 self.emit(fx.Tell(order.conn, order.message))
 
     def _granted(self, order: o.GrantUpdate) -> None:
-        if len(self.waiting) >= self.wait_queue_max:
-            self._busy(order)
-        elif self.waiting or not self._admit(order):
+        if not self.waiting and self._admit(order):
+            return
+        if len(self.waiting) < self.wait_queue_max:
             self.waiting.append(Waiting(order))
+        else:
+            self._busy(order)
 
     def _busy(self, order: o.GrantUpdate) -> None:
         """Nothing was taken: the client asks again."""
@@ -180,7 +196,7 @@ class Agent:
             key, packed = site.admit(branch, Member(order.client, order.weight, order.metrics))
         except ArenaFull:
             return False
-        self._inflight[key] = (site, branch, order.client)
+        self._inflight[key] = (site, branch, order)
         self.emit(fx.Grant(order.conn, key, packed))
         return True
 
@@ -209,8 +225,8 @@ class Agent:
                 self.memory.free(Key.unpack(event.key))
                 self._tell(event.conn, m.Refusal("round-over", "epoch", "the round is over"))
             return
-        site, branch, client = self._landed(event.key)
-        site.sealed(branch, client, event.received_bytes, event.copied_bytes)
+        site, branch, order = self._landed(event.key)
+        site.sealed(branch, order.client, event.received_bytes, event.copied_bytes)
 
     def aborted(self, event: m.Aborted) -> None:
         """A granted update, or an offered partial, will not come."""
@@ -219,10 +235,10 @@ class Agent:
             arriving[1].arriving.discard(arriving[2])
             self.memory.free(Key.unpack(event.key))
             return
-        site, branch, client = self._landed(event.key)
-        site.aborted(branch, client)
+        site, branch, order = self._landed(event.key)
+        site.aborted(branch, order.client, event.writing)
 
-    def _landed(self, packed: bytes) -> tuple[JobSite, Branch, str]:
+    def _landed(self, packed: bytes) -> tuple[JobSite, Branch, o.GrantUpdate]:
         key = Key.unpack(packed)
         found = self._inflight.pop(key, None)
         if found is None:
@@ -316,8 +332,8 @@ class Agent:
             order = waiting.order
             self.report(o.UpdateAborted(order.number, order.epoch, order.client))
         self.waiting.clear()
-        for site, branch, client in list(self._inflight.values()):
-            site.aborted(branch, client)
+        for site, branch, order in list(self._inflight.values()):
+            site.aborted(branch, order.client, writing=order.direct)
         self._inflight.clear()
         for key, (_, branch, origin) in self._arriving.items():
             branch.arriving.discard(origin)
@@ -399,6 +415,8 @@ class Agent:
         """The clock has reached `next_timer`."""
         for worker in self.pool.expired(self.now):
             self.emit(fx.SendWorker(worker, m.Retire()))
+        while self._resting and self._resting[0][0] <= self.now:
+            self.memory.free(self._resting.popleft()[1])
         if self._retry_at_s is not None and self.now >= self._retry_at_s:
             self._retry_at_s = None
             for site in self.sites.values():
@@ -408,7 +426,7 @@ class Agent:
 
     def next_timer(self) -> float | None:
         """When `tick` is due."""
-        times = (self.pool.next_timer(), self._retry_at_s)
+        times = (self.pool.next_timer(), self._retry_at_s, self._resting[0][0] if self._resting else None)
         return min((t for t in times if t is not None), default=None)
 
     def settle(self) -> None:

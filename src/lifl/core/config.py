@@ -134,7 +134,7 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workers_max: Annotated[int, msgspec.Meta(ge=1, le=WORKERS_MAX)] = 8
     connections_max: Annotated[int, msgspec.Meta(ge=1, le=CONNECTIONS_MAX)] = 1024
     wait_queue_max: Annotated[int, msgspec.Meta(ge=0, le=CONNECTIONS_MAX)] = 1024
-    control: str = "127.0.0.1:7434"
+    control: str = ""
     join: str = ""
     insecure: bool = False
 
@@ -160,7 +160,8 @@ def parse_node(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> NodeCo
         table["arena_bytes"] = parse_size(table["arena_bytes"], "arena_bytes")
     config = _convert(table, NodeConfig)
     split_address(config.listen, "listen")
-    split_address(config.control, "control")
+    if config.control:
+        split_address(config.control, "control")
     if config.join:
         split_address(config.join, "join")
     if not config.insecure:

@@ -17,7 +17,8 @@ from lifl.core.capacity import NodeLoad
 from lifl.core.config import JobConfig
 from lifl.core.errors import Refused
 from lifl.core.job import OVER, Job, Planned, Where
-from lifl.core.plan import NodeFacts, Plan, PlanRequest, make_plan
+from lifl.core.plan import NodeFacts, make_plan
+from lifl.core.planning import plan_request
 from lifl.core.schema import Layout
 
 JOBS_MAX = 256
@@ -69,10 +70,9 @@ class Coordinator:
         member = self.members.get(node)
         return member.gateway if member is not None else ""
 
-    def request(self, job: Job, updates: int) -> PlanRequest:
-        """What the plan of a round of the job depends on now."""
-        section = job.config.aggregation
-        nodes = tuple(
+    def facts(self) -> tuple[NodeFacts, ...]:
+        """The nodes as the planner sees them now."""
+        return tuple(
             NodeFacts(
                 node=member.name,
                 residual=member.load.residual(self.now),
@@ -82,25 +82,14 @@ class Coordinator:
             )
             for member in self.members.values()
         )
-        return PlanRequest(
-            updates=updates,
-            model_bytes=job.layout.data_bytes,
-            partial_bytes=job.layout.accumulator_bytes,
-            nodes=nodes,
-            policy=section.placement,
-            timing=section.timing,
-            fan_in=section.fan_in,
-            middle_fan_in=section.middle_fan_in,
-            state_bytes=len(job.state_names) * job.layout.accumulator_bytes,
-            model_node=self.members[self.home].name,
-        )
 
     def plan(self, job: Job, updates: int) -> Planned:
         """Who takes part in a round: by `core/plan.py`, with the top where the model and its checkpoints are."""
         if len(self.members) == 1:
             return Planned({self.home: updates}, self.home)
         try:
-            plan: Plan = make_plan(self.request(job, updates))
+            home = self.members[self.home].name
+            plan = make_plan(plan_request(job.config, job.layout, len(job.state_names), self.facts(), model_node=home))
         except Refused:
             # No arena is promised to be large enough; this node's will slow its senders down.
             return Planned({self.home: updates}, self.home)
@@ -163,8 +152,8 @@ class Coordinator:
             raise Refused(
                 "too-large",
                 "model",
-                f"a round of job {name!r} needs at least {need} bytes of the arena (model {job.layout.data_bytes} bytes, "
-                f"fan-in {job.config.aggregation.fan_in}), the node has {total_bytes}; start the node with a larger "
+                f"a round of job {name!r} needs at least {need} bytes of the arena (model {job.layout.data_bytes} "
+                f"bytes, fan-in {job.config.aggregation.fan_in}), the node has {total_bytes}; start the node with a larger "
                 "arena (lifl up --arena-bytes) or lower selection.clients_per_round or aggregation.middle_fan_in",
             )
         self.emit(fx.SaveJob(name, "running", ""))

@@ -23,6 +23,7 @@ from lifl.core.ids import Key
 from lifl.core.job import OVER, Job
 from lifl.core.jobsite import Orphan
 from lifl.core.memory import Store
+from lifl.core.plan import NodeFacts
 from lifl.core.round import Phase
 from lifl.core.schema import Layout
 
@@ -36,6 +37,7 @@ class Engine:
         self.node = node.number
         self.agent = Agent(store, node.workers_max, idle_timeout_s, wait_queue_max, self.emit, self._report)
         self.coordinator = Coordinator(node, self.emit, self._order) if coordinates else None
+        self._joined: dict[tuple[int, str], m.ClientJoined] = {}  # an agent's clients, by connection and job
         self._effects: list[fx.Effect] = []
         self._queue: deque[o.Order | o.Report] = deque()
 
@@ -104,6 +106,11 @@ class Engine:
         """A job of an earlier daemon, to be filled in and resumed."""
         return self._coordinator().make(number, config, layout, states, folder)
 
+    def recall(self, job: Job, status: str, reason: str) -> None:
+        """A job that was over in an earlier life, with its `committed` and `counted`: its clients may still ask."""
+        job.status, job.reason = status, reason
+        self._coordinator().jobs[job.name] = job
+
     def resume(self, job: Job, orphans: list[Orphan], now: float) -> None:
         """A job of an earlier daemon, after its own `resume`, and what that daemon had sealed."""
         self._begin(now)
@@ -127,6 +134,12 @@ class Engine:
                 "this node does not coordinate the cluster; ask the one that does (lifl nodes)",
             )
         return self.coordinator
+
+    def facts(self, now: float) -> tuple[tuple[NodeFacts, ...], str]:
+        """The nodes as the planner sees them now, and the name of the one that has the models."""
+        self._begin(now)
+        coordinator = self._coordinator()
+        return coordinator.facts(), coordinator.members[coordinator.home].name
 
     # ---- other nodes ---------------------------------------------------------------------------------------------
 
@@ -169,6 +182,8 @@ class Engine:
         """The coordinator is there (again) and knows nothing of this node: begin anew."""
         self._begin(now)
         self.agent.forget()
+        for event in self._joined.values():
+            self.emit(fx.SendCoordinator(event))
         self._end()
 
     # ---- clients -------------------------------------------------------------------------------------------------
@@ -179,6 +194,7 @@ class Engine:
         if self.coordinator is not None:
             self.coordinator.client_joined(self.node, event)
         else:
+            self._joined[event.conn, event.job] = event
             self.emit(fx.SendCoordinator(event))
         self._end()
 
@@ -188,6 +204,8 @@ class Engine:
         if self.coordinator is not None:
             self.coordinator.client_left(self.node, event)
         else:
+            for conn, job in [at for at in self._joined if at[0] == event.conn and event.job in ("", at[1])]:
+                del self._joined[conn, job]
             self.emit(fx.SendCoordinator(event))
         self.agent.client_left(event.conn, event.job)
         self._end()
@@ -249,6 +267,7 @@ class Engine:
         if self.coordinator is not None:
             self.coordinator.clients_left(self.node)
         else:
+            self._joined.clear()
             self.emit(fx.SendCoordinator(m.GatewayLost()))
         self.agent.gateway_gone()
         self._end()

@@ -159,10 +159,10 @@ class Job:
     # ---- rounds ----------------------------------------------------------------------------------------------------
 
     def resume(self, committed: int, last: tuple[int, str, dict[str, Any]] | None, adopting: bool) -> None:
-        """Goes on after round `committed`.  `last` is the (attempt, status, fields) of the newest row of the next round.
+        """Goes on after round `committed`; `last` is the (attempt, status, fields) of the next round's newest row.
 
-        An attempt that ran on this node alone is adopted; one on several nodes begins anew under the next epoch, and its
-        clients, which keep their updates until the commit, are asked for them again.
+        An attempt that ran on this node alone is adopted; one on several nodes begins anew under the next epoch, and
+        its clients, which keep their updates until the commit, are asked for them again.
         """
         self.committed = committed
         self.adopting = adopting

@@ -626,7 +626,11 @@ class Snapshot(Message, frozen=True):
 
 
 class ListNodes(Message, frozen=True):
-    """Asks for the nodes of the cluster: answered by Answer {"nodes": [...]}."""
+    """Asks for the nodes of the cluster: answered by Answer {"nodes": [...]}, the coordinator first.
+
+    Each has node, state (alive, suspect, dead, left), since_s (how long it has been so), incarnation, coordinator, its
+    control and gateway addresses, rate_per_s, execution_s, capacity, residual, arena_bytes, arena_used_bytes, workers.
+    """
 
 
 class PlanJob(Message, frozen=True):

@@ -137,7 +137,7 @@ class Leaving(Message, frozen=True):
 
 Greeting = PeerWelcome | PeerRedirect | PeerRejoin | PeerRefusal
 ToAgent = PeerMembers | PeerMember | Heartbeat | o.Order
-ToCoordinator = Heartbeat | Inventory | Leaving | m.ClientJoined | m.ClientLeft | m.Admit | o.Report
+ToCoordinator = Heartbeat | Inventory | Leaving | m.ClientJoined | m.ClientLeft | m.Admit | m.GatewayLost | o.Report
 
 
 class _AnyHello(msgspec.Struct, tag_field="type", tag="PeerHello"):

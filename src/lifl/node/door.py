@@ -175,9 +175,12 @@ class Timer:
         self._loop = asyncio.get_running_loop()
         self._handle: asyncio.TimerHandle | None = None
         self._due = 0.0
+        self._cancelled = False
 
     def set(self) -> None:
         """Makes the next call early enough."""
+        if self._cancelled:
+            return
         due = self._next_timer()
         if self._handle is not None:
             if due is not None and due >= self._due:
@@ -194,7 +197,8 @@ class Timer:
         self.set()
 
     def cancel(self) -> None:
-        """No more calls, until `set`."""
+        """No more calls, ever; a tick may do this."""
+        self._cancelled = True
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None

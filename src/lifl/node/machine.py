@@ -133,6 +133,12 @@ def listen_tcp(address: str) -> socket.socket:
     return listener
 
 
+def shown(listener: socket.socket) -> str:
+    """The HOST:PORT at which a socket listens."""
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def read_schema(path: str) -> tuple[TensorSpec, ...]:
     """The tensors of a safetensors file, from its header.  Raises `Refused` or `ResourceFault` naming the file."""
     try:

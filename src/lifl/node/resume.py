@@ -18,15 +18,28 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lifl.resume")
 
+OVER_REMEMBERED = 64
+"""Jobs that were over already whose clients still get an answer, the last ones."""
+
 
 def resume_jobs(daemon: Daemon) -> dict[str, int]:
     """Starts the jobs that were not over; returns how many, with how many accepted updates."""
     orphans = _orphans(daemon)
-    jobs = [row for row in daemon.store.jobs() if row.status == "running"]
+    rows = daemon.store.jobs()
+    for row in [row for row in rows if row.status != "running"][-OVER_REMEMBERED:]:
+        daemon.engine.recall(_job(daemon, row, False), row.status, row.reason)
+    jobs = [row for row in rows if row.status == "running"]
     adopted = {"jobs": len(jobs), "updates": 0}
     for row in jobs:
         found = orphans.pop(row.number, [])
         job = _job(daemon, row, bool(found))
+        if job.committed >= row.config.job.rounds:  # killed before it could say so
+            daemon.store.save_job(row.name, "finished", "")
+            daemon.engine.recall(job, "finished", "")
+            adopted["jobs"] -= 1
+            for key, *_ in found:
+                daemon.arena.free(key)
+            continue
         adopted["updates"] += len({member.client for _, _, _, members in found for member in members})
         daemon.engine.resume(job, found, daemon.loop.time())
     for left in orphans.values():

@@ -1,0 +1,185 @@
+"""Nothing at rest, and ends that leave nothing: idle, signals, `lifl down`; also in the middle of rounds."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sqlite3
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import LIFL, Node
+from fleet import OneHot, Watch, arena_use, ask, fleet, gated, name_of, submit, until
+
+from lifl import Client
+from lifl.client import Round
+from lifl.core import messages as m
+
+N = 8
+TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
+
+
+def family(node: Node) -> dict[int, str]:
+    """lifld and all processes below it."""
+    root = psutil.Process(node.pid)
+    return {process.pid: " ".join(process.cmdline()) for process in [root, *root.children(recursive=True)]}
+
+
+def cpu_s(pids: list[int]) -> list[float]:
+    times = [psutil.Process(pid).cpu_times() for pid in pids]
+    return [time.user + time.system for time in times]
+
+
+@pytest.mark.parametrize("redirector", ["auto", "unix"])
+def test_an_idle_node_has_no_aggregator_and_takes_no_cpu(start_node: Callable[..., Node], redirector: str) -> None:
+    node, oracle = start_node("--redirector", redirector, "--idle-timeout-s", "0.5"), OneHot(N)
+    standing = set(family(node))
+    assert len(standing) == 3, f"lifld, gateway and zygote; found {family(node)}"
+    submit(node, "j", oracle.model(), job__rounds=2)
+    with fleet([node.address, str(node.state_dir)], "j", N, oracle.update) as team:
+        team.join()
+    oracle.check(node, "j", team)
+    assert set(family(node)) > standing, "warm workers are kept for a while"
+    until("the workers' end", lambda: set(family(node)) == standing)
+    assert ask(node, m.Snapshot())["workers"] == []
+    assert arena_use(node) == (0, 0)
+    # A job whose clients wait for others costs nothing either.
+    submit(node, "waiting", oracle.model())
+    until("the job", lambda: ask(node, m.JobStatus("waiting"))["job"]["status"] == "waiting")
+    with fleet([node.address, str(node.state_dir)], "waiting", N - 1, oracle.update) as team:
+        until("its clients", lambda: ask(node, m.JobStatus("waiting"))["job"]["clients"] == N - 1)
+        until("the workers' end", lambda: set(family(node)) == standing)
+        pids = sorted(standing)
+        before, switches = cpu_s(pids), wakeups(pids)
+        threading.Event().wait(3.0)
+        spent = {pid: after - first for pid, after, first in zip(pids, cpu_s(pids), before, strict=True)}
+        woken = {pid: after - first for pid, after, first in zip(pids, wakeups(pids), switches, strict=True)}
+        assert sum(spent.values()) <= TICK_S * 1.01, f"CPU seconds at rest: {spent}"
+        assert sum(woken.values()) == 0, f"wake-ups at rest: {woken}"
+        ask(node, m.CancelJob("waiting"))
+        team.join(well=False)
+    assert until("an empty arena", lambda: arena_use(node) == (0, 0))
+
+
+def lives(pid: int) -> bool:
+    """A zombie does not: that its new parent (pid 1) is slow to take note is not the node's fault."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wakeups(pids: list[int]) -> list[int]:
+    """How often each process's threads have gone to sleep by themselves: a poll would show, however cheap."""
+    counts = []
+    for pid in pids:
+        total = 0
+        for status in Path(f"/proc/{pid}/task").glob("*/status"):
+            lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+            total += int(lines["voluntary_ctxt_switches"])
+        counts.append(total)
+    return counts
+
+
+@pytest.mark.parametrize("redirector", ["auto", "unix"])
+def test_down_in_the_middle_of_a_round_leaves_nothing(start_node: Callable[..., Node], redirector: str) -> None:
+    """And the job goes on at the next start: what was ACCEPTED has expired with a reason, and is made again."""
+    node, oracle = start_node("--redirector", redirector), OneHot(N)
+    submit(node, "j", oracle.model(), job__rounds=2)
+    watch = Watch(node, "j")
+    held = [(index, 1) for index in (0, 5)]
+    with fleet([node.address, str(node.state_dir)], "j", N, oracle.update, held=held) as team:
+        watch.wait("update.accepted", N - 2)
+        processes, segment, address = family(node), node.segment, node.address
+        assert any("lifl-worker" in Path(f"/proc/{pid}/comm").read_text() for pid in processes)
+        node.down()
+        assert not [pid for pid in processes if lives(pid)]
+        assert not segment.exists()
+        left = {path.name for path in node.state_dir.iterdir()}
+        assert left <= {"lifl.db", "lifld.log", "lifld.lock", "children.lock", "jobs", "configs", "models"}
+        node.up("--listen", address)
+        assert node.info["adopted"] == {"jobs": 1, "updates": 0}
+        team.release()
+        team.join()
+        lines = oracle.check(node, "j", team)
+    assert [line["receipt"]["counted"] for line in lines] == [N, N]
+    # Those whose update expired were selected again for round 1, and trained again.
+    assert [len(trainer.rounds) for trainer in team.trainers].count(3) == N - 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_a_round_commit_whose_updates_are_all_in(state_dir: Path, number: int) -> None:
+    """`lifl up` in the foreground, a round held in its top: it commits, its clients are told, the exit code is 0."""
+    node, oracle = Node(state_dir, ()), OneHot(N)
+    command = [*LIFL, "up", "--state", str(state_dir), "--listen", "127.0.0.1:0", "--arena-bytes", "64MiB", "--json"]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as lifld,
+        gated(node, "finish") as (keys, (gate,)),
+    ):
+        try:
+            assert lifld.stdout is not None
+            assert lifld.stderr is not None
+            node.info = json.loads(lifld.stdout.readline())
+            submit(node, "j", oracle.model(), job__rounds=2, **keys)
+            told: dict[int, bool] = {}
+
+            def play(trainer, round_: Round) -> None:
+                if round_.number == 1:
+                    team.submit(trainer, round_)
+                    told[trainer.index] = trainer.client.wait_committed(round_)
+
+            with fleet([node.address, str(state_dir)], "j", N, oracle.update, play) as team:
+                gate.reached()
+                lifld.send_signal(number)
+                # It does not end before the round has.
+                ended, _, _ = select.select([lifld.stdout], [], [], 0.3)
+                assert not ended
+                gate.open()
+                assert lifld.wait(timeout=40) == 0
+                until("their answers", lambda: len(told) == N)
+            assert told == dict.fromkeys(range(N), True)
+            assert lifld.stderr.read() == ""
+        finally:
+            lifld.kill()
+    assert not node.segment.exists()
+    with sqlite3.connect(state_dir / "lifl.db") as database:
+        rows = database.execute("SELECT round, status FROM rounds ORDER BY round").fetchall()
+    assert (1, "committed") in rows
+    assert (2, "committed") not in rows
+    database.close()
+    assert oracle.counts(state_dir / "jobs" / "j" / "round-00001.safetensors", 1, N) == [1] * N
+
+
+def test_a_node_starts_again_many_times_and_keeps_its_jobs(start_node: Callable[..., Node]) -> None:
+    """One round for each life of the node; models and receipts of all of them are there at the end."""
+    node, oracle = start_node("--redirector", "unix"), OneHot(3)
+    submit(node, "j", oracle.model(), job__rounds=4)
+    for number in range(1, 5):
+        watch = Watch(node, "j")
+        clients = [Client(node.address, job="j", client=name_of(index)) for index in range(3)]
+        threads = [
+            threading.Thread(target=one_round, args=(client, oracle, index)) for index, client in enumerate(clients)
+        ]
+        for thread in threads:
+            thread.start()
+        watch.wait("round.committed", round=number)
+        for thread in threads:
+            thread.join(40)
+        node.down()
+        node.up()
+    lines = oracle.check(node, "j")
+    assert [line["receipt"]["counted"] for line in lines] == [3] * 4
+    assert node.json("jobs")["jobs"][0]["status"] == "finished"
+
+
+def one_round(client: Client, oracle: OneHot, index: int) -> None:
+    with client:
+        round_ = next(client.rounds())
+        round_.submit(*oracle.update(index, round_.number))
+        client.wait_committed(round_)
