@@ -30,6 +30,9 @@ def nodes(as_json: bool, state_dir: Path) -> None:
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return
+    if not result["nodes"]:
+        click.echo("this node is alone; others can join it once it is started with --control HOST:PORT")
+        return
     from lifl_cli.jobs import show
 
     show(nodes_table(result["nodes"]))
@@ -42,7 +45,8 @@ def nodes_table(lines: Sequence[Mapping[str, Any]]) -> RenderableType:
 
     table = Table(box=None, pad_edge=False)
     for column in ("node", "state", "since", "updates/s", "fold", "load", "arena", "workers", "gateway", "control"):
-        table.add_column(column, overflow="fold")
+        # Names and addresses are for copying: the rest gives way on a narrow terminal.
+        table.add_column(column, no_wrap=column in ("node", "gateway", "control"))
     for line in lines:
         state = str(line["state"])
         table.add_row(

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from lifl.core.errors import ArenaFull, LocalFault, ResourceFault, StaleKey
-from lifl.core.ids import Key
+from lifl.core.ids import Key, Kind
 from lifl.shm import arena as arena_module
 from lifl.shm import layout
 from lifl.shm.arena import Arena, SegmentMissing, SegmentUnfinished, SegmentUnusable
-from lifl.shm.layout import ENTRIES_MAX, PAGE_BYTES, Kind, State
+from lifl.shm.layout import ENTRIES_MAX, PAGE_BYTES, State
 
 ENTRIES = 24
 ARENA_BYTES = 64 * PAGE_BYTES
@@ -121,11 +121,12 @@ class ArenaMachine(RuleBasedStateMachine):
 
     @rule()
     def restart(self):
-        """The daemon dies without a word; the next one adopts."""
+        """The daemon dies without a word; the next one adopts.  Updates may still be written by their clients."""
         assert self.daemon.close()
         self.daemon = Arena.adopt(self.name)
         self.epoch += 1
-        for key in [key for key, (*_, sealed) in self.live.items() if sealed is None]:
+        gone = [key for key, (kind, *_, sealed) in self.live.items() if sealed is None and kind is not Kind.UPDATE]
+        for key in gone:
             del self.live[key]
             self.stale.add(key)
 
@@ -227,8 +228,7 @@ def test_a_stale_key_never_fits_while_its_slot_is_used_again(arena, other):
 
 
 def test_an_object_appears_sealed_only_with_all_that_the_seal_says(arena, other):
-    """Catches a seal that commits before its meta, weight or checksum is stored, and a free that lingers.
-    """
+    """Catches a seal that commits before its meta, weight or checksum is stored, and a free that lingers."""
     key = arena.alloc(Kind.UPDATE, 1, 1, 10, meta_bytes=4)
     seen = []
 
@@ -470,14 +470,20 @@ ENTRY_DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", ENTRY_DAMAGES)
-def test_a_damaged_entry_is_refused_before_anything_is_freed(arena, damage):
-    writing, sealed = (arena.alloc(Kind.UPDATE, 1, 1, 100, 10) for _ in range(2))
-    arena.seal(sealed, 1.0, 1, b"0123456789")
+@pytest.mark.parametrize(
+    ("damage", "kind"),
+    # An unsealed object of an unknown kind is freed like any other that is no update.
+    [(d, k) for d in ENTRY_DAMAGES for k in (Kind.UPDATE, Kind.PARTIAL) if (d, k) != ("kind", Kind.UPDATE)],
+)
+def test_a_damaged_entry_is_refused_before_anything_is_freed(arena, damage, kind):
+    """A partial that is sealed, or an update that is not: both stay when a daemon adopts."""
+    writing, kept = arena.alloc(Kind.MODEL, 1, 1, 100, 10), arena.alloc(kind, 1, 1, 100, 10)
+    if kind is Kind.PARTIAL:
+        arena.seal(kept, 1.0, 1, b"0123456789")
     offset, form, value = ENTRY_DAMAGES[damage]
     if damage == "offset overlaps":
         arena.seal(writing, 1.0, 1)
-    struct.pack_into(form, arena.window(layout.entry_position(sealed.slot), 128), offset, value)
+    struct.pack_into(form, arena.window(layout.entry_position(kept.slot), 128), offset, value)
     before = bytes(arena.window(0, layout.data_offset(ENTRIES)))
     with pytest.raises(SegmentUnusable, match="damaged"):
         Arena.adopt(arena.name)

@@ -364,11 +364,41 @@ def test_a_client_that_disconnects_halfway_leaves_no_trace(node: StandIn, sent_b
         assert isinstance(peer.receive(), m.Go)
         peer.raw(BODY.tobytes()[:sent_bytes])
     peer.close()
-    node.wait_for(m.Aborted)
+    assert not node.wait_for(m.Aborted).writing
     node.wait_for(m.ClientLeft)
     assert node.live() == 0
     node.send(m.AskStats())
     assert node.wait_for(m.GatewayStats).connections == 0
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_connection_that_the_gateway_ends_may_still_be_writing_its_slot(node: StandIn, direct: bool) -> None:
+    """A slot that is free at once would be another's while the direct client has not noticed."""
+    peer = Peer(node, unix=True)
+    peer.hello(direct=direct)
+    peer.send(submit())
+    if direct:
+        direct_slot(peer).close()
+    else:
+        assert isinstance(peer.receive(), m.Go)
+        peer.raw(b"x" * 64)
+    node.process.send_signal(signal.SIGTERM)
+    assert node.wait_for(m.Aborted).writing is direct
+    assert node.process.wait(20) == 0
+    peer.close()
+
+
+def test_a_direct_client_is_announced_as_one_and_writes_no_more_once_it_said_filled(node: StandIn) -> None:
+    peer = Peer(node, unix=True)
+    peer.hello(direct=True)
+    peer.send(submit())
+    with direct_slot(peer) as slot:
+        slot[:] = b"\xff" * LAYOUT.data_bytes  # NaN: refused after Filled
+    peer.send(m.Filled("digits", 3))
+    assert isinstance(peer.receive(), m.Refusal)
+    assert node.wait_for(m.Admit).direct
+    assert not node.wait_for(m.Aborted).writing
+    peer.close()
 
 
 def test_a_grant_that_comes_too_late_is_given_back(node: StandIn) -> None:

@@ -20,7 +20,7 @@ import pytest
 import safetensors.numpy
 
 from lifl.core.errors import ResourceFault
-from lifl.core.ids import Key, Record
+from lifl.core.ids import Key, Kind, Record
 from lifl.core.members import Member, pack_member, unpack_members
 from lifl.core.messages import (
     Checkpoint,
@@ -46,7 +46,7 @@ from lifl.core.wire import FrameDecoder, encode
 from lifl.redirect import open_redirector
 from lifl.rules import kernels
 from lifl.shm.arena import Arena
-from lifl.shm.layout import Kind, State
+from lifl.shm.layout import State
 from lifl.worker.task import vector
 
 WAIT_S = 30.0

@@ -15,6 +15,7 @@ import msgspec
 
 from lifl.core import effects as fx
 from lifl.core import messages as m
+from lifl.core.agent import DIRECT_GRACE_S
 from lifl.core.config import parse_job
 from lifl.core.coordinator import Node
 from lifl.core.engine import Engine
@@ -45,6 +46,8 @@ class SimStore:
         self.allocator = Allocator(0, nbytes)
         self.things: dict[Key, Thing] = {}
         self.generation = 0
+        self.now = 0.0
+        self.writers: list[tuple[float, int, int]] = []  # until, begin, end: where direct clients may still write
 
     @property
     def free_bytes(self) -> int:
@@ -60,7 +63,15 @@ class SimStore:
         key = Key(self.generation, 1, self.node)
         size = -(-(data_bytes + meta_bytes) // 4096) * 4096
         self.things[key] = Thing(kind, job, epoch, offset, size)
+        for until, begin, end in self.writers:
+            assert until <= self.now or end <= offset or offset + size <= begin, "a client still writes to this slot"
         return key
+
+    def left_writing(self, key: Key) -> None:
+        """Nobody waits for this object any more, but its direct client will only notice within the grace."""
+        thing = self.things[key]
+        self.writers = [writer for writer in self.writers if writer[0] > self.now]
+        self.writers.append((self.now + DIRECT_GRACE_S, thing.offset, thing.offset + thing.nbytes))
 
     def free(self, key: Key) -> None:
         self.allocator.free(self.things.pop(key).offset)
@@ -95,6 +106,8 @@ class SimWorker:
 class SimClient:
     def __init__(self, name: str) -> None:
         self.name = name
+        self.direct = int(name[1:]) % 2 == 0
+        self.pause_until = 0.0
         self.host: Host | None = None
         self.conn = 0
         self.holding: int | None = None
@@ -142,7 +155,10 @@ class Host:
 
 
 class Cluster:
-    """Simulated hosts with their clients; host 1 coordinates.  `step` does one random thing; `check` asserts what must hold."""
+    """Simulated hosts with their clients; host 1 coordinates.
+
+    `step` does one random thing; `check` asserts what must always hold.
+    """
 
     def __init__(
         self, seed: int, config: dict[str, Any], clients: int, arena_bytes: int, faults: float, hosts: int = 1
@@ -279,6 +295,7 @@ class Cluster:
                 client.submitting = None
             case m.Busy():
                 client.submitting = (message.round, host.gateway)
+                client.pause_until = self.now + message.retry_after_s
             case m.Committed() | m.RoundOver():
                 counted = isinstance(message, m.Committed) and message.counted
                 client.fates[message.round] = "counted" if counted else "over"
@@ -299,7 +316,7 @@ class Cluster:
         for client in self.clients.values():
             if client.host is None and not self.over:
                 choices.append(lambda client=client: self._connect(client))
-            elif client.submitting is not None:
+            elif client.submitting is not None and self.now >= client.pause_until:
                 choices.append(lambda client=client: self._submit(client))
         if self.rng.random() < self.faults:
             self._fault()
@@ -309,10 +326,13 @@ class Cluster:
             self._rejoin(next(host for host in self.hosts.values() if host.engine is None))
         else:
             engines = [host.engine for host in self.hosts.values() if host.engine]
-            due = min((t for e in engines if (t := e.next_timer()) is not None), default=None)
-            if due is None:
+            times = [t for e in engines if (t := e.next_timer()) is not None]
+            times += [c.pause_until for c in self.clients.values() if c.host is not None and c.submitting is not None]
+            if not times:
                 return False
-            self.now = max(self.now, due)
+            self.now = max(self.now, min(times))
+            for host in self.hosts.values():
+                host.store.now = self.now
             for engine in engines:
                 engine.tick(self.now)
         self._perform()
@@ -376,7 +396,7 @@ class Cluster:
             self.conns += 1
             host, conn = other, self.conns
             host.by_conn[conn] = client
-        host.to_daemon.append(m.Admit(conn, client.name, "j", number, 1.0))
+        host.to_daemon.append(m.Admit(conn, client.name, "j", number, 1.0, direct=client.direct))
 
     def _received(self, host: Host, key: Key) -> None:
         conn, name = host.receiving.pop(key)
@@ -553,15 +573,25 @@ class Cluster:
             for key, (conn, _) in list(host.receiving.items()):
                 if conn in mine:
                     del host.receiving[key]
-                    host.to_daemon.append(m.Aborted(conn, key.pack(), "disconnected"))
+                    writing = client.direct and self.rng.random() < 0.5  # the gateway has had enough of it
+                    if writing:
+                        host.store.left_writing(key)
+                    host.to_daemon.append(m.Aborted(conn, key.pack(), "disconnected", writing))
             for conn in mine:
                 host.to_daemon.append(m.ClientLeft(conn))
                 del host.by_conn[conn]
         client.host, client.conn, client.submitting = None, 0, None
 
+    def _leave_writing(self, host: Host) -> None:
+        """The gateway is dead; direct clients have yet to notice."""
+        for key, (_, name) in host.receiving.items():
+            if name and self.clients[name].direct:  # (what was sealed is not in `receiving`)
+                host.store.left_writing(key)
+        host.receiving.clear()
+
     def _kill_gateway(self, host: Host) -> None:
         host.to_daemon.clear()
-        host.receiving.clear()
+        self._leave_writing(host)
         host.transfers.clear()
         for client in self.clients.values():
             if client.host is host:
@@ -572,7 +602,7 @@ class Cluster:
 
     def _end_transfers(self, gone: Host) -> None:
         """Transfers with a gateway that is gone end; the other side hears of it."""
-        for conn, (host, key) in list(self.waiting_nodes.items()):
+        for conn, (host, _) in list(self.waiting_nodes.items()):
             if host is gone:
                 del self.waiting_nodes[conn]
             else:
@@ -603,6 +633,7 @@ class Cluster:
     def _crash(self) -> None:
         """kill -9 of the coordinating daemon, and the next one: its arena and the rows stay."""
         held = {c.name: c.holding for c in self.clients.values() if c.holding is not None}
+        self._leave_writing(self.home)
         self._disconnect_all(self.home)
         store = self.home.store
         self.home.stop()
@@ -611,7 +642,8 @@ class Cluster:
         if self.job_row[0] != "running":
             raise AssertionError("the simulation goes on after the job's end")
         for key, thing in list(store.things.items()):
-            if not thing.sealed or thing.kind not in (Kind.UPDATE, Kind.PARTIAL):
+            unsealed_update = not thing.sealed and thing.kind is Kind.UPDATE
+            if not unsealed_update and (not thing.sealed or thing.kind not in (Kind.UPDATE, Kind.PARTIAL)):
                 store.free(key)
         live = [(thing.offset, thing.nbytes) for thing in store.things.values()]
         store.allocator = Allocator(store.allocator.begin, store.allocator.end)
@@ -623,13 +655,18 @@ class Cluster:
             if status == "committed":
                 job.counted[r] = frozenset(fields["members"])
         tried = [(a, s, fields) for (r, a), (s, fields) in self.rows.items() if r == number + 1]
-        job.resume(number, max(tried, default=None, key=lambda row: row[0]), bool(store.things))
-        orphans = [(k, t.kind, t.epoch, list(t.members)) for k, t in store.things.items()]
-        here = {member.client for t in store.things.values() for member in t.members}
+        job.resume(
+            number, max(tried, default=None, key=lambda row: row[0]), any(t.sealed for t in store.things.values())
+        )
+        sealed = {k: t for k, t in store.things.items() if t.sealed}
+        unsealed = [k for k, t in store.things.items() if not t.sealed]
+        orphans = [(k, t.kind, t.epoch, list(t.members)) for k, t in sealed.items()]
+        here = {member.client for t in sealed.values() for member in t.members}
         for name, round_ in held.items() if len(self.hosts) == 1 else ():
             decided = self.clients[name].fates.get(round_)
             assert decided or round_ <= job.committed or name in here, f"{name}'s ACCEPTED update of {round_} is lost"
         self.engine.resume(job, orphans, self.now)
+        self.engine.rest(unsealed, self.now)
         self._perform()
         for host in self.others():
             if host.engine is not None:

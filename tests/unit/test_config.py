@@ -277,6 +277,7 @@ def test_beyond_loopback_a_node_must_say_insecure(key: str, host: str) -> None:
 def test_loopback_needs_no_insecure(host: str) -> None:
     config = c.parse_node({"listen": f"{host}:1", "control": f"{host}:2", "join": "10.0.0.1:7434"})
     assert c.beyond_loopback(config) == {}
+    assert c.beyond_loopback(c.parse_node({})) == {}
 
 
 @pytest.mark.parametrize("key", ["control", "join"])

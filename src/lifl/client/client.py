@@ -263,7 +263,7 @@ class Client:
             answer = self._answer(stream, submit.round, m.Go | m.Accepted | m.Busy | m.Refusal)
         if isinstance(answer, m.Go):
             if answer.direct:
-                held.update.write_to(stream.window(answer.offset, submit.data_bytes))
+                self._fill(stream, answer.offset, held)
                 stream.send(m.Filled(submit.job, submit.round))
             else:
                 stream.send_views(held.update.views, held.progress)
@@ -277,6 +277,19 @@ class Client:
         if answer.code in OVER_CODES and stream is self._stream:
             return Submission(submit.job, submit.round, accepted=False, reason=answer.text)
         raise Refused(answer.code, answer.field, answer.text)
+
+    def _fill(self, stream: Stream, offset: int, held: _Held) -> None:
+        """Writes an update to its slot of the node's arena, and stops when the node has gone: others get it then."""
+        data_bytes = held.submit.data_bytes
+
+        def before_piece(position: int) -> None:
+            if held.progress is not None:
+                held.progress(position, data_bytes)
+            stream.check_connected()
+
+        held.update.write_to(stream.window(offset, data_bytes), before_piece)
+        if held.progress is not None:
+            held.progress(data_bytes, data_bytes)
 
     def _fetch_model(self, round_: Round) -> dict[str, Array]:
         def fetch(stream: Stream) -> dict[str, Array]:

@@ -70,7 +70,7 @@ class Stream:
         self._arena: mmap.mmap | None = None
 
     def greet(self, client: str, direct: bool) -> None:
-        """Says Hello; from then on waiting takes as long as it takes.  Raises `Refused` and as all here does."""
+        """Says Hello and takes the answer.  Raises `Refused` too."""
         self.send(m.Hello(m.PROTOCOL_VERSION, client, direct=direct and self.is_local))
         answer = self.receive()
         if isinstance(answer, m.Refusal):
@@ -79,6 +79,10 @@ class Stream:
             raise Refused(answer.code, answer.field, answer.text)
         if not isinstance(answer, m.Welcome):
             raise RemoteFault(f"the node answers Hello by {type(answer).__name__}; is it a LIFL gateway?")
+        self.greeted()
+
+    def greeted(self) -> None:
+        """The node has answered: from now on wait as long as it takes."""
         self._sock.settimeout(None)
 
     def wait_with(self, other: Stream) -> Stream:
@@ -124,6 +128,13 @@ class Stream:
         except OSError:  # before Linux 5.14: the pages come one by one
             pass
         return memoryview(self._arena)[offset : offset + nbytes]
+
+    def check_connected(self) -> None:
+        """Raises `ConnectionResetError` when the peer has closed or died, also behind messages not yet read."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLRDHUP)
+        if poll.poll(0):
+            raise ConnectionResetError("the node closed the connection")
 
     def _close_descriptors(self) -> None:
         while self._descriptors:

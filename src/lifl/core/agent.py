@@ -332,8 +332,8 @@ class Agent:
             order = waiting.order
             self.report(o.UpdateAborted(order.number, order.epoch, order.client))
         self.waiting.clear()
-        for site, branch, order in list(self._inflight.values()):
-            site.aborted(branch, order.client, writing=order.direct)
+        for key, (site, branch, order) in list(self._inflight.items()):
+            site.aborted(branch, order.client, writing=order.direct and not self.memory.sealed(key))
         self._inflight.clear()
         for key, (_, branch, origin) in self._arriving.items():
             branch.arriving.discard(origin)

@@ -219,7 +219,7 @@ def is_loopback(host: str) -> bool:
 
 def beyond_loopback(config: NodeConfig) -> dict[str, str]:
     """The addresses on which others than this machine may reach the node, by their keys."""
-    listening = {"listen": config.listen, "control": config.control}
+    listening = {"listen": config.listen} | ({"control": config.control} if config.control else {})
     return {key: address for key, address in listening.items() if not is_loopback(split_address(address, key)[0])}
 
 

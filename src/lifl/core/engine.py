@@ -106,6 +106,13 @@ class Engine:
         """A job of an earlier daemon, to be filled in and resumed."""
         return self._coordinator().make(number, config, layout, states, folder)
 
+    def rest(self, keys: list[Key], now: float) -> None:
+        """Updates that an earlier daemon's clients may still be writing."""
+        self._begin(now)
+        for key in keys:
+            self.agent.rest(key)
+        self._end()
+
     def recall(self, job: Job, status: str, reason: str) -> None:
         """A job that was over in an earlier life, with its `committed` and `counted`: its clients may still ask."""
         job.status, job.reason = status, reason

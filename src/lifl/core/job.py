@@ -527,8 +527,8 @@ class Job:
             )
         round_.granted[client] = Member(client, event.weight, event.metrics)
         round_.places[client] = here.node
-        grant = o.GrantUpdate(self.number, round_.epoch, here.conn, client, event.weight, event.metrics)
-        self.services.order(here.node, grant)
+        granted = (client, event.weight, event.metrics, event.direct)
+        self.services.order(here.node, o.GrantUpdate(self.number, round_.epoch, here.conn, *granted))
 
     def _has_room(self, round_: Round, here: Where, number: int) -> bool:
         """Whether the node's branch can take one more; else the client is told where to go, or to wait."""

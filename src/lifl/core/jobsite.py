@@ -45,6 +45,8 @@ class Services(Protocol):
 
     def abandon_fetch(self, key: Key) -> None: ...
 
+    def rest(self, key: Key) -> None: ...
+
 
 def round_bytes_min(layout: Layout, aggregation: AggregationSection, goal: int, states: int) -> int:
     """What a round needs of an arena at the least, pages rounded up: `lifl submit` refuses beyond it.
@@ -332,10 +334,13 @@ class JobSite:
         self.services.report(o.UpdateSealed(self.number, branch.epoch, client, received_bytes, copied_bytes))
         self.aggregation.feed_waiting(branch)
 
-    def aborted(self, branch: Branch, client: str) -> None:
-        """An update in flight will not come."""
+    def aborted(self, branch: Branch, client: str, writing: bool) -> None:
+        """An update in flight will not come; its client may be `writing` to the slot still."""
         key, _ = branch.inflight.pop(client)
-        self.services.memory.free(key)
+        if writing:
+            self.services.rest(key)
+        else:
+            self.services.memory.free(key)
         if not branch.closed:
             self.aggregation.shut_leaves(branch)
         self.services.report(o.UpdateAborted(self.number, branch.epoch, client))

@@ -13,6 +13,9 @@ from typing import Protocol
 from lifl.core.errors import ArenaFull
 from lifl.core.ids import Key, Kind
 
+NOBODY = -1
+"""The account of objects that rest."""
+
 
 class Store(Protocol):
     """What the arena offers to the engine (`shm/arena.py`; in the simulator, its allocator alone)."""
@@ -117,6 +120,13 @@ class Memory:
         job, nbytes = self._sizes.pop(key)
         self._used[job] -= nbytes
         self._store.free(key)
+
+    def rest(self, key: Key) -> None:
+        """Takes the object, one of a job or of nobody yet, out of all jobs' accounts; its room comes back by `free`."""
+        if key in self._sizes:
+            job, nbytes = self._sizes[key]
+            self._used[job] -= nbytes
+        self.adopt(key, NOBODY)
 
     def sealed(self, key: Key) -> bool:
         """Whether the object is sealed."""

@@ -252,7 +252,10 @@ class GatewayLost(Message, frozen=True):
 
 
 class Admit(Message, frozen=True):
-    """A client's Submit that passed the gateway's checks against the job's schema asks for a slot."""
+    """A client's Submit that passed the gateway's checks against the job's schema asks for a slot.
+
+    `direct`: the client will write to the slot itself.
+    """
 
     conn: int
     client: Name
@@ -260,6 +263,7 @@ class Admit(Message, frozen=True):
     round: Count
     weight: float
     metrics: Metrics = {}
+    direct: bool = False
 
 
 class Sealed(Message, frozen=True):
@@ -272,11 +276,15 @@ class Sealed(Message, frozen=True):
 
 
 class Aborted(Message, frozen=True):
-    """The update of an Admitted key will not come (disconnected, or bad content: `reason`)."""
+    """The update of an Admitted key will not come (disconnected, or bad content: `reason`).
+
+    `writing`: a direct client lives and may not have heard that yet; it may still write to the slot.
+    """
 
     conn: int
     key: KeyBytes
     reason: Text
+    writing: bool = False
 
 
 class WantModel(Message, frozen=True):

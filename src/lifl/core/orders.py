@@ -61,7 +61,10 @@ class OpenBranch(Message, frozen=True):
 
 
 class GrantUpdate(Message, frozen=True):
-    """The client's update may come to this node's gateway, over its connection `conn`."""
+    """The client's update may come to this node's gateway, over its connection `conn`.
+
+    `direct`: the client writes it to the arena itself.
+    """
 
     number: Count
     epoch: Count
@@ -69,6 +72,7 @@ class GrantUpdate(Message, frozen=True):
     client: Name
     weight: float
     metrics: Metrics
+    direct: bool = False
 
 
 class CloseBranch(Message, frozen=True):

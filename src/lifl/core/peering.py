@@ -2,9 +2,10 @@
 
 The nodes of a cluster form a star around the coordinator.  An agent dials and says PeerHello; the answer (`Greeting`)
 is PeerWelcome, or PeerRedirect from a member that does not coordinate, PeerRejoin for a life that counts as over, or
-PeerRefusal.  After PeerWelcome the coordinator says PeerMembers and its orders, the agent an Inventory, its reports
-and its clients' events; both say Heartbeat every `HEARTBEAT_S`, and one PeerMember tells every agent of each change
-of a member.  Whatever is sent to a node that is not connected is lost: the next Inventory sets the books right.
+PeerRefusal.  After PeerWelcome the coordinator's orders go one way, the agent's Inventory, reports and clients' events
+the other; both say Heartbeat every `HEARTBEAT_S`.  With its heartbeats the coordinator tells every agent what changed
+among the members, `NEWS_MAX` of them at a time, so that a thousand nodes that come at once do not cost a million
+frames.  Whatever is sent to a node that is not connected is lost: the next Inventory sets the books right.
 
 Only PeerHello is read from a stranger, so `read_hello` is strict: at most `GREETING_BYTES_MAX`, the version before
 anything else, every field in its range.
@@ -27,6 +28,8 @@ from lifl.core.messages import Count, Message, Text
 PEER_VERSION = 1
 NODES_MAX = 1_000
 """Nodes that one coordinator keeps, those that are gone included; when it is full the one longest gone is forgotten."""
+NEWS_MAX = 64
+"""Members in one PeerMembers."""
 GREETING_BYTES_MAX = 4 * 1024
 """The frame of a PeerHello, and of its answer."""
 REFUSAL_CHARS_MAX = 1_000
@@ -84,7 +87,7 @@ class PeerRefusal(Message, frozen=True):
     retry: bool = False
 
 
-class PeerMember(Message, frozen=True):
+class PeerMember(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One member as the coordinator sees it; `since_unix_s` is when it came into this state."""
 
     node: Count
@@ -99,9 +102,10 @@ class PeerMember(Message, frozen=True):
 
 
 class PeerMembers(Message, frozen=True):
-    """All members, the coordinator first: what an agent believed before is void."""
+    """Members that changed.  `first`: what the agent believed before is void; the first member is the coordinator."""
 
-    members: Annotated[tuple[PeerMember, ...], msgspec.Meta(max_length=NODES_MAX + 1)]
+    members: Annotated[tuple[PeerMember, ...], msgspec.Meta(max_length=NEWS_MAX)]
+    first: bool = False
 
 
 class Heartbeat(Message, frozen=True):
@@ -136,7 +140,7 @@ class Leaving(Message, frozen=True):
 
 
 Greeting = PeerWelcome | PeerRedirect | PeerRejoin | PeerRefusal
-ToAgent = PeerMembers | PeerMember | Heartbeat | o.Order
+ToAgent = PeerMembers | Heartbeat | o.Order
 ToCoordinator = Heartbeat | Inventory | Leaving | m.ClientJoined | m.ClientLeft | m.Admit | m.GatewayLost | o.Report
 
 

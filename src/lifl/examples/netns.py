@@ -96,20 +96,6 @@ class Network:
         for target in targets:
             self._ip(source.namespace, "neigh", "del", target.address, "dev", INTERFACE)
 
-    def isolate(self, host: Host) -> None:
-        """Cuts the host off from all others, both ways."""
-        for other in self.hosts:
-            if other != host:
-                self.cut(host, other)
-                self.cut(other, host)
-
-    def rejoin(self, host: Host) -> None:
-        """Undoes `isolate`."""
-        for other in self.hosts:
-            if other != host:
-                self.mend(host, other)
-                self.mend(other, host)
-
     def limit(self, host: Host, bytes_per_s: int) -> None:
         """Sends and receives at most so fast."""
         burst = max(BURST_BYTES_MIN, round(bytes_per_s * BURST_S))

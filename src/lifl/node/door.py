@@ -98,7 +98,7 @@ class Door:
             async with asyncio.timeout(LINGER_S):
                 await _say_last(taken, answer)
         except (OSError, EOFError, TimeoutError) as error:
-            log.info("peer.gone host=%s before it was greeted: %s", host, error or "it closed the connection")
+            log.info("peer.gone host=%s before it was greeted: %s", host, str(error) or "it does not read")
         finally:
             if sock is not None:
                 sock.close()

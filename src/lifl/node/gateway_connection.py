@@ -104,6 +104,7 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._decoder: FrameDecoder[m.FromClient] = FrameDecoder(m.FromClient)
         self._direct = False
+        self._filling = False  # the client writes to its slot itself, now
         self._question: tuple[str, int] | None = None
         self._answer: asyncio.Future[m.Admitted | m.ModelGranted | None] | None = None
         self._waiting: deque[Waiting | Send] = deque()
@@ -149,6 +150,8 @@ class Connection:
                 self._sock.shutdown(socket.SHUT_RDWR)
             except OSError:  # the peer was faster
                 pass
+            if self._answer is not None and not self._answer.done():
+                self._answer.set_exception(ConnectionResetError("the connection ended before the daemon answered"))
 
     async def _linger(self) -> None:
         """Lets the peer read the last frame: closing with unread bytes would reset the connection and lose it."""
@@ -271,7 +274,7 @@ class Connection:
         job = self._job(submit.job)
         check_submit(job.layout, submit)
         grant = await self._ask(
-            m.Admit(self.number, self.client, submit.job, submit.round, submit.weight, submit.metrics)
+            m.Admit(self.number, self.client, submit.job, submit.round, submit.weight, submit.metrics, self._direct)
         )
         if not isinstance(grant, m.Admitted):
             return
@@ -282,12 +285,19 @@ class Connection:
         try:
             await filling
         except (Refused, RemoteFault, OSError, EOFError, TimeoutError, StaleKey) as error:
-            reason = str(error) or type(error).__name__
-            self._shared.link.send(m.Aborted(self.number, grant.key, reason[: m.TEXT_CHARS_MAX]))
+            reason = (str(error) or type(error).__name__)[: m.TEXT_CHARS_MAX]
+            writing = self._filling and not self._is_gone(error)
+            self._shared.link.send(m.Aborted(self.number, grant.key, reason, writing))
             if isinstance(error, StaleKey):
                 raise Refused("round-over", "round", "the round ended while the bytes were on their way") from error
             raise
+        finally:
+            self._filling = False
         self._shared.link.send(m.Sealed(self.number, grant.key, received_bytes))
+
+    def _is_gone(self, error: Exception) -> bool:
+        """Whether it was the client that closed the connection: then it writes to its slot no more."""
+        return isinstance(error, EOFError | ConnectionError) and not self._shut
 
     async def _fill(self, submit: m.Submit, job: Job, grant: m.Admitted) -> None:
         """Has the update's bytes written, checked and sealed."""
@@ -300,9 +310,11 @@ class Connection:
             offset = self._shared.arena.offset(key)
             self.send(m.Go(submit.job, submit.round, direct=True, offset=offset), self._shared.arena.fd)
             # No deadline: while this client lives it may still write to the slot, which is nobody else's so long.
+            self._filling = True
             filled = await self._read()
             if filled != m.Filled(submit.job, submit.round):
                 raise RemoteFault(f"Go was answered by {type(filled).__name__}, not by Filled of that round")
+            self._filling = False
             await self._loop.run_in_executor(self._shared.checks, content.look_at_all)
         else:
             self.send(m.Go(submit.job, submit.round))

@@ -58,7 +58,7 @@ def open_arena(name: str, config: NodeConfig, node: int) -> tuple[Arena, list[st
         return Arena.create(name, config.arena_bytes, node, OBJECTS_MAX), [said]
     if arena.arena_bytes == config.arena_bytes and arena.node == node:
         return arena, []
-    if arena.node == node and any(True for _ in arena.live()):
+    if arena.node == node and any(entry.state == State.SEALED for _, entry in arena.live()):
         said = (
             f"the arena keeps its {arena.arena_bytes} bytes, not {config.arena_bytes}: it holds updates of running "
             "rounds; `lifl down`, then `lifl up` makes it anew"

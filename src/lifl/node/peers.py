@@ -165,7 +165,8 @@ class Peers:
         """All members, the coordinator first: the fields of PeerMember with `node` as 16 hex digits, and more.
 
         `role` is coordinator or agent; `load` a Heartbeat's figures, known to the coordinator only, else None.  An
-        agent that is not connected tells what it knew last, and the coordinator is suspect.
+        agent that is not connected tells what it knew last, and the coordinator is suspect.  News reach the agents
+        with the coordinator's heartbeats.
         """
         return self._side.rows()
 
@@ -210,6 +211,10 @@ class _Coordinator:
         self._since_unix_s = time.time()
         self._links: dict[int, Link] = {}
         self._loads: dict[int, p.Heartbeat] = {}
+        # The number of each member's latest change, in rising order; and how far each link was told.
+        self._changes: dict[int, int] = {}
+        self._told: dict[int, int] = {}
+        self._last_change = 0
         self._loop = asyncio.get_running_loop()
         self._table = ms.Membership(hello().node, timing)
         self._timer = Timer(self._tick, self._table.next_timer)
@@ -243,8 +248,8 @@ class _Coordinator:
         self._links[node] = link
         own = _met(self._hello(), str(sock.getsockname()[0]))
         link.send(p.PeerWelcome(p.PEER_VERSION, own.node, own.control, own.gateway))
-        members = (self._member(other) for other in self._table.members)
-        link.send(p.PeerMembers((_as_member(own, "alive", self._since_unix_s), *members)))
+        link.send(p.PeerMembers((_as_member(own, "alive", self._since_unix_s),), first=True))
+        self._told[node] = 0
 
     def _close_link(self, node: int) -> None:
         link = self._links.pop(node, None)
@@ -284,16 +289,16 @@ class _Coordinator:
         match change:
             case ms.Up(hello) | ms.Back(hello):
                 log.info("peer.up node=%016x incarnation=%d control=%s", hello.node, hello.incarnation, hello.control)
-                self._spread(hello.node)
+                self._changed(hello.node)
                 link = self._links[hello.node]
                 self._handler.node_up(hello, link.send)
             case ms.Suspect(node):
                 log.warning("peer.suspect node=%016x", node)
-                self._spread(node)
+                self._changed(node)
                 self._handler.node_suspect(node)
             case ms.Alive(node):
                 log.info("peer.alive node=%016x", node)
-                self._spread(node)
+                self._changed(node)
                 self._handler.node_alive(node)
             case ms.Down(node, why):
                 log.warning("peer.down node=%016x %s", node, why)
@@ -306,18 +311,33 @@ class _Coordinator:
             case ms.Beat():
                 for link in list(self._links.values()):
                     link.send(p.Heartbeat())
+                self._spread()
 
     def _end(self, node: int) -> None:
         self._close_link(node)
         self._loads.pop(node, None)
-        self._spread(node)
+        self._changed(node)
 
-    def _spread(self, node: int) -> None:
-        """Tells all other agents about a member; before the handler acts on it, so that orders come after."""
-        news = self._member(node)
-        for other, link in list(self._links.items()):
-            if other != node:
-                link.send(news)
+    def _changed(self, node: int) -> None:
+        self._last_change += 1
+        self._changes.pop(node, None)
+        self._changes[node] = self._last_change
+
+    def _spread(self) -> None:
+        """Tells each agent the oldest changes that it does not know."""
+        for node in self._changes.keys() - self._table.members.keys():
+            del self._changes[node]  # forgotten
+        news: dict[int, tuple[p.PeerMembers, int]] = {}
+        for node, link in list(self._links.items()):
+            told = self._told[node]
+            if told == self._last_change:
+                continue
+            if told not in news:
+                fresh = [(other, number) for other, number in self._changes.items() if number > told][: p.NEWS_MAX]
+                until = fresh[-1][1] if len(fresh) == p.NEWS_MAX else self._last_change
+                news[told] = p.PeerMembers(tuple(self._member(other) for other, _ in fresh)), until
+            message, self._told[node] = news[told]
+            link.send(message)
 
     def send(self, node: int, message: Message) -> None:
         link = self._links.get(node)
@@ -397,7 +417,9 @@ class _Agent:
             async with asyncio.timeout(GREETING_S):
                 await self._enter(address)
         except (OSError, EOFError, TimeoutError) as error:
-            self._failed(f"{address} cannot be reached: {error or f'no answer within {GREETING_S:g} s'}", retry=True)
+            self._failed(
+                f"{address} cannot be reached: {str(error) or f'no answer within {GREETING_S:g} s'}", retry=True
+            )
         except RemoteFault as error:
             self._failed(f"{address} is not the control port of a node of this version: {error}", retry=False)
         except _Refused as refused:
@@ -482,19 +504,20 @@ class _Agent:
         match message:
             case p.Heartbeat():
                 pass
-            case p.PeerMembers(members):
-                self._members = {member.node: member for member in members}
-            case p.PeerMember():
+            case p.PeerMembers():
                 self._note(message)
             case _:
                 self._handler.order(message)
 
-    def _note(self, news: p.PeerMember) -> None:
-        self._members[news.node] = news
-        if len(self._members) > p.NODES_MAX + 1:  # the coordinator forgot one: the one that is longest gone
-            gone = (member for member in self._members.values() if member.state in ("dead", "left"))
-            oldest = min(gone, key=lambda member: member.since_unix_s, default=news)
-            del self._members[oldest.node]
+    def _note(self, news: p.PeerMembers) -> None:
+        if news.first:
+            self._members.clear()
+        self._members |= {member.node: member for member in news.members}
+        while len(self._members) > p.NODES_MAX + 1:  # the coordinator forgot those that are longest gone
+            gone = [member for member in self._members.values() if member.state in ("dead", "left")]
+            if not gone:
+                break
+            del self._members[min(gone, key=lambda member: member.since_unix_s).node]
 
     def _tick(self, now: float) -> None:
         assert self._lifeline is not None and self._link is not None

@@ -1,4 +1,7 @@
-"""How a new daemon takes up what an earlier one left: jobs from the database, updates and partials from the arena."""
+"""How a new daemon takes up what an earlier one left: jobs from the database, updates and partials from the arena.
+
+Updates that were not sealed will not come; but a direct client may still write to one, so their slots rest first.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ import logging
 from typing import TYPE_CHECKING
 
 from lifl.core.errors import RemoteFault
-from lifl.core.ids import Kind
+from lifl.core.ids import Key, Kind
 from lifl.core.job import ROUNDS_REMEMBERED, Job
 from lifl.core.jobsite import Orphan
 from lifl.core.members import unpack_members
 from lifl.core.schema import Layout
 from lifl.node.store import JobRow
+from lifl.shm.layout import State
 
 if TYPE_CHECKING:
     from lifl.node.daemon import Daemon
@@ -24,7 +28,8 @@ OVER_REMEMBERED = 64
 
 def resume_jobs(daemon: Daemon) -> dict[str, int]:
     """Starts the jobs that were not over; returns how many, with how many accepted updates."""
-    orphans = _orphans(daemon)
+    # Before anything is allocated anew.
+    orphans, unsealed = _orphans(daemon), _unsealed(daemon)
     rows = daemon.store.jobs()
     for row in [row for row in rows if row.status != "running"][-OVER_REMEMBERED:]:
         daemon.engine.recall(_job(daemon, row, False), row.status, row.reason)
@@ -42,6 +47,7 @@ def resume_jobs(daemon: Daemon) -> dict[str, int]:
             continue
         adopted["updates"] += len({member.client for _, _, _, members in found for member in members})
         daemon.engine.resume(job, found, daemon.loop.time())
+    daemon.engine.rest(unsealed, daemon.loop.time())
     for left in orphans.values():
         for key, *_ in left:
             daemon.arena.free(key)
@@ -51,12 +57,14 @@ def resume_jobs(daemon: Daemon) -> dict[str, int]:
 
 
 def _orphans(daemon: Daemon) -> dict[int, list[Orphan]]:
-    """The sealed updates and partials by the number of their job; everything else is freed.
+    """The sealed updates and partials by the number of their job; everything else that is sealed is freed.
 
     Models and the rule's states are read from the last checkpoint: what made an uncommitted one is still here.
     """
     found: dict[int, list[Orphan]] = {}
     for key, entry in daemon.arena.live():
+        if entry.state == State.WRITING:
+            continue
         if entry.kind not in (Kind.UPDATE, Kind.PARTIAL):
             daemon.arena.free(key)
             continue
@@ -69,6 +77,10 @@ def _orphans(daemon: Daemon) -> dict[int, list[Orphan]]:
             continue
         found.setdefault(entry.job, []).append((key, Kind(entry.kind), entry.round, members))
     return found
+
+
+def _unsealed(daemon: Daemon) -> list[Key]:
+    return [key for key, entry in daemon.arena.live() if entry.state == State.WRITING]
 
 
 def _job(daemon: Daemon, row: JobRow, adopting: bool) -> Job:

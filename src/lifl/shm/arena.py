@@ -11,7 +11,8 @@ the node's budget is exact; `capacity_bytes` of it are for objects.
 
 Nothing here locks.  Allocation has one thread of one process; an object is written by one process, its
 owner, until it seals it.  `adopt` must not run while a process of the earlier daemon lives, because it
-takes away what they write.
+takes away what they write.  A client that writes its update itself is no such process and may outlive the
+daemon: what was UPDATE and WRITING stays so until the new daemon frees it.
 """
 
 from __future__ import annotations
@@ -103,14 +104,14 @@ class Arena:
 
     @classmethod
     def adopt(cls, name: str) -> Arena:
-        """The segment of a daemon that died: WRITING objects are freed, SEALED ones stay, epoch + 1.
+        """The segment of a daemon that died, epoch + 1: SEALED objects and WRITING updates stay (see above), other
+        WRITING ones are freed.
 
         Raises `SegmentMissing`, `SegmentUnfinished` or `SegmentUnusable`.
         """
         arena = cls.attach(name)
         try:
-            sealed = arena._recover()
-            arena._manage(sealed)
+            arena._manage(arena._recover())
         except LocalFault as error:
             arena.close()
             raise SegmentUnusable(_damaged(name, str(error))) from error
@@ -189,15 +190,13 @@ class Arena:
         self._free_slots = deque(slot for slot in range(self.entries) if slot not in self._live_slots)
 
     def _recover(self) -> list[tuple[int, int]]:
-        """The extents of the SEALED objects; frees the WRITING ones.  `LocalFault`, before any change, on
-        damage.
-        """
+        """The extents of the objects that stay; frees the others.  `LocalFault`, before any change, on damage."""
         writing = []
         extents = []
         for slot in range(self.entries):
             entry = self._read(slot)
-            if entry.state == State.SEALED:
-                self._check_sealed(slot, entry)
+            if entry.state == State.SEALED or (entry.state == State.WRITING and entry.kind == Kind.UPDATE):
+                self._check_kept(slot, entry)
                 extents.append((entry.offset, entry.extent_bytes))
                 self._live_slots.add(slot)
             elif entry.state == State.WRITING:
@@ -210,7 +209,7 @@ class Arena:
         return extents
 
     @staticmethod
-    def _check_sealed(slot: int, entry: Entry) -> None:
+    def _check_kept(slot: int, entry: Entry) -> None:
         needed = layout.align_meta(entry.data_bytes) + entry.meta_room
         if entry.kind not in _KINDS or entry.meta_bytes > entry.meta_room or needed > entry.extent_bytes:
             raise LocalFault(f"entry {slot} contradicts itself: {entry}")
