@@ -80,6 +80,14 @@ class Node:
     def names(self, *of: str) -> list[tuple[Any, ...]]:
         return [event for event in self.events if event[0] in of]
 
+    async def knows(self, states: dict[str, str]) -> None:
+        """Waits until the node's members are these."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WAIT_S):
+                while {row["node"]: row["state"] for row in self.peers.members()} != states:
+                    await asyncio.sleep(0.01)
+        assert {row["node"]: row["state"] for row in self.peers.members()} == states
+
     def load(self) -> p.Heartbeat:
         return p.Heartbeat(rate_per_s=float(self.number), workers=2)
 
@@ -261,13 +269,10 @@ async def test_every_node_knows_all_members(cluster: Cluster) -> None:
     coordinator = cluster.node(COORDINATOR)
     agents = [await cluster.joined(coordinator, number) for number in (1, 2, 3)]
     await coordinator.happens("beat", 3)
-    for agent in agents:  # an order is behind the news in the same stream
-        coordinator.peers.send(agent.number, o.CloseJob(1))
-        await agent.happens("order")
     expected = {f"{n:016x}": "alive" for n in (COORDINATOR, 1, 2, 3)}
     for node in (coordinator, *agents):
+        await node.knows(expected)
         rows = node.peers.members()
-        assert {row["node"]: row["state"] for row in rows} == expected
         assert {row["node"]: row["role"] for row in rows}.pop(f"{COORDINATOR:016x}") == "coordinator"
         assert {row["control"] for row in rows} == {other.control for other in (coordinator, *agents)}
     row = coordinator.peers.members()[3]
@@ -275,9 +280,21 @@ async def test_every_node_knows_all_members(cluster: Cluster) -> None:
     assert row["load"]["rate_per_s"] == 3.0 and "tree" not in row["load"]
     await agents[0].peers.leave()
     await coordinator.happens("left", 1)
-    coordinator.peers.send(2, o.CloseJob(2))
-    await agents[1].happens("order", o.CloseJob(2))
-    assert {row["node"]: row["state"] for row in agents[1].peers.members()} == expected | {f"{1:016x}": "left"}
+    await agents[1].knows(expected | {f"{1:016x}": "left"})
+    late = await cluster.joined(coordinator, 4)
+    await late.knows(expected | {f"{1:016x}": "left", f"{4:016x}": "alive"})
+
+
+@in_loop
+async def test_news_come_in_bounded_frames_until_all_are_known(cluster: Cluster) -> None:
+    coordinator = cluster.node(COORDINATOR)
+    numbers = range(1000, 1000 + 2 * p.NEWS_MAX + 1)
+    agents = [cluster.node(number, coordinator.control) for number in numbers]
+    expected = {f"{number:016x}": "alive" for number in (COORDINATOR, *numbers)}
+    for agent in (agents[0], agents[-1]):
+        await agent.knows(expected)
+    # One more comes into a cluster that is at rest.
+    await (await cluster.joined(coordinator, 7)).knows(expected | {f"{7:016x}": "alive"})
 
 
 @in_loop
@@ -378,9 +395,7 @@ async def test_kill_9_is_suspected_then_dead_and_the_others_are_told(cluster: Cl
     await coordinator.happens("down", 1)
     assert [e[:2] for e in coordinator.events if e[0] in ("suspect", "down")] == [("suspect", 1), ("down", 1)]
     coordinator.peers.send(1, o.CloseJob(1))  # to nobody
-    coordinator.peers.send(2, o.CloseJob(1))
-    await other.happens("order")
-    assert [row["state"] for row in other.peers.members() if row["node"] == f"{1:016x}"] == ["dead"]
+    await other.knows({f"{COORDINATOR:016x}": "alive", f"{1:016x}": "dead", f"{2:016x}": "alive"})
 
 
 @in_loop
@@ -500,6 +515,12 @@ class Stranger:
                 self.decoder.feed(data)
         return message
 
+    async def receive_of(self, kind: type[Any]) -> Any:
+        """The next message of this kind."""
+        while not isinstance(message := await self.receive(), kind):
+            assert message is not None
+        return message
+
 
 @contextlib.asynccontextmanager
 async def stranger(address: str) -> AsyncIterator[Stranger]:
@@ -563,7 +584,9 @@ async def test_a_hello_in_single_bytes_is_a_hello(cluster: Cluster) -> None:
         assert isinstance(await peer.receive(), p.PeerWelcome)
         members = await peer.receive()
         assert isinstance(members, p.PeerMembers)
-        assert [member.node for member in members.members] == [COORDINATOR, 7]
+        assert members.first and [member.node for member in members.members] == [COORDINATOR]
+        members = await peer.receive_of(p.PeerMembers)
+        assert not members.first and [member.node for member in members.members] == [7]
 
 
 @in_loop

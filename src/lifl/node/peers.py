@@ -316,6 +316,7 @@ class _Coordinator:
     def _end(self, node: int) -> None:
         self._close_link(node)
         self._loads.pop(node, None)
+        self._told.pop(node, None)
         self._changed(node)
 
     def _changed(self, node: int) -> None:
