@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import psutil
 import pytest
 from conftest import Node
-from fleet import Fleet, OneHot, Watch, arena_use, ask, fleet, gated, seeded, submit, until
+from fleet import Fleet, Gate, OneHot, Watch, arena_use, ask, fleet, gated, seeded, submit, until
 
 from lifl.client import JobCancelled
 from lifl.core import messages as m
@@ -226,6 +226,24 @@ def test_the_gateway_at_random_moments(start_node: Callable[..., Node]) -> None:
             child(node, "lifl.node.gateway").kill()
         lines = finished(node, "j", team, oracle)
     assert [line["receipt"]["counted"] for line in lines] == [N] * 6
+
+
+def test_clients_learn_of_all_rounds_that_were_committed_while_they_were_away(start_node: Callable[..., Node]) -> None:
+    """They hold the updates of two rounds; both are committed between two gateways.  Else they would wait for ever."""
+    node, oracle = start_node("--redirector", "unix"), OneHot(4)
+    folder = node.state_dir / "models"
+    submit(node, "j", oracle.model(), job__rounds=4, checkpoint__folder=str(folder))
+    watch = Watch(node, "j")
+    gate = Gate(folder / ".round-00001.safetensors.tmp")  # no reader comes: the writer waits for ever
+    with fleet([node.address, str(node.state_dir)], "j", 4, oracle.update) as team:
+        watch.wait("update.accepted", 4, round=2)
+        until("two rounds to save", lambda: ask(node, m.JobStatus("j"))["now"]["round"] == 3)
+        child(node, "lifl.node.gateway").kill()
+        gate.open()
+        for pid in workers(node):
+            kill(pid)
+        lines = finished(node, "j", team, oracle)
+    assert [line["receipt"]["counted"] for line in lines] == [4] * 4
 
 
 def test_a_client_that_waits_long_outlives_two_gateways(start_node: Callable[..., Node]) -> None:

@@ -465,7 +465,7 @@ class Client:
         stream = Stream(self.node)
         try:
             stream.greet(self.client, self._direct)
-            stream.send(m.Join(self.job, min(self._held, default=None)))
+            stream.send(m.Join(self.job, min(self._held, default=None), time.time_ns()))
         except BaseException:
             stream.close()
             raise

@@ -153,8 +153,8 @@ class Coordinator:
                 "too-large",
                 "model",
                 f"a round of job {name!r} needs at least {need} bytes of the arena (model {job.layout.data_bytes} "
-                f"bytes, fan-in {job.config.aggregation.fan_in}), the node has {total_bytes}; start it with a larger arena "
-                "(lifl up --arena-bytes) or lower selection.clients_per_round or aggregation.middle_fan_in",
+                f"bytes, fan-in {job.config.aggregation.fan_in}), the node has {total_bytes}; start it with a larger "
+                "arena (lifl up --arena-bytes) or lower selection.clients_per_round or aggregation.middle_fan_in",
             )
         self.emit(fx.SaveJob(name, "running", ""))
         self.start(job)

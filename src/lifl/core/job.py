@@ -466,14 +466,14 @@ class Job:
             return
         self.connected_ns[client] = connected_ns
         if self.status in OVER:
-            self._tell_fate(where, client, holding)
+            self._tell_fates(where, client, holding)
             self.services.tell(where, m.JobOver(self.name, self.status, self.reason))
             return
         self.present[client] = where
         current = self.round
         held = next((r for r in (current, *self.saving) if r is not None and r.number == holding), None)
         if held is None:
-            self._tell_fate(where, client, holding)
+            self._tell_fates(where, client, holding)
         if current is not None and current.phase is Phase.COLLECTING and client not in current.accepted:
             # One who holds an update of this round sent it before; it was lost with the machine, so it is asked again.
             again = held is current and len(current.selected) < current.target
@@ -482,8 +482,14 @@ class Job:
                 self.tell_selected(client, current)
         self.try_open()
 
-    def _tell_fate(self, where: Where, client: str, holding: int | None) -> None:
-        if holding is None or holding > self.committed:
+    def _tell_fates(self, where: Where, client: str, holding: int | None) -> None:
+        """`holding` is the oldest round whose update the client still holds; it may hold later ones too."""
+        if holding is not None:
+            for number in sorted({holding, *(later for later in self.counted if later > holding)}):
+                self._tell_fate(where, client, number)
+
+    def _tell_fate(self, where: Where, client: str, holding: int) -> None:
+        if holding > self.committed:
             return
         members = self.counted.get(holding)
         if members is None or client in members:

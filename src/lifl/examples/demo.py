@@ -64,7 +64,6 @@ def main() -> None:
 
 def run(work: Path, config: Path, node_config: Path, output: Path) -> float:
     """The demo in the private folder `work`; returns the last model's test accuracy.  Raises `DemoFailed`."""
-    segments = _segments()
     data = work / "digits.npz"
     digits.save(data)
     train, test = digits.load(data)
@@ -92,7 +91,7 @@ def run(work: Path, config: Path, node_config: Path, output: Path) -> float:
         if load_file(target).keys() != load_file(model).keys():
             raise DemoFailed(f"{target} is not the model that was committed last")
         processes = _processes(state)
-    _check_gone(processes, segments)
+    _check_gone(processes, Path(f"/dev/shm/lifl-{node['node']}"))
     print(f"\ntest accuracy {accuracy:.3f} after the last round; the model: {target.resolve()}")
     print("the node is down; no process and no shared memory is left")
     return accuracy
@@ -185,16 +184,12 @@ def _processes(state: Sequence[str]) -> list[int]:
     return [int(pid) for pid in json.loads(shown.stdout)["processes"]]
 
 
-def _segments() -> set[str]:
-    return {path.name for path in Path("/dev/shm").glob("lifl*")}
-
-
-def _check_gone(processes: Sequence[int], segments_before: set[str]) -> None:
+def _check_gone(processes: Sequence[int], segment: Path) -> None:
     left = [pid for pid in processes if _lives(pid)]
     if left:
         raise DemoFailed(f"processes of the node still run: {left}")
-    if _segments() - segments_before:
-        raise DemoFailed(f"shared memory is left: {_segments() - segments_before}")
+    if segment.exists():
+        raise DemoFailed(f"shared memory is left: {segment}")
 
 
 def _lives(pid: int) -> bool:

@@ -224,8 +224,8 @@ class Connection:
     async def _handle(self, message: m.FromClient) -> None:
         try:
             match message:
-                case m.Join(job, holding):
-                    self._shared.link.send(m.ClientJoined(self.number, self.client, job, holding))
+                case m.Join(job, holding, connected_ns):
+                    self._shared.link.send(m.ClientJoined(self.number, self.client, job, holding, connected_ns))
                 case m.Leave(job):
                     self._shared.link.send(m.ClientLeft(self.number, job))
                 case m.GetModel():
