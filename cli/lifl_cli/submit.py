@@ -27,7 +27,7 @@ from lifl_cli.up import read_toml
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @click.option("--watch", is_flag=True, help="Print each round as it commits, until the job ends.")
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a key, such as job.rounds=5.")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a key: job.rounds=5.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (with --watch: one object per line).")
 @state_option
 def submit(file: str, watch: bool, overrides: tuple[str, ...], as_json: bool, state_dir: Path) -> None:

@@ -53,6 +53,7 @@ def receipt_lines(receipt: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("bytes in", size_text(receipt.get("bytes_in"))),
         ("bytes copied", size_text(receipt.get("bytes_copied"))),
         ("models served", size_text(receipt.get("bytes_out"))),
+        *([("between nodes", size_text(receipt["bytes_between"]))] if receipt.get("bytes_between") else []),
         (
             "CPU",
             f"{sum(cpu.values()):.3f} s (" + ", ".join(f"{kind} {value:.3f}" for kind, value in cpu.items()) + ")",

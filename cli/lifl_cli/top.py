@@ -1,4 +1,4 @@
-"""`lifl top`: the node, its workers and its jobs, live.
+"""`lifl top`: the cluster, the node, its workers and its jobs, live.
 
 `lifld` measures nothing on its own for this: once a second, while the view is open, one Snapshot is asked
 for; rates are the differences of two snapshots.  CPU and memory of processes and of the machine are read
@@ -25,6 +25,7 @@ from lifl_cli.text import metrics_text, seconds_text, size_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.tree import Tree
 
 REFRESH_S = 1.0
 ONCE_WINDOW_S = 0.3
@@ -167,6 +168,10 @@ def view(sample: Mapping[str, Any]) -> RenderableType:
     from rich.text import Text
 
     parts: list[RenderableType] = [_node_view(sample)]
+    if len(sample.get("nodes", ())) > 1:
+        from lifl_cli.nodes import nodes_table
+
+        parts.append(nodes_table(sample["nodes"]))
     if sample["workers"]:
         parts.append(_workers_view(sample))
     else:
@@ -279,26 +284,58 @@ def round_text(now: Mapping[str, Any]) -> str:
 
 
 def tree_view(tasks: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """The aggregation tree, its root above; tasks whose parent is not known yet stand beside each other."""
+    """The aggregation tree, its root above; tasks whose parent is not known yet stand beside each other.
+
+    Where several nodes take part each has a branch of its own; those whose partial goes to the node with the top hang
+    below it.
+    """
     from rich.tree import Tree
 
+    tree = Tree("aggregation tree", hide_root=True)
+    branches: dict[str, list[Mapping[str, Any]]] = {}
+    for task in tasks:
+        branches.setdefault(task.get("node") or "", []).append(task)
+    if len(branches) < 2:
+        shown = _add_tasks(tree, tasks, TREE_TASKS_MAX)
+    else:
+        shown = 0
+        above = tree
+        for node, branch in sorted(branches.items(), key=lambda item: not _has_top(item[1])):
+            place = above.add(_branch_text(node, branch), style="none")
+            shown += _add_tasks(place, branch, TREE_TASKS_MAX - shown)
+            above = place if _has_top(branch) else above
+    if len(tasks) > shown:
+        tree.add(f"... {len(tasks) - shown} more tasks", style="dim")
+    return tree
+
+
+def _add_tasks(tree: Tree, tasks: Sequence[Mapping[str, Any]], tasks_max: int) -> int:
+    """Draws the tasks of one node below `tree`, at most so many; returns how many."""
     # A task has its number from the plan, its address only while it is open.
     known = {task["number"] for task in tasks}
     below: dict[int | None, list[Mapping[str, Any]]] = {}
     for task in tasks:
         parent = task["parent_number"] if task["parent_number"] in known else None
         below.setdefault(parent, []).append(task)
-    tree = Tree("aggregation tree", hide_root=True)
     waiting = [(tree, task) for task in reversed(below.get(None, []))]
     shown = 0
-    while waiting and shown < TREE_TASKS_MAX:
+    while waiting and shown < tasks_max:
         branch, task = waiting.pop()
         place = branch.add(_task_text(task), style=_STYLES.get(task["state"], ""))
         waiting += [(place, child) for child in reversed(below.get(task["number"], []))]
         shown += 1
-    if len(tasks) > shown:
-        tree.add(f"... {len(tasks) - shown} more tasks", style="dim")
-    return tree
+    return shown
+
+
+def _has_top(branch: Sequence[Mapping[str, Any]]) -> bool:
+    return any(task["role"] == "top" for task in branch)
+
+
+def _branch_text(node: str, branch: Sequence[Mapping[str, Any]]) -> str:
+    leaves = [task for task in branch if task["role"] == "leaf"]
+    sealed = sum(task["state"] == "sealed" for task in leaves)
+    updates = f"{sum(task['inputs'] for task in leaves)}/{sum(task['expect'] for task in leaves)} updates"
+    return f"node {node or '-'}  {updates}, {sealed} of {len(leaves)} leaves sealed"
 
 
 _STYLES = {"running": "bold", "sealed": "green", "failed": "red"}

@@ -12,14 +12,15 @@ import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import msgspec
 
-from lifl.core.config import NodeConfig, parse_node
+from lifl.core.config import NodeConfig, beyond_loopback, parse_node
 from lifl.core.errors import ConfigError, ResourceFault
 from lifl.core.messages import Shutdown
 from lifl_cli.control import Control
@@ -34,6 +35,9 @@ NODE_FLAGS = {
     "workers_max": "At most this many aggregator processes.",
     "connections_max": "At most this many client connections.",
     "wait_queue_max": "Updates that may wait for room in the arena; more are told BUSY.",
+    "control": "The HOST:PORT at which other nodes reach this one.",
+    "join": "Join the cluster of the node whose control address is this HOST:PORT.",
+    "insecure": "Listen beyond loopback although nothing is encrypted.",
 }
 LOG_TAIL_LINES = 5
 
@@ -45,10 +49,14 @@ def node_flags(command: F) -> F:
     fields = {field.name: field for field in msgspec.structs.fields(NodeConfig)}
     for key in reversed(NODE_FLAGS):
         default = fields[key].default
+        flag = f"--{key.replace('_', '-')}"
+        if isinstance(default, bool):
+            command = click.option(flag, key, is_flag=True, default=None, help=NODE_FLAGS[key])(command)
+            continue
         kind = click.STRING if key == "arena_bytes" or isinstance(default, str) else type(default)
         shown = size_text(default) if key == "arena_bytes" else str(default)
-        flag = f"--{key.replace('_', '-')}"
-        command = click.option(flag, key, type=kind, help=f"{NODE_FLAGS[key]}  [default: {shown}]")(command)
+        text = f"{NODE_FLAGS[key]}  [default: {shown}]" if shown else NODE_FLAGS[key]
+        command = click.option(flag, key, type=kind, help=text)(command)
     return command
 
 
@@ -69,7 +77,7 @@ def up(detach: bool, config_path: str | None, state_dir: str | None, as_json: bo
     """Start lifld, the daemon of this machine."""
     config = _node_config(config_path, state_dir, {key: flags[key] for key in NODE_FLAGS})
     _make_state_dir(Path(config.state_dir))
-    announce = _announce_json if as_json else _announce
+    announce = partial(_announce_json if as_json else _announce, insecure=open_to_others(config))
     if detach:
         announce(_start_detached(config))
         return
@@ -129,13 +137,20 @@ def _make_state_dir(folder: Path) -> None:
         ) from error
 
 
-def _announce(info: dict[str, Any]) -> None:
+def open_to_others(config: NodeConfig) -> list[str]:
+    """The addresses at which anybody may come; `parse_node` has seen to it that this is wanted."""
+    return list(beyond_loopback(config).values())
+
+
+def _announce(info: dict[str, Any], insecure: Sequence[str]) -> None:
     """The start-up report."""
     redirector = "sockmap (eBPF)" if info["redirector"] == "sockmap" else "AF_UNIX (no eBPF)"
     rows = [
         ("node", info["node"]),
         ("pid", info["pid"]),
         ("listens on", ", ".join([*info["listen"], info["socket"]])),
+        *([("control", info["control"])] if info.get("control") else []),
+        *([("joins", info["join"])] if info.get("join") else []),
         ("arena", f"{size_text(info['arena_bytes'])} of shared memory"),
         ("redirector", f"{redirector}: {info['why']}" if info.get("why") else redirector),
         ("state", info["state_dir"]),
@@ -147,11 +162,14 @@ def _announce(info: dict[str, Any]) -> None:
     click.echo("lifld is up")
     for label, value in rows:
         click.echo(f"  {label:<11} {value}")
+    if insecure:
+        text = f"whoever reaches {' or '.join(insecure)} can read and change models: nothing is encrypted"
+        click.secho(f"  {'INSECURE':<11} {text}", fg="red", bold=True)
     sys.stdout.flush()
 
 
-def _announce_json(info: dict[str, Any]) -> None:
-    click.echo(msgspec.json.encode(info))
+def _announce_json(info: dict[str, Any], insecure: Sequence[str]) -> None:
+    click.echo(msgspec.json.encode({**info, "insecure": insecure}))
     sys.stdout.flush()
 
 

@@ -1,4 +1,4 @@
-"""A node's whole life on a virtual clock: the real engine and allocator, a fake of everything that does I/O.
+"""The life of a node or a cluster on a virtual clock: real engines and allocators, a fake of everything that does I/O.
 
 Each run is drawn from one seed: the order in which messages arrive, when workers, the gateway and the daemon die, when
 clients come and go.  Tensors are replaced by what they would prove: an object's content is a count for each client
@@ -17,6 +17,7 @@ from lifl.core import effects as fx
 from lifl.core import messages as m
 from lifl.core.agent import DIRECT_GRACE_S
 from lifl.core.config import parse_job
+from lifl.core.coordinator import Node
 from lifl.core.engine import Engine
 from lifl.core.ids import Key, Kind
 from lifl.core.job import Job
@@ -40,7 +41,8 @@ class Thing:
 class SimStore:
     """core/memory.Store over the real allocator."""
 
-    def __init__(self, nbytes: int) -> None:
+    def __init__(self, nbytes: int, node: int) -> None:
+        self.node = node
         self.allocator = Allocator(0, nbytes)
         self.things: dict[Key, Thing] = {}
         self.generation = 0
@@ -58,7 +60,7 @@ class SimStore:
     def alloc(self, kind, job, epoch, data_bytes, meta_bytes=0, slab=None) -> Key:
         offset = self.allocator.alloc(data_bytes + meta_bytes, slab)
         self.generation += 1
-        key = Key(self.generation, 1, 7)
+        key = Key(self.generation, 1, self.node)
         size = -(-(data_bytes + meta_bytes) // 4096) * 4096
         self.things[key] = Thing(kind, job, epoch, offset, size)
         for until, begin, end in self.writers:
@@ -80,6 +82,9 @@ class SimStore:
     def extent_bytes(self, key: Key) -> int:
         return self.things[key].nbytes
 
+    def epoch_of(self, key: Key) -> int:
+        return self.things[key].epoch
+
     def close_slab(self, slab) -> None:
         self.allocator.close_slab(slab)
 
@@ -99,88 +104,156 @@ class SimWorker:
 
 
 class SimClient:
-    def __init__(self, name: str, conn: int) -> None:
-        self.name, self.conn = name, conn
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.direct = int(name[1:]) % 2 == 0
-        self.holding: int | None = None
-        self.joined = False
-        self.submitting: int | None = None
         self.pause_until = 0.0
+        self.host: Host | None = None
+        self.conn = 0
+        self.holding: int | None = None
+        self.submitting: tuple[int, str] | None = None  # the round, and the gateway where to
         self.fates: dict[int, str] = {}
 
 
-class Cluster:
-    """One simulated node with its clients.  `step` does one random thing; `check` asserts what must always hold."""
+class Host:
+    """One machine: its arena survives the daemon's death, not its own."""
 
-    def __init__(self, seed: int, config: dict[str, Any], clients: int, arena_bytes: int, faults: float) -> None:
-        self.rng = random.Random(seed)
-        self.seed = seed
-        self.config = parse_job(config)
-        self.faults = faults
-        self.now = 0.0
-        self.store = SimStore(arena_bytes)
-        self.engine = self._engine()
-        self.rows: dict[tuple[int, int], tuple[str, dict[str, Any]]] = {}
-        self.job_row = ("running", "")
+    def __init__(self, number: int, arena_bytes: int) -> None:
+        self.number = number
+        self.gateway = f"host{number}:1"
+        self.arena_bytes = arena_bytes
+        self.store = SimStore(arena_bytes, number)
+        self.engine: Engine | None = None  # None: it is down
         self.workers: dict[int, SimWorker] = {}
         self.routes: dict[int, int] = {}
         self.to_daemon: deque[Any] = deque()  # the gateway's link
         self.fallback: deque[tuple[int, Key]] = deque()
         self.receiving: dict[Key, tuple[int, str]] = {}
+        self.transfers: list[tuple[str, Any]] = []  # what the gateway carries and fetches
+        self.by_conn: dict[int, SimClient] = {}
+        self.orders: deque[Any] = deque()  # from the coordinator, on the wire
+        self.reports: deque[Any] = deque()  # to the coordinator, on the wire
+
+    def node(self) -> Node:
+        return Node(self.number, self.gateway, 4.0, self.arena_bytes, 4)
+
+    def begin(self, coordinates: bool) -> None:
+        self.engine = Engine(self.store, self.node(), 5.0, 4, coordinates)
+
+    def stop(self) -> None:
+        """All processes are gone."""
+        self.engine = None
+        for queue in (self.to_daemon, self.fallback, self.orders, self.reports):
+            queue.clear()
+        self.workers.clear()
+        self.routes.clear()
+        self.receiving.clear()
+        self.transfers.clear()
+        for client in self.by_conn.values():
+            client.host, client.conn, client.submitting = None, 0, None
+        self.by_conn.clear()
+
+
+class Cluster:
+    """Simulated hosts with their clients; host 1 coordinates.
+
+    `step` does one random thing; `check` asserts what must always hold.
+    """
+
+    def __init__(
+        self, seed: int, config: dict[str, Any], clients: int, arena_bytes: int, faults: float, hosts: int = 1
+    ) -> None:
+        self.rng = random.Random(seed)
+        self.config = parse_job(config)
+        self.faults = faults
+        self.now = 0.0
+        self.hosts = {number: Host(number, arena_bytes) for number in range(1, hosts + 1)}
+        self.home = self.hosts[1]
+        self.rows: dict[tuple[int, int], tuple[str, dict[str, Any]]] = {}
+        self.job_row = ("running", "")
         self.files: dict[str, Counter[str]] = {}
         self.conns = 0
-        self.clients = {f"c{i}": SimClient(f"c{i}", 0) for i in range(clients)}
-        self.by_conn: dict[int, SimClient] = {}
-        self.acked: dict[tuple[int, int], set[str]] = defaultdict(set)  # (round, daemon's life) is not kept: by round
+        self.clients = {f"c{i}": SimClient(f"c{i}") for i in range(clients)}
         self.commits: dict[int, Counter[str]] = {}
-        self.history: list[str] = []
-        self.resume_guard = 0
+        self.offers: dict[int, tuple[Counter[str], list[Member]]] = {}
+        self.waiting_nodes: dict[int, tuple[Host, Key]] = {}
+        for host in self.hosts.values():
+            host.begin(host is self.home)
         self.engine.submit(1, self.config, LAYOUT, (), "/jobs/j", self.now)
+        for host in self.others():
+            self.engine.node_up(host.node(), self.now)
         self._perform()
 
-    def _engine(self) -> Engine:
-        return Engine(self.store, workers_max=4, idle_timeout_s=5.0, wait_queue_max=4)
+    @property
+    def engine(self) -> Engine:
+        assert self.home.engine is not None
+        return self.home.engine
 
     @property
     def job(self) -> Job:
         return self.engine.jobs["j"]
 
+    @property
+    def over(self) -> bool:
+        return self.job.status in ("finished", "failed", "cancelled")
+
+    def others(self) -> list[Host]:
+        return [host for host in self.hosts.values() if host is not self.home]
+
     # ---- effects -------------------------------------------------------------------------------------------
 
     def _perform(self) -> None:
-        for effect in self.engine.take_effects():
-            match effect:
-                case fx.Tell():
-                    self._tell(effect.conn, msgspec.convert(effect.message, m.ToClient))
-                case fx.Grant():
-                    client = self.by_conn.get(effect.conn)
-                    if client is None:
-                        self.to_daemon.append(m.Aborted(effect.conn, effect.key.pack(), "gone"))
-                    else:
-                        thing = self.store.things[effect.key]
-                        thing.members = unpack_members(effect.member)
-                        self.receiving[effect.key] = (effect.conn, client.name)
-                case fx.GrantModel():
-                    self.to_daemon.append(m.ModelSent(effect.conn, effect.key.pack(), 1))
-                case fx.ForkWorker():
-                    self.workers[effect.worker] = SimWorker(effect.worker)
-                case fx.SendWorker():
-                    if effect.worker in self.workers:
-                        self.workers[effect.worker].control.append(effect.message)
-                case fx.Route():
-                    if effect.worker is None:
-                        self.routes.pop(effect.address, None)
-                    else:
-                        self.routes[effect.address] = effect.worker
-                case fx.SendKeys():
-                    for key in effect.keys:
-                        self._send_record(effect.address, key)
-                case fx.SaveRound():
-                    self._save(effect)
-                case fx.SaveJob():
-                    self.job_row = (effect.status, effect.reason)
-                case _:
-                    pass
+        for host in self.hosts.values():
+            if host.engine is not None:
+                for effect in host.engine.take_effects():
+                    self._effect(host, effect)
+
+    def _effect(self, host: Host, effect: fx.Effect) -> None:
+        match effect:
+            case fx.Tell():
+                self._tell(host, effect.conn, effect.message)
+            case fx.Grant():
+                if effect.conn in host.by_conn:
+                    thing = host.store.things[effect.key]
+                    thing.members = unpack_members(effect.member)
+                    host.receiving[effect.key] = (effect.conn, thing.members[0].client)
+                elif effect.conn in self.offers:
+                    host.receiving[effect.key] = (effect.conn, "")
+                else:
+                    host.to_daemon.append(m.Aborted(effect.conn, effect.key.pack(), "gone"))
+            case fx.GrantModel():
+                if effect.conn < 0:
+                    self._fetched(effect.conn, host.store.things[effect.key])
+                host.to_daemon.append(m.ModelSent(effect.conn, effect.key.pack(), 1))
+            case fx.CarryPartial():
+                host.transfers.append(("carry", effect))
+            case fx.FetchModel():
+                host.transfers.append(("fetch", effect))
+            case fx.SendNode():
+                other = self.hosts[effect.node]
+                if other.engine is not None:
+                    other.orders.append(effect.order)
+            case fx.SendCoordinator():
+                host.reports.append(effect.report)
+            case fx.ForkWorker():
+                host.workers[effect.worker] = SimWorker(effect.worker)
+            case fx.SendWorker():
+                if effect.worker in host.workers:
+                    host.workers[effect.worker].control.append(effect.message)
+            case fx.Route():
+                if effect.worker is None:
+                    host.routes.pop(effect.address, None)
+                else:
+                    host.routes[effect.address] = effect.worker
+            case fx.SendKeys():
+                for key in effect.keys:
+                    self._send_record(host, effect.address, key)
+            case fx.SaveRound():
+                self._save(effect)
+            case fx.SaveJob():
+                self.job_row = (effect.status, effect.reason)
+            case _:
+                pass
 
     def _save(self, effect: fx.SaveRound) -> None:
         if effect.status == "committed":
@@ -199,36 +272,39 @@ class Cluster:
                     client.holding = None
         self.rows[effect.round, effect.attempt] = (effect.status, effect.fields)
 
-    def _send_record(self, address: int, key: Key) -> None:
-        worker = self.workers.get(self.routes.get(address, -1))
+    def _send_record(self, host: Host, address: int, key: Key) -> None:
+        worker = host.workers.get(host.routes.get(address, -1))
         if worker is None:
-            self.fallback.append((address, key))
+            host.fallback.append((address, key))
         else:
             worker.records.append((address, key))
 
-    def _tell(self, conn: int, message: Any) -> None:
-        client = self.by_conn.get(conn)
+    def _tell(self, host: Host, conn: int, builtins: dict[str, Any]) -> None:
+        message = msgspec.convert(builtins, m.ToClient)
+        client = host.by_conn.get(conn)
         if client is None:
+            if conn < 0:
+                self._tell_node(conn, message)
             return
         match message:
             case m.Selected():
-                client.submitting = message.round
+                client.submitting = (message.round, message.gateway)
             case m.Accepted():
                 client.fates.pop(message.round, None)
                 client.holding = message.round
                 client.submitting = None
             case m.Busy():
-                client.submitting = message.round
+                client.submitting = (message.round, host.gateway)
                 client.pause_until = self.now + message.retry_after_s
             case m.Committed() | m.RoundOver():
-                fate = "counted" if isinstance(message, m.Committed) and message.counted else "over"
-                client.fates[message.round] = fate
-                if isinstance(message, m.Committed) and message.counted and message.round in self.commits:
+                counted = isinstance(message, m.Committed) and message.counted
+                client.fates[message.round] = "counted" if counted else "over"
+                if counted and message.round in self.commits:
                     assert self.commits[message.round][client.name] == 1, "told counted, but is not in the model"
                 if client.holding == message.round:
                     client.holding = None
             case m.Refusal():
-                client.submitting = None
+                client.submitting = (message.round, message.field) if message.code == "use-gateway" else None
             case _:
                 pass
 
@@ -236,87 +312,160 @@ class Cluster:
 
     def step(self) -> bool:
         """One random event; False when nothing but time could move anything."""
-        choices = self._choices()
+        choices = [choice for host in self.hosts.values() if host.engine for choice in self._choices(host)]
+        for client in self.clients.values():
+            if client.host is None and not self.over:
+                choices.append(lambda client=client: self._connect(client))
+            elif client.submitting is not None and self.now >= client.pause_until:
+                choices.append(lambda client=client: self._submit(client))
         if self.rng.random() < self.faults:
             self._fault()
         elif choices:
             self.rng.choice(choices)()
+        elif any(host.engine is None for host in self.hosts.values()):
+            self._rejoin(next(host for host in self.hosts.values() if host.engine is None))
         else:
-            pauses = [c.pause_until for c in self.clients.values() if c.conn and c.submitting is not None]
-            due = self.engine.next_timer()
-            if due is None and not pauses:
+            engines = [host.engine for host in self.hosts.values() if host.engine]
+            times = [t for e in engines if (t := e.next_timer()) is not None]
+            times += [c.pause_until for c in self.clients.values() if c.host is not None and c.submitting is not None]
+            if not times:
                 return False
-            self.now = self.store.now = max(self.now, min([*pauses, *([] if due is None else [due])]))
-            if due is not None and due <= self.now:
-                self.engine.tick(self.now)
+            self.now = max(self.now, min(times))
+            for host in self.hosts.values():
+                host.store.now = self.now
+            for engine in engines:
+                engine.tick(self.now)
         self._perform()
         self.check()
         return True
 
-    def _choices(self) -> list[Any]:
+    def _choices(self, host: Host) -> list[Any]:
         choices: list[Any] = []
-        if self.to_daemon:
-            choices.append(self._gateway_message)
-        if self.fallback:
-            choices.append(self._fallback)
-        for key in self.receiving:
-            choices.append(lambda key=key: self._received(key))
-        for client in self.clients.values():
-            if not client.conn and self.job.status not in ("finished", "failed", "cancelled"):
-                choices.append(lambda client=client: self._connect(client))
-            elif client.submitting is not None and self.now >= client.pause_until:
-                choices.append(lambda client=client: self._submit(client))
-        for worker in list(self.workers.values()):
+        if host.to_daemon:
+            choices.append(lambda: self._gateway_message(host))
+        if host.fallback:
+            choices.append(lambda: host.engine.fallback(*host.fallback.popleft(), self.now))
+        if host.orders:
+            choices.append(lambda: host.engine.ordered(host.orders.popleft(), self.now))
+        if host.reports:
+            choices.append(lambda: self.engine.from_node(host.number, host.reports.popleft(), self.now))
+        for key in host.receiving:
+            choices.append(lambda key=key: self._received(host, key))
+        for transfer in host.transfers:
+            choices.append(lambda transfer=transfer: self._transfer(host, transfer))
+        for worker in list(host.workers.values()):
             if not worker.ready:
-                choices.append(lambda worker=worker: self._ready(worker))
+                choices.append(lambda worker=worker: self._ready(host, worker))
             elif worker.control or worker.records:
-                choices.append(lambda worker=worker: self._work(worker))
+                choices.append(lambda worker=worker: self._work(host, worker))
             if worker.out:
-                choices.append(lambda worker=worker: self._from_worker(worker))
+                choices.append(lambda worker=worker: self._from_worker(host, worker))
         return choices
 
-    def _gateway_message(self) -> None:
-        message = self.to_daemon.popleft()
+    def _gateway_message(self, host: Host) -> None:
+        message = host.to_daemon.popleft()
+        engine = host.engine
         handlers = {
-            m.ClientJoined: self.engine.client_joined,
-            m.ClientLeft: self.engine.client_left,
-            m.Admit: self.engine.admit,
-            m.Sealed: self.engine.sealed,
-            m.Aborted: self.engine.aborted,
-            m.ModelSent: self.engine.model_sent,
+            m.ClientJoined: engine.client_joined,
+            m.ClientLeft: engine.client_left,
+            m.Admit: engine.admit,
+            m.Sealed: engine.sealed,
+            m.Aborted: engine.aborted,
+            m.ModelSent: engine.model_sent,
+            m.Offered: engine.offered,
+            m.WantModel: engine.want_model,
+            m.CarryEnded: engine.carry_ended,
+            m.FetchEnded: engine.fetch_ended,
         }
         handlers[type(message)](message, self.now)
 
-    def _fallback(self) -> None:
-        address, key = self.fallback.popleft()
-        self.engine.fallback(address, key, self.now)
-
     def _connect(self, client: SimClient) -> None:
+        up = [host for host in self.hosts.values() if host.engine is not None]
         self.conns += 1
-        client.conn = self.conns
-        client.submitting = None
-        self.by_conn[client.conn] = client
-        self.to_daemon.append(m.ClientJoined(client.conn, client.name, "j", client.holding))
+        client.host, client.conn, client.submitting = self.rng.choice(up), self.conns, None
+        client.host.by_conn[client.conn] = client
+        client.host.to_daemon.append(m.ClientJoined(client.conn, client.name, "j", client.holding, client.conn))
 
     def _submit(self, client: SimClient) -> None:
-        assert client.submitting is not None
-        self.to_daemon.append(m.Admit(client.conn, client.name, "j", client.submitting, 1.0, direct=client.direct))
+        """Over its own connection, or (`gateway`) over a second one that is for this update alone."""
+        number, gateway = client.submitting
         client.submitting = None
+        host, conn = client.host, client.conn
+        other = next((h for h in self.hosts.values() if h.gateway == gateway and h.engine), host)
+        if other is not host:
+            self.conns += 1
+            host, conn = other, self.conns
+            host.by_conn[conn] = client
+        host.to_daemon.append(m.Admit(conn, client.name, "j", number, 1.0, direct=client.direct))
 
-    def _received(self, key: Key) -> None:
-        conn, name = self.receiving.pop(key)
-        if self.rng.random() < 0.05:
-            self.to_daemon.append(m.Aborted(conn, key.pack(), "bad content"))
+    def _received(self, host: Host, key: Key) -> None:
+        conn, name = host.receiving.pop(key)
+        if conn < 0:  # another node's partial: its content came with the transfer
+            host.to_daemon.append(m.Sealed(conn, key.pack(), 1))
+            thing = host.store.things[key]
+            source = self.offers.pop(conn)
+            thing.sealed, thing.content, thing.members = True, Counter(source[0]), list(source[1])
             return
-        thing = self.store.things[key]
+        if self.rng.random() < 0.05:
+            host.to_daemon.append(m.Aborted(conn, key.pack(), "bad content"))
+            return
+        thing = host.store.things[key]
         thing.sealed, thing.content = True, Counter([name])
-        self.to_daemon.append(m.Sealed(conn, key.pack(), 1))
+        host.to_daemon.append(m.Sealed(conn, key.pack(), 1))
 
-    def _ready(self, worker: SimWorker) -> None:
+    # ---- between gateways: conn < 0 is a transfer's ------------------------------------------------------------
+
+    def _transfer(self, host: Host, transfer: tuple[str, Any]) -> None:
+        host.transfers.remove(transfer)
+        kind, effect = transfer
+        other = next((h for h in self.hosts.values() if h.gateway == effect.address and h.engine), None)
+        lost = other is None or self.rng.random() < 2 * self.faults
+        if kind == "carry":
+            thing = host.store.things.get(effect.key)
+            if lost or thing is None:
+                host.to_daemon.append(m.CarryEnded(effect.key.pack(), "lost", 0))
+                return
+            self.conns += 1
+            conn = -self.conns
+            self.offers[conn] = (Counter(thing.content), list(thing.members))
+            self.waiting_nodes[conn] = (host, effect.key)
+            size = len(thing.members) * 1024
+            other.to_daemon.append(
+                m.Offered(conn, 1, effect.epoch, host.number, len(thing.members), LAYOUT.accumulator_bytes, size)
+            )
+        elif lost:
+            host.to_daemon.append(m.FetchEnded(effect.key.pack(), "lost", 0))
+        else:
+            self.conns += 1
+            self.waiting_nodes[-self.conns] = (host, effect.key)
+            other.to_daemon.append(m.WantModel(-self.conns, "j", effect.round))
+
+    def _tell_node(self, conn: int, message: Any) -> None:
+        host, key = self.waiting_nodes.pop(conn, (None, None))
+        self.offers.pop(conn, None)
+        if host is None or host.engine is None or key not in host.store.things:
+            return
+        thing = host.store.things[key]
+        error = "" if isinstance(message, m.Accepted) else "refused"
+        if thing.kind is Kind.PARTIAL:
+            host.to_daemon.append(m.CarryEnded(key.pack(), error, 1))
+        else:
+            host.to_daemon.append(m.FetchEnded(key.pack(), "refused", 0))
+
+    def _fetched(self, conn: int, model: Thing) -> None:
+        host, key = self.waiting_nodes.pop(conn, (None, None))
+        if host is not None and host.engine is not None and key in host.store.things:
+            thing = host.store.things[key]
+            thing.sealed, thing.content = True, Counter(model.content)
+            host.to_daemon.append(m.FetchEnded(key.pack(), "", 1))
+
+    # ---- workers -------------------------------------------------------------------------------------------------
+
+    def _ready(self, host: Host, worker: SimWorker) -> None:
         worker.ready = True
-        self.engine.worker_ready(m.WorkerReady(worker.number, 1000 + worker.number, 0), self.now)
+        host.engine.worker_ready(m.WorkerReady(worker.number, 1000 + worker.number, 0), self.now)
 
-    def _work(self, worker: SimWorker) -> None:
+    def _work(self, host: Host, worker: SimWorker) -> None:
         if worker.control:
             message = worker.control.popleft()
             match message:
@@ -324,179 +473,225 @@ class Cluster:
                     worker.tasks[message.address] = message
                     worker.expect[message.address] = message.expect
                     worker.seen[message.address] = []
-                    self._maybe_finish(worker, message.address)
+                    self._maybe_finish(host, worker, message.address)
                 case m.Expect():
                     if message.address in worker.tasks:
                         worker.expect[message.address] = message.expect
-                        self._maybe_finish(worker, message.address)
+                        self._maybe_finish(host, worker, message.address)
                 case m.Drop():
                     worker.tasks.pop(message.address, None)
                     worker.out.append(m.TaskDropped(message.address, message.attempt))
                 case m.Load():
-                    self.store.things[Key.unpack(message.output)].sealed = True
+                    host.store.things[Key.unpack(message.output)].sealed = True
                     worker.out.append(m.TaskDone(message.address, message.attempt, 0.0, 0, 0, 0.0, 0.0))
                 case m.Checkpoint():
-                    model = self.store.things[Key.unpack(message.model)]
+                    model = host.store.things[Key.unpack(message.model)]
                     assert model.sealed, "an unsealed model is checkpointed"
                     self.files[message.path] = Counter(model.content)
                     worker.out.append(m.TaskDone(message.address, message.attempt, 0.0, 0, 0, 0.0, 0.0))
                 case m.Retire():
                     assert not worker.tasks
-                    self._kill(worker)
+                    self._kill(host, worker)
             return
         address, key = worker.records.popleft()
         task = worker.tasks.get(address)
         if task is None or key in worker.seen[address]:
             return
-        thing, output = self.store.things.get(key), self.store.things[Key.unpack(task.output)]
+        thing, output = host.store.things.get(key), host.store.things[Key.unpack(task.output)]
         wanted = Kind.UPDATE if task.role == "leaf" else Kind.PARTIAL
         if thing is None or (thing.job, thing.epoch, thing.kind) != (output.job, output.epoch, wanted):
             return
         assert thing.sealed, "a task was sent the key of an unsealed object"
         worker.seen[address].append(key)
-        self._maybe_finish(worker, address)
+        self._maybe_finish(host, worker, address)
 
-    def _maybe_finish(self, worker: SimWorker, address: int) -> None:
+    def _maybe_finish(self, host: Host, worker: SimWorker, address: int) -> None:
         task = worker.tasks[address]
         seen = worker.seen[address]
         if len(seen) < worker.expect[address]:
             return
         assert len(seen) == worker.expect[address], "a task got more inputs than it expects"
-        output = self.store.things[Key.unpack(task.output)]
+        output = host.store.things[Key.unpack(task.output)]
         assert not output.sealed, "an object is sealed twice"
         for key in seen:
-            output.content += self.store.things[key].content
-            output.members += self.store.things[key].members
+            output.content += host.store.things[key].content
+            output.members += host.store.things[key].members
         output.sealed = True
         del worker.tasks[address]
         if self.rng.random() < self.faults:  # killed between the seal and the record
-            self._kill(worker)
+            self._kill(host, worker)
             return
         if task.parent:
-            self._send_record(task.parent, Key.unpack(task.output))
+            self._send_record(host, task.parent, Key.unpack(task.output))
         if self.rng.random() < self.faults:  # killed between the record and TaskDone
-            self._kill(worker)
+            self._kill(host, worker)
             return
         worker.out.append(m.TaskDone(address, task.attempt, 1.0, len(output.members), len(seen), 0.0, 0.0))
 
-    def _from_worker(self, worker: SimWorker) -> None:
+    def _from_worker(self, host: Host, worker: SimWorker) -> None:
         message = worker.out.popleft()
-        handler = self.engine.task_done if isinstance(message, m.TaskDone) else self.engine.task_dropped
+        handler = host.engine.task_done if isinstance(message, m.TaskDone) else host.engine.task_dropped
         handler(worker.number, message, self.now)
 
     # ---- faults ---------------------------------------------------------------------------------------------------
 
     def _fault(self) -> None:
+        host = self.rng.choice(list(self.hosts.values()))
+        if host.engine is None:
+            self._rejoin(host)
+            return
         kind = self.rng.random()
-        if kind < 0.5 and self.workers:
-            self._kill(self.rng.choice(list(self.workers.values())))
+        if kind < 0.5 and host.workers:
+            self._kill(host, self.rng.choice(list(host.workers.values())))
         elif kind < 0.8:
-            here = [client for client in self.clients.values() if client.conn]
+            here = [client for client in self.clients.values() if client.host is host]
             if here:
                 self._disconnect(self.rng.choice(here))
         elif kind < 0.9:
-            self._kill_gateway()
-        else:
+            self._kill_gateway(host)
+        elif host is self.home:
             self._crash()
+        else:
+            self._node_dies(host)
 
-    def _kill(self, worker: SimWorker) -> None:
+    def _kill(self, host: Host, worker: SimWorker) -> None:
         """The process is gone; what it had sent on its link is still read before the link ends."""
-        del self.workers[worker.number]
-        for address, number in list(self.routes.items()):
+        del host.workers[worker.number]
+        for address, number in list(host.routes.items()):
             if number == worker.number:
-                del self.routes[address]
+                del host.routes[address]
         if worker.ready:
             for message in worker.out:
-                handler = self.engine.task_done if isinstance(message, m.TaskDone) else self.engine.task_dropped
+                handler = host.engine.task_done if isinstance(message, m.TaskDone) else host.engine.task_dropped
                 handler(worker.number, message, self.now)
                 self._perform()
-        self.engine.worker_gone(worker.number, self.now)
+        host.engine.worker_gone(worker.number, self.now)
 
     def _disconnect(self, client: SimClient) -> None:
-        for key, (conn, _) in list(self.receiving.items()):
-            if conn == client.conn:
-                del self.receiving[key]
-                writing = client.direct and self.rng.random() < 0.5  # the gateway has had enough of it
-                if writing:
-                    self.store.left_writing(key)
-                self.to_daemon.append(m.Aborted(conn, key.pack(), "disconnected", writing))
-        self.to_daemon.append(m.ClientLeft(client.conn))
-        del self.by_conn[client.conn]
-        client.conn, client.submitting = 0, None
+        for host in self.hosts.values():
+            mine = [conn for conn, other in host.by_conn.items() if other is client]
+            for key, (conn, _) in list(host.receiving.items()):
+                if conn in mine:
+                    del host.receiving[key]
+                    writing = client.direct and self.rng.random() < 0.5  # the gateway has had enough of it
+                    if writing:
+                        host.store.left_writing(key)
+                    host.to_daemon.append(m.Aborted(conn, key.pack(), "disconnected", writing))
+            for conn in mine:
+                host.to_daemon.append(m.ClientLeft(conn))
+                del host.by_conn[conn]
+        client.host, client.conn, client.submitting = None, 0, None
 
-    def _leave_writing(self) -> None:
+    def _leave_writing(self, host: Host) -> None:
         """The gateway is dead; direct clients have yet to notice."""
-        for key, (_, name) in self.receiving.items():
-            if self.clients[name].direct:  # (what was sealed is not in `receiving`)
-                self.store.left_writing(key)
-        self.receiving.clear()
+        for key, (_, name) in host.receiving.items():
+            if name and self.clients[name].direct:  # (what was sealed is not in `receiving`)
+                host.store.left_writing(key)
+        host.receiving.clear()
 
-    def _kill_gateway(self) -> None:
-        self.to_daemon.clear()
-        self._leave_writing()
+    def _kill_gateway(self, host: Host) -> None:
+        host.to_daemon.clear()
+        self._leave_writing(host)
+        host.transfers.clear()
         for client in self.clients.values():
-            client.conn, client.submitting = 0, None
-        self.by_conn.clear()
-        self.engine.gateway_gone(self.now)
+            if client.host is host:
+                client.host, client.conn, client.submitting = None, 0, None
+        host.by_conn.clear()
+        self._end_transfers(host)
+        host.engine.gateway_gone(self.now)
+
+    def _end_transfers(self, gone: Host) -> None:
+        """Transfers with a gateway that is gone end; the other side hears of it."""
+        for conn, (host, _) in list(self.waiting_nodes.items()):
+            if host is gone:
+                del self.waiting_nodes[conn]
+            else:
+                self._tell_node(conn, None)
+        for host in self.hosts.values():
+            for key, (conn, _) in list(host.receiving.items()):
+                if conn < 0:
+                    del host.receiving[key]
+                    host.to_daemon.append(m.Aborted(conn, key.pack(), "gone"))
+
+    def _node_dies(self, host: Host) -> None:
+        """The machine is gone with its arena; the coordinator has noticed."""
+        self._disconnect_all(host)
+        host.stop()
+        self._end_transfers(host)
+        host.store = SimStore(host.arena_bytes, host.number)
+        self.engine.node_gone(host.number, self.now)
+
+    def _disconnect_all(self, host: Host) -> None:
+        for client in self.clients.values():
+            if client.host is host:
+                self._disconnect(client)
+
+    def _rejoin(self, host: Host) -> None:
+        host.begin(coordinates=False)
+        self.engine.node_up(host.node(), self.now)
 
     def _crash(self) -> None:
-        """kill -9 of the daemon, and the next one: all processes are gone, the arena and the rows stay."""
+        """kill -9 of the coordinating daemon, and the next one: its arena and the rows stay."""
         held = {c.name: c.holding for c in self.clients.values() if c.holding is not None}
-        self.workers.clear()
-        self.routes.clear()
-        self.fallback.clear()
-        self.to_daemon.clear()
-        self._leave_writing()
-        self.by_conn.clear()
-        for client in self.clients.values():
-            client.conn, client.submitting = 0, None
+        self._leave_writing(self.home)
+        self._disconnect_all(self.home)
+        store = self.home.store
+        self.home.stop()
+        self._end_transfers(self.home)
+        self.home.begin(coordinates=True)
         if self.job_row[0] != "running":
-            return
-        for key, thing in list(self.store.things.items()):
+            raise AssertionError("the simulation goes on after the job's end")
+        for key, thing in list(store.things.items()):
             unsealed_update = not thing.sealed and thing.kind is Kind.UPDATE
             if not unsealed_update and (not thing.sealed or thing.kind not in (Kind.UPDATE, Kind.PARTIAL)):
-                self.store.free(key)
-        live = [(thing.offset, thing.nbytes) for thing in self.store.things.values()]
-        peak = self.store.allocator
-        self.store.allocator = Allocator(peak.begin, peak.end)
-        self.store.allocator.adopt(live)
-        self.engine = self._engine()
-        job = Job(1, self.config, LAYOUT, (), "/jobs/j", self.engine)
+                store.free(key)
+        live = [(thing.offset, thing.nbytes) for thing in store.things.values()]
+        store.allocator = Allocator(store.allocator.begin, store.allocator.end)
+        store.allocator.adopt(live)
+        job = self.engine.make_job(1, self.config, LAYOUT, (), "/jobs/j")
         committed = [r for (r, _), (status, _) in self.rows.items() if status == "committed"]
-        job.committed = max(committed, default=-1)
-        for (number, _), (status, fields) in self.rows.items():
+        number = max(committed, default=-1)
+        for (r, _), (status, fields) in self.rows.items():
             if status == "committed":
-                job.counted[number] = frozenset(fields["members"])
-        tried = [(a, s) for (r, a), (s, _) in self.rows.items() if r == job.committed + 1]
-        if tried:
-            attempt, status = max(tried)
-            job.attempt = attempt + (status == "failed")
-        sealed = {k: t for k, t in self.store.things.items() if t.sealed}
+                job.counted[r] = frozenset(fields["members"])
+        tried = [(a, s, fields) for (r, a), (s, fields) in self.rows.items() if r == number + 1]
+        job.resume(
+            number, max(tried, default=None, key=lambda row: row[0]), any(t.sealed for t in store.things.values())
+        )
+        sealed = {k: t for k, t in store.things.items() if t.sealed}
+        unsealed = [k for k, t in store.things.items() if not t.sealed]
         orphans = [(k, t.kind, t.epoch, list(t.members)) for k, t in sealed.items()]
         here = {member.client for t in sealed.values() for member in t.members}
-        for name, round_ in held.items():
+        for name, round_ in held.items() if len(self.hosts) == 1 else ():
             decided = self.clients[name].fates.get(round_)
             assert decided or round_ <= job.committed or name in here, f"{name}'s ACCEPTED update of {round_} is lost"
-        self.engine.rest([key for key in self.store.things if key not in sealed], self.now)
         self.engine.resume(job, orphans, self.now)
+        self.engine.rest(unsealed, self.now)
         self._perform()
+        for host in self.others():
+            if host.engine is not None:
+                host.orders.clear()
+                host.reports.clear()
+                host.engine.coordinator_up(self.now)
+                self.engine.node_up(host.node(), self.now)
 
     # ---- what must always hold -----
 
     def check(self) -> None:
-        assert self.store.used_bytes <= self.store.allocator.end
         job = self.engine.jobs.get("j")
-        if job is None:
+        for host in self.hosts.values():
+            assert host.store.used_bytes <= host.store.allocator.end
+        if job is None or job.status != "running" or len(self.hosts) > 1:
             return
         for client in self.clients.values():
             rounds = [r for r in (job.round, *job.saving) if r is not None and r.number == client.holding]
-            if client.holding is not None and client.holding not in client.fates and rounds and job.status == "running":
+            if client.holding is not None and client.holding not in client.fates and rounds:
                 assert client.name in rounds[0].accepted, f"{client.name}'s ACCEPTED update is not in the ledger"
 
     def run(self, steps: int) -> None:
         """Steps through faults, then lets it come to its end without any, and checks what is left."""
         for _ in range(steps):
-            if self.engine.jobs["j"].status in ("finished", "failed", "cancelled") or not self.step():
+            if self.over or not self.step():
                 break
         self.faults = 0.0
         for _ in range(200_000):
@@ -504,8 +699,10 @@ class Cluster:
                 break
         else:
             raise AssertionError("it never comes to rest")
-        job = self.engine.jobs["j"]
-        assert job.status in ("finished", "failed"), f"at rest but {job.status}: {job.round and job.round.phase}"
-        assert not self.workers, "workers are left"
-        assert not self.store.things, f"objects are left: {[(k, t.kind) for k, t in self.store.things.items()]}"
-        assert not self.engine.agent.memory.job_used_bytes(1)
+        job = self.job
+        assert self.over, f"at rest but {job.status}: {job.round and job.round.phase}"
+        for host in self.hosts.values():
+            assert not host.workers, "workers are left"
+            left = [(key, thing.kind) for key, thing in host.store.things.items()]
+            assert not left, f"objects are left on host {host.number}: {left}"
+            assert host.engine is None or not host.engine.agent.memory.job_used_bytes(1)

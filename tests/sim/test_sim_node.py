@@ -1,4 +1,4 @@
-"""Thousands of random lives of a node: see `simulator.py`.  A failing seed is in the test's name."""
+"""Thousands of random lives of a node, and of a cluster of three: see `simulator.py`.  A failing seed is in the test's name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from simulator import LAYOUT, Cluster
 CHUNK = 50
 
 
-def make(seed: int) -> Cluster:
+def make(seed: int, hosts: int = 1) -> Cluster:
     rng = random.Random(seed)
     goal = rng.choice([1, 2, 3, 5, 8, 17])
     over = rng.choice([1.0, 1.3, 2.0])
@@ -34,15 +34,16 @@ def make(seed: int) -> Cluster:
     roomy = rng.random() < 0.5
     arena = 400 * LAYOUT.data_bytes * 4
     if not roomy:
-        probe = Cluster(seed, config, clients, arena, 0.0)
+        probe = Cluster(seed, config, clients, arena, 0.0, hosts)
         arena = -(-probe.job.bytes_min() // 4096) * 4096
-    return Cluster(seed, config, clients, arena, rng.choice([0.0, 0.01, 0.05]))
+    return Cluster(seed, config, clients, arena, rng.choice([0.0, 0.01, 0.05]), hosts)
 
 
+@pytest.mark.parametrize("hosts", [1, 3])
 @pytest.mark.parametrize("first", range(0, 1000, CHUNK))
-def test_random_lives(first: int) -> None:
+def test_random_lives(first: int, hosts: int) -> None:
     for seed in range(first, first + CHUNK):
         try:
-            make(seed).run(3000)
+            make(seed, hosts).run(3000)
         except Exception as error:
-            raise AssertionError(f"seed {seed}: {error!r}") from error
+            raise AssertionError(f"seed {seed} on {hosts} hosts: {error!r}") from error

@@ -32,7 +32,7 @@ def test_minimal_job_has_the_documented_defaults() -> None:
     assert job.selection == c.SelectionSection(
         clients_per_round=16, over_provision=1.0, quorum=None, deadline_s=600.0, attempts=3, seed=0
     )
-    assert job.aggregation == c.AggregationSection("fedavg", {}, "eager", 2, 8, "")
+    assert job.aggregation == c.AggregationSection("fedavg", {}, "eager", 2, 8, "", "best-fit", 120.0)
     assert job.checkpoint.folder == ""
     assert job.client.options == {}
 
@@ -88,6 +88,8 @@ def test_unknown_key_without_a_neighbour_lists_what_is_known() -> None:
         ("selection.deadline_s=nan", "selection.deadline_s"),
         ("selection.deadline_s=inf", "selection.deadline_s"),
         ("aggregation.timing=soon", "aggregation.timing"),
+        ("aggregation.placement=bestfit", "aggregation.placement"),
+        ("aggregation.replan_interval_s=0", "aggregation.replan_interval_s"),
         ("aggregation.fan_in=0", "aggregation.fan_in"),
         (f"aggregation.fan_in={c.FAN_IN_MAX + 1}", "aggregation.fan_in"),
         ("aggregation.middle_fan_in=1", "aggregation.middle_fan_in"),
@@ -113,6 +115,8 @@ def test_a_bad_value_is_refused_at_its_path(override: str, path: str) -> None:
         "selection.quorum=16",
         f"aggregation.fan_in={c.FAN_IN_MAX}",
         "aggregation.rule=my_rules.robust:Clipped",
+        "aggregation.placement=round-robin",
+        f"aggregation.replan_interval_s={c.DEADLINE_S_MAX}",
         "client.options.n=9223372036854775807",
     ],
 )
@@ -254,6 +258,33 @@ def test_a_bad_node_value_is_refused_at_its_path(override: str, path: str) -> No
     with pytest.raises(ConfigError) as caught:
         c.parse_node({}, [override])
     assert caught.value.path == path
+
+
+@pytest.mark.parametrize("key", ["listen", "control"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "10.1.2.3", "[fe80::1]", "localhost.example", "node-3"])
+def test_beyond_loopback_a_node_must_say_insecure(key: str, host: str) -> None:
+    address = f"{host}:7400"
+    with pytest.raises(ConfigError) as caught:
+        c.parse_node({key: address})
+    assert caught.value.path == key
+    assert "nothing is encrypted" in caught.value.problem
+    assert "--insecure" in caught.value.problem
+    config = c.parse_node({key: address, "insecure": True})
+    assert c.beyond_loopback(config) == {key: address}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "[::1]", "localhost", "LOCALHOST"])
+def test_loopback_needs_no_insecure(host: str) -> None:
+    config = c.parse_node({"listen": f"{host}:1", "control": f"{host}:2", "join": "10.0.0.1:7434"})
+    assert c.beyond_loopback(config) == {}
+    assert c.beyond_loopback(c.parse_node({})) == {}
+
+
+@pytest.mark.parametrize("key", ["control", "join"])
+def test_addresses_of_a_node_are_checked(key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        c.parse_node({key: "10.0.0.1", "insecure": True})
+    assert caught.value.path == key
 
 
 def test_addresses() -> None:

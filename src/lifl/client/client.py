@@ -5,6 +5,10 @@ is noted or put in line for `rounds`.  A connection that breaks is made again, w
 under way is then done again, which is safe because an update's identity is (job, round, client): the second submission
 gets the first one's answer.
 
+In a cluster a selection may name another node's gateway.  Model and update then go over a second connection, made for
+that one request; the first one, by which the client takes part, goes on being listened to.  What does not work there
+is done at home.
+
 An update is kept until its round is COMMITTED, because ACCEPTED does not survive the loss of the node's machine: a
 node that comes back without it selects the client again for that round, and the kept update is sent without
 training again.  The next round may begin while the last one's checkpoint is still being written; then the kept arrays
@@ -13,14 +17,16 @@ are copied before the trainer gets control, since it may train in place.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -38,11 +44,17 @@ log = logging.getLogger("lifl.client")
 
 PAUSE_FIRST_S = 0.1
 PAUSE_MAX_S = 15.0
+AWAY_GREETING_S = 5.0
+"""Another node's gateway answers within this time, or the client's own is asked."""
+REDIRECTED_PAUSE_S = 1.0
+"""When two redirects in a row have led to no gateway: how long until the next attempt."""
 HELD_ROUNDS_MAX = 2
 """Uncommitted updates that are kept; the next round begins only when the oldest of them is committed."""
 FATES_REMEMBERED = 16
 OVER_CODES = frozenset({"round-over", "wrong-round", "not-selected", "unknown-job"})
 """Refusals that are no fault of this client: the round went on without it."""
+_ASK_HOME_CODES = OVER_CODES | {"protocol", "wrong-version"}
+"""What another node's gateway may refuse because it knows less than the client's own."""
 
 T = TypeVar("T")
 
@@ -71,6 +83,16 @@ class Submission:
     round: int
     accepted: bool
     reason: str = ""
+
+
+class _Settled(RoundEnded):
+    """The round's end was told at home while another node's gateway was waited for."""
+
+    def __init__(self, over: m.Committed | m.RoundOver) -> None:
+        counted = isinstance(over, m.Committed) and over.counted
+        reason = over.reason if isinstance(over, m.RoundOver) else "" if counted else "the round was committed without"
+        super().__init__(reason or "the round was committed")
+        self.submission = Submission(over.job, over.round, counted, reason)
 
 
 @dataclass
@@ -154,6 +176,7 @@ class Client:
         self._pending: deque[m.Selected | m.JobOver] = deque()
         self._held: dict[int, _Held] = {}
         self._fates: dict[int, bool] = {}
+        self._named: tuple[int, str] = (0, "")  # the last selection's round, and the gateway it named
         self._failing_since_s: float | None = None
         self._pause_s = PAUSE_FIRST_S
         self._closed = threading.Event()
@@ -193,7 +216,7 @@ class Client:
             for other in [n for n, held in self._held.items() if n > number or (n < number and not held.accepted)]:
                 del self._held[other]  # later ones were trained on a model that is gone
             if number in self._held:
-                self._retrying(lambda stream, held=self._held[number]: self._offer(stream, held))  # type: ignore[misc]
+                self._send(self._held[number])
                 continue
             while len(self._held) >= HELD_ROUNDS_MAX and self._wait_fate(min(self._held)) is not None:
                 pass
@@ -217,10 +240,16 @@ class Client:
         check_submit(layout, submit)
         held = self._held[round_.number] = _Held(submit, update, progress)
         try:
-            return self._retrying(lambda stream: self._offer(stream, held))
+            return self._send(held)
         except Refused:
             self._held.pop(round_.number, None)
             raise
+
+    def _send(self, held: _Held) -> Submission:
+        try:
+            return self._for_round(held.submit.round, partial(self._offer, held=held))
+        except _Settled as settled:
+            return settled.submission
 
     def _offer(self, stream: Stream, held: _Held) -> Submission:
         """Submits an update on this connection, until there is an answer."""
@@ -248,7 +277,7 @@ class Client:
         if isinstance(answer, m.RoundOver):
             self._note(answer)
             return Submission(submit.job, submit.round, accepted=False, reason=answer.reason)
-        if answer.code in OVER_CODES:
+        if answer.code in OVER_CODES and stream is self._stream:
             return Submission(submit.job, submit.round, accepted=False, reason=answer.text)
         raise Refused(answer.code, answer.field, answer.text)
 
@@ -270,7 +299,7 @@ class Client:
             stream.send(m.GetModel(self.job, round_.number))
             answer = self._answer(stream, round_.number, m.Model | m.Refusal)
             if isinstance(answer, m.Refusal):
-                if answer.code in OVER_CODES:
+                if answer.code in OVER_CODES and stream is self._stream:
                     raise RoundEnded(answer.text)
                 raise Refused(answer.code, answer.field, answer.text)
             if answer.tensors != round_.layout.tensors or answer.data_bytes != round_.layout.data_bytes:
@@ -279,7 +308,7 @@ class Client:
             stream.receive_into(data.data)
             return as_model(round_.layout, data)
 
-        return self._retrying(fetch)
+        return self._for_round(round_.number, fetch)
 
     def _detach_held(self) -> None:
         for held in self._held.values():
@@ -297,16 +326,20 @@ class Client:
     def _answer(self, stream: Stream, number: int, kinds: Any) -> Any:
         """The next message of `kinds` about the round; all others are noted."""
         while True:
-            message = stream.receive()
+            message = self._receive(stream, number)
             if isinstance(message, kinds) and (message.job, message.round) == (self.job, number):
                 return message
             if isinstance(message, m.Selected) and message.round == number:
+                self._named = (number, message.gateway)
                 continue  # said again after a new connection; this is the round we are at
             self._note(message)
 
     def _note(self, message: m.ToClient) -> None:
         match message:
-            case m.Selected() | m.JobOver():
+            case m.Selected(round=number, gateway=gateway):
+                self._named = (number, gateway)
+                self._pending.append(message)
+            case m.JobOver():
                 self._pending.append(message)
             case m.Committed(_, number, counted):
                 self._settle(number, counted)
@@ -342,6 +375,73 @@ class Client:
         if over.status == "cancelled":
             raise JobCancelled(f"job {self.job!r} was cancelled: {over.reason or 'no reason given'}")
 
+    # ---- another node's gateway ------------------------------------------------------------------------------------
+
+    def _for_round(self, number: int, action: Callable[[Stream], T]) -> T:
+        return self._retrying(lambda home: self._where_named(home, number, action))
+
+    def _where_named(self, home: Stream, number: int, action: Callable[[Stream], T]) -> T:
+        """Does `action` at the gateway that the round's selection named, or at that of a redirect."""
+        address = self._named[1] if self._named[0] == number else ""
+        for redirected in itertools.cycle((False, True)):
+            try:
+                return self._at(address, home, action)
+            except Refused as refused:
+                if refused.code != m.USE_GATEWAY:
+                    raise
+                address = refused.field
+            if redirected:
+                self._pause(REDIRECTED_PAUSE_S)
+        raise AssertionError("a cycle has no end")
+
+    def _at(self, address: str, home: Stream, action: Callable[[Stream], T]) -> T:
+        """Does `action` over a connection to `address`; at home when that is there, or when it does not work."""
+        away = self._dialled(address) if address and address != self.node else None
+        if away is not None:
+            try:
+                with closing(away):
+                    return action(away)
+            except Refused as refused:
+                if refused.code not in _ASK_HOME_CODES:
+                    raise
+                log.info("gateway.refused gateway=%s why=%s", address, refused)
+            except (OSError, RemoteFault) as error:
+                log.info("gateway.lost gateway=%s error=%s", address, error)
+        return action(home)
+
+    def _dialled(self, address: str) -> Stream | None:
+        """A connection to another node's gateway, which takes the client; else None."""
+        try:
+            away = Stream(address, AWAY_GREETING_S)
+        except (OSError, LocalFault) as error:
+            log.info("gateway.unreachable gateway=%s error=%s", address, error)
+            return None
+        try:
+            away.greet(self.client, direct=False)
+        except (OSError, Refused, RemoteFault) as error:
+            away.close()
+            log.info("gateway.unreachable gateway=%s error=%s", address, error)
+            return None
+        return away
+
+    def _receive(self, stream: Stream, number: int) -> m.ToClient:
+        """The next message from `stream`, or (when that is another gateway's) from home.
+
+        Raises `_Settled` when home says how the round ended, `ConnectionAbortedError` when the job is over.
+        """
+        home = self._stream
+        if home is None or stream is home:
+            return stream.receive()
+        message = stream.wait_with(home).receive()
+        match message:
+            case m.Committed(round=ended) | m.RoundOver(round=ended) if ended == number:
+                self._note(message)
+                raise _Settled(message)
+            case m.JobOver():
+                self._note(message)
+                raise ConnectionAbortedError("the job ended meanwhile")
+        return message
+
     # ---- the connection --------------------------------------------------------------------------------------------
 
     def _retrying(self, action: Callable[[Stream], T]) -> T:
@@ -367,16 +467,8 @@ class Client:
             raise LocalFault("the client is closed")
         stream = Stream(self.node)
         try:
-            stream.send(m.Hello(m.PROTOCOL_VERSION, self.client, direct=self._direct and stream.is_local))
-            answer = stream.receive()
-            if isinstance(answer, m.Refusal):
-                if answer.code == "too-many-connections":
-                    raise ConnectionRefusedError(answer.text)
-                raise Refused(answer.code, answer.field, answer.text)
-            if not isinstance(answer, m.Welcome):
-                raise RemoteFault(f"the node answers Hello by {type(answer).__name__}; is it a LIFL gateway?")
-            stream.greeted()
-            stream.send(m.Join(self.job, min(self._held, default=None)))
+            stream.greet(self.client, self._direct)
+            stream.send(m.Join(self.job, min(self._held, default=None), time.time_ns()))
         except BaseException:
             stream.close()
             raise

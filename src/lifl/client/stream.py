@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable, Sequence
 
 from lifl.core import messages as m
-from lifl.core.errors import LocalFault, RemoteFault
+from lifl.core.errors import LocalFault, Refused, RemoteFault
 from lifl.core.wire import FrameDecoder, encode
 
 Progress = Callable[[int, int], None]
@@ -32,7 +32,7 @@ UNACKNOWLEDGED_S = 60
 _MADV_POPULATE_WRITE = 23
 
 
-def connect(address: str) -> socket.socket:
+def connect(address: str, patience_s: float = GREETING_S) -> socket.socket:
     """A connected socket to ``HOST:PORT``, ``unix:PATH`` or a node's state folder.  Raises `OSError`, `LocalFault`."""
     path = address.removeprefix("unix:")
     if path != address or os.sep in address:
@@ -40,7 +40,7 @@ def connect(address: str) -> socket.socket:
         if os.path.isdir(path):
             path = os.path.join(path, "gateway.sock")
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(GREETING_S)
+        sock.settimeout(patience_s)
         try:
             sock.connect(path)
         except OSError:
@@ -50,7 +50,7 @@ def connect(address: str) -> socket.socket:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise LocalFault(f"the node's address {address!r} is neither HOST:PORT nor unix:PATH nor a state folder")
-    sock = socket.create_connection((host.strip("[]"), int(port)), timeout=GREETING_S)
+    sock = socket.create_connection((host.strip("[]"), int(port)), timeout=patience_s)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
@@ -62,16 +62,36 @@ def connect(address: str) -> socket.socket:
 class Stream:
     """One connection.  Everything raises `OSError` when it breaks and `RemoteFault` when the peer sends garbage."""
 
-    def __init__(self, address: str) -> None:
-        self._sock = connect(address)
+    def __init__(self, address: str, patience_s: float = GREETING_S) -> None:
+        self._sock = connect(address, patience_s)
         self.is_local = self._sock.family == socket.AF_UNIX
         self._decoder: FrameDecoder[m.ToClient] = FrameDecoder(m.ToClient)
         self._descriptors: list[int] = []
         self._arena: mmap.mmap | None = None
 
+    def greet(self, client: str, direct: bool) -> None:
+        """Says Hello and takes the answer.  Raises `Refused` too."""
+        self.send(m.Hello(m.PROTOCOL_VERSION, client, direct=direct and self.is_local))
+        answer = self.receive()
+        if isinstance(answer, m.Refusal):
+            if answer.code == "too-many-connections":
+                raise ConnectionRefusedError(answer.text)
+            raise Refused(answer.code, answer.field, answer.text)
+        if not isinstance(answer, m.Welcome):
+            raise RemoteFault(f"the node answers Hello by {type(answer).__name__}; is it a LIFL gateway?")
+        self.greeted()
+
     def greeted(self) -> None:
         """The node has answered: from now on wait as long as it takes."""
         self._sock.settimeout(None)
+
+    def wait_with(self, other: Stream) -> Stream:
+        """Waits until there is something to receive; says on which of the two, the other one first."""
+        poll = select.poll()
+        for stream in (self, other):
+            poll.register(stream._sock, select.POLLIN)
+        ready = [fd for fd, _events in poll.poll()]
+        return other if other._sock.fileno() in ready else self
 
     def send(self, message: m.FromClient) -> None:
         """Sends one frame."""

@@ -20,7 +20,7 @@ from lifl.core import messages as m
 from lifl.core import orders as o
 from lifl.core.branch import Branch
 from lifl.core.errors import ArenaFull, LocalFault
-from lifl.core.ids import ADDRESSES_MAX, Key, round_of
+from lifl.core.ids import ADDRESSES_MAX, Key, Kind, round_of
 from lifl.core.jobsite import JobSite, Orphan
 from lifl.core.members import Member
 from lifl.core.memory import Memory, Store
@@ -28,6 +28,8 @@ from lifl.core.pool import Pool
 from lifl.core.tree import Task, TaskState
 
 BUSY_RETRY_S = 1.0
+CARRY_RETRY_S = 1.0
+"""How long after a failed transfer between nodes it is tried again."""
 DIRECT_GRACE_S = 5.0
 """How long a slot rests that a direct client may still write to: far longer than a piece takes it (milliseconds, see
 `FILL_BYTES` in client/tensors.py), also on a busy machine.  A client that is stopped within a piece for longer than
@@ -65,6 +67,9 @@ class Agent:
         self._tasks: dict[int, tuple[JobSite, Task]] = {}
         self._abandoned: dict[int, list[Key]] = {}  # by address: outputs that a worker may still write to
         self._inflight: dict[Key, tuple[JobSite, Branch, o.GrantUpdate]] = {}
+        self._arriving: dict[Key, tuple[JobSite, Branch, int]] = {}
+        self._fetches: dict[Key, JobSite | None] = {}  # None: nobody wants it any more
+        self._retry_at_s: float | None = None
         self._resting: deque[tuple[float, Key]] = deque()  # when it ends, in order
 
     # ---- what jobs need (jobsite.Services) -----------------------------------------------------------------------
@@ -109,6 +114,15 @@ class Agent:
             self.memory.free(key)
         self.close_address(task.address)
 
+    def abandon_fetch(self, key: Key) -> None:
+        """A model that is being fetched is not wanted: free it when the gateway is through with it."""
+        self._fetches[key] = None
+
+    def forget(self) -> None:
+        """Drops all jobs: the coordinator has begun anew and will say what it wants."""
+        for number in list(self.sites):
+            self.sites.pop(number).close()
+
     def rest(self, key: Key) -> None:
         """Frees an object that a direct client may still write to, once it has had the time to notice."""
         self.memory.rest(key)
@@ -128,11 +142,21 @@ class Agent:
                 site.orphans = self.orphans.pop(order.number, [])
                 for key, *_ in site.orphans:
                     self.memory.adopt(key, site.number)
+                if not order.adopt:
+                    site.free_orphans()
                 self.sites[order.number] = site
-                site.start()
+                if order.path:
+                    site.start()
+                else:
+                    self.emit(fx.OpenSchema(site.name, site.number, site.layout.tensors))
             case o.CloseJob():
-                site = self.sites.pop(order.number)
-                site.close()
+                closed = self.sites.pop(order.number, None)
+                if closed is not None:
+                    closed.close()
+            case o.ModelAt():
+                self.sites[order.number].model_at(order)
+            case o.ExpectPartials():
+                self.sites[order.number].expect_partials(order)
             case o.OpenBranch():
                 self.sites[order.number].open_branch(order)
             case o.GrantUpdate():
@@ -160,8 +184,7 @@ class Agent:
         """Nothing was taken: the client asks again."""
         site = self.sites[order.number]
         self.report(o.UpdateAborted(order.number, order.epoch, order.client))
-        busy = m.Busy(site.name, round_of(order.epoch), BUSY_RETRY_S)
-        self.emit(fx.Tell(order.conn, msgspec.to_builtins(busy)))
+        self._tell(order.conn, m.Busy(site.name, round_of(order.epoch), BUSY_RETRY_S))
 
     def _admit(self, order: o.GrantUpdate) -> bool:
         site = self.sites.get(order.number)
@@ -181,6 +204,9 @@ class Agent:
 
     def client_left(self, conn: int, job: str) -> None:
         """A connection (or its part in `job`) has ended: its updates wait for room no longer."""
+        if not job:
+            for site in self.sites.values():
+                site.wanting.pop(conn, None)
         for waiting in list(self.waiting):
             order = waiting.order
             if order.conn == conn and (not job or self.sites[order.number].name == job):
@@ -188,12 +214,27 @@ class Agent:
                 self.report(o.UpdateAborted(order.number, order.epoch, order.client))
 
     def sealed(self, event: m.Sealed) -> None:
-        """The gateway has sealed an update."""
+        """The gateway has sealed an update, or another node's partial."""
+        arriving = self._arriving.pop(Key.unpack(event.key), None)
+        if arriving is not None:
+            site, branch, origin = arriving
+            if site.branches.get(branch.epoch) is branch:
+                site.arrived(branch, origin, Key.unpack(event.key))
+                self._tell(event.conn, m.Accepted(site.name, round_of(branch.epoch)))
+            else:
+                self.memory.free(Key.unpack(event.key))
+                self._tell(event.conn, m.Refusal("round-over", "epoch", "the round is over"))
+            return
         site, branch, order = self._landed(event.key)
         site.sealed(branch, order.client, event.received_bytes, event.copied_bytes)
 
     def aborted(self, event: m.Aborted) -> None:
-        """A granted update will not come."""
+        """A granted update, or an offered partial, will not come."""
+        arriving = self._arriving.pop(Key.unpack(event.key), None)
+        if arriving is not None:
+            arriving[1].arriving.discard(arriving[2])
+            self.memory.free(Key.unpack(event.key))
+            return
         site, branch, order = self._landed(event.key)
         site.aborted(branch, order.client, event.writing)
 
@@ -204,11 +245,76 @@ class Agent:
             raise LocalFault(f"the gateway speaks of {key}, which is not in flight")
         return found
 
-    def grant_model(self, conn: int, site: JobSite, round_: int) -> None:
-        """A client may be sent the current model, which stays until it was."""
-        if site.model is not None:
-            site.pins[site.model] += 1
-            self.emit(fx.GrantModel(conn, site.name, round_, site.model))
+    def want_model(self, event: m.WantModel) -> None:
+        """A client (or another node) asks for the model that a round starts from."""
+        site = next((site for site in self.sites.values() if site.name == event.job), None)
+        if site is None or not site.open or site.round != event.round - 1:
+            text = f"the model of round {event.round} is not here any more; wait for the next selection"
+            refusal = m.Refusal("round-over", "round", text, event.job, event.round)
+            self.emit(fx.Tell(event.conn, msgspec.to_builtins(refusal)))
+            return
+        site.wanting[event.conn] = event.round
+        self._serve_models(site)
+
+    def _serve_models(self, site: JobSite) -> None:
+        model = site.model
+        if model is None:
+            return
+        for conn, round_ in site.wanting.items():
+            site.pins[model] += 1
+            self.emit(fx.GrantModel(conn, site.name, round_, model))
+        site.wanting = {}
+
+    # ---- other nodes ---------------------------------------------------------------------------------------------
+
+    def offered(self, event: m.Offered) -> None:
+        """Another node's gateway has a partial for a top of this node."""
+        site = self.sites.get(event.number)
+        branch = site.branches.get(event.epoch) if site is not None else None
+        if site is None or branch is None or not branch.order.top:
+            text = "no round of this node takes that partial"
+            self._tell(event.conn, m.Refusal("round-over", "epoch", text))
+        elif event.origin in branch.arrived or branch.sealed:
+            self._tell(event.conn, m.Accepted(site.name, round_of(event.epoch)))
+        elif event.origin in branch.arriving or event.data_bytes != site.acc_bytes:
+            self._tell(event.conn, m.Busy(site.name, round_of(event.epoch), BUSY_RETRY_S))
+        else:
+            try:
+                key = self.memory.alloc(
+                    Kind.PARTIAL, site.number, event.epoch, event.data_bytes, event.meta_bytes, (site.number, 0)
+                )
+            except ArenaFull:
+                self._tell(event.conn, m.Busy(site.name, round_of(event.epoch), BUSY_RETRY_S))
+                return
+            branch.arriving.add(event.origin)
+            self._arriving[key] = (site, branch, event.origin)
+            self.emit(fx.Grant(event.conn, key, b""))
+
+    def _tell(self, conn: int, message: m.Message) -> None:
+        self.emit(fx.Tell(conn, msgspec.to_builtins(message)))
+
+    def carry_ended(self, event: m.CarryEnded) -> None:
+        """A partial is at the top's node, or must be brought again."""
+        key = Key.unpack(event.key)
+        for site in self.sites.values():
+            for branch in site.branches.values():
+                if branch.sealed and not branch.order.top and branch.tree.root.output == key:
+                    branch.carried = not event.error
+                    branch.cost.sent_bytes += event.sent_bytes
+                    if event.error:
+                        self._retry_at_s = self.now + CARRY_RETRY_S
+
+    def fetch_ended(self, event: m.FetchEnded) -> None:
+        """A model is here, or could not be fetched."""
+        key = Key.unpack(event.key)
+        site = self._fetches.pop(key, None)
+        if site is None:
+            self.memory.free(key)
+            return
+        site.fetched(event.error)
+        self._serve_models(site)
+        if site.wants_model:
+            self._retry_at_s = self.now + CARRY_RETRY_S
 
     def model_sent(self, event: m.ModelSent) -> None:
         """The gateway is through with sending a model."""
@@ -229,8 +335,20 @@ class Agent:
         for key, (site, branch, order) in list(self._inflight.items()):
             site.aborted(branch, order.client, writing=order.direct and not self.memory.sealed(key))
         self._inflight.clear()
+        for key, (_, branch, origin) in self._arriving.items():
+            branch.arriving.discard(origin)
+            self.memory.free(key)
+        self._arriving.clear()
+        for key, fetcher in list(self._fetches.items()):
+            del self._fetches[key]
+            if fetcher is None:
+                self.memory.free(key)
+            else:
+                fetcher.fetched("the gateway ended")
+        self._retry_at_s = self.now
         for site in self.sites.values():
             site.drop_sending_pins()
+            site.wanting = {}
 
     # ---- workers -------------------------------------------------------------------------------------------------
 
@@ -299,10 +417,16 @@ class Agent:
             self.emit(fx.SendWorker(worker, m.Retire()))
         while self._resting and self._resting[0][0] <= self.now:
             self.memory.free(self._resting.popleft()[1])
+        if self._retry_at_s is not None and self.now >= self._retry_at_s:
+            self._retry_at_s = None
+            for site in self.sites.values():
+                for branch in site.branches.values():
+                    if branch.sealed and not branch.order.top and not branch.carried:
+                        site.carry(branch)
 
     def next_timer(self) -> float | None:
         """When `tick` is due."""
-        times = [self.pool.next_timer(), self._resting[0][0] if self._resting else None]
+        times = (self.pool.next_timer(), self._retry_at_s, self._resting[0][0] if self._resting else None)
         return min((t for t in times if t is not None), default=None)
 
     def settle(self) -> None:
@@ -310,6 +434,10 @@ class Agent:
         for site in list(self.sites.values()):
             if not site.open:
                 site.start()
+            if site.wants_model and site.fetching is None and self._retry_at_s is None:
+                site.fetch()
+                if site.fetching is not None:
+                    self._fetches[site.fetching] = site
             for branch in list(site.branches.values()):
                 if branch.unfed:
                     site.aggregation.feed_waiting(branch)

@@ -155,6 +155,8 @@ class Aggregation:
     def _consider(self, branch: Branch, task: Task) -> None:
         eager = self.site.aggregation_config.timing == "eager"
         ready = task.complete or (eager and task.inputs)
+        if task.role == "top" and (self.site.model is None or not branch.final):
+            return  # the model is on its way from another node, or a branch may still be open
         if task.state is TaskState.OPEN and ready:
             task.move(TaskState.PLACING)
             self.site.services.place(self.site, task, branch.epoch)
@@ -162,13 +164,20 @@ class Aggregation:
     def close(self, branch: Branch) -> None:
         """No more updates count: lower what the tasks expect, drop those that nothing will reach."""
         branch.closed = True
-        for task in branch.tree.close(branch.for_leaves):
+        self._lowered(branch, branch.tree.close(branch.for_leaves))
+
+    def expect_partials(self, branch: Branch, partials: int) -> None:
+        """So many partials come from other branches, no more."""
+        branch.final = True
+        self._lowered(branch, branch.tree.close_partials(partials))
+
+    def _lowered(self, branch: Branch, tasks: list[Task]) -> None:
+        for task in tasks:
             if task.expect == 0:
                 self._drop(task)
             elif task.state is TaskState.RUNNING:
                 self.site.services.emit(fx.SendWorker(_worker(task), m.Expect(task.address, task.attempt, task.expect)))
-        for task in branch.tree.tasks:
-            self._consider(branch, task)
+        self.consider_all(branch)
 
     def placed(self, task: Task, worker: int, how: str) -> None:
         """A worker was found for the task; it is told when it runs (`started`)."""
@@ -239,14 +248,18 @@ class Aggregation:
         for child in task.children:
             if child.state is TaskState.RUNNING:
                 self._overtaken(child)
-        if task.parent is None:
+        if task.role == "top":
             # Its input stays until the checkpoint is durable: it is what a restarted node would go on from.
             states = self.new_states[task.address]
             self.new_states[task.address] = {}
-            self.site.root_sealed(branch, task, states)
+            self.site.model_sealed(branch, task, states)
             return
         for key in task.inputs:
             self.site.services.memory.free(key)
+        task.inputs = []
+        if task.parent is None:
+            self.site.root_sealed(branch)
+            return
         self.feed(branch, task.parent, _output(task), sent=cost is not None)
 
     def _overtaken(self, task: Task) -> None:
@@ -324,11 +337,22 @@ class Aggregation:
     def forget(self, branch: Branch) -> None:
         """The round is committed: free what was kept for a restart, close its addresses."""
         for task in branch.tree.tasks:
-            if task.parent is None:
-                for key in task.inputs:
-                    self.site.services.memory.free(key)
+            if task.parent is None and task.state is TaskState.DONE:
+                self._free_kept(task)
             self.costs.pop(task.address, None)
             self._close_address(task)
+
+    def consider_all(self, branch: Branch) -> None:
+        """Something that tasks wait for has come."""
+        for task in branch.tree.tasks:
+            self._consider(branch, task)
+
+    def _free_kept(self, root: Task) -> None:
+        """What a done root kept until the commit: the top its inputs, another root its output."""
+        kept = root.inputs if root.role == "top" else [_output(root)]
+        for key in kept:
+            self.site.services.memory.free(key)
+        root.inputs = []
 
     def discard(self, branch: Branch) -> None:
         """The round ends without a model: every object of it is freed, every task of it dropped.
@@ -337,8 +361,10 @@ class Aggregation:
         """
         tasks = branch.tree.tasks
         for task in tasks:
-            if task.state is TaskState.DONE and task.parent is not None:
-                continue  # its inputs are freed; its output is an input of its parent
+            if task.state is TaskState.DONE:
+                if task.parent is None:
+                    self._free_kept(task)
+                continue  # else its inputs are freed, and its output is an input of its parent
             for key in task.inputs:
                 self.site.services.memory.free(key)
             task.inputs = []

@@ -45,7 +45,11 @@ class Branch:
         self.epoch = order.epoch
         self.order = order
         self.members_max = members_max
-        self.tree = Tree(order.updates, fan_in, middle_fan_in, partials + order.partials)
+        self.tree = Tree(order.updates, fan_in, middle_fan_in, partials + order.partials, order.top)
+        self.arrived: dict[int, None] = {}  # the nodes whose partials are here, in the order of their coming
+        self.arriving: set[int] = set()
+        self.carried = False
+        self.final = not order.partials  # how many partials come is known
         self.inflight: dict[str, tuple[Key, Member]] = {}
         self.accepted: dict[str, Member] = {}
         self.unfed: deque[tuple[Key, Task | None]] = deque()

@@ -11,6 +11,7 @@ business of whoever calls.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import math
 import re
 import tomllib
@@ -21,6 +22,7 @@ import msgspec
 
 from lifl.core.errors import ConfigError
 from lifl.core.messages import NAME_RULE, Name
+from lifl.core.placement import Policy
 
 ROUNDS_MAX = 1_000_000
 CLIENTS_PER_ROUND_MAX = 10_000
@@ -76,6 +78,8 @@ class AggregationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True
 
     A leaf task takes `fan_in` updates, a middle task `middle_fan_in` partials; ``eager`` folds each as it
     arrives, ``lazy`` when a task's inputs are all there.  `rule_folder` is where ``module`` is imported from.
+    In a cluster `placement` chooses the nodes that take a round's updates (`core/placement.py`); the plan is made when
+    a round begins and renewed every `replan_interval_s`, at the latest when a node dies.
     """
 
     rule: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] = "fedavg"
@@ -84,6 +88,8 @@ class AggregationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     fan_in: Annotated[int, msgspec.Meta(ge=1, le=FAN_IN_MAX)] = 2
     middle_fan_in: Annotated[int, msgspec.Meta(ge=2, le=FAN_IN_MAX)] = 8
     rule_folder: str = ""
+    placement: Policy = "best-fit"
+    replan_interval_s: Seconds = 120.0
 
 
 class CheckpointSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -116,6 +122,8 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     segment; workers that had no task for `idle_timeout_s` end; at most `workers_max` run at once.
     `connections_max` bounds the gateway's connections, `wait_queue_max` the updates that wait for room in the
     arena before others are told BUSY.
+    `control` is the HOST:PORT at which other nodes reach this one; with `join`, the control address of any member, the
+    node joins that member's cluster.  Nothing is encrypted, so a node listens beyond loopback only with `insecure`.
     """
 
     state_dir: str = ""
@@ -126,6 +134,9 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workers_max: Annotated[int, msgspec.Meta(ge=1, le=WORKERS_MAX)] = 8
     connections_max: Annotated[int, msgspec.Meta(ge=1, le=CONNECTIONS_MAX)] = 1024
     wait_queue_max: Annotated[int, msgspec.Meta(ge=0, le=CONNECTIONS_MAX)] = 1024
+    control: str = ""
+    join: str = ""
+    insecure: bool = False
 
 
 C = TypeVar("C", JobConfig, NodeConfig)
@@ -149,6 +160,12 @@ def parse_node(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> NodeCo
         table["arena_bytes"] = parse_size(table["arena_bytes"], "arena_bytes")
     config = _convert(table, NodeConfig)
     split_address(config.listen, "listen")
+    if config.control:
+        split_address(config.control, "control")
+    if config.join:
+        split_address(config.join, "join")
+    if not config.insecure:
+        _check_loopback(config)
     if len(config.state_dir.encode()) > STATE_DIR_BYTES_MAX:
         raise ConfigError(
             "state_dir",
@@ -190,6 +207,30 @@ def split_address(text: str, path: str = "") -> tuple[str, int]:
     if not well_formed or int(port) > 65_535:
         raise ConfigError(path, f"{text!r} is not HOST:PORT with a port of 0 to 65535, such as 127.0.0.1:7433")
     return bare, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`; a name other than ``localhost`` may mean anything."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def beyond_loopback(config: NodeConfig) -> dict[str, str]:
+    """The addresses on which others than this machine may reach the node, by their keys."""
+    listening = {"listen": config.listen} | ({"control": config.control} if config.control else {})
+    return {key: address for key, address in listening.items() if not is_loopback(split_address(address, key)[0])}
+
+
+def _check_loopback(config: NodeConfig) -> None:
+    for key, address in beyond_loopback(config).items():
+        raise ConfigError(
+            key,
+            f"{address} is reached from other machines, and nothing is encrypted or authenticated yet: whoever "
+            "reaches it can read and change models; listen on 127.0.0.1, or say insecure = true (--insecure) where "
+            "the network is your own",
+        )
 
 
 def _overridden(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -52,6 +52,37 @@ class CloseSchema(msgspec.Struct, frozen=True):
     job: str
 
 
+class SendNode(msgspec.Struct, frozen=True):
+    """Send an order to the agent of another node."""
+
+    node: int
+    order: Message
+
+
+class SendCoordinator(msgspec.Struct, frozen=True):
+    """Send a report (or a client's event) to the coordinator."""
+
+    report: Message
+
+
+class CarryPartial(msgspec.Struct, frozen=True):
+    """Have the gateway bring the sealed partial `key` to the gateway at `address`; CarryEnded follows."""
+
+    key: Key
+    address: str
+    number: int
+    epoch: int
+
+
+class FetchModel(msgspec.Struct, frozen=True):
+    """Have the gateway fetch the model that `round` starts from into the object `key`; FetchEnded follows."""
+
+    key: Key
+    address: str
+    job: str
+    round: int
+
+
 class ForkWorker(msgspec.Struct, frozen=True):
     """Have the zygote fork worker number `worker`."""
 
@@ -115,6 +146,10 @@ Effect = (
     | GrantModel
     | OpenSchema
     | CloseSchema
+    | SendNode
+    | SendCoordinator
+    | CarryPartial
+    | FetchModel
     | ForkWorker
     | SendWorker
     | Route

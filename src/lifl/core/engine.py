@@ -3,60 +3,66 @@
 The daemon feeds it what its sockets said and performs what it returns; tests and the simulator do the same on a
 virtual clock.  Each public method is one event, handled whole; `take_effects` gives what it led to, in order.
 
-The coordinator (jobs) and the agent (arena, workers) speak by orders and reports alone; each waits in a queue until
-the one before it is done with, as it would on a network.
+Every node has an agent (arena, workers); the node that coordinates has the coordinator (jobs) too.  They speak by
+orders and reports alone; between two nodes these travel, within one each waits in a queue until the one before it
+is done with, as it would on a network.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
-import msgspec
-
 from lifl.core import effects as fx
 from lifl.core import messages as m
 from lifl.core import orders as o
 from lifl.core.agent import Agent
 from lifl.core.config import JobConfig
+from lifl.core.coordinator import Coordinator, Node
 from lifl.core.errors import Refused
 from lifl.core.ids import Key
 from lifl.core.job import OVER, Job
 from lifl.core.jobsite import Orphan
 from lifl.core.memory import Store
+from lifl.core.plan import NodeFacts
 from lifl.core.round import Phase
 from lifl.core.schema import Layout
 
-JOBS_MAX = 256
-"""Jobs of one node that are not over."""
-
 
 class Engine:
-    """A node that is a whole cluster: its agent, and all jobs."""
+    """One node.  With `coordinates` it runs the jobs; else it obeys the node that does."""
 
-    def __init__(self, store: Store, workers_max: int, idle_timeout_s: float, wait_queue_max: int) -> None:
-        self.agent = Agent(store, workers_max, idle_timeout_s, wait_queue_max, self.emit, self._report)
-        self.jobs: dict[str, Job] = {}
-        self.clients: dict[int, dict[str, str]] = {}  # by connection: the client's name in each job that it joined
-        self._by_number: dict[int, Job] = {}
+    def __init__(
+        self, store: Store, node: Node, idle_timeout_s: float, wait_queue_max: int, coordinates: bool = True
+    ) -> None:
+        self.node = node.number
+        self.agent = Agent(store, node.workers_max, idle_timeout_s, wait_queue_max, self.emit, self._report)
+        self.coordinator = Coordinator(node, self.emit, self._order) if coordinates else None
+        self._joined: dict[tuple[int, str], m.ClientJoined] = {}  # an agent's clients, by connection and job
         self._effects: list[fx.Effect] = []
         self._queue: deque[o.Order | o.Report] = deque()
 
-    # ---- between coordinator and agent ---------------------------------------------------------------------------
+    @property
+    def jobs(self) -> dict[str, Job]:
+        """The jobs that this node coordinates."""
+        return self.coordinator.jobs if self.coordinator is not None else {}
+
+    # ---- between coordinator and agents --------------------------------------------------------------------------
 
     def emit(self, effect: fx.Effect) -> None:
         """Adds an effect to those of this event."""
         self._effects.append(effect)
 
-    def order(self, order: o.Order) -> None:
-        """The coordinator wants something done."""
-        self._queue.append(order)
+    def _order(self, node: int, order: o.Order) -> None:
+        if node == self.node:
+            self._queue.append(order)
+        else:
+            self.emit(fx.SendNode(node, order))
 
     def _report(self, report: o.Report) -> None:
-        self._queue.append(report)
-
-    def tell(self, conn: int, message: m.Message) -> None:
-        """A message for a client, behind the orders before it."""
-        self._queue.append(o.TellClient(conn, msgspec.to_builtins(message)))
+        if self.coordinator is not None:
+            self._queue.append(report)
+        else:
+            self.emit(fx.SendCoordinator(report))
 
     def take_effects(self) -> list[fx.Effect]:
         """The effects since the last call, in order."""
@@ -65,8 +71,10 @@ class Engine:
 
     def _begin(self, now: float) -> None:
         self.agent.now = now
-        for job in self.jobs.values():
-            job.now = now
+        if self.coordinator is not None:
+            self.coordinator.now = now
+            for job in self.coordinator.jobs.values():
+                job.now = now
 
     def _end(self) -> None:
         """Delivers orders and reports until all is quiet."""
@@ -75,64 +83,28 @@ class Engine:
                 item = self._queue.popleft()
                 if isinstance(item, o.Order):
                     self.agent.obey(item)
-                else:
-                    self._hear(item)
+                elif self.coordinator is not None:
+                    self.coordinator.hear(self.node, item)
             self.agent.settle()
             if not self._queue:
                 return
-
-    def _hear(self, report: o.Report) -> None:
-        job = self._by_number[report.number]
-        if job.status in OVER:
-            return
-        match report:
-            case o.JobOpened():
-                job.opened()
-            case o.JobFailed():
-                job.end("failed", report.text)
-            case o.BranchAdopted():
-                job.adopted(report)
-            case o.UpdateSealed():
-                job.update_sealed(report)
-            case o.UpdateAborted():
-                job.update_aborted(report)
-            case o.BranchFailed():
-                job.branch_failed(report)
-            case o.ModelSealed():
-                job.model_sealed(report)
-            case o.ModelSaved():
-                job.saved(report)
 
     # ---- jobs ----------------------------------------------------------------------------------------------------
 
     def submit(
         self, number: int, config: JobConfig, layout: Layout, states: tuple[str, ...], folder: str, now: float
     ) -> Job:
-        """A new job.  Raises `Refused`: its name is taken, it can never fit the arena, or there are too many jobs."""
-        name = config.job.name
-        if name in self.jobs:
-            raise Refused("job-exists", "job.name", f"a job named {name!r} is here already; choose another name")
-        if sum(job.status not in OVER for job in self.jobs.values()) >= JOBS_MAX:
-            raise Refused("too-many-jobs", "job", f"{JOBS_MAX} jobs run on this node; wait for one to end")
-        job = Job(number, config, layout, states, folder, self)
-        need, total = job.bytes_min(), self.agent.memory.total_bytes
-        if need > total:
-            raise Refused(
-                "too-large",
-                "model",
-                f"a round of job {name!r} needs at least {need} bytes of the arena (model {layout.data_bytes} bytes, "
-                f"fan-in {config.aggregation.fan_in}), the node has {total}; start the node with a larger arena "
-                "(lifl up --arena-bytes) or lower selection.clients_per_round or aggregation.middle_fan_in",
-            )
-        self.emit(fx.SaveJob(name, "running", ""))
-        self._start(job, now)
+        """A new job.  Raises `Refused` (see `Coordinator.submit`)."""
+        self._begin(now)
+        coordinator = self._coordinator()
+        job = coordinator.make(number, config, layout, states, folder)
+        coordinator.submit(job, self.agent.memory.total_bytes)
+        self._end()
         return job
 
-    def resume(self, job: Job, orphans: list[Orphan], now: float) -> None:
-        """A job of an earlier daemon, with `committed`, `attempt` and `counted` filled in, and what it had sealed."""
-        self.agent.orphans[job.number] = orphans
-        job.adopting = bool(orphans)
-        self._start(job, now)
+    def make_job(self, number: int, config: JobConfig, layout: Layout, states: tuple[str, ...], folder: str) -> Job:
+        """A job of an earlier daemon, to be filled in and resumed."""
+        return self._coordinator().make(number, config, layout, states, folder)
 
     def rest(self, keys: list[Key], now: float) -> None:
         """Updates that an earlier daemon's clients may still be writing."""
@@ -144,94 +116,150 @@ class Engine:
     def recall(self, job: Job, status: str, reason: str) -> None:
         """A job that was over in an earlier life, with its `committed` and `counted`: its clients may still ask."""
         job.status, job.reason = status, reason
-        self.jobs[job.name] = job
+        self._coordinator().jobs[job.name] = job
 
-    def _start(self, job: Job, now: float) -> None:
-        self.jobs[job.name] = job
-        self._by_number[job.number] = job
+    def resume(self, job: Job, orphans: list[Orphan], now: float) -> None:
+        """A job of an earlier daemon, after its own `resume`, and what that daemon had sealed."""
         self._begin(now)
-        job.start()
+        self.agent.orphans[job.number] = orphans
+        job.now = now
+        self._coordinator().start(job)
         self._end()
 
     def cancel(self, name: str, now: float) -> Job:
         """Ends a job.  Raises `Refused` when there is none of that name, or it is over."""
-        job = self.find(name)
-        if job.status in OVER:
-            raise Refused("job-over", "job", f"job {name!r} is {job.status} already")
         self._begin(now)
-        job.end("cancelled", "cancelled by the user")
+        job = self._coordinator().cancel(name)
         self._end()
         return job
 
-    def find(self, name: str) -> Job:
-        """Raises `Refused` when there is no such job."""
-        job = self.jobs.get(name)
-        if job is None:
-            raise Refused("unknown-job", "job", f"this node has no job {name!r}; `lifl jobs` lists those it has")
-        return job
+    def _coordinator(self) -> Coordinator:
+        if self.coordinator is None:
+            raise Refused(
+                "not-coordinator",
+                "node",
+                "this node does not coordinate the cluster; ask the one that does (lifl nodes)",
+            )
+        return self.coordinator
+
+    def facts(self, now: float) -> tuple[tuple[NodeFacts, ...], str]:
+        """The nodes as the planner sees them now, and the name of the one that has the models."""
+        self._begin(now)
+        coordinator = self._coordinator()
+        return coordinator.facts(), coordinator.members[coordinator.home].name
+
+    # ---- other nodes ---------------------------------------------------------------------------------------------
+
+    def node_up(self, node: Node, now: float) -> None:
+        """A node takes part from now on; the coordinator's."""
+        self._begin(now)
+        self._coordinator().node_up(node)
+        self._end()
+
+    def node_gone(self, node: int, now: float) -> None:
+        """A node is dead, or has left; the coordinator's."""
+        self._begin(now)
+        self._coordinator().node_gone(node)
+        self._end()
+
+    def from_node(self, node: int, message: m.Message, now: float) -> None:
+        """An agent's report, or an event of a client at its gateway; the coordinator's."""
+        self._begin(now)
+        coordinator = self._coordinator()
+        match message:
+            case m.ClientJoined():
+                coordinator.client_joined(node, message)
+            case m.ClientLeft():
+                coordinator.client_left(node, message)
+            case m.Admit():
+                coordinator.admit(node, message)
+            case m.GatewayLost():
+                coordinator.clients_left(node)
+            case _ if isinstance(message, o.Report):
+                coordinator.hear(node, message)
+        self._end()
+
+    def ordered(self, order: o.Order, now: float) -> None:
+        """An order of the coordinator at another node."""
+        self._begin(now)
+        self.agent.obey(order)
+        self._end()
+
+    def coordinator_up(self, now: float) -> None:
+        """The coordinator is there (again) and knows nothing of this node: begin anew."""
+        self._begin(now)
+        self.agent.forget()
+        for event in self._joined.values():
+            self.emit(fx.SendCoordinator(event))
+        self._end()
 
     # ---- clients -------------------------------------------------------------------------------------------------
 
     def client_joined(self, event: m.ClientJoined, now: float) -> None:
         """A client wants to take part in a job."""
         self._begin(now)
-        try:
-            job = self.find(event.job)
-            self.clients.setdefault(event.conn, {})[event.job] = event.client
-            job.join(event.conn, event.client, event.holding)
-        except Refused as refused:
-            self._refuse(event.conn, refused, event.job, -1)
+        if self.coordinator is not None:
+            self.coordinator.client_joined(self.node, event)
+        else:
+            self._joined[event.conn, event.job] = event
+            self.emit(fx.SendCoordinator(event))
         self._end()
 
     def client_left(self, event: m.ClientLeft, now: float) -> None:
         """A client takes part no longer, or its connection has ended."""
         self._begin(now)
-        joined = self.clients.get(event.conn, {})
-        for name in [event.job] if event.job else list(joined):
-            client = joined.pop(name, None)
-            if client is not None and name in self.jobs:
-                self.jobs[name].leave(client, event.conn)
-        if not joined:
-            self.clients.pop(event.conn, None)
+        if self.coordinator is not None:
+            self.coordinator.client_left(self.node, event)
+        else:
+            for conn, job in [at for at in self._joined if at[0] == event.conn and event.job in ("", at[1])]:
+                del self._joined[conn, job]
+            self.emit(fx.SendCoordinator(event))
         self.agent.client_left(event.conn, event.job)
         self._end()
 
     def admit(self, event: m.Admit, now: float) -> None:
         """A client announces an update: grant a slot, make it wait for room, or answer."""
         self._begin(now)
-        try:
-            self.find(event.job).admit(event)
-        except Refused as refused:
-            self._refuse(event.conn, refused, event.job, event.round)
+        if self.coordinator is not None:
+            self.coordinator.admit(self.node, event)
+        else:
+            self.emit(fx.SendCoordinator(event))
         self._end()
 
-    def _refuse(self, conn: int, refused: Refused, job: str, round_: int) -> None:
-        self.tell(conn, m.Refusal(refused.code, refused.field, refused.text, job, round_))
-
     def sealed(self, event: m.Sealed, now: float) -> None:
-        """The gateway has sealed an update."""
+        """The gateway has sealed an update, or another node's partial."""
         self._begin(now)
         self.agent.sealed(event)
         self._end()
 
     def aborted(self, event: m.Aborted, now: float) -> None:
-        """A granted update will not come."""
+        """A granted update, or an offered partial, will not come."""
         self._begin(now)
         self.agent.aborted(event)
+        self._end()
+
+    def offered(self, event: m.Offered, now: float) -> None:
+        """Another node's gateway has a partial for this node."""
+        self._begin(now)
+        self.agent.offered(event)
+        self._end()
+
+    def carry_ended(self, event: m.CarryEnded, now: float) -> None:
+        """A partial was brought to another node, or could not be."""
+        self._begin(now)
+        self.agent.carry_ended(event)
+        self._end()
+
+    def fetch_ended(self, event: m.FetchEnded, now: float) -> None:
+        """A model was fetched from another node, or could not be."""
+        self._begin(now)
+        self.agent.fetch_ended(event)
         self._end()
 
     def want_model(self, event: m.WantModel, now: float) -> None:
         """A client asks for the model that a round starts from."""
         self._begin(now)
-        try:
-            job = self.find(event.job)
-            site = self.agent.sites.get(job.number)
-            if site is None or site.model is None or site.round != event.round - 1 or job.status != "running":
-                text = f"the model of round {event.round} is not here any more; wait for the next selection"
-                raise Refused("round-over", "round", text)
-            self.agent.grant_model(event.conn, site, event.round)
-        except Refused as refused:
-            self._refuse(event.conn, refused, event.job, event.round)
+        self.agent.want_model(event)
         self._end()
 
     def model_sent(self, event: m.ModelSent, now: float) -> None:
@@ -243,18 +271,21 @@ class Engine:
     def gateway_gone(self, now: float) -> None:
         """The gateway's process has ended: all connections with it, and what was in flight."""
         self._begin(now)
-        for conn, joined in list(self.clients.items()):
-            for name, client in joined.items():
-                if name in self.jobs:
-                    self.jobs[name].leave(client, conn)
-        self.clients.clear()
+        if self.coordinator is not None:
+            self.coordinator.clients_left(self.node)
+        else:
+            self._joined.clear()
+            self.emit(fx.SendCoordinator(m.GatewayLost()))
         self.agent.gateway_gone()
         self._end()
 
     def schemas(self) -> list[fx.OpenSchema]:
         """What a new gateway must be told."""
-        running = [job for job in self.jobs.values() if job.status == "running"]
-        return [fx.OpenSchema(job.name, job.number, job.layout.tensors) for job in running]
+        return [
+            fx.OpenSchema(site.name, site.number, site.layout.tensors)
+            for site in self.agent.sites.values()
+            if site.ready
+        ]
 
     # ---- workers -------------------------------------------------------------------------------------------------
 
@@ -318,7 +349,7 @@ class Engine:
         """The node goes down: rounds that still collect lose what they have; their clients keep it and are told so."""
         self._begin(now)
         for job in self.jobs.values():
-            if job.round is not None:
+            if job.round is not None and job.status not in OVER:
                 for client in job.round.accepted:
                     text = "the node went down before the round was complete; submit again when it is up"
                     job.tell(client, m.RoundOver(job.name, job.round.number, text))

@@ -8,13 +8,15 @@ round is open already; it cannot commit before its predecessor.
 from __future__ import annotations
 
 import random
-from typing import Any, Protocol
+from collections import Counter
+from typing import Any, NamedTuple, Protocol
 
 from lifl.core import effects as fx
 from lifl.core import messages as m
 from lifl.core import orders as o
 from lifl.core.config import JobConfig
 from lifl.core.errors import Refused
+from lifl.core.ids import ATTEMPTS_MAX
 from lifl.core.jobsite import round_bytes_min
 from lifl.core.members import Member
 from lifl.core.round import Phase, Round
@@ -25,14 +27,38 @@ ROUNDS_REMEMBERED = 16
 OVER = ("finished", "failed", "cancelled")
 
 
+class Where(NamedTuple):
+    """A client's connection: the node whose gateway it is at, and that gateway's number for it."""
+
+    node: int
+    conn: int
+
+
+class Planned(NamedTuple):
+    """Who takes part in a round: the updates of each node, and the node of the top."""
+
+    updates: dict[int, int]
+    top: int
+
+
 class Services(Protocol):
     """What a job needs of the coordinator."""
 
     def emit(self, effect: fx.Effect) -> None: ...
 
-    def order(self, order: o.Order) -> None: ...
+    def order(self, node: int, order: o.Order) -> None: ...
 
-    def tell(self, conn: int, message: m.Message) -> None: ...
+    def tell(self, where: Where, message: m.Message) -> None: ...
+
+    def plan(self, job: Job, updates: int) -> Planned: ...
+
+    def gateway_of(self, node: int) -> str: ...
+
+    @property
+    def home(self) -> int: ...
+
+    @property
+    def nodes(self) -> list[int]: ...
 
 
 class Job:
@@ -56,9 +82,11 @@ class Job:
         self.services = services
         self.status = "loading"
         self.reason = ""
-        self.present: dict[str, int] = {}
+        self.present: dict[str, Where] = {}
+        self.connected_ns: dict[str, int] = {}  # by client: when its newest connection was made, by its own clock
         self.committed = -1  # the last committed round; 0 is the initial model
         self.attempt = 1
+        self.failures = 0  # attempts of this round that failed by themselves
         self.model_round = 0  # the last round whose model is sealed
         self.adopting = False  # the next round may have begun in an earlier life
         self.round: Round | None = None
@@ -79,19 +107,33 @@ class Job:
         last = max(self.committed, 0)
         path = self.path_of(last) if self.committed >= 0 else self.config.model.path
         self.model_round = last
-        self.services.order(
-            o.OpenJob(
-                self.number,
-                self.name,
-                self.config.aggregation,
-                self.config.selection.clients_per_round,
-                self.layout.tensors,
-                self.state_names,
-                last,
-                path,
-                self.state_path_of(last),
-            )
+        self.services.order(self.services.home, self._open_job(path, self.state_path_of(last)))
+
+    def _open_job(self, path: str, state_path: str) -> o.OpenJob:
+        return o.OpenJob(
+            self.number,
+            self.name,
+            self.config.aggregation,
+            self.config.selection.clients_per_round,
+            self.layout.tensors,
+            self.state_names,
+            self.model_round,
+            path,
+            state_path,
+            self.adopting,
         )
+
+    def open_at(self, node: int) -> None:
+        """Another node is to know of this job."""
+        if self.status == "running":
+            self.services.order(node, self._open_job("", ""))
+            self.services.order(node, self._model_at())
+
+    def _model_at(self) -> o.ModelAt:
+        return o.ModelAt(self.number, self.model_round, self.services.gateway_of(self.services.home))
+
+    def _others(self) -> list[int]:
+        return [node for node in self.services.nodes if node != self.services.home]
 
     def path_of(self, number: int) -> str:
         """The checkpoint of a committed round; 0 is the initial model."""
@@ -105,6 +147,8 @@ class Job:
         """The model is in the arena: begin, or go on."""
         self.status = "running"
         self.publish("job.running", rounds=self.config.job.rounds)
+        for node in self._others():
+            self.open_at(node)
         if self.committed < 0:
             self.committed = 0
             first = Round(0, 0, self.config.selection, self.now)
@@ -114,12 +158,28 @@ class Job:
 
     # ---- rounds ----------------------------------------------------------------------------------------------------
 
+    def resume(self, committed: int, last: tuple[int, str, dict[str, Any]] | None, adopting: bool) -> None:
+        """Goes on after round `committed`; `last` is the (attempt, status, fields) of the next round's newest row.
+
+        An attempt that ran on this node alone is adopted; one on several nodes begins anew under the next epoch, and
+        its clients, which keep their updates until the commit, are asked for them again.
+        """
+        self.committed = committed
+        self.adopting = adopting
+        if last is not None:
+            attempt, status, fields = last
+            again = status == "failed" or bool(fields.get("nodes"))
+            self.attempt = attempt + again
+            self.adopting = adopting and not again
+
     def begin_round(self) -> None:
         """The round after the last sealed one waits for its clients."""
         self.round = Round(self.model_round + 1, self.attempt, self.config.selection, self.now)
         self.services.emit(fx.SaveRound(self.name, self.round.number, self.attempt, "open", {}))
         if self.adopting:
-            self.services.order(o.OpenBranch(self.number, self.round.epoch, self.round.goal, adopt=True))
+            home = self.services.home
+            self.round.planned, self.round.top = {home: self.round.goal}, home
+            self.services.order(home, o.OpenBranch(self.number, self.round.epoch, self.round.goal, adopt=True))
         else:
             self.try_open()
 
@@ -136,6 +196,7 @@ class Job:
         for client, weight, metrics in report.members:
             round_.accepted[client] = Member(client, weight, metrics)
             round_.selected[client] = None
+            round_.places[client] = self.services.home
         # More than the goal may have been sealed; which of them were told ACCEPTED is not known, so all count.
         round_.goal = max(round_.goal, len(round_.accepted))
         round_.last_accepted_s = self.now
@@ -153,11 +214,35 @@ class Job:
             if len(self.present) < enough:
                 return
             round_.open(self.now)
-            self.services.order(o.OpenBranch(self.number, round_.epoch, round_.goal))
+            self._open_branches(round_)
             self._select(round_)
             self.publish("round.opened", round=round_.number, selected=len(round_.selected), goal=round_.goal)
         elif round_.phase is Phase.COLLECTING:
             self._select(round_)
+
+    def _open_branches(self, round_: Round) -> None:
+        plan = self.services.plan(self, round_.goal)
+        round_.planned, round_.top = dict(plan.updates), plan.top
+        others = [node for node in plan.updates if node != plan.top]
+        if others:
+            # A coordinator that starts again must not take what its own arena holds for all of this attempt.
+            fields = {"nodes": [f"{node:016x}" for node in plan.updates]}
+            self.services.emit(fx.SaveRound(self.name, round_.number, self.attempt, "open", fields))
+        parent = self.services.gateway_of(plan.top)
+        own = plan.updates.get(plan.top, 0)
+        top = o.OpenBranch(self.number, round_.epoch, own, len(others))
+        self.services.order(plan.top, top)
+        for node in others:
+            branch = o.OpenBranch(self.number, round_.epoch, plan.updates[node], top=False, parent=parent)
+            self.services.order(node, branch)
+
+    def _assign(self, round_: Round, client: str) -> None:
+        """Tells the client's node: its own where that has room, else the planned one with the most."""
+        taken = Counter(node for name, node in round_.assigned.items() if name not in round_.places)
+        room = {node: round_.room(node) - taken[node] for node in round_.planned}
+        own = self.present[client].node if client in self.present else 0
+        best = max(room, key=lambda node: (room[node] > 0, node == own, room[node]))
+        round_.assigned[client] = best
 
     def _select(self, round_: Round) -> None:
         active = sum(client in self.present or client in round_.accepted for client in round_.selected)
@@ -177,7 +262,13 @@ class Job:
         """Invites a client, with the seconds that are left."""
         left = max(round_.deadline_at_s - self.now, 0.0)
         layout, options = self.layout, self.config.client.options
-        self.tell(client, m.Selected(self.name, round_.number, left, layout.tensors, layout.data_bytes, options))
+        if client not in round_.places:
+            self._assign(round_, client)
+        node = round_.assigned.get(client, 0)
+        where = self.present.get(client)
+        gateway = self.services.gateway_of(node) if where is not None and node not in (0, where.node) else ""
+        tensors, nbytes = layout.tensors, layout.data_bytes
+        self.tell(client, m.Selected(self.name, round_.number, left, tensors, nbytes, options, gateway))
 
     def tick(self) -> None:
         """The clock has moved: deadlines."""
@@ -214,7 +305,24 @@ class Job:
 
     def _close(self, round_: Round) -> None:
         round_.move(Phase.AGGREGATING)
-        self.services.order(o.CloseBranch(self.number, round_.epoch))
+        for node in self._branches(round_):
+            self.services.order(node, o.CloseBranch(self.number, round_.epoch))
+
+    @staticmethod
+    def _branches(round_: Round) -> list[int]:
+        """The nodes that have a branch of the round; the top's first."""
+        return [round_.top, *(node for node in round_.planned if node != round_.top)]
+
+    def branch_closed(self, node: int, report: o.BranchClosed) -> None:
+        """A branch is closed; when all are, the top is told how many partials come."""
+        round_ = self.round
+        if round_ is None or round_.epoch != report.epoch or round_.phase is not Phase.AGGREGATING:
+            return
+        round_.closed[node] = report.updates
+        branches = self._branches(round_)
+        if len(branches) > 1 and all(branch in round_.closed for branch in branches):
+            partials = sum(updates > 0 for branch, updates in round_.closed.items() if branch != round_.top)
+            self.services.order(round_.top, o.ExpectPartials(self.number, round_.epoch, partials))
 
     def model_sealed(self, report: o.ModelSealed) -> None:
         """The top has made the round's model: save it, and go on with the next round."""
@@ -226,15 +334,19 @@ class Job:
         round_.sealed_s = self.now
         round_.cost = report.cost
         self.round = None
+        source = self.services.gateway_of(round_.top)
+        for node in self.services.nodes:
+            if node != round_.top:
+                self.services.order(node, o.ModelAt(self.number, round_.number, source))
         self._save(round_)
-        self.attempt = 1
+        self.attempt, self.failures = 1, 0
         if round_.number < self.config.job.rounds:
             self.begin_round()
 
     def _save(self, round_: Round) -> None:
         self.saving.append(round_)
         path, state_path = self.path_of(round_.number), self.state_path_of(round_.number)
-        self.services.order(o.SaveModel(self.number, round_.epoch, path, state_path))
+        self.services.order(self.services.home, o.SaveModel(self.number, round_.epoch, path, state_path))
 
     def saved(self, report: o.ModelSaved) -> None:
         """The round's checkpoint is durable; commit in order."""
@@ -255,7 +367,8 @@ class Job:
             self.counted.pop(round_.number - ROUNDS_REMEMBERED, None)
         row = {"metrics": metrics, "path": path, "receipt": receipt, "members": sorted(round_.accepted)}
         self.services.emit(fx.SaveRound(self.name, round_.number, round_.attempt, "committed", row))
-        self.services.order(o.CommitBranch(self.number, round_.epoch))
+        for node in self._branches(round_) if round_.number else ():
+            self.services.order(node, o.CommitBranch(self.number, round_.epoch))
         if not round_.number:
             return
         counted = len(round_.accepted)
@@ -267,6 +380,19 @@ class Job:
         if round_.number >= self.config.job.rounds:
             self.end("finished", "")
 
+    def node_gone(self, node: int) -> None:
+        """A node is dead: a round that has a branch there begins again without it; its clients keep their updates."""
+        for client, where in list(self.present.items()):
+            if where.node == node:
+                del self.present[client]
+        round_ = self.round
+        if round_ is not None and round_.phase in (Phase.COLLECTING, Phase.AGGREGATING):
+            if node in self._branches(round_):
+                # Not the round's fault: it costs no attempt of those that the job allows.
+                self.fail_round(f"node {node:016x} is gone; the round begins again without it", costs=False)
+            else:
+                self.try_open()
+
     def branch_failed(self, report: o.BranchFailed) -> None:
         """A branch cannot be finished."""
         if self.round is not None and self.round.epoch == report.epoch:
@@ -275,7 +401,7 @@ class Job:
             else:
                 self.end("failed", report.text)
 
-    def fail_round(self, reason: str) -> None:
+    def fail_round(self, reason: str, costs: bool = True) -> None:
         """The running round ends without a model; it is tried again, or the job fails."""
         round_ = self.round
         if round_ is None:
@@ -283,17 +409,19 @@ class Job:
         round_.move(Phase.FAILED)
         round_.reason = reason
         self.round = None
-        self.services.order(o.DropBranch(self.number, round_.epoch))
+        for node in self._branches(round_) if round_.planned else ():
+            self.services.order(node, o.DropBranch(self.number, round_.epoch))
         row = {"reason": reason, "receipt": round_.receipt(self.now)}
         self.services.emit(fx.SaveRound(self.name, round_.number, round_.attempt, "failed", row))
         self.publish("round.failed", round=round_.number, reason=reason)
         for client in round_.selected:
             self.tell(client, m.RoundOver(self.name, round_.number, reason))
-        if self.attempt < self.config.selection.attempts:
+        self.failures += costs
+        if self.failures < self.config.selection.attempts and self.attempt < ATTEMPTS_MAX:
             self.attempt += 1
             self.begin_round()
         else:
-            self.end("failed", f"round {round_.number} failed {self.attempt} times, at last: {reason}")
+            self.end("failed", f"round {round_.number} failed {self.failures} times, at last: {reason}")
 
     def end(self, status: str, reason: str) -> None:
         """The job is over: ``finished``, ``failed`` or ``cancelled``; everything that it held is freed."""
@@ -306,7 +434,8 @@ class Job:
                 for client in round_.selected:
                     self.tell(client, m.RoundOver(self.name, round_.number, f"the job is {status}"))
         self.round, self.saving = None, []
-        self.services.order(o.CloseJob(self.number))
+        for node in self.services.nodes:
+            self.services.order(node, o.CloseJob(self.number))
         self.services.emit(fx.SaveJob(self.name, status, reason))
         for client in list(self.present):
             self.tell(client, m.JobOver(self.name, status, reason))
@@ -317,29 +446,34 @@ class Job:
 
     def tell(self, client: str, message: m.Message) -> None:
         """Sends a message to a client that is here."""
-        conn = self.present.get(client)
-        if conn is not None:
-            self.services.tell(conn, message)
+        where = self.present.get(client)
+        if where is not None:
+            self.services.tell(where, message)
 
     def publish(self, name: str, **fields: Any) -> None:
         """An event of this job."""
         self.services.emit(fx.Publish(name, self.name, fields))
 
-    def join(self, conn: int, client: str, holding: int | None) -> None:
+    def join(self, where: Where, client: str, holding: int | None, connected_ns: int) -> None:
         """A client takes part (again); one that still holds an update learns what became of it."""
         before = self.present.get(client)
-        if before is not None and before != conn:
+        # What comes by different nodes may come out of order: the client's own clock tells which connection is newer.
+        stale = connected_ns < self.connected_ns.get(client, 0)
+        if before is not None and before != where:
             text = f"client {client!r} has joined job {self.name!r} from another connection; names must differ"
-            self.services.tell(before, m.Refusal("replaced", "client", text, self.name))
-        if self.status in OVER:
-            self._tell_fates(conn, client, holding)
-            self.services.tell(conn, m.JobOver(self.name, self.status, self.reason))
+            self.services.tell(where if stale else before, m.Refusal("replaced", "client", text, self.name))
+        if stale:
             return
-        self.present[client] = conn
+        self.connected_ns[client] = connected_ns
+        if self.status in OVER:
+            self._tell_fates(where, client, holding)
+            self.services.tell(where, m.JobOver(self.name, self.status, self.reason))
+            return
+        self.present[client] = where
         current = self.round
         held = next((r for r in (current, *self.saving) if r is not None and r.number == holding), None)
         if held is None:
-            self._tell_fates(conn, client, holding)
+            self._tell_fates(where, client, holding)
         if current is not None and current.phase is Phase.COLLECTING and client not in current.accepted:
             # One who holds an update of this round sent it before; it was lost with the machine, so it is asked again.
             again = held is current and len(current.selected) < current.target
@@ -348,34 +482,34 @@ class Job:
                 self.tell_selected(client, current)
         self.try_open()
 
-    def _tell_fates(self, conn: int, client: str, holding: int | None) -> None:
+    def _tell_fates(self, where: Where, client: str, holding: int | None) -> None:
         """`holding` is the oldest round whose update the client still holds; it may hold later ones too."""
         if holding is not None:
             for number in sorted({holding, *(later for later in self.counted if later > holding)}):
-                self._tell_fate(conn, client, number)
+                self._tell_fate(where, client, number)
 
-    def _tell_fate(self, conn: int, client: str, holding: int) -> None:
+    def _tell_fate(self, where: Where, client: str, holding: int) -> None:
         if holding > self.committed:
             return
         members = self.counted.get(holding)
         if members is None or client in members:
-            self.services.tell(conn, m.Committed(self.name, holding, counted=members is not None))
+            self.services.tell(where, m.Committed(self.name, holding, counted=members is not None))
         else:
             text = "the round was committed without this update"
-            self.services.tell(conn, m.RoundOver(self.name, holding, text))
+            self.services.tell(where, m.RoundOver(self.name, holding, text))
 
-    def leave(self, client: str, conn: int) -> None:
+    def leave(self, client: str, where: Where) -> None:
         """A client is gone; another may be selected in its place."""
-        if self.present.get(client) == conn:
+        if self.present.get(client) == where:
             del self.present[client]
             self.try_open()
 
-    def admit(self, event: m.Admit) -> None:
+    def admit(self, here: Where, event: m.Admit) -> None:
         """An update is announced: it is granted, or answered.  Raises `Refused`."""
         round_, client, number = self.round, event.client, event.round
         known = (r for r in (round_, *self.saving) if r is not None and r.number == number)
         if any(client in r.accepted for r in known) or client in self.counted.get(number, ()):
-            self.services.tell(event.conn, m.Accepted(self.name, number))
+            self.services.tell(here, m.Accepted(self.name, number))
             return
         where = f"round {number} of job {self.name!r}"
         if self.status != "running" or round_ is None or number < round_.number:
@@ -388,11 +522,30 @@ class Job:
             raise Refused("round-over", "round", f"{where} takes no more updates; wait for the next selection")
         if client in round_.granted:
             # Its first connection may be dead and not yet known to be: it asks again until that is settled.
-            self.services.tell(event.conn, m.Busy(self.name, number, 1.0))
+            self.services.tell(here, m.Busy(self.name, number, 1.0))
             return
+        if len(round_.planned) > 1 and not self._has_room(round_, here, number):
+            return
+        if here.node not in round_.planned:
+            gateway = self.services.gateway_of(next(iter(round_.planned)))
+            raise Refused(
+                "use-gateway", gateway, f"{where} is aggregated elsewhere; submit to the gateway at {gateway}"
+            )
         round_.granted[client] = Member(client, event.weight, event.metrics)
+        round_.places[client] = here.node
         granted = (client, event.weight, event.metrics, event.direct)
-        self.services.order(o.GrantUpdate(self.number, round_.epoch, event.conn, *granted))
+        self.services.order(here.node, o.GrantUpdate(self.number, round_.epoch, here.conn, *granted))
+
+    def _has_room(self, round_: Round, here: Where, number: int) -> bool:
+        """Whether the node's branch can take one more; else the client is told where to go, or to wait."""
+        if round_.room(here.node) > 0:
+            return True
+        other = max(round_.planned, key=round_.room)
+        if round_.room(other) > 0:
+            gateway = self.services.gateway_of(other)
+            raise Refused("use-gateway", gateway, f"this node has its share of the round; submit to {gateway}")
+        self.services.tell(here, m.Busy(self.name, number, 1.0))
+        return False
 
     def _round_at(self, epoch: int) -> Round | None:
         return next((r for r in (self.round, *self.saving) if r is not None and r.epoch == epoch), None)
@@ -415,6 +568,7 @@ class Job:
         round_ = self._round_at(report.epoch)
         if round_ is None or round_.granted.pop(report.client, None) is None:
             return
+        round_.places.pop(report.client, None)
         if round_.phase is not Phase.COLLECTING:
             text = "the round closed before this update was complete"
             self.tell(report.client, m.RoundOver(self.name, round_.number, text))

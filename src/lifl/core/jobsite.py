@@ -43,6 +43,8 @@ class Services(Protocol):
 
     def abandon(self, site: JobSite, task: Task, outputs: list[Key]) -> None: ...
 
+    def abandon_fetch(self, key: Key) -> None: ...
+
     def rest(self, key: Key) -> None: ...
 
 
@@ -71,9 +73,13 @@ class JobSite:
         self.layout = Layout(order.tensors)
         self.state_names = order.states
         self.services = services
-        self.open = False
+        self.open = not order.path  # a model without a file is fetched when somebody needs it
+        self.ready = self.open  # the gateway may know of the job
         self.model: Key | None = None
-        self.round = order.round  # the round whose model `model` is
+        self.round = order.round  # the round of the job's current model, wherever it is
+        self.source = ""  # the gateway that has it
+        self.fetching: Key | None = None
+        self.wanting: dict[int, int] = {}  # connections that wait for the model, with the round that they named
         self.states: dict[str, Key] = {}
         self.pins: Counter[Key] = Counter()
         self.doomed: set[Key] = set()
@@ -111,6 +117,45 @@ class JobSite:
             else:
                 self.services.memory.free(key)
         self.states, self.model = {}, None
+
+    # ---- the model of another node -----------------------------------------------------------------------------
+
+    def model_at(self, order: o.ModelAt) -> None:
+        """The current model is another one now, and elsewhere."""
+        if order.round == self.round and self.model is not None:
+            return
+        self.free_model()
+        self.round, self.source = order.round, order.source
+
+    def fetch(self) -> None:
+        """Gets the current model from where it is, once the arena has room."""
+        if self.model is not None or self.fetching is not None or not self.source:
+            return
+        try:
+            key, _ = self.alloc_model(epoch_of(self.round, 0), ())
+        except ArenaFull:
+            return  # `Agent.settle` tries again
+        self.fetching = key
+        self.services.emit(fx.FetchModel(key, self.source, self.name, self.round + 1))
+
+    def fetched(self, error: str) -> None:
+        """The fetch has ended; a failed one is tried again while somebody wants the model."""
+        key, self.fetching = self.fetching, None
+        if key is None:
+            return
+        entry_round = self.services.memory.epoch_of(key) >> 8
+        if error or entry_round != self.round or self.model is not None:
+            self.services.memory.free(key)
+            return
+        self.model = key
+        for branch in self.branches.values():
+            self.aggregation.consider_all(branch)
+
+    @property
+    def wants_model(self) -> bool:
+        """Whether anything here waits for the current model."""
+        top = any(branch.order.top and not branch.sealed for branch in self.branches.values())
+        return self.model is None and bool(top or self.wanting)
 
     def unpin(self, key: Key) -> bool:
         """A reader of a model or state object is through; returns whether it was one of this job's."""
@@ -195,6 +240,7 @@ class JobSite:
         """A load or checkpoint task is done."""
         _, order = self.files.pop(task.address)
         if order is None:
+            self.ready = True
             self.services.emit(fx.OpenSchema(self.name, self.number, self.layout.tensors))
             self.services.report(o.JobOpened(self.number))
             return
@@ -230,6 +276,12 @@ class JobSite:
             told = tuple((x.client, x.weight, x.metrics) for x in members)
             self.services.report(o.BranchAdopted(self.number, order.epoch, told))
             self.aggregation.adopt(branch, updates, partials)
+
+    def free_orphans(self) -> None:
+        """What an earlier life of the node has sealed is not wanted."""
+        for key, *_ in self.orphans:
+            self.services.memory.free(key)
+        self.orphans = []
 
     def _take_orphans(self, epoch: int) -> tuple[list[tuple[Key, Member]], list[Key], list[Member]]:
         """The orphans of an epoch; older ones are freed, later ones stay for their round.
@@ -296,11 +348,23 @@ class JobSite:
     def close_branch(self, order: o.CloseBranch) -> None:
         """No more updates count but those that are sealed."""
         branch = self.branches[order.epoch]
+        self.services.report(o.BranchClosed(self.number, branch.epoch, branch.for_leaves))
         self.aggregation.close(branch)
         self.aggregation.feed_waiting(branch)
 
-    def root_sealed(self, branch: Branch, root: Task, states: dict[str, Key]) -> None:
-        """The branch's last task is done: the top has made the model."""
+    def root_sealed(self, branch: Branch) -> None:
+        """The branch's partial is complete: bring it to the top's node."""
+        branch.sealed = True
+        self.carry(branch)
+
+    def carry(self, branch: Branch) -> None:
+        """Has the root partial brought to the top; again, when it did not get there."""
+        key = branch.tree.root.output
+        if key is not None:
+            self.services.emit(fx.CarryPartial(key, branch.order.parent, self.number, branch.epoch))
+
+    def model_sealed(self, branch: Branch, root: Task, states: dict[str, Key]) -> None:
+        """The top has made the round's model."""
         branch.sealed = True
         self.free_model()
         self.model, self.states = root.output, states
@@ -308,6 +372,24 @@ class JobSite:
         branch.cost.peak_bytes = self.services.memory.peaks.get(self.number, 0)
         cost = branch.cost.as_dict() | {"tree": self.aggregation.lines(branch)}
         self.services.report(o.ModelSealed(self.number, branch.epoch, cost))
+
+    def expect_partials(self, order: o.ExpectPartials) -> None:
+        """All branches are closed: so many partials come."""
+        branch = self.branches.get(order.epoch)
+        if branch is not None:
+            self.aggregation.expect_partials(branch, order.partials)
+            self.aggregation.feed_waiting(branch)
+
+    def arrived(self, branch: Branch, origin: int, key: Key) -> None:
+        """The partial of another node's branch is sealed here."""
+        branch.arriving.discard(origin)
+        if branch.sealed or origin in branch.arrived:
+            self.services.memory.free(key)
+            return
+        taker = branch.tree.adopting[len(branch.arrived)]
+        branch.arrived[origin] = None
+        branch.unfed.append((key, taker))
+        self.aggregation.feed_waiting(branch)
 
     def branch_failed(self, branch: Branch, text: str, retry: bool) -> None:
         """The branch cannot be finished."""
@@ -330,9 +412,7 @@ class JobSite:
         """The job is over: everything that it holds here is freed."""
         for epoch in list(self.branches):
             self.drop_branch(epoch)
-        for key, *_ in self.orphans:
-            self.services.memory.free(key)
-        self.orphans = []
+        self.free_orphans()
         for task, order in list(self.files.values()):
             outputs = [] if order else [*self.states.values(), *([self.model] if self.model else [])]
             if order is None:
@@ -342,6 +422,8 @@ class JobSite:
             for key in task.inputs:
                 self.unpin(key)
         self.files = {}
+        if self.fetching is not None:
+            self.services.abandon_fetch(self.fetching)
         self.free_model()
         self.services.memory.release(self.number)
         self.services.emit(fx.CloseSchema(self.name))

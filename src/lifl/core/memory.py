@@ -38,6 +38,8 @@ class Store(Protocol):
 
     def close_slab(self, slab: Hashable) -> None: ...
 
+    def epoch_of(self, key: Key) -> int: ...
+
 
 class Memory:
     """The store, with an account for each job (by number)."""
@@ -129,6 +131,10 @@ class Memory:
     def sealed(self, key: Key) -> bool:
         """Whether the object is sealed."""
         return self._store.sealed(key)
+
+    def epoch_of(self, key: Key) -> int:
+        """The epoch that the object was allocated for."""
+        return self._store.epoch_of(key)
 
     def start_peak(self, job: int) -> None:
         """Begins to watch the arena's peak for a round of the job."""

@@ -49,17 +49,22 @@ class Hello(Message, frozen=True):
 
 
 class Join(Message, frozen=True):
-    """Takes part in `job`, and waits to be selected.  `holding`: the round whose update the client still keeps."""
+    """Takes part in `job`, and waits to be selected.  `holding`: the round whose update the client still keeps.
+
+    `connected_ns` is the client's clock when it connected: where two connections claim one name, the later one has it.
+    """
 
     job: Name
     holding: Count | None = None
+    connected_ns: Count = 0
 
 
 class GetModel(Message, frozen=True):
-    """Asks for the model that round `round` starts from."""
+    """Asks for the model that round `round` starts from.  `checked`: Checksums are to follow the bytes."""
 
     job: Name
     round: Count
+    checked: bool = False
 
 
 class Submit(Message, frozen=True):
@@ -86,7 +91,33 @@ class Leave(Message, frozen=True):
     job: Name
 
 
-FromClient = Hello | Join | GetModel | Submit | Filled | Leave
+class Offer(Message, frozen=True):
+    """Another node's gateway has a partial of `data_bytes` bytes, with `meta_bytes` of members behind them.
+
+    Answered by Go (send both, then Checksums), Accepted (it is here already), Busy or Refusal.  `origin` is the
+    sending node's id; (number, epoch, origin) is its identity.
+    """
+
+    number: Count
+    epoch: Count
+    origin: Count
+    weight: float
+    members: Count
+    data_bytes: Count
+    meta_bytes: Count
+
+
+class Checksums(Message, frozen=True):
+    """What `shm/checksum` makes of the bytes that were just sent: it follows them, so that one pass computes and sends.
+
+    Either way: after the body of an Offer, and after a model that was asked for `checked`.
+    """
+
+    data: Count
+    meta: Count = 0
+
+
+FromClient = Hello | Join | GetModel | Submit | Filled | Leave | Offer | Checksums
 
 
 # ---- gateway → client ------------------------------------------------------------------------------------------
@@ -101,7 +132,10 @@ class Welcome(Message, frozen=True):
 
 
 class Selected(Message, frozen=True):
-    """The client is to train in this round.  `tensors` is the model's schema; `deadline_s` the seconds left."""
+    """The client is to train in this round.  `tensors` is the model's schema; `deadline_s` the seconds left.
+
+    `gateway` (HOST:PORT) is where to get the model and to submit; empty: over this connection.
+    """
 
     job: Name
     round: Count
@@ -109,6 +143,7 @@ class Selected(Message, frozen=True):
     tensors: Tensors
     data_bytes: Count
     options: dict[str, Any] = {}
+    gateway: str = ""
 
 
 class Model(Message, frozen=True):
@@ -142,6 +177,10 @@ class Busy(Message, frozen=True):
     job: Name
     round: Count
     retry_after_s: float
+
+
+USE_GATEWAY = "use-gateway"
+"""The code of a Refusal that means: ask the gateway at `field` (HOST:PORT) instead."""
 
 
 class Refusal(Message, frozen=True):
@@ -178,7 +217,7 @@ class JobOver(Message, frozen=True):
     reason: Text = ""
 
 
-ToClient = Welcome | Selected | Model | Go | Accepted | Busy | Refusal | Committed | RoundOver | JobOver
+ToClient = Welcome | Selected | Model | Checksums | Go | Accepted | Busy | Refusal | Committed | RoundOver | JobOver
 
 
 # ---- gateway → lifld -------------------------------------------------------------------------------------------
@@ -199,6 +238,7 @@ class ClientJoined(Message, frozen=True):
     client: Name
     job: Name
     holding: Count | None = None
+    connected_ns: Count = 0
 
 
 class ClientLeft(Message, frozen=True):
@@ -206,6 +246,10 @@ class ClientLeft(Message, frozen=True):
 
     conn: int
     job: str = ""
+
+
+class GatewayLost(Message, frozen=True):
+    """An agent's gateway has ended, and all its clients' connections with it."""
 
 
 class Admit(Message, frozen=True):
@@ -270,7 +314,54 @@ class GatewayStats(Message, frozen=True):
     cpu_s: float
 
 
-FromGateway = GatewayReady | ClientJoined | ClientLeft | Admit | Sealed | Aborted | WantModel | ModelSent | GatewayStats
+class Offered(Message, frozen=True):
+    """Another node's gateway says Offer: asks for room.  Then Sealed or Aborted, as for an update."""
+
+    conn: int
+    number: Count
+    epoch: Count
+    origin: Count
+    members: Count
+    data_bytes: Count
+    meta_bytes: Count
+
+
+class CarryEnded(Message, frozen=True):
+    """The partial of a Carry is at the other node (`error` empty), or could not be brought there.
+
+    `sent_bytes` is what went over the wire, of all tries.
+    """
+
+    key: KeyBytes
+    error: Text
+    sent_bytes: Count
+
+
+class FetchEnded(Message, frozen=True):
+    """The model of a Fetch is sealed in the object (`error` empty), or could not be fetched.
+
+    `received_bytes` is what came over the wire, of all tries.
+    """
+
+    key: KeyBytes
+    error: Text
+    received_bytes: Count
+
+
+FromGateway = (
+    GatewayReady
+    | ClientJoined
+    | ClientLeft
+    | Admit
+    | Sealed
+    | Aborted
+    | WantModel
+    | ModelSent
+    | GatewayStats
+    | Offered
+    | CarryEnded
+    | FetchEnded
+)
 
 
 # ---- lifld → gateway -------------------------------------------------------------------------------------------
@@ -322,7 +413,30 @@ class Drain(Message, frozen=True):
     """Accept no more connections, end those there are, and exit 0."""
 
 
-ToGateway = JobSchema | JobForget | Admitted | ModelGranted | Deliver | AskStats | Drain
+class Carry(Message, frozen=True):
+    """Bring the sealed partial `key` to the gateway at `address` (HOST:PORT), by Offer; answered by CarryEnded.
+
+    Until that answer the object must stay.  A later Carry of the same key takes the place of the earlier one, which is
+    then not answered; so does a later Fetch.
+    """
+
+    key: KeyBytes
+    address: str
+    number: Count
+    epoch: Count
+    origin: Count
+
+
+class Fetch(Message, frozen=True):
+    """Get the model that round `round` of `job` starts from at `address`, and seal it; answered by FetchEnded."""
+
+    key: KeyBytes
+    address: str
+    job: Name
+    round: Count
+
+
+ToGateway = JobSchema | JobForget | Admitted | ModelGranted | Deliver | AskStats | Drain | Carry | Fetch
 
 
 # ---- zygote and workers ----------------------------------------------------------------------------------------
@@ -520,6 +634,24 @@ class Snapshot(Message, frozen=True):
     """Asks for everything that `lifl top` shows."""
 
 
+class ListNodes(Message, frozen=True):
+    """Asks for the nodes of the cluster: answered by Answer {"nodes": [...]}, the coordinator first.
+
+    Each has node, state (alive, suspect, dead, left), since_s (how long it has been so), incarnation, coordinator, its
+    control and gateway addresses, rate_per_s, execution_s, capacity, residual, arena_bytes, arena_used_bytes, workers.
+    """
+
+
+class PlanJob(Message, frozen=True):
+    """Asks for the plan that a round of this job (as in SubmitJob) would get now; nothing is run.
+
+    Answered by Answer {"request": ..., "plan": ...}: `core/plan.PlanRequest` and `Plan` as builtins.
+    """
+
+    config: dict[str, Any]
+    states: tuple[Name, ...] = ()
+
+
 class Follow(Message, frozen=True):
     """Asks for the job's events as they happen (Event frames), until it ends."""
 
@@ -530,7 +662,7 @@ class Shutdown(Message, frozen=True):
     """Drain and exit 0: answered by Answer, then EOF when all is gone."""
 
 
-FromCli = SubmitJob | ListJobs | JobStatus | CancelJob | Snapshot | Follow | Shutdown
+FromCli = SubmitJob | ListJobs | JobStatus | CancelJob | Snapshot | ListNodes | PlanJob | Follow | Shutdown
 
 
 class Answer(Message, frozen=True):

@@ -23,6 +23,7 @@ class OpenJob(Message, frozen=True):
     """Make a job ready: `round` is that of its current model.
 
     With `path` the agent loads model and states from files; without, it fetches the model when somebody needs it.
+    Without `adopt`, what an earlier life of the node has sealed for the job is freed.
     """
 
     number: Count
@@ -34,6 +35,7 @@ class OpenJob(Message, frozen=True):
     round: Count
     path: str = ""
     state_path: str = ""
+    adopt: bool = False
 
 
 class CloseJob(Message, frozen=True):
@@ -45,8 +47,8 @@ class CloseJob(Message, frozen=True):
 class OpenBranch(Message, frozen=True):
     """Take part in a round, with a tree for `updates` updates and `partials` partials of other branches.
 
-    `top`: this branch makes the model; else its root partial goes to the node with id `parent`.  `adopt`: count what
-    an earlier life of the node has sealed for this epoch.
+    `top`: this branch makes the model; else its root partial goes to the gateway at `parent` (HOST:PORT).  `adopt`:
+    count what an earlier life of the node has sealed for this epoch.
     """
 
     number: Count
@@ -54,7 +56,7 @@ class OpenBranch(Message, frozen=True):
     updates: Count
     partials: Count = 0
     top: bool = True
-    parent: int = 0
+    parent: str = ""
     adopt: bool = False
 
 
@@ -78,6 +80,22 @@ class CloseBranch(Message, frozen=True):
 
     number: Count
     epoch: Count
+
+
+class ExpectPartials(Message, frozen=True):
+    """The top's branch is complete with `partials` partials of other branches: all are closed."""
+
+    number: Count
+    epoch: Count
+    partials: Count
+
+
+class ModelAt(Message, frozen=True):
+    """The job's current model is that of `round`; the gateway at `source` (HOST:PORT) has it."""
+
+    number: Count
+    round: Count
+    source: str
 
 
 class DropBranch(Message, frozen=True):
@@ -110,7 +128,19 @@ class TellClient(Message, frozen=True):
     message: dict[str, Any]
 
 
-Order = OpenJob | CloseJob | OpenBranch | GrantUpdate | CloseBranch | DropBranch | SaveModel | CommitBranch | TellClient
+Order = (
+    OpenJob
+    | CloseJob
+    | OpenBranch
+    | GrantUpdate
+    | CloseBranch
+    | ExpectPartials
+    | ModelAt
+    | DropBranch
+    | SaveModel
+    | CommitBranch
+    | TellClient
+)
 
 
 # ---- reports -----------------------------------------------------------------------------------------------------
@@ -155,6 +185,14 @@ class UpdateAborted(Message, frozen=True):
     client: Name
 
 
+class BranchClosed(Message, frozen=True):
+    """The answer to CloseBranch: `updates` are in the branch, each was reported before."""
+
+    number: Count
+    epoch: Count
+    updates: Count
+
+
 class BranchFailed(Message, frozen=True):
     """The branch cannot be finished; `retry`: another attempt of the round may help."""
 
@@ -179,4 +217,14 @@ class ModelSaved(Message, frozen=True):
     epoch: Count
 
 
-Report = JobOpened | JobFailed | BranchAdopted | UpdateSealed | UpdateAborted | BranchFailed | ModelSealed | ModelSaved
+Report = (
+    JobOpened
+    | JobFailed
+    | BranchAdopted
+    | UpdateSealed
+    | UpdateAborted
+    | BranchClosed
+    | BranchFailed
+    | ModelSealed
+    | ModelSaved
+)

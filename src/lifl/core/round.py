@@ -53,6 +53,11 @@ class Round:
         self.deadline_at_s = now + selection.deadline_s
         self.opened_at_s: float | None = None
         self.selected: dict[str, None] = {}
+        self.planned: dict[int, int] = {}  # by node: the updates that its branch takes
+        self.top = 0  # the node that makes the model
+        self.assigned: dict[str, int] = {}  # by client: the node whose gateway it was told to use
+        self.places: dict[str, int] = {}  # by client: the node that has its update, or gets it
+        self.closed: dict[int, int] = {}  # by node: the updates in its closed branch
         self.granted: dict[str, Member] = {}
         self.accepted: dict[str, Member] = {}
         self.saved = False
@@ -74,6 +79,10 @@ class Round:
         self.move(Phase.COLLECTING)
         self.opened_at_s = now
         self.deadline_at_s = now + self.deadline_s
+
+    def room(self, node: int) -> int:
+        """How many more updates the node's branch can be granted."""
+        return self.planned.get(node, 0) - sum(place == node for place in self.places.values())
 
     def metrics(self) -> dict[str, float]:
         """The weighted means of the metrics over the accepted clients that sent each."""

@@ -76,16 +76,19 @@ class Task:
 
 
 class Tree:
-    """The tasks for `updates` updates yet to come and `partials` partials that are there already."""
+    """The tasks for `updates` updates and `partials` partials that are there already, or come from other nodes.
 
-    def __init__(self, updates: int, fan_in: int, middle_fan_in: int, partials: int = 0) -> None:
-        if updates < 0 or updates + partials < 1:
+    Its `root` is the top; without `top` it is what would be the top's one input (then updates must come).
+    """
+
+    def __init__(self, updates: int, fan_in: int, middle_fan_in: int, partials: int = 0, top: bool = True) -> None:
+        if updates < 0 or updates + partials < 1 or not (top or updates):
             raise LocalFault("a tree needs at least one update or partial")
         self.tasks: list[Task] = []
         self.fan_in = fan_in
         self.leaves = [self._task("leaf", 0) for _ in range(-(-updates // fan_in))]
         self.adopting: list[Task] = []  # one entry for each partial: the task that takes it
-        self.top = self._grow(middle_fan_in, partials)
+        self.root = self._grow(middle_fan_in, partials, top)
         self.close(updates)
 
     def _task(self, role: str, level: int) -> Task:
@@ -93,7 +96,7 @@ class Tree:
         self.tasks.append(task)
         return task
 
-    def _grow(self, middle_fan_in: int, partials: int) -> Task:
+    def _grow(self, middle_fan_in: int, partials: int, top: bool) -> Task:
         level = 0
         waiting: list[Task | None] = [None] * partials + list(self.leaves)  # None: a partial that is there
         while len(waiting) > 1:
@@ -103,6 +106,8 @@ class Tree:
                 group = waiting[start : start + middle_fan_in]
                 above.append(self._join(self._task("middle", level), group) if len(group) > 1 else group[0])
             waiting = above
+        if not top and waiting[0] is not None:
+            return waiting[0]
         return self._join(self._task("top", level + 1), waiting)
 
     def _join(self, parent: Task, group: list[Task | None]) -> Task:
@@ -120,11 +125,23 @@ class Tree:
         changed: list[Task] = []
         for position, leaf in enumerate(self.leaves):
             self._expect(leaf, min(max(updates - position * self.fan_in, 0), self.fan_in), changed)
+        self._recount(changed)
+        return changed
+
+    def close_partials(self, partials: int) -> list[Task]:
+        """Expects exactly `partials` partials, which fill the places of `adopting` in order; returns as `close`."""
+        changed: list[Task] = []
+        for task in self.adopting[partials:]:
+            task.adopted -= 1
+        del self.adopting[partials:]
+        self._recount(changed)
+        return changed
+
+    def _recount(self, changed: list[Task]) -> None:
         for task in self.tasks:
             if task.role != "leaf":
                 live = sum(child.expect > 0 for child in task.children)
                 self._expect(task, live + task.adopted, changed)
-        return changed
 
     @staticmethod
     def _expect(task: Task, expect: int, changed: list[Task]) -> None:

@@ -22,11 +22,13 @@ import uvloop
 from lifl.core import effects as fx
 from lifl.core import messages as m
 from lifl.core.config import NodeConfig
+from lifl.core.coordinator import Node
 from lifl.core.engine import Engine
 from lifl.core.errors import ResourceFault
 from lifl.core.ids import Key
 from lifl.node import machine
 from lifl.node.children import Child
+from lifl.node.cluster import Cluster
 from lifl.node.control import Control, listen_unix
 from lifl.node.locks import StateLocks
 from lifl.node.requests import Requests
@@ -80,9 +82,16 @@ class Daemon:
         opened.callback((folder / "gateway.sock").unlink, missing_ok=True)
         self.arena, self.warnings = machine.open_arena(f"/lifl-{self.node:016x}", config, self.node)
         opened.callback(self._close_arena)
+        capacity = float(config.workers_max)
+        self.identity = Node(self.node, machine.shown(self.tcp), capacity, self.arena.arena_bytes, config.workers_max)
         self.engine = Engine(
-            machine.ArenaStore(self.arena), config.workers_max, config.idle_timeout_s, config.wait_queue_max
+            machine.ArenaStore(self.arena),
+            self.identity,
+            config.idle_timeout_s,
+            config.wait_queue_max,
+            coordinates=not config.join,
         )
+        self.cluster: Cluster | None = None
         self.zygote = self._child("lifl.worker.zygote", [], [locks.children], m.FromZygote, self._from_zygote)
         opened.callback(self.zygote.stop, CHILD_END_S)  # after the workers' links, at whose end the workers go
         self.workers = Workers(
@@ -120,6 +129,8 @@ class Daemon:
             raise ResourceFault(
                 f"the gateway was not ready within {START_S:g} s; it said: {self.gateway.last_words() or 'nothing'}"
             ) from None
+        if self.config.control or self.config.join:
+            self.cluster = Cluster(self)
         return adopted
 
     def failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -145,6 +156,9 @@ class Daemon:
                 log.warning("daemon.drain rounds were not committed within %g s", DRAIN_S)
         self.engine.stop(self.loop.time())
         self.perform()
+        if self.cluster is not None:
+            cluster, self.cluster = self.cluster, None
+            await cluster.leave()
 
     def close(self) -> None:
         """Ends all children and removes everything that the node has made, but for its database and models."""
@@ -186,6 +200,17 @@ class Daemon:
                 self.workers.fork(effect.worker)
             case fx.SendWorker():
                 self.workers.send(effect.worker, effect.message)
+            case fx.SendNode():
+                if self.cluster is not None:
+                    self.cluster.send(effect.node, effect.order)
+            case fx.SendCoordinator():
+                if self.cluster is not None:
+                    self.cluster.report(effect.report)
+            case fx.CarryPartial():
+                key = effect.key.pack()
+                self.gateway.send(m.Carry(key, effect.address, effect.number, effect.epoch, self.node))
+            case fx.FetchModel():
+                self.gateway.send(m.Fetch(effect.key.pack(), effect.address, effect.job, effect.round))
             case fx.Route():
                 self.workers.route(effect.address, effect.worker)
             case fx.SendKeys():
@@ -261,6 +286,12 @@ class Daemon:
                 self.engine.want_model(message, now)
             case m.ModelSent():
                 self.engine.model_sent(message, now)
+            case m.Offered():
+                self.engine.offered(message, now)
+            case m.CarryEnded():
+                self.engine.carry_ended(message, now)
+            case m.FetchEnded():
+                self.engine.fetch_ended(message, now)
             case m.GatewayStats():
                 self.gateway_stats = message
         self.perform()
@@ -310,11 +341,11 @@ class Daemon:
 
     def report(self, adopted: dict[str, int]) -> dict[str, Any]:
         """What `lifl up` prints."""
-        host, port = self.tcp.getsockname()[:2]
         return {
             "node": f"{self.node:016x}",
             "pid": os.getpid(),
-            "listen": [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"],
+            "listen": [self.identity.gateway],
+            "control": self.cluster.control if self.cluster is not None else "",
             "socket": str(self.folder / "gateway.sock"),
             "arena_bytes": self.arena.arena_bytes,
             "redirector": self.workers.redirector.name,

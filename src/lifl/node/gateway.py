@@ -5,7 +5,7 @@ to their slot themselves); they stay bound while the gateway is started again.  
 speaks the protocol (`gateway_connection`); a few threads move bytes between sockets and the arena
 (`gateway_transfer`); an update is checked once, on its way in (`gateway_content`).  Who may submit what, and where
 it goes in the arena, is `lifld`'s to say, over one link.  A refusal costs no bandwidth: the body comes
-after `Go`.
+after `Go`.  Partials and models of other nodes come and go by the same door (`gateway_courier` is the side that dials).
 
 It ends with exit status 0 when `lifld` says Drain, on SIGTERM, or when the link ends; it dies with `lifld`.
 
@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -36,8 +36,9 @@ import uvloop
 from lifl.core import messages as m
 from lifl.core.errors import LiflError, RemoteFault, ResourceFault
 from lifl.core.wire import encode
-from lifl.node.gateway_connection import LINGER_S, Connection, Shared
+from lifl.node.gateway_connection import LINGER_S, Connection, Shared, tune
 from lifl.node.gateway_content import Job
+from lifl.node.gateway_courier import Courier
 from lifl.node.gateway_transfer import Movers
 from lifl.node.link import Link
 from lifl.shm.arena import Arena
@@ -48,14 +49,9 @@ log = logging.getLogger("gateway")
 MOVERS = 2
 """Threads that move bytes.  More than two did not gain on two cores: the kernel's copy is what takes the time."""
 DESCRIPTORS_RESERVED = 128
-"""Descriptors beside one per connection: listeners, link, arena, and the connections that are being turned away."""
+"""Descriptors beside one per connection: listeners, link, arena, ways to other nodes, and who is being turned away."""
 TURNED_AWAY_MAX = 32
 """Connections beyond the limit that are told so at a time; more are closed without a word."""
-KEEPALIVE_IDLE_S = 30
-KEEPALIVE_INTERVAL_S = 10
-KEEPALIVE_PROBES = 3
-UNACKNOWLEDGED_S = 60
-"""A peer that acknowledges nothing for so long is gone."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -69,6 +65,7 @@ class Gateway:
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending = asyncio.Event()
         self._shared: Shared
+        self._courier: Courier
 
     async def serve(self, link_sock: socket.socket, arena: Arena, listeners: Sequence[socket.socket]) -> None:
         """Serves on the daemon's listening sockets (TCP first, then AF_UNIX) until it is told to end."""
@@ -78,6 +75,7 @@ class Gateway:
         movers = Movers(MOVERS)
         checks = ThreadPoolExecutor(MOVERS, "check")
         self._shared = Shared(link, arena, movers, checks, f"{arena.node:016x}")
+        self._courier = Courier(self._shared, self._start)
         prefault = Prefault(arena)
         accepting = [loop.create_task(self._accept(listener)) for listener in listeners]
         host, port = listeners[0].getsockname()[:2]
@@ -92,6 +90,7 @@ class Gateway:
             listener.close()
         for connection in list(self._shared.connections.values()):
             connection.shut()
+        self._courier.stop()
         if self._tasks:
             await asyncio.wait(self._tasks)
         await loop.run_in_executor(None, prefault.stop)
@@ -117,10 +116,11 @@ class Gateway:
             else:
                 sock.close()
 
-    def _start(self, life: Any) -> None:
+    def _start(self, life: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(life)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -180,6 +180,8 @@ class Gateway:
                 connection = shared.connections.get(conn)
                 if connection is None or not connection.granted(message):
                     shared.link.send(m.ModelSent(conn, key, 0))
+            case m.Carry() | m.Fetch():
+                self._courier.start(message)
             case m.AskStats():
                 shared.link.send(self._stats())
             case m.Drain():
@@ -198,17 +200,7 @@ def _to_client(message: m.Deliver) -> m.ToClient:
     return delivered
 
 
-# ---- sockets ---------------------------------------------------------------------------------------------------
-
-
-def tune(sock: socket.socket) -> None:
-    """Answers at once, and finds out when the peer's machine is gone, without anything to wake up for here."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_S * 1000)
+# ---- descriptors ---------------------------------------------------------------------------------------------------
 
 
 def reserve_descriptors(connections_max: int) -> None:

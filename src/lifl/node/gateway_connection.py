@@ -1,5 +1,7 @@
 """One client's connection, as one coroutine that reads frames and answers them in order.
 
+Another node's gateway is a client like any other (`gateway_courier` is its side); it offers partials, and gets models.
+
 Waiting for a frame costs nothing and has no deadline (TCP keepalive finds dead peers); a frame or a body that has
 begun has one.  Frames are read exactly, so that the bytes of a body stay in the kernel until a mover receives them into
 the arena.  While the daemon thinks about a request, or a body moves, the coroutine does not read: a client that
@@ -15,10 +17,12 @@ from __future__ import annotations
 import array
 import asyncio
 import logging
+import math
 import os
 import socket
 import struct
 from collections import deque
+from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -26,11 +30,14 @@ from lifl.core import messages as m
 from lifl.core.admission import check_submit
 from lifl.core.errors import Refused, RemoteFault, StaleKey
 from lifl.core.ids import Key
+from lifl.core.members import unpack_members
 from lifl.core.wire import FRAME_BYTES_MAX, LENGTH_BYTES, FrameDecoder, encode
 from lifl.node.gateway_content import Content, Job
-from lifl.node.gateway_transfer import Movers, Receive, Send, Transfer
+from lifl.node.gateway_transfer import Movers, Receive, Send, Transfer, move
 from lifl.node.link import Link
 from lifl.shm.arena import Arena
+from lifl.shm.checksum import Checksum, checksum
+from lifl.shm.layout import Entry
 
 log = logging.getLogger("gateway")
 
@@ -39,8 +46,9 @@ HELLO_S = 10.0
 FRAME_S = 60.0
 """A frame that has begun is complete within this time."""
 BODY_STALL_S = 60.0
-"""A body (either way) moves at least `BODY_STALL_BYTES` in this time, or the connection ends."""
-BODY_STALL_BYTES = 64 * 1024
+"""A body (either way) moves at least `STALL_BYTES` in this time, or the connection ends."""
+PEER_STALL_S = 10.0
+"""The same between nodes, which are nearer to each other; and what the peer's TCP may leave unacknowledged."""
 HELLO_BYTES_MAX = 4096
 SMALL_FRAME_BYTES = 64 * 1024
 """Frames up to here are read from all clients at a time; longer ones are schemas, `LARGE_FRAMES_MAX` at a time."""
@@ -49,6 +57,15 @@ WAITING_BYTES_MAX = 2 * FRAME_BYTES_MAX
 """What may wait for one client that reads slowly."""
 LINGER_S = 1.0
 """How long a refused connection is kept so that the peer can read why."""
+PARTIAL = "partial"
+"""Stands for a job's name where a message needs one and there is none."""
+DAMAGED = "damaged"
+"""The code of a Refusal of bytes that arrived other than they were sent."""
+KEEPALIVE_IDLE_S = 30
+KEEPALIVE_INTERVAL_S = 10
+KEEPALIVE_PROBES = 3
+UNACKNOWLEDGED_S = 60.0
+"""A peer that acknowledges nothing for so long is gone."""
 _CREDENTIALS = struct.Struct("3i")
 
 Waiting = tuple[memoryview, int]
@@ -133,6 +150,8 @@ class Connection:
                 self._sock.shutdown(socket.SHUT_RDWR)
             except OSError:  # the peer was faster
                 pass
+            if self._answer is not None and not self._answer.done():
+                self._answer.set_exception(ConnectionResetError("the connection ended before the daemon answered"))
 
     async def _linger(self) -> None:
         """Lets the peer read the last frame: closing with unread bytes would reset the connection and lose it."""
@@ -205,23 +224,25 @@ class Connection:
     async def _handle(self, message: m.FromClient) -> None:
         try:
             match message:
-                case m.Join(job, holding):
-                    self._shared.link.send(m.ClientJoined(self.number, self.client, job, holding))
+                case m.Join(job, holding, connected_ns):
+                    self._shared.link.send(m.ClientJoined(self.number, self.client, job, holding, connected_ns))
                 case m.Leave(job):
                     self._shared.link.send(m.ClientLeft(self.number, job))
                 case m.GetModel():
                     await self._send_model(message)
                 case m.Submit():
                     await self._submit(message)
+                case m.Offer():
+                    await self._take(message)
                 case _:
                     raise RemoteFault(f"a {type(message).__name__} makes no sense here")
         except Refused as refused:
-            assert isinstance(message, m.Submit | m.GetModel)  # nothing else is checked
-            self.send(m.Refusal(refused.code, refused.field, refused.text, message.job, message.round))
+            about = (message.job, message.round) if isinstance(message, m.Submit | m.GetModel) else ("", -1)
+            self.send(m.Refusal(refused.code, refused.field, refused.text, *about))
 
-    async def _ask(self, question: m.Admit | m.WantModel) -> m.Admitted | m.ModelGranted | None:
+    async def _ask(self, question: m.Admit | m.WantModel | m.Offered) -> m.Admitted | m.ModelGranted | None:
         """The daemon's grant; None when it answered the client itself (accepted already, busy, refused)."""
-        self._question = (question.job, question.round)
+        self._question = None if isinstance(question, m.Offered) else (question.job, question.round)
         self._answer = self._loop.create_future()
         self._shared.link.send(question)
         try:
@@ -243,7 +264,7 @@ class Connection:
             self._answer is not None
             and not self._answer.done()
             and isinstance(message, m.Accepted | m.Busy | m.Refusal)
-            and (message.job, message.round) == self._question
+            and self._question in (None, (message.job, message.round))
         ):
             self._answer.set_result(None)
 
@@ -257,27 +278,30 @@ class Connection:
         )
         if not isinstance(grant, m.Admitted):
             return
-        key = Key.unpack(grant.key)
+        await self._land(grant, self._fill(submit, job, grant), submit.data_bytes)
+
+    async def _land(self, grant: m.Admitted, filling: Awaitable[None], received_bytes: int) -> None:
+        """Has a granted object filled and sealed, and tells the daemon how it ended."""
         try:
-            checksum = await self._receive_body(submit, job, key)
-            self._shared.arena.seal(key, submit.weight, 1, grant.member, checksum)
+            await filling
         except (Refused, RemoteFault, OSError, EOFError, TimeoutError, StaleKey) as error:
             reason = (str(error) or type(error).__name__)[: m.TEXT_CHARS_MAX]
             writing = self._filling and not self._is_gone(error)
             self._shared.link.send(m.Aborted(self.number, grant.key, reason, writing))
             if isinstance(error, StaleKey):
-                raise Refused("round-over", "round", "the round ended while the update was on its way") from error
+                raise Refused("round-over", "round", "the round ended while the bytes were on their way") from error
             raise
         finally:
             self._filling = False
-        self._shared.link.send(m.Sealed(self.number, grant.key, submit.data_bytes))
+        self._shared.link.send(m.Sealed(self.number, grant.key, received_bytes))
 
     def _is_gone(self, error: Exception) -> bool:
         """Whether it was the client that closed the connection: then it writes to its slot no more."""
         return isinstance(error, EOFError | ConnectionError) and not self._shut
 
-    async def _receive_body(self, submit: m.Submit, job: Job, key: Key) -> int:
-        """Has the object's bytes written and checked; returns the checksum."""
+    async def _fill(self, submit: m.Submit, job: Job, grant: m.Admitted) -> None:
+        """Has the update's bytes written, checked and sealed."""
+        key = Key.unpack(grant.key)
         view = self._shared.arena.data(key)
         if len(view) != submit.data_bytes:
             raise Refused("wrong-size", "data_bytes", f"the slot has {len(view)} bytes, the update another size")
@@ -294,15 +318,59 @@ class Connection:
             await self._loop.run_in_executor(self._shared.checks, content.look_at_all)
         else:
             self.send(m.Go(submit.job, submit.round))
-            await self._move(Receive(self._sock, view[:], content.advance))
+            await self._move(Receive(self._sock, view[:], content.advance), BODY_STALL_S)
         self._shared.received_bytes += submit.data_bytes
-        return content.finish()
+        self._shared.arena.seal(key, submit.weight, 1, grant.member, content.finish())
 
     def _job(self, name: str) -> Job:
         job = self._shared.jobs.get(name)
         if job is None:
             raise Refused("unknown-job", "job", f"this node runs no job {name!r}; see `lifl jobs`")
         return job
+
+    # ---- a partial of another node ---------------------------------------------------------------------------------
+
+    async def _take(self, offer: m.Offer) -> None:
+        if not (math.isfinite(offer.weight) and offer.weight > 0):
+            raise Refused("bad-weight", "weight", f"a partial's weight is positive and finite, not {offer.weight}")
+        grant = await self._ask(
+            m.Offered(
+                self.number,
+                offer.number,
+                offer.epoch,
+                offer.origin,
+                offer.members,
+                offer.data_bytes,
+                offer.meta_bytes,
+            )
+        )
+        if isinstance(grant, m.Admitted):
+            await self._land(grant, self._fill_partial(offer, grant), offer.data_bytes + offer.meta_bytes)
+
+    async def _fill_partial(self, offer: m.Offer, grant: m.Admitted) -> None:
+        """Has data and members received, data straight into the object; sealed when both are what was sent."""
+        arena = self._shared.arena
+        key = Key.unpack(grant.key)
+        entry = arena.entry(key)
+        _check_room(offer, entry)
+        view = arena.data(key)
+        data_sum = Checksum(view)
+        meta = bytearray(offer.meta_bytes)
+        self.send(m.Go(PARTIAL, offer.epoch))
+        if view:
+            await self._move(Receive(self._sock, view[:], data_sum.advance), PEER_STALL_S)
+        if meta:
+            await self._move(Receive(self._sock, memoryview(meta), lambda _end: None), PEER_STALL_S)
+        async with asyncio.timeout(PEER_STALL_S):
+            sums = await self._read()
+        if not isinstance(sums, m.Checksums):
+            raise RemoteFault(f"a partial's bytes are followed by {type(sums).__name__}, not by Checksums")
+        self._shared.received_bytes += offer.data_bytes + offer.meta_bytes
+        data = data_sum.finish()
+        if (data, await self._loop.run_in_executor(self._shared.checks, checksum, meta)) != (sums.data, sums.meta):
+            raise Refused(DAMAGED, "checksum", "the partial's bytes were changed on their way; send it again")
+        await self._loop.run_in_executor(self._shared.checks, _check_members, offer, meta)
+        arena.seal(key, offer.weight, offer.members, bytes(meta), data)
 
     # ---- a model ---------------------------------------------------------------------------------------------------
 
@@ -314,42 +382,31 @@ class Connection:
         try:
             job = self._job(want.job)
             layout = job.layout
-            view = self._shared.arena.data(Key.unpack(grant.key))
+            key = Key.unpack(grant.key)
+            sums = Sums(self._shared.arena, key, want.checked)
+            view = self._shared.arena.data(key)
             self.send(m.Model(grant.job, grant.round, layout.tensors, layout.data_bytes))
             if self._shut:
                 raise ConnectionResetError("the connection ended before the model was sent")
             self._model_sent = self._loop.create_future()
-            self._waiting.append(Send(self._sock, view))
+            self._waiting.append(Send(self._sock, view, sums.departed))
             self._flush_soon()
             await self._model_sent
             sent_bytes = layout.data_bytes
             self._shared.sent_bytes += sent_bytes
+            if want.checked:
+                self.send(m.Checksums(sums.finish()))
         except StaleKey as error:
             raise Refused("round-over", "round", "the round's model is gone; wait for the next selection") from error
         finally:
             self._shared.link.send(m.ModelSent(self.number, grant.key, sent_bytes))
 
-    async def _move(self, transfer: Transfer) -> None:
-        """Has the movers do a transfer.  Raises `OSError`; it returns only when no mover touches it any more."""
-        done: asyncio.Future[None] = self._loop.create_future()
+    async def _move(self, transfer: Transfer, stall_s: float) -> None:
+        await move(self._shared.movers, transfer, stall_s, self._stalled)
 
-        def settle(error: OSError | None) -> None:
-            if error is None:
-                done.set_result(None)
-            else:
-                done.set_exception(error)
-
-        def ended(_transfer: Transfer, error: OSError | None) -> None:
-            self._loop.call_soon_threadsafe(settle, error)
-
-        self._shared.movers.start(transfer, ended)
-        seen_bytes = 0
-        while not (await asyncio.wait({done}, timeout=BODY_STALL_S))[0]:
-            before, seen_bytes = seen_bytes, transfer.seen_bytes()
-            if seen_bytes - before < BODY_STALL_BYTES:
-                log.info("body.stalled conn=%d client=%s bytes=%d", self.number, self.client, seen_bytes)
-                self.shut()
-        done.result()
+    def _stalled(self) -> None:
+        log.info("body.stalled conn=%d client=%s", self.number, self.client)
+        self.shut()
 
     # ---- writing ---------------------------------------------------------------------------------------------------
 
@@ -394,7 +451,7 @@ class Connection:
             while self._waiting:
                 item = self._waiting.popleft()
                 if isinstance(item, Send):
-                    await self._move(item)
+                    await self._move(item, BODY_STALL_S)
                     self._settle_model(None)
                 else:
                     async with asyncio.timeout(BODY_STALL_S):
@@ -433,3 +490,45 @@ class Connection:
             await ready
         finally:
             self._loop.remove_writer(self._sock.fileno())
+
+
+class Sums:
+    """The checksum of a sealed object's data, computed while it is sent; or the one that it was sealed with."""
+
+    def __init__(self, arena: Arena, key: Key, wanted: bool = True) -> None:
+        self._sealed_with = arena.entry(key).checksum
+        computing = wanted and not self._sealed_with
+        self._sum = Checksum(arena.data(key)) if computing else None
+        self.departed = self._sum.advance if self._sum is not None else None
+
+    def finish(self) -> int:
+        """All of the data has been sent."""
+        return self._sealed_with if self._sum is None else self._sum.finish()
+
+
+def _check_room(offer: m.Offer, entry: Entry) -> None:
+    if offer.data_bytes != entry.data_bytes:
+        text = f"the slot has {entry.data_bytes} bytes, the partial {offer.data_bytes}"
+        raise Refused("wrong-size", "data_bytes", text)
+    if offer.meta_bytes > entry.meta_room:
+        text = f"the slot has room for {entry.meta_room} bytes of members, the partial has {offer.meta_bytes}"
+        raise Refused("wrong-size", "meta_bytes", text)
+
+
+def _check_members(offer: m.Offer, meta: bytearray) -> None:
+    try:
+        members = len(unpack_members(memoryview(meta)))
+    except RemoteFault as error:
+        raise Refused("bad-members", "members", f"the partial's members cannot be read: {error}") from error
+    if members != offer.members:
+        raise Refused("bad-members", "members", f"the partial announces {offer.members} members and names {members}")
+
+
+def tune(sock: socket.socket, unacknowledged_s: float = UNACKNOWLEDGED_S) -> None:
+    """Answers at once, and finds out when the peer's machine is gone, without anything to wake up for here."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(unacknowledged_s * 1000))

@@ -7,11 +7,13 @@ what the kernel has (at most `TURN_BYTES`, so that many clients share the thread
 client therefore holds no thread, an idle one costs nothing, and no transfer is bound to one thread.
 
 What is received is checked in pieces of `PIECE_BYTES` right after the kernel wrote them, while they are in the
-core's cache.  The end of a transfer, good or bad, is told once, by `done`, in the event loop's thread.
+core's cache; what is sent may be looked at in the same way.  The end of a transfer, good or bad, is told once, by
+`done`; `move` waits for it in the event loop.
 """
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import select
@@ -30,6 +32,8 @@ TURN_BYTES = 16 * 1024 * 1024
 """What one socket may move before the others get their turn."""
 SEND_BYTES = 1024 * 1024
 """What one `send` offers to the kernel."""
+STALL_BYTES = 64 * 1024
+"""A body moves at least so much in the time it is given, or it has stalled."""
 
 
 class Receive:
@@ -74,15 +78,16 @@ class Receive:
 
 
 class Send:
-    """Sends `view` to `sock`."""
+    """Sends `view` to `sock`; `departed(end)` is called after each piece."""
 
     events = select.EPOLLOUT
 
-    def __init__(self, sock: socket.socket, view: memoryview) -> None:
+    def __init__(self, sock: socket.socket, view: memoryview, departed: Callable[[int], None] | None = None) -> None:
         self.sock = sock
         self.moved_bytes = 0
         self.total_bytes = len(view)
         self._view = view
+        self._departed = departed
 
     def step(self) -> bool:
         """Moves what can be moved now.  True when all is sent.  Raises `OSError` when the peer is gone."""
@@ -93,6 +98,8 @@ class Send:
                 self.moved_bytes += self.sock.send(self._view[start : start + SEND_BYTES])
             except BlockingIOError:
                 break
+            if self._departed is not None:
+                self._departed(self.moved_bytes)
         return self.moved_bytes == self.total_bytes
 
     def seen_bytes(self) -> int:
@@ -156,3 +163,35 @@ class Movers:
         self._epoll.unregister(fd)
         transfer.finish()
         done(transfer, error)
+
+
+async def move(movers: Movers, transfer: Transfer, stall_s: float, shut: Callable[[], None]) -> None:
+    """Has the movers do a transfer.  Raises `OSError`; it returns only when no mover touches it any more.
+
+    `shut()` must shut the socket down; it is called when the body stalls for `stall_s` or the caller is cancelled.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: OSError | None) -> None:
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def ended(_transfer: Transfer, error: OSError | None) -> None:
+        loop.call_soon_threadsafe(settle, error)
+
+    movers.start(transfer, ended)
+    seen_bytes = 0
+    try:
+        while not (await asyncio.wait({done}, timeout=stall_s))[0]:
+            before, seen_bytes = seen_bytes, transfer.seen_bytes()
+            if seen_bytes - before < STALL_BYTES:
+                shut()
+    except asyncio.CancelledError:
+        shut()
+        await asyncio.wait({done})
+        done.exception()
+        raise
+    done.result()

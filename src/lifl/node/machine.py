@@ -103,6 +103,10 @@ class ArenaStore:
         """The bytes that the object takes."""
         return self.arena.entry(key).extent_bytes
 
+    def epoch_of(self, key: Key) -> int:
+        """The epoch that the object was allocated for."""
+        return self.arena.entry(key).round
+
     def close_slab(self, slab: Hashable) -> None:
         """No more objects of this slab will come."""
         self.arena.close_slab(slab)
@@ -128,6 +132,12 @@ def listen_tcp(address: str) -> socket.socket:
         raise ResourceFault(f"cannot listen on {address}: {error.strerror}; {advice}") from error
     listener.setblocking(False)
     return listener
+
+
+def shown(listener: socket.socket) -> str:
+    """The HOST:PORT at which a socket listens."""
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def read_schema(path: str) -> tuple[TensorSpec, ...]:

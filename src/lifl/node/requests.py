@@ -13,6 +13,8 @@ from lifl.core import messages as m
 from lifl.core.config import JobConfig, parse_job
 from lifl.core.errors import ConfigError, LiflError, LocalFault, Refused
 from lifl.core.job import Job
+from lifl.core.plan import make_plan
+from lifl.core.planning import plan_request
 from lifl.core.schema import Layout
 from lifl.node import machine, views
 from lifl.node.link import Link
@@ -41,6 +43,10 @@ class Requests:
                 job = self._daemon.engine.cancel(self._row(message.job).name, self._daemon.loop.time())
                 self._daemon.perform()
                 return {"job": job.name, "status": job.status}
+            case m.ListNodes():
+                return {"nodes": self._nodes()}
+            case m.PlanJob():
+                return self._plan(message)
             case m.Snapshot():
                 return self._snapshot()
             case m.Follow():
@@ -134,6 +140,20 @@ class Requests:
             self._daemon.loop.call_soon(self._daemon.control.publish, "job.over", name, fields)
         return {"job": line}
 
+    def _nodes(self) -> list[dict[str, Any]]:
+        cluster = self._daemon.cluster
+        return cluster.rows() if cluster is not None else []
+
+    def _plan(self, message: m.PlanJob) -> dict[str, Any]:
+        try:
+            config = parse_job(message.config)
+        except ConfigError as error:
+            raise Refused("bad-config", error.path, str(error)) from error
+        layout = Layout(machine.read_schema(config.model.path))
+        facts, home = self._daemon.engine.facts(self._daemon.loop.time())
+        request = plan_request(config, layout, len(message.states), facts, model_node=home)
+        return {"request": msgspec.to_builtins(request), "plan": msgspec.to_builtins(make_plan(request))}
+
     def _snapshot(self) -> dict[str, Any]:
         daemon = self._daemon
         daemon.gateway.send(m.AskStats())  # the next snapshot shows the answer: nobody waits for anybody
@@ -160,6 +180,7 @@ class Requests:
                 "cpu_s": daemon.meters(),
                 "zygote_pid": daemon.zygote.pid,
             },
+            "nodes": self._nodes(),
             "workers": views.worker_lines(engine),
             "jobs": jobs,
         }

@@ -32,17 +32,19 @@ def resume_jobs(daemon: Daemon) -> dict[str, int]:
     orphans, unsealed = _orphans(daemon), _unsealed(daemon)
     rows = daemon.store.jobs()
     for row in [row for row in rows if row.status != "running"][-OVER_REMEMBERED:]:
-        daemon.engine.recall(_job(daemon, row), row.status, row.reason)
+        daemon.engine.recall(_job(daemon, row, False), row.status, row.reason)
     jobs = [row for row in rows if row.status == "running"]
     adopted = {"jobs": len(jobs), "updates": 0}
     for row in jobs:
-        job = _job(daemon, row)
+        found = orphans.pop(row.number, [])
+        job = _job(daemon, row, bool(found))
         if job.committed >= row.config.job.rounds:  # killed before it could say so
             daemon.store.save_job(row.name, "finished", "")
             daemon.engine.recall(job, "finished", "")
             adopted["jobs"] -= 1
+            for key, *_ in found:
+                daemon.arena.free(key)
             continue
-        found = orphans.pop(row.number, [])
         adopted["updates"] += len({member.client for _, _, _, members in found for member in members})
         daemon.engine.resume(job, found, daemon.loop.time())
     daemon.engine.rest(unsealed, daemon.loop.time())
@@ -81,15 +83,14 @@ def _unsealed(daemon: Daemon) -> list[Key]:
     return [key for key, entry in daemon.arena.live() if entry.state == State.WRITING]
 
 
-def _job(daemon: Daemon, row: JobRow) -> Job:
-    job = Job(row.number, row.config, Layout(row.tensors), row.states, row.folder, daemon.engine)
+def _job(daemon: Daemon, row: JobRow, adopting: bool) -> Job:
+    job = daemon.engine.make_job(row.number, row.config, Layout(row.tensors), row.states, row.folder)
     rounds = daemon.store.rounds(row.name)
     committed = [r for r in rounds if r.status == "committed"]
-    job.committed = committed[-1].round if committed else -1
     for last in committed[-ROUNDS_REMEMBERED:]:
         job.counted[last.round] = frozenset(last.fields.get("members", ()))
         job.metrics = last.fields.get("metrics", {})
-    tried = [r for r in rounds if r.round == job.committed + 1]
-    if tried:
-        job.attempt = tried[-1].attempt + (tried[-1].status == "failed")
+    number = committed[-1].round if committed else -1
+    tried = [(r.attempt, r.status, r.fields) for r in rounds if r.round == number + 1]
+    job.resume(number, tried[-1] if tried else None, adopting)
     return job

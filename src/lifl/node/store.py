@@ -21,7 +21,8 @@ from lifl.core.schema import TensorSpec
 
 SCHEMA_VERSION = 1
 _TABLES = """
-CREATE TABLE node (id INTEGER PRIMARY KEY CHECK (id = 1), node TEXT NOT NULL);
+CREATE TABLE node (id INTEGER PRIMARY KEY CHECK (id = 1), node TEXT NOT NULL,
+    incarnation INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, config BLOB NOT NULL, tensors BLOB NOT NULL,
     states BLOB NOT NULL, folder TEXT NOT NULL, status TEXT NOT NULL, reason TEXT NOT NULL,
@@ -82,9 +83,15 @@ class NodeStore:
 
     def node_id(self) -> int:
         """The node's 64-bit id, drawn once."""
-        self._db.execute("INSERT OR IGNORE INTO node VALUES (1, ?)", (secrets.token_hex(8),))
+        self._db.execute("INSERT OR IGNORE INTO node (id, node) VALUES (1, ?)", (secrets.token_hex(8),))
         (node,) = self._db.execute("SELECT node FROM node").fetchone()
         return int(node, 16)
+
+    def next_incarnation(self, above: int = 0) -> int:
+        """The number of this life of the daemon, greater than all before it and than `above`."""
+        self._db.execute("UPDATE node SET incarnation = max(incarnation, ?) + 1", (above,))
+        (incarnation,) = self._db.execute("SELECT incarnation FROM node").fetchone()
+        return int(incarnation)
 
     def add_job(self, config: JobConfig, tensors: tuple[TensorSpec, ...], states: tuple[str, ...], folder: str) -> int:
         """A row for a new job, with status ``new``; returns its number in the arena."""

@@ -87,7 +87,7 @@ class Checksum:
         return self._bytes
 
 
-def checksum(data: memoryview | bytes) -> int:
+def checksum(data: memoryview | bytes | bytearray) -> int:
     """The checksum of all of `data`."""
     return Checksum(memoryview(data)).finish()
 

@@ -1,0 +1,168 @@
+"""`lifl plan`: what a round of a job would look like, by the code that decides in the daemon; nothing is run.
+
+Without ``--node`` the running cluster is asked, with its nodes and their load of this moment.  With ``--node`` the plan
+is made here for nodes that need not exist, each free of any load.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from lifl.core.config import JobConfig, parse_job, parse_size
+from lifl.core.errors import ConfigError
+from lifl.core.messages import PlanJob
+from lifl.core.plan import NodeFacts, NodePlan, Plan, PlanRequest, make_plan
+from lifl.core.planning import plan_request
+from lifl.core.schema import Layout
+from lifl_cli.control import Control
+from lifl_cli.state import absolute, state_option
+from lifl_cli.submit import resolve, rule_states
+from lifl_cli.text import seconds_text, size_text
+from lifl_cli.up import read_toml
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+NODE_FORM = "NAME:CAPACITY:ARENA"
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a key.")
+@click.option("--explain", is_flag=True, help="Say why each decision was made.")
+@click.option(
+    "--node",
+    "supposed",
+    multiple=True,
+    metavar=NODE_FORM,
+    help="Plan for such nodes instead of the running ones: updates at a time, and arena; such as a:20:2GiB.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@state_option
+def plan(
+    file: str, overrides: tuple[str, ...], explain: bool, supposed: tuple[str, ...], as_json: bool, state_dir: Path
+) -> None:
+    """Show how a round would be spread over the nodes; nothing is run."""
+    config = parse_job(read_toml(file), overrides)
+    folder = absolute(file).parent
+    states = rule_states(config, folder)
+    if supposed:
+        request = _local_request(config, folder, states, [parse_supposed(text) for text in supposed])
+        made = make_plan(request)
+    else:
+        with Control(state_dir) as control:
+            config = resolve(config, folder, state_dir)
+            result = control.ask(PlanJob(msgspec.to_builtins(config), states))
+        request = msgspec.convert(result["request"], PlanRequest)
+        made = msgspec.convert(result["plan"], Plan)
+    if as_json:
+        click.echo(json.dumps(as_builtins(request, made), indent=2))
+        return
+    _print(config, request, made)
+    if explain:
+        click.echo("why")
+        for line in made.explain():
+            click.echo(f"  {line}")
+
+
+def parse_supposed(text: str) -> NodeFacts:
+    """The node that a ``--node`` means.  Raises `ConfigError`."""
+    name, *numbers = text.rsplit(":", 2)
+    try:
+        capacity, size = numbers
+        residual, arena_bytes = float(capacity), parse_size(size, "--node")
+        if not math.isfinite(residual):
+            raise ValueError(f"{residual} is no capacity")
+        return msgspec.convert({"node": name, "residual": residual, "arena_bytes": arena_bytes}, NodeFacts)
+    except (ValueError, msgspec.ValidationError) as error:
+        raise ConfigError("--node", f"{text!r} is not {NODE_FORM}, such as a:20:2GiB ({error})") from error
+
+
+def as_builtins(request: PlanRequest, made: Plan) -> dict[str, Any]:
+    """What ``--json`` prints: the request, from which the plan can be made again, the plan, and what follows of it."""
+    return {
+        "request": msgspec.to_builtins(request),
+        "plan": msgspec.to_builtins(made),
+        "used": list(made.used),
+        "transfer_bytes": made.transfer_bytes,
+        "explain": list(made.explain()),
+    }
+
+
+def _local_request(config: JobConfig, folder: Path, states: Sequence[str], nodes: Sequence[NodeFacts]) -> PlanRequest:
+    from lifl.node.machine import read_schema
+
+    # An example model is only looked at.
+    with tempfile.TemporaryDirectory(prefix="lifl-plan-") as scratch:
+        layout = Layout(read_schema(resolve(config, folder, Path(scratch)).model.path))
+    return plan_request(config, layout, len(states), nodes)
+
+
+def _print(config: JobConfig, request: PlanRequest, made: Plan) -> None:
+    from lifl_cli.jobs import show
+
+    click.echo(
+        f"a round of job {config.job.name}: {made.updates} updates of {size_text(request.model_bytes)}, "
+        f"by {made.policy}, {request.timing}"
+    )
+    show(plan_tree(made))
+    show(_nodes_table(made))
+    click.echo(f"nodes used     {len(made.used)} of {len(made.nodes)}: {', '.join(made.used)}")
+    click.echo(f"between nodes  {size_text(made.transfer_bytes)} at most")
+    for transfer in made.transfers:
+        click.echo(f"  {transfer.what:<7} {size_text(transfer.nbytes):>10}  {transfer.source} -> {transfer.target}")
+    click.echo(f"expected time  {seconds_text(made.completion_s)} from the first update to the sealed model")
+
+
+def plan_tree(made: Plan) -> RenderableType:
+    """The tree of the plan: the top, and below it each node's branch."""
+    from rich.tree import Tree
+
+    parts = {part.node: part for part in made.nodes}
+    tree = Tree(f"top on {made.top}", style="bold")
+    working = [part for part in made.nodes if part.leaf_tasks + part.partials]
+    for part in sorted(working, key=lambda part: part.node != made.top):
+        here = tree
+        if part.middle or part.node != made.top:
+            partials = part.leaf_tasks + part.partials
+            what = f"middle of {partials} partials" if partials > 1 else "one partial"
+            here = tree.add(f"{part.node}: {what}", style="not bold")
+        here.add(_leaves_text(part), style="not bold")
+    assert made.top in parts
+    return tree
+
+
+def _leaves_text(part: NodePlan) -> str:
+    updates = part.updates + part.inherited
+    kept = f", {part.partials} partials sealed" if part.partials else ""
+    spilled = f" ({part.spilled} beyond its capacity)" if part.spilled else ""
+    return f"{part.leaves} leaves at a time, {part.leaf_tasks} leaf tasks, {updates} updates{spilled}{kept}"
+
+
+def _nodes_table(made: Plan) -> RenderableType:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("node", "updates", "leaves", "leaf tasks", "Q", "arena peak", "its partial after"):
+        table.add_column(column)
+    for part in made.nodes:
+        unused = part.node not in made.used
+        table.add_row(
+            part.node,
+            str(part.updates),
+            str(part.leaves),
+            str(part.leaf_tasks),
+            f"{part.queue:.2f}",
+            size_text(part.peak_bytes),
+            seconds_text(part.ready_s),
+            style="dim" if unused else "",
+        )
+    return table

@@ -1,0 +1,227 @@
+"""The coordinator of a cluster: all jobs, and the nodes that they run on.
+
+It hears clients' events and agents' reports, each with the node that they come from, and answers by orders.  Its own
+node, `home`, is one of the nodes; the model is made and saved there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from lifl.core import effects as fx
+from lifl.core import messages as m
+from lifl.core import orders as o
+from lifl.core.capacity import NodeLoad
+from lifl.core.config import JobConfig
+from lifl.core.errors import Refused
+from lifl.core.job import OVER, Job, Planned, Where
+from lifl.core.plan import NodeFacts, make_plan
+from lifl.core.planning import plan_request
+from lifl.core.schema import Layout
+
+JOBS_MAX = 256
+"""Jobs of one cluster that are not over."""
+
+
+class Node:
+    """One node of the cluster, as the coordinator knows it."""
+
+    def __init__(self, number: int, gateway: str, capacity: float, arena_bytes: int, workers_max: int) -> None:
+        self.number = number
+        self.gateway = gateway
+        self.arena_bytes = arena_bytes
+        self.workers_max = workers_max
+        self.load = NodeLoad(capacity=capacity, at_s=0.0)
+
+    @property
+    def name(self) -> str:
+        """The node's id as people see it."""
+        return f"{self.number:016x}"
+
+
+class Coordinator:
+    """Runs all jobs; `send(node, order)` carries an order to a node's agent."""
+
+    def __init__(self, home: Node, emit: Callable[[fx.Effect], None], send: Callable[[int, o.Order], None]) -> None:
+        self.home = home.number
+        self.members: dict[int, Node] = {home.number: home}
+        self.jobs: dict[str, Job] = {}
+        self.clients: dict[Where, dict[str, str]] = {}  # the client's name in each job that it joined there
+        self.emit = emit
+        self.order = send
+        self._by_number: dict[int, Job] = {}
+        self.now = 0.0
+
+    # ---- what jobs need (job.Services) -----------------------------------------------------------------------------
+
+    def tell(self, where: Where, message: m.Message) -> None:
+        """A message for a client, behind the orders before it."""
+        self.order(where.node, o.TellClient(where.conn, msgspec.to_builtins(message)))
+
+    @property
+    def nodes(self) -> list[int]:
+        """The nodes that take part now."""
+        return list(self.members)
+
+    def gateway_of(self, node: int) -> str:
+        """Where a node's gateway listens; empty for one that is gone."""
+        member = self.members.get(node)
+        return member.gateway if member is not None else ""
+
+    def facts(self) -> tuple[NodeFacts, ...]:
+        """The nodes as the planner sees them now."""
+        return tuple(
+            NodeFacts(
+                node=member.name,
+                residual=member.load.residual(self.now),
+                arena_bytes=member.arena_bytes,
+                workers_max=member.workers_max,
+                execution_s=member.load.execution_s,
+            )
+            for member in self.members.values()
+        )
+
+    def plan(self, job: Job, updates: int) -> Planned:
+        """Who takes part in a round: by `core/plan.py`, with the top where the model and its checkpoints are."""
+        if len(self.members) == 1:
+            return Planned({self.home: updates}, self.home)
+        try:
+            home = self.members[self.home].name
+            plan = make_plan(plan_request(job.config, job.layout, len(job.state_names), self.facts(), model_node=home))
+        except Refused:
+            # No arena is promised to be large enough; this node's will slow its senders down.
+            return Planned({self.home: updates}, self.home)
+        counts = {int(node.node, 16): node.updates for node in plan.nodes if node.updates}
+        return Planned(counts, self.home)
+
+    # ---- nodes -------------------------------------------------------------------------------------------------------
+
+    def node_up(self, node: Node) -> None:
+        """A node takes part from now on (again); what it had before is dropped."""
+        self.members[node.number] = node
+        for job in self.jobs.values():
+            job.open_at(node.number)
+
+    def node_gone(self, number: int) -> None:
+        """A node is dead, or has left."""
+        if self.members.pop(number, None) is None:
+            return
+        for where in [where for where in self.clients if where.node == number]:
+            del self.clients[where]
+        for job in list(self.jobs.values()):
+            job.node_gone(number)
+
+    def hear(self, node: int, report: o.Report) -> None:
+        """What an agent has to say."""
+        job = self._by_number.get(report.number)
+        if job is None or job.status in OVER:
+            return
+        match report:
+            case o.JobOpened():
+                job.opened()
+            case o.JobFailed():
+                job.end("failed", report.text)
+            case o.BranchAdopted():
+                job.adopted(report)
+            case o.UpdateSealed():
+                job.update_sealed(report)
+            case o.UpdateAborted():
+                job.update_aborted(report)
+            case o.BranchClosed():
+                job.branch_closed(node, report)
+            case o.BranchFailed():
+                job.branch_failed(report)
+            case o.ModelSealed():
+                job.model_sealed(report)
+            case o.ModelSaved():
+                job.saved(report)
+
+    # ---- jobs --------------------------------------------------------------------------------------------------------
+
+    def submit(self, job: Job, total_bytes: int) -> None:
+        """A new job.  Raises `Refused`: its name is taken, it can never fit the arena, or there are too many jobs."""
+        name = job.name
+        if name in self.jobs:
+            raise Refused("job-exists", "job.name", f"a job named {name!r} is here already; choose another name")
+        if sum(other.status not in OVER for other in self.jobs.values()) >= JOBS_MAX:
+            raise Refused("too-many-jobs", "job", f"{JOBS_MAX} jobs run here; wait for one to end")
+        need = job.bytes_min()
+        if need > total_bytes:
+            raise Refused(
+                "too-large",
+                "model",
+                f"a round of job {name!r} needs at least {need} bytes of the arena (model {job.layout.data_bytes} "
+                f"bytes, fan-in {job.config.aggregation.fan_in}), the node has {total_bytes}; start it with a larger "
+                "arena (lifl up --arena-bytes) or lower selection.clients_per_round or aggregation.middle_fan_in",
+            )
+        self.emit(fx.SaveJob(name, "running", ""))
+        self.start(job)
+
+    def make(self, number: int, config: JobConfig, layout: Layout, states: tuple[str, ...], folder: str) -> Job:
+        """A job of this coordinator that has not started."""
+        job = Job(number, config, layout, states, folder, self)
+        job.now = self.now
+        return job
+
+    def start(self, job: Job) -> None:
+        """The job runs from now on."""
+        self.jobs[job.name] = job
+        self._by_number[job.number] = job
+        job.start()
+
+    def cancel(self, name: str) -> Job:
+        """Ends a job.  Raises `Refused` when there is none of that name, or it is over."""
+        job = self.find(name)
+        if job.status in OVER:
+            raise Refused("job-over", "job", f"job {name!r} is {job.status} already")
+        job.end("cancelled", "cancelled by the user")
+        return job
+
+    def find(self, name: str) -> Job:
+        """Raises `Refused` when there is no such job."""
+        job = self.jobs.get(name)
+        if job is None:
+            raise Refused("unknown-job", "job", f"this node has no job {name!r}; `lifl jobs` lists those it has")
+        return job
+
+    # ---- clients -----------------------------------------------------------------------------------------------------
+
+    def client_joined(self, node: int, event: m.ClientJoined) -> None:
+        """A client wants to take part in a job."""
+        where = Where(node, event.conn)
+        try:
+            job = self.find(event.job)
+        except Refused as refused:
+            self._refuse(where, refused, event.job, -1)
+            return
+        self.clients.setdefault(where, {})[event.job] = event.client
+        job.join(where, event.client, event.holding, event.connected_ns)
+
+    def client_left(self, node: int, event: m.ClientLeft) -> None:
+        """A client takes part no longer, or its connection has ended."""
+        where = Where(node, event.conn)
+        joined = self.clients.get(where, {})
+        for name in [event.job] if event.job else list(joined):
+            client = joined.pop(name, None)
+            if client is not None and name in self.jobs:
+                self.jobs[name].leave(client, where)
+        if not joined:
+            self.clients.pop(where, None)
+
+    def clients_left(self, node: int) -> None:
+        """All connections of a node's gateway have ended."""
+        for where in [where for where in self.clients if where.node == node]:
+            self.client_left(node, m.ClientLeft(where.conn))
+
+    def admit(self, node: int, event: m.Admit) -> None:
+        """A client announces an update: grant it, or answer."""
+        where = Where(node, event.conn)
+        try:
+            self.find(event.job).admit(where, event)
+        except Refused as refused:
+            self._refuse(where, refused, event.job, event.round)
+
+    def _refuse(self, where: Where, refused: Refused, job: str, round_: int) -> None:
+        self.tell(where, m.Refusal(refused.code, refused.field, refused.text, job, round_))

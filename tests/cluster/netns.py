@@ -1,0 +1,239 @@
+"""A cluster of the test's own: nodes in network namespaces, clients in one more.
+
+The test's own threads stay outside, where they reach each node by the control socket in its state folder.  A thread
+that begins within `inside(host)` lives on that host: that is how trainers, which are threads, come by the network.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import leaks
+import psutil
+import pytest
+from conftest import COMMAND_TIMEOUT_S, LIFL, LOG_TAIL_LINES, Node
+from fleet import Fleet, OneHot, Update, Watch, arena_use, ask, fleet, until
+
+from lifl.core import messages as m
+from lifl.examples.netns import Host, Network, network, why_not
+
+GATEWAY, CONTROL = 7433, 7434
+CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextmanager
+def inside(host: Host) -> Iterator[None]:
+    """This thread is on `host`; threads, sockets and processes that begin here are and stay there."""
+    before = os.open(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/ns/net", os.O_RDONLY)
+    try:
+        _enter(host.path)
+        yield
+    finally:
+        _set(before)
+        os.close(before)
+
+
+def _enter(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        _set(fd)
+    finally:
+        os.close(fd)
+
+
+def _set(fd: int) -> None:
+    if _libc.setns(fd, CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "setns")
+
+
+class Machine(Node):
+    """A node on a host of its own; `join` is the control address of a member, empty for the first node."""
+
+    def __init__(self, host: Host, state_dir: Path, flags: Sequence[str], join: str = "") -> None:
+        self.host = host
+        self.control = f"{host.address}:{CONTROL}"
+        self.joins = join
+        addresses = ["--listen", f"{host.address}:{GATEWAY}", "--control", self.control, "--insecure"]
+        super().__init__(state_dir, (*addresses, *(["--join", join] if join else []), *flags))
+
+    @property
+    def gateway(self) -> str:
+        """The gateway's HOST:PORT, known before it runs."""
+        return f"{self.host.address}:{GATEWAY}"
+
+    @property
+    def name(self) -> str:
+        """The node's id, as `lifl nodes` shows it."""
+        return str(self.info["node"])
+
+    def up(self, *more: str) -> None:
+        """Starts `lifld` on the host, and waits until it is ready."""
+        command = [*LIFL, "up", "-d", "--json", "--state", str(self.state_dir), *self._flags, *more]
+        done = subprocess.run(
+            self.host.command(*command),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=COMMAND_TIMEOUT_S,
+            stdin=subprocess.DEVNULL,
+        )
+        assert done.returncode == 0, done.stderr
+        self.info = json.loads(done.stdout)
+
+    def nodes(self) -> dict[str, dict[str, Any]]:
+        """What `lifl nodes` says here: its lines by name."""
+        return {line["node"]: line for line in ask(self, m.ListNodes())["nodes"]}
+
+    def states(self) -> dict[str, str]:
+        """The state of each node as this one knows it."""
+        return {name: line["state"] for name, line in self.nodes().items()}
+
+    def received_bytes(self) -> int:
+        """What its gateway has received in all; `lifl top` asks twice, for the first answer is an older one."""
+        return int(self.snapshot()["node"]["gateway"]["received_bytes"])
+
+    def stop(self) -> None:
+        """Stands still, all processes of it, as a machine that hangs."""
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Undoes `stop`."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        lifld = psutil.Process(self.pid)
+        for process in [lifld, *lifld.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    def end(self) -> None:
+        """After the test, whatever state it left: nothing stays."""
+        log = self.state_dir / "lifld.log"
+        print(f"--- {self.host.name}")
+        print("\n".join(log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]) if log.exists() else "no log")
+        if self.is_up():
+            self.go_on()
+            self.kill()
+        if self.info:
+            self.segment.unlink(missing_ok=True)
+
+
+class Cluster:
+    """Nodes a, b, c, ...; the first one coordinates until a test changes that.  `clients` is where trainers are."""
+
+    def __init__(self, net: Network, folder: Path, flags: Sequence[str]) -> None:
+        self.network = net
+        *hosts, self.clients = net.hosts
+        self.machines: list[Machine] = []
+        for host in hosts:
+            join = self.machines[0].control if self.machines else ""
+            state_dir = folder / host.name
+            state_dir.mkdir()
+            self.machines.append(Machine(host, state_dir, flags, join))
+
+    @property
+    def coordinator(self) -> Machine:
+        """The first node."""
+        return self.machines[0]
+
+    @property
+    def agents(self) -> list[Machine]:
+        """The others."""
+        return self.machines[1:]
+
+    @property
+    def addresses(self) -> list[str]:
+        """For each client another order of all gateways: it stays at the first that lives."""
+        gateways = [machine.gateway for machine in self.machines]
+        return [",".join(gateways[i:] + gateways[:i]) for i in range(len(gateways))]
+
+    def up(self) -> None:
+        """Starts the first node, then all others at once; returns when all know of all."""
+        self.coordinator.up()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda machine: machine.up(), self.agents))
+        self.settled()
+
+    def settled(self, *gone: Machine) -> None:
+        """Waits until every node that is up knows all but `gone` to be alive, and `gone` to be dead or to have left."""
+        here = [machine for machine in self.machines if machine not in gone]
+        wanted = {machine.name for machine in here}
+
+        def knows(machine: Machine) -> bool:
+            states = {name: state for name, state in machine.states().items() if state not in ("dead", "left")}
+            return states == dict.fromkeys(wanted, "alive")
+
+        for machine in here:
+            until(f"{machine.host.name} to know {sorted(wanted)} alive and no other", lambda: knows(machine))  # noqa: B023
+
+    @contextmanager
+    def fleet(self, job: str, clients: int, update: Callable[[int, int], Update], **options: Any) -> Iterator[Fleet]:
+        """A started fleet on the clients' host; client i has all gateways, number i's first."""
+        addresses = options.pop("addresses", self.addresses)
+        with ExitStack() as stack:
+            with inside(self.clients):
+                team = stack.enter_context(fleet(addresses, job, clients, update, **options))
+            yield team
+
+    def use(self) -> dict[str, tuple[int, int]]:
+        """Objects and bytes in the arenas of all nodes that are up."""
+        return {machine.host.name: arena_use(machine) for machine in self.machines if machine.is_up()}
+
+    def finished(self, job: str, team: Fleet, oracle: OneHot) -> list[dict[str, Any]]:
+        """The job ended well, every client was told the truth, and no arena has anything left; the rounds' lines."""
+        team.join()
+        lines = oracle.check(self.coordinator, job, team)
+        status = ask(self.coordinator, m.JobStatus(job))["job"]
+        assert (status["status"], status["committed"]) == ("finished", status["rounds"]), status
+        until(f"empty arenas: {self.use()}", lambda: set(self.use().values()) == {(0, 0)})
+        return lines
+
+    def watch(self, job: str) -> Watch:
+        """The job's events."""
+        return Watch(self.coordinator, job)
+
+    def knock(self, machine: Machine, data: bytes) -> bytes:
+        """What a stranger on the clients' host is told on the node's control port, until it is shut out."""
+        with inside(self.clients), socket.create_connection((machine.host.address, CONTROL), timeout=10) as stranger:
+            stranger.sendall(data)
+            answer = b""
+            with suppress(ConnectionResetError):
+                while part := stranger.recv(1 << 16):
+                    answer += part
+            return answer
+
+
+@contextmanager
+def cluster(count: int, *flags: str) -> Iterator[Cluster]:
+    """A running cluster of `count` nodes; skips the test where there can be none, but never in a run of CI."""
+    if reason := why_not():
+        if os.environ.get(leaks.OWN_MACHINE):
+            pytest.fail(f"this run must have namespaces, but: {reason}")
+        pytest.skip(f"NOT TESTED: a cluster needs namespaces, and {reason}")
+    folder = Path(tempfile.mkdtemp(prefix="lt-", dir="/tmp"))
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        names = [chr(ord("a") + number) for number in range(count)]
+        net = stack.enter_context(network(*names, "clients"))
+        made = Cluster(net, folder, ("--arena-bytes", "32MiB", *flags))
+        for machine in made.machines:
+            stack.callback(machine.end)
+        made.up()
+        yield made
+
+
+__all__ = ["CONTROL", "GATEWAY", "Cluster", "Machine", "cluster", "inside"]

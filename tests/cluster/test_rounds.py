@@ -1,0 +1,146 @@
+"""Rounds over several nodes: each counted update once, the fewest nodes or all of them, few bytes between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from fleet import OneHot, name_of, submit, until
+from netns import Cluster, Machine, cluster
+
+from lifl import Client
+from lifl.core import messages as m
+
+N = 12
+
+
+@pytest.fixture(scope="module")
+def three() -> Iterator[Cluster]:
+    with cluster(3) as made:
+        yield made
+
+
+@contextmanager
+def running(made: Cluster, job: str, oracle: OneHot, **keys: Any) -> Iterator[Any]:
+    submit(made.coordinator, job, oracle.model(), **keys)
+    with made.fleet(job, oracle.clients, oracle.update) as team:
+        yield team
+
+
+def took_updates(made: Cluster, before: dict[str, int], oracle: OneHot) -> list[Machine]:
+    """The nodes whose gateways have received a whole update since."""
+    return [m for m in made.machines if m.received_bytes() - before[m.name] >= oracle.data_bytes]
+
+
+@pytest.mark.parametrize("timing", ["eager", "lazy"])
+@pytest.mark.parametrize("placement", ["best-fit", "first-fit", "worst-fit", "round-robin"])
+def test_three_rounds_count_each_update_once(three: Cluster, placement: str, timing: str) -> None:
+    oracle, job = OneHot(N), f"{placement}-{timing}"
+    keys = {"aggregation__placement": placement, "aggregation__timing": timing}
+    with running(three, job, oracle, job__rounds=3, **keys) as team:
+        lines = three.finished(job, team, oracle)
+    assert [line["receipt"]["counted"] for line in lines] == [N] * 3
+    assert [line["attempt"] for line in lines] == [1] * 3
+
+
+def test_worst_fit_uses_all_nodes_and_best_fit_the_fewest(three: Cluster) -> None:
+    oracle = OneHot(6, ballast_bytes=1 << 18)
+    used = {}
+    for placement in ("worst-fit", "best-fit"):
+        before = {machine.name: machine.received_bytes() for machine in three.machines}
+        with running(three, f"uses-{placement}", oracle, aggregation__placement=placement) as team:
+            three.finished(f"uses-{placement}", team, oracle)
+        used[placement] = len(took_updates(three, before, oracle))
+    capacity = max(line["capacity"] for line in three.coordinator.nodes().values())
+    assert used["worst-fit"] == 3
+    assert used["best-fit"] == 1 or capacity < 6
+
+
+def test_a_deep_tree_spreads_over_all_nodes(three: Cluster) -> None:
+    oracle = OneHot(N)
+    shape = {"aggregation__fan_in": 1, "aggregation__middle_fan_in": 2, "aggregation__placement": "worst-fit"}
+    with running(three, "deep", oracle, job__rounds=2, **shape) as team:
+        three.finished("deep", team, oracle)
+
+
+def test_a_client_at_any_gateway_is_served(three: Cluster) -> None:
+    """All come to one gateway, which the plan does not have them at: they are sent on, none is refused."""
+    oracle = OneHot(N)
+    submit(three.coordinator, "one-door", oracle.model(), aggregation__placement="worst-fit")
+    door = [three.agents[1].gateway]
+    with three.fleet("one-door", N, oracle.update, addresses=door) as team:
+        three.finished("one-door", team, oracle)
+
+
+def test_while_a_round_runs_top_shows_each_nodes_branch(three: Cluster) -> None:
+    oracle = OneHot(N)
+    submit(three.coordinator, "seen", oracle.model(), aggregation__placement="worst-fit")
+    with three.fleet("seen", N, oracle.update, held=[(N - 1, 1)]) as team:
+        three.watch("seen").wait("update.accepted", N - 1)
+        names = {machine.name for machine in three.machines}
+
+        def branches() -> bool:
+            (job,) = [job for job in three.coordinator.snapshot()["jobs"] if job["name"] == "seen"]
+            return {task.get("node") for task in job["now"]["tree"]} == names
+
+        until("a branch on each node", branches)
+        shown = three.coordinator.lifl("top", "--once")
+        assert all(f"node {name}" in shown for name in names)
+        team.release()
+        three.finished("seen", team, oracle)
+
+
+def test_the_cluster_plans_as_it_decides(three: Cluster) -> None:
+    oracle = OneHot(N)
+    from fleet import write_job
+
+    path = write_job(three.coordinator.state_dir / "configs", "planned", oracle.model(), job__rounds=1)
+    found = three.coordinator.json("plan", str(path), "--set", "aggregation.placement=worst-fit")
+    assert {part["node"] for part in found["plan"]["nodes"]} == {machine.name for machine in three.machines}
+    assert sum(part["updates"] for part in found["plan"]["nodes"]) == N
+    assert len(found["used"]) == 3
+    assert not [job for job in three.coordinator.json("jobs")["jobs"] if job["name"] == "planned"]
+
+
+def test_a_job_for_all_nodes_can_be_asked_for_anywhere_or_it_is_said_where(three: Cluster) -> None:
+    with pytest.raises(AssertionError, match="coordinat"):
+        three.agents[0].json("status", "no-such-job")
+
+
+def test_metrics_and_weights_of_all_nodes_are_in_the_receipt(three: Cluster) -> None:
+    oracle = OneHot(N)
+    with running(three, "receipt", oracle, aggregation__placement="worst-fit") as team:
+        (line,) = three.finished("receipt", team, oracle)
+    assert line["receipt"]["weight"] == N
+    assert line["metrics"]["index"] == pytest.approx(sum(range(N)) / N)
+    assert line["receipt"]["bytes_in"] == N * oracle.data_bytes
+    # Two nodes send one partial each; the records of members come along.
+    assert 0 < line["receipt"]["bytes_between"] < 3 * 2 * (oracle.data_bytes * 4 + N * 1024)
+
+
+def test_eight_nodes() -> None:
+    oracle = OneHot(16)
+    with cluster(8, "--redirector", "unix") as made:
+        with running(made, "wide", oracle, job__rounds=2, aggregation__placement="worst-fit") as team:
+            lines = made.finished("wide", team, oracle)
+        assert [line["receipt"]["counted"] for line in lines] == [16, 16]
+
+
+def test_a_client_whose_home_dies_goes_to_another_gateway(three: Cluster) -> None:
+    """Last in this file: it takes a node away."""
+    oracle = OneHot(1)
+    submit(three.coordinator, "moves", oracle.model(), job__rounds=2)
+    victim = three.agents[1]
+    rest = ",".join([victim.gateway, three.coordinator.gateway])
+    watch = three.watch("moves")
+    with three.fleet("moves", 1, oracle.update, addresses=[rest], held=[(0, 2)]) as team:
+        watch.wait("round.committed")
+        victim.kill()
+        team.release()
+        three.finished("moves", team, oracle)
+    assert isinstance(team.trainers[0].client, Client)
+    assert three.coordinator.nodes()[victim.name]["state"] in ("alive", "suspect", "dead")
+    assert name_of(0) == team.trainers[0].client.client
+    assert m.ListNodes

@@ -1,0 +1,800 @@
+"""The control channel over real sockets: nodes that join, fall silent, come back, leave, and strangers at the door.
+
+Nodes run in the test's own event loop, or, where they are to be stopped and killed, as processes: this file with
+arguments.  Times in the tests are short where something is to be noticed, and long where nothing may be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any
+
+import msgspec
+import pytest
+import uvloop
+
+from lifl.core import messages as m
+from lifl.core import orders as o
+from lifl.core import peering as p
+from lifl.core.errors import ConfigError, LocalFault
+from lifl.core.membership import Timing
+from lifl.core.wire import FRAME_BYTES_MAX, FrameDecoder, encode
+from lifl.node import door
+from lifl.node.machine import listen_tcp
+from lifl.node.peers import Peers, Send, check_exposed
+
+WAIT_S = 30.0
+QUICK = Timing(heartbeat_s=0.1, suspect_s=0.6, dead_s=1.5)
+"""For what is to be noticed."""
+PATIENT = Timing(heartbeat_s=0.1, suspect_s=60.0, dead_s=120.0)
+"""For what must not depend on the machine's mood."""
+COORDINATOR = 0xC0
+# The first loop opens a pipe that libuv keeps for as long as the process lives: not a leak of any test's.
+uvloop.new_event_loop().close()
+
+
+class Node:
+    """A node that writes down what happens to it: `events` are (name, what) pairs."""
+
+    def __init__(
+        self, number: int, join: str = "", timing: Timing = PATIENT, incarnation: int = 1, listen: str = "127.0.0.1:0"
+    ) -> None:
+        self.number = number
+        self.incarnation = incarnation
+        self.events: list[tuple[Any, ...]] = []
+        self.sends: dict[int, Send] = {}
+        self._changed = asyncio.Event()
+        self.listener = listen_tcp(listen)
+        self.control = self.told = f"127.0.0.1:{self.listener.getsockname()[1]}"
+        self.peers = Peers(self.listener, self.hello, not join, join, self, timing)
+
+    def hello(self) -> p.PeerHello:
+        return p.PeerHello(p.PEER_VERSION, self.number, self.incarnation, self.told, "127.0.0.1:9", 8.0, 1 << 24, 4)
+
+    def note(self, *event: Any) -> None:
+        self.events.append(event)
+        self._changed.set()
+
+    async def wait(self, condition: Callable[[], bool], what: str) -> None:
+        try:
+            async with asyncio.timeout(WAIT_S):
+                while not condition():
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise AssertionError(f"waited for {what}; there was {self.events}") from None
+
+    async def happens(self, *event: Any, times: int = 1) -> None:
+        """Waits until the event (or one that begins so) was there `times` times."""
+        await self.wait(lambda: sum(e[: len(event)] == event for e in self.events) >= times, f"{times} x {event}")
+
+    def names(self, *of: str) -> list[tuple[Any, ...]]:
+        return [event for event in self.events if event[0] in of]
+
+    async def knows(self, states: dict[str, str]) -> None:
+        """Waits until the node's members are these."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WAIT_S):
+                while {row["node"]: row["state"] for row in self.peers.members()} != states:
+                    await asyncio.sleep(0.01)
+        assert {row["node"]: row["state"] for row in self.peers.members()} == states
+
+    def load(self) -> p.Heartbeat:
+        return p.Heartbeat(rate_per_s=float(self.number), workers=2)
+
+    def node_up(self, hello: p.PeerHello, send: Send) -> None:
+        self.sends[hello.node] = send
+        self.note("up", hello.node, hello.incarnation)
+
+    def node_suspect(self, node: int) -> None:
+        self.note("suspect", node)
+
+    def node_alive(self, node: int) -> None:
+        self.note("alive", node)
+
+    def node_down(self, node: int, why: str) -> None:
+        self.note("down", node, why)
+
+    def node_left(self, node: int) -> None:
+        self.note("left", node)
+
+    def from_node(self, node: int, message: Any) -> None:
+        self.note("beat" if isinstance(message, p.Heartbeat) else "report", node, message)
+
+    def coordinator_up(self, welcome: p.PeerWelcome) -> None:
+        self.note("coordinator_up", welcome.node)
+        self.peers.report(p.Inventory((), ()))
+
+    def coordinator_down(self) -> None:
+        self.note("coordinator_down")
+
+    def rejoin(self, above: int) -> None:
+        self.note("rejoin", above)
+        self.incarnation = above + 1
+
+    def refused(self, text: str) -> None:
+        self.note("refused", text)
+
+    def order(self, order: Any) -> None:
+        self.note("order", order)
+
+
+class Cluster:
+    """The nodes and processes of one test; all end with it."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.AsyncExitStack()
+
+    def node(self, *arguments: Any, **more: Any) -> Node:
+        node = Node(*arguments, **more)
+        self._stack.callback(node.peers.close)
+        return node
+
+    async def joined(self, coordinator: Node, number: int, timing: Timing = PATIENT, **more: Any) -> Node:
+        node = self.node(number, coordinator.told, timing, **more)
+        await coordinator.happens("report", number)
+        return node
+
+    async def process(self, role: str, *arguments: Any) -> asyncio.subprocess.Process:
+        """A node in a process of its own, when it is up; its standard output has its events."""
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, __file__, role, *(str(a) for a in arguments), stdout=asyncio.subprocess.PIPE
+        )
+        self._stack.push_async_callback(self._end, child)
+        return child
+
+    async def _end(self, child: asyncio.subprocess.Process) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+        assert child.stdout is not None
+        await child.stdout.read()
+
+    async def proxy(self, coordinator: Node) -> Proxy:
+        proxy = Proxy(coordinator.control)
+        await proxy.start()
+        self._stack.push_async_callback(proxy.close)
+        coordinator.told = proxy.address
+        return proxy
+
+
+class Proxy:
+    """A cable that can be cut: `up` is the way to the coordinator.  What is sent on a cut way is gone."""
+
+    def __init__(self, target: str) -> None:
+        self.up = self.down = True
+        self._target = target.rpartition(":")[::2]
+        self._sockets: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def _connected(self, near_in: asyncio.StreamReader, near_out: asyncio.StreamWriter) -> None:
+        self._sockets.add(near_out)
+        if not (self.up and self.down):
+            return  # a connection needs both ways
+        far_in, far_out = await asyncio.open_connection(self._target[0], int(self._target[1]))
+        self._sockets.add(far_out)
+        for source, sink, name in ((near_in, far_out, "up"), (far_in, near_out, "down")):
+            task = asyncio.create_task(self._pump(source, sink, name))
+            self._tasks.add(task)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, name: str) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(65_536):
+                if getattr(self, name):
+                    sink.write(data)
+        if getattr(self, name):
+            sink.close()
+
+    def drop(self) -> None:
+        """Ends all connections; new ones may come."""
+        for writer in self._sockets:
+            writer.close()
+        self._sockets.clear()
+
+    async def close(self) -> None:
+        self._server.close()
+        self.drop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.sleep(0)
+
+
+def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Runs the test in an event loop like the daemon's; what fails in a callback fails the test."""
+
+    def run(**arguments: Any) -> None:
+        failures: list[dict[str, Any]] = []
+
+        async def guarded() -> None:
+            asyncio.get_running_loop().set_exception_handler(lambda _loop, context: failures.append(context))
+            cluster = Cluster()
+            async with cluster._stack:
+                await test(cluster, **arguments)
+            await asyncio.sleep(0.01)
+
+        uvloop.run(guarded())
+        assert not failures
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    run.__signature__ = _without_first(test)  # type: ignore[attr-defined]
+    if hasattr(test, "pytestmark"):
+        run.pytestmark = test.pytestmark  # type: ignore[attr-defined]
+    return run
+
+
+def _without_first(test: Callable[..., Any]) -> Any:
+    import inspect
+
+    signature = inspect.signature(test)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+# ---- members come and go -----------------------------------------------------------------------------------------
+
+
+@in_loop
+async def test_nodes_join_and_talk(cluster: Cluster) -> None:
+    coordinator = cluster.node(COORDINATOR)
+    first = await cluster.joined(coordinator, 1)
+    second = await cluster.joined(coordinator, 2)
+    coordinator.peers.send(1, o.CloseJob(7))
+    coordinator.sends[2](o.CloseJob(8))
+    await first.happens("order", o.CloseJob(7))
+    await second.happens("order", o.CloseJob(8))
+    first.peers.report(o.JobOpened(7))
+    first.peers.report(m.ClientLeft(3))
+    await coordinator.happens("report", 1, m.ClientLeft(3))
+    assert [e[2] for e in coordinator.names("report") if e[1] == 1][1:] == [o.JobOpened(7), m.ClientLeft(3)]
+    await coordinator.happens("beat", 1, first.load(), times=3)
+    await coordinator.happens("beat", 2, second.load(), times=3)
+    assert not [e for node in (first, second) for e in node.names("coordinator_down", "refused")]
+
+
+@in_loop
+async def test_every_node_knows_all_members(cluster: Cluster) -> None:
+    coordinator = cluster.node(COORDINATOR)
+    agents = [await cluster.joined(coordinator, number) for number in (1, 2, 3)]
+    await coordinator.happens("beat", 3)
+    expected = {f"{n:016x}": "alive" for n in (COORDINATOR, 1, 2, 3)}
+    for node in (coordinator, *agents):
+        await node.knows(expected)
+        rows = node.peers.members()
+        assert {row["node"]: row["role"] for row in rows}.pop(f"{COORDINATOR:016x}") == "coordinator"
+        assert {row["control"] for row in rows} == {other.control for other in (coordinator, *agents)}
+    row = coordinator.peers.members()[3]
+    assert (row["incarnation"], row["capacity"], row["arena_bytes"], row["workers_max"]) == (1, 8.0, 1 << 24, 4)
+    assert row["load"]["rate_per_s"] == 3.0 and "tree" not in row["load"]
+    await agents[0].peers.leave()
+    await coordinator.happens("left", 1)
+    await agents[1].knows(expected | {f"{1:016x}": "left"})
+    late = await cluster.joined(coordinator, 4)
+    await late.knows(expected | {f"{1:016x}": "left", f"{4:016x}": "alive"})
+
+
+@in_loop
+async def test_news_come_in_bounded_frames_until_all_are_known(cluster: Cluster) -> None:
+    coordinator = cluster.node(COORDINATOR)
+    numbers = range(1000, 1000 + 2 * p.NEWS_MAX + 1)
+    agents = [cluster.node(number, coordinator.control) for number in numbers]
+    expected = {f"{number:016x}": "alive" for number in (COORDINATOR, *numbers)}
+    for agent in (agents[0], agents[-1]):
+        await agent.knows(expected)
+    # One more comes into a cluster that is at rest.
+    await (await cluster.joined(coordinator, 7)).knows(expected | {f"{7:016x}": "alive"})
+
+
+@in_loop
+async def test_a_node_joins_through_any_member(cluster: Cluster) -> None:
+    coordinator = cluster.node(COORDINATOR)
+    member = await cluster.joined(coordinator, 1)
+    newcomer = cluster.node(2, member.control)
+    await coordinator.happens("report", 2)
+    await newcomer.happens("coordinator_up", COORDINATOR)
+    assert newcomer.peers.connected and newcomer.peers.trouble == ""
+
+
+@in_loop
+async def test_a_node_waits_for_a_member_that_is_not_there_yet(cluster: Cluster) -> None:
+    later = listen_tcp("127.0.0.1:0")
+    early_address = f"127.0.0.1:{later.getsockname()[1]}"
+    later.close()
+    early = cluster.node(2, early_address)
+    through = cluster.node(1, early.control)  # its member has not found the coordinator either
+    async with asyncio.timeout(WAIT_S):
+        while "refused" not in through.peers.trouble:
+            await asyncio.sleep(0.01)
+    assert not early.peers.connected and f"{early_address} cannot be reached" in early.peers.trouble
+    assert not early.names("refused") and not through.names("refused"), "nothing is wrong with these nodes"
+    coordinator = cluster.node(COORDINATOR, listen=early_address)
+    await coordinator.happens("report", 2)
+    await coordinator.happens("report", 1)
+
+
+@in_loop
+async def test_agents_find_a_coordinator_that_was_started_again(cluster: Cluster) -> None:
+    coordinator = cluster.node(COORDINATOR)
+    agents = [await cluster.joined(coordinator, number) for number in (1, 2)]
+    coordinator.peers.close()
+    for agent in agents:
+        await agent.happens("coordinator_down")
+        agent.peers.report(o.JobOpened(1))  # dropped, as told
+        assert agent.peers.members()[0]["state"] == "suspect"
+    again = cluster.node(COORDINATOR, listen=coordinator.control)
+    for agent in agents:
+        await again.happens("report", agent.number, p.Inventory((), ()))
+        await agent.happens("coordinator_up", COORDINATOR, times=2)
+    assert not [e for e in again.names("report") if e[2] == o.JobOpened(1)]
+
+
+@in_loop
+async def test_a_node_that_left_comes_back_only_as_a_new_life(cluster: Cluster) -> None:
+    coordinator = cluster.node(COORDINATOR)
+    node = await cluster.joined(coordinator, 1)
+    node.peers.report(o.JobOpened(1))
+    await node.peers.leave()
+    assert coordinator.names("left") == [("left", 1)], "leave returns when the coordinator has noted it"
+    assert coordinator.names("report")[-1] == ("report", 1, o.JobOpened(1)), "what was said before is not lost"
+    assert not node.names("coordinator_down") and not coordinator.names("suspect", "down")
+    again = cluster.node(1, coordinator.control)
+    await coordinator.happens("up", 1, 2)
+    assert again.names("rejoin") == [("rejoin", 1)]
+
+
+@in_loop
+async def test_a_restarted_node_replaces_its_earlier_life(cluster: Cluster) -> None:
+    coordinator = cluster.node(COORDINATOR)
+    await cluster.joined(coordinator, 1)
+    later = cluster.node(1, coordinator.control, incarnation=2)
+    await later.happens("coordinator_up")
+    await coordinator.happens("report", 1, times=2)
+    assert [event[:2] for event in coordinator.names("up", "suspect", "down")][:3] == [
+        ("up", 1),
+        ("down", 1),
+        ("up", 1),
+    ]
+
+
+@in_loop
+async def test_a_copied_state_folder_is_refused_by_both_its_names(cluster: Cluster) -> None:
+    coordinator = cluster.node(COORDINATOR)
+    original = await cluster.joined(coordinator, 1, incarnation=5)
+    older = cluster.node(1, coordinator.control, incarnation=4)
+    twin = cluster.node(1, coordinator.control, incarnation=5)
+    own = cluster.node(COORDINATOR, coordinator.control)
+    for node in (older, twin, own):
+        await node.happens("refused")
+        assert "state folder" in node.events[0][1] and not node.peers.connected
+    assert original.peers.connected and not coordinator.names("suspect", "down")
+    assert len(coordinator.names("up")) == 1
+
+
+# ---- silence -----------------------------------------------------------------------------------------------------
+
+
+@in_loop
+async def test_kill_9_is_suspected_then_dead_and_the_others_are_told(cluster: Cluster) -> None:
+    coordinator = cluster.node(COORDINATOR, timing=QUICK)
+    other = await cluster.joined(coordinator, 2)
+    child = await cluster.process("agent", 1, coordinator.control)
+    await coordinator.happens("report", 1)
+    child.kill()
+    await coordinator.happens("down", 1)
+    assert [e[:2] for e in coordinator.events if e[0] in ("suspect", "down")] == [("suspect", 1), ("down", 1)]
+    coordinator.peers.send(1, o.CloseJob(1))  # to nobody
+    await other.knows({f"{COORDINATOR:016x}": "alive", f"{1:016x}": "dead", f"{2:016x}": "alive"})
+
+
+@in_loop
+async def test_a_stopped_process_dies_and_comes_back_as_a_new_life(cluster: Cluster) -> None:
+    coordinator = cluster.node(COORDINATOR, timing=QUICK)
+    child = await cluster.process("agent", 1, coordinator.control)
+    await coordinator.happens("report", 1)
+    child.send_signal(signal.SIGSTOP)
+    await coordinator.happens("down", 1)
+    assert [e[0] for e in coordinator.names("suspect", "down")] == ["suspect", "down"]
+    assert "nothing was heard" in coordinator.names("down")[0][2]
+    child.send_signal(signal.SIGCONT)
+    await coordinator.happens("up", 1, 2)
+    assert len(coordinator.names("up")) == 2
+
+
+@in_loop
+async def test_a_process_that_was_stopped_for_a_moment_is_cleared(cluster: Cluster) -> None:
+    coordinator = cluster.node(COORDINATOR, timing=Timing(0.1, 0.6, 120.0))
+    child = await cluster.process("agent", 1, coordinator.control)
+    await coordinator.happens("report", 1)
+    child.send_signal(signal.SIGSTOP)
+    await coordinator.happens("suspect", 1)
+    coordinator.peers.send(1, o.CloseJob(1))
+    child.send_signal(signal.SIGCONT)
+    await coordinator.happens("alive", 1)
+    await coordinator.happens("report", 1, o.JobOpened(1))  # it answers the order that waited
+    assert not coordinator.names("down") and len(coordinator.names("up")) == 1
+
+
+@in_loop
+async def test_a_connection_that_breaks_is_made_again_before_death(cluster: Cluster) -> None:
+    coordinator = cluster.node(COORDINATOR)
+    proxy = await cluster.proxy(coordinator)
+    agent = await cluster.joined(coordinator, 1)
+    proxy.drop()
+    await coordinator.happens("up", 1, 1, times=2)
+    await coordinator.happens("report", 1, times=2)
+    assert [e[0] for e in coordinator.events if e[0] in ("up", "suspect", "down")] in (
+        ["up", "suspect", "up"],
+        ["up", "up"],  # the new connection was faster than the end of the old one
+    )
+    assert [e[0] for e in agent.events] == ["coordinator_up", "coordinator_down", "coordinator_up"]
+    coordinator.peers.send(1, o.CloseJob(1))
+    await agent.happens("order")
+
+
+@pytest.mark.parametrize("cut", ["up", "down", "both"])
+def test_a_cut_cable_is_noticed_on_both_sides(cut: str) -> None:
+    @in_loop
+    async def run(cluster: Cluster) -> None:
+        coordinator = cluster.node(COORDINATOR, timing=QUICK)
+        proxy = await cluster.proxy(coordinator)
+        agent = await cluster.joined(coordinator, 1, timing=QUICK)
+        unharmed = cluster.node(2, coordinator.control, QUICK)  # by another cable
+        await coordinator.happens("report", 2)
+        proxy.up = cut == "down"
+        proxy.down = cut == "up"
+        await coordinator.happens("down", 1)
+        await agent.happens("coordinator_down")
+        assert "suspect" in [e[0] for e in coordinator.events]
+        assert unharmed.peers.connected and not [e for e in coordinator.names("down") if e[1] == 2]
+        proxy.up = proxy.down = True
+        proxy.drop()
+        await coordinator.happens("up", 1, 2)
+        assert agent.names("rejoin") == [("rejoin", 1)]
+
+    run()
+
+
+@in_loop
+async def test_a_coordinator_that_was_stopped_buries_nobody(cluster: Cluster) -> None:
+    child = await cluster.process("coordinator", *QUICK)
+    assert child.stdout is not None
+    address = json.loads(await child.stdout.readline())
+    agent = cluster.node(1, address)
+    await agent.happens("coordinator_up")
+    child.send_signal(signal.SIGSTOP)
+    await asyncio.sleep(2 * QUICK.dead_s)
+    child.send_signal(signal.SIGCONT)
+    agent.peers.report(o.JobOpened(1))
+    seen = []
+    async with asyncio.timeout(WAIT_S):
+        while not seen or seen[-1][0] != "report" or len(seen) < 3:
+            seen.append(json.loads(await child.stdout.readline()))
+    assert [event[0] for event in seen] == ["up", "report", "report"], seen
+    assert not agent.names("coordinator_down")
+
+
+# ---- strangers at the door ---------------------------------------------------------------------------------------
+
+
+class Stranger:
+    """A raw connection to a control port."""
+
+    def __init__(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        self.sock = socket.create_connection((host, int(port)))
+        self.sock.setblocking(False)
+        self.loop = asyncio.get_running_loop()
+        self.decoder: FrameDecoder[Any] = FrameDecoder(p.Greeting | p.ToAgent)
+
+    async def send(self, data: bytes) -> None:
+        with contextlib.suppress(ConnectionError):
+            await self.loop.sock_sendall(self.sock, data)
+
+    async def receive(self) -> Any:
+        """The next message, or None at the end of the stream."""
+        async with asyncio.timeout(WAIT_S):
+            while (message := self.decoder.next_message()) is None:
+                try:
+                    data = await self.loop.sock_recv(self.sock, 65_536)
+                except ConnectionError:
+                    return None
+                if not data:
+                    return None
+                self.decoder.feed(data)
+        return message
+
+    async def receive_of(self, kind: type[Any]) -> Any:
+        """The next message of this kind."""
+        while not isinstance(message := await self.receive(), kind):
+            assert message is not None
+        return message
+
+
+@contextlib.asynccontextmanager
+async def stranger(address: str) -> AsyncIterator[Stranger]:
+    found = Stranger(address)
+    try:
+        yield found
+    finally:
+        found.sock.close()
+
+
+def hello_of(**changes: Any) -> bytes:
+    fields = msgspec.to_builtins(p.PeerHello(p.PEER_VERSION, 7, 1, "127.0.0.1:1", "127.0.0.1:2", 8.0, 1, 1)) | changes
+    return framed(msgspec.msgpack.encode(fields))
+
+
+def framed(body: bytes) -> bytes:
+    return struct.pack("<I", len(body)) + body
+
+
+FIRST_FRAMES = {
+    "an unknown version": (hello_of(version=2), "version 2"),
+    "a later version with more fields": (hello_of(version=9, galaxy="x"), "version 9"),
+    "garbage": (b"\xff" * 4096, "at most 4096"),
+    "a browser": (b"GET / HTTP/1.1\r\nHost: node\r\n\r\n", "at most 4096"),
+    "a frame over the limit": (framed(b"\x00" * 4097), "4097 bytes"),
+    "a bomb": (framed(b"\x91" * 4096), "recursion"),
+    "a client": (encode(m.Hello(1, "c1")), "PeerHello"),
+    "an order": (encode(o.CloseJob(1)), "PeerHello"),
+    "nothing in a frame": (framed(b""), "0 bytes"),
+    "an address without a port": (hello_of(control="nowhere"), "control"),
+}
+
+
+@pytest.mark.parametrize("name", FIRST_FRAMES)
+def test_a_stranger_is_told_why_and_the_others_are_unharmed(name: str) -> None:
+    @in_loop
+    async def run(cluster: Cluster) -> None:
+        coordinator = cluster.node(COORDINATOR)
+        agent = await cluster.joined(coordinator, 1)
+        data, said = FIRST_FRAMES[name]
+        for address in (coordinator.control, agent.control):
+            async with stranger(address) as peer:
+                await peer.send(data)
+                refusal = await peer.receive()
+                assert isinstance(refusal, p.PeerRefusal), refusal
+                assert said in refusal.text and "control port" in refusal.text
+                assert await peer.receive() is None
+        await cluster.joined(coordinator, 2)
+        assert agent.peers.connected and not coordinator.names("suspect", "down")
+
+    run()
+
+
+@in_loop
+async def test_a_hello_in_single_bytes_is_a_hello(cluster: Cluster) -> None:
+    coordinator = cluster.node(COORDINATOR)
+    async with stranger(coordinator.control) as peer:
+        for byte in hello_of():
+            await peer.send(bytes([byte]))
+            await asyncio.sleep(0)
+        assert isinstance(await peer.receive(), p.PeerWelcome)
+        members = await peer.receive()
+        assert isinstance(members, p.PeerMembers)
+        assert members.first and [member.node for member in members.members] == [COORDINATOR]
+        members = await peer.receive_of(p.PeerMembers)
+        assert not members.first and [member.node for member in members.members] == [7]
+
+
+@in_loop
+async def test_half_a_hello_is_nothing(cluster: Cluster) -> None:
+    coordinator = cluster.node(COORDINATOR)
+    whole = hello_of()
+    for cut in (0, 1, 4, 5, len(whole) - 1):
+        async with stranger(coordinator.control) as peer:
+            await peer.send(whole[:cut])
+            peer.sock.shutdown(socket.SHUT_WR)
+            assert await peer.receive() is None
+    assert coordinator.events == []
+
+
+def test_whoever_does_not_finish_its_hello_is_shut_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "GREETING_S", 0.2)
+
+    @in_loop
+    async def run(cluster: Cluster) -> None:
+        coordinator = cluster.node(COORDINATOR)
+        async with stranger(coordinator.control) as peer:
+            await peer.send(hello_of()[:20])
+            refusal = await peer.receive()
+            assert isinstance(refusal, p.PeerRefusal) and "within 0.2 s" in refusal.text
+            assert await peer.receive() is None
+
+    run()
+
+
+def test_strangers_at_the_limit_are_told_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "GREETINGS_MAX", 2)
+
+    @in_loop
+    async def run(cluster: Cluster) -> None:
+        coordinator = cluster.node(COORDINATOR)
+        async with stranger(coordinator.control) as first, stranger(coordinator.control):
+            async with stranger(coordinator.control) as third:
+                refusal = await third.receive()
+                assert isinstance(refusal, p.PeerRefusal) and refusal.retry
+            node = cluster.node(1, coordinator.control)
+            await node.wait(lambda: "knocking" in node.peers.trouble or not node.peers.connected, "a refusal")
+            first.sock.close()
+            await coordinator.happens("report", 1)
+            assert not node.names("refused"), "the node has done nothing wrong"
+
+    run()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\xff" * 64, struct.pack("<I", FRAME_BYTES_MAX + 1), hello_of(), encode(p.PeerWelcome(1, 1, "a:1", "a:1"))],
+    ids=["garbage", "a frame over the limit", "a second hello", "what only the coordinator says"],
+)
+def test_a_member_that_breaks_the_protocol_loses_its_connection_alone(data: bytes) -> None:
+    @in_loop
+    async def run(cluster: Cluster) -> None:
+        coordinator = cluster.node(COORDINATOR)
+        agent = await cluster.joined(coordinator, 1)
+        async with stranger(coordinator.control) as peer:
+            await peer.send(hello_of())
+            await coordinator.happens("up", 7)
+            await peer.send(data)
+            while await peer.receive() is not None:
+                pass
+            await coordinator.happens("suspect", 7)
+        assert agent.peers.connected and ("suspect", 1) not in coordinator.events
+
+    run()
+
+
+@in_loop
+async def test_a_large_frame_of_a_member_is_taken(cluster: Cluster) -> None:
+    coordinator = cluster.node(COORDINATOR)
+    agent = await cluster.joined(coordinator, 1)
+    members = tuple((f"client-{number}", 1.0, {"loss": 0.5}) for number in range(50_000))
+    inventory = p.Inventory((1,), (p.BranchHeld(1, 256, members, True, True),))
+    assert len(encode(inventory)) > 100 * p.GREETING_BYTES_MAX
+    agent.peers.report(inventory)
+    await coordinator.happens("report", 1, inventory)
+
+
+@in_loop
+async def test_a_hello_whose_sender_has_hung_up_does_not_count(cluster: Cluster) -> None:
+    coordinator = cluster.node(COORDINATOR)
+    async with stranger(coordinator.control) as peer:
+        # All of this waits in the kernel until the coordinator's loop runs again.
+        peer.sock.send(hello_of())
+    await cluster.joined(coordinator, 1)
+    assert [event[:2] for event in coordinator.names("up")] == [("up", 1)]
+
+
+def test_a_coordinator_without_descriptors_takes_nodes_in_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "ACCEPT_PAUSE_S", 0.2)
+
+    @in_loop
+    async def run(cluster: Cluster) -> None:
+        coordinator = cluster.node(COORDINATOR)
+        async with stranger(coordinator.control) as peer:
+            peer.sock.send(hello_of())
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            free = os.dup(0)
+            os.close(free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+            try:
+                await asyncio.sleep(0.5)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert coordinator.events == []
+            assert isinstance(await peer.receive(), p.PeerWelcome)
+
+    run()
+
+
+@in_loop
+async def test_the_wrong_port_is_said_to_be_wrong(cluster: Cluster) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(encode(m.Refusal("wrong-message", "", "clients say Hello first")))
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    try:
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        node = cluster.node(1, address)
+        await node.happens("refused")
+        assert address in node.events[0][1] and "control port of a node" in node.events[0][1]
+        node.peers.close()
+    finally:
+        server.close()
+
+
+@in_loop
+async def test_redirects_in_a_circle_end(cluster: Cluster) -> None:
+    asked = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        writer.write(encode(p.PeerRedirect(address)))
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    try:
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        node = cluster.node(1, address)
+        async with asyncio.timeout(WAIT_S):
+            while "sent on" not in node.peers.trouble:
+                await asyncio.sleep(0.01)
+        assert 5 <= asked <= 15, "each attempt follows four redirects, and attempts are spaced"
+        node.peers.close()
+        await asyncio.sleep(0.01)
+    finally:
+        server.close()
+
+
+@in_loop
+async def test_the_roles_are_kept_apart(cluster: Cluster) -> None:
+    coordinator = cluster.node(COORDINATOR)
+    agent = await cluster.joined(coordinator, 1)
+    with pytest.raises(LocalFault):
+        coordinator.peers.report(o.JobOpened(1))
+    with pytest.raises(LocalFault):
+        agent.peers.send(2, o.CloseJob(1))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:7434", "127.8.9.1:0", "[::1]:7434", "localhost:1"])
+def test_loopback_needs_no_permission(address: str) -> None:
+    check_exposed(address, insecure=False)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:7434", "[::]:7434", "10.1.2.3:7434", "[fd00::1]:1"])
+def test_what_others_can_reach_needs_permission(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"^listen: .*--insecure"):
+        check_exposed(address, insecure=False, path="listen")
+    check_exposed(address, insecure=True)
+
+
+@pytest.mark.parametrize("address", ["nowhere", "no-such-host.invalid:1"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(ConfigError, match="control"):
+        check_exposed(address, insecure=False)
+
+
+# ---- a node as a process -----------------------------------------------------------------------------------------
+
+
+class Printing(Node):
+    """Prints its events, and answers every order."""
+
+    def note(self, *event: Any) -> None:
+        super().note(*event)
+        if event[0] != "beat":
+            print(json.dumps(event[:2]), flush=True)
+
+    def order(self, order: Any) -> None:
+        self.peers.report(o.JobOpened(order.number))
+
+
+async def _main(role: str, *arguments: str) -> None:
+    forever: Awaitable[None] = asyncio.get_running_loop().create_future()
+    if role == "agent":
+        Printing(int(arguments[0]), arguments[1])
+    else:
+        node = Printing(COORDINATOR, timing=Timing(*map(float, arguments)))
+        print(json.dumps(node.control), flush=True)
+    await forever
+
+
+if __name__ == "__main__":
+    uvloop.run(_main(*sys.argv[1:]))

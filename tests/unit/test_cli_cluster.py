@@ -1,0 +1,205 @@
+"""The command line of a cluster without one: plans for nodes that need not exist, tables, and what is insecure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from conftest import run_lifl
+from lifl_cli import nodes, plan, top, up
+
+from lifl.core.config import NodeConfig, parse_node
+from lifl.core.errors import ConfigError
+from lifl.core.plan import PlanRequest, make_plan
+
+CONFIG = str(Path(__file__).parents[2] / "configs" / "digits.toml")
+FORTY = ["--set", "selection.clients_per_round=40"]
+THREE = ["--node", "a:20:64MiB", "--node", "b:20:64MiB", "--node", "c:20:64MiB"]
+
+
+def rendered(content: Any) -> str:
+    from rich.console import Console
+
+    console = Console(width=160, force_terminal=False)
+    with console.capture() as capture:
+        console.print(content)
+    return capture.get()
+
+
+# ---- lifl plan -------------------------------------------------------------------------------------------------------
+
+
+def planned(*arguments: str) -> dict[str, Any]:
+    done = run_lifl("plan", CONFIG, "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize(("placement", "used"), [("best-fit", 2), ("worst-fit", 3), ("round-robin", 3)])
+def test_the_jobs_placement_decides_how_many_nodes_are_used(placement: str, used: int) -> None:
+    found = planned(*FORTY, *THREE, "--set", f"aggregation.placement={placement}")
+    assert len(found["used"]) == used
+    assert sum(part["updates"] for part in found["plan"]["nodes"]) == 40
+    assert found["transfer_bytes"] == sum(line["nbytes"] for line in found["plan"]["transfers"])
+
+
+def test_a_plan_is_made_again_from_the_request_that_was_printed() -> None:
+    found = planned(*FORTY, *THREE)
+    request = msgspec.convert(found["request"], PlanRequest)
+    assert json.loads(msgspec.json.encode(make_plan(request))) == found["plan"]
+
+
+def test_a_plan_for_people_names_nodes_bytes_arena_and_time_and_says_why_when_asked(tmp_path: Path) -> None:
+    # A state folder that does not exist: nothing is asked of a daemon, and nothing is written.
+    state = tmp_path / "none"
+    done = run_lifl("plan", CONFIG, *FORTY, *THREE, "--explain", "--state", str(state))
+    assert done.returncode == 0, done.stderr
+    for text in ("top on a", "nodes used     2 of 3: a, b", "between nodes", "b -> a", "arena peak", "expected time"):
+        assert text in done.stdout
+    assert "c: is not needed" in done.stdout
+    assert "is not needed" not in run_lifl("plan", CONFIG, *FORTY, *THREE).stdout
+    assert not state.exists()
+
+
+def test_one_node_has_the_whole_tree() -> None:
+    done = run_lifl("plan", CONFIG, "--node", "alone:64:64MiB")
+    assert "nodes used     1 of 1: alone" in done.stdout
+    assert "between nodes  0 B" in done.stdout
+
+
+def test_a_job_that_fits_no_arena_is_refused_with_the_numbers() -> None:
+    done = run_lifl("plan", CONFIG, "--node", "a:20:32KiB")
+    assert done.returncode == 1
+    assert "has 32768" in done.stderr
+    assert "model 9664" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["a", "a:20", "a:x:1GiB", ":20:1GiB", "two words:1:1GiB", "a:nan:1GiB"])
+def test_what_is_no_node_is_refused_with_the_form(text: str) -> None:
+    with pytest.raises(ConfigError, match="NAME:CAPACITY:ARENA"):
+        plan.parse_supposed(text)
+
+
+def test_a_supposed_node_is_free_of_load() -> None:
+    facts = plan.parse_supposed("rack:3:7.5:2GiB")
+    assert (facts.node, facts.residual, facts.arena_bytes, facts.state) == ("rack:3", 7.5, 2 << 30, "alive")
+
+
+@pytest.mark.parametrize("arguments", [["nodes"], ["plan", CONFIG]])
+def test_without_a_node_they_say_how_to_start_one(arguments: list[str], state_dir: Path) -> None:
+    done = run_lifl(*arguments, "--state", str(state_dir))
+    assert done.returncode == 1
+    assert f"no lifld runs with state folder {state_dir}" in done.stderr
+
+
+# ---- lifl nodes, lifl top --------------------------------------------------------------------------------------------
+
+
+def line(name: str, **more: Any) -> dict[str, Any]:
+    return {
+        "node": name,
+        "state": "alive",
+        "incarnation": 1,
+        "control": f"{name}:7434",
+        "gateway": f"{name}:7433",
+        "coordinator": False,
+        "rate_per_s": 12.5,
+        "execution_s": 0.02,
+        "capacity": 20.0,
+        "residual": 19.75,
+        "arena_bytes": 1 << 30,
+        "arena_used_bytes": 1 << 20,
+        "workers": 2,
+        "since_s": 125.0,
+    } | more
+
+
+def test_the_table_of_nodes_tells_coordinator_state_and_load() -> None:
+    text = rendered(nodes.nodes_table([line("a", coordinator=True), line("b", state="suspect", execution_s=0.0)]))
+    _head, first, second = text.splitlines()
+    assert first.split()[:3] == ["a", "*", "alive"]
+    assert "0.2 of 20.0" in first
+    assert "1.0 MiB of 1.0 GiB" in first
+    assert second.split()[:2] == ["b", "suspect"]
+    assert "*" not in second
+
+
+def task(number: int, role: str, parent: int | None, node: str) -> dict[str, Any]:
+    place = {"number": number, "parent_number": parent, "node": node, "pid": None}
+    return place | {"role": role, "state": "sealed" if role == "leaf" else "running", "inputs": 2, "expect": 2}
+
+
+def test_each_node_has_its_branch_below_the_node_with_the_top() -> None:
+    # The numbers of tasks are a node's own: those of two nodes must not be mixed up.
+    tasks = [task(0, "leaf", 1, "b"), task(1, "middle", None, "b"), task(0, "leaf", 1, "a"), task(1, "top", None, "a")]
+    lines = rendered(top.tree_view(tasks)).splitlines()
+    depth = {text.strip("│├└─ "): len(text) - len(text.lstrip("│├└─ ")) for text in lines}
+    assert [text.strip("│├└─ ").split()[:2] for text in lines] == [
+        ["node", "a"],
+        ["top", "1"],
+        ["leaf", "0"],
+        ["node", "b"],
+        ["middle", "1"],
+        ["leaf", "0"],
+    ]
+    at_a, at_b = (next(d for text, d in depth.items() if text.startswith(f"node {name}")) for name in "ab")
+    assert at_a < at_b
+    assert "node b  2/2 updates, 1 of 1 leaves sealed" in lines[3]
+
+
+def test_a_large_tree_of_several_nodes_is_cut_and_says_so() -> None:
+    tasks = [task(0, "top", None, "a"), *(task(n, "leaf", None, node) for node in "abc" for n in range(1, 101))]
+    text = rendered(top.tree_view(tasks))
+    assert f"{301 - top.TREE_TASKS_MAX} more tasks" in text
+    assert sum("leaf " in row or "top " in row for row in text.splitlines()) == top.TREE_TASKS_MAX
+
+
+# ---- lifl up ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["listen", "control"])
+def test_up_beyond_loopback_is_refused_with_the_reason(key: str) -> None:
+    done = run_lifl("up", "--state", "/tmp/lt-never-made", f"--{key}", "0.0.0.0:0")
+    assert done.returncode == 1
+    assert f"{key}: 0.0.0.0:0 is reached from other machines" in done.stderr
+    assert "--insecure" in done.stderr
+    assert not Path("/tmp/lt-never-made").exists()
+
+
+def test_what_is_insecure_is_printed_in_red(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr(up.click, "secho", lambda text, **style: printed.append((text, style)))
+    info = {
+        "node": "n",
+        "pid": 1,
+        "listen": ["10.0.0.1:7433"],
+        "socket": "s",
+        "control": "10.0.0.1:7434",
+        "arena_bytes": 1,
+        "redirector": "unix",
+        "state_dir": "d",
+    }
+    config = parse_node({"listen": "10.0.0.1:7433", "insecure": True})
+    up._announce(info, up.open_to_others(config))
+    ((text, style),) = printed
+    assert "10.0.0.1:7433" in text
+    assert "127.0.0.1" not in text
+    assert "nothing is encrypted" in text
+    assert style["fg"] == "red"
+    up._announce(info, up.open_to_others(NodeConfig()))
+    assert len(printed) == 1
+    assert "10.0.0.1:7434" in capsys.readouterr().out
+
+
+def test_insecure_is_a_flag_that_the_file_can_set_too(tmp_path: Path) -> None:
+    path = tmp_path / "node.toml"
+    path.write_text('control = "10.0.0.1:7434"\ninsecure = true\n')
+    flags: dict[str, Any] = dict.fromkeys(up.NODE_FLAGS)
+    assert up._node_config(str(path), "/x", flags).insecure
+    assert up._node_config(None, "/x", {**flags, "join": "10.0.0.1:7434"}).join == "10.0.0.1:7434"
