@@ -106,5 +106,5 @@ class Control:
             except ConnectionResetError:
                 data = b""
             if not data:
-                raise RemoteFault(f"lifld ended in the middle of a request; see {self._state_dir / LOG_FILE}")
+                raise RemoteFault(f"lifld ended in the middle of an answer; see {self._state_dir / LOG_FILE}")
             self._decoder.feed(data)

@@ -16,7 +16,7 @@ import click
 import msgspec
 
 from lifl.core.config import JobConfig, parse_job
-from lifl.core.errors import ConfigError
+from lifl.core.errors import ConfigError, RemoteFault, ResourceFault
 from lifl.core.messages import Event, SubmitJob
 from lifl_cli.control import Control
 from lifl_cli.state import MODELS_FOLDER, absolute, state_option
@@ -113,6 +113,9 @@ def _watch(control: Control, config: JobConfig, as_json: bool) -> int:
     except KeyboardInterrupt:
         click.echo(f"\nThe job goes on without this watch; see `lifl status {config.job.name}`.", err=True)
         return 130
+    except RemoteFault as fault:
+        text = f"the watch has ended: {fault}; job {config.job.name} goes on at the next `lifl up`"
+        raise ResourceFault(text) from fault
     return 1
 
 

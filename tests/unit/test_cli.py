@@ -138,7 +138,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> N
     ("arguments", "expected"),
     [
         (["--arena-bytes", "2GGG"], "arena_bytes: '2GGG' is not a size"),
-        (["--redirector", "magic"], "redirector: invalid enum value 'magic'"),
+        (["--redirector", "magic"], "redirector: 'magic' is none of auto, sockmap, unix"),
         (["--listen", "nowhere"], "listen: 'nowhere' is not HOST:PORT"),
         (["--state", "/dev/null/x"], "cannot make the state folder /dev/null/x"),
     ],

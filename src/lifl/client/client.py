@@ -165,8 +165,8 @@ class Client:
     ) -> None:
         try:
             msgspec.convert({"job": job, "client": client}, type=_Names)
-        except msgspec.ValidationError as error:
-            raise LocalFault(f"job={job!r}, client={client!r}: a name is {m.NAME_RULE}") from error
+        except msgspec.ValidationError:
+            raise LocalFault(f"job={job!r}, client={client!r}: a name is {m.NAME_RULE}") from None
         self.node = node
         self.job = job
         self.client = client
