@@ -1,4 +1,4 @@
-"""Thousands of random lives of a node, and of a cluster of three: see `simulator.py`.  A failing seed is in the test's name."""
+"""Thousands of random lives of a node, and of a cluster of three: see `simulator.py`.  A failing seed is named."""
 
 from __future__ import annotations
 
