@@ -89,7 +89,6 @@ def test_unknown_key_without_a_neighbour_lists_what_is_known() -> None:
         ("selection.deadline_s=inf", "selection.deadline_s"),
         ("aggregation.timing=soon", "aggregation.timing"),
         ("aggregation.placement=bestfit", "aggregation.placement"),
-        ("aggregation.replan_interval_s=0", "aggregation.replan_interval_s"),
         ("aggregation.fan_in=0", "aggregation.fan_in"),
         (f"aggregation.fan_in={c.FAN_IN_MAX + 1}", "aggregation.fan_in"),
         ("aggregation.middle_fan_in=1", "aggregation.middle_fan_in"),
@@ -116,7 +115,6 @@ def test_a_bad_value_is_refused_at_its_path(override: str, path: str) -> None:
         f"aggregation.fan_in={c.FAN_IN_MAX}",
         "aggregation.rule=my_rules.robust:Clipped",
         "aggregation.placement=round-robin",
-        f"aggregation.replan_interval_s={c.DEADLINE_S_MAX}",
         "client.options.n=9223372036854775807",
     ],
 )

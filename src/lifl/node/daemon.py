@@ -21,6 +21,7 @@ import uvloop
 
 from lifl.core import effects as fx
 from lifl.core import messages as m
+from lifl.core.capacity import NodeLoad
 from lifl.core.config import NodeConfig
 from lifl.core.coordinator import Node
 from lifl.core.engine import Engine
@@ -91,6 +92,8 @@ class Daemon:
             config.wait_queue_max,
             coordinates=not config.join,
         )
+        self.identity.load = NodeLoad(capacity, self.loop.time())
+        self._arrivals = 0
         self.cluster: Cluster | None = None
         self.zygote = self._child("lifl.worker.zygote", [], [locks.children], m.FromZygote, self._from_zygote)
         opened.callback(self.zygote.stop, CHILD_END_S)  # after the workers' links, at whose end the workers go
@@ -278,6 +281,8 @@ class Daemon:
             case m.Admit():
                 self.engine.admit(message, now)
             case m.Sealed():
+                self._arrivals += 1
+                self.identity.load = self.identity.load.counted(self._arrivals, time.monotonic_ns())
                 self.engine.sealed(message, now)
             case m.Aborted():
                 log.info("update.aborted conn=%d %s", message.conn, message.reason)
@@ -323,6 +328,9 @@ class Daemon:
             case m.WorkerReady():
                 self.engine.worker_ready(message, now)
             case m.TaskDone():
+                found = self.engine.agent.task_at(message.address)
+                if found is not None and found[1].role == "leaf":
+                    self.identity.load = self.identity.load.done(message.busy_s, message.inputs)
                 self.engine.task_done(worker, message, now)
             case m.TaskFailed():
                 log.warning("task.failed worker=%d address=%d %s", worker, message.address, message.text)
