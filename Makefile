@@ -22,7 +22,7 @@ APT_INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install
 
 setup: $(READY)
 
-$(READY): setup.cfg pyproject.toml
+$(READY): setup.cfg pyproject.toml setup.py src/lifl/rules/fold.c
 	@py="$(PYTHON)"; \
 	if [ -z "$$py" ]; then \
 		if $(MAY_INSTALL); then apt-get update -qq && $(APT_INSTALL) python3 python3-venv && py=/usr/bin/python3; fi; \
@@ -62,5 +62,5 @@ bench-node: $(READY)
 	$(BIN)/python bench/node.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info src/lifl/rules/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,7 @@
-"""The kernels against float64: every dtype, any distances, any batches, recycled accumulators."""
+"""The kernels against float64: every dtype, any distances, any batches, recycled accumulators.
+
+What is said of `fold` is said of both ways, the compiled one and NumPy's, by the fixture `way`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from itertools import pairwise
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lifl.core.errors import LocalFault
@@ -19,6 +22,15 @@ FLOATS = ("float64", "float32", "float16", "bfloat16")
 INTEGERS = tuple(d for d in DTYPE_BYTES if d not in FLOATS)
 
 
+@pytest.fixture(params=["compiled", "numpy"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "numpy":
+        monkeypatch.setattr(kernels, "COMPILED", None)
+    elif kernels.COMPILED is None:
+        pytest.skip("the compiled kernel was not built: no C compiler when LIFL was installed")
+    return str(request.param)
+
+
 def values(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     if dtype in FLOATS:
         return rng.normal(size=shape).astype(kernels.numpy_dtype(dtype))
@@ -26,7 +38,7 @@ def values(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> np.n
     return rng.integers(max(info.min, -(2**40)), min(info.max, 2**40), shape, endpoint=True).astype(dtype)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     dtype=st.sampled_from(tuple(DTYPE_BYTES)),
     size=st.integers(1, 300),
@@ -63,6 +75,12 @@ def test_more_than_one_block_and_a_rest(monkeypatch: pytest.MonkeyPatch) -> None
         np.testing.assert_allclose(acc, 0.5 * ([1, 2, 0.5, 0.25] @ wide[[0, 1, 2, 4]]) + wide[3], rtol=1e-6)
 
 
+def test_a_wider_accumulator_than_usual() -> None:
+    acc = np.full(5, np.nan)
+    kernels.fold(acc, [np.full(5, 0.1, np.float32)] * 2, [1.0, 2.0])
+    np.testing.assert_allclose(acc, 3 * np.float64(np.float32(0.1)))
+
+
 def test_every_finite_half_is_widened_exactly() -> None:
     halves = np.arange(2**16, dtype=np.uint32).astype(np.uint16).view(np.float16)
     halves = halves[np.isfinite(halves)]
@@ -71,6 +89,53 @@ def test_every_finite_half_is_widened_exactly() -> None:
     np.testing.assert_array_equal(acc, halves.astype(np.float32))
     kernels.fold(acc, [halves, halves], [0.5, 0.25])
     np.testing.assert_array_equal(acc, halves.astype(np.float32) * np.float32(0.75))
+
+
+@pytest.mark.parametrize("dtype", tuple(DTYPE_BYTES))
+@pytest.mark.parametrize("rows", [1, 2, 5, 8, 11])
+def test_sizes_at_the_edges_of_chunks_and_blocks_and_any_alignment(dtype: str, rows: int) -> None:
+    """What lies before and after the accumulator stays as it is."""
+    rng = np.random.default_rng(rows)
+    acc_dtype = np.dtype(ACCUMULATOR[dtype])
+    for size in (1, 63, 64, 65, 16_384, 65_537):
+        for shift in (0, 1, 7):
+            memory = values(rng, dtype, (rows, size + shift))
+            around = np.full(size + shift + 9, np.nan, acc_dtype)
+            acc = around[shift : shift + size]
+            vectors = [row[shift:] for row in memory]
+            weights = rng.uniform(0.01, 1.0, rows)
+            kernels.fold(acc, vectors, list(weights))
+            kernels.fold(acc, vectors[:1], [0.25], keep=0.5)
+            expected = 0.5 * (weights @ np.array(vectors, np.float64)) + 0.25 * vectors[0].astype(np.float64)
+            magnitude = weights @ np.abs(np.array(vectors, np.float64)) + np.abs(vectors[0].astype(np.float64))
+            assert (np.abs(acc - expected) <= (rows + 6) * np.finfo(acc_dtype).eps * magnitude + 1e-300).all()
+            assert np.isnan(around[:shift]).all()
+            assert np.isnan(around[shift + size :]).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int8"])
+@pytest.mark.parametrize("rows", [2, 6])
+@pytest.mark.parametrize("shift", [0, 3])
+def test_an_accumulator_larger_than_caches(dtype: str, rows: int, shift: int) -> None:
+    """Its first batch is stored past the caches, whole lines at a time."""
+    acc_dtype = np.dtype(ACCUMULATOR[dtype])
+    size = (9 << 20) // acc_dtype.itemsize + 77
+    memory = (np.arange(rows * (size + shift)) % 113).astype(kernels.numpy_dtype(dtype)).reshape(rows, size + shift)
+    around = np.full(size + shift + 99, np.nan, acc_dtype)
+    kernels.fold(around[shift : shift + size], list(memory[:, shift:]), [0.5] * rows)
+    np.testing.assert_array_equal(around[shift : shift + size], 0.5 * memory[:, shift:].sum(axis=0, dtype=acc_dtype))
+    assert np.isnan(around[:shift]).all()
+    assert np.isnan(around[shift + size :]).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_what_is_not_finite_stays_so_and_where_it_is(dtype: str) -> None:
+    vectors = [np.ones(200, kernels.numpy_dtype(dtype)) for _ in range(3)]
+    vectors[1][70], vectors[2][71], vectors[0][199] = np.nan, np.inf, -np.inf
+    acc = np.full(200, np.nan, ACCUMULATOR[dtype])
+    kernels.fold(acc, vectors, [0.5] * 3)
+    assert np.isnan(acc[70]) and acc[71] == np.inf and acc[199] == -np.inf
+    assert np.isfinite(acc).sum() == 197
 
 
 def test_narrow_types_are_not_summed_in_themselves() -> None:

@@ -1,4 +1,8 @@
-"""Weighted sums of flat vectors at the speed of memory, in NumPy alone.
+"""Weighted sums of flat vectors at the speed of memory: by a compiled kernel where there is one, else in NumPy.
+
+**Compiled or not.**  `fold` hands a batch to `fold.c` when that could be built (`native`), and folds it in NumPy
+otherwise; both agree within rounding.  How it works stands in fold.c, how much it gains at `_compiled_for`; the rest
+of this text is about NumPy's way.
 
 **One pass over the inputs.**  The sum of n vectors of length P is the matrix-vector product w @ X, with X
 the (n, P) view of vectors that lie at equal distances.  `np.matmul` gives it to BLAS without copying X
@@ -33,6 +37,8 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from lifl.core.errors import LocalFault
+from lifl.core.schema import ACCUMULATOR
+from lifl.rules import native
 
 Vector = NDArray[Any]
 """A one-dimensional, contiguous array of one of the dtypes in `core/schema.DTYPE_BYTES`."""
@@ -43,6 +49,9 @@ is full).
 """
 WIDEN_ROWS = 8
 """Vectors of a narrow dtype that are widened at once: 2 MB of temporary, and OpenBLAS's pace is reached."""
+
+COMPILED = native.load()
+"""The compiled kernel, if there is one.  Tests set it to None to have NumPy's way."""
 
 _HALF_MASK = np.int32(np.uint32(0x8FFF_E000).view(np.int32))
 _HALF_FACTOR = 2.0**112
@@ -80,6 +89,27 @@ def fold(acc: Vector, vectors: Sequence[Vector], weights: Sequence[float], keep:
     to it. Raises `LocalFault` on shapes or dtypes that do not belong together.
     """
     _check(acc, vectors, weights)
+    dtype = vectors[0].dtype.name
+    compiled = _compiled_for(dtype, acc.dtype.name)
+    if compiled is not None:
+        compiled(dtype, _address(acc), len(acc), [_address(vector) for vector in vectors], weights, keep)
+    else:
+        _fold_numpy(acc, vectors, weights, keep)
+
+
+def _compiled_for(dtype: str, acc_dtype: str) -> native.CompiledFold | None:
+    """The one place where the way is chosen: the compiled one wherever it exists.
+
+    No case loses.  GB/s of input, compiled / NumPy, of 2 and of 32 vectors of 11.7 million numbers, one core of a
+    Zen 5 that reads 36: float32 32 / 15 and 33 / 28, float64 29 / 20 and 31 / 26, bfloat16 26 / 6 and 32 / 12,
+    float16 9.5 / 4.2 and 10.7 / 7.9, int8 8.3 / 2.4 and 7.3 / 3.7, int32 26 / 6 and 29 / 11.  Onto a partial that is
+    there already (`keep`), one float32 vector 22 / 12, two 27 / 14.
+    """
+    return COMPILED if ACCUMULATOR.get(dtype) == acc_dtype else None
+
+
+def _fold_numpy(acc: Vector, vectors: Sequence[Vector], weights: Sequence[float], keep: float) -> None:
+    """`fold` in NumPy, as the module's theory says."""
     size = len(acc)
     narrow = vectors[0].dtype != acc.dtype
     half = vectors[0].dtype == np.float16

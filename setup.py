@@ -1,0 +1,14 @@
+"""The one thing that setup.cfg cannot say: the compiled kernel, which the installation may do without."""
+
+from setuptools import Extension, setup
+
+setup(
+    ext_modules=[
+        Extension(
+            "lifl.rules._fold",
+            ["src/lifl/rules/fold.c"],
+            extra_compile_args=["-O3", "-fno-trapping-math"],
+            optional=True,
+        )
+    ]
+)
