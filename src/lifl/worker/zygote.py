@@ -193,8 +193,8 @@ def _name_process(name: str) -> None:
 
 
 def _warm_up() -> None:
-    """Runs each kernel once: BLAS finds its kernels for this CPU and takes its buffer here, not in each
-    worker.
+    """Runs each kernel once: what the compiled ones or BLAS load, choose for this CPU and take in memory at
+    first use is there before the forks.
     """
     for dtype, acc_dtype in (("float32", np.float32), ("float64", np.float64), ("int8", np.float64)):
         vectors = np.ones((4, 64), kernels.numpy_dtype(dtype))
