@@ -1,8 +1,8 @@
 """Folding float32 updates that lie in the arena, as a fraction of what one core can read.
 
 One process pinned to one core folds N updates of a job (slots at equal distances) into a partial by the kernel that
-leaf tasks use.  Beside it, in the same repetition and over the same bytes, the fastest plain read that there is: BLAS's
-dot product of each update with itself, which reads every byte once and writes nothing.
+leaf tasks use.  Beside it, in the same repetition and over the same bytes, a plain read: BLAS's dot product of each
+update with itself, which reads every byte once, in order, and writes nothing.
 
     python bench/node_fold.py ARENA KEYS OUTPUT      (the helper's own entry)
 """
@@ -60,16 +60,15 @@ def run(quick: bool) -> Group:
                 _rate(helper, "read by blocks", count, nbytes, pass_bytes, blocks[count])
                 fold = _rate(helper, "fold", count, nbytes, pass_bytes, folds[count])
                 fractions[count].add(fold / read)
-                traffic[count].add(fold / read * (count + 2) / count)
+                traffic[count].add(fold / read * (count + 1) / count)
     kinds = (reads, blocks, folds, fractions, traffic)
     cells = [kind[count] for count in COUNTS for kind in kinds]
     return Group(
         "fold",
         f"Fold of float32 updates of {nbytes / 1e6:.1f} MB in the arena, one core",
         "GB/s count the updates' bytes; no batch is in a cache when its turn comes. “Read by blocks” is the plain read"
-        " in the order in which the kernel takes the updates, a block of each in turn. “Memory traffic” also counts the"
-        " partial, whose lines ordinary stores read before they are written and then written back: with few updates it"
-        " is a large part of what a fold moves.",
+        " by blocks of each update in turn. “Memory traffic” also counts the partial, which is written once."
+        f" Kernel: {'compiled' if kernels.COMPILED else 'NumPy'}.",
         "s per GB of input",
         cells,
         [
