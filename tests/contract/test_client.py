@@ -6,8 +6,9 @@ import socket
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -434,6 +435,42 @@ def test_a_node_that_stays_away_is_given_up() -> None:
     with pytest.raises(NodeUnreachable, match="lifl up"):
         next(client.rounds())
     client.close()
+
+
+@pytest.mark.parametrize("together", [", ".join, tuple])
+def test_of_several_nodes_the_next_one_is_tried(node: StandIn, together: Callable[[list[str]], Any]) -> None:
+    """The first two are not there; the third is, and takes the client for good."""
+    addresses = together(["127.0.0.1:1", "unix:/tmp/lt-nobody", node.tcp])
+    with Client(addresses, job="digits", client="c1") as client:
+        for round_ in client.rounds():
+            assert round_.submit(update(2), weight=1).accepted
+        assert client.node == node.tcp
+    assert stored(node) == as_bytes(update(2))
+
+
+def test_a_client_whose_node_is_killed_goes_to_the_next_one_with_its_update(node: StandIn) -> None:
+    first = StandIn()
+    first.open_job("digits", LAYOUT)
+    first.react = lambda message: isinstance(message, m.ClientJoined) and first.select(message.client, "digits", 1)
+    with Client([first.tcp, node.tcp], job="digits", client="c1") as client:
+        for round_ in client.rounds():
+            first.close()
+            assert round_.submit(update(3), weight=1).accepted
+        assert client.node == node.tcp
+    assert stored(node) == as_bytes(update(3))
+
+
+def test_of_several_nodes_that_all_stay_away_each_is_named() -> None:
+    client = Client("127.0.0.1:1,127.0.0.1:2", job="digits", client="c1", give_up_after_s=0.5)
+    with pytest.raises(NodeUnreachable, match=r"127.0.0.1:\d or 127.0.0.1:\d"):
+        next(client.rounds())
+    client.close()
+
+
+@pytest.mark.parametrize("nodes", ["", "127.0.0.1:1,", []])
+def test_no_address_is_said_at_once(nodes: str | list[str]) -> None:
+    with pytest.raises(LocalFault, match="give an address"):
+        Client(nodes, job="j", client="c")
 
 
 @pytest.mark.parametrize("names", [{"job": "", "client": "c"}, {"job": "j", "client": "a/b"}])

@@ -23,7 +23,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -33,7 +33,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from lifl.client.stream import Progress, Stream
+from lifl.client.stream import GREETING_S, Progress, Stream
 from lifl.client.tensors import Array, Tensors, Update, as_model
 from lifl.core import messages as m
 from lifl.core.admission import check_submit
@@ -45,7 +45,7 @@ log = logging.getLogger("lifl.client")
 PAUSE_FIRST_S = 0.1
 PAUSE_MAX_S = 15.0
 AWAY_GREETING_S = 5.0
-"""Another node's gateway answers within this time, or the client's own is asked."""
+"""Another node's gateway answers within this time, or the client's own is asked (of several nodes: the next one)."""
 REDIRECTED_PAUSE_S = 1.0
 """When two redirects in a row have led to no gateway: how long until the next attempt."""
 HELD_ROUNDS_MAX = 2
@@ -154,20 +154,30 @@ class Round:
 class Client:
     """A client of one job on one node; use it in a ``with`` statement, from one thread.
 
-    `node` is ``HOST:PORT``, ``unix:PATH`` or a node's state folder; `job` and `client` are names (letters, digits and
-    ``._:-``); a client's name must be its own.  On the node's own machine, by its socket, updates are written straight
-    into the node's memory (unless `direct` is False).  When the node is away for longer than `give_up_after_s`,
-    `NodeUnreachable` is raised.
+    `node` is ``HOST:PORT``, ``unix:PATH`` or a node's state folder, or several of them (a sequence, or a text with
+    commas) of one cluster: when the first cannot be reached the next one is tried, and so on around.  `job` and
+    `client` are names (letters, digits and ``._:-``); a client's name must be its own.  On the node's own machine, by
+    its socket, updates are written straight into the node's memory (unless `direct` is False).  When no node can be
+    reached for longer than `give_up_after_s`, `NodeUnreachable` is raised.
     """
 
     def __init__(
-        self, node: str, *, job: str, client: str, direct: bool = True, give_up_after_s: float = 300.0
+        self,
+        node: str | Sequence[str],
+        *,
+        job: str,
+        client: str,
+        direct: bool = True,
+        give_up_after_s: float = 300.0,
     ) -> None:
         try:
             msgspec.convert({"job": job, "client": client}, type=_Names)
         except msgspec.ValidationError:
             raise LocalFault(f"job={job!r}, client={client!r}: a name is {m.NAME_RULE}") from None
-        self.node = node
+        addresses = node.split(",") if isinstance(node, str) else node
+        self._nodes = deque(address.strip() for address in addresses)
+        if not self._nodes or not all(self._nodes):
+            raise LocalFault(f"node={node!r}: give an address, or several with commas between them")
         self.job = job
         self.client = client
         self.give_up_after_s = give_up_after_s
@@ -180,6 +190,11 @@ class Client:
         self._failing_since_s: float | None = None
         self._pause_s = PAUSE_FIRST_S
         self._closed = threading.Event()
+
+    @property
+    def node(self) -> str:
+        """The address of the node that the client is at, or tries next."""
+        return self._nodes[0]
 
     def __enter__(self) -> Client:
         return self
@@ -465,7 +480,7 @@ class Client:
             return self._stream
         if self._closed.is_set():
             raise LocalFault("the client is closed")
-        stream = Stream(self.node)
+        stream = Stream(self.node, GREETING_S if len(self._nodes) == 1 else AWAY_GREETING_S)
         try:
             stream.greet(self.client, self._direct)
             stream.send(m.Join(self.job, min(self._held, default=None), time.time_ns()))
@@ -491,10 +506,12 @@ class Client:
             self._failing_since_s = now
         away_s = now - self._failing_since_s
         if away_s + self._pause_s > self.give_up_after_s:
+            nodes = " or ".join(self._nodes)
             raise NodeUnreachable(
-                f"the node at {self.node} could not be reached for {away_s:.0f} s: {error}; is `lifl up` running there?"
+                f"no node could be reached at {nodes} for {away_s:.0f} s: {error}; is `lifl up` running there?"
             ) from error
         log.info("node.unreachable node=%s error=%s pause_s=%.2f", self.node, error, self._pause_s)
+        self._nodes.rotate(-1)
         self._pause(random.uniform(self._pause_s / 2, self._pause_s))
         self._pause_s = min(2 * self._pause_s, PAUSE_MAX_S)
 
