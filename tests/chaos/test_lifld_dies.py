@@ -191,6 +191,51 @@ def test_at_random_moments(start_node: Callable[..., Node], redirector: str) -> 
     assert [line["receipt"]["counted"] for line in lines] == [N] * rounds
 
 
+def test_clients_wait_while_the_next_daemon_loads_the_model(start_node: Callable[..., Node]) -> None:
+    """They come back before the job runs again: nothing of theirs is refused for that."""
+    node, oracle = start_node("--redirector", "unix"), OneHot(3)
+    folder = node.state_dir / "models"
+    submit(node, "j", oracle.model(), checkpoint__folder=str(folder), aggregation__timing="lazy")
+    first = folder / "round-00000.safetensors"
+    models = []
+
+    def play(trainer, round_) -> None:
+        if trainer.index == 0:
+            models.append(round_.model)
+        team.submit(trainer, round_)
+
+    team = Fleet(both(node), "j", 3, oracle.update, play)
+    team.hold(0)
+    team.hold(1)
+    team.start()
+    try:
+        watch = Watch(node, "j")
+        watch.wait("update.accepted", 1)
+        until("the initial checkpoint", first.exists)
+        node.kill()
+        first.rename(folder / "aside")
+        os.mkfifo(first)  # who loads it waits for ever
+        node.up("--listen", node.address)
+        assert ask(node, m.JobStatus("j"))["job"]["status"] == "loading"
+        team.release()
+        until("the clients", lambda: ask(node, m.JobStatus("j"))["job"]["clients"] == 3 or team.errors())
+        threading.Event().wait(0.3)
+        assert not team.errors()
+        assert all(not trainer.submissions for trainer in team.trainers[:2])
+        first.unlink()
+        (folder / "aside").rename(first)
+        for worker in ask(node, m.Snapshot())["workers"]:
+            os.kill(worker["pid"], 9)
+        (line,) = finished(node, "j", team, oracle)
+    finally:
+        team.close()
+    assert line["receipt"]["bytes_in"] == 2 * oracle.data_bytes
+    answers = [trainer.submissions[1] for trainer in team.trainers]
+    assert all(answer.accepted for answer in answers), answers
+    (model,) = models
+    assert (model["w"] == 0).all()
+
+
 def damage_header(segment: Path, draw: random.Random) -> None:
     with segment.open("r+b") as file:
         file.seek(draw.randrange(64))

@@ -270,8 +270,7 @@ class Client:
         """Submits an update on this connection, until there is an answer."""
         submit = held.submit
         if self._held.get(submit.round) is not held:  # its fate was told on a connection that broke before the answer
-            counted = self._fates.get(submit.round, False)
-            return Submission(submit.job, submit.round, counted, "" if counted else "the round ended without it")
+            return self._verdict(submit, "the round ended without it")
         self._fates.pop(submit.round, None)  # of an earlier attempt at the round
         stream.send(submit)
         answer = self._answer(stream, submit.round, m.Go | m.Accepted | m.Busy | m.Refusal)
@@ -293,8 +292,13 @@ class Client:
             self._note(answer)
             return Submission(submit.job, submit.round, accepted=False, reason=answer.reason)
         if answer.code in OVER_CODES and stream is self._stream:
-            return Submission(submit.job, submit.round, accepted=False, reason=answer.text)
+            return self._verdict(submit, answer.text)
         raise Refused(answer.code, answer.field, answer.text)
+
+    def _verdict(self, submit: m.Submit, reason: str) -> Submission:
+        """The round is over; the node may have told that the update counts though it could not tell ACCEPTED."""
+        counted = self._fates.get(submit.round, False)
+        return Submission(submit.job, submit.round, counted, "" if counted else reason)
 
     def _fill(self, stream: Stream, offset: int, held: _Held) -> None:
         """Writes an update to its slot of the node's arena, and stops when the node has gone: others get it then."""

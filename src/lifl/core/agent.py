@@ -258,7 +258,7 @@ class Agent:
 
     def _serve_models(self, site: JobSite) -> None:
         model = site.model
-        if model is None:
+        if model is None or not site.ready:
             return
         for conn, round_ in site.wanting.items():
             site.pins[model] += 1
@@ -434,6 +434,7 @@ class Agent:
         for site in list(self.sites.values()):
             if not site.open:
                 site.start()
+            self._serve_models(site)
             if site.wants_model and site.fetching is None and self._retry_at_s is None:
                 site.fetch()
                 if site.fetching is not None:

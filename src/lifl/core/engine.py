@@ -284,7 +284,7 @@ class Engine:
         return [
             fx.OpenSchema(site.name, site.number, site.layout.tensors)
             for site in self.agent.sites.values()
-            if site.ready
+            if site.open
         ]
 
     # ---- workers -------------------------------------------------------------------------------------------------

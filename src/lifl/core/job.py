@@ -22,6 +22,7 @@ from lifl.core.members import Member
 from lifl.core.round import Phase, Round
 from lifl.core.schema import Layout
 
+LOADING_RETRY_S = 0.2
 ROUNDS_REMEMBERED = 16
 """Committed rounds whose members are kept in memory, to answer clients that come back late."""
 OVER = ("finished", "failed", "cancelled")
@@ -510,6 +511,10 @@ class Job:
         known = (r for r in (round_, *self.saving) if r is not None and r.number == number)
         if any(client in r.accepted for r in known) or client in self.counted.get(number, ()):
             self.services.tell(here, m.Accepted(self.name, number))
+            return
+        if self.status == "loading":
+            # It comes from an earlier life of the daemon, to which the round is still to be told.
+            self.services.tell(here, m.Busy(self.name, number, LOADING_RETRY_S))
             return
         where = f"round {number} of job {self.name!r}"
         if self.status != "running" or round_ is None or number < round_.number:

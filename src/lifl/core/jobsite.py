@@ -74,7 +74,7 @@ class JobSite:
         self.state_names = order.states
         self.services = services
         self.open = not order.path  # a model without a file is fetched when somebody needs it
-        self.ready = self.open  # the gateway may know of the job
+        self.ready = self.open  # what its file holds is loaded
         self.model: Key | None = None
         self.round = order.round  # the round of the job's current model, wherever it is
         self.source = ""  # the gateway that has it
