@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from fleet import OneHot, name_of, submit, until
+from fleet import OneHot, name_of, submit
 from netns import Cluster, Machine, cluster
 
 from lifl import Client
@@ -72,24 +72,6 @@ def test_a_client_at_any_gateway_is_served(three: Cluster) -> None:
     door = [three.agents[1].gateway]
     with three.fleet("one-door", N, oracle.update, addresses=door) as team:
         three.finished("one-door", team, oracle)
-
-
-def test_while_a_round_runs_top_shows_each_nodes_branch(three: Cluster) -> None:
-    oracle = OneHot(N)
-    submit(three.coordinator, "seen", oracle.model(), aggregation__placement="worst-fit")
-    with three.fleet("seen", N, oracle.update, held=[(N - 1, 1)]) as team:
-        three.watch("seen").wait("update.accepted", N - 1)
-        names = {machine.name for machine in three.machines}
-
-        def branches() -> bool:
-            (job,) = [job for job in three.coordinator.snapshot()["jobs"] if job["name"] == "seen"]
-            return {task.get("node") for task in job["now"]["tree"]} == names
-
-        until("a branch on each node", branches)
-        shown = three.coordinator.lifl("top", "--once")
-        assert all(f"node {name}" in shown for name in names)
-        team.release()
-        three.finished("seen", team, oracle)
 
 
 def test_the_cluster_plans_as_it_decides(three: Cluster) -> None:
