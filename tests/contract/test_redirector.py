@@ -28,6 +28,7 @@ from lifl.core.errors import LocalFault, RemoteFault, ResourceFault
 from lifl.core.ids import ADDRESSES_MAX, SLOTS_MAX, Key, Record, pack_records
 from lifl.redirect import bpf as bpf_calls
 from lifl.redirect import is_wake, loader, open_port, open_redirector
+from lifl.redirect.tables import HELD, SLOT_WORDS
 
 TIMEOUT_S = 30.0
 
@@ -437,6 +438,21 @@ def test_daemon_is_told_when_a_full_receiver_has_room(node):
     worker.order("receive", len(records))
     node.until(worker.has_answered)
     assert [n for _, n in worker.answer()] == list(range(len(records))), "held ones keep their order"
+
+
+@pytest.mark.parametrize("sends", [15, 16, 17])
+def test_a_wake_comes_however_many_sends_were_read_at_once(node, sends):
+    """The receiver empties its socket with the last read of a call: it still tells the daemon of the room."""
+    worker = node.worker(5)
+    first = [rec(5, n) for n in range(64 * sends)]
+    assert not node.redirector.send(first)
+    row = worker.slot * SLOT_WORDS
+    node.redirector._slots.words[row + HELD] = 1  # as if one more had found no room
+    node.held = [rec(5, len(first))]
+    assert len(worker.ask("receive", len(first))) == len(first)
+    worker.order("receive", 1)
+    node.until(worker.has_answered)
+    assert worker.answer() == ((0, len(first)),)
 
 
 # ---- many -------------------------------------------------------------------------------------------------------

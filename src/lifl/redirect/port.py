@@ -323,28 +323,30 @@ class UnixPort(_BasePort):
         for fd, _events in self._poll.poll(0):
             if fd == self._inbox.fileno():
                 self._drain(self._inbox, records)
-            elif self._drain(self._channel, records):
+            else:
+                self._drain(self._channel, records)
+                # Not only when a read has found it empty: the last read of a call may have emptied it unseen, and
+                # then no event comes any more.
                 fence()
                 if self._slots.words[self._row + HELD]:
                     self._wake_daemon()
         return records
 
-    def _drain(self, source: socket.socket, records: list[Record]) -> bool:
-        """Takes what is there, up to a bound; returns whether that was all."""
+    def _drain(self, source: socket.socket, records: list[Record]) -> None:
+        """Takes what is there, up to a bound."""
         for _ in range(READS_PER_CALL_MAX):
             try:
                 message = source.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
-                return True
+                return
             except ConnectionError:
                 message = b""
             if message:
                 records += self._taken(message, len(message) // RECORD_BYTES)
             elif source is self._channel:
                 if records:
-                    return False  # it will be there again
+                    return  # it will be there again
                 raise EOFError(_DAEMON_GONE)
-        return False
 
     def close(self) -> None:
         """See `Port.close`."""
