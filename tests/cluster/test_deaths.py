@@ -6,11 +6,10 @@ several leaves; the coordinator has the top.  Some updates are in when it happen
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import pytest
-from fleet import Gate, OneHot, fleet, gated, seeded, submit, until
+from fleet import OneHot, gated, seeded, submit, until
 from netns import Cluster, cluster
 
 N = 9
@@ -130,15 +129,12 @@ def test_any_node_dies_at_any_moment(three: Cluster, number: int) -> None:
     oracle = OneHot(N, ballast_bytes=1 << 18)
     submit(three.coordinator, "j", oracle.model(), job__rounds=6, **SPREAD)
     watch = three.watch("j")
-    with three.fleet("j", N, oracle.update) as team:
+    with three.fleet("j", N, oracle.update, held=[(0, 6)]) as team:
         for victim in (random.choice(three.agents), three.coordinator):
-            watch.wait("round.opened")
-            time.sleep(random.uniform(0.0, 0.6))
+            watch.wait("update.accepted", random.randrange(1, 3 * N))
             victim.kill()
             victim.up()
             watch = three.watch("j")
+        team.release()
         three.finished("j", team, oracle)
     three.settled()
-
-
-__all__ = ["Gate", "fleet"]
