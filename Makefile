@@ -1,4 +1,5 @@
 # make demo         a node, 16 trainers, real data, on this machine
+# make demo-cluster three nodes on this machine, 60 clients, one node is killed (needs root)
 # make test         ruff, mypy and all tests           (ARGS="-k arena" is handed to pytest)
 # make bench-node   the benchmark of one node
 # make lint         ruff and mypy only
@@ -18,7 +19,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 /usr/bin/pyt
 MAY_INSTALL = [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 APT_INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
-.PHONY: setup demo test lint bench-node clean
+.PHONY: setup demo demo-cluster test lint bench-node clean
 
 setup: $(READY)
 
@@ -50,6 +51,9 @@ $(READY): setup.cfg pyproject.toml setup.py src/lifl/rules/fold.c
 
 demo: $(READY)
 	@$(BIN)/python -m lifl.examples.demo
+
+demo-cluster: $(READY)
+	@$(BIN)/python -m lifl.examples.demo_cluster
 
 lint: $(READY)
 	$(BIN)/ruff check .

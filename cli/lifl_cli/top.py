@@ -334,7 +334,9 @@ def _has_top(branch: Sequence[Mapping[str, Any]]) -> bool:
 def _branch_text(node: str, branch: Sequence[Mapping[str, Any]]) -> str:
     leaves = [task for task in branch if task["role"] == "leaf"]
     sealed = sum(task["state"] == "sealed" for task in leaves)
-    updates = f"{sum(task['inputs'] for task in leaves)}/{sum(task['expect'] for task in leaves)} updates"
+    # The inputs of a sealed task are freed.
+    here = sum(task["expect"] if task["state"] == "sealed" else task["inputs"] for task in leaves)
+    updates = f"{here}/{sum(task['expect'] for task in leaves)} updates"
     return f"node {node or '-'}  {updates}, {sealed} of {len(leaves)} leaves sealed"
 
 

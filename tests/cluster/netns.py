@@ -234,6 +234,3 @@ def cluster(count: int, *flags: str) -> Iterator[Cluster]:
             stack.callback(machine.end)
         made.up()
         yield made
-
-
-__all__ = ["CONTROL", "GATEWAY", "Cluster", "Machine", "cluster", "inside"]

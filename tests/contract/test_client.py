@@ -239,6 +239,27 @@ def test_a_round_that_went_on_without_us_is_no_error(node: StandIn) -> None:
     assert results[1][:2] == (2, True)
 
 
+def test_a_round_that_begins_again_while_its_update_is_offered_selects_again(node: StandIn) -> None:
+    """The end of the first attempt and the selection of the second come before the answer to the offer."""
+    admit = node._admit
+
+    def refuse_first(message: m.Admit) -> None:
+        node._admit = admit  # type: ignore[method-assign]
+        node.deliver(message.conn, m.RoundOver("digits", 1, "a node is gone; the round begins again"))
+        node.select("c1", "digits", 1)
+        node.deliver(message.conn, m.Refusal("round-over", "round", "round 1 is over", "digits", 1))
+
+    node._admit = refuse_first  # type: ignore[method-assign]
+    accepted = []
+    with Client(node.tcp, job="digits", client="c1") as client:
+        for round_ in client.rounds():
+            assert round_.committed is None
+            accepted.append(round_.submit(update(), weight=1).accepted)
+            if accepted[-1]:
+                assert client.wait_committed(round_)
+    assert accepted == [False, True]
+
+
 def test_a_model_that_is_gone_is_the_rounds_end(node: StandIn) -> None:
     assert node.model is not None
     node.arena.free(node.model)

@@ -130,7 +130,8 @@ def test_the_table_of_nodes_tells_coordinator_state_and_load() -> None:
 
 def task(number: int, role: str, parent: int | None, node: str) -> dict[str, Any]:
     place = {"number": number, "parent_number": parent, "node": node, "pid": None}
-    return place | {"role": role, "state": "sealed" if role == "leaf" else "running", "inputs": 2, "expect": 2}
+    state, inputs = ("sealed", 0) if role == "leaf" else ("running", 1)
+    return place | {"role": role, "state": state, "inputs": inputs, "expect": 2}
 
 
 def test_each_node_has_its_branch_below_the_node_with_the_top() -> None:

@@ -236,6 +236,7 @@ class Client:
             while len(self._held) >= HELD_ROUNDS_MAX and self._wait_fate(min(self._held)) is not None:
                 pass
             self._detach_held()
+            self._fates.pop(number, None)  # of an attempt that failed: the round begins again
             yield Round(self, event)
 
     def wait_committed(self, round_: Round) -> bool:
@@ -348,9 +349,9 @@ class Client:
             message = self._receive(stream, number)
             if isinstance(message, kinds) and (message.job, message.round) == (self.job, number):
                 return message
-            if isinstance(message, m.Selected) and message.round == number:
+            if isinstance(message, m.Selected) and message.round == number and number not in self._fates:
                 self._named = (number, message.gateway)
-                continue  # said again after a new connection; this is the round we are at
+                continue  # said again after a new connection: this is the round we are at, unless it began again
             self._note(message)
 
     def _note(self, message: m.ToClient) -> None:

@@ -1,0 +1,140 @@
+"""kill -9 of a node in each role, and lines that are cut while a round runs: every counted update counts once.
+
+The victim's role is made by the plan: with a wide fan-in an agent's branch is one leaf, with a narrow one a middle over
+several leaves; the coordinator has the top.  Some updates are in when it happens, the rest is held back until after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from fleet import OneHot, gated, seeded, submit, until
+from netns import Cluster, cluster
+
+N = 9
+SPREAD = {"aggregation__placement": "worst-fit", "selection__attempts": 20}
+ROLES = {"leaf": {"aggregation__fan_in": 16}, "middle": {"aggregation__fan_in": 1, "aggregation__middle_fan_in": 2}}
+
+
+@pytest.fixture
+def three() -> Iterator[Cluster]:
+    with cluster(3, "--redirector", "unix") as made:
+        yield made
+
+
+@pytest.mark.parametrize("accepted", [2, N - 1])
+@pytest.mark.parametrize("role", ["leaf", "middle"])
+def test_an_agent_dies_in_a_round(three: Cluster, role: str, accepted: int) -> None:
+    oracle, victim = OneHot(N), three.agents[0]
+    submit(three.coordinator, "j", oracle.model(), job__rounds=2, **SPREAD, **ROLES[role])
+    watch = three.watch("j")
+    with three.fleet("j", N, oracle.update, held=[(i, 1) for i in range(accepted, N)]) as team:
+        watch.wait("update.accepted", accepted)
+        victim.kill()
+        team.release()
+        lines = three.finished("j", team, oracle)
+    assert [line["receipt"]["counted"] for line in lines] == [N, N]
+
+
+@pytest.mark.parametrize("accepted", [3, N - 1])
+def test_the_coordinator_dies_in_a_round_and_goes_on(three: Cluster, accepted: int) -> None:
+    oracle = OneHot(N)
+    submit(three.coordinator, "j", oracle.model(), job__rounds=2, **SPREAD)
+    watch = three.watch("j")
+    with three.fleet("j", N, oracle.update, held=[(i, 1) for i in range(accepted, N)]) as team:
+        watch.wait("update.accepted", accepted)
+        three.coordinator.kill()
+        three.coordinator.up()
+        team.release()
+        lines = three.finished("j", team, oracle)
+    assert [line["receipt"]["counted"] for line in lines] == [N, N]
+    three.settled()
+
+
+def test_the_top_is_at_work_when_its_node_dies(three: Cluster) -> None:
+    oracle = OneHot(N)
+    with gated(three.coordinator, "finish") as (keys, (gate,)):
+        submit(three.coordinator, "j", oracle.model(), **SPREAD, **keys)
+        with three.fleet("j", N, oracle.update) as team:
+            gate.reached()
+            three.coordinator.kill()
+            gate.open()
+            three.coordinator.up()
+            (line,) = three.finished("j", team, oracle)
+    assert line["receipt"]["counted"] == N
+
+
+def test_an_agent_dies_while_its_leaf_folds(three: Cluster) -> None:
+    oracle, victim = OneHot(N), three.agents[1]
+    with gated(three.coordinator, "fold") as (keys, (gate,)):
+        submit(three.coordinator, "j", oracle.model(), **SPREAD, **keys)
+        watch = three.watch("j")
+        with three.fleet("j", N, oracle.update) as team:
+            watch.wait("update.accepted", N)
+            gate.reached()
+            victim.kill()
+            gate.open()
+            (line,) = three.finished("j", team, oracle)
+    assert line["receipt"]["counted"] == N
+
+
+@pytest.mark.parametrize("ways", ["from", "to", "both"])
+def test_a_line_is_cut_in_a_round(three: Cluster, ways: str) -> None:
+    """The node behind it may think that it still takes part; what it has must not count twice."""
+    oracle, victim = OneHot(N), three.agents[0]
+    others = [three.coordinator.host, three.agents[1].host]
+    submit(three.coordinator, "j", oracle.model(), job__rounds=2, **SPREAD)
+    watch = three.watch("j")
+    with three.fleet("j", N, oracle.update, held=[(i, 1) for i in range(4, N)]) as team:
+        watch.wait("update.accepted", 4)
+        if ways in ("from", "both"):
+            three.network.cut(victim.host, *others)
+        if ways in ("to", "both"):
+            for other in others:
+                three.network.cut(other, victim.host)
+        until("its death", lambda: three.coordinator.states()[victim.name] == "dead")
+        team.release()
+        watch.wait("round.committed")
+        if ways in ("from", "both"):
+            three.network.mend(victim.host, *others)
+        if ways in ("to", "both"):
+            for other in others:
+                three.network.mend(other, victim.host)
+        three.settled()
+        lines = three.finished("j", team, oracle)
+    assert [line["receipt"]["counted"] for line in lines] == [N, N]
+
+
+def test_a_node_that_hangs_is_given_up_and_what_it_says_later_does_not_count(three: Cluster) -> None:
+    oracle, victim = OneHot(N), three.agents[0]
+    submit(three.coordinator, "j", oracle.model(), job__rounds=3, **SPREAD)
+    watch = three.watch("j")
+    with three.fleet("j", N, oracle.update, held=[(i, 1) for i in range(5, N)] + [(0, 3)]) as team:
+        watch.wait("update.accepted", 5)
+        victim.stop()
+        until("its death", lambda: three.coordinator.states()[victim.name] == "dead")
+        team.release(*range(5, N))
+        victim.go_on()
+        watch.wait("round.committed", 2)
+        team.release()
+        lines = three.finished("j", team, oracle)
+    assert [line["receipt"]["counted"] for line in lines] == [N] * 3
+    three.settled()
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_any_node_dies_at_any_moment(three: Cluster, number: int) -> None:
+    random = seeded(f"test_any_node_dies_at_any_moment[{number}]")
+    oracle = OneHot(N, ballast_bytes=1 << 18)
+    submit(three.coordinator, "j", oracle.model(), job__rounds=6, **SPREAD)
+    watch = three.watch("j")
+    with three.fleet("j", N, oracle.update, held=[(0, 6)]) as team:
+        for victim in (random.choice(three.agents), three.coordinator):
+            watch.wait("update.accepted", random.randrange(1, 3 * N))
+            victim.kill()
+            victim.up()
+            watch = three.watch("j")
+        team.release()
+        three.finished("j", team, oracle)
+    three.settled()
