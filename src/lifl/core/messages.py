@@ -474,8 +474,20 @@ class Exited(Message, frozen=True):
     status: int
 
 
-FromZygote = ZygoteReady | Forked | Exited
-ToZygote = Fork | Drain
+class Calibrate(Message, frozen=True):
+    """Fork a process that measures how many folds the machine runs at a time, at most `most`, and ends."""
+
+    most: int
+
+
+class Calibrated(Message, frozen=True):
+    """MC in updates at a time, as it was measured (`rules/calibration.py`)."""
+
+    capacity: float
+
+
+FromZygote = ZygoteReady | Forked | Exited | Calibrated
+ToZygote = Fork | Calibrate | Drain
 
 
 class TaskStart(Message, frozen=True):

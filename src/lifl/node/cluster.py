@@ -58,7 +58,7 @@ class Cluster:
         load = daemon.identity.load
         rate = load.rate_at(daemon.loop.time())
         used, workers = daemon.arena.used_bytes, len(daemon.engine.agent.pool.workers)
-        return p.Heartbeat(rate, load.execution_s, used, workers)
+        return p.Heartbeat(load.capacity, rate, load.execution_s, used, workers)
 
     # ---- the coordinator -------------------------------------------------------------------------------------------
 
@@ -99,8 +99,7 @@ class Cluster:
             coordinator = self._daemon.engine.coordinator
             member = coordinator.members.get(node) if coordinator is not None else None
             if member is not None:
-                load = member.load
-                member.load = NodeLoad(load.capacity, now, message.rate_per_s, message.execution_s)
+                member.load = NodeLoad(message.capacity, now, message.rate_per_s, message.execution_s)
             return
         if not isinstance(message, p.Inventory):
             self._daemon.engine.from_node(node, message, now)
@@ -151,7 +150,7 @@ class Cluster:
             if own:
                 beat = self.load()
                 load = {name: getattr(beat, name) for name in beat.__struct_fields__}
-            capacity = row.get("capacity", 0.0)
+            capacity = load.get("capacity", row.get("capacity", 0.0))
             rate, execution = load.get("rate_per_s", 0.0), load.get("execution_s", 0.0)
             found.append(
                 {
