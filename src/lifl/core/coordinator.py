@@ -17,7 +17,7 @@ from lifl.core.capacity import NodeLoad
 from lifl.core.config import JobConfig
 from lifl.core.errors import Refused
 from lifl.core.job import OVER, Job, Planned, Where
-from lifl.core.plan import NodeFacts, make_plan
+from lifl.core.plan import NodeFacts, PlanRequest, make_plan
 from lifl.core.planning import plan_request
 from lifl.core.schema import Layout
 
@@ -84,17 +84,17 @@ class Coordinator:
         )
 
     def plan(self, job: Job, updates: int) -> Planned:
-        """Who takes part in a round: by `core/plan.py`, with the top where the model and its checkpoints are."""
-        if len(self.members) == 1:
-            return Planned({self.home: updates}, self.home)
-        try:
-            home = self.members[self.home].name
-            plan = make_plan(plan_request(job.config, job.layout, len(job.state_names), self.facts(), model_node=home))
-        except Refused:
-            # No arena is promised to be large enough; this node's will slow its senders down.
-            return Planned({self.home: updates}, self.home)
-        counts = {int(node.node, 16): node.updates for node in plan.nodes if node.updates}
-        return Planned(counts, self.home)
+        """Who takes part in a round.  Raises `Refused` when the nodes that are here cannot hold it."""
+        request = self.request(job)
+        plan = make_plan(request)
+        if job.round is not None:
+            self.emit(fx.SavePlan(job.name, job.round.number, job.round.attempt, request, plan))
+        return Planned({int(node.node, 16): node.updates for node in plan.nodes if node.updates}, int(plan.top, 16))
+
+    def request(self, job: Job) -> PlanRequest:
+        """What a round of the job is planned from now; the model and its checkpoints are on this node."""
+        home = self.members[self.home].name
+        return plan_request(job.config, job.layout, len(job.state_names), self.facts(), model_node=home)
 
     # ---- nodes -------------------------------------------------------------------------------------------------------
 
@@ -103,6 +103,7 @@ class Coordinator:
         self.members[node.number] = node
         for job in self.jobs.values():
             job.open_at(node.number)
+            job.try_open()
 
     def node_gone(self, number: int) -> None:
         """A node is dead, or has left."""
@@ -148,7 +149,9 @@ class Coordinator:
         if sum(other.status not in OVER for other in self.jobs.values()) >= JOBS_MAX:
             raise Refused("too-many-jobs", "job", f"{JOBS_MAX} jobs run here; wait for one to end")
         need = job.bytes_min()
-        if need > total_bytes:
+        if len(self.members) > 1:
+            make_plan(self.request(job))  # refuses what they cannot hold together
+        elif need > total_bytes:
             raise Refused(
                 "too-large",
                 "model",

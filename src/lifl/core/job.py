@@ -214,15 +214,22 @@ class Job:
             enough = round_.quorum if self.now >= round_.deadline_at_s else round_.goal
             if len(self.present) < enough:
                 return
+            try:
+                plan = self.services.plan(self, round_.goal)
+            except Refused as refused:  # nodes have left: it waits for them
+                if round_.reason != refused.text:
+                    round_.reason = refused.text
+                    self.publish("round.waiting", round=round_.number, reason=refused.text)
+                return
+            round_.reason = ""
             round_.open(self.now)
-            self._open_branches(round_)
+            self._open_branches(round_, plan)
             self._select(round_)
             self.publish("round.opened", round=round_.number, selected=len(round_.selected), goal=round_.goal)
         elif round_.phase is Phase.COLLECTING:
             self._select(round_)
 
-    def _open_branches(self, round_: Round) -> None:
-        plan = self.services.plan(self, round_.goal)
+    def _open_branches(self, round_: Round, plan: Planned) -> None:
         round_.planned, round_.top = dict(plan.updates), plan.top
         others = [node for node in plan.updates if node != plan.top]
         if others:
@@ -529,7 +536,7 @@ class Job:
             # Its first connection may be dead and not yet known to be: it asks again until that is settled.
             self.services.tell(here, m.Busy(self.name, number, 1.0))
             return
-        if len(round_.planned) > 1 and not self._has_room(round_, here, number):
+        if set(round_.planned) != {round_.top} and not self._has_room(round_, here, number):
             return
         if here.node not in round_.planned:
             gateway = self.services.gateway_of(next(iter(round_.planned)))

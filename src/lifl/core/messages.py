@@ -664,6 +664,17 @@ class PlanJob(Message, frozen=True):
     states: tuple[Name, ...] = ()
 
 
+class PlansOfRound(Message, frozen=True):
+    """Asks how a round was planned.
+
+    Answered by Answer {"decisions": [{"attempt", "decided_unix_s", "request", "plan"}, ...]}, the first one first: a
+    round that is tried again is planned again.
+    """
+
+    job: str
+    round: int
+
+
 class Follow(Message, frozen=True):
     """Asks for the job's events as they happen (Event frames), until it ends."""
 
@@ -674,7 +685,9 @@ class Shutdown(Message, frozen=True):
     """Drain and exit 0: answered by Answer, then EOF when all is gone."""
 
 
-FromCli = SubmitJob | ListJobs | JobStatus | CancelJob | Snapshot | ListNodes | PlanJob | Follow | Shutdown
+FromCli = (
+    SubmitJob | ListJobs | JobStatus | CancelJob | Snapshot | ListNodes | PlanJob | PlansOfRound | Follow | Shutdown
+)
 
 
 class Answer(Message, frozen=True):

@@ -230,6 +230,8 @@ class Daemon:
             case fx.SaveRound():
                 self._complete_receipt(effect)
                 self.store.save_round(effect.job, effect.round, effect.attempt, effect.status, effect.fields)
+            case fx.SavePlan():
+                self.store.save_plan(effect.job, effect.round, effect.attempt, effect.request, effect.plan)
             case fx.Publish():
                 self._publish(effect)
 

@@ -62,6 +62,7 @@ def round_now(engine: Engine, job: Job, now: float) -> dict[str, Any] | None:
         "round": round_.number,
         "attempt": round_.attempt,
         "phase": round_.phase.value,
+        "reason": round_.reason,
         "selected": len(round_.selected),
         "uploading": len(round_.granted),
         "accepted": len(round_.accepted),
