@@ -19,9 +19,9 @@ from lifl.core.schema import Layout, TensorSpec
 from lifl.shm.checksum import checksum
 from lifl.shm.layout import State
 
-ORIGIN = 0xABC
+BRANCH = 7
 EPOCH = 3 << 8
-NODE = f"node-{ORIGIN:016x}"
+NODE = f"node-{0xABC:016x}"
 QUICK = "import lifl.node.gateway_courier as k; k.PAUSE_FIRST_S = 0.02"
 BYTES = 6_000_000
 META = b"".join(pack_member(Member(f"c{n}", 1.0 + n, {"loss": 0.5})) for n in range(50))
@@ -33,7 +33,7 @@ def body(seed: int = 0, nbytes: int = BYTES) -> bytes:
 
 
 class Node(StandIn):
-    """A daemon that takes partials, each (epoch, origin) once."""
+    """A daemon that takes partials, each (epoch, branch) once."""
 
     job = "digits"
     meta_room = len(META)
@@ -46,7 +46,7 @@ class Node(StandIn):
             super()._answer(message)
 
     def _offered(self, offer: m.Offered) -> None:
-        client = f"node-{offer.origin:016x}"
+        client = f"branch-{offer.branch}"
         if (self.job, offer.epoch, client) in self.accepted:
             self.deliver(offer.conn, m.Accepted("any", 0))
         elif self.refusal is not None:
@@ -70,7 +70,7 @@ class Node(StandIn):
         return key
 
     def carry(self, key: Key, address: str) -> None:
-        self.send(m.Carry(key.pack(), address, 1, EPOCH, ORIGIN))
+        self.send(m.Carry(key.pack(), address, 1, EPOCH, BRANCH))
 
     def fetch(self, address: str, nbytes: int = BYTES) -> Key:
         key = self.arena.alloc(Kind.MODEL, 1, EPOCH, nbytes)
@@ -79,7 +79,7 @@ class Node(StandIn):
 
     @property
     def landed(self) -> Key:
-        return self.accepted[self.job, EPOCH, NODE]
+        return self.accepted[self.job, EPOCH, f"branch-{BRANCH}"]
 
     def count(self, kind: type) -> int:
         return sum(isinstance(message, kind) for message in self.said)
@@ -167,7 +167,7 @@ def test_a_partial_lands_with_its_bytes_members_and_weight(pair: tuple[Node, Nod
     ended = a.wait_for(m.CarryEnded)
     assert (ended.error, ended.sent_bytes) == ("", BYTES + len(META))
     offered = b.wait_for(m.Offered)
-    assert offered == m.Offered(offered.conn, 1, EPOCH, ORIGIN, 50, BYTES, len(META))
+    assert offered == m.Offered(offered.conn, 1, EPOCH, BRANCH, 50, BYTES, len(META))
     assert b.wait_for(m.Sealed).received_bytes == BYTES + len(META)
     check_landed(b, data)
 
@@ -339,7 +339,7 @@ def test_more_than_the_limit_at_a_time_wait_in_line(pair: tuple[Node, Node]) -> 
 
 
 def offer(**changes: object) -> m.Offer:
-    fields: dict[str, object] = {"number": 1, "epoch": EPOCH, "origin": ORIGIN, "weight": 77.5, "members": 50}
+    fields: dict[str, object] = {"number": 1, "epoch": EPOCH, "branch": BRANCH, "weight": 77.5, "members": 50}
     fields |= {"data_bytes": 6400, "meta_bytes": len(META)}
     return m.Offer(**(fields | changes))  # type: ignore[arg-type]
 

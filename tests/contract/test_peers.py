@@ -662,7 +662,7 @@ async def test_a_large_frame_of_a_member_is_taken(cluster: Cluster) -> None:
     coordinator = cluster.node(COORDINATOR)
     agent = await cluster.joined(coordinator, 1)
     members = tuple((f"client-{number}", 1.0, {"loss": 0.5}) for number in range(50_000))
-    inventory = p.Inventory((1,), (p.BranchHeld(1, 256, members, True, True),))
+    inventory = p.Inventory((1,), (p.BranchHeld(1, 256, 2, members, (), True),))
     assert len(encode(inventory)) > 100 * p.GREETING_BYTES_MAX
     agent.peers.report(inventory)
     await coordinator.happens("report", 1, inventory)

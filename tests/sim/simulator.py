@@ -85,6 +85,9 @@ class SimStore:
     def epoch_of(self, key: Key) -> int:
         return self.things[key].epoch
 
+    def members(self, key: Key) -> list[Member]:
+        return list(self.things[key].members)
+
     def close_slab(self, slab) -> None:
         self.allocator.close_slab(slab)
 
@@ -133,9 +136,12 @@ class Host:
         self.by_conn: dict[int, SimClient] = {}
         self.orders: deque[Any] = deque()  # from the coordinator, on the wire
         self.reports: deque[Any] = deque()  # to the coordinator, on the wire
+        self.linked = False  # an agent: connected to the coordinator
+        self.incarnation = 1
+        self.buried = False  # an agent: this life counts as over, and the node has not heard so
 
     def node(self) -> Node:
-        return Node(self.number, self.gateway, 4.0, self.arena_bytes, 4)
+        return Node(self.number, self.gateway, 4.0, self.arena_bytes, 4, self.incarnation)
 
     def begin(self, coordinates: bool) -> None:
         self.engine = Engine(self.store, self.node(), 5.0, 4, coordinates)
@@ -143,6 +149,7 @@ class Host:
     def stop(self) -> None:
         """All processes are gone."""
         self.engine = None
+        self.linked = False
         for queue in (self.to_daemon, self.fallback, self.orders, self.reports):
             queue.clear()
         self.workers.clear()
@@ -181,7 +188,7 @@ class Cluster:
             host.begin(host is self.home)
         self.engine.submit(1, self.config, LAYOUT, (), "/jobs/j", self.now)
         for host in self.others():
-            self.engine.node_up(host.node(), self.now)
+            self._link(host)
         self._perform()
 
     @property
@@ -231,10 +238,15 @@ class Cluster:
                 host.transfers.append(("fetch", effect))
             case fx.SendNode():
                 other = self.hosts[effect.node]
-                if other.engine is not None:
+                if other.linked:
                     other.orders.append(effect.order)
             case fx.SendCoordinator():
-                host.reports.append(effect.report)
+                if host.linked:
+                    host.reports.append(effect.report)
+            case fx.HangUp():
+                for client in list(host.by_conn.values()):
+                    if effect.conn == 0 or host.by_conn.get(effect.conn) is client:
+                        self._disconnect(client)
             case fx.ForkWorker():
                 host.workers[effect.worker] = SimWorker(effect.worker)
             case fx.SendWorker():
@@ -313,6 +325,11 @@ class Cluster:
     def step(self) -> bool:
         """One random event; False when nothing but time could move anything."""
         choices = [choice for host in self.hosts.values() if host.engine for choice in self._choices(host)]
+        for host in self.others():
+            if not host.linked and self.rng.random() < 0.3:
+                choices.append(lambda host=host: self._link(host))
+            if not host.linked and not host.buried and self.rng.random() < 0.1:
+                choices.append(lambda host=host: self._bury(host))
         for client in self.clients.values():
             if client.host is None and not self.over:
                 choices.append(lambda client=client: self._connect(client))
@@ -322,8 +339,8 @@ class Cluster:
             self._fault()
         elif choices:
             self.rng.choice(choices)()
-        elif any(host.engine is None for host in self.hosts.values()):
-            self._rejoin(next(host for host in self.hosts.values() if host.engine is None))
+        elif any(not host.linked for host in self.others()):
+            self._link(next(host for host in self.others() if not host.linked))
         else:
             engines = [host.engine for host in self.hosts.values() if host.engine]
             times = [t for e in engines if (t := e.next_timer()) is not None]
@@ -431,7 +448,7 @@ class Cluster:
             self.waiting_nodes[conn] = (host, effect.key)
             size = len(thing.members) * 1024
             other.to_daemon.append(
-                m.Offered(conn, 1, effect.epoch, host.number, len(thing.members), LAYOUT.accumulator_bytes, size)
+                m.Offered(conn, 1, effect.epoch, effect.branch, len(thing.members), LAYOUT.accumulator_bytes, size)
             )
         elif lost:
             host.to_daemon.append(m.FetchEnded(effect.key.pack(), "lost", 0))
@@ -538,7 +555,7 @@ class Cluster:
     def _fault(self) -> None:
         host = self.rng.choice(list(self.hosts.values()))
         if host.engine is None:
-            self._rejoin(host)
+            self._link(host)
             return
         kind = self.rng.random()
         if kind < 0.5 and host.workers:
@@ -551,6 +568,8 @@ class Cluster:
             self._kill_gateway(host)
         elif host is self.home:
             self._crash()
+        elif host.linked and kind < 0.95:
+            self._unlink(host)
         else:
             self._node_dies(host)
 
@@ -614,21 +633,43 @@ class Cluster:
                     host.to_daemon.append(m.Aborted(conn, key.pack(), "gone"))
 
     def _node_dies(self, host: Host) -> None:
-        """The machine is gone with its arena; the coordinator has noticed."""
+        """The machine is gone with its arena; the coordinator may notice before the next life is there, or not."""
         self._disconnect_all(host)
         host.stop()
         self._end_transfers(host)
         host.store = SimStore(host.arena_bytes, host.number)
+        self.engine.node_suspect(host.number, True)
+
+    def _bury(self, host: Host) -> None:
+        """The coordinator has heard nothing for too long."""
+        host.buried = True
         self.engine.node_gone(host.number, self.now)
+
+    def _unlink(self, host: Host) -> None:
+        """The connection breaks: what was on its way on it is lost."""
+        host.linked = False
+        host.orders.clear()
+        host.reports.clear()
+        host.engine.coordinator_down(self.now)
+        self.engine.node_suspect(host.number, True)
+
+    def _link(self, host: Host) -> None:
+        """An agent connects, as the life that it was or as a new one."""
+        if host.engine is None:
+            host.begin(coordinates=False)
+            host.incarnation += 1
+        elif host.buried:
+            host.engine.forget(self.now)
+            host.incarnation += 1
+            self._perform()
+        host.linked, host.buried = True, False
+        self.engine.node_up(host.node(), self.now)
+        host.engine.coordinator_up(self.now)
 
     def _disconnect_all(self, host: Host) -> None:
         for client in self.clients.values():
             if client.host is host:
                 self._disconnect(client)
-
-    def _rejoin(self, host: Host) -> None:
-        host.begin(coordinates=False)
-        self.engine.node_up(host.node(), self.now)
 
     def _crash(self) -> None:
         """kill -9 of the coordinating daemon, and the next one: its arena and the rows stay."""
@@ -638,6 +679,16 @@ class Cluster:
         store = self.home.store
         self.home.stop()
         self._end_transfers(self.home)
+        for host in self.others():
+            if host.linked:
+                host.linked = False
+                host.orders.clear()
+                host.reports.clear()
+                host.engine.coordinator_down(self.now)
+        for host in self.others():
+            if host.engine is not None:
+                for effect in host.engine.take_effects():
+                    self._effect(host, effect)
         self.home.begin(coordinates=True)
         if self.job_row[0] != "running":
             raise AssertionError("the simulation goes on after the job's end")
@@ -654,10 +705,11 @@ class Cluster:
         for (r, _), (status, fields) in self.rows.items():
             if status == "committed":
                 job.counted[r] = frozenset(fields["members"])
-        tried = [(a, s, fields) for (r, a), (s, fields) in self.rows.items() if r == number + 1]
-        job.resume(
-            number, max(tried, default=None, key=lambda row: row[0]), any(t.sealed for t in store.things.values())
-        )
+        tried: dict[int, tuple[int, str, dict[str, Any]]] = {}
+        for (r, attempt), (status, fields) in sorted(self.rows.items()):
+            if r > number:
+                tried[r] = (attempt, status, fields)
+        job.resume(number, tried, any(t.sealed for t in store.things.values()))
         sealed = {k: t for k, t in store.things.items() if t.sealed}
         unsealed = [k for k, t in store.things.items() if not t.sealed]
         orphans = [(k, t.kind, t.epoch, list(t.members)) for k, t in sealed.items()]
@@ -668,12 +720,6 @@ class Cluster:
         self.engine.resume(job, orphans, self.now)
         self.engine.rest(unsealed, self.now)
         self._perform()
-        for host in self.others():
-            if host.engine is not None:
-                host.orders.clear()
-                host.reports.clear()
-                host.engine.coordinator_up(self.now)
-                self.engine.node_up(host.node(), self.now)
 
     # ---- what must always hold -----
 

@@ -10,6 +10,7 @@ import pytest
 from lifl.core import effects as fx
 from lifl.core import messages as m
 from lifl.core import orders as o
+from lifl.core import peering as p
 from lifl.core.config import parse_job
 from lifl.core.coordinator import Coordinator, Node
 from lifl.core.errors import Refused
@@ -37,6 +38,7 @@ class Scene:
 
     def other_up(self) -> None:
         self.coordinator.node_up(Node(OTHER, "b:1", 8.0, 64 << 20, 4))
+        self.coordinator.inventory(OTHER, p.Inventory((), ()))
 
     def submit(self) -> None:
         job = self.coordinator.make(1, self.config, LAYOUT, (), "/f")

@@ -18,11 +18,12 @@ import msgspec
 from lifl.core import effects as fx
 from lifl.core import messages as m
 from lifl.core import orders as o
+from lifl.core import peering as p
 from lifl.core.branch import Branch
 from lifl.core.errors import ArenaFull, LocalFault
 from lifl.core.ids import ADDRESSES_MAX, Key, Kind, round_of
-from lifl.core.jobsite import JobSite, Orphan
-from lifl.core.members import Member
+from lifl.core.jobsite import JobSite, Orphan, told
+from lifl.core.members import Member, pack_member
 from lifl.core.memory import Memory, Store
 from lifl.core.pool import Pool
 from lifl.core.tree import Task, TaskState
@@ -34,6 +35,9 @@ DIRECT_GRACE_S = 5.0
 """How long a slot rests that a direct client may still write to: far longer than a piece takes it (milliseconds, see
 `FILL_BYTES` in client/tensors.py), also on a busy machine.  A client that is stopped within a piece for longer than
 this can still do harm."""
+
+INVENTORY_BYTES_MAX = 4 * 1024 * 1024
+"""The records of members in one Inventory: a frame of the control channel holds twice as much."""
 
 
 class Waiting(msgspec.Struct, frozen=True):
@@ -119,7 +123,7 @@ class Agent:
         self._fetches[key] = None
 
     def forget(self) -> None:
-        """Drops all jobs: the coordinator has begun anew and will say what it wants."""
+        """Drops all jobs: the coordinator held this node dead, and has had done elsewhere what it was to do."""
         for number in list(self.sites):
             self.sites.pop(number).close()
 
@@ -137,6 +141,8 @@ class Agent:
     def obey(self, order: o.Order) -> None:
         """Does what the coordinator wants; what comes of it is reported."""
         match order:
+            case o.OpenJob() if order.number in self.sites:
+                pass  # the coordinator has begun anew, this node has not
             case o.OpenJob():
                 site = JobSite(order, self)
                 site.orphans = self.orphans.pop(order.number, [])
@@ -153,24 +159,55 @@ class Agent:
                 closed = self.sites.pop(order.number, None)
                 if closed is not None:
                     closed.close()
-            case o.ModelAt():
-                self.sites[order.number].model_at(order)
-            case o.ExpectPartials():
-                self.sites[order.number].expect_partials(order)
-            case o.OpenBranch():
-                self.sites[order.number].open_branch(order)
             case o.GrantUpdate():
                 self._granted(order)
-            case o.CloseBranch():
-                self.sites[order.number].close_branch(order)
-            case o.DropBranch():
-                self.sites[order.number].drop_branch(order.epoch)
-            case o.SaveModel():
-                self.sites[order.number].save(order)
-            case o.CommitBranch():
-                self.sites[order.number].commit_branch(order.epoch)
             case o.TellClient():
                 self.emit(fx.Tell(order.conn, order.message))
+            case _:
+                site_ = self.sites.get(order.number)
+                if site_ is not None:  # else an earlier life of this node had it, as the coordinator will hear
+                    self._obey_at(site_, order)
+
+    @staticmethod
+    def _obey_at(site: JobSite, order: o.Order) -> None:
+        match order:
+            case o.ModelAt():
+                site.model_at(order)
+            case o.ForgetBranch():
+                site.forget_branch(order)
+            case o.AwaitBranch():
+                site.await_branch(order)
+            case o.ExpectPartials():
+                site.expect_partials(order)
+            case o.OpenBranch():
+                site.open_branch(order)
+            case o.CloseBranch():
+                site.close_branch(order)
+            case o.DropBranch():
+                site.drop_branches(order.epoch, order.branch)
+            case o.SaveModel():
+                site.save(order)
+            case o.CommitBranch():
+                site.commit_branches(order.epoch)
+
+    def inventory(self) -> p.Inventory:
+        """What this node has, for a coordinator that it is connected to (again).
+
+        What is beyond `INVENTORY_BYTES_MAX` is left out: it counts as lost, and is asked for again.
+        """
+        held = []
+        left = INVENTORY_BYTES_MAX
+        for site in self.sites.values():
+            for branch in site.branches.values():
+                asked = [member for _, member in branch.inflight.values()]
+                for order in (waiting.order for waiting in self.waiting):
+                    if (order.number, order.epoch, order.branch) == (site.number, branch.epoch, branch.number):
+                        asked.append(Member(order.client, order.weight, order.metrics))
+                left -= sum(len(pack_member(member)) for member in (*asked, *branch.accepted.values()))
+                at = (site.number, branch.epoch, branch.number)
+                if left >= 0:
+                    held.append(p.BranchHeld(*at, told(branch.accepted.values()), told(asked), branch.closed))
+        return p.Inventory(tuple(self.sites), tuple(held))
 
     def _granted(self, order: o.GrantUpdate) -> None:
         if not self.waiting and self._admit(order):
@@ -182,15 +219,17 @@ class Agent:
 
     def _busy(self, order: o.GrantUpdate) -> None:
         """Nothing was taken: the client asks again."""
-        site = self.sites[order.number]
-        self.report(o.UpdateAborted(order.number, order.epoch, order.client))
-        self._tell(order.conn, m.Busy(site.name, round_of(order.epoch), BUSY_RETRY_S))
+        self._aborted(order)
+        self._tell(order.conn, m.Busy(self.sites[order.number].name, round_of(order.epoch), BUSY_RETRY_S))
+
+    def _aborted(self, order: o.GrantUpdate) -> None:
+        self.report(o.UpdateAborted(order.number, order.epoch, order.branch, order.client))
 
     def _admit(self, order: o.GrantUpdate) -> bool:
         site = self.sites.get(order.number)
-        branch = site.branches.get(order.epoch) if site is not None else None
+        branch = site.branches.get((order.epoch, order.branch)) if site is not None else None
         if site is None or branch is None or branch.closed:
-            self.report(o.UpdateAborted(order.number, order.epoch, order.client))
+            self._aborted(order)
             return True
         try:
             key, packed = site.admit(branch, Member(order.client, order.weight, order.metrics))
@@ -211,19 +250,20 @@ class Agent:
             order = waiting.order
             if order.conn == conn and (not job or self.sites[order.number].name == job):
                 self.waiting.remove(waiting)
-                self.report(o.UpdateAborted(order.number, order.epoch, order.client))
+                self._aborted(order)
 
     def sealed(self, event: m.Sealed) -> None:
         """The gateway has sealed an update, or another node's partial."""
         arriving = self._arriving.pop(Key.unpack(event.key), None)
         if arriving is not None:
-            site, branch, origin = arriving
-            if site.branches.get(branch.epoch) is branch:
-                site.arrived(branch, origin, Key.unpack(event.key))
-                self._tell(event.conn, m.Accepted(site.name, round_of(branch.epoch)))
+            site, top, number = arriving
+            key = Key.unpack(event.key)
+            here = site.branches.get((top.epoch, 0)) is top
+            if here and site.arrived(top, number, key, event.received_bytes):
+                self._tell(event.conn, m.Accepted(site.name, round_of(top.epoch)))
             else:
-                self.memory.free(Key.unpack(event.key))
-                self._tell(event.conn, m.Refusal("round-over", "epoch", "the round is over"))
+                self.memory.free(key)
+                self._tell(event.conn, m.Refusal("round-over", "epoch", "the round goes on without that partial"))
             return
         site, branch, order = self._landed(event.key)
         site.sealed(branch, order.client, event.received_bytes, event.copied_bytes)
@@ -270,13 +310,13 @@ class Agent:
     def offered(self, event: m.Offered) -> None:
         """Another node's gateway has a partial for a top of this node."""
         site = self.sites.get(event.number)
-        branch = site.branches.get(event.epoch) if site is not None else None
-        if site is None or branch is None or not branch.order.top:
+        branch = site.branches.get((event.epoch, 0)) if site is not None else None
+        if site is not None and branch is not None and event.branch in branch.arrived:
+            self._tell(event.conn, m.Accepted(site.name, round_of(event.epoch)))
+        elif site is None or branch is None or event.branch not in branch.awaited:
             text = "no round of this node takes that partial"
             self._tell(event.conn, m.Refusal("round-over", "epoch", text))
-        elif event.origin in branch.arrived or branch.sealed:
-            self._tell(event.conn, m.Accepted(site.name, round_of(event.epoch)))
-        elif event.origin in branch.arriving or event.data_bytes != site.acc_bytes:
+        elif event.branch in branch.arriving or event.data_bytes != site.acc_bytes:
             self._tell(event.conn, m.Busy(site.name, round_of(event.epoch), BUSY_RETRY_S))
         else:
             try:
@@ -286,8 +326,8 @@ class Agent:
             except ArenaFull:
                 self._tell(event.conn, m.Busy(site.name, round_of(event.epoch), BUSY_RETRY_S))
                 return
-            branch.arriving.add(event.origin)
-            self._arriving[key] = (site, branch, event.origin)
+            branch.arriving.add(event.branch)
+            self._arriving[key] = (site, branch, event.branch)
             self.emit(fx.Grant(event.conn, key, b""))
 
     def _tell(self, conn: int, message: m.Message) -> None:
@@ -298,9 +338,8 @@ class Agent:
         key = Key.unpack(event.key)
         for site in self.sites.values():
             for branch in site.branches.values():
-                if branch.sealed and not branch.order.top and branch.tree.root.output == key:
+                if branch.sealed and not branch.top and branch.tree.root.output == key:
                     branch.carried = not event.error
-                    branch.cost.sent_bytes += event.sent_bytes
                     if event.error:
                         self._retry_at_s = self.now + CARRY_RETRY_S
 
@@ -312,6 +351,10 @@ class Agent:
             self.memory.free(key)
             return
         site.fetched(event.error)
+        for branch in site.branches.values():
+            if not branch.sealed:
+                branch.cost.fetched_bytes += event.received_bytes
+                break
         self._serve_models(site)
         if site.wants_model:
             self._retry_at_s = self.now + CARRY_RETRY_S
@@ -329,14 +372,13 @@ class Agent:
     def gateway_gone(self) -> None:
         """The gateway's process has ended: what was in flight will not come."""
         for waiting in self.waiting:
-            order = waiting.order
-            self.report(o.UpdateAborted(order.number, order.epoch, order.client))
+            self._aborted(waiting.order)
         self.waiting.clear()
         for key, (site, branch, order) in list(self._inflight.items()):
             site.aborted(branch, order.client, writing=order.direct and not self.memory.sealed(key))
         self._inflight.clear()
-        for key, (_, branch, origin) in self._arriving.items():
-            branch.arriving.discard(origin)
+        for key, (_, top, number) in self._arriving.items():
+            top.arriving.discard(number)
             self.memory.free(key)
         self._arriving.clear()
         for key, fetcher in list(self._fetches.items()):
@@ -421,7 +463,7 @@ class Agent:
             self._retry_at_s = None
             for site in self.sites.values():
                 for branch in site.branches.values():
-                    if branch.sealed and not branch.order.top and not branch.carried:
+                    if branch.sealed and not branch.top and not branch.carried:
                         site.carry(branch)
 
     def next_timer(self) -> float | None:

@@ -169,7 +169,7 @@ class Aggregation:
     def expect_partials(self, branch: Branch, partials: int) -> None:
         """So many partials come from other branches, no more."""
         branch.final = True
-        self._lowered(branch, branch.tree.close_partials(partials))
+        self._lowered(branch, branch.tree.close_partials(branch.adopted + partials))
 
     def _lowered(self, branch: Branch, tasks: list[Task]) -> None:
         for task in tasks:
@@ -349,9 +349,10 @@ class Aggregation:
 
     def _free_kept(self, root: Task) -> None:
         """What a done root kept until the commit: the top its inputs, another root its output."""
-        kept = root.inputs if root.role == "top" else [_output(root)]
+        kept = root.inputs if root.role == "top" else [root.output]
         for key in kept:
-            self.site.services.memory.free(key)
+            if key is not None:  # else the top has taken it
+                self.site.services.memory.free(key)
         root.inputs = []
 
     def discard(self, branch: Branch) -> None:

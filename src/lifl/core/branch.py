@@ -7,7 +7,7 @@ from typing import Any
 
 from lifl.core.ids import Key
 from lifl.core.members import Member
-from lifl.core.orders import OpenBranch
+from lifl.core.orders import Members, OpenBranch
 from lifl.core.tree import Task, Tree
 
 
@@ -19,6 +19,7 @@ class Cost:
         self.busy_s = 0.0
         self.copied_bytes = 0
         self.sent_bytes = 0
+        self.fetched_bytes = 0
         self.peak_bytes = 0
         self.starts = {"cold": 0, "warm": 0, "promoted": 0, "shared": 0}
 
@@ -29,6 +30,7 @@ class Cost:
             "busy_s": self.busy_s,
             "copied_bytes": self.copied_bytes,
             "sent_bytes": self.sent_bytes,
+            "fetched_bytes": self.fetched_bytes,
             "peak_bytes": self.peak_bytes,
             "starts": dict(self.starts),
         }
@@ -39,17 +41,22 @@ class Branch:
 
     An update is *in flight* from its grant, *accepted* when it is sealed.  `unfed` holds what is accepted (and adopted
     or arrived partials, with the task that takes them) and waits for room for its task's output.
+
+    The top's branch *awaits* the partials of others; each is named by its branch's number.
     """
 
-    def __init__(self, order: OpenBranch, members_max: int, fan_in: int, middle_fan_in: int, partials: int = 0) -> None:
+    def __init__(self, order: OpenBranch, members_max: int, fan_in: int, middle_fan_in: int, adopted: int = 0) -> None:
         self.epoch = order.epoch
+        self.number = order.branch
         self.order = order
         self.members_max = members_max
-        self.tree = Tree(order.updates, fan_in, middle_fan_in, partials + order.partials, order.top)
-        self.arrived: dict[int, None] = {}  # the nodes whose partials are here, in the order of their coming
+        self.adopted = adopted  # partials of an earlier life of the node: they fill the tree's first places
+        self.tree = Tree(order.updates, fan_in, middle_fan_in, adopted + len(order.others), self.top)
+        self.awaited = set(order.others)
+        self.arrived: dict[int, Members] = {}  # in the order of their coming
         self.arriving: set[int] = set()
         self.carried = False
-        self.final = not order.partials  # how many partials come is known
+        self.final = not order.others  # how many partials come is known
         self.inflight: dict[str, tuple[Key, Member]] = {}
         self.accepted: dict[str, Member] = {}
         self.unfed: deque[tuple[Key, Task | None]] = deque()
@@ -57,6 +64,11 @@ class Branch:
         self.closed = False
         self.sealed = False  # the top (or the root) is done
         self.cost = Cost()
+
+    @property
+    def top(self) -> bool:
+        """Whether this branch makes the model."""
+        return self.number == 0
 
     def accept(self, client: str) -> None:
         """Moves an update from in flight to accepted; it waits for its leaf in `unfed`."""

@@ -13,6 +13,7 @@ import msgspec
 from lifl.core import effects as fx
 from lifl.core import messages as m
 from lifl.core import orders as o
+from lifl.core import peering as p
 from lifl.core.capacity import NodeLoad
 from lifl.core.config import JobConfig
 from lifl.core.errors import Refused
@@ -28,8 +29,13 @@ JOBS_MAX = 256
 class Node:
     """One node of the cluster, as the coordinator knows it."""
 
-    def __init__(self, number: int, gateway: str, capacity: float, arena_bytes: int, workers_max: int) -> None:
+    def __init__(
+        self, number: int, gateway: str, capacity: float, arena_bytes: int, workers_max: int, incarnation: int = 0
+    ) -> None:
         self.number = number
+        self.incarnation = incarnation
+        self.suspect = False  # silent: it gets nothing new
+        self.known = False  # it has said what it has, since its connection was made: the books are right
         self.gateway = gateway
         self.arena_bytes = arena_bytes
         self.workers_max = workers_max
@@ -46,6 +52,7 @@ class Coordinator:
 
     def __init__(self, home: Node, emit: Callable[[fx.Effect], None], send: Callable[[int, o.Order], None]) -> None:
         self.home = home.number
+        home.known = True
         self.members: dict[int, Node] = {home.number: home}
         self.jobs: dict[str, Job] = {}
         self.clients: dict[Where, dict[str, str]] = {}  # the client's name in each job that it joined there
@@ -70,8 +77,13 @@ class Coordinator:
         member = self.members.get(node)
         return member.gateway if member is not None else ""
 
+    def takes_grants(self, node: int) -> bool:
+        """Whether a grant would reach the node, and be in its books when it says what it has."""
+        member = self.members.get(node)
+        return member is not None and member.known
+
     def facts(self) -> tuple[NodeFacts, ...]:
-        """The nodes as the planner sees them now."""
+        """The nodes that can take something, as the planner sees them now."""
         return tuple(
             NodeFacts(
                 node=member.name,
@@ -81,28 +93,62 @@ class Coordinator:
                 execution_s=member.load.execution_s,
             )
             for member in self.members.values()
+            if member.known and not member.suspect
         )
+
+    def node_for(self, job: Job, updates: int) -> int:
+        """The node for a branch in the place of a lost one: that which a plan gives the most.  Raises `Refused`."""
+        counts = self.plan(job, updates).updates
+        return max(counts, key=lambda node: counts[node])
 
     def plan(self, job: Job, updates: int) -> Planned:
         """Who takes part in a round.  Raises `Refused` when the nodes that are here cannot hold it."""
-        request = self.request(job)
+        request = self.request(job, updates)
         plan = make_plan(request)
         if job.round is not None:
             self.emit(fx.SavePlan(job.name, job.round.number, job.round.attempt, request, plan))
         return Planned({int(node.node, 16): node.updates for node in plan.nodes if node.updates}, int(plan.top, 16))
 
-    def request(self, job: Job) -> PlanRequest:
-        """What a round of the job is planned from now; the model and its checkpoints are on this node."""
-        home = self.members[self.home].name
-        return plan_request(job.config, job.layout, len(job.state_names), self.facts(), model_node=home)
+    def request(self, job: Job, updates: int = 0) -> PlanRequest:
+        """What `updates` (0: all) of a round are planned from now; the model and its checkpoints are on this node."""
+        home, states = self.members[self.home].name, len(job.state_names)
+        return plan_request(job.config, job.layout, states, self.facts(), updates, model_node=home)
 
     # ---- nodes -------------------------------------------------------------------------------------------------------
 
     def node_up(self, node: Node) -> None:
-        """A node takes part from now on (again); what it had before is dropped."""
+        """A node is connected; it takes part as soon as it has said what it has (`inventory`)."""
+        before = self.members.get(node.number)
+        if before is not None and before.incarnation == node.incarnation:
+            node.load = before.load
+            self.clients_left(node.number)  # it has closed their connections
+        else:
+            self.node_gone(node.number)
         self.members[node.number] = node
-        for job in self.jobs.values():
-            job.open_at(node.number)
+
+    def node_suspect(self, number: int, suspect: bool) -> None:
+        """A node is silent, or was heard again."""
+        if number in self.members:
+            self.members[number].suspect = suspect
+            if not suspect:
+                self._nodes_changed()
+
+    def inventory(self, number: int, report: p.Inventory) -> None:
+        """A node says what it has, before anything else on its connection: from here both sides go on."""
+        if number not in self.members:
+            return
+        self.members[number].known = True
+        running = {job.number: job for job in self.jobs.values() if job.status not in OVER}
+        for unknown in (other for other in report.jobs if other not in running):
+            self.order(number, o.CloseJob(unknown))
+        for job in running.values():
+            job.open_at(number)
+            job.parts.inventory(number, [held for held in report.branches if held.number == job.number])
+        self._nodes_changed()
+
+    def _nodes_changed(self) -> None:
+        """A round that waits for nodes may find enough of them now."""
+        for job in list(self.jobs.values()):
             job.try_open()
 
     def node_gone(self, number: int) -> None:
@@ -117,7 +163,7 @@ class Coordinator:
     def hear(self, node: int, report: o.Report) -> None:
         """What an agent has to say."""
         job = self._by_number.get(report.number)
-        if job is None or job.status in OVER:
+        if job is None or job.status in OVER or node not in self.members:
             return
         match report:
             case o.JobOpened():
@@ -125,13 +171,19 @@ class Coordinator:
             case o.JobFailed():
                 job.end("failed", report.text)
             case o.BranchAdopted():
-                job.adopted(report)
+                job.parts.adopted(report)
             case o.UpdateSealed():
                 job.update_sealed(report)
             case o.UpdateAborted():
                 job.update_aborted(report)
             case o.BranchClosed():
-                job.branch_closed(node, report)
+                job.parts.branch_closed(report)
+            case o.BranchSealed():
+                job.branch_sealed(report)
+            case o.PartialArrived():
+                job.parts.partial_arrived(report)
+            case o.BranchForgotten():
+                job.parts.branch_forgotten(report)
             case o.BranchFailed():
                 job.branch_failed(report)
             case o.ModelSealed():

@@ -39,6 +39,12 @@ class GrantModel(msgspec.Struct, frozen=True):
     key: Key
 
 
+class HangUp(msgspec.Struct, frozen=True):
+    """Close a client's connection; 0: all of them."""
+
+    conn: int = 0
+
+
 class OpenSchema(msgspec.Struct, frozen=True):
     """The gateway may check updates of this job."""
 
@@ -67,12 +73,13 @@ class SendCoordinator(msgspec.Struct, frozen=True):
 
 
 class CarryPartial(msgspec.Struct, frozen=True):
-    """Have the gateway bring the sealed partial `key` to the gateway at `address`; CarryEnded follows."""
+    """Have the gateway bring the sealed partial `key` of a branch to the gateway at `address`; CarryEnded follows."""
 
     key: Key
     address: str
     number: int
     epoch: int
+    branch: int
 
 
 class FetchModel(msgspec.Struct, frozen=True):
@@ -155,6 +162,7 @@ Effect = (
     Tell
     | Grant
     | GrantModel
+    | HangUp
     | OpenSchema
     | CloseSchema
     | SendNode

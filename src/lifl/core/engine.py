@@ -15,6 +15,7 @@ from collections import deque
 from lifl.core import effects as fx
 from lifl.core import messages as m
 from lifl.core import orders as o
+from lifl.core import peering as p
 from lifl.core.agent import Agent
 from lifl.core.config import JobConfig
 from lifl.core.coordinator import Coordinator, Node
@@ -38,6 +39,7 @@ class Engine:
         self.agent = Agent(store, node.workers_max, idle_timeout_s, wait_queue_max, self.emit, self._report)
         self.coordinator = Coordinator(node, self.emit, self._order) if coordinates else None
         self._joined: dict[tuple[int, str], m.ClientJoined] = {}  # an agent's clients, by connection and job
+        self._connected = coordinates  # an agent: its coordinator is there
         self._effects: list[fx.Effect] = []
         self._queue: deque[o.Order | o.Report] = deque()
 
@@ -156,6 +158,10 @@ class Engine:
         self._coordinator().node_up(node)
         self._end()
 
+    def node_suspect(self, node: int, suspect: bool) -> None:
+        """A node is silent, or was heard again; the coordinator's."""
+        self._coordinator().node_suspect(node, suspect)
+
     def node_gone(self, node: int, now: float) -> None:
         """A node is dead, or has left; the coordinator's."""
         self._begin(now)
@@ -175,6 +181,8 @@ class Engine:
                 coordinator.admit(node, message)
             case m.GatewayLost():
                 coordinator.clients_left(node)
+            case p.Inventory():
+                coordinator.inventory(node, message)
             case _ if isinstance(message, o.Report):
                 coordinator.hear(node, message)
         self._end()
@@ -186,11 +194,24 @@ class Engine:
         self._end()
 
     def coordinator_up(self, now: float) -> None:
-        """The coordinator is there (again) and knows nothing of this node: begin anew."""
+        """The coordinator is there (again): it must hear what this node has before anything else."""
+        self._begin(now)
+        self._connected = True
+        self.emit(fx.SendCoordinator(self.agent.inventory()))
+        self._end()
+
+    def coordinator_down(self, now: float) -> None:
+        """The coordinator is away: what is sealed waits for it; clients are to try the other nodes."""
+        self._begin(now)
+        self._connected = False
+        self._joined.clear()
+        self.emit(fx.HangUp())
+        self._end()
+
+    def forget(self, now: float) -> None:
+        """The coordinator held this node dead: what it has does not count any more."""
         self._begin(now)
         self.agent.forget()
-        for event in self._joined.values():
-            self.emit(fx.SendCoordinator(event))
         self._end()
 
     # ---- clients -------------------------------------------------------------------------------------------------
@@ -200,6 +221,8 @@ class Engine:
         self._begin(now)
         if self.coordinator is not None:
             self.coordinator.client_joined(self.node, event)
+        elif not self._connected:
+            self.emit(fx.HangUp(event.conn))  # so that it tries another node, and this one again
         else:
             self._joined[event.conn, event.job] = event
             self.emit(fx.SendCoordinator(event))
@@ -222,6 +245,8 @@ class Engine:
         self._begin(now)
         if self.coordinator is not None:
             self.coordinator.admit(self.node, event)
+        elif not self._connected:
+            self.emit(fx.HangUp(event.conn))
         else:
             self.emit(fx.SendCoordinator(event))
         self._end()

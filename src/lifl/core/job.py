@@ -19,6 +19,7 @@ from lifl.core.errors import Refused
 from lifl.core.ids import ATTEMPTS_MAX
 from lifl.core.jobsite import round_bytes_min
 from lifl.core.members import Member
+from lifl.core.parts import Parts
 from lifl.core.round import Phase, Round
 from lifl.core.schema import Layout
 
@@ -53,7 +54,11 @@ class Services(Protocol):
 
     def plan(self, job: Job, updates: int) -> Planned: ...
 
+    def node_for(self, job: Job, updates: int) -> int: ...
+
     def gateway_of(self, node: int) -> str: ...
+
+    def takes_grants(self, node: int) -> bool: ...
 
     @property
     def home(self) -> int: ...
@@ -89,7 +94,9 @@ class Job:
         self.attempt = 1
         self.failures = 0  # attempts of this round that failed by themselves
         self.model_round = 0  # the last round whose model is sealed
-        self.adopting = False  # the next round may have begun in an earlier life
+        self.adopting = False  # an earlier life has left something in the arena
+        self.rows: dict[int, tuple[int, str, dict[str, Any]]] = {}  # of rounds that had begun in an earlier life
+        self.parts = Parts(self)
         self.round: Round | None = None
         self.saving: list[Round] = []
         self.counted: dict[int, frozenset[str]] = {}
@@ -159,50 +166,28 @@ class Job:
 
     # ---- rounds ----------------------------------------------------------------------------------------------------
 
-    def resume(self, committed: int, last: tuple[int, str, dict[str, Any]] | None, adopting: bool) -> None:
-        """Goes on after round `committed`; `last` is the (attempt, status, fields) of the next round's newest row.
+    def resume(self, committed: int, rows: dict[int, tuple[int, str, dict[str, Any]]], adopting: bool) -> None:
+        """Goes on after round `committed`; `rows` has the newest (attempt, status, fields) of each round behind it.
 
-        An attempt that ran on this node alone is adopted; one on several nodes begins anew under the next epoch, and
-        its clients, which keep their updates until the commit, are asked for them again.
+        `adopting`: something of an earlier life is sealed in the arena.
         """
         self.committed = committed
         self.adopting = adopting
-        if last is not None:
-            attempt, status, fields = last
-            again = status == "failed" or bool(fields.get("nodes"))
-            self.attempt = attempt + again
-            self.adopting = adopting and not again
+        self.rows = rows
 
     def begin_round(self) -> None:
-        """The round after the last sealed one waits for its clients."""
-        self.round = Round(self.model_round + 1, self.attempt, self.config.selection, self.now)
-        self.services.emit(fx.SaveRound(self.name, self.round.number, self.attempt, "open", {}))
-        if self.adopting:
-            home = self.services.home
-            self.round.planned, self.round.top = {home: self.round.goal}, home
-            self.services.order(home, o.OpenBranch(self.number, self.round.epoch, self.round.goal, adopt=True))
-        else:
-            self.try_open()
-
-    def adopted(self, report: o.BranchAdopted) -> None:
-        """What an earlier life has sealed for this round is counted."""
-        round_ = self.round
-        if round_ is None or round_.epoch != report.epoch or round_.phase is not Phase.WAITING:
+        """The round after the last sealed one waits for its clients, or goes on where an earlier life stopped."""
+        number = self.model_round + 1
+        attempt, status, fields = self.rows.pop(number, (self.attempt, "new", {}))
+        # A later round on several nodes had begun before this one was durable: it begins anew, under another epoch.
+        again = status == "failed" or (number > self.committed + 1 and "parts" in fields)
+        self.attempt = attempt + again
+        round_ = self.round = Round(number, self.attempt, self.config.selection, self.now)
+        if status == "open" and not again and (self.adopting or "parts" in fields):
+            self.parts.recover(round_, fields)
             return
-        if not report.members:
-            self.adopting = False
-            self.try_open()
-            return
-        round_.open(self.now)
-        for client, weight, metrics in report.members:
-            round_.accepted[client] = Member(client, weight, metrics)
-            round_.selected[client] = None
-            round_.places[client] = self.services.home
-        # More than the goal may have been sealed; which of them were told ACCEPTED is not known, so all count.
-        round_.goal = max(round_.goal, len(round_.accepted))
-        round_.last_accepted_s = self.now
-        self.publish("round.adopted", round=round_.number, accepted=len(round_.accepted))
-        self._close_if_complete(round_)
+        self.services.emit(fx.SaveRound(self.name, number, self.attempt, "open", {}))
+        self.parts.begun(round_)
         self.try_open()
 
     def try_open(self) -> None:
@@ -223,31 +208,16 @@ class Job:
                 return
             round_.reason = ""
             round_.open(self.now)
-            self._open_branches(round_, plan)
+            self.parts.open(round_, plan)
             self._select(round_)
             self.publish("round.opened", round=round_.number, selected=len(round_.selected), goal=round_.goal)
         elif round_.phase is Phase.COLLECTING:
             self._select(round_)
 
-    def _open_branches(self, round_: Round, plan: Planned) -> None:
-        round_.planned, round_.top = dict(plan.updates), plan.top
-        others = [node for node in plan.updates if node != plan.top]
-        if others:
-            # A coordinator that starts again must not take what its own arena holds for all of this attempt.
-            fields = {"nodes": [f"{node:016x}" for node in plan.updates]}
-            self.services.emit(fx.SaveRound(self.name, round_.number, self.attempt, "open", fields))
-        parent = self.services.gateway_of(plan.top)
-        own = plan.updates.get(plan.top, 0)
-        top = o.OpenBranch(self.number, round_.epoch, own, len(others))
-        self.services.order(plan.top, top)
-        for node in others:
-            branch = o.OpenBranch(self.number, round_.epoch, plan.updates[node], top=False, parent=parent)
-            self.services.order(node, branch)
-
     def _assign(self, round_: Round, client: str) -> None:
-        """Tells the client's node: its own where that has room, else the planned one with the most."""
+        """Tells the client's node: its own where that has room, else the one with the most."""
         taken = Counter(node for name, node in round_.assigned.items() if name not in round_.places)
-        room = {node: round_.room(node) - taken[node] for node in round_.planned}
+        room = {node: round_.room_at(node) - taken[node] for node in round_.nodes}
         own = self.present[client].node if client in self.present else 0
         best = max(room, key=lambda node: (room[node] > 0, node == own, room[node]))
         round_.assigned[client] = best
@@ -285,11 +255,13 @@ class Job:
             return
         if round_.phase is Phase.WAITING:
             self.try_open()
+        elif round_.phase is Phase.RECOVERING:
+            self.parts.wait_over(round_)
         elif round_.phase is Phase.COLLECTING:
             got = len(round_.accepted)
             if got >= round_.quorum:
                 self.publish("round.deadline", round=round_.number, accepted=got)
-                self._close(round_)
+                self.close(round_)
             else:
                 self.fail_round(
                     f"deadline of {round_.deadline_s:g} s passed with {got} updates accepted; "
@@ -301,36 +273,21 @@ class Job:
         round_ = self.round
         if round_ is None or self.status != "running":
             return None
-        if round_.phase is Phase.COLLECTING:
+        if round_.phase is Phase.COLLECTING or (round_.phase is Phase.RECOVERING and self.now < round_.deadline_at_s):
             return round_.deadline_at_s
         if round_.phase is Phase.WAITING and round_.quorum < round_.goal and self.now < round_.deadline_at_s:
             return round_.deadline_at_s
         return None
 
-    def _close_if_complete(self, round_: Round) -> None:
+    def close_if_complete(self, round_: Round) -> None:
+        """Closes the round when its goal is reached."""
         if round_.phase is Phase.COLLECTING and len(round_.accepted) >= round_.goal:
-            self._close(round_)
+            self.close(round_)
 
-    def _close(self, round_: Round) -> None:
+    def close(self, round_: Round) -> None:
+        """No more updates count."""
         round_.move(Phase.AGGREGATING)
-        for node in self._branches(round_):
-            self.services.order(node, o.CloseBranch(self.number, round_.epoch))
-
-    @staticmethod
-    def _branches(round_: Round) -> list[int]:
-        """The nodes that have a branch of the round; the top's first."""
-        return [round_.top, *(node for node in round_.planned if node != round_.top)]
-
-    def branch_closed(self, node: int, report: o.BranchClosed) -> None:
-        """A branch is closed; when all are, the top is told how many partials come."""
-        round_ = self.round
-        if round_ is None or round_.epoch != report.epoch or round_.phase is not Phase.AGGREGATING:
-            return
-        round_.closed[node] = report.updates
-        branches = self._branches(round_)
-        if len(branches) > 1 and all(branch in round_.closed for branch in branches):
-            partials = sum(updates > 0 for branch, updates in round_.closed.items() if branch != round_.top)
-            self.services.order(round_.top, o.ExpectPartials(self.number, round_.epoch, partials))
+        self.parts.close(round_)
 
     def model_sealed(self, report: o.ModelSealed) -> None:
         """The top has made the round's model: save it, and go on with the next round."""
@@ -340,12 +297,10 @@ class Job:
         self.model_round = round_.number
         round_.move(Phase.SAVING)
         round_.sealed_s = self.now
-        round_.cost = report.cost
+        round_.parts[0].cost = report.cost
         self.round = None
-        source = self.services.gateway_of(round_.top)
-        for node in self.services.nodes:
-            if node != round_.top:
-                self.services.order(node, o.ModelAt(self.number, round_.number, source))
+        for node in self._others():
+            self.services.order(node, self._model_at())
         self._save(round_)
         self.attempt, self.failures = 1, 0
         if round_.number < self.config.job.rounds:
@@ -375,7 +330,7 @@ class Job:
             self.counted.pop(round_.number - ROUNDS_REMEMBERED, None)
         row = {"metrics": metrics, "path": path, "receipt": receipt, "members": sorted(round_.accepted)}
         self.services.emit(fx.SaveRound(self.name, round_.number, round_.attempt, "committed", row))
-        for node in self._branches(round_) if round_.number else ():
+        for node in round_.nodes:
             self.services.order(node, o.CommitBranch(self.number, round_.epoch))
         if not round_.number:
             return
@@ -389,17 +344,19 @@ class Job:
             self.end("finished", "")
 
     def node_gone(self, node: int) -> None:
-        """A node is dead: a round that has a branch there begins again without it; its clients keep their updates."""
+        """A node is dead: what its branch had is asked for again, elsewhere."""
         for client, where in list(self.present.items()):
             if where.node == node:
                 del self.present[client]
-        round_ = self.round
-        if round_ is not None and round_.phase in (Phase.COLLECTING, Phase.AGGREGATING):
-            if node in self._branches(round_):
-                # Not the round's fault: it costs no attempt of those that the job allows.
-                self.fail_round(f"node {node:016x} is gone; the round begins again without it", costs=False)
-            else:
-                self.try_open()
+        if self.round is not None:
+            self.parts.node_gone(self.round, node)
+        self.try_open()
+
+    def branch_sealed(self, report: o.BranchSealed) -> None:
+        """A branch's partial is complete."""
+        round_ = self._round_at(report.epoch)
+        if round_ is not None and report.branch in round_.parts:
+            round_.parts[report.branch].cost = report.cost
 
     def branch_failed(self, report: o.BranchFailed) -> None:
         """A branch cannot be finished."""
@@ -409,7 +366,7 @@ class Job:
             else:
                 self.end("failed", report.text)
 
-    def fail_round(self, reason: str, costs: bool = True) -> None:
+    def fail_round(self, reason: str) -> None:
         """The running round ends without a model; it is tried again, or the job fails."""
         round_ = self.round
         if round_ is None:
@@ -417,14 +374,13 @@ class Job:
         round_.move(Phase.FAILED)
         round_.reason = reason
         self.round = None
-        for node in self._branches(round_) if round_.planned else ():
-            self.services.order(node, o.DropBranch(self.number, round_.epoch))
+        self.parts.drop(round_)
         row = {"reason": reason, "receipt": round_.receipt(self.now)}
         self.services.emit(fx.SaveRound(self.name, round_.number, round_.attempt, "failed", row))
         self.publish("round.failed", round=round_.number, reason=reason)
         for client in round_.selected:
             self.tell(client, m.RoundOver(self.name, round_.number, reason))
-        self.failures += costs
+        self.failures += 1
         if self.failures < self.config.selection.attempts and self.attempt < ATTEMPTS_MAX:
             self.attempt += 1
             self.begin_round()
@@ -523,6 +479,10 @@ class Job:
             # It comes from an earlier life of the daemon, to which the round is still to be told.
             self.services.tell(here, m.Busy(self.name, number, LOADING_RETRY_S))
             return
+        if round_ is not None and round_.phase is Phase.RECOVERING:
+            # A node that is still to come may have this update.
+            self.services.tell(here, m.Busy(self.name, number, LOADING_RETRY_S))
+            return
         where = f"round {number} of job {self.name!r}"
         if self.status != "running" or round_ is None or number < round_.number:
             raise Refused("round-over", "round", f"{where} is over; wait for the next selection")
@@ -536,28 +496,23 @@ class Job:
             # Its first connection may be dead and not yet known to be: it asks again until that is settled.
             self.services.tell(here, m.Busy(self.name, number, 1.0))
             return
-        if set(round_.planned) != {round_.top} and not self._has_room(round_, here, number):
+        part = round_.part_for(here.node)
+        if part is None or not self.services.takes_grants(here.node):
+            self._send_elsewhere(round_, here)
             return
-        if here.node not in round_.planned:
-            gateway = self.services.gateway_of(next(iter(round_.planned)))
-            raise Refused(
-                "use-gateway", gateway, f"{where} is aggregated elsewhere; submit to the gateway at {gateway}"
-            )
         round_.granted[client] = Member(client, event.weight, event.metrics)
-        round_.places[client] = here.node
+        round_.places[client] = part.number
         granted = (client, event.weight, event.metrics, event.direct)
-        self.services.order(here.node, o.GrantUpdate(self.number, round_.epoch, here.conn, *granted))
+        self.services.order(here.node, o.GrantUpdate(self.number, round_.epoch, part.number, here.conn, *granted))
 
-    def _has_room(self, round_: Round, here: Where, number: int) -> bool:
-        """Whether the node's branch can take one more; else the client is told where to go, or to wait."""
-        if round_.room(here.node) > 0:
-            return True
-        other = max(round_.planned, key=round_.room)
-        if round_.room(other) > 0:
-            gateway = self.services.gateway_of(other)
-            raise Refused("use-gateway", gateway, f"this node has its share of the round; submit to {gateway}")
-        self.services.tell(here, m.Busy(self.name, number, 1.0))
-        return False
+    def _send_elsewhere(self, round_: Round, here: Where) -> None:
+        """Tells a client to use another gateway, or to wait."""
+        node = max(round_.nodes, key=round_.room_at)
+        if node != here.node and (round_.room_at(node) > 0 or len(round_.parts) == 1):
+            gateway = self.services.gateway_of(node)
+            text = f"round {round_.number} of job {self.name!r} takes this update at another node: submit to {gateway}"
+            raise Refused("use-gateway", gateway, text)
+        self.services.tell(here, m.Busy(self.name, round_.number, 1.0))
 
     def _round_at(self, epoch: int) -> Round | None:
         return next((r for r in (self.round, *self.saving) if r is not None and r.epoch == epoch), None)
@@ -567,20 +522,26 @@ class Job:
         round_ = self._round_at(report.epoch)
         if round_ is None or report.client not in round_.granted:
             return
-        round_.accepted[report.client] = round_.granted.pop(report.client)
+        if round_.places[report.client] != report.branch:
+            return  # it was given up there, and is on its way into another branch
         round_.received_bytes += report.received_bytes
         round_.copied_bytes += report.copied_bytes
+        self.accept(round_, round_.granted.pop(report.client))
+        self.close_if_complete(round_)
+
+    def accept(self, round_: Round, member: Member) -> None:
+        """The update is in the round: its client is told ACCEPTED, whether it waits for that or not."""
+        round_.accepted[member.client] = member
         round_.last_accepted_s = self.now
-        self.tell(report.client, m.Accepted(self.name, round_.number))
-        self.publish("update.accepted", round=round_.number, client=report.client)
-        self._close_if_complete(round_)
+        self.tell(member.client, m.Accepted(self.name, round_.number))
+        self.publish("update.accepted", round=round_.number, client=member.client)
 
     def update_aborted(self, report: o.UpdateAborted) -> None:
         """A granted update will not come."""
         round_ = self._round_at(report.epoch)
-        if round_ is None or round_.granted.pop(report.client, None) is None:
+        if round_ is None or report.client not in round_.granted or round_.places[report.client] != report.branch:
             return
-        round_.places.pop(report.client, None)
+        del round_.granted[report.client], round_.places[report.client]
         if round_.phase is not Phase.COLLECTING:
             text = "the round closed before this update was complete"
             self.tell(report.client, m.RoundOver(self.name, round_.number, text))

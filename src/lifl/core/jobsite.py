@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Protocol
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 from lifl.core import effects as fx
 from lifl.core import messages as m
@@ -11,7 +12,7 @@ from lifl.core import orders as o
 from lifl.core.aggregation import Aggregation
 from lifl.core.branch import Branch
 from lifl.core.config import AggregationSection
-from lifl.core.errors import ArenaFull, LocalFault
+from lifl.core.errors import ArenaFull, LocalFault, RemoteFault
 from lifl.core.ids import Key, Kind, epoch_of, round_of
 from lifl.core.members import Member, pack_member
 from lifl.core.memory import Memory
@@ -46,6 +47,11 @@ class Services(Protocol):
     def abandon_fetch(self, key: Key) -> None: ...
 
     def rest(self, key: Key) -> None: ...
+
+
+def told(members: Iterable[Member]) -> o.Members:
+    """Members as they are told to the coordinator."""
+    return tuple((member.client, member.weight, member.metrics) for member in members)
 
 
 def round_bytes_min(layout: Layout, aggregation: AggregationSection, goal: int, states: int) -> int:
@@ -83,7 +89,7 @@ class JobSite:
         self.states: dict[str, Key] = {}
         self.pins: Counter[Key] = Counter()
         self.doomed: set[Key] = set()
-        self.branches: dict[int, Branch] = {}
+        self.branches: dict[tuple[int, int], Branch] = {}  # by epoch and number
         self.orphans: list[Orphan] = []
         self.files: dict[int, tuple[Task, o.SaveModel | None]] = {}  # by address: tasks that read or write files
         self.aggregation = Aggregation(self)
@@ -154,7 +160,7 @@ class JobSite:
     @property
     def wants_model(self) -> bool:
         """Whether anything here waits for the current model."""
-        top = any(branch.order.top and not branch.sealed for branch in self.branches.values())
+        top = any(branch.top and not branch.sealed for branch in self.branches.values())
         return self.model is None and bool(top or self.wanting)
 
     def unpin(self, key: Key) -> bool:
@@ -256,25 +262,24 @@ class JobSite:
 
     def open_branch(self, order: o.OpenBranch) -> None:
         """Begins this node's part of a round; with `adopt`, from what an earlier life has sealed for it."""
-        section = self.aggregation_config
+        section, adopt = self.aggregation_config, order.adopt
         updates: list[tuple[Key, Member]] = []
         partials: list[Key] = []
         members: list[Member] = []
-        if order.adopt:
+        if adopt:
             updates, partials, members = self._take_orphans(order.epoch)
             left = max(order.updates - (len(members) - len(updates)), len(updates))
-            if not members:
+            if not members and not order.others:
                 self.services.report(o.BranchAdopted(self.number, order.epoch, ()))
                 return
-            order = o.OpenBranch(order.number, order.epoch, left, order.partials, order.top, order.parent)
+            order = o.OpenBranch(order.number, order.epoch, order.branch, left, order.others, order.parent)
         self.services.memory.start_peak(self.number)
         members_max = max(self.order.clients_per_round, order.updates + len(members))
         branch = Branch(order, members_max, section.fan_in, section.middle_fan_in, len(partials))
-        self.branches[order.epoch] = branch
-        if updates or partials:
+        self.branches[order.epoch, order.branch] = branch
+        if adopt:
             branch.accepted = {member.client: member for member in members}
-            told = tuple((x.client, x.weight, x.metrics) for x in members)
-            self.services.report(o.BranchAdopted(self.number, order.epoch, told))
+            self.services.report(o.BranchAdopted(self.number, order.epoch, told(members)))
             self.aggregation.adopt(branch, updates, partials)
 
     def free_orphans(self) -> None:
@@ -328,10 +333,11 @@ class JobSite:
         if branch.closed:
             del branch.inflight[client]
             self.services.memory.free(key)
-            self.services.report(o.UpdateAborted(self.number, branch.epoch, client))
+            self.services.report(o.UpdateAborted(self.number, branch.epoch, branch.number, client))
             return
         branch.accept(client)
-        self.services.report(o.UpdateSealed(self.number, branch.epoch, client, received_bytes, copied_bytes))
+        sizes = (received_bytes, copied_bytes)
+        self.services.report(o.UpdateSealed(self.number, branch.epoch, branch.number, client, *sizes))
         self.aggregation.feed_waiting(branch)
 
     def aborted(self, branch: Branch, client: str, writing: bool) -> None:
@@ -343,25 +349,40 @@ class JobSite:
             self.services.memory.free(key)
         if not branch.closed:
             self.aggregation.shut_leaves(branch)
-        self.services.report(o.UpdateAborted(self.number, branch.epoch, client))
+        self.services.report(o.UpdateAborted(self.number, branch.epoch, branch.number, client))
 
     def close_branch(self, order: o.CloseBranch) -> None:
         """No more updates count but those that are sealed."""
-        branch = self.branches[order.epoch]
-        self.services.report(o.BranchClosed(self.number, branch.epoch, branch.for_leaves))
+        branch = self.branches.get((order.epoch, order.branch))
+        if branch is None:
+            return  # it was lost with an earlier life of the node, as the coordinator will hear
+        self.services.report(o.BranchClosed(self.number, branch.epoch, branch.number, len(branch.accepted)))
+        if branch.closed:
+            return  # it is asked again after the connection broke
         self.aggregation.close(branch)
         self.aggregation.feed_waiting(branch)
 
     def root_sealed(self, branch: Branch) -> None:
-        """The branch's partial is complete: bring it to the top's node."""
+        """The branch's partial is complete: bring it to the top."""
         branch.sealed = True
-        self.carry(branch)
+        branch.cost.peak_bytes = self.services.memory.peaks.get(self.number, 0)
+        self.services.report(o.BranchSealed(self.number, branch.epoch, branch.number, self._cost(branch)))
+        if branch.order.parent:
+            self.carry(branch)
+            return
+        top, root = self.branches.get((branch.epoch, 0)), branch.tree.root
+        key, root.output, branch.carried = root.output, None, True
+        if key is not None and (top is None or not self.arrived(top, branch.number, key, 0)):
+            self.services.memory.free(key)
 
     def carry(self, branch: Branch) -> None:
         """Has the root partial brought to the top; again, when it did not get there."""
         key = branch.tree.root.output
         if key is not None:
-            self.services.emit(fx.CarryPartial(key, branch.order.parent, self.number, branch.epoch))
+            self.services.emit(fx.CarryPartial(key, branch.order.parent, self.number, branch.epoch, branch.number))
+
+    def _cost(self, branch: Branch) -> dict[str, Any]:
+        return branch.cost.as_dict() | {"tree": self.aggregation.lines(branch)}
 
     def model_sealed(self, branch: Branch, root: Task, states: dict[str, Key]) -> None:
         """The top has made the round's model."""
@@ -370,48 +391,75 @@ class JobSite:
         self.model, self.states = root.output, states
         self.round = round_of(branch.epoch)
         branch.cost.peak_bytes = self.services.memory.peaks.get(self.number, 0)
-        cost = branch.cost.as_dict() | {"tree": self.aggregation.lines(branch)}
-        self.services.report(o.ModelSealed(self.number, branch.epoch, cost))
+        self.services.report(o.ModelSealed(self.number, branch.epoch, self._cost(branch)))
 
     def expect_partials(self, order: o.ExpectPartials) -> None:
         """All branches are closed: so many partials come."""
-        branch = self.branches.get(order.epoch)
-        if branch is not None:
-            self.aggregation.expect_partials(branch, order.partials)
-            self.aggregation.feed_waiting(branch)
+        top = self.branches.get((order.epoch, 0))
+        if top is not None:
+            self.aggregation.expect_partials(top, order.partials)
+            self.aggregation.feed_waiting(top)
 
-    def arrived(self, branch: Branch, origin: int, key: Key) -> None:
-        """The partial of another node's branch is sealed here."""
-        branch.arriving.discard(origin)
-        if branch.sealed or origin in branch.arrived:
-            self.services.memory.free(key)
+    def arrived(self, top: Branch, number: int, key: Key, moved_bytes: int) -> bool:
+        """The partial of branch `number` is sealed here; returns whether the top takes it, and with it the object.
+
+        An earlier life of this node may have taken it already, and nobody was told: then its members are known.
+        """
+        top.arriving.discard(number)
+        try:
+            members = self.services.memory.members(key)
+        except RemoteFault:
+            return False
+        if top.sealed or number not in top.awaited or any(member.client in top.accepted for member in members):
+            return False
+        taker = top.tree.adopting[top.adopted + len(top.arrived)]
+        top.awaited.discard(number)
+        top.arrived[number] = told(members)
+        top.unfed.append((key, taker))
+        self._tell_arrived(top, number, moved_bytes)
+        self.aggregation.feed_waiting(top)
+        return True
+
+    def _tell_arrived(self, top: Branch, number: int, moved_bytes: int) -> None:
+        report = o.PartialArrived(self.number, top.epoch, number, top.arrived[number], moved_bytes)
+        self.services.report(report)
+
+    def forget_branch(self, order: o.ForgetBranch) -> None:
+        """A branch is lost, unless its partial is here."""
+        top = self.branches.get((order.epoch, 0))
+        if top is not None and order.branch in top.arrived:
+            self._tell_arrived(top, order.branch, 0)
             return
-        taker = branch.tree.adopting[len(branch.arrived)]
-        branch.arrived[origin] = None
-        branch.unfed.append((key, taker))
-        self.aggregation.feed_waiting(branch)
+        if top is not None:
+            top.awaited.discard(order.branch)
+        self.services.report(o.BranchForgotten(self.number, order.epoch, order.branch))
+
+    def await_branch(self, order: o.AwaitBranch) -> None:
+        """Another branch comes in the place of one that was forgotten."""
+        top = self.branches.get((order.epoch, 0))
+        if top is not None:
+            top.awaited.add(order.branch)
 
     def branch_failed(self, branch: Branch, text: str, retry: bool) -> None:
         """The branch cannot be finished."""
         self.services.report(o.BranchFailed(self.number, branch.epoch, text[: m.TEXT_CHARS_MAX], retry))
 
-    def commit_branch(self, epoch: int) -> None:
-        """The round is committed: nothing of its branch is needed any more."""
-        branch = self.branches.pop(epoch, None)
-        if branch is not None:
-            self.aggregation.forget(branch)
+    def commit_branches(self, epoch: int) -> None:
+        """The round is committed: nothing of its branches is needed any more."""
+        for at in [at for at in self.branches if at[0] == epoch]:
+            self.aggregation.forget(self.branches.pop(at))
 
-    def drop_branch(self, epoch: int) -> None:
-        """The round ends without a model."""
-        branch = self.branches.pop(epoch, None)
-        if branch is not None:
+    def drop_branches(self, epoch: int, number: int = -1) -> None:
+        """The round ends without a model, or goes on without branch `number`."""
+        for at in [at for at in self.branches if at[0] == epoch and number in (-1, at[1])]:
+            branch = self.branches.pop(at)
             branch.closed = True
             self.aggregation.discard(branch)
 
     def close(self) -> None:
         """The job is over: everything that it holds here is freed."""
-        for epoch in list(self.branches):
-            self.drop_branch(epoch)
+        for epoch, number in list(self.branches):
+            self.drop_branches(epoch, number)
         self.free_orphans()
         for task, order in list(self.files.values()):
             outputs = [] if order else [*self.states.values(), *([self.model] if self.model else [])]

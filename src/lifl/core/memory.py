@@ -12,6 +12,7 @@ from typing import Protocol
 
 from lifl.core.errors import ArenaFull
 from lifl.core.ids import Key, Kind
+from lifl.core.members import Member
 
 NOBODY = -1
 """The account of objects that rest."""
@@ -39,6 +40,8 @@ class Store(Protocol):
     def close_slab(self, slab: Hashable) -> None: ...
 
     def epoch_of(self, key: Key) -> int: ...
+
+    def members(self, key: Key) -> list[Member]: ...
 
 
 class Memory:
@@ -135,6 +138,10 @@ class Memory:
     def epoch_of(self, key: Key) -> int:
         """The epoch that the object was allocated for."""
         return self._store.epoch_of(key)
+
+    def members(self, key: Key) -> list[Member]:
+        """Who is in a sealed update or partial."""
+        return self._store.members(key)
 
     def start_peak(self, job: int) -> None:
         """Begins to watch the arena's peak for a round of the job."""

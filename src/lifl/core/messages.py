@@ -94,13 +94,13 @@ class Leave(Message, frozen=True):
 class Offer(Message, frozen=True):
     """Another node's gateway has a partial of `data_bytes` bytes, with `meta_bytes` of members behind them.
 
-    Answered by Go (send both, then Checksums), Accepted (it is here already), Busy or Refusal.  `origin` is the
-    sending node's id; (number, epoch, origin) is its identity.
+    Answered by Go (send both, then Checksums), Accepted (it is here already), Busy or Refusal.  (number, epoch, branch)
+    is its identity.
     """
 
     number: Count
     epoch: Count
-    origin: Count
+    branch: Count
     weight: float
     members: Count
     data_bytes: Count
@@ -320,7 +320,7 @@ class Offered(Message, frozen=True):
     conn: int
     number: Count
     epoch: Count
-    origin: Count
+    branch: Count
     members: Count
     data_bytes: Count
     meta_bytes: Count
@@ -405,6 +405,12 @@ class Deliver(Message, frozen=True):
     message: dict[str, Any]
 
 
+class HangUp(Message, frozen=True):
+    """Close a connection; 0: all of them.  Of what was granted or joined over each it is told as for any other end."""
+
+    conn: int = 0
+
+
 class AskStats(Message, frozen=True):
     """Asks for GatewayStats."""
 
@@ -424,7 +430,7 @@ class Carry(Message, frozen=True):
     address: str
     number: Count
     epoch: Count
-    origin: Count
+    branch: Count
 
 
 class Fetch(Message, frozen=True):
@@ -436,7 +442,7 @@ class Fetch(Message, frozen=True):
     round: Count
 
 
-ToGateway = JobSchema | JobForget | Admitted | ModelGranted | Deliver | AskStats | Drain | Carry | Fetch
+ToGateway = JobSchema | JobForget | Admitted | ModelGranted | Deliver | HangUp | AskStats | Drain | Carry | Fetch
 
 
 # ---- zygote and workers ----------------------------------------------------------------------------------------

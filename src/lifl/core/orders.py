@@ -4,9 +4,10 @@ Every node has an agent, which owns the node's arena and workers; one node has t
 is selected, whose update counts, what is committed.  *Orders* go to an agent, *reports* come back, each with the same
 types whether the two share a process or a network lies between them.
 
-A round is planned as *branches*: branch b of a round is one node's tree, for some updates of its own and, where the top
-is, for the partials of the other branches.  (number, epoch) names a round of a job on the wire: the epoch fences off
-what an earlier attempt left behind.
+A round is planned as *branches*: a branch is one node's tree, for some updates.  Branch 0 has the top, which takes the
+partials of the others too.  When a node dies its branch is forgotten by the top, and a new branch, with another number,
+takes its place.  (number, epoch, branch) names a branch on the wire: the epoch fences off what an earlier attempt left
+behind, the branch what a node that was held dead has.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from typing import Any
 
 from lifl.core.config import AggregationSection
 from lifl.core.messages import Count, Message, Metrics, Name, Tensors, Text
+
+Members = tuple[tuple[str, float, dict[str, float]], ...]
+"""Client, weight and metrics of each update in a branch or a partial."""
 
 # ---- orders ------------------------------------------------------------------------------------------------------
 
@@ -45,17 +49,18 @@ class CloseJob(Message, frozen=True):
 
 
 class OpenBranch(Message, frozen=True):
-    """Take part in a round, with a tree for `updates` updates and `partials` partials of other branches.
+    """Take part in a round, with a tree for `updates` updates.
 
-    `top`: this branch makes the model; else its root partial goes to the gateway at `parent` (HOST:PORT).  `adopt`:
-    count what an earlier life of the node has sealed for this epoch.
+    Branch 0 makes the model, with the partials of `others` too.  The root partial of another goes to the gateway at
+    `parent` (HOST:PORT; empty: the top is on the same node).  `adopt`: count what an earlier life of the node has
+    sealed for this epoch.
     """
 
     number: Count
     epoch: Count
+    branch: Count
     updates: Count
-    partials: Count = 0
-    top: bool = True
+    others: tuple[Count, ...] = ()
     parent: str = ""
     adopt: bool = False
 
@@ -68,6 +73,7 @@ class GrantUpdate(Message, frozen=True):
 
     number: Count
     epoch: Count
+    branch: Count
     conn: int
     client: Name
     weight: float
@@ -80,6 +86,23 @@ class CloseBranch(Message, frozen=True):
 
     number: Count
     epoch: Count
+    branch: Count
+
+
+class ForgetBranch(Message, frozen=True):
+    """The top: `branch` is lost unless its partial is there.  The answer is BranchForgotten or PartialArrived."""
+
+    number: Count
+    epoch: Count
+    branch: Count
+
+
+class AwaitBranch(Message, frozen=True):
+    """The top: the partial of `branch` will come in the place of one that was forgotten."""
+
+    number: Count
+    epoch: Count
+    branch: Count
 
 
 class ExpectPartials(Message, frozen=True):
@@ -99,10 +122,11 @@ class ModelAt(Message, frozen=True):
 
 
 class DropBranch(Message, frozen=True):
-    """The round ends without a model: free everything of it."""
+    """The round ends without a model, or goes on without this branch (-1: each that the node has): free it."""
 
     number: Count
     epoch: Count
+    branch: int = -1
 
 
 class SaveModel(Message, frozen=True):
@@ -115,7 +139,7 @@ class SaveModel(Message, frozen=True):
 
 
 class CommitBranch(Message, frozen=True):
-    """The round is committed: free what was kept for a restart."""
+    """The round is committed: free what was kept of it for a restart."""
 
     number: Count
     epoch: Count
@@ -134,6 +158,8 @@ Order = (
     | OpenBranch
     | GrantUpdate
     | CloseBranch
+    | ForgetBranch
+    | AwaitBranch
     | ExpectPartials
     | ModelAt
     | DropBranch
@@ -164,7 +190,7 @@ class BranchAdopted(Message, frozen=True):
 
     number: Count
     epoch: Count
-    members: tuple[tuple[str, float, dict[str, float]], ...]
+    members: Members
 
 
 class UpdateSealed(Message, frozen=True):
@@ -172,6 +198,7 @@ class UpdateSealed(Message, frozen=True):
 
     number: Count
     epoch: Count
+    branch: Count
     client: Name
     received_bytes: Count
     copied_bytes: Count = 0
@@ -182,6 +209,7 @@ class UpdateAborted(Message, frozen=True):
 
     number: Count
     epoch: Count
+    branch: Count
     client: Name
 
 
@@ -190,7 +218,35 @@ class BranchClosed(Message, frozen=True):
 
     number: Count
     epoch: Count
+    branch: Count
     updates: Count
+
+
+class BranchSealed(Message, frozen=True):
+    """The branch's one partial is complete and goes to the top; `cost` is the branch's part of the receipt."""
+
+    number: Count
+    epoch: Count
+    branch: Count
+    cost: dict[str, Any]
+
+
+class PartialArrived(Message, frozen=True):
+    """The top has the partial of a branch, which holds exactly these members; `moved_bytes` came from another node."""
+
+    number: Count
+    epoch: Count
+    branch: Count
+    members: Members
+    moved_bytes: Count
+
+
+class BranchForgotten(Message, frozen=True):
+    """The answer to ForgetBranch: the branch's partial is not in the top, and never will be."""
+
+    number: Count
+    epoch: Count
+    branch: Count
 
 
 class BranchFailed(Message, frozen=True):
@@ -224,6 +280,9 @@ Report = (
     | UpdateSealed
     | UpdateAborted
     | BranchClosed
+    | BranchSealed
+    | PartialArrived
+    | BranchForgotten
     | BranchFailed
     | ModelSealed
     | ModelSaved

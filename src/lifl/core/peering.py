@@ -120,20 +120,21 @@ class Heartbeat(Message, frozen=True):
 
 
 class BranchHeld(msgspec.Struct, frozen=True):
-    """One branch that an agent has: its members, and whether its root is sealed."""
+    """One branch that an agent has: the members that are sealed, those that are granted, and whether it is closed."""
 
     number: int
     epoch: int
-    members: tuple[tuple[str, float, dict[str, float]], ...]
+    branch: int
+    members: o.Members
+    granted: o.Members
     closed: bool
-    sealed: bool
 
 
 class Inventory(Message, frozen=True):
-    """What an agent has when it (re)joins: its jobs' numbers, and its branches."""
+    """What an agent has when it (re)joins: the numbers of its jobs, and its branches.  From here both sides go on."""
 
-    jobs: tuple[int, ...]
-    branches: tuple[BranchHeld, ...]
+    jobs: tuple[int, ...] = ()
+    branches: tuple[BranchHeld, ...] = ()
 
 
 class Leaving(Message, frozen=True):

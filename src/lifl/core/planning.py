@@ -19,19 +19,20 @@ def plan_request(
     layout: Layout,
     states: int,
     nodes: Sequence[NodeFacts],
+    updates: int = 0,
     *,
     model_node: str = "",
     arrival_s: float = 0.0,
     costs: Costs | None = None,
 ) -> PlanRequest:
-    """The request for one round of the job; `states` is how many state vectors its rule has.
+    """The request for `updates` (0: all) of one round of the job; `states` is how many state vectors its rule has.
 
     `model_node` has the current model (empty: any node can read it), `arrival_s` is the expected time between the
     first and the last update (0: all come at once).
     """
     aggregation, goal = config.aggregation, config.selection.clients_per_round
     return PlanRequest(
-        updates=goal,
+        updates=updates or goal,
         model_bytes=layout.data_bytes,
         partial_bytes=layout.accumulator_bytes + goal * MEMBER_BYTES_MAX,
         nodes=tuple(nodes),

@@ -19,6 +19,7 @@ from lifl.core.members import Member
 class Phase(Enum):
     """The life of a round; `TRANSITIONS` is the whole of it."""
 
+    RECOVERING = "recovering"  # the coordinator has started again: who has what of this round?
     WAITING = "waiting"  # for clients
     COLLECTING = "collecting"
     AGGREGATING = "aggregating"  # all updates are in, or the deadline has closed it
@@ -29,13 +30,33 @@ class Phase(Enum):
 
 _P = Phase
 TRANSITIONS: dict[Phase, frozenset[Phase]] = {
-    _P.WAITING: frozenset({_P.COLLECTING, _P.FAILED}),
+    _P.RECOVERING: frozenset({_P.WAITING, _P.COLLECTING, _P.FAILED}),
+    _P.WAITING: frozenset({_P.RECOVERING, _P.COLLECTING, _P.FAILED}),
     _P.COLLECTING: frozenset({_P.AGGREGATING, _P.FAILED}),
-    _P.AGGREGATING: frozenset({_P.SAVING, _P.FAILED}),
+    _P.AGGREGATING: frozenset({_P.COLLECTING, _P.SAVING, _P.FAILED}),  # back when a node dies with what it had
     _P.SAVING: frozenset({_P.COMMITTED, _P.FAILED}),
     _P.COMMITTED: frozenset(),
     _P.FAILED: frozenset(),
 }
+
+
+class Part:
+    """A branch of the round as the coordinator knows it: `updates` are what it takes, of a closed one what it has."""
+
+    def __init__(self, number: int, node: int, updates: int) -> None:
+        self.number = number
+        self.node = node
+        self.updates = updates
+        self.closed = False
+        self.arrived = False  # the top has its partial: what becomes of its node does not matter any more
+        self.forgetting = False  # its node is gone; the top is asked whether it has the partial
+        self.recovering = False  # an earlier coordinator opened it; its node has not said yet what it has
+        self.cost: dict[str, Any] = {}
+
+    @property
+    def open(self) -> bool:
+        """Whether it takes updates."""
+        return not (self.closed or self.arrived or self.forgetting or self.recovering)
 
 
 class Round:
@@ -53,20 +74,22 @@ class Round:
         self.deadline_at_s = now + selection.deadline_s
         self.opened_at_s: float | None = None
         self.selected: dict[str, None] = {}
-        self.planned: dict[int, int] = {}  # by node: the updates that its branch takes
-        self.top = 0  # the node that makes the model
+        self.parts: dict[int, Part] = {}  # by number; part 0 has the top
+        self.next_part = 1
+        self.others_max = 0  # how many partials of others the top was opened for
+        self.expected: int | None = None  # how many it was told will come
+        self.home_adopted = False
         self.assigned: dict[str, int] = {}  # by client: the node whose gateway it was told to use
-        self.places: dict[str, int] = {}  # by client: the node that has its update, or gets it
-        self.closed: dict[int, int] = {}  # by node: the updates in its closed branch
+        self.places: dict[str, int] = {}  # by client: the part that has its update, or gets it
         self.granted: dict[str, Member] = {}
         self.accepted: dict[str, Member] = {}
         self.saved = False
         self.reason = ""
         self.received_bytes = 0
         self.copied_bytes = 0
+        self.between_bytes = 0
         self.last_accepted_s: float | None = None
         self.sealed_s: float | None = None
-        self.cost: dict[str, Any] = {}
 
     def move(self, phase: Phase) -> None:
         """Raises `LocalFault`, and changes nothing, when the table does not allow it."""
@@ -80,9 +103,41 @@ class Round:
         self.opened_at_s = now
         self.deadline_at_s = now + self.deadline_s
 
-    def room(self, node: int) -> int:
-        """How many more updates the node's branch can be granted."""
-        return self.planned.get(node, 0) - sum(place == node for place in self.places.values())
+    def room(self, part: Part) -> int:
+        """How many more updates the part can be granted."""
+        return part.updates - sum(place == part.number for place in self.places.values()) if part.open else 0
+
+    def room_at(self, node: int) -> int:
+        """How many more updates can be granted at the node."""
+        return sum(self.room(part) for part in self.parts.values() if part.node == node)
+
+    @property
+    def nodes(self) -> list[int]:
+        """The nodes that have a part of the round."""
+        return list(dict.fromkeys(part.node for part in self.parts.values()))
+
+    def part_for(self, node: int) -> Part | None:
+        """The part at the node that takes another update: with room, or the only one of the round."""
+        here = [part for part in self.parts.values() if part.node == node and part.open]
+        if len(self.parts) == 1:  # whoever was selected beyond the goal may come, and the first ones count
+            return here[0] if here else None
+        return next((part for part in here if self.room(part) > 0), None)
+
+    def take_out(self, part: Part) -> tuple[list[str], int]:
+        """Forgets the part, and who was in it: the clients, and how many of them were accepted."""
+        self.parts.pop(part.number, None)
+        lost = [client for client, place in self.places.items() if place == part.number]
+        accepted = sum(client in self.accepted for client in lost)
+        for client in lost:
+            self.remove(client)
+        return lost, accepted
+
+    def remove(self, client: str) -> None:
+        """The client's update is not in the round (any more)."""
+        self.accepted.pop(client, None)
+        self.granted.pop(client, None)
+        self.places.pop(client, None)
+        self.assigned.pop(client, None)
 
     def metrics(self) -> dict[str, float]:
         """The weighted means of the metrics over the accepted clients that sent each."""
@@ -93,10 +148,24 @@ class Round:
                 sums[name] = (total + value * member.weight, weight + member.weight)
         return {name: total / weight for name, (total, weight) in sorted(sums.items())}
 
+    def costs(self) -> list[dict[str, Any]]:
+        """What each branch cost; its tree's lines name the node."""
+        found = []
+        for part in self.parts.values():
+            tree = [line | {"node": f"{part.node:016x}"} for line in part.cost.get("tree", ())]
+            found.append(part.cost | {"tree": tree})
+        return found
+
     def receipt(self, now: float) -> dict[str, Any]:
         """What the round cost; the node adds its own processes' CPU, and the redirector."""
-        last, cost = self.last_accepted_s, self.cost
-        starts = cost.get("starts", {})
+        last, costs = self.last_accepted_s, self.costs()
+
+        def total(name: str) -> float:
+            return sum(float(cost.get(name, 0)) for cost in costs)
+
+        def started(how: str) -> int:
+            return sum(int(cost.get("starts", {}).get(how, 0)) for cost in costs)
+
         return {
             "selected": len(self.selected),
             "accepted": len(self.accepted),
@@ -104,16 +173,18 @@ class Round:
             "expired": len(self.selected) - len(self.accepted),
             "weight": sum(member.weight for member in self.accepted.values()),
             "bytes_in": self.received_bytes,
-            "bytes_copied": self.copied_bytes + cost.get("copied_bytes", 0),
-            "bytes_out": cost.get("sent_bytes", 0),
-            "cpu_s": {"workers": cost.get("worker_cpu_s", 0.0)},
-            "arena_peak_bytes": cost.get("peak_bytes", 0),
+            "bytes_copied": self.copied_bytes + int(total("copied_bytes")),
+            "bytes_out": int(total("sent_bytes")),
+            "bytes_between": self.between_bytes + int(total("fetched_bytes")),
+            "cpu_s": {"workers": total("worker_cpu_s")},
+            "arena_peak_bytes": max((cost.get("peak_bytes", 0) for cost in costs), default=0),
             "duration_s": now - self.opened_at_s if self.opened_at_s is not None else 0.0,
             "last_accepted_to_sealed_s": self.sealed_s - last if last is not None and self.sealed_s else None,
             "last_accepted_to_commit_s": now - last if last is not None else None,
-            "workers_cold": starts.get("cold", 0),
-            "workers_warm": starts.get("warm", 0),
-            "workers_promoted": starts.get("promoted", 0),
-            "workers_shared": starts.get("shared", 0),
-            "tree": cost.get("tree", []),
+            "workers_cold": started("cold"),
+            "workers_warm": started("warm"),
+            "workers_promoted": started("promoted"),
+            "workers_shared": started("shared"),
+            "nodes": len(self.nodes),
+            "tree": [line for cost in costs for line in cost["tree"]],
         }

@@ -1,7 +1,7 @@
 """A node among others: what the control channel says becomes the engine's events, and the other way round.
 
-A node that (re)connects begins anew: it drops what it had of running rounds, and the coordinator begins those rounds
-again on the nodes that are there.  Clients keep their updates until the commit, so nothing that was accepted is lost.
+A node that connects, for the first time or again, says what it has (Inventory), and coordinator and agent go on from
+there; see `core/parts.py`.  What was sent while there was no connection is lost on purpose: the books are compared.
 """
 
 from __future__ import annotations
@@ -65,20 +65,22 @@ class Cluster:
     def node_up(self, hello: p.PeerHello, send: Send) -> None:
         """The node is connected, for the first time or again."""
         now = self._daemon.loop.time()
-        node = Node(hello.node, hello.gateway, hello.capacity, hello.arena_bytes, hello.workers_max)
+        sizes = (hello.capacity, hello.arena_bytes, hello.workers_max)
+        node = Node(hello.node, hello.gateway, *sizes, hello.incarnation)
         node.load = NodeLoad(capacity=hello.capacity, at_s=now)
         log.info("node.up node=%s gateway=%s incarnation=%d", node.name, hello.gateway, hello.incarnation)
-        self._daemon.engine.node_gone(hello.node, now)
         self._daemon.engine.node_up(node, now)
         self._daemon.perform()
 
     def node_suspect(self, node: int) -> None:
         """The node is silent: its rounds wait for it until it is held dead."""
         log.warning("node.suspect node=%016x", node)
+        self._daemon.engine.node_suspect(node, True)
 
     def node_alive(self, node: int) -> None:
         """A suspect was heard again."""
         log.info("node.alive node=%016x", node)
+        self._daemon.engine.node_suspect(node, False)
 
     def node_down(self, node: int, why: str) -> None:
         """The life of the node is over."""
@@ -101,25 +103,27 @@ class Cluster:
             if member is not None:
                 member.load = NodeLoad(message.capacity, now, message.rate_per_s, message.execution_s)
             return
-        if not isinstance(message, p.Inventory):
-            self._daemon.engine.from_node(node, message, now)
-            self._daemon.perform()
+        self._daemon.engine.from_node(node, message, now)
+        self._daemon.perform()
 
     # ---- an agent --------------------------------------------------------------------------------------------------
 
     def coordinator_up(self, welcome: p.PeerWelcome) -> None:
-        """Connected, for the first time or again: begin anew."""
+        """Connected, for the first time or again."""
         log.info("coordinator.up node=%016x control=%s", welcome.node, welcome.control)
-        self.peers.report(p.Inventory((), ()))
         self._daemon.engine.coordinator_up(self._daemon.loop.time())
         self._daemon.perform()
 
     def coordinator_down(self) -> None:
         """Not connected any more: rounds pause."""
         log.warning("coordinator.down")
+        self._daemon.engine.coordinator_down(self._daemon.loop.time())
+        self._daemon.perform()
 
     def rejoin(self, above: int) -> None:
         """This life was held dead: go on as a new one."""
+        self._daemon.engine.forget(self._daemon.loop.time())
+        self._daemon.perform()
         self.incarnation = self._daemon.store.next_incarnation(above)
 
     def refused(self, text: str) -> None:

@@ -202,6 +202,8 @@ class Daemon:
                 self.gateway.send(m.Admitted(effect.conn, effect.key.pack(), effect.member))
             case fx.GrantModel():
                 self.gateway.send(m.ModelGranted(effect.conn, effect.job, effect.round, effect.key.pack()))
+            case fx.HangUp():
+                self.gateway.send(m.HangUp(effect.conn))
             case fx.OpenSchema():
                 self.gateway.send(m.JobSchema(effect.job, effect.number, effect.tensors))
             case fx.CloseSchema():
@@ -217,8 +219,8 @@ class Daemon:
                 if self.cluster is not None:
                     self.cluster.report(effect.report)
             case fx.CarryPartial():
-                key = effect.key.pack()
-                self.gateway.send(m.Carry(key, effect.address, effect.number, effect.epoch, self.node))
+                at = (effect.number, effect.epoch, effect.branch)
+                self.gateway.send(m.Carry(effect.key.pack(), effect.address, *at))
             case fx.FetchModel():
                 self.gateway.send(m.Fetch(effect.key.pack(), effect.address, effect.job, effect.round))
             case fx.Route():

@@ -182,6 +182,10 @@ class Gateway:
                     shared.link.send(m.ModelSent(conn, key, 0))
             case m.Carry() | m.Fetch():
                 self._courier.start(message)
+            case m.HangUp(conn):
+                ending = [conn] if conn else list(shared.connections)
+                for connection in filter(None, map(shared.connections.get, ending)):
+                    connection.shut()
             case m.AskStats():
                 shared.link.send(self._stats())
             case m.Drain():

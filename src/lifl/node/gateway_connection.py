@@ -338,7 +338,7 @@ class Connection:
                 self.number,
                 offer.number,
                 offer.epoch,
-                offer.origin,
+                offer.branch,
                 offer.members,
                 offer.data_bytes,
                 offer.meta_bytes,

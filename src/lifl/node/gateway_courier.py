@@ -134,7 +134,7 @@ class _Trip:
     async def _try(self) -> None:
         order = self._order
         if isinstance(order, m.Carry):
-            async with _dialled(order.address, order.origin) as peer:
+            async with _dialled(order.address, self._shared.arena.node) as peer:
                 await self._carry(order, peer)
         elif self._shared.arena.entry(self._key).state != State.SEALED:  # in the life of an earlier gateway
             async with _dialled(order.address, self._shared.arena.node) as peer:
@@ -146,7 +146,7 @@ class _Trip:
         if entry.state != State.SEALED:
             raise LocalFault(f"object {self._key} is to be carried but is not sealed")
         what = (entry.weight, entry.members, entry.data_bytes, entry.meta_bytes)
-        await peer.say(m.Offer(order.number, order.epoch, order.origin, *what))
+        await peer.say(m.Offer(order.number, order.epoch, order.branch, *what))
         answer = await peer.hear()
         if isinstance(answer, m.Accepted):
             return

@@ -14,6 +14,7 @@ import psutil
 from lifl.core.config import STATE_DIR_BYTES_MAX, NodeConfig, split_address
 from lifl.core.errors import ResourceFault
 from lifl.core.ids import Key, Kind
+from lifl.core.members import Member, unpack_members
 from lifl.core.modelfile import LENGTH_BYTES, decode_header, header_bytes
 from lifl.core.schema import TensorSpec
 from lifl.shm.arena import Arena, SegmentMissing, SegmentUnfinished, SegmentUnusable
@@ -106,6 +107,11 @@ class ArenaStore:
     def epoch_of(self, key: Key) -> int:
         """The epoch that the object was allocated for."""
         return self.arena.entry(key).round
+
+    def members(self, key: Key) -> list[Member]:
+        """Who is in a sealed update or partial.  Raises `RemoteFault` when its record is damaged."""
+        with self.arena.meta(key) as meta:
+            return unpack_members(meta)
 
     def close_slab(self, slab: Hashable) -> None:
         """No more objects of this slab will come."""

@@ -91,6 +91,6 @@ def _job(daemon: Daemon, row: JobRow, adopting: bool) -> Job:
         job.counted[last.round] = frozenset(last.fields.get("members", ()))
         job.metrics = last.fields.get("metrics", {})
     number = committed[-1].round if committed else -1
-    tried = [(r.attempt, r.status, r.fields) for r in rounds if r.round == number + 1]
-    job.resume(number, tried[-1] if tried else None, adopting)
+    tried = {r.round: (r.attempt, r.status, r.fields) for r in rounds if r.round > number}
+    job.resume(number, tried, adopting)
     return job

@@ -57,7 +57,7 @@ def round_now(engine: Engine, job: Job, now: float) -> dict[str, Any] | None:
     if round_ is None:
         return None
     site = engine.agent.sites.get(job.number)
-    branch = site.branches.get(round_.epoch) if site is not None else None
+    branch = site.branches.get((round_.epoch, 0)) if site is not None else None
     return {
         "round": round_.number,
         "attempt": round_.attempt,

@@ -1,0 +1,316 @@
+"""A round's branches on the nodes, as its job keeps them: opened, closed, lost and replaced, found again.
+
+The books can differ from what the nodes have when a node dies, a connection breaks, or the coordinator itself starts
+again.  Who is right:
+
+* A partial that the top has counts, whatever became of the node that made it; its members are in it.  So a branch is
+  given up in two steps: the top is asked to forget it, and only when it says that it will never take that partial are
+  the branch's updates asked for again, from their clients, into another branch.
+* A node that says what it has (Inventory) is believed about its branches; a branch that it has not is given up.
+* After its own start the coordinator knows from its database which branches a round had.  It begins with what is
+  sealed in its own arena and waits `NODE_RETURN_S` for the other nodes; nothing is granted until then, for an
+  update that a node already has must not be taken a second time elsewhere.
+
+Every lost branch is replaced by at most one other, so the top never takes more partials than it was opened for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lifl.core import effects as fx
+from lifl.core import orders as o
+from lifl.core.errors import Refused
+from lifl.core.members import Member
+from lifl.core.peering import BranchHeld
+from lifl.core.round import Part, Phase, Round
+
+if TYPE_CHECKING:
+    from lifl.core.job import Job, Planned
+
+NODE_RETURN_S = 10.0
+"""How long a coordinator that has started again waits for the nodes that had a part of the round: longer than an
+agent takes to notice, and to dial."""
+
+
+class Parts:
+    """The branches of one job's running round."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._held: dict[int, list[BranchHeld]] = {}  # by node: inventories that come before the round is recovered
+
+    def _order(self, node: int, order: o.Order) -> None:
+        self.job.services.order(node, order)
+
+    @property
+    def _home(self) -> int:
+        return self.job.services.home
+
+    # ---- open and close --------------------------------------------------------------------------------------------
+
+    def open(self, round_: Round, plan: Planned) -> None:
+        """Opens the branches of a plan."""
+        others = {node: updates for node, updates in plan.updates.items() if node != plan.top}
+        round_.parts[0] = Part(0, plan.top, plan.updates.get(plan.top, 0))
+        for node, updates in others.items():
+            self._add(round_, node, updates)
+        round_.others_max = len(others)
+        if others:
+            self._save(round_)
+        numbers = tuple(number for number in round_.parts if number)
+        own = round_.parts[0].updates
+        self._order(plan.top, o.OpenBranch(self.job.number, round_.epoch, 0, own, numbers))
+        for number in numbers:
+            self._open(round_, round_.parts[number])
+
+    def _add(self, round_: Round, node: int, updates: int) -> Part:
+        part = round_.parts[round_.next_part] = Part(round_.next_part, node, updates)
+        round_.next_part += 1
+        return part
+
+    def _open(self, round_: Round, part: Part) -> None:
+        parent = self.job.services.gateway_of(self._home) if part.node != self._home else ""
+        branch = o.OpenBranch(self.job.number, round_.epoch, part.number, part.updates, parent=parent)
+        self._order(part.node, branch)
+
+    def _save(self, round_: Round) -> None:
+        """What a coordinator that starts again must know."""
+        rows = [[part.number, f"{part.node:016x}", part.updates] for part in round_.parts.values()]
+        fields = {"parts": rows, "next_part": round_.next_part}
+        self.job.services.emit(fx.SaveRound(self.job.name, round_.number, round_.attempt, "open", fields))
+
+    def close(self, round_: Round) -> None:
+        """No more updates count."""
+        for part in list(round_.parts.values()):
+            if not (part.closed or part.forgetting):
+                self._order(part.node, o.CloseBranch(self.job.number, round_.epoch, part.number))
+        self._expect(round_)
+
+    def drop(self, round_: Round) -> None:
+        """The round ends without a model."""
+        for node in {self._home, *round_.nodes}:
+            self._order(node, o.DropBranch(self.job.number, round_.epoch))
+
+    def _find(self, epoch: int, number: int) -> tuple[Round, Part] | None:
+        round_ = self.job.round
+        part = round_.parts.get(number) if round_ is not None and round_.epoch == epoch else None
+        return (round_, part) if round_ is not None and part is not None else None
+
+    def branch_closed(self, report: o.BranchClosed) -> None:
+        """A branch is closed: of each update in it was told before."""
+        found = self._find(report.epoch, report.branch)
+        if found is not None and not found[1].forgetting:
+            round_, part = found
+            part.closed, part.updates = True, report.updates
+            self._expect(round_)
+
+    def partial_arrived(self, report: o.PartialArrived) -> None:
+        """The top has the partial of a branch: what is in it counts, and nothing else of that branch."""
+        found = self._find(report.epoch, report.branch)
+        if found is None or found[1].arrived:
+            return
+        round_, part = found
+        round_.between_bytes += report.moved_bytes
+        part.arrived = part.closed = True
+        part.forgetting = part.recovering = False
+        part.updates = len(report.members)
+        self._believe(round_, part, report.members, ())
+        self._recovered_if_all(round_)
+        self._expect(round_)
+
+    def _believe(self, round_: Round, part: Part, members: o.Members, granted: o.Members) -> None:
+        """These are in the part, or on their way into it; no others."""
+        here = {client for client, *_ in (*members, *granted)}
+        for client in [c for c, place in round_.places.items() if place == part.number and c not in here]:
+            round_.remove(client)
+        for client, weight, metrics in members:
+            round_.granted.pop(client, None)
+            round_.selected[client] = None
+            if client not in round_.accepted:
+                round_.places[client] = part.number
+                self.job.accept(round_, Member(client, weight, metrics))
+        for client, weight, metrics in granted:
+            round_.selected[client] = None
+            round_.places[client] = part.number
+            round_.granted[client] = Member(client, weight, metrics)
+
+    def _expect(self, round_: Round) -> None:
+        """Tells the top how many partials come, once that is known."""
+        parts = round_.parts.values()
+        if round_.phase is not Phase.AGGREGATING or not round_.others_max:
+            return
+        if all(part.closed and not part.forgetting for part in parts):
+            partials = sum(part.number > 0 and part.updates > 0 for part in parts)
+            if partials != round_.expected:
+                round_.expected = partials
+                self._order(self._home, o.ExpectPartials(self.job.number, round_.epoch, partials))
+
+    # ---- nodes that die --------------------------------------------------------------------------------------------
+
+    def node_gone(self, round_: Round, node: int) -> None:
+        """A node is dead: the top may have its partials, else they are lost."""
+        self._held.pop(node, None)
+        for part in list(round_.parts.values()):
+            if part.node == node and part.number:
+                self._give_up(round_, part)
+
+    def _give_up(self, round_: Round, part: Part) -> None:
+        if part.arrived or part.forgetting:
+            return
+        part.forgetting = True
+        if round_.phase is not Phase.RECOVERING or round_.home_adopted:
+            self._order(self._home, o.ForgetBranch(self.job.number, round_.epoch, part.number))
+
+    def branch_forgotten(self, report: o.BranchForgotten) -> None:
+        """The branch is lost for good: its updates are asked for again, unless the round is complete without them."""
+        found = self._find(report.epoch, report.branch)
+        if found is None or not found[1].forgetting:
+            return
+        round_, part = found
+        lost, accepted = round_.take_out(part)
+        self.job.publish("branch.lost", round=round_.number, node=f"{part.node:016x}", updates=accepted)
+        if round_.phase is Phase.RECOVERING:
+            self._recovered_if_all(round_)
+            return
+        late = self.job.now >= round_.deadline_at_s
+        if round_.phase is Phase.AGGREGATING and not (late and len(round_.accepted) >= round_.quorum):
+            round_.move(Phase.COLLECTING)
+            if late:
+                round_.deadline_at_s = self.job.now + round_.deadline_s
+        if round_.phase is Phase.COLLECTING:
+            self._replace(round_)
+        for client in lost:
+            if client in self.job.present and round_.phase is Phase.COLLECTING:
+                self.job.tell_selected(client, round_)
+        self.job.close_if_complete(round_)
+        self.job.try_open()
+        self._expect(round_)
+
+    def _replace(self, round_: Round) -> None:
+        """One branch in the place of one that was lost, for what the others do not take."""
+        missing = round_.goal - sum(part.updates for part in round_.parts.values())
+        if missing <= 0:
+            return
+        try:
+            node = self.job.services.node_for(self.job, missing)
+        except Refused as refused:
+            self.job.fail_round(f"{missing} updates were lost, and no node has room for them: {refused}")
+            return
+        part = self._add(round_, node, missing)
+        self._save(round_)
+        self._order(self._home, o.AwaitBranch(self.job.number, round_.epoch, part.number))
+        self._open(round_, part)
+
+    # ---- the coordinator has started again ---------------------------------------------------------------------------
+
+    def recover(self, round_: Round, fields: dict[str, Any]) -> None:
+        """Finds out what the branches of an earlier coordinator have."""
+        round_.move(Phase.RECOVERING)
+        round_.deadline_at_s = self.job.now + NODE_RETURN_S
+        round_.next_part = fields.get("next_part", 1)
+        round_.parts[0] = Part(0, self._home, round_.goal)
+        for number, name, updates in fields.get("parts", ()):
+            node = int(name, 16)
+            if node != self._home:  # what is here is all adopted into branch 0
+                part = round_.parts[number] = Part(number, node, updates)
+                part.recovering = True
+        others = tuple(number for number in round_.parts if number)
+        round_.others_max = len(others)
+        adopt = o.OpenBranch(self.job.number, round_.epoch, 0, round_.goal, others, adopt=True)
+        self._order(self._home, adopt)
+
+    def adopted(self, report: o.BranchAdopted) -> None:
+        """What is sealed in the coordinator's own arena."""
+        found = self._find(report.epoch, 0)
+        if found is None or found[0].phase is not Phase.RECOVERING:
+            return
+        round_, part = found
+        round_.home_adopted = True
+        self._believe(round_, part, report.members, ())
+        for other in list(round_.parts.values()):
+            if other.forgetting:
+                self._order(self._home, o.ForgetBranch(self.job.number, round_.epoch, other.number))
+        self.begun(round_)
+        self._recovered_if_all(round_)
+
+    def begun(self, round_: Round) -> None:
+        """The round can be compared with what nodes said before it began."""
+        for node in list(self._held):
+            self._take_stock(round_, node)
+
+    def inventory(self, node: int, held: list[BranchHeld]) -> None:
+        """A node is connected (again) and says which branches of this job it has."""
+        self._held[node] = held
+        round_ = self.job.round
+        if self.job.status != "loading" and not (
+            round_ is not None and round_.phase is Phase.RECOVERING and not round_.home_adopted
+        ):
+            self._take_stock(round_, node)
+
+    def _take_stock(self, round_: Round | None, node: int) -> None:
+        held = self._held.pop(node)
+        found: set[int] = set()
+        for branch in held:
+            part = round_.parts.get(branch.branch) if round_ is not None else None
+            if round_ is not None and part is not None and branch.epoch == round_.epoch and part.node == node:
+                found.add(part.number)
+                if not (part.forgetting or part.arrived):
+                    self._match(round_, part, branch)
+            elif branch.epoch not in [saving.epoch for saving in self.job.saving]:
+                self._order(node, o.DropBranch(self.job.number, branch.epoch, branch.branch))
+        if round_ is None:
+            return
+        for part in list(round_.parts.values()):
+            if part.node == node and part.number and part.number not in found:
+                self._give_up(round_, part)
+        self._recovered_if_all(round_)
+        self._expect(round_)
+
+    def _match(self, round_: Round, part: Part, held: BranchHeld) -> None:
+        """The node has the branch."""
+        if any(round_.places.get(client) == 0 for client, *_ in held.members):
+            # Its partial is in the coordinator's arena already; the top refuses it a second time.
+            round_.parts.pop(part.number)
+            self._order(part.node, o.DropBranch(self.job.number, round_.epoch, part.number))
+            return
+        part.recovering = False
+        self._believe(round_, part, held.members, held.granted if not held.closed else ())
+        if held.closed:
+            part.closed, part.updates = True, len(held.members)
+        elif round_.phase is Phase.AGGREGATING:
+            self._order(part.node, o.CloseBranch(self.job.number, round_.epoch, part.number))
+        self.job.close_if_complete(round_)
+
+    def wait_over(self, round_: Round) -> None:
+        """Nodes that did not come back in time are given up."""
+        for part in list(round_.parts.values()):
+            if part.recovering:
+                self._give_up(round_, part)
+
+    def _recovered_if_all(self, round_: Round) -> None:
+        if round_.phase is not Phase.RECOVERING or not round_.home_adopted:
+            return
+        parts = list(round_.parts.values())
+        if any(part.recovering or part.forgetting for part in parts):
+            return
+        if not round_.accepted and not round_.others_max:
+            round_.parts = {}
+            round_.home_adopted = False
+            round_.move(Phase.WAITING)
+            round_.deadline_at_s = self.job.now + round_.deadline_s
+            self.job.try_open()
+            return
+        # More than the goal may have been sealed; which of them were told ACCEPTED is not known, so all count.
+        round_.goal = max(round_.goal, len(round_.accepted))
+        others = sum(part.updates for part in parts if part.number)
+        parts[0].updates = max(round_.goal - others, sum(place == 0 for place in round_.places.values()))
+        round_.open(self.job.now)
+        round_.last_accepted_s = self.job.now
+        if round_.others_max:
+            self._save(round_)
+        self.job.publish("round.adopted", round=round_.number, accepted=len(round_.accepted))
+        if any(part.closed for part in parts) and len(round_.accepted) >= round_.quorum:
+            self.job.close(round_)  # it was being closed
+        self.job.close_if_complete(round_)
+        self.job.try_open()
