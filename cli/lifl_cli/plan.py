@@ -62,7 +62,7 @@ def plan(
     as_json: bool,
     state_dir: Path,
 ) -> None:
-    """Show how a round would be, or was, spread over the nodes; nothing is run."""
+    """Show how rounds are spread over the nodes; nothing is run."""
     if (file is None) == (of_round is None):
         raise click.UsageError("give FILE, a job's config, or --round JOB ROUND")
     if of_round is not None:
