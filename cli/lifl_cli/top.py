@@ -293,15 +293,15 @@ def tree_view(tasks: Sequence[Mapping[str, Any]]) -> RenderableType:
     from rich.tree import Tree
 
     tree = Tree("aggregation tree", hide_root=True)
-    branches: dict[str, list[Mapping[str, Any]]] = {}
+    branches: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for task in tasks:
-        branches.setdefault(task.get("node") or "", []).append(task)
+        branches.setdefault((task.get("node") or "", task.get("branch", 0)), []).append(task)
     if len(branches) < 2:
         shown = _add_tasks(tree, tasks, TREE_TASKS_MAX)
     else:
         shown = 0
         above = tree
-        for node, branch in sorted(branches.items(), key=lambda item: not _has_top(item[1])):
+        for (node, _), branch in sorted(branches.items(), key=lambda item: not _has_top(item[1])):
             place = above.add(_branch_text(node, branch), style="none")
             shown += _add_tasks(place, branch, TREE_TASKS_MAX - shown)
             above = place if _has_top(branch) else above

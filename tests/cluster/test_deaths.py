@@ -13,7 +13,7 @@ from fleet import OneHot, gated, seeded, submit, until
 from netns import Cluster, cluster
 
 N = 9
-SPREAD = {"aggregation__placement": "worst-fit", "selection__attempts": 20}
+SPREAD = {"aggregation__placement": "worst-fit", "selection__attempts": 1}
 ROLES = {"leaf": {"aggregation__fan_in": 16}, "middle": {"aggregation__fan_in": 1, "aggregation__middle_fan_in": 2}}
 
 
@@ -35,6 +35,7 @@ def test_an_agent_dies_in_a_round(three: Cluster, role: str, accepted: int) -> N
         team.release()
         lines = three.finished("j", team, oracle)
     assert [line["receipt"]["counted"] for line in lines] == [N, N]
+    assert [line["attempt"] for line in lines] == [1, 1], "the round goes on: what is not lost is kept"
 
 
 @pytest.mark.parametrize("accepted", [3, N - 1])
@@ -49,6 +50,7 @@ def test_the_coordinator_dies_in_a_round_and_goes_on(three: Cluster, accepted: i
         team.release()
         lines = three.finished("j", team, oracle)
     assert [line["receipt"]["counted"] for line in lines] == [N, N]
+    assert [line["attempt"] for line in lines] == [1, 1], "the round goes on: what is not lost is kept"
     three.settled()
 
 
@@ -62,7 +64,7 @@ def test_the_top_is_at_work_when_its_node_dies(three: Cluster) -> None:
             gate.open()
             three.coordinator.up()
             (line,) = three.finished("j", team, oracle)
-    assert line["receipt"]["counted"] == N
+    assert (line["receipt"]["counted"], line["attempt"]) == (N, 1)
 
 
 def test_an_agent_dies_while_its_leaf_folds(three: Cluster) -> None:
@@ -76,7 +78,7 @@ def test_an_agent_dies_while_its_leaf_folds(three: Cluster) -> None:
             victim.kill()
             gate.open()
             (line,) = three.finished("j", team, oracle)
-    assert line["receipt"]["counted"] == N
+    assert (line["receipt"]["counted"], line["attempt"]) == (N, 1)
 
 
 @pytest.mark.parametrize("ways", ["from", "to", "both"])
@@ -104,6 +106,7 @@ def test_a_line_is_cut_in_a_round(three: Cluster, ways: str) -> None:
         three.settled()
         lines = three.finished("j", team, oracle)
     assert [line["receipt"]["counted"] for line in lines] == [N, N]
+    assert [line["attempt"] for line in lines] == [1, 1], "the round goes on: what is not lost is kept"
 
 
 def test_a_node_that_hangs_is_given_up_and_what_it_says_later_does_not_count(three: Cluster) -> None:
@@ -120,6 +123,7 @@ def test_a_node_that_hangs_is_given_up_and_what_it_says_later_does_not_count(thr
         team.release()
         lines = three.finished("j", team, oracle)
     assert [line["receipt"]["counted"] for line in lines] == [N] * 3
+    assert [line["attempt"] for line in lines] == [1] * 3
     three.settled()
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -208,6 +209,15 @@ class Agent:
                 if left >= 0:
                     held.append(p.BranchHeld(*at, told(branch.accepted.values()), told(asked), branch.closed))
         return p.Inventory(tuple(self.sites), tuple(held))
+
+    def tree_lines(self, lines_max: int) -> list[dict[str, Any]]:
+        """The tasks of all branches here, each with its job's number and its epoch; no more than so many."""
+        lines: list[dict[str, Any]] = []
+        for site in self.sites.values():
+            for branch in site.branches.values():
+                at = {"job": site.number, "epoch": branch.epoch}
+                lines += [line | at for line in site.aggregation.lines(branch)]
+        return lines[:lines_max]
 
     def _granted(self, order: o.GrantUpdate) -> None:
         if not self.waiting and self._admit(order):

@@ -394,6 +394,7 @@ class Aggregation:
                 "address": task.address,
                 "role": task.role,
                 "parent": task.parent.address if task.parent else 0,
+                "branch": branch.number,
                 "number": task.number,
                 "parent_number": task.parent.number if task.parent else None,
                 "state": SHOWN[task.state],

@@ -33,6 +33,8 @@ NEWS_MAX = 64
 GREETING_BYTES_MAX = 4 * 1024
 """The frame of a PeerHello, and of its answer."""
 REFUSAL_CHARS_MAX = 1_000
+TREE_LINES_MAX = 128
+"""Tasks in one Heartbeat; what is beyond it is not shown."""
 HEARTBEAT_S = 1.0
 SUSPECT_S = 3.0
 DEAD_S = 6.0
@@ -109,7 +111,7 @@ class PeerMembers(Message, frozen=True):
 
 
 class Heartbeat(Message, frozen=True):
-    """Alive.  From an agent also its load (MC in updates, k per second, E in seconds) and what it has left."""
+    """Alive.  From an agent also its load (MC in updates, k per second, E in seconds), and its branches' tasks."""
 
     capacity: Annotated[float, msgspec.Meta(ge=0, le=CAPACITY_MAX)] = 0.0
     rate_per_s: float = 0.0

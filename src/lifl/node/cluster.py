@@ -32,6 +32,7 @@ class Cluster:
         config = daemon.config
         self._listener = machine.listen_tcp(config.control or "127.0.0.1:0")
         self.incarnation = daemon.store.next_incarnation()
+        self.trees: dict[int, tuple[dict[str, Any], ...]] = {}  # by node: the tasks there, as it told last
         self.peers = Peers(self._listener, self._hello, not config.join, config.join, self)
 
     @property
@@ -57,8 +58,9 @@ class Cluster:
         daemon = self._daemon
         load = daemon.identity.load
         rate = load.rate_at(daemon.loop.time())
-        used, workers = daemon.arena.used_bytes, len(daemon.engine.agent.pool.workers)
-        return p.Heartbeat(load.capacity, rate, load.execution_s, used, workers)
+        agent, used = daemon.engine.agent, daemon.arena.used_bytes
+        tree = tuple(agent.tree_lines(p.TREE_LINES_MAX))
+        return p.Heartbeat(load.capacity, rate, load.execution_s, used, len(agent.pool.workers), tree)
 
     # ---- the coordinator -------------------------------------------------------------------------------------------
 
@@ -85,12 +87,14 @@ class Cluster:
     def node_down(self, node: int, why: str) -> None:
         """The life of the node is over."""
         log.warning("node.down node=%016x %s", node, why)
+        self.trees.pop(node, None)
         self._daemon.engine.node_gone(node, self._daemon.loop.time())
         self._daemon.perform()
 
     def node_left(self, node: int) -> None:
         """The node has gone in good order."""
         log.info("node.left node=%016x", node)
+        self.trees.pop(node, None)
         self._daemon.engine.node_gone(node, self._daemon.loop.time())
         self._daemon.perform()
 
@@ -102,6 +106,7 @@ class Cluster:
             member = coordinator.members.get(node) if coordinator is not None else None
             if member is not None:
                 member.load = NodeLoad(message.capacity, now, message.rate_per_s, message.execution_s)
+                self.trees[node] = message.tree
             return
         self._daemon.engine.from_node(node, message, now)
         self._daemon.perform()

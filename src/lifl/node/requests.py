@@ -131,7 +131,11 @@ class Requests:
         }
 
     def _now(self, job: Job | None) -> dict[str, Any] | None:
-        return views.round_now(self._daemon.engine, job, self._daemon.loop.time()) if job is not None else None
+        if job is None:
+            return None
+        cluster = self._daemon.cluster
+        trees = cluster.trees if cluster is not None else {}
+        return views.round_now(self._daemon.engine, job, self._daemon.loop.time(), trees)
 
     def _follow(self, name: str, link: Link) -> dict[str, Any]:
         row = self._row(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lifl.core.branch import Branch
@@ -51,13 +52,23 @@ def round_line(row: RoundRow) -> dict[str, Any]:
     }
 
 
-def round_now(engine: Engine, job: Job, now: float) -> dict[str, Any] | None:
-    """The round that runs."""
+def round_now(
+    engine: Engine, job: Job, now: float, trees: Mapping[int, Sequence[dict[str, Any]]]
+) -> dict[str, Any] | None:
+    """The round that runs; `trees` has the tasks at the other nodes."""
     round_ = job.round or (job.saving[-1] if job.saving and job.saving[-1].number else None)
     if round_ is None:
         return None
     site = engine.agent.sites.get(job.number)
-    branch = site.branches.get((round_.epoch, 0)) if site is not None else None
+    here = [b for b in site.branches.values() if b.epoch == round_.epoch] if site is not None else []
+    tree = [line | {"node": f"{engine.node:016x}"} for b in here for line in site.aggregation.lines(b)] if site else []
+    counted = sum(_counted(branch) for branch in here)
+    for part in round_.parts.values():
+        if part.node != engine.node:
+            at = {"job": job.number, "epoch": round_.epoch, "branch": part.number}
+            lines = [line for line in trees.get(part.node, ()) if at.items() <= line.items()]
+            tree += [line | {"node": f"{part.node:016x}"} for line in lines]
+            counted += sum(line["expect"] for line in lines if line["role"] == "leaf" and line["state"] == "sealed")
     return {
         "round": round_.number,
         "attempt": round_.attempt,
@@ -66,11 +77,13 @@ def round_now(engine: Engine, job: Job, now: float) -> dict[str, Any] | None:
         "selected": len(round_.selected),
         "uploading": len(round_.granted),
         "accepted": len(round_.accepted),
-        "counted": _counted(branch) if branch is not None else 0,
+        "counted": counted,
         "goal": round_.goal,
         "quorum": round_.quorum,
         "time_left_s": max(0.0, round_.deadline_at_s - now) if round_.opened_at_s is not None else None,
-        "tree": site.aggregation.lines(branch) if site is not None and branch is not None else [],
+        "between_bytes": round_.between_bytes,
+        "nodes": len(round_.nodes),
+        "tree": tree,
     }
 
 
