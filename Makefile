@@ -3,6 +3,7 @@
 # make test         ruff, mypy and all tests           (ARGS="-k arena" is handed to pytest)
 # make sim SEED=17  one life of the simulated cluster, told event by event   (HOSTS=1: of a single node)
 # make bench-node   the benchmark of one node
+# make bench-cluster  what each mechanism of a cluster gains: three nodes on this machine, slow links (needs root)
 # make lint         ruff and mypy only
 # make clean        removes what make and the tests made
 #
@@ -20,7 +21,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 /usr/bin/pyt
 MAY_INSTALL = [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 APT_INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
-.PHONY: setup demo demo-cluster test lint sim bench-node clean
+.PHONY: setup demo demo-cluster test lint sim bench-node bench-cluster clean
 
 setup: $(READY)
 
@@ -69,6 +70,11 @@ sim: $(READY)
 
 bench-node: $(READY)
 	$(BIN)/python bench/node.py $(ARGS)
+
+bench-cluster: $(READY)
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || \
+		$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python bench/cluster.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info src/lifl/rules/*.so

@@ -6,7 +6,6 @@ that begins within `inside(host)` lives on that host: that is how trainers, whic
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
@@ -14,7 +13,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -28,36 +26,9 @@ from conftest import COMMAND_TIMEOUT_S, LIFL, LOG_TAIL_LINES, Node
 from fleet import Fleet, OneHot, Update, Watch, arena_use, ask, fleet, until
 
 from lifl.core import messages as m
-from lifl.examples.netns import Host, Network, network, why_not
+from lifl.examples.netns import Host, Network, inside, network, why_not
 
 GATEWAY, CONTROL = 7433, 7434
-CLONE_NEWNET = 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-@contextmanager
-def inside(host: Host) -> Iterator[None]:
-    """This thread is on `host`; threads, sockets and processes that begin here are and stay there."""
-    before = os.open(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/ns/net", os.O_RDONLY)
-    try:
-        _enter(host.path)
-        yield
-    finally:
-        _set(before)
-        os.close(before)
-
-
-def _enter(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        _set(fd)
-    finally:
-        os.close(fd)
-
-
-def _set(fd: int) -> None:
-    if _libc.setns(fd, CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), "setns")
 
 
 class Machine(Node):

@@ -324,6 +324,13 @@ def test_the_node_with_the_model_is_the_first_of_equals() -> None:
     assert plan.used == ("b",) and plan.transfers == ()
 
 
+def test_best_fit_takes_the_node_with_the_top_first_for_it_is_used_anyway() -> None:
+    plan = make_plan(ask([9, 6, 7], 6, model_node="a"))
+    assert (plan.used, plan.transfers) == (("a",), ())
+    plan = make_plan(ask([1, 6, 7], 7, model_node="a"))
+    assert [p.updates for p in plan.nodes] == [1, 6, 0]
+
+
 def test_the_top_stands_where_the_model_is() -> None:
     plan = make_plan(ask([4, 9, 6], 19, state_bytes=70, model_node="a"))
     assert plan.top == "a"

@@ -222,6 +222,11 @@ class _Node:
         return self.inputs > 0
 
     @property
+    def is_used(self) -> bool:
+        """Whether the round uses this node even if it takes nothing new."""
+        return self.works or self.has_model
+
+    @property
     def queue_units(self) -> int:
         return self.pending * self.demand
 
@@ -481,14 +486,14 @@ def _place(request: PlanRequest, nodes: list[_Node]) -> None:
 
 
 def _narrow(takers: list[_Node], units: dict[str, int], demand: int, asked: int) -> list[_Node]:
-    """The fewest nodes that hold all that is asked, those that work for the round already first."""
-    working = [node for node in takers if node.works]
+    """The fewest nodes that hold all that is asked, those that work for the round already (or have the top) first."""
+    working = [node for node in takers if node.is_used]
     left = asked - sum(max(0, units[node.name] // demand) for node in working)
     if left <= 0:
         return working
-    idle = [node for node in takers if not node.works]
+    idle = [node for node in takers if not node.is_used]
     chosen = {idle[i].name for i in fewest([units[node.name] for node in idle], demand, left)}
-    return [node for node in takers if node.works or node.name in chosen]
+    return [node for node in takers if node.is_used or node.name in chosen]
 
 
 def _top_with_model(nodes: list[_Node], holder: _Node, with_model: set[str]) -> _Node:

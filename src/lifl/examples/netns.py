@@ -11,9 +11,11 @@ of a host's cable.  Root is needed.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,6 +28,8 @@ NOBODY = "02:ff:ff:ff:ff:fe"
 BURST_S = 0.005
 BURST_BYTES_MIN = 64 * 1024
 QUEUE_S = 0.05
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Host(NamedTuple):
@@ -128,6 +132,31 @@ def network(*names: str) -> Iterator[Network]:
         stack.callback(made.close)
         made.open()
         yield made
+
+
+@contextmanager
+def inside(host: Host) -> Iterator[None]:
+    """This thread is on `host`; threads, sockets and processes that begin here are and stay there."""
+    before = os.open(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/ns/net", os.O_RDONLY)
+    try:
+        _enter(host.path)
+        yield
+    finally:
+        _set(before)
+        os.close(before)
+
+
+def _enter(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        _set(fd)
+    finally:
+        os.close(fd)
+
+
+def _set(fd: int) -> None:
+    if _libc.setns(fd, _CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "setns")
 
 
 def _run(*arguments: str) -> None:
