@@ -1,6 +1,7 @@
 # make demo         a node, 16 trainers, real data, on this machine
 # make demo-cluster three nodes on this machine, 60 clients, one node is killed (needs root)
 # make test         ruff, mypy and all tests           (ARGS="-k arena" is handed to pytest)
+# make sim SEED=17  one life of the simulated cluster, told event by event   (HOSTS=1: of a single node)
 # make bench-node   the benchmark of one node
 # make lint         ruff and mypy only
 # make clean        removes what make and the tests made
@@ -19,7 +20,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 /usr/bin/pyt
 MAY_INSTALL = [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 APT_INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
-.PHONY: setup demo demo-cluster test lint bench-node clean
+.PHONY: setup demo demo-cluster test lint sim bench-node clean
 
 setup: $(READY)
 
@@ -61,6 +62,10 @@ lint: $(READY)
 
 test: lint
 	$(BIN)/python -m pytest $(ARGS)
+
+sim: $(READY)
+	@test -n "$(SEED)" || { echo "which life?  make sim SEED=17 [HOSTS=3]"; exit 2; }
+	@$(BIN)/python tests/sim/replay.py --seed $(SEED) --hosts $(or $(HOSTS),3)
 
 bench-node: $(READY)
 	$(BIN)/python bench/node.py $(ARGS)

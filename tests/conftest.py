@@ -103,7 +103,7 @@ class Node:
 
     def __init__(self, state_dir: Path, flags: tuple[str, ...]) -> None:
         self.state_dir = state_dir
-        self._flags = flags
+        self._flags = ("--capacity", "8", *flags)  # given, for measuring it takes CPU at each start
         self.info: dict[str, Any] = {}
 
     @property

@@ -172,6 +172,15 @@ def _redirector(_state_dir: Path) -> Iterator[Finding]:
         yield Finding("warn", "redirector", f"{name}, not eBPF", why)
 
 
+def _capacity(_state_dir: Path) -> Iterator[Finding]:
+    # Before NumPy is loaded: one fold is to take one core.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from lifl.rules import calibration
+
+    found = calibration.capacity(NodeConfig().workers_max)
+    yield Finding("ok", "capacity", f"{found:g} updates folded at a time on {os.cpu_count()} cores, measured now")
+
+
 def _loopback(_state_dir: Path) -> Iterator[Finding]:
     try:
         with socket.socket() as listener:
@@ -254,6 +263,7 @@ CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
     _capabilities,
     _bcc,
     _redirector,
+    _capacity,
     _loopback,
     _port,
     _state_folder,

@@ -24,7 +24,7 @@ COMMANDS = {
     "cancel": ("lifl_cli.jobs", "End a job; models already committed stay."),
     "model": ("lifl_cli.jobs", "Copy a committed model to a safetensors file."),
     "nodes": ("lifl_cli.nodes", "List the nodes of the cluster, their load and their state."),
-    "plan": ("lifl_cli.plan", "Show how a round would be spread over the nodes; nothing is run."),
+    "plan": ("lifl_cli.plan", "Show how rounds are spread over the nodes; nothing is run."),
     "top": ("lifl_cli.top", "Watch the node, its workers and its jobs live."),
     "doctor": ("lifl_cli.doctor", "Say what this machine can and cannot do, and how to fix it."),
 }

@@ -2,13 +2,18 @@
 
 Without ``--node`` the running cluster is asked, with its nodes and their load of this moment.  With ``--node`` the plan
 is made here for nodes that need not exist, each free of any load.
+
+With ``--round JOB ROUND`` it shows how a round was really planned: the coordinator keeps each decision with all that it
+was made from, so it is made again here, and must come out the same.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +22,8 @@ import click
 import msgspec
 
 from lifl.core.config import JobConfig, parse_job, parse_size
-from lifl.core.errors import ConfigError
-from lifl.core.messages import PlanJob
+from lifl.core.errors import ConfigError, Refused
+from lifl.core.messages import PlanJob, PlansOfRound
 from lifl.core.plan import NodeFacts, NodePlan, Plan, PlanRequest, make_plan
 from lifl.core.planning import plan_request
 from lifl.core.schema import Layout
@@ -35,7 +40,7 @@ NODE_FORM = "NAME:CAPACITY:ARENA"
 
 
 @click.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.argument("file", type=click.Path(exists=True, dir_okay=False), required=False)
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a key.")
 @click.option("--explain", is_flag=True, help="Say why each decision was made.")
 @click.option(
@@ -45,12 +50,27 @@ NODE_FORM = "NAME:CAPACITY:ARENA"
     metavar=NODE_FORM,
     help="Plan for such nodes instead of the running ones: updates at a time, and arena; such as a:20:2GiB.",
 )
+@click.option("--round", "of_round", type=(str, int), metavar="JOB ROUND", help="Show how this round was planned.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @state_option
 def plan(
-    file: str, overrides: tuple[str, ...], explain: bool, supposed: tuple[str, ...], as_json: bool, state_dir: Path
+    file: str | None,
+    overrides: tuple[str, ...],
+    explain: bool,
+    supposed: tuple[str, ...],
+    of_round: tuple[str, int] | None,
+    as_json: bool,
+    state_dir: Path,
 ) -> None:
-    """Show how a round would be spread over the nodes; nothing is run."""
+    """Show how rounds are spread over the nodes; nothing is run."""
+    if (file is None) == (of_round is None):
+        raise click.UsageError("give FILE, a job's config, or --round JOB ROUND")
+    if of_round is not None:
+        if overrides or supposed:
+            raise click.UsageError("--round shows what was decided: --set and --node cannot change that")
+        _show_decisions(*of_round, explain, as_json, state_dir)
+        return
+    assert file is not None
     config = parse_job(read_toml(file), overrides)
     folder = absolute(file).parent
     states = rule_states(config, folder)
@@ -66,11 +86,44 @@ def plan(
     if as_json:
         click.echo(json.dumps(as_builtins(request, made), indent=2))
         return
-    _print(config, request, made)
-    if explain:
-        click.echo("why")
-        for line in made.explain():
-            click.echo(f"  {line}")
+    _print(config.job.name, request, made, explain)
+
+
+def _show_decisions(job: str, number: int, explain: bool, as_json: bool, state_dir: Path) -> None:
+    """How a round was planned; exit code 1 when the same code does not decide so again."""
+    with Control(state_dir) as control:
+        rows = control.ask(PlansOfRound(job, number))["decisions"]
+    told, all_same = [], True
+    for row in rows:
+        request, made = msgspec.convert(row["request"], PlanRequest), msgspec.convert(row["plan"], Plan)
+        again = _made_again(request)
+        all_same &= again == made
+        if as_json:
+            figures = {"round": number, "attempt": row["attempt"], "decided_unix_s": row["decided_unix_s"]}
+            told.append({**figures, **as_builtins(request, made), "same": again == made})
+            continue
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["decided_unix_s"]))
+        click.echo(f"round {number} of job {job}, attempt {row['attempt']}, decided {at}")
+        _print(job, request, made, explain)
+        if again == made:
+            click.echo("made again from what it was decided on: the same")
+        else:
+            click.echo(f"made again from what it was decided on, by this version of LIFL: {_difference(again)}")
+    if as_json:
+        click.echo(json.dumps({"job": job, "decisions": told}, indent=2))
+    if not all_same:
+        sys.exit(1)
+
+
+def _made_again(request: PlanRequest) -> Plan | Refused:
+    try:
+        return make_plan(request)
+    except Refused as refused:
+        return refused
+
+
+def _difference(again: Plan | Refused) -> str:
+    return f"REFUSED, {again}" if isinstance(again, Refused) else f"ANOTHER PLAN\n  {again.explain()[0]}"
 
 
 def parse_supposed(text: str) -> NodeFacts:
@@ -106,11 +159,11 @@ def _local_request(config: JobConfig, folder: Path, states: Sequence[str], nodes
     return plan_request(config, layout, len(states), nodes)
 
 
-def _print(config: JobConfig, request: PlanRequest, made: Plan) -> None:
+def _print(job: str, request: PlanRequest, made: Plan, explain: bool) -> None:
     from lifl_cli.jobs import show
 
     click.echo(
-        f"a round of job {config.job.name}: {made.updates} updates of {size_text(request.model_bytes)}, "
+        f"a round of job {job}: {made.updates} updates of {size_text(request.model_bytes)}, "
         f"by {made.policy}, {request.timing}"
     )
     show(plan_tree(made))
@@ -120,6 +173,10 @@ def _print(config: JobConfig, request: PlanRequest, made: Plan) -> None:
     for transfer in made.transfers:
         click.echo(f"  {transfer.what:<7} {size_text(transfer.nbytes):>10}  {transfer.source} -> {transfer.target}")
     click.echo(f"expected time  {seconds_text(made.completion_s)} from the first update to the sealed model")
+    if explain:
+        click.echo("why")
+        for line in made.explain():
+            click.echo(f"  {line}")
 
 
 def plan_tree(made: Plan) -> RenderableType:

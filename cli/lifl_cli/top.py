@@ -195,7 +195,8 @@ def _node_view(sample: Mapping[str, Any]) -> RenderableType:
     grid.add_row(
         "machine",
         f"CPU {host['cpu_percent']:.0f} % of {host['cpus']} cores, "
-        f"memory {size_text(host['memory_used_bytes'])} of {size_text(host['memory_bytes'])}",
+        f"memory {size_text(host['memory_used_bytes'])} of {size_text(host['memory_bytes'])}; "
+        f"folds {node['capacity']:g} updates at a time",
     )
     processes = [
         f"{kind} {_process_text(sample, pid)}"

@@ -33,6 +33,7 @@ NODE_FLAGS = {
     "redirector": "auto, sockmap (eBPF) or unix.",
     "idle_timeout_s": "Workers without a task end after this many seconds.",
     "workers_max": "At most this many aggregator processes.",
+    "capacity": "Updates that the node folds at a time (MC); 0: measured after the start.",
     "connections_max": "At most this many client connections.",
     "wait_queue_max": "Updates that may wait for room in the arena; more are told BUSY.",
     "control": "The HOST:PORT at which other nodes reach this one.",
@@ -152,6 +153,7 @@ def _announce(info: dict[str, Any], insecure: Sequence[str]) -> None:
         *([("control", info["control"])] if info.get("control") else []),
         *([("joins", info["join"])] if info.get("join") else []),
         ("arena", f"{size_text(info['arena_bytes'])} of shared memory"),
+        *([("capacity", _capacity_text(info))] if "capacity" in info else []),
         ("redirector", f"{redirector}: {info['why']}" if info.get("why") else redirector),
         ("state", info["state_dir"]),
     ]
@@ -166,6 +168,11 @@ def _announce(info: dict[str, Any], insecure: Sequence[str]) -> None:
         text = f"whoever reaches {' or '.join(insecure)} can read and change models: nothing is encrypted"
         click.secho(f"  {'INSECURE':<11} {text}", fg="red", bold=True)
     sys.stdout.flush()
+
+
+def _capacity_text(info: dict[str, Any]) -> str:
+    found = f"{info['capacity']:g} updates at a time"
+    return found if info["capacity_given"] else f"{found}, until it has been measured (lifl nodes, lifl top)"
 
 
 def _announce_json(info: dict[str, Any], insecure: Sequence[str]) -> None:

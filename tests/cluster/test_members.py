@@ -137,3 +137,13 @@ def test_the_same_state_folder_twice_is_refused(three: Cluster) -> None:
     assert done.returncode == 1
     assert f"pid {first.pid}" in done.stderr
     assert json.loads(first.lifl("nodes", "--json"))["nodes"]
+
+
+def test_the_coordinator_learns_what_each_node_has_measured_of_itself() -> None:
+    with cluster(2, "--redirector", "unix", "--capacity", "0") as two:
+        logs = {machine: machine.state_dir / "lifld.log" for machine in two.machines}
+        for machine, log in logs.items():
+            until("the measurement", lambda: "node.calibrated" in log.read_text())  # noqa: B023
+            text = log.read_text().partition("node.calibrated capacity=")[2].split()[0]
+            told = lambda: two.coordinator.nodes()[machine.name]["capacity"]  # noqa: B023, E731
+            until("the next heartbeat", lambda: f"{told():g}" == text)  # noqa: B023

@@ -227,3 +227,23 @@ def test_watch_ends_with_code_1_and_the_reason_when_the_job_fails(start_node: Ca
     assert "Broken.finish must return an array of shape" in said
     assert all("Broken.finish" in str(error) for error in team.errors().values())
     assert until("an empty arena", lambda: arena_use(node) == (0, 0))
+
+
+def test_how_a_round_was_planned_is_shown_and_made_again(start_node: Callable[..., Node]) -> None:
+    node, oracle = start_node(), OneHot(4)
+    submit(node, "told", oracle.model(), job__rounds=2)
+    with fleet([node.address], "told", 4, oracle.update) as team:
+        team.join()
+    oracle.check(node, "told", team)
+    (decision,) = node.json("plan", "--round", "told", "2")["decisions"]
+    assert decision["same"] is True
+    assert (decision["round"], decision["attempt"], decision["used"]) == (2, 1, [node.info["node"]])
+    shown = node.lifl("plan", "--round", "told", "2", "--explain")
+    assert "round 2 of job told, attempt 1, decided" in shown
+    assert "made again from what it was decided on: the same" in shown
+    assert "has the top: the model" in shown
+    unknown = run_lifl("plan", "--round", "told", "3", "--state", str(node.state_dir))
+    assert unknown.returncode == 1
+    assert "no plan of round 3 of job 'told' is here" in unknown.stderr
+    wrong = run_lifl("plan", "--round", "told", "2", "--set", "job.rounds=1", "--state", str(node.state_dir))
+    assert wrong.returncode == 2

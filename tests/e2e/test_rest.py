@@ -183,3 +183,22 @@ def one_round(client: Client, oracle: OneHot, index: int) -> None:
         round_ = next(client.rounds())
         round_.submit(*oracle.update(index, round_.number))
         client.wait_committed(round_)
+
+
+def test_the_capacity_is_measured_after_the_start_and_nothing_of_it_stays(start_node: Callable[..., Node]) -> None:
+    node = start_node("--capacity", "0")
+    assert node.info["capacity_given"] is False
+    log = node.state_dir / "lifld.log"
+    until("the measurement", lambda: "node.calibrated" in log.read_text())
+    measured = float(log.read_text().partition("node.calibrated capacity=")[2].split()[0])
+    shown = ask(node, m.Snapshot())["node"]["capacity"]
+    assert shown == pytest.approx(measured, rel=1e-4)
+    assert 1.0 <= shown <= 8.0
+    until("its process's end", lambda: len(family(node)) == 3)
+
+
+def test_a_capacity_that_is_given_is_not_measured(start_node: Callable[..., Node]) -> None:
+    node = start_node("--capacity", "5")
+    assert (node.info["capacity"], node.info["capacity_given"]) == (5.0, True)
+    node.down()
+    assert "calibrated" not in (node.state_dir / "lifld.log").read_text()

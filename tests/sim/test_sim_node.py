@@ -8,6 +8,7 @@ import pytest
 from simulator import LAYOUT, Cluster
 
 CHUNK = 50
+STEPS = 3000
 
 
 def make(seed: int, hosts: int = 1) -> Cluster:
@@ -46,6 +47,6 @@ def make(seed: int, hosts: int = 1) -> Cluster:
 def test_random_lives(first: int, hosts: int) -> None:
     for seed in range(first, first + CHUNK):
         try:
-            make(seed, hosts).run(3000)
+            make(seed, hosts).run(STEPS)
         except Exception as error:
-            raise AssertionError(f"seed {seed} on {hosts} hosts: {error!r}") from error
+            raise AssertionError(f"{error!r}; `make sim SEED={seed} HOSTS={hosts}` tells how it came") from error

@@ -75,7 +75,11 @@ def check(request: PlanRequest, plan: Plan) -> None:
     assert sum(p.updates + p.inherited for p in plan.nodes) == request.updates
     assert [p.node for p in plan.nodes] == sorted(facts)
     assert [p.node for p in plan.nodes if p.top] == [plan.top]
-    assert facts[plan.top].state == "alive"
+    holder = facts.get(request.model_node)
+    if holder is not None and holder.state != "dead":
+        assert plan.top == holder.node, "the checkpoint is written there"
+    else:
+        assert facts[plan.top].state == "alive"
     for p in plan.nodes:
         assert p.spilled <= p.asked <= p.updates
         assert p.reasons
@@ -101,7 +105,9 @@ def test_any_cluster(request_: PlanRequest, data) -> None:
         plan = make_plan(request_)
     except Refused:
         alive = [n for n in request_.nodes if n.state == "alive"]
-        assert all(n.arena_bytes < 80 * MODEL for n in alive), "80 models hold the path of any of these trees"
+        top = [n for n in request_.nodes if n.node == request_.model_node and n.state != "dead"]
+        small = [n for n in request_.nodes if n.arena_bytes < 80 * MODEL]
+        assert all(n in small for n in alive) or (top and top[0] in small), "80 models hold the path of any tree here"
         return
     check(request_, plan)
     arenas = {n.node: n.arena_bytes for n in request_.nodes}
@@ -270,8 +276,8 @@ def test_a_slow_node_keeps_what_it_has() -> None:
     a, b = after.nodes
     assert (a.updates, a.asked, a.partials, a.leaf_tasks) == (3, 0, 1, 1)
     assert (b.updates, b.asked) == (3, 3)
-    assert after.lost == 0 and after.top == "b"
-    assert [(t.source, t.target, t.what) for t in after.transfers] == [("a", "b", "model"), ("a", "b", "partial")]
+    assert after.lost == 0 and after.top == "a", "the model is there, whatever else"
+    assert [(t.source, t.target, t.what) for t in after.transfers] == [("a", "b", "model"), ("b", "a", "partial")]
 
 
 def test_an_update_that_came_by_another_gateway_counts() -> None:
@@ -318,16 +324,43 @@ def test_the_node_with_the_model_is_the_first_of_equals() -> None:
     assert plan.used == ("b",) and plan.transfers == ()
 
 
-def test_the_top_stands_where_most_partials_are() -> None:
+def test_the_top_stands_where_the_model_is() -> None:
     plan = make_plan(ask([4, 9, 6], 19, state_bytes=70, model_node="a"))
-    assert plan.top == "b"
+    assert plan.top == "a"
     assert [(t.source, t.target, t.what, t.nbytes) for t in plan.transfers] == [
         ("a", "b", "model", MODEL),
         ("a", "c", "model", MODEL),
-        ("a", "b", "state", 70),
-        ("a", "b", "partial", MODEL),
-        ("c", "b", "partial", MODEL),
+        ("b", "a", "partial", MODEL),
+        ("c", "a", "partial", MODEL),
     ]
+    # At b: two partials come, and the state; state and model go back to the checkpoint.
+    (why,) = [reason for reason in part(plan, "a").reasons if reason.startswith("has the top")]
+    assert "2000 bytes come for it, a top on b, the best other node, would move 3140" in why
+
+
+def test_a_node_with_the_model_that_takes_no_updates_has_the_top_all_the_same() -> None:
+    plan = make_plan(ask([0, 9, 0], 4, model_node="a"))
+    assert (plan.top, plan.used, part(plan, "a").updates) == ("a", ("a", "b"), 0)
+    assert [(t.source, t.target, t.what) for t in plan.transfers] == [("a", "b", "model"), ("b", "a", "partial")]
+
+
+def test_where_no_node_has_the_model_the_top_stands_where_most_partials_are() -> None:
+    assert make_plan(ask([4, 9, 6], 19)).top == "b"
+    assert make_plan(become(ask([4, 9, 6], 15, model_node="a"), a="dead")).top == "b"
+
+
+@pytest.mark.parametrize(("models", "shares"), [(12, [2, 2, 2]), (11, [3, 3, 0]), (10, [0, 3, 3]), (6, [0, 6, 0])])
+def test_as_many_nodes_work_as_the_tops_arena_has_room_for(models: int, shares: list[int]) -> None:
+    # All at a: two models, two updates, partials of three leaves and three more; one more for each other node's.
+    nodes = (NodeFacts("a", 2.0, models * MODEL), NodeFacts("b", 2.0, ROOMY), NodeFacts("c", 2.0, ROOMY))
+    plan = make_plan(ask([], 6, nodes=nodes, model_node="a", policy="worst-fit"))
+    assert [p.updates for p in plan.nodes] == shares
+
+
+def test_a_node_with_the_model_whose_arena_cannot_hold_the_top_is_refused_with_the_numbers() -> None:
+    nodes = (NodeFacts("a", 9.0, 4 * MODEL), NodeFacts("b", 9.0, ROOMY))
+    with pytest.raises(Refused, match=r"the top needs 5000 bytes .* the node with the model, on node a, has 4000"):
+        make_plan(ask([], 4, nodes=nodes, model_node="a"))
 
 
 def test_an_arena_without_room_for_the_top_sends_it_elsewhere() -> None:

@@ -31,6 +31,7 @@ DEADLINE_S_MAX = 30 * 24 * 3600.0
 ARENA_BYTES_MIN = 1 << 24
 ARENA_BYTES_MAX = 1 << 44
 WORKERS_MAX = 1_000
+CAPACITY_MAX = 1e6
 CONNECTIONS_MAX = 65_536
 STATE_DIR_BYTES_MAX = 90
 """A Unix socket's address holds 107 bytes, and the longest name in the state folder is put behind it."""
@@ -120,6 +121,7 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `listen` is the gateway's HOST:PORT (port 0: any free one); `arena_bytes` the size of the shared-memory
     segment; workers that had no task for `idle_timeout_s` end; at most `workers_max` run at once.
+    `capacity` is the node's MC (`core/capacity.py`), the updates that it folds at a time; 0: measured at start-up.
     `connections_max` bounds the gateway's connections, `wait_queue_max` the updates that wait for room in the
     arena before others are told BUSY.
     `control` is the HOST:PORT at which other nodes reach this one; with `join`, the control address of any member, the
@@ -132,6 +134,7 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     redirector: Literal["auto", "sockmap", "unix"] = "auto"
     idle_timeout_s: Annotated[float, msgspec.Meta(ge=0, le=DEADLINE_S_MAX)] = 30.0
     workers_max: Annotated[int, msgspec.Meta(ge=1, le=WORKERS_MAX)] = 8
+    capacity: Annotated[float, msgspec.Meta(ge=0, le=CAPACITY_MAX)] = 0.0
     connections_max: Annotated[int, msgspec.Meta(ge=1, le=CONNECTIONS_MAX)] = 1024
     wait_queue_max: Annotated[int, msgspec.Meta(ge=0, le=CONNECTIONS_MAX)] = 1024
     control: str = ""

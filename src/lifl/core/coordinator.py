@@ -18,7 +18,7 @@ from lifl.core.capacity import NodeLoad
 from lifl.core.config import JobConfig
 from lifl.core.errors import Refused
 from lifl.core.job import OVER, Job, Planned, Where
-from lifl.core.plan import NodeFacts, make_plan
+from lifl.core.plan import NodeFacts, PlanRequest, make_plan
 from lifl.core.planning import plan_request
 from lifl.core.schema import Layout
 
@@ -101,24 +101,24 @@ class Coordinator:
             if member.known and not member.suspect and not member.leaving
         )
 
-    def node_for(self, job: Job, updates: int) -> int:
-        """The node for a branch in the place of a lost one: that which a plan gives the most."""
-        counts = self.plan(job, updates).updates
-        return max(counts, key=lambda node: counts[node])
-
     def plan(self, job: Job, updates: int) -> Planned:
-        """Who takes part in a round: by `core/plan.py`, with the top where the model and its checkpoints are."""
-        if len(self.members) == 1:
-            return Planned({self.home: updates}, self.home)
+        """Who takes part in a round.  Raises `Refused` when the nodes that are here cannot hold it."""
+        request = self.request(job, updates)
         try:
-            home = self.members[self.home].name
-            states = len(job.state_names)
-            plan = make_plan(plan_request(job.config, job.layout, states, self.facts(), updates, model_node=home))
+            plan = make_plan(request)
         except Refused:
-            # No arena is promised to be large enough; this node's will slow its senders down.
+            if len(self.members) > 1:
+                raise
+            # Alone, `submit` has seen to it that the tree fits; what else the plan would like is not needed.
             return Planned({self.home: updates}, self.home)
-        counts = {int(node.node, 16): node.updates for node in plan.nodes if node.updates}
-        return Planned(counts, self.home)
+        if job.round is not None:
+            self.emit(fx.SavePlan(job.name, job.round.number, job.round.attempt, request, plan))
+        return Planned({int(node.node, 16): node.updates for node in plan.nodes if node.updates}, int(plan.top, 16))
+
+    def request(self, job: Job, updates: int = 0) -> PlanRequest:
+        """What `updates` (0: all) of a round are planned from now; the model and its checkpoints are on this node."""
+        home, states = self.members[self.home].name, len(job.state_names)
+        return plan_request(job.config, job.layout, states, self.facts(), updates, model_node=home)
 
     # ---- nodes -------------------------------------------------------------------------------------------------------
 
@@ -136,6 +136,8 @@ class Coordinator:
         """A node is silent, or was heard again."""
         if number in self.members:
             self.members[number].suspect = suspect
+            if not suspect:
+                self._nodes_changed()
 
     def node_leaves(self, number: int) -> None:
         """A node is about to go: its work moves first."""
@@ -155,6 +157,12 @@ class Coordinator:
         for job in running.values():
             job.open_at(number)
             job.parts.inventory(number, [held for held in report.branches if held.number == job.number])
+        self._nodes_changed()
+
+    def _nodes_changed(self) -> None:
+        """A round that waits for nodes may find enough of them now."""
+        for job in list(self.jobs.values()):
+            job.try_open()
 
     def node_gone(self, number: int) -> None:
         """A node is dead, or has left."""
@@ -206,7 +214,9 @@ class Coordinator:
         if sum(other.status not in OVER for other in self.jobs.values()) >= JOBS_MAX:
             raise Refused("too-many-jobs", "job", f"{JOBS_MAX} jobs run here; wait for one to end")
         need = job.bytes_min()
-        if need > total_bytes:
+        if len(self.members) > 1:
+            make_plan(self.request(job))  # refuses what they cannot hold together
+        elif need > total_bytes:
             raise Refused(
                 "too-large",
                 "model",

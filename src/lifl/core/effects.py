@@ -11,6 +11,7 @@ import msgspec
 
 from lifl.core.ids import Key
 from lifl.core.messages import Message
+from lifl.core.plan import Plan, PlanRequest
 from lifl.core.schema import TensorSpec
 
 
@@ -139,6 +140,16 @@ class SaveRound(msgspec.Struct, frozen=True):
     fields: dict[str, Any]
 
 
+class SavePlan(msgspec.Struct, frozen=True):
+    """Keep a decision of the planner with what it was made from, so that it can be made again."""
+
+    job: str
+    round: int
+    attempt: int
+    request: PlanRequest
+    plan: Plan
+
+
 class Publish(msgspec.Struct, frozen=True):
     """An event for the log and for those who follow the job."""
 
@@ -164,5 +175,6 @@ Effect = (
     | SendKeys
     | SaveJob
     | SaveRound
+    | SavePlan
     | Publish
 )

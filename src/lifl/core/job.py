@@ -54,8 +54,6 @@ class Services(Protocol):
 
     def plan(self, job: Job, updates: int) -> Planned: ...
 
-    def node_for(self, job: Job, updates: int) -> int: ...
-
     def gateway_of(self, node: int) -> str: ...
 
     def has_room(self, nbytes: int) -> bool: ...
@@ -201,8 +199,16 @@ class Job:
             enough = round_.quorum if self.now >= round_.deadline_at_s else round_.goal
             if len(self.present) < enough:
                 return
+            try:
+                plan = self.services.plan(self, round_.goal)
+            except Refused as refused:  # nodes have left: it waits for them
+                if round_.reason != refused.text:
+                    round_.reason = refused.text
+                    self.publish("round.waiting", round=round_.number, reason=refused.text)
+                return
+            round_.reason = ""
             round_.open(self.now)
-            self.parts.open(round_, self.services.plan(self, round_.goal))
+            self.parts.open(round_, plan)
             self._select(round_)
             self.publish("round.opened", round=round_.number, selected=len(round_.selected), goal=round_.goal)
         elif round_.phase is Phase.COLLECTING:

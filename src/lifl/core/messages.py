@@ -480,8 +480,20 @@ class Exited(Message, frozen=True):
     status: int
 
 
-FromZygote = ZygoteReady | Forked | Exited
-ToZygote = Fork | Drain
+class Calibrate(Message, frozen=True):
+    """Fork a process that measures how many folds the machine runs at a time, at most `most`, and ends."""
+
+    most: int
+
+
+class Calibrated(Message, frozen=True):
+    """MC in updates at a time, as it was measured (`rules/calibration.py`)."""
+
+    capacity: float
+
+
+FromZygote = ZygoteReady | Forked | Exited | Calibrated
+ToZygote = Fork | Calibrate | Drain
 
 
 class TaskStart(Message, frozen=True):
@@ -658,6 +670,17 @@ class PlanJob(Message, frozen=True):
     states: tuple[Name, ...] = ()
 
 
+class PlansOfRound(Message, frozen=True):
+    """Asks how a round was planned.
+
+    Answered by Answer {"decisions": [{"attempt", "decided_unix_s", "request", "plan"}, ...]}, the first one first: a
+    round that is tried again is planned again.
+    """
+
+    job: str
+    round: int
+
+
 class Follow(Message, frozen=True):
     """Asks for the job's events as they happen (Event frames), until it ends."""
 
@@ -668,7 +691,9 @@ class Shutdown(Message, frozen=True):
     """Drain and exit 0: answered by Answer, then EOF when all is gone."""
 
 
-FromCli = SubmitJob | ListJobs | JobStatus | CancelJob | Snapshot | ListNodes | PlanJob | Follow | Shutdown
+FromCli = (
+    SubmitJob | ListJobs | JobStatus | CancelJob | Snapshot | ListNodes | PlanJob | PlansOfRound | Follow | Shutdown
+)
 
 
 class Answer(Message, frozen=True):

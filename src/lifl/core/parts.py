@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from lifl.core import effects as fx
 from lifl.core import orders as o
+from lifl.core.errors import Refused
 from lifl.core.members import Member
 from lifl.core.peering import BranchHeld
 from lifl.core.round import Part, Phase, Round
@@ -204,26 +205,43 @@ class Parts:
 
     def _fill(self, round_: Round) -> None:
         """Branches for what the others do not take, by a plan of the nodes as they are now."""
-        missing = round_.goal - sum(part.updates for part in round_.parts.values())
-        wanted = self.job.services.plan(self.job, missing).updates if missing > 0 else {}
+        missing = self._missing(round_)
+        if missing <= 0:
+            return
+        try:
+            wanted = self.job.services.plan(self.job, missing).updates
+        except Refused as refused:
+            wanted = {}
+            self.job.publish("round.short", round=round_.number, missing=missing, reason=refused.text)
         opened = []
         for node, updates in sorted(wanted.items(), key=lambda item: -item[1]):
-            left = updates
-            for part in round_.parts.values():  # what its tree has leaves for already
-                if part.node == node and part.open:
-                    more = min(left, part.updates_max - part.updates)
-                    part.updates, left = part.updates + more, left - more
+            left = updates - self._widen(round_, updates, node)
             if left and self._places_left(round_):
                 opened.append(self._add(round_, node, left))
-        missing = round_.goal - sum(part.updates for part in round_.parts.values())
-        if missing and opened:
+        missing = self._missing(round_)
+        if opened:
             opened[0].updates += missing  # there were more nodes than places
             opened[0].updates_max += missing
-        if opened:
             self._save(round_)
+        else:
+            self._widen(round_, missing, None)
         for part in opened:
             self._order(self._home, o.AwaitBranch(self.job.number, round_.epoch, part.number))
             self._open(round_, part)
+
+    @staticmethod
+    def _missing(round_: Round) -> int:
+        return round_.goal - sum(part.updates for part in round_.parts.values())
+
+    @staticmethod
+    def _widen(round_: Round, updates: int, node: int | None) -> int:
+        """Gives open parts (of the node) as many of the updates as their trees have leaves for; returns how many."""
+        given = 0
+        for part in round_.parts.values():
+            if part.open and node in (None, part.node):
+                more = min(updates - given, part.updates_max - part.updates)
+                part.updates, given = part.updates + more, given + more
+        return given
 
     @staticmethod
     def _places_left(round_: Round) -> int:

@@ -21,7 +21,7 @@ import msgspec
 
 from lifl.core import messages as m
 from lifl.core import orders as o
-from lifl.core.config import split_address
+from lifl.core.config import CAPACITY_MAX, split_address
 from lifl.core.errors import ConfigError, RemoteFault
 from lifl.core.messages import Count, Message, Text
 
@@ -111,8 +111,9 @@ class PeerMembers(Message, frozen=True):
 
 
 class Heartbeat(Message, frozen=True):
-    """Alive.  From an agent also its load: k in updates per second, E in seconds, and the tasks of its branches."""
+    """Alive.  From an agent also its load (MC in updates, k per second, E in seconds), and its branches' tasks."""
 
+    capacity: Annotated[float, msgspec.Meta(ge=0, le=CAPACITY_MAX)] = 0.0
     rate_per_s: float = 0.0
     execution_s: float = 0.0
     arena_used_bytes: Count = 0

@@ -11,7 +11,9 @@ logged request.  It goes in four steps:
    A node whose arena cannot hold the least that a leaf and its path need takes none.
 2. *Leaves*: ceil(Q / fan_in) aggregators at a time, bounded by the node's leaf tasks, its workers and its arena.
    Wherever more than one partial comes together there is a middle.
-3. *The top* goes where most bytes of partials are, or will be: each other node then sends one partial.
+3. *The top* stands on the node that has the model: there the rule's state is, and there the checkpoint is written, so
+   a top elsewhere would have both brought to it and its result brought back.  Where no node has the model (any can
+   read it) the top goes where most bytes of partials are, or will be.  Each other node sends one partial.
 4. *Figures*: bytes between nodes, peak of each arena, the time until the model is sealed, and sentences that say why.
 
 `replan` makes the next plan of the same round after a node died or fell behind.  What living nodes hold sealed stays
@@ -75,7 +77,8 @@ class PlanRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     The round counts `updates` updates of `model_bytes` each; a partial takes `partial_bytes` with its members' records,
     the rule's state `state_bytes`.  `arrival_s` is the expected time between the first and the last update (0: all at
-    once).  `model_node` has the model that the round starts from, and the rule's state.
+    once).  `model_node` has the model that the round starts from, the rule's state and the checkpoints, and so the top;
+    empty, or naming a node that is dead: any node may have it.
     """
 
     updates: Positive
@@ -196,6 +199,7 @@ class _Node:
         self.spilled = 0
         self.remote = 0  # partials that come from other nodes: the top's
         self.is_top = False
+        self.has_model = facts.node == request.model_node and facts.state != "dead"
         self.leaves = 0
         self.reasons: list[str] = []
 
@@ -235,8 +239,25 @@ class _Node:
         return models + partials * r.partial_bytes + leaves * min(r.fan_in, pending) * r.model_bytes
 
     def leaf_bytes(self, unfolded: int) -> int:
-        """The least that the arena must hold to fold so many updates here."""
-        return self.need_bytes(1, unfolded, -(-unfolded // self.request.fan_in) + self.partials, False)
+        """The least that the arena must hold to fold so many updates here, with the top where the model is."""
+        return self.need_bytes(1, unfolded, -(-unfolded // self.request.fan_in) + self.partials, self.has_model)
+
+    def remote_max(self, unfolded: int, others: int) -> int:
+        """Of how many of the `others` the top may stand here, with so many updates to fold as well; -1: not even so."""
+        inputs = -(-unfolded // self.request.fan_in) + self.partials
+        for remote in range(others, -1, -1):
+            if self.need_bytes(min(1, unfolded), unfolded, inputs + remote, True) <= self.facts.arena_bytes:
+                return remote
+        return -1
+
+    def top_bytes(self, working: int, with_model: bool) -> int:
+        """What goes between nodes for a top here when so many nodes work, beyond what clients' gateways need."""
+        r = self.request
+        partials = (working - self.works) * r.partial_bytes
+        if self.has_model:
+            return partials
+        model = 0 if self.asked or with_model else r.model_bytes
+        return partials + model + r.state_bytes + r.model_bytes + r.state_bytes
 
     def peak_bytes(self) -> int:
         """The need, and as many of the other updates as the arena has room for: further senders are slowed."""
@@ -351,14 +372,33 @@ def _nodes(request: PlanRequest) -> list[_Node]:
 
 
 def _find_takers(nodes: list[_Node], unfolded: int) -> None:
-    """Marks the living nodes whose arena could fold all of the `unfolded` updates one leaf at a time."""
+    """Marks the living nodes whose arena could fold all of the `unfolded` updates one leaf at a time.
+
+    The node with the model takes part only if that does not leave its top room for fewer nodes' partials.
+    """
     for node in nodes:
         if node.facts.state == "alive":
             need = node.leaf_bytes(unfolded)
             node.takes = node.facts.arena_bytes >= need
             if not node.takes:
                 have = node.facts.arena_bytes
-                node.reasons.append(f"takes no updates: a leaf and its path need {need} bytes, the arena has {have}")
+                what = "a leaf and its path with the top" if node.has_model else "a leaf and its path"
+                node.reasons.append(f"takes no updates: {what} need {need} bytes, the arena has {have}")
+    holder = next((node for node in nodes if node.has_model), None)
+    if holder is None:
+        return
+    others = sum(node.facts.state != "dead" for node in nodes) - 1
+    remote = holder.remote_max(unfolded, others) if holder.takes else -1
+    without = holder.remote_max(0, others)
+    if holder.takes and without > remote + 1:
+        holder.takes = False
+        holder.reasons.append(f"takes no updates: so its arena has room for the partials of {without} other nodes")
+    room = max(without if not holder.takes else remote, 0) - sum(node.works for node in nodes if node is not holder)
+    new = [node for node in nodes if node.takes and not node.works and node is not holder]
+    new.sort(key=lambda node: -node.facts.residual)
+    for node in new[max(room, 0) :]:
+        node.takes = False
+        node.reasons.append(f"takes no updates: the top's arena on {holder.name} has no room for one more partial")
 
 
 def _check(request: PlanRequest) -> None:
@@ -378,18 +418,20 @@ def _check(request: PlanRequest) -> None:
 def _too_large(nodes: Sequence[_Node], need: int, what: str) -> Refused:
     widest = max(nodes, key=lambda node: node.facts.arena_bytes)
     r = widest.request
+    which = "that of the node with the model" if widest.has_model and len(nodes) == 1 else "the largest"
     return Refused(
         "too-large",
         "model",
         f"{what} needs {need} bytes of an arena (model {r.model_bytes}, partial {r.partial_bytes}, fan-in {r.fan_in}), "
-        f"the largest, on node {widest.name}, has {widest.facts.arena_bytes} for this job; start a node with a larger "
+        f"{which}, on node {widest.name}, has {widest.facts.arena_bytes} for this job; start it with a larger "
         "arena (lifl up --arena-bytes) or lower aggregation.fan_in",
     )
 
 
 def _decide(request: PlanRequest, nodes: list[_Node], lost: int, with_model: set[str]) -> Plan:
     _place(request, nodes)
-    top = _choose_top(nodes)
+    holder = next((node for node in nodes if node.has_model), None)
+    top = _choose_top(nodes) if holder is None else _top_with_model(nodes, holder, with_model)
     for node in nodes:
         _choose_leaves(node)
     _explain_rest(nodes, top)
@@ -414,6 +456,9 @@ def _place(request: PlanRequest, nodes: list[_Node]) -> None:
     takers.sort(key=lambda node: node.name != request.model_node)
     if not takers:
         alive = [node for node in nodes if node.facts.state == "alive"]
+        holder = next((node for node in nodes if node.has_model), None)
+        if holder is not None and holder.remote_max(0, 1) < 1:
+            raise _too_large([holder], holder.need_bytes(0, 0, 1, True), "the top")
         raise _too_large(alive, min(node.leaf_bytes(asked) for node in alive), "a leaf and its path")
     demand = max(node.demand for node in takers)
     units = {node.name: math.floor(node.facts.residual * UNITS_PER_UPDATE) for node in takers}
@@ -444,6 +489,24 @@ def _narrow(takers: list[_Node], units: dict[str, int], demand: int, asked: int)
     idle = [node for node in takers if not node.works]
     chosen = {idle[i].name for i in fewest([units[node.name] for node in idle], demand, left)}
     return [node for node in takers if node.works or node.name in chosen]
+
+
+def _top_with_model(nodes: list[_Node], holder: _Node, with_model: set[str]) -> _Node:
+    """The node that has the model."""
+    working = sum(node.works for node in nodes)
+    holder.is_top, holder.remote = True, working - holder.works
+    need = holder.need_bytes(min(1, holder.leaf_tasks), holder.pending, holder.inputs, True)
+    if need > holder.facts.arena_bytes:
+        raise _too_large([holder], need, f"the top over the partials of {working} nodes")
+    bytes_here = holder.top_bytes(working, True)
+    reason = f"has the top: the model, the rule's state and the checkpoints are here; {bytes_here} bytes come for it"
+    others = [node for node in nodes if node.facts.state == "alive" and node is not holder]
+    if others:
+        told = ((node.top_bytes(working, node.name in with_model), node.name) for node in others)
+        best, name = min(told)
+        reason += f", a top on {name}, the best other node, would move {best}"
+    holder.reasons.append(reason)
+    return holder
 
 
 def _choose_top(nodes: list[_Node]) -> _Node:

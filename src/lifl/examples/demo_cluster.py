@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -31,6 +30,7 @@ from typing import Any
 from safetensors.numpy import load_file
 
 from lifl.examples import digits
+from lifl.examples.machines import Machine, wait_alive
 from lifl.examples.netns import Host, network, why_not
 from lifl.examples.running import (
     LIFL,
@@ -40,10 +40,8 @@ from lifl.examples.running import (
     check_gone,
     lifl,
     line,
-    lives,
     print_logs,
     process,
-    processes,
     round_text,
 )
 
@@ -79,56 +77,6 @@ def main() -> None:
     if accuracy < ACCURACY_MIN:
         print(f"Test accuracy {accuracy:.3f} is below {ACCURACY_MIN}.", file=sys.stderr)
         sys.exit(1)
-
-
-class Machine:
-    """A node on a host of its own."""
-
-    def __init__(self, host: Host, work: Path, join: str) -> None:
-        self.host = host
-        self.state_dir = work / host.name
-        self.gateway, self.control = f"{host.address}:7433", f"{host.address}:7434"
-        self._join = ["--join", join] if join else []
-        self.info: dict[str, Any] = {}
-        self.pids: list[int] = []
-
-    def up(self) -> None:
-        """Starts `lifld` on the host."""
-        flags = ["--listen", self.gateway, "--control", self.control, "--insecure", "--arena-bytes", ARENA]
-        command = [*LIFL, "up", "-d", "--json", "--state", str(self.state_dir), *flags, *self._join]
-        started = subprocess.run(self.host.command(*command), stdout=subprocess.PIPE, check=False)
-        if started.returncode:
-            raise DemoFailed(f"node {self.host.name} did not start")
-        self.info = json.loads(started.stdout)
-
-    @property
-    def segment(self) -> Path:
-        """The arena's file."""
-        return Path("/dev/shm") / f"lifl-{self.info['node']}"
-
-    def kill(self) -> None:
-        """kill -9 of all its processes, `lifld` first, for it would start the others again."""
-        for pid in processes(self.state_dir):
-            self.pids.append(pid)
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:  # it ended with lifld
-                continue
-
-    def down(self) -> None:
-        """Ends it as a user does; whatever went wrong before, nothing stays."""
-        if not self.info:
-            return
-        try:
-            if lives(int(self.info["pid"])):
-                self.pids += processes(self.state_dir)
-                lifl("down", "--state", str(self.state_dir))
-        except DemoFailed:
-            os.kill(int(self.info["pid"]), signal.SIGKILL)
-            raise
-        finally:
-            if not lives(int(self.info["pid"])):
-                self.segment.unlink(missing_ok=True)
 
 
 class Demo:
@@ -169,24 +117,15 @@ class Demo:
     def _nodes(self, hosts: list[Host]) -> Iterator[None]:
         with ExitStack() as stack:
             for host in hosts:
-                machine = Machine(host, self.work, self.machines[0].control if self.machines else "")
+                join = self.machines[0].control if self.machines else ""
+                machine = Machine(host, self.work, join, ("--arena-bytes", ARENA))
                 self.machines.append(machine)
                 stack.callback(machine.down)  # the first node, which coordinates, comes last
                 machine.up()
                 print(f"node {host.name}: {machine.info['node']} at {machine.gateway}, {machine.info['redirector']}")
-            self._wait_alive(len(hosts))
+            wait_alive(self.machines)
             lifl("nodes", "--state", str(self.machines[0].state_dir))
             yield
-
-    def _wait_alive(self, count: int) -> None:
-        deadline_s = time.monotonic() + SETTLE_S
-        while True:
-            lines = asked(self.machines[0].state_dir, "nodes")["nodes"]
-            if sum(each["state"] == "alive" for each in lines) == count:
-                return
-            if time.monotonic() > deadline_s:
-                raise DemoFailed(f"not all of the {count} nodes are alive: {lines}")
-            time.sleep(0.2)
 
     def _train(self, clients: Host, test: digits.Examples) -> tuple[str, str]:
         """Runs the job to its end; its name, and the coordinator's state folder."""

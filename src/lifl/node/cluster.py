@@ -58,9 +58,9 @@ class Cluster:
         daemon = self._daemon
         load = daemon.identity.load
         rate = load.rate_at(daemon.loop.time())
-        agent = daemon.engine.agent
+        agent, used = daemon.engine.agent, daemon.arena.used_bytes
         tree = tuple(agent.tree_lines(p.TREE_LINES_MAX))
-        return p.Heartbeat(rate, load.execution_s, daemon.arena.used_bytes, len(agent.pool.workers), tree)
+        return p.Heartbeat(load.capacity, rate, load.execution_s, used, len(agent.pool.workers), tree)
 
     # ---- the coordinator -------------------------------------------------------------------------------------------
 
@@ -105,8 +105,7 @@ class Cluster:
             coordinator = self._daemon.engine.coordinator
             member = coordinator.members.get(node) if coordinator is not None else None
             if member is not None:
-                load = member.load
-                member.load = NodeLoad(load.capacity, now, message.rate_per_s, message.execution_s)
+                member.load = NodeLoad(message.capacity, now, message.rate_per_s, message.execution_s)
                 self.trees[node] = message.tree
             return
         self._daemon.engine.from_node(node, message, now)
@@ -160,7 +159,7 @@ class Cluster:
             if own:
                 beat = self.load()
                 load = {name: getattr(beat, name) for name in beat.__struct_fields__}
-            capacity = row.get("capacity", 0.0)
+            capacity = load.get("capacity", row.get("capacity", 0.0))
             rate, execution = load.get("rate_per_s", 0.0), load.get("execution_s", 0.0)
             found.append(
                 {

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import uvloop
 
 from lifl.core import effects as fx
@@ -83,7 +84,8 @@ class Daemon:
         opened.callback((folder / "gateway.sock").unlink, missing_ok=True)
         self.arena, self.warnings = machine.open_arena(f"/lifl-{self.node:016x}", config, self.node)
         opened.callback(self._close_arena)
-        capacity = float(config.workers_max)
+        # Until it is measured, one fold for each core.
+        capacity = config.capacity or float(min(config.workers_max, os.cpu_count() or 1))
         self.identity = Node(self.node, machine.shown(self.tcp), capacity, self.arena.arena_bytes, config.workers_max)
         self.engine = Engine(
             machine.ArenaStore(self.arena),
@@ -135,6 +137,11 @@ class Daemon:
         if self.config.control or self.config.join:
             self.cluster = Cluster(self)
         return adopted
+
+    def calibrate(self) -> None:
+        """Has the node's capacity measured, unless it is given; the answer comes later."""
+        if not self.config.capacity:
+            self.zygote.send(m.Calibrate(self.config.workers_max))
 
     def failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """The loop's handler of exceptions in callbacks: the state is not to be trusted, so stop and keep the arena."""
@@ -227,6 +234,8 @@ class Daemon:
             case fx.SaveRound():
                 self._complete_receipt(effect)
                 self.store.save_round(effect.job, effect.round, effect.attempt, effect.status, effect.fields)
+            case fx.SavePlan():
+                self.store.save_plan(effect.job, effect.round, effect.attempt, effect.request, effect.plan)
             case fx.Publish():
                 self._publish(effect)
 
@@ -320,6 +329,9 @@ class Daemon:
         match message:
             case m.Exited(worker, pid, status):
                 log.info("worker.ended worker=%d pid=%d status=%d", worker, pid, status)
+            case m.Calibrated(capacity):
+                self.identity.load = msgspec.structs.replace(self.identity.load, capacity=capacity)
+                log.info("node.calibrated capacity=%g", capacity)
             case _:
                 pass
 
@@ -360,6 +372,8 @@ class Daemon:
             "control": self.cluster.control if self.cluster is not None else "",
             "socket": str(self.folder / "gateway.sock"),
             "arena_bytes": self.arena.arena_bytes,
+            "capacity": self.identity.load.capacity,
+            "capacity_given": bool(self.config.capacity),
             "redirector": self.workers.redirector.name,
             "why": self.workers.redirector.why,
             "state_dir": str(self.folder),
@@ -393,6 +407,7 @@ async def _run(config: NodeConfig, folder: Path, locks: StateLocks, announce: An
         report = daemon.report(adopted)
         log.info("daemon.ready %s", report)
         announce(report)
+        daemon.calibrate()
         await daemon.done.wait()
         if daemon.failure is None:
             await daemon.drain()

@@ -18,7 +18,7 @@ from lifl.core.planning import plan_request
 from lifl.core.schema import Layout
 from lifl.node import machine, views
 from lifl.node.link import Link
-from lifl.node.store import JobRow
+from lifl.node.store import PLANS_MAX, JobRow
 
 if TYPE_CHECKING:
     from lifl.node.daemon import Daemon
@@ -47,6 +47,8 @@ class Requests:
                 return {"nodes": self._nodes()}
             case m.PlanJob():
                 return self._plan(message)
+            case m.PlansOfRound():
+                return self._plans(message)
             case m.Snapshot():
                 return self._snapshot()
             case m.Follow():
@@ -157,6 +159,14 @@ class Requests:
         facts, home = self._daemon.engine.facts(self._daemon.loop.time())
         request = plan_request(config, layout, len(message.states), facts, model_node=home)
         return {"request": msgspec.to_builtins(request), "plan": msgspec.to_builtins(make_plan(request))}
+
+    def _plans(self, message: m.PlansOfRound) -> dict[str, Any]:
+        name = self._row(message.job).name
+        rows = self._daemon.store.plans(name, message.round)
+        if not rows:
+            text = f"no plan of round {message.round} of job {name!r} is here: it has not begun, or is not one of the "
+            raise Refused("no-plan", "round", f"{text}last {PLANS_MAX} that are kept; `lifl status {name}` lists them")
+        return {"decisions": [msgspec.to_builtins(row) for row in rows]}
 
     def _snapshot(self) -> dict[str, Any]:
         daemon = self._daemon

@@ -1,4 +1,4 @@
-"""What a node knows after the machine's death: jobs and rounds, in SQLite.
+"""What a node knows after the machine's death: jobs, rounds and how they were planned, in SQLite.
 
 WAL with synchronous=FULL: when a call returns, it is on the disk.  The unique index on committed rounds is the last
 fence against a second commit of (job, round).
@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import sqlite3
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ import msgspec
 
 from lifl.core.config import JobConfig
 from lifl.core.errors import ResourceFault
+from lifl.core.plan import Plan, PlanRequest
 from lifl.core.schema import TensorSpec
 
 SCHEMA_VERSION = 1
+PLANS_MAX = 1_000
+"""Decisions of the planner that are kept, the newest ones; each takes some kilobytes, packed."""
 _TABLES = """
 CREATE TABLE node (id INTEGER PRIMARY KEY CHECK (id = 1), node TEXT NOT NULL,
     incarnation INTEGER NOT NULL DEFAULT 0);
@@ -31,6 +35,12 @@ CREATE TABLE rounds (
     job TEXT NOT NULL REFERENCES jobs (name), round INTEGER NOT NULL, attempt INTEGER NOT NULL, status TEXT NOT NULL,
     fields BLOB NOT NULL, saved_unix_s REAL NOT NULL, PRIMARY KEY (job, round, attempt));
 CREATE UNIQUE INDEX one_commit ON rounds (job, round) WHERE status = 'committed';
+"""
+_PLANS = """
+CREATE TABLE IF NOT EXISTS plans (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, job TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL,
+    decision BLOB NOT NULL, decided_unix_s REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS plans_of_round ON plans (job, round);
 """
 
 
@@ -58,6 +68,16 @@ class RoundRow(msgspec.Struct, frozen=True):
     saved_unix_s: float
 
 
+class PlanRow(msgspec.Struct, frozen=True):
+    """A decision of the planner, and what it was made from."""
+
+    round: int
+    attempt: int
+    request: PlanRequest
+    plan: Plan
+    decided_unix_s: float
+
+
 class NodeStore:
     """The node's database file; one process opens it."""
 
@@ -74,6 +94,7 @@ class NodeStore:
                     f"{path} has version {version}, this lifld reads {SCHEMA_VERSION}: use the lifld that wrote it, "
                     "or another state folder"
                 )
+            self._db.executescript(_PLANS)
         except sqlite3.DatabaseError as error:
             raise ResourceFault(f"{path} cannot be used: {error}; move it away or use another state folder") from error
 
@@ -144,6 +165,27 @@ class NodeStore:
             RoundRow(number, attempt, status, msgpack.unpackb(fields, strict_map_key=False), at)
             for number, attempt, status, fields, at in rows
         ]
+
+    def save_plan(self, job: str, number: int, attempt: int, request: PlanRequest, plan: Plan) -> None:
+        """A decision of the planner; those before the last `PLANS_MAX` are forgotten."""
+        row = (job, number, attempt, zlib.compress(_pack((request, plan))), time.time())
+        with self._db:
+            self._db.execute("BEGIN")
+            inserted = "INSERT INTO plans (job, round, attempt, decision, decided_unix_s) VALUES (?, ?, ?, ?, ?)"
+            last = self._db.execute(inserted, row).lastrowid or 0
+            self._db.execute("DELETE FROM plans WHERE number <= ?", (last - PLANS_MAX,))
+
+    def plans(self, job: str, number: int) -> list[PlanRow]:
+        """The decisions about a round that are kept, in order."""
+        rows = self._db.execute(
+            "SELECT attempt, decision, decided_unix_s FROM plans WHERE job = ? AND round = ? ORDER BY number",
+            (job, number),
+        )
+        found = []
+        for attempt, packed, at in rows:
+            request, plan = _unpack(zlib.decompress(packed), tuple[PlanRequest, Plan])
+            found.append(PlanRow(number, attempt, request, plan, at))
+        return found
 
 
 def _pack(value: Any) -> bytes:

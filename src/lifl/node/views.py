@@ -73,6 +73,7 @@ def round_now(
         "round": round_.number,
         "attempt": round_.attempt,
         "phase": round_.phase.value,
+        "reason": round_.reason,
         "selected": len(round_.selected),
         "uploading": len(round_.granted),
         "accepted": len(round_.accepted),

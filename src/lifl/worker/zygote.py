@@ -12,6 +12,9 @@ kernel hands descriptors out with the first byte of what they were sent with, an
 so the zygote keeps them in a queue and each Fork takes its number of them from the front.  A fork that the
 system refuses is answered by Exited with pid 0 and no Forked before it.
 
+**Calibration.**  One more child measures the node's capacity when the daemon asks for it, writes the answer to the link
+itself (one small frame, so it cannot be torn) and ends.
+
 **One thread.**  A forked child has only the thread that forked, so there must be no other: BLAS is told to
 use one before it is loaded.  `gc.freeze` keeps the collector from touching, and thereby copying, inherited
 pages.
@@ -45,10 +48,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from lifl.core.errors import LiflError, RemoteFault
-from lifl.core.messages import Drain, Exited, Fork, Forked, ToZygote, ZygoteReady
+from lifl.core.messages import Calibrate, Calibrated, Drain, Exited, Fork, Forked, ToZygote, ZygoteReady
 from lifl.core.wire import FrameDecoder, encode
 from lifl.redirect import open_port
-from lifl.rules import kernels
+from lifl.rules import calibration, kernels
 from lifl.shm.arena import Arena
 from lifl.worker.main import Worker
 
@@ -71,6 +74,7 @@ class Zygote:
         self._decoder: FrameDecoder[Any] = FrameDecoder(ToZygote)
         self._descriptors: deque[int] = deque()
         self._workers: dict[int, int] = {}
+        self._calibrating: set[int] = set()
         self._over = False
         self._wakeup, self._wakeup_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -93,10 +97,13 @@ class Zygote:
             if self._link.fileno() in ready:
                 self._read_link()
             while not self._over and (message := self._decoder.next_message()) is not None:
-                if isinstance(message, Drain):
-                    draining = True
-                else:
-                    self._fork(message)
+                match message:
+                    case Drain():
+                        draining = True
+                    case Calibrate(most):
+                        self._calibrate(most)
+                    case Fork():
+                        self._fork(message)
 
     def _read_link(self) -> None:
         room = socket.CMSG_SPACE(DESCRIPTORS_MAX * array.array("i").itemsize)
@@ -142,14 +149,8 @@ class Zygote:
         """The child: runs the worker and never returns into the zygote's code."""
         status = 1
         try:
-            _die_with_parent(self._pid)
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self._leave_zygote()
             self._link.close()
-            os.close(self._wakeup)
-            os.close(self._wakeup_in)
-            for fd in self._descriptors:  # of later Forks: a copy kept here would outlive its worker
-                os.close(fd)
             _name_process(f"lifl-worker-{order.worker}")
             control = socket.socket(fileno=descriptors[0])
             control.setblocking(True)
@@ -163,15 +164,48 @@ class Zygote:
         finally:
             os._exit(status)
 
+    def _leave_zygote(self) -> None:
+        """In the child: what is the zygote's alone goes; the link is the caller's business."""
+        _die_with_parent(self._pid)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.close(self._wakeup)
+        os.close(self._wakeup_in)
+        for fd in self._descriptors:  # of later Forks: a copy kept here would outlive its worker
+            os.close(fd)
+
+    def _calibrate(self, most: int) -> None:
+        try:
+            pid = os.fork()
+        except OSError as error:  # the node keeps the capacity that it has assumed
+            print(f"zygote.calibrate_failed error={error}", file=sys.stderr, flush=True)
+            return
+        if pid:
+            self._calibrating.add(pid)
+            return
+        status = 1
+        try:
+            self._leave_zygote()
+            _name_process("lifl-calibrate")
+            self._send(Calibrated(calibration.capacity(most)))
+            status = 0
+        except BaseException:  # noqa: BLE001 - whatever it is, it must not go on in the zygote's code
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(status)
+
     def _reap(self) -> None:
-        """Reports every child that has ended."""
-        while self._workers:
+        """Reports every worker that has ended."""
+        while self._workers or self._calibrating:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
+            if pid in self._calibrating:
+                self._calibrating.remove(pid)
+                continue
             self._send(Exited(self._workers.pop(pid), pid, status))
 
-    def _send(self, message: ZygoteReady | Forked | Exited) -> None:
+    def _send(self, message: ZygoteReady | Forked | Exited | Calibrated) -> None:
         try:
             self._link.sendall(encode(message))
         except (BrokenPipeError, ConnectionResetError):

@@ -1,0 +1,79 @@
+"""Nodes on hosts of their own: started, waited for, killed and ended by those who show or measure a cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lifl.examples.netns import Host
+from lifl.examples.running import LIFL, DemoFailed, asked, lifl, lives, processes
+
+SETTLE_S = 20.0
+
+
+class Machine:
+    """A node on a host of its own."""
+
+    def __init__(self, host: Host, work: Path, join: str, flags: Sequence[str] = ()) -> None:
+        self.host = host
+        self.state_dir = work / host.name
+        self.gateway, self.control = f"{host.address}:7433", f"{host.address}:7434"
+        self._flags = [*(["--join", join] if join else []), *flags]
+        self.info: dict[str, Any] = {}
+        self.pids: list[int] = []
+
+    def up(self) -> None:
+        """Starts `lifld` on the host."""
+        flags = ["--listen", self.gateway, "--control", self.control, "--insecure"]
+        command = [*LIFL, "up", "-d", "--json", "--state", str(self.state_dir), *flags, *self._flags]
+        started = subprocess.run(self.host.command(*command), stdout=subprocess.PIPE, check=False)
+        if started.returncode:
+            raise DemoFailed(f"node {self.host.name} did not start")
+        self.info = json.loads(started.stdout)
+
+    @property
+    def segment(self) -> Path:
+        """The arena's file."""
+        return Path("/dev/shm") / f"lifl-{self.info['node']}"
+
+    def kill(self) -> None:
+        """kill -9 of all its processes, `lifld` first, for it would start the others again."""
+        for pid in processes(self.state_dir):
+            self.pids.append(pid)
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:  # it ended with lifld
+                continue
+
+    def down(self) -> None:
+        """Ends it as a user does; whatever went wrong before, nothing stays."""
+        if not self.info:
+            return
+        try:
+            if lives(int(self.info["pid"])):
+                self.pids += processes(self.state_dir)
+                lifl("down", "--state", str(self.state_dir))
+        except DemoFailed:
+            os.kill(int(self.info["pid"]), signal.SIGKILL)
+            raise
+        finally:
+            if not lives(int(self.info["pid"])):
+                self.segment.unlink(missing_ok=True)
+
+
+def wait_alive(machines: Sequence[Machine]) -> None:
+    """Returns when the first node knows all of them to be alive.  Raises `DemoFailed`."""
+    deadline_s = time.monotonic() + SETTLE_S
+    while True:
+        lines = asked(machines[0].state_dir, "nodes")["nodes"]
+        if sum(each["state"] == "alive" for each in lines) == len(machines):
+            return
+        if time.monotonic() > deadline_s:
+            raise DemoFailed(f"not all of the {len(machines)} nodes are alive: {lines}")
+        time.sleep(0.2)

@@ -1,0 +1,79 @@
+"""The simulator can fail: of a bug that is planted a bounded number of lives must show it; without it they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from test_sim_node import STEPS, make
+
+from lifl.core import effects as fx
+from lifl.core import orders as o
+from lifl.core.aggregation import Aggregation
+from lifl.core.ids import Kind
+from lifl.core.job import Job
+from lifl.core.parts import Parts
+from lifl.core.tree import TaskState
+
+SEEDS_MAX = 500
+"""Lives within which each planted bug must show."""
+
+
+def sealed_output_is_overlooked(patch: pytest.MonkeyPatch) -> None:
+    """A leaf whose worker died is made again although its partial was sealed: its updates count twice."""
+    right = Aggregation.lost
+
+    def lost(self: Aggregation, task) -> None:
+        memory = self.site.services.memory
+        if task.role == "leaf" and task.state is TaskState.RUNNING and memory.sealed(task.output):
+            epoch = self.where[task.address][0].epoch
+            task.output = memory.alloc(Kind.PARTIAL, self.site.number, epoch, self.site.acc_bytes)
+        right(self, task)
+
+    patch.setattr(Aggregation, "lost", lost)
+
+
+def commit_is_repeated(patch: pytest.MonkeyPatch) -> None:
+    """A commit that comes while the next round collects is written twice."""
+    right = Job._commit
+
+    def commit(self: Job, round_) -> None:
+        right(self, round_)
+        if round_.number and self.round is not None and self.round.accepted:
+            row = {"metrics": {}, "path": "", "receipt": {}, "members": sorted(round_.accepted)}
+            self.services.emit(fx.SaveRound(self.name, round_.number, round_.attempt, "committed", row))
+
+    patch.setattr(Job, "_commit", commit)
+
+
+def top_is_not_asked(patch: pytest.MonkeyPatch) -> None:
+    """A dead node's updates are asked for again although the top may have its partial: they count twice."""
+
+    def give_up(self: Parts, round_, part) -> None:
+        if not (part.arrived or part.forgetting):
+            part.forgetting = True
+            self.branch_forgotten(o.BranchForgotten(self.job.number, round_.epoch, part.number))
+
+    patch.setattr(Parts, "_give_up", give_up)
+
+
+@pytest.mark.parametrize(
+    ("plant", "hosts"), [(sealed_output_is_overlooked, 1), (commit_is_repeated, 1), (top_is_not_asked, 3)]
+)
+def test_a_planted_bug_is_found(
+    plant: Callable[[pytest.MonkeyPatch], None], hosts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        plant(patch)
+        found = next((seed for seed in range(SEEDS_MAX) if broken(seed, hosts)), None)
+    assert found is not None, f"{SEEDS_MAX} lives found nothing"
+    print(f"seed {found} found it")
+    assert not broken(found, hosts), "it was the planted bug that it found"
+
+
+def broken(seed: int, hosts: int) -> str:
+    try:
+        make(seed, hosts).run(STEPS)
+    except Exception as error:  # noqa: BLE001 - a planted bug may show in any way
+        return repr(error)
+    return ""

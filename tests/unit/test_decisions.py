@@ -1,0 +1,108 @@
+"""Decisions of the planner are kept with what they were made from; what cannot fit is refused, or waits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lifl.core import effects as fx
+from lifl.core import messages as m
+from lifl.core import orders as o
+from lifl.core import peering as p
+from lifl.core.config import parse_job
+from lifl.core.coordinator import Coordinator, Node
+from lifl.core.errors import Refused
+from lifl.core.plan import NodeFacts, PlanRequest, make_plan
+from lifl.core.schema import Layout, TensorSpec
+from lifl.node.store import PLANS_MAX, NodeStore
+
+LAYOUT = Layout((TensorSpec("w", "float32", (250_000,)),))
+GOAL = 4
+HOME, OTHER = 1, 2
+HOME_BYTES = 6_000_000
+"""Holds a top over one partial, but no leaf beside it."""
+
+
+class Scene:
+    """A coordinator on a node with a small arena, and what it has said."""
+
+    def __init__(self) -> None:
+        self.effects: list[fx.Effect] = []
+        self.orders: list[tuple[int, Any]] = []
+        home = Node(HOME, "a:1", 8.0, HOME_BYTES, 4)
+        self.coordinator = Coordinator(home, self.effects.append, lambda *order: self.orders.append(order))
+        sections = {"job": {"name": "j", "rounds": 2}, "selection": {"clients_per_round": GOAL}}
+        self.config = parse_job({**sections, "model": {"path": "/m"}})
+
+    def other_up(self) -> None:
+        self.coordinator.node_up(Node(OTHER, "b:1", 8.0, 64 << 20, 4))
+        self.coordinator.inventory(OTHER, p.Inventory((), ()))
+
+    def submit(self) -> None:
+        job = self.coordinator.make(1, self.config, LAYOUT, (), "/f")
+        self.coordinator.submit(job, HOME_BYTES)
+        self.coordinator.hear(HOME, o.JobOpened(1))
+
+    def clients_come(self) -> None:
+        for number in range(GOAL):
+            self.coordinator.client_joined(HOME, m.ClientJoined(number + 1, f"c{number}", "j", None, 0))
+
+    def opened(self) -> list[int]:
+        return [node for node, order in self.orders if isinstance(order, o.OpenBranch)]
+
+    def published(self, name: str) -> list[dict[str, Any]]:
+        return [each.fields for each in self.effects if isinstance(each, fx.Publish) and each.name == name]
+
+
+def test_a_job_that_fits_no_node_is_refused_at_once_and_one_that_fits_with_others_is_not() -> None:
+    scene = Scene()
+    with pytest.raises(Refused) as refused:
+        scene.submit()
+    assert refused.value.code == "too-large"
+    scene.other_up()
+    scene.submit()
+
+
+def test_a_round_that_the_nodes_that_are_left_cannot_hold_waits_and_says_so_once() -> None:
+    scene = Scene()
+    scene.other_up()
+    scene.submit()
+    scene.coordinator.node_gone(OTHER)
+    scene.clients_come()
+    (said,) = scene.published("round.waiting")
+    assert f"has {HOME_BYTES}" in said["reason"]
+    assert not scene.opened()
+    scene.other_up()
+    assert scene.opened() == [HOME, OTHER]
+    assert scene.coordinator.jobs["j"].round.reason == ""
+
+
+def test_a_decision_is_made_again_from_what_is_kept() -> None:
+    scene = Scene()
+    scene.other_up()
+    scene.submit()
+    scene.clients_come()
+    (kept,) = [each for each in scene.effects if isinstance(each, fx.SavePlan)]
+    assert (kept.job, kept.round, kept.attempt) == ("j", 1, 1)
+    assert make_plan(kept.request) == kept.plan
+    assert int(kept.plan.top, 16) == HOME
+
+
+def test_the_store_keeps_decisions_over_restarts_and_only_the_newest(tmp_path: Path) -> None:
+    request = PlanRequest(4, 10, 10, (NodeFacts("a", 1 / 3, 1000, execution_s=0.1),))
+    made = make_plan(request)
+    store = NodeStore(tmp_path / "lifl.db")
+    store.save_plan("j", 1, 1, request, made)
+    store.save_plan("j", 1, 2, request, made)
+    store.close()
+    store = NodeStore(tmp_path / "lifl.db")
+    rows = store.plans("j", 1)
+    assert [(row.attempt, row.request, row.plan) for row in rows] == [(1, request, made), (2, request, made)]
+    assert store.plans("j", 2) == [] == store.plans("other", 1)
+    for number in range(PLANS_MAX):
+        store.save_plan("k", number, 1, request, made)
+    assert store.plans("j", 1) == []
+    assert store.plans("k", 0)
+    store.close()
