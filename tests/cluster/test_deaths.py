@@ -142,3 +142,32 @@ def test_any_node_dies_at_any_moment(three: Cluster, number: int) -> None:
         team.release()
         three.finished("j", team, oracle)
     three.settled()
+
+
+def test_a_node_that_goes_down_brings_its_partial_to_the_top_first(three: Cluster) -> None:
+    """Nothing that was accepted is asked for again."""
+    oracle, victim = OneHot(N), three.agents[0]
+    submit(three.coordinator, "j", oracle.model(), **SPREAD)
+    watch = three.watch("j")
+    with three.fleet("j", N, oracle.update, held=[(i, 1) for i in range(6, N)]) as team:
+        watch.wait("update.accepted", 6)
+        victim.lifl("down")
+        team.release()
+        (line,) = three.finished("j", team, oracle)
+    assert (line["receipt"]["counted"], line["attempt"]) == (N, 1)
+    accepted = [event.fields["client"] for event in watch.events if event.name == "update.accepted"]
+    assert sorted(accepted) == sorted(set(accepted))
+
+
+def test_what_a_silent_node_was_to_take_goes_elsewhere_at_the_next_plan(three: Cluster) -> None:
+    oracle, victim = OneHot(N), three.agents[0]
+    submit(three.coordinator, "j", oracle.model(), aggregation__replan_interval_s=0.5, **SPREAD)
+    watch = three.watch("j")
+    with three.fleet("j", N, oracle.update, held=[(i, 1) for i in range(3, N)]) as team:
+        watch.wait("update.accepted", 3)
+        victim.stop()
+        watch.wait("round.replanned")
+        victim.go_on()
+        team.release()
+        (line,) = three.finished("j", team, oracle)
+    assert (line["receipt"]["counted"], line["attempt"]) == (N, 1)

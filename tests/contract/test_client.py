@@ -373,6 +373,29 @@ def test_an_update_lost_with_the_machine_is_sent_again_without_training_again(no
     assert stored(node) == as_bytes(update(5))
 
 
+def test_who_waits_for_the_commit_sends_again_what_was_lost_meanwhile(node: StandIn) -> None:
+    """Another node died with it: the selection comes again over the same connection."""
+    lost: list[Key] = []
+
+    def react(message: m.Message) -> None:
+        match message:
+            case m.ClientJoined(_, client):
+                node.select(client, "digits", 1)
+            case m.Sealed(conn) if not lost:
+                lost.append(node.accepted.pop(("digits", 1, "c1")))
+                node.select("c1", "digits", 1)
+            case m.Sealed(conn):
+                node.deliver(conn, m.Committed("digits", 1, True))
+                node.deliver(conn, m.JobOver("digits", "finished"))
+
+    node.react = react
+    with Client(node.tcp, job="digits", client="c1") as client:
+        for round_ in client.rounds():
+            assert round_.submit(update(7), 1).accepted
+            assert client.wait_committed(round_)
+    assert lost and stored(node) == as_bytes(update(7))
+
+
 def test_a_fate_told_before_the_answer_was_lost_again_is_kept() -> None:
     """ACCEPTED is lost with a gateway; the next one tells COMMITTED, and dies before it answers too."""
     said: list[m.Message] = []

@@ -138,6 +138,7 @@ class Host:
         self.reports: deque[Any] = deque()  # to the coordinator, on the wire
         self.linked = False  # an agent: connected to the coordinator
         self.incarnation = 1
+        self.leaving = False
         self.buried = False  # an agent: this life counts as over, and the node has not heard so
 
     def node(self) -> Node:
@@ -149,7 +150,7 @@ class Host:
     def stop(self) -> None:
         """All processes are gone."""
         self.engine = None
-        self.linked = False
+        self.linked = self.leaving = False
         for queue in (self.to_daemon, self.fallback, self.orders, self.reports):
             queue.clear()
         self.workers.clear()
@@ -326,6 +327,8 @@ class Cluster:
         """One random event; False when nothing but time could move anything."""
         choices = [choice for host in self.hosts.values() if host.engine for choice in self._choices(host)]
         for host in self.others():
+            if host.leaving and host.engine is not None and not host.engine.busy():
+                choices.append(lambda host=host: self._leaves(host))
             if not host.linked and self.rng.random() < 0.3:
                 choices.append(lambda host=host: self._link(host))
             if not host.linked and not host.buried and self.rng.random() < 0.1:
@@ -530,6 +533,10 @@ class Cluster:
         assert len(seen) == worker.expect[address], "a task got more inputs than it expects"
         output = host.store.things[Key.unpack(task.output)]
         assert not output.sealed, "an object is sealed twice"
+        if any(key not in host.store.things for key in seen):
+            dropped = [order.address for order in worker.control if isinstance(order, m.Drop)]
+            assert address in dropped, "an input was freed under a task that is wanted"
+            return
         for key in seen:
             output.content += host.store.things[key].content
             output.members += host.store.things[key].members
@@ -568,8 +575,11 @@ class Cluster:
             self._kill_gateway(host)
         elif host is self.home:
             self._crash()
-        elif host.linked and kind < 0.95:
+        elif host.linked and kind < 0.94:
             self._unlink(host)
+        elif host.linked and kind < 0.96:
+            host.leaving = True
+            host.engine.leave(self.now)
         else:
             self._node_dies(host)
 
@@ -639,6 +649,11 @@ class Cluster:
         self._end_transfers(host)
         host.store = SimStore(host.arena_bytes, host.number)
         self.engine.node_suspect(host.number, True)
+
+    def _leaves(self, host: Host) -> None:
+        """`lifl down` on an agent, to its end."""
+        self._node_dies(host)
+        self._bury(host)
 
     def _bury(self, host: Host) -> None:
         """The coordinator has heard nothing for too long."""

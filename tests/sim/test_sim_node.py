@@ -30,6 +30,7 @@ def make(seed: int, hosts: int = 1) -> Cluster:
             "fan_in": rng.choice([1, 2, 3]),
             "middle_fan_in": rng.choice([2, 3, 8]),
             "timing": rng.choice(["eager", "lazy"]),
+            "replan_interval_s": rng.choice([0.5, 1000.0]),
             "placement": rng.choice(["best-fit", "worst-fit", "worst-fit"]),
         },
     }

@@ -24,7 +24,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import TracebackType
@@ -383,11 +383,19 @@ class Client:
                 if any(isinstance(event, m.JobOver) for event in self._pending):
                     return None
                 self._note(stream.receive())
+                self._give_again(stream)
             return self._fates[number]
 
         if number in self._fates:
             return self._fates[number]
         return self._retrying(wait)
+
+    def _give_again(self, home: Stream) -> None:
+        """Sends what it holds and is asked for again: a node died with it before the round was committed."""
+        for event in [event for event in self._pending if isinstance(event, m.Selected) and event.round in self._held]:
+            self._pending.remove(event)
+            with suppress(_Settled):
+                self._where_named(home, event.round, partial(self._offer, held=self._held[event.round]))
 
     def _end(self, over: m.JobOver) -> None:
         if over.status == "failed":

@@ -51,12 +51,12 @@ class Branch:
         self.order = order
         self.members_max = members_max
         self.adopted = adopted  # partials of an earlier life of the node: they fill the tree's first places
-        self.tree = Tree(order.updates, fan_in, middle_fan_in, adopted + len(order.others), self.top)
+        self.tree = Tree(order.updates, fan_in, middle_fan_in, adopted + len(order.others) + order.spare, self.top)
         self.awaited = set(order.others)
         self.arrived: dict[int, Members] = {}  # in the order of their coming
         self.arriving: set[int] = set()
         self.carried = False
-        self.final = not order.others  # how many partials come is known
+        self.final = not (order.others or order.spare)  # how many partials come is known
         self.inflight: dict[str, tuple[Key, Member]] = {}
         self.accepted: dict[str, Member] = {}
         self.unfed: deque[tuple[Key, Task | None]] = deque()

@@ -79,7 +79,8 @@ class AggregationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True
 
     A leaf task takes `fan_in` updates, a middle task `middle_fan_in` partials; ``eager`` folds each as it
     arrives, ``lazy`` when a task's inputs are all there.  `rule_folder` is where ``module`` is imported from.
-    In a cluster `placement` chooses the nodes that take a round's updates (`core/placement.py`) when a round begins.
+    In a cluster `placement` chooses the nodes that take a round's updates (`core/placement.py`) when a round begins,
+    and every `replan_interval_s` for what has not come by then.
     """
 
     rule: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] = "fedavg"
@@ -89,6 +90,7 @@ class AggregationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     middle_fan_in: Annotated[int, msgspec.Meta(ge=2, le=FAN_IN_MAX)] = 8
     rule_folder: str = ""
     placement: Policy = "best-fit"
+    replan_interval_s: Seconds = 120.0
 
 
 class CheckpointSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -35,6 +35,7 @@ class Node:
         self.number = number
         self.incarnation = incarnation
         self.suspect = False  # silent: it gets nothing new
+        self.leaving = False
         self.known = False  # it has said what it has, since its connection was made: the books are right
         self.gateway = gateway
         self.arena_bytes = arena_bytes
@@ -77,10 +78,14 @@ class Coordinator:
         member = self.members.get(node)
         return member.gateway if member is not None else ""
 
+    def has_room(self, nbytes: int) -> bool:
+        """Whether the arena at home is so large."""
+        return nbytes <= self.members[self.home].arena_bytes
+
     def takes_grants(self, node: int) -> bool:
         """Whether a grant would reach the node, and be in its books when it says what it has."""
         member = self.members.get(node)
-        return member is not None and member.known
+        return member is not None and member.known and not member.leaving
 
     def facts(self) -> tuple[NodeFacts, ...]:
         """The nodes that can take something, as the planner sees them now."""
@@ -93,18 +98,19 @@ class Coordinator:
                 execution_s=member.load.execution_s,
             )
             for member in self.members.values()
-            if member.known and not member.suspect
+            if member.known and not member.suspect and not member.leaving
         )
-
-    def node_for(self, job: Job, updates: int) -> int:
-        """The node for a branch in the place of a lost one: that which a plan gives the most.  Raises `Refused`."""
-        counts = self.plan(job, updates).updates
-        return max(counts, key=lambda node: counts[node])
 
     def plan(self, job: Job, updates: int) -> Planned:
         """Who takes part in a round.  Raises `Refused` when the nodes that are here cannot hold it."""
         request = self.request(job, updates)
-        plan = make_plan(request)
+        try:
+            plan = make_plan(request)
+        except Refused:
+            if len(self.members) > 1:
+                raise
+            # Alone, `submit` has seen to it that the tree fits; what else the plan would like is not needed.
+            return Planned({self.home: updates}, self.home)
         if job.round is not None:
             self.emit(fx.SavePlan(job.name, job.round.number, job.round.attempt, request, plan))
         return Planned({int(node.node, 16): node.updates for node in plan.nodes if node.updates}, int(plan.top, 16))
@@ -132,6 +138,13 @@ class Coordinator:
             self.members[number].suspect = suspect
             if not suspect:
                 self._nodes_changed()
+
+    def node_leaves(self, number: int) -> None:
+        """A node is about to go: its work moves first."""
+        if number in self.members:
+            self.members[number].leaving = True
+            for job in self.jobs.values():
+                job.node_leaves(number)
 
     def inventory(self, number: int, report: p.Inventory) -> None:
         """A node says what it has, before anything else on its connection: from here both sides go on."""

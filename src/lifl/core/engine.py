@@ -40,6 +40,7 @@ class Engine:
         self.coordinator = Coordinator(node, self.emit, self._order) if coordinates else None
         self._joined: dict[tuple[int, str], m.ClientJoined] = {}  # an agent's clients, by connection and job
         self._connected = coordinates  # an agent: its coordinator is there
+        self._leaving = False  # an agent: it goes down
         self._effects: list[fx.Effect] = []
         self._queue: deque[o.Order | o.Report] = deque()
 
@@ -181,6 +182,8 @@ class Engine:
                 coordinator.admit(node, message)
             case m.GatewayLost():
                 coordinator.clients_left(node)
+            case p.Draining():
+                coordinator.node_leaves(node)
             case p.Inventory():
                 coordinator.inventory(node, message)
             case _ if isinstance(message, o.Report):
@@ -221,7 +224,7 @@ class Engine:
         self._begin(now)
         if self.coordinator is not None:
             self.coordinator.client_joined(self.node, event)
-        elif not self._connected:
+        elif not self._connected or self._leaving:
             self.emit(fx.HangUp(event.conn))  # so that it tries another node, and this one again
         else:
             self._joined[event.conn, event.job] = event
@@ -245,7 +248,7 @@ class Engine:
         self._begin(now)
         if self.coordinator is not None:
             self.coordinator.admit(self.node, event)
-        elif not self._connected:
+        elif not self._connected or self._leaving:
             self.emit(fx.HangUp(event.conn))
         else:
             self.emit(fx.SendCoordinator(event))
@@ -365,8 +368,21 @@ class Engine:
         times = [job.next_timer() for job in self.jobs.values()] + [self.agent.next_timer()]
         return min((t for t in times if t is not None), default=None)
 
+    def leave(self, now: float) -> None:
+        """An agent is about to go: clients are to try the other nodes, its partials go to the top."""
+        self._begin(now)
+        if self.coordinator is None and self._connected:
+            self.emit(fx.SendCoordinator(p.Draining()))
+            self._joined.clear()
+            self._leaving = True
+            self.emit(fx.HangUp())
+        self._end()
+
     def busy(self) -> bool:
-        """Whether a round whose updates are all in is not committed yet."""
+        """Whether a round whose updates are all in is not committed; an agent: whether it has what the top lacks."""
+        if self.coordinator is None:
+            branches = (b for site in self.agent.sites.values() for b in site.branches.values())
+            return self._connected and any(b.accepted and not b.carried for b in branches)
         rounds = (r for job in self.jobs.values() for r in (job.round, *job.saving) if r is not None)
         return any(r.phase in (Phase.AGGREGATING, Phase.SAVING) for r in rounds)
 

@@ -54,9 +54,9 @@ class Services(Protocol):
 
     def plan(self, job: Job, updates: int) -> Planned: ...
 
-    def node_for(self, job: Job, updates: int) -> int: ...
-
     def gateway_of(self, node: int) -> str: ...
+
+    def has_room(self, nbytes: int) -> bool: ...
 
     def takes_grants(self, node: int) -> bool: ...
 
@@ -103,10 +103,10 @@ class Job:
         self.metrics: dict[str, float] = {}
         self.now = 0.0
 
-    def bytes_min(self) -> int:
-        """What a round of this job needs of an arena at the least."""
+    def bytes_min(self, partials: int = 0) -> int:
+        """What a round of this job needs of an arena at the least, with places for `partials` of other nodes."""
         goal = self.config.selection.clients_per_round
-        return round_bytes_min(self.layout, self.config.aggregation, goal, len(self.state_names))
+        return round_bytes_min(self.layout, self.config.aggregation, goal, len(self.state_names), partials)
 
     # ---- the start -----------------------------------------------------------------------------------------------
 
@@ -251,7 +251,11 @@ class Job:
     def tick(self) -> None:
         """The clock has moved: deadlines."""
         round_ = self.round
-        if round_ is None or self.now < round_.deadline_at_s:
+        if round_ is None:
+            return
+        if round_.phase is Phase.COLLECTING and self.now >= round_.replan_at_s:
+            self.parts.replan(round_)
+        if self.now < round_.deadline_at_s:
             return
         if round_.phase is Phase.WAITING:
             self.try_open()
@@ -273,7 +277,9 @@ class Job:
         round_ = self.round
         if round_ is None or self.status != "running":
             return None
-        if round_.phase is Phase.COLLECTING or (round_.phase is Phase.RECOVERING and self.now < round_.deadline_at_s):
+        if round_.phase is Phase.COLLECTING:
+            return min(round_.deadline_at_s, round_.replan_at_s)
+        if round_.phase is Phase.RECOVERING and self.now < round_.deadline_at_s:
             return round_.deadline_at_s
         if round_.phase is Phase.WAITING and round_.quorum < round_.goal and self.now < round_.deadline_at_s:
             return round_.deadline_at_s
@@ -351,6 +357,11 @@ class Job:
         if self.round is not None:
             self.parts.node_gone(self.round, node)
         self.try_open()
+
+    def node_leaves(self, node: int) -> None:
+        """A node is about to go."""
+        if self.round is not None:
+            self.parts.node_leaves(self.round, node)
 
     def branch_sealed(self, report: o.BranchSealed) -> None:
         """A branch's partial is complete."""

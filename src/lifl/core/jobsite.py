@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+import msgspec
+
 from lifl.core import effects as fx
 from lifl.core import messages as m
 from lifl.core import orders as o
@@ -54,13 +56,13 @@ def told(members: Iterable[Member]) -> o.Members:
     return tuple((member.client, member.weight, member.metrics) for member in members)
 
 
-def round_bytes_min(layout: Layout, aggregation: AggregationSection, goal: int, states: int) -> int:
+def round_bytes_min(layout: Layout, aggregation: AggregationSection, goal: int, states: int, partials: int = 0) -> int:
     """What a round needs of an arena at the least, pages rounded up: `lifl submit` refuses beyond it.
 
     The old and the new model with the rule's states, the partial of a round that is being saved, the partials of
-    one path of the tree, the updates of one leaf.
+    one path of the tree (which has places for `partials` of other nodes), the updates of one leaf.
     """
-    tree = Tree(goal, aggregation.fan_in, aggregation.middle_fan_in)
+    tree = Tree(goal, aggregation.fan_in, aggregation.middle_fan_in, partials)
     meta = goal * m.MEMBER_BYTES_MAX
     model = 2 * (layout.data_bytes + states * layout.accumulator_bytes + PAGE_BYTES)
     partials = (tree.partials_held_max() + 2) * (layout.accumulator_bytes + meta + PAGE_BYTES)
@@ -272,7 +274,7 @@ class JobSite:
             if not members and not order.others:
                 self.services.report(o.BranchAdopted(self.number, order.epoch, ()))
                 return
-            order = o.OpenBranch(order.number, order.epoch, order.branch, left, order.others, order.parent)
+            order = msgspec.structs.replace(order, updates=left)
         self.services.memory.start_peak(self.number)
         members_max = max(self.order.clients_per_round, order.updates + len(members))
         branch = Branch(order, members_max, section.fan_in, section.middle_fan_in, len(partials))
@@ -435,7 +437,7 @@ class JobSite:
         self.services.report(o.BranchForgotten(self.number, order.epoch, order.branch))
 
     def await_branch(self, order: o.AwaitBranch) -> None:
-        """Another branch comes in the place of one that was forgotten."""
+        """Another branch comes too."""
         top = self.branches.get((order.epoch, 0))
         if top is not None:
             top.awaited.add(order.branch)

@@ -51,9 +51,9 @@ class CloseJob(Message, frozen=True):
 class OpenBranch(Message, frozen=True):
     """Take part in a round, with a tree for `updates` updates.
 
-    Branch 0 makes the model, with the partials of `others` too.  The root partial of another goes to the gateway at
-    `parent` (HOST:PORT; empty: the top is on the same node).  `adopt`: count what an earlier life of the node has
-    sealed for this epoch.
+    Branch 0 makes the model, with the partials of `others` too and room for `spare` more.  The root partial of another
+    goes to the gateway at `parent` (HOST:PORT; empty: the top is on the same node).  `adopt`: count what an earlier
+    life of the node has sealed for this epoch.
     """
 
     number: Count
@@ -61,6 +61,7 @@ class OpenBranch(Message, frozen=True):
     branch: Count
     updates: Count
     others: tuple[Count, ...] = ()
+    spare: Count = 0
     parent: str = ""
     adopt: bool = False
 
@@ -98,7 +99,7 @@ class ForgetBranch(Message, frozen=True):
 
 
 class AwaitBranch(Message, frozen=True):
-    """The top: the partial of `branch` will come in the place of one that was forgotten."""
+    """The top: the partial of `branch` will come too, in a spare place or in that of one that was forgotten."""
 
     number: Count
     epoch: Count

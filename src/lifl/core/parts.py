@@ -11,7 +11,9 @@ again.  Who is right:
   sealed in its own arena and waits `NODE_RETURN_S` for the other nodes; nothing is granted until then, for an
   update that a node already has must not be taken a second time elsewhere.
 
-Every lost branch is replaced by at most one other, so the top never takes more partials than it was opened for.
+The plan is renewed while a round collects: every `aggregation.replan_interval_s`, and when a node dies or is about to
+leave.  Only what is not granted yet moves, by the books or into another branch; what is sealed stays.  The top is
+opened with `SPARE_PARTIALS` places beyond those that are planned (if its arena has the room), and never takes more.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 NODE_RETURN_S = 10.0
 """How long a coordinator that has started again waits for the nodes that had a part of the round: longer than an
 agent takes to notice, and to dial."""
+
+SPARE_PARTIALS = 4
+"""Branches that a round on several nodes can have beyond those it began with, a lost one's place not counted."""
 
 
 class Parts:
@@ -55,14 +60,21 @@ class Parts:
         round_.parts[0] = Part(0, plan.top, plan.updates.get(plan.top, 0))
         for node, updates in others.items():
             self._add(round_, node, updates)
-        round_.others_max = len(others)
+        spare = self._spare(len(others)) if len(self.job.services.nodes) > 1 else 0
+        round_.others_max = len(others) + spare
+        round_.replan_at_s = self.job.now + self.job.config.aggregation.replan_interval_s
         if others:
             self._save(round_)
         numbers = tuple(number for number in round_.parts if number)
         own = round_.parts[0].updates
-        self._order(plan.top, o.OpenBranch(self.job.number, round_.epoch, 0, own, numbers))
+        self._order(plan.top, o.OpenBranch(self.job.number, round_.epoch, 0, own, numbers, spare))
         for number in numbers:
             self._open(round_, round_.parts[number])
+
+    def _spare(self, others: int) -> int:
+        """Places for more partials make the tree of the top deeper: not at the price of a round that cannot end."""
+        need = self.job.bytes_min(others + SPARE_PARTIALS)
+        return SPARE_PARTIALS if self.job.services.has_room(need) else 0
 
     def _add(self, round_: Round, node: int, updates: int) -> Part:
         part = round_.parts[round_.next_part] = Part(round_.next_part, node, updates)
@@ -103,6 +115,8 @@ class Parts:
         if found is not None and not found[1].forgetting:
             round_, part = found
             part.closed, part.updates = True, report.updates
+            if round_.phase is Phase.COLLECTING:
+                self._fill(round_)
             self._expect(round_)
 
     def partial_arrived(self, report: o.PartialArrived) -> None:
@@ -143,7 +157,7 @@ class Parts:
         if all(part.closed and not part.forgetting for part in parts):
             partials = sum(part.number > 0 and part.updates > 0 for part in parts)
             if partials != round_.expected:
-                round_.expected = partials
+                round_.expected = round_.others_max = partials
                 self._order(self._home, o.ExpectPartials(self.job.number, round_.epoch, partials))
 
     # ---- nodes that die --------------------------------------------------------------------------------------------
@@ -179,7 +193,7 @@ class Parts:
             if late:
                 round_.deadline_at_s = self.job.now + round_.deadline_s
         if round_.phase is Phase.COLLECTING:
-            self._replace(round_)
+            self._fill(round_)
         for client in lost:
             if client in self.job.present and round_.phase is Phase.COLLECTING:
                 self.job.tell_selected(client, round_)
@@ -187,20 +201,75 @@ class Parts:
         self.job.try_open()
         self._expect(round_)
 
-    def _replace(self, round_: Round) -> None:
-        """One branch in the place of one that was lost, for what the others do not take."""
-        missing = round_.goal - sum(part.updates for part in round_.parts.values())
+    # ---- the plan is renewed -----------------------------------------------------------------------------------------
+
+    def _fill(self, round_: Round) -> None:
+        """Branches for what the others do not take, by a plan of the nodes as they are now."""
+        missing = self._missing(round_)
         if missing <= 0:
             return
         try:
-            node = self.job.services.node_for(self.job, missing)
+            wanted = self.job.services.plan(self.job, missing).updates
         except Refused as refused:
-            self.job.fail_round(f"{missing} updates were lost, and no node has room for them: {refused}")
+            wanted = {}
+            self.job.publish("round.short", round=round_.number, missing=missing, reason=refused.text)
+        opened = []
+        for node, updates in sorted(wanted.items(), key=lambda item: -item[1]):
+            left = updates - self._widen(round_, updates, node)
+            if left and self._places_left(round_):
+                opened.append(self._add(round_, node, left))
+        missing = self._missing(round_)
+        if opened:
+            opened[0].updates += missing  # there were more nodes than places
+            opened[0].updates_max += missing
+            self._save(round_)
+        else:
+            self._widen(round_, missing, None)
+        for part in opened:
+            self._order(self._home, o.AwaitBranch(self.job.number, round_.epoch, part.number))
+            self._open(round_, part)
+
+    @staticmethod
+    def _missing(round_: Round) -> int:
+        return round_.goal - sum(part.updates for part in round_.parts.values())
+
+    @staticmethod
+    def _widen(round_: Round, updates: int, node: int | None) -> int:
+        """Gives open parts (of the node) as many of the updates as their trees have leaves for; returns how many."""
+        given = 0
+        for part in round_.parts.values():
+            if part.open and node in (None, part.node):
+                more = min(updates - given, part.updates_max - part.updates)
+                part.updates, given = part.updates + more, given + more
+        return given
+
+    @staticmethod
+    def _places_left(round_: Round) -> int:
+        others = [part for part in round_.parts.values() if part.number]
+        return round_.others_max - sum(not (part.closed and part.updates == 0) for part in others)
+
+    def replan(self, round_: Round) -> None:
+        """What is not granted yet goes where the nodes' load of now says."""
+        round_.replan_at_s = self.job.now + self.job.config.aggregation.replan_interval_s
+        before = {part.number: part.updates for part in round_.parts.values()}
+        if len(self.job.services.nodes) < 2 or not self._places_left(round_):
             return
-        part = self._add(round_, node, missing)
-        self._save(round_)
-        self._order(self._home, o.AwaitBranch(self.job.number, round_.epoch, part.number))
-        self._open(round_, part)
+        for part in round_.parts.values():
+            part.updates -= max(0, round_.room(part))
+        self._fill(round_)
+        after = {part.number: part.updates for part in round_.parts.values()}
+        if after != before:
+            round_.assigned = {c: node for c, node in round_.assigned.items() if c in round_.places}
+            self.job.publish("round.replanned", round=round_.number, parts=len(round_.nodes))
+
+    def node_leaves(self, round_: Round, node: int) -> None:
+        """A node is about to go: its branches are closed with what they have, the rest goes elsewhere."""
+        for part in round_.parts.values():
+            if part.node == node and part.open and part.number:
+                part.updates -= max(0, round_.room(part))
+                self._order(node, o.CloseBranch(self.job.number, round_.epoch, part.number))
+        if round_.phase is Phase.COLLECTING:
+            self._fill(round_)
 
     # ---- the coordinator has started again ---------------------------------------------------------------------------
 
@@ -216,8 +285,9 @@ class Parts:
                 part = round_.parts[number] = Part(number, node, updates)
                 part.recovering = True
         others = tuple(number for number in round_.parts if number)
-        round_.others_max = len(others)
-        adopt = o.OpenBranch(self.job.number, round_.epoch, 0, round_.goal, others, adopt=True)
+        spare = self._spare(len(others)) if others else 0
+        round_.others_max = len(others) + spare
+        adopt = o.OpenBranch(self.job.number, round_.epoch, 0, round_.goal, others, spare, adopt=True)
         self._order(self._home, adopt)
 
     def adopted(self, report: o.BranchAdopted) -> None:
@@ -305,6 +375,8 @@ class Parts:
         round_.goal = max(round_.goal, len(round_.accepted))
         others = sum(part.updates for part in parts if part.number)
         parts[0].updates = max(round_.goal - others, sum(place == 0 for place in round_.places.values()))
+        parts[0].updates_max = parts[0].updates
+        round_.replan_at_s = self.job.now + self.job.config.aggregation.replan_interval_s
         round_.open(self.job.now)
         round_.last_accepted_s = self.job.now
         if round_.others_max:

@@ -139,13 +139,19 @@ class Inventory(Message, frozen=True):
     branches: tuple[BranchHeld, ...] = ()
 
 
+class Draining(Message, frozen=True):
+    """The node goes down as soon as its partials are at the top: give it nothing new."""
+
+
 class Leaving(Message, frozen=True):
     """The node goes down in good order; the coordinator closes the connection when it has noted it."""
 
 
 Greeting = PeerWelcome | PeerRedirect | PeerRejoin | PeerRefusal
 ToAgent = PeerMembers | Heartbeat | o.Order
-ToCoordinator = Heartbeat | Inventory | Leaving | m.ClientJoined | m.ClientLeft | m.Admit | m.GatewayLost | o.Report
+ToCoordinator = (
+    Heartbeat | Inventory | Draining | Leaving | m.ClientJoined | m.ClientLeft | m.Admit | m.GatewayLost | o.Report
+)
 
 
 class _AnyHello(msgspec.Struct, tag_field="type", tag="PeerHello"):

@@ -47,6 +47,7 @@ class Part:
         self.number = number
         self.node = node
         self.updates = updates
+        self.updates_max = updates  # what its tree has leaves for
         self.closed = False
         self.arrived = False  # the top has its partial: what becomes of its node does not matter any more
         self.forgetting = False  # its node is gone; the top is asked whether it has the partial
@@ -79,6 +80,7 @@ class Round:
         self.others_max = 0  # how many partials of others the top was opened for
         self.expected: int | None = None  # how many it was told will come
         self.home_adopted = False
+        self.replan_at_s = math.inf
         self.assigned: dict[str, int] = {}  # by client: the node whose gateway it was told to use
         self.places: dict[str, int] = {}  # by client: the part that has its update, or gets it
         self.granted: dict[str, Member] = {}

@@ -158,6 +158,8 @@ class Daemon:
     async def drain(self) -> None:
         """Lets rounds whose updates are all in commit, then tells the others' clients that their updates expired."""
         self._settled.clear()
+        self.engine.leave(self.loop.time())
+        self.perform()
         if self.engine.busy():
             try:
                 async with asyncio.timeout(DRAIN_S):
