@@ -171,3 +171,20 @@ def test_what_a_silent_node_was_to_take_goes_elsewhere_at_the_next_plan(three: C
         team.release()
         (line,) = three.finished("j", team, oracle)
     assert (line["receipt"]["counted"], line["attempt"]) == (N, 1)
+
+
+@pytest.mark.parametrize("accepted", [5, N - 1])
+@pytest.mark.parametrize("role", ["leaf", "middle"])
+def test_an_agents_lifld_starts_again_with_what_was_accepted(three: Cluster, role: str, accepted: int) -> None:
+    oracle, victim = OneHot(N), three.agents[0]
+    submit(three.coordinator, "j", oracle.model(), job__rounds=2, **SPREAD, **ROLES[role])
+    watch = three.watch("j")
+    with three.fleet("j", N, oracle.update, held=[(i, 1) for i in range(accepted, N)]) as team:
+        watch.wait("update.accepted", accepted)
+        victim.kill()
+        victim.up()
+        team.release()
+        lines = three.finished("j", team, oracle)
+    assert [(line["receipt"]["counted"], line["attempt"]) for line in lines] == [(N, 1), (N, 1)]
+    asked = [event.fields["client"] for event in watch.events if event.name == "update.accepted"][: 2 * N]
+    assert len(asked) == 2 * N and max(asked.count(client) for client in asked) == 2, "each once in each round"

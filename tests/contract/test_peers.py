@@ -101,7 +101,7 @@ class Node:
     def node_alive(self, node: int) -> None:
         self.note("alive", node)
 
-    def node_down(self, node: int, why: str) -> None:
+    def node_down(self, node: int, why: str, renewed: bool) -> None:
         self.note("down", node, why)
 
     def node_left(self, node: int) -> None:

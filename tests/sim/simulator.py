@@ -581,7 +581,7 @@ class Cluster:
             host.leaving = True
             host.engine.leave(self.now)
         else:
-            self._node_dies(host)
+            self._node_dies(host, keep=self.rng.random() < 0.6)
 
     def _kill(self, host: Host, worker: SimWorker) -> None:
         """The process is gone; what it had sent on its link is still read before the link ends."""
@@ -642,12 +642,20 @@ class Cluster:
                     del host.receiving[key]
                     host.to_daemon.append(m.Aborted(conn, key.pack(), "gone"))
 
-    def _node_dies(self, host: Host) -> None:
-        """The machine is gone with its arena; the coordinator may notice before the next life is there, or not."""
+    def _node_dies(self, host: Host, keep: bool = False) -> None:
+        """The daemon is gone, and unless it is to `keep` its arena all of the machine.
+
+        The coordinator may notice before the next life is there, or not.
+        """
+        if keep:
+            self._leave_writing(host)
         self._disconnect_all(host)
         host.stop()
         self._end_transfers(host)
-        host.store = SimStore(host.arena_bytes, host.number)
+        if keep:
+            self._clear(host)
+        else:
+            host.store = SimStore(host.arena_bytes, host.number)
         self.engine.node_suspect(host.number, True)
 
     def _leaves(self, host: Host) -> None:
@@ -673,6 +681,9 @@ class Cluster:
         if host.engine is None:
             host.begin(coordinates=False)
             host.incarnation += 1
+            orphans, unsealed = self._left_in(host)
+            host.engine.keep({1: orphans} if orphans else {})
+            host.engine.rest(unsealed, self.now)
         elif host.buried:
             host.engine.forget(self.now)
             host.incarnation += 1
@@ -707,13 +718,7 @@ class Cluster:
         self.home.begin(coordinates=True)
         if self.job_row[0] != "running":
             raise AssertionError("the simulation goes on after the job's end")
-        for key, thing in list(store.things.items()):
-            unsealed_update = not thing.sealed and thing.kind is Kind.UPDATE
-            if not unsealed_update and (not thing.sealed or thing.kind not in (Kind.UPDATE, Kind.PARTIAL)):
-                store.free(key)
-        live = [(thing.offset, thing.nbytes) for thing in store.things.values()]
-        store.allocator = Allocator(store.allocator.begin, store.allocator.end)
-        store.allocator.adopt(live)
+        self._clear(self.home)
         job = self.engine.make_job(1, self.config, LAYOUT, (), "/jobs/j")
         committed = [r for (r, _), (status, _) in self.rows.items() if status == "committed"]
         number = max(committed, default=-1)
@@ -725,16 +730,32 @@ class Cluster:
             if r > number:
                 tried[r] = (attempt, status, fields)
         job.resume(number, tried, any(t.sealed for t in store.things.values()))
-        sealed = {k: t for k, t in store.things.items() if t.sealed}
-        unsealed = [k for k, t in store.things.items() if not t.sealed]
-        orphans = [(k, t.kind, t.epoch, list(t.members)) for k, t in sealed.items()]
-        here = {member.client for t in sealed.values() for member in t.members}
+        orphans, unsealed = self._left_in(self.home)
+        here = {member.client for _, _, _, members in orphans for member in members}
         for name, round_ in held.items() if len(self.hosts) == 1 else ():
             decided = self.clients[name].fates.get(round_)
             assert decided or round_ <= job.committed or name in here, f"{name}'s ACCEPTED update of {round_} is lost"
         self.engine.resume(job, orphans, self.now)
         self.engine.rest(unsealed, self.now)
         self._perform()
+
+    @staticmethod
+    def _clear(host: Host) -> None:
+        """What a new daemon frees at once; the allocator is made anew for the rest."""
+        store = host.store
+        for key, thing in list(store.things.items()):
+            unsealed_update = not thing.sealed and thing.kind is Kind.UPDATE
+            if not unsealed_update and (not thing.sealed or thing.kind not in (Kind.UPDATE, Kind.PARTIAL)):
+                store.free(key)
+        live = [(thing.offset, thing.nbytes) for thing in store.things.values()]
+        store.allocator = Allocator(store.allocator.begin, store.allocator.end)
+        store.allocator.adopt(live)
+
+    @staticmethod
+    def _left_in(host: Host) -> tuple[list[Any], list[Key]]:
+        things = host.store.things.items()
+        orphans = [(key, t.kind, t.epoch, list(t.members)) for key, t in things if t.sealed]
+        return orphans, [key for key, t in things if not t.sealed]
 
     # ---- what must always hold -----
 

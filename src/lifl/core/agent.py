@@ -157,6 +157,7 @@ class Agent:
                 else:
                     self.emit(fx.OpenSchema(site.name, site.number, site.layout.tensors))
             case o.CloseJob():
+                self.free_orphans(order.number)
                 closed = self.sites.pop(order.number, None)
                 if closed is not None:
                     closed.close()
@@ -208,7 +209,13 @@ class Agent:
                 at = (site.number, branch.epoch, branch.number)
                 if left >= 0:
                     held.append(p.BranchHeld(*at, told(branch.accepted.values()), told(asked), branch.closed))
-        return p.Inventory(tuple(self.sites), tuple(held))
+        return p.Inventory(tuple(self.sites), tuple(held), tuple(self.orphans))
+
+    def free_orphans(self, number: int) -> None:
+        """What an earlier life has left of a job is not wanted."""
+        for key, *_ in self.orphans.pop(number, ()):
+            self.memory.adopt(key, number)
+            self.memory.free(key)
 
     def tree_lines(self, lines_max: int) -> list[dict[str, Any]]:
         """The tasks of all branches here, each with its job's number and its epoch; no more than so many."""

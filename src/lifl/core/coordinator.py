@@ -107,9 +107,9 @@ class Coordinator:
         try:
             plan = make_plan(request)
         except Refused:
-            if len(self.members) > 1:
+            if len(self.members) > 1 or not self.has_room(job.bytes_min()):
                 raise
-            # Alone, `submit` has seen to it that the tree fits; what else the plan would like is not needed.
+            # Alone, a tree that fits is enough; what else the plan would like is not needed.
             return Planned({self.home: updates}, self.home)
         if job.round is not None:
             self.emit(fx.SavePlan(job.name, job.round.number, job.round.attempt, request, plan))
@@ -125,11 +125,12 @@ class Coordinator:
     def node_up(self, node: Node) -> None:
         """A node is connected; it takes part as soon as it has said what it has (`inventory`)."""
         before = self.members.get(node.number)
+        self.clients_left(node.number)  # it has closed their connections
         if before is not None and before.incarnation == node.incarnation:
             node.load = before.load
-            self.clients_left(node.number)  # it has closed their connections
-        else:
-            self.node_gone(node.number)
+        elif before is not None:
+            for job in self.jobs.values():
+                job.parts.node_renewed(node.number)
         self.members[node.number] = node
 
     def node_suspect(self, number: int, suspect: bool) -> None:
@@ -152,11 +153,12 @@ class Coordinator:
             return
         self.members[number].known = True
         running = {job.number: job for job in self.jobs.values() if job.status not in OVER}
-        for unknown in (other for other in report.jobs if other not in running):
+        for unknown in (other for other in (*report.jobs, *report.orphans) if other not in running):
             self.order(number, o.CloseJob(unknown))
         for job in running.values():
             job.open_at(number)
-            job.parts.inventory(number, [held for held in report.branches if held.number == job.number])
+            held = [branch for branch in report.branches if branch.number == job.number]
+            job.parts.inventory(number, held, job.number not in report.jobs)
         self._nodes_changed()
 
     def _nodes_changed(self) -> None:

@@ -109,6 +109,10 @@ class Engine:
         """A job of an earlier daemon, to be filled in and resumed."""
         return self._coordinator().make(number, config, layout, states, folder)
 
+    def keep(self, orphans: dict[int, list[Orphan]]) -> None:
+        """What an earlier life of an agent has sealed, by its jobs' numbers; what becomes of it is to be told."""
+        self.agent.orphans |= orphans
+
     def rest(self, keys: list[Key], now: float) -> None:
         """Updates that an earlier daemon's clients may still be writing."""
         self._begin(now)
@@ -196,9 +200,14 @@ class Engine:
         self.agent.obey(order)
         self._end()
 
-    def coordinator_up(self, now: float) -> None:
-        """The coordinator is there (again): it must hear what this node has before anything else."""
+    def coordinator_up(self, now: float, stranger: bool = False) -> None:
+        """The coordinator is there (again): it must hear what this node has before anything else.
+
+        `stranger`: it is not the one that an earlier life of this node had.
+        """
         self._begin(now)
+        for number in list(self.agent.orphans) if stranger else ():
+            self.agent.free_orphans(number)
         self._connected = True
         self.emit(fx.SendCoordinator(self.agent.inventory()))
         self._end()

@@ -115,9 +115,9 @@ class Job:
         last = max(self.committed, 0)
         path = self.path_of(last) if self.committed >= 0 else self.config.model.path
         self.model_round = last
-        self.services.order(self.services.home, self._open_job(path, self.state_path_of(last)))
+        self.services.order(self.services.home, self._open_job(path, self.state_path_of(last), self.adopting))
 
-    def _open_job(self, path: str, state_path: str) -> o.OpenJob:
+    def _open_job(self, path: str, state_path: str, adopt: bool) -> o.OpenJob:
         return o.OpenJob(
             self.number,
             self.name,
@@ -128,13 +128,13 @@ class Job:
             self.model_round,
             path,
             state_path,
-            self.adopting,
+            adopt,
         )
 
     def open_at(self, node: int) -> None:
         """Another node is to know of this job."""
         if self.status == "running":
-            self.services.order(node, self._open_job("", ""))
+            self.services.order(node, self._open_job("", "", self.parts.recovers_at(node)))
             self.services.order(node, self._model_at())
 
     def _model_at(self) -> o.ModelAt:

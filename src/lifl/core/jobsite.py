@@ -271,8 +271,8 @@ class JobSite:
         if adopt:
             updates, partials, members = self._take_orphans(order.epoch)
             left = max(order.updates - (len(members) - len(updates)), len(updates))
-            if not members and not order.others:
-                self.services.report(o.BranchAdopted(self.number, order.epoch, ()))
+            if not (members or order.branch or order.others):
+                self.services.report(o.BranchAdopted(self.number, order.epoch, order.branch, ()))
                 return
             order = msgspec.structs.replace(order, updates=left)
         self.services.memory.start_peak(self.number)
@@ -281,7 +281,7 @@ class JobSite:
         self.branches[order.epoch, order.branch] = branch
         if adopt:
             branch.accepted = {member.client: member for member in members}
-            self.services.report(o.BranchAdopted(self.number, order.epoch, told(members)))
+            self.services.report(o.BranchAdopted(self.number, order.epoch, order.branch, told(members)))
             self.aggregation.adopt(branch, updates, partials)
 
     def free_orphans(self) -> None:
@@ -412,7 +412,8 @@ class JobSite:
             members = self.services.memory.members(key)
         except RemoteFault:
             return False
-        if top.sealed or number not in top.awaited or any(member.client in top.accepted for member in members):
+        known = set(top.accepted).union(*({client for client, *_ in told} for told in top.arrived.values()))
+        if top.sealed or number not in top.awaited or any(member.client in known for member in members):
             return False
         taker = top.tree.adopting[top.adopted + len(top.arrived)]
         top.awaited.discard(number)

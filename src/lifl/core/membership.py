@@ -108,10 +108,11 @@ class Suspect(msgspec.Struct, frozen=True):
 
 
 class Down(msgspec.Struct, frozen=True):
-    """A life has ended; its connection, if it has one, is to be closed."""
+    """A life has ended; its connection, if it has one, is to be closed.  `renewed`: the node's next life is here."""
 
     node: int
     why: str
+    renewed: bool = False
 
 
 class Left(msgspec.Struct, frozen=True):
@@ -173,7 +174,7 @@ class Membership:
             return self._again(known, hello, now)
         changes: list[Change] = []
         if not known.gone:
-            changes = self._end(known, f"it came back as a new life, incarnation {hello.incarnation}", now)
+            changes = self._end(known, f"it came back as a new life, incarnation {hello.incarnation}", now, True)
         return changes + self._admit(hello, now)
 
     def _admit(self, hello: PeerHello, now: float) -> list[Change]:
@@ -258,10 +259,10 @@ class Membership:
             changes.append(Beat())
         return changes
 
-    def _end(self, member: Member, why: str, now: float) -> list[Change]:
+    def _end(self, member: Member, why: str, now: float, renewed: bool = False) -> list[Change]:
         member.connected = False
         member.move(State.DEAD, now)  # ALIVE, SUSPECT -> DEAD
-        return [Down(member.hello.node, why)]
+        return [Down(member.hello.node, why, renewed)]
 
     def next_timer(self) -> float | None:
         """When `tick` has something to do; None: not before a node joins.  It may prove to be nothing."""

@@ -191,6 +191,7 @@ class BranchAdopted(Message, frozen=True):
 
     number: Count
     epoch: Count
+    branch: Count
     members: Members
 
 

@@ -7,6 +7,7 @@ again.  Who is right:
   given up in two steps: the top is asked to forget it, and only when it says that it will never take that partial are
   the branch's updates asked for again, from their clients, into another branch.
 * A node that says what it has (Inventory) is believed about its branches; a branch that it has not is given up.
+  A node whose `lifld` has started again adopts what is sealed in its arena, and says who is in that.
 * After its own start the coordinator knows from its database which branches a round had.  It begins with what is
   sealed in its own arena and waits `NODE_RETURN_S` for the other nodes; nothing is granted until then, for an
   update that a node already has must not be taken a second time elsewhere.
@@ -43,7 +44,8 @@ class Parts:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self._held: dict[int, list[BranchHeld]] = {}  # by node: inventories that come before the round is recovered
+        # By node: inventories that come before the round is recovered, and whether the node has started again.
+        self._held: dict[int, tuple[list[BranchHeld], bool]] = {}
 
     def _order(self, node: int, order: o.Order) -> None:
         self.job.services.order(node, order)
@@ -81,10 +83,10 @@ class Parts:
         round_.next_part += 1
         return part
 
-    def _open(self, round_: Round, part: Part) -> None:
+    def _open(self, round_: Round, part: Part, adopt: bool = False) -> None:
         parent = self.job.services.gateway_of(self._home) if part.node != self._home else ""
-        branch = o.OpenBranch(self.job.number, round_.epoch, part.number, part.updates, parent=parent)
-        self._order(part.node, branch)
+        at = (self.job.number, round_.epoch, part.number)
+        self._order(part.node, o.OpenBranch(*at, part.updates, parent=parent, adopt=adopt))
 
     def _save(self, round_: Round) -> None:
         """What a coordinator that starts again must know."""
@@ -133,21 +135,23 @@ class Parts:
         self._recovered_if_all(round_)
         self._expect(round_)
 
-    def _believe(self, round_: Round, part: Part, members: o.Members, granted: o.Members) -> None:
-        """These are in the part, or on their way into it; no others."""
+    def _believe(self, round_: Round, part: Part, members: o.Members, granted: o.Members) -> list[str]:
+        """These are in the part, or on their way into it; no others.  Returns who is not."""
         here = {client for client, *_ in (*members, *granted)}
-        for client in [c for c, place in round_.places.items() if place == part.number and c not in here]:
+        gone = [client for client, place in round_.places.items() if place == part.number and client not in here]
+        for client in gone:
             round_.remove(client)
         for client, weight, metrics in members:
             round_.granted.pop(client, None)
             round_.selected[client] = None
+            round_.places[client] = part.number
             if client not in round_.accepted:
-                round_.places[client] = part.number
                 self.job.accept(round_, Member(client, weight, metrics))
         for client, weight, metrics in granted:
             round_.selected[client] = None
             round_.places[client] = part.number
             round_.granted[client] = Member(client, weight, metrics)
+        return gone
 
     def _expect(self, round_: Round) -> None:
         """Tells the top how many partials come, once that is known."""
@@ -169,6 +173,21 @@ class Parts:
             if part.node == node and part.number:
                 self._give_up(round_, part)
 
+    def node_renewed(self, node: int) -> None:
+        """A node's `lifld` has started again before it was held dead: it may have what was sealed."""
+        self._held.pop(node, None)
+        round_ = self.job.round
+        for part in list(round_.parts.values()) if round_ is not None else ():
+            if part.node == node and part.number and not (part.arrived or part.forgetting):
+                part.recovering, part.closed = True, False
+
+    def recovers_at(self, node: int) -> bool:
+        """Whether the node is to keep what an earlier life of it has sealed."""
+        if self.job.round is not None:
+            return any(part.node == node and part.recovering for part in self.job.round.parts.values())
+        _attempt, _status, fields = self.job.rows.get(self.job.model_round + 1, (0, "", {}))
+        return any(int(name, 16) == node for _number, name, _updates in fields.get("parts", ()))
+
     def _give_up(self, round_: Round, part: Part) -> None:
         if part.arrived or part.forgetting:
             return
@@ -184,6 +203,10 @@ class Parts:
         round_, part = found
         lost, accepted = round_.take_out(part)
         self.job.publish("branch.lost", round=round_.number, node=f"{part.node:016x}", updates=accepted)
+        self._ask_again(round_, lost)
+
+    def _ask_again(self, round_: Round, lost: list[str]) -> None:
+        """Updates that were in the round are not; it can be complete without them."""
         if round_.phase is Phase.RECOVERING:
             self._recovered_if_all(round_)
             return
@@ -291,11 +314,14 @@ class Parts:
         self._order(self._home, adopt)
 
     def adopted(self, report: o.BranchAdopted) -> None:
-        """What is sealed in the coordinator's own arena."""
-        found = self._find(report.epoch, 0)
-        if found is None or found[0].phase is not Phase.RECOVERING:
+        """What is sealed in the arena of a node that has started again; the coordinator's own comes first."""
+        found = self._find(report.epoch, report.branch)
+        if found is None:
             return
         round_, part = found
+        if part.number:
+            self._adopted_at(round_, part, report.members)
+            return
         round_.home_adopted = True
         self._believe(round_, part, report.members, ())
         for other in list(round_.parts.values()):
@@ -304,14 +330,30 @@ class Parts:
         self.begun(round_)
         self._recovered_if_all(round_)
 
+    def _adopted_at(self, round_: Round, part: Part, members: o.Members) -> None:
+        if not part.recovering or part.forgetting:
+            return
+        places = (round_.parts.get(round_.places.get(client, -1)) for client, *_ in members)
+        if any(place is not None and place.arrived for place in places):
+            # A partial that the top has, of another branch of that node, was among it.
+            self._order(part.node, o.DropBranch(self.job.number, round_.epoch, part.number))
+            self._give_up(round_, part)
+            return
+        part.recovering = False
+        part.updates = part.updates_max = max(part.updates, len(members))
+        lost = self._believe(round_, part, members, ())
+        if round_.phase is Phase.AGGREGATING:
+            self._order(part.node, o.CloseBranch(self.job.number, round_.epoch, part.number))
+        self._ask_again(round_, lost)
+
     def begun(self, round_: Round) -> None:
         """The round can be compared with what nodes said before it began."""
         for node in list(self._held):
             self._take_stock(round_, node)
 
-    def inventory(self, node: int, held: list[BranchHeld]) -> None:
-        """A node is connected (again) and says which branches of this job it has."""
-        self._held[node] = held
+    def inventory(self, node: int, held: list[BranchHeld], fresh: bool) -> None:
+        """A node is connected (again) and says which branches of this job it has; `fresh`: it has started again."""
+        self._held[node] = held, fresh
         round_ = self.job.round
         if self.job.status != "loading" and not (
             round_ is not None and round_.phase is Phase.RECOVERING and not round_.home_adopted
@@ -319,7 +361,7 @@ class Parts:
             self._take_stock(round_, node)
 
     def _take_stock(self, round_: Round | None, node: int) -> None:
-        held = self._held.pop(node)
+        held, fresh = self._held.pop(node)
         found: set[int] = set()
         for branch in held:
             part = round_.parts.get(branch.branch) if round_ is not None else None
@@ -333,7 +375,10 @@ class Parts:
             return
         for part in list(round_.parts.values()):
             if part.node == node and part.number and part.number not in found:
-                self._give_up(round_, part)
+                if fresh and part.recovering and part.updates and not part.forgetting:
+                    self._open(round_, part, adopt=True)
+                else:
+                    self._give_up(round_, part)
         self._recovered_if_all(round_)
         self._expect(round_)
 

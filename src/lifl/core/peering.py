@@ -133,10 +133,14 @@ class BranchHeld(msgspec.Struct, frozen=True):
 
 
 class Inventory(Message, frozen=True):
-    """What an agent has when it (re)joins: the numbers of its jobs, and its branches.  From here both sides go on."""
+    """What an agent has when it (re)joins: the numbers of its jobs, and its branches.  From here both sides go on.
+
+    `orphans` are jobs of which an earlier life of the node has left something.
+    """
 
     jobs: tuple[int, ...] = ()
     branches: tuple[BranchHeld, ...] = ()
+    orphans: tuple[int, ...] = ()
 
 
 class Draining(Message, frozen=True):

@@ -78,11 +78,11 @@ class Task:
 class Tree:
     """The tasks for `updates` updates and `partials` partials that are there already, or come from other nodes.
 
-    Its `root` is the top; without `top` it is what would be the top's one input (then updates must come).
+    Its `root` is the top; without `top` it is what would be the top's one input.
     """
 
     def __init__(self, updates: int, fan_in: int, middle_fan_in: int, partials: int = 0, top: bool = True) -> None:
-        if updates < 0 or updates + partials < 1 or not (top or updates):
+        if updates < 0 or updates + partials < 1:
             raise LocalFault("a tree needs at least one update or partial")
         self.tasks: list[Task] = []
         self.fan_in = fan_in
@@ -108,7 +108,7 @@ class Tree:
             waiting = above
         if not top and waiting[0] is not None:
             return waiting[0]
-        return self._join(self._task("top", level + 1), waiting)
+        return self._join(self._task("top" if top else "middle", level + 1), waiting)
 
     def _join(self, parent: Task, group: list[Task | None]) -> Task:
         for child in group:

@@ -84,10 +84,12 @@ class Cluster:
         log.info("node.alive node=%016x", node)
         self._daemon.engine.node_suspect(node, False)
 
-    def node_down(self, node: int, why: str) -> None:
+    def node_down(self, node: int, why: str, renewed: bool) -> None:
         """The life of the node is over."""
         log.warning("node.down node=%016x %s", node, why)
         self.trees.pop(node, None)
+        if renewed:
+            return  # it may have adopted what the life before it had: see `node_up`
         self._daemon.engine.node_gone(node, self._daemon.loop.time())
         self._daemon.perform()
 
@@ -116,7 +118,8 @@ class Cluster:
     def coordinator_up(self, welcome: p.PeerWelcome) -> None:
         """Connected, for the first time or again."""
         log.info("coordinator.up node=%016x control=%s", welcome.node, welcome.control)
-        self._daemon.engine.coordinator_up(self._daemon.loop.time())
+        stranger = not self._daemon.store.meets(f"{welcome.node:016x}")
+        self._daemon.engine.coordinator_up(self._daemon.loop.time(), stranger)
         self._daemon.perform()
 
     def coordinator_down(self) -> None:

@@ -64,8 +64,8 @@ class Handler(Protocol):
         """A suspect was heard again, on the connection that it had: nothing was lost."""
         ...
 
-    def node_down(self, node: int, why: str) -> None:
-        """The life of the node is over: what it held is lost."""
+    def node_down(self, node: int, why: str, renewed: bool) -> None:
+        """The life of the node is over; `renewed`: its next one is here, and `node_up` follows."""
         ...
 
     def node_left(self, node: int) -> None:
@@ -300,10 +300,10 @@ class _Coordinator:
                 log.info("peer.alive node=%016x", node)
                 self._changed(node)
                 self._handler.node_alive(node)
-            case ms.Down(node, why):
+            case ms.Down(node, why, renewed):
                 log.warning("peer.down node=%016x %s", node, why)
                 self._end(node)
-                self._handler.node_down(node, why)
+                self._handler.node_down(node, why, renewed)
             case ms.Left(node):
                 log.info("peer.left node=%016x", node)
                 self._end(node)

@@ -48,6 +48,9 @@ def resume_jobs(daemon: Daemon) -> dict[str, int]:
         adopted["updates"] += len({member.client for _, _, _, members in found for member in members})
         daemon.engine.resume(job, found, daemon.loop.time())
     daemon.engine.rest(unsealed, daemon.loop.time())
+    if daemon.config.join:
+        daemon.engine.keep(orphans)  # the coordinator says which of it counts
+        orphans = {}
     for left in orphans.values():
         for key, *_ in left:
             daemon.arena.free(key)

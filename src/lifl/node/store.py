@@ -21,12 +21,12 @@ from lifl.core.errors import ResourceFault
 from lifl.core.plan import Plan, PlanRequest
 from lifl.core.schema import TensorSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PLANS_MAX = 1_000
 """Decisions of the planner that are kept, the newest ones; each takes some kilobytes, packed."""
 _TABLES = """
 CREATE TABLE node (id INTEGER PRIMARY KEY CHECK (id = 1), node TEXT NOT NULL,
-    incarnation INTEGER NOT NULL DEFAULT 0);
+    incarnation INTEGER NOT NULL DEFAULT 0, coordinator TEXT NOT NULL DEFAULT '');
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, config BLOB NOT NULL, tensors BLOB NOT NULL,
     states BLOB NOT NULL, folder TEXT NOT NULL, status TEXT NOT NULL, reason TEXT NOT NULL,
@@ -113,6 +113,13 @@ class NodeStore:
         self._db.execute("UPDATE node SET incarnation = max(incarnation, ?) + 1", (above,))
         (incarnation,) = self._db.execute("SELECT incarnation FROM node").fetchone()
         return int(incarnation)
+
+    def meets(self, coordinator: str) -> bool:
+        """Whether this coordinator is the one that the node had last; from now on it is."""
+        (before,) = self._db.execute("SELECT coordinator FROM node").fetchone()
+        if before != coordinator:
+            self._db.execute("UPDATE node SET coordinator = ?", (coordinator,))
+        return bool(before == coordinator)
 
     def add_job(self, config: JobConfig, tensors: tuple[TensorSpec, ...], states: tuple[str, ...], folder: str) -> int:
         """A row for a new job, with status ``new``; returns its number in the arena."""
