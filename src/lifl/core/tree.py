@@ -1,7 +1,8 @@
 """The tree of one round's aggregation tasks on one node, and how it shrinks.
 
 Leaves take up to `fan_in` updates in the order of their acceptance; middles take up to `middle_fan_in` partials, in
-as many levels as bring them to one; the top takes that one and makes the model.  Partials that are there already
+as many levels as bring them to one.  The top takes that one and the last leaf's, which so has one stage less before it
+when everybody waits for the last update, and makes the model in one pass over both.  Partials that are there already
 (a restarted node found them in its arena) enter beside the leaves.  Because at most `middle_fan_in` partials of a
 level wait for their middle, memory grows with the depth of the tree, not with the number of updates.
 
@@ -99,6 +100,7 @@ class Tree:
     def _grow(self, middle_fan_in: int, partials: int, top: bool) -> Task:
         level = 0
         waiting: list[Task | None] = [None] * partials + list(self.leaves)  # None: a partial that is there
+        last = waiting.pop() if top and self.leaves and len(waiting) > 1 else None
         while len(waiting) > 1:
             level += 1
             above: list[Task | None] = []
@@ -108,7 +110,7 @@ class Tree:
             waiting = above
         if not top and waiting[0] is not None:
             return waiting[0]
-        return self._join(self._task("top" if top else "middle", level + 1), waiting)
+        return self._join(self._task("top" if top else "middle", level + 1), waiting + ([last] if last else []))
 
     def _join(self, parent: Task, group: list[Task | None]) -> Task:
         for child in group:
