@@ -254,6 +254,8 @@ class Agent:
             return False
         self._inflight[key] = (site, branch, order)
         self.emit(fx.Grant(order.conn, key, packed))
+        for worker in self.pool.prepare(branch.leaves_unplaced):
+            self.emit(fx.ForkWorker(worker))
         return True
 
     # ---- the gateway ---------------------------------------------------------------------------------------------

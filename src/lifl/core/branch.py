@@ -8,7 +8,7 @@ from typing import Any
 from lifl.core.ids import Key
 from lifl.core.members import Member
 from lifl.core.orders import Members, OpenBranch
-from lifl.core.tree import Task, Tree
+from lifl.core.tree import Task, TaskState, Tree
 
 
 class Cost:
@@ -86,3 +86,8 @@ class Branch:
         """How many leaves the updates that are accepted or in flight can come to fill."""
         coming = self.for_leaves + len(self.inflight)
         return min(-(-coming // self.tree.fan_in), len(self.tree.leaves))
+
+    @property
+    def leaves_unplaced(self) -> int:
+        """How many of these have no worker yet."""
+        return sum(leaf.state in (TaskState.PLANNED, TaskState.OPEN) for leaf in self.tree.leaves[: self.leaves_needed])

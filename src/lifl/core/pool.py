@@ -1,8 +1,11 @@
 """The aggregator processes of one node: when to fork, whom to give a task, when to let go.
 
-No worker exists until a task wants one.  A task goes to an idle worker if there is one (warm; *promoted* when its last
-task fed this one's round from a lower level), else to a new worker while there are fewer than `workers_max` (cold),
-else to the worker with the fewest tasks.  A worker idle for `idle_timeout_s` is retired.
+No worker exists until one is wanted.  A task goes to an idle worker if there is one (warm; *promoted* when its last
+task fed this one's round from a lower level), else to one that was prepared and is still starting (warm), else to a new
+worker while there are fewer than `workers_max` (cold), else to the worker with the fewest tasks.  A worker idle for
+`idle_timeout_s` is retired.
+
+Workers are *prepared* when an update is granted: until its bytes are all there, the leaf that takes it has a process.
 Source: LIFL (MLSys 2024), section 5.3, opportunistic reuse.
 """
 
@@ -71,6 +74,21 @@ class Pool:
         self.starts[how] += 1
         return worker, how
 
+    def prepare(self, leaves: int) -> list[int]:
+        """The workers to fork so that as many as these leaves have one that is free; none where none are kept warm."""
+        if not self.idle_timeout_s:
+            return []
+        usable = [w for w in self.workers.values() if w.state is not WorkerState.RETIRING]
+        free = sum(not w.tasks for w in usable)
+        wanted = min(leaves - free, self.workers_max - len(usable))
+        return [self._new().number for _ in range(wanted)]
+
+    def _new(self) -> Worker:
+        worker = Worker(self._next)
+        self._next += 1
+        self.workers[worker.number] = worker
+        return worker
+
     def _choose(self, served: tuple[str, int]) -> tuple[Worker, str]:
         idle = [w for w in self.workers.values() if w.state is WorkerState.IDLE]
         for worker in idle:
@@ -79,11 +97,11 @@ class Pool:
         if idle:
             return max(idle, key=lambda w: w.idle_since_s), "warm"
         usable = [w for w in self.workers.values() if w.state is not WorkerState.RETIRING]
+        for worker in usable:
+            if worker.state is WorkerState.STARTING and not worker.tasks:
+                return worker, "warm"
         if len(usable) < self.workers_max:
-            worker = Worker(self._next)
-            self._next += 1
-            self.workers[worker.number] = worker
-            return worker, "cold"
+            return self._new(), "cold"
         return min(usable, key=lambda w: len(w.tasks)), "shared"
 
     def ready(self, number: int, pid: int, now: float) -> list[int]:
