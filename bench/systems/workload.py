@@ -1,0 +1,131 @@
+"""What clients send: the tensors of real models, filled by a seed, and the weighted mean that must come out.
+
+Needs NumPy alone, so that programs in any environment can use it.  All clients look at one array of random numbers:
+client i's update is the run of it that begins `STEP` x i numbers further on.  So each client's number at each place
+differs, all of them follow from the seed, and a hundred clients need the memory of one.  Numbers lie in [0.5, 1.5), so
+that a relative error means something everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+CLIENTS_MAX = 1024
+STEP = 16 * 67
+"""A multiple of a cache line, so that all clients' tensors are aligned alike."""
+_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 152: (3, 8, 36, 3)}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One model's updates.  `tensors` are (name, shape), all of float32."""
+
+    name: str
+    tensors: tuple[tuple[str, tuple[int, ...]], ...]
+    seed: int
+    _references: dict[tuple[int, ...], NDArray[np.float64]] = field(default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def size(self) -> int:
+        """Numbers in an update."""
+        return sum(prod(shape) for _, shape in self.tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of an update's numbers."""
+        return 4 * self.size
+
+    @cached_property
+    def _numbers(self) -> NDArray[np.float32]:
+        numbers = np.random.default_rng(self.seed).random(self.size + STEP * CLIENTS_MAX, np.float32)
+        numbers += np.float32(0.5)
+        return numbers
+
+    def flat(self, client: int) -> NDArray[np.float32]:
+        """The update of one client as one vector, tensor after tensor; not a copy."""
+        return self._numbers[STEP * client : STEP * client + self.size]
+
+    def update(self, client: int) -> dict[str, NDArray[np.float32]]:
+        """The update of one client by tensors; not a copy."""
+        return dict(self.split(self.flat(client)))
+
+    def split(self, flat: NDArray[Any]) -> Iterator[tuple[str, NDArray[Any]]]:
+        """A flat update's tensors."""
+        begin = 0
+        for name, shape in self.tensors:
+            count = prod(shape)
+            yield name, flat[begin : begin + count].reshape(shape)
+            begin += count
+
+    def weight(self, client: int) -> float:
+        """The number of examples that the client has trained on."""
+        return float(20 + 37 * client % 101)
+
+    def reference(self, clients: Iterable[int]) -> NDArray[np.float64]:
+        """The weighted mean over the clients in float64, flat; the last one is kept."""
+        key = tuple(sorted(clients))
+        if key not in self._references:
+            total = np.zeros(self.size)
+            for begin in range(0, self.size, 1 << 16):  # in the cache
+                block = slice(begin, min(begin + (1 << 16), self.size))
+                for client in key:
+                    total[block] += self.flat(client)[block] * np.float64(self.weight(client))
+            self._references.clear()
+            self._references[key] = total / sum(map(self.weight, key))
+        return self._references[key]
+
+    def error(self, flat: NDArray[Any], clients: Iterable[int]) -> float:
+        """The largest relative error of a flat aggregate over the clients."""
+        if flat.shape != (self.size,):
+            raise ValueError(f"the aggregate has the shape {flat.shape}, not {(self.size,)}")
+        reference = self.reference(clients)
+        return float(np.max(np.abs(flat - reference) / reference))
+
+    def to_json(self) -> str:
+        """For other programs."""
+        return json.dumps({"name": self.name, "tensors": self.tensors, "seed": self.seed})
+
+
+def from_json(text: str) -> Workload:
+    """What `to_json` described."""
+    told = json.loads(text)
+    return Workload(told["name"], tuple((name, tuple(shape)) for name, shape in told["tensors"]), told["seed"])
+
+
+def resnet(depth: int, seed: int, width: int = 64) -> Workload:
+    """ResNet-18, -34 or -152 for 1,000 classes as it is trained (46.8, 87.2, 240.8 MB); thinner by `width`."""
+    wide = depth > 34
+    tensors: list[tuple[str, tuple[int, ...]]] = []
+
+    def convolution(name: str, to: int, of: int, kernel: int) -> None:
+        tensors.append((f"{name}.weight", (to, of, kernel, kernel)))
+
+    def norm(name: str, channels: int) -> None:
+        tensors.extend([(f"{name}.weight", (channels,)), (f"{name}.bias", (channels,))])
+
+    convolution("conv1", width, 3, 7)
+    norm("bn1", width)
+    of = width
+    for stage, blocks in enumerate(_BLOCKS[depth]):
+        inner = width << stage
+        to = inner * (4 if wide else 1)
+        for block in range(blocks):
+            name = f"layer{stage + 1}.{block}"
+            shapes = [(inner, of, 1), (inner, inner, 3), (to, inner, 1)] if wide else [(to, of, 3), (to, to, 3)]
+            for number, (out, into, kernel) in enumerate(shapes, 1):
+                convolution(f"{name}.conv{number}", out, into, kernel)
+                norm(f"{name}.bn{number}", out)
+            if of != to:
+                convolution(f"{name}.downsample.0", to, of, 1)
+                norm(f"{name}.downsample.1", to)
+            of = to
+    tensors.extend([("fc.weight", (1000, of)), ("fc.bias", (1000,))])
+    return Workload(f"ResNet-{depth}" + (f"/{width}" if width != 64 else ""), tuple(tensors), seed)
