@@ -183,11 +183,11 @@ class Watch:
     """CPU seconds and peak of private memory of processes and all their descendants, within a `with` block.
 
     Processes that come and go within the block are counted up to the last sample before their end; `more_cpu_s` is
-    for what an adapter knows of them better.
+    for what an adapter knows of them better.  `alone`: without their descendants.
     """
 
-    def __init__(self, roots: Callable[[], Iterable[int]]) -> None:
-        self._roots = roots
+    def __init__(self, roots: Callable[[], Iterable[int]], alone: bool = False) -> None:
+        self._roots = roots if alone else lambda: family(roots())
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._before: Mapping[int, float] = {}
@@ -196,7 +196,7 @@ class Watch:
         self.cpu_s = 0.0
 
     def __enter__(self) -> Watch:
-        self._before = cpu_by_pid(family(self._roots()))
+        self._before = cpu_by_pid(self._roots())
         self._thread.start()
         return self
 
@@ -211,7 +211,7 @@ class Watch:
             self._look()
 
     def _look(self) -> None:
-        pids = family(self._roots())
+        pids = list(self._roots())
         self._latest |= cpu_by_pid(pids)
         self.peak_bytes = max(self.peak_bytes, sum(map(private_bytes, pids)))
 

@@ -83,35 +83,46 @@ class Lines:
 
 
 class Program:
-    """A process in a session of its own, its stderr in a file; ended with all its descendants by `close`."""
+    """A process in a session of its own, its stderr in a file; ended with all its descendants by `close`.
 
-    def __init__(self, command: Sequence[str | Path], log: Path, environment: Mapping[str, str]) -> None:
+    `merged`: its stdout goes to the file too, for programs that do not answer there.
+    """
+
+    def __init__(
+        self, command: Sequence[str | Path], log: Path, environment: Mapping[str, str], merged: bool = False
+    ) -> None:
         self.name = f"{Path(command[0]).name} {Path(command[1]).name if len(command) > 1 else ''}".strip()
         self.log = log
         with log.open("ab") as file:
             self._process = subprocess.Popen(
                 [str(part) for part in command],
                 stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdout=file if merged else subprocess.PIPE,
                 stderr=file,
                 env=dict(environment),
                 start_new_session=True,
                 cwd=log.parent,
             )
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self.lines = Lines(self._process.stdout.fileno(), self._process.stdin.fileno(), f"{self.name} ({log})")
+        assert self._process.stdin is not None
+        answers = self._process.stdout.fileno() if self._process.stdout else -1
+        self.lines = Lines(answers, self._process.stdin.fileno(), f"{self.name} ({log})")
 
     @property
     def pid(self) -> int:
         """Its process."""
         return self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self._process.poll() is None
+
     def close(self, gently: bool = True) -> None:
         """Ends it: by the end of its stdin and SIGTERM, then by force with all that descends from it."""
         children: list[psutil.Process] = []
         with suppress(psutil.NoSuchProcess):
             children = psutil.Process(self.pid).children(recursive=True)
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
         if self._process.poll() is None and not gently:
@@ -121,7 +132,8 @@ class Program:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._process.stdout.close()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
         for child in children:
             with suppress(psutil.NoSuchProcess):
                 child.kill()  # psutil looks that the pid is still the same process

@@ -1,0 +1,166 @@
+"""NVFlare: its `FedAvg` controller with the in-time aggregator, in its simulator.
+
+The simulator runs NVFlare's server in a process, with the same controller, the same communication (CellNet over TCP of
+the loopback) and the same streaming of tensors as a deployment, and each client in a process of its own (as many
+threads as clients: with fewer it starts a new process for every task).  Nothing is encrypted, as with all systems here.
+
+The round starts when each client has its task and its update in memory.  `last_in_s` is when the controller is given
+the last complete result, `out_s` when the aggregate is ready: adding the last result lies between them, and NVFlare's
+looking whether all tasks are done (every 0.5 s, its default).  `durable_s` is when it has written the model.
+Only the server's process is counted as server, though the clients' processes are its children.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from systems.interface import TUNED, Arrival, Idle, RoundResult, Watch, cpu_by_pid, environment, private_bytes
+from systems.venvs import Lines, Program, missing, python, versions
+from systems.workload import Workload
+
+HERE = Path(__file__).parent
+CONNECT_S = 60.0
+CONNECT_CLIENT_S = 3.0
+"""More for each client: its process imports NVFlare first."""
+ROUND_S = 300.0
+CLIENT_BYTES = 110e6
+"""A client's process before it has any data."""
+COPIES = 2.2
+"""Of all updates, in memory at the worst: at the clients, and what is on its way when all come at once."""
+
+
+class NVFlare:
+    """The system; see `interface.System`."""
+
+    name = "NVFlare"
+    tolerance = 1e-5
+
+    def __init__(self) -> None:
+        self._job: Program | None = None
+        self._listener: socket.socket | None = None
+        self._sockets: list[socket.socket] = []
+        self._server: Lines | None = None
+        self._server_pid = 0
+        self._clients: dict[int, Lines] = {}
+        self._pids: list[int] = []
+        self._workload: Workload | None = None
+        self._folder = Path()
+
+    def variants(self) -> list[str]:
+        """As installed, and with a malloc that recycles."""
+        return ["in-time", "in-time" + TUNED]
+
+    def versions(self) -> dict[str, str]:
+        """Of its parts."""
+        return versions("nvflare", ("nvflare", "numpy"))
+
+    def missing(self) -> str:
+        """Why it cannot run here."""
+        return missing("nvflare")
+
+    def start(self, workload: Workload, clients: int, variant: str, folder: Path) -> None:
+        """The simulator with the job; each client takes the first round's task."""
+        needed = clients * (COPIES * workload.nbytes + CLIENT_BYTES)
+        there = psutil.virtual_memory().available
+        if needed > 0.95 * there:
+            raise MemoryError(f"needs {needed / 1e9:.1f} GB for {clients} clients; {there / 1e9:.1f} GB are free")
+        self._workload, self._folder = workload, folder
+        described = folder / "workload.json"
+        described.write_text(workload.to_json())
+        control = folder / "control"
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(control))
+        self._listener.listen(clients + 1)
+        command = [python("nvflare"), HERE / "rivals" / "nvflare_job.py", str(folder), str(clients), str(control), str(described)]
+        own = {"PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
+        self._job = Program(command, folder / "simulator.log", {**environment(variant), **own}, merged=True)
+        self._accept(CONNECT_S)
+        assert self._server
+        self._server.order(path=str(folder / "aggregate"), names=[name for name, _ in workload.tensors])
+        for _ in range(clients):
+            self._accept(CONNECT_S + CONNECT_CLIENT_S * clients)
+
+    def round(self, arrivals: Sequence[Arrival]) -> RoundResult:
+        """One round of `FedAvg`."""
+        assert self._server and self._workload
+        if {arrival.client for arrival in arrivals} != set(self._clients) or len(arrivals) != len(self._clients):
+            raise ValueError("a round of NVFlare here has each client once")
+        for line in self._clients.values():
+            line.reply(ROUND_S)
+        before = sum(cpu_by_pid(self._pids).values())
+        with Watch(lambda: [self._server_pid], alone=True) as watch:
+            start_ns = time.monotonic_ns()
+            for arrival in arrivals:
+                self._clients[arrival.client].order(at_ns=start_ns + round(arrival.at_s * 1e9))
+            begun = [line.reply(ROUND_S)["begun_ns"] for line in self._clients.values()]
+            told = self._server.reply(ROUND_S)
+        clients_cpu_s = sum(cpu_by_pid(self._pids).values()) - before
+        saved_ns = self._server.reply(ROUND_S)["saved_ns"]
+        result = self._folder / "aggregate"
+        flat = np.fromfile(result, np.float32)
+        result.unlink()
+        self._server.order(path=str(result), names=[name for name, _ in self._workload.tensors])  # the next round
+        if told["counted"] != len(arrivals):
+            raise RuntimeError(f"NVFlare counted {told['counted']} of {len(arrivals)} updates")
+        return RoundResult(
+            first_in_s=(min(begun) - start_ns) / 1e9,
+            last_in_s=(told["last_in_ns"] - start_ns) / 1e9,
+            out_s=(told["ready_ns"] - start_ns) / 1e9,
+            cpu_s=watch.cpu_s,
+            clients_cpu_s=clients_cpu_s,
+            peak_bytes=watch.peak_bytes,
+            arena_bytes=0,
+            error=self._workload.error(flat, [arrival.client for arrival in arrivals]),
+            durable_s=(saved_ns - start_ns) / 1e9,
+            note=f"adding alone {told['fold_s']:.2f} s",
+        )
+
+    def idle(self, seconds: float) -> Idle:
+        """Watches the server's process: a task is out, and nobody answers it."""
+        before = cpu_by_pid([self._server_pid])
+        time.sleep(seconds)
+        after = cpu_by_pid([self._server_pid])
+        return Idle(
+            cpu_s=sum(after.values()) - sum(before.values()),
+            private_bytes=private_bytes(self._server_pid),
+            shared_bytes=psutil.Process(self._server_pid).memory_info().shared,
+            processes=1,
+            aggregators=1,
+        )
+
+    def stop(self) -> None:
+        """Ends the simulator and all its processes."""
+        if self._job is not None:
+            self._job.close(gently=False)
+        for each in self._sockets:
+            each.close()
+        if self._listener is not None:
+            self._listener.close()
+        self.__init__()  # type: ignore[misc]
+
+    def _accept(self, within_s: float) -> None:
+        assert self._listener and self._job
+        self._listener.settimeout(1.0)
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline and self._job.alive:
+            try:
+                connection, _ = self._listener.accept()
+            except TimeoutError:
+                continue
+            self._sockets.append(connection)
+            connection.setblocking(True)
+            line = Lines(connection.fileno(), connection.fileno(), "NVFlare")
+            hello: dict[str, Any] = line.reply(within_s)
+            if hello["role"] == "server":
+                self._server, self._server_pid = line, hello["pid"]
+            else:
+                self._clients[hello["client"]] = line
+                self._pids.append(hello["pid"])
+            return
+        raise RuntimeError(f"NVFlare did not start within {within_s:.0f} s: {self._job.tail(12)}")
