@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 import psutil
 from measure import HELPER_ENVIRONMENT, Target, cpu_s
+
 from systems.workload import Workload
 
 RECYCLING = {
