@@ -1,9 +1,9 @@
 """LIFL as users run it: a node by `lifl up`, a job of one round for each round measured, `lifl.Client` in the clients.
 
-A round begins when the node has selected all clients.  `last_in_s` is when the last client was told ACCEPTED.  `out_s`
-is when the model was sealed in the arena, from where the next round's clients get it: the instant at which the
-benchmark was told COMMITTED, minus what the receipt says that the checkpoint took.  `durable_s` is COMMITTED itself,
-after the checkpoint's fsync.  The server's processes are all of the node's; `peak_bytes` is their private memory.
+A round begins when the node has selected all clients.  `durable_s` is when the benchmark was told COMMITTED, after the
+checkpoint's fsync.  The receipt says how long before that the last update was accepted (`last_in_s`: complete, checked
+and sealed; its client is told a little later) and how long before that the model was sealed in the arena, from where
+the next round's clients get it (`out_s`).  The server's processes are all of the node's.
 
     python -m systems.lifl WORKLOAD      (the clients' own entry)
 """
@@ -117,7 +117,7 @@ class Lifl:
         saved_s = receipt["last_accepted_to_commit_s"] - receipt["last_accepted_to_sealed_s"]
         return RoundResult(
             sent.first_s,
-            sent.last_s,
+            durable_s - receipt["last_accepted_to_commit_s"],
             durable_s - saved_s,
             watch.cpu_s,
             sent.cpu_s,

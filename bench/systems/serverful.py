@@ -3,8 +3,8 @@
 In the tree, the recommended form here, there is a leaf for each core and a top: a client sends its update to its leaf,
 which folds it while others arrive, and hands the partial sum to the top.  Flat is one aggregator for all.  Messages are
 plain bytes: no protobuf is packed around the numbers.  `stream` sends an update in chunks of 1 MiB, received into
-recycled buffers; `unary` sends it as one message.  `last_in_s` is when the last client was told that its update is in
-the aggregator's memory; `out_s` is when the top has the mean in memory, from where an RPC reads it.
+recycled buffers; `unary` sends it as one message.  `last_in_s` is when the last update was complete in an aggregator's
+memory; `out_s` is when the top has the mean in memory, from where an RPC reads it.
 
     python -m systems.serverful WORKLOAD      (the clients' own entry)
 """
@@ -84,9 +84,10 @@ class Serverful:
             self._top.helper.order(what="result", path=str(self._result))
             sent = self._fleet.send(arrivals)
             told = self._top.helper.reply()
+        last_ns = max(server.helper.ask(what="last")["last_ns"] for server in self._leaves or [self._top])
         return RoundResult(
             sent.first_s,
-            sent.last_s,
+            sent.since(last_ns),
             sent.since(told["done_ns"]),
             watch.cpu_s,
             sent.cpu_s,

@@ -39,7 +39,7 @@ class Aggregator:
         self.received: queue.SimpleQueue[tuple[int, float]] = queue.SimpleQueue()
         self._expect = 0
         self.done = threading.Event()
-        self.done_ns = 0
+        self.done_ns = self.last_ns = 0
         self._send = None
         if parent:
             channel = grpc.insecure_channel(parent, OPTIONS)
@@ -88,6 +88,7 @@ class Aggregator:
             if buffer is not None:
                 self._spare.put(buffer)
             return
+        self.last_ns = time.monotonic_ns()
         self._arrived.put((weight, numbers, buffer))
 
     # ---- the fold ------------------------------------------------------------------------------------------------
@@ -130,6 +131,8 @@ def main() -> None:
             aggregator.done.wait()
             np.save(what["path"], aggregator.sum)
             answer(done_ns=aggregator.done_ns)
+        elif what["what"] == "last":
+            answer(last_ns=aggregator.last_ns)
         elif what["what"] == "touch":
             aggregator.touch = True
             answer(touching=True)
