@@ -120,6 +120,7 @@ class Flower:
             clients_cpu_s=clients_cpu_s,
             peak_bytes=watch.peak_bytes,
             arena_bytes=0,
+            rest_bytes=watch.rest_bytes,
             error=self._workload.error(flat, [arrival.client for arrival in arrivals]),
             note=f"aggregate_train alone {(told['ready_ns'] - told['received_ns']) / 1e9:.2f} s",
         )

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 import psutil
 from measure import HELPER_ENVIRONMENT, Target, cpu_s
+
 from systems.workload import Workload
 
 RECYCLING = {
@@ -47,8 +48,8 @@ class RoundResult(msgspec.Struct):
     `last_in_s` is when the last update was complete at the server, as near as the system tells: an adapter's docstring
     says which instant that is.  `out_s` is when the aggregate can be read by who asks for it; `durable_s` when it is
     on the disk, for systems that write it there.  `peak_bytes` is the highest sum of the server processes' private
-    memory (anonymous resident pages), `arena_bytes` the highest use of shared memory.  `error` is the aggregate's
-    largest relative error against the mean in float64.
+    memory (anonymous resident pages), `rest_bytes` what that sum was when the round began, `arena_bytes` the highest
+    use of shared memory.  `error` is the aggregate's largest relative error against the mean in float64.
     """
 
     first_in_s: float
@@ -60,6 +61,7 @@ class RoundResult(msgspec.Struct):
     arena_bytes: int
     error: float
     durable_s: float | None = None
+    rest_bytes: int = 0
     note: str = ""
 
 
@@ -182,21 +184,26 @@ def environment(variant: str) -> dict[str, str]:
 class Watch:
     """CPU seconds and peak of private memory of processes and all their descendants, within a `with` block.
 
-    Processes that come and go within the block are counted up to the last sample before their end; `more_cpu_s` is
-    for what an adapter knows of them better.  `alone`: without their descendants.
+    Processes that end within the block are counted up to the last sample before; an adapter that knows their CPU
+    seconds better says `roots_cpu_only` and adds them itself.  `alone`: the descendants are not the server's.
     """
 
-    def __init__(self, roots: Callable[[], Iterable[int]], alone: bool = False) -> None:
-        self._roots = roots if alone else lambda: family(roots())
+    def __init__(self, roots: Callable[[], Iterable[int]], roots_cpu_only: bool = False, alone: bool = False) -> None:
+        self._roots = roots
+        self._family: Callable[[Iterable[int]], list[int]] = list if alone else family
+        self._roots_cpu_only = roots_cpu_only
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._before: Mapping[int, float] = {}
         self._latest: dict[int, float] = {}
+        self.rest_bytes = 0
         self.peak_bytes = 0
         self.cpu_s = 0.0
 
     def __enter__(self) -> Watch:
-        self._before = cpu_by_pid(self._roots())
+        pids = self._family(self._roots())
+        self._before = self._cpu(pids)
+        self.rest_bytes = sum(map(private_bytes, pids))
         self._thread.start()
         return self
 
@@ -210,9 +217,12 @@ class Watch:
         while not self._stop.wait(SAMPLE_S):
             self._look()
 
+    def _cpu(self, pids: Iterable[int]) -> dict[int, float]:
+        return cpu_by_pid(self._roots() if self._roots_cpu_only else pids)
+
     def _look(self) -> None:
-        pids = list(self._roots())
-        self._latest |= cpu_by_pid(pids)
+        pids = self._family(self._roots())
+        self._latest |= self._cpu(pids)
         self.peak_bytes = max(self.peak_bytes, sum(map(private_bytes, pids)))
 
 

@@ -116,6 +116,7 @@ class NVFlare:
             clients_cpu_s=clients_cpu_s,
             peak_bytes=watch.peak_bytes,
             arena_bytes=0,
+            rest_bytes=watch.rest_bytes,
             error=self._workload.error(flat, [arrival.client for arrival in arrivals]),
             durable_s=(saved_ns - start_ns) / 1e9,
             note=f"adding alone {told['fold_s']:.2f} s",

@@ -2,17 +2,18 @@
 
 Needs NumPy alone, so that programs in any environment can use it.  All clients look at one array of random numbers:
 client i's update is the run of it that begins `STEP` x i numbers further on.  So each client's number at each place
-differs, all of them follow from the seed, and a hundred clients need the memory of one.  Numbers lie in [0.5, 1.5), so
-that a relative error means something everywhere.
+differs, all of them follow from the seed, and a hundred clients need the memory of one; `saved` puts them into a file
+that all processes map.  Numbers lie in [0.5, 1.5), so that a relative error means something everywhere.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,12 @@ _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 152: (3, 8, 36, 3)}
 
 @dataclass(frozen=True)
 class Workload:
-    """One model's updates.  `tensors` are (name, shape), all of float32."""
+    """One model's updates.  `tensors` are (name, shape), all of float32; `path` is where the numbers are, if saved."""
 
     name: str
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
     seed: int
+    path: str = ""
     _references: dict[tuple[int, ...], NDArray[np.float64]] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
@@ -45,9 +47,19 @@ class Workload:
 
     @cached_property
     def _numbers(self) -> NDArray[np.float32]:
+        if self.path:
+            mapped: NDArray[np.float32] = np.load(self.path, mmap_mode="r")
+            return mapped
         numbers = np.random.default_rng(self.seed).random(self.size + STEP * CLIENTS_MAX, np.float32)
         numbers += np.float32(0.5)
         return numbers
+
+    def saved(self, folder: Path) -> Workload:
+        """The same with its numbers in a file in `folder`."""
+        path = folder / f"{self.name.replace('/', '-')}-{self.seed}.npy"
+        if not path.exists():
+            np.save(path, self._numbers)
+        return replace(self, path=str(path), _references={})
 
     def flat(self, client: int) -> NDArray[np.float32]:
         """The update of one client as one vector, tensor after tensor; not a copy."""
@@ -91,13 +103,14 @@ class Workload:
 
     def to_json(self) -> str:
         """For other programs."""
-        return json.dumps({"name": self.name, "tensors": self.tensors, "seed": self.seed})
+        return json.dumps({"name": self.name, "tensors": self.tensors, "seed": self.seed, "path": self.path})
 
 
 def from_json(text: str) -> Workload:
     """What `to_json` described."""
     told = json.loads(text)
-    return Workload(told["name"], tuple((name, tuple(shape)) for name, shape in told["tensors"]), told["seed"])
+    tensors = tuple((name, tuple(shape)) for name, shape in told["tensors"])
+    return Workload(told["name"], tensors, told["seed"], told["path"])
 
 
 def resnet(depth: int, seed: int, width: int = 64) -> Workload:
