@@ -1,9 +1,10 @@
 """Flower: SuperLink and ServerApp as installed, `FedAvg` over the Message API, and clients over its Fleet API.
 
 Server processes are those that `flower-superlink` starts: the SuperLink itself, its SuperExec and the ServerApp's
-process, which runs Flower's `FedAvg` (`rivals/flower_app/`).  Settings are those of its documentation for one machine: no TLS
-(``--insecure``, as all systems here), state in memory, isolation by subprocess; the installation of an app's own
-dependencies is off, for there are none.  Clients are nodes over the connection of a SuperNode (`rivals/flower_clients.py`).
+process, which runs Flower's `FedAvg` (`rivals/flower_app/`).  Settings are those of its documentation for one machine:
+no TLS (``--insecure``, as all systems here), state in memory, isolation by subprocess; the installation of an app's
+own dependencies is off, for there are none.  Clients are nodes over the connection of a SuperNode
+(`rivals/flower_clients.py`).
 
 The round starts when each client has its message and its serialised reply ready, so that neither the way down nor the
 clients' work is in its figures.  `last_in_s` is when the SuperLink has acknowledged the last chunk of the last update,
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+
 from systems.interface import TUNED, Arrival, Idle, RoundResult, Watch, cpu_by_pid, environment, family, private_bytes
 from systems.venvs import VENVS, Lines, Program, free_port, missing, python, versions
 from systems.workload import Workload
@@ -36,7 +38,7 @@ PREPARE_S = 180.0
 ROUND_S = 300.0
 CLIENT_PROCESSES = 2
 COPIES = 3.3
-"""Of all updates, in memory at the worst: at the clients, in the SuperLink, in the ServerApp, and what is on its way."""
+"""Of all updates, in memory at the worst: at the clients, in the SuperLink, in the ServerApp, and on their way."""
 
 
 class Flower:
@@ -78,7 +80,15 @@ class Flower:
         address = self._start_link(variant, folder)
         count = min(CLIENT_PROCESSES, clients)
         for part in np.array_split(np.arange(clients), count):
-            command = [python("flower"), HERE / "rivals" / "flower_clients.py", address, str(part[0]), str(len(part)), described]
+            program_file = HERE / "rivals" / "flower_clients.py"
+            command: list[str | Path] = [
+                python("flower"),
+                program_file,
+                address,
+                str(part[0]),
+                str(len(part)),
+                described,
+            ]
             program = Program(command, folder / f"clients-{part[0]}.log", self._environment("clients"))
             self._clients.append(program)
             self._of |= dict.fromkeys(part.tolist(), program)
@@ -169,7 +179,9 @@ class Flower:
         flags = ["--insecure", "--disable-runtime-dependency-installation", "--host", "127.0.0.1", "--port", str(port)]
         # The older gRPC ports stay open beside; here on ports that are free.
         flags += ["--fleet-api-address", f"127.0.0.1:{fleet}", "--control-api-address", f"127.0.0.1:{control}"]
-        self._link = Program([python("flower"), program, *flags], folder / "superlink.log", self._environment(variant), merged=True)
+        self._link = Program(
+            [python("flower"), program, *flags], folder / "superlink.log", self._environment(variant), merged=True
+        )
         deadline = time.monotonic() + CONNECT_S
         while True:
             with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+
 from systems.interface import TUNED, Arrival, Idle, RoundResult, Watch, cpu_by_pid, environment, private_bytes
 from systems.venvs import Lines, Program, missing, python, versions
 from systems.workload import Workload
@@ -77,7 +78,8 @@ class NVFlare:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(control))
         self._listener.listen(clients + 1)
-        command = [python("nvflare"), HERE / "rivals" / "nvflare_job.py", str(folder), str(clients), str(control), str(described)]
+        program = HERE / "rivals" / "nvflare_job.py"
+        command: list[str | Path] = [python("nvflare"), program, str(folder), str(clients), control, described]
         own = {"PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
         self._job = Program(command, folder / "simulator.log", {**environment(variant), **own}, merged=True)
         self._accept(CONNECT_S)

@@ -38,7 +38,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from flwr.supernode.fleet_http_connection import http_request_response
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-import workload  # noqa: E402
+import workload
 
 PULL_S = 60.0
 PAUSE_S = 0.1

@@ -1,6 +1,6 @@
 """Runs the benchmark's job in NVFlare's simulator: its server in one process, each client in a process of its own.
 
-    <the environment of NVFlare>/bin/python nvflare_job.py FOLDER CLIENTS CONTROL WORKLOAD-FILE
+<the environment of NVFlare>/bin/python nvflare_job.py FOLDER CLIENTS CONTROL WORKLOAD-FILE
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ def main() -> None:
     job = FedJob(name="bench", min_clients=int(clients))
     job.to_server(RoundByRound(int(clients), control))
     job.to_clients(TimedExecutor(control, SYSTEMS, described), tasks=["train"])
-    status = job.simulator_run(f"{folder}/workspace", n_clients=int(clients), threads=int(clients), log_config="concise")
+    count = int(clients)
+    status = job.simulator_run(f"{folder}/workspace", n_clients=count, threads=count, log_config="concise")
     sys.exit(status or 0)
 
 

@@ -73,7 +73,8 @@ class RoundByRound(FedAvg):
             return
         self._came.clear()
         # A round of the benchmark's random updates need not send its clients a model.
-        given["data"] = FLModel(params_type=ParamsType.FULL, params={"none": np.zeros(1)}, current_round=self.current_round)
+        nothing = {"none": np.zeros(1)}
+        given["data"] = FLModel(params_type=ParamsType.FULL, params=nothing, current_round=self.current_round)
         super().send_model(*args, **given)
 
     def _aggregate_one_result(self, result: FLModel) -> bool:
@@ -123,7 +124,9 @@ class TimedExecutor(Executor):
 
             number = int(fl_ctx.get_identity_name().rpartition("-")[2]) - 1
             load = workload.from_json(Path(self.described).read_text())
-            self._update, self._weight = load.update(number), load.weight(number)
+            # Plain arrays: NVFlare does not serialise views of a mapped file that say so.
+            self._update = {name: np.asarray(values) for name, values in load.update(number).items()}
+            self._weight = load.weight(number)
             self._line = Control(self.control, role="client", client=number)
         self._line.tell(ready=True)
         order = self._line.order()

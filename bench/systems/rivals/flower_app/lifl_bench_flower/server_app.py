@@ -90,4 +90,3 @@ def main(grid: Grid, context: Context) -> None:
             strategy.start(grid, initial, num_rounds=ROUNDS_MAX, timeout=float(first["timeout_s"]))
         except Over:
             return
-
