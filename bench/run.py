@@ -31,7 +31,7 @@ os.environ.update(HELPER_ENVIRONMENT)
 import report
 from systems.interface import Context, Outcome, Section, System
 
-SECTIONS = ("section_handoff", "section_rounds", "section_idle")
+SECTIONS = ("section_handoff", "section_node", "section_rounds", "section_idle")
 SYSTEMS = (("systems.lifl", "Lifl"), ("systems.serverful", "Serverful"), ("systems.serverless", "Serverless"))
 RESULTS = ROOT / "bench" / "results"
 SEED = 20240513
