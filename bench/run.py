@@ -31,7 +31,14 @@ os.environ.update(HELPER_ENVIRONMENT)
 import report
 from systems.interface import Context, Outcome, Section, System
 
-SECTIONS = ("section_rounds", "section_idle")
+SECTIONS = (
+    "section_handoff",
+    "section_node",
+    "section_rounds",
+    "section_training",
+    "section_idle",
+    "section_scale",
+)
 SYSTEMS = (
     ("systems.lifl", "Lifl"),
     ("systems.serverful", "Serverful"),

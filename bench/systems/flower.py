@@ -46,6 +46,8 @@ class Flower:
 
     name = "Flower"
     tolerance = 1e-5
+    timeout_s = 3600.0
+    """Of `Strategy.start`, its default; a round that loses clients lasts until then."""
 
     def __init__(self) -> None:
         self._link: Program | None = None
@@ -94,10 +96,12 @@ class Flower:
             self._of |= dict.fromkeys(part.tolist(), program)
         for program in self._clients:
             program.lines.reply(CONNECT_S)
-        self._start_app(address, {"clients": clients, "names": [], "shapes": [], "model": "", "timeout_s": 3600})
+        self._start_app(address, {"clients": clients, "names": [], "shapes": [], "model": "", "timeout_s": self.timeout_s})
 
-    def round(self, arrivals: Sequence[Arrival]) -> RoundResult:
-        """One round of `FedAvg`, all nodes sampled."""
+    def round(
+        self, arrivals: Sequence[Arrival], dying: frozenset[int] = frozenset(), goal: int | None = None
+    ) -> RoundResult:
+        """One round of `FedAvg`, all nodes sampled; `dying` ones never reply, and nothing but the timeout ends it."""
         assert self._app and self._link and self._workload
         if len(arrivals) != len(self._of):
             raise ValueError(f"{len(arrivals)} arrivals for {len(self._of)} clients: FedAvg here samples all")
@@ -113,25 +117,25 @@ class Flower:
         with Watch(lambda: [self._link.pid] if self._link else []) as watch:
             start_ns = time.monotonic_ns()
             for program in self._clients:
-                mine = [(a.at_s, a.client) for a in arrivals if self._of[a.client] is program]
+                mine = [(a.at_s, a.client) for a in arrivals if self._of[a.client] is program and a.client not in dying]
                 program.lines.order(do="send", start_ns=start_ns, arrivals=mine)
             sent = [program.lines.reply(ROUND_S) for program in self._clients]
             told = self._app.reply(ROUND_S)
         clients_cpu_s = sum(cpu_by_pid(pids).values()) - before
-        if told["errors"] or told["counted"] != len(arrivals):
-            raise RuntimeError(f"Flower counted {told['counted']} of {len(arrivals)} updates: {told['errors']}")
+        if told["errors"] or goal is None and len(told["counted"]) != len(arrivals):
+            raise RuntimeError(f"Flower counted {len(told['counted'])} of {len(arrivals)} updates: {told['errors']}")
         flat = np.fromfile(result, np.float32)
         result.unlink()
         return RoundResult(
-            first_in_s=(min(each["begun_ns"] for each in sent) - start_ns) / 1e9,
-            last_in_s=(max(each["ended_ns"] for each in sent) - start_ns) / 1e9,
+            first_in_s=(min(each["begun_ns"] for each in sent if each) - start_ns) / 1e9,
+            last_in_s=(max(each["ended_ns"] for each in sent if each) - start_ns) / 1e9,
             out_s=(told["ready_ns"] - start_ns) / 1e9,
             cpu_s=watch.cpu_s,
             clients_cpu_s=clients_cpu_s,
             peak_bytes=watch.peak_bytes,
             arena_bytes=0,
             rest_bytes=watch.rest_bytes,
-            error=self._workload.error(flat, [arrival.client for arrival in arrivals]),
+            error=self._workload.error(flat, told["counted"]),
             note=f"aggregate_train alone {(told['ready_ns'] - told['received_ns']) / 1e9:.2f} s",
         )
 

@@ -49,6 +49,7 @@ class NVFlare:
         self._server: Lines | None = None
         self._server_pid = 0
         self._clients: dict[int, Lines] = {}
+        self._count = 0
         self._pids: list[int] = []
         self._workload: Workload | None = None
         self._folder = Path()
@@ -66,7 +67,7 @@ class NVFlare:
         return missing("nvflare")
 
     def start(self, workload: Workload, clients: int, variant: str, folder: Path) -> None:
-        """The simulator with the job; each client takes the first round's task."""
+        """The simulator with the job; the clients' processes start meanwhile, and the first round waits for them."""
         needed = clients * (COPIES * workload.nbytes + CLIENT_BYTES)
         there = psutil.virtual_memory().available
         if needed > 0.95 * there:
@@ -83,33 +84,38 @@ class NVFlare:
         own = {"PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
         self._job = Program(command, folder / "simulator.log", {**environment(variant), **own}, merged=True)
         self._accept(CONNECT_S)
-        assert self._server
-        self._server.order(path=str(folder / "aggregate"), names=[name for name, _ in workload.tensors])
-        for _ in range(clients):
-            self._accept(CONNECT_S + CONNECT_CLIENT_S * clients)
+        self._count = clients
 
-    def round(self, arrivals: Sequence[Arrival]) -> RoundResult:
-        """One round of `FedAvg`."""
+    def round(
+        self, arrivals: Sequence[Arrival], dying: frozenset[int] = frozenset(), goal: int | None = None
+    ) -> RoundResult:
+        """One round of `FedAvg`; `dying` clients answer nothing; a `goal` is the task's ``min_responses``."""
         assert self._server and self._workload
-        if {arrival.client for arrival in arrivals} != set(self._clients) or len(arrivals) != len(self._clients):
+        if sorted(arrival.client for arrival in arrivals) != list(range(self._count)):
             raise ValueError("a round of NVFlare here has each client once")
+        result = self._folder / "aggregate"
+        names = [name for name, _ in self._workload.tensors]
+        self._server.order(path=str(result), names=names, min_responses=goal)
+        while len(self._clients) < self._count:  # they come with their first task
+            self._accept(CONNECT_S + CONNECT_CLIENT_S * self._count)
         for line in self._clients.values():
             line.reply(ROUND_S)
         before = sum(cpu_by_pid(self._pids).values())
         with Watch(lambda: [self._server_pid], alone=True) as watch:
             start_ns = time.monotonic_ns()
             for arrival in arrivals:
-                self._clients[arrival.client].order(at_ns=start_ns + round(arrival.at_s * 1e9))
-            begun = [line.reply(ROUND_S)["begun_ns"] for line in self._clients.values()]
+                dies = arrival.client in dying
+                self._clients[arrival.client].order(at_ns=start_ns + round(arrival.at_s * 1e9), dies=dies)
             told = self._server.reply(ROUND_S)
         clients_cpu_s = sum(cpu_by_pid(self._pids).values()) - before
         saved_ns = self._server.reply(ROUND_S)["saved_ns"]
-        result = self._folder / "aggregate"
+        for client in dying:
+            self._clients[client].order(over=True)
+        begun = [line.reply(ROUND_S)["begun_ns"] for line in self._clients.values()]
         flat = np.fromfile(result, np.float32)
         result.unlink()
-        self._server.order(path=str(result), names=[name for name, _ in self._workload.tensors])  # the next round
-        if told["counted"] != len(arrivals):
-            raise RuntimeError(f"NVFlare counted {told['counted']} of {len(arrivals)} updates")
+        if len(told["counted"]) < (goal or len(arrivals)):
+            raise RuntimeError(f"NVFlare counted {len(told['counted'])} of {len(arrivals)} updates")
         return RoundResult(
             first_in_s=(min(begun) - start_ns) / 1e9,
             last_in_s=(told["last_in_ns"] - start_ns) / 1e9,
@@ -119,13 +125,13 @@ class NVFlare:
             peak_bytes=watch.peak_bytes,
             arena_bytes=0,
             rest_bytes=watch.rest_bytes,
-            error=self._workload.error(flat, [arrival.client for arrival in arrivals]),
+            error=self._workload.error(flat, told["counted"]),
             durable_s=(saved_ns - start_ns) / 1e9,
             note=f"adding alone {told['fold_s']:.2f} s",
         )
 
     def idle(self, seconds: float) -> Idle:
-        """Watches the server's process: a task is out, and nobody answers it."""
+        """Watches the server's process; the clients ask for tasks all the time, as they do."""
         before = cpu_by_pid([self._server_pid])
         time.sleep(seconds)
         after = cpu_by_pid([self._server_pid])

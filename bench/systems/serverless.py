@@ -33,6 +33,7 @@ from systems.workload import Workload
 INSTANCES_MAX = 4
 UPDATES_PER_INSTANCE = 2
 VARIANT = "lazy, cold"
+HANDOFF = "systems.serverless_handoff"
 PARTS = {"redis-server": "redis-server", "haproxy": "haproxy"}
 
 

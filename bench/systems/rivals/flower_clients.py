@@ -105,7 +105,8 @@ class Clients:
 
         def one(node: FlowerNode) -> None:
             arrays = self._load.update(node.client)
-            node.prepare(node.take(), arrays, {"num-examples": self._load.weight(node.client)})
+            weight = self._load.weight(node.client)
+            node.prepare(node.take(), arrays, {"num-examples": weight, "client": float(node.client)})
 
         list(self._pool.map(one, [self._nodes[client] for client in clients]))
         return {"prepared": len(clients)}

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 from nvflare.apis.executor import Executor
-from nvflare.apis.fl_constant import FLMetaKey
+from nvflare.apis.fl_constant import FLMetaKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
-from nvflare.apis.shareable import Shareable
+from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
@@ -58,7 +58,7 @@ class RoundByRound(FedAvg):
         self.control = control
         self._line: Control | None = None
         self._order: dict[str, Any] = {}
-        self._came: list[tuple[int, int]] = []
+        self._came: list[tuple[int, int, int]] = []
         self._lock = threading.Lock()
 
     def run(self) -> None:
@@ -72,6 +72,7 @@ class RoundByRound(FedAvg):
             self.abort_signal.trigger("the benchmark is over")
             return
         self._came.clear()
+        given["min_responses"] = self._order["min_responses"]
         # A round of the benchmark's random updates need not send its clients a model.
         nothing = {"none": np.zeros(1)}
         given["data"] = FLModel(params_type=ParamsType.FULL, params=nothing, current_round=self.current_round)
@@ -81,7 +82,7 @@ class RoundByRound(FedAvg):
         came_ns = time.monotonic_ns()
         added = super()._aggregate_one_result(result)
         with self._lock:
-            self._came.append((came_ns, time.monotonic_ns()))
+            self._came.append((came_ns, time.monotonic_ns(), _number(result.meta["client_name"])))
         return added
 
     def _get_aggregated_result(self) -> FLModel:
@@ -94,10 +95,10 @@ class RoundByRound(FedAvg):
             for name in self._order["names"]:
                 file.write(memoryview(np.ascontiguousarray(result.params[name], np.float32)).cast("B"))
         self._line.tell(
-            last_in_ns=max(came for came, _ in self._came),
-            fold_s=sum(done - came for came, done in self._came) / 1e9 + (ready_ns - begun_ns) / 1e9,
+            last_in_ns=max(came for came, _, _ in self._came),
+            fold_s=sum(done - came for came, done, _ in self._came) / 1e9 + (ready_ns - begun_ns) / 1e9,
             ready_ns=ready_ns,
-            counted=len(self._came),
+            counted=[client for _, _, client in self._came],
         )
         return result
 
@@ -105,6 +106,11 @@ class RoundByRound(FedAvg):
         super().save_model(model)
         assert self._line
         self._line.tell(saved_ns=time.monotonic_ns())
+
+
+def _number(site: str) -> int:
+    """The client of a site that the simulator has named."""
+    return int(site.rpartition("-")[2]) - 1
 
 
 class TimedExecutor(Executor):
@@ -122,7 +128,7 @@ class TimedExecutor(Executor):
             sys.path.append(self.modules)
             import workload
 
-            number = int(fl_ctx.get_identity_name().rpartition("-")[2]) - 1
+            number = _number(fl_ctx.get_identity_name())
             load = workload.from_json(Path(self.described).read_text())
             # Plain arrays: NVFlare does not serialise views of a mapped file that say so.
             self._update = {name: np.asarray(values) for name, values in load.update(number).items()}
@@ -130,6 +136,10 @@ class TimedExecutor(Executor):
             self._line = Control(self.control, role="client", client=number)
         self._line.tell(ready=True)
         order = self._line.order()
+        if order.get("dies"):  # its process is gone in the middle of the round, and another one in time for the next
+            self._line.order()
+            self._line.tell(begun_ns=time.monotonic_ns())
+            return make_reply(ReturnCode.EXECUTION_EXCEPTION)
         meta = {FLMetaKey.NUM_STEPS_CURRENT_ROUND: self._weight}
         model = FLModel(params_type=ParamsType.FULL, params=self._update, meta=meta)
         made = FLModelUtils.to_shareable(model)

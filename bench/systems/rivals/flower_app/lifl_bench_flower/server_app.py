@@ -63,7 +63,7 @@ class RoundByRound(FedAvg):
             with open(path, "wb") as file:
                 for name in self._order["names"]:
                     file.write(memoryview(np.ascontiguousarray(arrays[name].numpy(), np.float32)).cast("B"))
-        counted = sum(1 for reply in replies if not reply.has_error())
+        counted = [round(float(reply.content["metrics"]["client"])) for reply in replies if not reply.has_error()]
         errors = sorted({reply.error.reason for reply in replies if reply.has_error()})
         self.tell(received_ns=received_ns, ready_ns=ready_ns, counted=counted, errors=errors, full=arrays is not None)
         return arrays, metrics
