@@ -183,7 +183,7 @@ def _train(one: System, run_: Run, devices: Devices, context: Context, outcome: 
     with ExitStack() as opened:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="lb-", dir=context.folder)))
         opened.callback(one.stop)
-        one.start(load, devices.clients if survives else goal, run_.variant, folder)
+        one.start(load, devices.clients, run_.variant, folder)
         for round_number in range(1, (QUICK_ROUNDS if context.quick else ROUNDS_MAX) + 1):
             devices.train(flat, round_number)
             arrivals, dying = devices.round(round_number)

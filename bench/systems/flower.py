@@ -96,7 +96,9 @@ class Flower:
             self._of |= dict.fromkeys(part.tolist(), program)
         for program in self._clients:
             program.lines.reply(CONNECT_S)
-        self._start_app(address, {"clients": clients, "names": [], "shapes": [], "model": "", "timeout_s": self.timeout_s})
+        self._start_app(
+            address, {"clients": clients, "names": [], "shapes": [], "model": "", "timeout_s": self.timeout_s}
+        )
 
     def round(
         self, arrivals: Sequence[Arrival], dying: frozenset[int] = frozenset(), goal: int | None = None

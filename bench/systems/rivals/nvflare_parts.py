@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
 from nvflare.apis.fl_constant import FLMetaKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
@@ -123,8 +124,8 @@ class TimedExecutor(Executor):
         self._update: dict[str, Any] = {}
         self._weight = 0.0
 
-    def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
-        if self._line is None:
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        if event_type == EventType.START_RUN:
             sys.path.append(self.modules)
             import workload
 
@@ -134,6 +135,9 @@ class TimedExecutor(Executor):
             self._update = {name: np.asarray(values) for name, values in load.update(number).items()}
             self._weight = load.weight(number)
             self._line = Control(self.control, role="client", client=number)
+
+    def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
+        assert self._line
         self._line.tell(ready=True)
         order = self._line.order()
         if order.get("dies"):  # its process is gone in the middle of the round, and another one in time for the next
