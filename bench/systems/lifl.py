@@ -112,6 +112,7 @@ class Lifl:
             with Watch(lambda: [self._node["pid"]]) as watch:
                 sent = self._fleet.send(arrivals)
                 committed, durable_s, receipt = self._committed(control, sent)
+        workers_s = watch.cpu_s - receipt["cpu_s"]["gateway"] - receipt["cpu_s"]["lifld"]
         model = load_file(committed)
         flat = np.concatenate([model[name].reshape(-1) for name, _ in self._workload.tensors])
         saved_s = receipt["last_accepted_to_commit_s"] - receipt["last_accepted_to_sealed_s"]
@@ -127,7 +128,9 @@ class Lifl:
             durable_s,
             watch.rest_bytes,
             f"workers: {receipt['workers_cold']} cold, {receipt['workers_warm']} warm,"
-            f" {receipt['workers_promoted']} promoted; copied {receipt['bytes_copied']} bytes",
+            f" {receipt['workers_promoted']} promoted; CPU: gateway {receipt['cpu_s']['gateway']:.2f} s, tasks"
+            f" {receipt['cpu_s']['workers']:.3f} s, other work of the workers (checkpoint)"
+            f" {max(0.0, workers_s - receipt['cpu_s']['workers']):.3f} s",
         )
 
     def _config(self, job: str, clients: int) -> Any:
