@@ -31,8 +31,21 @@ os.environ.update(HELPER_ENVIRONMENT)
 import report
 from systems.interface import Context, Outcome, Section, System
 
-SECTIONS = ("section_handoff", "section_node", "section_rounds", "section_idle")
-SYSTEMS = (("systems.lifl", "Lifl"), ("systems.serverful", "Serverful"), ("systems.serverless", "Serverless"))
+SECTIONS = (
+    "section_handoff",
+    "section_node",
+    "section_rounds",
+    "section_training",
+    "section_idle",
+    "section_scale",
+)
+SYSTEMS = (
+    ("systems.lifl", "Lifl"),
+    ("systems.serverful", "Serverful"),
+    ("systems.serverless", "Serverless"),
+    ("systems.flower", "Flower"),
+    ("systems.nvflare", "NVFlare"),
+)
 RESULTS = ROOT / "bench" / "results"
 SEED = 20240513
 CANNOT = "cannot be installed"

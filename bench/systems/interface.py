@@ -185,11 +185,12 @@ class Watch:
     """CPU seconds and peak of private memory of processes and all their descendants, within a `with` block.
 
     Processes that end within the block are counted up to the last sample before; an adapter that knows their CPU
-    seconds better says `roots_cpu_only` and adds them itself.
+    seconds better says `roots_cpu_only` and adds them itself.  `alone`: the descendants are not the server's.
     """
 
-    def __init__(self, roots: Callable[[], Iterable[int]], roots_cpu_only: bool = False) -> None:
+    def __init__(self, roots: Callable[[], Iterable[int]], roots_cpu_only: bool = False, alone: bool = False) -> None:
         self._roots = roots
+        self._family: Callable[[Iterable[int]], list[int]] = list if alone else family
         self._roots_cpu_only = roots_cpu_only
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
@@ -200,7 +201,7 @@ class Watch:
         self.cpu_s = 0.0
 
     def __enter__(self) -> Watch:
-        pids = family(self._roots())
+        pids = self._family(self._roots())
         self._before = self._cpu(pids)
         self.rest_bytes = sum(map(private_bytes, pids))
         self._thread.start()
@@ -220,7 +221,7 @@ class Watch:
         return cpu_by_pid(self._roots() if self._roots_cpu_only else pids)
 
     def _look(self) -> None:
-        pids = family(self._roots())
+        pids = self._family(self._roots())
         self._latest |= self._cpu(pids)
         self.peak_bytes = max(self.peak_bytes, sum(map(private_bytes, pids)))
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -101,17 +102,23 @@ class Lifl:
             if cpu_s(pids) - before_s < SLEPT_CPU_S:
                 return
 
-    def round(self, arrivals: Sequence[Arrival]) -> RoundResult:
+    def round(
+        self, arrivals: Sequence[Arrival], dying: frozenset[int] = frozenset(), goal: int | None = None
+    ) -> RoundResult:
+        """`dying` clients leave at their time; with a `goal` the round closes when so many updates are there."""
         clients = [arrival.client for arrival in arrivals]
         self._rounds += 1
         job = f"round-{self._rounds}"
-        with Control(self._state) as control:
-            control.ask(m.SubmitJob(msgspec.to_builtins(self._config(job, len(clients))), follow=True))
+        with Control(self._state) as control, ThreadPoolExecutor(1) as follower:
+            config = self._config(job, goal or len(clients), len(clients) / (goal or len(clients)))
+            control.ask(m.SubmitJob(msgspec.to_builtins(config), follow=True))
             gateway = str(self._state) if self._settings.get("direct") else self._node["listen"][0]
-            self._fleet.prepare(clients, gateway=gateway, job=job)
+            self._fleet.prepare(clients, gateway=gateway, job=job, dying=sorted(dying), late=goal is not None)
             with Watch(lambda: [self._node["pid"]]) as watch:
+                following = follower.submit(self._committed, control)
                 sent = self._fleet.send(arrivals)
-                committed, durable_s, receipt = self._committed(control, sent)
+                committed, durable_ns, receipt = following.result()
+        durable_s = sent.since(durable_ns)
         workers_s = watch.cpu_s - receipt["cpu_s"]["gateway"] - receipt["cpu_s"]["lifld"]
         model = load_file(committed)
         flat = np.concatenate([model[name].reshape(-1) for name, _ in self._workload.tensors])
@@ -133,24 +140,24 @@ class Lifl:
             f" {max(0.0, workers_s - receipt['cpu_s']['workers']):.3f} s",
         )
 
-    def _config(self, job: str, clients: int) -> Any:
+    def _config(self, job: str, clients: int, over_provision: float) -> Any:
         aggregation = {key: self._settings[key] for key in ("timing", "fan_in") if key in self._settings}
         return parse_job(
             {
                 "job": {"name": job, "rounds": 1},
                 "model": {"path": str(self._model)},
-                "selection": {"clients_per_round": clients},
+                "selection": {"clients_per_round": clients, "over_provision": over_provision},
                 "aggregation": aggregation,
             }
         )
 
     @staticmethod
-    def _committed(control: Control, sent: fleet.Sent) -> tuple[str, float, dict[str, Any]]:
+    def _committed(control: Control) -> tuple[str, int, dict[str, Any]]:
         """File, instant and receipt of the job's only round.  Raises `RuntimeError` when it failed."""
         found = None
         for event in control.events():
             if event.name == "round.committed":
-                found = (event.fields["path"], sent.since(time.monotonic_ns()), event.fields["receipt"])
+                found = (event.fields["path"], time.monotonic_ns(), event.fields["receipt"])
             elif event.name == "job.over" and event.fields.get("status") != "finished":
                 raise RuntimeError(f"the job is {event.fields.get('status')}: {event.fields.get('reason')}")
         if found is None:
@@ -184,15 +191,22 @@ def _environment() -> dict[str, str]:
 class Trainer:
     """A client: `lifl.Client`, selected before the round begins."""
 
-    def __init__(self, workload: Workload, client: int, gateway: str, job: str) -> None:
+    def __init__(
+        self, workload: Workload, client: int, gateway: str, job: str, dying: Sequence[int] = (), late: bool = False
+    ) -> None:
+        self._dying = client in dying
+        self._may_be_late = late
         self._workload = workload
         self._number = client
         self._client = Client(gateway, job=job, client=f"c{client}")
         self._round = next(self._client.rounds())
 
     def send(self) -> None:
+        if self._dying:
+            self._client.close()
+            return
         done = self._round.submit(self._workload.update(self._number), self._workload.weight(self._number))
-        if not done.accepted:
+        if not done.accepted and not self._may_be_late:
             raise RuntimeError(f"client {self._number} was not taken: {done.reason}")
 
     def close(self) -> None:

@@ -29,12 +29,17 @@ _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 152: (3, 8, 36, 3)}
 
 @dataclass(frozen=True)
 class Workload:
-    """One model's updates.  `tensors` are (name, shape), all of float32; `path` is where the numbers are, if saved."""
+    """One model's updates.  `tensors` are (name, shape), all of float32; `path` is where the numbers are, if saved.
+
+    Client i's update begins at number `step` x i; its weight is one of `weights`, if there are any.
+    """
 
     name: str
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
     seed: int
     path: str = ""
+    step: int = STEP
+    weights: tuple[float, ...] = ()
     _references: dict[tuple[int, ...], NDArray[np.float64]] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
@@ -65,7 +70,7 @@ class Workload:
 
     def flat(self, client: int) -> NDArray[np.float32]:
         """The update of one client as one vector, tensor after tensor; not a copy."""
-        return self._numbers[STEP * client : STEP * client + self.size]
+        return self._numbers[self.step * client : self.step * client + self.size]
 
     def update(self, client: int) -> dict[str, NDArray[np.float32]]:
         """The update of one client by tensors; not a copy."""
@@ -81,7 +86,7 @@ class Workload:
 
     def weight(self, client: int) -> float:
         """The number of examples that the client has trained on."""
-        return float(20 + 37 * client % 101)
+        return self.weights[client] if self.weights else float(20 + 37 * client % 101)
 
     def reference(self, clients: Iterable[int]) -> NDArray[np.float64]:
         """The weighted mean over the clients in float64, flat; the last one is kept."""
@@ -111,14 +116,15 @@ class Workload:
 
     def to_json(self) -> str:
         """For other programs."""
-        return json.dumps({"name": self.name, "tensors": self.tensors, "seed": self.seed, "path": self.path})
+        told = {"name": self.name, "tensors": self.tensors, "seed": self.seed, "path": self.path}
+        return json.dumps(told | {"step": self.step, "weights": self.weights})
 
 
 def from_json(text: str) -> Workload:
     """What `to_json` described."""
     told = json.loads(text)
     tensors = tuple((name, tuple(shape)) for name, shape in told["tensors"])
-    return Workload(told["name"], tensors, told["seed"], told["path"])
+    return Workload(told["name"], tensors, told["seed"], told["path"], told["step"], tuple(told["weights"]))
 
 
 def resnet(depth: int, seed: int, width: int = 64) -> Workload:
