@@ -25,14 +25,14 @@ import msgspec
 import numpy as np
 import psutil
 from lifl_cli.control import Control
-from measure import HELPER_ENVIRONMENT, cpu_s, uninterrupted
+from measure import HELPER_ENVIRONMENT, uninterrupted
 from safetensors.numpy import load_file, save_file
 
 from lifl import Client
 from lifl.core import messages as m
 from lifl.core.config import parse_job
 from systems import fleet
-from systems.interface import Arrival, Idle, RoundResult, Watch, family, private_bytes
+from systems.interface import Arrival, Idle, RoundResult, Watch, cpu_by_pid, family, private_bytes
 from systems.workload import Workload
 
 LIFL = [sys.executable, "-m", "lifl_cli.main"]
@@ -96,11 +96,14 @@ class Lifl:
     def _settle(self) -> None:
         """Waits until the arena is populated: nothing runs for a while."""
         while True:
-            pids = family([self._node["pid"]])
-            before_s = cpu_s(pids)
-            time.sleep(SETTLED_S)
-            if cpu_s(pids) - before_s < SLEPT_CPU_S:
+            if self._spent_s(SETTLED_S) < SLEPT_CPU_S:
                 return
+
+    def _spent_s(self, seconds: float) -> float:
+        """CPU seconds of the node in a time in which workers may end."""
+        before = cpu_by_pid(family([self._node["pid"]]))
+        time.sleep(seconds)
+        return sum(now - before.get(pid, 0.0) for pid, now in cpu_by_pid(family([self._node["pid"]])).items())
 
     def round(
         self, arrivals: Sequence[Arrival], dying: frozenset[int] = frozenset(), goal: int | None = None
@@ -166,10 +169,8 @@ class Lifl:
 
     def idle(self, seconds: float) -> Idle:
         self._settle()
+        spent_s = self._spent_s(seconds)
         pids = family([self._node["pid"]])
-        before_s = cpu_s(pids)
-        time.sleep(seconds)
-        spent_s = cpu_s(pids) - before_s
         return Idle(
             spent_s,
             sum(map(private_bytes, pids)),
