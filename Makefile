@@ -1,6 +1,8 @@
 # make demo         a node, 16 trainers, real data, on this machine
 # make demo-cluster three nodes on this machine, 60 clients, one node is killed (needs root)
 # make test         ruff, mypy and all tests           (ARGS="-k arena" is handed to pytest)
+# make bench        LIFL beside serverful and serverless aggregation, Flower and NVFlare; writes bench/results/REPORT.md
+# make bench-quick  the same with small sizes: that all of it runs and is right
 # make bench-node   the benchmark of one node
 # make lint         ruff and mypy only
 # make clean        removes what make and the tests made
@@ -12,6 +14,7 @@ SHELL := /bin/bash
 VENV  := .venv
 BIN   := $(VENV)/bin
 READY := $(VENV)/.installed
+BENCH_READY := $(VENV)/.bench-installed
 
 # The first interpreter that really runs and is new enough.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 /usr/bin/python3; do \
@@ -19,7 +22,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 /usr/bin/pyt
 MAY_INSTALL = [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 APT_INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
-.PHONY: setup demo demo-cluster test lint bench-node clean
+.PHONY: setup demo demo-cluster test lint bench bench-quick bench-node clean
 
 setup: $(READY)
 
@@ -62,9 +65,23 @@ lint: $(READY)
 test: lint
 	$(BIN)/python -m pytest $(ARGS)
 
+# What LIFL is compared with; what cannot be installed is said, and again in the report.
+$(BENCH_READY): $(READY) bench/debian.sh $(wildcard bench/rivals.sh)
+	@echo "installing what LIFL is compared with"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]'
+	@if $(MAY_INSTALL); then sh bench/debian.sh >$(VENV)/apt-bench.log 2>&1 || tail -n 3 $(VENV)/apt-bench.log; fi
+	@if [ -f bench/rivals.sh ]; then PYTHON=$(BIN)/python sh bench/rivals.sh; fi
+	@touch $@
+
+bench: $(BENCH_READY)
+	@$(BIN)/python bench/run.py $(ARGS)
+
+bench-quick: $(BENCH_READY)
+	@$(BIN)/python bench/run.py --quick $(ARGS)
+
 bench-node: $(READY)
 	$(BIN)/python bench/node.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info src/lifl/rules/*.so
+	rm -rf $(VENV) .venv-rivals .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info src/lifl/rules/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -75,8 +75,8 @@ def run(quick: bool) -> Group:
         "start",
         "Starting an aggregator, to the first instruction of its first task",
         "Cold: registration, fork from the zygote, port opened, ready, TaskStart read. Warm: TaskStart to a worker that"
-        " sleeps. Promoted: a middle task's TaskStart to the worker whose leaf task was just done. Key sent to task done:"
-        " the key of a 4 kB update wakes a worker that waits for it; fold, seal and the"
+        " sleeps. Promoted: a middle task's TaskStart to the worker whose leaf task was just done. Key sent to task"
+        " done: the key of a 4 kB update wakes a worker that waits for it; fold, seal and the"
         " message back are in it.",
         "ms of zygote and worker",
         [*cold.values(), *warm.values(), *promoted.values(), *keyed.values()],

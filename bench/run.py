@@ -48,6 +48,8 @@ SYSTEMS = (
 )
 RESULTS = ROOT / "bench" / "results"
 SEED = 20240513
+CANNOT = "cannot be installed"
+"""A system's `missing` says so when its parts are not to be had on this machine."""
 
 
 def main() -> int:
@@ -77,12 +79,12 @@ def main() -> int:
         about["took"] = f"{time.monotonic() - begun_s:.0f} s"
         about["load after"] = " ".join(f"{load:.2f}" for load in os.getloadavg())
         path = report.write(out, about, found, absent, judged=not options.quick)
-        print(f"took {about['took']}; {'the report was written' if options.quick else f'report: {path}'}")
+        where = "the report was written and is deleted" if path.is_relative_to(folder) else f"report: {path}"
+        print(f"took {about['took']}; {where}")
         failures = [text for _, outcome in found for text in outcome.failures]
         if options.quick:
-            failures += [f"a system is missing: {text}" for text in absent]
-            if shutil.which("redis-server") is None and os.geteuid() != 0:
-                failures = [text for text in failures if not text.startswith("a system is missing: SL")]
+            # What make tried to install and could not is no fault of the harness.
+            failures += [f"a system is missing: {text}" for text in absent if CANNOT not in text]
         for text in failures:
             print(f"FAILED  {text}")
     return 1 if failures and (options.quick or len(failures) == len(found)) else 0

@@ -1,4 +1,4 @@
-"""The parts of one node by themselves: fold, ingest, start of aggregators, placement (the groups of `bench/node.py`)."""
+"""The parts of one node by themselves: fold, ingest, start of aggregators, placement (groups of `bench/node.py`)."""
 
 from __future__ import annotations
 

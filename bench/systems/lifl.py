@@ -25,14 +25,14 @@ import msgspec
 import numpy as np
 import psutil
 from lifl_cli.control import Control
-from measure import HELPER_ENVIRONMENT, cpu_s, uninterrupted
+from measure import HELPER_ENVIRONMENT, uninterrupted
 from safetensors.numpy import load_file, save_file
 
 from lifl import Client
 from lifl.core import messages as m
 from lifl.core.config import parse_job
 from systems import fleet
-from systems.interface import Arrival, Idle, RoundResult, Watch, family, private_bytes
+from systems.interface import Arrival, Idle, RoundResult, Watch, cpu_by_pid, family, private_bytes
 from systems.workload import Workload
 
 LIFL = [sys.executable, "-m", "lifl_cli.main"]
@@ -96,11 +96,14 @@ class Lifl:
     def _settle(self) -> None:
         """Waits until the arena is populated: nothing runs for a while."""
         while True:
-            pids = family([self._node["pid"]])
-            before_s = cpu_s(pids)
-            time.sleep(SETTLED_S)
-            if cpu_s(pids) - before_s < SLEPT_CPU_S:
+            if self._spent_s(SETTLED_S) < SLEPT_CPU_S:
                 return
+
+    def _spent_s(self, seconds: float) -> float:
+        """CPU seconds of the node in a time in which workers may end."""
+        before = cpu_by_pid(family([self._node["pid"]]))
+        time.sleep(seconds)
+        return sum(now - before.get(pid, 0.0) for pid, now in cpu_by_pid(family([self._node["pid"]])).items())
 
     def round(
         self, arrivals: Sequence[Arrival], dying: frozenset[int] = frozenset(), goal: int | None = None
@@ -119,6 +122,7 @@ class Lifl:
                 sent = self._fleet.send(arrivals)
                 committed, durable_ns, receipt = following.result()
         durable_s = sent.since(durable_ns)
+        workers_s = watch.cpu_s - receipt["cpu_s"]["gateway"] - receipt["cpu_s"]["lifld"]
         model = load_file(committed)
         flat = np.concatenate([model[name].reshape(-1) for name, _ in self._workload.tensors])
         saved_s = receipt["last_accepted_to_commit_s"] - receipt["last_accepted_to_sealed_s"]
@@ -134,7 +138,9 @@ class Lifl:
             durable_s,
             watch.rest_bytes,
             f"workers: {receipt['workers_cold']} cold, {receipt['workers_warm']} warm,"
-            f" {receipt['workers_promoted']} promoted; copied {receipt['bytes_copied']} bytes",
+            f" {receipt['workers_promoted']} promoted; CPU: gateway {receipt['cpu_s']['gateway']:.2f} s, tasks"
+            f" {receipt['cpu_s']['workers']:.3f} s, other work of the workers (checkpoint)"
+            f" {max(0.0, workers_s - receipt['cpu_s']['workers']):.3f} s",
         )
 
     def _config(self, job: str, clients: int, over_provision: float) -> Any:
@@ -163,10 +169,8 @@ class Lifl:
 
     def idle(self, seconds: float) -> Idle:
         self._settle()
+        spent_s = self._spent_s(seconds)
         pids = family([self._node["pid"]])
-        before_s = cpu_s(pids)
-        time.sleep(seconds)
-        spent_s = cpu_s(pids) - before_s
         return Idle(
             spent_s,
             sum(map(private_bytes, pids)),

@@ -13,6 +13,7 @@ function is left.  At most `INSTANCES_MAX` leaves run at a time.  `last_in_s` is
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import time
@@ -58,8 +59,10 @@ class Serverless:
 
     def missing(self) -> str:
         absent = [package for program, package in PARTS.items() if shutil.which(program) is None]
+        if absent and (os.geteuid() != 0 or shutil.which("apt-get") is None):
+            return f"cannot be installed here without root and apt: apt-get install {' '.join(absent)}"
         if absent:
-            return f"not installed: apt-get install {' '.join(absent)}"
+            return "not installed: sh bench/debian.sh"
         try:
             version("redis"), version("hiredis")
         except PackageNotFoundError as error:
