@@ -160,7 +160,8 @@ def run(context: Context) -> Outcome:
         try:
             _train(one, run_, devices, context, outcome)
         except Exception as error:  # noqa: BLE001 - the others can still be trained with
-            outcome.failures.append(f"{run_.system}, {run_.variant}: {error!r}")
+            lines = outcome.absent if isinstance(error, TimeoutError) and not context.quick else outcome.failures
+            lines.append(f"{run_.system}, {run_.variant}: {type(error).__name__}: {str(error).splitlines()[0][:300]}")
             continue
         runs.append(run_)
         print(f"{run_.system}: {len(run_.results)} rounds, accuracy {run_.accuracy[-1]:.3f}", flush=True)

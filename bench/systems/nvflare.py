@@ -27,7 +27,7 @@ from systems.workload import Workload
 
 HERE = Path(__file__).parent
 CONNECT_S = 30.0
-CONNECT_CLIENT_S = 0.9
+CONNECT_CLIENT_S = 1.0
 """More for each client: its process imports NVFlare first, and they start one after the other."""
 ROUND_S = 300.0
 CLIENT_BYTES = 110e6

@@ -20,8 +20,8 @@ from pathlib import Path
 SYSTEMS = str(Path(__file__).resolve().parent.parent)
 """Where `workload.py` is."""
 PORTS = range(10_000, 32_000)
-START_EVERY_S = 0.4
-"""What a client's process computes until it is connected, on two cores."""
+START_EVERY_S = 0.7
+"""About what a client's process takes of two cores until it is connected, and some more."""
 
 
 class Ports:
