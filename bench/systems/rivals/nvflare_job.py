@@ -2,11 +2,11 @@
 
     <the environment of NVFlare>/bin/python nvflare_job.py FOLDER CLIENTS CONTROL WORKLOAD-FILE
 
-Two things of the simulator's start are mended here, for else some of a hundred clients never come.  It looks for a port
-that is free at that moment for each client's process to listen at, so that two may be given the same, or an outgoing
+Two things of the simulator's start are eased here, for of a hundred clients some do not come.  It looks for a port that
+is free at that moment for each client's process to listen at, so that two may be given the same, or an outgoing
 connection takes it: here no port is given twice, and they lie below those that the kernel gives to connections.  And it
-starts all processes at once, each of which must have its connection to the server 10 s later: here a little one after
-the other.
+starts all processes at once, each of which must be connected to the server within a limit: here one after the other.
+On two busy cores 8 to 18 of a hundred still did not connect; the benchmark then says so.
 """
 
 from __future__ import annotations
