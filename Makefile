@@ -2,6 +2,8 @@
 # make demo-cluster three nodes on this machine, 60 clients, one node is killed (needs root)
 # make test         ruff, mypy and all tests           (ARGS="-k arena" is handed to pytest)
 # make sim SEED=17  one life of the simulated cluster, told event by event   (HOSTS=1: of a single node)
+# make bench        LIFL beside serverful and serverless aggregation, Flower and NVFlare; writes bench/results/REPORT.md
+# make bench-quick  the same with small sizes: that all of it runs and is right
 # make bench-node   the benchmark of one node
 # make bench-cluster  what each mechanism of a cluster gains: three nodes on this machine, slow links (needs root)
 # make lint         ruff and mypy only
@@ -14,6 +16,7 @@ SHELL := /bin/bash
 VENV  := .venv
 BIN   := $(VENV)/bin
 READY := $(VENV)/.installed
+BENCH_READY := $(VENV)/.bench-installed
 
 # The first interpreter that really runs and is new enough.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 /usr/bin/python3; do \
@@ -21,7 +24,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 /usr/bin/pyt
 MAY_INSTALL = [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 APT_INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
-.PHONY: setup demo demo-cluster test lint sim bench-node bench-cluster clean
+.PHONY: setup demo demo-cluster test lint sim bench bench-quick bench-node bench-cluster clean
 
 setup: $(READY)
 
@@ -68,14 +71,26 @@ sim: $(READY)
 	@test -n "$(SEED)" || { echo "which life?  make sim SEED=17 [HOSTS=3]"; exit 2; }
 	@$(BIN)/python tests/sim/replay.py --seed $(SEED) --hosts $(or $(HOSTS),3)
 
+# What LIFL is compared with; what cannot be installed is said, and again in the report.
+$(BENCH_READY): $(READY) bench/debian.sh $(wildcard bench/rivals.sh)
+	@echo "installing what LIFL is compared with"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]'
+	@if $(MAY_INSTALL); then sh bench/debian.sh >$(VENV)/apt-bench.log 2>&1 || tail -n 3 $(VENV)/apt-bench.log; fi
+	@if [ -f bench/rivals.sh ]; then PYTHON=$(BIN)/python sh bench/rivals.sh; fi
+	@touch $@
+
+bench: $(BENCH_READY)
+	@$(BIN)/python bench/run.py $(ARGS)
+
+bench-quick: $(BENCH_READY)
+	@$(BIN)/python bench/run.py --quick $(ARGS)
+
 bench-node: $(READY)
 	$(BIN)/python bench/node.py $(ARGS)
 
-bench-cluster: $(READY)
-	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || \
-		$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]'
+bench-cluster: $(BENCH_READY)
 	$(BIN)/python bench/cluster.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info src/lifl/rules/*.so
+	rm -rf $(VENV) .venv-rivals .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info src/lifl/rules/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

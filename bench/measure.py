@@ -18,11 +18,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -45,16 +46,28 @@ def cpu_s(pids: Iterable[int]) -> float:
 class Helper:
     """A process that takes orders as lines of JSON on its stdin and answers each by one line on its stdout.
 
-    It ends when its stdin does.  `descriptors` are inherited under the same numbers.
+    It ends when its stdin does.  `program` is a script beside this file (``x.py``) or a module (``systems.x``), run by
+    the interpreter `python`; `descriptors` are inherited under the same numbers; `environment` is laid over this
+    process's own.
     """
 
-    def __init__(self, script: str, arguments: Sequence[str], descriptors: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        program: str,
+        arguments: Sequence[str],
+        descriptors: Sequence[int] = (),
+        python: str = sys.executable,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        bench = Path(__file__).parent
+        run = [str(bench / program)] if program.endswith(".py") else ["-P", "-m", program]
+        paths = [str(bench), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name(script)), *arguments],
+            [python, *run, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=descriptors,
-            env={**os.environ, **HELPER_ENVIRONMENT},
+            env={**os.environ, **HELPER_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths), **environment},
             process_group=0,  # Ctrl-C is for the benchmark, which ends its helpers
         )
         self._buffer = b""

@@ -26,12 +26,14 @@ import node_handoff
 import node_ingest
 import node_rest
 import node_start
+import placement
 
 GROUPS = {
     "handoff": node_handoff.run,
     "ingest": node_ingest.run,
     "fold": node_fold.run,
     "start": node_start.run,
+    "placement": placement.run,
     "rest": node_rest.run,
 }
 RESULTS = ROOT / "bench" / "results"

@@ -36,9 +36,31 @@ QUICK_BYTES = {"1.0 MB": 1_000_000, "4.0 MB": 4_000_000}
 REPETITIONS, QUICK_REPETITIONS = 101, 5
 COPY_EVERY = 5
 """Copies take so much longer that fewer of them do."""
+KINDS = ("sockmap", "unix")
+COPY = "copy, then key"
 ADDRESS = 1
 WARM_UP = 3
 TARGET_MS = 0.3
+
+
+class Handoffs:
+    """An arena with an update of each size, and a sender and a receiver for each redirector."""
+
+    def __init__(self, opened: ExitStack, sizes: dict[str, int]) -> None:
+        arena = Arena.create(f"/lifl-bench-{os.getpid()}", sum(sizes.values()) + max(sizes.values()) + (8 << 20), 1)
+        opened.callback(arena.close, unlink=True)
+        self._keys = {size: _update(arena, nbytes) for size, nbytes in sizes.items()}
+        self._spare = arena.alloc(Kind.UPDATE, 1, 1, max(sizes.values()))
+        self._pairs = {kind: opened.enter_context(_pair(kind, arena)) for kind in KINDS}
+
+    def measure(self, size: str, way: str) -> tuple[float, float]:
+        """One hand-off: its ms, and the CPU ms of both processes."""
+        copied = way == COPY
+        sender, receiver = self._pairs["unix" if copied else way]
+        sender.order(key=self._keys[size].pack().hex(), copy_to=self._spare.pack().hex() if copied else "")
+        spent_s = sender.reply()["cpu_s"]
+        got = receiver.reply()
+        return got["ns"] / 1e6, (spent_s + got["cpu_s"]) * 1e3
 
 
 def run(quick: bool) -> Group:
@@ -46,23 +68,15 @@ def run(quick: bool) -> Group:
     sizes = QUICK_BYTES if quick else SIZES_BYTES
     repetitions = QUICK_REPETITIONS if quick else REPETITIONS
     with ExitStack() as opened:
-        arena = Arena.create(f"/lifl-bench-{os.getpid()}", sum(sizes.values()) + max(sizes.values()) + (8 << 20), 1)
-        opened.callback(arena.close, unlink=True)
-        keys = {size: _update(arena, nbytes) for size, nbytes in sizes.items()}
-        spare = arena.alloc(Kind.UPDATE, 1, 1, max(sizes.values()))
-        pairs = {kind: opened.enter_context(_pair(kind, arena)) for kind in ("sockmap", "unix")}
-        cells = {(size, way): Cell(f"{size}, {way}", "ms") for size in sizes for way in (*pairs, "copy, then key")}
+        handoffs = Handoffs(opened, sizes)
+        cells = {(size, way): Cell(f"{size}, {way}", "ms") for size in sizes for way in (*KINDS, COPY)}
         for repetition in range(-WARM_UP, repetitions):
             for (size, way), cell in cells.items():
-                copied = way not in pairs
-                if copied and repetition % COPY_EVERY and repetition >= 0:
+                if way == COPY and repetition % COPY_EVERY and repetition >= 0:
                     continue
-                sender, receiver = pairs["unix" if copied else way]
-                sender.order(key=keys[size].pack().hex(), copy_to=spare.pack().hex() if copied else "")
-                spent_s = sender.reply()["cpu_s"]
-                got = receiver.reply()
+                measured = handoffs.measure(size, way)
                 if repetition >= 0:
-                    cell.add(got["ns"] / 1e6, (spent_s + got["cpu_s"]) * 1e3)
+                    cell.add(*measured)
         return Group(
             "handoff",
             "Hand-off of one update between two processes, by key",
@@ -73,7 +87,7 @@ def run(quick: bool) -> Group:
             [
                 Target(f"hand-off of {size}, {way}", "ms", TARGET_MS, cell.median)
                 for (size, way), cell in cells.items()
-                if way in pairs
+                if way in KINDS
             ],
         )
 

@@ -1,9 +1,10 @@
-"""Starting an aggregator: cold (forked by the zygote) and warm (a worker that waits).
+"""Starting an aggregator: cold (forked by the zygote), warm (a worker that waits), promoted (one that just was a leaf).
 
 The bench process does what `lifld` does, with the real zygote, redirector and arena: it registers a worker, has it
 forked, and sends it a leaf task as soon as it says that it is ready.  The first instruction of the task is the clock
 that the worker reads when it makes the task (`TaskDone.started_ns`).  Cold is measured from before the worker is
-registered; warm from before the TaskStart is sent to a worker that sleeps.
+registered; warm from before the TaskStart is sent to a worker that sleeps; promoted from before the TaskStart of a
+middle task is sent to the worker whose leaf task has just been done, until that is read.
 
 The third thing measured is a key's way: from before the key of an update is sent to a worker whose task is open and
 waits for it, until the daemon's side has read that the task is done (a tiny fold, its seal, two wake-ups).
@@ -49,6 +50,7 @@ def run(quick: bool) -> Group:
     kinds: tuple[Literal["sockmap", "unix"], ...] = ("sockmap", "unix")
     cold = {kind: Cell(f"cold start, {kind}", "ms") for kind in kinds}
     warm = {kind: Cell(f"warm start, {kind}", "ms") for kind in kinds}
+    promoted = {kind: Cell(f"promoted from leaf to middle, {kind}", "ms") for kind in kinds}
     keyed = {kind: Cell(f"key sent to task done, {kind}", "ms") for kind in kinds}
     with ExitStack() as opened:
         bench = Bench(opened, QUICK_ARENA_BYTES if quick else ARENA_BYTES)
@@ -60,21 +62,24 @@ def run(quick: bool) -> Group:
         for repetition in range(-1, QUICK_COLD if quick else COLD):
             for kind, redirector in redirectors.items():
                 with ExitStack() as life:
-                    first, others, keys = bench.life(redirector, life)
+                    first, others, keys, next_ones = bench.life(redirector, life)
                 if repetition >= 0:
                     cold[kind].add(*first)
                     for ms, cpu_ms in others:
                         warm[kind].add(ms, cpu_ms)
                     for ms, cpu_ms in keys:
                         keyed[kind].add(ms, cpu_ms)
+                    for ms in next_ones:
+                        promoted[kind].add(ms)
     return Group(
         "start",
         "Starting an aggregator, to the first instruction of its first task",
         "Cold: registration, fork from the zygote, port opened, ready, TaskStart read. Warm: TaskStart to a worker that"
-        " sleeps. Key sent to task done: the key of a 4 kB update wakes a worker that waits for it; fold, seal and the"
+        " sleeps. Promoted: a middle task's TaskStart to the worker whose leaf task was just done. Key sent to task"
+        " done: the key of a 4 kB update wakes a worker that waits for it; fold, seal and the"
         " message back are in it.",
         "ms of zygote and worker",
-        [*cold.values(), *warm.values(), *keyed.values()],
+        [*cold.values(), *warm.values(), *promoted.values(), *keyed.values()],
         [Target(cell.name, "ms", COLD_MS, cell.median) for cell in cold.values()]
         + [Target(cell.name, "ms", WARM_MS, cell.median) for cell in warm.values()],
     )
@@ -106,8 +111,8 @@ class Bench:
         self.arena.seal(key, 1.0, 1)
         return key
 
-    def life(self, redirector: Any, life: ExitStack) -> tuple[tuple[float, float], list[Any], list[Any]]:
-        """One worker's life: (ms, CPU ms) of its cold start, of warm ones, and of keys' ways."""
+    def life(self, redirector: Any, life: ExitStack) -> tuple[tuple[float, float], list[Any], list[Any], list[float]]:
+        """One worker's life: (ms, CPU ms) of its cold start, of warm ones, of keys' ways; ms of promotions."""
         self._worker += 1
         zygote_s = cpu_s([self._zygote_pid])
         begun_ns = time.monotonic_ns()
@@ -122,31 +127,38 @@ class Bench:
         pid = link.take(m.WorkerReady).pid
         output = self._start(link)
         worker_s = cpu_s([pid])  # as soon as the order is on its way; what the fork cost is the zygote's
-        started_ns, _done_ns, _ = self._complete(redirector, link, place.slot, output)
+        started_ns, _done_ns, _ = self._complete(redirector, link, place.slot, self._update)
+        self.arena.free(output)
         spent_ms = (worker_s + cpu_s([self._zygote_pid]) - zygote_s) * 1e3
         cold = ((started_ns - begun_ns) / 1e6, spent_ms)
-        warm, keyed = [], []
+        warm, keyed, promoted = [], [], []
         for _ in range(WARM_PER_COLD):
             time.sleep(ASLEEP_S)
             before_s = cpu_s([pid])
             begun_ns = time.monotonic_ns()
             output = self._start(link)
-            started_ns, done_ns, sent_ns = self._complete(redirector, link, place.slot, output)
+            started_ns, done_ns, sent_ns = self._complete(redirector, link, place.slot, self._update)
             spent_ms = (cpu_s([pid]) - before_s) * 1e3
             warm.append(((started_ns - begun_ns) / 1e6, spent_ms))
             keyed.append(((done_ns - sent_ns) / 1e6, spent_ms))
+            begun_ns = time.monotonic_ns()
+            merged = self._start(link, "middle")
+            started_ns, _, _ = self._complete(redirector, link, place.slot, output)
+            promoted.append((started_ns - begun_ns) / 1e6)
+            self.arena.free(output)
+            self.arena.free(merged)
         link.send(m.Retire())
         self._zygote.take(m.Exited)
         redirector.retire(place.slot)
-        return cold, warm, keyed
+        return cold, warm, keyed, promoted
 
-    def _start(self, link: Link) -> Key:
+    def _start(self, link: Link, role: Literal["leaf", "middle"] = "leaf") -> Key:
         output = self.arena.alloc(Kind.PARTIAL, 1, 1, LAYOUT.accumulator_bytes, META_ROOM_BYTES)
         link.send(
             m.TaskStart(
                 address=ADDRESS,
                 attempt=1,
-                role="leaf",
+                role=role,
                 job="bench",
                 round=1,
                 rule="fedavg",
@@ -156,25 +168,24 @@ class Bench:
                 expect=1,
                 parent=0,
                 output=output.pack(),
-                inputs=LAYOUT.segments,
+                inputs=LAYOUT.segments if role == "leaf" else LAYOUT.accumulators,
                 outputs=LAYOUT.accumulators,
             )
         )
         return output
 
-    def _complete(self, redirector: Any, link: Link, slot: int, output: Key) -> tuple[int, int, int]:
-        """Sends the one key of the task once it waits for it; when it began, when it was done, when it was sent."""
+    def _complete(self, redirector: Any, link: Link, slot: int, key: Key) -> tuple[int, int, int]:
+        """Sends the task's one key once it waits for it; when it began, when it was done, when it was sent."""
         # A Drop of a task that is not there is answered when everything before it has been done.
         link.send(m.Drop(ADDRESS + 1, 1))
         link.take(m.TaskDropped)
         redirector.route(ADDRESS, slot)
         sent_ns = time.monotonic_ns()
-        if redirector.send([Record(ADDRESS, self._update, 1, 0, sent_ns)]):
+        if redirector.send([Record(ADDRESS, key, 1, 0, sent_ns)]):
             raise RuntimeError("a key was not delivered to a worker that waits for it")
         done = link.take(m.TaskDone)
         done_ns = time.monotonic_ns()
         redirector.route(ADDRESS, None)
-        self.arena.free(output)
         return done.started_ns, done_ns, sent_ns
 
 

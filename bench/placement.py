@@ -16,11 +16,15 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 import numpy as np
+from measure import Cell, Group, Target
 
 from lifl.core.placement import Policy, assign
+from lifl.core.plan import NodeFacts, PlanRequest, make_plan
 
 SIZES = ((10_000, 100, 1.5), (1_000_000, 1_000, 60.0))
 CLASSES = 8
+REPEATS = 11
+MODEL_BYTES = 46_800_000
 
 
 def instance(clients: int, nodes: int, classes: int) -> tuple[list[int], np.ndarray, list[int]]:
@@ -54,6 +58,35 @@ def median_ms(cases: dict[str, Callable[[], Any]], repeats: int) -> dict[str, tu
             run()
             taken[name].append((time.perf_counter() - start) * 1e3)
     return {name: (statistics.median(values), min(values)) for name, values in taken.items()}
+
+
+def planning(clients: int, nodes: int) -> PlanRequest:
+    """A round of `clients` updates of ResNet-18 on nodes of unequal capacity that hold nearly all of them."""
+    _, _, residual = instance(clients, nodes, 1)
+    facts = tuple(NodeFacts(f"n{node}", float(units), 1 << 44) for node, units in enumerate(residual))
+    return PlanRequest(updates=clients, model_bytes=MODEL_BYTES, partial_bytes=MODEL_BYTES, nodes=facts)
+
+
+def run(quick: bool) -> Group:
+    """The best-fit cells and the whole plan, for the comparison; `main` has all policies."""
+    cells, targets = [], []
+    for clients, nodes, goal_ms in SIZES[:1] if quick else SIZES:
+        given, request = instance(clients, nodes, CLASSES), planning(clients, nodes)
+        cases: dict[str, Callable[[], Any]] = {
+            "best-fit, mixed demands": lambda given=given: assign("best-fit", *given),
+            "whole plan": lambda request=request: make_plan(request),
+        }
+        here = {name: Cell(f"{name}, {clients:,} clients × {nodes:,} nodes", "ms") for name in cases}
+        for _ in range(1 if quick else REPEATS):
+            for name, case in cases.items():
+                begun_s, begun_cpu_s = time.perf_counter(), time.process_time()
+                case()
+                here[name].add((time.perf_counter() - begun_s) * 1e3, (time.process_time() - begun_cpu_s) * 1e3)
+        cells += here.values()
+        best = here["best-fit, mixed demands"]
+        targets.append(Target(best.name, "ms", goal_ms, best.median))
+    about = "Placement alone, and the plan of a round with tree, top and explanations (`lifl plan`)."
+    return Group("placement", "Placement and planning", about, "ms", cells, targets)
 
 
 def main() -> None:

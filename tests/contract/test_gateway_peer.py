@@ -633,4 +633,5 @@ def test_home_may_break_while_the_client_is_elsewhere(pair: tuple[Node, Node]) -
     trainer.join(WAIT_S)
     assert not trainer.is_alive()
     check_client(models, at=b, elsewhere=a, model_at=b)
-    assert b.count(m.Sealed) == 1 and b.count(m.Admit) == 2
+    # How often it asks depends on how long home stays away; its bytes come once.
+    assert b.count(m.Sealed) == 1 and b.count(m.Admit) >= 2

@@ -36,9 +36,7 @@ class AllocatorMachine(RuleBasedStateMachine):
 
     @rule(
         target=extents,
-        nbytes=st.integers(1, 12 * PAGE_BYTES)
-        | st.integers(1, END)
-        | st.sampled_from([PAGE_BYTES, 4 * PAGE_BYTES]),
+        nbytes=st.integers(1, 12 * PAGE_BYTES) | st.integers(1, END) | st.sampled_from([PAGE_BYTES, 4 * PAGE_BYTES]),
         slab=st.sampled_from([None, "a", "b"]),
         owner=st.integers(0, OWNERS - 1),
     )
@@ -173,8 +171,7 @@ def test_what_a_slab_reserved_serves_others_when_the_heap_is_short():
 
 
 def test_runs_in_use_stay_whole_while_unused_ones_suffice():
-    """Catches a heap that, when short, takes apart the slabs of running jobs though an idle job's would do.
-    """
+    """Catches a heap that, when short, takes apart the slabs of running jobs though an idle job's would do."""
     allocator = Allocator(0, 64 * PAGE_BYTES)
     busy = allocator.alloc(PAGE_BYTES, "busy")
     idle = allocator.alloc(8 * PAGE_BYTES, "idle")

@@ -3,8 +3,12 @@
 A transfer moves the bytes of one object between a socket and the arena: `Receive` by `recv_into` straight into the
 object's slot, `Send` straight out of it.  Both release the GIL while the kernel copies, so two threads keep two cores
 busy.  The threads wait on one epoll; every socket is registered one-shot, so exactly one thread holds it: it moves
-what the kernel has (at most `TURN_BYTES`, so that many clients share the threads fairly), then arms it again.  A slow
-client therefore holds no thread, an idle one costs nothing, and no transfer is bound to one thread.
+what the kernel has (at most `TURN_BYTES`), then arms it again.  A slow client therefore holds no thread, an idle one
+costs nothing, and no transfer is bound to one thread.
+
+Of the sockets that are ready the transfer that began first has its turn.  When many clients send at once their updates
+so become complete one after the other, not all at the end, and are folded while the others still arrive; it takes no
+longer in all.  Whoever waits for a turn is slowed by its own socket's window.
 
 What is received is checked in pieces of `PIECE_BYTES` right after the kernel wrote them, while they are in the
 core's cache; what is sent may be looked at in the same way.  The end of a transfer, good or bad, is told once, by
@@ -15,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import heapq
 import os
 import select
 import socket
@@ -29,7 +34,7 @@ changes of the interpreter's lock between the threads: measured, 2 MiB gains a t
 LOW_WATER_BYTES = 1024 * 1024
 """A waiting receiver is woken when this much has come (or the last bytes): fewer, larger pieces."""
 TURN_BYTES = 16 * 1024 * 1024
-"""What one socket may move before the others get their turn."""
+"""What one socket may move before it is looked whether an older one is ready."""
 SEND_BYTES = 1024 * 1024
 """What one `send` offers to the kernel."""
 STALL_BYTES = 64 * 1024
@@ -68,8 +73,14 @@ class Receive:
 
     def seen_bytes(self) -> int:
         """What has been moved, and what waits in the kernel for the low-water mark."""
-        waiting = fcntl.ioctl(self.sock.fileno(), termios.FIONREAD, bytes(4))
-        return self.moved_bytes + int.from_bytes(waiting, sys.byteorder)
+        return self.moved_bytes + self._waiting_bytes()
+
+    def waits_for_turn(self) -> bool:
+        """Whether it stands still because others were first, not because of its peer."""
+        return self._waiting_bytes() >= min(self.total_bytes - self.moved_bytes, LOW_WATER_BYTES)
+
+    def _waiting_bytes(self) -> int:
+        return int.from_bytes(fcntl.ioctl(self.sock.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
 
     def finish(self) -> None:
         """Gives the socket back as it was, and lets go of the memory."""
@@ -106,6 +117,12 @@ class Send:
         """What the kernel has taken."""
         return self.moved_bytes
 
+    def waits_for_turn(self) -> bool:
+        """Whether it stands still because others were first, not because of its peer."""
+        poll = select.poll()
+        poll.register(self.sock, select.POLLOUT)
+        return bool(poll.poll(0))
+
     def finish(self) -> None:
         """Lets go of the memory."""
         self._view.release()
@@ -122,7 +139,10 @@ class Movers:
         self._epoll = select.epoll()
         self._stop = os.eventfd(0)
         self._epoll.register(self._stop, select.EPOLLIN)
-        self._moving: dict[int, tuple[Transfer, Done]] = {}
+        self._moving: dict[int, tuple[int, Transfer, Done]] = {}  # by descriptor, with the number of the transfer
+        self._next = 0
+        self._ready: list[tuple[int, int]] = []  # a heap of (number, descriptor): disarmed, and in no thread
+        self._picking = threading.Lock()
         self._threads = [
             threading.Thread(target=self._run, name=f"mover-{number}", daemon=True) for number in range(threads)
         ]
@@ -132,7 +152,8 @@ class Movers:
     def start(self, transfer: Transfer, done: Done) -> None:
         """Begins a transfer.  Its socket must be non-blocking, stay open until `done`, and be in no other transfer."""
         fd = transfer.sock.fileno()
-        self._moving[fd] = (transfer, done)
+        self._next += 1
+        self._moving[fd] = (self._next, transfer, done)
         self._epoll.register(fd, transfer.events | select.EPOLLONESHOT)
 
     def stop(self) -> None:
@@ -144,14 +165,27 @@ class Movers:
         os.close(self._stop)
 
     def _run(self) -> None:
-        while True:
-            ((fd, _events),) = self._epoll.poll(maxevents=1)
-            if fd == self._stop:
-                return
+        while (fd := self._pick()) != self._stop:
             self._turn(fd)
 
+    def _pick(self) -> int:
+        """The descriptor of the oldest transfer that is ready, or of the end; waits for one."""
+        while True:
+            with self._picking:
+                for fd, _events in self._epoll.poll(0):
+                    if fd == self._stop:
+                        return fd
+                    heapq.heappush(self._ready, (self._moving[fd][0], fd))
+                if self._ready:
+                    return heapq.heappop(self._ready)[1]
+            ((fd, _events),) = self._epoll.poll(maxevents=1)
+            if fd == self._stop:
+                return fd
+            with self._picking:
+                heapq.heappush(self._ready, (self._moving[fd][0], fd))
+
     def _turn(self, fd: int) -> None:
-        transfer, done = self._moving[fd]
+        _number, transfer, done = self._moving[fd]
         error = None
         try:
             if not transfer.step():
@@ -187,7 +221,7 @@ async def move(movers: Movers, transfer: Transfer, stall_s: float, shut: Callabl
     try:
         while not (await asyncio.wait({done}, timeout=stall_s))[0]:
             before, seen_bytes = seen_bytes, transfer.seen_bytes()
-            if seen_bytes - before < STALL_BYTES:
+            if seen_bytes - before < STALL_BYTES and not transfer.waits_for_turn():
                 shut()
     except asyncio.CancelledError:
         shut()

@@ -1,0 +1,59 @@
+"""The parts of one node by themselves: fold, ingest, start of aggregators, placement (groups of `bench/node.py`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import node_fold
+import node_ingest
+import node_start
+import placement
+from measure import Group
+from systems.interface import Context, Outcome, Table
+
+NAME = "node"
+TITLE = "The parts of one node"
+BUDGET_S = 180.0
+QUICK_BUDGET_S = 40.0
+GROUPS = {
+    "fold": node_fold.run,
+    "ingest": node_ingest.run,
+    "start": node_start.run,
+    "placement": placement.run,
+}
+EXPECTED_S = {"fold": 30.0, "ingest": 60.0, "start": 20.0, "placement": 10.0}
+
+
+def run(context: Context) -> Outcome:
+    """Runs the groups one after the other."""
+    outcome = Outcome(data={})
+    for name, group_of in GROUPS.items():
+        if not context.quick and context.left_s() < EXPECTED_S[name]:
+            outcome.absent.append(f"{name}: {max(0, context.left_s()):.0f} s of the time are left")
+            continue
+        try:
+            group = group_of(context.quick)
+        except Exception as error:  # noqa: BLE001 - the other groups are worth having
+            outcome.failures.append(f"{name}: {error!r}")
+            continue
+        head = ["", "unit", "median", "min – max", f"CPU, {group.cpu_unit}", "n"]
+        outcome.tables.append(Table(group.title, head, [cell.row() for cell in group.cells], group.about))
+        outcome.targets += group.targets
+        outcome.data[name] = group.builtins()
+        _note_costs(context.costs, group)
+    if context.quick:
+        outcome.targets = []
+    return outcome
+
+
+def _note_costs(costs: dict[str, Any], group: Group) -> None:
+    """What later sections reckon with."""
+    medians = {cell.name: cell.median for cell in group.cells}
+    names = {
+        "read_bytes_per_s": ("plain read of 8 updates", 1e9),
+        "fold_bytes_per_s": ("fold of 8 updates", 1e9),
+        "ingest_bytes_per_s": ("gateway, 4 clients", 1e9),
+        "cold_s": ("cold start, sockmap", 1e-3),
+        "warm_s": ("warm start, sockmap", 1e-3),
+    }
+    costs.update({cost: medians[name] * unit for cost, (name, unit) in names.items() if name in medians})
