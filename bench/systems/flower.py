@@ -124,7 +124,7 @@ class Flower:
             sent = [program.lines.reply(ROUND_S) for program in self._clients]
             told = self._app.reply(ROUND_S)
         clients_cpu_s = sum(cpu_by_pid(pids).values()) - before
-        if told["errors"] or goal is None and len(told["counted"]) != len(arrivals):
+        if told["errors"] or (goal is None and len(told["counted"]) != len(arrivals)):
             raise RuntimeError(f"Flower counted {len(told['counted'])} of {len(arrivals)} updates: {told['errors']}")
         flat = np.fromfile(result, np.float32)
         result.unlink()

@@ -1,0 +1,248 @@
+"""A cluster on a virtual clock, with what things cost: the tests' simulated hosts, each step at its time.
+
+`tests/sim/simulator.py` has the node's real decisions (engine, agent, coordinator, planner, allocator) and a fake of
+all that does I/O, which it lets happen in random order.  Here each thing that happens waits for its turn at what does
+it: the daemon takes its messages one by one, the gateway receives at the rate of ingest, a link carries one partial
+after the other, a worker folds at its rate.  Nothing fails, and no time passes but the one that is reckoned.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from measure import ROOT
+
+from lifl.core.coordinator import Node
+from lifl.core.ids import Key
+from lifl.core.plan import Costs
+from lifl.core.schema import Layout, TensorSpec
+
+sys.path.append(str(ROOT / "tests" / "sim"))
+import simulator
+
+PAGE_BYTES = 4096
+NET_S = 0.0002
+"""A message from a machine to another."""
+DAEMON_S = 0.00005
+"""Of a daemon's for one message, beside what its engine takes."""
+CORES = 2
+
+
+class Host(simulator.Host):
+    """A machine of `CORES` cores."""
+
+    def node(self) -> Node:
+        return Node(self.number, self.gateway, float(CORES), self.arena_bytes, CORES)
+
+
+class NoChance(random.Random):
+    """In the place of what draws the simulator's faults."""
+
+    def random(self) -> float:
+        """In the middle: no fault is so likely."""
+        return 0.5
+
+
+class Timed(simulator.Cluster):
+    """Runs one round; `completed_s` is when its model is sealed, `moved_bytes` what went between nodes.
+
+    Clients are connected a second before the round's first update comes, and `arrival_s` lies between the first and
+    the last.  `home_s` is the processor time that the decisions of the coordinating node really took.
+    """
+
+    def __init__(self, model_bytes: int, clients: int, hosts: int, costs: Costs, arrival_s: float) -> None:
+        self.costs, self.model_bytes, self.arrival_s = costs, model_bytes, arrival_s
+        self.heap: list[tuple[float, int, Callable[[], None]]] = []
+        self.busy: set[tuple[Any, ...]] = set()
+        self.order = itertools.count()
+        self.events = 0
+        self.home_s = 0.0
+        self.moved_bytes = 0
+        self.completed_s = 0.0
+        self.received: dict[int, int] = {}
+        self.touched: set[int] = set()
+        self.admitted = 0
+        layout = Layout((TensorSpec("w", "float32", (model_bytes // 4,)),))
+        simulator.LAYOUT, simulator.Host = layout, Host  # type: ignore[misc]
+        config = {
+            "job": {"name": "j", "rounds": 1},
+            "model": {"path": "/m"},
+            "selection": {"clients_per_round": clients, "deadline_s": 86_000.0},
+        }
+        arena_bytes = (clients + 64) * 4 * (-(-model_bytes // PAGE_BYTES) * PAGE_BYTES)
+        super().__init__(0, config, clients, arena_bytes, faults=0.0, hosts=hosts)
+        self.rng = NoChance()
+        spread = arrival_s / clients
+        for place, client in enumerate(self.clients.values()):
+            client.direct = False
+            self.at(0.0, partial(self._join, client, list(self.hosts.values())[place % hosts]))
+            client.pause_until = 1.0 + spread * place
+
+    # ---- the clock --------------------------------------------------------------------------------------------------
+
+    def at(self, when_s: float, what: Callable[[], None]) -> None:
+        """Does it then."""
+        heapq.heappush(self.heap, (when_s, next(self.order), what))
+
+    def serve(self, who: tuple[Any, ...], takes_s: float, what: Callable[[], None]) -> None:
+        """One thing at a time, each lasting so long."""
+        if who not in self.busy:
+            self.busy.add(who)
+            self.at(self.now + takes_s, partial(self._served, who, what))
+
+    def _served(self, who: tuple[Any, ...], what: Callable[[], None]) -> None:
+        self.busy.discard(who)
+        what()
+
+    def run_round(self, limit_s: float) -> bool:
+        """To the job's end; False when it takes longer than `limit_s` of real time."""
+        begun = time.monotonic()
+        while self.heap and not self.over:
+            self.now, _, what = heapq.heappop(self.heap)
+            self.touched = set()
+            what()
+            self._perform()
+            self.events += 1
+            for host in list(self.hosts.values()) if len(self.hosts) < 3 else self._stirred():
+                self._look(host)
+            if self.events % 1000 == 0 and time.monotonic() - begun > limit_s:
+                return False
+            if not self.heap:
+                self._tick()
+        return self.over
+
+    def _stirred(self) -> list[simulator.Host]:
+        return [self.hosts[number] for number in self.touched]
+
+    def _tick(self) -> None:
+        times = [t for host in self.hosts.values() if host.engine and (t := host.engine.next_timer()) is not None]
+        if times:
+            self.now = max(self.now, min(times))
+            for host in self.hosts.values():
+                if host.engine is not None:
+                    host.engine.tick(self.now)
+            self._perform()
+            for host in self.hosts.values():
+                self._look(host)
+
+    def check(self) -> None:
+        """What it checks takes too long at this size."""
+
+    # ---- who does what, and how long it takes ----------------------------------------------------------------------
+
+    def _perform(self) -> None:
+        # An effect may stir another host than the one it comes from.
+        work = True
+        while work:
+            work = False
+            for number in list(self.touched) or list(self.hosts):
+                host = self.hosts[number]
+                if host.engine is not None:
+                    for effect in host.engine.take_effects():
+                        work = True
+                        self.touched.add(number)
+                        self._effect(host, effect)
+
+    def _effect(self, host: simulator.Host, effect: Any) -> None:
+        name = type(effect).__name__
+        if name == "SendNode":
+            self.touched.add(effect.node)
+        if name == "SendWorker" and type(effect.message).__name__ == "Checkpoint":
+            self.completed_s = self.now - 1.0
+        super()._effect(host, effect)
+
+    def _join(self, client: Any, host: simulator.Host) -> None:
+        from lifl.core import messages as m
+
+        self.conns += 1
+        client.host, client.conn = host, self.conns
+        host.by_conn[client.conn] = client
+        self.touched.add(host.number)
+        host.to_daemon.append(m.ClientJoined(client.conn, client.name, "j", None, client.conn))
+
+    def _tell(self, host: simulator.Host, conn: int, builtins: dict[str, Any]) -> None:
+        super()._tell(host, conn, builtins)
+        client = host.by_conn.get(conn)
+        if client is not None and client.submitting is not None:
+            self.at(max(self.now + NET_S, client.pause_until), partial(self._submit_from, client))
+        elif conn < 0:
+            self.touched.update(self.hosts)
+
+    def _submit_from(self, client: Any) -> None:
+        if client.submitting is not None:
+            self._submit(client)
+            self.touched.update(h.number for h in self.hosts.values() if h.to_daemon)
+
+    def _look(self, host: simulator.Host) -> None:
+        """Whoever has something to do and is not at it begins."""
+        number = host.number
+        if host.to_daemon:
+            self.serve((number, "daemon"), DAEMON_S, partial(self._decide, host, partial(self._gateway_message, host)))
+        if host.fallback:
+            self.serve((number, "fallback"), DAEMON_S, partial(self._decide, host, partial(self._fall_back, host)))
+        if host.orders:
+            self.serve((number, "orders"), NET_S, partial(self._decide, host, partial(self._obey, host)))
+        if host.reports:
+            self.serve((number, "reports"), DAEMON_S, partial(self._decide, self.home, partial(self._hear, host)))
+        if host.receiving:
+            key = next(iter(host.receiving))
+            partial_ = host.receiving[key][0] < 0
+            rate = self.costs.link_bytes_per_s if partial_ else self.costs.ingest_bytes_per_s
+            self.serve((number, "in"), self.model_bytes / rate, partial(self._on, host, partial(self._in, host, key)))
+        for transfer in host.transfers[:1]:
+            self.serve((number, "out"), NET_S, partial(self._carry, host, transfer))
+        for worker in list(host.workers.values()):
+            who = (number, "worker", worker.number)
+            if not worker.ready:
+                self.serve(who, self.costs.cold_s, partial(self._on, host, partial(self._ready, host, worker)))
+            elif worker.control or worker.records:
+                fold_s = 0.0 if worker.control else self.model_bytes / self.costs.fold_bytes_per_s
+                takes_s = max(self.costs.warm_s, fold_s)
+                self.serve(who, takes_s, partial(self._on, host, partial(self._at_work, host, worker)))
+            if worker.out:
+                said = partial(self._from_worker, host, worker)
+                self.serve((*who, "out"), DAEMON_S, partial(self._decide, host, said))
+
+    def _on(self, host: simulator.Host, what: Callable[[], None]) -> None:
+        self.touched.add(host.number)
+        what()
+
+    def _decide(self, host: simulator.Host, what: Callable[[], None]) -> None:
+        self.touched.add(host.number)
+        before = time.thread_time()
+        what()
+        self.home_s += time.thread_time() - before if host is self.home else 0.0
+
+    def _at_work(self, host: simulator.Host, worker: Any) -> None:
+        if worker.number in host.workers and (worker.control or worker.records):
+            self._work(host, worker)
+
+    def _fall_back(self, host: simulator.Host) -> None:
+        host.engine.fallback(*host.fallback.popleft(), self.now)  # type: ignore[union-attr]
+
+    def _obey(self, host: simulator.Host) -> None:
+        host.engine.ordered(host.orders.popleft(), self.now)  # type: ignore[union-attr]
+
+    def _hear(self, host: simulator.Host) -> None:
+        self.touched.add(host.number)
+        self.engine.from_node(host.number, host.reports.popleft(), self.now)
+
+    def _in(self, host: simulator.Host, key: Key) -> None:
+        if key in host.receiving:
+            if host.receiving[key][0] < 0:
+                self.moved_bytes += host.store.things[key].nbytes
+            else:
+                self.received[host.number] = self.received.get(host.number, 0) + 1
+            self._received(host, key)
+
+    def _carry(self, host: simulator.Host, transfer: Any) -> None:
+        self.touched.update(self.hosts)
+        if transfer in host.transfers:
+            self._transfer(host, transfer)
