@@ -148,7 +148,7 @@ def plan(context: Context) -> list[Grid]:
         return [Grid(small, QUICK_CLIENTS, "at once", untuned, 1), Grid(small, QUICK_CLIENTS, "bursts", first[:1], 1)]
     models = [resnet(depth, context.seed).saved(context.folder) for depth in DEPTHS]
     compared = Grid(models[0], COMPARED_CLIENTS, "at once", first + tuned, ROUNDS)
-    grids = [compared, Grid(models[0], VARIANT_CLIENTS, "at once", every, ROUNDS)]
+    grids = [Grid(models[0], VARIANT_CLIENTS, "at once", every, ROUNDS), compared]
     grids += [Grid(models[0], PATTERN_CLIENTS, pattern, first, 2) for pattern in PATTERNS]
     grids += [Grid(models[2], VARIANT_CLIENTS, "at once", first + tuned, 2)]
     there = {(grid.workload.name, grid.clients) for grid in grids}
@@ -174,7 +174,9 @@ def measure(grid: Grid, context: Context, outcome: Outcome) -> None:
         kinds = grid.kinds[begin : begin + side_by_side]
         with ExitStack() as opened:
             running = _started(opened, grid, kinds, context, outcome)
-            for _ in range(grid.rounds):
+            for turn in range(grid.rounds):
+                if turn and context.left_s() < 0:
+                    break
                 _take_turns(grid, running, context.seed, outcome)
     grid.entries = [entry for entry in grid.entries if entry.results]
     grid.took_s = time.monotonic() - begun_s
