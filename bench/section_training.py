@@ -35,7 +35,7 @@ from lifl.examples import digits
 
 NAME = "training"
 TITLE = "Training to an accuracy, with slow and dying clients"
-BUDGET_S = 330.0
+BUDGET_S = 180.0
 QUICK_BUDGET_S = 60.0
 CLIENTS, QUICK_CLIENTS = 100, 10
 ACCURACY = 0.85
@@ -134,7 +134,8 @@ def _model(seed: int) -> dict[str, NDArray[np.float32]]:
     chance = np.random.default_rng(seed)
 
     def he(rows: int, columns: int) -> NDArray[np.float32]:
-        return (chance.standard_normal((rows, columns)) * np.sqrt(2 / columns)).astype(np.float32)
+        drawn: NDArray[np.float32] = (chance.standard_normal((rows, columns)) * np.sqrt(2 / columns)).astype(np.float32)
+        return drawn
 
     return {
         "hidden.weight": he(HIDDEN, digits.PIXELS),

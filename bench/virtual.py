@@ -25,7 +25,7 @@ from lifl.core.plan import Costs
 from lifl.core.schema import Layout, TensorSpec
 
 sys.path.append(str(ROOT / "tests" / "sim"))
-import simulator
+import simulator  # type: ignore[import-not-found]
 
 PAGE_BYTES = 4096
 NET_S = 0.0002
@@ -35,7 +35,7 @@ DAEMON_S = 0.00005
 CORES = 2
 
 
-class Host(simulator.Host):
+class Host(simulator.Host):  # type: ignore[misc]
     """A machine of `CORES` cores."""
 
     def node(self) -> Node:
@@ -50,7 +50,7 @@ class NoChance(random.Random):
         return 0.5
 
 
-class Timed(simulator.Cluster):
+class Timed(simulator.Cluster):  # type: ignore[misc]
     """Runs one round; `completed_s` is when its model is sealed, `moved_bytes` what went between nodes.
 
     Clients are connected a second before the round's first update comes, and `arrival_s` lies between the first and
@@ -70,7 +70,7 @@ class Timed(simulator.Cluster):
         self.touched: set[int] = set()
         self.admitted = 0
         layout = Layout((TensorSpec("w", "float32", (model_bytes // 4,)),))
-        simulator.LAYOUT, simulator.Host = layout, Host  # type: ignore[misc]
+        simulator.LAYOUT, simulator.Host = layout, Host
         config = {
             "job": {"name": "j", "rounds": 1},
             "model": {"path": "/m"},
@@ -116,7 +116,7 @@ class Timed(simulator.Cluster):
                 return False
             if not self.heap:
                 self._tick()
-        return self.over
+        return bool(self.over)
 
     def _stirred(self) -> list[simulator.Host]:
         return [self.hosts[number] for number in self.touched]
@@ -225,10 +225,10 @@ class Timed(simulator.Cluster):
             self._work(host, worker)
 
     def _fall_back(self, host: simulator.Host) -> None:
-        host.engine.fallback(*host.fallback.popleft(), self.now)  # type: ignore[union-attr]
+        host.engine.fallback(*host.fallback.popleft(), self.now)
 
     def _obey(self, host: simulator.Host) -> None:
-        host.engine.ordered(host.orders.popleft(), self.now)  # type: ignore[union-attr]
+        host.engine.ordered(host.orders.popleft(), self.now)
 
     def _hear(self, host: simulator.Host) -> None:
         self.touched.add(host.number)
