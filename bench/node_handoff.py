@@ -23,6 +23,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from measure import REPLY_S, Cell, Group, Helper, Target, answer, orders
+from redirectors import kinds
 
 from lifl.core.ids import Key, Kind, Record
 from lifl.core.schema import Segment
@@ -36,7 +37,6 @@ QUICK_BYTES = {"1.0 MB": 1_000_000, "4.0 MB": 4_000_000}
 REPETITIONS, QUICK_REPETITIONS = 101, 5
 COPY_EVERY = 5
 """Copies take so much longer that fewer of them do."""
-KINDS = ("sockmap", "unix")
 COPY = "copy, then key"
 ADDRESS = 1
 WARM_UP = 3
@@ -51,7 +51,7 @@ class Handoffs:
         opened.callback(arena.close, unlink=True)
         self._keys = {size: _update(arena, nbytes) for size, nbytes in sizes.items()}
         self._spare = arena.alloc(Kind.UPDATE, 1, 1, max(sizes.values()))
-        self._pairs = {kind: opened.enter_context(_pair(kind, arena)) for kind in KINDS}
+        self._pairs = {kind: opened.enter_context(_pair(kind, arena)) for kind in kinds()}
 
     def measure(self, size: str, way: str) -> tuple[float, float]:
         """One hand-off: its ms, and the CPU ms of both processes."""
@@ -69,7 +69,7 @@ def run(quick: bool) -> Group:
     repetitions = QUICK_REPETITIONS if quick else REPETITIONS
     with ExitStack() as opened:
         handoffs = Handoffs(opened, sizes)
-        cells = {(size, way): Cell(f"{size}, {way}", "ms") for size in sizes for way in (*KINDS, COPY)}
+        cells = {(size, way): Cell(f"{size}, {way}", "ms") for size in sizes for way in (*kinds(), COPY)}
         for repetition in range(-WARM_UP, repetitions):
             for (size, way), cell in cells.items():
                 if way == COPY and repetition % COPY_EVERY and repetition >= 0:
@@ -87,7 +87,7 @@ def run(quick: bool) -> Group:
             [
                 Target(f"hand-off of {size}, {way}", "ms", TARGET_MS, cell.median)
                 for (size, way), cell in cells.items()
-                if way in KINDS
+                if way in kinds()
             ],
         )
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from measure import HELPER_ENVIRONMENT, REPLY_S, Cell, Group, Target, cpu_s
+from redirectors import kinds
 
 from lifl.core import messages as m
 from lifl.core.ids import Key, Kind, Record
@@ -46,16 +47,15 @@ COLD_MS, WARM_MS = 6.0, 0.3
 
 
 def run(quick: bool) -> Group:
-    """Measures both redirectors, interleaved."""
-    kinds: tuple[Literal["sockmap", "unix"], ...] = ("sockmap", "unix")
-    cold = {kind: Cell(f"cold start, {kind}", "ms") for kind in kinds}
-    warm = {kind: Cell(f"warm start, {kind}", "ms") for kind in kinds}
-    promoted = {kind: Cell(f"promoted from leaf to middle, {kind}", "ms") for kind in kinds}
-    keyed = {kind: Cell(f"key sent to task done, {kind}", "ms") for kind in kinds}
+    """Measures the redirectors that can run here, interleaved."""
+    cold = {kind: Cell(f"cold start, {kind}", "ms") for kind in kinds()}
+    warm = {kind: Cell(f"warm start, {kind}", "ms") for kind in kinds()}
+    promoted = {kind: Cell(f"promoted from leaf to middle, {kind}", "ms") for kind in kinds()}
+    keyed = {kind: Cell(f"key sent to task done, {kind}", "ms") for kind in kinds()}
     with ExitStack() as opened:
         bench = Bench(opened, QUICK_ARENA_BYTES if quick else ARENA_BYTES)
         redirectors = {}
-        for kind in kinds:
+        for kind in kinds():
             folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="lb-"))
             redirectors[kind] = open_redirector(kind, Path(folder))
             opened.callback(redirectors[kind].close)

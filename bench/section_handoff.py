@@ -16,6 +16,7 @@ from typing import Any
 
 import node_handoff
 from measure import Cell, Helper, Target, cpu_s
+from redirectors import kinds
 from systems import serverful, serverless
 from systems.broker import Broker, ended, proxied
 from systems.interface import RECYCLING, TUNED, Context, Outcome, Plot, Table
@@ -69,8 +70,7 @@ def run(context: Context) -> Outcome:
     outcome.plots = [Plot("handoff", "Hand-off of one update, ms (median)", partial(_bars, tables))]
     largest = next(iter(tables))
     outcome.targets = targets(largest, {cell.name: cell.median for cell in tables[largest]})
-    if "LIFL by key, sockmap" in (names := {cell.name: cell.median for cell in tables[largest]}):
-        context.costs["handoff_s"] = names["LIFL by key, sockmap"] / 1e3
+    context.costs["handoff_s"] = tables[largest][0].median / 1e3
     return outcome
 
 
@@ -78,7 +78,7 @@ def targets(size: str, medians: dict[str, float]) -> list[Target]:
     """LIFL against the others, each as installed and with the malloc that keeps its memory."""
     found = []
     for mine, (serverful_times, serverless_times) in TIMES.items():
-        name = f"{mine}, sockmap" if mine == BY_KEY else mine
+        name = f"{mine}, {kinds()[0]}" if mine == BY_KEY else mine
         for other, median in medians.items():
             times = serverful_times if other.startswith("SF stream") else serverless_times
             if other.startswith(("SF stream", "SL")):
@@ -89,7 +89,7 @@ def targets(size: str, medians: dict[str, float]) -> list[Target]:
 
 def _ways(opened: ExitStack, size: str, nbytes: int, ready: set[str]) -> dict[str, Way]:
     handoffs = node_handoff.Handoffs(opened, {size: nbytes})
-    ways: dict[str, Way] = {f"{BY_KEY}, {kind}": partial(handoffs.measure, size, kind) for kind in node_handoff.KINDS}
+    ways: dict[str, Way] = {f"{BY_KEY}, {kind}": partial(handoffs.measure, size, kind) for kind in kinds()}
     ways[WITH_COPY] = partial(handoffs.measure, size, node_handoff.COPY)
     for ending, settings in (("", {}), (TUNED, RECYCLING)):
         if "SF" in ready:

@@ -9,6 +9,7 @@ import node_ingest
 import node_start
 import placement
 from measure import Group
+from redirectors import kinds
 from systems.interface import Context, Outcome, Table
 
 NAME = "node"
@@ -53,7 +54,7 @@ def _note_costs(costs: dict[str, Any], group: Group) -> None:
         "read_bytes_per_s": ("plain read of 8 updates", 1e9),
         "fold_bytes_per_s": ("fold of 8 updates", 1e9),
         "ingest_bytes_per_s": ("gateway, 4 clients", 1e9),
-        "cold_s": ("cold start, sockmap", 1e-3),
-        "warm_s": ("warm start, sockmap", 1e-3),
+        "cold_s": (f"cold start, {kinds()[0]}", 1e-3),
+        "warm_s": (f"warm start, {kinds()[0]}", 1e-3),
     }
     costs.update({cost: medians[name] * unit for cost, (name, unit) in names.items() if name in medians})

@@ -39,8 +39,10 @@ SLOW_S = 5.0
 """A system whose first round in a cell took longer than this has no other one there: that one counts."""
 MEMORY_FACTOR = 2.3
 """A system may hold so many times all updates of a round (SL: in the broker and in its functions)."""
-KEPT_FACTOR = 1.2
-"""After a round a system may keep so many times its updates' bytes (an arena, recycled buffers)."""
+KEPT_FACTOR = 2.5
+"""After a round a system may keep so many times its updates' bytes (an arena, recycled buffers, clients' replies)."""
+MEMORY_SHARE = 0.8
+"""Of the memory that is free, for a cell."""
 QUICK_CLIENTS, QUICK_WIDTH = 6, 8
 COMPARED_CLIENTS = 32
 FLOWER_TIMES, NVFLARE_TIMES = 10.0, 4.0
@@ -104,11 +106,6 @@ class Grid:
         """Memory of one system after the other."""
         return self.clients * self.workload.nbytes * MEMORY_FACTOR
 
-    @property
-    def together_bytes(self) -> float:
-        """Memory of all of them side by side: each keeps some of what its last round took."""
-        return self.clients * self.workload.nbytes * (MEMORY_FACTOR + KEPT_FACTOR * len(self.kinds))
-
 
 def run(context: Context) -> Outcome:
     """Runs the cells in order."""
@@ -116,7 +113,7 @@ def run(context: Context) -> Outcome:
     done: list[Grid] = []
     for grid in plan(context):
         available = psutil.virtual_memory().available
-        if grid.needs_bytes > available:
+        if grid.needs_bytes > available * MEMORY_SHARE:
             outcome.absent.append(
                 f"{grid.title}: needs about {grid.needs_bytes / 1e9:.0f} GB, {available / 1e9:.0f} GB are free"
             )
@@ -151,7 +148,7 @@ def plan(context: Context) -> list[Grid]:
         return [Grid(small, QUICK_CLIENTS, "at once", untuned, 1), Grid(small, QUICK_CLIENTS, "bursts", first[:1], 1)]
     models = [resnet(depth, context.seed).saved(context.folder) for depth in DEPTHS]
     compared = Grid(models[0], COMPARED_CLIENTS, "at once", first + tuned, ROUNDS)
-    grids = [compared, Grid(models[0], VARIANT_CLIENTS, "at once", every, ROUNDS)]
+    grids = [Grid(models[0], VARIANT_CLIENTS, "at once", every, ROUNDS), compared]
     grids += [Grid(models[0], PATTERN_CLIENTS, pattern, first, 2) for pattern in PATTERNS]
     grids += [Grid(models[2], VARIANT_CLIENTS, "at once", first + tuned, 2)]
     there = {(grid.workload.name, grid.clients) for grid in grids}
@@ -169,16 +166,27 @@ def _expected_s(done: Sequence[Grid], grid: Grid) -> float:
 
 
 def measure(grid: Grid, context: Context, outcome: Outcome) -> None:
-    """Runs a cell: all systems side by side, or one after the other where memory does not suffice for that."""
+    """Runs a cell: all systems side by side, or some after the others where memory does not suffice for that."""
     begun_s = time.monotonic()
-    grid.together = grid.together_bytes < psutil.virtual_memory().available
-    for kinds in [grid.kinds] if grid.together else [[kind] for kind in grid.kinds]:
+    side_by_side = fitting(grid, psutil.virtual_memory().available)
+    grid.together = side_by_side >= len(grid.kinds)
+    for begin in range(0, len(grid.kinds), side_by_side):
+        kinds = grid.kinds[begin : begin + side_by_side]
         with ExitStack() as opened:
             running = _started(opened, grid, kinds, context, outcome)
-            for _ in range(grid.rounds):
+            for turn in range(grid.rounds):
+                if turn and context.left_s() < 0:
+                    break
                 _take_turns(grid, running, context.seed, outcome)
     grid.entries = [entry for entry in grid.entries if entry.results]
     grid.took_s = time.monotonic() - begun_s
+
+
+def fitting(grid: Grid, available_bytes: float) -> int:
+    """How many of the cell's systems can stand ready at the same time: each keeps some of what its last round took."""
+    round_bytes = grid.clients * grid.workload.nbytes
+    room = available_bytes * MEMORY_SHARE - round_bytes * MEMORY_FACTOR
+    return min(max(1, int(room / (round_bytes * KEPT_FACTOR))), len(grid.kinds))
 
 
 def _started(
@@ -260,7 +268,9 @@ def _table(grid: Grid) -> Table:
                 str(len(entry.counted)),
             ]
         )
-    return Table(grid.title, HEAD, rows, "" if grid.together else "The systems ran one after the other, for memory.")
+    return Table(
+        grid.title, HEAD, rows, "" if grid.together else "For lack of memory not all of these ran side by side."
+    )
 
 
 def targets(done: Sequence[Grid], read_bytes_per_s: float | None) -> list[Target]:

@@ -25,14 +25,15 @@ import msgspec
 import numpy as np
 import psutil
 from lifl_cli.control import Control
-from measure import HELPER_ENVIRONMENT, uninterrupted
+from measure import uninterrupted
+from redirectors import found, kinds
 from safetensors.numpy import load_file, save_file
 
 from lifl import Client
 from lifl.core import messages as m
 from lifl.core.config import parse_job
 from systems import fleet
-from systems.interface import Arrival, Idle, RoundResult, Watch, cpu_by_pid, family, private_bytes
+from systems.interface import Arrival, Idle, RoundResult, Watch, cpu_by_pid, environment, family, private_bytes
 from systems.workload import Workload
 
 LIFL = [sys.executable, "-m", "lifl_cli.main"]
@@ -63,10 +64,16 @@ class Lifl:
         self._rounds = 0
 
     def variants(self) -> list[str]:
-        return list(VARIANTS)
+        if "sockmap" in kinds():
+            return list(VARIANTS)
+        return [name for name in VARIANTS if "sockmap" not in name]
 
     def versions(self) -> dict[str, str]:
-        return {"lifl": version("lifl"), "numpy": version("numpy")}
+        return {
+            "lifl": version("lifl"),
+            "numpy": version("numpy"),
+            "redirectors": f"{', '.join(kinds())} ({found()[1]})",
+        }
 
     def missing(self) -> str:
         return ""
@@ -78,12 +85,11 @@ class Lifl:
         self._model = folder / "model.safetensors"
         save_file({name: np.zeros(shape, np.float32) for name, shape in workload.tensors}, self._model)
         arena_bytes = max((clients + SPARE_OBJECTS) * (workload.nbytes + (1 << 20)), 64 << 20)
-        # NumPy's random numbers of the clients are made while the node populates its arena.
         command = [*LIFL, "up", "-d", "--json", "--state", str(self._state), "--listen", "127.0.0.1:0"]
         command += ["--arena-bytes", str(arena_bytes), "--redirector", self._settings.get("redirector", "sockmap")]
-        environment = {"env": _environment(), "stdout": subprocess.PIPE, "timeout": COMMAND_S, "process_group": 0}
+        options = {"env": environment(variant), "stdout": subprocess.PIPE, "timeout": COMMAND_S, "process_group": 0}
         with uninterrupted():
-            self._node = json.loads(subprocess.run(command, check=True, **environment).stdout)
+            self._node = json.loads(subprocess.run(command, check=True, **options).stdout)
             self._opened.callback(self._down)
         self._fleet = fleet.Fleet("systems.lifl", workload, clients)
         self._opened.callback(self._fleet.close)
@@ -181,12 +187,6 @@ class Lifl:
 
     def stop(self) -> None:
         self._opened.close()
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return {**os.environ, **HELPER_ENVIRONMENT}
 
 
 class Trainer:
