@@ -8,7 +8,6 @@ round is open already; it cannot commit before its predecessor.
 from __future__ import annotations
 
 import random
-from collections import Counter
 from typing import Any, NamedTuple, Protocol
 
 from lifl.core import effects as fx
@@ -214,14 +213,6 @@ class Job:
         elif round_.phase is Phase.COLLECTING:
             self._select(round_)
 
-    def _assign(self, round_: Round, client: str) -> None:
-        """Tells the client's node: its own where that has room, else the one with the most."""
-        taken = Counter(node for name, node in round_.assigned.items() if name not in round_.places)
-        room = {node: round_.room_at(node) - taken[node] for node in round_.nodes}
-        own = self.present[client].node if client in self.present else 0
-        best = max(room, key=lambda node: (room[node] > 0, node == own, room[node]))
-        round_.assigned[client] = best
-
     def _select(self, round_: Round) -> None:
         active = sum(client in self.present or client in round_.accepted for client in round_.selected)
         wanted = round_.target - active
@@ -241,7 +232,7 @@ class Job:
         left = max(round_.deadline_at_s - self.now, 0.0)
         layout, options = self.layout, self.config.client.options
         if client not in round_.places:
-            self._assign(round_, client)
+            round_.assign(client, self.present[client].node if client in self.present else 0)
         node = round_.assigned.get(client, 0)
         where = self.present.get(client)
         gateway = self.services.gateway_of(node) if where is not None and node not in (0, where.node) else ""
@@ -512,7 +503,7 @@ class Job:
             self._send_elsewhere(round_, here)
             return
         round_.granted[client] = Member(client, event.weight, event.metrics)
-        round_.places[client] = part.number
+        round_.place(client, part)
         granted = (client, event.weight, event.metrics, event.direct)
         self.services.order(here.node, o.GrantUpdate(self.number, round_.epoch, part.number, here.conn, *granted))
 
@@ -552,7 +543,8 @@ class Job:
         round_ = self._round_at(report.epoch)
         if round_ is None or report.client not in round_.granted or round_.places[report.client] != report.branch:
             return
-        del round_.granted[report.client], round_.places[report.client]
+        del round_.granted[report.client]
+        round_.unplace(report.client)
         if round_.phase is not Phase.COLLECTING:
             text = "the round closed before this update was complete"
             self.tell(report.client, m.RoundOver(self.name, round_.number, text))

@@ -144,12 +144,12 @@ class Parts:
         for client, weight, metrics in members:
             round_.granted.pop(client, None)
             round_.selected[client] = None
-            round_.places[client] = part.number
+            round_.place(client, part)
             if client not in round_.accepted:
                 self.job.accept(round_, Member(client, weight, metrics))
         for client, weight, metrics in granted:
             round_.selected[client] = None
-            round_.places[client] = part.number
+            round_.place(client, part)
             round_.granted[client] = Member(client, weight, metrics)
         return gone
 
@@ -282,7 +282,8 @@ class Parts:
         self._fill(round_)
         after = {part.number: part.updates for part in round_.parts.values()}
         if after != before:
-            round_.assigned = {c: node for c, node in round_.assigned.items() if c in round_.places}
+            for client in [client for client in round_.assigned if client not in round_.places]:
+                round_.unassign(client)
             self.job.publish("round.replanned", round=round_.number, parts=len(round_.nodes))
 
     def node_leaves(self, round_: Round, node: int) -> None:
@@ -419,7 +420,7 @@ class Parts:
         # More than the goal may have been sealed; which of them were told ACCEPTED is not known, so all count.
         round_.goal = max(round_.goal, len(round_.accepted))
         others = sum(part.updates for part in parts if part.number)
-        parts[0].updates = max(round_.goal - others, sum(place == 0 for place in round_.places.values()))
+        parts[0].updates = max(round_.goal - others, round_.placed(parts[0]))
         parts[0].updates_max = parts[0].updates
         round_.replan_at_s = self.job.now + self.job.config.aggregation.replan_interval_s
         round_.open(self.job.now)

@@ -7,6 +7,7 @@ round commits.  Its identity is (job, round, client): whoever submits again gets
 from __future__ import annotations
 
 import math
+from collections import Counter
 from enum import Enum
 from typing import Any
 
@@ -83,6 +84,8 @@ class Round:
         self.replan_at_s = math.inf
         self.assigned: dict[str, int] = {}  # by client: the node whose gateway it was told to use
         self.places: dict[str, int] = {}  # by client: the part that has its update, or gets it
+        self._placed: Counter[int] = Counter()  # by part
+        self._awaited: Counter[int] = Counter()  # by node: who is assigned there and has no place yet
         self.granted: dict[str, Member] = {}
         self.accepted: dict[str, Member] = {}
         self.saved = False
@@ -107,11 +110,47 @@ class Round:
 
     def room(self, part: Part) -> int:
         """How many more updates the part can be granted."""
-        return part.updates - sum(place == part.number for place in self.places.values()) if part.open else 0
+        return part.updates - self._placed[part.number] if part.open else 0
+
+    def placed(self, part: Part) -> int:
+        """How many updates the part has, or gets."""
+        return self._placed[part.number]
 
     def room_at(self, node: int) -> int:
         """How many more updates can be granted at the node."""
         return sum(self.room(part) for part in self.parts.values() if part.node == node)
+
+    def place(self, client: str, part: Part) -> None:
+        """The client's update is in the part, or on its way there."""
+        self.unplace(client)
+        if client in self.assigned:
+            self._awaited[self.assigned[client]] -= 1
+        self.places[client] = part.number
+        self._placed[part.number] += 1
+
+    def unplace(self, client: str) -> None:
+        """The client's update is nowhere."""
+        number = self.places.pop(client, None)
+        if number is not None:
+            self._placed[number] -= 1
+            if client in self.assigned:
+                self._awaited[self.assigned[client]] += 1
+
+    def assign(self, client: str, own: int) -> None:
+        """Chooses the node that a client without a place is told: `own` where that has room, else the one with most."""
+        self.unassign(client)
+        room: dict[int, int] = {}
+        for part in self.parts.values():
+            room[part.node] = room.get(part.node, -self._awaited[part.node]) + self.room(part)
+        best = own if room.get(own, 0) > 0 else max(room, key=lambda node: (room[node] > 0, node == own, room[node]))
+        self.assigned[client] = best
+        self._awaited[best] += 1
+
+    def unassign(self, client: str) -> None:
+        """The client is told no node."""
+        node = self.assigned.pop(client, None)
+        if node is not None and client not in self.places:
+            self._awaited[node] -= 1
 
     @property
     def nodes(self) -> list[int]:
@@ -138,8 +177,8 @@ class Round:
         """The client's update is not in the round (any more)."""
         self.accepted.pop(client, None)
         self.granted.pop(client, None)
-        self.places.pop(client, None)
-        self.assigned.pop(client, None)
+        self.unplace(client)
+        self.unassign(client)
 
     def metrics(self) -> dict[str, float]:
         """The weighted means of the metrics over the accepted clients that sent each."""
