@@ -179,12 +179,13 @@ def store(values: Vector, out: Vector) -> None:
 
 
 def all_finite(block: Vector) -> bool:
-    """Whether no element is NaN or infinite.  0 · x is 0 for every finite x, and one BLAS pass sums that
-    up.
+    """Whether no element is NaN or infinite.  The sum of the squares, one BLAS pass, is finite for all but those and
+    very large ones, which are then looked at.
     """
     if block.dtype in (np.float32, np.float64):
-        with np.errstate(invalid="ignore"):
-            return bool(np.dot(block, np.zeros(len(block), block.dtype)) == 0.0)
+        with np.errstate(invalid="ignore", over="ignore"):
+            if math.isfinite(np.dot(block, block)):
+                return True
     return bool(np.isfinite(block).all()) if block.dtype.kind not in "iu" else True
 
 
