@@ -60,7 +60,8 @@ def test_a_job_from_submit_to_its_models(start_node: Callable[..., Node], redire
     assert lines == node.json("status", "walk")["rounds"]
     for line in lines:
         check_receipt(line["receipt"], node, oracle)
-    assert lines[0]["receipt"]["workers_cold"] >= 1
+    # The first ones were prepared when updates were granted; a task that came before its worker ran counts as cold.
+    assert sum(lines[0]["receipt"][f"workers_{how}"] for how in ("cold", "warm")) >= 1
     assert sum(lines[-1]["receipt"][f"workers_{how}"] for how in ("warm", "promoted", "shared")) >= 1
     assert [line["metrics"] for line in lines] == [{"index": pytest.approx((N - 1) / 2)}] * ROUNDS
     (job,) = node.json("jobs")["jobs"]

@@ -5,12 +5,20 @@ from __future__ import annotations
 from lifl.core.pool import Pool, WorkerState
 
 
-def test_a_prepared_worker_takes_the_task_while_it_starts_and_counts_as_warm() -> None:
+def test_a_task_that_waits_for_a_prepared_worker_counts_as_cold_and_forks_none() -> None:
     pool = Pool(4, 30.0)
     (number,) = pool.prepare(1)
     worker, how = pool.place(7, ("j", 1))
-    assert (worker.number, how) == (number, "warm")
+    assert (worker.number, how, worker.new) == (number, "cold", False)
     assert pool.ready(number, 100, 1.0) == [7], "the task is handed over when it runs"
+
+
+def test_a_prepared_worker_that_runs_is_warm() -> None:
+    pool = Pool(4, 30.0)
+    (number,) = pool.prepare(1)
+    pool.ready(number, 100, 1.0)
+    worker, how = pool.place(7, ("j", 1))
+    assert (worker.number, how) == (number, "warm")
 
 
 def test_no_more_are_prepared_than_leaves_lack_one_and_than_may_run() -> None:

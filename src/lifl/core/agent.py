@@ -96,8 +96,8 @@ class Agent:
         """Gives the task to a worker, which may have to be forked first."""
         worker, how = self.pool.place(task.address, (site.name, served))
         site.aggregation.placed(task, worker.number, how)
-        if how == "cold":
-            self.emit(fx.ForkWorker(worker.number))
+        if worker.new:
+            self.emit(fx.ForkWorker(self.pool.fork(worker)))
         elif self.pool.running(worker.number):
             site.aggregation.started(task)
 

@@ -1,9 +1,9 @@
 """The aggregator processes of one node: when to fork, whom to give a task, when to let go.
 
 No worker exists until one is wanted.  A task goes to an idle worker if there is one (warm; *promoted* when its last
-task fed this one's round from a lower level), else to one that was prepared and is still starting (warm), else to a new
-worker while there are fewer than `workers_max` (cold), else to the worker with the fewest tasks.  A worker idle for
-`idle_timeout_s` is retired.
+task fed this one's round from a lower level), else to one that was prepared and is still starting, or to a new one while
+there are fewer than `workers_max` (both cold: the task waits for it), else to the worker with the fewest tasks.  A
+worker idle for `idle_timeout_s` is retired.
 
 Workers are *prepared* when an update is granted: until its bytes are all there, the leaf that takes it has a process.
 Source: LIFL (MLSys 2024), section 5.3, opportunistic reuse.
@@ -40,6 +40,7 @@ class Worker:
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.new = True  # nobody has been asked to fork it
         self.state = WorkerState.STARTING
         self.tasks: dict[int, None] = {}
         self.tasks_done = 0
@@ -65,7 +66,7 @@ class Pool:
         self._next = 1
 
     def place(self, address: int, served: tuple[str, int]) -> tuple[Worker, str]:
-        """Gives the task to a worker: ``cold`` (the caller forks it), ``warm``, ``promoted`` or ``shared``."""
+        """Gives the task to a worker: ``cold`` (fork it when it is `new`), ``warm``, ``promoted`` or ``shared``."""
         worker, how = self._choose(served)
         worker.tasks[address] = None
         worker.served = served
@@ -81,7 +82,12 @@ class Pool:
         usable = [w for w in self.workers.values() if w.state is not WorkerState.RETIRING]
         free = sum(not w.tasks for w in usable)
         wanted = min(leaves - free, self.workers_max - len(usable))
-        return [self._new().number for _ in range(wanted)]
+        return [self.fork(self._new()) for _ in range(wanted)]
+
+    def fork(self, worker: Worker) -> int:
+        """The caller forks it; returns its number."""
+        worker.new = False
+        return worker.number
 
     def _new(self) -> Worker:
         worker = Worker(self._next)
@@ -99,7 +105,7 @@ class Pool:
         usable = [w for w in self.workers.values() if w.state is not WorkerState.RETIRING]
         for worker in usable:
             if worker.state is WorkerState.STARTING and not worker.tasks:
-                return worker, "warm"
+                return worker, "cold"
         if len(usable) < self.workers_max:
             return self._new(), "cold"
         return min(usable, key=lambda w: len(w.tasks)), "shared"

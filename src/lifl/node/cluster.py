@@ -57,7 +57,7 @@ class Cluster:
         """An agent's next heartbeat."""
         daemon = self._daemon
         load = daemon.identity.load
-        rate = load.rate_at(daemon.loop.time())
+        rate = load.rate_at(time.monotonic())
         agent, used = daemon.engine.agent, daemon.arena.used_bytes
         tree = tuple(agent.tree_lines(p.TREE_LINES_MAX))
         return p.Heartbeat(load.capacity, rate, load.execution_s, used, len(agent.pool.workers), tree)
@@ -66,7 +66,7 @@ class Cluster:
 
     def node_up(self, hello: p.PeerHello, send: Send) -> None:
         """The node is connected, for the first time or again."""
-        now = self._daemon.loop.time()
+        now = time.monotonic()
         sizes = (hello.capacity, hello.arena_bytes, hello.workers_max)
         node = Node(hello.node, hello.gateway, *sizes, hello.incarnation)
         node.load = NodeLoad(capacity=hello.capacity, at_s=now)
@@ -90,19 +90,19 @@ class Cluster:
         self.trees.pop(node, None)
         if renewed:
             return  # it may have adopted what the life before it had: see `node_up`
-        self._daemon.engine.node_gone(node, self._daemon.loop.time())
+        self._daemon.engine.node_gone(node, time.monotonic())
         self._daemon.perform()
 
     def node_left(self, node: int) -> None:
         """The node has gone in good order."""
         log.info("node.left node=%016x", node)
         self.trees.pop(node, None)
-        self._daemon.engine.node_gone(node, self._daemon.loop.time())
+        self._daemon.engine.node_gone(node, time.monotonic())
         self._daemon.perform()
 
     def from_node(self, node: int, message: Any) -> None:
         """An agent's report, an event of a client at its gateway, or its heartbeat."""
-        now = self._daemon.loop.time()
+        now = time.monotonic()
         if isinstance(message, p.Heartbeat):
             coordinator = self._daemon.engine.coordinator
             member = coordinator.members.get(node) if coordinator is not None else None
@@ -119,18 +119,18 @@ class Cluster:
         """Connected, for the first time or again."""
         log.info("coordinator.up node=%016x control=%s", welcome.node, welcome.control)
         stranger = not self._daemon.store.meets(f"{welcome.node:016x}")
-        self._daemon.engine.coordinator_up(self._daemon.loop.time(), stranger)
+        self._daemon.engine.coordinator_up(time.monotonic(), stranger)
         self._daemon.perform()
 
     def coordinator_down(self) -> None:
         """Not connected any more: rounds pause."""
         log.warning("coordinator.down")
-        self._daemon.engine.coordinator_down(self._daemon.loop.time())
+        self._daemon.engine.coordinator_down(time.monotonic())
         self._daemon.perform()
 
     def rejoin(self, above: int) -> None:
         """This life was held dead: go on as a new one."""
-        self._daemon.engine.forget(self._daemon.loop.time())
+        self._daemon.engine.forget(time.monotonic())
         self._daemon.perform()
         self.incarnation = self._daemon.store.next_incarnation(above)
 
@@ -140,7 +140,7 @@ class Cluster:
 
     def order(self, order: o.Order) -> None:
         """An order of the coordinator."""
-        self._daemon.engine.ordered(order, self._daemon.loop.time())
+        self._daemon.engine.ordered(order, time.monotonic())
         self._daemon.perform()
 
     # ---- what is sent ----------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ class Daemon:
             config.wait_queue_max,
             coordinates=not config.join,
         )
-        self.identity.load = NodeLoad(capacity, self.loop.time())
+        self.identity.load = NodeLoad(capacity, time.monotonic())
         self._arrivals = 0
         self.cluster: Cluster | None = None
         self.zygote = self._child("lifl.worker.zygote", [], [locks.children], m.FromZygote, self._from_zygote)
@@ -158,7 +158,7 @@ class Daemon:
     async def drain(self) -> None:
         """Lets rounds whose updates are all in commit, then tells the others' clients that their updates expired."""
         self._settled.clear()
-        self.engine.leave(self.loop.time())
+        self.engine.leave(time.monotonic())
         self.perform()
         if self.engine.busy():
             try:
@@ -166,7 +166,7 @@ class Daemon:
                     await self._settled.wait()
             except TimeoutError:
                 log.warning("daemon.drain rounds were not committed within %g s", DRAIN_S)
-        self.engine.stop(self.loop.time())
+        self.engine.stop(time.monotonic())
         self.perform()
         if self.cluster is not None:
             cluster, self.cluster = self.cluster, None
@@ -275,14 +275,15 @@ class Daemon:
             self._timer = self.loop.call_at(due, self._tick)
 
     def _tick(self) -> None:
+        # The engine's clock is the system's, not the loop's, which stands still within a turn and counts milliseconds.
         self._timer = None
-        self.engine.tick(self.loop.time())
+        self.engine.tick(time.monotonic())
         self.perform()
 
     # ---- events ------------------------------------------------------------------------------------------------------
 
     def _from_gateway(self, message: Any) -> None:
-        now = self.loop.time()
+        now = time.monotonic()
         match message:
             case m.GatewayReady():
                 if not self._ready.done():
@@ -317,7 +318,7 @@ class Daemon:
     def _gateway_gone(self) -> None:
         log.warning("gateway.ended %s", self.gateway.last_words() or "without a word")
         self.gateway_stats = None
-        self.engine.gateway_gone(self.loop.time())
+        self.engine.gateway_gone(time.monotonic())
         self.perform()
         self.loop.call_soon(self._tell_schemas)
 
@@ -339,7 +340,7 @@ class Daemon:
         log.warning("zygote.ended %s", self.zygote.last_words() or "without a word")
 
     def _from_worker(self, worker: int, message: Any) -> None:
-        now = self.loop.time()
+        now = time.monotonic()
         match message:
             case m.WorkerReady():
                 self.engine.worker_ready(message, now)
@@ -356,11 +357,11 @@ class Daemon:
         self.perform()
 
     def _worker_gone(self, worker: int) -> None:
-        self.engine.worker_gone(worker, self.loop.time())
+        self.engine.worker_gone(worker, time.monotonic())
         self.perform()
 
     def _fallback(self, address: int, key: Key) -> None:
-        self.engine.fallback(address, key, self.loop.time())
+        self.engine.fallback(address, key, time.monotonic())
         self.perform()
 
     def report(self, adopted: dict[str, int]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Requests:
             case m.JobStatus():
                 return self._status(message.job)
             case m.CancelJob():
-                job = self._daemon.engine.cancel(self._row(message.job).name, self._daemon.loop.time())
+                job = self._daemon.engine.cancel(self._row(message.job).name, time.monotonic())
                 self._daemon.perform()
                 return {"job": job.name, "status": job.status}
             case m.ListNodes():
@@ -75,7 +75,7 @@ class Requests:
         self._make_folder(folder, config)
         number = daemon.store.add_job(config, tensors, message.states, str(folder))
         try:
-            job = daemon.engine.submit(number, config, layout, message.states, str(folder), daemon.loop.time())
+            job = daemon.engine.submit(number, config, layout, message.states, str(folder), time.monotonic())
         except LiflError:
             daemon.store.drop_job(name)
             raise
@@ -135,7 +135,7 @@ class Requests:
             return None
         cluster = self._daemon.cluster
         trees = cluster.trees if cluster is not None else {}
-        return views.round_now(self._daemon.engine, job, self._daemon.loop.time(), trees)
+        return views.round_now(self._daemon.engine, job, time.monotonic(), trees)
 
     def _follow(self, name: str, link: Link) -> dict[str, Any]:
         row = self._row(name)
@@ -156,7 +156,7 @@ class Requests:
         except ConfigError as error:
             raise Refused("bad-config", error.path, str(error)) from error
         layout = Layout(machine.read_schema(config.model.path))
-        facts, home = self._daemon.engine.facts(self._daemon.loop.time())
+        facts, home = self._daemon.engine.facts(time.monotonic())
         request = plan_request(config, layout, len(message.states), facts, model_node=home)
         return {"request": msgspec.to_builtins(request), "plan": msgspec.to_builtins(make_plan(request))}
 

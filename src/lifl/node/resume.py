@@ -6,6 +6,7 @@ Updates that were not sealed will not come; but a direct client may still write 
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from lifl.core.errors import RemoteFault
@@ -46,8 +47,8 @@ def resume_jobs(daemon: Daemon) -> dict[str, int]:
                 daemon.arena.free(key)
             continue
         adopted["updates"] += len({member.client for _, _, _, members in found for member in members})
-        daemon.engine.resume(job, found, daemon.loop.time())
-    daemon.engine.rest(unsealed, daemon.loop.time())
+        daemon.engine.resume(job, found, time.monotonic())
+    daemon.engine.rest(unsealed, time.monotonic())
     if daemon.config.join:
         daemon.engine.keep(orphans)  # the coordinator says which of it counts
         orphans = {}
