@@ -1,9 +1,9 @@
 """The aggregator processes of one node: when to fork, whom to give a task, when to let go.
 
 No worker exists until one is wanted.  A task goes to an idle worker if there is one (warm; *promoted* when its last
-task fed this one's round from a lower level), else to one that was prepared and is still starting, or to a new one while
-there are fewer than `workers_max` (both cold: the task waits for it), else to the worker with the fewest tasks.  A
-worker idle for `idle_timeout_s` is retired.
+task fed this one's round from a lower level), else to one that was prepared and is still starting, or to a new one
+while there are fewer than `workers_max` (both cold: the task waits for it), else to the worker with the fewest tasks.
+A worker idle for `idle_timeout_s` is retired.
 
 Workers are *prepared* when an update is granted: until its bytes are all there, the leaf that takes it has a process.
 Source: LIFL (MLSys 2024), section 5.3, opportunistic reuse.
