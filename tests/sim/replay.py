@@ -83,13 +83,13 @@ def tell(tale: Tale) -> None:
     def event(name: str, plain: Any) -> Any:
         @functools.wraps(plain)
         def handler(engine: Engine, *given: Any) -> Any:
-            tale.add(engine.node, "<-", f"{name} {' '.join(map(shown, given[:-1]))}")
+            tale.add(engine.node, "<-", f"{name} {' '.join(shown(one) for one in given if not isinstance(one, float))}")
             return plain(engine, *given)
 
         return handler
 
     for name, plain in vars(Engine).items():
-        timed = inspect.isfunction(plain) and list(inspect.signature(plain).parameters)[-1] == "now"
+        timed = inspect.isfunction(plain) and "now" in inspect.signature(plain).parameters
         if timed and not name.startswith("_"):
             setattr(TalkingEngine, name, event(name, plain))
 
@@ -104,10 +104,10 @@ def tell(tale: Tale) -> None:
 
     def fault(name: str, plain: Any) -> Any:
         @functools.wraps(plain)
-        def happens(cluster: Cluster, *given: Any) -> Any:
+        def happens(cluster: Cluster, *given: Any, **named: Any) -> Any:
             host = next((each.number for each in given if isinstance(each, Host)), "-")
-            tale.add(host, "!!", " ".join([name.strip("_").replace("_", " "), *map(shown, given)]))
-            return plain(cluster, *given)
+            tale.add(host, "!!", " ".join([name.strip("_").replace("_", " "), *map(shown, given), *map(shown, named)]))
+            return plain(cluster, *given, **named)
 
         return happens
 

@@ -269,8 +269,12 @@ class Aggregation:
         for child in task.children:
             if child.state is TaskState.RUNNING:
                 self._overtaken(child)
-        for key in (*task.inputs, _output(task)):
+        for key in task.inputs:
             self.site.services.memory.free(key)
+        if task.parent is not None and task.parent.role == "top":
+            task.parent.inputs.append(_output(task))  # kept, as all that the top has
+        else:
+            self.site.services.memory.free(_output(task))
 
     def lost(self, task: Task) -> None:
         """The task's worker died: go on from what it sealed, or place the task again."""

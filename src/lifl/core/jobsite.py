@@ -449,8 +449,12 @@ class JobSite:
 
     def commit_branches(self, epoch: int) -> None:
         """The round is committed: nothing of its branches is needed any more."""
-        for at in [at for at in self.branches if at[0] == epoch]:
-            self.aggregation.forget(self.branches.pop(at))
+        for epoch_, number in [at for at in self.branches if at[0] == epoch]:
+            if self.branches[epoch_, number].sealed:
+                self.aggregation.forget(self.branches.pop((epoch_, number)))
+            else:
+                # It took no updates; or it was adopted, and the top had its partial already.
+                self.drop_branches(epoch_, number)
 
     def drop_branches(self, epoch: int, number: int = -1) -> None:
         """The round ends without a model, or goes on without branch `number`."""
