@@ -203,15 +203,20 @@ class Parts:
         round_, part = found
         lost, accepted = round_.take_out(part)
         self.job.publish("branch.lost", round=round_.number, node=f"{part.node:016x}", updates=accepted)
-        self._ask_again(round_, lost)
+        self._ask_again(round_, lost, accepted)
 
-    def _ask_again(self, round_: Round, lost: list[str]) -> None:
-        """Updates that were in the round are not; it can be complete without them."""
+    def _ask_again(self, round_: Round, lost: list[str], accepted: int) -> None:
+        """Updates that were in the round, or on their way, are not; so many were accepted.
+
+        A round that was closed is open again, unless it is complete without them, or none was accepted: then the
+        top may have made the model already.
+        """
         if round_.phase is Phase.RECOVERING:
             self._recovered_if_all(round_)
             return
         late = self.job.now >= round_.deadline_at_s
-        if round_.phase is Phase.AGGREGATING and not (late and len(round_.accepted) >= round_.quorum):
+        enough = late and len(round_.accepted) >= round_.quorum
+        if round_.phase is Phase.AGGREGATING and accepted and not enough:
             round_.move(Phase.COLLECTING)
             if late:
                 round_.deadline_at_s = self.job.now + round_.deadline_s
@@ -335,17 +340,18 @@ class Parts:
         if not part.recovering or part.forgetting:
             return
         places = (round_.parts.get(round_.places.get(client, -1)) for client, *_ in members)
-        if any(place is not None and place.arrived for place in places):
-            # A partial that the top has, of another branch of that node, was among it.
+        if any(place is not None and (place.arrived or not place.number) for place in places):
+            # The top has a partial with these already, from an earlier life of either node.
             self._order(part.node, o.DropBranch(self.job.number, round_.epoch, part.number))
             self._give_up(round_, part)
             return
         part.recovering = False
         part.updates = part.updates_max = max(part.updates, len(members))
+        before = len(round_.accepted)
         lost = self._believe(round_, part, members, ())
         if round_.phase is Phase.AGGREGATING:
             self._order(part.node, o.CloseBranch(self.job.number, round_.epoch, part.number))
-        self._ask_again(round_, lost)
+        self._ask_again(round_, lost, accepted=max(0, before - len(round_.accepted)))
 
     def begun(self, round_: Round) -> None:
         """The round can be compared with what nodes said before it began."""
