@@ -255,6 +255,18 @@ def _runs(state_dir: Path) -> bool:
         return False
 
 
+def _kernel(_state_dir: Path) -> Iterator[Finding]:
+    """Asked of another process: it loads NumPy."""
+    program = "from lifl.rules.kernels import COMPILED; print(COMPILED is not None)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    if done.stdout.strip() == "True":
+        yield Finding("ok", "fold kernel", "compiled")
+        return
+    why = done.stderr.strip().splitlines()[-1:] or ["no C compiler was there when LIFL was installed"]
+    text = f"NumPy's, slower for few updates at a time and for float16, bfloat16 and integers ({why[0]})"
+    yield Finding("warn", "fold kernel", text, "apt-get install gcc, then install LIFL again (pip install -e .)")
+
+
 CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
     _python,
     _shared_memory,
@@ -263,6 +275,7 @@ CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
     _capabilities,
     _bcc,
     _redirector,
+    _kernel,
     _capacity,
     _loopback,
     _port,

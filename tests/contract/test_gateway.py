@@ -388,6 +388,29 @@ def test_a_connection_that_the_gateway_ends_may_still_be_writing_its_slot(node: 
     peer.close()
 
 
+def test_clients_that_the_daemon_sends_away_are_gone_with_their_updates(node: StandIn) -> None:
+    """One connection, or all of them: what was on its way is aborted, and the daemon is told of each end."""
+    one, other = Peer(node), Peer(node)
+    one.hello("c1")
+    other.hello("c2")
+    one.send(submit())
+    assert isinstance(one.receive(), m.Go)
+    one.raw(b"half of it")
+    (admit,) = [node.wait_for(m.Admit)]
+    node.send(m.HangUp(admit.conn))
+    assert one.receive() is None
+    assert node.wait_for(m.Aborted).conn == admit.conn
+    assert node.wait_for(m.ClientLeft).conn == admit.conn
+    assert node.live() == 0
+    other.send(m.Join("digits", None, 1))
+    node.wait_for(m.ClientJoined)
+    node.send(m.HangUp())
+    assert other.receive() is None
+    node.wait_for(m.ClientLeft, 2)
+    for peer in (one, other):
+        peer.close()
+
+
 def test_a_direct_client_is_announced_as_one_and_writes_no_more_once_it_said_filled(node: StandIn) -> None:
     peer = Peer(node, unix=True)
     peer.hello(direct=True)

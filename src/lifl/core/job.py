@@ -25,6 +25,8 @@ from lifl.core.schema import Layout
 LOADING_RETRY_S = 0.2
 ROUNDS_REMEMBERED = 16
 """Committed rounds whose members are kept in memory, to answer clients that come back late."""
+CONNECTIONS_REMEMBERED = 100_000
+"""Clients whose newest connection's time is known, the last to connect: ten times a round's most."""
 OVER = ("finished", "failed", "cancelled")
 
 
@@ -430,7 +432,10 @@ class Job:
             self.services.tell(where if stale else before, m.Refusal("replaced", "client", text, self.name))
         if stale:
             return
+        self.connected_ns.pop(client, None)
         self.connected_ns[client] = connected_ns
+        if len(self.connected_ns) > CONNECTIONS_REMEMBERED:
+            del self.connected_ns[next(iter(self.connected_ns))]
         if self.status in OVER:
             self._tell_fates(where, client, holding)
             self.services.tell(where, m.JobOver(self.name, self.status, self.reason))
