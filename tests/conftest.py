@@ -103,7 +103,8 @@ class Node:
 
     def __init__(self, state_dir: Path, flags: tuple[str, ...]) -> None:
         self.state_dir = state_dir
-        self._flags = ("--capacity", "8", *flags)  # given, for measuring it takes CPU at each start
+        # Given: measuring the capacity takes CPU at each start, and some tests hold several workers at work.
+        self._flags = ("--capacity", "8", "--workers-max", "8", *flags)
         self.info: dict[str, Any] = {}
 
     @property

@@ -177,7 +177,7 @@ def _capacity(_state_dir: Path) -> Iterator[Finding]:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from lifl.rules import calibration
 
-    found = calibration.capacity(NodeConfig().workers_max)
+    found = calibration.capacity(NodeConfig().workers_max or len(os.sched_getaffinity(0)) + 1)
     yield Finding("ok", "capacity", f"{found:g} updates folded at a time on {os.cpu_count()} cores, measured now")
 
 

@@ -247,7 +247,7 @@ def test_node_defaults_and_sizes() -> None:
         ("arena_bytes=true", "arena_bytes"),
         ("redirector=bpf", "redirector"),
         ("idle_timeout_s=-1", "idle_timeout_s"),
-        ("workers_max=0", "workers_max"),
+        ("workers_max=-1", "workers_max"),
         ("state_dir=" + "x" * (c.STATE_DIR_BYTES_MAX + 1), "state_dir"),
         ("arena_byte=5", "arena_byte"),
     ],

@@ -120,7 +120,8 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One node.
 
     `listen` is the gateway's HOST:PORT (port 0: any free one); `arena_bytes` the size of the shared-memory
-    segment; workers that had no task for `idle_timeout_s` end; at most `workers_max` run at once.
+    segment; workers that had no task for `idle_timeout_s` end; at most `workers_max` run at once (0: one
+    more than the machine has cores).
     `capacity` is the node's MC (`core/capacity.py`), the updates that it folds at a time; 0: measured at start-up.
     `connections_max` bounds the gateway's connections, `wait_queue_max` the updates that wait for room in the
     arena before others are told BUSY.
@@ -133,7 +134,7 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     arena_bytes: Annotated[int, msgspec.Meta(ge=ARENA_BYTES_MIN, le=ARENA_BYTES_MAX)] = 1 << 30
     redirector: Literal["auto", "sockmap", "unix"] = "auto"
     idle_timeout_s: Annotated[float, msgspec.Meta(ge=0, le=DEADLINE_S_MAX)] = 30.0
-    workers_max: Annotated[int, msgspec.Meta(ge=1, le=WORKERS_MAX)] = 8
+    workers_max: Annotated[int, msgspec.Meta(ge=0, le=WORKERS_MAX)] = 0
     capacity: Annotated[float, msgspec.Meta(ge=0, le=CAPACITY_MAX)] = 0.0
     connections_max: Annotated[int, msgspec.Meta(ge=1, le=CONNECTIONS_MAX)] = 1024
     wait_queue_max: Annotated[int, msgspec.Meta(ge=0, le=CONNECTIONS_MAX)] = 1024

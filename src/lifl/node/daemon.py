@@ -85,8 +85,9 @@ class Daemon:
         self.arena, self.warnings = machine.open_arena(f"/lifl-{self.node:016x}", config, self.node)
         opened.callback(self._close_arena)
         # Until it is measured, one fold for each core.
-        capacity = config.capacity or float(min(config.workers_max, os.cpu_count() or 1))
-        self.identity = Node(self.node, machine.shown(self.tcp), capacity, self.arena.arena_bytes, config.workers_max)
+        workers_max = config.workers_max or machine.cores() + 1
+        capacity = config.capacity or float(min(workers_max, machine.cores()))
+        self.identity = Node(self.node, machine.shown(self.tcp), capacity, self.arena.arena_bytes, workers_max)
         self.engine = Engine(
             machine.ArenaStore(self.arena),
             self.identity,
@@ -141,7 +142,7 @@ class Daemon:
     def calibrate(self) -> None:
         """Has the node's capacity measured, unless it is given; the answer comes later."""
         if not self.config.capacity:
-            self.zygote.send(m.Calibrate(self.config.workers_max))
+            self.zygote.send(m.Calibrate(self.identity.workers_max))
 
     def failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """The loop's handler of exceptions in callbacks: the state is not to be trusted, so stop and keep the arena."""

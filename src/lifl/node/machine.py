@@ -118,6 +118,11 @@ class ArenaStore:
         self.arena.close_slab(slab)
 
 
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def listen_tcp(address: str) -> socket.socket:
     """A listening socket at HOST:PORT.  Raises `ResourceFault`: the port is taken, the host is not this machine's."""
     host, port = split_address(address, "listen")
