@@ -59,10 +59,10 @@ QUIET_CPU_S = 0.02
 QUIET_MAX_S = 60.0
 GAIN_MIN = 2.0
 LOSSES = """Where a step gains nothing.  Placement: some 22 updates fit one node, so beyond that all three take part
-whatever the policy, with the same bytes between them.  Eager: all updates come at once here, on the few cores that three nodes and
-all clients share.  Folding while others still arrive is then the same work at another time, in more and smaller
-batches; it gains where updates come one after the other.  A few per cent either way are within the spread of the
-rounds.
+whatever the policy, with the same bytes between them.  Eager: all updates come at once here, on the few cores that
+three nodes and all clients share.  Folding while others still arrive is then the same work at another time, in more and
+smaller batches; it gains where updates come one after the other.  A few per cent either way are within the spread of
+the rounds.
 """
 RESULTS = ROOT / "bench" / "results"
 
