@@ -320,9 +320,9 @@ def _plots(done: Sequence[Grid]) -> list[Plot]:
             lines: dict[str, list[tuple[int, float]]] = {}
             for grid in grids:
                 if grid.workload.name == depth:
-                    for entry in grid.entries:
-                        if not entry.variant.endswith(TUNED):
-                            lines.setdefault(entry.system, []).append((grid.clients, entry.median(what)))
+                    recommended = {entry.system: entry for entry in reversed(grid.entries)}  # each system's first
+                    for entry in recommended.values():
+                        lines.setdefault(entry.system, []).append((grid.clients, entry.median(what)))
             name = f"rounds-{depth}-{what.removesuffix('_s')}".lower().replace("/", "-")
             plots.append(Plot(name, f"{depth}, all updates at once: {label}", partial(_lines, lines, label)))
     return plots
