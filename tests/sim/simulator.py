@@ -656,7 +656,7 @@ class Cluster:
             self._clear(host)
         else:
             host.store = SimStore(host.arena_bytes, host.number)
-        self.engine.node_suspect(host.number, True)
+        self.engine.node_suspect(host.number, True, self.now)
 
     def _leaves(self, host: Host) -> None:
         """`lifl down` on an agent, to its end."""
@@ -674,7 +674,7 @@ class Cluster:
         host.orders.clear()
         host.reports.clear()
         host.engine.coordinator_down(self.now)
-        self.engine.node_suspect(host.number, True)
+        self.engine.node_suspect(host.number, True, self.now)
 
     def _link(self, host: Host) -> None:
         """An agent connects, as the life that it was or as a new one."""

@@ -163,9 +163,11 @@ class Engine:
         self._coordinator().node_up(node)
         self._end()
 
-    def node_suspect(self, node: int, suspect: bool) -> None:
+    def node_suspect(self, node: int, suspect: bool, now: float) -> None:
         """A node is silent, or was heard again; the coordinator's."""
+        self._begin(now)
         self._coordinator().node_suspect(node, suspect)
+        self._end()
 
     def node_gone(self, node: int, now: float) -> None:
         """A node is dead, or has left; the coordinator's."""

@@ -412,7 +412,7 @@ class JobSite:
             members = self.services.memory.members(key)
         except RemoteFault:
             return False
-        known = set(top.accepted).union(*({client for client, *_ in told} for told in top.arrived.values()))
+        known = set(top.accepted).union(*({client for client, *_ in theirs} for theirs in top.arrived.values()))
         if top.sealed or number not in top.awaited or any(member.client in known for member in members):
             return False
         taker = top.tree.adopting[top.adopted + len(top.arrived)]

@@ -132,6 +132,7 @@ class Parts:
         part.forgetting = part.recovering = False
         part.updates = len(report.members)
         self._believe(round_, part, report.members, ())
+        self.job.close_if_complete(round_)
         self._recovered_if_all(round_)
         self._expect(round_)
 
@@ -339,19 +340,23 @@ class Parts:
     def _adopted_at(self, round_: Round, part: Part, members: o.Members) -> None:
         if not part.recovering or part.forgetting:
             return
-        places = (round_.parts.get(round_.places.get(client, -1)) for client, *_ in members)
-        if any(place is not None and (place.arrived or not place.number) for place in places):
-            # The top has a partial with these already, from an earlier life of either node.
+        here = {client for client, *_ in members}
+        places = [round_.parts.get(round_.places.get(client, -1)) for client in here]
+        elsewhere = any(place is not None and (place.arrived or not place.number) for place in places)
+        was = {client for client, place in round_.places.items() if place == part.number and client in round_.accepted}
+        missing = not was <= here
+        if elsewhere or missing:
+            # The top has a partial with these already, from an earlier life of either node; or the arena is not what it
+            # was, and the earlier life's partial, with what is missing, may still be on its way to the top.
             self._order(part.node, o.DropBranch(self.job.number, round_.epoch, part.number))
             self._give_up(round_, part)
             return
         part.recovering = False
         part.updates = part.updates_max = max(part.updates, len(members))
-        before = len(round_.accepted)
         lost = self._believe(round_, part, members, ())
         if round_.phase is Phase.AGGREGATING:
             self._order(part.node, o.CloseBranch(self.job.number, round_.epoch, part.number))
-        self._ask_again(round_, lost, accepted=max(0, before - len(round_.accepted)))
+        self._ask_again(round_, lost, accepted=0)
 
     def begun(self, round_: Round) -> None:
         """The round can be compared with what nodes said before it began."""
@@ -398,6 +403,8 @@ class Parts:
             return
         part.recovering = False
         self._believe(round_, part, held.members, held.granted if not held.closed else ())
+        # What an earlier coordinator moved here by the books alone is not in its row.
+        part.updates = max(part.updates, round_.placed(part))
         if held.closed:
             part.closed, part.updates = True, len(held.members)
         elif round_.phase is Phase.AGGREGATING:

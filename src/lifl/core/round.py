@@ -52,7 +52,7 @@ class Part:
         self.closed = False
         self.arrived = False  # the top has its partial: what becomes of its node does not matter any more
         self.forgetting = False  # its node is gone; the top is asked whether it has the partial
-        self.recovering = False  # an earlier coordinator opened it; its node has not said yet what it has
+        self.recovering = False  # coordinator or node has started again; the node has not said yet what it has
         self.cost: dict[str, Any] = {}
 
     @property

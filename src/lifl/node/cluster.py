@@ -77,12 +77,14 @@ class Cluster:
     def node_suspect(self, node: int) -> None:
         """The node is silent: its rounds wait for it until it is held dead."""
         log.warning("node.suspect node=%016x", node)
-        self._daemon.engine.node_suspect(node, True)
+        self._daemon.engine.node_suspect(node, True, time.monotonic())
+        self._daemon.perform()
 
     def node_alive(self, node: int) -> None:
         """A suspect was heard again."""
         log.info("node.alive node=%016x", node)
-        self._daemon.engine.node_suspect(node, False)
+        self._daemon.engine.node_suspect(node, False, time.monotonic())
+        self._daemon.perform()
 
     def node_down(self, node: int, why: str, renewed: bool) -> None:
         """The life of the node is over."""
