@@ -344,7 +344,7 @@ class Parts:
         places = [round_.parts.get(round_.places.get(client, -1)) for client in here]
         elsewhere = any(place is not None and (place.arrived or not place.number) for place in places)
         was = {client for client, place in round_.places.items() if place == part.number and client in round_.accepted}
-        missing = not was <= here
+        missing = not here or not was <= here
         if elsewhere or missing:
             # The top has a partial with these already, from an earlier life of either node; or the arena is not what it
             # was, and the earlier life's partial, with what is missing, may still be on its way to the top.
