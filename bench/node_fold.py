@@ -29,7 +29,7 @@ from lifl.core.ids import Key, Kind
 from lifl.core.schema import ACCUMULATOR, DTYPE_BYTES, Segment
 from lifl.rules import kernels
 from lifl.shm.arena import Arena
-from lifl.shm.prefault import populate_read
+from lifl.shm.mapping import populate
 from lifl.worker.task import vector
 
 UPDATE_BYTES, QUICK_BYTES = 46_800_000, 400_000
@@ -110,7 +110,7 @@ def main() -> None:
     arena = Arena.attach(sys.argv[1])
     keys = [Key.unpack(bytes.fromhex(text)) for text in json.loads(sys.argv[2])]
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    populate_read(arena, 0, arena.arena_bytes)
+    populate(arena.window(0, arena.arena_bytes))
     random = np.random.default_rng(1)
     *updates, partial = [vector(view, Segment("float32", 0, len(view) // 4)) for view in map(arena.data, keys)]
     for update in updates:

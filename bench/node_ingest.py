@@ -44,7 +44,7 @@ from lifl.core.wire import FrameDecoder, encode
 from lifl.node.control import listen_unix
 from lifl.node.machine import listen_tcp
 from lifl.shm.arena import Arena
-from lifl.shm.prefault import populate_read
+from lifl.shm.mapping import populate
 
 UPDATE_BYTES, QUICK_BYTES = 46_800_000, 2_000_000
 TENSORS = 60
@@ -299,7 +299,7 @@ def _expect(stream: Stream, kind: type[T]) -> T:
 def bare(name: str, keys: list[str], descriptor: int) -> None:
     """The bare loop: a thread per connection, each with a slot of its own; ends with stdin."""
     arena = Arena.attach(name)
-    populate_read(arena, 0, arena.arena_bytes)
+    populate(arena.window(0, arena.arena_bytes))
     slots = [arena.data(Key.unpack(bytes.fromhex(key))) for key in keys]
     listener = socket.socket(fileno=descriptor)
 

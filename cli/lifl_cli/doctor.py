@@ -6,6 +6,7 @@ that a node cannot run, ``warn`` that it runs with less: a redirector without eB
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -24,6 +25,7 @@ import click
 
 from lifl.core.config import NodeConfig, split_address
 from lifl.core.errors import ResourceFault
+from lifl.shm.mapping import HUGE_PAGE_BYTES, collapse, map_segment, populate
 from lifl_cli.control import Control
 from lifl_cli.state import state_option
 from lifl_cli.text import size_text
@@ -90,21 +92,22 @@ def _shared_memory(_state_dir: Path) -> Iterator[Finding]:
 
 
 def _huge_pages(_state_dir: Path) -> Iterator[Finding]:
+    fd = os.memfd_create("lifl-doctor")  # the same kind of memory as the arena
     try:
-        modes = SHMEM_HUGE.read_text()
-    except OSError:
-        yield Finding("warn", "huge pages", "this kernel offers none for shared memory")
-        return
-    mode = modes.partition("[")[2].partition("]")[0]
-    if mode in ("always", "advise", "within_size", "force"):
-        yield Finding("ok", "huge pages", f"for shared memory: {mode}")
+        os.posix_fallocate(fd, 0, HUGE_PAGE_BYTES)
+        _owner, view = map_segment(fd, HUGE_PAGE_BYTES)
+        populate(view)
+        code = collapse(view)
+    finally:
+        os.close(fd)
+    if not code:
+        yield Finding("ok", "huge pages", "the arena gets pages of 2 MiB")
+    elif code == errno.ENOMEM:
+        text = "no 2 MiB of memory in a row are free now; the first touch of each page costs more"
+        yield Finding("warn", "huge pages", text, "echo 1 > /proc/sys/vm/compact_memory")
     else:
-        yield Finding(
-            "warn",
-            "huge pages",
-            f"for shared memory: {mode}; the first touch of each page costs more",
-            f"echo advise > {SHMEM_HUGE}",
-        )
+        text = f"refused for shared memory ({os.strerror(code)}); the first touch of each page costs more"
+        yield Finding("warn", "huge pages", text, f"echo advise > {SHMEM_HUGE}   (or Linux 6.1 or newer)")
 
 
 def _limits(_state_dir: Path) -> Iterator[Finding]:

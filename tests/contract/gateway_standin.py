@@ -187,8 +187,9 @@ class StandIn:
 
     def close(self, status: int = 0) -> str:
         """Drains the gateway, checks its exit status, removes the arena; returns what it logged."""
-        with contextlib.suppress(BrokenPipeError):  # it left by itself, and may not yet be a zombie
-            self.send(m.Drain())
+        if self.process.poll() is None:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it leaves by itself just now
+                self.send(m.Drain())
         _, logged = self.process.communicate(timeout=WAIT_S)
         self.thread.join(WAIT_S)
         self.link.close()

@@ -1,6 +1,8 @@
 """The arena across real processes: killed at any line, short of memory, populated in the background."""
 
 import contextlib
+import ctypes
+import errno
 import json
 import os
 import resource
@@ -19,10 +21,11 @@ from hypothesis import strategies as st
 
 from lifl.core.errors import LocalFault, ResourceFault, StaleKey
 from lifl.core.ids import Key, Kind
-from lifl.shm import layout, prefault
+from lifl.shm import layout, mapping, prefault
 from lifl.shm.arena import SHM_FOLDER, Arena, SegmentMissing, SegmentUnfinished
 from lifl.shm.layout import PAGE_BYTES, State
-from lifl.shm.prefault import CHUNK_BYTES, Prefault, populate_read, populate_write
+from lifl.shm.mapping import HUGE_PAGE_BYTES
+from lifl.shm.prefault import CHUNK_BYTES, SCARCE_MAX, Prefault
 
 ENTRIES = 6
 ARENA_BYTES = 40 * PAGE_BYTES
@@ -262,14 +265,14 @@ def test_a_small_dev_shm_is_filled_to_the_last_page_and_not_beyond(name):
 # ---- populating ------------------------------------------------------------------------------------------
 
 
-def mapped_bytes(name):
+def mapped_bytes(name, field="Rss"):
     """How much of the segment this process has in its page tables."""
     found, inside = 0, False
     with open("/proc/self/smaps", encoding="ascii") as smaps:
         for line in smaps:
             if "-" in line.split()[0]:
                 inside = name in line
-            elif inside and line.startswith("Rss:"):
+            elif inside and line.startswith(f"{field}:"):
                 found += int(line.split()[1]) * 1024
     return found
 
@@ -282,19 +285,66 @@ def arena(name):
 
 
 @pytest.mark.parametrize("old_kernel", [False, True])
-@pytest.mark.parametrize("populate", [populate_read, populate_write])
-def test_populating_maps_exactly_the_pages_asked_for(arena, populate, old_kernel, monkeypatch):
+def test_populating_maps_exactly_the_pages_asked_for(arena, old_kernel, monkeypatch):
     if old_kernel:  # advice that this kernel does not know is refused as an older one refuses these
-        unknown = type("Unknown", (), {"POPULATE_READ": 222, "POPULATE_WRITE": 223})
-        monkeypatch.setattr(prefault, "_Advice", unknown)
+        monkeypatch.setattr(mapping, "_POPULATE_WRITE", 223)
     other = Arena.attach_fd(arena.fd)
     before = mapped_bytes(arena.name)
-    populate(other, 2 * CHUNK_BYTES + 5, CHUNK_BYTES)
+    mapping.populate(other.window(2 * CHUNK_BYTES, CHUNK_BYTES + 5))
     grown = mapped_bytes(arena.name) - before
-    # Both ends are cut pages; READ may map neighbours along.
+    # The end is a cut page; reading may map neighbours along.
     assert CHUNK_BYTES + PAGE_BYTES <= grown <= CHUNK_BYTES + (1 << 18)
-    populate(other, 0, 0)
+    mapping.populate(other.window(0, 0))
     assert other.close()
+
+
+def test_a_segment_is_mapped_where_huge_pages_fit_and_unmapped_with_its_last_view(arena):
+    other = Arena.attach_fd(arena.fd)
+    view = other.window(0, arena.arena_bytes)
+    assert ctypes.addressof(ctypes.c_char.from_buffer(view)) % HUGE_PAGE_BYTES == 0
+    before = mapped_bytes(arena.name, "Size")
+    assert not other.close()
+    assert mapped_bytes(arena.name, "Size") == before
+    view.release()
+    assert other.close()
+    assert mapped_bytes(arena.name, "Size") == before - (arena.arena_bytes + 1023) // 1024 * 1024
+
+
+def test_prefault_makes_huge_pages_that_every_process_maps_at_once(arena):
+    populating = Prefault(arena)
+    assert populating.wait(30)
+    if populating.refused:
+        pytest.skip(f"huge pages of shared memory: {os.strerror(populating.refused)}")
+    assert populating.huge_bytes == 4 * CHUNK_BYTES
+    code = """
+        import sys
+        from lifl.shm.arena import Arena
+        arena = Arena.attach(sys.argv[1])
+        arena.window(0, arena.arena_bytes)[:: 2 << 20].tobytes()
+        with open("/proc/self/smaps") as smaps:
+            print(sum(int(line.split()[1]) for line in smaps if line.startswith("ShmemPmdMapped:")))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), arena.name]
+    shown = subprocess.run(command, capture_output=True, check=True, text=True, timeout=60).stdout
+    assert int(shown) * 1024 == 4 * CHUNK_BYTES
+
+
+@pytest.mark.parametrize(("code", "asked"), [(errno.EINVAL, 1), (errno.ENOMEM, SCARCE_MAX + 1), (errno.EBUSY, 100)])
+def test_huge_pages_that_cannot_be_had_are_not_asked_for_without_end(name, code, asked, monkeypatch):
+    arena = Arena.create(name, 100 * CHUNK_BYTES, NODE, ENTRIES)
+    calls = []
+
+    def collapse(chunk):
+        calls.append(len(chunk))
+        return code
+
+    monkeypatch.setattr(prefault, "collapse", collapse)
+    populating = Prefault(arena)
+    assert populating.wait(60)
+    assert len(calls) == asked
+    assert populating.done_bytes == arena.arena_bytes
+    assert populating.huge_bytes == 0
+    assert arena.close(unlink=True)
 
 
 def test_prefault_maps_all_of_the_arena_and_changes_nothing_that_others_write(arena):
@@ -330,11 +380,11 @@ def test_prefault_stops_after_its_chunk_and_then_holds_nothing(name, monkeypatch
     arena = Arena.create(name, 64 * CHUNK_BYTES, NODE, ENTRIES)
     made, stopped = threading.Event(), threading.Event()
 
-    def advise(view, advice):
+    def populate(view):
         made.set()
         assert stopped.wait(30)
 
-    monkeypatch.setattr(prefault, "_advise", advise)
+    monkeypatch.setattr(prefault, "populate", populate)
     populating = Prefault(arena)
     assert made.wait(30)
     monkeypatch.setattr(populating._thread, "join", stopped.set)  # the stop is told, then waits
@@ -355,10 +405,10 @@ def test_an_arena_closed_under_a_prefault_stays_mapped_until_it_ends(name):
 
 
 def test_memory_that_runs_out_under_a_prefault_is_told(arena, monkeypatch):
-    def advise(view, advice):
+    def populate(view):
         raise ResourceFault("no memory")
 
-    monkeypatch.setattr(prefault, "_advise", advise)
+    monkeypatch.setattr(prefault, "populate", populate)
     populating = Prefault(arena)
     assert populating.wait(30)
     assert isinstance(populating.error, ResourceFault)
@@ -368,8 +418,6 @@ def test_memory_that_runs_out_under_a_prefault_is_told(arena, monkeypatch):
 def test_prefault_ends_at_the_arena(arena):
     with pytest.raises(LocalFault):
         Prefault(arena, arena.arena_bytes + 1)
-    with pytest.raises(LocalFault):
-        populate_read(arena, arena.arena_bytes, PAGE_BYTES)
     some = Prefault(arena, CHUNK_BYTES + 1)
     assert some.wait(30)
     assert some.done_bytes == CHUNK_BYTES + 1

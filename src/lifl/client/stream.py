@@ -7,7 +7,6 @@ their array.  Over AF_UNIX the arena's descriptor may come along with a frame.
 from __future__ import annotations
 
 import array
-import mmap
 import os
 import select
 import socket
@@ -16,6 +15,8 @@ from collections.abc import Callable, Sequence
 from lifl.core import messages as m
 from lifl.core.errors import LocalFault, Refused, RemoteFault
 from lifl.core.wire import FrameDecoder, encode
+from lifl.shm.layout import PAGE_BYTES
+from lifl.shm.mapping import map_segment, populate
 
 Progress = Callable[[int, int], None]
 """Called with (bytes sent, all bytes)."""
@@ -29,7 +30,6 @@ SEND_BYTES = 4 * 1024 * 1024
 RECEIVE_BYTES = 1024 * 1024
 KEEPALIVE_IDLE_S = 30
 UNACKNOWLEDGED_S = 60
-_MADV_POPULATE_WRITE = 23
 
 
 def connect(address: str, patience_s: float = GREETING_S) -> socket.socket:
@@ -67,7 +67,7 @@ class Stream:
         self.is_local = self._sock.family == socket.AF_UNIX
         self._decoder: FrameDecoder[m.ToClient] = FrameDecoder(m.ToClient)
         self._descriptors: list[int] = []
-        self._arena: mmap.mmap | None = None
+        self._arena: memoryview | None = None
 
     def greet(self, client: str, direct: bool) -> None:
         """Says Hello and takes the answer.  Raises `Refused` too."""
@@ -120,14 +120,12 @@ class Stream:
         if self._arena is None:
             if not self._descriptors:
                 raise RemoteFault("the node lets us write to its arena but sent no descriptor of it")
-            self._arena = mmap.mmap(self._descriptors[0], 0)
+            descriptor = self._descriptors[0]
+            _, self._arena = map_segment(descriptor, os.fstat(descriptor).st_size)
         self._close_descriptors()
-        begin = offset // mmap.PAGESIZE * mmap.PAGESIZE
-        try:
-            self._arena.madvise(_MADV_POPULATE_WRITE, begin, offset + nbytes - begin)
-        except OSError:  # before Linux 5.14: the pages come one by one
-            pass
-        return memoryview(self._arena)[offset : offset + nbytes]
+        begin = offset // PAGE_BYTES * PAGE_BYTES
+        populate(self._arena[begin : offset + nbytes])
+        return self._arena[offset : offset + nbytes]
 
     def check_connected(self) -> None:
         """Raises `ConnectionResetError` when the peer has closed or died, also behind messages not yet read."""

@@ -18,7 +18,6 @@ daemon: what was UPDATE and WRITING stays so until the new daemon frees it.
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import stat
 import struct
@@ -32,6 +31,7 @@ from lifl.core.ids import Key, Kind
 from lifl.shm import layout
 from lifl.shm.allocator import Allocator
 from lifl.shm.layout import ENTRIES_DEFAULT, ENTRIES_MAX, PAGE_BYTES, Entry, Header, State
+from lifl.shm.mapping import map_segment
 
 SHM_FOLDER = "/dev/shm"
 
@@ -54,15 +54,14 @@ class Arena:
     `fd` is the segment's descriptor, to hand to processes that `attach_fd`; it stays the arena's.
     """
 
-    def __init__(self, name: str, fd: int, header: Header, mapping: mmap.mmap) -> None:
+    def __init__(self, name: str, fd: int, header: Header) -> None:
         self.name = name
         self.fd = fd
         self.node = header.node
         self.arena_bytes = header.arena_bytes
         self.entries = header.entries
         self._data_offset = header.data_offset
-        self._map = mapping
-        self._view = memoryview(mapping)
+        self._map, self._view = map_segment(fd, header.arena_bytes)
         self._words = self._view.cast("I")
         self._longs = self._view.cast("Q")
         self._allocator: Allocator | None = None
@@ -91,8 +90,8 @@ class Arena:
             raise ResourceFault(f"cannot create shared-memory segment {name}: {error}") from error
         try:
             _reserve(segment.fd, header.arena_bytes)
-            arena = cls(name, segment.fd, header, mmap.mmap(segment.fd, header.arena_bytes))
-            layout.HEADER.pack_into(arena._map, 0, *header)
+            arena = cls(name, segment.fd, header)
+            layout.HEADER.pack_into(arena._view, 0, *header)
             arena._longs[layout.EPOCH_OFFSET // 8] = 1
             arena._longs[layout.INITIALISED_OFFSET // 8] = layout.INITIALISED
         except BaseException:
@@ -180,7 +179,7 @@ class Arena:
         expected = (layout.TABLE_OFFSET, layout.data_offset(header.entries))
         if places != expected or not header.data_offset < header.arena_bytes == about.st_size:
             raise SegmentUnusable(_damaged(name, f"its header does not fit its {about.st_size} bytes: {header}"))
-        return cls(name, fd, header, mmap.mmap(fd, header.arena_bytes))
+        return cls(name, fd, header)
 
     def _manage(self, extents: list[tuple[int, int]]) -> None:
         """Makes this process the one that allocates."""

@@ -1,94 +1,38 @@
-"""Pages that are mapped before they are needed.
-
-The first touch of a page of the arena in a process is a fault; the first touch at all also clears the page.
-Both happen in the middle of a `recv_into` or a fold unless somebody did it before.
-`madvise(MADV_POPULATE_*)` (Linux 5.14) does it for a whole range in one call, which runs without the
-interpreter's lock and never changes contents, so it may run while others write the same pages.
-
-WRITE is the faster for pages that nobody has touched yet, READ for pages that are in memory already: it
-maps the neighbours of a page along with it, and in a shared mapping what it maps is writable too.  So: the
-process that writes first (the gateway) populates the arena by `Prefault` once, at lowest priority; workers
-call `populate_read` for what they are about to read or write.
-
-An older kernel refuses the advice; then one byte of each page is read instead, which has the same effect
-more slowly.
-"""
+"""The arena's pages, made ready in the background by the process that writes to them first (the gateway)."""
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import threading
-from enum import IntEnum
 
 from lifl.core.errors import ResourceFault
 from lifl.shm.arena import Arena
-from lifl.shm.layout import PAGE_BYTES
+from lifl.shm.mapping import HUGE_PAGE_BYTES, collapse, populate
 
-CHUNK_BYTES = 1 << 20
-"""Advised at a time: a millisecond at most, for which munmap and mmap in this process wait."""
+CHUNK_BYTES = HUGE_PAGE_BYTES
+"""Populated, then made one huge page, at a time: a millisecond or two, for which munmap and mmap in this process wait.
+Populating first is not needed, but the kernel is four times as fast then."""
+SCARCE_MAX = 64
+"""Chunks in a row for which the machine has no huge page, after which no more is asked for."""
 _NICE_LOWEST = 19
-
-
-class _Advice(IntEnum):
-    POPULATE_READ = 22
-    POPULATE_WRITE = 23
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-
-
-def populate_read(arena: Arena, offset: int, nbytes: int) -> None:
-    """Maps the pages of bytes `offset` to `offset + nbytes` of the segment into this process.
-
-    Raises `LocalFault` when they are not in the arena, `ResourceFault` when memory is short.
-    """
-    _populate(arena, offset, nbytes, _Advice.POPULATE_READ)
-
-
-def populate_write(arena: Arena, offset: int, nbytes: int) -> None:
-    """Like `populate_read`, faster where the pages have never been touched by any process."""
-    _populate(arena, offset, nbytes, _Advice.POPULATE_WRITE)
-
-
-def _populate(arena: Arena, offset: int, nbytes: int, advice: _Advice) -> None:
-    begin = offset // PAGE_BYTES * PAGE_BYTES
-    with arena.window(begin, offset + nbytes - begin) as view:
-        _advise(view, advice)
-
-
-def _advise(view: memoryview, advice: _Advice) -> None:
-    """`view` begins at a page.  While this runs `view` holds the mapping, so the address stays ours."""
-    if not view:
-        return
-    address = ctypes.addressof(ctypes.c_char.from_buffer(view))
-    while _libc.madvise(address, len(view), advice):
-        code = ctypes.get_errno()
-        if code == errno.EINVAL:
-            view[::PAGE_BYTES].tobytes()
-            return
-        if code != errno.EINTR:
-            raise ResourceFault(
-                f"cannot populate {len(view)} bytes of the arena: {os.strerror(code)}; is memory short?"
-            )
 
 
 class Prefault:
     """A thread that populates the whole arena, lowest addresses first, in this process at lowest priority.
 
-    It ends by itself; `stop` before `Arena.close` lets the mapping go at once.  `error` tells why it gave
-    up.
+    It ends by itself; `stop` before `Arena.close` lets the mapping go at once.  `huge_bytes` of the `done_bytes` have
+    become huge pages, `refused` is the error number that ended this (0: nothing did), `error` tells why it gave up.
     """
 
     def __init__(self, arena: Arena, nbytes: int | None = None) -> None:
-        """`nbytes` from the segment's start are populated, by default all.  Raises `LocalFault` beyond the
-        arena.
-        """
+        """`nbytes` from the segment's start are populated, by default all.  Raises `LocalFault` beyond the arena."""
         self._view = arena.window(0, arena.arena_bytes if nbytes is None else nbytes)
         self._stop = threading.Event()
+        self._scarce = 0
         self.done_bytes = 0
+        self.huge_bytes = 0
+        self.refused = 0
         self.error: ResourceFault | None = None
         self._thread = threading.Thread(target=self._run, name="prefault", daemon=True)
         self._thread.start()
@@ -111,7 +55,18 @@ class Prefault:
                     if self._stop.is_set():
                         return
                     with view[begin : begin + CHUNK_BYTES] as chunk:
-                        _advise(chunk, _Advice.POPULATE_WRITE)
+                        populate(chunk)
+                        self._collapse(chunk)
                         self.done_bytes = begin + len(chunk)
             except ResourceFault as error:
                 self.error = error
+
+    def _collapse(self, chunk: memoryview) -> None:
+        if self.refused or len(chunk) < HUGE_PAGE_BYTES:
+            return
+        code = collapse(chunk)
+        if not code:
+            self.huge_bytes += len(chunk)
+        self._scarce = self._scarce + 1 if code == errno.ENOMEM else 0
+        if code == errno.EINVAL or self._scarce > SCARCE_MAX:
+            self.refused = code

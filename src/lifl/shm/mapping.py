@@ -1,0 +1,101 @@
+"""A segment mapped where the processor can address it by huge pages, and its pages made ready before they are needed.
+
+**The address.**  Python's `mmap` lets the kernel choose the address, which for a segment is a multiple of 4 KiB.  A
+huge page of the segment can be mapped as one only where the address and the place in the segment are both multiples
+of its size.  So a little more than the segment is reserved as private memory that is never touched, and the segment
+is mapped over the first multiple of 2 MiB in it.  The reservation stays the owner: closing it unmaps all of it, and
+not before the last view has gone.
+
+**Pages.**  The first touch of a page in a process is a fault; the first touch at all also clears the page.  Both
+happen in the middle of a `recv_into` or a fold unless somebody did it before: `populate` (MADV_POPULATE_WRITE, Linux
+5.14) does it in one call, without the interpreter's lock and without changing contents, so it may run while others
+write the same pages.  `collapse` (MADV_COLLAPSE, Linux 6.1) makes one huge page of 512 small ones; it needs no right
+and no setting of the system but that shared memory is not denied huge pages.  Then one fault maps 2 MiB, in every
+process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+
+from lifl.core.errors import ResourceFault
+
+HUGE_PAGE_BYTES = 2 << 20
+"""A huge page of x86-64, and of arm64 with pages of 4 KiB."""
+_MAP_FIXED = 0x10
+_MAP_NORESERVE = 0x4000  # Linux's, not in Python 3.11
+_POPULATE_WRITE = 23
+_COLLAPSE = 25
+_TRIES = 3
+_FAILED = ctypes.c_void_p(-1).value
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+def map_segment(fd: int, nbytes: int) -> tuple[mmap.mmap, memoryview]:
+    """The first `nbytes` of `fd`, shared, readable and writable: the owner to close, and the view of them.
+
+    Raises `ResourceFault` when there is no room for the mapping.
+    """
+    try:
+        owner = mmap.mmap(-1, nbytes + HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+    except OSError as error:
+        raise ResourceFault(f"cannot map {nbytes} bytes of shared memory: {error}") from error
+    begin = -ctypes.addressof(ctypes.c_char.from_buffer(owner)) % HUGE_PAGE_BYTES
+    address = ctypes.addressof(ctypes.c_char.from_buffer(owner, begin))
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    if _libc.mmap(address, nbytes, access, mmap.MAP_SHARED | _MAP_FIXED, fd, 0) == _FAILED:
+        code = ctypes.get_errno()
+        owner.close()
+        raise ResourceFault(f"cannot map {nbytes} bytes of shared memory: {os.strerror(code)}")
+    return owner, memoryview(owner)[begin : begin + nbytes]
+
+
+def populate(view: memoryview) -> None:
+    """Maps the pages of `view`, which begins at a page, into this process.  Raises `ResourceFault` when memory is
+    short.
+
+    A kernel that does not know the advice is served by reading a byte of each page, with the same effect more slowly.
+    """
+    code = _advise(view, _POPULATE_WRITE)
+    if code == errno.EINVAL:
+        view[:: mmap.PAGESIZE].tobytes()
+    elif code:
+        raise ResourceFault(f"cannot populate {len(view)} bytes of the arena: {os.strerror(code)}; is memory short?")
+
+
+def collapse(view: memoryview) -> int:
+    """Makes one huge page of `view`, whole pages of 2 MiB of a segment; 0, or the error number that tells why not.
+
+    ENOMEM: the machine has no such piece of memory in a row.  EINVAL: this kernel does not do it for shared memory.
+    """
+    for _ in range(_TRIES):
+        code = _advise(view, _COLLAPSE)
+        if code not in (errno.EAGAIN, errno.EBUSY):  # somebody held one of the pages
+            break
+    return code
+
+
+def _advise(view: memoryview, advice: int) -> int:
+    """The error number of madvise, or 0.  While it runs `view` holds the mapping, so the address stays ours."""
+    if not view:
+        return 0
+    address = ctypes.addressof(ctypes.c_char.from_buffer(view))
+    while _libc.madvise(address, len(view), advice):
+        code = ctypes.get_errno()
+        if code != errno.EINTR:
+            return code
+    return 0
