@@ -33,6 +33,10 @@ RECYCLING = {
 TUNED = ", recycling malloc"
 """How the name of a variant ends that runs with `RECYCLING`."""
 SAMPLE_S = 0.02
+ALSO: dict[str, tuple[str, ...]] = {"LIFL": ("eager, flat, sockmap",)}
+"""Variants, by system, that are measured beside the recommended one where not all are: fewer hops, for one node."""
+MEMORY_SHARE = 0.8
+"""Of the memory that is free, for what the benchmark starts."""
 
 
 class Arrival(NamedTuple):
@@ -93,6 +97,9 @@ class System(Protocol):
 
     def missing(self) -> str:
         """Why it cannot run here and what to install; empty when it can."""
+
+    def needs_bytes(self, workload: Workload, clients: int) -> float:
+        """Memory that a round of all clients takes at the worst, of servers and clients."""
 
     def start(self, workload: Workload, clients: int, variant: str, folder: Path) -> None:
         """Starts the servers, and processes for `clients` clients; `folder` is empty and the system's own."""

@@ -78,15 +78,21 @@ class Lifl:
     def missing(self) -> str:
         return ""
 
+    def needs_bytes(self, workload: Workload, clients: int) -> float:
+        return self._arena_bytes(workload, clients)
+
+    @staticmethod
+    def _arena_bytes(workload: Workload, clients: int) -> int:
+        return max((clients + SPARE_OBJECTS) * (workload.nbytes + (1 << 20)), 64 << 20)
+
     def start(self, workload: Workload, clients: int, variant: str, folder: Path) -> None:
         self._workload = workload
         self._settings = VARIANTS[variant]
         self._state = folder / "state"
         self._model = folder / "model.safetensors"
         save_file({name: np.zeros(shape, np.float32) for name, shape in workload.tensors}, self._model)
-        arena_bytes = max((clients + SPARE_OBJECTS) * (workload.nbytes + (1 << 20)), 64 << 20)
         command = [*LIFL, "up", "-d", "--json", "--state", str(self._state), "--listen", "127.0.0.1:0"]
-        command += ["--arena-bytes", str(arena_bytes), "--redirector", self._settings.get("redirector", "sockmap")]
+        command += ["--arena-bytes", str(self._arena_bytes(workload, clients)), "--redirector", self._settings.get("redirector", "sockmap")]
         options = {"env": environment(variant), "stdout": subprocess.PIPE, "timeout": COMMAND_S, "process_group": 0}
         with uninterrupted():
             self._node = json.loads(subprocess.run(command, check=True, **options).stdout)
@@ -140,7 +146,7 @@ class Lifl:
             sent.cpu_s,
             watch.peak_bytes,
             receipt["arena_peak_bytes"],
-            self._workload.error(flat, clients),
+            self._workload.error(flat, sent.clients),
             durable_s,
             watch.rest_bytes,
             f"workers: {receipt['workers_cold']} cold, {receipt['workers_warm']} warm,"
@@ -202,13 +208,14 @@ class Trainer:
         self._client = Client(gateway, job=job, client=f"c{client}")
         self._round = next(self._client.rounds())
 
-    def send(self) -> None:
+    def send(self) -> bool:
         if self._dying:
             self._client.close()
-            return
+            return False
         done = self._round.submit(self._workload.update(self._number), self._workload.weight(self._number))
         if not done.accepted and not self._may_be_late:
             raise RuntimeError(f"client {self._number} was not taken: {done.reason}")
+        return done.accepted
 
     def close(self) -> None:
         self._client.close()
