@@ -37,7 +37,7 @@ class Sender(Protocol):
 
 
 class Sent:
-    """How a round went for the clients whose updates were taken: instants in seconds from `begin_ns`, CPU seconds of their processes."""
+    """How a round went for the `clients` whose updates were taken: instants in seconds from `begin_ns`, CPU seconds."""
 
     def __init__(self, begin_ns: int, times: Sequence[tuple[int, int, int]], cpu_seconds: float) -> None:
         self.begin_ns = begin_ns

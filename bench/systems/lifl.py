@@ -92,7 +92,8 @@ class Lifl:
         self._model = folder / "model.safetensors"
         save_file({name: np.zeros(shape, np.float32) for name, shape in workload.tensors}, self._model)
         command = [*LIFL, "up", "-d", "--json", "--state", str(self._state), "--listen", "127.0.0.1:0"]
-        command += ["--arena-bytes", str(self._arena_bytes(workload, clients)), "--redirector", self._settings.get("redirector", "sockmap")]
+        command += ["--arena-bytes", str(self._arena_bytes(workload, clients))]
+        command += ["--redirector", self._settings.get("redirector", "sockmap")]
         options = {"env": environment(variant), "stdout": subprocess.PIPE, "timeout": COMMAND_S, "process_group": 0}
         with uninterrupted():
             self._node = json.loads(subprocess.run(command, check=True, **options).stdout)

@@ -17,7 +17,7 @@ import report  # noqa: E402
 import section_rounds as rounds  # noqa: E402
 from measure import Target  # noqa: E402
 from systems.interface import TUNED, Context, Outcome, RoundResult, Table  # noqa: E402
-from systems.workload import BLOCK, from_json, resnet  # noqa: E402
+from systems.workload import BLOCK, Workload, from_json, resnet  # noqa: E402
 from traces import arrivals  # noqa: E402
 
 PATTERNS = ("at once", "steady", "bursts")
@@ -32,6 +32,9 @@ class Stands:
 
     def variants(self) -> list[str]:
         return self._variants
+
+    def needs_bytes(self, workload: Workload, clients: int) -> float:
+        return 2.0 * clients * workload.nbytes
 
 
 SYSTEMS = [Stands("LIFL", "eager", "lazy"), Stands("Flower", "stock", "stock" + TUNED)]
