@@ -8,6 +8,7 @@ take too long has only the first, which then counts (n is 1, and both figures ar
 Cells come in the order of what they tell.  Before a cell it is reckoned for each system by itself, from what it took
 before, whether it fits in the memory and in the time: one that does not is left out of that cell, with the reason, and
 the others run.  Each LIFL cell has two of its rows: the default (a tree), and flat, which is right for one node.
+LIFL's variants that are a job's own setting take turns on one node.
 Flower runs with a malloc that recycles only in the first cell: with it, it is slower than as installed.
 """
 
@@ -26,7 +27,7 @@ from typing import Any
 import msgspec
 import psutil
 from measure import Target, number
-from systems.interface import ALSO, MEMORY_SHARE, TUNED, Context, Outcome, Plot, RoundResult, System, Table
+from systems.interface import ALSO, MEMORY_SHARE, TUNED, Context, Outcome, Plot, RoundResult, Shares, System, Table
 from systems.workload import Workload, resnet
 from traces import arrivals
 
@@ -44,7 +45,7 @@ ROUNDS, ROUNDS_LATER = 3, 2
 SLOW_S, SLOW_S_PER_GB = 5.0, 3.0
 """A system whose first round in a cell took longer than both of these has no other one there: that one counts."""
 SYSTEM_S = 45.0
-"""A system may take so long in a cell, all in all, or is left out there; not in the first cells."""
+"""A system may take so long in a cell (or in cells that follow each other), or is left out; not in the first ones."""
 COMPARED_CLIENTS = 32
 ONCE_TUNED = ("Flower",)
 """Systems that run with a malloc that recycles only in the first cell."""
@@ -58,18 +59,22 @@ Kind = tuple[System, str]
 
 @dataclass
 class Entry:
-    """One system's rounds in one cell.  `around_s`: starting and ending it; `turns_s`: each round with all about it."""
+    """One system's rounds in one cell.
+
+    `around_s`: starting and ending it; `turns_s`: each round with all about it; `warm`: it has done another cell's.
+    """
 
     system: str
     variant: str
     results: list[RoundResult] = field(default_factory=list)
+    warm: bool = False
     around_s: float = 0.0
     turns_s: list[float] = field(default_factory=list)
 
     @property
     def counted(self) -> list[RoundResult]:
         """Without the first one, where there are others."""
-        return self.results[1:] or self.results
+        return self.results if self.warm else self.results[1:] or self.results
 
     def median(self, what: str) -> float:
         """Of a field, or of what `value` makes of two."""
@@ -103,7 +108,6 @@ class Grid:
     system_s: float = SYSTEM_S
     entries: list[Entry] = field(default_factory=list)
     together: bool = True
-    took_s: float = 0.0
 
     @property
     def title(self) -> str:
@@ -125,15 +129,16 @@ def run(context: Context) -> Outcome:
     """Runs the cells in order."""
     outcome = Outcome()
     done: list[Grid] = []
-    for grid in plan(context):
-        grid.kinds = chosen(grid, done, context, outcome)
-        if not grid.kinds:
+    for stand in plan(context):
+        kinds = chosen(stand, done, context, outcome)
+        if not kinds:
             continue
-        measure(grid, context, outcome)
-        if grid.entries:
-            done.append(grid)
-        spent = ", ".join(f"{e.system} {e.around_s:.0f} + {sum(e.turns_s):.0f}" for e in grid.entries)
-        print(f"{grid.title}: {grid.took_s:.0f} s ({spent}); {context.left_s():.0f} s left", flush=True)
+        begun_s = time.monotonic()
+        measure(stand, kinds, context, outcome)
+        done += [grid for grid in stand if grid.entries]
+        spent = ", ".join(f"{e.system} {e.around_s:.0f} + {sum(e.turns_s):.0f}" for g in stand for e in g.entries)
+        took_s = time.monotonic() - begun_s
+        print(f"{stand[0].title}: {took_s:.0f} s ({spent}); {context.left_s():.0f} s left", flush=True)
     outcome.tables = [_table(grid) for grid in done]
     outcome.plots = _plots(done)
     outcome.targets = [] if context.quick else targets(done, context.costs.get("read_bytes_per_s"))
@@ -148,14 +153,20 @@ def run(context: Context) -> Outcome:
     return outcome
 
 
-def plan(context: Context) -> list[Grid]:
-    """All cells, the most telling ones first; within a cell each system as it is recommended, then the other kinds."""
+def plan(context: Context) -> list[list[Grid]]:
+    """All cells, the most telling ones first; within a cell each system as it is recommended, then the other kinds.
+
+    Cells of one list are measured one after the other with the same systems, without starting them again.
+    """
     first = [(system, system.variants()[0]) for system in context.systems]
     every = [(system, variant) for system in context.systems for variant in system.variants()]
     if context.quick:
         small = resnet(18, context.seed, QUICK_WIDTH).saved(context.folder)
         untuned = [(system, variant) for system, variant in every if not variant.endswith(TUNED)]
-        return [Grid(small, QUICK_CLIENTS, "at once", untuned, 1), Grid(small, QUICK_CLIENTS, "bursts", first[:1], 1)]
+        return [
+            [Grid(small, QUICK_CLIENTS, "at once", untuned, 1)],
+            [Grid(small, QUICK_CLIENTS, pattern, first[:1], 1) for pattern in PATTERNS[1:]],
+        ]
     also = [(system, variant) for system, variant in every if variant in ALSO.get(system.name, ())]
     usual = [kind for one in first for kind in (one, *(other for other in also if other[0] is one[0]))]
     tuned = [
@@ -164,30 +175,31 @@ def plan(context: Context) -> list[Grid]:
         if variant + TUNED in system.variants() and system.name not in ONCE_TUNED
     ]
     models = [resnet(depth, context.seed).saved(context.folder) for depth in DEPTHS]
-    grids = [
-        Grid(models[0], VARIANT_CLIENTS, "at once", every, ROUNDS, system_s=float("inf")),
-        Grid(models[0], COMPARED_CLIENTS, "at once", usual + tuned, ROUNDS, system_s=float("inf")),
+    stands = [
+        [Grid(models[0], VARIANT_CLIENTS, "at once", every, ROUNDS, system_s=float("inf"))],
+        [Grid(models[0], COMPARED_CLIENTS, "at once", usual + tuned, ROUNDS, system_s=float("inf"))],
+        [Grid(models[0], PATTERN_CLIENTS, "at once", usual, ROUNDS_LATER)]
+        + [Grid(models[0], PATTERN_CLIENTS, pattern, usual, 1) for pattern in PATTERNS[1:]],
     ]
-    grids += [Grid(models[0], PATTERN_CLIENTS, pattern, usual, ROUNDS_LATER) for pattern in PATTERNS]
-    there = {(grid.workload.name, grid.clients) for grid in grids}
-    # Many clients of the smallest model, then from the middle of the sizes outwards.
-    rest = [(models[0], n) for n in (60, 100)] + [(models[1], 60), (models[2], 20), (models[1], 100), (models[2], 32)]
-    rest += [(model, n) for model in models[1:] for n in CLIENTS if (model, n) not in rest]
-    return grids + [Grid(model, n, "at once", usual, ROUNDS_LATER) for model, n in rest if (model.name, n) not in there]
+    # Something of each model, then many clients.
+    rest = [(18, 60), (152, 8), (34, 20), (18, 100), (34, 60), (152, 20), (34, 100), (152, 32)]
+    rest += [(depth, n) for depth in DEPTHS[1:] for n in CLIENTS if (depth, n) not in rest]
+    of = dict(zip(DEPTHS, models, strict=True))
+    return stands + [[Grid(of[depth], n, "at once", usual, ROUNDS_LATER)] for depth, n in rest]
 
 
-def chosen(grid: Grid, done: Sequence[Grid], context: Context, outcome: Outcome) -> list[Kind]:
+def chosen(stand: Sequence[Grid], done: Sequence[Grid], context: Context, outcome: Outcome) -> list[Kind]:
     """The kinds that fit, each by itself; the others are noted with the reason."""
-    free_bytes, left_s = psutil.virtual_memory().available, context.left_s()
+    grid = stand[0]
+    free_bytes, left_s = psutil.virtual_memory().available * MEMORY_SHARE, context.left_s()
     fit: list[Kind] = []
     why: list[str] = []
     for system, variant in grid.kinds:
         name = f"{system.name} ({variant})"
         needs_bytes = system.needs_bytes(grid.workload, grid.clients)
-        took_s = expected_s(grid, done, system.name, variant)
-        if needs_bytes > free_bytes * MEMORY_SHARE:
-            needs = f"needs about {needs_bytes / 1e9:.0f} GB"
-            why.append(f"{name} {needs}, {free_bytes * MEMORY_SHARE / 1e9:.0f} GB may be taken")
+        took_s = expected_s(stand, done, system.name, variant)
+        if needs_bytes > free_bytes:
+            why.append(f"{name} needs about {needs_bytes / 1e9:.0f} GB, {free_bytes / 1e9:.0f} GB may be taken")
         elif took_s > grid.system_s:
             why.append(f"{name} would take about {took_s:.0f} s, {grid.system_s:.0f} s is the limit for a system")
         elif took_s > left_s:
@@ -196,12 +208,14 @@ def chosen(grid: Grid, done: Sequence[Grid], context: Context, outcome: Outcome)
             fit.append((system, variant))
             left_s -= took_s
     if why:
-        outcome.absent.append(f"{grid.title}: {'; '.join(why)}")
+        title = grid.title + "".join(f", {other.pattern}" for other in stand[1:])
+        outcome.absent.append(f"{title}: {'; '.join(why)}")
     return fit
 
 
-def expected_s(grid: Grid, done: Sequence[Grid], system: str, variant: str) -> float:
-    """What a system will take in a cell, from the nearest that it has done; 0 when it has done none."""
+def expected_s(stand: Sequence[Grid], done: Sequence[Grid], system: str, variant: str) -> float:
+    """What a system will take in some cells, from the nearest that it has done; 0 when it has done none."""
+    grid = stand[0]
     known = [
         (g, e)
         for g in done
@@ -212,33 +226,40 @@ def expected_s(grid: Grid, done: Sequence[Grid], system: str, variant: str) -> f
         return 0.0
     near, entry = max(known, key=lambda each: (each[1].variant == variant, each[0].round_bytes))
     turn_s = max(entry.turns_s) * grid.round_bytes / near.round_bytes
-    span_s = arrivals(grid.pattern, grid.clients, grid.workload.nbytes, 0)[-1].at_s
-    rounds = 1 if turn_s > grid.slow_s else grid.rounds
-    return entry.around_s * max(1.0, grid.clients / near.clients) + rounds * (turn_s + span_s)
+    expected = entry.around_s * max(1.0, grid.clients / near.clients)
+    for each in stand:
+        span_s = arrivals(each.pattern, each.clients, each.workload.nbytes, 0)[-1].at_s
+        expected += (1 if turn_s > each.slow_s else each.rounds) * (turn_s + span_s)
+    return expected
 
 
-def measure(grid: Grid, context: Context, outcome: Outcome) -> None:
-    """Runs a cell: its systems side by side, or some after the others where memory does not suffice for that."""
-    begun_s = time.monotonic()
-    groups = grouped(grid, psutil.virtual_memory().available * MEMORY_SHARE)
-    grid.together = len(groups) == 1
-    for kinds in groups:
+def measure(stand: Sequence[Grid], kinds: Sequence[Kind], context: Context, outcome: Outcome) -> None:
+    """Runs cells: their systems side by side, or some after the others where memory does not suffice for that."""
+    groups = grouped(stand[0], kinds, psutil.virtual_memory().available * MEMORY_SHARE)
+    for group in groups:
         with ExitStack() as opened:
-            running = _started(opened, grid, kinds, context, outcome)
-            for turn in range(grid.rounds):
-                if turn and context.left_s() < 0:
-                    break
-                _take_turns(grid, running, context.seed, outcome)
-    grid.entries = [entry for entry in grid.entries if entry.results]
-    grid.took_s = time.monotonic() - begun_s
+            running = _started(opened, stand[0], group, context, outcome)
+            for grid in stand:
+                grid.together = len(groups) == 1
+                if grid is not stand[0]:
+                    running = [(one, Entry(entry.system, entry.variant, warm=True)) for one, entry in running]
+                grid.entries += [entry for _, entry in running]
+                for turn in range(grid.rounds):
+                    if context.left_s() < 0 and (turn or grid is not stand[0]):
+                        break
+                    _take_turns(grid, running, context.seed, outcome)
+    for grid in stand:
+        grid.entries = [entry for entry in grid.entries if entry.results]
 
 
-def grouped(grid: Grid, room_bytes: float) -> list[list[Kind]]:
+def grouped(grid: Grid, kinds: Sequence[Kind], room_bytes: float) -> list[list[Kind]]:
     """The kinds in their order, as many at a time as memory allows: each keeps what its last round took."""
     groups: list[list[Kind]] = []
     left_bytes = 0.0
-    for system, variant in grid.kinds:
+    for system, variant in kinds:
         needs_bytes = system.needs_bytes(grid.workload, grid.clients)
+        if groups and any(_shared(system, variant, *other) for other in groups[-1]):
+            needs_bytes = 0.0
         if not groups or needs_bytes > left_bytes:
             groups.append([])
             left_bytes = room_bytes
@@ -247,14 +268,22 @@ def grouped(grid: Grid, room_bytes: float) -> list[list[Kind]]:
     return groups
 
 
+def _shared(system: System, variant: str, other: System, its_variant: str) -> bool:
+    return system.name == other.name and isinstance(other, Shares) and other.shares(its_variant, variant)
+
+
 def _started(
     opened: ExitStack, grid: Grid, kinds: Sequence[Kind], context: Context, outcome: Outcome
 ) -> list[tuple[System, Entry]]:
     """Systems of their own, which end with `opened`; one that does not start is noted and the others go on."""
     running: list[tuple[System, Entry]] = []
     for system, variant in kinds:
-        one = type(system)()
         entry = Entry(system.name, variant)
+        there = [one for one, its in running if isinstance(one, Shares) and _shared(system, variant, one, its.variant)]
+        if there:
+            running.append((there[0].also(variant), entry))
+            continue
+        one = type(system)()
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="lb-", dir=context.folder)))
         begun_s = time.monotonic()
         opened.callback(_stop, one, entry)
@@ -264,7 +293,6 @@ def _started(
             outcome.failures.append(f"{grid.title}: {system.name}, {variant} did not start: {error!r}")
         else:
             running.append((one, entry))
-            grid.entries.append(entry)
         entry.around_s = time.monotonic() - begun_s
     return running
 
@@ -324,7 +352,7 @@ def _table(grid: Grid) -> Table:
                 number(entry.median("whole_s")),
                 number(entry.median("tail_s") * 1e3),
                 f"{number(min(tails))} – {number(max(tails))}",
-                number(value(entry.results[0], "tail_s") * 1e3),
+                "" if entry.warm else number(value(entry.results[0], "tail_s") * 1e3),
                 number(entry.median("cpu_s")),
                 number(entry.median("clients_cpu_s")),
                 f"{entry.median('peak_bytes') / 1e6:.0f} ({entry.median('grown_bytes') / 1e6:.0f})",

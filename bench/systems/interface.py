@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 import psutil
@@ -112,6 +112,17 @@ class System(Protocol):
 
     def stop(self) -> None:
         """Ends all that was started; may be called twice, and after a `start` that failed."""
+
+
+@runtime_checkable
+class Shares(Protocol):
+    """A system some of whose variants need no servers of their own: what differs is said round by round."""
+
+    def shares(self, variant: str, other: str) -> bool:
+        """Whether the servers of one variant can run the other, too."""
+
+    def also(self, variant: str) -> System:
+        """Another variant on the servers that were started; what ends them is the first one's `stop`."""
 
 
 # ---- sections of the report ----------------------------------------------------------------------------------------
