@@ -8,7 +8,8 @@ take too long has only the first, which then counts (n is 1, and both figures ar
 Cells come in the order of what they tell.  Before a cell it is reckoned for each system by itself, from what it took
 before, whether it fits in the memory and in the time: one that does not is left out of that cell, with the reason, and
 the others run.  Each LIFL cell has two of its rows: the default (a tree), and flat, which is right for one node.
-LIFL's variants that are a job's own setting take turns on one node.
+LIFL's variants that are a job's own setting take turns on one node, and the three kinds of arrival with 20 clients have
+the same servers: where a row has no first round, the servers had been warmed up by another row's.
 Flower runs with a malloc that recycles only in the first cell: with it, it is slower than as installed.
 """
 
@@ -61,7 +62,7 @@ Kind = tuple[System, str]
 class Entry:
     """One system's rounds in one cell.
 
-    `around_s`: starting and ending it; `turns_s`: each round with all about it; `warm`: it has done another cell's.
+    `around_s`: starting and ending it; `turns_s`: each round with all about it; `warm`: its servers had done rounds before.
     """
 
     system: str
@@ -281,6 +282,7 @@ def _started(
         entry = Entry(system.name, variant)
         there = [one for one, its in running if isinstance(one, Shares) and _shared(system, variant, one, its.variant)]
         if there:
+            entry.warm = True
             running.append((there[0].also(variant), entry))
             continue
         one = type(system)()
