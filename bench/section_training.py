@@ -43,7 +43,7 @@ from lifl.examples import digits
 
 NAME = "training"
 TITLE = "Training to an accuracy, with slow and dying clients"
-BUDGET_S = 295.0
+BUDGET_S = 340.0
 QUICK_BUDGET_S = 50.0
 CLIENTS, QUICK_CLIENTS = 100, 10
 ACCURACY = 0.85
@@ -54,6 +54,8 @@ FLOWER_TIMEOUT_S = 6.5
 """Flower looks every 3 s: the last look within this time is after 6 s, when all who live have sent at this size."""
 FASTER = {"SF": 1.6, "SL": 2.7}
 """How many times faster the paper reports its system to be, on larger models and another data set."""
+LATER_S = {"Flower": 90.0, "NVFlare": 65.0}
+"""What systems take with the small network whose hundred clients start slowly; they come last."""
 TRAINERS = 2
 """Threads that train devices before a round."""
 SAMPLES, SAMPLE = 16, 4096
@@ -166,31 +168,30 @@ class Devices:
 def run(context: Context) -> Outcome:
     """The small network through all systems, then the large one through those that can take it."""
     outcome = Outcome(data=[])
-    tasks = [SMALL, QUICK_LARGE if context.quick else LARGE]
+    large = QUICK_LARGE if context.quick else LARGE
     clients = QUICK_CLIENTS if context.quick else CLIENTS
-    for task in tasks:
+    early = [system for system in context.systems if system.name not in LATER_S]
+    late = [system for system in context.systems if system.name in LATER_S]
+    runs: dict[str, list[Run]] = {}
+    for task, systems in ((SMALL, early), (large, context.systems), (SMALL, late)):
         with tempfile.TemporaryDirectory(prefix="lb-", dir="/dev/shm") as folder:  # not written to a disk meanwhile
             devices = Devices(task, clients, context.seed, Path(folder))
-            runs = _through_all(task, devices, context, outcome)
-        outcome.tables.append(_table(task, runs, clients))
-        outcome.plots.append(
-            Plot(
-                f"training-{'large' if task.large else 'small'}",
-                f"{task.title}: accuracy on held-out images by time",
-                partial(_lines, runs),
-            )
-        )
-        outcome.targets += [] if context.quick else targets(task, runs)
-        outcome.data += [{"network": task.network.name, **msgspec.to_builtins(r)} for r in runs]
-    about = inspect.cleandoc(__doc__ or "").partition("\n\n")[2].replace("``", "`")
-    outcome.tables[-1].about = about
+            runs.setdefault(task.title, []).extend(_through(systems, task, devices, context, outcome))
+    for task in (SMALL, large):
+        found = runs[task.title]
+        outcome.tables.append(_table(task, found, clients))
+        title = f"{task.title}: accuracy on held-out images by time"
+        outcome.plots.append(Plot(f"training-{'large' if task.large else 'small'}", title, partial(_lines, found)))
+        outcome.targets += [] if context.quick else targets(task, found)
+        outcome.data += [{"network": task.network.name, **msgspec.to_builtins(run_)} for run_ in found]
+    outcome.tables[-1].about = inspect.cleandoc(__doc__ or "").partition("\n\n")[2].replace("``", "`")
     return outcome
 
 
-def _through_all(task: Task, devices: Devices, context: Context, outcome: Outcome) -> list[Run]:
+def _through(systems: Sequence[System], task: Task, devices: Devices, context: Context, outcome: Outcome) -> list[Run]:
     """One system after the other, each from the same first model."""
     runs: list[Run] = []
-    for system in context.systems:
+    for system in systems:
         more = [variant for variant in ALSO.get(system.name, ()) if variant in system.variants()]
         for variant in [system.variants()[0], *(more if task.large else [])]:
             one = type(system)()
@@ -217,6 +218,8 @@ def _why_not(one: System, devices: Devices, context: Context) -> str:
     round_bytes = devices.clients * devices.workload.nbytes
     pace = context.costs.get(f"{one.name}_bytes_per_s")  # of the rounds section
     expected_s = ROUNDS_EXPECTED * round_bytes / pace if pace else 0.0
+    if not context.quick:
+        expected_s += LATER_S.get(one.name, 0.0)
     if left_s <= expected_s:
         return f"would take {expected_s:.0f} s or more, {max(0, left_s):.0f} s of the time are left"
     needs = one.needs_bytes(devices.workload, devices.clients)
