@@ -39,6 +39,7 @@ from lifl.core.wire import encode
 from lifl.node.gateway_connection import LINGER_S, Connection, Shared, tune
 from lifl.node.gateway_content import Job
 from lifl.node.gateway_courier import Courier
+from lifl.node.gateway_readiness import Readiness
 from lifl.node.gateway_transfer import Movers
 from lifl.node.link import Link
 from lifl.shm.arena import Arena
@@ -74,7 +75,8 @@ class Gateway:
         link = Link(link_sock, m.ToGateway, self._on_message, self._on_link_closed)
         movers = Movers(MOVERS)
         checks = ThreadPoolExecutor(MOVERS, "check")
-        self._shared = Shared(link, arena, movers, checks, f"{arena.node:016x}")
+        readiness = Readiness()
+        self._shared = Shared(link, arena, movers, checks, readiness, f"{arena.node:016x}")
         self._courier = Courier(self._shared, self._start)
         prefault = Prefault(arena)
         accepting = [loop.create_task(self._accept(listener)) for listener in listeners]
@@ -96,6 +98,7 @@ class Gateway:
         await loop.run_in_executor(None, prefault.stop)
         checks.shutdown()
         movers.stop()
+        readiness.close()
         await link.flushed()
         link.close()
 

@@ -33,7 +33,8 @@ from lifl.core.ids import Key
 from lifl.core.members import unpack_members
 from lifl.core.wire import FRAME_BYTES_MAX, LENGTH_BYTES, FrameDecoder, encode
 from lifl.node.gateway_content import Content, Job
-from lifl.node.gateway_transfer import Movers, Receive, Send, Transfer, move
+from lifl.node.gateway_readiness import Readiness
+from lifl.node.gateway_transfer import Movers, Receive, Send, move
 from lifl.node.link import Link
 from lifl.shm.arena import Arena
 from lifl.shm.checksum import Checksum, checksum
@@ -53,6 +54,10 @@ HELLO_BYTES_MAX = 4096
 SMALL_FRAME_BYTES = 64 * 1024
 """Frames up to here are read from all clients at a time; longer ones are schemas, `LARGE_FRAMES_MAX` at a time."""
 LARGE_FRAMES_MAX = 8
+SMALL_BODY_BYTES = 256 * 1024
+"""Bodies up to here are received and checked (tens of microseconds) by the event loop's thread itself."""
+SOON_S = 1.0
+"""A small body that takes longer is left to the movers, which see whether it stalls."""
 WAITING_BYTES_MAX = 2 * FRAME_BYTES_MAX
 """What may wait for one client that reads slowly."""
 LINGER_S = 1.0
@@ -80,6 +85,7 @@ class Shared:
     arena: Arena
     movers: Movers
     checks: ThreadPoolExecutor
+    readiness: Readiness
     node: str
     jobs: dict[str, Job] = field(default_factory=dict)
     connections: dict[int, Connection] = field(default_factory=dict)
@@ -192,32 +198,51 @@ class Connection:
 
     async def _read(self) -> m.FromClient:
         """The next message.  Raises `RemoteFault`, `EOFError`, `TimeoutError` or `OSError`."""
-        head = await self._loop.sock_recv(self._sock, LENGTH_BYTES)
-        if not head:
-            raise EOFError("closed by the client")
+        while not await self._receive(LENGTH_BYTES, "closed by the client"):
+            pass
+        if (message := self._next_small()) is not None:  # nearly always: the whole frame has come at once
+            return message
         async with asyncio.timeout(FRAME_S):
-            while len(head) < LENGTH_BYTES:
-                head += await self._receive_some(LENGTH_BYTES - len(head))
-            self._decoder.feed(head)
-            length = self._decoder.missing_bytes
-            limit = self._shared.frame_bytes_max() if self.client else HELLO_BYTES_MAX
-            if length > limit:
-                raise RemoteFault(f"a frame announces {length} bytes; at most {limit} are taken here")
-            if length <= SMALL_FRAME_BYTES:
-                return await self._read_rest()
+            while self._missing_bytes() <= SMALL_FRAME_BYTES:
+                await self._receive(self._missing_bytes())
+                if (message := self._next_small()) is not None:
+                    return message
             async with self._shared.large_frames:
-                return await self._read_rest()
+                while (message := self._decoder.next_message()) is None:
+                    await self._receive(min(self._decoder.missing_bytes, SMALL_FRAME_BYTES))
+                return message
 
-    async def _read_rest(self) -> m.FromClient:
+    def _next_small(self) -> m.FromClient | None:
+        """The message that has begun, if the rest of its frame is here and not large."""
         while (message := self._decoder.next_message()) is None:
-            self._decoder.feed(await self._receive_some(min(self._decoder.missing_bytes, SMALL_FRAME_BYTES)))
+            missing_bytes = self._missing_bytes()
+            if missing_bytes > SMALL_FRAME_BYTES or not self._receive_now(missing_bytes):
+                return None
         return message
 
-    async def _receive_some(self, nbytes: int) -> bytes:
-        data = await self._loop.sock_recv(self._sock, nbytes)
+    def _missing_bytes(self) -> int:
+        missing_bytes = self._decoder.missing_bytes
+        if missing_bytes <= HELLO_BYTES_MAX:
+            return missing_bytes
+        limit = self._shared.frame_bytes_max() if self.client else HELLO_BYTES_MAX
+        if missing_bytes > limit:
+            raise RemoteFault(f"a frame announces {missing_bytes} bytes; at most {limit} are taken here")
+        return missing_bytes
+
+    async def _receive(self, nbytes: int, at_end: str = "closed by the client within a frame") -> bool:
+        """Waits for bytes of a frame, and takes at most `nbytes`; whether there were any."""
+        await self._shared.readiness.readable(self._sock)
+        return self._receive_now(nbytes, at_end)
+
+    def _receive_now(self, nbytes: int, at_end: str = "closed by the client within a frame") -> bool:
+        try:
+            data = self._sock.recv(nbytes)
+        except BlockingIOError:
+            return False
         if not data:
-            raise EOFError("closed by the client within a frame")
-        return data
+            raise EOFError(at_end)
+        self._decoder.feed(data)
+        return True
 
     # ---- what clients ask ------------------------------------------------------------------------------------------
 
@@ -401,8 +426,25 @@ class Connection:
         finally:
             self._shared.link.send(m.ModelSent(self.number, grant.key, sent_bytes))
 
-    async def _move(self, transfer: Transfer, stall_s: float) -> None:
+    async def _move(self, transfer: Receive, stall_s: float) -> None:
+        """Has a body received: a small one here, as soon as it is all there, without waking another thread."""
+        if transfer.total_bytes <= SMALL_BODY_BYTES and await self._receive_soon(transfer):
+            return
         await move(self._shared.movers, transfer, stall_s, self._stalled)
+
+    async def _receive_soon(self, body: Receive) -> bool:
+        """Whether all of it came within `SOON_S`; what has come is kept."""
+        try:
+            async with asyncio.timeout(SOON_S):
+                while not body.step():
+                    await self._shared.readiness.readable(self._sock)
+        except TimeoutError:
+            return False
+        except OSError:
+            body.finish()
+            raise
+        body.finish()
+        return True
 
     def _stalled(self) -> None:
         log.info("body.stalled conn=%d client=%s", self.number, self.client)
