@@ -30,11 +30,10 @@ from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import msgspec
 import uvloop
 
 from lifl.core import messages as m
-from lifl.core.errors import LiflError, RemoteFault, ResourceFault
+from lifl.core.errors import LiflError, ResourceFault
 from lifl.core.wire import encode
 from lifl.node.gateway_connection import LINGER_S, Connection, Shared, tune
 from lifl.node.gateway_content import Job
@@ -172,9 +171,9 @@ class Gateway:
                 shared.jobs[job] = Job(message)
             case m.JobForget(job):
                 shared.jobs.pop(job, None)
-            case m.Deliver(conn):
+            case m.Deliver(conn, encoded):
                 if (connection := shared.connections.get(conn)) is not None:
-                    connection.deliver(_to_client(message))
+                    connection.deliver(bytes(encoded))
             case m.Admitted(conn, key):
                 connection = shared.connections.get(conn)
                 if connection is None or not connection.granted(message):
@@ -197,14 +196,6 @@ class Gateway:
     def _stats(self) -> m.GatewayStats:
         shared = self._shared
         return m.GatewayStats(shared.received_bytes, shared.sent_bytes, 0, len(shared.connections), time.process_time())
-
-
-def _to_client(message: m.Deliver) -> m.ToClient:
-    try:
-        delivered: m.ToClient = msgspec.convert(message.message, type=m.ToClient)
-    except msgspec.ValidationError as error:
-        raise RemoteFault(f"lifld delivers what no client understands: {error}") from error
-    return delivered
 
 
 # ---- descriptors ---------------------------------------------------------------------------------------------------

@@ -26,12 +26,14 @@ from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import msgspec
+
 from lifl.core import messages as m
 from lifl.core.admission import check_submit
 from lifl.core.errors import Refused, RemoteFault, StaleKey
 from lifl.core.ids import Key
 from lifl.core.members import unpack_members
-from lifl.core.wire import FRAME_BYTES_MAX, LENGTH_BYTES, FrameDecoder, encode
+from lifl.core.wire import FRAME_BYTES_MAX, LENGTH_BYTES, FrameDecoder, encode, framed
 from lifl.node.gateway_content import Content, Job
 from lifl.node.gateway_readiness import Readiness
 from lifl.node.gateway_transfer import Movers, Receive, Send, move
@@ -72,6 +74,7 @@ KEEPALIVE_PROBES = 3
 UNACKNOWLEDGED_S = 60.0
 """A peer that acknowledges nothing for so long is gone."""
 _CREDENTIALS = struct.Struct("3i")
+_TO_CLIENT = msgspec.msgpack.Decoder(m.ToClient)
 
 Waiting = tuple[memoryview, int]
 """The rest of a frame, and the descriptor that goes with its first byte (-1: none)."""
@@ -282,14 +285,18 @@ class Connection:
         self._answer.set_result(grant)
         return True
 
-    def deliver(self, message: m.ToClient) -> None:
+    def deliver(self, encoded: bytes) -> None:
         """The daemon has a message for the client; it may be the answer to a question."""
-        self.send(message)
-        if (
-            self._answer is not None
-            and not self._answer.done()
-            and isinstance(message, m.Accepted | m.Busy | m.Refusal)
-            and self._question in (None, (message.job, message.round))
+        self._send_frame(framed(encoded))
+        if self._answer is None or self._answer.done():
+            return
+        try:
+            message = _TO_CLIENT.decode(encoded)
+        except msgspec.DecodeError as error:
+            raise RemoteFault(f"lifld delivers what no client understands: {error}") from error
+        if isinstance(message, m.Accepted | m.Busy | m.Refusal) and self._question in (
+            None,
+            (message.job, message.round),
         ):
             self._answer.set_result(None)
 
@@ -426,10 +433,11 @@ class Connection:
         finally:
             self._shared.link.send(m.ModelSent(self.number, grant.key, sent_bytes))
 
-    async def _move(self, transfer: Receive, stall_s: float) -> None:
-        """Has a body received: a small one here, as soon as it is all there, without waking another thread."""
-        if transfer.total_bytes <= SMALL_BODY_BYTES and await self._receive_soon(transfer):
-            return
+    async def _move(self, transfer: Receive | Send, stall_s: float) -> None:
+        """Has a body moved; a small one is received here, as soon as it is all there: no other thread is woken."""
+        if isinstance(transfer, Receive) and transfer.total_bytes <= SMALL_BODY_BYTES:
+            if await self._receive_soon(transfer):
+                return
         await move(self._shared.movers, transfer, stall_s, self._stalled)
 
     async def _receive_soon(self, body: Receive) -> bool:
@@ -454,9 +462,12 @@ class Connection:
 
     def send(self, message: m.Message, descriptor: int = -1) -> None:
         """Sends a message, or puts it in line; a client that is too far behind is disconnected."""
+        self._send_frame(encode(message), descriptor)
+
+    def _send_frame(self, encoded: bytes, descriptor: int = -1) -> None:
         if self._shut:
             return
-        frame = memoryview(encode(message))
+        frame = memoryview(encoded)
         if self._flusher is None:
             try:
                 sent = self._send_now(frame, descriptor)
@@ -497,7 +508,7 @@ class Connection:
                     self._settle_model(None)
                 else:
                     async with asyncio.timeout(BODY_STALL_S):
-                        await self._send_frame(*item)
+                        await self._send_waiting(*item)
                     self._waiting_bytes -= len(item[0])
         except (OSError, TimeoutError) as error:
             failed = error
@@ -515,7 +526,7 @@ class Connection:
             else:
                 self._model_sent.set_exception(error)
 
-    async def _send_frame(self, frame: memoryview, descriptor: int) -> None:
+    async def _send_waiting(self, frame: memoryview, descriptor: int) -> None:
         if descriptor >= 0:
             while True:
                 try:

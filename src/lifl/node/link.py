@@ -30,7 +30,7 @@ CONGESTED_BYTES = 1024 * 1024
 """From here on a careful sender (`drained`) stops producing."""
 READ_BYTES = 256 * 1024
 _READ = memoryview(bytearray(READ_BYTES))
-"""Where links read to, one after the other in one thread: a fresh buffer for each read would cost more than the read."""
+"""Where all links read to, in turn: a fresh buffer for each read would cost more than the read itself."""
 
 
 class Link:
