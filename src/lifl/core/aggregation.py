@@ -45,7 +45,9 @@ class Aggregation:
 
     def open_leaves(self, branch: Branch) -> None:
         """Opens the leaves that the coming updates can fill, each with its whole path.  All or nothing: `ArenaFull`."""
-        self._open_paths(branch, branch.tree.leaves[: branch.leaves_needed])
+        needed = branch.leaves_needed
+        self._open_paths(branch, branch.tree.leaves[branch.leaves_opened : needed])
+        branch.leaves_opened = max(branch.leaves_opened, needed)
 
     def _open_paths(self, branch: Branch, tasks: list[Task]) -> None:
         opened: list[Task] = []
@@ -97,6 +99,7 @@ class Aggregation:
     def shut_leaves(self, branch: Branch) -> None:
         """Frees the outputs of leaves that the updates still coming cannot fill, so that others may use the room."""
         tree = branch.tree
+        branch.leaves_opened = min(branch.leaves_opened, branch.leaves_needed)
         for leaf in tree.leaves[branch.leaves_needed :]:
             for task in tree.path(leaf):
                 idle = task.state is TaskState.OPEN and not task.inputs and not task.adopted

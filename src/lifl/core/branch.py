@@ -61,6 +61,7 @@ class Branch:
         self.accepted: dict[str, Member] = {}
         self.unfed: deque[tuple[Key, Task | None]] = deque()
         self.in_leaves = 0  # updates that were given to leaves
+        self.leaves_opened = 0  # all before are open, with their paths
         self.closed = False
         self.sealed = False  # the top (or the root) is done
         self.cost = Cost()
@@ -90,4 +91,5 @@ class Branch:
     @property
     def leaves_unplaced(self) -> int:
         """How many of these have no worker yet."""
-        return sum(leaf.state in (TaskState.PLANNED, TaskState.OPEN) for leaf in self.tree.leaves[: self.leaves_needed])
+        begin, end = self.in_leaves // self.tree.fan_in, self.leaves_needed  # those before are full
+        return sum(leaf.state in (TaskState.PLANNED, TaskState.OPEN) for leaf in self.tree.leaves[begin:end])
