@@ -435,10 +435,12 @@ class Connection:
 
     async def _move(self, transfer: Receive | Send, stall_s: float) -> None:
         """Has a body moved; a small one is received here, as soon as it is all there: no other thread is woken."""
-        if isinstance(transfer, Receive) and transfer.total_bytes <= SMALL_BODY_BYTES:
-            if await self._receive_soon(transfer):
-                return
-        await move(self._shared.movers, transfer, stall_s, self._stalled)
+        if (
+            isinstance(transfer, Send)
+            or transfer.total_bytes > SMALL_BODY_BYTES
+            or not await self._receive_soon(transfer)
+        ):
+            await move(self._shared.movers, transfer, stall_s, self._stalled)
 
     async def _receive_soon(self, body: Receive) -> bool:
         """Whether all of it came within `SOON_S`; what has come is kept."""
