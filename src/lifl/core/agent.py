@@ -255,7 +255,7 @@ class Agent:
         self._inflight[key] = (site, branch, order)
         self.emit(fx.Grant(order.conn, key, packed))
         if not self.pool.full:
-            for worker in self.pool.prepare(branch.leaves_unplaced):
+            for worker in self.pool.prepare(branch.takers_unplaced):
                 self.emit(fx.ForkWorker(worker))
         return True
 

@@ -43,11 +43,11 @@ class Aggregation:
 
     # ---- outputs -------------------------------------------------------------------------------------------------
 
-    def open_leaves(self, branch: Branch) -> None:
-        """Opens the leaves that the coming updates can fill, each with its whole path.  All or nothing: `ArenaFull`."""
-        needed = branch.leaves_needed
-        self._open_paths(branch, branch.tree.leaves[branch.leaves_opened : needed])
-        branch.leaves_opened = max(branch.leaves_opened, needed)
+    def open_takers(self, branch: Branch) -> None:
+        """Opens the tasks that the coming updates can fill, each with its whole path.  All or nothing: `ArenaFull`."""
+        needed = branch.takers_needed
+        self._open_paths(branch, branch.tree.takers[branch.takers_opened : needed])
+        branch.takers_opened = max(branch.takers_opened, needed)
 
     def _open_paths(self, branch: Branch, tasks: list[Task]) -> None:
         opened: list[Task] = []
@@ -96,12 +96,12 @@ class Aggregation:
         task.address = 0
         task.move(TaskState.PLANNED)
 
-    def shut_leaves(self, branch: Branch) -> None:
-        """Frees the outputs of leaves that the updates still coming cannot fill, so that others may use the room."""
+    def shut_takers(self, branch: Branch) -> None:
+        """Frees the outputs of tasks that the updates still coming cannot fill, so that others may use the room."""
         tree = branch.tree
-        branch.leaves_opened = min(branch.leaves_opened, branch.leaves_needed)
-        for leaf in tree.leaves[branch.leaves_needed :]:
-            for task in tree.path(leaf):
+        branch.takers_opened = min(branch.takers_opened, branch.takers_needed)
+        for taker in tree.takers[branch.takers_needed :]:
+            for task in tree.path(taker):
                 idle = task.state is TaskState.OPEN and not task.inputs and not task.adopted
                 if idle and all(child.state is TaskState.PLANNED for child in task.children):
                     self._shut(task)
@@ -124,14 +124,15 @@ class Aggregation:
         tree = branch.tree
         while branch.unfed:
             key, taker = branch.unfed[0]
-            task = taker or tree.leaf_of(branch.in_leaves)
+            task = taker or tree.taker_of(branch.given)
             try:
                 self._open_paths(branch, [task])
             except ArenaFull as full:
                 self._fail_if_stuck(branch, full)
                 return
             branch.unfed.popleft()
-            branch.in_leaves += taker is None
+            branch.given += taker is None
+            task.taken += taker is None
             self.feed(branch, task, key)
 
     def _fail_if_stuck(self, branch: Branch, full: ArenaFull) -> None:
@@ -167,7 +168,7 @@ class Aggregation:
     def close(self, branch: Branch) -> None:
         """No more updates count: lower what the tasks expect, drop those that nothing will reach."""
         branch.closed = True
-        self._lowered(branch, branch.tree.close(branch.for_leaves))
+        self._lowered(branch, branch.tree.close(branch.to_take))
 
     def expect_partials(self, branch: Branch, partials: int) -> None:
         """So many partials come from other branches, no more."""
@@ -407,6 +408,8 @@ class Aggregation:
                 "state": SHOWN[task.state],
                 "inputs": len(task.inputs),
                 "expect": task.expect,
+                "updates": task.taken,
+                "updates_expect": task.updates,
                 "pid": task.pid or None,
                 "attempt": task.attempt,
                 "cpu_s": self.costs[task.address].cpu_s if task.address in self.costs else 0.0,

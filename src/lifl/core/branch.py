@@ -60,8 +60,8 @@ class Branch:
         self.inflight: dict[str, tuple[Key, Member]] = {}
         self.accepted: dict[str, Member] = {}
         self.unfed: deque[tuple[Key, Task | None]] = deque()
-        self.in_leaves = 0  # updates that were given to leaves
-        self.leaves_opened = 0  # all before are open, with their paths
+        self.given = 0  # updates that were given to their tasks
+        self.takers_opened = 0  # of the tree's takers, in order: these are open, with their paths
         self.closed = False
         self.sealed = False  # the top (or the root) is done
         self.cost = Cost()
@@ -72,24 +72,25 @@ class Branch:
         return self.number == 0
 
     def accept(self, client: str) -> None:
-        """Moves an update from in flight to accepted; it waits for its leaf in `unfed`."""
+        """Moves an update from in flight to accepted; it waits for its task in `unfed`."""
         key, member = self.inflight.pop(client)
         self.accepted[client] = member
         self.unfed.append((key, None))
 
     @property
-    def for_leaves(self) -> int:
-        """How many updates the leaves are to take of those that are accepted."""
-        return self.in_leaves + sum(task is None for _, task in self.unfed)
+    def to_take(self) -> int:
+        """How many of the accepted updates the tree is to take."""
+        return self.given + sum(task is None for _, task in self.unfed)
 
     @property
-    def leaves_needed(self) -> int:
-        """How many leaves the updates that are accepted or in flight can come to fill."""
-        coming = self.for_leaves + len(self.inflight)
-        return min(-(-coming // self.tree.fan_in), len(self.tree.leaves))
+    def takers_needed(self) -> int:
+        """How many of the tree's takers the updates that are accepted or in flight can come to fill."""
+        coming = self.to_take + len(self.inflight)
+        return self.tree.takers_of(coming)
 
     @property
-    def leaves_unplaced(self) -> int:
+    def takers_unplaced(self) -> int:
         """How many of these have no worker yet."""
-        begin, end = self.in_leaves // self.tree.fan_in, self.leaves_needed  # those before are full
-        return sum(leaf.state in (TaskState.PLANNED, TaskState.OPEN) for leaf in self.tree.leaves[begin:end])
+        waiting = (TaskState.PLANNED, TaskState.OPEN)
+        begin = max(self.tree.takers_of(self.given) - 1, 0)  # those before have all their updates
+        return sum(task.state in waiting for task in self.tree.takers[begin : self.takers_needed])
