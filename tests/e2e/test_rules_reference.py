@@ -176,4 +176,4 @@ def test_fan_in_does_not_change_the_model(node: Node) -> None:
         tail = min((CLIENTS - 1) % fan_in + 1, TAIL_MAX)  # the top takes it
         leaves = -(-(CLIENTS - tail) // fan_in)
         assert roles.count("leaf") == leaves and roles.count("top") == 1
-        assert roles.count("middle") == {5: 3, 3: 1, 2: 0, 1: 0}[leaves]
+        assert roles.count("middle") == {4: 3, 2: 1, 1: 0}[leaves]

@@ -101,7 +101,7 @@ class _Sums:
             folded = np.empty(size, dtype)
             rule.fold(folded, self._updates, self._weights, 0.0)
             self._partials, self._scales, self._updates = [*self._partials, folded], [*self._scales, 1.0], []
-        if not integer and len(partials) + len(updates) > 1:
+        if not integer and len(self._partials) + len(self._updates) > 1:
             # One pass less.  The mean of integers is divided last, so that one in the middle is rounded to even.
             self._scales = [scale / self._divisor for scale in self._scales]
             self._weights = [weight / self._divisor for weight in self._weights]
