@@ -10,8 +10,8 @@ Of the sockets that are ready the transfer that began first has its turn.  When 
 so become complete one after the other, not all at the end, and are folded while the others still arrive; it takes no
 longer in all.  Whoever waits for a turn is slowed by its own socket's window.
 
-What is received is checked in pieces of `PIECE_BYTES` right after the kernel wrote them, while they are in the
-core's cache; what is sent may be looked at in the same way.  The end of a transfer, good or bad, is told once, by
+What is received is looked at right after the kernel wrote it, while it is in the cache (`shm/arrival`, which also
+receives); what is sent may be looked at in the same way.  The end of a transfer, good or bad, is told once, by
 `done`; `move` waits for it in the event loop.
 """
 

@@ -7,9 +7,11 @@
  * patterns, a mask and the largest finite value, and one of two comparisons (lanes of 4 or 2 bytes).  GCC and Clang
  * make of these vectors what the target has: AVX2, or pairs of SSE2 or NEON registers.
  *
- * Receiving.  `lifl_receive` takes at most RECEIVE_BYTES at a time from the socket and looks at them before it takes
- * more: what the kernel has just written, and what it read for it, are in the L2 cache together.  No lock is taken
- * between two pieces; the caller (ctypes) has let the interpreter's lock go for the whole call. */
+ * Receiving.  `lifl_receive` takes what the socket has, at most RECEIVE_BYTES at a time, and looks at it before it takes
+ * more.  Pieces that fit in the L2 cache would be looked at twice as fast, which is 0.015 s of CPU per GB; but at the end
+ * of each call of `recv` the kernel does the work that came in meanwhile, acknowledges, and wakes the sender.
+ * Measured with 16 senders, receiver's CPU per GB: 0.23 s with 256 KiB, 0.17 with 1 MiB, 0.15 with 4 MiB.  No lock is
+ * taken between two pieces; the caller (ctypes) has let the interpreter's lock go for the whole call. */
 
 #include <errno.h>
 #include <stdint.h>
@@ -22,7 +24,7 @@
 #endif
 
 #define BLOCK_BYTES 65536
-#define RECEIVE_BYTES (1024 * 1024)
+#define RECEIVE_BYTES (4 * 1024 * 1024)
 #define VECTOR_BYTES 32
 #define STREAMS 4 /* vectors at a time: one addition need not wait for the one before it */
 #define MULTIPLIER 0x9E3779B97F4A7C15u

@@ -1,7 +1,7 @@
 """An object's bytes while they arrive from the front: checksum and finite check (`checksum` says what they are).
 
 `arrival(data, segments)` gives the compiled one (`arrival.c`) where it could be built, else NumPy's; the results are
-the same.  Compiled, one pass takes both, at the pace of the L2 cache, and `receive` takes pieces from a socket and
+the same.  Compiled, one pass takes both, at the pace of the cache, and `receive` takes pieces from a socket and
 looks at each at once, without the interpreter's lock from the first to the last.  In NumPy it is two passes, and each
 piece costs a change of that lock.
 
