@@ -25,7 +25,6 @@ import click
 
 from lifl.core.config import NodeConfig, split_address
 from lifl.core.errors import ResourceFault
-from lifl.shm.mapping import HUGE_PAGE_BYTES, collapse, map_segment, populate
 from lifl_cli.control import Control
 from lifl_cli.state import state_option
 from lifl_cli.text import size_text
@@ -92,6 +91,8 @@ def _shared_memory(_state_dir: Path) -> Iterator[Finding]:
 
 
 def _huge_pages(_state_dir: Path) -> Iterator[Finding]:
+    from lifl.shm.mapping import HUGE_PAGE_BYTES, collapse, map_segment, populate
+
     fd = os.memfd_create("lifl-doctor")  # the same kind of memory as the arena
     try:
         os.posix_fallocate(fd, 0, HUGE_PAGE_BYTES)

@@ -335,9 +335,7 @@ def _has_top(branch: Sequence[Mapping[str, Any]]) -> bool:
 def _branch_text(node: str, branch: Sequence[Mapping[str, Any]]) -> str:
     leaves = [task for task in branch if task["role"] == "leaf"]
     sealed = sum(task["state"] == "sealed" for task in leaves)
-    # The inputs of a sealed task are freed.
-    here = sum(task["expect"] if task["state"] == "sealed" else task["inputs"] for task in leaves)
-    updates = f"{here}/{sum(task['expect'] for task in leaves)} updates"
+    updates = f"{sum(t['updates'] for t in branch)}/{sum(t['updates_expect'] for t in branch)} updates"
     return f"node {node or '-'}  {updates}, {sealed} of {len(leaves)} leaves sealed"
 
 

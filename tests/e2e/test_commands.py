@@ -90,7 +90,7 @@ def check_receipt(receipt: dict, node: Node, oracle: OneHot) -> None:
     sealed_s, commit_s = receipt["last_accepted_to_sealed_s"], receipt["last_accepted_to_commit_s"]
     assert 0 <= sealed_s <= commit_s <= receipt["duration_s"] < 60
     roles = [task["role"] for task in receipt["tree"]]
-    assert [roles.count(role) for role in ("leaf", "middle", "top")] == [8, 1, 1]
+    assert [roles.count(role) for role in ("leaf", "middle", "top")] == [7, 1, 1]
     assert all(task["state"] == "sealed" and task["pid"] for task in receipt["tree"])
 
 
@@ -99,34 +99,33 @@ def test_top_shows_leaf_middle_and_top_as_processes(start_node: Callable[..., No
     with gated(node, "finish") as (keys, (gate,)):
         submit(node, "tree", oracle.model(), **keys)
         watch = Watch(node, "tree")
-        with fleet(node.address, "tree", N, oracle.update, held=[(3, 1)]) as team:
-            watch.wait("update.accepted", N - 1)
-            running = until("7 sealed leaves, the middle at the top", lambda: tree_of(node, sealed_leaves=7, at_top=1))
-            # One update is held back: its leaf and the top wait for it, each in a process of its own.
+        with fleet(node.address, "tree", N, oracle.update, held=[(3, 1), (4, 1), (5, 1)]) as team:
+            watch.wait("update.accepted", N - 3)
+            running = until("6 sealed leaves at the middle", lambda: tree_of(node, sealed_leaves=6, at_middle=6))
+            # Three are held back: one for a leaf, which waits for it as the middle does, each in a process of its own.
             (leaf,) = [task for task in running if task["role"] == "leaf" and task["state"] != "sealed"]
             (middle,) = [task for task in running if task["role"] == "middle"]
             (top,) = [task for task in running if task["role"] == "top"]
             assert (leaf["inputs"], leaf["expect"], leaf["state"]) == (1, 2, "running")
-            assert (middle["expect"], middle["state"]) == (7, "sealed")
-            assert (top["inputs"], top["expect"], top["state"]) == (1, 2, "running")
-            assert len({leaf["pid"], middle["pid"], top["pid"]} - {None}) >= 2
-            assert leaf["pid"] != top["pid"]
-            check_views(node, {"leaf": leaf["pid"], "top": top["pid"]})
+            assert (middle["inputs"], middle["expect"], middle["state"]) == (6, 7, "running")
+            assert (top["inputs"], top["expect"], top["state"]) == (0, 3, "waiting")
+            assert leaf["pid"] != middle["pid"]
+            check_views(node, {"leaf": leaf["pid"], "middle": middle["pid"]})
             team.release()
             gate.reached()
-            (top,) = [task for task in tree_of(node, sealed_leaves=8) or () if task["role"] == "top"]
-            assert (top["inputs"], top["expect"], top["state"]) == (2, 2, "running")
+            (top,) = [task for task in tree_of(node, sealed_leaves=7) or () if task["role"] == "top"]
+            assert (top["inputs"], top["expect"], top["state"]) == (3, 3, "running")
             check_views(node, {"top": top["pid"]})
             gate.open()
             team.join()
     oracle.check(node, "tree", team)
 
 
-def tree_of(node: Node, sealed_leaves: int, at_top: int = 0) -> list[dict] | None:
+def tree_of(node: Node, sealed_leaves: int, at_middle: int = 0) -> list[dict] | None:
     tree: list[dict] = ask(node, m.JobStatus("tree"))["now"]["tree"]
     leaves = sum(task["role"] == "leaf" and task["state"] == "sealed" for task in tree)
-    inputs = sum(task["inputs"] for task in tree if task["role"] == "top")
-    return tree if leaves == sealed_leaves and inputs >= at_top else None
+    inputs = sum(task["inputs"] for task in tree if task["role"] == "middle")
+    return tree if leaves == sealed_leaves and inputs >= at_middle else None
 
 
 def check_views(node: Node, roles: dict[str, int]) -> None:

@@ -518,8 +518,8 @@ class Cluster:
         if task is None or key in worker.seen[address]:
             return
         thing, output = host.store.things.get(key), host.store.things[Key.unpack(task.output)]
-        wanted = Kind.UPDATE if task.role == "leaf" else Kind.PARTIAL
-        if thing is None or (thing.job, thing.epoch, thing.kind) != (output.job, output.epoch, wanted):
+        wanted = {"leaf": (Kind.UPDATE,), "top": (Kind.UPDATE, Kind.PARTIAL)}.get(task.role, (Kind.PARTIAL,))
+        if thing is None or (thing.job, thing.epoch) != (output.job, output.epoch) or thing.kind not in wanted:
             return
         assert thing.sealed, "a task was sent the key of an unsealed object"
         worker.seen[address].append(key)

@@ -130,8 +130,9 @@ def test_the_table_of_nodes_tells_coordinator_state_and_load() -> None:
 
 def task(number: int, role: str, parent: int | None, node: str) -> dict[str, Any]:
     place = {"number": number, "parent_number": parent, "node": node, "pid": None}
-    state, inputs = ("sealed", 0) if role == "leaf" else ("running", 1)
-    return place | {"role": role, "state": state, "inputs": inputs, "expect": 2}
+    state, inputs, updates = ("sealed", 0, 2) if role == "leaf" else ("running", 1, int(role == "top"))
+    counts = {"inputs": inputs, "expect": 2, "updates": updates, "updates_expect": updates}
+    return place | counts | {"role": role, "state": state}
 
 
 def test_each_node_has_its_branch_below_the_node_with_the_top() -> None:
@@ -149,6 +150,7 @@ def test_each_node_has_its_branch_below_the_node_with_the_top() -> None:
     ]
     at_a, at_b = (next(d for text, d in depth.items() if text.startswith(f"node {name}")) for name in "ab")
     assert at_a < at_b
+    assert "node a  3/3 updates, 1 of 1 leaves sealed" in lines[0]
     assert "node b  2/2 updates, 1 of 1 leaves sealed" in lines[3]
 
 

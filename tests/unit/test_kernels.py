@@ -138,6 +138,27 @@ def test_what_is_not_finite_stays_so_and_where_it_is(dtype: str) -> None:
     assert np.isfinite(acc).sum() == 197
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rows", [1, 3, 9])
+@pytest.mark.parametrize("shift", [0, 5])
+def test_a_mean_tells_of_any_one_element_that_is_not_finite(dtype: str, rows: int, shift: int) -> None:
+    """Also where blocks are stored past the caches, in the rest of a block, and where only the sum overflows."""
+    size = (8 << 20) // np.dtype(dtype).itemsize + 81
+    memory = np.ones((rows, size + shift), dtype)
+    vectors = list(memory[:, shift:])
+    out = np.full(size + shift, np.nan, dtype)[shift:]
+    assert kernels.mean(out, vectors, [1.0 / rows] * rows)
+    np.testing.assert_allclose(out, 1.0, rtol=1e-6)
+    for at in (0, 63, 64, 16_383, 16_384, size // 2, size - 82, size - 1):
+        for value in (np.nan, np.inf, -np.inf):
+            vectors[-1][at] = value
+            assert not kernels.mean(out, vectors, [1.0 / rows] * rows)
+        vectors[-1][at] = np.finfo(dtype).max
+        assert not kernels.mean(out, vectors, [2.0] * rows)
+        vectors[-1][at] = 1.0
+    assert kernels.mean(out, vectors, [1.0 / rows] * rows)
+
+
 def test_narrow_types_are_not_summed_in_themselves() -> None:
     for dtype, value in (("float16", 60_000.0), ("bfloat16", 256.0), ("int8", 100), ("uint8", 255)):
         vectors = [np.full(3, value, kernels.numpy_dtype(dtype)) for _ in range(300)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import mmap
 import struct
+import tempfile
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401 - gives NumPy the dtype bfloat16
@@ -25,7 +27,7 @@ from lifl.core.modelfile import (
     state_pieces,
 )
 from lifl.core.schema import DTYPE_BYTES, Layout, TensorSpec
-from lifl.worker.files import read_file, write_file
+from lifl.worker.files import DIRECT_BYTES_MIN, read_file, write_file
 
 schemas = st.lists(
     st.tuples(st.sampled_from(tuple(DTYPE_BYTES)), st.lists(st.integers(1, 5), max_size=3).map(tuple)),
@@ -37,6 +39,29 @@ schemas = st.lists(
 def tensor_bytes(layout: Layout, data: bytes, index: int) -> bytes:
     tensor = layout.tensors[index]
     return data[layout.offsets[index] :][: tensor.size * DTYPE_BYTES[tensor.dtype]]
+
+
+@pytest.mark.parametrize("place", ["disk", "tmpfs"])
+@pytest.mark.parametrize("shift", [0, 64])
+def test_a_long_model_goes_past_the_page_cache_and_arrives_whole(place: str, shift: int, tmp_path: Path) -> None:
+    """From a place that a disk can take it from and from one that it cannot, to file systems that can and cannot."""
+    tensors = [TensorSpec("w", "float32", (DIRECT_BYTES_MIN // 2 + 77,)), TensorSpec("b", "int8", (3,))]
+    layout = Layout(tensors)
+    with mmap.mmap(-1, layout.data_bytes + shift) as memory:
+        memory[shift:] = data = np.random.default_rng(1).bytes(layout.data_bytes)
+        folder = tmp_path if place == "disk" else Path(tempfile.mkdtemp(dir="/dev/shm"))
+        path = folder / "model.safetensors"
+        try:
+            for _ in range(2):  # the second one replaces the first
+                with memoryview(memory) as view, view[shift:] as part:
+                    write_file(path, model_pieces(layout), {}, [part])
+            read = safetensors.numpy.load_file(path)
+        finally:
+            path.unlink(missing_ok=True)
+            if place == "tmpfs":
+                folder.rmdir()
+        assert read["w"].tobytes() == tensor_bytes(layout, data, 0)
+        assert read["b"].tobytes() == tensor_bytes(layout, data, 1)
 
 
 @settings(max_examples=60, deadline=None)

@@ -42,10 +42,12 @@ def merged(rule: Rule, partials: list[tuple[np.ndarray, float]]) -> tuple[np.nda
     return acc, whole
 
 
-def finish(rule: Rule, model: np.ndarray, partials: list, states: dict | None = None) -> tuple[Any, dict]:
+def finish(
+    rule: Rule, model: np.ndarray, partials: list, states: dict | None = None, updates: list | None = None
+) -> tuple[Any, dict]:
     out = np.empty_like(model)
-    new_states = {name: np.full_like(partials[0][0], np.nan) for name in rule.states}
-    finish_segment(rule, model, [p for p, _ in partials], [w for _, w in partials], out, states or {}, new_states)
+    new_states = {name: np.full(len(model), np.nan, ACCUMULATOR[model.dtype.name]) for name in rule.states}
+    finish_segment(rule, model, partials, updates or [], out, states or {}, new_states)
     return out, new_states
 
 
@@ -57,10 +59,11 @@ def finish(rule: Rule, model: np.ndarray, partials: list, states: dict | None = 
     fan_in=st.integers(1, 8),
     middle_fan_in=st.integers(2, 4),
     batches=st.integers(1, 4),
+    tail=st.integers(0, 3),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_any_tree_gives_the_weighted_mean(
-    dtype: str, size: int, weights: list[float], fan_in: int, middle_fan_in: int, batches: int, seed: int
+    dtype: str, size: int, weights: list[float], fan_in: int, middle_fan_in: int, batches: int, tail: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     rule = load_rule("fedavg", {})
@@ -71,13 +74,15 @@ def test_any_tree_gives_the_weighted_mean(
         low, high = max(info.min, -(2**30)), min(info.max, 2**30)
         updates = [rng.integers(low, high, size, endpoint=True).astype(dtype) for _ in weights]
     order = list(rng.permutation(len(weights)))
+    last = [(updates[i], weights[i]) for i in order[len(order) - tail :]] if tail else []
+    order = order[: len(order) - tail]
     level = [
         partial_of(rule, [updates[i] for i in leaf], [weights[i] for i in leaf], batches)
         for leaf in (order[at : at + fan_in] for at in range(0, len(order), fan_in))
     ]
     while len(level) > middle_fan_in:
         level = [merged(rule, level[at : at + middle_fan_in]) for at in range(0, len(level), middle_fan_in)]
-    model, _ = finish(rule, updates[0], level)
+    model, _ = finish(rule, updates[0], level, updates=last)
 
     wide = np.array([u.astype(np.float64) for u in updates])
     share = np.array(weights) / math.fsum(weights)
@@ -104,6 +109,10 @@ def test_integers_with_whole_weights_are_rounded_exactly(data: list[tuple[int, i
         partial_of(rule, [np.array([x], np.int8) for x, _ in part], [float(w) for _, w in part], 3) for part in parts
     ]
     model, _ = finish(rule, np.zeros(1, np.int8), partials)
+    with_tail, _ = finish(
+        rule, np.zeros(1, np.int8), partials[:1], updates=[(np.array([x], np.int8), float(w)) for x, w in data[cut:]]
+    )
+    assert with_tail[0] == model[0]
     from fractions import Fraction
 
     exact = Fraction(sum(x * w for x, w in data), sum(w for _, w in data))
@@ -118,6 +127,24 @@ def test_one_hot_every_member_stands_as_exactly_one() -> None:
     level = [merged(rule, level[:5]), merged(rule, level[5:])]
     model, _ = finish(rule, updates[0], level)
     assert (model * np.float32(count) == 1.0).all()
+
+
+def test_a_rules_own_fold_sees_the_last_updates_whole_too() -> None:
+    class Clipped(Rule):
+        """Brings each update to length 1: it must see all of it at once."""
+
+        def fold(self, acc: Any, updates: Any, weights: Any, keep: float) -> None:
+            kernels.fold(acc, [u / np.linalg.norm(u).astype(u.dtype) for u in updates], weights, keep)
+
+    rng = np.random.default_rng(1)
+    updates = list(rng.normal(size=(5, 1_000_000)).astype(np.float32))
+    rule = Clipped(None)
+    part = partial_of(rule, updates[:3], [1.0, 2.0, 3.0], 1)
+    model, _ = finish(rule, updates[0], [part], updates=[(updates[3], 4.0), (updates[4], 5.0)])
+    clipped = [w * u / np.linalg.norm(u) for u, w in zip(updates, (1, 2, 3, 4, 5), strict=True)]
+    np.testing.assert_allclose(model, sum(clipped) / 15, atol=1e-8)
+    model, _ = finish(rule, updates[0], [], updates=[(updates[3], 4.0), (updates[4], 5.0)])
+    np.testing.assert_allclose(model, sum(clipped[3:]) / 9, atol=1e-8)
 
 
 def test_the_mean_of_the_largest_floats_does_not_overflow() -> None:

@@ -7,6 +7,7 @@ their array.  Over AF_UNIX the arena's descriptor may come along with a frame.
 from __future__ import annotations
 
 import array
+import mmap
 import os
 import select
 import socket
@@ -15,7 +16,6 @@ from collections.abc import Callable, Sequence
 from lifl.core import messages as m
 from lifl.core.errors import LocalFault, Refused, RemoteFault
 from lifl.core.wire import FrameDecoder, encode
-from lifl.shm.layout import PAGE_BYTES
 from lifl.shm.mapping import map_segment, populate
 
 Progress = Callable[[int, int], None]
@@ -123,7 +123,7 @@ class Stream:
             descriptor = self._descriptors[0]
             _, self._arena = map_segment(descriptor, os.fstat(descriptor).st_size)
         self._close_descriptors()
-        begin = offset // PAGE_BYTES * PAGE_BYTES
+        begin = offset // mmap.PAGESIZE * mmap.PAGESIZE
         populate(self._arena[begin : offset + nbytes])
         return self._arena[offset : offset + nbytes]
 

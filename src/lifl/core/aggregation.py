@@ -43,9 +43,9 @@ class Aggregation:
 
     # ---- outputs -------------------------------------------------------------------------------------------------
 
-    def open_leaves(self, branch: Branch) -> None:
-        """Opens the leaves that the coming updates can fill, each with its whole path.  All or nothing: `ArenaFull`."""
-        self._open_paths(branch, branch.tree.leaves[: branch.leaves_needed])
+    def open_takers(self, branch: Branch) -> None:
+        """Opens the tasks that the coming updates can fill, each with its whole path.  All or nothing: `ArenaFull`."""
+        self._open_paths(branch, branch.tree.takers[: branch.takers_needed])
 
     def _open_paths(self, branch: Branch, tasks: list[Task]) -> None:
         opened: list[Task] = []
@@ -94,11 +94,11 @@ class Aggregation:
         task.address = 0
         task.move(TaskState.PLANNED)
 
-    def shut_leaves(self, branch: Branch) -> None:
-        """Frees the outputs of leaves that the updates still coming cannot fill, so that others may use the room."""
+    def shut_takers(self, branch: Branch) -> None:
+        """Frees the outputs of tasks that the updates still coming cannot fill, so that others may use the room."""
         tree = branch.tree
-        for leaf in tree.leaves[branch.leaves_needed :]:
-            for task in tree.path(leaf):
+        for taker in tree.takers[branch.takers_needed :]:
+            for task in tree.path(taker):
                 idle = task.state is TaskState.OPEN and not task.inputs and not task.adopted
                 if idle and all(child.state is TaskState.PLANNED for child in task.children):
                     self._shut(task)
@@ -121,14 +121,15 @@ class Aggregation:
         tree = branch.tree
         while branch.unfed:
             key, taker = branch.unfed[0]
-            task = taker or tree.leaf_of(branch.in_leaves)
+            task = taker or tree.taker_of(branch.given)
             try:
                 self._open_paths(branch, [task])
             except ArenaFull as full:
                 self._fail_if_stuck(branch, full)
                 return
             branch.unfed.popleft()
-            branch.in_leaves += taker is None
+            branch.given += taker is None
+            task.taken += taker is None
             self.feed(branch, task, key)
 
     def _fail_if_stuck(self, branch: Branch, full: ArenaFull) -> None:
@@ -164,7 +165,7 @@ class Aggregation:
     def close(self, branch: Branch) -> None:
         """No more updates count: lower what the tasks expect, drop those that nothing will reach."""
         branch.closed = True
-        self._lowered(branch, branch.tree.close(branch.for_leaves))
+        self._lowered(branch, branch.tree.close(branch.to_take))
 
     def expect_partials(self, branch: Branch, partials: int) -> None:
         """So many partials come from other branches, no more."""
@@ -404,6 +405,8 @@ class Aggregation:
                 "state": SHOWN[task.state],
                 "inputs": len(task.inputs),
                 "expect": task.expect,
+                "updates": task.taken,
+                "updates_expect": task.updates,
                 "pid": task.pid or None,
                 "attempt": task.attempt,
                 "cpu_s": self.costs[task.address].cpu_s if task.address in self.costs else 0.0,

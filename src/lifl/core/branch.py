@@ -60,7 +60,7 @@ class Branch:
         self.inflight: dict[str, tuple[Key, Member]] = {}
         self.accepted: dict[str, Member] = {}
         self.unfed: deque[tuple[Key, Task | None]] = deque()
-        self.in_leaves = 0  # updates that were given to leaves
+        self.given = 0  # updates that were given to their tasks
         self.closed = False
         self.sealed = False  # the top (or the root) is done
         self.cost = Cost()
@@ -71,23 +71,24 @@ class Branch:
         return self.number == 0
 
     def accept(self, client: str) -> None:
-        """Moves an update from in flight to accepted; it waits for its leaf in `unfed`."""
+        """Moves an update from in flight to accepted; it waits for its task in `unfed`."""
         key, member = self.inflight.pop(client)
         self.accepted[client] = member
         self.unfed.append((key, None))
 
     @property
-    def for_leaves(self) -> int:
-        """How many updates the leaves are to take of those that are accepted."""
-        return self.in_leaves + sum(task is None for _, task in self.unfed)
+    def to_take(self) -> int:
+        """How many of the accepted updates the tree is to take."""
+        return self.given + sum(task is None for _, task in self.unfed)
 
     @property
-    def leaves_needed(self) -> int:
-        """How many leaves the updates that are accepted or in flight can come to fill."""
-        coming = self.for_leaves + len(self.inflight)
-        return min(-(-coming // self.tree.fan_in), len(self.tree.leaves))
+    def takers_needed(self) -> int:
+        """How many of the tree's takers the updates that are accepted or in flight can come to fill."""
+        coming = self.to_take + len(self.inflight)
+        return self.tree.takers_of(coming)
 
     @property
-    def leaves_unplaced(self) -> int:
+    def takers_unplaced(self) -> int:
         """How many of these have no worker yet."""
-        return sum(leaf.state in (TaskState.PLANNED, TaskState.OPEN) for leaf in self.tree.leaves[: self.leaves_needed])
+        waiting = (TaskState.PLANNED, TaskState.OPEN)
+        return sum(task.state in waiting for task in self.tree.takers[: self.takers_needed])

@@ -322,7 +322,7 @@ class JobSite:
         )
         branch.inflight[member.client] = (key, member)
         try:
-            self.aggregation.open_leaves(branch)
+            self.aggregation.open_takers(branch)
         except ArenaFull:
             del branch.inflight[member.client]
             self.services.memory.free(key)
@@ -350,7 +350,7 @@ class JobSite:
         else:
             self.services.memory.free(key)
         if not branch.closed:
-            self.aggregation.shut_leaves(branch)
+            self.aggregation.shut_takers(branch)
         self.services.report(o.UpdateAborted(self.number, branch.epoch, branch.number, client))
 
     def close_branch(self, order: o.CloseBranch) -> None:

@@ -500,9 +500,10 @@ class TaskStart(Message, frozen=True):
     """Run one task.  Its inputs come as records to `address`; `expect` of them complete it (Expect may lower it).
 
     `output` is the object to fold into and to seal.  `inputs` are the segments of each input (updates: the layout's;
-    partials: the accumulators'), `outputs` those of the output.  For role ``top`` also: `model` the current model's
-    key, `states` the rule's state objects (accumulator layout) by name to read, `new_states` those to write and seal.
-    `parent` is the address that gets the output's key (0: the daemon only).
+    partials: the accumulators'), `outputs` those of the output.  For role ``top`` also: updates may come among the
+    partials, with `model_segments`; `model` is the current model's key, `states` the rule's state objects (accumulator
+    layout) by name to read, `new_states` those to write and seal.  `parent` is the address that gets the output's key
+    (0: the daemon only).
     """
 
     address: int

@@ -24,6 +24,10 @@ from typing import Any, NamedTuple
 from lifl.core.errors import Refused
 from lifl.core.schema import ACCUMULATOR, DTYPE_BYTES, Layout, TensorSpec, check_schema
 
+DATA_ALIGN_BYTES = 4096
+"""The tensors begin at a multiple of this, where a disk takes them straight from the arena; the header is padded with
+spaces, as the format allows.
+"""
 LENGTH_BYTES = 8
 HEADER_BYTES_MAX = 32 * 1024 * 1024
 """Enough for the most tensors of a schema; the format itself allows 100 MB."""
@@ -121,7 +125,7 @@ def encode_header(pieces: Sequence[Piece], metadata: Mapping[str, str]) -> tuple
         _append(runs, Run(position, piece.part, piece.offset, nbytes))
         position += nbytes
     body = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    body += b" " * (-len(body) % LENGTH_BYTES)
+    body += b" " * (-(LENGTH_BYTES + len(body)) % DATA_ALIGN_BYTES)
     if len(body) > HEADER_BYTES_MAX:
         raise Refused("bad-schema", "tensors", f"the names need a header over {HEADER_BYTES_MAX} bytes; shorten them")
     return _LENGTH.pack(len(body)) + body, runs

@@ -240,7 +240,7 @@ class _Node:
         r = self.request
         models = 2 * (r.model_bytes + r.state_bytes) if top else r.model_bytes * bool(pending)
         waiting = max(0, max(leaves, self.partials) - r.middle_fan_in)
-        partials = partials_held_max(inputs, r.middle_fan_in, top and pending > 0) + waiting + (2 if top else 1)
+        partials = partials_held_max(inputs, r.middle_fan_in) + waiting + (2 if top else 1)
         return models + partials * r.partial_bytes + leaves * min(r.fan_in, pending) * r.model_bytes
 
     def leaf_bytes(self, unfolded: int) -> int:
@@ -311,13 +311,10 @@ class _Node:
         )
 
 
-def partials_held_max(inputs: int, middle_fan_in: int, last: bool) -> int:
-    """How many partials a path of the tree over so many holds at the worst (`core/tree.Tree` of the same shape).
-
-    `last`: one of them is the last leaf's, which the top takes itself.
+def partials_held_max(inputs: int, middle_fan_in: int) -> int:
+    """How many partials a path of the tree over so many holds at the most (`core/tree.Tree` of the same shape, where
+    the top may take the last leaf's updates itself).
     """
-    if last and inputs > 1:
-        return 1 + partials_held_max(inputs - 1, middle_fan_in, False)
     held = min(inputs, 1)
     while inputs > 1:
         held += min(inputs, middle_fan_in)

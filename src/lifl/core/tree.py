@@ -1,8 +1,9 @@
 """The tree of one round's aggregation tasks on one node, and how it shrinks.
 
 Leaves take up to `fan_in` updates in the order of their acceptance; middles take up to `middle_fan_in` partials, in
-as many levels as bring them to one.  The top takes that one and the last leaf's, which so has one stage less before it
-when everybody waits for the last update, and makes the model in one pass over both.  Partials that are there already
+as many levels as bring them to one.  The top takes that one and the *tail*: the last updates themselves, at most
+`TAIL_MAX` and no more than one leaf's.  So when everybody waits for the last update, one pass over it and what has
+been summed before makes the model.  Partials that are there already
 (a restarted node found them in its arena) enter beside the leaves.  Because at most `middle_fan_in` partials of a
 level wait for their middle, memory grows with the depth of the tree, not with the number of updates.
 
@@ -17,6 +18,9 @@ from enum import Enum
 
 from lifl.core.errors import LocalFault
 from lifl.core.ids import Key
+
+TAIL_MAX = 2
+"""Updates that the top takes itself.  Each is read in the pass that makes the model, when everything else is done."""
 
 
 class TaskState(Enum):
@@ -51,6 +55,8 @@ class Task:
         self.parent: Task | None = None
         self.children: list[Task] = []
         self.adopted = 0
+        self.updates = 0  # of the inputs that it expects, how many are updates
+        self.taken = 0  # updates that have come
         self.expect = 0
         self.state = TaskState.PLANNED
         self.inputs: list[Key] = []
@@ -87,9 +93,14 @@ class Tree:
             raise LocalFault("a tree needs at least one update or partial")
         self.tasks: list[Task] = []
         self.fan_in = fan_in
-        self.leaves = [self._task("leaf", 0) for _ in range(-(-updates // fan_in))]
+        # Some of what the last leaf would take: it is not needed when that is all.
+        self._updates = updates
+        self._tail_from = updates - (min((updates - 1) % fan_in + 1, TAIL_MAX) if top and updates else 0)
+        leaves = [self._task("leaf", 0) for _ in range(-(-self._tail_from // fan_in))]
         self.adopting: list[Task] = []  # one entry for each partial: the task that takes it
-        self.root = self._grow(middle_fan_in, partials, top)
+        self.root = self._grow(leaves, middle_fan_in, partials, top)
+        self.takers = [*leaves, self.root] if top and updates else leaves
+        """The tasks that take updates, in the order of acceptance: the leaves, then the top."""
         self.close(updates)
 
     def _task(self, role: str, level: int) -> Task:
@@ -97,10 +108,9 @@ class Tree:
         self.tasks.append(task)
         return task
 
-    def _grow(self, middle_fan_in: int, partials: int, top: bool) -> Task:
+    def _grow(self, leaves: list[Task], middle_fan_in: int, partials: int, top: bool) -> Task:
         level = 0
-        waiting: list[Task | None] = [None] * partials + list(self.leaves)  # None: a partial that is there
-        last = waiting.pop() if top and self.leaves and len(waiting) > 1 else None
+        waiting: list[Task | None] = [None] * partials + list(leaves)  # None: a partial that is there
         while len(waiting) > 1:
             level += 1
             above: list[Task | None] = []
@@ -110,7 +120,7 @@ class Tree:
             waiting = above
         if not top and waiting[0] is not None:
             return waiting[0]
-        return self._join(self._task("top" if top else "middle", level + 1), waiting + ([last] if last else []))
+        return self._join(self._task("top" if top else "middle", level + 1), waiting)
 
     def _join(self, parent: Task, group: list[Task | None]) -> Task:
         for child in group:
@@ -124,36 +134,42 @@ class Tree:
 
     def close(self, updates: int) -> list[Task]:
         """Expects exactly `updates` updates; returns the tasks whose expectation fell (those at 0 are not needed)."""
-        changed: list[Task] = []
-        for position, leaf in enumerate(self.leaves):
-            self._expect(leaf, min(max(updates - position * self.fan_in, 0), self.fan_in), changed)
-        self._recount(changed)
-        return changed
+        for position, task in enumerate(self.takers):
+            begin, end = self._places(position)
+            task.updates = min(max(updates - begin, 0), end - begin)
+        return self._recount()
 
     def close_partials(self, partials: int) -> list[Task]:
         """Expects exactly `partials` partials, which fill the places of `adopting` in order; returns as `close`."""
-        changed: list[Task] = []
         for task in self.adopting[partials:]:
             task.adopted -= 1
         del self.adopting[partials:]
-        self._recount(changed)
+        return self._recount()
+
+    def _places(self, taker: int) -> tuple[int, int]:
+        """The numbers of the updates that go to this one of `takers`."""
+        if self.takers[taker].role == "top":
+            return self._tail_from, self._updates
+        return taker * self.fan_in, min((taker + 1) * self.fan_in, self._tail_from)
+
+    def _recount(self) -> list[Task]:
+        changed: list[Task] = []
+        for task in self.tasks:  # children come before their parents
+            live = sum(child.expect > 0 for child in task.children)
+            expect = task.updates + live + task.adopted
+            if expect < task.expect:
+                changed.append(task)
+            task.expect = expect
         return changed
 
-    def _recount(self, changed: list[Task]) -> None:
-        for task in self.tasks:
-            if task.role != "leaf":
-                live = sum(child.expect > 0 for child in task.children)
-                self._expect(task, live + task.adopted, changed)
+    def takers_of(self, updates: int) -> int:
+        """How many of `takers`, in order, the first `updates` updates go to."""
+        leaves = -(-min(updates, self._tail_from) // self.fan_in)
+        return leaves + (self._tail_from < min(updates, self._updates))
 
-    @staticmethod
-    def _expect(task: Task, expect: int, changed: list[Task]) -> None:
-        if expect < task.expect:
-            changed.append(task)
-        task.expect = expect
-
-    def leaf_of(self, position: int) -> Task:
-        """The leaf that takes the update accepted as number `position` (from 0)."""
-        return self.leaves[position // self.fan_in]
+    def taker_of(self, position: int) -> Task:
+        """The task that takes the update accepted as number `position` (from 0)."""
+        return self.takers[self.takers_of(position + 1) - 1]
 
     def path(self, task: Task) -> Iterator[Task]:
         """The task and all above it, to the top."""

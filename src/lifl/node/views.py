@@ -89,8 +89,8 @@ def round_now(
 
 def _counted(branch: Branch) -> int:
     """Updates that are folded into a sealed partial by now."""
-    in_leaves = sum(leaf.expect for leaf in branch.tree.leaves if leaf.state is TaskState.DONE)
-    return in_leaves + len(branch.accepted) - branch.for_leaves
+    done = sum(task.taken for task in branch.tree.takers if task.state is TaskState.DONE)
+    return done + len(branch.accepted) - branch.to_take
 
 
 def worker_lines(engine: Engine) -> list[dict[str, Any]]:

@@ -68,6 +68,33 @@ INLINE float from_bfloat(uint16_t value)
 #define SAME(value) (value)
 #define TO_DOUBLE(value) ((double)(value))
 
+/* ---- results that are not finite --------------------------------------------------------------------------------- */
+
+/* Whether one of the `count` results is NaN or infinite: all bits of its exponent are set.  They are in the L1 cache. */
+INLINE int odd_of_float(const float *results, int64_t count)
+{
+    uint32_t odd = 0;
+    for (int64_t j = 0; j < count; j++) {
+        uint32_t bits;
+        memcpy(&bits, results + j, sizeof bits);
+        odd |= (bits & 0x7f800000u) == 0x7f800000u;
+    }
+    return odd != 0;
+}
+
+INLINE int odd_of_double(const double *results, int64_t count)
+{
+    uint64_t odd = 0;
+    for (int64_t j = 0; j < count; j++) {
+        uint64_t bits;
+        memcpy(&bits, results + j, sizeof bits);
+        odd |= (bits & 0x7ff0000000000000u) == 0x7ff0000000000000u;
+    }
+    return odd != 0;
+}
+
+#define ODD(A, results, count) odd_of_##A(results, count)
+
 /* ---- stores past the caches ------------------------------------------------------------------------------------- */
 
 #if defined(__x86_64__)
@@ -121,13 +148,15 @@ INLINE void prefetch(const char *row, const char *next, int64_t at, int64_t pass
         }                                                                                                              \
     }                                                                                                                  \
                                                                                                                        \
-    /* out = keep * acc + the weighted rows, `count` elements; `next` are the rows of the pass after this one. */      \
-    INLINE void NAME##_pass(A *out, const A *acc, A keep, const X *const *x, const X *const *next, const A *weights,   \
-                            int64_t count, int rows, int streaming)                                                    \
+    /* out = keep * acc + the weighted rows, `count` elements; `next` are the rows of the pass after this one.         \
+     * Returns whether one of the results is not finite. */                                                            \
+    INLINE int NAME##_pass(A *out, const A *acc, A keep, const X *const *x, const X *const *next, const A *weights,    \
+                           int64_t count, int rows, int streaming)                                                     \
     {                                                                                                                  \
         static const A zeros[CHUNK];                                                                                   \
         int64_t ahead = rows > 2 ? AHEAD_LINES * LINE_BYTES / rows : 0, pass_bytes = count * (int64_t)sizeof(X);       \
         int64_t at = 0;                                                                                                \
+        int odd = 0;                                                                                                   \
         A sums[CHUNK] __attribute__((aligned(LINE_BYTES)));                                                            \
         for (; at + CHUNK <= count; at += CHUNK) {                                                                     \
             if (ahead)                                                                                                 \
@@ -139,16 +168,21 @@ INLINE void prefetch(const char *row, const char *next, int64_t at, int64_t pass
             if (streaming) {                                                                                           \
                 NAME##_chunk(sums, before, keep, x, weights, at, CHUNK, rows);                                         \
                 stream(out + at, sums, sizeof sums);                                                                   \
-            } else                                                                                                     \
+                odd |= ODD(A, sums, CHUNK);                                                                            \
+            } else {                                                                                                   \
                 NAME##_chunk(out + at, before, keep, x, weights, at, CHUNK, rows);                                     \
+                odd |= ODD(A, out + at, CHUNK);                                                                        \
+            }                                                                                                          \
         }                                                                                                              \
         NAME##_chunk(out + at, keep == 0 ? zeros : acc + at, keep, x, weights, at, count - at, rows);                  \
+        return odd | ODD(A, out + at, count - at);                                                                     \
     }                                                                                                                  \
                                                                                                                        \
     /* One block: the vectors in passes of nearly equal numbers of rows. */                                            \
-    INLINE void NAME##_block(A *out, A keep, const X *const *vectors, const double *weights, int64_t rows,             \
-                             int64_t begin, int64_t count, int64_t next_begin, int streaming)                          \
+    INLINE int NAME##_block(A *out, A keep, const X *const *vectors, const double *weights, int64_t rows,              \
+                            int64_t begin, int64_t count, int64_t next_begin, int streaming)                           \
     {                                                                                                                  \
+        int odd = 0;                                                                                                   \
         A waiting[BLOCK_BYTES / sizeof(A)] __attribute__((aligned(LINE_BYTES)));                                       \
         int64_t passes = (rows + ROWS_MAX - 1) / ROWS_MAX;                                                             \
         A *acc = streaming && passes > 1 ? waiting : out + begin;                                                      \
@@ -166,21 +200,23 @@ INLINE void prefetch(const char *row, const char *next, int64_t at, int64_t pass
             }                                                                                                          \
             A *to = last ? out + begin : acc, before = p ? 1 : keep;                                                   \
             if (n == 4)                                                                                                \
-                NAME##_pass(to, acc, before, x, next, w, count, 4, last && streaming);                                 \
+                odd = NAME##_pass(to, acc, before, x, next, w, count, 4, last && streaming);                           \
             else if (n == 3)                                                                                           \
-                NAME##_pass(to, acc, before, x, next, w, count, 3, last && streaming);                                 \
+                odd = NAME##_pass(to, acc, before, x, next, w, count, 3, last && streaming);                           \
             else if (n == 2)                                                                                           \
-                NAME##_pass(to, acc, before, x, next, w, count, 2, last && streaming);                                 \
+                odd = NAME##_pass(to, acc, before, x, next, w, count, 2, last && streaming);                           \
             else                                                                                                       \
-                NAME##_pass(to, acc, before, x, next, w, count, 1, last && streaming);                                 \
+                odd = NAME##_pass(to, acc, before, x, next, w, count, 1, last && streaming);                           \
             row = end;                                                                                                 \
         }                                                                                                              \
+        return odd; /* the last pass's */                                                                              \
     }                                                                                                                  \
                                                                                                                        \
-    INLINE void NAME##_body(void *acc, int64_t size, const void *const *vectors, const double *weights, int64_t rows,  \
-                            double keep, int streams)                                                                  \
+    INLINE int NAME##_body(void *acc, int64_t size, const void *const *vectors, const double *weights, int64_t rows,   \
+                           double keep, int streams)                                                                   \
     {                                                                                                                  \
         A *out = acc;                                                                                                  \
+        int odd = 0;                                                                                                   \
         int streaming = streams && keep == 0 && size * (int64_t)sizeof(A) >= STREAM_BYTES;                             \
         int64_t step = BLOCK_BYTES / sizeof(A), begin = 0;                                                             \
         /* The first block is shorter, so that the others begin with a line. */                                        \
@@ -188,11 +224,12 @@ INLINE void prefetch(const char *row, const char *next, int64_t at, int64_t pass
         for (; begin < size; begin = end, end += step) {                                                               \
             if (end > size)                                                                                            \
                 end = size;                                                                                            \
-            NAME##_block(out, (A)keep, (const X *const *)vectors, weights, rows, begin, end - begin,                   \
-                         end < size ? end : begin, streaming && (uintptr_t)(out + begin) % LINE_BYTES == 0);           \
+            odd |= NAME##_block(out, (A)keep, (const X *const *)vectors, weights, rows, begin, end - begin,            \
+                                end < size ? end : begin, streaming && (uintptr_t)(out + begin) % LINE_BYTES == 0);    \
         }                                                                                                              \
         if (streaming)                                                                                                 \
             stream_end();                                                                                              \
+        return odd;                                                                                                    \
     }                                                                                                                  \
     typedef int NAME##_defined
 
@@ -226,14 +263,14 @@ DEFINE(uint8, uint8_t, double, TO_DOUBLE);
     DO(10, uint16)                                                                                                     \
     DO(11, uint8)
 
-typedef void fold_of_type(void *, int64_t, const void *const *, const double *, int64_t, double);
+typedef int fold_of_type(void *, int64_t, const void *const *, const double *, int64_t, double);
 
 #define LISTED(SUFFIX, NUMBER, NAME) [NUMBER] = NAME##_##SUFFIX,
 #define FUNCTION(SUFFIX, TARGET, STREAMS, NAME)                                                                        \
-    TARGET static void NAME##_##SUFFIX(void *acc, int64_t size, const void *const *vectors, const double *weights,     \
-                                       int64_t rows, double keep)                                                      \
+    TARGET static int NAME##_##SUFFIX(void *acc, int64_t size, const void *const *vectors, const double *weights,      \
+                                      int64_t rows, double keep)                                                       \
     {                                                                                                                  \
-        NAME##_body(acc, size, vectors, weights, rows, keep, STREAMS);                                                 \
+        return NAME##_body(acc, size, vectors, weights, rows, keep, STREAMS);                                          \
     }
 
 #define PLAIN(NUMBER, NAME) FUNCTION(plain, , 0, NAME)
@@ -250,8 +287,8 @@ static fold_of_type *const avx2[] = {EACH(AVX2_LISTED)};
 
 /* acc[0:size] = keep * acc + sum of weights[i] * vectors[i][0:size], for `rows` >= 1 vectors of the type `dtype` (a
  * position in core/schema.DTYPE_BYTES) that do not overlap acc; acc is float for floats of up to 4 bytes, else double.
- * With keep 0, acc is not read.  All addresses are multiples of their type's size.  Returns 0, or -1 for a `dtype`
- * that it does not know. */
+ * With keep 0, acc is not read.  All addresses are multiples of their type's size.  Returns 0, 1 when an element of the
+ * result is not finite, or -1 for a `dtype` that it does not know. */
 int lifl_fold(int dtype, void *acc, int64_t size, const void *const *vectors, const double *weights, int64_t rows,
               double keep)
 {
@@ -262,6 +299,5 @@ int lifl_fold(int dtype, void *acc, int64_t size, const void *const *vectors, co
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
         folds = avx2;
 #endif
-    folds[dtype](acc, size, vectors, weights, rows, keep);
-    return 0;
+    return folds[dtype](acc, size, vectors, weights, rows, keep);
 }

@@ -97,6 +97,16 @@ def fold(acc: Vector, vectors: Sequence[Vector], weights: Sequence[float], keep:
         _fold_numpy(acc, vectors, weights, keep)
 
 
+def mean(out: Vector, vectors: Sequence[Vector], weights: Sequence[float]) -> bool:
+    """out = Σ weights[i] · vectors[i], as `fold` makes it from vectors of out's dtype; whether all of it is finite."""
+    _check(out, vectors, weights)
+    compiled = _compiled_for(vectors[0].dtype.name, out.dtype.name)
+    if compiled is not None:
+        return compiled(out.dtype.name, _address(out), len(out), [_address(vector) for vector in vectors], weights, 0.0)
+    _fold_numpy(out, vectors, weights, 0.0)
+    return all_finite(out)
+
+
 def _compiled_for(dtype: str, acc_dtype: str) -> native.CompiledFold | None:
     """The one place where the way is chosen: the compiled one wherever it exists.
 

@@ -40,15 +40,17 @@ class CompiledFold:
 
     def __call__(
         self, dtype: str, acc: int, size: int, vectors: Sequence[int], weights: Sequence[float], keep: float
-    ) -> None:
+    ) -> bool:
         """acc = keep · acc + Σ weights[i] · vectors[i] for `size` elements; `acc` and `vectors` are addresses.
+
+        Returns whether all results are finite.
 
         `dtype` is the vectors', a key of `DTYPE_BYTES`; the accumulator is of its type in `ACCUMULATOR`.  With `keep`
         0, `acc` is not read.
         """
         rows = len(vectors)
         addresses = (ctypes.c_void_p * rows)(*vectors)
-        self._fold(_CODES[dtype], acc, size, addresses, (ctypes.c_double * rows)(*weights), rows, keep)
+        return not self._fold(_CODES[dtype], acc, size, addresses, (ctypes.c_double * rows)(*weights), rows, keep)
 
 
 def load() -> CompiledFold | None:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from lifl.core.errors import LiflError, LocalFault, StaleKey
-from lifl.core.ids import Key, Record
+from lifl.core.ids import Key, Kind, Record
 from lifl.core.messages import TEXT_CHARS_MAX, TaskDone, TaskFailed, TaskStart
 from lifl.core.schema import DTYPE_BYTES, Segment
 from lifl.rules import kernels
@@ -67,6 +67,7 @@ class Task:
         self._seen: set[Key] = set()
         self._waiting: list[Key] = []
         self._inputs: list[Key] = []
+        self._updates: list[bool] = []  # which of the inputs are updates
         self._weights: list[float] = []
         self._members = 0
         self._metas: list[bytes] = []
@@ -117,6 +118,7 @@ class Task:
         if fold:
             self._fold(self._waiting, weights)
         self._inputs += self._waiting
+        self._updates += [entry.kind == Kind.UPDATE for entry in entries]
         self._weights += weights
         self._members += sum(entry.members for entry in entries)
         self._metas += [bytes(self._arena.meta(key)) for key in self._waiting]
@@ -124,10 +126,12 @@ class Task:
 
     def _input(self, key: Key) -> Entry:
         entry = self._arena.entry(key)
-        if entry.state != State.SEALED or entry.data_bytes < _end(self.start.inputs):
+        start = self.start
+        needed = _end(start.model_segments if start.role == "top" and entry.kind == Kind.UPDATE else start.inputs)
+        if entry.state != State.SEALED or entry.data_bytes < needed:
             raise LocalFault(
                 f"input {key} ({State(entry.state).name}, {entry.data_bytes} bytes) is no sealed input of the"
-                f" {self.start.role} task {self.start.address}, which needs {_end(self.start.inputs)} bytes"
+                f" {start.role} task {start.address}, which needs {needed} bytes"
             )
         return entry
 
@@ -149,7 +153,9 @@ class Task:
         start, arena = self.start, self._arena
         model = arena.data(Key.unpack(start.model))
         output = arena.data(self.output)
-        partials = [arena.data(key) for key in self._inputs]
+        inputs = list(zip(map(arena.data, self._inputs), self._weights, self._updates, strict=True))
+        partials = [(view, weight) for view, weight, update in inputs if not update]
+        updates = [(view, weight) for view, weight, update in inputs if update]
         states = {name: arena.data(Key.unpack(key)) for name, key in start.states.items() if key}
         new_states = {name: arena.data(Key.unpack(key)) for name, key in start.new_states.items()}
         missing = set(self._rule.states) - set(new_states)
@@ -159,8 +165,8 @@ class Task:
             finish_segment(
                 self._rule,
                 vector(model, model_part),
-                [vector(view, part) for view in partials],
-                self._weights,
+                [(vector(view, part), weight) for view, weight in partials],
+                [(vector(view, model_part), weight) for view, weight in updates],
                 vector(output, target),
                 {name: vector(view, part) for name, view in states.items()},
                 {name: vector(view, part) for name, view in new_states.items()},

@@ -1,0 +1,72 @@
+"""The shape of a tree of tasks: every update has one place, whatever the fan-ins, and closing early leaves no hole."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lifl.core.errors import LocalFault
+from lifl.core.tree import TAIL_MAX, Task, Tree
+
+SHAPES = {
+    "updates": st.integers(0, 60),
+    "fan_in": st.integers(1, 70),
+    "middle_fan_in": st.integers(2, 9),
+    "partials": st.integers(0, 12),
+    "top": st.booleans(),
+}
+
+
+def run(tree: Tree, updates: int, partials: int) -> None:
+    """Gives each task what it is to get, in order, and checks that it ends with exactly that."""
+    got = Counter(tree.taker_of(position) for position in range(updates))
+    got.update(tree.adopting[:partials])
+    sealed: list[Task] = []
+    for task in tree.tasks:
+        assert got[task] == task.expect
+        if task.expect and task.parent is not None:
+            got[task.parent] += 1
+        sealed += [task] * (task.expect > 0)
+    assert sealed[-1] is tree.root
+
+
+@given(**SHAPES, data=st.data())
+def test_every_update_and_partial_has_one_place_also_when_fewer_come(
+    updates: int, fan_in: int, middle_fan_in: int, partials: int, top: bool, data: st.DataObject
+) -> None:
+    if updates + partials == 0:
+        with pytest.raises(LocalFault):
+            Tree(updates, fan_in, middle_fan_in, partials, top)
+        return
+    tree = Tree(updates, fan_in, middle_fan_in, partials, top)
+    run(tree, updates, partials)
+    for task in tree.tasks:
+        assert task.updates <= {"leaf": fan_in, "top": min(TAIL_MAX, fan_in)}.get(task.role, 0)
+    assert [task.role for task in tree.takers[:-1]] == ["leaf"] * max(0, len(tree.takers) - 1)
+    fewer, fewer_partials = data.draw(st.integers(0, updates)), data.draw(st.integers(0, partials))
+    if fewer + fewer_partials:
+        tree.close(fewer)
+        tree.close_partials(fewer_partials)
+        run(tree, fewer, fewer_partials)
+
+
+@given(**SHAPES)
+def test_the_first_updates_need_the_tasks_that_take_them_and_no_others(
+    updates: int, fan_in: int, middle_fan_in: int, partials: int, top: bool
+) -> None:
+    tree = Tree(max(1, updates), fan_in, middle_fan_in, partials, top)
+    for count in range(updates + 3):
+        takers = {tree.taker_of(position) for position in range(min(count, max(1, updates)))}
+        assert takers == set(tree.takers[: tree.takers_of(count)])
+
+
+def test_the_shape_that_is_shown() -> None:
+    tree = Tree(16, 2, 8)
+    assert [task.role for task in tree.tasks] == ["leaf"] * 7 + ["middle", "top"]
+    assert (tree.root.expect, tree.root.updates) == (3, 2)
+    flat = Tree(32, 32, 8)
+    assert [(task.role, task.expect) for task in flat.tasks] == [("leaf", 30), ("top", 3)]
+    assert [(task.role, task.expect) for task in Tree(2, 2, 8).tasks] == [("top", 2)]
