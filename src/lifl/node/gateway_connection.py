@@ -39,7 +39,7 @@ from lifl.node.gateway_readiness import Readiness
 from lifl.node.gateway_transfer import Movers, Receive, Send, move
 from lifl.node.link import Link
 from lifl.shm.arena import Arena
-from lifl.shm.checksum import Checksum, checksum
+from lifl.shm.arrival import arrival
 from lifl.shm.layout import Entry
 
 log = logging.getLogger("gateway")
@@ -350,7 +350,7 @@ class Connection:
             await self._loop.run_in_executor(self._shared.checks, content.look_at_all)
         else:
             self.send(m.Go(submit.job, submit.round))
-            await self._move(Receive(self._sock, view[:], content.advance), BODY_STALL_S)
+            await self._move(Receive(self._sock, content.arrival), BODY_STALL_S)
         self._shared.received_bytes += submit.data_bytes
         self._shared.arena.seal(key, submit.weight, 1, grant.member, content.finish())
 
@@ -386,20 +386,20 @@ class Connection:
         entry = arena.entry(key)
         _check_room(offer, entry)
         view = arena.data(key)
-        data_sum = Checksum(view)
         meta = bytearray(offer.meta_bytes)
+        arriving, arriving_meta = arrival(view), arrival(memoryview(meta))
         self.send(m.Go(PARTIAL, offer.epoch))
         if view:
-            await self._move(Receive(self._sock, view[:], data_sum.advance), PEER_STALL_S)
+            await self._move(Receive(self._sock, arriving), PEER_STALL_S)
         if meta:
-            await self._move(Receive(self._sock, memoryview(meta), lambda _end: None), PEER_STALL_S)
+            await self._move(Receive(self._sock, arriving_meta), PEER_STALL_S)
         async with asyncio.timeout(PEER_STALL_S):
             sums = await self._read()
         if not isinstance(sums, m.Checksums):
             raise RemoteFault(f"a partial's bytes are followed by {type(sums).__name__}, not by Checksums")
         self._shared.received_bytes += offer.data_bytes + offer.meta_bytes
-        data = data_sum.finish()
-        if (data, await self._loop.run_in_executor(self._shared.checks, checksum, meta)) != (sums.data, sums.meta):
+        data = arriving.finish()
+        if (data, arriving_meta.finish()) != (sums.data, sums.meta):
             raise Refused(DAMAGED, "checksum", "the partial's bytes were changed on their way; send it again")
         await self._loop.run_in_executor(self._shared.checks, _check_members, offer, meta)
         arena.seal(key, offer.weight, offer.members, bytes(meta), data)
@@ -553,7 +553,7 @@ class Sums:
     def __init__(self, arena: Arena, key: Key, wanted: bool = True) -> None:
         self._sealed_with = arena.entry(key).checksum
         computing = wanted and not self._sealed_with
-        self._sum = Checksum(arena.data(key)) if computing else None
+        self._sum = arrival(arena.data(key)) if computing else None
         self.departed = self._sum.advance if self._sum is not None else None
 
     def finish(self) -> int:
