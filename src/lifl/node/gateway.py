@@ -242,7 +242,8 @@ def main() -> int:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; lifld drains us
     threading.excepthook = _die_of_bugs
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    # Standard error goes to a file that lives as long as the process: no line for each connection.
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
     try:
         reserve_descriptors(options.connections_max)
         arena = Arena.attach(options.arena)
