@@ -23,7 +23,7 @@ from systems.interface import RECYCLING, TUNED, Context, Outcome, Plot, Table
 
 NAME = "handoff"
 TITLE = "Hand-off of one update between two aggregators"
-BUDGET_S = 100.0
+BUDGET_S = 55.0
 QUICK_BUDGET_S = 20.0
 REPETITIONS, QUICK_REPETITIONS = 7, 1
 KEYS_PER_REPETITION = 5

@@ -1,8 +1,16 @@
 """Rounds: how long an aggregation takes, and what it costs, by system, number of clients, size and arrival.
 
-All systems of a cell stand ready at the same time and take turns, so that a machine whose speed drifts slows all of
-them.  The first round of each warms it up (pages, workers) and is shown by itself; the others give median and spread.
-Cells come in the order of what they tell; those for which time or memory is not enough are listed as not run.
+The systems of a cell stand ready at the same time and take turns, so that a machine whose speed drifts slows all of
+them; where memory does not suffice for that, some run after the others.  The first round of each warms it up (pages,
+workers) and is shown by itself; the others give median and spread.  A system that is so slow that a second round would
+take too long has only the first, which then counts (n is 1, and both figures are the same).
+
+Cells come in the order of what they tell.  Before a cell it is reckoned for each system by itself, from what it took
+before, whether it fits in the memory and in the time: one that does not is left out of that cell, with the reason, and
+the others run.  Each LIFL cell has two of its rows: the default (a tree), and flat, which is right for one node.
+LIFL's variants that are a job's own setting take turns on one node, and the three kinds of arrival with 20 clients have
+the same servers: where a row has no first round, the servers had been warmed up by another row's.
+Flower runs with a malloc that recycles only in the first cell: with it, it is slower than as installed.
 """
 
 from __future__ import annotations
@@ -10,7 +18,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,48 +28,54 @@ from typing import Any
 import msgspec
 import psutil
 from measure import Target, number
-from systems.interface import TUNED, Context, Outcome, Plot, RoundResult, System, Table
+from systems.interface import ALSO, MEMORY_SHARE, TUNED, Context, Outcome, Plot, RoundResult, Shares, System, Table
 from systems.workload import Workload, resnet
 from traces import arrivals
 
 NAME = "rounds"
 TITLE = "Rounds: from the updates to the model"
-BUDGET_S = 540.0
-QUICK_BUDGET_S = 60.0
+BUDGET_S = 560.0
+QUICK_BUDGET_S = 45.0
 CLIENTS = (8, 20, 32, 60, 100)
 DEPTHS = (18, 34, 152)
 PATTERNS = ("at once", "steady", "bursts")
 PATTERN_CLIENTS = 20
 VARIANT_CLIENTS = 8
-ROUNDS = 3
-"""With the one that warms up."""
-SLOW_S = 5.0
-"""A system whose first round in a cell took longer than this has no other one there: that one counts."""
-MEMORY_FACTOR = 2.3
-"""A system may hold so many times all updates of a round (SL: in the broker and in its functions)."""
-KEPT_FACTOR = 2.5
-"""After a round a system may keep so many times its updates' bytes (an arena, recycled buffers, clients' replies)."""
-MEMORY_SHARE = 0.8
-"""Of the memory that is free, for a cell."""
-QUICK_CLIENTS, QUICK_WIDTH = 6, 8
+ROUNDS, ROUNDS_LATER = 3, 2
+"""With the one that warms up: in the first two cells, and in the others."""
+SLOW_S, SLOW_S_PER_GB = 5.0, 3.0
+"""A system whose first round in a cell took longer than both of these has no other one there: that one counts."""
+SYSTEM_S = 45.0
+"""A system may take so long in a cell (or in cells that follow each other), or is left out; not in the first ones."""
 COMPARED_CLIENTS = 32
+ONCE_TUNED = ("Flower",)
+"""Systems that run with a malloc that recycles only in the first cell."""
+QUICK_CLIENTS, QUICK_WIDTH = 6, 8
 FLOWER_TIMES, NVFLARE_TIMES = 10.0, 4.0
 OVERHEAD_S = 0.005
 CPU_FRACTION = 0.5
 
+Kind = tuple[System, str]
+
 
 @dataclass
 class Entry:
-    """One system's rounds in one cell."""
+    """One system's rounds in one cell.
+
+    `around_s`: starting and ending it; `turns_s`: each round with all about it; `warm`: its servers had done rounds before.
+    """
 
     system: str
     variant: str
     results: list[RoundResult] = field(default_factory=list)
+    warm: bool = False
+    around_s: float = 0.0
+    turns_s: list[float] = field(default_factory=list)
 
     @property
     def counted(self) -> list[RoundResult]:
         """Without the first one, where there are others."""
-        return self.results[1:] or self.results
+        return self.results if self.warm else self.results[1:] or self.results
 
     def median(self, what: str) -> float:
         """Of a field, or of what `value` makes of two."""
@@ -90,11 +104,11 @@ class Grid:
     workload: Workload
     clients: int
     pattern: str
-    kinds: list[tuple[System, str]]
+    kinds: list[Kind]
     rounds: int
+    system_s: float = SYSTEM_S
     entries: list[Entry] = field(default_factory=list)
     together: bool = True
-    took_s: float = 0.0
 
     @property
     def title(self) -> str:
@@ -102,33 +116,36 @@ class Grid:
         return f"{self.clients} × {self.workload.name} ({self.workload.nbytes / 1e6:.1f} MB), {self.pattern}"
 
     @property
-    def needs_bytes(self) -> float:
-        """Memory of one system after the other."""
-        return self.clients * self.workload.nbytes * MEMORY_FACTOR
+    def round_bytes(self) -> int:
+        """What arrives in a round."""
+        return self.clients * self.workload.nbytes
+
+    @property
+    def slow_s(self) -> float:
+        """A round that takes longer is the only one of its system."""
+        return max(SLOW_S, SLOW_S_PER_GB * self.round_bytes / 1e9)
 
 
 def run(context: Context) -> Outcome:
     """Runs the cells in order."""
     outcome = Outcome()
     done: list[Grid] = []
-    for grid in plan(context):
-        available = psutil.virtual_memory().available
-        if grid.needs_bytes > available * MEMORY_SHARE:
-            outcome.absent.append(
-                f"{grid.title}: needs about {grid.needs_bytes / 1e9:.0f} GB, {available / 1e9:.0f} GB are free"
-            )
+    for stand in plan(context):
+        kinds = chosen(stand, done, context, outcome)
+        if not kinds:
             continue
-        expected_s = _expected_s(done, grid)
-        if expected_s > context.left_s():
-            left_s = max(0, context.left_s())
-            outcome.absent.append(f"{grid.title}: takes about {expected_s:.0f} s, {left_s:.0f} s of the time are left")
-            continue
-        measure(grid, context, outcome)
-        done.append(grid)
-        print(_table(grid).title, f"{grid.took_s:.0f} s", flush=True)
+        begun_s = time.monotonic()
+        measure(stand, kinds, context, outcome)
+        done += [grid for grid in stand if grid.entries]
+        spent = ", ".join(f"{e.system} {e.around_s:.0f} + {sum(e.turns_s):.0f}" for g in stand for e in g.entries)
+        took_s = time.monotonic() - begun_s
+        print(f"{stand[0].title}: {took_s:.0f} s ({spent}); {context.left_s():.0f} s left", flush=True)
     outcome.tables = [_table(grid) for grid in done]
     outcome.plots = _plots(done)
     outcome.targets = [] if context.quick else targets(done, context.costs.get("read_bytes_per_s"))
+    for grid in done:
+        if grid.pattern == "at once":
+            context.costs |= {f"{e.system}_bytes_per_s": grid.round_bytes / min(e.turns_s) for e in grid.entries}
     outcome.data = [
         {"cell": g.title, "clients": g.clients, "bytes": g.workload.nbytes, "pattern": g.pattern}
         | {"entries": [vars(e) | {"results": msgspec.to_builtins(e.results)} for e in g.entries]}
@@ -137,86 +154,164 @@ def run(context: Context) -> Outcome:
     return outcome
 
 
-def plan(context: Context) -> list[Grid]:
-    """All cells, the most telling ones first."""
+def plan(context: Context) -> list[list[Grid]]:
+    """All cells, the most telling ones first; within a cell each system as it is recommended, then the other kinds.
+
+    Cells of one list are measured one after the other with the same systems, without starting them again.
+    """
     first = [(system, system.variants()[0]) for system in context.systems]
-    tuned = [(system, first_ + TUNED) for system, first_ in first if first_ + TUNED in system.variants()]
     every = [(system, variant) for system in context.systems for variant in system.variants()]
     if context.quick:
         small = resnet(18, context.seed, QUICK_WIDTH).saved(context.folder)
         untuned = [(system, variant) for system, variant in every if not variant.endswith(TUNED)]
-        return [Grid(small, QUICK_CLIENTS, "at once", untuned, 1), Grid(small, QUICK_CLIENTS, "bursts", first[:1], 1)]
+        return [
+            [Grid(small, QUICK_CLIENTS, "at once", untuned, 1)],
+            [Grid(small, QUICK_CLIENTS, pattern, first[:1], 1) for pattern in PATTERNS[1:]],
+        ]
+    also = [(system, variant) for system, variant in every if variant in ALSO.get(system.name, ())]
+    usual = [kind for one in first for kind in (one, *(other for other in also if other[0] is one[0]))]
+    tuned = [
+        (system, variant + TUNED)
+        for system, variant in first
+        if variant + TUNED in system.variants() and system.name not in ONCE_TUNED
+    ]
     models = [resnet(depth, context.seed).saved(context.folder) for depth in DEPTHS]
-    compared = Grid(models[0], COMPARED_CLIENTS, "at once", first + tuned, ROUNDS)
-    grids = [Grid(models[0], VARIANT_CLIENTS, "at once", every, ROUNDS), compared]
-    grids += [Grid(models[0], PATTERN_CLIENTS, pattern, first, 2) for pattern in PATTERNS]
-    grids += [Grid(models[2], VARIANT_CLIENTS, "at once", first + tuned, 2)]
-    there = {(grid.workload.name, grid.clients) for grid in grids}
-    # Many clients first, then large models.
-    rest = [(n, model) for model in models for n in reversed(CLIENTS) if (model.name, n) not in there]
-    return grids + [Grid(model, n, "at once", first, 2) for n, model in rest]
+    stands = [
+        [Grid(models[0], VARIANT_CLIENTS, "at once", every, ROUNDS, system_s=float("inf"))],
+        [Grid(models[0], COMPARED_CLIENTS, "at once", usual + tuned, ROUNDS, system_s=float("inf"))],
+        [Grid(models[0], PATTERN_CLIENTS, "at once", usual, ROUNDS_LATER)]
+        + [Grid(models[0], PATTERN_CLIENTS, pattern, usual, 1) for pattern in PATTERNS[1:]],
+    ]
+    # Something of each model, then many clients.
+    rest = [(18, 60), (152, 8), (34, 20), (18, 100), (34, 60), (152, 20), (34, 100), (152, 32)]
+    rest += [(depth, n) for depth in DEPTHS[1:] for n in CLIENTS if (depth, n) not in rest]
+    of = dict(zip(DEPTHS, models, strict=True))
+    return stands + [[Grid(of[depth], n, "at once", usual, ROUNDS_LATER)] for depth, n in rest]
 
 
-def _expected_s(done: Sequence[Grid], grid: Grid) -> float:
-    """From the cells that were measured: the bytes that they moved in a second, and the starts."""
-    moved = sum(g.clients * g.workload.nbytes * len(g.kinds) * (g.rounds + 1) for g in done if g.pattern == "at once")
-    took_s = sum(g.took_s for g in done if g.pattern == "at once")
-    mine = grid.clients * grid.workload.nbytes * len(grid.kinds) * (grid.rounds + 1)
-    return mine * took_s / moved if moved else 0.0
+def chosen(stand: Sequence[Grid], done: Sequence[Grid], context: Context, outcome: Outcome) -> list[Kind]:
+    """The kinds that fit, each by itself; the others are noted with the reason."""
+    grid = stand[0]
+    free_bytes, left_s = psutil.virtual_memory().available * MEMORY_SHARE, context.left_s()
+    fit: list[Kind] = []
+    why: list[str] = []
+    for system, variant in grid.kinds:
+        name = f"{system.name} ({variant})"
+        needs_bytes = system.needs_bytes(grid.workload, grid.clients)
+        took_s = expected_s(stand, done, system.name, variant)
+        if needs_bytes > free_bytes:
+            why.append(f"{name} needs about {needs_bytes / 1e9:.0f} GB, {free_bytes / 1e9:.0f} GB may be taken")
+        elif took_s > grid.system_s:
+            why.append(f"{name} would take about {took_s:.0f} s, {grid.system_s:.0f} s is the limit for a system")
+        elif took_s > left_s:
+            why.append(f"{name} would take about {took_s:.0f} s, {max(0, left_s):.0f} s of the time are left")
+        else:
+            fit.append((system, variant))
+            left_s -= took_s
+    if why:
+        title = grid.title + "".join(f", {other.pattern}" for other in stand[1:])
+        outcome.absent.append(f"{title}: {'; '.join(why)}")
+    return fit
 
 
-def measure(grid: Grid, context: Context, outcome: Outcome) -> None:
-    """Runs a cell: all systems side by side, or some after the others where memory does not suffice for that."""
-    begun_s = time.monotonic()
-    side_by_side = fitting(grid, psutil.virtual_memory().available)
-    grid.together = side_by_side >= len(grid.kinds)
-    for begin in range(0, len(grid.kinds), side_by_side):
-        kinds = grid.kinds[begin : begin + side_by_side]
+def expected_s(stand: Sequence[Grid], done: Sequence[Grid], system: str, variant: str) -> float:
+    """What a system will take in some cells, from the nearest that it has done; 0 when it has done none."""
+    grid = stand[0]
+    known = [
+        (g, e)
+        for g in done
+        for e in g.entries
+        if e.system == system and e.turns_s and g.pattern == "at once" and g.round_bytes <= grid.round_bytes
+    ]
+    if not known:
+        return 0.0
+    near, entry = max(known, key=lambda each: (each[1].variant == variant, each[0].round_bytes))
+    turn_s = max(entry.turns_s) * grid.round_bytes / near.round_bytes
+    expected = entry.around_s * max(1.0, grid.clients / near.clients)
+    for each in stand:
+        span_s = arrivals(each.pattern, each.clients, each.workload.nbytes, 0)[-1].at_s
+        expected += (1 if turn_s > each.slow_s else each.rounds) * (turn_s + span_s)
+    return expected
+
+
+def measure(stand: Sequence[Grid], kinds: Sequence[Kind], context: Context, outcome: Outcome) -> None:
+    """Runs cells: their systems side by side, or some after the others where memory does not suffice for that."""
+    groups = grouped(stand[0], kinds, psutil.virtual_memory().available * MEMORY_SHARE)
+    for group in groups:
         with ExitStack() as opened:
-            running = _started(opened, grid, kinds, context, outcome)
-            for turn in range(grid.rounds):
-                if turn and context.left_s() < 0:
-                    break
-                _take_turns(grid, running, context.seed, outcome)
-    grid.entries = [entry for entry in grid.entries if entry.results]
-    grid.took_s = time.monotonic() - begun_s
+            running = _started(opened, stand[0], group, context, outcome)
+            for grid in stand:
+                grid.together = len(groups) == 1
+                if grid is not stand[0]:
+                    running = [(one, Entry(entry.system, entry.variant, warm=True)) for one, entry in running]
+                grid.entries += [entry for _, entry in running]
+                for turn in range(grid.rounds):
+                    if context.left_s() < 0 and (turn or grid is not stand[0]):
+                        break
+                    _take_turns(grid, running, context.seed, outcome)
+    for grid in stand:
+        grid.entries = [entry for entry in grid.entries if entry.results]
 
 
-def fitting(grid: Grid, available_bytes: float) -> int:
-    """How many of the cell's systems can stand ready at the same time: each keeps some of what its last round took."""
-    round_bytes = grid.clients * grid.workload.nbytes
-    room = available_bytes * MEMORY_SHARE - round_bytes * MEMORY_FACTOR
-    return min(max(1, int(room / (round_bytes * KEPT_FACTOR))), len(grid.kinds))
+def grouped(grid: Grid, kinds: Sequence[Kind], room_bytes: float) -> list[list[Kind]]:
+    """The kinds in their order, as many at a time as memory allows: each keeps what its last round took."""
+    groups: list[list[Kind]] = []
+    left_bytes = 0.0
+    for system, variant in kinds:
+        needs_bytes = system.needs_bytes(grid.workload, grid.clients)
+        if groups and any(_shared(system, variant, *other) for other in groups[-1]):
+            needs_bytes = 0.0
+        if not groups or needs_bytes > left_bytes:
+            groups.append([])
+            left_bytes = room_bytes
+        groups[-1].append((system, variant))
+        left_bytes -= needs_bytes
+    return groups
+
+
+def _shared(system: System, variant: str, other: System, its_variant: str) -> bool:
+    return system.name == other.name and isinstance(other, Shares) and other.shares(its_variant, variant)
 
 
 def _started(
-    opened: ExitStack, grid: Grid, kinds: Sequence[tuple[System, str]], context: Context, outcome: Outcome
+    opened: ExitStack, grid: Grid, kinds: Sequence[Kind], context: Context, outcome: Outcome
 ) -> list[tuple[System, Entry]]:
     """Systems of their own, which end with `opened`; one that does not start is noted and the others go on."""
     running: list[tuple[System, Entry]] = []
     for system, variant in kinds:
-        one = type(system)()
         entry = Entry(system.name, variant)
+        there = [one for one, its in running if isinstance(one, Shares) and _shared(system, variant, one, its.variant)]
+        if there:
+            entry.warm = True
+            running.append((there[0].also(variant), entry))
+            continue
+        one = type(system)()
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="lb-", dir=context.folder)))
-        opened.callback(one.stop)
+        begun_s = time.monotonic()
+        opened.callback(_stop, one, entry)
         try:
             one.start(grid.workload, grid.clients, variant, folder)
-        except MemoryError as error:
-            outcome.absent.append(f"{grid.title}: {system.name}, {variant}: {error}")
         except Exception as error:  # noqa: BLE001 - the others can still be measured
             outcome.failures.append(f"{grid.title}: {system.name}, {variant} did not start: {error!r}")
         else:
             running.append((one, entry))
-            grid.entries.append(entry)
+        entry.around_s = time.monotonic() - begun_s
     return running
+
+
+def _stop(one: System, entry: Entry) -> None:
+    begun_s = time.monotonic()
+    one.stop()
+    entry.around_s += time.monotonic() - begun_s
 
 
 def _take_turns(grid: Grid, running: list[tuple[System, Entry]], seed: int, outcome: Outcome) -> None:
     """A round of each; a system that fails takes part no longer."""
     times = arrivals(grid.pattern, grid.clients, grid.workload.nbytes, seed)
     for one, entry in list(running):
-        if entry.results and value(entry.results[0], "whole_s") > SLOW_S + times[-1].at_s:
+        if entry.results and value(entry.results[0], "whole_s") > grid.slow_s + times[-1].at_s:
             continue
+        begun_s = time.monotonic()
         cell = f"{grid.title}: {one.name}, {entry.variant}"
         try:
             result = one.round(times)
@@ -225,6 +320,7 @@ def _take_turns(grid: Grid, running: list[tuple[System, Entry]], seed: int, outc
             running.remove((one, entry))
             continue
         entry.results.append(result)
+        entry.turns_s.append(time.monotonic() - begun_s)
         if not result.error <= one.tolerance:
             wrong = f"differs from the float64 reference by {result.error:.2e}, more than {one.tolerance:.0e}"
             outcome.failures.append(f"{cell}: the aggregate {wrong}")
@@ -258,7 +354,7 @@ def _table(grid: Grid) -> Table:
                 number(entry.median("whole_s")),
                 number(entry.median("tail_s") * 1e3),
                 f"{number(min(tails))} – {number(max(tails))}",
-                number(value(entry.results[0], "tail_s") * 1e3),
+                "" if entry.warm else number(value(entry.results[0], "tail_s") * 1e3),
                 number(entry.median("cpu_s")),
                 number(entry.median("clients_cpu_s")),
                 f"{entry.median('peak_bytes') / 1e6:.0f} ({entry.median('grown_bytes') / 1e6:.0f})",
@@ -274,40 +370,42 @@ def _table(grid: Grid) -> Table:
 
 
 def targets(done: Sequence[Grid], read_bytes_per_s: float | None) -> list[Target]:
-    """What is to be reached, from the cells that were measured."""
+    """What is to be reached, from the cells that were measured; for each of LIFL's two rows."""
     found: list[Target] = []
     for grid in done:
-        if grid.pattern != "at once":
-            continue
-        mine = next((entry for entry in grid.entries if entry.system == "LIFL"), None)
-        others = [entry for entry in grid.entries if entry.system != "LIFL"]
-        if mine is None:
-            continue
-        tail_s = mine.median("tail_s")
-        if grid.clients == COMPARED_CLIENTS:
-            for name, times in (("Flower", FLOWER_TIMES), ("NVFlare", NVFLARE_TIMES)):
-                for entry in others:
-                    if entry.system == name:
-                        found.append(
-                            Target(
-                                f"{grid.title}: last in → out, {entry.system} ({entry.variant}) / LIFL",
-                                "×",
-                                times,
-                                entry.median("tail_s") / tail_s,
-                                at_least=True,
-                            )
-                        )
-        if read_bytes_per_s:
-            limit_ms = round((2 * grid.workload.nbytes / read_bytes_per_s + OVERHEAD_S) * 1e3, 1)
-            found.append(Target(f"{grid.title}: LIFL, last in → out", "ms", limit_ms, tail_s * 1e3))
-        model = grid.workload.nbytes
-        grown = mine.median("grown_bytes") / model
-        found.append(Target(f"{grid.title}: LIFL, memory beside the arena / model", "", 1.0, grown))
-        if others:
-            best = min(others, key=lambda entry: entry.median("cpu_s"))
-            spent = mine.median("cpu_s") / best.median("cpu_s")
-            name = f"{best.system}, {best.variant}"
-            found.append(Target(f"{grid.title}: CPU of LIFL / best other ({name})", "", CPU_FRACTION, spent))
+        if grid.pattern == "at once":
+            others = [entry for entry in grid.entries if entry.system != "LIFL"]
+            for mine in _own(grid.entries):
+                found += _targets(grid, mine, others, read_bytes_per_s)
+    return found
+
+
+def _own(entries: Iterable[Entry]) -> list[Entry]:
+    """LIFL's row as recommended, and those of `ALSO`."""
+    rows = [entry for entry in entries if entry.system == "LIFL"]
+    return rows[:1] + [entry for entry in rows[1:] if entry.variant in ALSO["LIFL"]]
+
+
+def _targets(grid: Grid, mine: Entry, others: Sequence[Entry], read_bytes_per_s: float | None) -> list[Target]:
+    found: list[Target] = []
+    model = grid.workload.nbytes
+    name = f"{grid.title}: LIFL ({mine.variant})"
+    tail_s = mine.median("tail_s")
+    if grid.clients == COMPARED_CLIENTS and grid.workload.name == "ResNet-18":
+        for rival, times in (("Flower", FLOWER_TIMES), ("NVFlare", NVFLARE_TIMES)):
+            for entry in (entry for entry in others if entry.system == rival):
+                slower = entry.median("tail_s") / tail_s
+                about = f"{name}, last in → out, {rival} ({entry.variant}) / LIFL"
+                found.append(Target(about, "×", times, slower, at_least=True))
+    if read_bytes_per_s:
+        limit_ms = round((2 * model / read_bytes_per_s + OVERHEAD_S) * 1e3, 1)
+        found.append(Target(f"{name}, last in → out", "ms", limit_ms, tail_s * 1e3))
+    found.append(Target(f"{name}, memory beside the arena / model", "", 1.0, mine.median("grown_bytes") / model))
+    if others:
+        best = min(others, key=lambda entry: entry.median("cpu_s"))
+        spent = mine.median("cpu_s") / best.median("cpu_s")
+        about = f"{name}, CPU / best other ({best.system}, {best.variant})"
+        found.append(Target(about, "", CPU_FRACTION, spent))
     return found
 
 
@@ -321,8 +419,10 @@ def _plots(done: Sequence[Grid]) -> list[Plot]:
             for grid in grids:
                 if grid.workload.name == depth:
                     recommended = {entry.system: entry for entry in reversed(grid.entries)}  # each system's first
-                    for entry in recommended.values():
-                        lines.setdefault(entry.system, []).append((grid.clients, entry.median(what)))
+                    rows = {e.system: e for e in recommended.values() if e.system != "LIFL"}
+                    rows |= {f"LIFL: {entry.variant}": entry for entry in _own(grid.entries)}
+                    for row, entry in rows.items():
+                        lines.setdefault(row, []).append((grid.clients, entry.median(what)))
             name = f"rounds-{depth}-{what.removesuffix('_s')}".lower().replace("/", "-")
             plots.append(Plot(name, f"{depth}, all updates at once: {label}", partial(_lines, lines, label)))
     return plots

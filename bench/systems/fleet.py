@@ -29,18 +29,19 @@ LEAD_S = 0.05
 class Sender(Protocol):
     """One client."""
 
-    def send(self) -> None:
-        """Sends the update and returns when the server says that it has it."""
+    def send(self) -> bool:
+        """Sends the update and returns when the server says that it has it; False when it did not take it."""
 
     def close(self) -> None:
         """Ends the connection."""
 
 
 class Sent:
-    """How a round went for the clients: instants in seconds from `begin_ns`, CPU seconds of their processes."""
+    """How a round went for the `clients` whose updates were taken: instants in seconds from `begin_ns`, CPU seconds."""
 
     def __init__(self, begin_ns: int, times: Sequence[tuple[int, int, int]], cpu_seconds: float) -> None:
         self.begin_ns = begin_ns
+        self.clients = [client for client, _, _ in times]
         self.cpu_s = cpu_seconds
         self.first_s = self.since(min(begun for _, begun, _ in times))
         self.last_s = self.since(max(ended for _, _, ended in times))
@@ -127,8 +128,8 @@ def serve(make: Callable[..., Sender]) -> None:
             ) -> None:
                 time.sleep(max(0, at_ns - time.monotonic_ns()) / 1e9)
                 begun_ns = time.monotonic_ns()
-                senders[client].send()
-                times.append((client, begun_ns, time.monotonic_ns()))
+                if senders[client].send():
+                    times.append((client, begun_ns, time.monotonic_ns()))
 
             _in_threads([(send, (c, begin["begin_ns"] + int(at_s * 1e9))) for c, at_s in begin["at_s"]])
             answer(times=times)

@@ -71,11 +71,12 @@ class Flower:
         """Why it cannot run here."""
         return missing("flower")
 
+    def needs_bytes(self, workload: Workload, clients: int) -> float:
+        """See `interface.System`."""
+        return COPIES * clients * workload.nbytes
+
     def start(self, workload: Workload, clients: int, variant: str, folder: Path) -> None:
         """SuperLink, clients, and the app with its strategy waiting for the first round."""
-        needed, there = COPIES * clients * workload.nbytes, psutil.virtual_memory().available
-        if needed > 0.95 * there:
-            raise MemoryError(f"needs {needed / 1e9:.1f} GB for {clients} updates; {there / 1e9:.1f} GB are free")
         self._workload, self._folder = workload, folder
         described = folder / "workload.json"
         described.write_text(workload.to_json())

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 import psutil
@@ -33,6 +33,10 @@ RECYCLING = {
 TUNED = ", recycling malloc"
 """How the name of a variant ends that runs with `RECYCLING`."""
 SAMPLE_S = 0.02
+ALSO: dict[str, tuple[str, ...]] = {"LIFL": ("eager, flat, sockmap",)}
+"""Variants, by system, that are measured beside the recommended one where not all are: fewer hops, for one node."""
+MEMORY_SHARE = 0.8
+"""Of the memory that is free, for what the benchmark starts."""
 
 
 class Arrival(NamedTuple):
@@ -94,6 +98,9 @@ class System(Protocol):
     def missing(self) -> str:
         """Why it cannot run here and what to install; empty when it can."""
 
+    def needs_bytes(self, workload: Workload, clients: int) -> float:
+        """Memory that a round of all clients takes at the worst, of servers and clients."""
+
     def start(self, workload: Workload, clients: int, variant: str, folder: Path) -> None:
         """Starts the servers, and processes for `clients` clients; `folder` is empty and the system's own."""
 
@@ -105,6 +112,17 @@ class System(Protocol):
 
     def stop(self) -> None:
         """Ends all that was started; may be called twice, and after a `start` that failed."""
+
+
+@runtime_checkable
+class Shares(Protocol):
+    """A system some of whose variants need no servers of their own: what differs is said round by round."""
+
+    def shares(self, variant: str, other: str) -> bool:
+        """Whether the servers of one variant can run the other, too."""
+
+    def also(self, variant: str) -> System:
+        """Another variant on the servers that were started; what ends them is the first one's `stop`."""
 
 
 # ---- sections of the report ----------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ the next round's clients get it (`out_s`).  The server's processes are all of th
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from lifl import Client
 from lifl.core import messages as m
 from lifl.core.config import parse_job
 from systems import fleet
-from systems.interface import Arrival, Idle, RoundResult, Watch, cpu_by_pid, environment, family, private_bytes
+from systems.interface import Arrival, Idle, RoundResult, System, Watch, cpu_by_pid, environment, family, private_bytes
 from systems.workload import Workload
 
 LIFL = [sys.executable, "-m", "lifl_cli.main"]
@@ -61,7 +63,7 @@ class Lifl:
 
     def __init__(self) -> None:
         self._opened = ExitStack()
-        self._rounds = 0
+        self._jobs = count(1)
 
     def variants(self) -> list[str]:
         if "sockmap" in kinds():
@@ -78,15 +80,30 @@ class Lifl:
     def missing(self) -> str:
         return ""
 
+    def needs_bytes(self, workload: Workload, clients: int) -> float:
+        return self._arena_bytes(workload, clients)
+
+    @staticmethod
+    def _arena_bytes(workload: Workload, clients: int) -> int:
+        return max((clients + SPARE_OBJECTS) * (workload.nbytes + (1 << 20)), 64 << 20)
+
+    def shares(self, variant: str, other: str) -> bool:
+        return VARIANTS[variant].get("redirector") == VARIANTS[other].get("redirector")
+
+    def also(self, variant: str) -> System:
+        other = copy.copy(self)
+        other._settings, other._opened = VARIANTS[variant], ExitStack()
+        return other
+
     def start(self, workload: Workload, clients: int, variant: str, folder: Path) -> None:
         self._workload = workload
         self._settings = VARIANTS[variant]
         self._state = folder / "state"
         self._model = folder / "model.safetensors"
         save_file({name: np.zeros(shape, np.float32) for name, shape in workload.tensors}, self._model)
-        arena_bytes = max((clients + SPARE_OBJECTS) * (workload.nbytes + (1 << 20)), 64 << 20)
         command = [*LIFL, "up", "-d", "--json", "--state", str(self._state), "--listen", "127.0.0.1:0"]
-        command += ["--arena-bytes", str(arena_bytes), "--redirector", self._settings.get("redirector", "sockmap")]
+        command += ["--arena-bytes", str(self._arena_bytes(workload, clients))]
+        command += ["--redirector", self._settings.get("redirector", "sockmap")]
         options = {"env": environment(variant), "stdout": subprocess.PIPE, "timeout": COMMAND_S, "process_group": 0}
         with uninterrupted():
             self._node = json.loads(subprocess.run(command, check=True, **options).stdout)
@@ -116,8 +133,7 @@ class Lifl:
     ) -> RoundResult:
         """`dying` clients leave at their time; with a `goal` the round closes when so many updates are there."""
         clients = [arrival.client for arrival in arrivals]
-        self._rounds += 1
-        job = f"round-{self._rounds}"
+        job = f"round-{next(self._jobs)}"
         with Control(self._state) as control, ThreadPoolExecutor(1) as follower:
             config = self._config(job, goal or len(clients), len(clients) / (goal or len(clients)))
             control.ask(m.SubmitJob(msgspec.to_builtins(config), follow=True))
@@ -140,7 +156,7 @@ class Lifl:
             sent.cpu_s,
             watch.peak_bytes,
             receipt["arena_peak_bytes"],
-            self._workload.error(flat, clients),
+            self._workload.error(flat, sent.clients),
             durable_s,
             watch.rest_bytes,
             f"workers: {receipt['workers_cold']} cold, {receipt['workers_warm']} warm,"
@@ -202,13 +218,14 @@ class Trainer:
         self._client = Client(gateway, job=job, client=f"c{client}")
         self._round = next(self._client.rounds())
 
-    def send(self) -> None:
+    def send(self) -> bool:
         if self._dying:
             self._client.close()
-            return
+            return False
         done = self._round.submit(self._workload.update(self._number), self._workload.weight(self._number))
         if not done.accepted and not self._may_be_late:
             raise RuntimeError(f"client {self._number} was not taken: {done.reason}")
+        return done.accepted
 
     def close(self) -> None:
         self._client.close()

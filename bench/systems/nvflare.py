@@ -66,12 +66,12 @@ class NVFlare:
         """Why it cannot run here."""
         return missing("nvflare")
 
+    def needs_bytes(self, workload: Workload, clients: int) -> float:
+        """See `interface.System`."""
+        return clients * (COPIES * workload.nbytes + CLIENT_BYTES)
+
     def start(self, workload: Workload, clients: int, variant: str, folder: Path) -> None:
         """The simulator with the job, and each client's process."""
-        needed = clients * (COPIES * workload.nbytes + CLIENT_BYTES)
-        there = psutil.virtual_memory().available
-        if needed > 0.95 * there:
-            raise MemoryError(f"needs {needed / 1e9:.1f} GB for {clients} clients; {there / 1e9:.1f} GB are free")
         self._workload, self._folder, self._count = workload, folder, clients
         described = folder / "workload.json"
         described.write_text(workload.to_json())

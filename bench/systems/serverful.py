@@ -30,6 +30,9 @@ LEAVES = 2
 OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 VARIANTS = ["stream, tree", "stream, flat", "unary, tree"]
 
+COPIES = 1.7
+"""Of all updates, in memory at the worst: an update on its way is in gRPC's memory, too."""
+
 
 class Serverful:
     """See `interface.System`."""
@@ -52,6 +55,9 @@ class Serverful:
         except PackageNotFoundError:
             return "grpcio is not installed: pip install grpcio"
         return ""
+
+    def needs_bytes(self, workload: Workload, clients: int) -> float:
+        return COPIES * clients * workload.nbytes
 
     def start(self, workload: Workload, clients: int, variant: str, folder: Path) -> None:
         self._workload = workload
@@ -160,8 +166,9 @@ class Trainer:
         grpc.channel_ready_future(self._channel).result(60)
         self._call = caller(self._channel, method)
 
-    def send(self) -> None:
+    def send(self) -> bool:
         self._call(self._weight, self._views)
+        return True
 
     def close(self) -> None:
         self._channel.close()

@@ -37,6 +37,9 @@ VARIANT = "lazy, cold"
 HANDOFF = "systems.serverless_handoff"
 PARTS = {"redis-server": "redis-server", "haproxy": "haproxy"}
 
+COPIES = 2.3
+"""Of all updates, in memory at the worst: in the broker and in the functions."""
+
 
 class Serverless:
     """See `interface.System`."""
@@ -68,6 +71,9 @@ class Serverless:
         except PackageNotFoundError as error:
             return f"not installed: pip install {error.name}"
         return ""
+
+    def needs_bytes(self, workload: Workload, clients: int) -> float:
+        return COPIES * clients * workload.nbytes
 
     def start(self, workload: Workload, clients: int, variant: str, folder: Path) -> None:
         self._workload = workload
@@ -129,9 +135,10 @@ class Trainer:
         self._redis = redis.Redis("127.0.0.1", port)
         self._redis.ping()
 
-    def send(self) -> None:
+    def send(self) -> bool:
         self._redis.set(self._name, self._view)
         self._redis.rpush("events", f"update {self._name} {self._weight}")
+        return True
 
     def close(self) -> None:
         self._redis.close()

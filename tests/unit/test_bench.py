@@ -16,10 +16,14 @@ sys.path.insert(0, str(BENCH))
 import report  # noqa: E402
 import section_rounds as rounds  # noqa: E402
 from measure import Target  # noqa: E402
-from systems.interface import TUNED, Context, Outcome, RoundResult, Table  # noqa: E402
-from systems.workload import BLOCK, from_json, resnet  # noqa: E402
+from network import Network  # noqa: E402
+from systems.interface import ALSO, TUNED, Context, Outcome, RoundResult, Table  # noqa: E402
+from systems.workload import BLOCK, Workload, from_json, resnet  # noqa: E402
 from traces import arrivals  # noqa: E402
 
+from lifl.examples.digits import Examples  # noqa: E402
+
+FLAT = ALSO["LIFL"][0]
 PATTERNS = ("at once", "steady", "bursts")
 
 
@@ -32,6 +36,9 @@ class Stands:
 
     def variants(self) -> list[str]:
         return self._variants
+
+    def needs_bytes(self, workload: Workload, clients: int) -> float:
+        return 2.0 * clients * workload.nbytes
 
 
 SYSTEMS = [Stands("LIFL", "eager", "lazy"), Stands("Flower", "stock", "stock" + TUNED)]
@@ -46,7 +53,7 @@ def cell(context: Context, **tails: list[float]) -> rounds.Grid:
     entries = [
         rounds.Entry(name, "v", [result(t, 1.0 if name == "LIFL" else 4.0) for t in ts]) for name, ts in tails.items()
     ]
-    return rounds.Grid(workload, rounds.COMPARED_CLIENTS, "at once", [], 1, entries)
+    return rounds.Grid(workload, rounds.COMPARED_CLIENTS, "at once", [], 1, entries=entries)
 
 
 @pytest.fixture
@@ -107,12 +114,63 @@ def test_bursts_have_clusters_and_stragglers():
 
 
 def test_the_plan_has_every_size_and_number_once_and_all_variants(context):
-    grids = rounds.plan(context)
+    grids = [grid for stand in rounds.plan(context) for grid in stand]
     at_once = [(g.workload.name, g.clients) for g in grids if g.pattern == "at once"]
     assert len(at_once) == len(set(at_once)) == len(rounds.CLIENTS) * len(rounds.DEPTHS)
     every = {(system.name, variant) for g in grids for system, variant in g.kinds}
     assert every == {(s.name, v) for s in SYSTEMS for v in s.variants()}
     assert {g.pattern for g in grids} == set(PATTERNS)
+
+
+def test_a_system_too_slow_or_too_large_is_left_out_of_a_cell_and_the_others_run(context):
+    lifl, flower = SYSTEMS
+    small = cell(context, LIFL=[1.0], Flower=[40.0])
+    for entry, turn_s in zip(small.entries, (1.0, 40.0), strict=True):
+        entry.around_s, entry.turns_s = 2.0, [turn_s]
+    next_ = rounds.Grid(small.workload, 2 * small.clients, "at once", [(lifl, "v"), (flower, "v")], 2)
+    outcome = Outcome()
+    assert rounds.chosen([next_], [small], context, outcome) == [(lifl, "v")]
+    assert outcome.absent == [f"{next_.title}: Flower (v) would take about 84 s, 45 s is the limit for a system"]
+    assert rounds.chosen([next_], [], context, outcome) == next_.kinds, "nothing is known yet"
+    huge = rounds.Grid(small.workload, 10**6, "at once", [(lifl, "v")], 2)
+    assert rounds.chosen([huge], [], context, outcome) == [] and "needs about" in outcome.absent[-1]
+
+
+def test_systems_share_a_cell_as_far_as_memory_goes(context):
+    lifl, flower = SYSTEMS
+    grid = rounds.Grid(resnet(18, 1), 10, "at once", [(lifl, "a"), (lifl, "b"), (flower, "c")], 2)
+    one = lifl.needs_bytes(grid.workload, 10)
+    assert [len(group) for group in rounds.grouped(grid, grid.kinds, 2.5 * one)] == [2, 1]
+    assert [len(group) for group in rounds.grouped(grid, grid.kinds, 0.5 * one)] == [1, 1, 1], (
+        "chosen has said that each fits"
+    )
+
+
+def test_each_of_our_two_rows_has_its_targets(context):
+    grid = cell(context, Flower=[1.0])
+    tree, flat, lazy = (rounds.Entry("LIFL", v, [result(t, 1.0)]) for v, t in (("t", 0.5), (FLAT, 0.005), ("lazy", 9)))
+    grid.entries += [tree, lazy, flat]
+    met = {t.name.split("LIFL ")[1]: t.met for t in rounds.targets([grid], 30e9) if t.unit == "ms"}
+    assert met == {"(t), last in → out": False, f"({FLAT}), last in → out": True}
+
+
+def test_a_step_of_training_follows_the_gradient():
+    """In float32, against the difference quotient of the loss."""
+    network, chance = Network(4, 3, 5, 2), np.random.default_rng(1)
+    data = Examples(chance.random((6, 4), np.float32), np.array([0, 1, 0, 1, 1, 0]))
+    model = network.first(1) + np.float32(0.1)
+    trained = np.empty_like(model)
+    network.train(model, trained, data, epochs=1, batch=6, learning_rate=1.0, seed=1)
+
+    def loss(flat):
+        _, probability = network._forward(network._parts(flat), data.images)
+        return -np.log(probability[np.arange(6), data.labels]).mean()
+
+    for place in range(network.size):
+        step = np.zeros(network.size)
+        step[place] = 1e-6
+        slope = (loss(model + step) - loss(model - step)) / 2e-6
+        assert model[place] - trained[place] == pytest.approx(slope, abs=1e-4)
 
 
 def test_medians_leave_the_first_round_out_unless_it_is_alone():
