@@ -45,8 +45,8 @@ ROUNDS, ROUNDS_LATER = 3, 2
 """With the one that warms up: in the first two cells, and in the others."""
 SLOW_S, SLOW_S_PER_GB = 5.0, 3.0
 """A system whose first round in a cell took longer than both of these has no other one there: that one counts."""
-SYSTEM_S = 45.0
-"""A system may take so long in a cell (or in cells that follow each other), or is left out; not in the first ones."""
+SYSTEM_S, STAND_S = 30.0, 60.0
+"""A system may take so long in a cell, or in the three with 20 clients, or is left out there; not in the first ones."""
 COMPARED_CLIENTS = 32
 ONCE_TUNED = ("Flower",)
 """Systems that run with a malloc that recycles only in the first cell."""
@@ -62,7 +62,7 @@ Kind = tuple[System, str]
 class Entry:
     """One system's rounds in one cell.
 
-    `around_s`: starting and ending it; `turns_s`: each round with all about it; `warm`: its servers had done rounds before.
+    `around_s`: starting and ending it; `turns_s`: each round with all about it; `warm`: its servers had been in use.
     """
 
     system: str
@@ -179,7 +179,7 @@ def plan(context: Context) -> list[list[Grid]]:
     stands = [
         [Grid(models[0], VARIANT_CLIENTS, "at once", every, ROUNDS, system_s=float("inf"))],
         [Grid(models[0], COMPARED_CLIENTS, "at once", usual + tuned, ROUNDS, system_s=float("inf"))],
-        [Grid(models[0], PATTERN_CLIENTS, "at once", usual, ROUNDS_LATER)]
+        [Grid(models[0], PATTERN_CLIENTS, "at once", usual, ROUNDS_LATER, STAND_S)]
         + [Grid(models[0], PATTERN_CLIENTS, pattern, usual, 1) for pattern in PATTERNS[1:]],
     ]
     # Something of each model, then many clients.
@@ -198,7 +198,8 @@ def chosen(stand: Sequence[Grid], done: Sequence[Grid], context: Context, outcom
     for system, variant in grid.kinds:
         name = f"{system.name} ({variant})"
         needs_bytes = system.needs_bytes(grid.workload, grid.clients)
-        took_s = expected_s(stand, done, system.name, variant)
+        shared = any(_shared(system, variant, *other) for other in fit)
+        took_s = expected_s(stand, done, system.name, variant, shared)
         if needs_bytes > free_bytes:
             why.append(f"{name} needs about {needs_bytes / 1e9:.0f} GB, {free_bytes / 1e9:.0f} GB may be taken")
         elif took_s > grid.system_s:
@@ -208,14 +209,20 @@ def chosen(stand: Sequence[Grid], done: Sequence[Grid], context: Context, outcom
         else:
             fit.append((system, variant))
             left_s -= took_s
+    if fit and len({system.name for system, _ in fit}) < min(2, len({system.name for system, _ in grid.kinds})):
+        why.append(f"there is nothing to compare {fit[0][0].name} with")
+        fit.clear()
     if why:
         title = grid.title + "".join(f", {other.pattern}" for other in stand[1:])
         outcome.absent.append(f"{title}: {'; '.join(why)}")
     return fit
 
 
-def expected_s(stand: Sequence[Grid], done: Sequence[Grid], system: str, variant: str) -> float:
-    """What a system will take in some cells, from the nearest that it has done; 0 when it has done none."""
+def expected_s(stand: Sequence[Grid], done: Sequence[Grid], system: str, variant: str, shared: bool) -> float:
+    """What a system will take in some cells, from the nearest that it has done; 0 when it has done none.
+
+    `shared`: another variant's servers are there for it.
+    """
     grid = stand[0]
     known = [
         (g, e)
@@ -227,7 +234,8 @@ def expected_s(stand: Sequence[Grid], done: Sequence[Grid], system: str, variant
         return 0.0
     near, entry = max(known, key=lambda each: (each[1].variant == variant, each[0].round_bytes))
     turn_s = max(entry.turns_s) * grid.round_bytes / near.round_bytes
-    expected = entry.around_s * max(1.0, grid.clients / near.clients)
+    larger = max(1.0, min(grid.clients / near.clients, grid.round_bytes / near.round_bytes))
+    expected = 0.0 if shared else larger * max(e.around_s for e in near.entries if e.system == system)
     for each in stand:
         span_s = arrivals(each.pattern, each.clients, each.workload.nbytes, 0)[-1].at_s
         expected += (1 if turn_s > each.slow_s else each.rounds) * (turn_s + span_s)
