@@ -1,4 +1,4 @@
-"""The one thing that setup.cfg cannot say: the compiled kernel, which the installation may do without."""
+"""The one thing that setup.cfg cannot say: the compiled parts, which the installation may do without."""
 
 from setuptools import Extension, setup
 
@@ -9,6 +9,7 @@ setup(
             ["src/lifl/rules/fold.c"],
             extra_compile_args=["-O3", "-fno-trapping-math"],
             optional=True,
-        )
+        ),
+        Extension("lifl.shm._arrival", ["src/lifl/shm/arrival.c"], extra_compile_args=["-O3"], optional=True),
     ]
 )

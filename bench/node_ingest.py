@@ -225,7 +225,7 @@ class Gateway:
             case m.Sealed(conn, key_bytes):
                 _, number = self._admitted.pop(key_bytes)
                 self._arena.free(Key.unpack(key_bytes))
-                self._say(m.Deliver(conn, msgspec.to_builtins(m.Accepted(JOB, number))))
+                self._say(m.Deliver(conn, msgspec.Raw(msgspec.msgpack.encode(m.Accepted(JOB, number)))))
             case m.Aborted(_, key_bytes):
                 self._arena.free(Key.unpack(key_bytes))
 

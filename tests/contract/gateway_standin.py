@@ -100,7 +100,7 @@ class StandIn:
         self.link.sendall(encode(message))
 
     def deliver(self, conn: int, message: m.Message) -> None:
-        self.send(m.Deliver(conn, msgspec.to_builtins(message)))
+        self.send(m.Deliver(conn, msgspec.Raw(msgspec.msgpack.encode(message))))
 
     def open_job(self, name: str, layout: Layout) -> None:
         number = len(self.jobs) + 1

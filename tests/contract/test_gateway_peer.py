@@ -182,16 +182,15 @@ def test_a_partial_that_is_there_already_is_not_sent_again(pair: tuple[Node, Nod
     check_landed(b, body())
 
 
-DIE = (
-    "import os, lifl.node.gateway_transfer as t; "
-    "t.{end}.step = lambda self: self.sock.{call}(self._view[:100_000]) and os.kill(os.getpid(), 9)"
-)
+DIE = "import os, lifl.node.gateway_transfer as t; t.{end}.step = lambda self: self.{move} and os.kill(os.getpid(), 9)"
+DIE_RECEIVING = DIE.format(end="Receive", move="_arrival.receive(self.sock, 0, 100_000)")
+DIE_SENDING = DIE.format(end="Send", move="sock.send(self._view[:100_000])")
 
 
 @pytest.mark.parametrize("restarted", [True, False])
 def test_a_receiver_killed_within_the_bytes_gets_them_once_it_is_back(restarted: bool) -> None:
     a = Node(settings=QUICK.replace("0.02", "0.2"))
-    b = Node(settings=DIE.format(end="Receive", call="recv_into"))
+    b = Node(settings=DIE_RECEIVING)
     data = body()
     a.carry(a.put_partial(data), b.tcp)
     b.process.wait(WAIT_S)
@@ -215,7 +214,7 @@ def test_a_receiver_killed_within_the_bytes_gets_them_once_it_is_back(restarted:
 
 def test_a_sender_killed_within_the_bytes_leaves_no_trace_and_its_next_life_delivers(pair: tuple[Node, Node]) -> None:
     _, b = pair
-    a = Node(settings=DIE.format(end="Send", call="send"))
+    a = Node(settings=DIE_SENDING)
     key = a.put_partial(body())
     a.carry(key, b.tcp)
     a.process.wait(WAIT_S)
@@ -420,7 +419,7 @@ def test_a_model_damaged_on_the_wire_is_fetched_again(pair: tuple[Node, Node]) -
 
 def test_a_model_is_fetched_from_a_gateway_that_was_killed_within_it() -> None:
     a = Node(settings=QUICK.replace("0.02", "0.2"))
-    b = Node(settings=DIE.format(end="Send", call="send"))
+    b = Node(settings=DIE_SENDING)
     b.open_job("digits", LAYOUT)
     b.put_model(body())
     key = a.fetch(b.tcp)
@@ -533,7 +532,7 @@ def test_its_own_gateway_needs_no_second_connection(pair: tuple[Node, Node]) -> 
 @pytest.mark.parametrize("how", ["nobody", "no address", "full", "no job", "killed"])
 def test_a_gateway_that_does_not_serve_costs_nothing_but_the_way_home(pair: tuple[Node, Node], how: str) -> None:
     a, _ = pair
-    killed = DIE.format(end="Receive", call="recv_into")
+    killed = DIE_RECEIVING
     c = Node(connections_max=1 if how == "full" else 8, settings=killed if how == "killed" else "pass")
     cluster = Cluster(a, c, c.tcp)
     hold = Peer(c) if how == "full" else None

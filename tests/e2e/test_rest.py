@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -26,9 +27,13 @@ TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
 
 
 def family(node: Node) -> dict[int, str]:
-    """lifld and all processes below it."""
+    """lifld and all processes below it; one that has just ended may be gone before it is looked at."""
     root = psutil.Process(node.pid)
-    return {process.pid: " ".join(process.cmdline()) for process in [root, *root.children(recursive=True)]}
+    found = {}
+    for process in [root, *root.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            found[process.pid] = " ".join(process.cmdline())
+    return found
 
 
 def cpu_s(pids: list[int]) -> list[float]:

@@ -61,6 +61,8 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
         return st.dictionaries(st.text(min_size=1, max_size=8), floats, max_size=3)
     if kind == m.Tensors:
         return tensors
+    if kind is msgspec.Raw:
+        return values.map(msgspec.msgpack.encode).map(msgspec.Raw)
     if typing.get_origin(kind) is typing.Annotated:
         return strategy(typing.get_args(kind)[0]) if kind != m.Count else counts
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)

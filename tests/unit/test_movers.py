@@ -7,6 +7,7 @@ import threading
 import time
 
 from lifl.node.gateway_transfer import LOW_WATER_BYTES, Movers, Receive, Transfer
+from lifl.shm.arrival import Arrival, arrival
 
 WAIT_S = 30.0
 
@@ -20,10 +21,14 @@ def test_of_those_that_are_ready_the_oldest_has_its_turn() -> None:
     order: list[int] = []
     movers = Movers(1)
 
-    def arrived(number: int, _end: int) -> None:
-        if number == 0:
+    class Held(Arrival):
+        """Holds its thread once all is there."""
+
+        def receive(self, sock: socket.socket, begin_bytes: int, end_bytes: int) -> int:
+            got = super().receive(sock, begin_bytes, end_bytes)
             held.set()
             assert go_on.wait(WAIT_S)
+            return got
 
     def done(_transfer: Transfer, error: OSError | None, number: int) -> None:
         assert error is None
@@ -33,7 +38,7 @@ def test_of_those_that_are_ready_the_oldest_has_its_turn() -> None:
     try:
         for number, (ours, _theirs) in enumerate(pairs):
             view = memoryview(bytearray(8))
-            transfer = Receive(ours, view, lambda end, number=number: arrived(number, end))  # type: ignore[misc]
+            transfer = Receive(ours, arrival(view) if number else Held(view))
             movers.start(transfer, lambda t, e, number=number: done(t, e, number))  # type: ignore[misc]
         pairs[0][1].sendall(bytes(8))
         assert held.wait(WAIT_S)
@@ -55,10 +60,10 @@ def test_of_those_that_are_ready_the_oldest_has_its_turn() -> None:
 def test_one_that_waits_for_its_turn_is_not_stalled() -> None:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
-    transfer = Receive(ours, memoryview(bytearray(4 * LOW_WATER_BYTES)), lambda _end: None)
+    transfer = Receive(ours, arrival(memoryview(bytearray(4 * LOW_WATER_BYTES))))
     try:
         assert not transfer.waits_for_turn(), "its peer has sent nothing"
-        short = Receive(ours, memoryview(bytearray(8)), lambda _end: None)
+        short = Receive(ours, arrival(memoryview(bytearray(8))))
         theirs.sendall(bytes(8))
         assert short.waits_for_turn(), "all of it is in the kernel"
         assert not transfer.waits_for_turn(), "the rest is still to come"

@@ -254,8 +254,9 @@ class Agent:
             return False
         self._inflight[key] = (site, branch, order)
         self.emit(fx.Grant(order.conn, key, packed))
-        for worker in self.pool.prepare(branch.takers_unplaced):
-            self.emit(fx.ForkWorker(worker))
+        if not self.pool.full:
+            for worker in self.pool.prepare(branch.takers_unplaced):
+                self.emit(fx.ForkWorker(worker))
         return True
 
     # ---- the gateway ---------------------------------------------------------------------------------------------

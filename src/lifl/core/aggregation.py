@@ -45,7 +45,9 @@ class Aggregation:
 
     def open_takers(self, branch: Branch) -> None:
         """Opens the tasks that the coming updates can fill, each with its whole path.  All or nothing: `ArenaFull`."""
-        self._open_paths(branch, branch.tree.takers[: branch.takers_needed])
+        needed = branch.takers_needed
+        self._open_paths(branch, branch.tree.takers[branch.takers_opened : needed])
+        branch.takers_opened = max(branch.takers_opened, needed)
 
     def _open_paths(self, branch: Branch, tasks: list[Task]) -> None:
         opened: list[Task] = []
@@ -97,6 +99,7 @@ class Aggregation:
     def shut_takers(self, branch: Branch) -> None:
         """Frees the outputs of tasks that the updates still coming cannot fill, so that others may use the room."""
         tree = branch.tree
+        branch.takers_opened = min(branch.takers_opened, branch.takers_needed)
         for taker in tree.takers[branch.takers_needed :]:
             for task in tree.path(taker):
                 idle = task.state is TaskState.OPEN and not task.inputs and not task.adopted

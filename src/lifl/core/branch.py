@@ -61,6 +61,7 @@ class Branch:
         self.accepted: dict[str, Member] = {}
         self.unfed: deque[tuple[Key, Task | None]] = deque()
         self.given = 0  # updates that were given to their tasks
+        self.takers_opened = 0  # of the tree's takers, in order: these are open, with their paths
         self.closed = False
         self.sealed = False  # the top (or the root) is done
         self.cost = Cost()
@@ -91,4 +92,5 @@ class Branch:
     def takers_unplaced(self) -> int:
         """How many of these have no worker yet."""
         waiting = (TaskState.PLANNED, TaskState.OPEN)
-        return sum(task.state in waiting for task in self.tree.takers[: self.takers_needed])
+        begin = max(self.tree.takers_of(self.given) - 1, 0)  # those before have all their updates
+        return sum(task.state in waiting for task in self.tree.takers[begin : self.takers_needed])

@@ -451,6 +451,7 @@ class Job:
             if client in current.selected or again:
                 current.selected[client] = None
                 self.tell_selected(client, current)
+                return  # nobody else is selected for that
         self.try_open()
 
     def _tell_fates(self, where: Where, client: str, holding: int | None) -> None:
@@ -473,7 +474,9 @@ class Job:
         """A client is gone; another may be selected in its place."""
         if self.present.get(client) == where:
             del self.present[client]
-            self.try_open()
+            round_ = self.round
+            if round_ is not None and client in round_.selected and client not in round_.accepted:
+                self.try_open()
 
     def admit(self, here: Where, event: m.Admit) -> None:
         """An update is announced: it is granted, or answered.  Raises `Refused`."""

@@ -399,10 +399,10 @@ class ModelGranted(Message, frozen=True):
 
 
 class Deliver(Message, frozen=True):
-    """Send `message` (a ToClient struct as builtins, tag included) to a connection."""
+    """Send `message` (a ToClient struct, encoded) to a connection."""
 
     conn: int
-    message: dict[str, Any]
+    message: msgspec.Raw
 
 
 class HangUp(Message, frozen=True):

@@ -75,6 +75,11 @@ class Pool:
         self.starts[how] += 1
         return worker, how
 
+    @property
+    def full(self) -> bool:
+        """Whether no worker can be added now."""
+        return sum(w.state is not WorkerState.RETIRING for w in self.workers.values()) >= self.workers_max
+
     def prepare(self, leaves: int) -> list[int]:
         """The workers to fork so that as many as these leaves have one that is free; none where none are kept warm."""
         if not self.idle_timeout_s:

@@ -30,6 +30,11 @@ def encode(message: msgspec.Struct) -> bytes:
         raise LocalFault(
             f"a {type(message).__name__} of {len(body)} bytes is over the limit of {FRAME_BYTES_MAX} bytes for a frame"
         )
+    return framed(body)
+
+
+def framed(body: bytes) -> bytes:
+    """The frame of a message that is encoded already."""
     return _LENGTH.pack(len(body)) + body
 
 

@@ -46,6 +46,8 @@ CHILD_END_S = 5.0
 START_S = 30.0
 LOG_BYTES_MAX = 4 * 1024 * 1024
 LOG_FILES_MAX = 3
+OF_EACH_UPDATE = frozenset({"update.accepted"})
+"""Events that are in no ordinary log: a line for each would cost as much as what it tells of."""
 
 Announce = Callable[[dict[str, Any]], None]
 
@@ -200,7 +202,7 @@ class Daemon:
     def _perform(self, effect: fx.Effect) -> None:
         match effect:
             case fx.Tell():
-                self.gateway.send(m.Deliver(effect.conn, effect.message))
+                self.gateway.send(m.Deliver(effect.conn, msgspec.Raw(msgspec.msgpack.encode(effect.message))))
             case fx.Grant():
                 self.gateway.send(m.Admitted(effect.conn, effect.key.pack(), effect.member))
             case fx.GrantModel():
@@ -243,8 +245,10 @@ class Daemon:
     def _publish(self, effect: fx.Publish) -> None:
         if effect.name == "round.opened":
             self._meters[f"{effect.job}/{effect.fields['round']}"] = self.meters()
-        shown = {name: value for name, value in effect.fields.items() if name != "receipt"}
-        log.info("%s job=%s %s", effect.name, effect.job, " ".join(f"{k}={v}" for k, v in shown.items()))
+        level = logging.DEBUG if effect.name in OF_EACH_UPDATE else logging.INFO
+        if log.isEnabledFor(level):
+            shown = " ".join(f"{name}={value}" for name, value in effect.fields.items() if name != "receipt")
+            log.log(level, "%s job=%s %s", effect.name, effect.job, shown)
         self.control.publish(effect.name, effect.job, effect.fields)
 
     def meters(self) -> dict[str, float]:

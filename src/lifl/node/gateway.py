@@ -30,15 +30,15 @@ from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import msgspec
 import uvloop
 
 from lifl.core import messages as m
-from lifl.core.errors import LiflError, RemoteFault, ResourceFault
+from lifl.core.errors import LiflError, ResourceFault
 from lifl.core.wire import encode
 from lifl.node.gateway_connection import LINGER_S, Connection, Shared, tune
 from lifl.node.gateway_content import Job
 from lifl.node.gateway_courier import Courier
+from lifl.node.gateway_readiness import Readiness
 from lifl.node.gateway_transfer import Movers
 from lifl.node.link import Link
 from lifl.shm.arena import Arena
@@ -74,7 +74,8 @@ class Gateway:
         link = Link(link_sock, m.ToGateway, self._on_message, self._on_link_closed)
         movers = Movers(MOVERS)
         checks = ThreadPoolExecutor(MOVERS, "check")
-        self._shared = Shared(link, arena, movers, checks, f"{arena.node:016x}")
+        readiness = Readiness()
+        self._shared = Shared(link, arena, movers, checks, readiness, f"{arena.node:016x}")
         self._courier = Courier(self._shared, self._start)
         prefault = Prefault(arena)
         accepting = [loop.create_task(self._accept(listener)) for listener in listeners]
@@ -96,6 +97,7 @@ class Gateway:
         await loop.run_in_executor(None, prefault.stop)
         checks.shutdown()
         movers.stop()
+        readiness.close()
         await link.flushed()
         link.close()
 
@@ -169,9 +171,9 @@ class Gateway:
                 shared.jobs[job] = Job(message)
             case m.JobForget(job):
                 shared.jobs.pop(job, None)
-            case m.Deliver(conn):
+            case m.Deliver(conn, encoded):
                 if (connection := shared.connections.get(conn)) is not None:
-                    connection.deliver(_to_client(message))
+                    connection.deliver(bytes(encoded))
             case m.Admitted(conn, key):
                 connection = shared.connections.get(conn)
                 if connection is None or not connection.granted(message):
@@ -194,14 +196,6 @@ class Gateway:
     def _stats(self) -> m.GatewayStats:
         shared = self._shared
         return m.GatewayStats(shared.received_bytes, shared.sent_bytes, 0, len(shared.connections), time.process_time())
-
-
-def _to_client(message: m.Deliver) -> m.ToClient:
-    try:
-        delivered: m.ToClient = msgspec.convert(message.message, type=m.ToClient)
-    except msgspec.ValidationError as error:
-        raise RemoteFault(f"lifld delivers what no client understands: {error}") from error
-    return delivered
 
 
 # ---- descriptors ---------------------------------------------------------------------------------------------------
@@ -248,7 +242,8 @@ def main() -> int:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; lifld drains us
     threading.excepthook = _die_of_bugs
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    # Standard error goes to a file that lives as long as the process: no line for each connection.
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
     try:
         reserve_descriptors(options.connections_max)
         arena = Arena.attach(options.arena)

@@ -26,17 +26,20 @@ from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import msgspec
+
 from lifl.core import messages as m
 from lifl.core.admission import check_submit
 from lifl.core.errors import Refused, RemoteFault, StaleKey
 from lifl.core.ids import Key
 from lifl.core.members import unpack_members
-from lifl.core.wire import FRAME_BYTES_MAX, LENGTH_BYTES, FrameDecoder, encode
+from lifl.core.wire import FRAME_BYTES_MAX, LENGTH_BYTES, FrameDecoder, encode, framed
 from lifl.node.gateway_content import Content, Job
-from lifl.node.gateway_transfer import Movers, Receive, Send, Transfer, move
+from lifl.node.gateway_readiness import Readiness
+from lifl.node.gateway_transfer import Movers, Receive, Send, move
 from lifl.node.link import Link
 from lifl.shm.arena import Arena
-from lifl.shm.checksum import Checksum, checksum
+from lifl.shm.arrival import arrival
 from lifl.shm.layout import Entry
 
 log = logging.getLogger("gateway")
@@ -53,6 +56,10 @@ HELLO_BYTES_MAX = 4096
 SMALL_FRAME_BYTES = 64 * 1024
 """Frames up to here are read from all clients at a time; longer ones are schemas, `LARGE_FRAMES_MAX` at a time."""
 LARGE_FRAMES_MAX = 8
+SMALL_BODY_BYTES = 256 * 1024
+"""Bodies up to here are received and checked (tens of microseconds) by the event loop's thread itself."""
+SOON_S = 1.0
+"""A small body that takes longer is left to the movers, which see whether it stalls."""
 WAITING_BYTES_MAX = 2 * FRAME_BYTES_MAX
 """What may wait for one client that reads slowly."""
 LINGER_S = 1.0
@@ -67,6 +74,7 @@ KEEPALIVE_PROBES = 3
 UNACKNOWLEDGED_S = 60.0
 """A peer that acknowledges nothing for so long is gone."""
 _CREDENTIALS = struct.Struct("3i")
+_TO_CLIENT = msgspec.msgpack.Decoder(m.ToClient)
 
 Waiting = tuple[memoryview, int]
 """The rest of a frame, and the descriptor that goes with its first byte (-1: none)."""
@@ -80,6 +88,7 @@ class Shared:
     arena: Arena
     movers: Movers
     checks: ThreadPoolExecutor
+    readiness: Readiness
     node: str
     jobs: dict[str, Job] = field(default_factory=dict)
     connections: dict[int, Connection] = field(default_factory=dict)
@@ -192,32 +201,51 @@ class Connection:
 
     async def _read(self) -> m.FromClient:
         """The next message.  Raises `RemoteFault`, `EOFError`, `TimeoutError` or `OSError`."""
-        head = await self._loop.sock_recv(self._sock, LENGTH_BYTES)
-        if not head:
-            raise EOFError("closed by the client")
+        while not await self._receive(LENGTH_BYTES, "closed by the client"):
+            pass
+        if (message := self._next_small()) is not None:  # nearly always: the whole frame has come at once
+            return message
         async with asyncio.timeout(FRAME_S):
-            while len(head) < LENGTH_BYTES:
-                head += await self._receive_some(LENGTH_BYTES - len(head))
-            self._decoder.feed(head)
-            length = self._decoder.missing_bytes
-            limit = self._shared.frame_bytes_max() if self.client else HELLO_BYTES_MAX
-            if length > limit:
-                raise RemoteFault(f"a frame announces {length} bytes; at most {limit} are taken here")
-            if length <= SMALL_FRAME_BYTES:
-                return await self._read_rest()
+            while self._missing_bytes() <= SMALL_FRAME_BYTES:
+                await self._receive(self._missing_bytes())
+                if (message := self._next_small()) is not None:
+                    return message
             async with self._shared.large_frames:
-                return await self._read_rest()
+                while (message := self._decoder.next_message()) is None:
+                    await self._receive(min(self._decoder.missing_bytes, SMALL_FRAME_BYTES))
+                return message
 
-    async def _read_rest(self) -> m.FromClient:
+    def _next_small(self) -> m.FromClient | None:
+        """The message that has begun, if the rest of its frame is here and not large."""
         while (message := self._decoder.next_message()) is None:
-            self._decoder.feed(await self._receive_some(min(self._decoder.missing_bytes, SMALL_FRAME_BYTES)))
+            missing_bytes = self._missing_bytes()
+            if missing_bytes > SMALL_FRAME_BYTES or not self._receive_now(missing_bytes):
+                return None
         return message
 
-    async def _receive_some(self, nbytes: int) -> bytes:
-        data = await self._loop.sock_recv(self._sock, nbytes)
+    def _missing_bytes(self) -> int:
+        missing_bytes = self._decoder.missing_bytes
+        if missing_bytes <= HELLO_BYTES_MAX:
+            return missing_bytes
+        limit = self._shared.frame_bytes_max() if self.client else HELLO_BYTES_MAX
+        if missing_bytes > limit:
+            raise RemoteFault(f"a frame announces {missing_bytes} bytes; at most {limit} are taken here")
+        return missing_bytes
+
+    async def _receive(self, nbytes: int, at_end: str = "closed by the client within a frame") -> bool:
+        """Waits for bytes of a frame, and takes at most `nbytes`; whether there were any."""
+        await self._shared.readiness.readable(self._sock)
+        return self._receive_now(nbytes, at_end)
+
+    def _receive_now(self, nbytes: int, at_end: str = "closed by the client within a frame") -> bool:
+        try:
+            data = self._sock.recv(nbytes)
+        except BlockingIOError:
+            return False
         if not data:
-            raise EOFError("closed by the client within a frame")
-        return data
+            raise EOFError(at_end)
+        self._decoder.feed(data)
+        return True
 
     # ---- what clients ask ------------------------------------------------------------------------------------------
 
@@ -257,14 +285,18 @@ class Connection:
         self._answer.set_result(grant)
         return True
 
-    def deliver(self, message: m.ToClient) -> None:
+    def deliver(self, encoded: bytes) -> None:
         """The daemon has a message for the client; it may be the answer to a question."""
-        self.send(message)
-        if (
-            self._answer is not None
-            and not self._answer.done()
-            and isinstance(message, m.Accepted | m.Busy | m.Refusal)
-            and self._question in (None, (message.job, message.round))
+        self._send_frame(framed(encoded))
+        if self._answer is None or self._answer.done():
+            return
+        try:
+            message = _TO_CLIENT.decode(encoded)
+        except msgspec.DecodeError as error:
+            raise RemoteFault(f"lifld delivers what no client understands: {error}") from error
+        if isinstance(message, m.Accepted | m.Busy | m.Refusal) and self._question in (
+            None,
+            (message.job, message.round),
         ):
             self._answer.set_result(None)
 
@@ -318,7 +350,7 @@ class Connection:
             await self._loop.run_in_executor(self._shared.checks, content.look_at_all)
         else:
             self.send(m.Go(submit.job, submit.round))
-            await self._move(Receive(self._sock, view[:], content.advance), BODY_STALL_S)
+            await self._move(Receive(self._sock, content.arrival), BODY_STALL_S)
         self._shared.received_bytes += submit.data_bytes
         self._shared.arena.seal(key, submit.weight, 1, grant.member, content.finish())
 
@@ -354,20 +386,20 @@ class Connection:
         entry = arena.entry(key)
         _check_room(offer, entry)
         view = arena.data(key)
-        data_sum = Checksum(view)
         meta = bytearray(offer.meta_bytes)
+        arriving, arriving_meta = arrival(view), arrival(memoryview(meta))
         self.send(m.Go(PARTIAL, offer.epoch))
         if view:
-            await self._move(Receive(self._sock, view[:], data_sum.advance), PEER_STALL_S)
+            await self._move(Receive(self._sock, arriving), PEER_STALL_S)
         if meta:
-            await self._move(Receive(self._sock, memoryview(meta), lambda _end: None), PEER_STALL_S)
+            await self._move(Receive(self._sock, arriving_meta), PEER_STALL_S)
         async with asyncio.timeout(PEER_STALL_S):
             sums = await self._read()
         if not isinstance(sums, m.Checksums):
             raise RemoteFault(f"a partial's bytes are followed by {type(sums).__name__}, not by Checksums")
         self._shared.received_bytes += offer.data_bytes + offer.meta_bytes
-        data = data_sum.finish()
-        if (data, await self._loop.run_in_executor(self._shared.checks, checksum, meta)) != (sums.data, sums.meta):
+        data = arriving.finish()
+        if (data, arriving_meta.finish()) != (sums.data, sums.meta):
             raise Refused(DAMAGED, "checksum", "the partial's bytes were changed on their way; send it again")
         await self._loop.run_in_executor(self._shared.checks, _check_members, offer, meta)
         arena.seal(key, offer.weight, offer.members, bytes(meta), data)
@@ -401,8 +433,28 @@ class Connection:
         finally:
             self._shared.link.send(m.ModelSent(self.number, grant.key, sent_bytes))
 
-    async def _move(self, transfer: Transfer, stall_s: float) -> None:
-        await move(self._shared.movers, transfer, stall_s, self._stalled)
+    async def _move(self, transfer: Receive | Send, stall_s: float) -> None:
+        """Has a body moved; a small one is received here, as soon as it is all there: no other thread is woken."""
+        if (
+            isinstance(transfer, Send)
+            or transfer.total_bytes > SMALL_BODY_BYTES
+            or not await self._receive_soon(transfer)
+        ):
+            await move(self._shared.movers, transfer, stall_s, self._stalled)
+
+    async def _receive_soon(self, body: Receive) -> bool:
+        """Whether all of it came within `SOON_S`; what has come is kept."""
+        try:
+            async with asyncio.timeout(SOON_S):
+                while not body.step():
+                    await self._shared.readiness.readable(self._sock)
+        except TimeoutError:
+            return False
+        except OSError:
+            body.finish()
+            raise
+        body.finish()
+        return True
 
     def _stalled(self) -> None:
         log.info("body.stalled conn=%d client=%s", self.number, self.client)
@@ -412,9 +464,12 @@ class Connection:
 
     def send(self, message: m.Message, descriptor: int = -1) -> None:
         """Sends a message, or puts it in line; a client that is too far behind is disconnected."""
+        self._send_frame(encode(message), descriptor)
+
+    def _send_frame(self, encoded: bytes, descriptor: int = -1) -> None:
         if self._shut:
             return
-        frame = memoryview(encode(message))
+        frame = memoryview(encoded)
         if self._flusher is None:
             try:
                 sent = self._send_now(frame, descriptor)
@@ -455,7 +510,7 @@ class Connection:
                     self._settle_model(None)
                 else:
                     async with asyncio.timeout(BODY_STALL_S):
-                        await self._send_frame(*item)
+                        await self._send_waiting(*item)
                     self._waiting_bytes -= len(item[0])
         except (OSError, TimeoutError) as error:
             failed = error
@@ -473,7 +528,7 @@ class Connection:
             else:
                 self._model_sent.set_exception(error)
 
-    async def _send_frame(self, frame: memoryview, descriptor: int) -> None:
+    async def _send_waiting(self, frame: memoryview, descriptor: int) -> None:
         if descriptor >= 0:
             while True:
                 try:
@@ -498,7 +553,7 @@ class Sums:
     def __init__(self, arena: Arena, key: Key, wanted: bool = True) -> None:
         self._sealed_with = arena.entry(key).checksum
         computing = wanted and not self._sealed_with
-        self._sum = Checksum(arena.data(key)) if computing else None
+        self._sum = arrival(arena.data(key)) if computing else None
         self.departed = self._sum.advance if self._sum is not None else None
 
     def finish(self) -> int:

@@ -10,8 +10,7 @@ from lifl.core.errors import Refused
 from lifl.core.messages import JobSchema
 from lifl.core.schema import DTYPE_BYTES, Layout, Segment, TensorSpec
 from lifl.core.wire import encode
-from lifl.node.gateway_transfer import PIECE_BYTES
-from lifl.shm.checksum import Checksum, FiniteCheck
+from lifl.shm.arrival import arrival
 
 
 class Job:
@@ -24,31 +23,22 @@ class Job:
 
 
 class Content:
-    """The content of an update that is being written to `data`, from the front."""
+    """The content of an update that is being written to `data`, from the front, and looked at by `arrival`."""
 
     def __init__(self, layout: Layout, data: memoryview) -> None:
         self._layout = layout
-        self._data_bytes = len(data)
-        self._checksum = Checksum(data)
-        self._finite = FiniteCheck(data, layout.segments)
-
-    def advance(self, end_bytes: int) -> None:
-        """The first `end_bytes` bytes are there now."""
-        self._checksum.advance(end_bytes)
-        self._finite.advance(end_bytes)
+        self.arrival = arrival(data, layout.segments)
 
     def look_at_all(self) -> None:
-        """All bytes are there; they are looked at in pieces that stay in the cache between the two checks."""
-        for end_bytes in range(PIECE_BYTES, self._data_bytes, PIECE_BYTES):
-            self.advance(end_bytes)
-        self.advance(self._data_bytes)
+        """All bytes are there."""
+        self.arrival.advance(self.arrival.nbytes)
 
     def finish(self) -> int:
         """All is there: the checksum.  Raises `Refused`, naming the tensor, when a number is not finite."""
-        checksum = self._checksum.finish()
-        if self._finite.found is None:
+        checksum = self.arrival.finish()
+        if self.arrival.found is None:
             return checksum
-        index, element = self._finite.found
+        index, element = self.arrival.found
         segment = self._layout.segments[index]
         tensor, element = self._tensor_at(segment, element)
         raise Refused(

@@ -27,7 +27,8 @@ from lifl.core.ids import Key
 from lifl.core.wire import FrameDecoder, encode
 from lifl.node.gateway_connection import DAMAGED, PEER_STALL_S, Shared, Sums, tune
 from lifl.node.gateway_transfer import Receive, Send, Transfer, move
-from lifl.shm.checksum import Checksum, checksum
+from lifl.shm.arrival import arrival
+from lifl.shm.checksum import checksum
 from lifl.shm.layout import State
 
 log = logging.getLogger("gateway")
@@ -177,13 +178,13 @@ class _Trip:
         job = self._shared.jobs.get(order.job)
         if job is not None and job.layout.tensors != model.tensors:
             raise Refused("wrong-schema", "tensors", f"the tensors of job {order.job!r} are others there than here")
-        data_sum = Checksum(view)
+        arriving = arrival(view)
         if view:
-            await self._move(peer, Receive(peer.sock, view[:], data_sum.advance))
+            await self._move(peer, Receive(peer.sock, arriving))
         sums = await peer.hear()
         if not isinstance(sums, m.Checksums):
             raise _no(sums)
-        data = data_sum.finish()
+        data = arriving.finish()
         if data != sums.data:
             raise _NotNow("the model's bytes were changed on their way")
         arena.seal(self._key, 0.0, 0, checksum=data)

@@ -10,8 +10,8 @@ Of the sockets that are ready the transfer that began first has its turn.  When 
 so become complete one after the other, not all at the end, and are folded while the others still arrive; it takes no
 longer in all.  Whoever waits for a turn is slowed by its own socket's window.
 
-What is received is checked in pieces of `PIECE_BYTES` right after the kernel wrote them, while they are in the
-core's cache; what is sent may be looked at in the same way.  The end of a transfer, good or bad, is told once, by
+What is received is looked at right after the kernel wrote it, while it is in the cache (`shm/arrival`, which also
+receives); what is sent may be looked at in the same way.  The end of a transfer, good or bad, is told once, by
 `done`; `move` waits for it in the event loop.
 """
 
@@ -28,9 +28,8 @@ import termios
 import threading
 from collections.abc import Callable
 
-PIECE_BYTES = 2 * 1024 * 1024
-"""The most of one `recv_into`, and what is checked at a time.  Smaller pieces stay in a nearer cache, but cost more
-changes of the interpreter's lock between the threads: measured, 2 MiB gains a third over 256 KiB."""
+from lifl.shm.arrival import Arrival
+
 LOW_WATER_BYTES = 1024 * 1024
 """A waiting receiver is woken when this much has come (or the last bytes): fewer, larger pieces."""
 TURN_BYTES = 16 * 1024 * 1024
@@ -42,34 +41,30 @@ STALL_BYTES = 64 * 1024
 
 
 class Receive:
-    """Fills `view` from `sock`; `arrived(end)` is called after each piece."""
+    """Fills what `arrival` looks at from `sock`."""
 
     events = select.EPOLLIN
 
-    def __init__(self, sock: socket.socket, view: memoryview, arrived: Callable[[int], None]) -> None:
+    def __init__(self, sock: socket.socket, arrival: Arrival) -> None:
         self.sock = sock
         self.moved_bytes = 0
-        self.total_bytes = len(view)
-        self._view = view
-        self._arrived = arrived
+        self.total_bytes = arrival.nbytes
+        self._arrival = arrival
+        self._low_water_bytes = 1
 
     def step(self) -> bool:
         """Moves what can be moved now.  True when all is there.  Raises `OSError` when the peer is gone."""
         turn_end = min(self.moved_bytes + TURN_BYTES, self.total_bytes)
-        while self.moved_bytes < turn_end:
-            start = self.moved_bytes
-            try:
-                got = self.sock.recv_into(self._view[start : start + PIECE_BYTES])
-            except BlockingIOError:
-                break
-            if not got:
-                raise ConnectionResetError(f"the peer closed after {start} of {self.total_bytes} bytes")
-            self.moved_bytes += got
-            self._arrived(self.moved_bytes)
+        self.moved_bytes = self._arrival.receive(self.sock, self.moved_bytes, turn_end)
         left = self.total_bytes - self.moved_bytes
         if left:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, min(left, LOW_WATER_BYTES))
+            self._wake_at(min(left, LOW_WATER_BYTES))
         return not left
+
+    def _wake_at(self, low_water_bytes: int) -> None:
+        if low_water_bytes != self._low_water_bytes:
+            self._low_water_bytes = low_water_bytes
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low_water_bytes)
 
     def seen_bytes(self) -> int:
         """What has been moved, and what waits in the kernel for the low-water mark."""
@@ -83,9 +78,8 @@ class Receive:
         return int.from_bytes(fcntl.ioctl(self.sock.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
 
     def finish(self) -> None:
-        """Gives the socket back as it was, and lets go of the memory."""
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-        self._view.release()
+        """Gives the socket back as it was."""
+        self._wake_at(1)
 
 
 class Send:

@@ -29,6 +29,8 @@ WAITING_BYTES_MAX = 64 * 1024 * 1024
 CONGESTED_BYTES = 1024 * 1024
 """From here on a careful sender (`drained`) stops producing."""
 READ_BYTES = 256 * 1024
+_READ = memoryview(bytearray(READ_BYTES))
+"""Where all links read to, in turn: a fresh buffer for each read would cost more than the read itself."""
 
 
 class Link:
@@ -113,16 +115,16 @@ class Link:
 
     def _readable(self) -> None:
         try:
-            data = self._sock.recv(READ_BYTES)
+            nbytes = self._sock.recv_into(_READ)
         except BlockingIOError:
             return
         except OSError as error:
             self._end(error)
             return
-        if not data:
+        if not nbytes:
             self._end(None)
             return
-        self._decoder.feed(data)
+        self._decoder.feed(_READ[:nbytes])
         try:
             while not self._closed and (message := self._decoder.next_message()) is not None:
                 self._on_message(message)

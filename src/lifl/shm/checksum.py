@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 65_536
 FINITE_BLOCK_BYTES = 131_072
 _WORD_BYTES = 8
-_MULTIPLIER = 0x9E37_79B9_7F4A_7C15
-_MASK = (1 << 64) - 1
+MULTIPLIER = 0x9E37_79B9_7F4A_7C15
+MASK = (1 << 64) - 1
 _SIGN_16 = 0x8000
 _INFINITY_16 = {"float16": 0x7C00, "bfloat16": 0x7F80}
 """The bits of +infinity: the smallest positive pattern that is not finite."""
@@ -65,7 +65,7 @@ class Checksum:
             return
         words = data[self._done : end].view("<u8").reshape(-1, BLOCK_BYTES // _WORD_BYTES)
         for block_sum in self._np.add.reduce(words, axis=1).tolist():
-            self._value = (self._value * _MULTIPLIER + block_sum) & _MASK
+            self._value = (self._value * MULTIPLIER + block_sum) & MASK
         self._done = end
 
     def finish(self) -> int:
@@ -75,9 +75,9 @@ class Checksum:
         tail = data[self._done :].tobytes()
         if tail:
             words = self._np.frombuffer(tail.ljust(BLOCK_BYTES, b"\0"), "<u8")
-            self._value = (self._value * _MULTIPLIER + int(self._np.add.reduce(words))) & _MASK
+            self._value = (self._value * MULTIPLIER + int(self._np.add.reduce(words))) & MASK
         self._bytes = None
-        return (self._value * _MULTIPLIER + data.size) & _MASK or 1
+        return (self._value * MULTIPLIER + data.size) & MASK or 1
 
     def _open(self, end_bytes: int) -> NDArray[np.uint8]:
         if self._bytes is None:
@@ -104,11 +104,10 @@ class FiniteCheck:
         self.found: tuple[int, int] | None = None
         self._parts: list[tuple[int, Segment, NDArray[Any]]] = []
         self._done = [0] * len(segments)
+        check_segments(segments, len(data))
         for index, segment in enumerate(segments):
-            end = segment.offset + segment.count * DTYPE_BYTES[segment.dtype]
-            if end > len(data):
-                raise LocalFault(f"segment {segment} ends at byte {end}, behind the {len(data)} of the data")
             if "float" in segment.dtype:
+                end = segment.offset + segment.count * DTYPE_BYTES[segment.dtype]
                 self._parts.append((index, segment, as_array(data[segment.offset : end], segment.dtype)))
 
     def advance(self, end_bytes: int) -> bool:
@@ -123,6 +122,14 @@ class FiniteCheck:
                 if place is not None:
                     self.found = (index, begin + place)
         return self.found is None
+
+
+def check_segments(segments: Sequence[Segment], nbytes: int) -> None:
+    """Raises `LocalFault` when a segment does not lie in the `nbytes` bytes of the data."""
+    for segment in segments:
+        end = segment.offset + segment.count * DTYPE_BYTES[segment.dtype]
+        if end > nbytes:
+            raise LocalFault(f"segment {segment} ends at byte {end}, behind the {nbytes} of the data")
 
 
 def as_array(data: memoryview, dtype: str) -> NDArray[Any]:
