@@ -70,3 +70,35 @@ def test_one_that_waits_for_its_turn_is_not_stalled() -> None:
     finally:
         ours.close()
         theirs.close()
+
+
+def test_what_has_come_does_not_shrink_while_a_turn_takes_it() -> None:
+    """Bytes that have left the kernel within a turn are not yet counted: a look at that moment takes them for lost."""
+    taken, go_on = threading.Event(), threading.Event()
+
+    class Held(Arrival):
+        """Holds its thread between the bytes' leaving the kernel and the end of the turn."""
+
+        def receive(self, sock: socket.socket, begin_bytes: int, end_bytes: int) -> int:
+            got = super().receive(sock, begin_bytes, end_bytes)
+            taken.set()
+            assert go_on.wait(WAIT_S)
+            return got
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        transfer = Receive(ours, Held(memoryview(bytearray(4096))))
+        theirs.sendall(bytes(4000))
+        assert transfer.seen_bytes() == 4000
+        turn = threading.Thread(target=transfer.step)
+        turn.start()
+        assert taken.wait(WAIT_S)
+        seen: list[int] = []
+        looking = threading.Thread(target=lambda: seen.append(transfer.seen_bytes()))
+        looking.start()
+        looking.join(0.05)  # were it not to wait, it would have looked by now
+        go_on.set()
+        looking.join()
+        turn.join()
+        assert seen == [4000]

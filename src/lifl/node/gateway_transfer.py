@@ -51,11 +51,16 @@ class Receive:
         self.total_bytes = arrival.nbytes
         self._arrival = arrival
         self._low_water_bytes = 1
+        self._turn = threading.Lock()
 
     def step(self) -> bool:
         """Moves what can be moved now.  True when all is there.  Raises `OSError` when the peer is gone."""
         turn_end = min(self.moved_bytes + TURN_BYTES, self.total_bytes)
-        self.moved_bytes = self._arrival.receive(self.sock, self.moved_bytes, turn_end)
+        with self._turn:
+            try:
+                self._arrival.receive(self.sock, self.moved_bytes, turn_end)
+            finally:
+                self.moved_bytes = self._arrival.received_bytes
         left = self.total_bytes - self.moved_bytes
         if left:
             self._wake_at(min(left, LOW_WATER_BYTES))
@@ -67,8 +72,13 @@ class Receive:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low_water_bytes)
 
     def seen_bytes(self) -> int:
-        """What has been moved, and what waits in the kernel for the low-water mark."""
-        return self.moved_bytes + self._waiting_bytes()
+        """What has been moved, and what waits in the kernel for the low-water mark.
+
+        Not within a turn, when bytes have left the kernel and are not yet counted: it waits for the turn's end, some
+        milliseconds.
+        """
+        with self._turn:
+            return self.moved_bytes + self._waiting_bytes()
 
     def waits_for_turn(self) -> bool:
         """Whether it stands still because others were first, not because of its peer."""

@@ -46,6 +46,7 @@ class Arrival:
     def __init__(self, data: memoryview, segments: Sequence[Segment] = ()) -> None:
         self.found: tuple[int, int] | None = None
         self.nbytes = len(data)
+        self.received_bytes = 0
         self._data = data[:]
         self._looked_bytes = 0
         self._checksum = Checksum(data)
@@ -53,7 +54,8 @@ class Arrival:
 
     def receive(self, sock: socket.socket, begin_bytes: int, end_bytes: int) -> int:
         """Receives up to `end_bytes` from a non-blocking socket, `begin_bytes` being there; returns how many are there
-        then: `end_bytes`, or with what the socket had.  Raises `OSError` when the peer is gone.
+        then: `end_bytes`, or with what the socket had.  Raises `OSError` when the peer is gone; `received_bytes` are
+        there then, too.
         """
         while begin_bytes < end_bytes:
             try:
@@ -62,7 +64,7 @@ class Arrival:
                 break
             if not got:
                 raise _closed(begin_bytes, self.nbytes)
-            begin_bytes += got
+            self.received_bytes = begin_bytes = begin_bytes + got
             self.advance(begin_bytes)
         return begin_bytes
 
@@ -129,6 +131,7 @@ class CompiledArrival(Arrival):
         check_segments(segments, len(data))
         self.found = None
         self.nbytes = len(data)
+        self.received_bytes = 0
         self._data = data[:]
         self._library = library
         self._segments = segments
@@ -146,6 +149,7 @@ class CompiledArrival(Arrival):
         with self._data[begin_bytes:end_bytes] as held:
             end_bytes = begin_bytes + len(held)
             got = self._library.receive(self._state, sock.fileno(), begin_bytes, end_bytes, error)
+        self.received_bytes = got
         if error.value == errno.EPIPE:
             raise _closed(got, self.nbytes)
         if error.value not in (0, errno.EAGAIN):
