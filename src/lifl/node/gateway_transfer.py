@@ -36,6 +36,9 @@ TURN_BYTES = 16 * 1024 * 1024
 """What one socket may move before it is looked whether an older one is ready."""
 SEND_BYTES = 1024 * 1024
 """What one `send` offers to the kernel."""
+MOVER_NICE = 5
+"""An aggregator that has something to fold goes before more that comes in to wait for it: when the last update is in,
+less is left to do."""
 STALL_BYTES = 64 * 1024
 """A body moves at least so much in the time it is given, or it has stalled."""
 
@@ -169,6 +172,7 @@ class Movers:
         os.close(self._stop)
 
     def _run(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), MOVER_NICE)
         while (fd := self._pick()) != self._stop:
             self._turn(fd)
 
