@@ -133,13 +133,14 @@ def test_any_node_dies_at_any_moment(three: Cluster, number: int) -> None:
     oracle = OneHot(N, ballast_bytes=1 << 18)
     submit(three.coordinator, "j", oracle.model(), job__rounds=6, **SPREAD)
     watch = three.watch("j")
-    with three.fleet("j", N, oracle.update, held=[(0, 6)]) as team:
-        for victim in (random.choice(three.agents), three.coordinator):
+    # Rounds take milliseconds: two updates are held back, so that there is something left for each death to hit.
+    with three.fleet("j", N, oracle.update, held=[(0, 3), (1, 6)]) as team:
+        for held, victim in enumerate((random.choice(three.agents), three.coordinator)):
             watch.wait("update.accepted", random.randrange(1, 3 * N))
             victim.kill()
             victim.up()
             watch = three.watch("j")
-        team.release()
+            team.release(held)
         three.finished("j", team, oracle)
     three.settled()
 
