@@ -93,14 +93,18 @@ def _shared_memory(_state_dir: Path) -> Iterator[Finding]:
 def _huge_pages(_state_dir: Path) -> Iterator[Finding]:
     from lifl.shm.mapping import HUGE_PAGE_BYTES, collapse, map_segment, populate
 
-    fd = os.memfd_create("lifl-doctor")  # the same kind of memory as the arena
     try:
-        os.posix_fallocate(fd, 0, HUGE_PAGE_BYTES)
-        _owner, view = map_segment(fd, HUGE_PAGE_BYTES)
-        populate(view)
-        code = collapse(view)
-    finally:
-        os.close(fd)
+        fd = os.memfd_create("lifl-doctor")  # the same kind of memory as the arena
+        try:
+            os.posix_fallocate(fd, 0, HUGE_PAGE_BYTES)
+            _owner, view = map_segment(fd, HUGE_PAGE_BYTES)
+            populate(view)
+            code = collapse(view)
+        finally:
+            os.close(fd)
+    except (OSError, ResourceFault) as error:
+        yield Finding("warn", "huge pages", f"could not be tried: {error}", "free memory, then try again")
+        return
     if not code:
         yield Finding("ok", "huge pages", "the arena gets pages of 2 MiB")
     elif code == errno.ENOMEM:
@@ -179,10 +183,11 @@ def _redirector(_state_dir: Path) -> Iterator[Finding]:
 def _capacity(_state_dir: Path) -> Iterator[Finding]:
     # Before NumPy is loaded: one fold is to take one core.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from lifl.node import machine
     from lifl.rules import calibration
 
-    found = calibration.capacity(NodeConfig().workers_max or len(os.sched_getaffinity(0)) + 1)
-    yield Finding("ok", "capacity", f"{found:g} updates folded at a time on {os.cpu_count()} cores, measured now")
+    found = calibration.capacity(machine.workers_max(NodeConfig()))
+    yield Finding("ok", "capacity", f"{found:g} updates folded at a time on {machine.cores()} cores, measured now")
 
 
 def _loopback(_state_dir: Path) -> Iterator[Finding]:

@@ -87,7 +87,7 @@ class Daemon:
         self.arena, self.warnings = machine.open_arena(f"/lifl-{self.node:016x}", config, self.node)
         opened.callback(self._close_arena)
         # Until it is measured, one fold for each core.
-        workers_max = config.workers_max or machine.cores() + 1
+        workers_max = machine.workers_max(config)
         capacity = config.capacity or float(min(workers_max, machine.cores()))
         self.identity = Node(self.node, machine.shown(self.tcp), capacity, self.arena.arena_bytes, workers_max)
         self.engine = Engine(

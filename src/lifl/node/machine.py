@@ -123,6 +123,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def workers_max(config: NodeConfig) -> int:
+    """Aggregator processes at most: what is configured, or one more than there are cores."""
+    return config.workers_max or cores() + 1
+
+
 def listen_tcp(address: str) -> socket.socket:
     """A listening socket at HOST:PORT.  Raises `ResourceFault`: the port is taken, the host is not this machine's."""
     host, port = split_address(address, "listen")

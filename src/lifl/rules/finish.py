@@ -47,7 +47,7 @@ def finish_segment(
     """
     integer = out.dtype.kind in "iu"
     if out.dtype in (np.float32, np.float64) and _is_plain_mean(rule):
-        _finish_mean(partials, updates, out)
+        _finish_mean(partials, updates, out, type(rule).__name__)
         return
     sums = _Sums(rule, partials, updates, len(out), numpy_dtype(ACCUMULATOR[out.dtype.name]), integer)
     step = max(1, BLOCK_BYTES // sums.dtype.itemsize)
@@ -69,12 +69,12 @@ def _is_plain_mean(rule: Rule) -> bool:
     return made.fold is Rule.fold and made.merge is Rule.merge and made.finish is Rule.finish and not made.states
 
 
-def _finish_mean(partials: Weighted, updates: Weighted, out: Vector) -> None:
+def _finish_mean(partials: Weighted, updates: Weighted, out: Vector, name: str) -> None:
     """The model is the mean itself, in the dtype of all that it is made of: one pass, which checks what it writes."""
     scales, weights, divisor = _scaled(partials, updates)
     vectors = [vector for vector, _ in (*partials, *updates)]
     if not kernels.mean(out, vectors, [factor / divisor for factor in (*scales, *weights)]):
-        _raise_not_finite(out, 0, "the mean")
+        _raise_not_finite(out, 0, name)
 
 
 def _scaled(partials: Weighted, updates: Weighted) -> tuple[list[float], list[float], float]:

@@ -71,27 +71,21 @@ INLINE float from_bfloat(uint16_t value)
 /* ---- results that are not finite --------------------------------------------------------------------------------- */
 
 /* Whether one of the `count` results is NaN or infinite: all bits of its exponent are set.  They are in the L1 cache. */
-INLINE int odd_of_float(const float *results, int64_t count)
-{
-    uint32_t odd = 0;
-    for (int64_t j = 0; j < count; j++) {
-        uint32_t bits;
-        memcpy(&bits, results + j, sizeof bits);
-        odd |= (bits & 0x7f800000u) == 0x7f800000u;
-    }
-    return odd != 0;
-}
+#define DEFINE_ODD(A, BITS, EXPONENT)                                                                                  \
+    INLINE int odd_of_##A(const A *results, int64_t count)                                                             \
+    {                                                                                                                  \
+        BITS odd = 0;                                                                                                  \
+        for (int64_t j = 0; j < count; j++) {                                                                          \
+            BITS bits;                                                                                                 \
+            memcpy(&bits, results + j, sizeof bits);                                                                   \
+            odd |= (bits & EXPONENT) == EXPONENT;                                                                      \
+        }                                                                                                              \
+        return odd != 0;                                                                                               \
+    }                                                                                                                  \
+    typedef int odd_of_##A##_defined
 
-INLINE int odd_of_double(const double *results, int64_t count)
-{
-    uint64_t odd = 0;
-    for (int64_t j = 0; j < count; j++) {
-        uint64_t bits;
-        memcpy(&bits, results + j, sizeof bits);
-        odd |= (bits & 0x7ff0000000000000u) == 0x7ff0000000000000u;
-    }
-    return odd != 0;
-}
+DEFINE_ODD(float, uint32_t, 0x7f800000u);
+DEFINE_ODD(double, uint64_t, 0x7ff0000000000000u);
 
 #define ODD(A, results, count) odd_of_##A(results, count)
 
