@@ -288,6 +288,13 @@ class Aborted(Message, frozen=True):
     writing: bool = False
 
 
+class Progress(Message, frozen=True):
+    """So much of a followed update is in its slot, from the front; not yet checked."""
+
+    key: KeyBytes
+    received_bytes: Count
+
+
 class WantModel(Message, frozen=True):
     """A client asks for the model that a round starts from."""
 
@@ -355,6 +362,7 @@ FromGateway = (
     | Admit
     | Sealed
     | Aborted
+    | Progress
     | WantModel
     | ModelSent
     | GatewayStats
@@ -395,6 +403,13 @@ class ModelGranted(Message, frozen=True):
     conn: int
     job: Name
     round: Count
+    key: KeyBytes
+
+
+class FollowUpdate(Message, frozen=True):
+    """Tell by Progress, from now on, how far the update of an Admitted key is."""
+
+    conn: int
     key: KeyBytes
 
 
@@ -442,7 +457,9 @@ class Fetch(Message, frozen=True):
     round: Count
 
 
-ToGateway = JobSchema | JobForget | Admitted | ModelGranted | Deliver | HangUp | AskStats | Drain | Carry | Fetch
+ToGateway = (
+    JobSchema | JobForget | Admitted | FollowUpdate | ModelGranted | Deliver | HangUp | AskStats | Drain | Carry | Fetch
+)
 
 
 # ---- zygote and workers ----------------------------------------------------------------------------------------
@@ -534,6 +551,17 @@ class Expect(Message, frozen=True):
     expect: int
 
 
+class Arriving(Message, frozen=True):
+    """What a top lacks, should nothing happen to it: key, weight and bytes so far of each update that is under way.
+
+    It says no more than that: an update counts when its key comes to the task, and another may come in its place.
+    """
+
+    address: int
+    attempt: int
+    updates: tuple[tuple[KeyBytes, float, Count], ...]
+
+
 class Drop(Message, frozen=True):
     """Forget the task; its output will be freed once TaskDropped is answered."""
 
@@ -575,7 +603,7 @@ class Retire(Message, frozen=True):
     """No task is left: exit 0."""
 
 
-ToWorker = TaskStart | Expect | Drop | Checkpoint | Load | Retire
+ToWorker = TaskStart | Expect | Arriving | Drop | Checkpoint | Load | Retire
 
 
 class WorkerReady(Message, frozen=True):
