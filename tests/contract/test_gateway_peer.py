@@ -81,9 +81,6 @@ class Node(StandIn):
     def landed(self) -> Key:
         return self.accepted[self.job, EPOCH, f"branch-{BRANCH}"]
 
-    def count(self, kind: type) -> int:
-        return sum(isinstance(message, kind) for message in self.said)
-
 
 @pytest.fixture
 def pair() -> Iterator[tuple[Node, Node]]:

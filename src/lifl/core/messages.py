@@ -248,6 +248,17 @@ class ClientLeft(Message, frozen=True):
     job: str = ""
 
 
+class Disconnected(Message, frozen=True):
+    """The gateway has ended a client's connection, because of `reason`: for the node's log.  ClientLeft follows.
+
+    `client` is empty where none had said Hello.
+    """
+
+    conn: int
+    client: str
+    reason: Text
+
+
 class GatewayLost(Message, frozen=True):
     """An agent's gateway has ended, and all its clients' connections with it."""
 
@@ -352,6 +363,7 @@ FromGateway = (
     GatewayReady
     | ClientJoined
     | ClientLeft
+    | Disconnected
     | Admit
     | Sealed
     | Aborted

@@ -297,6 +297,8 @@ class Daemon:
                 self.engine.client_joined(message, now)
             case m.ClientLeft():
                 self.engine.client_left(message, now)
+            case m.Disconnected(conn, client, reason):
+                log.warning("client.disconnected conn=%d client=%s %s", conn, client or "-", reason)
             case m.Admit():
                 self.engine.admit(message, now)
             case m.Sealed():
@@ -313,8 +315,12 @@ class Daemon:
             case m.Offered():
                 self.engine.offered(message, now)
             case m.CarryEnded():
+                if message.error:
+                    log.warning("carry.failed key=%s %s", Key.unpack(message.key), message.error)
                 self.engine.carry_ended(message, now)
             case m.FetchEnded():
+                if message.error:
+                    log.warning("fetch.failed key=%s %s", Key.unpack(message.key), message.error)
                 self.engine.fetch_ended(message, now)
             case m.GatewayStats():
                 self.gateway_stats = message
