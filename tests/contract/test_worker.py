@@ -45,9 +45,9 @@ from lifl.core.worker_messages import (
 )
 from lifl.redirect import open_redirector
 from lifl.rules import kernels
+from lifl.rules.kernels import vector
 from lifl.shm.arena import Arena
 from lifl.shm.layout import State
-from lifl.worker.task import vector
 
 WAIT_S = 30.0
 META_ROOM = 8192

@@ -26,7 +26,8 @@ from lifl.core.members import Member, unpack_members
 from lifl.core.schema import Layout, TensorSpec
 from lifl.shm.allocator import Allocator
 
-LAYOUT = Layout((TensorSpec("w", "float32", (4096,)),))
+LAYOUT = Layout((TensorSpec("w", "float32", (4 * 1024 * 1024,)),))
+"""Large enough for the top to go along with the last updates."""
 
 
 class Thing:
@@ -182,6 +183,7 @@ class Cluster:
         self.job_row = ("running", "")
         self.files: dict[str, Counter[str]] = {}
         self.conns = 0
+        self.announced = 0
         self.clients = {f"c{i}": SimClient(f"c{i}") for i in range(clients)}
         self.commits: dict[int, Counter[str]] = {}
         self.offers: dict[int, tuple[Counter[str], list[Member]]] = {}
@@ -230,6 +232,10 @@ class Cluster:
                     host.receiving[effect.key] = (effect.conn, "")
                 else:
                     host.to_daemon.append(m.Aborted(effect.conn, effect.key.pack(), "gone"))
+            case fx.FollowUpdate():
+                assert effect.conn in host.by_conn or effect.key not in host.receiving, "nobody sends that update"
+                for received_bytes in range(1, 1 + self.rng.randrange(3)):
+                    host.to_daemon.append(m.Progress(effect.key.pack(), received_bytes))
             case fx.GrantModel():
                 if effect.conn < 0:
                     self._fetched(effect.conn, host.store.things[effect.key])
@@ -392,6 +398,7 @@ class Cluster:
             m.Admit: engine.admit,
             m.Sealed: engine.sealed,
             m.Aborted: engine.aborted,
+            m.Progress: engine.progress,
             m.ModelSent: engine.model_sent,
             m.Offered: engine.offered,
             m.WantModel: engine.want_model,
@@ -499,6 +506,8 @@ class Cluster:
                     if message.address in worker.tasks:
                         worker.expect[message.address] = message.expect
                         self._maybe_finish(host, worker, message.address)
+                case wm.Arriving():
+                    self._check_arriving(host, worker, message)
                 case wm.Drop():
                     worker.tasks.pop(message.address, None)
                     worker.out.append(wm.TaskDropped(message.address, message.attempt))
@@ -525,6 +534,19 @@ class Cluster:
         assert thing.sealed, "a task was sent the key of an unsealed object"
         worker.seen[address].append(key)
         self._maybe_finish(host, worker, address)
+
+    def _check_arriving(self, host: Host, worker: SimWorker, message: wm.Arriving) -> None:
+        """Only what a top that runs can still take is announced to it; each may be gone by now, or be there."""
+        task = worker.tasks.get(message.address)
+        if task is None or task.attempt != message.attempt:
+            return
+        assert task.role == "top"
+        output = host.store.things[Key.unpack(task.output)]
+        for packed, weight, received_bytes in message.updates:
+            thing = host.store.things.get(Key.unpack(packed))
+            assert weight > 0.0 < received_bytes
+            assert thing is None or (thing.kind, thing.epoch) == (Kind.UPDATE, output.epoch)
+        self.announced += 1
 
     def _maybe_finish(self, host: Host, worker: SimWorker, address: int) -> None:
         task = worker.tasks[address]

@@ -120,6 +120,12 @@ class Agent:
             self.memory.free(key)
         self.close_address(task.address)
 
+    def follow(self, key: Key) -> None:
+        """Has the gateway tell how far an update is; of what a client writes itself it knows nothing."""
+        _, _, order = self._inflight[key]
+        if not order.direct:
+            self.emit(fx.FollowUpdate(order.conn, key))
+
     def abandon_fetch(self, key: Key) -> None:
         """A model that is being fetched is not wanted: free it when the gateway is through with it."""
         self._fetches[key] = None
@@ -298,6 +304,13 @@ class Agent:
             return
         site, branch, order = self._landed(event.key)
         site.aborted(branch, order.client, event.writing)
+
+    def progress(self, event: m.Progress) -> None:
+        """A followed update is so far; it may have landed meanwhile."""
+        found = self._inflight.get(Key.unpack(event.key))
+        if found is not None:
+            site, branch, _ = found
+            site.aggregation.progress(branch, Key.unpack(event.key), event.received_bytes)
 
     def _landed(self, packed: bytes) -> tuple[JobSite, Branch, o.GrantUpdate]:
         key = Key.unpack(packed)
@@ -505,5 +518,6 @@ class Agent:
             for branch in list(site.branches.values()):
                 if branch.unfed:
                     site.aggregation.feed_waiting(branch)
+                site.aggregation.follow(branch)
         while self.waiting and self._admit(self.waiting[0].order):
             self.waiting.popleft()

@@ -8,6 +8,7 @@ reached the parent already, so it must not be made a second time.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from lifl.core import effects as fx
@@ -29,6 +30,8 @@ SHOWN = {
     TaskState.RUNNING: "running",
     TaskState.DONE: "sealed",
 }
+FOLLOW_BYTES_MIN = 16 * 1024 * 1024
+"""A smaller update is folded in about a millisecond: the top just waits for it."""
 TASK_ATTEMPTS_MAX = 16
 """Workers that may die under one task before its round fails."""
 
@@ -165,6 +168,36 @@ class Aggregation:
         if task.state is TaskState.OPEN and ready:
             task.move(TaskState.PLACING)
             self.site.services.place(self.site, task, branch.epoch)
+
+    # ---- the last updates, while they arrive -----------------------------------------------------------------------
+
+    def follow(self, branch: Branch) -> None:
+        """Has the gateway tell how far the updates are that are all the top still lacks."""
+        if self.site.layout.data_bytes < FOLLOW_BYTES_MIN:
+            return
+        for key, _ in self._lacking(branch):
+            if key not in branch.followed:
+                branch.followed[key] = 0
+                self.site.services.follow(key)
+
+    def progress(self, branch: Branch, key: Key, received_bytes: int) -> None:
+        """A followed update is so far: the top may make that much of the model."""
+        branch.followed[key] = received_bytes
+        top, lacking = branch.tree.root, self._lacking(branch)
+        if lacking and all(branch.followed.get(key) for key, _ in lacking):
+            updates = tuple((key.pack(), member.weight, branch.followed[key]) for key, member in lacking)
+            self.site.services.emit(fx.SendWorker(_worker(top), wm.Arriving(top.address, top.attempt, updates)))
+
+    def _lacking(self, branch: Branch) -> list[tuple[Key, Member]]:
+        """The updates in flight, the oldest first, with which the running top would have all; none if it lacks more."""
+        top = branch.tree.root
+        lacking = top.expect - len(top.inputs)
+        if not branch.top or top.state is not TaskState.RUNNING or lacking != top.updates - top.taken or branch.unfed:
+            return []
+        found = list(islice(branch.inflight.values(), lacking))
+        return found if len(found) == lacking else []
+
+    # ---- expectations ------------------------------------------------------------------------------------------------
 
     def close(self, branch: Branch) -> None:
         """No more updates count: lower what the tasks expect, drop those that nothing will reach."""

@@ -30,6 +30,13 @@ class Grant(msgspec.Struct, frozen=True):
     member: bytes
 
 
+class FollowUpdate(msgspec.Struct, frozen=True):
+    """The gateway is to tell how far the update is that it receives into `key`."""
+
+    conn: int
+    key: Key
+
+
 class GrantModel(msgspec.Struct, frozen=True):
     """The gateway may send the model object `key` to the connection; it is pinned until ModelSent."""
 
@@ -161,6 +168,7 @@ class Publish(msgspec.Struct, frozen=True):
 Effect = (
     Tell
     | Grant
+    | FollowUpdate
     | GrantModel
     | HangUp
     | OpenSchema

@@ -278,6 +278,12 @@ class Engine:
         self.agent.aborted(event)
         self._end()
 
+    def progress(self, event: m.Progress, now: float) -> None:
+        """So much is there of an update that the top waits for."""
+        self._begin(now)
+        self.agent.progress(event)
+        self._end()
+
     def offered(self, event: m.Offered, now: float) -> None:
         """Another node's gateway has a partial for this node."""
         self._begin(now)

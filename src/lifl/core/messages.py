@@ -300,6 +300,13 @@ class Aborted(Message, frozen=True):
     writing: bool = False
 
 
+class Progress(Message, frozen=True):
+    """So much of a followed update is in its slot, from the front; not yet checked."""
+
+    key: KeyBytes
+    received_bytes: Count
+
+
 class WantModel(Message, frozen=True):
     """A client asks for the model that a round starts from."""
 
@@ -368,6 +375,7 @@ FromGateway = (
     | Admit
     | Sealed
     | Aborted
+    | Progress
     | WantModel
     | ModelSent
     | GatewayStats
@@ -408,6 +416,13 @@ class ModelGranted(Message, frozen=True):
     conn: int
     job: Name
     round: Count
+    key: KeyBytes
+
+
+class FollowUpdate(Message, frozen=True):
+    """Tell by Progress, from now on, how far the update of an Admitted key is."""
+
+    conn: int
     key: KeyBytes
 
 
@@ -455,7 +470,9 @@ class Fetch(Message, frozen=True):
     round: Count
 
 
-ToGateway = JobSchema | JobForget | Admitted | ModelGranted | Deliver | HangUp | AskStats | Drain | Carry | Fetch
+ToGateway = (
+    JobSchema | JobForget | Admitted | FollowUpdate | ModelGranted | Deliver | HangUp | AskStats | Drain | Carry | Fetch
+)
 
 
 # ---- CLI ⇄ lifld -----------------------------------------------------------------------------------------------

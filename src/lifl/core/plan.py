@@ -35,6 +35,7 @@ import msgspec
 from lifl.core.errors import LocalFault, Refused
 from lifl.core.messages import Count, Name
 from lifl.core.placement import CLIENTS_MAX, NODES_MAX, UNITS_PER_UPDATE, Placer, Policy, fewest
+from lifl.core.tree import TAIL_MAX
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -241,7 +242,8 @@ class _Node:
         models = 2 * (r.model_bytes + r.state_bytes) if top else r.model_bytes * bool(pending)
         waiting = max(0, max(leaves, self.partials) - r.middle_fan_in)
         partials = partials_held_max(inputs, r.middle_fan_in) + waiting + (2 if top else 1)
-        return models + partials * r.partial_bytes + leaves * min(r.fan_in, pending) * r.model_bytes
+        updates = max(leaves * min(r.fan_in, pending), min(TAIL_MAX, pending) * top)
+        return models + partials * r.partial_bytes + updates * r.model_bytes
 
     def leaf_bytes(self, unfolded: int) -> int:
         """The least that the arena must hold to fold so many updates here, with the top where the model is."""

@@ -104,6 +104,17 @@ class Expect(Message, frozen=True):
     expect: int
 
 
+class Arriving(Message, frozen=True):
+    """What a top lacks, should nothing happen to it: key, weight and bytes so far of each update that is under way.
+
+    It says no more than that: an update counts when its key comes to the task, and another may come in its place.
+    """
+
+    address: int
+    attempt: int
+    updates: tuple[tuple[KeyBytes, float, Count], ...]
+
+
 class Drop(Message, frozen=True):
     """Forget the task; its output will be freed once TaskDropped is answered."""
 
@@ -145,7 +156,7 @@ class Retire(Message, frozen=True):
     """No task is left: exit 0."""
 
 
-ToWorker = TaskStart | Expect | Drop | Checkpoint | Load | Retire
+ToWorker = TaskStart | Expect | Arriving | Drop | Checkpoint | Load | Retire
 
 
 # ---- worker → lifld --------------------------------------------------------------------------------------------------

@@ -206,6 +206,8 @@ class Daemon:
                 self.gateway.send(m.Deliver(effect.conn, msgspec.Raw(msgspec.msgpack.encode(effect.message))))
             case fx.Grant():
                 self.gateway.send(m.Admitted(effect.conn, effect.key.pack(), effect.member))
+            case fx.FollowUpdate():
+                self.gateway.send(m.FollowUpdate(effect.conn, effect.key.pack()))
             case fx.GrantModel():
                 self.gateway.send(m.ModelGranted(effect.conn, effect.job, effect.round, effect.key.pack()))
             case fx.HangUp():
@@ -309,6 +311,8 @@ class Daemon:
             case m.Aborted():
                 log.info("update.aborted conn=%d %s", message.conn, message.reason)
                 self.engine.aborted(message, now)
+            case m.Progress():
+                self.engine.progress(message, now)
             case m.WantModel():
                 self.engine.want_model(message, now)
             case m.ModelSent():

@@ -173,6 +173,9 @@ class Gateway:
                 connection = shared.connections.get(conn)
                 if connection is None or not connection.granted(message):
                     shared.link.send(m.Aborted(conn, key, "the client is gone"))
+            case m.FollowUpdate(conn, key):
+                if (connection := shared.connections.get(conn)) is not None:
+                    connection.follow(key)
             case m.ModelGranted(conn, _job, _round, key):
                 connection = shared.connections.get(conn)
                 if connection is None or not connection.granted(message):

@@ -110,6 +110,8 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._decoder: FrameDecoder[m.FromClient] = FrameDecoder(m.FromClient)
         self._direct = False
+        self._followed = b""  # the key of an update whose progress is wanted
+        self._receiving: tuple[bytes, Receive] | None = None  # the key and body of an update that is being received
         self._filling = False  # the client writes to its slot itself, now
         self._question: tuple[str, int] | None = None
         self._answer: asyncio.Future[m.Admitted | m.ModelGranted | None] | None = None
@@ -359,9 +361,30 @@ class Connection:
             await self._loop.run_in_executor(self._shared.checks, content.look_at_all)
         else:
             self.send(m.Go(submit.job, submit.round))
-            await self._move(Receive(self._sock, content.arrival), BODY_STALL_S)
+            await self._receive_update(grant.key, Receive(self._sock, content.arrival))
         self._shared.received_bytes += submit.data_bytes
         self._shared.arena.seal(key, submit.weight, 1, grant.member, content.finish())
+
+    async def _receive_update(self, key: bytes, body: Receive) -> None:
+        self._receiving = key, body
+        try:
+            if self._followed == key:
+                self._follow_body(key, body)
+            await self._move(body, BODY_STALL_S)
+        finally:
+            self._receiving = None
+
+    def follow(self, key: bytes) -> None:
+        """The daemon wants to know how far the update with this key is, now or when it begins."""
+        self._followed = key
+        if self._receiving is not None and self._receiving[0] == key:
+            self._follow_body(*self._receiving)
+
+    def _follow_body(self, key: bytes, body: Receive) -> None:
+        def report(moved_bytes: int) -> None:  # in a mover's thread
+            self._loop.call_soon_threadsafe(self._shared.link.send, m.Progress(key, moved_bytes))
+
+        body.follow(report)
 
     def _job(self, name: str) -> Job:
         job = self._shared.jobs.get(name)

@@ -34,6 +34,8 @@ LOW_WATER_BYTES = 1024 * 1024
 """A waiting receiver is woken when this much has come (or the last bytes): fewer, larger pieces."""
 TURN_BYTES = 16 * 1024 * 1024
 """What one socket may move before it is looked whether an older one is ready."""
+REPORTS = 8
+"""How often it is told how far a body is that somebody follows."""
 SEND_BYTES = 1024 * 1024
 """What one `send` offers to the kernel."""
 MOVER_NICE = 5
@@ -55,10 +57,18 @@ class Receive:
         self._arrival = arrival
         self._low_water_bytes = 1
         self._turn = threading.Lock()
+        self._turn_bytes = TURN_BYTES
+        self._report: Callable[[int], None] | None = None
+        self._reported_bytes = 0
+
+    def follow(self, report: Callable[[int], None]) -> None:
+        """`report(moved_bytes)` is called from now on, `REPORTS` times in all bytes, by the thread that moves."""
+        self._turn_bytes = self.total_bytes // REPORTS
+        self._report = report
 
     def step(self) -> bool:
         """Moves what can be moved now.  True when all is there.  Raises `OSError` when the peer is gone."""
-        turn_end = min(self.moved_bytes + TURN_BYTES, self.total_bytes)
+        turn_end = min(self.moved_bytes + self._turn_bytes, self.total_bytes)
         with self._turn:
             try:
                 self._arrival.receive(self.sock, self.moved_bytes, turn_end)
@@ -67,6 +77,9 @@ class Receive:
         left = self.total_bytes - self.moved_bytes
         if left:
             self._wake_at(min(left, LOW_WATER_BYTES))
+            if self._report is not None and self.moved_bytes >= self._reported_bytes + self._turn_bytes:
+                self._reported_bytes = self.moved_bytes
+                self._report(self.moved_bytes)
         return not left
 
     def _wake_at(self, low_water_bytes: int) -> None:

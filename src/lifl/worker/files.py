@@ -34,8 +34,9 @@ from lifl.core.modelfile import (
 from lifl.core.schema import Layout, Segment
 from lifl.core.worker_messages import Checkpoint, Load
 from lifl.rules import kernels
+from lifl.rules.kernels import vector
 from lifl.shm.arena import Arena
-from lifl.worker.task import clear_gaps, vector
+from lifl.worker.task import clear_gaps
 
 DIRECT_BYTES_MIN = 1 << 20
 """Shorter pieces are copied: their CPU is nothing, and one transfer less."""

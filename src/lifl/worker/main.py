@@ -25,6 +25,7 @@ import msgspec
 from lifl.core.ids import Record
 from lifl.core.wire import FrameDecoder, encode
 from lifl.core.worker_messages import (
+    Arriving,
     Checkpoint,
     Drop,
     Expect,
@@ -111,6 +112,10 @@ class Worker:
                 task = self._tasks.get(message.address)
                 if task is not None and task.start.attempt == message.attempt:
                     task.expect = message.expect
+            case Arriving():
+                task = self._tasks.get(message.address)
+                if task is not None and task.start.attempt == message.attempt:
+                    task.arriving(message)
             case Drop():
                 task = self._tasks.get(message.address)
                 if task is not None and task.start.attempt == message.attempt:
