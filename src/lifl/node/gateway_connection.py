@@ -132,11 +132,11 @@ class Connection:
                 await self._shared.link.drained()
                 await self._handle(await self._read())
         except RemoteFault as error:
-            self._cut_because = str(error)[: m.TEXT_CHARS_MAX]
-            self.send(m.Refusal("protocol", "", self._cut_because))
+            self._cut_because = self._reason(error)
+            self.send(m.Refusal("protocol", "", str(error)[: m.TEXT_CHARS_MAX]))
             await self._linger()
         except Refused as refused:
-            self._cut_because = refused.text
+            self._cut_because = self._reason(refused)
             self.send(m.Refusal(refused.code, refused.field, refused.text))
             await self._linger()
         except TimeoutError as error:
