@@ -482,11 +482,15 @@ def test_a_stalled_body_and_a_stalled_frame_end_and_an_idle_client_stays() -> No
     frame.raw(b"\x10\x00")
     assert body.receive() is None
     assert frame.receive() is None
-    assert node.wait_for(m.Aborted)
+    slow = {message.client: message.reason for message in (node.wait_for(m.Disconnected, n) for n in (1, 2))}
+    assert slow == {"body": "less than 65536 bytes of a body moved in 0.3 s", "frame": "a frame took too long"}
+    assert node.wait_for(m.Aborted).reason == slow["body"], "not that the client has closed"
     assert node.live() == 0
     assert upload(idle, BODY.tobytes()) == m.Accepted("digits", 3)
     for peer in (idle, body, frame):
         peer.close()
+    node.wait_for(m.ClientLeft, 3)
+    assert node.count(m.Disconnected) == 2, "who leaves by itself is in no log"
     node.close()
 
 
@@ -510,6 +514,8 @@ def test_a_client_that_does_not_read_is_disconnected_at_the_limit() -> None:
     for _ in range(5000):  # 20 MB: more than the socket's buffers and the limit
         node.deliver(node.conns["slow"], over)
     assert node.wait_for(m.ClientLeft).conn == node.conns["slow"]
+    cut = node.wait_for(m.Disconnected)
+    assert (cut.conn, cut.client) == (node.conns["slow"], "slow") and cut.reason.startswith("it does not read: ")
     node.deliver(node.conns["good"], over)
     assert good.receive() == over
     slow.close()

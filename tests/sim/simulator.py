@@ -15,6 +15,7 @@ import msgspec
 
 from lifl.core import effects as fx
 from lifl.core import messages as m
+from lifl.core import worker_messages as wm
 from lifl.core.agent import DIRECT_GRACE_S
 from lifl.core.config import parse_job
 from lifl.core.coordinator import Node
@@ -102,7 +103,7 @@ class SimWorker:
         self.control: deque[Any] = deque()
         self.records: deque[tuple[int, Key]] = deque()
         self.out: deque[Any] = deque()
-        self.tasks: dict[int, m.TaskStart] = {}
+        self.tasks: dict[int, wm.TaskStart] = {}
         self.expect: dict[int, int] = {}
         self.seen: dict[int, list[Key]] = defaultdict(list)
 
@@ -490,35 +491,35 @@ class Cluster:
 
     def _ready(self, host: Host, worker: SimWorker) -> None:
         worker.ready = True
-        host.engine.worker_ready(m.WorkerReady(worker.number, 1000 + worker.number, 0), self.now)
+        host.engine.worker_ready(wm.WorkerReady(worker.number, 1000 + worker.number, 0), self.now)
 
     def _work(self, host: Host, worker: SimWorker) -> None:
         if worker.control:
             message = worker.control.popleft()
             match message:
-                case m.TaskStart():
+                case wm.TaskStart():
                     worker.tasks[message.address] = message
                     worker.expect[message.address] = message.expect
                     worker.seen[message.address] = []
                     self._maybe_finish(host, worker, message.address)
-                case m.Expect():
+                case wm.Expect():
                     if message.address in worker.tasks:
                         worker.expect[message.address] = message.expect
                         self._maybe_finish(host, worker, message.address)
-                case m.Arriving():
+                case wm.Arriving():
                     self._check_arriving(host, worker, message)
-                case m.Drop():
+                case wm.Drop():
                     worker.tasks.pop(message.address, None)
-                    worker.out.append(m.TaskDropped(message.address, message.attempt))
-                case m.Load():
+                    worker.out.append(wm.TaskDropped(message.address, message.attempt))
+                case wm.Load():
                     host.store.things[Key.unpack(message.output)].sealed = True
-                    worker.out.append(m.TaskDone(message.address, message.attempt, 0.0, 0, 0, 0.0, 0.0))
-                case m.Checkpoint():
+                    worker.out.append(wm.TaskDone(message.address, message.attempt, 0.0, 0, 0, 0.0, 0.0))
+                case wm.Checkpoint():
                     model = host.store.things[Key.unpack(message.model)]
                     assert model.sealed, "an unsealed model is checkpointed"
                     self.files[message.path] = Counter(model.content)
-                    worker.out.append(m.TaskDone(message.address, message.attempt, 0.0, 0, 0, 0.0, 0.0))
-                case m.Retire():
+                    worker.out.append(wm.TaskDone(message.address, message.attempt, 0.0, 0, 0, 0.0, 0.0))
+                case wm.Retire():
                     assert not worker.tasks
                     self._kill(host, worker)
             return
@@ -534,7 +535,7 @@ class Cluster:
         worker.seen[address].append(key)
         self._maybe_finish(host, worker, address)
 
-    def _check_arriving(self, host: Host, worker: SimWorker, message: m.Arriving) -> None:
+    def _check_arriving(self, host: Host, worker: SimWorker, message: wm.Arriving) -> None:
         """Only what a top that runs can still take is announced to it; each may be gone by now, or be there."""
         task = worker.tasks.get(message.address)
         if task is None or task.attempt != message.attempt:
@@ -556,7 +557,7 @@ class Cluster:
         output = host.store.things[Key.unpack(task.output)]
         assert not output.sealed, "an object is sealed twice"
         if any(key not in host.store.things for key in seen):
-            dropped = [order.address for order in worker.control if isinstance(order, m.Drop)]
+            dropped = [order.address for order in worker.control if isinstance(order, wm.Drop)]
             assert address in dropped, "an input was freed under a task that is wanted"
             return
         for key in seen:
@@ -572,11 +573,11 @@ class Cluster:
         if self.rng.random() < self.faults:  # killed between the record and TaskDone
             self._kill(host, worker)
             return
-        worker.out.append(m.TaskDone(address, task.attempt, 1.0, len(output.members), len(seen), 0.0, 0.0))
+        worker.out.append(wm.TaskDone(address, task.attempt, 1.0, len(output.members), len(seen), 0.0, 0.0))
 
     def _from_worker(self, host: Host, worker: SimWorker) -> None:
         message = worker.out.popleft()
-        handler = host.engine.task_done if isinstance(message, m.TaskDone) else host.engine.task_dropped
+        handler = host.engine.task_done if isinstance(message, wm.TaskDone) else host.engine.task_dropped
         handler(worker.number, message, self.now)
 
     # ---- faults ---------------------------------------------------------------------------------------------------
@@ -613,7 +614,7 @@ class Cluster:
                 del host.routes[address]
         if worker.ready:
             for message in worker.out:
-                handler = host.engine.task_done if isinstance(message, m.TaskDone) else host.engine.task_dropped
+                handler = host.engine.task_done if isinstance(message, wm.TaskDone) else host.engine.task_dropped
                 handler(worker.number, message, self.now)
                 self._perform()
         host.engine.worker_gone(worker.number, self.now)

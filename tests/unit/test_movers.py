@@ -24,11 +24,10 @@ def test_of_those_that_are_ready_the_oldest_has_its_turn() -> None:
     class Held(Arrival):
         """Holds its thread once all is there."""
 
-        def receive(self, sock: socket.socket, begin_bytes: int, end_bytes: int) -> int:
-            got = super().receive(sock, begin_bytes, end_bytes)
+        def receive(self, sock: socket.socket, begin_bytes: int, end_bytes: int) -> None:
+            super().receive(sock, begin_bytes, end_bytes)
             held.set()
             assert go_on.wait(WAIT_S)
-            return got
 
     def done(_transfer: Transfer, error: OSError | None, number: int) -> None:
         assert error is None
@@ -79,11 +78,10 @@ def test_what_has_come_does_not_shrink_while_a_turn_takes_it() -> None:
     class Held(Arrival):
         """Holds its thread between the bytes' leaving the kernel and the end of the turn."""
 
-        def receive(self, sock: socket.socket, begin_bytes: int, end_bytes: int) -> int:
-            got = super().receive(sock, begin_bytes, end_bytes)
+        def receive(self, sock: socket.socket, begin_bytes: int, end_bytes: int) -> None:
+            super().receive(sock, begin_bytes, end_bytes)
             taken.set()
             assert go_on.wait(WAIT_S)
-            return got
 
     ours, theirs = socket.socketpair()
     with ours, theirs:

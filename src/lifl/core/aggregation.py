@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lifl.core import effects as fx
 from lifl.core import messages as m
+from lifl.core import worker_messages as wm
 from lifl.core.branch import Branch
 from lifl.core.errors import ArenaFull, LocalFault
 from lifl.core.ids import Key, Kind, round_of
@@ -42,7 +43,7 @@ class Aggregation:
         self.site = site
         self.where: dict[int, tuple[Branch, Task]] = {}
         self.new_states: dict[int, dict[str, Key]] = {}  # by the top's address
-        self.costs: dict[int, m.TaskDone] = {}  # by address, of the rounds that are not over
+        self.costs: dict[int, wm.TaskDone] = {}  # by address, of the rounds that are not over
 
     # ---- outputs -------------------------------------------------------------------------------------------------
 
@@ -185,7 +186,7 @@ class Aggregation:
         top, lacking = branch.tree.root, self._lacking(branch)
         if lacking and all(branch.followed.get(key) for key, _ in lacking):
             updates = tuple((key.pack(), member.weight, branch.followed[key]) for key, member in lacking)
-            self.site.services.emit(fx.SendWorker(_worker(top), m.Arriving(top.address, top.attempt, updates)))
+            self.site.services.emit(fx.SendWorker(_worker(top), wm.Arriving(top.address, top.attempt, updates)))
 
     def _lacking(self, branch: Branch) -> list[tuple[Key, Member]]:
         """The updates in flight, the oldest first, with which the running top would have all; none if it lacks more."""
@@ -213,7 +214,9 @@ class Aggregation:
             if task.expect == 0:
                 self._drop(task)
             elif task.state is TaskState.RUNNING:
-                self.site.services.emit(fx.SendWorker(_worker(task), m.Expect(task.address, task.attempt, task.expect)))
+                self.site.services.emit(
+                    fx.SendWorker(_worker(task), wm.Expect(task.address, task.attempt, task.expect))
+                )
         self.consider_all(branch)
 
     def placed(self, task: Task, worker: int, how: str) -> None:
@@ -245,7 +248,7 @@ class Aggregation:
         aggregation = site.aggregation_config
         top = task.role == "top"
         segments = site.layout.segments
-        return m.TaskStart(
+        return wm.TaskStart(
             task.address,
             task.attempt,
             task.role,
@@ -268,7 +271,7 @@ class Aggregation:
 
     # ---- ends ----------------------------------------------------------------------------------------------------
 
-    def done(self, task: Task, cost: m.TaskDone | None) -> None:
+    def done(self, task: Task, cost: wm.TaskDone | None) -> None:
         """The task's output is sealed (or its file written).  `cost` is None when the worker died before it said so."""
         task.move(TaskState.DONE)
         if task.role in ("load", "checkpoint"):

@@ -105,7 +105,7 @@ class ForkWorker(msgspec.Struct, frozen=True):
 
 
 class SendWorker(msgspec.Struct, frozen=True):
-    """Send a `messages.ToWorker` on the worker's control link."""
+    """Send a `worker_messages.ToWorker` on the worker's control link."""
 
     worker: int
     message: Message

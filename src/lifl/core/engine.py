@@ -16,6 +16,7 @@ from lifl.core import effects as fx
 from lifl.core import messages as m
 from lifl.core import orders as o
 from lifl.core import peering as p
+from lifl.core import worker_messages as wm
 from lifl.core.agent import Agent
 from lifl.core.config import JobConfig
 from lifl.core.coordinator import Coordinator, Node
@@ -334,25 +335,25 @@ class Engine:
 
     # ---- workers -------------------------------------------------------------------------------------------------
 
-    def worker_ready(self, event: m.WorkerReady, now: float) -> None:
+    def worker_ready(self, event: wm.WorkerReady, now: float) -> None:
         """A forked worker runs."""
         self._begin(now)
         self.agent.worker_ready(event)
         self._end()
 
-    def task_done(self, worker: int, event: m.TaskDone, now: float) -> None:
+    def task_done(self, worker: int, event: wm.TaskDone, now: float) -> None:
         """A task's output is sealed."""
         self._begin(now)
         self.agent.task_done(worker, event)
         self._end()
 
-    def task_failed(self, worker: int, event: m.TaskFailed, now: float) -> None:
+    def task_failed(self, worker: int, event: wm.TaskFailed, now: float) -> None:
         """A worker could not do a task."""
         self._begin(now)
         self.agent.task_failed(worker, event)
         self._end()
 
-    def task_dropped(self, worker: int, event: m.TaskDropped, now: float) -> None:
+    def task_dropped(self, worker: int, event: wm.TaskDropped, now: float) -> None:
         """A worker has let go of a task."""
         self._begin(now)
         self.agent.task_dropped(worker, event)

@@ -11,6 +11,7 @@ import msgspec
 from lifl.core import effects as fx
 from lifl.core import messages as m
 from lifl.core import orders as o
+from lifl.core import worker_messages as wm
 from lifl.core.aggregation import Aggregation
 from lifl.core.branch import Branch
 from lifl.core.config import AggregationSection
@@ -226,7 +227,7 @@ class JobSite:
         """What the worker of a load or checkpoint task is told."""
         _, order = self.files[task.address]
         if order is not None:
-            return m.Checkpoint(
+            return wm.Checkpoint(
                 task.address,
                 task.attempt,
                 self.name,
@@ -242,7 +243,7 @@ class JobSite:
             raise LocalFault(f"job {self.name!r} loads no model")
         states = {name: key.pack() for name, key in self.states.items()}
         path, state_path = self.order.path, self.order.state_path
-        return m.Load(
+        return wm.Load(
             task.address, task.attempt, self.name, path, self.layout.tensors, self.model.pack(), state_path, states
         )
 

@@ -22,6 +22,7 @@ import uvloop
 
 from lifl.core import effects as fx
 from lifl.core import messages as m
+from lifl.core import worker_messages as wm
 from lifl.core.capacity import NodeLoad
 from lifl.core.config import NodeConfig
 from lifl.core.coordinator import Node
@@ -100,7 +101,7 @@ class Daemon:
         self.identity.load = NodeLoad(capacity, time.monotonic())
         self._arrivals = 0
         self.cluster: Cluster | None = None
-        self.zygote = self._child("lifl.worker.zygote", [], [locks.children], m.FromZygote, self._from_zygote)
+        self.zygote = self._child("lifl.worker.zygote", [], [locks.children], wm.FromZygote, self._from_zygote)
         opened.callback(self.zygote.stop, CHILD_END_S)  # after the workers' links, at whose end the workers go
         self.workers = Workers(
             self.zygote, config.redirector, folder, self._from_worker, self._worker_gone, self._fallback
@@ -144,7 +145,7 @@ class Daemon:
     def calibrate(self) -> None:
         """Has the node's capacity measured, unless it is given; the answer comes later."""
         if not self.config.capacity:
-            self.zygote.send(m.Calibrate(self.identity.workers_max))
+            self.zygote.send(wm.Calibrate(self.identity.workers_max))
 
     def failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """The loop's handler of exceptions in callbacks: the state is not to be trusted, so stop and keep the arena."""
@@ -299,6 +300,8 @@ class Daemon:
                 self.engine.client_joined(message, now)
             case m.ClientLeft():
                 self.engine.client_left(message, now)
+            case m.Disconnected(conn, client, reason):
+                log.warning("client.disconnected conn=%d client=%s %s", conn, client or "-", reason)
             case m.Admit():
                 self.engine.admit(message, now)
             case m.Sealed():
@@ -317,8 +320,12 @@ class Daemon:
             case m.Offered():
                 self.engine.offered(message, now)
             case m.CarryEnded():
+                if message.error:
+                    log.warning("carry.failed key=%s %s", Key.unpack(message.key), message.error)
                 self.engine.carry_ended(message, now)
             case m.FetchEnded():
+                if message.error:
+                    log.warning("fetch.failed key=%s %s", Key.unpack(message.key), message.error)
                 self.engine.fetch_ended(message, now)
             case m.GatewayStats():
                 self.gateway_stats = message
@@ -337,9 +344,9 @@ class Daemon:
 
     def _from_zygote(self, message: Any) -> None:
         match message:
-            case m.Exited(worker, pid, status):
+            case wm.Exited(worker, pid, status):
                 log.info("worker.ended worker=%d pid=%d status=%d", worker, pid, status)
-            case m.Calibrated(capacity):
+            case wm.Calibrated(capacity):
                 self.identity.load = msgspec.structs.replace(self.identity.load, capacity=capacity)
                 log.info("node.calibrated capacity=%g", capacity)
             case _:
@@ -351,17 +358,17 @@ class Daemon:
     def _from_worker(self, worker: int, message: Any) -> None:
         now = time.monotonic()
         match message:
-            case m.WorkerReady():
+            case wm.WorkerReady():
                 self.engine.worker_ready(message, now)
-            case m.TaskDone():
+            case wm.TaskDone():
                 found = self.engine.agent.task_at(message.address)
                 if found is not None and found[1].role == "leaf":
                     self.identity.load = self.identity.load.done(message.busy_s, message.inputs)
                 self.engine.task_done(worker, message, now)
-            case m.TaskFailed():
+            case wm.TaskFailed():
                 log.warning("task.failed worker=%d address=%d %s", worker, message.address, message.text)
                 self.engine.task_failed(worker, message, now)
-            case m.TaskDropped():
+            case wm.TaskDropped():
                 self.engine.task_dropped(worker, message, now)
         self.perform()
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import array
 import asyncio
-import logging
 import math
 import os
 import socket
@@ -36,13 +35,11 @@ from lifl.core.members import unpack_members
 from lifl.core.wire import FRAME_BYTES_MAX, LENGTH_BYTES, FrameDecoder, encode, framed
 from lifl.node.gateway_content import Content, Job
 from lifl.node.gateway_readiness import Readiness
-from lifl.node.gateway_transfer import Movers, Receive, Send, move
+from lifl.node.gateway_transfer import STALL_BYTES, Movers, Receive, Send, move
 from lifl.node.link import Link
 from lifl.shm.arena import Arena
 from lifl.shm.arrival import arrival
 from lifl.shm.layout import Entry
-
-log = logging.getLogger("gateway")
 
 HELLO_S = 10.0
 """A new connection says Hello within this time."""
@@ -123,35 +120,38 @@ class Connection:
         self._flusher: asyncio.Task[None] | None = None
         self._model_sent: asyncio.Future[None] | None = None
         self._shut = False
+        self._cut_because = ""
 
     # ---- the life of a connection ----------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Serves the client until it leaves or must go."""
-        why = "closed"
         try:
             await self._greet()
             while True:
                 await self._shared.link.drained()
                 await self._handle(await self._read())
         except RemoteFault as error:
-            why = f"protocol: {error}"
+            self._cut_because = self._reason(error)
             self.send(m.Refusal("protocol", "", str(error)[: m.TEXT_CHARS_MAX]))
             await self._linger()
         except Refused as refused:
-            why = refused.text
+            self._cut_because = self._reason(refused)
             self.send(m.Refusal(refused.code, refused.field, refused.text))
             await self._linger()
-        except (OSError, EOFError, TimeoutError) as error:
-            why = str(error) or type(error).__name__
+        except TimeoutError as error:
+            self._cut_because = self._reason(error)
+        except (OSError, EOFError):  # it left, or `_cut` made it
+            pass
         finally:
             self.shut()
             if self._flusher is not None:
                 await asyncio.wait({self._flusher})
             self._sock.close()
+            if self._cut_because:
+                self._shared.link.send(m.Disconnected(self.number, self.client, self._cut_because))
             if self.client:
                 self._shared.link.send(m.ClientLeft(self.number))
-            log.info("connection.closed conn=%d client=%s why=%s", self.number, self.client or "-", why)
 
     def shut(self) -> None:
         """Ends the connection: everything that waits for the socket wakes up with an error or the end of the stream."""
@@ -163,6 +163,16 @@ class Connection:
                 pass
             if self._answer is not None and not self._answer.done():
                 self._answer.set_exception(ConnectionResetError("the connection ended before the daemon answered"))
+
+    def _cut(self, because: str) -> None:
+        """Disconnects a client that is too slow."""
+        self._cut_because = self._cut_because or because
+        self.shut()
+
+    def _reason(self, error: Exception) -> str:
+        """Why the connection, or what was under way, ended with this error: what follows a cut only looks otherwise."""
+        text = str(error) or ("a frame took too long" if isinstance(error, TimeoutError) else type(error).__name__)
+        return self._cut_because or text[: m.TEXT_CHARS_MAX]
 
     async def _linger(self) -> None:
         """Lets the peer read the last frame: closing with unread bytes would reset the connection and lose it."""
@@ -319,9 +329,8 @@ class Connection:
         try:
             await filling
         except (Refused, RemoteFault, OSError, EOFError, TimeoutError, StaleKey) as error:
-            reason = (str(error) or type(error).__name__)[: m.TEXT_CHARS_MAX]
             writing = self._filling and not self._is_gone(error)
-            self._shared.link.send(m.Aborted(self.number, grant.key, reason, writing))
+            self._shared.link.send(m.Aborted(self.number, grant.key, self._reason(error), writing))
             if isinstance(error, StaleKey):
                 raise Refused("round-over", "round", "the round ended while the bytes were on their way") from error
             raise
@@ -463,7 +472,8 @@ class Connection:
             or transfer.total_bytes > SMALL_BODY_BYTES
             or not await self._receive_soon(transfer)
         ):
-            await move(self._shared.movers, transfer, stall_s, self._stalled)
+            text = f"less than {STALL_BYTES} bytes of a body moved in {stall_s:g} s"
+            await move(self._shared.movers, transfer, stall_s, lambda: self._cut(text))
 
     async def _receive_soon(self, body: Receive) -> bool:
         """Whether all of it came within `SOON_S`; what has come is kept."""
@@ -478,10 +488,6 @@ class Connection:
             raise
         body.finish()
         return True
-
-    def _stalled(self) -> None:
-        log.info("body.stalled conn=%d client=%s", self.number, self.client)
-        self.shut()
 
     # ---- writing ---------------------------------------------------------------------------------------------------
 
@@ -508,8 +514,7 @@ class Connection:
         self._waiting.append((frame, descriptor))
         self._waiting_bytes += len(frame)
         if self._waiting_bytes > WAITING_BYTES_MAX:
-            log.info("connection.slow conn=%d client=%s behind_bytes=%d", self.number, self.client, self._waiting_bytes)
-            self.shut()
+            self._cut(f"it does not read: {self._waiting_bytes} bytes wait for it")
         self._flush_soon()
 
     def _send_now(self, frame: memoryview, descriptor: int) -> int:
@@ -537,6 +542,8 @@ class Connection:
                     self._waiting_bytes -= len(item[0])
         except (OSError, TimeoutError) as error:
             failed = error
+            if isinstance(error, TimeoutError):
+                self._cut(self._reason(error))
             self.shut()
         finally:
             self._flusher = None

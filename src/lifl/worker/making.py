@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from lifl.core.errors import LocalFault
 from lifl.core.ids import Key
-from lifl.core.messages import TaskStart
 from lifl.core.schema import DTYPE_BYTES, Segment
+from lifl.core.worker_messages import TaskStart
 from lifl.rules.base import Rule
 from lifl.rules.finish import finish_segment
 from lifl.rules.kernels import vector

@@ -20,8 +20,9 @@ from typing import Any
 
 from lifl.core.errors import LiflError, LocalFault, StaleKey
 from lifl.core.ids import Key, Kind, Record
-from lifl.core.messages import TEXT_CHARS_MAX, Arriving, TaskDone, TaskFailed, TaskStart
+from lifl.core.messages import TEXT_CHARS_MAX
 from lifl.core.schema import DTYPE_BYTES, Segment
+from lifl.core.worker_messages import Arriving, TaskDone, TaskFailed, TaskStart
 from lifl.rules import kernels
 from lifl.rules.base import Rule
 from lifl.rules.kernels import vector
