@@ -396,7 +396,7 @@ def _find_takers(nodes: list[_Node], unfolded: int) -> None:
     holder = next((node for node in nodes if node.has_model), None)
     if holder is None:
         return
-    others = sum(node.facts.state != "dead" for node in nodes) - 1
+    others = sum(node is not holder and (node.takes or node.works) for node in nodes)
     remote = holder.remote_max(unfolded, others) if holder.takes else -1
     without = holder.remote_max(0, others)
     if holder.takes and without > remote + 1:
