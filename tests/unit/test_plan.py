@@ -365,10 +365,10 @@ def test_as_many_nodes_work_as_the_tops_arena_has_room_for(models: int, shares: 
 
 
 def test_the_node_with_the_model_takes_what_no_other_node_can_hold() -> None:
-    # At b, five leaves: 10 of the arena; at a the top takes four of the updates, which needs 9.
-    nodes = (NodeFacts("a", 1.0, 9 * MODEL), NodeFacts("b", 9.0, 9 * MODEL))
+    # At b or c, five leaves: 10 of the arena; at a the top takes four of the updates, which needs 9.
+    nodes = tuple(NodeFacts(name, 9.0, 9 * MODEL) for name in "abc")
     plan = make_plan(ask([], 5, nodes=nodes, fan_in=1, middle_fan_in=2, model_node="a"))
-    assert (plan.top, [p.updates for p in plan.nodes]) == ("a", [5, 0])
+    assert (plan.top, [p.updates for p in plan.nodes]) == ("a", [5, 0, 0])
 
 
 def test_a_node_with_the_model_whose_arena_cannot_hold_the_top_is_refused_with_the_numbers() -> None:
