@@ -6,16 +6,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import Node
-from fleet import Fleet, OneHot, Watch, arena_use, ask, fleet, name_of, submit, until
+from fleet import Fleet, OneHot, Watch, arena_use, ask, fleet, name_of, objects, submit, until
 
 from lifl import Client
 from lifl.client import JobFailed, Refused, RoundEnded
 from lifl.client.client import Round
 from lifl.core import messages as m
+from lifl.core.ids import Kind
+from lifl.shm.layout import State
 
 N = 6
 
@@ -75,6 +78,53 @@ def test_an_upload_that_breaks_halfway_leaves_no_trace(start_node: Callable[...,
         assert objects < held[0]
         assert used_bytes <= held[1] - oracle.data_bytes
         assert until("its absence", lambda: ask(node, m.JobStatus("j"))["job"]["clients"] == 2)
+        team.release()
+        finished(node, "j", team, oracle)
+
+
+FAR = """
+import sys
+import numpy as np
+from lifl import Client
+
+def progress(sent, total):
+    if total // 2 < sent < total:
+        print("far", flush=True)
+        sys.stdin.read()
+
+with Client(sys.argv[1], job="j", client="far") as client:
+    for round_ in client.rounds():
+        round_.submit({k: np.zeros_like(a) for k, a in round_.model.items()}, 1.0, progress=progress)
+"""
+
+
+def ballast_being_made(node: Node) -> set[float]:
+    """What stands in the first megabyte of a model that is being made, zeros aside."""
+    with Path(f"/dev/shm/lifl-{node.info['node']}").open("rb") as arena:
+        for entry in objects(node):
+            if entry.kind == Kind.MODEL and entry.state == State.WRITING:
+                arena.seek(entry.offset)
+                return set(np.frombuffer(arena.read(1 << 20), np.float32).tolist()) - {0.0}
+    return set()
+
+
+def test_what_was_made_of_an_update_that_broke_off_is_made_anew(start_node: Callable[..., Node]) -> None:
+    """The top has gone along with an update, and its client dies: nothing of it is in the model."""
+    node, oracle = start_node("--redirector", "unix", "--arena-bytes", "320MiB"), OneHot(2, ballast_bytes=48 << 20)
+    submit(node, "j", oracle.model(), selection__over_provision=1.5)
+    with fleet(node.address, "j", 2, oracle.update, held=[(0, 1), (1, 1)]) as team:
+        until("both clients", lambda: ask(node, m.JobStatus("j"))["job"]["clients"] == 2)
+        far = subprocess.Popen(
+            [sys.executable, "-c", FAR, node.address], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+        )
+        with far:
+            assert far.stdout is not None
+            assert far.stdout.readline() == "far\n"
+            team.release(0)
+            # The mean of its zeros and of the ones of the update that is all there.
+            until("the model's first part", lambda: ballast_being_made(node) == {0.5})
+            far.kill()
+        until("the slot to be free", lambda: now(node)["uploading"] == 0)
         team.release()
         finished(node, "j", team, oracle)
 

@@ -70,9 +70,12 @@ class Receive:
         self._reported_bytes = 0
 
     def follow(self, report: Callable[[int], None]) -> None:
-        """`report(moved_bytes)` is called from now on, `REPORTS` times in all bytes, by the thread that moves."""
+        """`report(moved_bytes)` is called now if some have come, and about `REPORTS` times by the thread that moves."""
         self.turn_bytes = self.total_bytes // REPORTS
+        self._reported_bytes = self.moved_bytes
         self._report = report
+        if self._reported_bytes:
+            report(self._reported_bytes)
 
     def step(self) -> bool:
         """Moves what can be moved now.  True when all is there.  Raises `OSError` when the peer is gone."""
