@@ -178,7 +178,7 @@ def test_how_far_a_followed_body_is_is_told_in_so_many_steps() -> None:
         transfer = Receive(ours, arrival(memoryview(bytearray(total))))
         sender = threading.Thread(target=theirs.sendall, args=[bytes(total)])
         sender.start()
-        for _ in range(3):
+        while not transfer.moved_bytes:
             transfer.step()
         moved_bytes = transfer.moved_bytes
         transfer.follow(told.append)
