@@ -1,7 +1,7 @@
 """One aggregation task: which inputs have come, what is folded, and how the output is made.
 
 A leaf folds updates and a middle merges partials into its output object, which is the accumulator from the
-first input on.  Eager tasks fold whatever has arrived together as one batch; lazy ones wait until all are
+first input on.  Eager tasks fold what has arrived as one batch, once it is worth it; lazy ones wait until all are
 there.  A top waits for all its partials and makes the new model in one pass (`making.py`); its only accumulator is a
 block in the cache.  The pass goes along with the last updates while they arrive.
 
