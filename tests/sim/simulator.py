@@ -25,7 +25,8 @@ from lifl.core.members import Member, unpack_members
 from lifl.core.schema import Layout, TensorSpec
 from lifl.shm.allocator import Allocator
 
-LAYOUT = Layout((TensorSpec("w", "float32", (4096,)),))
+# A leaf of two gets its updates together, one of three does not (`aggregation.TOGETHER_BYTES`).
+LAYOUT = Layout((TensorSpec("w", "float32", (100_000,)),))
 
 
 class Thing:
