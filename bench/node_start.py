@@ -27,6 +27,7 @@ from measure import HELPER_ENVIRONMENT, REPLY_S, Cell, Group, Target, cpu_s
 from redirectors import kinds
 
 from lifl.core import messages as m
+from lifl.core import worker_messages as wm
 from lifl.core.ids import Key, Kind, Record
 from lifl.core.schema import Layout, TensorSpec
 from lifl.core.wire import FrameDecoder, encode
@@ -100,8 +101,8 @@ class Bench:
             )
         opened.callback(process.wait, REPLY_S)
         opened.callback(here.close)  # its end is the zygote's order to go
-        self._zygote = Link(here, m.FromZygote)
-        self._zygote_pid = self._zygote.take(m.ZygoteReady).pid
+        self._zygote = Link(here, wm.FromZygote)
+        self._zygote_pid = self._zygote.take(wm.ZygoteReady).pid
         self._worker = 0
         self._update = self._sealed_update()
 
@@ -118,13 +119,13 @@ class Bench:
         begun_ns = time.monotonic_ns()
         place = redirector.register()
         here, there = socket.socketpair()
-        link = Link(here, m.FromWorker)
+        link = Link(here, wm.FromWorker)
         life.callback(here.close)
         with there:
             descriptors = [there.fileno(), *place.descriptors]
-            self._zygote.send(m.Fork(self._worker, place.port, len(descriptors)), descriptors)
+            self._zygote.send(wm.Fork(self._worker, place.port, len(descriptors)), descriptors)
         place.handed_over()
-        pid = link.take(m.WorkerReady).pid
+        pid = link.take(wm.WorkerReady).pid
         output = self._start(link)
         worker_s = cpu_s([pid])  # as soon as the order is on its way; what the fork cost is the zygote's
         started_ns, _done_ns, _ = self._complete(redirector, link, place.slot, self._update)
@@ -147,15 +148,15 @@ class Bench:
             promoted.append((started_ns - begun_ns) / 1e6)
             self.arena.free(output)
             self.arena.free(merged)
-        link.send(m.Retire())
-        self._zygote.take(m.Exited)
+        link.send(wm.Retire())
+        self._zygote.take(wm.Exited)
         redirector.retire(place.slot)
         return cold, warm, keyed, promoted
 
     def _start(self, link: Link, role: Literal["leaf", "middle"] = "leaf") -> Key:
         output = self.arena.alloc(Kind.PARTIAL, 1, 1, LAYOUT.accumulator_bytes, META_ROOM_BYTES)
         link.send(
-            m.TaskStart(
+            wm.TaskStart(
                 address=ADDRESS,
                 attempt=1,
                 role=role,
@@ -177,13 +178,13 @@ class Bench:
     def _complete(self, redirector: Any, link: Link, slot: int, key: Key) -> tuple[int, int, int]:
         """Sends the task's one key once it waits for it; when it began, when it was done, when it was sent."""
         # A Drop of a task that is not there is answered when everything before it has been done.
-        link.send(m.Drop(ADDRESS + 1, 1))
-        link.take(m.TaskDropped)
+        link.send(wm.Drop(ADDRESS + 1, 1))
+        link.take(wm.TaskDropped)
         redirector.route(ADDRESS, slot)
         sent_ns = time.monotonic_ns()
         if redirector.send([Record(ADDRESS, key, 1, 0, sent_ns)]):
             raise RuntimeError("a key was not delivered to a worker that waits for it")
-        done = link.take(m.TaskDone)
+        done = link.take(wm.TaskDone)
         done_ns = time.monotonic_ns()
         redirector.route(ADDRESS, None)
         return done.started_ns, done_ns, sent_ns

@@ -128,6 +128,9 @@ class StandIn:
             assert self.changed.wait_for(lambda: len(found()) >= count, WAIT_S), (kind, self.said)
             return found()[count - 1]
 
+    def count(self, kind: type) -> int:
+        return sum(isinstance(message, kind) for message in self.said)
+
     def live(self) -> int:
         return sum(1 for _ in self.arena.live())
 
@@ -186,7 +189,7 @@ class StandIn:
             self.holding_back.append(grant)
 
     def close(self, status: int = 0) -> str:
-        """Drains the gateway, checks its exit status, removes the arena; returns what it logged."""
+        """Drains the gateway, checks its exit status, removes the arena; returns what it wrote to stderr."""
         if self.process.poll() is None:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it leaves by itself just now
                 self.send(m.Drain())

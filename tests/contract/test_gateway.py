@@ -100,6 +100,44 @@ def test_an_update_in_many_small_pieces_is_the_same(node: StandIn) -> None:
     peer.close()
 
 
+@pytest.mark.parametrize("early", [True, False])
+def test_of_a_followed_update_it_is_told_how_far_it_is(node: StandIn, early: bool) -> None:
+    layout = Layout((TensorSpec("w", "float32", (2 << 20,)),))
+    node.open_job("large", layout)
+    node.holding_back = []
+    peer = Peer(node)
+    peer.hello()
+    peer.send(submit(job="large", data_bytes=layout.data_bytes, tensors=layout.tensors))
+    node.wait_for(m.Admit)
+    (grant,) = node.holding_back
+    follow = m.FollowUpdate(grant.conn, grant.key)
+    node.send(follow if early else grant)
+    node.send(grant if early else follow)
+    assert isinstance(peer.receive(), m.Go)
+    if not early:
+        peer.raw(bytes(1))
+    half = layout.data_bytes // 2
+    peer.raw(bytes(half - (not early)))
+    told = node.wait_for(m.Progress)
+    assert told.key == grant.key and 0 < told.received_bytes <= half
+    assert not node.arena.data(Key.unpack(grant.key))[: told.received_bytes].tobytes().strip(bytes(1))
+    peer.raw(bytes(layout.data_bytes - half))
+    assert peer.receive() == m.Accepted("large", 3)
+    progress = [message.received_bytes for message in node.said if isinstance(message, m.Progress)]
+    assert progress == sorted(progress) and progress[-1] < layout.data_bytes
+    peer.close()
+
+
+def test_an_update_that_nobody_follows_is_not_spoken_of(node: StandIn) -> None:
+    peer = Peer(node)
+    peer.hello()
+    node.send(m.FollowUpdate(1, bytes(16)))
+    node.send(m.FollowUpdate(99, bytes(16)))
+    assert upload(peer, BODY.tobytes()) == m.Accepted("digits", 3)
+    assert not [message for message in node.said if isinstance(message, m.Progress)]
+    peer.close()
+
+
 def direct_slot(peer: Peer) -> mmap.mmap:
     """Receives Go(direct) with the arena's descriptor; the slot's part of the arena."""
     data, ancillary, _, _ = peer.sock.recvmsg(1 << 16, 64)
@@ -482,11 +520,15 @@ def test_a_stalled_body_and_a_stalled_frame_end_and_an_idle_client_stays() -> No
     frame.raw(b"\x10\x00")
     assert body.receive() is None
     assert frame.receive() is None
-    assert node.wait_for(m.Aborted)
+    slow = {message.client: message.reason for message in (node.wait_for(m.Disconnected, n) for n in (1, 2))}
+    assert slow == {"body": "less than 65536 bytes of a body moved in 0.3 s", "frame": "a frame took too long"}
+    assert node.wait_for(m.Aborted).reason == slow["body"], "not that the client has closed"
     assert node.live() == 0
     assert upload(idle, BODY.tobytes()) == m.Accepted("digits", 3)
     for peer in (idle, body, frame):
         peer.close()
+    node.wait_for(m.ClientLeft, 3)
+    assert node.count(m.Disconnected) == 2, "who leaves by itself is in no log"
     node.close()
 
 
@@ -510,6 +552,8 @@ def test_a_client_that_does_not_read_is_disconnected_at_the_limit() -> None:
     for _ in range(5000):  # 20 MB: more than the socket's buffers and the limit
         node.deliver(node.conns["slow"], over)
     assert node.wait_for(m.ClientLeft).conn == node.conns["slow"]
+    cut = node.wait_for(m.Disconnected)
+    assert (cut.conn, cut.client) == (node.conns["slow"], "slow") and cut.reason.startswith("it does not read: ")
     node.deliver(node.conns["good"], over)
     assert good.receive() == over
     slow.close()

@@ -22,9 +22,11 @@ import safetensors.numpy
 from lifl.core.errors import ResourceFault
 from lifl.core.ids import Key, Kind, Record
 from lifl.core.members import Member, pack_member, unpack_members
-from lifl.core.messages import (
+from lifl.core.messages import Drain
+from lifl.core.schema import Layout, TensorSpec
+from lifl.core.wire import FrameDecoder, encode
+from lifl.core.worker_messages import (
     Checkpoint,
-    Drain,
     Drop,
     Exited,
     Expect,
@@ -41,13 +43,11 @@ from lifl.core.messages import (
     WorkerReady,
     ZygoteReady,
 )
-from lifl.core.schema import Layout, TensorSpec
-from lifl.core.wire import FrameDecoder, encode
 from lifl.redirect import open_redirector
 from lifl.rules import kernels
+from lifl.rules.kernels import vector
 from lifl.shm.arena import Arena
 from lifl.shm.layout import State
-from lifl.worker.task import vector
 
 WAIT_S = 30.0
 META_ROOM = 8192

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -193,6 +194,17 @@ def test_a_job_waits_in_line_until_the_arena_has_room(start_node: Callable[..., 
         second.join()
     oracle.check(node, "a", first)
     oracle.check(node, "b", second)
+
+
+def test_who_is_disconnected_is_in_the_log_with_the_reason(node: Node) -> None:
+    host, _, port = node.address.rpartition(":")
+    with socket.create_connection((host, int(port))) as stranger:
+        stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        while stranger.recv(4096):
+            pass
+    log = node.state_dir / "lifld.log"
+    said = until("its line", lambda: log.read_text().partition("WARNING client.disconnected conn=")[2])
+    assert "client=- a frame announces" in said
 
 
 def test_more_clients_than_connections_are_told_so(start_node: Callable[..., Node]) -> None:

@@ -17,7 +17,7 @@ from fleet import Update, arena_use, ask, fleet, submit, until
 from safetensors.numpy import load_file
 
 from lifl.core import messages as m
-from lifl.core.tree import TAIL_MAX
+from lifl.core.tree import tail_of
 
 CLIENTS, ROUNDS = 5, 3
 DTYPES = {
@@ -30,7 +30,7 @@ DTYPES = {
 }
 TOLERANCE = {"f32": 2e-5, "f64": 1e-12, "f16": 2.0**-9, "bf16": 2.0**-6}
 OWN_RULE = """
-from lifl.core.tree import TAIL_MAX
+from lifl.core.tree import tail_of
 from lifl.rules import Rule, RuleOptions
 
 
@@ -173,7 +173,6 @@ def test_fan_in_does_not_change_the_model(node: Node) -> None:
         lines = ask(node, m.JobStatus(job))["rounds"]
         check(lines, start, avg)
         roles = [task["role"] for task in lines[0]["receipt"]["tree"]]
-        tail = min((CLIENTS - 1) % fan_in + 1, TAIL_MAX)  # the top takes it
-        leaves = -(-(CLIENTS - tail) // fan_in)
+        leaves = -(-(CLIENTS - tail_of(CLIENTS, fan_in)) // fan_in)
         assert roles.count("leaf") == leaves and roles.count("top") == 1
         assert roles.count("middle") == {4: 3, 2: 1, 1: 0}[leaves]

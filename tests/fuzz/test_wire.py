@@ -16,6 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lifl.core import messages as m
+from lifl.core import worker_messages as wm
 from lifl.core.errors import LocalFault, RemoteFault
 from lifl.core.schema import DTYPE_BYTES, Segment, TensorSpec
 from lifl.core.wire import FRAME_BYTES_MAX, FrameDecoder, encode
@@ -25,10 +26,10 @@ CHANNELS = [
     m.ToClient,
     m.FromGateway,
     m.ToGateway,
-    m.FromZygote,
-    m.ToZygote,
-    m.FromWorker,
-    m.ToWorker,
+    wm.FromZygote,
+    wm.ToZygote,
+    wm.FromWorker,
+    wm.ToWorker,
     m.FromCli,
     m.ToCli,
 ]
@@ -68,6 +69,8 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType or origin is typing.Union:
         return st.one_of([strategy(argument) for argument in arguments])
+    if origin is tuple and ... not in arguments:
+        return st.tuples(*map(strategy, arguments))
     if origin is tuple:
         return st.lists(strategy(arguments[0]), max_size=3).map(tuple)
     if origin is dict:

@@ -15,6 +15,7 @@ import msgspec
 
 from lifl.core import effects as fx
 from lifl.core import messages as m
+from lifl.core import worker_messages as wm
 from lifl.core.agent import DIRECT_GRACE_S
 from lifl.core.config import parse_job
 from lifl.core.coordinator import Node
@@ -25,8 +26,8 @@ from lifl.core.members import Member, unpack_members
 from lifl.core.schema import Layout, TensorSpec
 from lifl.shm.allocator import Allocator
 
-# A leaf of two gets its updates together, one of three does not (`aggregation.TOGETHER_BYTES`).
-LAYOUT = Layout((TensorSpec("w", "float32", (100_000,)),))
+LAYOUT = Layout((TensorSpec("w", "float32", (4 * 1024 * 1024,)),))
+"""Large enough for the top to go along with the last updates."""
 
 
 class Thing:
@@ -102,7 +103,7 @@ class SimWorker:
         self.control: deque[Any] = deque()
         self.records: deque[tuple[int, Key]] = deque()
         self.out: deque[Any] = deque()
-        self.tasks: dict[int, m.TaskStart] = {}
+        self.tasks: dict[int, wm.TaskStart] = {}
         self.expect: dict[int, int] = {}
         self.seen: dict[int, list[Key]] = defaultdict(list)
 
@@ -182,6 +183,7 @@ class Cluster:
         self.job_row = ("running", "")
         self.files: dict[str, Counter[str]] = {}
         self.conns = 0
+        self.announced = 0
         self.clients = {f"c{i}": SimClient(f"c{i}") for i in range(clients)}
         self.commits: dict[int, Counter[str]] = {}
         self.offers: dict[int, tuple[Counter[str], list[Member]]] = {}
@@ -230,6 +232,10 @@ class Cluster:
                     host.receiving[effect.key] = (effect.conn, "")
                 else:
                     host.to_daemon.append(m.Aborted(effect.conn, effect.key.pack(), "gone"))
+            case fx.FollowUpdate():
+                assert effect.conn in host.by_conn or effect.key not in host.receiving, "nobody sends that update"
+                for received_bytes in range(1, 1 + self.rng.randrange(3)):
+                    host.to_daemon.append(m.Progress(effect.key.pack(), received_bytes))
             case fx.GrantModel():
                 if effect.conn < 0:
                     self._fetched(effect.conn, host.store.things[effect.key])
@@ -392,6 +398,7 @@ class Cluster:
             m.Admit: engine.admit,
             m.Sealed: engine.sealed,
             m.Aborted: engine.aborted,
+            m.Progress: engine.progress,
             m.ModelSent: engine.model_sent,
             m.Offered: engine.offered,
             m.WantModel: engine.want_model,
@@ -484,33 +491,35 @@ class Cluster:
 
     def _ready(self, host: Host, worker: SimWorker) -> None:
         worker.ready = True
-        host.engine.worker_ready(m.WorkerReady(worker.number, 1000 + worker.number, 0), self.now)
+        host.engine.worker_ready(wm.WorkerReady(worker.number, 1000 + worker.number, 0), self.now)
 
     def _work(self, host: Host, worker: SimWorker) -> None:
         if worker.control:
             message = worker.control.popleft()
             match message:
-                case m.TaskStart():
+                case wm.TaskStart():
                     worker.tasks[message.address] = message
                     worker.expect[message.address] = message.expect
                     worker.seen[message.address] = []
                     self._maybe_finish(host, worker, message.address)
-                case m.Expect():
+                case wm.Expect():
                     if message.address in worker.tasks:
                         worker.expect[message.address] = message.expect
                         self._maybe_finish(host, worker, message.address)
-                case m.Drop():
+                case wm.Arriving():
+                    self._check_arriving(host, worker, message)
+                case wm.Drop():
                     worker.tasks.pop(message.address, None)
-                    worker.out.append(m.TaskDropped(message.address, message.attempt))
-                case m.Load():
+                    worker.out.append(wm.TaskDropped(message.address, message.attempt))
+                case wm.Load():
                     host.store.things[Key.unpack(message.output)].sealed = True
-                    worker.out.append(m.TaskDone(message.address, message.attempt, 0.0, 0, 0, 0.0, 0.0))
-                case m.Checkpoint():
+                    worker.out.append(wm.TaskDone(message.address, message.attempt, 0.0, 0, 0, 0.0, 0.0))
+                case wm.Checkpoint():
                     model = host.store.things[Key.unpack(message.model)]
                     assert model.sealed, "an unsealed model is checkpointed"
                     self.files[message.path] = Counter(model.content)
-                    worker.out.append(m.TaskDone(message.address, message.attempt, 0.0, 0, 0, 0.0, 0.0))
-                case m.Retire():
+                    worker.out.append(wm.TaskDone(message.address, message.attempt, 0.0, 0, 0, 0.0, 0.0))
+                case wm.Retire():
                     assert not worker.tasks
                     self._kill(host, worker)
             return
@@ -526,6 +535,19 @@ class Cluster:
         worker.seen[address].append(key)
         self._maybe_finish(host, worker, address)
 
+    def _check_arriving(self, host: Host, worker: SimWorker, message: wm.Arriving) -> None:
+        """Only what a top that runs can still take is announced to it; each may be gone by now, or be there."""
+        task = worker.tasks.get(message.address)
+        if task is None or task.attempt != message.attempt:
+            return
+        assert task.role == "top"
+        output = host.store.things[Key.unpack(task.output)]
+        for packed, weight, received_bytes in message.updates:
+            thing = host.store.things.get(Key.unpack(packed))
+            assert weight > 0.0 < received_bytes
+            assert thing is None or (thing.kind, thing.epoch) == (Kind.UPDATE, output.epoch)
+        self.announced += 1
+
     def _maybe_finish(self, host: Host, worker: SimWorker, address: int) -> None:
         task = worker.tasks[address]
         seen = worker.seen[address]
@@ -535,7 +557,7 @@ class Cluster:
         output = host.store.things[Key.unpack(task.output)]
         assert not output.sealed, "an object is sealed twice"
         if any(key not in host.store.things for key in seen):
-            dropped = [order.address for order in worker.control if isinstance(order, m.Drop)]
+            dropped = [order.address for order in worker.control if isinstance(order, wm.Drop)]
             assert address in dropped, "an input was freed under a task that is wanted"
             return
         for key in seen:
@@ -551,11 +573,11 @@ class Cluster:
         if self.rng.random() < self.faults:  # killed between the record and TaskDone
             self._kill(host, worker)
             return
-        worker.out.append(m.TaskDone(address, task.attempt, 1.0, len(output.members), len(seen), 0.0, 0.0))
+        worker.out.append(wm.TaskDone(address, task.attempt, 1.0, len(output.members), len(seen), 0.0, 0.0))
 
     def _from_worker(self, host: Host, worker: SimWorker) -> None:
         message = worker.out.popleft()
-        handler = host.engine.task_done if isinstance(message, m.TaskDone) else host.engine.task_dropped
+        handler = host.engine.task_done if isinstance(message, wm.TaskDone) else host.engine.task_dropped
         handler(worker.number, message, self.now)
 
     # ---- faults ---------------------------------------------------------------------------------------------------
@@ -592,7 +614,7 @@ class Cluster:
                 del host.routes[address]
         if worker.ready:
             for message in worker.out:
-                handler = host.engine.task_done if isinstance(message, m.TaskDone) else host.engine.task_dropped
+                handler = host.engine.task_done if isinstance(message, wm.TaskDone) else host.engine.task_dropped
                 handler(worker.number, message, self.now)
                 self._perform()
         host.engine.worker_gone(worker.number, self.now)

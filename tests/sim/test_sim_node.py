@@ -50,3 +50,14 @@ def test_random_lives(first: int, hosts: int) -> None:
             make(seed, hosts).run(STEPS)
         except Exception as error:
             raise AssertionError(f"{error!r}; `make sim SEED={seed} HOSTS={hosts}` tells how it came") from error
+
+
+def test_in_some_lives_a_top_is_told_of_updates_on_their_way() -> None:
+    """What the random lives are to prove of that holds only if it happens in them."""
+
+    def told(seed: int) -> bool:
+        cluster = make(seed, 1 + 2 * (seed % 2))
+        cluster.run(STEPS)
+        return cluster.announced > 0
+
+    assert any(told(seed) for seed in range(2000))

@@ -5,8 +5,12 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Callable
 
-from lifl.node.gateway_transfer import LOW_WATER_BYTES, Movers, Receive, Transfer
+import pytest
+
+from lifl.node import gateway_transfer
+from lifl.node.gateway_transfer import LOW_WATER_BYTES, REPORTS, Movers, Receive, Transfer
 from lifl.shm.arrival import Arrival, arrival
 
 WAIT_S = 30.0
@@ -24,11 +28,10 @@ def test_of_those_that_are_ready_the_oldest_has_its_turn() -> None:
     class Held(Arrival):
         """Holds its thread once all is there."""
 
-        def receive(self, sock: socket.socket, begin_bytes: int, end_bytes: int) -> int:
-            got = super().receive(sock, begin_bytes, end_bytes)
+        def receive(self, sock: socket.socket, begin_bytes: int, end_bytes: int) -> None:
+            super().receive(sock, begin_bytes, end_bytes)
             held.set()
             assert go_on.wait(WAIT_S)
-            return got
 
     def done(_transfer: Transfer, error: OSError | None, number: int) -> None:
         assert error is None
@@ -79,11 +82,10 @@ def test_what_has_come_does_not_shrink_while_a_turn_takes_it() -> None:
     class Held(Arrival):
         """Holds its thread between the bytes' leaving the kernel and the end of the turn."""
 
-        def receive(self, sock: socket.socket, begin_bytes: int, end_bytes: int) -> int:
-            got = super().receive(sock, begin_bytes, end_bytes)
+        def receive(self, sock: socket.socket, begin_bytes: int, end_bytes: int) -> None:
+            super().receive(sock, begin_bytes, end_bytes)
             taken.set()
             assert go_on.wait(WAIT_S)
-            return got
 
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -102,3 +104,86 @@ def test_what_has_come_does_not_shrink_while_a_turn_takes_it() -> None:
         looking.join()
         turn.join()
         assert seen == [4000]
+
+
+def in_what_order(go_on: Callable[[socket.socket], None]) -> list[int]:
+    """One thread, two transfers of 16 and 8 bytes: 8 of each are there, and after those of the first `go_on(its peer)`
+    is called; the numbers of the transfers as they end.
+    """
+    pairs = [socket.socketpair() for _ in range(2)]
+    order: list[int] = []
+    ended = threading.Semaphore(0)
+
+    class First(Arrival):
+        def receive(self, sock: socket.socket, begin_bytes: int, end_bytes: int) -> None:
+            super().receive(sock, begin_bytes, end_bytes)
+            if begin_bytes == 0:
+                go_on(pairs[0][1])
+
+    def done(_transfer: Transfer, error: OSError | None, number: int) -> None:
+        assert error is None
+        order.append(number)
+        ended.release()
+
+    movers = Movers(1)
+    try:
+        for ours, theirs in pairs:
+            ours.setblocking(False)
+            theirs.sendall(bytes(8))
+        bodies = [First(memoryview(bytearray(16))), arrival(memoryview(bytearray(8)))]
+        with movers._picking:  # both have begun before the first is taken
+            for number, body in enumerate(bodies):
+                transfer = Receive(pairs[number][0], body)
+                movers.start(transfer, lambda t, e, number=number: done(t, e, number))  # type: ignore[misc]
+        assert ended.acquire(timeout=WAIT_S)
+        if order == [1]:
+            pairs[0][1].sendall(bytes(8))
+        assert ended.acquire(timeout=WAIT_S)
+    finally:
+        movers.stop()
+        for pair in pairs:
+            for sock in pair:
+                sock.close()
+    return order
+
+
+def test_a_transfer_keeps_its_thread_while_its_peer_keeps_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway_transfer, "STAY_MS", 1000 * WAIT_S)
+    assert in_what_order(lambda peer: threading.Timer(0.02, peer.sendall, [bytes(8)]).start()) == [0, 1]
+
+
+def test_a_peer_that_does_not_keep_up_holds_no_thread() -> None:
+    assert in_what_order(lambda _peer: None) == [1, 0]
+
+
+def test_who_does_not_keep_up_is_not_waited_for_at_each_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        transfer = Receive(ours, arrival(memoryview(bytearray(4096))))
+        assert not Movers._stays(transfer, 0)
+        monkeypatch.setattr(gateway_transfer, "STAY_MS", None)  # it would wait for ever
+        theirs.sendall(bytes(100))
+        transfer.step()
+        assert not Movers._stays(transfer, 0)
+
+
+def test_how_far_a_followed_body_is_is_told_in_so_many_steps() -> None:
+    ours, theirs = socket.socketpair()
+    told: list[int] = []
+    total = 1_000_003
+    with ours, theirs:
+        ours.setblocking(False)
+        transfer = Receive(ours, arrival(memoryview(bytearray(total))))
+        sender = threading.Thread(target=theirs.sendall, args=[bytes(total)])
+        sender.start()
+        for _ in range(3):
+            transfer.step()
+        transfer.follow(told.append)
+        while not transfer.step():
+            pass
+        sender.join()
+    assert 1 <= len(told) <= REPORTS
+    assert told == sorted(told) and told[-1] < total
+    steps = [after - before for before, after in zip([0, *told], told, strict=False)]
+    assert min(steps) >= total // REPORTS

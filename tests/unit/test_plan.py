@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lifl.core.errors import LocalFault, Refused
 from lifl.core.placement import CLIENTS_MAX, NODES_MAX, Policy
 from lifl.core.plan import Costs, Held, NodeFacts, Plan, PlanRequest, make_plan, partials_held_max, replan
-from lifl.core.tree import Tree
+from lifl.core.tree import Tree, tail_of
 
 POLICIES = get_args(Policy)
 MODEL = 1000
@@ -396,8 +396,9 @@ def test_a_job_that_fits_no_arena_is_refused_with_the_numbers() -> None:
     with pytest.raises(Refused, match=r"needs 5000 bytes .* on node a, has 3000") as refused:
         make_plan(ask([], 2, nodes=nodes))
     assert refused.value.code == "too-large"
-    nodes = (NodeFacts("a", 20.0, 6 * MODEL),)
-    with pytest.raises(Refused, match="the top needs 7000 bytes"):
+    nodes = (NodeFacts("a", 20.0, 5 * MODEL),)
+    # Two models, two updates, and two partials beside those of the tree, which has none.
+    with pytest.raises(Refused, match="the top needs 6000 bytes"):
         make_plan(ask([], 2, nodes=nodes))
 
 
@@ -413,11 +414,9 @@ def test_the_partials_of_a_path_are_those_of_the_tree(updates, partials, fan_in,
     if not updates + partials:
         assert partials_held_max(0, middle) == 0
         return
-    leaves = -(-updates // fan_in)
+    leaves = -(-(updates - tail_of(updates, fan_in)) // fan_in)
     held = Tree(updates, fan_in, middle, partials).partials_held_max()
-    # The top may take the last leaf's updates.
-    least = partials_held_max(max(0, leaves - 1) + partials, middle)
-    assert least <= held <= partials_held_max(leaves + partials, middle)
+    assert held == partials_held_max(leaves + partials, middle)
 
 
 def test_the_time_of_a_small_round_by_hand() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifl.core.errors import LocalFault
-from lifl.core.tree import TAIL_MAX, Task, Tree
+from lifl.core.tree import TAIL_MAX, Task, Tree, tail_of
 
 SHAPES = {
     "updates": st.integers(0, 60),
@@ -44,7 +44,7 @@ def test_every_update_and_partial_has_one_place_also_when_fewer_come(
     tree = Tree(updates, fan_in, middle_fan_in, partials, top)
     run(tree, updates, partials)
     for task in tree.tasks:
-        assert task.updates <= {"leaf": fan_in, "top": min(TAIL_MAX, fan_in)}.get(task.role, 0)
+        assert task.updates <= {"leaf": fan_in, "top": TAIL_MAX}.get(task.role, 0)
     assert [task.role for task in tree.takers[:-1]] == ["leaf"] * max(0, len(tree.takers) - 1)
     fewer, fewer_partials = data.draw(st.integers(0, updates)), data.draw(st.integers(0, partials))
     if fewer + fewer_partials:
@@ -65,8 +65,15 @@ def test_the_first_updates_need_the_tasks_that_take_them_and_no_others(
 
 def test_the_shape_that_is_shown() -> None:
     tree = Tree(16, 2, 8)
-    assert [task.role for task in tree.tasks] == ["leaf"] * 7 + ["middle", "top"]
-    assert (tree.root.expect, tree.root.updates) == (3, 2)
+    assert [task.role for task in tree.tasks] == ["leaf"] * 6 + ["middle", "top"]
+    assert (tree.root.expect, tree.root.updates) == (5, 4)
     flat = Tree(32, 32, 8)
-    assert [(task.role, task.expect) for task in flat.tasks] == [("leaf", 30), ("top", 3)]
-    assert [(task.role, task.expect) for task in Tree(2, 2, 8).tasks] == [("top", 2)]
+    assert [(task.role, task.expect) for task in flat.tasks] == [("leaf", 28), ("top", 5)]
+    assert [(task.role, task.expect) for task in Tree(4, 2, 8).tasks] == [("top", 4)]
+
+
+def test_the_top_takes_the_last_updates_but_leaves_no_leaf_with_one() -> None:
+    assert [tail_of(updates, 2) for updates in range(8)] == [0, 1, 2, 3, 4, 3, 4, 3]
+    assert [tail_of(updates, 3) for updates in range(9)] == [0, 1, 2, 3, 4, 3, 4, 4, 3]
+    assert [tail_of(updates, 64) for updates in range(4, 8)] == [4, 3, 4, 4]
+    assert [tail_of(updates, 1) for updates in range(3, 7)] == [3, 4, 4, 4]

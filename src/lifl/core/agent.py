@@ -21,6 +21,7 @@ from lifl.core import effects as fx
 from lifl.core import messages as m
 from lifl.core import orders as o
 from lifl.core import peering as p
+from lifl.core import worker_messages as wm
 from lifl.core.branch import Branch
 from lifl.core.errors import ArenaFull, LocalFault
 from lifl.core.ids import ADDRESSES_MAX, Key, Kind, round_of
@@ -112,13 +113,19 @@ class Agent:
         self.emit(fx.Route(task.address, None))
         if worker is not None and task.address in worker.tasks and task.attempt and self.pool.running(worker.number):
             self._abandoned[task.address] = outputs
-            self.emit(fx.SendWorker(worker.number, m.Drop(task.address, task.attempt)))
+            self.emit(fx.SendWorker(worker.number, wm.Drop(task.address, task.attempt)))
             return
         if worker is not None:
             self.pool.release(worker.number, task.address, self.now)
         for key in outputs:
             self.memory.free(key)
         self.close_address(task.address)
+
+    def follow(self, key: Key) -> None:
+        """Has the gateway tell how far an update is; of what a client writes itself it knows nothing."""
+        _, _, order = self._inflight[key]
+        if not order.direct:
+            self.emit(fx.FollowUpdate(order.conn, key))
 
     def abandon_fetch(self, key: Key) -> None:
         """A model that is being fetched is not wanted: free it when the gateway is through with it."""
@@ -299,6 +306,13 @@ class Agent:
         site, branch, order = self._landed(event.key)
         site.aborted(branch, order.client, event.writing)
 
+    def progress(self, event: m.Progress) -> None:
+        """A followed update is so far; it may have landed meanwhile."""
+        found = self._inflight.get(Key.unpack(event.key))
+        if found is not None:
+            site, branch, _ = found
+            site.aggregation.progress(branch, Key.unpack(event.key), event.received_bytes)
+
     def _landed(self, packed: bytes) -> tuple[JobSite, Branch, o.GrantUpdate]:
         key = Key.unpack(packed)
         found = self._inflight.pop(key, None)
@@ -415,14 +429,14 @@ class Agent:
 
     # ---- workers -------------------------------------------------------------------------------------------------
 
-    def worker_ready(self, event: m.WorkerReady) -> None:
+    def worker_ready(self, event: wm.WorkerReady) -> None:
         """A forked worker runs."""
         if event.worker in self.pool.workers:
             for address in self.pool.ready(event.worker, event.pid, self.now):
                 site, task = self._tasks[address]
                 site.aggregation.started(task)
 
-    def task_done(self, worker: int, event: m.TaskDone) -> None:
+    def task_done(self, worker: int, event: wm.TaskDone) -> None:
         """A task's output is sealed."""
         self.pool.release(worker, event.address, self.now)
         if not self._let_go(event.address):
@@ -430,7 +444,7 @@ class Agent:
             if task.attempt == event.attempt and task.state is TaskState.RUNNING:
                 site.aggregation.done(task, event)
 
-    def task_failed(self, worker: int, event: m.TaskFailed) -> None:
+    def task_failed(self, worker: int, event: wm.TaskFailed) -> None:
         """A worker could not do a task."""
         self.pool.release(worker, event.address, self.now)
         if not self._let_go(event.address):
@@ -438,7 +452,7 @@ class Agent:
             if task.attempt == event.attempt:
                 site.aggregation.failed(task, event.text, event.retry)
 
-    def task_dropped(self, worker: int, event: m.TaskDropped) -> None:
+    def task_dropped(self, worker: int, event: wm.TaskDropped) -> None:
         """A worker has let go of a task."""
         self.pool.release(worker, event.address, self.now)
         self._let_go(event.address)
@@ -477,7 +491,7 @@ class Agent:
     def tick(self) -> None:
         """The clock has reached `next_timer`."""
         for worker in self.pool.expired(self.now):
-            self.emit(fx.SendWorker(worker, m.Retire()))
+            self.emit(fx.SendWorker(worker, wm.Retire()))
         while self._resting and self._resting[0][0] <= self.now:
             self.memory.free(self._resting.popleft()[1])
         if self.now >= self._retry_at_s:
@@ -504,5 +518,6 @@ class Agent:
             for branch in list(site.branches.values()):
                 if branch.unfed:
                     site.aggregation.feed_waiting(branch)
+                site.aggregation.follow(branch)
         while self.waiting and self._admit(self.waiting[0].order):
             self.waiting.popleft()

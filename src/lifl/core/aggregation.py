@@ -8,10 +8,12 @@ reached the parent already, so it must not be made a second time.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from lifl.core import effects as fx
 from lifl.core import messages as m
+from lifl.core import worker_messages as wm
 from lifl.core.branch import Branch
 from lifl.core.errors import ArenaFull, LocalFault
 from lifl.core.ids import Key, Kind, round_of
@@ -31,6 +33,8 @@ SHOWN = {
 TOGETHER_BYTES = 1 << 20
 """A leaf whose updates are no more than this, all together, gets them when all are there: to wake its worker for each
 takes longer than to fold it."""
+FOLLOW_BYTES_MIN = 16 * 1024 * 1024
+"""A smaller update is folded in about a millisecond: the top just waits for it."""
 TASK_ATTEMPTS_MAX = 16
 """Workers that may die under one task before its round fails."""
 
@@ -42,7 +46,7 @@ class Aggregation:
         self.site = site
         self.where: dict[int, tuple[Branch, Task]] = {}
         self.new_states: dict[int, dict[str, Key]] = {}  # by the top's address
-        self.costs: dict[int, m.TaskDone] = {}  # by address, of the rounds that are not over
+        self.costs: dict[int, wm.TaskDone] = {}  # by address, of the rounds that are not over
 
     # ---- outputs -------------------------------------------------------------------------------------------------
 
@@ -169,6 +173,36 @@ class Aggregation:
             task.move(TaskState.PLACING)
             self.site.services.place(self.site, task, branch.epoch)
 
+    # ---- the last updates, while they arrive -----------------------------------------------------------------------
+
+    def follow(self, branch: Branch) -> None:
+        """Has the gateway tell how far the updates are that are all the top still lacks."""
+        if self.site.layout.data_bytes < FOLLOW_BYTES_MIN:
+            return
+        for key, _ in self._lacking(branch):
+            if key not in branch.followed:
+                branch.followed[key] = 0
+                self.site.services.follow(key)
+
+    def progress(self, branch: Branch, key: Key, received_bytes: int) -> None:
+        """A followed update is so far: the top may make that much of the model."""
+        branch.followed[key] = received_bytes
+        top, lacking = branch.tree.root, self._lacking(branch)
+        if lacking and all(branch.followed.get(key) for key, _ in lacking):
+            updates = tuple((key.pack(), member.weight, branch.followed[key]) for key, member in lacking)
+            self.site.services.emit(fx.SendWorker(_worker(top), wm.Arriving(top.address, top.attempt, updates)))
+
+    def _lacking(self, branch: Branch) -> list[tuple[Key, Member]]:
+        """The updates in flight, the oldest first, with which the running top would have all; none if it lacks more."""
+        top = branch.tree.root
+        lacking = top.expect - len(top.inputs)
+        if not branch.top or top.state is not TaskState.RUNNING or lacking != top.updates - top.taken or branch.unfed:
+            return []
+        found = list(islice(branch.inflight.values(), lacking))
+        return found if len(found) == lacking else []
+
+    # ---- expectations ------------------------------------------------------------------------------------------------
+
     def close(self, branch: Branch) -> None:
         """No more updates count: lower what the tasks expect, drop those that nothing will reach."""
         branch.closed = True
@@ -184,7 +218,9 @@ class Aggregation:
             if task.expect == 0:
                 self._drop(task)
             elif task.state is TaskState.RUNNING:
-                self.site.services.emit(fx.SendWorker(_worker(task), m.Expect(task.address, task.attempt, task.expect)))
+                self.site.services.emit(
+                    fx.SendWorker(_worker(task), wm.Expect(task.address, task.attempt, task.expect))
+                )
         self.consider_all(branch)
 
     def placed(self, task: Task, worker: int, how: str) -> None:
@@ -216,7 +252,7 @@ class Aggregation:
         aggregation = site.aggregation_config
         top = task.role == "top"
         segments = site.layout.segments
-        return m.TaskStart(
+        return wm.TaskStart(
             task.address,
             task.attempt,
             task.role,
@@ -239,7 +275,7 @@ class Aggregation:
 
     # ---- ends ----------------------------------------------------------------------------------------------------
 
-    def done(self, task: Task, cost: m.TaskDone | None) -> None:
+    def done(self, task: Task, cost: wm.TaskDone | None) -> None:
         """The task's output is sealed (or its file written).  `cost` is None when the worker died before it said so."""
         task.move(TaskState.DONE)
         if task.role in ("load", "checkpoint"):

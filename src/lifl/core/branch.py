@@ -58,6 +58,7 @@ class Branch:
         self.carried = False
         self.final = not (order.others or order.spare)  # how many partials come is known
         self.inflight: dict[str, tuple[Key, Member]] = {}
+        self.followed: dict[Key, int] = {}  # of those in flight: what is there of them, if the top waits for it
         self.accepted: dict[str, Member] = {}
         self.unfed: deque[tuple[Key, Task | None]] = deque()
         self.given = 0  # updates that were given to their tasks
@@ -71,9 +72,15 @@ class Branch:
         """Whether this branch makes the model."""
         return self.number == 0
 
+    def land(self, client: str) -> tuple[Key, Member]:
+        """An update is in flight no longer."""
+        key, member = self.inflight.pop(client)
+        self.followed.pop(key, None)
+        return key, member
+
     def accept(self, client: str) -> None:
         """Moves an update from in flight to accepted; it waits for its task in `unfed`."""
-        key, member = self.inflight.pop(client)
+        key, member = self.land(client)
         self.accepted[client] = member
         self.unfed.append((key, None))
 

@@ -30,6 +30,13 @@ class Grant(msgspec.Struct, frozen=True):
     member: bytes
 
 
+class FollowUpdate(msgspec.Struct, frozen=True):
+    """The gateway is to tell how far the update is that it receives into `key`."""
+
+    conn: int
+    key: Key
+
+
 class GrantModel(msgspec.Struct, frozen=True):
     """The gateway may send the model object `key` to the connection; it is pinned until ModelSent."""
 
@@ -98,7 +105,7 @@ class ForkWorker(msgspec.Struct, frozen=True):
 
 
 class SendWorker(msgspec.Struct, frozen=True):
-    """Send a `messages.ToWorker` on the worker's control link."""
+    """Send a `worker_messages.ToWorker` on the worker's control link."""
 
     worker: int
     message: Message
@@ -161,6 +168,7 @@ class Publish(msgspec.Struct, frozen=True):
 Effect = (
     Tell
     | Grant
+    | FollowUpdate
     | GrantModel
     | HangUp
     | OpenSchema

@@ -18,6 +18,7 @@ from lifl.core import effects as fx
 from lifl.core import messages as m
 from lifl.core import orders as o
 from lifl.core import peering as p
+from lifl.core import worker_messages as wm
 from lifl.core.agent import Agent
 from lifl.core.config import JobConfig
 from lifl.core.coordinator import Coordinator, Node
@@ -280,6 +281,12 @@ class Engine:
         self.agent.aborted(event)
         self._end()
 
+    def progress(self, event: m.Progress, now: float) -> None:
+        """So much is there of an update that the top waits for."""
+        self._begin(now)
+        self.agent.progress(event)
+        self._end()
+
     def offered(self, event: m.Offered, now: float) -> None:
         """Another node's gateway has a partial for this node."""
         self._begin(now)
@@ -331,25 +338,25 @@ class Engine:
 
     # ---- workers -------------------------------------------------------------------------------------------------
 
-    def worker_ready(self, event: m.WorkerReady, now: float) -> None:
+    def worker_ready(self, event: wm.WorkerReady, now: float) -> None:
         """A forked worker runs."""
         self._begin(now)
         self.agent.worker_ready(event)
         self._end()
 
-    def task_done(self, worker: int, event: m.TaskDone, now: float) -> None:
+    def task_done(self, worker: int, event: wm.TaskDone, now: float) -> None:
         """A task's output is sealed."""
         self._begin(now)
         self.agent.task_done(worker, event)
         self._end()
 
-    def task_failed(self, worker: int, event: m.TaskFailed, now: float) -> None:
+    def task_failed(self, worker: int, event: wm.TaskFailed, now: float) -> None:
         """A worker could not do a task."""
         self._begin(now)
         self.agent.task_failed(worker, event)
         self._end()
 
-    def task_dropped(self, worker: int, event: m.TaskDropped, now: float) -> None:
+    def task_dropped(self, worker: int, event: wm.TaskDropped, now: float) -> None:
         """A worker has let go of a task."""
         self._begin(now)
         self.agent.task_dropped(worker, event)

@@ -11,6 +11,7 @@ import msgspec
 from lifl.core import effects as fx
 from lifl.core import messages as m
 from lifl.core import orders as o
+from lifl.core import worker_messages as wm
 from lifl.core.aggregation import Aggregation
 from lifl.core.branch import Branch
 from lifl.core.config import AggregationSection
@@ -19,7 +20,7 @@ from lifl.core.ids import Key, Kind, epoch_of, round_of
 from lifl.core.members import Member, pack_member
 from lifl.core.memory import Memory
 from lifl.core.schema import Layout
-from lifl.core.tree import Task, TaskState, Tree
+from lifl.core.tree import TAIL_MAX, Task, TaskState, Tree
 
 PAGE_BYTES = 4096
 
@@ -48,6 +49,8 @@ class Services(Protocol):
 
     def abandon_fetch(self, key: Key) -> None: ...
 
+    def follow(self, key: Key) -> None: ...
+
     def rest(self, key: Key) -> None: ...
 
 
@@ -60,13 +63,13 @@ def round_bytes_min(layout: Layout, aggregation: AggregationSection, goal: int, 
     """What a round needs of an arena at the least, pages rounded up: `lifl submit` refuses beyond it.
 
     The old and the new model with the rule's states, the partial of a round that is being saved, the partials of
-    one path of the tree (which has places for `partials` of other nodes), the updates of one leaf.
+    one path of the tree (which has places for `partials` of other nodes), the updates of one leaf or of the top.
     """
     tree = Tree(goal, aggregation.fan_in, aggregation.middle_fan_in, partials)
     meta = goal * m.MEMBER_BYTES_MAX
     model = 2 * (layout.data_bytes + states * layout.accumulator_bytes + PAGE_BYTES)
     partials = (tree.partials_held_max() + 2) * (layout.accumulator_bytes + meta + PAGE_BYTES)
-    updates = min(goal, aggregation.fan_in) * (layout.data_bytes + m.MEMBER_BYTES_MAX + PAGE_BYTES)
+    updates = min(goal, max(aggregation.fan_in, TAIL_MAX)) * (layout.data_bytes + m.MEMBER_BYTES_MAX + PAGE_BYTES)
     return model + partials + updates
 
 
@@ -225,7 +228,7 @@ class JobSite:
         """What the worker of a load or checkpoint task is told."""
         _, order = self.files[task.address]
         if order is not None:
-            return m.Checkpoint(
+            return wm.Checkpoint(
                 task.address,
                 task.attempt,
                 self.name,
@@ -241,7 +244,7 @@ class JobSite:
             raise LocalFault(f"job {self.name!r} loads no model")
         states = {name: key.pack() for name, key in self.states.items()}
         path, state_path = self.order.path, self.order.state_path
-        return m.Load(
+        return wm.Load(
             task.address, task.attempt, self.name, path, self.layout.tensors, self.model.pack(), state_path, states
         )
 
@@ -332,9 +335,8 @@ class JobSite:
 
     def sealed(self, branch: Branch, client: str, received_bytes: int, copied_bytes: int) -> None:
         """An update in flight is sealed: it is in the branch, unless that is closed."""
-        key, _ = branch.inflight[client]
         if branch.closed:
-            del branch.inflight[client]
+            key, _ = branch.land(client)
             self.services.memory.free(key)
             self.services.report(o.UpdateAborted(self.number, branch.epoch, branch.number, client))
             return
@@ -345,7 +347,7 @@ class JobSite:
 
     def aborted(self, branch: Branch, client: str, writing: bool) -> None:
         """An update in flight will not come; its client may be `writing` to the slot still."""
-        key, _ = branch.inflight.pop(client)
+        key, _ = branch.land(client)
         if writing:
             self.services.rest(key)
         else:

@@ -1,8 +1,9 @@
-"""Every message of every channel: typed, frozen, limited.
+"""Every message of every channel within a node: typed, frozen, limited.
 
-Four channels: client ⇄ gateway, gateway ⇄ lifld, worker and zygote ⇄ lifld, CLI ⇄ lifld.  Each direction is one union
-of tagged structs, given to `core/wire.FrameDecoder`.  Unknown fields and wrong types are refused by their path.
-Keys travel as their 16 bytes.
+Four channels: client ⇄ gateway, gateway ⇄ lifld and CLI ⇄ lifld are here, zygote and workers ⇄ lifld in
+`worker_messages.py`.  (What nodes say to each other is in `peering.py` and `orders.py`.)  Each direction is one union
+of tagged structs, given to `core/wire.FrameDecoder`.  Unknown fields and wrong types are refused by their path.  Keys
+travel as their 16 bytes.
 
 An upload is two steps so that a refusal costs no bandwidth: `Submit` is answered by `Go`, then the body (exactly
 `data_bytes` raw bytes in the layout's order) follows and is answered by `Accepted`.
@@ -14,7 +15,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from lifl.core.schema import Segment, TensorSpec
+from lifl.core.schema import TensorSpec
 
 PROTOCOL_VERSION = 1
 NAME_CHARS_MAX = 64
@@ -248,6 +249,17 @@ class ClientLeft(Message, frozen=True):
     job: str = ""
 
 
+class Disconnected(Message, frozen=True):
+    """The gateway has ended a client's connection, because of `reason`: for the node's log.  ClientLeft follows.
+
+    `client` is empty where none had said Hello.
+    """
+
+    conn: int
+    client: str
+    reason: Text
+
+
 class GatewayLost(Message, frozen=True):
     """An agent's gateway has ended, and all its clients' connections with it."""
 
@@ -286,6 +298,13 @@ class Aborted(Message, frozen=True):
     key: KeyBytes
     reason: Text
     writing: bool = False
+
+
+class Progress(Message, frozen=True):
+    """So much of a followed update is in its slot, from the front; not yet checked."""
+
+    key: KeyBytes
+    received_bytes: Count
 
 
 class WantModel(Message, frozen=True):
@@ -352,9 +371,11 @@ FromGateway = (
     GatewayReady
     | ClientJoined
     | ClientLeft
+    | Disconnected
     | Admit
     | Sealed
     | Aborted
+    | Progress
     | WantModel
     | ModelSent
     | GatewayStats
@@ -395,6 +416,13 @@ class ModelGranted(Message, frozen=True):
     conn: int
     job: Name
     round: Count
+    key: KeyBytes
+
+
+class FollowUpdate(Message, frozen=True):
+    """Tell by Progress, from now on, how far the update of an Admitted key is."""
+
+    conn: int
     key: KeyBytes
 
 
@@ -442,181 +470,9 @@ class Fetch(Message, frozen=True):
     round: Count
 
 
-ToGateway = JobSchema | JobForget | Admitted | ModelGranted | Deliver | HangUp | AskStats | Drain | Carry | Fetch
-
-
-# ---- zygote and workers ----------------------------------------------------------------------------------------
-
-
-class ZygoteReady(Message, frozen=True):
-    """NumPy is loaded, the arena is mapped."""
-
-    pid: int
-
-
-class Fork(Message, frozen=True):
-    """Fork worker `worker`; its control socket and its port's descriptors follow by SCM_RIGHTS on the same stream.
-
-    `port` is what `redirect.open_port` needs beside the descriptors.
-    """
-
-    worker: int
-    port: dict[str, Any]
-    descriptors: int
-
-
-class Forked(Message, frozen=True):
-    """The worker's process."""
-
-    worker: int
-    pid: int
-
-
-class Exited(Message, frozen=True):
-    """A worker's process has ended; `status` is waitpid's."""
-
-    worker: int
-    pid: int
-    status: int
-
-
-class Calibrate(Message, frozen=True):
-    """Fork a process that measures how many folds the machine runs at a time, at most `most`, and ends."""
-
-    most: int
-
-
-class Calibrated(Message, frozen=True):
-    """MC in updates at a time, as it was measured (`rules/calibration.py`)."""
-
-    capacity: float
-
-
-FromZygote = ZygoteReady | Forked | Exited | Calibrated
-ToZygote = Fork | Calibrate | Drain
-
-
-class TaskStart(Message, frozen=True):
-    """Run one task.  Its inputs come as records to `address`; `expect` of them complete it (Expect may lower it).
-
-    `output` is the object to fold into and to seal.  `inputs` are the segments of each input (updates: the layout's;
-    partials: the accumulators'), `outputs` those of the output.  For role ``top`` also: updates may come among the
-    partials, with `model_segments`; `model` is the current model's key, `states` the rule's state objects (accumulator
-    layout) by name to read, `new_states` those to write and seal.  `parent` is the address that gets the output's key
-    (0: the daemon only).
-    """
-
-    address: int
-    attempt: int
-    role: str
-    job: Name
-    round: Count
-    rule: str
-    options: dict[str, Any]
-    rule_folder: str
-    eager: bool
-    expect: int
-    parent: int
-    output: KeyBytes
-    inputs: tuple[Segment, ...]
-    outputs: tuple[Segment, ...]
-    model_segments: tuple[Segment, ...] = ()
-    model: bytes = b""
-    states: dict[str, bytes] = {}
-    new_states: dict[str, bytes] = {}
-
-
-class Expect(Message, frozen=True):
-    """The task is complete with `expect` inputs (the round closed early)."""
-
-    address: int
-    attempt: int
-    expect: int
-
-
-class Drop(Message, frozen=True):
-    """Forget the task; its output will be freed once TaskDropped is answered."""
-
-    address: int
-    attempt: int
-
-
-class Checkpoint(Message, frozen=True):
-    """Write `model` (and the rule's `states`) as safetensors to `path` (`state_path`), durably, all or nothing."""
-
-    address: int
-    attempt: int
-    job: Name
-    round: Count
-    path: str
-    tensors: Tensors
-    model: KeyBytes
-    state_path: str = ""
-    states: dict[str, bytes] = {}
-
-
-class Load(Message, frozen=True):
-    """Read the safetensors file at `path` into the object `output`, which has the layout of `tensors`, and seal it.
-
-    `states`: rule state objects by name, read from `state_path` (zero-filled when `state_path` is empty).
-    """
-
-    address: int
-    attempt: int
-    job: Name
-    path: str
-    tensors: Tensors
-    output: bytes
-    state_path: str = ""
-    states: dict[str, bytes] = {}
-
-
-class Retire(Message, frozen=True):
-    """No task is left: exit 0."""
-
-
-ToWorker = TaskStart | Expect | Drop | Checkpoint | Load | Retire
-
-
-class WorkerReady(Message, frozen=True):
-    """The worker runs; `forked_ns` and `ready_ns` are monotonic clocks for the receipt."""
-
-    worker: int
-    pid: int
-    ready_ns: int
-
-
-class TaskDone(Message, frozen=True):
-    """The output is sealed: `weight` its Σw, `members` how many updates are in it; costs for the receipt."""
-
-    address: int
-    attempt: int
-    weight: float
-    members: int
-    inputs: int
-    cpu_s: float
-    busy_s: float
-    copied_bytes: int = 0
-    started_ns: int = 0
-
-
-class TaskFailed(Message, frozen=True):
-    """The task cannot be done (the user's rule raised, a file cannot be written): `text` is for people."""
-
-    address: int
-    attempt: int
-    text: Text
-    retry: bool = False
-
-
-class TaskDropped(Message, frozen=True):
-    """The task of a Drop is forgotten."""
-
-    address: int
-    attempt: int
-
-
-FromWorker = WorkerReady | TaskDone | TaskFailed | TaskDropped
+ToGateway = (
+    JobSchema | JobForget | Admitted | FollowUpdate | ModelGranted | Deliver | HangUp | AskStats | Drain | Carry | Fetch
+)
 
 
 # ---- CLI ⇄ lifld -----------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ import msgspec
 from lifl.core.errors import LocalFault, Refused
 from lifl.core.messages import Count, Name
 from lifl.core.placement import CLIENTS_MAX, NODES_MAX, UNITS_PER_UPDATE, Placer, Policy, fewest
+from lifl.core.tree import tail_of
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -239,9 +240,12 @@ class _Node:
         """What the arena must hold for so many leaves at a time; the round cannot end with less than for one."""
         r = self.request
         models = 2 * (r.model_bytes + r.state_bytes) if top else r.model_bytes * bool(pending)
+        tail = tail_of(pending, r.fan_in) if top else 0  # leaves take the others
+        inputs -= -(-pending // r.fan_in) + (tail - pending) // r.fan_in
         waiting = max(0, max(leaves, self.partials) - r.middle_fan_in)
         partials = partials_held_max(inputs, r.middle_fan_in) + waiting + (2 if top else 1)
-        return models + partials * r.partial_bytes + leaves * min(r.fan_in, pending) * r.model_bytes
+        updates = max(leaves * min(r.fan_in, pending - tail), tail)
+        return models + partials * r.partial_bytes + updates * r.model_bytes
 
     def leaf_bytes(self, unfolded: int) -> int:
         """The least that the arena must hold to fold so many updates here, with the top where the model is."""
@@ -312,9 +316,7 @@ class _Node:
 
 
 def partials_held_max(inputs: int, middle_fan_in: int) -> int:
-    """How many partials a path of the tree over so many holds at the most (`core/tree.Tree` of the same shape, where
-    the top may take the last leaf's updates itself).
-    """
+    """How many partials a path of the tree over so many holds at the most (`core/tree.Tree` of the same shape)."""
     held = min(inputs, 1)
     while inputs > 1:
         held += min(inputs, middle_fan_in)

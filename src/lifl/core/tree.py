@@ -1,11 +1,11 @@
 """The tree of one round's aggregation tasks on one node, and how it shrinks.
 
 Leaves take up to `fan_in` updates in the order of their acceptance; middles take up to `middle_fan_in` partials, in
-as many levels as bring them to one.  The top takes that one and the *tail*: the last updates themselves, at most
-`TAIL_MAX` and no more than one leaf's.  So when everybody waits for the last update, one pass over it and what has
-been summed before makes the model.  Partials that are there already
-(a restarted node found them in its arena) enter beside the leaves.  Because at most `middle_fan_in` partials of a
-level wait for their middle, memory grows with the depth of the tree, not with the number of updates.
+as many levels as bring them to one.  The top takes that one and the *tail*: the last updates themselves (`tail_of`).
+So leaves and middles are done by the time that everybody waits for the last update, and one pass over it and what has
+been summed before makes the model.  Partials that are there already (a restarted node found them in its arena) enter
+beside the leaves.  Because at most `middle_fan_in` partials of a level wait for their middle, memory grows with the
+depth of the tree, not with the number of updates.
 
 The tree is closed early, when the deadline passes with a quorum, by lowering what its tasks expect.
 Source: LIFL (MLSys 2024), section 5: hierarchy of leaf, middle and top aggregators.
@@ -19,8 +19,15 @@ from enum import Enum
 from lifl.core.errors import LocalFault
 from lifl.core.ids import Key
 
-TAIL_MAX = 2
-"""Updates that the top takes itself.  Each is read in the pass that makes the model, when everything else is done."""
+TAIL_MAX = 4
+"""Updates that the top takes itself, at most.  Each is read in the pass that makes the model, which goes along with
+them while they arrive; meanwhile leaves and middles finish."""
+
+
+def tail_of(updates: int, fan_in: int) -> int:
+    """How many of a round's updates the top takes; one less than it may if a leaf would have a single one to copy."""
+    most = min(updates, TAIL_MAX)
+    return most - ((updates - most) % fan_in == 1)
 
 
 class TaskState(Enum):
@@ -93,9 +100,8 @@ class Tree:
             raise LocalFault("a tree needs at least one update or partial")
         self.tasks: list[Task] = []
         self.fan_in = fan_in
-        # Some of what the last leaf would take: it is not needed when that is all.
         self._updates = updates
-        self._tail_from = updates - (min((updates - 1) % fan_in + 1, TAIL_MAX) if top and updates else 0)
+        self._tail_from = updates - (tail_of(updates, fan_in) if top else 0)
         leaves = [self._task("leaf", 0) for _ in range(-(-self._tail_from // fan_in))]
         self.adopting: list[Task] = []  # one entry for each partial: the task that takes it
         self.root = self._grow(leaves, middle_fan_in, partials, top)

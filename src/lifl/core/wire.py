@@ -1,7 +1,7 @@
 """Frames on a stream, with no I/O in it: bytes in, messages out.
 
-A frame is a 4-byte little-endian length and that many bytes of msgpack: one map with a `type` that names a struct of
-`core/messages.py`.  `FrameDecoder.feed` only buffers; `next_message` parses one.  Anything that is not such a frame
+A frame is a 4-byte little-endian length and that many bytes of msgpack: one map with a `type` that names one of the
+channel's messages.  `FrameDecoder.feed` only buffers; `next_message` parses one.  Anything that is not such a frame
 raises `RemoteFault`, whatever the bytes and however they were cut; the length is checked against the channel's
 limit before anything is stored, so a decoder never holds more than one frame and one read.
 """

@@ -3,15 +3,19 @@
 Each has a link to the daemon over an inherited socket, dies with the daemon (it asks the kernel for that itself) and is
 started again when it ends; one that ends `RESTARTS_MAX` times within `RESTARTS_WINDOW_S` is broken for good, and
 the daemon stops with what it last said.
+
+Standard error of a child, which workers inherit from the zygote, is a pipe that the daemon reads in its loop and of
+which it keeps the end: a user's rule that writes without measure waits for the daemon, and fills no disk.
 """
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import os
 import socket
 import subprocess
 import sys
-import tempfile
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import IO, Any
@@ -23,6 +27,42 @@ from lifl.node.link import Link
 RESTARTS_MAX = 8
 RESTARTS_WINDOW_S = 60.0
 LAST_WORDS_BYTES = 4096
+"""What is kept of a child's standard error: its end, which tells why it ended."""
+
+
+class LastWords:
+    """The end of what comes out of `pipe`, which the running loop reads; it is this object's to close.
+
+    The last writer need not be gone for it to be closed: who writes then gets EPIPE.
+    """
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        os.set_blocking(pipe.fileno(), False)
+        self._pipe = pipe
+        self._pipe_bytes = fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
+        self._last = b""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(pipe.fileno(), self._read)
+
+    def _read(self) -> None:
+        """Takes at most what the pipe holds: a process that never stops writing does not keep the loop."""
+        data = os.read(self._pipe.fileno(), self._pipe_bytes)
+        if not data:
+            self._loop.remove_reader(self._pipe.fileno())
+        self._last = (self._last + data)[-LAST_WORDS_BYTES:]
+
+    def text(self) -> str:
+        """The end of what has been written until now."""
+        try:
+            self._read()
+        except BlockingIOError:
+            pass
+        return self._last.decode(errors="replace").strip()
+
+    def close(self) -> None:
+        """Reads no more."""
+        self._loop.remove_reader(self._pipe.fileno())
+        self._pipe.close()
 
 
 class Child:
@@ -49,7 +89,7 @@ class Child:
         self._clock = clock
         self._starts: deque[float] = deque(maxlen=RESTARTS_MAX)
         self._process: subprocess.Popen[bytes] | None = None
-        self._errors: IO[bytes] | None = None
+        self._errors: LastWords | None = None
         self._link: Link | None = None
         self._ending = False
 
@@ -61,16 +101,18 @@ class Child:
     def start(self) -> None:
         """Starts the process; `send` works at once, for the socket keeps what it cannot read yet."""
         ours, theirs = socket.socketpair()
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", self.module, "--fd", str(theirs.fileno()), *self._arguments],
                 pass_fds=[theirs.fileno(), *self._descriptors],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=self._errors,
+                stderr=subprocess.PIPE,
+                bufsize=0,
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
             )
+        assert self._process.stderr is not None
+        self._errors = LastWords(self._process.stderr)
         self._starts.append(self._clock())
         self._link = Link(ours, self._kinds, self._on_message, self._closed)
 
@@ -81,11 +123,7 @@ class Child:
 
     def last_words(self) -> str:
         """The end of what the process wrote to standard error."""
-        if self._errors is None:
-            return ""
-        size = self._errors.seek(0, os.SEEK_END)
-        self._errors.seek(max(0, size - LAST_WORDS_BYTES))
-        return self._errors.read().decode(errors="replace").strip()
+        return self._errors.text() if self._errors is not None else ""
 
     def _closed(self, _error: Exception | None) -> None:
         self._link = None
@@ -116,6 +154,7 @@ class Child:
     def stop(self, timeout_s: float) -> None:
         """Tells the process to drain, waits for its end, and kills it when it has not come in time."""
         self._ending = True
+        self._forget_errors()  # nobody reads while this waits, and no process shall wait for that
         process, self._process = self._process, None
         if process is not None:
             self.send(Drain())
@@ -126,4 +165,3 @@ class Child:
                 process.wait()
         if self._link is not None:
             self._link.close()
-        self._forget_errors()

@@ -22,6 +22,7 @@ import uvloop
 
 from lifl.core import effects as fx
 from lifl.core import messages as m
+from lifl.core import worker_messages as wm
 from lifl.core.capacity import NodeLoad
 from lifl.core.config import NodeConfig
 from lifl.core.coordinator import Node
@@ -100,7 +101,7 @@ class Daemon:
         self.identity.load = NodeLoad(capacity, time.monotonic())
         self._arrivals = 0
         self.cluster: Cluster | None = None
-        self.zygote = self._child("lifl.worker.zygote", [], [locks.children], m.FromZygote, self._from_zygote)
+        self.zygote = self._child("lifl.worker.zygote", [], [locks.children], wm.FromZygote, self._from_zygote)
         opened.callback(self.zygote.stop, CHILD_END_S)  # after the workers' links, at whose end the workers go
         self.workers = Workers(
             self.zygote, config.redirector, folder, self._from_worker, self._worker_gone, self._fallback
@@ -144,7 +145,7 @@ class Daemon:
     def calibrate(self) -> None:
         """Has the node's capacity measured, unless it is given; the answer comes later."""
         if not self.config.capacity:
-            self.zygote.send(m.Calibrate(self.identity.workers_max))
+            self.zygote.send(wm.Calibrate(self.identity.workers_max))
 
     def failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """The loop's handler of exceptions in callbacks: the state is not to be trusted, so stop and keep the arena."""
@@ -286,6 +287,8 @@ class Daemon:
                 self.engine.client_joined(message, now)
             case m.ClientLeft():
                 self.engine.client_left(message, now)
+            case m.Disconnected(conn, client, reason):
+                log.warning("client.disconnected conn=%d client=%s %s", conn, client or "-", reason)
             case m.Admit():
                 self.engine.admit(message, now)
             case m.Sealed():
@@ -295,6 +298,8 @@ class Daemon:
             case m.Aborted():
                 log.info("update.aborted conn=%d %s", message.conn, message.reason)
                 self.engine.aborted(message, now)
+            case m.Progress():
+                self.engine.progress(message, now)
             case m.WantModel():
                 self.engine.want_model(message, now)
             case m.ModelSent():
@@ -302,8 +307,12 @@ class Daemon:
             case m.Offered():
                 self.engine.offered(message, now)
             case m.CarryEnded():
+                if message.error:
+                    log.warning("carry.failed key=%s %s", Key.unpack(message.key), message.error)
                 self.engine.carry_ended(message, now)
             case m.FetchEnded():
+                if message.error:
+                    log.warning("fetch.failed key=%s %s", Key.unpack(message.key), message.error)
                 self.engine.fetch_ended(message, now)
             case m.GatewayStats():
                 self.gateway_stats = message
@@ -321,9 +330,9 @@ class Daemon:
 
     def _from_zygote(self, message: Any) -> None:
         match message:
-            case m.Exited(worker, pid, status):
+            case wm.Exited(worker, pid, status):
                 log.info("worker.ended worker=%d pid=%d status=%d", worker, pid, status)
-            case m.Calibrated(capacity):
+            case wm.Calibrated(capacity):
                 self.identity.load = msgspec.structs.replace(self.identity.load, capacity=capacity)
                 log.info("node.calibrated capacity=%g", capacity)
             case _:
@@ -335,17 +344,17 @@ class Daemon:
     def _from_worker(self, worker: int, message: Any) -> None:
         now = time.monotonic()
         match message:
-            case m.WorkerReady():
+            case wm.WorkerReady():
                 self.engine.worker_ready(message, now)
-            case m.TaskDone():
+            case wm.TaskDone():
                 found = self.engine.agent.task_at(message.address)
                 if found is not None and found[1].role == "leaf":
                     self.identity.load = self.identity.load.done(message.busy_s, message.inputs)
                 self.engine.task_done(worker, message, now)
-            case m.TaskFailed():
+            case wm.TaskFailed():
                 log.warning("task.failed worker=%d address=%d %s", worker, message.address, message.text)
                 self.engine.task_failed(worker, message, now)
-            case m.TaskDropped():
+            case wm.TaskDropped():
                 self.engine.task_dropped(worker, message, now)
         self.perform()
 
@@ -383,6 +392,8 @@ def _to_gateway(effect: fx.Effect) -> m.ToGateway | None:
             return m.Deliver(effect.conn, msgspec.Raw(msgspec.msgpack.encode(effect.message)))
         case fx.Grant():
             return m.Admitted(effect.conn, effect.key.pack(), effect.member)
+        case fx.FollowUpdate():
+            return m.FollowUpdate(effect.conn, effect.key.pack())
         case fx.GrantModel():
             return m.ModelGranted(effect.conn, effect.job, effect.round, effect.key.pack())
         case fx.HangUp():

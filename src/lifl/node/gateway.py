@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ctypes
-import logging
 import os
 import resource
 import signal
@@ -43,8 +42,6 @@ from lifl.node.gateway_transfer import Movers
 from lifl.node.link import Link
 from lifl.shm.arena import Arena
 from lifl.shm.prefault import Prefault
-
-log = logging.getLogger("gateway")
 
 MOVERS = 2
 """Threads that move bytes.  More than two did not gain on two cores: the kernel's copy is what takes the time."""
@@ -82,7 +79,6 @@ class Gateway:
         host, port = listeners[0].getsockname()[:2]
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         link.send(m.GatewayReady(os.getpid(), (address,)))
-        log.info("gateway.ready listen=%s", address)
         await self._ending.wait()
         for task in accepting:
             task.cancel()
@@ -160,8 +156,7 @@ class Gateway:
 
     # ---- the daemon ------------------------------------------------------------------------------------------------
 
-    def _on_link_closed(self, error: Exception | None) -> None:
-        log.info("link.closed why=%s", error or "closed by lifld")
+    def _on_link_closed(self, _error: Exception | None) -> None:
         self._ending.set()
 
     def _on_message(self, message: m.ToGateway) -> None:
@@ -178,6 +173,9 @@ class Gateway:
                 connection = shared.connections.get(conn)
                 if connection is None or not connection.granted(message):
                     shared.link.send(m.Aborted(conn, key, "the client is gone"))
+            case m.FollowUpdate(conn, key):
+                if (connection := shared.connections.get(conn)) is not None:
+                    connection.follow(key)
             case m.ModelGranted(conn, _job, _round, key):
                 connection = shared.connections.get(conn)
                 if connection is None or not connection.granted(message):
@@ -242,8 +240,6 @@ def main() -> int:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; lifld drains us
     threading.excepthook = _die_of_bugs
-    # Standard error goes to a file that lives as long as the process: no line for each connection.
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
     try:
         reserve_descriptors(options.connections_max)
         arena = Arena.attach(options.arena)

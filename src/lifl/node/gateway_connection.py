@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import array
 import asyncio
-import logging
 import math
 import os
 import socket
@@ -36,13 +35,11 @@ from lifl.core.members import unpack_members
 from lifl.core.wire import FRAME_BYTES_MAX, LENGTH_BYTES, FrameDecoder, encode, framed
 from lifl.node.gateway_content import Content, Job
 from lifl.node.gateway_readiness import Readiness
-from lifl.node.gateway_transfer import Movers, Receive, Send, move
+from lifl.node.gateway_transfer import STALL_BYTES, Movers, Receive, Send, move
 from lifl.node.link import Link
 from lifl.shm.arena import Arena
 from lifl.shm.arrival import arrival
 from lifl.shm.layout import Entry
-
-log = logging.getLogger("gateway")
 
 HELLO_S = 10.0
 """A new connection says Hello within this time."""
@@ -113,6 +110,8 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._decoder: FrameDecoder[m.FromClient] = FrameDecoder(m.FromClient)
         self._direct = False
+        self._followed = b""  # the key of an update whose progress is wanted
+        self._receiving: tuple[bytes, Receive] | None = None  # the key and body of an update that is being received
         self._filling = False  # the client writes to its slot itself, now
         self._question: tuple[str, int] | None = None
         self._answer: asyncio.Future[m.Admitted | m.ModelGranted | None] | None = None
@@ -121,35 +120,38 @@ class Connection:
         self._flusher: asyncio.Task[None] | None = None
         self._model_sent: asyncio.Future[None] | None = None
         self._shut = False
+        self._cut_because = ""
 
     # ---- the life of a connection ----------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Serves the client until it leaves or must go."""
-        why = "closed"
         try:
             await self._greet()
             while True:
                 await self._shared.link.drained()
                 await self._handle(await self._read())
         except RemoteFault as error:
-            why = f"protocol: {error}"
+            self._cut_because = self._reason(error)
             self.send(m.Refusal("protocol", "", str(error)[: m.TEXT_CHARS_MAX]))
             await self._linger()
         except Refused as refused:
-            why = refused.text
+            self._cut_because = self._reason(refused)
             self.send(m.Refusal(refused.code, refused.field, refused.text))
             await self._linger()
-        except (OSError, EOFError, TimeoutError) as error:
-            why = str(error) or type(error).__name__
+        except TimeoutError as error:
+            self._cut_because = self._reason(error)
+        except (OSError, EOFError):  # it left, or `_cut` made it
+            pass
         finally:
             self.shut()
             if self._flusher is not None:
                 await asyncio.wait({self._flusher})
             self._sock.close()
+            if self._cut_because:
+                self._shared.link.send(m.Disconnected(self.number, self.client, self._cut_because))
             if self.client:
                 self._shared.link.send(m.ClientLeft(self.number))
-            log.info("connection.closed conn=%d client=%s why=%s", self.number, self.client or "-", why)
 
     def shut(self) -> None:
         """Ends the connection: everything that waits for the socket wakes up with an error or the end of the stream."""
@@ -161,6 +163,16 @@ class Connection:
                 pass
             if self._answer is not None and not self._answer.done():
                 self._answer.set_exception(ConnectionResetError("the connection ended before the daemon answered"))
+
+    def _cut(self, because: str) -> None:
+        """Disconnects a client that is too slow."""
+        self._cut_because = self._cut_because or because
+        self.shut()
+
+    def _reason(self, error: Exception) -> str:
+        """Why the connection, or what was under way, ended with this error: what follows a cut only looks otherwise."""
+        text = str(error) or ("a frame took too long" if isinstance(error, TimeoutError) else type(error).__name__)
+        return self._cut_because or text[: m.TEXT_CHARS_MAX]
 
     async def _linger(self) -> None:
         """Lets the peer read the last frame: closing with unread bytes would reset the connection and lose it."""
@@ -317,9 +329,8 @@ class Connection:
         try:
             await filling
         except (Refused, RemoteFault, OSError, EOFError, TimeoutError, StaleKey) as error:
-            reason = (str(error) or type(error).__name__)[: m.TEXT_CHARS_MAX]
             writing = self._filling and not self._is_gone(error)
-            self._shared.link.send(m.Aborted(self.number, grant.key, reason, writing))
+            self._shared.link.send(m.Aborted(self.number, grant.key, self._reason(error), writing))
             if isinstance(error, StaleKey):
                 raise Refused("round-over", "round", "the round ended while the bytes were on their way") from error
             raise
@@ -350,9 +361,30 @@ class Connection:
             await self._loop.run_in_executor(self._shared.checks, content.look_at_all)
         else:
             self.send(m.Go(submit.job, submit.round))
-            await self._move(Receive(self._sock, content.arrival), BODY_STALL_S)
+            await self._receive_update(grant.key, Receive(self._sock, content.arrival))
         self._shared.received_bytes += submit.data_bytes
         self._shared.arena.seal(key, submit.weight, 1, grant.member, content.finish())
+
+    async def _receive_update(self, key: bytes, body: Receive) -> None:
+        self._receiving = key, body
+        try:
+            if self._followed == key:
+                self._follow_body(key, body)
+            await self._move(body, BODY_STALL_S)
+        finally:
+            self._receiving = None
+
+    def follow(self, key: bytes) -> None:
+        """The daemon wants to know how far the update with this key is, now or when it begins."""
+        self._followed = key
+        if self._receiving is not None and self._receiving[0] == key:
+            self._follow_body(*self._receiving)
+
+    def _follow_body(self, key: bytes, body: Receive) -> None:
+        def report(moved_bytes: int) -> None:  # in a mover's thread
+            self._loop.call_soon_threadsafe(self._shared.link.send, m.Progress(key, moved_bytes))
+
+        body.follow(report)
 
     def _job(self, name: str) -> Job:
         job = self._shared.jobs.get(name)
@@ -440,7 +472,8 @@ class Connection:
             or transfer.total_bytes > SMALL_BODY_BYTES
             or not await self._receive_soon(transfer)
         ):
-            await move(self._shared.movers, transfer, stall_s, self._stalled)
+            text = f"less than {STALL_BYTES} bytes of a body moved in {stall_s:g} s"
+            await move(self._shared.movers, transfer, stall_s, lambda: self._cut(text))
 
     async def _receive_soon(self, body: Receive) -> bool:
         """Whether all of it came within `SOON_S`; what has come is kept."""
@@ -455,10 +488,6 @@ class Connection:
             raise
         body.finish()
         return True
-
-    def _stalled(self) -> None:
-        log.info("body.stalled conn=%d client=%s", self.number, self.client)
-        self.shut()
 
     # ---- writing ---------------------------------------------------------------------------------------------------
 
@@ -485,8 +514,7 @@ class Connection:
         self._waiting.append((frame, descriptor))
         self._waiting_bytes += len(frame)
         if self._waiting_bytes > WAITING_BYTES_MAX:
-            log.info("connection.slow conn=%d client=%s behind_bytes=%d", self.number, self.client, self._waiting_bytes)
-            self.shut()
+            self._cut(f"it does not read: {self._waiting_bytes} bytes wait for it")
         self._flush_soon()
 
     def _send_now(self, frame: memoryview, descriptor: int) -> int:
@@ -514,6 +542,8 @@ class Connection:
                     self._waiting_bytes -= len(item[0])
         except (OSError, TimeoutError) as error:
             failed = error
+            if isinstance(error, TimeoutError):
+                self._cut(self._reason(error))
             self.shut()
         finally:
             self._flusher = None

@@ -13,7 +13,6 @@ all of it has come.  So the daemon may order the same again, here or in the next
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -30,8 +29,6 @@ from lifl.node.gateway_transfer import Receive, Send, Transfer, move
 from lifl.shm.arrival import arrival
 from lifl.shm.checksum import checksum
 from lifl.shm.layout import State
-
-log = logging.getLogger("gateway")
 
 TRIES_MAX = 5
 PAUSE_FIRST_S = 0.5
@@ -89,14 +86,6 @@ class Courier:
         async with self._places:
             error = await trip.make()
         text = error[: m.TEXT_CHARS_MAX]
-        log.info(
-            "%s key=%s to=%s bytes=%d error=%s",
-            "carry.ended" if isinstance(order, m.Carry) else "fetch.ended",
-            Key.unpack(order.key),
-            order.address,
-            trip.moved_bytes,
-            text or "-",
-        )
         if isinstance(order, m.Carry):
             self._shared.link.send(m.CarryEnded(order.key, text, trip.moved_bytes))
         else:
@@ -126,7 +115,6 @@ class _Trip:
                 why, after_s = str(error), min(error.after_s, PAUSE_MAX_S)
             except (OSError, RemoteFault) as error:
                 why = str(error) or type(error).__name__
-            log.info("try.failed key=%s to=%s tries_left=%d why=%s", self._key, self._order.address, left, why)
             if left:
                 await asyncio.sleep(max(after_s, random.uniform(pause_s / 2, pause_s)))
                 pause_s = min(2 * pause_s, PAUSE_MAX_S)

@@ -6,9 +6,10 @@ busy.  The threads wait on one epoll; every socket is registered one-shot, so ex
 what the kernel has (at most `TURN_BYTES`), then arms it again.  A slow client therefore holds no thread, an idle one
 costs nothing, and no transfer is bound to one thread.
 
-Of the sockets that are ready the transfer that began first has its turn.  When many clients send at once their updates
-so become complete one after the other, not all at the end, and are folded while the others still arrive; it takes no
-longer in all.  Whoever waits for a turn is slowed by its own socket's window.
+Of the sockets that are ready the transfer that began first has its turn, and it keeps its thread as long as its peer
+keeps up (`STAY_MS`).  When many clients send at once their updates so become complete one after the other, not all at
+the end, and are folded while the others still arrive; it takes no longer in all.  Whoever waits for a turn is slowed
+by its own socket's window.
 
 What is received is looked at right after the kernel wrote it, while it is in the cache (`shm/arrival`, which also
 receives); what is sent may be looked at in the same way.  The end of a transfer, good or bad, is told once, by
@@ -34,6 +35,14 @@ LOW_WATER_BYTES = 1024 * 1024
 """A waiting receiver is woken when this much has come (or the last bytes): fewer, larger pieces."""
 TURN_BYTES = 16 * 1024 * 1024
 """What one socket may move before it is looked whether an older one is ready."""
+STAY_MS = 2
+"""How long a thread waits for more from a peer whose bytes it has just moved, before it looks for another.  A peer of
+the same machine needs the processor to go on, which it would not get while the thread moves what others have sent."""
+STAY_AGAIN_BYTES = 4 * 1024 * 1024
+"""A peer that did not keep up is waited for again when it has sent so much more.  So a thread moves more than 1 GB/s
+even when nobody keeps up."""
+REPORTS = 8
+"""How often it is told how far a body is that somebody follows."""
 SEND_BYTES = 1024 * 1024
 """What one `send` offers to the kernel."""
 MOVER_NICE = 5
@@ -55,10 +64,19 @@ class Receive:
         self._arrival = arrival
         self._low_water_bytes = 1
         self._turn = threading.Lock()
+        self.turn_bytes = TURN_BYTES
+        self.stay_at_bytes = 0
+        self._report: Callable[[int], None] | None = None
+        self._reported_bytes = 0
+
+    def follow(self, report: Callable[[int], None]) -> None:
+        """`report(moved_bytes)` is called from now on, `REPORTS` times in all bytes, by the thread that moves."""
+        self.turn_bytes = self.total_bytes // REPORTS
+        self._report = report
 
     def step(self) -> bool:
         """Moves what can be moved now.  True when all is there.  Raises `OSError` when the peer is gone."""
-        turn_end = min(self.moved_bytes + TURN_BYTES, self.total_bytes)
+        turn_end = min(self.moved_bytes + self.turn_bytes, self.total_bytes)
         with self._turn:
             try:
                 self._arrival.receive(self.sock, self.moved_bytes, turn_end)
@@ -67,6 +85,9 @@ class Receive:
         left = self.total_bytes - self.moved_bytes
         if left:
             self._wake_at(min(left, LOW_WATER_BYTES))
+            if self._report is not None and self.moved_bytes >= self._reported_bytes + self.turn_bytes:
+                self._reported_bytes = self.moved_bytes
+                self._report(self.moved_bytes)
         return not left
 
     def _wake_at(self, low_water_bytes: int) -> None:
@@ -99,9 +120,11 @@ class Send:
     """Sends `view` to `sock`; `departed(end)` is called after each piece."""
 
     events = select.EPOLLOUT
+    turn_bytes = TURN_BYTES
 
     def __init__(self, sock: socket.socket, view: memoryview, departed: Callable[[int], None] | None = None) -> None:
         self.sock = sock
+        self.stay_at_bytes = 0
         self.moved_bytes = 0
         self.total_bytes = len(view)
         self._view = view
@@ -196,15 +219,30 @@ class Movers:
         _number, transfer, done = self._moving[fd]
         error = None
         try:
-            if not transfer.step():
-                self._epoll.modify(fd, transfer.events | select.EPOLLONESHOT)
-                return
+            moved_bytes = transfer.moved_bytes
+            while not transfer.step():
+                if not self._stays(transfer, moved_bytes):
+                    self._epoll.modify(fd, transfer.events | select.EPOLLONESHOT)
+                    return
         except OSError as caught:
             error = caught
         del self._moving[fd]
         self._epoll.unregister(fd)
         transfer.finish()
         done(transfer, error)
+
+    @staticmethod
+    def _stays(transfer: Transfer, moved_before_bytes: int) -> bool:
+        """Whether the transfer goes on: its turn is not over, and its peer keeps up."""
+        over = transfer.moved_bytes - moved_before_bytes >= transfer.turn_bytes
+        if over or transfer.moved_bytes < transfer.stay_at_bytes:
+            return False
+        more = select.poll()
+        more.register(transfer.sock, transfer.events)
+        if more.poll(STAY_MS):
+            return True
+        transfer.stay_at_bytes = transfer.moved_bytes + STAY_AGAIN_BYTES
+        return False
 
 
 async def move(movers: Movers, transfer: Transfer, stall_s: float, shut: Callable[[], None]) -> None:

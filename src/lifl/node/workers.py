@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lifl.core import messages as m
+from lifl.core import worker_messages as wm
 from lifl.core.errors import RemoteFault
 from lifl.core.ids import DAEMON_ADDRESS, Key, Record
 from lifl.node.children import Child
@@ -61,11 +62,11 @@ class Workers:
             self._slots[worker] = registration.slot
             self._links[worker] = Link(
                 ours,
-                m.FromWorker,
+                wm.FromWorker,
                 lambda message: self._on_message(worker, message),
                 lambda error: self._closed(worker, error),
             )
-            self._zygote.send(m.Fork(worker, registration.port, len(descriptors)), descriptors=descriptors)
+            self._zygote.send(wm.Fork(worker, registration.port, len(descriptors)), descriptors=descriptors)
         # From here on no copy is left with the daemon: else a dead worker would look alive.
         registration.handed_over()
 

@@ -38,16 +38,18 @@ def finish_segment(
     out: Vector,
     states: Mapping[str, Vector],
     new_states: Mapping[str, Vector],
+    first: int = 0,
 ) -> None:
     """Writes one segment of the new model to `out` and of the new states to `new_states`.
 
     `model`, `updates` and `out` are (P,) in the model's dtype; `partials` and states are (P,) in the accumulator's.  A
     state that `states` lacks starts with `rule.initial`.  Integer segments are only averaged; their states are zeros.
+    All may be pieces of a segment, from its element `first` on, if the rule has no `fold` of its own.
     Raises `RuleFailed` when a result is not finite or has another shape.
     """
     integer = out.dtype.kind in "iu"
     if out.dtype in (np.float32, np.float64) and _is_plain_mean(rule):
-        _finish_mean(partials, updates, out, type(rule).__name__)
+        _finish_mean(partials, updates, out, first, type(rule).__name__)
         return
     sums = _Sums(rule, partials, updates, len(out), numpy_dtype(ACCUMULATOR[out.dtype.name]), integer)
     step = max(1, BLOCK_BYTES // sums.dtype.itemsize)
@@ -61,7 +63,7 @@ def finish_segment(
             _finish_integers(mean, made, {name: vector[block] for name, vector in new_states.items()})
         else:
             state = _begin_states(rule, block, states, new_states)
-            _finish_floats(rule, model[block], mean, state, made, begin)
+            _finish_floats(rule, model[block], mean, state, made, first + begin)
 
 
 def _is_plain_mean(rule: Rule) -> bool:
@@ -69,12 +71,12 @@ def _is_plain_mean(rule: Rule) -> bool:
     return made.fold is Rule.fold and made.merge is Rule.merge and made.finish is Rule.finish and not made.states
 
 
-def _finish_mean(partials: Weighted, updates: Weighted, out: Vector, name: str) -> None:
+def _finish_mean(partials: Weighted, updates: Weighted, out: Vector, first: int, name: str) -> None:
     """The model is the mean itself, in the dtype of all that it is made of: one pass, which checks what it writes."""
     scales, weights, divisor = _scaled(partials, updates)
     vectors = [vector for vector, _ in (*partials, *updates)]
     if not kernels.mean(out, vectors, [factor / divisor for factor in (*scales, *weights)]):
-        _raise_not_finite(out, 0, name)
+        _raise_not_finite(out, first, name)
 
 
 def _scaled(partials: Weighted, updates: Weighted) -> tuple[list[float], list[float], float]:

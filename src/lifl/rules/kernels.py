@@ -37,7 +37,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from lifl.core.errors import LocalFault
-from lifl.core.schema import ACCUMULATOR
+from lifl.core.schema import ACCUMULATOR, Segment
 from lifl.rules import native
 
 Vector = NDArray[Any]
@@ -60,6 +60,12 @@ _HALF_FACTOR = 2.0**112
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """The NumPy dtype of a name in `core/schema.DTYPE_BYTES`."""
     return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+
+
+def vector(view: memoryview, segment: Segment) -> Vector:
+    """The segment of an object's data as a flat array, without a copy."""
+    array: Vector = np.frombuffer(view, numpy_dtype(segment.dtype), segment.count, segment.offset)
+    return array
 
 
 def total(weights: Sequence[float]) -> float:

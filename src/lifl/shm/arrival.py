@@ -52,10 +52,9 @@ class Arrival:
         self._checksum = Checksum(data)
         self._finite = FiniteCheck(data, segments)
 
-    def receive(self, sock: socket.socket, begin_bytes: int, end_bytes: int) -> int:
-        """Receives up to `end_bytes` from a non-blocking socket, `begin_bytes` being there; returns how many are there
-        then: `end_bytes`, or with what the socket had.  Raises `OSError` when the peer is gone; `received_bytes` are
-        there then, too.
+    def receive(self, sock: socket.socket, begin_bytes: int, end_bytes: int) -> None:
+        """Receives up to `end_bytes` from a non-blocking socket, `begin_bytes` being there; `received_bytes` are there
+        then: `end_bytes`, or with what the socket had.  Raises `OSError` when the peer is gone, and counts then, too.
         """
         while begin_bytes < end_bytes:
             try:
@@ -66,7 +65,6 @@ class Arrival:
                 raise _closed(begin_bytes, self.nbytes)
             self.received_bytes = begin_bytes = begin_bytes + got
             self.advance(begin_bytes)
-        return begin_bytes
 
     def advance(self, end_bytes: int) -> None:
         """The first `end_bytes` bytes are there now and will not change.  Raises `LocalFault` beyond the data."""
@@ -140,18 +138,16 @@ class CompiledArrival(Arrival):
         ]
         self._state = _State(_address(data), self.nbytes, 0, -1, 1, len(runs), (_Floats * len(runs))(*runs))
 
-    def receive(self, sock: socket.socket, begin_bytes: int, end_bytes: int) -> int:
+    def receive(self, sock: socket.socket, begin_bytes: int, end_bytes: int) -> None:
         """As NumPy's."""
         error = ctypes.c_int()
         with self._data[begin_bytes:end_bytes] as held:
             end_bytes = begin_bytes + len(held)
-            got = self._library.receive(self._state, sock.fileno(), begin_bytes, end_bytes, error)
-        self.received_bytes = got
+            self.received_bytes = self._library.receive(self._state, sock.fileno(), begin_bytes, end_bytes, error)
         if error.value == errno.EPIPE:
-            raise _closed(got, self.nbytes)
+            raise _closed(self.received_bytes, self.nbytes)
         if error.value not in (0, errno.EAGAIN):
             raise OSError(error.value, os.strerror(error.value))
-        return int(got)
 
     def advance(self, end_bytes: int) -> None:
         """As NumPy's."""

@@ -20,7 +20,6 @@ import numpy as np
 
 from lifl.core.errors import Refused
 from lifl.core.ids import Key
-from lifl.core.messages import Checkpoint, Load
 from lifl.core.modelfile import (
     DATA_ALIGN_BYTES,
     LENGTH_BYTES,
@@ -33,9 +32,11 @@ from lifl.core.modelfile import (
     state_pieces,
 )
 from lifl.core.schema import Layout, Segment
+from lifl.core.worker_messages import Checkpoint, Load
 from lifl.rules import kernels
+from lifl.rules.kernels import vector
 from lifl.shm.arena import Arena
-from lifl.worker.task import clear_gaps, vector
+from lifl.worker.task import clear_gaps
 
 DIRECT_BYTES_MIN = 1 << 20
 """Shorter pieces are copied: their CPU is nothing, and one transfer less."""

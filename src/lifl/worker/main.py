@@ -1,6 +1,6 @@
 """The loop of an aggregator process: sleeps until the daemon or a key wakes it.
 
-Two descriptors are watched: the *control link* to the daemon (frames of `core/messages.ToWorker`) and the
+Two descriptors are watched: the *control link* to the daemon (frames of `worker_messages.ToWorker`) and the
 *port*, the worker's own socket of keys.  Nothing else happens: no timers, no threads.  A worker holds any
 number of open tasks, told apart by address.
 
@@ -23,7 +23,9 @@ from typing import Any
 import msgspec
 
 from lifl.core.ids import Record
-from lifl.core.messages import (
+from lifl.core.wire import FrameDecoder, encode
+from lifl.core.worker_messages import (
+    Arriving,
     Checkpoint,
     Drop,
     Expect,
@@ -35,7 +37,6 @@ from lifl.core.messages import (
     ToWorker,
     WorkerReady,
 )
-from lifl.core.wire import FrameDecoder, encode
 from lifl.redirect import Port
 from lifl.shm.arena import Arena
 from lifl.worker import files
@@ -111,6 +112,10 @@ class Worker:
                 task = self._tasks.get(message.address)
                 if task is not None and task.start.attempt == message.attempt:
                     task.expect = message.expect
+            case Arriving():
+                task = self._tasks.get(message.address)
+                if task is not None and task.start.attempt == message.attempt:
+                    task.arriving(message)
             case Drop():
                 task = self._tasks.get(message.address)
                 if task is not None and task.start.attempt == message.attempt:

@@ -2,8 +2,8 @@
 
 A leaf folds updates and a middle merges partials into its output object, which is the accumulator from the
 first input on.  Eager tasks fold whatever has arrived together as one batch; lazy ones wait until all are
-there.  A top waits for all its partials and makes the new model in one pass (`rules/finish.py`); its only
-accumulator is a block in the cache.
+there.  A top waits for all its partials and makes the new model in one pass (`making.py`); its only accumulator is a
+block in the cache.  The pass goes along with the last updates while they arrive.
 
 The seal of the output is the commit point: what a task does before can be lost and repeated, for its inputs
 are sealed and are not changed.  An input is counted once: its key is remembered, and the same key again is
@@ -18,23 +18,28 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lifl.core.errors import LiflError, LocalFault, StaleKey
 from lifl.core.ids import Key, Kind, Record
-from lifl.core.messages import TEXT_CHARS_MAX, TaskDone, TaskFailed, TaskStart
+from lifl.core.messages import TEXT_CHARS_MAX
 from lifl.core.schema import DTYPE_BYTES, Segment
+from lifl.core.worker_messages import Arriving, TaskDone, TaskFailed, TaskStart
 from lifl.rules import kernels
 from lifl.rules.base import Rule
-from lifl.rules.finish import finish_segment
+from lifl.rules.kernels import vector
 from lifl.rules.load import load_rule
 from lifl.shm.arena import Arena
 from lifl.shm.layout import Entry, State
+from lifl.worker.making import Input, Making, can_be_in_pieces
 
 ANY_ATTEMPT = 0
 """The attempt in a record from worker to worker, which does not know its parent's; the daemon's records
 carry it.
 """
+
+FOLD_INPUTS_MIN = 4
+"""An eager task folds so many inputs, or its last ones.  Each fold reads and writes the accumulator, too: one input at
+a time takes three times the memory's time that the input takes, four take half as much; and a single first one would
+only be copied."""
 
 
 class Clock:
@@ -71,12 +76,18 @@ class Task:
         self._weights: list[float] = []
         self._members = 0
         self._metas: list[bytes] = []
+        self._under_way: dict[Key, tuple[float, int]] = {}
+        self._making: Making | None = None
 
     def add(self, record: Record) -> None:
         """Takes an input; one that is for another attempt or that came before is ignored."""
         if record.attempt in (ANY_ATTEMPT, self.start.attempt) and record.key not in self._seen:
             self._seen.add(record.key)
             self._waiting.append(record.key)
+
+    def arriving(self, message: Arriving) -> None:
+        """Takes note of the updates that are under way to this task: their weights, and how far they are."""
+        self._under_way = {Key.unpack(key): (weight, nbytes) for key, weight, nbytes in message.updates}
 
     def advance(self) -> TaskDone | None:
         """Does what the arrived inputs allow; the message when the output has been sealed.
@@ -85,7 +96,11 @@ class Task:
         """
         complete = len(self._seen) >= self.expect
         top = self.start.role == "top"
-        if not complete and (top or not self.start.eager or not self._waiting):
+        if not complete and top:
+            with self._clock:
+                self._go_ahead()
+            return None
+        if not complete and not (self.start.eager and len(self._waiting) >= FOLD_INPUTS_MIN):
             return None
         with self._clock:
             if self._waiting:
@@ -149,28 +164,33 @@ class Task:
                 scales = [2.0 ** (kernels.exponent(w) - exponent) for w in weights]
                 self._rule.merge(acc, vectors, scales, keep)
 
+    def _go_ahead(self) -> None:
+        """Makes what the updates that are under way allow already, if they are all that is missing.
+
+        They may still go, or hold what is not finite: then this was for nothing, and what went wrong here goes wrong
+        again, or not, when all inputs are there.
+        """
+        under_way = {key: each for key, each in self._under_way.items() if key not in self._seen}
+        if not under_way or len(self._seen) + len(under_way) != self.expect or not can_be_in_pieces(self._rule):
+            return
+        inputs = {key: Input(weight, update=True) for key, (weight, _) in under_way.items()}
+        try:
+            entries = {key: self._input(key) for key in self._waiting}
+            sealed = {key: Input(entry.weight, entry.kind == Kind.UPDATE) for key, entry in entries.items()}
+            self._make(sealed | inputs, min(received_bytes for _, received_bytes in under_way.values()))
+        except Exception:  # noqa: BLE001 - a user's rule may raise anything
+            self._making = None
+
+    def _make(self, inputs: dict[Key, Input], received_bytes: int) -> None:
+        if self._making is None or self._making.inputs != inputs:
+            self._making = Making(self.start, self._rule, self._arena, inputs)
+        self._making.advance(received_bytes)
+
     def _finish(self) -> None:
-        start, arena = self.start, self._arena
-        model = arena.data(Key.unpack(start.model))
-        output = arena.data(self.output)
-        inputs = list(zip(map(arena.data, self._inputs), self._weights, self._updates, strict=True))
-        partials = [(view, weight) for view, weight, update in inputs if not update]
-        updates = [(view, weight) for view, weight, update in inputs if update]
-        states = {name: arena.data(Key.unpack(key)) for name, key in start.states.items() if key}
-        new_states = {name: arena.data(Key.unpack(key)) for name, key in start.new_states.items()}
-        missing = set(self._rule.states) - set(new_states)
-        if missing:
-            raise LocalFault(f"task {start.address} has no object for the rule's states {sorted(missing)}")
-        for part, model_part, target in zip(start.inputs, start.model_segments, start.outputs, strict=True):
-            finish_segment(
-                self._rule,
-                vector(model, model_part),
-                [(vector(view, part), weight) for view, weight in partials],
-                [(vector(view, model_part), weight) for view, weight in updates],
-                vector(output, target),
-                {name: vector(view, part) for name, view in states.items()},
-                {name: vector(view, part) for name, view in new_states.items()},
-            )
+        weighted = zip(self._weights, self._updates, strict=True)
+        inputs = dict(zip(self._inputs, (Input(*each) for each in weighted), strict=True))
+        self._make(inputs, _end(self.start.model_segments))
+        self._making = None  # nobody can write to the output any more
 
     def _seal(self) -> None:
         """Seals the states first: a sealed output says that all is there."""
@@ -183,12 +203,6 @@ class Task:
         if self.start.role == "top" and not arena.entry(self.output).meta_room:
             meta = b""
         arena.seal(self.output, self.weight, self._members, meta)
-
-
-def vector(view: memoryview, segment: Segment) -> kernels.Vector:
-    """The segment of an object's data as a flat array, without a copy."""
-    array: kernels.Vector = np.frombuffer(view, kernels.numpy_dtype(segment.dtype), segment.count, segment.offset)
-    return array
 
 
 def clear_gaps(view: memoryview, segments: tuple[Segment, ...]) -> None:

@@ -1,0 +1,189 @@
+"""A top that goes along with updates while they arrive: what it makes early is right, or does not count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_worker import Handle, Node, start
+
+from lifl.core.ids import Key, Kind
+from lifl.core.members import Member, pack_member
+from lifl.core.schema import Layout, TensorSpec
+from lifl.core.worker_messages import Arriving, TaskDone, TaskStart
+from lifl.rules.kernels import vector
+from lifl.worker.making import PIECE_ELEMENTS
+
+SIZE = 2 * PIECE_ELEMENTS + 1000
+HALF_BYTES = 4 * (PIECE_ELEMENTS + 77)
+"""Of an update: one piece, and less than another."""
+LAYOUT = Layout((TensorSpec("w", "float32", (SIZE,)), TensorSpec("steps", "int64", (3,))))
+(FLOATS, INTEGERS) = LAYOUT.segments
+
+USERS_RULES = """
+import numpy as np
+from lifl.rules import Rule, kernels
+
+class Clipped(Rule):
+    def fold(self, acc, updates, weights, keep):
+        clipped = [np.clip(u, -0.5 * np.abs(u).max(), 0.5 * np.abs(u).max()) for u in updates]
+        kernels.fold(acc, clipped, weights, keep)
+"""
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    made = Node("unix", tmp_path)
+    yield made
+    made.close()
+
+
+class Round:
+    """A top that expects two updates, of which the first is there."""
+
+    def __init__(self, node: Node, worker: Handle, integers: tuple[int, int, int] = (1, 2, 3), **more: Any) -> None:
+        self.node, self.worker, self.integers = node, worker, integers
+        self.rng = np.random.default_rng(4)
+        self.values: dict[Key, np.ndarray] = {}
+        self.weights: dict[Key, float] = {}
+        self.old = self.update(1.0)
+        self.model = node.alloc(Kind.MODEL, LAYOUT.data_bytes)
+        settings = {"rule": "fedavg", "options": {}, "rule_folder": "", "eager": True, "parent": 0, "attempt": 1} | more
+        message = TaskStart(
+            address=1,
+            role="top",
+            job="j",
+            round=1,
+            expect=2,
+            output=self.model.pack(),
+            inputs=LAYOUT.accumulators,
+            outputs=LAYOUT.segments,
+            model_segments=LAYOUT.segments,
+            model=self.old.pack(),
+            **settings,
+        )
+        start(node, worker, message)
+        self.first = self.update(3.0)
+        node.give(1, self.first)
+
+    def begin(self, weight: float, bad: bool = False) -> Key:
+        """An update of which nothing is there yet."""
+        key = self.node.arena.alloc(Kind.UPDATE, 1, 1, LAYOUT.data_bytes, 8192, slab=("u",))
+        self.node.arena.data(key)[:] = b"\xff" * LAYOUT.data_bytes
+        self.values[key] = self.rng.normal(size=SIZE).astype(np.float32)
+        if bad:
+            self.values[key][5] = np.nan
+        self.weights[key] = weight
+        return key
+
+    def receive(self, key: Key, nbytes: int) -> None:
+        data = self.values[key].tobytes()[:nbytes]
+        self.node.arena.data(key)[: len(data)] = data
+
+    def seal(self, key: Key) -> None:
+        self.receive(key, LAYOUT.data_bytes)
+        vector(self.node.arena.data(key), INTEGERS)[:] = self.integers
+        self.node.arena.seal(key, self.weights[key], 1, pack_member(Member(f"c{key.slot}", self.weights[key])))
+
+    def update(self, weight: float) -> Key:
+        key = self.begin(weight)
+        self.seal(key)
+        return key
+
+    def announce(self, key: Key, nbytes: int, attempt: int = 1) -> None:
+        self.receive(key, nbytes)
+        self.worker.channel.send(Arriving(1, attempt, ((key.pack(), self.weights[key], nbytes),)))
+        self.worker.sync()
+
+    def made(self) -> int:
+        """How many elements of the output are written."""
+        written = ~np.isnan(vector(self.node.arena.data(self.model), FLOATS))
+        count = int(written.sum())
+        assert written[:count].all(), "it is written from the front"
+        return count
+
+    def mean(self, *keys: Key) -> np.ndarray:
+        weights = np.array([self.weights[key] for key in keys])
+        values = np.array([self.values[key].astype(np.float64) for key in keys])
+        mean: np.ndarray = weights @ values / weights.sum()
+        return mean
+
+    def finish(self, last: Key) -> np.ndarray:
+        self.seal(last)
+        self.node.give(1, last)
+        done = self.worker.channel.take(TaskDone)
+        assert (done.inputs, done.weight) == (2, 3.0 + self.weights[last])
+        data = self.node.arena.data(self.model)
+        assert tuple(vector(data, INTEGERS)) == self.integers
+        return vector(data, FLOATS).copy()
+
+
+def test_what_has_come_is_made_before_the_rest_comes(node: Node) -> None:
+    it = Round(node, node.fork())
+    key = it.begin(5.0)
+    it.announce(key, HALF_BYTES)
+    assert it.made() == PIECE_ELEMENTS
+    early = vector(node.arena.data(it.model), FLOATS)[:PIECE_ELEMENTS].copy()
+    np.testing.assert_allclose(early, it.mean(it.first, key)[:PIECE_ELEMENTS], rtol=1e-5, atol=1e-6)
+    # What is made is not made again: otherwise the whole would be another.
+    it.values[key][:PIECE_ELEMENTS] += 1.0
+    whole = it.finish(key)
+    it.values[key][:PIECE_ELEMENTS] -= 1.0
+    np.testing.assert_allclose(whole, it.mean(it.first, key), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["fedavg", "fedadam"])
+@pytest.mark.parametrize("bad", [False, True])
+def test_another_update_in_its_place_begins_the_model_anew(node: Node, rule: str, bad: bool) -> None:
+    worker = node.fork()
+    models, states = [], []
+    for announced in (True, False):
+        names = ("momentum", "second_moment") if rule == "fedadam" else ()
+        new = {name: node.alloc(Kind.STATE, LAYOUT.accumulator_bytes) for name in names}
+        it = Round(node, worker, rule=rule, new_states={name: key.pack() for name, key in new.items()})
+        lost, other = it.begin(5.0, bad), it.begin(2.0)
+        if announced:
+            it.announce(lost, HALF_BYTES)
+            assert bad or it.made() == PIECE_ELEMENTS
+        node.arena.free(lost)  # its client died
+        models.append(it.finish(other))
+        states.append([vector(node.arena.data(key), LAYOUT.accumulators[0]).copy() for key in new.values()])
+        if rule == "fedavg":
+            np.testing.assert_allclose(models[-1], it.mean(it.first, other), rtol=1e-5, atol=1e-6)
+        for key in (*it.values, it.model, *new.values()):
+            if key != lost:
+                node.arena.free(key)
+    np.testing.assert_array_equal(models[0], models[1])
+    np.testing.assert_array_equal(states[0], states[1])
+
+
+def test_an_update_that_went_before_it_was_looked_at_is_left_alone(node: Node) -> None:
+    it = Round(node, node.fork())
+    gone, key = it.begin(5.0), it.begin(1.0)
+    node.arena.free(gone)
+    it.worker.channel.send(Arriving(1, 1, ((gone.pack(), 5.0, HALF_BYTES),)))
+    it.worker.sync()
+    assert it.made() == 0
+    np.testing.assert_allclose(it.finish(key), it.mean(it.first, key), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_told_another_attempt_changes_nothing(node: Node) -> None:
+    it = Round(node, node.fork())
+    key = it.begin(5.0)
+    it.announce(key, HALF_BYTES, attempt=2)
+    assert it.made() == 0
+    np.testing.assert_allclose(it.finish(key), it.mean(it.first, key), rtol=1e-5, atol=1e-6)
+
+
+def test_a_rule_that_looks_at_whole_vectors_waits_for_them(node: Node, tmp_path: Path) -> None:
+    (tmp_path / "users_rules.py").write_text(USERS_RULES)
+    it = Round(node, node.fork(), (0, 0, 0), rule="users_rules:Clipped", rule_folder=str(tmp_path))
+    key = it.begin(5.0)
+    it.announce(key, HALF_BYTES)
+    assert it.made() == 0
+    made = it.finish(key)
+    it.values = {key: np.clip(v, -0.5 * np.abs(v).max(), 0.5 * np.abs(v).max()) for key, v in it.values.items()}
+    np.testing.assert_allclose(made, it.mean(it.first, key), rtol=1e-5, atol=1e-6)
