@@ -10,6 +10,7 @@ can stop it but itself: it looks between pieces whether its connection still sta
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -75,7 +76,7 @@ class Agent:
         self._inflight: dict[Key, tuple[JobSite, Branch, o.GrantUpdate]] = {}
         self._arriving: dict[Key, tuple[JobSite, Branch, int]] = {}
         self._fetches: dict[Key, JobSite | None] = {}  # None: nobody wants it any more
-        self._retry_at_s: float | None = None
+        self._retry_at_s = math.inf
         self._resting: deque[tuple[float, Key]] = deque()  # when it ends, in order
 
     # ---- what jobs need (jobsite.Services) -----------------------------------------------------------------------
@@ -493,17 +494,16 @@ class Agent:
             self.emit(fx.SendWorker(worker, wm.Retire()))
         while self._resting and self._resting[0][0] <= self.now:
             self.memory.free(self._resting.popleft()[1])
-        if self._retry_at_s is not None and self.now >= self._retry_at_s:
-            self._retry_at_s = None
+        if self.now >= self._retry_at_s:
+            self._retry_at_s = math.inf
             for site in self.sites.values():
                 for branch in site.branches.values():
                     if branch.sealed and not branch.top and not branch.carried:
                         site.carry(branch)
 
-    def next_timer(self) -> float | None:
-        """When `tick` is due."""
-        times = (self.pool.next_timer(), self._retry_at_s, self._resting[0][0] if self._resting else None)
-        return min((t for t in times if t is not None), default=None)
+    def next_timer(self) -> float:
+        """When `tick` is due; infinity: not before something happens."""
+        return min(self.pool.next_timer(), self._retry_at_s, self._resting[0][0] if self._resting else math.inf)
 
     def settle(self) -> None:
         """After each event: whoever waits for room gets what there is."""
@@ -511,7 +511,7 @@ class Agent:
             if not site.open:
                 site.start()
             self._serve_models(site)
-            if site.wants_model and site.fetching is None and self._retry_at_s is None:
+            if site.wants_model and site.fetching is None and self._retry_at_s == math.inf:
                 site.fetch()
                 if site.fetching is not None:
                     self._fetches[site.fetching] = site

@@ -30,6 +30,9 @@ SHOWN = {
     TaskState.RUNNING: "running",
     TaskState.DONE: "sealed",
 }
+TOGETHER_BYTES = 1 << 20
+"""A leaf whose updates are no more than this, all together, gets them when all are there: to wake its worker for each
+takes longer than to fold it."""
 FOLLOW_BYTES_MIN = 16 * 1024 * 1024
 """A smaller update is folded in about a millisecond: the top just waits for it."""
 TASK_ATTEMPTS_MAX = 16
@@ -161,7 +164,8 @@ class Aggregation:
         self._consider(branch, task)
 
     def _consider(self, branch: Branch, task: Task) -> None:
-        eager = self.site.aggregation_config.timing == "eager"
+        small = task.role == "leaf" and task.expect * self.site.layout.data_bytes <= TOGETHER_BYTES
+        eager = self.site.aggregation_config.timing == "eager" and not small
         ready = task.complete or (eager and task.inputs)
         if task.role == "top" and (self.site.model is None or not branch.final):
             return  # the model is on its way from another node, or a branch may still be open

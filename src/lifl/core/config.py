@@ -78,7 +78,8 @@ class AggregationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     """How updates become a model: the `rule` (a built-in's name or ``module:Class``) with its `options`.
 
     A leaf task takes `fan_in` updates, a middle task `middle_fan_in` partials; ``eager`` folds what has arrived, four
-    or more at a time, ``lazy`` when a task's inputs are all there.  `rule_folder` is where ``module`` is imported from.
+    or more at a time (small ones all together), ``lazy`` when a task's inputs are all there.  `rule_folder` is where
+    ``module`` is imported from.
     In a cluster `placement` chooses the nodes that take a round's updates (`core/placement.py`) when a round begins,
     and every `replan_interval_s` for what has not come by then.
     """

@@ -59,7 +59,7 @@ class Coordinator:
         self.clients: dict[Where, dict[str, str]] = {}  # the client's name in each job that it joined there
         self.emit = emit
         self.order = send
-        self._by_number: dict[int, Job] = {}
+        self.running: dict[int, Job] = {}  # by number: those that are not over
         self.now = 0.0
 
     # ---- what jobs need (job.Services) -----------------------------------------------------------------------------
@@ -120,6 +120,10 @@ class Coordinator:
         home, states = self.members[self.home].name, len(job.state_names)
         return plan_request(job.config, job.layout, states, self.facts(), updates, model_node=home)
 
+    def over(self, job: Job) -> None:
+        """The job has ended."""
+        del self.running[job.number]
+
     # ---- nodes -------------------------------------------------------------------------------------------------------
 
     def node_up(self, node: Node) -> None:
@@ -152,10 +156,9 @@ class Coordinator:
         if number not in self.members:
             return
         self.members[number].known = True
-        running = {job.number: job for job in self.jobs.values() if job.status not in OVER}
-        for unknown in (other for other in (*report.jobs, *report.orphans) if other not in running):
+        for unknown in (other for other in (*report.jobs, *report.orphans) if other not in self.running):
             self.order(number, o.CloseJob(unknown))
-        for job in running.values():
+        for job in list(self.running.values()):
             job.open_at(number)
             held = [branch for branch in report.branches if branch.number == job.number]
             job.parts.inventory(number, held, job.number not in report.jobs)
@@ -177,8 +180,8 @@ class Coordinator:
 
     def hear(self, node: int, report: o.Report) -> None:
         """What an agent has to say."""
-        job = self._by_number.get(report.number)
-        if job is None or job.status in OVER or node not in self.members:
+        job = self.running.get(report.number)
+        if job is None or node not in self.members:
             return
         match report:
             case o.JobOpened():
@@ -213,7 +216,7 @@ class Coordinator:
         name = job.name
         if name in self.jobs:
             raise Refused("job-exists", "job.name", f"a job named {name!r} is here already; choose another name")
-        if sum(other.status not in OVER for other in self.jobs.values()) >= JOBS_MAX:
+        if len(self.running) >= JOBS_MAX:
             raise Refused("too-many-jobs", "job", f"{JOBS_MAX} jobs run here; wait for one to end")
         need = job.bytes_min()
         if len(self.members) > 1:
@@ -231,14 +234,12 @@ class Coordinator:
 
     def make(self, number: int, config: JobConfig, layout: Layout, states: tuple[str, ...], folder: str) -> Job:
         """A job of this coordinator that has not started."""
-        job = Job(number, config, layout, states, folder, self)
-        job.now = self.now
-        return job
+        return Job(number, config, layout, states, folder, self)
 
     def start(self, job: Job) -> None:
         """The job runs from now on."""
         self.jobs[job.name] = job
-        self._by_number[job.number] = job
+        self.running[job.number] = job
         job.start()
 
     def cancel(self, name: str) -> Job:

@@ -10,7 +10,9 @@ is done with, as it would on a network.
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Iterable
 
 from lifl.core import effects as fx
 from lifl.core import messages as m
@@ -50,6 +52,10 @@ class Engine:
         """The jobs that this node coordinates."""
         return self.coordinator.jobs if self.coordinator is not None else {}
 
+    @property
+    def _running(self) -> Iterable[Job]:
+        return self.coordinator.running.values() if self.coordinator is not None else ()
+
     # ---- between coordinator and agents --------------------------------------------------------------------------
 
     def emit(self, effect: fx.Effect) -> None:
@@ -77,8 +83,6 @@ class Engine:
         self.agent.now = now
         if self.coordinator is not None:
             self.coordinator.now = now
-            for job in self.coordinator.jobs.values():
-                job.now = now
 
     def _end(self) -> None:
         """Delivers orders and reports until all is quiet."""
@@ -130,7 +134,6 @@ class Engine:
         """A job of an earlier daemon, after its own `resume`, and what that daemon had sealed."""
         self._begin(now)
         self.agent.orphans[job.number] = orphans
-        job.now = now
         self._coordinator().start(job)
         self._end()
 
@@ -376,15 +379,17 @@ class Engine:
     def tick(self, now: float) -> None:
         """The clock has reached `next_timer`."""
         self._begin(now)
-        for job in list(self.jobs.values()):
+        for job in list(self._running):
             job.tick()
         self.agent.tick()
         self._end()
 
     def next_timer(self) -> float | None:
         """When `tick` is due, or None: then nothing happens until the next event."""
-        times = [job.next_timer() for job in self.jobs.values()] + [self.agent.next_timer()]
-        return min((t for t in times if t is not None), default=None)
+        due = self.agent.next_timer()
+        for job in self._running:
+            due = min(due, job.next_timer())
+        return due if due < math.inf else None
 
     def leave(self, now: float) -> None:
         """An agent is about to go: clients are to try the other nodes, its partials go to the top."""

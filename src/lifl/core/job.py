@@ -7,6 +7,7 @@ round is open already; it cannot commit before its predecessor.
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any, NamedTuple, Protocol
 
@@ -57,9 +58,14 @@ class Services(Protocol):
 
     def gateway_of(self, node: int) -> str: ...
 
+    def over(self, job: Job) -> None: ...
+
     def has_room(self, nbytes: int) -> bool: ...
 
     def takes_grants(self, node: int) -> bool: ...
+
+    @property
+    def now(self) -> float: ...
 
     @property
     def home(self) -> int: ...
@@ -102,7 +108,11 @@ class Job:
         self.saving: list[Round] = []
         self.counted: dict[int, frozenset[str]] = {}
         self.metrics: dict[str, float] = {}
-        self.now = 0.0
+
+    @property
+    def now(self) -> float:
+        """The clock at this event."""
+        return self.services.now
 
     def bytes_min(self, partials: int = 0) -> int:
         """What a round of this job needs of an arena at the least, with places for `partials` of other nodes."""
@@ -265,18 +275,18 @@ class Job:
                     f"the quorum is {round_.quorum}"
                 )
 
-    def next_timer(self) -> float | None:
-        """When `tick` must be called at the latest."""
+    def next_timer(self) -> float:
+        """When `tick` must be called at the latest; infinity: not at all."""
         round_ = self.round
         if round_ is None or self.status != "running":
-            return None
+            return math.inf
         if round_.phase is Phase.COLLECTING:
             return min(round_.deadline_at_s, round_.replan_at_s)
         if round_.phase is Phase.RECOVERING and self.now < round_.deadline_at_s:
             return round_.deadline_at_s
         if round_.phase is Phase.WAITING and round_.quorum < round_.goal and self.now < round_.deadline_at_s:
             return round_.deadline_at_s
-        return None
+        return math.inf
 
     def close_if_complete(self, round_: Round) -> None:
         """Closes the round when its goal is reached."""
@@ -396,6 +406,7 @@ class Job:
         if self.status in OVER:
             return
         self.status, self.reason = status, reason
+        self.services.over(self)
         for round_ in (self.round, *self.saving):
             if round_ is not None:
                 round_.move(Phase.FAILED)

@@ -165,8 +165,9 @@ class JobSite:
     @property
     def wants_model(self) -> bool:
         """Whether anything here waits for the current model."""
-        top = any(branch.top and not branch.sealed for branch in self.branches.values())
-        return self.model is None and bool(top or self.wanting)
+        if self.model is not None:
+            return False
+        return bool(self.wanting) or any(branch.top and not branch.sealed for branch in self.branches.values())
 
     def unpin(self, key: Key) -> bool:
         """A reader of a model or state object is through; returns whether it was one of this job's."""

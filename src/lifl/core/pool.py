@@ -11,6 +11,7 @@ Source: LIFL (MLSys 2024), section 5.3, opportunistic reuse.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from enum import Enum
 
@@ -155,7 +156,7 @@ class Pool:
             worker.move(WorkerState.RETIRING)
         return [w.number for w in found]
 
-    def next_timer(self) -> float | None:
-        """When `expired` is to be asked again."""
-        times = [w.idle_since_s + self.idle_timeout_s for w in self.workers.values() if w.state is WorkerState.IDLE]
-        return min(times, default=None)
+    def next_timer(self) -> float:
+        """When `expired` is to be asked again; infinity: not before something happens."""
+        since_s = [worker.idle_since_s for worker in self.workers.values() if worker.state is WorkerState.IDLE]
+        return min(since_s) + self.idle_timeout_s if since_s else math.inf

@@ -116,10 +116,10 @@ class Child:
         self._starts.append(self._clock())
         self._link = Link(ours, self._kinds, self._on_message, self._closed)
 
-    def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
-        """Sends a message to the process; between two lives of it, it is lost (and `on_end` told so)."""
+    def send(self, *messages: Message, descriptors: Sequence[int] = ()) -> None:
+        """Sends messages to the process; between two lives of it, they are lost (and `on_end` told so)."""
         if self._link is not None:
-            self._link.send(message, descriptors)
+            self._link.send(*messages, descriptors=descriptors)
 
     def last_words(self) -> str:
         """The end of what the process wrote to standard error."""

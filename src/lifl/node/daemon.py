@@ -64,7 +64,7 @@ class Daemon:
         self.failure: ResourceFault | None = None
         self.done = asyncio.Event()
         self._ready: asyncio.Future[None] = self.loop.create_future()
-        self._settled = asyncio.Event()
+        self._settled: asyncio.Event | None = None  # of a shutdown: it waits for nothing any more
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._meters: dict[str, dict[str, float]] = {}
@@ -161,15 +161,14 @@ class Daemon:
 
     async def drain(self) -> None:
         """Lets rounds whose updates are all in commit, then tells the others' clients that their updates expired."""
-        self._settled.clear()
+        self._settled = asyncio.Event()
         self.engine.leave(time.monotonic())
         self.perform()
-        if self.engine.busy():
-            try:
-                async with asyncio.timeout(DRAIN_S):
-                    await self._settled.wait()
-            except TimeoutError:
-                log.warning("daemon.drain rounds were not committed within %g s", DRAIN_S)
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                await self._settled.wait()
+        except TimeoutError:
+            log.warning("daemon.drain rounds were not committed within %g s", DRAIN_S)
         self.engine.stop(time.monotonic())
         self.perform()
         if self.cluster is not None:
@@ -190,32 +189,25 @@ class Daemon:
     # ---- effects -----------------------------------------------------------------------------------------------------
 
     def perform(self) -> None:
-        """Does what the engine wants done, and sets its timer."""
+        """Does what the engine wants done, in order, and sets its timer."""
         if self._closing:
             return
         while effects := self.engine.take_effects():
+            messages: list[m.ToGateway] = []  # that follow one another: one system call, and the gateway wakes once
             for effect in effects:
+                if (message := _to_gateway(effect)) is not None:
+                    messages.append(message)
+                    continue
+                self.gateway.send(*messages)
+                messages.clear()
                 self._perform(effect)
+            self.gateway.send(*messages)
         self._set_timer()
-        if not self.engine.busy():
+        if self._settled is not None and not self.engine.busy():
             self._settled.set()
 
     def _perform(self, effect: fx.Effect) -> None:
         match effect:
-            case fx.Tell():
-                self.gateway.send(m.Deliver(effect.conn, msgspec.Raw(msgspec.msgpack.encode(effect.message))))
-            case fx.Grant():
-                self.gateway.send(m.Admitted(effect.conn, effect.key.pack(), effect.member))
-            case fx.FollowUpdate():
-                self.gateway.send(m.FollowUpdate(effect.conn, effect.key.pack()))
-            case fx.GrantModel():
-                self.gateway.send(m.ModelGranted(effect.conn, effect.job, effect.round, effect.key.pack()))
-            case fx.HangUp():
-                self.gateway.send(m.HangUp(effect.conn))
-            case fx.OpenSchema():
-                self.gateway.send(m.JobSchema(effect.job, effect.number, effect.tensors))
-            case fx.CloseSchema():
-                self.gateway.send(m.JobForget(effect.job))
             case fx.ForkWorker():
                 self.workers.fork(effect.worker)
             case fx.SendWorker():
@@ -226,11 +218,6 @@ class Daemon:
             case fx.SendCoordinator():
                 if self.cluster is not None:
                     self.cluster.report(effect.report)
-            case fx.CarryPartial():
-                at = (effect.number, effect.epoch, effect.branch)
-                self.gateway.send(m.Carry(effect.key.pack(), effect.address, *at))
-            case fx.FetchModel():
-                self.gateway.send(m.Fetch(effect.key.pack(), effect.address, effect.job, effect.round))
             case fx.Route():
                 self.workers.route(effect.address, effect.worker)
             case fx.SendKeys():
@@ -339,8 +326,7 @@ class Daemon:
         self.loop.call_soon(self._tell_schemas)
 
     def _tell_schemas(self) -> None:
-        for effect in self.engine.schemas():
-            self._perform(effect)
+        self.gateway.send(*filter(None, map(_to_gateway, self.engine.schemas())))
 
     def _from_zygote(self, message: Any) -> None:
         match message:
@@ -397,6 +383,31 @@ class Daemon:
             "adopted": adopted,
             "warnings": self.warnings,
         }
+
+
+def _to_gateway(effect: fx.Effect) -> m.ToGateway | None:
+    """The message that an effect is, if it is one for the gateway."""
+    match effect:
+        case fx.Tell():
+            return m.Deliver(effect.conn, msgspec.Raw(msgspec.msgpack.encode(effect.message)))
+        case fx.Grant():
+            return m.Admitted(effect.conn, effect.key.pack(), effect.member)
+        case fx.FollowUpdate():
+            return m.FollowUpdate(effect.conn, effect.key.pack())
+        case fx.GrantModel():
+            return m.ModelGranted(effect.conn, effect.job, effect.round, effect.key.pack())
+        case fx.HangUp():
+            return m.HangUp(effect.conn)
+        case fx.OpenSchema():
+            return m.JobSchema(effect.job, effect.number, effect.tensors)
+        case fx.CloseSchema():
+            return m.JobForget(effect.job)
+        case fx.CarryPartial():
+            return m.Carry(effect.key.pack(), effect.address, effect.number, effect.epoch, effect.branch)
+        case fx.FetchModel():
+            return m.Fetch(effect.key.pack(), effect.address, effect.job, effect.round)
+        case _:
+            return None
 
 
 def run(config: NodeConfig, announce: Announce, log_to_file: bool = False) -> None:

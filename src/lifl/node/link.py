@@ -67,14 +67,14 @@ class Link:
         """True from the moment that the link ended."""
         return self._closed
 
-    def send(self, message: msgspec.Struct, descriptors: Sequence[int] = ()) -> None:
-        """Sends a message, or keeps it until the socket takes it; on a closed link it is dropped.
+    def send(self, *messages: msgspec.Struct, descriptors: Sequence[int] = ()) -> None:
+        """Sends messages at once, or keeps them until the socket takes them; on a closed link they are dropped.
 
         `descriptors` are duplicated where they have to wait, so the caller may close its own at once.
         """
-        if self._closed:
+        if self._closed or not messages:
             return
-        frame = memoryview(encode(message))
+        frame = memoryview(b"".join(map(encode, messages)))
         if not self._waiting:
             try:
                 frame = frame[_send(self._sock, frame, descriptors) :]

@@ -66,7 +66,7 @@ class Workers:
                 lambda message: self._on_message(worker, message),
                 lambda error: self._closed(worker, error),
             )
-            self._zygote.send(wm.Fork(worker, registration.port, len(descriptors)), descriptors)
+            self._zygote.send(wm.Fork(worker, registration.port, len(descriptors)), descriptors=descriptors)
         # From here on no copy is left with the daemon: else a dead worker would look alive.
         registration.handed_over()
 

@@ -124,8 +124,6 @@ class CompiledArrival(Arrival):
     """The compiled way."""
 
     def __init__(self, library: Library, data: memoryview, segments: Sequence[Segment] = ()) -> None:
-        import numpy as np
-
         check_segments(segments, len(data))
         self.found = None
         self.nbytes = len(data)
@@ -138,8 +136,7 @@ class CompiledArrival(Arrival):
             for segment in segments
             if segment.dtype in _KINDS
         ]
-        address = np.frombuffer(data, np.uint8).ctypes.data
-        self._state = _State(address, self.nbytes, 0, -1, 1, len(runs), (_Floats * len(runs))(*runs))
+        self._state = _State(_address(data), self.nbytes, 0, -1, 1, len(runs), (_Floats * len(runs))(*runs))
 
     def receive(self, sock: socket.socket, begin_bytes: int, end_bytes: int) -> None:
         """As NumPy's."""
@@ -178,6 +175,15 @@ class CompiledArrival(Arrival):
                 if place is not None:
                     return index, first + place
         raise LocalFault(f"a number of bytes {begin} to {end} was not finite when it arrived, and has changed since")
+
+
+def _address(data: memoryview) -> int:
+    """Where the bytes are.  Without NumPy where they can be written: a gateway that only receives never loads it."""
+    if data and not data.readonly:
+        return ctypes.addressof(ctypes.c_char.from_buffer(data))
+    import numpy as np
+
+    return int(np.frombuffer(data, np.uint8).__array_interface__["data"][0])
 
 
 def _closed(begin_bytes: int, nbytes: int) -> ConnectionResetError:
