@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Node
-from fleet import Fleet, OneHot, Watch, arena_use, ask, fleet, name_of, objects, submit, until
+from fleet import WAIT_S, Fleet, OneHot, Watch, arena_use, ask, fleet, name_of, objects, submit, until
 
 from lifl import Client
 from lifl.client import JobFailed, Refused, RoundEnded
@@ -125,6 +125,50 @@ def test_what_was_made_of_an_update_that_broke_off_is_made_anew(start_node: Call
             until("the model's first part", lambda: ballast_being_made(node) == {0.5})
             far.kill()
         until("the slot to be free", lambda: now(node)["uploading"] == 0)
+        team.release()
+        finished(node, "j", team, oracle)
+
+
+STRAGGLER = """
+import sys
+import numpy as np
+from lifl import Client
+
+def progress(sent, total):
+    if sent < total and not waited:
+        waited.append(True)
+        print("half", flush=True)
+        sys.stdin.readline()
+
+waited = []
+with Client(sys.argv[1], job="j", client="straggler") as client:
+    round_ = next(client.rounds())
+    done = round_.submit({k: np.zeros_like(a) for k, a in round_.model.items()}, 1.0, progress=progress)
+    print(round_.number, done.accepted, done.reason, flush=True)
+"""
+
+
+def test_who_still_sends_when_the_round_is_committed_is_told_so(start_node: Callable[..., Node]) -> None:
+    node, oracle = start_node("--redirector", "unix"), OneHot(2, ballast_bytes=6 << 20)
+    submit(node, "j", oracle.model(), job__rounds=2, selection__over_provision=1.5)
+    watch = Watch(node, "j")
+    held = [(index, number) for index in (0, 1) for number in (1, 2)]
+    with fleet(node.address, "j", 2, oracle.update, held=held) as team:
+        until("both clients", lambda: ask(node, m.JobStatus("j"))["job"]["clients"] == 2)
+        straggler = subprocess.Popen(
+            [sys.executable, "-c", STRAGGLER, node.address], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+        )
+        with straggler:
+            try:
+                assert straggler.stdout is not None
+                assert straggler.stdout.readline() == "half\n"
+                for index in (0, 1):
+                    team._gates[index, 1].set()
+                watch.wait("round.committed", round=1)
+                told, _ = straggler.communicate("\n", timeout=WAIT_S)
+                assert told == "1 False the round closed before this update was complete\n"
+            finally:
+                straggler.kill()
         team.release()
         finished(node, "j", team, oracle)
 

@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from gateway_standin import Peer, StandIn
+from gateway_standin import WAIT_S, Peer, StandIn
 from safetensors.numpy import save_file
 
 from lifl import Client
@@ -258,6 +258,50 @@ def test_a_round_that_begins_again_while_its_update_is_offered_selects_again(nod
             if accepted[-1]:
                 assert client.wait_committed(round_)
     assert accepted == [False, True]
+
+
+@pytest.mark.parametrize("when", ["before Go", "after the body", "twice"])
+@pytest.mark.parametrize("over", [m.RoundOver("digits", 1, "too late"), m.JobOver("digits", "finished")])
+def test_the_news_of_the_end_may_come_in_place_of_the_answer(node: StandIn, when: str, over: m.Message) -> None:
+    """The round is committed, or the job ends, while its update is on its way: then that is all that is told."""
+    deliver, answer = node.deliver, node._answer
+
+    def silent(message: m.FromGateway) -> None:
+        if isinstance(message, m.Admit) and message.round == 1 and when != "after the body":
+            deliver(message.conn, over)
+        if isinstance(message, m.Sealed) and node.keys[message.key][1] == 1:
+            node.deliver = lambda *_: None  # type: ignore[method-assign]
+            answer(message)
+            node.deliver = deliver  # type: ignore[method-assign]
+            if when != "before Go":
+                deliver(message.conn, over)
+        else:
+            answer(message)
+
+    def react(message: m.Message) -> None:
+        landed = isinstance(message, m.Sealed | m.Aborted)
+        if landed and ("digits", 2, "c1") not in node.accepted:
+            node.accepted["digits", 1, "c1"] = node.model  # type: ignore[assignment]
+        else:
+            play(node, message, 2)
+
+    node._answer, node.react = silent, react  # type: ignore[method-assign]
+    results = []
+
+    def train() -> None:
+        with Client(node.tcp, job="digits", client="c1") as client:
+            for round_ in client.rounds():
+                done = round_.submit(update(), weight=1)
+                results.append((round_.number, done.accepted, done.reason))
+
+    trainer = threading.Thread(target=train, daemon=True)
+    trainer.start()
+    trainer.join(WAIT_S)
+    assert not trainer.is_alive(), "it waits for an answer that does not come"
+    if isinstance(over, m.RoundOver):
+        assert results[0] == (1, False, "too late") and results[-1] == (2, True, "")
+    else:
+        assert results == [(1, False, "the job is over")]
 
 
 def test_a_model_that_is_gone_is_the_rounds_end(node: StandIn) -> None:

@@ -118,6 +118,7 @@ class SimClient:
         self.holding: int | None = None
         self.submitting: tuple[int, str] | None = None  # the round, and the gateway where to
         self.fates: dict[int, str] = {}
+        self.awaiting: int | None = None  # the round whose update is announced or sent, and not answered
 
 
 class Host:
@@ -306,6 +307,8 @@ class Cluster:
             if conn < 0:
                 self._tell_node(conn, message)
             return
+        if not isinstance(message, m.Selected | m.JobOver) and message.round == client.awaiting:
+            client.awaiting = None
         match message:
             case m.Selected():
                 client.submitting = (message.round, message.gateway)
@@ -411,13 +414,14 @@ class Cluster:
         up = [host for host in self.hosts.values() if host.engine is not None]
         self.conns += 1
         client.host, client.conn, client.submitting = self.rng.choice(up), self.conns, None
+        client.awaiting = None
         client.host.by_conn[client.conn] = client
         client.host.to_daemon.append(m.ClientJoined(client.conn, client.name, "j", client.holding, client.conn))
 
     def _submit(self, client: SimClient) -> None:
         """Over its own connection, or (`gateway`) over a second one that is for this update alone."""
         number, gateway = client.submitting
-        client.submitting = None
+        client.submitting, client.awaiting = None, number
         host, conn = client.host, client.conn
         other = next((h for h in self.hosts.values() if h.gateway == gateway and h.engine), host)
         if other is not host:
@@ -435,6 +439,7 @@ class Cluster:
             thing.sealed, thing.content, thing.members = True, Counter(source[0]), list(source[1])
             return
         if self.rng.random() < 0.05:
+            self.clients[name].awaiting = None  # the gateway tells it
             host.to_daemon.append(m.Aborted(conn, key.pack(), "bad content"))
             return
         thing = host.store.things[key]
@@ -645,6 +650,8 @@ class Cluster:
         host.to_daemon.clear()
         self._leave_writing(host)
         host.transfers.clear()
+        for client in host.by_conn.values():  # who is elsewhere at home submits again there
+            client.awaiting = None
         for client in self.clients.values():
             if client.host is host:
                 client.host, client.conn, client.submitting = None, 0, None
@@ -806,6 +813,9 @@ class Cluster:
             raise AssertionError("it never comes to rest")
         job = self.job
         assert self.over, f"at rest but {job.status}: {job.round and job.round.phase}"
+        for client in self.clients.values():
+            waits = client.host is not None and client.awaiting is not None
+            assert not waits, f"{client.name} was never told what became of its update of round {client.awaiting}"
         for host in self.hosts.values():
             assert not host.workers, "workers are left"
             left = [(key, thing.kind) for key, thing in host.store.things.items()]

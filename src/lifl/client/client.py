@@ -86,13 +86,14 @@ class Submission:
 
 
 class _Settled(RoundEnded):
-    """The round's end was told at home while another node's gateway was waited for."""
+    """The end of the round, or of the job, was told while an answer was waited for."""
 
-    def __init__(self, over: m.Committed | m.RoundOver) -> None:
+    def __init__(self, job: str, number: int, over: m.Committed | m.RoundOver | m.JobOver) -> None:
         counted = isinstance(over, m.Committed) and over.counted
-        reason = over.reason if isinstance(over, m.RoundOver) else "" if counted else "the round was committed without"
+        without = "" if counted else "the round was committed without this update"
+        reason = without if isinstance(over, m.Committed) else over.reason or "the job is over"
         super().__init__(reason or "the round was committed")
-        self.submission = Submission(over.job, over.round, counted, reason)
+        self.submission = Submission(job, number, counted, reason)
 
 
 @dataclass
@@ -222,7 +223,7 @@ class Client:
         Raises `JobFailed`, `JobCancelled`, `Refused` (the job is unknown, the name is taken) and `NodeUnreachable`.
         """
         while True:
-            event = self._retrying(self._next_event)
+            event = self._pending.popleft() if self._pending else self._retrying(self._next_event)
             if isinstance(event, m.JobOver):
                 self._held.clear()
                 self._end(event)
@@ -285,13 +286,10 @@ class Client:
                 stream.send(m.Filled(submit.job, submit.round))
             else:
                 stream.send_views(held.update.views, held.progress)
-            answer = self._answer(stream, submit.round, m.Accepted | m.Refusal | m.RoundOver)
+            answer = self._answer(stream, submit.round, m.Accepted | m.Refusal)
         if isinstance(answer, m.Accepted):
             held.accepted = True
             return Submission(submit.job, submit.round, accepted=True)
-        if isinstance(answer, m.RoundOver):
-            self._note(answer)
-            return Submission(submit.job, submit.round, accepted=False, reason=answer.reason)
         if answer.code in OVER_CODES and stream is self._stream:
             return self._verdict(submit, answer.text)
         raise Refused(answer.code, answer.field, answer.text)
@@ -377,22 +375,21 @@ class Client:
 
     def _wait_fate(self, number: int) -> bool | None:
         """Whether the round's update was counted; None when the job ends first."""
+        while number not in self._fates:
+            if any(isinstance(event, m.JobOver) for event in self._pending):
+                return None
+            self._retrying(self._take_note)
+        return self._fates[number]
 
-        def wait(stream: Stream) -> bool | None:
-            while number not in self._fates:
-                if any(isinstance(event, m.JobOver) for event in self._pending):
-                    return None
-                self._note(stream.receive())
-                self._give_again(stream)
-            return self._fates[number]
-
-        if number in self._fates:
-            return self._fates[number]
-        return self._retrying(wait)
+    def _take_note(self, stream: Stream) -> None:
+        self._note(stream.receive())
+        self._give_again(stream)
 
     def _give_again(self, home: Stream) -> None:
         """Sends what it holds and is asked for again: a node died with it before the round was committed."""
         for event in [event for event in self._pending if isinstance(event, m.Selected) and event.round in self._held]:
+            if self._stream is not home:
+                return  # given up: the next connection begins by saying what is wanted
             self._pending.remove(event)
             with suppress(_Settled):
                 self._where_named(home, event.round, partial(self._offer, held=self._held[event.round]))
@@ -455,19 +452,18 @@ class Client:
     def _receive(self, stream: Stream, number: int) -> m.ToClient:
         """The next message from `stream`, or (when that is another gateway's) from home.
 
-        Raises `_Settled` when home says how the round ended, `ConnectionAbortedError` when the job is over.
+        Raises `_Settled` when it says that the round, or the job, is over.  Then nobody knows whether an answer to what
+        was asked is still to come: the connection is given up, and the next one begins in step.
         """
         home = self._stream
-        if home is None or stream is home:
-            return stream.receive()
-        message = stream.wait_with(home).receive()
-        match message:
-            case m.Committed(round=ended) | m.RoundOver(round=ended) if ended == number:
-                self._note(message)
-                raise _Settled(message)
-            case m.JobOver():
-                self._note(message)
-                raise ConnectionAbortedError("the job ended meanwhile")
+        message = (stream if home is None or stream is home else stream.wait_with(home)).receive()
+        if isinstance(message, m.JobOver) or (
+            isinstance(message, m.Committed | m.RoundOver) and message.round == number
+        ):
+            self._note(message)
+            if stream is home:
+                self._disconnect()
+            raise _Settled(self.job, number, message)
         return message
 
     # ---- the connection --------------------------------------------------------------------------------------------
@@ -503,8 +499,6 @@ class Client:
         # The node is there.  What is asked of it now may take hours, so this is not left until it is answered.
         self._failing_since_s = None
         self._pause_s = PAUSE_FIRST_S
-        # The node selects again on the new connection; what it said on the old one may be out of date.
-        self._pending = deque(event for event in self._pending if isinstance(event, m.JobOver))
         self._stream = stream
         return stream
 
@@ -512,6 +506,8 @@ class Client:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+            # The node selects again on the next connection; what it said on this one may be out of date by then.
+            self._pending = deque(event for event in self._pending if isinstance(event, m.JobOver))
 
     def _back_off(self, error: OSError) -> None:
         now = time.monotonic()

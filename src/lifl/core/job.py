@@ -29,6 +29,7 @@ ROUNDS_REMEMBERED = 16
 CONNECTIONS_REMEMBERED = 100_000
 """Clients whose newest connection's time is known, the last to connect: ten times a round's most."""
 OVER = ("finished", "failed", "cancelled")
+TOO_LATE = "the round closed before this update was complete"
 
 
 class Where(NamedTuple):
@@ -349,6 +350,8 @@ class Job:
         )
         for client in round_.accepted:
             self.tell(client, m.Committed(self.name, round_.number, counted=True))
+        for client in round_.granted:  # still on their way
+            self.tell(client, m.RoundOver(self.name, round_.number, TOO_LATE))
         if round_.number >= self.config.job.rounds:
             self.end("finished", "")
 
@@ -565,5 +568,4 @@ class Job:
         del round_.granted[report.client]
         round_.unplace(report.client)
         if round_.phase is not Phase.COLLECTING:
-            text = "the round closed before this update was complete"
-            self.tell(report.client, m.RoundOver(self.name, round_.number, text))
+            self.tell(report.client, m.RoundOver(self.name, round_.number, TOO_LATE))

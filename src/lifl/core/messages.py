@@ -203,7 +203,11 @@ class Committed(Message, frozen=True):
 
 
 class RoundOver(Message, frozen=True):
-    """The round ended without this client's update, or failed; `reason` says why."""
+    """The round ended without this client's update, or failed; `reason` says why.
+
+    To a client that waits for an answer about that round it may come before the answer, or in its place; so may
+    Committed and JobOver.
+    """
 
     job: Name
     round: Count
