@@ -413,7 +413,7 @@ def test_states_are_carried_from_round_to_round(one: Node, tmp_path: Path) -> No
 
 def test_an_input_that_is_gone_is_worth_a_retry(one: Node) -> None:
     worker = one.fork()
-    start(one, worker, task(3, "leaf", one.partial(), 2))
+    start(one, worker, task(3, "leaf", one.partial(), 1))
     key = one.put(1, update(np.random.default_rng(1)), 1.0)
     one.arena.free(key)
     one.give(3, key)
@@ -424,7 +424,7 @@ def test_an_input_that_is_gone_is_worth_a_retry(one: Node) -> None:
 
 def test_an_input_of_another_size_is_refused(one: Node) -> None:
     worker = one.fork()
-    start(one, worker, task(3, "leaf", one.partial(), 2))
+    start(one, worker, task(3, "leaf", one.partial(), 1))
     key = one.alloc(Kind.UPDATE, 64)
     one.arena.seal(key, 1.0, 1)
     one.give(3, key)

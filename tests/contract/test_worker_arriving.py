@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from test_worker import Handle, Node, start
+from test_worker import WAIT_S, Handle, Node, start
 
 from lifl.core.ids import Key, Kind
 from lifl.core.members import Member, pack_member
@@ -96,7 +97,25 @@ class Round:
     def announce(self, key: Key, nbytes: int, attempt: int = 1) -> None:
         self.receive(key, nbytes)
         self.worker.channel.send(Arriving(1, attempt, ((key.pack(), self.weights[key], nbytes),)))
-        self.worker.sync()
+
+    def wait_made(self, count: int) -> None:
+        """Waits until so many elements are written."""
+        deadline = time.monotonic() + WAIT_S
+        while self.made() < count:
+            assert time.monotonic() < deadline, f"{self.made()} elements are made"
+            time.sleep(0.005)
+        assert self.made() == count
+
+    def settle(self) -> None:
+        """Gives the worker the time to do what it has been told."""
+        for _ in range(5):
+            self.worker.sync()
+            time.sleep(0.01)
+
+    def made_in_the_end(self) -> int:
+        """How many elements are written."""
+        self.settle()
+        return self.made()
 
     def made(self) -> int:
         """How many elements of the output are written."""
@@ -125,7 +144,7 @@ def test_what_has_come_is_made_before_the_rest_comes(node: Node) -> None:
     it = Round(node, node.fork())
     key = it.begin(5.0)
     it.announce(key, HALF_BYTES)
-    assert it.made() == PIECE_ELEMENTS
+    it.wait_made(PIECE_ELEMENTS)
     early = vector(node.arena.data(it.model), FLOATS)[:PIECE_ELEMENTS].copy()
     np.testing.assert_allclose(early, it.mean(it.first, key)[:PIECE_ELEMENTS], rtol=1e-5, atol=1e-6)
     # What is made is not made again: otherwise the whole would be another.
@@ -147,7 +166,10 @@ def test_another_update_in_its_place_begins_the_model_anew(node: Node, rule: str
         lost, other = it.begin(5.0, bad), it.begin(2.0)
         if announced:
             it.announce(lost, HALF_BYTES)
-            assert bad or it.made() == PIECE_ELEMENTS
+            if bad:
+                it.settle()
+            else:
+                it.wait_made(PIECE_ELEMENTS)
         node.arena.free(lost)  # its client died
         models.append(it.finish(other))
         states.append([vector(node.arena.data(key), LAYOUT.accumulators[0]).copy() for key in new.values()])
@@ -165,8 +187,7 @@ def test_an_update_that_went_before_it_was_looked_at_is_left_alone(node: Node) -
     gone, key = it.begin(5.0), it.begin(1.0)
     node.arena.free(gone)
     it.worker.channel.send(Arriving(1, 1, ((gone.pack(), 5.0, HALF_BYTES),)))
-    it.worker.sync()
-    assert it.made() == 0
+    assert it.made_in_the_end() == 0
     np.testing.assert_allclose(it.finish(key), it.mean(it.first, key), rtol=1e-5, atol=1e-6)
 
 
@@ -174,7 +195,7 @@ def test_what_is_told_another_attempt_changes_nothing(node: Node) -> None:
     it = Round(node, node.fork())
     key = it.begin(5.0)
     it.announce(key, HALF_BYTES, attempt=2)
-    assert it.made() == 0
+    assert it.made_in_the_end() == 0
     np.testing.assert_allclose(it.finish(key), it.mean(it.first, key), rtol=1e-5, atol=1e-6)
 
 
@@ -183,7 +204,7 @@ def test_a_rule_that_looks_at_whole_vectors_waits_for_them(node: Node, tmp_path:
     it = Round(node, node.fork(), (0, 0, 0), rule="users_rules:Clipped", rule_folder=str(tmp_path))
     key = it.begin(5.0)
     it.announce(key, HALF_BYTES)
-    assert it.made() == 0
+    assert it.made_in_the_end() == 0
     made = it.finish(key)
     it.values = {key: np.clip(v, -0.5 * np.abs(v).max(), 0.5 * np.abs(v).max()) for key, v in it.values.items()}
     np.testing.assert_allclose(made, it.mean(it.first, key), rtol=1e-5, atol=1e-6)

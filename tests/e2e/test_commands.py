@@ -90,31 +90,32 @@ def check_receipt(receipt: dict, node: Node, oracle: OneHot) -> None:
     sealed_s, commit_s = receipt["last_accepted_to_sealed_s"], receipt["last_accepted_to_commit_s"]
     assert 0 <= sealed_s <= commit_s <= receipt["duration_s"] < 60
     roles = [task["role"] for task in receipt["tree"]]
-    assert [roles.count(role) for role in ("leaf", "middle", "top")] == [7, 1, 1]
+    assert [roles.count(role) for role in ("leaf", "middle", "top")] == [6, 1, 1]
     assert all(task["state"] == "sealed" and task["pid"] for task in receipt["tree"])
 
 
 def test_top_shows_leaf_middle_and_top_as_processes(start_node: Callable[..., Node]) -> None:
-    node, oracle = start_node(), OneHot(N)
+    node, oracle = start_node(), OneHot(N, ballast_bytes=1 << 20)
     with gated(node, "finish") as (keys, (gate,)):
         submit(node, "tree", oracle.model(), **keys)
         watch = Watch(node, "tree")
-        with fleet(node.address, "tree", N, oracle.update, held=[(3, 1), (4, 1), (5, 1)]) as team:
-            watch.wait("update.accepted", N - 3)
-            running = until("6 sealed leaves at the middle", lambda: tree_of(node, sealed_leaves=6, at_middle=6))
-            # Three are held back: one for a leaf, which waits for it as the middle does, each in a process of its own.
+        with fleet(node.address, "tree", N, oracle.update, held=[(index, 1) for index in range(3, 8)]) as team:
+            watch.wait("update.accepted", N - 5)
+            running = until("5 sealed leaves at the middle", lambda: tree_of(node, sealed_leaves=5, at_middle=5))
+            # Five are held back: one for a leaf, which waits for it as the middle does, each in a process of its own;
+            # and the four of the top.
             (leaf,) = [task for task in running if task["role"] == "leaf" and task["state"] != "sealed"]
             (middle,) = [task for task in running if task["role"] == "middle"]
             (top,) = [task for task in running if task["role"] == "top"]
             assert (leaf["inputs"], leaf["expect"], leaf["state"]) == (1, 2, "running")
-            assert (middle["inputs"], middle["expect"], middle["state"]) == (6, 7, "running")
-            assert (top["inputs"], top["expect"], top["state"]) == (0, 3, "waiting")
+            assert (middle["inputs"], middle["expect"], middle["state"]) == (5, 6, "running")
+            assert (top["inputs"], top["expect"], top["state"]) == (0, 5, "waiting")
             assert leaf["pid"] != middle["pid"]
             check_views(node, {"leaf": leaf["pid"], "middle": middle["pid"]})
             team.release()
             gate.reached()
-            (top,) = [task for task in tree_of(node, sealed_leaves=7) or () if task["role"] == "top"]
-            assert (top["inputs"], top["expect"], top["state"]) == (3, 3, "running")
+            (top,) = [task for task in tree_of(node, sealed_leaves=6) or () if task["role"] == "top"]
+            assert (top["inputs"], top["expect"], top["state"]) == (5, 5, "running")
             check_views(node, {"top": top["pid"]})
             gate.open()
             team.join()

@@ -15,7 +15,7 @@ from lifl.core.job import Job
 from lifl.core.parts import Parts
 from lifl.core.tree import TaskState
 
-SEEDS_MAX = 500
+SEEDS_MAX = 2000
 """Lives within which each planted bug must show."""
 
 
