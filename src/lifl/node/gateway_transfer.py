@@ -39,8 +39,8 @@ STAY_MS = 2
 """How long a thread waits for more from a peer whose bytes it has just moved, before it looks for another.  A peer of
 the same machine needs the processor to go on, which it would not get while the thread moves what others have sent."""
 STAY_AGAIN_BYTES = 4 * 1024 * 1024
-"""A peer that did not keep up is waited for again when it has sent so much more.  So a thread moves more than 1 GB/s
-even when nobody keeps up."""
+"""A peer that did not keep up is waited for again when it has sent so much more: those who do not keep up cost a thread
+`STAY_MS` for each of these, no more."""
 REPORTS = 8
 """How often it is told how far a body is that somebody follows."""
 SEND_BYTES = 1024 * 1024
