@@ -20,7 +20,7 @@ from lifl.core.agent import DIRECT_GRACE_S
 from lifl.core.config import parse_job
 from lifl.core.coordinator import Node
 from lifl.core.engine import Engine
-from lifl.core.ids import Key, Kind
+from lifl.core.ids import Key, Kind, round_of
 from lifl.core.job import Job
 from lifl.core.members import Member, unpack_members
 from lifl.core.schema import Layout, TensorSpec
@@ -118,6 +118,7 @@ class SimClient:
         self.holding: int | None = None
         self.submitting: tuple[int, str] | None = None  # the round, and the gateway where to
         self.fates: dict[int, str] = {}
+        self.accepted: set[int] = set()  # rounds of which it was told ACCEPTED, and nothing since
         self.awaiting: int | None = None  # the round whose update is announced or sent, and not answered
 
 
@@ -216,9 +217,13 @@ class Cluster:
 
     def _perform(self) -> None:
         for host in self.hosts.values():
-            if host.engine is not None:
-                for effect in host.engine.take_effects():
+            while host.engine is not None and (effects := host.engine.take_effects()):
+                # A daemon may be killed between any two of them.
+                dies = host is self.home and self.rng.random() < self.faults / 2
+                for effect in effects[: self.rng.randrange(len(effects))] if dies else effects:
                     self._effect(host, effect)
+                if dies:
+                    self._crash()
 
     def _effect(self, host: Host, effect: fx.Effect) -> None:
         match effect:
@@ -289,6 +294,7 @@ class Cluster:
         if effect.status == "failed":  # what was accepted has expired, with a reason
             for client in self.clients.values():
                 client.fates[effect.round] = "failed"
+                client.accepted.discard(effect.round)
                 if client.holding == effect.round:
                     client.holding = None
         self.rows[effect.round, effect.attempt] = (effect.status, effect.fields)
@@ -315,6 +321,9 @@ class Cluster:
             case m.Accepted():
                 client.fates.pop(message.round, None)
                 client.holding = message.round
+                rounds = [self.job.round, *self.job.saving]
+                if any(r and r.number == message.round and client.name in r.accepted for r in rounds):
+                    client.accepted.add(message.round)  # else it has expired, which is the next that it is told
                 client.submitting = None
             case m.Busy():
                 client.submitting = (message.round, host.gateway)
@@ -322,6 +331,7 @@ class Cluster:
             case m.Committed() | m.RoundOver():
                 counted = isinstance(message, m.Committed) and message.counted
                 client.fates[message.round] = "counted" if counted else "over"
+                client.accepted.discard(message.round)
                 if counted and message.round in self.commits:
                     assert self.commits[message.round][client.name] == 1, "told counted, but is not in the model"
                 if client.holding == message.round:
@@ -617,12 +627,14 @@ class Cluster:
         for address, number in list(host.routes.items()):
             if number == worker.number:
                 del host.routes[address]
-        if worker.ready:
-            for message in worker.out:
-                handler = host.engine.task_done if isinstance(message, wm.TaskDone) else host.engine.task_dropped
-                handler(worker.number, message, self.now)
-                self._perform()
-        host.engine.worker_gone(worker.number, self.now)
+        engine = host.engine
+        for message in worker.out if worker.ready else ():
+            handler = engine.task_done if isinstance(message, wm.TaskDone) else engine.task_dropped
+            handler(worker.number, message, self.now)
+            self._perform()
+            if host.engine is not engine:
+                return  # the daemon was killed, too
+        engine.worker_gone(worker.number, self.now)
 
     def _disconnect(self, client: SimClient) -> None:
         for host in self.hosts.values():
@@ -729,7 +741,6 @@ class Cluster:
 
     def _crash(self) -> None:
         """kill -9 of the coordinating daemon, and the next one: its arena and the rows stay."""
-        held = {c.name: c.holding for c in self.clients.values() if c.holding is not None}
         self._leave_writing(self.home)
         self._disconnect_all(self.home)
         store = self.home.store
@@ -746,8 +757,6 @@ class Cluster:
                 for effect in host.engine.take_effects():
                     self._effect(host, effect)
         self.home.begin(coordinates=True)
-        if self.job_row[0] != "running":
-            raise AssertionError("the simulation goes on after the job's end")
         self._clear(self.home)
         job = self.engine.make_job(1, self.config, LAYOUT, (), "/jobs/j")
         committed = [r for (r, _), (status, _) in self.rows.items() if status == "committed"]
@@ -761,13 +770,25 @@ class Cluster:
                 tried[r] = (attempt, status, fields)
         job.resume(number, tried, any(t.sealed for t in store.things.values()))
         orphans, unsealed = self._left_in(self.home)
-        here = {member.client for _, _, _, members in orphans for member in members}
-        for name, round_ in held.items() if len(self.hosts) == 1 else ():
-            decided = self.clients[name].fates.get(round_)
-            assert decided or round_ <= job.committed or name in here, f"{name}'s ACCEPTED update of {round_} is lost"
-        self.engine.resume(job, orphans, self.now)
+        status, reason = ("finished", "") if number >= self.config.job.rounds else self.job_row
+        if status != "running":
+            self.engine.recall(job, status, reason)
+            for key, *_ in orphans:
+                store.free(key)
+        else:
+            if len(self.hosts) == 1:
+                self._check_accepted(number, orphans)
+            self.engine.resume(job, orphans, self.now)
         self.engine.rest(unsealed, self.now)
         self._perform()
+
+    def _check_accepted(self, committed: int, orphans: list[Any]) -> None:
+        """What was ACCEPTED is committed, or is still there for its round."""
+        here = {(member.client, round_of(epoch)) for _, _, epoch, members in orphans for member in members}
+        for client in self.clients.values():
+            for number in client.accepted:
+                found = number <= committed or (client.name, number) in here
+                assert found, f"{client.name}'s ACCEPTED update of round {number} is lost"
 
     @staticmethod
     def _clear(host: Host) -> None:
@@ -796,9 +817,9 @@ class Cluster:
         if job is None or job.status != "running" or len(self.hosts) > 1:
             return
         for client in self.clients.values():
-            rounds = [r for r in (job.round, *job.saving) if r is not None and r.number == client.holding]
-            if client.holding is not None and client.holding not in client.fates and rounds:
-                assert client.name in rounds[0].accepted, f"{client.name}'s ACCEPTED update is not in the ledger"
+            rounds = [r for r in (job.round, *job.saving) if r is not None and r.number in client.accepted]
+            lost = [r.number for r in rounds if client.name not in r.accepted]
+            assert not lost, f"{client.name}'s ACCEPTED update of round {lost} is not in the ledger"
 
     def run(self, steps: int) -> None:
         """Steps through faults, then lets it come to its end without any, and checks what is left."""

@@ -10,6 +10,7 @@ from test_sim_node import STEPS, make
 from lifl.core import effects as fx
 from lifl.core import orders as o
 from lifl.core.aggregation import Aggregation
+from lifl.core.engine import Engine
 from lifl.core.ids import Kind
 from lifl.core.job import Job
 from lifl.core.parts import Parts
@@ -57,8 +58,23 @@ def top_is_not_asked(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Parts, "_give_up", give_up)
 
 
+def rows_are_not_waited_for(patch: pytest.MonkeyPatch) -> None:
+    """What a commit frees is gone before its row is durable: who is killed in between has lost what was ACCEPTED."""
+
+    def emit(self: Engine, effect: fx.Effect) -> None:
+        self._effects.append(effect)
+
+    patch.setattr(Engine, "emit", emit)
+
+
 @pytest.mark.parametrize(
-    ("plant", "hosts"), [(sealed_output_is_overlooked, 1), (commit_is_repeated, 1), (top_is_not_asked, 3)]
+    ("plant", "hosts"),
+    [
+        (sealed_output_is_overlooked, 1),
+        (commit_is_repeated, 1),
+        (rows_are_not_waited_for, 1),
+        (top_is_not_asked, 3),
+    ],
 )
 def test_a_planted_bug_is_found(
     plant: Callable[[pytest.MonkeyPatch], None], hosts: int, monkeypatch: pytest.MonkeyPatch

@@ -6,6 +6,10 @@ virtual clock.  Each public method is one event, handled whole; `take_effects` g
 Every node has an agent (arena, workers); the node that coordinates has the coordinator (jobs) too.  They speak by
 orders and reports alone; between two nodes these travel, within one each waits in a queue until the one before it
 is done with, as it would on a network.
+
+What an agent frees is gone at once, but a row is durable only when its effect is performed.  So the queue stops at an
+event that wants a row written, and goes on when that is done: whoever kills the daemon in between finds the updates,
+or the row that says what became of them.
 """
 
 from __future__ import annotations
@@ -45,6 +49,7 @@ class Engine:
         self._connected = coordinates  # an agent: its coordinator is there
         self._leaving = False  # an agent: it goes down
         self._effects: list[fx.Effect] = []
+        self._writes = False  # among the effects since the last call of `take_effects` is a row to be made durable
         self._queue: deque[o.Order | o.Report] = deque()
 
     @property
@@ -61,6 +66,7 @@ class Engine:
     def emit(self, effect: fx.Effect) -> None:
         """Adds an effect to those of this event."""
         self._effects.append(effect)
+        self._writes = self._writes or isinstance(effect, fx.SaveRound | fx.SaveJob)
 
     def _order(self, node: int, order: o.Order) -> None:
         if node == self.node:
@@ -75,7 +81,14 @@ class Engine:
             self.emit(fx.SendCoordinator(report))
 
     def take_effects(self) -> list[fx.Effect]:
-        """The effects since the last call, in order."""
+        """The effects since the last call, in order; who calls again has performed those that it got.
+
+        Call it until nothing is left.
+        """
+        if not self._effects:
+            self._writes = False
+            if self._queue:
+                self._end()
         taken, self._effects = self._effects, []
         return taken
 
@@ -85,16 +98,16 @@ class Engine:
             self.coordinator.now = now
 
     def _end(self) -> None:
-        """Delivers orders and reports until all is quiet."""
+        """Delivers orders and reports until all is quiet, or a row must be written first."""
         while True:
-            while self._queue:
+            while self._queue and not self._writes:
                 item = self._queue.popleft()
                 if isinstance(item, o.Order):
                     self.agent.obey(item)
                 elif self.coordinator is not None:
                     self.coordinator.hear(self.node, item)
             self.agent.settle()
-            if not self._queue:
+            if not self._queue or self._writes:
                 return
 
     # ---- jobs ----------------------------------------------------------------------------------------------------
