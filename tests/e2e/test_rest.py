@@ -61,6 +61,7 @@ def test_an_idle_node_has_no_aggregator_and_takes_no_cpu(start_node: Callable[..
         until("its clients", lambda: ask(node, m.JobStatus("waiting"))["job"]["clients"] == N - 1)
         until("the workers' end", lambda: set(family(node)) == standing)
         pids = sorted(standing)
+        settle(pids)
         before, switches = cpu_s(pids), wakeups(pids)
         threading.Event().wait(3.0)
         spent = {pid: after - first for pid, after, first in zip(pids, cpu_s(pids), before, strict=True)}
@@ -90,6 +91,17 @@ def wakeups(pids: list[int]) -> list[int]:
             total += int(lines["voluntary_ctxt_switches"])
         counts.append(total)
     return counts
+
+
+def settle(pids: list[int]) -> None:
+    """Returns when nobody has woken for a second: what ended last is seen before the node has heard of it."""
+
+    def quiet() -> bool:
+        before = wakeups(pids)
+        threading.Event().wait(1.0)
+        return wakeups(pids) == before
+
+    until("a second without a wake-up", quiet)
 
 
 @pytest.mark.parametrize("redirector", ["auto", "unix"])
