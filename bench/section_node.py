@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import node_fold
 import node_ingest
 import node_start
 import placement
-from measure import Group
+from measure import Cell, Group
 from redirectors import kinds
-from systems.interface import Context, Outcome, Table
+from systems.interface import Context, Outcome, Plot, Table
 
 NAME = "node"
 TITLE = "The parts of one node"
-BUDGET_S = 85.0
+BUDGET_S = 80.0
 QUICK_BUDGET_S = 40.0
 GROUPS = {
     "fold": node_fold.run,
@@ -39,12 +41,25 @@ def run(context: Context) -> Outcome:
             continue
         head = ["", "unit", "median", "min – max", f"CPU, {group.cpu_unit}", "n"]
         outcome.tables.append(Table(group.title, head, [cell.row() for cell in group.cells], group.about))
+        outcome.plots.append(Plot(f"node-{name}", group.title, partial(_bars, group.cells)))
         outcome.targets += group.targets
         outcome.data[name] = group.builtins()
         _note_costs(context.costs, group)
     if context.quick:
         outcome.targets = []
     return outcome
+
+
+def _bars(cells: Sequence[Cell], axes: Any) -> None:
+    """Rates, or times on a scale by powers of ten: medians, with a line from the least to the most."""
+    unit = cells[0].unit.split()[0]
+    shown = [cell for cell in reversed(cells) if cell.unit.split()[:1] == [unit]]
+    medians = [cell.median for cell in shown]
+    least = [cell.median - min(cell.values) for cell in shown]
+    most = [max(cell.values) - cell.median for cell in shown]
+    axes.barh([cell.name for cell in shown], medians, xerr=(least, most), capsize=2)
+    axes.set(xlabel=unit, xscale="log" if unit == "ms" else "linear")
+    axes.tick_params(axis="y", labelsize="x-small")
 
 
 def _note_costs(costs: dict[str, Any], group: Group) -> None:

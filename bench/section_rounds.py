@@ -2,19 +2,22 @@
 
 The systems of a cell stand ready at the same time and take turns, so that a machine whose speed drifts slows all of
 them; where memory does not suffice for that, some run after the others.  The first round of each warms it up (pages,
-workers) and is shown by itself; the others give median and spread.  A system that is so slow that a second round would
-take too long has only the first, which then counts (n is 1, and both figures are the same).
+workers) and is shown by itself; the others give median and spread.  Systems whose rounds are short have more of them
+(n).  A system that is so slow that a second round would take too long has only the first, which then counts (n is 1,
+and both figures are the same).
 
 Cells come in the order of what they tell.  Before a cell it is reckoned for each system by itself, from what it took
 before, whether it fits in the memory and in the time: one that does not is left out of that cell, with the reason, and
 the others run.  Each LIFL cell has two of its rows: the default (a tree), and flat, which is right for one node.
 LIFL's variants that are a job's own setting take turns on one node, and the three kinds of arrival with 20 clients have
 the same servers: where a row has no first round, the servers had been warmed up by another row's.
-Flower runs with a malloc that recycles only in the first cell: with it, it is slower than as installed.
+Flower and SL run with a malloc that recycles only in the first cell: Flower is slower with it than as installed, and
+for SL there is no time.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
@@ -28,27 +31,41 @@ from typing import Any
 import msgspec
 import psutil
 from measure import Target, number
-from systems.interface import ALSO, MEMORY_SHARE, TUNED, Context, Outcome, Plot, RoundResult, Shares, System, Table
+from systems.interface import (
+    ALSO,
+    MEMORY_SHARE,
+    TUNED,
+    Arrival,
+    Context,
+    Outcome,
+    Plot,
+    RoundResult,
+    Shares,
+    System,
+    Table,
+)
 from systems.workload import Workload, resnet
 from traces import arrivals
 
 NAME = "rounds"
 TITLE = "Rounds: from the updates to the model"
-BUDGET_S = 520.0
+BUDGET_S = 550.0
 QUICK_BUDGET_S = 45.0
 CLIENTS = (8, 20, 32, 60, 100)
 DEPTHS = (18, 34, 152)
 PATTERNS = ("at once", "steady", "bursts")
 PATTERN_CLIENTS = 20
 VARIANT_CLIENTS = 8
-ROUNDS, ROUNDS_LATER = 3, 2
-"""With the one that warms up: in the first two cells, and in the others."""
+ROUNDS, ROUNDS_LATER, ROUNDS_MAX = 3, 2, 9
+"""With the one that warms up: at the least in the first two cells, and in the others; at most where they are short."""
+TURNS_S = 5.0
+"""So long a system goes on with more rounds than the least."""
 SLOW_S, SLOW_S_PER_GB = 5.0, 3.0
 """A system whose first round in a cell took longer than both of these has no other one there: that one counts."""
-SYSTEM_S, STAND_S = 30.0, 60.0
+SYSTEM_S, STAND_S = 40.0, 60.0
 """A system may take so long in a cell, or in the three with 20 clients, or is left out there; not in the first ones."""
 COMPARED_CLIENTS = 32
-ONCE_TUNED = ("Flower",)
+ONCE_TUNED = ("Flower", "SL")
 """Systems that run with a malloc that recycles only in the first cell."""
 QUICK_CLIENTS, QUICK_WIDTH = 6, 8
 FLOWER_TIMES, NVFLARE_TIMES = 10.0, 4.0
@@ -124,6 +141,12 @@ class Grid:
     def slow_s(self) -> float:
         """A round that takes longer is the only one of its system."""
         return max(SLOW_S, SLOW_S_PER_GB * self.round_bytes / 1e9)
+
+    def turns(self, turn_s: float) -> int:
+        """How many rounds a system has that takes so long for one, with all about it."""
+        if self.rounds == 1 or turn_s > self.slow_s:
+            return 1
+        return max(self.rounds, min(ROUNDS_MAX, math.ceil(TURNS_S / turn_s)))
 
 
 def run(context: Context) -> Outcome:
@@ -238,7 +261,7 @@ def expected_s(stand: Sequence[Grid], done: Sequence[Grid], system: str, variant
     expected = 0.0 if shared else larger * max(e.around_s for e in near.entries if e.system == system)
     for each in stand:
         span_s = arrivals(each.pattern, each.clients, each.workload.nbytes, 0)[-1].at_s
-        expected += (1 if turn_s > each.slow_s else each.rounds) * (turn_s + span_s)
+        expected += each.turns(turn_s) * (turn_s + span_s)
     return expected
 
 
@@ -253,10 +276,12 @@ def measure(stand: Sequence[Grid], kinds: Sequence[Kind], context: Context, outc
                 if grid is not stand[0]:
                     running = [(one, Entry(entry.system, entry.variant, warm=True)) for one, entry in running]
                 grid.entries += [entry for _, entry in running]
-                for turn in range(grid.rounds):
-                    if context.left_s() < 0 and (turn or grid is not stand[0]):
+                times = arrivals(grid.pattern, grid.clients, grid.workload.nbytes, context.seed)
+                while turn := [each for each in running if _goes_on(grid, each[1], times)]:
+                    if context.left_s() < 0 and (turn[0][1].results or grid is not stand[0]):
                         break
-                    _take_turns(grid, running, context.seed, outcome)
+                    failed = [each for each in turn if not _round(grid, *each, times, outcome)]
+                    running = [each for each in running if each not in failed]
     for grid in stand:
         grid.entries = [entry for entry in grid.entries if entry.results]
 
@@ -313,25 +338,30 @@ def _stop(one: System, entry: Entry) -> None:
     entry.around_s += time.monotonic() - begun_s
 
 
-def _take_turns(grid: Grid, running: list[tuple[System, Entry]], seed: int, outcome: Outcome) -> None:
-    """A round of each; a system that fails takes part no longer."""
-    times = arrivals(grid.pattern, grid.clients, grid.workload.nbytes, seed)
-    for one, entry in list(running):
-        if entry.results and value(entry.results[0], "whole_s") > grid.slow_s + times[-1].at_s:
-            continue
-        begun_s = time.monotonic()
-        cell = f"{grid.title}: {one.name}, {entry.variant}"
-        try:
-            result = one.round(times)
-        except Exception as error:  # noqa: BLE001 - the others can still be measured
-            outcome.failures.append(f"{cell} failed: {error!r}")
-            running.remove((one, entry))
-            continue
-        entry.results.append(result)
-        entry.turns_s.append(time.monotonic() - begun_s)
-        if not result.error <= one.tolerance:
-            wrong = f"differs from the float64 reference by {result.error:.2e}, more than {one.tolerance:.0e}"
-            outcome.failures.append(f"{cell}: the aggregate {wrong}")
+def _goes_on(grid: Grid, entry: Entry, times: Sequence[Arrival]) -> bool:
+    """Whether a system has another round: the first one may have been too long, the others are counted."""
+    if not entry.results:
+        return True
+    if value(entry.results[0], "whole_s") > grid.slow_s + times[-1].at_s:
+        return False
+    return len(entry.results) < grid.turns(statistics.median(entry.turns_s) - times[-1].at_s)
+
+
+def _round(grid: Grid, one: System, entry: Entry, times: Sequence[Arrival], outcome: Outcome) -> bool:
+    """A round of one system; False when it fails."""
+    begun_s = time.monotonic()
+    cell = f"{grid.title}: {one.name}, {entry.variant}"
+    try:
+        result = one.round(times)
+    except Exception as error:  # noqa: BLE001 - the others can still be measured
+        outcome.failures.append(f"{cell} failed: {error!r}")
+        return False
+    entry.results.append(result)
+    entry.turns_s.append(time.monotonic() - begun_s)
+    if not result.error <= one.tolerance:
+        wrong = f"differs from the float64 reference by {result.error:.2e}, more than {one.tolerance:.0e}"
+        outcome.failures.append(f"{cell}: the aggregate {wrong}")
+    return True
 
 
 # ---- what is shown -------------------------------------------------------------------------------------------------

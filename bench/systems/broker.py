@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 READY_S = 20.0
 END_S = 10.0
@@ -56,6 +57,19 @@ class Broker:
 
     def __exit__(self, *_error: object) -> None:
         self._opened.close()
+
+
+def connected(port: int) -> Any:
+    """A client of the broker, at its own port or a proxy's.
+
+    Without the five seconds after which redis-py gives an answer up and asks again: one that waits for its turn behind
+    gigabytes would send its update twice.
+    """
+    import redis  # the benchmark runs, without this system, where it is not installed
+
+    client = redis.Redis("127.0.0.1", port, socket_timeout=None)
+    client.ping()
+    return client
 
 
 def proxied(path: Path, port: int, threads: int, settings: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], int]:

@@ -27,7 +27,7 @@ import psutil
 from measure import Helper, cpu_s
 
 from systems import fleet
-from systems.broker import Broker
+from systems.broker import Broker, connected
 from systems.interface import RECYCLING, TUNED, Arrival, Idle, RoundResult, Watch, family, private_bytes
 from systems.workload import Workload
 
@@ -127,13 +127,10 @@ class Trainer:
     """A client: connected to the broker through the platform's proxy before the round begins."""
 
     def __init__(self, workload: Workload, client: int, port: int) -> None:
-        import redis
-
         self._name = f"update-{client}"
         self._weight = workload.weight(client)
         self._view = workload.flat(client).view(np.uint8).data
-        self._redis = redis.Redis("127.0.0.1", port)
-        self._redis.ping()
+        self._redis = connected(port)
 
     def send(self) -> bool:
         self._redis.set(self._name, self._view)

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import redis
 from measure import END_S, answer, orders
 
-from systems.broker import ended, proxied, started
+from systems.broker import connected, ended, proxied, started
 
 TOP = "top"
 
@@ -77,8 +76,7 @@ class Round:
 def main() -> None:
     """Serves rounds until stdin ends."""
     folder, port, nbytes = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    broker = redis.Redis("127.0.0.1", port)
-    broker.ping()
+    broker = connected(port)
     answer(ready=True)
     for what in orders():
         before_s = _children_cpu_s()

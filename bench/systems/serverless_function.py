@@ -10,15 +10,15 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-import redis
 
+from systems.broker import connected
 from systems.folding import Floats, fold, scale
 
 
 def main() -> None:
     """One life."""
     place, port, nbytes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    broker = redis.Redis("127.0.0.1", port)
+    broker = connected(port)
     inputs: list[tuple[Floats, float]] = []
     while True:
         _, message = broker.blpop(f"inbox-{place}")

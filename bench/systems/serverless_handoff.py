@@ -9,15 +9,15 @@ import sys
 import time
 
 import numpy as np
-import redis
 from measure import answer, orders
+
+from systems.broker import connected
 
 
 def main() -> None:
     """Each order is one hand-off."""
     role, port, nbytes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    broker = redis.Redis("127.0.0.1", port)
-    broker.ping()
+    broker = connected(port)
     numbers = np.ones(nbytes // 4, np.float32)
     answer(ready=True)
     for _ in orders():

@@ -130,12 +130,19 @@ def test_a_system_too_slow_or_too_large_is_left_out_of_a_cell_and_the_others_run
     next_ = rounds.Grid(small.workload, 2 * small.clients, "at once", [(lifl, "v"), (flower, "v"), (grpc, "v")], 2)
     outcome = Outcome()
     assert rounds.chosen([next_], [small], context, outcome) == [(lifl, "v"), (grpc, "v")]
-    assert outcome.absent == [f"{next_.title}: Flower (v) would take about 84 s, 30 s is the limit for a system"]
+    assert outcome.absent == [f"{next_.title}: Flower (v) would take about 84 s, 40 s is the limit for a system"]
     assert rounds.chosen([next_], [], context, outcome) == next_.kinds, "nothing is known yet"
     next_.kinds = next_.kinds[:2]
     assert rounds.chosen([next_], [small], context, outcome) == [], "one alone is no comparison"
     huge = rounds.Grid(small.workload, 10**6, "at once", [(lifl, "v")], 2)
     assert rounds.chosen([huge], [], context, outcome) == [] and "needs about" in outcome.absent[-1]
+
+
+@pytest.mark.parametrize(("turn_s", "turns"), [(0.1, 9), (1.1, 5), (4.0, 3), (20.0, 1)])
+def test_a_system_whose_rounds_are_short_has_more_of_them(turn_s, turns):
+    workload = resnet(18, 1)
+    assert rounds.Grid(workload, 32, "at once", [], rounds=3).turns(turn_s) == turns
+    assert rounds.Grid(workload, 32, "steady", [], rounds=1).turns(turn_s) == 1
 
 
 def test_systems_share_a_cell_as_far_as_memory_goes(context):
