@@ -43,9 +43,16 @@ def node(tmp_path: Path) -> Iterator[Node]:
 
 
 class Round:
-    """A top that expects two updates, of which the first is there."""
+    """A top that lacks one update; those with the weights of `there` are there."""
 
-    def __init__(self, node: Node, worker: Handle, integers: tuple[int, int, int] = (1, 2, 3), **more: Any) -> None:
+    def __init__(
+        self,
+        node: Node,
+        worker: Handle,
+        integers: tuple[int, int, int] = (1, 2, 3),
+        there: tuple[float, ...] = (3.0,),
+        **more: Any,
+    ) -> None:
         self.node, self.worker, self.integers = node, worker, integers
         self.rng = np.random.default_rng(4)
         self.values: dict[Key, np.ndarray] = {}
@@ -58,7 +65,7 @@ class Round:
             role="top",
             job="j",
             round=1,
-            expect=2,
+            expect=len(there) + 1,
             output=self.model.pack(),
             inputs=LAYOUT.accumulators,
             outputs=LAYOUT.segments,
@@ -67,8 +74,9 @@ class Round:
             **settings,
         )
         start(node, worker, message)
-        self.first = self.update(3.0)
-        node.give(1, self.first)
+        self.there = [self.update(weight) for weight in there]
+        for key in self.there:
+            node.give(1, key)
 
     def begin(self, weight: float, bad: bool = False) -> Key:
         """An update of which nothing is there yet."""
@@ -134,7 +142,8 @@ class Round:
         self.seal(last)
         self.node.give(1, last)
         done = self.worker.channel.take(TaskDone)
-        assert (done.inputs, done.weight) == (2, 3.0 + self.weights[last])
+        keys = [*self.there, last]
+        assert (done.inputs, done.weight) == (len(keys), sum(self.weights[key] for key in keys))
         data = self.node.arena.data(self.model)
         assert tuple(vector(data, INTEGERS)) == self.integers
         return vector(data, FLOATS).copy()
@@ -146,12 +155,50 @@ def test_what_has_come_is_made_before_the_rest_comes(node: Node) -> None:
     it.announce(key, HALF_BYTES)
     it.wait_made(PIECE_ELEMENTS)
     early = vector(node.arena.data(it.model), FLOATS)[:PIECE_ELEMENTS].copy()
-    np.testing.assert_allclose(early, it.mean(it.first, key)[:PIECE_ELEMENTS], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(early, it.mean(*it.there, key)[:PIECE_ELEMENTS], rtol=1e-5, atol=1e-6)
     # What is made is not made again: otherwise the whole would be another.
     it.values[key][:PIECE_ELEMENTS] += 1.0
     whole = it.finish(key)
     it.values[key][:PIECE_ELEMENTS] -= 1.0
-    np.testing.assert_allclose(whole, it.mean(it.first, key), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(whole, it.mean(*it.there, key), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_whole_is_summed_up_before_the_rest_begins(node: Node) -> None:
+    it = Round(node, node.fork(), there=(3.0, 1.0))
+    key = it.begin(4.0)
+    it.announce(key, 0)
+    it.wait_made(SIZE)
+    summed = vector(node.arena.data(it.model), FLOATS).copy()
+    np.testing.assert_allclose(summed, it.mean(*it.there) / 2, rtol=1e-5, atol=1e-6)
+    # It is not read again, and the last one is added to it while it arrives.
+    for whole in it.there:
+        view = node.arena.window(node.arena.offset(whole), LAYOUT.data_bytes)
+        vector(view, FLOATS)[:] = np.nan
+    it.announce(key, HALF_BYTES)
+    it.settle()
+    made = vector(node.arena.data(it.model), FLOATS).copy()
+    mean = it.mean(*it.there, key)
+    np.testing.assert_allclose(made[:PIECE_ELEMENTS], mean[:PIECE_ELEMENTS], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(made[PIECE_ELEMENTS:], summed[PIECE_ELEMENTS:])
+    np.testing.assert_allclose(it.finish(key), mean, rtol=1e-5, atol=1e-6)
+
+
+def test_a_single_one_is_not_summed_up_alone(node: Node) -> None:
+    it = Round(node, node.fork())
+    key = it.begin(5.0)
+    it.announce(key, 0)
+    assert it.made_in_the_end() == 0
+    np.testing.assert_allclose(it.finish(key), it.mean(*it.there, key), rtol=1e-5, atol=1e-6)
+
+
+def test_another_update_than_was_expected_begins_the_sum_anew(node: Node) -> None:
+    """The weights of all are in each factor."""
+    it = Round(node, node.fork(), there=(3.0, 1.0))
+    lost, other = it.begin(4.0), it.begin(7.0)
+    it.announce(lost, 0)
+    it.wait_made(SIZE)
+    node.arena.free(lost)
+    np.testing.assert_allclose(it.finish(other), it.mean(*it.there, other), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("rule", ["fedavg", "fedadam"])
@@ -174,7 +221,7 @@ def test_another_update_in_its_place_begins_the_model_anew(node: Node, rule: str
         models.append(it.finish(other))
         states.append([vector(node.arena.data(key), LAYOUT.accumulators[0]).copy() for key in new.values()])
         if rule == "fedavg":
-            np.testing.assert_allclose(models[-1], it.mean(it.first, other), rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(models[-1], it.mean(*it.there, other), rtol=1e-5, atol=1e-6)
         for key in (*it.values, it.model, *new.values()):
             if key != lost:
                 node.arena.free(key)
@@ -188,7 +235,7 @@ def test_an_update_that_went_before_it_was_looked_at_is_left_alone(node: Node) -
     node.arena.free(gone)
     it.worker.channel.send(Arriving(1, 1, ((gone.pack(), 5.0, HALF_BYTES),)))
     assert it.made_in_the_end() == 0
-    np.testing.assert_allclose(it.finish(key), it.mean(it.first, key), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(it.finish(key), it.mean(*it.there, key), rtol=1e-5, atol=1e-6)
 
 
 def test_what_is_told_another_attempt_changes_nothing(node: Node) -> None:
@@ -196,7 +243,7 @@ def test_what_is_told_another_attempt_changes_nothing(node: Node) -> None:
     key = it.begin(5.0)
     it.announce(key, HALF_BYTES, attempt=2)
     assert it.made_in_the_end() == 0
-    np.testing.assert_allclose(it.finish(key), it.mean(it.first, key), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(it.finish(key), it.mean(*it.there, key), rtol=1e-5, atol=1e-6)
 
 
 def test_a_rule_that_looks_at_whole_vectors_waits_for_them(node: Node, tmp_path: Path) -> None:
@@ -207,4 +254,4 @@ def test_a_rule_that_looks_at_whole_vectors_waits_for_them(node: Node, tmp_path:
     assert it.made_in_the_end() == 0
     made = it.finish(key)
     it.values = {key: np.clip(v, -0.5 * np.abs(v).max(), 0.5 * np.abs(v).max()) for key, v in it.values.items()}
-    np.testing.assert_allclose(made, it.mean(it.first, key), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(made, it.mean(*it.there, key), rtol=1e-5, atol=1e-6)

@@ -559,7 +559,7 @@ class Cluster:
         output = host.store.things[Key.unpack(task.output)]
         for packed, weight, received_bytes in message.updates:
             thing = host.store.things.get(Key.unpack(packed))
-            assert weight > 0.0 < received_bytes
+            assert weight > 0.0 <= received_bytes
             assert thing is None or (thing.kind, thing.epoch) == (Kind.UPDATE, output.epoch)
         self.announced += 1
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lifl.core.errors import ConfigError
 from lifl.core.schema import ACCUMULATOR, DTYPE_BYTES
 from lifl.rules import Rule, RuleFailed, RuleOptions, kernels, load_rule
-from lifl.rules.finish import finish_segment
+from lifl.rules.finish import finish_mean, finish_segment, is_mean, mean_factors
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
@@ -48,7 +48,20 @@ def finish(
     out = np.empty_like(model)
     new_states = {name: np.full(len(model), np.nan, ACCUMULATOR[model.dtype.name]) for name in rule.states}
     finish_segment(rule, model, partials, updates or [], out, states or {}, new_states)
+    if is_mean(rule, model.dtype.name):
+        np.testing.assert_allclose(by_mean(rule, partials, updates or [], out), out, rtol=1e-5, atol=1e-30)
     return out, new_states
+
+
+def by_mean(rule: Rule, partials: list, updates: list, like: np.ndarray) -> np.ndarray:
+    """The same, as a top makes it of what has come and then of the rest."""
+    scales, weights = mean_factors([w for _, w in partials], [w for _, w in updates])
+    vectors, factors = [v for v, _ in (*partials, *updates)], [*scales, *weights]
+    out, half = np.full_like(like, np.nan), (len(vectors) + 1) // 2
+    finish_mean(rule, vectors[:half], factors[:half], out, False, 0)
+    if vectors[half:]:
+        finish_mean(rule, vectors[half:], factors[half:], out, True, 0)
+    return out
 
 
 @settings(max_examples=200, deadline=None)

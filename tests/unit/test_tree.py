@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifl.core.errors import LocalFault
-from lifl.core.tree import TAIL_MAX, Task, Tree, tail_of
+from lifl.core.tree import TAIL_MAX, Task, Tree, tail_of, top_partials_max
 
 SHAPES = {
     "updates": st.integers(0, 60),
@@ -45,6 +45,8 @@ def test_every_update_and_partial_has_one_place_also_when_fewer_come(
     run(tree, updates, partials)
     for task in tree.tasks:
         assert task.updates <= {"leaf": fan_in, "top": TAIL_MAX}.get(task.role, 0)
+        most = {"leaf": 0, "middle": middle_fan_in, "top": top_partials_max(middle_fan_in)}[task.role]
+        assert task.expect - task.updates <= most
     assert [task.role for task in tree.takers[:-1]] == ["leaf"] * max(0, len(tree.takers) - 1)
     fewer, fewer_partials = data.draw(st.integers(0, updates)), data.draw(st.integers(0, partials))
     if fewer + fewer_partials:
@@ -70,6 +72,9 @@ def test_the_shape_that_is_shown() -> None:
     flat = Tree(32, 32, 8)
     assert [(task.role, task.expect) for task in flat.tasks] == [("leaf", 28), ("top", 5)]
     assert [(task.role, task.expect) for task in Tree(4, 2, 8).tasks] == [("top", 4)]
+    eight = [("leaf", 2), ("leaf", 2), ("top", 6)]
+    assert [(task.role, task.expect) for task in Tree(8, 2, 8).tasks] == eight, "no middle for what the top can take"
+    assert [(t.role, t.expect) for t in Tree(0, 2, 2, 4).tasks] == [("middle", 2), ("middle", 2), ("top", 2)]
 
 
 def test_the_top_takes_the_last_updates_but_leaves_no_leaf_with_one() -> None:

@@ -176,21 +176,28 @@ class Aggregation:
     # ---- the last updates, while they arrive -----------------------------------------------------------------------
 
     def follow(self, branch: Branch) -> None:
-        """Has the gateway tell how far the updates are that are all the top still lacks."""
+        """Has the gateway tell how far the updates are that are all the top still lacks, and tells the top of them."""
         if self.site.layout.data_bytes < FOLLOW_BYTES_MIN:
             return
-        for key, _ in self._lacking(branch):
-            if key not in branch.followed:
-                branch.followed[key] = 0
-                self.site.services.follow(key)
+        lacking = self._lacking(branch)
+        new = [key for key, _ in lacking if key not in branch.followed]
+        for key in new:
+            branch.followed[key] = 0
+            self.site.services.follow(key)
+        if new:
+            self._tell_top(branch, lacking)
 
     def progress(self, branch: Branch, key: Key, received_bytes: int) -> None:
         """A followed update is so far: the top may make that much of the model."""
         branch.followed[key] = received_bytes
-        top, lacking = branch.tree.root, self._lacking(branch)
+        lacking = self._lacking(branch)
         if lacking and all(branch.followed.get(key) for key, _ in lacking):
-            updates = tuple((key.pack(), member.weight, branch.followed[key]) for key, member in lacking)
-            self.site.services.emit(fx.SendWorker(_worker(top), wm.Arriving(top.address, top.attempt, updates)))
+            self._tell_top(branch, lacking)
+
+    def _tell_top(self, branch: Branch, lacking: list[tuple[Key, Member]]) -> None:
+        top = branch.tree.root
+        updates = tuple((key.pack(), member.weight, branch.followed.get(key, 0)) for key, member in lacking)
+        self.site.services.emit(fx.SendWorker(_worker(top), wm.Arriving(top.address, top.attempt, updates)))
 
     def _lacking(self, branch: Branch) -> list[tuple[Key, Member]]:
         """The updates in flight, the oldest first, with which the running top would have all; none if it lacks more."""

@@ -10,7 +10,7 @@ logged request.  It goes in four steps:
    for the round already coming first; without that, unequal capacities would make it fill every small node.
    A node whose arena cannot hold the least that a leaf and its path need takes none.
 2. *Leaves*: ceil(Q / fan_in) aggregators at a time, bounded by the node's leaf tasks, its workers and its arena.
-   Wherever more than one partial comes together there is a middle.
+   Where more partials come together than the top takes itself (elsewhere: more than one) there is a middle.
 3. *The top* stands on the node that has the model: there the rule's state is, and there the checkpoint is written, so
    a top elsewhere would have both brought to it and its result brought back.  Where no node has the model (any can
    read it) the top goes where most bytes of partials are, or will be.  Each other node sends one partial.
@@ -35,7 +35,7 @@ import msgspec
 from lifl.core.errors import LocalFault, Refused
 from lifl.core.messages import Count, Name
 from lifl.core.placement import CLIENTS_MAX, NODES_MAX, UNITS_PER_UPDATE, Placer, Policy, fewest
-from lifl.core.tree import tail_of
+from lifl.core.tree import tail_of, top_partials_max
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -219,6 +219,10 @@ class _Node:
         return self.leaf_tasks + self.partials + self.remote
 
     @property
+    def has_middle(self) -> bool:
+        return self.inputs > _left_by_middles(self.request.middle_fan_in, self.is_top)
+
+    @property
     def works(self) -> bool:
         return self.inputs > 0
 
@@ -243,7 +247,7 @@ class _Node:
         tail = tail_of(pending, r.fan_in) if top else 0  # leaves take the others
         inputs -= -(-pending // r.fan_in) + (tail - pending) // r.fan_in
         waiting = max(0, max(leaves, self.partials) - r.middle_fan_in)
-        partials = partials_held_max(inputs, r.middle_fan_in) + waiting + (2 if top else 1)
+        partials = partials_held_max(inputs, r.middle_fan_in, top) + waiting + (2 if top else 1)
         updates = max(leaves * min(r.fan_in, pending - tail), tail)
         return models + partials * r.partial_bytes + updates * r.model_bytes
 
@@ -291,7 +295,7 @@ class _Node:
             after_last = self.execution_s * (min(r.fan_in, self.pending) if lazy else 1)
             ready = start + max(received, self.pending * self.execution_s / self.leaves) + after_last
         merges, width = 0, self.leaf_tasks + self.partials
-        while width > 1:
+        while width > _left_by_middles(r.middle_fan_in, self.is_top):
             merges += min(width, r.middle_fan_in) if lazy else 1
             width = -(-width // r.middle_fan_in)
         return ready + merges * r.partial_bytes / r.costs.fold_bytes_per_s
@@ -306,7 +310,7 @@ class _Node:
             leaves=self.leaves,
             leaf_tasks=self.leaf_tasks,
             partials=self.partials,
-            middle=self.inputs > 1,
+            middle=self.has_middle,
             top=self.is_top,
             queue=self.queue_units / UNITS_PER_UPDATE,
             peak_bytes=self.peak_bytes(),
@@ -315,13 +319,18 @@ class _Node:
         )
 
 
-def partials_held_max(inputs: int, middle_fan_in: int) -> int:
+def partials_held_max(inputs: int, middle_fan_in: int, top: bool) -> int:
     """How many partials a path of the tree over so many holds at the most (`core/tree.Tree` of the same shape)."""
-    held = min(inputs, 1)
-    while inputs > 1:
+    held = 0
+    while inputs > _left_by_middles(middle_fan_in, top):
         held += min(inputs, middle_fan_in)
         inputs = -(-inputs // middle_fan_in)
-    return held
+    return held + inputs
+
+
+def _left_by_middles(middle_fan_in: int, top: bool) -> int:
+    """So many partials of a node need no more middles: the top takes them, or the one goes there."""
+    return top_partials_max(middle_fan_in) if top else 1
 
 
 def make_plan(request: PlanRequest) -> Plan:
@@ -575,7 +584,7 @@ def _explain_rest(nodes: list[_Node], top: _Node) -> None:
             node.reasons.append("is behind: it keeps what it has and takes nothing new")
         if node.coming or kept:
             node.reasons.append(f"keeps {kept} updates that are safe; {node.coming} more are on their way to it")
-        if node.inputs > 1:
+        if node.has_middle:
             node.reasons.append(f"has a middle: {node.inputs} partials come together here")
         if node.works and node is not top:
             node.reasons.append(f"sends one partial of {node.request.partial_bytes} bytes to the top on {top.name}")

@@ -1,11 +1,11 @@
 """The tree of one round's aggregation tasks on one node, and how it shrinks.
 
 Leaves take up to `fan_in` updates in the order of their acceptance; middles take up to `middle_fan_in` partials, in
-as many levels as bring them to one.  The top takes that one and the *tail*: the last updates themselves (`tail_of`).
-So leaves and middles are done by the time that everybody waits for the last update, and one pass over it and what has
-been summed before makes the model.  Partials that are there already (a restarted node found them in its arena) enter
-beside the leaves.  Because at most `middle_fan_in` partials of a level wait for their middle, memory grows with the
-depth of the tree, not with the number of updates.
+as many levels as bring them to `TOP_PARTIALS_MAX`.  The top takes these and the *tail*: the last updates themselves
+(`tail_of`).  So leaves and middles are done by the time that everybody waits for the last update, and one pass over it
+and what has been summed before makes the model.  Partials that are there already (a restarted node found them in its
+arena) enter beside the leaves.  Because at most `middle_fan_in` partials of a level wait for their middle, memory grows
+with the depth of the tree, not with the number of updates.
 
 The tree is closed early, when the deadline passes with a quorum, by lowering what its tasks expect.
 Source: LIFL (MLSys 2024), section 5: hierarchy of leaf, middle and top aggregators.
@@ -20,14 +20,22 @@ from lifl.core.errors import LocalFault
 from lifl.core.ids import Key
 
 TAIL_MAX = 4
-"""Updates that the top takes itself, at most.  Each is read in the pass that makes the model, which goes along with
-them while they arrive; meanwhile leaves and middles finish."""
+"""Updates that the top takes itself, at most.  It goes along with them while they arrive; meanwhile leaves and middles
+finish."""
+TOP_PARTIALS_MAX = 4
+"""Partials that the top takes, at most; with the tail as many vectors as the kernel reads at a time.  To bring them to
+one first would be a task more to wait for, and a partial more to write and read."""
 
 
 def tail_of(updates: int, fan_in: int) -> int:
     """How many of a round's updates the top takes; one less than it may if a leaf would have a single one to copy."""
     most = min(updates, TAIL_MAX)
     return most - ((updates - most) % fan_in == 1)
+
+
+def top_partials_max(middle_fan_in: int) -> int:
+    """How many partials a top takes itself where a middle takes so many."""
+    return min(TOP_PARTIALS_MAX, middle_fan_in)
 
 
 class TaskState(Enum):
@@ -92,7 +100,7 @@ class Task:
 class Tree:
     """The tasks for `updates` updates and `partials` partials that are there already, or come from other nodes.
 
-    Its `root` is the top; without `top` it is what would be the top's one input.
+    Its `root` is the top; without `top` it is the task whose partial leaves the node.
     """
 
     def __init__(self, updates: int, fan_in: int, middle_fan_in: int, partials: int = 0, top: bool = True) -> None:
@@ -117,7 +125,7 @@ class Tree:
     def _grow(self, leaves: list[Task], middle_fan_in: int, partials: int, top: bool) -> Task:
         level = 0
         waiting: list[Task | None] = [None] * partials + list(leaves)  # None: a partial that is there
-        while len(waiting) > 1:
+        while len(waiting) > (top_partials_max(middle_fan_in) if top else 1):
             level += 1
             above: list[Task | None] = []
             for start in range(0, len(waiting), middle_fan_in):

@@ -1,11 +1,11 @@
 """The last step of a round: partials, the last updates, the current model and the rule's states in, the next model and
 states out.
 
-Where the model is the mean itself, in the dtype of its partials, one pass of the kernel does everything
-(`kernels.mean`).  Otherwise the pass goes by blocks: a block of the mean is made where the model's block will be (in a
-temporary that stays in the L2 cache, when their dtypes differ), the rule turns it into a block of the model, which is
-checked.  A single partial is used where it lies in the arena.  The temporaries are a few blocks, whatever the model's
-size.
+Where the model is the mean itself, in the dtype of its partials, the kernel sums it up where it will be, in one pass
+or in several (`finish_mean`).  Otherwise one pass goes by blocks (`finish_segment`): a block of the mean is made where
+the model's block will be (in a temporary that stays in the L2 cache, when their dtypes differ), the rule turns it into
+a block of the model, which is checked.  A single partial is used where it lies in the arena.  The temporaries are a
+few blocks, whatever the model's size.
 """
 
 from __future__ import annotations
@@ -48,9 +48,6 @@ def finish_segment(
     Raises `RuleFailed` when a result is not finite or has another shape.
     """
     integer = out.dtype.kind in "iu"
-    if out.dtype in (np.float32, np.float64) and _is_plain_mean(rule):
-        _finish_mean(partials, updates, out, first, type(rule).__name__)
-        return
     sums = _Sums(rule, partials, updates, len(out), numpy_dtype(ACCUMULATOR[out.dtype.name]), integer)
     step = max(1, BLOCK_BYTES // sums.dtype.itemsize)
     for begin in range(0, len(out), step):
@@ -66,25 +63,36 @@ def finish_segment(
             _finish_floats(rule, model[block], mean, state, made, first + begin)
 
 
-def _is_plain_mean(rule: Rule) -> bool:
+def is_mean(rule: Rule, dtype: str) -> bool:
+    """Whether the model's numbers of this dtype are the mean itself, as the partials hold it."""
     made = type(rule)
-    return made.fold is Rule.fold and made.merge is Rule.merge and made.finish is Rule.finish and not made.states
+    plain = made.fold is Rule.fold and made.merge is Rule.merge and made.finish is Rule.finish and not made.states
+    return plain and ACCUMULATOR[dtype] == dtype and numpy_dtype(dtype).kind == "f"
 
 
-def _finish_mean(partials: Weighted, updates: Weighted, out: Vector, first: int, name: str) -> None:
-    """The model is the mean itself, in the dtype of all that it is made of: one pass, which checks what it writes."""
+def mean_factors(partials: Sequence[float], updates: Sequence[float]) -> tuple[list[float], list[float]]:
+    """What partials and updates with these whole weights are multiplied by, so that their sum is the mean."""
     scales, weights, divisor = _scaled(partials, updates)
-    vectors = [vector for vector, _ in (*partials, *updates)]
-    if not kernels.mean(out, vectors, [factor / divisor for factor in (*scales, *weights)]):
-        _raise_not_finite(out, first, name)
+    return [scale / divisor for scale in scales], [weight / divisor for weight in weights]
 
 
-def _scaled(partials: Weighted, updates: Weighted) -> tuple[list[float], list[float], float]:
+def finish_mean(
+    rule: Rule, vectors: Sequence[Vector], factors: Sequence[float], out: Vector, added: bool, first: int
+) -> None:
+    """out = Σ factors[i] · vectors[i], or (`added`) that and what `out` holds; all of one dtype that `is_mean` knows.
+
+    All may be pieces of a segment, from its element `first` on.  Raises `RuleFailed` when a result is not finite.
+    """
+    if not kernels.mean(out, vectors, factors, 1.0 if added else 0.0):
+        _raise_not_finite(out, first, type(rule).__name__)
+
+
+def _scaled(partials: Sequence[float], updates: Sequence[float]) -> tuple[list[float], list[float], float]:
     """What to multiply partials and updates by so that their sum, divided by the third, is the mean."""
-    whole = kernels.total([weight for _, weight in (*partials, *updates)])
+    whole = kernels.total([*partials, *updates])
     top = kernels.exponent(whole)
-    scales = [2.0 ** (kernels.exponent(weight) - top) for _, weight in partials]
-    return scales, [math.ldexp(weight, -top) for _, weight in updates], whole * 2.0**-top
+    scales = [2.0 ** (kernels.exponent(weight) - top) for weight in partials]
+    return scales, [math.ldexp(weight, -top) for weight in updates], whole * 2.0**-top
 
 
 class _Sums:
@@ -97,7 +105,8 @@ class _Sums:
         self._rule = rule
         self._partials = [vector for vector, _ in partials]
         self._updates = [vector for vector, _ in updates]
-        self._scales, self._weights, self._divisor = _scaled(partials, updates)
+        scaled = _scaled([weight for _, weight in partials], [weight for _, weight in updates])
+        self._scales, self._weights, self._divisor = scaled
         if updates and type(rule).fold is not Rule.fold:
             # A rule's own `fold` may look at whole vectors.
             folded = np.empty(size, dtype)

@@ -103,13 +103,14 @@ def fold(acc: Vector, vectors: Sequence[Vector], weights: Sequence[float], keep:
         _fold_numpy(acc, vectors, weights, keep)
 
 
-def mean(out: Vector, vectors: Sequence[Vector], weights: Sequence[float]) -> bool:
-    """out = Σ weights[i] · vectors[i], as `fold` makes it from vectors of out's dtype; whether all of it is finite."""
+def mean(out: Vector, vectors: Sequence[Vector], weights: Sequence[float], keep: float = 0.0) -> bool:
+    """`fold` of vectors of out's dtype into `out`; whether all that it wrote is finite."""
     _check(out, vectors, weights)
     compiled = _compiled_for(vectors[0].dtype.name, out.dtype.name)
     if compiled is not None:
-        return compiled(out.dtype.name, _address(out), len(out), [_address(vector) for vector in vectors], weights, 0.0)
-    _fold_numpy(out, vectors, weights, 0.0)
+        addresses = [_address(vector) for vector in vectors]
+        return compiled(out.dtype.name, _address(out), len(out), addresses, weights, keep)
+    _fold_numpy(out, vectors, weights, keep)
     return all_finite(out)
 
 

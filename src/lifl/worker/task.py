@@ -2,8 +2,8 @@
 
 A leaf folds updates and a middle merges partials into its output object, which is the accumulator from the
 first input on.  Eager tasks fold what has arrived as one batch, once it is worth it; lazy ones wait until all are
-there.  A top waits for all its partials and makes the new model in one pass (`making.py`); its only accumulator is a
-block in the cache.  The pass goes along with the last updates while they arrive.
+there.  A top waits for all its partials and makes the new model (`making.py`), going along with the last updates while
+they arrive.
 
 The seal of the output is the commit point: what a task does before can be lost and repeated, for its inputs
 are sealed and are not changed.  An input is counted once: its key is remembered, and the same key again is
@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ class Task:
                 self._rule.merge(acc, vectors, scales, keep)
 
     def _go_ahead(self) -> None:
-        """Makes what the updates that are under way allow already, if they are all that is missing.
+        """Makes what is possible already, if the updates that are under way are all that is missing.
 
         They may still go, or hold what is not finite: then this was for nothing, and what went wrong here goes wrong
         again, or not, when all inputs are there.
@@ -177,19 +178,19 @@ class Task:
         try:
             entries = {key: self._input(key) for key in self._waiting}
             sealed = {key: Input(entry.weight, entry.kind == Kind.UPDATE) for key, entry in entries.items()}
-            self._make(sealed | inputs, min(received_bytes for _, received_bytes in under_way.values()))
+            self._make(sealed | inputs, sealed, min(received_bytes for _, received_bytes in under_way.values()))
         except Exception:  # noqa: BLE001 - a user's rule may raise anything
             self._making = None
 
-    def _make(self, inputs: dict[Key, Input], received_bytes: int) -> None:
+    def _make(self, inputs: dict[Key, Input], whole: Collection[Key], received_bytes: int) -> None:
         if self._making is None or self._making.inputs != inputs:
             self._making = Making(self.start, self._rule, self._arena, inputs)
-        self._making.advance(received_bytes)
+        self._making.advance(whole, received_bytes)
 
     def _finish(self) -> None:
         weighted = zip(self._weights, self._updates, strict=True)
         inputs = dict(zip(self._inputs, (Input(*each) for each in weighted), strict=True))
-        self._make(inputs, _end(self.start.model_segments))
+        self._make(inputs, inputs, _end(self.start.model_segments))
         self._making = None  # nobody can write to the output any more
 
     def _seal(self) -> None:
