@@ -123,6 +123,10 @@ class OneHot:
         return lines
 
 
+WITH_MIDDLES = {"aggregation__fan_in": 1, "aggregation__middle_fan_in": 2}
+"""Keys of a job of eight clients whose tree is to have middles: four leaves, two middles, the top."""
+
+
 # ---- jobs ----------------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import Node
 from fleet import (
+    WITH_MIDDLES,
     Fleet,
     Gate,
     OneHot,
@@ -78,7 +79,7 @@ def test_while_updates_come_in(start_node: Callable[..., Node], accepted: int, t
 def test_while_aggregators_work(start_node: Callable[..., Node], place: str) -> None:
     node, oracle = start_node("--redirector", "unix"), OneHot(N)
     with gated(node, place) as (keys, (gate,)):
-        submit(node, "j", oracle.model(), **keys)
+        submit(node, "j", oracle.model(), **keys, **WITH_MIDDLES)
         watch = Watch(node, "j")
         with fleet(both(node), "j", N, oracle.update) as team:
             gate.reached()

@@ -175,4 +175,4 @@ def test_fan_in_does_not_change_the_model(node: Node) -> None:
         roles = [task["role"] for task in lines[0]["receipt"]["tree"]]
         leaves = -(-(CLIENTS - tail_of(CLIENTS, fan_in)) // fan_in)
         assert roles.count("leaf") == leaves and roles.count("top") == 1
-        assert roles.count("middle") == {4: 3, 2: 1, 1: 0}[leaves]
+        assert roles.count("middle") == {4: 2, 2: 0, 1: 0}[leaves]
