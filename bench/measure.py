@@ -43,6 +43,28 @@ def cpu_s(pids: Iterable[int]) -> float:
     return sum(time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED) for pid in pids)
 
 
+def _memory(pid: int) -> dict[str, int]:
+    """Of /proc/PID/status, what says how much memory the process has or had, in bytes."""
+    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    return {name: int(fields[name].split()[0]) * 1024 for name in ("VmHWM", "VmRSS", "RssShmem")}
+
+
+@contextmanager
+def grown_bytes(pids: Iterable[int]) -> Iterator[list[int]]:
+    """Appends how much memory of their own the processes took at the most within the block, beyond what they had."""
+    before = {}
+    for pid in pids:
+        with open(f"/proc/{pid}/clear_refs", "w", encoding="ascii") as file:
+            file.write("5")  # the peak begins anew (proc_pid_clear_refs(5))
+        before[pid] = _memory(pid)
+    grown: list[int] = []
+    yield grown
+    after = {pid: _memory(pid) for pid in before}
+    shared = {pid: after[pid]["RssShmem"] - had["RssShmem"] for pid, had in before.items()}
+    grown.append(sum(max(0, after[pid]["VmHWM"] - had["VmRSS"] - shared[pid]) for pid, had in before.items()))
+
+
 class Helper:
     """A process that takes orders as lines of JSON on its stdin and answers each by one line on its stdout.
 

@@ -56,11 +56,18 @@ class Handoffs:
     def measure(self, size: str, way: str) -> tuple[float, float]:
         """One hand-off: its ms, and the CPU ms of both processes."""
         copied = way == COPY
-        sender, receiver = self._pairs["unix" if copied else way]
+        sender, receiver = self._pair_of(way)
         sender.order(key=self._keys[size].pack().hex(), copy_to=self._spare.pack().hex() if copied else "")
         spent_s = sender.reply()["cpu_s"]
         got = receiver.reply()
         return got["ns"] / 1e6, (spent_s + got["cpu_s"]) * 1e3
+
+    def pids(self, way: str) -> list[int]:
+        """The processes on the way."""
+        return [helper.pid for helper in self._pair_of(way)]
+
+    def _pair_of(self, way: str) -> tuple[Helper, Helper]:
+        return self._pairs["unix" if way == COPY else way]
 
 
 def run(quick: bool) -> Group:

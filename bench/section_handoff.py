@@ -3,19 +3,21 @@
 LIFL by key (the update lies in the arena already) and with one copy into the arena before; SF by gRPC, in a stream of
 chunks and as one message; SL through the broker, with a proxy at each side.  The time runs from before the sender
 sends until the receiver has read numbers at the beginning, the middle and the end.  The ways of one size take turns.
+Memory is what all processes on the way took of their own at the most, beyond what they stood at.
 """
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import node_handoff
-from measure import Cell, Helper, Target, cpu_s
+from measure import Cell, Helper, Target, cpu_s, grown_bytes, number
 from redirectors import kinds
 from systems import serverful, serverless
 from systems.broker import Broker, ended, proxied
@@ -23,17 +25,23 @@ from systems.interface import RECYCLING, TUNED, Context, Outcome, Plot, Table
 
 NAME = "handoff"
 TITLE = "Hand-off of one update between two aggregators"
-BUDGET_S = 65.0
+BUDGET_S = 75.0
 QUICK_BUDGET_S = 20.0
 REPETITIONS, QUICK_REPETITIONS = 7, 1
 KEYS_PER_REPETITION = 5
 """Hand-offs by key are so short that each repetition has several of them."""
+STARTING_BYTES = 60_000_000
+"""To start all the ways takes about as long as so much on all of them."""
 BY_KEY, WITH_COPY = "LIFL by key", "LIFL with a copy"
 TIMES = {BY_KEY: (100.0, 1000.0), WITH_COPY: (4.0, 20.0)}
 """So many times faster than SF's stream and than SL."""
 
-Way = Callable[[], tuple[float, float]]
-"""One hand-off: its ms, and the CPU ms of all processes on the way."""
+
+class Way(NamedTuple):
+    """`measure` is one hand-off: its ms, and the CPU ms of all processes on the way, which are `pids`."""
+
+    measure: Callable[[], tuple[float, float]]
+    pids: list[int]
 
 
 def run(context: Context) -> Outcome:
@@ -43,11 +51,12 @@ def run(context: Context) -> Outcome:
     ready = {system.name for system in context.systems}
     outcome.absent = [f"{name}: is not there" for name in ("SF", "SL") if name not in ready]
     tables: dict[str, list[Cell]] = {}
-    left_bytes = sum(sizes.values())
+    memory: dict[tuple[str, str], list[float]] = {}
+    left_bytes = sum(sizes.values()) + STARTING_BYTES * len(sizes)
     for size, nbytes in reversed(sizes.items()):
         # The time goes by the size, as the hand-offs do.
-        end_s = context.left_s() * (1 - nbytes / left_bytes)
-        left_bytes -= nbytes
+        end_s = context.left_s() * (1 - (nbytes + STARTING_BYTES) / left_bytes)
+        left_bytes -= nbytes + STARTING_BYTES
         with ExitStack() as opened:
             ways = _ways(opened, size, nbytes, ready)
             cells = {name: Cell(name, "ms") for name in ways}
@@ -58,16 +67,24 @@ def run(context: Context) -> Outcome:
                     break
                 for name, way in ways.items():
                     for _ in range(KEYS_PER_REPETITION if name.startswith(BY_KEY) else 1):
-                        measured = way()
+                        with grown_bytes(way.pids) as grown:
+                            measured = way.measure()
                         if repetition >= 0:
                             cells[name].add(*measured)
+                            memory.setdefault((size, name), []).append(grown[0] / 1e6)
         tables[size] = list(cells.values())
-    head = ["way", "unit", "median", "min – max", "CPU of all on the way, ms", "n"]
+    head = ["way", "unit", "median", "min – max", "CPU of all on the way, ms", "n", "memory grown, MB"]
     outcome.tables = [
-        Table(f"An update of {size}", head, [cell.row() for cell in cells]) for size, cells in reversed(tables.items())
+        Table(
+            f"An update of {size}",
+            head,
+            [[*cell.row(), number(statistics.median(memory[size, cell.name]))] for cell in cells],
+        )
+        for size, cells in reversed(tables.items())
     ]
     outcome.data = {
-        size: [{"name": c.name, "ms": c.values, "cpu_ms": c.cpu} for c in cells] for size, cells in tables.items()
+        size: [{"name": c.name, "ms": c.values, "cpu_ms": c.cpu, "grown_mb": memory[size, c.name]} for c in cells]
+        for size, cells in tables.items()
     }
     outcome.plots = [Plot("handoff", "Hand-off of one update, ms (median)", partial(_bars, tables))]
     largest = next(iter(tables))
@@ -91,8 +108,9 @@ def targets(size: str, medians: dict[str, float]) -> list[Target]:
 
 def _ways(opened: ExitStack, size: str, nbytes: int, ready: set[str]) -> dict[str, Way]:
     handoffs = node_handoff.Handoffs(opened, {size: nbytes})
-    ways: dict[str, Way] = {f"{BY_KEY}, {kind}": partial(handoffs.measure, size, kind) for kind in kinds()}
-    ways[WITH_COPY] = partial(handoffs.measure, size, node_handoff.COPY)
+    ways: dict[str, Way] = {}
+    for name, kind in [*((f"{BY_KEY}, {kind}", kind) for kind in kinds()), (WITH_COPY, node_handoff.COPY)]:
+        ways[name] = Way(partial(handoffs.measure, size, kind), handoffs.pids(kind))
     for ending, settings in (("", {}), (TUNED, RECYCLING)):
         if "SF" in ready:
             for method in ("stream", "unary"):
@@ -114,7 +132,7 @@ def _serverful(opened: ExitStack, nbytes: int, method: str, settings: dict[str, 
         received_ns = receiver.helper.ask(what="received")["received_ns"]
         return (received_ns - begun_ns) / 1e6, (cpu_s(pids) - before_s) * 1e3
 
-    return measure
+    return Way(measure, pids)
 
 
 def _serverless(opened: ExitStack, nbytes: int, settings: dict[str, str]) -> Way:
@@ -138,16 +156,16 @@ def _serverless(opened: ExitStack, nbytes: int, settings: dict[str, str]) -> Way
         received_ns = receiver.reply()["received_ns"]
         return (received_ns - begun_ns) / 1e6, (cpu_s(pids) - before_s) * 1e3
 
-    return measure
+    return Way(measure, pids)
 
 
 def _bars(tables: dict[str, list[Cell]], axes: Any) -> None:
     sizes = list(reversed(tables))
     names = [cell.name for cell in tables[sizes[0]]]
     width = 0.8 / len(names)
-    for number, name in enumerate(names):
+    for at, name in enumerate(names):
         heights = [next(cell.median for cell in tables[size] if cell.name == name) for size in sizes]
-        axes.bar([place + number * width for place in range(len(sizes))], heights, width, label=name)
+        axes.bar([place + at * width for place in range(len(sizes))], heights, width, label=name)
     axes.set(yscale="log", ylabel="ms")
     axes.set_xticks([place + 0.4 for place in range(len(sizes))], sizes)
     axes.legend(fontsize="x-small", ncols=2)

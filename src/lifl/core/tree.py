@@ -23,7 +23,7 @@ TAIL_MAX = 4
 """Updates that the top takes itself, at most.  It goes along with them while they arrive; meanwhile leaves and middles
 finish."""
 TOP_PARTIALS_MAX = 4
-"""Partials that the top takes, at most; with the tail as many vectors as the kernel reads at a time.  To bring them to
+"""Partials that the top takes, at most; with the tail as many vectors as a pass of the kernel reads.  To bring them to
 one first would be a task more to wait for, and a partial more to write and read."""
 
 

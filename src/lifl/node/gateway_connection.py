@@ -31,15 +31,13 @@ from lifl.core import messages as m
 from lifl.core.admission import check_submit
 from lifl.core.errors import Refused, RemoteFault, StaleKey
 from lifl.core.ids import Key
-from lifl.core.members import unpack_members
 from lifl.core.wire import FRAME_BYTES_MAX, LENGTH_BYTES, FrameDecoder, encode, framed
-from lifl.node.gateway_content import Content, Job
+from lifl.node.gateway_content import Content, Job, Sums, check_members, check_room
 from lifl.node.gateway_readiness import Readiness
 from lifl.node.gateway_transfer import STALL_BYTES, Movers, Receive, Send, move
 from lifl.node.link import Link
 from lifl.shm.arena import Arena
 from lifl.shm.arrival import arrival
-from lifl.shm.layout import Entry
 
 HELLO_S = 10.0
 """A new connection says Hello within this time."""
@@ -416,7 +414,7 @@ class Connection:
         arena = self._shared.arena
         key = Key.unpack(grant.key)
         entry = arena.entry(key)
-        _check_room(offer, entry)
+        check_room(offer, entry)
         view = arena.data(key)
         meta = bytearray(offer.meta_bytes)
         arriving, arriving_meta = arrival(view), arrival(memoryview(meta))
@@ -433,7 +431,7 @@ class Connection:
         data = arriving.finish()
         if (data, arriving_meta.finish()) != (sums.data, sums.meta):
             raise Refused(DAMAGED, "checksum", "the partial's bytes were changed on their way; send it again")
-        await self._loop.run_in_executor(self._shared.checks, _check_members, offer, meta)
+        await self._loop.run_in_executor(self._shared.checks, check_members, offer, meta)
         arena.seal(key, offer.weight, offer.members, bytes(meta), data)
 
     # ---- a model ---------------------------------------------------------------------------------------------------
@@ -575,38 +573,6 @@ class Connection:
             await ready
         finally:
             self._loop.remove_writer(self._sock.fileno())
-
-
-class Sums:
-    """The checksum of a sealed object's data, computed while it is sent; or the one that it was sealed with."""
-
-    def __init__(self, arena: Arena, key: Key, wanted: bool = True) -> None:
-        self._sealed_with = arena.entry(key).checksum
-        computing = wanted and not self._sealed_with
-        self._sum = arrival(arena.data(key)) if computing else None
-        self.departed = self._sum.advance if self._sum is not None else None
-
-    def finish(self) -> int:
-        """All of the data has been sent."""
-        return self._sealed_with if self._sum is None else self._sum.finish()
-
-
-def _check_room(offer: m.Offer, entry: Entry) -> None:
-    if offer.data_bytes != entry.data_bytes:
-        text = f"the slot has {entry.data_bytes} bytes, the partial {offer.data_bytes}"
-        raise Refused("wrong-size", "data_bytes", text)
-    if offer.meta_bytes > entry.meta_room:
-        text = f"the slot has room for {entry.meta_room} bytes of members, the partial has {offer.meta_bytes}"
-        raise Refused("wrong-size", "meta_bytes", text)
-
-
-def _check_members(offer: m.Offer, meta: bytearray) -> None:
-    try:
-        members = len(unpack_members(memoryview(meta)))
-    except RemoteFault as error:
-        raise Refused("bad-members", "members", f"the partial's members cannot be read: {error}") from error
-    if members != offer.members:
-        raise Refused("bad-members", "members", f"the partial announces {offer.members} members and names {members}")
 
 
 def tune(sock: socket.socket, unacknowledged_s: float = UNACKNOWLEDGED_S) -> None:

@@ -1,22 +1,26 @@
-"""What an update must be: checked once, here, and never again.
+"""What updates and partials must be: checked once, here, and never again.
 
-What was announced is checked before a byte of the body is taken (`core/admission`); the numbers are checked while they
-arrive (`Content`), together with the checksum that the object is sealed with.
+What was announced is checked before a byte of the body is taken (`core/admission`, `check_room`); an update's numbers
+are checked while they arrive (`Content`), together with the checksum that the object is sealed with.
 """
 
 from __future__ import annotations
 
-from lifl.core.errors import Refused
-from lifl.core.messages import JobSchema
+from lifl.core import messages as m
+from lifl.core.errors import Refused, RemoteFault
+from lifl.core.ids import Key
+from lifl.core.members import unpack_members
 from lifl.core.schema import DTYPE_BYTES, Layout, Segment, TensorSpec
 from lifl.core.wire import encode
+from lifl.shm.arena import Arena
 from lifl.shm.arrival import arrival
+from lifl.shm.layout import Entry
 
 
 class Job:
     """A job whose updates may be admitted.  `schema_bytes` is the size of its schema in a frame."""
 
-    def __init__(self, schema: JobSchema) -> None:
+    def __init__(self, schema: m.JobSchema) -> None:
         self.number = schema.number
         self.layout = Layout(schema.tensors)
         self.schema_bytes = len(encode(schema))
@@ -54,3 +58,37 @@ class Content:
             if offset <= where < end:
                 return tensor, (where - offset) // DTYPE_BYTES[tensor.dtype]
         raise AssertionError(f"byte {where} is in no tensor of the layout")
+
+
+class Sums:
+    """The checksum of a sealed object's data, computed while it is sent; or the one that it was sealed with."""
+
+    def __init__(self, arena: Arena, key: Key, wanted: bool = True) -> None:
+        self._sealed_with = arena.entry(key).checksum
+        computing = wanted and not self._sealed_with
+        self._sum = arrival(arena.data(key)) if computing else None
+        self.departed = self._sum.advance if self._sum is not None else None
+
+    def finish(self) -> int:
+        """All of the data has been sent."""
+        return self._sealed_with if self._sum is None else self._sum.finish()
+
+
+def check_room(offer: m.Offer, entry: Entry) -> None:
+    """Raises `Refused`: the partial that is offered does not fit the object that was granted for it."""
+    if offer.data_bytes != entry.data_bytes:
+        text = f"the slot has {entry.data_bytes} bytes, the partial {offer.data_bytes}"
+        raise Refused("wrong-size", "data_bytes", text)
+    if offer.meta_bytes > entry.meta_room:
+        text = f"the slot has room for {entry.meta_room} bytes of members, the partial has {offer.meta_bytes}"
+        raise Refused("wrong-size", "meta_bytes", text)
+
+
+def check_members(offer: m.Offer, meta: bytearray) -> None:
+    """Raises `Refused`: what came as the members of the offered partial are not those that it announced."""
+    try:
+        members = len(unpack_members(memoryview(meta)))
+    except RemoteFault as error:
+        raise Refused("bad-members", "members", f"the partial's members cannot be read: {error}") from error
+    if members != offer.members:
+        raise Refused("bad-members", "members", f"the partial announces {offer.members} members and names {members}")

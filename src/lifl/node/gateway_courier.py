@@ -24,7 +24,8 @@ from lifl.core.config import split_address
 from lifl.core.errors import ConfigError, LocalFault, Refused, RemoteFault
 from lifl.core.ids import Key
 from lifl.core.wire import FrameDecoder, encode
-from lifl.node.gateway_connection import DAMAGED, PEER_STALL_S, Shared, Sums, tune
+from lifl.node.gateway_connection import DAMAGED, PEER_STALL_S, Shared, tune
+from lifl.node.gateway_content import Sums
 from lifl.node.gateway_transfer import Receive, Send, Transfer, move
 from lifl.shm.arrival import arrival
 from lifl.shm.checksum import checksum

@@ -117,10 +117,10 @@ def mean(out: Vector, vectors: Sequence[Vector], weights: Sequence[float], keep:
 def _compiled_for(dtype: str, acc_dtype: str) -> native.CompiledFold | None:
     """The one place where the way is chosen: the compiled one wherever it exists.
 
-    No case loses.  GB/s of input, compiled / NumPy, of 2 and of 32 vectors of 11.7 million numbers, one core of a
-    Zen 5 that reads 36: float32 32 / 15 and 33 / 28, float64 29 / 20 and 31 / 26, bfloat16 26 / 6 and 32 / 12,
-    float16 9.5 / 4.2 and 10.7 / 7.9, int8 8.3 / 2.4 and 7.3 / 3.7, int32 26 / 6 and 29 / 11.  Onto a partial that is
-    there already (`keep`), one float32 vector 22 / 12, two 27 / 14.
+    One case loses.  GB/s of input, compiled / NumPy, of 2 and of 32 vectors of 11.7 million numbers (medians of 5), one
+    core of a Zen 4 that reads 28: float32 19 / 11 and 27 / 23, float64 20 / 13 and 19 / 22, bfloat16 16 / 5 and 23 / 9,
+    float16 5.0 / 2.6 and 8.6 / 6.2, int8 4.1 / 1.8 and 7.0 / 2.7, int32 12 / 5 and 24 / 9.  Onto a partial that is
+    there already (`keep`), one float32 vector 13 / 6.
     """
     return COMPILED if ACCUMULATOR.get(dtype) == acc_dtype else None
 
