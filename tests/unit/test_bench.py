@@ -130,7 +130,7 @@ def test_a_system_too_slow_or_too_large_is_left_out_of_a_cell_and_the_others_run
     next_ = rounds.Grid(small.workload, 2 * small.clients, "at once", [(lifl, "v"), (flower, "v"), (grpc, "v")], 2)
     outcome = Outcome()
     assert rounds.chosen([next_], [small], context, outcome) == [(lifl, "v"), (grpc, "v")]
-    assert outcome.absent == [f"{next_.title}: Flower (v) would take about 84 s, 40 s is the limit for a system"]
+    assert outcome.absent == [f"{next_.title}: Flower (v) would take about 84 s, 30 s is the limit for a system"]
     assert rounds.chosen([next_], [], context, outcome) == next_.kinds, "nothing is known yet"
     next_.kinds = next_.kinds[:2]
     assert rounds.chosen([next_], [small], context, outcome) == [], "one alone is no comparison"
