@@ -57,7 +57,7 @@ PATTERN_CLIENTS = 20
 VARIANT_CLIENTS = 8
 ROUNDS, ROUNDS_LATER, ROUNDS_MAX = 3, 2, 9
 """With the one that warms up: at the least in the first two cells, and in the others; at most where they are short."""
-TURNS_S = 3.0
+TURNS_S = 4.0
 """So long a system goes on with more rounds than the least."""
 SLOW_S, SLOW_S_PER_GB = 5.0, 3.0
 """A system whose first round in a cell took longer than both of these has no other one there: that one counts."""
@@ -343,7 +343,7 @@ def _goes_on(grid: Grid, entry: Entry, times: Sequence[Arrival]) -> bool:
         return True
     if value(entry.results[0], "whole_s") > grid.slow_s + times[-1].at_s:
         return False
-    return len(entry.results) < grid.turns(statistics.median(entry.turns_s) - times[-1].at_s)
+    return len(entry.results) < grid.turns(min(entry.turns_s) - times[-1].at_s)
 
 
 def _round(grid: Grid, one: System, entry: Entry, times: Sequence[Arrival], outcome: Outcome) -> bool:
