@@ -31,8 +31,10 @@ from collections.abc import Callable
 
 from lifl.shm.arrival import Arrival
 
-LOW_WATER_BYTES = 1024 * 1024
-"""A waiting receiver is woken when this much has come (or the last bytes): fewer, larger pieces."""
+LOW_WATER_BYTES = 512 * 1024
+"""A waiting receiver is woken when this much has come (or the last bytes): fewer, larger pieces.  Not more: the kernel
+gives a socket that is read in this way a buffer of about 1.6 MB, and a lone sender stands still while it is full.
+Measured, one client: 0.98 of what a bare loop receives with 512 and 640 KiB, 0.87 with 768 KiB and 1 MiB."""
 TURN_BYTES = 16 * 1024 * 1024
 """What one socket may move before it is looked whether an older one is ready."""
 STAY_MS = 2
