@@ -170,18 +170,25 @@ def answer(**what: Any) -> None:
 
 @dataclass
 class Cell:
-    """One thing measured: `values` in `unit`, one for each repetition; `cpu` beside them in the group's CPU unit."""
+    """One thing measured: `values` in `unit`, one for each repetition.
+
+    Beside them `cpu`, in the group's CPU unit, and `grown_mb`, the memory of their own that the processes took at the
+    most, beyond what they had.
+    """
 
     name: str
     unit: str
     values: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
+    grown_mb: list[float] = field(default_factory=list)
 
-    def add(self, value: float, cpu: float | None = None) -> None:
+    def add(self, value: float, cpu: float | None = None, grown_mb: float | None = None) -> None:
         """One repetition."""
         self.values.append(value)
         if cpu is not None:
             self.cpu.append(cpu)
+        if grown_mb is not None:
+            self.grown_mb.append(grown_mb)
 
     @property
     def median(self) -> float:
@@ -191,8 +198,17 @@ class Cell:
     def row(self) -> list[str]:
         """As a line of its group's table."""
         spread = f"{number(min(self.values))} – {number(max(self.values))}"
-        cpu = number(statistics.median(self.cpu)) if self.cpu else ""
-        return [self.name, self.unit, number(self.median), spread, cpu, str(len(self.values))]
+        beside = [number(statistics.median(values)) if values else "" for values in (self.cpu, self.grown_mb)]
+        return [self.name, self.unit, number(self.median), spread, *beside, str(len(self.values))]
+
+    def builtins(self) -> dict[str, Any]:
+        """For JSON."""
+        return vars(self)
+
+
+def cells_head(cpu_unit: str) -> list[str]:
+    """What stands above `Cell.row`."""
+    return ["", "unit", "median", "min – max", f"CPU, {cpu_unit}", "memory grown, MB", "n"]
 
 
 @dataclass
@@ -230,15 +246,15 @@ class Group:
 
     def markdown(self) -> str:
         """Title, table, explanation."""
-        head = ["", "unit", "median", "min – max", f"CPU, {self.cpu_unit}", "n"]
-        return f"## {self.title}\n\n{table(head, [cell.row() for cell in self.cells])}\n\n{self.about}\n"
+        shown = table(cells_head(self.cpu_unit), [cell.row() for cell in self.cells])
+        return f"## {self.title}\n\n{shown}\n\n{self.about}\n"
 
     def builtins(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "title": self.title,
             "cpu_unit": self.cpu_unit,
-            "cells": [{"name": c.name, "unit": c.unit, "values": c.values, "cpu": c.cpu} for c in self.cells],
+            "cells": [cell.builtins() for cell in self.cells],
         }
 
 

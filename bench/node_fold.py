@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from functools import partial as partial_of
 
 import numpy as np
-from measure import Cell, Group, Helper, Target, answer, orders
+from measure import Cell, Group, Helper, Target, answer, grown_bytes, orders
 
 from lifl.client.tensors import numpy_dtype
 from lifl.core.ids import Key, Kind
@@ -96,9 +96,10 @@ def run(quick: bool) -> Group:
 
 def _rate(helper: Helper, what: str, count: int, nbytes: int, pass_bytes: int, cell: Cell) -> float:
     times = max(1, pass_bytes // (count * nbytes))
-    got = helper.ask(what=what, count=count, times=times)
+    with grown_bytes([helper.pid]) as grown:
+        got = helper.ask(what=what, count=count, times=times)
     gigabytes = times * count * nbytes / 1e9
-    cell.add(gigabytes / got["wall_s"], got["cpu_s"] / gigabytes)
+    cell.add(gigabytes / got["wall_s"], got["cpu_s"] / gigabytes, grown[0] / 1e6)
     return float(gigabytes / got["wall_s"])
 
 

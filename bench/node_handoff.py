@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from measure import REPLY_S, Cell, Group, Helper, Target, answer, orders
+from measure import REPLY_S, Cell, Group, Helper, Target, answer, grown_bytes, orders
 from redirectors import kinds
 
 from lifl.core.ids import Key, Kind, Record
@@ -81,9 +81,10 @@ def run(quick: bool) -> Group:
             for (size, way), cell in cells.items():
                 if way == COPY and repetition % COPY_EVERY and repetition >= 0:
                     continue
-                measured = handoffs.measure(size, way)
+                with grown_bytes(handoffs.pids(way)) as grown:
+                    measured = handoffs.measure(size, way)
                 if repetition >= 0:
-                    cell.add(*measured)
+                    cell.add(*measured, grown[0] / 1e6)
         return Group(
             "handoff",
             "Hand-off of one update between two processes, by key",

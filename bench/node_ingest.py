@@ -32,7 +32,7 @@ from typing import TypeVar
 
 import msgspec
 import numpy as np
-from measure import END_S, HELPER_ENVIRONMENT, Cell, Group, Helper, Target, answer, cpu_s, orders
+from measure import END_S, HELPER_ENVIRONMENT, Cell, Group, Helper, Target, answer, cpu_s, grown_bytes, orders
 
 from lifl.client.stream import Stream
 from lifl.client.tensors import Update
@@ -98,10 +98,12 @@ def run(quick: bool) -> Group:
                 rate: dict[str, float] = {}
                 for way in WAYS:
                     before_s = cpu_s([pids[way]])
-                    rate[way], sent_cpu = _burst(senders[:n], way, addresses[way], updates[n], layout)
+                    with grown_bytes([pids[way]]) as grown:
+                        rate[way], sent_cpu = _burst(senders[:n], way, addresses[way], updates[n], layout)
                     gigabytes = n * updates[n] * layout.data_bytes / 1e9
                     if repetition >= 0:
-                        rates[way, n].add(rate[way], (cpu_s([pids[way]]) - before_s) / gigabytes)
+                        spent_s = (cpu_s([pids[way]]) - before_s) / gigabytes
+                        rates[way, n].add(rate[way], spent_s, grown[0] / 1e6)
                         senders_cpu[way, n].add(sent_cpu / gigabytes)
                         if way != WAYS[0]:
                             fractions[way, n].add(rate[way] / rate[WAYS[0]])

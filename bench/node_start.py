@@ -23,7 +23,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
-from measure import HELPER_ENVIRONMENT, REPLY_S, Cell, Group, Target, cpu_s
+import psutil
+from measure import HELPER_ENVIRONMENT, REPLY_S, Cell, Group, Target, cpu_s, grown_bytes
 from redirectors import kinds
 
 from lifl.core import messages as m
@@ -45,6 +46,8 @@ ADDRESS = 1
 ASLEEP_S = 0.005
 """So long a warm worker is left alone, so that it really sleeps."""
 COLD_MS, WARM_MS = 6.0, 0.3
+Measured = tuple[float, float, float]
+"""ms; CPU ms; MB of memory of its own that the worker took, of a cold start all that it has."""
 
 
 def run(quick: bool) -> Group:
@@ -66,19 +69,19 @@ def run(quick: bool) -> Group:
                     first, others, keys, next_ones = bench.life(redirector, life)
                 if repetition >= 0:
                     cold[kind].add(*first)
-                    for ms, cpu_ms in others:
-                        warm[kind].add(ms, cpu_ms)
-                    for ms, cpu_ms in keys:
-                        keyed[kind].add(ms, cpu_ms)
-                    for ms in next_ones:
-                        promoted[kind].add(ms)
+                    for each in others:
+                        warm[kind].add(*each)
+                    for each in keys:
+                        keyed[kind].add(*each)
+                    for each in next_ones:
+                        promoted[kind].add(*each)
     return Group(
         "start",
         "Starting an aggregator, to the first instruction of its first task",
         "Cold: registration, fork from the zygote, port opened, ready, TaskStart read. Warm: TaskStart to a worker that"
         " sleeps. Promoted: a middle task's TaskStart to the worker whose leaf task was just done. Key sent to task"
         " done: the key of a 4 kB update wakes a worker that waits for it; fold, seal and the"
-        " message back are in it.",
+        " message back are in it. Memory: what is the worker's alone, of a cold start all that it has.",
         "ms of zygote and worker",
         [*cold.values(), *warm.values(), *promoted.values(), *keyed.values()],
         [Target(cell.name, "ms", COLD_MS, cell.median) for cell in cold.values()]
@@ -112,8 +115,8 @@ class Bench:
         self.arena.seal(key, 1.0, 1)
         return key
 
-    def life(self, redirector: Any, life: ExitStack) -> tuple[tuple[float, float], list[Any], list[Any], list[float]]:
-        """One worker's life: (ms, CPU ms) of its cold start, of warm ones, of keys' ways; ms of promotions."""
+    def life(self, redirector: Any, life: ExitStack) -> tuple[Measured, list[Measured], list[Measured], list[Measured]]:
+        """One worker's life: its cold start; its warm ones, keys' ways and promotions."""
         self._worker += 1
         zygote_s = cpu_s([self._zygote_pid])
         begun_ns = time.monotonic_ns()
@@ -131,21 +134,25 @@ class Bench:
         started_ns, _done_ns, _ = self._complete(redirector, link, place.slot, self._update)
         self.arena.free(output)
         spent_ms = (worker_s + cpu_s([self._zygote_pid]) - zygote_s) * 1e3
-        cold = ((started_ns - begun_ns) / 1e6, spent_ms)
+        cold = ((started_ns - begun_ns) / 1e6, spent_ms, psutil.Process(pid).memory_full_info().uss / 1e6)
         warm, keyed, promoted = [], [], []
         for _ in range(WARM_PER_COLD):
             time.sleep(ASLEEP_S)
-            before_s = cpu_s([pid])
-            begun_ns = time.monotonic_ns()
-            output = self._start(link)
-            started_ns, done_ns, sent_ns = self._complete(redirector, link, place.slot, self._update)
-            spent_ms = (cpu_s([pid]) - before_s) * 1e3
-            warm.append(((started_ns - begun_ns) / 1e6, spent_ms))
-            keyed.append(((done_ns - sent_ns) / 1e6, spent_ms))
-            begun_ns = time.monotonic_ns()
-            merged = self._start(link, "middle")
-            started_ns, _, _ = self._complete(redirector, link, place.slot, output)
-            promoted.append((started_ns - begun_ns) / 1e6)
+            with grown_bytes([pid]) as grown:
+                before_s = cpu_s([pid])
+                begun_ns = time.monotonic_ns()
+                output = self._start(link)
+                started_ns, done_ns, sent_ns = self._complete(redirector, link, place.slot, self._update)
+                spent_ms = (cpu_s([pid]) - before_s) * 1e3
+            warm.append(((started_ns - begun_ns) / 1e6, spent_ms, grown[0] / 1e6))
+            keyed.append(((done_ns - sent_ns) / 1e6, spent_ms, grown[0] / 1e6))
+            with grown_bytes([pid]) as grown:
+                before_s = cpu_s([pid])
+                begun_ns = time.monotonic_ns()
+                merged = self._start(link, "middle")
+                started_ns, _, _ = self._complete(redirector, link, place.slot, output)
+                spent_ms = (cpu_s([pid]) - before_s) * 1e3
+            promoted.append(((started_ns - begun_ns) / 1e6, spent_ms, grown[0] / 1e6))
             self.arena.free(output)
             self.arena.free(merged)
         link.send(wm.Retire())

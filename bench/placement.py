@@ -9,6 +9,7 @@ medians and the best, in milliseconds.  `bisect` is best-fit client by client ov
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from bisect import bisect_left, insort
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 import numpy as np
-from measure import Cell, Group, Target
+from measure import Cell, Group, Target, grown_bytes
 
 from lifl.core.placement import Policy, assign
 from lifl.core.plan import NodeFacts, PlanRequest, make_plan
@@ -79,9 +80,11 @@ def run(quick: bool) -> Group:
         here = {name: Cell(f"{name}, {clients:,} clients × {nodes:,} nodes", "ms") for name in cases}
         for _ in range(1 if quick else REPEATS):
             for name, case in cases.items():
-                begun_s, begun_cpu_s = time.perf_counter(), time.process_time()
-                case()
-                here[name].add((time.perf_counter() - begun_s) * 1e3, (time.process_time() - begun_cpu_s) * 1e3)
+                with grown_bytes([os.getpid()]) as grown:
+                    begun_s, begun_cpu_s = time.perf_counter(), time.process_time()
+                    case()
+                    took_ms, spent_ms = (time.perf_counter() - begun_s) * 1e3, (time.process_time() - begun_cpu_s) * 1e3
+                here[name].add(took_ms, spent_ms, grown[0] / 1e6)
         cells += here.values()
         best = here["best-fit, mixed demands"]
         targets.append(Target(best.name, "ms", goal_ms, best.median))

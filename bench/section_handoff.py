@@ -8,7 +8,6 @@ Memory is what all processes on the way took of their own at the most, beyond wh
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import node_handoff
-from measure import Cell, Helper, Target, cpu_s, grown_bytes, number
+from measure import Cell, Helper, Target, cells_head, cpu_s, grown_bytes
 from redirectors import kinds
 from systems import serverful, serverless
 from systems.broker import Broker, ended, proxied
@@ -25,9 +24,9 @@ from systems.interface import RECYCLING, TUNED, Context, Outcome, Plot, Table
 
 NAME = "handoff"
 TITLE = "Hand-off of one update between two aggregators"
-BUDGET_S = 75.0
+BUDGET_S = 60.0
 QUICK_BUDGET_S = 20.0
-REPETITIONS, QUICK_REPETITIONS = 7, 1
+REPETITIONS, QUICK_REPETITIONS = 5, 1
 KEYS_PER_REPETITION = 5
 """Hand-offs by key are so short that each repetition has several of them."""
 STARTING_BYTES = 60_000_000
@@ -51,7 +50,6 @@ def run(context: Context) -> Outcome:
     ready = {system.name for system in context.systems}
     outcome.absent = [f"{name}: is not there" for name in ("SF", "SL") if name not in ready]
     tables: dict[str, list[Cell]] = {}
-    memory: dict[tuple[str, str], list[float]] = {}
     left_bytes = sum(sizes.values()) + STARTING_BYTES * len(sizes)
     for size, nbytes in reversed(sizes.items()):
         # The time goes by the size, as the hand-offs do.
@@ -70,22 +68,13 @@ def run(context: Context) -> Outcome:
                         with grown_bytes(way.pids) as grown:
                             measured = way.measure()
                         if repetition >= 0:
-                            cells[name].add(*measured)
-                            memory.setdefault((size, name), []).append(grown[0] / 1e6)
+                            cells[name].add(*measured, grown[0] / 1e6)
         tables[size] = list(cells.values())
-    head = ["way", "unit", "median", "min – max", "CPU of all on the way, ms", "n", "memory grown, MB"]
+    head = cells_head("ms of all on the way")
     outcome.tables = [
-        Table(
-            f"An update of {size}",
-            head,
-            [[*cell.row(), number(statistics.median(memory[size, cell.name]))] for cell in cells],
-        )
-        for size, cells in reversed(tables.items())
+        Table(f"An update of {size}", head, [cell.row() for cell in cells]) for size, cells in reversed(tables.items())
     ]
-    outcome.data = {
-        size: [{"name": c.name, "ms": c.values, "cpu_ms": c.cpu, "grown_mb": memory[size, c.name]} for c in cells]
-        for size, cells in tables.items()
-    }
+    outcome.data = {size: [cell.builtins() for cell in cells] for size, cells in tables.items()}
     outcome.plots = [Plot("handoff", "Hand-off of one update, ms (median)", partial(_bars, tables))]
     largest = next(iter(tables))
     outcome.targets = targets(largest, {cell.name: cell.median for cell in tables[largest]})

@@ -10,13 +10,13 @@ import node_fold
 import node_ingest
 import node_start
 import placement
-from measure import Cell, Group
+from measure import Cell, Group, cells_head
 from redirectors import kinds
 from systems.interface import Context, Outcome, Plot, Table
 
 NAME = "node"
 TITLE = "The parts of one node"
-BUDGET_S = 90.0
+BUDGET_S = 85.0
 QUICK_BUDGET_S = 40.0
 GROUPS = {
     "fold": node_fold.run,
@@ -39,8 +39,8 @@ def run(context: Context) -> Outcome:
         except Exception as error:  # noqa: BLE001 - the other groups are worth having
             outcome.failures.append(f"{name}: {error!r}")
             continue
-        head = ["", "unit", "median", "min – max", f"CPU, {group.cpu_unit}", "n"]
-        outcome.tables.append(Table(group.title, head, [cell.row() for cell in group.cells], group.about))
+        rows = [cell.row() for cell in group.cells]
+        outcome.tables.append(Table(group.title, cells_head(group.cpu_unit), rows, group.about))
         outcome.plots.append(Plot(f"node-{name}", group.title, partial(_bars, group.cells)))
         outcome.targets += group.targets
         outcome.data[name] = group.builtins()

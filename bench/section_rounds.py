@@ -9,7 +9,7 @@ and both figures are the same).
 Cells come in the order of what they tell.  Before a cell it is reckoned for each system by itself, from what it took
 before, whether it fits in the memory and in the time: one that does not is left out of that cell, with the reason, and
 the others run.  Each LIFL cell has two of its rows: the default (a tree), and flat, which is right for one node.
-LIFL's variants that are a job's own setting take turns on one node, and the three kinds of arrival with 20 clients have
+LIFL's variants that are a job's own setting take turns on one node, and the three kinds of arrival with 8 clients have
 the same servers: where a row has no first round, the servers had been warmed up by another row's.
 All run with a malloc that recycles in the first cell, SF in the second, too: there is no time for more.
 """
@@ -48,21 +48,20 @@ from traces import arrivals
 
 NAME = "rounds"
 TITLE = "Rounds: from the updates to the model"
-BUDGET_S = 480.0
+BUDGET_S = 560.0
 QUICK_BUDGET_S = 45.0
 CLIENTS = (8, 20, 32, 60, 100)
 DEPTHS = (18, 34, 152)
 PATTERNS = ("at once", "steady", "bursts")
-PATTERN_CLIENTS = 20
 VARIANT_CLIENTS = 8
-ROUNDS, ROUNDS_LATER, ROUNDS_MAX = 3, 2, 9
+ROUNDS, ROUNDS_LATER, ROUNDS_MAX = 3, 2, 7
 """With the one that warms up: at the least in the first two cells, and in the others; at most where they are short."""
-TURNS_S = 4.0
+TURNS_S = 3.0
 """So long a system goes on with more rounds than the least."""
 SLOW_S, SLOW_S_PER_GB = 5.0, 3.0
 """A system whose first round in a cell took longer than both of these has no other one there: that one counts."""
-SYSTEM_S, STAND_S = 30.0, 60.0
-"""A system may take so long in a cell, or in the three with 20 clients, or is left out there; not in the first ones."""
+SYSTEM_S = 30.0
+"""A system may take so long in a cell, or is left out there; not in the first ones."""
 COMPARED_CLIENTS = 32
 AGAIN_TUNED = ("SF",)
 """Systems that run with a malloc that recycles in the second cell, too."""
@@ -179,7 +178,7 @@ def run(context: Context) -> Outcome:
 def plan(context: Context) -> list[list[Grid]]:
     """All cells, the most telling ones first; within a cell each system as it is recommended, then the other kinds.
 
-    Cells of one list are measured one after the other with the same systems, without starting them again.
+    Cells of one list are measured one after the other with the systems of the first, without starting them again.
     """
     first = [(system, system.variants()[0]) for system in context.systems]
     every = [(system, variant) for system in context.systems for variant in system.variants()]
@@ -198,14 +197,15 @@ def plan(context: Context) -> list[list[Grid]]:
         if variant + TUNED in system.variants() and system.name in AGAIN_TUNED
     ]
     models = [resnet(depth, context.seed).saved(context.folder) for depth in DEPTHS]
+    own = [(system, variant) for system, variant in every if system.name == "LIFL"]
+    arriving = own + [kind for kind in first if kind[0].name != "LIFL"]
     stands = [
-        [Grid(models[0], VARIANT_CLIENTS, "at once", every, ROUNDS, system_s=float("inf"))],
+        [Grid(models[0], VARIANT_CLIENTS, "at once", every, ROUNDS, system_s=float("inf"))]
+        + [Grid(models[0], VARIANT_CLIENTS, pattern, arriving, 1) for pattern in PATTERNS[1:]],
         [Grid(models[0], COMPARED_CLIENTS, "at once", usual + tuned, ROUNDS, system_s=float("inf"))],
-        [Grid(models[0], PATTERN_CLIENTS, "at once", usual, ROUNDS_LATER, STAND_S)]
-        + [Grid(models[0], PATTERN_CLIENTS, pattern, usual, 1) for pattern in PATTERNS[1:]],
     ]
-    # Many clients, then something of each model, then both.
-    rest = [(18, 60), (18, 100), (152, 8), (34, 20), (34, 60), (152, 20), (34, 100), (152, 32)]
+    # Many clients, then something of each model, then what lies between, then both.
+    rest = [(18, 100), (152, 8), (34, 20), (18, 20), (18, 60), (152, 20), (34, 60), (34, 100), (152, 32)]
     rest += [(depth, n) for depth in DEPTHS[1:] for n in CLIENTS if (depth, n) not in rest]
     of = dict(zip(DEPTHS, models, strict=True))
     return stands + [[Grid(of[depth], n, "at once", usual, ROUNDS_LATER)] for depth, n in rest]
@@ -273,7 +273,10 @@ def measure(stand: Sequence[Grid], kinds: Sequence[Kind], context: Context, outc
             for grid in stand:
                 grid.together = len(groups) == 1
                 if grid is not stand[0]:
-                    running = [(one, Entry(entry.system, entry.variant, warm=True)) for one, entry in running]
+                    wanted = {(system.name, variant) for system, variant in grid.kinds}
+                    rows = [Entry(entry.system, entry.variant, warm=True) for _, entry in running]
+                    there = zip((one for one, _ in running), rows, strict=True)
+                    running = [(one, row) for one, row in there if (row.system, row.variant) in wanted]
                 grid.entries += [entry for _, entry in running]
                 times = arrivals(grid.pattern, grid.clients, grid.workload.nbytes, context.seed)
                 while turn := [each for each in running if _goes_on(grid, each[1], times)]:

@@ -36,7 +36,7 @@ def arrivals(pattern: str, clients: int, nbytes: int, seed: int) -> list[Arrival
 
 
 def _bursts(clients: int, day_s: float, chance: random.Random) -> list[float]:
-    late = int(clients * STRAGGLERS)
+    late = round(clients * STRAGGLERS)
     times: list[float] = []
     while len(times) < clients - late:
         # Of a rate 1 - cos(2 pi t): by rejection.
