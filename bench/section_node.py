@@ -16,7 +16,7 @@ from systems.interface import Context, Outcome, Plot, Table
 
 NAME = "node"
 TITLE = "The parts of one node"
-BUDGET_S = 85.0
+BUDGET_S = 75.0
 QUICK_BUDGET_S = 40.0
 GROUPS = {
     "fold": node_fold.run,

@@ -11,7 +11,7 @@ before, whether it fits in the memory and in the time: one that does not is left
 the others run.  Each LIFL cell has two of its rows: the default (a tree), and flat, which is right for one node.
 LIFL's variants that are a job's own setting take turns on one node, and the three kinds of arrival with 8 clients have
 the same servers: where a row has no first round, the servers had been warmed up by another row's.
-All run with a malloc that recycles in the first cell, SF in the second, too: there is no time for more.
+All run with a malloc that recycles in the first cell: there is no time for more.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from traces import arrivals
 
 NAME = "rounds"
 TITLE = "Rounds: from the updates to the model"
-BUDGET_S = 560.0
+BUDGET_S = 545.0
 QUICK_BUDGET_S = 45.0
 CLIENTS = (8, 20, 32, 60, 100)
 DEPTHS = (18, 34, 152)
@@ -60,11 +60,10 @@ TURNS_S = 3.0
 """So long a system goes on with more rounds than the least."""
 SLOW_S, SLOW_S_PER_GB = 5.0, 3.0
 """A system whose first round in a cell took longer than both of these has no other one there: that one counts."""
-SYSTEM_S = 30.0
-"""A system may take so long in a cell, or is left out there; not in the first ones."""
+SYSTEM_S, MANY_S = 30.0, 45.0
+"""A system may take so long in a cell (of `MANY_CLIENTS` or more), or is left out there; not in the first ones."""
+MANY_CLIENTS = 60
 COMPARED_CLIENTS = 32
-AGAIN_TUNED = ("SF",)
-"""Systems that run with a malloc that recycles in the second cell, too."""
 QUICK_CLIENTS, QUICK_WIDTH = 6, 8
 FLOWER_TIMES, NVFLARE_TIMES = 10.0, 4.0
 OVERHEAD_S = 0.005
@@ -191,24 +190,22 @@ def plan(context: Context) -> list[list[Grid]]:
         ]
     also = [(system, variant) for system, variant in every if variant in ALSO.get(system.name, ())]
     usual = [kind for one in first for kind in (one, *(other for other in also if other[0] is one[0]))]
-    tuned = [
-        (system, variant + TUNED)
-        for system, variant in first
-        if variant + TUNED in system.variants() and system.name in AGAIN_TUNED
-    ]
     models = [resnet(depth, context.seed).saved(context.folder) for depth in DEPTHS]
     own = [(system, variant) for system, variant in every if system.name == "LIFL"]
     arriving = own + [kind for kind in first if kind[0].name != "LIFL"]
     stands = [
         [Grid(models[0], VARIANT_CLIENTS, "at once", every, ROUNDS, system_s=float("inf"))]
         + [Grid(models[0], VARIANT_CLIENTS, pattern, arriving, 1) for pattern in PATTERNS[1:]],
-        [Grid(models[0], COMPARED_CLIENTS, "at once", usual + tuned, ROUNDS, system_s=float("inf"))],
+        [Grid(models[0], COMPARED_CLIENTS, "at once", usual, ROUNDS, system_s=float("inf"))],
     ]
     # Many clients, then something of each model, then what lies between, then both.
     rest = [(18, 100), (152, 8), (34, 20), (18, 20), (18, 60), (152, 20), (34, 60), (34, 100), (152, 32)]
     rest += [(depth, n) for depth in DEPTHS[1:] for n in CLIENTS if (depth, n) not in rest]
     of = dict(zip(DEPTHS, models, strict=True))
-    return stands + [[Grid(of[depth], n, "at once", usual, ROUNDS_LATER)] for depth, n in rest]
+    return stands + [
+        [Grid(of[depth], n, "at once", usual, ROUNDS_LATER, MANY_S if n >= MANY_CLIENTS else SYSTEM_S)]
+        for depth, n in rest
+    ]
 
 
 def chosen(stand: Sequence[Grid], done: Sequence[Grid], context: Context, outcome: Outcome) -> list[Kind]:

@@ -28,7 +28,7 @@ from lifl.core.plan import Costs, NodeFacts, Plan, PlanRequest, make_plan
 
 NAME = "scale"
 TITLE = "Scale by simulation"
-BUDGET_S = 30.0
+BUDGET_S = 25.0
 QUICK_BUDGET_S = 15.0
 NODES, CLIENTS = (1, 10, 100, 1_000), (100, 1_000, 10_000, 100_000, 1_000_000)
 SIMULATED = ((1, 100), (1, 1_000), (10, 1_000), (100, 1_000), (10, 10_000), (100, 10_000), (1_000, 10_000))
@@ -83,7 +83,7 @@ def run(context: Context) -> Outcome:
         outcome.failures.append("no round could be simulated")
     outcome.tables = [_planned_table(cells, told), _simulated_table(simulated)]
     if simulated:
-        outcome.tables.append(_limits_table(costs, model_bytes, simulated, cells))
+        outcome.tables.append(_limits_table(costs, model_bytes, simulated))
     outcome.plots = [Plot("scale", "all updates at once: until the model (planned)", partial(_lines, cells))]
     outcome.data = {
         "costs": told,
@@ -202,7 +202,7 @@ def _simulated_table(simulated: list[dict[str, float]]) -> Table:
     return Table("Simulated: the round machine on a virtual clock", [*head, "coordinator, µs a client"], rows, about)
 
 
-def _limits_table(costs: Costs, model_bytes: int, simulated: list[dict[str, float]], cells: list[Cell]) -> Table:
+def _limits_table(costs: Costs, model_bytes: int, simulated: list[dict[str, float]]) -> Table:
     """Where it stops scaling, reckoned from the figures above."""
     # Of several nodes: on one the coordinator's engine is the agent of all clients as well.
     several = [each for each in simulated if each["nodes"] > 1] or simulated
@@ -233,15 +233,6 @@ def _limits_table(costs: Costs, model_bytes: int, simulated: list[dict[str, floa
         f"through the simulated rounds gives {least_s * 1e6:.0f} µs of one core for each client, and "
         f"{more_s * 1e9:.1f} ns more for each other client of the round."
     )
-    idle = [c for c in cells if c.plan and c.limit == "ingest" and len(c.plan.used) < c.nodes]
-    if idle:
-        worst = max(idle, key=lambda cell: cell.limits_s["ingest"])
-        assert worst.plan
-        about += (
-            "  The planner counts how long updates occupy an aggregator, not the gateway: of the "
-            f"{worst.clients:,} updates that come in {worst.arrival_s:g} s it gives all to {len(worst.plan.used)} of "
-            f"{worst.nodes:,} nodes, whose ingest then takes {number(worst.limits_s['ingest'])} s."
-        )
     return Table("Where it stops scaling", [*head, "the coordinator, s", "the longest"], rows, about)
 
 

@@ -301,6 +301,17 @@ def test_more_is_held_than_the_round_counts() -> None:
         replan(request, make_plan(request), [Held("a", "a", accepted=5)])
 
 
+def test_within_a_window_a_node_takes_no_more_than_its_gateway_receives() -> None:
+    window = {"arrival_s": 2.0, "costs": Costs(ingest_bytes_per_s=5.0 * MODEL)}  # 10 updates
+    some = make_plan(ask([1e6] * 4, 25, **window))
+    assert sorted(p.updates for p in some.nodes) == [0, 5, 10, 10] and not any(p.spilled for p in some.nodes)
+    more = make_plan(ask([1e6] * 4, 100, **window))
+    assert [p.updates for p in more.nodes] == [25] * 4, "what is beyond that is shared"
+    assert sum(p.spilled for p in more.nodes) == 60
+    at_once = make_plan(ask([1e6] * 4, 100, costs=window["costs"]))
+    assert [p.updates for p in at_once.nodes] == [100, 0, 0, 0]
+
+
 def test_leaves_follow_the_load() -> None:
     at_once = part(make_plan(ask([20], 12)), "a")
     assert (at_once.queue, at_once.leaves, at_once.leaf_tasks) == (12.0, 6, 6)

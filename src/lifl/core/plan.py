@@ -6,8 +6,9 @@ logged request.  It goes in four steps:
 
 1. *Updates to nodes* by the policy on residual capacity (`core/placement.py`).  An update counts with the share of an
    aggregator that it occupies, execution time / arrival window, so a node's updates are its Q = k * E; when all come
-   at once that is 1 each.  Best-fit first narrows the nodes to the fewest that hold everything, those that work
-   for the round already coming first; without that, unequal capacities would make it fill every small node.
+   at once that is 1 each.  Within a window a node takes no more than its gateway can receive.  Best-fit first narrows
+   the nodes to the fewest that hold everything, those that work for the round already coming first; without that,
+   unequal capacities would make it fill every small node.
    A node whose arena cannot hold the least that a leaf and its path need takes none.
 2. *Leaves*: ceil(Q / fan_in) aggregators at a time, bounded by the node's leaf tasks, its workers and its arena.
    Where more partials come together than the top takes itself (elsewhere: more than one) there is a middle.
@@ -481,6 +482,9 @@ def _place(request: PlanRequest, nodes: list[_Node]) -> None:
     demand = max(node.demand for node in takers)
     units = {node.name: math.floor(node.facts.residual * UNITS_PER_UPDATE) for node in takers}
     for node in takers:
+        if request.arrival_s:
+            received = math.floor(request.arrival_s * request.costs.ingest_bytes_per_s / request.model_bytes)
+            units[node.name] = min(units[node.name], received * demand)
         units[node.name] -= node.coming * demand
     able = len(takers)
     if request.policy == "best-fit":
