@@ -35,7 +35,7 @@ from lifl.worker.task import vector
 UPDATE_BYTES, QUICK_BYTES = 46_800_000, 400_000
 COUNTS = (2, 8, 32)
 REPETITIONS, QUICK_REPETITIONS = 15, 3
-PASS_BYTES = 3_000_000_000
+PASS_BYTES = 2_000_000_000
 """About so much is read in one timing, in as many folds as that takes."""
 QUICK_PASS_BYTES = 10_000_000
 TARGET_FRACTIONS = {2: 0.8, 8: 0.85, 32: 0.85}

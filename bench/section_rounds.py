@@ -48,7 +48,7 @@ from traces import arrivals
 
 NAME = "rounds"
 TITLE = "Rounds: from the updates to the model"
-BUDGET_S = 545.0
+BUDGET_S = 525.0
 QUICK_BUDGET_S = 45.0
 CLIENTS = (8, 20, 32, 60, 100)
 DEPTHS = (18, 34, 152)
@@ -56,7 +56,7 @@ PATTERNS = ("at once", "steady", "bursts")
 VARIANT_CLIENTS = 8
 ROUNDS, ROUNDS_LATER, ROUNDS_MAX = 3, 2, 7
 """With the one that warms up: at the least in the first two cells, and in the others; at most where they are short."""
-TURNS_S = 3.0
+TURNS_S = 2.5
 """So long a system goes on with more rounds than the least."""
 SLOW_S, SLOW_S_PER_GB = 5.0, 3.0
 """A system whose first round in a cell took longer than both of these has no other one there: that one counts."""
