@@ -16,7 +16,7 @@ from systems.interface import Context, Outcome, Plot, Table
 
 NAME = "node"
 TITLE = "The parts of one node"
-BUDGET_S = 85.0
+BUDGET_S = 75.0
 QUICK_BUDGET_S = 40.0
 GROUPS = {
     "fold": node_fold.run,
@@ -24,7 +24,7 @@ GROUPS = {
     "start": node_start.run,
     "placement": placement.run,
 }
-EXPECTED_S = {"fold": 25.0, "ingest": 45.0, "start": 12.0, "placement": 5.0}
+EXPECTED_S = {"fold": 25.0, "ingest": 40.0, "start": 10.0, "placement": 3.0}
 
 
 def run(context: Context) -> Outcome:

@@ -28,7 +28,7 @@ from lifl.core.plan import Costs, NodeFacts, Plan, PlanRequest, make_plan
 
 NAME = "scale"
 TITLE = "Scale by simulation"
-BUDGET_S = 18.0
+BUDGET_S = 12.0
 QUICK_BUDGET_S = 15.0
 NODES, CLIENTS = (1, 10, 100, 1_000), (100, 1_000, 10_000, 100_000, 1_000_000)
 SIMULATED = ((1, 100), (1, 1_000), (10, 1_000), (100, 1_000), (10, 10_000), (100, 10_000), (1_000, 10_000))
