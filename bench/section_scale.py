@@ -206,7 +206,7 @@ def _limits_table(costs: Costs, model_bytes: int, simulated: list[dict[str, floa
     """Where it stops scaling, reckoned from the figures above."""
     # Of several nodes: on one the coordinator's engine is the agent of all clients as well.
     several = [each for each in simulated if each["nodes"] > 1] or simulated
-    sizes, each_s = zip(*((each["clients"], each["home_s"] / each["clients"]) for each in several), strict=True)
+    sizes, each_s = zip(*((each["nodes"], each["home_s"] / each["clients"]) for each in several), strict=True)
     more_s, least_s = np.polyfit(sizes, each_s, 1) if len(set(sizes)) > 1 else (0.0, each_s[0])
     more_s = max(0.0, float(more_s))
     rows = []
@@ -217,7 +217,7 @@ def _limits_table(costs: Costs, model_bytes: int, simulated: list[dict[str, floa
         best = min(max(1, round(wanted)), clients)
         ingest_s = ingest_bytes / best / costs.ingest_bytes_per_s
         link_s = (best - 1) * partial_bytes / costs.link_bytes_per_s
-        coordinator_s = clients * (max(0.0, float(least_s)) + more_s * clients)
+        coordinator_s = clients * (max(0.0, float(least_s)) + more_s * best)
         rows.append(
             [f"{clients:,}", f"{best:,}", number(ingest_s), number(link_s), number(coordinator_s)]
             + ["the coordinator" if coordinator_s > ingest_s + link_s else "ingest and the top's link"]
@@ -231,7 +231,7 @@ def _limits_table(costs: Costs, model_bytes: int, simulated: list[dict[str, floa
         f"A partial is the model and room for {MEMBER_BYTES_MAX} bytes about each client of the round, with a million "
         "clients more than the model.  One coordinator decides for all clients; a line "
         f"through the simulated rounds gives {least_s * 1e6:.0f} µs of one core for each client, and "
-        f"{more_s * 1e9:.1f} ns more for each other client of the round."
+        f"{more_s * 1e9:.0f} ns more for each node of the round: it looks at all nodes to choose one for a client."
     )
     return Table("Where it stops scaling", [*head, "the coordinator, s", "the longest"], rows, about)
 
