@@ -275,14 +275,13 @@ def measure(stand: Sequence[Grid], kinds: Sequence[Kind], context: Context, outc
     groups = grouped(stand[0], kinds, psutil.virtual_memory().available * MEMORY_SHARE)
     for group in groups:
         with ExitStack() as opened:
-            running = _started(opened, stand[0], group, context, outcome)
+            standing = _started(opened, stand[0], group, context, outcome)
             for grid in stand:
                 grid.together = len(groups) == 1
+                wanted = {(system.name, variant) for system, variant in grid.kinds}
+                running = [each for each in standing if (each[1].system, each[1].variant) in wanted]
                 if grid is not stand[0]:
-                    wanted = {(system.name, variant) for system, variant in grid.kinds}
-                    rows = [Entry(entry.system, entry.variant, warm=True) for _, entry in running]
-                    there = zip((one for one, _ in running), rows, strict=True)
-                    running = [(one, row) for one, row in there if (row.system, row.variant) in wanted]
+                    running = [(one, Entry(entry.system, entry.variant, warm=True)) for one, entry in running]
                 grid.entries += [entry for _, entry in running]
                 times = arrivals(grid.pattern, grid.clients, grid.workload.nbytes, context.seed)
                 while turn := [each for each in running if _goes_on(grid, each[1], times)]:
@@ -290,6 +289,8 @@ def measure(stand: Sequence[Grid], kinds: Sequence[Kind], context: Context, outc
                         break
                     failed = [each for each in turn if not _round(grid, *each, times, outcome)]
                     running = [each for each in running if each not in failed]
+                    gone = [one for one, _ in failed]
+                    standing = [each for each in standing if each[0] not in gone]
     for grid in stand:
         grid.entries = [entry for entry in grid.entries if entry.results]
 

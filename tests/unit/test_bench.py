@@ -145,6 +145,38 @@ def test_a_system_whose_rounds_are_short_has_more_of_them(turn_s, turns):
     assert rounds.Grid(workload, 32, "steady", [], rounds=1).turns(turn_s) == 1
 
 
+class Runs(Stands):
+    """A system whose rounds are made up."""
+
+    tolerance = 1.0
+
+    def __init__(self) -> None:
+        super().__init__("", "v")
+
+    def start(self, workload: Workload, clients: int, variant: str, folder: Path) -> None: ...
+
+    def round(self, times: object) -> RoundResult:
+        return result(0.1, 1.0)
+
+    def stop(self) -> None: ...
+
+
+def test_a_system_that_is_left_out_of_one_cell_of_a_stand_is_in_the_next(context):
+    kinds = []
+    for name in ("LIFL", "Flower"):
+        one = type(name, (Runs,), {"name": name, "__init__": lambda self: None})()
+        kinds.append((one, "v"))
+    workload = resnet(18, 1)
+    chosen = (kinds, kinds[:1], kinds)
+    stand = [rounds.Grid(workload, 2, pattern, some, 1) for pattern, some in zip(PATTERNS, chosen, strict=True)]
+    rounds.measure(stand, kinds, context, Outcome())
+    assert [[entry.system for entry in grid.entries] for grid in stand] == [
+        ["LIFL", "Flower"],
+        ["LIFL"],
+        ["LIFL", "Flower"],
+    ]
+
+
 def test_systems_share_a_cell_as_far_as_memory_goes(context):
     lifl, flower = SYSTEMS
     grid = rounds.Grid(resnet(18, 1), 10, "at once", [(lifl, "a"), (lifl, "b"), (flower, "c")], 2)

@@ -481,9 +481,9 @@ def _place(request: PlanRequest, nodes: list[_Node]) -> None:
         raise _too_large(alive, min(node.leaf_bytes(asked) for node in alive), "a leaf and its path")
     demand = max(node.demand for node in takers)
     units = {node.name: math.floor(node.facts.residual * UNITS_PER_UPDATE) for node in takers}
+    received = math.floor(request.arrival_s * request.costs.ingest_bytes_per_s / request.model_bytes)
     for node in takers:
         if request.arrival_s:
-            received = math.floor(request.arrival_s * request.costs.ingest_bytes_per_s / request.model_bytes)
             units[node.name] = min(units[node.name], received * demand)
         units[node.name] -= node.coming * demand
     able = len(takers)
