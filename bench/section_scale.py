@@ -28,7 +28,7 @@ from lifl.core.plan import Costs, NodeFacts, Plan, PlanRequest, make_plan
 
 NAME = "scale"
 TITLE = "Scale by simulation"
-BUDGET_S = 12.0
+BUDGET_S = 20.0
 QUICK_BUDGET_S = 15.0
 NODES, CLIENTS = (1, 10, 100, 1_000), (100, 1_000, 10_000, 100_000, 1_000_000)
 SIMULATED = ((1, 100), (1, 1_000), (10, 1_000), (100, 1_000), (10, 10_000), (100, 10_000), (1_000, 10_000))
@@ -206,9 +206,7 @@ def _limits_table(costs: Costs, model_bytes: int, simulated: list[dict[str, floa
     """Where it stops scaling, reckoned from the figures above."""
     # Of several nodes: on one the coordinator's engine is the agent of all clients as well.
     several = [each for each in simulated if each["nodes"] > 1] or simulated
-    sizes, each_s = zip(*((each["nodes"], each["home_s"] / each["clients"]) for each in several), strict=True)
-    more_s, least_s = np.polyfit(sizes, each_s, 1) if len(set(sizes)) > 1 else (0.0, each_s[0])
-    more_s = max(0.0, float(more_s))
+    client_s, node_s = _coordinator_s(several)
     rows = []
     for clients in CLIENTS:
         partial_bytes = model_bytes + clients * MEMBER_BYTES_MAX
@@ -217,7 +215,7 @@ def _limits_table(costs: Costs, model_bytes: int, simulated: list[dict[str, floa
         best = min(max(1, round(wanted)), clients)
         ingest_s = ingest_bytes / best / costs.ingest_bytes_per_s
         link_s = (best - 1) * partial_bytes / costs.link_bytes_per_s
-        coordinator_s = clients * (max(0.0, float(least_s)) + more_s * best)
+        coordinator_s = clients * client_s + best * node_s
         rows.append(
             [f"{clients:,}", f"{best:,}", number(ingest_s), number(link_s), number(coordinator_s)]
             + ["the coordinator" if coordinator_s > ingest_s + link_s else "ingest and the top's link"]
@@ -229,11 +227,18 @@ def _limits_table(costs: Costs, model_bytes: int, simulated: list[dict[str, floa
         f"n nodes take clients × model / (n × {ingest:.2f} GB/s) + n × partial / {link:.2f} GB/s, which is least at "
         "n = √(clients × model × link / ingest / partial); beyond that a level of middles between nodes is missing.  "
         f"A partial is the model and room for {MEMBER_BYTES_MAX} bytes about each client of the round, with a million "
-        "clients more than the model.  One coordinator decides for all clients; a line "
-        f"through the simulated rounds gives {least_s * 1e6:.0f} µs of one core for each client, and "
-        f"{more_s * 1e9:.0f} ns more for each node of the round: it looks at all nodes to choose one for a client."
+        "clients more than the model.  One coordinator decides for all clients; fitted to the simulated rounds, that "
+        f"takes {client_s * 1e6:.0f} µs of one core for each client and {node_s * 1e6:.0f} µs for each node of a round."
     )
     return Table("Where it stops scaling", [*head, "the coordinator, s", "the longest"], rows, about)
+
+
+def _coordinator_s(simulated: list[dict[str, float]]) -> tuple[float, float]:
+    """Its processor time for each client and each node of a round; every round's fault counts in its own proportion."""
+    rows = np.array([[each["clients"], each["nodes"]] for each in simulated], float)
+    home_s = np.array([each["home_s"] for each in simulated])
+    client_s, node_s = np.linalg.lstsq(rows / home_s[:, None], np.ones(len(home_s)), rcond=None)[0]
+    return float(client_s), max(0.0, float(node_s))
 
 
 def _lines(cells: list[Cell], axes: Any) -> None:

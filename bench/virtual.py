@@ -79,6 +79,7 @@ class Timed(simulator.Cluster):  # type: ignore[misc]
         arena_bytes = (clients + 64) * 4 * (-(-model_bytes // PAGE_BYTES) * PAGE_BYTES)
         super().__init__(0, config, clients, arena_bytes, faults=0.0, hosts=hosts)
         self.rng = NoChance()
+        self.numbers = {host.gateway: number for number, host in self.hosts.items()}
         spread = arrival_s / clients
         for place, client in enumerate(self.clients.values()):
             client.direct = False
@@ -168,17 +169,26 @@ class Timed(simulator.Cluster):  # type: ignore[misc]
         host.to_daemon.append(m.ClientJoined(client.conn, client.name, "j", None, client.conn))
 
     def _tell(self, host: simulator.Host, conn: int, builtins: dict[str, Any]) -> None:
+        self._stir_waiting(conn)
         super()._tell(host, conn, builtins)
         client = host.by_conn.get(conn)
         if client is not None and client.submitting is not None:
             self.at(max(self.now + NET_S, client.pause_until), partial(self._submit_from, client))
-        elif conn < 0:
-            self.touched.update(self.hosts)
+
+    def _fetched(self, conn: int, model: Any) -> None:
+        self._stir_waiting(conn)
+        super()._fetched(conn, model)
+
+    def _stir_waiting(self, conn: int) -> None:
+        """A node that waits for a transfer's end has something to do."""
+        if conn in self.waiting_nodes:
+            self.touched.add(self.waiting_nodes[conn][0].number)
 
     def _submit_from(self, client: Any) -> None:
         if client.submitting is not None:
+            _, gateway = client.submitting
             self._submit(client)
-            self.touched.update(h.number for h in self.hosts.values() if h.to_daemon)
+            self.touched.update((client.host.number, self.numbers.get(gateway, client.host.number)))
 
     def _look(self, host: simulator.Host) -> None:
         """Whoever has something to do and is not at it begins."""
@@ -243,6 +253,6 @@ class Timed(simulator.Cluster):  # type: ignore[misc]
             self._received(host, key)
 
     def _carry(self, host: simulator.Host, transfer: Any) -> None:
-        self.touched.update(self.hosts)
+        self.touched.update((host.number, self.numbers[transfer[1].address]))
         if transfer in host.transfers:
             self._transfer(host, transfer)

@@ -54,6 +54,7 @@ class Branch:
         self.tree = Tree(order.updates, fan_in, middle_fan_in, adopted + len(order.others) + order.spare, self.top)
         self.awaited = set(order.others)
         self.arrived: dict[int, Members] = {}  # in the order of their coming
+        self._in_arrived: set[str] = set()  # the clients in them
         self.arriving: set[int] = set()
         self.carried = False
         self.final = not (order.others or order.spare)  # how many partials come is known
@@ -83,6 +84,15 @@ class Branch:
         key, member = self.land(client)
         self.accepted[client] = member
         self.unfed.append((key, None))
+
+    def take(self, number: int, members: Members) -> None:
+        """The partial of another branch is here, with these members."""
+        self.arrived[number] = members
+        self._in_arrived.update(client for client, *_ in members)
+
+    def has(self, client: str) -> bool:
+        """Whether the client's update is sealed here, by itself or in a partial that came."""
+        return client in self.accepted or client in self._in_arrived
 
     @property
     def to_take(self) -> int:

@@ -415,12 +415,11 @@ class JobSite:
             members = self.services.memory.members(key)
         except RemoteFault:
             return False
-        known = set(top.accepted).union(*({client for client, *_ in theirs} for theirs in top.arrived.values()))
-        if top.sealed or number not in top.awaited or any(member.client in known for member in members):
+        if top.sealed or number not in top.awaited or any(top.has(member.client) for member in members):
             return False
         taker = top.tree.adopting[top.adopted + len(top.arrived)]
         top.awaited.discard(number)
-        top.arrived[number] = told(members)
+        top.take(number, told(members))
         top.unfed.append((key, taker))
         self._tell_arrived(top, number, moved_bytes)
         self.aggregation.feed_waiting(top)

@@ -59,7 +59,7 @@ class Parts:
     def open(self, round_: Round, plan: Planned) -> None:
         """Opens the branches of a plan."""
         others = {node: updates for node, updates in plan.updates.items() if node != plan.top}
-        round_.parts[0] = Part(0, plan.top, plan.updates.get(plan.top, 0))
+        round_.add(Part(0, plan.top, plan.updates.get(plan.top, 0)))
         for node, updates in others.items():
             self._add(round_, node, updates)
         spare = self._spare(len(others)) if len(self.job.services.nodes) > 1 else 0
@@ -79,7 +79,8 @@ class Parts:
         return SPARE_PARTIALS if self.job.services.has_room(need) else 0
 
     def _add(self, round_: Round, node: int, updates: int) -> Part:
-        part = round_.parts[round_.next_part] = Part(round_.next_part, node, updates)
+        part = Part(round_.next_part, node, updates)
+        round_.add(part)
         round_.next_part += 1
         return part
 
@@ -139,7 +140,7 @@ class Parts:
     def _believe(self, round_: Round, part: Part, members: o.Members, granted: o.Members) -> list[str]:
         """These are in the part, or on their way into it; no others.  Returns who is not."""
         here = {client for client, *_ in (*members, *granted)}
-        gone = [client for client, place in round_.places.items() if place == part.number and client not in here]
+        gone = [client for client in round_.clients_of(part) if client not in here]
         for client in gone:
             round_.remove(client)
         for client, weight, metrics in members:
@@ -308,12 +309,13 @@ class Parts:
         round_.move(Phase.RECOVERING)
         round_.deadline_at_s = self.job.now + NODE_RETURN_S
         round_.next_part = fields.get("next_part", 1)
-        round_.parts[0] = Part(0, self._home, round_.goal)
+        round_.add(Part(0, self._home, round_.goal))
         for number, name, updates in fields.get("parts", ()):
             node = int(name, 16)
             if node != self._home:  # what is here is all adopted into branch 0
-                part = round_.parts[number] = Part(number, node, updates)
+                part = Part(number, node, updates)
                 part.recovering = True
+                round_.add(part)
         others = tuple(number for number in round_.parts if number)
         spare = self._spare(len(others)) if others else 0
         round_.others_max = len(others) + spare
@@ -343,7 +345,7 @@ class Parts:
         here = {client for client, *_ in members}
         places = [round_.parts.get(round_.places.get(client, -1)) for client in here]
         elsewhere = any(place is not None and (place.arrived or not place.number) for place in places)
-        was = {client for client, place in round_.places.items() if place == part.number and client in round_.accepted}
+        was = {client for client in round_.clients_of(part) if client in round_.accepted}
         missing = not here or not was <= here
         if elsewhere or missing:
             # The top has a partial with these already, from an earlier life of either node; or the arena is not what it
@@ -398,7 +400,7 @@ class Parts:
         """The node has the branch."""
         if any(round_.places.get(client) == 0 for client, *_ in held.members):
             # Its partial is in the coordinator's arena already; the top refuses it a second time.
-            round_.parts.pop(part.number)
+            round_.discard(part.number)
             self._order(part.node, o.DropBranch(self.job.number, round_.epoch, part.number))
             return
         part.recovering = False
@@ -424,7 +426,8 @@ class Parts:
         if any(part.recovering or part.forgetting for part in parts):
             return
         if not round_.accepted and not round_.others_max:
-            round_.parts = {}
+            for part in parts:
+                round_.discard(part.number)
             round_.home_adopted = False
             round_.move(Phase.WAITING)
             round_.deadline_at_s = self.job.now + round_.deadline_s

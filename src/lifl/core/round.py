@@ -7,7 +7,7 @@ round commits.  Its identity is (job, round, client): whoever submits again gets
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from enum import Enum
 from typing import Any
 
@@ -76,7 +76,8 @@ class Round:
         self.deadline_at_s = now + selection.deadline_s
         self.opened_at_s: float | None = None
         self.selected: dict[str, None] = {}
-        self.parts: dict[int, Part] = {}  # by number; part 0 has the top
+        self.parts: dict[int, Part] = {}  # by number; part 0 has the top; `add` and `discard` change it
+        self._at: dict[int, dict[int, Part]] = {}  # the same by node, so that a client costs no look at all nodes
         self.next_part = 1
         self.others_max = 0  # how many partials of others the top was opened for
         self.expected: int | None = None  # how many it was told will come
@@ -84,7 +85,7 @@ class Round:
         self.replan_at_s = math.inf
         self.assigned: dict[str, int] = {}  # by client: the node whose gateway it was told to use
         self.places: dict[str, int] = {}  # by client: the part that has its update, or gets it
-        self._placed: Counter[int] = Counter()  # by part
+        self._placed: defaultdict[int, dict[str, None]] = defaultdict(dict)  # the same by part
         self._awaited: Counter[int] = Counter()  # by node: who is assigned there and has no place yet
         self.granted: dict[str, Member] = {}
         self.accepted: dict[str, Member] = {}
@@ -108,17 +109,38 @@ class Round:
         self.opened_at_s = now
         self.deadline_at_s = now + self.deadline_s
 
+    def add(self, part: Part) -> None:
+        """The part is one of the round's, in the place of the one that had its number."""
+        self.discard(part.number)
+        self.parts[part.number] = self._at.setdefault(part.node, {})[part.number] = part
+
+    def discard(self, number: int) -> None:
+        """No part has this number any more."""
+        part = self.parts.pop(number, None)
+        if part is not None:
+            del self._at[part.node][number]
+            if not self._at[part.node]:
+                del self._at[part.node]
+
     def room(self, part: Part) -> int:
         """How many more updates the part can be granted."""
-        return part.updates - self._placed[part.number] if part.open else 0
+        return part.updates - len(self._placed[part.number]) if part.open else 0
 
     def placed(self, part: Part) -> int:
         """How many updates the part has, or gets."""
-        return self._placed[part.number]
+        return len(self._placed[part.number])
+
+    def clients_of(self, part: Part) -> list[str]:
+        """Whose updates the part has, or gets."""
+        return list(self._placed[part.number])
 
     def room_at(self, node: int) -> int:
         """How many more updates can be granted at the node."""
-        return sum(self.room(part) for part in self.parts.values() if part.node == node)
+        return sum(self.room(part) for part in self._at.get(node, {}).values())
+
+    def _unclaimed_at(self, node: int) -> int:
+        """The room at a node beyond what those who were told it will take."""
+        return self.room_at(node) - self._awaited[node]
 
     def place(self, client: str, part: Part) -> None:
         """The client's update is in the part, or on its way there."""
@@ -126,23 +148,23 @@ class Round:
         if client in self.assigned:
             self._awaited[self.assigned[client]] -= 1
         self.places[client] = part.number
-        self._placed[part.number] += 1
+        self._placed[part.number][client] = None
 
     def unplace(self, client: str) -> None:
         """The client's update is nowhere."""
         number = self.places.pop(client, None)
         if number is not None:
-            self._placed[number] -= 1
+            del self._placed[number][client]
             if client in self.assigned:
                 self._awaited[self.assigned[client]] += 1
 
     def assign(self, client: str, own: int) -> None:
         """Chooses the node that a client without a place is told: `own` where that has room, else the one with most."""
         self.unassign(client)
-        room: dict[int, int] = {}
-        for part in self.parts.values():
-            room[part.node] = room.get(part.node, -self._awaited[part.node]) + self.room(part)
-        best = own if room.get(own, 0) > 0 else max(room, key=lambda node: (room[node] > 0, node == own, room[node]))
+        best = own
+        if own not in self._at or self._unclaimed_at(own) <= 0:
+            room = {node: self._unclaimed_at(node) for node in self._at}
+            best = max(room, key=lambda node: (room[node] > 0, node == own, room[node]))
         self.assigned[client] = best
         self._awaited[best] += 1
 
@@ -155,19 +177,19 @@ class Round:
     @property
     def nodes(self) -> list[int]:
         """The nodes that have a part of the round."""
-        return list(dict.fromkeys(part.node for part in self.parts.values()))
+        return list(self._at)
 
     def part_for(self, node: int) -> Part | None:
         """The part at the node that takes another update: with room, or the only one of the round."""
-        here = [part for part in self.parts.values() if part.node == node and part.open]
+        here = [part for part in self._at.get(node, {}).values() if part.open]
         if len(self.parts) == 1:  # whoever was selected beyond the goal may come, and the first ones count
             return here[0] if here else None
         return next((part for part in here if self.room(part) > 0), None)
 
     def take_out(self, part: Part) -> tuple[list[str], int]:
         """Forgets the part, and who was in it: the clients, and how many of them were accepted."""
-        self.parts.pop(part.number, None)
-        lost = [client for client, place in self.places.items() if place == part.number]
+        self.discard(part.number)
+        lost = self.clients_of(part)
         accepted = sum(client in self.accepted for client in lost)
         for client in lost:
             self.remove(client)
