@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifl.core.errors import LocalFault
-from lifl.core.tree import TAIL_MAX, Task, Tree, tail_of, top_partials_max
+from lifl.core.tree import TAIL_MAX, Task, Tree, middles_of, tail_of, top_partials_max
 
 SHAPES = {
     "updates": st.integers(0, 60),
@@ -68,13 +68,39 @@ def test_the_first_updates_need_the_tasks_that_take_them_and_no_others(
 def test_the_shape_that_is_shown() -> None:
     tree = Tree(16, 2, 8)
     assert [task.role for task in tree.tasks] == ["leaf"] * 6 + ["middle", "top"]
-    assert (tree.root.expect, tree.root.updates) == (5, 4)
+    assert (tree.root.expect, tree.root.updates) == (8, 4)
+    assert [len(task.children) for task in tree.tasks if task.role == "middle"] == [3], "the last leaves feed the top"
     flat = Tree(32, 32, 8)
     assert [(task.role, task.expect) for task in flat.tasks] == [("leaf", 28), ("top", 5)]
     assert [(task.role, task.expect) for task in Tree(4, 2, 8).tasks] == [("top", 4)]
     eight = [("leaf", 2), ("leaf", 2), ("top", 6)]
     assert [(task.role, task.expect) for task in Tree(8, 2, 8).tasks] == eight, "no middle for what the top can take"
     assert [(t.role, t.expect) for t in Tree(0, 2, 2, 4).tasks] == [("middle", 2), ("middle", 2), ("top", 2)]
+
+
+@given(st.integers(0, 400), st.integers(2, 9), st.integers(1, 5))
+def test_as_few_levels_of_middles_as_can_do_it_and_the_fewer_the_later_a_partial_comes(
+    partials: int, middle_fan_in: int, left_max: int
+) -> None:
+    levels = middles_of(partials, middle_fan_in, left_max)
+    waiting = [[number] for number in range(partials)]
+    above = [0] * partials  # of each partial: how many middles are between it and the top
+    for groups in levels:
+        assert all(2 <= size <= middle_fan_in for size in groups)
+        assert sum(groups) <= len(waiting)
+        together = []
+        for size in groups:
+            together.append([number for group in waiting[:size] for number in group])
+            waiting = waiting[size:]
+        for group in together:
+            for number in group:
+                above[number] += 1
+        waiting = together + waiting
+    assert len(waiting) <= left_max
+    assert sorted(above, reverse=True) == above, "a partial that comes later has no longer way"
+    assert max(above, default=0) == len(levels)
+    assert left_max * middle_fan_in ** len(levels) >= partials
+    assert not levels or left_max * middle_fan_in ** (len(levels) - 1) < partials, "a level too many"
 
 
 def test_the_top_takes_the_last_updates_but_leaves_no_leaf_with_one() -> None:

@@ -36,7 +36,7 @@ import msgspec
 from lifl.core.errors import LocalFault, Refused
 from lifl.core.messages import Count, Name
 from lifl.core.placement import CLIENTS_MAX, NODES_MAX, UNITS_PER_UPDATE, Placer, Policy, fewest
-from lifl.core.tree import tail_of, top_partials_max
+from lifl.core.tree import middles_of, tail_of, top_partials_max
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -295,10 +295,9 @@ class _Node:
             start = r.costs.warm_s if self.facts.warm >= self.leaves else r.costs.cold_s
             after_last = self.execution_s * (min(r.fan_in, self.pending) if lazy else 1)
             ready = start + max(received, self.pending * self.execution_s / self.leaves) + after_last
-        merges, width = 0, self.leaf_tasks + self.partials
-        while width > _left_by_middles(r.middle_fan_in, self.is_top):
-            merges += min(width, r.middle_fan_in) if lazy else 1
-            width = -(-width // r.middle_fan_in)
+        left_max = _left_by_middles(r.middle_fan_in, self.is_top)
+        levels = middles_of(self.leaf_tasks + self.partials, r.middle_fan_in, left_max)
+        merges = sum(max(groups, default=0) if lazy else 1 for groups in levels)
         return ready + merges * r.partial_bytes / r.costs.fold_bytes_per_s
 
     def plan(self) -> NodePlan:
@@ -322,11 +321,8 @@ class _Node:
 
 def partials_held_max(inputs: int, middle_fan_in: int, top: bool) -> int:
     """How many partials a path of the tree over so many holds at the most (`core/tree.Tree` of the same shape)."""
-    held = 0
-    while inputs > _left_by_middles(middle_fan_in, top):
-        held += min(inputs, middle_fan_in)
-        inputs = -(-inputs // middle_fan_in)
-    return held + inputs
+    levels = middles_of(inputs, middle_fan_in, _left_by_middles(middle_fan_in, top))
+    return sum(max(groups, default=0) for groups in levels) + inputs - sum(sum(g) - len(g) for g in levels)
 
 
 def _left_by_middles(middle_fan_in: int, top: bool) -> int:

@@ -1,9 +1,10 @@
 """The tree of one round's aggregation tasks on one node, and how it shrinks.
 
 Leaves take up to `fan_in` updates in the order of their acceptance; middles take up to `middle_fan_in` partials, in
-as many levels as bring them to `TOP_PARTIALS_MAX`.  The top takes these and the *tail*: the last updates themselves
-(`tail_of`).  So leaves and middles are done by the time that everybody waits for the last update, and one pass over it
-and what has been summed before makes the model.  Partials that are there already (a restarted node found them in its
+as many levels as bring them to `TOP_PARTIALS_MAX`, and no more of them than that needs, the first ones first
+(`middles_of`): the later a partial, the fewer tasks lie between it and the top.  The top takes what is left and the
+*tail*: the last updates themselves (`tail_of`).  So leaves and middles are done by the time that everybody waits for
+the last update, and one pass over it and what has been summed before makes the model.  Partials that are there already (a restarted node found them in its
 arena) enter beside the leaves.  Because at most `middle_fan_in` partials of a level wait for their middle, memory grows
 with the depth of the tree, not with the number of updates.
 
@@ -36,6 +37,25 @@ def tail_of(updates: int, fan_in: int) -> int:
 def top_partials_max(middle_fan_in: int) -> int:
     """How many partials a top takes itself where a middle takes so many."""
     return min(TOP_PARTIALS_MAX, middle_fan_in)
+
+
+def middles_of(partials: int, middle_fan_in: int, left_max: int) -> list[list[int]]:
+    """Sizes of the groups that middles take, level by level, until at most `left_max` partials are left.
+
+    The groups of a level are of the first of its partials; the others go on to the next level as they are.  There are
+    as few levels as can do it, and each leaves as many partials alone as those after it can still bring together.
+    """
+    depth = 0
+    while left_max * middle_fan_in**depth < partials:
+        depth += 1
+    levels = []
+    for after in reversed(range(depth)):
+        excess = partials - (left_max - 1 + middle_fan_in**after)
+        whole = max(0, min(excess // (middle_fan_in - 1), partials // middle_fan_in))
+        rest = min(excess - whole * (middle_fan_in - 1) + 1, partials - whole * middle_fan_in)
+        levels.append([middle_fan_in] * whole + [rest] * (rest > 1))
+        partials -= sum(levels[-1]) - len(levels[-1])
+    return levels
 
 
 class TaskState(Enum):
@@ -125,13 +145,14 @@ class Tree:
     def _grow(self, leaves: list[Task], middle_fan_in: int, partials: int, top: bool) -> Task:
         level = 0
         waiting: list[Task | None] = [None] * partials + list(leaves)  # None: a partial that is there
-        while len(waiting) > (top_partials_max(middle_fan_in) if top else 1):
+        for groups in middles_of(len(waiting), middle_fan_in, top_partials_max(middle_fan_in) if top else 1):
             level += 1
             above: list[Task | None] = []
-            for start in range(0, len(waiting), middle_fan_in):
-                group = waiting[start : start + middle_fan_in]
-                above.append(self._join(self._task("middle", level), group) if len(group) > 1 else group[0])
-            waiting = above
+            start = 0
+            for size in groups:
+                above.append(self._join(self._task("middle", level), waiting[start : start + size]))
+                start += size
+            waiting = above + waiting[start:]
         if not top and waiting[0] is not None:
             return waiting[0]
         return self._join(self._task("top" if top else "middle", level + 1), waiting)
