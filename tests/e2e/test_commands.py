@@ -99,23 +99,23 @@ def test_top_shows_leaf_middle_and_top_as_processes(start_node: Callable[..., No
     with gated(node, "finish") as (keys, (gate,)):
         submit(node, "tree", oracle.model(), **keys)
         watch = Watch(node, "tree")
-        with fleet(node.address, "tree", N, oracle.update, held=[(index, 1) for index in range(3, 8)]) as team:
-            watch.wait("update.accepted", N - 5)
-            running = until("5 sealed leaves at the middle", lambda: tree_of(node, sealed_leaves=5, at_middle=5))
-            # Five are held back: one for a leaf, which waits for it as the middle does, each in a process of its own;
-            # and the four of the top.
-            (leaf,) = [task for task in running if task["role"] == "leaf" and task["state"] != "sealed"]
+        with fleet(node.address, "tree", N, oracle.update, held=[(index, 1) for index in range(5, N)]) as team:
+            watch.wait("update.accepted", 5)
+            running = until("2 sealed leaves at the middle", lambda: tree_of(node, sealed_leaves=2, at_middle=2))
+            # One that is held back is for a leaf, which waits for it as the middle does, each in a process of its own;
+            # the others are for the three leaves after it and the top.
+            (leaf,) = [task for task in running if task["role"] == "leaf" and task["state"] == "running"]
             (middle,) = [task for task in running if task["role"] == "middle"]
             (top,) = [task for task in running if task["role"] == "top"]
-            assert (leaf["inputs"], leaf["expect"], leaf["state"]) == (1, 2, "running")
-            assert (middle["inputs"], middle["expect"], middle["state"]) == (5, 6, "running")
-            assert (top["inputs"], top["expect"], top["state"]) == (0, 5, "waiting")
+            assert (leaf["inputs"], leaf["expect"]) == (1, 2)
+            assert (middle["inputs"], middle["expect"], middle["state"]) == (2, 3, "running")
+            assert (top["inputs"], top["expect"], top["state"]) == (0, 8, "waiting")
             assert leaf["pid"] != middle["pid"]
             check_views(node, {"leaf": leaf["pid"], "middle": middle["pid"]})
             team.release()
             gate.reached()
             (top,) = [task for task in tree_of(node, sealed_leaves=6) or () if task["role"] == "top"]
-            assert (top["inputs"], top["expect"], top["state"]) == (5, 5, "running")
+            assert (top["inputs"], top["expect"], top["state"]) == (8, 8, "running")
             check_views(node, {"top": top["pid"]})
             gate.open()
             team.join()
