@@ -10,6 +10,7 @@ CPU seconds of another process are read from its own CPU clock, in nanoseconds, 
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import platform
 import select
@@ -33,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 REPLY_S = 60.0
 """How long a helper process may take for one order before the benchmark gives up."""
 END_S = 10.0
+FRESH_BYTES = 1 << 30
 _CPUCLOCK_SCHED = 2
 # One thread for BLAS: a benchmark of one core, and of processes that fork.
 HELPER_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -301,6 +303,19 @@ def machine() -> dict[str, str]:
         "load before": " ".join(f"{load:.2f}" for load in os.getloadavg()),
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
+
+
+def fresh_memory() -> str:
+    """How fast a process gets pages that it has not had before.
+
+    Where it is slow (a virtual machine that gives free memory back to its host), whoever allocates for each update pays
+    for it, and all do in their first round.
+    """
+    with mmap.mmap(-1, FRESH_BYTES) as pages:
+        begun_s = time.perf_counter()
+        for offset in range(0, FRESH_BYTES, mmap.PAGESIZE):
+            pages[offset] = 1
+        return f"{FRESH_BYTES / 1e9 / (time.perf_counter() - begun_s):.2f} GB/s"
 
 
 def _cpu_model() -> str:

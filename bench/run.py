@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from measure import HELPER_ENVIRONMENT, ROOT, machine
+from measure import HELPER_ENVIRONMENT, ROOT, fresh_memory, machine
 
 # NumPy's BLAS makes its threads when it is loaded.
 os.environ.update(HELPER_ENVIRONMENT)
@@ -40,6 +40,8 @@ SECTIONS = (
     "section_idle",
     "section_scale",
 )
+LAST = "section_rounds"
+"""Has more cells than there is time for: it is run when all others are done, and may have all that is left."""
 SYSTEMS = (
     ("systems.lifl", "Lifl"),
     ("systems.serverful", "Serverful"),
@@ -76,8 +78,10 @@ def main() -> int:
         for text in absent:
             print(f"NOT RUN  {text}", flush=True)
         begun_s = time.monotonic()
+        about["fresh memory"] = fresh_memory()
         found = run([name for name in SECTIONS if name in wanted], systems, options.quick, options.seed, folder)
         about["took"] = f"{time.monotonic() - begun_s:.0f} s"
+        about["fresh memory"] += f", at the end {fresh_memory()}"
         about["load after"] = " ".join(f"{load:.2f}" for load in os.getloadavg())
         path = report.write(out, about, found, absent, judged=not options.quick)
         where = "the report was written and is deleted" if path.is_relative_to(folder) else f"report: {path}"
@@ -112,7 +116,7 @@ def run(
     found: list[tuple[Section, Outcome]] = []
     costs: dict[str, float] = {}
     end_s = time.monotonic()
-    for name in names:
+    for name in sorted(names, key=LAST.__eq__):
         section: Section = importlib.import_module(name)  # type: ignore[assignment]
         # A section may have what those before it did not take, and pays for what they took too much.
         end_s += section.QUICK_BUDGET_S if quick else section.BUDGET_S
@@ -129,7 +133,7 @@ def run(
         found.append((section, outcome))
         print(report.section_text(section, outcome, pictures=False), flush=True)
         print(f"({section.NAME} took {time.monotonic() - begun_s:.0f} s)\n", flush=True)
-    return found
+    return sorted(found, key=lambda each: names.index(f"section_{each[0].NAME}"))
 
 
 if __name__ == "__main__":

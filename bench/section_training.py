@@ -55,8 +55,9 @@ FLOWER_TIMEOUT_S = 6.5
 """Flower looks every 3 s: the last look within this time is after 6 s, when all who live have sent at this size."""
 FASTER = {"SF": 1.6, "SL": 2.7}
 """How many times faster the paper reports its system to be, on larger models and another data set."""
-LATER_S = {"NVFlare": 75.0, "Flower": 90.0}
-"""What systems take with the small network whose hundred clients start slowly; they come last."""
+LATER_S = {"NVFlare": (75.0, 340.0), "Flower": (90.0, 720.0)}
+"""What systems take with the small network and with the large one whose hundred clients start slowly; they come last.
+"""
 TRAINERS = 2
 """Threads that train devices before a round."""
 SAMPLES, SAMPLE = 16, 4096
@@ -204,7 +205,7 @@ def _through(
     for system, variant in kinds:
         one = type(system)()
         name = f"{task.title}: {one.name}, {variant}"
-        why = _why_not(one, devices, context)
+        why = _why_not(one, task, devices, context)
         if why:
             outcome.absent.append(f"{name}: {why}")
             continue
@@ -220,14 +221,12 @@ def _through(
     return runs
 
 
-def _why_not(one: System, devices: Devices, context: Context) -> str:
+def _why_not(one: System, task: Task, devices: Devices, context: Context) -> str:
     """Why a system is left out; empty when it can take part."""
     left_s, available = context.left_s(), psutil.virtual_memory().available
-    round_bytes = devices.clients * devices.workload.nbytes
-    pace = context.costs.get(f"{one.name}_bytes_per_s")  # of the rounds section
-    expected_s = ROUNDS_EXPECTED * (devices.training_s + (round_bytes / pace if pace else 0.0))
-    if not context.quick:
-        expected_s += LATER_S.get(one.name, 0.0)
+    expected_s = ROUNDS_EXPECTED * devices.training_s
+    if not context.quick and one.name in LATER_S:
+        expected_s += LATER_S[one.name][task.large]
     if left_s <= expected_s:
         return f"would take {expected_s:.0f} s or more, {max(0, left_s):.0f} s of the time are left"
     needs = one.needs_bytes(devices.workload, devices.clients)
