@@ -40,8 +40,8 @@ SECTIONS = (
     "section_idle",
     "section_scale",
 )
-LAST = "section_rounds"
-"""Has more cells than there is time for: it is run when all others are done, and may have all that is left."""
+ELASTIC = ("section_training", "section_rounds")
+"""Have more cells than there is time for: they are run when all others are done, and may have all that is left."""
 SYSTEMS = (
     ("systems.lifl", "Lifl"),
     ("systems.serverful", "Serverful"),
@@ -116,7 +116,7 @@ def run(
     found: list[tuple[Section, Outcome]] = []
     costs: dict[str, float] = {}
     end_s = time.monotonic()
-    for name in sorted(names, key=LAST.__eq__):
+    for name in sorted(names, key=ELASTIC.__contains__):
         section: Section = importlib.import_module(name)  # type: ignore[assignment]
         # A section may have what those before it did not take, and pays for what they took too much.
         end_s += section.QUICK_BUDGET_S if quick else section.BUDGET_S

@@ -85,7 +85,8 @@ def test_as_few_levels_of_middles_as_can_do_it_and_the_fewer_the_later_a_partial
     levels = middles_of(partials, middle_fan_in, left_max)
     waiting = [[number] for number in range(partials)]
     above = [0] * partials  # of each partial: how many middles are between it and the top
-    for groups in levels:
+    for whole, rest in levels:
+        groups = [middle_fan_in] * whole + [rest] * (rest > 0)
         assert all(2 <= size <= middle_fan_in for size in groups)
         assert sum(groups) <= len(waiting)
         together = []

@@ -297,7 +297,7 @@ class _Node:
             ready = start + max(received, self.pending * self.execution_s / self.leaves) + after_last
         left_max = _left_by_middles(r.middle_fan_in, self.is_top)
         levels = middles_of(self.leaf_tasks + self.partials, r.middle_fan_in, left_max)
-        merges = sum(max(groups, default=0) if lazy else 1 for groups in levels)
+        merges = sum((r.middle_fan_in if whole else rest) if lazy else 1 for whole, rest in levels)
         return ready + merges * r.partial_bytes / r.costs.fold_bytes_per_s
 
     def plan(self) -> NodePlan:
@@ -321,8 +321,11 @@ class _Node:
 
 def partials_held_max(inputs: int, middle_fan_in: int, top: bool) -> int:
     """How many partials a path of the tree over so many holds at the most (`core/tree.Tree` of the same shape)."""
-    levels = middles_of(inputs, middle_fan_in, _left_by_middles(middle_fan_in, top))
-    return sum(max(groups, default=0) for groups in levels) + inputs - sum(sum(g) - len(g) for g in levels)
+    held = 0
+    for whole, rest in middles_of(inputs, middle_fan_in, _left_by_middles(middle_fan_in, top)):
+        held += middle_fan_in if whole else rest
+        inputs -= whole * (middle_fan_in - 1) + max(0, rest - 1)
+    return held + inputs
 
 
 def _left_by_middles(middle_fan_in: int, top: bool) -> int:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import Enum
+from functools import lru_cache
 
 from lifl.core.errors import LocalFault
 from lifl.core.ids import Key
@@ -39,8 +40,10 @@ def top_partials_max(middle_fan_in: int) -> int:
     return min(TOP_PARTIALS_MAX, middle_fan_in)
 
 
-def middles_of(partials: int, middle_fan_in: int, left_max: int) -> list[list[int]]:
-    """Sizes of the groups that middles take, level by level, until at most `left_max` partials are left.
+@lru_cache(1024)  # a planner asks for the same few shapes again and again
+def middles_of(partials: int, middle_fan_in: int, left_max: int) -> tuple[tuple[int, int], ...]:
+    """The middles of each level, until at most `left_max` partials are left: how many take all that a middle can, and
+    how many partials one more takes (0: there is no such).
 
     The groups of a level are of the first of its partials; the others go on to the next level as they are.  There are
     as few levels as can do it, and each leaves as many partials alone as those after it can still bring together.
@@ -48,14 +51,15 @@ def middles_of(partials: int, middle_fan_in: int, left_max: int) -> list[list[in
     depth = 0
     while left_max * middle_fan_in**depth < partials:
         depth += 1
-    levels = []
+    levels: list[tuple[int, int]] = []
     for after in reversed(range(depth)):
         excess = partials - (left_max - 1 + middle_fan_in**after)
         whole = max(0, min(excess // (middle_fan_in - 1), partials // middle_fan_in))
         rest = min(excess - whole * (middle_fan_in - 1) + 1, partials - whole * middle_fan_in)
-        levels.append([middle_fan_in] * whole + [rest] * (rest > 1))
-        partials -= sum(levels[-1]) - len(levels[-1])
-    return levels
+        rest = rest if rest > 1 else 0
+        levels.append((whole, rest))
+        partials -= whole * (middle_fan_in - 1) + max(0, rest - 1)
+    return tuple(levels)
 
 
 class TaskState(Enum):
@@ -145,11 +149,12 @@ class Tree:
     def _grow(self, leaves: list[Task], middle_fan_in: int, partials: int, top: bool) -> Task:
         level = 0
         waiting: list[Task | None] = [None] * partials + list(leaves)  # None: a partial that is there
-        for groups in middles_of(len(waiting), middle_fan_in, top_partials_max(middle_fan_in) if top else 1):
+        left_max = top_partials_max(middle_fan_in) if top else 1
+        for whole, rest in middles_of(len(waiting), middle_fan_in, left_max):
             level += 1
             above: list[Task | None] = []
             start = 0
-            for size in groups:
+            for size in [middle_fan_in] * whole + [rest] * (rest > 0):
                 above.append(self._join(self._task("middle", level), waiting[start : start + size]))
                 start += size
             waiting = above + waiting[start:]
