@@ -41,7 +41,8 @@ SECTIONS = (
     "section_scale",
 )
 ELASTIC = ("section_training", "section_rounds")
-"""Have more cells than there is time for: they are run when all others are done, and may have all that is left."""
+"""Have more cells than there is time for: they are run when the others are done, in this order, and may have all that
+is left."""
 SYSTEMS = (
     ("systems.lifl", "Lifl"),
     ("systems.serverful", "Serverful"),
@@ -116,7 +117,7 @@ def run(
     found: list[tuple[Section, Outcome]] = []
     costs: dict[str, float] = {}
     end_s = time.monotonic()
-    for name in sorted(names, key=ELASTIC.__contains__):
+    for name in [n for n in names if n not in ELASTIC] + [n for n in ELASTIC if n in names]:
         section: Section = importlib.import_module(name)  # type: ignore[assignment]
         # A section may have what those before it did not take, and pays for what they took too much.
         end_s += section.QUICK_BUDGET_S if quick else section.BUDGET_S

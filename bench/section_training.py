@@ -37,14 +37,14 @@ import numpy as np
 import psutil
 from measure import Target, number
 from network import Floats, Network
-from systems.interface import MEMORY_SHARE, Arrival, Context, Outcome, Plot, RoundResult, System, Table
+from systems.interface import MEMORY_SHARE, Arrival, Context, Outcome, Plot, RoundResult, Settles, System, Table
 from systems.workload import Workload
 
 from lifl.examples import digits
 
 NAME = "training"
 TITLE = "Training to an accuracy, with slow and dying clients"
-BUDGET_S = 425.0
+BUDGET_S = 340.0
 QUICK_BUDGET_S = 50.0
 CLIENTS, QUICK_CLIENTS = 100, 10
 ACCURACY = 0.85
@@ -246,6 +246,8 @@ def _train(one: System, run_: Run, devices: Devices, context: Context, outcome: 
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="lb-", dir=context.folder)))
         opened.callback(one.stop)
         one.start(load, devices.clients, run_.variant, folder)
+        if isinstance(one, Settles):
+            one.settle()
         for round_number in range(1, (QUICK_ROUNDS if context.quick else ROUNDS_MAX) + 1):
             arrivals, dying = devices.round(round_number)
             living = [arrival for arrival in arrivals if arrival.client not in dying]

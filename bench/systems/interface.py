@@ -125,6 +125,14 @@ class Shares(Protocol):
         """Another variant on the servers that were started; what ends them is the first one's `stop`."""
 
 
+@runtime_checkable
+class Settles(Protocol):
+    """A system that goes on with something when it has started: others may start meanwhile."""
+
+    def settle(self) -> None:
+        """Waits until it is done with that; before the first round."""
+
+
 # ---- sections of the report ----------------------------------------------------------------------------------------
 
 

@@ -110,13 +110,12 @@ class Lifl:
             self._opened.callback(self._down)
         self._fleet = fleet.Fleet("systems.lifl", workload, clients)
         self._opened.callback(self._fleet.close)
-        self._settle()
 
     def _down(self) -> None:
         command = [*LIFL, "down", "--state", str(self._state)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=COMMAND_S, process_group=0)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Waits until the arena is populated: nothing runs for a while."""
         while True:
             if self._spent_s(SETTLED_S) < SLEPT_CPU_S:
@@ -190,7 +189,7 @@ class Lifl:
         return found
 
     def idle(self, seconds: float) -> Idle:
-        self._settle()
+        self.settle()
         spent_s = self._spent_s(seconds)
         pids = family([self._node["pid"]])
         return Idle(
