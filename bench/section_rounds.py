@@ -50,7 +50,7 @@ from traces import arrivals
 
 NAME = "rounds"
 TITLE = "Rounds: from the updates to the model"
-BUDGET_S = 585.0
+BUDGET_S = 525.0
 QUICK_BUDGET_S = 45.0
 CLIENTS = (8, 20, 32, 60, 100)
 DEPTHS = (18, 34, 152)

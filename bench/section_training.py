@@ -44,7 +44,7 @@ from lifl.examples import digits
 
 NAME = "training"
 TITLE = "Training to an accuracy, with slow and dying clients"
-BUDGET_S = 340.0
+BUDGET_S = 400.0
 QUICK_BUDGET_S = 50.0
 CLIENTS, QUICK_CLIENTS = 100, 10
 ACCURACY = 0.85
