@@ -62,7 +62,7 @@ ROUNDS, ROUNDS_LATER, ROUNDS_MAX = 3, 2, 7
 """With the one that warms up: at the least in the first two cells, and in the others; at most where they are short."""
 TURNS_S, TURNS_LATER_S = 2.5, 6.0
 """So long a system goes on with more rounds than the least: in the first two cells there are many systems."""
-SLOW_S, SLOW_S_PER_GB = 7.0, 5.0
+SLOW_S, SLOW_S_PER_GB = 7.0, 6.5
 """A system whose first round in a cell took longer than both of these has no other one there: that one counts."""
 SYSTEM_S, MANY_S = 30.0, 45.0
 """A system may take so long in a cell (of `MANY_CLIENTS` or more), or is left out there; not in the first ones."""
