@@ -234,7 +234,12 @@ def _limits_table(costs: Costs, model_bytes: int, simulated: list[dict[str, floa
 
 
 def _coordinator_s(simulated: list[dict[str, float]]) -> tuple[float, float]:
-    """Its processor time for each client and each node of a round; every round's fault counts in its own proportion."""
+    """Its processor time for each client and each node of a round; every round's fault counts in its own proportion.
+
+    One round alone does not tell them apart: then all is the clients'.
+    """
+    if len(simulated) == 1:
+        return simulated[0]["home_s"] / simulated[0]["clients"], 0.0
     rows = np.array([[each["clients"], each["nodes"]] for each in simulated], float)
     home_s = np.array([each["home_s"] for each in simulated])
     client_s, node_s = np.linalg.lstsq(rows / home_s[:, None], np.ones(len(home_s)), rcond=None)[0]

@@ -56,8 +56,7 @@ FLOWER_TIMEOUT_S = 6.5
 FASTER = {"SF": 1.6, "SL": 2.7}
 """How many times faster the paper reports its system to be, on larger models and another data set."""
 LATER_S = {"NVFlare": (75.0, 340.0), "Flower": (90.0, 720.0)}
-"""What systems take with the small network and with the large one whose hundred clients start slowly; they come last.
-"""
+"""What systems take with the small network, and with the large one, whose clients start slowly; they come last."""
 TRAINERS = 2
 """Threads that train devices before a round."""
 SAMPLES, SAMPLE = 16, 4096
