@@ -28,7 +28,7 @@ APT_INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install
 
 setup: $(READY)
 
-$(READY): setup.cfg pyproject.toml setup.py src/lifl/rules/fold.c src/lifl/shm/arrival.c
+$(READY): setup.cfg pyproject.toml setup.py src/lifl/rules/fold.c src/lifl/shm/ingest_check.c
 	@py="$(PYTHON)"; \
 	if [ -z "$$py" ]; then \
 		if $(MAY_INSTALL); then apt-get update -qq && $(APT_INSTALL) python3 python3-venv && py=/usr/bin/python3; fi; \

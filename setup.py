@@ -10,6 +10,6 @@ setup(
             extra_compile_args=["-O3", "-fno-trapping-math"],
             optional=True,
         ),
-        Extension("lifl.shm._arrival", ["src/lifl/shm/arrival.c"], extra_compile_args=["-O3"], optional=True),
+        Extension("lifl.shm._ingest_check", ["src/lifl/shm/ingest_check.c"], extra_compile_args=["-O3"], optional=True),
     ]
 )

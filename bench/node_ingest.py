@@ -36,12 +36,15 @@ from measure import END_S, HELPER_ENVIRONMENT, Cell, Group, Helper, Target, answ
 
 from lifl.client.stream import Stream
 from lifl.client.tensors import Update
-from lifl.core import messages as m
+from lifl.core.fields import Message
 from lifl.core.ids import Key, Kind
-from lifl.core.members import Member, pack_member
+from lifl.core.limits import MEMBER_BYTES_MAX
+from lifl.core.protocol import client as cm
+from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.contribution import Member, pack_member
+from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.schema import Layout, TensorSpec
-from lifl.core.wire import FrameDecoder, encode
-from lifl.node.control import listen_unix
+from lifl.node.cli_server import listen_unix
 from lifl.node.machine import listen_tcp
 from lifl.shm.arena import Arena
 from lifl.shm.mapping import populate
@@ -174,7 +177,7 @@ class Gateway:
             log = opened.enter_context(open(folder / "gateway.log", "wb"))
             with theirs:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "lifl.node.gateway", "--arena", self._arena.name]
+                    [sys.executable, "-m", "lifl.node.gateway.main", "--arena", self._arena.name]
                     + [f"--{name}={fd}" for name, fd in zip(("fd", "tcp-fd", "unix-fd"), passed, strict=True)],
                     pass_fds=passed,
                     stderr=log,
@@ -183,7 +186,7 @@ class Gateway:
             opened.callback(self._end)
             self._thread = threading.Thread(target=self._serve, daemon=True)
             self._thread.start()
-            self._say(m.JobSchema(JOB, 1, self._layout.tensors))
+            self._say(gm.JobSchema(JOB, 1, self._layout.tensors))
             if not self._ready.wait(END_S):
                 raise RuntimeError(f"the gateway was not ready within {END_S:g} s")
             self._opened = opened.pop_all()
@@ -206,29 +209,29 @@ class Gateway:
             self._process.wait()
         self._thread.join(END_S)
 
-    def _say(self, message: m.Message) -> None:
+    def _say(self, message: Message) -> None:
         self._link.sendall(encode(message))
 
     def _serve(self) -> None:
-        decoder: FrameDecoder[m.FromGateway] = FrameDecoder(m.FromGateway)
+        decoder: FrameDecoder[gm.FromGateway] = FrameDecoder(gm.FromGateway)
         while data := self._link.recv(65536):
             decoder.feed(data)
             while (message := decoder.next_message()) is not None:
                 self._answer(message)
 
-    def _answer(self, message: m.FromGateway) -> None:
+    def _answer(self, message: gm.FromGateway) -> None:
         match message:
-            case m.GatewayReady():
+            case gm.GatewayReady():
                 self._ready.set()
-            case m.Admit(conn, client, _job, number, weight):
-                key = self._arena.alloc(Kind.UPDATE, 1, number, self._layout.data_bytes, m.MEMBER_BYTES_MAX, slab=1)
+            case gm.Admit(conn, client, _job, number, weight):
+                key = self._arena.alloc(Kind.UPDATE, 1, number, self._layout.data_bytes, MEMBER_BYTES_MAX, slab=1)
                 self._admitted[key.pack()] = (conn, number)
-                self._say(m.Admitted(conn, key.pack(), pack_member(Member(client, weight))))
-            case m.Sealed(conn, key_bytes):
+                self._say(gm.Admitted(conn, key.pack(), pack_member(Member(client, weight))))
+            case gm.Sealed(conn, key_bytes):
                 _, number = self._admitted.pop(key_bytes)
                 self._arena.free(Key.unpack(key_bytes))
-                self._say(m.Deliver(conn, msgspec.Raw(msgspec.msgpack.encode(m.Accepted(JOB, number)))))
-            case m.Aborted(_, key_bytes):
+                self._say(gm.Deliver(conn, msgspec.Raw(msgspec.msgpack.encode(cm.Accepted(JOB, number)))))
+            case gm.Aborted(_, key_bytes):
                 self._arena.free(Key.unpack(key_bytes))
 
 
@@ -262,8 +265,8 @@ def send(name: str, nbytes: int) -> None:
     for what in told:
         stream = Stream(what["address"])
         if what["way"] != "bare loop":
-            stream.send(m.Hello(m.PROTOCOL_VERSION, name, direct=what["way"] == "direct"))
-            _expect(stream, m.Welcome)
+            stream.send(cm.Hello(cm.PROTOCOL_VERSION, name, direct=what["way"] == "direct"))
+            _expect(stream, cm.Welcome)
         answer(connected=True)
         updates = next(told)["updates"]
         begin_cpu_s, begin_ns = time.process_time(), time.monotonic_ns()
@@ -281,14 +284,14 @@ def send(name: str, nbytes: int) -> None:
 
 def _submit(stream: Stream, number: int, update: Update, views: list[memoryview]) -> None:
     layout = update.layout
-    stream.send(m.Submit(JOB, number, 1.0, layout.data_bytes, layout.tensors))
-    go = _expect(stream, m.Go)
+    stream.send(cm.Submit(JOB, number, 1.0, layout.data_bytes, layout.tensors))
+    go = _expect(stream, cm.Go)
     if go.direct:
         update.write_to(stream.window(go.offset, layout.data_bytes))
-        stream.send(m.Filled(JOB, number))
+        stream.send(cm.Filled(JOB, number))
     else:
         stream.send_views(views, None)
-    _expect(stream, m.Accepted)
+    _expect(stream, cm.Accepted)
 
 
 def _expect(stream: Stream, kind: type[T]) -> T:

@@ -27,11 +27,11 @@ import psutil
 from measure import HELPER_ENVIRONMENT, REPLY_S, Cell, Group, Target, cpu_s, grown_bytes
 from redirectors import kinds
 
-from lifl.core import messages as m
-from lifl.core import worker_messages as wm
+from lifl.core.fields import Message
 from lifl.core.ids import Key, Kind, Record
+from lifl.core.protocol import worker as wm
+from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.schema import Layout, TensorSpec
-from lifl.core.wire import FrameDecoder, encode
 from lifl.redirect import open_redirector
 from lifl.shm.arena import Arena
 
@@ -205,7 +205,7 @@ class Link:
         self._sock = sock
         self._decoder: FrameDecoder[Any] = FrameDecoder(kinds)
 
-    def send(self, message: m.Message, descriptors: list[int] | None = None) -> None:
+    def send(self, message: Message, descriptors: list[int] | None = None) -> None:
         """One frame."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         self._sock.sendmsg([encode(message)], rights)

@@ -19,8 +19,10 @@ from typing import Any, get_args
 import numpy as np
 from measure import Cell, Group, Target, grown_bytes
 
-from lifl.core.placement import Policy, assign
-from lifl.core.plan import NodeFacts, PlanRequest, make_plan
+from lifl.core.config.job import Policy
+from lifl.core.planning.placement import assign
+from lifl.core.planning.plan import NodeFacts, PlanRequest
+from lifl.core.planning.planner import make_plan
 
 SIZES = ((10_000, 100, 1.5), (1_000_000, 1_000, 60.0))
 CLASSES = 8

@@ -1,6 +1,6 @@
 """Scale by simulation: LIFL's planner and round machine on a virtual clock, with costs from this run's measurements.
 
-Two tables.  *Planned*: the planner alone (`core/plan.py`), up to 1,000 nodes and 1,000,000 clients: what it decides,
+Two tables.  *Planned*: the planner alone (`planning/`), up to 1,000 nodes and 1,000,000 clients: what it decides,
 what it predicts, and how long it takes to decide.  *Simulated*: the round machine itself (`virtual.py`): each node's
 engine with its allocator and the coordinator take every message of every client, and only what costs time on a machine
 is reckoned: ingest, fold, start of workers, links.  A job selects at most 10,000 clients for a round, a limit of LIFL's
@@ -23,8 +23,9 @@ from systems.interface import Context, Outcome, Plot, Table
 from systems.workload import resnet
 
 from lifl.core.errors import Refused
-from lifl.core.messages import MEMBER_BYTES_MAX
-from lifl.core.plan import Costs, NodeFacts, Plan, PlanRequest, make_plan
+from lifl.core.limits import MEMBER_BYTES_MAX
+from lifl.core.planning.plan import Costs, NodeFacts, Plan, PlanRequest
+from lifl.core.planning.planner import make_plan
 
 NAME = "scale"
 TITLE = "Scale by simulation"

@@ -19,9 +19,9 @@ from typing import Any
 
 from measure import ROOT
 
-from lifl.core.coordinator import Node
+from lifl.core.coordinator.coordinator import Node
 from lifl.core.ids import Key
-from lifl.core.plan import Costs
+from lifl.core.planning.plan import Costs
 from lifl.core.schema import Layout, TensorSpec
 
 sys.path.append(str(ROOT / "tests" / "sim"))
@@ -160,7 +160,7 @@ class Timed(simulator.Cluster):  # type: ignore[misc]
         super()._effect(host, effect)
 
     def _join(self, client: Any, host: simulator.Host) -> None:
-        from lifl.core import messages as m
+        from lifl.core.protocol import messages as m
 
         self.conns += 1
         client.host, client.conn = host, self.conns

@@ -23,13 +23,13 @@ import ml_dtypes
 import msgspec
 import numpy as np
 from conftest import Node
-from lifl_cli.control import Control
+from lifl_cli.daemon_client import Control
 from safetensors.numpy import load_file, save_file
 
 from lifl import Client
 from lifl.client import Round, Submission
-from lifl.core import messages as m
 from lifl.core.errors import LiflError
+from lifl.core.protocol import cli as om
 from lifl.core.schema import Layout, TensorSpec
 from lifl.shm.arena import Arena
 from lifl.shm.layout import Entry, State
@@ -110,7 +110,7 @@ class OneHot:
 
     def check(self, node: Node, job: str, fleet: Fleet | None = None) -> list[dict[str, Any]]:
         """Each committed round has each counted client once and no other; returns the rounds' status lines."""
-        status = ask(node, m.JobStatus(job))
+        status = ask(node, om.JobStatus(job))
         lines = [line for line in status["rounds"] if line["status"] == "committed"]
         assert [line["round"] for line in lines] == list(range(1, len(lines) + 1)), "a round committed twice or never"
         for line in lines:
@@ -163,7 +163,7 @@ def submit(node: Node, name: str, model: Mapping[str, np.ndarray], **keys: Any) 
     return answer
 
 
-def ask(node: Node, message: m.FromCli) -> dict[str, Any]:
+def ask(node: Node, message: om.FromCli) -> dict[str, Any]:
     """The daemon's answer to one request of the control channel."""
     with Control(node.state_dir) as control:
         return control.ask(message)
@@ -171,7 +171,7 @@ def ask(node: Node, message: m.FromCli) -> dict[str, Any]:
 
 def arena_use(node: Node) -> tuple[int, int]:
     """Objects in the arena, and their bytes."""
-    arena = ask(node, m.Snapshot())["node"]["arena"]
+    arena = ask(node, om.Snapshot())["node"]["arena"]
     return arena["objects"], arena["used_bytes"]
 
 
@@ -189,11 +189,11 @@ class Watch:
     """A job's events, as they come; begun before it returns."""
 
     def __init__(self, node: Node, job: str) -> None:
-        self.events: list[m.Event] = []
+        self.events: list[om.Event] = []
         self.ended = False
         self._changed = threading.Condition()
         self._control = Control(node.state_dir)
-        self._control.ask(m.Follow(job))
+        self._control.ask(om.Follow(job))
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
@@ -210,10 +210,10 @@ class Watch:
             self.ended = True
             self._changed.notify_all()
 
-    def wait(self, name: str, count: int = 1, or_end: bool = False, **fields: Any) -> list[m.Event]:
+    def wait(self, name: str, count: int = 1, or_end: bool = False, **fields: Any) -> list[om.Event]:
         """The first `count` events of this name with these fields."""
 
-        def found() -> list[m.Event]:
+        def found() -> list[om.Event]:
             return [
                 event
                 for event in self.events

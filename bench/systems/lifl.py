@@ -26,14 +26,14 @@ from typing import Any
 import msgspec
 import numpy as np
 import psutil
-from lifl_cli.control import Control
+from lifl_cli.daemon_client import Control
 from measure import uninterrupted
 from redirectors import found, kinds
 from safetensors.numpy import load_file, save_file
 
 from lifl import Client
-from lifl.core import messages as m
-from lifl.core.config import parse_job
+from lifl.core.config.job import parse_job
+from lifl.core.protocol import cli as om
 from systems import fleet
 from systems.interface import Arrival, Idle, RoundResult, System, Watch, cpu_by_pid, environment, family, private_bytes
 from systems.workload import Workload
@@ -135,7 +135,7 @@ class Lifl:
         job = f"round-{next(self._jobs)}"
         with Control(self._state) as control, ThreadPoolExecutor(1) as follower:
             config = self._config(job, goal or len(clients), len(clients) / (goal or len(clients)))
-            control.ask(m.SubmitJob(msgspec.to_builtins(config), follow=True))
+            control.ask(om.SubmitJob(msgspec.to_builtins(config), follow=True))
             gateway = str(self._state) if self._settings.get("direct") else self._node["listen"][0]
             self._fleet.prepare(clients, gateway=gateway, job=job, dying=sorted(dying), late=goal is not None)
             with Watch(lambda: [self._node["pid"]]) as watch:

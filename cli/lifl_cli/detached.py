@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from lifl.core.config import NodeConfig, parse_node
+from lifl.core.config.node import NodeConfig, parse_node
 from lifl.core.errors import LiflError
 
 

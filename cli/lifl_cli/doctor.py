@@ -23,9 +23,10 @@ from typing import Literal
 
 import click
 
-from lifl.core.config import NodeConfig, split_address
+from lifl.core.config.node import NodeConfig
+from lifl.core.config.values import split_address
 from lifl.core.errors import ResourceFault
-from lifl_cli.control import Control
+from lifl_cli.daemon_client import Control
 from lifl_cli.state import state_option
 from lifl_cli.text import size_text
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lifl.core.errors import Refused, ResourceFault
-from lifl.core.messages import CancelJob, JobStatus, ListJobs
-from lifl_cli.control import Control
+from lifl.core.protocol.cli import CancelJob, JobStatus, ListJobs
+from lifl_cli.daemon_client import Control
 from lifl_cli.state import state_option
 from lifl_cli.text import metrics_text, receipt_lines, seconds_text, size_text
 

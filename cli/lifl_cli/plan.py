@@ -21,13 +21,15 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from lifl.core.config import JobConfig, parse_job, parse_size
+from lifl.core.config.job import JobConfig, parse_job
+from lifl.core.config.values import parse_size
 from lifl.core.errors import ConfigError, Refused
-from lifl.core.messages import PlanJob, PlansOfRound
-from lifl.core.plan import NodeFacts, NodePlan, Plan, PlanRequest, make_plan
-from lifl.core.planning import plan_request
+from lifl.core.planning.plan import NodeFacts, NodePlan, Plan, PlanRequest
+from lifl.core.planning.planner import make_plan
+from lifl.core.planning.request import plan_request
+from lifl.core.protocol.cli import PlanJob, PlansOfRound
 from lifl.core.schema import Layout
-from lifl_cli.control import Control
+from lifl_cli.daemon_client import Control
 from lifl_cli.state import absolute, state_option
 from lifl_cli.submit import resolve, rule_states
 from lifl_cli.text import seconds_text, size_text

@@ -15,10 +15,10 @@ from typing import Any
 import click
 import msgspec
 
-from lifl.core.config import JobConfig, parse_job
+from lifl.core.config.job import JobConfig, parse_job
 from lifl.core.errors import ConfigError, RemoteFault, ResourceFault
-from lifl.core.messages import Event, SubmitJob
-from lifl_cli.control import Control
+from lifl.core.protocol.cli import Event, SubmitJob
+from lifl_cli.daemon_client import Control
 from lifl_cli.state import MODELS_FOLDER, absolute, state_option
 from lifl_cli.text import metrics_text, receipt_lines, seconds_text, size_text
 from lifl_cli.up import read_toml

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lifl.core.messages import Snapshot
-from lifl_cli.control import Control
+from lifl.core.protocol.cli import Snapshot
+from lifl_cli.daemon_client import Control
 from lifl_cli.state import state_option
 from lifl_cli.text import metrics_text, seconds_text, size_text
 

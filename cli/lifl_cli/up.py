@@ -20,10 +20,10 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from lifl.core.config import NodeConfig, beyond_loopback, parse_node
+from lifl.core.config.node import NodeConfig, beyond_loopback, parse_node
 from lifl.core.errors import ConfigError, ResourceFault
-from lifl.core.messages import Shutdown
-from lifl_cli.control import Control
+from lifl.core.protocol.cli import Shutdown
+from lifl_cli.daemon_client import Control
 from lifl_cli.state import DEFAULT_STATE_DIR, LOG_FILE, absolute, state_option
 from lifl_cli.text import size_text
 

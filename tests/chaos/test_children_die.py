@@ -14,7 +14,7 @@ from conftest import Node
 from fleet import Fleet, Gate, OneHot, Watch, arena_use, ask, fleet, gated, seeded, submit, until
 
 from lifl.client import JobCancelled
-from lifl.core import messages as m
+from lifl.core.protocol import cli as om
 
 N = 16
 
@@ -54,7 +54,7 @@ def finished(node: Node, job: str, team: Fleet, oracle: OneHot) -> list[dict]:
     """The job ends well, everybody was told the truth, and nothing is left in the arena."""
     team.join()
     lines = oracle.check(node, job, team)
-    assert ask(node, m.JobStatus(job))["job"]["status"] == "finished"
+    assert ask(node, om.JobStatus(job))["job"]["status"] == "finished"
     assert until("an empty arena", lambda: arena_use(node) == (0, 0))
     return lines
 
@@ -110,7 +110,7 @@ def test_a_worker_at_work(start_node: Callable[..., Node], place: str) -> None:
         with fleet(node.address, "j", N, oracle.update) as team:
             gate.reached()
             watch.wait("update.accepted", N)
-            tree = ask(node, m.JobStatus("j"))["now"]["tree"]
+            tree = ask(node, om.JobStatus("j"))["now"]["tree"]
             victims = {task["pid"] for task in tree if task["role"] == role and task["state"] == "running"}
             assert victims
             for pid in victims:
@@ -182,7 +182,7 @@ def test_the_gateway_while_updates_come_in(start_node: Callable[..., Node], acce
     late = [(index, 1) for index in range(accepted, N)]
     with fleet([node.address, str(node.state_dir)], "j", N, oracle.update, held=late) as team:
         watch.wait("update.accepted", accepted) if accepted else watch.wait("round.opened")
-        child(node, "lifl.node.gateway").kill()
+        child(node, "lifl.node.gateway.main").kill()
         team.release()
         (line,) = finished(node, "j", team, oracle)
     assert line["receipt"]["bytes_in"] == N * oracle.data_bytes, "what was ACCEPTED was not sent again"
@@ -207,9 +207,9 @@ def test_the_gateway_in_the_middle_of_uploads(start_node: Callable[..., Node]) -
     with fleet(node.address, "j", 4, oracle.update, play) as team:
         for _ in range(4):
             assert halfway.acquire(timeout=40)
-        assert ask(node, m.JobStatus("j"))["now"]["uploading"] == 4
-        child(node, "lifl.node.gateway").kill()
-        until("free slots", lambda: ask(node, m.JobStatus("j"))["now"]["uploading"] == 0)
+        assert ask(node, om.JobStatus("j"))["now"]["uploading"] == 4
+        child(node, "lifl.node.gateway.main").kill()
+        until("free slots", lambda: ask(node, om.JobStatus("j"))["now"]["uploading"] == 0)
         go_on.set()
         finished(node, "j", team, oracle)
 
@@ -223,7 +223,7 @@ def test_the_gateway_at_random_moments(start_node: Callable[..., Node]) -> None:
         for number in range(1, 6):
             watch.wait("update.accepted", draw.randint(1, N), round=number)
             threading.Event().wait(draw.uniform(0, 0.01))
-            child(node, "lifl.node.gateway").kill()
+            child(node, "lifl.node.gateway.main").kill()
         lines = finished(node, "j", team, oracle)
     assert [line["receipt"]["counted"] for line in lines] == [N] * 6
 
@@ -237,8 +237,8 @@ def test_clients_learn_of_all_rounds_that_were_committed_while_they_were_away(st
     gate = Gate(folder / ".round-00001.safetensors.tmp")  # no reader comes: the writer waits for ever
     with fleet([node.address, str(node.state_dir)], "j", 4, oracle.update) as team:
         watch.wait("update.accepted", 4, round=2)
-        until("two rounds to save", lambda: ask(node, m.JobStatus("j"))["now"]["round"] == 3)
-        child(node, "lifl.node.gateway").kill()
+        until("two rounds to save", lambda: ask(node, om.JobStatus("j"))["now"]["round"] == 3)
+        child(node, "lifl.node.gateway.main").kill()
         gate.open()
         for pid in workers(node):
             kill(pid)
@@ -254,14 +254,14 @@ def test_a_client_that_waits_long_outlives_two_gateways(start_node: Callable[...
         team.trainers[0].client.give_up_after_s = 1.5
 
         def is_back() -> bool:
-            return bool(ask(node, m.JobStatus("j"))["job"]["clients"] or team.errors())
+            return bool(ask(node, om.JobStatus("j"))["job"]["clients"] or team.errors())
 
         for _ in range(2):
             until("the client's return", is_back)
-            child(node, "lifl.node.gateway").kill()
+            child(node, "lifl.node.gateway.main").kill()
             threading.Event().wait(1.6)
         until("the client's return", is_back)
         assert not team.errors()
-        ask(node, m.CancelJob("j"))
+        ask(node, om.CancelJob("j"))
         team.join(well=False)
         assert isinstance(team.errors()[0], JobCancelled)

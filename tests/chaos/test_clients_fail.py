@@ -16,8 +16,8 @@ from fleet import WAIT_S, Fleet, OneHot, Watch, arena_use, ask, fleet, name_of, 
 from lifl import Client
 from lifl.client import JobFailed, Refused, RoundEnded
 from lifl.client.client import Round
-from lifl.core import messages as m
 from lifl.core.ids import Kind
+from lifl.core.protocol import cli as om
 from lifl.shm.layout import State
 
 N = 6
@@ -25,7 +25,7 @@ N = 6
 
 def now(node: Node) -> dict:
     """The running round of job j."""
-    found: dict = ask(node, m.JobStatus("j"))["now"]
+    found: dict = ask(node, om.JobStatus("j"))["now"]
     return found
 
 
@@ -33,7 +33,7 @@ def finished(node: Node, job: str, team: Fleet, oracle: OneHot) -> list[dict]:
     """The job ends well, everybody was told the truth, and nothing is left in the arena."""
     team.join()
     lines = oracle.check(node, job, team)
-    assert ask(node, m.JobStatus(job))["job"]["status"] == "finished"
+    assert ask(node, om.JobStatus(job))["job"]["status"] == "finished"
     assert until("an empty arena", lambda: arena_use(node) == (0, 0))
     return lines
 
@@ -59,7 +59,7 @@ def test_an_upload_that_breaks_halfway_leaves_no_trace(start_node: Callable[...,
     node, oracle = start_node("--redirector", "unix"), OneHot(2, ballast_bytes=6 << 20)
     submit(node, "j", oracle.model(), selection__over_provision=1.5)
     with fleet(node.address, "j", 2, oracle.update, held=[(0, 1), (1, 1)]) as team:
-        until("both clients", lambda: ask(node, m.JobStatus("j"))["job"]["clients"] == 2)
+        until("both clients", lambda: ask(node, om.JobStatus("j"))["job"]["clients"] == 2)
         if way == "killed":
             half = subprocess.Popen(
                 [sys.executable, "-c", HALF, node.address], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
@@ -77,7 +77,7 @@ def test_an_upload_that_breaks_halfway_leaves_no_trace(start_node: Callable[...,
         # The slot, and the room that was opened for its leaf's path.
         assert objects < held[0]
         assert used_bytes <= held[1] - oracle.data_bytes
-        assert until("its absence", lambda: ask(node, m.JobStatus("j"))["job"]["clients"] == 2)
+        assert until("its absence", lambda: ask(node, om.JobStatus("j"))["job"]["clients"] == 2)
         team.release()
         finished(node, "j", team, oracle)
 
@@ -113,7 +113,7 @@ def test_what_was_made_of_an_update_that_broke_off_is_made_anew(start_node: Call
     node, oracle = start_node("--redirector", "unix", "--arena-bytes", "320MiB"), OneHot(2, ballast_bytes=48 << 20)
     submit(node, "j", oracle.model(), selection__over_provision=1.5)
     with fleet(node.address, "j", 2, oracle.update, held=[(0, 1), (1, 1)]) as team:
-        until("both clients", lambda: ask(node, m.JobStatus("j"))["job"]["clients"] == 2)
+        until("both clients", lambda: ask(node, om.JobStatus("j"))["job"]["clients"] == 2)
         far = subprocess.Popen(
             [sys.executable, "-c", FAR, node.address], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
         )
@@ -154,7 +154,7 @@ def test_who_still_sends_when_the_round_is_committed_is_told_so(start_node: Call
     watch = Watch(node, "j")
     held = [(index, number) for index in (0, 1) for number in (1, 2)]
     with fleet(node.address, "j", 2, oracle.update, held=held) as team:
-        until("both clients", lambda: ask(node, m.JobStatus("j"))["job"]["clients"] == 2)
+        until("both clients", lambda: ask(node, om.JobStatus("j"))["job"]["clients"] == 2)
         straggler = subprocess.Popen(
             [sys.executable, "-c", STRAGGLER, node.address], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
         )
@@ -275,7 +275,7 @@ def test_without_a_quorum_the_round_fails_with_the_reason_and_is_tried_again(sta
 
 
 def over(node: Node) -> dict | None:
-    status = ask(node, m.JobStatus("j"))
+    status = ask(node, om.JobStatus("j"))
     return status if status["job"]["status"] in ("failed", "finished") else None
 
 

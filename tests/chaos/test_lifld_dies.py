@@ -36,8 +36,8 @@ from fleet import (
 
 from lifl import Client
 from lifl.client import JobCancelled
-from lifl.core import messages as m
 from lifl.core.ids import Kind
+from lifl.core.protocol import cli as om
 from lifl.shm.layout import State
 
 N = 8
@@ -52,7 +52,7 @@ def finished(node: Node, job: str, team: Fleet, oracle: OneHot) -> list[dict]:
     """The job ends well, everybody was told the truth, and nothing is left in the arena."""
     team.join()
     lines = oracle.check(node, job, team)
-    assert ask(node, m.JobStatus(job))["job"]["status"] == "finished"
+    assert ask(node, om.JobStatus(job))["job"]["status"] == "finished"
     assert until("an empty arena", lambda: arena_use(node) == (0, 0))
     return lines
 
@@ -129,8 +129,8 @@ def test_between_seal_and_commit(start_node: Callable[..., Node], next_accepted:
         if next_accepted:
             watch.wait("update.accepted", next_accepted, round=2)
         else:
-            until("the checkpoint's start", lambda: ask(node, m.JobStatus("j"))["now"]["phase"] == "saving")
-        assert ask(node, m.JobStatus("j"))["job"]["committed"] == 0
+            until("the checkpoint's start", lambda: ask(node, om.JobStatus("j"))["now"]["phase"] == "saving")
+        assert ask(node, om.JobStatus("j"))["job"]["committed"] == 0
         node.kill()
         gate.open()
         node.up("--listen", node.address)
@@ -217,15 +217,15 @@ def test_clients_wait_while_the_next_daemon_loads_the_model(start_node: Callable
         first.rename(folder / "aside")
         os.mkfifo(first)  # who loads it waits for ever
         node.up("--listen", node.address)
-        assert ask(node, m.JobStatus("j"))["job"]["status"] == "loading"
+        assert ask(node, om.JobStatus("j"))["job"]["status"] == "loading"
         team.release()
-        until("the clients", lambda: ask(node, m.JobStatus("j"))["job"]["clients"] == 3 or team.errors())
+        until("the clients", lambda: ask(node, om.JobStatus("j"))["job"]["clients"] == 3 or team.errors())
         threading.Event().wait(0.3)
         assert not team.errors()
         assert all(not trainer.submissions for trainer in team.trainers[:2])
         first.unlink()
         (folder / "aside").rename(first)
-        for worker in ask(node, m.Snapshot())["workers"]:
+        for worker in ask(node, om.Snapshot())["workers"]:
             os.kill(worker["pid"], 9)
         (line,) = finished(node, "j", team, oracle)
     finally:
@@ -279,7 +279,7 @@ def test_clients_of_a_job_that_is_over_are_told_so_by_the_next_daemon(start_node
     node, oracle = start_node("--redirector", "unix"), OneHot(2)
     for job in ("done", "stopped"):
         submit(node, job, oracle.model())
-    ask(node, m.CancelJob("stopped"))
+    ask(node, om.CancelJob("stopped"))
     with fleet(node.address, "done", 2, oracle.update) as team:
         team.join()
     for end in (node.kill, node.down):
@@ -306,7 +306,7 @@ def test_between_the_last_commit_and_the_end_of_the_job(start_node: Callable[...
     with fleet(node.address, "j", 2, oracle.update) as team:
         team.join()
     assert len(oracle.check(node, "j")) == 2
-    assert ask(node, m.JobStatus("j"))["job"]["status"] == "finished"
+    assert ask(node, om.JobStatus("j"))["job"]["status"] == "finished"
 
 
 def test_without_a_job_the_old_segment_is_taken_over_or_replaced(start_node: Callable[..., Node]) -> None:
@@ -329,7 +329,7 @@ def test_its_children_die_with_it(start_node: Callable[..., Node]) -> None:
         submit(node, "j", oracle.model(), **keys)
         with fleet(node.address, "j", 2, oracle.update) as team:
             gate.reached()
-            shown = ask(node, m.Snapshot())
+            shown = ask(node, om.Snapshot())
             children = [shown["node"]["gateway"]["pid"], shown["node"]["zygote_pid"]]
             children += [worker["pid"] for worker in shown["workers"]]
             assert len(children) >= 3 and all(os.path.exists(f"/proc/{pid}") for pid in children)

@@ -25,7 +25,7 @@ import pytest
 from conftest import COMMAND_TIMEOUT_S, LIFL, LOG_TAIL_LINES, Node
 from fleet import Fleet, OneHot, Update, Watch, arena_use, ask, fleet, until
 
-from lifl.core import messages as m
+from lifl.core.protocol import cli as om
 from lifl.examples.netns import Host, Network, inside, network, why_not
 
 GATEWAY, CONTROL = 7433, 7434
@@ -67,7 +67,7 @@ class Machine(Node):
 
     def nodes(self) -> dict[str, dict[str, Any]]:
         """What `lifl nodes` says here: its lines by name."""
-        return {line["node"]: line for line in ask(self, m.ListNodes())["nodes"]}
+        return {line["node"]: line for line in ask(self, om.ListNodes())["nodes"]}
 
     def states(self) -> dict[str, str]:
         """The state of each node as this one knows it."""
@@ -168,7 +168,7 @@ class Cluster:
         """The job ended well, every client was told the truth, and no arena has anything left; the rounds' lines."""
         team.join()
         lines = oracle.check(self.coordinator, job, team)
-        status = ask(self.coordinator, m.JobStatus(job))["job"]
+        status = ask(self.coordinator, om.JobStatus(job))["job"]
         assert (status["status"], status["committed"]) == ("finished", status["rounds"]), status
         until(f"empty arenas: {self.use()}", lambda: set(self.use().values()) == {(0, 0)})
         return lines

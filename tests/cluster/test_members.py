@@ -11,9 +11,9 @@ from conftest import run_lifl
 from fleet import until
 from netns import Cluster, Machine, cluster
 
-from lifl.core.messages import ListJobs
-from lifl.core.peering import GREETING_BYTES_MAX, PEER_VERSION, PeerHello
-from lifl.core.wire import encode
+from lifl.core.protocol.cli import ListJobs
+from lifl.core.protocol.cluster import GREETING_BYTES_MAX, PEER_VERSION, PeerHello
+from lifl.core.protocol.frames import encode
 
 
 @pytest.fixture

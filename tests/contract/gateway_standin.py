@@ -18,18 +18,21 @@ from pathlib import Path
 
 import msgspec
 
-from lifl.core import messages as m
 from lifl.core.errors import ArenaFull
+from lifl.core.fields import Message
 from lifl.core.ids import Key, Kind
-from lifl.core.members import Member, pack_member
+from lifl.core.limits import MEMBER_BYTES_MAX
+from lifl.core.protocol import client as cm
+from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.contribution import Member, pack_member
+from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.schema import Layout
-from lifl.core.wire import FrameDecoder, encode
-from lifl.node.control import listen_unix
+from lifl.node.cli_server import listen_unix
 from lifl.node.machine import listen_tcp
 from lifl.shm.arena import Arena
 
 WAIT_S = 20.0
-_RUN = "import sys; {settings}; from lifl.node.gateway import main; sys.exit(main())"
+_RUN = "import sys; {settings}; from lifl.node.gateway.main import main; sys.exit(main())"
 
 
 class StandIn:
@@ -40,7 +43,7 @@ class StandIn:
         self.unix = str(Path(self.folder.name) / "gateway.sock")
         name = f"/lifl-test-{os.getpid()}-{os.urandom(4).hex()}"
         self.arena = Arena.create(name, arena_bytes, 7, entries=64)
-        self.said: list[m.Message] = []
+        self.said: list[Message] = []
         self.changed = threading.Condition()
         self.jobs: dict[str, tuple[int, Layout]] = {}
         self.conns: dict[str, int] = {}
@@ -48,8 +51,8 @@ class StandIn:
         self.accepted: dict[tuple[str, int, str], Key] = {}
         self.model: Key | None = None
         self.busy = 0
-        self.holding_back: list[m.Admitted] | None = None
-        self.react: Callable[[m.Message], None] = lambda message: None
+        self.holding_back: list[gm.Admitted] | None = None
+        self.react: Callable[[Message], None] = lambda message: None
         self.settings = settings
         self.connections_max = connections_max
         self.listener = listen_tcp("127.0.0.1:0")
@@ -74,10 +77,10 @@ class StandIn:
             stderr=subprocess.PIPE,
         )
         theirs.close()
-        self.said = [message for message in self.said if not isinstance(message, m.GatewayReady)]
+        self.said = [message for message in self.said if not isinstance(message, gm.GatewayReady)]
         self.thread = threading.Thread(target=self._serve, daemon=True)
         self.thread.start()
-        assert self.wait_for(m.GatewayReady).listen == (self.tcp,)
+        assert self.wait_for(gm.GatewayReady).listen == (self.tcp,)
 
     def kill(self) -> None:
         """kill -9 of the gateway; what it was writing is freed."""
@@ -94,18 +97,18 @@ class StandIn:
         """A new gateway on the same addresses; it dies with the thread that calls this."""
         self._start()
         for name, (number, layout) in self.jobs.items():
-            self.send(m.JobSchema(name, number, layout.tensors))
+            self.send(gm.JobSchema(name, number, layout.tensors))
 
-    def send(self, message: m.Message) -> None:
+    def send(self, message: Message) -> None:
         self.link.sendall(encode(message))
 
-    def deliver(self, conn: int, message: m.Message) -> None:
-        self.send(m.Deliver(conn, msgspec.Raw(msgspec.msgpack.encode(message))))
+    def deliver(self, conn: int, message: Message) -> None:
+        self.send(gm.Deliver(conn, msgspec.Raw(msgspec.msgpack.encode(message))))
 
     def open_job(self, name: str, layout: Layout) -> None:
         number = len(self.jobs) + 1
         self.jobs[name] = (number, layout)
-        self.send(m.JobSchema(name, number, layout.tensors))
+        self.send(gm.JobSchema(name, number, layout.tensors))
 
     def put_model(self, data: bytes) -> None:
         self.model = self.arena.alloc(Kind.MODEL, 1, 0, len(data))
@@ -115,13 +118,13 @@ class StandIn:
     def select(self, client: str, job: str, number: int, **options: object) -> None:
         layout = self.jobs[job][1]
         self.deliver(
-            self.conns[client], m.Selected(job, number, 60.0, layout.tensors, layout.data_bytes, dict(options))
+            self.conns[client], cm.Selected(job, number, 60.0, layout.tensors, layout.data_bytes, dict(options))
         )
 
     def wait_for(self, kind: type, count: int = 1):  # type: ignore[no-untyped-def]
         """The `count`-th message of `kind`."""
 
-        def found() -> list[m.Message]:
+        def found() -> list[Message]:
             return [message for message in self.said if isinstance(message, kind)]
 
         with self.changed:
@@ -135,7 +138,7 @@ class StandIn:
         return sum(1 for _ in self.arena.live())
 
     def _serve(self) -> None:
-        decoder: FrameDecoder[m.FromGateway] = FrameDecoder(m.FromGateway)
+        decoder: FrameDecoder[gm.FromGateway] = FrameDecoder(gm.FromGateway)
         link = self.link
         while data := _receive(link):
             decoder.feed(data)
@@ -146,43 +149,43 @@ class StandIn:
                     self.changed.notify_all()
                     self.react(message)
 
-    def _answer(self, message: m.FromGateway) -> None:
+    def _answer(self, message: gm.FromGateway) -> None:
         match message:
-            case m.ClientJoined(conn, client):
+            case gm.ClientJoined(conn, client):
                 self.conns[client] = conn
-            case m.Admit():
+            case gm.Admit():
                 self._admit(message)
-            case m.Sealed(conn, key):
+            case gm.Sealed(conn, key):
                 job, number, client, _ = self.keys.pop(key)
                 self.accepted[job, number, client] = Key.unpack(key)
-                self.deliver(conn, m.Accepted(job, number))
-            case m.Aborted(conn, key):
+                self.deliver(conn, cm.Accepted(job, number))
+            case gm.Aborted(conn, key):
                 self.keys.pop(key)
                 self.arena.free(Key.unpack(key))
-            case m.WantModel(conn, job, number):
+            case gm.WantModel(conn, job, number):
                 if self.model is None:
-                    self.deliver(conn, m.Refusal("round-over", "round", "there is no model", job, number))
+                    self.deliver(conn, cm.Refusal("round-over", "round", "there is no model", job, number))
                 else:
-                    self.send(m.ModelGranted(conn, job, number, self.model.pack()))
+                    self.send(gm.ModelGranted(conn, job, number, self.model.pack()))
 
-    def _admit(self, admit: m.Admit) -> None:
+    def _admit(self, admit: gm.Admit) -> None:
         job, number, client, conn = admit.job, admit.round, admit.client, admit.conn
         if (job, number, client) in self.accepted:
-            self.deliver(conn, m.Accepted(job, number))
+            self.deliver(conn, cm.Accepted(job, number))
             return
         if self.busy:
             self.busy -= 1
-            self.deliver(conn, m.Busy(job, number, 0.01))
+            self.deliver(conn, cm.Busy(job, number, 0.01))
             return
         index, layout = self.jobs[job]
         try:
-            key = self.arena.alloc(Kind.UPDATE, index, number, layout.data_bytes, m.MEMBER_BYTES_MAX, index)
+            key = self.arena.alloc(Kind.UPDATE, index, number, layout.data_bytes, MEMBER_BYTES_MAX, index)
         except ArenaFull:
-            self.deliver(conn, m.Busy(job, number, 0.05))
+            self.deliver(conn, cm.Busy(job, number, 0.05))
             return
         self.keys[key.pack()] = (job, number, client, conn)
         member = pack_member(Member(client, admit.weight, admit.metrics))
-        grant = m.Admitted(conn, key.pack(), member)
+        grant = gm.Admitted(conn, key.pack(), member)
         if self.holding_back is None:
             self.send(grant)
         else:
@@ -192,7 +195,7 @@ class StandIn:
         """Drains the gateway, checks its exit status, removes the arena; returns what it wrote to stderr."""
         if self.process.poll() is None:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it leaves by itself just now
-                self.send(m.Drain())
+                self.send(gm.Drain())
         _, logged = self.process.communicate(timeout=WAIT_S)
         self.thread.join(WAIT_S)
         self.link.close()
@@ -226,21 +229,21 @@ class Peer:
         else:
             self.sock = socket.create_connection(node.address)
         self.sock.settimeout(WAIT_S)
-        self.decoder: FrameDecoder[m.ToClient] = FrameDecoder(m.ToClient)
+        self.decoder: FrameDecoder[cm.ToClient] = FrameDecoder(cm.ToClient)
 
-    def hello(self, client: str = "c1", direct: bool = False) -> m.Welcome:
-        self.send(m.Hello(m.PROTOCOL_VERSION, client, direct))
+    def hello(self, client: str = "c1", direct: bool = False) -> cm.Welcome:
+        self.send(cm.Hello(cm.PROTOCOL_VERSION, client, direct))
         welcome = self.receive()
-        assert isinstance(welcome, m.Welcome), welcome
+        assert isinstance(welcome, cm.Welcome), welcome
         return welcome
 
-    def send(self, message: m.Message) -> None:
+    def send(self, message: Message) -> None:
         self.sock.sendall(encode(message))
 
     def raw(self, data: bytes) -> None:
         self.sock.sendall(data)
 
-    def receive(self) -> m.ToClient | None:
+    def receive(self) -> cm.ToClient | None:
         """The next message; None at the end of the stream."""
         while (message := self.decoder.next_message()) is None:
             data = self.sock.recv(self.decoder.missing_bytes)

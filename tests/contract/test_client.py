@@ -18,11 +18,14 @@ from safetensors.numpy import save_file
 
 from lifl import Client
 from lifl.client import JobCancelled, JobFailed, NodeUnreachable, Refused, RoundEnded
-from lifl.core import messages as m
 from lifl.core.errors import LocalFault
+from lifl.core.fields import Message
 from lifl.core.ids import Key, Kind
+from lifl.core.limits import MEMBER_BYTES_MAX
+from lifl.core.protocol import client as cm
+from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.schema import Layout, TensorSpec
-from lifl.core.wire import FrameDecoder, encode
 
 TENSORS = (
     TensorSpec("w", "float32", (300, 7)),
@@ -63,22 +66,22 @@ def node() -> Iterator[StandIn]:
         standin.close()
 
 
-def play(node: StandIn, message: m.Message, rounds: int) -> None:
+def play(node: StandIn, message: Message, rounds: int) -> None:
     """A daemon that selects at once, commits what it accepts, and ends the job after `rounds`."""
     match message:
-        case m.ClientJoined(conn, client):
+        case gm.ClientJoined(conn, client):
             number = 1 + sum(1 for accepted in node.accepted if accepted[2] == client)
             if number <= rounds:
                 node.select(client, "digits", number, rate=0.5)
             else:
-                node.deliver(conn, m.JobOver("digits", "finished"))
-        case m.Sealed(conn):
+                node.deliver(conn, cm.JobOver("digits", "finished"))
+        case gm.Sealed(conn):
             _, number, client = list(node.accepted)[-1]
-            node.deliver(conn, m.Committed("digits", number, True))
+            node.deliver(conn, cm.Committed("digits", number, True))
             if number < rounds:
                 node.select(client, "digits", number + 1)
             else:
-                node.deliver(conn, m.JobOver("digits", "finished"))
+                node.deliver(conn, cm.JobOver("digits", "finished"))
 
 
 def stored(node: StandIn, number: int = 1, client: str = "c1") -> bytes:
@@ -174,7 +177,7 @@ def test_a_bad_update_is_refused_here_and_a_good_one_still_goes(node: StandIn) -
                 with pytest.raises(Refused) as caught:
                     round_.submit(tensors, **({"weight": 1} | arguments))
                 assert (caught.value.code, caught.value.field) == (code, field)
-            assert not any(isinstance(message, m.Admit) for message in node.said)
+            assert not any(isinstance(message, gm.Admit) for message in node.said)
             assert round_.submit(update(), weight=1).accepted
 
 
@@ -182,16 +185,16 @@ def test_busy_is_waited_out(node: StandIn) -> None:
     node.busy = 3
     one_round(node, update(1))
     assert stored(node) == as_bytes(update(1))
-    assert sum(isinstance(message, m.Admit) for message in node.said) == 4
+    assert sum(isinstance(message, gm.Admit) for message in node.said) == 4
 
 
 @pytest.mark.parametrize(("status", "error"), [("failed", JobFailed), ("cancelled", JobCancelled)])
 def test_a_job_that_does_not_finish_is_an_error_with_its_reason(
     node: StandIn, status: str, error: type[Exception]
 ) -> None:
-    def react(message: m.Message) -> None:
-        if isinstance(message, m.ClientJoined):
-            node.deliver(message.conn, m.JobOver("digits", status, "the disk is full"))
+    def react(message: Message) -> None:
+        if isinstance(message, gm.ClientJoined):
+            node.deliver(message.conn, cm.JobOver("digits", status, "the disk is full"))
 
     node.react = react
     with Client(node.tcp, job="digits", client="c1") as client, pytest.raises(error, match="the disk is full"):
@@ -199,9 +202,9 @@ def test_a_job_that_does_not_finish_is_an_error_with_its_reason(
 
 
 def test_an_unknown_job_is_refused(node: StandIn) -> None:
-    def react(message: m.Message) -> None:
-        if isinstance(message, m.ClientJoined):
-            node.deliver(message.conn, m.Refusal("unknown-job", "job", "no job 'x' here", "x"))
+    def react(message: Message) -> None:
+        if isinstance(message, gm.ClientJoined):
+            node.deliver(message.conn, cm.Refusal("unknown-job", "job", "no job 'x' here", "x"))
 
     node.react = react
     with Client(node.tcp, job="x", client="c1") as client, pytest.raises(Refused, match="no job"):
@@ -212,20 +215,20 @@ def test_a_round_that_went_on_without_us_is_no_error(node: StandIn) -> None:
     """A straggler's update is not accepted, and the next round comes."""
     late = threading.Event()
 
-    def react(message: m.Message) -> None:
-        if isinstance(message, m.Admit) and message.round == 1:
+    def react(message: Message) -> None:
+        if isinstance(message, gm.Admit) and message.round == 1:
             late.set()
         play(node, message, 2)
 
     node.react = react
     admit = node._admit
 
-    def refuse_first(message: m.Admit) -> None:
+    def refuse_first(message: gm.Admit) -> None:
         if message.round != 1:
             admit(message)
             return
-        node.deliver(message.conn, m.RoundOver("digits", 1, "committed without you"))
-        node.deliver(message.conn, m.Refusal("round-over", "round", "round 1 is over", "digits", 1))
+        node.deliver(message.conn, cm.RoundOver("digits", 1, "committed without you"))
+        node.deliver(message.conn, cm.Refusal("round-over", "round", "round 1 is over", "digits", 1))
         node.accepted["digits", 1, "c1"] = node.model  # type: ignore[assignment]
         node.select("c1", "digits", 2)
 
@@ -243,11 +246,11 @@ def test_a_round_that_begins_again_while_its_update_is_offered_selects_again(nod
     """The end of the first attempt and the selection of the second come before the answer to the offer."""
     admit = node._admit
 
-    def refuse_first(message: m.Admit) -> None:
+    def refuse_first(message: gm.Admit) -> None:
         node._admit = admit  # type: ignore[method-assign]
-        node.deliver(message.conn, m.RoundOver("digits", 1, "a node is gone; the round begins again"))
+        node.deliver(message.conn, cm.RoundOver("digits", 1, "a node is gone; the round begins again"))
         node.select("c1", "digits", 1)
-        node.deliver(message.conn, m.Refusal("round-over", "round", "round 1 is over", "digits", 1))
+        node.deliver(message.conn, cm.Refusal("round-over", "round", "round 1 is over", "digits", 1))
 
     node._admit = refuse_first  # type: ignore[method-assign]
     accepted = []
@@ -261,15 +264,15 @@ def test_a_round_that_begins_again_while_its_update_is_offered_selects_again(nod
 
 
 @pytest.mark.parametrize("when", ["before Go", "after the body", "twice"])
-@pytest.mark.parametrize("over", [m.RoundOver("digits", 1, "too late"), m.JobOver("digits", "finished")])
-def test_the_news_of_the_end_may_come_in_place_of_the_answer(node: StandIn, when: str, over: m.Message) -> None:
+@pytest.mark.parametrize("over", [cm.RoundOver("digits", 1, "too late"), cm.JobOver("digits", "finished")])
+def test_the_news_of_the_end_may_come_in_place_of_the_answer(node: StandIn, when: str, over: Message) -> None:
     """The round is committed, or the job ends, while its update is on its way: then that is all that is told."""
     deliver, answer = node.deliver, node._answer
 
-    def silent(message: m.FromGateway) -> None:
-        if isinstance(message, m.Admit) and message.round == 1 and when != "after the body":
+    def silent(message: gm.FromGateway) -> None:
+        if isinstance(message, gm.Admit) and message.round == 1 and when != "after the body":
             deliver(message.conn, over)
-        if isinstance(message, m.Sealed) and node.keys[message.key][1] == 1:
+        if isinstance(message, gm.Sealed) and node.keys[message.key][1] == 1:
             node.deliver = lambda *_: None  # type: ignore[method-assign]
             answer(message)
             node.deliver = deliver  # type: ignore[method-assign]
@@ -278,8 +281,8 @@ def test_the_news_of_the_end_may_come_in_place_of_the_answer(node: StandIn, when
         else:
             answer(message)
 
-    def react(message: m.Message) -> None:
-        landed = isinstance(message, m.Sealed | m.Aborted)
+    def react(message: Message) -> None:
+        landed = isinstance(message, gm.Sealed | gm.Aborted)
         if landed and ("digits", 2, "c1") not in node.accepted:
             node.accepted["digits", 1, "c1"] = node.model  # type: ignore[assignment]
         else:
@@ -298,7 +301,7 @@ def test_the_news_of_the_end_may_come_in_place_of_the_answer(node: StandIn, when
     trainer.start()
     trainer.join(WAIT_S)
     assert not trainer.is_alive(), "it waits for an answer that does not come"
-    if isinstance(over, m.RoundOver):
+    if isinstance(over, cm.RoundOver):
         assert results[0] == (1, False, "too late") and results[-1] == (2, True, "")
     else:
         assert results == [(1, False, "the job is over")]
@@ -336,7 +339,7 @@ def test_a_gateway_killed_in_the_middle_of_a_body_gets_it_again() -> None:
         for round_ in client.rounds():
             assert round_.submit({"w": tensor}, weight=1, progress=progress).accepted
     assert deaths and deaths[0] < big.data_bytes
-    joins = [message.holding for message in node.said if isinstance(message, m.ClientJoined)]
+    joins = [message.holding for message in node.said if isinstance(message, gm.ClientJoined)]
     assert joins == [None, 1]
     assert bytes(node.arena.data(node.accepted["digits", 1, "c1"])) == tensor.tobytes()
     assert node.live() == 1
@@ -356,7 +359,7 @@ def test_a_direct_client_whose_gateway_is_killed_writes_to_its_slot_no_more() ->
         if not later and sent_bytes:
             (slot,) = [entry.offset for _, entry in node.arena.live()]
             node.kill()
-            later.append(node.arena.alloc(Kind.UPDATE, 1, 1, big.data_bytes, m.MEMBER_BYTES_MAX, 1))
+            later.append(node.arena.alloc(Kind.UPDATE, 1, 1, big.data_bytes, MEMBER_BYTES_MAX, 1))
             assert node.arena.offset(later[0]) == slot
             node.arena.data(later[0])[:] = b"\xab" * big.data_bytes
             node.arena.seal(later[0], 1.0, 1)
@@ -375,8 +378,8 @@ def test_a_gateway_killed_while_its_client_waits_is_found_again() -> None:
     node.open_job("digits", LAYOUT)
     waiting, over = threading.Event(), threading.Event()
 
-    def react(message: m.Message) -> None:
-        if isinstance(message, m.ClientJoined) and not waiting.is_set():
+    def react(message: Message) -> None:
+        if isinstance(message, gm.ClientJoined) and not waiting.is_set():
             waiting.set()
         else:
             play(node, message, 1)
@@ -400,11 +403,11 @@ def test_an_update_lost_with_the_machine_is_sent_again_without_training_again(no
     """ACCEPTED, then the node comes back without it: selected again for the round, the client resubmits by itself."""
     lost = []
 
-    def react(message: m.Message) -> None:
-        if isinstance(message, m.Sealed) and not lost:
+    def react(message: Message) -> None:
+        if isinstance(message, gm.Sealed) and not lost:
             lost.append(node.accepted.popitem())
             node.select("c1", "digits", 1)
-        elif isinstance(message, m.ClientJoined | m.Sealed):
+        elif isinstance(message, gm.ClientJoined | gm.Sealed):
             play(node, message, 1)
 
     node.react = react
@@ -421,16 +424,16 @@ def test_who_waits_for_the_commit_sends_again_what_was_lost_meanwhile(node: Stan
     """Another node died with it: the selection comes again over the same connection."""
     lost: list[Key] = []
 
-    def react(message: m.Message) -> None:
+    def react(message: Message) -> None:
         match message:
-            case m.ClientJoined(_, client):
+            case gm.ClientJoined(_, client):
                 node.select(client, "digits", 1)
-            case m.Sealed(conn) if not lost:
+            case gm.Sealed(conn) if not lost:
                 lost.append(node.accepted.pop(("digits", 1, "c1")))
                 node.select("c1", "digits", 1)
-            case m.Sealed(conn):
-                node.deliver(conn, m.Committed("digits", 1, True))
-                node.deliver(conn, m.JobOver("digits", "finished"))
+            case gm.Sealed(conn):
+                node.deliver(conn, cm.Committed("digits", 1, True))
+                node.deliver(conn, cm.JobOver("digits", "finished"))
 
     node.react = react
     with Client(node.tcp, job="digits", client="c1") as client:
@@ -442,18 +445,18 @@ def test_who_waits_for_the_commit_sends_again_what_was_lost_meanwhile(node: Stan
 
 def test_a_fate_told_before_the_answer_was_lost_again_is_kept() -> None:
     """ACCEPTED is lost with a gateway; the next one tells COMMITTED, and dies before it answers too."""
-    said: list[m.Message] = []
+    said: list[Message] = []
 
     def serve(listener: socket.socket) -> None:
         for script in (
-            [m.Selected("digits", 1, 60.0, TENSORS, LAYOUT.data_bytes), m.Submit],
-            [m.Committed("digits", 1, True), m.Submit],
-            [m.JobOver("digits", "finished")],
+            [cm.Selected("digits", 1, 60.0, TENSORS, LAYOUT.data_bytes), cm.Submit],
+            [cm.Committed("digits", 1, True), cm.Submit],
+            [cm.JobOver("digits", "finished")],
         ):
             sock, _ = listener.accept()
             with sock:
-                decoder: FrameDecoder[m.FromClient] = FrameDecoder(m.FromClient)
-                for step in [m.Hello, m.Welcome(m.PROTOCOL_VERSION, "n"), m.Join, *script]:
+                decoder: FrameDecoder[cm.FromClient] = FrameDecoder(cm.FromClient)
+                for step in [cm.Hello, cm.Welcome(cm.PROTOCOL_VERSION, "n"), cm.Join, *script]:
                     if isinstance(step, type):
                         while (message := decoder.next_message()) is None:
                             decoder.feed(sock.recv(4096))
@@ -472,8 +475,8 @@ def test_a_fate_told_before_the_answer_was_lost_again_is_kept() -> None:
             assert round_.committed is True
             assert client.wait_committed(round_)
         server.join()
-    assert [message.holding for message in said if isinstance(message, m.Join)] == [None, 1, None]
-    assert sum(isinstance(message, m.Submit) for message in said) == 2
+    assert [message.holding for message in said if isinstance(message, cm.Join)] == [None, 1, None]
+    assert sum(isinstance(message, cm.Submit) for message in said) == 2
 
 
 def test_training_in_place_does_not_change_a_kept_update(node: StandIn) -> None:
@@ -481,20 +484,20 @@ def test_training_in_place_does_not_change_a_kept_update(node: StandIn) -> None:
     tensors = update(5)
     steps = []
 
-    def react(message: m.Message) -> None:
+    def react(message: Message) -> None:
         match message:
-            case m.ClientJoined():
+            case gm.ClientJoined():
                 node.select("c1", "digits", 1)
-            case m.Sealed(conn) if len(steps) == 0:
+            case gm.Sealed(conn) if len(steps) == 0:
                 steps.append("accepted")
                 node.select("c1", "digits", 2)
-            case m.Sealed(conn) if len(steps) == 1:
+            case gm.Sealed(conn) if len(steps) == 1:
                 steps.append("lost")
                 node.accepted.clear()
                 node.select("c1", "digits", 1)
-            case m.Sealed(conn):
-                node.deliver(conn, m.Committed("digits", 1, True))
-                node.deliver(conn, m.JobOver("digits", "finished"))
+            case gm.Sealed(conn):
+                node.deliver(conn, cm.Committed("digits", 1, True))
+                node.deliver(conn, cm.JobOver("digits", "finished"))
 
     node.react = react
     with Client(node.tcp, job="digits", client="c1") as client:
@@ -539,7 +542,7 @@ def test_of_several_nodes_the_next_one_is_tried(node: StandIn, together: Callabl
 def test_a_client_whose_node_is_killed_goes_to_the_next_one_with_its_update(node: StandIn) -> None:
     first = StandIn()
     first.open_job("digits", LAYOUT)
-    first.react = lambda message: isinstance(message, m.ClientJoined) and first.select(message.client, "digits", 1)
+    first.react = lambda message: isinstance(message, gm.ClientJoined) and first.select(message.client, "digits", 1)
     with Client([first.tcp, node.tcp], job="digits", client="c1") as client:
         for round_ in client.rounds():
             first.close()

@@ -18,9 +18,9 @@ from conftest import Node
 from fleet import OneHot, arena_use, fleet, gated, objects, restart, submit, until
 
 from lifl.client.stream import Stream
-from lifl.core import messages as m
-from lifl.core.agent import DIRECT_GRACE_S
+from lifl.core.agent.agent import DIRECT_GRACE_S
 from lifl.core.ids import Kind
+from lifl.core.protocol import client as cm
 
 N = 2
 BALLAST_BYTES = 6 << 20
@@ -31,26 +31,26 @@ class Writer:
 
     def __init__(self, node: Node) -> None:
         self.stream = Stream(str(node.state_dir))
-        self.stream.send(m.Hello(m.PROTOCOL_VERSION, "writer", direct=True))
+        self.stream.send(cm.Hello(cm.PROTOCOL_VERSION, "writer", direct=True))
         self.slot = np.empty(0, np.uint8)
 
     def join(self) -> None:
         self.stream.receive()  # Welcome
         self.stream.greeted()
-        self.stream.send(m.Join("j"))
+        self.stream.send(cm.Join("j"))
 
-    def get(self, kind: type) -> m.ToClient:
+    def get(self, kind: type) -> cm.ToClient:
         while not isinstance(message := self.stream.receive(), kind):
             pass
         return message
 
     def begin(self) -> None:
         """Announces its update, and writes the slot's first bytes."""
-        selected = self.get(m.Selected)
-        assert isinstance(selected, m.Selected)
-        self.stream.send(m.Submit("j", selected.round, 1.0, selected.data_bytes, selected.tensors))
-        go = self.get(m.Go)
-        assert isinstance(go, m.Go) and go.direct
+        selected = self.get(cm.Selected)
+        assert isinstance(selected, cm.Selected)
+        self.stream.send(cm.Submit("j", selected.round, 1.0, selected.data_bytes, selected.tensors))
+        go = self.get(cm.Go)
+        assert isinstance(go, cm.Go) and go.direct
         self.slot = np.frombuffer(self.stream.window(go.offset, selected.data_bytes), np.uint8)
         self.slot[:4096] = 0xAB
 

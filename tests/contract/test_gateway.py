@@ -15,9 +15,11 @@ import psutil
 import pytest
 from gateway_standin import Peer, StandIn
 
-from lifl.core import messages as m
+from lifl.core.fields import Message
 from lifl.core.ids import Key
-from lifl.core.members import unpack_members
+from lifl.core.protocol import client as cm
+from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.contribution import unpack_members
 from lifl.core.schema import Layout, TensorSpec
 from lifl.shm.checksum import checksum
 from lifl.shm.layout import State
@@ -42,7 +44,7 @@ def node() -> Iterator[StandIn]:
         standin.close()
 
 
-def submit(**changes: object) -> m.Submit:
+def submit(**changes: object) -> cm.Submit:
     fields: dict[str, object] = {
         "job": "digits",
         "round": 3,
@@ -51,13 +53,13 @@ def submit(**changes: object) -> m.Submit:
         "tensors": TENSORS,
         "metrics": {"loss": 0.5},
     }
-    return m.Submit(**(fields | changes))  # type: ignore[arg-type]
+    return cm.Submit(**(fields | changes))  # type: ignore[arg-type]
 
 
-def upload(peer: Peer, body: bytes, **changes: object) -> m.ToClient | None:
+def upload(peer: Peer, body: bytes, **changes: object) -> cm.ToClient | None:
     peer.send(submit(**changes))
     go = peer.receive()
-    assert isinstance(go, m.Go), go
+    assert isinstance(go, cm.Go), go
     peer.raw(body)
     return peer.receive()
 
@@ -80,22 +82,22 @@ def check_sealed(node: StandIn, client: str = "c1") -> None:
 def test_an_update_is_sealed_with_its_bytes_before_it_is_accepted(node: StandIn, unix: bool) -> None:
     peer = Peer(node, unix)
     assert not peer.hello().direct
-    assert upload(peer, BODY.tobytes()) == m.Accepted("digits", 3)
+    assert upload(peer, BODY.tobytes()) == cm.Accepted("digits", 3)
     check_sealed(node)
-    assert node.wait_for(m.Sealed).received_bytes == LAYOUT.data_bytes
+    assert node.wait_for(gm.Sealed).received_bytes == LAYOUT.data_bytes
     peer.close()
-    node.wait_for(m.ClientLeft)
+    node.wait_for(gm.ClientLeft)
 
 
 def test_an_update_in_many_small_pieces_is_the_same(node: StandIn) -> None:
     peer = Peer(node)
     peer.hello()
     peer.send(submit())
-    assert isinstance(peer.receive(), m.Go)
+    assert isinstance(peer.receive(), cm.Go)
     body = BODY.tobytes()
     for start in range(0, len(body), 997):
         peer.raw(body[start : start + 997])
-    assert peer.receive() == m.Accepted("digits", 3)
+    assert peer.receive() == cm.Accepted("digits", 3)
     check_sealed(node)
     peer.close()
 
@@ -108,22 +110,22 @@ def test_of_a_followed_update_it_is_told_how_far_it_is(node: StandIn, early: boo
     peer = Peer(node)
     peer.hello()
     peer.send(submit(job="large", data_bytes=layout.data_bytes, tensors=layout.tensors))
-    node.wait_for(m.Admit)
+    node.wait_for(gm.Admit)
     (grant,) = node.holding_back
-    follow = m.FollowUpdate(grant.conn, grant.key)
+    follow = gm.FollowUpdate(grant.conn, grant.key)
     node.send(follow if early else grant)
     node.send(grant if early else follow)
-    assert isinstance(peer.receive(), m.Go)
+    assert isinstance(peer.receive(), cm.Go)
     if not early:
         peer.raw(bytes(1))
     half = layout.data_bytes // 2
     peer.raw(bytes(half - (not early)))
-    told = node.wait_for(m.Progress)
+    told = node.wait_for(gm.Progress)
     assert told.key == grant.key and 0 < told.received_bytes <= half
     assert not node.arena.data(Key.unpack(grant.key))[: told.received_bytes].tobytes().strip(bytes(1))
     peer.raw(bytes(layout.data_bytes - half))
-    assert peer.receive() == m.Accepted("large", 3)
-    progress = [message.received_bytes for message in node.said if isinstance(message, m.Progress)]
+    assert peer.receive() == cm.Accepted("large", 3)
+    progress = [message.received_bytes for message in node.said if isinstance(message, gm.Progress)]
     assert progress == sorted(progress) and progress[-1] < layout.data_bytes
     peer.close()
 
@@ -131,10 +133,10 @@ def test_of_a_followed_update_it_is_told_how_far_it_is(node: StandIn, early: boo
 def test_an_update_that_nobody_follows_is_not_spoken_of(node: StandIn) -> None:
     peer = Peer(node)
     peer.hello()
-    node.send(m.FollowUpdate(1, bytes(16)))
-    node.send(m.FollowUpdate(99, bytes(16)))
-    assert upload(peer, BODY.tobytes()) == m.Accepted("digits", 3)
-    assert not [message for message in node.said if isinstance(message, m.Progress)]
+    node.send(gm.FollowUpdate(1, bytes(16)))
+    node.send(gm.FollowUpdate(99, bytes(16)))
+    assert upload(peer, BODY.tobytes()) == cm.Accepted("digits", 3)
+    assert not [message for message in node.said if isinstance(message, gm.Progress)]
     peer.close()
 
 
@@ -143,7 +145,7 @@ def direct_slot(peer: Peer) -> mmap.mmap:
     data, ancillary, _, _ = peer.sock.recvmsg(1 << 16, 64)
     peer.decoder.feed(data)
     go = peer.decoder.next_message()
-    assert isinstance(go, m.Go) and go.direct
+    assert isinstance(go, cm.Go) and go.direct
     fds = array.array("i", ancillary[0][2])
     slot = mmap.mmap(fds[0], LAYOUT.data_bytes, offset=go.offset)
     os.close(fds[0])
@@ -156,8 +158,8 @@ def test_a_client_of_this_machine_fills_its_slot_itself(node: StandIn) -> None:
     peer.send(submit())
     with direct_slot(peer) as slot:
         slot[:] = BODY.tobytes()
-    peer.send(m.Filled("digits", 3))
-    assert peer.receive() == m.Accepted("digits", 3)
+    peer.send(cm.Filled("digits", 3))
+    assert peer.receive() == cm.Accepted("digits", 3)
     check_sealed(node)
     peer.close()
 
@@ -165,7 +167,7 @@ def test_a_client_of_this_machine_fills_its_slot_itself(node: StandIn) -> None:
 def test_direct_is_not_for_clients_from_the_network(node: StandIn) -> None:
     peer = Peer(node)
     assert not peer.hello(direct=True).direct
-    assert upload(peer, BODY.tobytes()) == m.Accepted("digits", 3)
+    assert upload(peer, BODY.tobytes()) == cm.Accepted("digits", 3)
     peer.close()
 
 
@@ -173,11 +175,11 @@ def test_a_model_is_sent_from_the_arena_and_unpinned(node: StandIn) -> None:
     node.put_model(BODY.tobytes())
     peer = Peer(node)
     peer.hello()
-    peer.send(m.GetModel("digits", 3))
+    peer.send(cm.GetModel("digits", 3))
     head = peer.receive()
-    assert head == m.Model("digits", 3, TENSORS, LAYOUT.data_bytes)
+    assert head == cm.Model("digits", 3, TENSORS, LAYOUT.data_bytes)
     assert peer.read_exactly(LAYOUT.data_bytes) == BODY.tobytes()
-    assert node.wait_for(m.ModelSent).sent_bytes == LAYOUT.data_bytes
+    assert node.wait_for(gm.ModelSent).sent_bytes == LAYOUT.data_bytes
     peer.close()
 
 
@@ -188,16 +190,16 @@ def test_messages_during_a_model_wait_for_its_end() -> None:
     node.put_model(bytes(big.data_bytes))
     peer = Peer(node)
     peer.hello()
-    peer.send(m.Join("big"))
-    node.wait_for(m.ClientJoined)
-    peer.send(m.GetModel("big", 1))
-    assert isinstance(peer.receive(), m.Model)
+    peer.send(cm.Join("big"))
+    node.wait_for(gm.ClientJoined)
+    peer.send(cm.GetModel("big", 1))
+    assert isinstance(peer.receive(), cm.Model)
     for number in range(100):
-        node.deliver(node.conns["c1"], m.RoundOver("big", number, "x" * 100))
-    node.send(m.AskStats())
-    node.wait_for(m.GatewayStats)  # the deliveries have been taken while the model is under way
+        node.deliver(node.conns["c1"], cm.RoundOver("big", number, "x" * 100))
+    node.send(gm.AskStats())
+    node.wait_for(gm.GatewayStats)  # the deliveries have been taken while the model is under way
     assert not any(peer.read_exactly(big.data_bytes))
-    assert [peer.receive() for _ in range(100)] == [m.RoundOver("big", n, "x" * 100) for n in range(100)]
+    assert [peer.receive() for _ in range(100)] == [cm.RoundOver("big", n, "x" * 100) for n in range(100)]
     peer.close()
     node.close()
 
@@ -205,13 +207,13 @@ def test_messages_during_a_model_wait_for_its_end() -> None:
 def test_joins_and_leaves_reach_the_daemon_also_for_unknown_jobs(node: StandIn) -> None:
     peer = Peer(node)
     peer.hello("hospital-3")
-    peer.send(m.Join("nobody-knows", 4))
-    joined = node.wait_for(m.ClientJoined)
+    peer.send(cm.Join("nobody-knows", 4))
+    joined = node.wait_for(gm.ClientJoined)
     assert (joined.client, joined.job, joined.holding) == ("hospital-3", "nobody-knows", 4)
-    peer.send(m.Leave("nobody-knows"))
-    assert node.wait_for(m.ClientLeft).job == "nobody-knows"
+    peer.send(cm.Leave("nobody-knows"))
+    assert node.wait_for(gm.ClientLeft).job == "nobody-knows"
     peer.close()
-    assert node.wait_for(m.ClientLeft, 2) == m.ClientLeft(joined.conn)
+    assert node.wait_for(gm.ClientLeft, 2) == gm.ClientLeft(joined.conn)
 
 
 def test_a_busy_node_takes_nothing_and_the_stream_stays_in_step(node: StandIn) -> None:
@@ -219,13 +221,13 @@ def test_a_busy_node_takes_nothing_and_the_stream_stays_in_step(node: StandIn) -
     peer = Peer(node)
     peer.hello()
     peer.send(submit())
-    assert peer.receive() == m.Busy("digits", 3, 0.01)
-    assert upload(peer, BODY.tobytes()) == m.Accepted("digits", 3)
-    assert upload_again(peer) == m.Accepted("digits", 3)
+    assert peer.receive() == cm.Busy("digits", 3, 0.01)
+    assert upload(peer, BODY.tobytes()) == cm.Accepted("digits", 3)
+    assert upload_again(peer) == cm.Accepted("digits", 3)
     peer.close()
 
 
-def upload_again(peer: Peer) -> m.ToClient | None:
+def upload_again(peer: Peer) -> cm.ToClient | None:
     peer.send(submit())
     return peer.receive()
 
@@ -233,12 +235,12 @@ def upload_again(peer: Peer) -> m.ToClient | None:
 def test_a_forgotten_job_is_unknown_and_the_connection_stays(node: StandIn) -> None:
     peer = Peer(node)
     peer.hello()
-    node.send(m.JobForget("digits"))
-    node.send(m.AskStats())
-    node.wait_for(m.GatewayStats)
+    node.send(gm.JobForget("digits"))
+    node.send(gm.AskStats())
+    node.wait_for(gm.GatewayStats)
     peer.send(submit())
     refusal = peer.receive()
-    assert isinstance(refusal, m.Refusal) and (refusal.code, refusal.field) == ("unknown-job", "job")
+    assert isinstance(refusal, cm.Refusal) and (refusal.code, refusal.field) == ("unknown-job", "job")
     peer.close()
 
 
@@ -269,20 +271,20 @@ def test_a_bad_announcement_is_refused_by_its_field_before_any_byte(node: StandI
     for changes, code, field in BAD_SUBMITS:
         peer.send(submit(**changes))
         refusal = peer.receive()
-        assert isinstance(refusal, m.Refusal), (changes, refusal)
+        assert isinstance(refusal, cm.Refusal), (changes, refusal)
         assert (refusal.code, refusal.field, refusal.round) == (code, field, 3)
-    assert not any(isinstance(message, m.Admit) for message in node.said)
-    assert upload(peer, BODY.tobytes()) == m.Accepted("digits", 3)
+    assert not any(isinstance(message, gm.Admit) for message in node.said)
+    assert upload(peer, BODY.tobytes()) == cm.Accepted("digits", 3)
     peer.close()
 
 
 def test_what_the_daemon_refuses_reaches_the_client(node: StandIn) -> None:
     node.jobs["full"] = (9, Layout((TensorSpec("w", "int8", (1 << 30,)),)))  # larger than the arena
-    node.send(m.JobSchema("full", 9, node.jobs["full"][1].tensors))
+    node.send(gm.JobSchema("full", 9, node.jobs["full"][1].tensors))
     peer = Peer(node)
     peer.hello()
     peer.send(submit(job="full", tensors=node.jobs["full"][1].tensors, data_bytes=1 << 30))
-    assert isinstance(peer.receive(), m.Busy)
+    assert isinstance(peer.receive(), cm.Busy)
     peer.close()
 
 
@@ -306,16 +308,16 @@ def test_a_number_that_is_not_finite_names_its_tensor_and_frees_the_slot(
         peer.send(submit())
         with direct_slot(peer) as slot:
             slot[:] = bytes(body)
-        peer.send(m.Filled("digits", 3))
+        peer.send(cm.Filled("digits", 3))
         refusal = peer.receive()
     else:
         refusal = upload(peer, bytes(body))
-    assert isinstance(refusal, m.Refusal)
+    assert isinstance(refusal, cm.Refusal)
     assert (refusal.code, refusal.field) == ("not-finite", tensor)
-    node.wait_for(m.Aborted)
+    node.wait_for(gm.Aborted)
     assert node.live() == 0
     if not direct:
-        assert upload(peer, BODY.tobytes()) == m.Accepted("digits", 3)
+        assert upload(peer, BODY.tobytes()) == cm.Accepted("digits", 3)
     peer.close()
 
 
@@ -323,7 +325,7 @@ def test_a_round_that_ended_on_the_way_is_refused(node: StandIn) -> None:
     peer = Peer(node)
     peer.hello()
     peer.send(submit())
-    assert isinstance(peer.receive(), m.Go)
+    assert isinstance(peer.receive(), cm.Go)
     (packed,) = node.keys
     node.arena.free(Key.unpack(packed))
     keep = node.arena.alloc  # the slot's generation moves on with the next object
@@ -332,7 +334,7 @@ def test_a_round_that_ended_on_the_way_is_refused(node: StandIn) -> None:
     node.arena.free = lambda key: None  # type: ignore[method-assign]
     peer.raw(BODY.tobytes())
     refusal = peer.receive()
-    assert isinstance(refusal, m.Refusal) and refusal.code == "round-over"
+    assert isinstance(refusal, cm.Refusal) and refusal.code == "round-over"
     peer.close()
 
 
@@ -361,31 +363,31 @@ def test_garbage_gets_one_refusal_and_the_end_and_harms_nobody(node: StandIn, gr
             bad.hello("bad")
         bad.raw(garbage)
         refusal = bad.receive()
-        assert isinstance(refusal, m.Refusal) and refusal.code == "protocol", garbage[:20]
+        assert isinstance(refusal, cm.Refusal) and refusal.code == "protocol", garbage[:20]
         assert bad.receive() is None
         bad.close()
-    assert upload(good, BODY.tobytes()) == m.Accepted("digits", 3)
+    assert upload(good, BODY.tobytes()) == cm.Accepted("digits", 3)
     good.close()
 
 
 @pytest.mark.parametrize(
-    "message", [m.Hello(1, "again"), m.Filled("digits", 3)], ids=["second Hello", "Filled without Go"]
+    "message", [cm.Hello(1, "again"), cm.Filled("digits", 3)], ids=["second Hello", "Filled without Go"]
 )
-def test_a_message_out_of_turn_is_a_breach(node: StandIn, message: m.Message) -> None:
+def test_a_message_out_of_turn_is_a_breach(node: StandIn, message: Message) -> None:
     peer = Peer(node)
     peer.hello()
     peer.send(message)
     refusal = peer.receive()
-    assert isinstance(refusal, m.Refusal) and refusal.code == "protocol"
+    assert isinstance(refusal, cm.Refusal) and refusal.code == "protocol"
     assert peer.receive() is None
     peer.close()
 
 
 def test_another_version_is_told_so(node: StandIn) -> None:
     peer = Peer(node)
-    peer.send(m.Hello(99, "c1"))
+    peer.send(cm.Hello(99, "c1"))
     refusal = peer.receive()
-    assert isinstance(refusal, m.Refusal) and (refusal.code, refusal.field) == ("wrong-version", "version")
+    assert isinstance(refusal, cm.Refusal) and (refusal.code, refusal.field) == ("wrong-version", "version")
     assert peer.receive() is None
     peer.close()
 
@@ -399,14 +401,14 @@ def test_a_client_that_disconnects_halfway_leaves_no_trace(node: StandIn, sent_b
     if direct:
         direct_slot(peer).close()
     else:
-        assert isinstance(peer.receive(), m.Go)
+        assert isinstance(peer.receive(), cm.Go)
         peer.raw(BODY.tobytes()[:sent_bytes])
     peer.close()
-    assert not node.wait_for(m.Aborted).writing
-    node.wait_for(m.ClientLeft)
+    assert not node.wait_for(gm.Aborted).writing
+    node.wait_for(gm.ClientLeft)
     assert node.live() == 0
-    node.send(m.AskStats())
-    assert node.wait_for(m.GatewayStats).connections == 0
+    node.send(gm.AskStats())
+    assert node.wait_for(gm.GatewayStats).connections == 0
 
 
 @pytest.mark.parametrize("direct", [False, True])
@@ -418,10 +420,10 @@ def test_a_connection_that_the_gateway_ends_may_still_be_writing_its_slot(node: 
     if direct:
         direct_slot(peer).close()
     else:
-        assert isinstance(peer.receive(), m.Go)
+        assert isinstance(peer.receive(), cm.Go)
         peer.raw(b"x" * 64)
     node.process.send_signal(signal.SIGTERM)
-    assert node.wait_for(m.Aborted).writing is direct
+    assert node.wait_for(gm.Aborted).writing is direct
     assert node.process.wait(20) == 0
     peer.close()
 
@@ -432,19 +434,19 @@ def test_clients_that_the_daemon_sends_away_are_gone_with_their_updates(node: St
     one.hello("c1")
     other.hello("c2")
     one.send(submit())
-    assert isinstance(one.receive(), m.Go)
+    assert isinstance(one.receive(), cm.Go)
     one.raw(b"half of it")
-    (admit,) = [node.wait_for(m.Admit)]
-    node.send(m.HangUp(admit.conn))
+    (admit,) = [node.wait_for(gm.Admit)]
+    node.send(gm.HangUp(admit.conn))
     assert one.receive() is None
-    assert node.wait_for(m.Aborted).conn == admit.conn
-    assert node.wait_for(m.ClientLeft).conn == admit.conn
+    assert node.wait_for(gm.Aborted).conn == admit.conn
+    assert node.wait_for(gm.ClientLeft).conn == admit.conn
     assert node.live() == 0
-    other.send(m.Join("digits", None, 1))
-    node.wait_for(m.ClientJoined)
-    node.send(m.HangUp())
+    other.send(cm.Join("digits", None, 1))
+    node.wait_for(gm.ClientJoined)
+    node.send(gm.HangUp())
     assert other.receive() is None
-    node.wait_for(m.ClientLeft, 2)
+    node.wait_for(gm.ClientLeft, 2)
     for peer in (one, other):
         peer.close()
 
@@ -455,10 +457,10 @@ def test_a_direct_client_is_announced_as_one_and_writes_no_more_once_it_said_fil
     peer.send(submit())
     with direct_slot(peer) as slot:
         slot[:] = b"\xff" * LAYOUT.data_bytes  # NaN: refused after Filled
-    peer.send(m.Filled("digits", 3))
-    assert isinstance(peer.receive(), m.Refusal)
-    assert node.wait_for(m.Admit).direct
-    assert not node.wait_for(m.Aborted).writing
+    peer.send(cm.Filled("digits", 3))
+    assert isinstance(peer.receive(), cm.Refusal)
+    assert node.wait_for(gm.Admit).direct
+    assert not node.wait_for(gm.Aborted).writing
     peer.close()
 
 
@@ -467,22 +469,22 @@ def test_a_grant_that_comes_too_late_is_given_back(node: StandIn) -> None:
     peer = Peer(node)
     peer.hello()
     peer.send(submit())
-    admit = node.wait_for(m.Admit)
+    admit = node.wait_for(gm.Admit)
     # The daemon answers the request otherwise, then grants all the same.
-    node.deliver(admit.conn, m.Busy("digits", 3, 0.01))
-    assert isinstance(peer.receive(), m.Busy)
+    node.deliver(admit.conn, cm.Busy("digits", 3, 0.01))
+    assert isinstance(peer.receive(), cm.Busy)
     node.send(node.holding_back[0])
-    node.wait_for(m.Aborted)
+    node.wait_for(gm.Aborted)
     peer.close()
-    node.wait_for(m.ClientLeft)
+    node.wait_for(gm.ClientLeft)
     assert node.live() == 0
 
 
 def test_a_model_for_a_client_that_left_is_unpinned(node: StandIn) -> None:
     node.put_model(BODY.tobytes())
     assert node.model is not None
-    node.send(m.ModelGranted(999, "digits", 1, node.model.pack()))
-    assert node.wait_for(m.ModelSent) == m.ModelSent(999, node.model.pack(), 0)
+    node.send(gm.ModelGranted(999, "digits", 1, node.model.pack()))
+    assert node.wait_for(gm.ModelSent) == gm.ModelSent(999, node.model.pack(), 0)
 
 
 def test_connections_beyond_the_limit_are_told_so() -> None:
@@ -492,11 +494,11 @@ def test_connections_beyond_the_limit_are_told_so() -> None:
         peer.hello(f"c{number}")
     refused = Peer(node)
     refusal = refused.receive()
-    assert isinstance(refusal, m.Refusal) and refusal.code == "too-many-connections"
+    assert isinstance(refusal, cm.Refusal) and refusal.code == "too-many-connections"
     assert refused.receive() is None
     refused.close()
     peers.pop().close()
-    node.wait_for(m.ClientLeft)
+    node.wait_for(gm.ClientLeft)
     again = Peer(node)
     again.hello("c9")
     for peer in (*peers, again):
@@ -504,7 +506,7 @@ def test_connections_beyond_the_limit_are_told_so() -> None:
     node.close()
 
 
-LIMITS = "import lifl.node.gateway_connection as c"
+LIMITS = "import lifl.node.gateway.connection as c"
 
 
 def test_a_stalled_body_and_a_stalled_frame_end_and_an_idle_client_stays() -> None:
@@ -515,20 +517,20 @@ def test_a_stalled_body_and_a_stalled_frame_end_and_an_idle_client_stays() -> No
     body.hello("body")
     frame.hello("frame")
     body.send(submit())
-    assert isinstance(body.receive(), m.Go)
+    assert isinstance(body.receive(), cm.Go)
     body.raw(b"x" * 100)
     frame.raw(b"\x10\x00")
     assert body.receive() is None
     assert frame.receive() is None
-    slow = {message.client: message.reason for message in (node.wait_for(m.Disconnected, n) for n in (1, 2))}
+    slow = {message.client: message.reason for message in (node.wait_for(gm.Disconnected, n) for n in (1, 2))}
     assert slow == {"body": "less than 65536 bytes of a body moved in 0.3 s", "frame": "a frame took too long"}
-    assert node.wait_for(m.Aborted).reason == slow["body"], "not that the client has closed"
+    assert node.wait_for(gm.Aborted).reason == slow["body"], "not that the client has closed"
     assert node.live() == 0
-    assert upload(idle, BODY.tobytes()) == m.Accepted("digits", 3)
+    assert upload(idle, BODY.tobytes()) == cm.Accepted("digits", 3)
     for peer in (idle, body, frame):
         peer.close()
-    node.wait_for(m.ClientLeft, 3)
-    assert node.count(m.Disconnected) == 2, "who leaves by itself is in no log"
+    node.wait_for(gm.ClientLeft, 3)
+    assert node.count(gm.Disconnected) == 2, "who leaves by itself is in no log"
     node.close()
 
 
@@ -546,13 +548,13 @@ def test_a_client_that_does_not_read_is_disconnected_at_the_limit() -> None:
     slow.hello("slow")
     good.hello("good")
     for peer in (slow, good):
-        peer.send(m.Join("x"))
-    node.wait_for(m.ClientJoined, 2)
-    over = m.RoundOver("x", 1, "x" * 4000)
+        peer.send(cm.Join("x"))
+    node.wait_for(gm.ClientJoined, 2)
+    over = cm.RoundOver("x", 1, "x" * 4000)
     for _ in range(5000):  # 20 MB: more than the socket's buffers and the limit
         node.deliver(node.conns["slow"], over)
-    assert node.wait_for(m.ClientLeft).conn == node.conns["slow"]
-    cut = node.wait_for(m.Disconnected)
+    assert node.wait_for(gm.ClientLeft).conn == node.conns["slow"]
+    cut = node.wait_for(gm.Disconnected)
     assert (cut.conn, cut.client) == (node.conns["slow"], "slow") and cut.reason.startswith("it does not read: ")
     node.deliver(node.conns["good"], over)
     assert good.receive() == over
@@ -567,13 +569,13 @@ def test_a_frame_longer_than_any_schema_is_refused_but_a_long_schema_is_taken(no
     peer.hello()
     peer.raw(struct.pack("<I", 200_000))
     refusal = peer.receive()
-    assert isinstance(refusal, m.Refusal) and refusal.code == "protocol"
+    assert isinstance(refusal, cm.Refusal) and refusal.code == "protocol"
     peer.close()
     node.open_job("many", many)
     peer = Peer(node)
     peer.hello()
     body = bytes(many.data_bytes)
-    assert upload(peer, body, job="many", tensors=many.tensors, data_bytes=len(body)) == m.Accepted("many", 3)
+    assert upload(peer, body, job="many", tensors=many.tensors, data_bytes=len(body)) == cm.Accepted("many", 3)
     peer.close()
 
 
@@ -585,11 +587,11 @@ def test_sigterm_ends_it_cleanly_with_clients_and_bodies_under_way(node: StandIn
     idle.hello("idle")
     busy.hello("busy")
     busy.send(submit())
-    assert isinstance(busy.receive(), m.Go)
+    assert isinstance(busy.receive(), cm.Go)
     busy.raw(b"x" * 64)
     node.process.send_signal(signal.SIGTERM)
     assert idle.receive() is None
-    node.wait_for(m.Aborted)
+    node.wait_for(gm.Aborted)
     idle.close()
     busy.close()
 
@@ -612,7 +614,7 @@ def test_idle_connections_wake_nobody_and_ended_ones_leave_no_descriptor(node: S
     process = psutil.Process(node.process.pid)
     first = Peer(node)
     first.hello("first")
-    assert upload(first, BODY.tobytes()) == m.Accepted("digits", 3)
+    assert upload(first, BODY.tobytes()) == cm.Accepted("digits", 3)
     before = process.num_fds()
     peers = [Peer(node) for _ in range(10)]
     for number, peer in enumerate(peers):
@@ -626,6 +628,6 @@ def test_idle_connections_wake_nobody_and_ended_ones_leave_no_descriptor(node: S
     assert switches(node.process.pid) - slept <= 1
     for peer in peers:
         peer.close()
-    node.wait_for(m.ClientLeft, 10)
+    node.wait_for(gm.ClientLeft, 10)
     assert process.num_fds() == before
     first.close()

@@ -11,10 +11,12 @@ import pytest
 from gateway_standin import WAIT_S, Peer, StandIn
 
 from lifl import Client
-from lifl.core import messages as m
 from lifl.core.errors import ArenaFull
+from lifl.core.fields import Message
 from lifl.core.ids import Key, Kind
-from lifl.core.members import Member, pack_member
+from lifl.core.protocol import client as cm
+from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.contribution import Member, pack_member
 from lifl.core.schema import Layout, TensorSpec
 from lifl.shm.checksum import checksum
 from lifl.shm.layout import State
@@ -22,7 +24,7 @@ from lifl.shm.layout import State
 BRANCH = 7
 EPOCH = 3 << 8
 NODE = f"node-{0xABC:016x}"
-QUICK = "import lifl.node.gateway_courier as k; k.PAUSE_FIRST_S = 0.02"
+QUICK = "import lifl.node.gateway.peer_transfer as k; k.PAUSE_FIRST_S = 0.02"
 BYTES = 6_000_000
 META = b"".join(pack_member(Member(f"c{n}", 1.0 + n, {"loss": 0.5})) for n in range(50))
 LAYOUT = Layout((TensorSpec("w", "float32", (BYTES // 4,)),))
@@ -37,31 +39,31 @@ class Node(StandIn):
 
     job = "digits"
     meta_room = len(META)
-    refusal: m.Refusal | None = None
+    refusal: cm.Refusal | None = None
 
-    def _answer(self, message: m.FromGateway) -> None:
-        if isinstance(message, m.Offered):
+    def _answer(self, message: gm.FromGateway) -> None:
+        if isinstance(message, gm.Offered):
             self._offered(message)
         else:
             super()._answer(message)
 
-    def _offered(self, offer: m.Offered) -> None:
+    def _offered(self, offer: gm.Offered) -> None:
         client = f"branch-{offer.branch}"
         if (self.job, offer.epoch, client) in self.accepted:
-            self.deliver(offer.conn, m.Accepted("any", 0))
+            self.deliver(offer.conn, cm.Accepted("any", 0))
         elif self.refusal is not None:
             self.deliver(offer.conn, self.refusal)
         elif self.busy:
             self.busy -= 1
-            self.deliver(offer.conn, m.Busy("any", 0, 0.01))
+            self.deliver(offer.conn, cm.Busy("any", 0, 0.01))
         else:
             try:
                 key = self.arena.alloc(Kind.PARTIAL, offer.number, offer.epoch, offer.data_bytes, self.meta_room)
             except ArenaFull:
-                self.deliver(offer.conn, m.Busy("any", 0, 0.01))
+                self.deliver(offer.conn, cm.Busy("any", 0, 0.01))
                 return
             self.keys[key.pack()] = (self.job, offer.epoch, client, offer.conn)
-            self.send(m.Admitted(offer.conn, key.pack(), b""))
+            self.send(gm.Admitted(offer.conn, key.pack(), b""))
 
     def put_partial(self, data: bytes, meta: bytes = META, members: int = 50, seal_with: int = 0) -> Key:
         key = self.arena.alloc(Kind.PARTIAL, 1, EPOCH, len(data), len(meta))
@@ -70,11 +72,11 @@ class Node(StandIn):
         return key
 
     def carry(self, key: Key, address: str) -> None:
-        self.send(m.Carry(key.pack(), address, 1, EPOCH, BRANCH))
+        self.send(gm.Carry(key.pack(), address, 1, EPOCH, BRANCH))
 
     def fetch(self, address: str, nbytes: int = BYTES) -> Key:
         key = self.arena.alloc(Kind.MODEL, 1, EPOCH, nbytes)
-        self.send(m.Fetch(key.pack(), address, "digits", 4))
+        self.send(gm.Fetch(key.pack(), address, "digits", 4))
         return key
 
     @property
@@ -161,11 +163,11 @@ def test_a_partial_lands_with_its_bytes_members_and_weight(pair: tuple[Node, Nod
     a, b = pair
     data = body()
     a.carry(a.put_partial(data, seal_with=checksum(data) if seal_with_checksum else 0), b.tcp)
-    ended = a.wait_for(m.CarryEnded)
+    ended = a.wait_for(gm.CarryEnded)
     assert (ended.error, ended.sent_bytes) == ("", BYTES + len(META))
-    offered = b.wait_for(m.Offered)
-    assert offered == m.Offered(offered.conn, 1, EPOCH, BRANCH, 50, BYTES, len(META))
-    assert b.wait_for(m.Sealed).received_bytes == BYTES + len(META)
+    offered = b.wait_for(gm.Offered)
+    assert offered == gm.Offered(offered.conn, 1, EPOCH, BRANCH, 50, BYTES, len(META))
+    assert b.wait_for(gm.Sealed).received_bytes == BYTES + len(META)
     check_landed(b, data)
 
 
@@ -173,13 +175,16 @@ def test_a_partial_that_is_there_already_is_not_sent_again(pair: tuple[Node, Nod
     a, b = pair
     key = a.put_partial(body())
     a.carry(key, b.tcp)
-    a.wait_for(m.CarryEnded)
+    a.wait_for(gm.CarryEnded)
     a.carry(key, b.tcp)
-    assert a.wait_for(m.CarryEnded, 2) == m.CarryEnded(key.pack(), "", 0)
+    assert a.wait_for(gm.CarryEnded, 2) == gm.CarryEnded(key.pack(), "", 0)
     check_landed(b, body())
 
 
-DIE = "import os, lifl.node.gateway_transfer as t; t.{end}.step = lambda self: self.{move} and os.kill(os.getpid(), 9)"
+DIE = (
+    "import os\nimport lifl.node.gateway.body_moves as t\n"
+    "t.{end}.step = lambda self: self.{move} and os.kill(os.getpid(), 9)"
+)
 DIE_RECEIVING = DIE.format(
     end="Receive", move="_arrival.receive(self.sock, 0, 100_000) or self._arrival.received_bytes"
 )
@@ -198,14 +203,14 @@ def test_a_receiver_killed_within_the_bytes_gets_them_once_it_is_back(restarted:
     if restarted:
         b.settings = "pass"
         b.start_again()
-        ended = a.wait_for(m.CarryEnded)
+        ended = a.wait_for(gm.CarryEnded)
         assert ended.error == ""
         assert ended.sent_bytes > BYTES + len(META)  # what was lost is counted too
         check_landed(b, data)
-        assert b.count(m.Sealed) == 1
+        assert b.count(gm.Sealed) == 1
     else:
         b.listener.close()
-        ended = a.wait_for(m.CarryEnded)
+        ended = a.wait_for(gm.CarryEnded)
         assert b.tcp in ended.error and "5 times" in ended.error
     a.close()
     b.close(status=0 if restarted else -9)
@@ -217,13 +222,13 @@ def test_a_sender_killed_within_the_bytes_leaves_no_trace_and_its_next_life_deli
     key = a.put_partial(body())
     a.carry(key, b.tcp)
     a.process.wait(WAIT_S)
-    b.wait_for(m.Aborted)
+    b.wait_for(gm.Aborted)
     assert b.live() == 0
     a.kill()
     a.settings = "pass"
     a.start_again()
     a.carry(key, b.tcp)
-    assert a.wait_for(m.CarryEnded).error == ""
+    assert a.wait_for(gm.CarryEnded).error == ""
     check_landed(b, body())
     a.close()
 
@@ -233,9 +238,9 @@ def test_bytes_damaged_on_the_wire_are_sent_again(pair: tuple[Node, Node], place
     a, b = pair
     relay = Relay(b.address, place, bad=2)
     a.carry(a.put_partial(body()), relay.address)
-    ended = a.wait_for(m.CarryEnded)
+    ended = a.wait_for(gm.CarryEnded)
     assert (ended.error, ended.sent_bytes) == ("", 3 * (BYTES + len(META)))
-    assert b.count(m.Aborted) == 2 and b.count(m.Sealed) == 1
+    assert b.count(gm.Aborted) == 2 and b.count(gm.Sealed) == 1
     check_landed(b, body())
     relay.close()
 
@@ -243,9 +248,9 @@ def test_bytes_damaged_on_the_wire_are_sent_again(pair: tuple[Node, Node], place
 def test_a_partial_damaged_in_memory_is_never_taken(pair: tuple[Node, Node]) -> None:
     a, b = pair
     a.carry(a.put_partial(body(1), seal_with=checksum(body(2))), b.tcp)
-    assert "changed on their way" in a.wait_for(m.CarryEnded).error
-    b.wait_for(m.Aborted, 5)  # by another link than the refusal, so it may come later
-    assert b.count(m.Aborted) == 5
+    assert "changed on their way" in a.wait_for(gm.CarryEnded).error
+    b.wait_for(gm.Aborted, 5)  # by another link than the refusal, so it may come later
+    assert b.count(gm.Aborted) == 5
     assert b.live() == 0
 
 
@@ -254,22 +259,22 @@ def test_a_busy_node_is_asked_again_up_to_the_limit(pair: tuple[Node, Node]) -> 
     key = a.put_partial(body())
     b.busy = 4
     a.carry(key, b.tcp)
-    assert a.wait_for(m.CarryEnded).error == ""
+    assert a.wait_for(gm.CarryEnded).error == ""
     check_landed(b, body())
     b.arena.free(b.accepted.popitem()[1])
     b.busy = 5
     a.carry(key, b.tcp)
-    ended = a.wait_for(m.CarryEnded, 2)
+    ended = a.wait_for(gm.CarryEnded, 2)
     assert "no room" in ended.error and ended.sent_bytes == 0
     assert b.busy == 0 and b.live() == 0
 
 
 def test_a_refusal_is_final_and_told(pair: tuple[Node, Node]) -> None:
     a, b = pair
-    b.refusal = m.Refusal("round-over", "epoch", "that round is over", "any", 3)
+    b.refusal = cm.Refusal("round-over", "epoch", "that round is over", "any", 3)
     a.carry(a.put_partial(body()), b.tcp)
-    assert a.wait_for(m.CarryEnded).error == "that round is over"
-    assert b.count(m.Offered) == 1
+    assert a.wait_for(gm.CarryEnded).error == "that round is over"
+    assert b.count(gm.Offered) == 1
 
 
 def test_nobody_there_is_told_after_the_last_try(pair: tuple[Node, Node]) -> None:
@@ -277,14 +282,14 @@ def test_nobody_there_is_told_after_the_last_try(pair: tuple[Node, Node]) -> Non
     with socket.create_server(("127.0.0.1", 0)) as gone:
         address = "{}:{}".format(*gone.getsockname())
     a.carry(a.put_partial(body()), address)
-    assert address in a.wait_for(m.CarryEnded).error
+    assert address in a.wait_for(gm.CarryEnded).error
 
 
 @pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:99999"])
 def test_an_address_that_is_none_is_told(pair: tuple[Node, Node], address: str) -> None:
     a, _ = pair
     a.carry(a.put_partial(body()), address)
-    assert "HOST:PORT" in a.wait_for(m.CarryEnded).error
+    assert "HOST:PORT" in a.wait_for(gm.CarryEnded).error
 
 
 def test_an_object_that_is_gone_or_unfinished_is_told(pair: tuple[Node, Node]) -> None:
@@ -292,9 +297,9 @@ def test_an_object_that_is_gone_or_unfinished_is_told(pair: tuple[Node, Node]) -
     key = a.put_partial(body())
     a.arena.free(key)
     a.carry(key, b.tcp)
-    assert "stale" in a.wait_for(m.CarryEnded).error
+    assert "stale" in a.wait_for(gm.CarryEnded).error
     a.carry(a.arena.alloc(Kind.PARTIAL, 1, EPOCH, 64), b.tcp)
-    assert "not sealed" in a.wait_for(m.CarryEnded, 2).error
+    assert "not sealed" in a.wait_for(gm.CarryEnded, 2).error
 
 
 def test_a_later_order_takes_the_place_of_one_that_hangs(pair: tuple[Node, Node]) -> None:
@@ -306,19 +311,19 @@ def test_a_later_order_takes_the_place_of_one_that_hangs(pair: tuple[Node, Node]
         hung, _ = silent.accept()
         assert hung.recv(4)  # its Hello
         a.carry(key, b.tcp)
-        assert a.wait_for(m.CarryEnded).error == ""
+        assert a.wait_for(gm.CarryEnded).error == ""
         while hung.recv(4096):
             pass
         hung.close()
-    a.send(m.AskStats())
-    a.wait_for(m.GatewayStats)
-    assert a.count(m.CarryEnded) == 1
+    a.send(gm.AskStats())
+    a.wait_for(gm.GatewayStats)
+    assert a.count(gm.CarryEnded) == 1
     check_landed(b, body())
 
 
 def test_more_than_the_limit_at_a_time_wait_in_line(pair: tuple[Node, Node]) -> None:
     _, b = pair
-    a = Node(settings="import lifl.node.gateway_courier as k; k.UNDER_WAY_MAX = 2")
+    a = Node(settings="import lifl.node.gateway.peer_transfer as k; k.UNDER_WAY_MAX = 2")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = "{}:{}".format(*silent.getsockname())
         keys = [a.put_partial(body(n, 640)) for n in range(3)]
@@ -327,20 +332,20 @@ def test_more_than_the_limit_at_a_time_wait_in_line(pair: tuple[Node, Node]) -> 
         first, second = silent.accept()[0], silent.accept()[0]
         a.carry(keys[0], b.tcp)  # leaves its place to the third, and goes to the end of the line
         third = silent.accept()[0]
-        a.send(m.AskStats())
-        a.wait_for(m.GatewayStats)
-        assert b.count(m.Offered) == 0
+        a.send(gm.AskStats())
+        a.wait_for(gm.GatewayStats)
+        assert b.count(gm.Offered) == 0
         a.carry(keys[1], b.tcp)
-        assert a.wait_for(m.CarryEnded, 2).error == ""
+        assert a.wait_for(gm.CarryEnded, 2).error == ""
         for sock in (first, second, third):
             sock.close()
     a.close()
 
 
-def offer(**changes: object) -> m.Offer:
+def offer(**changes: object) -> cm.Offer:
     fields: dict[str, object] = {"number": 1, "epoch": EPOCH, "branch": BRANCH, "weight": 77.5, "members": 50}
     fields |= {"data_bytes": 6400, "meta_bytes": len(META)}
-    return m.Offer(**(fields | changes))  # type: ignore[arg-type]
+    return cm.Offer(**(fields | changes))  # type: ignore[arg-type]
 
 
 def test_what_makes_no_partial_is_refused_by_its_field(pair: tuple[Node, Node]) -> None:
@@ -350,43 +355,43 @@ def test_what_makes_no_partial_is_refused_by_its_field(pair: tuple[Node, Node]) 
     for weight in (0.0, -1.0, float("nan"), float("inf")):
         peer.send(offer(weight=weight))
         refusal = peer.receive()
-        assert isinstance(refusal, m.Refusal) and (refusal.code, refusal.field) == ("bad-weight", "weight")
-    assert b.count(m.Offered) == 0
+        assert isinstance(refusal, cm.Refusal) and (refusal.code, refusal.field) == ("bad-weight", "weight")
+    assert b.count(gm.Offered) == 0
     peer.send(offer(meta_bytes=len(META) + 1))  # more than its object has room for
     refusal = peer.receive()
-    assert isinstance(refusal, m.Refusal) and (refusal.code, refusal.field) == ("wrong-size", "meta_bytes")
+    assert isinstance(refusal, cm.Refusal) and (refusal.code, refusal.field) == ("wrong-size", "meta_bytes")
     data = body(0, 6400)
     for members, meta in ((49, META), (50, META[:-1])):
         peer.send(offer(members=members, meta_bytes=len(meta)))
-        assert isinstance(peer.receive(), m.Go)
+        assert isinstance(peer.receive(), cm.Go)
         peer.raw(data + meta)
-        peer.send(m.Checksums(checksum(data), checksum(meta)))
+        peer.send(cm.Checksums(checksum(data), checksum(meta)))
         refusal = peer.receive()
-        assert isinstance(refusal, m.Refusal) and refusal.code == "bad-members"
-    b.wait_for(m.Aborted, 3)
+        assert isinstance(refusal, cm.Refusal) and refusal.code == "bad-members"
+    b.wait_for(gm.Aborted, 3)
     assert b.live() == 0
     peer.send(offer())  # the stream is in step still
-    assert isinstance(peer.receive(), m.Go)
+    assert isinstance(peer.receive(), cm.Go)
     peer.raw(data + META)
-    peer.send(m.Leave("digits"))
+    peer.send(cm.Leave("digits"))
     refusal = peer.receive()
-    assert isinstance(refusal, m.Refusal) and refusal.code == "protocol"
+    assert isinstance(refusal, cm.Refusal) and refusal.code == "protocol"
     peer.close()
-    b.wait_for(m.Aborted, 4)
+    b.wait_for(gm.Aborted, 4)
     assert b.live() == 0
 
 
 def test_a_node_that_stalls_within_a_partial_is_ended() -> None:
-    node = Node(settings="import lifl.node.gateway_connection as c; c.PEER_STALL_S = 0.2")
+    node = Node(settings="import lifl.node.gateway.connection as c; c.PEER_STALL_S = 0.2")
     for sent in (b"x" * 100, body(0, 6400) + META):  # within the bytes, and before their checksums
         peer = Peer(node)
         peer.hello(NODE)
         peer.send(offer())
-        assert isinstance(peer.receive(), m.Go)
+        assert isinstance(peer.receive(), cm.Go)
         peer.raw(sent)
         assert peer.receive() is None
         peer.close()
-    node.wait_for(m.Aborted, 2)
+    node.wait_for(gm.Aborted, 2)
     assert node.live() == 0
     node.close()
 
@@ -398,13 +403,13 @@ def test_a_model_is_fetched_and_sealed(pair: tuple[Node, Node]) -> None:
     a, b = pair
     b.put_model(body())
     key = a.fetch(b.tcp)
-    assert a.wait_for(m.FetchEnded) == m.FetchEnded(key.pack(), "", BYTES)
+    assert a.wait_for(gm.FetchEnded) == gm.FetchEnded(key.pack(), "", BYTES)
     entry = a.arena.entry(key)
     assert entry.state == State.SEALED and entry.checksum == checksum(body())
     assert bytes(a.arena.data(key)) == body()
-    assert b.wait_for(m.ModelSent).sent_bytes == BYTES
-    a.send(m.Fetch(key.pack(), b.tcp, "digits", 4))  # by a daemon that does not know that it was sealed
-    assert a.wait_for(m.FetchEnded, 2) == m.FetchEnded(key.pack(), "", 0)
+    assert b.wait_for(gm.ModelSent).sent_bytes == BYTES
+    a.send(gm.Fetch(key.pack(), b.tcp, "digits", 4))  # by a daemon that does not know that it was sealed
+    assert a.wait_for(gm.FetchEnded, 2) == gm.FetchEnded(key.pack(), "", 0)
 
 
 def test_a_model_damaged_on_the_wire_is_fetched_again(pair: tuple[Node, Node]) -> None:
@@ -412,7 +417,7 @@ def test_a_model_damaged_on_the_wire_is_fetched_again(pair: tuple[Node, Node]) -
     b.put_model(body())
     relay = Relay(b.address, 2_000_000, bad=1, backwards=True)
     key = a.fetch(relay.address)
-    assert a.wait_for(m.FetchEnded) == m.FetchEnded(key.pack(), "", 2 * BYTES)
+    assert a.wait_for(gm.FetchEnded) == gm.FetchEnded(key.pack(), "", 2 * BYTES)
     assert bytes(a.arena.data(key)) == body()
     relay.close()
 
@@ -427,7 +432,7 @@ def test_a_model_is_fetched_from_a_gateway_that_was_killed_within_it() -> None:
     b.kill()
     b.settings = "pass"
     b.start_again()
-    assert a.wait_for(m.FetchEnded).error == ""
+    assert a.wait_for(gm.FetchEnded).error == ""
     assert bytes(a.arena.data(key)) == body()
     a.close()
     b.close()
@@ -436,14 +441,14 @@ def test_a_model_is_fetched_from_a_gateway_that_was_killed_within_it() -> None:
 def test_a_model_that_is_not_there_or_another_is_told(pair: tuple[Node, Node]) -> None:
     a, b = pair
     key = a.fetch(b.tcp)
-    assert a.wait_for(m.FetchEnded).error == "there is no model"
+    assert a.wait_for(gm.FetchEnded).error == "there is no model"
     b.put_model(body())
     a.fetch(b.tcp, 6400)
-    assert "6400 here" in a.wait_for(m.FetchEnded, 2).error
-    a.send(m.JobForget("digits"))
+    assert "6400 here" in a.wait_for(gm.FetchEnded, 2).error
+    a.send(gm.JobForget("digits"))
     a.open_job("digits", Layout((TensorSpec("v", "float32", (BYTES // 4,)),)))
-    a.send(m.Fetch(key.pack(), b.tcp, "digits", 4))
-    assert "others there" in a.wait_for(m.FetchEnded, 3).error
+    a.send(gm.Fetch(key.pack(), b.tcp, "digits", 4))
+    assert "others there" in a.wait_for(gm.FetchEnded, 3).error
     assert a.arena.entry(key).state == State.WRITING
 
 
@@ -463,7 +468,7 @@ def test_it_also_ends_while_the_daemon_owes_answers(pair: tuple[Node, Node]) -> 
     peer = Peer(node)
     peer.hello(NODE)
     peer.send(offer())
-    node.wait_for(m.Offered)
+    node.wait_for(gm.Offered)
     node.close()
     assert peer.receive() is None
     peer.close()
@@ -483,14 +488,14 @@ class Cluster:
             node.put_model(body(9))
             node.react = lambda message, node=node: self.react(node, message)  # type: ignore[misc]
 
-    def react(self, node: Node, message: m.Message) -> None:
+    def react(self, node: Node, message: Message) -> None:
         a = self.a
         match message:
-            case m.ClientJoined(conn):
-                selected = m.Selected("digits", 1, 60.0, LAYOUT.tensors, LAYOUT.data_bytes, {}, self.named)
+            case gm.ClientJoined(conn):
+                selected = cm.Selected("digits", 1, 60.0, LAYOUT.tensors, LAYOUT.data_bytes, {}, self.named)
                 a.deliver(conn, selected)
-            case m.Sealed():
-                for over in (m.Committed("digits", 1, True), m.JobOver("digits", "finished")):
+            case gm.Sealed():
+                for over in (cm.Committed("digits", 1, True), cm.JobOver("digits", "finished")):
                     a.deliver(a.conns["c1"], over)
 
     def run(self, node: str) -> list[bytes]:
@@ -509,24 +514,24 @@ def check_client(models: list[bytes], at: Node, elsewhere: Node, model_at: Node)
     assert models == [body(9)]
     assert bytes(at.arena.data(at.accepted["digits", 1, "c1"])) == body(5)
     assert not elsewhere.accepted
-    assert model_at.count(m.WantModel) == 1
+    assert model_at.count(gm.WantModel) == 1
 
 
 def test_a_client_gets_and_submits_where_its_selection_says(pair: tuple[Node, Node]) -> None:
     a, b = pair
     models = Cluster(a, b, b.tcp).run(a.tcp)
     check_client(models, at=b, elsewhere=a, model_at=b)
-    assert b.count(m.ClientJoined) == 0
-    b.wait_for(m.ClientLeft, 2)  # one connection for the model, one for the update; none stays
-    assert a.count(m.Admit) == a.count(m.WantModel) == 0
+    assert b.count(gm.ClientJoined) == 0
+    b.wait_for(gm.ClientLeft, 2)  # one connection for the model, one for the update; none stays
+    assert a.count(gm.Admit) == a.count(gm.WantModel) == 0
 
 
 def test_its_own_gateway_needs_no_second_connection(pair: tuple[Node, Node]) -> None:
     a, b = pair
     models = Cluster(a, b, a.tcp).run(a.tcp)
     check_client(models, at=a, elsewhere=b, model_at=a)
-    a.wait_for(m.ClientLeft)
-    assert {message.conn for message in a.said if isinstance(message, m.WantModel | m.Admit)} == {a.conns["c1"]}
+    a.wait_for(gm.ClientLeft)
+    assert {message.conn for message in a.said if isinstance(message, gm.WantModel | gm.Admit)} == {a.conns["c1"]}
 
 
 @pytest.mark.parametrize("how", ["nobody", "no address", "full", "no job", "killed"])
@@ -559,11 +564,11 @@ def test_a_redirect_is_followed(pair: tuple[Node, Node]) -> None:
     a, b = pair
     cluster = Cluster(a, b, "")
     a._admit = lambda asked: a.deliver(  # type: ignore[method-assign]
-        asked.conn, m.Refusal(m.USE_GATEWAY, b.tcp, "that node has room", asked.job, asked.round)
+        asked.conn, cm.Refusal(cm.USE_GATEWAY, b.tcp, "that node has room", asked.job, asked.round)
     )
     models = cluster.run(a.tcp)
     check_client(models, at=b, elsewhere=a, model_at=a)
-    assert a.count(m.Admit) == 1
+    assert a.count(gm.Admit) == 1
 
 
 def test_redirects_in_a_circle_end_when_a_node_takes_the_update(pair: tuple[Node, Node]) -> None:
@@ -571,15 +576,15 @@ def test_redirects_in_a_circle_end_when_a_node_takes_the_update(pair: tuple[Node
     cluster = Cluster(a, b, "")
     admit = a._admit
 
-    def redirect(asked: m.Admit) -> None:
-        if a.count(m.Admit) >= 2:
+    def redirect(asked: gm.Admit) -> None:
+        if a.count(gm.Admit) >= 2:
             admit(asked)
         else:
-            a.deliver(asked.conn, m.Refusal(m.USE_GATEWAY, b.tcp, "there", asked.job, asked.round))
+            a.deliver(asked.conn, cm.Refusal(cm.USE_GATEWAY, b.tcp, "there", asked.job, asked.round))
 
     a._admit = redirect  # type: ignore[method-assign]
     b._admit = lambda asked: b.deliver(  # type: ignore[method-assign]
-        asked.conn, m.Refusal(m.USE_GATEWAY, a.tcp, "there", asked.job, asked.round)
+        asked.conn, cm.Refusal(cm.USE_GATEWAY, a.tcp, "there", asked.job, asked.round)
     )
     models = cluster.run(a.tcp)
     check_client(models, at=a, elsewhere=b, model_at=a)
@@ -590,15 +595,15 @@ def test_a_round_that_ends_at_home_ends_the_wait_elsewhere(pair: tuple[Node, Nod
     a, b = pair
     Cluster(a, b, b.tcp)
 
-    def react(message: m.Message) -> None:
-        if isinstance(message, m.Sealed):
-            for over in (m.RoundOver("digits", 1, "its time is up"), m.JobOver("digits", "finished")):
+    def react(message: Message) -> None:
+        if isinstance(message, gm.Sealed):
+            for over in (cm.RoundOver("digits", 1, "its time is up"), cm.JobOver("digits", "finished")):
                 a.deliver(a.conns["c1"], over)
 
     b.react = react
     deliver = b.deliver
     b.deliver = lambda conn, message: (  # type: ignore[method-assign]
-        None if isinstance(message, m.Accepted) else deliver(conn, message)
+        None if isinstance(message, cm.Accepted) else deliver(conn, message)
     )
     with Client(a.tcp, job="digits", client="c1") as client:
         for round_ in client.rounds():
@@ -614,13 +619,13 @@ def test_home_may_break_while_the_client_is_elsewhere(pair: tuple[Node, Node]) -
     b.react = lambda message: None
     sealed, deliver = threading.Event(), b.deliver
 
-    def deliver_but_once(conn: int, message: m.Message) -> None:
-        if isinstance(message, m.Accepted) and not sealed.is_set():
+    def deliver_but_once(conn: int, message: Message) -> None:
+        if isinstance(message, cm.Accepted) and not sealed.is_set():
             sealed.set()
             return
         deliver(conn, message)
-        if isinstance(message, m.Accepted):
-            cluster.react(b, m.Sealed(conn, bytes(16), 0))
+        if isinstance(message, cm.Accepted):
+            cluster.react(b, gm.Sealed(conn, bytes(16), 0))
 
     b.deliver = deliver_but_once  # type: ignore[method-assign]
     models: list[bytes] = []
@@ -633,4 +638,4 @@ def test_home_may_break_while_the_client_is_elsewhere(pair: tuple[Node, Node]) -
     assert not trainer.is_alive()
     check_client(models, at=b, elsewhere=a, model_at=b)
     # How often it asks depends on how long home stays away; its bytes come once.
-    assert b.count(m.Sealed) == 1 and b.count(m.Admit) >= 2
+    assert b.count(gm.Sealed) == 1 and b.count(gm.Admit) >= 2

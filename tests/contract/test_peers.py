@@ -22,15 +22,16 @@ import msgspec
 import pytest
 import uvloop
 
-from lifl.core import messages as m
-from lifl.core import orders as o
-from lifl.core import peering as p
+from lifl.core.coordinator.membership import Timing
 from lifl.core.errors import ConfigError, LocalFault
-from lifl.core.membership import Timing
-from lifl.core.wire import FRAME_BYTES_MAX, FrameDecoder, encode
-from lifl.node import door
+from lifl.core.protocol import client as cm
+from lifl.core.protocol import cluster as p
+from lifl.core.protocol import commands as o
+from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.frames import FRAME_BYTES_MAX, FrameDecoder, encode
+from lifl.node.cluster import acceptor as door
+from lifl.node.cluster.transport import Peers, Send, check_exposed
 from lifl.node.machine import listen_tcp
-from lifl.node.peers import Peers, Send, check_exposed
 
 WAIT_S = 30.0
 QUICK = Timing(heartbeat_s=0.1, suspect_s=0.6, dead_s=1.5)
@@ -256,9 +257,9 @@ async def test_nodes_join_and_talk(cluster: Cluster) -> None:
     await first.happens("order", o.CloseJob(7))
     await second.happens("order", o.CloseJob(8))
     first.peers.report(o.JobOpened(7))
-    first.peers.report(m.ClientLeft(3))
-    await coordinator.happens("report", 1, m.ClientLeft(3))
-    assert [e[2] for e in coordinator.names("report") if e[1] == 1][1:] == [o.JobOpened(7), m.ClientLeft(3)]
+    first.peers.report(gm.ClientLeft(3))
+    await coordinator.happens("report", 1, gm.ClientLeft(3))
+    assert [e[2] for e in coordinator.names("report") if e[1] == 1][1:] == [o.JobOpened(7), gm.ClientLeft(3)]
     await coordinator.happens("beat", 1, first.load(), times=3)
     await coordinator.happens("beat", 2, second.load(), times=3)
     assert not [e for node in (first, second) for e in node.names("coordinator_down", "refused")]
@@ -547,7 +548,7 @@ FIRST_FRAMES = {
     "a browser": (b"GET / HTTP/1.1\r\nHost: node\r\n\r\n", "at most 4096"),
     "a frame over the limit": (framed(b"\x00" * 4097), "4097 bytes"),
     "a bomb": (framed(b"\x91" * 4096), "recursion"),
-    "a client": (encode(m.Hello(1, "c1")), "PeerHello"),
+    "a client": (encode(cm.Hello(1, "c1")), "PeerHello"),
     "an order": (encode(o.CloseJob(1)), "PeerHello"),
     "nothing in a frame": (framed(b""), "0 bytes"),
     "an address without a port": (hello_of(control="nowhere"), "control"),
@@ -703,7 +704,7 @@ def test_a_coordinator_without_descriptors_takes_nodes_in_later(monkeypatch: pyt
 @in_loop
 async def test_the_wrong_port_is_said_to_be_wrong(cluster: Cluster) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(encode(m.Refusal("wrong-message", "", "clients say Hello first")))
+        writer.write(encode(cm.Refusal("wrong-message", "", "clients say Hello first")))
         await reader.read()
         writer.close()
 

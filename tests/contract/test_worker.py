@@ -21,11 +21,10 @@ import safetensors.numpy
 
 from lifl.core.errors import ResourceFault
 from lifl.core.ids import Key, Kind, Record
-from lifl.core.members import Member, pack_member, unpack_members
-from lifl.core.messages import Drain
-from lifl.core.schema import Layout, TensorSpec
-from lifl.core.wire import FrameDecoder, encode
-from lifl.core.worker_messages import (
+from lifl.core.protocol.contribution import Member, pack_member, unpack_members
+from lifl.core.protocol.frames import FrameDecoder, encode
+from lifl.core.protocol.gateway import Drain
+from lifl.core.protocol.worker import (
     Checkpoint,
     Drop,
     Exited,
@@ -43,6 +42,7 @@ from lifl.core.worker_messages import (
     WorkerReady,
     ZygoteReady,
 )
+from lifl.core.schema import Layout, TensorSpec
 from lifl.redirect import open_redirector
 from lifl.rules import kernels
 from lifl.rules.kernels import vector

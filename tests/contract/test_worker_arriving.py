@@ -12,11 +12,11 @@ import pytest
 from test_worker import WAIT_S, Handle, Node, start
 
 from lifl.core.ids import Key, Kind
-from lifl.core.members import Member, pack_member
+from lifl.core.protocol.contribution import Member, pack_member
+from lifl.core.protocol.worker import Arriving, TaskDone, TaskStart
 from lifl.core.schema import Layout, TensorSpec
-from lifl.core.worker_messages import Arriving, TaskDone, TaskStart
 from lifl.rules.kernels import vector
-from lifl.worker.making import PIECE_ELEMENTS
+from lifl.worker.streaming_model import PIECE_ELEMENTS
 
 SIZE = 2 * PIECE_ELEMENTS + 1000
 HALF_BYTES = 4 * (PIECE_ELEMENTS + 77)

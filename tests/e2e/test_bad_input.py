@@ -14,8 +14,8 @@ from fleet import Fleet, OneHot, Watch, arena_use, ask, fleet, gated, objects, s
 
 from lifl import Client
 from lifl.client import NodeUnreachable
-from lifl.core import messages as m
 from lifl.core.ids import Kind
+from lifl.core.protocol import cli as om
 
 SMALL_ARENA = ("--arena-bytes", "16MiB", "--redirector", "unix")
 
@@ -135,7 +135,7 @@ def test_a_full_arena_slows_its_senders_and_loses_nothing(start_node: Callable[.
         try:
             gate.reached()
             waiting = until("senders in line", lambda: line_up(node, told_busy, min(queue, 12)))
-            arena = ask(node, m.Snapshot())["node"]["arena"]
+            arena = ask(node, om.Snapshot())["node"]["arena"]
             assert arena["used_bytes"] <= arena["bytes"] == 16 << 20
             held = sum(entry.kind == Kind.UPDATE for entry in objects(node))
             assert 2 <= held < 14
@@ -162,7 +162,7 @@ def note_busy(trainer, told_busy: set[int]) -> None:
 
 
 def line_up(node: Node, told_busy: set[int], queue: int) -> int:
-    waiting: int = ask(node, m.Snapshot())["node"]["arena"]["waiting"]
+    waiting: int = ask(node, om.Snapshot())["node"]["arena"]["waiting"]
     return waiting + 1 if waiting >= queue and (told_busy or queue == 12) else 0
 
 
@@ -188,7 +188,7 @@ def test_a_job_waits_in_line_until_the_arena_has_room(start_node: Callable[..., 
     statuses = {job["name"]: job["status"] for job in node.json("jobs")["jobs"]}
     assert statuses["b"] in ("queued", "loading")
     with fleet(node.address, "b", 4, oracle.update) as second:
-        until("the clients of b", lambda: ask(node, m.JobStatus("b"))["job"]["clients"] == 4)
+        until("the clients of b", lambda: ask(node, om.JobStatus("b"))["job"]["clients"] == 4)
         with fleet(node.address, "a", 4, oracle.update) as first:
             first.join()
         second.join()
@@ -211,7 +211,7 @@ def test_more_clients_than_connections_are_told_so(start_node: Callable[..., Nod
     node, oracle = start_node("--redirector", "unix", "--connections-max", "4"), OneHot(4)
     submit(node, "j", oracle.model())
     with fleet(node.address, "j", 4, oracle.update, held=[(0, 1)]) as team:
-        until("4 clients", lambda: ask(node, m.JobStatus("j"))["job"]["clients"] == 4)
+        until("4 clients", lambda: ask(node, om.JobStatus("j"))["job"]["clients"] == 4)
         with (
             Client(node.address, job="j", client="extra", give_up_after_s=0.3) as extra,
             pytest.raises(NodeUnreachable, match="at most 4 connections"),

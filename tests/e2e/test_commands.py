@@ -14,7 +14,7 @@ from fleet import Fleet, OneHot, Watch, arena_use, ask, fleet, gated, submit, un
 from safetensors.numpy import load_file
 
 from lifl.client import JobCancelled
-from lifl.core import messages as m
+from lifl.core.protocol import cli as om
 
 N, ROUNDS = 16, 3
 RECEIPT = {
@@ -123,7 +123,7 @@ def test_top_shows_leaf_middle_and_top_as_processes(start_node: Callable[..., No
 
 
 def tree_of(node: Node, sealed_leaves: int, at_middle: int = 0) -> list[dict] | None:
-    tree: list[dict] = ask(node, m.JobStatus("tree"))["now"]["tree"]
+    tree: list[dict] = ask(node, om.JobStatus("tree"))["now"]["tree"]
     leaves = sum(task["role"] == "leaf" and task["state"] == "sealed" for task in tree)
     inputs = sum(task["inputs"] for task in tree if task["role"] == "middle")
     return tree if leaves == sealed_leaves and inputs >= at_middle else None

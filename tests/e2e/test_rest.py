@@ -20,7 +20,7 @@ from fleet import OneHot, Watch, arena_use, ask, fleet, gated, name_of, submit, 
 
 from lifl import Client
 from lifl.client import Round
-from lifl.core import messages as m
+from lifl.core.protocol import cli as om
 
 N = 8
 TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
@@ -52,13 +52,13 @@ def test_an_idle_node_has_no_aggregator_and_takes_no_cpu(start_node: Callable[..
     oracle.check(node, "j", team)
     assert set(family(node)) > standing, "warm workers are kept for a while"
     until("the workers' end", lambda: set(family(node)) == standing)
-    assert ask(node, m.Snapshot())["workers"] == []
+    assert ask(node, om.Snapshot())["workers"] == []
     assert arena_use(node) == (0, 0)
     # A job whose clients wait for others costs nothing either.
     submit(node, "waiting", oracle.model())
-    until("the job", lambda: ask(node, m.JobStatus("waiting"))["job"]["status"] == "waiting")
+    until("the job", lambda: ask(node, om.JobStatus("waiting"))["job"]["status"] == "waiting")
     with fleet([node.address, str(node.state_dir)], "waiting", N - 1, oracle.update) as team:
-        until("its clients", lambda: ask(node, m.JobStatus("waiting"))["job"]["clients"] == N - 1)
+        until("its clients", lambda: ask(node, om.JobStatus("waiting"))["job"]["clients"] == N - 1)
         until("the workers' end", lambda: set(family(node)) == standing)
         pids = sorted(standing)
         settle(pids)
@@ -68,7 +68,7 @@ def test_an_idle_node_has_no_aggregator_and_takes_no_cpu(start_node: Callable[..
         woken = {pid: after - first for pid, after, first in zip(pids, wakeups(pids), switches, strict=True)}
         assert sum(spent.values()) <= TICK_S * 1.01, f"CPU seconds at rest: {spent}"
         assert sum(woken.values()) == 0, f"wake-ups at rest: {woken}"
-        ask(node, m.CancelJob("waiting"))
+        ask(node, om.CancelJob("waiting"))
         team.join(well=False)
     assert until("an empty arena", lambda: arena_use(node) == (0, 0))
 
@@ -208,7 +208,7 @@ def test_the_capacity_is_measured_after_the_start_and_nothing_of_it_stays(start_
     log = node.state_dir / "lifld.log"
     until("the measurement", lambda: "node.calibrated" in log.read_text())
     measured = float(log.read_text().partition("node.calibrated capacity=")[2].split()[0])
-    shown = ask(node, m.Snapshot())["node"]["capacity"]
+    shown = ask(node, om.Snapshot())["node"]["capacity"]
     assert shown == pytest.approx(measured, rel=1e-4)
     assert 1.0 <= shown <= 8.0
     until("its process's end", lambda: len(family(node)) == 3)

@@ -16,8 +16,8 @@ from conftest import Node
 from fleet import Update, arena_use, ask, fleet, submit, until
 from safetensors.numpy import load_file
 
-from lifl.core import messages as m
-from lifl.core.tree import tail_of
+from lifl.core.planning.tree import tail_of
+from lifl.core.protocol import cli as om
 
 CLIENTS, ROUNDS = 5, 3
 DTYPES = {
@@ -30,7 +30,7 @@ DTYPES = {
 }
 TOLERANCE = {"f32": 2e-5, "f64": 1e-12, "f16": 2.0**-9, "bf16": 2.0**-6}
 OWN_RULE = """
-from lifl.core.tree import tail_of
+from lifl.core.planning.tree import tail_of
 from lifl.rules import Rule, RuleOptions
 
 
@@ -149,7 +149,7 @@ def test_committed_models_are_the_references(node: Node, rule: str, timing: str)
     submit(node, job, start, job__rounds=ROUNDS, selection__clients_per_round=CLIENTS, **keys)
     with fleet([node.address, str(node.state_dir)], job, CLIENTS, update_of) as team:
         team.join()
-    lines = ask(node, m.JobStatus(job))["rounds"]
+    lines = ask(node, om.JobStatus(job))["rounds"]
     check(lines, start, step)
     for line in lines:
         updates = [update_of(index, line["round"]) for index in range(CLIENTS)]
@@ -170,7 +170,7 @@ def test_fan_in_does_not_change_the_model(node: Node) -> None:
         submit(node, job, start, job__rounds=ROUNDS, selection__clients_per_round=CLIENTS, **keys)
         with fleet(node.address, job, CLIENTS, update_of) as team:
             team.join()
-        lines = ask(node, m.JobStatus(job))["rounds"]
+        lines = ask(node, om.JobStatus(job))["rounds"]
         check(lines, start, avg)
         roles = [task["role"] for task in lines[0]["receipt"]["tree"]]
         leaves = -(-(CLIENTS - tail_of(CLIENTS, fan_in)) // fan_in)

@@ -15,23 +15,26 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lifl.core import messages as m
-from lifl.core import worker_messages as wm
 from lifl.core.errors import LocalFault, RemoteFault
+from lifl.core.fields import Count, KeyBytes, Message, Metrics, Name, Tensors
+from lifl.core.protocol import cli as om
+from lifl.core.protocol import client as cm
+from lifl.core.protocol import gateway as gm
+from lifl.core.protocol import worker as wm
+from lifl.core.protocol.frames import FRAME_BYTES_MAX, FrameDecoder, encode
 from lifl.core.schema import DTYPE_BYTES, Segment, TensorSpec
-from lifl.core.wire import FRAME_BYTES_MAX, FrameDecoder, encode
 
 CHANNELS = [
-    m.FromClient,
-    m.ToClient,
-    m.FromGateway,
-    m.ToGateway,
+    cm.FromClient,
+    cm.ToClient,
+    gm.FromGateway,
+    gm.ToGateway,
     wm.FromZygote,
     wm.ToZygote,
     wm.FromWorker,
     wm.ToWorker,
-    m.FromCli,
-    m.ToCli,
+    om.FromCli,
+    om.ToCli,
 ]
 KINDS = sorted({kind for channel in CHANNELS for kind in typing.get_args(channel)}, key=lambda kind: kind.__name__)
 ALL: Any = typing.Union[tuple(KINDS)]  # noqa: UP007 - made at run time
@@ -54,18 +57,18 @@ tensors = st.lists(
 
 def strategy(kind: Any) -> st.SearchStrategy[Any]:
     """Values of a field's type, within its limits."""
-    if kind == m.Name:
+    if kind == Name:
         return names
-    if kind == m.KeyBytes:
+    if kind == KeyBytes:
         return st.binary(min_size=16, max_size=16)
-    if kind == m.Metrics:
+    if kind == Metrics:
         return st.dictionaries(st.text(min_size=1, max_size=8), floats, max_size=3)
-    if kind == m.Tensors:
+    if kind == Tensors:
         return tensors
     if kind is msgspec.Raw:
         return values.map(msgspec.msgpack.encode).map(msgspec.Raw)
     if typing.get_origin(kind) is typing.Annotated:
-        return strategy(typing.get_args(kind)[0]) if kind != m.Count else counts
+        return strategy(typing.get_args(kind)[0]) if kind != Count else counts
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType or origin is typing.Union:
         return st.one_of([strategy(argument) for argument in arguments])
@@ -89,7 +92,7 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
     return simple[kind]
 
 
-def messages_of(kind: type[m.Message]) -> st.SearchStrategy[m.Message]:
+def messages_of(kind: type[Message]) -> st.SearchStrategy[Message]:
     hints = typing.get_type_hints(kind, include_extras=True)
     fields = {name: strategy(hints[name]) for name in kind.__struct_fields__}
     return st.builds(kind, **fields)
@@ -106,10 +109,10 @@ def decode_in_pieces(decoder: FrameDecoder[Any], data: bytes, cuts: list[int]) -
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_every_message_survives_the_way(kind: type[m.Message]) -> None:
+def test_every_message_survives_the_way(kind: type[Message]) -> None:
     @settings(max_examples=15, deadline=None)
     @given(messages_of(kind))
-    def check(message: m.Message) -> None:
+    def check(message: Message) -> None:
         decoder: FrameDecoder[Any] = FrameDecoder(ALL)
         decoder.feed(encode(message))
         assert decoder.next_message() == message
@@ -120,19 +123,19 @@ def test_every_message_survives_the_way(kind: type[m.Message]) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.one_of([messages_of(kind) for kind in typing.get_args(m.FromClient)]), max_size=5),
+    st.lists(st.one_of([messages_of(kind) for kind in typing.get_args(cm.FromClient)]), max_size=5),
     st.lists(st.integers(0, 10**6), max_size=10),
 )
-def test_messages_come_out_in_order_however_the_stream_is_cut(sent: list[m.Message], cuts: list[int]) -> None:
+def test_messages_come_out_in_order_however_the_stream_is_cut(sent: list[Message], cuts: list[int]) -> None:
     data = b"".join(encode(message) for message in sent)
-    assert decode_in_pieces(FrameDecoder(m.FromClient), data, cuts) == sent
+    assert decode_in_pieces(FrameDecoder(cm.FromClient), data, cuts) == sent
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(messages_of(m.Join), min_size=1, max_size=3), st.binary(max_size=50))
-def test_missing_bytes_reads_exactly_the_frames_and_nothing_of_what_follows(sent: list[m.Message], body: bytes) -> None:
+@given(st.lists(messages_of(cm.Join), min_size=1, max_size=3), st.binary(max_size=50))
+def test_missing_bytes_reads_exactly_the_frames_and_nothing_of_what_follows(sent: list[Message], body: bytes) -> None:
     data = b"".join(encode(message) for message in sent) + body
-    decoder: FrameDecoder[Any] = FrameDecoder(m.FromClient)
+    decoder: FrameDecoder[Any] = FrameDecoder(cm.FromClient)
     position = 0
     for message in sent:
         while (found := decoder.next_message()) is None:
@@ -151,7 +154,7 @@ def test_missing_bytes_reads_exactly_the_frames_and_nothing_of_what_follows(sent
 def test_any_bytes_in_any_pieces_raise_only_the_remote_fault(data: bytes, cuts: list[int], framed: bool) -> None:
     if framed:
         data = struct.pack("<I", len(data)) + data
-    decoder: FrameDecoder[Any] = FrameDecoder(m.FromClient | m.ToGateway)
+    decoder: FrameDecoder[Any] = FrameDecoder(cm.FromClient | gm.ToGateway)
     try:
         decode_in_pieces(decoder, data, cuts)
         assert decoder.missing_bytes >= 0
@@ -161,15 +164,15 @@ def test_any_bytes_in_any_pieces_raise_only_the_remote_fault(data: bytes, cuts: 
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.one_of([messages_of(kind) for kind in typing.get_args(m.FromClient)]),
+    st.one_of([messages_of(kind) for kind in typing.get_args(cm.FromClient)]),
     st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=4),
 )
-def test_damaged_frames_are_messages_or_the_remote_fault(message: m.Message, damages: list[tuple[int, int]]) -> None:
+def test_damaged_frames_are_messages_or_the_remote_fault(message: Message, damages: list[tuple[int, int]]) -> None:
     data = bytearray(encode(message))
     for place, value in damages:
         data[4 + place % (len(data) - 4)] = value
     try:
-        decode_in_pieces(FrameDecoder(m.FromClient), bytes(data), [])
+        decode_in_pieces(FrameDecoder(cm.FromClient), bytes(data), [])
     except RemoteFault:
         pass
 
@@ -189,7 +192,7 @@ BOMBS = {
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_not_built_before_it_is_refused(name: str) -> None:
     frame = struct.pack("<I", len(BOMBS[name])) + BOMBS[name]
-    decoder: FrameDecoder[Any] = FrameDecoder(m.FromClient | m.ToGateway)
+    decoder: FrameDecoder[Any] = FrameDecoder(cm.FromClient | gm.ToGateway)
     decoder.feed(frame)
     tracemalloc.start()
     try:
@@ -202,13 +205,13 @@ def test_a_bomb_is_not_built_before_it_is_refused(name: str) -> None:
 
 
 def test_an_announced_length_is_checked_before_anything_is_kept() -> None:
-    decoder: FrameDecoder[Any] = FrameDecoder(m.FromClient, frame_bytes_max=100)
+    decoder: FrameDecoder[Any] = FrameDecoder(cm.FromClient, frame_bytes_max=100)
     decoder.feed(struct.pack("<I", 101))
     with pytest.raises(RemoteFault, match="101"):
         _ = decoder.missing_bytes
     with pytest.raises(RemoteFault, match="101"):
         decoder.next_message()
-    exact: FrameDecoder[Any] = FrameDecoder(m.FromClient, frame_bytes_max=100)
+    exact: FrameDecoder[Any] = FrameDecoder(cm.FromClient, frame_bytes_max=100)
     exact.feed(struct.pack("<I", 100))
     assert exact.next_message() is None
     assert exact.missing_bytes == 100
@@ -216,14 +219,14 @@ def test_an_announced_length_is_checked_before_anything_is_kept() -> None:
 
 def test_a_message_over_the_limit_is_our_own_fault() -> None:
     with pytest.raises(LocalFault, match="limit"):
-        encode(m.Answer({"x": "y" * FRAME_BYTES_MAX}))
+        encode(om.Answer({"x": "y" * FRAME_BYTES_MAX}))
 
 
 def test_numbers_that_are_not_finite_travel_so_that_they_can_be_refused_by_name() -> None:
-    decoder: FrameDecoder[Any] = FrameDecoder(m.FromClient)
-    decoder.feed(encode(m.Submit("j", 1, float("nan"), 0, ())))
+    decoder: FrameDecoder[Any] = FrameDecoder(cm.FromClient)
+    decoder.feed(encode(cm.Submit("j", 1, float("nan"), 0, ())))
     message = decoder.next_message()
-    assert isinstance(message, m.Submit) and math.isnan(message.weight)
+    assert isinstance(message, cm.Submit) and math.isnan(message.weight)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +244,7 @@ def test_numbers_that_are_not_finite_travel_so_that_they_can_be_refused_by_name(
 )
 def test_what_is_no_message_of_the_channel_is_refused(fields: dict[str, Any]) -> None:
     body = msgspec.msgpack.encode(fields)
-    decoder: FrameDecoder[Any] = FrameDecoder(m.FromClient)
+    decoder: FrameDecoder[Any] = FrameDecoder(cm.FromClient)
     decoder.feed(struct.pack("<I", len(body)) + body)
     with pytest.raises(RemoteFault):
         decoder.next_message()

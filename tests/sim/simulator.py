@@ -14,15 +14,16 @@ from typing import Any
 import msgspec
 
 from lifl.core import effects as fx
-from lifl.core import messages as m
-from lifl.core import worker_messages as wm
-from lifl.core.agent import DIRECT_GRACE_S
-from lifl.core.config import parse_job
-from lifl.core.coordinator import Node
+from lifl.core.agent.agent import DIRECT_GRACE_S
+from lifl.core.config.job import parse_job
+from lifl.core.coordinator.coordinator import Node
+from lifl.core.coordinator.job import Job
 from lifl.core.engine import Engine
 from lifl.core.ids import Key, Kind, round_of
-from lifl.core.job import Job
-from lifl.core.members import Member, unpack_members
+from lifl.core.protocol import client as cm
+from lifl.core.protocol import gateway as gm
+from lifl.core.protocol import worker as wm
+from lifl.core.protocol.contribution import Member, unpack_members
 from lifl.core.schema import Layout, TensorSpec
 from lifl.shm.allocator import Allocator
 
@@ -41,7 +42,7 @@ class Thing:
 
 
 class SimStore:
-    """core/memory.Store over the real allocator."""
+    """agent/quota.Store over the real allocator."""
 
     def __init__(self, nbytes: int, node: int) -> None:
         self.node = node
@@ -237,15 +238,15 @@ class Cluster:
                 elif effect.conn in self.offers:
                     host.receiving[effect.key] = (effect.conn, "")
                 else:
-                    host.to_daemon.append(m.Aborted(effect.conn, effect.key.pack(), "gone"))
+                    host.to_daemon.append(gm.Aborted(effect.conn, effect.key.pack(), "gone"))
             case fx.FollowUpdate():
                 assert effect.conn in host.by_conn or effect.key not in host.receiving, "nobody sends that update"
                 for received_bytes in range(1, 1 + self.rng.randrange(3)):
-                    host.to_daemon.append(m.Progress(effect.key.pack(), received_bytes))
+                    host.to_daemon.append(gm.Progress(effect.key.pack(), received_bytes))
             case fx.GrantModel():
                 if effect.conn < 0:
                     self._fetched(effect.conn, host.store.things[effect.key])
-                host.to_daemon.append(m.ModelSent(effect.conn, effect.key.pack(), 1))
+                host.to_daemon.append(gm.ModelSent(effect.conn, effect.key.pack(), 1))
             case fx.CarryPartial():
                 host.transfers.append(("carry", effect))
             case fx.FetchModel():
@@ -307,36 +308,36 @@ class Cluster:
             worker.records.append((address, key))
 
     def _tell(self, host: Host, conn: int, builtins: dict[str, Any]) -> None:
-        message = msgspec.convert(builtins, m.ToClient)
+        message = msgspec.convert(builtins, cm.ToClient)
         client = host.by_conn.get(conn)
         if client is None:
             if conn < 0:
                 self._tell_node(conn, message)
             return
-        if not isinstance(message, m.Selected | m.JobOver) and message.round == client.awaiting:
+        if not isinstance(message, cm.Selected | cm.JobOver) and message.round == client.awaiting:
             client.awaiting = None
         match message:
-            case m.Selected():
+            case cm.Selected():
                 client.submitting = (message.round, message.gateway)
-            case m.Accepted():
+            case cm.Accepted():
                 client.fates.pop(message.round, None)
                 client.holding = message.round
                 rounds = [self.job.round, *self.job.saving]
                 if any(r and r.number == message.round and client.name in r.accepted for r in rounds):
                     client.accepted.add(message.round)  # else it has expired, which is the next that it is told
                 client.submitting = None
-            case m.Busy():
+            case cm.Busy():
                 client.submitting = (message.round, host.gateway)
                 client.pause_until = self.now + message.retry_after_s
-            case m.Committed() | m.RoundOver():
-                counted = isinstance(message, m.Committed) and message.counted
+            case cm.Committed() | cm.RoundOver():
+                counted = isinstance(message, cm.Committed) and message.counted
                 client.fates[message.round] = "counted" if counted else "over"
                 client.accepted.discard(message.round)
                 if counted and message.round in self.commits:
                     assert self.commits[message.round][client.name] == 1, "told counted, but is not in the model"
                 if client.holding == message.round:
                     client.holding = None
-            case m.Refusal():
+            case cm.Refusal():
                 client.submitting = (message.round, message.field) if message.code == "use-gateway" else None
             case _:
                 pass
@@ -406,17 +407,17 @@ class Cluster:
         message = host.to_daemon.popleft()
         engine = host.engine
         handlers = {
-            m.ClientJoined: engine.client_joined,
-            m.ClientLeft: engine.client_left,
-            m.Admit: engine.admit,
-            m.Sealed: engine.sealed,
-            m.Aborted: engine.aborted,
-            m.Progress: engine.progress,
-            m.ModelSent: engine.model_sent,
-            m.Offered: engine.offered,
-            m.WantModel: engine.want_model,
-            m.CarryEnded: engine.carry_ended,
-            m.FetchEnded: engine.fetch_ended,
+            gm.ClientJoined: engine.client_joined,
+            gm.ClientLeft: engine.client_left,
+            gm.Admit: engine.admit,
+            gm.Sealed: engine.sealed,
+            gm.Aborted: engine.aborted,
+            gm.Progress: engine.progress,
+            gm.ModelSent: engine.model_sent,
+            gm.Offered: engine.offered,
+            gm.WantModel: engine.want_model,
+            gm.CarryEnded: engine.carry_ended,
+            gm.FetchEnded: engine.fetch_ended,
         }
         handlers[type(message)](message, self.now)
 
@@ -426,7 +427,7 @@ class Cluster:
         client.host, client.conn, client.submitting = self.rng.choice(up), self.conns, None
         client.awaiting = None
         client.host.by_conn[client.conn] = client
-        client.host.to_daemon.append(m.ClientJoined(client.conn, client.name, "j", client.holding, client.conn))
+        client.host.to_daemon.append(gm.ClientJoined(client.conn, client.name, "j", client.holding, client.conn))
 
     def _submit(self, client: SimClient) -> None:
         """Over its own connection, or (`gateway`) over a second one that is for this update alone."""
@@ -438,23 +439,23 @@ class Cluster:
             self.conns += 1
             host, conn = other, self.conns
             host.by_conn[conn] = client
-        host.to_daemon.append(m.Admit(conn, client.name, "j", number, 1.0, direct=client.direct))
+        host.to_daemon.append(gm.Admit(conn, client.name, "j", number, 1.0, direct=client.direct))
 
     def _received(self, host: Host, key: Key) -> None:
         conn, name = host.receiving.pop(key)
         if conn < 0:  # another node's partial: its content came with the transfer
-            host.to_daemon.append(m.Sealed(conn, key.pack(), 1))
+            host.to_daemon.append(gm.Sealed(conn, key.pack(), 1))
             thing = host.store.things[key]
             source = self.offers.pop(conn)
             thing.sealed, thing.content, thing.members = True, Counter(source[0]), list(source[1])
             return
         if self.rng.random() < 0.05:
             self.clients[name].awaiting = None  # the gateway tells it
-            host.to_daemon.append(m.Aborted(conn, key.pack(), "bad content"))
+            host.to_daemon.append(gm.Aborted(conn, key.pack(), "bad content"))
             return
         thing = host.store.things[key]
         thing.sealed, thing.content = True, Counter([name])
-        host.to_daemon.append(m.Sealed(conn, key.pack(), 1))
+        host.to_daemon.append(gm.Sealed(conn, key.pack(), 1))
 
     # ---- between gateways: conn < 0 is a transfer's ------------------------------------------------------------
 
@@ -466,7 +467,7 @@ class Cluster:
         if kind == "carry":
             thing = host.store.things.get(effect.key)
             if lost or thing is None:
-                host.to_daemon.append(m.CarryEnded(effect.key.pack(), "lost", 0))
+                host.to_daemon.append(gm.CarryEnded(effect.key.pack(), "lost", 0))
                 return
             self.conns += 1
             conn = -self.conns
@@ -474,14 +475,14 @@ class Cluster:
             self.waiting_nodes[conn] = (host, effect.key)
             size = len(thing.members) * 1024
             other.to_daemon.append(
-                m.Offered(conn, 1, effect.epoch, effect.branch, len(thing.members), LAYOUT.accumulator_bytes, size)
+                gm.Offered(conn, 1, effect.epoch, effect.branch, len(thing.members), LAYOUT.accumulator_bytes, size)
             )
         elif lost:
-            host.to_daemon.append(m.FetchEnded(effect.key.pack(), "lost", 0))
+            host.to_daemon.append(gm.FetchEnded(effect.key.pack(), "lost", 0))
         else:
             self.conns += 1
             self.waiting_nodes[-self.conns] = (host, effect.key)
-            other.to_daemon.append(m.WantModel(-self.conns, "j", effect.round))
+            other.to_daemon.append(gm.WantModel(-self.conns, "j", effect.round))
 
     def _tell_node(self, conn: int, message: Any) -> None:
         host, key = self.waiting_nodes.pop(conn, (None, None))
@@ -489,18 +490,18 @@ class Cluster:
         if host is None or host.engine is None or key not in host.store.things:
             return
         thing = host.store.things[key]
-        error = "" if isinstance(message, m.Accepted) else "refused"
+        error = "" if isinstance(message, cm.Accepted) else "refused"
         if thing.kind is Kind.PARTIAL:
-            host.to_daemon.append(m.CarryEnded(key.pack(), error, 1))
+            host.to_daemon.append(gm.CarryEnded(key.pack(), error, 1))
         else:
-            host.to_daemon.append(m.FetchEnded(key.pack(), "refused", 0))
+            host.to_daemon.append(gm.FetchEnded(key.pack(), "refused", 0))
 
     def _fetched(self, conn: int, model: Thing) -> None:
         host, key = self.waiting_nodes.pop(conn, (None, None))
         if host is not None and host.engine is not None and key in host.store.things:
             thing = host.store.things[key]
             thing.sealed, thing.content = True, Counter(model.content)
-            host.to_daemon.append(m.FetchEnded(key.pack(), "", 1))
+            host.to_daemon.append(gm.FetchEnded(key.pack(), "", 1))
 
     # ---- workers -------------------------------------------------------------------------------------------------
 
@@ -645,9 +646,9 @@ class Cluster:
                     writing = client.direct and self.rng.random() < 0.5  # the gateway has had enough of it
                     if writing:
                         host.store.left_writing(key)
-                    host.to_daemon.append(m.Aborted(conn, key.pack(), "disconnected", writing))
+                    host.to_daemon.append(gm.Aborted(conn, key.pack(), "disconnected", writing))
             for conn in mine:
-                host.to_daemon.append(m.ClientLeft(conn))
+                host.to_daemon.append(gm.ClientLeft(conn))
                 del host.by_conn[conn]
         client.host, client.conn, client.submitting = None, 0, None
 
@@ -682,7 +683,7 @@ class Cluster:
             for key, (conn, _) in list(host.receiving.items()):
                 if conn < 0:
                     del host.receiving[key]
-                    host.to_daemon.append(m.Aborted(conn, key.pack(), "gone"))
+                    host.to_daemon.append(gm.Aborted(conn, key.pack(), "gone"))
 
     def _node_dies(self, host: Host, keep: bool = False) -> None:
         """The daemon is gone, and unless it is to `keep` its arena all of the machine.

@@ -8,13 +8,13 @@ import pytest
 from test_sim_node import STEPS, make
 
 from lifl.core import effects as fx
-from lifl.core import orders as o
-from lifl.core.aggregation import Aggregation
+from lifl.core.agent.branch_runner import Aggregation
+from lifl.core.coordinator.branches import Parts
+from lifl.core.coordinator.job import Job
 from lifl.core.engine import Engine
 from lifl.core.ids import Kind
-from lifl.core.job import Job
-from lifl.core.parts import Parts
-from lifl.core.tree import TaskState
+from lifl.core.planning.tree import TaskState
+from lifl.core.protocol import commands as o
 
 SEEDS_MAX = 2000
 """Lives within which each planted bug must show."""

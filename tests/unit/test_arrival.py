@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from lifl.core.errors import LocalFault
 from lifl.core.schema import DTYPE_BYTES, Layout, Segment, TensorSpec
-from lifl.shm import arrival as module
-from lifl.shm.arrival import COMPILED, Arrival, CompiledArrival
+from lifl.shm import ingest_check as module
 from lifl.shm.checksum import BLOCK_BYTES, checksum
+from lifl.shm.ingest_check import COMPILED, Arrival, CompiledArrival
 
 LAYOUT = Layout(
     [

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lifl.core.capacity import EXECUTION_HALF_INPUTS, RATE_HALF_LIFE_S, NodeLoad, alpha, saturation
 from lifl.core.errors import LocalFault
+from lifl.core.planning.capacity import EXECUTION_HALF_INPUTS, RATE_HALF_LIFE_S, NodeLoad, alpha, saturation
 
 
 def ns(seconds: float) -> int:

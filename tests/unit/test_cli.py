@@ -16,15 +16,17 @@ import msgspec
 import pytest
 from conftest import run_lifl
 from lifl_cli import jobs, submit, text, top, up
-from lifl_cli.control import Control
+from lifl_cli.daemon_client import Control
 from lifl_cli.main import COMMANDS
 from lifl_cli.state import CONTROL_SOCKET
 from safetensors.numpy import load_file
 
-from lifl.core.config import NodeConfig, parse_job, parse_node
+from lifl.core.config.job import parse_job
+from lifl.core.config.node import NodeConfig, parse_node
 from lifl.core.errors import ConfigError, Refused, RemoteFault, ResourceFault
-from lifl.core.messages import Answer, Event, ListJobs, Refusal
-from lifl.core.wire import FRAME_BYTES_MAX, encode
+from lifl.core.protocol.cli import Answer, Event, ListJobs
+from lifl.core.protocol.client import Refusal
+from lifl.core.protocol.frames import FRAME_BYTES_MAX, encode
 
 JOB = """
 [job]

@@ -11,9 +11,10 @@ import pytest
 from conftest import run_lifl
 from lifl_cli import nodes, plan, top, up
 
-from lifl.core.config import NodeConfig, parse_node
+from lifl.core.config.node import NodeConfig, parse_node
 from lifl.core.errors import ConfigError
-from lifl.core.plan import PlanRequest, make_plan
+from lifl.core.planning.plan import PlanRequest
+from lifl.core.planning.planner import make_plan
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "digits.toml")
 FORTY = ["--set", "selection.clients_per_round=40"]

@@ -11,8 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lifl.core import config as c
+from lifl.core.config.job import AggregationSection, SelectionSection, parse_job
+from lifl.core.config.node import NodeConfig, beyond_loopback, parse_node
+from lifl.core.config.values import parse_size, split_address
 from lifl.core.errors import ConfigError
+from lifl.core.limits import (
+    CLIENTS_PER_ROUND_MAX,
+    DEADLINE_S_MAX,
+    FAN_IN_MAX,
+    OPTIONS_DEPTH_MAX,
+    ROUNDS_MAX,
+    STATE_DIR_BYTES_MAX,
+)
 
 MINIMAL: dict[str, Any] = {
     "job": {"name": "digits", "rounds": 3},
@@ -23,28 +33,28 @@ MINIMAL: dict[str, Any] = {
 
 def refused(data: dict[str, Any], overrides: tuple[str, ...] = ()) -> ConfigError:
     with pytest.raises(ConfigError) as caught:
-        c.parse_job(data, overrides)
+        parse_job(data, overrides)
     return caught.value
 
 
 def test_minimal_job_has_the_documented_defaults() -> None:
-    job = c.parse_job(MINIMAL)
-    assert job.selection == c.SelectionSection(
+    job = parse_job(MINIMAL)
+    assert job.selection == SelectionSection(
         clients_per_round=16, over_provision=1.0, quorum=None, deadline_s=600.0, attempts=3, seed=0
     )
-    assert job.aggregation == c.AggregationSection("fedavg", {}, "eager", 2, 8, "", "best-fit")
+    assert job.aggregation == AggregationSection("fedavg", {}, "eager", 2, 8, "", "best-fit")
     assert job.checkpoint.folder == ""
     assert job.client.options == {}
 
 
 def test_a_job_survives_the_trip_as_builtins() -> None:
-    job = c.parse_job(MINIMAL, ["selection.quorum=12", "client.options.lr=0.1"])
-    assert c.parse_job(msgspec.to_builtins(job)) == job
+    job = parse_job(MINIMAL, ["selection.quorum=12", "client.options.lr=0.1"])
+    assert parse_job(msgspec.to_builtins(job)) == job
 
 
 def test_parsing_leaves_the_callers_table_alone() -> None:
     data = {**MINIMAL, "client": {"options": {"lr": 1}}}
-    c.parse_job(data, ["client.options.lr=2", "job.rounds=9"])
+    parse_job(data, ["client.options.lr=2", "job.rounds=9"])
     assert data["client"] == {"options": {"lr": 1}}
     assert data["job"]["rounds"] == 3
 
@@ -75,11 +85,11 @@ def test_unknown_key_without_a_neighbour_lists_what_is_known() -> None:
         ("job.rounds=0", "job.rounds"),
         ("job.rounds=true", "job.rounds"),
         ("job.rounds=1.5", "job.rounds"),
-        (f"job.rounds={c.ROUNDS_MAX + 1}", "job.rounds"),
+        (f"job.rounds={ROUNDS_MAX + 1}", "job.rounds"),
         ("job.name=7", "job.name"),
         ("job.name='two words'", "job.name"),
         ("selection.clients_per_round=0", "selection.clients_per_round"),
-        (f"selection.clients_per_round={c.CLIENTS_PER_ROUND_MAX + 1}", "selection.clients_per_round"),
+        (f"selection.clients_per_round={CLIENTS_PER_ROUND_MAX + 1}", "selection.clients_per_round"),
         ("selection.quorum=17", "selection.quorum"),
         ("selection.quorum=0", "selection.quorum"),
         ("selection.over_provision=0.5", "selection.over_provision"),
@@ -90,7 +100,7 @@ def test_unknown_key_without_a_neighbour_lists_what_is_known() -> None:
         ("aggregation.timing=soon", "aggregation.timing"),
         ("aggregation.placement=bestfit", "aggregation.placement"),
         ("aggregation.fan_in=0", "aggregation.fan_in"),
-        (f"aggregation.fan_in={c.FAN_IN_MAX + 1}", "aggregation.fan_in"),
+        (f"aggregation.fan_in={FAN_IN_MAX + 1}", "aggregation.fan_in"),
         ("aggregation.middle_fan_in=1", "aggregation.middle_fan_in"),
         ("aggregation.rule='a b:C'", "aggregation.rule"),
         ("aggregation.options=3", "aggregation.options"),
@@ -108,18 +118,18 @@ def test_a_bad_value_is_refused_at_its_path(override: str, path: str) -> None:
 @pytest.mark.parametrize(
     "override",
     [
-        f"job.rounds={c.ROUNDS_MAX}",
-        f"selection.clients_per_round={c.CLIENTS_PER_ROUND_MAX}",
-        f"selection.deadline_s={c.DEADLINE_S_MAX}",
+        f"job.rounds={ROUNDS_MAX}",
+        f"selection.clients_per_round={CLIENTS_PER_ROUND_MAX}",
+        f"selection.deadline_s={DEADLINE_S_MAX}",
         "selection.quorum=16",
-        f"aggregation.fan_in={c.FAN_IN_MAX}",
+        f"aggregation.fan_in={FAN_IN_MAX}",
         "aggregation.rule=my_rules.robust:Clipped",
         "aggregation.placement=round-robin",
         "client.options.n=9223372036854775807",
     ],
 )
 def test_values_at_the_limit_are_taken(override: str) -> None:
-    c.parse_job(MINIMAL, [override])
+    parse_job(MINIMAL, [override])
 
 
 @pytest.mark.parametrize(("section", "key"), [("job", "name"), ("job", "rounds"), ("selection", "clients_per_round")])
@@ -136,7 +146,7 @@ def test_a_missing_section_is_named() -> None:
 
 
 def test_overrides_are_toml_or_bare_text() -> None:
-    job = c.parse_job(
+    job = parse_job(
         MINIMAL,
         [
             "job.name=night-run",
@@ -168,8 +178,8 @@ def test_a_broken_toml_value_and_a_path_into_a_value_are_refused() -> None:
 
 
 def test_options_nest_only_so_deep() -> None:
-    path = "client.options" + ".a" * (c.OPTIONS_DEPTH_MAX)
-    c.parse_job(MINIMAL, [f"{path}=1"])
+    path = "client.options" + ".a" * (OPTIONS_DEPTH_MAX)
+    parse_job(MINIMAL, [f"{path}=1"])
     assert "deeper" in refused(MINIMAL, (f"{path}.a=1",)).problem
 
 
@@ -177,7 +187,7 @@ def test_options_nest_only_so_deep() -> None:
 @settings(max_examples=200, deadline=None)
 def test_any_override_text_gives_a_job_or_a_config_error(path: str, value: str) -> None:
     with suppress(ConfigError):
-        c.parse_job(MINIMAL, [f"client.options.{path}={value}", f"{path}={value}"])
+        parse_job(MINIMAL, [f"client.options.{path}={value}", f"{path}={value}"])
 
 
 _VALUES = st.recursive(
@@ -193,7 +203,7 @@ _KEYS = st.sampled_from(["name", "rounds", "clients_per_round", "quorum", "rule"
 @settings(max_examples=200, deadline=None)
 def test_any_table_gives_a_job_or_a_config_error(data: dict[str, Any]) -> None:
     with suppress(ConfigError):
-        c.parse_job({**MINIMAL, **data})
+        parse_job({**MINIMAL, **data})
 
 
 @pytest.mark.parametrize(
@@ -210,26 +220,26 @@ def test_any_table_gives_a_job_or_a_config_error(data: dict[str, Any]) -> None:
     ],
 )
 def test_sizes(text: str, expected: int) -> None:
-    assert c.parse_size(text) == expected
+    assert parse_size(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "2GG", "1e9", "0x10", "1,5GB", "2 Gi B", "NaN"])
 def test_what_is_no_size_is_refused_at_its_path(text: str) -> None:
     with pytest.raises(ConfigError, match="arena_bytes"):
-        c.parse_node({"arena_bytes": text})
+        parse_node({"arena_bytes": text})
 
 
 @given(st.integers(0, 2**60))
 @settings(max_examples=100, deadline=None)
 def test_a_size_in_bytes_is_exact(size: int) -> None:
-    assert c.parse_size(str(size)) == size
+    assert parse_size(str(size)) == size
 
 
 def test_node_defaults_and_sizes() -> None:
-    node = c.parse_node({})
+    node = parse_node({})
     assert (node.listen, node.arena_bytes, node.redirector) == ("127.0.0.1:7433", 1 << 30, "auto")
-    assert c.parse_node({"arena_bytes": "2GiB"}).arena_bytes == 2 << 30
-    assert c.parse_node({"arena_bytes": "1GiB"}, ["arena_bytes=64MiB", "idle_timeout_s=0"]) == c.NodeConfig(
+    assert parse_node({"arena_bytes": "2GiB"}).arena_bytes == 2 << 30
+    assert parse_node({"arena_bytes": "1GiB"}, ["arena_bytes=64MiB", "idle_timeout_s=0"]) == NodeConfig(
         arena_bytes=64 << 20, idle_timeout_s=0.0
     )
 
@@ -248,13 +258,13 @@ def test_node_defaults_and_sizes() -> None:
         ("redirector=bpf", "redirector"),
         ("idle_timeout_s=-1", "idle_timeout_s"),
         ("workers_max=-1", "workers_max"),
-        ("state_dir=" + "x" * (c.STATE_DIR_BYTES_MAX + 1), "state_dir"),
+        ("state_dir=" + "x" * (STATE_DIR_BYTES_MAX + 1), "state_dir"),
         ("arena_byte=5", "arena_byte"),
     ],
 )
 def test_a_bad_node_value_is_refused_at_its_path(override: str, path: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        c.parse_node({}, [override])
+        parse_node({}, [override])
     assert caught.value.path == path
 
 
@@ -263,32 +273,32 @@ def test_a_bad_node_value_is_refused_at_its_path(override: str, path: str) -> No
 def test_beyond_loopback_a_node_must_say_insecure(key: str, host: str) -> None:
     address = f"{host}:7400"
     with pytest.raises(ConfigError) as caught:
-        c.parse_node({key: address})
+        parse_node({key: address})
     assert caught.value.path == key
     assert "nothing is encrypted" in caught.value.problem
     assert "--insecure" in caught.value.problem
-    config = c.parse_node({key: address, "insecure": True})
-    assert c.beyond_loopback(config) == {key: address}
+    config = parse_node({key: address, "insecure": True})
+    assert beyond_loopback(config) == {key: address}
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "[::1]", "localhost", "LOCALHOST"])
 def test_loopback_needs_no_insecure(host: str) -> None:
-    config = c.parse_node({"listen": f"{host}:1", "control": f"{host}:2", "join": "10.0.0.1:7434"})
-    assert c.beyond_loopback(config) == {}
-    assert c.beyond_loopback(c.parse_node({})) == {}
+    config = parse_node({"listen": f"{host}:1", "control": f"{host}:2", "join": "10.0.0.1:7434"})
+    assert beyond_loopback(config) == {}
+    assert beyond_loopback(parse_node({})) == {}
 
 
 @pytest.mark.parametrize("key", ["control", "join"])
 def test_addresses_of_a_node_are_checked(key: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        c.parse_node({key: "10.0.0.1", "insecure": True})
+        parse_node({key: "10.0.0.1", "insecure": True})
     assert caught.value.path == key
 
 
 def test_addresses() -> None:
-    assert c.split_address("127.0.0.1:0") == ("127.0.0.1", 0)
-    assert c.split_address("[::1]:7433") == ("::1", 7433)
-    assert c.split_address("node-3.lan:65535") == ("node-3.lan", 65535)
+    assert split_address("127.0.0.1:0") == ("127.0.0.1", 0)
+    assert split_address("[::1]:7433") == ("::1", 7433)
+    assert split_address("node-3.lan:65535") == ("node-3.lan", 65535)
 
 
 def test_a_date_is_no_option() -> None:

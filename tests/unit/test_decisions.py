@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from lifl.core import effects as fx
-from lifl.core import messages as m
-from lifl.core import orders as o
-from lifl.core import peering as p
-from lifl.core.config import parse_job
-from lifl.core.coordinator import Coordinator, Node
+from lifl.core.config.job import parse_job
+from lifl.core.coordinator.coordinator import Coordinator, Node
 from lifl.core.errors import Refused
-from lifl.core.plan import NodeFacts, PlanRequest, make_plan
+from lifl.core.planning.plan import NodeFacts, PlanRequest
+from lifl.core.planning.planner import make_plan
+from lifl.core.protocol import cluster as p
+from lifl.core.protocol import commands as o
+from lifl.core.protocol import gateway as gm
 from lifl.core.schema import Layout, TensorSpec
 from lifl.node.store import PLANS_MAX, NodeStore
 
@@ -47,7 +48,7 @@ class Scene:
 
     def clients_come(self) -> None:
         for number in range(GOAL):
-            self.coordinator.client_joined(HOME, m.ClientJoined(number + 1, f"c{number}", "j", None, 0))
+            self.coordinator.client_joined(HOME, gm.ClientJoined(number + 1, f"c{number}", "j", None, 0))
 
     def opened(self) -> list[int]:
         return [node for node, order in self.orders if isinstance(order, o.OpenBranch)]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lifl.core.config import parse_job
+from lifl.core.config.job import parse_job
 from lifl.core.errors import ConfigError
 from lifl.examples import digits, make_model
 

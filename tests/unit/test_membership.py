@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from lifl.core import membership as ms
-from lifl.core import peering as p
+from lifl.core.coordinator import membership as ms
+from lifl.core.coordinator.membership import Membership, State, Timing
 from lifl.core.errors import LocalFault, RemoteFault
-from lifl.core.membership import Membership, State, Timing
+from lifl.core.protocol import cluster as p
 
 OWN = 99
 TIMING = Timing(heartbeat_s=1.0, suspect_s=3.0, dead_s=6.0)

@@ -10,9 +10,9 @@ from itertools import pairwise
 
 import pytest
 
-from lifl.node import gateway_transfer
-from lifl.node.gateway_transfer import LOW_WATER_BYTES, REPORTS, Movers, Receive, Transfer
-from lifl.shm.arrival import Arrival, arrival
+from lifl.node.gateway import body_moves as gateway_transfer
+from lifl.node.gateway.body_moves import LOW_WATER_BYTES, REPORTS, Movers, Receive, Transfer
+from lifl.shm.ingest_check import Arrival, arrival
 
 WAIT_S = 30.0
 

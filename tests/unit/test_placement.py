@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lifl.core import placement
+from lifl.core.config.job import Policy
 from lifl.core.errors import LocalFault
-from lifl.core.placement import Placer, Policy, assign, fewest
+from lifl.core.planning import placement
+from lifl.core.planning.placement import Placer, assign, fewest
 
 POLICIES = get_args(Policy)
 
@@ -177,7 +178,7 @@ def test_senseless_requests_are_refused() -> None:
 
 def test_counting_loads_no_numpy() -> None:
     code = (
-        "import sys\nfrom lifl.core.placement import Placer\nPlacer('worst-fit', [5, 9]).place(2, 30)\n"
+        "import sys\nfrom lifl.core.planning.placement import Placer\nPlacer('worst-fit', [5, 9]).place(2, 30)\n"
         "assert 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

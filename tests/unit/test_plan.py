@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lifl.core.config.job import Policy
 from lifl.core.errors import LocalFault, Refused
-from lifl.core.placement import CLIENTS_MAX, NODES_MAX, Policy
-from lifl.core.plan import Costs, Held, NodeFacts, Plan, PlanRequest, make_plan, partials_held_max, replan
-from lifl.core.tree import Tree, tail_of, top_partials_max
+from lifl.core.planning.placement import CLIENTS_MAX, NODES_MAX
+from lifl.core.planning.plan import Costs, Held, NodeFacts, Plan, PlanRequest
+from lifl.core.planning.planner import make_plan, partials_held_max, replan
+from lifl.core.planning.tree import Tree, tail_of, top_partials_max
 
 POLICIES = get_args(Policy)
 MODEL = 1000
@@ -487,7 +489,8 @@ def test_the_largest_round_on_the_most_nodes() -> None:
 
 def test_planning_loads_no_numpy() -> None:
     code = (
-        "import sys\nfrom lifl.core.plan import *\nmake_plan(PlanRequest(4, 10, 10, (NodeFacts('a', 4.0, 1000),)))\n"
+        "import sys\nfrom lifl.core.planning.plan import *\nfrom lifl.core.planning.planner import *\n"
+        "make_plan(PlanRequest(4, 10, 10, (NodeFacts('a', 4.0, 1000),)))\n"
         "assert 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lifl.core.pool import Pool, WorkerState
+from lifl.core.agent.pool import Pool, WorkerState
 
 
 def test_a_task_that_waits_for_a_prepared_worker_counts_as_cold_and_forks_none() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifl.core.config import SelectionSection
-from lifl.core.round import Part, Round
+from lifl.core.config.job import SelectionSection
+from lifl.core.coordinator.round import Part, Round
 
 NODES, CLIENTS, PARTS = 4, 9, 6
 STEPS = st.one_of(

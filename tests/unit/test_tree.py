@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifl.core.errors import LocalFault
-from lifl.core.tree import TAIL_MAX, Task, Tree, middles_of, tail_of, top_partials_max
+from lifl.core.planning.tree import TAIL_MAX, Task, Tree, middles_of, tail_of, top_partials_max
 
 SHAPES = {
     "updates": st.integers(0, 60),

@@ -35,9 +35,10 @@ import numpy as np
 
 from lifl.client.stream import GREETING_S, Progress, Stream
 from lifl.client.tensors import Array, Tensors, Update, as_model
-from lifl.core import messages as m
-from lifl.core.admission import check_submit
 from lifl.core.errors import LiflError, LocalFault, Refused, RemoteFault, ResourceFault
+from lifl.core.fields import NAME_RULE, Name
+from lifl.core.protocol import client as cm
+from lifl.core.protocol.admission import check_submit
 from lifl.core.schema import Layout
 
 log = logging.getLogger("lifl.client")
@@ -88,10 +89,10 @@ class Submission:
 class _Settled(RoundEnded):
     """The end of the round, or of the job, was told while an answer was waited for."""
 
-    def __init__(self, job: str, number: int, over: m.Committed | m.RoundOver | m.JobOver) -> None:
-        counted = isinstance(over, m.Committed) and over.counted
+    def __init__(self, job: str, number: int, over: cm.Committed | cm.RoundOver | cm.JobOver) -> None:
+        counted = isinstance(over, cm.Committed) and over.counted
         without = "" if counted else "the round was committed without this update"
-        reason = without if isinstance(over, m.Committed) else over.reason or "the job is over"
+        reason = without if isinstance(over, cm.Committed) else over.reason or "the job is over"
         super().__init__(reason or "the round was committed")
         self.submission = Submission(job, number, counted, reason)
 
@@ -100,7 +101,7 @@ class _Settled(RoundEnded):
 class _Held:
     """An update that is kept until it is committed."""
 
-    submit: m.Submit
+    submit: cm.Submit
     update: Update
     progress: Progress | None
     accepted: bool = False
@@ -114,7 +115,7 @@ class Round:
     `client.options`.
     """
 
-    def __init__(self, client: Client, selected: m.Selected) -> None:
+    def __init__(self, client: Client, selected: cm.Selected) -> None:
         self.job = selected.job
         self.number = selected.round
         self.deadline_s = selected.deadline_s
@@ -174,7 +175,7 @@ class Client:
         try:
             msgspec.convert({"job": job, "client": client}, type=_Names)
         except msgspec.ValidationError:
-            raise LocalFault(f"job={job!r}, client={client!r}: a name is {m.NAME_RULE}") from None
+            raise LocalFault(f"job={job!r}, client={client!r}: a name is {NAME_RULE}") from None
         addresses = node.split(",") if isinstance(node, str) else node
         self._nodes = deque(address.strip() for address in addresses)
         if not self._nodes or not all(self._nodes):
@@ -184,7 +185,7 @@ class Client:
         self.give_up_after_s = give_up_after_s
         self._direct = direct
         self._stream: Stream | None = None
-        self._pending: deque[m.Selected | m.JobOver] = deque()
+        self._pending: deque[cm.Selected | cm.JobOver] = deque()
         self._held: dict[int, _Held] = {}
         self._fates: dict[int, bool] = {}
         self._named: tuple[int, str] = (0, "")  # the last selection's round, and the gateway it named
@@ -210,7 +211,7 @@ class Client:
         self._closed.set()
         if self._stream is not None:
             try:
-                self._stream.send(m.Leave(self.job))
+                self._stream.send(cm.Leave(self.job))
             except OSError:  # the node is gone: it knows
                 pass
             self._disconnect()
@@ -224,7 +225,7 @@ class Client:
         """
         while True:
             event = self._pending.popleft() if self._pending else self._retrying(self._next_event)
-            if isinstance(event, m.JobOver):
+            if isinstance(event, cm.JobOver):
                 self._held.clear()
                 self._end(event)
                 return
@@ -253,7 +254,7 @@ class Client:
         layout = round_.layout
         update = Update(layout, tensors)
         numbers = {str(name): float(value) for name, value in metrics.items()}
-        submit = m.Submit(self.job, round_.number, float(weight), layout.data_bytes, layout.tensors, numbers)
+        submit = cm.Submit(self.job, round_.number, float(weight), layout.data_bytes, layout.tensors, numbers)
         check_submit(layout, submit)
         held = self._held[round_.number] = _Held(submit, update, progress)
         try:
@@ -275,26 +276,26 @@ class Client:
             return self._verdict(submit, "the round ended without it")
         self._fates.pop(submit.round, None)  # of an earlier attempt at the round
         stream.send(submit)
-        answer = self._answer(stream, submit.round, m.Go | m.Accepted | m.Busy | m.Refusal)
-        while isinstance(answer, m.Busy):
+        answer = self._answer(stream, submit.round, cm.Go | cm.Accepted | cm.Busy | cm.Refusal)
+        while isinstance(answer, cm.Busy):
             self._pause(answer.retry_after_s)
             stream.send(submit)
-            answer = self._answer(stream, submit.round, m.Go | m.Accepted | m.Busy | m.Refusal)
-        if isinstance(answer, m.Go):
+            answer = self._answer(stream, submit.round, cm.Go | cm.Accepted | cm.Busy | cm.Refusal)
+        if isinstance(answer, cm.Go):
             if answer.direct:
                 self._fill(stream, answer.offset, held)
-                stream.send(m.Filled(submit.job, submit.round))
+                stream.send(cm.Filled(submit.job, submit.round))
             else:
                 stream.send_views(held.update.views, held.progress)
-            answer = self._answer(stream, submit.round, m.Accepted | m.Refusal)
-        if isinstance(answer, m.Accepted):
+            answer = self._answer(stream, submit.round, cm.Accepted | cm.Refusal)
+        if isinstance(answer, cm.Accepted):
             held.accepted = True
             return Submission(submit.job, submit.round, accepted=True)
         if answer.code in OVER_CODES and stream is self._stream:
             return self._verdict(submit, answer.text)
         raise Refused(answer.code, answer.field, answer.text)
 
-    def _verdict(self, submit: m.Submit, reason: str) -> Submission:
+    def _verdict(self, submit: cm.Submit, reason: str) -> Submission:
         """The round is over; the node may have told that the update counts though it could not tell ACCEPTED."""
         counted = self._fates.get(submit.round, False)
         return Submission(submit.job, submit.round, counted, "" if counted else reason)
@@ -314,9 +315,9 @@ class Client:
 
     def _fetch_model(self, round_: Round) -> dict[str, Array]:
         def fetch(stream: Stream) -> dict[str, Array]:
-            stream.send(m.GetModel(self.job, round_.number))
-            answer = self._answer(stream, round_.number, m.Model | m.Refusal)
-            if isinstance(answer, m.Refusal):
+            stream.send(cm.GetModel(self.job, round_.number))
+            answer = self._answer(stream, round_.number, cm.Model | cm.Refusal)
+            if isinstance(answer, cm.Refusal):
                 if answer.code in OVER_CODES and stream is self._stream:
                     raise RoundEnded(answer.text)
                 raise Refused(answer.code, answer.field, answer.text)
@@ -336,7 +337,7 @@ class Client:
 
     # ---- what the node says ----------------------------------------------------------------------------------------
 
-    def _next_event(self, stream: Stream) -> m.Selected | m.JobOver:
+    def _next_event(self, stream: Stream) -> cm.Selected | cm.JobOver:
         while not self._pending:
             self._note(stream.receive())
         return self._pending.popleft()
@@ -347,24 +348,24 @@ class Client:
             message = self._receive(stream, number)
             if isinstance(message, kinds) and (message.job, message.round) == (self.job, number):
                 return message
-            if isinstance(message, m.Selected) and message.round == number and number not in self._fates:
+            if isinstance(message, cm.Selected) and message.round == number and number not in self._fates:
                 self._named = (number, message.gateway)
                 continue  # said again after a new connection: this is the round we are at, unless it began again
             self._note(message)
 
-    def _note(self, message: m.ToClient) -> None:
+    def _note(self, message: cm.ToClient) -> None:
         match message:
-            case m.Selected(round=number, gateway=gateway):
+            case cm.Selected(round=number, gateway=gateway):
                 self._named = (number, gateway)
                 self._pending.append(message)
-            case m.JobOver():
+            case cm.JobOver():
                 self._pending.append(message)
-            case m.Committed(_, number, counted):
+            case cm.Committed(_, number, counted):
                 self._settle(number, counted)
-            case m.RoundOver(_, number, reason):
+            case cm.RoundOver(_, number, reason):
                 log.info("round.over job=%s round=%d reason=%s", self.job, number, reason)
                 self._settle(number, False)
-            case m.Refusal(code, field, text) if message.round < 0:
+            case cm.Refusal(code, field, text) if message.round < 0:
                 raise Refused(code, field, text)
 
     def _settle(self, number: int, counted: bool) -> None:
@@ -376,7 +377,7 @@ class Client:
     def _wait_fate(self, number: int) -> bool | None:
         """Whether the round's update was counted; None when the job ends first."""
         while number not in self._fates:
-            if any(isinstance(event, m.JobOver) for event in self._pending):
+            if any(isinstance(event, cm.JobOver) for event in self._pending):
                 return None
             self._retrying(self._take_note)
         return self._fates[number]
@@ -387,14 +388,14 @@ class Client:
 
     def _give_again(self, home: Stream) -> None:
         """Sends what it holds and is asked for again: a node died with it before the round was committed."""
-        for event in [event for event in self._pending if isinstance(event, m.Selected) and event.round in self._held]:
+        for event in [event for event in self._pending if isinstance(event, cm.Selected) and event.round in self._held]:
             if self._stream is not home:
                 return  # given up: the next connection begins by saying what is wanted
             self._pending.remove(event)
             with suppress(_Settled):
                 self._where_named(home, event.round, partial(self._offer, held=self._held[event.round]))
 
-    def _end(self, over: m.JobOver) -> None:
+    def _end(self, over: cm.JobOver) -> None:
         if over.status == "failed":
             raise JobFailed(f"job {self.job!r} has failed: {over.reason}")
         if over.status == "cancelled":
@@ -412,7 +413,7 @@ class Client:
             try:
                 return self._at(address, home, action)
             except Refused as refused:
-                if refused.code != m.USE_GATEWAY:
+                if refused.code != cm.USE_GATEWAY:
                     raise
                 address = refused.field
             if redirected:
@@ -449,7 +450,7 @@ class Client:
             return None
         return away
 
-    def _receive(self, stream: Stream, number: int) -> m.ToClient:
+    def _receive(self, stream: Stream, number: int) -> cm.ToClient:
         """The next message from `stream`, or (when that is another gateway's) from home.
 
         Raises `_Settled` when it says that the round, or the job, is over.  Then nobody knows whether an answer to what
@@ -457,8 +458,8 @@ class Client:
         """
         home = self._stream
         message = (stream if home is None or stream is home else stream.wait_with(home)).receive()
-        if isinstance(message, m.JobOver) or (
-            isinstance(message, m.Committed | m.RoundOver) and message.round == number
+        if isinstance(message, cm.JobOver) or (
+            isinstance(message, cm.Committed | cm.RoundOver) and message.round == number
         ):
             self._note(message)
             if stream is home:
@@ -492,7 +493,7 @@ class Client:
         stream = Stream(self.node, GREETING_S if len(self._nodes) == 1 else AWAY_GREETING_S)
         try:
             stream.greet(self.client, self._direct)
-            stream.send(m.Join(self.job, min(self._held, default=None), time.time_ns()))
+            stream.send(cm.Join(self.job, min(self._held, default=None), time.time_ns()))
         except BaseException:
             stream.close()
             raise
@@ -507,7 +508,7 @@ class Client:
             self._stream.close()
             self._stream = None
             # The node selects again on the next connection; what it said on this one may be out of date by then.
-            self._pending = deque(event for event in self._pending if isinstance(event, m.JobOver))
+            self._pending = deque(event for event in self._pending if isinstance(event, cm.JobOver))
 
     def _back_off(self, error: OSError) -> None:
         now = time.monotonic()
@@ -530,5 +531,5 @@ class Client:
 
 
 class _Names(msgspec.Struct):
-    job: m.Name
-    client: m.Name
+    job: Name
+    client: Name

@@ -13,9 +13,9 @@ import select
 import socket
 from collections.abc import Callable, Sequence
 
-from lifl.core import messages as m
 from lifl.core.errors import LocalFault, Refused, RemoteFault
-from lifl.core.wire import FrameDecoder, encode
+from lifl.core.protocol import client as cm
+from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.shm.mapping import map_segment, populate
 
 Progress = Callable[[int, int], None]
@@ -65,19 +65,19 @@ class Stream:
     def __init__(self, address: str, patience_s: float = GREETING_S) -> None:
         self._sock = connect(address, patience_s)
         self.is_local = self._sock.family == socket.AF_UNIX
-        self._decoder: FrameDecoder[m.ToClient] = FrameDecoder(m.ToClient)
+        self._decoder: FrameDecoder[cm.ToClient] = FrameDecoder(cm.ToClient)
         self._descriptors: list[int] = []
         self._arena: memoryview | None = None
 
     def greet(self, client: str, direct: bool) -> None:
         """Says Hello and takes the answer.  Raises `Refused` too."""
-        self.send(m.Hello(m.PROTOCOL_VERSION, client, direct=direct and self.is_local))
+        self.send(cm.Hello(cm.PROTOCOL_VERSION, client, direct=direct and self.is_local))
         answer = self.receive()
-        if isinstance(answer, m.Refusal):
+        if isinstance(answer, cm.Refusal):
             if answer.code == "too-many-connections":
                 raise ConnectionRefusedError(answer.text)
             raise Refused(answer.code, answer.field, answer.text)
-        if not isinstance(answer, m.Welcome):
+        if not isinstance(answer, cm.Welcome):
             raise RemoteFault(f"the node answers Hello by {type(answer).__name__}; is it a LIFL gateway?")
         self.greeted()
 
@@ -93,11 +93,11 @@ class Stream:
         ready = [fd for fd, _events in poll.poll()]
         return other if other._sock.fileno() in ready else self
 
-    def send(self, message: m.FromClient) -> None:
+    def send(self, message: cm.FromClient) -> None:
         """Sends one frame."""
         self._sock.sendall(encode(message))
 
-    def receive(self) -> m.ToClient:
+    def receive(self) -> cm.ToClient:
         """Waits for the next frame."""
         while (message := self._decoder.next_message()) is None:
             wanted = min(self._decoder.missing_bytes, RECEIVE_BYTES)

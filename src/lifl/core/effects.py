@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
+from lifl.core.fields import Message
 from lifl.core.ids import Key
-from lifl.core.messages import Message
-from lifl.core.plan import Plan, PlanRequest
+from lifl.core.planning.plan import Plan, PlanRequest
 from lifl.core.schema import TensorSpec
 
 

@@ -19,20 +19,22 @@ from collections import deque
 from collections.abc import Iterable
 
 from lifl.core import effects as fx
-from lifl.core import messages as m
-from lifl.core import orders as o
-from lifl.core import peering as p
-from lifl.core import worker_messages as wm
-from lifl.core.agent import Agent
-from lifl.core.config import JobConfig
-from lifl.core.coordinator import Coordinator, Node
+from lifl.core.agent.agent import Agent
+from lifl.core.agent.job_replica import Orphan
+from lifl.core.agent.quota import Store
+from lifl.core.config.job import JobConfig
+from lifl.core.coordinator.coordinator import Coordinator, Node
+from lifl.core.coordinator.job import OVER, Job
+from lifl.core.coordinator.round import Phase
 from lifl.core.errors import Refused
+from lifl.core.fields import Message
 from lifl.core.ids import Key
-from lifl.core.job import OVER, Job
-from lifl.core.jobsite import Orphan
-from lifl.core.memory import Store
-from lifl.core.plan import NodeFacts
-from lifl.core.round import Phase
+from lifl.core.planning.plan import NodeFacts
+from lifl.core.protocol import client as cm
+from lifl.core.protocol import cluster as p
+from lifl.core.protocol import commands as o
+from lifl.core.protocol import gateway as gm
+from lifl.core.protocol import worker as wm
 from lifl.core.schema import Layout
 
 
@@ -45,7 +47,7 @@ class Engine:
         self.node = node.number
         self.agent = Agent(store, node.workers_max, idle_timeout_s, wait_queue_max, self.emit, self._report)
         self.coordinator = Coordinator(node, self.emit, self._order) if coordinates else None
-        self._joined: dict[tuple[int, str], m.ClientJoined] = {}  # an agent's clients, by connection and job
+        self._joined: dict[tuple[int, str], gm.ClientJoined] = {}  # an agent's clients, by connection and job
         self._connected = coordinates  # an agent: its coordinator is there
         self._leaving = False  # an agent: it goes down
         self._effects: list[fx.Effect] = []
@@ -192,18 +194,18 @@ class Engine:
         self._coordinator().node_gone(node)
         self._end()
 
-    def from_node(self, node: int, message: m.Message, now: float) -> None:
+    def from_node(self, node: int, message: Message, now: float) -> None:
         """An agent's report, or an event of a client at its gateway; the coordinator's."""
         self._begin(now)
         coordinator = self._coordinator()
         match message:
-            case m.ClientJoined():
+            case gm.ClientJoined():
                 coordinator.client_joined(node, message)
-            case m.ClientLeft():
+            case gm.ClientLeft():
                 coordinator.client_left(node, message)
-            case m.Admit():
+            case gm.Admit():
                 coordinator.admit(node, message)
-            case m.GatewayLost():
+            case gm.GatewayLost():
                 coordinator.clients_left(node)
             case p.Draining():
                 coordinator.node_leaves(node)
@@ -247,7 +249,7 @@ class Engine:
 
     # ---- clients -------------------------------------------------------------------------------------------------
 
-    def client_joined(self, event: m.ClientJoined, now: float) -> None:
+    def client_joined(self, event: gm.ClientJoined, now: float) -> None:
         """A client wants to take part in a job."""
         self._begin(now)
         if self.coordinator is not None:
@@ -259,7 +261,7 @@ class Engine:
             self.emit(fx.SendCoordinator(event))
         self._end()
 
-    def client_left(self, event: m.ClientLeft, now: float) -> None:
+    def client_left(self, event: gm.ClientLeft, now: float) -> None:
         """A client takes part no longer, or its connection has ended."""
         self._begin(now)
         if self.coordinator is not None:
@@ -271,7 +273,7 @@ class Engine:
         self.agent.client_left(event.conn, event.job)
         self._end()
 
-    def admit(self, event: m.Admit, now: float) -> None:
+    def admit(self, event: gm.Admit, now: float) -> None:
         """A client announces an update: grant a slot, make it wait for room, or answer."""
         self._begin(now)
         if self.coordinator is not None:
@@ -282,49 +284,49 @@ class Engine:
             self.emit(fx.SendCoordinator(event))
         self._end()
 
-    def sealed(self, event: m.Sealed, now: float) -> None:
+    def sealed(self, event: gm.Sealed, now: float) -> None:
         """The gateway has sealed an update, or another node's partial."""
         self._begin(now)
         self.agent.sealed(event)
         self._end()
 
-    def aborted(self, event: m.Aborted, now: float) -> None:
+    def aborted(self, event: gm.Aborted, now: float) -> None:
         """A granted update, or an offered partial, will not come."""
         self._begin(now)
         self.agent.aborted(event)
         self._end()
 
-    def progress(self, event: m.Progress, now: float) -> None:
+    def progress(self, event: gm.Progress, now: float) -> None:
         """So much is there of an update that the top waits for."""
         self._begin(now)
         self.agent.progress(event)
         self._end()
 
-    def offered(self, event: m.Offered, now: float) -> None:
+    def offered(self, event: gm.Offered, now: float) -> None:
         """Another node's gateway has a partial for this node."""
         self._begin(now)
         self.agent.offered(event)
         self._end()
 
-    def carry_ended(self, event: m.CarryEnded, now: float) -> None:
+    def carry_ended(self, event: gm.CarryEnded, now: float) -> None:
         """A partial was brought to another node, or could not be."""
         self._begin(now)
         self.agent.carry_ended(event)
         self._end()
 
-    def fetch_ended(self, event: m.FetchEnded, now: float) -> None:
+    def fetch_ended(self, event: gm.FetchEnded, now: float) -> None:
         """A model was fetched from another node, or could not be."""
         self._begin(now)
         self.agent.fetch_ended(event)
         self._end()
 
-    def want_model(self, event: m.WantModel, now: float) -> None:
+    def want_model(self, event: gm.WantModel, now: float) -> None:
         """A client asks for the model that a round starts from."""
         self._begin(now)
         self.agent.want_model(event)
         self._end()
 
-    def model_sent(self, event: m.ModelSent, now: float) -> None:
+    def model_sent(self, event: gm.ModelSent, now: float) -> None:
         """The gateway is through with sending a model."""
         self._begin(now)
         self.agent.model_sent(event)
@@ -337,7 +339,7 @@ class Engine:
             self.coordinator.clients_left(self.node)
         else:
             self._joined.clear()
-            self.emit(fx.SendCoordinator(m.GatewayLost()))
+            self.emit(fx.SendCoordinator(gm.GatewayLost()))
         self.agent.gateway_gone()
         self._end()
 
@@ -429,5 +431,5 @@ class Engine:
             if job.round is not None and job.status not in OVER:
                 for client in job.round.accepted:
                     text = "the node went down before the round was complete; submit again when it is up"
-                    job.tell(client, m.RoundOver(job.name, job.round.number, text))
+                    job.tell(client, cm.RoundOver(job.name, job.round.number, text))
         self._end()

@@ -21,7 +21,8 @@ from collections.abc import Callable, Sequence
 from typing import IO, Any
 
 from lifl.core.errors import ResourceFault
-from lifl.core.messages import Drain, Message
+from lifl.core.fields import Message
+from lifl.core.protocol.gateway import Drain
 from lifl.node.link import Link
 
 RESTARTS_MAX = 8

@@ -21,18 +21,18 @@ import msgspec
 import uvloop
 
 from lifl.core import effects as fx
-from lifl.core import messages as m
-from lifl.core import worker_messages as wm
-from lifl.core.capacity import NodeLoad
-from lifl.core.config import NodeConfig
-from lifl.core.coordinator import Node
+from lifl.core.config.node import NodeConfig
+from lifl.core.coordinator.coordinator import Node
 from lifl.core.engine import Engine
 from lifl.core.errors import ResourceFault
 from lifl.core.ids import Key
+from lifl.core.planning.capacity import NodeLoad
+from lifl.core.protocol import gateway as gm
+from lifl.core.protocol import worker as wm
 from lifl.node import machine
 from lifl.node.children import Child
-from lifl.node.cluster import Cluster
-from lifl.node.control import Control, listen_unix
+from lifl.node.cli_server import Control, listen_unix
+from lifl.node.cluster.bridge import Cluster
 from lifl.node.locks import StateLocks
 from lifl.node.requests import Requests
 from lifl.node.resume import resume_jobs
@@ -68,7 +68,7 @@ class Daemon:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._meters: dict[str, dict[str, float]] = {}
-        self.gateway_stats: m.GatewayStats | None = None
+        self.gateway_stats: gm.GatewayStats | None = None
         self._opened = contextlib.ExitStack()
         self._closing = False
         try:
@@ -110,7 +110,7 @@ class Daemon:
         gateway = ["--tcp-fd", str(self.tcp.fileno()), "--unix-fd", str(self.unix.fileno())]
         gateway += ["--connections-max", str(config.connections_max)]
         passed = [locks.children, self.tcp.fileno(), self.unix.fileno()]
-        self.gateway = self._child("lifl.node.gateway", gateway, passed, m.FromGateway, self._from_gateway)
+        self.gateway = self._child("lifl.node.gateway.main", gateway, passed, gm.FromGateway, self._from_gateway)
         opened.callback(self.gateway.stop, CHILD_END_S)
         self.control = Control(folder / "lifld.sock", Requests(self).handle)
         opened.callback(self.control.close)
@@ -193,7 +193,7 @@ class Daemon:
         if self._closing:
             return
         while effects := self.engine.take_effects():
-            messages: list[m.ToGateway] = []  # that follow one another: one system call, and the gateway wakes once
+            messages: list[gm.ToGateway] = []  # that follow one another: one system call, and the gateway wakes once
             for effect in effects:
                 if (message := _to_gateway(effect)) is not None:
                     messages.append(message)
@@ -280,41 +280,41 @@ class Daemon:
     def _from_gateway(self, message: Any) -> None:
         now = time.monotonic()
         match message:
-            case m.GatewayReady():
+            case gm.GatewayReady():
                 if not self._ready.done():
                     self._ready.set_result(None)
-            case m.ClientJoined():
+            case gm.ClientJoined():
                 self.engine.client_joined(message, now)
-            case m.ClientLeft():
+            case gm.ClientLeft():
                 self.engine.client_left(message, now)
-            case m.Disconnected(conn, client, reason):
+            case gm.Disconnected(conn, client, reason):
                 log.warning("client.disconnected conn=%d client=%s %s", conn, client or "-", reason)
-            case m.Admit():
+            case gm.Admit():
                 self.engine.admit(message, now)
-            case m.Sealed():
+            case gm.Sealed():
                 self._arrivals += 1
                 self.identity.load = self.identity.load.counted(self._arrivals, time.monotonic_ns())
                 self.engine.sealed(message, now)
-            case m.Aborted():
+            case gm.Aborted():
                 log.info("update.aborted conn=%d %s", message.conn, message.reason)
                 self.engine.aborted(message, now)
-            case m.Progress():
+            case gm.Progress():
                 self.engine.progress(message, now)
-            case m.WantModel():
+            case gm.WantModel():
                 self.engine.want_model(message, now)
-            case m.ModelSent():
+            case gm.ModelSent():
                 self.engine.model_sent(message, now)
-            case m.Offered():
+            case gm.Offered():
                 self.engine.offered(message, now)
-            case m.CarryEnded():
+            case gm.CarryEnded():
                 if message.error:
                     log.warning("carry.failed key=%s %s", Key.unpack(message.key), message.error)
                 self.engine.carry_ended(message, now)
-            case m.FetchEnded():
+            case gm.FetchEnded():
                 if message.error:
                     log.warning("fetch.failed key=%s %s", Key.unpack(message.key), message.error)
                 self.engine.fetch_ended(message, now)
-            case m.GatewayStats():
+            case gm.GatewayStats():
                 self.gateway_stats = message
         self.perform()
 
@@ -385,27 +385,27 @@ class Daemon:
         }
 
 
-def _to_gateway(effect: fx.Effect) -> m.ToGateway | None:
+def _to_gateway(effect: fx.Effect) -> gm.ToGateway | None:
     """The message that an effect is, if it is one for the gateway."""
     match effect:
         case fx.Tell():
-            return m.Deliver(effect.conn, msgspec.Raw(msgspec.msgpack.encode(effect.message)))
+            return gm.Deliver(effect.conn, msgspec.Raw(msgspec.msgpack.encode(effect.message)))
         case fx.Grant():
-            return m.Admitted(effect.conn, effect.key.pack(), effect.member)
+            return gm.Admitted(effect.conn, effect.key.pack(), effect.member)
         case fx.FollowUpdate():
-            return m.FollowUpdate(effect.conn, effect.key.pack())
+            return gm.FollowUpdate(effect.conn, effect.key.pack())
         case fx.GrantModel():
-            return m.ModelGranted(effect.conn, effect.job, effect.round, effect.key.pack())
+            return gm.ModelGranted(effect.conn, effect.job, effect.round, effect.key.pack())
         case fx.HangUp():
-            return m.HangUp(effect.conn)
+            return gm.HangUp(effect.conn)
         case fx.OpenSchema():
-            return m.JobSchema(effect.job, effect.number, effect.tensors)
+            return gm.JobSchema(effect.job, effect.number, effect.tensors)
         case fx.CloseSchema():
-            return m.JobForget(effect.job)
+            return gm.JobForget(effect.job)
         case fx.CarryPartial():
-            return m.Carry(effect.key.pack(), effect.address, effect.number, effect.epoch, effect.branch)
+            return gm.Carry(effect.key.pack(), effect.address, effect.number, effect.epoch, effect.branch)
         case fx.FetchModel():
-            return m.Fetch(effect.key.pack(), effect.address, effect.job, effect.round)
+            return gm.Fetch(effect.key.pack(), effect.address, effect.job, effect.round)
         case _:
             return None
 

@@ -1,4 +1,4 @@
-"""A link: frames of `core/wire.py` over a stream AF_UNIX socket, in an asyncio (uvloop) event loop.
+"""A link: frames of `protocol/frames.py` over a stream AF_UNIX socket, in an asyncio (uvloop) event loop.
 
 The daemon has one to each child and each command-line client; the gateway has one to the daemon.  A link reads in the
 loop's callbacks and hands every message to `on_message`.  `send` never blocks: what the socket does not take at once
@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from lifl.core.errors import RemoteFault, ResourceFault
-from lifl.core.wire import FrameDecoder, encode
+from lifl.core.protocol.frames import FrameDecoder, encode
 
 WAITING_BYTES_MAX = 64 * 1024 * 1024
 """What may wait for a slow peer: a few of the largest frames, or tens of thousands of ordinary ones."""

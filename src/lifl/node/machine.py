@@ -11,11 +11,13 @@ from pathlib import Path
 
 import psutil
 
-from lifl.core.config import STATE_DIR_BYTES_MAX, NodeConfig, split_address
+from lifl.core.config.node import NodeConfig
+from lifl.core.config.values import split_address
 from lifl.core.errors import ResourceFault
 from lifl.core.ids import Key, Kind
-from lifl.core.members import Member, unpack_members
+from lifl.core.limits import STATE_DIR_BYTES_MAX
 from lifl.core.modelfile import LENGTH_BYTES, decode_header, header_bytes
+from lifl.core.protocol.contribution import Member, unpack_members
 from lifl.core.schema import TensorSpec
 from lifl.shm.arena import Arena, SegmentMissing, SegmentUnfinished, SegmentUnusable
 from lifl.shm.layout import State
@@ -71,7 +73,7 @@ def open_arena(name: str, config: NodeConfig, node: int) -> tuple[Arena, list[st
 
 
 class ArenaStore:
-    """The arena as `core/memory.Store`."""
+    """The arena as `agent/quota.Store`."""
 
     def __init__(self, arena: Arena) -> None:
         self.arena = arena

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lifl.core import messages as m
-from lifl.core.config import JobConfig, parse_job
+from lifl.core.config.job import JobConfig, parse_job
+from lifl.core.coordinator.job import Job
 from lifl.core.errors import ConfigError, LiflError, LocalFault, Refused
-from lifl.core.job import Job
-from lifl.core.plan import make_plan
-from lifl.core.planning import plan_request
+from lifl.core.planning.planner import make_plan
+from lifl.core.planning.request import plan_request
+from lifl.core.protocol import cli as om
+from lifl.core.protocol import gateway as gm
 from lifl.core.schema import Layout
 from lifl.node import machine, views
 from lifl.node.link import Link
@@ -33,33 +34,33 @@ class Requests:
     def handle(self, message: Any, link: Link) -> dict[str, Any]:
         """The result of one request."""
         match message:
-            case m.SubmitJob():
+            case om.SubmitJob():
                 return self._submit(message, link)
-            case m.ListJobs():
+            case om.ListJobs():
                 return {"jobs": [self._line(row) for row in self._daemon.store.jobs()]}
-            case m.JobStatus():
+            case om.JobStatus():
                 return self._status(message.job)
-            case m.CancelJob():
+            case om.CancelJob():
                 job = self._daemon.engine.cancel(self._row(message.job).name, time.monotonic())
                 self._daemon.perform()
                 return {"job": job.name, "status": job.status}
-            case m.ListNodes():
+            case om.ListNodes():
                 return {"nodes": self._nodes()}
-            case m.PlanJob():
+            case om.PlanJob():
                 return self._plan(message)
-            case m.PlansOfRound():
+            case om.PlansOfRound():
                 return self._plans(message)
-            case m.Snapshot():
+            case om.Snapshot():
                 return self._snapshot()
-            case m.Follow():
+            case om.Follow():
                 return self._follow(message.job, link)
-            case m.Shutdown():
+            case om.Shutdown():
                 self._daemon.loop.call_soon(self._daemon.done.set)
                 return {}
             case _:
                 raise LocalFault(f"no handler for {type(message).__name__}")
 
-    def _submit(self, message: m.SubmitJob, link: Link) -> dict[str, Any]:
+    def _submit(self, message: om.SubmitJob, link: Link) -> dict[str, Any]:
         daemon = self._daemon
         try:
             config = parse_job(message.config)
@@ -150,7 +151,7 @@ class Requests:
         cluster = self._daemon.cluster
         return cluster.rows() if cluster is not None else []
 
-    def _plan(self, message: m.PlanJob) -> dict[str, Any]:
+    def _plan(self, message: om.PlanJob) -> dict[str, Any]:
         try:
             config = parse_job(message.config)
         except ConfigError as error:
@@ -160,7 +161,7 @@ class Requests:
         request = plan_request(config, layout, len(message.states), facts, model_node=home)
         return {"request": msgspec.to_builtins(request), "plan": msgspec.to_builtins(make_plan(request))}
 
-    def _plans(self, message: m.PlansOfRound) -> dict[str, Any]:
+    def _plans(self, message: om.PlansOfRound) -> dict[str, Any]:
         name = self._row(message.job).name
         rows = self._daemon.store.plans(name, message.round)
         if not rows:
@@ -170,7 +171,7 @@ class Requests:
 
     def _snapshot(self) -> dict[str, Any]:
         daemon = self._daemon
-        daemon.gateway.send(m.AskStats())  # the next snapshot shows the answer: nobody waits for anybody
+        daemon.gateway.send(gm.AskStats())  # the next snapshot shows the answer: nobody waits for anybody
         engine, totals = daemon.engine, daemon.workers.redirector.totals()
         stats = daemon.gateway_stats
         jobs = [

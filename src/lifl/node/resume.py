@@ -9,11 +9,11 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from lifl.core.agent.job_replica import Orphan
+from lifl.core.coordinator.job import ROUNDS_REMEMBERED, Job
 from lifl.core.errors import RemoteFault
 from lifl.core.ids import Key, Kind
-from lifl.core.job import ROUNDS_REMEMBERED, Job
-from lifl.core.jobsite import Orphan
-from lifl.core.members import unpack_members
+from lifl.core.protocol.contribution import unpack_members
 from lifl.core.schema import Layout
 from lifl.node.store import JobRow
 from lifl.shm.layout import State

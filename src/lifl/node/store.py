@@ -16,9 +16,9 @@ from typing import Any
 import msgpack
 import msgspec
 
-from lifl.core.config import JobConfig
+from lifl.core.config.job import JobConfig
 from lifl.core.errors import ResourceFault
-from lifl.core.plan import Plan, PlanRequest
+from lifl.core.planning.plan import Plan, PlanRequest
 from lifl.core.schema import TensorSpec
 
 SCHEMA_VERSION = 2

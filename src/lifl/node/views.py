@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lifl.core.branch import Branch
+from lifl.core.agent.branch import Branch
+from lifl.core.agent.pool import WorkerState
+from lifl.core.coordinator.job import Job
 from lifl.core.engine import Engine
 from lifl.core.ids import round_of
-from lifl.core.job import Job
-from lifl.core.pool import WorkerState
-from lifl.core.tree import TaskState
+from lifl.core.planning.tree import TaskState
 from lifl.node.store import JobRow, RoundRow
 from lifl.redirect.interface import Totals
 

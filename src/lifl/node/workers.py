@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from lifl.core import messages as m
-from lifl.core import worker_messages as wm
 from lifl.core.errors import RemoteFault
+from lifl.core.fields import Message
 from lifl.core.ids import DAEMON_ADDRESS, Key, Record
+from lifl.core.protocol import worker as wm
 from lifl.node.children import Child
 from lifl.node.link import Link
 from lifl.redirect.framing import is_wake
@@ -70,7 +70,7 @@ class Workers:
         # From here on no copy is left with the daemon: else a dead worker would look alive.
         registration.handed_over()
 
-    def send(self, worker: int, message: m.Message) -> None:
+    def send(self, worker: int, message: Message) -> None:
         """A task for a worker."""
         link = self._links.get(worker)
         if link is not None:

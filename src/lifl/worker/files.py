@@ -31,8 +31,8 @@ from lifl.core.modelfile import (
     read_runs,
     state_pieces,
 )
+from lifl.core.protocol.worker import Checkpoint, Load
 from lifl.core.schema import Layout, Segment
-from lifl.core.worker_messages import Checkpoint, Load
 from lifl.rules import kernels
 from lifl.rules.kernels import vector
 from lifl.shm.arena import Arena

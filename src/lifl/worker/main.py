@@ -23,8 +23,8 @@ from typing import Any
 import msgspec
 
 from lifl.core.ids import Record
-from lifl.core.wire import FrameDecoder, encode
-from lifl.core.worker_messages import (
+from lifl.core.protocol.frames import FrameDecoder, encode
+from lifl.core.protocol.worker import (
     Arriving,
     Checkpoint,
     Drop,

@@ -21,16 +21,16 @@ from typing import Any
 
 from lifl.core.errors import LiflError, LocalFault, StaleKey
 from lifl.core.ids import Key, Kind, Record
-from lifl.core.messages import TEXT_CHARS_MAX
+from lifl.core.limits import TEXT_CHARS_MAX
+from lifl.core.protocol.worker import Arriving, TaskDone, TaskFailed, TaskStart
 from lifl.core.schema import DTYPE_BYTES, Segment
-from lifl.core.worker_messages import Arriving, TaskDone, TaskFailed, TaskStart
 from lifl.rules import kernels
 from lifl.rules.base import Rule
 from lifl.rules.kernels import vector
 from lifl.rules.load import load_rule
 from lifl.shm.arena import Arena
 from lifl.shm.layout import Entry, State
-from lifl.worker.making import Input, Making, can_be_in_pieces
+from lifl.worker.streaming_model import Input, Making, can_be_in_pieces
 
 ANY_ATTEMPT = 0
 """The attempt in a record from worker to worker, which does not know its parent's; the daemon's records

@@ -48,9 +48,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from lifl.core.errors import LiflError, RemoteFault
-from lifl.core.messages import Drain
-from lifl.core.wire import FrameDecoder, encode
-from lifl.core.worker_messages import Calibrate, Calibrated, Exited, Fork, Forked, ToZygote, ZygoteReady
+from lifl.core.protocol.frames import FrameDecoder, encode
+from lifl.core.protocol.gateway import Drain
+from lifl.core.protocol.worker import Calibrate, Calibrated, Exited, Fork, Forked, ToZygote, ZygoteReady
 from lifl.redirect import open_port
 from lifl.rules import calibration, kernels
 from lifl.shm.arena import Arena

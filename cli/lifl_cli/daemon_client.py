@@ -1,0 +1,111 @@
+"""The control client: one blocking AF_UNIX connection to `lifld`, frames of `protocol/frames.py` on it.
+
+A request is one frame and gets one `Answer` or one `Refusal`; after Follow (or a SubmitJob that follows)
+`Event` frames come until the connection ends.  Whoever may open the socket in the state folder controls the
+node.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lifl.core.errors import Refused, RemoteFault, ResourceFault
+from lifl.core.protocol.cli import Answer, Event, FromCli, ToCli
+from lifl.core.protocol.client import Refusal
+from lifl.core.protocol.frames import FrameDecoder, encode
+from lifl_cli.state import CONTROL_SOCKET, DEFAULT_STATE_DIR, LOG_FILE, absolute
+
+ANSWER_TIMEOUT_S = 60.0
+READ_BYTES = 1 << 16
+
+
+class Control:
+    """A connection to the `lifld` of `state_dir`.  Raises `ResourceFault` when none runs there."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+        self._decoder: FrameDecoder[ToCli] = FrameDecoder(ToCli)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.connect(str(state_dir / CONTROL_SOCKET))
+        except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as error:
+            self._socket.close()
+            flag = "" if state_dir == absolute(DEFAULT_STATE_DIR) else f" --state {state_dir}"
+            raise ResourceFault(
+                f"no lifld runs with state folder {state_dir}: start it with `lifl up{flag}`"
+            ) from error
+        except OSError as error:
+            self._socket.close()
+            raise ResourceFault(
+                f"cannot reach lifld at {state_dir / CONTROL_SOCKET}: {error.strerror or error}; "
+                "use the account that started it, and a state folder with a short path"
+            ) from error
+
+    def __enter__(self) -> Control:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
+
+    @property
+    def lifld_pid(self) -> int:
+        """The process at the other end, as the kernel says."""
+        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        pid: int = struct.unpack("iII", credentials)[0]
+        return pid
+
+    def ask(self, request: FromCli) -> dict[str, Any]:
+        """The result of `request`.  Raises `Refused` for a "no", `RemoteFault` when `lifld` is gone."""
+        self._socket.settimeout(ANSWER_TIMEOUT_S)
+        try:
+            self._socket.sendall(encode(request))
+            message = self._next()
+        except TimeoutError as error:
+            raise RemoteFault(
+                f"lifld did not answer within {ANSWER_TIMEOUT_S:.0f} s; see {self._state_dir / LOG_FILE}"
+            ) from error
+        if isinstance(message, Refusal):
+            raise Refused(message.code, message.field, message.text)
+        if not isinstance(message, Answer):
+            raise RemoteFault(f"lifld answered with {type(message).__name__} instead of Answer")
+        return message.result
+
+    def events(self) -> Iterator[Event]:
+        """What happens from now on, as it happens; ends with ``job.over``."""
+        self._socket.settimeout(None)
+        while True:
+            message = self._next()
+            if not isinstance(message, Event):
+                raise RemoteFault(f"lifld sent {type(message).__name__} where events are due")
+            yield message
+            if message.name == "job.over":
+                return
+
+    def wait_end(self) -> None:
+        """Returns when `lifld` has closed the connection; what it still says is dropped."""
+        self._socket.settimeout(None)
+        try:
+            while self._socket.recv(READ_BYTES):
+                pass
+        except ConnectionResetError:
+            return
+
+    def _next(self) -> ToCli:
+        while True:
+            message = self._decoder.next_message()
+            if message is not None:
+                return message
+            try:
+                data = self._socket.recv(READ_BYTES)
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                raise RemoteFault(f"lifld ended in the middle of an answer; see {self._state_dir / LOG_FILE}")
+            self._decoder.feed(data)

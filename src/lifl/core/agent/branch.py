@@ -1,0 +1,113 @@
+"""One node's part of a round: its tree, the updates that are on their way into it, and what it cost."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from lifl.core.ids import Key
+from lifl.core.planning.tree import Task, TaskState, Tree
+from lifl.core.protocol.commands import Members, OpenBranch
+from lifl.core.protocol.contribution import Member
+
+
+class Cost:
+    """What a branch cost, in bytes and seconds."""
+
+    def __init__(self) -> None:
+        self.worker_cpu_s = 0.0
+        self.busy_s = 0.0
+        self.copied_bytes = 0
+        self.sent_bytes = 0
+        self.fetched_bytes = 0
+        self.peak_bytes = 0
+        self.starts = {"cold": 0, "warm": 0, "promoted": 0, "shared": 0}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for the wire and the receipt."""
+        return {
+            "worker_cpu_s": self.worker_cpu_s,
+            "busy_s": self.busy_s,
+            "copied_bytes": self.copied_bytes,
+            "sent_bytes": self.sent_bytes,
+            "fetched_bytes": self.fetched_bytes,
+            "peak_bytes": self.peak_bytes,
+            "starts": dict(self.starts),
+        }
+
+
+class Branch:
+    """The books of one branch; `agent/branch_runner.py` acts on them.
+
+    An update is *in flight* from its grant, *accepted* when it is sealed.  `unfed` holds what is accepted (and adopted
+    or arrived partials, with the task that takes them) and waits for room for its task's output.
+
+    The top's branch *awaits* the partials of others; each is named by its branch's number.
+    """
+
+    def __init__(self, order: OpenBranch, members_max: int, fan_in: int, middle_fan_in: int, adopted: int = 0) -> None:
+        self.epoch = order.epoch
+        self.number = order.branch
+        self.order = order
+        self.members_max = members_max
+        self.adopted = adopted  # partials of an earlier life of the node: they fill the tree's first places
+        self.tree = Tree(order.updates, fan_in, middle_fan_in, adopted + len(order.others) + order.spare, self.top)
+        self.awaited = set(order.others)
+        self.arrived: dict[int, Members] = {}  # in the order of their coming
+        self._in_arrived: set[str] = set()  # the clients in them
+        self.arriving: set[int] = set()
+        self.carried = False
+        self.final = not (order.others or order.spare)  # how many partials come is known
+        self.inflight: dict[str, tuple[Key, Member]] = {}
+        self.followed: dict[Key, int] = {}  # of those in flight: what is there of them, if the top waits for it
+        self.accepted: dict[str, Member] = {}
+        self.unfed: deque[tuple[Key, Task | None]] = deque()
+        self.given = 0  # updates that were given to their tasks
+        self.takers_opened = 0  # of the tree's takers, in order: these are open, with their paths
+        self.closed = False
+        self.sealed = False  # the top (or the root) is done
+        self.cost = Cost()
+
+    @property
+    def top(self) -> bool:
+        """Whether this branch makes the model."""
+        return self.number == 0
+
+    def land(self, client: str) -> tuple[Key, Member]:
+        """An update is in flight no longer."""
+        key, member = self.inflight.pop(client)
+        self.followed.pop(key, None)
+        return key, member
+
+    def accept(self, client: str) -> None:
+        """Moves an update from in flight to accepted; it waits for its task in `unfed`."""
+        key, member = self.land(client)
+        self.accepted[client] = member
+        self.unfed.append((key, None))
+
+    def take(self, number: int, members: Members) -> None:
+        """The partial of another branch is here, with these members."""
+        self.arrived[number] = members
+        self._in_arrived.update(client for client, *_ in members)
+
+    def has(self, client: str) -> bool:
+        """Whether the client's update is sealed here, by itself or in a partial that came."""
+        return client in self.accepted or client in self._in_arrived
+
+    @property
+    def to_take(self) -> int:
+        """How many of the accepted updates the tree is to take."""
+        return self.given + sum(task is None for _, task in self.unfed)
+
+    @property
+    def takers_needed(self) -> int:
+        """How many of the tree's takers the updates that are accepted or in flight can come to fill."""
+        coming = self.to_take + len(self.inflight)
+        return self.tree.takers_of(coming)
+
+    @property
+    def takers_unplaced(self) -> int:
+        """How many of these have no worker yet."""
+        waiting = (TaskState.PLANNED, TaskState.OPEN)
+        begin = max(self.tree.takers_of(self.given) - 1, 0)  # those before have all their updates
+        return sum(task.state in waiting for task in self.tree.takers[begin : self.takers_needed])

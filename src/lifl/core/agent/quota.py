@@ -1,0 +1,148 @@
+"""Who may take how much of the arena: reservations, so that rounds that share it never starve each other.
+
+A round that has begun to take updates must always be able to finish.  So it reserves, before it opens, what its
+tree needs at the least; an allocation for one job is granted only when it leaves the other jobs' unused
+reservations untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Protocol
+
+from lifl.core.errors import ArenaFull
+from lifl.core.ids import Key, Kind
+from lifl.core.protocol.contribution import Member
+
+NOBODY = -1
+"""The account of objects that rest."""
+
+
+class Store(Protocol):
+    """What the arena offers to the engine (`shm/arena.py`; in the simulator, its allocator alone)."""
+
+    @property
+    def free_bytes(self) -> int: ...
+
+    @property
+    def used_bytes(self) -> int: ...
+
+    def alloc(
+        self, kind: Kind, job: int, epoch: int, data_bytes: int, meta_bytes: int = 0, slab: Hashable | None = None
+    ) -> Key: ...
+
+    def free(self, key: Key) -> None: ...
+
+    def sealed(self, key: Key) -> bool: ...
+
+    def extent_bytes(self, key: Key) -> int: ...
+
+    def close_slab(self, slab: Hashable) -> None: ...
+
+    def epoch_of(self, key: Key) -> int: ...
+
+    def members(self, key: Key) -> list[Member]: ...
+
+
+class Memory:
+    """The store, with an account for each job (by number)."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._reserved: dict[int, int] = {}
+        self._used: dict[int, int] = {}
+        self._sizes: dict[Key, tuple[int, int]] = {}
+        self._slabs: dict[int, set[Hashable]] = {}
+        self.peaks: dict[int, int] = {}
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the arena that objects take now."""
+        return self._store.used_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the arena for objects."""
+        return self._store.free_bytes + self._store.used_bytes
+
+    def job_used_bytes(self, job: int) -> int:
+        """Bytes that the job's objects take now."""
+        return self._used.get(job, 0)
+
+    def reserve(self, job: int, nbytes: int) -> bool:
+        """Sets the job's reservation, if what is free allows it beside the others'."""
+        before = self._reserved.get(job, 0)
+        self._reserved[job] = nbytes
+        if self._store.free_bytes - self._promised() < 0:
+            self._reserved[job] = before
+            return False
+        return True
+
+    def release(self, job: int) -> None:
+        """Ends the job's reservation and its account."""
+        self._reserved.pop(job, None)
+        self.peaks.pop(job, None)
+        for slab in self._slabs.pop(job, ()):
+            self._store.close_slab(slab)
+        if not self._used.get(job):
+            self._used.pop(job, None)
+
+    def _promised(self, but: int = -1) -> int:
+        return sum(max(0, reserved - self._used.get(job, 0)) for job, reserved in self._reserved.items() if job != but)
+
+    def alloc(
+        self, kind: Kind, job: int, epoch: int, data_bytes: int, meta_bytes: int = 0, slab: Hashable | None = None
+    ) -> Key:
+        """Raises `ArenaFull` also when the room that is left is promised to other jobs."""
+        promised = self._promised(but=job)
+        if self._store.free_bytes - data_bytes - meta_bytes < promised:
+            raise ArenaFull(
+                f"{data_bytes + meta_bytes} bytes do not fit: {self._store.free_bytes} are free, "
+                f"{promised} of them reserved for the running rounds of other jobs"
+            )
+        if slab is not None:
+            self._slabs.setdefault(job, set()).add(slab)
+        before = self._store.used_bytes
+        key = self._store.alloc(kind, job, epoch, data_bytes, meta_bytes, slab)
+        self._account(key, job, self._store.used_bytes - before)
+        return key
+
+    def adopt(self, key: Key, job: int) -> None:
+        """Takes an object that was there before into the job's account."""
+        self._account(key, job, self._store.extent_bytes(key))
+
+    def _account(self, key: Key, job: int, nbytes: int) -> None:
+        self._sizes[key] = (job, nbytes)
+        self._used[job] = self._used.get(job, 0) + nbytes
+        used = self._store.used_bytes
+        for number in self.peaks:
+            self.peaks[number] = max(self.peaks[number], used)
+
+    def free(self, key: Key) -> None:
+        """Gives the object's room back."""
+        job, nbytes = self._sizes.pop(key)
+        self._used[job] -= nbytes
+        self._store.free(key)
+
+    def rest(self, key: Key) -> None:
+        """Takes the object, one of a job or of nobody yet, out of all jobs' accounts; its room comes back by `free`."""
+        if key in self._sizes:
+            job, nbytes = self._sizes[key]
+            self._used[job] -= nbytes
+        self.adopt(key, NOBODY)
+
+    def sealed(self, key: Key) -> bool:
+        """Whether the object is sealed."""
+        return self._store.sealed(key)
+
+    def epoch_of(self, key: Key) -> int:
+        """The epoch that the object was allocated for."""
+        return self._store.epoch_of(key)
+
+    def members(self, key: Key) -> list[Member]:
+        """Who is in a sealed update or partial."""
+        return self._store.members(key)
+
+    def start_peak(self, job: int) -> None:
+        """Begins to watch the arena's peak for a round of the job."""
+        self.peaks[job] = self._store.used_bytes

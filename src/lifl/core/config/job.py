@@ -1,0 +1,136 @@
+"""What one training job is: `JobConfig`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from lifl.core.config.parse import convert, overridden
+from lifl.core.errors import ConfigError
+from lifl.core.fields import Name, Seconds
+from lifl.core.limits import CLIENTS_PER_ROUND_MAX, FAN_IN_MAX, OPTIONS_DEPTH_MAX, ROUNDS_MAX
+
+Policy = Literal["best-fit", "first-fit", "worst-fit", "round-robin"]
+Fraction = Annotated[float, msgspec.Meta(ge=1.0, le=10.0)]
+Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class JobSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`name` is how clients and the CLI call the job; it commits `rounds` models, then ends."""
+
+    name: Name
+    rounds: Annotated[int, msgspec.Meta(ge=1, le=ROUNDS_MAX)]
+
+
+class ModelSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The model that round 1 starts from: the safetensors file `path`, or an `example` made with `seed`."""
+
+    path: str = ""
+    example: str = ""
+    seed: Seed = 0
+
+
+class SelectionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who takes part in a round, and when it ends.
+
+    A round selects `clients_per_round` x `over_provision` clients and closes when `clients_per_round`
+    updates are accepted, or at `deadline_s` when at least `quorum` are (none given: all of
+    `clients_per_round`).  A round that fails is tried again, `attempts` times in all, then the job fails.
+    `seed` draws the clients when more wait than are needed.
+    """
+
+    clients_per_round: Annotated[int, msgspec.Meta(ge=1, le=CLIENTS_PER_ROUND_MAX)]
+    over_provision: Fraction = 1.0
+    quorum: Annotated[int, msgspec.Meta(ge=1, le=CLIENTS_PER_ROUND_MAX)] | None = None
+    deadline_s: Seconds = 600.0
+    attempts: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3
+    seed: Seed = 0
+
+
+class AggregationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How updates become a model: the `rule` (a built-in's name or ``module:Class``) with its `options`.
+
+    A leaf task takes `fan_in` updates, a middle task `middle_fan_in` partials; ``eager`` folds what has arrived, four
+    or more at a time (small ones all together), ``lazy`` when a task's inputs are all there.  `rule_folder` is where
+    ``module`` is imported from.
+    In a cluster `placement` chooses the nodes that take a round's updates (`planning/placement.py`) when a round
+    begins, and every `replan_interval_s` for what has not come by then.
+    """
+
+    rule: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] = "fedavg"
+    options: dict[str, Any] = {}
+    timing: Literal["eager", "lazy"] = "eager"
+    fan_in: Annotated[int, msgspec.Meta(ge=1, le=FAN_IN_MAX)] = 2
+    middle_fan_in: Annotated[int, msgspec.Meta(ge=2, le=FAN_IN_MAX)] = 8
+    rule_folder: str = ""
+    placement: Policy = "best-fit"
+    replan_interval_s: Seconds = 120.0
+
+
+class CheckpointSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where committed models are written; empty: ``jobs/<job name>`` in the node's state folder."""
+
+    folder: str = ""
+
+
+class ClientSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`options` are handed to the trainers with each round, as they are."""
+
+    options: dict[str, Any] = {}
+
+
+class JobConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One training job."""
+
+    job: JobSection
+    selection: SelectionSection
+    model: ModelSection = ModelSection()
+    aggregation: AggregationSection = AggregationSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    client: ClientSection = ClientSection()
+
+
+def parse_job(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> JobConfig:
+    """The job that the table `data` describes, with `overrides` laid over it.  Raises `ConfigError`."""
+    table = overridden(data, overrides)
+    config = convert(table, JobConfig)
+    _check_job(config)
+    return config
+
+
+def _check_job(config: JobConfig) -> None:
+    if bool(config.model.path) == bool(config.model.example):
+        given = "both are given" if config.model.path else "neither is given"
+        raise ConfigError("model.path", f"give exactly one of model.path and model.example; {given}")
+    quorum, goal = config.selection.quorum, config.selection.clients_per_round
+    if quorum is not None and quorum > goal:
+        raise ConfigError(
+            "selection.quorum",
+            f"{quorum} is more than selection.clients_per_round = {goal}; lower it to {goal} or less",
+        )
+    rule = config.aggregation.rule
+    if not re.fullmatch(r"[A-Za-z0-9_-]+|[A-Za-z_][\w.]*:[A-Za-z_]\w*", rule):
+        raise ConfigError(
+            "aggregation.rule", f"{rule!r} is neither a built-in rule's name nor module:Class of your own"
+        )
+    _check_options(config.aggregation.options, "aggregation.options")
+    _check_options(config.client.options, "client.options")
+
+
+def _check_options(value: Any, path: str, depth: int = 0) -> None:
+    """Options travel to workers and trainers: texts, numbers of 64 bits, booleans, lists and tables."""
+    if depth > OPTIONS_DEPTH_MAX:
+        raise ConfigError(path, f"is nested deeper than {OPTIONS_DEPTH_MAX} levels")
+    if isinstance(value, Mapping):
+        for key, below in value.items():
+            _check_options(below, f"{path}.{key}", depth + 1)
+    elif isinstance(value, list | tuple):
+        for index, below in enumerate(value):
+            _check_options(below, f"{path}[{index}]", depth + 1)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ConfigError(path, f"{value} does not fit 64 bits")
+    elif not isinstance(value, str | int | float | bool):
+        raise ConfigError(path, f"a {type(value).__name__} cannot be sent to a trainer; write it as a text in quotes")

@@ -1,0 +1,89 @@
+"""How one `lifld` runs: `NodeConfig`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from lifl.core.config.parse import convert, overridden
+from lifl.core.config.values import is_loopback, parse_size, split_address
+from lifl.core.errors import ConfigError
+from lifl.core.limits import (
+    ARENA_BYTES_MAX,
+    ARENA_BYTES_MIN,
+    CAPACITY_MAX,
+    CONNECTIONS_MAX,
+    DEADLINE_S_MAX,
+    STATE_DIR_BYTES_MAX,
+    WORKERS_MAX,
+)
+
+
+class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One node.
+
+    `listen` is the gateway's HOST:PORT (port 0: any free one); `arena_bytes` the size of the shared-memory
+    segment; workers that had no task for `idle_timeout_s` end; at most `workers_max` run at once (0: one
+    more than the machine has cores).
+    `capacity` is the node's MC (`planning/capacity.py`), the updates that it folds at a time; 0: measured at start-up.
+    `connections_max` bounds the gateway's connections, `wait_queue_max` the updates that wait for room in the
+    arena before others are told BUSY.
+    `control` is the HOST:PORT at which other nodes reach this one; with `join`, the control address of any member, the
+    node joins that member's cluster.  Nothing is encrypted, so a node listens beyond loopback only with `insecure`.
+    """
+
+    state_dir: str = ""
+    listen: str = "127.0.0.1:7433"
+    arena_bytes: Annotated[int, msgspec.Meta(ge=ARENA_BYTES_MIN, le=ARENA_BYTES_MAX)] = 1 << 30
+    redirector: Literal["auto", "sockmap", "unix"] = "auto"
+    idle_timeout_s: Annotated[float, msgspec.Meta(ge=0, le=DEADLINE_S_MAX)] = 30.0
+    workers_max: Annotated[int, msgspec.Meta(ge=0, le=WORKERS_MAX)] = 0
+    capacity: Annotated[float, msgspec.Meta(ge=0, le=CAPACITY_MAX)] = 0.0
+    connections_max: Annotated[int, msgspec.Meta(ge=1, le=CONNECTIONS_MAX)] = 1024
+    wait_queue_max: Annotated[int, msgspec.Meta(ge=0, le=CONNECTIONS_MAX)] = 1024
+    control: str = ""
+    join: str = ""
+    insecure: bool = False
+
+
+def parse_node(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> NodeConfig:
+    """The node that the table `data` describes, with `overrides` laid over it.  Raises `ConfigError`.
+
+    `arena_bytes` may be a text with a unit, such as ``"2GiB"``.
+    """
+    table = overridden(data, overrides)
+    if isinstance(table.get("arena_bytes"), str):
+        table["arena_bytes"] = parse_size(table["arena_bytes"], "arena_bytes")
+    config = convert(table, NodeConfig)
+    split_address(config.listen, "listen")
+    if config.control:
+        split_address(config.control, "control")
+    if config.join:
+        split_address(config.join, "join")
+    if not config.insecure:
+        _check_loopback(config)
+    if len(config.state_dir.encode()) > STATE_DIR_BYTES_MAX:
+        raise ConfigError(
+            "state_dir",
+            f"the path has {len(config.state_dir.encode())} bytes; the sockets in it allow at most "
+            f"{STATE_DIR_BYTES_MAX}: choose a shorter one",
+        )
+    return config
+
+
+def beyond_loopback(config: NodeConfig) -> dict[str, str]:
+    """The addresses on which others than this machine may reach the node, by their keys."""
+    listening = {"listen": config.listen} | ({"control": config.control} if config.control else {})
+    return {key: address for key, address in listening.items() if not is_loopback(split_address(address, key)[0])}
+
+
+def _check_loopback(config: NodeConfig) -> None:
+    for key, address in beyond_loopback(config).items():
+        raise ConfigError(
+            key,
+            f"{address} is reached from other machines, and nothing is encrypted or authenticated yet: whoever "
+            "reaches it can read and change models; listen on 127.0.0.1, or say insecure = true (--insecure) where "
+            "the network is your own",
+        )

@@ -1,0 +1,147 @@
+"""From a table, as TOML gave it, to a frozen and checked object; every refusal names the dotted path of the key.
+
+Overrides (``section.key=value``, the value in TOML's syntax) are laid over the table; keys that do not exist are
+refused with the nearest one that does; msgspec checks types and ranges.  What joins several keys is checked by the
+object's own module.  Files, the environment and the machine are not looked at here: that is the caller's business.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar, get_args
+
+import msgspec
+
+from lifl.core.errors import ConfigError
+from lifl.core.fields import NAME_RULE
+
+C = TypeVar("C", bound=msgspec.Struct)
+
+
+def overridden(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    table = _copied(data)
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        path = path.strip()
+        keys = path.split(".")
+        if not equals or not all(keys):
+            raise ConfigError("", f"the override {override!r} is not of the form section.key=value")
+        here = table
+        for depth, key in enumerate(keys[:-1], start=1):
+            below = here.setdefault(key, {})
+            if not isinstance(below, dict):
+                raise ConfigError(path, f"{'.'.join(keys[:depth])} is a value, so nothing can be set within it")
+            here = below
+        here[keys[-1]] = _toml_value(text.strip(), path)
+    return table
+
+
+def _toml_value(text: str, path: str) -> Any:
+    """`text` as TOML's value, or as a string without quotes when it is none."""
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        if text[:1] in ('"', "'", "[", "{"):
+            raise ConfigError(path, f"{text!r} is not a TOML value: {error}") from error
+        return text
+    # A line break within the text would add keys of its own.
+    return table["value"] if set(table) == {"value"} else text
+
+
+def _copied(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in data.items()}
+
+
+def convert(table: Mapping[str, Any], kind: type[C]) -> C:
+    _check_keys(table, kind)
+    try:
+        config = msgspec.convert(table, type=kind)
+    except msgspec.ValidationError as error:
+        raise _config_error(str(error), table, kind) from error
+    for path, value in _leaves(table, ""):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(path, f"{value} is not a finite number")
+    return config
+
+
+def _check_keys(table: Mapping[str, Any], kind: type[msgspec.Struct]) -> None:
+    """Refuses the first key of `table` that `kind` does not have."""
+    known = dict(_known_keys(kind, ""))
+    sections = [path for path, is_section in known.items() if is_section]
+    for key, value in table.items():
+        if key not in known:
+            raise _unknown_key(key, known)
+        if key not in sections:
+            continue
+        if not isinstance(value, Mapping):
+            raise ConfigError(key, f"is a section: write its keys under [{key}]")
+        for inner in value:
+            if f"{key}.{inner}" not in known:
+                raise _unknown_key(f"{key}.{inner}", known)
+
+
+def _known_keys(kind: type[msgspec.Struct], prefix: str) -> Iterator[tuple[str, bool]]:
+    """The dotted keys of `kind`, each with whether it is a section."""
+    hints = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    for name, hint in hints.items():
+        is_section = isinstance(hint, type) and issubclass(hint, msgspec.Struct)
+        yield prefix + name, is_section
+        if is_section:
+            yield from _known_keys(hint, f"{prefix}{name}.")
+
+
+def _unknown_key(path: str, known: Mapping[str, bool]) -> ConfigError:
+    last = path.rpartition(".")[2]
+    # The right name in a wrong section first, then the nearest spelling.
+    found = [name for name in known if name.rpartition(".")[2] == last]
+    found = found or difflib.get_close_matches(path, known, 1, 0.6)
+    if not found:
+        near = difflib.get_close_matches(last, [name.rpartition(".")[2] for name in known], 1, 0.6)
+        found = [name for name in known if near and name.rpartition(".")[2] == near[0]]
+    section = path.rpartition(".")[0]
+    here = [name for name in known if name.rpartition(".")[0] == section] or list(known)
+    hint = f"did you mean {found[0]}?" if found else f"known here: {', '.join(here)}"
+    return ConfigError(path, f"unknown key; {hint}")
+
+
+_AT = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(.*)`$")
+
+
+def _config_error(text: str, table: Mapping[str, Any], kind: type[msgspec.Struct]) -> ConfigError:
+    """msgspec's complaint as ours: with the dotted path and the value given."""
+    at = _AT.search(text)
+    path = at[1] if at else ""
+    problem = text[: at.start()] if at else text
+    missing = _MISSING.match(problem)
+    if missing:
+        return ConfigError(f"{path}.{missing[1]}" if path else missing[1], "is missing and has no default")
+    value: Any = table
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    if problem.startswith("Invalid enum value"):
+        return ConfigError(path, f"{value!r:.80} is none of {', '.join(_choices(kind, path))}")
+    if "matching regex" in problem:
+        return ConfigError(path, f"{value!r:.80} is no name: {NAME_RULE}")
+    problem = problem.replace("`", "")
+    hint = '; write it in quotes ("...")' if problem.startswith("Expected str, got") else ""
+    return ConfigError(path, f"{problem[:1].lower()}{problem[1:]} (given: {value!r:.80}){hint}")
+
+
+def _choices(kind: Any, path: str) -> tuple[str, ...]:
+    """What the key at `path` may be, where that is one of a few words."""
+    for key in path.split("."):
+        kind = {field.name: field.type for field in msgspec.structs.fields(kind)}[key]
+    return get_args(kind)
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, below in value.items():
+            yield from _leaves(below, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value

@@ -1,0 +1,49 @@
+"""Values that are written as text: sizes and addresses."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+from lifl.core.errors import ConfigError
+
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
+_UNIT_BYTES = {"": 1, "B": 1} | {
+    f"{prefix}{suffix}": base ** (power + 1)
+    for power, prefix in enumerate("KMGT")
+    for suffix, base in (("B", 1000), ("iB", 1024))
+}
+
+
+def parse_size(text: str, path: str = "") -> int:
+    """The bytes that a size such as ``2GiB``, ``1.5 GB`` or ``4096`` means.  Raises `ConfigError`."""
+    match = _SIZE.fullmatch(text.strip())
+    units = {unit.lower(): size for unit, size in _UNIT_BYTES.items()}
+    if match is None or match[2].lower() not in units:
+        raise ConfigError(
+            path,
+            f"{text!r} is not a size; write a number with B, KB, MB, GB, TB, KiB, MiB, GiB, TiB: 2GiB",
+        )
+    whole, _, decimals = match[1].partition(".")
+    scale: int = units[match[2].lower()]
+    # In integers, so that no size is rounded by a float.
+    scaled: int = int(whole + decimals) * scale // 10 ** len(decimals)
+    return scaled
+
+
+def split_address(text: str, path: str = "") -> tuple[str, int]:
+    """HOST and PORT of ``HOST:PORT`` (an IPv6 host in brackets).  Raises `ConfigError` at `path`."""
+    host, colon, port = text.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    well_formed = colon and bare and (bare != host or ":" not in host) and re.fullmatch(r"[0-9]{1,5}", port)
+    if not well_formed or int(port) > 65_535:
+        raise ConfigError(path, f"{text!r} is not HOST:PORT with a port of 0 to 65535, such as 127.0.0.1:7433")
+    return bare, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`; a name other than ``localhost`` may mean anything."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

@@ -1,0 +1,20 @@
+"""Every limit: what may come from outside, and what may grow.  Sizes are in bytes as packed."""
+
+from __future__ import annotations
+
+NAME_CHARS_MAX = 64
+METRICS_MAX = 16
+MEMBER_BYTES_MAX = 1024
+TEXT_CHARS_MAX = 4096
+ROUNDS_MAX = 1_000_000
+CLIENTS_PER_ROUND_MAX = 10_000
+FAN_IN_MAX = 64
+DEADLINE_S_MAX = 30 * 24 * 3600.0
+ARENA_BYTES_MIN = 1 << 24
+ARENA_BYTES_MAX = 1 << 44
+WORKERS_MAX = 1_000
+CAPACITY_MAX = 1e6
+CONNECTIONS_MAX = 65_536
+STATE_DIR_BYTES_MAX = 90
+"""A Unix socket's address holds 107 bytes, and the longest name in the state folder is put behind it."""
+OPTIONS_DEPTH_MAX = 8

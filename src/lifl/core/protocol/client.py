@@ -1,0 +1,202 @@
+"""What clients and the gateway say to each other.
+
+An upload is two steps so that a refusal costs no bandwidth: `Submit` is answered by `Go`, then the body (exactly
+`data_bytes` raw bytes in the layout's order) follows and is answered by `Accepted`.  Another node's gateway is a client
+like any other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from lifl.core.fields import Count, Message, Metrics, Name, Tensors, Text
+
+PROTOCOL_VERSION = 1
+
+# ---- client → gateway ------------------------------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True):
+    """The first frame of a connection.  `direct`: the client can fill its slot itself (AF_UNIX only)."""
+
+    version: int
+    client: Name
+    direct: bool = False
+
+
+class Join(Message, frozen=True):
+    """Takes part in `job`, and waits to be selected.  `holding`: the round whose update the client still keeps.
+
+    `connected_ns` is the client's clock when it connected: where two connections claim one name, the later one has it.
+    """
+
+    job: Name
+    holding: Count | None = None
+    connected_ns: Count = 0
+
+
+class GetModel(Message, frozen=True):
+    """Asks for the model that round `round` starts from.  `checked`: Checksums are to follow the bytes."""
+
+    job: Name
+    round: Count
+    checked: bool = False
+
+
+class Submit(Message, frozen=True):
+    """Announces an update of `data_bytes` bytes: answered by Go, Accepted (it is known already), Busy or Refusal."""
+
+    job: Name
+    round: Count
+    weight: float
+    data_bytes: Count
+    tensors: Tensors
+    metrics: Metrics = msgspec.field(default_factory=dict)
+
+
+class Filled(Message, frozen=True):
+    """The client has written the slot of its `Go(direct=True)` itself."""
+
+    job: Name
+    round: Count
+
+
+class Leave(Message, frozen=True):
+    """Takes part no longer."""
+
+    job: Name
+
+
+class Offer(Message, frozen=True):
+    """Another node's gateway has a partial of `data_bytes` bytes, with `meta_bytes` of members behind them.
+
+    Answered by Go (send both, then Checksums), Accepted (it is here already), Busy or Refusal.  (number, epoch, branch)
+    is its identity.
+    """
+
+    number: Count
+    epoch: Count
+    branch: Count
+    weight: float
+    members: Count
+    data_bytes: Count
+    meta_bytes: Count
+
+
+class Checksums(Message, frozen=True):
+    """What `shm/checksum` makes of the bytes that were just sent: it follows them, so that one pass computes and sends.
+
+    Either way: after the body of an Offer, and after a model that was asked for `checked`.
+    """
+
+    data: Count
+    meta: Count = 0
+
+
+FromClient = Hello | Join | GetModel | Submit | Filled | Leave | Offer | Checksums
+
+
+# ---- gateway → client ------------------------------------------------------------------------------------------
+
+
+class Welcome(Message, frozen=True):
+    """The answer to Hello."""
+
+    version: int
+    node: str
+    direct: bool = False
+
+
+class Selected(Message, frozen=True):
+    """The client is to train in this round.  `tensors` is the model's schema; `deadline_s` the seconds left.
+
+    `gateway` (HOST:PORT) is where to get the model and to submit; empty: over this connection.
+    """
+
+    job: Name
+    round: Count
+    deadline_s: float
+    tensors: Tensors
+    data_bytes: Count
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
+    gateway: str = ""
+
+
+class Model(Message, frozen=True):
+    """Exactly `data_bytes` raw bytes of the model follow this frame, in the layout's order."""
+
+    job: Name
+    round: Count
+    tensors: Tensors
+    data_bytes: Count
+
+
+class Go(Message, frozen=True):
+    """Send the body now.  With `direct`, the arena's descriptor came along: write at `offset` and say Filled."""
+
+    job: Name
+    round: Count
+    direct: bool = False
+    offset: Count = 0
+
+
+class Accepted(Message, frozen=True):
+    """The update is sealed in the arena and in the ledger; it will be counted once or expire with a reason."""
+
+    job: Name
+    round: Count
+
+
+class Busy(Message, frozen=True):
+    """The arena is full: nothing was taken; ask again after `retry_after_s`."""
+
+    job: Name
+    round: Count
+    retry_after_s: float
+
+
+USE_GATEWAY = "use-gateway"
+"""The code of a Refusal that means: ask the gateway at `field` (HOST:PORT) instead."""
+
+
+class Refusal(Message, frozen=True):
+    """A request is answered "no"; the connection stays usable unless code is ``protocol``."""
+
+    code: str
+    field: str
+    text: Text
+    job: str = ""
+    round: int = -1
+
+
+class Committed(Message, frozen=True):
+    """The round's model is durable.  `counted`: this client's update is in it."""
+
+    job: Name
+    round: Count
+    counted: bool
+
+
+class RoundOver(Message, frozen=True):
+    """The round ended without this client's update, or failed; `reason` says why.
+
+    To a client that waits for an answer about that round it may come before the answer, or in its place; so may
+    Committed and JobOver.
+    """
+
+    job: Name
+    round: Count
+    reason: Text
+
+
+class JobOver(Message, frozen=True):
+    """The job has ended: ``finished``, ``failed`` or ``cancelled``."""
+
+    job: Name
+    status: str
+    reason: Text = ""
+
+
+ToClient = Welcome | Selected | Model | Checksums | Go | Accepted | Busy | Refusal | Committed | RoundOver | JobOver

@@ -1,0 +1,203 @@
+"""What nodes say to each other on the control channel, beside orders and reports (`protocol/commands.py`).
+
+The nodes of a cluster form a star around the coordinator.  An agent dials and says PeerHello; the answer (`Greeting`)
+is PeerWelcome, or PeerRedirect from a member that does not coordinate, PeerRejoin for a life that counts as over, or
+PeerRefusal.  After PeerWelcome the coordinator's orders go one way, the agent's Inventory, reports and clients' events
+the other; both say Heartbeat every `HEARTBEAT_S`.  With its heartbeats the coordinator tells every agent what changed
+among the members, `NEWS_MAX` of them at a time, so that a thousand nodes that come at once do not cost a million
+frames.  Whatever is sent to a node that is not connected is lost: the next Inventory sets the books right.
+
+Only PeerHello is read from a stranger, so `read_hello` is strict: at most `GREETING_BYTES_MAX`, the version before
+anything else, every field in its range.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from lifl.core.config.values import split_address
+from lifl.core.errors import ConfigError, RemoteFault
+from lifl.core.fields import Count, Message, Text
+from lifl.core.limits import CAPACITY_MAX
+from lifl.core.protocol import commands as o
+from lifl.core.protocol import gateway as gm
+
+PEER_VERSION = 1
+NODES_MAX = 1_000
+"""Nodes that one coordinator keeps, those that are gone included; when it is full the one longest gone is forgotten."""
+NEWS_MAX = 64
+"""Members in one PeerMembers."""
+GREETING_BYTES_MAX = 4 * 1024
+"""The frame of a PeerHello, and of its answer."""
+REFUSAL_CHARS_MAX = 1_000
+TREE_LINES_MAX = 128
+"""Tasks in one Heartbeat; what is beyond it is not shown."""
+HEARTBEAT_S = 1.0
+SUSPECT_S = 3.0
+DEAD_S = 6.0
+Address = Annotated[str, msgspec.Meta(max_length=280)]
+MemberState = Literal["alive", "suspect", "dead", "left"]
+
+
+class PeerHello(Message, frozen=True):
+    """The first frame of a node that joins.
+
+    `incarnation` counts the lives of its daemon; `capacity` is MC in updates, `control` and `gateway` are HOST:PORT.
+    """
+
+    version: int
+    node: Count
+    incarnation: Count
+    control: Address
+    gateway: Address
+    capacity: float
+    arena_bytes: Count
+    workers_max: Count
+
+
+class PeerWelcome(Message, frozen=True):
+    """The coordinator takes the node in.  Its answer is an Inventory."""
+
+    version: int
+    node: Count
+    control: Address
+    gateway: Address
+
+
+class PeerRedirect(Message, frozen=True):
+    """This member does not coordinate: `control` does."""
+
+    control: Address
+
+
+class PeerRejoin(Message, frozen=True):
+    """This life of the node was held dead, or has left: what it has does not count any more.
+
+    It may come as a new one, with an incarnation above `above`.
+    """
+
+    above: Count
+
+
+class PeerRefusal(Message, frozen=True):
+    """The node cannot join; `retry`: another time it may, with nothing changed."""
+
+    text: Text
+    retry: bool = False
+
+
+class PeerMember(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One member as the coordinator sees it; `since_unix_s` is when it came into this state."""
+
+    node: Count
+    incarnation: Count
+    state: MemberState
+    since_unix_s: float
+    control: Address
+    gateway: Address
+    capacity: float
+    arena_bytes: Count
+    workers_max: Count
+
+
+class PeerMembers(Message, frozen=True):
+    """Members that changed.  `first`: what the agent believed before is void; the first member is the coordinator."""
+
+    members: Annotated[tuple[PeerMember, ...], msgspec.Meta(max_length=NEWS_MAX)]
+    first: bool = False
+
+
+class Heartbeat(Message, frozen=True):
+    """Alive.  From an agent also its load (MC in updates, k per second, E in seconds), and its branches' tasks."""
+
+    capacity: Annotated[float, msgspec.Meta(ge=0, le=CAPACITY_MAX)] = 0.0
+    rate_per_s: float = 0.0
+    execution_s: float = 0.0
+    arena_used_bytes: Count = 0
+    workers: Count = 0
+    tree: tuple[dict[str, Any], ...] = ()
+
+
+class BranchHeld(msgspec.Struct, frozen=True):
+    """One branch that an agent has: the members that are sealed, those that are granted, and whether it is closed."""
+
+    number: int
+    epoch: int
+    branch: int
+    members: o.Members
+    granted: o.Members
+    closed: bool
+
+
+class Inventory(Message, frozen=True):
+    """What an agent has when it (re)joins: the numbers of its jobs, and its branches.  From here both sides go on.
+
+    `orphans` are jobs of which an earlier life of the node has left something.
+    """
+
+    jobs: tuple[int, ...] = ()
+    branches: tuple[BranchHeld, ...] = ()
+    orphans: tuple[int, ...] = ()
+
+
+class Draining(Message, frozen=True):
+    """The node goes down as soon as its partials are at the top: give it nothing new."""
+
+
+class Leaving(Message, frozen=True):
+    """The node goes down in good order; the coordinator closes the connection when it has noted it."""
+
+
+Greeting = PeerWelcome | PeerRedirect | PeerRejoin | PeerRefusal
+ToAgent = PeerMembers | Heartbeat | o.Order
+ToCoordinator = (
+    Heartbeat | Inventory | Draining | Leaving | gm.ClientJoined | gm.ClientLeft | gm.Admit | gm.GatewayLost | o.Report
+)
+
+
+class _AnyHello(msgspec.Struct, tag_field="type", tag="PeerHello"):
+    """What a PeerHello of every version has."""
+
+    version: int
+
+
+def read_hello(body: msgspec.Raw) -> PeerHello:
+    """The PeerHello in a frame's body.  Raises `RemoteFault`, with what is to be told to the peer."""
+    try:
+        version = msgspec.msgpack.decode(body, type=_AnyHello).version
+        if version != PEER_VERSION:
+            raise RemoteFault(
+                f"this node speaks version {PEER_VERSION} of the control channel, the peer version {version}: "
+                "run the same version of LIFL on all nodes"
+            )
+        hello = msgspec.msgpack.decode(body, type=PeerHello)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise RemoteFault(f"the first frame on a control port must be a PeerHello: {error}") from error
+    for name in ("control", "gateway"):
+        try:
+            _host, port = split_address(getattr(hello, name), name)
+        except ConfigError as error:
+            raise RemoteFault(f"PeerHello.{error}") from error
+        if port == 0:
+            raise RemoteFault(f"PeerHello.{name}: nobody can connect to port 0")
+    if not math.isfinite(hello.capacity) or hello.capacity < 0:
+        raise RemoteFault(f"PeerHello.capacity: {hello.capacity} is not a number of updates")
+    return hello
+
+
+def reachable(address: str, host: str) -> str:
+    """`address` (HOST:PORT) for others: where it names all of a machine's addresses, with `host`, where it was met."""
+    own, port = split_address(address)
+    try:
+        if not ipaddress.ip_address(own).is_unspecified:
+            return address
+        met = ipaddress.ip_address(host)
+    except ValueError:
+        return address  # a name
+    if isinstance(met, ipaddress.IPv6Address):
+        met = met.ipv4_mapped or met
+    return f"[{met}]:{port}" if met.version == 6 else f"{met}:{port}"

@@ -1,0 +1,291 @@
+"""What the coordinator and the agents of a cluster say to each other.
+
+Every node has an agent, which owns the node's arena and workers; one node has the coordinator, which owns the jobs: who
+is selected, whose update counts, what is committed.  *Orders* go to an agent, *reports* come back, each with the same
+types whether the two share a process or a network lies between them.
+
+A round is planned as *branches*: a branch is one node's tree, for some updates.  Branch 0 has the top, which takes the
+partials of the others too.  When a node dies its branch is forgotten by the top, and a new branch, with another number,
+takes its place.  (number, epoch, branch) names a branch on the wire: the epoch fences off what an earlier attempt left
+behind, the branch what a node that was held dead has.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lifl.core.config.job import AggregationSection
+from lifl.core.fields import Count, Message, Metrics, Name, Tensors, Text
+
+Members = tuple[tuple[str, float, dict[str, float]], ...]
+"""Client, weight and metrics of each update in a branch or a partial."""
+
+# ---- orders ------------------------------------------------------------------------------------------------------
+
+
+class OpenJob(Message, frozen=True):
+    """Make a job ready: `round` is that of its current model.
+
+    With `path` the agent loads model and states from files; without, it fetches the model when somebody needs it.
+    Without `adopt`, what an earlier life of the node has sealed for the job is freed.
+    """
+
+    number: Count
+    job: Name
+    aggregation: AggregationSection
+    clients_per_round: int
+    tensors: Tensors
+    states: tuple[Name, ...]
+    round: Count
+    path: str = ""
+    state_path: str = ""
+    adopt: bool = False
+
+
+class CloseJob(Message, frozen=True):
+    """The job is over: free everything of it."""
+
+    number: Count
+
+
+class OpenBranch(Message, frozen=True):
+    """Take part in a round, with a tree for `updates` updates.
+
+    Branch 0 makes the model, with the partials of `others` too and room for `spare` more.  The root partial of another
+    goes to the gateway at `parent` (HOST:PORT; empty: the top is on the same node).  `adopt`: count what an earlier
+    life of the node has sealed for this epoch.
+    """
+
+    number: Count
+    epoch: Count
+    branch: Count
+    updates: Count
+    others: tuple[Count, ...] = ()
+    spare: Count = 0
+    parent: str = ""
+    adopt: bool = False
+
+
+class GrantUpdate(Message, frozen=True):
+    """The client's update may come to this node's gateway, over its connection `conn`.
+
+    `direct`: the client writes it to the arena itself.
+    """
+
+    number: Count
+    epoch: Count
+    branch: Count
+    conn: int
+    client: Name
+    weight: float
+    metrics: Metrics
+    direct: bool = False
+
+
+class CloseBranch(Message, frozen=True):
+    """No more updates count but those that are sealed by now; of each of those an UpdateSealed was reported before."""
+
+    number: Count
+    epoch: Count
+    branch: Count
+
+
+class ForgetBranch(Message, frozen=True):
+    """The top: `branch` is lost unless its partial is there.  The answer is BranchForgotten or PartialArrived."""
+
+    number: Count
+    epoch: Count
+    branch: Count
+
+
+class AwaitBranch(Message, frozen=True):
+    """The top: the partial of `branch` will come too, in a spare place or in that of one that was forgotten."""
+
+    number: Count
+    epoch: Count
+    branch: Count
+
+
+class ExpectPartials(Message, frozen=True):
+    """The top's branch is complete with `partials` partials of other branches: all are closed."""
+
+    number: Count
+    epoch: Count
+    partials: Count
+
+
+class ModelAt(Message, frozen=True):
+    """The job's current model is that of `round`; the gateway at `source` (HOST:PORT) has it."""
+
+    number: Count
+    round: Count
+    source: str
+
+
+class DropBranch(Message, frozen=True):
+    """The round ends without a model, or goes on without this branch (-1: each that the node has): free it."""
+
+    number: Count
+    epoch: Count
+    branch: int = -1
+
+
+class SaveModel(Message, frozen=True):
+    """Write the current model (and states) to files, durably."""
+
+    number: Count
+    epoch: Count
+    path: str
+    state_path: str = ""
+
+
+class CommitBranch(Message, frozen=True):
+    """The round is committed: free what was kept of it for a restart."""
+
+    number: Count
+    epoch: Count
+
+
+class TellClient(Message, frozen=True):
+    """Send `message` (a ToClient struct as builtins, tag included) to a client of this node's gateway."""
+
+    conn: int
+    message: dict[str, Any]
+
+
+Order = (
+    OpenJob
+    | CloseJob
+    | OpenBranch
+    | GrantUpdate
+    | CloseBranch
+    | ForgetBranch
+    | AwaitBranch
+    | ExpectPartials
+    | ModelAt
+    | DropBranch
+    | SaveModel
+    | CommitBranch
+    | TellClient
+)
+
+
+# ---- reports -----------------------------------------------------------------------------------------------------
+
+
+class JobOpened(Message, frozen=True):
+    """The job's model is in the arena."""
+
+    number: Count
+
+
+class JobFailed(Message, frozen=True):
+    """The job cannot go on at this node: a file cannot be read or written, the user's rule raised."""
+
+    number: Count
+    text: Text
+
+
+class BranchAdopted(Message, frozen=True):
+    """The answer to OpenBranch(adopt=True): the members that are counted already."""
+
+    number: Count
+    epoch: Count
+    branch: Count
+    members: Members
+
+
+class UpdateSealed(Message, frozen=True):
+    """A granted update is sealed and in the branch."""
+
+    number: Count
+    epoch: Count
+    branch: Count
+    client: Name
+    received_bytes: Count
+    copied_bytes: Count = 0
+
+
+class UpdateAborted(Message, frozen=True):
+    """A granted update will not come (any more)."""
+
+    number: Count
+    epoch: Count
+    branch: Count
+    client: Name
+
+
+class BranchClosed(Message, frozen=True):
+    """The answer to CloseBranch: `updates` are in the branch, each was reported before."""
+
+    number: Count
+    epoch: Count
+    branch: Count
+    updates: Count
+
+
+class BranchSealed(Message, frozen=True):
+    """The branch's one partial is complete and goes to the top; `cost` is the branch's part of the receipt."""
+
+    number: Count
+    epoch: Count
+    branch: Count
+    cost: dict[str, Any]
+
+
+class PartialArrived(Message, frozen=True):
+    """The top has the partial of a branch, which holds exactly these members; `moved_bytes` came from another node."""
+
+    number: Count
+    epoch: Count
+    branch: Count
+    members: Members
+    moved_bytes: Count
+
+
+class BranchForgotten(Message, frozen=True):
+    """The answer to ForgetBranch: the branch's partial is not in the top, and never will be."""
+
+    number: Count
+    epoch: Count
+    branch: Count
+
+
+class BranchFailed(Message, frozen=True):
+    """The branch cannot be finished; `retry`: another attempt of the round may help."""
+
+    number: Count
+    epoch: Count
+    text: Text
+    retry: bool
+
+
+class ModelSealed(Message, frozen=True):
+    """The top has made the round's model; `cost` is the branch's part of the receipt."""
+
+    number: Count
+    epoch: Count
+    cost: dict[str, Any]
+
+
+class ModelSaved(Message, frozen=True):
+    """The files of a SaveModel are durable."""
+
+    number: Count
+    epoch: Count
+
+
+Report = (
+    JobOpened
+    | JobFailed
+    | BranchAdopted
+    | UpdateSealed
+    | UpdateAborted
+    | BranchClosed
+    | BranchSealed
+    | PartialArrived
+    | BranchForgotten
+    | BranchFailed
+    | ModelSealed
+    | ModelSaved
+)

@@ -1,0 +1,55 @@
+"""Who is in an object: the meta region of updates and partials.
+
+An update's meta is one member; a partial's is the concatenation of its inputs' metas.  So after a crash the ledger is
+rebuilt from the arena alone, however far the tree had come.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgpack
+import msgspec
+
+from lifl.core.errors import LocalFault, RemoteFault
+from lifl.core.limits import MEMBER_BYTES_MAX
+
+_LENGTH = struct.Struct("<H")
+
+
+class Member(msgspec.Struct, frozen=True):
+    """One client's part in a round: its weight (number of examples) and its metrics."""
+
+    client: str
+    weight: float
+    metrics: dict[str, float] = {}
+
+
+def pack_member(member: Member) -> bytes:
+    """At most `MEMBER_BYTES_MAX` bytes, else `LocalFault`."""
+    body: bytes = msgpack.packb(msgspec.to_builtins(member))
+    if _LENGTH.size + len(body) > MEMBER_BYTES_MAX:
+        raise LocalFault(
+            f"client {member.client!r}: name and metrics take {len(body)} bytes, at most {MEMBER_BYTES_MAX} fit"
+        )
+    return _LENGTH.pack(len(body)) + body
+
+
+def unpack_members(meta: bytes | memoryview) -> list[Member]:
+    """The members in a meta region.  Raises `RemoteFault` when it is damaged."""
+    members = []
+    position = 0
+    while position < len(meta):
+        if position + _LENGTH.size > len(meta):
+            raise RemoteFault("a meta region ends within a member")
+        (length,) = _LENGTH.unpack_from(meta, position)
+        position += _LENGTH.size
+        if position + length > len(meta):
+            raise RemoteFault("a meta region ends within a member")
+        try:
+            value = msgpack.unpackb(bytes(meta[position : position + length]))
+            members.append(msgspec.convert(value, Member))
+        except (ValueError, msgpack.exceptions.UnpackException, msgspec.ValidationError) as error:
+            raise RemoteFault(f"a meta region holds a damaged member: {error}") from error
+        position += length
+    return members

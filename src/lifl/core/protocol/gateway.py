@@ -1,0 +1,260 @@
+"""What a node's gateway and its `lifld` say to each other.  Keys travel as their 16 bytes."""
+
+from __future__ import annotations
+
+import msgspec
+
+from lifl.core.fields import Count, KeyBytes, Message, Metrics, Name, Tensors, Text
+
+# ---- gateway → lifld -------------------------------------------------------------------------------------------
+# `conn` is the gateway's number of the client's connection.
+
+
+class GatewayReady(Message, frozen=True):
+    """The gateway listens.  `listen` are the bound addresses as HOST:PORT."""
+
+    pid: int
+    listen: tuple[str, ...]
+
+
+class ClientJoined(Message, frozen=True):
+    """A client said Join."""
+
+    conn: int
+    client: Name
+    job: Name
+    holding: Count | None = None
+    connected_ns: Count = 0
+
+
+class ClientLeft(Message, frozen=True):
+    """A client said Leave for `job`, or (job empty) its connection ended."""
+
+    conn: int
+    job: str = ""
+
+
+class Disconnected(Message, frozen=True):
+    """The gateway has ended a client's connection, because of `reason`: for the node's log.  ClientLeft follows.
+
+    `client` is empty where none had said Hello.
+    """
+
+    conn: int
+    client: str
+    reason: Text
+
+
+class GatewayLost(Message, frozen=True):
+    """An agent's gateway has ended, and all its clients' connections with it."""
+
+
+class Admit(Message, frozen=True):
+    """A client's Submit that passed the gateway's checks against the job's schema asks for a slot.
+
+    `direct`: the client will write to the slot itself.
+    """
+
+    conn: int
+    client: Name
+    job: Name
+    round: Count
+    weight: float
+    metrics: Metrics = msgspec.field(default_factory=dict)
+    direct: bool = False
+
+
+class Sealed(Message, frozen=True):
+    """The update named by an Admitted key is checked and sealed in the arena."""
+
+    conn: int
+    key: KeyBytes
+    received_bytes: Count
+    copied_bytes: Count = 0
+
+
+class Aborted(Message, frozen=True):
+    """The update of an Admitted key will not come (disconnected, or bad content: `reason`).
+
+    `writing`: a direct client lives and may not have heard that yet; it may still write to the slot.
+    """
+
+    conn: int
+    key: KeyBytes
+    reason: Text
+    writing: bool = False
+
+
+class Progress(Message, frozen=True):
+    """So much of a followed update is in its slot, from the front; not yet checked."""
+
+    key: KeyBytes
+    received_bytes: Count
+
+
+class WantModel(Message, frozen=True):
+    """A client asks for the model that a round starts from."""
+
+    conn: int
+    job: Name
+    round: Count
+
+
+class ModelSent(Message, frozen=True):
+    """The bytes of a granted model have been sent (or the client is gone): the pin may go."""
+
+    conn: int
+    key: KeyBytes
+    sent_bytes: Count
+
+
+class GatewayStats(Message, frozen=True):
+    """The gateway's totals, the answer to AskStats."""
+
+    received_bytes: Count
+    sent_bytes: Count
+    copied_bytes: Count
+    connections: Count
+    cpu_s: float
+
+
+class Offered(Message, frozen=True):
+    """Another node's gateway says Offer: asks for room.  Then Sealed or Aborted, as for an update."""
+
+    conn: int
+    number: Count
+    epoch: Count
+    branch: Count
+    members: Count
+    data_bytes: Count
+    meta_bytes: Count
+
+
+class CarryEnded(Message, frozen=True):
+    """The partial of a Carry is at the other node (`error` empty), or could not be brought there.
+
+    `sent_bytes` is what went over the wire, of all tries.
+    """
+
+    key: KeyBytes
+    error: Text
+    sent_bytes: Count
+
+
+class FetchEnded(Message, frozen=True):
+    """The model of a Fetch is sealed in the object (`error` empty), or could not be fetched.
+
+    `received_bytes` is what came over the wire, of all tries.
+    """
+
+    key: KeyBytes
+    error: Text
+    received_bytes: Count
+
+
+FromGateway = (
+    GatewayReady
+    | ClientJoined
+    | ClientLeft
+    | Disconnected
+    | Admit
+    | Sealed
+    | Aborted
+    | Progress
+    | WantModel
+    | ModelSent
+    | GatewayStats
+    | Offered
+    | CarryEnded
+    | FetchEnded
+)
+
+
+# ---- lifld → gateway -------------------------------------------------------------------------------------------
+
+
+class JobSchema(Message, frozen=True):
+    """The gateway may admit updates of this job; `number` is the job's in the arena's table."""
+
+    job: Name
+    number: int
+    tensors: Tensors
+
+
+class JobForget(Message, frozen=True):
+    """The job has ended; its schema may be dropped.  Connections stay."""
+
+    job: Name
+
+
+class Admitted(Message, frozen=True):
+    """The slot for the client's update; `member` is the bytes for the object's meta region."""
+
+    conn: int
+    key: KeyBytes
+    member: bytes
+
+
+class ModelGranted(Message, frozen=True):
+    """The model object to send; pinned until ModelSent."""
+
+    conn: int
+    job: Name
+    round: Count
+    key: KeyBytes
+
+
+class FollowUpdate(Message, frozen=True):
+    """Tell by Progress, from now on, how far the update of an Admitted key is."""
+
+    conn: int
+    key: KeyBytes
+
+
+class Deliver(Message, frozen=True):
+    """Send `message` (a ToClient struct, encoded) to a connection."""
+
+    conn: int
+    message: msgspec.Raw
+
+
+class HangUp(Message, frozen=True):
+    """Close a connection; 0: all of them.  Of what was granted or joined over each it is told as for any other end."""
+
+    conn: int = 0
+
+
+class AskStats(Message, frozen=True):
+    """Asks for GatewayStats."""
+
+
+class Drain(Message, frozen=True):
+    """Accept no more connections, end those there are, and exit 0."""
+
+
+class Carry(Message, frozen=True):
+    """Bring the sealed partial `key` to the gateway at `address` (HOST:PORT), by Offer; answered by CarryEnded.
+
+    Until that answer the object must stay.  A later Carry of the same key takes the place of the earlier one, which is
+    then not answered; so does a later Fetch.
+    """
+
+    key: KeyBytes
+    address: str
+    number: Count
+    epoch: Count
+    branch: Count
+
+
+class Fetch(Message, frozen=True):
+    """Get the model that round `round` of `job` starts from at `address`, and seal it; answered by FetchEnded."""
+
+    key: KeyBytes
+    address: str
+    job: Name
+    round: Count
+
+
+ToGateway = (
+    JobSchema | JobForget | Admitted | FollowUpdate | ModelGranted | Deliver | HangUp | AskStats | Drain | Carry | Fetch
+)

@@ -1,0 +1,94 @@
+"""The daemon's door for the command line: frames over an AF_UNIX socket in the state folder.
+
+One request, one answer; who follows a job gets its events after that.  The folder is the user's alone (0700), so is
+the socket (0600).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lifl.core.errors import LiflError, Refused
+from lifl.core.limits import TEXT_CHARS_MAX
+from lifl.core.protocol import cli as om
+from lifl.core.protocol import client as cm
+from lifl.node.link import Link
+
+CONNECTIONS_MAX = 64
+
+
+class Control:
+    """Listens on `path`; `handle(request, link)` returns the answer's result or raises `LiflError`."""
+
+    def __init__(self, path: Path, handle: Callable[[Any, Link], dict[str, Any]]) -> None:
+        self.path = path
+        self._handle = handle
+        self._links: set[Link] = set()
+        self._followers: dict[str, set[Link]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._listener = listen_unix(path)
+        self._loop.add_reader(self._listener.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        if len(self._links) >= CONNECTIONS_MAX:
+            sock.close()
+            return
+        links: list[Link] = []
+        link = Link(sock, om.FromCli, lambda message: self._answer(message, links[0]), lambda _e: self._gone(links[0]))
+        links.append(link)
+        self._links.add(link)
+
+    def _answer(self, message: Any, link: Link) -> None:
+        try:
+            link.send(om.Answer(self._handle(message, link)))
+        except Refused as refused:
+            link.send(cm.Refusal(refused.code, refused.field, refused.text[:TEXT_CHARS_MAX]))
+        except LiflError as error:
+            link.send(cm.Refusal("failed", "", str(error)[:TEXT_CHARS_MAX]))
+
+    def _gone(self, link: Link) -> None:
+        self._links.discard(link)
+        for followers in self._followers.values():
+            followers.discard(link)
+
+    def follow(self, job: str, link: Link) -> None:
+        """The link gets the job's events from now on."""
+        self._followers.setdefault(job, set()).add(link)
+
+    def publish(self, name: str, job: str, fields: dict[str, Any]) -> None:
+        """Tells those who follow the job."""
+        for link in list(self._followers.get(job, ())):
+            link.send(om.Event(name, {"job": job, **fields}))
+        if name == "job.over":
+            self._followers.pop(job, None)
+
+    def close(self) -> None:
+        """Ends all connections and removes the socket."""
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        self.path.unlink(missing_ok=True)
+        for link in list(self._links):
+            link.close()
+
+
+def listen_unix(path: Path) -> socket.socket:
+    """A listening socket at `path`, its owner's alone; one that a dead daemon left is replaced."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(before)
+    listener.listen(128)
+    listener.setblocking(False)
+    return listener

@@ -1,0 +1,204 @@
+"""A control port's door: takes connections in and reads one frame of each, the PeerHello, in bounded time and memory.
+
+Whoever sends anything else is told why in a PeerRefusal and shut out, and nobody else notices.  After the PeerHello
+nothing more is read here: the socket goes on to whoever answers.  `read_frame` is the dialling side's half.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+
+from lifl.core.errors import RemoteFault
+from lifl.core.fields import Message
+from lifl.core.protocol import cluster as p
+from lifl.core.protocol.frames import FrameDecoder, encode
+
+log = logging.getLogger("lifl.peers")
+
+GREETING_S = 5.0
+"""A PeerHello is complete within this time, and so is an agent's whole attempt at one address."""
+GREETINGS_MAX = 256
+"""Connections whose PeerHello is not complete; those beyond are told to come again."""
+LINGER_S = 1.0
+LINGER_BYTES_MAX = 256 * 1024
+ACCEPT_PAUSE_S = 1.0
+_OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+class Door:
+    """Takes connections in, and reads the PeerHello of each; owns `listener`.
+
+    `answer(hello, sock, host)` takes the socket over and returns None, or returns what to say before it is closed.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        answer: Callable[[p.PeerHello, socket.socket, str], p.Greeting | None],
+    ) -> None:
+        listener.setblocking(False)
+        self._listener = listener
+        self._answer = answer
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pause: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._open()
+
+    def _open(self) -> None:
+        self._pause = None
+        self._loop.add_reader(self._listener.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        try:
+            sock, where = self._listener.accept()
+        except OSError as error:
+            if error.errno in _OUT_OF:
+                # The connection stays in the backlog, and the listener readable: look away, or the loop spins.
+                log.warning("peer.accept %s; next try in %g s", error.strerror, ACCEPT_PAUSE_S)
+                self._loop.remove_reader(self._listener.fileno())
+                self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self._open)
+            return
+        host = str(where[0])
+        if len(self._tasks) >= GREETINGS_MAX:
+            sock.setblocking(False)
+            with contextlib.suppress(OSError):
+                sock.send(encode(p.PeerRefusal(f"{GREETINGS_MAX} other nodes are knocking; come again", retry=True)))
+            sock.close()
+            return
+        start(self._tasks, self._greet(sock, host))
+
+    async def _greet(self, taken: socket.socket, host: str) -> None:
+        sock: socket.socket | None = taken
+        try:
+            prepare(taken)
+            try:
+                async with asyncio.timeout(GREETING_S):
+                    hello = p.read_hello(await read_frame(taken, msgspec.Raw))
+                if _hung_up(taken):
+                    return
+                answer = self._answer(hello, taken, host)
+            except TimeoutError:
+                answer = p.PeerRefusal(f"no PeerHello was complete within {GREETING_S:g} s")
+            except RemoteFault as error:
+                text = f"this is the control port of a node of LIFL, for other nodes: {error}"
+                answer = p.PeerRefusal(text[: p.REFUSAL_CHARS_MAX])
+            if answer is None:
+                sock = None
+                return
+            if isinstance(answer, p.PeerRefusal):
+                log.warning("peer.refused host=%s %s", host, answer.text)
+            async with asyncio.timeout(LINGER_S):
+                await _say_last(taken, answer)
+        except (OSError, EOFError, TimeoutError) as error:
+            log.info("peer.gone host=%s before it was greeted: %s", host, str(error) or "it does not read")
+        finally:
+            if sock is not None:
+                sock.close()
+
+    def close(self) -> None:
+        """Takes no more connections, and ends those that are not greeted yet."""
+        if self._pause is not None:
+            self._pause.cancel()
+        elif self._listener.fileno() >= 0:
+            self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        for task in list(self._tasks):
+            task.cancel()
+
+
+async def read_frame(sock: socket.socket, kinds: Any) -> Any:
+    """The next frame, of at most `GREETING_BYTES_MAX`, and not a byte of what follows.  Raises `EOFError` too."""
+    loop = asyncio.get_running_loop()
+    decoder: FrameDecoder[Any] = FrameDecoder(kinds, p.GREETING_BYTES_MAX)
+    while (message := decoder.next_message()) is None:
+        data = await loop.sock_recv(sock, decoder.missing_bytes)
+        if not data:
+            raise EOFError("the peer closed the connection")
+        decoder.feed(data)
+    return message
+
+
+async def _say_last(sock: socket.socket, message: Message) -> None:
+    """Sends a message and waits for the peer to close: closing with unread bytes would take the message back."""
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(sock, encode(message))
+    sock.shutdown(socket.SHUT_WR)
+    left = LINGER_BYTES_MAX
+    while left > 0 and (data := await loop.sock_recv(sock, min(left, 65_536))):
+        left -= len(data)
+
+
+def _hung_up(sock: socket.socket) -> bool:
+    """Whether the peer closed: its PeerHello is one of those that waited here while it tried again and again."""
+    try:
+        return not sock.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+
+
+def prepare(sock: socket.socket, timeout_s: float = p.DEAD_S) -> None:
+    """Options of a control connection: no delays, and an end when nothing is acknowledged for `timeout_s`."""
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(timeout_s * 1000))
+
+
+def start(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+    """Runs `work` beside; an error in it is the loop's, as one in a callback would be."""
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(work)
+    tasks.add(task)
+
+    def ended(task: asyncio.Task[None]) -> None:
+        tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            loop.call_exception_handler({"message": "the control channel failed", "exception": error, "task": task})
+
+    task.add_done_callback(ended)
+
+
+class Timer:
+    """Calls `tick(now)` when `next_timer()` says; `set` after whatever may make that earlier."""
+
+    def __init__(self, tick: Callable[[float], None], next_timer: Callable[[], float | None]) -> None:
+        self._tick = tick
+        self._next_timer = next_timer
+        self._loop = asyncio.get_running_loop()
+        self._handle: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        self._cancelled = False
+
+    def set(self) -> None:
+        """Makes the next call early enough."""
+        if self._cancelled:
+            return
+        due = self._next_timer()
+        if self._handle is not None:
+            if due is not None and due >= self._due:
+                return  # early enough; when it fires it asks again
+            self._handle.cancel()
+            self._handle = None
+        if due is not None:
+            self._due = due
+            self._handle = self._loop.call_at(due, self._fired)
+
+    def _fired(self) -> None:
+        self._handle = None
+        self._tick(self._loop.time())
+        self.set()
+
+    def cancel(self) -> None:
+        """No more calls, ever; a tick may do this."""
+        self._cancelled = True
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None

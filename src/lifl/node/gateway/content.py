@@ -1,0 +1,95 @@
+"""What updates and partials must be: checked once, here, and never again.
+
+What was announced is checked before a byte of the body is taken (`admission`, `check_room`); an update's numbers
+are checked while they arrive (`Content`), together with the checksum that the object is sealed with.
+"""
+
+from __future__ import annotations
+
+from lifl.core.errors import Refused, RemoteFault
+from lifl.core.ids import Key
+from lifl.core.protocol import client as cm
+from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.contribution import unpack_members
+from lifl.core.protocol.frames import encode
+from lifl.core.schema import DTYPE_BYTES, Layout, Segment, TensorSpec
+from lifl.shm.arena import Arena
+from lifl.shm.ingest_check import arrival
+from lifl.shm.layout import Entry
+
+
+class Job:
+    """A job whose updates may be admitted.  `schema_bytes` is the size of its schema in a frame."""
+
+    def __init__(self, schema: gm.JobSchema) -> None:
+        self.number = schema.number
+        self.layout = Layout(schema.tensors)
+        self.schema_bytes = len(encode(schema))
+
+
+class Content:
+    """The content of an update that is being written to `data`, from the front, and looked at by `arrival`."""
+
+    def __init__(self, layout: Layout, data: memoryview) -> None:
+        self._layout = layout
+        self.arrival = arrival(data, layout.segments)
+
+    def look_at_all(self) -> None:
+        """All bytes are there."""
+        self.arrival.advance(self.arrival.nbytes)
+
+    def finish(self) -> int:
+        """All is there: the checksum.  Raises `Refused`, naming the tensor, when a number is not finite."""
+        checksum = self.arrival.finish()
+        if self.arrival.found is None:
+            return checksum
+        index, element = self.arrival.found
+        segment = self._layout.segments[index]
+        tensor, element = self._tensor_at(segment, element)
+        raise Refused(
+            "not-finite",
+            f"tensors.{tensor.name}",
+            f"element {element} of tensor {tensor.name!r} (flattened) is NaN or infinite; did the training diverge?",
+        )
+
+    def _tensor_at(self, segment: Segment, element: int) -> tuple[TensorSpec, int]:
+        where = segment.offset + element * DTYPE_BYTES[segment.dtype]
+        for tensor, offset in zip(self._layout.tensors, self._layout.offsets, strict=True):
+            end = offset + tensor.size * DTYPE_BYTES[tensor.dtype]
+            if offset <= where < end:
+                return tensor, (where - offset) // DTYPE_BYTES[tensor.dtype]
+        raise AssertionError(f"byte {where} is in no tensor of the layout")
+
+
+class Sums:
+    """The checksum of a sealed object's data, computed while it is sent; or the one that it was sealed with."""
+
+    def __init__(self, arena: Arena, key: Key, wanted: bool = True) -> None:
+        self._sealed_with = arena.entry(key).checksum
+        computing = wanted and not self._sealed_with
+        self._sum = arrival(arena.data(key)) if computing else None
+        self.departed = self._sum.advance if self._sum is not None else None
+
+    def finish(self) -> int:
+        """All of the data has been sent."""
+        return self._sealed_with if self._sum is None else self._sum.finish()
+
+
+def check_room(offer: cm.Offer, entry: Entry) -> None:
+    """Raises `Refused`: the partial that is offered does not fit the object that was granted for it."""
+    if offer.data_bytes != entry.data_bytes:
+        text = f"the slot has {entry.data_bytes} bytes, the partial {offer.data_bytes}"
+        raise Refused("wrong-size", "data_bytes", text)
+    if offer.meta_bytes > entry.meta_room:
+        text = f"the slot has room for {entry.meta_room} bytes of members, the partial has {offer.meta_bytes}"
+        raise Refused("wrong-size", "meta_bytes", text)
+
+
+def check_members(offer: cm.Offer, meta: bytearray) -> None:
+    """Raises `Refused`: what came as the members of the offered partial are not those that it announced."""
+    try:
+        members = len(unpack_members(memoryview(meta)))
+    except RemoteFault as error:
+        raise Refused("bad-members", "members", f"the partial's members cannot be read: {error}") from error
+    if members != offer.members:
+        raise Refused("bad-members", "members", f"the partial announces {offer.members} members and names {members}")

@@ -1,0 +1,266 @@
+"""The gateway: the node's only door for tensors, a process of its own beside `lifld`.
+
+It accepts on the daemon's two listening sockets, TCP and AF_UNIX (for clients of this machine, which may then write
+to their slot themselves); they stay bound while the gateway is started again.  One uvloop thread
+speaks the protocol (`connection`); a few threads move bytes between sockets and the arena
+(`body_moves`); an update is checked once, on its way in (`content`).  Who may submit what, and where
+it goes in the arena, is `lifld`'s to say, over one link.  A refusal costs no bandwidth: the body comes
+after `Go`.  Partials and models of other nodes come and go by the same door (`peer_transfer` is the side that dials).
+
+It ends with exit status 0 when `lifld` says Drain, on SIGTERM, or when the link ends; it dies with `lifld`.
+
+    python -m lifl.node.gateway.main --fd N --arena NAME --tcp-fd N --unix-fd N --connections-max N
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ctypes
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import uvloop
+
+from lifl.core.errors import LiflError, ResourceFault
+from lifl.core.protocol import client as cm
+from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.frames import encode
+from lifl.node.gateway.body_moves import Movers
+from lifl.node.gateway.connection import LINGER_S, Connection, Shared, tune
+from lifl.node.gateway.content import Job
+from lifl.node.gateway.peer_transfer import Courier
+from lifl.node.gateway.read_waiter import Readiness
+from lifl.node.link import Link
+from lifl.shm.arena import Arena
+from lifl.shm.prefault import Prefault
+
+MOVERS = 2
+"""Threads that move bytes.  More than two did not gain on two cores: the kernel's copy is what takes the time."""
+DESCRIPTORS_RESERVED = 128
+"""Descriptors beside one per connection: listeners, link, arena, ways to other nodes, and who is being turned away."""
+TURNED_AWAY_MAX = 32
+"""Connections beyond the limit that are told so at a time; more are closed without a word."""
+_PR_SET_PDEATHSIG = 1
+
+
+class Gateway:
+    """The gateway's state; `serve` is its life."""
+
+    def __init__(self, connections_max: int) -> None:
+        self._connections_max = connections_max
+        self._next_number = 1
+        self._turned_away = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ending = asyncio.Event()
+        self._shared: Shared
+        self._courier: Courier
+
+    async def serve(self, link_sock: socket.socket, arena: Arena, listeners: Sequence[socket.socket]) -> None:
+        """Serves on the daemon's listening sockets (TCP first, then AF_UNIX) until it is told to end."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._ending.set)
+        link = Link(link_sock, gm.ToGateway, self._on_message, self._on_link_closed)
+        movers = Movers(MOVERS)
+        checks = ThreadPoolExecutor(MOVERS, "check")
+        readiness = Readiness()
+        self._shared = Shared(link, arena, movers, checks, readiness, f"{arena.node:016x}")
+        self._courier = Courier(self._shared, self._start)
+        prefault = Prefault(arena)
+        accepting = [loop.create_task(self._accept(listener)) for listener in listeners]
+        host, port = listeners[0].getsockname()[:2]
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        link.send(gm.GatewayReady(os.getpid(), (address,)))
+        await self._ending.wait()
+        for task in accepting:
+            task.cancel()
+        await asyncio.wait(accepting)
+        for listener in listeners:
+            listener.close()
+        for connection in list(self._shared.connections.values()):
+            connection.shut()
+        self._courier.stop()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await loop.run_in_executor(None, prefault.stop)
+        checks.shutdown()
+        movers.stop()
+        readiness.close()
+        await link.flushed()
+        link.close()
+
+    # ---- clients ---------------------------------------------------------------------------------------------------
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(listener)
+            except ConnectionError:  # it was gone before we came to it
+                continue
+            sock.setblocking(False)
+            if len(self._shared.connections) < self._connections_max:
+                self._start(self._attend(sock))
+            elif self._turned_away < TURNED_AWAY_MAX:
+                self._start(self._turn_away(sock))
+            else:
+                sock.close()
+
+    def _start(self, life: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(life)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # A bug: nobody may wait for ever for what this task held.  The daemon starts a new gateway.
+            traceback.print_exception(error)
+            os._exit(70)
+
+    async def _attend(self, sock: socket.socket) -> None:
+        if sock.family != socket.AF_UNIX:
+            tune(sock)
+        number = self._next_number
+        self._next_number += 1
+        connection = Connection(self._shared, number, sock)
+        self._shared.connections[number] = connection
+        try:
+            await connection.run()
+        finally:
+            del self._shared.connections[number]
+
+    async def _turn_away(self, sock: socket.socket) -> None:
+        self._turned_away += 1
+        text = f"this node serves at most {self._connections_max} connections; try again later"
+        try:
+            sock.send(encode(cm.Refusal("too-many-connections", "", text)))
+            sock.shutdown(socket.SHUT_WR)
+            async with asyncio.timeout(LINGER_S):
+                while await asyncio.get_running_loop().sock_recv(sock, 4096):
+                    pass
+        except (OSError, TimeoutError):
+            pass
+        finally:
+            self._turned_away -= 1
+            sock.close()
+
+    # ---- the daemon ------------------------------------------------------------------------------------------------
+
+    def _on_link_closed(self, _error: Exception | None) -> None:
+        self._ending.set()
+
+    def _on_message(self, message: gm.ToGateway) -> None:
+        shared = self._shared
+        match message:
+            case gm.JobSchema(job):
+                shared.jobs[job] = Job(message)
+            case gm.JobForget(job):
+                shared.jobs.pop(job, None)
+            case gm.Deliver(conn, encoded):
+                if (connection := shared.connections.get(conn)) is not None:
+                    connection.deliver(bytes(encoded))
+            case gm.Admitted(conn, key):
+                connection = shared.connections.get(conn)
+                if connection is None or not connection.granted(message):
+                    shared.link.send(gm.Aborted(conn, key, "the client is gone"))
+            case gm.FollowUpdate(conn, key):
+                if (connection := shared.connections.get(conn)) is not None:
+                    connection.follow(key)
+            case gm.ModelGranted(conn, _job, _round, key):
+                connection = shared.connections.get(conn)
+                if connection is None or not connection.granted(message):
+                    shared.link.send(gm.ModelSent(conn, key, 0))
+            case gm.Carry() | gm.Fetch():
+                self._courier.start(message)
+            case gm.HangUp(conn):
+                ending = [conn] if conn else list(shared.connections)
+                for connection in filter(None, map(shared.connections.get, ending)):
+                    connection.shut()
+            case gm.AskStats():
+                shared.link.send(self._stats())
+            case gm.Drain():
+                self._ending.set()
+
+    def _stats(self) -> gm.GatewayStats:
+        shared = self._shared
+        connections = len(shared.connections)
+        return gm.GatewayStats(shared.received_bytes, shared.sent_bytes, 0, connections, time.process_time())
+
+
+# ---- descriptors ---------------------------------------------------------------------------------------------------
+
+
+def reserve_descriptors(connections_max: int) -> None:
+    """Raises this process's limit as far as needed and allowed, else `ResourceFault`."""
+    needed = connections_max + DESCRIPTORS_RESERVED
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise ResourceFault(
+                f"{connections_max} connections need {needed} descriptors, this process may have {hard}: raise the"
+                " limit (ulimit -Hn), or set a smaller connections_max"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+# ---- the process -----------------------------------------------------------------------------------------------
+
+
+def _die_with_parent() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # A parent that died just before has closed the link: then its end ends us.
+
+
+def _die_of_bugs(caught: threading.ExceptHookArgs) -> None:
+    traceback.print_exception(caught.exc_type, caught.exc_value, caught.exc_traceback)
+    os._exit(70)
+
+
+def main() -> int:
+    """Runs the gateway; the exit status is 0 after a drain, 1 when it could not start."""
+    parser = argparse.ArgumentParser(prog="lifl-gateway", description=__doc__)
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--arena", required=True)
+    parser.add_argument("--tcp-fd", type=int, required=True)
+    parser.add_argument("--unix-fd", type=int, required=True)
+    parser.add_argument("--connections-max", type=int, default=1024)
+    options = parser.parse_args()
+    _die_with_parent()
+    # Read when NumPy is loaded, which is later: its linear algebra would start a thread per core for the checks.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; lifld drains us
+    threading.excepthook = _die_of_bugs
+    try:
+        reserve_descriptors(options.connections_max)
+        arena = Arena.attach(options.arena)
+        link_sock = socket.socket(fileno=options.fd)
+        uvloop.run(_serve(link_sock, arena, options))
+        arena.close()
+    except LiflError as error:
+        print(f"gateway: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(link_sock: socket.socket, arena: Arena, options: argparse.Namespace) -> None:
+    gateway = Gateway(options.connections_max)
+    listeners = [socket.socket(fileno=fd) for fd in (options.tcp_fd, options.unix_fd)]
+    for listener in listeners:
+        listener.setblocking(False)
+    await gateway.serve(link_sock, arena, listeners)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,256 @@
+"""The gateway's way to other nodes' gateways: partials are brought there, models fetched from there.
+
+It dials the other gateway and speaks as a client does, from arena to arena: the bytes leave an object's memory and
+are received into another's, with no copy between.  Checksums follow the bytes, because the object is then read once,
+for sending and for the checksum; the one that an object was sealed with is taken where there is one, so that what
+happened to it in memory is found too.
+
+Each try has its own connection, and a whole try is repeated when it fails for a reason that may pass (`TRIES_MAX`).
+That is safe: the other node answers Accepted at once when it has the partial already, and a model is only sealed when
+all of it has come.  So the daemon may order the same again, here or in the next gateway's life.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+from lifl.core.config.values import split_address
+from lifl.core.errors import ConfigError, LocalFault, Refused, RemoteFault
+from lifl.core.ids import Key
+from lifl.core.limits import TEXT_CHARS_MAX
+from lifl.core.protocol import client as cm
+from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.frames import FrameDecoder, encode
+from lifl.node.gateway.body_moves import Receive, Send, Transfer, move
+from lifl.node.gateway.connection import DAMAGED, PEER_STALL_S, Shared, tune
+from lifl.node.gateway.content import Sums
+from lifl.shm.checksum import checksum
+from lifl.shm.ingest_check import arrival
+from lifl.shm.layout import State
+
+TRIES_MAX = 5
+PAUSE_FIRST_S = 0.5
+PAUSE_MAX_S = 5.0
+"""Pauses between tries: doubled from the first on, jittered; about 6 s for all tries, at most 20 s when the other is
+busy."""
+CONNECT_S = 2.0
+ANSWER_S = 30.0
+"""Each question is answered within this time: the other gateway may be starting, its daemon waiting for room."""
+UNDER_WAY_MAX = 32
+"""Carries and fetches at a time; more of them wait in line."""
+PASSING_CODES = frozenset({DAMAGED, "too-many-connections", "unknown-job"})
+"""Refusals that may not be given again: a job can become known a moment later."""
+
+Order = gm.Carry | gm.Fetch
+
+
+class _NotNow(Exception):
+    """A try failed for a reason that may pass."""
+
+    def __init__(self, why: str, after_s: float = 0.0) -> None:
+        super().__init__(why)
+        self.after_s = after_s
+
+
+class Courier:
+    """All carries and fetches of a gateway.  `start_task` runs a coroutine, and ends the process when it has a bug."""
+
+    def __init__(self, shared: Shared, start_task: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]) -> None:
+        self._shared = shared
+        self._start_task = start_task
+        self._under_way: dict[bytes, asyncio.Task[None]] = {}
+        self._places = asyncio.Semaphore(UNDER_WAY_MAX)
+
+    def start(self, order: Order) -> None:
+        """Does an order, to its answer; it takes the place of an earlier one for the same object."""
+        task = self._start_task(self._do(order, self._under_way.get(order.key)))
+        self._under_way[order.key] = task
+        task.add_done_callback(lambda task: self._forget(order.key, task))
+
+    def stop(self) -> None:
+        """Ends all that is under way, unanswered."""
+        for task in self._under_way.values():
+            task.cancel()
+
+    def _forget(self, key: bytes, task: asyncio.Task[None]) -> None:
+        if self._under_way.get(key) is task:
+            del self._under_way[key]
+
+    async def _do(self, order: Order, earlier: asyncio.Task[None] | None) -> None:
+        if earlier is not None:
+            earlier.cancel()
+            await asyncio.wait({earlier})  # nobody else touches the object
+        trip = _Trip(self._shared, order)
+        async with self._places:
+            error = await trip.make()
+        text = error[:TEXT_CHARS_MAX]
+        if isinstance(order, gm.Carry):
+            self._shared.link.send(gm.CarryEnded(order.key, text, trip.moved_bytes))
+        else:
+            self._shared.link.send(gm.FetchEnded(order.key, text, trip.moved_bytes))
+
+
+class _Trip:
+    """One order with all its tries.  `moved_bytes` are the bodies' bytes that went over the wire."""
+
+    def __init__(self, shared: Shared, order: Order) -> None:
+        self.moved_bytes = 0
+        self._shared = shared
+        self._order = order
+        self._key = Key.unpack(order.key)
+
+    async def make(self) -> str:
+        """Returns the last try's error; empty when it is done."""
+        pause_s = PAUSE_FIRST_S
+        for left in reversed(range(TRIES_MAX)):
+            after_s = 0.0
+            try:
+                await self._try()
+                return ""
+            except (Refused, LocalFault, ConfigError) as error:
+                return str(error)
+            except _NotNow as error:
+                why, after_s = str(error), min(error.after_s, PAUSE_MAX_S)
+            except (OSError, RemoteFault) as error:
+                why = str(error) or type(error).__name__
+            if left:
+                await asyncio.sleep(max(after_s, random.uniform(pause_s / 2, pause_s)))
+                pause_s = min(2 * pause_s, PAUSE_MAX_S)
+        return f"{self._order.address}: {why}; it was tried {TRIES_MAX} times"
+
+    async def _try(self) -> None:
+        order = self._order
+        if isinstance(order, gm.Carry):
+            async with _dialled(order.address, self._shared.arena.node) as peer:
+                await self._carry(order, peer)
+        elif self._shared.arena.entry(self._key).state != State.SEALED:  # in the life of an earlier gateway
+            async with _dialled(order.address, self._shared.arena.node) as peer:
+                await self._fetch(order, peer)
+
+    async def _carry(self, order: gm.Carry, peer: _Peer) -> None:
+        arena = self._shared.arena
+        entry = arena.entry(self._key)
+        if entry.state != State.SEALED:
+            raise LocalFault(f"object {self._key} is to be carried but is not sealed")
+        what = (entry.weight, entry.members, entry.data_bytes, entry.meta_bytes)
+        await peer.say(cm.Offer(order.number, order.epoch, order.branch, *what))
+        answer = await peer.hear()
+        if isinstance(answer, cm.Accepted):
+            return
+        if not isinstance(answer, cm.Go):
+            raise _no(answer)
+        sums = Sums(arena, self._key)
+        meta = arena.meta(self._key)
+        meta_sum = checksum(meta)
+        for view, departed in ((arena.data(self._key), sums.departed), (meta, None)):
+            if view:
+                await self._move(peer, Send(peer.sock, view, departed))
+        arena.entry(self._key)  # were it gone by now, other bytes than its own might have been sent
+        await peer.say(cm.Checksums(sums.finish(), meta_sum))
+        answer = await peer.hear()
+        if not isinstance(answer, cm.Accepted):
+            raise _no(answer)
+
+    async def _fetch(self, order: gm.Fetch, peer: _Peer) -> None:
+        arena = self._shared.arena
+        view = arena.data(self._key)
+        await peer.say(cm.GetModel(order.job, order.round, checked=True))
+        model = await peer.hear()
+        if not isinstance(model, cm.Model):
+            raise _no(model)
+        if model.data_bytes != len(view):
+            text = f"the model has {model.data_bytes} bytes there, {len(view)} here"
+            raise Refused("wrong-size", "data_bytes", text)
+        job = self._shared.jobs.get(order.job)
+        if job is not None and job.layout.tensors != model.tensors:
+            raise Refused("wrong-schema", "tensors", f"the tensors of job {order.job!r} are others there than here")
+        arriving = arrival(view)
+        if view:
+            await self._move(peer, Receive(peer.sock, arriving))
+        sums = await peer.hear()
+        if not isinstance(sums, cm.Checksums):
+            raise _no(sums)
+        data = arriving.finish()
+        if data != sums.data:
+            raise _NotNow("the model's bytes were changed on their way")
+        arena.seal(self._key, 0.0, 0, checksum=data)
+
+    async def _move(self, peer: _Peer, transfer: Transfer) -> None:
+        try:
+            await move(self._shared.movers, transfer, PEER_STALL_S, peer.shut)
+        finally:
+            self.moved_bytes += transfer.moved_bytes
+            if isinstance(transfer, Send):
+                self._shared.sent_bytes += transfer.moved_bytes
+            else:
+                self._shared.received_bytes += transfer.moved_bytes
+
+
+def _no(answer: cm.ToClient) -> Exception:
+    """What an answer means that is not the one hoped for."""
+    match answer:
+        case cm.Busy(retry_after_s=after_s):
+            return _NotNow("the other node has no room", after_s)
+        case cm.Refusal(code, field, text):
+            return _NotNow(text) if code in PASSING_CODES else Refused(code, field, text)
+        case _:
+            return RemoteFault(f"a {type(answer).__name__} is no answer to what was asked")
+
+
+# ---- a connection ------------------------------------------------------------------------------------------------
+
+
+class _Peer:
+    """The dialled connection; frames are read exactly, so that bodies stay in the kernel for the movers."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._loop = asyncio.get_running_loop()
+        self._decoder: FrameDecoder[cm.ToClient] = FrameDecoder(cm.ToClient)
+
+    async def say(self, message: cm.FromClient) -> None:
+        """Sends a frame."""
+        async with asyncio.timeout(PEER_STALL_S):
+            await self._loop.sock_sendall(self.sock, encode(message))
+
+    async def hear(self) -> cm.ToClient:
+        """The next frame.  Raises `OSError` (`TimeoutError` is one) and `RemoteFault`."""
+        async with asyncio.timeout(ANSWER_S):
+            while (message := self._decoder.next_message()) is None:
+                data = await self._loop.sock_recv(self.sock, self._decoder.missing_bytes)
+                if not data:
+                    raise ConnectionResetError("the other gateway closed the connection")
+                self._decoder.feed(data)
+        return message
+
+    def shut(self) -> None:
+        """Wakes a mover that waits for the socket."""
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:  # the other was faster
+            pass
+
+
+@asynccontextmanager
+async def _dialled(address: str, node: int) -> AsyncIterator[_Peer]:
+    """A connection to the gateway at `address`, as node `node`; closed at the end."""
+    loop = asyncio.get_running_loop()
+    host, port = split_address(address, "address")
+    async with asyncio.timeout(CONNECT_S):
+        family, _, _, _, where = (await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))[0]
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.setblocking(False)
+        tune(sock, PEER_STALL_S)
+        async with asyncio.timeout(CONNECT_S):
+            await loop.sock_connect(sock, where)
+        peer = _Peer(sock)
+        await peer.say(cm.Hello(cm.PROTOCOL_VERSION, f"node-{node:016x}"))
+        welcome = await peer.hear()
+        if not isinstance(welcome, cm.Welcome):
+            raise _no(welcome)
+        yield peer
