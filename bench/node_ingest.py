@@ -30,7 +30,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-import msgspec
 import numpy as np
 from measure import END_S, HELPER_ENVIRONMENT, Cell, Group, Helper, Target, answer, cpu_s, grown_bytes, orders
 
@@ -38,10 +37,10 @@ from lifl.client.stream import Stream
 from lifl.client.tensors import Update
 from lifl.core.fields import Message
 from lifl.core.ids import Key, Kind
-from lifl.core.limits import MEMBER_BYTES_MAX
+from lifl.core.limits import CONTRIBUTION_BYTES_MAX
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
-from lifl.core.protocol.contribution import Member, pack_member
+from lifl.core.protocol.contribution import Contribution, pack_contribution
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.schema import Layout, TensorSpec
 from lifl.node.cli_server import listen_unix
@@ -224,13 +223,13 @@ class Gateway:
             case gm.GatewayReady():
                 self._ready.set()
             case gm.Admit(conn, client, _job, number, weight):
-                key = self._arena.alloc(Kind.UPDATE, 1, number, self._layout.data_bytes, MEMBER_BYTES_MAX, slab=1)
+                key = self._arena.alloc(Kind.UPDATE, 1, number, self._layout.data_bytes, CONTRIBUTION_BYTES_MAX, slab=1)
                 self._admitted[key.pack()] = (conn, number)
-                self._say(gm.Admitted(conn, key.pack(), pack_member(Member(client, weight))))
+                self._say(gm.Granted(conn, key.pack(), pack_contribution(Contribution(client, weight))))
             case gm.Sealed(conn, key_bytes):
                 _, number = self._admitted.pop(key_bytes)
                 self._arena.free(Key.unpack(key_bytes))
-                self._say(gm.Deliver(conn, msgspec.Raw(msgspec.msgpack.encode(cm.Accepted(JOB, number)))))
+                self._say(gm.TellClient(conn, cm.packed(cm.Accepted(JOB, number))))
             case gm.Aborted(_, key_bytes):
                 self._arena.free(Key.unpack(key_bytes))
 

@@ -23,7 +23,7 @@ from systems.interface import Context, Outcome, Plot, Table
 from systems.workload import resnet
 
 from lifl.core.errors import Refused
-from lifl.core.limits import MEMBER_BYTES_MAX
+from lifl.core.limits import CONTRIBUTION_BYTES_MAX
 from lifl.core.planning.plan import Costs, NodeFacts, Plan, PlanRequest
 from lifl.core.planning.planner import make_plan
 
@@ -117,7 +117,7 @@ def planned(nodes: int, clients: int, arrival_s: float, costs: Costs, model_byte
         NodeFacts(f"{n:016x}", float(virtual.CORES), ARENA_BYTES, workers_max=virtual.CORES)
         for n in range(1, nodes + 1)
     )
-    partial_bytes = model_bytes + clients * MEMBER_BYTES_MAX
+    partial_bytes = model_bytes + clients * CONTRIBUTION_BYTES_MAX
     request = PlanRequest(
         clients, model_bytes, partial_bytes, facts, arrival_s=arrival_s, model_node=facts[0].node, costs=costs
     )
@@ -210,7 +210,7 @@ def _limits_table(costs: Costs, model_bytes: int, simulated: list[dict[str, floa
     client_s, node_s = _coordinator_s(several)
     rows = []
     for clients in CLIENTS:
-        partial_bytes = model_bytes + clients * MEMBER_BYTES_MAX
+        partial_bytes = model_bytes + clients * CONTRIBUTION_BYTES_MAX
         ingest_bytes = clients * model_bytes
         wanted = math.sqrt(ingest_bytes * costs.link_bytes_per_s / costs.ingest_bytes_per_s / partial_bytes)
         best = min(max(1, round(wanted)), clients)
@@ -227,9 +227,9 @@ def _limits_table(costs: Costs, model_bytes: int, simulated: list[dict[str, floa
         "More nodes share the ingest, but each sends one partial over the link of the top's node, one after the other: "
         f"n nodes take clients × model / (n × {ingest:.2f} GB/s) + n × partial / {link:.2f} GB/s, which is least at "
         "n = √(clients × model × link / ingest / partial); beyond that a level of middles between nodes is missing.  "
-        f"A partial is the model and room for {MEMBER_BYTES_MAX} bytes about each client of the round, with a million "
-        "clients more than the model.  One coordinator decides for all clients; fitted to the simulated rounds, that "
-        f"takes {client_s * 1e6:.0f} µs of one core for each client and {node_s * 1e6:.0f} µs for each node of a round."
+        f"A partial is the model and room for {CONTRIBUTION_BYTES_MAX} bytes about each client of the round, with a "
+        "million clients more than the model.  One coordinator decides for all clients; fitted to the simulated rounds, "
+        f"that takes {client_s * 1e6:.0f} µs of one core for each client and {node_s * 1e6:.0f} µs for each node of a round."
     )
     return Table("Where it stops scaling", [*head, "the coordinator, s", "the longest"], rows, about)
 

@@ -17,11 +17,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import msgspec
 from measure import ROOT
 
 from lifl.core.coordinator.coordinator import Node
 from lifl.core.ids import Key
 from lifl.core.planning.plan import Costs
+from lifl.core.protocol import gateway as gm
 from lifl.core.schema import Layout, TensorSpec
 
 sys.path.append(str(ROOT / "tests" / "sim"))
@@ -160,17 +162,15 @@ class Timed(simulator.Cluster):  # type: ignore[misc]
         super()._effect(host, effect)
 
     def _join(self, client: Any, host: simulator.Host) -> None:
-        from lifl.core.protocol import messages as m
-
         self.conns += 1
         client.host, client.conn = host, self.conns
         host.by_conn[client.conn] = client
         self.touched.add(host.number)
-        host.to_daemon.append(m.ClientJoined(client.conn, client.name, "j", None, client.conn))
+        host.to_daemon.append(gm.ClientJoined(client.conn, client.name, "j", None, client.conn))
 
-    def _tell(self, host: simulator.Host, conn: int, builtins: dict[str, Any]) -> None:
+    def _tell(self, host: simulator.Host, conn: int, message: msgspec.Raw) -> None:
         self._stir_waiting(conn)
-        super()._tell(host, conn, builtins)
+        super()._tell(host, conn, message)
         client = host.by_conn.get(conn)
         if client is not None and client.submitting is not None:
             self.at(max(self.now + NET_S, client.pause_until), partial(self._submit_from, client))

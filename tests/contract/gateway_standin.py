@@ -16,15 +16,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
 from lifl.core.errors import ArenaFull
 from lifl.core.fields import Message
 from lifl.core.ids import Key, Kind
-from lifl.core.limits import MEMBER_BYTES_MAX
+from lifl.core.limits import CONTRIBUTION_BYTES_MAX
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
-from lifl.core.protocol.contribution import Member, pack_member
+from lifl.core.protocol.contribution import Contribution, pack_contribution
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.schema import Layout
 from lifl.node.cli_server import listen_unix
@@ -51,7 +49,7 @@ class StandIn:
         self.accepted: dict[tuple[str, int, str], Key] = {}
         self.model: Key | None = None
         self.busy = 0
-        self.holding_back: list[gm.Admitted] | None = None
+        self.holding_back: list[gm.Granted] | None = None
         self.react: Callable[[Message], None] = lambda message: None
         self.settings = settings
         self.connections_max = connections_max
@@ -103,7 +101,7 @@ class StandIn:
         self.link.sendall(encode(message))
 
     def deliver(self, conn: int, message: Message) -> None:
-        self.send(gm.Deliver(conn, msgspec.Raw(msgspec.msgpack.encode(message))))
+        self.send(gm.TellClient(conn, cm.packed(message)))
 
     def open_job(self, name: str, layout: Layout) -> None:
         number = len(self.jobs) + 1
@@ -179,13 +177,13 @@ class StandIn:
             return
         index, layout = self.jobs[job]
         try:
-            key = self.arena.alloc(Kind.UPDATE, index, number, layout.data_bytes, MEMBER_BYTES_MAX, index)
+            key = self.arena.alloc(Kind.UPDATE, index, number, layout.data_bytes, CONTRIBUTION_BYTES_MAX, index)
         except ArenaFull:
             self.deliver(conn, cm.Busy(job, number, 0.05))
             return
         self.keys[key.pack()] = (job, number, client, conn)
-        member = pack_member(Member(client, admit.weight, admit.metrics))
-        grant = gm.Admitted(conn, key.pack(), member)
+        member = pack_contribution(Contribution(client, admit.weight, admit.metrics))
+        grant = gm.Granted(conn, key.pack(), member)
         if self.holding_back is None:
             self.send(grant)
         else:

@@ -21,7 +21,7 @@ from lifl.client import JobCancelled, JobFailed, NodeUnreachable, Refused, Round
 from lifl.core.errors import LocalFault
 from lifl.core.fields import Message
 from lifl.core.ids import Key, Kind
-from lifl.core.limits import MEMBER_BYTES_MAX
+from lifl.core.limits import CONTRIBUTION_BYTES_MAX
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import FrameDecoder, encode
@@ -359,7 +359,7 @@ def test_a_direct_client_whose_gateway_is_killed_writes_to_its_slot_no_more() ->
         if not later and sent_bytes:
             (slot,) = [entry.offset for _, entry in node.arena.live()]
             node.kill()
-            later.append(node.arena.alloc(Kind.UPDATE, 1, 1, big.data_bytes, MEMBER_BYTES_MAX, 1))
+            later.append(node.arena.alloc(Kind.UPDATE, 1, 1, big.data_bytes, CONTRIBUTION_BYTES_MAX, 1))
             assert node.arena.offset(later[0]) == slot
             node.arena.data(later[0])[:] = b"\xab" * big.data_bytes
             node.arena.seal(later[0], 1.0, 1)

@@ -19,7 +19,7 @@ from lifl.core.fields import Message
 from lifl.core.ids import Key
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
-from lifl.core.protocol.contribution import unpack_members
+from lifl.core.protocol.contribution import unpack_contributions
 from lifl.core.schema import Layout, TensorSpec
 from lifl.shm.checksum import checksum
 from lifl.shm.layout import State
@@ -71,7 +71,7 @@ def check_sealed(node: StandIn, client: str = "c1") -> None:
     assert (entry.weight, entry.members, entry.job, entry.round) == (12.5, 1, 1, 3)
     assert bytes(node.arena.data(key)) == BODY.tobytes()
     assert entry.checksum == checksum(BODY.tobytes())
-    (member,) = unpack_members(node.arena.meta(key))
+    (member,) = unpack_contributions(node.arena.meta(key))
     assert (member.client, member.weight, member.metrics) == (client, 12.5, {"loss": 0.5})
 
 

@@ -16,7 +16,7 @@ from lifl.core.fields import Message
 from lifl.core.ids import Key, Kind
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
-from lifl.core.protocol.contribution import Member, pack_member
+from lifl.core.protocol.contribution import Contribution, pack_contribution
 from lifl.core.schema import Layout, TensorSpec
 from lifl.shm.checksum import checksum
 from lifl.shm.layout import State
@@ -26,7 +26,7 @@ EPOCH = 3 << 8
 NODE = f"node-{0xABC:016x}"
 QUICK = "import lifl.node.gateway.peer_transfer as k; k.PAUSE_FIRST_S = 0.02"
 BYTES = 6_000_000
-META = b"".join(pack_member(Member(f"c{n}", 1.0 + n, {"loss": 0.5})) for n in range(50))
+META = b"".join(pack_contribution(Contribution(f"c{n}", 1.0 + n, {"loss": 0.5})) for n in range(50))
 LAYOUT = Layout((TensorSpec("w", "float32", (BYTES // 4,)),))
 
 
@@ -63,7 +63,7 @@ class Node(StandIn):
                 self.deliver(offer.conn, cm.Busy("any", 0, 0.01))
                 return
             self.keys[key.pack()] = (self.job, offer.epoch, client, offer.conn)
-            self.send(gm.Admitted(offer.conn, key.pack(), b""))
+            self.send(gm.Granted(offer.conn, key.pack(), b""))
 
     def put_partial(self, data: bytes, meta: bytes = META, members: int = 50, seal_with: int = 0) -> Key:
         key = self.arena.alloc(Kind.PARTIAL, 1, EPOCH, len(data), len(meta))

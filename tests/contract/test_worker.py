@@ -21,7 +21,7 @@ import safetensors.numpy
 
 from lifl.core.errors import ResourceFault
 from lifl.core.ids import Key, Kind, Record
-from lifl.core.protocol.contribution import Member, pack_member, unpack_members
+from lifl.core.protocol.contribution import Contribution, pack_contribution, unpack_contributions
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.protocol.gateway import Drain
 from lifl.core.protocol.worker import (
@@ -136,7 +136,7 @@ class Node:
             raw = values[tensor.name].astype(kernels.numpy_dtype(tensor.dtype)).tobytes()
             data[offset : offset + len(raw)] = raw
         data.release()
-        self.arena.seal(key, weight, 1, pack_member(Member(f"c{number}", weight)))
+        self.arena.seal(key, weight, 1, pack_contribution(Contribution(f"c{number}", weight)))
         return key
 
     def partial(self) -> Key:
@@ -255,7 +255,7 @@ def test_a_tree_of_real_processes(node: Node, eager: bool) -> None:
     done = top.channel.take(TaskDone)
     assert (done.address, done.inputs, done.members, done.weight) == (1, 2, 8, sum(weights))
     check(node.read(new_model), mean_of(updates, weights))
-    members = unpack_members(node.arena.meta(new_model))
+    members = unpack_contributions(node.arena.meta(new_model))
     assert sorted((m.client, m.weight) for m in members) == [(f"c{i}", w) for i, w in enumerate(weights)]
     gap = LAYOUT.segments[0].offset + LAYOUT.segments[0].count * 4
     assert bytes(node.arena.data(new_model)[gap : LAYOUT.segments[1].offset]).strip(b"\0") == b""

@@ -12,7 +12,7 @@ import pytest
 from test_worker import WAIT_S, Handle, Node, start
 
 from lifl.core.ids import Key, Kind
-from lifl.core.protocol.contribution import Member, pack_member
+from lifl.core.protocol.contribution import Contribution, pack_contribution
 from lifl.core.protocol.worker import Arriving, TaskDone, TaskStart
 from lifl.core.schema import Layout, TensorSpec
 from lifl.rules.kernels import vector
@@ -95,7 +95,9 @@ class Round:
     def seal(self, key: Key) -> None:
         self.receive(key, LAYOUT.data_bytes)
         vector(self.node.arena.data(key), INTEGERS)[:] = self.integers
-        self.node.arena.seal(key, self.weights[key], 1, pack_member(Member(f"c{key.slot}", self.weights[key])))
+        self.node.arena.seal(
+            key, self.weights[key], 1, pack_contribution(Contribution(f"c{key.slot}", self.weights[key]))
+        )
 
     def update(self, weight: float) -> Key:
         key = self.begin(weight)

@@ -182,7 +182,7 @@ BOMBS = {
     "empty arrays": b"\xdd" + struct.pack(">I", MANY) + b"\x90" * MANY,
     "empty maps": b"\xdd" + struct.pack(">I", MANY) + b"\x80" * MANY,
     "nested": b"\x91" * MANY,
-    "nested in a free field": b"\x83\xa4type\xa7Deliver\xa4conn\x01\xa7message\x81\xa1a" + b"\x91" * MANY,
+    "nested in a free field": b"\x83\xa4type\xaaTellClient\xa4conn\x01\xa7message\x81\xa1a" + b"\x91" * MANY,
     "a length that lies": b"\xdd\xff\xff\xff\xff",
     "in a field": b"\x82\xa4type\xa6Submit\xa7tensors\xdd" + struct.pack(">I", MANY) + b"\x90" * MANY,
     "metrics": b"\x82\xa4type\xa6Submit\xa7metrics\xdf" + struct.pack(">I", MANY // 4) + b"\xa2ab\x00" * (MANY // 4),

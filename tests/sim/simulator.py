@@ -23,7 +23,7 @@ from lifl.core.ids import Key, Kind, round_of
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import worker as wm
-from lifl.core.protocol.contribution import Member, unpack_members
+from lifl.core.protocol.contribution import Contribution, unpack_contributions
 from lifl.core.schema import Layout, TensorSpec
 from lifl.shm.allocator import Allocator
 
@@ -38,7 +38,7 @@ class Thing:
         self.kind, self.job, self.epoch, self.offset, self.nbytes = kind, job, epoch, offset, nbytes
         self.sealed = False
         self.content: Counter[str] = Counter()
-        self.members: list[Member] = []
+        self.members: list[Contribution] = []
 
 
 class SimStore:
@@ -88,7 +88,7 @@ class SimStore:
     def epoch_of(self, key: Key) -> int:
         return self.things[key].epoch
 
-    def members(self, key: Key) -> list[Member]:
+    def members(self, key: Key) -> list[Contribution]:
         return list(self.things[key].members)
 
     def close_slab(self, slab) -> None:
@@ -189,7 +189,7 @@ class Cluster:
         self.announced = 0
         self.clients = {f"c{i}": SimClient(f"c{i}") for i in range(clients)}
         self.commits: dict[int, Counter[str]] = {}
-        self.offers: dict[int, tuple[Counter[str], list[Member]]] = {}
+        self.offers: dict[int, tuple[Counter[str], list[Contribution]]] = {}
         self.waiting_nodes: dict[int, tuple[Host, Key]] = {}
         for host in self.hosts.values():
             host.begin(host is self.home)
@@ -228,28 +228,30 @@ class Cluster:
 
     def _effect(self, host: Host, effect: fx.Effect) -> None:
         match effect:
-            case fx.Tell():
+            case gm.TellClient():
                 self._tell(host, effect.conn, effect.message)
-            case fx.Grant():
+            case gm.Granted():
+                key = Key.unpack(effect.key)
                 if effect.conn in host.by_conn:
-                    thing = host.store.things[effect.key]
-                    thing.members = unpack_members(effect.member)
-                    host.receiving[effect.key] = (effect.conn, thing.members[0].client)
+                    thing = host.store.things[key]
+                    thing.members = unpack_contributions(effect.member)
+                    host.receiving[key] = (effect.conn, thing.members[0].client)
                 elif effect.conn in self.offers:
-                    host.receiving[effect.key] = (effect.conn, "")
+                    host.receiving[key] = (effect.conn, "")
                 else:
-                    host.to_daemon.append(gm.Aborted(effect.conn, effect.key.pack(), "gone"))
-            case fx.FollowUpdate():
-                assert effect.conn in host.by_conn or effect.key not in host.receiving, "nobody sends that update"
+                    host.to_daemon.append(gm.Aborted(effect.conn, effect.key, "gone"))
+            case gm.FollowUpdate():
+                waits = Key.unpack(effect.key) in host.receiving
+                assert effect.conn in host.by_conn or not waits, "nobody sends that update"
                 for received_bytes in range(1, 1 + self.rng.randrange(3)):
-                    host.to_daemon.append(gm.Progress(effect.key.pack(), received_bytes))
-            case fx.GrantModel():
+                    host.to_daemon.append(gm.Progress(effect.key, received_bytes))
+            case gm.ModelGranted():
                 if effect.conn < 0:
-                    self._fetched(effect.conn, host.store.things[effect.key])
-                host.to_daemon.append(gm.ModelSent(effect.conn, effect.key.pack(), 1))
-            case fx.CarryPartial():
+                    self._fetched(effect.conn, host.store.things[Key.unpack(effect.key)])
+                host.to_daemon.append(gm.ModelSent(effect.conn, effect.key, 1))
+            case gm.Carry():
                 host.transfers.append(("carry", effect))
-            case fx.FetchModel():
+            case gm.Fetch():
                 host.transfers.append(("fetch", effect))
             case fx.SendNode():
                 other = self.hosts[effect.node]
@@ -258,7 +260,7 @@ class Cluster:
             case fx.SendCoordinator():
                 if host.linked:
                     host.reports.append(effect.report)
-            case fx.HangUp():
+            case gm.HangUp():
                 for client in list(host.by_conn.values()):
                     if effect.conn == 0 or host.by_conn.get(effect.conn) is client:
                         self._disconnect(client)
@@ -307,8 +309,8 @@ class Cluster:
         else:
             worker.records.append((address, key))
 
-    def _tell(self, host: Host, conn: int, builtins: dict[str, Any]) -> None:
-        message = msgspec.convert(builtins, cm.ToClient)
+    def _tell(self, host: Host, conn: int, raw: msgspec.Raw) -> None:
+        message = cm.unpacked(raw)
         client = host.by_conn.get(conn)
         if client is None:
             if conn < 0:
@@ -462,26 +464,27 @@ class Cluster:
     def _transfer(self, host: Host, transfer: tuple[str, Any]) -> None:
         host.transfers.remove(transfer)
         kind, effect = transfer
+        key = Key.unpack(effect.key)
         other = next((h for h in self.hosts.values() if h.gateway == effect.address and h.engine), None)
         lost = other is None or self.rng.random() < 2 * self.faults
         if kind == "carry":
-            thing = host.store.things.get(effect.key)
+            thing = host.store.things.get(key)
             if lost or thing is None:
-                host.to_daemon.append(gm.CarryEnded(effect.key.pack(), "lost", 0))
+                host.to_daemon.append(gm.CarryEnded(effect.key, "lost", 0))
                 return
             self.conns += 1
             conn = -self.conns
             self.offers[conn] = (Counter(thing.content), list(thing.members))
-            self.waiting_nodes[conn] = (host, effect.key)
+            self.waiting_nodes[conn] = (host, key)
             size = len(thing.members) * 1024
             other.to_daemon.append(
                 gm.Offered(conn, 1, effect.epoch, effect.branch, len(thing.members), LAYOUT.accumulator_bytes, size)
             )
         elif lost:
-            host.to_daemon.append(gm.FetchEnded(effect.key.pack(), "lost", 0))
+            host.to_daemon.append(gm.FetchEnded(effect.key, "lost", 0))
         else:
             self.conns += 1
-            self.waiting_nodes[-self.conns] = (host, effect.key)
+            self.waiting_nodes[-self.conns] = (host, key)
             other.to_daemon.append(gm.WantModel(-self.conns, "j", effect.round))
 
     def _tell_node(self, conn: int, message: Any) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from lifl.core.coordinator import membership as ms
-from lifl.core.coordinator.membership import Membership, State, Timing
+from lifl.core.coordinator.membership import Membership, MemberState, Timing
 from lifl.core.errors import LocalFault, RemoteFault
 from lifl.core.protocol import cluster as p
 
@@ -42,7 +42,7 @@ def test_silence_makes_suspect_then_dead() -> None:
     members = table(1)
     found = run(members, 100.0)
     assert [(at, type(change)) for at, change in found] == [(3.0, ms.Suspect), (6.0, ms.Down)]
-    assert members.members[1].state is State.DEAD
+    assert members.members[1].state is MemberState.DEAD
     assert members.next_timer() is None, "a cluster without living nodes needs no timer"
 
 
@@ -60,7 +60,7 @@ def test_a_broken_connection_is_suspect_at_once_and_a_new_one_goes_on() -> None:
     assert members.lost(1, 1.0) == []
     again = msgspec.structs.replace(hello(), gateway="127.0.0.1:9999")
     assert members.join(again, 5.9) == [ms.Back(again)]
-    assert members.members[1].state is State.ALIVE
+    assert members.members[1].state is MemberState.ALIVE
     assert members.members[1].hello.gateway == "127.0.0.1:9999"
     assert run(members, 8.0) == []
 
@@ -94,7 +94,7 @@ def test_a_lower_incarnation_is_refused_and_harms_nothing() -> None:
     members.join(hello(incarnation=5), 0.0)
     (refuse,) = members.join(hello(incarnation=4), 1.0)
     assert isinstance(refuse, ms.Refuse) and "life 5" in refuse.text and "--state" in refuse.text
-    assert members.members[1].hello.incarnation == 5 and members.members[1].state is State.ALIVE
+    assert members.members[1].hello.incarnation == 5 and members.members[1].state is MemberState.ALIVE
 
 
 def test_two_daemons_with_one_state_folder_do_not_take_turns() -> None:
@@ -150,8 +150,8 @@ def test_nothing_is_heard_without_a_connection() -> None:
         members.heard(2, 2.0)
 
 
-@pytest.mark.parametrize(("before", "after"), list(itertools.product(State, State)))
-def test_the_table_of_transitions_is_enforced(before: State, after: State) -> None:
+@pytest.mark.parametrize(("before", "after"), list(itertools.product(MemberState, MemberState)))
+def test_the_table_of_transitions_is_enforced(before: MemberState, after: MemberState) -> None:
     member = ms.Member(hello(), 0.0, 0.0, before)
     if after in ms.TRANSITIONS[before]:
         member.move(after, 1.0)
@@ -216,7 +216,7 @@ class Lives(RuleBasedStateMachine):
         if before is not None and incarnation < before[0]:
             assert isinstance(last, ms.Refuse)
         elif before is not None and incarnation == before[0]:
-            over = before[1] in (State.DEAD, State.LEFT)
+            over = before[1] in (MemberState.DEAD, MemberState.LEFT)
             assert isinstance(last, ms.Rejoin if over else ms.Back)
         else:
             assert isinstance(last, ms.Up | ms.Refuse)
@@ -258,7 +258,7 @@ class Lives(RuleBasedStateMachine):
             if not member.gone:
                 silent_s = self.now - member.heard_s
                 assert silent_s < TIMING.dead_s + 1e-6
-                assert member.state is State.SUSPECT or silent_s < TIMING.suspect_s + 1e-6
+                assert member.state is MemberState.SUSPECT or silent_s < TIMING.suspect_s + 1e-6
 
     @rule(seconds=st.floats(0.0, 100.0))
     def everything_stands_still(self, seconds: float) -> None:
@@ -280,7 +280,7 @@ class Lives(RuleBasedStateMachine):
             assert self.state(node) == member.state.value
             assert self.latest[node] == member.hello.incarnation
             assert member.connected == (node in self.connected)
-            assert member.connected or member.state is not State.ALIVE, "who has no connection is not well"
+            assert member.connected or member.state is not MemberState.ALIVE, "who has no connection is not well"
 
 
 TestLives = Lives.TestCase

@@ -1,6 +1,7 @@
 """What the pure core asks the node to do.
 
-`core/engine.py` returns these in order; `node/` performs them in that order.  Nothing here does anything.
+`core/engine.py` returns these in order; `node/` performs them in that order.  A message for the gateway
+(`protocol/gateway.ToGateway`) is an effect as it is.  Nothing here does anything.
 """
 
 from __future__ import annotations
@@ -12,58 +13,7 @@ import msgspec
 from lifl.core.fields import Message
 from lifl.core.ids import Key
 from lifl.core.planning.plan import Plan, PlanRequest
-from lifl.core.schema import TensorSpec
-
-
-class Tell(msgspec.Struct, frozen=True):
-    """Send a `messages.ToClient` (as builtins, tag included) to a client's connection."""
-
-    conn: int
-    message: dict[str, Any]
-
-
-class Grant(msgspec.Struct, frozen=True):
-    """The gateway may receive the client's update into the object `key`; `member` is its meta."""
-
-    conn: int
-    key: Key
-    member: bytes
-
-
-class FollowUpdate(msgspec.Struct, frozen=True):
-    """The gateway is to tell how far the update is that it receives into `key`."""
-
-    conn: int
-    key: Key
-
-
-class GrantModel(msgspec.Struct, frozen=True):
-    """The gateway may send the model object `key` to the connection; it is pinned until ModelSent."""
-
-    conn: int
-    job: str
-    round: int
-    key: Key
-
-
-class HangUp(msgspec.Struct, frozen=True):
-    """Close a client's connection; 0: all of them."""
-
-    conn: int = 0
-
-
-class OpenSchema(msgspec.Struct, frozen=True):
-    """The gateway may check updates of this job."""
-
-    job: str
-    number: int
-    tensors: tuple[TensorSpec, ...]
-
-
-class CloseSchema(msgspec.Struct, frozen=True):
-    """The job is over for the gateway."""
-
-    job: str
+from lifl.core.protocol.gateway import ToGateway
 
 
 class SendNode(msgspec.Struct, frozen=True):
@@ -77,25 +27,6 @@ class SendCoordinator(msgspec.Struct, frozen=True):
     """Send a report (or a client's event) to the coordinator."""
 
     report: Message
-
-
-class CarryPartial(msgspec.Struct, frozen=True):
-    """Have the gateway bring the sealed partial `key` of a branch to the gateway at `address`; CarryEnded follows."""
-
-    key: Key
-    address: str
-    number: int
-    epoch: int
-    branch: int
-
-
-class FetchModel(msgspec.Struct, frozen=True):
-    """Have the gateway fetch the model that `round` starts from into the object `key`; FetchEnded follows."""
-
-    key: Key
-    address: str
-    job: str
-    round: int
 
 
 class ForkWorker(msgspec.Struct, frozen=True):
@@ -166,17 +97,9 @@ class Publish(msgspec.Struct, frozen=True):
 
 
 Effect = (
-    Tell
-    | Grant
-    | FollowUpdate
-    | GrantModel
-    | HangUp
-    | OpenSchema
-    | CloseSchema
+    ToGateway
     | SendNode
     | SendCoordinator
-    | CarryPartial
-    | FetchModel
     | ForkWorker
     | SendWorker
     | Route

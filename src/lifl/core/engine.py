@@ -238,7 +238,7 @@ class Engine:
         self._begin(now)
         self._connected = False
         self._joined.clear()
-        self.emit(fx.HangUp())
+        self.emit(gm.HangUp())
         self._end()
 
     def forget(self, now: float) -> None:
@@ -255,7 +255,7 @@ class Engine:
         if self.coordinator is not None:
             self.coordinator.client_joined(self.node, event)
         elif not self._connected or self._leaving:
-            self.emit(fx.HangUp(event.conn))  # so that it tries another node, and this one again
+            self.emit(gm.HangUp(event.conn))  # so that it tries another node, and this one again
         else:
             self._joined[event.conn, event.job] = event
             self.emit(fx.SendCoordinator(event))
@@ -279,7 +279,7 @@ class Engine:
         if self.coordinator is not None:
             self.coordinator.admit(self.node, event)
         elif not self._connected or self._leaving:
-            self.emit(fx.HangUp(event.conn))
+            self.emit(gm.HangUp(event.conn))
         else:
             self.emit(fx.SendCoordinator(event))
         self._end()
@@ -343,12 +343,10 @@ class Engine:
         self.agent.gateway_gone()
         self._end()
 
-    def schemas(self) -> list[fx.OpenSchema]:
+    def schemas(self) -> list[gm.JobSchema]:
         """What a new gateway must be told."""
         return [
-            fx.OpenSchema(site.name, site.number, site.layout.tensors)
-            for site in self.agent.sites.values()
-            if site.open
+            gm.JobSchema(site.name, site.number, site.layout.tensors) for site in self.agent.sites.values() if site.open
         ]
 
     # ---- workers -------------------------------------------------------------------------------------------------
@@ -413,7 +411,7 @@ class Engine:
             self.emit(fx.SendCoordinator(p.Draining()))
             self._joined.clear()
             self._leaving = True
-            self.emit(fx.HangUp())
+            self.emit(gm.HangUp())
         self._end()
 
     def busy(self) -> bool:

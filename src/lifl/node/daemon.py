@@ -195,8 +195,8 @@ class Daemon:
         while effects := self.engine.take_effects():
             messages: list[gm.ToGateway] = []  # that follow one another: one system call, and the gateway wakes once
             for effect in effects:
-                if (message := _to_gateway(effect)) is not None:
-                    messages.append(message)
+                if isinstance(effect, gm.ToGateway):
+                    messages.append(effect)
                     continue
                 self.gateway.send(*messages)
                 messages.clear()
@@ -326,7 +326,7 @@ class Daemon:
         self.loop.call_soon(self._tell_schemas)
 
     def _tell_schemas(self) -> None:
-        self.gateway.send(*filter(None, map(_to_gateway, self.engine.schemas())))
+        self.gateway.send(*self.engine.schemas())
 
     def _from_zygote(self, message: Any) -> None:
         match message:
@@ -383,31 +383,6 @@ class Daemon:
             "adopted": adopted,
             "warnings": self.warnings,
         }
-
-
-def _to_gateway(effect: fx.Effect) -> gm.ToGateway | None:
-    """The message that an effect is, if it is one for the gateway."""
-    match effect:
-        case fx.Tell():
-            return gm.Deliver(effect.conn, msgspec.Raw(msgspec.msgpack.encode(effect.message)))
-        case fx.Grant():
-            return gm.Admitted(effect.conn, effect.key.pack(), effect.member)
-        case fx.FollowUpdate():
-            return gm.FollowUpdate(effect.conn, effect.key.pack())
-        case fx.GrantModel():
-            return gm.ModelGranted(effect.conn, effect.job, effect.round, effect.key.pack())
-        case fx.HangUp():
-            return gm.HangUp(effect.conn)
-        case fx.OpenSchema():
-            return gm.JobSchema(effect.job, effect.number, effect.tensors)
-        case fx.CloseSchema():
-            return gm.JobForget(effect.job)
-        case fx.CarryPartial():
-            return gm.Carry(effect.key.pack(), effect.address, effect.number, effect.epoch, effect.branch)
-        case fx.FetchModel():
-            return gm.Fetch(effect.key.pack(), effect.address, effect.job, effect.round)
-        case _:
-            return None
 
 
 def run(config: NodeConfig, announce: Announce, log_to_file: bool = False) -> None:

@@ -17,7 +17,7 @@ from lifl.core.errors import ResourceFault
 from lifl.core.ids import Key, Kind
 from lifl.core.limits import STATE_DIR_BYTES_MAX
 from lifl.core.modelfile import LENGTH_BYTES, decode_header, header_bytes
-from lifl.core.protocol.contribution import Member, unpack_members
+from lifl.core.protocol.contribution import Contribution, unpack_contributions
 from lifl.core.schema import TensorSpec
 from lifl.shm.arena import Arena, SegmentMissing, SegmentUnfinished, SegmentUnusable
 from lifl.shm.layout import State
@@ -110,10 +110,10 @@ class ArenaStore:
         """The epoch that the object was allocated for."""
         return self.arena.entry(key).round
 
-    def members(self, key: Key) -> list[Member]:
+    def members(self, key: Key) -> list[Contribution]:
         """Who is in a sealed update or partial.  Raises `RemoteFault` when its record is damaged."""
         with self.arena.meta(key) as meta:
-            return unpack_members(meta)
+            return unpack_contributions(meta)
 
     def close_slab(self, slab: Hashable) -> None:
         """No more objects of this slab will come."""

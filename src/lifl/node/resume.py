@@ -13,7 +13,7 @@ from lifl.core.agent.job_replica import Orphan
 from lifl.core.coordinator.job import ROUNDS_REMEMBERED, Job
 from lifl.core.errors import RemoteFault
 from lifl.core.ids import Key, Kind
-from lifl.core.protocol.contribution import unpack_members
+from lifl.core.protocol.contribution import unpack_contributions
 from lifl.core.schema import Layout
 from lifl.node.store import JobRow
 from lifl.shm.layout import State
@@ -74,7 +74,7 @@ def _orphans(daemon: Daemon) -> dict[int, list[Orphan]]:
             continue
         try:
             with daemon.arena.meta(key) as meta:
-                members = unpack_members(meta)
+                members = unpack_contributions(meta)
         except RemoteFault as error:
             log.error("arena.damaged key=%s %s", key, error)
             daemon.arena.free(key)

@@ -31,7 +31,7 @@ from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import worker as wm
-from lifl.core.protocol.contribution import Member, pack_member
+from lifl.core.protocol.contribution import Contribution, pack_contribution
 
 BUSY_RETRY_S = 1.0
 CARRY_RETRY_S = 1.0
@@ -48,7 +48,7 @@ INVENTORY_BYTES_MAX = 4 * 1024 * 1024
 class Waiting(msgspec.Struct, frozen=True):
     """A granted update that waits for room in the arena; its sender is slowed until then."""
 
-    order: o.GrantUpdate
+    order: o.Grant
 
 
 class Agent:
@@ -75,7 +75,7 @@ class Agent:
         self._addresses = deque(range(1, ADDRESSES_MAX))
         self._tasks: dict[int, tuple[JobSite, Task]] = {}
         self._abandoned: dict[int, list[Key]] = {}  # by address: outputs that a worker may still write to
-        self._inflight: dict[Key, tuple[JobSite, Branch, o.GrantUpdate]] = {}
+        self._inflight: dict[Key, tuple[JobSite, Branch, o.Grant]] = {}
         self._arriving: dict[Key, tuple[JobSite, Branch, int]] = {}
         self._fetches: dict[Key, JobSite | None] = {}  # None: nobody wants it any more
         self._retry_at_s = math.inf
@@ -127,7 +127,7 @@ class Agent:
         """Has the gateway tell how far an update is; of what a client writes itself it knows nothing."""
         _, _, order = self._inflight[key]
         if not order.direct:
-            self.emit(fx.FollowUpdate(order.conn, key))
+            self.emit(gm.FollowUpdate(order.conn, key.pack()))
 
     def abandon_fetch(self, key: Key) -> None:
         """A model that is being fetched is not wanted: free it when the gateway is through with it."""
@@ -165,16 +165,16 @@ class Agent:
                 if order.path:
                     site.start()
                 else:
-                    self.emit(fx.OpenSchema(site.name, site.number, site.layout.tensors))
+                    self.emit(gm.JobSchema(site.name, site.number, site.layout.tensors))
             case o.CloseJob():
                 self.free_orphans(order.number)
                 closed = self.sites.pop(order.number, None)
                 if closed is not None:
                     closed.close()
-            case o.GrantUpdate():
+            case o.Grant():
                 self._granted(order)
-            case o.TellClient():
-                self.emit(fx.Tell(order.conn, order.message))
+            case gm.TellClient():
+                self.emit(order)
             case _:
                 site_ = self.sites.get(order.number)
                 if site_ is not None:  # else an earlier life of this node had it, as the coordinator will hear
@@ -214,8 +214,8 @@ class Agent:
                 asked = [member for _, member in branch.inflight.values()]
                 for order in (waiting.order for waiting in self.waiting):
                     if (order.number, order.epoch, order.branch) == (site.number, branch.epoch, branch.number):
-                        asked.append(Member(order.client, order.weight, order.metrics))
-                left -= sum(len(pack_member(member)) for member in (*asked, *branch.accepted.values()))
+                        asked.append(Contribution(order.client, order.weight, order.metrics))
+                left -= sum(len(pack_contribution(member)) for member in (*asked, *branch.accepted.values()))
                 at = (site.number, branch.epoch, branch.number)
                 if left >= 0:
                     held.append(p.BranchHeld(*at, told(branch.accepted.values()), told(asked), branch.closed))
@@ -236,7 +236,7 @@ class Agent:
                 lines += [line | at for line in site.aggregation.lines(branch)]
         return lines[:lines_max]
 
-    def _granted(self, order: o.GrantUpdate) -> None:
+    def _granted(self, order: o.Grant) -> None:
         if not self.waiting and self._admit(order):
             return
         if len(self.waiting) < self.wait_queue_max:
@@ -244,26 +244,26 @@ class Agent:
         else:
             self._busy(order)
 
-    def _busy(self, order: o.GrantUpdate) -> None:
+    def _busy(self, order: o.Grant) -> None:
         """Nothing was taken: the client asks again."""
         self._aborted(order)
         self._tell(order.conn, cm.Busy(self.sites[order.number].name, round_of(order.epoch), BUSY_RETRY_S))
 
-    def _aborted(self, order: o.GrantUpdate) -> None:
+    def _aborted(self, order: o.Grant) -> None:
         self.report(o.UpdateAborted(order.number, order.epoch, order.branch, order.client))
 
-    def _admit(self, order: o.GrantUpdate) -> bool:
+    def _admit(self, order: o.Grant) -> bool:
         site = self.sites.get(order.number)
         branch = site.branches.get((order.epoch, order.branch)) if site is not None else None
         if site is None or branch is None or branch.closed:
             self._aborted(order)
             return True
         try:
-            key, packed = site.admit(branch, Member(order.client, order.weight, order.metrics))
+            key, packed = site.admit(branch, Contribution(order.client, order.weight, order.metrics))
         except ArenaFull:
             return False
         self._inflight[key] = (site, branch, order)
-        self.emit(fx.Grant(order.conn, key, packed))
+        self.emit(gm.Granted(order.conn, key.pack(), packed))
         if not self.pool.full:
             for worker in self.pool.prepare(branch.takers_unplaced):
                 self.emit(fx.ForkWorker(worker))
@@ -315,7 +315,7 @@ class Agent:
             site, branch, _ = found
             site.aggregation.progress(branch, Key.unpack(event.key), event.received_bytes)
 
-    def _landed(self, packed: bytes) -> tuple[JobSite, Branch, o.GrantUpdate]:
+    def _landed(self, packed: bytes) -> tuple[JobSite, Branch, o.Grant]:
         key = Key.unpack(packed)
         found = self._inflight.pop(key, None)
         if found is None:
@@ -328,7 +328,7 @@ class Agent:
         if site is None or not site.open or site.round != event.round - 1:
             text = f"the model of round {event.round} is not here any more; wait for the next selection"
             refusal = cm.Refusal("round-over", "round", text, event.job, event.round)
-            self.emit(fx.Tell(event.conn, msgspec.to_builtins(refusal)))
+            self.emit(gm.TellClient(event.conn, cm.packed(refusal)))
             return
         site.wanting[event.conn] = event.round
         self._serve_models(site)
@@ -339,7 +339,7 @@ class Agent:
             return
         for conn, round_ in site.wanting.items():
             site.pins[model] += 1
-            self.emit(fx.GrantModel(conn, site.name, round_, model))
+            self.emit(gm.ModelGranted(conn, site.name, round_, model.pack()))
         site.wanting = {}
 
     # ---- other nodes ---------------------------------------------------------------------------------------------
@@ -365,10 +365,10 @@ class Agent:
                 return
             branch.arriving.add(event.branch)
             self._arriving[key] = (site, branch, event.branch)
-            self.emit(fx.Grant(event.conn, key, b""))
+            self.emit(gm.Granted(event.conn, key.pack(), b""))
 
     def _tell(self, conn: int, message: Message) -> None:
-        self.emit(fx.Tell(conn, msgspec.to_builtins(message)))
+        self.emit(gm.TellClient(conn, cm.packed(message)))
 
     def carry_ended(self, event: gm.CarryEnded) -> None:
         """A partial is at the top's node, or must be brought again."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from lifl.core.ids import Key
 from lifl.core.planning.tree import Task, TaskState, Tree
-from lifl.core.protocol.commands import Members, OpenBranch
-from lifl.core.protocol.contribution import Member
+from lifl.core.protocol.commands import Contributions, OpenBranch
+from lifl.core.protocol.contribution import Contribution
 
 
 class Cost:
@@ -53,14 +53,14 @@ class Branch:
         self.adopted = adopted  # partials of an earlier life of the node: they fill the tree's first places
         self.tree = Tree(order.updates, fan_in, middle_fan_in, adopted + len(order.others) + order.spare, self.top)
         self.awaited = set(order.others)
-        self.arrived: dict[int, Members] = {}  # in the order of their coming
+        self.arrived: dict[int, Contributions] = {}  # in the order of their coming
         self._in_arrived: set[str] = set()  # the clients in them
         self.arriving: set[int] = set()
         self.carried = False
         self.final = not (order.others or order.spare)  # how many partials come is known
-        self.inflight: dict[str, tuple[Key, Member]] = {}
+        self.inflight: dict[str, tuple[Key, Contribution]] = {}
         self.followed: dict[Key, int] = {}  # of those in flight: what is there of them, if the top waits for it
-        self.accepted: dict[str, Member] = {}
+        self.accepted: dict[str, Contribution] = {}
         self.unfed: deque[tuple[Key, Task | None]] = deque()
         self.given = 0  # updates that were given to their tasks
         self.takers_opened = 0  # of the tree's takers, in order: these are open, with their paths
@@ -73,7 +73,7 @@ class Branch:
         """Whether this branch makes the model."""
         return self.number == 0
 
-    def land(self, client: str) -> tuple[Key, Member]:
+    def land(self, client: str) -> tuple[Key, Contribution]:
         """An update is in flight no longer."""
         key, member = self.inflight.pop(client)
         self.followed.pop(key, None)
@@ -85,7 +85,7 @@ class Branch:
         self.accepted[client] = member
         self.unfed.append((key, None))
 
-    def take(self, number: int, members: Members) -> None:
+    def take(self, number: int, members: Contributions) -> None:
         """The partial of another branch is here, with these members."""
         self.arrived[number] = members
         self._in_arrived.update(client for client, *_ in members)

@@ -16,10 +16,10 @@ from lifl.core.agent.branch import Branch
 from lifl.core.errors import ArenaFull, LocalFault
 from lifl.core.fields import Message
 from lifl.core.ids import Key, Kind, round_of
-from lifl.core.limits import MEMBER_BYTES_MAX
+from lifl.core.limits import CONTRIBUTION_BYTES_MAX
 from lifl.core.planning.tree import Task, TaskState
 from lifl.core.protocol import worker as wm
-from lifl.core.protocol.contribution import Member
+from lifl.core.protocol.contribution import Contribution
 
 if TYPE_CHECKING:
     from lifl.core.agent.job_replica import JobSite
@@ -75,7 +75,7 @@ class Aggregation:
         if task.role == "top":
             task.output, states = site.alloc_model(branch.epoch, site.state_names)
         else:
-            meta = self._members_max(branch, task) * MEMBER_BYTES_MAX
+            meta = self._members_max(branch, task) * CONTRIBUTION_BYTES_MAX
             task.output = site.services.memory.alloc(
                 Kind.PARTIAL, site.number, branch.epoch, site.acc_bytes, meta, (site.number, task.level)
             )
@@ -195,12 +195,12 @@ class Aggregation:
         if lacking and all(branch.followed.get(key) for key, _ in lacking):
             self._tell_top(branch, lacking)
 
-    def _tell_top(self, branch: Branch, lacking: list[tuple[Key, Member]]) -> None:
+    def _tell_top(self, branch: Branch, lacking: list[tuple[Key, Contribution]]) -> None:
         top = branch.tree.root
         updates = tuple((key.pack(), member.weight, branch.followed.get(key, 0)) for key, member in lacking)
         self.site.services.emit(fx.SendWorker(_worker(top), wm.Arriving(top.address, top.attempt, updates)))
 
-    def _lacking(self, branch: Branch) -> list[tuple[Key, Member]]:
+    def _lacking(self, branch: Branch) -> list[tuple[Key, Contribution]]:
         """The updates in flight, the oldest first, with which the running top would have all; none if it lacks more."""
         top = branch.tree.root
         lacking = top.expect - len(top.inputs)
@@ -435,7 +435,7 @@ class Aggregation:
 
     # ---- after a restart ---------------------------------------------------------------------------------------------
 
-    def adopt(self, branch: Branch, updates: list[tuple[Key, Member]], partials: list[Key]) -> None:
+    def adopt(self, branch: Branch, updates: list[tuple[Key, Contribution]], partials: list[Key]) -> None:
         """Goes on from the updates and partials that a killed daemon left sealed."""
         branch.unfed.extend(zip(partials, branch.tree.adopting, strict=False))
         branch.unfed.extend((key, None) for key, _ in updates)

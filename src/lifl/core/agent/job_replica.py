@@ -16,16 +16,17 @@ from lifl.core.config.job import AggregationSection
 from lifl.core.errors import ArenaFull, LocalFault, RemoteFault
 from lifl.core.fields import Message
 from lifl.core.ids import Key, Kind, epoch_of, round_of
-from lifl.core.limits import MEMBER_BYTES_MAX, TEXT_CHARS_MAX
+from lifl.core.limits import CONTRIBUTION_BYTES_MAX, TEXT_CHARS_MAX
 from lifl.core.planning.tree import TAIL_MAX, Task, TaskState, Tree
 from lifl.core.protocol import commands as o
+from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import worker as wm
-from lifl.core.protocol.contribution import Member, pack_member
+from lifl.core.protocol.contribution import Contribution, pack_contribution
 from lifl.core.schema import Layout
 
 PAGE_BYTES = 4096
 
-Orphan = tuple[Key, Kind, int, list[Member]]
+Orphan = tuple[Key, Kind, int, list[Contribution]]
 """A sealed object of a killed daemon: its key, kind, epoch and members."""
 
 
@@ -55,7 +56,7 @@ class Services(Protocol):
     def rest(self, key: Key) -> None: ...
 
 
-def told(members: Iterable[Member]) -> o.Members:
+def told(members: Iterable[Contribution]) -> o.Contributions:
     """Members as they are told to the coordinator."""
     return tuple((member.client, member.weight, member.metrics) for member in members)
 
@@ -67,10 +68,10 @@ def round_bytes_min(layout: Layout, aggregation: AggregationSection, goal: int, 
     one path of the tree (which has places for `partials` of other nodes), the updates of one leaf or of the top.
     """
     tree = Tree(goal, aggregation.fan_in, aggregation.middle_fan_in, partials)
-    meta = goal * MEMBER_BYTES_MAX
+    meta = goal * CONTRIBUTION_BYTES_MAX
     model = 2 * (layout.data_bytes + states * layout.accumulator_bytes + PAGE_BYTES)
     partials = (tree.partials_held_max() + 2) * (layout.accumulator_bytes + meta + PAGE_BYTES)
-    updates = min(goal, max(aggregation.fan_in, TAIL_MAX)) * (layout.data_bytes + MEMBER_BYTES_MAX + PAGE_BYTES)
+    updates = min(goal, max(aggregation.fan_in, TAIL_MAX)) * (layout.data_bytes + CONTRIBUTION_BYTES_MAX + PAGE_BYTES)
     return model + partials + updates
 
 
@@ -148,7 +149,7 @@ class JobSite:
         except ArenaFull:
             return  # `Agent.settle` tries again
         self.fetching = key
-        self.services.emit(fx.FetchModel(key, self.source, self.name, self.round + 1))
+        self.services.emit(gm.Fetch(key.pack(), self.source, self.name, self.round + 1))
 
     def fetched(self, error: str) -> None:
         """The fetch has ended; a failed one is tried again while somebody wants the model."""
@@ -254,7 +255,7 @@ class JobSite:
         _, order = self.files.pop(task.address)
         if order is None:
             self.ready = True
-            self.services.emit(fx.OpenSchema(self.name, self.number, self.layout.tensors))
+            self.services.emit(gm.JobSchema(self.name, self.number, self.layout.tensors))
             self.services.report(o.JobOpened(self.number))
             return
         for key in task.inputs:
@@ -270,9 +271,9 @@ class JobSite:
     def open_branch(self, order: o.OpenBranch) -> None:
         """Begins this node's part of a round; with `adopt`, from what an earlier life has sealed for it."""
         section, adopt = self.aggregation_config, order.adopt
-        updates: list[tuple[Key, Member]] = []
+        updates: list[tuple[Key, Contribution]] = []
         partials: list[Key] = []
-        members: list[Member] = []
+        members: list[Contribution] = []
         if adopt:
             updates, partials, members = self._take_orphans(order.epoch)
             left = max(order.updates - (len(members) - len(updates)), len(updates))
@@ -295,15 +296,15 @@ class JobSite:
             self.services.memory.free(key)
         self.orphans = []
 
-    def _take_orphans(self, epoch: int) -> tuple[list[tuple[Key, Member]], list[Key], list[Member]]:
+    def _take_orphans(self, epoch: int) -> tuple[list[tuple[Key, Contribution]], list[Key], list[Contribution]]:
         """The orphans of an epoch; older ones are freed, later ones stay for their round.
 
         A partial may stand beside its own inputs, or one of a lower level: the largest wins, what is in it is freed.
         Any two partials are disjoint or one contains the other, for a task's output contains all of its inputs.
         """
-        updates: list[tuple[Key, Member]] = []
+        updates: list[tuple[Key, Contribution]] = []
         partials: list[Key] = []
-        members: dict[str, Member] = {}
+        members: dict[str, Contribution] = {}
         orphans, self.orphans = self.orphans, []
         for orphan in sorted(orphans, key=lambda orphan: -len(orphan[3])):
             key, kind, found, its = orphan
@@ -319,11 +320,11 @@ class JobSite:
                 members |= {member.client: member for member in its}
         return updates, partials, list(members.values())
 
-    def admit(self, branch: Branch, member: Member) -> tuple[Key, bytes]:
+    def admit(self, branch: Branch, member: Contribution) -> tuple[Key, bytes]:
         """A slot for a granted update.  Raises `ArenaFull`."""
-        packed = pack_member(member)
+        packed = pack_contribution(member)
         key = self.services.memory.alloc(
-            Kind.UPDATE, self.number, branch.epoch, self.layout.data_bytes, MEMBER_BYTES_MAX, self.number
+            Kind.UPDATE, self.number, branch.epoch, self.layout.data_bytes, CONTRIBUTION_BYTES_MAX, self.number
         )
         branch.inflight[member.client] = (key, member)
         try:
@@ -385,7 +386,7 @@ class JobSite:
         """Has the root partial brought to the top; again, when it did not get there."""
         key = branch.tree.root.output
         if key is not None:
-            self.services.emit(fx.CarryPartial(key, branch.order.parent, self.number, branch.epoch, branch.number))
+            self.services.emit(gm.Carry(key.pack(), branch.order.parent, self.number, branch.epoch, branch.number))
 
     def _cost(self, branch: Branch) -> dict[str, Any]:
         return branch.cost.as_dict() | {"tree": self.aggregation.lines(branch)}
@@ -484,4 +485,4 @@ class JobSite:
             self.services.abandon_fetch(self.fetching)
         self.free_model()
         self.services.memory.release(self.number)
-        self.services.emit(fx.CloseSchema(self.name))
+        self.services.emit(gm.JobForget(self.name))

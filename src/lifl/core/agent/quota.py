@@ -12,7 +12,7 @@ from typing import Protocol
 
 from lifl.core.errors import ArenaFull
 from lifl.core.ids import Key, Kind
-from lifl.core.protocol.contribution import Member
+from lifl.core.protocol.contribution import Contribution
 
 NOBODY = -1
 """The account of objects that rest."""
@@ -41,7 +41,7 @@ class Store(Protocol):
 
     def epoch_of(self, key: Key) -> int: ...
 
-    def members(self, key: Key) -> list[Member]: ...
+    def members(self, key: Key) -> list[Contribution]: ...
 
 
 class Memory:
@@ -139,7 +139,7 @@ class Memory:
         """The epoch that the object was allocated for."""
         return self._store.epoch_of(key)
 
-    def members(self, key: Key) -> list[Member]:
+    def members(self, key: Key) -> list[Contribution]:
         """Who is in a sealed update or partial."""
         return self._store.members(key)
 

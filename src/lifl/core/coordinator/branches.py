@@ -26,7 +26,7 @@ from lifl.core.coordinator.round import Part, Phase, Round
 from lifl.core.errors import Refused
 from lifl.core.protocol import commands as o
 from lifl.core.protocol.cluster import BranchHeld
-from lifl.core.protocol.contribution import Member
+from lifl.core.protocol.contribution import Contribution
 
 if TYPE_CHECKING:
     from lifl.core.coordinator.job import Job, Planned
@@ -137,7 +137,7 @@ class Parts:
         self._recovered_if_all(round_)
         self._expect(round_)
 
-    def _believe(self, round_: Round, part: Part, members: o.Members, granted: o.Members) -> list[str]:
+    def _believe(self, round_: Round, part: Part, members: o.Contributions, granted: o.Contributions) -> list[str]:
         """These are in the part, or on their way into it; no others.  Returns who is not."""
         here = {client for client, *_ in (*members, *granted)}
         gone = [client for client in round_.clients_of(part) if client not in here]
@@ -148,11 +148,11 @@ class Parts:
             round_.selected[client] = None
             round_.place(client, part)
             if client not in round_.accepted:
-                self.job.accept(round_, Member(client, weight, metrics))
+                self.job.accept(round_, Contribution(client, weight, metrics))
         for client, weight, metrics in granted:
             round_.selected[client] = None
             round_.place(client, part)
-            round_.granted[client] = Member(client, weight, metrics)
+            round_.granted[client] = Contribution(client, weight, metrics)
         return gone
 
     def _expect(self, round_: Round) -> None:
@@ -339,7 +339,7 @@ class Parts:
         self.begun(round_)
         self._recovered_if_all(round_)
 
-    def _adopted_at(self, round_: Round, part: Part, members: o.Members) -> None:
+    def _adopted_at(self, round_: Round, part: Part, members: o.Contributions) -> None:
         if not part.recovering or part.forgetting:
             return
         here = {client for client, *_ in members}

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import msgspec
-
 from lifl.core import effects as fx
 from lifl.core.config.job import JobConfig
 from lifl.core.coordinator.job import OVER, Job, Planned, Where
@@ -69,7 +67,7 @@ class Coordinator:
 
     def tell(self, where: Where, message: Message) -> None:
         """A message for a client, behind the orders before it."""
-        self.order(where.node, o.TellClient(where.conn, msgspec.to_builtins(message)))
+        self.order(where.node, gm.TellClient(where.conn, cm.packed(message)))
 
     @property
     def nodes(self) -> list[int]:

@@ -22,7 +22,7 @@ from lifl.core.ids import ATTEMPTS_MAX
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
-from lifl.core.protocol.contribution import Member
+from lifl.core.protocol.contribution import Contribution
 from lifl.core.schema import Layout
 
 LOADING_RETRY_S = 0.2
@@ -526,10 +526,10 @@ class Job:
         if part is None or not self.services.takes_grants(here.node):
             self._send_elsewhere(round_, here)
             return
-        round_.granted[client] = Member(client, event.weight, event.metrics)
+        round_.granted[client] = Contribution(client, event.weight, event.metrics)
         round_.place(client, part)
         granted = (client, event.weight, event.metrics, event.direct)
-        self.services.order(here.node, o.GrantUpdate(self.number, round_.epoch, part.number, here.conn, *granted))
+        self.services.order(here.node, o.Grant(self.number, round_.epoch, part.number, here.conn, *granted))
 
     def _send_elsewhere(self, round_: Round, here: Where) -> None:
         """Tells a client to use another gateway, or to wait."""
@@ -555,7 +555,7 @@ class Job:
         self.accept(round_, round_.granted.pop(report.client))
         self.close_if_complete(round_)
 
-    def accept(self, round_: Round, member: Member) -> None:
+    def accept(self, round_: Round, member: Contribution) -> None:
         """The update is in the round: its client is told ACCEPTED, whether it waits for that or not."""
         round_.accepted[member.client] = member
         round_.last_accepted_s = self.now

@@ -42,7 +42,7 @@ class Timing(NamedTuple):
 TIMING = Timing()
 
 
-class State(Enum):
+class MemberState(Enum):
     """The life of a member; `TRANSITIONS` is the whole of it."""
 
     ALIVE = "alive"
@@ -51,8 +51,8 @@ class State(Enum):
     LEFT = "left"  # in good order
 
 
-_S = State
-TRANSITIONS: dict[State, frozenset[State]] = {
+_S = MemberState
+TRANSITIONS: dict[MemberState, frozenset[MemberState]] = {
     _S.ALIVE: frozenset({_S.SUSPECT, _S.DEAD, _S.LEFT}),
     _S.SUSPECT: frozenset({_S.ALIVE, _S.DEAD, _S.LEFT}),
     _S.DEAD: frozenset(),
@@ -67,7 +67,7 @@ class Member:
     hello: PeerHello
     since_s: float
     heard_s: float
-    state: State = State.ALIVE
+    state: MemberState = MemberState.ALIVE
     connected: bool = True
 
     @property
@@ -75,7 +75,7 @@ class Member:
         """Dead, or left."""
         return not TRANSITIONS[self.state]
 
-    def move(self, state: State, now: float) -> None:
+    def move(self, state: MemberState, now: float) -> None:
         """Raises `LocalFault`, and changes nothing, when the table does not allow it."""
         if state not in TRANSITIONS[self.state]:
             raise LocalFault(f"node {self.hello.node:016x} cannot go from {self.state.value} to {state.value}")
@@ -197,8 +197,8 @@ class Membership:
         known.hello = hello
         known.heard_s = now
         known.connected = True
-        if known.state is not State.ALIVE:
-            known.move(State.ALIVE, now)  # SUSPECT -> ALIVE
+        if known.state is not MemberState.ALIVE:
+            known.move(MemberState.ALIVE, now)  # SUSPECT -> ALIVE
         self._start_beating(now)
         return [Back(hello)]
 
@@ -212,9 +212,9 @@ class Membership:
         if member is None or not member.connected:
             raise LocalFault(f"node {node:016x} was heard, but has no connection")
         member.heard_s = now
-        if member.state is not State.SUSPECT:
+        if member.state is not MemberState.SUSPECT:
             return []
-        member.move(State.ALIVE, now)  # SUSPECT -> ALIVE
+        member.move(MemberState.ALIVE, now)  # SUSPECT -> ALIVE
         return [Alive(node)]
 
     def lost(self, node: int, now: float) -> list[Change]:
@@ -223,9 +223,9 @@ class Membership:
         if member is None or not member.connected:
             return []
         member.connected = False
-        if member.state is not State.ALIVE:
+        if member.state is not MemberState.ALIVE:
             return []
-        member.move(State.SUSPECT, now)  # ALIVE -> SUSPECT
+        member.move(MemberState.SUSPECT, now)  # ALIVE -> SUSPECT
         return [Suspect(node)]
 
     def leave(self, node: int, now: float) -> list[Change]:
@@ -234,7 +234,7 @@ class Membership:
         if member is None or member.gone:
             return []
         member.connected = False
-        member.move(State.LEFT, now)  # ALIVE, SUSPECT -> LEFT
+        member.move(MemberState.LEFT, now)  # ALIVE, SUSPECT -> LEFT
         return [Left(node)]
 
     def tick(self, now: float) -> list[Change]:
@@ -251,8 +251,8 @@ class Membership:
         for member in living:
             if now >= member.heard_s + self._timing.dead_s:
                 changes += self._end(member, f"nothing was heard of it for {self._timing.dead_s:g} s", now)
-            elif member.state is State.ALIVE and now >= member.heard_s + self._timing.suspect_s:
-                member.move(State.SUSPECT, now)  # ALIVE -> SUSPECT
+            elif member.state is MemberState.ALIVE and now >= member.heard_s + self._timing.suspect_s:
+                member.move(MemberState.SUSPECT, now)  # ALIVE -> SUSPECT
                 changes.append(Suspect(member.hello.node))
         if now >= self._beat_s and any(member.connected for member in living):
             self._beat_s = now + self._timing.heartbeat_s
@@ -261,7 +261,7 @@ class Membership:
 
     def _end(self, member: Member, why: str, now: float, renewed: bool = False) -> list[Change]:
         member.connected = False
-        member.move(State.DEAD, now)  # ALIVE, SUSPECT -> DEAD
+        member.move(MemberState.DEAD, now)  # ALIVE, SUSPECT -> DEAD
         return [Down(member.hello.node, why, renewed)]
 
     def next_timer(self) -> float | None:
@@ -271,7 +271,7 @@ class Membership:
         for member in self._members.values():
             if member.gone:
                 continue
-            silence_s = self._timing.suspect_s if member.state is State.ALIVE else self._timing.dead_s
+            silence_s = self._timing.suspect_s if member.state is MemberState.ALIVE else self._timing.dead_s
             due.append(member.heard_s + silence_s)
             beating |= member.connected
         if beating:

@@ -14,7 +14,7 @@ from typing import Any
 from lifl.core.config.job import SelectionSection
 from lifl.core.errors import LocalFault
 from lifl.core.ids import epoch_of
-from lifl.core.protocol.contribution import Member
+from lifl.core.protocol.contribution import Contribution
 
 
 class Phase(Enum):
@@ -87,8 +87,8 @@ class Round:
         self.places: dict[str, int] = {}  # by client: the part that has its update, or gets it
         self._placed: defaultdict[int, dict[str, None]] = defaultdict(dict)  # the same by part
         self._awaited: Counter[int] = Counter()  # by node: who is assigned there and has no place yet
-        self.granted: dict[str, Member] = {}
-        self.accepted: dict[str, Member] = {}
+        self.granted: dict[str, Contribution] = {}
+        self.accepted: dict[str, Contribution] = {}
         self.saved = False
         self.reason = ""
         self.received_bytes = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lifl.core.config.job import JobConfig
-from lifl.core.limits import MEMBER_BYTES_MAX
+from lifl.core.limits import CONTRIBUTION_BYTES_MAX
 from lifl.core.planning.plan import Costs, NodeFacts, PlanRequest
 from lifl.core.schema import Layout
 
@@ -34,7 +34,7 @@ def plan_request(
     return PlanRequest(
         updates=updates or goal,
         model_bytes=layout.data_bytes,
-        partial_bytes=layout.accumulator_bytes + goal * MEMBER_BYTES_MAX,
+        partial_bytes=layout.accumulator_bytes + goal * CONTRIBUTION_BYTES_MAX,
         nodes=tuple(nodes),
         policy=aggregation.placement,
         timing=aggregation.timing,

@@ -200,3 +200,17 @@ class JobOver(Message, frozen=True):
 
 
 ToClient = Welcome | Selected | Model | Checksums | Go | Accepted | Busy | Refusal | Committed | RoundOver | JobOver
+
+
+def packed(message: Message) -> msgspec.Raw:
+    """The bytes of a `ToClient` as they travel within other messages, from its maker to the client's connection."""
+    return msgspec.Raw(msgspec.msgpack.encode(message))
+
+
+_TO_CLIENT = msgspec.msgpack.Decoder(ToClient)
+
+
+def unpacked(message: msgspec.Raw) -> Message:
+    """The `ToClient` in `message`.  Raises `msgspec.DecodeError` when it is none."""
+    unpacked_: Message = _TO_CLIENT.decode(message)
+    return unpacked_

@@ -40,7 +40,7 @@ HEARTBEAT_S = 1.0
 SUSPECT_S = 3.0
 DEAD_S = 6.0
 Address = Annotated[str, msgspec.Meta(max_length=280)]
-MemberState = Literal["alive", "suspect", "dead", "left"]
+MemberStateName = Literal["alive", "suspect", "dead", "left"]
 
 
 class PeerHello(Message, frozen=True):
@@ -95,7 +95,7 @@ class PeerMember(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     node: Count
     incarnation: Count
-    state: MemberState
+    state: MemberStateName
     since_unix_s: float
     control: Address
     gateway: Address
@@ -128,8 +128,8 @@ class BranchHeld(msgspec.Struct, frozen=True):
     number: int
     epoch: int
     branch: int
-    members: o.Members
-    granted: o.Members
+    members: o.Contributions
+    granted: o.Contributions
     closed: bool
 
 

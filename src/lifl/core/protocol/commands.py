@@ -16,8 +16,9 @@ from typing import Any
 
 from lifl.core.config.job import AggregationSection
 from lifl.core.fields import Count, Message, Metrics, Name, Tensors, Text
+from lifl.core.protocol.gateway import TellClient
 
-Members = tuple[tuple[str, float, dict[str, float]], ...]
+Contributions = tuple[tuple[str, float, dict[str, float]], ...]
 """Client, weight and metrics of each update in a branch or a partial."""
 
 # ---- orders ------------------------------------------------------------------------------------------------------
@@ -66,7 +67,7 @@ class OpenBranch(Message, frozen=True):
     adopt: bool = False
 
 
-class GrantUpdate(Message, frozen=True):
+class Grant(Message, frozen=True, tag="GrantUpdate"):
     """The client's update may come to this node's gateway, over its connection `conn`.
 
     `direct`: the client writes it to the arena itself.
@@ -146,18 +147,11 @@ class CommitBranch(Message, frozen=True):
     epoch: Count
 
 
-class TellClient(Message, frozen=True):
-    """Send `message` (a ToClient struct as builtins, tag included) to a client of this node's gateway."""
-
-    conn: int
-    message: dict[str, Any]
-
-
 Order = (
     OpenJob
     | CloseJob
     | OpenBranch
-    | GrantUpdate
+    | Grant
     | CloseBranch
     | ForgetBranch
     | AwaitBranch
@@ -192,7 +186,7 @@ class BranchAdopted(Message, frozen=True):
     number: Count
     epoch: Count
     branch: Count
-    members: Members
+    members: Contributions
 
 
 class UpdateSealed(Message, frozen=True):
@@ -239,7 +233,7 @@ class PartialArrived(Message, frozen=True):
     number: Count
     epoch: Count
     branch: Count
-    members: Members
+    members: Contributions
     moved_bytes: Count
 
 

@@ -12,12 +12,12 @@ import msgpack
 import msgspec
 
 from lifl.core.errors import LocalFault, RemoteFault
-from lifl.core.limits import MEMBER_BYTES_MAX
+from lifl.core.limits import CONTRIBUTION_BYTES_MAX
 
 _LENGTH = struct.Struct("<H")
 
 
-class Member(msgspec.Struct, frozen=True):
+class Contribution(msgspec.Struct, frozen=True):
     """One client's part in a round: its weight (number of examples) and its metrics."""
 
     client: str
@@ -25,17 +25,17 @@ class Member(msgspec.Struct, frozen=True):
     metrics: dict[str, float] = {}
 
 
-def pack_member(member: Member) -> bytes:
-    """At most `MEMBER_BYTES_MAX` bytes, else `LocalFault`."""
+def pack_contribution(member: Contribution) -> bytes:
+    """At most `CONTRIBUTION_BYTES_MAX` bytes, else `LocalFault`."""
     body: bytes = msgpack.packb(msgspec.to_builtins(member))
-    if _LENGTH.size + len(body) > MEMBER_BYTES_MAX:
+    if _LENGTH.size + len(body) > CONTRIBUTION_BYTES_MAX:
         raise LocalFault(
-            f"client {member.client!r}: name and metrics take {len(body)} bytes, at most {MEMBER_BYTES_MAX} fit"
+            f"client {member.client!r}: name and metrics take {len(body)} bytes, at most {CONTRIBUTION_BYTES_MAX} fit"
         )
     return _LENGTH.pack(len(body)) + body
 
 
-def unpack_members(meta: bytes | memoryview) -> list[Member]:
+def unpack_contributions(meta: bytes | memoryview) -> list[Contribution]:
     """The members in a meta region.  Raises `RemoteFault` when it is damaged."""
     members = []
     position = 0
@@ -48,7 +48,7 @@ def unpack_members(meta: bytes | memoryview) -> list[Member]:
             raise RemoteFault("a meta region ends within a member")
         try:
             value = msgpack.unpackb(bytes(meta[position : position + length]))
-            members.append(msgspec.convert(value, Member))
+            members.append(msgspec.convert(value, Contribution))
         except (ValueError, msgpack.exceptions.UnpackException, msgspec.ValidationError) as error:
             raise RemoteFault(f"a meta region holds a damaged member: {error}") from error
         position += length

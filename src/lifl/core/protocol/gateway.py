@@ -65,7 +65,7 @@ class Admit(Message, frozen=True):
 
 
 class Sealed(Message, frozen=True):
-    """The update named by an Admitted key is checked and sealed in the arena."""
+    """The update named by an Granted key is checked and sealed in the arena."""
 
     conn: int
     key: KeyBytes
@@ -74,7 +74,7 @@ class Sealed(Message, frozen=True):
 
 
 class Aborted(Message, frozen=True):
-    """The update of an Admitted key will not come (disconnected, or bad content: `reason`).
+    """The update of an Granted key will not come (disconnected, or bad content: `reason`).
 
     `writing`: a direct client lives and may not have heard that yet; it may still write to the slot.
     """
@@ -187,7 +187,7 @@ class JobForget(Message, frozen=True):
     job: Name
 
 
-class Admitted(Message, frozen=True):
+class Granted(Message, frozen=True):
     """The slot for the client's update; `member` is the bytes for the object's meta region."""
 
     conn: int
@@ -205,14 +205,17 @@ class ModelGranted(Message, frozen=True):
 
 
 class FollowUpdate(Message, frozen=True):
-    """Tell by Progress, from now on, how far the update of an Admitted key is."""
+    """Tell by Progress, from now on, how far the update of an Granted key is."""
 
     conn: int
     key: KeyBytes
 
 
-class Deliver(Message, frozen=True):
-    """Send `message` (a ToClient struct, encoded) to a connection."""
+class TellClient(Message, frozen=True):
+    """Send `message` (a ToClient struct, packed by `protocol.client.packed`) to a client of this node's gateway.
+
+    The coordinator says it to the agent of the client's node, the agent to its gateway.
+    """
 
     conn: int
     message: msgspec.Raw
@@ -256,5 +259,15 @@ class Fetch(Message, frozen=True):
 
 
 ToGateway = (
-    JobSchema | JobForget | Admitted | FollowUpdate | ModelGranted | Deliver | HangUp | AskStats | Drain | Carry | Fetch
+    JobSchema
+    | JobForget
+    | Granted
+    | FollowUpdate
+    | ModelGranted
+    | TellClient
+    | HangUp
+    | AskStats
+    | Drain
+    | Carry
+    | Fetch
 )

@@ -194,7 +194,7 @@ def _met(hello: p.PeerHello, host: str) -> p.PeerHello:
     return msgspec.structs.replace(hello, control=control, gateway=gateway)
 
 
-def _as_member(hello: p.PeerHello, state: p.MemberState, since_unix_s: float) -> p.PeerMember:
+def _as_member(hello: p.PeerHello, state: p.MemberStateName, since_unix_s: float) -> p.PeerMember:
     fields = msgspec.structs.asdict(hello)
     del fields["version"]
     return p.PeerMember(state=state, since_unix_s=since_unix_s, **fields)

@@ -115,7 +115,7 @@ class Connection:
         self._receiving: tuple[bytes, Receive] | None = None  # the key and body of an update that is being received
         self._filling = False  # the client writes to its slot itself, now
         self._question: tuple[str, int] | None = None
-        self._answer: asyncio.Future[gm.Admitted | gm.ModelGranted | None] | None = None
+        self._answer: asyncio.Future[gm.Granted | gm.ModelGranted | None] | None = None
         self._waiting: deque[Waiting | Send] = deque()
         self._waiting_bytes = 0
         self._flusher: asyncio.Task[None] | None = None
@@ -281,7 +281,7 @@ class Connection:
             about = (message.job, message.round) if isinstance(message, cm.Submit | cm.GetModel) else ("", -1)
             self.send(cm.Refusal(refused.code, refused.field, refused.text, *about))
 
-    async def _ask(self, question: gm.Admit | gm.WantModel | gm.Offered) -> gm.Admitted | gm.ModelGranted | None:
+    async def _ask(self, question: gm.Admit | gm.WantModel | gm.Offered) -> gm.Granted | gm.ModelGranted | None:
         """The daemon's grant; None when it answered the client itself (accepted already, busy, refused)."""
         self._question = None if isinstance(question, gm.Offered) else (question.job, question.round)
         self._answer = self._loop.create_future()
@@ -291,7 +291,7 @@ class Connection:
         finally:
             self._question = self._answer = None
 
-    def granted(self, grant: gm.Admitted | gm.ModelGranted) -> bool:
+    def granted(self, grant: gm.Granted | gm.ModelGranted) -> bool:
         """The daemon's answer to a question; False when nothing was asked."""
         if self._answer is None or self._answer.done():
             return False
@@ -321,11 +321,11 @@ class Connection:
         grant = await self._ask(
             gm.Admit(self.number, self.client, submit.job, submit.round, submit.weight, submit.metrics, self._direct)
         )
-        if not isinstance(grant, gm.Admitted):
+        if not isinstance(grant, gm.Granted):
             return
         await self._land(grant, self._fill(submit, job, grant), submit.data_bytes)
 
-    async def _land(self, grant: gm.Admitted, filling: Awaitable[None], received_bytes: int) -> None:
+    async def _land(self, grant: gm.Granted, filling: Awaitable[None], received_bytes: int) -> None:
         """Has a granted object filled and sealed, and tells the daemon how it ended."""
         try:
             await filling
@@ -343,7 +343,7 @@ class Connection:
         """Whether it was the client that closed the connection: then it writes to its slot no more."""
         return isinstance(error, EOFError | ConnectionError) and not self._shut
 
-    async def _fill(self, submit: cm.Submit, job: Job, grant: gm.Admitted) -> None:
+    async def _fill(self, submit: cm.Submit, job: Job, grant: gm.Granted) -> None:
         """Has the update's bytes written, checked and sealed."""
         key = Key.unpack(grant.key)
         view = self._shared.arena.data(key)
@@ -409,10 +409,10 @@ class Connection:
                 offer.meta_bytes,
             )
         )
-        if isinstance(grant, gm.Admitted):
+        if isinstance(grant, gm.Granted):
             await self._land(grant, self._fill_partial(offer, grant), offer.data_bytes + offer.meta_bytes)
 
-    async def _fill_partial(self, offer: cm.Offer, grant: gm.Admitted) -> None:
+    async def _fill_partial(self, offer: cm.Offer, grant: gm.Granted) -> None:
         """Has data and members received, data straight into the object; sealed when both are what was sent."""
         arena = self._shared.arena
         key = Key.unpack(grant.key)

@@ -10,7 +10,7 @@ from lifl.core.errors import Refused, RemoteFault
 from lifl.core.ids import Key
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
-from lifl.core.protocol.contribution import unpack_members
+from lifl.core.protocol.contribution import unpack_contributions
 from lifl.core.protocol.frames import encode
 from lifl.core.schema import DTYPE_BYTES, Layout, Segment, TensorSpec
 from lifl.shm.arena import Arena
@@ -88,7 +88,7 @@ def check_room(offer: cm.Offer, entry: Entry) -> None:
 def check_members(offer: cm.Offer, meta: bytearray) -> None:
     """Raises `Refused`: what came as the members of the offered partial are not those that it announced."""
     try:
-        members = len(unpack_members(memoryview(meta)))
+        members = len(unpack_contributions(memoryview(meta)))
     except RemoteFault as error:
         raise Refused("bad-members", "members", f"the partial's members cannot be read: {error}") from error
     if members != offer.members:

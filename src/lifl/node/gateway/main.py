@@ -167,10 +167,10 @@ class Gateway:
                 shared.jobs[job] = Job(message)
             case gm.JobForget(job):
                 shared.jobs.pop(job, None)
-            case gm.Deliver(conn, encoded):
+            case gm.TellClient(conn, encoded):
                 if (connection := shared.connections.get(conn)) is not None:
                     connection.deliver(bytes(encoded))
-            case gm.Admitted(conn, key):
+            case gm.Granted(conn, key):
                 connection = shared.connections.get(conn)
                 if connection is None or not connection.granted(message):
                     shared.link.send(gm.Aborted(conn, key, "the client is gone"))

@@ -1,0 +1,47 @@
+"""The handling of one event: the clock at it, and all that it leads to, in order.
+
+Coordinator and agent have one between them.  What they say to the world are effects; what they say to each other are
+orders and reports, which travel where the two are on different nodes, and wait in a queue where they share a process.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from lifl.core import effects as fx
+from lifl.core.fields import Message
+
+
+class Turn:
+    """Collects effects, orders and reports; `engine.py` takes them.
+
+    `now` is the event's time in seconds of a monotonic clock.  `node` is this node's number; with `coordinates` the
+    coordinator is on it.
+    """
+
+    def __init__(self, node: int, coordinates: bool) -> None:
+        self.node = node
+        self.coordinates = coordinates
+        self.now = 0.0
+        self.effects: list[fx.Effect] = []
+        self.queue: deque[Message] = deque()  # orders and reports between the two sides of this node
+        self.writes = False  # among the effects is a row: what follows waits until that is durable
+
+    def emit(self, effect: fx.Effect) -> None:
+        """Add an effect to those of this event."""
+        self.effects.append(effect)
+        self.writes = self.writes or isinstance(effect, fx.SaveRound | fx.SaveJob)
+
+    def order(self, node: int, order: Message) -> None:
+        """Send an order of the coordinator to a node's agent."""
+        if node == self.node:
+            self.queue.append(order)
+        else:
+            self.emit(fx.SendNode(node, order))
+
+    def report(self, report: Message) -> None:
+        """Send an agent's report, or an event of a client, to the coordinator."""
+        if self.coordinates:
+            self.queue.append(report)
+        else:
+            self.emit(fx.SendCoordinator(report))
