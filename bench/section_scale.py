@@ -228,8 +228,9 @@ def _limits_table(costs: Costs, model_bytes: int, simulated: list[dict[str, floa
         f"n nodes take clients × model / (n × {ingest:.2f} GB/s) + n × partial / {link:.2f} GB/s, which is least at "
         "n = √(clients × model × link / ingest / partial); beyond that a level of middles between nodes is missing.  "
         f"A partial is the model and room for {CONTRIBUTION_BYTES_MAX} bytes about each client of the round, with a "
-        "million clients more than the model.  One coordinator decides for all clients; fitted to the simulated rounds, "
-        f"that takes {client_s * 1e6:.0f} µs of one core for each client and {node_s * 1e6:.0f} µs for each node of a round."
+        "million clients more than the model.  One coordinator decides for all clients; fitted to the simulated "
+        f"rounds, that takes {client_s * 1e6:.0f} µs of one core for each client and {node_s * 1e6:.0f} µs for each "
+        "node of a round."
     )
     return Table("Where it stops scaling", [*head, "the coordinator, s", "the longest"], rows, about)
 
