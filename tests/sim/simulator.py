@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 
 from lifl.core import effects as fx
-from lifl.core.agent.agent import DIRECT_GRACE_S
+from lifl.core import events as ev
+from lifl.core.agent.uploads import DIRECT_GRACE_S
 from lifl.core.config.job import parse_job
 from lifl.core.coordinator.coordinator import Node
 from lifl.core.coordinator.job import Job
@@ -132,6 +133,7 @@ class Host:
         self.arena_bytes = arena_bytes
         self.store = SimStore(arena_bytes, number)
         self.engine: Engine | None = None  # None: it is down
+        self.pending: list[fx.Effect] = []  # what the engine returned, not performed yet
         self.workers: dict[int, SimWorker] = {}
         self.routes: dict[int, int] = {}
         self.to_daemon: deque[Any] = deque()  # the gateway's link
@@ -149,8 +151,18 @@ class Host:
     def node(self) -> Node:
         return Node(self.number, self.gateway, 4.0, self.arena_bytes, 4, self.incarnation)
 
-    def begin(self, coordinates: bool) -> None:
-        self.engine = Engine(self.store, self.node(), 5.0, 4, coordinates)
+    def begin(self, coordinates: bool, now: float) -> None:
+        self.engine = Engine(self.store, self.node(), 5.0, 4, coordinates, now)
+        self.pending = []
+
+    def up(self) -> ev.NodeUp:
+        node = self.node()
+        sizes = (node.load.capacity, node.arena_bytes, node.workers_max)
+        return ev.NodeUp(node.number, node.gateway, *sizes, node.incarnation)
+
+    def handle(self, event: Any, now: float) -> None:
+        """Hand an event to the engine; what it wants done waits in `pending`."""
+        self.pending += self.engine.handle(event, now)
 
     def stop(self) -> None:
         """All processes are gone."""
@@ -192,8 +204,9 @@ class Cluster:
         self.offers: dict[int, tuple[Counter[str], list[Contribution]]] = {}
         self.waiting_nodes: dict[int, tuple[Host, Key]] = {}
         for host in self.hosts.values():
-            host.begin(host is self.home)
-        self.engine.submit(1, self.config, LAYOUT, (), "/jobs/j", self.now)
+            host.begin(host is self.home, self.now)
+        self.facts = ev.JobFacts(1, self.config, LAYOUT.tensors, (), "/jobs/j")
+        self.home.handle(ev.JobSubmitted(self.facts), self.now)
         for host in self.others():
             self._link(host)
         self._perform()
@@ -218,13 +231,22 @@ class Cluster:
 
     def _perform(self) -> None:
         for host in self.hosts.values():
-            while host.engine is not None and (effects := host.engine.take_effects()):
+            while (effects := self._next_effects(host)) is not None:
                 # A daemon may be killed between any two of them.
-                dies = host is self.home and self.rng.random() < self.faults / 2
+                dies = host is self.home and effects and self.rng.random() < self.faults / 2
                 for effect in effects[: self.rng.randrange(len(effects))] if dies else effects:
                     self._effect(host, effect)
                 if dies:
                     self._crash()
+
+    def _next_effects(self, host: Host) -> list[fx.Effect] | None:
+        """What is to be performed next; None: nothing."""
+        if host.engine is None or not (host.pending or host.engine.writing):
+            return None
+        if not host.pending:
+            host.handle(ev.RowsWritten(), self.now)
+        effects, host.pending = host.pending, []
+        return effects
 
     def _effect(self, host: Host, effect: fx.Effect) -> None:
         match effect:
@@ -376,8 +398,9 @@ class Cluster:
             self.now = max(self.now, min(times))
             for host in self.hosts.values():
                 host.store.now = self.now
-            for engine in engines:
-                engine.tick(self.now)
+            for host in self.hosts.values():
+                if host.engine is not None:
+                    host.handle(ev.Tick(), self.now)
         self._perform()
         self.check()
         return True
@@ -387,11 +410,11 @@ class Cluster:
         if host.to_daemon:
             choices.append(lambda: self._gateway_message(host))
         if host.fallback:
-            choices.append(lambda: host.engine.fallback(*host.fallback.popleft(), self.now))
+            choices.append(lambda: host.handle(ev.Bounced(*host.fallback.popleft()), self.now))
         if host.orders:
-            choices.append(lambda: host.engine.ordered(host.orders.popleft(), self.now))
+            choices.append(lambda: host.handle(host.orders.popleft(), self.now))
         if host.reports:
-            choices.append(lambda: self.engine.from_node(host.number, host.reports.popleft(), self.now))
+            choices.append(lambda: self.home.handle(ev.FromNode(host.number, host.reports.popleft()), self.now))
         for key in host.receiving:
             choices.append(lambda key=key: self._received(host, key))
         for transfer in host.transfers:
@@ -406,22 +429,7 @@ class Cluster:
         return choices
 
     def _gateway_message(self, host: Host) -> None:
-        message = host.to_daemon.popleft()
-        engine = host.engine
-        handlers = {
-            gm.ClientJoined: engine.client_joined,
-            gm.ClientLeft: engine.client_left,
-            gm.Admit: engine.admit,
-            gm.Sealed: engine.sealed,
-            gm.Aborted: engine.aborted,
-            gm.Progress: engine.progress,
-            gm.ModelSent: engine.model_sent,
-            gm.Offered: engine.offered,
-            gm.WantModel: engine.want_model,
-            gm.CarryEnded: engine.carry_ended,
-            gm.FetchEnded: engine.fetch_ended,
-        }
-        handlers[type(message)](message, self.now)
+        host.handle(host.to_daemon.popleft(), self.now)
 
     def _connect(self, client: SimClient) -> None:
         up = [host for host in self.hosts.values() if host.engine is not None]
@@ -510,7 +518,8 @@ class Cluster:
 
     def _ready(self, host: Host, worker: SimWorker) -> None:
         worker.ready = True
-        host.engine.worker_ready(wm.WorkerReady(worker.number, 1000 + worker.number, 0), self.now)
+        ready = wm.WorkerReady(worker.number, 1000 + worker.number, 0)
+        host.handle(ev.FromWorker(worker.number, ready), self.now)
 
     def _work(self, host: Host, worker: SimWorker) -> None:
         if worker.control:
@@ -595,9 +604,7 @@ class Cluster:
         worker.out.append(wm.TaskDone(address, task.attempt, 1.0, len(output.members), len(seen), 0.0, 0.0))
 
     def _from_worker(self, host: Host, worker: SimWorker) -> None:
-        message = worker.out.popleft()
-        handler = host.engine.task_done if isinstance(message, wm.TaskDone) else host.engine.task_dropped
-        handler(worker.number, message, self.now)
+        host.handle(ev.FromWorker(worker.number, worker.out.popleft()), self.now)
 
     # ---- faults ---------------------------------------------------------------------------------------------------
 
@@ -621,7 +628,7 @@ class Cluster:
             self._unlink(host)
         elif host.linked and kind < 0.96:
             host.leaving = True
-            host.engine.leave(self.now)
+            host.handle(ev.Leaving(), self.now)
         else:
             self._node_dies(host, keep=self.rng.random() < 0.6)
 
@@ -633,12 +640,11 @@ class Cluster:
                 del host.routes[address]
         engine = host.engine
         for message in worker.out if worker.ready else ():
-            handler = engine.task_done if isinstance(message, wm.TaskDone) else engine.task_dropped
-            handler(worker.number, message, self.now)
+            host.handle(ev.FromWorker(worker.number, message), self.now)
             self._perform()
             if host.engine is not engine:
                 return  # the daemon was killed, too
-        engine.worker_gone(worker.number, self.now)
+        host.handle(ev.WorkerGone(worker.number), self.now)
 
     def _disconnect(self, client: SimClient) -> None:
         for host in self.hosts.values():
@@ -673,7 +679,7 @@ class Cluster:
                 client.host, client.conn, client.submitting = None, 0, None
         host.by_conn.clear()
         self._end_transfers(host)
-        host.engine.gateway_gone(self.now)
+        host.handle(gm.GatewayLost(), self.now)
 
     def _end_transfers(self, gone: Host) -> None:
         """Transfers with a gateway that is gone end; the other side hears of it."""
@@ -702,7 +708,7 @@ class Cluster:
             self._clear(host)
         else:
             host.store = SimStore(host.arena_bytes, host.number)
-        self.engine.node_suspect(host.number, True, self.now)
+        self.home.handle(ev.NodeSuspect(host.number, True), self.now)
 
     def _leaves(self, host: Host) -> None:
         """`lifl down` on an agent, to its end."""
@@ -712,31 +718,30 @@ class Cluster:
     def _bury(self, host: Host) -> None:
         """The coordinator has heard nothing for too long."""
         host.buried = True
-        self.engine.node_gone(host.number, self.now)
+        self.home.handle(ev.NodeGone(host.number), self.now)
 
     def _unlink(self, host: Host) -> None:
         """The connection breaks: what was on its way on it is lost."""
         host.linked = False
         host.orders.clear()
         host.reports.clear()
-        host.engine.coordinator_down(self.now)
-        self.engine.node_suspect(host.number, True, self.now)
+        host.handle(ev.CoordinatorDown(), self.now)
+        self.home.handle(ev.NodeSuspect(host.number, True), self.now)
 
     def _link(self, host: Host) -> None:
         """An agent connects, as the life that it was or as a new one."""
         if host.engine is None:
-            host.begin(coordinates=False)
+            host.begin(coordinates=False, now=self.now)
             host.incarnation += 1
             orphans, unsealed = self._left_in(host)
-            host.engine.keep({1: orphans} if orphans else {})
-            host.engine.rest(unsealed, self.now)
+            host.handle(ev.ArenaAdopted({1: orphans} if orphans else {}, unsealed), self.now)
         elif host.buried:
-            host.engine.forget(self.now)
+            host.handle(ev.LifeEnded(), self.now)
             host.incarnation += 1
             self._perform()
         host.linked, host.buried = True, False
-        self.engine.node_up(host.node(), self.now)
-        host.engine.coordinator_up(self.now)
+        self.home.handle(host.up(), self.now)
+        host.handle(ev.CoordinatorUp(stranger=False), self.now)
 
     def _disconnect_all(self, host: Host) -> None:
         for client in self.clients.values():
@@ -755,35 +760,33 @@ class Cluster:
                 host.linked = False
                 host.orders.clear()
                 host.reports.clear()
-                host.engine.coordinator_down(self.now)
+                host.handle(ev.CoordinatorDown(), self.now)
         for host in self.others():
             if host.engine is not None:
-                for effect in host.engine.take_effects():
-                    self._effect(host, effect)
-        self.home.begin(coordinates=True)
+                while (effects := self._next_effects(host)) is not None:
+                    for effect in effects:
+                        self._effect(host, effect)
+        self.home.begin(coordinates=True, now=self.now)
         self._clear(self.home)
-        job = self.engine.make_job(1, self.config, LAYOUT, (), "/jobs/j")
         committed = [r for (r, _), (status, _) in self.rows.items() if status == "committed"]
         number = max(committed, default=-1)
-        for (r, _), (status, fields) in self.rows.items():
-            if status == "committed":
-                job.counted[r] = frozenset(fields["members"])
-        tried: dict[int, tuple[int, str, dict[str, Any]]] = {}
+        tried = {}
         for (r, attempt), (status, fields) in sorted(self.rows.items()):
             if r > number:
                 tried[r] = (attempt, status, fields)
-        job.resume(number, tried, any(t.sealed for t in store.things.values()))
+        counted = {r: frozenset(f["members"]) for (r, _), (status, f) in self.rows.items() if status == "committed"}
+        history = ev.JobHistory(number, tried, counted, {})
         orphans, unsealed = self._left_in(self.home)
         status, reason = ("finished", "") if number >= self.config.job.rounds else self.job_row
         if status != "running":
-            self.engine.recall(job, status, reason)
             for key, *_ in orphans:
                 store.free(key)
+            self.home.handle(ev.JobRecalled(self.facts, history, status, reason), self.now)
         else:
             if len(self.hosts) == 1:
                 self._check_accepted(number, orphans)
-            self.engine.resume(job, orphans, self.now)
-        self.engine.rest(unsealed, self.now)
+            self.home.handle(ev.JobResumed(self.facts, history, orphans), self.now)
+        self.home.handle(ev.ArenaAdopted({}, unsealed), self.now)
         self._perform()
 
     def _check_accepted(self, committed: int, orphans: list[Any]) -> None:
@@ -807,14 +810,17 @@ class Cluster:
         store.allocator.adopt(live)
 
     @staticmethod
-    def _left_in(host: Host) -> tuple[list[Any], list[Key]]:
+    def _left_in(host: Host) -> tuple[tuple[Any, ...], tuple[Key, ...]]:
         things = host.store.things.items()
-        orphans = [(key, t.kind, t.epoch, list(t.members)) for key, t in things if t.sealed]
-        return orphans, [key for key, t in things if not t.sealed]
+        orphans = tuple((key, t.kind, t.epoch, list(t.members)) for key, t in things if t.sealed)
+        return orphans, tuple(key for key, t in things if not t.sealed)
 
     # ---- what must always hold -----
 
     def check(self) -> None:
+        for host in self.hosts.values():
+            if host.engine is not None:
+                host.engine.validate()
         job = self.engine.jobs.get("j")
         for host in self.hosts.values():
             assert host.store.used_bytes <= host.store.allocator.end
@@ -845,4 +851,4 @@ class Cluster:
             assert not host.workers, "workers are left"
             left = [(key, thing.kind) for key, thing in host.store.things.items()]
             assert not left, f"objects are left on host {host.number}: {left}"
-            assert host.engine is None or not host.engine.agent.memory.job_used_bytes(1)
+            assert host.engine is None or not host.engine.agent.quota.job_used_bytes(1)

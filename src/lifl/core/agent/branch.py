@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 from lifl.core.ids import Key
 from lifl.core.planning.tree import Task, TaskState, Tree
-from lifl.core.protocol.commands import Contributions, OpenBranch
+from lifl.core.protocol.commands import Contributions, Grant, OpenBranch
 from lifl.core.protocol.contribution import Contribution
 
 
@@ -17,18 +18,16 @@ class Cost:
     def __init__(self) -> None:
         self.worker_cpu_s = 0.0
         self.busy_s = 0.0
-        self.copied_bytes = 0
         self.sent_bytes = 0
         self.fetched_bytes = 0
         self.peak_bytes = 0
         self.starts = {"cold": 0, "warm": 0, "promoted": 0, "shared": 0}
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for the wire and the receipt."""
+        """Return plain values, for the wire and the receipt."""
         return {
             "worker_cpu_s": self.worker_cpu_s,
             "busy_s": self.busy_s,
-            "copied_bytes": self.copied_bytes,
             "sent_bytes": self.sent_bytes,
             "fetched_bytes": self.fetched_bytes,
             "peak_bytes": self.peak_bytes,
@@ -37,7 +36,7 @@ class Cost:
 
 
 class Branch:
-    """The books of one branch; `agent/branch_runner.py` acts on them.
+    """The books of one branch; `branch_runner.py` acts on them.
 
     An update is *in flight* from its grant, *accepted* when it is sealed.  `unfed` holds what is accepted (and adopted
     or arrived partials, with the task that takes them) and waits for room for its task's output.
@@ -48,17 +47,16 @@ class Branch:
     def __init__(self, order: OpenBranch, members_max: int, fan_in: int, middle_fan_in: int, adopted: int = 0) -> None:
         self.epoch = order.epoch
         self.number = order.branch
-        self.order = order
+        self.parent = order.parent
         self.members_max = members_max
         self.adopted = adopted  # partials of an earlier life of the node: they fill the tree's first places
         self.tree = Tree(order.updates, fan_in, middle_fan_in, adopted + len(order.others) + order.spare, self.top)
         self.awaited = set(order.others)
         self.arrived: dict[int, Contributions] = {}  # in the order of their coming
         self._in_arrived: set[str] = set()  # the clients in them
-        self.arriving: set[int] = set()
         self.carried = False
         self.final = not (order.others or order.spare)  # how many partials come is known
-        self.inflight: dict[str, tuple[Key, Contribution]] = {}
+        self.in_flight: dict[Key, Grant] = {}
         self.followed: dict[Key, int] = {}  # of those in flight: what is there of them, if the top waits for it
         self.accepted: dict[str, Contribution] = {}
         self.unfed: deque[tuple[Key, Task | None]] = deque()
@@ -70,28 +68,28 @@ class Branch:
 
     @property
     def top(self) -> bool:
-        """Whether this branch makes the model."""
+        """True for the branch that makes the model."""
         return self.number == 0
 
-    def land(self, client: str) -> tuple[Key, Contribution]:
-        """An update is in flight no longer."""
-        key, member = self.inflight.pop(client)
+    def land(self, key: Key) -> Grant:
+        """Take an update out of those in flight."""
         self.followed.pop(key, None)
-        return key, member
+        return self.in_flight.pop(key)
 
-    def accept(self, client: str) -> None:
-        """Moves an update from in flight to accepted; it waits for its task in `unfed`."""
-        key, member = self.land(client)
-        self.accepted[client] = member
+    def accept(self, key: Key) -> Grant:
+        """Move an update from in flight to accepted; it waits for its task in `unfed`."""
+        grant = self.land(key)
+        self.accepted[grant.client] = contribution_of(grant)
         self.unfed.append((key, None))
+        return grant
 
     def take(self, number: int, members: Contributions) -> None:
-        """The partial of another branch is here, with these members."""
+        """Note that the partial of another branch is here, with these members."""
         self.arrived[number] = members
         self._in_arrived.update(client for client, *_ in members)
 
     def has(self, client: str) -> bool:
-        """Whether the client's update is sealed here, by itself or in a partial that came."""
+        """Return whether the client's update is sealed here, by itself or in a partial that came."""
         return client in self.accepted or client in self._in_arrived
 
     @property
@@ -102,7 +100,7 @@ class Branch:
     @property
     def takers_needed(self) -> int:
         """How many of the tree's takers the updates that are accepted or in flight can come to fill."""
-        coming = self.to_take + len(self.inflight)
+        coming = self.to_take + len(self.in_flight)
         return self.tree.takers_of(coming)
 
     @property
@@ -111,3 +109,35 @@ class Branch:
         waiting = (TaskState.PLANNED, TaskState.OPEN)
         begin = max(self.tree.takers_of(self.given) - 1, 0)  # those before have all their updates
         return sum(task.state in waiting for task in self.tree.takers[begin : self.takers_needed])
+
+    def problems(self) -> Iterable[str]:
+        """Yield what is wrong with the books, a sentence each."""
+        clients = [grant.client for grant in self.in_flight.values()]
+        if len(set(clients)) != len(clients):
+            yield f"a client has two updates in flight: {clients}"
+        if set(clients) & self.accepted.keys():
+            yield f"updates are accepted and in flight: {sorted(set(clients) & self.accepted.keys())}"
+        if not self.followed.keys() <= self.in_flight.keys():
+            yield "an update is followed that is not in flight"
+        if self._in_arrived & self.accepted.keys():
+            yield f"updates are here twice: {sorted(self._in_arrived & self.accepted.keys())}"
+        if self.arrived.keys() & self.awaited:
+            yield f"partials have arrived and are awaited: {sorted(self.arrived.keys() & self.awaited)}"
+        taken = sum(task.taken for task in self.tree.takers)
+        if taken != self.given:
+            yield f"{self.given} updates were given to tasks, which took {taken}"
+        for task in self.tree.tasks:
+            if len(task.inputs) > task.expect and task.state not in (TaskState.DROPPED, TaskState.DONE):
+                yield f"{task!r} has more inputs than it expects"
+        if self.sealed and self.tree.root.state is not TaskState.DONE:
+            yield f"the branch is sealed but its root is {self.tree.root!r}"
+
+
+def contribution_of(grant: Grant) -> Contribution:
+    """Return what a granted update contributes."""
+    return Contribution(grant.client, grant.weight, grant.metrics)
+
+
+def told(members: Iterable[Contribution]) -> Contributions:
+    """Return contributions as they are told to the coordinator."""
+    return tuple((member.client, member.weight, member.metrics) for member in members)

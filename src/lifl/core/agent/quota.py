@@ -7,7 +7,7 @@ reservations untouched.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Protocol
 
 from lifl.core.errors import ArenaFull
@@ -15,7 +15,7 @@ from lifl.core.ids import Key, Kind
 from lifl.core.protocol.contribution import Contribution
 
 NOBODY = -1
-"""The account of objects that rest."""
+"""The account of what no job has: objects of an earlier life, and those that rest."""
 
 
 class Store(Protocol):
@@ -44,7 +44,7 @@ class Store(Protocol):
     def members(self, key: Key) -> list[Contribution]: ...
 
 
-class Memory:
+class Quota:
     """The store, with an account for each job (by number)."""
 
     def __init__(self, store: Store) -> None:
@@ -66,11 +66,11 @@ class Memory:
         return self._store.free_bytes + self._store.used_bytes
 
     def job_used_bytes(self, job: int) -> int:
-        """Bytes that the job's objects take now."""
+        """Return the bytes that the job's objects take now."""
         return self._used.get(job, 0)
 
     def reserve(self, job: int, nbytes: int) -> bool:
-        """Sets the job's reservation, if what is free allows it beside the others'."""
+        """Set the job's reservation; return whether what is free allows it beside the others'."""
         before = self._reserved.get(job, 0)
         self._reserved[job] = nbytes
         if self._store.free_bytes - self._promised() < 0:
@@ -79,7 +79,7 @@ class Memory:
         return True
 
     def release(self, job: int) -> None:
-        """Ends the job's reservation and its account."""
+        """End the job's reservation and its account."""
         self._reserved.pop(job, None)
         self.peaks.pop(job, None)
         for slab in self._slabs.pop(job, ()):
@@ -93,7 +93,7 @@ class Memory:
     def alloc(
         self, kind: Kind, job: int, epoch: int, data_bytes: int, meta_bytes: int = 0, slab: Hashable | None = None
     ) -> Key:
-        """Raises `ArenaFull` also when the room that is left is promised to other jobs."""
+        """Return a new object.  Raise `ArenaFull` also when the room that is left is promised to other jobs."""
         promised = self._promised(but=job)
         if self._store.free_bytes - data_bytes - meta_bytes < promised:
             raise ArenaFull(
@@ -108,7 +108,10 @@ class Memory:
         return key
 
     def adopt(self, key: Key, job: int) -> None:
-        """Takes an object that was there before into the job's account."""
+        """Take an object that was there before into the account of a job (or of `NOBODY`), out of any other's."""
+        if key in self._sizes:
+            before, nbytes = self._sizes[key]
+            self._used[before] -= nbytes
         self._account(key, job, self._store.extent_bytes(key))
 
     def _account(self, key: Key, job: int, nbytes: int) -> None:
@@ -119,30 +122,34 @@ class Memory:
             self.peaks[number] = max(self.peaks[number], used)
 
     def free(self, key: Key) -> None:
-        """Gives the object's room back."""
+        """Give the object's room back."""
         job, nbytes = self._sizes.pop(key)
         self._used[job] -= nbytes
         self._store.free(key)
 
-    def rest(self, key: Key) -> None:
-        """Takes the object, one of a job or of nobody yet, out of all jobs' accounts; its room comes back by `free`."""
-        if key in self._sizes:
-            job, nbytes = self._sizes[key]
-            self._used[job] -= nbytes
-        self.adopt(key, NOBODY)
-
     def sealed(self, key: Key) -> bool:
-        """Whether the object is sealed."""
+        """Return whether the object is sealed."""
         return self._store.sealed(key)
 
     def epoch_of(self, key: Key) -> int:
-        """The epoch that the object was allocated for."""
+        """Return the epoch that the object was allocated for."""
         return self._store.epoch_of(key)
 
     def members(self, key: Key) -> list[Contribution]:
-        """Who is in a sealed update or partial."""
+        """Return who is in a sealed update or partial."""
         return self._store.members(key)
 
+    def problems(self) -> Iterable[str]:
+        """Yield what is wrong with the accounts, a sentence each."""
+        sums: dict[int, int] = {}
+        for job, nbytes in self._sizes.values():
+            sums[job] = sums.get(job, 0) + nbytes
+        for job in sums.keys() | self._used.keys():
+            if sums.get(job, 0) != self._used.get(job, 0):
+                yield f"job {job} uses {sums.get(job, 0)} bytes, its account says {self._used.get(job, 0)}"
+        if sum(sums.values()) != self._store.used_bytes:
+            yield f"all accounts have {sum(sums.values())} bytes, the arena has {self._store.used_bytes} in use"
+
     def start_peak(self, job: int) -> None:
-        """Begins to watch the arena's peak for a round of the job."""
+        """Begin to watch the arena's peak for a round of the job."""
         self.peaks[job] = self._store.used_bytes

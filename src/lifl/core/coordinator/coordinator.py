@@ -6,11 +6,13 @@ node, `home`, is one of the nodes; the model is made and saved there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from typing import Any
 
 from lifl.core import effects as fx
 from lifl.core.config.job import JobConfig
 from lifl.core.coordinator.job import OVER, Job, Planned, Where
+from lifl.core.coordinator.round import Phase
 from lifl.core.errors import Refused
 from lifl.core.fields import Message
 from lifl.core.planning.capacity import NodeLoad
@@ -22,6 +24,7 @@ from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
 from lifl.core.schema import Layout
+from lifl.core.turn import Turn
 
 JOBS_MAX = 256
 """Jobs of one cluster that are not over."""
@@ -52,16 +55,85 @@ class Node:
 class Coordinator:
     """Runs all jobs; `send(node, order)` carries an order to a node's agent."""
 
-    def __init__(self, home: Node, emit: Callable[[fx.Effect], None], send: Callable[[int, o.Order], None]) -> None:
+    def __init__(self, home: Node, turn: Turn) -> None:
+        self.turn = turn
         self.home = home.number
         home.known = True
         self.members: dict[int, Node] = {home.number: home}
         self.jobs: dict[str, Job] = {}
         self.clients: dict[Where, dict[str, str]] = {}  # the client's name in each job that it joined there
-        self.emit = emit
-        self.order = send
+        self.emit = turn.emit
+        self.order = turn.order
         self.running: dict[int, Job] = {}  # by number: those that are not over
-        self.now = 0.0
+
+    @property
+    def now(self) -> float:
+        return self.turn.now
+
+    @property
+    def home_name(self) -> str:
+        return self.members[self.home].name
+
+    def home_load(self, load: NodeLoad) -> None:
+        self.members[self.home].load = load
+
+    def handle(self, node: int, message: Any) -> None:
+        match message:
+            case gm.ClientJoined():
+                self.client_joined(node, message)
+            case gm.ClientLeft():
+                self.client_left(node, message)
+            case gm.Admit():
+                self.admit(node, message)
+            case gm.GatewayLost():
+                self.clients_left(node)
+            case p.Draining():
+                self.node_leaves(node)
+            case p.Inventory():
+                self.inventory(node, message)
+            case _ if isinstance(message, o.Report):
+                self.hear(node, message)
+
+    def _made(self, facts: Any, history: Any) -> Job:
+        job = self.make(facts.number, facts.config, Layout(facts.tensors), facts.states, facts.folder)
+        job.counted, job.metrics = dict(history.counted), history.metrics
+        job.resume(history.committed, dict(history.tried), False)
+        return job
+
+    def resume(self, facts: Any, history: Any, adopting: bool) -> None:
+        job = self._made(facts, history)
+        job.adopting = adopting
+        self.start(job)
+
+    def recall(self, event: Any) -> None:
+        job = self._made(event.job, event.history)
+        job.status, job.reason = event.status, event.reason
+        self.jobs[job.name] = job
+
+    def tick(self) -> None:
+        for job in list(self.running.values()):
+            job.tick()
+
+    def next_timer(self) -> float:
+        return min((job.next_timer() for job in self.running.values()), default=math.inf)
+
+    def busy(self) -> bool:
+        rounds = (r for job in self.jobs.values() for r in (job.round, *job.saving) if r is not None)
+        return any(r.phase in (Phase.AGGREGATING, Phase.SAVING) for r in rounds)
+
+    def stop(self) -> None:
+        for job in self.jobs.values():
+            if job.round is not None and job.status not in OVER:
+                for client in job.round.accepted:
+                    text = "the node went down before the round was complete; submit again when it is up"
+                    job.tell(client, cm.RoundOver(job.name, job.round.number, text))
+
+    def validate(self) -> None:
+        pass
+
+    def node_load(self, event: Any) -> None:
+        if event.node in self.members:
+            self.members[event.node].load = NodeLoad(event.capacity, self.now, event.rate_per_s, event.execution_s)
 
     # ---- what jobs need (job.Services) -----------------------------------------------------------------------------
 
@@ -127,7 +199,12 @@ class Coordinator:
 
     # ---- nodes -------------------------------------------------------------------------------------------------------
 
-    def node_up(self, node: Node) -> None:
+    def node_up(self, event: Any) -> None:
+        node = Node(event.node, event.gateway, event.capacity, event.arena_bytes, event.workers_max, event.incarnation)
+        node.load = NodeLoad(capacity=event.capacity, at_s=self.now)
+        self._node_up(node)
+
+    def _node_up(self, node: Node) -> None:
         """A node is connected; it takes part as soon as it has said what it has (`inventory`)."""
         before = self.members.get(node.number)
         self.clients_left(node.number)  # it has closed their connections
@@ -212,8 +289,9 @@ class Coordinator:
 
     # ---- jobs --------------------------------------------------------------------------------------------------------
 
-    def submit(self, job: Job, total_bytes: int) -> None:
+    def submit(self, facts: Any, total_bytes: int) -> None:
         """A new job.  Raises `Refused`: its name is taken, it can never fit the arena, or there are too many jobs."""
+        job = self.make(facts.number, facts.config, Layout(facts.tensors), facts.states, facts.folder)
         name = job.name
         if name in self.jobs:
             raise Refused("job-exists", "job.name", f"a job named {name!r} is here already; choose another name")

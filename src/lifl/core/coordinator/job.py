@@ -12,13 +12,13 @@ import random
 from typing import Any, NamedTuple, Protocol
 
 from lifl.core import effects as fx
-from lifl.core.agent.job_replica import round_bytes_min
 from lifl.core.config.job import JobConfig
 from lifl.core.coordinator.branches import Parts
 from lifl.core.coordinator.round import Phase, Round
 from lifl.core.errors import Refused
 from lifl.core.fields import Message
 from lifl.core.ids import ATTEMPTS_MAX
+from lifl.core.planning.arena_need import round_bytes_min
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
@@ -551,7 +551,6 @@ class Job:
         if round_.places[report.client] != report.branch:
             return  # it was given up there, and is on its way into another branch
         round_.received_bytes += report.received_bytes
-        round_.copied_bytes += report.copied_bytes
         self.accept(round_, round_.granted.pop(report.client))
         self.close_if_complete(round_)
 

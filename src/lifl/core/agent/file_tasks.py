@@ -1,0 +1,118 @@
+"""The tasks that read a job's files into the arena, and write them from it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from lifl.core.agent.job_spec import JobSpec
+from lifl.core.agent.model_slot import ModelSlot
+from lifl.core.agent.outcomes import CheckpointWritten, FileFailed, ModelLoaded, Outcome
+from lifl.core.agent.task_table import TaskTable
+from lifl.core.errors import LocalFault
+from lifl.core.fields import Message
+from lifl.core.ids import Key, round_of
+from lifl.core.planning.tree import Task, TaskState
+from lifl.core.protocol.commands import SaveModel
+from lifl.core.protocol.worker import Checkpoint, Load, TaskDone
+
+
+class FileTasks:
+    """The load and checkpoint tasks of one job on this node (`task_table.Runner`)."""
+
+    def __init__(self, spec: JobSpec, slot: ModelSlot, tasks: TaskTable) -> None:
+        self._spec = spec
+        self._slot = slot
+        self._tasks = tasks
+        self._orders: dict[int, SaveModel | None] = {}  # by address; None: a load
+
+    @property
+    def job(self) -> int:
+        """The job's number."""
+        return self._spec.number
+
+    def load(self) -> None:
+        """Have model and states read from the job's files."""
+        self._place(Task(0, "load", 0), None)
+
+    def save(self, order: SaveModel) -> None:
+        """Have the current model and states written; they stay until they are."""
+        task = Task(0, "checkpoint", 0)
+        task.inputs = self._slot.keys()
+        if not task.inputs:
+            raise LocalFault(f"job {self._spec.name!r} has no model to save")
+        self._slot.pin(task.inputs)
+        self._place(task, order)
+
+    def _place(self, task: Task, order: SaveModel | None) -> None:
+        task.move(TaskState.OPEN)
+        self._tasks.open(self, task)
+        self._orders[task.address] = order
+        task.move(TaskState.PLACING)
+        self._tasks.place(task)
+
+    def written(self) -> Counter[Key]:
+        """Return the objects that checkpoints are being written from, each as often as it is read."""
+        return Counter(key for address in self._orders for key in self._tasks.at(address).task.inputs)
+
+    def close(self) -> None:
+        """Give up all tasks: the job is over."""
+        for address, order in list(self._orders.items()):
+            task = self._tasks.at(address).task
+            outputs: list[Key] = []
+            if order is None:
+                outputs = self._slot.keys()
+                self._slot.model, self._slot.states = None, {}
+            task.move(TaskState.DROPPED)
+            self._tasks.abandon(task, outputs)
+            for key in task.inputs:
+                self._slot.unpin(key)
+        self._orders = {}
+
+    # ---- task_table.Runner -----------------------------------------------------------------------------------------
+
+    def served(self, task: Task) -> tuple[str, int]:
+        """Return what a worker of this task has served, so that a later task of the same may be its promotion."""
+        order = self._orders[task.address]
+        return self._spec.name, -1 if order is None else order.epoch
+
+    def placed(self, task: Task, how: str) -> None:
+        """Take note of how a worker was found: no receipt counts it."""
+
+    def message(self, task: Task) -> Message:
+        """Return what the worker is told."""
+        spec, order = self._spec, self._orders[task.address]
+        tensors = spec.layout.tensors
+        if order is not None:
+            model, *states = [key.pack() for key in task.inputs]
+            # The initial model has no states yet.
+            named = dict(zip(spec.state_names, states, strict=False))
+            at = (task.address, task.attempt, spec.name, round_of(order.epoch), order.path)
+            return Checkpoint(*at, tensors, model, order.state_path, named)
+        if self._slot.model is None:
+            raise LocalFault(f"job {spec.name!r} loads no model")
+        named = {name: key.pack() for name, key in self._slot.states.items()}
+        output = self._slot.model.pack()
+        return Load(task.address, task.attempt, spec.name, spec.path, tensors, output, spec.state_path, named)
+
+    def output(self, task: Task) -> Key | None:
+        """Return the object whose seal tells that the task is done; a file tells nothing."""
+        return self._slot.model if task.role == "load" else None
+
+    def restarting(self, task: Task) -> None:
+        """Prepare a task whose worker died for the next one: it reads or writes all anew."""
+
+    def done(self, task: Task, cost: TaskDone | None) -> list[Outcome]:
+        """End a task whose file is read, or written durably."""
+        task.move(TaskState.DONE)
+        order = self._orders.pop(task.address)
+        self._tasks.close(task)
+        if order is None:
+            return [ModelLoaded(self.job)]
+        for key in task.inputs:
+            self._slot.unpin(key)
+        return [CheckpointWritten(self.job, order.epoch)]
+
+    def failed(self, task: Task, text: str, retry: bool) -> list[Outcome]:
+        """Report a file that cannot be read or written."""
+        what = "the model could not be read" if task.role == "load" else "the checkpoint could not be written"
+        return [FileFailed(self.job, f"{what}: {text}")]

@@ -1,0 +1,106 @@
+"""The models of all jobs on a node, as its gateway asks for them and brings them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from lifl.core.agent.job_replica import JobReplica
+from lifl.core.agent.quota import Quota
+from lifl.core.errors import LocalFault
+from lifl.core.ids import Key
+from lifl.core.protocol import client as cm
+from lifl.core.protocol import gateway as gm
+from lifl.core.turn import Turn
+
+FETCH_RETRY_S = 1.0
+"""How long after a failed fetch it is tried again."""
+
+
+class ModelService:
+    """Serves models to clients and to other nodes, and fetches them from there."""
+
+    def __init__(self, replicas: Mapping[int, JobReplica], turn: Turn, quota: Quota) -> None:
+        self._replicas = replicas
+        self._turn = turn
+        self._quota = quota
+        self._unwanted: set[Key] = set()  # objects of fetches whose job is over; the gateway is still at them
+        self._retry_at_s = math.inf
+
+    def want(self, event: gm.WantModel) -> None:
+        """Serve the model that a round starts from to a client, or to another node."""
+        replica = next((each for each in self._replicas.values() if each.spec.name == event.job), None)
+        if replica is None or not replica.slot.open or replica.slot.round != event.round - 1:
+            text = f"the model of round {event.round} is not here any more; wait for the next selection"
+            refusal = cm.Refusal("round-over", "round", text, event.job, event.round)
+            self._turn.emit(gm.TellClient(event.conn, cm.packed(refusal)))
+            return
+        replica.slot.wanting[event.conn] = event.round
+        replica.slot.serve()
+
+    def sent(self, event: gm.ModelSent) -> None:
+        """End one reading of a model."""
+        key = Key.unpack(event.key)
+        for replica in self._replicas.values():
+            if replica.slot.unpin(key):
+                for branch in replica.branches():
+                    if not branch.sealed:
+                        branch.cost.sent_bytes += event.sent_bytes
+                break
+
+    def fetch_ended(self, event: gm.FetchEnded) -> None:
+        """Use a fetched model, or try again if it is still wanted."""
+        key = Key.unpack(event.key)
+        if key in self._unwanted:
+            self._unwanted.remove(key)
+            self._quota.free(key)
+            return
+        replica = next((each for each in self._replicas.values() if each.slot.fetching == key), None)
+        if replica is None:
+            raise LocalFault(f"the gateway speaks of {key}, which is not being fetched")
+        replica.fetched(event.error, event.received_bytes)
+        if replica.wants_model:
+            self._retry_at_s = self._turn.now + FETCH_RETRY_S
+
+    def close(self, replica: JobReplica) -> None:
+        """End a job here; what the gateway fetches for it is freed when the gateway is through with it."""
+        fetching = replica.close()
+        if fetching is not None:
+            self._unwanted.add(fetching)
+
+    def client_left(self, conn: int) -> None:
+        """Forget what a connection waits for."""
+        for replica in self._replicas.values():
+            replica.slot.wanting.pop(conn, None)
+
+    def gateway_lost(self) -> None:
+        """End all fetches and all readings: the gateway's process has ended."""
+        for key in self._unwanted:
+            self._quota.free(key)
+        self._unwanted.clear()
+        self._retry_at_s = math.inf
+        for replica in self._replicas.values():
+            if replica.slot.fetching is not None:
+                replica.fetched("the gateway ended", 0)
+            replica.slot.unpin_sent(replica.files.written())
+            replica.slot.wanting = {}
+
+    @property
+    def may_fetch(self) -> bool:
+        """False while a fetch that failed waits for its next try."""
+        return self._retry_at_s == math.inf
+
+    def tick(self) -> None:
+        """Allow the next try, when it is due."""
+        if self._turn.now >= self._retry_at_s:
+            self._retry_at_s = math.inf
+
+    def next_timer(self) -> float:
+        """Return when `tick` is due; infinity: not before a fetch fails."""
+        return self._retry_at_s
+
+    def problems(self) -> Iterable[str]:
+        """Yield what is wrong with the books, a sentence each."""
+        wanted = {replica.slot.fetching for replica in self._replicas.values()} & self._unwanted
+        if wanted:
+            yield f"models are both fetched and unwanted: {wanted}"

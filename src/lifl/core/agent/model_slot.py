@@ -1,0 +1,180 @@
+"""A job's current model on one node, and the rule's state beside it: where they are, who reads them, who waits.
+
+On the coordinator's node the model is read from a file, and each round's top makes the next one.  Another node fetches
+it when a client, or a top of its own, wants it.  An object that is read (sent to a client, written to a checkpoint) is
+*pinned*; when the next model takes its place it stays until the last reader is through.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from enum import Enum
+
+from lifl.core.agent.job_spec import JobSpec
+from lifl.core.agent.quota import Quota
+from lifl.core.errors import ArenaFull, LocalFault
+from lifl.core.ids import Key, Kind, epoch_of, round_of
+from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.commands import ModelAt
+from lifl.core.turn import Turn
+
+
+class SlotState(Enum):
+    """Where the current model is; `TRANSITIONS` is the whole of it."""
+
+    WAITING = "waiting"  # for room in the arena, to be read from its file
+    LOADING = "loading"  # from its file
+    READY = "ready"
+    ELSEWHERE = "elsewhere"  # at the coordinator's node; fetched when it is wanted
+    FETCHING = "fetching"
+
+
+_S = SlotState
+TRANSITIONS: dict[SlotState, frozenset[SlotState]] = {
+    _S.WAITING: frozenset({_S.LOADING}),
+    _S.LOADING: frozenset({_S.READY}),
+    _S.READY: frozenset({_S.READY, _S.ELSEWHERE}),  # the next model is sealed here, or somewhere else
+    _S.ELSEWHERE: frozenset({_S.FETCHING}),
+    _S.FETCHING: frozenset({_S.READY, _S.ELSEWHERE}),  # it is here; or it failed, or came too late
+}
+
+
+class ModelSlot:
+    """The current model of one job on this node.  `round` is the model's round, wherever the model is."""
+
+    def __init__(self, spec: JobSpec, round_: int, turn: Turn, quota: Quota) -> None:
+        self._spec = spec
+        self._turn = turn
+        self._quota = quota
+        self.round = round_
+        self.state = SlotState.WAITING if spec.path else SlotState.ELSEWHERE
+        self.model: Key | None = None
+        self.states: dict[str, Key] = {}
+        self.fetching: Key | None = None
+        self.wanting: dict[int, int] = {}  # connections that wait for the model, with the round that they named
+        self.pins: Counter[Key] = Counter()
+        self.doomed: set[Key] = set()  # replaced, but pinned
+        self._source = ""  # the gateway that has it
+
+    def move(self, state: SlotState) -> None:
+        """Change the state.  Raise `LocalFault`, and change nothing, when the table does not allow it."""
+        if state not in TRANSITIONS[self.state]:
+            raise LocalFault(f"the model of job {self._spec.name!r} cannot go from {self.state.value} to {state.value}")
+        self.state = state
+
+    @property
+    def open(self) -> bool:
+        """True from the moment that the job has its room on this node."""
+        return self.state is not SlotState.WAITING
+
+    # ---- objects ---------------------------------------------------------------------------------------------------
+
+    def alloc(self, epoch: int, state_names: tuple[str, ...]) -> tuple[Key, dict[str, Key]]:
+        """Return a new model object and those of the rule's state; all or nothing (`ArenaFull`)."""
+        got: list[Key] = []
+        try:
+            got.append(self._quota.alloc(Kind.MODEL, self._spec.number, epoch, self._spec.layout.data_bytes))
+            for _ in state_names:
+                got.append(self._quota.alloc(Kind.STATE, self._spec.number, epoch, self._spec.accumulator_bytes))
+        except ArenaFull:
+            for key in got:
+                self._quota.free(key)
+            raise
+        return got[0], dict(zip(state_names, got[1:], strict=True))
+
+    def keys(self) -> list[Key]:
+        """Return the current model's key and its states', as far as they are here."""
+        return [*([self.model] if self.model is not None else []), *self.states.values()]
+
+    def free(self) -> None:
+        """Let the current model and states go, each when its last reader is through."""
+        for key in self.keys():
+            if self.pins[key]:
+                self.doomed.add(key)
+            else:
+                self._quota.free(key)
+        self.model, self.states = None, {}
+
+    def pin(self, keys: list[Key]) -> None:
+        """Keep objects until each has been unpinned as often."""
+        self.pins.update(keys)
+
+    def unpin(self, key: Key) -> bool:
+        """End one reading of an object; return whether it is one of this job's."""
+        if not self.pins[key]:
+            return False
+        self.pins[key] -= 1
+        if not self.pins[key]:
+            del self.pins[key]
+            if key in self.doomed:
+                self.doomed.remove(key)
+                self._quota.free(key)
+        return True
+
+    def unpin_sent(self, written: Counter[Key]) -> None:
+        """End all readings but those of the checkpoints that are being `written`: the gateway is gone."""
+        for key in list(self.pins):
+            while self.pins[key] > written[key]:
+                self.unpin(key)
+
+    # ---- from a file, or from a top of this node -------------------------------------------------------------------
+
+    def begin_load(self, with_states: bool) -> None:
+        """Allocate what a file is to be read into.  Raise `ArenaFull`."""
+        # Before the first commit there is no state yet: the rule begins with its own initial values.
+        names = self._spec.state_names if with_states else ()
+        self.model, self.states = self.alloc(epoch_of(self.round, 0), names)
+        self.move(SlotState.LOADING)
+
+    def replace(self, round_: int, model: Key, states: dict[str, Key]) -> None:
+        """Take the model of a round that was sealed here in the place of the one before."""
+        self.free()
+        self.move(SlotState.READY)
+        self.model, self.states, self.round = model, states, round_
+
+    # ---- from another node -----------------------------------------------------------------------------------------
+
+    def is_at(self, order: ModelAt) -> None:
+        """Note that the current model is another one now, and elsewhere."""
+        if order.round == self.round and self.model is not None:
+            return
+        self.free()
+        if self.state is SlotState.READY:
+            self.move(SlotState.ELSEWHERE)
+        self.round, self._source = order.round, order.source
+
+    def fetch(self) -> None:
+        """Have the model fetched, if it is elsewhere and the arena has room; else it is tried again."""
+        if self.state is not SlotState.ELSEWHERE or not self._source:
+            return
+        try:
+            key, _ = self.alloc(epoch_of(self.round, 0), ())
+        except ArenaFull:
+            return
+        self.move(SlotState.FETCHING)
+        self.fetching = key
+        self._turn.emit(gm.Fetch(key.pack(), self._source, self._spec.name, self.round + 1))
+
+    def fetched(self, error: str) -> bool:
+        """End the fetch, and return whether the model is here now; a newer model may have been made since it began."""
+        key, self.fetching = self.fetching, None
+        if key is None:
+            raise LocalFault(f"job {self._spec.name!r} fetches no model")
+        if error or round_of(self._quota.epoch_of(key)) != self.round:
+            self._quota.free(key)
+            self.move(SlotState.ELSEWHERE)
+            return False
+        self.move(SlotState.READY)
+        self.model = key
+        return True
+
+    # ---- clients ---------------------------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Grant the model to the connections that wait for it, if it is here."""
+        if self.state is not SlotState.READY or self.model is None:
+            return
+        for conn, round_ in self.wanting.items():
+            self.pins[self.model] += 1
+            self._turn.emit(gm.ModelGranted(conn, self._spec.name, round_, self.model.pack()))
+        self.wanting = {}

@@ -1,0 +1,48 @@
+"""What an earlier life of the node has left sealed for a job, and which of it a round goes on from."""
+
+from __future__ import annotations
+
+from lifl.core.agent.quota import Quota
+from lifl.core.events import Orphan
+from lifl.core.ids import Key, Kind
+from lifl.core.protocol.contribution import Contribution
+
+
+class Orphans:
+    """The sealed updates and partials of one job that no branch has yet; they are in the job's account."""
+
+    def __init__(self, job: int, found: list[Orphan], quota: Quota) -> None:
+        self._quota = quota
+        self._found = found
+        for key, *_ in found:
+            quota.adopt(key, job)
+
+    def free(self) -> None:
+        """Free all: nothing of it is wanted."""
+        for key, *_ in self._found:
+            self._quota.free(key)
+        self._found = []
+
+    def take(self, epoch: int) -> tuple[list[tuple[Key, Contribution]], list[Key], list[Contribution]]:
+        """Return the updates, the partials and all members of an epoch; older ones are freed, later ones stay.
+
+        A partial may stand beside its own inputs, or one of a lower level: the largest wins, what is in it is freed.
+        Any two partials are disjoint or one contains the other, for a task's output contains all of its inputs.
+        """
+        updates: list[tuple[Key, Contribution]] = []
+        partials: list[Key] = []
+        members: dict[str, Contribution] = {}
+        found, self._found = self._found, []
+        for orphan in sorted(found, key=lambda orphan: -len(orphan[3])):
+            key, kind, its_epoch, its = orphan
+            if its_epoch > epoch:
+                self._found.append(orphan)
+            elif its_epoch < epoch or not its or any(member.client in members for member in its):
+                self._quota.free(key)
+            else:
+                if kind is Kind.PARTIAL:
+                    partials.append(key)
+                else:
+                    updates.append((key, its[0]))
+                members |= {member.client: member for member in its}
+        return updates, partials, list(members.values())

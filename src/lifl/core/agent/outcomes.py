@@ -1,0 +1,63 @@
+"""How the work of a node's workers ends, as the parts that run it tell the job replica."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lifl.core.agent.branch import Branch
+from lifl.core.ids import Key
+from lifl.core.planning.tree import Task
+
+
+@dataclass(frozen=True, slots=True)
+class PartialSealed:
+    """A branch's one partial is complete."""
+
+    job: int
+    branch: Branch
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSealed:
+    """The top has made the round's model, with the rule's `states` by name."""
+
+    job: int
+    branch: Branch
+    top: Task
+    states: dict[str, Key]
+
+
+@dataclass(frozen=True, slots=True)
+class BranchFailed:
+    """A branch cannot be finished; `retry`: another attempt of the round may help."""
+
+    job: int
+    branch: Branch
+    text: str
+    retry: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoaded:
+    """The model's file, and the rule state's, are in the arena."""
+
+    job: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointWritten:
+    """The checkpoint of the round with this epoch is durable."""
+
+    job: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileFailed:
+    """A file cannot be read or written: the job cannot go on here."""
+
+    job: int
+    text: str
+
+
+Outcome = PartialSealed | ModelSealed | BranchFailed | ModelLoaded | CheckpointWritten | FileFailed

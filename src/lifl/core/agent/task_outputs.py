@@ -1,0 +1,112 @@
+"""The objects that the tasks of one branch write to.
+
+A task's output is allocated before any input may come, with the outputs of all tasks above it, so a round that has
+taken an update can always finish.  What no update can come to fill any more is given back.
+"""
+
+from __future__ import annotations
+
+from lifl.core.agent.branch import Branch
+from lifl.core.agent.job_spec import JobSpec
+from lifl.core.agent.model_slot import ModelSlot
+from lifl.core.agent.quota import Quota
+from lifl.core.agent.task_table import Runner, TaskTable
+from lifl.core.errors import ArenaFull
+from lifl.core.ids import Key, Kind
+from lifl.core.limits import CONTRIBUTION_BYTES_MAX
+from lifl.core.planning.tree import Task, TaskState
+
+
+class TaskOutputs:
+    """Opens and shuts the tasks of a branch, each with its output."""
+
+    def __init__(self, branch: Branch, spec: JobSpec, slot: ModelSlot, quota: Quota, tasks: TaskTable) -> None:
+        self._branch = branch
+        self._spec = spec
+        self._slot = slot
+        self._quota = quota
+        self._tasks = tasks
+        self.states: dict[str, Key] = {}  # the rule's state that the top makes, by name
+
+    def open_takers(self, runner: Runner) -> None:
+        """Open the tasks that the coming updates can fill, each with its path.  All or nothing: `ArenaFull`."""
+        branch = self._branch
+        needed = branch.takers_needed
+        self.open_paths(runner, branch.tree.takers[branch.takers_opened : needed])
+        branch.takers_opened = max(branch.takers_opened, needed)
+
+    def open_paths(self, runner: Runner, tasks: list[Task]) -> None:
+        """Open tasks with all above them.  All or nothing: `ArenaFull`."""
+        opened: list[Task] = []
+        try:
+            for bottom in tasks:
+                for task in self._branch.tree.path(bottom):
+                    if task.state is TaskState.PLANNED:
+                        self._open(runner, task)
+                        opened.append(task)
+        except ArenaFull:
+            for task in opened:
+                self._shut(task)
+            raise
+
+    def _open(self, runner: Runner, task: Task) -> None:
+        if task.role == "top":
+            self.renew_top(task)
+        else:
+            meta_bytes = self._members_max(task) * CONTRIBUTION_BYTES_MAX
+            number, size = self._spec.number, self._spec.accumulator_bytes
+            slab = (number, task.level)
+            task.output = self._quota.alloc(Kind.PARTIAL, number, self._branch.epoch, size, meta_bytes, slab)
+        try:
+            self._tasks.open(runner, task)
+        except ArenaFull:
+            self.free(task)
+            raise
+        task.move(TaskState.OPEN)
+
+    def renew_top(self, top: Task) -> None:
+        """Give the top fresh outputs; a worker that died may have sealed some of the rule's state."""
+        self.free(top)
+        top.output, self.states = self._slot.alloc(self._branch.epoch, self._spec.state_names)
+
+    def _members_max(self, task: Task) -> int:
+        if task.role == "leaf":
+            return self._branch.tree.fan_in
+        if task.adopted:
+            return self._branch.members_max
+        return min(self._branch.members_max, sum(self._members_max(child) for child in task.children))
+
+    def of(self, task: Task) -> list[Key]:
+        """Return the objects that the task writes to."""
+        states = list(self.states.values()) if task.role == "top" else []
+        return [*states, *([task.output] if task.output is not None else [])]
+
+    def free(self, task: Task) -> None:
+        """Free the task's outputs, that no worker can write to."""
+        for key in self.of(task):
+            self._quota.free(key)
+        self.forget(task)
+
+    def forget(self, task: Task) -> None:
+        """Let the task's outputs be somebody else's."""
+        task.output = None
+        if task.role == "top":
+            self.states = {}
+
+    def _shut(self, task: Task) -> None:
+        self.free(task)
+        self._tasks.close(task)
+        task.address = 0
+        task.move(TaskState.PLANNED)
+
+    def shut_takers(self) -> None:
+        """Shut the tasks that the updates still coming cannot fill, so that others may use the room."""
+        branch = self._branch
+        branch.takers_opened = min(branch.takers_opened, branch.takers_needed)
+        for taker in branch.tree.takers[branch.takers_needed :]:
+            for task in branch.tree.path(taker):
+                idle = task.state is TaskState.OPEN and not task.inputs and not task.adopted
+                if idle and all(child.state is TaskState.PLANNED for child in task.children):
+                    self._shut(task)
+                else:
+                    break

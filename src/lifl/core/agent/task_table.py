@@ -1,0 +1,258 @@
+"""The open tasks of a node: the address of each, the worker that has it, and what becomes of it when that worker dies.
+
+A task is opened (it gets an address, records may come to it), placed (a worker is found, or forked), started (the
+worker is told, then the address is routed to it, then the keys that are there are sent), and ends when its worker says
+so, or when its output is found sealed after the worker died: then its key may have reached the parent already, so it
+must not be made a second time.  Any other task whose worker died is placed again with another attempt number, for its
+inputs stay sealed until its output is.
+
+A task that is not wanted any more is *abandoned*: its outputs are freed when its worker has let go of it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
+
+from lifl.core import effects as fx
+from lifl.core.agent.outcomes import Outcome
+from lifl.core.agent.pool import Pool
+from lifl.core.agent.quota import Quota
+from lifl.core.errors import ArenaFull, LocalFault
+from lifl.core.events import Bounced, FromWorker, WorkerGone
+from lifl.core.fields import Message
+from lifl.core.ids import ADDRESSES_MAX, Key
+from lifl.core.planning.tree import Task, TaskState
+from lifl.core.protocol import worker as wm
+from lifl.core.turn import Turn
+
+TASK_ATTEMPTS_MAX = 16
+"""Workers that may die under one task before its round fails."""
+ROUTED = frozenset({"leaf", "middle", "top"})
+"""The roles whose inputs come as records."""
+
+
+class Runner(Protocol):
+    """Whoever opens tasks: a branch, or a job's file tasks."""
+
+    @property
+    def job(self) -> int: ...
+
+    def served(self, task: Task) -> tuple[str, int]: ...
+
+    def placed(self, task: Task, how: str) -> None: ...
+
+    def message(self, task: Task) -> Message: ...
+
+    def output(self, task: Task) -> Key | None: ...
+
+    def restarting(self, task: Task) -> None: ...
+
+    def done(self, task: Task, cost: wm.TaskDone | None) -> list[Outcome]: ...
+
+    def failed(self, task: Task, text: str, retry: bool) -> list[Outcome]: ...
+
+
+class OpenTask(NamedTuple):
+    """A task with the one that runs it."""
+
+    runner: Runner
+    task: Task
+
+
+class TaskTable:
+    """All open tasks of this node by address."""
+
+    def __init__(self, turn: Turn, quota: Quota, pool: Pool) -> None:
+        self._turn = turn
+        self._quota = quota
+        self.pool = pool
+        self._addresses = deque(range(1, ADDRESSES_MAX))  # the free ones, the one that is free the longest first
+        self._open: dict[int, OpenTask] = {}
+        self._abandoned: dict[int, list[Key]] = {}  # by address: outputs that a worker may still write to
+
+    # ---- what runners ask ------------------------------------------------------------------------------------------
+
+    def open(self, runner: Runner, task: Task) -> None:
+        """Give the task an address.  Raise `ArenaFull` when none is free."""
+        if not self._addresses:
+            raise ArenaFull(f"all {ADDRESSES_MAX - 1} addresses of this node are taken by open tasks")
+        task.address = self._addresses.popleft()
+        self._open[task.address] = OpenTask(runner, task)
+
+    def close(self, task: Task) -> None:
+        """Free the task's address, if it has one; records that still come to it find nothing.
+
+        That of an abandoned task is freed when its worker has let go of it.
+        """
+        found = self._open.get(task.address)
+        if found is not None and found.task is task and task.address not in self._abandoned:
+            self._close(task.address)
+
+    def _close(self, address: int) -> None:
+        if self._open.pop(address, None) is not None:
+            self._addresses.append(address)
+
+    def place(self, task: Task) -> None:
+        """Give the task to a worker, which may have to be forked first."""
+        runner = self._open[task.address].runner
+        worker, how = self.pool.place(task.address, runner.served(task))
+        task.worker = worker.number
+        runner.placed(task, how)
+        if worker.new:
+            self._turn.emit(fx.ForkWorker(self.pool.fork(worker)))
+        elif self.pool.running(worker.number):
+            self._start(runner, task)
+
+    def prepare(self, leaves: int) -> None:
+        """Have workers forked, so that this many tasks that are soon to be placed find one."""
+        if not self.pool.full:
+            for worker in self.pool.prepare(leaves):
+                self._turn.emit(fx.ForkWorker(worker))
+
+    def unroute(self, task: Task) -> None:
+        """Send what still comes to the task's address to `lifld`."""
+        self._turn.emit(fx.Route(task.address, None))
+
+    def abandon(self, task: Task, outputs: list[Key]) -> None:
+        """Give a placed task up: free its outputs as soon as no worker can write to them."""
+        worker = self.pool.workers.get(task.worker) if task.worker is not None else None
+        self.unroute(task)
+        if worker is not None and task.address in worker.tasks and task.attempt and self.pool.running(worker.number):
+            self._abandoned[task.address] = outputs
+            self._turn.emit(fx.SendWorker(worker.number, wm.Drop(task.address, task.attempt)))
+            return
+        if worker is not None:
+            self.pool.release(worker.number, task.address, self._turn.now)
+        for key in outputs:
+            self._quota.free(key)
+        self.close(task)
+
+    def at(self, address: int) -> OpenTask:
+        """Return the task at an address.  Raise `LocalFault` when there is none."""
+        found = self._open.get(address)
+        if found is None:
+            raise LocalFault(f"no task is open at address {address}")
+        return found
+
+    def find(self, address: int) -> OpenTask | None:
+        """Return the task at an address, or None."""
+        return self._open.get(address)
+
+    def _start(self, runner: Runner, task: Task) -> None:
+        """Hand the task to its worker, then route its address, then send the keys that are there."""
+        worker = worker_of(task)
+        task.attempt += 1
+        task.pid = self.pool.workers[worker].pid
+        task.move(TaskState.RUNNING)
+        self._turn.emit(fx.SendWorker(worker, runner.message(task)))
+        if task.role in ROUTED:
+            self._turn.emit(fx.Route(task.address, worker))
+            keys = tuple(dict.fromkeys([*task.inputs, *task.bounced]))
+            task.bounced = {}
+            if keys:
+                self._turn.emit(fx.SendKeys(task.address, task.attempt, keys))
+
+    # ---- events ----------------------------------------------------------------------------------------------------
+
+    def heard(self, event: FromWorker) -> list[Outcome]:
+        """Handle what a worker says."""
+        match event.message:
+            case wm.WorkerReady():
+                self._worker_ready(event.message)
+            case wm.TaskDone() as done:
+                found = self._released(event.worker, done.address)
+                if found is not None and found.task.attempt == done.attempt and found.task.state is TaskState.RUNNING:
+                    return found.runner.done(found.task, done)
+            case wm.TaskFailed() as failed:
+                found = self._released(event.worker, failed.address)
+                if found is not None and found.task.attempt == failed.attempt:
+                    return found.runner.failed(found.task, failed.text, failed.retry)
+            case wm.TaskDropped() as dropped:
+                self._released(event.worker, dropped.address)
+        return []
+
+    def _worker_ready(self, event: wm.WorkerReady) -> None:
+        if event.worker in self.pool.workers:
+            for address in self.pool.ready(event.worker, event.pid, self._turn.now):
+                self._start(*self.at(address))
+
+    def _released(self, worker: int, address: int) -> OpenTask | None:
+        """Return the wanted task that a worker has let go of; the outputs of an abandoned one are freed."""
+        self.pool.release(worker, address, self._turn.now)
+        return None if self._let_go(address) else self.find(address)
+
+    def _let_go(self, address: int) -> bool:
+        """Free the outputs of a task that was abandoned, and return whether it was."""
+        outputs = self._abandoned.pop(address, None)
+        if outputs is None:
+            return False
+        for key in outputs:
+            self._quota.free(key)
+        self._close(address)
+        return True
+
+    def worker_gone(self, event: WorkerGone) -> list[Outcome]:
+        """Go on from what a dead worker has sealed; place its other tasks again."""
+        outcomes: list[Outcome] = []
+        for address in self.pool.gone(event.worker):
+            found = None if self._let_go(address) else self.find(address)
+            if found is not None:  # else its output was folded in before the worker told of it, and the round is over
+                outcomes += self._lost(*found)
+        return outcomes
+
+    def _lost(self, runner: Runner, task: Task) -> list[Outcome]:
+        if task.state not in (TaskState.PLACING, TaskState.RUNNING):
+            return []
+        output = runner.output(task)
+        if task.state is TaskState.RUNNING and output is not None and self._quota.sealed(output):
+            return runner.done(task, None)
+        if task.attempt >= TASK_ATTEMPTS_MAX:
+            return runner.failed(task, f"{task.attempt} workers died in turn while they ran it", True)
+        if task.state is TaskState.RUNNING:
+            runner.restarting(task)
+            task.move(TaskState.PLACING)
+        task.worker = None
+        self.unroute(task)
+        self.place(task)
+        return []
+
+    def bounced(self, event: Bounced) -> None:
+        """Pass on a record that had no route, or keep it until its task runs."""
+        found = self.find(event.address)
+        if found is None:
+            return
+        task = found.task
+        if task.state is TaskState.RUNNING:
+            self._turn.emit(fx.SendKeys(event.address, task.attempt, (event.key,)))
+        elif task.state in (TaskState.OPEN, TaskState.PLACING):
+            task.bounced[event.key] = None
+
+    # ---- invariants ------------------------------------------------------------------------------------------------
+
+    def problems(self) -> Iterable[str]:
+        """Yield what is wrong with the table, a sentence each."""
+        for address, (_, task) in self._open.items():
+            if address in self._abandoned or task.address == address:
+                continue
+            yield f"{task!r} is open at address {address} but has {task.address}"
+        if len(self._open) + len(self._addresses) != ADDRESSES_MAX - 1:
+            yield f"{len(self._open)} open and {len(self._addresses)} free addresses are not {ADDRESSES_MAX - 1}"
+        lost = self._abandoned.keys() - self._open.keys()
+        if lost:
+            yield f"abandoned tasks at {sorted(lost)} have lost their addresses"
+
+
+def worker_of(task: Task) -> int:
+    """Return the task's worker.  Raise `LocalFault` when it has none."""
+    if task.worker is None:
+        raise LocalFault(f"{task!r} has no worker")
+    return task.worker
+
+
+def output_of(task: Task) -> Key:
+    """Return the task's output.  Raise `LocalFault` when it has none."""
+    if task.output is None:
+        raise LocalFault(f"{task!r} has no output")
+    return task.output

@@ -1,0 +1,173 @@
+"""The updates of clients on their way into a node: granted, waiting for room, in flight, given up.
+
+A granted update gets a slot at once when the arena has room; else its grant waits in line, and its sender is slowed
+until then.  When the line is full the client is told BUSY and asks again.
+
+A direct client writes to its slot of the arena itself.  When the gateway (or all of `lifld`) dies under it, nothing
+can stop it but itself: it looks between pieces whether its connection still stands.  So the slot *rests* for
+`DIRECT_GRACE_S` before its bytes may become another object's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping
+
+from lifl.core.agent.branch import Branch, contribution_of
+from lifl.core.agent.branch_runner import BranchRunner
+from lifl.core.agent.job_replica import JobReplica
+from lifl.core.agent.outcomes import Outcome
+from lifl.core.agent.quota import NOBODY, Quota
+from lifl.core.errors import ArenaFull, LocalFault
+from lifl.core.ids import Key, round_of
+from lifl.core.protocol import client as cm
+from lifl.core.protocol import commands as o
+from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.contribution import Contribution
+from lifl.core.turn import Turn
+
+BUSY_RETRY_S = 1.0
+DIRECT_GRACE_S = 5.0
+"""How long a slot rests that a direct client may still write to: far longer than a piece takes it (milliseconds, see
+`FILL_BYTES` in client/tensors.py), also on a busy machine.  A client that is stopped within a piece for longer than
+this can still do harm."""
+
+
+class Uploads:
+    """All updates that clients of this node's gateway have been granted, and that are not sealed."""
+
+    def __init__(self, replicas: Mapping[int, JobReplica], turn: Turn, quota: Quota, wait_queue_max: int) -> None:
+        self._replicas = replicas
+        self._turn = turn
+        self._quota = quota
+        self._wait_queue_max = wait_queue_max
+        self.waiting: deque[o.Grant] = deque()
+        self._in_flight: dict[Key, BranchRunner] = {}  # the branch has the rest; it may be dropped before its updates
+        self._resting: deque[tuple[float, Key]] = deque()  # when it ends, in order
+
+    # ---- grants ----------------------------------------------------------------------------------------------------
+
+    def grant(self, order: o.Grant) -> None:
+        """Give a granted update a slot, or a place in the line for one; or tell its client to ask again."""
+        if not self.waiting and self._admit(order):
+            return
+        if len(self.waiting) < self._wait_queue_max:
+            self.waiting.append(order)
+        else:
+            self._give_up(order)
+            busy = cm.Busy(self._replicas[order.number].spec.name, round_of(order.epoch), BUSY_RETRY_S)
+            self._turn.emit(gm.TellClient(order.conn, cm.packed(busy)))
+
+    def _give_up(self, order: o.Grant) -> None:
+        self._turn.report(o.UpdateAborted(order.number, order.epoch, order.branch, order.client))
+
+    def _admit(self, order: o.Grant) -> bool:
+        """Return whether the grant is done with: it has its slot, or its branch takes nothing more."""
+        replica = self._replicas.get(order.number)
+        runner = replica.runners.get((order.epoch, order.branch)) if replica is not None else None
+        if runner is None or runner.branch.closed:
+            self._give_up(order)
+            return True
+        try:
+            key, packed = runner.admit(order)
+        except ArenaFull:
+            return False
+        self._in_flight[key] = runner
+        self._turn.emit(gm.Granted(order.conn, key.pack(), packed))
+        runner.prepare()
+        return True
+
+    def settle(self) -> None:
+        """Give those that wait for room what there is."""
+        while self.waiting and self._admit(self.waiting[0]):
+            self.waiting.popleft()
+
+    def asked(self, number: int, branch: Branch) -> list[Contribution]:
+        """Return what a branch was granted and has not sealed."""
+        at = (number, branch.epoch, branch.number)
+        waiting = [order for order in self.waiting if (order.number, order.epoch, order.branch) == at]
+        return [contribution_of(order) for order in (*branch.in_flight.values(), *waiting)]
+
+    # ---- what the gateway says of them -----------------------------------------------------------------------------
+
+    def has(self, key: Key) -> bool:
+        """Return whether a key is that of an update in flight."""
+        return key in self._in_flight
+
+    def _landed(self, key: Key) -> BranchRunner:
+        runner = self._in_flight.pop(key, None)
+        if runner is None:
+            raise LocalFault(f"the gateway speaks of {key}, which is not in flight")
+        return runner
+
+    def sealed(self, key: Key, received_bytes: int) -> list[Outcome]:
+        """Take a sealed update into its branch."""
+        return self._landed(key).sealed(key, received_bytes)
+
+    def aborted(self, key: Key, writing: bool) -> None:
+        """Give up an update that will not come; its client may be `writing` to the slot still."""
+        self._landed(key).aborted(key)
+        self._free(key, writing)
+
+    def progress(self, event: gm.Progress) -> None:
+        """Note how far a followed update is; it may have landed meanwhile."""
+        key = Key.unpack(event.key)
+        runner = self._in_flight.get(key)
+        if runner is not None:
+            runner.last_updates.progress(key, event.received_bytes)
+
+    def client_left(self, conn: int, job: str) -> None:
+        """Take the updates of a connection (or of its part in `job`) out of the line for room."""
+        for order in list(self.waiting):
+            if order.conn == conn and (not job or self._replicas[order.number].spec.name == job):
+                self.waiting.remove(order)
+                self._give_up(order)
+
+    def gateway_lost(self) -> None:
+        """Give up all that was on its way: the gateway's process has ended."""
+        for order in self.waiting:
+            self._give_up(order)
+        self.waiting.clear()
+        for key, runner in list(self._in_flight.items()):
+            direct = runner.branch.in_flight[key].direct
+            runner.aborted(key)
+            self._free(key, writing=direct and not self._quota.sealed(key))
+        self._in_flight.clear()
+
+    # ---- slots that rest -------------------------------------------------------------------------------------------
+
+    def _free(self, key: Key, writing: bool) -> None:
+        if writing:
+            self.rest(key)
+        else:
+            self._quota.free(key)
+
+    def rest(self, key: Key) -> None:
+        """Free an object that a direct client may still write to, once it has had the time to notice."""
+        self._quota.adopt(key, NOBODY)
+        self._resting.append((self._turn.now + DIRECT_GRACE_S, key))
+
+    def tick(self) -> None:
+        """Free the slots that have rested."""
+        while self._resting and self._resting[0][0] <= self._turn.now:
+            self._quota.free(self._resting.popleft()[1])
+
+    def next_timer(self) -> float:
+        """Return when `tick` is due; infinity: not before something rests."""
+        return self._resting[0][0] if self._resting else math.inf
+
+    # ---- invariants ------------------------------------------------------------------------------------------------
+
+    def problems(self) -> Iterable[str]:
+        """Yield what is wrong with the books, a sentence each."""
+        if len(self.waiting) > self._wait_queue_max:
+            yield f"{len(self.waiting)} updates wait for room, at most {self._wait_queue_max} may"
+        for key, runner in self._in_flight.items():
+            if key not in runner.branch.in_flight:
+                yield f"{key} is in flight, but not in its branch {runner.branch.number}"
+        for replica in self._replicas.values():
+            for branch in replica.branches():
+                lost = branch.in_flight.keys() - self._in_flight.keys()
+                if lost:
+                    yield f"branch {branch.number} of job {replica.spec.name!r} waits for {lost}, which nobody sends"

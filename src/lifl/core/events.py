@@ -1,0 +1,197 @@
+"""What happens to a node: the events that `engine.py` handles.
+
+Most are messages as they came: those of the gateway (`protocol/gateway.FromGateway`), and the coordinator's orders
+(`protocol/commands.Order`).  Here are the others: what workers say, with the worker that says it; other nodes; jobs;
+the clock; the node's own start and end.  Each is plain data, so that a log of them can be written out and replayed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from lifl.core.config.job import JobConfig
+from lifl.core.fields import Message
+from lifl.core.ids import Key, Kind
+from lifl.core.protocol.contribution import Contribution
+from lifl.core.protocol.worker import TaskDone, TaskDropped, TaskFailed, WorkerReady
+from lifl.core.schema import TensorSpec
+
+Orphan = tuple[Key, Kind, int, list[Contribution]]
+"""A sealed object of an earlier `lifld`: its key, kind, epoch and contributions."""
+
+
+class Event(msgspec.Struct, frozen=True, tag_field="event", tag=True):
+    """The base of the events that are not messages."""
+
+
+# ---- workers -----------------------------------------------------------------------------------------------------
+
+
+class FromWorker(Event, frozen=True):
+    """A worker has said something on its link."""
+
+    worker: int
+    message: WorkerReady | TaskDone | TaskFailed | TaskDropped
+
+
+class WorkerGone(Event, frozen=True):
+    """A worker's process has ended, for whatever reason."""
+
+    worker: int
+
+
+class Bounced(Event, frozen=True):
+    """A record came to `lifld` because its address had no route."""
+
+    address: int
+    key: Key
+
+
+class Calibrated(Event, frozen=True):
+    """The node's capacity in updates at a time has been measured."""
+
+    capacity: float
+
+
+# ---- jobs (at the coordinator) -----------------------------------------------------------------------------------
+
+
+class JobFacts(msgspec.Struct, frozen=True):
+    """What a job is, for all its life; `states` are the names of its rule's vectors, `folder` has its checkpoints."""
+
+    number: int
+    config: JobConfig
+    tensors: tuple[TensorSpec, ...]
+    states: tuple[str, ...]
+    folder: str
+
+
+class JobSubmitted(Event, frozen=True):
+    """A new job.  Handling raises `Refused`, and changes nothing, when it cannot run."""
+
+    job: JobFacts
+
+
+class JobHistory(msgspec.Struct, frozen=True):
+    """What the database knows of a job of an earlier life.
+
+    `committed` is its last committed round (-1: none), `tried` the newest (attempt, status, fields) of each round after
+    it, `counted` the clients of the last committed rounds, `metrics` those of the last one.
+    """
+
+    committed: int
+    tried: dict[int, tuple[int, str, dict[str, Any]]]
+    counted: dict[int, frozenset[str]]
+    metrics: dict[str, float]
+
+
+class JobResumed(Event, frozen=True):
+    """A job of an earlier life goes on, with what that has left sealed."""
+
+    job: JobFacts
+    history: JobHistory
+    orphans: tuple[Orphan, ...]
+
+
+class JobRecalled(Event, frozen=True):
+    """A job was over in an earlier life; its clients may still ask."""
+
+    job: JobFacts
+    history: JobHistory
+    status: str
+    reason: str
+
+
+class JobCancelled(Event, frozen=True):
+    """The user ends a job.  Handling raises `Refused` when there is none of that name, or it is over."""
+
+    name: str
+
+
+# ---- nodes -------------------------------------------------------------------------------------------------------
+
+
+class NodeUp(Event, frozen=True):
+    """A node is connected to this coordinator, for the first time or again."""
+
+    node: int
+    gateway: str
+    capacity: float
+    arena_bytes: int
+    workers_max: int
+    incarnation: int
+
+
+class NodeSuspect(Event, frozen=True):
+    """A node is silent, or was heard again."""
+
+    node: int
+    suspect: bool
+
+
+class NodeGone(Event, frozen=True):
+    """A node was declared dead, or has left."""
+
+    node: int
+
+
+class NodeLoadTold(Event, frozen=True):
+    """A node's heartbeat tells its load."""
+
+    node: int
+    capacity: float
+    rate_per_s: float
+    execution_s: float
+
+
+class FromNode(Event, frozen=True):
+    """An agent's report, or an event of a client at its gateway, has come to the coordinator."""
+
+    node: int
+    message: Message
+
+
+class CoordinatorUp(Event, frozen=True):
+    """This agent is connected to its coordinator; `stranger`: not the one that the node had in an earlier life."""
+
+    stranger: bool
+
+
+class CoordinatorDown(Event, frozen=True):
+    """This agent has lost its coordinator."""
+
+
+class LifeEnded(Event, frozen=True):
+    """This node was declared dead: what it has does not count any more."""
+
+
+# ---- the node itself ---------------------------------------------------------------------------------------------
+
+
+class ArenaAdopted(Event, frozen=True):
+    """An earlier life has left this in the arena.
+
+    `orphans` are sealed objects by their jobs' numbers, of which the coordinator is to tell what counts; `unsealed` are
+    updates that a client of the same machine may still be writing.
+    """
+
+    orphans: dict[int, tuple[Orphan, ...]]
+    unsealed: tuple[Key, ...]
+
+
+class RowsWritten(Event, frozen=True):
+    """The rows among the last effects are durable: what waited for that goes on."""
+
+
+class Tick(Event, frozen=True):
+    """The clock has reached `Engine.next_timer`."""
+
+
+class Leaving(Event, frozen=True):
+    """The node goes down as soon as what it has is safe."""
+
+
+class Stopping(Event, frozen=True):
+    """The node goes down now: clients are told what becomes of their updates."""
