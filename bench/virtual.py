@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 from measure import ROOT
 
+from lifl.core import events as ev
 from lifl.core.coordinator.coordinator import Node
 from lifl.core.ids import Key
 from lifl.core.planning.plan import Costs
@@ -130,7 +131,7 @@ class Timed(simulator.Cluster):  # type: ignore[misc]
             self.now = max(self.now, min(times))
             for host in self.hosts.values():
                 if host.engine is not None:
-                    host.engine.tick(self.now)
+                    host.handle(ev.Tick(), self.now)
             self._perform()
             for host in self.hosts.values():
                 self._look(host)
@@ -147,10 +148,10 @@ class Timed(simulator.Cluster):  # type: ignore[misc]
             work = False
             for number in list(self.touched) or list(self.hosts):
                 host = self.hosts[number]
-                if host.engine is not None:
-                    for effect in host.engine.take_effects():
-                        work = True
-                        self.touched.add(number)
+                while (effects := self._next_effects(host)) is not None:
+                    work = True
+                    self.touched.add(number)
+                    for effect in effects:
                         self._effect(host, effect)
 
     def _effect(self, host: simulator.Host, effect: Any) -> None:
@@ -235,14 +236,14 @@ class Timed(simulator.Cluster):  # type: ignore[misc]
             self._work(host, worker)
 
     def _fall_back(self, host: simulator.Host) -> None:
-        host.engine.fallback(*host.fallback.popleft(), self.now)
+        host.handle(ev.Bounced(*host.fallback.popleft()), self.now)
 
     def _obey(self, host: simulator.Host) -> None:
-        host.engine.ordered(host.orders.popleft(), self.now)
+        host.handle(host.orders.popleft(), self.now)
 
     def _hear(self, host: simulator.Host) -> None:
         self.touched.add(host.number)
-        self.engine.from_node(host.number, host.reports.popleft(), self.now)
+        self.home.handle(ev.FromNode(host.number, host.reports.popleft()), self.now)
 
     def _in(self, host: simulator.Host, key: Key) -> None:
         if key in host.receiving:

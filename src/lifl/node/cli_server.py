@@ -22,7 +22,7 @@ from lifl.node.link import Link
 CONNECTIONS_MAX = 64
 
 
-class Control:
+class CliServer:
     """Listens on `path`; `handle(request, link)` returns the answer's result or raises `LiflError`."""
 
     def __init__(self, path: Path, handle: Callable[[Any, Link], dict[str, Any]]) -> None:
@@ -63,6 +63,10 @@ class Control:
     def follow(self, job: str, link: Link) -> None:
         """The link gets the job's events from now on."""
         self._followers.setdefault(job, set()).add(link)
+
+    def unfollow(self, job: str, link: Link) -> None:
+        """Send the link the job's events no more."""
+        self._followers.get(job, set()).discard(link)
 
     def publish(self, name: str, job: str, fields: dict[str, Any]) -> None:
         """Tells those who follow the job."""

@@ -6,20 +6,16 @@ Updates that were not sealed will not come; but a direct client may still write 
 from __future__ import annotations
 
 import logging
-import time
-from typing import TYPE_CHECKING
 
-from lifl.core.agent.job_replica import Orphan
-from lifl.core.coordinator.job import ROUNDS_REMEMBERED, Job
+from lifl.core import events as ev
 from lifl.core.errors import RemoteFault
-from lifl.core.ids import Key, Kind
+from lifl.core.ids import Kind
+from lifl.core.limits import ROUNDS_REMEMBERED
 from lifl.core.protocol.contribution import unpack_contributions
-from lifl.core.schema import Layout
-from lifl.node.store import JobRow
+from lifl.node.driver import Handle
+from lifl.node.store import JobRow, NodeStore
+from lifl.shm.arena import Arena
 from lifl.shm.layout import State
-
-if TYPE_CHECKING:
-    from lifl.node.daemon import Daemon
 
 log = logging.getLogger("lifl.resume")
 
@@ -27,74 +23,69 @@ OVER_REMEMBERED = 64
 """Jobs that were over already whose clients still get an answer, the last ones."""
 
 
-def resume_jobs(daemon: Daemon) -> dict[str, int]:
-    """Starts the jobs that were not over; returns how many, with how many accepted updates."""
+def resume_jobs(handle: Handle, store: NodeStore, arena: Arena, coordinates: bool) -> dict[str, int]:
+    """Start the jobs that were not over; return how many, with how many accepted updates."""
     # Before anything is allocated anew.
-    orphans, unsealed = _orphans(daemon), _unsealed(daemon)
-    rows = daemon.store.jobs()
+    orphans = _orphans(arena)
+    unsealed = tuple(key for key, entry in arena.live() if entry.state == State.WRITING)
+    rows = store.jobs()
+    running = [row for row in rows if row.status == "running"]
+    # What was left of a job that is over, or (on the coordinator) of none that is known, is not wanted.
+    for number in orphans.keys() - {row.number for row in running} if coordinates else ():
+        for key, *_ in orphans.pop(number):
+            arena.free(key)
+    handle(ev.ArenaAdopted({} if coordinates else orphans, unsealed))
     for row in [row for row in rows if row.status != "running"][-OVER_REMEMBERED:]:
-        daemon.engine.recall(_job(daemon, row, False), row.status, row.reason)
-    jobs = [row for row in rows if row.status == "running"]
-    adopted = {"jobs": len(jobs), "updates": 0}
-    for row in jobs:
-        found = orphans.pop(row.number, [])
-        job = _job(daemon, row, bool(found))
-        if job.committed >= row.config.job.rounds:  # killed before it could say so
-            daemon.store.save_job(row.name, "finished", "")
-            daemon.engine.recall(job, "finished", "")
-            adopted["jobs"] -= 1
+        handle(ev.JobRecalled(_facts(row), _history(store, row), row.status, row.reason))
+    adopted = {"jobs": len(running), "updates": 0}
+    for row in running:
+        found, history = orphans.get(row.number, ()), _history(store, row)
+        if history.committed >= row.config.job.rounds:  # killed before it could say so
+            store.save_job(row.name, "finished", "")
             for key, *_ in found:
-                daemon.arena.free(key)
+                arena.free(key)
+            handle(ev.JobRecalled(_facts(row), history, "finished", ""))
+            adopted["jobs"] -= 1
             continue
         adopted["updates"] += len({member.client for _, _, _, members in found for member in members})
-        daemon.engine.resume(job, found, time.monotonic())
-    daemon.engine.rest(unsealed, time.monotonic())
-    if daemon.config.join:
-        daemon.engine.keep(orphans)  # the coordinator says which of it counts
-        orphans = {}
-    for left in orphans.values():
-        for key, *_ in left:
-            daemon.arena.free(key)
-    if jobs:
+        handle(ev.JobResumed(_facts(row), history, found))
+    if running:
         log.info("daemon.resumed jobs=%d updates=%d", adopted["jobs"], adopted["updates"])
     return adopted
 
 
-def _orphans(daemon: Daemon) -> dict[int, list[Orphan]]:
-    """The sealed updates and partials by the number of their job; everything else that is sealed is freed.
+def _orphans(arena: Arena) -> dict[int, tuple[ev.Orphan, ...]]:
+    """Return the sealed updates and partials by the number of their job; free everything else that is sealed.
 
     Models and the rule's states are read from the last checkpoint: what made an uncommitted one is still here.
     """
-    found: dict[int, list[Orphan]] = {}
-    for key, entry in daemon.arena.live():
+    found: dict[int, list[ev.Orphan]] = {}
+    for key, entry in arena.live():
         if entry.state == State.WRITING:
             continue
         if entry.kind not in (Kind.UPDATE, Kind.PARTIAL):
-            daemon.arena.free(key)
+            arena.free(key)
             continue
         try:
-            with daemon.arena.meta(key) as meta:
+            with arena.meta(key) as meta:
                 members = unpack_contributions(meta)
         except RemoteFault as error:
             log.error("arena.damaged key=%s %s", key, error)
-            daemon.arena.free(key)
+            arena.free(key)
             continue
         found.setdefault(entry.job, []).append((key, Kind(entry.kind), entry.round, members))
-    return found
+    return {number: tuple(orphans) for number, orphans in found.items()}
 
 
-def _unsealed(daemon: Daemon) -> list[Key]:
-    return [key for key, entry in daemon.arena.live() if entry.state == State.WRITING]
+def _facts(row: JobRow) -> ev.JobFacts:
+    return ev.JobFacts(row.number, row.config, row.tensors, row.states, row.folder)
 
 
-def _job(daemon: Daemon, row: JobRow, adopting: bool) -> Job:
-    job = daemon.engine.make_job(row.number, row.config, Layout(row.tensors), row.states, row.folder)
-    rounds = daemon.store.rounds(row.name)
+def _history(store: NodeStore, row: JobRow) -> ev.JobHistory:
+    rounds = store.rounds(row.name)
     committed = [r for r in rounds if r.status == "committed"]
-    for last in committed[-ROUNDS_REMEMBERED:]:
-        job.counted[last.round] = frozenset(last.fields.get("members", ()))
-        job.metrics = last.fields.get("metrics", {})
+    counted = {r.round: frozenset(r.fields.get("members", ())) for r in committed[-ROUNDS_REMEMBERED:]}
+    metrics = committed[-1].fields.get("metrics", {}) if committed else {}
     number = committed[-1].round if committed else -1
     tried = {r.round: (r.attempt, r.status, r.fields) for r in rounds if r.round > number}
-    job.resume(number, tried, adopting)
-    return job
+    return ev.JobHistory(number, tried, counted, metrics)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from lifl.core.agent.agent import Agent
 from lifl.core.agent.branch import Branch
 from lifl.core.agent.pool import WorkerState
 from lifl.core.coordinator.job import Job
@@ -13,6 +14,25 @@ from lifl.core.ids import round_of
 from lifl.core.planning.tree import TaskState
 from lifl.node.store import JobRow, RoundRow
 from lifl.redirect.interface import Totals
+
+
+class NodeIdentity(NamedTuple):
+    """What does not change in a node's life."""
+
+    number: int
+    gateway: str
+    arena_bytes: int
+    workers_max: int
+
+
+def tree_lines(agent: Agent, lines_max: int) -> list[dict[str, Any]]:
+    """Return the tasks of all branches of a node, each with its job's number and its epoch; no more than so many."""
+    lines: list[dict[str, Any]] = []
+    for number, replica in agent.replicas.items():
+        for runner in replica.runners.values():
+            at = {"job": number, "epoch": runner.branch.epoch}
+            lines += [line | at for line in runner.lines()]
+    return lines[:lines_max]
 
 
 def job_line(row: JobRow, rounds: list[RoundRow], job: Job | None) -> dict[str, Any]:
@@ -59,10 +79,10 @@ def round_now(
     round_ = job.round or (job.saving[-1] if job.saving and job.saving[-1].number else None)
     if round_ is None:
         return None
-    site = engine.agent.sites.get(job.number)
-    here = [b for b in site.branches.values() if b.epoch == round_.epoch] if site is not None else []
-    tree = [line | {"node": f"{engine.node:016x}"} for b in here for line in site.aggregation.lines(b)] if site else []
-    counted = sum(_counted(branch) for branch in here)
+    replica = engine.agent.replicas.get(job.number)
+    here = [r for r in replica.runners.values() if r.branch.epoch == round_.epoch] if replica is not None else []
+    tree = [line | {"node": f"{engine.node:016x}"} for runner in here for line in runner.lines()]
+    counted = sum(_counted(runner.branch) for runner in here)
     for part in round_.parts.values():
         if part.node != engine.node:
             at = {"job": job.number, "epoch": round_.epoch, "branch": part.number}
@@ -98,20 +118,21 @@ def worker_lines(engine: Engine) -> list[dict[str, Any]]:
     lines = []
     for worker in engine.agent.pool.workers.values():
         address = next(iter(worker.tasks), 0)
-        found = engine.agent.task_at(address)
+        found = engine.agent.tasks.find(address)
+        task = found.task if found else None
         lines.append(
             {
                 "worker": worker.number,
                 "pid": worker.pid,
                 "state": "idle" if worker.state is WorkerState.RETIRING else worker.state.value,
-                "role": found[1].role if found else "",
-                "job": found[0].name if found else (worker.served[0] if worker.served else ""),
+                "role": task.role if task else "",
+                "job": worker.served[0] if worker.served else "",
                 "round": round_of(max(worker.served[1], 0)) if worker.served else 0,
                 "address": address,
                 "tasks": len(worker.tasks),
                 "tasks_done": worker.tasks_done,
-                "inputs": len(found[1].inputs) if found else 0,
-                "expect": found[1].expect if found else 0,
+                "inputs": len(task.inputs) if task else 0,
+                "expect": task.expect if task else 0,
             }
         )
     return lines

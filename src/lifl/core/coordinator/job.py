@@ -18,6 +18,7 @@ from lifl.core.coordinator.round import Phase, Round
 from lifl.core.errors import Refused
 from lifl.core.fields import Message
 from lifl.core.ids import ATTEMPTS_MAX
+from lifl.core.limits import ROUNDS_REMEMBERED
 from lifl.core.planning.arena_need import round_bytes_min
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import commands as o
@@ -26,8 +27,6 @@ from lifl.core.protocol.contribution import Contribution
 from lifl.core.schema import Layout
 
 LOADING_RETRY_S = 0.2
-ROUNDS_REMEMBERED = 16
-"""Committed rounds whose members are kept in memory, to answer clients that come back late."""
 CONNECTIONS_REMEMBERED = 100_000
 """Clients whose newest connection's time is known, the last to connect: ten times a round's most."""
 OVER = ("finished", "failed", "cancelled")

@@ -1,4 +1,4 @@
-"""A node among others: what the control channel says becomes the engine's events, and the other way round.
+"""A node among others: what the control channel says becomes the engine's events.
 
 A node that connects, for the first time or again, says what it has (Inventory), and coordinator and agent go on from
 there; see `coordinator/branches.py`.  What was sent while there was no connection is lost on purpose: the books are
@@ -8,161 +8,133 @@ compared.
 from __future__ import annotations
 
 import logging
+import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lifl.core.coordinator.coordinator import Node
-from lifl.core.fields import Message
-from lifl.core.planning.capacity import NodeLoad
+from lifl.core import events as ev
+from lifl.core.engine import Engine
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
 from lifl.node import machine
 from lifl.node.cluster.transport import Peers, Send
-
-if TYPE_CHECKING:
-    from lifl.node.daemon import Daemon
+from lifl.node.driver import Driver
+from lifl.node.store import NodeStore
+from lifl.node.views import NodeIdentity, tree_lines
 
 log = logging.getLogger("lifl.cluster")
 
 
-class Cluster:
-    """The node's place in the cluster; `Peers` calls it (peers.Handler)."""
+class Bridge:
+    """The node's place in the cluster; `Peers` calls it (transport.Handler)."""
 
-    def __init__(self, daemon: Daemon) -> None:
-        self._daemon = daemon
-        config = daemon.config
-        self._listener = machine.listen_tcp(config.control or "127.0.0.1:0")
-        self.incarnation = daemon.store.next_incarnation()
+    def __init__(
+        self, listener: socket.socket, join: str, identity: NodeIdentity, driver: Driver, store: NodeStore
+    ) -> None:
+        self._listener = listener
+        self._identity = identity
+        self._driver = driver
+        self._store = store
+        self.incarnation = store.next_incarnation()
         self.trees: dict[int, tuple[dict[str, Any], ...]] = {}  # by node: the tasks there, as it told last
-        self.peers = Peers(self._listener, self._hello, not config.join, config.join, self)
+        self.peers = Peers(listener, self._hello, not join, join, self)
 
     @property
     def control(self) -> str:
-        """Where this node's control channel listens."""
+        """The address where this node's control channel listens."""
         return machine.shown(self._listener)
 
+    @property
+    def _engine(self) -> Engine:
+        return self._driver.engine
+
     def _hello(self) -> p.PeerHello:
-        node = self._daemon.identity
-        return p.PeerHello(
-            p.PEER_VERSION,
-            node.number,
-            self.incarnation,
-            self.control,
-            node.gateway,
-            node.load.capacity,
-            node.arena_bytes,
-            node.workers_max,
-        )
+        node = self._identity
+        capacity = self._engine.agent.load.capacity
+        sizes = (capacity, node.arena_bytes, node.workers_max)
+        return p.PeerHello(p.PEER_VERSION, node.number, self.incarnation, self.control, node.gateway, *sizes)
 
     def load(self) -> p.Heartbeat:
-        """An agent's next heartbeat."""
-        daemon = self._daemon
-        load = daemon.identity.load
+        """Return an agent's next heartbeat."""
+        agent = self._engine.agent
+        load, used = agent.load, agent.quota.used_bytes
         rate = load.rate_at(time.monotonic())
-        agent, used = daemon.engine.agent, daemon.arena.used_bytes
-        tree = tuple(agent.tree_lines(p.TREE_LINES_MAX))
+        tree = tuple(tree_lines(agent, p.TREE_LINES_MAX))
         return p.Heartbeat(load.capacity, rate, load.execution_s, used, len(agent.pool.workers), tree)
 
     # ---- the coordinator -------------------------------------------------------------------------------------------
 
     def node_up(self, hello: p.PeerHello, send: Send) -> None:
-        """The node is connected, for the first time or again."""
-        now = time.monotonic()
+        """Take a node in that is connected, for the first time or again."""
+        log.info("node.up node=%016x gateway=%s incarnation=%d", hello.node, hello.gateway, hello.incarnation)
         sizes = (hello.capacity, hello.arena_bytes, hello.workers_max)
-        node = Node(hello.node, hello.gateway, *sizes, hello.incarnation)
-        node.load = NodeLoad(capacity=hello.capacity, at_s=now)
-        log.info("node.up node=%s gateway=%s incarnation=%d", node.name, hello.gateway, hello.incarnation)
-        self._daemon.engine.node_up(node, now)
-        self._daemon.perform()
+        self._driver.handle(ev.NodeUp(hello.node, hello.gateway, *sizes, hello.incarnation))
 
     def node_suspect(self, node: int) -> None:
-        """The node is silent: its rounds wait for it until it is held dead."""
+        """Give a silent node nothing new: its rounds wait for it until it is declared dead."""
         log.warning("node.suspect node=%016x", node)
-        self._daemon.engine.node_suspect(node, True, time.monotonic())
-        self._daemon.perform()
+        self._driver.handle(ev.NodeSuspect(node, True))
 
     def node_alive(self, node: int) -> None:
-        """A suspect was heard again."""
+        """Go on with a suspect that was heard again."""
         log.info("node.alive node=%016x", node)
-        self._daemon.engine.node_suspect(node, False, time.monotonic())
-        self._daemon.perform()
+        self._driver.handle(ev.NodeSuspect(node, False))
 
     def node_down(self, node: int, why: str, renewed: bool) -> None:
-        """The life of the node is over."""
+        """Go on without a node whose life is over."""
         log.warning("node.down node=%016x %s", node, why)
         self.trees.pop(node, None)
-        if renewed:
-            return  # it may have adopted what the life before it had: see `node_up`
-        self._daemon.engine.node_gone(node, time.monotonic())
-        self._daemon.perform()
+        if not renewed:  # else it may have adopted what the life before it had: see `node_up`
+            self._driver.handle(ev.NodeGone(node))
 
     def node_left(self, node: int) -> None:
-        """The node has gone in good order."""
+        """Go on without a node that has gone in good order."""
         log.info("node.left node=%016x", node)
         self.trees.pop(node, None)
-        self._daemon.engine.node_gone(node, time.monotonic())
-        self._daemon.perform()
+        self._driver.handle(ev.NodeGone(node))
 
     def from_node(self, node: int, message: Any) -> None:
-        """An agent's report, an event of a client at its gateway, or its heartbeat."""
-        now = time.monotonic()
+        """Take an agent's report, an event of a client at its gateway, or its heartbeat."""
         if isinstance(message, p.Heartbeat):
-            coordinator = self._daemon.engine.coordinator
-            member = coordinator.members.get(node) if coordinator is not None else None
-            if member is not None:
-                member.load = NodeLoad(message.capacity, now, message.rate_per_s, message.execution_s)
-                self.trees[node] = message.tree
-            return
-        self._daemon.engine.from_node(node, message, now)
-        self._daemon.perform()
+            self.trees[node] = message.tree
+            self._driver.handle(ev.NodeLoadTold(node, message.capacity, message.rate_per_s, message.execution_s))
+        else:
+            self._driver.handle(ev.FromNode(node, message))
 
     # ---- an agent --------------------------------------------------------------------------------------------------
 
     def coordinator_up(self, welcome: p.PeerWelcome) -> None:
-        """Connected, for the first time or again."""
+        """Tell the coordinator, connected for the first time or again, what this node has."""
         log.info("coordinator.up node=%016x control=%s", welcome.node, welcome.control)
-        stranger = not self._daemon.store.meets(f"{welcome.node:016x}")
-        self._daemon.engine.coordinator_up(time.monotonic(), stranger)
-        self._daemon.perform()
+        stranger = not self._store.meets(f"{welcome.node:016x}")
+        self._driver.handle(ev.CoordinatorUp(stranger))
 
     def coordinator_down(self) -> None:
-        """Not connected any more: rounds pause."""
+        """Pause: the coordinator is not connected any more."""
         log.warning("coordinator.down")
-        self._daemon.engine.coordinator_down(time.monotonic())
-        self._daemon.perform()
+        self._driver.handle(ev.CoordinatorDown())
 
     def rejoin(self, above: int) -> None:
-        """This life was held dead: go on as a new one."""
-        self._daemon.engine.forget(time.monotonic())
-        self._daemon.perform()
-        self.incarnation = self._daemon.store.next_incarnation(above)
+        """Go on as a new life: this one was declared dead."""
+        self._driver.handle(ev.LifeEnded())
+        self.incarnation = self._store.next_incarnation(above)
 
     def refused(self, text: str) -> None:
-        """The node was told that it cannot join."""
+        """Log why the node cannot join."""
         log.error("coordinator.refused %s", text)
 
     def order(self, order: o.Order) -> None:
-        """An order of the coordinator."""
-        self._daemon.engine.ordered(order, time.monotonic())
-        self._daemon.perform()
+        """Obey an order of the coordinator."""
+        self._driver.handle(order)
 
-    # ---- what is sent ----------------------------------------------------------------------------------------------
-
-    def send(self, node: int, order: Message) -> None:
-        """An order for another node's agent."""
-        self.peers.send(node, order)
-
-    def report(self, report: Message) -> None:
-        """A report for the coordinator."""
-        self.peers.report(report)
+    # ---- what is shown ---------------------------------------------------------------------------------------------
 
     def rows(self) -> list[dict[str, Any]]:
-        """What `lifl nodes` shows, the coordinator first."""
+        """Return what `lifl nodes` shows, the coordinator first."""
         found = []
         for row in self.peers.members():
             load = row.get("load") or {}
-            own = int(row["node"], 16) == self._daemon.node
-            if own:
+            if int(row["node"], 16) == self._identity.number:
                 beat = self.load()
                 load = {name: getattr(beat, name) for name in beat.__struct_fields__}
             capacity = load.get("capacity", row.get("capacity", 0.0))
@@ -188,6 +160,6 @@ class Cluster:
         return found
 
     async def leave(self) -> None:
-        """Says goodbye, and ends."""
+        """Say goodbye, and end."""
         await self.peers.leave()
         self._listener.close()

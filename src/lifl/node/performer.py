@@ -1,0 +1,81 @@
+"""Performs the engine's effects, in their order: messages are sent, keys are routed, rows are written.
+
+A commit's row is on the disk before anything that follows it is performed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from lifl.core import effects as fx
+from lifl.core.protocol import gateway as gm
+from lifl.node.children import Child
+from lifl.node.cli_server import CliServer
+from lifl.node.cluster.transport import Peers
+from lifl.node.meters import Meters
+from lifl.node.store import NodeStore
+from lifl.node.workers import Workers
+
+log = logging.getLogger("lifl.daemon")
+
+OF_EACH_UPDATE = frozenset({"update.accepted"})
+"""Events that are in no ordinary log: a line for each would cost as much as what it tells of."""
+
+
+class Performer:
+    """The hands of one node.  `peers` is None while the node is in no cluster: then nothing is sent to others."""
+
+    def __init__(self, gateway: Child, workers: Workers, store: NodeStore, cli: CliServer, meters: Meters) -> None:
+        self._gateway = gateway
+        self._workers = workers
+        self._store = store
+        self._cli = cli
+        self._meters = meters
+        self.peers: Peers | None = None
+
+    def perform(self, effects: Sequence[fx.Effect]) -> None:
+        """Perform effects in order."""
+        messages: list[gm.ToGateway] = []  # that follow one another: one system call, and the gateway wakes once
+        for effect in effects:
+            if isinstance(effect, gm.ToGateway):
+                messages.append(effect)
+                continue
+            self._gateway.send(*messages)
+            messages.clear()
+            self._perform(effect)
+        self._gateway.send(*messages)
+
+    def _perform(self, effect: fx.Effect) -> None:
+        match effect:
+            case fx.ForkWorker():
+                self._workers.fork(effect.worker)
+            case fx.SendWorker():
+                self._workers.send(effect.worker, effect.message)
+            case fx.Route():
+                self._workers.route(effect.address, effect.worker)
+            case fx.SendKeys():
+                self._workers.send_keys(effect.address, effect.attempt, effect.keys)
+            case fx.SendNode():
+                if self.peers is not None:
+                    self.peers.send(effect.node, effect.order)
+            case fx.SendCoordinator():
+                if self.peers is not None:
+                    self.peers.report(effect.report)
+            case fx.SaveJob():
+                self._store.save_job(effect.job, effect.status, effect.reason)
+            case fx.SaveRound():
+                self._meters.complete(effect, self._workers.redirector.name)
+                self._store.save_round(effect.job, effect.round, effect.attempt, effect.status, effect.fields)
+            case fx.SavePlan():
+                self._store.save_plan(effect.job, effect.round, effect.attempt, effect.request, effect.plan)
+            case fx.Publish():
+                self._publish(effect)
+
+    def _publish(self, effect: fx.Publish) -> None:
+        self._meters.published(effect)
+        level = logging.DEBUG if effect.name in OF_EACH_UPDATE else logging.INFO
+        if log.isEnabledFor(level):
+            shown = " ".join(f"{name}={value}" for name, value in effect.fields.items() if name != "receipt")
+            log.log(level, "%s job=%s %s", effect.name, effect.job, shown)
+        self._cli.publish(effect.name, effect.job, effect.fields)

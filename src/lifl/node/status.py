@@ -1,0 +1,103 @@
+"""What a node says of itself: when it is up, and in `lifl top`."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lifl.core.engine import Engine
+from lifl.core.protocol import gateway as gm
+from lifl.node import views
+from lifl.node.children import Child
+from lifl.node.cluster.bridge import Bridge
+from lifl.node.meters import Meters
+from lifl.node.workers import Workers
+from lifl.shm.arena import Arena
+
+
+class NodeStatus:
+    """The figures of one node.  `bridge` is None while the node is in no cluster."""
+
+    def __init__(
+        self,
+        identity: views.NodeIdentity,
+        folder: Path,
+        capacity_given: bool,
+        warnings: list[str],
+        engine: Engine,
+        arena: Arena,
+        gateway: Child,
+        zygote: Child,
+        workers: Workers,
+        meters: Meters,
+    ) -> None:
+        self._identity = identity
+        self._folder = folder
+        self._capacity_given = capacity_given
+        self._warnings = warnings
+        self._engine = engine
+        self._arena = arena
+        self._gateway = gateway
+        self._zygote = zygote
+        self._workers = workers
+        self._meters = meters
+        self._started_unix_s = time.time()
+        self.bridge: Bridge | None = None
+        self.gateway_stats: gm.GatewayStats | None = None  # as the gateway told last
+
+    def report(self, adopted: dict[str, int]) -> dict[str, Any]:
+        """Return what `lifl up` prints."""
+        return {
+            "node": f"{self._identity.number:016x}",
+            "pid": os.getpid(),
+            "listen": [self._identity.gateway],
+            "control": self.bridge.control if self.bridge is not None else "",
+            "socket": str(self._folder / "gateway.sock"),
+            "arena_bytes": self._arena.arena_bytes,
+            "capacity": self._engine.agent.load.capacity,
+            "capacity_given": self._capacity_given,
+            "redirector": self._workers.redirector.name,
+            "why": self._workers.redirector.why,
+            "state_dir": str(self._folder),
+            "adopted": adopted,
+            "warnings": self._warnings,
+        }
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Return the cluster's nodes, the coordinator first; none for a node in no cluster."""
+        return self.bridge.rows() if self.bridge is not None else []
+
+    def trees(self) -> dict[int, tuple[dict[str, Any], ...]]:
+        """Return the tasks at other nodes, by node."""
+        return self.bridge.trees if self.bridge is not None else {}
+
+    def now(self) -> dict[str, Any]:
+        """Return what `lifl top` shows of the node itself.
+
+        The gateway is asked for its figures, and the next call has the answer: nothing waits.
+        """
+        self._gateway.send(gm.AskStats())
+        redirector, stats = self._workers.redirector, self.gateway_stats
+        return {
+            **self.report({}),
+            "uptime_s": time.time() - self._started_unix_s,
+            "arena": {
+                "bytes": self._arena.arena_bytes,
+                "used_bytes": self._arena.used_bytes,
+                "peak_bytes": self._arena.peak_bytes,
+                "objects": sum(1 for _ in self._arena.live()),
+                "waiting": len(self._engine.agent.uploads.waiting),
+            },
+            "redirector": {"kind": redirector.name, **views.redirector_line(redirector.totals())},
+            "gateway": {"pid": self._gateway.pid, **(msgspec.structs.asdict(stats) if stats else {})},
+            "cpu_s": self._meters.read(),
+            "zygote_pid": self._zygote.pid,
+        }
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Return the aggregator processes, each with the task that it has."""
+        return views.worker_lines(self._engine)
