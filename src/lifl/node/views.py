@@ -31,7 +31,7 @@ def tree_lines(agent: Agent, lines_max: int) -> list[dict[str, Any]]:
     for number, replica in agent.replicas.items():
         for runner in replica.runners.values():
             at = {"job": number, "epoch": runner.branch.epoch}
-            lines += [line | at for line in runner.lines()]
+            lines += [line | at for line in runner.branch.lines()]
     return lines[:lines_max]
 
 
@@ -81,7 +81,7 @@ def round_now(
         return None
     replica = engine.agent.replicas.get(job.number)
     here = [r for r in replica.runners.values() if r.branch.epoch == round_.epoch] if replica is not None else []
-    tree = [line | {"node": f"{engine.node:016x}"} for runner in here for line in runner.lines()]
+    tree = [line | {"node": f"{engine.node:016x}"} for runner in here for line in runner.branch.lines()]
     counted = sum(_counted(runner.branch) for runner in here)
     for part in round_.parts.values():
         if part.node != engine.node:

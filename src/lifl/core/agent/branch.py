@@ -11,6 +11,14 @@ from lifl.core.planning.tree import Task, TaskState, Tree
 from lifl.core.protocol.commands import Contributions, Grant, OpenBranch
 from lifl.core.protocol.contribution import Contribution
 
+SHOWN = {
+    TaskState.PLANNED: "waiting",
+    TaskState.OPEN: "waiting",
+    TaskState.PLACING: "waiting",
+    TaskState.RUNNING: "running",
+    TaskState.DONE: "sealed",
+}
+
 
 class Cost:
     """What a branch cost, in bytes and seconds."""
@@ -21,7 +29,14 @@ class Cost:
         self.sent_bytes = 0
         self.fetched_bytes = 0
         self.peak_bytes = 0
+        self.task_cpu_s: dict[int, float] = {}  # of the tasks that are done, by number
         self.starts = {"cold": 0, "warm": 0, "promoted": 0, "shared": 0}
+
+    def add(self, task: int, cpu_s: float, busy_s: float) -> None:
+        """Add a task that is done."""
+        self.worker_cpu_s += cpu_s
+        self.busy_s += busy_s
+        self.task_cpu_s[task] = cpu_s
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for the wire and the receipt."""
@@ -109,6 +124,29 @@ class Branch:
         waiting = (TaskState.PLANNED, TaskState.OPEN)
         begin = max(self.tree.takers_of(self.given) - 1, 0)  # those before have all their updates
         return sum(task.state in waiting for task in self.tree.takers[begin : self.takers_needed])
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the tree as it is shown, a line for each task."""
+        return [
+            {
+                "address": task.address,
+                "role": task.role,
+                "parent": task.parent.address if task.parent else 0,
+                "branch": self.number,
+                "number": task.number,
+                "parent_number": task.parent.number if task.parent else None,
+                "state": SHOWN[task.state],
+                "inputs": len(task.inputs),
+                "expect": task.expect,
+                "updates": task.taken,
+                "updates_expect": task.updates,
+                "pid": task.pid or None,
+                "attempt": task.attempt,
+                "cpu_s": self.cost.task_cpu_s.get(task.number, 0.0),
+            }
+            for task in self.tree.tasks
+            if task.state is not TaskState.DROPPED
+        ]
 
     def problems(self) -> Iterable[str]:
         """Yield what is wrong with the books, a sentence each."""

@@ -6,8 +6,6 @@ of a top stay until the round is committed: they are what a restarted node would
 
 from __future__ import annotations
 
-from typing import Any
-
 from lifl.core import effects as fx
 from lifl.core.agent.branch import Branch, contribution_of
 from lifl.core.agent.job_spec import JobSpec
@@ -27,13 +25,6 @@ from lifl.core.protocol import worker as wm
 from lifl.core.protocol.contribution import pack_contribution
 from lifl.core.turn import Turn
 
-SHOWN = {
-    TaskState.PLANNED: "waiting",
-    TaskState.OPEN: "waiting",
-    TaskState.PLACING: "waiting",
-    TaskState.RUNNING: "running",
-    TaskState.DONE: "sealed",
-}
 TOGETHER_BYTES = 1 << 20
 """A leaf whose updates are no more than this, all together, gets them when all are there: to wake its worker for each
 takes longer than to fold it."""
@@ -46,6 +37,7 @@ class BranchRunner:
         self, branch: Branch, spec: JobSpec, slot: ModelSlot, turn: Turn, quota: Quota, tasks: TaskTable
     ) -> None:
         self.branch = branch
+        self.job = spec.number
         self._spec = spec
         self._slot = slot
         self._turn = turn
@@ -53,7 +45,6 @@ class BranchRunner:
         self._tasks = tasks
         self._outputs = TaskOutputs(branch, spec, slot, quota, tasks)
         self.last_updates = LastUpdates(branch, spec.layout.data_bytes, turn)
-        self._cpu_s: dict[int, float] = {}  # of the tasks that are done, by number
 
     # ---- updates ---------------------------------------------------------------------------------------------------
 
@@ -107,24 +98,22 @@ class BranchRunner:
             try:
                 self._outputs.open_paths(self, [task])
             except ArenaFull as full:
-                return self._failed_if_stuck(full)
+                text = f"the arena has no room to go on after the restart: {full}"
+                return [BranchFailed(self.job, branch, text, retry=True)] if self._stuck else []
             branch.unfed.popleft()
             branch.given += taker is None
             task.taken += taker is None
             self._feed(task, key)
         return []
 
-    def _failed_if_stuck(self, full: ArenaFull) -> list[Outcome]:
-        # A task that runs but lacks inputs ends nothing that would make room.
-        active = any(
-            t.state is TaskState.PLACING or (t.state is TaskState.RUNNING and t.complete)
-            for t in self.branch.tree.tasks
-        )
+    @property
+    def _stuck(self) -> bool:
+        """True when nothing ends that would make room for the branch's outputs."""
+        # A task that runs but lacks inputs ends nothing.
+        tasks = self.branch.tree.tasks
+        active = any(t.state is TaskState.PLACING or (t.state is TaskState.RUNNING and t.complete) for t in tasks)
         alone = self._quota.used_bytes == self._quota.job_used_bytes(self._spec.number)
-        if not alone or self.branch.in_flight or active:
-            return []
-        text = f"the arena has no room to go on after the restart: {full}"
-        return [BranchFailed(self.job, self.branch, text, retry=True)]
+        return alone and not self.branch.in_flight and not active
 
     def _feed(self, task: Task, key: Key, sent: bool = False) -> None:
         """Take a sealed input of the task.  `sent`: its maker has sent the key to the task's address itself."""
@@ -180,11 +169,6 @@ class BranchRunner:
 
     # ---- task_table.Runner -----------------------------------------------------------------------------------------
 
-    @property
-    def job(self) -> int:
-        """The job's number."""
-        return self._spec.number
-
     def served(self, task: Task) -> tuple[str, int]:
         """Return what a worker of this task has served, so that a later task of the same is its promotion."""
         return self._spec.name, self.branch.epoch
@@ -220,10 +204,6 @@ class BranchRunner:
             {name: key.pack() for name, key in self._outputs.states.items()} if top else {},
         )
 
-    def output(self, task: Task) -> Key | None:
-        """Return the object whose seal tells that the task is done."""
-        return task.output
-
     def restarting(self, task: Task) -> None:
         """Prepare a task whose worker died for the next one."""
         if task.role == "top":
@@ -233,9 +213,7 @@ class BranchRunner:
         """Go on from a task whose output is sealed.  `cost` is None when its worker died before it said so."""
         task.move(TaskState.DONE)
         if cost is not None:
-            self.branch.cost.worker_cpu_s += cost.cpu_s
-            self.branch.cost.busy_s += cost.busy_s
-            self._cpu_s[task.number] = cost.cpu_s
+            self.branch.cost.add(task.number, cost.cpu_s, cost.busy_s)
         self._tasks.unroute(task)
         for child in task.children:
             if child.state is TaskState.RUNNING:
@@ -319,33 +297,3 @@ class BranchRunner:
                 self._tasks.close(task)
         while self.branch.unfed:
             self._quota.free(self.branch.unfed.popleft()[0])
-
-    # ---- the receipt -----------------------------------------------------------------------------------------------
-
-    def cost(self) -> dict[str, Any]:
-        """Return the branch's part of the receipt."""
-        self.branch.cost.peak_bytes = self._quota.peaks.get(self._spec.number, 0)
-        return self.branch.cost.as_dict() | {"tree": self.lines()}
-
-    def lines(self) -> list[dict[str, Any]]:
-        """Return the branch's tree, a line for each task."""
-        return [
-            {
-                "address": task.address,
-                "role": task.role,
-                "parent": task.parent.address if task.parent else 0,
-                "branch": self.branch.number,
-                "number": task.number,
-                "parent_number": task.parent.number if task.parent else None,
-                "state": SHOWN[task.state],
-                "inputs": len(task.inputs),
-                "expect": task.expect,
-                "updates": task.taken,
-                "updates_expect": task.updates,
-                "pid": task.pid or None,
-                "attempt": task.attempt,
-                "cpu_s": self._cpu_s.get(task.number, 0.0),
-            }
-            for task in self.branch.tree.tasks
-            if task.state is not TaskState.DROPPED
-        ]

@@ -20,19 +20,17 @@ class FileTasks:
     """The load and checkpoint tasks of one job on this node (`task_table.Runner`)."""
 
     def __init__(self, spec: JobSpec, slot: ModelSlot, tasks: TaskTable) -> None:
+        self.job = spec.number
         self._spec = spec
         self._slot = slot
         self._tasks = tasks
         self._orders: dict[int, SaveModel | None] = {}  # by address; None: a load
 
-    @property
-    def job(self) -> int:
-        """The job's number."""
-        return self._spec.number
-
     def load(self) -> None:
         """Have model and states read from the job's files."""
-        self._place(Task(0, "load", 0), None)
+        task = Task(0, "load", 0)
+        task.output = self._slot.model  # its seal tells that the task is done
+        self._place(task, None)
 
     def save(self, order: SaveModel) -> None:
         """Have the current model and states written; they stay until they are."""
@@ -93,10 +91,6 @@ class FileTasks:
         named = {name: key.pack() for name, key in self._slot.states.items()}
         output = self._slot.model.pack()
         return Load(task.address, task.attempt, spec.name, spec.path, tensors, output, spec.state_path, named)
-
-    def output(self, task: Task) -> Key | None:
-        """Return the object whose seal tells that the task is done; a file tells nothing."""
-        return self._slot.model if task.role == "load" else None
 
     def restarting(self, task: Task) -> None:
         """Prepare a task whose worker died for the next one: it reads or writes all anew."""

@@ -107,14 +107,14 @@ class JobReplica:
             top.branch.awaited.discard(order.branch)
         self._turn.report(o.BranchForgotten(self.spec.number, order.epoch, order.branch))
 
-    def _await_branch(self, order: o.AwaitBranch) -> None:
+    def _more_of_top(self, order: o.AwaitBranch | o.ExpectPartials) -> None:
+        """Let the top await one branch more, or know how many partials come in all."""
         top = self.top_of(order.epoch)
-        if top is not None:
+        if top is None:
+            return
+        if isinstance(order, o.AwaitBranch):
             top.branch.awaited.add(order.branch)
-
-    def _expect_partials(self, order: o.ExpectPartials) -> None:
-        top = self.top_of(order.epoch)
-        if top is not None:
+        else:
             self.act(top.expect_partials(order.partials))
 
     # ---- outcomes --------------------------------------------------------------------------------------------------
@@ -142,11 +142,10 @@ class JobReplica:
 
     def _partial_sealed(self, branch: Branch) -> None:
         """Bring the branch's partial to the top."""
-        runner = self.runners[branch.epoch, branch.number]
         branch.sealed = True
-        self._turn.report(o.BranchSealed(self.spec.number, branch.epoch, branch.number, runner.cost()))
+        self._turn.report(o.BranchSealed(self.spec.number, branch.epoch, branch.number, self._cost(branch)))
         if branch.parent:
-            self._carry(branch)
+            self._carry([branch])
             return
         top, root = self.top_of(branch.epoch), branch.tree.root
         key, root.output, branch.carried = root.output, None, True
@@ -158,8 +157,12 @@ class JobReplica:
         branch.sealed = True
         if model is not None:
             self.slot.replace(round_of(branch.epoch), model, outcome.states)
-        runner = self.runners[branch.epoch, branch.number]
-        self._turn.report(o.ModelSealed(self.spec.number, branch.epoch, runner.cost()))
+        self._turn.report(o.ModelSealed(self.spec.number, branch.epoch, self._cost(branch)))
+
+    def _cost(self, branch: Branch) -> dict[str, Any]:
+        """Return the branch's part of the receipt."""
+        branch.cost.peak_bytes = self._quota.peaks.get(self.spec.number, 0)
+        return branch.cost.as_dict() | {"tree": branch.lines()}
 
     # ---- partials between nodes ------------------------------------------------------------------------------------
 
@@ -191,16 +194,15 @@ class JobReplica:
         report = o.PartialArrived(self.spec.number, top.epoch, number, top.arrived[number], moved_bytes)
         self._turn.report(report)
 
-    def _carry(self, branch: Branch) -> None:
-        key = branch.tree.root.output
-        if key is not None:
-            self._turn.emit(gm.Carry(key.pack(), branch.parent, self.spec.number, branch.epoch, branch.number))
-
     def carry_again(self) -> None:
         """Have the partials brought to the top that did not get there."""
-        for branch in self.branches():
-            if branch.sealed and not branch.top and not branch.carried:
-                self._carry(branch)
+        self._carry(branch for branch in self.branches() if branch.sealed and not branch.top and not branch.carried)
+
+    def _carry(self, branches: Iterable[Branch]) -> None:
+        for branch in branches:
+            key = branch.tree.root.output
+            if key is not None:
+                self._turn.emit(gm.Carry(key.pack(), branch.parent, self.spec.number, branch.epoch, branch.number))
 
     # ---- the model -------------------------------------------------------------------------------------------------
 
@@ -296,7 +298,7 @@ ORDERS: Mapping[type, Callable[[JobReplica, Any], None]] = {
     o.DropBranch: lambda replica, order: replica._drop(order.epoch, order.branch),
     o.CommitBranch: JobReplica._commit_branch,
     o.ForgetBranch: JobReplica._forget_branch,
-    o.AwaitBranch: JobReplica._await_branch,
-    o.ExpectPartials: JobReplica._expect_partials,
+    o.AwaitBranch: JobReplica._more_of_top,
+    o.ExpectPartials: JobReplica._more_of_top,
 }
 """What is done at each order about a job that is open here."""

@@ -36,16 +36,13 @@ ROUTED = frozenset({"leaf", "middle", "top"})
 class Runner(Protocol):
     """Whoever opens tasks: a branch, or a job's file tasks."""
 
-    @property
-    def job(self) -> int: ...
+    job: int
 
     def served(self, task: Task) -> tuple[str, int]: ...
 
     def placed(self, task: Task, how: str) -> None: ...
 
     def message(self, task: Task) -> Message: ...
-
-    def output(self, task: Task) -> Key | None: ...
 
     def restarting(self, task: Task) -> None: ...
 
@@ -205,8 +202,7 @@ class TaskTable:
     def _lost(self, runner: Runner, task: Task) -> list[Outcome]:
         if task.state not in (TaskState.PLACING, TaskState.RUNNING):
             return []
-        output = runner.output(task)
-        if task.state is TaskState.RUNNING and output is not None and self._quota.sealed(output):
+        if task.state is TaskState.RUNNING and task.output is not None and self._quota.sealed(task.output):
             return runner.done(task, None)
         if task.attempt >= TASK_ATTEMPTS_MAX:
             return runner.failed(task, f"{task.attempt} workers died in turn while they ran it", True)
