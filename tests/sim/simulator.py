@@ -20,6 +20,7 @@ from lifl.core.config.job import parse_job
 from lifl.core.coordinator.coordinator import Node
 from lifl.core.coordinator.job import Job
 from lifl.core.engine import Engine
+from lifl.core.event_log import Recording
 from lifl.core.ids import Key, Kind, round_of
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
@@ -163,6 +164,11 @@ class Host:
     def handle(self, event: Any, now: float) -> None:
         """Hand an event to the engine; what it wants done waits in `pending`."""
         self.pending += self.engine.handle(event, now)
+
+    def check_replay(self) -> None:
+        """Assert that the last events lead to the same effects once more, also by way of a file."""
+        if self.engine is not None:
+            Recording.unpack(self.engine.recording().pack()).replay()
 
     def stop(self) -> None:
         """All processes are gone."""
@@ -851,4 +857,5 @@ class Cluster:
             assert not host.workers, "workers are left"
             left = [(key, thing.kind) for key, thing in host.store.things.items()]
             assert not left, f"objects are left on host {host.number}: {left}"
+            host.check_replay()
             assert host.engine is None or not host.engine.agent.quota.job_used_bytes(1)

@@ -20,11 +20,13 @@ from typing import Any
 
 from lifl.core import effects as fx
 from lifl.core import events as ev
+from lifl.core import snapshot
 from lifl.core.agent.agent import Agent
 from lifl.core.agent.quota import Store
 from lifl.core.coordinator.coordinator import Coordinator, Node
 from lifl.core.coordinator.job import Job
-from lifl.core.errors import LocalFault, Refused
+from lifl.core.errors import Impossible, LocalFault, Refused
+from lifl.core.event_log import EventLog, Recording, RecordingStore, Shape, shape
 from lifl.core.planning.plan import NodeFacts
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.commands import Order
@@ -49,8 +51,10 @@ class Engine:
         self.node = node.number
         self._turn = Turn(node.number, coordinates)
         sizes = (node.load.capacity, node.workers_max)
-        self.agent = Agent(store, *sizes, idle_timeout_s, wait_queue_max, self._turn, now)
+        self._store = RecordingStore(store)
+        self.agent = Agent(self._store, *sizes, idle_timeout_s, wait_queue_max, self._turn, now)
         self.coordinator = Coordinator(node, self._turn) if coordinates else None
+        self._log: EventLog | None = EventLog(self._store, self._copy)
 
     @property
     def jobs(self) -> dict[str, Job]:
@@ -65,8 +69,25 @@ class Engine:
     def handle(self, event: Any, now: float) -> list[fx.Effect]:
         """Handle one event at the time `now` (monotonic, in seconds); return what is to be performed, in order.
 
-        Raise `Refused`, with nothing changed, for a job that cannot be submitted or cancelled.
+        Raise `Refused`, with nothing changed, for a job that cannot be submitted or cancelled.  Raise `Impossible`,
+        with the story of what the event is about, when the books contradict each other: the engine is of no use then.
         """
+        if self._log is None:
+            raise LocalFault("this engine is a replay's; it handles recorded events")
+        answers = self._log.begin()
+        try:
+            effects = self._handled(event, now)
+        except Refused:
+            self._log.end(now, event, answers, [])
+            raise
+        except LocalFault as fault:
+            self._log.end(now, event, answers, self._turn.effects)
+            story = "\n  ".join(self._log.story(event))
+            raise Impossible(f"{fault}; the story of what {type(event).__name__} names:\n  {story}") from fault
+        self._log.end(now, event, answers, effects)
+        return effects
+
+    def _handled(self, event: Any, now: float) -> list[fx.Effect]:
         turn = self._turn
         turn.now = now
         handler = HANDLERS.get(type(event))
@@ -97,6 +118,29 @@ class Engine:
                 break
         if self.coordinator is not None:
             self.coordinator.home_load(self.agent.load)
+
+    # ---- the log -----------------------------------------------------------------------------------------------------
+
+    def _copy(self) -> snapshot.Snapshot:
+        log, self._log = self._log, None
+        try:
+            return snapshot.take(self, RecordingStore)
+        finally:
+            self._log = log
+
+    def recording(self) -> Recording:
+        """Return the last events, with the state that the first of them met."""
+        if self._log is None:
+            raise LocalFault("a replay is not recorded")
+        return self._log.recording()
+
+    def replayed(self, event: Any, now: float) -> tuple[Shape, ...]:
+        """Handle a recorded event; return the shapes of its effects, also of those before a refusal or a fault."""
+        try:
+            return tuple(map(shape, self._handled(event, now)))
+        except (Refused, LocalFault):
+            effects, self._turn.effects = self._turn.effects, []
+            return tuple(map(shape, effects))
 
     # ---- what only some nodes have -----------------------------------------------------------------------------------
 

@@ -21,6 +21,10 @@ class LocalFault(LiflError):
     """The caller broke the contract of an interface (a bug in this program, or in the user's)."""
 
 
+class Impossible(LocalFault):
+    """The engine's books contradict each other, or an event contradicts them; the text tells how it came."""
+
+
 class RemoteFault(LiflError):
     """The peer sent bytes that the protocol forbids; the connection is not usable any more."""
 

@@ -48,7 +48,7 @@ class Quota:
     """The store, with an account for each job (by number)."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self.store = store
         self._reserved: dict[int, int] = {}
         self._used: dict[int, int] = {}
         self._sizes: dict[Key, tuple[int, int]] = {}
@@ -58,12 +58,12 @@ class Quota:
     @property
     def used_bytes(self) -> int:
         """Bytes of the arena that objects take now."""
-        return self._store.used_bytes
+        return self.store.used_bytes
 
     @property
     def total_bytes(self) -> int:
         """Bytes of the arena for objects."""
-        return self._store.free_bytes + self._store.used_bytes
+        return self.store.free_bytes + self.store.used_bytes
 
     def job_used_bytes(self, job: int) -> int:
         """Return the bytes that the job's objects take now."""
@@ -73,7 +73,7 @@ class Quota:
         """Set the job's reservation; return whether what is free allows it beside the others'."""
         before = self._reserved.get(job, 0)
         self._reserved[job] = nbytes
-        if self._store.free_bytes - self._promised() < 0:
+        if self.store.free_bytes - self._promised() < 0:
             self._reserved[job] = before
             return False
         return True
@@ -83,7 +83,7 @@ class Quota:
         self._reserved.pop(job, None)
         self.peaks.pop(job, None)
         for slab in self._slabs.pop(job, ()):
-            self._store.close_slab(slab)
+            self.store.close_slab(slab)
         if not self._used.get(job):
             self._used.pop(job, None)
 
@@ -95,16 +95,16 @@ class Quota:
     ) -> Key:
         """Return a new object.  Raise `ArenaFull` also when the room that is left is promised to other jobs."""
         promised = self._promised(but=job)
-        if self._store.free_bytes - data_bytes - meta_bytes < promised:
+        if self.store.free_bytes - data_bytes - meta_bytes < promised:
             raise ArenaFull(
-                f"{data_bytes + meta_bytes} bytes do not fit: {self._store.free_bytes} are free, "
+                f"{data_bytes + meta_bytes} bytes do not fit: {self.store.free_bytes} are free, "
                 f"{promised} of them reserved for the running rounds of other jobs"
             )
         if slab is not None:
             self._slabs.setdefault(job, set()).add(slab)
-        before = self._store.used_bytes
-        key = self._store.alloc(kind, job, epoch, data_bytes, meta_bytes, slab)
-        self._account(key, job, self._store.used_bytes - before)
+        before = self.store.used_bytes
+        key = self.store.alloc(kind, job, epoch, data_bytes, meta_bytes, slab)
+        self._account(key, job, self.store.used_bytes - before)
         return key
 
     def adopt(self, key: Key, job: int) -> None:
@@ -112,12 +112,12 @@ class Quota:
         if key in self._sizes:
             before, nbytes = self._sizes[key]
             self._used[before] -= nbytes
-        self._account(key, job, self._store.extent_bytes(key))
+        self._account(key, job, self.store.extent_bytes(key))
 
     def _account(self, key: Key, job: int, nbytes: int) -> None:
         self._sizes[key] = (job, nbytes)
         self._used[job] = self._used.get(job, 0) + nbytes
-        used = self._store.used_bytes
+        used = self.store.used_bytes
         for number in self.peaks:
             self.peaks[number] = max(self.peaks[number], used)
 
@@ -125,19 +125,19 @@ class Quota:
         """Give the object's room back."""
         job, nbytes = self._sizes.pop(key)
         self._used[job] -= nbytes
-        self._store.free(key)
+        self.store.free(key)
 
     def sealed(self, key: Key) -> bool:
         """Return whether the object is sealed."""
-        return self._store.sealed(key)
+        return self.store.sealed(key)
 
     def epoch_of(self, key: Key) -> int:
         """Return the epoch that the object was allocated for."""
-        return self._store.epoch_of(key)
+        return self.store.epoch_of(key)
 
     def members(self, key: Key) -> list[Contribution]:
         """Return who is in a sealed update or partial."""
-        return self._store.members(key)
+        return self.store.members(key)
 
     def problems(self) -> Iterable[str]:
         """Yield what is wrong with the accounts, a sentence each."""
@@ -147,9 +147,9 @@ class Quota:
         for job in sums.keys() | self._used.keys():
             if sums.get(job, 0) != self._used.get(job, 0):
                 yield f"job {job} uses {sums.get(job, 0)} bytes, its account says {self._used.get(job, 0)}"
-        if sum(sums.values()) != self._store.used_bytes:
-            yield f"all accounts have {sum(sums.values())} bytes, the arena has {self._store.used_bytes} in use"
+        if sum(sums.values()) != self.store.used_bytes:
+            yield f"all accounts have {sum(sums.values())} bytes, the arena has {self.store.used_bytes} in use"
 
     def start_peak(self, job: int) -> None:
         """Begin to watch the arena's peak for a round of the job."""
-        self.peaks[job] = self._store.used_bytes
+        self.peaks[job] = self.store.used_bytes

@@ -62,9 +62,13 @@ class Coordinator:
         self.members: dict[int, Node] = {home.number: home}
         self.jobs: dict[str, Job] = {}
         self.clients: dict[Where, dict[str, str]] = {}  # the client's name in each job that it joined there
-        self.emit = turn.emit
-        self.order = turn.order
         self.running: dict[int, Job] = {}  # by number: those that are not over
+
+    def emit(self, effect: Any) -> None:
+        self.turn.emit(effect)
+
+    def order(self, node: int, order: Any) -> None:
+        self.turn.order(node, order)
 
     @property
     def now(self) -> float:

@@ -1,0 +1,243 @@
+"""The engine's last events, with what each led to, and the state that the first of them met.
+
+The log is two segments of `SEGMENT_EVENTS` events; when the second is full it becomes the first, and the engine's state
+is copied.  An event is kept with its time, with what the arena answered while it was handled (the one thing that a
+decision depends on besides), and with the *shape* of each effect.  So the log can be written out, and replayed to the
+same effects by any machine: `Recording.replay`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, NamedTuple
+
+import msgspec
+
+from lifl.core import effects as fx
+from lifl.core import snapshot
+from lifl.core.agent.quota import Store
+from lifl.core.errors import ArenaFull, LocalFault, RemoteFault
+from lifl.core.events import FromNode, FromWorker
+from lifl.core.ids import Key, Kind
+from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.contribution import Contribution
+
+SEGMENT_EVENTS = 2048
+STORY_LINES_MAX = 24
+FORMAT = 1
+Shape = tuple[Any, ...]
+_FULL, _DAMAGED = "arena-full", "damaged"
+
+
+class Entry(NamedTuple):
+    """One event: when, what, what the arena answered meanwhile, what came of it."""
+
+    now: float
+    event: Any
+    answers: list[Any]
+    shapes: tuple[Shape, ...]
+
+
+def shape(effect: Any) -> Shape:
+    """Return what tells an effect from others, without the bulk that it may carry."""
+    match effect:
+        case gm.TellClient():
+            return ("TellClient", effect.conn, len(bytes(effect.message)))
+        case fx.SendWorker():
+            return ("SendWorker", effect.worker, type(effect.message).__name__)
+        case fx.SendNode():
+            return ("SendNode", effect.node, type(effect.order).__name__)
+        case fx.SendCoordinator():
+            return ("SendCoordinator", type(effect.report).__name__)
+        case fx.SaveRound():
+            return ("SaveRound", effect.job, effect.round, effect.attempt, effect.status)
+        case fx.SavePlan():
+            return ("SavePlan", effect.job, effect.round, effect.attempt)
+        case fx.Publish():
+            return ("Publish", effect.name, effect.job)
+        case gm.JobSchema():
+            return ("JobSchema", effect.job)
+        case _:
+            return (type(effect).__name__, *msgspec.structs.astuple(effect))
+
+
+class RecordingStore:
+    """The arena as the engine sees it; what it answers is kept, for the event that is being handled."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.answers: list[Any] | deque[Any] = []
+
+    @classmethod
+    def blank(cls) -> ReplayStore:
+        """Return what stands for it in a copy of the engine."""
+        return ReplayStore()
+
+    def _noted(self, answer: Any) -> Any:
+        self.answers.append(answer)
+        return answer
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes in no object."""
+        free_bytes: int = self._noted(self._store.free_bytes)
+        return free_bytes
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of live objects."""
+        used_bytes: int = self._noted(self._store.used_bytes)
+        return used_bytes
+
+    def alloc(
+        self, kind: Kind, job: int, epoch: int, data_bytes: int, meta_bytes: int = 0, slab: Hashable | None = None
+    ) -> Key:
+        """Return a new object.  Raise `ArenaFull`."""
+        try:
+            key: Key = self._noted(self._store.alloc(kind, job, epoch, data_bytes, meta_bytes, slab))
+        except ArenaFull as full:
+            self.answers.append((_FULL, str(full)))
+            raise
+        return key
+
+    def free(self, key: Key) -> None:
+        """Free an object."""
+        self._store.free(key)
+
+    def sealed(self, key: Key) -> bool:
+        """Return whether the object is complete."""
+        sealed: bool = self._noted(self._store.sealed(key))
+        return sealed
+
+    def extent_bytes(self, key: Key) -> int:
+        """Return the bytes that the object takes."""
+        extent_bytes: int = self._noted(self._store.extent_bytes(key))
+        return extent_bytes
+
+    def close_slab(self, slab: Hashable) -> None:
+        """Expect no more objects of this slab."""
+        self._store.close_slab(slab)
+
+    def epoch_of(self, key: Key) -> int:
+        """Return the epoch that the object was allocated for."""
+        epoch: int = self._noted(self._store.epoch_of(key))
+        return epoch
+
+    def members(self, key: Key) -> list[Contribution]:
+        """Return who is in a sealed update or partial.  Raise `RemoteFault` when its record is damaged."""
+        try:
+            members: list[Contribution] = self._noted(self._store.members(key))
+        except RemoteFault as fault:
+            self.answers.append((_DAMAGED, str(fault)))
+            raise
+        return members
+
+
+class ReplayStore:
+    """An arena that gives the recorded answers, in order."""
+
+    def __init__(self) -> None:
+        self.answers: Iterator[Any] = iter(())
+
+    def _next(self, *_arguments: Any) -> Any:
+        answer = next(self.answers, None)
+        if answer is None:
+            raise LocalFault("the replay asks the arena what the recording did not")
+        if isinstance(answer, tuple) and len(answer) == 2 and answer[0] in (_FULL, _DAMAGED):
+            raise (ArenaFull if answer[0] == _FULL else RemoteFault)(answer[1])
+        return answer
+
+    free_bytes = used_bytes = property(_next)
+    alloc = sealed = extent_bytes = epoch_of = members = _next
+
+    def free(self, key: Key) -> None:
+        """Free nothing."""
+
+    def close_slab(self, slab: Hashable) -> None:
+        """Close nothing."""
+
+
+class Recording(NamedTuple):
+    """A log that was written out: the engine's state, and the events that followed."""
+
+    state: snapshot.Snapshot
+    entries: list[Entry]
+
+    def pack(self) -> bytes:
+        """Return the recording as bytes for a file."""
+        return snapshot.pack({"format": FORMAT, "state": self.state.objects, "entries": list(self.entries)})
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Recording:
+        """Return the recording in a file's bytes.  Raise `RemoteFault` when there is none, or of another version."""
+        found = snapshot.unpack(data)
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise RemoteFault(f"this is no recording of format {FORMAT}; replay it with the version that wrote it")
+        return cls(snapshot.Snapshot(found["state"]), found["entries"])
+
+    def replay(self) -> int:
+        """Handle all events again; return how many.  Raise `LocalFault` at the first that leads to other effects."""
+        engine = snapshot.restore(self.state)
+        store: ReplayStore = engine.agent.quota.store
+        for number, entry in enumerate(self.entries):
+            store.answers = iter(entry.answers)
+            shapes = engine.replayed(entry.event, entry.now)
+            if shapes != entry.shapes:
+                raise LocalFault(f"event {number}, {entry.event!r:.200}, led to {entry.shapes}, replayed to {shapes}")
+        return len(self.entries)
+
+
+class EventLog:
+    """The last events of one engine; `copy` returns a copy of its state."""
+
+    def __init__(self, store: RecordingStore, copy: Callable[[], snapshot.Snapshot]) -> None:
+        self._store = store
+        self._copy = copy
+        self._segments: list[Recording] = []
+
+    def begin(self) -> list[Any]:
+        """Begin an event; return the list that the arena's answers go to."""
+        if not self._segments or len(self._segments[-1].entries) >= self._segment_events():
+            self._segments = [*self._segments[-1:], Recording(self._copy(), [])]
+        answers: list[Any] = []
+        self._store.answers = answers
+        return answers
+
+    def _segment_events(self) -> int:
+        # A copy costs about as much as an event for every 30 objects: it is to stay a small part of the work.
+        return max(SEGMENT_EVENTS, len(self._segments[-1].state.objects))
+
+    def end(self, now: float, event: Any, answers: list[Any], effects: list[fx.Effect]) -> None:
+        """Keep an event with what it led to."""
+        self._segments[-1].entries.append(Entry(now, event, answers, tuple(map(shape, effects))))
+        self._store.answers = deque(maxlen=0)  # whoever looks at the arena between events is not recorded
+
+    def recording(self) -> Recording:
+        """Return the log, with the state that its first event met."""
+        if not self._segments:
+            return Recording(self._copy(), [])
+        entries = [entry for segment in self._segments for entry in segment.entries]
+        return Recording(self._segments[0].state, entries)
+
+    def story(self, event: Any) -> list[str]:
+        """Return what the log tells of the keys, addresses and clients of an event, a line each, the last ones."""
+        about = names_in(event)
+        lines = []
+        for entry in self.recording().entries:
+            shapes = [each for each in entry.shapes if about & set(filter(_hashable, each))]
+            if shapes or about & names_in(entry.event):
+                told = f" -> {', '.join(map(str, shapes))}" if shapes else ""
+                lines.append(f"{entry.now:.6f} {entry.event!r:.160}{told:.160}")
+        return lines[-STORY_LINES_MAX:]
+
+
+def _hashable(value: Any) -> bool:
+    return isinstance(value, Hashable)
+
+
+def names_in(event: Any) -> set[Any]:
+    """Return the keys, addresses and clients that an event is about."""
+    inner = event.message if isinstance(event, FromNode | FromWorker) else event
+    found = (getattr(inner, name, None) for name in ("key", "address", "client"))
+    return {value.pack() if isinstance(value, Key) else value for value in found if value is not None}
