@@ -16,8 +16,8 @@ import msgspec
 from lifl.core import effects as fx
 from lifl.core.agent.agent import DIRECT_GRACE_S
 from lifl.core.config.job import parse_job
-from lifl.core.coordinator.coordinator import Node
 from lifl.core.coordinator.job import Job
+from lifl.core.coordinator.nodes import Node
 from lifl.core.engine import Engine
 from lifl.core.ids import Key, Kind, round_of
 from lifl.core.protocol import client as cm
@@ -29,6 +29,8 @@ from lifl.shm.allocator import Allocator
 
 LAYOUT = Layout((TensorSpec("w", "float32", (4 * 1024 * 1024,)),))
 """Large enough for the top to go along with the last updates."""
+VALIDATED_EVERY = 3
+"""Steps from one look at all books to the next: each takes as long as half a step."""
 
 
 class Thing:
@@ -186,6 +188,7 @@ class Cluster:
         self.job_row = ("running", "")
         self.files: dict[str, Counter[str]] = {}
         self.conns = 0
+        self.steps = 0
         self.announced = 0
         self.clients = {f"c{i}": SimClient(f"c{i}") for i in range(clients)}
         self.commits: dict[int, Counter[str]] = {}
@@ -289,7 +292,7 @@ class Cluster:
             committed = [r for (r, _), (s, _) in self.rows.items() if s == "committed"]
             assert effect.round not in committed, f"round {effect.round} committed twice"
             assert effect.round == max(committed, default=-1) + 1, "commits out of order"
-            content = self.files[self.job.path_of(effect.round)]
+            content = self.files[self.job.spec.path_of(effect.round)]
             if effect.round:
                 members = set(effect.fields["members"])
                 assert content == Counter(dict.fromkeys(members, 1)), f"round {effect.round}: {content} vs {members}"
@@ -324,8 +327,8 @@ class Cluster:
             case cm.Accepted():
                 client.fates.pop(message.round, None)
                 client.holding = message.round
-                rounds = [self.job.round, *self.job.saving]
-                if any(r and r.number == message.round and client.name in r.accepted for r in rounds):
+                rounds = self.job.rounds.live()
+                if any(r.number == message.round and client.name in r.accepted for r in rounds):
                     client.accepted.add(message.round)  # else it has expired, which is the next that it is told
                 client.submitting = None
             case cm.Busy():
@@ -765,14 +768,13 @@ class Cluster:
         job = self.engine.make_job(1, self.config, LAYOUT, (), "/jobs/j")
         committed = [r for (r, _), (status, _) in self.rows.items() if status == "committed"]
         number = max(committed, default=-1)
-        for (r, _), (status, fields) in self.rows.items():
-            if status == "committed":
-                job.counted[r] = frozenset(fields["members"])
+        saved = ((r, status, fields) for (r, _), (status, fields) in self.rows.items())
+        counted = {r: frozenset(fields["members"]) for r, status, fields in saved if status == "committed"}
         tried: dict[int, tuple[int, str, dict[str, Any]]] = {}
         for (r, attempt), (status, fields) in sorted(self.rows.items()):
             if r > number:
                 tried[r] = (attempt, status, fields)
-        job.resume(number, tried, any(t.sealed for t in store.things.values()))
+        job.resume(number, counted, tried, any(t.sealed for t in store.things.values()))
         orphans, unsealed = self._left_in(self.home)
         status, reason = ("finished", "") if number >= self.config.job.rounds else self.job_row
         if status != "running":
@@ -818,10 +820,13 @@ class Cluster:
         job = self.engine.jobs.get("j")
         for host in self.hosts.values():
             assert host.store.used_bytes <= host.store.allocator.end
+        self.steps += 1
+        if self.steps % VALIDATED_EVERY == 0:
+            self.engine.coordinator.validate()
         if job is None or job.status != "running" or len(self.hosts) > 1:
             return
         for client in self.clients.values():
-            rounds = [r for r in (job.round, *job.saving) if r is not None and r.number in client.accepted]
+            rounds = [r for r in job.rounds.live() if r.number in client.accepted]
             lost = [r.number for r in rounds if client.name not in r.accepted]
             assert not lost, f"{client.name}'s ACCEPTED update of round {lost} is not in the ledger"
 
@@ -837,6 +842,7 @@ class Cluster:
         else:
             raise AssertionError("it never comes to rest")
         job = self.job
+        self.engine.coordinator.validate()
         assert self.over, f"at rest but {job.status}: {job.round and job.round.phase}"
         for client in self.clients.values():
             waits = client.host is not None and client.awaiting is not None

@@ -9,12 +9,13 @@ from test_sim_node import STEPS, make
 
 from lifl.core import effects as fx
 from lifl.core.agent.branch_runner import Aggregation
-from lifl.core.coordinator.branches import Parts
+from lifl.core.coordinator.branch_record import BranchState
+from lifl.core.coordinator.branches import BranchTracker
 from lifl.core.coordinator.job import Job
-from lifl.core.engine import Engine
 from lifl.core.ids import Kind
 from lifl.core.planning.tree import TaskState
 from lifl.core.protocol import commands as o
+from lifl.core.turn import Turn
 
 SEEDS_MAX = 2000
 """Lives within which each planted bug must show."""
@@ -42,7 +43,7 @@ def commit_is_repeated(patch: pytest.MonkeyPatch) -> None:
         right(self, round_)
         if round_.number and self.round is not None and self.round.accepted:
             row = {"metrics": {}, "path": "", "receipt": {}, "members": sorted(round_.accepted)}
-            self.services.emit(fx.SaveRound(self.name, round_.number, round_.attempt, "committed", row))
+            self._turn.emit(fx.SaveRound(self.name, round_.number, round_.attempt, "committed", row))
 
     patch.setattr(Job, "_commit", commit)
 
@@ -50,21 +51,20 @@ def commit_is_repeated(patch: pytest.MonkeyPatch) -> None:
 def top_is_not_asked(patch: pytest.MonkeyPatch) -> None:
     """A dead node's updates are asked for again although the top may have its partial: they count twice."""
 
-    def give_up(self: Parts, round_, part) -> None:
-        if not (part.arrived or part.forgetting):
-            part.forgetting = True
-            self.branch_forgotten(o.BranchForgotten(self.job.number, round_.epoch, part.number))
+    def give_up(self: BranchTracker, round_, record) -> None:
+        record.move(BranchState.FORGETTING)
+        self._turn.report(o.BranchForgotten(self._spec.number, round_.epoch, record.number))
 
-    patch.setattr(Parts, "_give_up", give_up)
+    patch.setattr(BranchTracker, "give_up", give_up)
 
 
 def rows_are_not_waited_for(patch: pytest.MonkeyPatch) -> None:
     """What a commit frees is gone before its row is durable: who is killed in between has lost what was ACCEPTED."""
 
-    def emit(self: Engine, effect: fx.Effect) -> None:
-        self._effects.append(effect)
+    def emit(self: Turn, effect: fx.Effect) -> None:
+        self.effects.append(effect)
 
-    patch.setattr(Engine, "emit", emit)
+    patch.setattr(Turn, "emit", emit)
 
 
 @pytest.mark.parametrize(

@@ -15,27 +15,26 @@ or the row that says what became of them.
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Iterable
 
 from lifl.core import effects as fx
 from lifl.core.agent.agent import Agent
 from lifl.core.agent.job_replica import Orphan
 from lifl.core.agent.quota import Store
 from lifl.core.config.job import JobConfig
-from lifl.core.coordinator.coordinator import Coordinator, Node
-from lifl.core.coordinator.job import OVER, Job
-from lifl.core.coordinator.round import Phase
+from lifl.core.coordinator.coordinator import Coordinator
+from lifl.core.coordinator.job import Job
+from lifl.core.coordinator.job_spec import JobSpec
+from lifl.core.coordinator.nodes import Node
 from lifl.core.errors import Refused
 from lifl.core.fields import Message
 from lifl.core.ids import Key
 from lifl.core.planning.plan import NodeFacts
-from lifl.core.protocol import client as cm
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import worker as wm
 from lifl.core.schema import Layout
+from lifl.core.turn import Turn
 
 
 class Engine:
@@ -45,71 +44,52 @@ class Engine:
         self, store: Store, node: Node, idle_timeout_s: float, wait_queue_max: int, coordinates: bool = True
     ) -> None:
         self.node = node.number
-        self.agent = Agent(store, node.workers_max, idle_timeout_s, wait_queue_max, self.emit, self._report)
-        self.coordinator = Coordinator(node, self.emit, self._order) if coordinates else None
+        self.turn = Turn(node.number, coordinates)
+        self.agent = Agent(store, node.workers_max, idle_timeout_s, wait_queue_max, self.emit, self.turn.report)
+        self.coordinator = Coordinator(node, self.turn) if coordinates else None
         self._joined: dict[tuple[int, str], gm.ClientJoined] = {}  # an agent's clients, by connection and job
         self._connected = coordinates  # an agent: its coordinator is there
         self._leaving = False  # an agent: it goes down
-        self._effects: list[fx.Effect] = []
-        self._writes = False  # among the effects since the last call of `take_effects` is a row to be made durable
-        self._queue: deque[o.Order | o.Report] = deque()
 
     @property
     def jobs(self) -> dict[str, Job]:
         """The jobs that this node coordinates."""
         return self.coordinator.jobs if self.coordinator is not None else {}
 
-    @property
-    def _running(self) -> Iterable[Job]:
-        return self.coordinator.running.values() if self.coordinator is not None else ()
-
     # ---- between coordinator and agents --------------------------------------------------------------------------
 
     def emit(self, effect: fx.Effect) -> None:
         """Adds an effect to those of this event."""
-        self._effects.append(effect)
-        self._writes = self._writes or isinstance(effect, fx.SaveRound | fx.SaveJob)
-
-    def _order(self, node: int, order: o.Order) -> None:
-        if node == self.node:
-            self._queue.append(order)
-        else:
-            self.emit(fx.SendNode(node, order))
-
-    def _report(self, report: o.Report) -> None:
-        if self.coordinator is not None:
-            self._queue.append(report)
-        else:
-            self.emit(fx.SendCoordinator(report))
+        self.turn.emit(effect)
 
     def take_effects(self) -> list[fx.Effect]:
         """The effects since the last call, in order; who calls again has performed those that it got.
 
         Call it until nothing is left.
         """
-        if not self._effects:
-            self._writes = False
-            if self._queue:
+        turn = self.turn
+        if not turn.effects:
+            turn.writes = False
+            if turn.queue:
                 self._end()
-        taken, self._effects = self._effects, []
+        taken, turn.effects = turn.effects, []
         return taken
 
     def _begin(self, now: float) -> None:
-        self.agent.now = now
-        if self.coordinator is not None:
-            self.coordinator.now = now
+        self.agent.now = self.turn.now = now
 
     def _end(self) -> None:
         """Delivers orders and reports until all is quiet, or a row must be written first."""
+        turn = self.turn
         while True:
-            while self._queue and not self._writes:
-                item = self._queue.popleft()
+            while turn.queue and not turn.writes:
+                item = turn.queue.popleft()
                 if isinstance(item, o.Order):
                     self.agent.obey(item)
                 elif self.coordinator is not None:
-                    self.coordinator.hear(self.node, item)
+                    self.coordinator.handle(self.node, item)
             self.agent.settle()
-            if not self._queue or self._writes:
+            if not turn.queue or turn.writes:
                 return
 
     # ---- jobs ----------------------------------------------------------------------------------------------------
@@ -119,15 +99,14 @@ class Engine:
     ) -> Job:
         """A new job.  Raises `Refused` (see `Coordinator.submit`)."""
         self._begin(now)
-        coordinator = self._coordinator()
-        job = coordinator.make(number, config, layout, states, folder)
-        coordinator.submit(job, self.agent.memory.total_bytes)
+        spec = JobSpec(number, config, layout, states, folder)
+        job = self._coordinator().submit(spec, self.agent.memory.total_bytes)
         self._end()
         return job
 
     def make_job(self, number: int, config: JobConfig, layout: Layout, states: tuple[str, ...], folder: str) -> Job:
         """A job of an earlier daemon, to be filled in and resumed."""
-        return self._coordinator().make(number, config, layout, states, folder)
+        return self._coordinator().make(JobSpec(number, config, layout, states, folder))
 
     def keep(self, orphans: dict[int, list[Orphan]]) -> None:
         """What an earlier life of an agent has sealed, by its jobs' numbers; what becomes of it is to be told."""
@@ -142,13 +121,12 @@ class Engine:
 
     def recall(self, job: Job, status: str, reason: str) -> None:
         """A job that was over in an earlier life, with its `committed` and `counted`: its clients may still ask."""
-        job.status, job.reason = status, reason
-        self._coordinator().jobs[job.name] = job
+        self._coordinator().recall(job, status, reason)
 
     def resume(self, job: Job, orphans: list[Orphan], now: float) -> None:
         """A job of an earlier daemon, after its own `resume`, and what that daemon had sealed."""
         self._begin(now)
-        self.agent.orphans[job.number] = orphans
+        self.agent.orphans[job.spec.number] = orphans
         self._coordinator().start(job)
         self._end()
 
@@ -171,8 +149,8 @@ class Engine:
     def facts(self, now: float) -> tuple[tuple[NodeFacts, ...], str]:
         """The nodes as the planner sees them now, and the name of the one that has the models."""
         self._begin(now)
-        coordinator = self._coordinator()
-        return coordinator.facts(), coordinator.members[coordinator.home].name
+        nodes = self._coordinator().nodes
+        return nodes.facts(now), nodes.home_name
 
     # ---- other nodes ---------------------------------------------------------------------------------------------
 
@@ -197,22 +175,7 @@ class Engine:
     def from_node(self, node: int, message: Message, now: float) -> None:
         """An agent's report, or an event of a client at its gateway; the coordinator's."""
         self._begin(now)
-        coordinator = self._coordinator()
-        match message:
-            case gm.ClientJoined():
-                coordinator.client_joined(node, message)
-            case gm.ClientLeft():
-                coordinator.client_left(node, message)
-            case gm.Admit():
-                coordinator.admit(node, message)
-            case gm.GatewayLost():
-                coordinator.clients_left(node)
-            case p.Draining():
-                coordinator.node_leaves(node)
-            case p.Inventory():
-                coordinator.inventory(node, message)
-            case _ if isinstance(message, o.Report):
-                coordinator.hear(node, message)
+        self._coordinator().handle(node, message)
         self._end()
 
     def ordered(self, order: o.Order, now: float) -> None:
@@ -253,7 +216,7 @@ class Engine:
         """A client wants to take part in a job."""
         self._begin(now)
         if self.coordinator is not None:
-            self.coordinator.client_joined(self.node, event)
+            self.coordinator.handle(self.node, event)
         elif not self._connected or self._leaving:
             self.emit(gm.HangUp(event.conn))  # so that it tries another node, and this one again
         else:
@@ -265,7 +228,7 @@ class Engine:
         """A client takes part no longer, or its connection has ended."""
         self._begin(now)
         if self.coordinator is not None:
-            self.coordinator.client_left(self.node, event)
+            self.coordinator.handle(self.node, event)
         else:
             for conn, job in [at for at in self._joined if at[0] == event.conn and event.job in ("", at[1])]:
                 del self._joined[conn, job]
@@ -277,7 +240,7 @@ class Engine:
         """A client announces an update: grant a slot, make it wait for room, or answer."""
         self._begin(now)
         if self.coordinator is not None:
-            self.coordinator.admit(self.node, event)
+            self.coordinator.handle(self.node, event)
         elif not self._connected or self._leaving:
             self.emit(gm.HangUp(event.conn))
         else:
@@ -336,7 +299,7 @@ class Engine:
         """The gateway's process has ended: all connections with it, and what was in flight."""
         self._begin(now)
         if self.coordinator is not None:
-            self.coordinator.clients_left(self.node)
+            self.coordinator.handle(self.node, gm.GatewayLost())
         else:
             self._joined.clear()
             self.emit(fx.SendCoordinator(gm.GatewayLost()))
@@ -392,16 +355,16 @@ class Engine:
     def tick(self, now: float) -> None:
         """The clock has reached `next_timer`."""
         self._begin(now)
-        for job in list(self._running):
-            job.tick()
+        if self.coordinator is not None:
+            self.coordinator.tick()
         self.agent.tick()
         self._end()
 
     def next_timer(self) -> float | None:
         """When `tick` is due, or None: then nothing happens until the next event."""
         due = self.agent.next_timer()
-        for job in self._running:
-            due = min(due, job.next_timer())
+        if self.coordinator is not None:
+            due = min(due, self.coordinator.next_timer())
         return due if due < math.inf else None
 
     def leave(self, now: float) -> None:
@@ -419,15 +382,11 @@ class Engine:
         if self.coordinator is None:
             branches = (b for site in self.agent.sites.values() for b in site.branches.values())
             return self._connected and any(b.accepted and not b.carried for b in branches)
-        rounds = (r for job in self.jobs.values() for r in (job.round, *job.saving) if r is not None)
-        return any(r.phase in (Phase.AGGREGATING, Phase.SAVING) for r in rounds)
+        return self.coordinator.busy()
 
     def stop(self, now: float) -> None:
         """The node goes down: rounds that still collect lose what they have; their clients keep it and are told so."""
         self._begin(now)
-        for job in self.jobs.values():
-            if job.round is not None and job.status not in OVER:
-                for client in job.round.accepted:
-                    text = "the node went down before the round was complete; submit again when it is up"
-                    job.tell(client, cm.RoundOver(job.name, job.round.number, text))
+        if self.coordinator is not None:
+            self.coordinator.stop()
         self._end()

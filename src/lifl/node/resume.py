@@ -10,7 +10,8 @@ import time
 from typing import TYPE_CHECKING
 
 from lifl.core.agent.job_replica import Orphan
-from lifl.core.coordinator.job import ROUNDS_REMEMBERED, Job
+from lifl.core.coordinator.job import Job
+from lifl.core.coordinator.rounds import ROUNDS_REMEMBERED
 from lifl.core.errors import RemoteFault
 from lifl.core.ids import Key, Kind
 from lifl.core.protocol.contribution import unpack_contributions
@@ -39,7 +40,7 @@ def resume_jobs(daemon: Daemon) -> dict[str, int]:
     for row in jobs:
         found = orphans.pop(row.number, [])
         job = _job(daemon, row, bool(found))
-        if job.committed >= row.config.job.rounds:  # killed before it could say so
+        if job.rounds.committed >= row.config.job.rounds:  # killed before it could say so
             daemon.store.save_job(row.name, "finished", "")
             daemon.engine.recall(job, "finished", "")
             adopted["jobs"] -= 1
@@ -91,10 +92,8 @@ def _job(daemon: Daemon, row: JobRow, adopting: bool) -> Job:
     job = daemon.engine.make_job(row.number, row.config, Layout(row.tensors), row.states, row.folder)
     rounds = daemon.store.rounds(row.name)
     committed = [r for r in rounds if r.status == "committed"]
-    for last in committed[-ROUNDS_REMEMBERED:]:
-        job.counted[last.round] = frozenset(last.fields.get("members", ()))
-        job.metrics = last.fields.get("metrics", {})
+    counted = {last.round: frozenset(last.fields.get("members", ())) for last in committed[-ROUNDS_REMEMBERED:]}
     number = committed[-1].round if committed else -1
     tried = {r.round: (r.attempt, r.status, r.fields) for r in rounds if r.round > number}
-    job.resume(number, tried, adopting)
+    job.resume(number, counted, tried, adopting)
     return job

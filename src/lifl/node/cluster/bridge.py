@@ -1,7 +1,7 @@
 """A node among others: what the control channel says becomes the engine's events, and the other way round.
 
 A node that connects, for the first time or again, says what it has (Inventory), and coordinator and agent go on from
-there; see `coordinator/branches.py`.  What was sent while there was no connection is lost on purpose: the books are
+there; see `coordinator/recovery.py`.  What was sent while there was no connection is lost on purpose: the books are
 compared.
 """
 
@@ -11,7 +11,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from lifl.core.coordinator.coordinator import Node
+from lifl.core.coordinator.nodes import Node
 from lifl.core.fields import Message
 from lifl.core.planning.capacity import NodeLoad
 from lifl.core.protocol import cluster as p
@@ -108,7 +108,7 @@ class Cluster:
         now = time.monotonic()
         if isinstance(message, p.Heartbeat):
             coordinator = self._daemon.engine.coordinator
-            member = coordinator.members.get(node) if coordinator is not None else None
+            member = coordinator.nodes.get(node) if coordinator is not None else None
             if member is not None:
                 member.load = NodeLoad(message.capacity, now, message.rate_per_s, message.execution_s)
                 self.trees[node] = message.tree
