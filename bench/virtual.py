@@ -21,7 +21,7 @@ import msgspec
 from measure import ROOT
 
 from lifl.core import events as ev
-from lifl.core.coordinator.coordinator import Node
+from lifl.core.coordinator.nodes import Node
 from lifl.core.ids import Key
 from lifl.core.planning.plan import Costs
 from lifl.core.protocol import gateway as gm

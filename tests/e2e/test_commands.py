@@ -24,7 +24,6 @@ RECEIPT = {
     "expired": int,
     "weight": float,
     "bytes_in": int,
-    "bytes_copied": int,
     "bytes_out": int,
     "cpu_s": dict,
     "arena_peak_bytes": int,
@@ -78,7 +77,6 @@ def check_receipt(receipt: dict, node: Node, oracle: OneHot) -> None:
     assert [receipt[key] for key in ("selected", "accepted", "counted", "expired")] == [N, N, N, 0]
     assert receipt["weight"] == N
     assert receipt["bytes_in"] == N * oracle.data_bytes
-    assert receipt["bytes_copied"] == 0
     # No trainer here looks at the model.
     assert receipt["bytes_out"] == 0
     assert receipt["redirector"] == node.info["redirector"]

@@ -8,13 +8,14 @@ import pytest
 from test_sim_node import STEPS, make
 
 from lifl.core import effects as fx
-from lifl.core.agent.branch_runner import Aggregation
-from lifl.core.coordinator.branches import Parts
+from lifl.core.agent.task_table import TaskTable
+from lifl.core.coordinator.branch_record import BranchState
+from lifl.core.coordinator.branches import BranchTracker
 from lifl.core.coordinator.job import Job
-from lifl.core.engine import Engine
 from lifl.core.ids import Kind
 from lifl.core.planning.tree import TaskState
 from lifl.core.protocol import commands as o
+from lifl.core.turn import Turn
 
 SEEDS_MAX = 2000
 """Lives within which each planted bug must show."""
@@ -22,16 +23,15 @@ SEEDS_MAX = 2000
 
 def sealed_output_is_overlooked(patch: pytest.MonkeyPatch) -> None:
     """A leaf whose worker died is made again although its partial was sealed: its updates count twice."""
-    right = Aggregation.lost
+    right = TaskTable._lost
 
-    def lost(self: Aggregation, task) -> None:
-        memory = self.site.services.memory
-        if task.role == "leaf" and task.state is TaskState.RUNNING and memory.sealed(task.output):
-            epoch = self.where[task.address][0].epoch
-            task.output = memory.alloc(Kind.PARTIAL, self.site.number, epoch, self.site.acc_bytes)
-        right(self, task)
+    def lost(self: TaskTable, runner, task):
+        if task.role == "leaf" and task.state is TaskState.RUNNING and self._quota.sealed(task.output):
+            spec, epoch = runner._spec, runner.branch.epoch
+            task.output = self._quota.alloc(Kind.PARTIAL, spec.number, epoch, spec.accumulator_bytes)
+        return right(self, runner, task)
 
-    patch.setattr(Aggregation, "lost", lost)
+    patch.setattr(TaskTable, "_lost", lost)
 
 
 def commit_is_repeated(patch: pytest.MonkeyPatch) -> None:
@@ -42,7 +42,7 @@ def commit_is_repeated(patch: pytest.MonkeyPatch) -> None:
         right(self, round_)
         if round_.number and self.round is not None and self.round.accepted:
             row = {"metrics": {}, "path": "", "receipt": {}, "members": sorted(round_.accepted)}
-            self.services.emit(fx.SaveRound(self.name, round_.number, round_.attempt, "committed", row))
+            self._turn.emit(fx.SaveRound(self.name, round_.number, round_.attempt, "committed", row))
 
     patch.setattr(Job, "_commit", commit)
 
@@ -50,21 +50,20 @@ def commit_is_repeated(patch: pytest.MonkeyPatch) -> None:
 def top_is_not_asked(patch: pytest.MonkeyPatch) -> None:
     """A dead node's updates are asked for again although the top may have its partial: they count twice."""
 
-    def give_up(self: Parts, round_, part) -> None:
-        if not (part.arrived or part.forgetting):
-            part.forgetting = True
-            self.branch_forgotten(o.BranchForgotten(self.job.number, round_.epoch, part.number))
+    def give_up(self: BranchTracker, round_, record) -> None:
+        record.move(BranchState.FORGETTING)
+        self._turn.report(o.BranchForgotten(self._spec.number, round_.epoch, record.number))
 
-    patch.setattr(Parts, "_give_up", give_up)
+    patch.setattr(BranchTracker, "give_up", give_up)
 
 
 def rows_are_not_waited_for(patch: pytest.MonkeyPatch) -> None:
     """What a commit frees is gone before its row is durable: who is killed in between has lost what was ACCEPTED."""
 
-    def emit(self: Engine, effect: fx.Effect) -> None:
-        self._effects.append(effect)
+    def emit(self: Turn, effect: fx.Effect) -> None:
+        self.effects.append(effect)
 
-    patch.setattr(Engine, "emit", emit)
+    patch.setattr(Turn, "emit", emit)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def make(seed: int, hosts: int = 1) -> Cluster:
     arena = 400 * LAYOUT.data_bytes * 4
     if not roomy:
         probe = Cluster(seed, config, clients, arena, 0.0, hosts)
-        arena = -(-probe.job.bytes_min() // 4096) * 4096
+        arena = -(-probe.job.spec.bytes_min() // 4096) * 4096
     return Cluster(seed, config, clients, arena, rng.choice([0.0, 0.01, 0.05]), hosts)
 
 

@@ -9,7 +9,9 @@ import pytest
 
 from lifl.core import effects as fx
 from lifl.core.config.job import parse_job
-from lifl.core.coordinator.coordinator import Coordinator, Node
+from lifl.core.coordinator.coordinator import Coordinator
+from lifl.core.coordinator.job_spec import JobSpec
+from lifl.core.coordinator.nodes import Node
 from lifl.core.errors import Refused
 from lifl.core.planning.plan import NodeFacts, PlanRequest
 from lifl.core.planning.planner import make_plan
@@ -17,6 +19,7 @@ from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
 from lifl.core.schema import Layout, TensorSpec
+from lifl.core.turn import Turn
 from lifl.node.store import PLANS_MAX, NodeStore
 
 LAYOUT = Layout((TensorSpec("w", "float32", (250_000,)),))
@@ -30,31 +33,30 @@ class Scene:
     """A coordinator on a node with a small arena, and what it has said."""
 
     def __init__(self) -> None:
-        self.effects: list[fx.Effect] = []
-        self.orders: list[tuple[int, Any]] = []
-        home = Node(HOME, "a:1", 8.0, HOME_BYTES, 4)
-        self.coordinator = Coordinator(home, self.effects.append, lambda *order: self.orders.append(order))
+        self.turn = Turn(HOME, coordinates=True)
+        self.coordinator = Coordinator(Node(HOME, "a:1", 8.0, HOME_BYTES, 4), self.turn)
         sections = {"job": {"name": "j", "rounds": 2}, "selection": {"clients_per_round": GOAL}}
         self.config = parse_job({**sections, "model": {"path": "/m"}})
 
     def other_up(self) -> None:
         self.coordinator.node_up(Node(OTHER, "b:1", 8.0, 64 << 20, 4))
-        self.coordinator.inventory(OTHER, p.Inventory((), ()))
+        self.coordinator.handle(OTHER, p.Inventory((), ()))
 
     def submit(self) -> None:
-        job = self.coordinator.make(1, self.config, LAYOUT, (), "/f")
-        self.coordinator.submit(job, HOME_BYTES)
-        self.coordinator.hear(HOME, o.JobOpened(1))
+        self.coordinator.submit(JobSpec(1, self.config, LAYOUT, (), "/f"), HOME_BYTES)
+        self.coordinator.handle(HOME, o.JobOpened(1))
 
     def clients_come(self) -> None:
         for number in range(GOAL):
-            self.coordinator.client_joined(HOME, gm.ClientJoined(number + 1, f"c{number}", "j", None, 0))
+            self.coordinator.handle(HOME, gm.ClientJoined(number + 1, f"c{number}", "j", None, 0))
 
     def opened(self) -> list[int]:
-        return [node for node, order in self.orders if isinstance(order, o.OpenBranch)]
+        sent = [(each.node, each.order) for each in self.turn.effects if isinstance(each, fx.SendNode)]
+        orders = [(HOME, order) for order in self.turn.queue] + sent
+        return [node for node, order in orders if isinstance(order, o.OpenBranch)]
 
     def published(self, name: str) -> list[dict[str, Any]]:
-        return [each.fields for each in self.effects if isinstance(each, fx.Publish) and each.name == name]
+        return [each.fields for each in self.turn.effects if isinstance(each, fx.Publish) and each.name == name]
 
 
 def test_a_job_that_fits_no_node_is_refused_at_once_and_one_that_fits_with_others_is_not() -> None:
@@ -85,7 +87,7 @@ def test_a_decision_is_made_again_from_what_is_kept() -> None:
     scene.other_up()
     scene.submit()
     scene.clients_come()
-    (kept,) = [each for each in scene.effects if isinstance(each, fx.SavePlan)]
+    (kept,) = [each for each in scene.turn.effects if isinstance(each, fx.SavePlan)]
     assert (kept.job, kept.round, kept.attempt) == ("j", 1, 1)
     assert make_plan(kept.request) == kept.plan
     assert int(kept.plan.top, 16) == HOME

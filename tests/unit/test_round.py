@@ -1,4 +1,4 @@
-"""A round's books: what is kept by node and by part, against a look at all of them."""
+"""A round's books: what is kept by node and by branch, against a look at all of them."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifl.core.config.job import SelectionSection
-from lifl.core.coordinator.round import Part, Round
+from lifl.core.coordinator.branch_record import BranchRecord, BranchState
+from lifl.core.coordinator.round import Round
 
-NODES, CLIENTS, PARTS = 4, 9, 6
+NODES, CLIENTS, BRANCHES = 4, 9, 6
 STEPS = st.one_of(
-    st.tuples(st.just("add"), st.integers(0, PARTS - 1), st.integers(0, NODES - 1), st.integers(0, 4)),
-    st.tuples(st.just("discard"), st.integers(0, PARTS - 1)),
-    st.tuples(st.just("take_out"), st.integers(0, PARTS - 1)),
-    st.tuples(st.just("close"), st.integers(0, PARTS - 1)),
+    st.tuples(st.just("add"), st.integers(0, BRANCHES - 1), st.integers(0, NODES - 1), st.integers(0, 4)),
+    st.tuples(st.just("discard"), st.integers(0, BRANCHES - 1)),
+    st.tuples(st.just("take_out"), st.integers(0, BRANCHES - 1)),
+    st.tuples(st.just("close"), st.integers(0, BRANCHES - 1)),
     st.tuples(st.just("assign"), st.integers(0, CLIENTS - 1), st.integers(0, NODES)),
-    st.tuples(st.just("place"), st.integers(0, CLIENTS - 1), st.integers(0, PARTS - 1)),
+    st.tuples(st.just("place"), st.integers(0, CLIENTS - 1), st.integers(0, BRANCHES - 1)),
     st.tuples(st.just("unassign"), st.integers(0, CLIENTS - 1)),
     st.tuples(st.just("remove"), st.integers(0, CLIENTS - 1)),
 )
 
 
 def room(round_: Round, node: int) -> int:
-    """What the parts at a node can still be granted, with no other book than `parts` and `places`."""
-    open_parts = [part for part in round_.parts.values() if part.node == node and part.open]
-    return sum(part.updates - list(round_.places.values()).count(part.number) for part in open_parts)
+    """What the branches at a node can still be granted, with no other book than `branches` and `places`."""
+    records = [record for record in round_.branches.values() if record.node == node and record.open]
+    return sum(record.updates - list(round_.places.values()).count(record.number) for record in records)
 
 
 def unclaimed(round_: Round, node: int) -> int:
@@ -37,24 +38,26 @@ def apply(round_: Round, step: tuple) -> None:
     kind, first, *rest = step
     client = f"c{first}"
     if kind == "add":
-        round_.add(Part(first, *rest))
-    elif kind == "discard":
-        round_.discard(first)
+        if first in round_.branches:
+            round_.discard(round_.branches[first])
+        round_.add(BranchRecord(first, *rest))
     elif kind == "unassign":
         round_.unassign(client)
     elif kind == "remove":
         round_.remove(client)
-    elif kind in ("take_out", "close") and first in round_.parts:
-        part = round_.parts[first]
+    elif kind in ("discard", "take_out", "close") and first in round_.branches:
+        record = round_.branches[first]
         if kind == "close":
-            part.closed = True
+            record.state = BranchState.CLOSED
+        elif kind == "discard":
+            round_.discard(record)
         else:
             whose = {client for client, number in round_.places.items() if number == first}
-            assert set(round_.take_out(part)[0]) == whose
+            assert set(round_.take_out(record)[0]) == whose
             assert not whose & round_.places.keys()
-    elif kind == "place" and rest[0] in round_.parts:
-        round_.place(client, round_.parts[rest[0]])
-    elif kind == "assign" and round_.parts and client not in round_.places:
+    elif kind == "place" and rest[0] in round_.branches:
+        round_.place(client, round_.branches[rest[0]])
+    elif kind == "assign" and round_.branches and client not in round_.places:
         round_.unassign(client)
         best = {node: unclaimed(round_, node) for node in round_.nodes}
         round_.assign(client, rest[0])
@@ -67,20 +70,20 @@ def apply(round_: Round, step: tuple) -> None:
 
 
 @given(st.lists(STEPS, max_size=60))
-def test_the_books_by_node_and_by_part_are_those_of_all_parts(steps: list[tuple]) -> None:
+def test_the_books_by_node_and_by_branch_are_those_of_all_branches(steps: list[tuple]) -> None:
     """A book that is not kept grants more than a tree has leaves for, or sends clients where nothing is free."""
     round_ = Round(1, 1, SelectionSection(clients_per_round=CLIENTS), 0.0)
     for step in steps:
         apply(round_, step)
-        assert set(round_.nodes) == {part.node for part in round_.parts.values()}
-        for part in round_.parts.values():
-            whose = [client for client, number in round_.places.items() if number == part.number]
-            assert sorted(round_.clients_of(part)) == sorted(whose)
-            assert round_.placed(part) == len(whose)
+        assert set(round_.nodes) == {record.node for record in round_.branches.values()}
+        for record in round_.branches.values():
+            whose = [client for client, number in round_.places.items() if number == record.number]
+            assert sorted(round_.clients_of(record)) == sorted(whose)
+            assert round_.placed(record) == len(whose)
         for node in range(NODES):
             assert round_.room_at(node) == room(round_, node)
-            part = round_.part_for(node)
-            if len(round_.parts) > 1:
-                assert (part is not None) == any(
-                    each.node == node and round_.room(each) > 0 for each in round_.parts.values()
+            record = round_.branch_for(node)
+            if len(round_.branches) > 1:
+                assert (record is not None) == any(
+                    each.node == node and round_.room(each) > 0 for each in round_.branches.values()
                 )

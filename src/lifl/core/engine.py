@@ -23,13 +23,17 @@ from lifl.core import events as ev
 from lifl.core import snapshot
 from lifl.core.agent.agent import Agent
 from lifl.core.agent.quota import Store
-from lifl.core.coordinator.coordinator import Coordinator, Node
+from lifl.core.coordinator.coordinator import Coordinator
 from lifl.core.coordinator.job import Job
+from lifl.core.coordinator.job_spec import JobSpec
+from lifl.core.coordinator.nodes import Node
 from lifl.core.errors import Impossible, LocalFault, Refused
 from lifl.core.event_log import EventLog, Recording, RecordingStore, Shape, shape
+from lifl.core.planning.capacity import NodeLoad
 from lifl.core.planning.plan import NodeFacts
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.commands import Order
+from lifl.core.schema import Layout
 from lifl.core.turn import Turn
 
 STEPS_MAX = 4_000_000
@@ -117,7 +121,7 @@ class Engine:
             if not turn.queue or turn.writes:
                 break
         if self.coordinator is not None:
-            self.coordinator.home_load(self.agent.load)
+            self.coordinator.nodes.told(self.node, self.agent.load)
 
     # ---- the log -----------------------------------------------------------------------------------------------------
 
@@ -153,9 +157,8 @@ class Engine:
 
     def facts(self, now: float) -> tuple[tuple[NodeFacts, ...], str]:
         """Return the nodes as the planner sees them now, and the name of the one that has the models."""
-        coordinator = self.coordinating()
-        self._turn.now = now
-        return coordinator.facts(), coordinator.home_name
+        nodes = self.coordinating().nodes
+        return nodes.facts(now), nodes.home_name
 
     def schemas(self) -> list[gm.JobSchema]:
         """Return what a new gateway must be told."""
@@ -185,9 +188,31 @@ class Engine:
         if self.coordinator is not None:
             self.coordinator.stop()
 
+    def _submit(self, event: ev.JobSubmitted) -> None:
+        self.coordinating().submit(_spec(event.job), self.agent.quota.total_bytes)
+
     def _resume(self, event: ev.JobResumed) -> None:
         self.agent.keep(event.job.number, list(event.orphans))
-        self.coordinating().resume(event.job, event.history, bool(event.orphans))
+        self.coordinating().start(self._earlier(event, adopting=bool(event.orphans)))
+
+    def _recall(self, event: ev.JobRecalled) -> None:
+        self.coordinating().recall(self._earlier(event, adopting=False), event.status, event.reason)
+
+    def _earlier(self, event: ev.JobResumed | ev.JobRecalled, adopting: bool) -> Job:
+        """Return a job of an earlier life, as the database knows it."""
+        job, history = self.coordinating().make(_spec(event.job)), event.history
+        job.resume(history.committed, dict(history.counted), dict(history.tried), adopting)
+        return job
+
+    def _node_up(self, event: ev.NodeUp) -> None:
+        sizes = (event.capacity, event.arena_bytes, event.workers_max)
+        node = Node(event.node, event.gateway, *sizes, event.incarnation)
+        node.load = NodeLoad(capacity=event.capacity, at_s=self._turn.now)
+        self.coordinating().node_up(node)
+
+    def _load_told(self, event: ev.NodeLoadTold) -> None:
+        load = NodeLoad(event.capacity, self._turn.now, event.rate_per_s, event.execution_s)
+        self.coordinating().nodes.told(event.node, load)
 
     def _written(self, _event: ev.RowsWritten) -> None:
         self._turn.writes = False
@@ -201,18 +226,22 @@ class Engine:
             self.coordinator.validate()
 
 
+def _spec(facts: ev.JobFacts) -> JobSpec:
+    return JobSpec(facts.number, facts.config, Layout(facts.tensors), facts.states, facts.folder)
+
+
 HANDLERS: Mapping[type, Callable[[Engine, Any], object]] = {
     ev.Tick: Engine._tick,
     ev.RowsWritten: Engine._written,
     ev.Stopping: Engine._stop,
-    ev.JobSubmitted: lambda engine, event: engine.coordinating().submit(event.job, engine.agent.quota.total_bytes),
+    ev.JobSubmitted: Engine._submit,
     ev.JobResumed: Engine._resume,
-    ev.JobRecalled: lambda engine, event: engine.coordinating().recall(event),
+    ev.JobRecalled: Engine._recall,
     ev.JobCancelled: lambda engine, event: engine.coordinating().cancel(event.name),
-    ev.NodeUp: lambda engine, event: engine.coordinating().node_up(event),
+    ev.NodeUp: Engine._node_up,
     ev.NodeSuspect: lambda engine, event: engine.coordinating().node_suspect(event.node, event.suspect),
     ev.NodeGone: lambda engine, event: engine.coordinating().node_gone(event.node),
-    ev.NodeLoadTold: lambda engine, event: engine.coordinating().node_load(event),
+    ev.NodeLoadTold: Engine._load_told,
     ev.FromNode: lambda engine, event: engine.coordinating().handle(event.node, event.message),
 }
 """The events that are not the agent's (`agent.HANDLERS`)."""

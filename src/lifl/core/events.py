@@ -78,13 +78,12 @@ class JobHistory(msgspec.Struct, frozen=True):
     """What the database knows of a job of an earlier life.
 
     `committed` is its last committed round (-1: none), `tried` the newest (attempt, status, fields) of each round after
-    it, `counted` the clients of the last committed rounds, `metrics` those of the last one.
+    it, `counted` the clients of the last committed rounds.
     """
 
     committed: int
     tried: dict[int, tuple[int, str, dict[str, Any]]]
     counted: dict[int, frozenset[str]]
-    metrics: dict[str, float]
 
 
 class JobResumed(Event, frozen=True):

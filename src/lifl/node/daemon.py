@@ -21,7 +21,7 @@ import uvloop
 
 from lifl.core import events as ev
 from lifl.core.config.node import NodeConfig
-from lifl.core.coordinator.coordinator import Node
+from lifl.core.coordinator.nodes import Node
 from lifl.core.engine import Engine
 from lifl.core.errors import ResourceFault
 from lifl.core.ids import Key

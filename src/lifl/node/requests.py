@@ -106,7 +106,7 @@ class Requests:
             "model_bytes": layout.data_bytes,
             "folder": str(folder),
             "status": job.status,
-            "peak_bytes": job.bytes_min(),
+            "peak_bytes": job.spec.bytes_min(),
         }
 
     @staticmethod

@@ -85,7 +85,6 @@ def _history(store: NodeStore, row: JobRow) -> ev.JobHistory:
     rounds = store.rounds(row.name)
     committed = [r for r in rounds if r.status == "committed"]
     counted = {r.round: frozenset(r.fields.get("members", ())) for r in committed[-ROUNDS_REMEMBERED:]}
-    metrics = committed[-1].fields.get("metrics", {}) if committed else {}
     number = committed[-1].round if committed else -1
     tried = {r.round: (r.attempt, r.status, r.fields) for r in rounds if r.round > number}
-    return ev.JobHistory(number, tried, counted, metrics)
+    return ev.JobHistory(number, tried, counted)

@@ -76,18 +76,18 @@ def round_now(
     engine: Engine, job: Job, now: float, trees: Mapping[int, Sequence[dict[str, Any]]]
 ) -> dict[str, Any] | None:
     """The round that runs; `trees` has the tasks at the other nodes."""
-    round_ = job.round or (job.saving[-1] if job.saving and job.saving[-1].number else None)
+    round_ = job.round or next((saving for saving in job.rounds.saving[-1:] if saving.number), None)
     if round_ is None:
         return None
-    replica = engine.agent.replicas.get(job.number)
+    replica = engine.agent.replicas.get(job.spec.number)
     here = [r for r in replica.runners.values() if r.branch.epoch == round_.epoch] if replica is not None else []
     tree = [line | {"node": f"{engine.node:016x}"} for runner in here for line in runner.branch.lines()]
     counted = sum(_counted(runner.branch) for runner in here)
-    for part in round_.parts.values():
-        if part.node != engine.node:
-            at = {"job": job.number, "epoch": round_.epoch, "branch": part.number}
-            lines = [line for line in trees.get(part.node, ()) if at.items() <= line.items()]
-            tree += [line | {"node": f"{part.node:016x}"} for line in lines]
+    for record in round_.branches.values():
+        if record.node != engine.node:
+            at = {"job": job.spec.number, "epoch": round_.epoch, "branch": record.number}
+            lines = [line for line in trees.get(record.node, ()) if at.items() <= line.items()]
+            tree += [line | {"node": f"{record.node:016x}"} for line in lines]
             counted += sum(line["expect"] for line in lines if line["role"] == "leaf" and line["state"] == "sealed")
     return {
         "round": round_.number,

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from lifl.core import effects as fx
 from lifl.core.agent.branch import Branch, contribution_of
-from lifl.core.agent.job_spec import JobSpec
 from lifl.core.agent.last_updates import LastUpdates
 from lifl.core.agent.model_slot import ModelSlot
 from lifl.core.agent.outcomes import BranchFailed, ModelSealed, Outcome, PartialSealed
 from lifl.core.agent.quota import Quota
+from lifl.core.agent.replica_spec import ReplicaSpec
 from lifl.core.agent.task_outputs import TaskOutputs
 from lifl.core.agent.task_table import TaskTable, output_of, worker_of
 from lifl.core.errors import ArenaFull
@@ -34,7 +34,7 @@ class BranchRunner:
     """Runs the tasks of one branch (`task_table.Runner`)."""
 
     def __init__(
-        self, branch: Branch, spec: JobSpec, slot: ModelSlot, turn: Turn, quota: Quota, tasks: TaskTable
+        self, branch: Branch, spec: ReplicaSpec, slot: ModelSlot, turn: Turn, quota: Quota, tasks: TaskTable
     ) -> None:
         self.branch = branch
         self.job = spec.number

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from lifl.core.agent.job_spec import JobSpec
 from lifl.core.agent.model_slot import ModelSlot
 from lifl.core.agent.outcomes import CheckpointWritten, FileFailed, ModelLoaded, Outcome
+from lifl.core.agent.replica_spec import ReplicaSpec
 from lifl.core.agent.task_table import TaskTable
 from lifl.core.errors import LocalFault
 from lifl.core.fields import Message
@@ -19,7 +19,7 @@ from lifl.core.protocol.worker import Checkpoint, Load, TaskDone
 class FileTasks:
     """The load and checkpoint tasks of one job on this node (`task_table.Runner`)."""
 
-    def __init__(self, spec: JobSpec, slot: ModelSlot, tasks: TaskTable) -> None:
+    def __init__(self, spec: ReplicaSpec, slot: ModelSlot, tasks: TaskTable) -> None:
         self.job = spec.number
         self._spec = spec
         self._slot = slot

@@ -11,10 +11,10 @@ from lifl.core.agent import outcomes as out
 from lifl.core.agent.branch import Branch, told
 from lifl.core.agent.branch_runner import BranchRunner
 from lifl.core.agent.file_tasks import FileTasks
-from lifl.core.agent.job_spec import JobSpec
 from lifl.core.agent.model_slot import ModelSlot, SlotState
 from lifl.core.agent.orphans import Orphans
 from lifl.core.agent.quota import Quota
+from lifl.core.agent.replica_spec import ReplicaSpec
 from lifl.core.agent.task_table import TaskTable
 from lifl.core.errors import ArenaFull, RemoteFault
 from lifl.core.events import Orphan
@@ -31,7 +31,7 @@ class JobReplica:
     """One job on one node, as its agent has it."""
 
     def __init__(self, order: o.OpenJob, found: list[Orphan], turn: Turn, quota: Quota, tasks: TaskTable) -> None:
-        self.spec = JobSpec(order)
+        self.spec = ReplicaSpec(order)
         self._turn = turn
         self._quota = quota
         self._tasks = tasks

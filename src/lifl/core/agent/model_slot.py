@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from enum import Enum
 
-from lifl.core.agent.job_spec import JobSpec
 from lifl.core.agent.quota import Quota
+from lifl.core.agent.replica_spec import ReplicaSpec
 from lifl.core.errors import ArenaFull, LocalFault
 from lifl.core.ids import Key, Kind, epoch_of, round_of
 from lifl.core.protocol import gateway as gm
@@ -42,7 +42,7 @@ TRANSITIONS: dict[SlotState, frozenset[SlotState]] = {
 class ModelSlot:
     """The current model of one job on this node.  `round` is the model's round, wherever the model is."""
 
-    def __init__(self, spec: JobSpec, round_: int, turn: Turn, quota: Quota) -> None:
+    def __init__(self, spec: ReplicaSpec, round_: int, turn: Turn, quota: Quota) -> None:
         self._spec = spec
         self._turn = turn
         self._quota = quota

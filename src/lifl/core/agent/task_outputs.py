@@ -7,9 +7,9 @@ taken an update can always finish.  What no update can come to fill any more is 
 from __future__ import annotations
 
 from lifl.core.agent.branch import Branch
-from lifl.core.agent.job_spec import JobSpec
 from lifl.core.agent.model_slot import ModelSlot
 from lifl.core.agent.quota import Quota
+from lifl.core.agent.replica_spec import ReplicaSpec
 from lifl.core.agent.task_table import Runner, TaskTable
 from lifl.core.errors import ArenaFull
 from lifl.core.ids import Key, Kind
@@ -20,7 +20,7 @@ from lifl.core.planning.tree import Task, TaskState
 class TaskOutputs:
     """Opens and shuts the tasks of a branch, each with its output."""
 
-    def __init__(self, branch: Branch, spec: JobSpec, slot: ModelSlot, quota: Quota, tasks: TaskTable) -> None:
+    def __init__(self, branch: Branch, spec: ReplicaSpec, slot: ModelSlot, quota: Quota, tasks: TaskTable) -> None:
         self._branch = branch
         self._spec = spec
         self._slot = slot

@@ -1,571 +1,271 @@
-"""A training job, as the coordinator runs it: a sequence of rounds, each of which commits one new model.
+"""A training job, as the coordinator runs it: loading, then a sequence of rounds that each commit one new model, then
+over.
 
-The job decides who takes part, whose update counts, when a round closes and when it is committed; the agents do the
-rest by its orders.  Rounds overlap in one place: while the checkpoint of a round is being written, the next
-round is open already; it cannot commit before its predecessor.
+The job decides what follows when a round's model is sealed, when it failed, and when a checkpoint is durable; the
+round itself is run by `round_runner.py`.  Rounds overlap in one place: while the checkpoint of a round is being
+written, the next round is open already; it cannot commit before its predecessor.
 """
 
 from __future__ import annotations
 
-import math
-import random
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from lifl.core import effects as fx
-from lifl.core.config.job import JobConfig
-from lifl.core.coordinator.branches import Parts
+from lifl.core.coordinator.answers import Answers
+from lifl.core.coordinator.branches import BranchTracker
+from lifl.core.coordinator.job_spec import JobSpec
+from lifl.core.coordinator.nodes import NodeTable
+from lifl.core.coordinator.presence import Connection, Presence
+from lifl.core.coordinator.receipt import metrics_of, receipt_of
+from lifl.core.coordinator.recovery import Inventory, Recovery
+from lifl.core.coordinator.replicas import Replicas
 from lifl.core.coordinator.round import Phase, Round
-from lifl.core.errors import Refused
-from lifl.core.fields import Message
+from lifl.core.coordinator.round_planner import RoundPlanner
+from lifl.core.coordinator.round_runner import TOO_LATE, RoundRunner
+from lifl.core.coordinator.rounds import Rounds
+from lifl.core.coordinator.selection import Selection
 from lifl.core.ids import ATTEMPTS_MAX
-from lifl.core.limits import ROUNDS_REMEMBERED
-from lifl.core.planning.arena_need import round_bytes_min
 from lifl.core.protocol import client as cm
+from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
-from lifl.core.protocol.contribution import Contribution
-from lifl.core.schema import Layout
+from lifl.core.turn import Turn
 
-LOADING_RETRY_S = 0.2
-CONNECTIONS_REMEMBERED = 100_000
-"""Clients whose newest connection's time is known, the last to connect: ten times a round's most."""
 OVER = ("finished", "failed", "cancelled")
-TOO_LATE = "the round closed before this update was complete"
 
-
-class Where(NamedTuple):
-    """A client's connection: the node whose gateway it is at, and that gateway's number for it."""
-
-    node: int
-    conn: int
-
-
-class Planned(NamedTuple):
-    """Who takes part in a round: the updates of each node, and the node of the top."""
-
-    updates: dict[int, int]
-    top: int
-
-
-class Services(Protocol):
-    """What a job needs of the coordinator."""
-
-    def emit(self, effect: fx.Effect) -> None: ...
-
-    def order(self, node: int, order: o.Order) -> None: ...
-
-    def tell(self, where: Where, message: Message) -> None: ...
-
-    def plan(self, job: Job, updates: int) -> Planned: ...
-
-    def gateway_of(self, node: int) -> str: ...
-
-    def over(self, job: Job) -> None: ...
-
-    def has_room(self, nbytes: int) -> bool: ...
-
-    def takes_grants(self, node: int) -> bool: ...
-
-    @property
-    def now(self) -> float: ...
-
-    @property
-    def home(self) -> int: ...
-
-    @property
-    def nodes(self) -> list[int]: ...
+Row = tuple[int, str, dict[str, Any]]
+"""Of a round that had begun in an earlier life: its attempt, status and fields."""
 
 
 class Job:
-    """One job."""
+    """One job; `status` is ``loading``, ``running``, or one of `OVER`."""
 
-    def __init__(
-        self,
-        number: int,
-        config: JobConfig,
-        layout: Layout,
-        states: tuple[str, ...],
-        folder: str,
-        services: Services,
-    ) -> None:
-        self.number = number
-        self.config = config
-        self.name = config.job.name
-        self.layout = layout
-        self.state_names = states
-        self.folder = folder
-        self.services = services
+    def __init__(self, spec: JobSpec, turn: Turn, nodes: NodeTable, presence: Presence) -> None:
+        self.spec = spec
         self.status = "loading"
         self.reason = ""
-        self.present: dict[str, Where] = {}
-        self.connected_ns: dict[str, int] = {}  # by client: when its newest connection was made, by its own clock
-        self.committed = -1  # the last committed round; 0 is the initial model
-        self.attempt = 1
-        self.failures = 0  # attempts of this round that failed by themselves
-        self.model_round = 0  # the last round whose model is sealed
-        self.adopting = False  # an earlier life has left something in the arena
-        self.rows: dict[int, tuple[int, str, dict[str, Any]]] = {}  # of rounds that had begun in an earlier life
-        self.parts = Parts(self)
-        self.round: Round | None = None
-        self.saving: list[Round] = []
-        self.counted: dict[int, frozenset[str]] = {}
-        self.metrics: dict[str, float] = {}
+        self.rounds = Rounds()
+        self._turn = turn
+        self._nodes = nodes
+        self._presence = presence
+        self._attempt = 1
+        self._failures = 0  # attempts of this round that failed by themselves
+        self._adopting = False  # an earlier life has left something in the arena
+        self._rows: dict[int, Row] = {}
+        planner = RoundPlanner(spec, turn, nodes)
+        self._replicas = Replicas(spec, turn, nodes)
+        self._branches = branches = BranchTracker(spec, turn, nodes, planner)
+        self._recovery = Recovery(spec, turn, nodes, planner, branches)
+        selection = Selection(spec, turn, nodes, presence)
+        self.runner = RoundRunner(spec, turn, presence, self.rounds, planner, selection, branches, self._recovery)
+        self.answers = Answers(spec, turn, nodes, presence, self.rounds)
 
     @property
-    def now(self) -> float:
-        """The clock at this event."""
-        return self.services.now
+    def name(self) -> str:
+        """The name that clients and users call it."""
+        return self.spec.name
 
-    def bytes_min(self, partials: int = 0) -> int:
-        """What a round of this job needs of an arena at the least, with places for `partials` of other nodes."""
-        goal = self.config.selection.clients_per_round
-        return round_bytes_min(self.layout, self.config.aggregation, goal, len(self.state_names), partials)
+    @property
+    def over(self) -> bool:
+        """True when it has ended, in whatever way."""
+        return self.status in OVER
 
-    # ---- the start -----------------------------------------------------------------------------------------------
+    @property
+    def round(self) -> Round | None:
+        """The running round."""
+        return self.rounds.current
+
+    @property
+    def present(self) -> Mapping[str, Connection]:
+        """The clients that take part now."""
+        return self._presence.of(self.name)
+
+    # ---- loading -------------------------------------------------------------------------------------------------
+
+    def resume(self, committed: int, counted: dict[int, frozenset[str]], rows: dict[int, Row], adopting: bool) -> None:
+        """Take up what an earlier life left: round `committed` is the last; `rows` has the newest of each behind it.
+
+        `counted` has the members of the last committed ones.  `adopting`: something is sealed in the arena.
+        """
+        self.rounds.committed = committed
+        self.rounds.counted = counted
+        self._rows = rows
+        self._adopting = adopting
 
     def start(self) -> None:
-        """Has the last committed model (or the initial one) loaded."""
-        last = max(self.committed, 0)
-        path = self.path_of(last) if self.committed >= 0 else self.config.model.path
-        self.model_round = last
-        self.services.order(self.services.home, self._open_job(path, self.state_path_of(last), self.adopting))
+        """Have the last committed model (or the initial one) loaded."""
+        self._replicas.load(self.rounds.committed, self._adopting)
 
-    def _open_job(self, path: str, state_path: str, adopt: bool) -> o.OpenJob:
-        return o.OpenJob(
-            self.number,
-            self.name,
-            self.config.aggregation,
-            self.config.selection.clients_per_round,
-            self.layout.tensors,
-            self.state_names,
-            self.model_round,
-            path,
-            state_path,
-            adopt,
-        )
-
-    def open_at(self, node: int) -> None:
-        """Another node is to know of this job."""
-        if self.status == "running":
-            self.services.order(node, self._open_job("", "", self.parts.recovers_at(node)))
-            self.services.order(node, self._model_at())
-
-    def _model_at(self) -> o.ModelAt:
-        return o.ModelAt(self.number, self.model_round, self.services.gateway_of(self.services.home))
-
-    def _others(self) -> list[int]:
-        return [node for node in self.services.nodes if node != self.services.home]
-
-    def path_of(self, number: int) -> str:
-        """The checkpoint of a committed round; 0 is the initial model."""
-        return f"{self.folder}/round-{number:05d}.safetensors"
-
-    def state_path_of(self, number: int) -> str:
-        """The rule's state beside the checkpoint; empty where there is none."""
-        return f"{self.folder}/round-{number:05d}.state.safetensors" if self.state_names and number > 0 else ""
-
-    def opened(self) -> None:
-        """The model is in the arena: begin, or go on."""
+    def job_opened(self, _report: o.JobOpened) -> None:
+        """Begin, or go on: the model is in the arena."""
         self.status = "running"
-        self.publish("job.running", rounds=self.config.job.rounds)
-        for node in self._others():
-            self.open_at(node)
-        if self.committed < 0:
-            self.committed = 0
-            first = Round(0, 0, self.config.selection, self.now)
-            first.phase = Phase.SAVING
-            self._save(first)
-        self.begin_round()
+        self._publish("job.running", rounds=self.spec.config.job.rounds)
+        for node in self._nodes.others():
+            self._open_at(node)
+        if self.rounds.committed < 0:
+            self.rounds.committed = 0
+            self._save(Round(0, 0, self.spec.config.selection, self._turn.now, Phase.SAVING))
+        self._begin_round()
 
-    # ---- rounds ----------------------------------------------------------------------------------------------------
+    def job_failed(self, report: o.JobFailed) -> None:
+        """End: the model cannot be loaded or saved, or the user's rule raised."""
+        self.end("failed", report.text)
 
-    def resume(self, committed: int, rows: dict[int, tuple[int, str, dict[str, Any]]], adopting: bool) -> None:
-        """Goes on after round `committed`; `rows` has the newest (attempt, status, fields) of each round behind it.
+    def _open_at(self, node: int) -> None:
+        _attempt, _status, row = self._rows.get(self._replicas.model_round + 1, (0, "", {}))
+        self._replicas.open_at(node, self._recovery.recovers_at(self.round, row, node))
 
-        `adopting`: something of an earlier life is sealed in the arena.
-        """
-        self.committed = committed
-        self.adopting = adopting
-        self.rows = rows
+    # ---- running: one round after the other ------------------------------------------------------------------------
 
-    def begin_round(self) -> None:
-        """The round after the last sealed one waits for its clients, or goes on where an earlier life stopped."""
-        number = self.model_round + 1
-        attempt, status, fields = self.rows.pop(number, (self.attempt, "new", {}))
+    def _begin_round(self) -> None:
+        """Begin the round after the last sealed one, or go on where an earlier life stopped."""
+        number = self._replicas.model_round + 1
+        attempt, status, fields = self._rows.pop(number, (self._attempt, "new", {}))
         # A later round on several nodes had begun before this one was durable: it begins anew, under another epoch.
-        again = status == "failed" or (number > self.committed + 1 and "parts" in fields)
-        self.attempt = attempt + again
-        round_ = self.round = Round(number, self.attempt, self.config.selection, self.now)
-        if status == "open" and not again and (self.adopting or "parts" in fields):
-            self.parts.recover(round_, fields)
-            return
-        self.services.emit(fx.SaveRound(self.name, number, self.attempt, "open", {}))
-        self.parts.begun(round_)
-        self.try_open()
-
-    def try_open(self) -> None:
-        """Opens the waiting round when enough clients are there; selects late ones while it collects."""
-        round_ = self.round
-        if round_ is None or self.status != "running":
-            return
-        if round_.phase is Phase.WAITING:
-            enough = round_.quorum if self.now >= round_.deadline_at_s else round_.goal
-            if len(self.present) < enough:
-                return
-            try:
-                plan = self.services.plan(self, round_.goal)
-            except Refused as refused:  # nodes have left: it waits for them
-                if round_.reason != refused.text:
-                    round_.reason = refused.text
-                    self.publish("round.waiting", round=round_.number, reason=refused.text)
-                return
-            round_.reason = ""
-            round_.open(self.now)
-            self.parts.open(round_, plan)
-            self._select(round_)
-            self.publish("round.opened", round=round_.number, selected=len(round_.selected), goal=round_.goal)
-        elif round_.phase is Phase.COLLECTING:
-            self._select(round_)
-
-    def _select(self, round_: Round) -> None:
-        active = sum(client in self.present or client in round_.accepted for client in round_.selected)
-        wanted = round_.target - active
-        idle = [client for client in self.present if client not in round_.selected]
-        if wanted <= 0 or not idle:
-            return
-        if len(idle) > wanted:
-            # The draw depends on the seed and the round alone, so that a run can be repeated.
-            seed = f"{self.config.selection.seed}/{round_.number}/{round_.attempt}/{len(round_.selected)}"
-            idle = random.Random(seed).sample(sorted(idle), wanted)
-        for client in idle:
-            round_.selected[client] = None
-            self.tell_selected(client, round_)
-
-    def tell_selected(self, client: str, round_: Round) -> None:
-        """Invites a client, with the seconds that are left."""
-        left = max(round_.deadline_at_s - self.now, 0.0)
-        layout, options = self.layout, self.config.client.options
-        if client not in round_.places:
-            round_.assign(client, self.present[client].node if client in self.present else 0)
-        node = round_.assigned.get(client, 0)
-        where = self.present.get(client)
-        gateway = self.services.gateway_of(node) if where is not None and node not in (0, where.node) else ""
-        tensors, nbytes = layout.tensors, layout.data_bytes
-        self.tell(client, cm.Selected(self.name, round_.number, left, tensors, nbytes, options, gateway))
-
-    def tick(self) -> None:
-        """The clock has moved: deadlines."""
-        round_ = self.round
-        if round_ is None:
-            return
-        if round_.phase is Phase.COLLECTING and self.now >= round_.replan_at_s:
-            self.parts.replan(round_)
-        if self.now < round_.deadline_at_s:
-            return
-        if round_.phase is Phase.WAITING:
-            self.try_open()
-        elif round_.phase is Phase.RECOVERING:
-            self.parts.wait_over(round_)
-        elif round_.phase is Phase.COLLECTING:
-            got = len(round_.accepted)
-            if got >= round_.quorum:
-                self.publish("round.deadline", round=round_.number, accepted=got)
-                self.close(round_)
-            else:
-                self.fail_round(
-                    f"deadline of {round_.deadline_s:g} s passed with {got} updates accepted; "
-                    f"the quorum is {round_.quorum}"
-                )
-
-    def next_timer(self) -> float:
-        """When `tick` must be called at the latest; infinity: not at all."""
-        round_ = self.round
-        if round_ is None or self.status != "running":
-            return math.inf
-        if round_.phase is Phase.COLLECTING:
-            return min(round_.deadline_at_s, round_.replan_at_s)
-        if round_.phase is Phase.RECOVERING and self.now < round_.deadline_at_s:
-            return round_.deadline_at_s
-        if round_.phase is Phase.WAITING and round_.quorum < round_.goal and self.now < round_.deadline_at_s:
-            return round_.deadline_at_s
-        return math.inf
-
-    def close_if_complete(self, round_: Round) -> None:
-        """Closes the round when its goal is reached."""
-        if round_.phase is Phase.COLLECTING and len(round_.accepted) >= round_.goal:
-            self.close(round_)
-
-    def close(self, round_: Round) -> None:
-        """No more updates count."""
-        round_.move(Phase.AGGREGATING)
-        self.parts.close(round_)
+        again = status == "failed" or (number > self.rounds.committed + 1 and "parts" in fields)
+        self._attempt = attempt + again
+        self.rounds.current = Round(number, self._attempt, self.spec.config.selection, self._turn.now)
+        recovers = status == "open" and not again and (self._adopting or "parts" in fields)
+        if not recovers:
+            self._turn.emit(fx.SaveRound(self.name, number, self._attempt, "open", {}))
+        self.runner.begin(fields if recovers else None)
 
     def model_sealed(self, report: o.ModelSealed) -> None:
-        """The top has made the round's model: save it, and go on with the next round."""
+        """Save the model that the top has made of the round, and go on with the next one."""
         round_ = self.round
         if round_ is None or round_.epoch != report.epoch:
             return
-        self.model_round = round_.number
-        round_.move(Phase.SAVING)
-        round_.sealed_s = self.now
-        round_.parts[0].cost = report.cost
-        self.round = None
-        for node in self._others():
-            self.services.order(node, self._model_at())
+        round_.move(Phase.SAVING)  # AGGREGATING -> SAVING
+        round_.sealed_s = self._turn.now
+        round_.branches[0].cost = report.cost
+        self.rounds.current = None
+        self._replicas.model_made(round_.number)
         self._save(round_)
-        self.attempt, self.failures = 1, 0
-        if round_.number < self.config.job.rounds:
-            self.begin_round()
+        self._attempt, self._failures = 1, 0
+        if round_.number < self.spec.config.job.rounds:
+            self._begin_round()
 
     def _save(self, round_: Round) -> None:
-        self.saving.append(round_)
-        path, state_path = self.path_of(round_.number), self.state_path_of(round_.number)
-        self.services.order(self.services.home, o.SaveModel(self.number, round_.epoch, path, state_path))
+        self.rounds.saving.append(round_)
+        self._replicas.save(round_.number, round_.epoch)
 
-    def saved(self, report: o.ModelSaved) -> None:
-        """The round's checkpoint is durable; commit in order."""
-        for round_ in self.saving:
+    def model_saved(self, report: o.ModelSaved) -> None:
+        """Note that a round's checkpoint is durable, and commit in order."""
+        saving = self.rounds.saving
+        for round_ in saving:
             if round_.epoch == report.epoch:
                 round_.saved = True
-        while self.saving and self.saving[0].saved and self.status == "running":
-            self._commit(self.saving.pop(0))
-
-    def _commit(self, round_: Round) -> None:
-        round_.move(Phase.COMMITTED)
-        self.committed = round_.number
-        receipt = round_.receipt(self.now) if round_.number else {}
-        path, metrics = self.path_of(round_.number), round_.metrics()
-        if round_.number:
-            self.metrics = metrics
-            self.counted[round_.number] = frozenset(round_.accepted)
-            self.counted.pop(round_.number - ROUNDS_REMEMBERED, None)
-        row = {"metrics": metrics, "path": path, "receipt": receipt, "members": sorted(round_.accepted)}
-        self.services.emit(fx.SaveRound(self.name, round_.number, round_.attempt, "committed", row))
-        for node in round_.nodes:
-            self.services.order(node, o.CommitBranch(self.number, round_.epoch))
-        if not round_.number:
-            return
-        counted = len(round_.accepted)
-        self.publish(
-            "round.committed", round=round_.number, counted=counted, metrics=metrics, path=path, receipt=receipt
-        )
-        for client in round_.accepted:
-            self.tell(client, cm.Committed(self.name, round_.number, counted=True))
-        for client in round_.granted:  # still on their way
-            self.tell(client, cm.RoundOver(self.name, round_.number, TOO_LATE))
-        if round_.number >= self.config.job.rounds:
+        while saving and saving[0].saved:
+            self._commit(saving.pop(0))
+        if self.rounds.committed >= self.spec.config.job.rounds:
             self.end("finished", "")
 
-    def node_gone(self, node: int) -> None:
-        """A node is dead: what its branch had is asked for again, elsewhere."""
-        for client, where in list(self.present.items()):
-            if where.node == node:
-                del self.present[client]
-        if self.round is not None:
-            self.parts.node_gone(self.round, node)
-        self.try_open()
-
-    def node_leaves(self, node: int) -> None:
-        """A node is about to go."""
-        if self.round is not None:
-            self.parts.node_leaves(self.round, node)
-
-    def branch_sealed(self, report: o.BranchSealed) -> None:
-        """A branch's partial is complete."""
-        round_ = self._round_at(report.epoch)
-        if round_ is not None and report.branch in round_.parts:
-            round_.parts[report.branch].cost = report.cost
+    def _commit(self, round_: Round) -> None:
+        self.rounds.commit(round_)  # SAVING -> COMMITTED
+        number, path, metrics = round_.number, self.spec.path_of(round_.number), metrics_of(round_)
+        receipt = receipt_of(round_, self._turn.now) if number else {}
+        row = {"metrics": metrics, "path": path, "receipt": receipt, "members": sorted(round_.accepted)}
+        self._turn.emit(fx.SaveRound(self.name, number, round_.attempt, "committed", row))
+        for node in round_.nodes:
+            self._turn.order(node, o.CommitBranch(self.spec.number, round_.epoch))
+        if not number:
+            return
+        counted = len(round_.accepted)
+        self._publish("round.committed", round=number, counted=counted, metrics=metrics, path=path, receipt=receipt)
+        self._presence.tell_all(self.name, round_.accepted, cm.Committed(self.name, number, counted=True))
+        late = cm.RoundOver(self.name, number, TOO_LATE)
+        self._presence.tell_all(self.name, round_.granted, late)  # they are still on their way
 
     def branch_failed(self, report: o.BranchFailed) -> None:
-        """A branch cannot be finished."""
+        """Try the round again, or end: a branch cannot be finished."""
         if self.round is not None and self.round.epoch == report.epoch:
             if report.retry:
-                self.fail_round(report.text)
+                self._fail_round(self.round, report.text)
             else:
                 self.end("failed", report.text)
 
-    def fail_round(self, reason: str) -> None:
-        """The running round ends without a model; it is tried again, or the job fails."""
-        round_ = self.round
-        if round_ is None:
-            return
+    def tick(self) -> None:
+        """Do what is due."""
+        reason = self.runner.tick()
+        if reason and self.round is not None:
+            self._fail_round(self.round, reason)
+
+    def _fail_round(self, round_: Round, reason: str) -> None:
+        """End the running round without a model; it is tried again, or the job fails."""
         round_.move(Phase.FAILED)
         round_.reason = reason
-        self.round = None
-        self.parts.drop(round_)
-        row = {"reason": reason, "receipt": round_.receipt(self.now)}
-        self.services.emit(fx.SaveRound(self.name, round_.number, round_.attempt, "failed", row))
-        self.publish("round.failed", round=round_.number, reason=reason)
-        for client in round_.selected:
-            self.tell(client, cm.RoundOver(self.name, round_.number, reason))
-        self.failures += 1
-        if self.failures < self.config.selection.attempts and self.attempt < ATTEMPTS_MAX:
-            self.attempt += 1
-            self.begin_round()
+        self.rounds.current = None
+        self._branches.drop(round_)
+        row = {"reason": reason, "receipt": receipt_of(round_, self._turn.now)}
+        self._turn.emit(fx.SaveRound(self.name, round_.number, round_.attempt, "failed", row))
+        self._publish("round.failed", round=round_.number, reason=reason)
+        self._presence.tell_all(self.name, round_.selected, cm.RoundOver(self.name, round_.number, reason))
+        self._failures += 1
+        if self._failures < self.spec.config.selection.attempts and self._attempt < ATTEMPTS_MAX:
+            self._attempt += 1
+            self._begin_round()
         else:
-            self.end("failed", f"round {round_.number} failed {self.failures} times, at last: {reason}")
+            self.end("failed", f"round {round_.number} failed {self._failures} times, at last: {reason}")
+
+    # ---- over ------------------------------------------------------------------------------------------------------
 
     def end(self, status: str, reason: str) -> None:
-        """The job is over: ``finished``, ``failed`` or ``cancelled``; everything that it held is freed."""
-        if self.status in OVER:
-            return
+        """Free everything that the job held: it is ``finished``, ``failed`` or ``cancelled``."""
         self.status, self.reason = status, reason
-        self.services.over(self)
-        for round_ in (self.round, *self.saving):
-            if round_ is not None:
-                round_.move(Phase.FAILED)
-                for client in round_.selected:
-                    self.tell(client, cm.RoundOver(self.name, round_.number, f"the job is {status}"))
-        self.round, self.saving = None, []
-        for node in self.services.nodes:
-            self.services.order(node, o.CloseJob(self.number))
-        self.services.emit(fx.SaveJob(self.name, status, reason))
-        for client in list(self.present):
-            self.tell(client, cm.JobOver(self.name, status, reason))
-        self.present = {}
-        self.publish("job.over", status=status, reason=reason)
+        for round_ in self.rounds.live():
+            round_.move(Phase.FAILED)
+            over = cm.RoundOver(self.name, round_.number, f"the job is {status}")
+            self._presence.tell_all(self.name, round_.selected, over)
+        self.rounds.current = None
+        self.rounds.saving.clear()
+        self._replicas.close()
+        self._turn.emit(fx.SaveJob(self.name, status, reason))
+        self._presence.tell_all(self.name, self.present, cm.JobOver(self.name, status, reason))
+        self._presence.remove_job(self.name)
+        self._publish("job.over", status=status, reason=reason)
 
-    # ---- clients ---------------------------------------------------------------------------------------------------
+    # ---- clients and nodes -----------------------------------------------------------------------------------------
 
-    def tell(self, client: str, message: Message) -> None:
-        """Sends a message to a client that is here."""
-        where = self.present.get(client)
-        if where is not None:
-            self.services.tell(where, message)
-
-    def publish(self, name: str, **fields: Any) -> None:
-        """An event of this job."""
-        self.services.emit(fx.Publish(name, self.name, fields))
-
-    def join(self, where: Where, client: str, holding: int | None, connected_ns: int) -> None:
-        """A client takes part (again); one that still holds an update learns what became of it."""
-        before = self.present.get(client)
-        # What comes by different nodes may come out of order: the client's own clock tells which connection is newer.
-        stale = connected_ns < self.connected_ns.get(client, 0)
-        if before is not None and before != where:
-            text = f"client {client!r} has joined job {self.name!r} from another connection; names must differ"
-            self.services.tell(where if stale else before, cm.Refusal("replaced", "client", text, self.name))
-        if stale:
+    def join(self, here: Connection, event: gm.ClientJoined) -> None:
+        """Let a client take part (again); one that still holds an update learns what became of it."""
+        if not self._presence.claim(self.name, event.client, here, event.connected_ns):
             return
-        self.connected_ns.pop(client, None)
-        self.connected_ns[client] = connected_ns
-        if len(self.connected_ns) > CONNECTIONS_REMEMBERED:
-            del self.connected_ns[next(iter(self.connected_ns))]
-        if self.status in OVER:
-            self._tell_fates(where, client, holding)
-            self.services.tell(where, cm.JobOver(self.name, self.status, self.reason))
+        if self.over:
+            self.answers.tell_fates(here, event.client, event.holding)
+            self._presence.send(here, cm.JobOver(self.name, self.status, self.reason))
             return
-        self.present[client] = where
-        current = self.round
-        held = next((r for r in (current, *self.saving) if r is not None and r.number == holding), None)
-        if held is None:
-            self._tell_fates(where, client, holding)
-        if current is not None and current.phase is Phase.COLLECTING and client not in current.accepted:
-            # One who holds an update of this round sent it before; it was lost with the machine, so it is asked again.
-            again = held is current and len(current.selected) < current.target
-            if client in current.selected or again:
-                current.selected[client] = None
-                self.tell_selected(client, current)
-                return  # nobody else is selected for that
-        self.try_open()
+        self._presence.add(self.name, event.client, here)
+        if self.rounds.numbered(event.holding) is None:
+            self.answers.tell_fates(here, event.client, event.holding)
+        self.runner.joined(event.client, event.holding)
 
-    def _tell_fates(self, where: Where, client: str, holding: int | None) -> None:
-        """`holding` is the oldest round whose update the client still holds; it may hold later ones too."""
-        if holding is not None:
-            for number in sorted({holding, *(later for later in self.counted if later > holding)}):
-                self._tell_fate(where, client, number)
-
-    def _tell_fate(self, where: Where, client: str, holding: int) -> None:
-        if holding > self.committed:
-            return
-        members = self.counted.get(holding)
-        if members is None or client in members:
-            self.services.tell(where, cm.Committed(self.name, holding, counted=members is not None))
-        else:
-            text = "the round was committed without this update"
-            self.services.tell(where, cm.RoundOver(self.name, holding, text))
-
-    def leave(self, client: str, where: Where) -> None:
-        """A client is gone; another may be selected in its place."""
-        if self.present.get(client) == where:
-            del self.present[client]
-            round_ = self.round
-            if round_ is not None and client in round_.selected and client not in round_.accepted:
-                self.try_open()
-
-    def admit(self, here: Where, event: gm.Admit) -> None:
-        """An update is announced: it is granted, or answered.  Raises `Refused`."""
-        round_, client, number = self.round, event.client, event.round
-        known = (r for r in (round_, *self.saving) if r is not None and r.number == number)
-        if any(client in r.accepted for r in known) or client in self.counted.get(number, ()):
-            self.services.tell(here, cm.Accepted(self.name, number))
-            return
+    def inventory(self, node: int, report: p.Inventory) -> None:
+        """Note what a node that is connected (again) has of this job, and tell it of the job."""
+        held = [branch for branch in report.branches if branch.number == self.spec.number]
+        inventory = Inventory(held, fresh=self.spec.number not in report.jobs)
         if self.status == "loading":
-            # It comes from an earlier life of the daemon, to which the round is still to be told.
-            self.services.tell(here, cm.Busy(self.name, number, LOADING_RETRY_S))
+            self._recovery.keep(node, inventory)
             return
-        if round_ is not None and round_.phase is Phase.RECOVERING:
-            # A node that is still to come may have this update.
-            self.services.tell(here, cm.Busy(self.name, number, LOADING_RETRY_S))
-            return
-        where = f"round {number} of job {self.name!r}"
-        if self.status != "running" or round_ is None or number < round_.number:
-            raise Refused("round-over", "round", f"{where} is over; wait for the next selection")
-        if number > round_.number:
-            raise Refused("wrong-round", "round", f"{where} has not begun: the job is at round {round_.number}")
-        if client not in round_.selected:
-            raise Refused("not-selected", "client", f"client {client!r} is not selected for {where}; wait for it")
-        if round_.phase is not Phase.COLLECTING:
-            raise Refused("round-over", "round", f"{where} takes no more updates; wait for the next selection")
-        if client in round_.granted:
-            # Its first connection may be dead and not yet known to be: it asks again until that is settled.
-            self.services.tell(here, cm.Busy(self.name, number, 1.0))
-            return
-        part = round_.part_for(here.node)
-        if part is None or not self.services.takes_grants(here.node):
-            self._send_elsewhere(round_, here)
-            return
-        round_.granted[client] = Contribution(client, event.weight, event.metrics)
-        round_.place(client, part)
-        granted = (client, event.weight, event.metrics, event.direct)
-        self.services.order(here.node, o.Grant(self.number, round_.epoch, part.number, here.conn, *granted))
+        self._open_at(node)
+        self.runner.inventory(node, inventory)
 
-    def _send_elsewhere(self, round_: Round, here: Where) -> None:
-        """Tells a client to use another gateway, or to wait."""
-        node = max(round_.nodes, key=round_.room_at)
-        if node != here.node and (round_.room_at(node) > 0 or len(round_.parts) == 1):
-            gateway = self.services.gateway_of(node)
-            text = f"round {round_.number} of job {self.name!r} takes this update at another node: submit to {gateway}"
-            raise Refused("use-gateway", gateway, text)
-        self.services.tell(here, cm.Busy(self.name, round_.number, 1.0))
+    def node_leaves(self, node: int) -> None:
+        """Move the work of a node that is about to go."""
+        if self.round is not None:
+            self._branches.node_leaves(self.round, node)
 
-    def _round_at(self, epoch: int) -> Round | None:
-        return next((r for r in (self.round, *self.saving) if r is not None and r.epoch == epoch), None)
+    def node_renewed(self, node: int) -> None:
+        """Wait for what a node has whose `lifld` has started again."""
+        self._recovery.node_renewed(self.round, node)
 
-    def update_sealed(self, report: o.UpdateSealed) -> None:
-        """A granted update is in its branch.  Only now is its client told ACCEPTED."""
-        round_ = self._round_at(report.epoch)
-        if round_ is None or report.client not in round_.granted:
-            return
-        if round_.places[report.client] != report.branch:
-            return  # it was given up there, and is on its way into another branch
-        round_.received_bytes += report.received_bytes
-        self.accept(round_, round_.granted.pop(report.client))
-        self.close_if_complete(round_)
+    def _publish(self, name: str, **fields: Any) -> None:
+        self._turn.emit(fx.Publish(name, self.name, fields))
 
-    def accept(self, round_: Round, member: Contribution) -> None:
-        """The update is in the round: its client is told ACCEPTED, whether it waits for that or not."""
-        round_.accepted[member.client] = member
-        round_.last_accepted_s = self.now
-        self.tell(member.client, cm.Accepted(self.name, round_.number))
-        self.publish("update.accepted", round=round_.number, client=member.client)
-
-    def update_aborted(self, report: o.UpdateAborted) -> None:
-        """A granted update will not come."""
-        round_ = self._round_at(report.epoch)
-        if round_ is None or report.client not in round_.granted or round_.places[report.client] != report.branch:
-            return
-        del round_.granted[report.client]
-        round_.unplace(report.client)
-        if round_.phase is not Phase.COLLECTING:
-            self.tell(report.client, cm.RoundOver(self.name, round_.number, TOO_LATE))
+    def faults(self) -> Iterator[str]:
+        """Yield what cannot be."""
+        yield from (f"job {self.name}: {fault}" for fault in self.rounds.faults())
+        if self.over and (self.rounds.live() or self.present):
+            yield f"job {self.name} is {self.status}, and has rounds or clients"
+        if self.status == "loading" and self.rounds.live():
+            yield f"job {self.name} has rounds before its model is there"

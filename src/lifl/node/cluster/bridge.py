@@ -1,7 +1,7 @@
 """A node among others: what the control channel says becomes the engine's events.
 
 A node that connects, for the first time or again, says what it has (Inventory), and coordinator and agent go on from
-there; see `coordinator/branches.py`.  What was sent while there was no connection is lost on purpose: the books are
+there; see `coordinator/recovery.py`.  What was sent while there was no connection is lost on purpose: the books are
 compared.
 """
 

@@ -6,7 +6,7 @@ from lifl.core.protocol.commands import OpenJob
 from lifl.core.schema import Layout
 
 
-class JobSpec:
+class ReplicaSpec:
     """A job's constants on this node, from the coordinator's `OpenJob`."""
 
     def __init__(self, order: OpenJob) -> None:

@@ -1,0 +1,89 @@
+"""What a client is answered: whether its update may come, and what became of one that it still holds."""
+
+from __future__ import annotations
+
+from lifl.core.coordinator.job_spec import JobSpec
+from lifl.core.coordinator.nodes import NodeTable
+from lifl.core.coordinator.presence import Connection, Presence
+from lifl.core.coordinator.round import Phase, Round
+from lifl.core.coordinator.rounds import Rounds
+from lifl.core.errors import Refused
+from lifl.core.protocol import client as cm
+from lifl.core.protocol import commands as o
+from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.contribution import Contribution
+from lifl.core.turn import Turn
+
+LOADING_RETRY_S = 0.2
+GRANTED_RETRY_S = 1.0
+
+
+class Answers:
+    """Answers the clients of one job out of the books of its rounds."""
+
+    def __init__(self, spec: JobSpec, turn: Turn, nodes: NodeTable, presence: Presence, rounds: Rounds) -> None:
+        self._spec = spec
+        self._turn = turn
+        self._nodes = nodes
+        self._presence = presence
+        self._rounds = rounds
+
+    def admit(self, here: Connection, event: gm.Admit, loading: bool) -> None:
+        """Grant an update that is announced, or answer.  Raise `Refused`; `loading`: the job's model is not there."""
+        round_, client, number = self._rounds.current, event.client, event.round
+        if self._rounds.has(number, client):
+            self._presence.send(here, cm.Accepted(self._spec.name, number))
+            return
+        if loading or (round_ is not None and round_.phase is Phase.RECOVERING):
+            # It comes from an earlier life of the daemon, to which the round is still to be told; or a node that is
+            # still to come may have this update.
+            self._presence.send(here, cm.Busy(self._spec.name, number, LOADING_RETRY_S))
+            return
+        where = f"round {number} of job {self._spec.name!r}"
+        if round_ is None or number < round_.number:
+            raise Refused("round-over", "round", f"{where} is over; wait for the next selection")
+        if number > round_.number:
+            raise Refused("wrong-round", "round", f"{where} has not begun: the job is at round {round_.number}")
+        if client not in round_.selected:
+            raise Refused("not-selected", "client", f"client {client!r} is not selected for {where}; wait for it")
+        if round_.phase is not Phase.COLLECTING:
+            raise Refused("round-over", "round", f"{where} takes no more updates; wait for the next selection")
+        if client in round_.granted:
+            # Its first connection may be dead and not yet known to be: it asks again until that is settled.
+            self._presence.send(here, cm.Busy(self._spec.name, number, GRANTED_RETRY_S))
+            return
+        record = round_.branch_for(here.node)
+        if record is None or not self._nodes.takes_grants(here.node):
+            self._send_elsewhere(round_, here)
+            return
+        round_.grant(Contribution(client, event.weight, event.metrics), record)
+        granted = (client, event.weight, event.metrics, event.direct)
+        self._turn.order(here.node, o.Grant(self._spec.number, round_.epoch, record.number, here.conn, *granted))
+
+    def _send_elsewhere(self, round_: Round, here: Connection) -> None:
+        """Tell a client to use another gateway, or to wait."""
+        node = max(round_.nodes, key=round_.room_at)
+        if node != here.node and (round_.room_at(node) > 0 or len(round_.branches) == 1):
+            gateway = self._nodes.gateway_of(node)
+            text = f"round {round_.number} of job {self._spec.name!r} takes this update at another node: submit to "
+            raise Refused("use-gateway", gateway, text + gateway)
+        self._presence.send(here, cm.Busy(self._spec.name, round_.number, GRANTED_RETRY_S))
+
+    def tell_fates(self, here: Connection, client: str, holding: int | None) -> None:
+        """Tell what became of its updates; `holding` is the oldest round whose update it still holds, if any.
+
+        It may hold later ones too.
+        """
+        if holding is not None:
+            for number in sorted({holding, *(later for later in self._rounds.counted if later > holding)}):
+                self._tell_fate(here, client, number)
+
+    def _tell_fate(self, here: Connection, client: str, number: int) -> None:
+        if number > self._rounds.committed:
+            return
+        members = self._rounds.counted.get(number)
+        if members is None or client in members:
+            self._presence.send(here, cm.Committed(self._spec.name, number, counted=members is not None))
+        else:
+            text = "the round was committed without this update"
+            self._presence.send(here, cm.RoundOver(self._spec.name, number, text))

@@ -1,0 +1,38 @@
+"""What a job is: all of it that does not change while it runs.  Each part of a job gets this, and not the job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lifl.core.config.job import JobConfig
+from lifl.core.planning.arena_need import round_bytes_min
+from lifl.core.schema import Layout
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """One job: its `number` on the wire, its model's `layout`, its rule's `states`, the `folder` of its checkpoints."""
+
+    number: int
+    config: JobConfig
+    layout: Layout
+    states: tuple[str, ...]
+    folder: str
+
+    @property
+    def name(self) -> str:
+        """The name that clients and users call it."""
+        return self.config.job.name
+
+    def path_of(self, number: int) -> str:
+        """Return the path of a committed round's checkpoint; 0 is the initial model."""
+        return f"{self.folder}/round-{number:05d}.safetensors"
+
+    def state_path_of(self, number: int) -> str:
+        """Return the path of the rule's state beside the checkpoint; empty where there is none."""
+        return f"{self.folder}/round-{number:05d}.state.safetensors" if self.states and number > 0 else ""
+
+    def bytes_min(self, partials: int = 0) -> int:
+        """Return what a round needs of an arena at the least, with places for `partials` of other nodes."""
+        goal = self.config.selection.clients_per_round
+        return round_bytes_min(self.layout, self.config.aggregation, goal, len(self.states), partials)

@@ -1,0 +1,116 @@
+"""The nodes that take part, as the coordinator knows them: what they have, how loaded they are, where they listen.
+
+`membership.py` decides who is in the cluster; this table has those that are connected or expected back, and answers
+what the rest of the coordinator asks about a node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lifl.core.planning.capacity import NodeLoad
+from lifl.core.planning.plan import NodeFacts
+
+
+class Node:
+    """One node of the cluster."""
+
+    def __init__(
+        self, number: int, gateway: str, capacity: float, arena_bytes: int, workers_max: int, incarnation: int = 0
+    ) -> None:
+        self.number = number
+        self.incarnation = incarnation
+        self.suspect = False  # silent: it gets nothing new
+        self.leaving = False
+        self.known = False  # it has said what it has, since its connection was made: the books are right
+        self.gateway = gateway
+        self.arena_bytes = arena_bytes
+        self.workers_max = workers_max
+        self.load = NodeLoad(capacity=capacity, at_s=0.0)
+
+    @property
+    def name(self) -> str:
+        """The node's id as people see it."""
+        return f"{self.number:016x}"
+
+
+class NodeTable:
+    """All nodes by number; the coordinator's own, `home`, is always among them."""
+
+    def __init__(self, home: Node) -> None:
+        home.known = True
+        self.home = home.number
+        self._nodes: dict[int, Node] = {home.number: home}
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._nodes)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._nodes
+
+    def get(self, number: int) -> Node | None:
+        """Return the node, or None for one that is gone."""
+        return self._nodes.get(number)
+
+    def put(self, node: Node) -> None:
+        """Let the node take part, in the place of its life before."""
+        self._nodes[node.number] = node
+
+    def remove(self, number: int) -> bool:
+        """Let the node take part no longer; return False when it did not."""
+        return self._nodes.pop(number, None) is not None
+
+    def told(self, number: int, load: NodeLoad) -> None:
+        """Note the load that a node tells of itself."""
+        node = self._nodes.get(number)
+        if node is not None:
+            node.load = load
+
+    def others(self) -> list[int]:
+        """Return all nodes but the coordinator's own."""
+        return [number for number in self._nodes if number != self.home]
+
+    @property
+    def home_name(self) -> str:
+        """The coordinator's own node as people see it."""
+        return self._nodes[self.home].name
+
+    def gateway_of(self, number: int) -> str:
+        """Return where a node's gateway listens; empty for one that is gone."""
+        node = self._nodes.get(number)
+        return node.gateway if node is not None else ""
+
+    def has_room(self, nbytes: int) -> bool:
+        """Return True when the arena at home is so large."""
+        return nbytes <= self._nodes[self.home].arena_bytes
+
+    def takes_grants(self, number: int) -> bool:
+        """Return True when a grant would reach the node, and be in its books when it says what it has."""
+        node = self._nodes.get(number)
+        return node is not None and node.known and not node.leaving
+
+    def facts(self, now: float) -> tuple[NodeFacts, ...]:
+        """Return the nodes that can take something, as the planner sees them at `now`."""
+        return tuple(
+            NodeFacts(
+                node=node.name,
+                residual=node.load.residual(now),
+                arena_bytes=node.arena_bytes,
+                workers_max=node.workers_max,
+                execution_s=node.load.execution_s,
+            )
+            for node in self._nodes.values()
+            if node.known and not node.suspect and not node.leaving
+        )
+
+    def faults(self) -> Iterator[str]:
+        """Yield what cannot be."""
+        for number, node in self._nodes.items():
+            if node.number != number:
+                yield f"node {node.name} stands under the number {number:016x}"
+        home = self._nodes.get(self.home)
+        if home is None or not home.known or home.suspect:
+            yield "the coordinator's own node is not in its books, not known, or suspect"

@@ -1,0 +1,126 @@
+"""Which client is on which connection in which job: the one place for client connections.
+
+A client takes part in a job over one connection, at the gateway of some node.  When it connects anew the old
+connection may end later than the new one begins, and what comes by different nodes may come out of order; the client's
+own clock tells which of two connections is newer, and the other one is told so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from lifl.core.fields import Message
+from lifl.core.protocol import client as cm
+from lifl.core.protocol import gateway as gm
+from lifl.core.turn import Turn
+
+CONNECTIONS_REMEMBERED = 100_000
+"""Clients of a job whose newest connection's time is known, the last to connect: ten times a round's most."""
+
+
+class Connection(NamedTuple):
+    """A client's connection: the node whose gateway it is at, and that gateway's number for it."""
+
+    node: int
+    conn: int
+
+
+_NOWHERE: Mapping[str, Connection] = MappingProxyType({})
+
+
+class Presence:
+    """The connections of all jobs' clients; what is said to a client goes through here."""
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+        self._of: dict[str, dict[str, Connection]] = {}  # by job and client
+        self._jobs: dict[Connection, dict[str, str]] = {}  # the same by connection and job: the client's name
+        self._newest_ns: dict[str, dict[str, int]] = {}  # by job and client: when its newest connection was made
+
+    def of(self, job: str) -> Mapping[str, Connection]:
+        """Return the clients that take part in the job, in the order in which they came."""
+        return self._of.get(job, _NOWHERE)
+
+    # ---- what is said to clients ---------------------------------------------------------------------------------
+
+    def send(self, to: Connection, message: Message) -> None:
+        """Send a message over a connection, behind the orders before it."""
+        self._turn.order(to.node, gm.TellClient(to.conn, cm.packed(message)))
+
+    def tell(self, job: str, client: str, message: Message) -> None:
+        """Send a message to a client of the job, if it is here."""
+        to = self._of[job].get(client) if job in self._of else None
+        if to is not None:
+            self.send(to, message)
+
+    def tell_all(self, job: str, clients: Iterable[str], message: Message) -> None:
+        """Send one message to those of the clients that are here."""
+        present, packed = self.of(job), cm.packed(message)
+        for client in clients:
+            to = present.get(client)
+            if to is not None:
+                self._turn.order(to.node, gm.TellClient(to.conn, packed))
+
+    # ---- who comes and goes --------------------------------------------------------------------------------------
+
+    def claim(self, job: str, client: str, here: Connection, connected_ns: int) -> bool:
+        """Note that the connection claims the client's name; return False when a newer one has it."""
+        newest_ns = self._newest_ns.setdefault(job, {})
+        before = self.of(job).get(client)
+        stale = connected_ns < newest_ns.get(client, 0)
+        if before is not None and before != here:
+            text = f"client {client!r} has joined job {job!r} from another connection; names must differ"
+            self.send(here if stale else before, cm.Refusal("replaced", "client", text, job))
+        if stale:
+            return False
+        newest_ns.pop(client, None)
+        newest_ns[client] = connected_ns
+        if len(newest_ns) > CONNECTIONS_REMEMBERED:
+            del newest_ns[next(iter(newest_ns))]
+        return True
+
+    def add(self, job: str, client: str, here: Connection) -> None:
+        """Let the client take part in the job over this connection, and no other."""
+        clients = self._of.setdefault(job, {})
+        before = clients.get(client)
+        if before is not None and before != here:
+            self._forget(before, job)
+        replaced = self._jobs.get(here, {}).get(job)
+        if replaced is not None and replaced != client:
+            del clients[replaced]
+        clients[client] = here
+        self._jobs.setdefault(here, {})[job] = client
+
+    def remove(self, here: Connection, job: str = "") -> list[tuple[str, str]]:
+        """Forget the connection for a job (empty: each); return the jobs and clients that took part over it."""
+        gone = [(name, client) for name, client in self._jobs.get(here, {}).items() if job in ("", name)]
+        for name, client in gone:
+            self._forget(here, name)
+            del self._of[name][client]
+        return gone
+
+    def remove_job(self, job: str) -> None:
+        """Forget all connections of a job that is over."""
+        for here in self._of.pop(job, {}).values():
+            self._forget(here, job)
+
+    def at(self, node: int) -> list[Connection]:
+        """Return the connections at a node's gateway."""
+        return [here for here in self._jobs if here.node == node]
+
+    def _forget(self, here: Connection, job: str) -> None:
+        del self._jobs[here][job]
+        if not self._jobs[here]:
+            del self._jobs[here]
+
+    def faults(self) -> Iterator[str]:
+        """Yield where the two indexes differ."""
+        here = {(here, job, client) for job, clients in self._of.items() for client, here in clients.items()}
+        there = {(here, job, client) for here, jobs in self._jobs.items() for job, client in jobs.items()}
+        for connection, job, client in sorted(here ^ there):
+            yield f"client {client!r} of job {job!r} stands under {connection} in one index of connections only"
+        for connection, jobs in self._jobs.items():
+            if not jobs:
+                yield f"{connection} is kept, and no client takes part over it"

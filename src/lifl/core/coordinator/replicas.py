@@ -1,0 +1,58 @@
+"""A job's copies on the nodes: opened, told where the current model is, saved, closed.
+
+The model is loaded and saved at home; the agents of the other nodes fetch it from there when a client asks for it.
+"""
+
+from __future__ import annotations
+
+from lifl.core.coordinator.job_spec import JobSpec
+from lifl.core.coordinator.nodes import NodeTable
+from lifl.core.protocol import commands as o
+from lifl.core.turn import Turn
+
+
+class Replicas:
+    """The orders about one job as a whole; `model_round` is the last round whose model is sealed."""
+
+    def __init__(self, spec: JobSpec, turn: Turn, nodes: NodeTable) -> None:
+        self.model_round = 0
+        self._spec = spec
+        self._turn = turn
+        self._nodes = nodes
+
+    def load(self, committed: int, adopt: bool) -> None:
+        """Have the model of round `committed` (-1: the initial one) loaded; `adopt`: what is sealed there is kept."""
+        last = self.model_round = max(committed, 0)
+        path = self._spec.path_of(last) if committed >= 0 else self._spec.config.model.path
+        self._open(self._nodes.home, path, self._spec.state_path_of(last), adopt)
+
+    def open_at(self, node: int, adopt: bool) -> None:
+        """Let another node know of the job; `adopt`: it keeps what an earlier life of it has sealed."""
+        self._open(node, "", "", adopt)
+        self._tell_model(node)
+
+    def _open(self, node: int, path: str, state_path: str, adopt: bool) -> None:
+        spec = self._spec
+        clients, tensors = spec.config.selection.clients_per_round, spec.layout.tensors
+        what = (spec.number, spec.name, spec.config.aggregation, clients, tensors, spec.states, self.model_round)
+        self._turn.order(node, o.OpenJob(*what, path, state_path, adopt))
+
+    def model_made(self, number: int) -> None:
+        """Tell the other nodes that there is a new model, that of the round."""
+        self.model_round = number
+        for node in self._nodes.others():
+            self._tell_model(node)
+
+    def _tell_model(self, node: int) -> None:
+        source = self._nodes.gateway_of(self._nodes.home)
+        self._turn.order(node, o.ModelAt(self._spec.number, self.model_round, source))
+
+    def save(self, number: int, epoch: int) -> None:
+        """Have the current model, that of the round, written to its checkpoint."""
+        paths = self._spec.path_of(number), self._spec.state_path_of(number)
+        self._turn.order(self._nodes.home, o.SaveModel(self._spec.number, epoch, *paths))
+
+    def close(self) -> None:
+        """Have everything of the job freed everywhere."""
+        for node in self._nodes:
+            self._turn.order(node, o.CloseJob(self._spec.number))

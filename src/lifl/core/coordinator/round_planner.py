@@ -1,0 +1,77 @@
+"""Who takes part in a round: the planner's answers for one job, from the nodes as they are now."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from lifl.core import effects as fx
+from lifl.core.coordinator.job_spec import JobSpec
+from lifl.core.coordinator.nodes import NodeTable
+from lifl.core.coordinator.round import Round
+from lifl.core.errors import Refused
+from lifl.core.planning.plan import PlanRequest
+from lifl.core.planning.planner import make_plan
+from lifl.core.planning.request import plan_request
+from lifl.core.turn import Turn
+
+SPARE_PARTIALS = 4
+"""Branches that a round on several nodes can have beyond those it began with, a lost one's place not counted."""
+
+
+class Planned(NamedTuple):
+    """Who takes part in a round: the updates of each node, and the node of the top."""
+
+    updates: dict[int, int]
+    top: int
+
+
+class RoundPlanner:
+    """Plans the rounds of one job."""
+
+    def __init__(self, spec: JobSpec, turn: Turn, nodes: NodeTable) -> None:
+        self._spec = spec
+        self._turn = turn
+        self._nodes = nodes
+
+    def plan(self, round_: Round, updates: int) -> Planned:
+        """Return who takes so many updates of the round.  Raise `Refused` when the nodes cannot hold it."""
+        request = self._request(updates)
+        try:
+            plan = make_plan(request)
+        except Refused:
+            if len(self._nodes) > 1 or not self._nodes.has_room(self._spec.bytes_min()):
+                raise
+            # Alone, a tree that fits is enough; what else the plan would like is not needed.
+            return Planned({self._nodes.home: updates}, self._nodes.home)
+        self._turn.emit(fx.SavePlan(self._spec.name, round_.number, round_.attempt, request, plan))
+        return Planned({int(node.node, 16): node.updates for node in plan.nodes if node.updates}, int(plan.top, 16))
+
+    def check(self, total_bytes: int) -> None:
+        """Raise `Refused` unless the nodes, or the arena of `total_bytes` at home alone, can hold a round."""
+        spec = self._spec
+        need = spec.bytes_min()
+        if len(self._nodes) > 1:
+            make_plan(self._request(0))
+        elif need > total_bytes:
+            raise Refused(
+                "too-large",
+                "model",
+                f"a round of job {spec.name!r} needs at least {need} bytes of the arena (model "
+                f"{spec.layout.data_bytes} bytes, fan-in {spec.config.aggregation.fan_in}), the node has {total_bytes};"
+                " start it with a larger arena (lifl up --arena-bytes) or lower selection.clients_per_round or "
+                "aggregation.middle_fan_in",
+            )
+
+    def spare(self, others: int) -> int:
+        """Return how many partials beyond those of `others` the top can take.
+
+        Places for more partials make its tree deeper: not at the price of a round that cannot end.
+        """
+        return SPARE_PARTIALS if self._nodes.has_room(self._spec.bytes_min(others + SPARE_PARTIALS)) else 0
+
+    def _request(self, updates: int) -> PlanRequest:
+        """What `updates` (0: all) of a round are planned from; the model and its checkpoints are at home."""
+        spec, facts = self._spec, self._nodes.facts(self._turn.now)
+        return plan_request(
+            spec.config, spec.layout, len(spec.states), facts, updates, model_node=self._nodes.home_name
+        )
