@@ -152,7 +152,7 @@ def _capabilities(_state_dir: Path) -> Iterator[Finding]:
 
 
 def _bcc(_state_dir: Path) -> Iterator[Finding]:
-    from lifl.redirect.loader import SYSTEM_PYTHON
+    from lifl.redirect.sockmap.loader import SYSTEM_PYTHON
 
     for interpreter in dict.fromkeys((sys.executable, SYSTEM_PYTHON)):
         done = subprocess.run(

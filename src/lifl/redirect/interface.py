@@ -1,4 +1,4 @@
-"""What the daemon sees of a redirector, whichever it is.
+"""What the daemon and the workers see of a redirector, whichever it is: types only (`open.py` chooses one).
 
 A redirector carries 64-byte records (`core/ids.Record`) from any worker to the worker that serves an *address*,
 without a process in between.  The daemon registers workers under *slots*, says which slot serves which address, and
@@ -24,10 +24,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from lifl.core.errors import LocalFault, ResourceFault
 from lifl.core.ids import Record
 
 Wanted = Literal["auto", "sockmap", "unix"]
@@ -133,24 +131,30 @@ class Redirector(Protocol):
         """Ends all: every port gets EOF; no descriptor, BPF object or socket file is left."""
 
 
-def open_redirector(wanted: Wanted, folder: Path) -> Redirector:
-    """Opens the redirector of a node; `folder` is the node's own, sockets are made in ``folder/redirect``.
+class Port(Protocol):
+    """A worker's sending and receiving end; used by one thread.
 
-    ``auto`` takes the sockmap where this machine allows it (found out by loading it and sending a record through),
-    else AF_UNIX, and `why` says what is missing.  Raises `ResourceFault` if the wanted one is impossible.
+    `receive` never blocks: poll `fileno()`.  `send` waits only for a receiver that is full, and no longer than
+    `PATIENCE_S`; then the records go to the daemon, which holds them until the receiver has room, and further records
+    for that receiver do not wait again before one was delivered.  From then on the order of records to that receiver
+    is not kept.  Records for other receivers are not held up: each receiver has room of its own.
     """
-    from lifl.redirect.sockmap import SockmapRedirector
-    from lifl.redirect.unix import UnixRedirector
 
-    if wanted not in ("auto", "sockmap", "unix"):
-        raise LocalFault(f'redirector is "auto", "sockmap" or "unix", not {wanted!r}')
-    if wanted == "unix":
-        return UnixRedirector(
-            folder, 'as configured; redirector = "auto" takes the eBPF sockmap where the machine allows it'
-        )
-    try:
-        return SockmapRedirector()
-    except ResourceFault as fault:
-        if wanted == "sockmap":
-            raise
-        return UnixRedirector(folder, f"the eBPF sockmap is not possible here: {fault}")
+    slot: int
+    """The worker's slot, given by the daemon."""
+
+    def fileno(self) -> int:
+        """A descriptor that polls readable when `receive` has something, or the daemon is gone."""
+
+    def send(self, records: Sequence[Record]) -> None:
+        """Sends records, each to its address (0: the daemon); many for one address are cheapest in a row.
+
+        Raises `LocalFault` for an impossible address, `EOFError` when the daemon is gone, `ResourceFault` when the
+        kernel has no memory for it.
+        """
+
+    def receive(self) -> list[Record]:
+        """The records that are there now, perhaps none.  Raises `EOFError` when the daemon is gone."""
+
+    def close(self) -> None:
+        """Closes everything; what was not received is lost."""

@@ -5,7 +5,7 @@
 
 The words of a slot, and who writes them (nobody else does, so none of them needs a lock):
 
-    SENT, BYTES, LAST_NS, OVER   the eBPF program, atomically (the AF_UNIX redirector counts elsewhere: `unix.py`)
+    SENT, BYTES, LAST_NS, OVER   the eBPF program, atomically (AF_UNIX counts elsewhere: `unix/layout.py`)
     CONSUMED, MALFORMED          the receiver: records taken from its socket; pieces that were no records
     HELD                         the daemon sets it when it holds records back because the receiver is full; the
                                  receiver clears it, and then wakes the daemon
