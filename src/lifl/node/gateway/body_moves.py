@@ -54,6 +54,10 @@ STALL_BYTES = 64 * 1024
 """A body moves at least so much in the time it is given, or it has stalled."""
 
 
+Departed = Callable[[int], None]
+"""Called with how many bytes of a body, from its front, have left."""
+
+
 class Receive:
     """Fills what `arrival` looks at from `sock`."""
 
@@ -127,7 +131,7 @@ class Send:
     events = select.EPOLLOUT
     turn_bytes = TURN_BYTES
 
-    def __init__(self, sock: socket.socket, view: memoryview, departed: Callable[[int], None] | None = None) -> None:
+    def __init__(self, sock: socket.socket, view: memoryview, departed: Departed | None = None) -> None:
         self.sock = sock
         self.stay_at_bytes = 0
         self.moved_bytes = 0

@@ -18,11 +18,10 @@ from lifl.shm.ingest_check import arrival
 from lifl.shm.layout import Entry
 
 
-class Job:
-    """A job whose updates may be admitted.  `schema_bytes` is the size of its schema in a frame."""
+class JobLayout:
+    """How the updates of a job are laid out.  `schema_bytes` is the size of the job's schema in a frame."""
 
     def __init__(self, schema: gm.JobSchema) -> None:
-        self.number = schema.number
         self.layout = Layout(schema.tensors)
         self.schema_bytes = len(encode(schema))
 

@@ -26,9 +26,12 @@ from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import FrameDecoder, encode
+from lifl.node.gateway import limits
 from lifl.node.gateway.body_moves import Receive, Send, Transfer, move
-from lifl.node.gateway.connection import DAMAGED, PEER_STALL_S, Shared, tune
+from lifl.node.gateway.client_socket import tune
 from lifl.node.gateway.content import Sums
+from lifl.node.gateway.intake import DAMAGED
+from lifl.node.gateway.shared import Shared
 from lifl.shm.checksum import checksum
 from lifl.shm.ingest_check import arrival
 from lifl.shm.layout import State
@@ -46,7 +49,7 @@ UNDER_WAY_MAX = 32
 PASSING_CODES = frozenset({DAMAGED, "too-many-connections", "unknown-job"})
 """Refusals that may not be given again: a job can become known a moment later."""
 
-Order = gm.Carry | gm.Fetch
+TransferRequest = gm.Carry | gm.Fetch
 
 
 class _NotNow(Exception):
@@ -57,7 +60,7 @@ class _NotNow(Exception):
         self.after_s = after_s
 
 
-class Courier:
+class PeerTransfers:
     """All carries and fetches of a gateway.  `start_task` runs a coroutine, and ends the process when it has a bug."""
 
     def __init__(self, shared: Shared, start_task: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]) -> None:
@@ -66,11 +69,11 @@ class Courier:
         self._under_way: dict[bytes, asyncio.Task[None]] = {}
         self._places = asyncio.Semaphore(UNDER_WAY_MAX)
 
-    def start(self, order: Order) -> None:
-        """Does an order, to its answer; it takes the place of an earlier one for the same object."""
-        task = self._start_task(self._do(order, self._under_way.get(order.key)))
-        self._under_way[order.key] = task
-        task.add_done_callback(lambda task: self._forget(order.key, task))
+    def start(self, request: TransferRequest) -> None:
+        """Does what the daemon asks for, to its answer; it takes the place of an earlier one for the same object."""
+        task = self._start_task(self._do(request, self._under_way.get(request.key)))
+        self._under_way[request.key] = task
+        task.add_done_callback(lambda task: self._forget(request.key, task))
 
     def stop(self) -> None:
         """Ends all that is under way, unanswered."""
@@ -81,28 +84,28 @@ class Courier:
         if self._under_way.get(key) is task:
             del self._under_way[key]
 
-    async def _do(self, order: Order, earlier: asyncio.Task[None] | None) -> None:
+    async def _do(self, request: TransferRequest, earlier: asyncio.Task[None] | None) -> None:
         if earlier is not None:
             earlier.cancel()
             await asyncio.wait({earlier})  # nobody else touches the object
-        trip = _Trip(self._shared, order)
+        trip = _Trip(self._shared, request)
         async with self._places:
             error = await trip.make()
         text = error[:TEXT_CHARS_MAX]
-        if isinstance(order, gm.Carry):
-            self._shared.link.send(gm.CarryEnded(order.key, text, trip.moved_bytes))
+        if isinstance(request, gm.Carry):
+            self._shared.link.send(gm.CarryEnded(request.key, text, trip.moved_bytes))
         else:
-            self._shared.link.send(gm.FetchEnded(order.key, text, trip.moved_bytes))
+            self._shared.link.send(gm.FetchEnded(request.key, text, trip.moved_bytes))
 
 
 class _Trip:
-    """One order with all its tries.  `moved_bytes` are the bodies' bytes that went over the wire."""
+    """One request with all its tries.  `moved_bytes` are the bodies' bytes that went over the wire."""
 
-    def __init__(self, shared: Shared, order: Order) -> None:
+    def __init__(self, shared: Shared, request: TransferRequest) -> None:
         self.moved_bytes = 0
         self._shared = shared
-        self._order = order
-        self._key = Key.unpack(order.key)
+        self._request = request
+        self._key = Key.unpack(request.key)
 
     async def make(self) -> str:
         """Returns the last try's error; empty when it is done."""
@@ -121,24 +124,24 @@ class _Trip:
             if left:
                 await asyncio.sleep(max(after_s, random.uniform(pause_s / 2, pause_s)))
                 pause_s = min(2 * pause_s, PAUSE_MAX_S)
-        return f"{self._order.address}: {why}; it was tried {TRIES_MAX} times"
+        return f"{self._request.address}: {why}; it was tried {TRIES_MAX} times"
 
     async def _try(self) -> None:
-        order = self._order
-        if isinstance(order, gm.Carry):
-            async with _dialled(order.address, self._shared.arena.node) as peer:
-                await self._carry(order, peer)
+        request = self._request
+        if isinstance(request, gm.Carry):
+            async with _dialled(request.address, self._shared.arena.node) as peer:
+                await self._carry(request, peer)
         elif self._shared.arena.entry(self._key).state != State.SEALED:  # in the life of an earlier gateway
-            async with _dialled(order.address, self._shared.arena.node) as peer:
-                await self._fetch(order, peer)
+            async with _dialled(request.address, self._shared.arena.node) as peer:
+                await self._fetch(request, peer)
 
-    async def _carry(self, order: gm.Carry, peer: _Peer) -> None:
+    async def _carry(self, request: gm.Carry, peer: _Peer) -> None:
         arena = self._shared.arena
         entry = arena.entry(self._key)
         if entry.state != State.SEALED:
             raise LocalFault(f"object {self._key} is to be carried but is not sealed")
         what = (entry.weight, entry.members, entry.data_bytes, entry.meta_bytes)
-        await peer.say(cm.Offer(order.number, order.epoch, order.branch, *what))
+        await peer.say(cm.Offer(request.number, request.epoch, request.branch, *what))
         answer = await peer.hear()
         if isinstance(answer, cm.Accepted):
             return
@@ -156,19 +159,19 @@ class _Trip:
         if not isinstance(answer, cm.Accepted):
             raise _no(answer)
 
-    async def _fetch(self, order: gm.Fetch, peer: _Peer) -> None:
+    async def _fetch(self, request: gm.Fetch, peer: _Peer) -> None:
         arena = self._shared.arena
         view = arena.data(self._key)
-        await peer.say(cm.GetModel(order.job, order.round, checked=True))
+        await peer.say(cm.GetModel(request.job, request.round, checked=True))
         model = await peer.hear()
         if not isinstance(model, cm.Model):
             raise _no(model)
         if model.data_bytes != len(view):
             text = f"the model has {model.data_bytes} bytes there, {len(view)} here"
             raise Refused("wrong-size", "data_bytes", text)
-        job = self._shared.jobs.get(order.job)
+        job = self._shared.jobs.get(request.job)
         if job is not None and job.layout.tensors != model.tensors:
-            raise Refused("wrong-schema", "tensors", f"the tensors of job {order.job!r} are others there than here")
+            raise Refused("wrong-schema", "tensors", f"the tensors of job {request.job!r} are others there than here")
         arriving = arrival(view)
         if view:
             await self._move(peer, Receive(peer.sock, arriving))
@@ -182,7 +185,7 @@ class _Trip:
 
     async def _move(self, peer: _Peer, transfer: Transfer) -> None:
         try:
-            await move(self._shared.movers, transfer, PEER_STALL_S, peer.shut)
+            await move(self._shared.movers, transfer, limits.PEER_STALL_S, peer.shut)
         finally:
             self.moved_bytes += transfer.moved_bytes
             if isinstance(transfer, Send):
@@ -215,7 +218,7 @@ class _Peer:
 
     async def say(self, message: cm.FromClient) -> None:
         """Sends a frame."""
-        async with asyncio.timeout(PEER_STALL_S):
+        async with asyncio.timeout(limits.PEER_STALL_S):
             await self._loop.sock_sendall(self.sock, encode(message))
 
     async def hear(self) -> cm.ToClient:
@@ -245,7 +248,7 @@ async def _dialled(address: str, node: int) -> AsyncIterator[_Peer]:
         family, _, _, _, where = (await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))[0]
     with socket.socket(family, socket.SOCK_STREAM) as sock:
         sock.setblocking(False)
-        tune(sock, PEER_STALL_S)
+        tune(sock, limits.PEER_STALL_S)
         async with asyncio.timeout(CONNECT_S):
             await loop.sock_connect(sock, where)
         peer = _Peer(sock)

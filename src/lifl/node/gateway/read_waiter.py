@@ -15,7 +15,7 @@ import socket
 _ONCE = select.EPOLLIN | select.EPOLLONESHOT
 
 
-class Readiness:
+class ReadWaiter:
     """The sockets of one event loop that somebody waits for; must be made in the running loop's thread."""
 
     def __init__(self) -> None:
