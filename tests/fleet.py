@@ -310,7 +310,7 @@ class Fleet:
 
     def fate(self, index: int, number: int) -> bool | None:
         """What the trainer was told of its update in a round."""
-        return self.trainers[index].client._fates.get(number)
+        return self.trainers[index].client._books.fates.get(number)
 
     def start(self) -> Fleet:
         """Starts all trainers."""
