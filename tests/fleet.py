@@ -32,7 +32,7 @@ from lifl.core.errors import LiflError
 from lifl.core.protocol import cli as om
 from lifl.core.schema import Layout, TensorSpec
 from lifl.shm.arena import Arena
-from lifl.shm.layout import Entry, State
+from lifl.shm.layout import Entry, ObjectState
 
 WAIT_S = 40.0
 """Longer than anything here takes on a busy machine; who waits so long has found a bug."""
@@ -180,7 +180,7 @@ def objects(node: Node) -> list[Entry]:
     arena = Arena.attach(f"/lifl-{node.info['node']}")
     try:
         entries = [arena._read(slot) for slot in range(arena.entries)]
-        return [entry for entry in entries if entry.state != State.FREE]
+        return [entry for entry in entries if entry.state != ObjectState.FREE]
     finally:
         arena.close()
 

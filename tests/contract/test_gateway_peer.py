@@ -19,7 +19,7 @@ from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.contribution import Contribution, pack_contribution
 from lifl.core.schema import Layout, TensorSpec
 from lifl.shm.checksum import checksum
-from lifl.shm.layout import State
+from lifl.shm.layout import ObjectState
 
 BRANCH = 7
 EPOCH = 3 << 8
@@ -150,7 +150,7 @@ class Relay:
 
 def check_landed(node: Node, data: bytes) -> None:
     entry = node.arena.entry(node.landed)
-    assert (entry.state, entry.kind) == (State.SEALED, Kind.PARTIAL)
+    assert (entry.state, entry.kind) == (ObjectState.SEALED, Kind.PARTIAL)
     assert (entry.weight, entry.members) == (77.5, 50)
     assert bytes(node.arena.data(node.landed)) == data
     assert bytes(node.arena.meta(node.landed)) == META
@@ -405,7 +405,7 @@ def test_a_model_is_fetched_and_sealed(pair: tuple[Node, Node]) -> None:
     key = a.fetch(b.tcp)
     assert a.wait_for(gm.FetchEnded) == gm.FetchEnded(key.pack(), "", BYTES)
     entry = a.arena.entry(key)
-    assert entry.state == State.SEALED and entry.checksum == checksum(body())
+    assert entry.state == ObjectState.SEALED and entry.checksum == checksum(body())
     assert bytes(a.arena.data(key)) == body()
     assert b.wait_for(gm.ModelSent).sent_bytes == BYTES
     a.send(gm.Fetch(key.pack(), b.tcp, "digits", 4))  # by a daemon that does not know that it was sealed
@@ -449,7 +449,7 @@ def test_a_model_that_is_not_there_or_another_is_told(pair: tuple[Node, Node]) -
     a.open_job("digits", Layout((TensorSpec("v", "float32", (BYTES // 4,)),)))
     a.send(gm.Fetch(key.pack(), b.tcp, "digits", 4))
     assert "others there" in a.wait_for(gm.FetchEnded, 3).error
-    assert a.arena.entry(key).state == State.WRITING
+    assert a.arena.entry(key).state == ObjectState.WRITING
 
 
 def test_the_end_of_the_gateway_ends_what_is_under_way(pair: tuple[Node, Node]) -> None:

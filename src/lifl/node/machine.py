@@ -19,8 +19,9 @@ from lifl.core.limits import STATE_DIR_BYTES_MAX
 from lifl.core.modelfile import LENGTH_BYTES, decode_header, header_bytes
 from lifl.core.protocol.contribution import Contribution, unpack_contributions
 from lifl.core.schema import TensorSpec
-from lifl.shm.arena import Arena, SegmentMissing, SegmentUnfinished, SegmentUnusable
-from lifl.shm.layout import State
+from lifl.shm.layout import ObjectState
+from lifl.shm.owned_arena import OwnedArena
+from lifl.shm.segment import SegmentMissing, SegmentUnfinished, SegmentUnusable, remove_segment
 
 log = logging.getLogger("lifl.machine")
 
@@ -50,32 +51,32 @@ def state_folder(config: NodeConfig) -> Path:
     return folder
 
 
-def open_arena(name: str, config: NodeConfig, node: int) -> tuple[Arena, list[str]]:
+def open_arena(name: str, config: NodeConfig, node: int) -> tuple[OwnedArena, list[str]]:
     """The segment that a killed daemon left, with what is sealed in it, or a new one; and what is to be said of it."""
     try:
-        arena = Arena.adopt(name)
+        arena = OwnedArena.adopt(name)
     except SegmentMissing:
-        return Arena.create(name, config.arena_bytes, node, OBJECTS_MAX), []
+        return OwnedArena.create(name, config.arena_bytes, node, OBJECTS_MAX), []
     except (SegmentUnfinished, SegmentUnusable) as error:
-        Arena.remove(name)
+        remove_segment(name)
         said = f"the arena of an earlier lifld could not be adopted and was made anew: {error}"
-        return Arena.create(name, config.arena_bytes, node, OBJECTS_MAX), [said]
+        return OwnedArena.create(name, config.arena_bytes, node, OBJECTS_MAX), [said]
     if arena.arena_bytes == config.arena_bytes and arena.node == node:
         return arena, []
-    if arena.node == node and any(entry.state == State.SEALED for _, entry in arena.live()):
+    if arena.node == node and any(entry.state == ObjectState.SEALED for _, entry in arena.live()):
         said = (
             f"the arena keeps its {arena.arena_bytes} bytes, not {config.arena_bytes}: it holds updates of running "
             "rounds; `lifl down`, then `lifl up` makes it anew"
         )
         return arena, [said]
     arena.close(unlink=True)
-    return Arena.create(name, config.arena_bytes, node, OBJECTS_MAX), []
+    return OwnedArena.create(name, config.arena_bytes, node, OBJECTS_MAX), []
 
 
 class ArenaStore:
     """The arena as `agent/quota.Store`."""
 
-    def __init__(self, arena: Arena) -> None:
+    def __init__(self, arena: OwnedArena) -> None:
         self.arena = arena
 
     @property
@@ -91,16 +92,16 @@ class ArenaStore:
     def alloc(
         self, kind: Kind, job: int, epoch: int, data_bytes: int, meta_bytes: int = 0, slab: Hashable | None = None
     ) -> Key:
-        """As `shm/arena.Arena.alloc`."""
+        """As `shm/owned_arena.OwnedArena.alloc`."""
         return self.arena.alloc(kind, job, epoch, data_bytes, meta_bytes, slab)
 
     def free(self, key: Key) -> None:
-        """As `shm/arena.Arena.free`."""
+        """As `shm/owned_arena.OwnedArena.free`."""
         self.arena.free(key)
 
     def sealed(self, key: Key) -> bool:
         """Whether the object is complete."""
-        return self.arena.entry(key).state == State.SEALED
+        return self.arena.entry(key).state == ObjectState.SEALED
 
     def extent_bytes(self, key: Key) -> int:
         """The bytes that the object takes."""

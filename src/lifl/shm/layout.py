@@ -45,11 +45,13 @@ STATE_OFFSET = 0
 KIND_OFFSET = 1
 GENERATION_OFFSET = 4
 BODY_OFFSET = 8
-BODY = struct.Struct("<IIIIIIQQQdQI")
-"""owner, job, round, members, address, meta_bytes, offset, extent_bytes, data_bytes, weight, checksum,
-meta_room.
+BODY = struct.Struct("<4xIII4xIQQQdQI")
+"""job, round, members, meta_bytes, offset, extent_bytes, data_bytes, weight, checksum, meta_room.
+
+The bytes that are left out, before `job` and before `meta_bytes`, are reserved: earlier versions stored other words
+there, so what they hold means nothing.
 """
-ENTRY = struct.Struct("<BBxxIIIIIIIQQQdQI")
+ENTRY = struct.Struct("<BBxxI4xIII4xIQQQdQI")
 MEMBERS_OFFSET = 20
 META_BYTES_OFFSET = 28
 WEIGHT_OFFSET = 56
@@ -57,12 +59,16 @@ WEIGHT_CHECKSUM = struct.Struct("<dQ")
 """What `seal` stores: members (u32), meta_bytes (u32), and weight with checksum."""
 
 
-class State(IntEnum):
+class ObjectState(IntEnum):
     """Where an object stands: FREE → WRITING (alloc) → SEALED (seal) → FREE (free)."""
 
     FREE = 0
     WRITING = 1
     SEALED = 2
+
+
+State = ObjectState
+"""The former name, for readers that are being moved."""
 
 
 class Header(NamedTuple):
@@ -80,8 +86,7 @@ class Header(NamedTuple):
 class Entry(NamedTuple):
     """One object's entry of the table.
 
-    `owner` is the pid that writes it (0: not told); `job` and `round` whose it is; `address` the task that
-    it is the output of (0: none).  From the seal on: `members` updates are in it with a total `weight`;
+    `job` and `round` tell whose it is.  From the seal on: `members` updates are in it with a total `weight`;
     `meta_bytes` of its `meta_room` are used; `checksum` is the writer's (0: not told).  `offset` is the
     data's place in the segment and `extent_bytes` what the object takes there.
     """
@@ -89,11 +94,9 @@ class Entry(NamedTuple):
     state: int
     kind: int
     generation: int
-    owner: int
     job: int
     round: int
     members: int
-    address: int
     meta_bytes: int
     offset: int
     extent_bytes: int

@@ -29,7 +29,7 @@ from lifl.rules.base import Rule
 from lifl.rules.kernels import vector
 from lifl.rules.load import load_rule
 from lifl.shm.arena import Arena
-from lifl.shm.layout import Entry, State
+from lifl.shm.layout import Entry, ObjectState
 from lifl.worker.streaming_model import Input, Making, can_be_in_pieces
 
 ANY_ATTEMPT = 0
@@ -144,9 +144,9 @@ class Task:
         entry = self._arena.entry(key)
         start = self.start
         needed = _end(start.model_segments if start.role == "top" and entry.kind == Kind.UPDATE else start.inputs)
-        if entry.state != State.SEALED or entry.data_bytes < needed:
+        if entry.state != ObjectState.SEALED or entry.data_bytes < needed:
             raise LocalFault(
-                f"input {key} ({State(entry.state).name}, {entry.data_bytes} bytes) is no sealed input of the"
+                f"input {key} ({ObjectState(entry.state).name}, {entry.data_bytes} bytes) is no sealed input of the"
                 f" {start.role} task {start.address}, which needs {needed} bytes"
             )
         return entry

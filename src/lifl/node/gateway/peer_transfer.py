@@ -34,7 +34,7 @@ from lifl.node.gateway.intake import DAMAGED
 from lifl.node.gateway.shared import Shared
 from lifl.shm.checksum import checksum
 from lifl.shm.ingest_check import arrival
-from lifl.shm.layout import State
+from lifl.shm.layout import ObjectState
 
 TRIES_MAX = 5
 PAUSE_FIRST_S = 0.5
@@ -131,14 +131,14 @@ class _Trip:
         if isinstance(request, gm.Carry):
             async with _dialled(request.address, self._shared.arena.node) as peer:
                 await self._carry(request, peer)
-        elif self._shared.arena.entry(self._key).state != State.SEALED:  # in the life of an earlier gateway
+        elif self._shared.arena.entry(self._key).state != ObjectState.SEALED:  # in the life of an earlier gateway
             async with _dialled(request.address, self._shared.arena.node) as peer:
                 await self._fetch(request, peer)
 
     async def _carry(self, request: gm.Carry, peer: _Peer) -> None:
         arena = self._shared.arena
         entry = arena.entry(self._key)
-        if entry.state != State.SEALED:
+        if entry.state != ObjectState.SEALED:
             raise LocalFault(f"object {self._key} is to be carried but is not sealed")
         what = (entry.weight, entry.members, entry.data_bytes, entry.meta_bytes)
         await peer.say(cm.Offer(request.number, request.epoch, request.branch, *what))
