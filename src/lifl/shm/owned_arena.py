@@ -38,7 +38,7 @@ class OwnedArena(Arena):
 
     @classmethod
     def create(cls, name: str, arena_bytes: int, node: int, entries: int = ENTRIES_DEFAULT) -> OwnedArena:
-        """Return a new segment of `arena_bytes` for the node with the 64-bit id `node`; `name` is such as "/lifl-1000-a".
+        """Return a new segment of `arena_bytes` for the node with the 64-bit id `node`; `name` is such as "/lifl-a".
 
         Raise as `make_segment` does; after an error nothing is left behind.
         """

@@ -1,4 +1,4 @@
-"""A control port's door: takes connections in and reads one frame of each, the PeerHello, in bounded time and memory.
+"""How a control port takes connections in: of each it reads one frame, the PeerHello, in bounded time and memory.
 
 Whoever sends anything else is told why in a PeerRefusal and shut out, and nobody else notices.  After the PeerHello
 nothing more is read here: the socket goes on to whoever answers.  `read_frame` is the dialling side's half.
@@ -33,7 +33,7 @@ ACCEPT_PAUSE_S = 1.0
 _OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
-class Door:
+class Acceptor:
     """Takes connections in, and reads the PeerHello of each; owns `listener`.
 
     `answer(hello, sock, host)` takes the socket over and returns None, or returns what to say before it is closed.
@@ -164,41 +164,3 @@ def start(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> No
             loop.call_exception_handler({"message": "the control channel failed", "exception": error, "task": task})
 
     task.add_done_callback(ended)
-
-
-class Timer:
-    """Calls `tick(now)` when `next_timer()` says; `set` after whatever may make that earlier."""
-
-    def __init__(self, tick: Callable[[float], None], next_timer: Callable[[], float | None]) -> None:
-        self._tick = tick
-        self._next_timer = next_timer
-        self._loop = asyncio.get_running_loop()
-        self._handle: asyncio.TimerHandle | None = None
-        self._due = 0.0
-        self._cancelled = False
-
-    def set(self) -> None:
-        """Makes the next call early enough."""
-        if self._cancelled:
-            return
-        due = self._next_timer()
-        if self._handle is not None:
-            if due is not None and due >= self._due:
-                return  # early enough; when it fires it asks again
-            self._handle.cancel()
-            self._handle = None
-        if due is not None:
-            self._due = due
-            self._handle = self._loop.call_at(due, self._fired)
-
-    def _fired(self) -> None:
-        self._handle = None
-        self._tick(self._loop.time())
-        self.set()
-
-    def cancel(self) -> None:
-        """No more calls, ever; a tick may do this."""
-        self._cancelled = True
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
