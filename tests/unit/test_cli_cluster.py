@@ -88,7 +88,7 @@ def test_what_is_no_node_is_refused_with_the_form(text: str) -> None:
 
 def test_a_supposed_node_is_free_of_load() -> None:
     facts = plan.parse_supposed("rack:3:7.5:2GiB")
-    assert (facts.node, facts.residual, facts.arena_bytes, facts.state) == ("rack:3", 7.5, 2 << 30, "alive")
+    assert (facts.node, facts.residual, facts.arena_bytes) == ("rack:3", 7.5, 2 << 30)
 
 
 @pytest.mark.parametrize("arguments", [["nodes"], ["plan", CONFIG]])

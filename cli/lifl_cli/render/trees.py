@@ -86,12 +86,11 @@ def plan_tree(made: Plan) -> Tree:
     """The tree of the plan: the top, and below it each node's branch."""
     parts = {part.node: part for part in made.nodes}
     tree = Tree(f"top on {made.top}", style="bold")
-    working = [part for part in made.nodes if part.leaf_tasks + part.partials]
+    working = [part for part in made.nodes if part.leaf_tasks]
     for part in sorted(working, key=lambda part: part.node != made.top):
         here = tree
         if part.middle or part.node != made.top:
-            partials = part.leaf_tasks + part.partials
-            what = f"middle of {partials} partials" if partials > 1 else "one partial"
+            what = f"middle of {part.leaf_tasks} partials" if part.leaf_tasks > 1 else "one partial"
             here = tree.add(f"{part.node}: {what}", style="not bold")
         here.add(_leaves_text(part), style="not bold")
     assert made.top in parts
@@ -99,7 +98,5 @@ def plan_tree(made: Plan) -> Tree:
 
 
 def _leaves_text(part: NodePlan) -> str:
-    updates = part.updates + part.inherited
-    kept = f", {part.partials} partials sealed" if part.partials else ""
     spilled = f" ({part.spilled} beyond its capacity)" if part.spilled else ""
-    return f"{part.leaves} leaves at a time, {part.leaf_tasks} leaf tasks, {updates} updates{spilled}{kept}"
+    return f"{part.leaves} leaves at a time, {part.leaf_tasks} leaf tasks, {part.updates} updates{spilled}"
