@@ -170,7 +170,7 @@ def test_a_worker_killed_while_it_writes_leaves_its_object_writing(name):
         import os, sys
         from lifl.core.ids import Key
         from lifl.shm.arena import Arena
-        arena = Arena.attach_fd(int(sys.argv[1]))
+        arena = Arena.attach(sys.argv[1])
         print(os.getpid(), flush=True)
         first, second = (Key.unpack(bytes.fromhex(line.strip())) for line in (input(), input()))
         arena.data(first)[:] = b"a" * 5000
@@ -179,9 +179,9 @@ def test_a_worker_killed_while_it_writes_leaves_its_object_writing(name):
         print("half", flush=True)
         input()
     """)
-    command = [sys.executable, "-c", code, str(arena.fd)]
+    command = [sys.executable, "-c", code, name]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, pass_fds=[arena.fd], text=True) as worker:
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as worker:
         assert int(worker.stdout.readline()) == worker.pid
         keys = [arena.alloc(Kind.PARTIAL, 1, 1, 5000, 10) for _ in range(2)]
         other = arena.alloc(Kind.PARTIAL, 1, 1, 5000, 10)
@@ -293,7 +293,7 @@ def arena(name):
 def test_populating_maps_exactly_the_pages_asked_for(arena, old_kernel, monkeypatch):
     if old_kernel:  # advice that this kernel does not know is refused as an older one refuses these
         monkeypatch.setattr(mapping, "_POPULATE_WRITE", 223)
-    other = Arena.attach_fd(arena.fd)
+    other = Arena.attach(arena.name)
     before = mapped_bytes(arena.name)
     mapping.populate(other.window(2 * CHUNK_BYTES, CHUNK_BYTES + 5))
     grown = mapped_bytes(arena.name) - before
@@ -304,7 +304,7 @@ def test_populating_maps_exactly_the_pages_asked_for(arena, old_kernel, monkeypa
 
 
 def test_a_segment_is_mapped_where_huge_pages_fit_and_unmapped_with_its_last_view(arena):
-    other = Arena.attach_fd(arena.fd)
+    other = Arena.attach(arena.name)
     view = other.window(0, arena.arena_bytes)
     assert ctypes.addressof(ctypes.c_char.from_buffer(view)) % HUGE_PAGE_BYTES == 0
     before = mapped_bytes(arena.name, "Size")

@@ -107,11 +107,6 @@ class Network:
         for namespace, interface in self._cable(host):
             _run("tc", "-n", namespace, "qdisc", "replace", "dev", interface, "root", *bucket)
 
-    def unlimit(self, host: Host) -> None:
-        """Undoes `limit`."""
-        for namespace, interface in self._cable(host):
-            _run("tc", "-n", namespace, "qdisc", "del", "dev", interface, "root")
-
     def _cable(self, host: Host) -> tuple[tuple[str, str], tuple[str, str]]:
         return (host.namespace, INTERFACE), (self.switch, f"port{self.hosts.index(host)}")
 

@@ -136,10 +136,6 @@ class Allocator:
         self.used_bytes = sum(size for _, size in ordered)
         self.peak_bytes = self.used_bytes
 
-    def reset_peak(self) -> None:
-        """From now on `peak_bytes` is the peak since now."""
-        self.peak_bytes = self.used_bytes
-
     @property
     def free_bytes(self) -> int:
         """Bytes in no live extent."""

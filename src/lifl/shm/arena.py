@@ -18,13 +18,13 @@ from lifl.core.ids import Key
 from lifl.shm import layout
 from lifl.shm.layout import Entry, Header, ObjectState
 from lifl.shm.mapping import map_segment
-from lifl.shm.segment import open_segment, read_header
+from lifl.shm.segment import open_segment
 
 
 class Arena:
-    """A mapped segment: made by `attach` or `attach_fd`, never directly.
+    """A mapped segment: made by `attach`, never directly.
 
-    `fd` is the segment's descriptor, to hand to processes that `attach_fd`; it stays the arena's.
+    `fd` is the segment's descriptor, to hand to clients that map it themselves; it stays the arena's.
     """
 
     def __init__(self, name: str, fd: int, header: Header) -> None:
@@ -48,17 +48,6 @@ class Arena:
             return Arena(name, fd, header)
         except BaseException:
             os.close(fd)
-            raise
-
-    @staticmethod
-    def attach_fd(fd: int) -> Arena:
-        """Return another process's arena by its descriptor, which stays the caller's; raise as `attach` does."""
-        own = os.dup(fd)
-        try:
-            name = f"descriptor {fd}"
-            return Arena(name, own, read_header(name, own))
-        except BaseException:
-            os.close(own)
             raise
 
     @property

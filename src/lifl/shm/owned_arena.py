@@ -171,7 +171,7 @@ class OwnedArena(Arena):
 
     @property
     def peak_bytes(self) -> int:
-        """The most that `used_bytes` has been since the arena was opened or since `reset_peak`."""
+        """The most that `used_bytes` has been since the arena was opened."""
         return self._allocator.peak_bytes
 
     @property
@@ -183,10 +183,6 @@ class OwnedArena(Arena):
     def largest_free_bytes(self) -> int:
         """The longest piece in no object."""
         return self._allocator.largest_free_bytes
-
-    def reset_peak(self) -> None:
-        """From now on `peak_bytes` is the peak since now."""
-        self._allocator.reset_peak()
 
     def close(self, unlink: bool = False) -> bool:
         """Let go of the segment, as `Arena.close`, and with `unlink` remove its name."""

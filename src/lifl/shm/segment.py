@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import struct
 
 import posix_ipc
@@ -75,7 +74,7 @@ def open_segment(name: str) -> tuple[int, Header]:
         owner = os.fstat(fd).st_uid
         if owner != os.geteuid():
             raise SegmentUnusable(f"segment {name} belongs to user {owner}, not to {os.geteuid()}: use another name")
-        return fd, read_header(name, fd)
+        return fd, _read_header(name, fd)
     except BaseException:
         os.close(fd)
         raise
@@ -91,11 +90,9 @@ def remove_segment(name: str) -> None:
         raise ResourceFault(f"cannot remove shared-memory segment {name}: {error}") from error
 
 
-def read_header(name: str, fd: int) -> Header:
-    """Return the header of a segment; `name` is for errors.  Raise `SegmentUnfinished` or `SegmentUnusable`."""
-    about = os.fstat(fd)
-    if not stat.S_ISREG(about.st_mode):
-        raise SegmentUnusable(f"{name} is not a shared-memory segment")
+def _read_header(name: str, fd: int) -> Header:
+    """Return the header of the segment `name`.  Raise `SegmentUnfinished` or `SegmentUnusable`."""
+    size = os.fstat(fd).st_size
     page = os.pread(fd, PAGE_BYTES, 0).ljust(PAGE_BYTES, b"\0")
     header = Header(*layout.HEADER.unpack_from(page))
     if header.magic not in (layout.MAGIC, bytes(len(layout.MAGIC))):
@@ -111,8 +108,8 @@ def read_header(name: str, fd: int) -> Header:
         )
     places = (header.table_offset, header.data_offset)
     expected = (layout.TABLE_OFFSET, layout.data_offset(header.entries))
-    if places != expected or not header.data_offset < header.arena_bytes == about.st_size:
-        raise SegmentUnusable(damaged(name, f"its header does not fit its {about.st_size} bytes: {header}"))
+    if places != expected or not header.data_offset < header.arena_bytes == size:
+        raise SegmentUnusable(damaged(name, f"its header does not fit its {size} bytes: {header}"))
     return header
 
 

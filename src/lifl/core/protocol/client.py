@@ -210,7 +210,7 @@ def packed(message: Message) -> msgspec.Raw:
 _TO_CLIENT = msgspec.msgpack.Decoder(ToClient)
 
 
-def unpacked(message: msgspec.Raw) -> Message:
+def unpacked(message: msgspec.Raw | bytes) -> Message:
     """The `ToClient` in `message`.  Raises `msgspec.DecodeError` when it is none."""
     unpacked_: Message = _TO_CLIENT.decode(message)
     return unpacked_

@@ -11,8 +11,6 @@ from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.node.link import Link
 
-_TO_CLIENT = msgspec.msgpack.Decoder(cm.ToClient)
-
 Question = gm.Admit | gm.WantModel | gm.Offered
 Grant = gm.Granted | gm.ModelGranted
 
@@ -48,7 +46,7 @@ class GrantWaiter:
         if self._answer is None or self._answer.done():
             return
         try:
-            message = _TO_CLIENT.decode(encoded)
+            message = cm.unpacked(encoded)
         except msgspec.DecodeError as error:
             raise RemoteFault(f"lifld delivers what no client understands: {error}") from error
         if isinstance(message, cm.Accepted | cm.Busy | cm.Refusal) and self._about in (
