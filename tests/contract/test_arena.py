@@ -105,7 +105,7 @@ class ArenaMachine(RuleBasedStateMachine):
             return
         self.other.seal(key, weight, members, meta, checksum=data_bytes)
         entry = self.daemon.entry(key)
-        assert (entry.weight, entry.members, entry.checksum) == (weight, members, data_bytes)
+        assert (entry.weight, entry.contributions, entry.checksum) == (weight, members, data_bytes)
         self.live[key] = (kind, data_bytes, meta_room, meta)
 
     @rule(key=keys)
@@ -244,7 +244,7 @@ def test_an_object_appears_sealed_only_with_all_that_the_seal_says(arena, other)
             seen.append("gone")
             return
         if entry.state == ObjectState.SEALED:
-            assert (entry.weight, entry.members, entry.checksum) == (1.5, 2, 3)
+            assert (entry.weight, entry.contributions, entry.checksum) == (1.5, 2, 3)
             assert other.meta(key) == b"meta"
         seen.append(ObjectState(entry.state).name)
 
@@ -319,7 +319,7 @@ def test_a_sealed_object_reads_the_same_everywhere_and_is_read_only(arena):
         with pytest.raises(TypeError):
             meta[0] = 1
     entry = other.entry(key)
-    assert (entry.weight, entry.members, entry.checksum, entry.kind) == (7.5, 3, 99, Kind.PARTIAL)
+    assert (entry.weight, entry.contributions, entry.checksum, entry.kind) == (7.5, 3, 99, Kind.PARTIAL)
     assert other.close()
 
 
@@ -371,11 +371,13 @@ def test_numbers_that_do_not_fit_are_refused_and_take_nothing(arena, wrong):
     assert list(arena.live()) == []
 
 
-@pytest.mark.parametrize("wrong", [{"members": 2**32}, {"members": -1}, {"checksum": 2**64}, {"checksum": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"contributions": 2**32}, {"contributions": -1}, {"checksum": 2**64}, {"checksum": -1}]
+)
 def test_a_seal_that_does_not_fit_leaves_the_object_writing(arena, wrong):
     key = arena.alloc(Kind.UPDATE, 1, 1, 1)
     with pytest.raises(LocalFault):
-        arena.seal(key, **({"weight": 1.0, "members": 1} | wrong))
+        arena.seal(key, **({"weight": 1.0, "contributions": 1} | wrong))
     assert arena.entry(key).state == ObjectState.WRITING
 
 
@@ -512,7 +514,7 @@ def test_a_segment_of_the_earlier_version_is_adopted_with_what_is_sealed_in_it(n
     ((found, entry),) = arena.live()
     assert found == key
     assert entry == arena.entry(key)
-    told = (entry.kind, entry.job, entry.round, entry.members, entry.weight, entry.checksum, entry.meta_room)
+    told = (entry.kind, entry.job, entry.round, entry.contributions, entry.weight, entry.checksum, entry.meta_room)
     assert told == (Kind.PARTIAL, 3, 4, 7, 2.5, 99, 100)
     assert (arena.data(key), arena.meta(key)) == (b"d" * 5000, b"who")
     assert (arena.used_bytes, entry.extent_bytes) == (2 * PAGE_BYTES, 2 * PAGE_BYTES)

@@ -68,7 +68,7 @@ def check_sealed(node: StandIn, client: str = "c1") -> None:
     key = node.accepted["digits", 3, client]
     entry = node.arena.entry(key)
     assert entry.state == ObjectState.SEALED
-    assert (entry.weight, entry.members, entry.job, entry.round) == (12.5, 1, 1, 3)
+    assert (entry.weight, entry.contributions, entry.job, entry.round) == (12.5, 1, 1, 3)
     assert bytes(node.arena.data(key)) == BODY.tobytes()
     assert entry.checksum == checksum(BODY.tobytes())
     (member,) = unpack_contributions(node.arena.meta(key))

@@ -151,7 +151,7 @@ class Relay:
 def check_landed(node: Node, data: bytes) -> None:
     entry = node.arena.entry(node.landed)
     assert (entry.state, entry.kind) == (ObjectState.SEALED, Kind.PARTIAL)
-    assert (entry.weight, entry.members) == (77.5, 50)
+    assert (entry.weight, entry.contributions) == (77.5, 50)
     assert bytes(node.arena.data(node.landed)) == data
     assert bytes(node.arena.meta(node.landed)) == META
     assert entry.checksum == checksum(data)
@@ -185,9 +185,7 @@ DIE = (
     "import os\nimport lifl.node.gateway.body_moves as t\n"
     "t.{end}.step = lambda self: self.{move} and os.kill(os.getpid(), 9)"
 )
-DIE_RECEIVING = DIE.format(
-    end="Receive", move="_arrival.receive(self.sock, 0, 100_000) or self._arrival.received_bytes"
-)
+DIE_RECEIVING = DIE.format(end="Receive", move="_check.receive(self.sock, 0, 100_000) or self._check.received_bytes")
 DIE_SENDING = DIE.format(end="Send", move="sock.send(self._view[:100_000])")
 
 

@@ -100,7 +100,7 @@ class Arena:
             raise LocalFault(f"bytes {offset}+{nbytes} are not within the arena's {self.arena_bytes}")
         return self._view[offset : offset + nbytes]
 
-    def seal(self, key: Key, weight: float, members: int, meta: bytes = b"", checksum: int = 0) -> None:
+    def seal(self, key: Key, weight: float, contributions: int, meta: bytes = b"", checksum: int = 0) -> None:
         """Makes the object immutable and visible: all of its data has been written.
 
         Raises `LocalFault` when it is not WRITING or `meta` is longer than its room, `StaleKey`.
@@ -110,13 +110,13 @@ class Arena:
             raise LocalFault(f"object {key} is sealed already; it cannot be changed")
         if len(meta) > entry.meta_room:
             raise LocalFault(f"{len(meta)} bytes of meta do not fit in the {entry.meta_room} of object {key}")
-        check_u32(members)
+        check_u32(contributions)
         if not 0 <= checksum < 1 << 64:
             raise LocalFault(f"checksum {checksum} is no unsigned 64-bit number")
         start = layout.meta_offset(entry)
         self._view[start : start + len(meta)] = meta
         position = layout.entry_position(key.slot)
-        self._words[(position + layout.MEMBERS_OFFSET) // 4] = members
+        self._words[(position + layout.CONTRIBUTIONS_OFFSET) // 4] = contributions
         self._words[(position + layout.META_BYTES_OFFSET) // 4] = len(meta)
         layout.WEIGHT_CHECKSUM.pack_into(self._view, position + layout.WEIGHT_OFFSET, weight, checksum)
         self._view[position + layout.STATE_OFFSET] = ObjectState.SEALED

@@ -1,9 +1,9 @@
 """An object's bytes while they arrive from the front: checksum and finite check (`checksum` says what they are).
 
-`arrival(data, segments)` gives the compiled one (`ingest_check.c`) where it could be built, else NumPy's; the results
-are the same.  Compiled, one pass takes both, at the pace of the cache, and `receive` takes pieces from a socket and
-looks at each at once, without the interpreter's lock from the first to the last.  In NumPy it is two passes, and each
-piece costs a change of that lock.
+`ingest_check(data, segments)` gives the compiled one (`ingest_check.c`) where it could be built, else NumPy's; the
+results are the same.  Compiled, one pass takes both, at the pace of the cache, and `receive` takes pieces from a socket
+and looks at each at once, without the interpreter's lock from the first to the last.  In NumPy it is two passes, and
+each piece costs a change of that lock.
 
 Like the fold kernel the library includes nothing of Python's; ctypes calls it.
 """
@@ -36,7 +36,7 @@ interpreter's lock between the threads: measured, 2 MiB gains a third over 256 K
 _KINDS = {"float64": 1, "float32": 2, "float16": 3, "bfloat16": 4}
 
 
-class Arrival:
+class IngestCheck:
     """NumPy's way.  Raises `LocalFault` when the segments do not lie in the data.
 
     It holds a view of `data` until `finish`; then `found` is None or (index of the segment, index of its element) of
@@ -120,7 +120,7 @@ class Library:
         )
 
 
-class CompiledArrival(Arrival):
+class CompiledIngestCheck(IngestCheck):
     """The compiled way."""
 
     def __init__(self, library: Library, data: memoryview, segments: Sequence[Segment] = ()) -> None:
@@ -205,6 +205,6 @@ COMPILED = load()
 """The compiled part, if there is one.  Tests set it to None to have NumPy's way."""
 
 
-def arrival(data: memoryview, segments: Sequence[Segment] = ()) -> Arrival:
+def ingest_check(data: memoryview, segments: Sequence[Segment] = ()) -> IngestCheck:
     """The best there is for `data`, which holds `segments` and is being filled from the front."""
-    return Arrival(data, segments) if COMPILED is None else CompiledArrival(COMPILED, data, segments)
+    return IngestCheck(data, segments) if COMPILED is None else CompiledIngestCheck(COMPILED, data, segments)

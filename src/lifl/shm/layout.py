@@ -46,17 +46,17 @@ KIND_OFFSET = 1
 GENERATION_OFFSET = 4
 BODY_OFFSET = 8
 BODY = struct.Struct("<4xIII4xIQQQdQI")
-"""job, round, members, meta_bytes, offset, extent_bytes, data_bytes, weight, checksum, meta_room.
+"""job, round, contributions, meta_bytes, offset, extent_bytes, data_bytes, weight, checksum, meta_room.
 
 The bytes that are left out, before `job` and before `meta_bytes`, are reserved: earlier versions stored other words
 there, so what they hold means nothing.
 """
 ENTRY = struct.Struct("<BBxxI4xIII4xIQQQdQI")
-MEMBERS_OFFSET = 20
+CONTRIBUTIONS_OFFSET = 20
 META_BYTES_OFFSET = 28
 WEIGHT_OFFSET = 56
 WEIGHT_CHECKSUM = struct.Struct("<dQ")
-"""What `seal` stores: members (u32), meta_bytes (u32), and weight with checksum."""
+"""What `seal` stores: contributions (u32), meta_bytes (u32), and weight with checksum."""
 
 
 class ObjectState(IntEnum):
@@ -86,7 +86,7 @@ class Header(NamedTuple):
 class Entry(NamedTuple):
     """One object's entry of the table.
 
-    `job` and `round` tell whose it is.  From the seal on: `members` updates are in it with a total `weight`;
+    `job` and `round` tell whose it is.  From the seal on: `contributions` updates are in it with a total `weight`;
     `meta_bytes` of its `meta_room` are used; `checksum` is the writer's (0: not told).  `offset` is the
     data's place in the segment and `extent_bytes` what the object takes there.
     """
@@ -96,7 +96,7 @@ class Entry(NamedTuple):
     generation: int
     job: int
     round: int
-    members: int
+    contributions: int
     meta_bytes: int
     offset: int
     extent_bytes: int

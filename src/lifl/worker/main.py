@@ -40,7 +40,7 @@ from lifl.core.protocol.worker import (
 from lifl.redirect import Port
 from lifl.shm.arena import Arena
 from lifl.worker import files
-from lifl.worker.task import ANY_ATTEMPT, Clock, Task, failure
+from lifl.worker.task import ANY_ATTEMPT, Clock, OpenTask, failure
 
 READ_BYTES = 64 * 1024
 
@@ -55,7 +55,7 @@ class Worker:
         self._arena = arena
         self._port = port
         self._decoder: FrameDecoder[Any] = FrameDecoder(ToWorker)
-        self._tasks: dict[int, Task] = {}
+        self._tasks: dict[int, OpenTask] = {}
         self._over = False
 
     def run(self) -> None:
@@ -128,11 +128,11 @@ class Worker:
 
     def _start(self, message: TaskStart) -> None:
         try:
-            self._tasks[message.address] = Task(message, self._arena)
+            self._tasks[message.address] = OpenTask(message, self._arena)
         except Exception as error:  # noqa: BLE001 - a user's rule may raise anything; the daemon gets it
             self._send(failure(message.address, message.attempt, error, message.rule))
 
-    def _advance(self, task: Task) -> None:
+    def _advance(self, task: OpenTask) -> None:
         start = task.start
         try:
             done = task.advance()

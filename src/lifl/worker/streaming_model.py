@@ -35,7 +35,7 @@ class Input(NamedTuple):
     update: bool
 
 
-class Making:
+class StreamingModel:
     """The model of `inputs`.  Raises `StaleKey` when one is gone, `LocalFault` when there is no object for a state."""
 
     def __init__(self, start: TaskStart, rule: Rule, arena: Arena, inputs: Mapping[Key, Input]) -> None:

@@ -2,8 +2,8 @@
 
 A leaf folds updates and a middle merges partials into its output object, which is the accumulator from the
 first input on.  Eager tasks fold what has arrived as one batch, once it is worth it; lazy ones wait until all are
-there.  A top waits for all its partials and makes the new model (`making.py`), going along with the last updates while
-they arrive.
+there.  A top waits for all its partials and makes the new model (`streaming_model.py`), going along with the last
+updates while they arrive.
 
 The seal of the output is the commit point: what a task does before can be lost and repeated, for its inputs
 are sealed and are not changed.  An input is counted once: its key is remembered, and the same key again is
@@ -30,7 +30,7 @@ from lifl.rules.kernels import vector
 from lifl.rules.load import load_rule
 from lifl.shm.arena import Arena
 from lifl.shm.layout import Entry, ObjectState
-from lifl.worker.streaming_model import Input, Making, can_be_in_pieces
+from lifl.worker.streaming_model import Input, StreamingModel, can_be_in_pieces
 
 ANY_ATTEMPT = 0
 """The attempt in a record from worker to worker, which does not know its parent's; the daemon's records
@@ -58,8 +58,8 @@ class Clock:
         self.busy_s += time.monotonic() - self._wall
 
 
-class Task:
-    """An open task of a worker.  Raises `ConfigError` when its rule cannot be loaded."""
+class OpenTask:
+    """A task of a worker whose output is not sealed yet.  Raises `ConfigError` when its rule cannot be loaded."""
 
     def __init__(self, start: TaskStart, arena: Arena) -> None:
         self.start = start
@@ -74,10 +74,10 @@ class Task:
         self._inputs: list[Key] = []
         self._updates: list[bool] = []  # which of the inputs are updates
         self._weights: list[float] = []
-        self._members = 0
+        self._contributions = 0
         self._metas: list[bytes] = []
         self._under_way: dict[Key, tuple[float, int]] = {}
-        self._making: Making | None = None
+        self._model: StreamingModel | None = None
 
     def add(self, record: Record) -> None:
         """Takes an input; one that is for another attempt or that came before is ignored."""
@@ -114,7 +114,7 @@ class Task:
             address=self.start.address,
             attempt=self.start.attempt,
             weight=self.weight,
-            members=self._members,
+            members=self._contributions,
             inputs=len(self._inputs),
             cpu_s=self._clock.cpu_s,
             busy_s=self._clock.busy_s,
@@ -134,7 +134,7 @@ class Task:
         self._inputs += self._waiting
         self._updates += [entry.kind == Kind.UPDATE for entry in entries]
         self._weights += weights
-        self._members += sum(entry.members for entry in entries)
+        self._contributions += sum(entry.contributions for entry in entries)
         self._metas += [bytes(self._arena.meta(key)) for key in self._waiting]
         self._waiting = []
 
@@ -178,30 +178,30 @@ class Task:
             sealed = {key: Input(entry.weight, entry.kind == Kind.UPDATE) for key, entry in entries.items()}
             self._make(sealed | inputs, sealed, min(received_bytes for _, received_bytes in under_way.values()))
         except Exception:  # noqa: BLE001 - a user's rule may raise anything
-            self._making = None
+            self._model = None
 
     def _make(self, inputs: dict[Key, Input], whole: Collection[Key], received_bytes: int) -> None:
-        if self._making is None or self._making.inputs != inputs:
-            self._making = Making(self.start, self._rule, self._arena, inputs)
-        self._making.advance(whole, received_bytes)
+        if self._model is None or self._model.inputs != inputs:
+            self._model = StreamingModel(self.start, self._rule, self._arena, inputs)
+        self._model.advance(whole, received_bytes)
 
     def _finish(self) -> None:
         weighted = zip(self._weights, self._updates, strict=True)
         inputs = dict(zip(self._inputs, (Input(*each) for each in weighted), strict=True))
         self._make(inputs, inputs, _end(self.start.model_segments))
-        self._making = None  # nobody can write to the output any more
+        self._model = None  # nobody can write to the output any more
 
     def _seal(self) -> None:
         """Seals the states first: a sealed output says that all is there."""
         arena = self._arena
         for key in self.start.new_states.values():
             clear_gaps(arena.data(Key.unpack(key)), self.start.inputs)
-            arena.seal(Key.unpack(key), self.weight, self._members)
+            arena.seal(Key.unpack(key), self.weight, self._contributions)
         clear_gaps(arena.data(self.output), self.start.outputs)
         meta = b"".join(self._metas)
         if self.start.role == "top" and not arena.entry(self.output).meta_room:
             meta = b""
-        arena.seal(self.output, self.weight, self._members, meta)
+        arena.seal(self.output, self.weight, self._contributions, meta)
 
 
 def clear_gaps(view: memoryview, segments: tuple[Segment, ...]) -> None:

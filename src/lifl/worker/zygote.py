@@ -124,42 +124,42 @@ class Zygote:
             self._over = True
         self._decoder.feed(data)
 
-    def _fork(self, order: Fork) -> None:
-        if not 1 <= order.descriptors <= len(self._descriptors):
+    def _fork(self, message: Fork) -> None:
+        if not 1 <= message.descriptors <= len(self._descriptors):
             raise RemoteFault(
-                f"Fork of worker {order.worker} announces {order.descriptors} descriptors,"
+                f"Fork of worker {message.worker} announces {message.descriptors} descriptors,"
                 f" {len(self._descriptors)} came"
             )
-        descriptors = [self._descriptors.popleft() for _ in range(order.descriptors)]
+        descriptors = [self._descriptors.popleft() for _ in range(message.descriptors)]
         try:
             pid = os.fork()
         except OSError as error:  # no memory or no process number left: this worker fails, the node lives
-            print(f"zygote.fork_failed worker={order.worker} error={error}", file=sys.stderr, flush=True)
+            print(f"zygote.fork_failed worker={message.worker} error={error}", file=sys.stderr, flush=True)
             pid = -1
         if pid == 0:
-            self._become(order, descriptors)
+            self._become(message, descriptors)
         for fd in descriptors:
             os.close(fd)
         if pid < 0:
-            self._send(Exited(order.worker, 0, 1 << 8))
+            self._send(Exited(message.worker, 0, 1 << 8))
             return
-        self._workers[pid] = order.worker
-        self._send(Forked(order.worker, pid))
+        self._workers[pid] = message.worker
+        self._send(Forked(message.worker, pid))
 
-    def _become(self, order: Fork, descriptors: list[int]) -> NoReturn:
+    def _become(self, message: Fork, descriptors: list[int]) -> NoReturn:
         """The child: runs the worker and never returns into the zygote's code."""
         status = 1
         try:
             self._leave_zygote()
             self._link.close()
-            _name_process(f"lifl-worker-{order.worker}")
+            _name_process(f"lifl-worker-{message.worker}")
             control = socket.socket(fileno=descriptors[0])
             control.setblocking(True)
-            port = open_port(order.port, descriptors[1:])
-            Worker(order.worker, os.getpid(), control, self._arena, port).run()
+            port = open_port(message.port, descriptors[1:])
+            Worker(message.worker, os.getpid(), control, self._arena, port).run()
             status = 0
         except LiflError as error:
-            print(f"worker.failed worker={order.worker} error={error}", file=sys.stderr, flush=True)
+            print(f"worker.failed worker={message.worker} error={error}", file=sys.stderr, flush=True)
         except BaseException:  # noqa: BLE001 - whatever it is, it must not go on in the zygote's code
             sys.excepthook(*sys.exc_info())
         finally:

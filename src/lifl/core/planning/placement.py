@@ -45,7 +45,7 @@ CLASSES_MAX = 1_024
 CLIENTS_MAX = 4_000_000
 
 
-class Run(NamedTuple):
+class Stretch(NamedTuple):
     """A stretch of the sequence: the `nodes` (array of C ints) one after the other, `repeats` times."""
 
     nodes: array[int]
@@ -71,16 +71,16 @@ class Fill(NamedTuple):
             counts[node] += 1
         return counts
 
-    def runs(self) -> Iterator[Run]:
+    def stretches(self) -> Iterator[Stretch]:
         """The sequence of nodes in the order of the clients."""
         if self.passes == "one-by-one":
-            yield from (Run(array("i", (node,)), self.whole[node]) for node in self.order if self.whole[node])
+            yield from (Stretch(array("i", (node,)), self.whole[node]) for node in self.order if self.whole[node])
         elif self.passes == "top-down":
             yield from _layers(self.order, self.whole)
         else:
             yield from reversed(list(_layers(self.order, self.whole)))
         if self.rest:
-            yield Run(array("i", self.rest), 1)
+            yield Stretch(array("i", self.rest), 1)
 
 
 class Placement(NamedTuple):
@@ -191,8 +191,8 @@ def _last(order: Sequence[int], whole: list[int]) -> int:
     return next(node for node in reversed(order) if whole[node] == most)
 
 
-def _layers(order: Sequence[int], height: list[int]) -> Iterator[Run]:
-    """The layers of columns from the highest down, each with its nodes in `order`; equal layers are one run."""
+def _layers(order: Sequence[int], height: list[int]) -> Iterator[Stretch]:
+    """The layers of columns from the highest down, each with its nodes in `order`; equal layers are one stretch."""
     places: list[int] = []
     nodes = array("i")
     falling = sorted(range(len(order)), key=lambda place: -height[order[place]])
@@ -202,7 +202,7 @@ def _layers(order: Sequence[int], height: list[int]) -> Iterator[Run]:
         nodes.insert(at, order[place])
         below = height[order[falling[position + 1]]] if position + 1 < len(falling) else 0
         if height[order[place]] > below:
-            yield Run(nodes[:], height[order[place]] - below)
+            yield Stretch(nodes[:], height[order[place]] - below)
 
 
 def fewest(residual: Sequence[int], demand: int, count: int) -> list[int]:
@@ -264,7 +264,7 @@ def assign(
 
 
 def _write(out: NDArray[np.int32], start: int, fill: Fill) -> int:
-    for nodes, repeats in fill.runs():
+    for nodes, repeats in fill.stretches():
         end = start + repeats * len(nodes)
         if len(nodes) == 1:
             out[start:end] = nodes[0]

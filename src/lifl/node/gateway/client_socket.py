@@ -62,15 +62,11 @@ class ClientSocket:
         _pid, uid, _gid = _CREDENTIALS.unpack(credentials)
         return uid in (0, os.geteuid())
 
-    async def move(self, transfer: Receive | Send, stall_s: float) -> None:
+    async def move(self, body: Receive | Send, stall_s: float) -> None:
         """Have a body moved; a small one is received here, as soon as it is all there: no other thread is woken."""
-        if (
-            isinstance(transfer, Send)
-            or transfer.total_bytes > limits.SMALL_BODY_BYTES
-            or not await self._receive_soon(transfer)
-        ):
+        if isinstance(body, Send) or body.total_bytes > limits.SMALL_BODY_BYTES or not await self._receive_soon(body):
             text = f"less than {STALL_BYTES} bytes of a body moved in {stall_s:g} s"
-            await move(self._movers, transfer, stall_s, lambda: self.cut(text))
+            await move(self._movers, body, stall_s, lambda: self.cut(text))
 
     async def _receive_soon(self, body: Receive) -> bool:
         """Return whether all of it came within `SOON_S`; what has come is kept."""

@@ -14,7 +14,7 @@ from lifl.core.protocol.contribution import unpack_contributions
 from lifl.core.protocol.frames import encode
 from lifl.core.schema import DTYPE_BYTES, Layout, Segment, TensorSpec
 from lifl.shm.arena import Arena
-from lifl.shm.ingest_check import arrival
+from lifl.shm.ingest_check import ingest_check
 from lifl.shm.layout import Entry
 
 
@@ -27,22 +27,22 @@ class JobLayout:
 
 
 class Content:
-    """The content of an update that is being written to `data`, from the front, and looked at by `arrival`."""
+    """The content of an update that is being written to `data`, from the front, and looked at by `check`."""
 
     def __init__(self, layout: Layout, data: memoryview) -> None:
         self._layout = layout
-        self.arrival = arrival(data, layout.segments)
+        self.check = ingest_check(data, layout.segments)
 
     def look_at_all(self) -> None:
         """All bytes are there."""
-        self.arrival.advance(self.arrival.nbytes)
+        self.check.advance(self.check.nbytes)
 
     def finish(self) -> int:
         """All is there: the checksum.  Raises `Refused`, naming the tensor, when a number is not finite."""
-        checksum = self.arrival.finish()
-        if self.arrival.found is None:
+        checksum = self.check.finish()
+        if self.check.found is None:
             return checksum
-        index, element = self.arrival.found
+        index, element = self.check.found
         segment = self._layout.segments[index]
         tensor, element = self._tensor_at(segment, element)
         raise Refused(
@@ -66,7 +66,7 @@ class Sums:
     def __init__(self, arena: Arena, key: Key, wanted: bool = True) -> None:
         self._sealed_with = arena.entry(key).checksum
         computing = wanted and not self._sealed_with
-        self._sum = arrival(arena.data(key)) if computing else None
+        self._sum = ingest_check(arena.data(key)) if computing else None
         self.departed = self._sum.advance if self._sum is not None else None
 
     def finish(self) -> int:
@@ -84,7 +84,7 @@ def check_room(offer: cm.Offer, entry: Entry) -> None:
         raise Refused("wrong-size", "meta_bytes", text)
 
 
-def check_members(offer: cm.Offer, meta: bytearray) -> None:
+def check_contributions(offer: cm.Offer, meta: bytearray) -> None:
     """Raises `Refused`: what came as the members of the offered partial are not those that it announced."""
     try:
         members = len(unpack_contributions(memoryview(meta)))

@@ -19,12 +19,12 @@ from lifl.core.protocol.admission import check_submit
 from lifl.node.gateway import limits
 from lifl.node.gateway.body_moves import Receive
 from lifl.node.gateway.client_socket import ClientSocket
-from lifl.node.gateway.content import Content, JobLayout, check_members, check_room
+from lifl.node.gateway.content import Content, JobLayout, check_contributions, check_room
 from lifl.node.gateway.frame_reader import FrameReader
 from lifl.node.gateway.grant_waiter import GrantWaiter
 from lifl.node.gateway.outbox import Outbox
 from lifl.node.gateway.shared import Shared
-from lifl.shm.ingest_check import arrival
+from lifl.shm.ingest_check import ingest_check
 
 PARTIAL = "partial"
 """Stands for a job's name where a message needs one and there is none."""
@@ -86,7 +86,7 @@ class Intake:
             await self._loop.run_in_executor(self._shared.checks, content.look_at_all)
         else:
             self._outbox.send(cm.Go(submit.job, submit.round))
-            await self._receive_update(grant.key, Receive(self._socket.sock, content.arrival))
+            await self._receive_update(grant.key, Receive(self._socket.sock, content.check))
         self._shared.received_bytes += submit.data_bytes
         self._shared.arena.seal(key, submit.weight, 1, grant.member, content.finish())
 
@@ -139,7 +139,7 @@ class Intake:
         check_room(offer, entry)
         view = arena.data(key)
         meta = bytearray(offer.meta_bytes)
-        arriving, arriving_meta = arrival(view), arrival(memoryview(meta))
+        arriving, arriving_meta = ingest_check(view), ingest_check(memoryview(meta))
         self._outbox.send(cm.Go(PARTIAL, offer.epoch))
         if view:
             await self._socket.move(Receive(self._socket.sock, arriving), limits.PEER_STALL_S)
@@ -153,7 +153,7 @@ class Intake:
         data = arriving.finish()
         if (data, arriving_meta.finish()) != (sums.data, sums.meta):
             raise Refused(DAMAGED, "checksum", "the partial's bytes were changed on their way; send it again")
-        await self._loop.run_in_executor(self._shared.checks, check_members, offer, meta)
+        await self._loop.run_in_executor(self._shared.checks, check_contributions, offer, meta)
         arena.seal(key, offer.weight, offer.members, bytes(meta), data)
 
     # ---- both ------------------------------------------------------------------------------------------------------

@@ -27,13 +27,13 @@ from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.node.gateway import limits
-from lifl.node.gateway.body_moves import Receive, Send, Transfer, move
+from lifl.node.gateway.body_moves import BodyMove, Receive, Send, move
 from lifl.node.gateway.client_socket import tune
 from lifl.node.gateway.content import Sums
 from lifl.node.gateway.intake import DAMAGED
 from lifl.node.gateway.shared import Shared
 from lifl.shm.checksum import checksum
-from lifl.shm.ingest_check import arrival
+from lifl.shm.ingest_check import ingest_check
 from lifl.shm.layout import ObjectState
 
 TRIES_MAX = 5
@@ -140,7 +140,7 @@ class _Trip:
         entry = arena.entry(self._key)
         if entry.state != ObjectState.SEALED:
             raise LocalFault(f"object {self._key} is to be carried but is not sealed")
-        what = (entry.weight, entry.members, entry.data_bytes, entry.meta_bytes)
+        what = (entry.weight, entry.contributions, entry.data_bytes, entry.meta_bytes)
         await peer.say(cm.Offer(request.number, request.epoch, request.branch, *what))
         answer = await peer.hear()
         if isinstance(answer, cm.Accepted):
@@ -172,7 +172,7 @@ class _Trip:
         job = self._shared.jobs.get(request.job)
         if job is not None and job.layout.tensors != model.tensors:
             raise Refused("wrong-schema", "tensors", f"the tensors of job {request.job!r} are others there than here")
-        arriving = arrival(view)
+        arriving = ingest_check(view)
         if view:
             await self._move(peer, Receive(peer.sock, arriving))
         sums = await peer.hear()
@@ -183,15 +183,15 @@ class _Trip:
             raise _NotNow("the model's bytes were changed on their way")
         arena.seal(self._key, 0.0, 0, checksum=data)
 
-    async def _move(self, peer: _Peer, transfer: Transfer) -> None:
+    async def _move(self, peer: _Peer, body: BodyMove) -> None:
         try:
-            await move(self._shared.movers, transfer, limits.PEER_STALL_S, peer.shut)
+            await move(self._shared.movers, body, limits.PEER_STALL_S, peer.shut)
         finally:
-            self.moved_bytes += transfer.moved_bytes
-            if isinstance(transfer, Send):
-                self._shared.sent_bytes += transfer.moved_bytes
+            self.moved_bytes += body.moved_bytes
+            if isinstance(body, Send):
+                self._shared.sent_bytes += body.moved_bytes
             else:
-                self._shared.received_bytes += transfer.moved_bytes
+                self._shared.received_bytes += body.moved_bytes
 
 
 def _no(answer: cm.ToClient) -> Exception:
