@@ -51,7 +51,6 @@ def receipt_lines(receipt: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("clients", clients),
         ("weight", f"{receipt.get('weight', 0):g}"),
         ("bytes in", size_text(receipt.get("bytes_in"))),
-        ("bytes copied", size_text(receipt.get("bytes_copied"))),
         ("models served", size_text(receipt.get("bytes_out"))),
         *([("between nodes", size_text(receipt["bytes_between"]))] if receipt.get("bytes_between") else []),
         (

@@ -113,7 +113,6 @@ class GatewayStats(Message, frozen=True):
 
     received_bytes: Count
     sent_bytes: Count
-    copied_bytes: Count
     connections: Count
     cpu_s: float
 

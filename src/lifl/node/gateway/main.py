@@ -199,7 +199,7 @@ class Gateway:
     def _stats(self) -> gm.GatewayStats:
         shared = self._shared
         connections = len(self._connections)
-        return gm.GatewayStats(shared.received_bytes, shared.sent_bytes, 0, connections, time.process_time())
+        return gm.GatewayStats(shared.received_bytes, shared.sent_bytes, connections, time.process_time())
 
 
 # ---- descriptors ---------------------------------------------------------------------------------------------------
