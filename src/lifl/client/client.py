@@ -75,12 +75,12 @@ class Round:
         metrics: Mapping[str, float] | None = None,
         progress: Progress | None = None,
     ) -> Submission:
-        """Sends this client's update and returns when the node has ACCEPTED it (or the round is over).
+        """Send this client's update and return when the node has ACCEPTED it (or the round is over).
 
         `tensors` has the model's names, dtypes and shapes: a dict of arrays, a torch `state_dict`, or the path of a
         safetensors file.  It must not change until the next round begins.  `weight` is usually the number of
         examples; `metrics` are averaged with it.  `progress(sent_bytes, all_bytes)` is called while it is sent.
-        Raises `Refused`, naming the field, when the update cannot be taken, and `NodeUnreachable`.
+        Raise `Refused`, naming the field, when the update cannot be taken, and `NodeUnreachable`.
         """
         return self._client._submit(self, tensors, weight, dict(metrics or {}), progress)
 
@@ -149,7 +149,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Leaves the job and closes the connection; may be called twice."""
+        """Leave the job and close the connection; may be called twice."""
         self._closed.set()
         if self._home.stream is not None:
             try:
@@ -161,9 +161,9 @@ class Client:
     # ---- what trainers use -----------------------------------------------------------------------------------------
 
     def rounds(self) -> Iterator[Round]:
-        """The rounds that this client is selected for, until the job has finished.
+        """Yield the rounds that this client is selected for, until the job has finished.
 
-        Raises `JobFailed`, `JobCancelled`, `Refused` (the job is unknown, the name is taken) and `NodeUnreachable`.
+        Raise `JobFailed`, `JobCancelled`, `Refused` (the job is unknown, the name is taken) and `NodeUnreachable`.
         """
         while True:
             event = self._books.events.popleft() if self._books.events else self._home.retrying(self._next_event)
@@ -183,7 +183,7 @@ class Client:
             yield Round(self, event)
 
     def wait_committed(self, round_: Round) -> bool:
-        """Waits until the round is COMMITTED; returns whether this client's update is in its model."""
+        """Wait until the round is COMMITTED; return whether this client's update is in its model."""
         fate = self._wait_fate(round_.number)
         return bool(fate)
 
@@ -211,7 +211,7 @@ class Client:
             return settled.submission
 
     def _offer(self, stream: Stream, held: HeldUpdate) -> Submission:
-        """Submits an update on this connection, until there is an answer."""
+        """Submit an update on this connection, until there is an answer."""
         submit = held.submit
         if self._books.held.get(submit.round) is not held:
             # Its fate was told on a connection that broke before the answer.
@@ -238,7 +238,7 @@ class Client:
         raise Refused(answer.code, answer.field, answer.text)
 
     def _fill(self, stream: Stream, offset: int, held: HeldUpdate) -> None:
-        """Writes an update to its slot of the node's arena, and stops when the node has gone: others get it then."""
+        """Write an update to its slot of the node's arena; stop when the node is gone, for then others get the slot."""
         data_bytes = held.submit.data_bytes
 
         def before_piece(position: int) -> None:
@@ -274,7 +274,7 @@ class Client:
         return self._books.events.popleft()
 
     def _wait_fate(self, number: int) -> bool | None:
-        """Whether the round's update was counted; None when the job ends first."""
+        """Return whether the round's update was counted; None when the job ends first."""
         while number not in self._books.fates:
             if self._books.is_job_over():
                 return None
@@ -286,7 +286,7 @@ class Client:
         self._give_again(stream)
 
     def _give_again(self, home: Stream) -> None:
-        """Sends what it holds and is asked for again: a node died with it before the round was committed."""
+        """Send what it holds and is asked for again: a node died with it before the round was committed."""
         for event in self._books.asked_again():
             if self._home.stream is not home:
                 return  # given up: the next connection begins by saying what is wanted

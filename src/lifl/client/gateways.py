@@ -40,7 +40,7 @@ class Gateways:
         self._closed = closed
 
     def do(self, home: Stream, number: int, action: Callable[[Stream], T]) -> T:
-        """Does `action` at the gateway that the round's selection named, or at that of a redirect."""
+        """Do `action` at the gateway that the round's selection named, or at that of a redirect."""
         address = self._books.gateway_of(number)
         for redirected in itertools.cycle((False, True)):
             try:
@@ -54,7 +54,7 @@ class Gateways:
         raise AssertionError("a cycle has no end")
 
     def _at(self, address: str, home: Stream, action: Callable[[Stream], T]) -> T:
-        """Does `action` over a connection to `address`; at home when that is there, or when it does not work."""
+        """Do `action` over a connection to `address`; at home when that is there, or when it does not work."""
         away = self._dialled(address) if address and address != self._home.node else None
         if away is not None:
             try:
@@ -69,7 +69,7 @@ class Gateways:
         return action(home)
 
     def _dialled(self, address: str) -> Stream | None:
-        """A connection to another node's gateway, which takes the client; else None."""
+        """Return a connection to another node's gateway, which takes the client; else None."""
         try:
             away = Stream(address, AWAY_GREETING_S)
         except (OSError, LocalFault) as error:

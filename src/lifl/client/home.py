@@ -68,7 +68,7 @@ class Home:
         return self._nodes[0]
 
     def answer(self, stream: Stream, number: int, kinds: Any) -> Any:
-        """The next message of `kinds` about the round; all others are noted."""
+        """Return the next message of `kinds` about the round; all others are noted."""
         while True:
             message = self._receive(stream, number)
             if isinstance(message, kinds) and (message.job, message.round) == (self._job, number):
@@ -79,9 +79,9 @@ class Home:
             self._books.note(message)
 
     def _receive(self, stream: Stream, number: int) -> cm.ToClient:
-        """The next message from `stream`, or (when that is another gateway's) from home.
+        """Return the next message from `stream`, or (when that is another gateway's) from home.
 
-        Raises `Settled` when it says that the round, or the job, is over.  Then nobody knows whether an answer to what
+        Raise `Settled` when it says that the round, or the job, is over.  Then it is open whether an answer to what
         was asked is still to come: the connection is given up, and the next one begins in step.
         """
         home = self.stream
@@ -96,7 +96,7 @@ class Home:
         return message
 
     def retrying(self, action: Callable[[Stream], T]) -> T:
-        """Does `action` on a connection, again on a new one when it breaks.  Raises `NodeUnreachable`."""
+        """Do `action` on a connection, again on a new one when it breaks.  Raise `NodeUnreachable`."""
         while True:
             try:
                 result = action(self._connected())

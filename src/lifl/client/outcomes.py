@@ -13,7 +13,7 @@ class JobFailed(LiflError):
 
 
 class JobCancelled(LiflError):
-    """Somebody has cancelled the job."""
+    """The job was cancelled."""
 
 
 class RoundEnded(LiflError):
