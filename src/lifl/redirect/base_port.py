@@ -36,10 +36,10 @@ class BasePort(ABC):
 
     @abstractmethod
     def _send(self, address: int, data: bytes, count: int) -> None:
-        """Sends `count` packed records."""
+        """Send `count` packed records."""
 
     def _taken(self, data: bytes, count: int) -> list[Record]:
-        """Parses what came in, `count` records by the sender's counting; pieces that are none are left out."""
+        """Parse what came in, `count` records by the sender's counting; pieces that are none are left out."""
         records, malformed = parse(data)
         self._consumed += count
         words = self._slots.words
@@ -50,6 +50,6 @@ class BasePort(ABC):
         return records
 
     def _wake_daemon(self) -> None:
-        """There is room again: what the daemon holds may come."""
+        """Tell the daemon that there is room again: what it holds may come."""
         self._slots.words[self._row + HELD] = 0
         self._send(DAEMON_ADDRESS, pack_records([wake(self.slot)]), 1)

@@ -30,7 +30,7 @@ _GENERATION_MAX = 0xFFFF_FFFF
 
 
 def _ignore(_fd: int) -> None:
-    """No event loop listens yet."""
+    """Do nothing: no event loop listens yet."""
 
 
 @dataclass
@@ -72,19 +72,19 @@ class BaseRedirector(ABC):
 
     @abstractmethod
     def _make_receiver(self, slot: int, generation: int) -> Receiver:
-        """Makes the sockets of a new worker; the slot's words are fresh already.  Leaves nothing if it raises."""
+        """Make the sockets of a new worker; the slot's words are fresh already.  Leave nothing behind on an error."""
 
     @abstractmethod
     def _end_receiver(self, receiver: Receiver) -> None:
-        """Takes the slot's socket out of reach; its counters stay."""
+        """Take the slot's socket out of reach; its counters stay."""
 
     @abstractmethod
     def _push(self, slot: int, records: Sequence[Record]) -> int:
-        """Delivers one send to the slot without blocking; returns how many records were taken."""
+        """Deliver one send to the slot without blocking; return how many records were taken."""
 
     @abstractmethod
     def _read(self, receiver: Receiver) -> tuple[list[Record], int, bool]:
-        """What the channel has: records, pieces that are none, and whether it is at its end."""
+        """Return what the channel has: records, pieces that are none, and whether it is at its end."""
 
     @abstractmethod
     def counters(self, slot: int) -> SlotCounters:
@@ -96,7 +96,7 @@ class BaseRedirector(ABC):
 
     @abstractmethod
     def _end(self) -> None:
-        """Closes what the subclass has opened; also after a constructor that failed halfway."""
+        """Close what the subclass has opened; also after a constructor that failed halfway."""
 
     # ---- the interface -----------------------------------------------------------------------------------------
 
@@ -212,7 +212,7 @@ class BaseRedirector(ABC):
 
     @staticmethod
     def _checked(record: Record, receiver: Receiver) -> Record:
-        """A wake speaks for its own slot only, whatever it says."""
+        """Return the record; a wake speaks for its sender's slot only, whatever it says."""
         return record._replace(sender=receiver.slot) if is_wake(record) else record
 
     def _add(self, receiver: Receiver) -> None:

@@ -2,7 +2,7 @@
 
 A redirector carries 64-byte records (`core/ids.Record`) from any worker to the worker that serves an *address*,
 without a process in between.  The daemon registers workers under *slots*, says which slot serves which address, and
-gets the records that nobody else can take: those to address 0, to an address without a route, to a worker that died,
+gets the records that no worker can take: those to address 0, to an address without a route, to a worker that died,
 and those for which the receiver has no room.
 
     registration = redirector.register()         descriptors for the worker, by SCM_RIGHTS
@@ -11,7 +11,7 @@ and those for which the receiver has no room.
     redirector.send([Record(address, key)])      never blocks; returns what could not be taken
     redirector.receive(fd)                       for each descriptor of `fallback_fds`, whenever it is readable
 
-Whoever hands the descriptors on (the zygote) must close its copies as well.  A copy of a worker's socket that outlives
+The zygote, which hands the descriptors on, must close its copies as well.  A copy of a worker's socket that outlives
 the worker is a black hole: the worker looks alive and its records go nowhere.
 
 What the daemon holds (because `send` did not take it) it tries again when a route changes and when `receive` returns a
@@ -76,7 +76,7 @@ class Registration:
         self._lent = lent
 
     def handed_over(self) -> None:
-        """Closes the daemon's copies of the worker's sockets; again: nothing.  `descriptors` are invalid after it."""
+        """Close the daemon's copies of the worker's sockets; again: nothing.  `descriptors` are invalid after it."""
         while self._lent:
             os.close(self._lent.pop())
         self.descriptors = []
@@ -91,44 +91,44 @@ class Redirector(Protocol):
     """Why this one runs, and what to do to get the other."""
 
     def register(self) -> Registration:
-        """A place for a new worker.  Raises `ResourceFault` when slots or descriptors are used up."""
+        """Return a place for a new worker.  Raise `ResourceFault` when slots or descriptors are used up."""
 
     def retire(self, slot: int) -> None:
-        """The slot's worker is gone (or must not be reached any more): its routes are unset, its port gets EOF."""
+        """Take a slot from its worker, which is gone or must not be reached any more: unset its routes, end its port"""
 
     def route(self, address: int, slot: int | None) -> None:
-        """Sends what goes to `address` (1 to ADDRESSES_MAX - 1) to `slot` from now on; None: to the daemon.
+        """Send what goes to `address` (1 to ADDRESSES_MAX - 1) to `slot` from now on; None: to the daemon.
 
-        Raises `LocalFault` for another address or for a slot without a worker.
+        Raise `LocalFault` for another address or for a slot without a worker.
         """
 
     def send(self, records: Sequence[Record]) -> list[Record]:
-        """Sends to addresses, without blocking; returns, in order, those that could not be delivered now."""
+        """Send to addresses, without blocking; return, in order, those that could not be delivered now."""
 
     def fallback_fds(self) -> tuple[int, ...]:
-        """The descriptors whose readability the event loop must watch now."""
+        """Return the descriptors whose readability the event loop must watch now."""
 
     def on_fallback(self, watch: Callable[[int], None], unwatch: Callable[[int], None]) -> None:
-        """Tells when `fallback_fds` changes; `watch` is called for the present ones at once."""
+        """Tell when `fallback_fds` changes; `watch` is called for the present ones at once."""
 
     def slot_of(self, fd: int) -> int:
-        """Whose descriptor that is (0: the daemon's own).  `LocalFault` if it is none."""
+        """Return the slot whose descriptor that is (0: the daemon's own).  Raise `LocalFault` if it is none."""
 
     def receive(self, fd: int) -> list[Record]:
-        """The records that came to the daemon on `fd`, without blocking; ask again while it is readable.
+        """Return the records that came to the daemon on `fd`, without blocking; ask again while it is readable.
 
-        Raises `EOFError` when the worker is gone, and `RemoteFault` when it sent what are no records: kill it.  In both
+        Raise `EOFError` when the worker is gone, and `RemoteFault` when it sent what are no records: kill it.  In both
         cases the descriptor is unwatched already, and `retire(slot_of(fd))` is due.
         """
 
     def counters(self, slot: int) -> SlotCounters:
-        """The counters of a slot, valid until it is registered again; no system call."""
+        """Return the counters of a slot, valid until it is registered again; no system call."""
 
     def totals(self) -> Totals:
-        """The counters of the whole redirector; no system call."""
+        """Return the counters of the whole redirector; no system call."""
 
     def close(self) -> None:
-        """Ends all: every port gets EOF; no descriptor, BPF object or socket file is left."""
+        """End everything: every port gets EOF; no descriptor, BPF object or socket file is left."""
 
 
 class Port(Protocol):
@@ -144,17 +144,17 @@ class Port(Protocol):
     """The worker's slot, given by the daemon."""
 
     def fileno(self) -> int:
-        """A descriptor that polls readable when `receive` has something, or the daemon is gone."""
+        """Return a descriptor that polls readable when `receive` has something, or the daemon is gone."""
 
     def send(self, records: Sequence[Record]) -> None:
-        """Sends records, each to its address (0: the daemon); many for one address are cheapest in a row.
+        """Send records, each to its address (0: the daemon); many for one address are cheapest in a row.
 
-        Raises `LocalFault` for an impossible address, `EOFError` when the daemon is gone, `ResourceFault` when the
+        Raise `LocalFault` for an impossible address, `EOFError` when the daemon is gone, `ResourceFault` when the
         kernel has no memory for it.
         """
 
     def receive(self) -> list[Record]:
-        """The records that are there now, perhaps none.  Raises `EOFError` when the daemon is gone."""
+        """Return the records that are there now, perhaps none.  Raise `EOFError` when the daemon is gone."""
 
     def close(self) -> None:
-        """Closes everything; what was not received is lost."""
+        """Close everything; what was not received is lost."""

@@ -16,10 +16,10 @@ from lifl.redirect.unix.port import UnixPort
 
 
 def open_redirector(wanted: Wanted, folder: Path) -> Redirector:
-    """Opens the redirector of a node; `folder` is the node's own, sockets are made in ``folder/redirect``.
+    """Open the redirector of a node; `folder` is the node's own, sockets are made in ``folder/redirect``.
 
     ``auto`` takes the sockmap where this machine allows it (found out by loading it and sending a record through),
-    else AF_UNIX, and `why` says what is missing.  Raises `ResourceFault` if the wanted one is impossible.
+    else AF_UNIX, and `why` says what is missing.  Raise `ResourceFault` if the wanted one is impossible.
     """
     from lifl.redirect.sockmap.redirector import SockmapRedirector
     from lifl.redirect.unix.redirector import UnixRedirector
@@ -39,7 +39,7 @@ def open_redirector(wanted: Wanted, folder: Path) -> Redirector:
 
 
 def open_port(port: dict[str, Any], descriptors: list[int]) -> Port:
-    """The port of a `Registration`, in the process that got its descriptors; they belong to the port from now on."""
+    """Return the port of a `Registration` in the process that got its descriptors, which belong to the port then."""
     kind = port.get("kind")
     if kind == "sockmap" and len(descriptors) == 3:
         return SockmapPort(port, descriptors)

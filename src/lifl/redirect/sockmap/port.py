@@ -75,7 +75,7 @@ class SockmapPort(BasePort):
             delay_s = min(2 * delay_s, _DELAY_MAX_S)
 
     def _await_room(self, address: int, count: int) -> None:
-        """Waits while the receiver's window is full.  The program enforces it in any case: this only spares bounces."""
+        """Wait while the receiver's window is full.  The program enforces it in any case: this only spares bounces."""
         words = self._slots.words
         delay_s, deadline_s = _DELAY_MIN_S, 0.0
         while True:

@@ -57,7 +57,7 @@ _SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
 def loopback_pair() -> tuple[socket.socket, socket.socket]:
-    """A TCP connection to ourselves over 127.0.0.1: the connecting and the accepted end.  Raises `OSError`."""
+    """Return a TCP connection to ourselves over 127.0.0.1: the connecting and the accepted end.  Raise `OSError`."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(1)
@@ -102,7 +102,7 @@ class SockmapRedirector(BaseRedirector):
             raise
 
     def _open(self) -> None:
-        """Loads the program, maps its tables, takes the daemon's place and proves that it works."""
+        """Load the program, map its tables, take the daemon's place and prove that it works."""
         self._fds = loader.load(
             {
                 "RECORD_BYTES": RECORD_BYTES,
@@ -125,7 +125,7 @@ class SockmapRedirector(BaseRedirector):
             ) from error
 
     def _prove(self) -> None:
-        """Sends one record through, because only that says that this kernel does it."""
+        """Send one record through, because only that says that this kernel does it."""
         registration = self.register()
         with socket.socket(fileno=os.dup(registration.descriptors[0])) as end:
             self.route(1, registration.slot)
@@ -186,7 +186,7 @@ class SockmapRedirector(BaseRedirector):
         return len(records)
 
     def _flush(self) -> bool:
-        """Whether the last send is out completely."""
+        """Return whether the last send is out completely."""
         if self._unsent:
             try:
                 self._unsent = self._unsent[self._out.send(self._unsent, _SEND_FLAGS) :]

@@ -30,5 +30,5 @@ READS_PER_CALL_MAX = 16
 
 
 def inbox_path(folder: int, slot: int, generation: int) -> str:
-    """The address of a worker's inbox, by a descriptor of the folder."""
+    """Return the address of a worker's inbox, by a descriptor of the folder."""
     return f"/proc/self/fd/{folder}/{slot}.{generation}"

@@ -74,7 +74,7 @@ class UnixPort(BasePort):
             raise ResourceFault(f"no record can be sent to the daemon: {error}") from error
 
     def _deliver(self, entry: int, data: bytes, count: int) -> int | None:
-        """Sends straight to the worker; returns why that is not possible (`DEAD`, `OVER`)."""
+        """Send straight to the worker; return why that is not possible (`DEAD`, `OVER`)."""
         slot = entry_slot(entry)
         words = self._slots.words
         deadline_s = 0.0
@@ -103,7 +103,7 @@ class UnixPort(BasePort):
         return None
 
     def _connection(self, entry: int) -> socket.socket:
-        """A socket that is connected to the entry's inbox."""
+        """Return a socket that is connected to the entry's inbox."""
         connection = self._connections.pop(entry, None)
         if connection is None:
             if len(self._connections) >= CONNECTIONS_MAX:
@@ -138,7 +138,7 @@ class UnixPort(BasePort):
         return records
 
     def _drain(self, source: socket.socket, records: list[Record]) -> None:
-        """Takes what is there, up to a bound."""
+        """Take what is there, up to a bound."""
         for _ in range(READS_PER_CALL_MAX):
             try:
                 message = source.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)

@@ -1,7 +1,7 @@
 """The redirector without eBPF, the daemon's side: AF_UNIX sockets, and tables in a memfd.
 
 The senders do themselves what the program would do in the kernel: a port looks the address up in the mapped routes and
-sends straight to the socket of the worker that serves it; nobody stands in between.  A worker has
+sends straight to the socket of the worker that serves it, without a process in between.  A worker has
 
 * its *inbox*, a datagram socket bound to ``<slot>.<generation>`` in a folder of mode 0700: other workers send to it.
   The kernel bounds it (net.unix.max_dgram_qlen sends wait, 10 by default) and refuses when the worker is dead;
@@ -60,7 +60,7 @@ _SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
 def _open_folder(parent: Path) -> tuple[Path, int]:
-    """The folder of the inboxes, empty, and a descriptor of it."""
+    """Return the folder of the inboxes, empty, and a descriptor of it."""
     path = parent / "redirect"
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def _open_folder(parent: Path) -> tuple[Path, int]:
     if status.st_uid != os.geteuid() or status.st_mode & 0o077:
         os.close(descriptor)
         raise ResourceFault(
-            f"{path} must belong to this user and be closed to others (chmod 700): whoever may enter it can send keys"
+            f"{path} must belong to this user and be closed to others (chmod 700): any process that enters can send keys"
         )
     for name in os.listdir(path):  # left by a daemon that was killed
         if _SOCKET_NAME.fullmatch(name):
@@ -164,7 +164,7 @@ class UnixRedirector(BaseRedirector):
     # ---- figures -----------------------------------------------------------------------------------------------
 
     def _column(self, slot: int) -> tuple[int, int]:
-        """Records delivered to a slot and refused by it, ever."""
+        """Return the records delivered to a slot and refused by it, ever."""
         end = MATRIX_AT + self._pool.used * ROW_WORDS
         first = MATRIX_AT + 2 * slot
         words = self._slots.words
