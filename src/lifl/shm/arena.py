@@ -2,7 +2,7 @@
 
 `lifld` makes or adopts the segment and alone allocates and frees (`owned_arena.py`); gateway, workers and direct
 clients attach, write objects in state WRITING and seal them.  A sealed object is never changed again.  What the segment
-looks like is told in `layout.py`, who gets which bytes in `allocator.py`.
+looks like is told in `layout.py`, which object gets which bytes in `allocator.py`.
 
 `arena_bytes` is the length of the whole segment, header and table included, so the node's budget is exact.
 
@@ -57,7 +57,7 @@ class Arena:
         return self._longs[layout.EPOCH_OFFSET // 8]
 
     def entry(self, key: Key) -> Entry:
-        """The object's entry.  Raises `StaleKey` when the key's object is gone or was never here."""
+        """Return the object's entry.  Raise `StaleKey` when the key's object is gone or was never here."""
         self._check_open()
         if key.node != self.node:
             raise StaleKey(f"key {key} is of another node; this one is {self.node:016x}")
@@ -72,11 +72,11 @@ class Arena:
         return entry
 
     def offset(self, key: Key) -> int:
-        """The byte of the segment where the object's data begins, a multiple of a page."""
+        """Return the byte of the segment where the object's data begins, a multiple of a page."""
         return self.entry(key).offset
 
     def data(self, key: Key) -> memoryview:
-        """Exactly the object's `data_bytes`; writable while it is WRITING, read-only once it is SEALED.
+        """Return exactly the object's `data_bytes`; writable while it is WRITING, read-only once it is SEALED.
 
         A writable view stays writable after the seal: its holder lets go of it before sealing.  The mapping
         lives until the last view of it is released, also after `close`.
@@ -86,13 +86,13 @@ class Arena:
         return view if entry.state == ObjectState.WRITING else view.toreadonly()
 
     def meta(self, key: Key) -> memoryview:
-        """The meta that the object was sealed with, read-only; nothing while it is WRITING."""
+        """Return the meta that the object was sealed with, read-only; nothing while it is WRITING."""
         entry = self.entry(key)
         start = layout.meta_offset(entry)
         return self._view[start : start + entry.meta_bytes].toreadonly()
 
     def window(self, offset: int, nbytes: int) -> memoryview:
-        """Any bytes of the segment, whatever they belong to, for populating page tables.  Raises
+        """Return any bytes of the segment, whatever they belong to, for populating page tables.  Raise
         `LocalFault`.
         """
         self._check_open()
@@ -101,9 +101,9 @@ class Arena:
         return self._view[offset : offset + nbytes]
 
     def seal(self, key: Key, weight: float, contributions: int, meta: bytes = b"", checksum: int = 0) -> None:
-        """Makes the object immutable and visible: all of its data has been written.
+        """Make the object immutable and visible: all of its data has been written.
 
-        Raises `LocalFault` when it is not WRITING or `meta` is longer than its room, `StaleKey`.
+        Raise `LocalFault` when it is not WRITING or `meta` is longer than its room, `StaleKey`.
         """
         entry = self.entry(key)
         if entry.state != ObjectState.WRITING:

@@ -5,14 +5,14 @@
     data_offset  objects  extents of whole pages: data, then (64-byte aligned) meta
 
 The layout is written so that a process may be killed between any two stores.  `initialised` is the header's
-last store: without it nobody opens the segment.  An entry's *state* byte is its commit point: everything
+last store: without it no process opens the segment.  An entry's *state* byte is its commit point: everything
 that the state promises has been stored before it.  An entry's *generation* is stored alone, as one aligned
 32-bit word, and only while the entry is FREE: it never goes back, so a key of an earlier object in the slot
 never fits again.  (struct's `pack_into` clears its target first; that is why it never covers state or
 generation.)
 
 The order of stores is program order: on x86 another process sees it so; elsewhere the socket that carries
-the key is the barrier, for nobody reads an entry before having received its key.
+the key is the barrier, for no process reads an entry before it has received its key.
 """
 
 from __future__ import annotations
@@ -107,25 +107,25 @@ class Entry(NamedTuple):
 
 
 def entry_position(slot: int) -> int:
-    """The byte of the segment where the entry of `slot` begins."""
+    """Return the byte of the segment where the entry of `slot` begins."""
     return TABLE_OFFSET + slot * ENTRY_BYTES
 
 
 def data_offset(entries: int) -> int:
-    """Where the objects begin: the first page after a table of `entries` entries."""
+    """Return where the objects begin: the first page after a table of `entries` entries."""
     return round_to_pages(TABLE_OFFSET + entries * ENTRY_BYTES)
 
 
 def meta_offset(entry: Entry) -> int:
-    """Where the object's meta begins in the segment."""
+    """Return where the object's meta begins in the segment."""
     return entry.offset + align_meta(entry.data_bytes)
 
 
 def align_meta(data_bytes: int) -> int:
-    """`data_bytes` rounded up to where a meta region may begin."""
+    """Return `data_bytes` rounded up to where a meta region may begin."""
     return -(-data_bytes // META_ALIGN_BYTES) * META_ALIGN_BYTES
 
 
 def round_to_pages(nbytes: int) -> int:
-    """`nbytes` rounded up to whole pages."""
+    """Return `nbytes` rounded up to whole pages."""
     return -(-nbytes // PAGE_BYTES) * PAGE_BYTES

@@ -141,9 +141,9 @@ class OwnedArena(Arena):
         return Key(slot, generation, self.node)
 
     def free(self, key: Key) -> None:
-        """Ends the object: its key is stale from now on and its bytes will be somebody else's.
+        """End the object: its key is stale from now on and its bytes will be another object's.
 
-        The caller makes sure that nobody reads or writes it any more.  Raises `StaleKey`.
+        The caller makes sure that no process reads or writes it any more.  Raise `StaleKey`.
         """
         entry = self.entry(key)
         self._view[layout.entry_position(key.slot) + layout.STATE_OFFSET] = ObjectState.FREE
@@ -157,7 +157,7 @@ class OwnedArena(Arena):
         self._allocator.close_slab(slab)
 
     def live(self) -> Iterator[tuple[Key, Entry]]:
-        """All objects that are not FREE, in the table's order; objects may be freed while it runs."""
+        """Yield all objects that are not FREE, in the table's order; objects may be freed while it runs."""
         self._check_open()
         for slot in sorted(self._live_slots):
             entry = self._read(slot)

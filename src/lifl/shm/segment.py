@@ -122,7 +122,7 @@ def damaged(name: str, how: str) -> str:
 
 
 def _plan(arena_bytes: int, node: int, entries: int) -> Header:
-    """The header of a segment of at most `arena_bytes`, in whole pages.  Raises `LocalFault`."""
+    """Return the header of a segment of at most `arena_bytes`, in whole pages.  Raise `LocalFault`."""
     if not 1 <= entries <= ENTRIES_MAX:
         raise LocalFault(f"an arena has 1 to {ENTRIES_MAX} entries, not {entries}")
     if not 0 <= node < 1 << 64:
@@ -138,7 +138,7 @@ def _plan(arena_bytes: int, node: int, entries: int) -> Header:
 
 
 def _check_memory(arena_bytes: int) -> None:
-    """Raises `ResourceFault` when /dev/shm or the machine has not so much free.
+    """Raise `ResourceFault` when /dev/shm or the machine has not so much free.
 
     Asked first, because `posix_fallocate` takes page after page before it finds out, and on a tmpfs as
     large as the memory the kernel would kill processes instead.
