@@ -71,7 +71,7 @@ def _open_folder(parent: Path) -> tuple[Path, int]:
     if status.st_uid != os.geteuid() or status.st_mode & 0o077:
         os.close(descriptor)
         raise ResourceFault(
-            f"{path} must belong to this user and be closed to others (chmod 700): any process that enters can send keys"
+            f"{path} must belong to this user and be closed to others (chmod 700): a process that gets in can send keys"
         )
     for name in os.listdir(path):  # left by a daemon that was killed
         if _SOCKET_NAME.fullmatch(name):
