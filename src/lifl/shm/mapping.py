@@ -8,10 +8,10 @@ not before the last view has gone.
 
 **Pages.**  The first touch of a page in a process is a fault; the first touch at all also clears the page.  Both
 happen in the middle of a `recv_into` or a fold unless they were made to happen before: `populate`
-(MADV_POPULATE_WRITE, Linux 5.14) does it in one call, without the interpreter's lock and without changing contents, so it may run while others
-write the same pages.  `collapse` (MADV_COLLAPSE, Linux 6.1) makes one huge page of 512 small ones; it needs no right
-and no setting of the system but that shared memory is not denied huge pages.  Then one fault maps 2 MiB, in every
-process.
+(MADV_POPULATE_WRITE, Linux 5.14) does it in one call, without the interpreter's lock and without changing contents, so
+it may run while others write the same pages.  `collapse` (MADV_COLLAPSE, Linux 6.1) makes one huge page of 512 small
+ones; it needs no right and no setting of the system but that shared memory is not denied huge pages.  Then one fault
+maps 2 MiB, in every process.
 """
 
 from __future__ import annotations
