@@ -43,7 +43,7 @@ DIRECT_BYTES_MIN = 1 << 20
 
 
 def checkpoint(message: Checkpoint, arena: Arena) -> None:
-    """Writes the model and the rule's states durably.  Raises `OSError`, `Refused`, `StaleKey`."""
+    """Write the model and the rule's states durably.  Raise `OSError`, `Refused`, `StaleKey`."""
     layout = Layout(message.tensors)
     metadata = {"format": "pt", "lifl.job": message.job, "lifl.round": str(message.round)}
     if message.state_path and message.states:
@@ -53,9 +53,9 @@ def checkpoint(message: Checkpoint, arena: Arena) -> None:
 
 
 def load(message: Load, arena: Arena) -> None:
-    """Reads a model, and the rule's states or zeros, into their objects and seals them, the model last.
+    """Read a model, and the rule's states or zeros, into their objects and seal them, the model last.
 
-    Raises `OSError`, `Refused` (no model file, other tensors, not finite), `StaleKey`.
+    Raise `OSError`, `Refused` (no model file, other tensors, not finite), `StaleKey`.
     """
     layout = Layout(message.tensors)
     keys = [Key.unpack(key) for key in message.states.values()]
@@ -75,7 +75,7 @@ def load(message: Load, arena: Arena) -> None:
 
 
 def write_file(path: Path, pieces: Sequence[Piece], metadata: dict[str, str], views: Sequence[memoryview]) -> None:
-    """Writes one safetensors file whose tensors lie in `views` (by `Piece.part`).  Raises `OSError`,
+    """Write one safetensors file whose tensors lie in `views` (by `Piece.part`).  Raise `OSError`,
     `Refused`.
     """
     header, spans = encode_header(pieces, metadata)
@@ -105,7 +105,7 @@ def write_file(path: Path, pieces: Sequence[Piece], metadata: dict[str, str], vi
 
 
 def read_file(path: Path, pieces: Sequence[Piece], views: Sequence[memoryview]) -> None:
-    """Reads a safetensors file that holds exactly `pieces` into `views`.  Raises `OSError`, `Refused`."""
+    """Read a safetensors file that holds exactly `pieces` into `views`.  Raise `OSError`, `Refused`."""
     where = str(path)
     with path.open("rb", buffering=0) as file:
         body = file.read(header_bytes(file.read(LENGTH_BYTES), where))
@@ -133,7 +133,7 @@ def _seal_finite(arena: Arena, key: Key, view: memoryview, segments: tuple[Segme
 
 
 def _write_direct(fd: int, buffer: memoryview) -> int:
-    """Writes the whole blocks of `buffer` at the file's position past the page cache; how many bytes of it are written.
+    """Write the whole blocks of `buffer` at the file's position past the page cache; return how many bytes are written.
 
     None where the piece is short, lies otherwise than its place in the file, or the file system refuses (EINVAL).
     """

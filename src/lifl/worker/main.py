@@ -59,7 +59,7 @@ class Worker:
         self._over = False
 
     def run(self) -> None:
-        """Returns when the daemon says Retire or is gone.  Raises `RemoteFault` when it does not speak the
+        """Return when the daemon says Retire or is gone.  Raise `RemoteFault` when it does not speak the
         protocol.
         """
         poll = select.poll()
@@ -76,7 +76,7 @@ class Worker:
                 self._advance(task)
 
     def _read_control(self) -> None:
-        """Handles every message that is there, without waiting for more."""
+        """Handle every message that is there, without waiting for more."""
         while not self._over:
             try:
                 data = self._control.recv(READ_BYTES, socket.MSG_DONTWAIT)

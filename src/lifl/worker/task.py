@@ -80,19 +80,19 @@ class OpenTask:
         self._model: StreamingModel | None = None
 
     def add(self, record: Record) -> None:
-        """Takes an input; one that is for another attempt or that came before is ignored."""
+        """Take an input; one that is for another attempt or that came before is ignored."""
         if record.attempt in (ANY_ATTEMPT, self.start.attempt) and record.key not in self._seen:
             self._seen.add(record.key)
             self._waiting.append(record.key)
 
     def arriving(self, message: Arriving) -> None:
-        """Takes note of the updates that are under way to this task: their weights, and how far they are."""
+        """Take note of the updates that are under way to this task: their weights, and how far they are."""
         self._under_way = {Key.unpack(key): (weight, nbytes) for key, weight, nbytes in message.updates}
 
     def advance(self) -> TaskDone | None:
-        """Does what the arrived inputs allow; the message when the output has been sealed.
+        """Do what the arrived inputs allow; return the message when the output has been sealed.
 
-        Raises what the rule raises, `StaleKey` when an input is gone, `LocalFault` when one does not fit.
+        Raise what the rule raises, `StaleKey` when an input is gone, `LocalFault` when one does not fit.
         """
         complete = len(self._seen) >= self.expect
         top = self.start.role == "top"
@@ -126,7 +126,7 @@ class OpenTask:
         return kernels.total(self._weights)
 
     def _take(self, fold: bool) -> None:
-        """Takes what waits into the inputs, and folds it into the output if `fold`."""
+        """Take what waits into the inputs, and fold it into the output if `fold`."""
         entries = [self._input(key) for key in self._waiting]
         weights = [entry.weight for entry in entries]
         if fold:
@@ -164,7 +164,7 @@ class OpenTask:
                 self._rule.merge(acc, vectors, scales, keep)
 
     def _go_ahead(self) -> None:
-        """Makes what is possible already, if the updates that are under way are all that is missing.
+        """Make what is possible already, if the updates that are under way are all that is missing.
 
         They may still go, or hold what is not finite: then this was for nothing, and what went wrong here goes wrong
         again, or not, when all inputs are there.
@@ -189,10 +189,10 @@ class OpenTask:
         weighted = zip(self._weights, self._updates, strict=True)
         inputs = dict(zip(self._inputs, (Input(*each) for each in weighted), strict=True))
         self._make(inputs, inputs, _end(self.start.model_segments))
-        self._model = None  # nobody can write to the output any more
+        self._model = None  # nothing can write to the output any more
 
     def _seal(self) -> None:
-        """Seals the states first: a sealed output says that all is there."""
+        """Seal the states first: a sealed output says that all is there."""
         arena = self._arena
         for key in self.start.new_states.values():
             clear_gaps(arena.data(Key.unpack(key)), self.start.inputs)
@@ -205,7 +205,7 @@ class OpenTask:
 
 
 def clear_gaps(view: memoryview, segments: tuple[Segment, ...]) -> None:
-    """Zeroes the bytes between segments: an object is sent whole, and they held somebody else's data."""
+    """Zero the bytes between segments: an object is sent whole, and they held another object's data."""
     position = 0
     for offset, end in [(s.offset, s.offset + s.count * DTYPE_BYTES[s.dtype]) for s in segments] + [
         (len(view), len(view))
@@ -215,7 +215,7 @@ def clear_gaps(view: memoryview, segments: tuple[Segment, ...]) -> None:
 
 
 def failure(address: int, attempt: int, error: Exception, rule: str = "") -> TaskFailed:
-    """The message for a task that ended with `error`.
+    """Return the message for a task that ended with `error`.
 
     Our own errors say what to do themselves; anything else came from a user's rule or the system, and gets
     the place where it was raised.  A missing input is worth another try: the daemon may have moved it.

@@ -20,7 +20,7 @@ use one before it is loaded.  `gc.freeze` keeps the collector from touching, and
 pages.
 
 **No orphans.**  The kernel kills a worker when its zygote dies and the zygote when the daemon dies
-(PDEATHSIG); who was forked just before that sees its parent changed and exits; the link's EOF ends the
+(PDEATHSIG); a worker that was forked just before that sees its parent changed and exits; the link's EOF ends the
 zygote in any case.
 """
 
@@ -80,7 +80,7 @@ class Zygote:
         self._wakeup, self._wakeup_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def run(self) -> None:
-        """Returns at the link's EOF, or after Drain when the last worker has ended."""
+        """Return at the link's EOF, or after Drain when the last worker has ended."""
         signal.set_wakeup_fd(self._wakeup_in)
         signal.signal(signal.SIGCHLD, _noted)
         gc.collect()
@@ -147,7 +147,7 @@ class Zygote:
         self._send(Forked(message.worker, pid))
 
     def _become(self, message: Fork, descriptors: list[int]) -> NoReturn:
-        """The child: runs the worker and never returns into the zygote's code."""
+        """Be the child: run the worker and never return into the zygote's code."""
         status = 1
         try:
             self._leave_zygote()
@@ -166,7 +166,7 @@ class Zygote:
             os._exit(status)
 
     def _leave_zygote(self) -> None:
-        """In the child: what is the zygote's alone goes; the link is the caller's business."""
+        """Drop, in the child, what is the zygote's alone; the link is the caller's business."""
         _die_with_parent(self._pid)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -196,7 +196,7 @@ class Zygote:
             os._exit(status)
 
     def _reap(self) -> None:
-        """Reports every worker that has ended."""
+        """Report every worker that has ended."""
         while self._workers or self._calibrating:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
@@ -214,7 +214,7 @@ class Zygote:
 
 
 def _noted(_signal: int, _frame: object) -> None:
-    """SIGCHLD has a handler only so that it is written to the wakeup pipe."""
+    """Do nothing: SIGCHLD has a handler only so that it is written to the wakeup pipe."""
 
 
 def _die_with_parent(parent: int) -> None:
@@ -228,7 +228,7 @@ def _name_process(name: str) -> None:
 
 
 def _warm_up() -> None:
-    """Runs each kernel once: what the compiled ones or BLAS load, choose for this CPU and take in memory at
+    """Run each kernel once: what the compiled ones or BLAS load, choose for this CPU and take in memory at
     first use is there before the forks.
     """
     for dtype, acc_dtype in (("float32", np.float32), ("float64", np.float64), ("int8", np.float64)):
@@ -237,7 +237,7 @@ def _warm_up() -> None:
 
 
 def main() -> None:
-    """The entry of the process."""
+    """Run the zygote: the entry of the process."""
     parser = argparse.ArgumentParser(prog="lifl.worker.zygote")
     parser.add_argument("--fd", type=int, required=True, help="the inherited socket to the daemon")
     parser.add_argument("--arena", required=True, help="the name of the node's shared-memory segment")
