@@ -42,23 +42,23 @@ class AgentHandler(Protocol):
         ...
 
     def coordinator_up(self, welcome: p.PeerWelcome) -> None:
-        """Connected, for the first time or again: answer with an Inventory."""
+        """Answer with an Inventory: the node is connected, for the first time or again."""
         ...
 
     def coordinator_down(self) -> None:
-        """Not connected any more; `Peers` dials again."""
+        """Pause: the node is not connected any more; `Peers` dials again."""
         ...
 
     def rejoin(self, above: int) -> None:
-        """This life was held dead: drop all branches; from now on `hello` has an incarnation above `above`."""
+        """Drop all branches: this life was declared dead; from now on `hello` has an incarnation above `above`."""
         ...
 
     def refused(self, text: str) -> None:
-        """The node was told that it cannot join, and why; `Peers` asks again now and then all the same."""
+        """Note that the node was told that it cannot join, and why; `Peers` asks again now and then all the same."""
         ...
 
     def order(self, order: Any) -> None:
-        """An order of the coordinator."""
+        """Obey an order of the coordinator."""
         ...
 
 
@@ -112,7 +112,7 @@ class AgentSide:
             await asyncio.sleep(self._backoff.next_s())
 
     async def _attempt(self, address: str) -> bool:
-        """One attempt at a member; when it welcomes the node, returns True after the connection has ended."""
+        """Try one member; when it welcomes the node, return True after the connection has ended."""
         try:
             async with asyncio.timeout(GREETING_S):
                 await self._enter(address)
@@ -141,7 +141,7 @@ class AgentSide:
             self._handler.refused(text)
 
     async def _enter(self, address: str) -> None:
-        """Follows redirects until a coordinator welcomes the node; then `_link` is set."""
+        """Follow redirects until a coordinator welcomes the node; then `_link` is set."""
         for _ in range(REDIRECTS_MAX + 1):
             sock = await self._dial(address)
             try:
@@ -158,7 +158,7 @@ class AgentSide:
                 case p.PeerRedirect(control):
                     address = control
                 case p.PeerRejoin(above):
-                    log.warning("peer.rejoin this life was held dead; coming back as one above %d", above)
+                    log.warning("peer.rejoin this life was declared dead; coming back as one above %d", above)
                     self._handler.rejoin(above)
                 case p.PeerRefusal(text, retry):
                     raise _Refused(text, retry)

@@ -33,27 +33,27 @@ class CoordinatorHandler(Protocol):
         ...
 
     def node_up(self, hello: p.PeerHello, send: Send) -> None:
-        """The node is connected, for the first time or again, over `send`; its Inventory comes next."""
+        """Take the node in: it is connected, for the first time or again, over `send`; its Inventory comes next."""
         ...
 
     def node_suspect(self, node: int) -> None:
-        """The node is silent, or its connection broke: give it nothing new."""
+        """Give the node nothing new: it is silent, or its connection broke."""
         ...
 
     def node_alive(self, node: int) -> None:
-        """A suspect was heard again, on the connection that it had: nothing was lost."""
+        """Go on with a suspect: it was heard again, on the connection that it had, and nothing was lost."""
         ...
 
     def node_down(self, node: int, why: str, renewed: bool) -> None:
-        """The life of the node is over; `renewed`: its next one is here, and `node_up` follows."""
+        """Give up the life of a node, which is over; `renewed`: its next one is here, and `node_up` follows."""
         ...
 
     def node_left(self, node: int) -> None:
-        """The node has gone in good order."""
+        """Give up a node that has gone in good order."""
         ...
 
     def from_node(self, node: int, message: Any) -> None:
-        """A message of `peering.ToCoordinator` (no Leaving), heartbeats included."""
+        """Take a message of `protocol/cluster.ToCoordinator` (no Leaving), heartbeats included."""
         ...
 
 
@@ -181,7 +181,7 @@ class CoordinatorSide:
         self._changes[node] = self._last_change
 
     def _spread(self) -> None:
-        """Tells each agent the oldest changes that it does not know."""
+        """Tell each agent the oldest changes that it does not know."""
         for node in self._changes.keys() - self._table.members.keys():
             del self._changes[node]  # forgotten
         news: dict[int, tuple[p.PeerMembers, int]] = {}

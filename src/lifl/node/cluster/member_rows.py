@@ -17,7 +17,7 @@ def row(member: p.PeerMember, role: str, load: p.Heartbeat | None) -> dict[str, 
 
 
 def met(hello: p.PeerHello, host: str) -> p.PeerHello:
-    """`hello` with addresses that others can use, of a node that was met at `host`."""
+    """Return `hello` with addresses that others can use, of a node that was met at `host`."""
     control, gateway = p.reachable(hello.control, host), p.reachable(hello.gateway, host)
     return msgspec.structs.replace(hello, control=control, gateway=gateway)
 

@@ -18,7 +18,7 @@ class Timer:
         self._cancelled = False
 
     def set(self) -> None:
-        """Makes the next call early enough."""
+        """Make the next call early enough."""
         if self._cancelled:
             return
         due = self._next_timer()
@@ -37,7 +37,7 @@ class Timer:
         self.set()
 
     def cancel(self) -> None:
-        """No more calls, ever; a tick may do this."""
+        """Make no more calls, ever; a tick may do this."""
         self._cancelled = True
         if self._handle is not None:
             self._handle.cancel()

@@ -54,20 +54,20 @@ class Peers:
         self._acceptor = Acceptor(listener, self._side.answer)
 
     def send(self, node: int, message: Message) -> None:
-        """The coordinator: sends to an agent; dropped when it is not connected."""
+        """Send to an agent, as the coordinator; the message is dropped when it is not connected."""
         if isinstance(self._side, AgentSide):
             raise LocalFault("only the coordinator sends to nodes")
         self._side.send(node, message)
 
     def report(self, message: Message) -> None:
-        """An agent: sends to the coordinator; dropped while it is not connected."""
+        """Send to the coordinator, as an agent; the message is dropped while it is not connected."""
         if isinstance(self._side, CoordinatorSide):
-            raise LocalFault("the coordinator has nobody to report to")
+            raise LocalFault("only an agent reports")
         self._side.report(message)
 
     @property
     def connected(self) -> bool:
-        """Whether an agent has its coordinator; True on the coordinator."""
+        """Return whether an agent has its coordinator; True on the coordinator."""
         return isinstance(self._side, CoordinatorSide) or self._side.connected
 
     @property
@@ -76,7 +76,7 @@ class Peers:
         return "" if isinstance(self._side, CoordinatorSide) else self._side.trouble
 
     def members(self) -> list[dict[str, Any]]:
-        """All members, the coordinator first: the fields of PeerMember with `node` as 16 hex digits, and more.
+        """Return all members, the coordinator first: the fields of PeerMember with `node` as 16 hex digits, and more.
 
         `role` is coordinator or agent; `load` a Heartbeat's figures, known to the coordinator only, else None.  An
         agent that is not connected tells what it knew last, and the coordinator is suspect.  News reach the agents
@@ -85,12 +85,12 @@ class Peers:
         return self._side.rows()
 
     async def leave(self) -> None:
-        """Ends as `close` does; an agent says so to the coordinator first, and waits until that is noted."""
+        """End as `close` does; an agent says so to the coordinator first, and waits until that is noted."""
         if isinstance(self._side, AgentSide):
             await self._side.leave()
         self.close()
 
     def close(self) -> None:
-        """Ends all connections; the handler is not called any more."""
+        """End all connections; the handler is not called any more."""
         self._acceptor.close()
         self._side.close()

@@ -1,6 +1,6 @@
 """The bytes of tensors, moved by a few threads that share one epoll.
 
-A body move moves the bytes of one object between a socket and the arena: `Receive` by `recv_into` straight into the
+A move takes the bytes of one object between a socket and the arena: `Receive` by `recv_into` straight into the
 object's slot, `Send` straight out of it.  Both release the GIL while the kernel copies, so two threads keep two cores
 busy.  The threads wait on one epoll; every socket is registered one-shot, so exactly one thread holds it: it moves
 what the kernel has (at most `TURN_BYTES`), then arms it again.  A slow client therefore holds no thread, an idle one
@@ -8,8 +8,8 @@ costs nothing, and no move is bound to one thread.
 
 Of the sockets that are ready the move that began first has its turn, and it keeps its thread as long as its peer
 keeps up (`STAY_MS`).  When many clients send at once their updates so become complete one after the other, not all at
-the end, and are folded while the others still arrive; it takes no longer in all.  Whoever waits for a turn is slowed
-by its own socket's window.
+the end, and are folded while the others still arrive; it takes no longer in all.  A client that waits for a turn is
+slowed by its own socket's window.
 
 What is received is looked at right after the kernel wrote it, while it is in the cache (`shm/ingest_check`, which also
 receives); what is sent may be looked at in the same way.  The end of a move, good or bad, is told once, by
@@ -41,10 +41,10 @@ STAY_MS = 2
 """How long a thread waits for more from a peer whose bytes it has just moved, before it looks for another.  A peer of
 the same machine needs the processor to go on, which it would not get while the thread moves what others have sent."""
 STAY_AGAIN_BYTES = 4 * 1024 * 1024
-"""A peer that did not keep up is waited for again when it has sent so much more: those who do not keep up cost a thread
-`STAY_MS` for each of these, no more."""
+"""A peer that did not keep up is waited for again when it has sent so much more: such peers cost a thread `STAY_MS` for
+each of these, no more."""
 REPORTS = 8
-"""How often it is told how far a body is that somebody follows."""
+"""How often it is told how far a body is that the daemon follows."""
 SEND_BYTES = 1024 * 1024
 """What one `send` offers to the kernel."""
 MOVER_NICE = 5
@@ -76,7 +76,7 @@ class Receive:
         self._reported_bytes = 0
 
     def follow(self, report: Callable[[int], None]) -> None:
-        """`report(moved_bytes)` is called now if some have come, and about `REPORTS` times by the thread that moves."""
+        """Call `report(moved_bytes)` now if some have come, and about `REPORTS` times in the thread that moves."""
         self.turn_bytes = self.total_bytes // REPORTS
         self._reported_bytes = self.moved_bytes
         self._report = report
@@ -84,7 +84,7 @@ class Receive:
             report(self._reported_bytes)
 
     def step(self) -> bool:
-        """Moves what can be moved now.  True when all is there.  Raises `OSError` when the peer is gone."""
+        """Move what can be moved now; return True when all is there.  Raise `OSError` when the peer is gone."""
         turn_end = min(self.moved_bytes + self.turn_bytes, self.total_bytes)
         with self._turn:
             try:
@@ -105,7 +105,7 @@ class Receive:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low_water_bytes)
 
     def seen_bytes(self) -> int:
-        """What has been moved, and what waits in the kernel for the low-water mark.
+        """Return what has been moved, and what waits in the kernel for the low-water mark.
 
         Not within a turn, when bytes have left the kernel and are not yet counted: it waits for the turn's end, some
         milliseconds.
@@ -114,14 +114,14 @@ class Receive:
             return self.moved_bytes + self._waiting_bytes()
 
     def waits_for_turn(self) -> bool:
-        """Whether it stands still because others were first, not because of its peer."""
+        """Return whether it stands still because others were first, not because of its peer."""
         return self._waiting_bytes() >= min(self.total_bytes - self.moved_bytes, LOW_WATER_BYTES)
 
     def _waiting_bytes(self) -> int:
         return int.from_bytes(fcntl.ioctl(self.sock.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
 
     def finish(self) -> None:
-        """Gives the socket back as it was."""
+        """Give the socket back as it was."""
         self._wake_at(1)
 
 
@@ -140,7 +140,7 @@ class Send:
         self._departed = departed
 
     def step(self) -> bool:
-        """Moves what can be moved now.  True when all is sent.  Raises `OSError` when the peer is gone."""
+        """Move what can be moved now; return True when all is sent.  Raise `OSError` when the peer is gone."""
         turn_end = min(self.moved_bytes + TURN_BYTES, self.total_bytes)
         while self.moved_bytes < turn_end:
             start = self.moved_bytes
@@ -153,17 +153,17 @@ class Send:
         return self.moved_bytes == self.total_bytes
 
     def seen_bytes(self) -> int:
-        """What the kernel has taken."""
+        """Return what the kernel has taken."""
         return self.moved_bytes
 
     def waits_for_turn(self) -> bool:
-        """Whether it stands still because others were first, not because of its peer."""
+        """Return whether it stands still because others were first, not because of its peer."""
         poll = select.poll()
         poll.register(self.sock, select.POLLOUT)
         return bool(poll.poll(0))
 
     def finish(self) -> None:
-        """Lets go of the memory."""
+        """Let go of the memory."""
         self._view.release()
 
 
@@ -189,14 +189,14 @@ class Movers:
             thread.start()
 
     def start(self, body: BodyMove, done: Done) -> None:
-        """Begins a move.  Its socket must be non-blocking, stay open until `done`, and be in no other move."""
+        """Begin a move.  Its socket must be non-blocking, stay open until `done`, and be in no other move."""
         fd = body.sock.fileno()
         self._next += 1
         self._moving[fd] = (self._next, body, done)
         self._epoll.register(fd, body.events | select.EPOLLONESHOT)
 
     def stop(self) -> None:
-        """Ends the threads; moves that are under way are dropped without `done`."""
+        """End the threads; moves that are under way are dropped without `done`."""
         os.eventfd_write(self._stop, 1)
         for thread in self._threads:
             thread.join()
@@ -209,7 +209,7 @@ class Movers:
             self._turn(fd)
 
     def _pick(self) -> int:
-        """The descriptor of the oldest move that is ready, or of the end; waits for one."""
+        """Wait for a move that is ready, and return the oldest one's descriptor, or the end's."""
         while True:
             with self._picking:
                 for fd, _events in self._epoll.poll(0):
@@ -242,7 +242,7 @@ class Movers:
 
     @staticmethod
     def _stays(body: BodyMove, moved_before_bytes: int) -> bool:
-        """Whether the move goes on: its turn is not over, and its peer keeps up."""
+        """Return whether the move goes on: its turn is not over, and its peer keeps up."""
         over = body.moved_bytes - moved_before_bytes >= body.turn_bytes
         if over or body.moved_bytes < body.stay_at_bytes:
             return False
@@ -255,7 +255,7 @@ class Movers:
 
 
 async def move(movers: Movers, body: BodyMove, stall_s: float, shut: Callable[[], None]) -> None:
-    """Has the movers do a move.  Raises `OSError`; it returns only when no mover touches it any more.
+    """Have the movers do a move; return only when no mover touches it any more.  Raise `OSError`.
 
     `shut()` must shut the socket down; it is called when the body stalls for `stall_s` or the caller is cancelled.
     """

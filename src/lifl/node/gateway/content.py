@@ -34,11 +34,11 @@ class Content:
         self.check = ingest_check(data, layout.segments)
 
     def look_at_all(self) -> None:
-        """All bytes are there."""
+        """Look at all bytes: they are there."""
         self.check.advance(self.check.nbytes)
 
     def finish(self) -> int:
-        """All is there: the checksum.  Raises `Refused`, naming the tensor, when a number is not finite."""
+        """Return the checksum: all is there.  Raise `Refused`, naming the tensor, when a number is not finite."""
         checksum = self.check.finish()
         if self.check.found is None:
             return checksum
@@ -70,12 +70,12 @@ class Sums:
         self.departed = self._sum.advance if self._sum is not None else None
 
     def finish(self) -> int:
-        """All of the data has been sent."""
+        """Return the checksum now that all of the data has been sent."""
         return self._sealed_with if self._sum is None else self._sum.finish()
 
 
 def check_room(offer: cm.Offer, entry: Entry) -> None:
-    """Raises `Refused`: the partial that is offered does not fit the object that was granted for it."""
+    """Raise `Refused` when the partial that is offered does not fit the object that was granted for it."""
     if offer.data_bytes != entry.data_bytes:
         text = f"the slot has {entry.data_bytes} bytes, the partial {offer.data_bytes}"
         raise Refused("wrong-size", "data_bytes", text)
@@ -85,7 +85,7 @@ def check_room(offer: cm.Offer, entry: Entry) -> None:
 
 
 def check_contributions(offer: cm.Offer, meta: bytearray) -> None:
-    """Raises `Refused`: what came as the members of the offered partial are not those that it announced."""
+    """Raise `Refused` when what came as the partial's contributions is not what was announced."""
     try:
         members = len(unpack_contributions(memoryview(meta)))
     except RemoteFault as error:

@@ -3,8 +3,8 @@
 It accepts on the daemon's two listening sockets, TCP and AF_UNIX (for clients of this machine, which may then write
 to their slot themselves); they stay bound while the gateway is started again.  One uvloop thread
 speaks the protocol (`connection`); a few threads move bytes between sockets and the arena
-(`body_moves`); an update is checked once, on its way in (`content`).  Who may submit what, and where
-it goes in the arena, is `lifld`'s to say, over one link.  A refusal costs no bandwidth: the body comes
+(`body_moves`); an update is checked once, on its way in (`content`).  Which client may submit what, and
+where it goes in the arena, `lifld` says, over one link.  A refusal costs no bandwidth: the body comes
 after `Go`.  Partials and models of other nodes come and go by the same door (`peer_transfer` is the side that dials).
 
 It ends with exit status 0 when `lifld` says Drain, on SIGTERM, or when the link ends; it dies with `lifld`.
@@ -50,7 +50,7 @@ from lifl.shm.prefault import Prefault
 MOVERS = 2
 """Threads that move bytes.  More than two did not gain on two cores: the kernel's copy is what takes the time."""
 DESCRIPTORS_RESERVED = 128
-"""Descriptors beside one per connection: listeners, link, arena, ways to other nodes, and who is being turned away."""
+"""Descriptors beside one per connection: listeners, link, arena, ways to other nodes, peers being turned away."""
 TURNED_AWAY_MAX = 32
 """Connections beyond the limit that are told so at a time; more are closed without a word."""
 _PR_SET_PDEATHSIG = 1
@@ -70,7 +70,7 @@ class Gateway:
         self._peer_transfers: PeerTransfers
 
     async def serve(self, link_sock: socket.socket, arena: Arena, listeners: Sequence[socket.socket]) -> None:
-        """Serves on the daemon's listening sockets (TCP first, then AF_UNIX) until it is told to end."""
+        """Serve on the daemon's listening sockets (TCP first, then AF_UNIX) until it is told to end."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._ending.set)
         link = Link(link_sock, gm.ToGateway, self._on_message, self._on_link_closed)
@@ -128,7 +128,7 @@ class Gateway:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # A bug: nobody may wait for ever for what this task held.  The daemon starts a new gateway.
+            # A bug: nothing may wait for ever for what this task held.  The daemon starts a new gateway.
             traceback.print_exception(error)
             os._exit(70)
 
@@ -206,7 +206,7 @@ class Gateway:
 
 
 def reserve_descriptors(connections_max: int) -> None:
-    """Raises this process's limit as far as needed and allowed, else `ResourceFault`."""
+    """Raise this process's limit as far as needed; raise `ResourceFault` where that is not allowed."""
     needed = connections_max + DESCRIPTORS_RESERVED
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
@@ -233,7 +233,7 @@ def _die_of_bugs(caught: threading.ExceptHookArgs) -> None:
 
 
 def main() -> int:
-    """Runs the gateway; the exit status is 0 after a drain, 1 when it could not start."""
+    """Run the gateway; the exit status is 0 after a drain, 1 when it could not start."""
     parser = argparse.ArgumentParser(prog="lifl-gateway", description=__doc__)
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--arena", required=True)

@@ -70,13 +70,13 @@ class PeerTransfers:
         self._places = asyncio.Semaphore(UNDER_WAY_MAX)
 
     def start(self, request: TransferRequest) -> None:
-        """Does what the daemon asks for, to its answer; it takes the place of an earlier one for the same object."""
+        """Do what the daemon asks for, to its answer; it takes the place of an earlier one for the same object."""
         task = self._start_task(self._do(request, self._under_way.get(request.key)))
         self._under_way[request.key] = task
         task.add_done_callback(lambda task: self._forget(request.key, task))
 
     def stop(self) -> None:
-        """Ends all that is under way, unanswered."""
+        """End all that is under way, unanswered."""
         for task in self._under_way.values():
             task.cancel()
 
@@ -87,7 +87,7 @@ class PeerTransfers:
     async def _do(self, request: TransferRequest, earlier: asyncio.Task[None] | None) -> None:
         if earlier is not None:
             earlier.cancel()
-            await asyncio.wait({earlier})  # nobody else touches the object
+            await asyncio.wait({earlier})  # nothing else touches the object
         trip = _Trip(self._shared, request)
         async with self._places:
             error = await trip.make()
@@ -108,7 +108,7 @@ class _Trip:
         self._key = Key.unpack(request.key)
 
     async def make(self) -> str:
-        """Returns the last try's error; empty when it is done."""
+        """Return the last try's error; empty when it is done."""
         pause_s = PAUSE_FIRST_S
         for left in reversed(range(TRIES_MAX)):
             after_s = 0.0
@@ -195,7 +195,7 @@ class _Trip:
 
 
 def _no(answer: cm.ToClient) -> Exception:
-    """What an answer means that is not the one hoped for."""
+    """Return what an answer means that is not the one hoped for."""
     match answer:
         case cm.Busy(retry_after_s=after_s):
             return _NotNow("the other node has no room", after_s)
@@ -217,12 +217,12 @@ class _Peer:
         self._decoder: FrameDecoder[cm.ToClient] = FrameDecoder(cm.ToClient)
 
     async def say(self, message: cm.FromClient) -> None:
-        """Sends a frame."""
+        """Send a frame."""
         async with asyncio.timeout(limits.PEER_STALL_S):
             await self._loop.sock_sendall(self.sock, encode(message))
 
     async def hear(self) -> cm.ToClient:
-        """The next frame.  Raises `OSError` (`TimeoutError` is one) and `RemoteFault`."""
+        """Return the next frame.  Raise `OSError` (`TimeoutError` is one) and `RemoteFault`."""
         async with asyncio.timeout(ANSWER_S):
             while (message := self._decoder.next_message()) is None:
                 data = await self._loop.sock_recv(self.sock, self._decoder.missing_bytes)
@@ -232,7 +232,7 @@ class _Peer:
         return message
 
     def shut(self) -> None:
-        """Wakes a mover that waits for the socket."""
+        """Wake a mover that waits for the socket."""
         try:
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:  # the other was faster
@@ -241,7 +241,7 @@ class _Peer:
 
 @asynccontextmanager
 async def _dialled(address: str, node: int) -> AsyncIterator[_Peer]:
-    """A connection to the gateway at `address`, as node `node`; closed at the end."""
+    """Provide a connection to the gateway at `address`, as node `node`; closed at the end."""
     loop = asyncio.get_running_loop()
     host, port = split_address(address, "address")
     async with asyncio.timeout(CONNECT_S):
