@@ -80,12 +80,12 @@ class FileHeader(NamedTuple):
 
 
 def model_pieces(layout: Layout) -> list[Piece]:
-    """The tensors of a model object; the object is part 0."""
+    """Return the tensors of a model object; the object is part 0."""
     return [Piece(t, 0, offset) for t, offset in zip(layout.tensors, layout.offsets, strict=True)]
 
 
 def state_pieces(layout: Layout, states: Sequence[str]) -> list[Piece]:
-    """The tensors of the rule's state objects; part i is the object of ``states[i]``, in the accumulators'
+    """Return the tensors of the rule's state objects; part i is the object of ``states[i]``, in the accumulators'
     layout.
     """
     places = {s.dtype: (s, a) for s, a in zip(layout.segments, layout.accumulators, strict=True)}
@@ -103,10 +103,10 @@ def state_pieces(layout: Layout, states: Sequence[str]) -> list[Piece]:
 
 
 def encode_header(pieces: Sequence[Piece], metadata: Mapping[str, str]) -> tuple[bytes, list[Span]]:
-    """The bytes before the tensors (length and header), and the spans to write after them, in the file's
+    """Return the bytes before the tensors (length and header), and the spans to write after them, in the file's
     order.
 
-    Raises `Refused` when a tensor has the format's reserved name or the header is longer than
+    Raise `Refused` when a tensor has the format's reserved name or the header is longer than
     `HEADER_BYTES_MAX`.
     """
     header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
@@ -132,7 +132,7 @@ def encode_header(pieces: Sequence[Piece], metadata: Mapping[str, str]) -> tuple
 
 
 def header_bytes(start: bytes, where: str) -> int:
-    """The length of the header, from the file's first `LENGTH_BYTES` bytes.  Raises `Refused`
+    """Return the length of the header, from the file's first `LENGTH_BYTES` bytes.  Raise `Refused`
     (``bad-model-file``).
     """
     if len(start) < LENGTH_BYTES:
@@ -144,9 +144,9 @@ def header_bytes(start: bytes, where: str) -> int:
 
 
 def decode_header(body: bytes, file_bytes: int, where: str) -> FileHeader:
-    """The tensors of a file of `file_bytes` bytes whose header (without the length) is `body`.
+    """Return the tensors of a file of `file_bytes` bytes whose header (without the length) is `body`.
 
-    `where` names the file in errors.  Raises `Refused`: ``bad-model-file`` for what is no safetensors file,
+    `where` names the file in errors.  Raise `Refused`: ``bad-model-file`` for what is no safetensors file,
     and what `check_schema` raises for tensors that cannot be aggregated.
     """
     try:
@@ -173,9 +173,9 @@ def decode_header(body: bytes, file_bytes: int, where: str) -> FileHeader:
 
 
 def read_spans(header: FileHeader, pieces: Sequence[Piece], where: str) -> list[Span]:
-    """Where each byte of the file goes, in the file's order.
+    """Return where each byte of the file goes, in the file's order.
 
-    Raises `Refused` when the file's tensors are not exactly those of `pieces` (their order may differ).
+    Raise `Refused` when the file's tensors are not exactly those of `pieces` (their order may differ).
     """
     wanted = {piece.tensor.name: piece for piece in pieces}
     spans: list[Span] = []
@@ -196,7 +196,7 @@ def read_spans(header: FileHeader, pieces: Sequence[Piece], where: str) -> list[
 
 
 def _append(spans: list[Span], span: Span) -> None:
-    """Adds a span; one that continues the last both in the file and in the object is joined to it."""
+    """Add a span; one that continues the last both in the file and in the object is joined to it."""
     if spans:
         last = spans[-1]
         if last.part == span.part and last.offset + last.nbytes == span.offset:

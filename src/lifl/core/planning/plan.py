@@ -124,7 +124,7 @@ class Plan(msgspec.Struct, frozen=True):
         return sum(transfer.nbytes for transfer in self.transfers)
 
     def explain(self) -> tuple[str, ...]:
-        """One line for each thing decided, and why."""
+        """Return one line for each thing decided, and why."""
         spilled = sum(n.spilled for n in self.nodes)
         beyond = f", {spilled} of them beyond any node's capacity" if spilled else ""
         head = (

@@ -1,4 +1,4 @@
-"""The plan of one round on a cluster: who takes which updates, how many leaves, where middles and the top stand.
+"""The plan of one round on a cluster: which node takes which updates, how many leaves, where middles and the top stand.
 
 `make_plan` is a pure function of a `PlanRequest`: no clock, nothing drawn at random, and the order in which nodes are
 listed does not matter.  So the daemon, the simulator and `lifl plan` decide alike, and a decision is replayed from its
@@ -72,12 +72,12 @@ class _Node:
         return self.updates * self.demand
 
     def leaves_wanted(self) -> int:
-        """ceil(Q / fan_in), at least one where there is something to fold, at most one for each leaf task."""
+        """Return ceil(Q / fan_in), at least one where there is something to fold, at most one for each leaf task."""
         wanted = max(1, -(-self.queue_units // (self.request.fan_in * UNITS_PER_UPDATE)))
         return min(wanted, self.leaf_tasks, self.facts.workers_max)
 
     def need_bytes(self, leaves: int, updates: int, inputs: int, top: bool) -> int:
-        """What the arena must hold for so many leaves at a time; the round cannot end with less than for one."""
+        """Return what the arena must hold for so many leaves at a time; the round cannot end with less than for one."""
         r = self.request
         models = 2 * (r.model_bytes + r.state_bytes) if top else r.model_bytes * bool(updates)
         tail = tail_of(updates, r.fan_in) if top else 0  # leaves take the others
@@ -88,11 +88,11 @@ class _Node:
         return models + partials * r.partial_bytes + at_a_time * r.model_bytes
 
     def leaf_bytes(self, updates: int) -> int:
-        """The least that the arena must hold to fold so many updates here, with the top where the model is."""
+        """Return the least that the arena must hold to fold so many updates here, with the top where the model is."""
         return self.need_bytes(1, updates, -(-updates // self.request.fan_in), self.has_model)
 
     def remote_max(self, updates: int, others: int) -> int:
-        """Of how many of the `others` the top may stand here, with so many updates to fold as well; -1: not even so."""
+        """Return for how many `others` the top may stand here, with so many updates to fold; -1: not even for none."""
         inputs = -(-updates // self.request.fan_in)
         for remote in range(others, -1, -1):
             if self.need_bytes(min(1, updates), updates, inputs + remote, True) <= self.facts.arena_bytes:
@@ -100,7 +100,7 @@ class _Node:
         return -1
 
     def top_bytes(self, working: int) -> int:
-        """What goes between nodes for a top here when so many nodes work, beyond what clients' gateways need."""
+        """Return what goes between nodes for a top here when so many nodes work, beyond what clients' gateways need."""
         r = self.request
         partials = (working - self.works) * r.partial_bytes
         if self.has_model:
@@ -109,7 +109,7 @@ class _Node:
         return partials + model + r.state_bytes + r.model_bytes + r.state_bytes
 
     def peak_bytes(self) -> int:
-        """The need, and as many of the other updates as the arena has room for: further senders are slowed."""
+        """Return the need, and as many of the other updates as the arena has room for: further senders are slowed."""
         if not (self.works or self.is_top):
             return 0
         need = self.need_bytes(self.leaves, self.updates, self.inputs, self.is_top)
@@ -118,7 +118,7 @@ class _Node:
         return need + min(others, max(0, self.facts.arena_bytes - need) // size) * size
 
     def ready_s(self) -> float:
-        """When the one partial of this node is sealed (without those of other nodes)."""
+        """Return when the one partial of this node is sealed (without those of other nodes)."""
         if not self.leaf_tasks:
             return 0.0
         r = self.request
@@ -151,7 +151,7 @@ class _Node:
 
 
 def partials_held_max(inputs: int, middle_fan_in: int, top: bool) -> int:
-    """How many partials a path of the tree over so many holds at the most (`planning/tree.Tree` of the same shape)."""
+    """Return the most partials that a path of the tree over so many holds (`planning/tree.Tree` of the same shape)."""
     held = 0
     for whole, rest in middles_of(inputs, middle_fan_in, _left_by_middles(middle_fan_in, top)):
         held += middle_fan_in if whole else rest
@@ -160,14 +160,14 @@ def partials_held_max(inputs: int, middle_fan_in: int, top: bool) -> int:
 
 
 def _left_by_middles(middle_fan_in: int, top: bool) -> int:
-    """So many partials of a node need no more middles: the top takes them, or the one goes there."""
+    """Return how many partials of a node need no more middles: the top takes them, or the one goes there."""
     return top_partials_max(middle_fan_in) if top else 1
 
 
 def make_plan(request: PlanRequest) -> Plan:
-    """The plan of a round that begins.
+    """Return the plan of a round that begins.
 
-    Raises `Refused` (code ``too-large``, with the numbers) when no arena holds what the round needs at the least;
+    Raise `Refused` (code ``too-large``, with the numbers) when no arena holds what the round needs at the least;
     `LocalFault` when the request makes no sense.
     """
     _check(request)
@@ -190,7 +190,7 @@ def make_plan(request: PlanRequest) -> Plan:
 
 
 def _find_takers(nodes: list[_Node], holder: _Node | None) -> None:
-    """Marks the nodes whose arena could fold all updates one leaf at a time.
+    """Mark the nodes whose arena could fold all updates one leaf at a time.
 
     The node with the model takes part only if that does not leave its top room for fewer nodes' partials.
     """
@@ -244,7 +244,7 @@ def _too_large(nodes: Sequence[_Node], need: int, what: str) -> Refused:
 
 
 def _place(request: PlanRequest, nodes: list[_Node], holder: _Node | None) -> None:
-    """Gives the updates to nodes."""
+    """Give the updates to nodes."""
     asked = request.updates
     # Of equal nodes the first takes it: the one that has the model need not be sent it.
     takers = [node for node in nodes if node.takes]
@@ -276,7 +276,7 @@ def _place(request: PlanRequest, nodes: list[_Node], holder: _Node | None) -> No
 
 
 def _narrow(takers: list[_Node], units: dict[str, int], demand: int, asked: int) -> list[_Node]:
-    """The fewest nodes that hold all that is asked, the one that has the model (and so the top) first."""
+    """Return the fewest nodes that hold all that is asked, the one that has the model (and so the top) first."""
     used = [node for node in takers if node.has_model]
     left = asked - sum(max(0, units[node.name] // demand) for node in used)
     if left <= 0:
@@ -287,7 +287,7 @@ def _narrow(takers: list[_Node], units: dict[str, int], demand: int, asked: int)
 
 
 def _top_with_model(nodes: list[_Node], holder: _Node) -> _Node:
-    """The node that has the model."""
+    """Put the top on the node that has the model; return it."""
     working = sum(node.works for node in nodes)
     holder.is_top, holder.remote = True, working - holder.works
     need = holder.need_bytes(min(1, holder.leaf_tasks), holder.updates, holder.inputs, True)
@@ -304,7 +304,7 @@ def _top_with_model(nodes: list[_Node], holder: _Node) -> _Node:
 
 
 def _choose_top(nodes: list[_Node]) -> _Node:
-    """The node with most bytes of partials among those whose arena holds them all and two models."""
+    """Put the top on the node with most bytes of partials whose arena holds them all and two models; return it."""
     working = sum(node.works for node in nodes)
     refused: list[tuple[_Node, int]] = []
 
@@ -329,7 +329,7 @@ def _choose_top(nodes: list[_Node]) -> _Node:
 
 
 def _choose_leaves(node: _Node) -> None:
-    """ceil(Q / fan_in) leaves, or as many of them as the arena holds."""
+    """Give the node ceil(Q / fan_in) leaves, or as many of them as the arena holds."""
     if not node.updates:
         return
     wanted = node.leaves_wanted()
@@ -362,7 +362,7 @@ def _explain_rest(nodes: list[_Node], top: _Node) -> None:
 
 
 def _transfers(request: PlanRequest, nodes: list[_Node], top: _Node) -> tuple[Transfer, ...]:
-    """The model once to each node that serves or finishes it and has it not, one partial from each to the top."""
+    """Return what goes between nodes: the model to each that takes updates, one partial from each to the top."""
     source = next((node for node in nodes if node.has_model), None)
     found = []
     if source is not None:
@@ -376,7 +376,7 @@ def _transfers(request: PlanRequest, nodes: list[_Node], top: _Node) -> tuple[Tr
 
 
 def _completion_s(request: PlanRequest, nodes: list[_Node], top: _Node) -> float:
-    """When the model is sealed: partials of other nodes come one after the other over the top's link."""
+    """Return when the model is sealed: partials of other nodes come one after the other over the top's link."""
     costs = request.costs
     received = 0.0
     for ready in sorted(node.ready_s() for node in nodes if node.works and node is not top):

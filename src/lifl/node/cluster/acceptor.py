@@ -1,8 +1,8 @@
 """How a control port takes connections in: of each it reads one frame, the PeerHello, in bounded time and memory.
 
 A stranger that sends anything else is told why in a PeerRefusal and shut out; no other connection notices.
-After the PeerHello nothing more is read here: the socket goes on to the side that answers.  `read_frame` is the dialling
-side's half.
+After the PeerHello nothing more is read here: the socket goes on to the side that answers.  `read_frame` is for the
+side that dials, too.
 """
 
 from __future__ import annotations
