@@ -30,6 +30,7 @@ from lifl.core.schema import ACCUMULATOR, DTYPE_BYTES, Segment
 from lifl.rules import kernels
 from lifl.shm.arena import Arena
 from lifl.shm.mapping import populate
+from lifl.shm.owned_arena import OwnedArena
 from lifl.worker.task import vector
 
 UPDATE_BYTES, QUICK_BYTES = 46_800_000, 400_000
@@ -50,7 +51,7 @@ def run(quick: bool) -> Group:
     pass_bytes = QUICK_PASS_BYTES if quick else PASS_BYTES
     with ExitStack() as opened:
         room = (max(COUNTS) + 2) * (nbytes + 4096) + (2 << 20)
-        arena = Arena.create(f"/lifl-bench-{os.getpid()}", 2 * room, 1)
+        arena = OwnedArena.create(f"/lifl-bench-{os.getpid()}", 2 * room, 1)
         opened.callback(arena.close, unlink=True)
         keys = [arena.alloc(Kind.UPDATE, 1, 1, nbytes, slab="updates") for _ in range(max(COUNTS))]
         output = arena.alloc(Kind.PARTIAL, 1, 1, nbytes)

@@ -29,6 +29,7 @@ from lifl.core.ids import Key, Kind, Record
 from lifl.core.schema import Segment
 from lifl.redirect import Port, open_port, open_redirector
 from lifl.shm.arena import Arena
+from lifl.shm.owned_arena import OwnedArena
 from lifl.worker.task import vector
 
 SIZES_BYTES = {"46.8 MB": 46_800_000, "87.2 MB": 87_200_000, "240.8 MB": 240_800_000}
@@ -47,7 +48,9 @@ class Handoffs:
     """An arena with an update of each size, and a sender and a receiver for each redirector."""
 
     def __init__(self, opened: ExitStack, sizes: dict[str, int]) -> None:
-        arena = Arena.create(f"/lifl-bench-{os.getpid()}", sum(sizes.values()) + max(sizes.values()) + (8 << 20), 1)
+        arena = OwnedArena.create(
+            f"/lifl-bench-{os.getpid()}", sum(sizes.values()) + max(sizes.values()) + (8 << 20), 1
+        )
         opened.callback(arena.close, unlink=True)
         self._keys = {size: _update(arena, nbytes) for size, nbytes in sizes.items()}
         self._spare = arena.alloc(Kind.UPDATE, 1, 1, max(sizes.values()))

@@ -47,6 +47,7 @@ from lifl.node.cli_server import listen_unix
 from lifl.node.machine import listen_tcp
 from lifl.shm.arena import Arena
 from lifl.shm.mapping import populate
+from lifl.shm.owned_arena import OwnedArena
 
 UPDATE_BYTES, QUICK_BYTES = 46_800_000, 2_000_000
 TENSORS = 60
@@ -81,7 +82,7 @@ def run(quick: bool) -> Group:
         (way, n): Cell(f"{way} / bare loop, {_clients(n)}", "") for n in CLIENTS for way in WAYS if way != WAYS[0]
     }
     with ExitStack() as opened:
-        arena = Arena.create(
+        arena = OwnedArena.create(
             f"/lifl-bench-{os.getpid()}", (2 * max(CLIENTS) + 2) * (layout.data_bytes + (1 << 20)) + (4 << 20), 1
         )
         opened.callback(arena.close, unlink=True)

@@ -33,7 +33,7 @@ from lifl.core.protocol import worker as wm
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.schema import Layout, TensorSpec
 from lifl.redirect import open_redirector
-from lifl.shm.arena import Arena
+from lifl.shm.owned_arena import OwnedArena
 
 LAYOUT = Layout([TensorSpec("w", "float32", (1024,))])
 ARENA_BYTES = 1 << 30
@@ -94,7 +94,7 @@ class Bench:
 
     def __init__(self, opened: ExitStack, arena_bytes: int) -> None:
         name = f"/lifl-bench-{os.getpid()}"
-        self.arena = Arena.create(name, arena_bytes, 1)
+        self.arena = OwnedArena.create(name, arena_bytes, 1)
         opened.callback(self.arena.close, unlink=True)
         here, there = socket.socketpair()
         command = [sys.executable, "-m", "lifl.worker.zygote", "--fd", str(there.fileno()), "--arena", name]

@@ -63,7 +63,7 @@ SAMPLES, SAMPLE = 16, 4096
 """So many runs of so many numbers of each aggregate are compared with the float64 mean."""
 
 
-class Task(NamedTuple):
+class Problem(NamedTuple):
     """What is trained: `training` are the settings of `Network.train`."""
 
     title: str
@@ -72,10 +72,10 @@ class Task(NamedTuple):
     large: bool
 
 
-SMALL = Task("a small network", Network(64, 512, 10), {"epochs": 8, "batch": 8, "learning_rate": 0.1}, False)
+SMALL = Problem("a small network", Network(64, 512, 10), {"epochs": 8, "batch": 8, "learning_rate": 0.1}, False)
 LARGE_TRAINING = {"epochs": 4, "batch": 16, "learning_rate": 0.02}
-LARGE = Task("a network of ResNet-18's size", Network(64, 2440, 4700, 10), LARGE_TRAINING, True)
-QUICK_LARGE = Task("a deeper network", Network(64, 64, 64, 10), LARGE_TRAINING, True)
+LARGE = Problem("a network of ResNet-18's size", Network(64, 2440, 4700, 10), LARGE_TRAINING, True)
+QUICK_LARGE = Problem("a deeper network", Network(64, 64, 64, 10), LARGE_TRAINING, True)
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ class Run:
 class Devices:
     """The clients: their data, how fast they are, which of them die when, and the training itself."""
 
-    def __init__(self, task: Task, clients: int, seed: int, folder: Path) -> None:
-        self.clients, self._seed, self._task = clients, seed, task
+    def __init__(self, problem: Problem, clients: int, seed: int, folder: Path) -> None:
+        self.clients, self._seed, self._problem = clients, seed, problem
         self.training_s = 0.0  # what the devices' training for a round took, the last time
         train, self.test = digits.load()
         order = np.argsort(train.labels, kind="stable")
@@ -132,7 +132,7 @@ class Devices:
         for one, other in chosen:
             mine = np.concatenate([shards[one], shards[other]])
             self._data.append(digits.Examples(train.images[mine], train.labels[mine]))
-        net = task.network
+        net = problem.network
         path = folder / "updates.npy"
         self._updates = np.lib.format.open_memmap(path, "w+", np.float32, (clients * net.size,))
         weights = tuple(float(len(data.labels)) for data in self._data)
@@ -140,12 +140,12 @@ class Devices:
 
     def train(self, flat: Floats, round_number: int, clients: Iterable[int]) -> None:
         """Each of the devices trains on its own data; its model is in the file."""
-        net, begun_s = self._task.network, time.monotonic()
+        net, begun_s = self._problem.network, time.monotonic()
 
         def one(client: int) -> None:
             seed = self._seed + round_number * self.clients + client
             into = self._updates[client * net.size : (client + 1) * net.size]
-            net.train(flat, into, self._data[client], seed=seed, **self._task.training)
+            net.train(flat, into, self._data[client], seed=seed, **self._problem.training)
 
         with ThreadPoolExecutor(TRAINERS) as pool:
             list(pool.map(one, clients))
@@ -161,11 +161,11 @@ class Devices:
 
     def first(self) -> Floats:
         """The untrained model."""
-        return self._task.network.first(self._seed)
+        return self._problem.network.first(self._seed)
 
     def accuracy(self, flat: Floats) -> float:
         """On the images that nobody has trained on."""
-        return self._task.network.accuracy(flat, self.test)
+        return self._problem.network.accuracy(flat, self.test)
 
 
 def run(context: Context) -> Outcome:
@@ -179,32 +179,32 @@ def run(context: Context) -> Outcome:
     runs: dict[str, list[Run]] = {}
     training_s: dict[str, float] = {}
     plan = [(SMALL, early), (large, early), (SMALL, late)] + ([] if context.quick else [(large, late)])
-    for task, kinds in plan:
+    for problem, kinds in plan:
         with tempfile.TemporaryDirectory(prefix="lb-", dir="/dev/shm") as folder:  # not written to a disk meanwhile
-            devices = Devices(task, clients, context.seed, Path(folder))
-            devices.training_s = training_s.get(task.title, 0.0)
-            runs.setdefault(task.title, []).extend(_through(kinds, task, devices, context, outcome))
-            training_s[task.title] = devices.training_s
-    for task in (SMALL, large):
-        found = runs[task.title]
-        outcome.tables.append(_table(task, found, clients))
-        title = f"{task.title}: accuracy on held-out images by time"
-        outcome.plots.append(Plot(f"training-{'large' if task.large else 'small'}", title, partial(_lines, found)))
-        outcome.targets += [] if context.quick else targets(task, found)
-        outcome.data += [{"network": task.network.name, **msgspec.to_builtins(run_)} for run_ in found]
+            devices = Devices(problem, clients, context.seed, Path(folder))
+            devices.training_s = training_s.get(problem.title, 0.0)
+            runs.setdefault(problem.title, []).extend(_through(kinds, problem, devices, context, outcome))
+            training_s[problem.title] = devices.training_s
+    for problem in (SMALL, large):
+        found = runs[problem.title]
+        outcome.tables.append(_table(problem, found, clients))
+        title = f"{problem.title}: accuracy on held-out images by time"
+        outcome.plots.append(Plot(f"training-{'large' if problem.large else 'small'}", title, partial(_lines, found)))
+        outcome.targets += [] if context.quick else targets(problem, found)
+        outcome.data += [{"network": problem.network.name, **msgspec.to_builtins(run_)} for run_ in found]
     outcome.tables[-1].about = inspect.cleandoc(__doc__ or "").partition("\n\n")[2].replace("``", "`")
     return outcome
 
 
 def _through(
-    kinds: Sequence[tuple[System, str]], task: Task, devices: Devices, context: Context, outcome: Outcome
+    kinds: Sequence[tuple[System, str]], problem: Problem, devices: Devices, context: Context, outcome: Outcome
 ) -> list[Run]:
     """One system after the other, each from the same first model."""
     runs: list[Run] = []
     for system, variant in kinds:
         one = type(system)()
-        name = f"{task.title}: {one.name}, {variant}"
-        why = _why_not(one, task, devices, context)
+        name = f"{problem.title}: {one.name}, {variant}"
+        why = _why_not(one, problem, devices, context)
         if why:
             outcome.absent.append(f"{name}: {why}")
             continue
@@ -220,12 +220,12 @@ def _through(
     return runs
 
 
-def _why_not(one: System, task: Task, devices: Devices, context: Context) -> str:
+def _why_not(one: System, problem: Problem, devices: Devices, context: Context) -> str:
     """Why a system is left out; empty when it can take part."""
     left_s, available = context.left_s(), psutil.virtual_memory().available
     expected_s = ROUNDS_EXPECTED * devices.training_s
     if not context.quick and one.name in LATER_S:
-        expected_s += LATER_S[one.name][task.large]
+        expected_s += LATER_S[one.name][problem.large]
     if left_s <= expected_s:
         return f"would take {expected_s:.0f} s or more, {max(0, left_s):.0f} s of the time are left"
     needs = one.needs_bytes(devices.workload, devices.clients)
@@ -271,7 +271,7 @@ def _train(one: System, run_: Run, devices: Devices, context: Context, outcome: 
 # ---- what is shown -------------------------------------------------------------------------------------------------
 
 
-def _table(task: Task, runs: Sequence[Run], clients: int) -> Table:
+def _table(problem: Problem, runs: Sequence[Run], clients: int) -> Table:
     head = ["system", "accuracy", "rounds", "wall time, s", "of it a round, s", "last in → out, ms", "server CPU, s"]
     head += ["peak private, MB", "shared, MB"]
     rows = [
@@ -284,12 +284,12 @@ def _table(task: Task, runs: Sequence[Run], clients: int) -> Table:
         ]
         for r in runs
     ]
-    size = f"{task.network.name} ({task.network.size * 4 / 1e6:.1f} MB)"
+    size = f"{problem.network.name} ({problem.network.size * 4 / 1e6:.1f} MB)"
     whom = f"{clients} clients, {SLOW:.0%} of them slow, {DYING:.0%} dying in each round"
-    return Table(f"{task.title}, {size}: {whom}; to an accuracy of {ACCURACY}", head, rows)
+    return Table(f"{problem.title}, {size}: {whom}; to an accuracy of {ACCURACY}", head, rows)
 
 
-def targets(task: Task, runs: Sequence[Run]) -> list[Target]:
+def targets(problem: Problem, runs: Sequence[Run]) -> list[Target]:
     """LIFL, each of its rows, against the others, where both got there."""
     done = [r for r in runs if r.accuracy[-1] >= ACCURACY]
     found = []
@@ -297,7 +297,7 @@ def targets(task: Task, runs: Sequence[Run]) -> list[Target]:
         for other in (r for r in done if r.system != "LIFL"):
             names = f"{other.system} / LIFL ({mine.variant})"
             faster = FASTER.get(other.system, 1.0)
-            about = f"training, {task.title}"
+            about = f"training, {problem.title}"
             found.append(Target(f"{about}: wall time, {names}", "×", faster, other.wall_s / mine.wall_s, True))
             found.append(Target(f"{about}: server CPU, {names}", "×", 2.0, other.cpu_s / mine.cpu_s, True))
     return found

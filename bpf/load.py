@@ -1,8 +1,8 @@
 """The loader: compiles, loads and attaches `redirector.c`, hands the descriptors over, and ends.
 
-It is run as a one-shot child of the daemon (`lifl.redirect.loader`), for two reasons.  Only this process needs rights
-(CAP_BPF and CAP_NET_ADMIN) and only this one carries the compiler (110 MB).  And iovisor's bcc is a module of the
-distribution's own interpreter that a virtual environment does not see, so the child may run under another Python:
+It is run as a one-shot child of the daemon (`lifl.redirect.sockmap.loader`), for two reasons.  Only this process needs
+rights (CAP_BPF and CAP_NET_ADMIN) and only this one carries the compiler (110 MB).  And iovisor's bcc is a module of
+the distribution's own interpreter that a virtual environment does not see, so the child may run under another Python:
 this file therefore imports the standard library and bcc, and nothing of LIFL.
 
 bcc wants kernel headers only for its own preamble, none for this program, and many machines have none: `include/` holds

@@ -23,7 +23,7 @@ import ml_dtypes
 import msgspec
 import numpy as np
 from conftest import Node
-from lifl_cli.daemon_client import Control
+from lifl_cli.daemon_client import DaemonClient
 from safetensors.numpy import load_file, save_file
 
 from lifl import Client
@@ -32,7 +32,7 @@ from lifl.core.errors import LiflError
 from lifl.core.protocol import cli as om
 from lifl.core.schema import Layout, TensorSpec
 from lifl.shm.arena import Arena
-from lifl.shm.layout import Entry, State
+from lifl.shm.layout import Entry, ObjectState
 
 WAIT_S = 40.0
 """Longer than anything here takes on a busy machine; who waits so long has found a bug."""
@@ -165,8 +165,8 @@ def submit(node: Node, name: str, model: Mapping[str, np.ndarray], **keys: Any) 
 
 def ask(node: Node, message: om.FromCli) -> dict[str, Any]:
     """The daemon's answer to one request of the control channel."""
-    with Control(node.state_dir) as control:
-        return control.ask(message)
+    with DaemonClient(node.state_dir) as daemon:
+        return daemon.ask(message)
 
 
 def arena_use(node: Node) -> tuple[int, int]:
@@ -180,7 +180,7 @@ def objects(node: Node) -> list[Entry]:
     arena = Arena.attach(f"/lifl-{node.info['node']}")
     try:
         entries = [arena._read(slot) for slot in range(arena.entries)]
-        return [entry for entry in entries if entry.state != State.FREE]
+        return [entry for entry in entries if entry.state != ObjectState.FREE]
     finally:
         arena.close()
 
@@ -192,15 +192,15 @@ class Watch:
         self.events: list[om.Event] = []
         self.ended = False
         self._changed = threading.Condition()
-        self._control = Control(node.state_dir)
-        self._control.ask(om.Follow(job))
+        self._daemon = DaemonClient(node.state_dir)
+        self._daemon.ask(om.Follow(job))
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
-        with self._control:
+        with self._daemon:
             try:
-                for event in self._control.events():
+                for event in self._daemon.events():
                     with self._changed:
                         self.events.append(event)
                         self._changed.notify_all()
@@ -310,7 +310,7 @@ class Fleet:
 
     def fate(self, index: int, number: int) -> bool | None:
         """What the trainer was told of its update in a round."""
-        return self.trainers[index].client._fates.get(number)
+        return self.trainers[index].client._books.fates.get(number)
 
     def start(self) -> Fleet:
         """Starts all trainers."""

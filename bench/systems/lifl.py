@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import psutil
-from lifl_cli.daemon_client import Control
+from lifl_cli.daemon_client import DaemonClient
 from measure import uninterrupted
 from redirectors import found, kinds
 from safetensors.numpy import load_file, save_file
@@ -133,13 +133,13 @@ class Lifl:
         """`dying` clients leave at their time; with a `goal` the round closes when so many updates are there."""
         clients = [arrival.client for arrival in arrivals]
         job = f"round-{next(self._jobs)}"
-        with Control(self._state) as control, ThreadPoolExecutor(1) as follower:
+        with DaemonClient(self._state) as daemon, ThreadPoolExecutor(1) as follower:
             config = self._config(job, goal or len(clients), len(clients) / (goal or len(clients)))
-            control.ask(om.SubmitJob(msgspec.to_builtins(config), follow=True))
+            daemon.ask(om.SubmitJob(msgspec.to_builtins(config), follow=True))
             gateway = str(self._state) if self._settings.get("direct") else self._node["listen"][0]
             self._fleet.prepare(clients, gateway=gateway, job=job, dying=sorted(dying), late=goal is not None)
             with Watch(lambda: [self._node["pid"]]) as watch:
-                following = follower.submit(self._committed, control)
+                following = follower.submit(self._committed, daemon)
                 sent = self._fleet.send(arrivals)
                 committed, durable_ns, receipt = following.result()
         durable_s = sent.since(durable_ns)
@@ -176,10 +176,10 @@ class Lifl:
         )
 
     @staticmethod
-    def _committed(control: Control) -> tuple[str, int, dict[str, Any]]:
+    def _committed(daemon: DaemonClient) -> tuple[str, int, dict[str, Any]]:
         """File, instant and receipt of the job's only round.  Raises `RuntimeError` when it failed."""
         found = None
-        for event in control.events():
+        for event in daemon.events():
             if event.name == "round.committed":
                 found = (event.fields["path"], time.monotonic_ns(), event.fields["receipt"])
             elif event.name == "job.over" and event.fields.get("status") != "finished":

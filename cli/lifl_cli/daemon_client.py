@@ -1,4 +1,4 @@
-"""The control client: one blocking AF_UNIX connection to `lifld`, frames of `protocol/frames.py` on it.
+"""The client of the daemon: one blocking AF_UNIX connection to `lifld`, frames of `protocol/frames.py` on it.
 
 A request is one frame and gets one `Answer` or one `Refusal`; after Follow (or a SubmitJob that follows)
 `Event` frames come until the connection ends.  Whoever may open the socket in the state folder controls the
@@ -24,7 +24,7 @@ ANSWER_TIMEOUT_S = 60.0
 READ_BYTES = 1 << 16
 
 
-class Control:
+class DaemonClient:
     """A connection to the `lifld` of `state_dir`.  Raises `ResourceFault` when none runs there."""
 
     def __init__(self, state_dir: Path) -> None:
@@ -46,7 +46,7 @@ class Control:
                 "use the account that started it, and a state folder with a short path"
             ) from error
 
-    def __enter__(self) -> Control:
+    def __enter__(self) -> DaemonClient:
         return self
 
     def __exit__(

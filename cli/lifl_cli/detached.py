@@ -16,7 +16,7 @@ from lifl.core.config.node import NodeConfig, parse_node
 from lifl.core.errors import LiflError
 
 
-class Report:
+class ReadyPipe:
     """The one message to the parent: ``{"ready": ...}`` or ``{"error": ...}``."""
 
     def __init__(self) -> None:
@@ -38,14 +38,14 @@ class Report:
 def main() -> int:
     """Runs the node; the exit code is 1 when it could not start."""
     config: NodeConfig = parse_node(msgspec.json.decode(sys.stdin.buffer.read()))
-    report = Report()
+    pipe = ReadyPipe()
     from lifl.node.daemon import run
 
     os.chdir(config.state_dir)
     try:
-        run(config, lambda info: report.send("ready", info), log_to_file=True)
+        run(config, lambda info: pipe.send("ready", info), log_to_file=True)
     except LiflError as error:
-        report.send("error", str(error))
+        pipe.send("error", str(error))
         return 1
     return 0
 

@@ -26,9 +26,9 @@ import click
 from lifl.core.config.node import NodeConfig
 from lifl.core.config.values import split_address
 from lifl.core.errors import ResourceFault
-from lifl_cli.daemon_client import Control
-from lifl_cli.state import state_option
-from lifl_cli.text import size_text
+from lifl_cli.daemon_client import DaemonClient
+from lifl_cli.options import state_option
+from lifl_cli.render.figures import size_text
 
 SHM = Path("/dev/shm")
 SHMEM_HUGE = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
@@ -152,7 +152,7 @@ def _capabilities(_state_dir: Path) -> Iterator[Finding]:
 
 
 def _bcc(_state_dir: Path) -> Iterator[Finding]:
-    from lifl.redirect.loader import SYSTEM_PYTHON
+    from lifl.redirect.sockmap.loader import SYSTEM_PYTHON
 
     for interpreter in dict.fromkeys((sys.executable, SYSTEM_PYTHON)):
         done = subprocess.run(
@@ -259,7 +259,7 @@ def _all_maps() -> Iterator[str]:
 
 def _runs(state_dir: Path) -> bool:
     try:
-        with Control(state_dir):
+        with DaemonClient(state_dir):
             return True
     except ResourceFault:
         return False

@@ -17,12 +17,12 @@ from lifl.core.errors import LiflError
 
 COMMANDS = {
     "up": ("lifl_cli.up", "Start lifld, the daemon of this machine."),
-    "down": ("lifl_cli.up", "Stop lifld; everything it holds is released."),
+    "down": ("lifl_cli.down", "Stop lifld; everything it holds is released."),
     "submit": ("lifl_cli.submit", "Submit a training job described by a TOML file."),
     "jobs": ("lifl_cli.jobs", "List the jobs of the node."),
-    "status": ("lifl_cli.jobs", "Show one job: its rounds with their receipts."),
-    "cancel": ("lifl_cli.jobs", "End a job; models already committed stay."),
-    "model": ("lifl_cli.jobs", "Copy a committed model to a safetensors file."),
+    "status": ("lifl_cli.status", "Show one job: its rounds with their receipts."),
+    "cancel": ("lifl_cli.cancel", "End a job; models already committed stay."),
+    "model": ("lifl_cli.model", "Copy a committed model to a safetensors file."),
     "nodes": ("lifl_cli.nodes", "List the nodes of the cluster, their load and their state."),
     "plan": ("lifl_cli.plan", "Show how rounds are spread over the nodes; nothing is run."),
     "top": ("lifl_cli.top", "Watch the node, its workers and its jobs live."),

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import msgspec
@@ -24,19 +24,16 @@ import msgspec
 from lifl.core.config.job import JobConfig, parse_job
 from lifl.core.config.values import parse_size
 from lifl.core.errors import ConfigError, Refused
-from lifl.core.planning.plan import NodeFacts, NodePlan, Plan, PlanRequest
+from lifl.core.planning.plan import NodeFacts, Plan, PlanRequest
 from lifl.core.planning.planner import make_plan
 from lifl.core.planning.request import plan_request
 from lifl.core.protocol.cli import PlanJob, PlansOfRound
 from lifl.core.schema import Layout
-from lifl_cli.daemon_client import Control
-from lifl_cli.state import absolute, state_option
-from lifl_cli.submit import resolve, rule_states
-from lifl_cli.text import seconds_text, size_text
-from lifl_cli.up import read_toml
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from lifl_cli.config_file import read_toml, resolve, rule_states
+from lifl_cli.daemon_client import DaemonClient
+from lifl_cli.options import state_option
+from lifl_cli.render.figures import seconds_text, size_text
+from lifl_cli.state import absolute
 
 NODE_FORM = "NAME:CAPACITY:ARENA"
 
@@ -80,9 +77,9 @@ def plan(
         request = _local_request(config, folder, states, [parse_supposed(text) for text in supposed])
         made = make_plan(request)
     else:
-        with Control(state_dir) as control:
+        with DaemonClient(state_dir) as daemon:
             config = resolve(config, folder, state_dir)
-            result = control.ask(PlanJob(msgspec.to_builtins(config), states))
+            result = daemon.ask(PlanJob(msgspec.to_builtins(config), states))
         request = msgspec.convert(result["request"], PlanRequest)
         made = msgspec.convert(result["plan"], Plan)
     if as_json:
@@ -93,8 +90,8 @@ def plan(
 
 def _show_decisions(job: str, number: int, explain: bool, as_json: bool, state_dir: Path) -> None:
     """How a round was planned; exit code 1 when the same code does not decide so again."""
-    with Control(state_dir) as control:
-        rows = control.ask(PlansOfRound(job, number))["decisions"]
+    with DaemonClient(state_dir) as daemon:
+        rows = daemon.ask(PlansOfRound(job, number))["decisions"]
     told, all_same = [], True
     for row in rows:
         request, made = msgspec.convert(row["request"], PlanRequest), msgspec.convert(row["plan"], Plan)
@@ -162,14 +159,16 @@ def _local_request(config: JobConfig, folder: Path, states: Sequence[str], nodes
 
 
 def _print(job: str, request: PlanRequest, made: Plan, explain: bool) -> None:
-    from lifl_cli.jobs import show
+    from lifl_cli.render.tables import plan_table, show
+    from lifl_cli.render.trees import plan_tree
 
     click.echo(
         f"a round of job {job}: {made.updates} updates of {size_text(request.model_bytes)}, "
         f"by {made.policy}, {request.timing}"
     )
+
     show(plan_tree(made))
-    show(_nodes_table(made))
+    show(plan_table(made))
     click.echo(f"nodes used     {len(made.used)} of {len(made.nodes)}: {', '.join(made.used)}")
     click.echo(f"between nodes  {size_text(made.transfer_bytes)} at most")
     for transfer in made.transfers:
@@ -179,49 +178,3 @@ def _print(job: str, request: PlanRequest, made: Plan, explain: bool) -> None:
         click.echo("why")
         for line in made.explain():
             click.echo(f"  {line}")
-
-
-def plan_tree(made: Plan) -> RenderableType:
-    """The tree of the plan: the top, and below it each node's branch."""
-    from rich.tree import Tree
-
-    parts = {part.node: part for part in made.nodes}
-    tree = Tree(f"top on {made.top}", style="bold")
-    working = [part for part in made.nodes if part.leaf_tasks + part.partials]
-    for part in sorted(working, key=lambda part: part.node != made.top):
-        here = tree
-        if part.middle or part.node != made.top:
-            partials = part.leaf_tasks + part.partials
-            what = f"middle of {partials} partials" if partials > 1 else "one partial"
-            here = tree.add(f"{part.node}: {what}", style="not bold")
-        here.add(_leaves_text(part), style="not bold")
-    assert made.top in parts
-    return tree
-
-
-def _leaves_text(part: NodePlan) -> str:
-    updates = part.updates + part.inherited
-    kept = f", {part.partials} partials sealed" if part.partials else ""
-    spilled = f" ({part.spilled} beyond its capacity)" if part.spilled else ""
-    return f"{part.leaves} leaves at a time, {part.leaf_tasks} leaf tasks, {updates} updates{spilled}{kept}"
-
-
-def _nodes_table(made: Plan) -> RenderableType:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("node", "updates", "leaves", "leaf tasks", "Q", "arena peak", "its partial after"):
-        table.add_column(column)
-    for part in made.nodes:
-        unused = part.node not in made.used
-        table.add_row(
-            part.node,
-            str(part.updates),
-            str(part.leaves),
-            str(part.leaf_tasks),
-            f"{part.queue:.2f}",
-            size_text(part.peak_bytes),
-            seconds_text(part.ready_s),
-            style="dim" if unused else "",
-        )
-    return table

@@ -1,13 +1,8 @@
-"""`lifl submit`: a job's TOML file, checked here as far as it can be, then handed to `lifld`.
-
-Paths in the file (model, checkpoint folder, the user's own rule) are relative to the file.  An example
-model is made here and written to the state folder, so the daemon only ever reads safetensors files.
-"""
+"""`lifl submit`: a job's TOML file, checked here as far as it can be, then handed to `lifld`."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,12 +11,13 @@ import click
 import msgspec
 
 from lifl.core.config.job import JobConfig, parse_job
-from lifl.core.errors import ConfigError, RemoteFault, ResourceFault
+from lifl.core.errors import RemoteFault, ResourceFault
 from lifl.core.protocol.cli import Event, SubmitJob
-from lifl_cli.daemon_client import Control
-from lifl_cli.state import MODELS_FOLDER, absolute, state_option
-from lifl_cli.text import metrics_text, receipt_lines, seconds_text, size_text
-from lifl_cli.up import read_toml
+from lifl_cli.config_file import read_toml, resolve, rule_states
+from lifl_cli.daemon_client import DaemonClient
+from lifl_cli.options import state_option
+from lifl_cli.render.figures import metrics_text, receipt_lines, seconds_text, size_text
+from lifl_cli.state import absolute
 
 
 @click.command()
@@ -33,60 +29,17 @@ from lifl_cli.up import read_toml
 def submit(file: str, watch: bool, overrides: tuple[str, ...], as_json: bool, state_dir: Path) -> None:
     """Submit a training job described by a TOML file."""
     config = parse_job(read_toml(file), overrides)
-    with Control(state_dir) as control:
+    with DaemonClient(state_dir) as daemon:
         folder = absolute(file).parent
         states = rule_states(config, folder)
         config = resolve(config, folder, state_dir)
-        result = control.ask(SubmitJob(msgspec.to_builtins(config), states, follow=watch))
+        result = daemon.ask(SubmitJob(msgspec.to_builtins(config), states, follow=watch))
         if as_json:
             click.echo(json.dumps(result, indent=None if watch else 2))
         else:
             click.echo(_submitted(config, result))
         if watch:
-            sys.exit(_watch(control, config, as_json))
-
-
-def resolve(config: JobConfig, folder: Path, state_dir: Path) -> JobConfig:
-    """`config` with absolute paths, and its example model written.  Raises `ConfigError`."""
-    model = config.model
-    if model.example:
-        path = write_example(model.example, model.seed, state_dir / MODELS_FOLDER)
-        model = msgspec.structs.replace(model, path=str(path), example="")
-    else:
-        path = absolute(model.path, folder)
-        if not path.is_file():
-            raise ConfigError("model.path", f"there is no file {path}; give a safetensors file")
-        model = msgspec.structs.replace(model, path=str(path))
-    checkpoint = config.checkpoint
-    if checkpoint.folder:
-        checkpoint = msgspec.structs.replace(checkpoint, folder=str(absolute(checkpoint.folder, folder)))
-    rule_folder = str(absolute(config.aggregation.rule_folder or ".", folder))
-    aggregation = msgspec.structs.replace(config.aggregation, rule_folder=rule_folder)
-    return msgspec.structs.replace(config, model=model, checkpoint=checkpoint, aggregation=aggregation)
-
-
-def rule_states(config: JobConfig, folder: Path) -> tuple[str, ...]:
-    """The names of the rule's states; the rule is loaded here, so that a mistake in it is told at once."""
-    from lifl.rules import load_rule
-
-    aggregation = config.aggregation
-    rule_folder = str(absolute(aggregation.rule_folder or ".", folder))
-    return load_rule(aggregation.rule, aggregation.options, rule_folder).states
-
-
-def write_example(name: str, seed: int, folder: Path) -> Path:
-    """The safetensors file of the example model `name`, made from `seed`."""
-    from safetensors.numpy import save_file
-
-    from lifl.examples import make_model
-
-    tensors = make_model(name, seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{seed}.safetensors"
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, partial)
-    partial.replace(path)
-    return path
+            sys.exit(_watch(daemon, config, as_json))
 
 
 def _submitted(config: JobConfig, result: dict[str, Any]) -> str:
@@ -100,10 +53,10 @@ def _submitted(config: JobConfig, result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _watch(control: Control, config: JobConfig, as_json: bool) -> int:
+def _watch(daemon: DaemonClient, config: JobConfig, as_json: bool) -> int:
     """Prints events until the job is over; the exit code is 0 when it finished."""
     try:
-        for event in control.events():
+        for event in daemon.events():
             if as_json:
                 click.echo(json.dumps({"event": event.name, **event.fields}))
             else:

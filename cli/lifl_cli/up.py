@@ -1,4 +1,4 @@
-"""`lifl up` and `lifl down`.
+"""`lifl up`.
 
 In the foreground `lifl up` becomes `lifld`.  With ``-d`` a child in a session of its own does, and tells by
 a pipe when the node is ready or why it cannot start, so the exit code of `lifl up -d` is the truth.
@@ -6,12 +6,9 @@ a pipe when the node is ready or why it cannot start, so the exit code of `lifl 
 
 from __future__ import annotations
 
-import os
-import select
 import signal
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,11 +18,10 @@ import click
 import msgspec
 
 from lifl.core.config.node import NodeConfig, beyond_loopback, parse_node
-from lifl.core.errors import ConfigError, ResourceFault
-from lifl.core.protocol.cli import Shutdown
-from lifl_cli.daemon_client import Control
-from lifl_cli.state import DEFAULT_STATE_DIR, LOG_FILE, absolute, state_option
-from lifl_cli.text import size_text
+from lifl.core.errors import ResourceFault
+from lifl_cli.config_file import read_toml
+from lifl_cli.render.figures import size_text
+from lifl_cli.state import DEFAULT_STATE_DIR, LOG_FILE, absolute
 
 NODE_FLAGS = {
     "listen": "The gateway's HOST:PORT; port 0 takes any free one.",
@@ -85,36 +81,6 @@ def up(detach: bool, config_path: str | None, state_dir: str | None, as_json: bo
     from lifl.node.daemon import run
 
     run(config, announce)
-
-
-@click.command()
-@state_option
-def down(state_dir: Path) -> None:
-    """Stop lifld; everything it holds is released."""
-    with Control(state_dir) as control:
-        pid = control.lifld_pid
-        try:
-            # Readable once the process has ended, whoever its parent is.
-            process: int | None = os.pidfd_open(pid)
-        except ProcessLookupError:
-            process = None
-        control.ask(Shutdown())
-        control.wait_end()
-        if process is not None:
-            select.select([process], [], [])
-            os.close(process)
-    click.echo(f"lifld (pid {pid}) is down")
-
-
-def read_toml(path: str) -> dict[str, Any]:
-    """The table in the TOML file at `path`.  Raises `ConfigError`."""
-    try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise ConfigError("", f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError("", f"{path} is not TOML: {error}") from error
 
 
 def _node_config(path: str | None, state_dir: str | None, flags: dict[str, Any]) -> NodeConfig:

@@ -27,7 +27,7 @@ from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.schema import Layout
 from lifl.node.cli_server import listen_unix
 from lifl.node.machine import listen_tcp
-from lifl.shm.arena import Arena
+from lifl.shm.owned_arena import OwnedArena
 
 WAIT_S = 20.0
 _RUN = "import sys; {settings}; from lifl.node.gateway.main import main; sys.exit(main())"
@@ -40,7 +40,7 @@ class StandIn:
         self.folder = tempfile.TemporaryDirectory(prefix="lifl-test-")
         self.unix = str(Path(self.folder.name) / "gateway.sock")
         name = f"/lifl-test-{os.getpid()}-{os.urandom(4).hex()}"
-        self.arena = Arena.create(name, arena_bytes, 7, entries=64)
+        self.arena = OwnedArena.create(name, arena_bytes, 7, entries=64)
         self.said: list[Message] = []
         self.changed = threading.Condition()
         self.jobs: dict[str, tuple[int, Layout]] = {}

@@ -22,10 +22,12 @@ from hypothesis import strategies as st
 from lifl.core.errors import LocalFault, ResourceFault, StaleKey
 from lifl.core.ids import Key, Kind
 from lifl.shm import layout, mapping, prefault
-from lifl.shm.arena import SHM_FOLDER, Arena, SegmentMissing, SegmentUnfinished
-from lifl.shm.layout import PAGE_BYTES, State
+from lifl.shm.arena import Arena
+from lifl.shm.layout import PAGE_BYTES, ObjectState
 from lifl.shm.mapping import HUGE_PAGE_BYTES
+from lifl.shm.owned_arena import OwnedArena
 from lifl.shm.prefault import CHUNK_BYTES, SCARCE_MAX, Prefault
+from lifl.shm.segment import SHM_FOLDER, SegmentMissing, SegmentUnfinished, remove_segment
 
 ENTRIES = 6
 ARENA_BYTES = 40 * PAGE_BYTES
@@ -37,11 +39,11 @@ NODE = 11
 # process with SIGKILL at line `fatal`.
 DAEMON = textwrap.dedent("""
     import json, os, random, signal, sys
-    from lifl.shm import allocator, arena, layout
+    from lifl.shm import allocator, arena, layout, owned_arena, segment
     from lifl.core.ids import Kind
 
     name, fatal, seed, arena_bytes, entries = sys.argv[1], *map(int, sys.argv[2:])
-    files = {module.__file__ for module in (allocator, arena, layout)}
+    files = {module.__file__ for module in (allocator, arena, layout, owned_arena, segment)}
     lines = 0
 
     def say(*what):
@@ -58,7 +60,7 @@ DAEMON = textwrap.dedent("""
         return count
 
     sys.settrace(count)
-    made = arena.Arena.create(name, arena_bytes, 11, entries)
+    made = owned_arena.OwnedArena.create(name, arena_bytes, 11, entries)
     say("made")
     choose = random.Random(seed)
     sealed = []
@@ -80,9 +82,9 @@ DAEMON = textwrap.dedent("""
 @pytest.fixture
 def name(request):
     name = f"/lifl-test-{os.getpid()}-p-{abs(hash(request.node.name))}"
-    Arena.remove(name)
+    remove_segment(name)
     yield name
-    Arena.remove(name)
+    remove_segment(name)
 
 
 def run_daemon(name, fatal, seed):
@@ -94,7 +96,7 @@ def run_daemon(name, fatal, seed):
 
 
 def check_adopted(name, said):
-    arena = Arena.adopt(name)
+    arena = OwnedArena.adopt(name)
     promised, doubtful, gone = set(), set(), set()
     for what, *key in said:
         if what == "sealed":
@@ -110,10 +112,10 @@ def check_adopted(name, said):
     assert len(set(live) - promised) <= 1
     assert not (set(live) & gone) - doubtful, "a freed object is back"
     for key, entry in live.items():
-        if entry.state == State.WRITING:
+        if entry.state == ObjectState.WRITING:
             assert entry.kind == Kind.UPDATE
             continue
-        assert entry.state == State.SEALED
+        assert entry.state == ObjectState.SEALED
         assert entry.weight == key.generation
         assert arena.meta(key) == key.pack()
         assert arena.data(key) == bytes([key.generation % 256]) * entry.data_bytes
@@ -136,17 +138,20 @@ def check_adopted(name, said):
 @settings(max_examples=30, deadline=None)
 def test_a_daemon_killed_at_any_line_loses_nothing_that_it_promised(fatal, seed):
     name = f"/lifl-test-{os.getpid()}-kill"
-    Arena.remove(name)
+    remove_segment(name)
     said = run_daemon(name, fatal, seed)
     try:
         if said:
             check_adopted(name, said)
         else:
             # Killed while the segment was made: there is none, or it is refused, or it was just finished.
-            with contextlib.suppress(SegmentMissing, SegmentUnfinished), contextlib.closing(Arena.adopt(name)) as it:
+            with (
+                contextlib.suppress(SegmentMissing, SegmentUnfinished),
+                contextlib.closing(OwnedArena.adopt(name)) as it,
+            ):
                 assert list(it.live()) == []
     finally:
-        Arena.remove(name)
+        remove_segment(name)
 
 
 def test_a_daemon_killed_in_alloc_seal_and_free_line_by_line(name):
@@ -155,17 +160,17 @@ def test_a_daemon_killed_in_alloc_seal_and_free_line_by_line(name):
         said = run_daemon(name, fatal, 1)
         if said:
             check_adopted(name, said)
-        Arena.remove(name)
+        remove_segment(name)
 
 
 def test_a_worker_killed_while_it_writes_leaves_its_object_writing(name):
-    """The daemon finds by the owner's pid what a dead process was writing, and frees it."""
-    arena = Arena.create(name, ARENA_BYTES, NODE, ENTRIES)
+    """What it has sealed is whole; the daemon frees what it was still writing."""
+    arena = OwnedArena.create(name, ARENA_BYTES, NODE, ENTRIES)
     code = textwrap.dedent("""
         import os, sys
         from lifl.core.ids import Key
         from lifl.shm.arena import Arena
-        arena = Arena.attach_fd(int(sys.argv[1]))
+        arena = Arena.attach(sys.argv[1])
         print(os.getpid(), flush=True)
         first, second = (Key.unpack(bytes.fromhex(line.strip())) for line in (input(), input()))
         arena.data(first)[:] = b"a" * 5000
@@ -174,33 +179,33 @@ def test_a_worker_killed_while_it_writes_leaves_its_object_writing(name):
         print("half", flush=True)
         input()
     """)
-    command = [sys.executable, "-c", code, str(arena.fd)]
+    command = [sys.executable, "-c", code, name]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, pass_fds=[arena.fd], text=True) as worker:
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as worker:
         assert int(worker.stdout.readline()) == worker.pid
-        keys = [arena.alloc(Kind.PARTIAL, 1, 1, 5000, 10, owner=worker.pid) for _ in range(2)]
-        other = arena.alloc(Kind.PARTIAL, 1, 1, 5000, 10, owner=os.getpid())
+        keys = [arena.alloc(Kind.PARTIAL, 1, 1, 5000, 10) for _ in range(2)]
+        other = arena.alloc(Kind.PARTIAL, 1, 1, 5000, 10)
         worker.stdin.write("".join(key.pack().hex() + "\n" for key in keys))
         worker.stdin.flush()
         assert worker.stdout.readline() == "half\n"
         worker.kill()
         worker.wait()
-    left = [k for k, e in arena.live() if e.owner == worker.pid and e.state == State.WRITING]
-    assert left == [keys[1]]
+    left = [k for k, e in arena.live() if e.state == ObjectState.WRITING]
+    assert left == [keys[1], other]
     arena.free(keys[1])
     assert arena.data(keys[0]) == b"a" * 5000
     assert (arena.entry(keys[0]).weight, bytes(arena.meta(keys[0]))) == (2.0, b"me")
-    assert arena.entry(other).state == State.WRITING
+    assert arena.entry(other).state == ObjectState.WRITING
     assert arena.close(unlink=True)
 
 
 def test_a_stale_segment_of_a_dead_daemon_is_found_and_can_be_replaced(name):
     run_daemon(name, 2000, 3)
     with pytest.raises(ResourceFault, match="adopt"):
-        Arena.create(name, ARENA_BYTES, NODE, ENTRIES)
-    Arena.remove(name)
-    Arena.remove(name)
-    assert Arena.create(name, ARENA_BYTES, NODE, ENTRIES).close(unlink=True)
+        OwnedArena.create(name, ARENA_BYTES, NODE, ENTRIES)
+    remove_segment(name)
+    remove_segment(name)
+    assert OwnedArena.create(name, ARENA_BYTES, NODE, ENTRIES).close(unlink=True)
 
 
 # ---- memory is short -------------------------------------------------------------------------------------
@@ -210,7 +215,7 @@ def test_more_than_dev_shm_has_free_is_refused_with_advice_and_leaves_nothing(na
     about = os.statvfs(SHM_FOLDER)
     free_bytes = about.f_bavail * about.f_frsize
     with pytest.raises(ResourceFault, match=r"free of \d+.*arena_bytes.*remount") as caught:
-        Arena.create(name, free_bytes + (1 << 30), NODE, ENTRIES)
+        OwnedArena.create(name, free_bytes + (1 << 30), NODE, ENTRIES)
     assert str(free_bytes >> 24) in str(caught.value) or str(free_bytes)[:3] in str(caught.value)
     assert not os.path.exists(SHM_FOLDER + name)
 
@@ -222,7 +227,7 @@ def test_a_refusal_by_the_kernel_while_reserving_leaves_nothing(name):
     resource.setrlimit(resource.RLIMIT_FSIZE, (ARENA_BYTES - PAGE_BYTES, hard))
     try:
         with pytest.raises(ResourceFault, match="arena_bytes"):
-            Arena.create(name, ARENA_BYTES, NODE, ENTRIES)
+            OwnedArena.create(name, ARENA_BYTES, NODE, ENTRIES)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not os.path.exists(SHM_FOLDER + name)
@@ -241,16 +246,16 @@ def test_a_small_dev_shm_is_filled_to_the_last_page_and_not_beyond(name):
     code = textwrap.dedent("""
         import os, sys
         from lifl.core.errors import ResourceFault
-        from lifl.shm.arena import Arena
+        from lifl.shm.owned_arena import OwnedArena
         from lifl.core.ids import Kind
         try:
-            Arena.create(sys.argv[1], (1 << 20) + 4096, 1, 8)
+            OwnedArena.create(sys.argv[1], (1 << 20) + 4096, 1, 8)
         except ResourceFault as error:
             assert "/dev/shm has 1048576 free of 1048576" in str(error), error
         else:
             raise SystemExit("it was not refused")
         assert os.listdir("/dev/shm") == []
-        arena = Arena.create(sys.argv[1], 1 << 20, 1, 8)
+        arena = OwnedArena.create(sys.argv[1], 1 << 20, 1, 8)
         key = arena.alloc(Kind.MODEL, 1, 1, arena.capacity_bytes)
         arena.data(key)[:] = b"x" * arena.capacity_bytes
         arena.close(unlink=True)
@@ -279,7 +284,7 @@ def mapped_bytes(name, field="Rss"):
 
 @pytest.fixture
 def arena(name):
-    arena = Arena.create(name, 4 * CHUNK_BYTES + 3 * PAGE_BYTES, NODE, ENTRIES)
+    arena = OwnedArena.create(name, 4 * CHUNK_BYTES + 3 * PAGE_BYTES, NODE, ENTRIES)
     yield arena
     arena.close()
 
@@ -288,7 +293,7 @@ def arena(name):
 def test_populating_maps_exactly_the_pages_asked_for(arena, old_kernel, monkeypatch):
     if old_kernel:  # advice that this kernel does not know is refused as an older one refuses these
         monkeypatch.setattr(mapping, "_POPULATE_WRITE", 223)
-    other = Arena.attach_fd(arena.fd)
+    other = Arena.attach(arena.name)
     before = mapped_bytes(arena.name)
     mapping.populate(other.window(2 * CHUNK_BYTES, CHUNK_BYTES + 5))
     grown = mapped_bytes(arena.name) - before
@@ -299,7 +304,7 @@ def test_populating_maps_exactly_the_pages_asked_for(arena, old_kernel, monkeypa
 
 
 def test_a_segment_is_mapped_where_huge_pages_fit_and_unmapped_with_its_last_view(arena):
-    other = Arena.attach_fd(arena.fd)
+    other = Arena.attach(arena.name)
     view = other.window(0, arena.arena_bytes)
     assert ctypes.addressof(ctypes.c_char.from_buffer(view)) % HUGE_PAGE_BYTES == 0
     before = mapped_bytes(arena.name, "Size")
@@ -331,7 +336,7 @@ def test_prefault_makes_huge_pages_that_every_process_maps_at_once(arena):
 
 @pytest.mark.parametrize(("code", "asked"), [(errno.EINVAL, 1), (errno.ENOMEM, SCARCE_MAX + 1), (errno.EBUSY, 100)])
 def test_huge_pages_that_cannot_be_had_are_not_asked_for_without_end(name, code, asked, monkeypatch):
-    arena = Arena.create(name, 100 * CHUNK_BYTES, NODE, ENTRIES)
+    arena = OwnedArena.create(name, 100 * CHUNK_BYTES, NODE, ENTRIES)
     calls = []
 
     def collapse(chunk):
@@ -377,7 +382,7 @@ def test_prefault_maps_all_of_the_arena_and_changes_nothing_that_others_write(ar
 
 
 def test_prefault_stops_after_its_chunk_and_then_holds_nothing(name, monkeypatch):
-    arena = Arena.create(name, 64 * CHUNK_BYTES, NODE, ENTRIES)
+    arena = OwnedArena.create(name, 64 * CHUNK_BYTES, NODE, ENTRIES)
     made, stopped = threading.Event(), threading.Event()
 
     def populate(view):
@@ -396,7 +401,7 @@ def test_prefault_stops_after_its_chunk_and_then_holds_nothing(name, monkeypatch
 
 
 def test_an_arena_closed_under_a_prefault_stays_mapped_until_it_ends(name):
-    arena = Arena.create(name, 64 * CHUNK_BYTES, NODE, ENTRIES)
+    arena = OwnedArena.create(name, 64 * CHUNK_BYTES, NODE, ENTRIES)
     populating = Prefault(arena)
     arena.close(unlink=True)
     assert populating.wait(30)

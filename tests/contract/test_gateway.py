@@ -22,7 +22,7 @@ from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.contribution import unpack_contributions
 from lifl.core.schema import Layout, TensorSpec
 from lifl.shm.checksum import checksum
-from lifl.shm.layout import State
+from lifl.shm.layout import ObjectState
 
 TENSORS = (
     TensorSpec("w", "float32", (300, 7)),
@@ -67,8 +67,8 @@ def upload(peer: Peer, body: bytes, **changes: object) -> cm.ToClient | None:
 def check_sealed(node: StandIn, client: str = "c1") -> None:
     key = node.accepted["digits", 3, client]
     entry = node.arena.entry(key)
-    assert entry.state == State.SEALED
-    assert (entry.weight, entry.members, entry.job, entry.round) == (12.5, 1, 1, 3)
+    assert entry.state == ObjectState.SEALED
+    assert (entry.weight, entry.contributions, entry.job, entry.round) == (12.5, 1, 1, 3)
     assert bytes(node.arena.data(key)) == BODY.tobytes()
     assert entry.checksum == checksum(BODY.tobytes())
     (member,) = unpack_contributions(node.arena.meta(key))
@@ -506,7 +506,7 @@ def test_connections_beyond_the_limit_are_told_so() -> None:
     node.close()
 
 
-LIMITS = "import lifl.node.gateway.connection as c"
+LIMITS = "import lifl.node.gateway.limits as c"
 
 
 def test_a_stalled_body_and_a_stalled_frame_end_and_an_idle_client_stays() -> None:

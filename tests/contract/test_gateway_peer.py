@@ -19,7 +19,7 @@ from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.contribution import Contribution, pack_contribution
 from lifl.core.schema import Layout, TensorSpec
 from lifl.shm.checksum import checksum
-from lifl.shm.layout import State
+from lifl.shm.layout import ObjectState
 
 BRANCH = 7
 EPOCH = 3 << 8
@@ -150,8 +150,8 @@ class Relay:
 
 def check_landed(node: Node, data: bytes) -> None:
     entry = node.arena.entry(node.landed)
-    assert (entry.state, entry.kind) == (State.SEALED, Kind.PARTIAL)
-    assert (entry.weight, entry.members) == (77.5, 50)
+    assert (entry.state, entry.kind) == (ObjectState.SEALED, Kind.PARTIAL)
+    assert (entry.weight, entry.contributions) == (77.5, 50)
     assert bytes(node.arena.data(node.landed)) == data
     assert bytes(node.arena.meta(node.landed)) == META
     assert entry.checksum == checksum(data)
@@ -185,9 +185,7 @@ DIE = (
     "import os\nimport lifl.node.gateway.body_moves as t\n"
     "t.{end}.step = lambda self: self.{move} and os.kill(os.getpid(), 9)"
 )
-DIE_RECEIVING = DIE.format(
-    end="Receive", move="_arrival.receive(self.sock, 0, 100_000) or self._arrival.received_bytes"
-)
+DIE_RECEIVING = DIE.format(end="Receive", move="_check.receive(self.sock, 0, 100_000) or self._check.received_bytes")
 DIE_SENDING = DIE.format(end="Send", move="sock.send(self._view[:100_000])")
 
 
@@ -382,7 +380,7 @@ def test_what_makes_no_partial_is_refused_by_its_field(pair: tuple[Node, Node]) 
 
 
 def test_a_node_that_stalls_within_a_partial_is_ended() -> None:
-    node = Node(settings="import lifl.node.gateway.connection as c; c.PEER_STALL_S = 0.2")
+    node = Node(settings="import lifl.node.gateway.limits as c; c.PEER_STALL_S = 0.2")
     for sent in (b"x" * 100, body(0, 6400) + META):  # within the bytes, and before their checksums
         peer = Peer(node)
         peer.hello(NODE)
@@ -405,7 +403,7 @@ def test_a_model_is_fetched_and_sealed(pair: tuple[Node, Node]) -> None:
     key = a.fetch(b.tcp)
     assert a.wait_for(gm.FetchEnded) == gm.FetchEnded(key.pack(), "", BYTES)
     entry = a.arena.entry(key)
-    assert entry.state == State.SEALED and entry.checksum == checksum(body())
+    assert entry.state == ObjectState.SEALED and entry.checksum == checksum(body())
     assert bytes(a.arena.data(key)) == body()
     assert b.wait_for(gm.ModelSent).sent_bytes == BYTES
     a.send(gm.Fetch(key.pack(), b.tcp, "digits", 4))  # by a daemon that does not know that it was sealed
@@ -449,7 +447,7 @@ def test_a_model_that_is_not_there_or_another_is_told(pair: tuple[Node, Node]) -
     a.open_job("digits", Layout((TensorSpec("v", "float32", (BYTES // 4,)),)))
     a.send(gm.Fetch(key.pack(), b.tcp, "digits", 4))
     assert "others there" in a.wait_for(gm.FetchEnded, 3).error
-    assert a.arena.entry(key).state == State.WRITING
+    assert a.arena.entry(key).state == ObjectState.WRITING
 
 
 def test_the_end_of_the_gateway_ends_what_is_under_way(pair: tuple[Node, Node]) -> None:

@@ -1,4 +1,4 @@
-"""The control channel over real sockets: nodes that join, fall silent, come back, leave, and strangers at the door.
+"""The control channel over real sockets: nodes that join, fall silent, come back, leave, and strangers at the acceptor.
 
 Nodes run in the test's own event loop, or, where they are to be stopped and killed, as processes: this file with
 arguments.  Times in the tests are short where something is to be noticed, and long where nothing may be.
@@ -23,14 +23,14 @@ import pytest
 import uvloop
 
 from lifl.core.coordinator.membership import Timing
-from lifl.core.errors import ConfigError, LocalFault
+from lifl.core.errors import LocalFault
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import FRAME_BYTES_MAX, FrameDecoder, encode
-from lifl.node.cluster import acceptor as door
-from lifl.node.cluster.transport import Peers, Send, check_exposed
+from lifl.node.cluster import acceptor
+from lifl.node.cluster.transport import Peers, Send
 from lifl.node.machine import listen_tcp
 
 WAIT_S = 30.0
@@ -603,7 +603,7 @@ async def test_half_a_hello_is_nothing(cluster: Cluster) -> None:
 
 
 def test_whoever_does_not_finish_its_hello_is_shut_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "GREETING_S", 0.2)
+    monkeypatch.setattr(acceptor, "GREETING_S", 0.2)
 
     @in_loop
     async def run(cluster: Cluster) -> None:
@@ -618,7 +618,7 @@ def test_whoever_does_not_finish_its_hello_is_shut_out(monkeypatch: pytest.Monke
 
 
 def test_strangers_at_the_limit_are_told_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "GREETINGS_MAX", 2)
+    monkeypatch.setattr(acceptor, "GREETINGS_MAX", 2)
 
     @in_loop
     async def run(cluster: Cluster) -> None:
@@ -680,7 +680,7 @@ async def test_a_hello_whose_sender_has_hung_up_does_not_count(cluster: Cluster)
 
 
 def test_a_coordinator_without_descriptors_takes_nodes_in_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "ACCEPT_PAUSE_S", 0.2)
+    monkeypatch.setattr(acceptor, "ACCEPT_PAUSE_S", 0.2)
 
     @in_loop
     async def run(cluster: Cluster) -> None:
@@ -752,24 +752,6 @@ async def test_the_roles_are_kept_apart(cluster: Cluster) -> None:
         coordinator.peers.report(o.JobOpened(1))
     with pytest.raises(LocalFault):
         agent.peers.send(2, o.CloseJob(1))
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1:7434", "127.8.9.1:0", "[::1]:7434", "localhost:1"])
-def test_loopback_needs_no_permission(address: str) -> None:
-    check_exposed(address, insecure=False)
-
-
-@pytest.mark.parametrize("address", ["0.0.0.0:7434", "[::]:7434", "10.1.2.3:7434", "[fd00::1]:1"])
-def test_what_others_can_reach_needs_permission(address: str) -> None:
-    with pytest.raises(ConfigError, match=r"^listen: .*--insecure"):
-        check_exposed(address, insecure=False, path="listen")
-    check_exposed(address, insecure=True)
-
-
-@pytest.mark.parametrize("address", ["nowhere", "no-such-host.invalid:1"])
-def test_an_address_that_is_none_is_refused(address: str) -> None:
-    with pytest.raises(ConfigError, match="control"):
-        check_exposed(address, insecure=False)
 
 
 # ---- a node as a process -----------------------------------------------------------------------------------------

@@ -26,8 +26,9 @@ import pytest
 
 from lifl.core.errors import LocalFault, RemoteFault, ResourceFault
 from lifl.core.ids import ADDRESSES_MAX, SLOTS_MAX, Key, Record, pack_records
-from lifl.redirect import bpf as bpf_calls
-from lifl.redirect import is_wake, loader, open_port, open_redirector
+from lifl.redirect import is_wake, open_port, open_redirector
+from lifl.redirect.sockmap import bpf as bpf_calls
+from lifl.redirect.sockmap import loader
 from lifl.redirect.tables import HELD, SLOT_WORDS
 
 TIMEOUT_S = 30.0

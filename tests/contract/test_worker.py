@@ -46,8 +46,8 @@ from lifl.core.schema import Layout, TensorSpec
 from lifl.redirect import open_redirector
 from lifl.rules import kernels
 from lifl.rules.kernels import vector
-from lifl.shm.arena import Arena
-from lifl.shm.layout import State
+from lifl.shm.layout import ObjectState
+from lifl.shm.owned_arena import OwnedArena
 
 WAIT_S = 30.0
 META_ROOM = 8192
@@ -90,7 +90,7 @@ class Node:
 
     def __init__(self, kind: str, folder: Path) -> None:
         self.name = f"/lifl-test-{uuid.uuid4().hex[:12]}"
-        self.arena = Arena.create(self.name, 32 * 1024 * 1024, node=7, entries=256)
+        self.arena = OwnedArena.create(self.name, 32 * 1024 * 1024, node=7, entries=256)
         self.redirector = open_redirector(kind, folder)
         here, there = socket.socketpair()
         command = [sys.executable, "-m", "lifl.worker.zygote", "--fd", str(there.fileno()), "--arena", self.name]
@@ -155,8 +155,8 @@ class Node:
     def give(self, address: int, *keys: Key, attempt: int = 1) -> None:
         assert self.redirector.send([Record(address, key, attempt) for key in keys]) == []
 
-    def state(self, key: Key) -> State:
-        return State(self.arena.entry(key).state)
+    def state(self, key: Key) -> ObjectState:
+        return ObjectState(self.arena.entry(key).state)
 
 
 class Handle:
@@ -249,7 +249,6 @@ def test_a_tree_of_real_processes(node: Node, eager: bool) -> None:
     for worker, (_address, share, _parent) in zip(leaves, shares, strict=True):
         done = worker.channel.take(TaskDone)
         assert (done.inputs, done.members, done.weight) == (len(share), len(share), sum(weights[i] for i in share))
-        assert done.copied_bytes == 0
         assert 0 <= done.cpu_s <= done.busy_s + 0.1
     assert middle.channel.take(TaskDone).members == 6
     done = top.channel.take(TaskDone)
@@ -275,7 +274,7 @@ def test_duplicates_foreign_attempts_and_unknown_addresses_change_nothing(node: 
     node.give(7, keys[0], keys[1], keys[1])
     worker.sync()
     assert worker.channel.quiet()
-    assert node.state(output) == State.WRITING
+    assert node.state(output) == ObjectState.WRITING
     node.give(7, keys[2])
     done = worker.channel.take(TaskDone)
     assert (done.inputs, done.members, done.weight) == (3, 3, 6.0)
@@ -306,7 +305,7 @@ def test_several_tasks_at_once_and_expect_that_is_lowered(one: Node) -> None:
     assert worker.channel.take(TaskDone).inputs == 3
     worker.channel.send(Drop(20, 1))
     assert worker.channel.take(TaskDropped).address == 20
-    assert [one.state(output) for output in outputs] == [State.WRITING, State.SEALED, State.SEALED]
+    assert [one.state(output) for output in outputs] == [ObjectState.WRITING, ObjectState.SEALED, ObjectState.SEALED]
     worker.channel.send(Retire())
     assert one.zygote.take(Exited).status == 0
 
@@ -325,8 +324,8 @@ def test_a_killed_worker_leaves_its_inputs_and_its_output_can_be_made_again(node
     assert (exited.pid, os.WTERMSIG(exited.status)) == (worker.pid, signal.SIGKILL)
     with pytest.raises((EOFError, ConnectionResetError)):
         worker.channel.take(TaskDone)
-    assert [node.state(key) for key in keys] == [State.SEALED] * 2
-    assert node.state(output) == State.WRITING
+    assert [node.state(key) for key in keys] == [ObjectState.SEALED] * 2
+    assert node.state(output) == ObjectState.WRITING
     node.redirector.retire(worker.slot)
     node.arena.free(output)
 
@@ -377,7 +376,7 @@ def test_a_users_rule_that_raises_fails_its_task_and_nothing_else(one: Node, tmp
     assert "NameError" in failed.text
     assert "users_rules.py:6 in finish" in failed.text
     assert not failed.retry
-    assert one.state(model) == State.WRITING
+    assert one.state(model) == ObjectState.WRITING
     worker.channel.send(task(5, "top", model, 1, rule="users_rules:Doubled", **settings))
     assert "did you mean 'Doubles'" in worker.channel.take(TaskFailed).text
     done, model, updates = run_leaf_and_top(one, worker)
@@ -464,7 +463,7 @@ def test_checkpoint_and_load(one: Node, tmp_path: Path) -> None:
     load = Load(0, 4, "j", str(path), TENSORS, output.pack(), str(state_path), {"momentum": loaded_state.pack()})
     worker.channel.send(load)
     worker.channel.take(TaskDone)
-    assert one.state(output) == one.state(loaded_state) == State.SEALED
+    assert one.state(output) == one.state(loaded_state) == ObjectState.SEALED
     assert bytes(one.arena.data(loaded_state)).strip(b"\0") == b""
     for name, value in one.read(output).items():
         np.testing.assert_array_equal(value, read[name])
@@ -486,7 +485,7 @@ def test_files_that_cannot_be_written_or_read_fail_only_their_task(one: Node, tm
     output = one.model()
     worker.channel.send(Load(0, 2, "j", str(tmp_path / "nan"), TENSORS, output.pack()))
     assert "NaN" in worker.channel.take(TaskFailed).text
-    assert one.state(output) == State.WRITING
+    assert one.state(output) == ObjectState.WRITING
     worker.sync()
 
 

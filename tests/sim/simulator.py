@@ -49,7 +49,7 @@ class Thing:
 
 
 class SimStore:
-    """agent/quota.Store over the real allocator."""
+    """core/object_store.ObjectStore over the real allocator."""
 
     def __init__(self, nbytes: int, node: int) -> None:
         self.node = node

@@ -79,11 +79,6 @@ class AllocatorMachine(RuleBasedStateMachine):
         self.allocator.adopt(self.live.items())
         self.peak = sum(self.live.values())
 
-    @rule()
-    def reset_peak(self):
-        self.allocator.reset_peak()
-        self.peak = sum(self.live.values())
-
     @invariant()
     def sound(self):
         edges = sorted((o, o + size) for o, size in self.live.items())

@@ -1,4 +1,4 @@
-"""The command line without a node: what it says and the exit codes; the control client against a real socket."""
+"""The command line without a node: what it says and the exit codes; the daemon's client against a real socket."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ import click
 import msgspec
 import pytest
 from conftest import run_lifl
-from lifl_cli import jobs, submit, text, top, up
-from lifl_cli.daemon_client import Control
+from lifl_cli import config_file, model, up
+from lifl_cli.daemon_client import DaemonClient
 from lifl_cli.main import COMMANDS
+from lifl_cli.render import figures, trees
 from lifl_cli.state import CONTROL_SOCKET
 from safetensors.numpy import load_file
 
@@ -158,8 +159,8 @@ def test_up_refuses_bad_flags_and_starts_nothing(arguments: list[str], expected:
 
 
 def test_paths_are_relative_to_the_file_and_the_example_is_written(job_file: Path, tmp_path: Path) -> None:
-    config = parse_job({**up.read_toml(str(job_file))}, ["checkpoint.folder=models"])
-    found = submit.resolve(config, tmp_path, tmp_path / "state")
+    config = parse_job({**config_file.read_toml(str(job_file))}, ["checkpoint.folder=models"])
+    found = config_file.resolve(config, tmp_path, tmp_path / "state")
     assert found.checkpoint.folder == str(tmp_path / "models")
     assert found.aggregation.rule_folder == str(tmp_path)
     assert found.model.example == ""
@@ -180,15 +181,15 @@ def test_unknown_examples_missing_models_and_bad_rules_are_told_before_the_node_
         "model": {"example": "digit-mlp"},
     }
     with pytest.raises(ConfigError, match="did you mean 'digits-mlp'"):
-        submit.resolve(parse_job(table), tmp_path, tmp_path)
+        config_file.resolve(parse_job(table), tmp_path, tmp_path)
     table["model"] = {"path": "no.safetensors"}
     with pytest.raises(ConfigError, match=rf"model.path: there is no file {tmp_path}/no.safetensors"):
-        submit.resolve(parse_job(table), tmp_path, tmp_path)
+        config_file.resolve(parse_job(table), tmp_path, tmp_path)
     (tmp_path / "mine.py").write_text("from lifl.rules import Rule\nclass Wrong:\n    pass\n")
     table["aggregation"] = {"rule": "mine:Wrong"}
     with pytest.raises(ConfigError, match="no subclass"):
-        submit.rule_states(parse_job(table), tmp_path)
-    assert submit.rule_states(parse_job({**table, "aggregation": {"rule": "fedavg"}}), tmp_path) == ()
+        config_file.rule_states(parse_job(table), tmp_path)
+    assert config_file.rule_states(parse_job({**table, "aggregation": {"rule": "fedavg"}}), tmp_path) == ()
 
 
 # ---- lifl model
@@ -198,16 +199,16 @@ def test_unknown_examples_missing_models_and_bad_rules_are_told_before_the_node_
 def test_a_copy_that_fails_leaves_nothing(tmp_path: Path) -> None:
     source = tmp_path / "a"
     source.write_bytes(b"model")
-    jobs._copy(source, tmp_path / "b")
+    model._copy(source, tmp_path / "b")
     assert (tmp_path / "b").read_bytes() == b"model"
     (tmp_path / "folder").mkdir()
     for target in (tmp_path / "folder", tmp_path / "nowhere" / "c"):
         with pytest.raises(ResourceFault, match="cannot copy"):
-            jobs._copy(source, target)
+            model._copy(source, target)
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "folder"}
 
 
-# ---- the control client
+# ---- the client of the daemon
 # -----------------------------------------------------------------------------------------
 
 
@@ -244,18 +245,18 @@ def test_an_answer_in_pieces_is_put_together(state_dir: Path) -> None:
     frame = encode(Answer({"jobs": ["x" * 200_000]}))
     with (
         server(state_dir, after_request(frame[:3], frame[3:7], frame[7:])),
-        Control(state_dir) as control,
+        DaemonClient(state_dir) as daemon,
     ):
-        assert control.ask(ListJobs()) == {"jobs": ["x" * 200_000]}
+        assert daemon.ask(ListJobs()) == {"jobs": ["x" * 200_000]}
 
 
 def test_a_no_keeps_its_code_and_field(state_dir: Path) -> None:
     with (
         server(state_dir, after_request(encode(Refusal("unknown-job", "job", "no such")))),
-        Control(state_dir) as control,
+        DaemonClient(state_dir) as daemon,
         pytest.raises(Refused, match="no such") as caught,
     ):
-        control.ask(ListJobs())
+        daemon.ask(ListJobs())
     assert (caught.value.code, caught.value.field) == ("unknown-job", "job")
 
 
@@ -272,10 +273,10 @@ def test_a_no_keeps_its_code_and_field(state_dir: Path) -> None:
 def test_a_peer_that_is_no_lifld_is_a_remote_fault(reply: bytes, expected: str, state_dir: Path) -> None:
     with (
         server(state_dir, after_request(reply)),
-        Control(state_dir) as control,
+        DaemonClient(state_dir) as daemon,
         pytest.raises(RemoteFault, match=expected),
     ):
-        control.ask(ListJobs())
+        daemon.ask(ListJobs())
 
 
 def test_events_end_with_the_job(state_dir: Path) -> None:
@@ -285,16 +286,16 @@ def test_events_end_with_the_job(state_dir: Path) -> None:
         encode(Event("job.over", {"status": "finished"})),
         encode(Event("round.committed", {"round": 2})),
     ]
-    with server(state_dir, after_request(b"".join(frames))), Control(state_dir) as control:
-        control.ask(ListJobs())
-        assert [event.name for event in control.events()] == ["round.committed", "job.over"]
+    with server(state_dir, after_request(b"".join(frames))), DaemonClient(state_dir) as daemon:
+        daemon.ask(ListJobs())
+        assert [event.name for event in daemon.events()] == ["round.committed", "job.over"]
 
 
 def test_the_pid_is_the_kernels_word(state_dir: Path) -> None:
     import os
 
-    with server(state_dir, lambda connection: None), Control(state_dir) as control:
-        assert control.lifld_pid == os.getpid()
+    with server(state_dir, lambda connection: None), DaemonClient(state_dir) as daemon:
+        assert daemon.lifld_pid == os.getpid()
 
 
 # ---- figures and trees
@@ -306,7 +307,7 @@ def test_the_pid_is_the_kernels_word(state_dir: Path) -> None:
     [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1 << 30, "1.0 GiB"), (3 << 40, "3.0 TiB"), (None, "-")],
 )
 def test_sizes(nbytes: float | None, expected: str) -> None:
-    assert text.size_text(nbytes) == expected
+    assert figures.size_text(nbytes) == expected
 
 
 @pytest.mark.parametrize(
@@ -314,7 +315,7 @@ def test_sizes(nbytes: float | None, expected: str) -> None:
     [(0.0032, "3.2 ms"), (4.14, "4.1 s"), (125, "2 min 5 s"), (3600 * 3 + 720, "3 h 12 min"), (None, "-")],
 )
 def test_seconds(seconds: float | None, expected: str) -> None:
-    assert text.seconds_text(seconds) == expected
+    assert figures.seconds_text(seconds) == expected
 
 
 def task(number: int, role: str, parent: int | None) -> dict[str, Any]:
@@ -340,17 +341,17 @@ def rendered(content: Any) -> str:
 
 def test_a_tree_stands_under_its_top() -> None:
     tasks = [task(1, "leaf", 3), task(2, "leaf", 3), task(3, "middle", 4), task(4, "top", None)]
-    lines = rendered(top.tree_view(tasks)).splitlines()
+    lines = rendered(trees.tree_view(tasks)).splitlines()
     assert [line.strip("│├└─ ").split()[0] for line in lines] == ["top", "middle", "leaf", "leaf"]
 
 
 def test_a_large_tree_is_cut_and_says_so() -> None:
     tasks = [task(0, "top", None), *(task(number, "leaf", 0) for number in range(1, 501))]
-    lines = rendered(top.tree_view(tasks)).splitlines()
-    assert len(lines) == top.TREE_TASKS_MAX + 1
-    assert f"{501 - top.TREE_TASKS_MAX} more tasks" in lines[-1]
-    at_limit = tasks[: top.TREE_TASKS_MAX]
-    assert "more tasks" not in rendered(top.tree_view(at_limit))
+    lines = rendered(trees.tree_view(tasks)).splitlines()
+    assert len(lines) == trees.TREE_TASKS_MAX + 1
+    assert f"{501 - trees.TREE_TASKS_MAX} more tasks" in lines[-1]
+    at_limit = tasks[: trees.TREE_TASKS_MAX]
+    assert "more tasks" not in rendered(trees.tree_view(at_limit))
 
 
 def test_help_is_the_same_from_the_console_script(tmp_path: Path) -> None:
@@ -369,13 +370,13 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("digits*.toml")), ids=lambda path: path.name)
 def test_each_job_config_can_be_submitted_as_it_is(path: Path, tmp_path: Path) -> None:
-    config = parse_job(up.read_toml(str(path)))
+    config = parse_job(config_file.read_toml(str(path)))
     assert config.job.name == path.stem
-    submit.rule_states(config, path.parent)
-    assert Path(submit.resolve(config, path.parent, tmp_path).model.path).is_file()
+    config_file.rule_states(config, path.parent)
+    assert Path(config_file.resolve(config, path.parent, tmp_path).model.path).is_file()
 
 
 def test_the_node_config_shows_every_key_with_its_default() -> None:
-    table = up.read_toml(str(CONFIGS / "node.toml"))
+    table = config_file.read_toml(str(CONFIGS / "node.toml"))
     assert set(table) == set(up.NODE_FLAGS)
     assert parse_node(table) == NodeConfig()

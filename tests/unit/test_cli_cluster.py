@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 from conftest import run_lifl
-from lifl_cli import nodes, plan, top, up
+from lifl_cli import plan, up
+from lifl_cli.render import tables, trees
 
 from lifl.core.config.node import NodeConfig, parse_node
 from lifl.core.errors import ConfigError
@@ -87,7 +88,7 @@ def test_what_is_no_node_is_refused_with_the_form(text: str) -> None:
 
 def test_a_supposed_node_is_free_of_load() -> None:
     facts = plan.parse_supposed("rack:3:7.5:2GiB")
-    assert (facts.node, facts.residual, facts.arena_bytes, facts.state) == ("rack:3", 7.5, 2 << 30, "alive")
+    assert (facts.node, facts.residual, facts.arena_bytes) == ("rack:3", 7.5, 2 << 30)
 
 
 @pytest.mark.parametrize("arguments", [["nodes"], ["plan", CONFIG]])
@@ -120,7 +121,7 @@ def line(name: str, **more: Any) -> dict[str, Any]:
 
 
 def test_the_table_of_nodes_tells_coordinator_state_and_load() -> None:
-    text = rendered(nodes.nodes_table([line("a", coordinator=True), line("b", state="suspect", execution_s=0.0)]))
+    text = rendered(tables.nodes_table([line("a", coordinator=True), line("b", state="suspect", execution_s=0.0)]))
     _head, first, second = text.splitlines()
     assert first.split()[:3] == ["a", "*", "alive"]
     assert "0.2 of 20.0" in first
@@ -139,7 +140,7 @@ def task(number: int, role: str, parent: int | None, node: str) -> dict[str, Any
 def test_each_node_has_its_branch_below_the_node_with_the_top() -> None:
     # The numbers of tasks are a node's own: those of two nodes must not be mixed up.
     tasks = [task(0, "leaf", 1, "b"), task(1, "middle", None, "b"), task(0, "leaf", 1, "a"), task(1, "top", None, "a")]
-    lines = rendered(top.tree_view(tasks)).splitlines()
+    lines = rendered(trees.tree_view(tasks)).splitlines()
     depth = {text.strip("│├└─ "): len(text) - len(text.lstrip("│├└─ ")) for text in lines}
     assert [text.strip("│├└─ ").split()[:2] for text in lines] == [
         ["node", "a"],
@@ -157,9 +158,9 @@ def test_each_node_has_its_branch_below_the_node_with_the_top() -> None:
 
 def test_a_large_tree_of_several_nodes_is_cut_and_says_so() -> None:
     tasks = [task(0, "top", None, "a"), *(task(n, "leaf", None, node) for node in "abc" for n in range(1, 101))]
-    text = rendered(top.tree_view(tasks))
-    assert f"{301 - top.TREE_TASKS_MAX} more tasks" in text
-    assert sum("leaf " in row or "top " in row for row in text.splitlines()) == top.TREE_TASKS_MAX
+    text = rendered(trees.tree_view(tasks))
+    assert f"{301 - trees.TREE_TASKS_MAX} more tasks" in text
+    assert sum("leaf " in row or "top " in row for row in text.splitlines()) == trees.TREE_TASKS_MAX
 
 
 # ---- lifl up ---------------------------------------------------------------------------------------------------------

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
+import zlib
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgpack
+import msgspec
 import pytest
 
 from lifl.core import effects as fx
@@ -13,7 +18,7 @@ from lifl.core.coordinator.coordinator import Coordinator
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import Node
 from lifl.core.errors import Refused
-from lifl.core.planning.plan import NodeFacts, PlanRequest
+from lifl.core.planning.plan import NodeFacts, Plan, PlanRequest
 from lifl.core.planning.planner import make_plan
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
@@ -108,4 +113,31 @@ def test_the_store_keeps_decisions_over_restarts_and_only_the_newest(tmp_path: P
         store.save_plan("k", number, 1, request, made)
     assert store.plans("j", 1) == []
     assert store.plans("k", 0)
+    store.close()
+
+
+def as_before(request: PlanRequest, plan: Plan) -> bytes:
+    """The decision as earlier versions kept it: with fields that no plan of a round's beginning ever used."""
+    asked, made = msgspec.to_builtins(request), msgspec.to_builtins(plan)
+    for node in asked["nodes"]:
+        node["state"] = "alive"
+    for node in made["nodes"]:
+        node |= {"asked": node["updates"], "inherited": 0, "partials": 0}
+    made["lost"] = 0
+    return zlib.compress(msgpack.packb((asked, made)))
+
+
+def test_a_decision_that_an_earlier_version_kept_is_read_and_made_again_the_same(tmp_path: Path) -> None:
+    nodes = (NodeFacts("a", 3.0, 64 << 20), NodeFacts("b", 1 / 3, 64 << 20, execution_s=0.1))
+    request = PlanRequest(4, 1000, 1200, nodes, model_node="a", policy="worst-fit")
+    made = make_plan(request)
+    NodeStore(tmp_path / "lifl.db").close()
+    with closing(sqlite3.connect(tmp_path / "lifl.db")) as db:
+        row = ("j", 7, 1, as_before(request, made), 12.5)
+        db.execute("INSERT INTO plans (job, round, attempt, decision, decided_unix_s) VALUES (?, ?, ?, ?, ?)", row)
+        db.commit()
+    store = NodeStore(tmp_path / "lifl.db")
+    (kept,) = store.plans("j", 7)
+    assert (kept.attempt, kept.request, kept.plan, kept.decided_unix_s) == (1, request, made, 12.5)
+    assert make_plan(kept.request) == kept.plan
     store.close()

@@ -1,6 +1,7 @@
-"""The layers: who may import whom, what `core` may not touch, and that `lifl --help` loads next to nothing.
+"""The layers and their circles, what `core` may not touch, and that `lifl --help` loads next to nothing.
 
-Imports are read from the source, so those within functions count as well.  The command line is the one
+Imports are read from the source, so those within functions count as well; for circles and for the order of core's
+packages those under TYPE_CHECKING count, too, since they tie readers.  The command line is the one
 exception: it starts the daemon, checks rules and tries the redirector, so it may import those layers, but
 only within functions.
 """
@@ -10,7 +11,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -126,3 +128,132 @@ def test_the_front_page_of_the_cli_loads_nothing_heavy(arguments: list[str]) -> 
 def test_the_daemon_does_not_load_numpy() -> None:
     code = "import sys, lifl.node.daemon\nassert 'numpy' not in sys.modules, 'numpy'\nassert 'rich' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- circles, and the order of core's packages -----------------------------------------------------------------------
+
+FOLDERS = {"lifl": ROOT / "src/lifl", "lifl_cli": ROOT / "cli/lifl_cli", "lifl_bpf": ROOT / "bpf"}
+GROUND = ("errors", "ids", "limits", "schema", "fields", "modelfile")
+CORE_ORDER = (
+    {f"lifl.core.{name}" for name in GROUND},
+    {"lifl.core.config"},
+    {"lifl.core.planning"},
+    {"lifl.core.protocol"},
+    {"lifl.core.effects", "lifl.core.events", "lifl.core.object_store", "lifl.core.snapshot"},
+    {"lifl.core.turn", "lifl.core.event_log"},
+    {"lifl.core.agent", "lifl.core.coordinator"},
+    {"lifl.core.engine"},
+)
+"""Each may import what stands before it, and within its own package; within one step, packages not each other."""
+
+
+def names() -> dict[str, Path]:
+    """Every module by its dotted name."""
+    found = {}
+    for package, folder in FOLDERS.items():
+        for path in folder.rglob("*.py"):
+            parts = [package, *path.relative_to(folder).with_suffix("").parts]
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(path: Path, known: Collection[str]) -> set[str]:
+    """The modules of ours that a file imports anywhere, also for typing only."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            wanted = [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            wanted = [(node.module or "", alias.name) for alias in node.names]
+        else:
+            continue
+        for module, name in wanted:
+            found |= {f"{module}.{name}"} & set(known) or {module} & set(known)
+    return found
+
+
+def graph() -> dict[str, set[str]]:
+    """What each module imports of ours."""
+    known = names()
+    return {name: imported(path, known) - {name} for name, path in known.items()}
+
+
+def step_of(name: str) -> int | None:
+    """The place of a module of core in `CORE_ORDER`."""
+    return next((i for i, step in enumerate(CORE_ORDER) if any(f"{name}.".startswith(f"{p}.") for p in step)), None)
+
+
+def height(name: str) -> tuple[int, int]:
+    """How far up a module stands: an import from a lower one to a higher one points the wrong way."""
+    return [*LAYERS, None].index(layer_of(f"{name}.")), step_of(name) or 0
+
+
+def shortest_circle(edges: Mapping[str, Collection[str]]) -> list[str]:
+    """The modules of the shortest circle of imports, each importing the next one and the last the first; or none."""
+    best: list[str] = []
+    for start in sorted(edges):
+        before: dict[str, str] = {}
+        waiting = deque([start])
+        while waiting and start not in before:
+            here = waiting.popleft()
+            for after in sorted(edges[here]):
+                if after not in before:
+                    before[after] = here
+                    waiting.append(after)
+        if start in before:
+            circle = [before[start]]
+            while circle[0] != start:
+                circle.insert(0, before[circle[0]])
+            best = circle if not best or len(circle) < len(best) else best
+    return best
+
+
+def where_to_cut(circle: list[str]) -> tuple[str, str]:
+    """The import of a circle that points up the layers; where none does, the one that takes the fewest names."""
+    known = names()
+    pairs = list(zip(circle, [*circle[1:], circle[0]], strict=True))
+
+    def taken(pair: tuple[str, str]) -> int:
+        tree = ast.parse(known[pair[0]].read_text())
+        froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == pair[1]]
+        return sum(len(node.names) for node in froms) or 1
+
+    return min(pairs, key=lambda pair: (height(pair[1]) <= height(pair[0]), taken(pair)))
+
+
+def test_no_circle_of_imports() -> None:
+    known = names()
+    circle = shortest_circle(graph())
+    if circle:
+        source, target = (known[name].relative_to(ROOT) for name in where_to_cut(circle))
+        around = " -> ".join([*circle, circle[0]])
+        pytest.fail(f"{around}: cut it between {source} and {target}; the first need not import the second")
+
+
+def test_a_circle_is_found_and_told_where_to_cut() -> None:
+    edges = {"a": {"b"}, "b": {"c", "d"}, "c": {"a"}, "d": {"b"}, "e": {"a"}}
+    assert shortest_circle(edges) == ["b", "d"]
+    assert shortest_circle({"a": {"b"}, "b": set()}) == []
+    up = ["lifl.core.ids", "lifl.core.protocol.frames"]
+    assert where_to_cut(up) == tuple(up)
+    assert where_to_cut(["lifl.node.link", "lifl.core.errors"]) == ("lifl.core.errors", "lifl.node.link")
+
+
+CORE = sorted(name for name in names() if name.startswith("lifl.core."))
+
+
+@pytest.mark.parametrize("name", [name for name in CORE if step_of(name) is not None])
+def test_the_packages_of_core_import_only_what_stands_before_them(name: str) -> None:
+    here = step_of(name)
+    assert here is not None
+    package = ".".join(name.split(".")[:3])
+    for other in sorted(imported(names()[name], CORE)):
+        there = step_of(other)
+        assert there is not None, f"{other} has no place in CORE_ORDER"
+        within = here == 0 or f"{other}.".startswith(f"{package}.")
+        assert there < here or (there == here and within), f"{name} imports {other}, which stands after or beside it"
+
+
+def test_every_module_of_core_has_its_place() -> None:
+    packages = {"lifl.core.__init__"}
+    assert [name for name in CORE if step_of(name) is None and name not in packages] == []

@@ -23,7 +23,7 @@ from lifl.core.modelfile import (
     encode_header,
     header_bytes,
     model_pieces,
-    read_runs,
+    read_spans,
     state_pieces,
 )
 from lifl.core.schema import DTYPE_BYTES, Layout, TensorSpec
@@ -98,7 +98,7 @@ def test_a_model_has_one_run_for_each_dtype_and_tensors_are_aligned() -> None:
     found = decode_header(body, len(header) + sum(run.nbytes for run in runs), "f")
     for tensor, offset in zip(found.tensors, found.offsets, strict=True):
         assert offset % DTYPE_BYTES[tensor.dtype] == 0
-    assert read_runs(found, model_pieces(layout), "f") == runs
+    assert read_spans(found, model_pieces(layout), "f") == runs
 
 
 def test_states_are_named_after_the_models_tensors(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from itertools import pairwise
 import pytest
 
 from lifl.node.gateway import body_moves as gateway_transfer
-from lifl.node.gateway.body_moves import LOW_WATER_BYTES, REPORTS, Movers, Receive, Transfer
-from lifl.shm.ingest_check import Arrival, arrival
+from lifl.node.gateway.body_moves import LOW_WATER_BYTES, REPORTS, BodyMove, Movers, Receive
+from lifl.shm.ingest_check import IngestCheck, ingest_check
 
 WAIT_S = 30.0
 
@@ -26,7 +26,7 @@ def test_of_those_that_are_ready_the_oldest_has_its_turn() -> None:
     order: list[int] = []
     movers = Movers(1)
 
-    class Held(Arrival):
+    class Held(IngestCheck):
         """Holds its thread once all is there."""
 
         def receive(self, sock: socket.socket, begin_bytes: int, end_bytes: int) -> None:
@@ -34,7 +34,7 @@ def test_of_those_that_are_ready_the_oldest_has_its_turn() -> None:
             held.set()
             assert go_on.wait(WAIT_S)
 
-    def done(_transfer: Transfer, error: OSError | None, number: int) -> None:
+    def done(_transfer: BodyMove, error: OSError | None, number: int) -> None:
         assert error is None
         order.append(number)
         ended.release()
@@ -42,7 +42,7 @@ def test_of_those_that_are_ready_the_oldest_has_its_turn() -> None:
     try:
         for number, (ours, _theirs) in enumerate(pairs):
             view = memoryview(bytearray(8))
-            transfer = Receive(ours, arrival(view) if number else Held(view))
+            transfer = Receive(ours, ingest_check(view) if number else Held(view))
             movers.start(transfer, lambda t, e, number=number: done(t, e, number))  # type: ignore[misc]
         pairs[0][1].sendall(bytes(8))
         assert held.wait(WAIT_S)
@@ -64,10 +64,10 @@ def test_of_those_that_are_ready_the_oldest_has_its_turn() -> None:
 def test_one_that_waits_for_its_turn_is_not_stalled() -> None:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
-    transfer = Receive(ours, arrival(memoryview(bytearray(4 * LOW_WATER_BYTES))))
+    transfer = Receive(ours, ingest_check(memoryview(bytearray(4 * LOW_WATER_BYTES))))
     try:
         assert not transfer.waits_for_turn(), "its peer has sent nothing"
-        short = Receive(ours, arrival(memoryview(bytearray(8))))
+        short = Receive(ours, ingest_check(memoryview(bytearray(8))))
         theirs.sendall(bytes(8))
         assert short.waits_for_turn(), "all of it is in the kernel"
         assert not transfer.waits_for_turn(), "the rest is still to come"
@@ -80,7 +80,7 @@ def test_what_has_come_does_not_shrink_while_a_turn_takes_it() -> None:
     """Bytes that have left the kernel within a turn are not yet counted: a look at that moment takes them for lost."""
     taken, go_on = threading.Event(), threading.Event()
 
-    class Held(Arrival):
+    class Held(IngestCheck):
         """Holds its thread between the bytes' leaving the kernel and the end of the turn."""
 
         def receive(self, sock: socket.socket, begin_bytes: int, end_bytes: int) -> None:
@@ -115,13 +115,13 @@ def in_what_order(go_on: Callable[[socket.socket], None]) -> list[int]:
     order: list[int] = []
     ended = threading.Semaphore(0)
 
-    class First(Arrival):
+    class First(IngestCheck):
         def receive(self, sock: socket.socket, begin_bytes: int, end_bytes: int) -> None:
             super().receive(sock, begin_bytes, end_bytes)
             if begin_bytes == 0:
                 go_on(pairs[0][1])
 
-    def done(_transfer: Transfer, error: OSError | None, number: int) -> None:
+    def done(_transfer: BodyMove, error: OSError | None, number: int) -> None:
         assert error is None
         order.append(number)
         ended.release()
@@ -131,7 +131,7 @@ def in_what_order(go_on: Callable[[socket.socket], None]) -> list[int]:
         for ours, theirs in pairs:
             ours.setblocking(False)
             theirs.sendall(bytes(8))
-        bodies = [First(memoryview(bytearray(16))), arrival(memoryview(bytearray(8)))]
+        bodies = [First(memoryview(bytearray(16))), ingest_check(memoryview(bytearray(8)))]
         with movers._picking:  # both have begun before the first is taken
             for number, body in enumerate(bodies):
                 transfer = Receive(pairs[number][0], body)
@@ -161,7 +161,7 @@ def test_who_does_not_keep_up_is_not_waited_for_at_each_piece(monkeypatch: pytes
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
-        transfer = Receive(ours, arrival(memoryview(bytearray(4096))))
+        transfer = Receive(ours, ingest_check(memoryview(bytearray(4096))))
         assert not Movers._stays(transfer, 0)
         monkeypatch.setattr(gateway_transfer, "STAY_MS", None)  # it would wait for ever
         theirs.sendall(bytes(100))
@@ -175,7 +175,7 @@ def test_how_far_a_followed_body_is_is_told_in_so_many_steps() -> None:
     total = 1_000_003
     with ours, theirs:
         ours.setblocking(False)
-        transfer = Receive(ours, arrival(memoryview(bytearray(total))))
+        transfer = Receive(ours, ingest_check(memoryview(bytearray(total))))
         theirs.sendall(bytes(100))
         transfer.step()
         transfer.follow(told.append)

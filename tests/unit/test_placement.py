@@ -86,7 +86,7 @@ def test_counts_and_runs_tell_the_same(policy, demand, count, residual) -> None:
     placer = Placer(policy, residual)
     fitted, spilled = placer.place(demand, count)
     for fill in filter(None, (fitted, spilled)):
-        sequence = [node for nodes, repeats in fill.runs() for node in list(nodes) * repeats]
+        sequence = [node for nodes, repeats in fill.stretches() for node in list(nodes) * repeats]
         assert [sequence.count(node) for node in range(len(residual))] == fill.counts()
     extra = spilled.counts() if spilled else [0] * len(residual)
     total = [sum(pair) for pair in zip(fitted.counts(), extra, strict=True)]

@@ -1,10 +1,9 @@
-"""The plan of a round: its guarantees for any cluster, its figures on small ones, and what survives a dead node."""
+"""The plan of a round: its guarantees for any cluster, and its figures on small ones."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections import Counter
 from typing import get_args
 
 import msgspec
@@ -15,8 +14,8 @@ from hypothesis import strategies as st
 from lifl.core.config.job import Policy
 from lifl.core.errors import LocalFault, Refused
 from lifl.core.planning.placement import CLIENTS_MAX, NODES_MAX
-from lifl.core.planning.plan import Costs, Held, NodeFacts, Plan, PlanRequest
-from lifl.core.planning.planner import make_plan, partials_held_max, replan
+from lifl.core.planning.plan import Costs, NodeFacts, Plan, PlanRequest
+from lifl.core.planning.planner import make_plan, partials_held_max
 from lifl.core.planning.tree import Tree, tail_of, top_partials_max
 
 POLICIES = get_args(Policy)
@@ -28,12 +27,6 @@ def ask(residuals, updates, **options) -> PlanRequest:
     """A request on roomy nodes a, b, c, ... with these residual capacities."""
     nodes = tuple(NodeFacts(chr(ord("a") + n), float(r), ROOMY) for n, r in enumerate(residuals))
     return PlanRequest(**{"updates": updates, "model_bytes": MODEL, "partial_bytes": MODEL, "nodes": nodes, **options})
-
-
-def become(request: PlanRequest, **states: str) -> PlanRequest:
-    """The same request with some nodes in another state."""
-    nodes = tuple(msgspec.structs.replace(n, state=states.get(n.node, n.state)) for n in request.nodes)
-    return msgspec.structs.replace(request, nodes=nodes)
 
 
 def part(plan: Plan, node: str):
@@ -54,7 +47,6 @@ requests = st.builds(
             workers_max=st.integers(1, 20),
             warm=st.integers(0, 4),
             execution_s=st.just(0.0) | st.floats(1e-3, 10),
-            state=st.sampled_from(("alive", "alive", "alive", "slow", "dead")),
         ).map(lambda facts: msgspec.structs.replace(facts, arena_bytes=facts.arena_bytes * MODEL)),
         min_size=1,
         max_size=8,
@@ -74,24 +66,20 @@ requests = st.builds(
 def check(request: PlanRequest, plan: Plan) -> None:
     """What holds for every plan, whatever was asked."""
     facts = {n.node: n for n in request.nodes}
-    assert sum(p.updates + p.inherited for p in plan.nodes) == request.updates
+    assert sum(p.updates for p in plan.nodes) == request.updates
     assert [p.node for p in plan.nodes] == sorted(facts)
     assert [p.node for p in plan.nodes if p.top] == [plan.top]
     holder = facts.get(request.model_node)
-    if holder is not None and holder.state != "dead":
+    if holder is not None:
         assert plan.top == holder.node, "the checkpoint is written there"
-    else:
-        assert facts[plan.top].state == "alive"
     for p in plan.nodes:
-        assert p.spilled <= p.asked <= p.updates
+        assert p.spilled <= p.updates
         assert p.reasons
-        if facts[p.node].state != "alive":
-            assert p.asked == 0
         assert p.leaves <= min(p.leaf_tasks, facts[p.node].workers_max)
         assert (p.leaves > 0) == (p.leaf_tasks > 0)
-        if p.leaf_tasks + p.partials > (top_partials_max(request.middle_fan_in) if p.top else 1):
+        if p.leaf_tasks > (top_partials_max(request.middle_fan_in) if p.top else 1):
             assert p.middle
-    senders = [p.node for p in plan.nodes if p.leaf_tasks + p.partials and not p.top]
+    senders = [p.node for p in plan.nodes if p.leaf_tasks and not p.top]
     assert [t.source for t in plan.transfers if t.what == "partial"] == senders
     assert all(t.target == plan.top for t in plan.transfers if t.what != "model")
     models = [t.target for t in plan.transfers if t.what == "model"]
@@ -106,15 +94,15 @@ def test_any_cluster(request_: PlanRequest, data) -> None:
     try:
         plan = make_plan(request_)
     except Refused:
-        alive = [n for n in request_.nodes if n.state == "alive"]
-        top = [n for n in request_.nodes if n.node == request_.model_node and n.state != "dead"]
+        top = [n for n in request_.nodes if n.node == request_.model_node]
         small = [n for n in request_.nodes if n.arena_bytes < 80 * MODEL]
-        assert all(n in small for n in alive) or (top and top[0] in small), "80 models hold the path of any tree here"
+        assert all(n in small for n in request_.nodes) or (top and top[0] in small), (
+            "80 models hold the path of any tree here"
+        )
         return
     check(request_, plan)
     arenas = {n.node: n.arena_bytes for n in request_.nodes}
     assert all(p.peak_bytes <= arenas[p.node] for p in plan.nodes)
-    assert all(p.asked == p.updates for p in plan.nodes)
     shuffled = msgspec.structs.replace(request_, nodes=tuple(data.draw(st.permutations(request_.nodes))))
     assert make_plan(shuffled) == plan, "the same whatever the order of the nodes"
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(plan), type=Plan) == plan
@@ -147,160 +135,6 @@ def test_best_fit_keeps_partials_on_one_node_where_worst_fit_sends_them() -> Non
     together, apart = (make_plan(ask([20] * 4, 16, policy=p)) for p in ("best-fit", "worst-fit"))
     assert together.transfers == () and len(together.used) == 1
     assert apart.transfer_bytes == 3 * MODEL
-
-
-class Life:
-    """The truth about a round: where each client's update is, whatever the plans say."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.clients: list[list] = []  # [gateway, holder or None while on its way, folded]
-        self.partials: Counter[str] = Counter()
-        self.take(plan)
-
-    def take(self, plan: Plan) -> None:
-        for p in plan.nodes:
-            self.clients += [[p.node, None, False] for _ in range(p.asked)]
-
-    def go_on(self, plan: Plan, draw) -> None:
-        for client in self.clients:
-            step = draw(st.integers(0, 3))
-            if step and client[1] is None:
-                client[1] = client[0]
-            if step > 1 and not client[2]:
-                client[2] = True
-                self.partials[client[1]] += 1
-            if step > 2 and client[1] != plan.top:
-                self.partials[client[1]] -= 1
-                self.partials[plan.top] += 1
-                client[1] = plan.top
-
-    def held(self) -> list[Held]:
-        rows: dict[tuple[str, str], list[int]] = {}
-        for gateway, holder, folded in self.clients:
-            if holder is not None:
-                rows.setdefault((holder, gateway), [0, 0, 0])[folded] += 1
-        told: set[str] = set()
-        for (holder, _gateway), counts in rows.items():
-            if holder not in told:
-                counts[2] = self.partials[holder]
-                told.add(holder)
-        return [Held(node, origin, *counts) for (node, origin), counts in rows.items()]
-
-    def lose(self, request: PlanRequest) -> tuple[int, int]:
-        """Forgets what dead and slow nodes cost: (updates that were accepted, all)."""
-        state = {n.node: n.state for n in request.nodes}
-        lost = [c for c in self.clients if c[1] is not None and state[c[1]] == "dead"]
-        stranded = [c for c in self.clients if c[1] is None and state[c[0]] != "alive"]
-        self.clients = [c for c in self.clients if c not in lost + stranded]
-        self.partials = Counter({n: count for n, count in self.partials.items() if state[n] != "dead"})
-        return len(lost), len(lost) + len(stranded)
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    residuals=st.lists(st.integers(0, 20), min_size=2, max_size=5),
-    updates=st.integers(1, 30),
-    policy=st.sampled_from(POLICIES),
-    fan_in=st.integers(1, 3),
-    data=st.data(),
-)
-def test_what_is_sealed_stays_and_only_what_is_lost_is_asked_for_again(
-    residuals, updates, policy, fan_in, data
-) -> None:
-    request = ask(residuals, updates, policy=policy, fan_in=fan_in, model_node="a")
-    plan = make_plan(request)
-    life = Life(plan)
-    for _ in range(3):
-        life.go_on(plan, data.draw)
-        # A node that was dead stays so; a slow one may come back.
-        states = {n.node: data.draw(st.sampled_from(("alive", "alive", "slow", "dead"))) for n in request.nodes}
-        states |= {n.node: "dead" for n in request.nodes if n.state == "dead"}
-        if "alive" not in states.values():
-            break
-        request = become(request, **states)
-        held = life.held()
-        on_the_way = Counter(c[0] for c in life.clients if c[1] is None)
-        lost, gone = life.lose(request)
-        plan = replan(request, plan, held)
-        check(request, plan)
-        assert plan.lost == lost
-        assert sum(p.asked for p in plan.nodes) == gone
-        for p in plan.nodes:
-            alive = [c for c in life.clients if c[0] == p.node and states[p.node] != "dead"]
-            assert p.updates == len(alive) + p.asked
-            assert p.inherited == sum(c[1] == p.node and states[c[0]] == "dead" for c in life.clients)
-            assert p.partials == life.partials[p.node]
-            unfolded = sum(c[1] == p.node and not c[2] for c in life.clients) + p.asked
-            unfolded += on_the_way[p.node] if states[p.node] == "alive" else 0
-            assert p.leaf_tasks == -(-unfolded // fan_in)
-        life.take(plan)
-    assert len(life.clients) <= updates
-
-
-def test_nothing_happened_nothing_changes() -> None:
-    request = ask([8, 8], 12, model_node="a")
-    before = make_plan(request)
-    after = replan(request, before, [Held("a", "a", accepted=2, folded=4, partials=2)])
-    assert [(p.updates, p.asked) for p in after.nodes] == [(p.updates, 0) for p in before.nodes]
-    assert after.top == before.top == "a"
-    assert [t.what for t in after.transfers] == ["partial"], "the models are where they should be"
-
-
-def test_a_dead_node_costs_what_was_on_it_and_no_more() -> None:
-    request = ask([6, 6, 6], 12, model_node="a")
-    plan = make_plan(request)
-    assert [p.updates for p in plan.nodes] == [6, 6, 0]
-    held = [
-        Held("a", "a", folded=4, partials=2),
-        Held("a", "b", folded=2, partials=1),
-        Held("b", "b", accepted=1, folded=2, partials=1),
-    ]
-    after = replan(become(request, b="dead"), plan, held)
-    assert after.lost == 3
-    a, b, c = after.nodes
-    assert (a.updates, a.inherited, a.partials) == (6 + a.asked, 2, 3)
-    assert (b.updates, b.inherited, b.asked) == (0, 0, 0)
-    assert a.asked + c.asked == 4, "three were lost, one never came"
-    assert after.top == "a", "most partials are here already"
-    assert a.asked == 4, "the node that works for the round has room for all"
-
-
-def test_what_is_on_its_way_to_a_node_takes_its_capacity() -> None:
-    request = ask([6, 6, 6], 12, model_node="a")
-    after = replan(become(request, b="dead"), make_plan(request), [])
-    assert [p.asked for p in after.nodes] == [0, 0, 6]
-
-
-def test_a_slow_node_keeps_what_it_has() -> None:
-    request = ask([6, 6], 6, model_node="a")
-    plan = make_plan(request)
-    after = replan(become(request, a="slow"), plan, [Held("a", "a", accepted=1, folded=2, partials=1)])
-    a, b = after.nodes
-    assert (a.updates, a.asked, a.partials, a.leaf_tasks) == (3, 0, 1, 1)
-    assert (b.updates, b.asked) == (3, 3)
-    assert after.lost == 0 and after.top == "a", "the model is there, whatever else"
-    assert [(t.source, t.target, t.what) for t in after.transfers] == [("a", "b", "model"), ("b", "a", "partial")]
-
-
-def test_an_update_that_came_by_another_gateway_counts() -> None:
-    request = ask([3, 6], 6, policy="first-fit", model_node="a")
-    plan = make_plan(request)
-    assert [p.updates for p in plan.nodes] == [3, 3]
-    after = replan(request, plan, [Held("a", "a", accepted=5)])
-    assert [(p.updates, p.asked) for p in after.nodes] == [(5, 0), (1, 0)]
-
-
-def test_the_end_of_a_round_asks_for_nothing() -> None:
-    request = ask([3, 3], 4)
-    after = replan(request, make_plan(request), [Held("b", "b", folded=4, partials=1)])
-    assert after.top == "b" and after.transfers == () and not any(p.asked for p in after.nodes)
-    assert part(after, "b").leaves == 0
-
-
-def test_more_is_held_than_the_round_counts() -> None:
-    request = ask([3, 3], 4)
-    with pytest.raises(LocalFault, match="5 updates are held for a round that counts 4"):
-        replan(request, make_plan(request), [Held("a", "a", accepted=5)])
 
 
 def test_within_a_window_a_node_takes_no_more_than_its_gateway_receives() -> None:
@@ -366,7 +200,7 @@ def test_a_node_with_the_model_that_takes_no_updates_has_the_top_all_the_same() 
 
 def test_where_no_node_has_the_model_the_top_stands_where_most_partials_are() -> None:
     assert make_plan(ask([4, 9, 6], 19)).top == "b"
-    assert make_plan(become(ask([4, 9, 6], 15, model_node="a"), a="dead")).top == "b"
+    assert make_plan(ask([4, 9, 6], 15, model_node="gone")).top == "b"
 
 
 @pytest.mark.parametrize(("models", "shares"), [(11, [2, 2, 2]), (10, [3, 3, 0]), (9, [0, 3, 3]), (5, [0, 6, 0])])
@@ -423,12 +257,6 @@ def test_a_job_that_fits_no_arena_is_refused_with_the_numbers() -> None:
         make_plan(ask([], 2, nodes=nodes))
 
 
-def test_no_node_is_alive() -> None:
-    request = ask([3, 3], 4)
-    with pytest.raises(Refused, match="none of the 2 nodes is alive"):
-        make_plan(become(request, a="dead", b="slow"))
-
-
 @settings(max_examples=150, deadline=None)
 @given(updates=st.integers(0, 200), partials=st.integers(0, 40), fan_in=st.integers(1, 8), middle=st.integers(2, 9))
 def test_the_partials_of_a_path_are_those_of_the_tree(updates, partials, fan_in, middle) -> None:
@@ -455,10 +283,10 @@ def test_the_time_of_a_small_round_by_hand() -> None:
 
 
 def test_the_plan_explains_itself() -> None:
-    lines = make_plan(become(ask([6, 6, 9], 12), c="slow")).explain()
+    lines = make_plan(ask([6, 6, 5], 12)).explain()
     assert lines[0].startswith("12 updates on 2 of 3 nodes by best-fit; 1000 bytes between nodes; the model is there")
     assert {line.partition(":")[0] for line in lines[1:]} == {"a", "b", "c"}
-    assert any(line.startswith("c: is behind") for line in lines)
+    assert "c: is not needed" in lines
     spilled = make_plan(ask([1, 1], 5)).explain()
     assert "3 of them beyond any node's capacity" in spilled[0]
 

@@ -33,7 +33,10 @@ UNACKNOWLEDGED_S = 60
 
 
 def connect(address: str, patience_s: float = GREETING_S) -> socket.socket:
-    """A connected socket to ``HOST:PORT``, ``unix:PATH`` or a node's state folder.  Raises `OSError`, `LocalFault`."""
+    """Return a socket connected to ``HOST:PORT``, ``unix:PATH`` or a node's state folder.
+
+    Raise `OSError` or `LocalFault`.
+    """
     path = address.removeprefix("unix:")
     if path != address or os.sep in address:
         path = os.path.expanduser(path)
@@ -70,7 +73,7 @@ class Stream:
         self._arena: memoryview | None = None
 
     def greet(self, client: str, direct: bool) -> None:
-        """Says Hello and takes the answer.  Raises `Refused` too."""
+        """Say Hello and take the answer.  Raise `Refused` too."""
         self.send(cm.Hello(cm.PROTOCOL_VERSION, client, direct=direct and self.is_local))
         answer = self.receive()
         if isinstance(answer, cm.Refusal):
@@ -82,11 +85,11 @@ class Stream:
         self.greeted()
 
     def greeted(self) -> None:
-        """The node has answered: from now on wait as long as it takes."""
+        """Wait as long as it takes from now on: the node has answered."""
         self._sock.settimeout(None)
 
     def wait_with(self, other: Stream) -> Stream:
-        """Waits until there is something to receive; says on which of the two, the other one first."""
+        """Wait until there is something to receive; return on which of the two, the other one first."""
         poll = select.poll()
         for stream in (self, other):
             poll.register(stream._sock, select.POLLIN)
@@ -94,11 +97,11 @@ class Stream:
         return other if other._sock.fileno() in ready else self
 
     def send(self, message: cm.FromClient) -> None:
-        """Sends one frame."""
+        """Send one frame."""
         self._sock.sendall(encode(message))
 
     def receive(self) -> cm.ToClient:
-        """Waits for the next frame."""
+        """Wait for the next frame and return its message."""
         while (message := self._decoder.next_message()) is None:
             wanted = min(self._decoder.missing_bytes, RECEIVE_BYTES)
             data = self._receive_with_rights(wanted) if self.is_local else self._sock.recv(wanted)
@@ -116,7 +119,7 @@ class Stream:
         return data
 
     def window(self, offset: int, nbytes: int) -> memoryview:
-        """Bytes of the node's arena, to be written; its descriptor has come along with a Go(direct=True)."""
+        """Return bytes of the node's arena, to be written; its descriptor has come along with a Go(direct=True)."""
         if self._arena is None:
             if not self._descriptors:
                 raise RemoteFault("the node lets us write to its arena but sent no descriptor of it")
@@ -128,7 +131,7 @@ class Stream:
         return self._arena[offset : offset + nbytes]
 
     def check_connected(self) -> None:
-        """Raises `ConnectionResetError` when the peer has closed or died, also behind messages not yet read."""
+        """Raise `ConnectionResetError` when the peer has closed or died, also behind messages not yet read."""
         poll = select.poll()
         poll.register(self._sock, select.POLLRDHUP)
         if poll.poll(0):
@@ -139,7 +142,7 @@ class Stream:
             os.close(self._descriptors.pop())
 
     def receive_into(self, view: memoryview) -> None:
-        """Fills `view`."""
+        """Fill `view`."""
         got = 0
         while got < len(view):
             step = self._sock.recv_into(view[got : got + RECEIVE_BYTES])
@@ -148,7 +151,7 @@ class Stream:
             got += step
 
     def send_views(self, views: Sequence[memoryview], progress: Progress | None) -> None:
-        """Sends the bytes of `views` one after the other, straight from where they are."""
+        """Send the bytes of `views` one after the other, straight from where they are."""
         waiting = [view for view in views if view.nbytes]
         total = sum(view.nbytes for view in waiting)
         sent = index = offset = 0
@@ -172,7 +175,7 @@ class Stream:
                 progress(sent, total)
 
     def close(self) -> None:
-        """Closes the connection; may be called twice."""
+        """Close the connection; may be called twice."""
         self._sock.close()
         self._close_descriptors()
         self._arena = None  # unmapped with its last view

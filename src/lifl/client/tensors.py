@@ -30,7 +30,7 @@ _EXPONENT_16 = {"float16": 0x7C00, "bfloat16": 0x7F80}
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """NumPy's dtype of a name in `DTYPE_BYTES`."""
+    """Return NumPy's dtype of a name in `DTYPE_BYTES`."""
     return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
 
 
@@ -69,11 +69,11 @@ class Update:
         return found
 
     def detach(self) -> None:
-        """Copies the arrays, because their owner is about to change them."""
+        """Copy the arrays, because their owner is about to change them."""
         self.arrays = [array.copy() for array in self.arrays]
 
     def write_to(self, target: memoryview, before_piece: Callable[[int], None] = lambda position: None) -> None:
-        """Copies the update into `target`, of `layout.data_bytes` bytes, in pieces of at most `FILL_BYTES`.
+        """Copy the update into `target`, of `layout.data_bytes` bytes, in pieces of at most `FILL_BYTES`.
 
         `before_piece(bytes that are there)` is called before each; what it raises ends the copy.
         """
@@ -88,7 +88,10 @@ class Update:
 
 
 def as_arrays(tensors: Tensors) -> dict[str, Array]:
-    """name → C-contiguous little-endian array; no copy where it is one already.  Raises `Refused`, `LocalFault`."""
+    """Return name → C-contiguous little-endian array, without a copy where it is one already.
+
+    Raise `Refused` or `LocalFault`.
+    """
     if isinstance(tensors, str | os.PathLike):
         from safetensors.numpy import load_file
 
@@ -102,7 +105,7 @@ def as_arrays(tensors: Tensors) -> dict[str, Array]:
 
 
 def as_array(name: str, tensor: Any) -> Array:
-    """`tensor` as a C-contiguous little-endian array.  Raises `Refused` when its dtype cannot be aggregated."""
+    """Return `tensor` as a C-contiguous little-endian array.  Raise `Refused` when its dtype cannot be aggregated."""
     array: Array
     if hasattr(tensor, "detach"):
         tensor = tensor.detach().cpu().contiguous()
@@ -123,7 +126,7 @@ def as_array(name: str, tensor: Any) -> Array:
 
 
 def is_finite(array: Array) -> bool:
-    """Whether no element is NaN or infinite, in blocks that stay in the cache."""
+    """Return whether no element is NaN or infinite, in blocks that stay in the cache."""
     name = array.dtype.name
     if "float" not in name:
         return True
@@ -141,7 +144,7 @@ def is_finite(array: Array) -> bool:
 
 
 def as_model(layout: Layout, data: NDArray[np.uint8]) -> dict[str, Array]:
-    """name → writable array over `data`, the model's bytes."""
+    """Return name → writable array over `data`, the model's bytes."""
     model = {}
     for tensor, offset in zip(layout.tensors, layout.offsets, strict=True):
         flat = data[offset : offset + tensor.size * DTYPE_BYTES[tensor.dtype]].view(numpy_dtype(tensor.dtype))

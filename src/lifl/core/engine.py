@@ -22,13 +22,13 @@ from lifl.core import effects as fx
 from lifl.core import events as ev
 from lifl.core import snapshot
 from lifl.core.agent.agent import Agent
-from lifl.core.agent.quota import Store
 from lifl.core.coordinator.coordinator import Coordinator
 from lifl.core.coordinator.job import Job
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import Node
 from lifl.core.errors import Impossible, LocalFault, Refused
 from lifl.core.event_log import EventLog, Recording, RecordingStore, Shape, shape
+from lifl.core.object_store import ObjectStore
 from lifl.core.planning.capacity import NodeLoad
 from lifl.core.planning.plan import NodeFacts
 from lifl.core.protocol import gateway as gm
@@ -45,7 +45,7 @@ class Engine:
 
     def __init__(
         self,
-        store: Store,
+        store: ObjectStore,
         node: Node,
         idle_timeout_s: float,
         wait_queue_max: int,

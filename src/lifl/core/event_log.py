@@ -16,10 +16,10 @@ import msgspec
 
 from lifl.core import effects as fx
 from lifl.core import snapshot
-from lifl.core.agent.quota import Store
 from lifl.core.errors import ArenaFull, LocalFault, RemoteFault
 from lifl.core.events import FromNode, FromWorker
 from lifl.core.ids import Key, Kind
+from lifl.core.object_store import ObjectStore
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.contribution import Contribution
 
@@ -65,7 +65,7 @@ def shape(effect: Any) -> Shape:
 class RecordingStore:
     """The arena as the engine sees it; what it answers is kept, for the event that is being handled."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self.answers: list[Any] | deque[Any] = []
 

@@ -2,7 +2,7 @@
 
 A *key* is 16 bytes: the slot of the object in its node's table, the generation of that slot, and the node.  A
 slot is used again after its object is freed; the generation then differs, so an old key is refused as stale
-and never reads somebody else's bytes.
+and never reads another object's bytes.
 
 A *record* is what the redirector routes: one key and the address that it goes to.  Its first eight bytes are read
 by the eBPF program (`bpf/redirector.c` holds the same layout): magic, number of records in this send, address.
@@ -39,12 +39,12 @@ class Key(NamedTuple):
     node: int
 
     def pack(self) -> bytes:
-        """The key's 16 bytes, little-endian."""
+        """Return the key's 16 bytes, little-endian."""
         return _KEY.pack(*self)
 
     @classmethod
     def unpack(cls, data: bytes) -> Key:
-        """Raises `RemoteFault` unless `data` has 16 bytes."""
+        """Return the key in `data`.  Raise `RemoteFault` unless it has 16 bytes."""
         if len(data) != KEY_BYTES:
             raise RemoteFault(f"a key has {KEY_BYTES} bytes, this one has {len(data)}")
         return cls(*_KEY.unpack(data))
@@ -68,7 +68,7 @@ class Record(NamedTuple):
 
 
 def pack_records(records: Sequence[Record]) -> bytes:
-    """The bytes of one send: 1 to 64 records, all for one address (else `LocalFault`)."""
+    """Return the bytes of one send: 1 to 64 records for one address.  Raise `LocalFault` for others."""
     if not 1 <= len(records) <= RECORDS_PER_SEND_MAX:
         raise LocalFault(f"one send takes 1 to {RECORDS_PER_SEND_MAX} records, not {len(records)}")
     address = records[0].address
@@ -80,7 +80,7 @@ def pack_records(records: Sequence[Record]) -> bytes:
 
 
 def unpack_records(data: bytes | bytearray | memoryview) -> list[Record]:
-    """The records in `data`, a whole number of them.  Raises `RemoteFault` on a bad length or magic."""
+    """Return the records in `data`, a whole number of them.  Raise `RemoteFault` on a bad length or magic."""
     if len(data) % RECORD_BYTES:
         raise RemoteFault(f"{len(data)} bytes are not a whole number of {RECORD_BYTES}-byte records")
     return list(_unpack(data))
@@ -107,7 +107,7 @@ ATTEMPTS_MAX = (1 << ATTEMPT_BITS) - 1
 
 
 def epoch_of(round_number: int, attempt: int) -> int:
-    """The fence of one attempt at one round: objects of the arena carry it, and a commit names it.
+    """Return the fence of one attempt at one round: objects of the arena carry it, and a commit names it.
 
     A round that failed is tried again under the next epoch, so nothing that an earlier attempt left can be counted.
     """
@@ -117,5 +117,5 @@ def epoch_of(round_number: int, attempt: int) -> int:
 
 
 def round_of(epoch: int) -> int:
-    """The round's number in an epoch."""
+    """Return the round's number in an epoch."""
     return epoch >> ATTEMPT_BITS

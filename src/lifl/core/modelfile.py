@@ -5,9 +5,9 @@ names each tensor's dtype, shape and place; the places must follow one another w
 filled up with spaces to a multiple of 8, and the tensors are written widest dtype first, so every tensor is
 aligned for its dtype.
 
-The bytes of a file and the bytes of an object in the arena hold the same tensors in two orders.  A *run* is
-a stretch that is contiguous in both; a model that LIFL wrote has one run for each dtype.  So a worker
-writes a file with one `writev` of views of the arena and reads one with one `readinto` for each run, and no
+The bytes of a file and the bytes of an object in the arena hold the same tensors in two orders.  A *span* is
+a stretch that is contiguous in both; a model that LIFL wrote has one span for each dtype.  So a worker
+writes a file with one `writev` of views of the arena and reads one with one `readinto` for each span, and no
 tensor is ever copied in between.
 
 The rule's states are written with the model's names and shapes as "state/tensor", in the accumulators'
@@ -51,7 +51,7 @@ _METADATA = "__metadata__"
 _LENGTH = struct.Struct("<Q")
 
 
-class Run(NamedTuple):
+class Span(NamedTuple):
     """`nbytes` bytes from `file_offset` (after the header) are those from `offset` of object number
     `part`.
     """
@@ -80,12 +80,12 @@ class FileHeader(NamedTuple):
 
 
 def model_pieces(layout: Layout) -> list[Piece]:
-    """The tensors of a model object; the object is part 0."""
+    """Return the tensors of a model object; the object is part 0."""
     return [Piece(t, 0, offset) for t, offset in zip(layout.tensors, layout.offsets, strict=True)]
 
 
 def state_pieces(layout: Layout, states: Sequence[str]) -> list[Piece]:
-    """The tensors of the rule's state objects; part i is the object of ``states[i]``, in the accumulators'
+    """Return the tensors of the rule's state objects; part i is the object of ``states[i]``, in the accumulators'
     layout.
     """
     places = {s.dtype: (s, a) for s, a in zip(layout.segments, layout.accumulators, strict=True)}
@@ -102,16 +102,16 @@ def state_pieces(layout: Layout, states: Sequence[str]) -> list[Piece]:
     return pieces
 
 
-def encode_header(pieces: Sequence[Piece], metadata: Mapping[str, str]) -> tuple[bytes, list[Run]]:
-    """The bytes before the tensors (length and header), and the runs to write after them, in the file's
+def encode_header(pieces: Sequence[Piece], metadata: Mapping[str, str]) -> tuple[bytes, list[Span]]:
+    """Return the bytes before the tensors (length and header), and the spans to write after them, in the file's
     order.
 
-    Raises `Refused` when a tensor has the format's reserved name or the header is longer than
+    Raise `Refused` when a tensor has the format's reserved name or the header is longer than
     `HEADER_BYTES_MAX`.
     """
     header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     position = 0
-    runs: list[Run] = []
+    spans: list[Span] = []
     for piece in sorted(pieces, key=lambda p: (-DTYPE_BYTES[p.tensor.dtype], p.part, p.offset)):
         tensor = piece.tensor
         if tensor.name == _METADATA:
@@ -122,17 +122,17 @@ def encode_header(pieces: Sequence[Piece], metadata: Mapping[str, str]) -> tuple
             "shape": list(tensor.shape),
             "data_offsets": [position, position + nbytes],
         }
-        _append(runs, Run(position, piece.part, piece.offset, nbytes))
+        _append(spans, Span(position, piece.part, piece.offset, nbytes))
         position += nbytes
     body = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     body += b" " * (-(LENGTH_BYTES + len(body)) % DATA_ALIGN_BYTES)
     if len(body) > HEADER_BYTES_MAX:
         raise Refused("bad-schema", "tensors", f"the names need a header over {HEADER_BYTES_MAX} bytes; shorten them")
-    return _LENGTH.pack(len(body)) + body, runs
+    return _LENGTH.pack(len(body)) + body, spans
 
 
 def header_bytes(start: bytes, where: str) -> int:
-    """The length of the header, from the file's first `LENGTH_BYTES` bytes.  Raises `Refused`
+    """Return the length of the header, from the file's first `LENGTH_BYTES` bytes.  Raise `Refused`
     (``bad-model-file``).
     """
     if len(start) < LENGTH_BYTES:
@@ -144,9 +144,9 @@ def header_bytes(start: bytes, where: str) -> int:
 
 
 def decode_header(body: bytes, file_bytes: int, where: str) -> FileHeader:
-    """The tensors of a file of `file_bytes` bytes whose header (without the length) is `body`.
+    """Return the tensors of a file of `file_bytes` bytes whose header (without the length) is `body`.
 
-    `where` names the file in errors.  Raises `Refused`: ``bad-model-file`` for what is no safetensors file,
+    `where` names the file in errors.  Raise `Refused`: ``bad-model-file`` for what is no safetensors file,
     and what `check_schema` raises for tensors that cannot be aggregated.
     """
     try:
@@ -172,13 +172,13 @@ def decode_header(body: bytes, file_bytes: int, where: str) -> FileHeader:
     return FileHeader(tensors, tuple(f[0] for f in found), LENGTH_BYTES + len(body), metadata)
 
 
-def read_runs(header: FileHeader, pieces: Sequence[Piece], where: str) -> list[Run]:
-    """Where each byte of the file goes, in the file's order.
+def read_spans(header: FileHeader, pieces: Sequence[Piece], where: str) -> list[Span]:
+    """Return where each byte of the file goes, in the file's order.
 
-    Raises `Refused` when the file's tensors are not exactly those of `pieces` (their order may differ).
+    Raise `Refused` when the file's tensors are not exactly those of `pieces` (their order may differ).
     """
     wanted = {piece.tensor.name: piece for piece in pieces}
-    runs: list[Run] = []
+    spans: list[Span] = []
     for tensor, file_offset in zip(header.tensors, header.offsets, strict=True):
         piece = wanted.pop(tensor.name, None)
         if piece is None:
@@ -189,20 +189,20 @@ def read_runs(header: FileHeader, pieces: Sequence[Piece], where: str) -> list[R
                 f"tensor {tensor.name!r} is {tensor.dtype}{tensor.shape} there and"
                 f" {piece.tensor.dtype}{piece.tensor.shape} in the model",
             )
-        _append(runs, Run(file_offset, piece.part, piece.offset, tensor.size * DTYPE_BYTES[tensor.dtype]))
+        _append(spans, Span(file_offset, piece.part, piece.offset, tensor.size * DTYPE_BYTES[tensor.dtype]))
     if wanted:
         raise _bad(where, f"it lacks the tensor {next(iter(wanted))!r}")
-    return runs
+    return spans
 
 
-def _append(runs: list[Run], run: Run) -> None:
-    """Adds a run; one that continues the last both in the file and in the object is joined to it."""
-    if runs:
-        last = runs[-1]
-        if last.part == run.part and last.offset + last.nbytes == run.offset:
-            runs[-1] = last._replace(nbytes=last.nbytes + run.nbytes)
+def _append(spans: list[Span], span: Span) -> None:
+    """Add a span; one that continues the last both in the file and in the object is joined to it."""
+    if spans:
+        last = spans[-1]
+        if last.part == span.part and last.offset + last.nbytes == span.offset:
+            spans[-1] = last._replace(nbytes=last.nbytes + span.nbytes)
             return
-    runs.append(run)
+    spans.append(span)
 
 
 def _parse_tensor(name: str, entry: Any, where: str) -> tuple[int, int, TensorSpec]:

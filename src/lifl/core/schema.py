@@ -111,12 +111,12 @@ class Layout:
 
 
 def align(nbytes: int) -> int:
-    """`nbytes` rounded up to the alignment of segments."""
+    """Return `nbytes` rounded up to the alignment of segments."""
     return -(-nbytes // SEGMENT_ALIGN_BYTES) * SEGMENT_ALIGN_BYTES
 
 
 def check_schema(tensors: Sequence[TensorSpec]) -> None:
-    """Raises `Refused` (code ``bad-schema``) naming the first tensor that cannot be aggregated."""
+    """Raise `Refused` (code ``bad-schema``) naming the first tensor that cannot be aggregated."""
     if not 1 <= len(tensors) <= TENSORS_MAX:
         raise Refused("bad-schema", "tensors", f"a model has 1 to {TENSORS_MAX} tensors, this one {len(tensors)}")
     seen: set[str] = set()
@@ -139,7 +139,7 @@ def check_schema(tensors: Sequence[TensorSpec]) -> None:
 
 
 def check_same(expected: Sequence[TensorSpec], given: Sequence[TensorSpec]) -> None:
-    """Raises `Refused` naming the first tensor in which `given` differs from the model's schema `expected`."""
+    """Raise `Refused` naming the first tensor in which `given` differs from the model's schema `expected`."""
     if tuple(expected) == tuple(given):
         return
     offered = {tensor.name: tensor for tensor in given}

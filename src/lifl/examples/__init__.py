@@ -17,7 +17,7 @@ MODELS: dict[str, Callable[[int], Tensors]] = {"digits-mlp": digits.make_model}
 
 
 def make_model(name: str, seed: int) -> Tensors:
-    """The initial tensors of the example model `name`.  Raises `ConfigError` for an unknown name."""
+    """Return the initial tensors of the example model `name`.  Raise `ConfigError` for an unknown name."""
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(MODELS)}"

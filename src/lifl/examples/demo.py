@@ -43,7 +43,7 @@ ACCURACY_MIN = 0.93
 
 
 def main() -> None:
-    """Runs the demo."""
+    """Run the demo."""
     parser = argparse.ArgumentParser(description="Trains a digits classifier with 16 clients on this machine.")
     parser.add_argument("--config", type=Path, default=Path("configs/digits.toml"))
     parser.add_argument("--node", type=Path, default=Path("configs/node.toml"))
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def run(work: Path, config: Path, node_config: Path, output: Path) -> float:
-    """The demo in the private folder `work`; returns the last model's test accuracy.  Raises `DemoFailed`."""
+    """Run the demo in the private folder `work`; return the last model's test accuracy.  Raise `DemoFailed`."""
     data = work / "digits.npz"
     digits.save(data)
     train, test = digits.load(data)
@@ -102,7 +102,7 @@ def run(work: Path, config: Path, node_config: Path, output: Path) -> float:
 
 @contextmanager
 def _node(state_dir: Path, config: Path) -> Iterator[dict[str, Any]]:
-    """A node of its own on a free port, stopped at the end."""
+    """Run a node of its own on a free port, stopped at the end."""
     flags = ["--config", str(config), "--state", str(state_dir), "--listen", "127.0.0.1:0"]
     started = subprocess.run([*LIFL, "up", "-d", "--json", *flags], stdout=subprocess.PIPE, check=False)
     if started.returncode:
@@ -125,7 +125,7 @@ def _trainer(node: dict[str, Any], job: str, client: int, data: Path) -> list[st
 
 
 def _follow(watch: subprocess.Popen[str], test: digits.Examples) -> Path:
-    """Prints each committed round with its accuracy on the test data; returns the last model's file."""
+    """Print each committed round with its accuracy on the test data; return the last model's file."""
     path: Path | None = None
     while True:
         event = json.loads(line(watch))

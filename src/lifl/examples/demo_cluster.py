@@ -55,7 +55,7 @@ SETTLE_S = 20.0
 
 
 def main() -> None:
-    """Runs the demo."""
+    """Run the demo."""
     parser = argparse.ArgumentParser(description="Trains a digits classifier on three nodes, and kills one of them.")
     parser.add_argument("--config", type=Path, default=Path("configs/digits-cluster.toml"))
     parser.add_argument("--output", type=Path, default=Path(".demo"), help="where the trained model goes")
@@ -92,7 +92,7 @@ class Demo:
         self.killed_in = 0
 
     def run(self, output: Path) -> float:
-        """Returns the last model's test accuracy.  Raises `DemoFailed`."""
+        """Run it all; return the last model's test accuracy.  Raise `DemoFailed`."""
         digits.save(self.data)
         train, test = digits.load(self.data)
         print(f"data: scikit-learn's digits, {len(train.labels)} to train, {len(test.labels)} to test\n")
@@ -128,7 +128,7 @@ class Demo:
             yield
 
     def _train(self, clients: Host, test: digits.Examples) -> tuple[str, str]:
-        """Runs the job to its end; its name, and the coordinator's state folder."""
+        """Run the job to its end; return its name, and the coordinator's state folder."""
         home = str(self.machines[0].state_dir)
         plan = asked(home, "plan", str(self.config))
         print()
@@ -161,7 +161,7 @@ class Demo:
         ]
 
     def _follow(self, watch: subprocess.Popen[str], job: str, test: digits.Examples) -> None:
-        """Prints each committed round; kills a node in the middle of one, and has it come back later."""
+        """Print each committed round; kill a node in the middle of one, and have it come back later."""
         slow = self.trainers[-1]
         waiting = False  # the slow trainers are stopped, the node lives still
         accepted = 0

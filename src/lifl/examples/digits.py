@@ -35,7 +35,7 @@ class Examples(NamedTuple):
 
 
 def make_model(seed: int) -> Tensors:
-    """The untrained network (He initialisation): float32 tensors, 2,410 parameters."""
+    """Return the untrained network (He initialisation): float32 tensors, 2,410 parameters."""
     rng = np.random.default_rng(seed)
     return {
         "hidden.weight": _he(rng, HIDDEN, PIXELS),
@@ -51,7 +51,7 @@ def _he(rng: np.random.Generator, rows: int, columns: int) -> Floats:
 
 
 def load(path: Path | None = None) -> tuple[Examples, Examples]:
-    """The training and the test examples: from the file that `save` wrote, else from scikit-learn."""
+    """Return the training and the test examples: from the file that `save` wrote, else from scikit-learn."""
     if path is not None:
         with np.load(path) as file:
             train = Examples(file["train_images"], file["train_labels"])
@@ -67,7 +67,7 @@ def load(path: Path | None = None) -> tuple[Examples, Examples]:
 
 
 def save(path: Path) -> None:
-    """Writes the data to `path` (.npz), so that many trainers need not import scikit-learn each."""
+    """Write the data to `path` (.npz), so that many trainers need not import scikit-learn each."""
     train, test = load()
     np.savez(
         path,
@@ -79,9 +79,9 @@ def save(path: Path) -> None:
 
 
 def split(train: Examples, clients: int, alpha: float, seed: int = SPLIT_SEED) -> list[Examples]:
-    """One share per client, drawn anew until each has `EXAMPLES_PER_CLIENT_MIN`.
+    """Return one share per client, drawn anew until each has `EXAMPLES_PER_CLIENT_MIN`.
 
-    Raises ValueError when no draw gives that: too many clients, or `alpha` too small.
+    Raise ValueError when no draw gives that: too many clients, or `alpha` too small.
     """
     rng = np.random.default_rng(seed)
     for _ in range(SPLIT_DRAWS_MAX):
@@ -101,7 +101,7 @@ def split(train: Examples, clients: int, alpha: float, seed: int = SPLIT_SEED) -
 
 
 def train(model: Tensors, data: Examples, *, epochs: int, batch: int, learning_rate: float, seed: int) -> Tensors:
-    """`model` after `epochs` passes over `data` in batches drawn with `seed`; the argument is not changed."""
+    """Return `model` after `epochs` passes over `data` in batches drawn with `seed`; the argument is not changed."""
     rng = np.random.default_rng(seed)
     w1, b1, w2, b2 = (model[name].astype(np.float32) for name in _NAMES)
     for _ in range(epochs):
@@ -122,7 +122,7 @@ def train(model: Tensors, data: Examples, *, epochs: int, batch: int, learning_r
 
 
 def evaluate(model: Tensors, data: Examples) -> dict[str, float]:
-    """`accuracy` and mean cross-entropy `loss` of `model` on `data`."""
+    """Return `accuracy` and mean cross-entropy `loss` of `model` on `data`."""
     _hidden, probability = _forward(tuple(model[name] for name in _NAMES), data.images)
     right = probability[np.arange(len(data.labels)), data.labels]
     return {

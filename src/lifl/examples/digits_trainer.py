@@ -22,7 +22,7 @@ DEFAULTS: dict[str, Any] = {"alpha": 0.5, "epochs": 8, "batch": 8, "learning_rat
 
 
 def main() -> None:
-    """Runs until the job is over."""
+    """Run until the job is over."""
     parser = argparse.ArgumentParser(description="Trains on one share of scikit-learn's digits.")
     parser.add_argument(
         "--gateway",

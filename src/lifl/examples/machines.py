@@ -1,4 +1,4 @@
-"""Nodes on hosts of their own: started, waited for, killed and ended by those who show or measure a cluster."""
+"""Nodes on hosts of their own: started, waited for, killed and ended by what shows or measures a cluster."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Machine:
         self.pids: list[int] = []
 
     def up(self) -> None:
-        """Starts `lifld` on the host."""
+        """Start `lifld` on the host."""
         flags = ["--listen", self.gateway, "--control", self.control, "--insecure"]
         command = [*LIFL, "up", "-d", "--json", "--state", str(self.state_dir), *flags, *self._flags]
         started = subprocess.run(self.host.command(*command), stdout=subprocess.PIPE, check=False)
@@ -43,7 +43,7 @@ class Machine:
         return Path("/dev/shm") / f"lifl-{self.info['node']}"
 
     def kill(self) -> None:
-        """kill -9 of all its processes, `lifld` first, for it would start the others again."""
+        """Kill all its processes by signal 9, `lifld` first, for it would start the others again."""
         for pid in processes(self.state_dir):
             self.pids.append(pid)
             try:
@@ -52,7 +52,7 @@ class Machine:
                 continue
 
     def down(self) -> None:
-        """Ends it as a user does; whatever went wrong before, nothing stays."""
+        """End it as a user does; whatever went wrong before, nothing stays."""
         if not self.info:
             return
         try:
@@ -68,7 +68,7 @@ class Machine:
 
 
 def wait_alive(machines: Sequence[Machine]) -> None:
-    """Returns when the first node knows all of them to be alive.  Raises `DemoFailed`."""
+    """Return when the first node knows all of them to be alive.  Raise `DemoFailed`."""
     deadline_s = time.monotonic() + SETTLE_S
     while True:
         lines = asked(machines[0].state_dir, "nodes")["nodes"]

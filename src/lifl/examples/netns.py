@@ -4,7 +4,7 @@ Each `Host` is a namespace with a loopback and one interface, 10.77.0.1 and so o
 which stands in a namespace of its own.  So nothing of it is seen outside, and two networks do not see each other.
 Processes enter by `nsenter --net=` (`ip netns exec` would mount another /sys and hide the cgroups, which eBPF needs).
 
-A line is *cut* one way by a permanent neighbour entry with a hardware address that nobody has: frames leave, nobody
+A line is *cut* one way by a permanent neighbour entry with a hardware address that no host has: frames leave, no host
 takes them, and the sender sees no error, as with a cable that is cut.  A rate is limited by a token bucket at both ends
 of a host's cable.  Root is needed.
 """
@@ -24,7 +24,7 @@ from typing import NamedTuple
 HOSTS_MAX = 200
 FOLDER = Path("/run/netns")
 INTERFACE = "eth0"
-NOBODY = "02:ff:ff:ff:ff:fe"
+NO_HOST = "02:ff:ff:ff:ff:fe"
 BURST_S = 0.005
 BURST_BYTES_MIN = 64 * 1024
 QUEUE_S = 0.05
@@ -45,12 +45,12 @@ class Host(NamedTuple):
         return FOLDER / self.namespace
 
     def command(self, *arguments: str) -> list[str]:
-        """The command line that runs `arguments` on this host; the process keeps its pid."""
+        """Return the command line that runs `arguments` on this host; the process keeps its pid."""
         return ["nsenter", f"--net={self.path}", *arguments]
 
 
 def why_not() -> str:
-    """Why no namespaces can be made here; empty when they can."""
+    """Return why no namespaces can be made here; empty when they can."""
     if os.geteuid():
         return "network namespaces need root"
     missing = [tool for tool in ("ip", "tc", "nsenter") if shutil.which(tool) is None]
@@ -69,7 +69,7 @@ class Network:
         self.hosts = tuple(Host(n, f"{prefix}-{n}", f"10.77.0.{i}") for i, n in enumerate(names, start=1))
 
     def open(self) -> None:
-        """Makes the switch, and joins each host to it."""
+        """Make the switch, and join each host to it."""
         _run("ip", "netns", "add", self.switch)
         self._ip(self.switch, "link", "add", "switch", "type", "bridge", "forward_delay", "0")
         self._ip(self.switch, "link", "set", "switch", "up")
@@ -84,33 +84,28 @@ class Network:
             self._ip(host.namespace, "link", "set", INTERFACE, "up")
 
     def close(self) -> None:
-        """Removes what `open` has made, as far as it came.  Processes that are still inside lose their network."""
+        """Remove what `open` has made, as far as it came.  Processes that are still inside lose their network."""
         for namespace in [*(host.namespace for host in self.hosts), self.switch]:
             if (FOLDER / namespace).exists():
                 _run("ip", "netns", "del", namespace)
 
     def cut(self, source: Host, *targets: Host) -> None:
-        """From now on nothing that `source` sends reaches `targets`; the other way is left as it is."""
+        """Let nothing more that `source` sends reach `targets`; leave the other way as it is."""
         for target in targets:
-            entry = [target.address, "lladdr", NOBODY, "dev", INTERFACE, "nud", "permanent"]
+            entry = [target.address, "lladdr", NO_HOST, "dev", INTERFACE, "nud", "permanent"]
             self._ip(source.namespace, "neigh", "replace", *entry)
 
     def mend(self, source: Host, *targets: Host) -> None:
-        """Undoes `cut`."""
+        """Undo `cut`."""
         for target in targets:
             self._ip(source.namespace, "neigh", "del", target.address, "dev", INTERFACE)
 
     def limit(self, host: Host, bytes_per_s: int) -> None:
-        """Sends and receives at most so fast."""
+        """Have the host send and receive at most so fast."""
         burst = max(BURST_BYTES_MIN, round(bytes_per_s * BURST_S))
         bucket = ["tbf", "rate", f"{bytes_per_s}bps", "burst", f"{burst}b", "latency", f"{QUEUE_S * 1000:.0f}ms"]
         for namespace, interface in self._cable(host):
             _run("tc", "-n", namespace, "qdisc", "replace", "dev", interface, "root", *bucket)
-
-    def unlimit(self, host: Host) -> None:
-        """Undoes `limit`."""
-        for namespace, interface in self._cable(host):
-            _run("tc", "-n", namespace, "qdisc", "del", "dev", interface, "root")
 
     def _cable(self, host: Host) -> tuple[tuple[str, str], tuple[str, str]]:
         return (host.namespace, INTERFACE), (self.switch, f"port{self.hosts.index(host)}")
@@ -122,7 +117,7 @@ class Network:
 
 @contextmanager
 def network(*names: str) -> Iterator[Network]:
-    """Hosts of these names on a switch, removed at the end.  Raises `OSError` or ValueError when that cannot be."""
+    """Provide hosts of these names on a switch, removed at the end.  Raise `OSError` or ValueError if impossible."""
     if not 1 <= len(names) <= HOSTS_MAX:
         raise ValueError(f"a network has 1 to {HOSTS_MAX} hosts, not {len(names)}")
     if reason := why_not():
@@ -136,7 +131,7 @@ def network(*names: str) -> Iterator[Network]:
 
 @contextmanager
 def inside(host: Host) -> Iterator[None]:
-    """This thread is on `host`; threads, sockets and processes that begin here are and stay there."""
+    """Put this thread on `host`: threads, sockets and processes that begin within are there and stay."""
     before = os.open(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/ns/net", os.O_RDONLY)
     try:
         _enter(host.path)

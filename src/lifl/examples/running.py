@@ -24,7 +24,7 @@ class DemoFailed(Exception):
 
 @contextmanager
 def process(command: Sequence[str], log: Path | None = None) -> Iterator[subprocess.Popen[str]]:
-    """A child process that does not outlive the block; its stderr goes to `log` when one is given."""
+    """Provide a child process that does not outlive the block; its stderr goes to `log` when one is given."""
     # One core's worth of BLAS each: all trainers share the machine.
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     with ExitStack() as stack:
@@ -43,7 +43,7 @@ def process(command: Sequence[str], log: Path | None = None) -> Iterator[subproc
 
 
 def line(process: subprocess.Popen[str]) -> str:
-    """The next line that `lifl submit --watch` prints.  Raises `DemoFailed` when it has ended."""
+    """Return the next line that `lifl submit --watch` prints.  Raise `DemoFailed` when it has ended."""
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
@@ -52,14 +52,14 @@ def line(process: subprocess.Popen[str]) -> str:
 
 
 def lifl(*arguments: str) -> None:
-    """Calls `lifl` as a user would, who sees what it prints.  Raises `DemoFailed`."""
+    """Call `lifl` as a user would, with its output on the terminal.  Raise `DemoFailed`."""
     sys.stdout.flush()
     if subprocess.run([*LIFL, *arguments], check=False).returncode:
         raise DemoFailed(f"`lifl {' '.join(arguments)}` failed")
 
 
 def asked(state_dir: str | Path, *arguments: str) -> Any:
-    """What `lifl` says with --json.  Raises `DemoFailed`."""
+    """Return what `lifl` says with --json.  Raise `DemoFailed`."""
     command = [*LIFL, *arguments, "--json", "--state", str(state_dir)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     if done.returncode:
@@ -68,12 +68,12 @@ def asked(state_dir: str | Path, *arguments: str) -> Any:
 
 
 def processes(state_dir: str | Path) -> list[int]:
-    """The pids of the node: lifld, then all its children."""
+    """Return the pids of the node: lifld, then all its children."""
     return [int(pid) for pid in asked(state_dir, "top")["processes"]]
 
 
 def round_text(event: Mapping[str, Any], scores: Mapping[str, float]) -> str:
-    """A committed round in one line, with its model's `scores` on the test data."""
+    """Return a committed round in one line, with its model's `scores` on the test data."""
     receipt = event["receipt"]
     return (
         f"  round {event['round']:>2}  test accuracy {scores['accuracy']:.3f}  "
@@ -84,7 +84,7 @@ def round_text(event: Mapping[str, Any], scores: Mapping[str, float]) -> str:
 
 
 def check_gone(pids: Iterable[int], segment: Path) -> None:
-    """Raises `DemoFailed` when anything of a node is left."""
+    """Raise `DemoFailed` when anything of a node is left."""
     left = [pid for pid in pids if lives(pid)]
     if left:
         raise DemoFailed(f"processes of the node still run: {left}")
@@ -93,7 +93,7 @@ def check_gone(pids: Iterable[int], segment: Path) -> None:
 
 
 def lives(pid: int) -> bool:
-    """Whether the process runs; a zombie has ended, though its entry stays until its parent looks."""
+    """Return whether the process runs; a zombie has ended, though its entry stays until its parent looks."""
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -101,7 +101,7 @@ def lives(pid: int) -> bool:
 
 
 def print_logs(logs: Sequence[Path]) -> None:
-    """The end of each log that says anything."""
+    """Print the end of each log that says anything."""
     for log in logs:
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
         if lines:

@@ -34,7 +34,7 @@ LAST_WORDS_BYTES = 4096
 class LastWords:
     """The end of what comes out of `pipe`, which the running loop reads; it is this object's to close.
 
-    The last writer need not be gone for it to be closed: who writes then gets EPIPE.
+    The last writer need not be gone for it to be closed: a process that writes then gets EPIPE.
     """
 
     def __init__(self, pipe: IO[bytes]) -> None:
@@ -46,14 +46,14 @@ class LastWords:
         self._loop.add_reader(pipe.fileno(), self._read)
 
     def _read(self) -> None:
-        """Takes at most what the pipe holds: a process that never stops writing does not keep the loop."""
+        """Take at most what the pipe holds: a process that never stops writing does not keep the loop."""
         data = os.read(self._pipe.fileno(), self._pipe_bytes)
         if not data:
             self._loop.remove_reader(self._pipe.fileno())
         self._last = (self._last + data)[-LAST_WORDS_BYTES:]
 
     def text(self) -> str:
-        """The end of what has been written until now."""
+        """Return the end of what has been written until now."""
         try:
             self._read()
         except BlockingIOError:
@@ -61,7 +61,7 @@ class LastWords:
         return self._last.decode(errors="replace").strip()
 
     def close(self) -> None:
-        """Reads no more."""
+        """Read no more."""
         self._loop.remove_reader(self._pipe.fileno())
         self._pipe.close()
 
@@ -100,7 +100,7 @@ class Child:
         return self._process.pid if self._process else 0
 
     def start(self) -> None:
-        """Starts the process; `send` works at once, for the socket keeps what it cannot read yet."""
+        """Start the process; `send` works at once, for the socket keeps what it cannot read yet."""
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -118,12 +118,12 @@ class Child:
         self._link = Link(ours, self._kinds, self._on_message, self._closed)
 
     def send(self, *messages: Message, descriptors: Sequence[int] = ()) -> None:
-        """Sends messages to the process; between two lives of it, they are lost (and `on_end` told so)."""
+        """Send messages to the process; between two lives of it, they are lost (and `on_end` told so)."""
         if self._link is not None:
             self._link.send(*messages, descriptors=descriptors)
 
     def last_words(self) -> str:
-        """The end of what the process wrote to standard error."""
+        """Return the end of what the process wrote to standard error."""
         return self._errors.text() if self._errors is not None else ""
 
     def _closed(self, _error: Exception | None) -> None:
@@ -153,9 +153,9 @@ class Child:
             self._errors = None
 
     def stop(self, timeout_s: float) -> None:
-        """Tells the process to drain, waits for its end, and kills it when it has not come in time."""
+        """Tell the process to drain, wait for its end, and kill it when it has not come in time."""
         self._ending = True
-        self._forget_errors()  # nobody reads while this waits, and no process shall wait for that
+        self._forget_errors()  # nothing is read while this waits, and no process shall wait for that
         process, self._process = self._process, None
         if process is not None:
             self.send(Drain())

@@ -68,7 +68,7 @@ class Link:
         return self._closed
 
     def send(self, *messages: msgspec.Struct, descriptors: Sequence[int] = ()) -> None:
-        """Sends messages at once, or keeps them until the socket takes them; on a closed link they are dropped.
+        """Send messages at once, or keep them until the socket takes them; on a closed link they are dropped.
 
         `descriptors` are duplicated where they have to wait, so the caller may close its own at once.
         """
@@ -95,7 +95,7 @@ class Link:
             self._end_soon(ResourceFault(text))
 
     async def drained(self) -> None:
-        """Returns when less than `CONGESTED_BYTES` wait (at once, usually), or when the link has ended."""
+        """Return when less than `CONGESTED_BYTES` wait (at once, usually), or when the link has ended."""
         if self._waiting_bytes < CONGESTED_BYTES or self._closed:
             return
         if self._congested_until is None:
@@ -103,14 +103,14 @@ class Link:
         await asyncio.shield(self._congested_until)
 
     async def flushed(self) -> None:
-        """Returns when nothing waits any more, or when the link has ended."""
+        """Return when nothing waits any more, or when the link has ended."""
         if self._waiting:
             if self._empty_until is None:
                 self._empty_until = self._loop.create_future()
             await asyncio.shield(self._empty_until)
 
     def close(self) -> None:
-        """Ends the link; what still waits is dropped."""
+        """End the link; what still waits is dropped."""
         self._end(None)
 
     def _readable(self) -> None:
@@ -153,7 +153,7 @@ class Link:
         self._release()
 
     def _release(self) -> None:
-        """Wakes whoever waits for room."""
+        """Wake the senders that wait for room."""
         if self._congested_until is not None and self._waiting_bytes < CONGESTED_BYTES:
             self._congested_until.set_result(None)
             self._congested_until = None
@@ -162,7 +162,7 @@ class Link:
             self._empty_until = None
 
     def _end_soon(self, error: Exception) -> None:
-        """Ends the link and tells so later: who sends is in the middle of something that the news may overtake."""
+        """End the link and tell so later: the sender is in the middle of something that the news may overtake."""
         if self._shut():
             self._loop.call_soon(self._on_closed, error)
 
@@ -171,7 +171,7 @@ class Link:
             self._on_closed(error)
 
     def _shut(self) -> bool:
-        """Closes the socket and drops what waits; False when that was done before."""
+        """Close the socket and drop what waits; return False when that was done before."""
         if self._closed:
             return False
         self._closed = True

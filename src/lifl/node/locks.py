@@ -1,8 +1,8 @@
 """One daemon to a state folder, and no child of an earlier one left.
 
 Two files.  `lifld.lock` is held by the daemon alone: a second one is refused at once.  `children.lock` is held by the
-daemon and, through the inherited descriptor, by every process that it starts: who gets it knows that nobody can still
-write into the arena that is about to be adopted.
+daemon and, through the inherited descriptor, by every process that it starts: a daemon that gets it knows that no
+process can still write into the arena that is about to be adopted.
 """
 
 from __future__ import annotations
@@ -55,6 +55,6 @@ class StateLocks:
             )
 
     def close(self) -> None:
-        """Lets both locks go."""
+        """Let both locks go."""
         os.close(self._daemon)
         os.close(self.children)

@@ -19,8 +19,9 @@ from lifl.core.limits import STATE_DIR_BYTES_MAX
 from lifl.core.modelfile import LENGTH_BYTES, decode_header, header_bytes
 from lifl.core.protocol.contribution import Contribution, unpack_contributions
 from lifl.core.schema import TensorSpec
-from lifl.shm.arena import Arena, SegmentMissing, SegmentUnfinished, SegmentUnusable
-from lifl.shm.layout import State
+from lifl.shm.layout import ObjectState
+from lifl.shm.owned_arena import OwnedArena
+from lifl.shm.segment import SegmentMissing, SegmentUnfinished, SegmentUnusable, remove_segment
 
 log = logging.getLogger("lifl.machine")
 
@@ -30,7 +31,7 @@ BACKLOG = 512
 
 
 def state_folder(config: NodeConfig) -> Path:
-    """The node's folder, made if need be, for its owner's eyes alone."""
+    """Return the node's folder, made if need be, closed to other users."""
     chosen = config.state_dir or os.environ.get("LIFL_STATE") or "~/.local/state/lifl"
     folder = Path(chosen).expanduser().absolute()
     if len(os.fsencode(folder)) > STATE_DIR_BYTES_MAX:
@@ -50,32 +51,32 @@ def state_folder(config: NodeConfig) -> Path:
     return folder
 
 
-def open_arena(name: str, config: NodeConfig, node: int) -> tuple[Arena, list[str]]:
-    """The segment that a killed daemon left, with what is sealed in it, or a new one; and what is to be said of it."""
+def open_arena(name: str, config: NodeConfig, node: int) -> tuple[OwnedArena, list[str]]:
+    """Return the segment that a killed daemon left, with what is sealed in it, or a new one; and warnings."""
     try:
-        arena = Arena.adopt(name)
+        arena = OwnedArena.adopt(name)
     except SegmentMissing:
-        return Arena.create(name, config.arena_bytes, node, OBJECTS_MAX), []
+        return OwnedArena.create(name, config.arena_bytes, node, OBJECTS_MAX), []
     except (SegmentUnfinished, SegmentUnusable) as error:
-        Arena.remove(name)
+        remove_segment(name)
         said = f"the arena of an earlier lifld could not be adopted and was made anew: {error}"
-        return Arena.create(name, config.arena_bytes, node, OBJECTS_MAX), [said]
+        return OwnedArena.create(name, config.arena_bytes, node, OBJECTS_MAX), [said]
     if arena.arena_bytes == config.arena_bytes and arena.node == node:
         return arena, []
-    if arena.node == node and any(entry.state == State.SEALED for _, entry in arena.live()):
+    if arena.node == node and any(entry.state == ObjectState.SEALED for _, entry in arena.live()):
         said = (
             f"the arena keeps its {arena.arena_bytes} bytes, not {config.arena_bytes}: it holds updates of running "
             "rounds; `lifl down`, then `lifl up` makes it anew"
         )
         return arena, [said]
     arena.close(unlink=True)
-    return Arena.create(name, config.arena_bytes, node, OBJECTS_MAX), []
+    return OwnedArena.create(name, config.arena_bytes, node, OBJECTS_MAX), []
 
 
 class ArenaStore:
-    """The arena as `agent/quota.Store`."""
+    """The arena as `core/object_store.ObjectStore`."""
 
-    def __init__(self, arena: Arena) -> None:
+    def __init__(self, arena: OwnedArena) -> None:
         self.arena = arena
 
     @property
@@ -91,47 +92,47 @@ class ArenaStore:
     def alloc(
         self, kind: Kind, job: int, epoch: int, data_bytes: int, meta_bytes: int = 0, slab: Hashable | None = None
     ) -> Key:
-        """As `shm/arena.Arena.alloc`."""
+        """See `shm/owned_arena.OwnedArena.alloc`."""
         return self.arena.alloc(kind, job, epoch, data_bytes, meta_bytes, slab)
 
     def free(self, key: Key) -> None:
-        """As `shm/arena.Arena.free`."""
+        """See `shm/owned_arena.OwnedArena.free`."""
         self.arena.free(key)
 
     def sealed(self, key: Key) -> bool:
-        """Whether the object is complete."""
-        return self.arena.entry(key).state == State.SEALED
+        """Return whether the object is complete."""
+        return self.arena.entry(key).state == ObjectState.SEALED
 
     def extent_bytes(self, key: Key) -> int:
-        """The bytes that the object takes."""
+        """Return the bytes that the object takes."""
         return self.arena.entry(key).extent_bytes
 
     def epoch_of(self, key: Key) -> int:
-        """The epoch that the object was allocated for."""
+        """Return the epoch that the object was allocated for."""
         return self.arena.entry(key).round
 
     def members(self, key: Key) -> list[Contribution]:
-        """Who is in a sealed update or partial.  Raises `RemoteFault` when its record is damaged."""
+        """Return the contributions in a sealed update or partial.  Raise `RemoteFault` when its meta is damaged."""
         with self.arena.meta(key) as meta:
             return unpack_contributions(meta)
 
     def close_slab(self, slab: Hashable) -> None:
-        """No more objects of this slab will come."""
+        """Give back what the slab has reserved: no more objects of it will come."""
         self.arena.close_slab(slab)
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def workers_max(config: NodeConfig) -> int:
-    """Aggregator processes at most: what is configured, or one more than there are cores."""
+    """Return the most aggregator processes: what is configured, or one more than there are cores."""
     return config.workers_max or cores() + 1
 
 
 def listen_tcp(address: str) -> socket.socket:
-    """A listening socket at HOST:PORT.  Raises `ResourceFault`: the port is taken, the host is not this machine's."""
+    """Return a listening socket at HOST:PORT.  Raise `ResourceFault` when the port is taken or the host another's."""
     host, port = split_address(address, "listen")
     try:
         family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -153,13 +154,13 @@ def listen_tcp(address: str) -> socket.socket:
 
 
 def shown(listener: socket.socket) -> str:
-    """The HOST:PORT at which a socket listens."""
+    """Return the HOST:PORT at which a socket listens."""
     host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def read_schema(path: str) -> tuple[TensorSpec, ...]:
-    """The tensors of a safetensors file, from its header.  Raises `Refused` or `ResourceFault` naming the file."""
+    """Return the tensors of a safetensors file, from its header.  Raise `Refused` or `ResourceFault`, naming it."""
     try:
         with open(path, "rb") as file:
             length = header_bytes(file.read(LENGTH_BYTES), path)
@@ -170,7 +171,7 @@ def read_schema(path: str) -> tuple[TensorSpec, ...]:
 
 
 def cpu_s(pids: Iterable[int]) -> float:
-    """The CPU seconds (user and system) of processes; those that are gone count nothing."""
+    """Return the CPU seconds (user and system) of processes; those that are gone count nothing."""
     total = 0.0
     for pid in pids:
         try:

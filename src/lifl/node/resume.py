@@ -14,8 +14,8 @@ from lifl.core.limits import ROUNDS_REMEMBERED
 from lifl.core.protocol.contribution import unpack_contributions
 from lifl.node.driver import Handle
 from lifl.node.store import JobRow, NodeStore
-from lifl.shm.arena import Arena
-from lifl.shm.layout import State
+from lifl.shm.layout import ObjectState
+from lifl.shm.owned_arena import OwnedArena
 
 log = logging.getLogger("lifl.resume")
 
@@ -23,11 +23,11 @@ OVER_REMEMBERED = 64
 """Jobs that were over already whose clients still get an answer, the last ones."""
 
 
-def resume_jobs(handle: Handle, store: NodeStore, arena: Arena, coordinates: bool) -> dict[str, int]:
+def resume_jobs(handle: Handle, store: NodeStore, arena: OwnedArena, coordinates: bool) -> dict[str, int]:
     """Start the jobs that were not over; return how many, with how many accepted updates."""
     # Before anything is allocated anew.
     orphans = _orphans(arena)
-    unsealed = tuple(key for key, entry in arena.live() if entry.state == State.WRITING)
+    unsealed = tuple(key for key, entry in arena.live() if entry.state == ObjectState.WRITING)
     rows = store.jobs()
     running = [row for row in rows if row.status == "running"]
     # What was left of a job that is over, or (on the coordinator) of none that is known, is not wanted.
@@ -54,14 +54,14 @@ def resume_jobs(handle: Handle, store: NodeStore, arena: Arena, coordinates: boo
     return adopted
 
 
-def _orphans(arena: Arena) -> dict[int, tuple[ev.Orphan, ...]]:
+def _orphans(arena: OwnedArena) -> dict[int, tuple[ev.Orphan, ...]]:
     """Return the sealed updates and partials by the number of their job; free everything else that is sealed.
 
     Models and the rule's states are read from the last checkpoint: what made an uncommitted one is still here.
     """
     found: dict[int, list[ev.Orphan]] = {}
     for key, entry in arena.live():
-        if entry.state == State.WRITING:
+        if entry.state == ObjectState.WRITING:
             continue
         if entry.kind not in (Kind.UPDATE, Kind.PARTIAL):
             arena.free(key)

@@ -16,7 +16,7 @@ from lifl.node.children import Child
 from lifl.node.cluster.bridge import Bridge
 from lifl.node.meters import Meters
 from lifl.node.workers import Workers
-from lifl.shm.arena import Arena
+from lifl.shm.owned_arena import OwnedArena
 
 
 class NodeStatus:
@@ -29,7 +29,7 @@ class NodeStatus:
         capacity_given: bool,
         warnings: list[str],
         engine: Engine,
-        arena: Arena,
+        arena: OwnedArena,
         gateway: Child,
         zygote: Child,
         workers: Workers,

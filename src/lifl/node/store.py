@@ -99,30 +99,30 @@ class NodeStore:
             raise ResourceFault(f"{path} cannot be used: {error}; move it away or use another state folder") from error
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._db.close()
 
     def node_id(self) -> int:
-        """The node's 64-bit id, drawn once."""
+        """Return the node's 64-bit id, drawn once."""
         self._db.execute("INSERT OR IGNORE INTO node (id, node) VALUES (1, ?)", (secrets.token_hex(8),))
         (node,) = self._db.execute("SELECT node FROM node").fetchone()
         return int(node, 16)
 
     def next_incarnation(self, above: int = 0) -> int:
-        """The number of this life of the daemon, greater than all before it and than `above`."""
+        """Return the number of this life of the daemon, greater than all before it and than `above`."""
         self._db.execute("UPDATE node SET incarnation = max(incarnation, ?) + 1", (above,))
         (incarnation,) = self._db.execute("SELECT incarnation FROM node").fetchone()
         return int(incarnation)
 
     def meets(self, coordinator: str) -> bool:
-        """Whether this coordinator is the one that the node had last; from now on it is."""
+        """Return whether this coordinator is the one that the node had last; note it as the last one."""
         (before,) = self._db.execute("SELECT coordinator FROM node").fetchone()
         if before != coordinator:
             self._db.execute("UPDATE node SET coordinator = ?", (coordinator,))
         return bool(before == coordinator)
 
     def add_job(self, config: JobConfig, tensors: tuple[TensorSpec, ...], states: tuple[str, ...], folder: str) -> int:
-        """A row for a new job, with status ``new``; returns its number in the arena."""
+        """Add a row for a new job, with status ``new``; return its number in the arena."""
         cursor = self._db.execute(
             "INSERT INTO jobs (name, config, tensors, states, folder, status, reason, submitted_unix_s)"
             " VALUES (?, ?, ?, ?, ?, 'new', '', ?)",
@@ -131,15 +131,15 @@ class NodeStore:
         return int(cursor.lastrowid or 0)
 
     def drop_job(self, name: str) -> None:
-        """Forgets a job that was refused after all."""
+        """Forget a job that was refused after all."""
         self._db.execute("DELETE FROM jobs WHERE name = ? AND status = 'new'", (name,))
 
     def save_job(self, name: str, status: str, reason: str) -> None:
-        """What became of a job."""
+        """Keep what became of a job."""
         self._db.execute("UPDATE jobs SET status = ?, reason = ? WHERE name = ?", (status, reason, name))
 
     def save_round(self, job: str, number: int, attempt: int, status: str, fields: dict[str, Any]) -> None:
-        """One attempt at a round; raises `sqlite3.IntegrityError` for a second commit."""
+        """Keep one attempt at a round.  Raise `sqlite3.IntegrityError` for a second commit."""
         self._db.execute(
             "INSERT INTO rounds VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (job, round, attempt) DO UPDATE SET"
             " status = excluded.status, fields = excluded.fields, saved_unix_s = excluded.saved_unix_s"
@@ -148,7 +148,7 @@ class NodeStore:
         )
 
     def jobs(self) -> list[JobRow]:
-        """All jobs, in the order of their submission; rows of jobs that were never accepted are left out."""
+        """Return all jobs, in the order of their submission; rows of jobs that were never accepted are left out."""
         rows = self._db.execute("SELECT * FROM jobs WHERE status != 'new' ORDER BY number")
         return [
             JobRow(
@@ -163,7 +163,7 @@ class NodeStore:
         ]
 
     def rounds(self, job: str) -> list[RoundRow]:
-        """The job's rounds and their attempts, in order."""
+        """Return the job's rounds and their attempts, in order."""
         rows = self._db.execute(
             "SELECT round, attempt, status, fields, saved_unix_s FROM rounds WHERE job = ? ORDER BY round, attempt",
             (job,),
@@ -174,7 +174,7 @@ class NodeStore:
         ]
 
     def save_plan(self, job: str, number: int, attempt: int, request: PlanRequest, plan: Plan) -> None:
-        """A decision of the planner; those before the last `PLANS_MAX` are forgotten."""
+        """Keep a decision of the planner; those before the last `PLANS_MAX` are forgotten."""
         row = (job, number, attempt, zlib.compress(_pack((request, plan))), time.time())
         with self._db:
             self._db.execute("BEGIN")
@@ -183,7 +183,7 @@ class NodeStore:
             self._db.execute("DELETE FROM plans WHERE number <= ?", (last - PLANS_MAX,))
 
     def plans(self, job: str, number: int) -> list[PlanRow]:
-        """The decisions about a round that are kept, in order."""
+        """Return the decisions about a round that are kept, in order."""
         rows = self._db.execute(
             "SELECT attempt, decision, decided_unix_s FROM plans WHERE job = ? AND round = ? ORDER BY number",
             (job, number),

@@ -21,8 +21,7 @@ from lifl.core.ids import DAEMON_ADDRESS, Key, Record
 from lifl.core.protocol import worker as wm
 from lifl.node.children import Child
 from lifl.node.link import Link
-from lifl.redirect.framing import is_wake
-from lifl.redirect.interface import open_redirector
+from lifl.redirect import is_wake, open_redirector
 
 log = logging.getLogger("lifl.workers")
 

@@ -5,8 +5,8 @@ eBPF program on a sockmap, and AF_UNIX sockets for machines that do not allow it
 """
 
 from lifl.redirect.framing import is_wake
-from lifl.redirect.interface import Redirector, Registration, SlotCounters, Totals, open_redirector
-from lifl.redirect.port import Port, open_port
+from lifl.redirect.interface import Port, Redirector, Registration, SlotCounters, Totals
+from lifl.redirect.open import open_port, open_redirector
 
 __all__ = [
     "Port",

@@ -21,17 +21,17 @@ WAKE_KEY = Key(0, 0, 0)
 
 
 def wake(slot: int) -> Record:
-    """The record by which a receiver that was full asks the daemon for what it holds; slot 0: try all receivers."""
+    """Return the record by which a receiver that was full asks for what the daemon holds; slot 0: try all receivers."""
     return Record(DAEMON_ADDRESS, WAKE_KEY, sender=slot)
 
 
 def is_wake(record: Record) -> bool:
-    """Whether the record is no key, but says that slot `record.sender` has room again."""
+    """Return whether the record is no key, but says that slot `record.sender` has room again."""
     return record.address == DAEMON_ADDRESS and record.key == WAKE_KEY
 
 
 def batches(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
-    """Cuts records into sends: 1 to 64 successive ones for one address; `LocalFault` if it is impossible."""
+    """Yield the records in sends: 1 to 64 successive ones for one address.  Raise `LocalFault` for a wrong one."""
     start = 0
     while start < len(records):
         address = records[start].address
@@ -46,7 +46,7 @@ def batches(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
 
 
 def parse(data: bytes) -> tuple[list[Record], int]:
-    """The records in `data`, and how many pieces of it (64 bytes, or fewer at its end) are none."""
+    """Return the records in `data`, and how many pieces of it (64 bytes, or fewer at its end) are none."""
     try:
         return unpack_records(data), 0
     except RemoteFault:

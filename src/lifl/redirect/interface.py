@@ -1,8 +1,8 @@
-"""What the daemon sees of a redirector, whichever it is.
+"""What the daemon and the workers see of a redirector, whichever it is: types only (`open.py` chooses one).
 
 A redirector carries 64-byte records (`core/ids.Record`) from any worker to the worker that serves an *address*,
 without a process in between.  The daemon registers workers under *slots*, says which slot serves which address, and
-gets the records that nobody else can take: those to address 0, to an address without a route, to a worker that died,
+gets the records that no worker can take: those to address 0, to an address without a route, to a worker that died,
 and those for which the receiver has no room.
 
     registration = redirector.register()         descriptors for the worker, by SCM_RIGHTS
@@ -11,7 +11,7 @@ and those for which the receiver has no room.
     redirector.send([Record(address, key)])      never blocks; returns what could not be taken
     redirector.receive(fd)                       for each descriptor of `fallback_fds`, whenever it is readable
 
-Whoever hands the descriptors on (the zygote) must close its copies as well.  A copy of a worker's socket that outlives
+The zygote, which hands the descriptors on, must close its copies as well.  A copy of a worker's socket that outlives
 the worker is a black hole: the worker looks alive and its records go nowhere.
 
 What the daemon holds (because `send` did not take it) it tries again when a route changes and when `receive` returns a
@@ -24,10 +24,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from lifl.core.errors import LocalFault, ResourceFault
 from lifl.core.ids import Record
 
 Wanted = Literal["auto", "sockmap", "unix"]
@@ -78,7 +76,7 @@ class Registration:
         self._lent = lent
 
     def handed_over(self) -> None:
-        """Closes the daemon's copies of the worker's sockets; again: nothing.  `descriptors` are invalid after it."""
+        """Close the daemon's copies of the worker's sockets; again: nothing.  `descriptors` are invalid after it."""
         while self._lent:
             os.close(self._lent.pop())
         self.descriptors = []
@@ -93,64 +91,70 @@ class Redirector(Protocol):
     """Why this one runs, and what to do to get the other."""
 
     def register(self) -> Registration:
-        """A place for a new worker.  Raises `ResourceFault` when slots or descriptors are used up."""
+        """Return a place for a new worker.  Raise `ResourceFault` when slots or descriptors are used up."""
 
     def retire(self, slot: int) -> None:
-        """The slot's worker is gone (or must not be reached any more): its routes are unset, its port gets EOF."""
+        """Take a slot from its worker, which is gone or must not be reached any more: unset its routes, end its port"""
 
     def route(self, address: int, slot: int | None) -> None:
-        """Sends what goes to `address` (1 to ADDRESSES_MAX - 1) to `slot` from now on; None: to the daemon.
+        """Send what goes to `address` (1 to ADDRESSES_MAX - 1) to `slot` from now on; None: to the daemon.
 
-        Raises `LocalFault` for another address or for a slot without a worker.
+        Raise `LocalFault` for another address or for a slot without a worker.
         """
 
     def send(self, records: Sequence[Record]) -> list[Record]:
-        """Sends to addresses, without blocking; returns, in order, those that could not be delivered now."""
+        """Send to addresses, without blocking; return, in order, those that could not be delivered now."""
 
     def fallback_fds(self) -> tuple[int, ...]:
-        """The descriptors whose readability the event loop must watch now."""
+        """Return the descriptors whose readability the event loop must watch now."""
 
     def on_fallback(self, watch: Callable[[int], None], unwatch: Callable[[int], None]) -> None:
-        """Tells when `fallback_fds` changes; `watch` is called for the present ones at once."""
+        """Tell when `fallback_fds` changes; `watch` is called for the present ones at once."""
 
     def slot_of(self, fd: int) -> int:
-        """Whose descriptor that is (0: the daemon's own).  `LocalFault` if it is none."""
+        """Return the slot whose descriptor that is (0: the daemon's own).  Raise `LocalFault` if it is none."""
 
     def receive(self, fd: int) -> list[Record]:
-        """The records that came to the daemon on `fd`, without blocking; ask again while it is readable.
+        """Return the records that came to the daemon on `fd`, without blocking; ask again while it is readable.
 
-        Raises `EOFError` when the worker is gone, and `RemoteFault` when it sent what are no records: kill it.  In both
+        Raise `EOFError` when the worker is gone, and `RemoteFault` when it sent what are no records: kill it.  In both
         cases the descriptor is unwatched already, and `retire(slot_of(fd))` is due.
         """
 
     def counters(self, slot: int) -> SlotCounters:
-        """The counters of a slot, valid until it is registered again; no system call."""
+        """Return the counters of a slot, valid until it is registered again; no system call."""
 
     def totals(self) -> Totals:
-        """The counters of the whole redirector; no system call."""
+        """Return the counters of the whole redirector; no system call."""
 
     def close(self) -> None:
-        """Ends all: every port gets EOF; no descriptor, BPF object or socket file is left."""
+        """End everything: every port gets EOF; no descriptor, BPF object or socket file is left."""
 
 
-def open_redirector(wanted: Wanted, folder: Path) -> Redirector:
-    """Opens the redirector of a node; `folder` is the node's own, sockets are made in ``folder/redirect``.
+class Port(Protocol):
+    """A worker's sending and receiving end; used by one thread.
 
-    ``auto`` takes the sockmap where this machine allows it (found out by loading it and sending a record through),
-    else AF_UNIX, and `why` says what is missing.  Raises `ResourceFault` if the wanted one is impossible.
+    `receive` never blocks: poll `fileno()`.  `send` waits only for a receiver that is full, and no longer than
+    `PATIENCE_S`; then the records go to the daemon, which holds them until the receiver has room, and further records
+    for that receiver do not wait again before one was delivered.  From then on the order of records to that receiver
+    is not kept.  Records for other receivers are not held up: each receiver has room of its own.
     """
-    from lifl.redirect.sockmap import SockmapRedirector
-    from lifl.redirect.unix import UnixRedirector
 
-    if wanted not in ("auto", "sockmap", "unix"):
-        raise LocalFault(f'redirector is "auto", "sockmap" or "unix", not {wanted!r}')
-    if wanted == "unix":
-        return UnixRedirector(
-            folder, 'as configured; redirector = "auto" takes the eBPF sockmap where the machine allows it'
-        )
-    try:
-        return SockmapRedirector()
-    except ResourceFault as fault:
-        if wanted == "sockmap":
-            raise
-        return UnixRedirector(folder, f"the eBPF sockmap is not possible here: {fault}")
+    slot: int
+    """The worker's slot, given by the daemon."""
+
+    def fileno(self) -> int:
+        """Return a descriptor that polls readable when `receive` has something, or the daemon is gone."""
+
+    def send(self, records: Sequence[Record]) -> None:
+        """Send records, each to its address (0: the daemon); many for one address are cheapest in a row.
+
+        Raise `LocalFault` for an impossible address, `EOFError` when the daemon is gone, `ResourceFault` when the
+        kernel has no memory for it.
+        """
+
+    def receive(self) -> list[Record]:
+        """Return the records that are there now, perhaps none.  Raise `EOFError` when the daemon is gone."""
+
+    def close(self) -> None:
+        """Close everything; what was not received is lost."""

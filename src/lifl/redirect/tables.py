@@ -3,9 +3,9 @@
     routes    one word per address   slot | generation << 32; 0 is no route.  Written by the daemon only
     slots     eight words per slot   see below; one cache line each
 
-The words of a slot, and who writes them (nobody else does, so none of them needs a lock):
+The words of a slot, and which process writes them (only that one, so none of them needs a lock):
 
-    SENT, BYTES, LAST_NS, OVER   the eBPF program, atomically (the AF_UNIX redirector counts elsewhere: `unix.py`)
+    SENT, BYTES, LAST_NS, OVER   the eBPF program, atomically (AF_UNIX counts elsewhere: `unix/layout.py`)
     CONSUMED, MALFORMED          the receiver: records taken from its socket; pieces that were no records
     HELD                         the daemon sets it when it holds records back because the receiver is full; the
                                  receiver clears it, and then wakes the daemon
@@ -38,22 +38,22 @@ _barrier = threading.Lock()
 
 
 def route_entry(slot: int, generation: int) -> int:
-    """The word of a route."""
+    """Return the word of a route."""
     return slot | generation << 32
 
 
 def entry_slot(entry: int) -> int:
-    """The slot that a route's word names; 0: none."""
+    """Return the slot that a route's word names; 0: none."""
     return entry & _LOW
 
 
 def entry_generation(entry: int) -> int:
-    """The generation of the slot that a route's word means."""
+    """Return the generation of the slot that a route's word means."""
     return entry >> 32
 
 
 def fence() -> None:
-    """A full memory barrier: taking and giving back a lock is made of atomic instructions."""
+    """Pass a full memory barrier: taking and giving back a lock is made of atomic instructions."""
     with _barrier:
         pass
 
@@ -70,7 +70,7 @@ class Words:
         self.words = self._bytes.cast("Q")
 
     def close(self) -> None:
-        """Unmaps; no slice of `words` may be in use."""
+        """Unmap them; no slice of `words` may be in use."""
         self.words.release()
         self._bytes.release()
         self._map.close()
@@ -89,7 +89,7 @@ class SlotPool:
         """Slots below this number have been given out at least once; 0 is the daemon's."""
 
     def take(self) -> int:
-        """A free slot.  Raises `ResourceFault` when all are taken."""
+        """Return a free slot.  Raise `ResourceFault` when all are taken."""
         if len(self._freed) <= QUARANTINE_SLOTS and self.used < SLOTS_MAX:
             self.used += 1
             return self.used - 1
@@ -100,5 +100,5 @@ class SlotPool:
         return self._freed.popleft()
 
     def give(self, slot: int) -> None:
-        """The slot is free again."""
+        """Take a slot back; it is free again."""
         self._freed.append(slot)

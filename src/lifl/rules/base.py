@@ -57,11 +57,11 @@ class Rule:
     """
 
     def __init__(self, options: Any) -> None:
-        """`options` is an instance of the class's `Options`."""
+        """Keep `options`, an instance of the class's `Options`."""
         self.options = options
 
     def fold(self, acc: Vector, updates: Sequence[Vector], weights: Sequence[float], keep: float) -> None:
-        """acc = keep · acc + Σ weights[i] · updates[i], in place.
+        """Set acc = keep · acc + Σ weights[i] · updates[i], in place.
 
         `acc` is (P,) float32 or float64, `updates` are (P,) in the model's dtype.  With `keep` 0, `acc` holds
         nothing yet and is not to be read.  The weights are scaled: their ratios count, not their size.
@@ -69,18 +69,18 @@ class Rule:
         kernels.fold(acc, updates, weights, keep)
 
     def merge(self, acc: Vector, partials: Sequence[Vector], scales: Sequence[float], keep: float) -> None:
-        """acc = keep · acc + Σ scales[i] · partials[i], in place; all are float32 or float64.
+        """Set acc = keep · acc + Σ scales[i] · partials[i], in place; all are float32 or float64.
 
         `scales` are powers of two that bring the partials to one scale.  May be called for a block at a time.
         """
         kernels.fold(acc, partials, scales, keep)
 
     def initial(self, name: str) -> float:
-        """The value of each element of the state `name` before the first round."""
+        """Return the value of each element of the state `name` before the first round."""
         return 0.0
 
     def finish(self, model: Vector, mean: Vector, state: Mapping[str, Vector]) -> Vector:
-        """The block of the next model, (B,) like `model` and `mean`, all float32 or all float64.
+        """Return the block of the next model, (B,) like `model` and `mean`, all float32 or all float64.
 
         `model` is the block of the current model (not to be written), `mean` the clients' weighted mean
         (free to be overwritten), `state` the blocks of this rule's states, to be changed in place.

@@ -47,7 +47,7 @@ class FedAvgM(Rule):
     states = ("momentum",)
 
     def finish(self, model: Vector, mean: Vector, state: Mapping[str, Vector]) -> Vector:
-        """v ← βv + Δ, x ← x + η·v."""
+        """Do v ← βv + Δ, x ← x + η·v."""
         velocity = state["momentum"]
         np.subtract(mean, model, out=mean)
         velocity *= self.options.momentum
@@ -71,12 +71,12 @@ class _Adaptive(Rule):
     states = ("momentum", "second_moment")
 
     def initial(self, name: str) -> float:
-        """m₋₁ = 0 and v₋₁ = τ²."""
+        """Return m₋₁ = 0 and v₋₁ = τ²."""
         tau: float = self.options.tau
         return tau * tau if name == "second_moment" else 0.0
 
     def finish(self, model: Vector, mean: Vector, state: Mapping[str, Vector]) -> Vector:
-        """Algorithm 2, lines 9 to 14."""
+        """Do lines 9 to 14 of algorithm 2."""
         first, second = state["momentum"], state["second_moment"]
         np.subtract(mean, model, out=mean)
         mean *= 1.0 - self.options.beta1
@@ -92,7 +92,7 @@ class _Adaptive(Rule):
         return step
 
     def accumulate(self, second: Vector, square: Vector) -> None:
-        """Takes `square` = m² into `second` = v, in place; `square` may be overwritten."""
+        """Take `square` = m² into `second` = v, in place; `square` may be overwritten."""
         second += square
 
 

@@ -31,14 +31,14 @@ FREE_SHARE = 4
 
 
 def capacity(most: int) -> float:
-    """MC in updates at a time, at most `most`; on two cores it takes about a third of a second."""
+    """Return MC in updates at a time, at most `most`; on two cores it takes about a third of a second."""
     free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     fitting = free_bytes // FREE_SHARE // ((INPUTS + 1) * VECTOR_BYTES)
     return round(saturation(_samples(max(1, min(most, fitting)))), 2)
 
 
 def _samples(most: int) -> Iterator[tuple[float, float]]:
-    """(rate per second, execution time in seconds) at rising concurrency; the first step that is too much ends them."""
+    """Yield (rate per second, execution time in seconds) at rising concurrency, to the first that is too much."""
     memory: list[tuple[Vector, list[Vector]]] = []
     unloaded_s = 0.0
     for folders in STEPS:
@@ -55,7 +55,7 @@ def _samples(most: int) -> Iterator[tuple[float, float]]:
 
 
 def _step(memory: list[tuple[Vector, list[Vector]]]) -> tuple[float, float]:
-    """All fold at once; (folds per second, mean time of one)."""
+    """Have all fold at once; return (folds per second, mean time of one)."""
     done: list[tuple[int, float]] = []
     together = threading.Barrier(len(memory))
 

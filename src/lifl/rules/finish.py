@@ -40,12 +40,12 @@ def finish_segment(
     new_states: Mapping[str, Vector],
     first: int = 0,
 ) -> None:
-    """Writes one segment of the new model to `out` and of the new states to `new_states`.
+    """Write one segment of the new model to `out` and of the new states to `new_states`.
 
     `model`, `updates` and `out` are (P,) in the model's dtype; `partials` and states are (P,) in the accumulator's.  A
     state that `states` lacks starts with `rule.initial`.  Integer segments are only averaged; their states are zeros.
     All may be pieces of a segment, from its element `first` on, if the rule has no `fold` of its own.
-    Raises `RuleFailed` when a result is not finite or has another shape.
+    Raise `RuleFailed` when a result is not finite or has another shape.
     """
     integer = out.dtype.kind in "iu"
     sums = _Sums(rule, partials, updates, len(out), numpy_dtype(ACCUMULATOR[out.dtype.name]), integer)
@@ -64,14 +64,14 @@ def finish_segment(
 
 
 def is_mean(rule: Rule, dtype: str) -> bool:
-    """Whether the model's numbers of this dtype are the mean itself, as the partials hold it."""
+    """Return whether the model's numbers of this dtype are the mean itself, as the partials hold it."""
     made = type(rule)
     plain = made.fold is Rule.fold and made.merge is Rule.merge and made.finish is Rule.finish and not made.states
     return plain and ACCUMULATOR[dtype] == dtype and numpy_dtype(dtype).kind == "f"
 
 
 def mean_factors(partials: Sequence[float], updates: Sequence[float]) -> tuple[list[float], list[float]]:
-    """What partials and updates with these whole weights are multiplied by, so that their sum is the mean."""
+    """Return what partials and updates with these whole weights are multiplied by, so that their sum is the mean."""
     scales, weights, divisor = _scaled(partials, updates)
     return [scale / divisor for scale in scales], [weight / divisor for weight in weights]
 
@@ -81,14 +81,14 @@ def finish_mean(
 ) -> None:
     """out = Σ factors[i] · vectors[i], or (`added`) that and what `out` holds; all of one dtype that `is_mean` knows.
 
-    All may be pieces of a segment, from its element `first` on.  Raises `RuleFailed` when a result is not finite.
+    All may be pieces of a segment, from its element `first` on.  Raise `RuleFailed` when a result is not finite.
     """
     if not kernels.mean(out, vectors, factors, 1.0 if added else 0.0):
         _raise_not_finite(out, first, type(rule).__name__)
 
 
 def _scaled(partials: Sequence[float], updates: Sequence[float]) -> tuple[list[float], list[float], float]:
-    """What to multiply partials and updates by so that their sum, divided by the third, is the mean."""
+    """Return what to multiply partials and updates by so that their sum, divided by the third, is the mean."""
     whole = kernels.total([*partials, *updates])
     top = kernels.exponent(whole)
     scales = [2.0 ** (kernels.exponent(weight) - top) for weight in partials]
@@ -119,7 +119,7 @@ class _Sums:
             self._divisor = 1.0
 
     def mean(self, block: slice, out: Vector) -> None:
-        """Writes a block of it to `out`, which is (B,) of the accumulator's dtype."""
+        """Write a block of it to `out`, which is (B,) of the accumulator's dtype."""
         partials = [vector[block] for vector in self._partials]
         updates = [vector[block] for vector in self._updates]
         if len(partials) == 1 and not updates:
@@ -144,7 +144,7 @@ def _finish_integers(mean: Vector, out: Vector, new_state: Mapping[str, Vector])
 def _begin_states(
     rule: Rule, block: slice, states: Mapping[str, Vector], new_states: Mapping[str, Vector]
 ) -> dict[str, Vector]:
-    """The blocks of the new states, holding the old ones."""
+    """Return the blocks of the new states, holding the old ones."""
     begun: dict[str, Any] = {}
     for name in rule.states:
         begun[name] = new_states[name][block]

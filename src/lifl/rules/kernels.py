@@ -58,18 +58,18 @@ _HALF_FACTOR = 2.0**112
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The NumPy dtype of a name in `core/schema.DTYPE_BYTES`."""
+    """Return the NumPy dtype of a name in `core/schema.DTYPE_BYTES`."""
     return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
 
 
 def vector(view: memoryview, segment: Segment) -> Vector:
-    """The segment of an object's data as a flat array, without a copy."""
+    """Return the segment of an object's data as a flat array, without a copy."""
     array: Vector = np.frombuffer(view, numpy_dtype(segment.dtype), segment.count, segment.offset)
     return array
 
 
 def total(weights: Sequence[float]) -> float:
-    """Σ weights, correctly rounded.  Raises `LocalFault` unless each is positive and the sum is finite."""
+    """Return Σ weights, correctly rounded.  Raise `LocalFault` unless each is positive and the sum is finite."""
     if not all(weight > 0.0 for weight in weights):
         raise LocalFault(f"a weight must be a positive number; these are {sorted(weights)[:4]}")
     try:
@@ -82,7 +82,7 @@ def total(weights: Sequence[float]) -> float:
 
 
 def exponent(weight: float) -> int:
-    """The e of a partial with this whole weight: 2**(e-1) <= weight < 2**e."""
+    """Return the e of a partial with this whole weight: 2**(e-1) <= weight < 2**e."""
     return math.frexp(weight)[1]
 
 
@@ -92,7 +92,7 @@ def fold(acc: Vector, vectors: Sequence[Vector], weights: Sequence[float], keep:
     `acc` is (P,) float32 or float64; `vectors` are (P,) of one dtype, none of them overlapping `acc`.  With
     `keep` 0 what `acc` held before (recycled memory, perhaps NaN) is not read.  `weights` are the caller's
     already scaled ones (|w| ≤ 2, see the module's theory).  float16 inputs must be finite: the gateway sees
-    to it. Raises `LocalFault` on shapes or dtypes that do not belong together.
+    to it. Raise `LocalFault` on shapes or dtypes that do not belong together.
     """
     _check(acc, vectors, weights)
     dtype = vectors[0].dtype.name
@@ -104,7 +104,7 @@ def fold(acc: Vector, vectors: Sequence[Vector], weights: Sequence[float], keep:
 
 
 def mean(out: Vector, vectors: Sequence[Vector], weights: Sequence[float], keep: float = 0.0) -> bool:
-    """`fold` of vectors of out's dtype into `out`; whether all that it wrote is finite."""
+    """Do `fold` of vectors of out's dtype into `out`; return whether all that it wrote is finite."""
     _check(out, vectors, weights)
     compiled = _compiled_for(vectors[0].dtype.name, out.dtype.name)
     if compiled is not None:
@@ -115,7 +115,7 @@ def mean(out: Vector, vectors: Sequence[Vector], weights: Sequence[float], keep:
 
 
 def _compiled_for(dtype: str, acc_dtype: str) -> native.CompiledFold | None:
-    """The one place where the way is chosen: the compiled one wherever it exists.
+    """Choose the way, here and nowhere else: the compiled one wherever it exists.
 
     One case loses.  GB/s of input, compiled / NumPy, of 2 and of 32 vectors of 11.7 million numbers (medians of 5), one
     core of a Zen 4 that reads 28: float32 19 / 11 and 27 / 23, float64 20 / 13 and 19 / 22, bfloat16 16 / 5 and 23 / 9,
@@ -126,7 +126,7 @@ def _compiled_for(dtype: str, acc_dtype: str) -> native.CompiledFold | None:
 
 
 def _fold_numpy(acc: Vector, vectors: Sequence[Vector], weights: Sequence[float], keep: float) -> None:
-    """`fold` in NumPy, as the module's theory says."""
+    """Do `fold` in NumPy, as the module's theory says."""
     size = len(acc)
     narrow = vectors[0].dtype != acc.dtype
     half = vectors[0].dtype == np.float16
@@ -157,7 +157,7 @@ def _fold_numpy(acc: Vector, vectors: Sequence[Vector], weights: Sequence[float]
 
 
 def progressions(addresses: Sequence[int], itemsize: int) -> list[list[int]]:
-    """The indices of `addresses`, split greedily into runs of equal distances (a positive multiple of
+    """Return the indices of `addresses`, split greedily into runs of equal distances (a positive multiple of
     `itemsize`).
     """
     order = sorted(range(len(addresses)), key=addresses.__getitem__)
@@ -174,12 +174,12 @@ def progressions(addresses: Sequence[int], itemsize: int) -> list[list[int]]:
 
 
 def widen(block: Vector, acc_dtype: np.dtype[Any]) -> Vector:
-    """`block` itself when it has `acc_dtype`, else a copy in `acc_dtype` (exact for float16 and bfloat16)."""
+    """Return `block` itself when it has `acc_dtype`, else a copy in `acc_dtype` (exact for float16 and bfloat16)."""
     return block if block.dtype == acc_dtype else block.astype(acc_dtype)
 
 
 def store(values: Vector, out: Vector) -> None:
-    """Writes wide `values` to `out` in out's dtype: integers are rounded half to even and clipped to their
+    """Write wide `values` to `out` in out's dtype: integers are rounded half to even and clipped to their
     range.
     """
     if out.dtype.kind not in "iu":
@@ -196,8 +196,9 @@ def store(values: Vector, out: Vector) -> None:
 
 
 def all_finite(block: Vector) -> bool:
-    """Whether no element is NaN or infinite.  The sum of the squares, one BLAS pass, is finite for all but those and
-    very large ones, which are then looked at.
+    """Return whether no element is NaN or infinite.
+
+    The sum of the squares, one BLAS pass, is finite for all but those and very large ones, which are then looked at.
     """
     if block.dtype in (np.float32, np.float64):
         with np.errstate(invalid="ignore", over="ignore"):
@@ -224,7 +225,7 @@ def _address(vector: Vector) -> int:
 
 
 def _matrix(vectors: Sequence[Vector], rows: Sequence[int]) -> Vector:
-    """The (n, P) view over vectors at equal distances: it touches no byte that is not one of theirs."""
+    """Return the (n, P) view over vectors at equal distances: it touches no byte that is not one of theirs."""
     first = vectors[rows[0]]
     distance = _address(vectors[rows[1]]) - _address(first) if len(rows) > 1 else first.nbytes
     return as_strided(first, (len(rows), len(first)), (distance, first.itemsize), writeable=False)
@@ -238,7 +239,7 @@ def _product(factors: Vector, rows: Vector, out: Vector) -> None:
 
 
 def _widen(rows: Vector, wide: Vector) -> Vector:
-    """(n, B) `rows` of a narrow dtype in the accumulator's dtype, written to `wide`.
+    """Write (n, B) `rows` of a narrow dtype to `wide` in the accumulator's dtype.
 
     float16 is widened by moving its bits: sign, exponent and fraction of a half stand three bits apart from
     a float's, and the float so made is the half's value · 2⁻¹¹², subnormals too.  The weights carry the

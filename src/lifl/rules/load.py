@@ -29,9 +29,9 @@ _FIELD = re.compile(r" - at `\$\.([^.`\[]+)")
 
 
 def load_rule(name: str, options: Mapping[str, Any], folder: str = "") -> Rule:
-    """The rule `name` (a key of `BUILTIN` or "module:Class") with its checked options.
+    """Return the rule `name` (a key of `BUILTIN` or "module:Class") with its checked options.
 
-    Raises `ConfigError`: an unknown name (with the nearest known one), a module that cannot be imported, a
+    Raise `ConfigError`: an unknown name (with the nearest known one), a module that cannot be imported, a
     class that is no `Rule`, an option that is unknown or out of range, a constructor that raises.
     """
     kind = BUILTIN.get(name) or _users_class(name, folder)
@@ -43,7 +43,7 @@ def load_rule(name: str, options: Mapping[str, Any], folder: str = "") -> Rule:
 
 
 def check_options(kind: type[Rule], options: Mapping[str, Any]) -> RuleOptions:
-    """An instance of `kind.Options`.  Raises `ConfigError` naming ``aggregation.options.X``."""
+    """Return an instance of `kind.Options`.  Raise `ConfigError` naming ``aggregation.options.X``."""
     known = kind.Options.__struct_fields__
     for key in options:
         if key not in known:

@@ -43,7 +43,7 @@ class CompiledFold:
     ) -> bool:
         """acc = keep · acc + Σ weights[i] · vectors[i] for `size` elements; `acc` and `vectors` are addresses.
 
-        Returns whether all results are finite.
+        Return whether all results are finite.
 
         `dtype` is the vectors', a key of `DTYPE_BYTES`; the accumulator is of its type in `ACCUMULATOR`.  With `keep`
         0, `acc` is not read.
@@ -54,7 +54,7 @@ class CompiledFold:
 
 
 def load() -> CompiledFold | None:
-    """The compiled kernel, or None where it has not been built or cannot be loaded."""
+    """Return the compiled kernel, or None where it has not been built or cannot be loaded."""
     found = find_spec("lifl.rules._fold")
     if found is None or found.origin is None:
         return None

@@ -75,9 +75,9 @@ class Allocator:
     # ---- what callers do ---------------------------------------------------------------------------------
 
     def alloc(self, nbytes: int, slab: Hashable | None = None) -> int:
-        """The offset of a new extent of `nbytes`, rounded up to whole pages.
+        """Return the offset of a new extent of `nbytes`, rounded up to whole pages.
 
-        Extents of one `slab` and one size are slots at equal distances where possible.  Raises `ArenaFull`
+        Extents of one `slab` and one size are slots at equal distances where possible.  Raise `ArenaFull`
         when no gap is long enough, `LocalFault` when `nbytes` < 1.
         """
         if nbytes < 1:
@@ -96,7 +96,7 @@ class Allocator:
         return offset
 
     def free(self, offset: int) -> None:
-        """Gives the extent at `offset` back.  Raises `LocalFault` when none begins there."""
+        """Give the extent at `offset` back.  Raise `LocalFault` when none begins there."""
         try:
             size, run = self._live.pop(offset)
         except KeyError:
@@ -109,14 +109,14 @@ class Allocator:
             heapq.heappush(run.slab.free, offset)
 
     def close_slab(self, slab: Hashable) -> None:
-        """Forgets the slab: its free slots return to the heap now, its live extents when they are freed."""
+        """Forget the slab: its free slots return to the heap now, its live extents when they are freed."""
         for found in [s for s in self._slabs.values() if s.name == slab]:
             self._dissolve(found)
 
     def adopt(self, extents: Iterable[tuple[int, int]]) -> None:
-        """Starts again with exactly these live extents, each (offset, bytes), and no slabs.
+        """Start again with exactly these live extents, each (offset, bytes), and no slabs.
 
-        Raises `LocalFault`, and changes nothing, when one is not whole pages, lies outside or overlaps
+        Raise `LocalFault`, and change nothing, when one is not whole pages, lies outside or overlaps
         another.
         """
         ordered = sorted(extents)
@@ -136,10 +136,6 @@ class Allocator:
         self.used_bytes = sum(size for _, size in ordered)
         self.peak_bytes = self.used_bytes
 
-    def reset_peak(self) -> None:
-        """From now on `peak_bytes` is the peak since now."""
-        self.peak_bytes = self.used_bytes
-
     @property
     def free_bytes(self) -> int:
         """Bytes in no live extent."""
@@ -153,7 +149,7 @@ class Allocator:
     # ---- the heap ----------------------------------------------------------------------------------------
 
     def _take(self, size: int) -> int:
-        """`size` bytes from the heap; when it is short, from what slabs have reserved."""
+        """Take `size` bytes from the heap, or when it is short from what slabs have reserved; return their offset."""
         offset = self._first_fit(size)
         if offset is None:
             self._return_unused_runs()
@@ -183,7 +179,7 @@ class Allocator:
         return start
 
     def _give(self, start: int, size: int) -> None:
-        """Returns bytes to the heap and joins them with the holes next to them."""
+        """Give bytes back to the heap and join them with the holes next to them."""
         starts, sizes = self._hole_starts, self._hole_sizes
         index = bisect_left(starts, start)
         if index < len(starts) and starts[index] == start + size:
@@ -196,7 +192,7 @@ class Allocator:
             sizes.insert(index, size)
 
     def _gaps(self) -> list[tuple[int, int]]:
-        """(start, bytes) of all that lies between live extents: what the heap would be without runs."""
+        """Return (start, bytes) of all that lies between live extents: what the heap would be without runs."""
         found = []
         position = self.begin
         for offset in sorted(self._live):
@@ -210,7 +206,7 @@ class Allocator:
     # ---- slabs -------------------------------------------------------------------------------------------
 
     def _take_slot(self, name: Hashable, stride: int) -> tuple[int, _Run | None]:
-        """The lowest free slot and its run; a plain extent (None) where no run of two slots fits any more."""
+        """Return the lowest free slot and its run; a plain extent (None) where no run of two slots fits any more."""
         slab = self._slabs.get((name, stride))
         if slab is None or not slab.free:
             slab = self._grow(name, stride)
@@ -220,7 +216,7 @@ class Allocator:
         return offset, slab.run_of[offset]
 
     def _grow(self, name: Hashable, stride: int) -> _Slab | None:
-        """Gives the slab one more run, of at most half of the largest hole; None if that is not two slots."""
+        """Give the slab one more run, of at most half of the largest hole; return None if that is not two slots."""
         slab = self._slabs.get((name, stride))
         wanted = RUN_SLOTS_FIRST if slab is None else slab.next_slots
         slots = min(wanted, max(self._hole_sizes, default=0) // 2 // stride)
@@ -248,7 +244,7 @@ class Allocator:
                 del self._slabs[slab.name, slab.stride]
 
     def _dissolve(self, slab: _Slab) -> None:
-        """Turns the slab's live slots into plain extents and its free slots into holes."""
+        """Turn the slab's live slots into plain extents and its free slots into holes."""
         del self._slabs[slab.name, slab.stride]
         for offset in slab.run_of:
             if offset in self._live:

@@ -56,9 +56,7 @@ class Checksum:
         self._value = 1
 
     def advance(self, end_bytes: int) -> None:
-        """The first `end_bytes` bytes are there now and will not change.  Raises `LocalFault` beyond the
-        data.
-        """
+        """Go on: the first `end_bytes` bytes are there now and will not change.  Raise `LocalFault` beyond the data."""
         data = self._open(end_bytes)
         end = end_bytes // BLOCK_BYTES * BLOCK_BYTES
         if end <= self._done:
@@ -69,7 +67,7 @@ class Checksum:
         self._done = end
 
     def finish(self) -> int:
-        """All of the data is there: its checksum, 1 to 2⁶⁴-1 (0 stands for "none" in the object table)."""
+        """Return the checksum now that all of the data is there: 1 to 2⁶⁴-1 (0 is "none" in the object table)."""
         data = self._open(0)
         self.advance(data.size)
         tail = data[self._done :].tobytes()
@@ -88,7 +86,7 @@ class Checksum:
 
 
 def checksum(data: memoryview | bytes | bytearray) -> int:
-    """The checksum of all of `data`."""
+    """Return the checksum of all of `data`."""
     return Checksum(memoryview(data)).finish()
 
 
@@ -111,7 +109,7 @@ class FiniteCheck:
                 self._parts.append((index, segment, as_array(data[segment.offset : end], segment.dtype)))
 
     def advance(self, end_bytes: int) -> bool:
-        """The first `end_bytes` bytes are there now; True while all numbers seen are finite."""
+        """Go on: the first `end_bytes` bytes are there now; return True while all numbers seen are finite."""
         for index, segment, array in self._parts:
             begin = self._done[index]
             arrived = (end_bytes - segment.offset) // DTYPE_BYTES[segment.dtype]
@@ -125,7 +123,7 @@ class FiniteCheck:
 
 
 def check_segments(segments: Sequence[Segment], nbytes: int) -> None:
-    """Raises `LocalFault` when a segment does not lie in the `nbytes` bytes of the data."""
+    """Raise `LocalFault` when a segment does not lie in the `nbytes` bytes of the data."""
     for segment in segments:
         end = segment.offset + segment.count * DTYPE_BYTES[segment.dtype]
         if end > nbytes:
@@ -133,7 +131,7 @@ def check_segments(segments: Sequence[Segment], nbytes: int) -> None:
 
 
 def as_array(data: memoryview, dtype: str) -> NDArray[Any]:
-    """`data` as a flat array of `dtype`, a name of `core.schema.DTYPE_BYTES`; no copy is made."""
+    """Return `data` as a flat array of `dtype`, a name of `core.schema.DTYPE_BYTES`; no copy is made."""
     import numpy as np
 
     if dtype == "bfloat16":
@@ -144,12 +142,12 @@ def as_array(data: memoryview, dtype: str) -> NDArray[Any]:
 
 
 def all_finite(array: NDArray[Any]) -> bool:
-    """Whether no element of the flat, contiguous `array` is NaN or infinite; True for integers."""
+    """Return whether no element of the flat, contiguous `array` is NaN or infinite; True for integers."""
     return first_not_finite(array) is None
 
 
 def first_not_finite(array: NDArray[Any]) -> int | None:
-    """The index of the first NaN or infinity of the flat, contiguous `array`; None when there is none."""
+    """Return the index of the first NaN or infinity of the flat, contiguous `array`; None when there is none."""
     import numpy as np
 
     name = array.dtype.name

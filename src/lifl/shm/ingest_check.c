@@ -1,5 +1,5 @@
 /* What arrives in an object, looked at in one pass while it is in the core's cache: the compiled part of
- * lifl.shm.arrival, whose docstring says what the checksum and the finite check are.
+ * lifl.shm.ingest_check, whose docstring says what the checksum and the finite check are.
  *
  * One pass.  A block of BLOCK_BYTES is loaded once, in vectors of 32 bytes: its 64-bit words are added up for the
  * checksum, and the same vector, as lanes of a float's size, is compared with infinity.  Without its sign bit a float's
@@ -49,7 +49,7 @@ typedef struct {
     uint64_t value; /* of the checksum */
     int64_t runs_count;
     const floats *runs; /* in order, not overlapping */
-} arrival;
+} ingest;
 
 /* Adds the vector at `data` to `sum`, and to `over` the lanes that are beyond `largest`. */
 INLINE void add(words *sum, words *over, const void *data, const words *mask, const words *largest, int narrow)
@@ -102,7 +102,7 @@ INLINE uint64_t pass_of_kind(int64_t kind, const uint8_t *data, int64_t nbytes, 
 }
 
 /* Looks at the block at `begin`. */
-INLINE void look(arrival *to, int64_t begin, int64_t nbytes)
+INLINE void look(ingest *to, int64_t begin, int64_t nbytes)
 {
     int64_t run = 0, kind = NO_FLOAT, end = begin + nbytes;
     int beyond, any = 0;
@@ -125,22 +125,22 @@ INLINE void look(arrival *to, int64_t begin, int64_t nbytes)
     to->done = end;
 }
 
-typedef void look_at(arrival *, int64_t, int64_t);
+typedef void look_at(ingest *, int64_t, int64_t);
 
-static void look_plain(arrival *to, int64_t begin, int64_t nbytes)
+static void look_plain(ingest *to, int64_t begin, int64_t nbytes)
 {
     look(to, begin, nbytes);
 }
 
 #if defined(__x86_64__)
-__attribute__((target("avx2"))) static void look_avx2(arrival *to, int64_t begin, int64_t nbytes)
+__attribute__((target("avx2"))) static void look_avx2(ingest *to, int64_t begin, int64_t nbytes)
 {
     look(to, begin, nbytes);
 }
 #endif
 
 /* The first `end` bytes of the object are there: looks at the whole blocks among them, at the end at all. */
-void lifl_look(arrival *to, int64_t end)
+void lifl_look(ingest *to, int64_t end)
 {
     look_at *look_at_block = look_plain;
 #if defined(__x86_64__)
@@ -156,7 +156,7 @@ void lifl_look(arrival *to, int64_t end)
 /* Receives bytes `from` to `until` of the object, of which `from` are there, from a non-blocking socket, and looks at
  * them.  Returns how many are there then: `until`, or as many as the socket had, with `*error` EAGAIN; EPIPE at the end
  * of the stream; or another error number. */
-int64_t lifl_receive(arrival *to, int fd, int64_t from, int64_t until, int *error)
+int64_t lifl_receive(ingest *to, int fd, int64_t from, int64_t until, int *error)
 {
     *error = 0;
     while (from < until) {

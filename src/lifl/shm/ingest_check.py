@@ -1,9 +1,9 @@
 """An object's bytes while they arrive from the front: checksum and finite check (`checksum` says what they are).
 
-`arrival(data, segments)` gives the compiled one (`ingest_check.c`) where it could be built, else NumPy's; the results
-are the same.  Compiled, one pass takes both, at the pace of the cache, and `receive` takes pieces from a socket and
-looks at each at once, without the interpreter's lock from the first to the last.  In NumPy it is two passes, and each
-piece costs a change of that lock.
+`ingest_check(data, segments)` gives the compiled one (`ingest_check.c`) where it could be built, else NumPy's; the
+results are the same.  Compiled, one pass takes both, at the pace of the cache, and `receive` takes pieces from a socket
+and looks at each at once, without the interpreter's lock from the first to the last.  In NumPy it is two passes, and
+each piece costs a change of that lock.
 
 Like the fold kernel the library includes nothing of Python's; ctypes calls it.
 """
@@ -36,7 +36,7 @@ interpreter's lock between the threads: measured, 2 MiB gains a third over 256 K
 _KINDS = {"float64": 1, "float32": 2, "float16": 3, "bfloat16": 4}
 
 
-class Arrival:
+class IngestCheck:
     """NumPy's way.  Raises `LocalFault` when the segments do not lie in the data.
 
     It holds a view of `data` until `finish`; then `found` is None or (index of the segment, index of its element) of
@@ -53,8 +53,8 @@ class Arrival:
         self._finite = FiniteCheck(data, segments)
 
     def receive(self, sock: socket.socket, begin_bytes: int, end_bytes: int) -> None:
-        """Receives up to `end_bytes` from a non-blocking socket, `begin_bytes` being there; `received_bytes` are there
-        then: `end_bytes`, or with what the socket had.  Raises `OSError` when the peer is gone, and counts then, too.
+        """Receive up to `end_bytes` from a non-blocking socket, `begin_bytes` being there; `received_bytes` are there
+        then: `end_bytes`, or with what the socket had.  Raise `OSError` when the peer is gone, also then counted.
         """
         while begin_bytes < end_bytes:
             try:
@@ -67,14 +67,14 @@ class Arrival:
             self.advance(begin_bytes)
 
     def advance(self, end_bytes: int) -> None:
-        """The first `end_bytes` bytes are there now and will not change.  Raises `LocalFault` beyond the data."""
+        """Go on: the first `end_bytes` bytes are there now and will not change.  Raise `LocalFault` beyond the data."""
         while self._looked_bytes < end_bytes:
             self._looked_bytes = min(self._looked_bytes + PIECE_BYTES, end_bytes)
             self._checksum.advance(self._looked_bytes)
             self._finite.advance(self._looked_bytes)
 
     def finish(self) -> int:
-        """All of the data is there: its checksum."""
+        """Return the checksum now that all of the data is there."""
         self.advance(self.nbytes)
         self.found = self._finite.found
         del self._finite
@@ -120,7 +120,7 @@ class Library:
         )
 
 
-class CompiledArrival(Arrival):
+class CompiledIngestCheck(IngestCheck):
     """The compiled way."""
 
     def __init__(self, library: Library, data: memoryview, segments: Sequence[Segment] = ()) -> None:
@@ -139,7 +139,7 @@ class CompiledArrival(Arrival):
         self._state = _State(_address(data), self.nbytes, 0, -1, 1, len(runs), (_Floats * len(runs))(*runs))
 
     def receive(self, sock: socket.socket, begin_bytes: int, end_bytes: int) -> None:
-        """As NumPy's."""
+        """See `IngestCheck`."""
         error = ctypes.c_int()
         with self._data[begin_bytes:end_bytes] as held:
             end_bytes = begin_bytes + len(held)
@@ -150,14 +150,14 @@ class CompiledArrival(Arrival):
             raise OSError(error.value, os.strerror(error.value))
 
     def advance(self, end_bytes: int) -> None:
-        """As NumPy's."""
+        """See `IngestCheck`."""
         with self._data[:end_bytes] as held:
             if len(held) != end_bytes:
                 raise LocalFault(f"{end_bytes} bytes cannot have arrived of {self.nbytes}")
             self._library.look(self._state, end_bytes)
 
     def finish(self) -> int:
-        """As NumPy's."""
+        """See `IngestCheck`."""
         self.advance(self.nbytes)
         if self._state.found >= 0:
             self.found = self._first_not_finite(self._state.found, self._state.found + BLOCK_BYTES)
@@ -178,7 +178,7 @@ class CompiledArrival(Arrival):
 
 
 def _address(data: memoryview) -> int:
-    """Where the bytes are.  Without NumPy where they can be written: a gateway that only receives never loads it."""
+    """Return the address of the bytes: without NumPy where they can be written, for a gateway that only receives."""
     if data and not data.readonly:
         return ctypes.addressof(ctypes.c_char.from_buffer(data))
     import numpy as np
@@ -191,7 +191,7 @@ def _closed(begin_bytes: int, nbytes: int) -> ConnectionResetError:
 
 
 def load() -> Library | None:
-    """The compiled part, or None where it has not been built or cannot be loaded."""
+    """Return the compiled part, or None where it has not been built or cannot be loaded."""
     found = find_spec("lifl.shm._ingest_check")
     if found is None or found.origin is None:
         return None
@@ -205,6 +205,6 @@ COMPILED = load()
 """The compiled part, if there is one.  Tests set it to None to have NumPy's way."""
 
 
-def arrival(data: memoryview, segments: Sequence[Segment] = ()) -> Arrival:
-    """The best there is for `data`, which holds `segments` and is being filled from the front."""
-    return Arrival(data, segments) if COMPILED is None else CompiledArrival(COMPILED, data, segments)
+def ingest_check(data: memoryview, segments: Sequence[Segment] = ()) -> IngestCheck:
+    """Return the best there is for `data`, which holds `segments` and is being filled from the front."""
+    return IngestCheck(data, segments) if COMPILED is None else CompiledIngestCheck(COMPILED, data, segments)

@@ -5,14 +5,14 @@
     data_offset  objects  extents of whole pages: data, then (64-byte aligned) meta
 
 The layout is written so that a process may be killed between any two stores.  `initialised` is the header's
-last store: without it nobody opens the segment.  An entry's *state* byte is its commit point: everything
+last store: without it no process opens the segment.  An entry's *state* byte is its commit point: everything
 that the state promises has been stored before it.  An entry's *generation* is stored alone, as one aligned
 32-bit word, and only while the entry is FREE: it never goes back, so a key of an earlier object in the slot
 never fits again.  (struct's `pack_into` clears its target first; that is why it never covers state or
 generation.)
 
 The order of stores is program order: on x86 another process sees it so; elsewhere the socket that carries
-the key is the barrier, for nobody reads an entry before having received its key.
+the key is the barrier, for no process reads an entry before it has received its key.
 """
 
 from __future__ import annotations
@@ -45,24 +45,30 @@ STATE_OFFSET = 0
 KIND_OFFSET = 1
 GENERATION_OFFSET = 4
 BODY_OFFSET = 8
-BODY = struct.Struct("<IIIIIIQQQdQI")
-"""owner, job, round, members, address, meta_bytes, offset, extent_bytes, data_bytes, weight, checksum,
-meta_room.
+BODY = struct.Struct("<4xIII4xIQQQdQI")
+"""job, round, contributions, meta_bytes, offset, extent_bytes, data_bytes, weight, checksum, meta_room.
+
+The bytes that are left out, before `job` and before `meta_bytes`, are reserved: earlier versions stored other words
+there, so what they hold means nothing.
 """
-ENTRY = struct.Struct("<BBxxIIIIIIIQQQdQI")
-MEMBERS_OFFSET = 20
+ENTRY = struct.Struct("<BBxxI4xIII4xIQQQdQI")
+CONTRIBUTIONS_OFFSET = 20
 META_BYTES_OFFSET = 28
 WEIGHT_OFFSET = 56
 WEIGHT_CHECKSUM = struct.Struct("<dQ")
-"""What `seal` stores: members (u32), meta_bytes (u32), and weight with checksum."""
+"""What `seal` stores: contributions (u32), meta_bytes (u32), and weight with checksum."""
 
 
-class State(IntEnum):
+class ObjectState(IntEnum):
     """Where an object stands: FREE → WRITING (alloc) → SEALED (seal) → FREE (free)."""
 
     FREE = 0
     WRITING = 1
     SEALED = 2
+
+
+State = ObjectState
+"""The former name, for readers that are being moved."""
 
 
 class Header(NamedTuple):
@@ -80,8 +86,7 @@ class Header(NamedTuple):
 class Entry(NamedTuple):
     """One object's entry of the table.
 
-    `owner` is the pid that writes it (0: not told); `job` and `round` whose it is; `address` the task that
-    it is the output of (0: none).  From the seal on: `members` updates are in it with a total `weight`;
+    `job` and `round` tell whose it is.  From the seal on: `contributions` updates are in it with a total `weight`;
     `meta_bytes` of its `meta_room` are used; `checksum` is the writer's (0: not told).  `offset` is the
     data's place in the segment and `extent_bytes` what the object takes there.
     """
@@ -89,11 +94,9 @@ class Entry(NamedTuple):
     state: int
     kind: int
     generation: int
-    owner: int
     job: int
     round: int
-    members: int
-    address: int
+    contributions: int
     meta_bytes: int
     offset: int
     extent_bytes: int
@@ -104,25 +107,25 @@ class Entry(NamedTuple):
 
 
 def entry_position(slot: int) -> int:
-    """The byte of the segment where the entry of `slot` begins."""
+    """Return the byte of the segment where the entry of `slot` begins."""
     return TABLE_OFFSET + slot * ENTRY_BYTES
 
 
 def data_offset(entries: int) -> int:
-    """Where the objects begin: the first page after a table of `entries` entries."""
+    """Return where the objects begin: the first page after a table of `entries` entries."""
     return round_to_pages(TABLE_OFFSET + entries * ENTRY_BYTES)
 
 
 def meta_offset(entry: Entry) -> int:
-    """Where the object's meta begins in the segment."""
+    """Return where the object's meta begins in the segment."""
     return entry.offset + align_meta(entry.data_bytes)
 
 
 def align_meta(data_bytes: int) -> int:
-    """`data_bytes` rounded up to where a meta region may begin."""
+    """Return `data_bytes` rounded up to where a meta region may begin."""
     return -(-data_bytes // META_ALIGN_BYTES) * META_ALIGN_BYTES
 
 
 def round_to_pages(nbytes: int) -> int:
-    """`nbytes` rounded up to whole pages."""
+    """Return `nbytes` rounded up to whole pages."""
     return -(-nbytes // PAGE_BYTES) * PAGE_BYTES

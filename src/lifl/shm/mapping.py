@@ -7,11 +7,11 @@ is mapped over the first multiple of 2 MiB in it.  The reservation stays the own
 not before the last view has gone.
 
 **Pages.**  The first touch of a page in a process is a fault; the first touch at all also clears the page.  Both
-happen in the middle of a `recv_into` or a fold unless somebody did it before: `populate` (MADV_POPULATE_WRITE, Linux
-5.14) does it in one call, without the interpreter's lock and without changing contents, so it may run while others
-write the same pages.  `collapse` (MADV_COLLAPSE, Linux 6.1) makes one huge page of 512 small ones; it needs no right
-and no setting of the system but that shared memory is not denied huge pages.  Then one fault maps 2 MiB, in every
-process.
+happen in the middle of a `recv_into` or a fold unless they were made to happen before: `populate`
+(MADV_POPULATE_WRITE, Linux 5.14) does it in one call, without the interpreter's lock and without changing contents, so
+it may run while others write the same pages.  `collapse` (MADV_COLLAPSE, Linux 6.1) makes one huge page of 512 small
+ones; it needs no right and no setting of the system but that shared memory is not denied huge pages.  Then one fault
+maps 2 MiB, in every process.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 def map_segment(fd: int, nbytes: int) -> tuple[mmap.mmap, memoryview]:
-    """The first `nbytes` of `fd`, shared, readable and writable: the owner to close, and the view of them.
+    """Return the first `nbytes` of `fd`, shared, readable and writable: the owner to close, and the view of them.
 
-    Raises `ResourceFault` when there is no room for the mapping.
+    Raise `ResourceFault` when there is no room for the mapping.
     """
     try:
         owner = mmap.mmap(-1, nbytes + HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
@@ -65,7 +65,7 @@ def map_segment(fd: int, nbytes: int) -> tuple[mmap.mmap, memoryview]:
 
 
 def populate(view: memoryview) -> None:
-    """Maps the pages of `view`, which begins at a page, into this process.  Raises `ResourceFault` when memory is
+    """Map the pages of `view`, which begins at a page, into this process.  Raise `ResourceFault` when memory is
     short.
 
     A kernel that does not know the advice is served by reading a byte of each page, with the same effect more slowly.
@@ -78,19 +78,19 @@ def populate(view: memoryview) -> None:
 
 
 def collapse(view: memoryview) -> int:
-    """Makes one huge page of `view`, whole pages of 2 MiB of a segment; 0, or the error number that tells why not.
+    """Make huge pages of `view`, whole pages of 2 MiB of a segment; return 0, or the error number that tells why not.
 
     ENOMEM: the machine has no such piece of memory in a row.  EINVAL: this kernel does not do it for shared memory.
     """
     for _ in range(_TRIES):
         code = _advise(view, _COLLAPSE)
-        if code not in (errno.EAGAIN, errno.EBUSY):  # somebody held one of the pages
+        if code not in (errno.EAGAIN, errno.EBUSY):  # a process held one of the pages
             break
     return code
 
 
 def _advise(view: memoryview, advice: int) -> int:
-    """The error number of madvise, or 0.  While it runs `view` holds the mapping, so the address stays ours."""
+    """Return the error number of madvise, or 0.  While it runs `view` holds the mapping, so the address stays ours."""
     if not view:
         return 0
     address = ctypes.addressof(ctypes.c_char.from_buffer(view))

@@ -26,7 +26,7 @@ class Prefault:
     """
 
     def __init__(self, arena: Arena, nbytes: int | None = None) -> None:
-        """`nbytes` from the segment's start are populated, by default all.  Raises `LocalFault` beyond the arena."""
+        """Populate `nbytes` from the segment's start, by default all.  Raise `LocalFault` beyond the arena."""
         self._view = arena.window(0, arena.arena_bytes if nbytes is None else nbytes)
         self._stop = threading.Event()
         self._scarce = 0
@@ -38,12 +38,12 @@ class Prefault:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread after its current chunk and waits for it; may be called twice."""
+        """End the thread after its current chunk and wait for it; may be called twice."""
         self._stop.set()
         self._thread.join()
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Waits until the thread has ended; True when it has."""
+        """Wait until the thread has ended; return True when it has."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 

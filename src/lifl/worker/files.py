@@ -28,7 +28,7 @@ from lifl.core.modelfile import (
     encode_header,
     header_bytes,
     model_pieces,
-    read_runs,
+    read_spans,
     state_pieces,
 )
 from lifl.core.protocol.worker import Checkpoint, Load
@@ -42,45 +42,45 @@ DIRECT_BYTES_MIN = 1 << 20
 """Shorter pieces are copied: their CPU is nothing, and one transfer less."""
 
 
-def checkpoint(order: Checkpoint, arena: Arena) -> None:
-    """Writes the model and the rule's states durably.  Raises `OSError`, `Refused`, `StaleKey`."""
-    layout = Layout(order.tensors)
-    metadata = {"format": "pt", "lifl.job": order.job, "lifl.round": str(order.round)}
-    if order.state_path and order.states:
-        views = [arena.data(Key.unpack(key)) for key in order.states.values()]
-        write_file(Path(order.state_path), state_pieces(layout, tuple(order.states)), metadata, views)
-    write_file(Path(order.path), model_pieces(layout), metadata, [arena.data(Key.unpack(order.model))])
+def checkpoint(message: Checkpoint, arena: Arena) -> None:
+    """Write the model and the rule's states durably.  Raise `OSError`, `Refused`, `StaleKey`."""
+    layout = Layout(message.tensors)
+    metadata = {"format": "pt", "lifl.job": message.job, "lifl.round": str(message.round)}
+    if message.state_path and message.states:
+        views = [arena.data(Key.unpack(key)) for key in message.states.values()]
+        write_file(Path(message.state_path), state_pieces(layout, tuple(message.states)), metadata, views)
+    write_file(Path(message.path), model_pieces(layout), metadata, [arena.data(Key.unpack(message.model))])
 
 
-def load(order: Load, arena: Arena) -> None:
-    """Reads a model, and the rule's states or zeros, into their objects and seals them, the model last.
+def load(message: Load, arena: Arena) -> None:
+    """Read a model, and the rule's states or zeros, into their objects and seal them, the model last.
 
-    Raises `OSError`, `Refused` (no model file, other tensors, not finite), `StaleKey`.
+    Raise `OSError`, `Refused` (no model file, other tensors, not finite), `StaleKey`.
     """
-    layout = Layout(order.tensors)
-    keys = [Key.unpack(key) for key in order.states.values()]
+    layout = Layout(message.tensors)
+    keys = [Key.unpack(key) for key in message.states.values()]
     views = [arena.data(key) for key in keys]
     for view in views:
         for segment in layout.accumulators:
             vector(view, segment).fill(0)
-    if order.state_path:
-        read_file(Path(order.state_path), state_pieces(layout, tuple(order.states)), views)
+    if message.state_path:
+        read_file(Path(message.state_path), state_pieces(layout, tuple(message.states)), views)
     for key, view in zip(keys, views, strict=True):
-        _seal_finite(arena, key, view, layout.accumulators, order.state_path)
-    if order.output:
-        output = Key.unpack(order.output)
+        _seal_finite(arena, key, view, layout.accumulators, message.state_path)
+    if message.output:
+        output = Key.unpack(message.output)
         view = arena.data(output)
-        read_file(Path(order.path), model_pieces(layout), [view])
-        _seal_finite(arena, output, view, layout.segments, order.path)
+        read_file(Path(message.path), model_pieces(layout), [view])
+        _seal_finite(arena, output, view, layout.segments, message.path)
 
 
 def write_file(path: Path, pieces: Sequence[Piece], metadata: dict[str, str], views: Sequence[memoryview]) -> None:
-    """Writes one safetensors file whose tensors lie in `views` (by `Piece.part`).  Raises `OSError`,
+    """Write one safetensors file whose tensors lie in `views` (by `Piece.part`).  Raise `OSError`,
     `Refused`.
     """
-    header, runs = encode_header(pieces, metadata)
+    header, spans = encode_header(pieces, metadata)
     buffers = [memoryview(header)]
-    buffers += [views[run.part][run.offset : run.offset + run.nbytes] for run in runs]
+    buffers += [views[span.part][span.offset : span.offset + span.nbytes] for span in spans]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
@@ -105,14 +105,14 @@ def write_file(path: Path, pieces: Sequence[Piece], metadata: dict[str, str], vi
 
 
 def read_file(path: Path, pieces: Sequence[Piece], views: Sequence[memoryview]) -> None:
-    """Reads a safetensors file that holds exactly `pieces` into `views`.  Raises `OSError`, `Refused`."""
+    """Read a safetensors file that holds exactly `pieces` into `views`.  Raise `OSError`, `Refused`."""
     where = str(path)
     with path.open("rb", buffering=0) as file:
         body = file.read(header_bytes(file.read(LENGTH_BYTES), where))
         header = decode_header(body, os.fstat(file.fileno()).st_size, where)
-        for run in read_runs(header, pieces, where):
-            target = views[run.part][run.offset : run.offset + run.nbytes]
-            file.seek(header.header_bytes + run.file_offset)
+        for span in read_spans(header, pieces, where):
+            target = views[span.part][span.offset : span.offset + span.nbytes]
+            file.seek(header.header_bytes + span.file_offset)
             while target:
                 count = file.readinto(target)
                 if not count:
@@ -133,7 +133,7 @@ def _seal_finite(arena: Arena, key: Key, view: memoryview, segments: tuple[Segme
 
 
 def _write_direct(fd: int, buffer: memoryview) -> int:
-    """Writes the whole blocks of `buffer` at the file's position past the page cache; how many bytes of it are written.
+    """Write the whole blocks of `buffer` at the file's position past the page cache; return how many bytes are written.
 
     None where the piece is short, lies otherwise than its place in the file, or the file system refuses (EINVAL).
     """

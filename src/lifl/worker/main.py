@@ -40,7 +40,7 @@ from lifl.core.protocol.worker import (
 from lifl.redirect import Port
 from lifl.shm.arena import Arena
 from lifl.worker import files
-from lifl.worker.task import ANY_ATTEMPT, Clock, Task, failure
+from lifl.worker.task import ANY_ATTEMPT, Clock, OpenTask, failure
 
 READ_BYTES = 64 * 1024
 
@@ -55,11 +55,11 @@ class Worker:
         self._arena = arena
         self._port = port
         self._decoder: FrameDecoder[Any] = FrameDecoder(ToWorker)
-        self._tasks: dict[int, Task] = {}
+        self._tasks: dict[int, OpenTask] = {}
         self._over = False
 
     def run(self) -> None:
-        """Returns when the daemon says Retire or is gone.  Raises `RemoteFault` when it does not speak the
+        """Return when the daemon says Retire or is gone.  Raise `RemoteFault` when it does not speak the
         protocol.
         """
         poll = select.poll()
@@ -76,7 +76,7 @@ class Worker:
                 self._advance(task)
 
     def _read_control(self) -> None:
-        """Handles every message that is there, without waiting for more."""
+        """Handle every message that is there, without waiting for more."""
         while not self._over:
             try:
                 data = self._control.recv(READ_BYTES, socket.MSG_DONTWAIT)
@@ -128,11 +128,11 @@ class Worker:
 
     def _start(self, message: TaskStart) -> None:
         try:
-            self._tasks[message.address] = Task(message, self._arena)
+            self._tasks[message.address] = OpenTask(message, self._arena)
         except Exception as error:  # noqa: BLE001 - a user's rule may raise anything; the daemon gets it
             self._send(failure(message.address, message.attempt, error, message.rule))
 
-    def _advance(self, task: Task) -> None:
+    def _advance(self, task: OpenTask) -> None:
         start = task.start
         try:
             done = task.advance()
@@ -152,7 +152,6 @@ class Worker:
         self._send(done)
 
     def _do_file(self, message: Checkpoint | Load) -> None:
-        started_ns = time.monotonic_ns()
         clock = Clock()
         try:
             with clock:
@@ -172,7 +171,6 @@ class Worker:
                 inputs=0,
                 cpu_s=clock.cpu_s,
                 busy_s=clock.busy_s,
-                started_ns=started_ns,
             )
         )
 

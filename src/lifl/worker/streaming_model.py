@@ -35,7 +35,7 @@ class Input(NamedTuple):
     update: bool
 
 
-class Making:
+class StreamingModel:
     """The model of `inputs`.  Raises `StaleKey` when one is gone, `LocalFault` when there is no object for a state."""
 
     def __init__(self, start: TaskStart, rule: Rule, arena: Arena, inputs: Mapping[Key, Input]) -> None:
@@ -61,9 +61,9 @@ class Making:
         return [self.inputs[key].weight for key in keys]
 
     def advance(self, whole: Collection[Key], received_bytes: int) -> None:
-        """Makes what is possible with the inputs that are `whole` and so many bytes of each of the others.
+        """Make what is possible with the inputs that are `whole` and so many bytes of each of the others.
 
-        Raises what `finish_segment` and `finish_mean` raise.
+        Raise what `finish_segment` and `finish_mean` raise.
         """
         if received_bytes == 0 and not any(self._made):
             new = [key for key in self._factors if key in whole and key not in self._ahead]
@@ -100,17 +100,17 @@ class Making:
         )
 
     def _add(self, index: int, keys: Collection[Key], piece: slice) -> None:
-        """Adds inputs to a piece of the mean, or begins it with them."""
+        """Add inputs to a piece of the mean, or begin it with them."""
         vectors, factors = self._vectors(index, keys, piece), [self._factors[key] for key in keys]
         out = vector(self._output, self._segments[index][2])[piece]
         finish_mean(self._rule, vectors, factors, out, bool(self._ahead), piece.start)
 
     def _vectors(self, index: int, keys: Collection[Key], piece: slice) -> list[Vector]:
-        """A piece of a segment of each of these inputs: updates have it as the model has, partials as accumulators."""
+        """Return a piece of a segment of each input: updates have it as the model has, partials as accumulators."""
         part, model_part, _target = self._segments[index]
         return [vector(self._data[key], model_part if self.inputs[key].update else part)[piece] for key in keys]
 
 
 def can_be_in_pieces(rule: Rule) -> bool:
-    """A rule's own `fold` may look at whole vectors."""
+    """Return whether the rule's model can be made in pieces: a rule's own `fold` may look at whole vectors."""
     return type(rule).fold is Rule.fold

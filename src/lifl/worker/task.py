@@ -2,8 +2,8 @@
 
 A leaf folds updates and a middle merges partials into its output object, which is the accumulator from the
 first input on.  Eager tasks fold what has arrived as one batch, once it is worth it; lazy ones wait until all are
-there.  A top waits for all its partials and makes the new model (`making.py`), going along with the last updates while
-they arrive.
+there.  A top waits for all its partials and makes the new model (`streaming_model.py`), going along with the last
+updates while they arrive.
 
 The seal of the output is the commit point: what a task does before can be lost and repeated, for its inputs
 are sealed and are not changed.  An input is counted once: its key is remembered, and the same key again is
@@ -29,8 +29,8 @@ from lifl.rules.base import Rule
 from lifl.rules.kernels import vector
 from lifl.rules.load import load_rule
 from lifl.shm.arena import Arena
-from lifl.shm.layout import Entry, State
-from lifl.worker.streaming_model import Input, Making, can_be_in_pieces
+from lifl.shm.layout import Entry, ObjectState
+from lifl.worker.streaming_model import Input, StreamingModel, can_be_in_pieces
 
 ANY_ATTEMPT = 0
 """The attempt in a record from worker to worker, which does not know its parent's; the daemon's records
@@ -58,15 +58,14 @@ class Clock:
         self.busy_s += time.monotonic() - self._wall
 
 
-class Task:
-    """An open task of a worker.  Raises `ConfigError` when its rule cannot be loaded."""
+class OpenTask:
+    """A task of a worker whose output is not sealed yet.  Raises `ConfigError` when its rule cannot be loaded."""
 
     def __init__(self, start: TaskStart, arena: Arena) -> None:
         self.start = start
         self.expect = start.expect
         self.output = Key.unpack(start.output)
         self._arena = arena
-        self._started_ns = time.monotonic_ns()
         self._clock = Clock()
         with self._clock:
             self._rule: Rule = load_rule(start.rule, start.options, start.rule_folder)
@@ -75,25 +74,25 @@ class Task:
         self._inputs: list[Key] = []
         self._updates: list[bool] = []  # which of the inputs are updates
         self._weights: list[float] = []
-        self._members = 0
+        self._contributions = 0
         self._metas: list[bytes] = []
         self._under_way: dict[Key, tuple[float, int]] = {}
-        self._making: Making | None = None
+        self._model: StreamingModel | None = None
 
     def add(self, record: Record) -> None:
-        """Takes an input; one that is for another attempt or that came before is ignored."""
+        """Take an input; one that is for another attempt or that came before is ignored."""
         if record.attempt in (ANY_ATTEMPT, self.start.attempt) and record.key not in self._seen:
             self._seen.add(record.key)
             self._waiting.append(record.key)
 
     def arriving(self, message: Arriving) -> None:
-        """Takes note of the updates that are under way to this task: their weights, and how far they are."""
+        """Take note of the updates that are under way to this task: their weights, and how far they are."""
         self._under_way = {Key.unpack(key): (weight, nbytes) for key, weight, nbytes in message.updates}
 
     def advance(self) -> TaskDone | None:
-        """Does what the arrived inputs allow; the message when the output has been sealed.
+        """Do what the arrived inputs allow; return the message when the output has been sealed.
 
-        Raises what the rule raises, `StaleKey` when an input is gone, `LocalFault` when one does not fit.
+        Raise what the rule raises, `StaleKey` when an input is gone, `LocalFault` when one does not fit.
         """
         complete = len(self._seen) >= self.expect
         top = self.start.role == "top"
@@ -115,11 +114,10 @@ class Task:
             address=self.start.address,
             attempt=self.start.attempt,
             weight=self.weight,
-            members=self._members,
+            members=self._contributions,
             inputs=len(self._inputs),
             cpu_s=self._clock.cpu_s,
             busy_s=self._clock.busy_s,
-            started_ns=self._started_ns,
         )
 
     @property
@@ -128,7 +126,7 @@ class Task:
         return kernels.total(self._weights)
 
     def _take(self, fold: bool) -> None:
-        """Takes what waits into the inputs, and folds it into the output if `fold`."""
+        """Take what waits into the inputs, and fold it into the output if `fold`."""
         entries = [self._input(key) for key in self._waiting]
         weights = [entry.weight for entry in entries]
         if fold:
@@ -136,7 +134,7 @@ class Task:
         self._inputs += self._waiting
         self._updates += [entry.kind == Kind.UPDATE for entry in entries]
         self._weights += weights
-        self._members += sum(entry.members for entry in entries)
+        self._contributions += sum(entry.contributions for entry in entries)
         self._metas += [bytes(self._arena.meta(key)) for key in self._waiting]
         self._waiting = []
 
@@ -144,9 +142,9 @@ class Task:
         entry = self._arena.entry(key)
         start = self.start
         needed = _end(start.model_segments if start.role == "top" and entry.kind == Kind.UPDATE else start.inputs)
-        if entry.state != State.SEALED or entry.data_bytes < needed:
+        if entry.state != ObjectState.SEALED or entry.data_bytes < needed:
             raise LocalFault(
-                f"input {key} ({State(entry.state).name}, {entry.data_bytes} bytes) is no sealed input of the"
+                f"input {key} ({ObjectState(entry.state).name}, {entry.data_bytes} bytes) is no sealed input of the"
                 f" {start.role} task {start.address}, which needs {needed} bytes"
             )
         return entry
@@ -166,7 +164,7 @@ class Task:
                 self._rule.merge(acc, vectors, scales, keep)
 
     def _go_ahead(self) -> None:
-        """Makes what is possible already, if the updates that are under way are all that is missing.
+        """Make what is possible already, if the updates that are under way are all that is missing.
 
         They may still go, or hold what is not finite: then this was for nothing, and what went wrong here goes wrong
         again, or not, when all inputs are there.
@@ -180,34 +178,34 @@ class Task:
             sealed = {key: Input(entry.weight, entry.kind == Kind.UPDATE) for key, entry in entries.items()}
             self._make(sealed | inputs, sealed, min(received_bytes for _, received_bytes in under_way.values()))
         except Exception:  # noqa: BLE001 - a user's rule may raise anything
-            self._making = None
+            self._model = None
 
     def _make(self, inputs: dict[Key, Input], whole: Collection[Key], received_bytes: int) -> None:
-        if self._making is None or self._making.inputs != inputs:
-            self._making = Making(self.start, self._rule, self._arena, inputs)
-        self._making.advance(whole, received_bytes)
+        if self._model is None or self._model.inputs != inputs:
+            self._model = StreamingModel(self.start, self._rule, self._arena, inputs)
+        self._model.advance(whole, received_bytes)
 
     def _finish(self) -> None:
         weighted = zip(self._weights, self._updates, strict=True)
         inputs = dict(zip(self._inputs, (Input(*each) for each in weighted), strict=True))
         self._make(inputs, inputs, _end(self.start.model_segments))
-        self._making = None  # nobody can write to the output any more
+        self._model = None  # nothing can write to the output any more
 
     def _seal(self) -> None:
-        """Seals the states first: a sealed output says that all is there."""
+        """Seal the states first: a sealed output says that all is there."""
         arena = self._arena
         for key in self.start.new_states.values():
             clear_gaps(arena.data(Key.unpack(key)), self.start.inputs)
-            arena.seal(Key.unpack(key), self.weight, self._members)
+            arena.seal(Key.unpack(key), self.weight, self._contributions)
         clear_gaps(arena.data(self.output), self.start.outputs)
         meta = b"".join(self._metas)
         if self.start.role == "top" and not arena.entry(self.output).meta_room:
             meta = b""
-        arena.seal(self.output, self.weight, self._members, meta)
+        arena.seal(self.output, self.weight, self._contributions, meta)
 
 
 def clear_gaps(view: memoryview, segments: tuple[Segment, ...]) -> None:
-    """Zeroes the bytes between segments: an object is sent whole, and they held somebody else's data."""
+    """Zero the bytes between segments: an object is sent whole, and they held another object's data."""
     position = 0
     for offset, end in [(s.offset, s.offset + s.count * DTYPE_BYTES[s.dtype]) for s in segments] + [
         (len(view), len(view))
@@ -217,7 +215,7 @@ def clear_gaps(view: memoryview, segments: tuple[Segment, ...]) -> None:
 
 
 def failure(address: int, attempt: int, error: Exception, rule: str = "") -> TaskFailed:
-    """The message for a task that ended with `error`.
+    """Return the message for a task that ended with `error`.
 
     Our own errors say what to do themselves; anything else came from a user's rule or the system, and gets
     the place where it was raised.  A missing input is worth another try: the daemon may have moved it.

@@ -20,7 +20,7 @@ use one before it is loaded.  `gc.freeze` keeps the collector from touching, and
 pages.
 
 **No orphans.**  The kernel kills a worker when its zygote dies and the zygote when the daemon dies
-(PDEATHSIG); who was forked just before that sees its parent changed and exits; the link's EOF ends the
+(PDEATHSIG); a worker that was forked just before that sees its parent changed and exits; the link's EOF ends the
 zygote in any case.
 """
 
@@ -80,7 +80,7 @@ class Zygote:
         self._wakeup, self._wakeup_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def run(self) -> None:
-        """Returns at the link's EOF, or after Drain when the last worker has ended."""
+        """Return at the link's EOF, or after Drain when the last worker has ended."""
         signal.set_wakeup_fd(self._wakeup_in)
         signal.signal(signal.SIGCHLD, _noted)
         gc.collect()
@@ -124,49 +124,49 @@ class Zygote:
             self._over = True
         self._decoder.feed(data)
 
-    def _fork(self, order: Fork) -> None:
-        if not 1 <= order.descriptors <= len(self._descriptors):
+    def _fork(self, message: Fork) -> None:
+        if not 1 <= message.descriptors <= len(self._descriptors):
             raise RemoteFault(
-                f"Fork of worker {order.worker} announces {order.descriptors} descriptors,"
+                f"Fork of worker {message.worker} announces {message.descriptors} descriptors,"
                 f" {len(self._descriptors)} came"
             )
-        descriptors = [self._descriptors.popleft() for _ in range(order.descriptors)]
+        descriptors = [self._descriptors.popleft() for _ in range(message.descriptors)]
         try:
             pid = os.fork()
         except OSError as error:  # no memory or no process number left: this worker fails, the node lives
-            print(f"zygote.fork_failed worker={order.worker} error={error}", file=sys.stderr, flush=True)
+            print(f"zygote.fork_failed worker={message.worker} error={error}", file=sys.stderr, flush=True)
             pid = -1
         if pid == 0:
-            self._become(order, descriptors)
+            self._become(message, descriptors)
         for fd in descriptors:
             os.close(fd)
         if pid < 0:
-            self._send(Exited(order.worker, 0, 1 << 8))
+            self._send(Exited(message.worker, 0, 1 << 8))
             return
-        self._workers[pid] = order.worker
-        self._send(Forked(order.worker, pid))
+        self._workers[pid] = message.worker
+        self._send(Forked(message.worker, pid))
 
-    def _become(self, order: Fork, descriptors: list[int]) -> NoReturn:
-        """The child: runs the worker and never returns into the zygote's code."""
+    def _become(self, message: Fork, descriptors: list[int]) -> NoReturn:
+        """Be the child: run the worker and never return into the zygote's code."""
         status = 1
         try:
             self._leave_zygote()
             self._link.close()
-            _name_process(f"lifl-worker-{order.worker}")
+            _name_process(f"lifl-worker-{message.worker}")
             control = socket.socket(fileno=descriptors[0])
             control.setblocking(True)
-            port = open_port(order.port, descriptors[1:])
-            Worker(order.worker, os.getpid(), control, self._arena, port).run()
+            port = open_port(message.port, descriptors[1:])
+            Worker(message.worker, os.getpid(), control, self._arena, port).run()
             status = 0
         except LiflError as error:
-            print(f"worker.failed worker={order.worker} error={error}", file=sys.stderr, flush=True)
+            print(f"worker.failed worker={message.worker} error={error}", file=sys.stderr, flush=True)
         except BaseException:  # noqa: BLE001 - whatever it is, it must not go on in the zygote's code
             sys.excepthook(*sys.exc_info())
         finally:
             os._exit(status)
 
     def _leave_zygote(self) -> None:
-        """In the child: what is the zygote's alone goes; the link is the caller's business."""
+        """Drop, in the child, what is the zygote's alone; the link is the caller's business."""
         _die_with_parent(self._pid)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -196,7 +196,7 @@ class Zygote:
             os._exit(status)
 
     def _reap(self) -> None:
-        """Reports every worker that has ended."""
+        """Report every worker that has ended."""
         while self._workers or self._calibrating:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
@@ -214,7 +214,7 @@ class Zygote:
 
 
 def _noted(_signal: int, _frame: object) -> None:
-    """SIGCHLD has a handler only so that it is written to the wakeup pipe."""
+    """Do nothing: SIGCHLD has a handler only so that it is written to the wakeup pipe."""
 
 
 def _die_with_parent(parent: int) -> None:
@@ -228,7 +228,7 @@ def _name_process(name: str) -> None:
 
 
 def _warm_up() -> None:
-    """Runs each kernel once: what the compiled ones or BLAS load, choose for this CPU and take in memory at
+    """Run each kernel once: what the compiled ones or BLAS load, choose for this CPU and take in memory at
     first use is there before the forks.
     """
     for dtype, acc_dtype in (("float32", np.float32), ("float64", np.float64), ("int8", np.float64)):
@@ -237,7 +237,7 @@ def _warm_up() -> None:
 
 
 def main() -> None:
-    """The entry of the process."""
+    """Run the zygote: the entry of the process."""
     parser = argparse.ArgumentParser(prog="lifl.worker.zygote")
     parser.add_argument("--fd", type=int, required=True, help="the inherited socket to the daemon")
     parser.add_argument("--arena", required=True, help="the name of the node's shared-memory segment")

@@ -20,11 +20,12 @@ from lifl.core.agent.model_service import ModelService
 from lifl.core.agent.outcomes import Outcome
 from lifl.core.agent.partial_transfers import PartialTransfers
 from lifl.core.agent.pool import Pool
-from lifl.core.agent.quota import NOBODY, Quota, Store
+from lifl.core.agent.quota import NOBODY, Quota
 from lifl.core.agent.task_table import TaskTable
 from lifl.core.agent.uploads import Uploads
 from lifl.core.errors import LocalFault
 from lifl.core.ids import Key
+from lifl.core.object_store import ObjectStore
 from lifl.core.planning.capacity import NodeLoad
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
@@ -42,7 +43,7 @@ class Agent:
 
     def __init__(
         self,
-        store: Store,
+        store: ObjectStore,
         capacity: float,
         workers_max: int,
         idle_timeout_s: float,

@@ -8,46 +8,20 @@ reservations untouched.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from typing import Protocol
 
 from lifl.core.errors import ArenaFull
 from lifl.core.ids import Key, Kind
+from lifl.core.object_store import ObjectStore
 from lifl.core.protocol.contribution import Contribution
 
 NOBODY = -1
 """The account of what no job has: objects of an earlier life, and those that rest."""
 
 
-class Store(Protocol):
-    """What the arena offers to the engine (`shm/arena.py`; in the simulator, its allocator alone)."""
-
-    @property
-    def free_bytes(self) -> int: ...
-
-    @property
-    def used_bytes(self) -> int: ...
-
-    def alloc(
-        self, kind: Kind, job: int, epoch: int, data_bytes: int, meta_bytes: int = 0, slab: Hashable | None = None
-    ) -> Key: ...
-
-    def free(self, key: Key) -> None: ...
-
-    def sealed(self, key: Key) -> bool: ...
-
-    def extent_bytes(self, key: Key) -> int: ...
-
-    def close_slab(self, slab: Hashable) -> None: ...
-
-    def epoch_of(self, key: Key) -> int: ...
-
-    def members(self, key: Key) -> list[Contribution]: ...
-
-
 class Quota:
     """The store, with an account for each job (by number)."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: ObjectStore) -> None:
         self.store = store
         self._reserved: dict[int, int] = {}
         self._used: dict[int, int] = {}

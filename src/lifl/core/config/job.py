@@ -34,7 +34,7 @@ class ModelSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SelectionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who takes part in a round, and when it ends.
+    """Which clients take part in a round, and when it ends.
 
     A round selects `clients_per_round` x `over_provision` clients and closes when `clients_per_round`
     updates are accepted, or at `deadline_s` when at least `quorum` are (none given: all of
@@ -94,7 +94,7 @@ class JobConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def parse_job(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> JobConfig:
-    """The job that the table `data` describes, with `overrides` laid over it.  Raises `ConfigError`."""
+    """Return the job that the table `data` describes, with `overrides` laid over it.  Raise `ConfigError`."""
     table = overridden(data, overrides)
     config = convert(table, JobConfig)
     _check_job(config)
@@ -121,7 +121,10 @@ def _check_job(config: JobConfig) -> None:
 
 
 def _check_options(value: Any, path: str, depth: int = 0) -> None:
-    """Options travel to workers and trainers: texts, numbers of 64 bits, booleans, lists and tables."""
+    """Refuse options that cannot travel to workers and trainers.
+
+    Texts, numbers of 64 bits, booleans, lists and tables can.
+    """
     if depth > OPTIONS_DEPTH_MAX:
         raise ConfigError(path, f"is nested deeper than {OPTIONS_DEPTH_MAX} levels")
     if isinstance(value, Mapping):

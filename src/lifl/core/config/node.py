@@ -49,7 +49,7 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def parse_node(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> NodeConfig:
-    """The node that the table `data` describes, with `overrides` laid over it.  Raises `ConfigError`.
+    """Return the node that the table `data` describes, with `overrides` laid over it.  Raise `ConfigError`.
 
     `arena_bytes` may be a text with a unit, such as ``"2GiB"``.
     """
@@ -74,7 +74,7 @@ def parse_node(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> NodeCo
 
 
 def beyond_loopback(config: NodeConfig) -> dict[str, str]:
-    """The addresses on which others than this machine may reach the node, by their keys."""
+    """Return the addresses on which other machines may reach the node, by their keys."""
     listening = {"listen": config.listen} | ({"control": config.control} if config.control else {})
     return {key: address for key, address in listening.items() if not is_loopback(split_address(address, key)[0])}
 
@@ -83,7 +83,7 @@ def _check_loopback(config: NodeConfig) -> None:
     for key, address in beyond_loopback(config).items():
         raise ConfigError(
             key,
-            f"{address} is reached from other machines, and nothing is encrypted or authenticated yet: whoever "
-            "reaches it can read and change models; listen on 127.0.0.1, or say insecure = true (--insecure) where "
-            "the network is your own",
+            f"{address} is reached from other machines, and nothing is encrypted or authenticated yet: any "
+            "machine that reaches it can read and change models; listen on 127.0.0.1, or say insecure = true "
+            "(--insecure) where the network is your own",
         )

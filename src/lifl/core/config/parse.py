@@ -41,7 +41,7 @@ def overridden(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
 
 
 def _toml_value(text: str, path: str) -> Any:
-    """`text` as TOML's value, or as a string without quotes when it is none."""
+    """Return `text` as TOML's value, or as a string without quotes when it is none."""
     try:
         table = tomllib.loads(f"value = {text}")
     except (tomllib.TOMLDecodeError, RecursionError) as error:
@@ -69,7 +69,7 @@ def convert(table: Mapping[str, Any], kind: type[C]) -> C:
 
 
 def _check_keys(table: Mapping[str, Any], kind: type[msgspec.Struct]) -> None:
-    """Refuses the first key of `table` that `kind` does not have."""
+    """Refuse the first key of `table` that `kind` does not have."""
     known = dict(_known_keys(kind, ""))
     sections = [path for path, is_section in known.items() if is_section]
     for key, value in table.items():
@@ -85,7 +85,7 @@ def _check_keys(table: Mapping[str, Any], kind: type[msgspec.Struct]) -> None:
 
 
 def _known_keys(kind: type[msgspec.Struct], prefix: str) -> Iterator[tuple[str, bool]]:
-    """The dotted keys of `kind`, each with whether it is a section."""
+    """Yield the dotted keys of `kind`, each with whether it is a section."""
     hints = {field.name: field.type for field in msgspec.structs.fields(kind)}
     for name, hint in hints.items():
         is_section = isinstance(hint, type) and issubclass(hint, msgspec.Struct)
@@ -113,7 +113,7 @@ _MISSING = re.compile(r"Object missing required field `(.*)`$")
 
 
 def _config_error(text: str, table: Mapping[str, Any], kind: type[msgspec.Struct]) -> ConfigError:
-    """msgspec's complaint as ours: with the dotted path and the value given."""
+    """Return msgspec's complaint as ours: with the dotted path and the value given."""
     at = _AT.search(text)
     path = at[1] if at else ""
     problem = text[: at.start()] if at else text
@@ -133,7 +133,7 @@ def _config_error(text: str, table: Mapping[str, Any], kind: type[msgspec.Struct
 
 
 def _choices(kind: Any, path: str) -> tuple[str, ...]:
-    """What the key at `path` may be, where that is one of a few words."""
+    """Return what the key at `path` may be, where that is one of a few words."""
     for key in path.split("."):
         kind = {field.name: field.type for field in msgspec.structs.fields(kind)}[key]
     return get_args(kind)

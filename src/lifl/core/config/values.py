@@ -16,7 +16,7 @@ _UNIT_BYTES = {"": 1, "B": 1} | {
 
 
 def parse_size(text: str, path: str = "") -> int:
-    """The bytes that a size such as ``2GiB``, ``1.5 GB`` or ``4096`` means.  Raises `ConfigError`."""
+    """Return the bytes that a size such as ``2GiB``, ``1.5 GB`` or ``4096`` means.  Raise `ConfigError`."""
     match = _SIZE.fullmatch(text.strip())
     units = {unit.lower(): size for unit, size in _UNIT_BYTES.items()}
     if match is None or match[2].lower() not in units:
@@ -32,7 +32,7 @@ def parse_size(text: str, path: str = "") -> int:
 
 
 def split_address(text: str, path: str = "") -> tuple[str, int]:
-    """HOST and PORT of ``HOST:PORT`` (an IPv6 host in brackets).  Raises `ConfigError` at `path`."""
+    """Return HOST and PORT of ``HOST:PORT`` (an IPv6 host in brackets).  Raise `ConfigError` at `path`."""
     host, colon, port = text.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     well_formed = colon and bare and (bare != host or ":" not in host) and re.fullmatch(r"[0-9]{1,5}", port)
@@ -42,7 +42,7 @@ def split_address(text: str, path: str = "") -> tuple[str, int]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`; a name other than ``localhost`` may mean anything."""
+    """Return whether only this machine reaches `host`; a name other than ``localhost`` may mean anything."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

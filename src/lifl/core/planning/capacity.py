@@ -8,7 +8,7 @@
 Source: LIFL (MLSys 2024), section 5, which smooths by an exponentially weighted moving average (EWMA).
 
 Both averages forget by half: the rate within `RATE_HALF_LIFE_S`, the execution time within `EXECUTION_HALF_INPUTS`
-inputs, so neither depends on how often anybody looks.  A sample that covers dt seconds weighs 1 - 2^(-dt / half-life),
+inputs, so neither depends on how often it is read.  A sample that covers dt seconds weighs 1 - 2^(-dt / half-life),
 which is the EWMA's alpha; at the default re-planning interval of 120 s the half-life of 60 s makes it 0.75.  Silence
 lowers the rate by itself when it is read, so an idle node need not be sampled at all.  It says nothing about
 the execution time, which therefore forgets by inputs and not by time.
@@ -30,7 +30,7 @@ SATURATED_GROWTH = 1.5
 
 
 def alpha(passed: float, half_life: float) -> float:
-    """The weight of a sample over `passed` units of what `half_life` is counted in: 0 at once, 1 after for ever."""
+    """Return the weight of a sample over `passed` units of what `half_life` is counted in: 0 at once, 1 in the end."""
     return -math.expm1(-math.log(2) * passed / half_life)
 
 
@@ -49,10 +49,10 @@ class NodeLoad(msgspec.Struct, frozen=True):
     last_ns: int = 0
 
     def counted(self, messages: int, last_ns: int) -> NodeLoad:
-        """The redirector's counters: `messages` updates delivered to leaves so far, the last one at `last_ns`.
+        """Take in the redirector's counters: `messages` updates delivered to leaves so far, the last one at `last_ns`.
 
         What came since the last reading is taken as spread evenly over the time up to the last message.  A count below
-        the one before means that the counters began again at 0.  Raises `LocalFault` on negative counters.
+        the one before means that the counters began again at 0.  Raise `LocalFault` on negative counters.
         """
         if messages < 0 or last_ns < 0:
             raise LocalFault(f"counters cannot be negative: messages {messages}, last_ns {last_ns}")
@@ -68,7 +68,7 @@ class NodeLoad(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, at_s=at_s, rate_per_s=rate, messages=messages, last_ns=last_ns)
 
     def done(self, busy_s: float, inputs: int) -> NodeLoad:
-        """A task's receipt: it was busy for `busy_s` over `inputs` inputs.  Raises `LocalFault` on impossible ones."""
+        """Take in a task's costs: `busy_s` over `inputs` inputs.  Raise `LocalFault` on impossible ones."""
         if inputs < 0 or not (math.isfinite(busy_s) and busy_s >= 0):
             raise LocalFault(f"a task cannot have been busy for {busy_s} s over {inputs} inputs")
         if not inputs:
@@ -78,15 +78,15 @@ class NodeLoad(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, execution_s=mean_s)
 
     def rate_at(self, now_s: float) -> float:
-        """k_i now, in updates per second: silence since the last message has lowered it."""
+        """Return k_i now, in updates per second: silence since the last message has lowered it."""
         return self.rate_per_s * (1 - alpha(max(0.0, now_s - self.at_s), RATE_HALF_LIFE_S))
 
     def queue(self, now_s: float) -> float:
-        """Q_i: updates in service at a time."""
+        """Return Q_i: updates in service at a time."""
         return self.rate_at(now_s) * self.execution_s
 
     def residual(self, now_s: float) -> float:
-        """RC_i in updates; negative where the node has more than it can serve."""
+        """Return RC_i in updates; negative where the node has more than it can serve."""
         return self.capacity - self.queue(now_s)
 
 
@@ -94,7 +94,7 @@ def saturation(samples: Iterable[tuple[float, float]]) -> float:
     """MC_i from a calibration: the largest k * E before the execution time grows beyond `SATURATED_GROWTH`.
 
     `samples` are (rate per second, execution time in seconds), in the order of rising rates; the first is the unloaded
-    one.  Source: LIFL, section 5: the load at which the execution time begins to climb.  Raises `LocalFault` when there
+    one.  Source: LIFL, section 5: the load at which the execution time begins to climb.  Raise `LocalFault` when there
     is no sample, or one is not positive.
     """
     most, unloaded_s = 0.0, 0.0

@@ -8,7 +8,7 @@ nodes whose residual capacity still fits its demand:
     worst-fit     the one with the most residual capacity        (what least-connection balancing does)
     round-robin   the next one after the node that took the client before, around the ring
 
-Of equal nodes the first in the list takes it.  Where no node fits, nobody is refused: the client *spills* to the node
+Of equal nodes the first in the list takes it.  Where no node fits, no client is refused: it *spills* to the node
 with the most residual capacity, which is then overdrawn, and is flagged.  Capacities and demands are integers
 (`UNITS_PER_UPDATE` to an update), so a sum is the same in whatever order it is made.  Nothing is drawn at random.
 
@@ -45,7 +45,7 @@ CLASSES_MAX = 1_024
 CLIENTS_MAX = 4_000_000
 
 
-class Run(NamedTuple):
+class Stretch(NamedTuple):
     """A stretch of the sequence: the `nodes` (array of C ints) one after the other, `repeats` times."""
 
     nodes: array[int]
@@ -65,26 +65,26 @@ class Fill(NamedTuple):
     rest: Sequence[int] = ()
 
     def counts(self) -> list[int]:
-        """The clients of each node."""
+        """Return the clients of each node."""
         counts = list(self.whole)
         for node in self.rest:
             counts[node] += 1
         return counts
 
-    def runs(self) -> Iterator[Run]:
-        """The sequence of nodes in the order of the clients."""
+    def stretches(self) -> Iterator[Stretch]:
+        """Yield the sequence of nodes in the order of the clients."""
         if self.passes == "one-by-one":
-            yield from (Run(array("i", (node,)), self.whole[node]) for node in self.order if self.whole[node])
+            yield from (Stretch(array("i", (node,)), self.whole[node]) for node in self.order if self.whole[node])
         elif self.passes == "top-down":
             yield from _layers(self.order, self.whole)
         else:
             yield from reversed(list(_layers(self.order, self.whole)))
         if self.rest:
-            yield Run(array("i", self.rest), 1)
+            yield Stretch(array("i", self.rest), 1)
 
 
 class Placement(NamedTuple):
-    """Where the clients of one demand went: those that fitted, then those that spilled (None: nobody)."""
+    """Where the clients of one demand went: those that fitted, then those that spilled (None: none did)."""
 
     fitted: Fill
     spilled: Fill | None
@@ -106,7 +106,7 @@ class Placer:
         self.cursor = 0  # round-robin's: the node whose turn it is
 
     def place(self, demand: int, count: int) -> Placement:
-        """Places `count` clients that need `demand` units each.  Raises `LocalFault` unless these are sensible."""
+        """Place `count` clients that need `demand` units each.  Raise `LocalFault` unless these are sensible."""
         if demand < 1 or not 0 <= count <= CLIENTS_MAX:
             text = f"placement takes 0 to {CLIENTS_MAX} clients of at least one unit, not {count} of {demand}"
             raise LocalFault(text)
@@ -155,7 +155,7 @@ def _one_by_one(order: Sequence[int], room: list[int], count: int) -> Fill:
 
 
 def _top_down(order: Sequence[int], height: list[int], count: int) -> Fill:
-    """Cuts the highest `count` cells off columns of these heights, which may be negative: they go down for ever."""
+    """Cut the highest `count` cells off columns of these heights, which may be negative: they go down for ever."""
     level, total = 0, 0
     falling = sorted(height, reverse=True)
     for columns, top in enumerate(falling, start=1):
@@ -169,7 +169,7 @@ def _top_down(order: Sequence[int], height: list[int], count: int) -> Fill:
 
 
 def _bottom_up(order: Sequence[int], height: list[int], count: int) -> Fill:
-    """Takes the lowest `count` cells of columns of these heights, of which there must be as many."""
+    """Take the lowest `count` cells of columns of these heights, of which there must be as many."""
     level, total = 0, 0
     for shorter, top in enumerate(sorted(height)):
         if total + (len(height) - shorter) * top > count:
@@ -191,8 +191,8 @@ def _last(order: Sequence[int], whole: list[int]) -> int:
     return next(node for node in reversed(order) if whole[node] == most)
 
 
-def _layers(order: Sequence[int], height: list[int]) -> Iterator[Run]:
-    """The layers of columns from the highest down, each with its nodes in `order`; equal layers are one run."""
+def _layers(order: Sequence[int], height: list[int]) -> Iterator[Stretch]:
+    """Yield the layers of columns from the highest down, each with its nodes in `order`; equal ones are one stretch."""
     places: list[int] = []
     nodes = array("i")
     falling = sorted(range(len(order)), key=lambda place: -height[order[place]])
@@ -202,11 +202,11 @@ def _layers(order: Sequence[int], height: list[int]) -> Iterator[Run]:
         nodes.insert(at, order[place])
         below = height[order[falling[position + 1]]] if position + 1 < len(falling) else 0
         if height[order[place]] > below:
-            yield Run(nodes[:], height[order[place]] - below)
+            yield Stretch(nodes[:], height[order[place]] - below)
 
 
 def fewest(residual: Sequence[int], demand: int, count: int) -> list[int]:
-    """The fewest nodes that hold `count` clients of this demand, in the order of the list; all, if they do not.
+    """Return the fewest nodes that hold `count` clients of this demand, in the order of the list; all, if none do.
 
     The roomiest nodes, except that the last one is the tightest that holds what is left.
     """
@@ -232,10 +232,10 @@ class Assignment(NamedTuple):
 def assign(
     policy: Policy, demands: Sequence[int], class_of: NDArray[np.integer], residual: Sequence[int]
 ) -> Assignment:
-    """Places each client on a node.
+    """Place each client on a node.
 
     `demands` are the classes' demands in units; `class_of` (n integers) names each client's class; `residual` are the
-    nodes' capacities in units.  Raises `LocalFault` for a class that is not there, and beyond the limits.
+    nodes' capacities in units.  Raise `LocalFault` for a class that is not there, and beyond the limits.
     """
     if not 1 <= len(demands) <= CLASSES_MAX:
         raise LocalFault(f"placement takes 1 to {CLASSES_MAX} demand classes, not {len(demands)}")
@@ -264,7 +264,7 @@ def assign(
 
 
 def _write(out: NDArray[np.int32], start: int, fill: Fill) -> int:
-    for nodes, repeats in fill.runs():
+    for nodes, repeats in fill.stretches():
         end = start + repeats * len(nodes)
         if len(nodes) == 1:
             out[start:end] = nodes[0]

@@ -1,4 +1,8 @@
-"""What a plan is made from, what it says, and the sentences that explain it."""
+"""What a plan is made from, what it says, and the sentences that explain it.
+
+Requests and plans are kept in a node's database (`lifl plan --round`), so these structures read what an earlier version
+has written: a field that is gone is left out when it is read, one that is new has a default.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Rate = Annotated[float, msgspec.Meta(gt=0)]
 
 
-class Costs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Costs(msgspec.Struct, frozen=True):
     """What a node's work costs: constants that were measured, for the prediction of the time.
 
     `ingest_bytes_per_s` is a gateway's from the network into the arena, `link_bytes_per_s` one node's to another,
@@ -28,12 +32,11 @@ class Costs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     warm_s: Seconds = 0.00006
 
 
-class NodeFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class NodeFacts(msgspec.Struct, frozen=True):
     """A node as the planner sees it.
 
     `residual` is RC in updates at a time (`capacity.py`), `arena_bytes` what this job may use of the arena (what
-    it uses already included), `execution_s` is E (0: not measured, `Costs` decide), `warm` its idle workers.  A
-    ``slow`` node keeps what it has and takes nothing new; what a ``dead`` one had is lost.
+    it uses already included), `execution_s` is E (0: not measured, `Costs` decide), `warm` its idle workers.
     """
 
     node: Name
@@ -42,16 +45,15 @@ class NodeFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workers_max: Positive = 8
     warm: Count = 0
     execution_s: Seconds = 0.0
-    state: Literal["alive", "slow", "dead"] = "alive"
 
 
-class PlanRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PlanRequest(msgspec.Struct, frozen=True):
     """Everything that a plan depends on.
 
     The round counts `updates` updates of `model_bytes` each; a partial takes `partial_bytes` with its members' records,
     the rule's state `state_bytes`.  `arrival_s` is the expected time between the first and the last update (0: all at
     once).  `model_node` has the model that the round starts from, the rule's state and the checkpoints, and so the top;
-    empty, or naming a node that is dead: any node may have it.
+    empty, or naming a node that is not among them: any node may have it.
     """
 
     updates: Positive
@@ -68,37 +70,19 @@ class PlanRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     costs: Costs = Costs()
 
 
-class Held(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Updates of the round that were accepted by `origin` and are on `node` now.
-
-    `accepted` of them are still updates, `folded` are in `partials` sealed partials (one that holds several origins'
-    updates is counted in one of its rows).
-    """
-
-    node: Name
-    origin: Name
-    accepted: Count = 0
-    folded: Count = 0
-    partials: Count = 0
-
-
-class NodePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class NodePlan(msgspec.Struct, frozen=True):
     """One node's part.
 
-    `updates` come by this node's gateway: those already safe, those on their way, and `asked`, which this plan newly
-    asks for; `spilled` of these are beyond its capacity.  `inherited` are held here, but their own node is dead.
-    `leaves` run at a time, for `leaf_tasks` tasks; `partials` are sealed here already.  `queue` is Q, `ready_s` when
-    its one partial is there, `peak_bytes` what its arena holds at the worst.
+    `updates` come by this node's gateway; `spilled` of these are beyond its capacity.  `leaves` run at a time, for
+    `leaf_tasks` tasks.  `queue` is Q, `ready_s` when its one partial is there, `peak_bytes` what its arena holds at
+    the worst.
     """
 
     node: Name
     updates: Count = 0
-    asked: Count = 0
     spilled: Count = 0
-    inherited: Count = 0
     leaves: Count = 0
     leaf_tasks: Count = 0
-    partials: Count = 0
     middle: bool = False
     top: bool = False
     queue: float = 0.0
@@ -107,25 +91,23 @@ class NodePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reasons: tuple[str, ...] = ()
 
 
-class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Transfer(msgspec.Struct, frozen=True):
     """Bytes that go from one node to another."""
 
     source: Name
     target: Name
-    what: Literal["model", "state", "partial"]
+    what: Literal["model", "partial"]
     nbytes: Count
 
 
-class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Plan(msgspec.Struct, frozen=True):
     """The whole plan; `nodes` are in the order of their names, those without a part included.
 
-    `lost` updates had been accepted and went with a dead node.  `completion_s` is when the model is sealed, counted
-    from the first update of this plan.
+    `completion_s` is when the model is sealed, counted from the first update.
     """
 
     policy: Policy
     updates: Positive
-    lost: Count
     top: Name
     nodes: tuple[NodePlan, ...]
     transfers: tuple[Transfer, ...]
@@ -134,7 +116,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def used(self) -> tuple[str, ...]:
         """The nodes that have a part in the round."""
-        return tuple(n.node for n in self.nodes if n.updates or n.inherited or n.partials or n.top)
+        return tuple(n.node for n in self.nodes if n.updates or n.top)
 
     @property
     def transfer_bytes(self) -> int:
@@ -142,7 +124,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return sum(transfer.nbytes for transfer in self.transfers)
 
     def explain(self) -> tuple[str, ...]:
-        """One line for each thing decided, and why."""
+        """Return one line for each thing decided, and why."""
         spilled = sum(n.spilled for n in self.nodes)
         beyond = f", {spilled} of them beyond any node's capacity" if spilled else ""
         head = (

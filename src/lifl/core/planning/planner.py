@@ -1,4 +1,4 @@
-"""The plan of one round on a cluster: who takes which updates, how many leaves, where middles and the top stand.
+"""The plan of one round on a cluster: which node takes which updates, how many leaves, where middles and the top stand.
 
 `make_plan` is a pure function of a `PlanRequest`: no clock, nothing drawn at random, and the order in which nodes are
 listed does not matter.  So the daemon, the simulator and `lifl plan` decide alike, and a decision is replayed from its
@@ -7,7 +7,7 @@ logged request.  It goes in four steps:
 1. *Updates to nodes* by the policy on residual capacity (`placement.py`).  An update counts with the share of an
    aggregator that it occupies, execution time / arrival window, so a node's updates are its Q = k * E; when all come
    at once that is 1 each.  Within a window a node takes no more than its gateway can receive.  Best-fit first narrows
-   the nodes to the fewest that hold everything, those that work for the round already coming first; without that,
+   the nodes to the fewest that hold everything, the one that has the model (and so the top) first; without that,
    unequal capacities would make it fill every small node.
    A node whose arena cannot hold the least that a leaf and its path need takes none.
 2. *Leaves*: ceil(Q / fan_in) aggregators at a time, bounded by the node's leaf tasks, its workers and its arena.
@@ -17,22 +17,17 @@ logged request.  It goes in four steps:
    read it) the top goes where most bytes of partials are, or will be.  Each other node sends one partial.
 4. *Figures*: bytes between nodes, peak of each arena, the time until the model is sealed, and sentences that say why.
 
-`replan` makes the next plan of the same round after a node died or fell behind.  What living nodes hold sealed stays
-where it is and what is still on its way to them keeps its way; only what is lost, or was to come by a node that
-cannot take it, is asked for again.
-
 Source: LIFL (MLSys 2024), section 5; for what an arena must hold, `planning/tree.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 
 from lifl.core.errors import LocalFault, Refused
 from lifl.core.planning.placement import CLIENTS_MAX, NODES_MAX, UNITS_PER_UPDATE, Placer, fewest
-from lifl.core.planning.plan import Held, NodeFacts, NodePlan, Plan, PlanRequest, Transfer
+from lifl.core.planning.plan import NodeFacts, NodePlan, Plan, PlanRequest, Transfer
 from lifl.core.planning.tree import middles_of, tail_of, top_partials_max
 
 
@@ -47,32 +42,22 @@ class _Node:
         share = min(1.0, self.execution_s / request.arrival_s) if request.arrival_s else 1.0
         self.demand = max(1, round(share * UNITS_PER_UPDATE))
         self.takes = False
-        self.safe = 0  # accepted by this node, now anywhere on a living one
-        self.accepted = 0  # on this node, to be folded
-        self.inherited = 0
-        self.partials = 0
-        self.coming = 0
-        self.asked = 0
+        self.updates = 0
         self.spilled = 0
         self.remote = 0  # partials that come from other nodes: the top's
         self.is_top = False
-        self.has_model = facts.node == request.model_node and facts.state != "dead"
+        self.has_model = facts.node == request.model_node
         self.leaves = 0
         self.reasons: list[str] = []
 
     @property
-    def pending(self) -> int:
-        """Updates that leaves here have yet to fold."""
-        return self.accepted + self.coming + self.asked
-
-    @property
     def leaf_tasks(self) -> int:
-        return -(-self.pending // self.request.fan_in)
+        return -(-self.updates // self.request.fan_in)
 
     @property
     def inputs(self) -> int:
         """Partials that come together here."""
-        return self.leaf_tasks + self.partials + self.remote
+        return self.leaf_tasks + self.remote
 
     @property
     def has_middle(self) -> bool:
@@ -83,88 +68,79 @@ class _Node:
         return self.inputs > 0
 
     @property
-    def is_used(self) -> bool:
-        """Whether the round uses this node even if it takes nothing new."""
-        return self.works or self.has_model
-
-    @property
     def queue_units(self) -> int:
-        return self.pending * self.demand
+        return self.updates * self.demand
 
     def leaves_wanted(self) -> int:
-        """ceil(Q / fan_in), at least one where there is something to fold, at most one for each leaf task."""
+        """Return ceil(Q / fan_in), at least one where there is something to fold, at most one for each leaf task."""
         wanted = max(1, -(-self.queue_units // (self.request.fan_in * UNITS_PER_UPDATE)))
         return min(wanted, self.leaf_tasks, self.facts.workers_max)
 
-    def need_bytes(self, leaves: int, pending: int, inputs: int, top: bool) -> int:
-        """What the arena must hold for so many leaves at a time; the round cannot end with less than for one."""
+    def need_bytes(self, leaves: int, updates: int, inputs: int, top: bool) -> int:
+        """Return what the arena must hold for so many leaves at a time; the round cannot end with less than for one."""
         r = self.request
-        models = 2 * (r.model_bytes + r.state_bytes) if top else r.model_bytes * bool(pending)
-        tail = tail_of(pending, r.fan_in) if top else 0  # leaves take the others
-        inputs -= -(-pending // r.fan_in) + (tail - pending) // r.fan_in
-        waiting = max(0, max(leaves, self.partials) - r.middle_fan_in)
+        models = 2 * (r.model_bytes + r.state_bytes) if top else r.model_bytes * bool(updates)
+        tail = tail_of(updates, r.fan_in) if top else 0  # leaves take the others
+        inputs -= -(-updates // r.fan_in) + (tail - updates) // r.fan_in
+        waiting = max(0, leaves - r.middle_fan_in)
         partials = partials_held_max(inputs, r.middle_fan_in, top) + waiting + (2 if top else 1)
-        updates = max(leaves * min(r.fan_in, pending - tail), tail)
-        return models + partials * r.partial_bytes + updates * r.model_bytes
+        at_a_time = max(leaves * min(r.fan_in, updates - tail), tail)
+        return models + partials * r.partial_bytes + at_a_time * r.model_bytes
 
-    def leaf_bytes(self, unfolded: int) -> int:
-        """The least that the arena must hold to fold so many updates here, with the top where the model is."""
-        return self.need_bytes(1, unfolded, -(-unfolded // self.request.fan_in) + self.partials, self.has_model)
+    def leaf_bytes(self, updates: int) -> int:
+        """Return the least that the arena must hold to fold so many updates here, with the top where the model is."""
+        return self.need_bytes(1, updates, -(-updates // self.request.fan_in), self.has_model)
 
-    def remote_max(self, unfolded: int, others: int) -> int:
-        """Of how many of the `others` the top may stand here, with so many updates to fold as well; -1: not even so."""
-        inputs = -(-unfolded // self.request.fan_in) + self.partials
+    def remote_max(self, updates: int, others: int) -> int:
+        """Return for how many `others` the top may stand here, with so many updates to fold; -1: not even for none."""
+        inputs = -(-updates // self.request.fan_in)
         for remote in range(others, -1, -1):
-            if self.need_bytes(min(1, unfolded), unfolded, inputs + remote, True) <= self.facts.arena_bytes:
+            if self.need_bytes(min(1, updates), updates, inputs + remote, True) <= self.facts.arena_bytes:
                 return remote
         return -1
 
-    def top_bytes(self, working: int, with_model: bool) -> int:
-        """What goes between nodes for a top here when so many nodes work, beyond what clients' gateways need."""
+    def top_bytes(self, working: int) -> int:
+        """Return what goes between nodes for a top here when so many nodes work, beyond what clients' gateways need."""
         r = self.request
         partials = (working - self.works) * r.partial_bytes
         if self.has_model:
             return partials
-        model = 0 if self.asked or with_model else r.model_bytes
+        model = 0 if self.updates else r.model_bytes
         return partials + model + r.state_bytes + r.model_bytes + r.state_bytes
 
     def peak_bytes(self) -> int:
-        """The need, and as many of the other updates as the arena has room for: further senders are slowed."""
+        """Return the need, and as many of the other updates as the arena has room for: further senders are slowed."""
         if not (self.works or self.is_top):
             return 0
-        need = self.need_bytes(self.leaves, self.pending, self.inputs, self.is_top)
+        need = self.need_bytes(self.leaves, self.updates, self.inputs, self.is_top)
         size = self.request.model_bytes
-        others = max(0, self.pending - self.leaves * self.request.fan_in)
+        others = max(0, self.updates - self.leaves * self.request.fan_in)
         return need + min(others, max(0, self.facts.arena_bytes - need) // size) * size
 
     def ready_s(self) -> float:
-        """When the one partial of this node is sealed (without those of other nodes)."""
-        if not self.leaf_tasks + self.partials:
+        """Return when the one partial of this node is sealed (without those of other nodes)."""
+        if not self.leaf_tasks:
             return 0.0
         r = self.request
         lazy = r.timing == "lazy"
         ready = 0.0
-        if self.pending:
-            new = self.coming + self.asked
-            received = max(r.arrival_s, new * r.model_bytes / r.costs.ingest_bytes_per_s) if new else 0.0
+        if self.updates:
+            received = max(r.arrival_s, self.updates * r.model_bytes / r.costs.ingest_bytes_per_s)
             start = r.costs.warm_s if self.facts.warm >= self.leaves else r.costs.cold_s
-            after_last = self.execution_s * (min(r.fan_in, self.pending) if lazy else 1)
-            ready = start + max(received, self.pending * self.execution_s / self.leaves) + after_last
+            after_last = self.execution_s * (min(r.fan_in, self.updates) if lazy else 1)
+            ready = start + max(received, self.updates * self.execution_s / self.leaves) + after_last
         left_max = _left_by_middles(r.middle_fan_in, self.is_top)
-        levels = middles_of(self.leaf_tasks + self.partials, r.middle_fan_in, left_max)
+        levels = middles_of(self.leaf_tasks, r.middle_fan_in, left_max)
         merges = sum((r.middle_fan_in if whole else rest) if lazy else 1 for whole, rest in levels)
         return ready + merges * r.partial_bytes / r.costs.fold_bytes_per_s
 
     def plan(self) -> NodePlan:
         return NodePlan(
             node=self.name,
-            updates=self.safe + self.coming + self.asked,
-            asked=self.asked,
+            updates=self.updates,
             spilled=self.spilled,
-            inherited=self.inherited,
             leaves=self.leaves,
             leaf_tasks=self.leaf_tasks,
-            partials=self.partials,
             middle=self.has_middle,
             top=self.is_top,
             queue=self.queue_units / UNITS_PER_UPDATE,
@@ -175,7 +151,7 @@ class _Node:
 
 
 def partials_held_max(inputs: int, middle_fan_in: int, top: bool) -> int:
-    """How many partials a path of the tree over so many holds at the most (`planning/tree.Tree` of the same shape)."""
+    """Return the most partials that a path of the tree over so many holds (`planning/tree.Tree` of the same shape)."""
     held = 0
     for whole, rest in middles_of(inputs, middle_fan_in, _left_by_middles(middle_fan_in, top)):
         held += middle_fan_in if whole else rest
@@ -184,92 +160,58 @@ def partials_held_max(inputs: int, middle_fan_in: int, top: bool) -> int:
 
 
 def _left_by_middles(middle_fan_in: int, top: bool) -> int:
-    """So many partials of a node need no more middles: the top takes them, or the one goes there."""
+    """Return how many partials of a node need no more middles: the top takes them, or the one goes there."""
     return top_partials_max(middle_fan_in) if top else 1
 
 
 def make_plan(request: PlanRequest) -> Plan:
-    """The plan of a round that begins.
+    """Return the plan of a round that begins.
 
-    Raises `Refused` (code ``too-large``, with the numbers) when no arena holds what the round needs at the least, and
-    (``no-node``) when no node is alive; `LocalFault` when the request makes no sense.
+    Raise `Refused` (code ``too-large``, with the numbers) when no arena holds what the round needs at the least;
+    `LocalFault` when the request makes no sense.
     """
-    nodes = _nodes(request)
-    _find_takers(nodes, request.updates)
-    return _decide(request, nodes, 0, set())
-
-
-def replan(request: PlanRequest, previous: Plan, held: Sequence[Held]) -> Plan:
-    """The next plan of the same round.  Raises as `make_plan`.
-
-    `request.nodes` are the nodes as they are now.  `held` is everything that was accepted and that `previous` did not
-    already give up as lost, on dead nodes as well; what never arrived is known from `previous`.
-    """
-    nodes = _nodes(request)
-    by_name = {node.name: node for node in nodes}
-    arrived: Counter[str] = Counter()
-    lost = folded = 0
-    for row in held:
-        arrived[row.origin] += row.accepted + row.folded
-        holder, origin = by_name.get(row.node), by_name.get(row.origin)
-        if holder is None or holder.facts.state == "dead":
-            lost += row.accepted + row.folded
-            continue
-        holder.accepted += row.accepted
-        holder.partials += row.partials
-        folded += row.folded
-        if origin is None or origin.facts.state == "dead":
-            holder.inherited += row.accepted + row.folded
-        else:
-            origin.safe += row.accepted + row.folded
-    need = request.updates - sum(node.safe + node.inherited for node in nodes)
-    if need < 0:
-        raise LocalFault(f"{request.updates - need} updates are held for a round that counts {request.updates}")
-    _find_takers(nodes, request.updates - folded)
-    had = {part.node: part for part in previous.nodes}
-    for node in nodes:
-        if node.takes and node.name in had:
-            # Clients whose update went by another gateway than planned may leave less to come than was planned.
-            node.coming = min(need, max(0, had[node.name].updates - arrived[node.name]))
-            need -= node.coming
-    return _decide(request, nodes, lost, {part.node for part in previous.nodes if part.updates or part.top})
-
-
-def _nodes(request: PlanRequest) -> list[_Node]:
-    """The nodes in the order of their names, without a part yet."""
     _check(request)
     nodes = [_Node(facts, request) for facts in sorted(request.nodes, key=lambda facts: facts.node)]
-    if not any(node.facts.state == "alive" for node in nodes):
-        raise Refused("no-node", "nodes", f"none of the {len(nodes)} nodes is alive; start one (lifl up)")
-    return nodes
+    holder = next((node for node in nodes if node.has_model), None)
+    _find_takers(nodes, holder)
+    _place(request, nodes, holder)
+    top = _choose_top(nodes) if holder is None else _top_with_model(nodes, holder)
+    for node in nodes:
+        _choose_leaves(node)
+    _explain_rest(nodes, top)
+    return Plan(
+        policy=request.policy,
+        updates=request.updates,
+        top=top.name,
+        nodes=tuple(node.plan() for node in nodes),
+        transfers=_transfers(request, nodes, top),
+        completion_s=_completion_s(request, nodes, top),
+    )
 
 
-def _find_takers(nodes: list[_Node], unfolded: int) -> None:
-    """Marks the living nodes whose arena could fold all of the `unfolded` updates one leaf at a time.
+def _find_takers(nodes: list[_Node], holder: _Node | None) -> None:
+    """Mark the nodes whose arena could fold all updates one leaf at a time.
 
     The node with the model takes part only if that does not leave its top room for fewer nodes' partials.
     """
     for node in nodes:
-        if node.facts.state == "alive":
-            need = node.leaf_bytes(unfolded)
-            node.takes = node.facts.arena_bytes >= need
-            if not node.takes:
-                have = node.facts.arena_bytes
-                what = "a leaf and its path with the top" if node.has_model else "a leaf and its path"
-                node.reasons.append(f"takes no updates: {what} need {need} bytes, the arena has {have}")
-    holder = next((node for node in nodes if node.has_model), None)
+        need = node.leaf_bytes(node.request.updates)
+        node.takes = node.facts.arena_bytes >= need
+        if not node.takes:
+            have = node.facts.arena_bytes
+            what = "a leaf and its path with the top" if node.has_model else "a leaf and its path"
+            node.reasons.append(f"takes no updates: {what} need {need} bytes, the arena has {have}")
     if holder is None:
         return
-    others = sum(node is not holder and (node.takes or node.works) for node in nodes)
-    remote = holder.remote_max(unfolded, others) if holder.takes else -1
-    without = holder.remote_max(0, others)
+    others = [node for node in nodes if node.takes and node is not holder]
+    remote = holder.remote_max(holder.request.updates, len(others)) if holder.takes else -1
+    without = holder.remote_max(0, len(others))
     if holder.takes and without > remote + 1:
         holder.takes = False
         holder.reasons.append(f"takes no updates: so its arena has room for the partials of {without} other nodes")
-    room = max(without if not holder.takes else remote, 0) - sum(node.works for node in nodes if node is not holder)
-    new = [node for node in nodes if node.takes and not node.works and node is not holder]
-    new.sort(key=lambda node: -node.facts.residual)
-    for node in new[max(room, 0) :]:
+    room = without if not holder.takes else remote
+    others.sort(key=lambda node: -node.facts.residual)
+    for node in others[max(room, 0) :]:
         node.takes = False
         node.reasons.append(f"takes no updates: the top's arena on {holder.name} has no room for one more partial")
 
@@ -301,55 +243,32 @@ def _too_large(nodes: Sequence[_Node], need: int, what: str) -> Refused:
     )
 
 
-def _decide(request: PlanRequest, nodes: list[_Node], lost: int, with_model: set[str]) -> Plan:
-    _place(request, nodes)
-    holder = next((node for node in nodes if node.has_model), None)
-    top = _choose_top(nodes) if holder is None else _top_with_model(nodes, holder, with_model)
-    for node in nodes:
-        _choose_leaves(node)
-    _explain_rest(nodes, top)
-    return Plan(
-        policy=request.policy,
-        updates=request.updates,
-        lost=lost,
-        top=top.name,
-        nodes=tuple(node.plan() for node in nodes),
-        transfers=_transfers(request, nodes, top, with_model),
-        completion_s=_completion_s(request, nodes, top),
-    )
-
-
-def _place(request: PlanRequest, nodes: list[_Node]) -> None:
-    """Gives the updates that nobody is on the way with to nodes."""
-    asked = request.updates - sum(node.safe + node.inherited + node.coming for node in nodes)
-    if not asked:
-        return
+def _place(request: PlanRequest, nodes: list[_Node], holder: _Node | None) -> None:
+    """Give the updates to nodes."""
+    asked = request.updates
     # Of equal nodes the first takes it: the one that has the model need not be sent it.
     takers = [node for node in nodes if node.takes]
     takers.sort(key=lambda node: node.name != request.model_node)
     if not takers:
-        alive = [node for node in nodes if node.facts.state == "alive"]
-        holder = next((node for node in nodes if node.has_model), None)
         if holder is not None and holder.remote_max(0, 1) < 1:
             raise _too_large([holder], holder.need_bytes(0, 0, 1, True), "the top")
-        raise _too_large(alive, min(node.leaf_bytes(asked) for node in alive), "a leaf and its path")
+        raise _too_large(nodes, min(node.leaf_bytes(asked) for node in nodes), "a leaf and its path")
     demand = max(node.demand for node in takers)
     units = {node.name: math.floor(node.facts.residual * UNITS_PER_UPDATE) for node in takers}
     received = math.floor(request.arrival_s * request.costs.ingest_bytes_per_s / request.model_bytes)
     for node in takers:
         if request.arrival_s:
             units[node.name] = min(units[node.name], received * demand)
-        units[node.name] -= node.coming * demand
     able = len(takers)
     if request.policy == "best-fit":
         takers = _narrow(takers, units, demand, asked)
     fitted, spilled = Placer(request.policy, [units[node.name] for node in takers]).place(demand, asked)
     beyond = spilled.counts() if spilled else [0] * len(takers)
     for node, fits, spills in zip(takers, fitted.counts(), beyond, strict=True):
-        node.asked, node.spilled = fits + spills, spills
-        if node.asked:
+        node.updates, node.spilled = fits + spills, spills
+        if node.updates:
             node.reasons.append(
-                f"takes {node.asked} of {asked} updates by {request.policy} among {len(takers)} of {able} nodes: "
+                f"takes {node.updates} of {asked} updates by {request.policy} among {len(takers)} of {able} nodes: "
                 f"it has room for {max(0, units[node.name]) / demand:.1f}"
             )
         if spills:
@@ -357,46 +276,45 @@ def _place(request: PlanRequest, nodes: list[_Node]) -> None:
 
 
 def _narrow(takers: list[_Node], units: dict[str, int], demand: int, asked: int) -> list[_Node]:
-    """The fewest nodes that hold all that is asked, those that work for the round already (or have the top) first."""
-    working = [node for node in takers if node.is_used]
-    left = asked - sum(max(0, units[node.name] // demand) for node in working)
+    """Return the fewest nodes that hold all that is asked, the one that has the model (and so the top) first."""
+    used = [node for node in takers if node.has_model]
+    left = asked - sum(max(0, units[node.name] // demand) for node in used)
     if left <= 0:
-        return working
-    idle = [node for node in takers if not node.is_used]
-    chosen = {idle[i].name for i in fewest([units[node.name] for node in idle], demand, left)}
-    return [node for node in takers if node.is_used or node.name in chosen]
+        return used
+    others = [node for node in takers if not node.has_model]
+    chosen = {others[i].name for i in fewest([units[node.name] for node in others], demand, left)}
+    return [node for node in takers if node.has_model or node.name in chosen]
 
 
-def _top_with_model(nodes: list[_Node], holder: _Node, with_model: set[str]) -> _Node:
-    """The node that has the model."""
+def _top_with_model(nodes: list[_Node], holder: _Node) -> _Node:
+    """Put the top on the node that has the model; return it."""
     working = sum(node.works for node in nodes)
     holder.is_top, holder.remote = True, working - holder.works
-    need = holder.need_bytes(min(1, holder.leaf_tasks), holder.pending, holder.inputs, True)
+    need = holder.need_bytes(min(1, holder.leaf_tasks), holder.updates, holder.inputs, True)
     if need > holder.facts.arena_bytes:
         raise _too_large([holder], need, f"the top over the partials of {working} nodes")
-    bytes_here = holder.top_bytes(working, True)
+    bytes_here = holder.top_bytes(working)
     reason = f"has the top: the model, the rule's state and the checkpoints are here; {bytes_here} bytes come for it"
-    others = [node for node in nodes if node.facts.state == "alive" and node is not holder]
+    others = [node for node in nodes if node is not holder]
     if others:
-        told = ((node.top_bytes(working, node.name in with_model), node.name) for node in others)
-        best, name = min(told)
+        best, name = min((node.top_bytes(working), node.name) for node in others)
         reason += f", a top on {name}, the best other node, would move {best}"
     holder.reasons.append(reason)
     return holder
 
 
 def _choose_top(nodes: list[_Node]) -> _Node:
-    """The node with most bytes of partials among those whose arena holds them all and two models."""
+    """Put the top on the node with most bytes of partials whose arena holds them all and two models; return it."""
     working = sum(node.works for node in nodes)
     refused: list[tuple[_Node, int]] = []
 
     def order(node: _Node) -> tuple[int, bool, str]:
         return -node.inputs, node.name != node.request.model_node, node.name
 
-    for node in sorted((node for node in nodes if node.facts.state == "alive"), key=order):
+    for node in sorted(nodes, key=order):
         remote = working - node.works
         leaves = min(1, node.leaf_tasks)
-        need = node.need_bytes(leaves, node.pending, node.inputs + remote, True)
+        need = node.need_bytes(leaves, node.updates, node.inputs + remote, True)
         if need > node.facts.arena_bytes:
             refused.append((node, need))
             node.reasons.append(f"cannot be the top: that needs {need} bytes of its {node.facts.arena_bytes}")
@@ -411,14 +329,14 @@ def _choose_top(nodes: list[_Node]) -> _Node:
 
 
 def _choose_leaves(node: _Node) -> None:
-    """ceil(Q / fan_in) leaves, or as many of them as the arena holds."""
-    if not node.pending:
+    """Give the node ceil(Q / fan_in) leaves, or as many of them as the arena holds."""
+    if not node.updates:
         return
     wanted = node.leaves_wanted()
     low, high = 1, wanted  # the need grows with the leaves
     while low < high:
         middle = (low + high + 1) // 2
-        if node.need_bytes(middle, node.pending, node.inputs, node.is_top) <= node.facts.arena_bytes:
+        if node.need_bytes(middle, node.updates, node.inputs, node.is_top) <= node.facts.arena_bytes:
             low = middle
         else:
             high = middle - 1
@@ -435,13 +353,6 @@ def _choose_leaves(node: _Node) -> None:
 
 def _explain_rest(nodes: list[_Node], top: _Node) -> None:
     for node in nodes:
-        kept = node.safe + node.inherited
-        if node.facts.state == "dead":
-            node.reasons.append("is dead: what it held is lost, what was to come by it is asked for elsewhere")
-        elif node.facts.state == "slow":
-            node.reasons.append("is behind: it keeps what it has and takes nothing new")
-        if node.coming or kept:
-            node.reasons.append(f"keeps {kept} updates that are safe; {node.coming} more are on their way to it")
         if node.has_middle:
             node.reasons.append(f"has a middle: {node.inputs} partials come together here")
         if node.works and node is not top:
@@ -450,17 +361,14 @@ def _explain_rest(nodes: list[_Node], top: _Node) -> None:
             node.reasons.append("is not needed")
 
 
-def _transfers(request: PlanRequest, nodes: list[_Node], top: _Node, with_model: set[str]) -> tuple[Transfer, ...]:
-    """The model once to each node that serves or finishes it and has it not, one partial from each to the top."""
-    living = {node.name for node in nodes if node.facts.state != "dead"}
-    source = request.model_node if request.model_node in living else min(with_model & living, default="")
+def _transfers(request: PlanRequest, nodes: list[_Node], top: _Node) -> tuple[Transfer, ...]:
+    """Return what goes between nodes: the model to each that takes updates, one partial from each to the top."""
+    source = next((node for node in nodes if node.has_model), None)
     found = []
-    for node in nodes:
-        new = node.asked > 0 or node is top
-        if source and new and node.name not in with_model | {source}:
-            found.append(Transfer(source, node.name, "model", request.model_bytes))
-    if request.state_bytes and request.model_node in living - {top.name}:
-        found.append(Transfer(request.model_node, top.name, "state", request.state_bytes))
+    if source is not None:
+        for node in nodes:
+            if node.updates and node is not source:
+                found.append(Transfer(source.name, node.name, "model", request.model_bytes))
     for node in nodes:
         if node.works and node is not top:
             found.append(Transfer(node.name, top.name, "partial", request.partial_bytes))
@@ -468,12 +376,12 @@ def _transfers(request: PlanRequest, nodes: list[_Node], top: _Node, with_model:
 
 
 def _completion_s(request: PlanRequest, nodes: list[_Node], top: _Node) -> float:
-    """When the model is sealed: partials of other nodes come one after the other over the top's link."""
+    """Return when the model is sealed: partials of other nodes come one after the other over the top's link."""
     costs = request.costs
     received = 0.0
     for ready in sorted(node.ready_s() for node in nodes if node.works and node is not top):
         received = max(received, ready) + request.partial_bytes / costs.link_bytes_per_s
-    own = 1 if top.leaf_tasks + top.partials else 0
+    own = 1 if top.leaf_tasks else 0
     merges = 0 if not top.remote else top.remote + own if request.timing == "lazy" else 1
     folded_bytes = merges * request.partial_bytes + request.partial_bytes + request.model_bytes
     return max(received, top.ready_s()) + folded_bytes / costs.fold_bytes_per_s

@@ -25,7 +25,7 @@ def plan_request(
     arrival_s: float = 0.0,
     costs: Costs | None = None,
 ) -> PlanRequest:
-    """The request for `updates` (0: all) of one round of the job; `states` is how many state vectors its rule has.
+    """Return the request for `updates` (0: all) of one round of the job; its rule has `states` state vectors.
 
     `model_node` has the current model (empty: any node can read it), `arrival_s` is the expected time between the
     first and the last update (0: all come at once).

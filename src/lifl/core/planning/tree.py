@@ -30,20 +30,21 @@ one first would be a task more to wait for, and a partial more to write and read
 
 
 def tail_of(updates: int, fan_in: int) -> int:
-    """How many of a round's updates the top takes; one less than it may if a leaf would have a single one to copy."""
+    """Return how many of a round's updates the top takes; one less than it may where a leaf would only copy one."""
     most = min(updates, TAIL_MAX)
     return most - ((updates - most) % fan_in == 1)
 
 
 def top_partials_max(middle_fan_in: int) -> int:
-    """How many partials a top takes itself where a middle takes so many."""
+    """Return how many partials a top takes itself where a middle takes so many."""
     return min(TOP_PARTIALS_MAX, middle_fan_in)
 
 
 @lru_cache(1024)  # a planner asks for the same few shapes again and again
 def middles_of(partials: int, middle_fan_in: int, left_max: int) -> tuple[tuple[int, int], ...]:
-    """The middles of each level, until at most `left_max` partials are left: how many take all that a middle can, and
-    how many partials one more takes (0: there is no such).
+    """Return the middles of each level, until at most `left_max` partials are left.
+
+    Of each level: how many take all that a middle can, and how many partials one more takes (0: there is no such).
 
     The groups of a level are of the first of its partials; the others go on to the next level as they are.  There are
     as few levels as can do it, and each leaves as many partials alone as those after it can still bring together.
@@ -107,7 +108,7 @@ class Task:
         self.pid = 0
 
     def move(self, state: TaskState) -> None:
-        """Raises `LocalFault`, and changes nothing, when the table does not allow it."""
+        """Change the state.  Raise `LocalFault`, and change nothing, when the table does not allow it."""
         if state not in TRANSITIONS[self.state]:
             raise LocalFault(f"task {self.number} ({self.role}) cannot go from {self.state.value} to {state.value}")
         self.state = state
@@ -173,21 +174,21 @@ class Tree:
         return parent
 
     def close(self, updates: int) -> list[Task]:
-        """Expects exactly `updates` updates; returns the tasks whose expectation fell (those at 0 are not needed)."""
+        """Expect exactly `updates` updates; return the tasks whose expectation fell (those at 0 are not needed)."""
         for position, task in enumerate(self.takers):
             begin, end = self._places(position)
             task.updates = min(max(updates - begin, 0), end - begin)
         return self._recount()
 
     def close_partials(self, partials: int) -> list[Task]:
-        """Expects exactly `partials` partials, which fill the places of `adopting` in order; returns as `close`."""
+        """Expect exactly `partials` partials, which fill the places of `adopting` in order; return as `close`."""
         for task in self.adopting[partials:]:
             task.adopted -= 1
         del self.adopting[partials:]
         return self._recount()
 
     def _places(self, taker: int) -> tuple[int, int]:
-        """The numbers of the updates that go to this one of `takers`."""
+        """Return the numbers of the updates that go to this one of `takers`."""
         if self.takers[taker].role == "top":
             return self._tail_from, self._updates
         return taker * self.fan_in, min((taker + 1) * self.fan_in, self._tail_from)
@@ -203,23 +204,23 @@ class Tree:
         return changed
 
     def takers_of(self, updates: int) -> int:
-        """How many of `takers`, in order, the first `updates` updates go to."""
+        """Return how many of `takers`, in order, the first `updates` updates go to."""
         leaves = -(-min(updates, self._tail_from) // self.fan_in)
         return leaves + (self._tail_from < min(updates, self._updates))
 
     def taker_of(self, position: int) -> Task:
-        """The task that takes the update accepted as number `position` (from 0)."""
+        """Return the task that takes the update accepted as number `position` (from 0)."""
         return self.takers[self.takers_of(position + 1) - 1]
 
     def path(self, task: Task) -> Iterator[Task]:
-        """The task and all above it, to the top."""
+        """Yield the task and all above it, to the top."""
         step: Task | None = task
         while step is not None:
             yield step
             step = step.parent
 
     def partials_held_max(self) -> int:
-        """How many partials one path of the tree holds at the worst: each level's fan-in and its own outputs."""
+        """Return the most partials that one path of the tree holds: each level's fan-in and its own outputs."""
         widest: dict[int, int] = {}
         for task in self.tasks:
             if task.role != "leaf":

@@ -11,7 +11,7 @@ from lifl.core.schema import Layout, check_same
 
 
 def check_submit(layout: Layout, submit: Submit) -> None:
-    """Raises `Refused`, naming the field, unless an update announced so can become one of a job with this `layout`."""
+    """Raise `Refused`, naming the field, unless an update announced so can become one of a job with this `layout`."""
     check_same(layout.tensors, submit.tensors)
     if submit.data_bytes != layout.data_bytes:
         raise Refused(

@@ -203,14 +203,14 @@ ToClient = Welcome | Selected | Model | Checksums | Go | Accepted | Busy | Refus
 
 
 def packed(message: Message) -> msgspec.Raw:
-    """The bytes of a `ToClient` as they travel within other messages, from its maker to the client's connection."""
+    """Return the bytes of a `ToClient` as they travel within other messages, from maker to client's connection."""
     return msgspec.Raw(msgspec.msgpack.encode(message))
 
 
 _TO_CLIENT = msgspec.msgpack.Decoder(ToClient)
 
 
-def unpacked(message: msgspec.Raw) -> Message:
-    """The `ToClient` in `message`.  Raises `msgspec.DecodeError` when it is none."""
+def unpacked(message: msgspec.Raw | bytes) -> Message:
+    """Return the `ToClient` in `message`.  Raise `msgspec.DecodeError` when it is none."""
     unpacked_: Message = _TO_CLIENT.decode(message)
     return unpacked_

@@ -75,7 +75,7 @@ class PeerRedirect(Message, frozen=True):
 
 
 class PeerRejoin(Message, frozen=True):
-    """This life of the node was held dead, or has left: what it has does not count any more.
+    """This life of the node was declared dead, or has left: what it has does not count any more.
 
     It may come as a new one, with an incarnation above `above`.
     """
@@ -166,7 +166,7 @@ class _AnyHello(msgspec.Struct, tag_field="type", tag="PeerHello"):
 
 
 def read_hello(body: msgspec.Raw) -> PeerHello:
-    """The PeerHello in a frame's body.  Raises `RemoteFault`, with what is to be told to the peer."""
+    """Return the PeerHello in a frame's body.  Raise `RemoteFault`, with what is to be told to the peer."""
     try:
         version = msgspec.msgpack.decode(body, type=_AnyHello).version
         if version != PEER_VERSION:
@@ -183,14 +183,14 @@ def read_hello(body: msgspec.Raw) -> PeerHello:
         except ConfigError as error:
             raise RemoteFault(f"PeerHello.{error}") from error
         if port == 0:
-            raise RemoteFault(f"PeerHello.{name}: nobody can connect to port 0")
+            raise RemoteFault(f"PeerHello.{name}: no node can connect to port 0")
     if not math.isfinite(hello.capacity) or hello.capacity < 0:
         raise RemoteFault(f"PeerHello.capacity: {hello.capacity} is not a number of updates")
     return hello
 
 
 def reachable(address: str, host: str) -> str:
-    """`address` (HOST:PORT) for others: where it names all of a machine's addresses, with `host`, where it was met."""
+    """Return `address` (HOST:PORT) for others: `host`, where it was met, stands for all of a machine's addresses."""
     own, port = split_address(address)
     try:
         if not ipaddress.ip_address(own).is_unspecified:

@@ -1,13 +1,13 @@
 """What the coordinator and the agents of a cluster say to each other.
 
-Every node has an agent, which owns the node's arena and workers; one node has the coordinator, which owns the jobs: who
-is selected, whose update counts, what is committed.  *Orders* go to an agent, *reports* come back, each with the same
-types whether the two share a process or a network lies between them.
+Every node has an agent, which owns the node's arena and workers; one node has the coordinator, which owns the jobs:
+which client is selected, which update counts, what is committed.  *Orders* go to an agent, *reports* come back, each
+with the same types whether the two share a process or a network lies between them.
 
 A round is planned as *branches*: a branch is one node's tree, for some updates.  Branch 0 has the top, which takes the
 partials of the others too.  When a node dies its branch is forgotten by the top, and a new branch, with another number,
 takes its place.  (number, epoch, branch) names a branch on the wire: the epoch fences off what an earlier attempt left
-behind, the branch what a node that was held dead has.
+behind, the branch what a node that was declared dead has.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Contributions = tuple[tuple[str, float, dict[str, float]], ...]
 class OpenJob(Message, frozen=True):
     """Make a job ready: `round` is that of its current model.
 
-    With `path` the agent loads model and states from files; without, it fetches the model when somebody needs it.
+    With `path` the agent loads model and states from files; without, it fetches the model when it is needed.
     Without `adopt`, what an earlier life of the node has sealed for the job is freed.
     """
 
@@ -189,15 +189,17 @@ class BranchAdopted(Message, frozen=True):
     members: Contributions
 
 
-class UpdateSealed(Message, frozen=True):
-    """A granted update is sealed and in the branch."""
+class UpdateSealed(Message, frozen=True, forbid_unknown_fields=False):
+    """A granted update is sealed and in the branch.
+
+    Agents of earlier versions send a field more, which meant nothing.
+    """
 
     number: Count
     epoch: Count
     branch: Count
     client: Name
     received_bytes: Count
-    copied_bytes: Count = 0
 
 
 class UpdateAborted(Message, frozen=True):

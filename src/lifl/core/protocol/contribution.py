@@ -1,7 +1,7 @@
-"""Who is in an object: the meta region of updates and partials.
+"""Contributions: who is in an object, as the meta region of updates and partials tells.
 
-An update's meta is one member; a partial's is the concatenation of its inputs' metas.  So after a crash the ledger is
-rebuilt from the arena alone, however far the tree had come.
+An update's meta is one contribution; a partial's is the concatenation of its inputs' metas.  So after a crash the
+ledger is rebuilt from the arena alone, however far the tree had come.
 """
 
 from __future__ import annotations
@@ -25,31 +25,32 @@ class Contribution(msgspec.Struct, frozen=True):
     metrics: dict[str, float] = {}
 
 
-def pack_contribution(member: Contribution) -> bytes:
-    """At most `CONTRIBUTION_BYTES_MAX` bytes, else `LocalFault`."""
-    body: bytes = msgpack.packb(msgspec.to_builtins(member))
+def pack_contribution(contribution: Contribution) -> bytes:
+    """Return the contribution's bytes.  Raise `LocalFault` when they are more than `CONTRIBUTION_BYTES_MAX`."""
+    body: bytes = msgpack.packb(msgspec.to_builtins(contribution))
     if _LENGTH.size + len(body) > CONTRIBUTION_BYTES_MAX:
         raise LocalFault(
-            f"client {member.client!r}: name and metrics take {len(body)} bytes, at most {CONTRIBUTION_BYTES_MAX} fit"
+            f"client {contribution.client!r}: name and metrics take {len(body)} bytes, at most"
+            f" {CONTRIBUTION_BYTES_MAX} fit"
         )
     return _LENGTH.pack(len(body)) + body
 
 
 def unpack_contributions(meta: bytes | memoryview) -> list[Contribution]:
-    """The members in a meta region.  Raises `RemoteFault` when it is damaged."""
-    members = []
+    """Return the contributions in a meta region.  Raise `RemoteFault` when it is damaged."""
+    contributions = []
     position = 0
     while position < len(meta):
         if position + _LENGTH.size > len(meta):
-            raise RemoteFault("a meta region ends within a member")
+            raise RemoteFault("a meta region ends within a contribution")
         (length,) = _LENGTH.unpack_from(meta, position)
         position += _LENGTH.size
         if position + length > len(meta):
-            raise RemoteFault("a meta region ends within a member")
+            raise RemoteFault("a meta region ends within a contribution")
         try:
             value = msgpack.unpackb(bytes(meta[position : position + length]))
-            members.append(msgspec.convert(value, Contribution))
+            contributions.append(msgspec.convert(value, Contribution))
         except (ValueError, msgpack.exceptions.UnpackException, msgspec.ValidationError) as error:
-            raise RemoteFault(f"a meta region holds a damaged member: {error}") from error
+            raise RemoteFault(f"a meta region holds a damaged contribution: {error}") from error
         position += length
-    return members
+    return contributions

@@ -24,7 +24,7 @@ M = TypeVar("M")
 
 
 def encode(message: msgspec.Struct) -> bytes:
-    """The frame of `message`.  Raises `LocalFault` when it is longer than `FRAME_BYTES_MAX`."""
+    """Return the frame of `message`.  Raise `LocalFault` when it is longer than `FRAME_BYTES_MAX`."""
     body = msgspec.msgpack.encode(message)
     if len(body) > FRAME_BYTES_MAX:
         raise LocalFault(
@@ -34,7 +34,7 @@ def encode(message: msgspec.Struct) -> bytes:
 
 
 def framed(body: bytes) -> bytes:
-    """The frame of a message that is encoded already."""
+    """Return the frame of a message that is encoded already."""
     return _LENGTH.pack(len(body)) + body
 
 
@@ -47,11 +47,11 @@ class FrameDecoder(Generic[M]):
         self._buffer = bytearray()
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
-        """Takes what was read from the stream."""
+        """Take what was read from the stream."""
         self._buffer += data
 
     def next_message(self) -> M | None:
-        """The next whole message, or None until more is fed.  Raises `RemoteFault`."""
+        """Return the next whole message, or None until more is fed.  Raise `RemoteFault`."""
         if len(self._buffer) < LENGTH_BYTES:
             return None
         (length,) = _LENGTH.unpack_from(self._buffer)

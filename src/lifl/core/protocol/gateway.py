@@ -70,7 +70,6 @@ class Sealed(Message, frozen=True):
     conn: int
     key: KeyBytes
     received_bytes: Count
-    copied_bytes: Count = 0
 
 
 class Aborted(Message, frozen=True):
@@ -113,7 +112,6 @@ class GatewayStats(Message, frozen=True):
 
     received_bytes: Count
     sent_bytes: Count
-    copied_bytes: Count
     connections: Count
     cpu_s: float
 

@@ -1,7 +1,8 @@
-"""A control port's door: takes connections in and reads one frame of each, the PeerHello, in bounded time and memory.
+"""How a control port takes connections in: of each it reads one frame, the PeerHello, in bounded time and memory.
 
-Whoever sends anything else is told why in a PeerRefusal and shut out, and nobody else notices.  After the PeerHello
-nothing more is read here: the socket goes on to whoever answers.  `read_frame` is the dialling side's half.
+A stranger that sends anything else is told why in a PeerRefusal and shut out; no other connection notices.
+After the PeerHello nothing more is read here: the socket goes on to the side that answers.  `read_frame` is for the
+side that dials, too.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ ACCEPT_PAUSE_S = 1.0
 _OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
-class Door:
+class Acceptor:
     """Takes connections in, and reads the PeerHello of each; owns `listener`.
 
     `answer(hello, sock, host)` takes the socket over and returns None, or returns what to say before it is closed.
@@ -104,7 +105,7 @@ class Door:
                 sock.close()
 
     def close(self) -> None:
-        """Takes no more connections, and ends those that are not greeted yet."""
+        """Take no more connections, and end those that are not greeted yet."""
         if self._pause is not None:
             self._pause.cancel()
         elif self._listener.fileno() >= 0:
@@ -115,7 +116,7 @@ class Door:
 
 
 async def read_frame(sock: socket.socket, kinds: Any) -> Any:
-    """The next frame, of at most `GREETING_BYTES_MAX`, and not a byte of what follows.  Raises `EOFError` too."""
+    """Return the next frame, of at most `GREETING_BYTES_MAX`, and not a byte of what follows.  Raise `EOFError` too."""
     loop = asyncio.get_running_loop()
     decoder: FrameDecoder[Any] = FrameDecoder(kinds, p.GREETING_BYTES_MAX)
     while (message := decoder.next_message()) is None:
@@ -127,7 +128,7 @@ async def read_frame(sock: socket.socket, kinds: Any) -> Any:
 
 
 async def _say_last(sock: socket.socket, message: Message) -> None:
-    """Sends a message and waits for the peer to close: closing with unread bytes would take the message back."""
+    """Send a message and wait for the peer to close: closing with unread bytes would take the message back."""
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(sock, encode(message))
     sock.shutdown(socket.SHUT_WR)
@@ -137,7 +138,7 @@ async def _say_last(sock: socket.socket, message: Message) -> None:
 
 
 def _hung_up(sock: socket.socket) -> bool:
-    """Whether the peer closed: its PeerHello is one of those that waited here while it tried again and again."""
+    """Return whether the peer closed: its PeerHello is one of those that waited here while it tried again and again."""
     try:
         return not sock.recv(1, socket.MSG_PEEK)
     except BlockingIOError:
@@ -145,7 +146,7 @@ def _hung_up(sock: socket.socket) -> bool:
 
 
 def prepare(sock: socket.socket, timeout_s: float = p.DEAD_S) -> None:
-    """Options of a control connection: no delays, and an end when nothing is acknowledged for `timeout_s`."""
+    """Set a control connection's options: no delays, and an end when nothing is acknowledged for `timeout_s`."""
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -153,7 +154,7 @@ def prepare(sock: socket.socket, timeout_s: float = p.DEAD_S) -> None:
 
 
 def start(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
-    """Runs `work` beside; an error in it is the loop's, as one in a callback would be."""
+    """Run `work` beside; an error in it is the loop's, as one in a callback would be."""
     loop = asyncio.get_running_loop()
     task = loop.create_task(work)
     tasks.add(task)
@@ -164,41 +165,3 @@ def start(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> No
             loop.call_exception_handler({"message": "the control channel failed", "exception": error, "task": task})
 
     task.add_done_callback(ended)
-
-
-class Timer:
-    """Calls `tick(now)` when `next_timer()` says; `set` after whatever may make that earlier."""
-
-    def __init__(self, tick: Callable[[float], None], next_timer: Callable[[], float | None]) -> None:
-        self._tick = tick
-        self._next_timer = next_timer
-        self._loop = asyncio.get_running_loop()
-        self._handle: asyncio.TimerHandle | None = None
-        self._due = 0.0
-        self._cancelled = False
-
-    def set(self) -> None:
-        """Makes the next call early enough."""
-        if self._cancelled:
-            return
-        due = self._next_timer()
-        if self._handle is not None:
-            if due is not None and due >= self._due:
-                return  # early enough; when it fires it asks again
-            self._handle.cancel()
-            self._handle = None
-        if due is not None:
-            self._due = due
-            self._handle = self._loop.call_at(due, self._fired)
-
-    def _fired(self) -> None:
-        self._handle = None
-        self._tick(self._loop.time())
-        self.set()
-
-    def cancel(self) -> None:
-        """No more calls, ever; a tick may do this."""
-        self._cancelled = True
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None

@@ -1,18 +1,18 @@
 """The bytes of tensors, moved by a few threads that share one epoll.
 
-A transfer moves the bytes of one object between a socket and the arena: `Receive` by `recv_into` straight into the
+A move takes the bytes of one object between a socket and the arena: `Receive` by `recv_into` straight into the
 object's slot, `Send` straight out of it.  Both release the GIL while the kernel copies, so two threads keep two cores
 busy.  The threads wait on one epoll; every socket is registered one-shot, so exactly one thread holds it: it moves
 what the kernel has (at most `TURN_BYTES`), then arms it again.  A slow client therefore holds no thread, an idle one
-costs nothing, and no transfer is bound to one thread.
+costs nothing, and no move is bound to one thread.
 
-Of the sockets that are ready the transfer that began first has its turn, and it keeps its thread as long as its peer
+Of the sockets that are ready the move that began first has its turn, and it keeps its thread as long as its peer
 keeps up (`STAY_MS`).  When many clients send at once their updates so become complete one after the other, not all at
-the end, and are folded while the others still arrive; it takes no longer in all.  Whoever waits for a turn is slowed
-by its own socket's window.
+the end, and are folded while the others still arrive; it takes no longer in all.  A client that waits for a turn is
+slowed by its own socket's window.
 
 What is received is looked at right after the kernel wrote it, while it is in the cache (`shm/ingest_check`, which also
-receives); what is sent may be looked at in the same way.  The end of a transfer, good or bad, is told once, by
+receives); what is sent may be looked at in the same way.  The end of a move, good or bad, is told once, by
 `done`; `move` waits for it in the event loop.
 """
 
@@ -29,7 +29,7 @@ import termios
 import threading
 from collections.abc import Callable
 
-from lifl.shm.ingest_check import Arrival
+from lifl.shm.ingest_check import IngestCheck
 
 LOW_WATER_BYTES = 512 * 1024
 """A waiting receiver is woken when this much has come (or the last bytes): fewer, larger pieces.  Not more: the kernel
@@ -41,10 +41,10 @@ STAY_MS = 2
 """How long a thread waits for more from a peer whose bytes it has just moved, before it looks for another.  A peer of
 the same machine needs the processor to go on, which it would not get while the thread moves what others have sent."""
 STAY_AGAIN_BYTES = 4 * 1024 * 1024
-"""A peer that did not keep up is waited for again when it has sent so much more: those who do not keep up cost a thread
-`STAY_MS` for each of these, no more."""
+"""A peer that did not keep up is waited for again when it has sent so much more: such peers cost a thread `STAY_MS` for
+each of these, no more."""
 REPORTS = 8
-"""How often it is told how far a body is that somebody follows."""
+"""How often it is told how far a body is that the daemon follows."""
 SEND_BYTES = 1024 * 1024
 """What one `send` offers to the kernel."""
 MOVER_NICE = 5
@@ -54,16 +54,20 @@ STALL_BYTES = 64 * 1024
 """A body moves at least so much in the time it is given, or it has stalled."""
 
 
+Departed = Callable[[int], None]
+"""Called with how many bytes of a body, from its front, have left."""
+
+
 class Receive:
-    """Fills what `arrival` looks at from `sock`."""
+    """Fills the data of `check` from `sock`."""
 
     events = select.EPOLLIN
 
-    def __init__(self, sock: socket.socket, arrival: Arrival) -> None:
+    def __init__(self, sock: socket.socket, check: IngestCheck) -> None:
         self.sock = sock
         self.moved_bytes = 0
-        self.total_bytes = arrival.nbytes
-        self._arrival = arrival
+        self.total_bytes = check.nbytes
+        self._check = check
         self._low_water_bytes = 1
         self._turn = threading.Lock()
         self.turn_bytes = TURN_BYTES
@@ -72,7 +76,7 @@ class Receive:
         self._reported_bytes = 0
 
     def follow(self, report: Callable[[int], None]) -> None:
-        """`report(moved_bytes)` is called now if some have come, and about `REPORTS` times by the thread that moves."""
+        """Call `report(moved_bytes)` now if some have come, and about `REPORTS` times in the thread that moves."""
         self.turn_bytes = self.total_bytes // REPORTS
         self._reported_bytes = self.moved_bytes
         self._report = report
@@ -80,13 +84,13 @@ class Receive:
             report(self._reported_bytes)
 
     def step(self) -> bool:
-        """Moves what can be moved now.  True when all is there.  Raises `OSError` when the peer is gone."""
+        """Move what can be moved now; return True when all is there.  Raise `OSError` when the peer is gone."""
         turn_end = min(self.moved_bytes + self.turn_bytes, self.total_bytes)
         with self._turn:
             try:
-                self._arrival.receive(self.sock, self.moved_bytes, turn_end)
+                self._check.receive(self.sock, self.moved_bytes, turn_end)
             finally:
-                self.moved_bytes = self._arrival.received_bytes
+                self.moved_bytes = self._check.received_bytes
         left = self.total_bytes - self.moved_bytes
         if left:
             self._wake_at(min(left, LOW_WATER_BYTES))
@@ -101,7 +105,7 @@ class Receive:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low_water_bytes)
 
     def seen_bytes(self) -> int:
-        """What has been moved, and what waits in the kernel for the low-water mark.
+        """Return what has been moved, and what waits in the kernel for the low-water mark.
 
         Not within a turn, when bytes have left the kernel and are not yet counted: it waits for the turn's end, some
         milliseconds.
@@ -110,14 +114,14 @@ class Receive:
             return self.moved_bytes + self._waiting_bytes()
 
     def waits_for_turn(self) -> bool:
-        """Whether it stands still because others were first, not because of its peer."""
+        """Return whether it stands still because others were first, not because of its peer."""
         return self._waiting_bytes() >= min(self.total_bytes - self.moved_bytes, LOW_WATER_BYTES)
 
     def _waiting_bytes(self) -> int:
         return int.from_bytes(fcntl.ioctl(self.sock.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
 
     def finish(self) -> None:
-        """Gives the socket back as it was."""
+        """Give the socket back as it was."""
         self._wake_at(1)
 
 
@@ -127,7 +131,7 @@ class Send:
     events = select.EPOLLOUT
     turn_bytes = TURN_BYTES
 
-    def __init__(self, sock: socket.socket, view: memoryview, departed: Callable[[int], None] | None = None) -> None:
+    def __init__(self, sock: socket.socket, view: memoryview, departed: Departed | None = None) -> None:
         self.sock = sock
         self.stay_at_bytes = 0
         self.moved_bytes = 0
@@ -136,7 +140,7 @@ class Send:
         self._departed = departed
 
     def step(self) -> bool:
-        """Moves what can be moved now.  True when all is sent.  Raises `OSError` when the peer is gone."""
+        """Move what can be moved now; return True when all is sent.  Raise `OSError` when the peer is gone."""
         turn_end = min(self.moved_bytes + TURN_BYTES, self.total_bytes)
         while self.moved_bytes < turn_end:
             start = self.moved_bytes
@@ -149,32 +153,32 @@ class Send:
         return self.moved_bytes == self.total_bytes
 
     def seen_bytes(self) -> int:
-        """What the kernel has taken."""
+        """Return what the kernel has taken."""
         return self.moved_bytes
 
     def waits_for_turn(self) -> bool:
-        """Whether it stands still because others were first, not because of its peer."""
+        """Return whether it stands still because others were first, not because of its peer."""
         poll = select.poll()
         poll.register(self.sock, select.POLLOUT)
         return bool(poll.poll(0))
 
     def finish(self) -> None:
-        """Lets go of the memory."""
+        """Let go of the memory."""
         self._view.release()
 
 
-Transfer = Receive | Send
-Done = Callable[[Transfer, OSError | None], None]
+BodyMove = Receive | Send
+Done = Callable[[BodyMove, OSError | None], None]
 
 
 class Movers:
-    """The threads.  `done(transfer, error)` is called by a thread; it hands over to the loop."""
+    """The threads.  `done(body, error)` is called by a thread; it hands over to the loop."""
 
     def __init__(self, threads: int) -> None:
         self._epoll = select.epoll()
         self._stop = os.eventfd(0)
         self._epoll.register(self._stop, select.EPOLLIN)
-        self._moving: dict[int, tuple[int, Transfer, Done]] = {}  # by descriptor, with the number of the transfer
+        self._moving: dict[int, tuple[int, BodyMove, Done]] = {}  # by descriptor, with the number of the move
         self._next = 0
         self._ready: list[tuple[int, int]] = []  # a heap of (number, descriptor): disarmed, and in no thread
         self._picking = threading.Lock()
@@ -184,15 +188,15 @@ class Movers:
         for thread in self._threads:
             thread.start()
 
-    def start(self, transfer: Transfer, done: Done) -> None:
-        """Begins a transfer.  Its socket must be non-blocking, stay open until `done`, and be in no other transfer."""
-        fd = transfer.sock.fileno()
+    def start(self, body: BodyMove, done: Done) -> None:
+        """Begin a move.  Its socket must be non-blocking, stay open until `done`, and be in no other move."""
+        fd = body.sock.fileno()
         self._next += 1
-        self._moving[fd] = (self._next, transfer, done)
-        self._epoll.register(fd, transfer.events | select.EPOLLONESHOT)
+        self._moving[fd] = (self._next, body, done)
+        self._epoll.register(fd, body.events | select.EPOLLONESHOT)
 
     def stop(self) -> None:
-        """Ends the threads; transfers that are under way are dropped without `done`."""
+        """End the threads; moves that are under way are dropped without `done`."""
         os.eventfd_write(self._stop, 1)
         for thread in self._threads:
             thread.join()
@@ -205,7 +209,7 @@ class Movers:
             self._turn(fd)
 
     def _pick(self) -> int:
-        """The descriptor of the oldest transfer that is ready, or of the end; waits for one."""
+        """Wait for a move that is ready, and return the oldest one's descriptor, or the end's."""
         while True:
             with self._picking:
                 for fd, _events in self._epoll.poll(0):
@@ -221,37 +225,37 @@ class Movers:
                 heapq.heappush(self._ready, (self._moving[fd][0], fd))
 
     def _turn(self, fd: int) -> None:
-        _number, transfer, done = self._moving[fd]
+        _number, body, done = self._moving[fd]
         error = None
         try:
-            moved_bytes = transfer.moved_bytes
-            while not transfer.step():
-                if not self._stays(transfer, moved_bytes):
-                    self._epoll.modify(fd, transfer.events | select.EPOLLONESHOT)
+            moved_bytes = body.moved_bytes
+            while not body.step():
+                if not self._stays(body, moved_bytes):
+                    self._epoll.modify(fd, body.events | select.EPOLLONESHOT)
                     return
         except OSError as caught:
             error = caught
         del self._moving[fd]
         self._epoll.unregister(fd)
-        transfer.finish()
-        done(transfer, error)
+        body.finish()
+        done(body, error)
 
     @staticmethod
-    def _stays(transfer: Transfer, moved_before_bytes: int) -> bool:
-        """Whether the transfer goes on: its turn is not over, and its peer keeps up."""
-        over = transfer.moved_bytes - moved_before_bytes >= transfer.turn_bytes
-        if over or transfer.moved_bytes < transfer.stay_at_bytes:
+    def _stays(body: BodyMove, moved_before_bytes: int) -> bool:
+        """Return whether the move goes on: its turn is not over, and its peer keeps up."""
+        over = body.moved_bytes - moved_before_bytes >= body.turn_bytes
+        if over or body.moved_bytes < body.stay_at_bytes:
             return False
         more = select.poll()
-        more.register(transfer.sock, transfer.events)
+        more.register(body.sock, body.events)
         if more.poll(STAY_MS):
             return True
-        transfer.stay_at_bytes = transfer.moved_bytes + STAY_AGAIN_BYTES
+        body.stay_at_bytes = body.moved_bytes + STAY_AGAIN_BYTES
         return False
 
 
-async def move(movers: Movers, transfer: Transfer, stall_s: float, shut: Callable[[], None]) -> None:
-    """Has the movers do a transfer.  Raises `OSError`; it returns only when no mover touches it any more.
+async def move(movers: Movers, body: BodyMove, stall_s: float, shut: Callable[[], None]) -> None:
+    """Have the movers do a move; return only when no mover touches it any more.  Raise `OSError`.
 
     `shut()` must shut the socket down; it is called when the body stalls for `stall_s` or the caller is cancelled.
     """
@@ -264,15 +268,15 @@ async def move(movers: Movers, transfer: Transfer, stall_s: float, shut: Callabl
         else:
             done.set_exception(error)
 
-    def ended(_transfer: Transfer, error: OSError | None) -> None:
+    def ended(_body: BodyMove, error: OSError | None) -> None:
         loop.call_soon_threadsafe(settle, error)
 
-    movers.start(transfer, ended)
+    movers.start(body, ended)
     seen_bytes = 0
     try:
         while not (await asyncio.wait({done}, timeout=stall_s))[0]:
-            before, seen_bytes = seen_bytes, transfer.seen_bytes()
-            if seen_bytes - before < STALL_BYTES and not transfer.waits_for_turn():
+            before, seen_bytes = seen_bytes, body.seen_bytes()
+            if seen_bytes - before < STALL_BYTES and not body.waits_for_turn():
                 shut()
     except asyncio.CancelledError:
         shut()

@@ -14,36 +14,35 @@ from lifl.core.protocol.contribution import unpack_contributions
 from lifl.core.protocol.frames import encode
 from lifl.core.schema import DTYPE_BYTES, Layout, Segment, TensorSpec
 from lifl.shm.arena import Arena
-from lifl.shm.ingest_check import arrival
+from lifl.shm.ingest_check import ingest_check
 from lifl.shm.layout import Entry
 
 
-class Job:
-    """A job whose updates may be admitted.  `schema_bytes` is the size of its schema in a frame."""
+class JobLayout:
+    """How the updates of a job are laid out.  `schema_bytes` is the size of the job's schema in a frame."""
 
     def __init__(self, schema: gm.JobSchema) -> None:
-        self.number = schema.number
         self.layout = Layout(schema.tensors)
         self.schema_bytes = len(encode(schema))
 
 
 class Content:
-    """The content of an update that is being written to `data`, from the front, and looked at by `arrival`."""
+    """The content of an update that is being written to `data`, from the front, and looked at by `check`."""
 
     def __init__(self, layout: Layout, data: memoryview) -> None:
         self._layout = layout
-        self.arrival = arrival(data, layout.segments)
+        self.check = ingest_check(data, layout.segments)
 
     def look_at_all(self) -> None:
-        """All bytes are there."""
-        self.arrival.advance(self.arrival.nbytes)
+        """Look at all bytes: they are there."""
+        self.check.advance(self.check.nbytes)
 
     def finish(self) -> int:
-        """All is there: the checksum.  Raises `Refused`, naming the tensor, when a number is not finite."""
-        checksum = self.arrival.finish()
-        if self.arrival.found is None:
+        """Return the checksum: all is there.  Raise `Refused`, naming the tensor, when a number is not finite."""
+        checksum = self.check.finish()
+        if self.check.found is None:
             return checksum
-        index, element = self.arrival.found
+        index, element = self.check.found
         segment = self._layout.segments[index]
         tensor, element = self._tensor_at(segment, element)
         raise Refused(
@@ -67,16 +66,16 @@ class Sums:
     def __init__(self, arena: Arena, key: Key, wanted: bool = True) -> None:
         self._sealed_with = arena.entry(key).checksum
         computing = wanted and not self._sealed_with
-        self._sum = arrival(arena.data(key)) if computing else None
+        self._sum = ingest_check(arena.data(key)) if computing else None
         self.departed = self._sum.advance if self._sum is not None else None
 
     def finish(self) -> int:
-        """All of the data has been sent."""
+        """Return the checksum now that all of the data has been sent."""
         return self._sealed_with if self._sum is None else self._sum.finish()
 
 
 def check_room(offer: cm.Offer, entry: Entry) -> None:
-    """Raises `Refused`: the partial that is offered does not fit the object that was granted for it."""
+    """Raise `Refused` when the partial that is offered does not fit the object that was granted for it."""
     if offer.data_bytes != entry.data_bytes:
         text = f"the slot has {entry.data_bytes} bytes, the partial {offer.data_bytes}"
         raise Refused("wrong-size", "data_bytes", text)
@@ -85,8 +84,8 @@ def check_room(offer: cm.Offer, entry: Entry) -> None:
         raise Refused("wrong-size", "meta_bytes", text)
 
 
-def check_members(offer: cm.Offer, meta: bytearray) -> None:
-    """Raises `Refused`: what came as the members of the offered partial are not those that it announced."""
+def check_contributions(offer: cm.Offer, meta: bytearray) -> None:
+    """Raise `Refused` when what came as the partial's contributions is not what was announced."""
     try:
         members = len(unpack_contributions(memoryview(meta)))
     except RemoteFault as error:

@@ -3,8 +3,8 @@
 It accepts on the daemon's two listening sockets, TCP and AF_UNIX (for clients of this machine, which may then write
 to their slot themselves); they stay bound while the gateway is started again.  One uvloop thread
 speaks the protocol (`connection`); a few threads move bytes between sockets and the arena
-(`body_moves`); an update is checked once, on its way in (`content`).  Who may submit what, and where
-it goes in the arena, is `lifld`'s to say, over one link.  A refusal costs no bandwidth: the body comes
+(`body_moves`); an update is checked once, on its way in (`content`).  Which client may submit what, and
+where it goes in the arena, `lifld` says, over one link.  A refusal costs no bandwidth: the body comes
 after `Go`.  Partials and models of other nodes come and go by the same door (`peer_transfer` is the side that dials).
 
 It ends with exit status 0 when `lifld` says Drain, on SIGTERM, or when the link ends; it dies with `lifld`.
@@ -35,11 +35,14 @@ from lifl.core.errors import LiflError, ResourceFault
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import encode
+from lifl.node.gateway import limits
 from lifl.node.gateway.body_moves import Movers
-from lifl.node.gateway.connection import LINGER_S, Connection, Shared, tune
-from lifl.node.gateway.content import Job
-from lifl.node.gateway.peer_transfer import Courier
-from lifl.node.gateway.read_waiter import Readiness
+from lifl.node.gateway.client_socket import tune
+from lifl.node.gateway.connection import Connection
+from lifl.node.gateway.content import JobLayout
+from lifl.node.gateway.peer_transfer import PeerTransfers
+from lifl.node.gateway.read_waiter import ReadWaiter
+from lifl.node.gateway.shared import Shared
 from lifl.node.link import Link
 from lifl.shm.arena import Arena
 from lifl.shm.prefault import Prefault
@@ -47,7 +50,7 @@ from lifl.shm.prefault import Prefault
 MOVERS = 2
 """Threads that move bytes.  More than two did not gain on two cores: the kernel's copy is what takes the time."""
 DESCRIPTORS_RESERVED = 128
-"""Descriptors beside one per connection: listeners, link, arena, ways to other nodes, and who is being turned away."""
+"""Descriptors beside one per connection: listeners, link, arena, ways to other nodes, peers being turned away."""
 TURNED_AWAY_MAX = 32
 """Connections beyond the limit that are told so at a time; more are closed without a word."""
 _PR_SET_PDEATHSIG = 1
@@ -60,21 +63,22 @@ class Gateway:
         self._connections_max = connections_max
         self._next_number = 1
         self._turned_away = 0
+        self._connections: dict[int, Connection] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending = asyncio.Event()
         self._shared: Shared
-        self._courier: Courier
+        self._peer_transfers: PeerTransfers
 
     async def serve(self, link_sock: socket.socket, arena: Arena, listeners: Sequence[socket.socket]) -> None:
-        """Serves on the daemon's listening sockets (TCP first, then AF_UNIX) until it is told to end."""
+        """Serve on the daemon's listening sockets (TCP first, then AF_UNIX) until it is told to end."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._ending.set)
         link = Link(link_sock, gm.ToGateway, self._on_message, self._on_link_closed)
         movers = Movers(MOVERS)
         checks = ThreadPoolExecutor(MOVERS, "check")
-        readiness = Readiness()
-        self._shared = Shared(link, arena, movers, checks, readiness, f"{arena.node:016x}")
-        self._courier = Courier(self._shared, self._start)
+        read_waiter = ReadWaiter()
+        self._shared = Shared(link, arena, movers, checks, read_waiter, f"{arena.node:016x}")
+        self._peer_transfers = PeerTransfers(self._shared, self._start)
         prefault = Prefault(arena)
         accepting = [loop.create_task(self._accept(listener)) for listener in listeners]
         host, port = listeners[0].getsockname()[:2]
@@ -86,15 +90,15 @@ class Gateway:
         await asyncio.wait(accepting)
         for listener in listeners:
             listener.close()
-        for connection in list(self._shared.connections.values()):
+        for connection in list(self._connections.values()):
             connection.shut()
-        self._courier.stop()
+        self._peer_transfers.stop()
         if self._tasks:
             await asyncio.wait(self._tasks)
         await loop.run_in_executor(None, prefault.stop)
         checks.shutdown()
         movers.stop()
-        readiness.close()
+        read_waiter.close()
         await link.flushed()
         link.close()
 
@@ -108,7 +112,7 @@ class Gateway:
             except ConnectionError:  # it was gone before we came to it
                 continue
             sock.setblocking(False)
-            if len(self._shared.connections) < self._connections_max:
+            if len(self._connections) < self._connections_max:
                 self._start(self._attend(sock))
             elif self._turned_away < TURNED_AWAY_MAX:
                 self._start(self._turn_away(sock))
@@ -124,7 +128,7 @@ class Gateway:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # A bug: nobody may wait for ever for what this task held.  The daemon starts a new gateway.
+            # A bug: nothing may wait for ever for what this task held.  The daemon starts a new gateway.
             traceback.print_exception(error)
             os._exit(70)
 
@@ -134,11 +138,11 @@ class Gateway:
         number = self._next_number
         self._next_number += 1
         connection = Connection(self._shared, number, sock)
-        self._shared.connections[number] = connection
+        self._connections[number] = connection
         try:
             await connection.run()
         finally:
-            del self._shared.connections[number]
+            del self._connections[number]
 
     async def _turn_away(self, sock: socket.socket) -> None:
         self._turned_away += 1
@@ -146,7 +150,7 @@ class Gateway:
         try:
             sock.send(encode(cm.Refusal("too-many-connections", "", text)))
             sock.shutdown(socket.SHUT_WR)
-            async with asyncio.timeout(LINGER_S):
+            async with asyncio.timeout(limits.LINGER_S):
                 while await asyncio.get_running_loop().sock_recv(sock, 4096):
                     pass
         except (OSError, TimeoutError):
@@ -161,31 +165,31 @@ class Gateway:
         self._ending.set()
 
     def _on_message(self, message: gm.ToGateway) -> None:
-        shared = self._shared
+        shared, connections = self._shared, self._connections
         match message:
             case gm.JobSchema(job):
-                shared.jobs[job] = Job(message)
+                shared.jobs[job] = JobLayout(message)
             case gm.JobForget(job):
                 shared.jobs.pop(job, None)
             case gm.TellClient(conn, encoded):
-                if (connection := shared.connections.get(conn)) is not None:
+                if (connection := connections.get(conn)) is not None:
                     connection.deliver(bytes(encoded))
             case gm.Granted(conn, key):
-                connection = shared.connections.get(conn)
+                connection = connections.get(conn)
                 if connection is None or not connection.granted(message):
                     shared.link.send(gm.Aborted(conn, key, "the client is gone"))
             case gm.FollowUpdate(conn, key):
-                if (connection := shared.connections.get(conn)) is not None:
+                if (connection := connections.get(conn)) is not None:
                     connection.follow(key)
             case gm.ModelGranted(conn, _job, _round, key):
-                connection = shared.connections.get(conn)
+                connection = connections.get(conn)
                 if connection is None or not connection.granted(message):
                     shared.link.send(gm.ModelSent(conn, key, 0))
             case gm.Carry() | gm.Fetch():
-                self._courier.start(message)
+                self._peer_transfers.start(message)
             case gm.HangUp(conn):
-                ending = [conn] if conn else list(shared.connections)
-                for connection in filter(None, map(shared.connections.get, ending)):
+                ending = [conn] if conn else list(connections)
+                for connection in filter(None, map(connections.get, ending)):
                     connection.shut()
             case gm.AskStats():
                 shared.link.send(self._stats())
@@ -194,15 +198,15 @@ class Gateway:
 
     def _stats(self) -> gm.GatewayStats:
         shared = self._shared
-        connections = len(shared.connections)
-        return gm.GatewayStats(shared.received_bytes, shared.sent_bytes, 0, connections, time.process_time())
+        connections = len(self._connections)
+        return gm.GatewayStats(shared.received_bytes, shared.sent_bytes, connections, time.process_time())
 
 
 # ---- descriptors ---------------------------------------------------------------------------------------------------
 
 
 def reserve_descriptors(connections_max: int) -> None:
-    """Raises this process's limit as far as needed and allowed, else `ResourceFault`."""
+    """Raise this process's limit as far as needed; raise `ResourceFault` where that is not allowed."""
     needed = connections_max + DESCRIPTORS_RESERVED
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
@@ -229,7 +233,7 @@ def _die_of_bugs(caught: threading.ExceptHookArgs) -> None:
 
 
 def main() -> int:
-    """Runs the gateway; the exit status is 0 after a drain, 1 when it could not start."""
+    """Run the gateway; the exit status is 0 after a drain, 1 when it could not start."""
     parser = argparse.ArgumentParser(prog="lifl-gateway", description=__doc__)
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--arena", required=True)

@@ -26,12 +26,15 @@ from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import FrameDecoder, encode
-from lifl.node.gateway.body_moves import Receive, Send, Transfer, move
-from lifl.node.gateway.connection import DAMAGED, PEER_STALL_S, Shared, tune
+from lifl.node.gateway import limits
+from lifl.node.gateway.body_moves import BodyMove, Receive, Send, move
+from lifl.node.gateway.client_socket import tune
 from lifl.node.gateway.content import Sums
+from lifl.node.gateway.intake import DAMAGED
+from lifl.node.gateway.shared import Shared
 from lifl.shm.checksum import checksum
-from lifl.shm.ingest_check import arrival
-from lifl.shm.layout import State
+from lifl.shm.ingest_check import ingest_check
+from lifl.shm.layout import ObjectState
 
 TRIES_MAX = 5
 PAUSE_FIRST_S = 0.5
@@ -46,7 +49,7 @@ UNDER_WAY_MAX = 32
 PASSING_CODES = frozenset({DAMAGED, "too-many-connections", "unknown-job"})
 """Refusals that may not be given again: a job can become known a moment later."""
 
-Order = gm.Carry | gm.Fetch
+TransferRequest = gm.Carry | gm.Fetch
 
 
 class _NotNow(Exception):
@@ -57,7 +60,7 @@ class _NotNow(Exception):
         self.after_s = after_s
 
 
-class Courier:
+class PeerTransfers:
     """All carries and fetches of a gateway.  `start_task` runs a coroutine, and ends the process when it has a bug."""
 
     def __init__(self, shared: Shared, start_task: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]) -> None:
@@ -66,14 +69,14 @@ class Courier:
         self._under_way: dict[bytes, asyncio.Task[None]] = {}
         self._places = asyncio.Semaphore(UNDER_WAY_MAX)
 
-    def start(self, order: Order) -> None:
-        """Does an order, to its answer; it takes the place of an earlier one for the same object."""
-        task = self._start_task(self._do(order, self._under_way.get(order.key)))
-        self._under_way[order.key] = task
-        task.add_done_callback(lambda task: self._forget(order.key, task))
+    def start(self, request: TransferRequest) -> None:
+        """Do what the daemon asks for, to its answer; it takes the place of an earlier one for the same object."""
+        task = self._start_task(self._do(request, self._under_way.get(request.key)))
+        self._under_way[request.key] = task
+        task.add_done_callback(lambda task: self._forget(request.key, task))
 
     def stop(self) -> None:
-        """Ends all that is under way, unanswered."""
+        """End all that is under way, unanswered."""
         for task in self._under_way.values():
             task.cancel()
 
@@ -81,31 +84,31 @@ class Courier:
         if self._under_way.get(key) is task:
             del self._under_way[key]
 
-    async def _do(self, order: Order, earlier: asyncio.Task[None] | None) -> None:
+    async def _do(self, request: TransferRequest, earlier: asyncio.Task[None] | None) -> None:
         if earlier is not None:
             earlier.cancel()
-            await asyncio.wait({earlier})  # nobody else touches the object
-        trip = _Trip(self._shared, order)
+            await asyncio.wait({earlier})  # nothing else touches the object
+        trip = _Trip(self._shared, request)
         async with self._places:
             error = await trip.make()
         text = error[:TEXT_CHARS_MAX]
-        if isinstance(order, gm.Carry):
-            self._shared.link.send(gm.CarryEnded(order.key, text, trip.moved_bytes))
+        if isinstance(request, gm.Carry):
+            self._shared.link.send(gm.CarryEnded(request.key, text, trip.moved_bytes))
         else:
-            self._shared.link.send(gm.FetchEnded(order.key, text, trip.moved_bytes))
+            self._shared.link.send(gm.FetchEnded(request.key, text, trip.moved_bytes))
 
 
 class _Trip:
-    """One order with all its tries.  `moved_bytes` are the bodies' bytes that went over the wire."""
+    """One request with all its tries.  `moved_bytes` are the bodies' bytes that went over the wire."""
 
-    def __init__(self, shared: Shared, order: Order) -> None:
+    def __init__(self, shared: Shared, request: TransferRequest) -> None:
         self.moved_bytes = 0
         self._shared = shared
-        self._order = order
-        self._key = Key.unpack(order.key)
+        self._request = request
+        self._key = Key.unpack(request.key)
 
     async def make(self) -> str:
-        """Returns the last try's error; empty when it is done."""
+        """Return the last try's error; empty when it is done."""
         pause_s = PAUSE_FIRST_S
         for left in reversed(range(TRIES_MAX)):
             after_s = 0.0
@@ -121,24 +124,24 @@ class _Trip:
             if left:
                 await asyncio.sleep(max(after_s, random.uniform(pause_s / 2, pause_s)))
                 pause_s = min(2 * pause_s, PAUSE_MAX_S)
-        return f"{self._order.address}: {why}; it was tried {TRIES_MAX} times"
+        return f"{self._request.address}: {why}; it was tried {TRIES_MAX} times"
 
     async def _try(self) -> None:
-        order = self._order
-        if isinstance(order, gm.Carry):
-            async with _dialled(order.address, self._shared.arena.node) as peer:
-                await self._carry(order, peer)
-        elif self._shared.arena.entry(self._key).state != State.SEALED:  # in the life of an earlier gateway
-            async with _dialled(order.address, self._shared.arena.node) as peer:
-                await self._fetch(order, peer)
+        request = self._request
+        if isinstance(request, gm.Carry):
+            async with _dialled(request.address, self._shared.arena.node) as peer:
+                await self._carry(request, peer)
+        elif self._shared.arena.entry(self._key).state != ObjectState.SEALED:  # in the life of an earlier gateway
+            async with _dialled(request.address, self._shared.arena.node) as peer:
+                await self._fetch(request, peer)
 
-    async def _carry(self, order: gm.Carry, peer: _Peer) -> None:
+    async def _carry(self, request: gm.Carry, peer: _Peer) -> None:
         arena = self._shared.arena
         entry = arena.entry(self._key)
-        if entry.state != State.SEALED:
+        if entry.state != ObjectState.SEALED:
             raise LocalFault(f"object {self._key} is to be carried but is not sealed")
-        what = (entry.weight, entry.members, entry.data_bytes, entry.meta_bytes)
-        await peer.say(cm.Offer(order.number, order.epoch, order.branch, *what))
+        what = (entry.weight, entry.contributions, entry.data_bytes, entry.meta_bytes)
+        await peer.say(cm.Offer(request.number, request.epoch, request.branch, *what))
         answer = await peer.hear()
         if isinstance(answer, cm.Accepted):
             return
@@ -156,20 +159,20 @@ class _Trip:
         if not isinstance(answer, cm.Accepted):
             raise _no(answer)
 
-    async def _fetch(self, order: gm.Fetch, peer: _Peer) -> None:
+    async def _fetch(self, request: gm.Fetch, peer: _Peer) -> None:
         arena = self._shared.arena
         view = arena.data(self._key)
-        await peer.say(cm.GetModel(order.job, order.round, checked=True))
+        await peer.say(cm.GetModel(request.job, request.round, checked=True))
         model = await peer.hear()
         if not isinstance(model, cm.Model):
             raise _no(model)
         if model.data_bytes != len(view):
             text = f"the model has {model.data_bytes} bytes there, {len(view)} here"
             raise Refused("wrong-size", "data_bytes", text)
-        job = self._shared.jobs.get(order.job)
+        job = self._shared.jobs.get(request.job)
         if job is not None and job.layout.tensors != model.tensors:
-            raise Refused("wrong-schema", "tensors", f"the tensors of job {order.job!r} are others there than here")
-        arriving = arrival(view)
+            raise Refused("wrong-schema", "tensors", f"the tensors of job {request.job!r} are others there than here")
+        arriving = ingest_check(view)
         if view:
             await self._move(peer, Receive(peer.sock, arriving))
         sums = await peer.hear()
@@ -180,19 +183,19 @@ class _Trip:
             raise _NotNow("the model's bytes were changed on their way")
         arena.seal(self._key, 0.0, 0, checksum=data)
 
-    async def _move(self, peer: _Peer, transfer: Transfer) -> None:
+    async def _move(self, peer: _Peer, body: BodyMove) -> None:
         try:
-            await move(self._shared.movers, transfer, PEER_STALL_S, peer.shut)
+            await move(self._shared.movers, body, limits.PEER_STALL_S, peer.shut)
         finally:
-            self.moved_bytes += transfer.moved_bytes
-            if isinstance(transfer, Send):
-                self._shared.sent_bytes += transfer.moved_bytes
+            self.moved_bytes += body.moved_bytes
+            if isinstance(body, Send):
+                self._shared.sent_bytes += body.moved_bytes
             else:
-                self._shared.received_bytes += transfer.moved_bytes
+                self._shared.received_bytes += body.moved_bytes
 
 
 def _no(answer: cm.ToClient) -> Exception:
-    """What an answer means that is not the one hoped for."""
+    """Return what an answer means that is not the one hoped for."""
     match answer:
         case cm.Busy(retry_after_s=after_s):
             return _NotNow("the other node has no room", after_s)
@@ -214,12 +217,12 @@ class _Peer:
         self._decoder: FrameDecoder[cm.ToClient] = FrameDecoder(cm.ToClient)
 
     async def say(self, message: cm.FromClient) -> None:
-        """Sends a frame."""
-        async with asyncio.timeout(PEER_STALL_S):
+        """Send a frame."""
+        async with asyncio.timeout(limits.PEER_STALL_S):
             await self._loop.sock_sendall(self.sock, encode(message))
 
     async def hear(self) -> cm.ToClient:
-        """The next frame.  Raises `OSError` (`TimeoutError` is one) and `RemoteFault`."""
+        """Return the next frame.  Raise `OSError` (`TimeoutError` is one) and `RemoteFault`."""
         async with asyncio.timeout(ANSWER_S):
             while (message := self._decoder.next_message()) is None:
                 data = await self._loop.sock_recv(self.sock, self._decoder.missing_bytes)
@@ -229,7 +232,7 @@ class _Peer:
         return message
 
     def shut(self) -> None:
-        """Wakes a mover that waits for the socket."""
+        """Wake a mover that waits for the socket."""
         try:
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:  # the other was faster
@@ -238,14 +241,14 @@ class _Peer:
 
 @asynccontextmanager
 async def _dialled(address: str, node: int) -> AsyncIterator[_Peer]:
-    """A connection to the gateway at `address`, as node `node`; closed at the end."""
+    """Provide a connection to the gateway at `address`, as node `node`; closed at the end."""
     loop = asyncio.get_running_loop()
     host, port = split_address(address, "address")
     async with asyncio.timeout(CONNECT_S):
         family, _, _, _, where = (await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))[0]
     with socket.socket(family, socket.SOCK_STREAM) as sock:
         sock.setblocking(False)
-        tune(sock, PEER_STALL_S)
+        tune(sock, limits.PEER_STALL_S)
         async with asyncio.timeout(CONNECT_S):
             await loop.sock_connect(sock, where)
         peer = _Peer(sock)

@@ -2,7 +2,7 @@
 
 An event loop that is asked to wait for one read registers the socket, waits, and takes it out again, which for uvloop
 are nine system calls and a few objects.  Here all sockets stay in one epoll, which itself is one descriptor of the
-loop; each is armed for one event at a time, so that nobody is woken while movers or the client itself have the socket.
+loop; each is armed for one event at a time, so that no wait ends while movers or the client itself have the socket.
 The kernel takes a socket out when it is closed.
 """
 
@@ -15,8 +15,8 @@ import socket
 _ONCE = select.EPOLLIN | select.EPOLLONESHOT
 
 
-class Readiness:
-    """The sockets of one event loop that somebody waits for; must be made in the running loop's thread."""
+class ReadWaiter:
+    """The sockets of one event loop that are waited for; must be made in the running loop's thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -25,7 +25,7 @@ class Readiness:
         self._loop.add_reader(self._epoll.fileno(), self._look)
 
     async def readable(self, sock: socket.socket) -> None:
-        """Returns when `sock` has bytes, its end or an error; the loop has had its turn in any case."""
+        """Return when `sock` has bytes, its end or an error; the loop has had its turn in any case."""
         fd = sock.fileno()
         self._waiting[fd] = ready = self._loop.create_future()
         try:
@@ -39,11 +39,11 @@ class Readiness:
 
     def _look(self) -> None:
         for fd, _events in self._epoll.poll(0):
-            ready = self._waiting.get(fd)  # None: who waited has given up
+            ready = self._waiting.get(fd)  # None: the wait was given up
             if ready is not None and not ready.done():
                 ready.set_result(None)
 
     def close(self) -> None:
-        """Nobody waits any more."""
+        """Close the epoll; there is no wait any more."""
         self._loop.remove_reader(self._epoll.fileno())
         self._epoll.close()

@@ -1,7 +1,7 @@
 """The redirector without eBPF, the daemon's side: AF_UNIX sockets, and tables in a memfd.
 
 The senders do themselves what the program would do in the kernel: a port looks the address up in the mapped routes and
-sends straight to the socket of the worker that serves it; nobody stands in between.  A worker has
+sends straight to the socket of the worker that serves it, without a process in between.  A worker has
 
 * its *inbox*, a datagram socket bound to ``<slot>.<generation>`` in a folder of mode 0700: other workers send to it.
   The kernel bounds it (net.unix.max_dgram_qlen sends wait, 10 by default) and refuses when the worker is dead;
@@ -10,15 +10,6 @@ sends straight to the socket of the worker that serves it; nobody stands in betw
 
 Socket addresses are made of ``/proc/self/fd/N`` and so do not depend on how long the folder's path is (an AF_UNIX path
 has 108 bytes).
-
-Counters.  Processes that add to one word without atomic instructions lose counts, so every sender counts in words of
-its own, which are never reset, and the reader adds them up: a row of the *matrix* has for each destination the records
-delivered and refused; a row of *senders* has the totals.  What a destination got is its column's sum less the sum
-at its registration.  The memfd, in words:
-
-    routes (16,384) | slots (8 x 1,024) | senders (8 x 1,024) | matrix (1,024 rows of 2 x 1,024)
-
-It is 16.4 MB long, of which pages that no one writes take no memory.
 """
 
 from __future__ import annotations
@@ -33,9 +24,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from lifl.core.errors import ResourceFault
-from lifl.core.ids import RECORD_BYTES, SLOTS_MAX, Record, pack_records
-from lifl.redirect.base import BaseRedirector, Member
-from lifl.redirect.framing import SEND_BYTES_MAX, parse
+from lifl.core.ids import RECORD_BYTES, Record, pack_records
+from lifl.redirect.base_redirector import BaseRedirector, Receiver
+from lifl.redirect.framing import parse
 from lifl.redirect.interface import Registration, SlotCounters, Totals
 from lifl.redirect.tables import (
     CONSUMED,
@@ -43,34 +34,33 @@ from lifl.redirect.tables import (
     LAST_NS,
     ROUTES_WORDS,
     SLOT_WORDS,
-    SLOTS_WORDS,
     WORD_BYTES,
     Words,
     fence,
 )
+from lifl.redirect.unix.layout import (
+    DEAD,
+    DELIVERED,
+    MATRIX_AT,
+    OVER,
+    READS_PER_CALL_MAX,
+    RECEIVE_BYTES,
+    REFUSED,
+    ROW_WORDS,
+    RUNS,
+    SENDER_WORDS,
+    SENDERS_AT,
+    SHARED_WORDS,
+    UNKNOWN,
+    inbox_path,
+)
 
-SENDER_WORDS = 8
-RUNS, UNKNOWN, DEAD, OVER, MALFORMED = range(5)
-ROW_WORDS = 2 * SLOTS_MAX
-DELIVERED, REFUSED = range(2)
-SENDERS_AT = SLOTS_WORDS
-MATRIX_AT = SENDERS_AT + SLOTS_MAX * SENDER_WORDS
-SHARED_WORDS = MATRIX_AT + SLOTS_MAX * ROW_WORDS
-"""The words after the routes: slots, senders, matrix."""
-
-RECEIVE_BYTES = 2 * SEND_BYTES_MAX  # so that a longer message is seen to be one
-READS_PER_CALL_MAX = 16
 _SOCKET_NAME = re.compile(r"\d+\.\d+")
 _SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
-def inbox_path(folder: int, slot: int, generation: int) -> str:
-    """The address of a worker's inbox, by a descriptor of the folder."""
-    return f"/proc/self/fd/{folder}/{slot}.{generation}"
-
-
 def _open_folder(parent: Path) -> tuple[Path, int]:
-    """The folder of the inboxes, empty, and a descriptor of it."""
+    """Return the folder of the inboxes, empty, and a descriptor of it."""
     path = parent / "redirect"
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -81,7 +71,7 @@ def _open_folder(parent: Path) -> tuple[Path, int]:
     if status.st_uid != os.geteuid() or status.st_mode & 0o077:
         os.close(descriptor)
         raise ResourceFault(
-            f"{path} must belong to this user and be closed to others (chmod 700): whoever may enter it can send keys"
+            f"{path} must belong to this user and be closed to others (chmod 700): a process that gets in can send keys"
         )
     for name in os.listdir(path):  # left by a daemon that was killed
         if _SOCKET_NAME.fullmatch(name):
@@ -106,7 +96,7 @@ class UnixRedirector(BaseRedirector):
 
     # ---- the workers' sockets ----------------------------------------------------------------------------------
 
-    def _make_member(self, slot: int, generation: int) -> Member:
+    def _make_receiver(self, slot: int, generation: int) -> Receiver:
         self._base[slot] = self._column(slot)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -123,17 +113,17 @@ class UnixRedirector(BaseRedirector):
         lent = [theirs.detach(), inbox.detach()]
         port = {"kind": self.name, "slot": slot, "generation": generation}
         descriptors = [*lent, self._folder, self._memory]
-        return Member(slot, ours, Registration(slot, generation, port, descriptors, lent))
+        return Receiver(slot, ours, Registration(slot, generation, port, descriptors, lent))
 
-    def _end_member(self, member: Member) -> None:
-        assert member.registration is not None
+    def _end_receiver(self, receiver: Receiver) -> None:
+        assert receiver.registration is not None
         with suppress(FileNotFoundError):
-            os.unlink(inbox_path(self._folder, member.slot, member.registration.generation))
+            os.unlink(inbox_path(self._folder, receiver.slot, receiver.registration.generation))
 
     # ---- records -----------------------------------------------------------------------------------------------
 
     def _push(self, slot: int, records: Sequence[Record]) -> int:
-        channel = self._members[slot].channel
+        channel = self._receivers[slot].channel
         data = pack_records(records)
         words = self._slots.words
         try:
@@ -152,11 +142,11 @@ class UnixRedirector(BaseRedirector):
         words[slot * SLOT_WORDS + LAST_NS] = time.monotonic_ns()
         return len(records)
 
-    def _read(self, member: Member) -> tuple[list[Record], int, bool]:
+    def _read(self, receiver: Receiver) -> tuple[list[Record], int, bool]:
         records: list[Record] = []
         for _ in range(READS_PER_CALL_MAX):
             try:
-                message = member.channel.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
+                message = receiver.channel.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 break
             except ConnectionError:
@@ -174,7 +164,7 @@ class UnixRedirector(BaseRedirector):
     # ---- figures -----------------------------------------------------------------------------------------------
 
     def _column(self, slot: int) -> tuple[int, int]:
-        """Records delivered to a slot and refused by it, ever."""
+        """Return the records delivered to a slot and refused by it, ever."""
         end = MATRIX_AT + self._pool.used * ROW_WORDS
         first = MATRIX_AT + 2 * slot
         words = self._slots.words

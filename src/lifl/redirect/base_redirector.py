@@ -30,11 +30,11 @@ _GENERATION_MAX = 0xFFFF_FFFF
 
 
 def _ignore(_fd: int) -> None:
-    """No event loop listens yet."""
+    """Do nothing: no event loop listens yet."""
 
 
 @dataclass
-class Member:
+class Receiver:
     """A registered worker, as the daemon sees it; slot 0 is the daemon's own sending end."""
 
     slot: int
@@ -60,8 +60,8 @@ class BaseRedirector(ABC):
         self.why = why
         self._pool = SlotPool()
         self._generation = 0
-        self._members: dict[int, Member] = {}
-        self._by_fd: dict[int, Member] = {}
+        self._receivers: dict[int, Receiver] = {}
+        self._by_fd: dict[int, Receiver] = {}
         self._watch: Callable[[int], None] = _ignore
         self._unwatch: Callable[[int], None] = _ignore
         self._malformed = 0
@@ -71,20 +71,20 @@ class BaseRedirector(ABC):
     # ---- to be made by the subclass ----------------------------------------------------------------------------
 
     @abstractmethod
-    def _make_member(self, slot: int, generation: int) -> Member:
-        """Makes the sockets of a new worker; the slot's words are fresh already.  Leaves nothing if it raises."""
+    def _make_receiver(self, slot: int, generation: int) -> Receiver:
+        """Make the sockets of a new worker; the slot's words are fresh already.  Leave nothing behind on an error."""
 
     @abstractmethod
-    def _end_member(self, member: Member) -> None:
-        """Takes the slot's socket out of reach; its counters stay."""
+    def _end_receiver(self, receiver: Receiver) -> None:
+        """Take the slot's socket out of reach; its counters stay."""
 
     @abstractmethod
     def _push(self, slot: int, records: Sequence[Record]) -> int:
-        """Delivers one send to the slot without blocking; returns how many records were taken."""
+        """Deliver one send to the slot without blocking; return how many records were taken."""
 
     @abstractmethod
-    def _read(self, member: Member) -> tuple[list[Record], int, bool]:
-        """What the channel has: records, pieces that are none, and whether it is at its end."""
+    def _read(self, receiver: Receiver) -> tuple[list[Record], int, bool]:
+        """Return what the channel has: records, pieces that are none, and whether it is at its end."""
 
     @abstractmethod
     def counters(self, slot: int) -> SlotCounters:
@@ -96,7 +96,7 @@ class BaseRedirector(ABC):
 
     @abstractmethod
     def _end(self) -> None:
-        """Closes what the subclass has opened; also after a constructor that failed halfway."""
+        """Close what the subclass has opened; also after a constructor that failed halfway."""
 
     # ---- the interface -----------------------------------------------------------------------------------------
 
@@ -111,43 +111,43 @@ class BaseRedirector(ABC):
             words[row + word] = 0
         words[row + GENERATION] = self._generation
         try:
-            member = self._make_member(slot, self._generation)
+            receiver = self._make_receiver(slot, self._generation)
         except OSError as error:
             self._pool.give(slot)
             raise ResourceFault(
                 f"no sockets for a new worker: {error}; raise the limit of open files (ulimit -n), or lower workers_max"
             ) from error
-        self._add(member)
-        assert member.registration is not None
-        return member.registration
+        self._add(receiver)
+        assert receiver.registration is not None
+        return receiver.registration
 
     def retire(self, slot: int) -> None:
         """See `Redirector.retire`."""
-        member = self._members.pop(slot, None)
-        if member is None or slot == 0:
+        receiver = self._receivers.pop(slot, None)
+        if receiver is None or slot == 0:
             raise LocalFault(f"slot {slot} has no worker to retire")
         self._slots.words[slot * SLOT_WORDS + GENERATION] = 0
-        for address in member.addresses:
+        for address in receiver.addresses:
             self._routes.words[address] = 0
-        self._drop(member)
+        self._drop(receiver)
         self._pool.give(slot)
 
     def route(self, address: int, slot: int | None) -> None:
         """See `Redirector.route`."""
         if not 1 <= address < ADDRESSES_MAX:
             raise LocalFault(f"address {address} is not between 1 and {ADDRESSES_MAX - 1}")
-        member = self._members.get(slot) if slot else None
-        if slot is not None and member is None:
+        receiver = self._receivers.get(slot) if slot else None
+        if slot is not None and receiver is None:
             raise LocalFault(f"slot {slot} has no worker; register one before routing address {address} to it")
-        before = self._members.get(entry_slot(self._routes.words[address]))
+        before = self._receivers.get(entry_slot(self._routes.words[address]))
         if before is not None:
             before.addresses.discard(address)
-        if member is None:
+        if receiver is None:
             self._routes.words[address] = 0
             return
-        member.addresses.add(address)
-        generation = self._slots.words[member.slot * SLOT_WORDS + GENERATION]
-        self._routes.words[address] = route_entry(member.slot, generation)
+        receiver.addresses.add(address)
+        generation = self._slots.words[receiver.slot * SLOT_WORDS + GENERATION]
+        self._routes.words[address] = route_entry(receiver.slot, generation)
 
     def send(self, records: Sequence[Record]) -> list[Record]:
         """See `Redirector.send`."""
@@ -176,59 +176,59 @@ class BaseRedirector(ABC):
 
     def slot_of(self, fd: int) -> int:
         """See `Redirector.slot_of`."""
-        for member in self._members.values():
-            if member.fd == fd:
-                return member.slot
+        for receiver in self._receivers.values():
+            if receiver.fd == fd:
+                return receiver.slot
         raise LocalFault(f"descriptor {fd} is no channel of the redirector")
 
     def receive(self, fd: int) -> list[Record]:
         """See `Redirector.receive`."""
-        member = self._by_fd.get(fd)
-        if member is None:  # retired by an earlier event of the same turn of the loop
+        receiver = self._by_fd.get(fd)
+        if receiver is None:  # retired by an earlier event of the same turn of the loop
             return []
-        records, malformed, ended = ([], 0, True) if member.broken else self._read(member)
+        records, malformed, ended = ([], 0, True) if receiver.broken else self._read(receiver)
         if malformed:
             self._malformed += malformed
-            member.broken = True
+            receiver.broken = True
             with suppress(OSError):  # its end may be gone already
-                member.channel.shutdown(socket.SHUT_RDWR)  # so that the descriptor is readable once more
+                receiver.channel.shutdown(socket.SHUT_RDWR)  # so that the descriptor is readable once more
         if records or not (ended or malformed):
-            return [self._checked(record, member) for record in records]
+            return [self._checked(record, receiver) for record in records]
         self._by_fd.pop(fd)
         self._unwatch(fd)
-        if member.broken:
-            raise RemoteFault(f"the worker in slot {member.slot} sent bytes that are no records; end it")
-        raise EOFError(f"the worker in slot {member.slot} is gone")
+        if receiver.broken:
+            raise RemoteFault(f"the worker in slot {receiver.slot} sent bytes that are no records; end it")
+        raise EOFError(f"the worker in slot {receiver.slot} is gone")
 
     def close(self) -> None:
         """See `Redirector.close`."""
-        for slot in [slot for slot in self._members if slot]:
+        for slot in [slot for slot in self._receivers if slot]:
             self.retire(slot)
-        if own := self._members.pop(0, None):
+        if own := self._receivers.pop(0, None):
             self._drop(own)
         self._end()
 
     # ---- for both ----------------------------------------------------------------------------------------------
 
     @staticmethod
-    def _checked(record: Record, member: Member) -> Record:
-        """A wake speaks for its own slot only, whatever it says."""
-        return record._replace(sender=member.slot) if is_wake(record) else record
+    def _checked(record: Record, receiver: Receiver) -> Record:
+        """Return the record; a wake speaks for its sender's slot only, whatever it says."""
+        return record._replace(sender=receiver.slot) if is_wake(record) else record
 
-    def _add(self, member: Member) -> None:
-        self._members[member.slot] = member
-        self._by_fd[member.fd] = member
-        self._watch(member.fd)
+    def _add(self, receiver: Receiver) -> None:
+        self._receivers[receiver.slot] = receiver
+        self._by_fd[receiver.fd] = receiver
+        self._watch(receiver.fd)
 
-    def _drop(self, member: Member) -> None:
-        if self._by_fd.pop(member.fd, None):
-            self._unwatch(member.fd)
-        if member.registration is not None:
-            member.registration.handed_over()
-        self._end_member(member)
+    def _drop(self, receiver: Receiver) -> None:
+        if self._by_fd.pop(receiver.fd, None):
+            self._unwatch(receiver.fd)
+        if receiver.registration is not None:
+            receiver.registration.handed_over()
+        self._end_receiver(receiver)
         with suppress(OSError):  # the other end may be gone
-            member.channel.shutdown(socket.SHUT_RDWR)  # a fork of this process may hold a copy of it
-        member.channel.close()
+            receiver.channel.shutdown(socket.SHUT_RDWR)  # a fork of this process may hold a copy of it
+        receiver.channel.close()
 
     def _malformed_total(self) -> int:
         words = self._slots.words

@@ -39,7 +39,7 @@ class LoadFault(ResourceFault):
 
 
 def package_folder() -> Path:
-    """Where `redirector.c`, `load.py` and `include/` are."""
+    """Return where `redirector.c`, `load.py` and `include/` are."""
     try:
         folder = Path(str(importlib.resources.files("lifl_bpf")))
     except ModuleNotFoundError:
@@ -50,10 +50,10 @@ def package_folder() -> Path:
 
 
 def load(defines: dict[str, int]) -> dict[str, int]:
-    """Compiles with `defines` as -D flags, loads and attaches.
+    """Compile with `defines` as -D flags, load and attach.
 
-    Returns the descriptors, the caller's to close, by name: ``program``, ``sockets``, ``routes``, ``slots``,
-    ``totals``.  Blocks for about half a second.  Raises `LoadFault`.
+    Return the descriptors, the caller's to close, by name: ``program``, ``sockets``, ``routes``, ``slots``,
+    ``totals``.  Block for about half a second.  Raise `LoadFault`.
     """
     folder = package_folder()
     interpreters = dict.fromkeys([sys.executable, SYSTEM_PYTHON])
@@ -74,8 +74,8 @@ def load(defines: dict[str, int]) -> dict[str, int]:
 
 
 def _run(interpreter: str, folder: Path, defines: dict[str, int]) -> tuple[dict[str, Any], list[int], str]:
-    """The child's answer, its descriptors, and the end of what it wrote to stderr."""
-    order = {
+    """Return the child's answer, its descriptors, and the end of what it wrote to stderr."""
+    request = {
         "source": str(folder / "redirector.c"),
         "headers": str(folder),
         "defines": defines,
@@ -85,7 +85,7 @@ def _run(interpreter: str, folder: Path, defines: dict[str, int]) -> tuple[dict[
     with ours, tempfile.TemporaryFile() as noise:
         with theirs:
             child = subprocess.Popen(
-                [interpreter, "-E", str(folder / "load.py"), str(theirs.fileno()), json.dumps(order)],
+                [interpreter, "-E", str(folder / "load.py"), str(theirs.fileno()), json.dumps(request)],
                 stdin=subprocess.DEVNULL,
                 stdout=noise,
                 stderr=noise,
@@ -107,7 +107,7 @@ def _run(interpreter: str, folder: Path, defines: dict[str, int]) -> tuple[dict[
 
 
 def _advice(stage: str, status: dict[str, Any], details: str) -> str:
-    """What failed, and what to do."""
+    """Return what failed, and what to do."""
     text = str(status.get("text", ""))
     if stage == "import":
         return (

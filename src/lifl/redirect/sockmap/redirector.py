@@ -29,10 +29,10 @@ from lifl.core.ids import (
     Record,
     pack_records,
 )
-from lifl.redirect import bpf, loader
-from lifl.redirect.base import BaseRedirector, Member
+from lifl.redirect.base_redirector import BaseRedirector, Receiver
 from lifl.redirect.framing import parse, wake
 from lifl.redirect.interface import Registration, SlotCounters, Totals
+from lifl.redirect.sockmap import bpf, loader
 from lifl.redirect.tables import (
     BYTES,
     CONSUMED,
@@ -57,7 +57,7 @@ _SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
 def loopback_pair() -> tuple[socket.socket, socket.socket]:
-    """A TCP connection to ourselves over 127.0.0.1: the connecting and the accepted end.  Raises `OSError`."""
+    """Return a TCP connection to ourselves over 127.0.0.1: the connecting and the accepted end.  Raise `OSError`."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(1)
@@ -94,7 +94,7 @@ class SockmapRedirector(BaseRedirector):
             self._out, loop = loopback_pair()
         except OSError as error:
             raise ResourceFault(f"no TCP over 127.0.0.1 ({error}); bring it up: ip link set lo up") from error
-        self._add(Member(0, loop, None))
+        self._add(Receiver(0, loop, None))
         try:
             self._open()
         except BaseException:
@@ -102,7 +102,7 @@ class SockmapRedirector(BaseRedirector):
             raise
 
     def _open(self) -> None:
-        """Loads the program, maps its tables, takes the daemon's place and proves that it works."""
+        """Load the program, map its tables, take the daemon's place and prove that it works."""
         self._fds = loader.load(
             {
                 "RECORD_BYTES": RECORD_BYTES,
@@ -125,7 +125,7 @@ class SockmapRedirector(BaseRedirector):
             ) from error
 
     def _prove(self) -> None:
-        """Sends one record through, because only that says that this kernel does it."""
+        """Send one record through, because only that says that this kernel does it."""
         registration = self.register()
         with socket.socket(fileno=os.dup(registration.descriptors[0])) as end:
             self.route(1, registration.slot)
@@ -141,7 +141,7 @@ class SockmapRedirector(BaseRedirector):
 
     # ---- the workers' sockets ----------------------------------------------------------------------------------
 
-    def _make_member(self, slot: int, generation: int) -> Member:
+    def _make_receiver(self, slot: int, generation: int) -> Receiver:
         near, far = loopback_pair()
         try:
             bpf.put_socket(self._fds["sockets"], slot, near.fileno())
@@ -152,11 +152,11 @@ class SockmapRedirector(BaseRedirector):
         end = near.detach()
         port = {"kind": self.name, "slot": slot, "generation": generation, "window": self._window}
         descriptors = [end, self._fds["routes"], self._fds["slots"]]
-        return Member(slot, far, Registration(slot, generation, port, descriptors, [end]))
+        return Receiver(slot, far, Registration(slot, generation, port, descriptors, [end]))
 
-    def _end_member(self, member: Member) -> None:
+    def _end_receiver(self, receiver: Receiver) -> None:
         if self._fds:
-            bpf.remove_socket(self._fds["sockets"], member.slot)
+            bpf.remove_socket(self._fds["sockets"], receiver.slot)
 
     # ---- records -----------------------------------------------------------------------------------------------
 
@@ -186,7 +186,7 @@ class SockmapRedirector(BaseRedirector):
         return len(records)
 
     def _flush(self) -> bool:
-        """Whether the last send is out completely."""
+        """Return whether the last send is out completely."""
         if self._unsent:
             try:
                 self._unsent = self._unsent[self._out.send(self._unsent, _SEND_FLAGS) :]
@@ -195,20 +195,20 @@ class SockmapRedirector(BaseRedirector):
             self._starved |= bool(self._unsent)
         return not self._unsent
 
-    def _read(self, member: Member) -> tuple[list[Record], int, bool]:
+    def _read(self, receiver: Receiver) -> tuple[list[Record], int, bool]:
         try:
-            data = member.channel.recv(_READ_BYTES, socket.MSG_DONTWAIT)
+            data = receiver.channel.recv(_READ_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return [], 0, False
         except ConnectionError:
             data = b""
         if not data:
             return [], 0, True
-        whole = member.rest + data
+        whole = receiver.rest + data
         cut = len(whole) - len(whole) % RECORD_BYTES
-        member.rest = whole[cut:]
+        receiver.rest = whole[cut:]
         records, malformed = parse(whole[:cut])
-        if member.slot == 0 and self._flush() and self._starved:
+        if receiver.slot == 0 and self._flush() and self._starved:
             self._starved = False
             records.append(wake(0))
         return records, malformed, False

@@ -24,7 +24,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def call(command: int, attribute: bytes) -> bytes:
-    """bpf(2) with a `union bpf_attr`; returns it as the kernel left it.  Raises `OSError`."""
+    """Call bpf(2) with a `union bpf_attr`; return it as the kernel left it.  Raise `OSError`."""
     number = _NUMBERS.get(platform.machine())
     if number is None:
         raise ResourceFault(f"the number of bpf(2) on {platform.machine()} is not known; use the unix redirector")
@@ -36,13 +36,13 @@ def call(command: int, attribute: bytes) -> bytes:
 
 
 def put_socket(sockhash: int, slot: int, fd: int) -> None:
-    """Puts a socket into a SOCKHASH under a key that must be free (else EEXIST)."""
+    """Put a socket into a SOCKHASH under a key that must be free (else EEXIST)."""
     key, value = ctypes.c_uint32(slot), ctypes.c_uint32(fd)
     call(MAP_UPDATE_ELEM, _ELEMENT.pack(sockhash, ctypes.addressof(key), ctypes.addressof(value), NOEXIST))
 
 
 def remove_socket(sockhash: int, slot: int) -> None:
-    """Takes a slot's socket out, if it is still there; what its owner had not read is discarded by the kernel."""
+    """Take a slot's socket out, if it is still there; what its owner had not read is discarded by the kernel."""
     key = ctypes.c_uint32(slot)
     try:
         call(MAP_DELETE_ELEM, _ELEMENT.pack(sockhash, ctypes.addressof(key), 0, 0))

@@ -15,7 +15,7 @@ from lifl.core.errors import LocalFault
 from lifl.core.schema import DTYPE_BYTES, Layout, Segment, TensorSpec
 from lifl.shm import ingest_check as module
 from lifl.shm.checksum import BLOCK_BYTES, checksum
-from lifl.shm.ingest_check import COMPILED, Arrival, CompiledArrival
+from lifl.shm.ingest_check import COMPILED, CompiledIngestCheck, IngestCheck
 
 LAYOUT = Layout(
     [
@@ -32,16 +32,16 @@ FLOATS = [s for s in LAYOUT.segments if "float" in s.dtype]
 
 @pytest.fixture(params=["numpy", "compiled"])
 def make(request):
-    """Makes an arrival in one of both ways."""
+    """Makes an ingest check in one of both ways."""
     if request.param == "numpy":
-        return Arrival
+        return IngestCheck
     return compiled
 
 
 def compiled(data, segments=()):
     if COMPILED is None:
         pytest.skip("the compiled part was not built: no C compiler when LIFL was installed")
-    return CompiledArrival(COMPILED, data, segments)
+    return CompiledIngestCheck(COMPILED, data, segments)
 
 
 def dtype_of(name):
@@ -99,7 +99,7 @@ def test_both_ways_find_the_same_whatever_the_cuts(bad, value, cuts, seed):
         numbers(data, segment)[expected[1]] = value
         # A second one behind it is not the one that is told.
         numbers(data, FLOATS[-1])[-1] = np.nan
-    for make in (Arrival, compiled):
+    for make in (IngestCheck, compiled):
         assert feed(make, data, cuts) == (checksum(data.data), expected)
 
 
@@ -189,10 +189,10 @@ def test_a_connection_that_breaks_is_its_own_error(make):
 def test_without_the_library_numpy_does_it(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "find_spec", lambda _name: None)
     assert module.load() is None
-    broken = tmp_path / "_arrival.so"
+    broken = tmp_path / "_ingest_check.so"
     broken.write_text("no library")
     for origin in (str(broken), "libm.so.6"):
         monkeypatch.setattr(module, "find_spec", lambda name, origin=origin: ModuleSpec(name, None, origin=origin))
         assert module.load() is None
     monkeypatch.setattr(module, "COMPILED", None)
-    assert type(module.arrival(memoryview(bytearray(8)))) is Arrival
+    assert type(module.ingest_check(memoryview(bytearray(8)))) is IngestCheck

@@ -1,0 +1,72 @@
+"""The TOML files that users write: read, and what a job's file names made absolute.
+
+Paths in a job's file (model, checkpoint folder, the user's own rule) are relative to the file.  An example model is
+made here and written to the state folder, so the daemon only ever reads safetensors files.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lifl.core.config.job import JobConfig
+from lifl.core.errors import ConfigError
+from lifl_cli.state import MODELS_FOLDER, absolute
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """The table in the TOML file at `path`.  Raises `ConfigError`."""
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise ConfigError("", f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError("", f"{path} is not TOML: {error}") from error
+
+
+def resolve(config: JobConfig, folder: Path, state_dir: Path) -> JobConfig:
+    """`config` with absolute paths, and its example model written.  Raises `ConfigError`."""
+    model = config.model
+    if model.example:
+        path = write_example(model.example, model.seed, state_dir / MODELS_FOLDER)
+        model = msgspec.structs.replace(model, path=str(path), example="")
+    else:
+        path = absolute(model.path, folder)
+        if not path.is_file():
+            raise ConfigError("model.path", f"there is no file {path}; give a safetensors file")
+        model = msgspec.structs.replace(model, path=str(path))
+    checkpoint = config.checkpoint
+    if checkpoint.folder:
+        checkpoint = msgspec.structs.replace(checkpoint, folder=str(absolute(checkpoint.folder, folder)))
+    rule_folder = str(absolute(config.aggregation.rule_folder or ".", folder))
+    aggregation = msgspec.structs.replace(config.aggregation, rule_folder=rule_folder)
+    return msgspec.structs.replace(config, model=model, checkpoint=checkpoint, aggregation=aggregation)
+
+
+def rule_states(config: JobConfig, folder: Path) -> tuple[str, ...]:
+    """The names of the rule's states; the rule is loaded here, so that a mistake in it is told at once."""
+    from lifl.rules import load_rule
+
+    aggregation = config.aggregation
+    rule_folder = str(absolute(aggregation.rule_folder or ".", folder))
+    return load_rule(aggregation.rule, aggregation.options, rule_folder).states
+
+
+def write_example(name: str, seed: int, folder: Path) -> Path:
+    """The safetensors file of the example model `name`, made from `seed`."""
+    from safetensors.numpy import save_file
+
+    from lifl.examples import make_model
+
+    tensors = make_model(name, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{seed}.safetensors"
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(tensors, partial)
+    partial.replace(path)
+    return path

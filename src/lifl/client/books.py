@@ -1,0 +1,103 @@
+"""What a client knows of its rounds: what the node has said, and the updates that it keeps until they are committed.
+
+The books are kept without a connection: they outlive the one over which a message came.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from dataclasses import dataclass
+
+from lifl.client.outcomes import Submission
+from lifl.client.stream import Progress
+from lifl.client.tensors import Update
+from lifl.core.errors import Refused
+from lifl.core.protocol import client as cm
+
+log = logging.getLogger("lifl.client")
+
+FATES_REMEMBERED = 16
+
+
+@dataclass
+class HeldUpdate:
+    """An update that is kept until it is committed."""
+
+    submit: cm.Submit
+    update: Update
+    progress: Progress | None
+    accepted: bool = False
+    detached: bool = False
+
+
+class Books:
+    """The books of one client of `job`."""
+
+    def __init__(self, job: str) -> None:
+        self.events: deque[cm.Selected | cm.JobOver] = deque()
+        """What the node has said and `Client.rounds` has not come to yet."""
+        self.held: dict[int, HeldUpdate] = {}
+        self.fates: dict[int, bool] = {}
+        """Of each round that is over: whether this client's update was counted."""
+        self._job = job
+        self._named: tuple[int, str] = (0, "")  # the last selection's round, and the gateway it named
+
+    def note(self, message: cm.ToClient) -> None:
+        """Note what the node said.  Raise `Refused` when it refuses the client altogether."""
+        match message:
+            case cm.Selected():
+                self.name_gateway(message)
+                self.events.append(message)
+            case cm.JobOver():
+                self.events.append(message)
+            case cm.Committed(_, number, counted):
+                self._settle(number, counted)
+            case cm.RoundOver(_, number, reason):
+                log.info("round.over job=%s round=%d reason=%s", self._job, number, reason)
+                self._settle(number, False)
+            case cm.Refusal(code, field, text) if message.round < 0:
+                raise Refused(code, field, text)
+
+    def _settle(self, number: int, counted: bool) -> None:
+        self.held.pop(number, None)
+        self.fates[number] = counted
+        while len(self.fates) > FATES_REMEMBERED:
+            del self.fates[min(self.fates)]
+
+    def name_gateway(self, selected: cm.Selected) -> None:
+        """Note which gateway the selection names."""
+        self._named = (selected.round, selected.gateway)
+
+    def gateway_of(self, number: int) -> str:
+        """Return the gateway that the round's selection named; empty for none."""
+        return self._named[1] if self._named[0] == number else ""
+
+    def is_job_over(self) -> bool:
+        """Return whether the node has said that the job is over."""
+        return any(isinstance(event, cm.JobOver) for event in self.events)
+
+    def forget_selections(self) -> None:
+        """Drop the selections that wait: after a break the node selects again, and may select otherwise."""
+        self.events = deque(event for event in self.events if isinstance(event, cm.JobOver))
+
+    def asked_again(self) -> list[cm.Selected]:
+        """Return the selections that wait for rounds whose update is kept."""
+        return [event for event in self.events if isinstance(event, cm.Selected) and event.round in self.held]
+
+    def begin(self, number: int) -> None:
+        """Drop what cannot count any more now that a round is the one at hand."""
+        for other in [n for n, held in self.held.items() if n > number or (n < number and not held.accepted)]:
+            del self.held[other]  # later ones were trained on a model that is gone
+
+    def detach_held(self) -> None:
+        """Copy the arrays of the updates that are kept, because their owner is about to change them."""
+        for held in self.held.values():
+            if not held.detached:
+                held.update.detach()
+                held.detached = True
+
+    def verdict(self, submit: cm.Submit, reason: str) -> Submission:
+        """Return how a round that is over ended: it may be known to count although ACCEPTED could not be told."""
+        counted = self.fates.get(submit.round, False)
+        return Submission(submit.job, submit.round, counted, "" if counted else reason)

@@ -1,0 +1,276 @@
+"""An agent's side of the control channel: it dials until a coordinator welcomes it, and again when the link ends.
+
+It dials the coordinator as it knows it, then the member that it was told to join through, then waits a little longer
+each time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from lifl.core.config.values import split_address
+from lifl.core.coordinator import membership as ms
+from lifl.core.errors import ConfigError, RemoteFault
+from lifl.core.fields import Message
+from lifl.core.protocol import cluster as p
+from lifl.core.protocol.frames import encode
+from lifl.node.cluster.acceptor import GREETING_S, prepare, read_frame, start
+from lifl.node.cluster.member_rows import as_member, row
+from lifl.node.cluster.timer import Timer
+from lifl.node.link import Link
+
+log = logging.getLogger("lifl.peers")
+
+REDIRECTS_MAX = 4
+LEAVE_S = 2.0
+
+
+class AgentHandler(Protocol):
+    """What an agent does about its coordinator.  All calls come in the event loop."""
+
+    def load(self) -> p.Heartbeat:
+        """Return this node's next heartbeat."""
+        ...
+
+    def coordinator_up(self, welcome: p.PeerWelcome) -> None:
+        """Answer with an Inventory: the node is connected, for the first time or again."""
+        ...
+
+    def coordinator_down(self) -> None:
+        """Pause: the node is not connected any more; `Peers` dials again."""
+        ...
+
+    def rejoin(self, above: int) -> None:
+        """Drop all branches: this life was declared dead; from now on `hello` has an incarnation above `above`."""
+        ...
+
+    def refused(self, text: str) -> None:
+        """Note that the node was told that it cannot join, and why; `Peers` asks again now and then all the same."""
+        ...
+
+    def order(self, order: Any) -> None:
+        """Obey an order of the coordinator."""
+        ...
+
+
+class _Refused(Exception):
+    def __init__(self, text: str, retry: bool) -> None:
+        super().__init__(text)
+        self.text = text
+        self.retry = retry
+
+
+class AgentSide:
+    """The link to the coordinator, while there is one."""
+
+    def __init__(self, hello: Callable[[], p.PeerHello], join: str, handler: AgentHandler, timing: ms.Timing) -> None:
+        split_address(join, "join")
+        self._hello = hello
+        self._join = join
+        self._handler = handler
+        self._timing = timing
+        self._since_unix_s = time.time()
+        self._coordinator = ""
+        self._coordinator_node: int | None = None
+        self._members: dict[int, p.PeerMember] = {}
+        self._link: Link | None = None
+        self._ended: asyncio.Future[None] | None = None
+        self._lifeline: ms.Lifeline | None = None
+        self._timer: Timer | None = None
+        self._backoff = ms.Backoff(secrets.randbits(64))
+        self._leaving = False
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.trouble = f"not connected yet; dialling {join}"
+        start(self._tasks, self._live())
+
+    @property
+    def connected(self) -> bool:
+        return self._link is not None
+
+    def answer(self, hello: p.PeerHello, sock: socket.socket, host: str) -> p.Greeting | None:
+        if not self._coordinator:
+            return p.PeerRefusal("this member has not found the coordinator itself yet; come again", retry=True)
+        return p.PeerRedirect(self._coordinator)
+
+    # ---- dialling
+
+    async def _live(self) -> None:
+        while not self._leaving:
+            for address in dict.fromkeys(filter(None, (self._coordinator, self._join))):
+                if await self._attempt(address):
+                    break
+            await asyncio.sleep(self._backoff.next_s())
+
+    async def _attempt(self, address: str) -> bool:
+        """Try one member; when it welcomes the node, return True after the connection has ended."""
+        try:
+            async with asyncio.timeout(GREETING_S):
+                await self._enter(address)
+        except (OSError, EOFError, TimeoutError) as error:
+            self._failed(
+                f"{address} cannot be reached: {str(error) or f'no answer within {GREETING_S:g} s'}", retry=True
+            )
+        except RemoteFault as error:
+            self._failed(f"{address} is not the control port of a node of this version: {error}", retry=False)
+        except _Refused as refused:
+            self._failed(f"{address} refused: {refused.text}", refused.retry)
+        else:
+            began_s = self._loop.time()
+            assert self._ended is not None
+            await self._ended
+            if self._loop.time() - began_s > self._timing.heartbeat_s:
+                self._backoff.reset()
+            return True
+        return False
+
+    def _failed(self, text: str, retry: bool) -> None:
+        if text != self.trouble:
+            log.warning("peer.join %s", text)
+        self.trouble = text
+        if not retry:
+            self._handler.refused(text)
+
+    async def _enter(self, address: str) -> None:
+        """Follow redirects until a coordinator welcomes the node; then `_link` is set."""
+        for _ in range(REDIRECTS_MAX + 1):
+            sock = await self._dial(address)
+            try:
+                await self._loop.sock_sendall(sock, encode(self._hello()))
+                answer = await read_frame(sock, p.Greeting)
+            except BaseException:
+                sock.close()
+                raise
+            if isinstance(answer, p.PeerWelcome):
+                self._welcomed(sock, answer)
+                return
+            sock.close()
+            match answer:
+                case p.PeerRedirect(control):
+                    address = control
+                case p.PeerRejoin(above):
+                    log.warning("peer.rejoin this life was declared dead; coming back as one above %d", above)
+                    self._handler.rejoin(above)
+                case p.PeerRefusal(text, retry):
+                    raise _Refused(text, retry)
+        raise _Refused(f"sent on {REDIRECTS_MAX} times without a welcome", retry=True)
+
+    async def _dial(self, address: str) -> socket.socket:
+        try:
+            host, port = split_address(address)
+        except ConfigError as error:
+            raise RemoteFault(f"a redirect goes to {error}") from error
+        failure: OSError | None = None
+        for family, kind, number, _name, where in await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            sock = socket.socket(family, kind, number)
+            try:
+                prepare(sock, self._timing.dead_s)
+                await self._loop.sock_connect(sock, where)
+            except OSError as error:
+                failure = error
+                sock.close()
+            except BaseException:
+                sock.close()
+                raise
+            else:
+                return sock
+        raise failure or OSError("the host has no address")
+
+    # ---- connected
+
+    def _welcomed(self, sock: socket.socket, welcome: p.PeerWelcome) -> None:
+        self._coordinator, self._coordinator_node = welcome.control, welcome.node
+        self.trouble = ""
+        self._ended = self._loop.create_future()
+        self._lifeline = lifeline = ms.Lifeline(self._loop.time(), self._timing)
+        self._link = Link(sock, p.ToAgent, self._heard, self._gone)
+        self._timer = Timer(self._tick, lifeline.next_timer)
+        self._timer.set()
+        log.info("peer.joined coordinator=%016x control=%s", welcome.node, welcome.control)
+        self._handler.coordinator_up(welcome)
+
+    def _heard(self, message: Any) -> None:
+        assert self._lifeline is not None
+        self._lifeline.heard(self._loop.time())
+        match message:
+            case p.Heartbeat():
+                pass
+            case p.PeerMembers():
+                self._note(message)
+            case _:
+                self._handler.order(message)
+
+    def _note(self, news: p.PeerMembers) -> None:
+        if news.first:
+            self._members.clear()
+        self._members |= {member.node: member for member in news.members}
+        while len(self._members) > p.NODES_MAX + 1:  # the coordinator forgot those that are longest gone
+            gone = [member for member in self._members.values() if member.state in ("dead", "left")]
+            if not gone:
+                break
+            del self._members[min(gone, key=lambda member: member.since_unix_s).node]
+
+    def _tick(self, now: float) -> None:
+        assert self._lifeline is not None and self._link is not None
+        for change in self._lifeline.tick(now):
+            match change:
+                case ms.Beat():
+                    self._link.send(self._handler.load())
+                case ms.Lost():
+                    self.trouble = f"nothing was heard of the coordinator for {self._timing.dead_s:g} s"
+                    self._link.close()
+                    return
+
+    def _gone(self, error: Exception | None) -> None:
+        assert self._timer is not None and self._ended is not None
+        self._timer.cancel()
+        self._link = None
+        self.trouble = self.trouble or f"the connection to the coordinator ended: {error or 'it was closed there'}"
+        if not self._leaving:
+            log.warning("peer.lost %s", self.trouble)
+            self._handler.coordinator_down()
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+    def report(self, message: Message) -> None:
+        if self._link is not None:
+            self._link.send(message)
+
+    def rows(self) -> list[dict[str, Any]]:
+        if not self._members:
+            return [row(as_member(self._hello(), "alive", self._since_unix_s), "agent", self._handler.load())]
+        rows = []
+        own = self._hello().node
+        for node, member in self._members.items():
+            role = "coordinator" if node == self._coordinator_node else "agent"
+            away = role == "coordinator" and not self.connected
+            seen = msgspec.structs.replace(member, state="suspect") if away else member
+            rows.append(row(seen, role, self._handler.load() if node == own else None))
+        return rows
+
+    # ---- the end
+
+    async def leave(self) -> None:
+        self._leaving = True
+        if self._link is not None:
+            assert self._ended is not None
+            self._link.send(p.Leaving())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LEAVE_S):
+                    await asyncio.shield(self._ended)
+
+    def close(self) -> None:
+        self._leaving = True
+        for task in list(self._tasks):
+            task.cancel()
+        if self._link is not None:
+            self._link.close()

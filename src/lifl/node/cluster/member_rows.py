@@ -1,0 +1,29 @@
+"""A member of the cluster as it is told: to the agents, and to people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from lifl.core.protocol import cluster as p
+
+
+def row(member: p.PeerMember, role: str, load: p.Heartbeat | None) -> dict[str, Any]:
+    """Return the fields of PeerMember with `node` as 16 hex digits, `role`, and the figures of the load."""
+    fields = {"node": f"{member.node:016x}", "role": role}
+    figures = None if load is None else {k: v for k, v in msgspec.structs.asdict(load).items() if k != "tree"}
+    return fields | {k: v for k, v in msgspec.structs.asdict(member).items() if k != "node"} | {"load": figures}
+
+
+def met(hello: p.PeerHello, host: str) -> p.PeerHello:
+    """Return `hello` with addresses that others can use, of a node that was met at `host`."""
+    control, gateway = p.reachable(hello.control, host), p.reachable(hello.gateway, host)
+    return msgspec.structs.replace(hello, control=control, gateway=gateway)
+
+
+def as_member(hello: p.PeerHello, state: p.MemberStateName, since_unix_s: float) -> p.PeerMember:
+    """Return the member that said `hello`."""
+    fields = msgspec.structs.asdict(hello)
+    del fields["version"]
+    return p.PeerMember(state=state, since_unix_s=since_unix_s, **fields)

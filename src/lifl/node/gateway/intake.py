@@ -1,0 +1,177 @@
+"""What comes in over a connection: updates of a client, and partials of another node's gateway.
+
+Either is asked for first (`grant_waiter`): a refusal costs no bandwidth, the body comes after `Go`.  Its bytes are
+received straight into the granted object, checked while they arrive (`content`), and sealed; how it ended is told to
+the daemon, once, by Sealed or Aborted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable
+
+from lifl.core.errors import Refused, RemoteFault, StaleKey
+from lifl.core.ids import Key
+from lifl.core.protocol import client as cm
+from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.admission import check_submit
+from lifl.node.gateway import limits
+from lifl.node.gateway.body_moves import Receive
+from lifl.node.gateway.client_socket import ClientSocket
+from lifl.node.gateway.content import Content, JobLayout, check_contributions, check_room
+from lifl.node.gateway.frame_reader import FrameReader
+from lifl.node.gateway.grant_waiter import GrantWaiter
+from lifl.node.gateway.outbox import Outbox
+from lifl.node.gateway.shared import Shared
+from lifl.shm.ingest_check import ingest_check
+
+PARTIAL = "partial"
+"""Stands for a job's name where a message needs one and there is none."""
+DAMAGED = "damaged"
+"""The code of a Refusal of bytes that arrived other than they were sent."""
+
+
+class Intake:
+    """The updates and partials of connection `conn`, one at a time."""
+
+    def __init__(
+        self,
+        conn: int,
+        shared: Shared,
+        client_socket: ClientSocket,
+        reader: FrameReader,
+        outbox: Outbox,
+        grants: GrantWaiter,
+    ) -> None:
+        self._conn = conn
+        self._shared = shared
+        self._socket = client_socket
+        self._reader = reader
+        self._outbox = outbox
+        self._grants = grants
+        self._loop = asyncio.get_running_loop()
+        self._followed = b""  # the key of an update whose progress is wanted
+        self._receiving: tuple[bytes, Receive] | None = None  # the key and body of an update that is being received
+        self._filling = False  # the client writes to its slot itself, now
+
+    # ---- an update -------------------------------------------------------------------------------------------------
+
+    async def take_update(self, submit: cm.Submit, client: str, direct: bool) -> None:
+        """Take in an update of `client`, which writes to the slot itself if `direct`.  Raise `Refused`."""
+        job = self._shared.job(submit.job)
+        check_submit(job.layout, submit)
+        grant = await self._grants.ask(
+            gm.Admit(self._conn, client, submit.job, submit.round, submit.weight, submit.metrics, direct)
+        )
+        if isinstance(grant, gm.Granted):
+            await self._land(grant, self._fill_update(submit, job, grant, direct), submit.data_bytes)
+
+    async def _fill_update(self, submit: cm.Submit, job: JobLayout, grant: gm.Granted, direct: bool) -> None:
+        """Have the update's bytes written, checked and sealed."""
+        key = Key.unpack(grant.key)
+        view = self._shared.arena.data(key)
+        if len(view) != submit.data_bytes:
+            raise Refused("wrong-size", "data_bytes", f"the slot has {len(view)} bytes, the update another size")
+        content = Content(job.layout, view)
+        if direct:
+            offset = self._shared.arena.offset(key)
+            self._outbox.send(cm.Go(submit.job, submit.round, direct=True, offset=offset), self._shared.arena.fd)
+            # No deadline: while this client lives it may still write to the slot, which stays its own until then.
+            self._filling = True
+            filled = await self._reader.read()
+            if filled != cm.Filled(submit.job, submit.round):
+                raise RemoteFault(f"Go was answered by {type(filled).__name__}, not by Filled of that round")
+            self._filling = False
+            await self._loop.run_in_executor(self._shared.checks, content.look_at_all)
+        else:
+            self._outbox.send(cm.Go(submit.job, submit.round))
+            await self._receive_update(grant.key, Receive(self._socket.sock, content.check))
+        self._shared.received_bytes += submit.data_bytes
+        self._shared.arena.seal(key, submit.weight, 1, grant.member, content.finish())
+
+    async def _receive_update(self, key: bytes, body: Receive) -> None:
+        self._receiving = key, body
+        try:
+            if self._followed == key:
+                self._follow_body(key, body)
+            await self._socket.move(body, limits.BODY_STALL_S)
+        finally:
+            self._receiving = None
+
+    def follow(self, key: bytes) -> None:
+        """Tell the daemon how far the update with this key is, from now on or from when it begins."""
+        self._followed = key
+        if self._receiving is not None and self._receiving[0] == key:
+            self._follow_body(*self._receiving)
+
+    def _follow_body(self, key: bytes, body: Receive) -> None:
+        def report(moved_bytes: int) -> None:  # in a mover's thread
+            self._loop.call_soon_threadsafe(self._shared.link.send, gm.Progress(key, moved_bytes))
+
+        body.follow(report)
+
+    # ---- a partial of another node ---------------------------------------------------------------------------------
+
+    async def take_partial(self, offer: cm.Offer) -> None:
+        """Take in a partial that another node offers.  Raise `Refused`."""
+        if not (math.isfinite(offer.weight) and offer.weight > 0):
+            raise Refused("bad-weight", "weight", f"a partial's weight is positive and finite, not {offer.weight}")
+        grant = await self._grants.ask(
+            gm.Offered(
+                self._conn,
+                offer.number,
+                offer.epoch,
+                offer.branch,
+                offer.members,
+                offer.data_bytes,
+                offer.meta_bytes,
+            )
+        )
+        if isinstance(grant, gm.Granted):
+            await self._land(grant, self._fill_partial(offer, grant), offer.data_bytes + offer.meta_bytes)
+
+    async def _fill_partial(self, offer: cm.Offer, grant: gm.Granted) -> None:
+        """Have data and contributions received, data straight into the object; seal it when both are what was sent."""
+        arena = self._shared.arena
+        key = Key.unpack(grant.key)
+        entry = arena.entry(key)
+        check_room(offer, entry)
+        view = arena.data(key)
+        meta = bytearray(offer.meta_bytes)
+        arriving, arriving_meta = ingest_check(view), ingest_check(memoryview(meta))
+        self._outbox.send(cm.Go(PARTIAL, offer.epoch))
+        if view:
+            await self._socket.move(Receive(self._socket.sock, arriving), limits.PEER_STALL_S)
+        if meta:
+            await self._socket.move(Receive(self._socket.sock, arriving_meta), limits.PEER_STALL_S)
+        async with asyncio.timeout(limits.PEER_STALL_S):
+            sums = await self._reader.read()
+        if not isinstance(sums, cm.Checksums):
+            raise RemoteFault(f"a partial's bytes are followed by {type(sums).__name__}, not by Checksums")
+        self._shared.received_bytes += offer.data_bytes + offer.meta_bytes
+        data = arriving.finish()
+        if (data, arriving_meta.finish()) != (sums.data, sums.meta):
+            raise Refused(DAMAGED, "checksum", "the partial's bytes were changed on their way; send it again")
+        await self._loop.run_in_executor(self._shared.checks, check_contributions, offer, meta)
+        arena.seal(key, offer.weight, offer.members, bytes(meta), data)
+
+    # ---- both ------------------------------------------------------------------------------------------------------
+
+    async def _land(self, grant: gm.Granted, filling: Awaitable[None], received_bytes: int) -> None:
+        """Have a granted object filled and sealed, and tell the daemon how it ended."""
+        try:
+            await filling
+        except (Refused, RemoteFault, OSError, EOFError, TimeoutError, StaleKey) as error:
+            writing = self._filling and not self._is_gone(error)
+            self._shared.link.send(gm.Aborted(self._conn, grant.key, self._socket.reason(error), writing))
+            if isinstance(error, StaleKey):
+                raise Refused("round-over", "round", "the round ended while the bytes were on their way") from error
+            raise
+        finally:
+            self._filling = False
+        self._shared.link.send(gm.Sealed(self._conn, grant.key, received_bytes))
+
+    def _is_gone(self, error: Exception) -> bool:
+        """Return whether it was the client that closed the connection: then it writes to its slot no more."""
+        return isinstance(error, EOFError | ConnectionError) and not self._socket.is_shut

@@ -1,0 +1,129 @@
+"""What goes to a client: frames, and the bodies of models, in order.
+
+A frame is sent at once when the socket takes it; else it waits in line (also behind the bytes of a model), at most
+`WAITING_BYTES_MAX`: a client that reads too slowly is disconnected.  One task flushes the line, while there
+is one.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import socket
+from collections import deque
+
+from lifl.core.fields import Message
+from lifl.core.protocol.frames import encode
+from lifl.node.gateway import limits
+from lifl.node.gateway.body_moves import Departed, Send
+from lifl.node.gateway.client_socket import ClientSocket
+
+Waiting = tuple[memoryview, int]
+"""The rest of a frame, and the descriptor that goes with its first byte (-1: none)."""
+
+
+class Outbox:
+    """The line of what waits for one client."""
+
+    def __init__(self, client_socket: ClientSocket) -> None:
+        self.flusher: asyncio.Task[None] | None = None
+        """The task that sends what waits, while something does."""
+        self._socket = client_socket
+        self._sock = client_socket.sock
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[Waiting | Send] = deque()
+        self._waiting_bytes = 0
+        self._body_sent: asyncio.Future[None] | None = None
+
+    def send(self, message: Message, descriptor: int = -1) -> None:
+        """Send a message, or put it in line; a client that is too far behind is disconnected."""
+        self.send_frame(encode(message), descriptor)
+
+    def send_frame(self, encoded: bytes, descriptor: int = -1) -> None:
+        """Do as `send` does, with a message in its frame."""
+        if self._socket.is_shut:
+            return
+        frame = memoryview(encoded)
+        if self.flusher is None:
+            try:
+                sent = self._send_now(frame, descriptor)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self._socket.shut()
+                return
+            if sent == len(frame):
+                return
+            if sent:
+                frame, descriptor = frame[sent:], -1
+        self._waiting.append((frame, descriptor))
+        self._waiting_bytes += len(frame)
+        if self._waiting_bytes > limits.WAITING_BYTES_MAX:
+            self._socket.cut(f"it does not read: {self._waiting_bytes} bytes wait for it")
+        self._flush_soon()
+
+    def send_body(self, view: memoryview, departed: Departed | None) -> asyncio.Future[None]:
+        """Put a body in line; the future is done when it is sent, or has the `OSError` that ended the connection."""
+        self._body_sent = self._loop.create_future()
+        self._waiting.append(Send(self._sock, view, departed))
+        self._flush_soon()
+        return self._body_sent
+
+    def _send_now(self, frame: memoryview, descriptor: int) -> int:
+        if descriptor < 0:
+            return self._sock.send(frame)
+        rights = array.array("i", [descriptor])
+        return self._sock.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+
+    def _flush_soon(self) -> None:
+        if self.flusher is None:
+            self.flusher = self._loop.create_task(self._flush())
+
+    async def _flush(self) -> None:
+        """Send what waits, in order."""
+        failed: Exception | None = None
+        try:
+            while self._waiting:
+                item = self._waiting.popleft()
+                if isinstance(item, Send):
+                    await self._socket.move(item, limits.BODY_STALL_S)
+                    self._settle_body(None)
+                else:
+                    async with asyncio.timeout(limits.BODY_STALL_S):
+                        await self._send_waiting(*item)
+                    self._waiting_bytes -= len(item[0])
+        except (OSError, TimeoutError) as error:
+            failed = error
+            if isinstance(error, TimeoutError):
+                self._socket.cut(self._socket.reason(error))
+            self._socket.shut()
+        finally:
+            self.flusher = None
+            if failed is not None:
+                self._waiting.clear()
+                self._settle_body(ConnectionResetError(f"the client is gone: {failed}"))
+
+    def _settle_body(self, error: OSError | None) -> None:
+        if self._body_sent is not None and not self._body_sent.done():
+            if error is None:
+                self._body_sent.set_result(None)
+            else:
+                self._body_sent.set_exception(error)
+
+    async def _send_waiting(self, frame: memoryview, descriptor: int) -> None:
+        if descriptor >= 0:
+            while True:
+                try:
+                    frame = frame[self._send_now(frame, descriptor) :]
+                    break
+                except BlockingIOError:
+                    await self._writable()
+        await self._loop.sock_sendall(self._sock, frame)
+
+    async def _writable(self) -> None:
+        ready = self._loop.create_future()
+        self._loop.add_writer(self._sock.fileno(), ready.set_result, None)
+        try:
+            await ready
+        finally:
+            self._loop.remove_writer(self._sock.fileno())

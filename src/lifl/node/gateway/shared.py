@@ -1,0 +1,44 @@
+"""What all connections of a gateway use."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from lifl.core.errors import Refused
+from lifl.core.protocol.frames import FRAME_BYTES_MAX
+from lifl.node.gateway import limits
+from lifl.node.gateway.body_moves import Movers
+from lifl.node.gateway.content import JobLayout
+from lifl.node.gateway.read_waiter import ReadWaiter
+from lifl.node.link import Link
+from lifl.shm.arena import Arena
+
+
+@dataclass
+class Shared:
+    """What all connections use.  The byte counters are the gateway's totals."""
+
+    link: Link
+    arena: Arena
+    movers: Movers
+    checks: ThreadPoolExecutor
+    read_waiter: ReadWaiter
+    node: str
+    jobs: dict[str, JobLayout] = field(default_factory=dict)
+    large_frames: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(limits.LARGE_FRAMES_MAX))
+    received_bytes: int = 0
+    sent_bytes: int = 0
+
+    def job(self, name: str) -> JobLayout:
+        """Return the layout of a job.  Raise `Refused` when no such job runs."""
+        job = self.jobs.get(name)
+        if job is None:
+            raise Refused("unknown-job", "job", f"this node runs no job {name!r}; see `lifl jobs`")
+        return job
+
+    def frame_bytes_max(self) -> int:
+        """Return the length of the longest frame that a client can have a reason to send: a Submit with its schema."""
+        longest = max((job.schema_bytes for job in self.jobs.values()), default=0)
+        return min(FRAME_BYTES_MAX, longest + limits.SMALL_FRAME_BYTES)
