@@ -26,6 +26,8 @@ import leaks
 import psutil
 import pytest
 
+from lifl import failpoints
+
 LIFL = [sys.executable, "-m", "lifl_cli.main"]
 COMMAND_TIMEOUT_S = 60.0
 LOG_TAIL_LINES = 80
@@ -91,18 +93,31 @@ def state_dir() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_lifl(*arguments: str, timeout_s: float = COMMAND_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
-    """`lifl` with these arguments, in a process of its own; its exit code is the test's business."""
+def run_lifl(
+    *arguments: str, timeout_s: float = COMMAND_TIMEOUT_S, points: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """`lifl` with these arguments, in a process of its own; its exit code is the test's business.
+
+    `points` are failpoints, as in the variable.
+    """
     return subprocess.run(
-        [*LIFL, *arguments], capture_output=True, text=True, check=False, timeout=timeout_s, stdin=subprocess.DEVNULL
+        [*LIFL, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout_s,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, failpoints.VARIABLE: points},
     )
 
 
 class Node:
     """A node of the test's own, started by `lifl up -d`; `info` is its start-up report."""
 
-    def __init__(self, state_dir: Path, flags: tuple[str, ...]) -> None:
+    def __init__(self, state_dir: Path, flags: tuple[str, ...], points: str = "") -> None:
         self.state_dir = state_dir
+        self.points = points
+        """Failpoints of all its processes, from the next start on."""
         # Given: measuring the capacity takes CPU at each start, and some tests hold several workers at work.
         self._flags = ("--capacity", "8", "--workers-max", "8", *flags)
         self.info: dict[str, Any] = {}
@@ -124,7 +139,7 @@ class Node:
     def up(self, *more: str) -> None:
         """Starts `lifld` and waits until it is ready."""
         flags = [*self._flags, *more]
-        done = run_lifl("up", "-d", "--json", "--state", str(self.state_dir), *flags)
+        done = run_lifl("up", "-d", "--json", "--state", str(self.state_dir), *flags, points=self.points)
         assert done.returncode == 0, done.stderr
         self.info = json.loads(done.stdout)
 
@@ -170,8 +185,8 @@ def start_node(state_dir: Path) -> Iterator[Callable[..., Node]]:
     """`start_node(*flags)` gives a running node with a small arena on a free port; it is stopped after the test."""
     nodes: list[Node] = []
 
-    def start(*flags: str, folder: Path = state_dir) -> Node:
-        node = Node(folder, ("--listen", "127.0.0.1:0", "--arena-bytes", "64MiB", *flags))
+    def start(*flags: str, folder: Path = state_dir, points: str = "") -> Node:
+        node = Node(folder, ("--listen", "127.0.0.1:0", "--arena-bytes", "64MiB", *flags), points)
         nodes.append(node)
         node.up()
         return node

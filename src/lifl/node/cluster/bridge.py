@@ -11,6 +11,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+from lifl import failpoints
 from lifl.core.coordinator.coordinator import Node
 from lifl.core.fields import Message
 from lifl.core.planning.capacity import NodeLoad
@@ -150,11 +151,15 @@ class Cluster:
 
     def send(self, node: int, order: Message) -> None:
         """An order for another node's agent."""
+        failpoints.hit("lifld.order.before")
         self.peers.send(node, order)
+        failpoints.hit("lifld.order.after")
 
     def report(self, report: Message) -> None:
         """A report for the coordinator."""
+        failpoints.hit("lifld.report.before")
         self.peers.report(report)
+        failpoints.hit("lifld.report.after")
 
     def rows(self) -> list[dict[str, Any]]:
         """What `lifl nodes` shows, the coordinator first."""

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from lifl import failpoints
 from lifl.core.errors import Refused, RemoteFault, StaleKey
 from lifl.core.fields import Message
 from lifl.core.ids import Key
@@ -300,7 +301,12 @@ class Connection:
 
     def deliver(self, encoded: bytes) -> None:
         """The daemon has a message for the client; it may be the answer to a question."""
+        is_ack = failpoints.on and isinstance(_TO_CLIENT.decode(encoded), cm.Accepted)
+        if is_ack:
+            failpoints.hit("gateway.ack.before")
         self._send_frame(framed(encoded))
+        if is_ack:
+            failpoints.hit("gateway.ack.after")
         if self._answer is None or self._answer.done():
             return
         try:
@@ -364,7 +370,9 @@ class Connection:
             self.send(cm.Go(submit.job, submit.round))
             await self._receive_update(grant.key, Receive(self._sock, content.arrival))
         self._shared.received_bytes += submit.data_bytes
+        failpoints.hit("gateway.seal.before")
         self._shared.arena.seal(key, submit.weight, 1, grant.member, content.finish())
+        failpoints.hit("gateway.seal.after")
 
     async def _receive_update(self, key: bytes, body: Receive) -> None:
         self._receiving = key, body
@@ -435,7 +443,9 @@ class Connection:
         if (data, arriving_meta.finish()) != (sums.data, sums.meta):
             raise Refused(DAMAGED, "checksum", "the partial's bytes were changed on their way; send it again")
         await self._loop.run_in_executor(self._shared.checks, check_members, offer, meta)
+        failpoints.hit("gateway.partial_seal.before")
         arena.seal(key, offer.weight, offer.members, bytes(meta), data)
+        failpoints.hit("gateway.partial_seal.after")
 
     # ---- a model ---------------------------------------------------------------------------------------------------
 
