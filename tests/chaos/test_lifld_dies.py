@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import Node
 from fleet import (
+    WAIT_S,
     WITH_MIDDLES,
     Fleet,
     Gate,
@@ -154,7 +155,7 @@ def test_in_the_middle_of_uploads(start_node: Callable[..., Node]) -> None:
         def progress(sent: int, total: int) -> None:
             if sent < total and not go_on.is_set():
                 halfway.release()
-                assert go_on.wait(40)
+                assert go_on.wait(WAIT_S)
 
         round_.submit(tensors, weight, metrics, progress if trainer.index else None)
 
@@ -162,7 +163,7 @@ def test_in_the_middle_of_uploads(start_node: Callable[..., Node]) -> None:
     with fleet(node.address, "j", 3, oracle.update, play) as team:
         watch.wait("update.accepted", 1)
         for _ in range(2):
-            assert halfway.acquire(timeout=40)
+            assert halfway.acquire(timeout=WAIT_S)
         node.kill()
         go_on.set()
         node.up("--listen", node.address)
