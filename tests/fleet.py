@@ -14,6 +14,7 @@ import os
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ from lifl import Client
 from lifl.client import Round, Submission
 from lifl.core.errors import LiflError
 from lifl.core.protocol import cli as om
+from lifl.core.protocol import client as cm
 from lifl.core.schema import Layout, TensorSpec
 from lifl.shm.arena import Arena
 from lifl.shm.layout import Entry, State
@@ -364,6 +366,21 @@ class Fleet:
         self.release()
         for trainer in self.trainers:
             trainer.client._closed.set()
+
+
+def note_busy(trainer: Trainer, told_busy: Counter[int]) -> None:
+    """Counts how often the node tells the trainer to ask again later; it asks soon."""
+    client = trainer.client
+    answer, pause = client._answer, client._pause
+
+    def noted(*arguments: Any) -> Any:
+        message = answer(*arguments)
+        if isinstance(message, cm.Busy):
+            told_busy[trainer.index] += 1
+        return message
+
+    client._answer = noted  # type: ignore[method-assign]
+    client._pause = lambda _pause_s: pause(0.1)  # type: ignore[method-assign]
 
 
 def name_of(index: int) -> str:
