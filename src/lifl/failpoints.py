@@ -91,6 +91,7 @@ POINTS = {
     "lifld.task.after": "it is sent",
     "lifld.child.before": "messages are to be sent to the gateway or to the zygote",
     "lifld.child.after": "they are sent",
+    "lifld.drain.before": "lifld has been told to end; rounds whose updates are all in are to be waited for",
     "lifld.order.before": "the coordinator's order is to be sent to another node's agent",
     "lifld.order.after": "it is sent",
     "lifld.report.before": "an agent's report is to be sent to the coordinator",

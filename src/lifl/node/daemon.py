@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 import uvloop
 
+from lifl import failpoints
 from lifl.core import effects as fx
 from lifl.core.config.node import NodeConfig
 from lifl.core.coordinator.coordinator import Node
@@ -161,6 +162,7 @@ class Daemon:
 
     async def drain(self) -> None:
         """Lets rounds whose updates are all in commit, then tells the others' clients that their updates expired."""
+        failpoints.hit("lifld.drain.before")
         self._settled = asyncio.Event()
         self.engine.leave(time.monotonic())
         self.perform()
