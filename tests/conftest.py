@@ -25,6 +25,7 @@ from typing import Any
 import leaks
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 from whole_run import PART, pytest_configure, pytest_sessionfinish, pytest_terminal_summary
 
 from lifl import failpoints
@@ -32,8 +33,12 @@ from lifl import failpoints
 __all__ = ["pytest_configure", "pytest_sessionfinish", "pytest_terminal_summary"]
 
 LIFL = [sys.executable, "-m", "lifl_cli.main"]
-COMMAND_TIMEOUT_S = 60.0
+COMMAND_TIMEOUT_S = 120.0
 LOG_TAIL_LINES = 80
+
+# How long an example takes, or the making of its data, says something of the machine and nothing of the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="module", autouse=True)

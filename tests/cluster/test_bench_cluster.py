@@ -11,7 +11,7 @@ import pytest
 from lifl.examples.netns import why_not
 
 BENCH = Path(__file__).parents[2] / "bench" / "cluster.py"
-TIMEOUT_S = 120.0
+TIMEOUT_S = 600.0
 
 
 @pytest.mark.skipif(bool(why_not()), reason=f"NOT TESTED: it needs namespaces, and {why_not()}")

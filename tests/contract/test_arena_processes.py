@@ -88,7 +88,7 @@ def name(request):
 def run_daemon(name, fatal, seed):
     """What a daemon said before it was killed at line `fatal`."""
     command = [sys.executable, "-c", DAEMON, name, str(fatal), str(seed), str(ARENA_BYTES), str(ENTRIES)]
-    done = subprocess.run(command, capture_output=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, check=False, timeout=300)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -257,7 +257,7 @@ def test_a_small_dev_shm_is_filled_to_the_last_page_and_not_beyond(name):
     """)
     script = f'mount -t tmpfs -o size=1m lifl-test {SHM_FOLDER} && exec "$@"'
     command = ["unshare", "-m", "sh", "-c", script, "sh", sys.executable, "-c", code, name]
-    done = subprocess.run(command, capture_output=True, check=False, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, check=False, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert not os.path.exists(SHM_FOLDER + name)
 
@@ -325,7 +325,7 @@ def test_prefault_makes_huge_pages_that_every_process_maps_at_once(arena):
             print(sum(int(line.split()[1]) for line in smaps if line.startswith("ShmemPmdMapped:")))
     """
     command = [sys.executable, "-c", textwrap.dedent(code), arena.name]
-    shown = subprocess.run(command, capture_output=True, check=True, text=True, timeout=60).stdout
+    shown = subprocess.run(command, capture_output=True, check=True, text=True, timeout=300).stdout
     assert int(shown) * 1024 == 4 * CHUNK_BYTES
 
 
