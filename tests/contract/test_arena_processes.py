@@ -312,7 +312,7 @@ def test_a_segment_is_mapped_where_huge_pages_fit_and_unmapped_with_its_last_vie
 
 def test_prefault_makes_huge_pages_that_every_process_maps_at_once(arena):
     populating = Prefault(arena)
-    assert populating.wait(30)
+    assert populating.wait(300)
     if populating.refused:
         pytest.skip(f"huge pages of shared memory: {os.strerror(populating.refused)}")
     assert populating.huge_bytes == 4 * CHUNK_BYTES
@@ -365,7 +365,7 @@ def test_prefault_maps_all_of_the_arena_and_changes_nothing_that_others_write(ar
     writer.start()
     for _ in range(20):
         populating = Prefault(arena)
-        assert populating.wait(30)
+        assert populating.wait(300)
         assert populating.error is None
     stop.set()
     writer.join()
@@ -382,11 +382,11 @@ def test_prefault_stops_after_its_chunk_and_then_holds_nothing(name, monkeypatch
 
     def populate(view):
         made.set()
-        assert stopped.wait(30)
+        assert stopped.wait(300)
 
     monkeypatch.setattr(prefault, "populate", populate)
     populating = Prefault(arena)
-    assert made.wait(30)
+    assert made.wait(300)
     monkeypatch.setattr(populating._thread, "join", stopped.set)  # the stop is told, then waits
     populating.stop()
     monkeypatch.undo()
@@ -399,7 +399,7 @@ def test_an_arena_closed_under_a_prefault_stays_mapped_until_it_ends(name):
     arena = Arena.create(name, 64 * CHUNK_BYTES, NODE, ENTRIES)
     populating = Prefault(arena)
     arena.close(unlink=True)
-    assert populating.wait(30)
+    assert populating.wait(300)
     assert populating.error is None
     assert arena.close()
 
@@ -410,7 +410,7 @@ def test_memory_that_runs_out_under_a_prefault_is_told(arena, monkeypatch):
 
     monkeypatch.setattr(prefault, "populate", populate)
     populating = Prefault(arena)
-    assert populating.wait(30)
+    assert populating.wait(300)
     assert isinstance(populating.error, ResourceFault)
     assert populating.done_bytes == 0
 
@@ -419,6 +419,6 @@ def test_prefault_ends_at_the_arena(arena):
     with pytest.raises(LocalFault):
         Prefault(arena, arena.arena_bytes + 1)
     some = Prefault(arena, CHUNK_BYTES + 1)
-    assert some.wait(30)
+    assert some.wait(300)
     assert some.done_bytes == CHUNK_BYTES + 1
     assert layout.data_offset(ENTRIES) < CHUNK_BYTES
