@@ -1,6 +1,7 @@
 # make demo         a node, 16 trainers, real data, on this machine
 # make demo-cluster three nodes on this machine, 60 clients, one node is killed (needs root)
 # make test         ruff, mypy and all tests           (ARGS="-k arena" is handed to pytest)
+# make test-loads   all tests three times: on the machine as it is, with all cores kept busy, and on one core
 # make sim SEED=17  one life of the simulated cluster, told event by event   (HOSTS=1: of a single node)
 # make bench        LIFL beside serverful and serverless aggregation, Flower and NVFlare; writes bench/results/REPORT.md
 # make bench-quick  the same with small sizes: that all of it runs and is right
@@ -24,7 +25,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 /usr/bin/pyt
 MAY_INSTALL = [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 APT_INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
-.PHONY: setup demo demo-cluster test lint sim bench bench-quick bench-node bench-cluster clean
+.PHONY: setup demo demo-cluster test test-loads lint sim bench bench-quick bench-node bench-cluster clean
 
 setup: $(READY)
 
@@ -64,8 +65,14 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy src cli bpf
 
+# Two processes run the test files, for half of what a test does is to wait.
+TEST_FLAGS := -n 2 --dist loadfile --durations=20
+
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(TEST_FLAGS) $(ARGS)
+
+test-loads: $(READY)
+	@$(BIN)/python tests/loads.py $(TEST_FLAGS) $(ARGS)
 
 sim: $(READY)
 	@test -n "$(SEED)" || { echo "which life?  make sim SEED=17 [HOSTS=3]"; exit 2; }

@@ -1,8 +1,9 @@
 """What all tests share: a node by the command line, and a look at what each test file leaves behind.
 
-A test file fails when, after its last test, a process that it started still lives, its own process has more
-descriptors of sockets, shared memory, eBPF or pipes than before, or (where the machine is the run's own)
-shared memory, eBPF objects or network namespaces are left.
+A test file fails when, after its last test, a process that it started still lives, or its own process has more
+descriptors of sockets, shared memory, eBPF or pipes than before.  Where the machine is the run's own, so does a run
+that leaves shared memory, eBPF objects, network namespaces or mounts: the file that did when one process runs all
+tests, else (pytest -n) the run as a whole (`whole_run.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,13 +25,20 @@ from typing import Any
 import leaks
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
+from whole_run import PART, pytest_configure, pytest_sessionfinish, pytest_terminal_summary
+
+from lifl import failpoints
+
+__all__ = ["pytest_configure", "pytest_sessionfinish", "pytest_terminal_summary"]
 
 LIFL = [sys.executable, "-m", "lifl_cli.main"]
-COMMAND_TIMEOUT_S = 60.0
+COMMAND_TIMEOUT_S = 120.0
 LOG_TAIL_LINES = 80
 
-# All descendants inherit it.
-os.environ.setdefault(leaks.MARK, f"pytest-{uuid.uuid4().hex}")
+# How long an example takes, or the making of its data, says something of the machine and nothing of the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,7 +49,7 @@ def leak_check() -> Iterator[None]:
     found = [f"process {pid}: {text}" for pid, text in leaks.settled(lambda: _new_processes(processes)).items()]
     gc.collect()
     found += [f"descriptors: {count} more of {kind}" for kind, count in (_descriptors() - fds).items()]
-    if os.environ.get(leaks.OWN_MACHINE):
+    if os.environ.get(leaks.OWN_MACHINE) and not PART:
         found += leaks.machine_leaks(machine)
     assert not found, "left behind: " + "; ".join(found)
 
@@ -91,18 +98,31 @@ def state_dir() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_lifl(*arguments: str, timeout_s: float = COMMAND_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
-    """`lifl` with these arguments, in a process of its own; its exit code is the test's business."""
+def run_lifl(
+    *arguments: str, timeout_s: float = COMMAND_TIMEOUT_S, points: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """`lifl` with these arguments, in a process of its own; its exit code is the test's business.
+
+    `points` are failpoints, as in the variable.
+    """
     return subprocess.run(
-        [*LIFL, *arguments], capture_output=True, text=True, check=False, timeout=timeout_s, stdin=subprocess.DEVNULL
+        [*LIFL, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout_s,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, failpoints.VARIABLE: points},
     )
 
 
 class Node:
     """A node of the test's own, started by `lifl up -d`; `info` is its start-up report."""
 
-    def __init__(self, state_dir: Path, flags: tuple[str, ...]) -> None:
+    def __init__(self, state_dir: Path, flags: tuple[str, ...], points: str = "") -> None:
         self.state_dir = state_dir
+        self.points = points
+        """Failpoints of all its processes, from the next start on."""
         # Given: measuring the capacity takes CPU at each start, and some tests hold several workers at work.
         self._flags = ("--capacity", "8", "--workers-max", "8", *flags)
         self.info: dict[str, Any] = {}
@@ -124,7 +144,7 @@ class Node:
     def up(self, *more: str) -> None:
         """Starts `lifld` and waits until it is ready."""
         flags = [*self._flags, *more]
-        done = run_lifl("up", "-d", "--json", "--state", str(self.state_dir), *flags)
+        done = run_lifl("up", "-d", "--json", "--state", str(self.state_dir), *flags, points=self.points)
         assert done.returncode == 0, done.stderr
         self.info = json.loads(done.stdout)
 
@@ -170,8 +190,8 @@ def start_node(state_dir: Path) -> Iterator[Callable[..., Node]]:
     """`start_node(*flags)` gives a running node with a small arena on a free port; it is stopped after the test."""
     nodes: list[Node] = []
 
-    def start(*flags: str, folder: Path = state_dir) -> Node:
-        node = Node(folder, ("--listen", "127.0.0.1:0", "--arena-bytes", "64MiB", *flags))
+    def start(*flags: str, folder: Path = state_dir, points: str = "") -> Node:
+        node = Node(folder, ("--listen", "127.0.0.1:0", "--arena-bytes", "64MiB", *flags), points)
         nodes.append(node)
         node.up()
         return node

@@ -14,6 +14,7 @@ import os
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,12 +31,13 @@ from lifl import Client
 from lifl.client import Round, Submission
 from lifl.core.errors import LiflError
 from lifl.core.protocol import cli as om
+from lifl.core.protocol import client as cm
 from lifl.core.schema import Layout, TensorSpec
 from lifl.shm.arena import Arena
 from lifl.shm.layout import Entry, ObjectState
 
-WAIT_S = 40.0
-"""Longer than anything here takes on a busy machine; who waits so long has found a bug."""
+WAIT_S = 120.0
+"""Far longer than anything here takes on a busy machine: only a failing test waits so long."""
 STEPS = 720_720
 """Divisible by 1 to 16, so that the mean of an integer tensor is an integer."""
 
@@ -48,6 +50,19 @@ def seeded(request_name: str) -> random.Random:
     seed = os.environ.get("LIFL_SEED") or str(time.time_ns())
     print(f"LIFL_SEED={seed} repeats {request_name}")
     return random.Random(f"{request_name}/{seed}")
+
+
+def deadlines(first_s: float) -> Iterator[float]:
+    """Deadlines to try, each twice as long as the one before.
+
+    For a test in which some things come before a deadline and others never: it takes the first deadline before which
+    the former have come on this machine, and expects everything else exactly.
+    """
+    deadline_s = first_s
+    while deadline_s < WAIT_S:
+        yield deadline_s
+        deadline_s *= 2
+    raise AssertionError(f"not even {deadline_s / 2:g} s were enough")
 
 
 def until(what: str, look: Callable[[], Any]) -> Any:
@@ -227,6 +242,22 @@ class Watch:
             assert or_end or len(found()) >= count, f"the events ended before {count} {name} {fields}: {said}"
             return found()[:count]
 
+    def wait_any(self, *names: str, **fields: Any) -> om.Event:
+        """The first event of one of these names; of `fields` those count that it has."""
+
+        def found() -> om.Event | None:
+            for event in self.events:
+                if event.name in names and all(event.fields.get(k, v) == v for k, v in fields.items()):
+                    return event
+            return None
+
+        with self._changed:
+            came = self._changed.wait_for(lambda: found() or self.ended, WAIT_S)
+            event = found()
+            said = [(event.name, event.fields.get("round")) for event in self.events]
+            assert came and event is not None, f"no {' or '.join(names)} {fields} came; came: {said}"
+            return event
+
     def over(self) -> dict[str, Any]:
         """Waits for the job's end; its status and reason."""
         return self.wait("job.over")[0].fields
@@ -335,6 +366,21 @@ class Fleet:
         self.release()
         for trainer in self.trainers:
             trainer.client._closed.set()
+
+
+def note_busy(trainer: Trainer, told_busy: Counter[int]) -> None:
+    """Counts how often the node tells the trainer to ask again later; it asks soon."""
+    client = trainer.client
+    answer, pause = client._answer, client._pause
+
+    def noted(*arguments: Any) -> Any:
+        message = answer(*arguments)
+        if isinstance(message, cm.Busy):
+            told_busy[trainer.index] += 1
+        return message
+
+    client._answer = noted  # type: ignore[method-assign]
+    client._pause = lambda _pause_s: pause(0.1)  # type: ignore[method-assign]
 
 
 def name_of(index: int) -> str:

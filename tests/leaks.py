@@ -1,9 +1,10 @@
 """What a node could leave behind on a machine, and how a test run finds it.
 
 Everything that a test run starts inherits one environment variable (`MARK`), so its processes are told
-apart from all others, daemons included.  Shared memory, eBPF objects and network namespaces carry no such
-mark: their changes are held against the run only where the machine is the run's own (`LIFL_OWN_MACHINE=1`,
-which `.ci/run` sets).
+apart from all others, daemons included; a part of a run has a mark below the run's (``run/part``).  Shared memory,
+eBPF objects, network namespaces and mounts carry no such mark: their changes are held against the run only where the
+machine is the run's own (`LIFL_OWN_MACHINE=1`, which `.ci/run` sets).  Descriptors are counted in the test's process
+(`conftest.py`); those of other processes go with them.
 
     python tests/leaks.py save FILE        python tests/leaks.py compare FILE
 """
@@ -45,15 +46,22 @@ def namespaces() -> set[str]:
     return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
+def mounts() -> set[str]:
+    """What is mounted where; network namespaces have names of their own."""
+    lines = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return {f"{line[line.index('-') + 1]} at {line[4]}" for line in lines if "nsfs" not in line}
+
+
 def marked_processes(mark: str) -> dict[int, str]:
-    """The living processes with `MARK=mark` in their environment, this one apart: command line by pid."""
-    wanted = f"{MARK}={mark}".encode()
+    """The living processes with this mark or one below it, this process apart: command line by pid."""
+    exactly, below = f"{MARK}={mark}".encode(), f"{MARK}={mark}/".encode()
     found = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit() or int(folder.name) == os.getpid():
             continue
         try:
-            if wanted in (folder / "environ").read_bytes().split(b"\0"):
+            words = (folder / "environ").read_bytes().split(b"\0")
+            if any(word == exactly or word.startswith(below) for word in words):
                 found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:200]
         except OSError:
             continue  # it has ended, or belongs to another user
@@ -98,7 +106,12 @@ def _kind(command: int, number: int) -> int:
 
 def machine() -> dict[str, set[str]]:
     """All that carries no mark."""
-    return {"shared memory": segments(), "eBPF objects": bpf_objects(), "network namespaces": namespaces()}
+    return {
+        "shared memory": segments(),
+        "eBPF objects": bpf_objects(),
+        "network namespaces": namespaces(),
+        "mounts": mounts(),
+    }
 
 
 def machine_leaks(before: dict[str, set[str]]) -> list[str]:

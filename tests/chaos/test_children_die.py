@@ -5,14 +5,17 @@ from __future__ import annotations
 import random
 import signal
 import threading
+import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from conftest import Node
-from fleet import Fleet, Gate, OneHot, Watch, arena_use, ask, fleet, gated, seeded, submit, until
+from fleet import WAIT_S, Fleet, Gate, OneHot, Watch, arena_use, ask, fleet, gated, seeded, submit, until
+from stops import Stops, Visit
 
+from lifl import Client
 from lifl.client import JobCancelled
 from lifl.core.protocol import cli as om
 
@@ -59,44 +62,53 @@ def finished(node: Node, job: str, team: Fleet, oracle: OneHot) -> list[dict]:
     return lines
 
 
-@contextmanager
-def chaos(draw: random.Random, pause_max_s: float, strike: Callable[[], None]):
-    """`strike` is called again and again, after random pauses, while the block runs; yields the number of calls."""
-    over, count = threading.Event(), [0]
+class Strikes:
+    """Kills the processes that come to some failpoints, at `count` visits drawn from the first `among`.
 
-    def run() -> None:
-        while not over.wait(draw.uniform(0, pause_max_s)):
-            strike()
-            count[0] += 1
+    Between the rounds of a test there are at least so many visits; who dies comes again, so each strike is made.
+    """
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield count
-    finally:
-        over.set()
-        thread.join()
+    def __init__(self, draw: random.Random, count: int, among: int) -> None:
+        self._at = set(draw.sample(range(among), count))
+        self._visits = 0
+        self.made: list[str] = []
+
+    def __call__(self, visit: Visit) -> str:
+        self._visits += 1
+        if self._visits - 1 not in self._at:
+            return ""
+        self.made.append(visit.point)
+        return "kill"
+
+
+WORKERS_POINTS = (
+    "worker.start.before",
+    "worker.seal.before",
+    "worker.seal.after",
+    "worker.keys.before",
+    "worker.keys.after",
+    "worker.done.after",
+    "worker.file_fsync.before",
+    "worker.file_fsync.after",
+    "worker.folder_fsync.before",
+    "worker.folder_fsync.after",
+)
 
 
 @pytest.mark.parametrize("redirector", ["auto", "unix"])
 @pytest.mark.parametrize("timing", ["eager", "lazy"])
-def test_workers_at_random_moments(start_node: Callable[..., Node], timing: str, redirector: str) -> None:
-    draw = seeded("test_workers_at_random_moments")
-    node, oracle = start_node("--redirector", redirector), OneHot(N)
-    killed = []
-
-    def strike() -> None:
-        living = workers(node)
-        if living:
-            killed.append(draw.choice(living))
-            kill(killed[-1])
-
-    submit(node, "j", oracle.model(), job__rounds=12, aggregation__timing=timing)
-    with fleet([node.address, str(node.state_dir)], "j", N, oracle.update) as team, chaos(draw, 0.04, strike):
-        lines = finished(node, "j", team, oracle)
-    assert [line["receipt"]["counted"] for line in lines] == [N] * 12
-    assert [line["attempt"] for line in lines] == [1] * 12, "the death of a worker must not fail a round"
-    assert len(killed) >= 5
+def test_workers_at_random_points(start_node: Callable[..., Node], timing: str, redirector: str) -> None:
+    draw, rounds = seeded("test_workers_at_random_points"), 12
+    # Each round's model alone is sealed, told and written by a worker that passes seven of the points.
+    strikes = Strikes(draw, count=10, among=7 * rounds)
+    with Stops(*WORKERS_POINTS, decide=strikes) as stops:
+        node, oracle = start_node("--redirector", redirector, points=stops.variable), OneHot(N)
+        submit(node, "j", oracle.model(), job__rounds=rounds, aggregation__timing=timing)
+        with fleet([node.address, str(node.state_dir)], "j", N, oracle.update) as team:
+            lines = finished(node, "j", team, oracle)
+    assert [line["receipt"]["counted"] for line in lines] == [N] * rounds
+    assert [line["attempt"] for line in lines] == [1] * rounds, "the death of a worker must not fail a round"
+    assert len(strikes.made) == 10
 
 
 @pytest.mark.parametrize("place", ["fold", "merge", "finish"])
@@ -121,31 +133,38 @@ def test_a_worker_at_work(start_node: Callable[..., Node], place: str) -> None:
     assert any(task["attempt"] > 1 for task in line["receipt"]["tree"] if task["role"] == role)
 
 
-def test_a_worker_that_writes_a_checkpoint(start_node: Callable[..., Node]) -> None:
-    node, oracle = start_node("--redirector", "unix"), OneHot(N)
-    draw = seeded("test_a_worker_that_writes_a_checkpoint")
-    submit(node, "j", oracle.model(), job__rounds=3)
-    watch = Watch(node, "j")
-    with fleet(node.address, "j", N, oracle.update) as team:
-        for number in (1, 2, 3):
-            watch.wait("update.accepted", N, round=number)
-            threading.Event().wait(draw.uniform(0, 0.01))
-            for pid in workers(node):
-                kill(pid)
-        finished(node, "j", team, oracle)
+@pytest.mark.parametrize("point", [point for point in WORKERS_POINTS if "fsync" in point])
+def test_a_worker_that_writes_a_checkpoint(start_node: Callable[..., Node], point: str) -> None:
+    """The file is not there, half there, there without its name, or there and not told of: it is there in the end."""
+    with Stops(point) as stops:
+        node, oracle = start_node("--redirector", "unix", points=stops.variable), OneHot(N)
+        writer = stops.hold(point)  # of the initial model
+        submit(node, "j", oracle.model(), job__rounds=2)
+        writer.reached().kill()
+        with fleet(node.address, "j", N, oracle.update) as team:
+            for _ in range(2):
+                writer = stops.hold(point)
+                writer.reached().kill()
+            lines = finished(node, "j", team, oracle)
+    assert [line["attempt"] for line in lines] == [1] * 2, "the death of a worker must not fail a round"
 
 
-def test_the_zygote_at_random_moments(start_node: Callable[..., Node]) -> None:
-    draw = seeded("test_the_zygote_at_random_moments")
-    node, oracle = start_node("--idle-timeout-s", "0"), OneHot(N)
-    submit(node, "j", oracle.model(), job__rounds=5)
-    watch = Watch(node, "j")
-    with fleet(node.address, "j", N, oracle.update) as team:
-        for number in range(1, 5):  # more within a minute would end the node: it takes a zygote that dies so for broken
-            watch.wait("update.accepted", draw.randint(1, N), round=number)
-            child(node, "lifl.worker.zygote").kill()
-        lines = finished(node, "j", team, oracle)
-    assert [line["attempt"] for line in lines] == [1] * 5
+@pytest.mark.parametrize("point", ["zygote.fork.before", "zygote.fork.after", "worker.start.before"])
+def test_the_zygote_at_a_fork(start_node: Callable[..., Node], point: str) -> None:
+    rounds = 5
+    with Stops(point) as stops:
+        node = start_node("--idle-timeout-s", "0", points=stops.variable)
+        oracle = OneHot(N)
+        submit(node, "j", oracle.model(), job__rounds=rounds)
+        with fleet(node.address, "j", N, oracle.update) as team:
+            for _ in range(rounds - 1):  # more within a minute would end the node: it takes it for broken
+                fork = stops.hold(point)
+                visit = fork.reached()
+                child(node, "lifl.worker.zygote").kill()
+                visit.go()
+            lines = finished(node, "j", team, oracle)
+    assert [line["receipt"]["counted"] for line in lines] == [N] * rounds
+    assert [line["attempt"] for line in lines] == [1] * rounds
 
 
 def test_a_zygote_that_always_dies_ends_the_node_with_a_reason(start_node: Callable[..., Node]) -> None:
@@ -200,13 +219,13 @@ def test_the_gateway_in_the_middle_of_uploads(start_node: Callable[..., Node]) -
         def progress(sent: int, total: int) -> None:
             if sent < total and not go_on.is_set():
                 halfway.release()
-                assert go_on.wait(40)
+                assert go_on.wait(WAIT_S)
 
         round_.submit(tensors, weight, metrics, progress)
 
     with fleet(node.address, "j", 4, oracle.update, play) as team:
         for _ in range(4):
-            assert halfway.acquire(timeout=40)
+            assert halfway.acquire(timeout=WAIT_S)
         assert ask(node, om.JobStatus("j"))["now"]["uploading"] == 4
         child(node, "lifl.node.gateway.main").kill()
         until("free slots", lambda: ask(node, om.JobStatus("j"))["now"]["uploading"] == 0)
@@ -214,18 +233,34 @@ def test_the_gateway_in_the_middle_of_uploads(start_node: Callable[..., Node]) -
         finished(node, "j", team, oracle)
 
 
-def test_the_gateway_at_random_moments(start_node: Callable[..., Node]) -> None:
-    draw = seeded("test_the_gateway_at_random_moments")
-    node, oracle = start_node(), OneHot(N)
-    submit(node, "j", oracle.model(), job__rounds=6)
-    watch = Watch(node, "j")
-    with fleet([node.address, str(node.state_dir)], "j", N, oracle.update) as team:
-        for number in range(1, 6):
-            watch.wait("update.accepted", draw.randint(1, N), round=number)
-            threading.Event().wait(draw.uniform(0, 0.01))
-            child(node, "lifl.node.gateway.main").kill()
-        lines = finished(node, "j", team, oracle)
-    assert [line["receipt"]["counted"] for line in lines] == [N] * 6
+GATEWAYS_POINTS = ("gateway.seal.before", "gateway.seal.after", "gateway.ack.before", "gateway.ack.after")
+
+
+def test_the_gateway_at_random_points(start_node: Callable[..., Node]) -> None:
+    draw, rounds = seeded("test_the_gateway_at_random_points"), 6
+    strikes = Strikes(draw, count=6, among=len(GATEWAYS_POINTS) * N)
+    with Stops(*GATEWAYS_POINTS, decide=strikes) as stops:
+        node, oracle = start_node(points=stops.variable), OneHot(N)
+        submit(node, "j", oracle.model(), job__rounds=rounds)
+        with fleet([node.address, str(node.state_dir)], "j", N, oracle.update) as team:
+            lines = finished(node, "j", team, oracle)
+    assert [line["receipt"]["counted"] for line in lines] == [N] * rounds
+    assert len(strikes.made) == 6
+
+
+@pytest.mark.parametrize(
+    ("point", "direct"), [*((point, False) for point in GATEWAYS_POINTS), (GATEWAYS_POINTS[1], True)]
+)
+def test_the_gateway_between_two_steps_of_an_update(start_node: Callable[..., Node], point: str, direct: bool) -> None:
+    """Whether it was sealed, or the client told so: it counts once."""
+    with Stops(point) as stops:
+        node, oracle = start_node("--redirector", "unix", points=stops.variable), OneHot(3)
+        submit(node, "j", oracle.model())
+        last = stops.hold(point)
+        with fleet(str(node.state_dir) if direct else node.address, "j", 3, oracle.update) as team:
+            last.reached().kill()
+            (line,) = finished(node, "j", team, oracle)
+    assert (line["receipt"]["counted"], line["attempt"]) == (3, 1)
 
 
 def test_clients_learn_of_all_rounds_that_were_committed_while_they_were_away(start_node: Callable[..., Node]) -> None:
@@ -246,22 +281,32 @@ def test_clients_learn_of_all_rounds_that_were_committed_while_they_were_away(st
     assert [line["receipt"]["counted"] for line in lines] == [4] * 4
 
 
-def test_a_client_that_waits_long_outlives_two_gateways(start_node: Callable[..., Node]) -> None:
-    """`give_up_after_s` is how long the node may be away at a stretch, not since the first break."""
+def test_a_client_that_waits_long_outlives_two_gateways(
+    start_node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`give_up_after_s` is how long the node may be away at a stretch, not since the first break.
+
+    Between the breaks the client's clock jumps by more than that.
+    """
+    jumped_s = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + jumped_s[0], time_ns=time.time_ns)
+    monkeypatch.setattr("lifl.client.client.time", clock)
     node, oracle = start_node("--redirector", "unix"), OneHot(2)
     submit(node, "j", oracle.model())
     with fleet(node.address, "j", 1, oracle.update) as team:
-        team.trainers[0].client.give_up_after_s = 1.5
-
-        def is_back() -> bool:
-            return bool(ask(node, om.JobStatus("j"))["job"]["clients"] or team.errors())
-
+        client = team.trainers[0].client
+        before = None
         for _ in range(2):
-            until("the client's return", is_back)
+            before = until("the client's return", lambda: team.errors() or returned(client, before))  # noqa: B023
+            jumped_s[0] += 2 * client.give_up_after_s
             child(node, "lifl.node.gateway.main").kill()
-            threading.Event().wait(1.6)
-        until("the client's return", is_back)
+        until("the client's return", lambda: team.errors() or returned(client, before))
         assert not team.errors()
         ask(node, om.CancelJob("j"))
         team.join(well=False)
         assert isinstance(team.errors()[0], JobCancelled)
+
+
+def returned(client: Client, before: object) -> object:
+    """The client's connection, if it has another one than before and it is greeted there."""
+    return client._stream if client._stream is not before else None

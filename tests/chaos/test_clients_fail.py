@@ -6,16 +6,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import Node
-from fleet import WAIT_S, Fleet, OneHot, Watch, arena_use, ask, fleet, name_of, objects, submit, until
+from fleet import WAIT_S, Fleet, OneHot, Watch, arena_use, ask, deadlines, fleet, name_of, objects, submit, until
 
 from lifl import Client
 from lifl.client import JobFailed, Refused, RoundEnded
 from lifl.client.client import Round
+from lifl.core.errors import LiflError
 from lifl.core.ids import Kind
 from lifl.core.protocol import cli as om
 from lifl.shm.layout import State
@@ -221,7 +223,7 @@ def test_a_client_that_starts_again_does_not_count_twice(start_node: Callable[..
     with fleet(node.address, "j", N, oracle.update, held=[(5, 1)]) as team:
         watch.wait("update.accepted", N - 1, round=1)
         again = Fleet(node.address, "j", 1, oracle.update).start()
-        team.trainers[0].join(40)
+        team.trainers[0].join(WAIT_S)
         # Who joins under a name that is taken takes its place; the one before is told.
         assert isinstance(team.trainers[0].error, Refused)
         assert "another connection" in str(team.trainers[0].error)
@@ -236,33 +238,62 @@ def test_a_client_that_starts_again_does_not_count_twice(start_node: Callable[..
 
 @pytest.mark.parametrize("timing", ["eager", "lazy"])
 def test_at_the_deadline_a_quorum_commits_without_stragglers(start_node: Callable[..., Node], timing: str) -> None:
-    node, oracle = start_node(), OneHot(N)
-    selection = {"selection__quorum": 3, "selection__deadline_s": 0.7}
-    submit(node, "j", oracle.model(), job__rounds=2, aggregation__timing=timing, **selection)
-    watch = Watch(node, "j")
-    with fleet(node.address, "j", N, oracle.update, held=[(1, 1), (4, 1), (2, 2)]) as team:
-        watch.wait("round.committed", round=1)
-        team.release(1, 4)  # too late for round 1; then they are in time for round 2
-        watch.wait("round.committed", round=2)
-        team.release()
-        lines = finished(node, "j", team, oracle)
+    node = start_node()
+    for deadline_s in deadlines(0.1):
+        if quorum_commits_at_the_deadline(node, f"j{deadline_s:g}", deadline_s, timing):
+            return
+
+
+def quorum_commits_at_the_deadline(node: Node, job: str, deadline_s: float, timing: str) -> bool:
+    """False when those that are no stragglers did not come before the deadline either."""
+    oracle = OneHot(N)
+    selection = {"selection__quorum": 3, "selection__deadline_s": deadline_s}
+    submit(node, job, oracle.model(), job__rounds=2, aggregation__timing=timing, **selection)
+    watch = Watch(node, job)
+    with fleet(node.address, job, N, oracle.update, held=[(1, 1), (4, 1), (2, 2)]) as team:
+        for number, late in ((1, (1, 4)), (2, (2,))):
+            ended = watch.wait_any("round.committed", "round.failed", "job.over", round=number)
+            in_time = sum(e.name == "update.accepted" and e.fields["round"] == number for e in watch.events)
+            selected = [e.fields["selected"] for e in watch.events if e.name == "round.opened"]
+            if in_time < N - len(late) or selected[-1] < N:
+                team.release()
+                with suppress(LiflError):  # it may be over
+                    ask(node, om.CancelJob(job))
+                team.join(well=False)
+                return False
+            assert ended.name == "round.committed"
+            team.release(*late)  # too late for this round; then they are in time for the next one
+        lines = finished(node, job, team, oracle)
     assert [line["receipt"]["counted"] for line in lines] == [4, 5]
     assert [line["receipt"]["expired"] for line in lines] == [2, 1]
     for index in (1, 4):
-        late = team.trainers[index].submissions[1]
-        assert not late.accepted and "over" in late.reason
+        answer = team.trainers[index].submissions[1]
+        assert not answer.accepted and "over" in answer.reason
         assert team.trainers[index].submissions[2].accepted
+    return True
 
 
 def test_without_a_quorum_the_round_fails_with_the_reason_and_is_tried_again(start_node: Callable[..., Node]) -> None:
-    node, oracle = start_node("--redirector", "unix"), OneHot(3)
-    selection = {"selection__deadline_s": 0.4, "selection__attempts": 2}
-    submit(node, "j", oracle.model(), **selection)
-    with fleet(node.address, "j", 3, oracle.update, held=[(0, 1)]) as team:
-        status = until("the job's end", lambda: over(node))
+    node = start_node("--redirector", "unix")
+    for deadline_s in deadlines(0.1):
+        if round_fails_at_the_deadline(node, f"j{deadline_s:g}", deadline_s):
+            return
+
+
+def round_fails_at_the_deadline(node: Node, job: str, deadline_s: float) -> bool:
+    """False when fewer than two updates came before the deadline, in either attempt."""
+    oracle = OneHot(3)
+    submit(node, job, oracle.model(), selection__deadline_s=deadline_s, selection__attempts=2)
+    watch = Watch(node, job)
+    with fleet(node.address, job, 3, oracle.update, held=[(0, 1)]) as team:
+        watch.over()
         team.release()
         team.join(well=False)
-    reason = "deadline of 0.4 s passed with 2 updates accepted; the quorum is 3"
+    assert arena_use(node) == (0, 0)
+    status = ask(node, om.JobStatus(job))
+    if sum(event.name == "update.accepted" for event in watch.events) < 4:
+        return False
+    reason = f"deadline of {deadline_s:g} s passed with 2 updates accepted; the quorum is 3"
     assert [(line["attempt"], line["status"], line["reason"]) for line in status["rounds"]] == [
         (1, "failed", reason),
         (2, "failed", reason),
@@ -271,25 +302,33 @@ def test_without_a_quorum_the_round_fails_with_the_reason_and_is_tried_again(sta
     assert "round 1 failed 2 times" in status["job"]["reason"]
     for trainer in team.trainers:
         assert isinstance(trainer.error, JobFailed) and reason in str(trainer.error)
-    assert arena_use(node) == (0, 0)
-
-
-def over(node: Node) -> dict | None:
-    status = ask(node, om.JobStatus("j"))
-    return status if status["job"]["status"] in ("failed", "finished") else None
+    return True
 
 
 def test_a_round_that_failed_succeeds_at_the_next_attempt_without_what_it_had(start_node: Callable[..., Node]) -> None:
-    node, oracle = start_node(), OneHot(3)
-    submit(node, "j", oracle.model(), selection__deadline_s=0.6)
-    watch = Watch(node, "j")
-    with fleet([node.address, str(node.state_dir)], "j", 3, oracle.update, held=[(0, 1)]) as team:
+    node = start_node()
+    for deadline_s in deadlines(0.1):
+        if round_succeeds_at_the_next_attempt(node, f"j{deadline_s:g}", deadline_s):
+            return
+
+
+def round_succeeds_at_the_next_attempt(node: Node, job: str, deadline_s: float) -> bool:
+    """False when not all updates of the second attempt came before the deadline."""
+    oracle = OneHot(3)
+    submit(node, job, oracle.model(), selection__deadline_s=deadline_s)
+    watch = Watch(node, job)
+    with fleet([node.address, str(node.state_dir)], job, 3, oracle.update, held=[(0, 1)]) as team:
         watch.wait("round.failed", round=1)
         team.release()
-        (line,) = finished(node, "j", team, oracle)
+        watch.wait_any("round.committed", "job.over")
+        if [event.name for event in watch.events].count("round.failed") > 1:
+            team.join(well=False)
+            return False
+        (line,) = finished(node, job, team, oracle)
     assert line["attempt"] == 2
     assert line["receipt"]["counted"] == 3
     assert line["receipt"]["bytes_in"] == 3 * oracle.data_bytes
+    return True
 
 
 def test_over_provisioning_commits_at_the_goal(start_node: Callable[..., Node]) -> None:
@@ -317,7 +356,7 @@ def test_another_takes_the_place_of_one_who_left(start_node: Callable[..., Node]
             assert selected.number == 1 and selected.model["w"].shape == (4,)
         with fleet(node.address, "j", 3, oracle.update) as other:
             for index in (0, 1):  # the names are taken: these two take over, and wait for the end
-                team.trainers[index].join(40)
+                team.trainers[index].join(WAIT_S)
             watch.over()
             other.join()
     (line,) = oracle.check(node, "j")
@@ -389,11 +428,11 @@ def test_a_model_that_came_too_late_ends_its_round_only(start_node: Callable[...
 
     def play(trainer, round_: Round) -> None:
         if trainer.index < 2:
-            assert selected.wait(40)
+            assert selected.wait(WAIT_S)
             team.submit(trainer, round_)
             return
         selected.set()
-        assert go_on.wait(40)
+        assert go_on.wait(WAIT_S)
         with pytest.raises(RoundEnded) as caught:
             round_.model  # noqa: B018
         ended.append(caught.value)

@@ -10,13 +10,14 @@ import os
 import random
 import sqlite3
 import threading
-import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import Node
 from fleet import (
+    WAIT_S,
     WITH_MIDDLES,
     Fleet,
     Gate,
@@ -27,12 +28,14 @@ from fleet import (
     fleet,
     gated,
     name_of,
+    note_busy,
     objects,
     restart,
     seeded,
     submit,
     until,
 )
+from stops import Stops
 
 from lifl import Client
 from lifl.client import JobCancelled
@@ -154,7 +157,7 @@ def test_in_the_middle_of_uploads(start_node: Callable[..., Node]) -> None:
         def progress(sent: int, total: int) -> None:
             if sent < total and not go_on.is_set():
                 halfway.release()
-                assert go_on.wait(40)
+                assert go_on.wait(WAIT_S)
 
         round_.submit(tensors, weight, metrics, progress if trainer.index else None)
 
@@ -162,7 +165,7 @@ def test_in_the_middle_of_uploads(start_node: Callable[..., Node]) -> None:
     with fleet(node.address, "j", 3, oracle.update, play) as team:
         watch.wait("update.accepted", 1)
         for _ in range(2):
-            assert halfway.acquire(timeout=40)
+            assert halfway.acquire(timeout=WAIT_S)
         node.kill()
         go_on.set()
         node.up("--listen", node.address)
@@ -171,25 +174,51 @@ def test_in_the_middle_of_uploads(start_node: Callable[..., Node]) -> None:
     assert line["receipt"]["bytes_in"] == 2 * oracle.data_bytes
 
 
+POINTS = [
+    *("lifld.round_row.before", "lifld.round_row.after", "lifld.plan_row.before", "lifld.plan_row.after"),
+    *("lifld.fork.before", "lifld.fork.after", "lifld.route.before", "lifld.route.after"),
+    *("lifld.keys.before", "lifld.keys.after", "lifld.task.before", "lifld.task.after"),
+    *("lifld.child.before", "lifld.child.after"),
+]
+"""What lifld passes in each round on a node that is alone."""
+
+
 @pytest.mark.parametrize("redirector", ["auto", "unix"])
-def test_at_random_moments(start_node: Callable[..., Node], redirector: str) -> None:
-    draw = seeded("test_at_random_moments")
+def test_at_random_points(start_node: Callable[..., Node], redirector: str) -> None:
+    draw = seeded("test_at_random_points")
     kills, rounds = 6, 8
-    node, oracle = start_node("--redirector", redirector), OneHot(N)
-    submit(node, "j", oracle.model(), job__rounds=rounds, aggregation__timing=draw.choice(["eager", "lazy"]))
-    watch = Watch(node, "j")
-    with fleet(both(node), "j", N, oracle.update) as team:
-        for _ in range(kills):
-            after = draw.randint(1, 2 * N)
-            watch.wait("update.accepted", after, or_end=True)
-            if any(event.name == "job.over" for event in watch.events):
-                break
-            threading.Event().wait(draw.uniform(0, 0.02))
-            restart(node)
-            watch.join()
-            watch = Watch(node, "j")
-        lines = finished(node, "j", team, oracle)
+    timing = draw.choice(["eager", "lazy"])
+    with Stops(*POINTS) as stops:
+        node, oracle = start_node("--redirector", redirector, points=stops.variable), OneHot(N)
+        submit(node, "j", oracle.model(), job__rounds=rounds, aggregation__timing=timing)
+        with fleet(both(node), "j", N, oracle.update) as team:
+            for kill in range(kills):  # fewer than rounds, of which each passes all points (forks: after a restart)
+                place = stops.hold(draw.choice([point for point in POINTS if kill or "fork" not in point]))
+                visit = place.reached()
+                assert visit.pid == node.pid
+                visit.kill()
+                node.up("--listen", node.address)
+            lines = finished(node, "j", team, oracle)
     assert [line["receipt"]["counted"] for line in lines] == [N] * rounds
+
+
+@pytest.mark.parametrize("point", ["lifld.round_row.before", "lifld.round_row.after", "lifld.job_row.before"])
+def test_on_both_sides_of_a_commits_row(start_node: Callable[..., Node], point: str) -> None:
+    """Either no client has heard of the commit, or it is on the disk."""
+    with Stops(point) as stops:
+        node, oracle = start_node("--redirector", "unix", points=stops.variable), OneHot(N)
+        submit(node, "j", oracle.model(), aggregation__timing="lazy")
+        watch = Watch(node, "j")
+        with fleet(both(node), "j", N, oracle.update, held=[(0, 1)]) as team:
+            watch.wait("update.accepted", N - 1)
+            commit = stops.hold(point)  # the next row: the round's commit, or the job's end
+            team.release()
+            visit = commit.reached()
+            assert not any(team.fate(index, 1) for index in range(N)) or "job" in point
+            visit.kill()
+            node.up("--listen", node.address)
+            (line,) = finished(node, "j", team, oracle)
+    assert (line["receipt"]["counted"], line["attempt"]) == (N, 1)
 
 
 def test_clients_wait_while_the_next_daemon_loads_the_model(start_node: Callable[..., Node]) -> None:
@@ -198,16 +227,19 @@ def test_clients_wait_while_the_next_daemon_loads_the_model(start_node: Callable
     folder = node.state_dir / "models"
     submit(node, "j", oracle.model(), checkpoint__folder=str(folder), aggregation__timing="lazy")
     first = folder / "round-00000.safetensors"
-    models = []
+    models, told_busy, asked = [], Counter(), threading.Event()
 
     def play(trainer, round_) -> None:
         if trainer.index == 0:
+            answer = trainer.client._answer
+            trainer.client._answer = lambda *arguments: asked.set() or answer(*arguments)
             models.append(round_.model)
         team.submit(trainer, round_)
 
     team = Fleet(both(node), "j", 3, oracle.update, play)
     team.hold(0)
     team.hold(1)
+    note_busy(team.trainers[1], told_busy)
     team.start()
     try:
         watch = Watch(node, "j")
@@ -220,7 +252,9 @@ def test_clients_wait_while_the_next_daemon_loads_the_model(start_node: Callable
         assert ask(node, om.JobStatus("j"))["job"]["status"] == "loading"
         team.release()
         until("the clients", lambda: ask(node, om.JobStatus("j"))["job"]["clients"] == 3 or team.errors())
-        threading.Event().wait(0.3)
+        assert asked.wait(WAIT_S), "the first one wants the model"
+        already = told_busy[1]
+        until("the second one to be told to wait, twice", lambda: told_busy[1] >= already + 2 or team.errors())
         assert not team.errors()
         assert all(not trainer.submissions for trainer in team.trainers[:2])
         first.unlink()
@@ -334,9 +368,7 @@ def test_its_children_die_with_it(start_node: Callable[..., Node]) -> None:
             children += [worker["pid"] for worker in shown["workers"]]
             assert len(children) >= 3 and all(os.path.exists(f"/proc/{pid}") for pid in children)
             node.kill()
-            started = time.monotonic()
             until("the children's end", lambda: not any(os.path.exists(f"/proc/{pid}") for pid in children))
-            print(f"the children ended {time.monotonic() - started:.3f} s later")
             gate.open()
             node.up("--listen", node.address)
             finished(node, "j", team, oracle)

@@ -73,6 +73,10 @@ class Machine(Node):
         """The state of each node as this one knows it."""
         return {name: line["state"] for name, line in self.nodes().items()}
 
+    def log(self) -> str:
+        """What its log says until now: states that come and go stay there."""
+        return (self.state_dir / "lifld.log").read_text(errors="replace")
+
     def received_bytes(self) -> int:
         """What its gateway has received in all; `lifl top` asks twice, for the first answer is an older one."""
         return int(self.snapshot()["node"]["gateway"]["received_bytes"])
@@ -151,6 +155,10 @@ class Cluster:
         for machine in here:
             until(f"{machine.host.name} to know {sorted(wanted)} alive and no other", lambda: knows(machine))  # noqa: B023
 
+    def incarnation(self, machine: Machine) -> int:
+        """The number of the node's life, as the coordinator knows it."""
+        return int(self.coordinator.nodes()[machine.name]["incarnation"])
+
     @contextmanager
     def fleet(self, job: str, clients: int, update: Callable[[int, int], Update], **options: Any) -> Iterator[Fleet]:
         """A started fleet on the clients' host; client i has all gateways, number i's first."""
@@ -205,3 +213,45 @@ def cluster(count: int, *flags: str) -> Iterator[Cluster]:
             stack.callback(machine.end)
         made.up()
         yield made
+
+
+class Keeper:
+    """Keeps one cluster for several tests: what a test has taken down is up again for the next one.
+
+    After a test that failed the next one gets a new cluster.
+    """
+
+    def __init__(self, count: int, *flags: str) -> None:
+        self._count, self._flags = count, flags
+        self._stack = ExitStack()
+        self._made: Cluster | None = None
+
+    @contextmanager
+    def whole(self, failures: Callable[[], int]) -> Iterator[Cluster]:
+        """All nodes are up and know of each other; `failures` is how many tests have failed until now."""
+        before = failures()
+        if self._made is None:
+            self._made = self._stack.enter_context(cluster(self._count, *self._flags))
+        else:
+            for machine in self._made.machines:
+                if not machine.is_up():
+                    machine.up()
+            self._made.settled()
+        yield self._made
+        if failures() > before:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the cluster."""
+        self._made = None
+        self._stack.close()
+
+
+@contextmanager
+def kept(count: int, *flags: str) -> Iterator[Keeper]:
+    """A `Keeper` that is closed at the end."""
+    keeper = Keeper(count, *flags)
+    try:
+        yield keeper
+    finally:
+        keeper.close()

@@ -7,88 +7,112 @@ several leaves; the coordinator has the top.  Some updates are in when it happen
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import count
 
 import pytest
 from fleet import OneHot, gated, seeded, submit, until
-from netns import Cluster, cluster
+from netns import Cluster, Keeper, kept
 
 N = 9
+NUMBERS = count(1)
 SPREAD = {"aggregation__placement": "worst-fit", "selection__attempts": 1}
 ROLES = {"leaf": {"aggregation__fan_in": 16}, "middle": {"aggregation__fan_in": 1, "aggregation__middle_fan_in": 2}}
 
 
-@pytest.fixture
-def three() -> Iterator[Cluster]:
-    with cluster(3, "--redirector", "unix") as made:
+@pytest.fixture(scope="module")
+def keeper() -> Iterator[Keeper]:
+    with kept(3, "--redirector", "unix") as made:
         yield made
 
 
-@pytest.mark.parametrize("accepted", [2, N - 1])
-@pytest.mark.parametrize("role", ["leaf", "middle"])
-def test_an_agent_dies_in_a_round(three: Cluster, role: str, accepted: int) -> None:
+@pytest.fixture
+def three(keeper: Keeper, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    with keeper.whole(lambda: request.session.testsfailed) as made:
+        yield made
+
+
+@pytest.fixture
+def job() -> str:
+    """A name that no other test has: they share the cluster."""
+    return f"j{next(NUMBERS)}"
+
+
+def test_an_agent_dies_in_a_round(three: Cluster, job: str) -> None:
+    """In four rounds at once, in which it has a leaf or a middle, and little or nearly all is in."""
     oracle, victim = OneHot(N), three.agents[0]
-    submit(three.coordinator, "j", oracle.model(), job__rounds=2, **SPREAD, **ROLES[role])
-    watch = three.watch("j")
-    with three.fleet("j", N, oracle.update, held=[(i, 1) for i in range(accepted, N)]) as team:
-        watch.wait("update.accepted", accepted)
+    rounds = {f"{job}-{role}-{accepted}": (role, accepted) for role in ROLES for accepted in (2, N - 1)}
+    with ExitStack() as stack:
+        teams = {}
+        for name, (role, accepted) in rounds.items():
+            submit(three.coordinator, name, oracle.model(), job__rounds=2, **SPREAD, **ROLES[role])
+            watch = three.watch(name)
+            held = [(index, 1) for index in range(accepted, N)]
+            teams[name] = stack.enter_context(three.fleet(name, N, oracle.update, held=held))
+            watch.wait("update.accepted", accepted)
+            (plan,) = three.coordinator.json("plan", "--round", name, "1")["decisions"]
+            assert victim.name in plan["used"]
         victim.kill()
-        team.release()
-        lines = three.finished("j", team, oracle)
-    assert [line["receipt"]["counted"] for line in lines] == [N, N]
-    assert [line["attempt"] for line in lines] == [1, 1], "the round goes on: what is not lost is kept"
+        for team in teams.values():
+            team.release()
+        for name, team in teams.items():
+            lines = three.finished(name, team, oracle)
+            assert [line["receipt"]["counted"] for line in lines] == [N, N], name
+            assert [line["attempt"] for line in lines] == [1, 1], f"{name}: what is not lost is kept"
 
 
 @pytest.mark.parametrize("accepted", [3, N - 1])
-def test_the_coordinator_dies_in_a_round_and_goes_on(three: Cluster, accepted: int) -> None:
+def test_the_coordinator_dies_in_a_round_and_goes_on(three: Cluster, job: str, accepted: int) -> None:
     oracle = OneHot(N)
-    submit(three.coordinator, "j", oracle.model(), job__rounds=2, **SPREAD)
-    watch = three.watch("j")
-    with three.fleet("j", N, oracle.update, held=[(i, 1) for i in range(accepted, N)]) as team:
+    submit(three.coordinator, job, oracle.model(), job__rounds=2, **SPREAD)
+    watch = three.watch(job)
+    with three.fleet(job, N, oracle.update, held=[(i, 1) for i in range(accepted, N)]) as team:
         watch.wait("update.accepted", accepted)
         three.coordinator.kill()
         three.coordinator.up()
         team.release()
-        lines = three.finished("j", team, oracle)
+        lines = three.finished(job, team, oracle)
     assert [line["receipt"]["counted"] for line in lines] == [N, N]
     assert [line["attempt"] for line in lines] == [1, 1], "the round goes on: what is not lost is kept"
     three.settled()
 
 
-def test_the_top_is_at_work_when_its_node_dies(three: Cluster) -> None:
+def test_the_top_is_at_work_when_its_node_dies(three: Cluster, job: str) -> None:
     oracle = OneHot(N)
     with gated(three.coordinator, "finish") as (keys, (gate,)):
-        submit(three.coordinator, "j", oracle.model(), **SPREAD, **keys)
-        with three.fleet("j", N, oracle.update) as team:
+        submit(three.coordinator, job, oracle.model(), **SPREAD, **keys)
+        with three.fleet(job, N, oracle.update) as team:
             gate.reached()
             three.coordinator.kill()
             gate.open()
             three.coordinator.up()
-            (line,) = three.finished("j", team, oracle)
+            (line,) = three.finished(job, team, oracle)
     assert (line["receipt"]["counted"], line["attempt"]) == (N, 1)
 
 
-def test_an_agent_dies_while_its_leaf_folds(three: Cluster) -> None:
+def test_an_agent_dies_while_its_leaf_folds(three: Cluster, job: str) -> None:
     oracle, victim = OneHot(N), three.agents[1]
     with gated(three.coordinator, "fold") as (keys, (gate,)):
-        submit(three.coordinator, "j", oracle.model(), **SPREAD, **keys)
-        watch = three.watch("j")
-        with three.fleet("j", N, oracle.update) as team:
+        submit(three.coordinator, job, oracle.model(), **SPREAD, **keys)
+        watch = three.watch(job)
+        with three.fleet(job, N, oracle.update) as team:
             watch.wait("update.accepted", N)
             gate.reached()
             victim.kill()
             gate.open()
-            (line,) = three.finished("j", team, oracle)
+            (line,) = three.finished(job, team, oracle)
     assert (line["receipt"]["counted"], line["attempt"]) == (N, 1)
 
 
 @pytest.mark.parametrize("ways", ["from", "to", "both"])
-def test_a_line_is_cut_in_a_round(three: Cluster, ways: str) -> None:
+def test_a_line_is_cut_in_a_round(three: Cluster, job: str, ways: str) -> None:
     """The node behind it may think that it still takes part; what it has must not count twice."""
     oracle, victim = OneHot(N), three.agents[0]
     others = [three.coordinator.host, three.agents[1].host]
-    submit(three.coordinator, "j", oracle.model(), job__rounds=2, **SPREAD)
-    watch = three.watch("j")
-    with three.fleet("j", N, oracle.update, held=[(i, 1) for i in range(4, N)]) as team:
+    before = three.incarnation(victim)
+    submit(three.coordinator, job, oracle.model(), job__rounds=2, **SPREAD)
+    watch = three.watch(job)
+    with three.fleet(job, N, oracle.update, held=[(i, 1) for i in range(4, N)]) as team:
         watch.wait("update.accepted", 4)
         if ways in ("from", "both"):
             three.network.cut(victim.host, *others)
@@ -96,6 +120,7 @@ def test_a_line_is_cut_in_a_round(three: Cluster, ways: str) -> None:
             for other in others:
                 three.network.cut(other, victim.host)
         until("its death", lambda: three.coordinator.states()[victim.name] == "dead")
+        assert three.coordinator.states()[three.agents[1].name] == "alive"
         team.release()
         watch.wait("round.committed")
         if ways in ("from", "both"):
@@ -104,16 +129,17 @@ def test_a_line_is_cut_in_a_round(three: Cluster, ways: str) -> None:
             for other in others:
                 three.network.mend(other, victim.host)
         three.settled()
-        lines = three.finished("j", team, oracle)
+        assert three.incarnation(victim) > before, "it comes back as a new life"
+        lines = three.finished(job, team, oracle)
     assert [line["receipt"]["counted"] for line in lines] == [N, N]
     assert [line["attempt"] for line in lines] == [1, 1], "the round goes on: what is not lost is kept"
 
 
-def test_a_node_that_hangs_is_given_up_and_what_it_says_later_does_not_count(three: Cluster) -> None:
+def test_a_node_that_hangs_is_given_up_and_what_it_says_later_does_not_count(three: Cluster, job: str) -> None:
     oracle, victim = OneHot(N), three.agents[0]
-    submit(three.coordinator, "j", oracle.model(), job__rounds=3, **SPREAD)
-    watch = three.watch("j")
-    with three.fleet("j", N, oracle.update, held=[(i, 1) for i in range(5, N)] + [(0, 3)]) as team:
+    submit(three.coordinator, job, oracle.model(), job__rounds=3, **SPREAD)
+    watch = three.watch(job)
+    with three.fleet(job, N, oracle.update, held=[(i, 1) for i in range(5, N)] + [(0, 3)]) as team:
         watch.wait("update.accepted", 5)
         victim.stop()
         until("its death", lambda: three.coordinator.states()[victim.name] == "dead")
@@ -121,71 +147,73 @@ def test_a_node_that_hangs_is_given_up_and_what_it_says_later_does_not_count(thr
         victim.go_on()
         watch.wait("round.committed", 2)
         team.release()
-        lines = three.finished("j", team, oracle)
+        lines = three.finished(job, team, oracle)
     assert [line["receipt"]["counted"] for line in lines] == [N] * 3
     assert [line["attempt"] for line in lines] == [1] * 3
     three.settled()
 
 
 @pytest.mark.parametrize("number", range(2))
-def test_any_node_dies_at_any_moment(three: Cluster, number: int) -> None:
+def test_any_node_dies_at_any_moment(three: Cluster, job: str, number: int) -> None:
     random = seeded(f"test_any_node_dies_at_any_moment[{number}]")
     oracle = OneHot(N, ballast_bytes=1 << 18)
-    submit(three.coordinator, "j", oracle.model(), job__rounds=6, **SPREAD)
-    watch = three.watch("j")
+    submit(three.coordinator, job, oracle.model(), job__rounds=6, **SPREAD)
+    watch = three.watch(job)
     # Rounds take milliseconds: two updates are held back, so that there is something left for each death to hit.
-    with three.fleet("j", N, oracle.update, held=[(0, 3), (1, 6)]) as team:
+    with three.fleet(job, N, oracle.update, held=[(0, 3), (1, 6)]) as team:
         for held, victim in enumerate((random.choice(three.agents), three.coordinator)):
             watch.wait("update.accepted", random.randrange(1, 3 * N))
             victim.kill()
             victim.up()
-            watch = three.watch("j")
+            watch = three.watch(job)
             team.release(held)
-        three.finished("j", team, oracle)
+        three.finished(job, team, oracle)
     three.settled()
 
 
-def test_a_node_that_goes_down_brings_its_partial_to_the_top_first(three: Cluster) -> None:
+def test_a_node_that_goes_down_brings_its_partial_to_the_top_first(three: Cluster, job: str) -> None:
     """Nothing that was accepted is asked for again."""
     oracle, victim = OneHot(N), three.agents[0]
-    submit(three.coordinator, "j", oracle.model(), **SPREAD)
-    watch = three.watch("j")
-    with three.fleet("j", N, oracle.update, held=[(i, 1) for i in range(6, N)]) as team:
+    submit(three.coordinator, job, oracle.model(), **SPREAD)
+    watch = three.watch(job)
+    with three.fleet(job, N, oracle.update, held=[(i, 1) for i in range(6, N)]) as team:
         watch.wait("update.accepted", 6)
         victim.lifl("down")
         team.release()
-        (line,) = three.finished("j", team, oracle)
+        (line,) = three.finished(job, team, oracle)
     assert (line["receipt"]["counted"], line["attempt"]) == (N, 1)
     accepted = [event.fields["client"] for event in watch.events if event.name == "update.accepted"]
     assert sorted(accepted) == sorted(set(accepted))
 
 
-def test_what_a_silent_node_was_to_take_goes_elsewhere_at_the_next_plan(three: Cluster) -> None:
+def test_what_a_silent_node_was_to_take_goes_elsewhere_at_the_next_plan(three: Cluster, job: str) -> None:
     oracle, victim = OneHot(N), three.agents[0]
-    submit(three.coordinator, "j", oracle.model(), aggregation__replan_interval_s=0.5, **SPREAD)
-    watch = three.watch("j")
-    with three.fleet("j", N, oracle.update, held=[(i, 1) for i in range(3, N)]) as team:
+    submit(three.coordinator, job, oracle.model(), aggregation__replan_interval_s=0.5, **SPREAD)
+    watch = three.watch(job)
+    with three.fleet(job, N, oracle.update, held=[(i, 1) for i in range(3, N)]) as team:
         watch.wait("update.accepted", 3)
         victim.stop()
         watch.wait("round.replanned")
         victim.go_on()
         team.release()
-        (line,) = three.finished("j", team, oracle)
+        (line,) = three.finished(job, team, oracle)
     assert (line["receipt"]["counted"], line["attempt"]) == (N, 1)
 
 
 @pytest.mark.parametrize("accepted", [5, N - 1])
 @pytest.mark.parametrize("role", ["leaf", "middle"])
-def test_an_agents_lifld_starts_again_with_what_was_accepted(three: Cluster, role: str, accepted: int) -> None:
+def test_an_agents_lifld_starts_again_with_what_was_accepted(
+    three: Cluster, job: str, role: str, accepted: int
+) -> None:
     oracle, victim = OneHot(N), three.agents[0]
-    submit(three.coordinator, "j", oracle.model(), job__rounds=2, **SPREAD, **ROLES[role])
-    watch = three.watch("j")
-    with three.fleet("j", N, oracle.update, held=[(i, 1) for i in range(accepted, N)]) as team:
+    submit(three.coordinator, job, oracle.model(), job__rounds=2, **SPREAD, **ROLES[role])
+    watch = three.watch(job)
+    with three.fleet(job, N, oracle.update, held=[(i, 1) for i in range(accepted, N)]) as team:
         watch.wait("update.accepted", accepted)
         victim.kill()
         victim.up()
         team.release()
-        lines = three.finished("j", team, oracle)
+        lines = three.finished(job, team, oracle)
     assert [(line["receipt"]["counted"], line["attempt"]) for line in lines] == [(N, 1), (N, 1)]
     asked = [event.fields["client"] for event in watch.events if event.name == "update.accepted"][: 2 * N]
     assert len(asked) == 2 * N and max(asked.count(client) for client in asked) == 2, "each once in each round"

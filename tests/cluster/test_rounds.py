@@ -15,7 +15,8 @@ N = 12
 
 @pytest.fixture(scope="module")
 def three() -> Iterator[Cluster]:
-    with cluster(3) as made:
+    # Room for all updates on each node, however long this machine takes for them.
+    with cluster(3, "--capacity", "1000") as made:
         yield made
 
 
@@ -50,9 +51,7 @@ def test_worst_fit_uses_all_nodes_and_best_fit_the_fewest(three: Cluster) -> Non
         with running(three, f"uses-{placement}", oracle, aggregation__placement=placement) as team:
             three.finished(f"uses-{placement}", team, oracle)
         used[placement] = len(took_updates(three, before, oracle))
-    capacity = max(line["capacity"] for line in three.coordinator.nodes().values())
-    assert used["worst-fit"] == 3
-    assert used["best-fit"] == 1 or capacity < 6
+    assert used == {"worst-fit": 3, "best-fit": 1}
 
 
 def test_a_deep_tree_spreads_over_all_nodes(three: Cluster) -> None:

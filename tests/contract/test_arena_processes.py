@@ -90,7 +90,7 @@ def name(request):
 def run_daemon(name, fatal, seed):
     """What a daemon said before it was killed at line `fatal`."""
     command = [sys.executable, "-c", DAEMON, name, str(fatal), str(seed), str(ARENA_BYTES), str(ENTRIES)]
-    done = subprocess.run(command, capture_output=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, check=False, timeout=300)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -262,7 +262,7 @@ def test_a_small_dev_shm_is_filled_to_the_last_page_and_not_beyond(name):
     """)
     script = f'mount -t tmpfs -o size=1m lifl-test {SHM_FOLDER} && exec "$@"'
     command = ["unshare", "-m", "sh", "-c", script, "sh", sys.executable, "-c", code, name]
-    done = subprocess.run(command, capture_output=True, check=False, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, check=False, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert not os.path.exists(SHM_FOLDER + name)
 
@@ -317,7 +317,7 @@ def test_a_segment_is_mapped_where_huge_pages_fit_and_unmapped_with_its_last_vie
 
 def test_prefault_makes_huge_pages_that_every_process_maps_at_once(arena):
     populating = Prefault(arena)
-    assert populating.wait(30)
+    assert populating.wait(300)
     if populating.refused:
         pytest.skip(f"huge pages of shared memory: {os.strerror(populating.refused)}")
     assert populating.huge_bytes == 4 * CHUNK_BYTES
@@ -330,7 +330,7 @@ def test_prefault_makes_huge_pages_that_every_process_maps_at_once(arena):
             print(sum(int(line.split()[1]) for line in smaps if line.startswith("ShmemPmdMapped:")))
     """
     command = [sys.executable, "-c", textwrap.dedent(code), arena.name]
-    shown = subprocess.run(command, capture_output=True, check=True, text=True, timeout=60).stdout
+    shown = subprocess.run(command, capture_output=True, check=True, text=True, timeout=300).stdout
     assert int(shown) * 1024 == 4 * CHUNK_BYTES
 
 
@@ -370,7 +370,7 @@ def test_prefault_maps_all_of_the_arena_and_changes_nothing_that_others_write(ar
     writer.start()
     for _ in range(20):
         populating = Prefault(arena)
-        assert populating.wait(30)
+        assert populating.wait(300)
         assert populating.error is None
     stop.set()
     writer.join()
@@ -387,11 +387,11 @@ def test_prefault_stops_after_its_chunk_and_then_holds_nothing(name, monkeypatch
 
     def populate(view):
         made.set()
-        assert stopped.wait(30)
+        assert stopped.wait(300)
 
     monkeypatch.setattr(prefault, "populate", populate)
     populating = Prefault(arena)
-    assert made.wait(30)
+    assert made.wait(300)
     monkeypatch.setattr(populating._thread, "join", stopped.set)  # the stop is told, then waits
     populating.stop()
     monkeypatch.undo()
@@ -404,7 +404,7 @@ def test_an_arena_closed_under_a_prefault_stays_mapped_until_it_ends(name):
     arena = OwnedArena.create(name, 64 * CHUNK_BYTES, NODE, ENTRIES)
     populating = Prefault(arena)
     arena.close(unlink=True)
-    assert populating.wait(30)
+    assert populating.wait(300)
     assert populating.error is None
     assert arena.close()
 
@@ -415,7 +415,7 @@ def test_memory_that_runs_out_under_a_prefault_is_told(arena, monkeypatch):
 
     monkeypatch.setattr(prefault, "populate", populate)
     populating = Prefault(arena)
-    assert populating.wait(30)
+    assert populating.wait(300)
     assert isinstance(populating.error, ResourceFault)
     assert populating.done_bytes == 0
 
@@ -424,6 +424,6 @@ def test_prefault_ends_at_the_arena(arena):
     with pytest.raises(LocalFault):
         Prefault(arena, arena.arena_bytes + 1)
     some = Prefault(arena, CHUNK_BYTES + 1)
-    assert some.wait(30)
+    assert some.wait(300)
     assert some.done_bytes == CHUNK_BYTES + 1
     assert layout.data_offset(ENTRIES) < CHUNK_BYTES

@@ -515,8 +515,20 @@ def test_too_many_connections_is_waited_out() -> None:
     node.react = lambda message: play(node, message, 1)
     first = Peer(node)
     first.hello("first")
-    threading.Timer(0.2, first.close).start()
-    one_round(node, update(1))
+    with Client(node.tcp, job="digits", client="c1", give_up_after_s=WAIT_S) as client:
+        pause, pauses = client._pause, []
+
+        def make_room(pause_s: float) -> None:
+            """At the second refusal: it has been turned away, and has come again."""
+            pauses.append(pause_s)
+            if len(pauses) == 2:
+                first.close()
+            pause(pause_s)
+
+        client._pause = make_room  # type: ignore[method-assign]
+        for round_ in client.rounds():
+            assert round_.submit(update(1), weight=2).accepted
+    assert len(pauses) >= 2
     assert stored(node) == as_bytes(update(1))
     node.close()
 

@@ -25,6 +25,8 @@ BRANCH = 7
 EPOCH = 3 << 8
 NODE = f"node-{0xABC:016x}"
 QUICK = "import lifl.node.gateway.peer_transfer as k; k.PAUSE_FIRST_S = 0.02"
+PATIENT = f"{QUICK}; k.PAUSE_MAX_S = 0.1; k.TRIES_MAX = 10_000"
+"""For what must not depend on how long a gateway takes to start again."""
 BYTES = 6_000_000
 META = b"".join(pack_contribution(Contribution(f"c{n}", 1.0 + n, {"loss": 0.5})) for n in range(50))
 LAYOUT = Layout((TensorSpec("w", "float32", (BYTES // 4,)),))
@@ -191,7 +193,7 @@ DIE_SENDING = DIE.format(end="Send", move="sock.send(self._view[:100_000])")
 
 @pytest.mark.parametrize("restarted", [True, False])
 def test_a_receiver_killed_within_the_bytes_gets_them_once_it_is_back(restarted: bool) -> None:
-    a = Node(settings=QUICK.replace("0.02", "0.2"))
+    a = Node(settings=PATIENT if restarted else QUICK)
     b = Node(settings=DIE_RECEIVING)
     data = body()
     a.carry(a.put_partial(data), b.tcp)
@@ -421,7 +423,7 @@ def test_a_model_damaged_on_the_wire_is_fetched_again(pair: tuple[Node, Node]) -
 
 
 def test_a_model_is_fetched_from_a_gateway_that_was_killed_within_it() -> None:
-    a = Node(settings=QUICK.replace("0.02", "0.2"))
+    a = Node(settings=PATIENT)
     b = Node(settings=DIE_SENDING)
     b.open_job("digits", LAYOUT)
     b.put_model(body())

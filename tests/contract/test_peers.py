@@ -33,7 +33,8 @@ from lifl.node.cluster import acceptor
 from lifl.node.cluster.transport import Peers, Send
 from lifl.node.machine import listen_tcp
 
-WAIT_S = 30.0
+WAIT_S = 60.0
+"""Only a failing test waits so long."""
 QUICK = Timing(heartbeat_s=0.1, suspect_s=0.6, dead_s=1.5)
 """For what is to be noticed."""
 PATIENT = Timing(heartbeat_s=0.1, suspect_s=60.0, dead_s=120.0)
@@ -52,6 +53,7 @@ class Node:
         self.number = number
         self.incarnation = incarnation
         self.events: list[tuple[Any, ...]] = []
+        self.beaten = 0
         self.sends: dict[int, Send] = {}
         self._changed = asyncio.Event()
         self.listener = listen_tcp(listen)
@@ -78,6 +80,14 @@ class Node:
         """Waits until the event (or one that begins so) was there `times` times."""
         await self.wait(lambda: sum(e[: len(event)] == event for e in self.events) >= times, f"{times} x {event}")
 
+    def life(self, node: int) -> list[str]:
+        """How the coordinator saw a node fall silent: suspicions that were cleared are left out, for a busy machine."""
+        seen: list[str] = []
+        for name, *about in self.events:
+            if name in ("suspect", "alive", "down") and about[0] == node:
+                seen = seen[:-1] if name == "alive" and seen[-1:] == ["suspect"] else [*seen, name]
+        return seen
+
     def names(self, *of: str) -> list[tuple[Any, ...]]:
         return [event for event in self.events if event[0] in of]
 
@@ -89,7 +99,14 @@ class Node:
                     await asyncio.sleep(0.01)
         assert {row["node"]: row["state"] for row in self.peers.members()} == states
 
+    async def beats(self, count: int) -> None:
+        """Waits until it has sent so many more heartbeats."""
+        wanted = self.beaten + count
+        await self.wait(lambda: self.beaten >= wanted, f"{count} heartbeats")
+
     def load(self) -> p.Heartbeat:
+        self.beaten += 1
+        self._changed.set()
         return p.Heartbeat(rate_per_s=float(self.number), workers=2)
 
     def node_up(self, hello: p.PeerHello, send: Send) -> None:
@@ -394,7 +411,8 @@ async def test_kill_9_is_suspected_then_dead_and_the_others_are_told(cluster: Cl
     await coordinator.happens("report", 1)
     child.kill()
     await coordinator.happens("down", 1)
-    assert [e[:2] for e in coordinator.events if e[0] in ("suspect", "down")] == [("suspect", 1), ("down", 1)]
+    assert coordinator.life(1) == ["suspect", "down"]
+    assert "down" not in coordinator.life(2)
     coordinator.peers.send(1, o.CloseJob(1))  # to nobody
     await other.knows({f"{COORDINATOR:016x}": "alive", f"{1:016x}": "dead", f"{2:016x}": "alive"})
 
@@ -406,7 +424,7 @@ async def test_a_stopped_process_dies_and_comes_back_as_a_new_life(cluster: Clus
     await coordinator.happens("report", 1)
     child.send_signal(signal.SIGSTOP)
     await coordinator.happens("down", 1)
-    assert [e[0] for e in coordinator.names("suspect", "down")] == ["suspect", "down"]
+    assert coordinator.life(1) == ["suspect", "down"]
     assert "nothing was heard" in coordinator.names("down")[0][2]
     child.send_signal(signal.SIGCONT)
     await coordinator.happens("up", 1, 2)
@@ -475,14 +493,16 @@ async def test_a_coordinator_that_was_stopped_buries_nobody(cluster: Cluster) ->
     agent = cluster.node(1, address)
     await agent.happens("coordinator_up")
     child.send_signal(signal.SIGSTOP)
-    await asyncio.sleep(2 * QUICK.dead_s)
+    # Its agent's heartbeats wait in the kernel, and more of them than make the silence that would be a death.
+    await agent.beats(round(2 * QUICK.dead_s / QUICK.heartbeat_s))
     child.send_signal(signal.SIGCONT)
     agent.peers.report(o.JobOpened(1))
     seen = []
     async with asyncio.timeout(WAIT_S):
-        while not seen or seen[-1][0] != "report" or len(seen) < 3:
+        while [event[0] for event in seen].count("report") < 2:
             seen.append(json.loads(await child.stdout.readline()))
-    assert [event[0] for event in seen] == ["up", "report", "report"], seen
+    # That the agent itself is slow on a busy machine may make it suspect, for a while.
+    assert [event[0] for event in seen if event[0] not in ("suspect", "alive")] == ["up", "report", "report"], seen
     assert not agent.names("coordinator_down")
 
 
@@ -681,9 +701,18 @@ async def test_a_hello_whose_sender_has_hung_up_does_not_count(cluster: Cluster)
 
 def test_a_coordinator_without_descriptors_takes_nodes_in_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceptor, "ACCEPT_PAUSE_S", 0.2)
+    warned: list[str] = []
 
     @in_loop
     async def run(cluster: Cluster) -> None:
+        refused_twice = asyncio.Event()
+
+        def warning(text: str, *about: Any) -> None:
+            warned.append(text)
+            if len([text for text in warned if text.startswith("peer.accept")]) == 2:
+                refused_twice.set()
+
+        monkeypatch.setattr(acceptor.log, "warning", warning)
         coordinator = cluster.node(COORDINATOR)
         async with stranger(coordinator.control) as peer:
             peer.sock.send(hello_of())
@@ -692,7 +721,8 @@ def test_a_coordinator_without_descriptors_takes_nodes_in_later(monkeypatch: pyt
             os.close(free)
             resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
             try:
-                await asyncio.sleep(0.5)
+                async with asyncio.timeout(WAIT_S):
+                    await refused_twice.wait()
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             assert coordinator.events == []
@@ -721,23 +751,25 @@ async def test_the_wrong_port_is_said_to_be_wrong(cluster: Cluster) -> None:
 
 @in_loop
 async def test_redirects_in_a_circle_end(cluster: Cluster) -> None:
-    asked = 0
+    ends: list[bool] = []  # for each time that it asks: whether it has given an attempt up by then
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal asked
-        asked += 1
+        ends.append("sent on" in node.peers.trouble)
+        if len(ends) == 6:
+            again.set()
         writer.write(encode(p.PeerRedirect(address)))
-        await reader.read()
+        with contextlib.suppress(ConnectionError):  # the node ends within its second attempt
+            await reader.read()
         writer.close()
 
+    again = asyncio.Event()
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     try:
         address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
         node = cluster.node(1, address)
         async with asyncio.timeout(WAIT_S):
-            while "sent on" not in node.peers.trouble:
-                await asyncio.sleep(0.01)
-        assert 5 <= asked <= 15, "each attempt follows four redirects, and attempts are spaced"
+            await again.wait()
+        assert ends[:6] == [False] * 5 + [True], "each attempt follows four redirects, then it is given up"
         node.peers.close()
         await asyncio.sleep(0.01)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,10 +118,12 @@ class Round:
         assert self.made() == count
 
     def settle(self) -> None:
-        """Gives the worker the time to do what it has been told."""
-        for _ in range(5):
-            self.worker.sync()
-            time.sleep(0.01)
+        """Returns when the worker has done what it has been told: it waits for more, and waits nowhere else."""
+        self.worker.sync()
+        deadline = time.monotonic() + WAIT_S
+        while Path(f"/proc/{self.worker.pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+            assert time.monotonic() < deadline, "the worker never rests"
+            os.sched_yield()
 
     def made_in_the_end(self) -> int:
         """How many elements are written."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import socket
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import Node, run_lifl
-from fleet import Fleet, OneHot, Watch, arena_use, ask, fleet, gated, objects, submit, until, write_job
+from fleet import Fleet, OneHot, Watch, arena_use, ask, fleet, gated, note_busy, objects, submit, until, write_job
 
 from lifl import Client
 from lifl.client import NodeUnreachable
@@ -125,7 +126,7 @@ def test_a_typo_in_a_nodes_config_is_refused_with_the_nearest_key(state_dir: Pat
 def test_a_full_arena_slows_its_senders_and_loses_nothing(start_node: Callable[..., Node], queue: int) -> None:
     """24 updates at once into an arena for a dozen, whose leaves are held: some wait in line, more are told BUSY."""
     node, oracle = start_node(*SMALL_ARENA, "--wait-queue-max", str(queue)), OneHot(24, ballast_bytes=700_000)
-    told_busy = set()
+    told_busy: Counter[int] = Counter()
     with gated(node, "fold") as (keys, (gate,)):
         submit(node, "j", oracle.model(), aggregation__middle_fan_in=2, **keys)
         team = Fleet([node.address, str(node.state_dir)], "j", 24, oracle.update)
@@ -151,17 +152,7 @@ def test_a_full_arena_slows_its_senders_and_loses_nothing(start_node: Callable[.
     assert bool(told_busy) == (queue < 24)
 
 
-def note_busy(trainer, told_busy: set[int]) -> None:
-    before = trainer.client._pause
-
-    def pause(pause_s: float) -> None:
-        told_busy.add(trainer.index)
-        before(0.1)
-
-    trainer.client._pause = pause
-
-
-def line_up(node: Node, told_busy: set[int], queue: int) -> int:
+def line_up(node: Node, told_busy: Counter[int], queue: int) -> int:
     waiting: int = ask(node, om.Snapshot())["node"]["arena"]["waiting"]
     return waiting + 1 if waiting >= queue and (told_busy or queue == 12) else 0
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,6 +44,7 @@ def test_a_job_from_submit_to_its_models(start_node: Callable[..., Node], redire
     node, oracle = start_node("--redirector", redirector), OneHot(N, ballast_bytes=100_000)
     path = write_job(tmp_path, "walk", oracle.model())
     command = [*LIFL, "submit", str(path), "--watch", "--json", "--set", f"job.rounds={ROUNDS}"]
+    began_s = time.monotonic()
     with (
         subprocess.Popen([*command, "--state", str(node.state_dir)], stdout=subprocess.PIPE, text=True) as watch,
     ):
@@ -55,10 +58,11 @@ def test_a_job_from_submit_to_its_models(start_node: Callable[..., Node], redire
     assert [event["round"] for event in events if event["event"] == "round.committed"] == list(range(1, ROUNDS + 1))
     assert events[-1]["event"] == "job.over"
     assert events[-1]["status"] == "finished"
+    took_s = time.monotonic() - began_s
     lines = oracle.check(node, "walk", team)
     assert lines == node.json("status", "walk")["rounds"]
     for line in lines:
-        check_receipt(line["receipt"], node, oracle)
+        check_receipt(line["receipt"], node, oracle, took_s)
     # The first ones were prepared when updates were granted; a task that came before its worker ran counts as cold.
     assert sum(lines[0]["receipt"][f"workers_{how}"] for how in ("cold", "warm")) >= 1
     assert sum(lines[-1]["receipt"][f"workers_{how}"] for how in ("warm", "promoted", "shared")) >= 1
@@ -72,7 +76,7 @@ def test_a_job_from_submit_to_its_models(start_node: Callable[..., Node], redire
     assert "finished" in node.lifl("status", "walk")
 
 
-def check_receipt(receipt: dict, node: Node, oracle: OneHot) -> None:
+def check_receipt(receipt: dict, node: Node, oracle: OneHot, most_s: float) -> None:
     assert {key: type(receipt[key]) for key in RECEIPT} == RECEIPT
     assert [receipt[key] for key in ("selected", "accepted", "counted", "expired")] == [N, N, N, 0]
     assert receipt["weight"] == N
@@ -81,12 +85,13 @@ def check_receipt(receipt: dict, node: Node, oracle: OneHot) -> None:
     assert receipt["bytes_out"] == 0
     assert receipt["redirector"] == node.info["redirector"]
     assert set(receipt["cpu_s"]) == {"workers", "lifld", "gateway", "zygote"}
-    assert all(0 <= value < 10 for value in receipt["cpu_s"].values())
+    cores = os.cpu_count() or 1
+    assert all(0 <= value <= cores * most_s for value in receipt["cpu_s"].values()), "more than there was"
     assert receipt["cpu_s"]["workers"] > 0
     # At least two updates, the partials of a path, and both models; never more than the arena.
     assert 6 * oracle.data_bytes < receipt["arena_peak_bytes"] <= node.info["arena_bytes"]
     sealed_s, commit_s = receipt["last_accepted_to_sealed_s"], receipt["last_accepted_to_commit_s"]
-    assert 0 <= sealed_s <= commit_s <= receipt["duration_s"] < 60
+    assert 0 <= sealed_s <= commit_s <= receipt["duration_s"] <= most_s
     roles = [task["role"] for task in receipt["tree"]]
     assert [roles.count(role) for role in ("leaf", "middle", "top")] == [6, 1, 1]
     assert all(task["state"] == "sealed" and task["pid"] for task in receipt["tree"])

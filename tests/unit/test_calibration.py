@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
+import numpy as np
 import pytest
 
 from lifl.rules import calibration
@@ -17,11 +16,26 @@ def test_it_is_between_one_and_what_is_asked_for() -> None:
     assert 1.0 <= calibration.capacity(3) <= 3.0
 
 
-def test_it_ends_when_folds_slow_each_other_down() -> None:
-    cores = len(os.sched_getaffinity(0))
-    if cores > 16:
-        pytest.skip(f"NOT TESTED: {cores} cores are more than a third of the folds that the calibration tries")
+def test_in_service_are_as_many_as_fold() -> None:
+    vectors = [np.ones(1 << 16, np.float32) for _ in range(2 * (calibration.INPUTS + 1))]
+    half = calibration.INPUTS + 1
+    rate_per_s, execution_s = calibration._step([(vectors[0], vectors[1:half]), (vectors[half], vectors[half + 1 :])])
+    assert rate_per_s > 0 and execution_s > 0
+    assert rate_per_s * execution_s == pytest.approx(2)
+
+
+@pytest.mark.parametrize(("cores", "last"), [(1, 2), (3, 6), (5, 8), (10, 16), (64, 32)])
+def test_it_ends_when_folds_slow_each_other_down(monkeypatch: pytest.MonkeyPatch, cores: int, last: int) -> None:
+    """So many cores, and nothing else to contend for: the first step that is too much is the last."""
+    monkeypatch.setattr(calibration, "VECTOR_BYTES", 64)
+
+    def step(memory: list[object]) -> tuple[float, float]:
+        execution_s = 0.01 * max(1.0, len(memory) / cores)
+        return len(memory) / execution_s, execution_s
+
+    monkeypatch.setattr(calibration, "_step", step)
     samples = list(calibration._samples(10_000))
     steps = [round(rate_per_s * execution_s) for rate_per_s, execution_s in samples]
-    assert steps == list(calibration.STEPS[: len(steps)]), "in service are as many as fold"
-    assert steps[-1] <= 3 * cores, "more than two folds for each core cannot run without waiting"
+    assert steps == list(calibration.STEPS[: len(steps)])
+    assert steps[-1] == last
+    assert calibration.capacity(10_000) == (last if cores > 32 else steps[-2])

@@ -21,7 +21,7 @@ from lifl import Client
 
 CONFIG = Path(__file__).parents[2] / "configs" / "digits.toml"
 SMALL = ["--set", "selection.clients_per_round=2", "--set", "selection.quorum=2", "--set", "job.rounds=2"]
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
 
 
 @pytest.fixture
@@ -39,13 +39,13 @@ def test_up_reports_and_down_removes_everything(start_node: Callable[..., Node],
     assert segment.stat().st_size == 64 << 20
     assert oct(segment.stat().st_mode)[-3:] == "600"
     host, _, port = node.address.partition(":")
-    socket.create_connection((host, int(port)), timeout=5).close()
+    socket.create_connection((host, int(port)), timeout=START_TIMEOUT_S).close()
     node.down()
     assert not node.is_up()
     assert not segment.exists()
     assert not list(state_dir.glob("*.sock"))
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((host, int(port)), timeout=5)
+        socket.create_connection((host, int(port)), timeout=START_TIMEOUT_S)
 
 
 def test_a_second_node_on_the_folder_is_refused_with_the_pid_of_the_first(node: Node) -> None:

@@ -20,11 +20,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LAYERS = {
     "core": set(),
+    "failpoints": {"core"},
     "shm": {"core"},
     "redirect": {"core"},
     "rules": {"core"},
-    "worker": {"core", "shm", "redirect", "rules"},
-    "node": {"core", "shm", "redirect", "rules"},
+    "worker": {"core", "failpoints", "shm", "redirect", "rules"},
+    "node": {"core", "failpoints", "shm", "redirect", "rules"},
     "client": {"core"},
     "examples": {"core", "client"},
     "cli": {"core", "client"},
@@ -39,6 +40,7 @@ HEAVY = {"numpy", "rich", "psutil", "msgpack", "msgspec", "safetensors", "uvloop
 def modules() -> list[tuple[str, Path]]:
     """Every module of ours with its layer."""
     found = [(path.relative_to(ROOT / "src/lifl").parts[0], path) for path in (ROOT / "src/lifl").rglob("*/*.py")]
+    found.append(("failpoints", ROOT / "src/lifl/failpoints.py"))
     return found + [("cli", path) for path in (ROOT / "cli/lifl_cli").rglob("*.py")]
 
 

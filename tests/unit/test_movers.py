@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -14,7 +13,7 @@ from lifl.node.gateway import body_moves as gateway_transfer
 from lifl.node.gateway.body_moves import LOW_WATER_BYTES, REPORTS, BodyMove, Movers, Receive
 from lifl.shm.ingest_check import IngestCheck, ingest_check
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 def test_of_those_that_are_ready_the_oldest_has_its_turn() -> None:
@@ -48,7 +47,6 @@ def test_of_those_that_are_ready_the_oldest_has_its_turn() -> None:
         assert held.wait(WAIT_S)
         for number in (3, 1, 2):  # the latest is ready first
             pairs[number][1].sendall(bytes(8))
-            time.sleep(0.01)
         go_on.set()
         for _ in pairs:
             assert ended.acquire(timeout=WAIT_S)
@@ -98,9 +96,26 @@ def test_what_has_come_does_not_shrink_while_a_turn_takes_it() -> None:
         turn.start()
         assert taken.wait(WAIT_S)
         seen: list[int] = []
-        looking = threading.Thread(target=lambda: seen.append(transfer.seen_bytes()))
+        at_the_lock, lock = threading.Event(), transfer._turn
+
+        class Told:
+            """The turn's lock, which tells that somebody wants it."""
+
+            def __enter__(self) -> None:
+                at_the_lock.set()
+                lock.acquire()
+
+            def __exit__(self, *_error: object) -> None:
+                lock.release()
+
+        def look() -> None:
+            seen.append(transfer.seen_bytes())
+            at_the_lock.set()  # were it not to wait, it would have looked by now
+
+        transfer._turn = Told()  # type: ignore[assignment]
+        looking = threading.Thread(target=look)
         looking.start()
-        looking.join(0.05)  # were it not to wait, it would have looked by now
+        assert at_the_lock.wait(WAIT_S)
         go_on.set()
         looking.join()
         turn.join()

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import IO, Any
 
+from lifl import failpoints
 from lifl.core.errors import ResourceFault
 from lifl.core.fields import Message
 from lifl.core.protocol.gateway import Drain
@@ -120,7 +121,9 @@ class Child:
     def send(self, *messages: Message, descriptors: Sequence[int] = ()) -> None:
         """Send messages to the process; between two lives of it, they are lost (and `on_end` told so)."""
         if self._link is not None:
+            failpoints.hit("lifld.child.before")
             self._link.send(*messages, descriptors=descriptors)
+            failpoints.hit("lifld.child.after")
 
     def last_words(self) -> str:
         """Return the end of what the process wrote to standard error."""

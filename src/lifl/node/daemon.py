@@ -19,6 +19,7 @@ from typing import Any
 
 import uvloop
 
+from lifl import failpoints
 from lifl.core import events as ev
 from lifl.core.config.node import NodeConfig
 from lifl.core.coordinator.nodes import Node
@@ -175,6 +176,7 @@ class Daemon:
 
     async def drain(self) -> None:
         """Let rounds whose updates are all in commit, then tell the others' clients that their updates expired."""
+        failpoints.hit("lifld.drain.before")
         self._driver.handle(ev.Leaving())
         try:
             async with asyncio.timeout(DRAIN_S):

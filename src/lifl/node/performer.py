@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from lifl import failpoints
 from lifl.core import effects as fx
 from lifl.core.protocol import gateway as gm
 from lifl.node.children import Child
@@ -58,10 +59,14 @@ class Performer:
                 self._workers.send_keys(effect.address, effect.attempt, effect.keys)
             case fx.SendNode():
                 if self.peers is not None:
+                    failpoints.hit("lifld.order.before")
                     self.peers.send(effect.node, effect.order)
+                    failpoints.hit("lifld.order.after")
             case fx.SendCoordinator():
                 if self.peers is not None:
+                    failpoints.hit("lifld.report.before")
                     self.peers.report(effect.report)
+                    failpoints.hit("lifld.report.after")
             case fx.SaveJob():
                 self._store.save_job(effect.job, effect.status, effect.reason)
             case fx.SaveRound():

@@ -16,6 +16,7 @@ from typing import Any
 import msgpack
 import msgspec
 
+from lifl import failpoints
 from lifl.core.config.job import JobConfig
 from lifl.core.errors import ResourceFault
 from lifl.core.planning.plan import Plan, PlanRequest
@@ -136,16 +137,20 @@ class NodeStore:
 
     def save_job(self, name: str, status: str, reason: str) -> None:
         """Keep what became of a job."""
+        failpoints.hit("lifld.job_row.before")
         self._db.execute("UPDATE jobs SET status = ?, reason = ? WHERE name = ?", (status, reason, name))
+        failpoints.hit("lifld.job_row.after")
 
     def save_round(self, job: str, number: int, attempt: int, status: str, fields: dict[str, Any]) -> None:
         """Keep one attempt at a round.  Raise `sqlite3.IntegrityError` for a second commit."""
+        failpoints.hit("lifld.round_row.before")
         self._db.execute(
             "INSERT INTO rounds VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (job, round, attempt) DO UPDATE SET"
             " status = excluded.status, fields = excluded.fields, saved_unix_s = excluded.saved_unix_s"
             " WHERE status != 'committed'",
             (job, number, attempt, status, msgpack.packb(fields), time.time()),
         )
+        failpoints.hit("lifld.round_row.after")
 
     def jobs(self) -> list[JobRow]:
         """Return all jobs, in the order of their submission; rows of jobs that were never accepted are left out."""
@@ -176,11 +181,13 @@ class NodeStore:
     def save_plan(self, job: str, number: int, attempt: int, request: PlanRequest, plan: Plan) -> None:
         """Keep a decision of the planner; those before the last `PLANS_MAX` are forgotten."""
         row = (job, number, attempt, zlib.compress(_pack((request, plan))), time.time())
+        failpoints.hit("lifld.plan_row.before")
         with self._db:
             self._db.execute("BEGIN")
             inserted = "INSERT INTO plans (job, round, attempt, decision, decided_unix_s) VALUES (?, ?, ?, ?, ?)"
             last = self._db.execute(inserted, row).lastrowid or 0
             self._db.execute("DELETE FROM plans WHERE number <= ?", (last - PLANS_MAX,))
+        failpoints.hit("lifld.plan_row.after")
 
     def plans(self, job: str, number: int) -> list[PlanRow]:
         """Return the decisions about a round that are kept, in order."""

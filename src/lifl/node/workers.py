@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from lifl import failpoints
 from lifl.core.errors import RemoteFault
 from lifl.core.fields import Message
 from lifl.core.ids import DAEMON_ADDRESS, Key, Record
@@ -65,7 +66,9 @@ class Workers:
                 lambda message: self._on_message(worker, message),
                 lambda error: self._closed(worker, error),
             )
+            failpoints.hit("lifld.fork.before")
             self._zygote.send(wm.Fork(worker, registration.port, len(descriptors)), descriptors=descriptors)
+            failpoints.hit("lifld.fork.after")
         # From here on no copy is left with the daemon: else a dead worker would look alive.
         registration.handed_over()
 
@@ -73,13 +76,17 @@ class Workers:
         """A task for a worker."""
         link = self._links.get(worker)
         if link is not None:
+            failpoints.hit("lifld.task.before")
             link.send(message)
+            failpoints.hit("lifld.task.after")
 
     def route(self, address: int, worker: int | None) -> None:
         """Sends what goes to the address to the worker (None: to the daemon) from now on."""
         self._held.pop(address, None)  # whoever takes the address is sent all its keys afresh
         slot = self._slots.get(worker) if worker is not None else None
+        failpoints.hit("lifld.route.before")
         self.redirector.route(address, slot)
+        failpoints.hit("lifld.route.after")
 
     def send_keys(self, address: int, attempt: int, keys: tuple[Key, ...]) -> None:
         """Sends keys to an address; those that find no room follow when the receiver wakes the daemon."""
@@ -88,9 +95,11 @@ class Workers:
         if address in self._held:
             self._held[address] += records
             return
+        failpoints.hit("lifld.keys.before")
         rest = self.redirector.send(records)
         if rest:
             self._held[address] = list(rest)
+        failpoints.hit("lifld.keys.after")
 
     def _flush(self) -> None:
         for address, records in list(self._held.items()):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lifl import failpoints
 from lifl.core.errors import Refused
 from lifl.core.ids import Key
 from lifl.core.modelfile import (
@@ -90,7 +91,9 @@ def write_file(path: Path, pieces: Sequence[Piece], metadata: dict[str, str], vi
                 rest = buffer[_write_direct(fd, buffer) :]
                 while rest:
                     rest = rest[os.write(fd, rest) :]
+            failpoints.hit("worker.file_fsync.before")
             os.fsync(fd)
+            failpoints.hit("worker.file_fsync.after")
         finally:
             os.close(fd)
         os.rename(temporary, path)
@@ -99,7 +102,9 @@ def write_file(path: Path, pieces: Sequence[Piece], metadata: dict[str, str], vi
         raise
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        failpoints.hit("worker.folder_fsync.before")
         os.fsync(folder)
+        failpoints.hit("worker.folder_fsync.after")
     finally:
         os.close(folder)
 
@@ -129,7 +134,9 @@ def _seal_finite(arena: Arena, key: Key, view: memoryview, segments: tuple[Segme
                 f"{where}: its {segment.dtype} tensors hold NaN or infinity; start from another model",
             )
     clear_gaps(view, segments)
+    failpoints.hit("worker.load_seal.before")
     arena.seal(key, 0.0, 0)
+    failpoints.hit("worker.load_seal.after")
 
 
 def _write_direct(fd: int, buffer: memoryview) -> int:

@@ -22,6 +22,7 @@ from typing import Any
 
 import msgspec
 
+from lifl import failpoints
 from lifl.core.ids import Record
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.protocol.worker import (
@@ -145,11 +146,14 @@ class Worker:
         del self._tasks[start.address]
         if start.parent:
             record = Record(start.parent, task.output, ANY_ATTEMPT, start.address, time.monotonic_ns())
+            failpoints.hit("worker.keys.before")
             try:
                 self._port.send([record])
             except EOFError:
                 self._over = True
+            failpoints.hit("worker.keys.after")
         self._send(done)
+        failpoints.hit("worker.done.after")
 
     def _do_file(self, message: Checkpoint | Load) -> None:
         clock = Clock()

@@ -19,6 +19,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from lifl import failpoints
 from lifl.core.errors import LiflError, LocalFault, StaleKey
 from lifl.core.ids import Key, Kind, Record
 from lifl.core.limits import TEXT_CHARS_MAX
@@ -201,7 +202,9 @@ class OpenTask:
         meta = b"".join(self._metas)
         if self.start.role == "top" and not arena.entry(self.output).meta_room:
             meta = b""
+        failpoints.hit("worker.seal.before")
         arena.seal(self.output, self.weight, self._contributions, meta)
+        failpoints.hit("worker.seal.after")
 
 
 def clear_gaps(view: memoryview, segments: tuple[Segment, ...]) -> None:

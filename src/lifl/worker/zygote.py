@@ -47,6 +47,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from lifl import failpoints
 from lifl.core.errors import LiflError, RemoteFault
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.protocol.gateway import Drain
@@ -131,6 +132,7 @@ class Zygote:
                 f" {len(self._descriptors)} came"
             )
         descriptors = [self._descriptors.popleft() for _ in range(message.descriptors)]
+        failpoints.hit("zygote.fork.before")
         try:
             pid = os.fork()
         except OSError as error:  # no memory or no process number left: this worker fails, the node lives
@@ -143,6 +145,7 @@ class Zygote:
         if pid < 0:
             self._send(Exited(message.worker, 0, 1 << 8))
             return
+        failpoints.hit("zygote.fork.after")
         self._workers[pid] = message.worker
         self._send(Forked(message.worker, pid))
 
@@ -153,6 +156,7 @@ class Zygote:
             self._leave_zygote()
             self._link.close()
             _name_process(f"lifl-worker-{message.worker}")
+            failpoints.hit("worker.start.before")
             control = socket.socket(fileno=descriptors[0])
             control.setblocking(True)
             port = open_port(message.port, descriptors[1:])

@@ -14,6 +14,9 @@ from __future__ import annotations
 import asyncio
 import socket
 
+import msgspec
+
+from lifl import failpoints
 from lifl.core.errors import Refused, RemoteFault, StaleKey
 from lifl.core.ids import Key
 from lifl.core.limits import TEXT_CHARS_MAX
@@ -52,7 +55,12 @@ class Connection:
 
     def deliver(self, encoded: bytes) -> None:
         """Send the client what the daemon says to it; it may be the answer to a question."""
+        is_ack = failpoints.on and isinstance(cm.unpacked(msgspec.Raw(encoded)), cm.Accepted)
+        if is_ack:
+            failpoints.hit("gateway.ack.before")
         self._outbox.send_frame(framed(encoded))
+        if is_ack:
+            failpoints.hit("gateway.ack.after")
         self._grants.delivered(encoded)
 
     def follow(self, key: bytes) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import math
 from collections.abc import Awaitable
 
+from lifl import failpoints
 from lifl.core.errors import Refused, RemoteFault, StaleKey
 from lifl.core.ids import Key
 from lifl.core.protocol import client as cm
@@ -88,7 +89,9 @@ class Intake:
             self._outbox.send(cm.Go(submit.job, submit.round))
             await self._receive_update(grant.key, Receive(self._socket.sock, content.check))
         self._shared.received_bytes += submit.data_bytes
+        failpoints.hit("gateway.seal.before")
         self._shared.arena.seal(key, submit.weight, 1, grant.member, content.finish())
+        failpoints.hit("gateway.seal.after")
 
     async def _receive_update(self, key: bytes, body: Receive) -> None:
         self._receiving = key, body
@@ -154,7 +157,9 @@ class Intake:
         if (data, arriving_meta.finish()) != (sums.data, sums.meta):
             raise Refused(DAMAGED, "checksum", "the partial's bytes were changed on their way; send it again")
         await self._loop.run_in_executor(self._shared.checks, check_contributions, offer, meta)
+        failpoints.hit("gateway.partial_seal.before")
         arena.seal(key, offer.weight, offer.members, bytes(meta), data)
+        failpoints.hit("gateway.partial_seal.after")
 
     # ---- both ------------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+from lifl import failpoints
 from lifl.core.config.values import split_address
 from lifl.core.errors import ConfigError, LocalFault, Refused, RemoteFault
 from lifl.core.ids import Key
@@ -141,6 +142,7 @@ class _Trip:
         if entry.state != ObjectState.SEALED:
             raise LocalFault(f"object {self._key} is to be carried but is not sealed")
         what = (entry.weight, entry.contributions, entry.data_bytes, entry.meta_bytes)
+        failpoints.hit("gateway.carry.before")
         await peer.say(cm.Offer(request.number, request.epoch, request.branch, *what))
         answer = await peer.hear()
         if isinstance(answer, cm.Accepted):
@@ -158,6 +160,7 @@ class _Trip:
         answer = await peer.hear()
         if not isinstance(answer, cm.Accepted):
             raise _no(answer)
+        failpoints.hit("gateway.carry.after")
 
     async def _fetch(self, request: gm.Fetch, peer: _Peer) -> None:
         arena = self._shared.arena
@@ -181,7 +184,9 @@ class _Trip:
         data = arriving.finish()
         if data != sums.data:
             raise _NotNow("the model's bytes were changed on their way")
+        failpoints.hit("gateway.model_seal.before")
         arena.seal(self._key, 0.0, 0, checksum=data)
+        failpoints.hit("gateway.model_seal.after")
 
     async def _move(self, peer: _Peer, body: BodyMove) -> None:
         try:

@@ -1,0 +1,118 @@
+"""Skipped tests: counted by their reason, and refused where the reason does not hold.
+
+A test that is skipped is not tested, and nobody reads why.  So each reason that a test may give stands in one table,
+with a check whether it holds on this machine.  A run that is to be complete (`LIFL_OWN_MACHINE=1`, as in `.ci/run`, or
+`CI=true`) fails when a test was skipped for a reason that does not hold, or that is not in the table.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import resource
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+
+import leaks
+
+
+def is_no_root() -> bool:
+    """Rights cannot be given up, nor namespaces made."""
+    return os.geteuid() != 0
+
+
+@cache
+def has_no_sockmap() -> bool:
+    """The redirector in the kernel cannot be opened."""
+    from lifl.core.errors import ResourceFault
+    from lifl.redirect import open_redirector
+
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            open_redirector("sockmap", Path(folder)).close()
+    except ResourceFault:
+        return True
+    return False
+
+
+def has_no_namespaces() -> bool:
+    """A cluster on one machine cannot be made."""
+    from lifl.examples.netns import why_not
+
+    return bool(why_not())
+
+
+def has_few_descriptors() -> bool:
+    """The limit of open files is lower than the redirector's slots need."""
+    from lifl.core.ids import SLOTS_MAX
+
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 4 * SLOTS_MAX
+
+
+def has_no_mounts() -> bool:
+    """No file system can be mounted in a namespace of a test's own."""
+    if os.geteuid() or shutil.which("unshare") is None:
+        return True
+    return subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode != 0
+
+
+def has_no_huge_pages() -> bool:
+    """The kernel refuses huge pages for a segment of one chunk."""
+    from lifl.shm.arena import Arena
+    from lifl.shm.prefault import CHUNK_BYTES, Prefault
+
+    arena = Arena.create(f"/lifl-test-{os.getpid()}-skips", 2 * CHUNK_BYTES, 1, 8)
+    try:
+        populating = Prefault(arena)
+        populating.wait(60.0)
+        return bool(populating.refused)
+    finally:
+        arena.close(unlink=True)
+
+
+def has_no_compiler() -> bool:
+    """What is compiled at installation could not be."""
+    return not any(map(shutil.which, ("cc", "gcc", "clang")))
+
+
+def has_no_sklearn() -> bool:
+    """The examples' data is not installed."""
+    return importlib.util.find_spec("sklearn") is None
+
+
+ALLOWED: dict[str, Callable[[], bool]] = {
+    r"needs root|only root can|need root": is_no_root,
+    r"redirector cannot run on this machine|sockmap cannot run on this machine": has_no_sockmap,
+    r"needs namespaces": has_no_namespaces,
+    r"limit of open files": has_few_descriptors,
+    r"right to mount": has_no_mounts,
+    r"huge pages of shared memory": has_no_huge_pages,
+    r"no C compiler": has_no_compiler,
+    r"scikit-learn": has_no_sklearn,
+}
+"""Why a test may be skipped, and whether that is so here."""
+
+
+def must_be_complete() -> bool:
+    """Whether this run may leave out only what cannot be tested here."""
+    return bool(os.environ.get(leaks.OWN_MACHINE)) or os.environ.get("CI", "").lower() in ("1", "true")
+
+
+def counted(reasons: Iterable[str]) -> Counter[str]:
+    """How many tests were skipped for each reason."""
+    return Counter(reason.removeprefix("Skipped: ") for reason in reasons)
+
+
+def refused(reasons: Iterable[str]) -> list[str]:
+    """Those of the reasons that do not hold on this machine, or that are not in the table, each once."""
+    return [reason for reason in counted(reasons) if not _holds(reason)]
+
+
+def _holds(reason: str) -> bool:
+    return any(re.search(pattern, reason) and check() for pattern, check in ALLOWED.items())
