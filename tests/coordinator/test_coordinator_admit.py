@@ -1,0 +1,130 @@
+"""An update is announced: it is granted, or its client is told why not, where, or when."""
+
+from __future__ import annotations
+
+import pytest
+from coordinator_scene import B, CLOSED, EPOCH, HOME, NUMBER, OPEN, RECOVERING, Led, Scene, admit
+
+from lifl.core.coordinator.round import Phase
+from lifl.core.protocol import client as cm
+from lifl.core.protocol import commands as o
+from lifl.core.protocol.contribution import Contribution
+
+
+def refused(led: Led) -> cm.Refusal:
+    """The one thing that was led to."""
+    ((_node, _conn, message),) = led.told
+    assert isinstance(message, cm.Refusal)
+    assert led == Led(told=led.told)
+    return message
+
+
+def test_a_selected_client_is_granted_a_place_in_the_branch_where_it_is() -> None:
+    scene = Scene()
+    round_ = scene.has_round(selected=["c1", "c2"])
+    led = scene.handle(admit("c1", metrics={"loss": 2.0}, direct=True))
+    grant = o.Grant(NUMBER, EPOCH, 0, 1, "c1", 1.0, {"loss": 2.0}, True)
+    assert led == Led(orders=[(HOME, grant)])
+    assert round_.granted == {"c1": Contribution("c1", 1.0, {"loss": 2.0})}
+    assert round_.places == {"c1": 0}
+
+
+def test_one_that_is_granted_already_is_to_ask_again() -> None:
+    scene = Scene()
+    scene.has_round(granted={"c1": 0})
+    assert scene.handle(admit("c1", conn=7)) == Led(told=[(HOME, 7, cm.Busy("j", 1, 1.0))])
+
+
+@pytest.mark.parametrize("where", ["running", "saving", "counted"])
+def test_one_that_is_in_the_round_already_gets_the_first_ones_answer(where: str) -> None:
+    scene = Scene()
+    if where == "running":
+        scene.has_round(accepted={"c1": 0})
+    else:
+        scene.running()
+        scene.is_saving(1, ["c1"])
+    if where == "counted":
+        scene.job.rounds.commit(scene.job.rounds.saving.pop())
+    assert scene.handle(admit("c1")) == Led(told=[(HOME, 1, cm.Accepted("j", 1))])
+
+
+def test_while_the_model_is_loaded_or_a_node_may_have_the_update_it_is_to_ask_again() -> None:
+    scene = Scene()
+    scene.loading()
+    busy = Led(told=[(HOME, 1, cm.Busy("j", 1, 0.2))])
+    assert scene.handle(admit("c1")) == busy
+    scene.running()
+    scene.has_round(Phase.RECOVERING, [(HOME, 2, RECOVERING)])
+    assert scene.handle(admit("c1")) == busy
+
+
+def test_a_round_that_is_over_or_has_not_begun_is_refused() -> None:
+    scene = Scene()
+    scene.running(1)
+    assert refused(scene.handle(admit("c1"))).text == "round 1 of job 'j' is over; wait for the next selection"
+    scene.has_round(number=2, selected=["c1"])
+    assert refused(scene.handle(admit("c1", round_=1))).code == "round-over"
+    ahead = refused(scene.handle(admit("c1", round_=3)))
+    assert (ahead.code, ahead.field) == ("wrong-round", "round")
+    assert ahead.text == "round 3 of job 'j' has not begun: the job is at round 2"
+
+
+def test_one_that_is_not_selected_is_refused() -> None:
+    scene = Scene()
+    scene.has_round(selected=["c1"])
+    refusal = refused(scene.handle(admit("c9")))
+    assert (refusal.code, refusal.field, refusal.job, refusal.round) == ("not-selected", "client", "j", 1)
+
+
+def test_a_round_that_is_closed_takes_no_more() -> None:
+    scene = Scene()
+    scene.has_round(Phase.AGGREGATING, accepted={"c1": 0}, selected=["c2"])
+    refusal = refused(scene.handle(admit("c2")))
+    assert (refusal.code, refusal.text) == (
+        "round-over",
+        "round 1 of job 'j' takes no more updates; wait for the next selection",
+    )
+
+
+def test_an_unknown_job_is_refused() -> None:
+    refusal = refused(Scene().handle(admit("c1")))
+    assert (refusal.code, refusal.job, refusal.round) == ("unknown-job", "j", 1)
+
+
+def test_of_one_branch_alone_the_first_ones_count_whoever_comes() -> None:
+    scene = Scene(over_provision=2.0)
+    scene.has_round(granted={"c1": 0, "c2": 0}, selected=["c3"])
+    assert scene.handle(admit("c3")).ordered(o.Grant)
+
+
+def test_where_the_branch_is_full_or_there_is_none_another_gateway_is_named() -> None:
+    scene = Scene(nodes=(HOME, B))
+    scene.has_round(branches=[(HOME, 1, OPEN), (B, 1, OPEN)], granted={"c1": 0}, selected=["c2"])
+    refusal = refused(scene.handle(admit("c2")))
+    assert (refusal.code, refusal.field) == ("use-gateway", "b:1")
+    assert refusal.text == "round 1 of job 'j' takes this update at another node: submit to b:1"
+
+
+def test_the_one_branch_elsewhere_takes_it_full_or_not() -> None:
+    scene = Scene(nodes=(HOME, B))
+    scene.has_round(granted={"c1": 0, "c2": 0}, selected=["c3"])
+    refusal = refused(scene.handle(admit("c3"), node=B))
+    assert (refusal.code, refusal.field) == ("use-gateway", "home:1")
+
+
+def test_where_nothing_is_free_anywhere_it_is_to_ask_again() -> None:
+    scene = Scene(nodes=(HOME, B))
+    scene.has_round(branches=[(HOME, 1, OPEN), (B, 1, CLOSED)], granted={"c1": 0}, accepted={"c3": 1}, selected=["c2"])
+    assert scene.handle(admit("c2")) == Led(told=[(HOME, 2, cm.Busy("j", 1, 1.0))])
+
+
+@pytest.mark.parametrize("why", ["unknown", "leaving", "gone"])
+def test_a_node_that_takes_no_grants_sends_its_clients_elsewhere(why: str) -> None:
+    scene = Scene(nodes=(HOME, B))
+    scene.has_round(branches=[(HOME, 1, OPEN), (B, 1, OPEN)], selected=["c2"])
+    node = scene.coordinator.nodes.get(B)
+    node.known, node.leaving = why != "unknown", why == "leaving"
+    if why == "gone":
+        scene.coordinator.nodes.remove(B)
+    assert refused(scene.handle(admit("c2"), node=B)).field == "home:1"
+    assert not scene.round.granted
