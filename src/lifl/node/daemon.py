@@ -91,7 +91,7 @@ class Daemon:
         opened.callback(self.cli.close)
         self._meters = Meters(self.gateway, self.zygote)
         self._performer = Performer(self.gateway, self.workers, self.store, self.cli, self._meters)
-        self._driver = Driver(self.engine, self._performer.perform)
+        self._driver = Driver(self.engine, folder, self._performer.perform)
         shown = (self.engine, self.arena, self.gateway, self.zygote, self.workers, self._meters)
         self.status = NodeStatus(self.identity, folder, bool(config.capacity), warnings, *shown)
         self._requests = Requests(self._driver, self.store, self.cli, self.status, folder, self._shut_down)

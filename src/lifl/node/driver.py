@@ -9,11 +9,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from lifl.core import effects as fx
 from lifl.core import events as ev
 from lifl.core.engine import Engine
+from lifl.core.errors import Impossible, ResourceFault
+from lifl.node.recordings import write_recording
 
 log = logging.getLogger("lifl.driver")
 
@@ -22,10 +25,15 @@ Handle = Callable[[Any], None]
 
 
 class Driver:
-    """The engine in a running loop.  `perform` performs effects in order; it must not hand in events itself."""
+    """The engine in a running loop.
 
-    def __init__(self, engine: Engine, perform: Callable[[Sequence[fx.Effect]], None]) -> None:
+    `perform` performs effects in order; it must not hand in events itself.  When the engine meets what it holds
+    impossible, its last events are written to a file of `folder`.
+    """
+
+    def __init__(self, engine: Engine, folder: Path, perform: Callable[[Sequence[fx.Effect]], None]) -> None:
         self.engine = engine
+        self._folder = folder
         self._perform = perform
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -40,12 +48,23 @@ class Driver:
         """
         if self._closed:
             return
-        self._perform(self.engine.handle(event, time.monotonic()))
+        self._perform(self._decided(event))
         while self.engine.writing:
-            self._perform(self.engine.handle(ev.RowsWritten(), time.monotonic()))
+            self._perform(self._decided(ev.RowsWritten()))
         self._set_timer()
         if self._settled is not None and not self.engine.busy():
             self._settled.set()
+
+    def _decided(self, event: Any) -> Sequence[fx.Effect]:
+        try:
+            return self.engine.handle(event, time.monotonic())
+        except Impossible:
+            self._closed = True  # nothing that it decides from now on can be trusted
+            try:
+                log.error("engine.impossible recording=%s", write_recording(self._folder, self.engine.recording()))
+            except ResourceFault as fault:
+                log.error("engine.impossible %s", fault)
+            raise
 
     def _set_timer(self) -> None:
         due_s = self.engine.next_timer()

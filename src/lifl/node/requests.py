@@ -23,6 +23,7 @@ from lifl.node import machine, views
 from lifl.node.cli_server import CliServer
 from lifl.node.driver import Driver
 from lifl.node.link import Link
+from lifl.node.recordings import write_recording
 from lifl.node.status import NodeStatus
 from lifl.node.store import PLANS_MAX, JobRow, NodeStore
 
@@ -70,6 +71,10 @@ class Requests:
                 return self._snapshot()
             case om.Follow():
                 return self._follow(message.job, link)
+            case om.DebugRecord():
+                recording = self._engine.recording()
+                path = write_recording(self._folder, recording)
+                return {"path": str(path), "events": len(recording.entries)}
             case om.Shutdown():
                 self._shut_down()
                 return {}

@@ -76,12 +76,26 @@ class Follow(Message, frozen=True):
     job: str
 
 
+class DebugRecord(Message, frozen=True):
+    """Asks for a recording of the engine's last events: answered by Answer {"path": ..., "events": ...}."""
+
+
 class Shutdown(Message, frozen=True):
     """Drain and exit 0: answered by Answer, then EOF when all is gone."""
 
 
 FromCli = (
-    SubmitJob | ListJobs | JobStatus | CancelJob | Snapshot | ListNodes | PlanJob | PlansOfRound | Follow | Shutdown
+    SubmitJob
+    | ListJobs
+    | JobStatus
+    | CancelJob
+    | Snapshot
+    | ListNodes
+    | PlanJob
+    | PlansOfRound
+    | Follow
+    | DebugRecord
+    | Shutdown
 )
 
 
