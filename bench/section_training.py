@@ -52,7 +52,7 @@ ROUNDS_MAX, ROUNDS_EXPECTED, QUICK_ROUNDS = 15, 3, 1
 SLOW, DYING, GOAL = 0.2, 0.1, 0.8
 FAST_S, SLOW_S = (0.2, 0.6), (1.2, 2.0)
 FLOWER_TIMEOUT_S = 6.5
-"""Flower looks every 3 s: the last look within this time is after 6 s, when all living devices have sent at this size."""
+"""Flower looks every 3 s: the last look within this time is after 6 s, when all live devices have sent at this size."""
 FASTER = {"SF": 1.6, "SL": 2.7}
 """How many times faster the paper reports its system to be, on larger models and another data set."""
 LATER_S = {"NVFlare": (75.0, 340.0), "Flower": (90.0, 720.0)}
