@@ -152,6 +152,7 @@ class Worker:
         self._send(done)
 
     def _do_file(self, message: Checkpoint | Load) -> None:
+        started_ns = time.monotonic_ns()
         clock = Clock()
         try:
             with clock:
@@ -171,6 +172,7 @@ class Worker:
                 inputs=0,
                 cpu_s=clock.cpu_s,
                 busy_s=clock.busy_s,
+                started_ns=started_ns,
             )
         )
 
