@@ -70,7 +70,6 @@ class Sealed(Message, frozen=True):
     conn: int
     key: KeyBytes
     received_bytes: Count
-    copied_bytes: Count = 0
 
 
 class Aborted(Message, frozen=True):

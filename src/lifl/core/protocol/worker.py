@@ -184,7 +184,6 @@ class TaskDone(Message, frozen=True):
     inputs: int
     cpu_s: float
     busy_s: float
-    copied_bytes: int = 0
     started_ns: int = 0
 
 
