@@ -64,10 +64,10 @@ def has_no_mounts() -> bool:
 
 def has_no_huge_pages() -> bool:
     """The kernel refuses huge pages for a segment of one chunk."""
-    from lifl.shm.arena import Arena
+    from lifl.shm.owned_arena import OwnedArena
     from lifl.shm.prefault import CHUNK_BYTES, Prefault
 
-    arena = Arena.create(f"/lifl-test-{os.getpid()}-skips", 2 * CHUNK_BYTES, 1, 8)
+    arena = OwnedArena.create(f"/lifl-test-{os.getpid()}-skips", 2 * CHUNK_BYTES, 1, 8)
     try:
         populating = Prefault(arena)
         populating.wait(60.0)

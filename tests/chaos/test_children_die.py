@@ -309,4 +309,4 @@ def test_a_client_that_waits_long_outlives_two_gateways(
 
 def returned(client: Client, before: object) -> object:
     """The client's connection, if it has another one than before and it is greeted there."""
-    return client._stream if client._stream is not before else None
+    return client._home.stream if client._stream is not before else None

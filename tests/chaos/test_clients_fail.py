@@ -20,7 +20,7 @@ from lifl.client.client import Round
 from lifl.core.errors import LiflError
 from lifl.core.ids import Kind
 from lifl.core.protocol import cli as om
-from lifl.shm.layout import State
+from lifl.shm.layout import ObjectState
 
 N = 6
 
@@ -104,7 +104,7 @@ def ballast_being_made(node: Node) -> set[float]:
     """What stands in the first megabyte of a model that is being made, zeros aside."""
     with Path(f"/dev/shm/lifl-{node.info['node']}").open("rb") as arena:
         for entry in objects(node):
-            if entry.kind == Kind.MODEL and entry.state == State.WRITING:
+            if entry.kind == Kind.MODEL and entry.state == ObjectState.WRITING:
                 arena.seek(entry.offset)
                 return set(np.frombuffer(arena.read(1 << 20), np.float32).tolist()) - {0.0}
     return set()

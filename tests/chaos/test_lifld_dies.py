@@ -41,7 +41,7 @@ from lifl import Client
 from lifl.client import JobCancelled
 from lifl.core.ids import Kind
 from lifl.core.protocol import cli as om
-from lifl.shm.layout import State
+from lifl.shm.layout import ObjectState
 
 N = 8
 
@@ -107,7 +107,7 @@ def test_after_the_seal_that_it_never_heard_of(start_node: Callable[..., Node]) 
             until(
                 "the top's seal",
                 lambda: any(
-                    entry.kind == Kind.MODEL and entry.state == State.SEALED and entry.round in epochs
+                    entry.kind == Kind.MODEL and entry.state == ObjectState.SEALED and entry.round in epochs
                     for entry in objects(node)
                 ),
             )

@@ -67,10 +67,6 @@ class ObjectState(IntEnum):
     SEALED = 2
 
 
-State = ObjectState
-"""The former name, for readers that are being moved."""
-
-
 class Header(NamedTuple):
     """The fixed part of the header page."""
 

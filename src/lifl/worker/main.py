@@ -156,6 +156,7 @@ class Worker:
         failpoints.hit("worker.done.after")
 
     def _do_file(self, message: Checkpoint | Load) -> None:
+        started_ns = time.monotonic_ns()
         clock = Clock()
         try:
             with clock:
@@ -175,6 +176,7 @@ class Worker:
                 inputs=0,
                 cpu_s=clock.cpu_s,
                 busy_s=clock.busy_s,
+                started_ns=started_ns,
             )
         )
 

@@ -67,6 +67,7 @@ class OpenTask:
         self.expect = start.expect
         self.output = Key.unpack(start.output)
         self._arena = arena
+        self._started_ns = time.monotonic_ns()
         self._clock = Clock()
         with self._clock:
             self._rule: Rule = load_rule(start.rule, start.options, start.rule_folder)
@@ -119,6 +120,7 @@ class OpenTask:
             inputs=len(self._inputs),
             cpu_s=self._clock.cpu_s,
             busy_s=self._clock.busy_s,
+            started_ns=self._started_ns,
         )
 
     @property

@@ -172,7 +172,10 @@ class WorkerReady(Message, frozen=True):
 
 
 class TaskDone(Message, frozen=True):
-    """The output is sealed: `weight` its Σw, `members` how many updates are in it; costs for the receipt."""
+    """The output is sealed: `weight` its Σw, `members` how many updates are in it; costs for the receipt.
+
+    `started_ns` is the worker's monotonic clock when it began (for benchmarks).
+    """
 
     address: int
     attempt: int
@@ -181,6 +184,7 @@ class TaskDone(Message, frozen=True):
     inputs: int
     cpu_s: float
     busy_s: float
+    started_ns: int = 0
 
 
 class TaskFailed(Message, frozen=True):
