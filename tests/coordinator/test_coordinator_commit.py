@@ -15,8 +15,8 @@ from coordinator_scene import (
 
 from lifl.core import effects as fx
 from lifl.core.coordinator.round import Phase
-from lifl.core.coordinator.rounds import ROUNDS_REMEMBERED
 from lifl.core.ids import epoch_of
+from lifl.core.limits import ROUNDS_REMEMBERED
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import commands as o
 from lifl.core.protocol.contribution import Contribution

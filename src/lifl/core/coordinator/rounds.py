@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lifl.core.coordinator.round import Phase, Round
-
-ROUNDS_REMEMBERED = 16
-"""Committed rounds whose members are kept in memory, to answer clients that come back late."""
+from lifl.core.limits import ROUNDS_REMEMBERED
 
 
 class Rounds:
