@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from coordinator_scene import B, CLOSED, EPOCH, HOME, NUMBER, OPEN, RECOVERING, Led, Scene, admit
+from coordinator_scene import CLOSED, EPOCH, HOME, NUMBER, OPEN, RECOVERING, B, Led, Scene, admit
 
 from lifl.core.coordinator.round import Phase
 from lifl.core.protocol import client as cm
@@ -27,6 +27,16 @@ def test_a_selected_client_is_granted_a_place_in_the_branch_where_it_is() -> Non
     assert led == Led(orders=[(HOME, grant)])
     assert round_.granted == {"c1": Contribution("c1", 1.0, {"loss": 2.0})}
     assert round_.places == {"c1": 0}
+
+
+def test_one_that_comes_is_not_awaited_any_more_and_is_again_when_its_update_will_not_come() -> None:
+    scene = Scene(nodes=(HOME, B))
+    round_ = scene.has_round(branches=[(HOME, 1, OPEN), (B, 1, OPEN)], selected=["c1"])
+    round_.assign("c1", B)
+    scene.handle(admit("c1"))  # it comes to another node than it was told
+    assert (round_.places, round_.assigned, +round_._awaited) == ({"c1": 0}, {"c1": B}, {})
+    scene.handle(o.UpdateAborted(NUMBER, EPOCH, 0, "c1"))
+    assert (round_.places, round_.assigned, +round_._awaited) == ({}, {"c1": B}, {B: 1})
 
 
 def test_one_that_is_granted_already_is_to_ask_again() -> None:

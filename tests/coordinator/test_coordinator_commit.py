@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from coordinator_scene import (
-    B,
     CLOSED,
     EPOCH,
     HOME,
     NUMBER,
     OPEN,
+    B,
     Led,
     Scene,
 )
@@ -64,6 +64,7 @@ def test_a_durable_checkpoint_commits_its_round_with_a_receipt() -> None:
     round_.accepted["c1"] = Contribution("c1", 3.0, {"loss": 1.0, "acc": 0.5})
     round_.accepted["c2"] = Contribution("c2", 1.0, {"loss": 5.0})
     round_.opened_at_s, round_.last_accepted_s, round_.sealed_s = 1.0, 4.0, 6.0
+    round_.others_max = 1
     round_.received_bytes, round_.between_bytes = 20, 30
     starts = {"cold": 1, "warm": 2, "promoted": 3, "shared": 4}
     tree = {"role": "leaf"}

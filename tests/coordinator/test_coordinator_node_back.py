@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 from coordinator_scene import (
     ARRIVED,
-    B,
-    C,
     CLOSED,
     EPOCH,
     FORGETTING,
@@ -14,6 +12,8 @@ from coordinator_scene import (
     NUMBER,
     OPEN,
     RECOVERING,
+    B,
+    C,
     Led,
     Scene,
     accepted_event,
@@ -178,10 +178,10 @@ def test_of_a_branch_that_the_top_has_or_is_asked_about_the_node_is_not_asked(st
 @pytest.mark.parametrize("state", [OPEN, CLOSED, RECOVERING])
 def test_a_branch_whose_partial_is_at_home_already_is_dropped(state: BranchState) -> None:
     scene = Scene(goal=3, nodes=(HOME, B))
-    scene.has_round(branches=[(HOME, 2, OPEN), (B, 1, state)], accepted={"c1": 0})
+    scene.has_round(branches=[(HOME, 2, OPEN), (B, 1, state), (B, 1, ARRIVED)], accepted={"c1": 0, "c2": 2})
     led = scene.handle(inventory(held(1, ["c1"])), node=B)
     assert beyond_opening(led) == [(B, o.DropBranch(NUMBER, EPOCH, 1))]
-    assert scene.states() == {0: OPEN}  # OPEN, CLOSED, RECOVERING -> DROPPED
+    assert scene.states() == {0: OPEN, 2: ARRIVED}  # OPEN, CLOSED, RECOVERING -> DROPPED
 
 
 def test_branches_that_are_none_of_the_round_are_dropped_unless_their_round_is_being_saved() -> None:

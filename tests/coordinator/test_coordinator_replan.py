@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from coordinator_scene import ARRIVED, B, C, CLOSED, EPOCH, HOME, NUMBER, OPEN, Led, Scene, joined
+import pytest
+from coordinator_scene import ARRIVED, CLOSED, EPOCH, HOME, NUMBER, OPEN, B, C, Led, Scene, joined
 
 from lifl.core import effects as fx
+from lifl.core.coordinator import round_planner
 from lifl.core.coordinator.round import Phase
-from lifl.core.planning.capacity import NodeLoad
+from lifl.core.errors import Refused
+from lifl.core.planning.plan import Plan, PlanRequest
 from lifl.core.protocol import commands as o
 
 WORST = {"placement": "worst-fit"}
@@ -34,7 +37,9 @@ def test_a_round_on_several_nodes_is_planned_saved_and_opened_with_spare_places_
 
 def test_where_spare_places_would_not_fit_there_are_none() -> None:
     need = Scene(goal=4).spec.bytes_min(5)
-    scene = Scene(goal=4, nodes=(HOME, B), capacity={HOME: 2.0, B: 2.0}, arena_bytes={HOME: need - 1}, aggregation=WORST)
+    scene = Scene(
+        goal=4, nodes=(HOME, B), capacity={HOME: 2.0, B: 2.0}, arena_bytes={HOME: need - 1}, aggregation=WORST
+    )
     scene.here("c1", "c2", "c3", "c4")
     scene.has_round(Phase.WAITING, [])
     led = scene.do(scene.coordinator.node_suspect, B, False)
@@ -128,11 +133,23 @@ def test_a_closed_branch_that_is_full_leaves_nothing() -> None:
     assert scene.handle(o.BranchClosed(NUMBER, EPOCH, 1, 2), node=B) == Led()
 
 
-def test_alone_a_tree_that_fits_is_enough_whatever_the_planner_would_like() -> None:
-    scene = Scene(goal=4, capacity={HOME: 0.0})
-    scene.coordinator.nodes.get(HOME).load = NodeLoad(0.0, 0.0)
-    scene.coordinator.nodes.get(HOME).arena_bytes = scene.spec.bytes_min()
+def test_alone_a_tree_that_fits_is_enough_whatever_the_planner_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_request: PlanRequest) -> Plan:
+        raise Refused("too-large", "model", "it would like more")
+
+    monkeypatch.setattr(round_planner, "make_plan", refuse)
+    scene = Scene(goal=4)
     scene.here("c1", "c2", "c3", "c4")
     scene.has_round(Phase.WAITING, [])
     led = scene.do(scene.coordinator.node_suspect, HOME, False)
     assert led.ordered(o.OpenBranch) == [(HOME, o.OpenBranch(NUMBER, EPOCH, 0, 4))]
+    assert led.plans == 0
+
+
+def test_alone_one_that_does_not_fit_waits() -> None:
+    scene = Scene(goal=4, arena_bytes={HOME: 1000})
+    scene.here("c1", "c2", "c3", "c4")
+    scene.has_round(Phase.WAITING, [])
+    led = scene.do(scene.coordinator.node_suspect, HOME, False)
+    assert led.named("round.waiting")
+    assert led.orders == []
