@@ -25,12 +25,19 @@ from typing import Any
 import leaks
 import psutil
 import pytest
+from arrows import pytest_collection_modifyitems, pytest_xdist_make_scheduler
 from hypothesis import HealthCheck, settings
 from whole_run import PART, pytest_configure, pytest_sessionfinish, pytest_terminal_summary
 
 from lifl import failpoints
 
-__all__ = ["pytest_configure", "pytest_sessionfinish", "pytest_terminal_summary"]
+__all__ = [
+    "pytest_collection_modifyitems",
+    "pytest_configure",
+    "pytest_sessionfinish",
+    "pytest_terminal_summary",
+    "pytest_xdist_make_scheduler",
+]
 
 LIFL = [sys.executable, "-m", "lifl_cli.main"]
 COMMAND_TIMEOUT_S = 120.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -258,17 +259,16 @@ class JobReplica:
                 self.act(runner.feed_waiting())
             runner.last_updates.follow()
 
-    def close(self) -> Key | None:
-        """Free everything that the job holds here; return the object of a fetch that the gateway is still at."""
+    def close(self) -> Counter[Key]:
+        """Free everything that the job holds here; return the objects that the gateway is still at, each as often."""
         for at in list(self.runners):
             self._drop(*at)
         self._orphans.free()
         self.files.close()
-        fetching, self.slot.fetching = self.slot.fetching, None
-        self.slot.free()
+        busy = self.slot.close()
         self._quota.release(self.spec.number)
         self._turn.emit(gm.JobForget(self.spec.name))
-        return fetching
+        return busy
 
     def problems(self) -> Iterable[str]:
         """Yield what is wrong with the job's books on this node, a sentence each."""

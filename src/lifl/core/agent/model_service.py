@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from lifl.core.agent.job_replica import JobReplica
@@ -24,7 +25,7 @@ class ModelService:
         self._replicas = replicas
         self._turn = turn
         self._quota = quota
-        self._unwanted: set[Key] = set()  # objects of fetches whose job is over; the gateway is still at them
+        self._unwanted: Counter[Key] = Counter()  # what the gateway sends or fetches still, though the job is over
         self._retry_at_s = math.inf
 
     def want(self, event: gm.WantModel) -> None:
@@ -41,6 +42,8 @@ class ModelService:
     def sent(self, event: gm.ModelSent) -> None:
         """End one reading of a model."""
         key = Key.unpack(event.key)
+        if self._through(key):
+            return
         for replica in self._replicas.values():
             if replica.slot.unpin(key):
                 for branch in replica.branches():
@@ -51,9 +54,7 @@ class ModelService:
     def fetch_ended(self, event: gm.FetchEnded) -> None:
         """Use a fetched model, or try again if it is still wanted."""
         key = Key.unpack(event.key)
-        if key in self._unwanted:
-            self._unwanted.remove(key)
-            self._quota.free(key)
+        if self._through(key):
             return
         replica = next((each for each in self._replicas.values() if each.slot.fetching == key), None)
         if replica is None:
@@ -62,11 +63,19 @@ class ModelService:
         if replica.wants_model:
             self._retry_at_s = self._turn.now + FETCH_RETRY_S
 
+    def _through(self, key: Key) -> bool:
+        """Note that the gateway is through with an object; return whether it is one of a job that is over."""
+        if key not in self._unwanted:
+            return False
+        self._unwanted[key] -= 1
+        if not self._unwanted[key]:
+            del self._unwanted[key]
+            self._quota.free(key)
+        return True
+
     def close(self, replica: JobReplica) -> None:
-        """End a job here; what the gateway fetches for it is freed when the gateway is through with it."""
-        fetching = replica.close()
-        if fetching is not None:
-            self._unwanted.add(fetching)
+        """End a job here; what the gateway sends or fetches of it is freed when the gateway is through with it."""
+        self._unwanted.update(replica.close())
 
     def client_left(self, conn: int) -> None:
         """Forget what a connection waits for."""
@@ -101,6 +110,7 @@ class ModelService:
 
     def problems(self) -> Iterable[str]:
         """Yield what is wrong with the books, a sentence each."""
-        wanted = {replica.slot.fetching for replica in self._replicas.values()} & self._unwanted
-        if wanted:
-            yield f"models are both fetched and unwanted: {wanted}"
+        for replica in self._replicas.values():
+            wanted = {replica.slot.fetching, replica.slot.model, *replica.slot.pins} & self._unwanted.keys()
+            if wanted:
+                yield f"models are both wanted and unwanted: {wanted}"

@@ -117,6 +117,13 @@ class ModelSlot:
             while self.pins[key] > written[key]:
                 self.unpin(key)
 
+    def close(self) -> Counter[Key]:
+        """Free all but the objects that the gateway is still at, to send or to fetch; return these, each as often."""
+        self.free()
+        if self.fetching is not None:
+            self.pin([self.fetching])
+        return self.pins
+
     # ---- from a file, or from a top of this node -------------------------------------------------------------------
 
     def begin_load(self, with_states: bool) -> None:
