@@ -23,8 +23,8 @@ from typing import Any
 import ml_dtypes
 import msgspec
 import numpy as np
-from conftest import Node
 from lifl_cli.daemon_client import DaemonClient
+from nodes import Node
 from safetensors.numpy import load_file, save_file
 
 from lifl import Client

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from conftest import Node
 from fleet import WAIT_S, Fleet, Gate, OneHot, Watch, arena_use, ask, fleet, gated, seeded, submit, until
+from nodes import Node
 from stops import Stops, Visit
 
 from lifl import Client

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Node
 from fleet import WAIT_S, Fleet, OneHot, Watch, arena_use, ask, deadlines, fleet, name_of, objects, submit, until
+from nodes import Node
 
 from lifl import Client
 from lifl.client import JobFailed, Refused, RoundEnded

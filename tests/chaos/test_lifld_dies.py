@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Node
 from fleet import (
     WAIT_S,
     WITH_MIDDLES,
@@ -35,6 +34,7 @@ from fleet import (
     submit,
     until,
 )
+from nodes import Node
 from stops import Stops
 
 from lifl import Client

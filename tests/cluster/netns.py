@@ -22,8 +22,8 @@ from typing import Any
 import leaks
 import psutil
 import pytest
-from conftest import COMMAND_TIMEOUT_S, LIFL, LOG_TAIL_LINES, Node
 from fleet import Fleet, OneHot, Update, Watch, arena_use, ask, fleet, until
+from nodes import COMMAND_TIMEOUT_S, LIFL, LOG_TAIL_LINES, Node
 
 from lifl.core.protocol import cli as om
 from lifl.examples.netns import Host, Network, inside, network, why_not

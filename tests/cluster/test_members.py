@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from conftest import run_lifl
 from fleet import until
 from netns import Cluster, Keeper, cluster, kept
+from nodes import run_lifl
 
 from lifl.core.protocol.cli import ListJobs
 from lifl.core.protocol.cluster import GREETING_BYTES_MAX, PEER_VERSION, PeerHello

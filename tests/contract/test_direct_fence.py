@@ -14,8 +14,8 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from conftest import Node
 from fleet import OneHot, arena_use, fleet, gated, objects, restart, submit, until
+from nodes import Node
 
 from lifl.client.stream import Stream
 from lifl.core.agent.agent import DIRECT_GRACE_S

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import uvloop
-from conftest import Node, run_lifl
+from nodes import Node, run_lifl
 
 from lifl.core import events as ev
 from lifl.core.coordinator.nodes import Node as ClusterNode

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Node, run_lifl
 from fleet import Fleet, OneHot, Watch, arena_use, ask, fleet, gated, note_busy, objects, submit, until, write_job
+from nodes import Node, run_lifl
 
 from lifl import Client
 from lifl.client import NodeUnreachable

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LIFL, Node, run_lifl
 from fleet import Fleet, OneHot, Watch, arena_use, ask, fleet, gated, submit, until, write_job
+from nodes import LIFL, Node, run_lifl
 from safetensors.numpy import load_file
 
 from lifl.client import JobCancelled

@@ -19,8 +19,8 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from conftest import Node
 from fleet import Watch, submit
+from nodes import Node
 from safetensors.numpy import load_file, save_file
 
 DATA = Path(__file__).parents[1] / "data" / "state-0.1.0"

@@ -7,8 +7,8 @@ import stat
 from collections.abc import Callable
 
 import psutil
-from conftest import Node
 from fleet import OneHot, Watch, fleet, submit, until
+from nodes import Node
 
 from lifl.node.children import LAST_WORDS_BYTES
 

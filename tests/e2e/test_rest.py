@@ -14,8 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import LIFL, Node
 from fleet import WAIT_S, OneHot, Watch, arena_use, ask, fleet, gated, name_of, submit, until
+from nodes import LIFL, Node
 from stops import Stops
 
 from lifl import Client, failpoints

@@ -12,8 +12,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import Node
 from fleet import Update, arena_use, ask, fleet, submit, until
+from nodes import Node
 from safetensors.numpy import load_file
 
 from lifl.core.planning.tree import tail_of

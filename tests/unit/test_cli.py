@@ -14,12 +14,12 @@ from typing import Any
 import click
 import msgspec
 import pytest
-from conftest import run_lifl
 from lifl_cli import config_file, model, up
 from lifl_cli.daemon_client import DaemonClient
 from lifl_cli.main import COMMANDS
 from lifl_cli.render import figures, trees
 from lifl_cli.state import CONTROL_SOCKET
+from nodes import run_lifl
 from safetensors.numpy import load_file
 
 from lifl.core.config.job import parse_job

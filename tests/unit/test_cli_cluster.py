@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import run_lifl
 from lifl_cli import plan, up
 from lifl_cli.render import tables, trees
+from nodes import run_lifl
 
 from lifl.core.config.node import NodeConfig, parse_node
 from lifl.core.errors import ConfigError

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LIFL, Node, run_lifl
+from nodes import LIFL, Node, run_lifl
 from safetensors.numpy import load_file
 
 from lifl import Client

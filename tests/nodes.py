@@ -1,0 +1,107 @@
+"""A node, and single commands, as a user starts them: `lifl` in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from lifl import failpoints
+
+LIFL = [sys.executable, "-m", "lifl_cli.main"]
+COMMAND_TIMEOUT_S = 120.0
+LOG_TAIL_LINES = 80
+
+
+def run_lifl(
+    *arguments: str, timeout_s: float = COMMAND_TIMEOUT_S, points: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """`lifl` with these arguments, in a process of its own; its exit code is the test's business.
+
+    `points` are failpoints, as in the variable.
+    """
+    return subprocess.run(
+        [*LIFL, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout_s,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, failpoints.VARIABLE: points},
+    )
+
+
+class Node:
+    """A node of the test's own, started by `lifl up -d`; `info` is its start-up report."""
+
+    def __init__(self, state_dir: Path, flags: tuple[str, ...], points: str = "") -> None:
+        self.state_dir = state_dir
+        self.points = points
+        """Failpoints of all its processes, from the next start on."""
+        # Given: measuring the capacity takes CPU at each start, and some tests hold several workers at work.
+        self._flags = ("--capacity", "8", "--workers-max", "8", *flags)
+        self.info: dict[str, Any] = {}
+
+    @property
+    def pid(self) -> int:
+        return int(self.info["pid"])
+
+    @property
+    def address(self) -> str:
+        """The gateway's HOST:PORT."""
+        return str(self.info["listen"][0])
+
+    @property
+    def segment(self) -> Path:
+        """The arena's file."""
+        return Path("/dev/shm") / f"lifl-{self.info['node']}"
+
+    def up(self, *more: str) -> None:
+        """Starts `lifld` and waits until it is ready."""
+        flags = [*self._flags, *more]
+        done = run_lifl("up", "-d", "--json", "--state", str(self.state_dir), *flags, points=self.points)
+        assert done.returncode == 0, done.stderr
+        self.info = json.loads(done.stdout)
+
+    def lifl(self, *arguments: str) -> str:
+        """What a command that succeeds printed."""
+        done = run_lifl(*arguments, "--state", str(self.state_dir))
+        assert done.returncode == 0, f"lifl {' '.join(arguments)}: {done.stderr}"
+        return done.stdout
+
+    def json(self, *arguments: str) -> Any:
+        """What a command printed with --json."""
+        return json.loads(self.lifl(*arguments, "--json"))
+
+    def snapshot(self) -> dict[str, Any]:
+        """`lifl top --json`."""
+        found: dict[str, Any] = self.json("top")
+        return found
+
+    def is_up(self) -> bool:
+        """Whether `lifld` lives."""
+        try:
+            return bool(self.info) and psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    def down(self) -> None:
+        """Stops it as a user does."""
+        self.lifl("down")
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Sends a signal to `lifld`, and waits until it has ended."""
+        process = os.pidfd_open(self.pid)
+        try:
+            signal.pidfd_send_signal(process, number)
+            ended, _, _ = select.select([process], [], [], COMMAND_TIMEOUT_S)
+            assert ended, f"lifld (pid {self.pid}) lives {COMMAND_TIMEOUT_S} s after signal {number}"
+        finally:
+            os.close(process)
