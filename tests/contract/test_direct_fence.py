@@ -18,7 +18,7 @@ from fleet import OneHot, arena_use, fleet, gated, objects, restart, submit, unt
 from nodes import Node
 
 from lifl.client.stream import Stream
-from lifl.core.agent.agent import DIRECT_GRACE_S
+from lifl.core.agent.uploads import DIRECT_GRACE_S
 from lifl.core.ids import Kind
 from lifl.core.protocol import client as cm
 
