@@ -371,7 +371,7 @@ class Fleet:
 def note_busy(trainer: Trainer, told_busy: Counter[int]) -> None:
     """Counts how often the node tells the trainer to ask again later; it asks soon."""
     client = trainer.client
-    answer, pause = client._answer, client._pause
+    answer, pause = client._home.answer, client._pause
 
     def noted(*arguments: Any) -> Any:
         message = answer(*arguments)
@@ -379,7 +379,7 @@ def note_busy(trainer: Trainer, told_busy: Counter[int]) -> None:
             told_busy[trainer.index] += 1
         return message
 
-    client._answer = noted  # type: ignore[method-assign]
+    client._home.answer = noted  # type: ignore[method-assign]
     client._pause = lambda _pause_s: pause(0.1)  # type: ignore[method-assign]
 
 

@@ -6,7 +6,7 @@ eBPF objects, network namespaces and mounts carry no such mark: their changes ar
 machine is the run's own (`LIFL_OWN_MACHINE=1`, which `.ci/run` sets).  Descriptors are counted in the test's process
 (`conftest.py`); those of other processes go with them.
 
-    python tests/leaks.py save FILE        python tests/leaks.py compare FILE
+    python tests/leaks.py save FILE        python tests/leaks.py compare FILE [SECONDS TO SETTLE]
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def namespaces() -> set[str]:
 
 
 def mounts() -> set[str]:
-    """What is mounted where; network namespaces have names of their own."""
+    """What is mounted where, without the folder of network namespaces: `ip netns` mounts it once and for good."""
     lines = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return {f"{line[line.index('-') + 1]} at {line[4]}" for line in lines if "nsfs" not in line}
+    return {f"{line[line.index('-') + 1]} at {line[4]}" for line in lines if "netns" not in line[4]}
 
 
 def marked_processes(mark: str) -> dict[int, str]:
@@ -129,7 +129,9 @@ def settled(look: Callable[[], Found]) -> Found:
 
 def main() -> int:
     """The command line, for `.ci/run`."""
-    action, path = sys.argv[1], Path(sys.argv[2])
+    global SETTLE_S
+    action, path, *settle_s = sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]
+    SETTLE_S = float(settle_s[0]) if settle_s else SETTLE_S
     if action == "save":
         path.write_text(json.dumps({kind: sorted(names) for kind, names in machine().items()}))
         return 0

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-WAIT_S = 60.0
+WAIT_S = 120.0
 
 
 class Visit:

@@ -14,7 +14,7 @@ from lifl_cli.options import json_option, state_option
 
 @click.group()
 def debug() -> None:
-    """Write out what a node has decided on."""
+    """Write out what a node has decided on, to be replayed."""
 
 
 @debug.command()

@@ -290,7 +290,7 @@ def test_a_client_that_waits_long_outlives_two_gateways(
     """
     jumped_s = [0.0]
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + jumped_s[0], time_ns=time.time_ns)
-    monkeypatch.setattr("lifl.client.client.time", clock)
+    monkeypatch.setattr("lifl.client.home.time", clock)
     node, oracle = start_node("--redirector", "unix"), OneHot(2)
     submit(node, "j", oracle.model())
     with fleet(node.address, "j", 1, oracle.update) as team:
@@ -309,4 +309,4 @@ def test_a_client_that_waits_long_outlives_two_gateways(
 
 def returned(client: Client, before: object) -> object:
     """The client's connection, if it has another one than before and it is greeted there."""
-    return client._home.stream if client._stream is not before else None
+    return client._home.stream if client._home.stream is not before else None

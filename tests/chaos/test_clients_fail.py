@@ -200,7 +200,7 @@ def test_a_second_submission_gets_the_first_ones_answer(start_node: Callable[...
     answers = []
 
     def play(trainer, round_: Round) -> None:
-        first = team.submit(trainer, round_)
+        first = trainer.fleet.submit(trainer, round_)
         tensors, _, _ = oracle.update((trainer.index + 1) % N, round_.number)  # would be another's unit vector
         answers.append((first, round_.submit(tensors, 5.0)))
 
@@ -390,7 +390,7 @@ def test_bad_updates_are_refused_and_the_round_goes_on(shared_node: Node, spoil,
             with pytest.raises(Refused) as caught:
                 round_.submit(spoil(tensors), weight, metrics)
             refused.append(caught.value)
-        team.submit(trainer, round_)
+        trainer.fleet.submit(trainer, round_)
 
     team = Fleet(shared_node.address, job, 3, oracle.update, play).start()
     try:
@@ -429,7 +429,7 @@ def test_a_model_that_came_too_late_ends_its_round_only(start_node: Callable[...
     def play(trainer, round_: Round) -> None:
         if trainer.index < 2:
             assert selected.wait(WAIT_S)
-            team.submit(trainer, round_)
+            trainer.fleet.submit(trainer, round_)
             return
         selected.set()
         assert go_on.wait(WAIT_S)

@@ -231,10 +231,10 @@ def test_clients_wait_while_the_next_daemon_loads_the_model(start_node: Callable
 
     def play(trainer, round_) -> None:
         if trainer.index == 0:
-            answer = trainer.client._answer
-            trainer.client._answer = lambda *arguments: asked.set() or answer(*arguments)
+            answer = trainer.client._home.answer
+            trainer.client._home.answer = lambda *arguments: asked.set() or answer(*arguments)
             models.append(round_.model)
-        team.submit(trainer, round_)
+        trainer.fleet.submit(trainer, round_)
 
     team = Fleet(both(node), "j", 3, oracle.update, play)
     team.hold(0)

@@ -25,6 +25,7 @@ import pytest
 from fleet import Fleet, OneHot, Update, Watch, arena_use, ask, fleet, until
 from nodes import COMMAND_TIMEOUT_S, LIFL, LOG_TAIL_LINES, Node
 
+from lifl import failpoints
 from lifl.core.protocol import cli as om
 from lifl.examples.netns import Host, Network, inside, network, why_not
 
@@ -34,12 +35,12 @@ GATEWAY, CONTROL = 7433, 7434
 class Machine(Node):
     """A node on a host of its own; `join` is the control address of a member, empty for the first node."""
 
-    def __init__(self, host: Host, state_dir: Path, flags: Sequence[str], join: str = "") -> None:
+    def __init__(self, host: Host, state_dir: Path, flags: Sequence[str], join: str = "", points: str = "") -> None:
         self.host = host
         self.control = f"{host.address}:{CONTROL}"
         self.joins = join
         addresses = ["--listen", f"{host.address}:{GATEWAY}", "--control", self.control, "--insecure"]
-        super().__init__(state_dir, (*addresses, *(["--join", join] if join else []), *flags))
+        super().__init__(state_dir, (*addresses, *(["--join", join] if join else []), *flags), points)
 
     @property
     def gateway(self) -> str:
@@ -61,6 +62,7 @@ class Machine(Node):
             check=False,
             timeout=COMMAND_TIMEOUT_S,
             stdin=subprocess.DEVNULL,
+            env={**os.environ, failpoints.VARIABLE: self.points},
         )
         assert done.returncode == 0, done.stderr
         self.info = json.loads(done.stdout)
@@ -110,7 +112,7 @@ class Machine(Node):
 class Cluster:
     """Nodes a, b, c, ...; the first one coordinates until a test changes that.  `clients` is where trainers are."""
 
-    def __init__(self, net: Network, folder: Path, flags: Sequence[str]) -> None:
+    def __init__(self, net: Network, folder: Path, flags: Sequence[str], points: str) -> None:
         self.network = net
         *hosts, self.clients = net.hosts
         self.machines: list[Machine] = []
@@ -118,7 +120,7 @@ class Cluster:
             join = self.machines[0].control if self.machines else ""
             state_dir = folder / host.name
             state_dir.mkdir()
-            self.machines.append(Machine(host, state_dir, flags, join))
+            self.machines.append(Machine(host, state_dir, flags, join, points))
 
     @property
     def coordinator(self) -> Machine:
@@ -187,7 +189,7 @@ class Cluster:
 
     def knock(self, machine: Machine, data: bytes) -> bytes:
         """What a stranger on the clients' host is told on the node's control port, until it is shut out."""
-        with inside(self.clients), socket.create_connection((machine.host.address, CONTROL), timeout=10) as stranger:
+        with inside(self.clients), socket.create_connection((machine.host.address, CONTROL), timeout=60) as stranger:
             stranger.sendall(data)
             answer = b""
             with suppress(ConnectionResetError):
@@ -197,8 +199,10 @@ class Cluster:
 
 
 @contextmanager
-def cluster(count: int, *flags: str) -> Iterator[Cluster]:
-    """A running cluster of `count` nodes; skips the test where there can be none, but never in a run of CI."""
+def cluster(count: int, *flags: str, points: str = "") -> Iterator[Cluster]:
+    """A running cluster of `count` nodes, with failpoints; skips the test where there can be none, but never in a run
+    of CI.
+    """
     if reason := why_not():
         if os.environ.get(leaks.OWN_MACHINE):
             pytest.fail(f"this run must have namespaces, but: {reason}")
@@ -208,7 +212,7 @@ def cluster(count: int, *flags: str) -> Iterator[Cluster]:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         names = [chr(ord("a") + number) for number in range(count)]
         net = stack.enter_context(network(*names, "clients"))
-        made = Cluster(net, folder, ("--arena-bytes", "32MiB", *flags))
+        made = Cluster(net, folder, ("--arena-bytes", "32MiB", *flags), points)
         for machine in made.machines:
             stack.callback(machine.end)
         made.up()
@@ -221,8 +225,8 @@ class Keeper:
     After a test that failed the next one gets a new cluster.
     """
 
-    def __init__(self, count: int, *flags: str) -> None:
-        self._count, self._flags = count, flags
+    def __init__(self, count: int, *flags: str, points: str = "") -> None:
+        self._count, self._flags, self._points = count, flags, points
         self._stack = ExitStack()
         self._made: Cluster | None = None
 
@@ -231,7 +235,7 @@ class Keeper:
         """All nodes are up and know of each other; `failures` is how many tests have failed until now."""
         before = failures()
         if self._made is None:
-            self._made = self._stack.enter_context(cluster(self._count, *self._flags))
+            self._made = self._stack.enter_context(cluster(self._count, *self._flags, points=self._points))
         else:
             for machine in self._made.machines:
                 if not machine.is_up():
@@ -248,9 +252,9 @@ class Keeper:
 
 
 @contextmanager
-def kept(count: int, *flags: str) -> Iterator[Keeper]:
+def kept(count: int, *flags: str, points: str = "") -> Iterator[Keeper]:
     """A `Keeper` that is closed at the end."""
-    keeper = Keeper(count, *flags)
+    keeper = Keeper(count, *flags, points=points)
     try:
         yield keeper
     finally:

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from lifl import Client
 from lifl.client import JobCancelled, JobFailed, NodeUnreachable, Refused, RoundEnded
+from lifl.client.home import pause
 from lifl.core.errors import LocalFault
 from lifl.core.fields import Message
 from lifl.core.ids import Key, Kind
@@ -509,23 +510,23 @@ def test_training_in_place_does_not_change_a_kept_update(node: StandIn) -> None:
     assert stored(node, 1) == as_bytes(update(5))
 
 
-def test_too_many_connections_is_waited_out() -> None:
+def test_too_many_connections_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
     node = StandIn(connections_max=1)
     node.open_job("digits", LAYOUT)
     node.react = lambda message: play(node, message, 1)
     first = Peer(node)
     first.hello("first")
     with Client(node.tcp, job="digits", client="c1", give_up_after_s=WAIT_S) as client:
-        pause, pauses = client._pause, []
+        pauses = []
 
-        def make_room(pause_s: float) -> None:
+        def make_room(closed: threading.Event, pause_s: float) -> None:
             """At the second refusal: it has been turned away, and has come again."""
             pauses.append(pause_s)
             if len(pauses) == 2:
                 first.close()
-            pause(pause_s)
+            pause(closed, pause_s)
 
-        client._pause = make_room  # type: ignore[method-assign]
+        monkeypatch.setattr("lifl.client.home.pause", make_room)
         for round_ in client.rounds():
             assert round_.submit(update(1), weight=2).accepted
     assert len(pauses) >= 2

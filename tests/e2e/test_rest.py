@@ -151,10 +151,10 @@ def test_a_signal_lets_a_round_commit_whose_updates_are_all_in(state_dir: Path, 
 
             def play(trainer, round_: Round) -> None:
                 if round_.number == 1:
-                    team.submit(trainer, round_)
+                    trainer.fleet.submit(trainer, round_)
                     told[trainer.index] = trainer.client.wait_committed(round_)
 
-            with fleet([node.address, str(state_dir)], "j", N, oracle.update, play) as team:
+            with fleet([node.address, str(state_dir)], "j", N, oracle.update, play):
                 gate.reached()
                 draining = stops.hold("lifld.drain.before")
                 lifld.send_signal(number)
