@@ -34,7 +34,9 @@ def test_a_round_on_several_nodes_is_planned_saved_and_opened_with_spare_places_
 
 def test_where_spare_places_would_not_fit_there_are_none() -> None:
     need = Scene(goal=4).spec.bytes_min(5)
-    scene = Scene(goal=4, nodes=(HOME, B), capacity={HOME: 2.0, B: 2.0}, arena_bytes={HOME: need - 1}, aggregation=WORST)
+    scene = Scene(
+        goal=4, nodes=(HOME, B), capacity={HOME: 2.0, B: 2.0}, arena_bytes={HOME: need - 1}, aggregation=WORST
+    )
     scene.here("c1", "c2", "c3", "c4")
     scene.has_round(Phase.WAITING, [])
     led = scene.do(scene.coordinator.node_suspect, B, False)
