@@ -113,7 +113,7 @@ class Cell:
         return float(statistics.median(getattr(self, what)))
 
     def row(self) -> list[str]:
-        """As a line of the table."""
+        """Return it as a line of the table."""
         spread = f"{number(min(self.completion_s))} – {number(max(self.completion_s))}"
         starts = " / ".join(str(self.starts[-1][how]) for how in ("cold", "warm", "promoted"))
         times = [number(self.median("completion_s")), spread, number(self.median("after_last_s"))]
@@ -136,7 +136,7 @@ class Bench:
         self.jobs = 0
 
     def run(self) -> list[Cell]:
-        """All cells; nodes are started anew only where their flags differ."""
+        """Run all cells; nodes are started anew only where their flags differ."""
         sizes = QUICK_UPDATES if self.quick else UPDATES
         wanted = [(step, size) for step in STEPS for size in sizes] + [(step, sizes[0]) for step in SINGLE]
         if self.quick:
@@ -151,13 +151,13 @@ class Bench:
         return [cells[step.name, size] for step, size in wanted]
 
     def _arena_bytes(self) -> int:
-        """Room for the largest round: a third of its updates, a partial for each, and what the tree needs."""
+        """Return room for the largest round: a third of its updates, a partial for each, and what the tree needs."""
         most = max(QUICK_UPDATES if self.quick else UPDATES)
         return max(64 << 20, (2 * (most // 3 + 2) + 24) * (self.update_bytes + most * 1024))
 
     @contextmanager
     def _nodes(self, flags: Sequence[str]) -> Iterator[Helper]:
-        """Three nodes whose links are limited, and the helper with the clients on a host of its own."""
+        """Yield three nodes whose links are limited, and the helper with the clients on a host of its own."""
         with ExitStack() as stack:
             net = stack.enter_context(network("a", "b", "c", "clients"))
             *hosts, apart = net.hosts
@@ -180,14 +180,14 @@ class Bench:
             yield clients
 
     def _cpu_s(self) -> float:
-        """Of all nodes' processes until now, workers that have ended included."""
+        """Return the CPU seconds of all nodes' processes until now, workers that have ended included."""
         pids = [int(each.info["pid"]) for each in self.machines]
         pids += [child.pid for pid in pids for child in psutil.Process(pid).children(recursive=True)]
         ended = [psutil.Process(zygote).cpu_times() for zygote in self.zygotes]
         return cpu_s(pids) + sum(times.children_user + times.children_system for times in ended)
 
     def _quiet(self) -> float:
-        """Waits until no node does anything; their CPU seconds until then."""
+        """Wait until no node does anything; return their CPU seconds until then."""
         deadline_s = time.monotonic() + QUIET_MAX_S
         before = -1.0
         while time.monotonic() < deadline_s:
@@ -265,7 +265,7 @@ HEAD += ["cold / warm / promoted"]
 
 
 def gains(cells: Sequence[Cell]) -> list[list[str]]:
-    """What each step changes against the one before it, and all together."""
+    """Return what each step changes against the one before it, and all together."""
     found = {(cell.step, cell.updates): cell for cell in cells}
     sizes = sorted({cell.updates for cell in cells})
     steps = [step for step in STEPS if (step.name, sizes[0]) in found]
@@ -279,7 +279,7 @@ def gains(cells: Sequence[Cell]) -> list[list[str]]:
 
 
 def targets(cells: Sequence[Cell]) -> list[Target]:
-    """All steps together, at the smallest number of updates."""
+    """Return all steps together, at the smallest number of updates."""
     smallest = min(cell.updates for cell in cells)
     found = {cell.step: cell for cell in cells if cell.updates == smallest}
     first, last = found[STEPS[0].name], found[STEPS[-1].name]
@@ -291,7 +291,7 @@ def targets(cells: Sequence[Cell]) -> list[Target]:
 
 
 def markdown(about: dict[str, str], cells: Sequence[Cell]) -> str:
-    """The whole report."""
+    """Return the whole report."""
     sizes = sorted({cell.updates for cell in cells})
     head = ["", "", *[f"time at {n}" for n in sizes], *[f"CPU at {n}" for n in sizes]]
     parts = [
@@ -308,7 +308,7 @@ def markdown(about: dict[str, str], cells: Sequence[Cell]) -> str:
 
 
 def plot(cells: Sequence[Cell], path: Path) -> None:
-    """Four panels, the steps side by side for each number of updates."""
+    """Draw four panels, the steps side by side for each number of updates."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -339,7 +339,7 @@ def plot(cells: Sequence[Cell], path: Path) -> None:
 
 
 def main() -> int:
-    """Runs the benchmark."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small updates, one round each; writes nothing")
     options = parser.parse_args()

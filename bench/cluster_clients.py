@@ -44,13 +44,13 @@ class Clients:
             self.ready.release()
 
     def wait_ready(self) -> None:
-        """Returns when all are at the gate of the next round (or have failed)."""
+        """Return when all are at the gate of the next round (or have failed)."""
         for _ in self.threads:
             self.ready.acquire()
 
 
 def main() -> None:
-    """Does what it is ordered to, until its stdin ends."""
+    """Do what is ordered, until stdin ends."""
     clients: Clients | None = None
     entered = None
     for order in orders():

@@ -41,12 +41,12 @@ HELPER_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTH
 
 
 def cpu_s(pids: Iterable[int]) -> float:
-    """The CPU seconds of living processes until now, all of their threads (clock_getcpuclockid(3))."""
+    """Return the CPU seconds of living processes until now, all of their threads (clock_getcpuclockid(3))."""
     return sum(time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED) for pid in pids)
 
 
 def _memory(pid: int) -> dict[str, int]:
-    """Of /proc/PID/status, what says how much memory the process has or had, in bytes."""
+    """Return of /proc/PID/status what says how much memory the process has or had, in bytes."""
     with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
         fields = dict(line.split(":", 1) for line in file)
     return {name: int(fields[name].split()[0]) * 1024 for name in ("VmHWM", "VmRSS", "RssShmem")}
@@ -54,7 +54,7 @@ def _memory(pid: int) -> dict[str, int]:
 
 @contextmanager
 def grown_bytes(pids: Iterable[int]) -> Iterator[list[int]]:
-    """Appends how much memory of their own the processes took at the most within the block, beyond what they had."""
+    """Append how much memory of their own the processes took at the most within the block, beyond what they had."""
     before = {}
     for pid in pids:
         with open(f"/proc/{pid}/clear_refs", "w", encoding="ascii") as file:
@@ -102,13 +102,13 @@ class Helper:
         return self._process.pid
 
     def order(self, **what: Any) -> None:
-        """Sends an order; `reply` waits for its answer."""
+        """Send an order; `reply` waits for its answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(what).encode() + b"\n")
         self._process.stdin.flush()
 
     def reply(self) -> dict[str, Any]:
-        """The next answer.  Raises `RuntimeError` when the helper ends or takes too long."""
+        """Return the next answer.  Raise `RuntimeError` when the helper ends or takes too long."""
         assert self._process.stdout is not None
         fd = self._process.stdout.fileno()
         deadline = time.monotonic() + REPLY_S
@@ -125,12 +125,12 @@ class Helper:
         return answer
 
     def ask(self, **what: Any) -> dict[str, Any]:
-        """Sends an order and waits for its answer."""
+        """Send an order and wait for its answer."""
         self.order(**what)
         return self.reply()
 
     def close(self) -> None:
-        """Ends the helper."""
+        """End the helper."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
@@ -144,7 +144,7 @@ class Helper:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the block is done, so that what it starts is known to who must end it."""
+    """Let Ctrl-C and SIGTERM wait until the block is done: what it starts is known to the code that must end it."""
     came: list[int] = []
     before = {n: signal.signal(n, lambda number, _: came.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -157,13 +157,13 @@ def uninterrupted() -> Iterator[None]:
 
 
 def orders() -> Iterable[dict[str, Any]]:
-    """A helper's orders, until its stdin ends."""
+    """Yield a helper's orders, until its stdin ends."""
     for line in sys.stdin:
         yield json.loads(line)
 
 
 def answer(**what: Any) -> None:
-    """A helper's answer to one order."""
+    """Send a helper's answer to one order."""
     print(json.dumps(what), flush=True)
 
 
@@ -185,7 +185,7 @@ class Cell:
     grown_mb: list[float] = field(default_factory=list)
 
     def add(self, value: float, cpu: float | None = None, grown_mb: float | None = None) -> None:
-        """One repetition."""
+        """Add one repetition."""
         self.values.append(value)
         if cpu is not None:
             self.cpu.append(cpu)
@@ -198,18 +198,18 @@ class Cell:
         return statistics.median(self.values)
 
     def row(self) -> list[str]:
-        """As a line of its group's table."""
+        """Return it as a line of its group's table."""
         spread = f"{number(min(self.values))} – {number(max(self.values))}"
         beside = [number(statistics.median(values)) if values else "" for values in (self.cpu, self.grown_mb)]
         return [self.name, self.unit, number(self.median), spread, *beside, str(len(self.values))]
 
     def builtins(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return it for JSON."""
         return vars(self)
 
 
 def cells_head(cpu_unit: str) -> list[str]:
-    """What stands above `Cell.row`."""
+    """Return what stands above `Cell.row`."""
     return ["", "unit", "median", "min – max", f"CPU, {cpu_unit}", "memory grown, MB", "n"]
 
 
@@ -229,7 +229,7 @@ class Target:
         return self.measured >= self.limit if self.at_least else self.measured <= self.limit
 
     def row(self) -> list[str]:
-        """As a line of the table of targets."""
+        """Return it as a line of the table of targets."""
         sign = "≥" if self.at_least else "≤"
         limit = f"{sign} {self.limit:g} {self.unit}".rstrip()
         return [self.name, limit, f"{number(self.measured)} {self.unit}".rstrip(), "met" if self.met else "MISSED"]
@@ -247,12 +247,12 @@ class Group:
     targets: list[Target]
 
     def markdown(self) -> str:
-        """Title, table, explanation."""
+        """Return title, table, explanation."""
         shown = table(cells_head(self.cpu_unit), [cell.row() for cell in self.cells])
         return f"## {self.title}\n\n{shown}\n\n{self.about}\n"
 
     def builtins(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return it for JSON."""
         return {
             "title": self.title,
             "cpu_unit": self.cpu_unit,
@@ -261,7 +261,7 @@ class Group:
 
 
 def number(value: float) -> str:
-    """Three digits that count, without an exponent; a count as it is."""
+    """Return three digits that count, without an exponent; a count as it is."""
     if isinstance(value, int):
         return str(value)
     if value == 0 or abs(value) < 5e-5:
@@ -271,7 +271,7 @@ def number(value: float) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table that is also readable as it is."""
+    """Return a Markdown table that is also readable as it is."""
     lines = [list(head), *[list(row) for row in rows]]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     shown = [
@@ -282,7 +282,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def targets_markdown(targets: Sequence[Target]) -> str:
-    """The table of targets."""
+    """Return the table of targets."""
     return f"## Targets\n\n{table(['', 'to reach', 'measured', ''], [target.row() for target in targets])}\n"
 
 
@@ -290,7 +290,7 @@ def targets_markdown(targets: Sequence[Target]) -> str:
 
 
 def machine() -> dict[str, str]:
-    """What the figures were measured on and with."""
+    """Return what the figures were measured on and with."""
     memory = psutil.virtual_memory().total
     return {
         "processor": f"{_cpu_model()}, {os.cpu_count()} cores",
@@ -306,10 +306,10 @@ def machine() -> dict[str, str]:
 
 
 def fresh_memory() -> str:
-    """How fast a process gets pages that it has not had before.
+    """Return how fast a process gets pages that it has not had before.
 
-    Where it is slow (a virtual machine that gives free memory back to its host), whoever allocates for each update pays
-    for it, and all do in their first round.
+    Where it is slow (a virtual machine that gives free memory back to its host), a system that allocates for each update
+    pays for it, and all do in their first round.
     """
     with mmap.mmap(-1, FRESH_BYTES) as pages:
         begun_s = time.perf_counter()

@@ -41,7 +41,7 @@ class Network:
         return sum(of * to + to for of, to in pairwise(self.layers))
 
     def first(self, seed: int) -> Floats:
-        """The untrained model (He initialisation)."""
+        """Return the untrained model (He initialisation)."""
         chance = np.random.default_rng(seed)
         flat = np.zeros(self.size, np.float32)
         for weight, _ in self._parts(flat):
@@ -51,7 +51,7 @@ class Network:
     def train(
         self, model: Floats, into: Floats, data: Examples, *, epochs: int, batch: int, learning_rate: float, seed: int
     ) -> None:
-        """Writes into `into` the model after `epochs` passes of plain SGD over `data` in batches drawn with `seed`."""
+        """Write into `into` the model after `epochs` passes of plain SGD over `data` in batches drawn with `seed`."""
         chance = np.random.default_rng(seed)
         into[:] = model
         parts = self._parts(into)
@@ -74,7 +74,7 @@ class Network:
                         slope = below
 
     def accuracy(self, model: Floats, data: Examples) -> float:
-        """The share of `data` that the model tells right."""
+        """Return the share of `data` that the model tells right."""
         _, probability = self._forward(self._parts(model), data.images)
         return float(np.mean(probability.argmax(axis=1) == data.labels))
 
@@ -88,7 +88,7 @@ class Network:
 
     @staticmethod
     def _forward(parts: list[tuple[Floats, Floats]], images: Floats) -> tuple[list[Floats], Floats]:
-        """The inputs of each layer, and the probabilities of the classes."""
+        """Return the inputs of each layer, and the probabilities of the classes."""
         inputs = [images]
         for weight, bias in parts[:-1]:
             inputs.append(np.maximum(inputs[-1] @ weight.T + bias, 0))

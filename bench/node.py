@@ -40,7 +40,7 @@ RESULTS = ROOT / "bench" / "results"
 
 
 def main() -> int:
-    """Runs the groups."""
+    """Run the groups."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes, few repetitions; writes nothing")
     parser.add_argument("--only", default=",".join(GROUPS), help=f"some of {','.join(GROUPS)}; writes nothing")
@@ -66,12 +66,12 @@ def main() -> int:
 
 
 def heading(about: dict[str, str]) -> str:
-    """Title and circumstances."""
+    """Return title and circumstances."""
     return "# Benchmark of one node\n\n" + "".join(f"- {name}: {text}\n" for name, text in about.items())
 
 
 def write(about: dict[str, str], groups: list[Group], targets: list[Target]) -> None:
-    """The report, for people and for programs."""
+    """Write the report, for people and for programs."""
     RESULTS.mkdir(exist_ok=True)
     parts = [heading(about), *[group.markdown() for group in groups], targets_markdown(targets)]
     (RESULTS / "node.md").write_text("\n".join(parts))

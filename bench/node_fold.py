@@ -46,7 +46,7 @@ SMALL_TARGET = 4.0
 
 
 def run(quick: bool) -> Group:
-    """Measures all counts, each beside the plain read."""
+    """Measure all counts, each beside the plain read."""
     nbytes = QUICK_BYTES if quick else UPDATE_BYTES
     pass_bytes = QUICK_PASS_BYTES if quick else PASS_BYTES
     with ExitStack() as opened:
@@ -108,7 +108,7 @@ def _rate(helper: Helper, what: str, count: int, nbytes: int, pass_bytes: int, c
 
 
 def main() -> None:
-    """The entry of the helper: fills the updates, then times what it is told."""
+    """Run the helper: fill the updates, then time what it is told."""
     arena = Arena.attach(sys.argv[1])
     keys = [Key.unpack(bytes.fromhex(text)) for text in json.loads(sys.argv[2])]
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})

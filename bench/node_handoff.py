@@ -57,7 +57,7 @@ class Handoffs:
         self._pairs = {kind: opened.enter_context(_pair(kind, arena)) for kind in kinds()}
 
     def measure(self, size: str, way: str) -> tuple[float, float]:
-        """One hand-off: its ms, and the CPU ms of both processes."""
+        """Do one hand-off; return its ms, and the CPU ms of both processes."""
         copied = way == COPY
         sender, receiver = self._pair_of(way)
         sender.order(key=self._keys[size].pack().hex(), copy_to=self._spare.pack().hex() if copied else "")
@@ -66,7 +66,7 @@ class Handoffs:
         return got["ns"] / 1e6, (spent_s + got["cpu_s"]) * 1e3
 
     def pids(self, way: str) -> list[int]:
-        """The processes on the way."""
+        """Return the processes on the way."""
         return [helper.pid for helper in self._pair_of(way)]
 
     def _pair_of(self, way: str) -> tuple[Helper, Helper]:
@@ -74,7 +74,7 @@ class Handoffs:
 
 
 def run(quick: bool) -> Group:
-    """Measures all sizes and ways, interleaved."""
+    """Measure all sizes and ways, interleaved."""
     sizes = QUICK_BYTES if quick else SIZES_BYTES
     repetitions = QUICK_REPETITIONS if quick else REPETITIONS
     with ExitStack() as opened:
@@ -115,7 +115,7 @@ def _update(arena: Arena, nbytes: int) -> Key:
 
 @contextmanager
 def _pair(kind: str, arena: Arena) -> Iterator[tuple[Helper, Helper]]:
-    """A sender and a receiver of a redirector of their own; what the sender sends to `ADDRESS` the receiver gets."""
+    """Yield a sender and a receiver of a redirector of their own; what is sent to `ADDRESS` comes to the receiver."""
     with tempfile.TemporaryDirectory(prefix="lb-") as folder, ExitStack() as opened:
         redirector = open_redirector("sockmap" if kind == "sockmap" else "unix", Path(folder))
         opened.callback(redirector.close)
@@ -137,7 +137,7 @@ def _pair(kind: str, arena: Arena) -> Iterator[tuple[Helper, Helper]]:
 
 
 def send(arena: Arena, port: Port) -> None:
-    """Each order is one hand-off."""
+    """Do one hand-off for each order."""
     answer(ready=True)
     for what in orders():
         key = Key.unpack(bytes.fromhex(what["key"]))
@@ -151,7 +151,7 @@ def send(arena: Arena, port: Port) -> None:
 
 
 def receive(arena: Arena, port: Port) -> None:
-    """Reads what each key names; ends with stdin."""
+    """Read what each key names; end with stdin."""
     poll = select.poll()
     poll.register(port.fileno(), select.POLLIN)
     poll.register(sys.stdin.fileno(), select.POLLIN)
@@ -170,7 +170,7 @@ def receive(arena: Arena, port: Port) -> None:
 
 
 def main() -> None:
-    """The entry of a helper."""
+    """Run a helper."""
     role, name, described, descriptors = sys.argv[1:]
     arena = Arena.attach(name)
     port = open_port(json.loads(described), json.loads(descriptors))

@@ -67,13 +67,13 @@ T = TypeVar("T")
 
 
 def layout_of(nbytes: int) -> Layout:
-    """A model of `TENSORS` float32 tensors and about `nbytes` bytes."""
+    """Return a model of `TENSORS` float32 tensors and about `nbytes` bytes."""
     size = nbytes // 4 // TENSORS
     return Layout([TensorSpec(f"layer{number}.weight", "float32", (size,)) for number in range(TENSORS)])
 
 
 def run(quick: bool) -> Group:
-    """Measures every way with every number of clients, interleaved."""
+    """Measure every way with every number of clients, interleaved."""
     layout = layout_of(QUICK_BYTES if quick else UPDATE_BYTES)
     updates = QUICK_UPDATES if quick else UPDATES
     rates = {(way, n): Cell(f"{way}, {_clients(n)}", "GB/s") for n in CLIENTS for way in WAYS}
@@ -139,7 +139,7 @@ def _clients(n: int) -> str:
 
 
 def _burst(senders: list[Helper], way: str, address: str, updates: int, layout: Layout) -> tuple[float, float]:
-    """GB/s of all senders together, and their CPU seconds."""
+    """Return GB/s of all senders together, and their CPU seconds."""
     for sender in senders:
         sender.order(way=way, address=address)
     for sender in senders:
@@ -237,7 +237,7 @@ class Gateway:
 
 @contextmanager
 def _bare(arena: Arena, layout: Layout) -> Iterator[tuple[str, int]]:
-    """The bare loop's process: its address and pid."""
+    """Yield address and pid of the bare loop's process."""
     keys = [arena.alloc(Kind.UPDATE, 2, 1, layout.data_bytes).pack().hex() for _ in range(max(CLIENTS))]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         helper = Helper(
@@ -254,7 +254,7 @@ def _bare(arena: Arena, layout: Layout) -> Iterator[tuple[str, int]]:
 
 
 def send(name: str, nbytes: int) -> None:
-    """A client: connects when told a way, then sends its updates, one after the other."""
+    """Be a client: connect when told a way, then send the updates, one after the other."""
     layout = layout_of(nbytes)
     random = np.random.default_rng(1)
     update = Update(layout, {t.name: random.random(t.shape, np.float32) for t in layout.tensors})
@@ -302,7 +302,7 @@ def _expect(stream: Stream, kind: type[T]) -> T:
 
 
 def bare(name: str, keys: list[str], descriptor: int) -> None:
-    """The bare loop: a thread per connection, each with a slot of its own; ends with stdin."""
+    """Run the bare loop: a thread per connection, each with a slot of its own, until stdin ends."""
     arena = Arena.attach(name)
     populate(arena.window(0, arena.arena_bytes))
     slots = [arena.data(Key.unpack(bytes.fromhex(key))) for key in keys]
@@ -332,7 +332,7 @@ def bare(name: str, keys: list[str], descriptor: int) -> None:
 
 
 def main() -> None:
-    """The entry of a helper."""
+    """Run a helper."""
     if sys.argv[1] == "send":
         send(sys.argv[2], int(sys.argv[3]))
     else:

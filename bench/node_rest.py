@@ -33,7 +33,7 @@ SLEPT_CPU_S = 0.0005
 
 
 def run(quick: bool) -> Group:
-    """Watches an idle node, then runs the help page."""
+    """Watch an idle node, then run the help page."""
     idle_s = QUICK_IDLE_S if quick else IDLE_S
     idle = Cell(f"CPU of an idle node in {idle_s:g} s", "s")
     aggregators = Cell("aggregators of an idle node", "")
@@ -73,7 +73,7 @@ def run(quick: bool) -> Group:
 
 @contextmanager
 def _node() -> Iterator[dict[str, Any]]:
-    """A running node; yields its report."""
+    """Yield the report of a running node."""
     with tempfile.TemporaryDirectory(prefix="lb-") as folder:
         info: dict[str, Any] = {}
         try:
@@ -89,7 +89,7 @@ def _node() -> Iterator[dict[str, Any]]:
 
 
 def _settle(node: psutil.Process) -> None:
-    """Waits until the node's start-up work has ended.  Raises `RuntimeError` when it never rests."""
+    """Wait until the node's start-up work has ended.  Raise `RuntimeError` when it never rests."""
     for _ in range(int(SETTLE_MAX_S / SETTLED_S)):
         pids = [node.pid, *(child.pid for child in node.children(recursive=True))]
         before_s = cpu_s(pids)

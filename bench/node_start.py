@@ -51,7 +51,7 @@ Measured = tuple[float, float, float]
 
 
 def run(quick: bool) -> Group:
-    """Measures the redirectors that can run here, interleaved."""
+    """Measure the redirectors that can run here, interleaved."""
     cold = {kind: Cell(f"cold start, {kind}", "ms") for kind in kinds()}
     warm = {kind: Cell(f"warm start, {kind}", "ms") for kind in kinds()}
     promoted = {kind: Cell(f"promoted from leaf to middle, {kind}", "ms") for kind in kinds()}
@@ -116,7 +116,7 @@ class Bench:
         return key
 
     def life(self, redirector: Any, life: ExitStack) -> tuple[Measured, list[Measured], list[Measured], list[Measured]]:
-        """One worker's life: its cold start; its warm ones, keys' ways and promotions."""
+        """Measure one worker's life: its cold start; its warm ones, keys' ways and promotions."""
         self._worker += 1
         zygote_s = cpu_s([self._zygote_pid])
         begun_ns = time.monotonic_ns()
@@ -183,7 +183,7 @@ class Bench:
         return output
 
     def _complete(self, redirector: Any, link: Link, slot: int, key: Key) -> tuple[int, int, int]:
-        """Sends the task's one key once it waits for it; when it began, when it was done, when it was sent."""
+        """Send the task's one key once it waits for it; return when it began, when it was done, when it was sent."""
         # A Drop of a task that is not there is answered when everything before it has been done.
         link.send(wm.Drop(ADDRESS + 1, 1))
         link.take(wm.TaskDropped)
@@ -206,12 +206,12 @@ class Link:
         self._decoder: FrameDecoder[Any] = FrameDecoder(kinds)
 
     def send(self, message: Message, descriptors: list[int] | None = None) -> None:
-        """One frame."""
+        """Send one frame."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         self._sock.sendmsg([encode(message)], rights)
 
     def take(self, kind: type) -> Any:
-        """The next message of `kind`; others are passed over."""
+        """Return the next message of `kind`; others are passed over."""
         while True:
             message = self._decoder.next_message()
             if isinstance(message, kind):

@@ -31,7 +31,7 @@ MODEL_BYTES = 46_800_000
 
 
 def instance(clients: int, nodes: int, classes: int) -> tuple[list[int], np.ndarray, list[int]]:
-    """Demands of 1 to `classes` units, and nodes of unequal capacity that hold nearly all of the clients."""
+    """Return demands of 1 to `classes` units, and nodes of unequal capacity that hold nearly all of the clients."""
     rng = np.random.default_rng(1)
     class_of = rng.integers(0, classes, clients)
     wanted = int((class_of + 1).sum()) // nodes
@@ -40,7 +40,7 @@ def instance(clients: int, nodes: int, classes: int) -> tuple[list[int], np.ndar
 
 
 def bisect_list(demands: list[int], class_of: np.ndarray, residual: list[int]) -> list[int]:
-    """Best-fit client by client; a client that fits nowhere stays unplaced (-1)."""
+    """Place by best-fit, client by client; a client that fits nowhere stays unplaced (-1)."""
     free = sorted((units, node) for node, units in enumerate(residual))
     node_of = [-1] * len(class_of)
     for client in np.argsort(-class_of, kind="stable").tolist():
@@ -53,7 +53,7 @@ def bisect_list(demands: list[int], class_of: np.ndarray, residual: list[int]) -
 
 
 def median_ms(cases: dict[str, Callable[[], Any]], repeats: int) -> dict[str, tuple[float, float]]:
-    """(median, best) of each case in ms, the cases taking turns."""
+    """Return (median, best) of each case in ms, the cases taking turns."""
     taken: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(repeats):
         for name, run in cases.items():
@@ -64,14 +64,14 @@ def median_ms(cases: dict[str, Callable[[], Any]], repeats: int) -> dict[str, tu
 
 
 def planning(clients: int, nodes: int) -> PlanRequest:
-    """A round of `clients` updates of ResNet-18 on nodes of unequal capacity that hold nearly all of them."""
+    """Return a round of `clients` updates of ResNet-18 on nodes of unequal capacity that hold nearly all of them."""
     _, _, residual = instance(clients, nodes, 1)
     facts = tuple(NodeFacts(f"n{node}", float(units), 1 << 44) for node, units in enumerate(residual))
     return PlanRequest(updates=clients, model_bytes=MODEL_BYTES, partial_bytes=MODEL_BYTES, nodes=facts)
 
 
 def run(quick: bool) -> Group:
-    """The best-fit cells and the whole plan, for the comparison; `main` has all policies."""
+    """Run the best-fit cells and the whole plan, for the comparison; `main` has all policies."""
     cells, targets = [], []
     for clients, nodes, goal_ms in SIZES[:1] if quick else SIZES:
         given, request = instance(clients, nodes, CLASSES), planning(clients, nodes)

@@ -14,7 +14,7 @@ Kind = Literal["sockmap", "unix"]
 
 @cache
 def found() -> tuple[tuple[Kind, ...], str]:
-    """The kinds, the one that `auto` takes first; and what the node says about the choice."""
+    """Return the kinds, the one that `auto` takes first; and what the node says about the choice."""
     with tempfile.TemporaryDirectory(prefix="lb-") as folder:
         redirector = open_redirector("auto", Path(folder))
         try:
@@ -24,5 +24,5 @@ def found() -> tuple[tuple[Kind, ...], str]:
 
 
 def kinds() -> tuple[Kind, ...]:
-    """The kinds that can be measured here."""
+    """Return the kinds that can be measured here."""
     return found()[0]

@@ -17,13 +17,13 @@ Found = Sequence[tuple[Section, Outcome]]
 
 
 def heading(about: Mapping[str, str]) -> str:
-    """Title and circumstances."""
+    """Return title and circumstances."""
     lines = "".join(f"- {name}: {text}\n" for name, text in about.items())
     return f"# LIFL against serverful and serverless aggregation, Flower and NVFlare\n\n{lines}"
 
 
 def section_text(section: Section, outcome: Outcome, pictures: bool = True) -> str:
-    """One section in Markdown."""
+    """Return one section in Markdown."""
     parts = [f"## {section.TITLE}"]
     for one in outcome.tables:
         parts.append(f"### {one.title}\n\n{table(one.head, one.rows)}" + (f"\n\n{one.about}" if one.about else ""))
@@ -36,7 +36,7 @@ def section_text(section: Section, outcome: Outcome, pictures: bool = True) -> s
 
 
 def write(out: Path, about: Mapping[str, str], found: Found, absent: Sequence[str], judged: bool) -> Path:
-    """Writes the report to the folder `out`; returns REPORT.md.  Targets are judged only in full runs."""
+    """Write the report to the folder `out`; return REPORT.md.  Targets are judged only in full runs."""
     out.mkdir(parents=True, exist_ok=True)
     targets = [target for _, outcome in found for target in outcome.targets]
     parts = [heading(about)]

@@ -57,7 +57,7 @@ CANNOT = "cannot be installed"
 
 
 def main() -> int:
-    """Runs the sections and writes the report."""
+    """Run the sections and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes; report in a temporary folder")
     parser.add_argument("--only", default="", help=f"some of {', '.join(SECTIONS)} (without section_)")
@@ -97,7 +97,7 @@ def main() -> int:
 
 
 def _systems() -> tuple[list[System], list[str]]:
-    """The systems that can run here, and why the others cannot."""
+    """Return the systems that can run here, and why the others cannot."""
     systems: list[System] = []
     absent = []
     for module, name in SYSTEMS:
@@ -113,7 +113,7 @@ def _systems() -> tuple[list[System], list[str]]:
 def run(
     names: Sequence[str], systems: Sequence[System], quick: bool, seed: int, folder: Path
 ) -> list[tuple[Section, Outcome]]:
-    """Runs the sections, printing each one's tables; a section that breaks down is a failure of its own."""
+    """Run the sections, printing each one's tables; a section that breaks down is a failure of its own."""
     found: list[tuple[Section, Outcome]] = []
     costs: dict[str, float] = {}
     end_s = time.monotonic()

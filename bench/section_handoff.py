@@ -44,7 +44,7 @@ class Way(NamedTuple):
 
 
 def run(context: Context) -> Outcome:
-    """Measures each size; with little time left they get fewer repetitions."""
+    """Measure each size; with little time left they get fewer repetitions."""
     outcome = Outcome()
     sizes = node_handoff.QUICK_BYTES if context.quick else node_handoff.SIZES_BYTES
     ready = {system.name for system in context.systems}
@@ -83,7 +83,7 @@ def run(context: Context) -> Outcome:
 
 
 def targets(size: str, medians: dict[str, float]) -> list[Target]:
-    """LIFL against the others, each as installed and with the malloc that keeps its memory."""
+    """Return LIFL against the others, each as installed and with the malloc that keeps its memory."""
     found = []
     for mine, (serverful_times, serverless_times) in TIMES.items():
         name = f"{mine}, {kinds()[0]}" if mine == BY_KEY else mine

@@ -1,4 +1,4 @@
-"""What each system costs while nobody sends anything: all of them stand side by side and are watched for a minute.
+"""What each system costs while no client sends anything: all of them stand side by side and are watched for a minute.
 
 Each has done one round before, of a small model; when the others have, LIFL's workers have ended by themselves.
 """
@@ -33,7 +33,7 @@ WIDTH = 8
 
 
 def run(context: Context) -> Outcome:
-    """Watches all systems at the same time."""
+    """Watch all systems at the same time."""
     watch_s = QUICK_WATCH_S if context.quick else WATCH_S
     outcome = Outcome()
     workload = resnet(18, context.seed, WIDTH).saved(context.folder)

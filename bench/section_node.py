@@ -27,7 +27,7 @@ GROUPS = {
 
 
 def run(context: Context) -> Outcome:
-    """Runs the groups one after the other."""
+    """Run the groups one after the other."""
     outcome = Outcome(data={})
     for name, group_of in GROUPS.items():
         try:
@@ -47,7 +47,7 @@ def run(context: Context) -> Outcome:
 
 
 def _bars(cells: Sequence[Cell], axes: Any) -> None:
-    """Rates, or times on a scale by powers of ten: medians, with a line from the least to the most."""
+    """Draw rates, or times on a scale by powers of ten: medians, with a line from the least to the most."""
     unit = cells[0].unit.split()[0]
     shown = [cell for cell in reversed(cells) if cell.unit.split()[:1] == [unit]]
     medians = [cell.median for cell in shown]
@@ -59,7 +59,7 @@ def _bars(cells: Sequence[Cell], axes: Any) -> None:
 
 
 def _note_costs(costs: dict[str, Any], group: Group) -> None:
-    """What later sections reckon with."""
+    """Note what later sections reckon with."""
     medians = {cell.name: cell.median for cell in group.cells}
     names = {
         "read_bytes_per_s": ("plain read of 8 updates", 1e9),

@@ -96,13 +96,15 @@ class Entry:
         return self.results if self.warm else self.results[1:] or self.results
 
     def median(self, what: str) -> float:
-        """Of a field, or of what `value` makes of two."""
+        """Return the median of a field, or of what `value` makes of two."""
         return statistics.median(value(result, what) for result in self.counted)
 
 
 def value(result: RoundResult, what: str) -> float:
-    """A field of a result, or a difference of two: `in_s` is from the first update in to the last, `tail_s` from then
-    until the model is out, `whole_s` both, `grown_bytes` the private memory that the round added.
+    """Return a field of a result, or a difference of two.
+
+    `in_s` is from the first update in to the last, `tail_s` from then until the model is out,
+    `whole_s` both, `grown_bytes` the private memory that the round added.
     """
     if what == "tail_s":
         return result.out_s - result.last_in_s
@@ -144,7 +146,7 @@ class Grid:
         return max(SLOW_S, SLOW_S_PER_GB * self.round_bytes / 1e9)
 
     def turns(self, turn_s: float) -> int:
-        """How many rounds a system has that takes so long for one, with all about it."""
+        """Return how many rounds a system has that takes so long for one, with all about it."""
         if self.rounds == 1 or turn_s > self.slow_s:
             return 1
         turns_s = TURNS_LATER_S if self.rounds == ROUNDS_LATER else TURNS_S
@@ -152,7 +154,7 @@ class Grid:
 
 
 def run(context: Context) -> Outcome:
-    """Runs the cells in order."""
+    """Run the cells in order."""
     outcome = Outcome()
     done: list[Grid] = []
     for stand in plan(context):
@@ -180,7 +182,7 @@ def run(context: Context) -> Outcome:
 
 
 def plan(context: Context) -> list[list[Grid]]:
-    """All cells, the most telling ones first; within a cell each system as it is recommended, then the other kinds.
+    """Return all cells, the most telling ones first; in each every system as recommended, then the other kinds.
 
     Cells of one list are measured one after the other with the systems of the first, without starting them again.
     """
@@ -216,7 +218,7 @@ def plan(context: Context) -> list[list[Grid]]:
 
 
 def chosen(stand: Sequence[Grid], done: Sequence[Grid], context: Context, outcome: Outcome) -> list[Kind]:
-    """The kinds that fit, each by itself; the others are noted with the reason."""
+    """Return the kinds that fit, each by itself; note the others with the reason."""
     grid = stand[0]
     free_bytes, left_s = psutil.virtual_memory().available * MEMORY_SHARE, context.left_s()
     fit: list[Kind] = []
@@ -245,7 +247,7 @@ def chosen(stand: Sequence[Grid], done: Sequence[Grid], context: Context, outcom
 
 
 def expected_s(stand: Sequence[Grid], done: Sequence[Grid], system: str, variant: str, shared: bool) -> float:
-    """What a system will take in some cells, from the nearest that it has done; 0 when it has done none.
+    """Return what a system will take in some cells, from the nearest that it has done; 0 when it has done none.
 
     `shared`: another variant's servers are there for it.
     """
@@ -269,7 +271,7 @@ def expected_s(stand: Sequence[Grid], done: Sequence[Grid], system: str, variant
 
 
 def measure(stand: Sequence[Grid], kinds: Sequence[Kind], context: Context, outcome: Outcome) -> None:
-    """Runs cells: their systems side by side, or some after the others where memory does not suffice for that."""
+    """Run cells: their systems side by side, or some after the others where memory does not suffice for that."""
     groups = grouped(stand[0], kinds, psutil.virtual_memory().available * MEMORY_SHARE)
     for group in groups:
         with ExitStack() as opened:
@@ -294,7 +296,7 @@ def measure(stand: Sequence[Grid], kinds: Sequence[Kind], context: Context, outc
 
 
 def grouped(grid: Grid, kinds: Sequence[Kind], room_bytes: float) -> list[list[Kind]]:
-    """The kinds in their order, as many at a time as memory allows: each keeps what its last round took."""
+    """Return the kinds in their order, as many at a time as memory allows: each keeps what its last round took."""
     groups: list[list[Kind]] = []
     left_bytes = 0.0
     for system, variant in kinds:
@@ -316,7 +318,7 @@ def _shared(system: System, variant: str, other: System, its_variant: str) -> bo
 def _started(
     opened: ExitStack, grid: Grid, kinds: Sequence[Kind], context: Context, outcome: Outcome
 ) -> list[tuple[System, Entry]]:
-    """Systems of their own, which end with `opened`; one that does not start is noted and the others go on."""
+    """Start systems of their own, which end with `opened`; one that does not start is noted and the others go on."""
     running: list[tuple[System, Entry]] = []
     for system, variant in kinds:
         entry = Entry(system.name, variant)
@@ -351,7 +353,7 @@ def _stop(one: System, entry: Entry) -> None:
 
 
 def _goes_on(grid: Grid, entry: Entry, times: Sequence[Arrival]) -> bool:
-    """Whether a system has another round: the first one may have been too long, the others are counted."""
+    """Return whether a system has another round: the first one may have been too long, the others are counted."""
     if not entry.results:
         return True
     if value(entry.results[0], "whole_s") > grid.slow_s + times[-1].at_s:
@@ -360,7 +362,7 @@ def _goes_on(grid: Grid, entry: Entry, times: Sequence[Arrival]) -> bool:
 
 
 def _round(grid: Grid, one: System, entry: Entry, times: Sequence[Arrival], outcome: Outcome) -> bool:
-    """A round of one system; False when it fails."""
+    """Run a round of one system; return False when it fails."""
     begun_s = time.monotonic()
     cell = f"{grid.title}: {one.name}, {entry.variant}"
     try:
@@ -420,7 +422,7 @@ def _table(grid: Grid) -> Table:
 
 
 def targets(done: Sequence[Grid], read_bytes_per_s: float | None) -> list[Target]:
-    """What is to be reached, from the cells that were measured; for each of LIFL's two rows."""
+    """Return what is to be reached, from the cells that were measured; for each of LIFL's two rows."""
     found: list[Target] = []
     for grid in done:
         if grid.pattern == "at once":
@@ -431,7 +433,7 @@ def targets(done: Sequence[Grid], read_bytes_per_s: float | None) -> list[Target
 
 
 def _own(entries: Iterable[Entry]) -> list[Entry]:
-    """LIFL's row as recommended, and those of `ALSO`."""
+    """Return LIFL's row as recommended, and those of `ALSO`."""
     rows = [entry for entry in entries if entry.system == "LIFL"]
     return rows[:1] + [entry for entry in rows[1:] if entry.variant in ALSO["LIFL"]]
 
@@ -460,7 +462,7 @@ def _targets(grid: Grid, mine: Entry, others: Sequence[Entry], read_bytes_per_s:
 
 
 def _plots(done: Sequence[Grid]) -> list[Plot]:
-    """Completion after the last update by clients, of the smallest model; CPU seconds beside it."""
+    """Return completion after the last update by clients, of the smallest model; CPU seconds beside it."""
     grids = sorted((g for g in done if g.pattern == "at once"), key=lambda g: g.clients)
     plots = []
     for depth in dict.fromkeys(g.workload.name for g in grids):

@@ -60,7 +60,7 @@ class Cell:
 
 
 def run(context: Context) -> Outcome:
-    """Plans, then simulates."""
+    """Plan, then simulate."""
     outcome = Outcome()
     costs, told = costs_of(context.costs)
     model_bytes = resnet(18, context.seed).nbytes
@@ -101,7 +101,7 @@ def run(context: Context) -> Outcome:
 
 
 def costs_of(measured: dict[str, float]) -> tuple[Costs, dict[str, str]]:
-    """The planner's costs, those measured in this run where there are any; and where each comes from."""
+    """Return the planner's costs, those measured in this run where there are any; and where each comes from."""
     default = Costs()
     values = {"link_bytes_per_s": LINK_BYTES_PER_S}
     told = {"link_bytes_per_s": f"{LINK_BYTES_PER_S:.3g} (taken)"}
@@ -112,7 +112,7 @@ def costs_of(measured: dict[str, float]) -> tuple[Costs, dict[str, str]]:
 
 
 def planned(nodes: int, clients: int, arrival_s: float, costs: Costs, model_bytes: int) -> Cell:
-    """One plan, and what bounds its round."""
+    """Return one plan, and what bounds its round."""
     facts = tuple(
         NodeFacts(f"{n:016x}", float(virtual.CORES), ARENA_BYTES, workers_max=virtual.CORES)
         for n in range(1, nodes + 1)
@@ -142,7 +142,7 @@ def planned(nodes: int, clients: int, arrival_s: float, costs: Costs, model_byte
 
 
 def simulate(nodes: int, clients: int, costs: Costs, model_bytes: int, limit_s: float) -> dict[str, float] | None:
-    """One round by the engines, all updates at once; None when it takes too long."""
+    """Run one round by the engines, all updates at once; return None when it takes too long."""
     cluster = virtual.Timed(model_bytes, clients, nodes, costs, 0.0)
     if not cluster.run_round(limit_s):
         return None
@@ -204,7 +204,7 @@ def _simulated_table(simulated: list[dict[str, float]]) -> Table:
 
 
 def _limits_table(costs: Costs, model_bytes: int, simulated: list[dict[str, float]]) -> Table:
-    """Where it stops scaling, reckoned from the figures above."""
+    """Return where it stops scaling, reckoned from the figures above."""
     # Of several nodes: on one the coordinator's engine is the agent of all clients as well.
     several = [each for each in simulated if each["nodes"] > 1] or simulated
     client_s, node_s = _coordinator_s(several)
@@ -236,9 +236,9 @@ def _limits_table(costs: Costs, model_bytes: int, simulated: list[dict[str, floa
 
 
 def _coordinator_s(simulated: list[dict[str, float]]) -> tuple[float, float]:
-    """Its processor time for each client and each node of a round; every round's fault counts in its own proportion.
+    """Return its processor time for each client and each node of a round.
 
-    One round alone does not tell them apart: then all is the clients'.
+    Every round's fault counts in its own proportion.  One round alone does not tell them apart: then all is the clients'.
     """
     if len(simulated) == 1:
         return simulated[0]["home_s"] / simulated[0]["clients"], 0.0

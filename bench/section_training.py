@@ -85,7 +85,7 @@ class Training(Workload):
     kept: list[Floats] = field(default_factory=list, compare=False, repr=False)
 
     def error(self, flat: np.ndarray[Any, Any], clients: Iterable[int]) -> float:
-        """The largest error at some of the numbers, of the largest number in the mean: weights may be zero."""
+        """Return the largest error at some of the numbers, of the largest number in the mean: weights may be zero."""
         self.kept[:] = [np.array(flat, np.float32)]
         counted = list(clients)
         weights = np.array([self.weight(client) for client in counted])
@@ -139,7 +139,7 @@ class Devices:
         self.workload = Training(f"digits, {net.name}", net.tensors, seed, str(path), net.size, weights)
 
     def train(self, flat: Floats, round_number: int, clients: Iterable[int]) -> None:
-        """Each of the devices trains on its own data; its model is in the file."""
+        """Train each of the devices on its own data; its model is in the file."""
         net, begun_s = self._problem.network, time.monotonic()
 
         def one(client: int) -> None:
@@ -152,7 +152,7 @@ class Devices:
         self.training_s = time.monotonic() - begun_s
 
     def round(self, round_number: int) -> tuple[list[Arrival], frozenset[int]]:
-        """When each device would send, and which of them die first; the same for all systems."""
+        """Return when each device would send, and which of them die first; the same for all systems."""
         chance = np.random.default_rng([self._seed, round_number])
         slow = set(np.random.default_rng(self._seed).permutation(self.clients)[: round(SLOW * self.clients)].tolist())
         dying = frozenset(chance.permutation(self.clients)[: round(DYING * self.clients)].tolist())
@@ -160,16 +160,16 @@ class Devices:
         return [Arrival(at_s, client) for at_s, client in sorted(times)], dying
 
     def first(self) -> Floats:
-        """The untrained model."""
+        """Return the untrained model."""
         return self._problem.network.first(self._seed)
 
     def accuracy(self, flat: Floats) -> float:
-        """On the images that nobody has trained on."""
+        """Return the accuracy on the images that no device has trained on."""
         return self._problem.network.accuracy(flat, self.test)
 
 
 def run(context: Context) -> Outcome:
-    """The small network through all systems, the large one through those that can take it; what is slow comes last."""
+    """Run the small network through all systems, the large one where it fits; what is slow comes last."""
     outcome = Outcome(data=[])
     large = QUICK_LARGE if context.quick else LARGE
     clients = QUICK_CLIENTS if context.quick else CLIENTS
@@ -199,7 +199,7 @@ def run(context: Context) -> Outcome:
 def _through(
     kinds: Sequence[tuple[System, str]], problem: Problem, devices: Devices, context: Context, outcome: Outcome
 ) -> list[Run]:
-    """One system after the other, each from the same first model."""
+    """Run one system after the other, each from the same first model."""
     runs: list[Run] = []
     for system, variant in kinds:
         one = type(system)()
@@ -221,7 +221,7 @@ def _through(
 
 
 def _why_not(one: System, problem: Problem, devices: Devices, context: Context) -> str:
-    """Why a system is left out; empty when it can take part."""
+    """Return why a system is left out; empty when it can take part."""
     left_s, available = context.left_s(), psutil.virtual_memory().available
     expected_s = ROUNDS_EXPECTED * devices.training_s
     if not context.quick and one.name in LATER_S:
@@ -290,7 +290,7 @@ def _table(problem: Problem, runs: Sequence[Run], clients: int) -> Table:
 
 
 def targets(problem: Problem, runs: Sequence[Run]) -> list[Target]:
-    """LIFL, each of its rows, against the others, where both got there."""
+    """Return LIFL, each of its rows, against the others, where both got there."""
     done = [r for r in runs if r.accuracy[-1] >= ACCURACY]
     found = []
     for mine in (r for r in done if r.system == "LIFL"):

@@ -22,7 +22,7 @@ LATE = (1.0, 1.3)
 
 
 def arrivals(pattern: str, clients: int, nbytes: int, seed: int) -> list[Arrival]:
-    """One arrival of each client from 0 to `clients` - 1, in the order of time.  Raises `ValueError`."""
+    """Return one arrival of each client from 0 to `clients` - 1, in the order of time.  Raise `ValueError`."""
     steady_s = clients * nbytes / LINK_BYTES_PER_S
     if pattern == "at once":
         times = [0.0] * clients

@@ -49,7 +49,7 @@ class NoChance(random.Random):
     """In the place of what draws the simulator's faults."""
 
     def random(self) -> float:
-        """In the middle: no fault is so likely."""
+        """Return the middle: no fault is so likely."""
         return 0.5
 
 
@@ -92,11 +92,11 @@ class Timed(simulator.Cluster):  # type: ignore[misc]
     # ---- the clock --------------------------------------------------------------------------------------------------
 
     def at(self, when_s: float, what: Callable[[], None]) -> None:
-        """Does it then."""
+        """Do it then."""
         heapq.heappush(self.heap, (when_s, next(self.order), what))
 
     def serve(self, who: tuple[Any, ...], takes_s: float, what: Callable[[], None]) -> None:
-        """One thing at a time, each lasting so long."""
+        """Do one thing at a time, each lasting so long."""
         if who not in self.busy:
             self.busy.add(who)
             self.at(self.now + takes_s, partial(self._served, who, what))
@@ -106,7 +106,7 @@ class Timed(simulator.Cluster):  # type: ignore[misc]
         what()
 
     def run_round(self, limit_s: float) -> bool:
-        """To the job's end; False when it takes longer than `limit_s` of real time."""
+        """Run to the job's end; return False when it takes longer than `limit_s` of real time."""
         begun = time.monotonic()
         while self.heap and not self.over:
             self.now, _, what = heapq.heappop(self.heap)
@@ -137,7 +137,7 @@ class Timed(simulator.Cluster):  # type: ignore[misc]
                 self._look(host)
 
     def check(self) -> None:
-        """What it checks takes too long at this size."""
+        """Skip this check: what it checks takes too long at this size."""
 
     # ---- who does what, and how long it takes ----------------------------------------------------------------------
 
@@ -181,7 +181,7 @@ class Timed(simulator.Cluster):  # type: ignore[misc]
         super()._fetched(conn, model)
 
     def _stir_waiting(self, conn: int) -> None:
-        """A node that waits for a transfer's end has something to do."""
+        """Note that a node that waits for a transfer's end has something to do."""
         if conn in self.waiting_nodes:
             self.touched.add(self.waiting_nodes[conn][0].number)
 
@@ -192,7 +192,7 @@ class Timed(simulator.Cluster):  # type: ignore[misc]
             self.touched.update((client.host.number, self.numbers.get(gateway, client.host.number)))
 
     def _look(self, host: simulator.Host) -> None:
-        """Whoever has something to do and is not at it begins."""
+        """Begin each thing that is to be done and is not under way."""
         number = host.number
         if host.to_daemon:
             self.serve((number, "daemon"), DAEMON_S, partial(self._decide, host, partial(self._gateway_message, host)))

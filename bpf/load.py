@@ -47,7 +47,7 @@ def die_with(parent: int) -> None:
 
 
 def missing_rights() -> list[str]:
-    """The capabilities that loading needs and this process does not have."""
+    """Return the capabilities that loading needs and this process does not have."""
     with open("/proc/self/status") as status:
         effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
     if effective >> CAP_SYS_ADMIN & 1 and effective >> CAPABILITIES["CAP_NET_ADMIN"] & 1:
@@ -56,7 +56,7 @@ def missing_rights() -> list[str]:
 
 
 def import_bcc() -> Any:
-    """iovisor's bcc; another package of that name exists, so what it offers is looked at."""
+    """Return iovisor's bcc; another package of that name exists, so look at what it offers."""
     try:
         import bcc
     except ImportError as error:
@@ -67,7 +67,7 @@ def import_bcc() -> Any:
 
 
 def load(bcc: Any, source: str, defines: dict[str, int]) -> list[int]:
-    """The descriptors of the program and of `MAPS`, in this order.
+    """Load and attach the program; return the descriptors of it and of `MAPS`, in this order.
 
     bcc keeps them open until this process ends; it knows no table class for a SOCKHASH, hence libbcc by hand.
     """
@@ -90,7 +90,7 @@ def load(bcc: Any, source: str, defines: dict[str, int]) -> list[int]:
 
 
 def main() -> None:
-    """Loads as the command line says, and answers."""
+    """Load as the command line says, and answer."""
     answer = socket.socket(fileno=int(sys.argv[1]))
     order = json.loads(sys.argv[2])
     die_with(order["parent"])

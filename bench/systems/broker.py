@@ -60,7 +60,7 @@ class Broker:
 
 
 def connected(port: int) -> Any:
-    """A client of the broker, at its own port or a proxy's.
+    """Return a client of the broker, at its own port or a proxy's.
 
     Without the five seconds after which redis-py gives an answer up and asks again: one that waits for its turn behind
     gigabytes would send its update twice.
@@ -73,7 +73,7 @@ def connected(port: int) -> Any:
 
 
 def proxied(path: Path, port: int, threads: int, settings: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], int]:
-    """A haproxy before the broker at `port`, and its own port; `path` names its files."""
+    """Start a haproxy before the broker at `port`; return it and its own port.  `path` names its files."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = path.with_suffix(".cfg")
         config.write_text(PROXY.format(threads=threads, fd=listener.fileno(), port=port))
@@ -85,7 +85,7 @@ def proxied(path: Path, port: int, threads: int, settings: Mapping[str, str]) ->
 def started(
     command: Sequence[str], log: Path, settings: Mapping[str, str], descriptors: Sequence[int] = ()
 ) -> subprocess.Popen[bytes]:
-    """A process whose words go to `log`."""
+    """Start a process whose words go to `log`."""
     with log.open("wb") as file:
         return subprocess.Popen(
             command,
@@ -99,7 +99,7 @@ def started(
 
 
 def ended(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process, and waits for it."""
+    """End a process, and wait for it."""
     process.terminate()
     try:
         process.wait(END_S)
@@ -109,7 +109,7 @@ def ended(process: subprocess.Popen[bytes]) -> None:
 
 
 def _answering(port: int, process: subprocess.Popen[bytes]) -> None:
-    """Waits until a server takes connections.  Raises `RuntimeError` when it ends or takes too long."""
+    """Wait until a server takes connections.  Raise `RuntimeError` when it ends or takes too long."""
     deadline = time.monotonic() + READY_S
     while process.poll() is None and time.monotonic() < deadline:
         try:

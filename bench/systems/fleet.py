@@ -30,10 +30,10 @@ class Sender(Protocol):
     """One client."""
 
     def send(self) -> bool:
-        """Sends the update and returns when the server says that it has it; False when it did not take it."""
+        """Send the update; return when the server says that it has it, False when it did not take it."""
 
     def close(self) -> None:
-        """Ends the connection."""
+        """End the connection."""
 
 
 class Sent:
@@ -47,7 +47,7 @@ class Sent:
         self.last_s = self.since(max(ended for _, _, ended in times))
 
     def since(self, instant_ns: int) -> float:
-        """Seconds from the round's start."""
+        """Return seconds from the round's start."""
         return (instant_ns - self.begin_ns) / 1e9
 
 
@@ -74,7 +74,7 @@ class Fleet:
             raise
 
     def prepare(self, clients: Sequence[int], **details: Any) -> None:
-        """Makes the senders of `clients` with `details`, and returns when all of them are ready to send."""
+        """Make the senders of `clients` with `details`; return when all of them are ready to send."""
         wanted = set(clients)
         for helper, share in zip(self._helpers, self._shares, strict=True):
             helper.order(prepare=sorted(wanted.intersection(share)), details=details)
@@ -82,7 +82,7 @@ class Fleet:
             helper.reply()
 
     def send(self, arrivals: Sequence[Arrival]) -> Sent:
-        """The round: each client sends at its time; then all connections are closed."""
+        """Run the round: each client sends at its time; then all connections are closed."""
         pids = [helper.pid for helper in self._helpers]
         before_s = cpu_s(pids)
         begin_ns = time.monotonic_ns() + int(LEAD_S * 1e9)
@@ -93,13 +93,13 @@ class Fleet:
         return Sent(begin_ns, times, cpu_s(pids) - before_s)
 
     def close(self) -> None:
-        """Ends the processes."""
+        """End the processes."""
         while self._helpers:
             self._helpers.pop().close()
 
 
 def serve(make: Callable[..., Sender]) -> None:
-    """The process's side: ``make(workload, client, **details)`` for each client, each in a thread of its own."""
+    """Run the process's side: ``make(workload, client, **details)`` for each client, each in a thread of its own."""
     workload = from_json(sys.argv[1])
     workload.flat(0)
     answer(ready=True)
@@ -136,7 +136,7 @@ def serve(make: Callable[..., Sender]) -> None:
 
 
 def _in_threads(calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
-    """All calls at the same time.  Raises the first error; the process then ends, which its owner notices."""
+    """Make all calls at the same time.  Raise the first error; the process then ends, which its owner notices."""
     errors: list[BaseException] = []
 
     def run(call: Callable[..., None], arguments: tuple[Any, ...]) -> None:

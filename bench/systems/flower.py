@@ -60,15 +60,15 @@ class Flower:
         self._folder = Path()
 
     def variants(self) -> list[str]:
-        """As installed, and with a malloc that recycles."""
+        """Return as installed, and with a malloc that recycles."""
         return ["SuperLink", "SuperLink" + TUNED]
 
     def versions(self) -> dict[str, str]:
-        """Of its parts."""
+        """Return the versions of its parts."""
         return versions("flower", ("flwr", "numpy", "uvicorn", "httpx", "protobuf"))
 
     def missing(self) -> str:
-        """Why it cannot run here."""
+        """Return why it cannot run here."""
         return missing("flower")
 
     def needs_bytes(self, workload: Workload, clients: int) -> float:
@@ -76,7 +76,7 @@ class Flower:
         return COPIES * clients * workload.nbytes
 
     def start(self, workload: Workload, clients: int, variant: str, folder: Path) -> None:
-        """SuperLink, clients, and the app with its strategy waiting for the first round."""
+        """Start SuperLink, clients, and the app with its strategy waiting for the first round."""
         self._workload, self._folder = workload, folder
         described = folder / "workload.json"
         described.write_text(workload.to_json())
@@ -104,7 +104,7 @@ class Flower:
     def round(
         self, arrivals: Sequence[Arrival], dying: frozenset[int] = frozenset(), goal: int | None = None
     ) -> RoundResult:
-        """One round of `FedAvg`, all nodes sampled; `dying` ones never reply, and nothing but the timeout ends it."""
+        """Run a round of `FedAvg`, all nodes sampled; `dying` ones never reply, and nothing but the timeout ends it."""
         assert self._app and self._link and self._workload
         if len(arrivals) != len(self._of):
             raise ValueError(f"{len(arrivals)} arrivals for {len(self._of)} clients: FedAvg here samples all")
@@ -143,7 +143,7 @@ class Flower:
         )
 
     def idle(self, seconds: float) -> Idle:
-        """Watches the server's processes; the nodes' heartbeats go on."""
+        """Watch the server's processes; the nodes' heartbeats go on."""
         assert self._link
         pids = family([self._link.pid])
         before = cpu_by_pid(pids)
@@ -159,7 +159,7 @@ class Flower:
         )
 
     def stop(self) -> None:
-        """Ends the app, the clients and the SuperLink with all that it started."""
+        """End the app, the clients and the SuperLink with all that it started."""
         with suppress(OSError):
             if self._app is not None:
                 self._app.order(over=True)

@@ -14,7 +14,7 @@ Floats = NDArray[np.float32]
 
 
 def fold(target: Floats, numbers: Floats, weight: float, first: bool) -> None:
-    """Adds `weight` x `numbers` to `target`; the first one of a sum replaces what is there."""
+    """Add `weight` x `numbers` to `target`; the first one of a sum replaces what is there."""
     factor = np.float32(weight)
     scratch = np.empty(min(BLOCK, len(numbers)), np.float32)
     for begin in range(0, len(numbers), BLOCK):
@@ -28,6 +28,6 @@ def fold(target: Floats, numbers: Floats, weight: float, first: bool) -> None:
 
 
 def scale(target: Floats, factor: float) -> None:
-    """Multiplies in place."""
+    """Multiply in place."""
     for begin in range(0, len(target), BLOCK):
         target[begin : begin + BLOCK] *= np.float32(factor)

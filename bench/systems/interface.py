@@ -90,28 +90,28 @@ class System(Protocol):
     tolerance: float
 
     def variants(self) -> list[str]:
-        """Names for `start`."""
+        """Return names for `start`."""
 
     def versions(self) -> dict[str, str]:
-        """Of its parts."""
+        """Return the versions of its parts."""
 
     def missing(self) -> str:
-        """Why it cannot run here and what to install; empty when it can."""
+        """Return why it cannot run here and what to install; empty when it can."""
 
     def needs_bytes(self, workload: Workload, clients: int) -> float:
-        """Memory that a round of all clients takes at the worst, of servers and clients."""
+        """Return memory that a round of all clients takes at the worst, of servers and clients."""
 
     def start(self, workload: Workload, clients: int, variant: str, folder: Path) -> None:
-        """Starts the servers, and processes for `clients` clients; `folder` is empty and the system's own."""
+        """Start the servers, and processes for `clients` clients; `folder` is empty and the system's own."""
 
     def round(self, arrivals: Sequence[Arrival]) -> RoundResult:
-        """One round over all the clients of `arrivals`; may be called again and again."""
+        """Run one round over all the clients of `arrivals`; may be called again and again."""
 
     def idle(self, seconds: float) -> Idle:
-        """Watches the system, which nobody uses, for so long."""
+        """Watch the system, which has nothing to do, for so long."""
 
     def stop(self) -> None:
-        """Ends all that was started; may be called twice, and after a `start` that failed."""
+        """End all that was started; may be called twice, and after a `start` that failed."""
 
 
 @runtime_checkable
@@ -119,10 +119,10 @@ class Shares(Protocol):
     """A system some of whose variants need no servers of their own: what differs is said round by round."""
 
     def shares(self, variant: str, other: str) -> bool:
-        """Whether the servers of one variant can run the other, too."""
+        """Return whether the servers of one variant can run the other, too."""
 
     def also(self, variant: str) -> System:
-        """Another variant on the servers that were started; what ends them is the first one's `stop`."""
+        """Return another variant on the servers that were started; what ends them is the first one's `stop`."""
 
 
 @runtime_checkable
@@ -130,7 +130,7 @@ class Settles(Protocol):
     """A system that goes on with something when it has started: others may start meanwhile."""
 
     def settle(self) -> None:
-        """Waits until it is done with that; before the first round."""
+        """Wait until it is done with that; before the first round."""
 
 
 # ---- sections of the report ----------------------------------------------------------------------------------------
@@ -196,14 +196,14 @@ class Section(Protocol):
     QUICK_BUDGET_S: float
 
     def run(self, context: Context) -> Outcome:
-        """Measures."""
+        """Measure."""
 
 
 # ---- processes -----------------------------------------------------------------------------------------------------
 
 
 def environment(variant: str) -> dict[str, str]:
-    """The environment of a variant's server processes."""
+    """Return the environment of a variant's server processes."""
     return {**os.environ, **HELPER_ENVIRONMENT, **(RECYCLING if variant.endswith(TUNED) else {})}
 
 
@@ -253,7 +253,7 @@ class Watch:
 
 
 def family(roots: Iterable[int]) -> list[int]:
-    """The processes and all their descendants, those that live."""
+    """Return the processes and all their descendants, those that live."""
     pids = []
     for pid in roots:
         with suppress(psutil.NoSuchProcess):
@@ -262,7 +262,7 @@ def family(roots: Iterable[int]) -> list[int]:
 
 
 def cpu_by_pid(pids: Iterable[int]) -> dict[int, float]:
-    """CPU seconds of each process that lives."""
+    """Return CPU seconds of each process that lives."""
     found = {}
     for pid in pids:
         with suppress(OSError):
@@ -271,7 +271,7 @@ def cpu_by_pid(pids: Iterable[int]) -> dict[int, float]:
 
 
 def private_bytes(pid: int) -> int:
-    """The anonymous resident memory of a process, without what it shares; 0 when it has ended."""
+    """Return the anonymous resident memory of a process, without what it shares; 0 when it has ended."""
     try:
         with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
             for line in file:

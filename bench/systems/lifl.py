@@ -116,13 +116,13 @@ class Lifl:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=COMMAND_S, process_group=0)
 
     def settle(self) -> None:
-        """Waits until the arena is populated: nothing runs for a while."""
+        """Wait until the arena is populated: nothing runs for a while."""
         while True:
             if self._spent_s(SETTLED_S) < SLEPT_CPU_S:
                 return
 
     def _spent_s(self, seconds: float) -> float:
-        """CPU seconds of the node in a time in which workers may end."""
+        """Return CPU seconds of the node in a time in which workers may end."""
         before = cpu_by_pid(family([self._node["pid"]]))
         time.sleep(seconds)
         return sum(now - before.get(pid, 0.0) for pid, now in cpu_by_pid(family([self._node["pid"]])).items())
@@ -130,7 +130,7 @@ class Lifl:
     def round(
         self, arrivals: Sequence[Arrival], dying: frozenset[int] = frozenset(), goal: int | None = None
     ) -> RoundResult:
-        """`dying` clients leave at their time; with a `goal` the round closes when so many updates are there."""
+        """Run a round; `dying` clients leave at their time; with a `goal` it closes when so many updates are there."""
         clients = [arrival.client for arrival in arrivals]
         job = f"round-{next(self._jobs)}"
         with DaemonClient(self._state) as daemon, ThreadPoolExecutor(1) as follower:
@@ -177,7 +177,7 @@ class Lifl:
 
     @staticmethod
     def _committed(daemon: DaemonClient) -> tuple[str, int, dict[str, Any]]:
-        """File, instant and receipt of the job's only round.  Raises `RuntimeError` when it failed."""
+        """Return file, instant and receipt of the job's only round.  Raise `RuntimeError` when it failed."""
         found = None
         for event in daemon.events():
             if event.name == "round.committed":

@@ -55,15 +55,15 @@ class NVFlare:
         self._folder = Path()
 
     def variants(self) -> list[str]:
-        """As installed, and with a malloc that recycles."""
+        """Return as installed, and with a malloc that recycles."""
         return ["in-time", "in-time" + TUNED]
 
     def versions(self) -> dict[str, str]:
-        """Of its parts."""
+        """Return the versions of its parts."""
         return versions("nvflare", ("nvflare", "numpy"))
 
     def missing(self) -> str:
-        """Why it cannot run here."""
+        """Return why it cannot run here."""
         return missing("nvflare")
 
     def needs_bytes(self, workload: Workload, clients: int) -> float:
@@ -71,7 +71,7 @@ class NVFlare:
         return clients * (COPIES * workload.nbytes + CLIENT_BYTES)
 
     def start(self, workload: Workload, clients: int, variant: str, folder: Path) -> None:
-        """The simulator with the job, and each client's process."""
+        """Start the simulator with the job, and each client's process."""
         self._workload, self._folder, self._count = workload, folder, clients
         described = folder / "workload.json"
         described.write_text(workload.to_json())
@@ -90,7 +90,7 @@ class NVFlare:
     def round(
         self, arrivals: Sequence[Arrival], dying: frozenset[int] = frozenset(), goal: int | None = None
     ) -> RoundResult:
-        """One round of `FedAvg`; `dying` clients answer nothing; a `goal` is the task's ``min_responses``."""
+        """Run a round of `FedAvg`; `dying` clients answer nothing; a `goal` is the task's ``min_responses``."""
         assert self._server and self._workload
         if sorted(arrival.client for arrival in arrivals) != list(range(self._count)):
             raise ValueError("a round of NVFlare here has each client once")
@@ -130,7 +130,7 @@ class NVFlare:
         )
 
     def idle(self, seconds: float) -> Idle:
-        """Watches the server's process; the clients ask for tasks all the time, as they do."""
+        """Watch the server's process; the clients ask for tasks all the time, as they do."""
         before = cpu_by_pid([self._server_pid])
         time.sleep(seconds)
         after = cpu_by_pid([self._server_pid])
@@ -143,7 +143,7 @@ class NVFlare:
         )
 
     def stop(self) -> None:
-        """Ends the simulator and all its processes."""
+        """End the simulator and all its processes."""
         if self._job is not None:
             self._job.close(gently=False)
         for each in self._sockets:
@@ -153,7 +153,10 @@ class NVFlare:
         self.__init__()  # type: ignore[misc]
 
     def _accept(self, end_s: float) -> None:
-        """The next process that says who it is.  Raises `TimeoutError` at `end_s`, `RuntimeError` on the job's end."""
+        """Return the next process that says who it is.
+
+        Raise `TimeoutError` at `end_s`, `RuntimeError` at the job's end.
+        """
         assert self._listener and self._job
         self._listener.settimeout(1.0)
         while time.monotonic() < end_s:

@@ -122,7 +122,7 @@ class Server:
 
 
 def aggregator(nbytes: int, parent: str, method: str, settings: dict[str, str], opened: ExitStack) -> Server:
-    """A running aggregator, ended with `opened`."""
+    """Start an aggregator, to be ended with `opened`."""
     helper = Helper("systems.serverful_server", [str(nbytes), parent, method], environment=settings)
     opened.callback(helper.close)
     return Server(helper)
@@ -132,12 +132,12 @@ def aggregator(nbytes: int, parent: str, method: str, settings: dict[str, str], 
 
 
 def header(weight: float) -> bytes:
-    """What goes before an update's numbers."""
+    """Return what goes before an update's numbers."""
     return np.float64(weight).tobytes()
 
 
 def chunks(weight: float, views: Sequence[memoryview]) -> Iterator[bytes]:
-    """An update as the messages of a stream: the header, then its bytes, at most `CHUNK_BYTES` each."""
+    """Yield an update as the messages of a stream: the header, then its bytes, at most `CHUNK_BYTES` each."""
     yield header(weight)
     for view in views:
         for begin in range(0, len(view), CHUNK_BYTES):
@@ -145,7 +145,7 @@ def chunks(weight: float, views: Sequence[memoryview]) -> Iterator[bytes]:
 
 
 def caller(channel: Any, method: str) -> Callable[[float, Sequence[memoryview]], None]:
-    """How an update is sent over a channel; returns when it is in the other side's memory."""
+    """Return what sends an update over a channel, and returns when it is in the other side's memory."""
     if method == "stream":
         stream = channel.stream_unary("/bench.Aggregator/Stream")
         return lambda weight, views: stream(chunks(weight, views))

@@ -48,20 +48,20 @@ class Aggregator:
         self.touch = False
 
     def begin(self, expect: int) -> None:
-        """A new round of `expect` inputs."""
+        """Begin a round of `expect` inputs."""
         self.done.clear()
         self._expect = expect
         threading.Thread(target=self._fold_all, daemon=True).start()
 
     def send_on(self, weight: float) -> None:
-        """Sends the sum to the parent."""
+        """Send the sum to the parent."""
         assert self._send is not None
         self._send(weight, [self.sum.view(np.uint8).data])
 
     # ---- the service -------------------------------------------------------------------------------------------
 
     def stream(self, messages: Iterator[bytes], _context: Any) -> bytes:
-        """Receives an update in chunks into a buffer."""
+        """Receive an update in chunks into a buffer."""
         weight = float(np.frombuffer(next(messages))[0])
         try:
             buffer = self._spare.get_nowait()
@@ -77,7 +77,7 @@ class Aggregator:
         return b""
 
     def unary(self, message: bytes, _context: Any) -> bytes:
-        """Takes an update that is one message, as it is."""
+        """Take an update that is one message, as it is."""
         self._take(float(np.frombuffer(message, np.float64, 1)[0]), np.frombuffer(message, np.float32, offset=8), None)
         return b""
 
@@ -111,7 +111,7 @@ class Aggregator:
 
 
 def main() -> None:
-    """Serves until stdin ends."""
+    """Serve until stdin ends."""
     nbytes, parent, method = int(sys.argv[1]), sys.argv[2], sys.argv[3]
     aggregator = Aggregator(nbytes, parent, method)
     server = grpc.server(ThreadPoolExecutor(THREADS), options=[*OPTIONS, ("grpc.so_reuseport", 0)])

@@ -35,7 +35,7 @@ class Round:
         self._functions: dict[str, tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]] = {}
 
     def run(self, expect: int, instances: int) -> int:
-        """Places updates and partials until the model is there: when that was."""
+        """Place updates and partials until the model is there; return when that was."""
         load: Counter[str] = Counter({f"leaf-{number}": 0 for number in range(instances)})
         updates = partials = 0
         while True:
@@ -65,7 +65,7 @@ class Round:
             self._functions[place] = (started(command, self._folder / f"{place}-function.log", {}), sidecar)
 
     def end(self, failed: bool) -> None:
-        """Waits for the functions, which end by themselves after their work."""
+        """Wait for the functions, which end by themselves after their work."""
         for function, sidecar in self._functions.values():
             if failed:
                 function.kill()
@@ -74,7 +74,7 @@ class Round:
 
 
 def main() -> None:
-    """Serves rounds until stdin ends."""
+    """Serve rounds until stdin ends."""
     folder, port, nbytes = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     broker = connected(port)
     answer(ready=True)

@@ -16,7 +16,7 @@ from systems.folding import Floats, fold, scale
 
 
 def main() -> None:
-    """One life."""
+    """Live one life."""
     place, port, nbytes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     broker = connected(port)
     inputs: list[tuple[Floats, float]] = []

@@ -26,12 +26,12 @@ END_S = 10.0
 
 
 def python(name: str) -> Path:
-    """The interpreter of a system's environment."""
+    """Return the interpreter of a system's environment."""
     return VENVS / name / "bin" / "python"
 
 
 def missing(name: str) -> str:
-    """Why the environment cannot be used; empty when it can."""
+    """Return why the environment cannot be used; empty when it can."""
     if (VENVS / name / ".installed").is_file() and python(name).exists():
         return ""
     why = VENVS / f"{name}.why"
@@ -39,7 +39,7 @@ def missing(name: str) -> str:
 
 
 def versions(name: str, packages: Sequence[str]) -> dict[str, str]:
-    """Versions of packages in the environment, and of its interpreter."""
+    """Return versions of packages in the environment, and of its interpreter."""
     code = (
         "import json, platform, sys; from importlib.metadata import version;"
         "print(json.dumps({p: version(p) for p in sys.argv[1:]} | {'python': platform.python_version()}))"
@@ -50,7 +50,7 @@ def versions(name: str, packages: Sequence[str]) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback that nobody listens on now."""
+    """Return a TCP port of the loopback that no process listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -64,11 +64,11 @@ class Lines:
         self._buffer = b""
 
     def order(self, **what: Any) -> None:
-        """Sends an order."""
+        """Send an order."""
         os.write(self._write, json.dumps(what).encode() + b"\n")
 
     def reply(self, within_s: float) -> dict[str, Any]:
-        """The next answer.  Raises `RuntimeError` when none comes."""
+        """Return the next answer.  Raise `RuntimeError` when none comes."""
         deadline = time.monotonic() + within_s
         while b"\n" not in self._buffer:
             left_s = deadline - time.monotonic()
@@ -118,7 +118,7 @@ class Program:
         return self._process.poll() is None
 
     def close(self, gently: bool = True) -> None:
-        """Ends it: by the end of its stdin and SIGTERM, then by force with all that descends from it."""
+        """End it: by the end of its stdin and SIGTERM, then by force with all that descends from it."""
         children: list[psutil.Process] = []
         with suppress(psutil.NoSuchProcess):
             children = psutil.Process(self.pid).children(recursive=True)
@@ -140,5 +140,5 @@ class Program:
         psutil.wait_procs(children, END_S)
 
     def tail(self, lines: int = 6) -> str:
-        """The end of its log."""
+        """Return the end of its log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])

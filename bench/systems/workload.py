@@ -62,22 +62,22 @@ class Workload:
         return numbers
 
     def saved(self, folder: Path) -> Workload:
-        """The same with its numbers in a file in `folder`."""
+        """Return the same with its numbers in a file in `folder`."""
         path = folder / f"{self.name.replace('/', '-')}-{self.seed}.npy"
         if not path.exists():
             np.save(path, self._numbers)
         return replace(self, path=str(path), _references={})
 
     def flat(self, client: int) -> NDArray[np.float32]:
-        """The update of one client as one vector, tensor after tensor; not a copy."""
+        """Return the update of one client as one vector, tensor after tensor; not a copy."""
         return self._numbers[self.step * client : self.step * client + self.size]
 
     def update(self, client: int) -> dict[str, NDArray[np.float32]]:
-        """The update of one client by tensors; not a copy."""
+        """Return the update of one client by tensors; not a copy."""
         return dict(self.split(self.flat(client)))
 
     def split(self, flat: NDArray[Any]) -> Iterator[tuple[str, NDArray[Any]]]:
-        """A flat update's tensors."""
+        """Yield a flat update's tensors."""
         begin = 0
         for name, shape in self.tensors:
             count = prod(shape)
@@ -85,11 +85,11 @@ class Workload:
             begin += count
 
     def weight(self, client: int) -> float:
-        """The number of examples that the client has trained on."""
+        """Return the number of examples that the client has trained on."""
         return self.weights[client] if self.weights else float(20 + 37 * client % 101)
 
     def reference(self, clients: Iterable[int]) -> NDArray[np.float64]:
-        """The weighted mean over the clients in float64, flat; the last one is kept."""
+        """Return the weighted mean over the clients in float64, flat; the last one is kept."""
         key = tuple(sorted(clients))
         if key not in self._references:
             total = np.zeros(self.size)
@@ -103,7 +103,7 @@ class Workload:
         return self._references[key]
 
     def error(self, flat: NDArray[Any], clients: Iterable[int]) -> float:
-        """The largest relative error of a flat aggregate over the clients."""
+        """Return the largest relative error of a flat aggregate over the clients."""
         if flat.shape != (self.size,):
             raise ValueError(f"the aggregate has the shape {flat.shape}, not {(self.size,)}")
         reference = self.reference(clients)
@@ -115,20 +115,20 @@ class Workload:
         return worst
 
     def to_json(self) -> str:
-        """For other programs."""
+        """Return it for other programs."""
         told = {"name": self.name, "tensors": self.tensors, "seed": self.seed, "path": self.path}
         return json.dumps(told | {"step": self.step, "weights": self.weights})
 
 
 def from_json(text: str) -> Workload:
-    """What `to_json` described."""
+    """Return what `to_json` described."""
     told = json.loads(text)
     tensors = tuple((name, tuple(shape)) for name, shape in told["tensors"])
     return Workload(told["name"], tensors, told["seed"], told["path"], told["step"], tuple(told["weights"]))
 
 
 def resnet(depth: int, seed: int, width: int = 64) -> Workload:
-    """ResNet-18, -34 or -152 for 1,000 classes as it is trained (46.8, 87.2, 240.8 MB); thinner by `width`."""
+    """Return ResNet-18, -34 or -152 for 1,000 classes as it is trained (46.8, 87.2, 240.8 MB); thinner by `width`."""
     wide = depth > 34
     tensors: list[tuple[str, tuple[int, ...]]] = []
 

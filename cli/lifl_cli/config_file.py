@@ -19,7 +19,7 @@ from lifl_cli.state import MODELS_FOLDER, absolute
 
 
 def read_toml(path: str) -> dict[str, Any]:
-    """The table in the TOML file at `path`.  Raises `ConfigError`."""
+    """Return the table in the TOML file at `path`.  Raise `ConfigError`."""
     try:
         with open(path, "rb") as file:
             return tomllib.load(file)
@@ -30,7 +30,7 @@ def read_toml(path: str) -> dict[str, Any]:
 
 
 def resolve(config: JobConfig, folder: Path, state_dir: Path) -> JobConfig:
-    """`config` with absolute paths, and its example model written.  Raises `ConfigError`."""
+    """Return `config` with absolute paths, and its example model written.  Raise `ConfigError`."""
     model = config.model
     if model.example:
         path = write_example(model.example, model.seed, state_dir / MODELS_FOLDER)
@@ -49,7 +49,7 @@ def resolve(config: JobConfig, folder: Path, state_dir: Path) -> JobConfig:
 
 
 def rule_states(config: JobConfig, folder: Path) -> tuple[str, ...]:
-    """The names of the rule's states; the rule is loaded here, so that a mistake in it is told at once."""
+    """Return the names of the rule states; the rule is loaded here, so that a mistake in it is told at once."""
     from lifl.rules import load_rule
 
     aggregation = config.aggregation
@@ -58,7 +58,7 @@ def rule_states(config: JobConfig, folder: Path) -> tuple[str, ...]:
 
 
 def write_example(name: str, seed: int, folder: Path) -> Path:
-    """The safetensors file of the example model `name`, made from `seed`."""
+    """Write the example model `name`, made from `seed`; return its safetensors file."""
     from safetensors.numpy import save_file
 
     from lifl.examples import make_model

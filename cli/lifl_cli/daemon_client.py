@@ -1,7 +1,7 @@
 """The client of the daemon: one blocking AF_UNIX connection to `lifld`, frames of `protocol/frames.py` on it.
 
 A request is one frame and gets one `Answer` or one `Refusal`; after Follow (or a SubmitJob that follows)
-`Event` frames come until the connection ends.  Whoever may open the socket in the state folder controls the
+`Event` frames come until the connection ends.  A user who may open the socket in the state folder controls the
 node.
 """
 
@@ -25,7 +25,7 @@ READ_BYTES = 1 << 16
 
 
 class DaemonClient:
-    """A connection to the `lifld` of `state_dir`.  Raises `ResourceFault` when none runs there."""
+    """A connection to the `lifld` of `state_dir`.  Raise `ResourceFault` when none runs there."""
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
@@ -62,7 +62,7 @@ class DaemonClient:
         return pid
 
     def ask(self, request: FromCli) -> dict[str, Any]:
-        """The result of `request`.  Raises `Refused` for a "no", `RemoteFault` when `lifld` is gone."""
+        """Return the result of `request`.  Raise `Refused` for a "no", `RemoteFault` when `lifld` is gone."""
         self._socket.settimeout(ANSWER_TIMEOUT_S)
         try:
             self._socket.sendall(encode(request))
@@ -78,7 +78,7 @@ class DaemonClient:
         return message.result
 
     def events(self) -> Iterator[Event]:
-        """What happens from now on, as it happens; ends with ``job.over``."""
+        """Yield what happens from now on, as it happens, until ``job.over``."""
         self._socket.settimeout(None)
         while True:
             message = self._next()
@@ -89,7 +89,7 @@ class DaemonClient:
                 return
 
     def wait_end(self) -> None:
-        """Returns when `lifld` has closed the connection; what it still says is dropped."""
+        """Return when `lifld` has closed the connection; what it still says is dropped."""
         self._socket.settimeout(None)
         try:
             while self._socket.recv(READ_BYTES):

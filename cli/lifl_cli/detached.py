@@ -27,7 +27,7 @@ class ReadyPipe:
         os.close(null)
 
     def send(self, kind: str, content: Any) -> None:
-        """Sends and closes; later calls do nothing."""
+        """Send and close; later calls do nothing."""
         if self._fd is None:
             return
         fd, self._fd = self._fd, None
@@ -36,7 +36,7 @@ class ReadyPipe:
 
 
 def main() -> int:
-    """Runs the node; the exit code is 1 when it could not start."""
+    """Run the node; return the exit code, 1 when it could not start."""
     config: NodeConfig = parse_node(msgspec.json.decode(sys.stdin.buffer.read()))
     pipe = ReadyPipe()
     from lifl.node.daemon import run

@@ -168,7 +168,7 @@ def _bcc(_state_dir: Path) -> Iterator[Finding]:
 
 
 def _redirector(_state_dir: Path) -> Iterator[Finding]:
-    """Loads and attaches the program and sends a record through it, as `lifld` would."""
+    """Load and attach the program and send a record through it, as `lifld` would."""
     from lifl.redirect import open_redirector
 
     with tempfile.TemporaryDirectory(prefix="lifl-") as folder:
@@ -266,7 +266,7 @@ def _runs(state_dir: Path) -> bool:
 
 
 def _kernel(_state_dir: Path) -> Iterator[Finding]:
-    """Asked of another process: it loads NumPy."""
+    """Ask another process: it loads NumPy."""
     program = "from lifl.rules.kernels import COMPILED; print(COMPILED is not None)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
     if done.stdout.strip() == "True":

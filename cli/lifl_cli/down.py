@@ -20,7 +20,7 @@ def down(state_dir: Path) -> None:
     with DaemonClient(state_dir) as daemon:
         pid = daemon.lifld_pid
         try:
-            # Readable once the process has ended, whoever its parent is.
+            # Readable once the process has ended, whatever its parent.
             process: int | None = os.pidfd_open(pid)
         except ProcessLookupError:
             process = None

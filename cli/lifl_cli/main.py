@@ -60,7 +60,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """The console script."""
+    """Run the command line: the console script."""
     cli(prog_name="lifl")
 
 

@@ -41,7 +41,7 @@ def model(job: str, output: str, round_number: int | None, state_dir: Path) -> N
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copies by way of a file beside `target`, so that no half a model ever stands there."""
+    """Copy by way of a file beside `target`, so that no half a model ever stands there."""
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         shutil.copyfile(source, partial)

@@ -15,7 +15,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 
 def state_option(command: F) -> F:
-    """Adds ``--state DIR`` to a command, as `state_dir`: an absolute path."""
+    """Add ``--state DIR`` to a command, as `state_dir`: an absolute path."""
     return click.option(
         "--state",
         "state_dir",

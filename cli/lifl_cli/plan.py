@@ -89,7 +89,7 @@ def plan(
 
 
 def _show_decisions(job: str, number: int, explain: bool, as_json: bool, state_dir: Path) -> None:
-    """How a round was planned; exit code 1 when the same code does not decide so again."""
+    """Print how a round was planned; exit with code 1 when the same code does not decide so again."""
     with DaemonClient(state_dir) as daemon:
         rows = daemon.ask(PlansOfRound(job, number))["decisions"]
     told, all_same = [], True
@@ -126,7 +126,7 @@ def _difference(again: Plan | Refused) -> str:
 
 
 def parse_supposed(text: str) -> NodeFacts:
-    """The node that a ``--node`` means.  Raises `ConfigError`."""
+    """Return the node that a ``--node`` means.  Raise `ConfigError`."""
     name, *numbers = text.rsplit(":", 2)
     try:
         capacity, size = numbers
@@ -139,7 +139,7 @@ def parse_supposed(text: str) -> NodeFacts:
 
 
 def as_builtins(request: PlanRequest, made: Plan) -> dict[str, Any]:
-    """What ``--json`` prints: the request, from which the plan can be made again, the plan, and what follows of it."""
+    """Return what ``--json`` prints: the request (the plan can be made again from it), the plan, and what follows."""
     return {
         "request": msgspec.to_builtins(request),
         "plan": msgspec.to_builtins(made),

@@ -11,5 +11,5 @@ MODELS_FOLDER = "models"
 
 
 def absolute(path: str, base: Path | None = None) -> Path:
-    """`path` with ~ expanded, made absolute against `base` (else the working folder)."""
+    """Return `path` with ~ expanded, made absolute against `base` (else the working folder)."""
     return ((base or Path.cwd()) / Path(path).expanduser()).absolute()

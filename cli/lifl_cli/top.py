@@ -63,7 +63,7 @@ class Sampler:
         psutil.cpu_percent()
 
     def sample(self) -> dict[str, Any]:
-        """A Snapshot's result with `host`, `processes` (by pid) and `rates` added."""
+        """Return a Snapshot's result with `host`, `processes` (by pid) and `rates` added."""
         snapshot = self._daemon.ask(Snapshot())
         now_s = time.monotonic()
         memory = self._psutil.virtual_memory()
@@ -133,7 +133,7 @@ def _live(sampler: Sampler) -> None:
 
 @contextmanager
 def _keys() -> Iterator[None]:
-    """The terminal gives single keys, without echo, for a while."""
+    """Have the terminal give single keys, without echo, for a while."""
     import termios
     import tty
 

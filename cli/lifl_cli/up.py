@@ -42,7 +42,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def node_flags(command: F) -> F:
-    """Adds one flag for each key of a node's config."""
+    """Add one flag for each key of a node's config."""
     fields = {field.name: field for field in msgspec.structs.fields(NodeConfig)}
     for key in reversed(NODE_FLAGS):
         default = fields[key].default
@@ -105,12 +105,12 @@ def _make_state_dir(folder: Path) -> None:
 
 
 def open_to_others(config: NodeConfig) -> list[str]:
-    """The addresses at which anybody may come; `parse_node` has seen to it that this is wanted."""
+    """Return the addresses that other machines reach; `parse_node` has made sure that this is wanted."""
     return list(beyond_loopback(config).values())
 
 
 def _announce(info: dict[str, Any], insecure: Sequence[str]) -> None:
-    """The start-up report."""
+    """Print the start-up report."""
     redirector = "sockmap (eBPF)" if info["redirector"] == "sockmap" else "AF_UNIX (no eBPF)"
     rows = [
         ("node", info["node"]),
@@ -131,7 +131,7 @@ def _announce(info: dict[str, Any], insecure: Sequence[str]) -> None:
     for label, value in rows:
         click.echo(f"  {label:<11} {value}")
     if insecure:
-        text = f"whoever reaches {' or '.join(insecure)} can read and change models: nothing is encrypted"
+        text = f"every machine that reaches {' or '.join(insecure)} can read and change models: nothing is encrypted"
         click.secho(f"  {'INSECURE':<11} {text}", fg="red", bold=True)
     sys.stdout.flush()
 
@@ -147,7 +147,7 @@ def _announce_json(info: dict[str, Any], insecure: Sequence[str]) -> None:
 
 
 def _start_detached(config: NodeConfig) -> dict[str, Any]:
-    """Starts `lifld` in its own session; returns its report.  Raises `ResourceFault` with its reason."""
+    """Start `lifld` in its own session; return its report.  Raise `ResourceFault` with its reason."""
     log_path = Path(config.state_dir) / LOG_FILE
     # What the interpreter itself may say before and beside the log goes to the log's file too.
     with log_path.open("ab") as log:

@@ -55,7 +55,7 @@ class FlowerNode:
         self._ready: tuple[Message, Any, dict[str, bytes]] | None = None
 
     def take(self) -> Message:
-        """The message of the round, complete.  Raises `TimeoutError`."""
+        """Return the message of the round, complete.  Raise `TimeoutError`."""
         deadline = time.monotonic() + PULL_S
         while (received := self._receive()) is None:
             if time.monotonic() > deadline:
@@ -70,7 +70,7 @@ class FlowerNode:
         return whole  # type: ignore[no-any-return]
 
     def prepare(self, message: Message, arrays: dict[str, Any], metrics: dict[str, float]) -> None:
-        """Makes the reply as a SuperNode keeps it."""
+        """Make the reply as a SuperNode keeps it."""
         record = ArrayRecord({name: Array(values) for name, values in arrays.items()})
         reply = Message(RecordDict({"arrays": record, "metrics": MetricRecord(metrics)}), reply_to=message)
         with no_object_id_recompute():
@@ -80,7 +80,7 @@ class FlowerNode:
         self._ready = reply, tree, contents
 
     def send(self) -> tuple[int, int]:
-        """Sends the reply; the instants of its begin and its end."""
+        """Send the reply; return the instants of its begin and its end."""
         assert self._ready is not None
         (reply, tree, contents), self._ready = self._ready, None
         begun_ns = time.monotonic_ns()
@@ -101,7 +101,7 @@ class Clients:
         self._nodes = {node.client: node for node in made}
 
     def prepare(self, clients: list[int]) -> dict[str, Any]:
-        """Each of these nodes takes the message and has its reply ready."""
+        """Let each of these nodes take the message and have its reply ready."""
 
         def one(node: FlowerNode) -> None:
             arrays = self._load.update(node.client)
@@ -112,7 +112,7 @@ class Clients:
         return {"prepared": len(clients)}
 
     def send(self, start_ns: int, arrivals: list[tuple[float, int]]) -> dict[str, Any]:
-        """Sends at `at_s` after the start."""
+        """Send at `at_s` after the start."""
         never = threading.Event()
 
         def one(arrival: tuple[float, int]) -> tuple[int, int]:
@@ -125,7 +125,7 @@ class Clients:
 
 
 def main() -> None:
-    """Obeys until stdin ends."""
+    """Obey until stdin ends."""
     address, first, count, described = sys.argv[1:]
     load = workload.from_json(Path(described).read_text())
     out = sys.stdout

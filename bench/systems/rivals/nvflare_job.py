@@ -50,7 +50,7 @@ class Ports:
 
 
 def main() -> None:
-    """Until the benchmark ends the job."""
+    """Run until the benchmark ends the job."""
     from nvflare.job_config.api import FedJob
     from nvflare.private.fed.app.simulator import simulator_runner
     from nvflare_parts import RoundByRound, TimedExecutor

@@ -41,11 +41,11 @@ class Control:
         self.tell(pid=os.getpid(), **hello)
 
     def tell(self, **what: Any) -> None:
-        """One line to the benchmark."""
+        """Send one line to the benchmark."""
         self._socket.sendall(json.dumps(what).encode() + b"\n")
 
     def order(self) -> dict[str, Any]:
-        """The benchmark's next order; ``over`` when it is gone."""
+        """Return the benchmark's next order; ``over`` when it is gone."""
         line = self._lines.readline()
         return json.loads(line) if line else {"over": True}
 
@@ -110,7 +110,7 @@ class RoundByRound(FedAvg):
 
 
 def _number(site: str) -> int:
-    """The client of a site that the simulator has named."""
+    """Return the client of a site that the simulator has named."""
     return int(site.rpartition("-")[2]) - 1
 
 

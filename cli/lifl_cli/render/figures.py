@@ -7,7 +7,7 @@ from typing import Any
 
 
 def size_text(nbytes: float | None) -> str:
-    """``1.5 MiB``; ``-`` for None."""
+    """Return ``1.5 MiB``; ``-`` for None."""
     if nbytes is None:
         return "-"
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -18,7 +18,7 @@ def size_text(nbytes: float | None) -> str:
 
 
 def seconds_text(seconds: float | None) -> str:
-    """``3.2 ms``, ``4.1 s``, ``2 min 5 s``, ``3 h 12 min``; ``-`` for None."""
+    """Return ``3.2 ms``, ``4.1 s``, ``2 min 5 s``, ``3 h 12 min``; ``-`` for None."""
     if seconds is None:
         return "-"
     if seconds < 1:
@@ -32,12 +32,12 @@ def seconds_text(seconds: float | None) -> str:
 
 
 def metrics_text(metrics: Mapping[str, float] | None) -> str:
-    """``accuracy 0.912  loss 0.310``."""
+    """Return ``accuracy 0.912  loss 0.310``."""
     return "  ".join(f"{name} {value:.4g}" for name, value in sorted((metrics or {}).items()))
 
 
 def receipt_lines(receipt: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """A round's receipt as pairs of label and text."""
+    """Return a round's receipt as pairs of label and text."""
     cpu = receipt.get("cpu_s", {})
     workers = [
         f"{receipt.get(f'workers_{kind}', 0)} {kind}"

@@ -17,7 +17,7 @@ STATE_STYLES = {"alive": "green", "suspect": "yellow", "slow": "yellow", "dead":
 
 
 def show(content: RenderableType) -> None:
-    """Prints a rich table or tree; as wide as its content where the output is no terminal."""
+    """Print a rich table or tree, as wide as its content where the output is no terminal."""
     console = Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(highlight=False, width=160)
@@ -25,7 +25,7 @@ def show(content: RenderableType) -> None:
 
 
 def jobs_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
-    """A row for each job."""
+    """Return a table with a row for each job."""
     table = Table(box=None, pad_edge=False)
     for column in ("job", "status", "committed", "clients", "rule", "metrics", "reason"):
         table.add_column(column, overflow="fold")
@@ -43,7 +43,7 @@ def jobs_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
-    """A row for each round, with the figures of its receipt."""
+    """Return a table with a row for each round: the figures of its receipt."""
     table = Table(box=None, pad_edge=False)
     columns = (
         "round",
@@ -83,7 +83,7 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def nodes_table(lines: Sequence[Mapping[str, Any]]) -> Table:
-    """A row for each node; the coordinator has a star."""
+    """Return a table with a row for each node; the coordinator has a star."""
     table = Table(box=None, pad_edge=False)
     for column in ("node", "state", "since", "updates/s", "fold", "load", "arena", "workers", "gateway", "control"):
         # Names and addresses are for copying: the rest gives way on a narrow terminal.
@@ -106,12 +106,12 @@ def nodes_table(lines: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def load_text(line: Mapping[str, Any]) -> str:
-    """Updates in service of those that the node serves at a time."""
+    """Return the updates in service, of those that the node serves at a time."""
     return f"{line['capacity'] - line['residual']:.1f} of {line['capacity']:.1f}"
 
 
 def plan_table(made: Plan) -> Table:
-    """What each node of a plan does; a node that is not used is dim."""
+    """Return a table of what each node of a plan does; a node that is not used is dim."""
     table = Table(box=None, pad_edge=False)
     for column in ("node", "updates", "leaves", "leaf tasks", "Q", "arena peak", "its partial after"):
         table.add_column(column)

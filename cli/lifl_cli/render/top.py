@@ -27,7 +27,7 @@ REDIRECTED = {
 
 
 def view(sample: Mapping[str, Any]) -> RenderableType:
-    """The whole view of one sample."""
+    """Return the whole view of one sample."""
     parts: list[RenderableType] = [_node_view(sample)]
     if len(sample.get("nodes", ())) > 1:
         parts.append(nodes_table(sample["nodes"]))

@@ -16,7 +16,7 @@ _STYLES = {"running": "bold", "sealed": "green", "failed": "red"}
 
 
 def round_text(now: Mapping[str, Any]) -> str:
-    """The running round in one line."""
+    """Return the running round in one line."""
     return (
         f"round {now['round']}: {now['selected']} selected, {now['accepted']} accepted, "
         f"{now['counted']} counted; commits at {now['goal']} (quorum {now['quorum']}), "
@@ -25,7 +25,7 @@ def round_text(now: Mapping[str, Any]) -> str:
 
 
 def tree_view(tasks: Sequence[Mapping[str, Any]]) -> Tree:
-    """The aggregation tree, its root above; tasks whose parent is not known yet stand beside each other.
+    """Return the aggregation tree, its root above; tasks whose parent is not known yet stand beside each other.
 
     Where several nodes take part each has a branch of its own; those whose partial goes to the node with the top hang
     below it.
@@ -49,7 +49,7 @@ def tree_view(tasks: Sequence[Mapping[str, Any]]) -> Tree:
 
 
 def _add_tasks(tree: Tree, tasks: Sequence[Mapping[str, Any]], tasks_max: int) -> int:
-    """Draws the tasks of one node below `tree`, at most so many; returns how many."""
+    """Draw the tasks of one node below `tree`, at most so many; return how many."""
     # A task has its number from the plan, its address only while it is open.
     known = {task["number"] for task in tasks}
     below: dict[int | None, list[Mapping[str, Any]]] = {}
@@ -83,7 +83,7 @@ def _task_text(task: Mapping[str, Any]) -> str:
 
 
 def plan_tree(made: Plan) -> Tree:
-    """The tree of the plan: the top, and below it each node's branch."""
+    """Return the tree of the plan: the top, and below it each node's branch."""
     parts = {part.node: part for part in made.nodes}
     tree = Tree(f"top on {made.top}", style="bold")
     working = [part for part in made.nodes if part.leaf_tasks]

@@ -1,6 +1,6 @@
 """The loop of an aggregator process: sleeps until the daemon or a key wakes it.
 
-Two descriptors are watched: the *control link* to the daemon (frames of `worker_messages.ToWorker`) and the
+Two descriptors are watched: the *control link* to the daemon (frames of `protocol/worker.ToWorker`) and the
 *port*, the worker's own socket of keys.  Nothing else happens: no timers, no threads.  A worker holds any
 number of open tasks, told apart by address.
 

@@ -37,7 +37,7 @@ class RoundByRound(FedAvg):
         self._order: dict[str, Any] = {}
 
     def tell(self, **what: Any) -> None:
-        """One line to the benchmark."""
+        """Send one line to the benchmark."""
         self._control.sendall(json.dumps(what).encode() + b"\n")
 
     def configure_train(
@@ -71,7 +71,7 @@ class RoundByRound(FedAvg):
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Runs rounds until the benchmark says that they are over."""
+    """Run rounds until the benchmark says that they are over."""
     with socket.socket(socket.AF_UNIX) as control:
         control.connect(str(context.run_config["control"]))
         lines = control.makefile("r", encoding="utf-8")
