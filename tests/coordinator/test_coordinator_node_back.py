@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 from coordinator_scene import (
     ARRIVED,
-    B,
-    C,
     CLOSED,
     EPOCH,
     FORGETTING,
@@ -14,6 +12,8 @@ from coordinator_scene import (
     NUMBER,
     OPEN,
     RECOVERING,
+    B,
+    C,
     Led,
     Scene,
     accepted_event,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coordinator_scene import ARRIVED, B, C, CLOSED, EPOCH, HOME, NUMBER, OPEN, Led, Scene, joined
+from coordinator_scene import ARRIVED, CLOSED, EPOCH, HOME, NUMBER, OPEN, B, C, Led, Scene, joined
 
 from lifl.core import effects as fx
 from lifl.core.coordinator.round import Phase

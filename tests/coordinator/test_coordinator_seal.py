@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from coordinator_scene import (
     ARRIVED,
-    B,
     CLOSED,
     EPOCH,
     FORGETTING,
@@ -13,6 +12,7 @@ from coordinator_scene import (
     NUMBER,
     OPEN,
     RECOVERING,
+    B,
     Led,
     Scene,
     accepted_event,
