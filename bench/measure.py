@@ -308,8 +308,8 @@ def machine() -> dict[str, str]:
 def fresh_memory() -> str:
     """Return how fast a process gets pages that it has not had before.
 
-    Where it is slow (a virtual machine that gives free memory back to its host), a system that allocates for each update
-    pays for it, and all do in their first round.
+    Where it is slow (a virtual machine that gives free memory back to its host), a system that allocates for each
+    update pays for it, and all do in their first round.
     """
     with mmap.mmap(-1, FRESH_BYTES) as pages:
         begun_s = time.perf_counter()

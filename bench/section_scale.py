@@ -238,7 +238,8 @@ def _limits_table(costs: Costs, model_bytes: int, simulated: list[dict[str, floa
 def _coordinator_s(simulated: list[dict[str, float]]) -> tuple[float, float]:
     """Return its processor time for each client and each node of a round.
 
-    Every round's fault counts in its own proportion.  One round alone does not tell them apart: then all is the clients'.
+    Every round's fault counts in its own proportion.  One round alone does not tell them apart: then all is the
+    clients'.
     """
     if len(simulated) == 1:
         return simulated[0]["home_s"] / simulated[0]["clients"], 0.0

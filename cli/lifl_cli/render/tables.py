@@ -115,16 +115,16 @@ def plan_table(made: Plan) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in ("node", "updates", "leaves", "leaf tasks", "Q", "arena peak", "its partial after"):
         table.add_column(column)
-    for part in made.nodes:
-        unused = part.node not in made.used
+    for planned in made.nodes:
+        unused = planned.node not in made.used
         table.add_row(
-            part.node,
-            str(part.updates),
-            str(part.leaves),
-            str(part.leaf_tasks),
-            f"{part.queue:.2f}",
-            size_text(part.peak_bytes),
-            seconds_text(part.ready_s),
+            planned.node,
+            str(planned.updates),
+            str(planned.leaves),
+            str(planned.leaf_tasks),
+            f"{planned.queue:.2f}",
+            size_text(planned.peak_bytes),
+            seconds_text(planned.ready_s),
             style="dim" if unused else "",
         )
     return table

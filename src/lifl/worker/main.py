@@ -47,7 +47,7 @@ READ_BYTES = 64 * 1024
 
 
 class Worker:
-    """One aggregator.  `control` is a blocking stream socket to the daemon; `pid` is this process's."""
+    """One worker.  `control` is a blocking stream socket to the daemon; `pid` is this process's."""
 
     def __init__(self, number: int, pid: int, control: socket.socket, arena: Arena, port: Port) -> None:
         self._number = number

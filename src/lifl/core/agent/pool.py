@@ -1,4 +1,4 @@
-"""The aggregator processes of one node: when to fork, whom to give a task, when to let go.
+"""The workers of one node: when to fork one, which one gets a task, when to let go of one.
 
 No worker exists until one is wanted.  A task goes to an idle worker if there is one (warm; *promoted* when its last
 task fed this one's round from a lower level), else to one that was prepared and is still starting, or to a new one
@@ -19,7 +19,7 @@ from lifl.core.errors import LocalFault
 
 
 class WorkerState(Enum):
-    """The life of an aggregator process; `TRANSITIONS` is the whole of it."""
+    """The life of a worker; `TRANSITIONS` is the whole of it."""
 
     STARTING = "starting"
     IDLE = "idle"

@@ -65,7 +65,7 @@ class Admit(Message, frozen=True):
 
 
 class Sealed(Message, frozen=True):
-    """The update named by an Granted key is checked and sealed in the arena."""
+    """The update named by a Granted key is checked and sealed in the arena."""
 
     conn: int
     key: KeyBytes
@@ -73,7 +73,7 @@ class Sealed(Message, frozen=True):
 
 
 class Aborted(Message, frozen=True):
-    """The update of an Granted key will not come (disconnected, or bad content: `reason`).
+    """The update of a Granted key will not come (disconnected, or bad content: `reason`).
 
     `writing`: a direct client lives and may not have heard that yet; it may still write to the slot.
     """
@@ -203,7 +203,7 @@ class ModelGranted(Message, frozen=True):
 
 
 class FollowUpdate(Message, frozen=True):
-    """Tell by Progress, from now on, how far the update of an Granted key is."""
+    """Tell by Progress, from now on, how far the update of a Granted key is."""
 
     conn: int
     key: KeyBytes
