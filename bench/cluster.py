@@ -136,7 +136,7 @@ class Bench:
         self.jobs = 0
 
     def run(self) -> list[Cell]:
-        """Run all cells; nodes are started anew only where their flags differ."""
+        """Measure all cells; nodes are started anew only where their flags differ."""
         sizes = QUICK_UPDATES if self.quick else UPDATES
         wanted = [(step, size) for step in STEPS for size in sizes] + [(step, sizes[0]) for step in SINGLE]
         if self.quick:
@@ -157,7 +157,7 @@ class Bench:
 
     @contextmanager
     def _nodes(self, flags: Sequence[str]) -> Iterator[Helper]:
-        """Yield three nodes whose links are limited, and the helper with the clients on a host of its own."""
+        """Provide three nodes whose links are limited, and the helper with the clients on a host of its own."""
         with ExitStack() as stack:
             net = stack.enter_context(network("a", "b", "c", "clients"))
             *hosts, apart = net.hosts

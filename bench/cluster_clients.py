@@ -50,7 +50,7 @@ class Clients:
 
 
 def main() -> None:
-    """Do what is ordered, until stdin ends."""
+    """Do what it is ordered to, until its stdin ends."""
     clients: Clients | None = None
     entered = None
     for order in orders():

@@ -46,7 +46,7 @@ def cpu_s(pids: Iterable[int]) -> float:
 
 
 def _memory(pid: int) -> dict[str, int]:
-    """Return of /proc/PID/status what says how much memory the process has or had, in bytes."""
+    """Return what /proc/PID/status says of how much memory the process has or had, in bytes."""
     with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
         fields = dict(line.split(":", 1) for line in file)
     return {name: int(fields[name].split()[0]) * 1024 for name in ("VmHWM", "VmRSS", "RssShmem")}
@@ -144,7 +144,7 @@ class Helper:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait until the block is done: what it starts is known to the code that must end it."""
+    """Have Ctrl-C and SIGTERM wait until the block is done, so that what it starts is known when it must end."""
     came: list[int] = []
     before = {n: signal.signal(n, lambda number, _: came.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -225,7 +225,7 @@ class Target:
 
     @property
     def met(self) -> bool:
-        """Whether the median is on the right side."""
+        """Return whether the median is on the right side."""
         return self.measured >= self.limit if self.at_least else self.measured <= self.limit
 
     def row(self) -> list[str]:
@@ -247,7 +247,7 @@ class Group:
     targets: list[Target]
 
     def markdown(self) -> str:
-        """Return title, table, explanation."""
+        """Return title, table and explanation."""
         shown = table(cells_head(self.cpu_unit), [cell.row() for cell in self.cells])
         return f"## {self.title}\n\n{shown}\n\n{self.about}\n"
 
@@ -261,7 +261,7 @@ class Group:
 
 
 def number(value: float) -> str:
-    """Return three digits that count, without an exponent; a count as it is."""
+    """Return the number with three digits that count, without an exponent; a count as it is."""
     if isinstance(value, int):
         return str(value)
     if value == 0 or abs(value) < 5e-5:
@@ -306,9 +306,9 @@ def machine() -> dict[str, str]:
 
 
 def fresh_memory() -> str:
-    """Return how fast a process gets pages that it has not had before.
+    """Measure how fast a process gets pages that it has not had before.
 
-    Where it is slow (a virtual machine that gives free memory back to its host), a system that allocates for each
+    Where it is slow (a virtual machine that gives free memory back to its host), a program that allocates for each
     update pays for it, and all do in their first round.
     """
     with mmap.mmap(-1, FRESH_BYTES) as pages:

@@ -115,7 +115,7 @@ def _update(arena: Arena, nbytes: int) -> Key:
 
 @contextmanager
 def _pair(kind: str, arena: Arena) -> Iterator[tuple[Helper, Helper]]:
-    """Yield a sender and a receiver of a redirector of their own; what is sent to `ADDRESS` comes to the receiver."""
+    """Provide a sender and a receiver of a redirector of their own; the receiver gets what is sent to `ADDRESS`."""
     with tempfile.TemporaryDirectory(prefix="lb-") as folder, ExitStack() as opened:
         redirector = open_redirector("sockmap" if kind == "sockmap" else "unix", Path(folder))
         opened.callback(redirector.close)
@@ -137,7 +137,7 @@ def _pair(kind: str, arena: Arena) -> Iterator[tuple[Helper, Helper]]:
 
 
 def send(arena: Arena, port: Port) -> None:
-    """Do one hand-off for each order."""
+    """Do a hand-off for each order."""
     answer(ready=True)
     for what in orders():
         key = Key.unpack(bytes.fromhex(what["key"]))
@@ -151,7 +151,7 @@ def send(arena: Arena, port: Port) -> None:
 
 
 def receive(arena: Arena, port: Port) -> None:
-    """Read what each key names; end with stdin."""
+    """Read what each key names, until stdin ends."""
     poll = select.poll()
     poll.register(port.fileno(), select.POLLIN)
     poll.register(sys.stdin.fileno(), select.POLLIN)

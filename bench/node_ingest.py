@@ -237,7 +237,7 @@ class Gateway:
 
 @contextmanager
 def _bare(arena: Arena, layout: Layout) -> Iterator[tuple[str, int]]:
-    """Yield address and pid of the bare loop's process."""
+    """Provide the bare loop's process: its address and pid."""
     keys = [arena.alloc(Kind.UPDATE, 2, 1, layout.data_bytes).pack().hex() for _ in range(max(CLIENTS))]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         helper = Helper(
@@ -302,7 +302,7 @@ def _expect(stream: Stream, kind: type[T]) -> T:
 
 
 def bare(name: str, keys: list[str], descriptor: int) -> None:
-    """Run the bare loop: a thread per connection, each with a slot of its own, until stdin ends."""
+    """Run the bare loop: a thread per connection, each with a slot of its own; end with stdin."""
     arena = Arena.attach(name)
     populate(arena.window(0, arena.arena_bytes))
     slots = [arena.data(Key.unpack(bytes.fromhex(key))) for key in keys]

@@ -73,7 +73,7 @@ def run(quick: bool) -> Group:
 
 @contextmanager
 def _node() -> Iterator[dict[str, Any]]:
-    """Yield the report of a running node."""
+    """Provide a running node; yield its report."""
     with tempfile.TemporaryDirectory(prefix="lb-") as folder:
         info: dict[str, Any] = {}
         try:

@@ -116,7 +116,7 @@ class Bench:
         return key
 
     def life(self, redirector: Any, life: ExitStack) -> tuple[Measured, list[Measured], list[Measured], list[Measured]]:
-        """Measure one worker's life: its cold start; its warm ones, keys' ways and promotions."""
+        """Live one worker's life: its cold start; its warm ones, keys' ways and promotions."""
         self._worker += 1
         zygote_s = cpu_s([self._zygote_pid])
         begun_ns = time.monotonic_ns()
@@ -183,7 +183,7 @@ class Bench:
         return output
 
     def _complete(self, redirector: Any, link: Link, slot: int, key: Key) -> tuple[int, int, int]:
-        """Send the task's one key once it waits for it; return when it began, when it was done, when it was sent."""
+        """Send the task's one key once it waits for it; return when it began, was done and was sent."""
         # A Drop of a task that is not there is answered when everything before it has been done.
         link.send(wm.Drop(ADDRESS + 1, 1))
         link.take(wm.TaskDropped)

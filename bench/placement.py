@@ -40,7 +40,7 @@ def instance(clients: int, nodes: int, classes: int) -> tuple[list[int], np.ndar
 
 
 def bisect_list(demands: list[int], class_of: np.ndarray, residual: list[int]) -> list[int]:
-    """Place by best-fit, client by client; a client that fits nowhere stays unplaced (-1)."""
+    """Do best-fit client by client; a client that fits nowhere stays unplaced (-1)."""
     free = sorted((units, node) for node, units in enumerate(residual))
     node_of = [-1] * len(class_of)
     for client in np.argsort(-class_of, kind="stable").tolist():
@@ -71,7 +71,7 @@ def planning(clients: int, nodes: int) -> PlanRequest:
 
 
 def run(quick: bool) -> Group:
-    """Run the best-fit cells and the whole plan, for the comparison; `main` has all policies."""
+    """Measure the best-fit cells and the whole plan, for the comparison; `main` has all policies."""
     cells, targets = [], []
     for clients, nodes, goal_ms in SIZES[:1] if quick else SIZES:
         given, request = instance(clients, nodes, CLASSES), planning(clients, nodes)

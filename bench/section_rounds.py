@@ -103,8 +103,8 @@ class Entry:
 def value(result: RoundResult, what: str) -> float:
     """Return a field of a result, or a difference of two.
 
-    `in_s` is from the first update in to the last, `tail_s` from then until the model is out,
-    `whole_s` both, `grown_bytes` the private memory that the round added.
+    `in_s` is from the first update in to the last, `tail_s` from then until the model is out, `whole_s` both,
+    `grown_bytes` the private memory that the round added.
     """
     if what == "tail_s":
         return result.out_s - result.last_in_s
@@ -182,7 +182,7 @@ def run(context: Context) -> Outcome:
 
 
 def plan(context: Context) -> list[list[Grid]]:
-    """Return all cells, the most telling ones first; in each every system as recommended, then the other kinds.
+    """Return all cells, the most telling ones first; within a cell each system as recommended, then the other kinds.
 
     Cells of one list are measured one after the other with the systems of the first, without starting them again.
     """
@@ -218,7 +218,7 @@ def plan(context: Context) -> list[list[Grid]]:
 
 
 def chosen(stand: Sequence[Grid], done: Sequence[Grid], context: Context, outcome: Outcome) -> list[Kind]:
-    """Return the kinds that fit, each by itself; note the others with the reason."""
+    """Return the kinds that fit, each by itself; the others are noted with the reason."""
     grid = stand[0]
     free_bytes, left_s = psutil.virtual_memory().available * MEMORY_SHARE, context.left_s()
     fit: list[Kind] = []
@@ -462,7 +462,7 @@ def _targets(grid: Grid, mine: Entry, others: Sequence[Entry], read_bytes_per_s:
 
 
 def _plots(done: Sequence[Grid]) -> list[Plot]:
-    """Return completion after the last update by clients, of the smallest model; CPU seconds beside it."""
+    """Draw the completion after the last update by clients, of the smallest model; CPU seconds beside it."""
     grids = sorted((g for g in done if g.pattern == "at once"), key=lambda g: g.clients)
     plots = []
     for depth in dict.fromkeys(g.workload.name for g in grids):

@@ -142,7 +142,7 @@ def planned(nodes: int, clients: int, arrival_s: float, costs: Costs, model_byte
 
 
 def simulate(nodes: int, clients: int, costs: Costs, model_bytes: int, limit_s: float) -> dict[str, float] | None:
-    """Run one round by the engines, all updates at once; return None when it takes too long."""
+    """Run one round by the engines, all updates at once; None when it takes too long."""
     cluster = virtual.Timed(model_bytes, clients, nodes, costs, 0.0)
     if not cluster.run_round(limit_s):
         return None
@@ -236,10 +236,11 @@ def _limits_table(costs: Costs, model_bytes: int, simulated: list[dict[str, floa
 
 
 def _coordinator_s(simulated: list[dict[str, float]]) -> tuple[float, float]:
-    """Return its processor time for each client and each node of a round.
+    """Return the coordinator's processor time for each client and each node of a round.
 
-    Every round's fault counts in its own proportion.  One round alone does not tell them apart: then all is the
-    clients'.
+    Every round's fault counts in its own proportion.
+
+    One round alone does not tell them apart: then all is the clients'.
     """
     if len(simulated) == 1:
         return simulated[0]["home_s"] / simulated[0]["clients"], 0.0

@@ -52,7 +52,7 @@ ROUNDS_MAX, ROUNDS_EXPECTED, QUICK_ROUNDS = 15, 3, 1
 SLOW, DYING, GOAL = 0.2, 0.1, 0.8
 FAST_S, SLOW_S = (0.2, 0.6), (1.2, 2.0)
 FLOWER_TIMEOUT_S = 6.5
-"""Flower looks every 3 s: the last look within this time is after 6 s, when all who live have sent at this size."""
+"""Flower looks every 3 s: the last look within this time is after 6 s, when all live devices have sent at this size."""
 FASTER = {"SF": 1.6, "SL": 2.7}
 """How many times faster the paper reports its system to be, on larger models and another data set."""
 LATER_S = {"NVFlare": (75.0, 340.0), "Flower": (90.0, 720.0)}
@@ -139,7 +139,7 @@ class Devices:
         self.workload = Training(f"digits, {net.name}", net.tensors, seed, str(path), net.size, weights)
 
     def train(self, flat: Floats, round_number: int, clients: Iterable[int]) -> None:
-        """Train each of the devices on its own data; its model is in the file."""
+        """Train each device on its own data; its model is in the file."""
         net, begun_s = self._problem.network, time.monotonic()
 
         def one(client: int) -> None:
@@ -164,12 +164,12 @@ class Devices:
         return self._problem.network.first(self._seed)
 
     def accuracy(self, flat: Floats) -> float:
-        """Return the accuracy on the images that no device has trained on."""
+        """Return the accuracy on images that no device has trained on."""
         return self._problem.network.accuracy(flat, self.test)
 
 
 def run(context: Context) -> Outcome:
-    """Run the small network through all systems, the large one where it fits; what is slow comes last."""
+    """Train the small network by all systems, the large one by those that can take it; what is slow comes last."""
     outcome = Outcome(data=[])
     large = QUICK_LARGE if context.quick else LARGE
     clients = QUICK_CLIENTS if context.quick else CLIENTS
@@ -199,7 +199,7 @@ def run(context: Context) -> Outcome:
 def _through(
     kinds: Sequence[tuple[System, str]], problem: Problem, devices: Devices, context: Context, outcome: Outcome
 ) -> list[Run]:
-    """Run one system after the other, each from the same first model."""
+    """Train by one system after the other, each from the same first model."""
     runs: list[Run] = []
     for system, variant in kinds:
         one = type(system)()

@@ -137,7 +137,7 @@ class Timed(simulator.Cluster):  # type: ignore[misc]
                 self._look(host)
 
     def check(self) -> None:
-        """Skip this check: what it checks takes too long at this size."""
+        """Do nothing: what it checks takes too long at this size."""
 
     # ---- who does what, and how long it takes ----------------------------------------------------------------------
 
@@ -181,7 +181,7 @@ class Timed(simulator.Cluster):  # type: ignore[misc]
         super()._fetched(conn, model)
 
     def _stir_waiting(self, conn: int) -> None:
-        """Note that a node that waits for a transfer's end has something to do."""
+        """Let a node that waits for a transfer's end have something to do."""
         if conn in self.waiting_nodes:
             self.touched.add(self.waiting_nodes[conn][0].number)
 
@@ -192,7 +192,7 @@ class Timed(simulator.Cluster):  # type: ignore[misc]
             self.touched.update((client.host.number, self.numbers.get(gateway, client.host.number)))
 
     def _look(self, host: simulator.Host) -> None:
-        """Begin each thing that is to be done and is not under way."""
+        """Let every process that has something to do and is not at it begin."""
         number = host.number
         if host.to_daemon:
             self.serve((number, "daemon"), DAEMON_S, partial(self._decide, host, partial(self._gateway_message, host)))

@@ -40,7 +40,7 @@ class Failure(Exception):
 
 
 def die_with(parent: int) -> None:
-    """Lets this process end with its parent, even if that is gone already."""
+    """Let this process end with its parent, even if that is gone already."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(1)
@@ -56,7 +56,7 @@ def missing_rights() -> list[str]:
 
 
 def import_bcc() -> Any:
-    """Return iovisor's bcc; another package of that name exists, so look at what it offers."""
+    """Return iovisor's bcc; another package of that name exists, so what it offers is looked at."""
     try:
         import bcc
     except ImportError as error:
@@ -67,7 +67,7 @@ def import_bcc() -> Any:
 
 
 def load(bcc: Any, source: str, defines: dict[str, int]) -> list[int]:
-    """Load and attach the program; return the descriptors of it and of `MAPS`, in this order.
+    """Return the descriptors of the program and of `MAPS`, in this order.
 
     bcc keeps them open until this process ends; it knows no table class for a SOCKHASH, hence libbcc by hand.
     """
@@ -92,11 +92,11 @@ def load(bcc: Any, source: str, defines: dict[str, int]) -> list[int]:
 def main() -> None:
     """Load as the command line says, and answer."""
     answer = socket.socket(fileno=int(sys.argv[1]))
-    order = json.loads(sys.argv[2])
-    die_with(order["parent"])
-    os.environ["BCC_KERNEL_SOURCE"] = order["headers"]
+    request = json.loads(sys.argv[2])
+    die_with(request["parent"])
+    os.environ["BCC_KERNEL_SOURCE"] = request["headers"]
     try:
-        descriptors = load(import_bcc(), order["source"], order["defines"])
+        descriptors = load(import_bcc(), request["source"], request["defines"])
     except Failure as failure:
         status = {"stage": failure.stage, "text": str(failure), "rights": missing_rights()}
         socket.send_fds(answer, [json.dumps(status).encode()], [])

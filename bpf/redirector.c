@@ -10,7 +10,7 @@
  * One send is one verdict.  bpf_msg_apply_bytes and bpf_msg_cork_bytes are not used: the redirection of a message
  * outlives a run, so a later record would follow an earlier one to its destination.
  *
- * Moving a message charges no process's socket buffer, so the program itself holds the receiver's window: `sent` is
+ * Moving a message charges no socket buffer, so the program itself holds the receiver's window: `sent` is
  * counted here, `consumed` is written by the receiver through its mapping of the same table.  Two sends that run at
  * the same time may both see the last free place; the window is then passed by at most one send per CPU.
  *
@@ -25,7 +25,7 @@ struct head {			/* the first bytes of a record; core/ids.py packs it */
 	u32 address;
 };
 
-struct slot {			/* one cache line; who writes which word: redirect/tables.py */
+struct slot {			/* one cache line; which writer has which word: redirect/tables.py */
 	u64 sent;		/* this program */
 	u64 bytes;		/* this program */
 	u64 last_ns;		/* this program, CLOCK_MONOTONIC */

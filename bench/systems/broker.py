@@ -73,7 +73,7 @@ def connected(port: int) -> Any:
 
 
 def proxied(path: Path, port: int, threads: int, settings: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], int]:
-    """Start a haproxy before the broker at `port`; return it and its own port.  `path` names its files."""
+    """Start a haproxy before the broker at `port`, and its own port; `path` names its files."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = path.with_suffix(".cfg")
         config.write_text(PROXY.format(threads=threads, fd=listener.fileno(), port=port))

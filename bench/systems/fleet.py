@@ -74,7 +74,7 @@ class Fleet:
             raise
 
     def prepare(self, clients: Sequence[int], **details: Any) -> None:
-        """Make the senders of `clients` with `details`; return when all of them are ready to send."""
+        """Make the senders of `clients` with `details`, and return when all of them are ready to send."""
         wanted = set(clients)
         for helper, share in zip(self._helpers, self._shares, strict=True):
             helper.order(prepare=sorted(wanted.intersection(share)), details=details)
@@ -99,7 +99,7 @@ class Fleet:
 
 
 def serve(make: Callable[..., Sender]) -> None:
-    """Run the process's side: ``make(workload, client, **details)`` for each client, each in a thread of its own."""
+    """Be the process's side: ``make(workload, client, **details)`` for each client, each in a thread of its own."""
     workload = from_json(sys.argv[1])
     workload.flat(0)
     answer(ready=True)

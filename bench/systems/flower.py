@@ -60,7 +60,7 @@ class Flower:
         self._folder = Path()
 
     def variants(self) -> list[str]:
-        """Return as installed, and with a malloc that recycles."""
+        """Return: as installed, and with a malloc that recycles."""
         return ["SuperLink", "SuperLink" + TUNED]
 
     def versions(self) -> dict[str, str]:
@@ -104,7 +104,7 @@ class Flower:
     def round(
         self, arrivals: Sequence[Arrival], dying: frozenset[int] = frozenset(), goal: int | None = None
     ) -> RoundResult:
-        """Run a round of `FedAvg`, all nodes sampled; `dying` ones never reply, and nothing but the timeout ends it."""
+        """Run one round of `FedAvg`, all nodes sampled; `dying` ones never reply, and only the timeout ends it."""
         assert self._app and self._link and self._workload
         if len(arrivals) != len(self._of):
             raise ValueError(f"{len(arrivals)} arrivals for {len(self._of)} clients: FedAvg here samples all")

@@ -50,7 +50,7 @@ class RoundResult(msgspec.Struct):
     """One round: instants in seconds from its start, and what it cost.
 
     `last_in_s` is when the last update was complete at the server, as near as the system tells: an adapter's docstring
-    says which instant that is.  `out_s` is when the aggregate can be read by who asks for it; `durable_s` when it is
+    says which instant that is.  `out_s` is when the aggregate can be read by any process; `durable_s` when it is
     on the disk, for systems that write it there.  `peak_bytes` is the highest sum of the server processes' private
     memory (anonymous resident pages), `rest_bytes` what that sum was when the round began, `arena_bytes` the highest
     use of shared memory.  `error` is the aggregate's largest relative error against the mean in float64.
@@ -90,7 +90,7 @@ class System(Protocol):
     tolerance: float
 
     def variants(self) -> list[str]:
-        """Return names for `start`."""
+        """Return the variants' names for `start`."""
 
     def versions(self) -> dict[str, str]:
         """Return the versions of its parts."""
@@ -99,7 +99,7 @@ class System(Protocol):
         """Return why it cannot run here and what to install; empty when it can."""
 
     def needs_bytes(self, workload: Workload, clients: int) -> float:
-        """Return memory that a round of all clients takes at the worst, of servers and clients."""
+        """Return the memory that a round of all clients takes at the worst, of servers and clients."""
 
     def start(self, workload: Workload, clients: int, variant: str, folder: Path) -> None:
         """Start the servers, and processes for `clients` clients; `folder` is empty and the system's own."""
@@ -108,7 +108,7 @@ class System(Protocol):
         """Run one round over all the clients of `arrivals`; may be called again and again."""
 
     def idle(self, seconds: float) -> Idle:
-        """Watch the system, which has nothing to do, for so long."""
+        """Watch the system, which no client uses, for so long."""
 
     def stop(self) -> None:
         """End all that was started; may be called twice, and after a `start` that failed."""
@@ -122,7 +122,7 @@ class Shares(Protocol):
         """Return whether the servers of one variant can run the other, too."""
 
     def also(self, variant: str) -> System:
-        """Return another variant on the servers that were started; what ends them is the first one's `stop`."""
+        """Start another variant on the servers that were started; what ends them is the first one's `stop`."""
 
 
 @runtime_checkable
@@ -262,7 +262,7 @@ def family(roots: Iterable[int]) -> list[int]:
 
 
 def cpu_by_pid(pids: Iterable[int]) -> dict[int, float]:
-    """Return CPU seconds of each process that lives."""
+    """Return the CPU seconds of each process that lives."""
     found = {}
     for pid in pids:
         with suppress(OSError):

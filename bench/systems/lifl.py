@@ -122,7 +122,7 @@ class Lifl:
                 return
 
     def _spent_s(self, seconds: float) -> float:
-        """Return CPU seconds of the node in a time in which workers may end."""
+        """Return the CPU seconds of the node in a time in which workers may end."""
         before = cpu_by_pid(family([self._node["pid"]]))
         time.sleep(seconds)
         return sum(now - before.get(pid, 0.0) for pid, now in cpu_by_pid(family([self._node["pid"]])).items())
@@ -130,7 +130,7 @@ class Lifl:
     def round(
         self, arrivals: Sequence[Arrival], dying: frozenset[int] = frozenset(), goal: int | None = None
     ) -> RoundResult:
-        """Run a round; `dying` clients leave at their time; with a `goal` it closes when so many updates are there."""
+        """Run a round; `dying` clients leave at their time, with a `goal` it closes when so many updates are there."""
         clients = [arrival.client for arrival in arrivals]
         job = f"round-{next(self._jobs)}"
         with DaemonClient(self._state) as daemon, ThreadPoolExecutor(1) as follower:

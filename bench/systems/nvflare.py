@@ -55,7 +55,7 @@ class NVFlare:
         self._folder = Path()
 
     def variants(self) -> list[str]:
-        """Return as installed, and with a malloc that recycles."""
+        """Return: as installed, and with a malloc that recycles."""
         return ["in-time", "in-time" + TUNED]
 
     def versions(self) -> dict[str, str]:
@@ -90,7 +90,7 @@ class NVFlare:
     def round(
         self, arrivals: Sequence[Arrival], dying: frozenset[int] = frozenset(), goal: int | None = None
     ) -> RoundResult:
-        """Run a round of `FedAvg`; `dying` clients answer nothing; a `goal` is the task's ``min_responses``."""
+        """Run one round of `FedAvg`; `dying` clients answer nothing; a `goal` is the task's ``min_responses``."""
         assert self._server and self._workload
         if sorted(arrival.client for arrival in arrivals) != list(range(self._count)):
             raise ValueError("a round of NVFlare here has each client once")
@@ -153,10 +153,7 @@ class NVFlare:
         self.__init__()  # type: ignore[misc]
 
     def _accept(self, end_s: float) -> None:
-        """Return the next process that says who it is.
-
-        Raise `TimeoutError` at `end_s`, `RuntimeError` at the job's end.
-        """
+        """Accept the next process.  Raise `TimeoutError` at `end_s`, `RuntimeError` on the job's end."""
         assert self._listener and self._job
         self._listener.settimeout(1.0)
         while time.monotonic() < end_s:

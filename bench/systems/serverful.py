@@ -122,7 +122,7 @@ class Server:
 
 
 def aggregator(nbytes: int, parent: str, method: str, settings: dict[str, str], opened: ExitStack) -> Server:
-    """Start an aggregator, to be ended with `opened`."""
+    """Start an aggregator, ended with `opened`."""
     helper = Helper("systems.serverful_server", [str(nbytes), parent, method], environment=settings)
     opened.callback(helper.close)
     return Server(helper)
@@ -145,7 +145,7 @@ def chunks(weight: float, views: Sequence[memoryview]) -> Iterator[bytes]:
 
 
 def caller(channel: Any, method: str) -> Callable[[float, Sequence[memoryview]], None]:
-    """Return what sends an update over a channel, and returns when it is in the other side's memory."""
+    """Send an update over a channel; return when it is in the other side's memory."""
     if method == "stream":
         stream = channel.stream_unary("/bench.Aggregator/Stream")
         return lambda weight, views: stream(chunks(weight, views))

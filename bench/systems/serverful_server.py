@@ -48,7 +48,7 @@ class Aggregator:
         self.touch = False
 
     def begin(self, expect: int) -> None:
-        """Begin a round of `expect` inputs."""
+        """Begin a new round of `expect` inputs."""
         self.done.clear()
         self._expect = expect
         threading.Thread(target=self._fold_all, daemon=True).start()

@@ -15,7 +15,7 @@ from systems.broker import connected
 
 
 def main() -> None:
-    """Do one hand-off for each order."""
+    """Do a hand-off for each order."""
     role, port, nbytes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     broker = connected(port)
     numbers = np.ones(nbytes // 4, np.float32)

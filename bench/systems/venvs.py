@@ -39,7 +39,7 @@ def missing(name: str) -> str:
 
 
 def versions(name: str, packages: Sequence[str]) -> dict[str, str]:
-    """Return versions of packages in the environment, and of its interpreter."""
+    """Return the versions of packages in the environment, and of its interpreter."""
     code = (
         "import json, platform, sys; from importlib.metadata import version;"
         "print(json.dumps({p: version(p) for p in sys.argv[1:]} | {'python': platform.python_version()}))"
@@ -114,7 +114,7 @@ class Program:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs."""
+        """Return whether it runs."""
         return self._process.poll() is None
 
     def close(self, gently: bool = True) -> None:

@@ -77,7 +77,7 @@ class Workload:
         return dict(self.split(self.flat(client)))
 
     def split(self, flat: NDArray[Any]) -> Iterator[tuple[str, NDArray[Any]]]:
-        """Yield a flat update's tensors."""
+        """Return a flat update's tensors."""
         begin = 0
         for name, shape in self.tensors:
             count = prod(shape)

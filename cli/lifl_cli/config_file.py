@@ -49,7 +49,7 @@ def resolve(config: JobConfig, folder: Path, state_dir: Path) -> JobConfig:
 
 
 def rule_states(config: JobConfig, folder: Path) -> tuple[str, ...]:
-    """Return the names of the rule states; the rule is loaded here, so that a mistake in it is told at once."""
+    """Return the names of the rule's states; the rule is loaded here, so that a mistake in it is told at once."""
     from lifl.rules import load_rule
 
     aggregation = config.aggregation
@@ -58,7 +58,7 @@ def rule_states(config: JobConfig, folder: Path) -> tuple[str, ...]:
 
 
 def write_example(name: str, seed: int, folder: Path) -> Path:
-    """Write the example model `name`, made from `seed`; return its safetensors file."""
+    """Return the safetensors file of the example model `name`, made from `seed`."""
     from safetensors.numpy import save_file
 
     from lifl.examples import make_model

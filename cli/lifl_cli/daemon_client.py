@@ -25,7 +25,7 @@ READ_BYTES = 1 << 16
 
 
 class DaemonClient:
-    """A connection to the `lifld` of `state_dir`.  Raise `ResourceFault` when none runs there."""
+    """A connection to the `lifld` of `state_dir`.  Raises `ResourceFault` when none runs there."""
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
@@ -78,7 +78,7 @@ class DaemonClient:
         return message.result
 
     def events(self) -> Iterator[Event]:
-        """Yield what happens from now on, as it happens, until ``job.over``."""
+        """Yield what happens from now on, as it happens, up to ``job.over``."""
         self._socket.settimeout(None)
         while True:
             message = self._next()

@@ -36,7 +36,7 @@ class ReadyPipe:
 
 
 def main() -> int:
-    """Run the node; return the exit code, 1 when it could not start."""
+    """Run the node; the exit code is 1 when it could not start."""
     config: NodeConfig = parse_node(msgspec.json.decode(sys.stdin.buffer.read()))
     pipe = ReadyPipe()
     from lifl.node.daemon import run

@@ -233,7 +233,7 @@ def _state_folder(state_dir: Path) -> Iterator[Finding]:
 
 
 def _segments(_state_dir: Path) -> Iterator[Finding]:
-    """Segments that no process maps: a killed `lifld` left them for the next one on its state folder."""
+    """Find segments that no process maps: a killed `lifld` left them for the next one on its state folder."""
     names = {path.name for path in SHM.glob("lifl-*")}
     mapped = {name for maps in _all_maps() for name in names if f"{SHM}/{name}" in maps}
     for name in sorted(names - mapped):
@@ -266,7 +266,7 @@ def _runs(state_dir: Path) -> bool:
 
 
 def _kernel(_state_dir: Path) -> Iterator[Finding]:
-    """Ask another process: it loads NumPy."""
+    """Ask another process, because it loads NumPy."""
     program = "from lifl.rules.kernels import COMPILED; print(COMPILED is not None)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
     if done.stdout.strip() == "True":

@@ -20,7 +20,7 @@ def down(state_dir: Path) -> None:
     with DaemonClient(state_dir) as daemon:
         pid = daemon.lifld_pid
         try:
-            # Readable once the process has ended, whatever its parent.
+            # Readable once the process has ended, whichever process is its parent.
             process: int | None = os.pidfd_open(pid)
         except ProcessLookupError:
             process = None

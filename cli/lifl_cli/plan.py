@@ -89,7 +89,7 @@ def plan(
 
 
 def _show_decisions(job: str, number: int, explain: bool, as_json: bool, state_dir: Path) -> None:
-    """Print how a round was planned; exit with code 1 when the same code does not decide so again."""
+    """Show how a round was planned; end with exit code 1 when the same code does not decide so again."""
     with DaemonClient(state_dir) as daemon:
         rows = daemon.ask(PlansOfRound(job, number))["decisions"]
     told, all_same = [], True
@@ -139,7 +139,7 @@ def parse_supposed(text: str) -> NodeFacts:
 
 
 def as_builtins(request: PlanRequest, made: Plan) -> dict[str, Any]:
-    """Return what ``--json`` prints: the request (the plan can be made again from it), the plan, and what follows."""
+    """Return what ``--json`` prints: the request, from which the plan can be made again, the plan, what follows."""
     return {
         "request": msgspec.to_builtins(request),
         "plan": msgspec.to_builtins(made),

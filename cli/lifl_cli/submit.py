@@ -54,7 +54,7 @@ def _submitted(config: JobConfig, result: dict[str, Any]) -> str:
 
 
 def _watch(daemon: DaemonClient, config: JobConfig, as_json: bool) -> int:
-    """Print events until the job is over; return the exit code, 0 when it finished."""
+    """Print events until the job is over; the exit code is 0 when it finished."""
     try:
         for event in daemon.events():
             if as_json:

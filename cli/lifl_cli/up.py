@@ -105,7 +105,7 @@ def _make_state_dir(folder: Path) -> None:
 
 
 def open_to_others(config: NodeConfig) -> list[str]:
-    """Return the addresses that other machines reach; `parse_node` has made sure that this is wanted."""
+    """Return the addresses at which other machines may come; `parse_node` has seen to it that this is wanted."""
     return list(beyond_loopback(config).values())
 
 
@@ -131,7 +131,7 @@ def _announce(info: dict[str, Any], insecure: Sequence[str]) -> None:
     for label, value in rows:
         click.echo(f"  {label:<11} {value}")
     if insecure:
-        text = f"every machine that reaches {' or '.join(insecure)} can read and change models: nothing is encrypted"
+        text = f"any machine that reaches {' or '.join(insecure)} can read and change models: nothing is encrypted"
         click.secho(f"  {'INSECURE':<11} {text}", fg="red", bold=True)
     sys.stdout.flush()
 

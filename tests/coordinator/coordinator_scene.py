@@ -191,7 +191,7 @@ class Scene:
         for client in clients:
             self.coordinator.presence.add("j", client, Connection(node, int(client[1:])))
 
-    # ---- events ----------------------------------------------------------------------------------------------------
+    # ---- events --------------------------------------------------------------------------------------------------------
 
     def handle(self, message: Any, node: int = HOME, at: float | None = None) -> Led:
         """One message from a node."""

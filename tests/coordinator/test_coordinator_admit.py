@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from coordinator_scene import CLOSED, EPOCH, HOME, NUMBER, OPEN, RECOVERING, B, Led, Scene, admit
+from coordinator_scene import B, CLOSED, EPOCH, HOME, NUMBER, OPEN, RECOVERING, Led, Scene, admit
 
 from lifl.core.coordinator.round import Phase
 from lifl.core.protocol import client as cm

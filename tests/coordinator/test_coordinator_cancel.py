@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from coordinator_scene import CLOSED, HOME, NUMBER, RECOVERING, B, Led, Scene, admit, joined, sealed
+from coordinator_scene import B, CLOSED, HOME, NUMBER, RECOVERING, Led, Scene, admit, joined, sealed
 
 from lifl.core import effects as fx
 from lifl.core.coordinator.branch_record import BranchState

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from coordinator_scene import (
+    B,
     CLOSED,
     EPOCH,
     HOME,
     NUMBER,
     OPEN,
-    B,
     Led,
     Scene,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from coordinator_scene import CLOSED, EPOCH, HOME, NUMBER, OPEN, RECOVERING, B, Led, Scene
+from coordinator_scene import B, CLOSED, EPOCH, HOME, NUMBER, OPEN, RECOVERING, Led, Scene
 
 from lifl.core import effects as fx
 from lifl.core.coordinator.round import Phase

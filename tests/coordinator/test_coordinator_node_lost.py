@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from coordinator_scene import (
     ARRIVED,
+    B,
+    C,
     CLOSED,
     EPOCH,
     FORGETTING,
@@ -12,8 +14,6 @@ from coordinator_scene import (
     NUMBER,
     OPEN,
     RECOVERING,
-    B,
-    C,
     Led,
     Scene,
     members,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coordinator_scene import ARRIVED, CLOSED, EPOCH, HOME, NUMBER, OPEN, B, C, Led, Scene, joined
+from coordinator_scene import ARRIVED, B, C, CLOSED, EPOCH, HOME, NUMBER, OPEN, Led, Scene, joined
 
 from lifl.core import effects as fx
 from lifl.core.coordinator.round import Phase
@@ -34,9 +34,7 @@ def test_a_round_on_several_nodes_is_planned_saved_and_opened_with_spare_places_
 
 def test_where_spare_places_would_not_fit_there_are_none() -> None:
     need = Scene(goal=4).spec.bytes_min(5)
-    scene = Scene(
-        goal=4, nodes=(HOME, B), capacity={HOME: 2.0, B: 2.0}, arena_bytes={HOME: need - 1}, aggregation=WORST
-    )
+    scene = Scene(goal=4, nodes=(HOME, B), capacity={HOME: 2.0, B: 2.0}, arena_bytes={HOME: need - 1}, aggregation=WORST)
     scene.here("c1", "c2", "c3", "c4")
     scene.has_round(Phase.WAITING, [])
     led = scene.do(scene.coordinator.node_suspect, B, False)

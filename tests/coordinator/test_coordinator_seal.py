@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from coordinator_scene import (
     ARRIVED,
+    B,
     CLOSED,
     EPOCH,
     FORGETTING,
@@ -12,7 +13,6 @@ from coordinator_scene import (
     NUMBER,
     OPEN,
     RECOVERING,
-    B,
     Led,
     Scene,
     accepted_event,

@@ -101,7 +101,7 @@ class Clients:
         self._nodes = {node.client: node for node in made}
 
     def prepare(self, clients: list[int]) -> dict[str, Any]:
-        """Let each of these nodes take the message and have its reply ready."""
+        """Have each of these nodes take the message and make its reply."""
 
         def one(node: FlowerNode) -> None:
             arrays = self._load.update(node.client)

@@ -17,7 +17,7 @@ STATE_STYLES = {"alive": "green", "suspect": "yellow", "slow": "yellow", "dead":
 
 
 def show(content: RenderableType) -> None:
-    """Print a rich table or tree, as wide as its content where the output is no terminal."""
+    """Print a rich table or tree; as wide as its content where the output is no terminal."""
     console = Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(highlight=False, width=160)
@@ -43,7 +43,7 @@ def jobs_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a table with a row for each round: the figures of its receipt."""
+    """Return a table with a row for each round, with the figures of its receipt."""
     table = Table(box=None, pad_edge=False)
     columns = (
         "round",
@@ -106,7 +106,7 @@ def nodes_table(lines: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def load_text(line: Mapping[str, Any]) -> str:
-    """Return the updates in service, of those that the node serves at a time."""
+    """Return the updates in service of those that the node serves at a time."""
     return f"{line['capacity'] - line['residual']:.1f} of {line['capacity']:.1f}"
 
 
@@ -115,16 +115,16 @@ def plan_table(made: Plan) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in ("node", "updates", "leaves", "leaf tasks", "Q", "arena peak", "its partial after"):
         table.add_column(column)
-    for planned in made.nodes:
-        unused = planned.node not in made.used
+    for part in made.nodes:
+        unused = part.node not in made.used
         table.add_row(
-            planned.node,
-            str(planned.updates),
-            str(planned.leaves),
-            str(planned.leaf_tasks),
-            f"{planned.queue:.2f}",
-            size_text(planned.peak_bytes),
-            seconds_text(planned.ready_s),
+            part.node,
+            str(part.updates),
+            str(part.leaves),
+            str(part.leaf_tasks),
+            f"{part.queue:.2f}",
+            size_text(part.peak_bytes),
+            seconds_text(part.ready_s),
             style="dim" if unused else "",
         )
     return table

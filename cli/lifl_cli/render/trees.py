@@ -84,18 +84,19 @@ def _task_text(task: Mapping[str, Any]) -> str:
 
 def plan_tree(made: Plan) -> Tree:
     """Return the tree of the plan: the top, and below it each node's branch."""
+    parts = {part.node: part for part in made.nodes}
     tree = Tree(f"top on {made.top}", style="bold")
-    working = [planned for planned in made.nodes if planned.leaf_tasks]
-    for planned in sorted(working, key=lambda planned: planned.node != made.top):
+    working = [part for part in made.nodes if part.leaf_tasks]
+    for part in sorted(working, key=lambda part: part.node != made.top):
         here = tree
-        if planned.middle or planned.node != made.top:
-            what = f"middle of {planned.leaf_tasks} partials" if planned.leaf_tasks > 1 else "one partial"
-            here = tree.add(f"{planned.node}: {what}", style="not bold")
-        here.add(_leaves_text(planned), style="not bold")
-    assert made.top in {planned.node for planned in made.nodes}
+        if part.middle or part.node != made.top:
+            what = f"middle of {part.leaf_tasks} partials" if part.leaf_tasks > 1 else "one partial"
+            here = tree.add(f"{part.node}: {what}", style="not bold")
+        here.add(_leaves_text(part), style="not bold")
+    assert made.top in parts
     return tree
 
 
-def _leaves_text(planned: NodePlan) -> str:
-    spilled = f" ({planned.spilled} beyond its capacity)" if planned.spilled else ""
-    return f"{planned.leaves} leaves at a time, {planned.leaf_tasks} leaf tasks, {planned.updates} updates{spilled}"
+def _leaves_text(part: NodePlan) -> str:
+    spilled = f" ({part.spilled} beyond its capacity)" if part.spilled else ""
+    return f"{part.leaves} leaves at a time, {part.leaf_tasks} leaf tasks, {part.updates} updates{spilled}"
