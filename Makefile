@@ -7,8 +7,10 @@
 # make bench-quick  the same with small sizes: that all of it runs and is right
 # make bench-node   the benchmark of one node
 # make bench-cluster  what each mechanism of a cluster gains: three nodes on this machine, slow links (needs root)
-# make lint         ruff and mypy only
+# make lint         ruff (rules and format) and mypy only
+# make setup        the virtual environment only
 # make clean        removes what make and the tests made
+# make help         these lines; so does make alone
 #
 # Each target first sets itself up: a virtual environment in .venv with what setup.cfg names and, where apt and root
 # are there, Debian's python3-bpfcc, without which the redirector runs on AF_UNIX sockets instead of eBPF.
@@ -25,7 +27,11 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 /usr/bin/pyt
 MAY_INSTALL = [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 APT_INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
-.PHONY: setup demo demo-cluster test test-loads lint sim bench bench-quick bench-node bench-cluster clean
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-cluster test test-loads lint sim bench bench-quick bench-node bench-cluster clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
 setup: $(READY)
 
@@ -63,6 +69,7 @@ demo-cluster: $(READY)
 
 lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy src cli bpf
 
 # Two processes run the test files, for half of what a test does is to wait.

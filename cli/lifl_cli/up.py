@@ -28,7 +28,7 @@ NODE_FLAGS = {
     "arena_bytes": "Size of the shared-memory segment, such as 2GiB.",
     "redirector": "auto, sockmap (eBPF) or unix.",
     "idle_timeout_s": "Workers without a task end after this many seconds.",
-    "workers_max": "At most this many aggregator processes; 0: one more than there are cores.",
+    "workers_max": "At most this many workers (aggregator processes); 0: one more than there are cores.",
     "capacity": "Updates that the node folds at a time (MC); 0: measured after the start.",
     "connections_max": "At most this many client connections.",
     "wait_queue_max": "Updates that may wait for room in the arena; more are told BUSY.",

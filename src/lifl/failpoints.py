@@ -109,7 +109,7 @@ class _Entry(NamedTuple):
 
 
 def _off(_name: str) -> None:
-    """What production calls."""
+    """Do nothing: what production calls."""
 
 
 hit: Callable[[str], None] = _off
@@ -122,7 +122,7 @@ _hits: Counter[str] = Counter()
 
 
 def arm(text: str) -> None:
-    """Switches points on, as the variable does.  Raises `ConfigError` for what is no point or no action."""
+    """Switch points on, as the variable does.  Raise `ConfigError` for what is no point or no action."""
     global hit, on
     for item in filter(None, map(str.strip, text.split(";"))):
         name, _, what = item.partition("=")
@@ -134,7 +134,7 @@ def arm(text: str) -> None:
 
 
 def disarm() -> None:
-    """Switches all points off and forgets their hits."""
+    """Switch all points off and forget their hits."""
     global hit, on
     hit, on = _off, False
     _entries.clear()
@@ -143,7 +143,7 @@ def disarm() -> None:
 
 @contextmanager
 def armed(text: str) -> Iterator[None]:
-    """Has points switched on in this process within a `with` block."""
+    """Have points switched on in this process within a `with` block."""
     arm(text)
     try:
         yield
@@ -196,7 +196,7 @@ def _do(name: str, number: int, entry: _Entry) -> None:
 
 
 def _ask(name: str, number: int, path: str) -> str:
-    """What the test wants done here; "" when it says so, or when there is none any more."""
+    """Return what the test wants done here; "" when it says so, or when there is none any more."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as test:
         try:
             test.connect(path)

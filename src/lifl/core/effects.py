@@ -36,14 +36,14 @@ class ForkWorker(msgspec.Struct, frozen=True):
 
 
 class SendWorker(msgspec.Struct, frozen=True):
-    """Send a `worker_messages.ToWorker` on the worker's control link."""
+    """Send a `protocol/worker.ToWorker` on the worker's control link."""
 
     worker: int
     message: Message
 
 
 class Route(msgspec.Struct, frozen=True):
-    """Records for `address` go to the worker's socket (None: to the daemon)."""
+    """Route the records for `address` to the worker's socket (None: to the daemon)."""
 
     address: int
     worker: int | None
@@ -89,7 +89,7 @@ class SavePlan(msgspec.Struct, frozen=True):
 
 
 class Publish(msgspec.Struct, frozen=True):
-    """An event for the log and for those who follow the job."""
+    """Log an event, and tell it to those who follow the job."""
 
     name: str
     job: str

@@ -8,8 +8,8 @@ orders and reports alone; between two nodes these travel, within one each waits 
 is done with, as it would on a network.
 
 What an agent frees is gone at once, but a row is durable only when its effect is performed.  So the queue stops at an
-event that wants a row written (`writing`), and goes on with `RowsWritten`: whoever kills the daemon in between finds
-the updates, or the row that says what became of them.
+event that wants a row written (`writing`), and goes on with `RowsWritten`: after a kill in between, the next daemon
+finds the updates, or the row that says what became of them.
 """
 
 from __future__ import annotations

@@ -211,7 +211,7 @@ class EventLog:
     def end(self, now: float, event: Any, answers: list[Any], effects: list[fx.Effect]) -> None:
         """Keep an event with what it led to."""
         self._segments[-1].entries.append(Entry(now, event, answers, tuple(map(shape, effects))))
-        self._store.answers = deque(maxlen=0)  # whoever looks at the arena between events is not recorded
+        self._store.answers = deque(maxlen=0)  # what looks at the arena between events is not recorded
 
     def recording(self) -> Recording:
         """Return the log, with the state that its first event met."""

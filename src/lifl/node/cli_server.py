@@ -61,7 +61,7 @@ class CliServer:
             followers.discard(link)
 
     def follow(self, job: str, link: Link) -> None:
-        """The link gets the job's events from now on."""
+        """Send the link the job's events from now on."""
         self._followers.setdefault(job, set()).add(link)
 
     def unfollow(self, job: str, link: Link) -> None:
@@ -69,14 +69,14 @@ class CliServer:
         self._followers.get(job, set()).discard(link)
 
     def publish(self, name: str, job: str, fields: dict[str, Any]) -> None:
-        """Tells those who follow the job."""
+        """Tell those who follow the job."""
         for link in list(self._followers.get(job, ())):
             link.send(om.Event(name, {"job": job, **fields}))
         if name == "job.over":
             self._followers.pop(job, None)
 
     def close(self) -> None:
-        """Ends all connections and removes the socket."""
+        """End all connections and remove the socket."""
         self._loop.remove_reader(self._listener.fileno())
         self._listener.close()
         self.path.unlink(missing_ok=True)
@@ -85,7 +85,7 @@ class CliServer:
 
 
 def listen_unix(path: Path) -> socket.socket:
-    """A listening socket at `path`, its owner's alone; one that a dead daemon left is replaced."""
+    """Return a listening socket at `path`, its owner's alone; one that a dead daemon left is replaced."""
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)

@@ -248,9 +248,9 @@ class Daemon:
 
 
 def run(config: NodeConfig, announce: Announce, log_to_file: bool = False) -> None:
-    """Runs a node until SIGTERM, SIGINT or `lifl down`; `announce` is called once, when it is ready.
+    """Run a node until SIGTERM, SIGINT or `lifl down`; call `announce` once, when it is ready.
 
-    Raises `LiflError` (core/errors.py) when it cannot start, or when one of its processes ends again and again.
+    Raise `LiflError` (core/errors.py) when it cannot start, or when one of its processes ends again and again.
     """
     folder = machine.state_folder(config)
     locks = StateLocks(folder)

@@ -19,7 +19,7 @@ CHILDREN_END_S = 10.0
 
 
 class StateLocks:
-    """The locks of a state folder.  Raises `ResourceFault` when another daemon runs on it."""
+    """The locks of a state folder.  Raise `ResourceFault` when another daemon runs on it."""
 
     def __init__(self, folder: Path) -> None:
         self._daemon = os.open(folder / "lifld.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -127,7 +127,7 @@ def cores() -> int:
 
 
 def workers_max(config: NodeConfig) -> int:
-    """Return the most aggregator processes: what is configured, or one more than there are cores."""
+    """Return the most workers: what is configured, or one more than there are cores."""
     return config.workers_max or cores() + 1
 
 

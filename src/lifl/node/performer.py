@@ -1,4 +1,4 @@
-"""Performs the engine's effects, in their order: messages are sent, keys are routed, rows are written.
+"""Performs the engine's effects, in their order: messages are sent, addresses are routed, rows are written.
 
 A commit's row is on the disk before anything that follows it is performed.
 """

@@ -99,5 +99,5 @@ class NodeStatus:
         }
 
     def workers(self) -> list[dict[str, Any]]:
-        """Return the aggregator processes, each with the task that it has."""
+        """Return the workers, each with the task that it has."""
         return views.worker_lines(self._engine)

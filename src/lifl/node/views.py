@@ -36,7 +36,7 @@ def tree_lines(agent: Agent, lines_max: int) -> list[dict[str, Any]]:
 
 
 def job_line(row: JobRow, rounds: list[RoundRow], job: Job | None) -> dict[str, Any]:
-    """One job in a list."""
+    """Return one job of a list."""
     committed = [r for r in rounds if r.status == "committed" and r.round > 0]
     last = committed[-1] if committed else None
     status = job.status if job is not None else row.status
@@ -59,7 +59,7 @@ def job_line(row: JobRow, rounds: list[RoundRow], job: Job | None) -> dict[str, 
 
 
 def round_line(row: RoundRow) -> dict[str, Any]:
-    """One round that is over."""
+    """Return one round that is over."""
     return {
         "round": row.round,
         "attempt": row.attempt,
@@ -75,7 +75,7 @@ def round_line(row: RoundRow) -> dict[str, Any]:
 def round_now(
     engine: Engine, job: Job, now: float, trees: Mapping[int, Sequence[dict[str, Any]]]
 ) -> dict[str, Any] | None:
-    """The round that runs; `trees` has the tasks at the other nodes."""
+    """Return the round that runs; `trees` has the tasks at the other nodes."""
     round_ = job.round or next((saving for saving in job.rounds.saving[-1:] if saving.number), None)
     if round_ is None:
         return None
@@ -108,13 +108,13 @@ def round_now(
 
 
 def _counted(branch: Branch) -> int:
-    """Updates that are folded into a sealed partial by now."""
+    """Return how many updates are folded into a sealed partial by now."""
     done = sum(task.taken for task in branch.tree.takers if task.state is TaskState.DONE)
     return done + len(branch.accepted) - branch.to_take
 
 
 def worker_lines(engine: Engine) -> list[dict[str, Any]]:
-    """The aggregator processes, each with the task that it has."""
+    """Return the workers, each with the task that it has."""
     lines = []
     for worker in engine.agent.pool.workers.values():
         address = next(iter(worker.tasks), 0)
@@ -139,5 +139,5 @@ def worker_lines(engine: Engine) -> list[dict[str, Any]]:
 
 
 def redirector_line(totals: Totals) -> dict[str, Any]:
-    """The redirector's counters."""
+    """Return the redirector's counters."""
     return dict(totals._asdict())

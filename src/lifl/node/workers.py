@@ -1,4 +1,4 @@
-"""The aggregator processes as the daemon sees them: forked by the zygote, reached by link and redirector.
+"""The workers as the daemon sees them: forked by the zygote, reached by link and redirector.
 
 A worker's control link carries its tasks; the redirector carries keys.  What the redirector cannot deliver now (a
 receiver is full) is held here until the receiver wakes the daemon; what comes to the daemon because an address had no
@@ -54,7 +54,7 @@ class Workers:
         self.redirector.on_fallback(self._watch, self._unwatch)
 
     def fork(self, worker: int) -> None:
-        """Has the zygote fork a worker; it says WorkerReady when it runs."""
+        """Have the zygote fork a worker; it says WorkerReady when it runs."""
         registration = self.redirector.register()
         ours, theirs = socket.socketpair()
         with theirs:
@@ -73,7 +73,7 @@ class Workers:
         registration.handed_over()
 
     def send(self, worker: int, message: Message) -> None:
-        """A task for a worker."""
+        """Send a worker a task, or what it is to do about one."""
         link = self._links.get(worker)
         if link is not None:
             failpoints.hit("lifld.task.before")
@@ -81,15 +81,15 @@ class Workers:
             failpoints.hit("lifld.task.after")
 
     def route(self, address: int, worker: int | None) -> None:
-        """Sends what goes to the address to the worker (None: to the daemon) from now on."""
-        self._held.pop(address, None)  # whoever takes the address is sent all its keys afresh
+        """Route what goes to the address to the worker (None: to the daemon) from now on."""
+        self._held.pop(address, None)  # the next task of the address is sent all its keys afresh
         slot = self._slots.get(worker) if worker is not None else None
         failpoints.hit("lifld.route.before")
         self.redirector.route(address, slot)
         failpoints.hit("lifld.route.after")
 
     def send_keys(self, address: int, attempt: int, keys: tuple[Key, ...]) -> None:
-        """Sends keys to an address; those that find no room follow when the receiver wakes the daemon."""
+        """Send keys to an address; those that find no room follow when the receiver wakes the daemon."""
         now_ns = time.monotonic_ns()
         records = [Record(address, key, attempt, 0, now_ns) for key in keys]
         if address in self._held:
@@ -131,7 +131,7 @@ class Workers:
                 self._on_fallback(record.address, record.key)
 
     def _retire(self, slot: int) -> None:
-        """The redirector has lost a worker; ending its link ends the worker, if it lives at all."""
+        """Give up a worker that the redirector has lost; the end of its link ends it, if it lives at all."""
         self.redirector.retire(slot)
         for worker, its in list(self._slots.items()):
             if its == slot:
@@ -148,7 +148,7 @@ class Workers:
         self._on_gone(worker)
 
     def end(self) -> None:
-        """Ends all links (workers exit at that) and the redirector."""
+        """End all links (workers exit at that) and the redirector."""
         for link in list(self._links.values()):
             link.close()
         self.redirector.on_fallback(lambda _fd: None, lambda _fd: None)

@@ -2,7 +2,7 @@
 
 One thread folds pairs of vectors for a moment, then two do, then more, each on memory of its own and more of it than
 the caches hold, as real updates are.  A fold is one call of a kernel that leaves the interpreter's lock alone, so
-threads contend as aggregators do, for cores and for memory.  At each step the folds per second, times E, the mean time
+threads contend as workers do, for cores and for memory.  At each step the folds per second, times E, the mean time
 of one, is how many were in service.  The steps end when E has grown beyond `SATURATED_GROWTH`, or at the
 most that is asked for or that free memory allows.
 """

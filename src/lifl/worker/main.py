@@ -1,6 +1,6 @@
 """The loop of an aggregator process: sleeps until the daemon or a key wakes it.
 
-Two descriptors are watched: the *control link* to the daemon (frames of `worker_messages.ToWorker`) and the
+Two descriptors are watched: the *control link* to the daemon (frames of `protocol/worker.ToWorker`) and the
 *port*, the worker's own socket of keys.  Nothing else happens: no timers, no threads.  A worker holds any
 number of open tasks, told apart by address.
 
@@ -47,7 +47,7 @@ READ_BYTES = 64 * 1024
 
 
 class Worker:
-    """One aggregator.  `control` is a blocking stream socket to the daemon; `pid` is this process's."""
+    """One worker.  `control` is a blocking stream socket to the daemon; `pid` is this process's."""
 
     def __init__(self, number: int, pid: int, control: socket.socket, arena: Arena, port: Port) -> None:
         self._number = number

@@ -1,4 +1,4 @@
-"""The zygote: a small process with everything loaded that forks aggregators in milliseconds.
+"""The zygote: a small process with everything loaded that forks workers in milliseconds.
 
     python -m lifl.worker.zygote --fd N --arena NAME
 

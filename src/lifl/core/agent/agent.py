@@ -20,7 +20,7 @@ from lifl.core.agent.model_service import ModelService
 from lifl.core.agent.outcomes import Outcome
 from lifl.core.agent.partial_transfers import PartialTransfers
 from lifl.core.agent.pool import Pool
-from lifl.core.agent.quota import NOBODY, Quota
+from lifl.core.agent.quota import NO_JOB, Quota
 from lifl.core.agent.task_table import TaskTable
 from lifl.core.agent.uploads import Uploads
 from lifl.core.errors import LocalFault
@@ -162,7 +162,7 @@ class Agent:
         """Keep what an earlier life has sealed for a job until that is opened."""
         self._orphans[number] = orphans
         for key, *_ in orphans:
-            self.quota.adopt(key, NOBODY)
+            self.quota.adopt(key, NO_JOB)
 
     # ---- clients ---------------------------------------------------------------------------------------------------
 

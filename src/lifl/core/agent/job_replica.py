@@ -174,7 +174,7 @@ class JobReplica:
     def arrived(self, top: BranchRunner, number: int, key: Key, moved_bytes: int) -> bool:
         """Take the sealed partial of branch `number` into the top; return whether the object is the top's now.
 
-        An earlier life of this node may have taken it already, and nobody was told: then its members are known.
+        An earlier life of this node may have taken it already, and died before it told so: then its members are known.
         """
         branch = top.branch
         try:

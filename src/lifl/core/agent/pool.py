@@ -1,4 +1,4 @@
-"""The aggregator processes of one node: when to fork, whom to give a task, when to let go.
+"""The workers of one node: when to fork one, which one gets a task, when to let go of one.
 
 No worker exists until one is wanted.  A task goes to an idle worker if there is one (warm; *promoted* when its last
 task fed this one's round from a lower level), else to one that was prepared and is still starting, or to a new one
@@ -19,7 +19,7 @@ from lifl.core.errors import LocalFault
 
 
 class WorkerState(Enum):
-    """The life of an aggregator process; `TRANSITIONS` is the whole of it."""
+    """The life of a worker; `TRANSITIONS` is the whole of it."""
 
     STARTING = "starting"
     IDLE = "idle"
@@ -41,7 +41,7 @@ class Worker:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.new = True  # nobody has been asked to fork it
+        self.new = True  # the zygote has not been asked to fork it
         self.state = WorkerState.STARTING
         self.tasks: dict[int, None] = {}
         self.tasks_done = 0
@@ -50,7 +50,7 @@ class Worker:
         self.pid = 0
 
     def move(self, state: WorkerState) -> None:
-        """Raises `LocalFault`, and changes nothing, when the table does not allow it."""
+        """Change the state.  Raise `LocalFault`, and change nothing, when the table does not allow it."""
         if state not in TRANSITIONS[self.state]:
             raise LocalFault(f"worker {self.number} cannot go from {self.state.value} to {state.value}")
         self.state = state
@@ -67,7 +67,10 @@ class Pool:
         self._next = 1
 
     def place(self, address: int, served: tuple[str, int]) -> tuple[Worker, str]:
-        """Gives the task to a worker: ``cold`` (fork it when it is `new`), ``warm``, ``promoted`` or ``shared``."""
+        """Give the task to a worker; return it with how it was found.
+
+        That is ``cold`` (fork it when it is `new`), ``warm``, ``promoted`` or ``shared``.
+        """
         worker, how = self._choose(served)
         worker.tasks[address] = None
         worker.served = served
@@ -78,11 +81,11 @@ class Pool:
 
     @property
     def full(self) -> bool:
-        """Whether no worker can be added now."""
+        """True when no worker can be added now."""
         return sum(w.state is not WorkerState.RETIRING for w in self.workers.values()) >= self.workers_max
 
     def prepare(self, leaves: int) -> list[int]:
-        """The workers to fork so that as many as these leaves have one that is free; none where none are kept warm."""
+        """Return the workers to fork so that so many leaves find a free one; none where none are kept warm."""
         if not self.idle_timeout_s:
             return []
         usable = [w for w in self.workers.values() if w.state is not WorkerState.RETIRING]
@@ -91,7 +94,7 @@ class Pool:
         return [self.fork(self._new()) for _ in range(wanted)]
 
     def fork(self, worker: Worker) -> int:
-        """The caller forks it; returns its number."""
+        """Note that the caller forks it; return its number."""
         worker.new = False
         return worker.number
 
@@ -117,7 +120,7 @@ class Pool:
         return min(usable, key=lambda w: len(w.tasks)), "shared"
 
     def ready(self, number: int, pid: int, now: float) -> list[int]:
-        """The worker runs; returns the addresses of the tasks that wait for it."""
+        """Note that the worker runs; return the addresses of the tasks that wait for it."""
         worker = self.workers[number]
         worker.pid = pid
         worker.idle_since_s = now
@@ -125,7 +128,7 @@ class Pool:
         return list(worker.tasks)
 
     def release(self, number: int, address: int, now: float) -> None:
-        """The worker has ended (or was told to drop) a task."""
+        """Note that the worker has ended (or was told to drop) a task."""
         worker = self.workers.get(number)
         if worker is None or address not in worker.tasks:
             return
@@ -136,17 +139,17 @@ class Pool:
             worker.idle_since_s = now
 
     def gone(self, number: int) -> list[int]:
-        """The worker's process has ended; returns the addresses of the tasks that it had."""
+        """Forget a worker whose process has ended; return the addresses of the tasks that it had."""
         worker = self.workers.pop(number, None)
         return list(worker.tasks) if worker else []
 
     def running(self, number: int) -> bool:
-        """Whether the worker can be sent messages."""
+        """Return whether the worker can be sent messages."""
         worker = self.workers.get(number)
         return worker is not None and worker.state in (WorkerState.IDLE, WorkerState.BUSY)
 
     def expired(self, now: float) -> list[int]:
-        """The workers to retire now; they are marked so."""
+        """Return the workers to retire now, marked so."""
         found = [
             w
             for w in self.workers.values()
@@ -157,6 +160,6 @@ class Pool:
         return [w.number for w in found]
 
     def next_timer(self) -> float:
-        """When `expired` is to be asked again; infinity: not before something happens."""
+        """Return when `expired` is to be asked again; infinity: not before something happens."""
         since_s = [worker.idle_since_s for worker in self.workers.values() if worker.state is WorkerState.IDLE]
         return min(since_s) + self.idle_timeout_s if since_s else math.inf

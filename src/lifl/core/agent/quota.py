@@ -1,4 +1,4 @@
-"""Who may take how much of the arena: reservations, so that rounds that share it never starve each other.
+"""Which job may take how much of the arena: reservations, so that rounds that share it never starve each other.
 
 A round that has begun to take updates must always be able to finish.  So it reserves, before it opens, what its
 tree needs at the least; an allocation for one job is granted only when it leaves the other jobs' unused
@@ -14,7 +14,7 @@ from lifl.core.ids import Key, Kind
 from lifl.core.object_store import ObjectStore
 from lifl.core.protocol.contribution import Contribution
 
-NOBODY = -1
+NO_JOB = -1
 """The account of what no job has: objects of an earlier life, and those that rest."""
 
 
@@ -82,7 +82,7 @@ class Quota:
         return key
 
     def adopt(self, key: Key, job: int) -> None:
-        """Take an object that was there before into the account of a job (or of `NOBODY`), out of any other's."""
+        """Take an object that was there before into the account of a job (or of `NO_JOB`), out of any other's."""
         if key in self._sizes:
             before, nbytes = self._sizes[key]
             self._used[before] -= nbytes

@@ -88,7 +88,7 @@ class TaskOutputs:
         self.forget(task)
 
     def forget(self, task: Task) -> None:
-        """Let the task's outputs be somebody else's."""
+        """Let go of the task's outputs: another owner has them, or they are freed."""
         task.output = None
         if task.role == "top":
             self.states = {}

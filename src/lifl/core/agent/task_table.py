@@ -34,7 +34,7 @@ ROUTED = frozenset({"leaf", "middle", "top"})
 
 
 class Runner(Protocol):
-    """Whoever opens tasks: a branch, or a job's file tasks."""
+    """What opens tasks: a branch, or a job's file tasks."""
 
     job: int
 

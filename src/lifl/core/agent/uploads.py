@@ -18,7 +18,7 @@ from lifl.core.agent.branch import Branch, contribution_of
 from lifl.core.agent.branch_runner import BranchRunner
 from lifl.core.agent.job_replica import JobReplica
 from lifl.core.agent.outcomes import Outcome
-from lifl.core.agent.quota import NOBODY, Quota
+from lifl.core.agent.quota import NO_JOB, Quota
 from lifl.core.errors import ArenaFull, LocalFault
 from lifl.core.ids import Key, round_of
 from lifl.core.protocol import client as cm
@@ -145,7 +145,7 @@ class Uploads:
 
     def rest(self, key: Key) -> None:
         """Free an object that a direct client may still write to, once it has had the time to notice."""
-        self._quota.adopt(key, NOBODY)
+        self._quota.adopt(key, NO_JOB)
         self._resting.append((self._turn.now + DIRECT_GRACE_S, key))
 
     def tick(self) -> None:
@@ -170,4 +170,4 @@ class Uploads:
             for branch in replica.branches():
                 lost = branch.in_flight.keys() - self._in_flight.keys()
                 if lost:
-                    yield f"branch {branch.number} of job {replica.spec.name!r} waits for {lost}, which nobody sends"
+                    yield f"branch {branch.number} of job {replica.spec.name!r} waits for {lost}, which no client sends"

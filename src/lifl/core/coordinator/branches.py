@@ -214,7 +214,7 @@ class BranchTracker:
 
 
 def _missing(round_: Round) -> int:
-    """How many of the goal's updates no branch takes."""
+    """Return how many of the goal's updates no branch takes."""
     return round_.goal - sum(record.updates for record in round_.branches.values())
 
 
@@ -229,6 +229,6 @@ def _widen(round_: Round, updates: int, node: int | None) -> int:
 
 
 def _places_left(round_: Round) -> int:
-    """How many more branches the top can take partials of; one that is closed with nothing in it sends none."""
+    """Return how many more branches the top can take partials of; one that is closed with nothing in it sends none."""
     others = [record for record in round_.branches.values() if record.number]
     return round_.others_max - sum(not (record.closed and record.updates == 0) for record in others)

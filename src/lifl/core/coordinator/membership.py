@@ -2,7 +2,7 @@
 
 A *life* of a node is (node id, incarnation); it goes through `TRANSITIONS` and never comes back from its end.  Silence
 of `suspect_s`, or a connection that broke, makes it suspect; a word from it, or a new connection, clears it; silence
-of `dead_s` ends it.  A node that was held dead may still run, and hold what was asked for again elsewhere, so it must
+of `dead_s` ends it.  A node that was declared dead may still run, and have what was asked for again elsewhere: it must
 come as a new life: `Rejoin`.  A higher incarnation ends the life before it at once; a lower one, a copied state folder
 most likely, is refused.
 
@@ -76,7 +76,7 @@ class Member:
         return not TRANSITIONS[self.state]
 
     def move(self, state: MemberState, now: float) -> None:
-        """Raises `LocalFault`, and changes nothing, when the table does not allow it."""
+        """Change the state.  Raise `LocalFault`, and change nothing, when the table does not allow it."""
         if state not in TRANSITIONS[self.state]:
             raise LocalFault(f"node {self.hello.node:016x} cannot go from {self.state.value} to {state.value}")
         self.state = state
@@ -160,7 +160,7 @@ class Membership:
         return MappingProxyType(self._members)
 
     def join(self, hello: PeerHello, now: float) -> list[Change]:
-        """A node asks to be a member: one Refuse or Rejoin, or (after the Down of its life before) Up or Back last."""
+        """Take a node that asks to be a member: one Refuse or Rejoin, or (after Down of its last life) Up or Back."""
         node, known = hello.node, self._members.get(hello.node)
         if node == self._own:
             return [Refuse(_twins(node, "the coordinator's"))]
@@ -207,7 +207,7 @@ class Membership:
             self._beat_s = now + self._timing.heartbeat_s
 
     def heard(self, node: int, now: float) -> list[Change]:
-        """The node said something, over the connection that it has."""
+        """Note that the node said something, over the connection that it has."""
         member = self._members.get(node)
         if member is None or not member.connected:
             raise LocalFault(f"node {node:016x} was heard, but has no connection")
@@ -218,7 +218,7 @@ class Membership:
         return [Alive(node)]
 
     def lost(self, node: int, now: float) -> list[Change]:
-        """The node's connection has ended, and nobody knows why."""
+        """Note that the node's connection has ended; why is not known."""
         member = self._members.get(node)
         if member is None or not member.connected:
             return []
@@ -229,7 +229,7 @@ class Membership:
         return [Suspect(node)]
 
     def leave(self, node: int, now: float) -> list[Change]:
-        """The node said that it goes."""
+        """Note that the node said that it goes."""
         member = self._members.get(node)
         if member is None or member.gone:
             return []
@@ -238,7 +238,7 @@ class Membership:
         return [Left(node)]
 
     def tick(self, now: float) -> list[Change]:
-        """What is due by `now`."""
+        """Return what is due by `now`."""
         due = self.next_timer()
         if due is None or now < due:
             return []
@@ -265,7 +265,7 @@ class Membership:
         return [Down(member.hello.node, why, renewed)]
 
     def next_timer(self) -> float | None:
-        """When `tick` has something to do; None: not before a node joins.  It may prove to be nothing."""
+        """Return when `tick` has something to do; None: not before a node joins.  It may prove to be nothing."""
         due: list[float] = []
         beating = False
         for member in self._members.values():
@@ -295,11 +295,11 @@ class Lifeline:
         self._beat_s = now + timing.heartbeat_s
 
     def heard(self, now: float) -> None:
-        """The coordinator said something."""
+        """Note that the coordinator said something."""
         self._heard_s = now
 
     def tick(self, now: float) -> list[Beat | Lost]:
-        """What is due by `now`; after Lost there is nothing more."""
+        """Return what is due by `now`; after Lost there is nothing more."""
         late = now - self.next_timer()
         if late < 0:
             return []
@@ -313,7 +313,7 @@ class Lifeline:
         return [Beat()]
 
     def next_timer(self) -> float:
-        """When `tick` has something to do."""
+        """Return when `tick` has something to do."""
         return min(self._beat_s, self._heard_s + self._timing.dead_s)
 
 
@@ -328,11 +328,11 @@ class Backoff:
         self._ceiling_s = BACKOFF_MIN_S
 
     def reset(self) -> None:
-        """An attempt was good for something."""
+        """Begin anew: an attempt was good for something."""
         self._ceiling_s = BACKOFF_MIN_S
 
     def next_s(self) -> float:
-        """Between half the ceiling and the ceiling, which is `BACKOFF_MIN_S` to `BACKOFF_MAX_S`."""
+        """Return a pause between half the ceiling and the ceiling, which is `BACKOFF_MIN_S` to `BACKOFF_MAX_S`."""
         ceiling_s = self._ceiling_s
         self._ceiling_s = min(BACKOFF_MAX_S, ceiling_s * 2)
         return ceiling_s * self._random.uniform(0.5, 1.0)

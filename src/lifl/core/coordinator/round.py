@@ -1,7 +1,7 @@
 """One attempt at one round, as the coordinator keeps it: who is selected, granted, accepted.
 
 This is the ledger.  An update is *granted* from its admission, *accepted* when it is sealed, *counted* when the
-round commits.  Its identity is (job, round, client): whoever submits again gets the first one's answer.
+round commits.  Its identity is (job, round, client): a client that submits again gets the first one's answer.
 
 Nothing here acts: `round_runner.py`, `branches.py` and `recovery.py` do, and these are their books.
 """
@@ -154,7 +154,7 @@ class Round:
     def branch_for(self, node: int) -> BranchRecord | None:
         """Return the branch at the node that takes another update: with room, or the only one of the round."""
         here = [record for record in self._at.get(node, {}).values() if record.open]
-        if len(self.branches) == 1:  # whoever was selected beyond the goal may come, and the first ones count
+        if len(self.branches) == 1:  # those selected beyond the goal may come, too, and the first ones count
             return here[0] if here else None
         return next((record for record in here if self.room(record) > 0), None)
 

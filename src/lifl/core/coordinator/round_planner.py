@@ -70,7 +70,7 @@ class RoundPlanner:
         return SPARE_PARTIALS if self._nodes.has_room(self._spec.bytes_min(others + SPARE_PARTIALS)) else 0
 
     def _request(self, updates: int) -> PlanRequest:
-        """What `updates` (0: all) of a round are planned from; the model and its checkpoints are at home."""
+        """Return what `updates` (0: all) of a round are planned from; the model and its checkpoints are at home."""
         spec, facts = self._spec, self._nodes.facts(self._turn.now)
         return plan_request(
             spec.config, spec.layout, len(spec.states), facts, updates, model_node=self._nodes.home_name

@@ -1,7 +1,7 @@
 """How loaded a node is, and how much more it can take: the numbers that placement and the hierarchy plan start from.
 
     k_i          arrival rate of updates at node i, per second
-    E_i          mean execution time of one of them in an aggregator, in seconds
+    E_i          mean execution time of one of them in a worker, in seconds
     Q_i = k_i * E_i       updates in service at a time (Little's law): the node's load
     RC_i = MC_i - Q_i     residual capacity, MC_i being the most that it serves at a time without E_i growing
 

@@ -22,7 +22,7 @@ class Costs(msgspec.Struct, frozen=True):
     """What a node's work costs: constants that were measured, for the prediction of the time.
 
     `ingest_bytes_per_s` is a gateway's from the network into the arena, `link_bytes_per_s` one node's to another,
-    `fold_bytes_per_s` the input of one aggregator; `cold_s` and `warm_s` start an aggregator.
+    `fold_bytes_per_s` the input of one worker; `cold_s` and `warm_s` start a worker.
     """
 
     ingest_bytes_per_s: Rate = 1.7e9

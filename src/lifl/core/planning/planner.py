@@ -5,12 +5,12 @@ listed does not matter.  So the daemon, the simulator and `lifl plan` decide ali
 logged request.  It goes in four steps:
 
 1. *Updates to nodes* by the policy on residual capacity (`placement.py`).  An update counts with the share of an
-   aggregator that it occupies, execution time / arrival window, so a node's updates are its Q = k * E; when all come
+   worker that it occupies, execution time / arrival window, so a node's updates are its Q = k * E; when all come
    at once that is 1 each.  Within a window a node takes no more than its gateway can receive.  Best-fit first narrows
    the nodes to the fewest that hold everything, the one that has the model (and so the top) first; without that,
    unequal capacities would make it fill every small node.
    A node whose arena cannot hold the least that a leaf and its path need takes none.
-2. *Leaves*: ceil(Q / fan_in) aggregators at a time, bounded by the node's leaf tasks, its workers and its arena.
+2. *Leaves*: ceil(Q / fan_in) workers at a time, bounded by the node's leaf tasks, its workers and its arena.
    Where more partials come together than the top takes itself (elsewhere: more than one) there is a middle.
 3. *The top* stands on the node that has the model: there the rule's state is, and there the checkpoint is written, so
    a top elsewhere would have both brought to it and its result brought back.  Where no node has the model (any can

@@ -3,7 +3,7 @@
 Leaves take up to `fan_in` updates in the order of their acceptance; middles take up to `middle_fan_in` partials, in
 as many levels as bring them to `TOP_PARTIALS_MAX`, and no more of them than that needs, the first ones first
 (`middles_of`): the later a partial, the fewer tasks lie between it and the top.  The top takes what is left and the
-*tail*: the last updates themselves (`tail_of`).  So leaves and middles are done by the time that everybody waits for
+*tail*: the last updates themselves (`tail_of`).  So leaves and middles are done by the time that all wait for
 the last update, and one pass over it and what has been summed before makes the model.  Partials that are there already
 (a restarted node found them in its arena) enter beside the leaves.  Because at most `middle_fan_in` partials of a level
 wait for their middle, memory grows with the depth of the tree, not with the number of updates.

@@ -11,7 +11,7 @@ from lifl.core.protocol.client import Refusal
 
 
 class SubmitJob(Message, frozen=True):
-    """A round config (as `config/config.JobConfig` builtins, paths absolute) to run.
+    """A round config (as `config/job.JobConfig` builtins, paths absolute) to run.
 
     `states` are the names of the rule's state vectors (`rules.Rule.states`): only the submitter imports the rule.
     """

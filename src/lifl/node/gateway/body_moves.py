@@ -48,7 +48,7 @@ REPORTS = 8
 SEND_BYTES = 1024 * 1024
 """What one `send` offers to the kernel."""
 MOVER_NICE = 5
-"""An aggregator that has something to fold goes before more that comes in to wait for it: when the last update is in,
+"""A worker that has something to fold goes before more that comes in to wait for it: when the last update is in,
 less is left to do."""
 STALL_BYTES = 64 * 1024
 """A body moves at least so much in the time it is given, or it has stalled."""
