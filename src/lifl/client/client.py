@@ -36,7 +36,7 @@ from lifl.client.tensors import Array, Tensors, Update, as_model
 from lifl.core.errors import LocalFault, Refused, RemoteFault
 from lifl.core.fields import NAME_RULE, Name
 from lifl.core.protocol import client as cm
-from lifl.core.protocol.admission import check_submit
+from lifl.core.protocol.submit_check import check_submit
 from lifl.core.schema import Layout
 
 HELD_ROUNDS_MAX = 2
