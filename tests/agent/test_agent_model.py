@@ -120,7 +120,11 @@ def test_a_model_that_is_here_when_a_newer_one_is_made_is_freed() -> None:
     assert scene.handle(o.ModelAt(NUMBER, 3, "other:1")) == []
     assert scene.slot.model == key, "it is the same"
     assert scene.handle(o.ModelAt(NUMBER, 4, SOURCE)) == []
-    assert (scene.slot.state, scene.slot.model, scene.slot.round) == (SlotState.ELSEWHERE, None, 4)  # READY -> ELSEWHERE
+    assert (scene.slot.state, scene.slot.model, scene.slot.round) == (
+        SlotState.ELSEWHERE,
+        None,
+        4,
+    )  # READY -> ELSEWHERE
     assert scene.arena.objects == {}
 
 
@@ -229,4 +233,4 @@ def test_the_fetched_bytes_are_counted_by_a_branch_that_is_not_through() -> None
     (fetch,) = scene.handle(gm.WantModel(5, "j", 4))
     scene.handle(gm.FetchEnded(fetch.key, "", 500))
     assert (through.cost.fetched_bytes, running.cost.fetched_bytes) == (0, 500)
-    assert EPOCH == running.epoch
+    assert running.epoch == EPOCH

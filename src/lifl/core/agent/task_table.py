@@ -32,6 +32,8 @@ TASK_ATTEMPTS_MAX = 16
 """Workers that may die under one task before its round fails."""
 ROUTED = frozenset({"leaf", "middle", "top"})
 """The roles whose inputs come as records."""
+FILE_ADDRESSES = 1_024
+"""Addresses that only tasks of other roles get: a job cannot wait for one to read its model, or to write it."""
 
 
 class Runner(Protocol):
@@ -74,8 +76,9 @@ class TaskTable:
 
     def open(self, runner: Runner, task: Task) -> None:
         """Give the task an address.  Raise `ArenaFull` when none is free."""
-        if not self._addresses:
-            raise ArenaFull(f"all {ADDRESSES_MAX - 1} addresses of this node are taken by open tasks")
+        kept = FILE_ADDRESSES if task.role in ROUTED else 0
+        if len(self._addresses) <= kept:
+            raise ArenaFull(f"all {ADDRESSES_MAX - 1 - kept} addresses of this node are taken by open tasks")
         task.address = self._addresses.popleft()
         self._open[task.address] = OpenTask(runner, task)
 
