@@ -2,8 +2,9 @@
 
 `take` copies every *mutable* object that can be reached (containers, and instances of classes of `lifl.core`), each
 once; a reference to one of them becomes a `Ref`.  Immutable values are shared with the original.  What a container
-holds is looked at only if its first element is not such a value: our containers are of one kind of element each.  So
-the cost goes with the number of mutable objects, not with that of clients.
+holds is looked at only if its first element is not such a value, or a tuple: our containers are of one kind of element
+each, but a tuple's last place may be empty.  So the cost goes with the number of mutable objects, hardly with that of
+clients.
 
 `pack` and `unpack` turn a copy into msgpack and back.  Classes are named by their module, and only those of `lifl.core`
 are restored: a file can make no other code run.
@@ -12,7 +13,7 @@ are restored: a file can make no other code run.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from lifl.core.errors import LocalFault, RemoteFault
 
 PACKAGE = "lifl.core."
 _SCALARS = (type(None), bool, int, float, str, bytes)
+_IMMUTABLE = (*_SCALARS, tuple, frozenset, Enum, msgspec.Struct, msgspec.Raw, type)
 _CONTAINERS: dict[str, Callable[[], Any]] = {
     "dict": dict,
     "list": list,
@@ -83,11 +85,11 @@ def take(root: Any, left_out: type) -> Snapshot:
         if name is None:
             objects.append((_name(type(value)), {key: seen(item) for key, item in vars(value).items()}))
         elif isinstance(value, dict):
-            shared = not value or not _may_refer(next(iter(value.values())))
+            shared = _only_plain(value.values())
             items = dict(value) if shared else {key: seen(item) for key, item in value.items()}
             objects.append((name, items))
         else:
-            shared = not value or not _may_refer(next(iter(value)))
+            shared = _only_plain(value)
             objects.append((name, list(value) if shared else [seen(item) for item in value]))
     return Snapshot(objects)
 
@@ -127,10 +129,11 @@ def _shell(name: str, content: Any) -> Any:
 
 def _is_mutable(value: Any) -> bool:
     kind = type(value)
+    if kind in _SCALARS:
+        return False
     if kind in _CONTAINER_NAMES:
         return True
-    immutable = (*_SCALARS, tuple, frozenset, Enum, msgspec.Struct, msgspec.Raw, type)
-    if isinstance(value, immutable):
+    if isinstance(value, _IMMUTABLE):
         return False
     if not kind.__module__.startswith(PACKAGE):
         raise LocalFault(f"a {kind.__module__}.{kind.__qualname__} cannot be copied with the engine's state")
@@ -142,6 +145,12 @@ def _may_refer(value: Any) -> bool:
     if isinstance(value, tuple):
         return any(map(_may_refer, value))
     return _is_mutable(value)
+
+
+def _only_plain(values: Iterable[Any]) -> bool:
+    """Return whether none of a container's elements is a mutable object, or a tuple with one."""
+    first = next(iter(values), None)
+    return not any(map(_may_refer, values if isinstance(first, tuple) else (first,)))
 
 
 def _plain(value: tuple[Any, ...]) -> bool:

@@ -98,6 +98,7 @@ class Agent:
 
     def _close_job(self, order: o.CloseJob) -> None:
         self._free_orphans(order.number)
+        self.uploads.job_over(order.number)
         replica = self.replicas.pop(order.number, None)
         if replica is not None:
             self.models.close(replica)
@@ -121,7 +122,7 @@ class Agent:
     def _life_ended(self, _event: ev.LifeEnded) -> None:
         """Drop all jobs: what this node was to do is done elsewhere."""
         for number in list(self.replicas):
-            self.models.close(self.replicas.pop(number))
+            self._close_job(o.CloseJob(number))
 
     def _leave(self, _event: ev.Leaving) -> None:
         """Send the clients to other nodes; partials still go to the top."""

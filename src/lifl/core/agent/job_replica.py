@@ -264,11 +264,10 @@ class JobReplica:
         for at in list(self.runners):
             self._drop(*at)
         self._orphans.free()
-        self.files.close()
-        busy = self.slot.close()
+        at_gateway = self.files.close()
         self._quota.release(self.spec.number)
         self._turn.emit(gm.JobForget(self.spec.name))
-        return busy
+        return at_gateway
 
     def problems(self) -> Iterable[str]:
         """Yield what is wrong with the job's books on this node, a sentence each."""

@@ -68,9 +68,8 @@ class ModelService:
         if key not in self._unwanted:
             return False
         self._unwanted[key] -= 1
-        if not self._unwanted[key]:
-            del self._unwanted[key]
-            self._quota.free(key)
+        self._unwanted += Counter()  # without those at 0
+        self._quota.free(key)
         return True
 
     def close(self, replica: JobReplica) -> None:
@@ -84,7 +83,7 @@ class ModelService:
 
     def gateway_lost(self) -> None:
         """End all fetches and all readings: the gateway's process has ended."""
-        for key in self._unwanted:
+        for key in self._unwanted.elements():
             self._quota.free(key)
         self._unwanted.clear()
         self._retry_at_s = math.inf

@@ -50,7 +50,7 @@ class Uploads:
 
     def grant(self, order: o.Grant) -> None:
         """Give a granted update a slot, or a place in the line for one; or tell its client to ask again."""
-        if not self.waiting and self._admit(order):
+        if (not self.waiting or self._taker(order) is None) and self._admit(order):
             return
         if len(self.waiting) < self._wait_queue_max:
             self.waiting.append(order)
@@ -62,11 +62,16 @@ class Uploads:
     def _give_up(self, order: o.Grant) -> None:
         self._turn.report(o.UpdateAborted(order.number, order.epoch, order.branch, order.client))
 
-    def _admit(self, order: o.Grant) -> bool:
-        """Return whether the grant is done with: it has its slot, or its branch takes nothing more."""
+    def _taker(self, order: o.Grant) -> BranchRunner | None:
+        """Return the branch that takes the granted update; None: it is gone or closed."""
         replica = self._replicas.get(order.number)
         runner = replica.runners.get((order.epoch, order.branch)) if replica is not None else None
-        if runner is None or runner.branch.closed:
+        return runner if runner is not None and not runner.branch.closed else None
+
+    def _admit(self, order: o.Grant) -> bool:
+        """Return whether the grant is done with: it has its slot, or its branch takes nothing more."""
+        runner = self._taker(order)
+        if runner is None:
             self._give_up(order)
             return True
         try:
@@ -124,6 +129,12 @@ class Uploads:
                 self.waiting.remove(order)
                 self._give_up(order)
 
+    def job_over(self, number: int) -> None:
+        """Take the updates of a job out of the line for room."""
+        for order in [order for order in self.waiting if order.number == number]:
+            self.waiting.remove(order)
+            self._give_up(order)
+
     def gateway_lost(self) -> None:
         """Give up all that was on its way: the gateway's process has ended."""
         for order in self.waiting:
@@ -163,6 +174,8 @@ class Uploads:
         """Yield what is wrong with the books, a sentence each."""
         if len(self.waiting) > self._wait_queue_max:
             yield f"{len(self.waiting)} updates wait for room, at most {self._wait_queue_max} may"
+        if not {order.number for order in self.waiting} <= self._replicas.keys():
+            yield "updates of a job that is not open wait for room"
         for key, runner in self._in_flight.items():
             if key not in runner.branch.in_flight:
                 yield f"{key} is in flight, but not in its branch {runner.branch.number}"
