@@ -7,7 +7,7 @@ from agent_scene import EPOCH, NUMBER, Scene, aborted, sealed
 
 from lifl.core import effects as fx
 from lifl.core import events as ev
-from lifl.core.agent.quota import NOBODY
+from lifl.core.agent.quota import NO_JOB
 from lifl.core.agent.uploads import DIRECT_GRACE_S
 from lifl.core.errors import Impossible
 from lifl.core.ids import Kind
@@ -67,7 +67,7 @@ def test_the_slot_of_a_direct_client_rests() -> None:
     key = scene.keys["c1"]
     assert scene.handle(abort("c1", scene, writing=True), at=10.0) == [aborted("c1")]
     assert key in scene.arena.objects
-    assert scene.agent.quota.job_used_bytes(NOBODY) == scene.update_bytes
+    assert scene.agent.quota.job_used_bytes(NO_JOB) == scene.update_bytes
     assert scene.engine.next_timer() == 10.0 + DIRECT_GRACE_S
     scene.handle(ev.Tick(), at=14.9)
     assert key in scene.arena.objects

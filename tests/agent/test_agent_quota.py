@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from agent_scene import EPOCH, Arena
 
-from lifl.core.agent.quota import NOBODY, Quota
+from lifl.core.agent.quota import NO_JOB, Quota
 from lifl.core.errors import ArenaFull
 from lifl.core.ids import Kind
 
@@ -59,10 +59,10 @@ def test_the_end_of_a_job_ends_its_reservation_its_slabs_and_when_all_is_freed_i
 def test_what_was_there_before_is_adopted_out_of_any_other_account() -> None:
     quota = quota_of(100)
     key = quota.store.alloc(Kind.UPDATE, 1, EPOCH, 10)
-    quota.adopt(key, NOBODY)
-    assert quota.job_used_bytes(NOBODY) == 10
+    quota.adopt(key, NO_JOB)
+    assert quota.job_used_bytes(NO_JOB) == 10
     quota.adopt(key, 1)
-    assert (quota.job_used_bytes(NOBODY), quota.job_used_bytes(1)) == (0, 10)
+    assert (quota.job_used_bytes(NO_JOB), quota.job_used_bytes(1)) == (0, 10)
     quota.store.seal(key, "c1")
     assert (quota.sealed(key), quota.epoch_of(key), quota.members(key)[0].client) == (True, EPOCH, "c1")
 

@@ -7,7 +7,7 @@ from agent_scene import EPOCH, LARGE, NUMBER, Scene, aborted, inventory, members
 
 from lifl.core import effects as fx
 from lifl.core import events as ev
-from lifl.core.agent.quota import NOBODY
+from lifl.core.agent.quota import NO_JOB
 from lifl.core.agent.uploads import DIRECT_GRACE_S
 from lifl.core.ids import Key, Kind, epoch_of
 from lifl.core.planning.tree import TaskState
@@ -54,9 +54,9 @@ def test_what_was_left_is_nobody_s_until_its_job_is_opened() -> None:
     key = left.has(Kind.UPDATE, "c1")
     scene = left.scene
     assert scene.handle(ev.ArenaAdopted({NUMBER: tuple(left.orphans)}, ())) == []
-    assert scene.agent.quota.job_used_bytes(NOBODY) == scene.arena.extent_bytes(key)
+    assert scene.agent.quota.job_used_bytes(NO_JOB) == scene.arena.extent_bytes(key)
     scene.has_job(adopt=True)
-    assert scene.agent.quota.job_used_bytes(NOBODY) == 0
+    assert scene.agent.quota.job_used_bytes(NO_JOB) == 0
     assert scene.agent.quota.job_used_bytes(NUMBER) == scene.arena.extent_bytes(key)
 
 

@@ -55,7 +55,7 @@ BREAKS: dict[str, Callable[[Scene], object]] = {
     "updates wait for room, at most 1 may": lambda s: s.agent.uploads.waiting.append(s.agent.uploads.waiting[0]),
     "of a job that is not open wait": lambda s: s.agent.replicas.update({2: s.agent.replicas.pop(1)}),
     "but not in its branch": lambda s: s.agent.uploads._in_flight.update({NONE: s.runner()}),
-    "which nobody sends": lambda s: s.agent.uploads._in_flight.clear(),
+    "which no client sends": lambda s: s.agent.uploads._in_flight.clear(),
     "a partial is on its way twice": lambda s: s.agent.partials._coming.update({NONE: _coming(s)}),
     "both wanted and unwanted": lambda s: s.agent.models._unwanted.update([s.slot.model]),
     "is kept as (1, 0)": lambda s: s.replica.runners.update({(1, 0): s.runner()}),
