@@ -295,7 +295,6 @@ async def test_every_node_knows_all_members(cluster: Cluster) -> None:
         assert {row["control"] for row in rows} == {other.control for other in (coordinator, *agents)}
     row = coordinator.peers.members()[3]
     assert (row["incarnation"], row["capacity"], row["arena_bytes"], row["workers_max"]) == (1, 8.0, 1 << 24, 4)
-    assert row["load"]["rate_per_s"] == 3.0 and "tree" not in row["load"]
     await agents[0].peers.leave()
     await coordinator.happens("left", 1)
     await agents[1].knows(expected | {f"{1:016x}": "left"})

@@ -247,14 +247,13 @@ class AgentSide:
 
     def rows(self) -> list[dict[str, Any]]:
         if not self._members:
-            return [row(as_member(self._hello(), "alive", self._since_unix_s), "agent", self._handler.load())]
+            return [row(as_member(self._hello(), "alive", self._since_unix_s), "agent")]
         rows = []
-        own = self._hello().node
         for node, member in self._members.items():
             role = "coordinator" if node == self._coordinator_node else "agent"
             away = role == "coordinator" and not self.connected
             seen = msgspec.structs.replace(member, state="suspect") if away else member
-            rows.append(row(seen, role, self._handler.load() if node == own else None))
+            rows.append(row(seen, role))
         return rows
 
     # ---- the end

@@ -66,7 +66,6 @@ class CoordinatorSide:
         self._timing = timing
         self._since_unix_s = time.time()
         self._links: dict[int, Link] = {}
-        self._loads: dict[int, p.Heartbeat] = {}
         # The number of each member's latest change, in rising order; and how far each link was told.
         self._changes: dict[int, int] = {}
         self._told: dict[int, int] = {}
@@ -119,8 +118,6 @@ class CoordinatorSide:
         if isinstance(message, p.Leaving):
             self._perform(self._table.leave(node, self._loop.time()))
             return
-        if isinstance(message, p.Heartbeat):
-            self._loads[node] = message
         self._handler.from_node(node, message)
 
     def _gone(self, node: int, link: Link, error: Exception | None) -> None:
@@ -171,7 +168,6 @@ class CoordinatorSide:
 
     def _end(self, node: int) -> None:
         self._close_link(node)
-        self._loads.pop(node, None)
         self._told.pop(node, None)
         self._changed(node)
 
@@ -207,9 +203,9 @@ class CoordinatorSide:
         return as_member(member.hello, member.state.value, since_unix_s)
 
     def rows(self) -> list[dict[str, Any]]:
-        agents = [row(self._member(node), "agent", self._loads.get(node)) for node in sorted(self._table.members)]
+        agents = [row(self._member(node), "agent") for node in sorted(self._table.members)]
         own = as_member(self._hello(), "alive", self._since_unix_s)
-        return [row(own, "coordinator", self._handler.load()), *agents]
+        return [row(own, "coordinator"), *agents]
 
     def close(self) -> None:
         self._closed = True
