@@ -1,4 +1,4 @@
-"""Tasks end one after the other: leaves, middles, the root; its partial goes to the top, the top's model is the next."""
+"""Tasks end one after the other: leaves, middles, the root; its partial goes to the top, which makes the next model."""
 
 from __future__ import annotations
 

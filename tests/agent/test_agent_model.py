@@ -197,7 +197,7 @@ def test_what_is_fetched_for_a_job_that_is_over_is_freed_when_the_gateway_is_thr
 
 
 def test_with_the_gateway_all_readings_and_fetches_end() -> None:
-    scene, key = fetching()
+    scene, _ = fetching()
     assert scene.handle(gm.GatewayLost(), at=2.0) == [gm.GatewayLost()]
     assert (scene.slot.state, scene.slot.wanting, scene.arena.objects) == (SlotState.ELSEWHERE, {}, {})
     other = Scene()
