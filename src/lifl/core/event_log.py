@@ -174,15 +174,27 @@ class Recording(NamedTuple):
         found = snapshot.unpack(data)
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise RemoteFault(f"this is no recording of format {FORMAT}; replay it with the version that wrote it")
-        return cls(snapshot.Snapshot(found["state"]), found["entries"])
+        entries = found.get("entries")
+        if not isinstance(entries, list) or not all(isinstance(entry, Entry) for entry in entries):
+            raise RemoteFault("the record is damaged: it has no events")
+        return cls(snapshot.Snapshot(found.get("state")), entries)
 
     def replay(self) -> int:
-        """Handle all events again; return how many.  Raise `LocalFault` at the first that leads to other effects."""
+        """Handle all events again; return how many.  Raise `LocalFault` at the first that leads to other effects.
+
+        Raise `RemoteFault` when the state is not that of an engine.
+        """
         engine = snapshot.restore(self.state)
-        store: ReplayStore = engine.agent.quota.store
+        try:
+            store: ReplayStore = engine.agent.quota.store
+        except AttributeError as error:
+            raise RemoteFault(f"the record is damaged: {error}") from error
         for number, entry in enumerate(self.entries):
             store.answers = iter(entry.answers)
-            shapes = engine.replayed(entry.event, entry.now)
+            try:
+                shapes = engine.replayed(entry.event, entry.now)
+            except (ValueError, TypeError, AttributeError, LookupError) as error:  # an answer to another question
+                raise LocalFault(f"event {number}, {entry.event!r:.200}, ends otherwise: {error!r}") from error
             if shapes != entry.shapes:
                 raise LocalFault(f"event {number}, {entry.event!r:.200}, led to {entry.shapes}, replayed to {shapes}")
         return len(self.entries)

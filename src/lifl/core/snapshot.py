@@ -6,13 +6,13 @@ holds is looked at only if its first element is not such a value, or a tuple: ou
 each, but a tuple's last place may be empty.  So the cost goes with the number of mutable objects, hardly with that of
 clients.
 
-`pack` and `unpack` turn a copy into msgpack and back.  Classes are named by their module, and only those of `lifl.core`
-are restored: a file can make no other code run.
+`pack` and `unpack` turn a copy into msgpack and back.  Classes are named by their module, and only those that `lifl.core`
+itself defines are restored: a file can make no other code run.
 """
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 from enum import Enum
 from importlib import import_module
@@ -32,7 +32,6 @@ _CONTAINERS: dict[str, Callable[[], Any]] = {
     "set": set,
     "deque": deque,
     "counter": Counter,
-    "ordered": OrderedDict,
     "defaultdict": lambda: defaultdict(dict),
 }
 _CONTAINER_NAMES: dict[type, str] = {
@@ -41,7 +40,6 @@ _CONTAINER_NAMES: dict[type, str] = {
     set: "set",
     deque: "deque",
     Counter: "counter",
-    OrderedDict: "ordered",
     defaultdict: "defaultdict",
 }
 
@@ -95,8 +93,15 @@ def take(root: Any, left_out: type) -> Snapshot:
 
 
 def restore(snapshot: Snapshot) -> Any:
-    """Return a new root like the one that was copied."""
-    shells = [_shell(name, content) for name, content in snapshot.objects]
+    """Return a new root like the one that was copied.  Raise `RemoteFault` when the copy is damaged."""
+    try:
+        return _restored(snapshot.objects)
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        raise RemoteFault(f"the record is damaged: {error!r}") from error
+
+
+def _restored(objects: list[tuple[str, Any]]) -> Any:
+    shells = [_shell(name, content) for name, content in objects]
 
     def real(value: Any) -> Any:
         if isinstance(value, Ref):
@@ -105,7 +110,7 @@ def restore(snapshot: Snapshot) -> Any:
             return _like(value, [real(item) for item in value])
         return value
 
-    for shell, (name, content) in zip(shells, snapshot.objects, strict=True):
+    for shell, (name, content) in zip(shells, objects, strict=True):
         if content is None:
             continue
         if name not in _CONTAINERS:
@@ -132,6 +137,8 @@ def _is_mutable(value: Any) -> bool:
     if kind in _SCALARS:
         return False
     if kind in _CONTAINER_NAMES:
+        if kind is defaultdict and value.default_factory is not dict:
+            raise LocalFault(f"a defaultdict that makes a {value.default_factory} cannot be copied")
         return True
     if isinstance(value, _IMMUTABLE):
         return False
@@ -166,16 +173,20 @@ def _name(cls: type) -> str:
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
-def _class(name: str) -> Any:
-    module, _, qualname = name.partition(":")
-    if not module.startswith(PACKAGE):
+def _class(name: str, base: type = object) -> Any:
+    """Return the class of this name, below `base`.  Raise `RemoteFault` unless `lifl.core` defines it."""
+    module, _, qualname = str(name).partition(":")
+    found: Any = None
+    if module.startswith(PACKAGE):
+        try:
+            found = import_module(module)
+            for part in qualname.split("."):
+                found = getattr(found, part)
+        except (ImportError, AttributeError) as error:
+            raise RemoteFault(f"a record names the class {name!r}, which this version does not have") from error
+    # What a module of ours has imported is not ours, nor is a function a class.
+    if not (isinstance(found, type) and found.__module__.startswith(PACKAGE) and issubclass(found, base)):
         raise RemoteFault(f"a record names the class {name!r}, which is none of LIFL's decisions")
-    try:
-        found: Any = import_module(module)
-        for part in qualname.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise RemoteFault(f"a record names the class {name!r}, which this version does not have") from error
     return found
 
 
@@ -192,7 +203,7 @@ def unpack(data: bytes) -> Any:
     """Return what `pack` was given.  Raise `RemoteFault` when the bytes are no such thing."""
     try:
         return _built(msgpack.unpackb(data, strict_map_key=False))
-    except (ValueError, TypeError, KeyError, IndexError, msgpack.exceptions.UnpackException) as error:
+    except (ValueError, TypeError, LookupError, RecursionError, msgpack.exceptions.UnpackException) as error:
         raise RemoteFault(f"the record is damaged: {error!r}") from error
 
 
@@ -222,14 +233,14 @@ def _built(value: Any) -> Any:
     kind, *rest = value
     match kind:
         case "enum":
-            return _class(rest[0])[rest[1]]
+            return _class(rest[0], Enum)[rest[1]]
         case "raw":
-            return msgspec.Raw(rest[0])
+            return msgspec.Raw(memoryview(rest[0]))
         case "struct":
-            return _class(rest[0])(*map(_built, rest[1]))
+            return _class(rest[0], msgspec.Struct)(*map(_built, rest[1]))
         case "tuple":
             items = [_built(item) for item in rest[1]]
-            return _class(rest[0])(*items) if rest[0] else tuple(items)
+            return _class(rest[0], tuple)(*items) if rest[0] else tuple(items)
         case "dict":
             return {_built(key): _built(item) for key, item in rest[0]}
         case "frozenset":
