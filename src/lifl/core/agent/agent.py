@@ -98,8 +98,12 @@ class Agent:
 
     def _close_job(self, order: o.CloseJob) -> None:
         self._free_orphans(order.number)
-        replica = self.replicas.pop(order.number, None)
+        self._close(order.number)
+
+    def _close(self, number: int) -> None:
+        replica = self.replicas.pop(number, None)
         if replica is not None:
+            self.uploads.close(replica)
             self.models.close(replica)
 
     def _free_orphans(self, number: int) -> None:
@@ -121,7 +125,7 @@ class Agent:
     def _life_ended(self, _event: ev.LifeEnded) -> None:
         """Drop all jobs: what this node was to do is done elsewhere."""
         for number in list(self.replicas):
-            self.models.close(self.replicas.pop(number))
+            self._close(number)
 
     def _leave(self, _event: ev.Leaving) -> None:
         """Send the clients to other nodes; partials still go to the top."""

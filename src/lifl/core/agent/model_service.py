@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from lifl.core.agent.job_replica import JobReplica
+from lifl.core.agent.model_slot import ModelSlot
 from lifl.core.agent.quota import Quota
 from lifl.core.errors import LocalFault
 from lifl.core.ids import Key
@@ -25,22 +27,30 @@ class ModelService:
         self._turn = turn
         self._quota = quota
         self._unwanted: set[Key] = set()  # objects of fetches whose job is over; the gateway is still at them
+        self._read: list[ModelSlot] = []  # of jobs that are over: the gateway still sends their models
         self._retry_at_s = math.inf
 
     def want(self, event: gm.WantModel) -> None:
         """Serve the model that a round starts from to a client, or to another node."""
         replica = next((each for each in self._replicas.values() if each.spec.name == event.job), None)
         if replica is None or not replica.slot.open or replica.slot.round != event.round - 1:
-            text = f"the model of round {event.round} is not here any more; wait for the next selection"
-            refusal = cm.Refusal("round-over", "round", text, event.job, event.round)
-            self._turn.emit(gm.TellClient(event.conn, cm.packed(refusal)))
+            self._refuse(event.conn, event.job, event.round)
             return
         replica.slot.wanting[event.conn] = event.round
         replica.slot.serve()
 
+    def _refuse(self, conn: int, job: str, round_: int) -> None:
+        text = f"the model of round {round_} is not here any more; wait for the next selection"
+        refusal = cm.Refusal("round-over", "round", text, job, round_)
+        self._turn.emit(gm.TellClient(conn, cm.packed(refusal)))
+
     def sent(self, event: gm.ModelSent) -> None:
         """End one reading of a model."""
         key = Key.unpack(event.key)
+        for slot in self._read:
+            if slot.unpin(key):
+                self._read = [each for each in self._read if each.pins]
+                return
         for replica in self._replicas.values():
             if replica.slot.unpin(key):
                 for branch in replica.branches():
@@ -63,10 +73,14 @@ class ModelService:
             self._retry_at_s = self._turn.now + FETCH_RETRY_S
 
     def close(self, replica: JobReplica) -> None:
-        """End a job here; what the gateway fetches for it is freed when the gateway is through with it."""
+        """End a job here; what the gateway fetches for it, or sends of it, is freed when it is through with that."""
+        for conn, round_ in replica.slot.wanting.items():
+            self._refuse(conn, replica.spec.name, round_)
         fetching = replica.close()
         if fetching is not None:
             self._unwanted.add(fetching)
+        if replica.slot.pins:
+            self._read.append(replica.slot)
 
     def client_left(self, conn: int) -> None:
         """Forget what a connection waits for."""
@@ -78,6 +92,9 @@ class ModelService:
         for key in self._unwanted:
             self._quota.free(key)
         self._unwanted.clear()
+        for slot in self._read:
+            slot.unpin_sent(Counter())
+        self._read = []
         self._retry_at_s = math.inf
         for replica in self._replicas.values():
             if replica.slot.fetching is not None:
@@ -104,3 +121,5 @@ class ModelService:
         wanted = {replica.slot.fetching for replica in self._replicas.values()} & self._unwanted
         if wanted:
             yield f"models are both fetched and unwanted: {wanted}"
+        if not all(slot.pins.keys() == slot.doomed for slot in self._read):
+            yield "the model of a job that is over is kept, and not read; or read, and not to be freed"

@@ -66,8 +66,10 @@ class Uploads:
         """Return whether the grant is done with: it has its slot, or its branch takes nothing more."""
         replica = self._replicas.get(order.number)
         runner = replica.runners.get((order.epoch, order.branch)) if replica is not None else None
-        if runner is None or runner.branch.closed:
+        if replica is None or runner is None or runner.branch.closed:
             self._give_up(order)
+            if replica is not None:  # else it was refused when that was closed
+                self._refuse(order, replica.spec.name)
             return True
         try:
             key, packed = runner.admit(order)
@@ -77,6 +79,19 @@ class Uploads:
         self._turn.emit(gm.Granted(order.conn, key.pack(), packed))
         runner.prepare()
         return True
+
+    def _refuse(self, order: o.Grant, job: str) -> None:
+        """Answer a grant that comes to nothing: the gateway takes nothing else from its connection before that."""
+        number = round_of(order.epoch)
+        text = f"round {number} of job {job!r} takes no more updates; wait for the next selection"
+        refusal = cm.Refusal("round-over", "round", text, job, number)
+        self._turn.emit(gm.TellClient(order.conn, cm.packed(refusal)))
+
+    def close(self, replica: JobReplica) -> None:
+        """Take the updates of a job that ends here out of the line for room."""
+        for order in [order for order in self.waiting if order.number == replica.spec.number]:
+            self.waiting.remove(order)
+            self._refuse(order, replica.spec.name)
 
     def settle(self) -> None:
         """Give those that wait for room what there is."""

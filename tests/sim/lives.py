@@ -1,0 +1,73 @@
+"""The lives that the tests live, each by its seed, and what is told of one that fails."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from sim_jobs import JobPlan, SimJob
+from simulator import Cluster
+
+STEPS = 3000
+KIB, MIB = 1024, 1024 * 1024
+MODEL_BYTES = (KIB, KIB, 64 * KIB, MIB, 16 * MIB, 64 * MIB)
+"""Those of 16 MiB and more are large enough for a top to go along with their last updates."""
+ROOMY = 20
+
+
+def make(seed: int, hosts: int = 1, **named: Any) -> Cluster:
+    """Return the life of this seed, at its beginning."""
+    rng = random.Random(seed)
+    jobs = rng.choice([1, 1, 2, 3])
+    plans = [_plan(rng, f"j{number}", small=jobs > 1) for number in range(1, jobs + 1)]
+    needs = [SimJob(1, plan).spec.bytes_min() for plan in plans]
+    arena_bytes = rng.choice([ROOMY * sum(needs), max(needs), sum(needs)])
+    return Cluster(seed, plans, -(-arena_bytes // 4096) * 4096, rng.choice([0.0, 0.01, 0.05]), hosts, **named)
+
+
+def _plan(rng: random.Random, name: str, small: bool) -> JobPlan:
+    goal = rng.choice([1, 2, 3, 5] if small else [1, 2, 3, 5, 8, 17])
+    config = {
+        "job": {"name": name, "rounds": rng.choice([1, 2, 3])},
+        "model": {"path": f"/m/{name}"},
+        "selection": {
+            "clients_per_round": goal,
+            "over_provision": rng.choice([1.0, 1.3, 2.0]),
+            "quorum": rng.randint(1, goal),
+            "deadline_s": rng.choice([1.0, 50.0, 50.0]),
+            "attempts": 5,
+        },
+        "aggregation": {
+            "fan_in": rng.choice([1, 2, 3]),
+            "middle_fan_in": rng.choice([2, 3, 8]),
+            "timing": rng.choice(["eager", "lazy"]),
+            "replan_interval_s": rng.choice([0.5, 1000.0]),
+            "placement": rng.choice(["best-fit", "worst-fit", "worst-fit"]),
+        },
+    }
+    return JobPlan(config, rng.choice(MODEL_BYTES), max(goal, int(goal * rng.choice([1, 1.5, 2.0]))))
+
+
+def live(seed: int, hosts: int) -> Cluster:
+    """Live a whole life; of one that fails say how to see it again, and where its recordings are."""
+    cluster = make(seed, hosts)
+    try:
+        cluster.run(STEPS)
+    except Exception as error:
+        files = ", ".join(map(str, write_recordings(cluster)))
+        again = f"`make sim SEED={seed} HOSTS={hosts}` tells how it came"
+        raise AssertionError(f"seed {seed} on {hosts} hosts: {error!r}; {again}; recordings: {files}") from error
+    return cluster
+
+
+def write_recordings(cluster: Cluster) -> list[Path]:
+    """Write what each engine has recorded to a file (`make sim RECORDING=FILE` tells it), and return the files."""
+    folder = Path(tempfile.mkdtemp(prefix=f"lifl-sim-{cluster.seed}-"))
+    files = []
+    for host in cluster.hosts.values():
+        if host.engine is not None:
+            files.append(folder / f"host{host.number}.recording")
+            files[-1].write_bytes(host.engine.recording().pack())
+    return files
