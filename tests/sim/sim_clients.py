@@ -160,8 +160,8 @@ class Clients:
 
     # ---- what they are told ----------------------------------------------------------------------------------------
 
-    def told(self, host: Host, client: SimClient, message: Any) -> None:
-        """Let a trainer hear a message."""
+    def told(self, host: Host, client: SimClient, conn: int, message: Any) -> None:
+        """Let a trainer hear a message over one of its connections."""
         if isinstance(message, cm.JobOver):
             client.done, client.submitting, client.awaiting = True, None, None
             client.held.clear()
@@ -188,5 +188,10 @@ class Clients:
                     counted = client.job.commits[message.round][client.title] == 1
                     must(counted, "counted-once", f"{client.title} was told counted, and is not in the model")
                 client.settled(message.round)
-            case cm.Refusal():
-                client.submitting = (message.round, message.field) if message.code == "use-gateway" else None
+            case cm.Refusal(code, field, _, _, number):
+                if code == cm.USE_GATEWAY:
+                    client.submitting = (number, field)
+                elif number >= 0 and conn == client.conn:
+                    client.submitting = None
+                elif number >= 0:  # another node's gateway knows less than its own
+                    client.submitting = (number, "")

@@ -42,7 +42,7 @@ class Gateways:
                 self._answered(host, conn, cm.unpacked(raw))
                 client = host.by_conn.get(conn)
                 if client is not None:
-                    self._cluster.clients.told(host, client, cm.unpacked(raw))
+                    self._cluster.clients.told(host, client, conn, cm.unpacked(raw))
                 elif conn < 0:
                     self._transfer_answered(conn, cm.unpacked(raw))
             case gm.Granted(conn, packed, member):
