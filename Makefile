@@ -3,6 +3,8 @@
 # make test         ruff, mypy and all tests           (ARGS="-k arena" is handed to pytest)
 # make test-loads   all tests three times: on the machine as it is, with all cores kept busy, and on one core
 # make sim SEED=17  one life of the simulated cluster, told event by event   (HOSTS=1: of a single node)
+# make sim RECORDING=FILE  what `lifl debug record` or a failing life has written, replayed event by event
+# make sim-long LIVES=100000  as many lives, in all cores; the failing seeds at the end   (FIRST=0)
 # make bench        LIFL beside serverful and serverless aggregation, Flower and NVFlare; writes bench/results/REPORT.md
 # make bench-quick  the same with small sizes: that all of it runs and is right
 # make bench-node   the benchmark of one node
@@ -25,7 +27,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 /usr/bin/pyt
 MAY_INSTALL = [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 APT_INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
-.PHONY: setup demo demo-cluster test test-loads lint sim bench bench-quick bench-node bench-cluster clean
+.PHONY: setup demo demo-cluster test test-loads lint sim sim-long bench bench-quick bench-node bench-cluster clean
 
 setup: $(READY)
 
@@ -75,8 +77,11 @@ test-loads: $(READY)
 	@$(BIN)/python tests/loads.py $(TEST_FLAGS) $(ARGS)
 
 sim: $(READY)
-	@test -n "$(SEED)" || { echo "which life?  make sim SEED=17 [HOSTS=3]"; exit 2; }
-	@$(BIN)/python tests/sim/replay.py --seed $(SEED) --hosts $(or $(HOSTS),3)
+	@test -n "$(SEED)$(RECORDING)" || { echo "which life?  make sim SEED=17 [HOSTS=3], or RECORDING=FILE"; exit 2; }
+	@$(BIN)/python tests/sim/replay.py $(if $(RECORDING),--recording $(RECORDING),--seed $(SEED) --hosts $(or $(HOSTS),3))
+
+sim-long: $(READY)
+	@$(BIN)/python tests/sim/long_run.py --lives $(or $(LIVES),100000) --first $(or $(FIRST),0)
 
 # What LIFL is compared with; what cannot be installed is said, and again in the report.
 $(BENCH_READY): $(READY) bench/debian.sh $(wildcard bench/rivals.sh)

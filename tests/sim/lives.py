@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from sim_arena import PAGE_BYTES
 from sim_jobs import JobPlan, SimJob
 from simulator import Cluster
 
@@ -15,20 +16,31 @@ KIB, MIB = 1024, 1024 * 1024
 MODEL_BYTES = (KIB, KIB, 64 * KIB, MIB, 16 * MIB, 64 * MIB)
 """Those of 16 MiB and more are large enough for a top to go along with their last updates."""
 ROOMY = 20
+STYLES = ("any", "any", "any", "any", "crowded", "stormy")
 
 
-def make(seed: int, hosts: int = 1, **named: Any) -> Cluster:
-    """Return the life of this seed, at its beginning."""
+def make(seed: int, hosts: int = 1, style: str = "", **named: Any) -> Cluster:
+    """Return the life of this seed, at its beginning.
+
+    Lives of one `style` only: ``crowded`` (nothing fails, and several jobs want room at once), ``stormy`` (one job, and
+    a fault every few steps).
+    """
     rng = random.Random(seed)
-    jobs = rng.choice([1, 1, 2, 3])
-    plans = [_plan(rng, f"j{number}", small=jobs > 1) for number in range(1, jobs + 1)]
+    style = style or rng.choice(STYLES)
+    crowded, stormy = style == "crowded", style == "stormy"
+    jobs = 1 if stormy else rng.choice([2, 3] if crowded else [1, 1, 2, 3])
+    plans = [_plan(rng, f"j{number}", jobs, style) for number in range(1, jobs + 1)]
     needs = [SimJob(1, plan).spec.bytes_min() for plan in plans]
-    arena_bytes = rng.choice([ROOMY * sum(needs), max(needs), sum(needs)])
-    return Cluster(seed, plans, -(-arena_bytes // 4096) * 4096, rng.choice([0.0, 0.01, 0.05]), hosts, **named)
+    arenas = [1.2 * max(needs), sum(needs)] if crowded else [ROOMY * sum(needs), max(needs), sum(needs)]
+    arena_bytes = -(-int(rng.choice(arenas)) // PAGE_BYTES) * PAGE_BYTES
+    faults = {"crowded": 0.0, "stormy": 0.03}.get(style, rng.choice([0.0, 0.01, 0.05]))
+    return Cluster(seed, plans, arena_bytes, faults, hosts, **named)
 
 
-def _plan(rng: random.Random, name: str, small: bool) -> JobPlan:
-    goal = rng.choice([1, 2, 3, 5] if small else [1, 2, 3, 5, 8, 17])
+def _plan(rng: random.Random, name: str, jobs: int, style: str) -> JobPlan:
+    goals = {"crowded": [5, 8], "stormy": [8, 17]}.get(style, [1, 2, 3, 5] if jobs > 1 else [1, 2, 3, 5, 8, 17])
+    models = {"crowded": MODEL_BYTES[-1:]}.get(style, MODEL_BYTES)
+    goal = rng.choice(goals)
     config = {
         "job": {"name": name, "rounds": rng.choice([1, 2, 3])},
         "model": {"path": f"/m/{name}"},
@@ -36,7 +48,7 @@ def _plan(rng: random.Random, name: str, small: bool) -> JobPlan:
             "clients_per_round": goal,
             "over_provision": rng.choice([1.0, 1.3, 2.0]),
             "quorum": rng.randint(1, goal),
-            "deadline_s": rng.choice([1.0, 50.0, 50.0]),
+            "deadline_s": rng.choice([1.0, 50.0, 50.0] if style == "any" else [50.0]),
             "attempts": 5,
         },
         "aggregation": {
@@ -47,7 +59,7 @@ def _plan(rng: random.Random, name: str, small: bool) -> JobPlan:
             "placement": rng.choice(["best-fit", "worst-fit", "worst-fit"]),
         },
     }
-    return JobPlan(config, rng.choice(MODEL_BYTES), max(goal, int(goal * rng.choice([1, 1.5, 2.0]))))
+    return JobPlan(config, rng.choice(models), max(goal, int(goal * rng.choice([1, 1.5, 2.0]))))
 
 
 def live(seed: int, hosts: int) -> Cluster:

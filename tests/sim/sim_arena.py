@@ -115,5 +115,7 @@ class SimStore:
                 return f"{key} at {offset} begins before the one in front of it ends, at {end}"
             end, used = offset + thing.nbytes, used + thing.nbytes
         if end > self.nbytes or used != self.used_bytes:
-            return f"objects of {used} bytes, to {end}, are {self.used_bytes} by the allocator, and it has {self.nbytes}"
+            return (
+                f"objects of {used} bytes, to {end}, are {self.used_bytes} by the allocator, and it has {self.nbytes}"
+            )
         return ""

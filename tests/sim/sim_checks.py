@@ -7,7 +7,7 @@ from __future__ import annotations
 
 CHECKS = {
     "counted-once": "a committed model has the update of each of its members exactly once, and no other",
-    "accepted-survives": "what was told ACCEPTED is in the arena or the ledger until it counts or expires with a reason",
+    "accepted-survives": "what was told ACCEPTED is in arena or ledger until it counts, or expires with a reason",
     "one-commit": "a round of a job is committed at most once",
     "commit-order": "rounds are committed in their order",
     "rows-first": "what a round was made of is there until its row is written",
@@ -21,7 +21,7 @@ CHECKS = {
     "jobs-apart": "a job ends as it should, whatever becomes of others",
     "cancel-frees": "a cancelled job is over at once, and its room free as soon as no process can touch it",
     "begun-ends": "where nothing fails no round fails: its reservation lets it end",
-    "partial-once": "a task takes an input once, and no more of them than it expects",
+    "partial-once": "a top takes the partial of an update once, however often it is offered",
     "epoch-fence": "a task takes only what was made for its own attempt at its own round",
     "same-replay": "the recorded events lead to the same effects once more",
     "books": "all books of an engine agree with each other",

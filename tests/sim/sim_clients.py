@@ -172,7 +172,7 @@ class Clients:
             case cm.Selected():
                 client.submitting = (message.round, message.gateway)
                 client.wants_model = self._cluster.rng.random() < WANTS_MODEL
-                if client.awaiting is None and self._cluster.faults.declines():
+                if client.awaiting is None and not client.waits_for_answer and self._cluster.faults.declines():
                     self._leave(client)
             case cm.Accepted():
                 client.held.add(message.round)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FREEZE_S = (0.1, 30.0)
 JUMP_S = (60.0, 900.0)
+CANCELS = 0.3
 NO_JOB = "no-such-job"
 
 
@@ -45,16 +46,20 @@ class Faults:
         return self._cluster.rng.random() < self.chance * times
 
     def dies(self) -> bool:
-        """Return whether a process dies at this place."""
-        return self._drawn(1.0)
+        """Return whether a worker dies at this place."""
+        return self._drawn(2.0)
+
+    def dies_unheard(self) -> bool:
+        """Return whether a worker dies before the daemon has heard of what it has sealed and sent on."""
+        return self._drawn(4.0)
 
     def daemon_dies(self) -> bool:
         """Return whether the coordinating daemon is killed between two effects."""
-        return self._drawn(0.5)
+        return self._drawn(0.25)
 
     def row_fails(self) -> bool:
         """Return whether a row cannot be written, of which the daemon dies."""
-        return self._drawn(0.2)
+        return self._drawn(0.1)
 
     def task_fails(self) -> bool:
         """Return whether the user's rule raises."""
@@ -91,21 +96,21 @@ class Faults:
         kind = rng.random()
         if host.engine is None:
             cluster.lives.link(host)
-        elif kind < 0.40:
+        elif kind < 0.35:
             if host.workers:
                 cluster.workers.kill(host, rng.choice(list(host.workers.values())))
-        elif kind < 0.60:
+        elif kind < 0.50:
             self._disconnect_one(host)
-        elif kind < 0.68:
+        elif kind < 0.58:
             cluster.lives.kill_gateway(host)
-        elif kind < 0.80:
+        elif kind < 0.68:
             self._freeze(host)
-        elif kind < 0.83:
+        elif kind < 0.71:
             self.jump()
-        elif kind < 0.90:
+        elif kind < 0.80:
             self._user()
         else:
-            self._host_fails(host, kind)
+            self._host_fails(host)
         return True
 
     def _disconnect_one(self, host: Host) -> None:
@@ -129,13 +134,14 @@ class Faults:
         if cluster.rng.random() < 0.5:
             cluster.tick()
 
-    def _host_fails(self, host: Host, kind: float) -> None:
+    def _host_fails(self, host: Host) -> None:
         cluster = self._cluster
+        kind = cluster.rng.random()
         if host is cluster.home:
             cluster.lives.crash()
-        elif host.linked and kind < 0.94:
+        elif host.linked and kind < 0.4:
             cluster.lives.unlink(host)
-        elif host.linked and kind < 0.96:
+        elif host.linked and kind < 0.55:
             host.leaving = True
             cluster.handle(host, ev.Leaving())
         else:
@@ -146,7 +152,7 @@ class Faults:
     def _user(self) -> None:
         """Cancel a job (also one that is over, or unknown), or submit one that must be refused."""
         cluster, rng = self._cluster, self._cluster.rng
-        if rng.random() < 0.5:
+        if rng.random() < CANCELS:
             name = rng.choice([*cluster.jobs, NO_JOB])
             self.cancel(name)
             if rng.random() < 0.3:

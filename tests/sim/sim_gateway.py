@@ -70,9 +70,9 @@ class Gateways:
     @staticmethod
     def _answered(host: Host, conn: int, message: Any) -> None:
         """End the question of a connection, as `node/gateway/grant_waiter.py` does."""
-        if isinstance(message, cm.Accepted | cm.Busy | cm.Refusal):
-            if host.questions.get(conn) == (message.job, message.round):
-                del host.questions[conn]
+        answers = isinstance(message, cm.Accepted | cm.Busy | cm.Refusal)
+        if answers and host.questions.get(conn) == (message.job, message.round):
+            del host.questions[conn]
 
     def _granted(self, host: Host, conn: int, key: Key, member: bytes) -> None:
         host.questions.pop(conn, None)
@@ -167,7 +167,8 @@ class Gateways:
         if host is None or host.engine is None or key not in host.store.things:
             return
         if host.store.things[key].kind is Kind.PARTIAL:
-            error = "" if isinstance(message, cm.Accepted) else "refused"
+            heard = isinstance(message, cm.Accepted) and not self._cluster.faults.loses()
+            error = "" if heard else "lost"
             host.to_daemon.append(gm.CarryEnded(key.pack(), error, 1))
         else:
             host.to_daemon.append(gm.FetchEnded(key.pack(), "refused", 0))

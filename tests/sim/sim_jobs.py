@@ -45,6 +45,7 @@ class SimJob:
         self.refused = False
         self.cancelled = False
         self.excuse = ""  # why it may fail: what was done to it
+        self.unheard = False  # a node has told a failure of it to nobody: a known fault, it may never end
         self.rounds: dict[tuple[int, int], tuple[str, dict[str, Any]]] = {}  # rows by round and attempt
         self.commits: dict[int, Counter[str]] = {}
 
@@ -73,7 +74,7 @@ class Disk:
 
     def __init__(self, jobs: Mapping[str, SimJob], calm: bool) -> None:
         self._jobs = jobs
-        self._calm = calm  # nothing fails, and no round is short of clients
+        self.calm = calm  # nothing fails, and no round is short of clients
         self.files: dict[str, Counter[str]] = {}
 
     def save_job(self, effect: fx.SaveJob) -> None:
@@ -96,7 +97,7 @@ class Disk:
             self._look_at_commit(job, effect, home)
         elif effect.status == "failed":  # what was accepted has expired, with a reason
             reason = effect.fields["reason"]
-            must(not self._calm, "begun-ends", f"round {number} of job {job.name!r} failed: {reason}")
+            must(not self.calm, "begun-ends", f"round {number} of job {job.name!r} failed: {reason}")
             for client in job.clients.values():
                 client.settled(number)
         job.rounds[number, effect.attempt] = (effect.status, effect.fields)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from sim_jobs import SimJob
     from simulator import Cluster
 
+SLOW_S = 0.5
+
 
 class Lives:
     """Ends and begins what runs on hosts."""
@@ -41,12 +43,16 @@ class Lives:
             cluster.handle(host, ev.CoordinatorUp(stranger=False))
 
     def unlink(self, host: Host) -> None:
-        """Break the connection: what was on its way on it is lost."""
+        """Break the connection: what was on its way on it is lost; what its gateway sends may come later."""
         self._cut(host)
+        if self._cluster.rng.random() < 0.3:
+            host.frozen_until = self._cluster.now + SLOW_S
         self._cluster.handle(self._cluster.home, ev.NodeSuspect(host.number, True))
 
     def _cut(self, host: Host) -> None:
         host.linked = False
+        for report in host.reports:
+            self._cluster.report_lost(report)
         host.orders.clear()
         host.reports.clear()
         self._cluster.handle(host, ev.CoordinatorDown())

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 WANTED = {"leaf": (Kind.UPDATE,), "top": (Kind.UPDATE, Kind.PARTIAL), "middle": (Kind.PARTIAL,)}
 
+SLOW_FILES, SLOW_S = 0.1, 0.5
+"""Of so many files all else comes first."""
+
 
 class SimWorker:
     """One process.  `file`: the load or checkpoint that it is at; nothing else happens meanwhile."""
@@ -106,17 +109,22 @@ class Workers:
                     del worker.tasks[message.address]
                 worker.out.append(wm.TaskDropped(message.address, message.attempt))
             case wm.Load():
-                worker.file = message
+                self._begin_file(worker, message)
             case wm.Checkpoint():
                 if self._readable(host, message) is None:
                     worker.fail(message, "an object is gone", retry=True)
                 else:
-                    worker.file = message
+                    self._begin_file(worker, message)
             case wm.Retire():
                 assert not worker.tasks
                 self.kill(host, worker)
 
     # ---- files -----------------------------------------------------------------------------------------------------
+
+    def _begin_file(self, worker: SimWorker, message: wm.Load | wm.Checkpoint) -> None:
+        worker.file = message
+        if self._cluster.rng.random() < SLOW_FILES:
+            worker.frozen_until = self._cluster.now + SLOW_S
 
     def _readable(self, host: Host, message: wm.Checkpoint) -> Thing | None:
         """Return the model of a checkpoint; it may only be gone when the job is."""
@@ -193,7 +201,7 @@ class Workers:
         expect = worker.expect[address]
         if len(seen) < expect:
             return
-        must(len(seen) == expect, "partial-once", f"the {task.role} at {address} got {len(seen)} inputs of {expect}")
+        must(len(seen) == expect, "counted-once", f"the {task.role} at {address} got {len(seen)} inputs of {expect}")
         things = host.store.things
         output = things[Key.unpack(task.output)]
         assert not output.sealed, "an object is sealed twice"
@@ -206,6 +214,10 @@ class Workers:
         if faults.task_fails():
             self._fail(worker, task, "the rule raised ArithmeticError")
             return
+        if task.role == "top":
+            partials = [name for key in seen if things[key].kind is Kind.PARTIAL for name in things[key].content]
+            twice = len(partials) - len(set(partials))
+            must(not twice, "partial-once", f"the top at {address} has partials of {sorted(partials)}")
         for key in seen:
             output.content += things[key].content
             output.members += things[key].members
@@ -216,7 +228,7 @@ class Workers:
             return
         if task.parent:
             self.send_record(host, task.parent, Key.unpack(task.output))
-        if faults.dies():  # between the record and TaskDone
+        if faults.dies_unheard():  # between the record and TaskDone
             self.kill(host, worker)
             return
         worker.out.append(wm.TaskDone(address, task.attempt, 1.0, len(output.members), len(seen), 0.0, 0.0))

@@ -176,13 +176,17 @@ class Recording(NamedTuple):
             raise RemoteFault(f"this is no recording of format {FORMAT}; replay it with the version that wrote it")
         return cls(snapshot.Snapshot(found["state"]), found["entries"])
 
-    def replay(self) -> int:
-        """Handle all events again; return how many.  Raise `LocalFault` at the first that leads to other effects."""
+    def replayed(self) -> Iterator[tuple[Entry, tuple[Shape, ...]]]:
+        """Handle the events again; yield each with the shapes of the effects that it leads to now."""
         engine = snapshot.restore(self.state)
         store: ReplayStore = engine.agent.quota.store
-        for number, entry in enumerate(self.entries):
+        for entry in self.entries:
             store.answers = iter(entry.answers)
-            shapes = engine.replayed(entry.event, entry.now)
+            yield entry, engine.replayed(entry.event, entry.now)
+
+    def replay(self) -> int:
+        """Handle all events again; return how many.  Raise `LocalFault` at the first that leads to other effects."""
+        for number, (entry, shapes) in enumerate(self.replayed()):
             if shapes != entry.shapes:
                 raise LocalFault(f"event {number}, {entry.event!r:.200}, led to {entry.shapes}, replayed to {shapes}")
         return len(self.entries)
