@@ -98,10 +98,7 @@ class Agent:
 
     def _close_job(self, order: o.CloseJob) -> None:
         self._free_orphans(order.number)
-        self._close(order.number)
-
-    def _close(self, number: int) -> None:
-        replica = self.replicas.pop(number, None)
+        replica = self.replicas.pop(order.number, None)
         if replica is not None:
             self.uploads.close(replica)
             self.models.close(replica)
@@ -125,7 +122,7 @@ class Agent:
     def _life_ended(self, _event: ev.LifeEnded) -> None:
         """Drop all jobs: what this node was to do is done elsewhere."""
         for number in list(self.replicas):
-            self._close(number)
+            self._close_job(o.CloseJob(number))
 
     def _leave(self, _event: ev.Leaving) -> None:
         """Send the clients to other nodes; partials still go to the top."""
