@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from agent_scene import EPOCH, NUMBER, Scene, aborted, granted, told
+from agent_scene import EPOCH, NUMBER, Scene, aborted, granted, told, too_late
 
 from lifl.core import effects as fx
 from lifl.core import events as ev
@@ -108,9 +108,9 @@ def test_a_grant_that_comes_too_late_is_given_up(what: str) -> None:
     if what == "closed":
         scene.upload("c1")
         scene.handle(o.CloseBranch(NUMBER, EPOCH, 0))
-        assert scene.grant("c2") == [aborted("c2")]
+        assert scene.grant("c2") == [aborted("c2"), too_late(2)]
     elif what == "no such branch":
-        assert scene.grant("c2", branch=7) == [aborted("c2", branch=7)]
+        assert scene.grant("c2", branch=7) == [aborted("c2", branch=7), too_late(2)]
     else:
         led = scene.handle(o.Grant(9, EPOCH, 0, 2, "c2", 1.0, {}))
         assert led == [aborted("c2", number=9)]
@@ -165,4 +165,4 @@ def test_an_update_of_another_attempt_is_of_another_branch() -> None:
     scene = Scene()
     scene.has_model()
     scene.has_branch(1)
-    assert scene.grant("c1", epoch=epoch_of(1, 2)) == [aborted("c1", epoch=epoch_of(1, 2))]
+    assert scene.grant("c1", epoch=epoch_of(1, 2)) == [aborted("c1", epoch=epoch_of(1, 2)), too_late(1)]

@@ -190,7 +190,9 @@ def test_a_client_that_leaves_is_not_sent_what_it_waited_for() -> None:
 @pytest.mark.parametrize("lost", [False, True])
 def test_what_is_fetched_for_a_job_that_is_over_is_freed_when_the_gateway_is_through(lost: bool) -> None:
     scene, key = fetching()
-    assert scene.handle(o.CloseJob(NUMBER)) == [gm.JobForget("j")]
+    text = "the model of round 4 is not here any more; wait for the next selection"
+    refused = told(5, cm.Refusal("round-over", "round", text, "j", 4))
+    assert scene.handle(o.CloseJob(NUMBER)) == [refused, gm.JobForget("j")]
     assert list(scene.arena.objects) == [key]
     assert scene.handle(gm.GatewayLost() if lost else gm.FetchEnded(key.pack(), "", 5))[1:] == []
     assert scene.arena.objects == {}

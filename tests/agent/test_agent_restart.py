@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from agent_scene import EPOCH, LARGE, NUMBER, Scene, aborted, inventory, members, orphan
+from agent_scene import EPOCH, LARGE, NUMBER, Scene, aborted, inventory, members, orphan, too_late
 
 from lifl.core import effects as fx
 from lifl.core import events as ev
@@ -249,4 +249,4 @@ def test_a_partial_that_comes_while_updates_wait_for_room_waits_behind_them() ->
 def test_an_update_of_a_branch_that_is_not_there_any_more_is_given_up() -> None:
     left = Left()
     left.opened()
-    assert left.scene.grant("c1") == [aborted("c1")]
+    assert left.scene.grant("c1") == [aborted("c1"), too_late(1)]

@@ -6,7 +6,7 @@ from collections import deque
 from typing import Any
 
 import pytest
-from agent_scene import LARGE, SCENES, Arena, Scene, orphan
+from agent_scene import SCENES, Arena, Scene, orphan
 
 from lifl.core import effects as fx
 from lifl.core import engine as engine_module

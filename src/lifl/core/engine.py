@@ -88,6 +88,9 @@ class Engine:
             self._log.end(now, event, answers, self._turn.effects)
             story = "\n  ".join(self._log.story(event))
             raise Impossible(f"{fault}; the story of what {type(event).__name__} names:\n  {story}") from fault
+        except Exception:  # whatever it is: without this event the recording would not lead to it
+            self._log.end(now, event, answers, self._turn.effects)
+            raise
         self._log.end(now, event, answers, effects)
         return effects
 
@@ -142,7 +145,7 @@ class Engine:
         """Handle a recorded event; return the shapes of its effects, also of those before a refusal or a fault."""
         try:
             return tuple(map(shape, self._handled(event, now)))
-        except (Refused, LocalFault):
+        except Exception:  # noqa: BLE001 - `handle` has raised the same
             effects, self._turn.effects = self._turn.effects, []
             return tuple(map(shape, effects))
 

@@ -177,12 +177,13 @@ class Recording(NamedTuple):
         entries = found.get("entries")
         if not isinstance(entries, list) or not all(isinstance(entry, Entry) for entry in entries):
             raise RemoteFault("the record is damaged: it has no events")
-        return cls(snapshot.Snapshot(found.get("state")), entries)
+        state: Any = found.get("state")  # `restore` looks at it
+        return cls(snapshot.Snapshot(state), entries)
 
-    def replay(self) -> int:
-        """Handle all events again; return how many.  Raise `LocalFault` at the first that leads to other effects.
+    def replayed(self) -> Iterator[tuple[Entry, tuple[Shape, ...]]]:
+        """Handle the events again; yield each with the shapes of the effects that it leads to now.
 
-        Raise `RemoteFault` when the state is not that of an engine.
+        Raise `RemoteFault` when the state is not that of an engine, `LocalFault` at an event that ends otherwise.
         """
         engine = snapshot.restore(self.state)
         try:
@@ -192,9 +193,13 @@ class Recording(NamedTuple):
         for number, entry in enumerate(self.entries):
             store.answers = iter(entry.answers)
             try:
-                shapes = engine.replayed(entry.event, entry.now)
+                yield entry, engine.replayed(entry.event, entry.now)
             except (ValueError, TypeError, AttributeError, LookupError) as error:  # an answer to another question
                 raise LocalFault(f"event {number}, {entry.event!r:.200}, ends otherwise: {error!r}") from error
+
+    def replay(self) -> int:
+        """Handle all events again; return how many.  Raise as `replayed`, and where the effects differ."""
+        for number, (entry, shapes) in enumerate(self.replayed()):
             if shapes != entry.shapes:
                 raise LocalFault(f"event {number}, {entry.event!r:.200}, led to {entry.shapes}, replayed to {shapes}")
         return len(self.entries)

@@ -101,6 +101,7 @@ class Agent:
         self.uploads.job_over(order.number)
         replica = self.replicas.pop(order.number, None)
         if replica is not None:
+            self.uploads.close(replica)
             self.models.close(replica)
 
     def _free_orphans(self, number: int) -> None:

@@ -32,12 +32,15 @@ class ModelService:
         """Serve the model that a round starts from to a client, or to another node."""
         replica = next((each for each in self._replicas.values() if each.spec.name == event.job), None)
         if replica is None or not replica.slot.open or replica.slot.round != event.round - 1:
-            text = f"the model of round {event.round} is not here any more; wait for the next selection"
-            refusal = cm.Refusal("round-over", "round", text, event.job, event.round)
-            self._turn.emit(gm.TellClient(event.conn, cm.packed(refusal)))
+            self._refuse(event.conn, event.job, event.round)
             return
         replica.slot.wanting[event.conn] = event.round
         replica.slot.serve()
+
+    def _refuse(self, conn: int, job: str, round_: int) -> None:
+        text = f"the model of round {round_} is not here any more; wait for the next selection"
+        refusal = cm.Refusal("round-over", "round", text, job, round_)
+        self._turn.emit(gm.TellClient(conn, cm.packed(refusal)))
 
     def sent(self, event: gm.ModelSent) -> None:
         """End one reading of a model."""
@@ -74,6 +77,8 @@ class ModelService:
 
     def close(self, replica: JobReplica) -> None:
         """End a job here; what the gateway sends or fetches of it is freed when the gateway is through with it."""
+        for conn, round_ in replica.slot.wanting.items():
+            self._refuse(conn, replica.spec.name, round_)
         self._unwanted.update(replica.close())
 
     def client_left(self, conn: int) -> None:

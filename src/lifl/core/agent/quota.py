@@ -82,6 +82,15 @@ class Quota:
         self._account(key, job, self.store.used_bytes - before)
         return key
 
+    def renew(self, key: Key, kind: Kind, epoch: int, data_bytes: int) -> Key:
+        """Return a fresh object in the place of one of the same job and size: nothing that is promised is touched."""
+        job, _ = self._sizes[key]
+        self.free(key)
+        before = self.store.used_bytes
+        fresh = self.store.alloc(kind, job, epoch, data_bytes)
+        self._account(fresh, job, self.store.used_bytes - before)
+        return fresh
+
     def adopt(self, key: Key, job: int) -> None:
         """Take an object that was there before into the account of a job (or of `NO_JOB`), out of any other's."""
         if key in self._sizes:

@@ -73,6 +73,9 @@ class Uploads:
         runner = self._taker(order)
         if runner is None:
             self._give_up(order)
+            replica = self._replicas.get(order.number)
+            if replica is not None:  # else it was refused when that was closed
+                self._refuse(order, replica.spec.name)
             return True
         try:
             key, packed = runner.admit(order)
@@ -82,6 +85,19 @@ class Uploads:
         self._turn.emit(gm.Granted(order.conn, key.pack(), packed))
         runner.prepare()
         return True
+
+    def _refuse(self, order: o.Grant, job: str) -> None:
+        """Answer a grant that comes to nothing: the gateway takes nothing else from its connection before that."""
+        number = round_of(order.epoch)
+        text = f"round {number} of job {job!r} takes no more updates; wait for the next selection"
+        refusal = cm.Refusal("round-over", "round", text, job, number)
+        self._turn.emit(gm.TellClient(order.conn, cm.packed(refusal)))
+
+    def close(self, replica: JobReplica) -> None:
+        """Take the updates of a job that ends here out of the line for room."""
+        for order in [order for order in self.waiting if order.number == replica.spec.number]:
+            self.waiting.remove(order)
+            self._refuse(order, replica.spec.name)
 
     def settle(self) -> None:
         """Give those that wait for room what there is."""
