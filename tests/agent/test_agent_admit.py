@@ -140,7 +140,9 @@ def test_a_client_that_waits_behind_others_may_leave_a_job_that_is_over(leaves: 
     assert len(scene.agent.uploads.waiting) == 2
     led = scene.handle(o.CloseJob(2))
     led += scene.handle(gm.ClientLeft(9, leaves))
-    assert led == [aborted("c9", number=2), gm.JobForget("k"), gm.ClientLeft(9, leaves)]
+    text = "round 1 of job 'k' takes no more updates; wait for the next selection"
+    refused = told(9, cm.Refusal("round-over", "round", text, "k", 1))
+    assert led == [aborted("c9", number=2), refused, gm.JobForget("k"), gm.ClientLeft(9, leaves)]
     assert len(scene.agent.uploads.waiting) == 1
 
 

@@ -98,7 +98,6 @@ class Agent:
 
     def _close_job(self, order: o.CloseJob) -> None:
         self._free_orphans(order.number)
-        self.uploads.job_over(order.number)
         replica = self.replicas.pop(order.number, None)
         if replica is not None:
             self.uploads.close(replica)

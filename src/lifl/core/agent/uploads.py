@@ -97,6 +97,7 @@ class Uploads:
         """Take the updates of a job that ends here out of the line for room."""
         for order in [order for order in self.waiting if order.number == replica.spec.number]:
             self.waiting.remove(order)
+            self._give_up(order)
             self._refuse(order, replica.spec.name)
 
     def settle(self) -> None:
@@ -144,12 +145,6 @@ class Uploads:
             if order.conn == conn and (not job or self._replicas[order.number].spec.name == job):
                 self.waiting.remove(order)
                 self._give_up(order)
-
-    def job_over(self, number: int) -> None:
-        """Take the updates of a job out of the line for room."""
-        for order in [order for order in self.waiting if order.number == number]:
-            self.waiting.remove(order)
-            self._give_up(order)
 
     def gateway_lost(self) -> None:
         """Give up all that was on its way: the gateway's process has ended."""
