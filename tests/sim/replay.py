@@ -20,6 +20,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from lives import STEPS, make
 from sim_faults import Faults
 from sim_host import Host
@@ -32,6 +33,7 @@ from lifl.core.engine import Engine
 from lifl.core.errors import RemoteFault
 from lifl.core.event_log import Recording
 from lifl.core.ids import Key
+from lifl.core.protocol.client import unpacked
 
 FAULTS = {
     Lives: ("link", "unlink", "bury", "node_dies", "kill_gateway", "crash"),
@@ -63,6 +65,8 @@ def shown(value: Any) -> str:
         return f"key{value.slot}"
     if isinstance(value, bytes):
         return f"key{Key.unpack(value).slot}" if len(value) == 16 else f"{len(value)} bytes"
+    if isinstance(value, msgspec.Raw):
+        return shown(unpacked(value))
     if isinstance(value, fx.SavePlan):
         return f"SavePlan(round={value.round}, {value.plan.explain()[0]})"
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
