@@ -2,6 +2,7 @@
 # make demo-cluster three nodes on this machine, 60 clients, one node is killed (needs root)
 # make test         ruff, mypy and all tests           (ARGS="-k arena" is handed to pytest)
 # make test-loads   all tests three times: on the machine as it is, with all cores kept busy, and on one core
+# make coverage     how much of each module of core its own tests cover; fails where the code that decides has too little
 # make sim SEED=17  one life of the simulated cluster, told event by event   (HOSTS=1: of a single node)
 # make bench        LIFL beside serverful and serverless aggregation, Flower and NVFlare; writes bench/results/REPORT.md
 # make bench-quick  the same with small sizes: that all of it runs and is right
@@ -25,7 +26,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 /usr/bin/pyt
 MAY_INSTALL = [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 APT_INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
-.PHONY: setup demo demo-cluster test test-loads lint sim bench bench-quick bench-node bench-cluster clean
+.PHONY: setup demo demo-cluster test test-loads coverage lint sim bench bench-quick bench-node bench-cluster clean
 
 setup: $(READY)
 
@@ -73,6 +74,9 @@ test: lint
 
 test-loads: $(READY)
 	@$(BIN)/python tests/loads.py $(TEST_FLAGS) $(ARGS)
+
+coverage: $(READY)
+	@$(BIN)/python tests/coverage_by_module.py
 
 sim: $(READY)
 	@test -n "$(SEED)" || { echo "which life?  make sim SEED=17 [HOSTS=3]"; exit 2; }

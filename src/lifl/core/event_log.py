@@ -177,7 +177,7 @@ class Recording(NamedTuple):
         entries = found.get("entries")
         if not isinstance(entries, list) or not all(isinstance(entry, Entry) for entry in entries):
             raise RemoteFault("the record is damaged: it has no events")
-        return cls(snapshot.Snapshot(found.get("state")), entries)
+        return cls(snapshot.Snapshot(found.get("state") or []), entries)
 
     def replay(self) -> int:
         """Handle all events again; return how many.  Raise `LocalFault` at the first that leads to other effects.

@@ -6,8 +6,8 @@ holds is looked at only if its first element is not such a value, or a tuple: ou
 each, but a tuple's last place may be empty.  So the cost goes with the number of mutable objects, hardly with that of
 clients.
 
-`pack` and `unpack` turn a copy into msgpack and back.  Classes are named by their module, and only those that `lifl.core`
-itself defines are restored: a file can make no other code run.
+`pack` and `unpack` turn a copy into msgpack and back.  Classes are named by their module, and only those that
+`lifl.core` itself defines are restored: a file can make no other code run.
 """
 
 from __future__ import annotations
