@@ -32,6 +32,7 @@ OWN_TESTS: dict[tuple[str, ...], tuple[str, ...]] = {
         "effects.py",
         "events.py",
         "object_store.py",
+        "protocol/commands.py",
     ),
     ("tests/coordinator",): ("coordinator/[!m]*.py",),
     ("tests/unit/test_membership.py",): ("coordinator/membership.py", "protocol/cluster.py"),
