@@ -19,8 +19,9 @@ from lifl.core.coordinator.round import Phase
 from lifl.core.engine import Engine
 from lifl.core.errors import Impossible, LocalFault, Refused
 from lifl.core.event_log import Recording
-from lifl.core.ids import Kind, epoch_of
+from lifl.core.ids import Key, Kind, epoch_of
 from lifl.core.limits import CLIENTS_PER_ROUND_MAX
+from lifl.core.protocol import client as cm
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
@@ -256,6 +257,14 @@ def test_orders_and_reports_that_lead_nowhere_end(monkeypatch: pytest.MonkeyPatc
         home.engine.handle(gm.ClientLeft(5), 0.0)
 
 
+def test_what_the_end_of_an_event_has_to_report_is_handled_within_it() -> None:
+    home = Home()
+    home.engine.agent.uploads.waiting.append(o.Grant(9, epoch_of(1, 1), 0, 5, "c5", 1.0, {}))
+    assert home.handle(ev.Tick()) == []
+    assert not home.engine._turn.queue
+    assert not home.engine.agent.uploads.waiting
+
+
 def test_so_many_are_enough_for_each_client_of_each_job() -> None:
     assert engine_module.STEPS_MAX >= JOBS_MAX * CLIENTS_PER_ROUND_MAX
 
@@ -287,8 +296,13 @@ def test_the_timer_is_the_earlier_one_of_both_sides() -> None:
 def test_a_node_that_stops_tells_the_clients() -> None:
     home = Home()
     home.has_job()
-    home.do(gm.ClientJoined(5, "c5", "j"))
     assert home.do(ev.Stopping()) == []
+    led = home.do(gm.ClientJoined(5, "c5", "j")) + home.do(gm.Admit(5, "c5", "j", 1, 1.0))
+    (granted,) = [each for each in led if isinstance(each, gm.Granted)]
+    home.arena.seal(Key.unpack(granted.key), "c5")
+    home.do(gm.Sealed(5, granted.key, 10))
+    (word,) = home.do(ev.Stopping())
+    assert (word.conn, type(cm.unpacked(word.message))) == (5, cm.RoundOver)
     assert Scene().handle(ev.Stopping()) == []
 
 

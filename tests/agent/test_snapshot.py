@@ -66,7 +66,7 @@ def kinds(root: Any) -> list[str]:
         [(1, [2]), (3, [4])],
         {Kind.UPDATE: float("inf")},
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_is_copied_is_as_it_was(value: Any, by_file: bool) -> None:
     found = copied(value, by_file)

@@ -39,7 +39,6 @@ def test_a_round_that_is_being_saved_is_committed_when_the_next_one_fails() -> N
     assert 1 in cluster.jobs["a"].commits
 
 
-@pytest.mark.xfail(strict=True, reason="a model stays until the worker that writes it has let go of it")
 def test_a_job_is_cancelled_while_its_checkpoint_is_being_written() -> None:
     cluster = scene(job("a"), job("b"))
     until(cluster, lambda: next((w for w in cluster.home.workers.values() if _writes(w, "a")), None))

@@ -6,17 +6,23 @@ import itertools
 
 import msgspec
 import pytest
+from arrows import not_taken, note
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from lifl.core.coordinator import membership as ms
-from lifl.core.coordinator.membership import Membership, MemberState, Timing
+from lifl.core.coordinator.membership import Member, Membership, MemberState, Timing
 from lifl.core.errors import LocalFault, RemoteFault
 from lifl.core.protocol import cluster as p
 
 OWN = 99
 TIMING = Timing(heartbeat_s=1.0, suspect_s=3.0, dead_s=6.0)
+
+
+@pytest.fixture(autouse=True)
+def _notes(monkeypatch: pytest.MonkeyPatch) -> None:
+    note(monkeypatch, "member", Member, "move", lambda member, to, _now: (member.state, to))
 
 
 def hello(node: int = 1, incarnation: int = 1, control: str = "127.0.0.1:7001") -> p.PeerHello:
@@ -384,3 +390,8 @@ def test_any_first_frame_is_a_hello_or_the_remote_fault(body: bytes) -> None:
 )
 def test_an_address_that_means_any_is_told_as_the_one_that_was_met(address: str, host: str, expected: str) -> None:
     assert p.reachable(address, host) == expected
+
+
+@pytest.mark.looks_back
+def test_every_arrow_of_a_member_is_taken_by_a_test() -> None:
+    assert not not_taken("member", ms.TRANSITIONS)

@@ -177,8 +177,7 @@ class Recording(NamedTuple):
         entries = found.get("entries")
         if not isinstance(entries, list) or not all(isinstance(entry, Entry) for entry in entries):
             raise RemoteFault("the record is damaged: it has no events")
-        state: Any = found.get("state")  # `restore` looks at it
-        return cls(snapshot.Snapshot(state), entries)
+        return cls(snapshot.Snapshot(found.get("state") or []), entries)
 
     def replayed(self) -> Iterator[tuple[Entry, tuple[Shape, ...]]]:
         """Handle the events again; yield each with the shapes of the effects that it leads to now.

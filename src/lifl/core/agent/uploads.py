@@ -113,10 +113,6 @@ class Uploads:
 
     # ---- what the gateway says of them -----------------------------------------------------------------------------
 
-    def has(self, key: Key) -> bool:
-        """Return whether a key is that of an update in flight."""
-        return key in self._in_flight
-
     def _landed(self, key: Key) -> BranchRunner:
         runner = self._in_flight.pop(key, None)
         if runner is None:
