@@ -207,14 +207,9 @@ def test_a_record_for_a_task_that_does_not_run_yet_is_kept_for_it(state: TaskSta
         scene.seal("c3")
         scene.all_ready()
     assert task.bounced == {}
-    sent = [
-        shape[3] for entry in scene.engine.recording().entries for shape in entry.shapes if shape[:2] == _keys_to(task)
-    ]
-    assert sent == [(scene.keys["c3"], key)]
-
-
-def _keys_to(task: Task) -> tuple[str, int]:
-    return "SendKeys", task.address
+    shapes = [shape for entry in scene.engine.recording().entries for shape in entry.shapes]
+    sent = [each for each in shapes if isinstance(each, fx.SendKeys) and each.address == task.address]
+    assert [each.keys for each in sent] == [(scene.keys["c3"], key)]
 
 
 def test_a_record_for_a_task_that_is_done_or_gone_finds_nothing() -> None:

@@ -25,7 +25,11 @@ from lifl.core.errors import LocalFault, RemoteFault
 
 PACKAGE = "lifl.core."
 _SCALARS = (type(None), bool, int, float, str, bytes)
-_IMMUTABLE = (*_SCALARS, tuple, frozenset, Enum, msgspec.Struct, msgspec.Raw, type)
+_IMMUTABLE = (*_SCALARS, frozenset, Enum, msgspec.Struct, msgspec.Raw, type)
+_LEAF, _MUTABLE, _TUPLE = 0, 1, 2
+_PLAIN_FIELDS = frozenset({"int", "float", "str", "bytes", "bool"})
+_kinds: dict[type, int] = {}
+"""By class, as it was looked up: what never refers to a mutable object, what is one, and tuples, which may do so."""
 _CONTAINERS: dict[str, Callable[[], Any]] = {
     "dict": dict,
     "list": list,
@@ -63,11 +67,11 @@ def take(root: Any, left_out: type) -> Snapshot:
     objects: list[tuple[str, Any]] = []
 
     def seen(value: Any) -> Any:
-        kind = type(value)
-        if kind is tuple or (isinstance(value, tuple) and not _plain(value)):
-            return _like(value, [seen(item) for item in value])
-        if not _is_mutable(value):
+        kind = _kind_of(value)
+        if kind == _LEAF:
             return value
+        if kind == _TUPLE:
+            return value if _plain(value) else _like(value, [seen(item) for item in value])
         number = numbers.get(id(value))
         if number is None:
             number = numbers[id(value)] = len(todo)
@@ -75,20 +79,22 @@ def take(root: Any, left_out: type) -> Snapshot:
         return Ref(number)
 
     seen(root)
+    kinds = _kinds
     for value in todo:  # grows as it goes
         if isinstance(value, left_out):
             objects.append((_name(type(value)), None))
             continue
         name = _CONTAINER_NAMES.get(type(value))
-        if name is None:
-            objects.append((_name(type(value)), {key: seen(item) for key, item in vars(value).items()}))
-        elif isinstance(value, dict):
-            shared = _only_plain(value.values())
-            items = dict(value) if shared else {key: seen(item) for key, item in value.items()}
-            objects.append((name, items))
+        if name is None or isinstance(value, dict):
+            items = vars(value) if name is None else value
+            if name is not None and _only_plain(items.values()):
+                objects.append((name, dict(items)))
+                continue
+            # Most attributes are leaves: to ask `seen` of each would cost most of the copy.
+            copied = {key: item if kinds.get(type(item)) == _LEAF else seen(item) for key, item in items.items()}
+            objects.append((name or _name(type(value)), copied))
         else:
-            shared = _only_plain(value)
-            objects.append((name, list(value) if shared else [seen(item) for item in value]))
+            objects.append((name, list(value) if _only_plain(value) else [seen(item) for item in value]))
     return Snapshot(objects)
 
 
@@ -132,32 +138,40 @@ def _shell(name: str, content: Any) -> Any:
     return cls.blank() if content is None else cls.__new__(cls)
 
 
-def _is_mutable(value: Any) -> bool:
-    kind = type(value)
-    if kind in _SCALARS:
-        return False
-    if kind in _CONTAINER_NAMES:
-        if kind is defaultdict and value.default_factory is not dict:
-            raise LocalFault(f"a defaultdict that makes a {value.default_factory} cannot be copied")
-        return True
-    if isinstance(value, _IMMUTABLE):
-        return False
-    if not kind.__module__.startswith(PACKAGE):
-        raise LocalFault(f"a {kind.__module__}.{kind.__qualname__} cannot be copied with the engine's state")
-    return True
+def _kind_of(value: Any) -> int:
+    cls = type(value)
+    kind = _kinds.get(cls)
+    if kind is None:
+        kind = _kinds[cls] = _kind(cls)
+    if cls is defaultdict and value.default_factory is not dict:
+        raise LocalFault(f"a defaultdict that makes a {value.default_factory} cannot be copied")
+    return kind
+
+
+def _kind(cls: type) -> int:
+    if cls in _CONTAINER_NAMES:
+        return _MUTABLE
+    if issubclass(cls, _IMMUTABLE):
+        return _LEAF
+    if issubclass(cls, tuple):
+        fields = cls.__annotations__.values() if hasattr(cls, "_fields") else ("",)
+        return _LEAF if all(getattr(each, "__forward_arg__", each) in _PLAIN_FIELDS for each in fields) else _TUPLE
+    if not cls.__module__.startswith(PACKAGE):
+        raise LocalFault(f"a {cls.__module__}.{cls.__qualname__} cannot be copied with the engine's state")
+    return _MUTABLE
 
 
 def _may_refer(value: Any) -> bool:
     """Return whether a value is a mutable object, or a tuple with one."""
-    if isinstance(value, tuple):
-        return any(map(_may_refer, value))
-    return _is_mutable(value)
+    kind = _kind_of(value)
+    return kind == _MUTABLE or (kind == _TUPLE and any(map(_may_refer, value)))
 
 
 def _only_plain(values: Iterable[Any]) -> bool:
     """Return whether none of a container's elements is a mutable object, or a tuple with one."""
     first = next(iter(values), None)
-    return not any(map(_may_refer, values if isinstance(first, tuple) else (first,)))
+    kind = _kind_of(first)
+    return kind == _LEAF or (kind == _TUPLE and not any(map(_may_refer, values)))
 
 
 def _plain(value: tuple[Any, ...]) -> bool:
