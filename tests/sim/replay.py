@@ -123,6 +123,13 @@ def tell_life(seed: int, hosts: int) -> int:
     return 0
 
 
+def one(shapes: tuple[Any, ...]) -> str:
+    """The shape of an effect, if there is one: its name and values, or the effect itself."""
+    if not shapes:
+        return "nothing more"
+    return " ".join(map(shown, shapes[0])) if isinstance(shapes[0], tuple) else shown(shapes[0])
+
+
 def tell_recording(path: Path) -> int:
     """Replay a recording event by event; return 1 at the first event that leads to other effects."""
     try:
@@ -135,10 +142,9 @@ def tell_recording(path: Path) -> int:
         print(f"{entry.now:14.6f}  <- {cut(shown(entry.event))}")
         for place in range(max(len(entry.shapes), len(shapes))):
             was, is_ = entry.shapes[place : place + 1], shapes[place : place + 1]
-            print(f"{'':14}  -> {cut(' '.join(map(shown, was[0])) if was else 'nothing more')}")
+            print(f"{'':14}  -> {cut(one(was))}")
             if was != is_:
-                replayed = " ".join(map(shown, is_[0])) if is_ else "nothing more"
-                print(f"event {number} of {len(recording.entries)}, effect {place + 1}: replayed to {replayed}")
+                print(f"event {number} of {len(recording.entries)}, effect {place + 1}: replayed to {one(is_)}")
                 return 1
     print(f"{number} events led to the same effects")
     return 0

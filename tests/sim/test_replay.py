@@ -10,6 +10,7 @@ import pytest
 import replay
 from scenes import job, scene
 
+from lifl.core import effects as fx
 from lifl.core import events as ev
 from lifl.core.agent.job_replica import JobReplica
 from lifl.core.event_log import Recording
@@ -39,17 +40,17 @@ def test_the_first_event_that_leads_to_other_effects_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recording, path = recorded(tmp_path)
-    number = next(n for n, entry in enumerate(recording.entries) if ("SaveJob", "a", "finished", "") in entry.shapes)
+    number = next(n for n, entry in enumerate(recording.entries) if fx.SaveJob("a", "finished", "") in entry.shapes)
     entry = recording.entries[number]
-    shapes = tuple(("SaveJob", "a", "failed", "") if shape[0] == "SaveJob" else shape for shape in entry.shapes)
+    place = entry.shapes.index(fx.SaveJob("a", "finished", ""))
+    shapes = (*entry.shapes[:place], fx.SaveJob("a", "failed", ""), *entry.shapes[place + 1 :])
     recording.entries[number] = entry._replace(shapes=shapes)
     path.write_bytes(recording.pack())
     assert replay.tell_recording(path) == 1
     told = capsys.readouterr().out.splitlines()
-    place = 1 + [shape[0] for shape in shapes].index("SaveJob")
-    assert told[-2].split() == ["->", "SaveJob", "a", "failed"]
-    where = f"event {number + 1} of {len(recording.entries)}, effect {place}"
-    assert told[-1].rstrip() == f"{where}: replayed to SaveJob a finished"
+    assert told[-2].split(maxsplit=1) == ["->", "SaveJob(job=a, status=failed, reason=)"]
+    where = f"event {number + 1} of {len(recording.entries)}, effect {place + 1}"
+    assert told[-1].rstrip() == f"{where}: replayed to SaveJob(job=a, status=finished, reason=)"
 
 
 def test_what_is_no_recording_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
