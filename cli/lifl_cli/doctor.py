@@ -32,7 +32,6 @@ from lifl_cli.render.figures import size_text
 
 SHM = Path("/dev/shm")
 SHMEM_HUGE = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
-NOFILE_WANTED = 4096
 FREE_STATE_BYTES = 1 << 28
 
 
@@ -117,16 +116,18 @@ def _huge_pages(_state_dir: Path) -> Iterator[Finding]:
 
 
 def _limits(_state_dir: Path) -> Iterator[Finding]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard >= NOFILE_WANTED or hard == resource.RLIM_INFINITY:
-        yield Finding("ok", "open files", f"limit {soft}, may be raised to {hard}")
+    from lifl.node import descriptors, machine
+
+    config, hard = NodeConfig(), descriptors.hard_limit()
+    needed = descriptors.node_needs(config, machine.workers_max(config))
+    text = f"a node with {config.connections_max} connections needs {needed}"
+    if hard is None or hard >= needed:
+        allowed = "as many as it likes" if hard is None else str(hard)
+        yield Finding("ok", "open files", f"{text}, a process here may have {allowed}")
     else:
-        yield Finding(
-            "warn",
-            "open files",
-            f"limit {hard}; many clients need more",
-            f"ulimit -n {NOFILE_WANTED}   (or LimitNOFILE= in the unit file)",
-        )
+        fewer = max(1, hard - descriptors.GATEWAY_RESERVED)
+        fix = f"ulimit -Hn {needed} (as root; LimitNOFILE= in a unit file), or lifl up --connections-max {fewer}"
+        yield Finding("fail", "open files", f"{text}, a process here may have at most {hard} (the hard limit)", fix)
     soft, _hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     shown = "unlimited" if soft == resource.RLIM_INFINITY else size_text(soft)
     yield Finding("ok", "locked memory", f"limit {shown} (kernels before 5.11 charge eBPF maps to it)")

@@ -28,7 +28,7 @@ from lifl.core.errors import ResourceFault
 from lifl.core.ids import Key
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import worker as wm
-from lifl.node import machine
+from lifl.node import descriptors, machine
 from lifl.node.children import Child
 from lifl.node.cli_server import CliServer, listen_unix
 from lifl.node.cluster.bridge import Bridge
@@ -252,6 +252,7 @@ def run(config: NodeConfig, announce: Announce, log_to_file: bool = False) -> No
 
     Raise `LiflError` (core/errors.py) when it cannot start, or when one of its processes ends again and again.
     """
+    descriptors.raise_for_node(config, machine.workers_max(config))
     folder = machine.state_folder(config)
     locks = StateLocks(folder)
     try:
