@@ -30,6 +30,7 @@ from typing import Any
 
 import uvloop
 
+from lifl import failpoints
 from lifl.core.errors import LiflError
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
@@ -82,6 +83,7 @@ class Gateway:
         doors = [Listening("gateway", listener, self._taken) for listener in listeners]
         host, port = listeners[0].getsockname()[:2]
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        failpoints.hit("gateway.ready.before")
         link.send(gm.GatewayReady(os.getpid(), (address,)))
         await self._ending.wait()
         for door in doors:
@@ -220,7 +222,11 @@ def main() -> int:
     _die_with_parent()
     # Read when NumPy is loaded, which is later: its linear algebra would start a thread per core for the checks.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; lifld drains us
+    for number in (
+        signal.SIGINT,
+        signal.SIGHUP,
+    ):  # Ctrl-C, a closed terminal: lifld drains us
+        signal.signal(number, signal.SIG_IGN)
     threading.excepthook = _die_of_bugs
     try:
         connections = f"{options.connections_max} connections (connections_max)"
