@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -236,26 +237,34 @@ def _state_folder(state_dir: Path) -> Iterator[Finding]:
 def _segments(_state_dir: Path) -> Iterator[Finding]:
     """Find segments that no process maps: a killed `lifld` left them for the next one on its state folder."""
     names = {path.name for path in SHM.glob("lifl-*")}
-    mapped = {name for maps in _all_maps() for name in names if f"{SHM}/{name}" in maps}
+    mapped: set[str] = set()
+    unseen: set[int] = set()  # accounts with processes of LIFL that this one may not look at
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            maps = (folder / "maps").read_text()
+        except PermissionError:
+            with suppress(OSError):
+                if b"lifl" in (folder / "cmdline").read_bytes():
+                    unseen.add(folder.stat().st_uid)
+        except OSError:
+            continue  # it has ended
+        else:
+            mapped |= {name for name in names if f"{SHM}/{name}" in maps}
     for name in sorted(names - mapped):
-        size = size_text((SHM / name).stat().st_size)
+        about = (SHM / name).stat()
+        size = size_text(about.st_size)
+        if about.st_uid in unseen or os.geteuid() not in (0, about.st_uid):
+            text = f"{SHM / name}: {size} of user {about.st_uid}; this account cannot see who uses it"
+            yield Finding("warn", "shared segment", text, f"lifl doctor as user {about.st_uid}, or as root")
+            continue
         yield Finding(
             "warn",
             "orphan segment",
-            f"{SHM / name}: {size} that no process uses",
+            f"{SHM / name}: {size} that no process here uses",
             f"`lifl up` with its state folder goes on from it; if that is gone: rm {SHM / name}",
         )
     if not names - mapped:
         yield Finding("ok", "orphan segments", f"none in {SHM}")
-
-
-def _all_maps() -> Iterator[str]:
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                yield (folder / "maps").read_text()
-            except OSError:
-                continue  # it has ended, or belongs to another user
 
 
 def _runs(state_dir: Path) -> bool:

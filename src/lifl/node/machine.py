@@ -33,7 +33,10 @@ BACKLOG = 512
 def state_folder(config: NodeConfig) -> Path:
     """Return the node's folder, made if need be, closed to other users."""
     chosen = config.state_dir or os.environ.get("LIFL_STATE") or "~/.local/state/lifl"
-    folder = Path(chosen).expanduser().absolute()
+    try:
+        folder = Path(chosen).expanduser().absolute()
+    except (RuntimeError, OSError) as error:
+        raise ResourceFault(f"state folder {chosen} cannot be found: {error}; give an absolute path") from error
     if len(os.fsencode(folder)) > STATE_DIR_BYTES_MAX:
         raise ResourceFault(
             f"state folder {folder} has a path of {len(os.fsencode(folder))} bytes; the sockets in it allow at most "
