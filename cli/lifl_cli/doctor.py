@@ -27,6 +27,7 @@ import click
 from lifl.core.config.node import NodeConfig
 from lifl.core.config.values import split_address
 from lifl.core.errors import ResourceFault
+from lifl.core.limits import ARENA_BYTES_MIN
 from lifl_cli.daemon_client import DaemonClient
 from lifl_cli.options import state_option
 from lifl_cli.render.figures import size_text
@@ -89,6 +90,25 @@ def _shared_memory(_state_dir: Path) -> Iterator[Finding]:
             f"{text}; the default arena takes {size_text(wanted)}",
             f"mount -o remount,size=2G {SHM}   (docker: --shm-size=2g), or lifl up --arena-bytes {half}",
         )
+
+
+def _memory_limit(_state_dir: Path) -> Iterator[Finding]:
+    """Compare what the container allows with what a node takes by default."""
+    from lifl.node import cgroups, machine
+
+    limit, wanted = cgroups.memory_limit(), NodeConfig().arena_bytes
+    if limit is None:
+        yield Finding("ok", "memory limit", "none (no control group limits the memory)")
+        return
+    text = f"{size_text(limit.limit_bytes)} ({limit.where}); the default arena takes {size_text(wanted)}"
+    left = limit.limit_bytes - machine.PROCESSES_BYTES
+    if wanted <= left:
+        yield Finding("ok", "memory limit", text)
+    elif left >= ARENA_BYTES_MIN:
+        fix = f"raise the limit, or lifl up --arena-bytes {size_text(left >> 20 << 20).replace(' ', '')}"
+        yield Finding("warn", "memory limit", text, fix)
+    else:
+        yield Finding("fail", "memory limit", text, "raise the limit (docker: --memory=2g)")
 
 
 def _huge_pages(_state_dir: Path) -> Iterator[Finding]:
@@ -186,11 +206,13 @@ def _redirector(_state_dir: Path) -> Iterator[Finding]:
 def _capacity(_state_dir: Path) -> Iterator[Finding]:
     # Before NumPy is loaded: one fold is to take one core.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from lifl.node import machine
+    from lifl.node import cgroups, machine
     from lifl.rules import calibration
 
     found = calibration.capacity(machine.workers_max(NodeConfig()))
-    yield Finding("ok", "capacity", f"{found:g} updates folded at a time on {machine.cores()} cores, measured now")
+    quota = cgroups.cpu_quota()
+    of = f" (a quota of {quota.cores:g}: {quota.where})" if quota is not None else ""
+    yield Finding("ok", "capacity", f"{found:g} updates folded at a time on {machine.cores()} cores{of}, measured now")
 
 
 def _loopback(_state_dir: Path) -> Iterator[Finding]:
@@ -290,6 +312,7 @@ def _kernel(_state_dir: Path) -> Iterator[Finding]:
 CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
     _python,
     _shared_memory,
+    _memory_limit,
     _huge_pages,
     _limits,
     _capabilities,

@@ -14,6 +14,7 @@ from threading import Thread
 
 import pytest
 from nodes import LIFL, run_lifl
+from skips import has_no_mounts
 from stops import Stops
 
 from lifl import failpoints
@@ -188,3 +189,19 @@ def test_a_node_that_ignores_hangups_goes_on(state_dir: Path) -> None:
         assert run_lifl("down", "--state", str(state_dir)).returncode == 0
         node.communicate()
         assert node.returncode == 0
+
+
+@pytest.mark.skipif(has_no_mounts(), reason="NOT TESTED, it needs the right to mount")
+def test_down_from_another_pid_namespace(state_dir: Path) -> None:
+    with nothing_left(state_dir):
+        assert up(state_dir, "-d").end() == 0
+        down = subprocess.run(
+            ["unshare", "--pid", "--fork", "--mount-proc", *LIFL, "down", "--state", str(state_dir)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=WAIT_S,
+        )
+        assert (down.returncode, down.stderr) == (0, "")
+        assert down.stdout == "lifld (in another PID namespace) is down\n"
