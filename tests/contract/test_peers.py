@@ -29,6 +29,7 @@ from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import FRAME_BYTES_MAX, FrameDecoder, encode
+from lifl.node import listening
 from lifl.node.cluster import acceptor
 from lifl.node.cluster.transport import Peers, Send
 from lifl.node.machine import listen_tcp
@@ -699,7 +700,7 @@ async def test_a_hello_whose_sender_has_hung_up_does_not_count(cluster: Cluster)
 
 
 def test_a_coordinator_without_descriptors_takes_nodes_in_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acceptor, "ACCEPT_PAUSE_S", 0.2)
+    monkeypatch.setattr(listening, "PAUSE_S", 0.2)
     warned: list[str] = []
 
     @in_loop
@@ -708,10 +709,10 @@ def test_a_coordinator_without_descriptors_takes_nodes_in_later(monkeypatch: pyt
 
         def warning(text: str, *about: Any) -> None:
             warned.append(text)
-            if len([text for text in warned if text.startswith("peer.accept")]) == 2:
+            if len([text for text in warned if text.startswith("%s.accept")]) == 2:
                 refused_twice.set()
 
-        monkeypatch.setattr(acceptor.log, "warning", warning)
+        monkeypatch.setattr(listening.log, "warning", warning)
         coordinator = cluster.node(COORDINATOR)
         async with stranger(coordinator.control) as peer:
             peer.sock.send(hello_of())

@@ -6,7 +6,6 @@ the socket (0600).
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.protocol import cli as om
 from lifl.core.protocol import client as cm
 from lifl.node.link import Link
+from lifl.node.listening import Listening
 
 CONNECTIONS_MAX = 64
 
@@ -30,15 +30,9 @@ class CliServer:
         self._handle = handle
         self._links: set[Link] = set()
         self._followers: dict[str, set[Link]] = {}
-        self._loop = asyncio.get_running_loop()
-        self._listener = listen_unix(path)
-        self._loop.add_reader(self._listener.fileno(), self._accept)
+        self._listening = Listening("cli", listen_unix(path), self._taken)
 
-    def _accept(self) -> None:
-        try:
-            sock, _ = self._listener.accept()
-        except BlockingIOError:
-            return
+    def _taken(self, sock: socket.socket, _where: Any) -> None:
         if len(self._links) >= CONNECTIONS_MAX:
             sock.close()
             return
@@ -77,8 +71,7 @@ class CliServer:
 
     def close(self) -> None:
         """End all connections and remove the socket."""
-        self._loop.remove_reader(self._listener.fileno())
-        self._listener.close()
+        self._listening.close()
         self.path.unlink(missing_ok=True)
         for link in list(self._links):
             link.close()
