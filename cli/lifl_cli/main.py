@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from lifl.core.errors import LiflError
+from lifl_cli.render.figures import printable_lines
 
 COMMANDS = {
     "up": ("lifl_cli.up", "Start lifld, the daemon of this machine."),
@@ -51,7 +52,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except LiflError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(printable_lines(error)) from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

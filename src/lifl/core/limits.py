@@ -4,7 +4,9 @@ from __future__ import annotations
 
 NAME_CHARS_MAX = 64
 METRICS_MAX = 16
+METRIC_NAME_CHARS_MAX = 32
 CONTRIBUTION_BYTES_MAX = 1024
+"""A client's name, its weight and its metrics: names of 16 metrics fit where a letter takes a byte, and not where two."""
 TEXT_CHARS_MAX = 4096
 ROUNDS_MAX = 1_000_000
 CLIENTS_PER_ROUND_MAX = 10_000
