@@ -172,9 +172,8 @@ def _print(job: str, request: PlanRequest, made: Plan, explain: bool) -> None:
     click.echo(f"nodes used     {len(made.used)} of {len(made.nodes)}: {printable(', '.join(made.used))}")
     click.echo(f"between nodes  {size_text(made.transfer_bytes)} at most")
     for transfer in made.transfers:
-        click.echo(
-            f"  {transfer.what:<7} {size_text(transfer.nbytes):>10}  {printable(transfer.source)} -> {printable(transfer.target)}"
-        )
+        way = printable(f"{transfer.source} -> {transfer.target}")
+        click.echo(f"  {transfer.what:<7} {size_text(transfer.nbytes):>10}  {way}")
     click.echo(f"expected time  {seconds_text(made.completion_s)} from the first update to the sealed model")
     if explain:
         click.echo("why")

@@ -16,7 +16,7 @@ from lifl.core.schema import Layout, check_same
 
 
 def check_submit(layout: Layout, submit: Submit, client: str) -> None:
-    """Raise `Refused`, naming the field, unless what `client` announces can be an update of a job with this `layout`."""
+    """Raise `Refused`, naming the field, unless what `client` announces can be an update of a job of this `layout`."""
     check_same(layout.tensors, submit.tensors)
     if submit.data_bytes != layout.data_bytes:
         raise Refused(
