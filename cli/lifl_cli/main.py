@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from lifl.core.errors import LiflError
+from lifl_cli.render.figures import printable_lines
 
 COMMANDS = {
     "up": ("lifl_cli.up", "Start lifld, the daemon of this machine."),
@@ -54,12 +55,12 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except LiflError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(printable_lines(error)) from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # who read our output has gone
                 raise
             about = f"{error.filename}: " if error.filename else ""
-            raise click.ClickException(f"{about}{error.strerror or error}") from error
+            raise click.ClickException(printable_lines(f"{about}{error.strerror or error}")) from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

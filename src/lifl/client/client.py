@@ -196,7 +196,7 @@ class Client:
         update = Update(layout, tensors)
         numbers = {str(name): float(value) for name, value in metrics.items()}
         submit = cm.Submit(self.job, round_.number, float(weight), layout.data_bytes, layout.tensors, numbers)
-        check_submit(layout, submit)
+        check_submit(layout, submit, self.client)
         held = self._books.held[round_.number] = HeldUpdate(submit, update, progress)
         try:
             return self._send(held)

@@ -6,13 +6,22 @@ from typing import Annotated
 
 import msgspec
 
-from lifl.core.limits import DEADLINE_S_MAX, METRICS_MAX, NAME_CHARS_MAX, TEXT_CHARS_MAX
+from lifl.core.limits import DEADLINE_S_MAX, METRIC_NAME_CHARS_MAX, METRICS_MAX, NAME_CHARS_MAX, TEXT_CHARS_MAX
 from lifl.core.schema import TensorSpec
 
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")]
+# Patterns end in \Z: `$` also matches before a final newline.
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._:-]*\Z")]
 """A job's or client's name."""
 NAME_RULE = f"letters, digits and ._:- , a letter or digit first, at most {NAME_CHARS_MAX}"
-MetricName = Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
+_UNPRINTABLE = (
+    r"\x00-\x1f\x7f-\xa0\xad"  # control characters, the blank and the hyphen that are not seen
+    r"\u061c\u200b-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff\ufff9-\ufffb"  # others' blanks, signs of direction
+    r"\ud800-\udfff\U000e0000-\U000e0fff"  # halves of characters, tags
+)
+MetricName = Annotated[
+    str, msgspec.Meta(min_length=1, max_length=METRIC_NAME_CHARS_MAX, pattern=rf"\A[^{_UNPRINTABLE}]+\Z")
+]
+METRIC_NAME_RULE = f"1 to {METRIC_NAME_CHARS_MAX} printable characters"
 Metrics = Annotated[dict[MetricName, float], msgspec.Meta(max_length=METRICS_MAX)]
 Text = Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)]
 Tensors = Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=65_536)]

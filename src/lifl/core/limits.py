@@ -4,7 +4,9 @@ from __future__ import annotations
 
 NAME_CHARS_MAX = 64
 METRICS_MAX = 16
+METRIC_NAME_CHARS_MAX = 32
 CONTRIBUTION_BYTES_MAX = 1024
+"""A client's name, its weight and its metrics: 16 metrics with long names fit in ASCII, and not in every script."""
 TEXT_CHARS_MAX = 4096
 ROUNDS_MAX = 1_000_000
 CLIENTS_PER_ROUND_MAX = 10_000

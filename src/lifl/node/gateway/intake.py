@@ -61,7 +61,7 @@ class Intake:
     async def take_update(self, submit: cm.Submit, client: str, direct: bool) -> None:
         """Take in an update of `client`, which writes to the slot itself if `direct`.  Raise `Refused`."""
         job = self._shared.job(submit.job)
-        check_submit(job.layout, submit)
+        check_submit(job.layout, submit, client)
         grant = await self._grants.ask(
             gm.Admit(self._conn, client, submit.job, submit.round, submit.weight, submit.metrics, direct)
         )
