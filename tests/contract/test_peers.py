@@ -562,7 +562,7 @@ def framed(body: bytes) -> bytes:
 
 
 FIRST_FRAMES = {
-    "an unknown version": (hello_of(version=2), "version 2"),
+    "an earlier version": (hello_of(version=1), "version 1"),
     "a later version with more fields": (hello_of(version=9, galaxy="x"), "version 9"),
     "garbage": (b"\xff" * 4096, "at most 4096"),
     "a browser": (b"GET / HTTP/1.1\r\nHost: node\r\n\r\n", "at most 4096"),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from lifl.core.limits import DEADLINE_S_MAX, METRICS_MAX, NAME_CHARS_MAX, TEXT_CHARS_MAX
+from lifl.core.limits import DEADLINE_S_MAX, DIGEST_BYTES, METRICS_MAX, NAME_CHARS_MAX, TENSORS_MAX, TEXT_CHARS_MAX
 from lifl.core.schema import TensorSpec
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")]
@@ -15,9 +15,11 @@ NAME_RULE = f"letters, digits and ._:- , a letter or digit first, at most {NAME_
 MetricName = Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
 Metrics = Annotated[dict[MetricName, float], msgspec.Meta(max_length=METRICS_MAX)]
 Text = Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)]
-Tensors = Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=65_536)]
+Tensors = Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=TENSORS_MAX)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=DEADLINE_S_MAX)]
+Digest = Annotated[bytes, msgspec.Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
+"""A schema's (`schema.Layout.digest`), for those who have the tensors."""
 KeyBytes = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 
 

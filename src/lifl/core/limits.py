@@ -18,6 +18,20 @@ CONNECTIONS_MAX = 65_536
 STATE_DIR_BYTES_MAX = 90
 """A Unix socket's address holds 107 bytes, and the longest name in the state folder is put behind it."""
 OPTIONS_DEPTH_MAX = 8
+OPTIONS_BYTES_MAX = 64 * 1024
+"""The options of a rule, and those of a job's clients: each goes to whoever needs it once, not with each update."""
+
+FRAME_BYTES_MAX = 8 * 1024 * 1024
+"""A frame of any channel; the largest carry the schema of a model with tens of thousands of tensors."""
+SCHEMA_BYTES_MAX = 7 * 1024 * 1024
+"""The names, dtypes and shapes of a model's tensors: what is beside them in a frame has the rest of it."""
+SCHEMAS_BYTES_MAX = 24 * 1024 * 1024
+"""The schemas of all jobs that run: a new gateway, and a node that joins, is told all of them at once."""
+TENSORS_MAX = 65_536
+DIMENSIONS_MAX = 32
+TENSOR_NAME_CHARS_MAX = 256
+DTYPE_CHARS_MAX = 16
+DIGEST_BYTES = 32
 
 ROUNDS_REMEMBERED = 16
 """Committed rounds whose members are kept in memory, to answer clients that come back late."""

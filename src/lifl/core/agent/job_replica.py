@@ -221,8 +221,9 @@ class JobReplica:
         self.files.load()
 
     def schema(self) -> gm.JobSchema:
-        """Return what the gateway must know to check updates of this job."""
-        return gm.JobSchema(self.spec.name, self.spec.number, self.spec.layout.tensors)
+        """Return what the gateway must know to select clients for this job, and to check their updates."""
+        spec = self.spec
+        return gm.JobSchema(spec.name, spec.number, spec.layout.tensors, spec.client_options)
 
     @property
     def wants_model(self) -> bool:

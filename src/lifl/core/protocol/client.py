@@ -3,6 +3,10 @@
 An upload is two steps so that a refusal costs no bandwidth: `Submit` is answered by `Go`, then the body (exactly
 `data_bytes` raw bytes in the layout's order) follows and is answered by `Accepted`.  Another node's gateway is a client
 like any other.
+
+A schema may be long, so who said in its Hello that it knows `digests` is told the tensors of a job once over each
+connection; from then on their digest (`schema.Layout.digest`) stands for them, in both directions, and `tensors` is
+empty.  Others are never sent a field that they do not know.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from lifl.core.fields import Count, Message, Metrics, Name, Tensors, Text
+from lifl.core.fields import Count, Digest, Message, Metrics, Name, Tensors, Text
 
 PROTOCOL_VERSION = 1
 
@@ -19,11 +23,15 @@ PROTOCOL_VERSION = 1
 
 
 class Hello(Message, frozen=True):
-    """The first frame of a connection.  `direct`: the client can fill its slot itself (AF_UNIX only)."""
+    """The first frame of a connection.
+
+    `direct`: the client can fill its slot itself (AF_UNIX only).  `digests`: it knows what stands for tensors.
+    """
 
     version: int
     client: Name
     direct: bool = False
+    digests: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class Join(Message, frozen=True):
@@ -38,15 +46,22 @@ class Join(Message, frozen=True):
 
 
 class GetModel(Message, frozen=True):
-    """Asks for the model that round `round` starts from.  `checked`: Checksums are to follow the bytes."""
+    """Asks for the model that round `round` starts from.  `checked`: Checksums are to follow the bytes.
+
+    With the right `digest` the answer leaves the tensors out.
+    """
 
     job: Name
     round: Count
     checked: bool = False
+    digest: Digest | msgspec.UnsetType = msgspec.UNSET
 
 
 class Submit(Message, frozen=True):
-    """Announces an update of `data_bytes` bytes: answered by Go, Accepted (it is known already), Busy or Refusal."""
+    """Announces an update of `data_bytes` bytes: answered by Go, Accepted (it is known already), Busy or Refusal.
+
+    Its tensors are named by themselves, or by their `digest`.
+    """
 
     job: Name
     round: Count
@@ -54,6 +69,7 @@ class Submit(Message, frozen=True):
     data_bytes: Count
     tensors: Tensors
     metrics: Metrics = msgspec.field(default_factory=dict)
+    digest: Digest | msgspec.UnsetType = msgspec.UNSET
 
 
 class Filled(Message, frozen=True):
@@ -112,7 +128,8 @@ class Welcome(Message, frozen=True):
 class Selected(Message, frozen=True):
     """The client is to train in this round.  `tensors` is the model's schema; `deadline_s` the seconds left.
 
-    `gateway` (HOST:PORT) is where to get the model and to submit; empty: over this connection.
+    `gateway` (HOST:PORT) is where to get the model and to submit; empty: over this connection.  On its way to the
+    client's gateway it has neither `tensors` nor `options`: these are added there (`gateway.TellClient.selects`).
     """
 
     job: Name
@@ -122,6 +139,7 @@ class Selected(Message, frozen=True):
     data_bytes: Count
     options: dict[str, Any] = msgspec.field(default_factory=dict)
     gateway: str = ""
+    digest: Digest | msgspec.UnsetType = msgspec.UNSET
 
 
 class Model(Message, frozen=True):
@@ -131,6 +149,7 @@ class Model(Message, frozen=True):
     round: Count
     tensors: Tensors
     data_bytes: Count
+    digest: Digest | msgspec.UnsetType = msgspec.UNSET
 
 
 class Go(Message, frozen=True):
@@ -205,6 +224,17 @@ ToClient = Welcome | Selected | Model | Checksums | Go | Accepted | Busy | Refus
 def packed(message: Message) -> msgspec.Raw:
     """Return the bytes of a `ToClient` as they travel within other messages, from maker to client's connection."""
     return msgspec.Raw(msgspec.msgpack.encode(message))
+
+
+def packed_open(message: Message, **raw: bytes) -> bytes:
+    """Return the bytes of a message up to where its `tensors`, packed, are to follow: they need no copy for each.
+
+    `raw` are fields that are packed already.
+    """
+    fields = {name: getattr(message, name) for name in message.__struct_fields__ if name != "tensors"}
+    present = {name: value for name, value in fields.items() if value is not msgspec.UNSET}
+    present |= {name: msgspec.Raw(value) for name, value in raw.items()}
+    return msgspec.msgpack.encode({"type": type(message).__name__, **present, "tensors": msgspec.Raw(b"")})
 
 
 _TO_CLIENT = msgspec.msgpack.Decoder(ToClient)

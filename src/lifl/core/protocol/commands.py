@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from lifl.core.config.job import AggregationSection
 from lifl.core.fields import Count, Message, Metrics, Name, Tensors, Text
 from lifl.core.protocol.gateway import TellClient
@@ -28,7 +30,8 @@ class OpenJob(Message, frozen=True):
     """Make a job ready: `round` is that of its current model.
 
     With `path` the agent loads model and states from files; without, it fetches the model when it is needed.
-    Without `adopt`, what an earlier life of the node has sealed for the job is freed.
+    Without `adopt`, what an earlier life of the node has sealed for the job is freed.  `client_options` are for those
+    who are selected.
     """
 
     number: Count
@@ -41,6 +44,7 @@ class OpenJob(Message, frozen=True):
     path: str = ""
     state_path: str = ""
     adopt: bool = False
+    client_options: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class CloseJob(Message, frozen=True):

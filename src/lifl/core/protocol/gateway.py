@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from lifl.core.fields import Count, KeyBytes, Message, Metrics, Name, Tensors, Text
@@ -172,11 +174,15 @@ FromGateway = (
 
 
 class JobSchema(Message, frozen=True):
-    """The gateway may admit updates of this job; `number` is the job's in the arena's table."""
+    """The gateway may admit updates of this job; `number` is the job's in the arena's table.
+
+    `options` go to the clients that are selected.
+    """
 
     job: Name
     number: int
     tensors: Tensors
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class JobForget(Message, frozen=True):
@@ -212,11 +218,13 @@ class FollowUpdate(Message, frozen=True):
 class TellClient(Message, frozen=True):
     """Send `message` (a ToClient struct, packed by `protocol.client.packed`) to a client of this node's gateway.
 
-    The coordinator says it to the agent of the client's node, the agent to its gateway.
+    The coordinator says it to the agent of the client's node, the agent to its gateway.  With `selects` it is a
+    Selected of that job, and the gateway adds what is the same for all: tensors, or their digest, and options.
     """
 
     conn: int
     message: msgspec.Raw
+    selects: str = ""
 
 
 class HangUp(Message, frozen=True):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import msgspec
+
 from lifl.core.errors import Refused
 from lifl.core.limits import METRICS_MAX
 from lifl.core.protocol.client import Submit
@@ -12,7 +14,11 @@ from lifl.core.schema import Layout, check_same
 
 def check_submit(layout: Layout, submit: Submit) -> None:
     """Raise `Refused`, naming the field, unless an update announced so can become one of a job with this `layout`."""
-    check_same(layout.tensors, submit.tensors)
+    if submit.digest is msgspec.UNSET:
+        check_same(layout.tensors, submit.tensors)
+    elif submit.digest != layout.digest:
+        text = "the update's tensors are not the model's; send what this round's selection described"
+        raise Refused("wrong-schema", "digest", text)
     if submit.data_bytes != layout.data_bytes:
         raise Refused(
             "wrong-size",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lifl.core.protocol.frames import FRAME_BYTES_MAX
+from lifl.core.limits import FRAME_BYTES_MAX
 
 HELLO_S = 10.0
 """A new connection says Hello within this time."""

@@ -171,9 +171,12 @@ class Gateway:
                 shared.jobs[job] = JobLayout(message)
             case gm.JobForget(job):
                 shared.jobs.pop(job, None)
-            case gm.TellClient(conn, encoded):
+            case gm.TellClient(conn, encoded, selects):
                 if (connection := connections.get(conn)) is not None:
-                    connection.deliver(bytes(encoded))
+                    if selects:
+                        connection.select(selects, bytes(encoded))
+                    else:
+                        connection.deliver(bytes(encoded))
             case gm.Granted(conn, key):
                 connection = connections.get(conn)
                 if connection is None or not connection.granted(message):

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from lifl.core.errors import Refused
-from lifl.core.protocol.frames import FRAME_BYTES_MAX
+from lifl.core.limits import FRAME_BYTES_MAX
 from lifl.node.gateway import limits
 from lifl.node.gateway.body_moves import Movers
 from lifl.node.gateway.content import JobLayout
