@@ -27,6 +27,19 @@ SCHEMA_BYTES_MAX = 7 * 1024 * 1024
 """The names, dtypes and shapes of a model's tensors: what is beside them in a frame has the rest of it."""
 SCHEMAS_BYTES_MAX = 24 * 1024 * 1024
 """The schemas of all jobs that run: a new gateway, and a node that joins, is told all of them at once."""
+MEMBERS_PER_FRAME_MAX = 4_096
+"""Clients with their metrics in one frame between nodes (of `CONTRIBUTION_BYTES_MAX` each): more go in pages."""
+PAGES_MAX = 64
+INVENTORY_BYTES_MAX = 32 * 1024 * 1024
+"""The contributions in all pages of one Inventory: what is beyond counts as lost, and is asked for again."""
+COST_LINES_MAX = 2_048
+"""Tasks of one branch that its cost, and of one round that its receipt, has a line for."""
+ROUND_METRICS_MAX = 256
+"""Names of metrics that a round's means are taken of: those that most of its clients sent."""
+REASON_BYTES_MAX = 400
+"""What all clients of a round are told of the reason why it ended."""
+LINK_WAITING_BYTES_MAX = 64 * 1024 * 1024
+"""What may wait for a slow peer of a link: a few of the largest frames, or what one event says to all clients."""
 TENSORS_MAX = 65_536
 DIMENSIONS_MAX = 32
 TENSOR_NAME_CHARS_MAX = 256

@@ -7,17 +7,20 @@ the socket (0600).
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lifl.core.errors import LiflError, Refused
+from lifl.core.errors import FrameTooLong, LiflError, Refused
 from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.protocol import cli as om
 from lifl.core.protocol import client as cm
 from lifl.node.link import Link
+
+log = logging.getLogger("lifl.cli_server")
 
 CONNECTIONS_MAX = 64
 
@@ -71,7 +74,11 @@ class CliServer:
     def publish(self, name: str, job: str, fields: dict[str, Any]) -> None:
         """Tell those who follow the job."""
         for link in list(self._followers.get(job, ())):
-            link.send(om.Event(name, {"job": job, **fields}))
+            try:
+                link.send(om.Event(name, {"job": job, **fields}))
+            except FrameTooLong as fault:  # it asks again what the job does
+                log.error("message.too-long %s", fault)
+                link.close()
         if name == "job.over":
             self._followers.pop(job, None)
 

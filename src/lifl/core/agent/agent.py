@@ -25,6 +25,7 @@ from lifl.core.agent.task_table import TaskTable
 from lifl.core.agent.uploads import Uploads
 from lifl.core.errors import LocalFault
 from lifl.core.ids import Key
+from lifl.core.limits import INVENTORY_BYTES_MAX, TEXT_CHARS_MAX
 from lifl.core.object_store import ObjectStore
 from lifl.core.planning.capacity import NodeLoad
 from lifl.core.protocol import cluster as p
@@ -33,9 +34,6 @@ from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import worker as wm
 from lifl.core.protocol.contribution import pack_contribution
 from lifl.core.turn import Turn
-
-INVENTORY_BYTES_MAX = 4 * 1024 * 1024
-"""The records of members in one Inventory: a frame of the control channel holds twice as much."""
 
 
 class Agent:
@@ -101,6 +99,11 @@ class Agent:
         replica = self.replicas.pop(order.number, None)
         if replica is not None:
             self.models.close(replica)
+
+    def _job_broken(self, event: ev.JobBroken) -> None:
+        for number, replica in self.replicas.items():
+            if event.job in (number, replica.spec.name):
+                self._turn.report(o.JobFailed(number, event.text[:TEXT_CHARS_MAX]))
 
     def _free_orphans(self, number: int) -> None:
         for key, *_ in self._orphans.pop(number, ()):
@@ -246,6 +249,7 @@ HANDLERS: Mapping[type, Callable[[Agent, Any], object]] = {
     ev.CoordinatorUp: Agent._coordinator_up,
     ev.CoordinatorDown: Agent._coordinator_down,
     ev.LifeEnded: Agent._life_ended,
+    ev.JobBroken: Agent._job_broken,
     ev.Leaving: Agent._leave,
     ev.ArenaAdopted: Agent._adopt,
     # the gateway

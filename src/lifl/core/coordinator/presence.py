@@ -61,7 +61,7 @@ class Presence:
 
     def tell_all(self, job: str, clients: Iterable[str], message: Message) -> None:
         """Send one message to those of the clients that are here."""
-        present, packed = self.of(job), cm.packed(message)
+        present, packed = self.of(job), cm.packed(cm.with_short_reason(message))
         for client in clients:
             to = present.get(client)
             if to is not None:

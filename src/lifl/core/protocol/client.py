@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from lifl.core.fields import Count, Digest, Message, Metrics, Name, Tensors, Text
+from lifl.core.limits import REASON_BYTES_MAX
 
 PROTOCOL_VERSION = 1
 
@@ -224,6 +225,14 @@ ToClient = Welcome | Selected | Model | Checksums | Go | Accepted | Busy | Refus
 def packed(message: Message) -> msgspec.Raw:
     """Return the bytes of a `ToClient` as they travel within other messages, from maker to client's connection."""
     return msgspec.Raw(msgspec.msgpack.encode(message))
+
+
+def with_short_reason(message: Message) -> Message:
+    """Return the message as it is told to all clients of a round: they may be many, and a reason long."""
+    if not isinstance(message, RoundOver | JobOver) or len(message.reason.encode()) <= REASON_BYTES_MAX:
+        return message
+    cut = message.reason.encode()[: REASON_BYTES_MAX - 3].decode(errors="ignore")
+    return msgspec.structs.replace(message, reason=f"{cut}...")
 
 
 def packed_open(message: Message, **raw: bytes) -> bytes:

@@ -136,12 +136,13 @@ class BranchHeld(msgspec.Struct, frozen=True):
 class Inventory(Message, frozen=True):
     """What an agent has when it (re)joins: the numbers of its jobs, and its branches.  From here both sides go on.
 
-    `orphans` are jobs of which an earlier life of the node has left something.
+    `orphans` are jobs of which an earlier life of the node has left something.  `more`: pages follow (`pages.py`).
     """
 
     jobs: tuple[int, ...] = ()
     branches: tuple[BranchHeld, ...] = ()
     orphans: tuple[int, ...] = ()
+    more: bool = False
 
 
 class Draining(Message, frozen=True):

@@ -12,15 +12,18 @@ behind, the branch what a node that was declared dead has.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from lifl.core.config.job import AggregationSection
 from lifl.core.fields import Count, Message, Metrics, Name, Tensors, Text
+from lifl.core.limits import MEMBERS_PER_FRAME_MAX
 from lifl.core.protocol.gateway import TellClient
 
-Contributions = tuple[tuple[str, float, dict[str, float]], ...]
+Contributions = Annotated[
+    tuple[tuple[str, float, dict[str, float]], ...], msgspec.Meta(max_length=MEMBERS_PER_FRAME_MAX)
+]
 """Client, weight and metrics of each update in a branch or a partial."""
 
 # ---- orders ------------------------------------------------------------------------------------------------------
@@ -185,12 +188,13 @@ class JobFailed(Message, frozen=True):
 
 
 class BranchAdopted(Message, frozen=True):
-    """The answer to OpenBranch(adopt=True): the members that are counted already."""
+    """The answer to OpenBranch(adopt=True): the members that are counted already; `more`: see `pages.py`."""
 
     number: Count
     epoch: Count
     branch: Count
     members: Contributions
+    more: bool = False
 
 
 class UpdateSealed(Message, frozen=True, forbid_unknown_fields=False):
@@ -234,13 +238,17 @@ class BranchSealed(Message, frozen=True):
 
 
 class PartialArrived(Message, frozen=True):
-    """The top has the partial of a branch, which holds exactly these members; `moved_bytes` came from another node."""
+    """The top has the partial of a branch, which holds exactly these members; `moved_bytes` came from another node.
+
+    `more`: pages follow (`pages.py`).
+    """
 
     number: Count
     epoch: Count
     branch: Count
     members: Contributions
     moved_bytes: Count
+    more: bool = False
 
 
 class BranchForgotten(Message, frozen=True):

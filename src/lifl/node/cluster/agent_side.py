@@ -23,6 +23,7 @@ from lifl.core.errors import ConfigError, RemoteFault
 from lifl.core.fields import Message
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol.frames import encode
+from lifl.core.protocol.pages import split
 from lifl.node.cluster.acceptor import GREETING_S, prepare, read_frame, start
 from lifl.node.cluster.member_rows import as_member, row
 from lifl.node.cluster.timer import Timer
@@ -243,7 +244,7 @@ class AgentSide:
 
     def report(self, message: Message) -> None:
         if self._link is not None:
-            self._link.send(message)
+            self._link.send(*split(message))
 
     def rows(self) -> list[dict[str, Any]]:
         if not self._members:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from lifl.core.coordinator import membership as ms
 from lifl.core.fields import Message
 from lifl.core.protocol import cluster as p
+from lifl.core.protocol.pages import Pages
 from lifl.node.cluster.member_rows import as_member, met, row
 from lifl.node.cluster.timer import Timer
 from lifl.node.link import Link
@@ -66,6 +67,7 @@ class CoordinatorSide:
         self._timing = timing
         self._since_unix_s = time.time()
         self._links: dict[int, Link] = {}
+        self._pages: dict[int, Pages] = {}
         self._loads: dict[int, p.Heartbeat] = {}
         # The number of each member's latest change, in rising order; and how far each link was told.
         self._changes: dict[int, int] = {}
@@ -102,6 +104,7 @@ class CoordinatorSide:
         )
         self._close_link(node)
         self._links[node] = link
+        self._pages[node] = Pages()
         own = met(self._hello(), str(sock.getsockname()[0]))
         link.send(p.PeerWelcome(p.PEER_VERSION, own.node, own.control, own.gateway))
         link.send(p.PeerMembers((as_member(own, "alive", self._since_unix_s),), first=True))
@@ -121,7 +124,8 @@ class CoordinatorSide:
             return
         if isinstance(message, p.Heartbeat):
             self._loads[node] = message
-        self._handler.from_node(node, message)
+        if (whole := self._pages[node].joined(message)) is not None:
+            self._handler.from_node(node, whole)
 
     def _gone(self, node: int, link: Link, error: Exception | None) -> None:
         if self._links.get(node) is not link:
@@ -172,6 +176,7 @@ class CoordinatorSide:
     def _end(self, node: int) -> None:
         self._close_link(node)
         self._loads.pop(node, None)
+        self._pages.pop(node, None)
         self._told.pop(node, None)
         self._changed(node)
 

@@ -17,7 +17,7 @@ import socket
 import msgspec
 
 from lifl import failpoints
-from lifl.core.errors import Refused, RemoteFault, StaleKey
+from lifl.core.errors import FrameTooLong, Refused, RemoteFault, StaleKey
 from lifl.core.ids import Key
 from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.protocol import client as cm
@@ -102,7 +102,7 @@ class Connection:
             sock.cut_because = sock.reason(refused)
             self._outbox.send(_refusal(refused))
             await self._linger()
-        except TimeoutError as error:
+        except (TimeoutError, FrameTooLong) as error:
             sock.cut_because = sock.reason(error)
         except (OSError, EOFError):  # it left, or was cut
             pass
