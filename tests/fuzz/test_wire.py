@@ -70,7 +70,10 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
     if kind is msgspec.Raw:
         return values.map(msgspec.msgpack.encode).map(msgspec.Raw)
     if typing.get_origin(kind) is typing.Annotated:
-        return strategy(typing.get_args(kind)[0]) if kind != Count else counts
+        bare, *limits = typing.get_args(kind)
+        longest = next((meta.max_length for meta in limits if getattr(meta, "max_length", None) is not None), None)
+        inner = strategy(bare) if kind != Count else counts
+        return inner if longest is None else inner.filter(lambda value: len(value) <= longest)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType or origin is typing.Union:
         return st.one_of([strategy(argument) for argument in arguments])

@@ -60,7 +60,7 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
 class Segment(msgspec.Struct, frozen=True):
     """All elements of one dtype: `count` of them from byte `offset` of the object's data."""
 
-    dtype: str
+    dtype: Annotated[str, msgspec.Meta(max_length=DTYPE_CHARS_MAX)]
     offset: int
     count: int
 

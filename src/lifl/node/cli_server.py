@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from lifl.core.errors import FrameTooLong, LiflError, Refused
-from lifl.core.limits import TEXT_CHARS_MAX
+from lifl.core.limits import CLI_CONNECTIONS_MAX, TEXT_CHARS_MAX
 from lifl.core.protocol import cli as om
 from lifl.core.protocol import client as cm
 from lifl.node.link import Link
 
 log = logging.getLogger("lifl.cli_server")
-
-CONNECTIONS_MAX = 64
 
 
 class CliServer:
@@ -42,7 +40,7 @@ class CliServer:
             sock, _ = self._listener.accept()
         except BlockingIOError:
             return
-        if len(self._links) >= CONNECTIONS_MAX:
+        if len(self._links) >= CLI_CONNECTIONS_MAX:
             sock.close()
             return
         links: list[Link] = []

@@ -14,7 +14,7 @@ import msgspec
 
 from lifl.core import effects as fx
 from lifl.core import events as ev
-from lifl.core.agent.branch import told
+from lifl.core.agent.inventory import inventory_of
 from lifl.core.agent.job_replica import ORDERS, JobReplica
 from lifl.core.agent.model_service import ModelService
 from lifl.core.agent.outcomes import Outcome
@@ -25,14 +25,13 @@ from lifl.core.agent.task_table import TaskTable
 from lifl.core.agent.uploads import Uploads
 from lifl.core.errors import LocalFault
 from lifl.core.ids import Key
-from lifl.core.limits import INVENTORY_BYTES_MAX, TEXT_CHARS_MAX
+from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.object_store import ObjectStore
 from lifl.core.planning.capacity import NodeLoad
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import worker as wm
-from lifl.core.protocol.contribution import pack_contribution
 from lifl.core.turn import Turn
 
 
@@ -114,7 +113,7 @@ class Agent:
         for number in list(self._orphans) if event.stranger else ():
             self._free_orphans(number)
         self._connected = True
-        self._turn.report(self._inventory())
+        self._turn.report(inventory_of(self.replicas, self.uploads, self._orphans))
 
     def _coordinator_down(self, _event: ev.CoordinatorDown) -> None:
         """Send the clients to other nodes; what is sealed waits for the coordinator."""
@@ -132,22 +131,6 @@ class Agent:
             self._turn.report(p.Draining())
             self._leaving = True
             self._turn.emit(gm.HangUp())
-
-    def _inventory(self) -> p.Inventory:
-        """Return what this node has, for a coordinator that is connected (again).
-
-        What is beyond `INVENTORY_BYTES_MAX` is left out: it counts as lost, and is asked for again.
-        """
-        held = []
-        left = INVENTORY_BYTES_MAX
-        for number, replica in self.replicas.items():
-            for branch in replica.branches():
-                asked = self.uploads.asked(number, branch)
-                left -= sum(len(pack_contribution(member)) for member in (*asked, *branch.accepted.values()))
-                at = (number, branch.epoch, branch.number)
-                if left >= 0:
-                    held.append(p.BranchHeld(*at, told(branch.accepted.values()), told(asked), branch.closed))
-        return p.Inventory(tuple(self.replicas), tuple(held), tuple(self._orphans))
 
     def busy(self) -> bool:
         """Return whether this node has partials that the top lacks."""

@@ -18,16 +18,13 @@ from lifl.core.coordinator.round import Phase
 from lifl.core.coordinator.round_planner import RoundPlanner
 from lifl.core.errors import LocalFault, Refused
 from lifl.core.fields import Message
-from lifl.core.limits import SCHEMAS_BYTES_MAX
+from lifl.core.limits import JOBS_MAX, SCHEMAS_BYTES_MAX
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
 from lifl.core.schema import check_fits
 from lifl.core.turn import Turn
-
-JOBS_MAX = 256
-"""Jobs of one cluster that are not over."""
 
 COORDINATOR, JOB, ROUND = "coordinator", "job", "round"
 HANDLERS: dict[type[Message], tuple[str, str]] = {

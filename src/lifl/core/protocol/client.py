@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from lifl.core.fields import Count, Digest, Message, Metrics, Name, Tensors, Text
+from lifl.core.fields import Address, Count, Digest, FieldPath, Message, Metrics, Name, Tensors, Text, Word
 from lifl.core.limits import REASON_BYTES_MAX
 
 PROTOCOL_VERSION = 1
@@ -122,7 +122,7 @@ class Welcome(Message, frozen=True):
     """The answer to Hello."""
 
     version: int
-    node: str
+    node: Word
     direct: bool = False
 
 
@@ -139,7 +139,7 @@ class Selected(Message, frozen=True):
     tensors: Tensors
     data_bytes: Count
     options: dict[str, Any] = msgspec.field(default_factory=dict)
-    gateway: str = ""
+    gateway: Address = ""
     digest: Digest | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -184,10 +184,10 @@ USE_GATEWAY = "use-gateway"
 class Refusal(Message, frozen=True):
     """A request is answered "no"; the connection stays usable unless code is ``protocol``."""
 
-    code: str
-    field: str
+    code: Word
+    field: FieldPath
     text: Text
-    job: str = ""
+    job: Word = ""
     round: int = -1
 
 
@@ -215,7 +215,7 @@ class JobOver(Message, frozen=True):
     """The job has ended: ``finished``, ``failed`` or ``cancelled``."""
 
     job: Name
-    status: str
+    status: Word
     reason: Text = ""
 
 

@@ -17,8 +17,8 @@ from typing import Annotated, Any
 import msgspec
 
 from lifl.core.config.job import AggregationSection
-from lifl.core.fields import Count, Message, Metrics, Name, Tensors, Text
-from lifl.core.limits import MEMBERS_PER_FRAME_MAX
+from lifl.core.fields import Address, Count, Message, Metrics, Name, Path, StateNames, Tensors, Text
+from lifl.core.limits import MEMBERS_PER_FRAME_MAX, NODES_MAX
 from lifl.core.protocol.gateway import TellClient
 
 Contributions = Annotated[
@@ -42,10 +42,10 @@ class OpenJob(Message, frozen=True):
     aggregation: AggregationSection
     clients_per_round: int
     tensors: Tensors
-    states: tuple[Name, ...]
+    states: StateNames
     round: Count
-    path: str = ""
-    state_path: str = ""
+    path: Path = ""
+    state_path: Path = ""
     adopt: bool = False
     client_options: dict[str, Any] = msgspec.field(default_factory=dict)
 
@@ -68,9 +68,9 @@ class OpenBranch(Message, frozen=True):
     epoch: Count
     branch: Count
     updates: Count
-    others: tuple[Count, ...] = ()
+    others: Annotated[tuple[Count, ...], msgspec.Meta(max_length=NODES_MAX)] = ()
     spare: Count = 0
-    parent: str = ""
+    parent: Address = ""
     adopt: bool = False
 
 
@@ -127,7 +127,7 @@ class ModelAt(Message, frozen=True):
 
     number: Count
     round: Count
-    source: str
+    source: Address
 
 
 class DropBranch(Message, frozen=True):
@@ -143,8 +143,8 @@ class SaveModel(Message, frozen=True):
 
     number: Count
     epoch: Count
-    path: str
-    state_path: str = ""
+    path: Path
+    state_path: Path = ""
 
 
 class CommitBranch(Message, frozen=True):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from lifl.core.fields import Count, KeyBytes, Message, Metrics, Name, Tensors, Text
+from lifl.core.fields import Address, Count, KeyBytes, Message, Metrics, Name, Tensors, Text, Word
+from lifl.core.limits import CONTRIBUTION_BYTES_MAX
 
 # ---- gateway → lifld -------------------------------------------------------------------------------------------
 # `conn` is the gateway's number of the client's connection.
@@ -16,7 +17,7 @@ class GatewayReady(Message, frozen=True):
     """The gateway listens.  `listen` are the bound addresses as HOST:PORT."""
 
     pid: int
-    listen: tuple[str, ...]
+    listen: Annotated[tuple[Address, ...], msgspec.Meta(max_length=2)]
 
 
 class ClientJoined(Message, frozen=True):
@@ -33,7 +34,7 @@ class ClientLeft(Message, frozen=True):
     """A client said Leave for `job`, or (job empty) its connection ended."""
 
     conn: int
-    job: str = ""
+    job: Word = ""
 
 
 class Disconnected(Message, frozen=True):
@@ -43,7 +44,7 @@ class Disconnected(Message, frozen=True):
     """
 
     conn: int
-    client: str
+    client: Word
     reason: Text
 
 
@@ -196,7 +197,7 @@ class Granted(Message, frozen=True):
 
     conn: int
     key: KeyBytes
-    member: bytes
+    member: Annotated[bytes, msgspec.Meta(max_length=CONTRIBUTION_BYTES_MAX)]
 
 
 class ModelGranted(Message, frozen=True):
@@ -224,7 +225,7 @@ class TellClient(Message, frozen=True):
 
     conn: int
     message: msgspec.Raw
-    selects: str = ""
+    selects: Word = ""
 
 
 class HangUp(Message, frozen=True):
@@ -249,7 +250,7 @@ class Carry(Message, frozen=True):
     """
 
     key: KeyBytes
-    address: str
+    address: Address
     number: Count
     epoch: Count
     branch: Count
@@ -259,7 +260,7 @@ class Fetch(Message, frozen=True):
     """Get the model that round `round` of `job` starts from at `address`, and seal it; answered by FetchEnded."""
 
     key: KeyBytes
-    address: str
+    address: Address
     job: Name
     round: Count
 

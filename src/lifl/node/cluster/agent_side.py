@@ -21,6 +21,7 @@ from lifl.core.config.values import split_address
 from lifl.core.coordinator import membership as ms
 from lifl.core.errors import ConfigError, RemoteFault
 from lifl.core.fields import Message
+from lifl.core.limits import NODES_MAX
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol.frames import encode
 from lifl.core.protocol.pages import split
@@ -214,7 +215,7 @@ class AgentSide:
         if news.first:
             self._members.clear()
         self._members |= {member.node: member for member in news.members}
-        while len(self._members) > p.NODES_MAX + 1:  # the coordinator forgot those that are longest gone
+        while len(self._members) > NODES_MAX + 1:  # the coordinator forgot those that are longest gone
             gone = [member for member in self._members.values() if member.state in ("dead", "left")]
             if not gone:
                 break

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from lifl.core.coordinator import membership as ms
 from lifl.core.fields import Message
+from lifl.core.limits import NEWS_MAX
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol.pages import Pages
 from lifl.node.cluster.member_rows import as_member, met, row
@@ -195,8 +196,8 @@ class CoordinatorSide:
             if told == self._last_change:
                 continue
             if told not in news:
-                fresh = [(other, number) for other, number in self._changes.items() if number > told][: p.NEWS_MAX]
-                until = fresh[-1][1] if len(fresh) == p.NEWS_MAX else self._last_change
+                fresh = [(other, number) for other, number in self._changes.items() if number > told][:NEWS_MAX]
+                until = fresh[-1][1] if len(fresh) == NEWS_MAX else self._last_change
                 news[told] = p.PeerMembers(tuple(self._member(other) for other, _ in fresh)), until
             message, self._told[node] = news[told]
             link.send(message)

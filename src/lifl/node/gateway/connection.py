@@ -17,13 +17,13 @@ import socket
 import msgspec
 
 from lifl import failpoints
+from lifl.core import limits
 from lifl.core.errors import FrameTooLong, Refused, RemoteFault, StaleKey
 from lifl.core.ids import Key
-from lifl.core.limits import TEXT_CHARS_MAX
+from lifl.core.limits import FIELD_CHARS_MAX, TEXT_CHARS_MAX
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import framed
-from lifl.node.gateway import limits
 from lifl.node.gateway.client_socket import ClientSocket
 from lifl.node.gateway.content import Sums
 from lifl.node.gateway.frame_reader import FrameReader
@@ -194,4 +194,4 @@ class Connection:
 
 
 def _refusal(refused: Refused, job: str = "", round_: int = -1) -> cm.Refusal:
-    return cm.Refusal(refused.code, refused.field[:TEXT_CHARS_MAX], refused.text[:TEXT_CHARS_MAX], job, round_)
+    return cm.Refusal(refused.code, refused.field[:FIELD_CHARS_MAX], refused.text[:TEXT_CHARS_MAX], job, round_)

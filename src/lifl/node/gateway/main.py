@@ -31,11 +31,11 @@ from typing import Any
 
 import uvloop
 
+from lifl.core import limits
 from lifl.core.errors import LiflError, ResourceFault
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import encode
-from lifl.node.gateway import limits
 from lifl.node.gateway.body_moves import Movers
 from lifl.node.gateway.client_socket import tune
 from lifl.node.gateway.connection import Connection
@@ -51,8 +51,6 @@ MOVERS = 2
 """Threads that move bytes.  More than two did not gain on two cores: the kernel's copy is what takes the time."""
 DESCRIPTORS_RESERVED = 128
 """Descriptors beside one per connection: listeners, link, arena, ways to other nodes, peers being turned away."""
-TURNED_AWAY_MAX = 32
-"""Connections beyond the limit that are told so at a time; more are closed without a word."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -114,7 +112,7 @@ class Gateway:
             sock.setblocking(False)
             if len(self._connections) < self._connections_max:
                 self._start(self._attend(sock))
-            elif self._turned_away < TURNED_AWAY_MAX:
+            elif self._turned_away < limits.TURNED_AWAY_MAX:
                 self._start(self._turn_away(sock))
             else:
                 sock.close()

@@ -12,9 +12,9 @@ import asyncio
 import socket
 from collections import deque
 
+from lifl.core import limits
 from lifl.core.fields import Message
 from lifl.core.protocol.frames import encode
-from lifl.node.gateway import limits
 from lifl.node.gateway.body_moves import Departed, Send
 from lifl.node.gateway.client_socket import ClientSocket
 

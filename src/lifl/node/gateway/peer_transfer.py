@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from lifl import failpoints
+from lifl.core import limits
 from lifl.core.config.values import split_address
 from lifl.core.errors import ConfigError, LocalFault, Refused, RemoteFault
 from lifl.core.ids import Key
@@ -29,7 +30,6 @@ from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import FrameDecoder, encode
-from lifl.node.gateway import limits
 from lifl.node.gateway.body_moves import BodyMove, Receive, Send, move
 from lifl.node.gateway.client_socket import tune
 from lifl.node.gateway.content import Sums
