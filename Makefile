@@ -9,6 +9,7 @@
 # make bench-quick  the same with small sizes: that all of it runs and is right
 # make bench-node   the benchmark of one node
 # make bench-cluster  what each mechanism of a cluster gains: three nodes on this machine, slow links (needs root)
+# make limits       writes docs/limits.md out of the code
 # make lint         ruff (rules and format) and mypy only
 # make setup        the virtual environment only
 # make clean        removes what make and the tests made
@@ -30,7 +31,7 @@ MAY_INSTALL = [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 APT_INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-cluster test test-loads coverage lint sim sim-long bench bench-quick bench-node bench-cluster clean
+.PHONY: help setup demo demo-cluster test test-loads coverage lint sim sim-long bench bench-quick bench-node bench-cluster limits clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -68,6 +69,9 @@ demo: $(READY)
 
 demo-cluster: $(READY)
 	@$(BIN)/python -m lifl.examples.demo_cluster
+
+limits: $(READY)
+	$(BIN)/python tests/limits_page.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

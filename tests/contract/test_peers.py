@@ -24,6 +24,7 @@ import uvloop
 
 from lifl.core.coordinator.membership import Timing
 from lifl.core.errors import LocalFault
+from lifl.core.limits import GREETING_BYTES_MAX, NEWS_MAX
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
@@ -306,7 +307,7 @@ async def test_every_node_knows_all_members(cluster: Cluster) -> None:
 @in_loop
 async def test_news_come_in_bounded_frames_until_all_are_known(cluster: Cluster) -> None:
     coordinator = cluster.node(COORDINATOR)
-    numbers = range(1000, 1000 + 2 * p.NEWS_MAX + 1)
+    numbers = range(1000, 1000 + 2 * NEWS_MAX + 1)
     agents = [cluster.node(number, coordinator.control) for number in numbers]
     expected = {f"{number:016x}": "alive" for number in (COORDINATOR, *numbers)}
     for agent in (agents[0], agents[-1]):
@@ -562,7 +563,7 @@ def framed(body: bytes) -> bytes:
 
 
 FIRST_FRAMES = {
-    "an unknown version": (hello_of(version=2), "version 2"),
+    "an earlier version": (hello_of(version=1), "version 1"),
     "a later version with more fields": (hello_of(version=9, galaxy="x"), "version 9"),
     "garbage": (b"\xff" * 4096, "at most 4096"),
     "a browser": (b"GET / HTTP/1.1\r\nHost: node\r\n\r\n", "at most 4096"),
@@ -684,7 +685,7 @@ async def test_a_large_frame_of_a_member_is_taken(cluster: Cluster) -> None:
     agent = await cluster.joined(coordinator, 1)
     members = tuple((f"client-{number}", 1.0, {"loss": 0.5}) for number in range(50_000))
     inventory = p.Inventory((1,), (p.BranchHeld(1, 256, 2, members, (), True),))
-    assert len(encode(inventory)) > 100 * p.GREETING_BYTES_MAX
+    assert len(encode(inventory)) > 100 * GREETING_BYTES_MAX
     agent.peers.report(inventory)
     await coordinator.happens("report", 1, inventory)
 

@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lifl.core.errors import LocalFault, RemoteFault
-from lifl.core.fields import Count, KeyBytes, Message, Metrics, Name, Tensors
+from lifl.core.fields import Count, Digest, KeyBytes, Message, Metrics, Name, Tensors
 from lifl.core.protocol import cli as om
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
@@ -61,6 +61,8 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
         return names
     if kind == KeyBytes:
         return st.binary(min_size=16, max_size=16)
+    if kind == Digest:
+        return st.binary(min_size=32, max_size=32)
     if kind == Metrics:
         return st.dictionaries(st.text(min_size=1, max_size=8), floats, max_size=3)
     if kind == Tensors:
@@ -68,7 +70,10 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
     if kind is msgspec.Raw:
         return values.map(msgspec.msgpack.encode).map(msgspec.Raw)
     if typing.get_origin(kind) is typing.Annotated:
-        return strategy(typing.get_args(kind)[0]) if kind != Count else counts
+        bare, *limits = typing.get_args(kind)
+        longest = next((meta.max_length for meta in limits if getattr(meta, "max_length", None) is not None), None)
+        inner = strategy(bare) if kind != Count else counts
+        return inner if longest is None else inner.filter(lambda value: len(value) <= longest)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType or origin is typing.Union:
         return st.one_of([strategy(argument) for argument in arguments])
@@ -85,6 +90,7 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
         bool: st.booleans(),
         bytes: st.binary(max_size=40),
         type(None): st.none(),
+        msgspec.UnsetType: st.just(msgspec.UNSET),
         Any: values,
         Segment: st.builds(Segment, st.sampled_from(list(DTYPE_BYTES)), counts, counts),
         TensorSpec: tensors.map(lambda some: some[0] if some else TensorSpec("w", "int8", ())),

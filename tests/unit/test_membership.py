@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from lifl.core.coordinator import membership as ms
 from lifl.core.coordinator.membership import Member, Membership, MemberState, Timing
 from lifl.core.errors import LocalFault, RemoteFault
+from lifl.core.limits import NODES_MAX
 from lifl.core.protocol import cluster as p
 
 OWN = 99
@@ -29,7 +30,7 @@ def hello(node: int = 1, incarnation: int = 1, control: str = "127.0.0.1:7001") 
     return p.PeerHello(p.PEER_VERSION, node, incarnation, control, "127.0.0.1:7002", 8.0, 1 << 30, 4)
 
 
-def table(*nodes: int, now: float = 0.0, nodes_max: int = p.NODES_MAX) -> Membership:
+def table(*nodes: int, now: float = 0.0, nodes_max: int = NODES_MAX) -> Membership:
     members = Membership(OWN, TIMING, nodes_max)
     for node in nodes:
         assert members.join(hello(node), now) == [ms.Up(hello(node))]
@@ -122,9 +123,9 @@ def test_the_table_is_full_of_the_living_only() -> None:
 
 
 def test_the_limit_itself_can_be_reached() -> None:
-    members = table(*range(100, 100 + p.NODES_MAX))
+    members = table(*range(100, 100 + NODES_MAX))
     (refuse,) = members.join(hello(1), 1.0)
-    assert isinstance(refuse, ms.Refuse) and str(p.NODES_MAX) in refuse.text
+    assert isinstance(refuse, ms.Refuse) and str(NODES_MAX) in refuse.text
 
 
 def test_a_coordinator_that_stood_still_buries_nobody_before_it_has_listened() -> None:
@@ -341,7 +342,7 @@ def test_a_hello_survives_with_the_largest_node_id() -> None:
     assert p.read_hello(raw(hello(2**64 - 1))) == hello(2**64 - 1)
 
 
-@pytest.mark.parametrize("version", [0, 2, 10**6])
+@pytest.mark.parametrize("version", [0, 1, 10**6])
 def test_another_version_is_named_whatever_else_its_hello_has(version: int) -> None:
     later = {"type": "PeerHello", "version": version, "galaxy": [1, 2, 3]}
     with pytest.raises(RemoteFault, match=f"version {version}"):

@@ -6,8 +6,22 @@ from typing import Annotated
 
 import msgspec
 
-from lifl.core.limits import DEADLINE_S_MAX, METRIC_NAME_CHARS_MAX, METRICS_MAX, NAME_CHARS_MAX, TEXT_CHARS_MAX
-from lifl.core.schema import TensorSpec
+from lifl.core.limits import (
+    ADDRESS_CHARS_MAX,
+    CONFIG_PATH_CHARS_MAX,
+    DEADLINE_S_MAX,
+    DIGEST_BYTES,
+    FIELD_CHARS_MAX,
+    METRIC_NAME_CHARS_MAX,
+    METRICS_MAX,
+    NAME_CHARS_MAX,
+    PATH_CHARS_MAX,
+    STATES_MAX,
+    TENSORS_MAX,
+    TEXT_CHARS_MAX,
+    WORD_CHARS_MAX,
+)
+from lifl.core.schema import DTYPE_BYTES, Segment, TensorSpec
 
 # Patterns end in \Z: `$` also matches before a final newline.
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._:-]*\Z")]
@@ -24,10 +38,23 @@ MetricName = Annotated[
 METRIC_NAME_RULE = f"1 to {METRIC_NAME_CHARS_MAX} printable characters"
 Metrics = Annotated[dict[MetricName, float], msgspec.Meta(max_length=METRICS_MAX)]
 Text = Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)]
-Tensors = Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=65_536)]
+Tensors = Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=TENSORS_MAX)]
+Word = Annotated[str, msgspec.Meta(max_length=WORD_CHARS_MAX)]
+"""A code, a status or a role; or a name, or nothing."""
+FieldPath = Annotated[str, msgspec.Meta(max_length=FIELD_CHARS_MAX)]
+Address = Annotated[str, msgspec.Meta(max_length=ADDRESS_CHARS_MAX)]
+Path = Annotated[str, msgspec.Meta(max_length=PATH_CHARS_MAX)]
+ConfigPath = Annotated[str, msgspec.Meta(max_length=CONFIG_PATH_CHARS_MAX)]
+StateNames = Annotated[tuple[Name, ...], msgspec.Meta(max_length=STATES_MAX)]
+Segments = Annotated[tuple[Segment, ...], msgspec.Meta(max_length=len(DTYPE_BYTES))]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=DEADLINE_S_MAX)]
+Digest = Annotated[bytes, msgspec.Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
+"""A schema's (`schema.Layout.digest`), for those who have the tensors."""
 KeyBytes = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+AnyKey = Annotated[bytes, msgspec.Meta(max_length=16)]
+"""A key, or nothing."""
+StateKeys = Annotated[dict[Name, KeyBytes], msgspec.Meta(max_length=STATES_MAX)]
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", tag=True, forbid_unknown_fields=True):

@@ -6,20 +6,21 @@ the socket (0600).
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lifl.core.errors import LiflError, Refused
-from lifl.core.limits import TEXT_CHARS_MAX
+from lifl.core.errors import FrameTooLong, LiflError, Refused
+from lifl.core.limits import CLI_CONNECTIONS_MAX, TEXT_CHARS_MAX
 from lifl.core.protocol import cli as om
 from lifl.core.protocol import client as cm
 from lifl.node.link import Link
 from lifl.node.listening import Listening
 
-CONNECTIONS_MAX = 64
+log = logging.getLogger("lifl.cli_server")
 
 
 class CliServer:
@@ -33,7 +34,7 @@ class CliServer:
         self._listening = Listening("cli", listen_unix(path), self._taken)
 
     def _taken(self, sock: socket.socket, _where: Any) -> None:
-        if len(self._links) >= CONNECTIONS_MAX:
+        if len(self._links) >= CLI_CONNECTIONS_MAX:
             sock.close()
             return
         links: list[Link] = []
@@ -65,7 +66,11 @@ class CliServer:
     def publish(self, name: str, job: str, fields: dict[str, Any]) -> None:
         """Tell those who follow the job."""
         for link in list(self._followers.get(job, ())):
-            link.send(om.Event(name, {"job": job, **fields}))
+            try:
+                link.send(om.Event(name, {"job": job, **fields}))
+            except FrameTooLong as fault:  # it asks again what the job does
+                log.error("message.too-long %s", fault)
+                link.close()
         if name == "job.over":
             self._followers.pop(job, None)
 

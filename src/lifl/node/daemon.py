@@ -97,7 +97,7 @@ class Daemon:
         self.cli = CliServer(folder / "lifld.sock", self._request)
         opened.callback(self.cli.close)
         self._meters = Meters(self.gateway, self.zygote)
-        self._performer = Performer(self.gateway, self.workers, self.store, self.cli, self._meters)
+        self._performer = Performer(self.gateway, self.workers, self.store, self.cli, self._meters, self._unsendable)
         self._driver = Driver(self.engine, folder, self._performer.perform)
         shown = (self.engine, self.arena, self.gateway, self.zygote, self.workers, self._meters)
         self.status = NodeStatus(self.identity, folder, bool(config.capacity), warnings, *shown)
@@ -149,7 +149,7 @@ class Daemon:
         self.zygote.start()
         adopted = resume_jobs(self._driver.handle, self.store, self.arena, coordinates=not self.config.join)
         self.gateway.start()
-        self.gateway.send(*self.engine.schemas())
+        self._performer.perform(self.engine.schemas())
         await self._until_ready()
         if self.config.control or self.config.join:
             self._bridge = self._join()
@@ -242,7 +242,7 @@ class Daemon:
         log.warning("gateway.ended %s", self.gateway.last_words() or "without a word")
         self.status.gateway_stats = None
         self._driver.handle(gm.GatewayLost())
-        self._loop.call_soon(lambda: self.gateway.send(*self.engine.schemas()))
+        self._loop.call_soon(lambda: self._performer.perform(self.engine.schemas()))
 
     def _from_zygote(self, message: Any) -> None:
         match message:
@@ -259,6 +259,9 @@ class Daemon:
         if isinstance(message, wm.TaskFailed):
             log.warning("task.failed worker=%d address=%d %s", worker, message.address, message.text)
         self._driver.handle(ev.FromWorker(worker, message))
+
+    def _unsendable(self, job: int | str, text: str) -> None:
+        self._loop.call_soon(self._driver.handle, ev.JobBroken(job, text))
 
     def _worker_gone(self, worker: int) -> None:
         self._driver.handle(ev.WorkerGone(worker))

@@ -10,9 +10,7 @@ import resource
 
 from lifl.core.config.node import NodeConfig
 from lifl.core.errors import ResourceFault
-from lifl.core.protocol.cluster import NODES_MAX
-from lifl.node.cli_server import CONNECTIONS_MAX as CLI_CONNECTIONS_MAX
-from lifl.node.cluster.acceptor import GREETINGS_MAX
+from lifl.core.limits import CLI_CONNECTIONS_MAX, GREETINGS_MAX, NODES_MAX
 
 GATEWAY_RESERVED = 128
 """Of a gateway beside one per connection: listeners, link, arena, ways to other nodes, peers being turned away."""

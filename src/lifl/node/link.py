@@ -2,7 +2,8 @@
 
 The daemon has one to each child and each command-line client; the gateway has one to the daemon.  A link reads in the
 loop's callbacks and hands every message to `on_message`.  `send` never blocks: what the socket does not take at once
-waits in the link, at most `WAITING_BYTES_MAX`; a peer that is so far behind is as good as dead and the link closes.
+waits in the link, at most `LINK_WAITING_BYTES_MAX`; a peer that is so far behind is as good as dead and the link
+closes.
 Descriptors may go along with a message; the peer gets them with the frame's first byte.
 
 A link ends once, by `on_closed(error)`: None when the peer closed or `close` was called, `RemoteFault` when
@@ -22,10 +23,9 @@ from typing import Any
 import msgspec
 
 from lifl.core.errors import RemoteFault, ResourceFault
+from lifl.core.limits import LINK_WAITING_BYTES_MAX
 from lifl.core.protocol.frames import FrameDecoder, encode
 
-WAITING_BYTES_MAX = 64 * 1024 * 1024
-"""What may wait for a slow peer: a few of the largest frames, or tens of thousands of ordinary ones."""
 CONGESTED_BYTES = 1024 * 1024
 """From here on a careful sender (`drained`) stops producing."""
 READ_BYTES = 256 * 1024
@@ -46,7 +46,7 @@ class Link:
         kinds: Any,
         on_message: Callable[[Any], None],
         on_closed: Callable[[Exception | None], None],
-        waiting_bytes_max: int = WAITING_BYTES_MAX,
+        waiting_bytes_max: int = LINK_WAITING_BYTES_MAX,
     ) -> None:
         sock.setblocking(False)
         self._sock = sock
@@ -69,6 +69,8 @@ class Link:
 
     def send(self, *messages: msgspec.Struct, descriptors: Sequence[int] = ()) -> None:
         """Send messages at once, or keep them until the socket takes them; on a closed link they are dropped.
+
+        Raise `FrameTooLong`, with nothing sent, when one of them cannot travel.
 
         `descriptors` are duplicated where they have to wait, so the caller may close its own at once.
         """

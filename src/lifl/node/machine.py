@@ -16,7 +16,7 @@ from lifl.core.config.node import NodeConfig
 from lifl.core.config.values import split_address
 from lifl.core.errors import ResourceFault
 from lifl.core.ids import Key, Kind
-from lifl.core.limits import STATE_DIR_BYTES_MAX
+from lifl.core.limits import OBJECTS_MAX, STATE_DIR_BYTES_MAX
 from lifl.core.modelfile import LENGTH_BYTES, decode_header, header_bytes
 from lifl.core.protocol.contribution import Contribution, unpack_contributions
 from lifl.core.schema import TensorSpec
@@ -27,8 +27,6 @@ from lifl.shm.segment import SegmentMissing, SegmentUnfinished, SegmentUnusable,
 
 log = logging.getLogger("lifl.machine")
 
-OBJECTS_MAX = 16_384
-"""Objects of the arena at a time."""
 BACKLOG = 512
 PROCESSES_BYTES = 128 * 1024 * 1024
 """What the processes of a node take beside the arena, before a worker folds anything."""

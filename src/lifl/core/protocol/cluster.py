@@ -21,25 +21,22 @@ import msgspec
 
 from lifl.core.config.values import split_address
 from lifl.core.errors import ConfigError, RemoteFault
-from lifl.core.fields import Count, Message, Text
-from lifl.core.limits import CAPACITY_MAX
+from lifl.core.fields import Address, Count, Message
+from lifl.core.limits import (
+    CAPACITY_MAX,
+    MEMBERS_PER_FRAME_MAX,
+    NEWS_MAX,
+    OBJECTS_MAX,
+    REFUSAL_CHARS_MAX,
+    TREE_LINES_MAX,
+)
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
 
-PEER_VERSION = 1
-NODES_MAX = 1_000
-"""Nodes that one coordinator keeps, those that are gone included; when it is full the one longest gone is forgotten."""
-NEWS_MAX = 64
-"""Members in one PeerMembers."""
-GREETING_BYTES_MAX = 4 * 1024
-"""The frame of a PeerHello, and of its answer."""
-REFUSAL_CHARS_MAX = 1_000
-TREE_LINES_MAX = 128
-"""Tasks in one Heartbeat; what is beyond it is not shown."""
+PEER_VERSION = 2
 HEARTBEAT_S = 1.0
 SUSPECT_S = 3.0
 DEAD_S = 6.0
-Address = Annotated[str, msgspec.Meta(max_length=280)]
 MemberStateName = Literal["alive", "suspect", "dead", "left"]
 
 
@@ -86,7 +83,7 @@ class PeerRejoin(Message, frozen=True):
 class PeerRefusal(Message, frozen=True):
     """The node cannot join; `retry`: another time it may, with nothing changed."""
 
-    text: Text
+    text: Annotated[str, msgspec.Meta(max_length=REFUSAL_CHARS_MAX)]
     retry: bool = False
 
 
@@ -119,7 +116,7 @@ class Heartbeat(Message, frozen=True):
     execution_s: float = 0.0
     arena_used_bytes: Count = 0
     workers: Count = 0
-    tree: tuple[dict[str, Any], ...] = ()
+    tree: Annotated[tuple[dict[str, Any], ...], msgspec.Meta(max_length=TREE_LINES_MAX)] = ()
 
 
 class BranchHeld(msgspec.Struct, frozen=True):
@@ -136,12 +133,13 @@ class BranchHeld(msgspec.Struct, frozen=True):
 class Inventory(Message, frozen=True):
     """What an agent has when it (re)joins: the numbers of its jobs, and its branches.  From here both sides go on.
 
-    `orphans` are jobs of which an earlier life of the node has left something.
+    `orphans` are jobs of which an earlier life of the node has left something.  `more`: pages follow (`pages.py`).
     """
 
-    jobs: tuple[int, ...] = ()
-    branches: tuple[BranchHeld, ...] = ()
-    orphans: tuple[int, ...] = ()
+    jobs: Annotated[tuple[int, ...], msgspec.Meta(max_length=OBJECTS_MAX)] = ()
+    branches: Annotated[tuple[BranchHeld, ...], msgspec.Meta(max_length=MEMBERS_PER_FRAME_MAX)] = ()
+    orphans: Annotated[tuple[int, ...], msgspec.Meta(max_length=OBJECTS_MAX)] = ()
+    more: bool = False
 
 
 class Draining(Message, frozen=True):

@@ -12,13 +12,18 @@ behind, the branch what a node that was declared dead has.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from lifl.core.config.job import AggregationSection
-from lifl.core.fields import Count, Message, Metrics, Name, Tensors, Text
+from lifl.core.fields import Address, Count, Message, Metrics, Name, Path, StateNames, Tensors, Text
+from lifl.core.limits import MEMBERS_PER_FRAME_MAX, NODES_MAX
 from lifl.core.protocol.gateway import TellClient
 
-Contributions = tuple[tuple[str, float, dict[str, float]], ...]
+Contributions = Annotated[
+    tuple[tuple[str, float, dict[str, float]], ...], msgspec.Meta(max_length=MEMBERS_PER_FRAME_MAX)
+]
 """Client, weight and metrics of each update in a branch or a partial."""
 
 # ---- orders ------------------------------------------------------------------------------------------------------
@@ -28,7 +33,8 @@ class OpenJob(Message, frozen=True):
     """Make a job ready: `round` is that of its current model.
 
     With `path` the agent loads model and states from files; without, it fetches the model when it is needed.
-    Without `adopt`, what an earlier life of the node has sealed for the job is freed.
+    Without `adopt`, what an earlier life of the node has sealed for the job is freed.  `client_options` are for those
+    who are selected.
     """
 
     number: Count
@@ -36,11 +42,12 @@ class OpenJob(Message, frozen=True):
     aggregation: AggregationSection
     clients_per_round: int
     tensors: Tensors
-    states: tuple[Name, ...]
+    states: StateNames
     round: Count
-    path: str = ""
-    state_path: str = ""
+    path: Path = ""
+    state_path: Path = ""
     adopt: bool = False
+    client_options: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class CloseJob(Message, frozen=True):
@@ -61,9 +68,9 @@ class OpenBranch(Message, frozen=True):
     epoch: Count
     branch: Count
     updates: Count
-    others: tuple[Count, ...] = ()
+    others: Annotated[tuple[Count, ...], msgspec.Meta(max_length=NODES_MAX)] = ()
     spare: Count = 0
-    parent: str = ""
+    parent: Address = ""
     adopt: bool = False
 
 
@@ -120,7 +127,7 @@ class ModelAt(Message, frozen=True):
 
     number: Count
     round: Count
-    source: str
+    source: Address
 
 
 class DropBranch(Message, frozen=True):
@@ -136,8 +143,8 @@ class SaveModel(Message, frozen=True):
 
     number: Count
     epoch: Count
-    path: str
-    state_path: str = ""
+    path: Path
+    state_path: Path = ""
 
 
 class CommitBranch(Message, frozen=True):
@@ -181,12 +188,13 @@ class JobFailed(Message, frozen=True):
 
 
 class BranchAdopted(Message, frozen=True):
-    """The answer to OpenBranch(adopt=True): the members that are counted already."""
+    """The answer to OpenBranch(adopt=True): the members that are counted already; `more`: see `pages.py`."""
 
     number: Count
     epoch: Count
     branch: Count
     members: Contributions
+    more: bool = False
 
 
 class UpdateSealed(Message, frozen=True, forbid_unknown_fields=False):
@@ -230,13 +238,17 @@ class BranchSealed(Message, frozen=True):
 
 
 class PartialArrived(Message, frozen=True):
-    """The top has the partial of a branch, which holds exactly these members; `moved_bytes` came from another node."""
+    """The top has the partial of a branch, which holds exactly these members; `moved_bytes` came from another node.
+
+    `more`: pages follow (`pages.py`).
+    """
 
     number: Count
     epoch: Count
     branch: Count
     members: Contributions
     moved_bytes: Count
+    more: bool = False
 
 
 class BranchForgotten(Message, frozen=True):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
 import msgspec
 
-from lifl.core.fields import Count, KeyBytes, Message, Metrics, Name, Tensors, Text
+from lifl.core.fields import Address, Count, KeyBytes, Message, Metrics, Name, Tensors, Text, Word
+from lifl.core.limits import CONTRIBUTION_BYTES_MAX
 
 # ---- gateway → lifld -------------------------------------------------------------------------------------------
 # `conn` is the gateway's number of the client's connection.
@@ -14,7 +17,7 @@ class GatewayReady(Message, frozen=True):
     """The gateway listens.  `listen` are the bound addresses as HOST:PORT."""
 
     pid: int
-    listen: tuple[str, ...]
+    listen: Annotated[tuple[Address, ...], msgspec.Meta(max_length=2)]
 
 
 class ClientJoined(Message, frozen=True):
@@ -31,7 +34,7 @@ class ClientLeft(Message, frozen=True):
     """A client said Leave for `job`, or (job empty) its connection ended."""
 
     conn: int
-    job: str = ""
+    job: Word = ""
 
 
 class Disconnected(Message, frozen=True):
@@ -41,7 +44,7 @@ class Disconnected(Message, frozen=True):
     """
 
     conn: int
-    client: str
+    client: Word
     reason: Text
 
 
@@ -172,11 +175,15 @@ FromGateway = (
 
 
 class JobSchema(Message, frozen=True):
-    """The gateway may admit updates of this job; `number` is the job's in the arena's table."""
+    """The gateway may admit updates of this job; `number` is the job's in the arena's table.
+
+    `options` go to the clients that are selected.
+    """
 
     job: Name
     number: int
     tensors: Tensors
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class JobForget(Message, frozen=True):
@@ -190,7 +197,7 @@ class Granted(Message, frozen=True):
 
     conn: int
     key: KeyBytes
-    member: bytes
+    member: Annotated[bytes, msgspec.Meta(max_length=CONTRIBUTION_BYTES_MAX)]
 
 
 class ModelGranted(Message, frozen=True):
@@ -212,11 +219,13 @@ class FollowUpdate(Message, frozen=True):
 class TellClient(Message, frozen=True):
     """Send `message` (a ToClient struct, packed by `protocol.client.packed`) to a client of this node's gateway.
 
-    The coordinator says it to the agent of the client's node, the agent to its gateway.
+    The coordinator says it to the agent of the client's node, the agent to its gateway.  With `selects` it is a
+    Selected of that job, and the gateway adds what is the same for all: tensors, or their digest, and options.
     """
 
     conn: int
     message: msgspec.Raw
+    selects: Word = ""
 
 
 class HangUp(Message, frozen=True):
@@ -241,7 +250,7 @@ class Carry(Message, frozen=True):
     """
 
     key: KeyBytes
-    address: str
+    address: Address
     number: Count
     epoch: Count
     branch: Count
@@ -251,7 +260,7 @@ class Fetch(Message, frozen=True):
     """Get the model that round `round` of `job` starts from at `address`, and seal it; answered by FetchEnded."""
 
     key: KeyBytes
-    address: str
+    address: Address
     job: Name
     round: Count
 

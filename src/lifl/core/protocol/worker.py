@@ -5,13 +5,13 @@ The zygote forks workers; a worker runs tasks.  Each has a link to the daemon of
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from lifl.core.fields import Count, KeyBytes, Message, Name, Tensors, Text
+from lifl.core.fields import AnyKey, Count, KeyBytes, Message, Name, Path, Segments, StateKeys, Tensors, Text, Word
+from lifl.core.limits import CLIENTS_PER_ROUND_MAX, RULE_CHARS_MAX
 from lifl.core.protocol.gateway import Drain
-from lifl.core.schema import Segment
 
 # ---- zygote ⇄ lifld --------------------------------------------------------------------------------------------------
 
@@ -79,22 +79,22 @@ class TaskStart(Message, frozen=True):
 
     address: int
     attempt: int
-    role: str
+    role: Word
     job: Name
     round: Count
-    rule: str
+    rule: Annotated[str, msgspec.Meta(max_length=RULE_CHARS_MAX)]
     options: dict[str, Any]
-    rule_folder: str
+    rule_folder: Path
     eager: bool
     expect: int
     parent: int
     output: KeyBytes
-    inputs: tuple[Segment, ...]
-    outputs: tuple[Segment, ...]
-    model_segments: tuple[Segment, ...] = ()
-    model: bytes = b""
-    states: dict[str, bytes] = msgspec.field(default_factory=dict)
-    new_states: dict[str, bytes] = msgspec.field(default_factory=dict)
+    inputs: Segments
+    outputs: Segments
+    model_segments: Segments = ()
+    model: AnyKey = b""
+    states: StateKeys = msgspec.field(default_factory=dict)
+    new_states: StateKeys = msgspec.field(default_factory=dict)
 
 
 class Expect(Message, frozen=True):
@@ -113,7 +113,7 @@ class Arriving(Message, frozen=True):
 
     address: int
     attempt: int
-    updates: tuple[tuple[KeyBytes, float, Count], ...]
+    updates: Annotated[tuple[tuple[KeyBytes, float, Count], ...], msgspec.Meta(max_length=CLIENTS_PER_ROUND_MAX)]
 
 
 class Drop(Message, frozen=True):
@@ -130,11 +130,11 @@ class Checkpoint(Message, frozen=True):
     attempt: int
     job: Name
     round: Count
-    path: str
+    path: Path
     tensors: Tensors
     model: KeyBytes
-    state_path: str = ""
-    states: dict[str, bytes] = msgspec.field(default_factory=dict)
+    state_path: Path = ""
+    states: StateKeys = msgspec.field(default_factory=dict)
 
 
 class Load(Message, frozen=True):
@@ -146,11 +146,11 @@ class Load(Message, frozen=True):
     address: int
     attempt: int
     job: Name
-    path: str
+    path: Path
     tensors: Tensors
-    output: bytes
-    state_path: str = ""
-    states: dict[str, bytes] = msgspec.field(default_factory=dict)
+    output: AnyKey
+    state_path: Path = ""
+    states: StateKeys = msgspec.field(default_factory=dict)
 
 
 class Retire(Message, frozen=True):

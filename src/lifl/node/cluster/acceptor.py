@@ -18,6 +18,7 @@ import msgspec
 
 from lifl.core.errors import RemoteFault
 from lifl.core.fields import Message
+from lifl.core.limits import GREETING_BYTES_MAX, GREETINGS_MAX, REFUSAL_CHARS_MAX
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.node.listening import Listening
@@ -26,8 +27,6 @@ log = logging.getLogger("lifl.peers")
 
 GREETING_S = 5.0
 """A PeerHello is complete within this time, and so is an agent's whole attempt at one address."""
-GREETINGS_MAX = 256
-"""Connections whose PeerHello is not complete; those beyond are told to come again."""
 LINGER_S = 1.0
 LINGER_BYTES_MAX = 256 * 1024
 
@@ -70,7 +69,7 @@ class Acceptor:
                 answer = p.PeerRefusal(f"no PeerHello was complete within {GREETING_S:g} s")
             except RemoteFault as error:
                 text = f"this is the control port of a node of LIFL, for other nodes: {error}"
-                answer = p.PeerRefusal(text[: p.REFUSAL_CHARS_MAX])
+                answer = p.PeerRefusal(text[:REFUSAL_CHARS_MAX])
             if answer is None:
                 sock = None
                 return
@@ -94,7 +93,7 @@ class Acceptor:
 async def read_frame(sock: socket.socket, kinds: Any) -> Any:
     """Return the next frame, of at most `GREETING_BYTES_MAX`, and not a byte of what follows.  Raise `EOFError` too."""
     loop = asyncio.get_running_loop()
-    decoder: FrameDecoder[Any] = FrameDecoder(kinds, p.GREETING_BYTES_MAX)
+    decoder: FrameDecoder[Any] = FrameDecoder(kinds, GREETING_BYTES_MAX)
     while (message := decoder.next_message()) is None:
         data = await loop.sock_recv(sock, decoder.missing_bytes)
         if not data:

@@ -21,8 +21,10 @@ from lifl.core.config.values import split_address
 from lifl.core.coordinator import membership as ms
 from lifl.core.errors import ConfigError, RemoteFault
 from lifl.core.fields import Message
+from lifl.core.limits import NODES_MAX
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol.frames import encode
+from lifl.core.protocol.pages import split
 from lifl.node.cluster.acceptor import GREETING_S, prepare, read_frame, start
 from lifl.node.cluster.member_rows import as_member, row
 from lifl.node.cluster.timer import Timer
@@ -213,7 +215,7 @@ class AgentSide:
         if news.first:
             self._members.clear()
         self._members |= {member.node: member for member in news.members}
-        while len(self._members) > p.NODES_MAX + 1:  # the coordinator forgot those that are longest gone
+        while len(self._members) > NODES_MAX + 1:  # the coordinator forgot those that are longest gone
             gone = [member for member in self._members.values() if member.state in ("dead", "left")]
             if not gone:
                 break
@@ -243,7 +245,7 @@ class AgentSide:
 
     def report(self, message: Message) -> None:
         if self._link is not None:
-            self._link.send(message)
+            self._link.send(*split(message))
 
     def rows(self) -> list[dict[str, Any]]:
         if not self._members:

@@ -14,6 +14,7 @@ from typing import Any
 
 from lifl.core import events as ev
 from lifl.core.engine import Engine
+from lifl.core.limits import TREE_LINES_MAX
 from lifl.core.planning.capacity import NodeLoad
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
@@ -60,7 +61,7 @@ class Bridge:
         agent = self._engine.agent
         load, used = agent.load, agent.quota.used_bytes
         rate = load.rate_at(time.monotonic())
-        tree = tuple(tree_lines(agent, p.TREE_LINES_MAX))
+        tree = tuple(tree_lines(agent, TREE_LINES_MAX))
         return p.Heartbeat(load.capacity, rate, load.execution_s, used, len(agent.pool.workers), tree)
 
     # ---- the coordinator -------------------------------------------------------------------------------------------

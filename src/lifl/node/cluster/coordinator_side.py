@@ -15,7 +15,9 @@ from typing import Any, Protocol
 
 from lifl.core.coordinator import membership as ms
 from lifl.core.fields import Message
+from lifl.core.limits import NEWS_MAX
 from lifl.core.protocol import cluster as p
+from lifl.core.protocol.pages import Pages
 from lifl.node.cluster.member_rows import as_member, met, row
 from lifl.node.cluster.timer import Timer
 from lifl.node.link import Link
@@ -66,6 +68,7 @@ class CoordinatorSide:
         self._timing = timing
         self._since_unix_s = time.time()
         self._links: dict[int, Link] = {}
+        self._pages: dict[int, Pages] = {}
         # The number of each member's latest change, in rising order; and how far each link was told.
         self._changes: dict[int, int] = {}
         self._told: dict[int, int] = {}
@@ -101,6 +104,7 @@ class CoordinatorSide:
         )
         self._close_link(node)
         self._links[node] = link
+        self._pages[node] = Pages()
         own = met(self._hello(), str(sock.getsockname()[0]))
         link.send(p.PeerWelcome(p.PEER_VERSION, own.node, own.control, own.gateway))
         link.send(p.PeerMembers((as_member(own, "alive", self._since_unix_s),), first=True))
@@ -118,7 +122,8 @@ class CoordinatorSide:
         if isinstance(message, p.Leaving):
             self._perform(self._table.leave(node, self._loop.time()))
             return
-        self._handler.from_node(node, message)
+        if (whole := self._pages[node].joined(message)) is not None:
+            self._handler.from_node(node, whole)
 
     def _gone(self, node: int, link: Link, error: Exception | None) -> None:
         if self._links.get(node) is not link:
@@ -168,6 +173,7 @@ class CoordinatorSide:
 
     def _end(self, node: int) -> None:
         self._close_link(node)
+        self._pages.pop(node, None)
         self._told.pop(node, None)
         self._changed(node)
 
@@ -186,8 +192,8 @@ class CoordinatorSide:
             if told == self._last_change:
                 continue
             if told not in news:
-                fresh = [(other, number) for other, number in self._changes.items() if number > told][: p.NEWS_MAX]
-                until = fresh[-1][1] if len(fresh) == p.NEWS_MAX else self._last_change
+                fresh = [(other, number) for other, number in self._changes.items() if number > told][:NEWS_MAX]
+                until = fresh[-1][1] if len(fresh) == NEWS_MAX else self._last_change
                 news[told] = p.PeerMembers(tuple(self._member(other) for other, _ in fresh)), until
             message, self._told[node] = news[told]
             link.send(message)

@@ -31,12 +31,12 @@ from typing import Any
 import uvloop
 
 from lifl import failpoints
+from lifl.core import limits
 from lifl.core.errors import LiflError
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import encode
 from lifl.node import descriptors
-from lifl.node.gateway import limits
 from lifl.node.gateway.body_moves import Movers
 from lifl.node.gateway.client_socket import tune
 from lifl.node.gateway.connection import Connection
@@ -51,8 +51,6 @@ from lifl.shm.prefault import Prefault
 
 MOVERS = 2
 """Threads that move bytes.  More than two did not gain on two cores: the kernel's copy is what takes the time."""
-TURNED_AWAY_MAX = 32
-"""Connections beyond the limit that are told so at a time; more are closed without a word."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -105,7 +103,7 @@ class Gateway:
     def _taken(self, sock: socket.socket, _where: object) -> None:
         if len(self._connections) < self._connections_max:
             self._attend_to(sock)
-        elif self._turned_away < TURNED_AWAY_MAX:
+        elif self._turned_away < limits.TURNED_AWAY_MAX:
             self._turned_away += 1
             self._start(self._turn_away(sock))
         else:
@@ -165,9 +163,12 @@ class Gateway:
                 shared.jobs[job] = JobLayout(message)
             case gm.JobForget(job):
                 shared.jobs.pop(job, None)
-            case gm.TellClient(conn, encoded):
+            case gm.TellClient(conn, encoded, selects):
                 if (connection := connections.get(conn)) is not None:
-                    connection.deliver(bytes(encoded))
+                    if selects:
+                        connection.select(selects, bytes(encoded))
+                    else:
+                        connection.deliver(bytes(encoded))
             case gm.Granted(conn, key):
                 connection = connections.get(conn)
                 if connection is None or not connection.granted(message):

@@ -19,7 +19,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
+
 from lifl import failpoints
+from lifl.core import limits
 from lifl.core.config.values import split_address
 from lifl.core.errors import ConfigError, LocalFault, Refused, RemoteFault
 from lifl.core.ids import Key
@@ -27,7 +30,6 @@ from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import FrameDecoder, encode
-from lifl.node.gateway import limits
 from lifl.node.gateway.body_moves import BodyMove, Receive, Send, move
 from lifl.node.gateway.client_socket import tune
 from lifl.node.gateway.content import Sums
@@ -165,15 +167,16 @@ class _Trip:
     async def _fetch(self, request: gm.Fetch, peer: _Peer) -> None:
         arena = self._shared.arena
         view = arena.data(self._key)
-        await peer.say(cm.GetModel(request.job, request.round, checked=True))
+        job = self._shared.jobs.get(request.job)
+        digest = msgspec.UNSET if job is None else job.digest
+        await peer.say(cm.GetModel(request.job, request.round, checked=True, digest=digest))
         model = await peer.hear()
         if not isinstance(model, cm.Model):
             raise _no(model)
         if model.data_bytes != len(view):
             text = f"the model has {model.data_bytes} bytes there, {len(view)} here"
             raise Refused("wrong-size", "data_bytes", text)
-        job = self._shared.jobs.get(request.job)
-        if job is not None and job.layout.tensors != model.tensors:
+        if job is not None and job.digest != model.digest:
             raise Refused("wrong-schema", "tensors", f"the tensors of job {request.job!r} are others there than here")
         arriving = ingest_check(view)
         if view:
