@@ -6,8 +6,9 @@ import pytest
 from agent_scene import EPOCH, NUMBER, Scene, inventory, members, orphan
 
 from lifl.core import events as ev
-from lifl.core.agent import agent as agent_module
+from lifl.core.agent import inventory as inventory_module
 from lifl.core.ids import Kind
+from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
@@ -53,14 +54,21 @@ def test_what_an_inventory_cannot_hold_is_left_out(monkeypatch: pytest.MonkeyPat
     for branch in range(3):
         scene.has_branch(8, branch=branch)
         scene.upload(f"c{branch}", branch)
-    monkeypatch.setattr(agent_module, "INVENTORY_BYTES_MAX", 2 * size)
+    monkeypatch.setattr(inventory_module, "INVENTORY_BYTES_MAX", 2 * size)
     assert [held.branch for held in branches_of(scene)] == [0, 1], "at the limit"
-    monkeypatch.setattr(agent_module, "INVENTORY_BYTES_MAX", 2 * size - 1)
+    monkeypatch.setattr(inventory_module, "INVENTORY_BYTES_MAX", 2 * size - 1)
     assert [held.branch for held in branches_of(scene)] == [0]
 
 
-def test_the_limit_is_well_below_what_a_frame_holds() -> None:
-    assert agent_module.INVENTORY_BYTES_MAX == 4 << 20
+def test_a_job_of_which_something_fits_no_frame_is_reported_as_failed() -> None:
+    """By its number or by its name; of other jobs, and of one that is not here, nothing is said."""
+    scene = Scene()
+    scene.has_model()
+    scene.has_job(2, "k")
+    long = "x" * (2 * TEXT_CHARS_MAX)
+    assert scene.handle(ev.JobBroken(NUMBER, "too long")) == [o.JobFailed(NUMBER, "too long")]
+    assert scene.handle(ev.JobBroken("k", long)) == [o.JobFailed(2, long[:TEXT_CHARS_MAX])]
+    assert scene.handle(ev.JobBroken("nowhere", "too long")) == []
 
 
 def test_without_a_coordinator_clients_are_sent_to_other_nodes() -> None:

@@ -40,6 +40,7 @@ KINDS = sorted({kind for channel in CHANNELS for kind in typing.get_args(channel
 ALL: Any = typing.Union[tuple(KINDS)]  # noqa: UP007 - made at run time
 
 counts = st.integers(0, 2**63 - 1)
+metric_letters = st.characters(categories=("L", "N", "P", "S"))
 names = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._:-]{0,63}\Z")
 floats = st.floats(allow_nan=False)
 values = st.recursive(
@@ -64,7 +65,7 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
     if kind == Digest:
         return st.binary(min_size=32, max_size=32)
     if kind == Metrics:
-        return st.dictionaries(st.text(min_size=1, max_size=8), floats, max_size=3)
+        return st.dictionaries(st.text(metric_letters, min_size=1, max_size=8), floats, max_size=3)
     if kind == Tensors:
         return tensors
     if kind is msgspec.Raw:

@@ -9,7 +9,6 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lifl.core.protocol.admission import check_submit
 
 from lifl.core.errors import LocalFault, Refused, RemoteFault
 from lifl.core.ids import (
@@ -24,20 +23,19 @@ from lifl.core.ids import (
     round_of,
     unpack_records,
 )
-from lifl.core.limits import CONTRIBUTION_BYTES_MAX, METRICS_MAX
+from lifl.core.limits import CONTRIBUTION_BYTES_MAX, DIMENSIONS_MAX, METRICS_MAX, TENSOR_NAME_CHARS_MAX, TENSORS_MAX
 from lifl.core.protocol.client import Submit
 from lifl.core.protocol.contribution import Contribution, pack_contribution, unpack_contributions
+from lifl.core.protocol.submit_check import check_submit
 from lifl.core.schema import (
-    DIMENSIONS_MAX,
-    NAME_CHARS_MAX,
     SEGMENT_ALIGN_BYTES,
-    TENSORS_MAX,
     Layout,
     Segment,
     TensorSpec,
     check_same,
 )
 
+LONG = "n" * TENSOR_NAME_CHARS_MAX
 KEYS = st.builds(Key, st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1))
 W, V = TensorSpec("w", "float32", (3, 5)), TensorSpec("v", "float16", (7,))
 
@@ -136,7 +134,11 @@ def test_tensors_of_one_dtype_are_one_segment_each_aligned() -> None:
         ((), "bad-schema", "tensors"),
         ((W,) * (TENSORS_MAX + 1), "bad-schema", "tensors"),
         ((TensorSpec("", "float32", ()),), "bad-schema", "tensors."),
-        ((TensorSpec("n" * (NAME_CHARS_MAX + 1), "float32", ()),), "bad-schema", "tensors." + "n" * NAME_CHARS_MAX),
+        (
+            (TensorSpec("n" * (TENSOR_NAME_CHARS_MAX + 1), "float32", ()),),
+            "bad-schema",
+            "tensors." + "n" * TENSOR_NAME_CHARS_MAX,
+        ),
         ((W, W), "bad-schema", "tensors.w"),
         ((TensorSpec("w", "complex64", ()),), "wrong-dtype", "tensors.w"),
         ((TensorSpec("w", "float32", (0,)),), "wrong-shape", "tensors.w"),
@@ -174,8 +176,8 @@ SUBMIT = Submit("j", 1, 2.0, LAYOUT.data_bytes, LAYOUT.tensors, {"loss": 1.0})
 
 
 def test_an_announcement_that_is_right_passes_also_at_the_limits() -> None:
-    check_submit(LAYOUT, SUBMIT)
-    check_submit(LAYOUT, msgspec.structs.replace(SUBMIT, metrics={f"{n:032}": 0.0 for n in range(METRICS_MAX)}))
+    check_submit(LAYOUT, SUBMIT, "c1")
+    check_submit(LAYOUT, msgspec.structs.replace(SUBMIT, metrics={f"{n:032}": 0.0 for n in range(METRICS_MAX)}), "c1")
 
 
 @pytest.mark.parametrize(
@@ -195,5 +197,5 @@ def test_an_announcement_that_is_right_passes_also_at_the_limits() -> None:
 )
 def test_one_that_is_wrong_names_the_field(changes: dict[str, Any], code: str, field: str) -> None:
     with pytest.raises(Refused) as refused:
-        check_submit(LAYOUT, msgspec.structs.replace(SUBMIT, **changes))
+        check_submit(LAYOUT, msgspec.structs.replace(SUBMIT, **changes), "c1")
     assert (refused.value.code, refused.value.field) == (code, field)
