@@ -6,18 +6,21 @@ the socket (0600).
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lifl.core.errors import LiflError, Refused
+from lifl.core.errors import Impossible, LiflError, Refused
 from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.protocol import cli as om
 from lifl.core.protocol import client as cm
 from lifl.node.link import Link
 from lifl.node.listening import Listening
+
+log = logging.getLogger("lifl.cli")
 
 CONNECTIONS_MAX = 64
 
@@ -46,8 +49,14 @@ class CliServer:
             link.send(om.Answer(self._handle(message, link)))
         except Refused as refused:
             link.send(cm.Refusal(refused.code, refused.field, refused.text[:TEXT_CHARS_MAX]))
+        except Impossible:
+            raise  # the node is of no use any more
         except LiflError as error:
             link.send(cm.Refusal("failed", "", str(error)[:TEXT_CHARS_MAX]))
+        except Exception as error:
+            log.exception("cli.failed %s", type(message).__name__)
+            text = f"{type(message).__name__} failed: {type(error).__name__}: {error}; lifld's log tells more"
+            link.send(cm.Refusal("failed", "", text[:TEXT_CHARS_MAX]))
 
     def _gone(self, link: Link) -> None:
         self._links.discard(link)
@@ -65,7 +74,11 @@ class CliServer:
     def publish(self, name: str, job: str, fields: dict[str, Any]) -> None:
         """Tell those who follow the job."""
         for link in list(self._followers.get(job, ())):
-            link.send(om.Event(name, {"job": job, **fields}))
+            try:
+                link.send(om.Event(name, {"job": job, **fields}))
+            except Exception:
+                log.exception("cli.event %s of job %s cannot be told", name, job)
+                link.close()
         if name == "job.over":
             self._followers.pop(job, None)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import logging
 import os
 import socket
 from collections import deque
@@ -21,8 +22,10 @@ from typing import Any
 
 import msgspec
 
-from lifl.core.errors import RemoteFault, ResourceFault
+from lifl.core.errors import Impossible, RemoteFault, ResourceFault
 from lifl.core.protocol.frames import FrameDecoder, encode
+
+log = logging.getLogger("lifl.link")
 
 WAITING_BYTES_MAX = 64 * 1024 * 1024
 """What may wait for a slow peer: a few of the largest frames, or tens of thousands of ordinary ones."""
@@ -36,8 +39,9 @@ _READ = memoryview(bytearray(READ_BYTES))
 class Link:
     """One end of a link; takes ownership of `sock`.  Must be made in the running loop's thread.
 
-    `kinds` is the union of messages that the peer may send.  `on_message(message)` may raise `RemoteFault`, which
-    closes the link like any other breach of the protocol.
+    `kinds` is the union of messages that the peer may send.  What `on_message(message)` raises ends this link and
+    nothing else: `RemoteFault` like any other breach of the protocol, and a fault of ours, which goes to the log.  Only
+    `Impossible` passes on to the loop.
     """
 
     def __init__(
@@ -88,7 +92,14 @@ class Link:
             if not frame:
                 return
             self._loop.add_writer(self._sock.fileno(), self._writable)
-        self._waiting.append((frame, tuple(os.dup(fd) for fd in descriptors)))
+        try:
+            copies = tuple(map(os.dup, descriptors))
+        except (
+            OSError
+        ) as error:  # no descriptor is left: the message cannot wait, and those behind it must not go first
+            self._end_soon(error)
+            return
+        self._waiting.append((frame, copies))
         self._waiting_bytes += len(frame)
         if self._waiting_bytes > self._waiting_bytes_max:
             text = f"the peer of a link is {self._waiting_bytes} bytes behind; it was disconnected"
@@ -129,6 +140,11 @@ class Link:
             while not self._closed and (message := self._decoder.next_message()) is not None:
                 self._on_message(message)
         except RemoteFault as error:
+            self._end(error)
+        except Impossible:
+            raise
+        except Exception as error:
+            log.exception("link.failed a message could not be taken in; its link is closed")
             self._end(error)
 
     def _writable(self) -> None:

@@ -19,7 +19,7 @@ from lifl.core.agent.branch_runner import BranchRunner
 from lifl.core.agent.job_replica import JobReplica
 from lifl.core.agent.outcomes import Outcome
 from lifl.core.agent.quota import NO_JOB, Quota
-from lifl.core.errors import ArenaFull, LocalFault
+from lifl.core.errors import ArenaFull, RemoteFault
 from lifl.core.ids import Key, round_of
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import commands as o
@@ -98,7 +98,7 @@ class Uploads:
     def _landed(self, key: Key) -> BranchRunner:
         runner = self._in_flight.pop(key, None)
         if runner is None:
-            raise LocalFault(f"the gateway speaks of {key}, which is not in flight")
+            raise RemoteFault(f"the gateway speaks of {key}, which is not in flight")
         return runner
 
     def sealed(self, key: Key, received_bytes: int) -> list[Outcome]:

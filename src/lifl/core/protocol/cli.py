@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lifl.core.fields import Message, Name
+from lifl.core.fields import Integer, Message, Name
 from lifl.core.protocol.client import Refusal
 
 # ---- CLI ⇄ lifld -----------------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ class PlansOfRound(Message, frozen=True):
     """
 
     job: str
-    round: int
+    round: Integer
 
 
 class Follow(Message, frozen=True):

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from lifl.core.fields import Count, Message, Metrics, Name, Tensors, Text
+from lifl.core.fields import AnnouncedMetrics, Count, Integer, Message, Name, Tensors, Text, Word
 
 PROTOCOL_VERSION = 1
 
@@ -21,7 +21,7 @@ PROTOCOL_VERSION = 1
 class Hello(Message, frozen=True):
     """The first frame of a connection.  `direct`: the client can fill its slot itself (AF_UNIX only)."""
 
-    version: int
+    version: Integer
     client: Name
     direct: bool = False
 
@@ -53,7 +53,7 @@ class Submit(Message, frozen=True):
     weight: float
     data_bytes: Count
     tensors: Tensors
-    metrics: Metrics = msgspec.field(default_factory=dict)
+    metrics: AnnouncedMetrics = msgspec.field(default_factory=dict)
 
 
 class Filled(Message, frozen=True):
@@ -91,8 +91,8 @@ class Checksums(Message, frozen=True):
     Either way: after the body of an Offer, and after a model that was asked for `checked`.
     """
 
-    data: Count
-    meta: Count = 0
+    data: Word
+    meta: Word = 0
 
 
 FromClient = Hello | Join | GetModel | Submit | Filled | Leave | Offer | Checksums

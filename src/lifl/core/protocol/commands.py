@@ -12,14 +12,19 @@ behind, the branch what a node that was declared dead has.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from lifl.core.config.job import AggregationSection
-from lifl.core.fields import Count, Message, Metrics, Name, Tensors, Text
+from lifl.core.fields import ArenaBytes, Count, Message, Metrics, Name, Tensors, Text, Weight
+from lifl.core.limits import BRANCH_UPDATES_MAX, BRANCHES_MAX, CLIENTS_PER_ROUND_MAX, COUNT_MAX
 from lifl.core.protocol.gateway import TellClient
 
-Contributions = tuple[tuple[str, float, dict[str, float]], ...]
+Contributions = Annotated[tuple[tuple[Name, Weight, Metrics], ...], msgspec.Meta(max_length=BRANCH_UPDATES_MAX)]
 """Client, weight and metrics of each update in a branch or a partial."""
+Updates = Annotated[int, msgspec.Meta(ge=0, le=BRANCH_UPDATES_MAX)]
+Branches = Annotated[int, msgspec.Meta(ge=0, le=BRANCHES_MAX)]
 
 # ---- orders ------------------------------------------------------------------------------------------------------
 
@@ -34,7 +39,7 @@ class OpenJob(Message, frozen=True):
     number: Count
     job: Name
     aggregation: AggregationSection
-    clients_per_round: int
+    clients_per_round: Annotated[int, msgspec.Meta(ge=1, le=CLIENTS_PER_ROUND_MAX)]
     tensors: Tensors
     states: tuple[Name, ...]
     round: Count
@@ -60,9 +65,9 @@ class OpenBranch(Message, frozen=True):
     number: Count
     epoch: Count
     branch: Count
-    updates: Count
-    others: tuple[Count, ...] = ()
-    spare: Count = 0
+    updates: Updates
+    others: Annotated[tuple[Count, ...], msgspec.Meta(max_length=BRANCHES_MAX)] = ()
+    spare: Branches = 0
     parent: str = ""
     adopt: bool = False
 
@@ -76,9 +81,9 @@ class Grant(Message, frozen=True, tag="GrantUpdate"):
     number: Count
     epoch: Count
     branch: Count
-    conn: int
+    conn: Count
     client: Name
-    weight: float
+    weight: Weight
     metrics: Metrics
     direct: bool = False
 
@@ -112,7 +117,7 @@ class ExpectPartials(Message, frozen=True):
 
     number: Count
     epoch: Count
-    partials: Count
+    partials: Branches
 
 
 class ModelAt(Message, frozen=True):
@@ -128,7 +133,7 @@ class DropBranch(Message, frozen=True):
 
     number: Count
     epoch: Count
-    branch: int = -1
+    branch: Annotated[int, msgspec.Meta(ge=-1, le=COUNT_MAX)] = -1
 
 
 class SaveModel(Message, frozen=True):
@@ -199,7 +204,7 @@ class UpdateSealed(Message, frozen=True, forbid_unknown_fields=False):
     epoch: Count
     branch: Count
     client: Name
-    received_bytes: Count
+    received_bytes: ArenaBytes
 
 
 class UpdateAborted(Message, frozen=True):
@@ -217,7 +222,7 @@ class BranchClosed(Message, frozen=True):
     number: Count
     epoch: Count
     branch: Count
-    updates: Count
+    updates: Updates
 
 
 class BranchSealed(Message, frozen=True):

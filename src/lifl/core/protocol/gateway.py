@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from lifl.core.fields import Count, KeyBytes, Message, Metrics, Name, Tensors, Text
+from lifl.core.fields import Count, KeyBytes, Message, Metrics, Name, NotNegative, Tensors, Text, Weight
 
 # ---- gateway → lifld -------------------------------------------------------------------------------------------
 # `conn` is the gateway's number of the client's connection.
@@ -13,14 +13,14 @@ from lifl.core.fields import Count, KeyBytes, Message, Metrics, Name, Tensors, T
 class GatewayReady(Message, frozen=True):
     """The gateway listens.  `listen` are the bound addresses as HOST:PORT."""
 
-    pid: int
+    pid: Count
     listen: tuple[str, ...]
 
 
 class ClientJoined(Message, frozen=True):
     """A client said Join."""
 
-    conn: int
+    conn: Count
     client: Name
     job: Name
     holding: Count | None = None
@@ -30,7 +30,7 @@ class ClientJoined(Message, frozen=True):
 class ClientLeft(Message, frozen=True):
     """A client said Leave for `job`, or (job empty) its connection ended."""
 
-    conn: int
+    conn: Count
     job: str = ""
 
 
@@ -40,7 +40,7 @@ class Disconnected(Message, frozen=True):
     `client` is empty where none had said Hello.
     """
 
-    conn: int
+    conn: Count
     client: str
     reason: Text
 
@@ -55,11 +55,11 @@ class Admit(Message, frozen=True):
     `direct`: the client will write to the slot itself.
     """
 
-    conn: int
+    conn: Count
     client: Name
     job: Name
     round: Count
-    weight: float
+    weight: Weight
     metrics: Metrics = msgspec.field(default_factory=dict)
     direct: bool = False
 
@@ -67,7 +67,7 @@ class Admit(Message, frozen=True):
 class Sealed(Message, frozen=True):
     """The update named by a Granted key is checked and sealed in the arena."""
 
-    conn: int
+    conn: Count
     key: KeyBytes
     received_bytes: Count
 
@@ -78,7 +78,7 @@ class Aborted(Message, frozen=True):
     `writing`: a direct client lives and may not have heard that yet; it may still write to the slot.
     """
 
-    conn: int
+    conn: Count
     key: KeyBytes
     reason: Text
     writing: bool = False
@@ -94,7 +94,7 @@ class Progress(Message, frozen=True):
 class WantModel(Message, frozen=True):
     """A client asks for the model that a round starts from."""
 
-    conn: int
+    conn: Count
     job: Name
     round: Count
 
@@ -102,7 +102,7 @@ class WantModel(Message, frozen=True):
 class ModelSent(Message, frozen=True):
     """The bytes of a granted model have been sent (or the client is gone): the pin may go."""
 
-    conn: int
+    conn: Count
     key: KeyBytes
     sent_bytes: Count
 
@@ -113,13 +113,13 @@ class GatewayStats(Message, frozen=True):
     received_bytes: Count
     sent_bytes: Count
     connections: Count
-    cpu_s: float
+    cpu_s: NotNegative
 
 
 class Offered(Message, frozen=True):
     """Another node's gateway says Offer: asks for room.  Then Sealed or Aborted, as for an update."""
 
-    conn: int
+    conn: Count
     number: Count
     epoch: Count
     branch: Count
@@ -175,7 +175,7 @@ class JobSchema(Message, frozen=True):
     """The gateway may admit updates of this job; `number` is the job's in the arena's table."""
 
     job: Name
-    number: int
+    number: Count
     tensors: Tensors
 
 
@@ -188,7 +188,7 @@ class JobForget(Message, frozen=True):
 class Granted(Message, frozen=True):
     """The slot for the client's update; `member` is the bytes for the object's meta region."""
 
-    conn: int
+    conn: Count
     key: KeyBytes
     member: bytes
 
@@ -196,7 +196,7 @@ class Granted(Message, frozen=True):
 class ModelGranted(Message, frozen=True):
     """The model object to send; pinned until ModelSent."""
 
-    conn: int
+    conn: Count
     job: Name
     round: Count
     key: KeyBytes
@@ -205,7 +205,7 @@ class ModelGranted(Message, frozen=True):
 class FollowUpdate(Message, frozen=True):
     """Tell by Progress, from now on, how far the update of a Granted key is."""
 
-    conn: int
+    conn: Count
     key: KeyBytes
 
 
@@ -215,14 +215,14 @@ class TellClient(Message, frozen=True):
     The coordinator says it to the agent of the client's node, the agent to its gateway.
     """
 
-    conn: int
+    conn: Count
     message: msgspec.Raw
 
 
 class HangUp(Message, frozen=True):
     """Close a connection; 0: all of them.  Of what was granted or joined over each it is told as for any other end."""
 
-    conn: int = 0
+    conn: Count = 0
 
 
 class AskStats(Message, frozen=True):

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from lifl.core.fields import Count, KeyBytes, Message, Name, Tensors, Text
+from lifl.core.fields import Capacity, Count, Integer, KeyBytes, Message, Name, NotNegative, Tensors, Text
 from lifl.core.protocol.gateway import Drain
 from lifl.core.schema import Segment
 
@@ -19,7 +19,7 @@ from lifl.core.schema import Segment
 class ZygoteReady(Message, frozen=True):
     """NumPy is loaded, the arena is mapped."""
 
-    pid: int
+    pid: Count
 
 
 class Fork(Message, frozen=True):
@@ -28,36 +28,36 @@ class Fork(Message, frozen=True):
     `port` is what `redirect.open_port` needs beside the descriptors.
     """
 
-    worker: int
+    worker: Count
     port: dict[str, Any]
-    descriptors: int
+    descriptors: Count
 
 
 class Forked(Message, frozen=True):
     """The worker's process."""
 
-    worker: int
-    pid: int
+    worker: Count
+    pid: Count
 
 
 class Exited(Message, frozen=True):
     """A worker's process has ended; `status` is waitpid's."""
 
-    worker: int
-    pid: int
-    status: int
+    worker: Count
+    pid: Count
+    status: Integer
 
 
 class Calibrate(Message, frozen=True):
     """Fork a process that measures how many folds the machine runs at a time, at most `most`, and ends."""
 
-    most: int
+    most: Count
 
 
 class Calibrated(Message, frozen=True):
     """MC in updates at a time, as it was measured (`rules/calibration.py`)."""
 
-    capacity: float
+    capacity: Capacity
 
 
 FromZygote = ZygoteReady | Forked | Exited | Calibrated
@@ -77,8 +77,8 @@ class TaskStart(Message, frozen=True):
     (0: the daemon only).
     """
 
-    address: int
-    attempt: int
+    address: Count
+    attempt: Count
     role: str
     job: Name
     round: Count
@@ -86,8 +86,8 @@ class TaskStart(Message, frozen=True):
     options: dict[str, Any]
     rule_folder: str
     eager: bool
-    expect: int
-    parent: int
+    expect: Count
+    parent: Count
     output: KeyBytes
     inputs: tuple[Segment, ...]
     outputs: tuple[Segment, ...]
@@ -100,9 +100,9 @@ class TaskStart(Message, frozen=True):
 class Expect(Message, frozen=True):
     """The task is complete with `expect` inputs (the round closed early)."""
 
-    address: int
-    attempt: int
-    expect: int
+    address: Count
+    attempt: Count
+    expect: Count
 
 
 class Arriving(Message, frozen=True):
@@ -111,23 +111,23 @@ class Arriving(Message, frozen=True):
     It says no more than that: an update counts when its key comes to the task, and another may come in its place.
     """
 
-    address: int
-    attempt: int
+    address: Count
+    attempt: Count
     updates: tuple[tuple[KeyBytes, float, Count], ...]
 
 
 class Drop(Message, frozen=True):
     """Forget the task; its output will be freed once TaskDropped is answered."""
 
-    address: int
-    attempt: int
+    address: Count
+    attempt: Count
 
 
 class Checkpoint(Message, frozen=True):
     """Write `model` (and the rule's `states`) as safetensors to `path` (`state_path`), durably, all or nothing."""
 
-    address: int
-    attempt: int
+    address: Count
+    attempt: Count
     job: Name
     round: Count
     path: str
@@ -143,8 +143,8 @@ class Load(Message, frozen=True):
     `states`: rule state objects by name, read from `state_path` (zero-filled when `state_path` is empty).
     """
 
-    address: int
-    attempt: int
+    address: Count
+    attempt: Count
     job: Name
     path: str
     tensors: Tensors
@@ -166,9 +166,9 @@ ToWorker = TaskStart | Expect | Arriving | Drop | Checkpoint | Load | Retire
 class WorkerReady(Message, frozen=True):
     """The worker runs; `ready_ns` is its monotonic clock at that."""
 
-    worker: int
-    pid: int
-    ready_ns: int
+    worker: Count
+    pid: Count
+    ready_ns: Count
 
 
 class TaskDone(Message, frozen=True):
@@ -177,21 +177,21 @@ class TaskDone(Message, frozen=True):
     `started_ns` is the worker's monotonic clock when it began (for benchmarks).
     """
 
-    address: int
-    attempt: int
+    address: Count
+    attempt: Count
     weight: float
-    members: int
-    inputs: int
-    cpu_s: float
-    busy_s: float
-    started_ns: int = 0
+    members: Count
+    inputs: Count
+    cpu_s: NotNegative
+    busy_s: NotNegative
+    started_ns: Count = 0
 
 
 class TaskFailed(Message, frozen=True):
     """The task cannot be done (the user's rule raised, a file cannot be written): `text` is for people."""
 
-    address: int
-    attempt: int
+    address: Count
+    attempt: Count
     text: Text
     retry: bool = False
 
@@ -199,8 +199,8 @@ class TaskFailed(Message, frozen=True):
 class TaskDropped(Message, frozen=True):
     """The task of a Drop is forgotten."""
 
-    address: int
-    attempt: int
+    address: Count
+    attempt: Count
 
 
 FromWorker = WorkerReady | TaskDone | TaskFailed | TaskDropped

@@ -16,6 +16,7 @@ from lifl.core import events as ev
 from lifl.core.engine import Engine
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
+from lifl.core.protocol.peer_check import checked
 from lifl.node import machine
 from lifl.node.cluster.transport import Peers, Send
 from lifl.node.driver import Driver
@@ -94,7 +95,8 @@ class Bridge:
         self._driver.handle(ev.NodeGone(node))
 
     def from_node(self, node: int, message: Any) -> None:
-        """Take an agent's report, an event of a client at its gateway, or its heartbeat."""
+        """Take an agent's report, an event of a client at its gateway, or its heartbeat.  Raise `RemoteFault`."""
+        message = checked(message)
         if isinstance(message, p.Heartbeat):
             self.trees[node] = message.tree
             self._driver.handle(ev.NodeLoadTold(node, message.capacity, message.rate_per_s, message.execution_s))
