@@ -72,6 +72,21 @@ DIMENSIONS_MAX = 32
 TENSOR_NAME_CHARS_MAX = 256
 DTYPE_CHARS_MAX = 16
 DIGEST_BYTES = 32
+COUNT_MAX = (1 << 63) - 1
+"""Any count, number or size that has no limit of its own: what the database holds, too."""
+INCARNATION_MAX = 1 << 53
+"""Lives of a node's daemon: each next one still has a number."""
+REAL_MAX = 1.7976931348623157e308
+"""The largest finite double."""
+RATE_PER_S_MAX = 1e9
+"""Updates per second at one node."""
+BRANCH_UPDATES_MAX = 65_536
+"""Updates of one branch: more than one round can select."""
+BRANCHES_MAX = 4_096
+"""Branches of one round: of each node one, and those that took the places of others."""
+COST_BYTES_MAX = 1 << 50
+COST_S_MAX = 1e12
+"""Of one branch: the sums over `BRANCHES_MAX` still are numbers that can be written."""
 
 ROUNDS_REMEMBERED = 16
 """Committed rounds whose members are kept in memory, to answer clients that come back late."""

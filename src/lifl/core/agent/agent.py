@@ -23,7 +23,7 @@ from lifl.core.agent.pool import Pool
 from lifl.core.agent.quota import NO_JOB, Quota
 from lifl.core.agent.task_table import TaskTable
 from lifl.core.agent.uploads import Uploads
-from lifl.core.errors import LocalFault
+from lifl.core.errors import LocalFault, RemoteFault
 from lifl.core.ids import Key
 from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.object_store import ObjectStore
@@ -170,9 +170,11 @@ class Agent:
 
     def _sealed(self, event: gm.Sealed) -> None:
         """Take an update of a client, or another node's partial."""
+        key = Key.unpack(event.key)
+        if not self.partials.has(key) and not self.uploads.has(key):
+            raise RemoteFault(f"the gateway has sealed {key}, which was not granted")
         self._arrivals += 1
         self.load = self.load.counted(self._arrivals, int(self._turn.now * 1e9))
-        key = Key.unpack(event.key)
         if self.partials.has(key):
             self.partials.sealed(event.conn, key, event.received_bytes)
         else:

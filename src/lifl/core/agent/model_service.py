@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from lifl.core.agent.job_replica import JobReplica
 from lifl.core.agent.quota import Quota
-from lifl.core.errors import LocalFault
+from lifl.core.errors import RemoteFault
 from lifl.core.ids import Key
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
@@ -61,7 +61,7 @@ class ModelService:
             return
         replica = next((each for each in self._replicas.values() if each.slot.fetching == key), None)
         if replica is None:
-            raise LocalFault(f"the gateway speaks of {key}, which is not being fetched")
+            raise RemoteFault(f"the gateway speaks of {key}, which is not being fetched")
         replica.fetched(event.error, event.received_bytes)
         if replica.wants_model:
             self._retry_at_s = self._turn.now + FETCH_RETRY_S

@@ -19,7 +19,7 @@ from lifl.core.agent.branch_runner import BranchRunner
 from lifl.core.agent.job_replica import JobReplica
 from lifl.core.agent.outcomes import Outcome
 from lifl.core.agent.quota import NO_JOB, Quota
-from lifl.core.errors import ArenaFull, LocalFault
+from lifl.core.errors import ArenaFull, RemoteFault
 from lifl.core.ids import Key, round_of
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import commands as o
@@ -58,6 +58,10 @@ class Uploads:
             self._give_up(order)
             busy = cm.Busy(self._replicas[order.number].spec.name, round_of(order.epoch), BUSY_RETRY_S)
             self._turn.emit(gm.TellClient(order.conn, cm.packed(busy)))
+
+    def has(self, key: Key) -> bool:
+        """Return whether the update has been granted, and is neither sealed nor given up."""
+        return key in self._in_flight
 
     def _give_up(self, order: o.Grant) -> None:
         self._turn.report(o.UpdateAborted(order.number, order.epoch, order.branch, order.client))
@@ -116,7 +120,7 @@ class Uploads:
     def _landed(self, key: Key) -> BranchRunner:
         runner = self._in_flight.pop(key, None)
         if runner is None:
-            raise LocalFault(f"the gateway speaks of {key}, which is not in flight")
+            raise RemoteFault(f"the gateway speaks of {key}, which is not in flight")
         return runner
 
     def sealed(self, key: Key, received_bytes: int) -> list[Outcome]:

@@ -15,7 +15,20 @@ from typing import Any
 
 import msgspec
 
-from lifl.core.fields import Address, Count, Digest, FieldPath, Message, Metrics, Name, Tensors, Text, Word
+from lifl.core.fields import (
+    Address,
+    AnnouncedMetrics,
+    Bits64,
+    Count,
+    Digest,
+    FieldPath,
+    Integer,
+    Message,
+    Name,
+    Tensors,
+    Text,
+    Word,
+)
 from lifl.core.limits import REASON_BYTES_MAX
 
 PROTOCOL_VERSION = 1
@@ -29,7 +42,7 @@ class Hello(Message, frozen=True):
     `direct`: the client can fill its slot itself (AF_UNIX only).  `digests`: it knows what stands for tensors.
     """
 
-    version: int
+    version: Integer
     client: Name
     direct: bool = False
     digests: bool | msgspec.UnsetType = msgspec.UNSET
@@ -69,7 +82,7 @@ class Submit(Message, frozen=True):
     weight: float
     data_bytes: Count
     tensors: Tensors
-    metrics: Metrics = msgspec.field(default_factory=dict)
+    metrics: AnnouncedMetrics = msgspec.field(default_factory=dict)
     digest: Digest | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -108,8 +121,8 @@ class Checksums(Message, frozen=True):
     Either way: after the body of an Offer, and after a model that was asked for `checked`.
     """
 
-    data: Count
-    meta: Count = 0
+    data: Bits64
+    meta: Bits64 = 0
 
 
 FromClient = Hello | Join | GetModel | Submit | Filled | Leave | Offer | Checksums

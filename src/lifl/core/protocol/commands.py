@@ -17,14 +17,14 @@ from typing import Annotated, Any
 import msgspec
 
 from lifl.core.config.job import AggregationSection
-from lifl.core.fields import Address, Count, Message, Metrics, Name, Path, StateNames, Tensors, Text
-from lifl.core.limits import MEMBERS_PER_FRAME_MAX, NODES_MAX
+from lifl.core.fields import Address, ArenaBytes, Count, Message, Metrics, Name, Path, StateNames, Tensors, Text, Weight
+from lifl.core.limits import BRANCH_UPDATES_MAX, BRANCHES_MAX, CLIENTS_PER_ROUND_MAX, COUNT_MAX, MEMBERS_PER_FRAME_MAX
 from lifl.core.protocol.gateway import TellClient
 
-Contributions = Annotated[
-    tuple[tuple[str, float, dict[str, float]], ...], msgspec.Meta(max_length=MEMBERS_PER_FRAME_MAX)
-]
+Contributions = Annotated[tuple[tuple[Name, Weight, Metrics], ...], msgspec.Meta(max_length=MEMBERS_PER_FRAME_MAX)]
 """Client, weight and metrics of each update in a branch or a partial."""
+Updates = Annotated[int, msgspec.Meta(ge=0, le=BRANCH_UPDATES_MAX)]
+Branches = Annotated[int, msgspec.Meta(ge=0, le=BRANCHES_MAX)]
 
 # ---- orders ------------------------------------------------------------------------------------------------------
 
@@ -40,7 +40,7 @@ class OpenJob(Message, frozen=True):
     number: Count
     job: Name
     aggregation: AggregationSection
-    clients_per_round: int
+    clients_per_round: Annotated[int, msgspec.Meta(ge=1, le=CLIENTS_PER_ROUND_MAX)]
     tensors: Tensors
     states: StateNames
     round: Count
@@ -67,9 +67,9 @@ class OpenBranch(Message, frozen=True):
     number: Count
     epoch: Count
     branch: Count
-    updates: Count
-    others: Annotated[tuple[Count, ...], msgspec.Meta(max_length=NODES_MAX)] = ()
-    spare: Count = 0
+    updates: Updates
+    others: Annotated[tuple[Count, ...], msgspec.Meta(max_length=BRANCHES_MAX)] = ()
+    spare: Branches = 0
     parent: Address = ""
     adopt: bool = False
 
@@ -83,9 +83,9 @@ class Grant(Message, frozen=True, tag="GrantUpdate"):
     number: Count
     epoch: Count
     branch: Count
-    conn: int
+    conn: Count
     client: Name
-    weight: float
+    weight: Weight
     metrics: Metrics
     direct: bool = False
 
@@ -119,7 +119,7 @@ class ExpectPartials(Message, frozen=True):
 
     number: Count
     epoch: Count
-    partials: Count
+    partials: Branches
 
 
 class ModelAt(Message, frozen=True):
@@ -135,7 +135,7 @@ class DropBranch(Message, frozen=True):
 
     number: Count
     epoch: Count
-    branch: int = -1
+    branch: Annotated[int, msgspec.Meta(ge=-1, le=COUNT_MAX)] = -1
 
 
 class SaveModel(Message, frozen=True):
@@ -207,7 +207,7 @@ class UpdateSealed(Message, frozen=True, forbid_unknown_fields=False):
     epoch: Count
     branch: Count
     client: Name
-    received_bytes: Count
+    received_bytes: ArenaBytes
 
 
 class UpdateAborted(Message, frozen=True):
@@ -225,7 +225,7 @@ class BranchClosed(Message, frozen=True):
     number: Count
     epoch: Count
     branch: Count
-    updates: Count
+    updates: Updates
 
 
 class BranchSealed(Message, frozen=True):

@@ -18,6 +18,7 @@ from lifl.core.limits import TREE_LINES_MAX
 from lifl.core.planning.capacity import NodeLoad
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
+from lifl.core.protocol.peer_check import checked
 from lifl.node import machine
 from lifl.node.cluster.transport import Peers, Send
 from lifl.node.driver import Driver
@@ -96,7 +97,8 @@ class Bridge:
         self._driver.handle(ev.NodeGone(node))
 
     def from_node(self, node: int, message: Any) -> None:
-        """Take an agent's report, an event of a client at its gateway, or its heartbeat."""
+        """Take an agent's report, an event of a client at its gateway, or its heartbeat.  Raise `RemoteFault`."""
+        message = checked(message)
         if isinstance(message, p.Heartbeat):
             self._beats[node] = message
             self._driver.handle(ev.NodeLoadTold(node, message.capacity, message.rate_per_s, message.execution_s))

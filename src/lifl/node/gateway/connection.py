@@ -12,6 +12,7 @@ slowed by TCP.  A client that reads too slowly, sends garbage or stalls is disco
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 
 import msgspec
@@ -31,6 +32,8 @@ from lifl.node.gateway.grant_waiter import Grant, GrantWaiter
 from lifl.node.gateway.intake import Intake
 from lifl.node.gateway.outbox import Outbox
 from lifl.node.gateway.shared import Shared
+
+log = logging.getLogger("lifl.gateway")
 
 
 class Connection:
@@ -106,6 +109,9 @@ class Connection:
             sock.cut_because = sock.reason(error)
         except (OSError, EOFError):  # it left, or was cut
             pass
+        except Exception as error:  # a bug of ours: it ends this connection, and no other
+            log.exception("gateway.connection %d of client %s failed", self._number, self._client or "-")
+            sock.cut_because = f"a fault of this node: {type(error).__name__}: {error}"[:TEXT_CHARS_MAX]
         finally:
             sock.shut()
             if self._outbox.flusher is not None:

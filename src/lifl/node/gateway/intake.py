@@ -167,7 +167,7 @@ class Intake:
         """Have a granted object filled and sealed, and tell the daemon how it ended."""
         try:
             await filling
-        except (Refused, RemoteFault, OSError, EOFError, TimeoutError, StaleKey) as error:
+        except Exception as error:  # of whatever kind: the daemon is told, else the slot would wait for ever
             writing = self._filling and not self._is_gone(error)
             self._shared.link.send(gm.Aborted(self._conn, grant.key, self._socket.reason(error), writing))
             if isinstance(error, StaleKey):

@@ -13,6 +13,7 @@ all of it has come.  So the daemon may order the same again, here or in the next
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -38,6 +39,8 @@ from lifl.node.gateway.shared import Shared
 from lifl.shm.checksum import checksum
 from lifl.shm.ingest_check import ingest_check
 from lifl.shm.layout import ObjectState
+
+log = logging.getLogger("lifl.gateway")
 
 TRIES_MAX = 5
 PAUSE_FIRST_S = 0.5
@@ -93,7 +96,11 @@ class PeerTransfers:
             await asyncio.wait({earlier})  # nothing else touches the object
         trip = _Trip(self._shared, request)
         async with self._places:
-            error = await trip.make()
+            try:
+                error = await trip.make()
+            except Exception as bug:  # whatever it is, the daemon hears of it
+                log.exception("gateway.transfer of %s failed", type(request).__name__)
+                error = f"{type(bug).__name__}: {bug}"
         text = error[:TEXT_CHARS_MAX]
         if isinstance(request, gm.Carry):
             self._shared.link.send(gm.CarryEnded(request.key, text, trip.moved_bytes))
