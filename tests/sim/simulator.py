@@ -19,6 +19,7 @@ from lifl.core.agent.uploads import DIRECT_GRACE_S
 from lifl.core.config.job import parse_job
 from lifl.core.coordinator.job import Job
 from lifl.core.coordinator.nodes import Node
+from lifl.core.coordinator.offer_secrets import KNOWN
 from lifl.core.engine import Engine
 from lifl.core.event_log import Recording
 from lifl.core.ids import Key, Kind, round_of
@@ -164,7 +165,7 @@ class Host:
     def up(self) -> ev.NodeUp:
         node = self.node()
         sizes = (node.load.capacity, node.arena_bytes, node.workers_max)
-        return ev.NodeUp(node.number, node.gateway, *sizes, node.incarnation)
+        return ev.NodeUp(node.number, node.gateway, *sizes, node.incarnation, (KNOWN,))
 
     def handle(self, event: Any, now: float) -> None:
         """Hand an event to the engine; what it wants done waits in `pending`."""
@@ -497,9 +498,17 @@ class Cluster:
             conn = -self.conns
             self.offers[conn] = (Counter(thing.content), list(thing.members))
             self.waiting_nodes[conn] = (host, key)
-            size = len(thing.members) * 1024
+            sizes = (LAYOUT.accumulator_bytes, len(thing.members) * 1024)
             other.to_daemon.append(
-                gm.Offered(conn, 1, effect.epoch, effect.branch, len(thing.members), LAYOUT.accumulator_bytes, size)
+                gm.Offered(
+                    conn,
+                    1,
+                    effect.epoch,
+                    effect.branch,
+                    len(thing.members),
+                    *sizes,
+                    effect.secret,
+                )
             )
         elif lost:
             host.to_daemon.append(gm.FetchEnded(effect.key, "lost", 0))

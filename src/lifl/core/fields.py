@@ -34,6 +34,7 @@ AnnouncedMetrics = Annotated[dict[MetricName, float], msgspec.Meta(max_length=ME
 """As a client announces them: `protocol/submit_check.py` looks at the values, and names the metric."""
 Text = Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)]
 Tensors = Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=65_536)]
+Secret = Annotated[str, msgspec.Meta(max_length=64)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
 Integer = Annotated[int, msgspec.Meta(ge=-COUNT_MAX, le=COUNT_MAX)]
 Word = Annotated[int, msgspec.Meta(ge=0)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from lifl.core.fields import AnnouncedMetrics, Count, Integer, Message, Name, Tensors, Text, Word
+from lifl.core.fields import AnnouncedMetrics, Count, Integer, Message, Name, Secret, Tensors, Text, Word
 
 PROTOCOL_VERSION = 1
 
@@ -69,11 +69,11 @@ class Leave(Message, frozen=True):
     job: Name
 
 
-class Offer(Message, frozen=True):
+class Offer(Message, frozen=True, omit_defaults=True):
     """Another node's gateway has a partial of `data_bytes` bytes, with `meta_bytes` of members behind them.
 
     Answered by Go (send both, then Checksums), Accepted (it is here already), Busy or Refusal.  (number, epoch, branch)
-    is its identity.
+    is its identity, `secret` what its coordinator told the node with the branch.
     """
 
     number: Count
@@ -83,6 +83,7 @@ class Offer(Message, frozen=True):
     members: Count
     data_bytes: Count
     meta_bytes: Count
+    secret: Secret = ""
 
 
 class Checksums(Message, frozen=True):

@@ -42,10 +42,12 @@ Address = Annotated[str, msgspec.Meta(max_length=280)]
 MemberStateName = Literal["alive", "suspect", "dead", "left"]
 
 
-class PeerHello(Message, frozen=True):
+class PeerHello(Message, frozen=True, omit_defaults=True):
     """The first frame of a node that joins.
 
     `incarnation` counts the lives of its daemon; `capacity` is MC in updates, `control` and `gateway` are HOST:PORT.
+    `knows` are words for what it knows beyond version 1; a member that knows no such field refuses it by its name, and
+    the node comes again without.
     """
 
     version: Integer
@@ -56,6 +58,7 @@ class PeerHello(Message, frozen=True):
     capacity: Capacity
     arena_bytes: ArenaBytes
     workers_max: WorkersMax
+    knows: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=32)], ...], msgspec.Meta(max_length=16)] = ()
 
 
 class PeerWelcome(Message, frozen=True):

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import msgspec
 
 from lifl.core.config.job import AggregationSection
-from lifl.core.fields import ArenaBytes, Count, Message, Metrics, Name, Tensors, Text, Weight
+from lifl.core.fields import ArenaBytes, Count, Message, Metrics, Name, Secret, Tensors, Text, Weight
 from lifl.core.limits import BRANCH_UPDATES_MAX, BRANCHES_MAX, CLIENTS_PER_ROUND_MAX, COUNT_MAX
 from lifl.core.protocol.gateway import TellClient
 
@@ -54,12 +54,13 @@ class CloseJob(Message, frozen=True):
     number: Count
 
 
-class OpenBranch(Message, frozen=True):
+class OpenBranch(Message, frozen=True, omit_defaults=True):
     """Take part in a round, with a tree for `updates` updates.
 
     Branch 0 makes the model, with the partials of `others` too and room for `spare` more.  The root partial of another
     goes to the gateway at `parent` (HOST:PORT; empty: the top is on the same node).  `adopt`: count what an earlier
-    life of the node has sealed for this epoch.
+    life of the node has sealed for this epoch.  `secret` is said with the partial
+    (`coordinator/offer_secrets.py`); only nodes that know of it are told one.
     """
 
     number: Count
@@ -70,6 +71,7 @@ class OpenBranch(Message, frozen=True):
     spare: Branches = 0
     parent: str = ""
     adopt: bool = False
+    secret: Secret = ""
 
 
 class Grant(Message, frozen=True, tag="GrantUpdate"):

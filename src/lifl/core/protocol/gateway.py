@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from lifl.core.fields import Count, KeyBytes, Message, Metrics, Name, NotNegative, Tensors, Text, Weight
+from lifl.core.fields import Count, KeyBytes, Message, Metrics, Name, NotNegative, Secret, Tensors, Text, Weight
 
 # ---- gateway → lifld -------------------------------------------------------------------------------------------
 # `conn` is the gateway's number of the client's connection.
@@ -126,6 +126,7 @@ class Offered(Message, frozen=True):
     members: Count
     data_bytes: Count
     meta_bytes: Count
+    secret: Secret = ""
 
 
 class CarryEnded(Message, frozen=True):
@@ -245,6 +246,7 @@ class Carry(Message, frozen=True):
     number: Count
     epoch: Count
     branch: Count
+    secret: Secret = ""
 
 
 class Fetch(Message, frozen=True):
