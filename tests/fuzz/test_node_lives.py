@@ -159,7 +159,8 @@ def say(
             sock.sendall(each)
         if meanwhile is not None:
             meanwhile()
-        sock.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):  # the other end was faster
+            sock.shutdown(socket.SHUT_WR)
         while data := sock.recv(65_536):
             heard += data
         return heard
