@@ -63,6 +63,10 @@ ROUND_METRICS_MAX = 256
 """Names of metrics that a round's means are taken of: those that most of its clients sent."""
 REASON_BYTES_MAX = 400
 """What all clients of a round are told of the reason why it ended."""
+OLD_MODELS_PARTS = 16
+"""One of so many parts of the arena (but one model at the least) is what old models of a job may take that slow clients
+still read; who reads beyond that is sent away, after `OLD_MODEL_GRACE_S`, or at once when something waits for room."""
+OLD_MODEL_GRACE_S = 2.0
 LINK_WAITING_BYTES_MAX = 64 * 1024 * 1024
 """What may wait for a slow peer of a link: a few of the largest frames, or what one event says to all clients."""
 TENSORS_MAX = 65_536

@@ -21,6 +21,7 @@ from lifl.core.agent.outcomes import Outcome
 from lifl.core.agent.partial_transfers import PartialTransfers
 from lifl.core.agent.pool import Pool
 from lifl.core.agent.quota import NO_JOB, Quota
+from lifl.core.agent.settling import Settling
 from lifl.core.agent.task_table import TaskTable
 from lifl.core.agent.uploads import Uploads
 from lifl.core.errors import LocalFault
@@ -56,6 +57,7 @@ class Agent:
         self.uploads = Uploads(self.replicas, turn, self.quota, wait_queue_max)
         self.partials = PartialTransfers(self.replicas, turn, self.quota)
         self.models = ModelService(self.replicas, turn, self.quota)
+        self.settling = Settling(self.replicas, turn, self.quota, self.uploads, self.models)
         self.load = NodeLoad(capacity=capacity, at_s=now)
         self._arrivals = 0
         self._orphans: dict[int, list[ev.Orphan]] = {}  # by job: what an earlier life has left, until the job is opened
@@ -74,12 +76,6 @@ class Agent:
         else:
             raise LocalFault(f"an agent does not handle a {type(event).__name__}")
 
-    def settle(self) -> None:
-        """Give those that wait for room, or for a model, what there is now.  It ends each event."""
-        for replica in list(self.replicas.values()):
-            replica.settle(self.models.may_fetch)
-        self.uploads.settle()
-
     def _act(self, outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes:
             replica = self.replicas.get(outcome.job)
@@ -95,9 +91,13 @@ class Agent:
 
     def _close_job(self, order: o.CloseJob) -> None:
         self._free_orphans(order.number)
-        replica = self.replicas.pop(order.number, None)
-        if replica is not None:
-            self.models.close(replica)
+        if order.number in self.replicas:
+            self._end_job(order.number)
+
+    def _end_job(self, number: int) -> None:
+        self.settling.forget(number)
+        self.models.close(self.replicas.pop(number))
+        self._turn.touch(number)  # those of its clients that wait are told
 
     def _job_broken(self, event: ev.JobBroken) -> None:
         for number, replica in self.replicas.items():
@@ -123,7 +123,7 @@ class Agent:
     def _life_ended(self, _event: ev.LifeEnded) -> None:
         """Drop all jobs: what this node was to do is done elsewhere."""
         for number in list(self.replicas):
-            self.models.close(self.replicas.pop(number))
+            self._end_job(number)
 
     def _leave(self, _event: ev.Leaving) -> None:
         """Send the clients to other nodes; partials still go to the top."""

@@ -28,6 +28,8 @@ class Quota:
         self._sizes: dict[Key, tuple[int, int]] = {}
         self._slabs: dict[int, set[Hashable]] = {}
         self.peaks: dict[int, int] = {}
+        self.gains = 0
+        """Counts what may have given somebody room."""
 
     @property
     def used_bytes(self) -> int:
@@ -38,6 +40,11 @@ class Quota:
     def total_bytes(self) -> int:
         """Bytes of the arena for objects."""
         return self.store.free_bytes + self.store.used_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes of the arena in no object."""
+        return self.store.free_bytes
 
     def job_used_bytes(self, job: int) -> int:
         """Return the bytes that the job's objects take now."""
@@ -54,6 +61,7 @@ class Quota:
 
     def release(self, job: int) -> None:
         """End the job's reservation and its account."""
+        self.gains += 1
         self._reserved.pop(job, None)
         self.peaks.pop(job, None)
         for slab in self._slabs.pop(job, ()):
@@ -97,6 +105,7 @@ class Quota:
 
     def free(self, key: Key) -> None:
         """Give the object's room back."""
+        self.gains += 1
         job, nbytes = self._sizes.pop(key)
         self._used[job] -= nbytes
         self.store.free(key)
