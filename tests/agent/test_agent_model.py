@@ -90,6 +90,7 @@ def test_without_a_source_or_without_room_it_is_not_fetched_yet() -> None:
     assert scene.handle(o.ModelAt(NUMBER, 3, SOURCE)) == []
     assert scene.slot.state is SlotState.ELSEWHERE
     scene.arena.nbytes = 1 << 20
+    scene.has_room()
     (fetch,) = scene.handle(ev.Tick())
     assert isinstance(fetch, gm.Fetch)
 
@@ -144,11 +145,11 @@ def test_a_model_that_is_replaced_while_it_is_read_stays_until_the_last_reader_i
     for conn in (5, 6):
         assert scene.handle(gm.WantModel(conn, "j", 1)) == [gm.ModelGranted(conn, "j", 1, model.pack())]
     scene.handle(o.ModelAt(NUMBER, 1, SOURCE))
-    assert (scene.slot.doomed, scene.slot.pins) == ({model}, {model: 2})
+    assert (scene.slot.doomed, scene.slot.pins) == ({model: 0.0}, {model: 2})
     scene.handle(gm.ModelSent(5, model.pack(), 10))
     assert list(scene.arena.objects) == [model]
     scene.handle(gm.ModelSent(6, model.pack(), 10))
-    assert (scene.arena.objects, scene.slot.doomed) == ({}, set())
+    assert (scene.arena.objects, scene.slot.doomed) == ({}, {})
 
 
 def test_what_is_sent_is_part_of_the_cost_of_the_branches_that_are_not_through() -> None:

@@ -21,6 +21,7 @@ from lifl.core.agent.outcomes import Outcome
 from lifl.core.agent.partial_transfers import PartialTransfers
 from lifl.core.agent.pool import Pool
 from lifl.core.agent.quota import NO_JOB, Quota
+from lifl.core.agent.settling import Settling
 from lifl.core.agent.task_table import TaskTable
 from lifl.core.agent.uploads import Uploads
 from lifl.core.errors import LocalFault, RemoteFault
@@ -56,6 +57,7 @@ class Agent:
         self.uploads = Uploads(self.replicas, turn, self.quota, wait_queue_max)
         self.partials = PartialTransfers(self.replicas, turn, self.quota)
         self.models = ModelService(self.replicas, turn, self.quota)
+        self.settling = Settling(self.replicas, turn, self.quota, self.tasks, self.uploads, self.models)
         self.load = NodeLoad(capacity=capacity, at_s=now)
         self._arrivals = 0
         self._orphans: dict[int, list[ev.Orphan]] = {}  # by job: what an earlier life has left, until the job is opened
@@ -74,12 +76,6 @@ class Agent:
         else:
             raise LocalFault(f"an agent does not handle a {type(event).__name__}")
 
-    def settle(self) -> None:
-        """Give those that wait for room, or for a model, what there is now.  It ends each event."""
-        for replica in list(self.replicas.values()):
-            replica.settle(self.models.may_fetch)
-        self.uploads.settle()
-
     def _act(self, outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes:
             replica = self.replicas.get(outcome.job)
@@ -97,6 +93,7 @@ class Agent:
         self._free_orphans(order.number)
         replica = self.replicas.pop(order.number, None)
         if replica is not None:
+            self.settling.forget(order.number)
             self.uploads.close(replica)
             self.models.close(replica)
 

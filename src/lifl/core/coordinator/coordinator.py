@@ -165,12 +165,16 @@ class Coordinator:
     def _client_left(self, node: int, event: gm.ClientLeft) -> None:
         """Note that a client takes part no longer, or that its connection has ended."""
         for name, client in self.presence.remove(Connection(node, event.conn), event.job):
-            self.jobs[name].runner.left(client)
+            self.jobs[name].runner.left([client])
 
     def _gateway_lost(self, node: int, _event: gm.GatewayLost | None = None) -> None:
         """Note that all connections of a node's gateway have ended."""
+        gone: dict[str, list[str]] = {}
         for here in self.presence.at(node):
-            self._client_left(node, gm.ClientLeft(here.conn))
+            for name, client in self.presence.remove(here):
+                gone.setdefault(name, []).append(client)
+        for name, clients in gone.items():
+            self.jobs[name].runner.left(clients)
 
     def _admit(self, node: int, event: gm.Admit) -> None:
         """Grant an update that a client announces, or answer."""
