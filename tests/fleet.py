@@ -296,7 +296,7 @@ class Fleet:
     """Trainers 0 to n-1 of one job.
 
     `update(index, round)` says what each submits.  `hold(index, round)` makes a trainer wait before it submits, until
-    `release`; `play` may be given to do something else than submit.
+    `release` or `release_round`; `play` may be given to do something else than submit.
     """
 
     def __init__(
@@ -321,6 +321,12 @@ class Fleet:
         """Lets these trainers (all when none is named) submit."""
         for (index, _), gate in self._gates.items():
             if not indices or index in indices:
+                gate.set()
+
+    def release_round(self, number: int) -> None:
+        """Lets all trainers submit in this round."""
+        for (_, held), gate in self._gates.items():
+            if held == number:
                 gate.set()
 
     def play(self, trainer: Trainer, round_: Round) -> None:

@@ -176,30 +176,52 @@ def test_in_the_middle_of_uploads(start_node: Callable[..., Node]) -> None:
 
 POINTS = [
     *("lifld.round_row.before", "lifld.round_row.after", "lifld.plan_row.before", "lifld.plan_row.after"),
-    *("lifld.fork.before", "lifld.fork.after", "lifld.route.before", "lifld.route.after"),
-    *("lifld.keys.before", "lifld.keys.after", "lifld.task.before", "lifld.task.after"),
-    *("lifld.child.before", "lifld.child.after"),
+    *("lifld.route.before", "lifld.route.after", "lifld.keys.before", "lifld.keys.after"),
+    *("lifld.task.before", "lifld.task.after"),
 ]
 """What lifld passes in each round on a node that is alone."""
+FORK_POINTS = ["lifld.fork.before", "lifld.fork.after", "lifld.child.before", "lifld.child.after"]
+"""What it passes when there is no worker yet."""
 
 
 @pytest.mark.parametrize("redirector", ["auto", "unix"])
 def test_at_random_points(start_node: Callable[..., Node], redirector: str) -> None:
     draw = seeded("test_at_random_points")
-    kills, rounds = 6, 8
+    kills, rounds = (
+        6,
+        8,
+    )  # the plan's row of a round is written as the one before ends: there are more rounds than kills
     timing = draw.choice(["eager", "lazy"])
     with Stops(*POINTS) as stops:
         node, oracle = start_node("--redirector", redirector, points=stops.variable), OneHot(N)
         submit(node, "j", oracle.model(), job__rounds=rounds, aggregation__timing=timing)
-        with fleet(both(node), "j", N, oracle.update) as team:
-            for kill in range(kills):  # fewer than rounds, of which each passes all points (forks: after a restart)
-                place = stops.hold(draw.choice([point for point in POINTS if kill or "fork" not in point]))
+        held = [(index, number) for index in range(N) for number in range(1, rounds + 1)]
+        with fleet(both(node), "j", N, oracle.update, held=held) as team:
+            for kill in range(1, kills + 1):
+                place = stops.hold(draw.choice(POINTS))  # before anyone submits in the round that is to pass it
+                team.release_round(kill)
                 visit = place.reached()
                 assert visit.pid == node.pid
                 visit.kill()
                 node.up("--listen", node.address)
+            team.release()
             lines = finished(node, "j", team, oracle)
     assert [line["receipt"]["counted"] for line in lines] == [N] * rounds
+
+
+@pytest.mark.parametrize("point", FORK_POINTS)
+def test_where_a_worker_is_forked(start_node: Callable[..., Node], point: str) -> None:
+    with Stops(point) as stops:
+        node, oracle = start_node("--redirector", "unix", points=stops.variable), OneHot(N)
+        submit(node, "j", oracle.model(), job__rounds=2)
+        place = stops.hold(point)
+        with fleet(both(node), "j", N, oracle.update) as team:
+            visit = place.reached()
+            assert visit.pid == node.pid
+            visit.kill()
+            node.up("--listen", node.address)
+            lines = finished(node, "j", team, oracle)
+    assert [line["receipt"]["counted"] for line in lines] == [N, N]
 
 
 @pytest.mark.parametrize("point", ["lifld.round_row.before", "lifld.round_row.after", "lifld.job_row.before"])
