@@ -374,6 +374,8 @@ class Cluster:
                     assert self.commits[message.round][client.name] == 1, "told counted, but is not in the model"
                 if client.holding == message.round:
                     client.holding = None
+            case cm.Refusal("replaced"):
+                self._disconnect(client)  # overtaken by its own past: it joins once more
             case cm.Refusal():
                 client.submitting = (message.round, message.field) if message.code == "use-gateway" else None
             case _:

@@ -19,7 +19,12 @@ CAPACITY_MAX = 1e6
 CONNECTIONS_MAX = 65_536
 STATE_DIR_BYTES_MAX = 90
 """A Unix socket's address holds 107 bytes, and the longest name in the state folder is put behind it."""
+SOCKET_PATH_BYTES_MAX = 107
+PORT_MAX = 65_535
 OPTIONS_DEPTH_MAX = 8
+FEATURES_MAX = 16
+FEATURE_CHARS_MAX = 32
+"""What a peer says it knows, when it says Hello or Welcome."""
 
 ROUNDS_REMEMBERED = 16
 """Committed rounds whose members are kept in memory, to answer clients that come back late."""

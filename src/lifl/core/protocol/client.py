@@ -3,6 +3,9 @@
 An upload is two steps so that a refusal costs no bandwidth: `Submit` is answered by `Go`, then the body (exactly
 `data_bytes` raw bytes in the layout's order) follows and is answered by `Accepted`.  Another node's gateway is a client
 like any other.
+
+A peer says in Hello and Welcome what it `knows` beyond the first version of this protocol, and is sent nothing else:
+what has its default value there is left out, so that an earlier version understands both.
 """
 
 from __future__ import annotations
@@ -11,25 +14,31 @@ from typing import Any
 
 import msgspec
 
-from lifl.core.fields import Count, Message, Metrics, Name, Tensors, Text
+from lifl.core.fields import Count, Features, Message, Metrics, Name, Tensors, Text
 
 PROTOCOL_VERSION = 1
+DECLINE = "decline"
+"""The feature of a node that knows Decline."""
+KNOWS = (DECLINE,)
+"""What this version knows."""
 
 # ---- client → gateway ------------------------------------------------------------------------------------------
 
 
-class Hello(Message, frozen=True):
+class Hello(Message, frozen=True, omit_defaults=True):
     """The first frame of a connection.  `direct`: the client can fill its slot itself (AF_UNIX only)."""
 
     version: int
     client: Name
     direct: bool = False
+    knows: Features = ()
 
 
 class Join(Message, frozen=True):
     """Takes part in `job`, and waits to be selected.  `holding`: the round whose update the client still keeps.
 
-    `connected_ns` is the client's clock when it connected: where two connections claim one name, the later one has it.
+    `connected_ns`, a clock of the client's, means something to earlier versions only: of two connections that claim one
+    name, the one whose Join comes last has it.
     """
 
     job: Name
@@ -69,6 +78,14 @@ class Leave(Message, frozen=True):
     job: Name
 
 
+class Decline(Message, frozen=True):
+    """The client takes part in the job, and not in this round, for which it was selected: another is to be."""
+
+    job: Name
+    round: Count
+    reason: Text = ""
+
+
 class Offer(Message, frozen=True):
     """Another node's gateway has a partial of `data_bytes` bytes, with `meta_bytes` of members behind them.
 
@@ -95,18 +112,19 @@ class Checksums(Message, frozen=True):
     meta: Count = 0
 
 
-FromClient = Hello | Join | GetModel | Submit | Filled | Leave | Offer | Checksums
+FromClient = Hello | Join | GetModel | Submit | Filled | Leave | Decline | Offer | Checksums
 
 
 # ---- gateway → client ------------------------------------------------------------------------------------------
 
 
-class Welcome(Message, frozen=True):
-    """The answer to Hello."""
+class Welcome(Message, frozen=True, omit_defaults=True):
+    """The answer to Hello.  `knows` is told to who said there what it knows itself."""
 
     version: int
     node: str
     direct: bool = False
+    knows: Features = ()
 
 
 class Selected(Message, frozen=True):

@@ -34,6 +34,17 @@ class ClientLeft(Message, frozen=True):
     job: str = ""
 
 
+class ClientDeclined(Message, frozen=True):
+    """A client said Decline; `connected_ns` is that of its Join."""
+
+    conn: int
+    client: Name
+    job: Name
+    round: Count
+    reason: Text = ""
+    connected_ns: Count = 0
+
+
 class Disconnected(Message, frozen=True):
     """The gateway has ended a client's connection, because of `reason`: for the node's log.  ClientLeft follows.
 
@@ -154,6 +165,7 @@ FromGateway = (
     GatewayReady
     | ClientJoined
     | ClientLeft
+    | ClientDeclined
     | Disconnected
     | Admit
     | Sealed

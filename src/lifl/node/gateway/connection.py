@@ -39,6 +39,7 @@ class Connection:
     def __init__(self, shared: Shared, number: int, sock: socket.socket) -> None:
         self._number = number
         self._client = ""
+        self._connected_ns = 0  # as its last Join says
         self._direct = False
         self._shared = shared
         self._grants = GrantWaiter(shared.link)
@@ -131,7 +132,8 @@ class Connection:
         self._client = hello.client
         self._reader.greeted = True
         self._direct = hello.direct and self._socket.is_same_user()
-        self._outbox.send(cm.Welcome(cm.PROTOCOL_VERSION, self._shared.node, self._direct))
+        knows = cm.KNOWS if hello.knows else ()
+        self._outbox.send(cm.Welcome(cm.PROTOCOL_VERSION, self._shared.node, self._direct, knows))
 
     # ---- what clients ask ------------------------------------------------------------------------------------------
 
@@ -139,9 +141,14 @@ class Connection:
         try:
             match message:
                 case cm.Join(job, holding, connected_ns):
+                    self._connected_ns = connected_ns
                     self._shared.link.send(gm.ClientJoined(self._number, self._client, job, holding, connected_ns))
                 case cm.Leave(job):
                     self._shared.link.send(gm.ClientLeft(self._number, job))
+                case cm.Decline(job, number, reason):
+                    self._shared.link.send(
+                        gm.ClientDeclined(self._number, self._client, job, number, reason, self._connected_ns)
+                    )
                 case cm.GetModel():
                     await self._send_model(message)
                 case cm.Submit():
