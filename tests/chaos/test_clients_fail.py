@@ -440,7 +440,7 @@ def test_a_model_that_came_too_late_ends_its_round_only(start_node: Callable[...
             round_.model  # noqa: B018
         ended.append(caught.value)
 
-    team = Fleet(node.address, "j", 3, oracle.update, play).start()
+    team = Fleet(node.address, "j", 3, oracle.update, play, models=False).start()
     try:
         watch.wait("round.committed", round=2)
         go_on.set()

@@ -47,6 +47,7 @@ class Books:
         self.declined = 0
         """The round that this client takes no part in, by its own word: an earlier node may select it again."""
         self._round = 0  # the one at hand
+        self._over = (0, "")  # the last round that ended without this client's update, and why
         self._named: tuple[int, str] = (0, "")  # the last selection's round, and the gateway it named
 
     def note(self, message: cm.ToClient) -> None:
@@ -64,6 +65,7 @@ class Books:
                 self._settle(number, counted)
             case cm.RoundOver(_, number, reason):
                 log.info("round.over job=%s round=%d reason=%a", self._job, number, reason)
+                self._over = (number, reason)
                 if number < self._round:
                     self.held.pop(number, None)
                 elif number in self.held:
@@ -123,4 +125,6 @@ class Books:
     def verdict(self, submit: cm.Submit, reason: str) -> Submission:
         """Return how a round that is over ended: it may be known to count although ACCEPTED could not be told."""
         counted = self.fates.get(submit.round, False)
+        if submit.round == self._over[0]:
+            reason = self._over[1]
         return Submission(submit.job, submit.round, counted, "" if counted else reason)

@@ -271,7 +271,7 @@ class Client:
             self._home.hear(home)
             if self._books.held.get(number) is not held or self._books.has_moved_on(number):
                 # Its fate was told while it was trained, or on a connection that broke before the answer.
-                return self._books.verdict(held.submit, "the round ended without it")
+                return self._books.verdict(held.submit, f"round {number} is over without this update")
             self._books.forget_selection(number)  # of another attempt: this is the answer to it
             return self._gateways.do(home, number, partial(self._offer, held=held))
 
