@@ -512,7 +512,7 @@ def test_connections_beyond_the_limit_are_told_so() -> None:
     node.close()
 
 
-LIMITS = "import lifl.node.gateway.limits as c"
+LIMITS = "import lifl.core.limits as c"
 
 
 def test_a_stalled_body_and_a_stalled_frame_end_and_an_idle_client_stays() -> None:

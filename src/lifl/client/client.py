@@ -40,7 +40,7 @@ from lifl.core.fields import NAME_RULE, Name
 from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.protocol import client as cm
 from lifl.core.protocol.submit_check import check_submit
-from lifl.core.schema import Layout
+from lifl.core.schema import Layout, TensorSpec
 
 log = logging.getLogger("lifl.client")
 
@@ -60,7 +60,7 @@ class Round:
         self.number = selected.round
         self.deadline_s = selected.deadline_s
         self.options = selected.options
-        self.layout = Layout(selected.tensors)
+        self.layout = client._layout_of(selected.tensors)
         self._client = client
         self._declined = False
 
@@ -138,6 +138,7 @@ class Client:
         self.job = job
         self.client = client
         self._closed = threading.Event()
+        self._layout: Layout | None = None
         self._books = Books(job)
         self._home = Home(nodes, self._books, self._closed, job=job, client=client, direct=direct)
         self.give_up_after_s = give_up_after_s
@@ -297,12 +298,15 @@ class Client:
         """Submit an update on this connection, until there is an answer."""
         submit = held.submit
         before = self._books.fates.pop(submit.round, None)  # of an earlier attempt at the round
-        stream.send(submit)
+        announced = submit
+        if cm.DIGESTS in stream.knows:
+            announced = msgspec.structs.replace(submit, tensors=(), digest=held.update.layout.digest)
+        stream.send(announced)
         answer = self._home.answer(stream, submit.round, cm.Go | cm.Accepted | cm.Busy | cm.Refusal)
         while isinstance(answer, cm.Busy):
             log.warning("node.busy job=%s round=%d pause_s=%.2f", self.job, submit.round, answer.retry_after_s)
             self._pause(answer.retry_after_s)
-            stream.send(submit)
+            stream.send(announced)
             answer = self._home.answer(stream, submit.round, cm.Go | cm.Accepted | cm.Busy | cm.Refusal)
         if isinstance(answer, cm.Go):
             if answer.direct:
@@ -335,17 +339,21 @@ class Client:
 
     def _fetch_model(self, round_: Round) -> dict[str, Array]:
         def fetch(stream: Stream) -> dict[str, Array]:
-            stream.send(cm.GetModel(self.job, round_.number))
+            layout = round_.layout
+            digests = cm.DIGESTS in stream.knows
+            digest = layout.digest if digests else msgspec.UNSET
+            stream.send(cm.GetModel(self.job, round_.number, digest=digest))
             answer = self._home.answer(stream, round_.number, cm.Model | cm.Refusal)
             if isinstance(answer, cm.Refusal):
                 if answer.code in OVER_CODES and stream is self._home.stream:
                     raise RoundEnded(answer.text)
                 raise Refused(answer.code, answer.field, answer.text)
-            if answer.tensors != round_.layout.tensors or answer.data_bytes != round_.layout.data_bytes:
+            same = answer.digest == digest if digests else answer.tensors == layout.tensors
+            if not same or answer.data_bytes != layout.data_bytes:
                 raise RemoteFault(f"the model of round {round_.number} differs from what its selection announced")
             data = _memory(answer.data_bytes, round_)
             stream.receive_into(data.data)
-            return as_model(round_.layout, data)
+            return as_model(layout, data)
 
         try:
             return self._home.retrying(lambda home: self._gateways.do(home, round_.number, fetch))
@@ -380,6 +388,12 @@ class Client:
             self._books.events.remove(event)
             with suppress(Settled):
                 self._gateways.do(home, event.round, partial(self._offer, held=self._books.held[event.round]))
+
+    def _layout_of(self, tensors: tuple[TensorSpec, ...]) -> Layout:
+        """Return the layout, which is the last round's nearly always."""
+        if self._layout is None or self._layout.tensors is not tensors:
+            self._layout = Layout(tensors)
+        return self._layout
 
     def _end(self, over: cm.JobOver) -> None:
         if over.status == "failed":

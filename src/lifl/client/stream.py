@@ -17,10 +17,13 @@ import socket
 import weakref
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from lifl.client.addresses import target
 from lifl.core.errors import Refused, RemoteFault
 from lifl.core.protocol import client as cm
 from lifl.core.protocol.frames import FrameDecoder, encode
+from lifl.core.schema import TensorSpec
 from lifl.shm.mapping import map_segment, populate
 
 Progress = Callable[[int, int], None]
@@ -140,6 +143,7 @@ class Stream:
         """What the node knows beyond the first version of the protocol."""
         self.is_local = self._sock.family == socket.AF_UNIX
         self._decoder: FrameDecoder[cm.ToClient] = FrameDecoder(cm.ToClient)
+        self._tensors: dict[str, tuple[TensorSpec, ...]] = {}  # by job: those that were told over this connection
         self._descriptors: list[int] = []
         self._arena: memoryview | None = None
 
@@ -190,7 +194,16 @@ class Stream:
             if not data:
                 raise ConnectionResetError("the node closed the connection")
             self._decoder.feed(data)
-        return message
+        return self._completed(message) if isinstance(message, cm.Selected) else message
+
+    def _completed(self, selected: cm.Selected) -> cm.Selected:
+        """Return the selection with the job's tensors, which are told once."""
+        if selected.digest is msgspec.UNSET or selected.tensors:
+            self._tensors[selected.job] = selected.tensors
+            return selected
+        if selected.job not in self._tensors:
+            raise RemoteFault(f"the node selects for job {selected.job!r} and has not told its tensors")
+        return msgspec.structs.replace(selected, tensors=self._tensors[selected.job])
 
     def _receive_with_rights(self, nbytes: int) -> bytes:
         room = socket.CMSG_SPACE(array.array("i").itemsize)

@@ -17,7 +17,11 @@ from lifl.core.schema import Layout, check_same
 
 def check_submit(layout: Layout, submit: Submit, client: str) -> None:
     """Raise `Refused`, naming the field, unless what `client` announces can be an update of a job of this `layout`."""
-    check_same(layout.tensors, submit.tensors)
+    if submit.digest is msgspec.UNSET:
+        check_same(layout.tensors, submit.tensors)
+    elif submit.digest != layout.digest:
+        text = "the update's tensors are not the model's; send what this round's selection described"
+        raise Refused("wrong-schema", "digest", text)
     if submit.data_bytes != layout.data_bytes:
         raise Refused(
             "wrong-size",
