@@ -213,12 +213,11 @@ def edges(kind: Any) -> Iterator[tuple[Any, bool]]:
                 if held[name] + step >= 0:
                     yield of_length(kind, held[name] + step), False
     if kind in (int, float):
-        step = 1 if kind is int else 1e-3
         for name, sign, inside in (("ge", -1, True), ("gt", -1, False), ("le", 1, True), ("lt", 1, False)):
             if name in held:
                 yield kind(held[name]), inside
-                beyond = held[name] + sign * step * max(1, abs(held[name]))
-                yield kind(beyond), False
+                step = 1 if kind is int else 1e-3 * max(1, abs(held[name]))
+                yield kind(held[name] + sign * step), False
 
 
 def of_length(kind: Any, length: int) -> Any:
