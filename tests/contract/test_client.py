@@ -563,6 +563,32 @@ def test_a_round_is_declined_and_the_next_one_comes(node: StandIn) -> None:
     assert rounds == [1, 2] and node.count(gm.ClientDeclined) == 1
 
 
+def test_that_a_round_is_declined_is_said_again_over_a_new_connection(node: StandIn) -> None:
+    """The coordinator may not have heard it: it selects the client again, and would wait for it."""
+    declined: list[gm.ClientDeclined] = []
+
+    def react(message: Message) -> None:
+        if isinstance(message, gm.ClientDeclined):
+            declined.append(message)
+            if len(declined) == 1:
+                node.send(gm.HangUp(message.conn))
+            else:
+                node.select("c1", "digits", 2)
+        elif isinstance(message, gm.ClientJoined):
+            node.select("c1", "digits", 1)
+        else:
+            play(node, message, 2)
+
+    node.react = react
+    with Client(node.tcp, job="digits", client="c1") as client:
+        rounds = client.rounds()
+        next(rounds).decline("out of memory \ud800")
+        assert next(rounds).number == 2
+    first, again = declined
+    assert first.conn != again.conn
+    assert (first.round, first.reason) == (again.round, again.reason) == (1, "out of memory ?")
+
+
 def test_a_node_of_an_earlier_version_is_told_what_it_understands() -> None:
     """It refuses a Hello with a word more; a round that is declined is left, and its next selection is passed over."""
     heard: list[Any] = []

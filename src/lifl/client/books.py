@@ -44,8 +44,11 @@ class Books:
         self.fates: dict[int, bool] = {}
         """Of each round that is over: whether this client's update was counted."""
         self._job = job
-        self.declined = 0
-        """The round that this client takes no part in, by its own word: an earlier node may select it again."""
+        self.declined: cm.Decline | None = None
+        """The word that this client takes no part in a round, which is said again over a new connection.
+
+        Who has not heard it yet, or is of an earlier version, may select the client for that round again.
+        """
         self._round = 0  # the one at hand
         self._over = (0, "")  # the last round that ended without this client's update, and why
         self._named: tuple[int, str] = (0, "")  # the last selection's round, and the gateway it named
@@ -55,7 +58,7 @@ class Books:
         match message:
             case cm.Selected():
                 self.name_gateway(message)
-                if message.round != self.declined:
+                if self.declined is None or message.round != self.declined.round:
                     self.events.append(message)
             case cm.JobOver():
                 self.events.clear()
@@ -70,7 +73,8 @@ class Books:
                     self.held.pop(number, None)
                 elif number in self.held:
                     self.held[number].accepted = False
-                self.declined = 0 if number == self.declined else self.declined
+                if self.declined is not None and self.declined.round == number:
+                    self.declined = None
                 self._settle(number, False)
             case cm.Refusal(code, field, text) if message.round < 0:
                 raise Refused(code, field, text)
@@ -112,6 +116,8 @@ class Books:
     def begin(self, number: int) -> None:
         """Drop what cannot count any more now that a round is the one at hand."""
         self._round = number
+        if self.declined is not None and self.declined.round < number:
+            self.declined = None
         for other in [n for n, held in self.held.items() if n > number or (n < number and not held.accepted)]:
             del self.held[other]  # later ones were trained on a model that is gone
 

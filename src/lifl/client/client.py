@@ -285,12 +285,13 @@ class Client:
         number = round_.number
         if number in self._books.held:
             raise LocalFault(f"round {number} has an update of this client: it cannot be declined any more")
-        self._books.declined = number
+        text = str(reason).encode(errors="replace").decode()[:TEXT_CHARS_MAX]
+        self._books.declined = declined = cm.Decline(self.job, number, text)
         self._books.forget_selection(number)
         self._books.fates[number] = False
         stream = self._home.stream
         if stream is not None and cm.DECLINE in stream.knows:
-            self._home.say(cm.Decline(self.job, number, str(reason)[:TEXT_CHARS_MAX]))
+            self._home.say(declined)
         elif stream is not None:  # an earlier version selects another for one that leaves
             self._home.say(cm.Leave(self.job), self._home.join())
 

@@ -238,6 +238,8 @@ class Home:
         stream = greeted(self.node, patience_s, self._client, self._direct, self.opened)
         try:
             stream.send(self.join())
+            if self._books.declined is not None and cm.DECLINE in stream.knows:
+                stream.send(self._books.declined)
         except BaseException:
             stream.close()
             raise

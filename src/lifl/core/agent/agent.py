@@ -153,7 +153,7 @@ class Agent:
 
     # ---- clients ---------------------------------------------------------------------------------------------------
 
-    def _pass_on(self, event: gm.ClientJoined | gm.Admit) -> None:
+    def _pass_on(self, event: gm.ClientJoined | gm.ClientDeclined | gm.Admit) -> None:
         """Let the coordinator decide; without one the client is to try another node, and this one again."""
         if not self._connected or self._leaving:
             self._turn.emit(gm.HangUp(event.conn))
@@ -226,15 +226,6 @@ class Agent:
             yield from replica.problems()
 
 
-def _pass_on_declined(agent: Agent, event: gm.ClientDeclined) -> None:
-    """Tell the coordinator; one on another node may be of an earlier version, which knows of who leaves and comes."""
-    if agent._turn.coordinates:
-        agent._turn.report(event)
-    else:
-        agent._turn.report(gm.ClientLeft(event.conn, event.job))
-        agent._turn.report(gm.ClientJoined(event.conn, event.client, event.job, None, event.connected_ns))
-
-
 HANDLERS: Mapping[type, Callable[[Agent, Any], object]] = {
     # the coordinator, and the connection to it
     o.OpenJob: Agent._open_job,
@@ -251,7 +242,7 @@ HANDLERS: Mapping[type, Callable[[Agent, Any], object]] = {
     gm.ClientJoined: Agent._pass_on,
     gm.Admit: Agent._pass_on,
     gm.ClientLeft: Agent._client_left,
-    gm.ClientDeclined: _pass_on_declined,
+    gm.ClientDeclined: Agent._pass_on,
     gm.WantModel: lambda agent, event: agent.models.want(event),
     gm.ModelSent: lambda agent, event: agent.models.sent(event),
     gm.Sealed: Agent._sealed,

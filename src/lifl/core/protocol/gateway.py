@@ -38,14 +38,13 @@ class ClientLeft(Message, frozen=True):
 
 
 class ClientDeclined(Message, frozen=True):
-    """A client said Decline; `connected_ns` is that of its Join."""
+    """A client said Decline."""
 
     conn: Count
     client: Name
     job: Name
     round: Count
     reason: Text = ""
-    connected_ns: Count = 0
 
 
 class Disconnected(Message, frozen=True):

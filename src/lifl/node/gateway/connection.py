@@ -42,7 +42,6 @@ class Connection:
     def __init__(self, shared: Shared, number: int, sock: socket.socket) -> None:
         self._number = number
         self._client = ""
-        self._connected_ns = 0  # as its last Join says
         self._direct = False
         self._digests = False
         self._told: dict[str, bytes] = {}  # by job: the digest of the tensors that the client has, if it knows digests
@@ -161,14 +160,11 @@ class Connection:
         try:
             match message:
                 case cm.Join(job, holding, connected_ns):
-                    self._connected_ns = connected_ns
                     self._shared.link.send(gm.ClientJoined(self._number, self._client, job, holding, connected_ns))
                 case cm.Leave(job):
                     self._shared.link.send(gm.ClientLeft(self._number, job))
                 case cm.Decline(job, number, reason):
-                    self._shared.link.send(
-                        gm.ClientDeclined(self._number, self._client, job, number, reason, self._connected_ns)
-                    )
+                    self._shared.link.send(gm.ClientDeclined(self._number, self._client, job, number, reason))
                 case cm.GetModel():
                     await self._send_model(message)
                 case cm.Submit():
