@@ -285,7 +285,7 @@ class Trainer(threading.Thread):
     def run(self) -> None:
         try:
             with self.client:
-                for round_ in self.client.rounds():
+                for round_ in self.client.rounds(self.fleet.models):
                     self.rounds.append(round_)
                     self.fleet.play(self, round_)
         except BaseException as error:  # noqa: BLE001 - the test asks for it
@@ -306,8 +306,9 @@ class Fleet:
         clients: int,
         update: Callable[[int, int], Update],
         play: Callable[[Trainer, Round], None] | None = None,
+        models: bool = True,
     ) -> None:
-        self.job, self.update = job, update
+        self.job, self.update, self.models = job, update, models
         chosen = [addresses] if isinstance(addresses, str) else list(addresses)
         self._gates: dict[tuple[int, int], threading.Event] = {}
         self._play = play

@@ -215,7 +215,7 @@ class Trainer:
         self._workload = workload
         self._number = client
         self._client = Client(gateway, job=job, client=f"c{client}")
-        self._round = next(self._client.rounds())
+        self._round = next(self._client.rounds(models=False))
 
     def send(self) -> bool:
         if self._dying:

@@ -126,3 +126,11 @@ def test_the_coordinator_hears_of_clients_that_leave_and_of_the_gateway() -> Non
     scene = Scene()
     assert scene.handle(gm.ClientLeft(5)) == [gm.ClientLeft(5)]
     assert scene.handle(gm.GatewayLost()) == [gm.GatewayLost()]
+
+
+def test_the_coordinator_hears_of_clients_that_decline_and_where_there_is_none_they_come_again() -> None:
+    scene = Scene()
+    declined = gm.ClientDeclined(5, "c5", "j", 1, "out of memory")
+    assert scene.handle(declined) == [declined]
+    scene.handle(ev.CoordinatorDown())
+    assert scene.handle(declined) == [gm.HangUp(5)]

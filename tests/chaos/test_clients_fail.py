@@ -293,7 +293,10 @@ def round_fails_at_the_deadline(node: Node, job: str, deadline_s: float) -> bool
     status = ask(node, om.JobStatus(job))
     if sum(event.name == "update.accepted" for event in watch.events) < 4:
         return False
-    reason = f"deadline of {deadline_s:g} s passed with 2 updates accepted; the quorum is 3"
+    reason = (
+        f"deadline of {deadline_s:g} s passed with 2 updates accepted; the quorum is 3: raise selection.deadline_s"
+        " above the time that training takes, or lower selection.quorum"
+    )
     assert [(line["attempt"], line["status"], line["reason"]) for line in status["rounds"]] == [
         (1, "failed", reason),
         (2, "failed", reason),
@@ -412,7 +415,7 @@ def shared_node(tmp_path_factory: pytest.TempPathFactory):
 def test_an_unknown_job_and_a_bad_name_are_told_to_the_trainer(shared_node: Node) -> None:
     with (
         pytest.raises(Refused, match="no job 'nope'") as caught,
-        Client(shared_node.address, job="nope", client="c1") as client,
+        Client(shared_node.address, job="nope", client="c1", give_up_after_s=0.5) as client,
     ):
         next(client.rounds())
     assert caught.value.code == "unknown-job"
@@ -437,7 +440,7 @@ def test_a_model_that_came_too_late_ends_its_round_only(start_node: Callable[...
             round_.model  # noqa: B018
         ended.append(caught.value)
 
-    team = Fleet(node.address, "j", 3, oracle.update, play).start()
+    team = Fleet(node.address, "j", 3, oracle.update, play, models=False).start()
     try:
         watch.wait("round.committed", round=2)
         go_on.set()

@@ -258,7 +258,7 @@ def test_clients_wait_while_the_next_daemon_loads_the_model(start_node: Callable
             models.append(round_.model)
         trainer.fleet.submit(trainer, round_)
 
-    team = Fleet(both(node), "j", 3, oracle.update, play)
+    team = Fleet(both(node), "j", 3, oracle.update, play, models=False)
     team.hold(0)
     team.hold(1)
     note_busy(team.trainers[1], told_busy)

@@ -16,8 +16,6 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
 from lifl.core.errors import ArenaFull
 from lifl.core.fields import Message
 from lifl.core.ids import Key, Kind
@@ -236,7 +234,7 @@ class Peer:
         self.decoder: FrameDecoder[cm.ToClient] = FrameDecoder(cm.ToClient)
 
     def hello(self, client: str = "c1", direct: bool = False, digests: bool = False) -> cm.Welcome:
-        self.send(cm.Hello(cm.PROTOCOL_VERSION, client, direct, True if digests else msgspec.UNSET))
+        self.send(cm.Hello(cm.PROTOCOL_VERSION, client, direct, (cm.DIGESTS,) if digests else ()))
         welcome = self.receive()
         assert isinstance(welcome, cm.Welcome), welcome
         return welcome

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import select
 import socket
+import subprocess
 import sys
 import threading
 import types
@@ -19,7 +21,7 @@ from safetensors.numpy import save_file
 from lifl import Client
 from lifl.client import JobCancelled, JobFailed, NodeUnreachable, Refused, RoundEnded
 from lifl.client.home import pause
-from lifl.core.errors import LocalFault
+from lifl.core.errors import LocalFault, ResourceFault
 from lifl.core.fields import Message
 from lifl.core.ids import Key, Kind
 from lifl.core.limits import CONTRIBUTION_BYTES_MAX
@@ -108,9 +110,9 @@ def test_three_rounds_end_with_the_job(node: StandIn, way: str) -> None:
     assert progress[-1] == (LAYOUT.data_bytes, LAYOUT.data_bytes)
 
 
-def one_round(node: StandIn, tensors: object, **arguments: object) -> None:
+def one_round(node: StandIn, tensors: object, models: bool = True, **arguments: object) -> None:
     with Client(node.tcp, job="digits", client="c1") as client:
-        for round_ in client.rounds():
+        for round_ in client.rounds(models):
             assert round_.submit(tensors, **({"weight": 2} | arguments)).accepted  # type: ignore[arg-type]
 
 
@@ -220,8 +222,31 @@ def test_an_unknown_job_is_refused(node: StandIn) -> None:
             node.deliver(message.conn, cm.Refusal("unknown-job", "job", "no job 'x' here", "x"))
 
     node.react = react
-    with Client(node.tcp, job="x", client="c1") as client, pytest.raises(Refused, match="no job"):
+    with (
+        Client(node.tcp, job="x", client="c1", give_up_after_s=0.3) as client,
+        pytest.raises(Refused, match="no job"),
+    ):
         next(client.rounds())
+    assert node.count(gm.ClientJoined) > 1
+
+
+def test_a_client_may_start_before_its_job_and_says_that_it_waits(
+    node: StandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = []
+
+    def react(message: Message) -> None:
+        if isinstance(message, gm.ClientJoined) and len(asked) < 3:
+            asked.append(message.conn)
+            node.deliver(message.conn, cm.Refusal("unknown-job", "job", "no job 'digits' here", "digits"))
+        else:
+            play(node, message, 1)
+
+    node.react = react
+    one_round(node, update(3))
+    assert len(set(asked)) == 1, "it asks over one connection"
+    said = [record for record in caplog.records if record.message.startswith("job.unknown job=digits")]
+    assert len(said) == 3 and {record.levelname for record in said} == {"WARNING"}
 
 
 def test_a_round_that_went_on_without_us_is_no_error(node: StandIn) -> None:
@@ -266,14 +291,16 @@ def test_a_round_that_begins_again_while_its_update_is_offered_selects_again(nod
         node.deliver(message.conn, cm.Refusal("round-over", "round", "round 1 is over", "digits", 1))
 
     node._admit = refuse_first  # type: ignore[method-assign]
-    accepted = []
+    answers = []
     with Client(node.tcp, job="digits", client="c1") as client:
         for round_ in client.rounds():
             assert round_.committed is None
-            accepted.append(round_.submit(update(), weight=1).accepted)
-            if accepted[-1]:
-                assert client.wait_committed(round_)
-    assert accepted == [False, True]
+            answers.append(round_.submit(update(1), weight=1))
+    assert [(answer.accepted, answer.reason) for answer in answers] == [
+        (False, "a node is gone; the round begins again")
+    ]
+    assert stored(node) == as_bytes(update(1)), "what was trained for the first attempt is sent again"
+    assert round_.committed is True
 
 
 @pytest.mark.parametrize("when", ["before Go", "after the body", "twice"])
@@ -325,10 +352,544 @@ def test_a_model_that_is_gone_is_the_rounds_end(node: StandIn) -> None:
     node.arena.free(node.model)
     node.model = None
     with Client(node.tcp, job="digits", client="c1") as client:
-        for round_ in client.rounds():
+        for round_ in client.rounds(models=False):
             with pytest.raises(RoundEnded):
                 _ = round_.model
             round_.submit(update(), weight=1)
+
+
+FIVE_LINES = """
+with Client(node, job="digits", client="c1") as client:
+    for round in client.rounds():  # waits to be selected, without polling
+        tensors, n, loss = train(round.model)  # your code; a dict of NumPy arrays in, the same out
+        round.submit(tensors, weight=n, metrics={"loss": loss})
+"""
+
+
+def five_lines(node: StandIn, train: Callable[[dict[str, Any]], tuple[dict[str, Any], int, float]]) -> None:
+    """The trainer of the README."""
+    exec(FIVE_LINES, {"Client": Client, "node": node.tcp, "train": train})
+
+
+def test_the_readme_has_these_five_lines() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert FIVE_LINES[FIVE_LINES.index("    for") :] in readme
+
+
+OVERS = [
+    cm.RoundOver("digits", 1, "the round was committed without this update"),
+    cm.Committed("digits", 1, False),
+    cm.Refusal("round-over", "round", "the round's model is gone", "digits", 1),
+    cm.Refusal("not-selected", "client", "another was", "digits", 1),
+]
+
+
+@pytest.mark.parametrize("over", OVERS, ids=lambda over: type(over).__name__ + getattr(over, "code", ""))
+def test_a_round_that_ends_while_its_model_is_fetched_is_passed_over(node: StandIn, over: Message) -> None:
+    """It is no exception of the trainer's, and the next round is."""
+    answer, ended = node._answer, []
+
+    def end_first(message: gm.FromGateway) -> None:
+        if isinstance(message, gm.WantModel) and message.round == 1:
+            ended.append(message.conn)
+            node.accepted["digits", 1, "c1"] = node.model  # type: ignore[assignment]
+            node.deliver(message.conn, over)
+            if isinstance(over, cm.Refusal):
+                node.select("c1", "digits", 2)
+        else:
+            answer(message)
+
+    node._answer = end_first  # type: ignore[method-assign]
+    node.react = lambda message: play(node, message, 2)
+    trained = []
+    five_lines(node, lambda model: (trained.append(model) or update(2), 1, 0.5))  # type: ignore[func-returns-value]
+    assert ended and len(trained) == 1
+    assert stored(node, 2) == as_bytes(update(2))
+
+
+def test_a_job_that_ends_while_a_model_is_fetched_ends_the_loop(node: StandIn) -> None:
+    answer = node._answer
+
+    def finish(message: gm.FromGateway) -> None:
+        if isinstance(message, gm.WantModel):
+            node.deliver(message.conn, cm.RoundOver("digits", 1, "the round was committed without this update"))
+            node.deliver(message.conn, cm.JobOver("digits", "finished"))
+        else:
+            answer(message)
+
+    node._answer = finish  # type: ignore[method-assign]
+    node.react = lambda message: play(node, message, 1) if node.count(gm.WantModel) == 0 else over_again(node, message)
+    five_lines(node, lambda model: pytest.fail("there is nothing to train"))
+
+
+def over_again(node: StandIn, message: Message) -> None:
+    """A job that is over, as one that joins is told."""
+    if isinstance(message, gm.ClientJoined):
+        node.deliver(message.conn, cm.JobOver("digits", "finished"))
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["RoundOver", "RoundOver and Selected"])
+def test_training_that_takes_longer_than_the_deadline_is_sent_and_not_repeated(node: StandIn, told: bool) -> None:
+    """The attempt ends and the next one begins while it trains: what it trained counts, over the same connection."""
+    trained = []
+    with Client(node.tcp, job="digits", client="c1") as client:
+        for round_ in client.rounds():
+            trained.append(round_.number)
+            node.deliver(node.conns["c1"], cm.RoundOver("digits", 1, "deadline of 1 s passed"))
+            if told:
+                node.select("c1", "digits", 1)
+            assert client._home.stream is not None
+            assert select.select([client._home.stream._sock], [], [], WAIT_S)[0], "the end of the attempt is there"
+            assert round_.submit(update(4), 1).accepted
+    assert trained == [1]
+    assert stored(node) == as_bytes(update(4))
+    assert node.count(gm.ClientJoined) == 1 and node.count(gm.Admit) == 1
+
+
+def test_an_update_that_was_accepted_is_sent_again_when_its_round_is_tried_again(node: StandIn) -> None:
+    lost = []
+
+    def react(message: Message) -> None:
+        if isinstance(message, gm.Sealed) and not lost:
+            lost.append(node.accepted.popitem())
+            node.deliver(message.conn, cm.RoundOver("digits", 1, "the rule raised; the round begins again"))
+            node.select("c1", "digits", 1)
+        else:
+            play(node, message, 1)
+
+    node.react = react
+    trained = []
+    five_lines(node, lambda model: (trained.append(model) or update(4), 1, 0.5))  # type: ignore[func-returns-value]
+    assert lost and len(trained) == 1
+    assert stored(node) == as_bytes(update(4))
+
+
+def test_an_update_is_sent_again_after_the_node_went_down_in_good_order(node: StandIn) -> None:
+    down = []
+
+    def react(message: Message) -> None:
+        if isinstance(message, gm.Sealed) and not down:
+            down.append(node.accepted.popitem())
+            node.deliver(message.conn, cm.RoundOver("digits", 1, "the node went down before the round was complete"))
+            node.send(gm.HangUp())
+        else:
+            play(node, message, 1)
+
+    node.react = react
+    trained = []
+    five_lines(node, lambda model: (trained.append(model) or update(4), 1, 0.5))  # type: ignore[func-returns-value]
+    assert down and len(trained) == 1
+    assert [message.holding for message in node.said if isinstance(message, gm.ClientJoined)] == [None, 1]
+    assert stored(node) == as_bytes(update(4))
+
+
+def test_a_kept_update_is_dropped_when_another_round_begins(node: StandIn) -> None:
+    """Round 1 went on without it; when the node, come back from a loss, selects for round 1 it is trained anew."""
+    rounds = []
+
+    def react(message: Message) -> None:
+        match message:
+            case gm.ClientJoined():
+                node.select("c1", "digits", 1)
+            case gm.Sealed(conn) if len(rounds) == 1:
+                node.deliver(conn, cm.RoundOver("digits", 1, "committed without it"))
+                node.select("c1", "digits", 2)
+            case gm.Sealed(conn) if len(rounds) == 2:
+                node.accepted.clear()
+                node.select("c1", "digits", 1)
+            case gm.Sealed(conn):
+                node.deliver(conn, cm.JobOver("digits", "finished"))
+
+    node.react = react
+    with Client(node.tcp, job="digits", client="c1") as client:
+        for round_ in client.rounds():
+            rounds.append(round_.number)
+            round_.submit(update(len(rounds)), weight=1)
+    assert rounds == [1, 2, 1]
+
+
+def test_a_kept_update_that_is_refused_is_trained_anew(node: StandIn) -> None:
+    admit, turns = node._admit, []
+
+    def refuse_second(message: gm.Admit) -> None:
+        turns.append(message.round)
+        if len(turns) == 2:
+            node.deliver(message.conn, cm.Refusal("bad-weight", "weight", "too large by far", "digits", 1))
+        else:
+            admit(message)
+
+    def react(message: Message) -> None:
+        if isinstance(message, gm.Sealed) and len(turns) == 1:
+            node.accepted.clear()
+            node.deliver(message.conn, cm.RoundOver("digits", 1, "it begins again"))
+            node.select("c1", "digits", 1)
+        else:
+            play(node, message, 1)
+
+    node._admit, node.react = refuse_second, react  # type: ignore[method-assign]
+    trained = []
+    five_lines(node, lambda model: (trained.append(model) or update(4), 1, 0.5))  # type: ignore[func-returns-value]
+    assert len(trained) == 2 and len(turns) == 3
+
+
+# ---- declining -------------------------------------------------------------------------------------------------------
+
+
+def test_a_round_is_declined_and_the_next_one_comes(node: StandIn) -> None:
+    def react(message: Message) -> None:
+        if isinstance(message, gm.ClientDeclined):
+            node.select("c1", "digits", 2)
+        elif isinstance(message, gm.Sealed):
+            node.deliver(message.conn, cm.JobOver("digits", "finished"))
+        else:
+            play(node, message, 2)
+
+    node.react = react
+    rounds = []
+    with Client(node.tcp, job="digits", client="c1") as client:
+        for round_ in client.rounds():
+            rounds.append(round_.number)
+            if round_.number == 1:
+                round_.decline("out of memory")
+                assert round_.committed is False
+                with pytest.raises(LocalFault, match="declined"):
+                    round_.submit(update(), 1)
+            else:
+                assert round_.submit(update(), 1).accepted
+                with pytest.raises(LocalFault, match="cannot be declined"):
+                    round_.decline()
+    said = node.wait_for(gm.ClientDeclined)
+    assert (said.client, said.job, said.round, said.reason) == ("c1", "digits", 1, "out of memory")
+    assert rounds == [1, 2] and node.count(gm.ClientDeclined) == 1
+
+
+def test_that_a_round_is_declined_is_said_again_over_a_new_connection(node: StandIn) -> None:
+    """The coordinator may not have heard it: it selects the client again, and would wait for it."""
+    declined: list[gm.ClientDeclined] = []
+
+    def react(message: Message) -> None:
+        if isinstance(message, gm.ClientDeclined):
+            declined.append(message)
+            if len(declined) == 1:
+                node.send(gm.HangUp(message.conn))
+            else:
+                node.select("c1", "digits", 2)
+        elif isinstance(message, gm.ClientJoined):
+            node.select("c1", "digits", 1)
+        else:
+            play(node, message, 2)
+
+    node.react = react
+    with Client(node.tcp, job="digits", client="c1") as client:
+        rounds = client.rounds()
+        next(rounds).decline("out of memory \ud800")
+        assert next(rounds).number == 2
+    first, again = declined
+    assert first.conn != again.conn
+    assert (first.round, first.reason) == (again.round, again.reason) == (1, "out of memory ?")
+
+
+def test_a_node_of_an_earlier_version_is_told_what_it_understands() -> None:
+    """It refuses a Hello with a word more; a round that is declined is left, and its next selection is passed over."""
+    heard: list[Any] = []
+
+    def hear(sock: socket.socket, decoder: FrameDecoder[cm.FromClient]) -> Any:
+        while (message := decoder.next_message()) is None:
+            data = sock.recv(4096)
+            if not data:
+                return None
+            decoder.feed(data)
+        heard.append(message)
+        return message
+
+    def serve(listener: socket.socket) -> None:
+        with listener.accept()[0] as sock:
+            hear(sock, FrameDecoder(cm.FromClient))
+            sock.sendall(encode(cm.Refusal("protocol", "", "Object contains unknown field `knows`")))
+        with listener.accept()[0] as sock:
+            decoder: FrameDecoder[cm.FromClient] = FrameDecoder(cm.FromClient)
+            hear(sock, decoder)
+            sock.sendall(encode(cm.Welcome(cm.PROTOCOL_VERSION, "n")))
+            while (message := hear(sock, decoder)) is not None:
+                if isinstance(message, cm.Join):
+                    sock.sendall(encode(cm.Selected("digits", 1, 60.0, TENSORS, LAYOUT.data_bytes)))
+                    if sum(isinstance(each, cm.Join) for each in heard) == 2:
+                        sock.sendall(encode(cm.Selected("digits", 2, 60.0, TENSORS, LAYOUT.data_bytes)))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve, args=(listener,))
+        server.start()
+        with Client(f"127.0.0.1:{listener.getsockname()[1]}", job="digits", client="c1") as client:
+            rounds = client.rounds(models=False)
+            first = next(rounds)
+            first.decline("out of memory")
+            assert (first.number, next(rounds).number) == (1, 2)
+        server.join()
+    assert [type(message).__name__ for message in heard] == ["Hello", "Hello", "Join", "Leave", "Join", "Leave"]
+    assert [message.knows for message in heard[:2]] == [cm.KNOWS, ()]
+    assert b"knows" not in encode(heard[1]) and b"knows" not in encode(cm.Welcome(1, "n"))
+
+
+# ---- whose name it is ------------------------------------------------------------------------------------------------
+
+
+def test_one_that_is_replaced_by_its_own_past_joins_once_more(node: StandIn) -> None:
+    text = "client 'c1' has joined job 'digits' from another connection; names must differ"
+
+    def react(message: Message) -> None:
+        if isinstance(message, gm.ClientJoined) and node.count(gm.ClientJoined) == 1:
+            node.deliver(message.conn, cm.Refusal("replaced", "client", text, "digits"))
+        else:
+            play(node, message, 1)
+
+    node.react = react
+    one_round(node, update(3))
+    first, second = (message for message in node.said if isinstance(message, gm.ClientJoined))
+    assert first.connected_ns < second.connected_ns
+
+
+def test_one_that_is_replaced_again_gives_up(node: StandIn) -> None:
+    text = "client 'c1' has joined job 'digits' from another connection; names must differ"
+
+    def react(message: Message) -> None:
+        if isinstance(message, gm.ClientJoined):
+            node.deliver(message.conn, cm.Refusal("replaced", "client", text, "digits"))
+
+    node.react = react
+    with Client(node.tcp, job="digits", client="c1") as client, pytest.raises(Refused, match="names must differ"):
+        next(client.rounds())
+    assert node.count(gm.ClientJoined) == 2
+
+
+def test_a_clock_that_goes_back_does_not_make_a_later_connection_an_earlier_one(
+    node: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To nodes of earlier versions, which compare."""
+    times = iter([5_000, 4_000])
+    monkeypatch.setattr(
+        "lifl.client.home.time", types.SimpleNamespace(time_ns=lambda: next(times), monotonic=lambda: 0.0)
+    )
+
+    def react(message: Message) -> None:
+        if isinstance(message, gm.ClientJoined) and node.count(gm.ClientJoined) == 1:
+            node.send(gm.HangUp())
+        else:
+            play(node, message, 1)
+
+    node.react = react
+    one_round(node, update(3))
+    assert [message.connected_ns for message in node.said if isinstance(message, gm.ClientJoined)] == [5_000, 5_001]
+
+
+# ---- closing, forking, what is seen ----------------------------------------------------------------------------------
+
+
+def in_thread(call: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+    """A thread that runs it, and what it came to: the result, or the exception."""
+    came: list[Any] = []
+
+    def run() -> None:
+        try:
+            came.append(call())
+        except BaseException as error:  # noqa: BLE001 - the test asks for it
+            came.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, came
+
+
+def ended(thread: threading.Thread) -> bool:
+    thread.join(WAIT_S)
+    return not thread.is_alive()
+
+
+@pytest.mark.parametrize("way", ["tcp", "unix"])
+def test_close_wakes_a_thread_that_waits_to_be_selected(node: StandIn, way: str) -> None:
+    node.react = lambda message: None
+    client = Client(node.tcp if way == "tcp" else f"unix:{node.unix}", job="digits", client="c1")
+    thread, came = in_thread(lambda: list(client.rounds()))
+    node.wait_for(gm.ClientJoined)
+    client.close()
+    assert ended(thread) and came == [[]]
+    node.wait_for(gm.ClientLeft)
+
+
+def test_close_wakes_a_thread_that_sends_and_what_it_sent_is_no_update(node: StandIn) -> None:
+    node.holding_back = []
+    client = Client(node.tcp, job="digits", client="c1")
+    thread, came = in_thread(lambda: [round_.submit(update(), 1) for round_ in client.rounds()])
+    node.wait_for(gm.Admit)
+    client.close()
+    assert ended(thread)
+    assert isinstance(came[0], LocalFault) and "closed" in str(came[0])
+    node.send(node.holding_back.pop())
+    node.wait_for(gm.Aborted)
+    node.wait_for(gm.ClientLeft)
+    assert not node.accepted
+
+
+def test_close_wakes_a_thread_that_waits_for_a_node_that_does_not_answer() -> None:
+    """The first is not there and is paused for; the second takes the connection, and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = Client(f"127.0.0.1:{silent.getsockname()[1]}", job="digits", client="c1")
+        thread, came = in_thread(lambda: list(client.rounds()))
+        with silent.accept()[0] as sock:
+            assert sock.recv(4096)
+            client.close()
+            assert ended(thread) and came == [[]]
+
+
+def test_a_closed_client_has_no_rounds(node: StandIn) -> None:
+    client = Client(node.tcp, job="digits", client="c1")
+    client.close()
+    client.close()
+    with pytest.raises(LocalFault, match="closed"):
+        next(client.rounds())
+
+
+def test_a_second_thread_is_told_that_the_client_is_in_use(node: StandIn) -> None:
+    node.react = lambda message: None
+    with Client(node.tcp, job="digits", client="c1") as client:
+        thread, _ = in_thread(lambda: list(client.rounds()))
+        node.wait_for(gm.ClientJoined)
+        with pytest.raises(LocalFault, match="in use"):
+            next(client.rounds())
+    assert ended(thread)
+
+
+FORKING = """
+import os, sys
+from lifl import Client
+
+with Client(sys.argv[1], job="digits", client="c1") as client:
+    for round_ in client.rounds():
+        ours, theirs = os.pipe()
+        hold, let_go = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(let_go)
+            try:
+                round_.submit(round_.model, 1)
+            except Exception as error:
+                os.write(theirs, f"{type(error).__name__}: {error}".encode())
+            client.close()
+            os.write(theirs, b" closed")
+            os.read(hold, 1)  # lives as long as its parent
+            os._exit(0)
+        os.close(hold)
+        said = b""
+        while b"closed" not in said:
+            said += os.read(ours, 1000)
+        print(said.decode(), flush=True)
+        print(round_.submit(round_.model, 1).accepted, flush=True)
+        if len(sys.argv) > 2:
+            sys.stdin.read()  # until it is killed
+"""
+
+
+@pytest.mark.parametrize("way", ["tcp", "unix"])
+def test_a_forked_child_neither_leaves_for_its_parent_nor_uses_its_connection(node: StandIn, way: str) -> None:
+    node.react = lambda message: play(node, message, 1)
+    address = node.tcp if way == "tcp" else f"unix:{node.unix}"
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING, address], capture_output=True, text=True, timeout=WAIT_S, check=False
+    )
+    child, accepted = done.stdout.splitlines()
+    assert child == "LocalFault: a forked process cannot use its parent's client: make a Client of its own in it closed"
+    assert accepted == "True", done.stderr
+    assert node.count(gm.ClientJoined) == 1
+
+
+def test_a_forked_child_that_lives_longer_does_not_keep_the_connection_alive(node: StandIn) -> None:
+    node.react = lambda message: isinstance(message, gm.ClientJoined) and node.select("c1", "digits", 1)
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", FORKING.replace("os.read(hold, 1)", "os.read(0, 1)"), node.tcp, "stay"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert trainer.stdin is not None and trainer.stdout is not None
+    for _ in range(2):
+        trainer.stdout.readline()
+    trainer.kill()
+    node.wait_for(gm.ClientLeft)  # though the child is still there
+    trainer.stdin.close()
+    trainer.stdout.close()
+    trainer.wait()
+
+
+def test_a_connection_that_breaks_and_is_made_again_is_seen(node: StandIn, caplog: pytest.LogCaptureFixture) -> None:
+    def react(message: Message) -> None:
+        if isinstance(message, gm.ClientJoined) and node.count(gm.ClientJoined) == 1:
+            node.send(gm.HangUp())
+        else:
+            play(node, message, 1)
+
+    node.react = react
+    one_round(node, update(3))
+    said = [(r.levelname, r.message.split()[0]) for r in caplog.records if r.name == "lifl.client"]
+    assert said == [("WARNING", "node.unreachable"), ("WARNING", "node.reached")]
+
+
+# ---- what is not ours becomes ours -----------------------------------------------------------------------------------
+
+
+class Torchlike:
+    """A tensor that cannot be moved."""
+
+    def detach(self) -> Torchlike:
+        return self
+
+    def cpu(self) -> Torchlike:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+
+class Wordless:
+    def __float__(self) -> float:
+        raise RuntimeError("a Tensor with 2 elements cannot be converted to Scalar")
+
+
+FOREIGN: dict[str, tuple[Any, dict[str, Any], str, str]] = {
+    "a tensor on a broken device": ({"v": Torchlike()}, {}, "bad-tensor", "tensors.v"),
+    "rows of different lengths": ({"v": [[1.0], [1.0, 2.0]]}, {}, "bad-tensor", "tensors.v"),
+    "objects": ({"v": object()}, {}, "wrong-dtype", "tensors.v"),
+    "a name that is a number": ({3: np.zeros(3, np.float32)}, {}, "unknown-tensor", "tensors"),
+    "a weight that is a text": ({}, {"weight": "many"}, "bad-weight", "weight"),
+    "no weight": ({}, {"weight": None}, "bad-weight", "weight"),
+    "a weight beyond all floats": ({}, {"weight": 10**400}, "bad-weight", "weight"),
+    "a metric that is none": ({}, {"metrics": {"loss": None}}, "bad-metric", "metrics.loss"),
+    "a metric that is a tensor": ({}, {"metrics": {"loss": Wordless()}}, "bad-metric", "metrics.loss"),
+    "metrics in a list": ({}, {"metrics": [0.5]}, "bad-metric", "metrics"),
+}
+
+
+def test_what_others_raise_is_refused_by_tensor_metric_or_file(node: StandIn, tmp_path: Path) -> None:
+    (tmp_path / "damaged").write_bytes(b"\xff" * 100)
+    with Client(node.tcp, job="digits", client="c1") as client:
+        for round_ in client.rounds():
+            for changes, arguments, code, field in FOREIGN.values():
+                with pytest.raises(Refused) as caught:
+                    round_.submit(update() | changes, **({"weight": 1} | arguments))
+                assert (caught.value.code, caught.value.field) == (code, field)
+            with pytest.raises(ResourceFault, match="missing"):
+                round_.submit(tmp_path / "missing", 1)
+            with pytest.raises(ResourceFault, match=str(tmp_path)):
+                round_.submit(tmp_path, 1)
+            with pytest.raises(Refused, match="damaged") as caught:
+                round_.submit(str(tmp_path / "damaged"), 1)
+            assert (caught.value.code, caught.value.field) == ("bad-file", "tensors")
+            with pytest.raises(LocalFault, match="not a list"):
+                round_.submit([1.0], 1)  # type: ignore[arg-type]
+            assert round_.submit(update(), weight=1).accepted
+
+
+def test_what_progress_raises_is_not_taken_for_a_broken_connection(node: StandIn) -> None:
+    def progress(_sent: int, _total: int) -> None:
+        raise BrokenPipeError("the terminal is gone")
+
+    with Client(node.tcp, job="digits", client="c1") as client, pytest.raises(LocalFault, match="terminal is gone"):
+        next(client.rounds()).submit(update(), 1, progress=progress)
+    assert node.count(gm.ClientJoined) == 1
 
 
 # ---- the connection breaks -------------------------------------------------------------------------------------------
@@ -349,7 +910,7 @@ def test_a_gateway_killed_in_the_middle_of_a_body_gets_it_again() -> None:
             node.start_again()
 
     with Client(node.tcp, job="digits", client="c1") as client:
-        for round_ in client.rounds():
+        for round_ in client.rounds(models=False):
             assert round_.submit({"w": tensor}, weight=1, progress=progress).accepted
     assert deaths and deaths[0] < big.data_bytes
     joins = [message.holding for message in node.said if isinstance(message, gm.ClientJoined)]
@@ -379,7 +940,7 @@ def test_a_direct_client_whose_gateway_is_killed_writes_to_its_slot_no_more() ->
             node.start_again()
 
     with Client(f"unix:{node.unix}", job="digits", client="c1") as client:
-        for round_ in client.rounds():
+        for round_ in client.rounds(models=False):
             assert round_.submit({"w": tensor}, weight=1, progress=progress).accepted
     assert bytes(node.arena.data(later[0])) == b"\xab" * big.data_bytes
     assert bytes(node.arena.data(node.accepted["digits", 1, "c1"])) == tensor.tobytes()
@@ -406,7 +967,7 @@ def test_a_gateway_killed_while_its_client_waits_is_found_again() -> None:
     node.react = react
     restarting = threading.Thread(target=restart)
     restarting.start()
-    one_round(node, update(4))
+    one_round(node, update(4), models=False)
     node.close()
     over.set()
     restarting.join()
@@ -463,7 +1024,7 @@ def test_a_fate_told_before_the_answer_was_lost_again_is_kept() -> None:
     def serve(listener: socket.socket) -> None:
         for script in (
             [cm.Selected("digits", 1, 60.0, TENSORS, LAYOUT.data_bytes), cm.Submit],
-            [cm.Committed("digits", 1, True), cm.Submit],
+            [cm.Submit, cm.Committed("digits", 1, True)],
             [cm.JobOver("digits", "finished")],
         ):
             sock, _ = listener.accept()
@@ -484,7 +1045,7 @@ def test_a_fate_told_before_the_answer_was_lost_again_is_kept() -> None:
         server = threading.Thread(target=serve, args=(listener,))
         server.start()
         with Client(f"127.0.0.1:{listener.getsockname()[1]}", job="digits", client="c1") as client:
-            (round_,) = [round_ for round_ in client.rounds() if round_.submit(update(), 1.0).accepted]
+            (round_,) = [round_ for round_ in client.rounds(models=False) if round_.submit(update(), 1.0).accepted]
             assert round_.committed is True
             assert client.wait_committed(round_)
         server.join()
@@ -539,7 +1100,7 @@ def test_too_many_connections_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> 
             pause(closed, pause_s)
 
         monkeypatch.setattr("lifl.client.home.pause", make_room)
-        for round_ in client.rounds():
+        for round_ in client.rounds(models=False):
             assert round_.submit(update(1), weight=2).accepted
     assert len(pauses) >= 2
     assert stored(node) == as_bytes(update(1))
@@ -569,7 +1130,7 @@ def test_a_client_whose_node_is_killed_goes_to_the_next_one_with_its_update(node
     first.open_job("digits", LAYOUT)
     first.react = lambda message: isinstance(message, gm.ClientJoined) and first.select(message.client, "digits", 1)
     with Client([first.tcp, node.tcp], job="digits", client="c1") as client:
-        for round_ in client.rounds():
+        for round_ in client.rounds(models=False):
             first.close()
             assert round_.submit(update(3), weight=1).accepted
         assert client.node == node.tcp
@@ -597,13 +1158,61 @@ def test_names_are_checked_at_once(names: dict[str, str]) -> None:
         Client("127.0.0.1:1", **names)
 
 
-def test_an_address_that_is_none_is_said() -> None:
-    with Client("localhost", job="j", client="c") as client, pytest.raises(LocalFault, match="HOST:PORT"):
-        next(client.rounds())
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("localhost", "HOST:PORT"),
+        ("http://127.0.0.1:7433", "do not speak http"),
+        ("HTTPS://node:7433/x", "do not speak https"),
+        ("tcp://127.0.0.1", "HOST:PORT"),
+        ("tcp://", "HOST:PORT"),
+        ("127.0.0.1:0", "1 to 65535"),
+        ("127.0.0.1:65536", "1 to 65535"),
+        ("127.0.0.1:99999999999999999999", "1 to 65535"),
+        ("127.0.0.1:-1", "HOST:PORT"),
+        ("127.0.0.1:\u0667\u0664\u0663\u0663", "HOST:PORT"),
+        ("127.0.0.1:7433/metrics", "HOST:PORT"),
+        ("my node:7433", "HOST:PORT"),
+        ("me@node:7433", "HOST:PORT"),
+        ("unix:", "1 to 107 bytes"),
+        ("unix:/" + "x" * 107, "shorter path"),
+        ("/" + "x" * 107, "shorter path"),
+        ("127.0.0.1:7433,http://other:1", "do not speak http"),
+        (["127.0.0.1:7433", 7433], "is a int"),
+        (7433, "give an address"),
+        (b"127.0.0.1:7433", "give an address"),
+        (None, "give an address"),
+    ],
+)
+def test_an_address_that_is_none_is_said_at_once(address: Any, says: str) -> None:
+    with pytest.raises(LocalFault, match=says):
+        Client(address, job="j", client="c")
+
+
+def test_addresses_in_other_words_are_understood(node: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(node.folder.name).parent)
+    folder = Path(node.folder.name)
+    for address in (
+        f"tcp://{node.tcp}",
+        f"TCP://{node.tcp}/",
+        folder,
+        Path(folder.name),
+        [Path(node.unix)],
+        f"unix://{node.unix}",
+    ):
+        node.accepted.clear()
+        node.react = lambda message: play(node, message, 1)
+        with Client(address, job="digits", client="c1") as client:
+            for round_ in client.rounds():
+                assert round_.submit(update(1), 1).accepted
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), "300", None])
+def test_how_long_to_wait_is_a_number_of_seconds(seconds: Any) -> None:
+    with pytest.raises(LocalFault, match="give_up_after_s"):
+        Client("127.0.0.1:1", job="j", client="c", give_up_after_s=seconds)
 
 
 def test_importing_lifl_loads_no_numpy() -> None:
-    import subprocess
-
     code = "import lifl, sys; assert 'numpy' not in sys.modules; lifl.Client; assert 'numpy' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -110,9 +110,9 @@ def test_a_client_sends_the_digest_where_the_node_knows_it(
     def spy(stream: Stream, message: cm.FromClient) -> None:
         if isinstance(message, cm.Hello):
             hellos.append(message)
-            if older and message.digests is True:
+            if older and message.knows:
                 # What a node of an earlier version meets: a field that it does not know.
-                stream._sock.sendall(encode(message).replace(b"\xa7digests", b"\xa7strange"))
+                stream._sock.sendall(encode(message).replace(b"\xa5knows", b"\xa5novel"))
                 return
         if isinstance(message, cm.Submit):
             sent.append(message)
@@ -126,6 +126,6 @@ def test_a_client_sends_the_digest_where_the_node_knows_it(
         assert round_.layout.tensors == MANY.tensors
         model = round_.model
         assert round_.submit({name: np.zeros_like(value) for name, value in model.items()}, 1.0).accepted
-    assert [hello.digests for hello in hellos] == ([True, msgspec.UNSET] if older else [True])
+    assert [hello.knows for hello in hellos] == ([cm.KNOWS, ()] if older else [cm.KNOWS])
     assert len(sent) == 1
     assert (sent[0].tensors, sent[0].digest) == ((MANY.tensors, msgspec.UNSET) if older else ((), MANY.digest))

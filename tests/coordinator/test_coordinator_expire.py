@@ -11,6 +11,8 @@ from lifl.core.coordinator.round import Phase
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import commands as o
 
+RAISE = ": raise selection.deadline_s above the time that training takes, or lower selection.quorum"
+
 
 def test_a_deadline_with_a_quorum_closes_the_round() -> None:
     scene = Scene(goal=3, quorum=1)
@@ -27,7 +29,7 @@ def test_a_deadline_without_a_quorum_fails_the_attempt_and_the_next_one_begins()
     scene.here("c1", "c2")
     failed = scene.has_round(branches=[(HOME, 2, OPEN), (B, 1, OPEN)], accepted={"c1": 0}, selected=["c2"])
     led = scene.do(scene.coordinator.tick, at=100.0)
-    reason = "deadline of 100 s passed with 1 updates accepted; the quorum is 3"
+    reason = "deadline of 100 s passed with 1 updates accepted; the quorum is 3" + RAISE
     assert led.orders == [(HOME, o.DropBranch(NUMBER, EPOCH)), (B, o.DropBranch(NUMBER, EPOCH))]
     assert led.told == [(HOME, 1, cm.RoundOver("j", 1, reason)), (HOME, 2, cm.RoundOver("j", 1, reason))]
     assert [(row.attempt, row.status) for row in led.rows] == [(1, "failed"), (2, "open")]
@@ -42,7 +44,7 @@ def test_after_the_last_attempt_the_job_fails() -> None:
     scene = Scene(attempts=1)
     scene.has_round()
     led = scene.do(scene.coordinator.tick, at=100.0)
-    text = "round 1 failed 1 times, at last: deadline of 100 s passed with 0 updates accepted; the quorum is 2"
+    text = "round 1 failed 1 times, at last: deadline of 100 s passed with 0 updates accepted; the quorum is 2" + RAISE
     assert led.rows[-1] == fx.SaveJob("j", "failed", text)
     assert (scene.job.status, scene.coordinator.running) == ("failed", {})
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
-from coordinator_scene import ARENA_BYTES, CLOSED, EPOCH, HOME, NUMBER, OPEN, B, C, Led, Scene, joined
+from typing import Any
 
-from lifl.core.coordinator import presence
+import pytest
+from coordinator_scene import ARENA_BYTES, CLOSED, EPOCH, HOME, NUMBER, OPEN, B, C, Led, Scene, admit, joined
+
 from lifl.core.coordinator.presence import Connection
 from lifl.core.coordinator.round import Phase
+from lifl.core.ids import epoch_of
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
@@ -158,20 +160,148 @@ def test_one_that_still_holds_updates_learns_what_became_of_each() -> None:
     assert scene.handle(joined("c1", holding=8)) == Led()  # it has not been
 
 
-def test_a_name_belongs_to_the_newest_connection_by_the_clients_own_clock() -> None:
+def replaced(conn: int, node: int = HOME) -> tuple[int, int, cm.Refusal]:
+    text = "client 'c1' has joined job 'j' from another connection; names must differ"
+    return node, conn, cm.Refusal("replaced", "client", text, "j")
+
+
+def test_a_name_belongs_to_the_connection_that_joined_last_whatever_its_clock_says() -> None:
     scene = Scene()
     scene.running()
-    text = "client 'c1' has joined job 'j' from another connection; names must differ"
-    refusal = cm.Refusal("replaced", "client", text, "j")
-    assert scene.handle(joined("c1", conn=5, connected_ns=50)) == Led()
-    assert scene.handle(joined("c1", conn=6, connected_ns=60)) == Led(told=[(HOME, 5, refusal)])
-    assert scene.handle(joined("c1", conn=4, connected_ns=40)) == Led(told=[(HOME, 4, refusal)])
-    assert dict(scene.job.present) == {"c1": Connection(HOME, 6)}
-    assert scene.handle(gm.ClientLeft(5)) == Led()
+    assert scene.handle(joined("c1", conn=5, connected_ns=1 << 62)) == Led()
+    assert scene.handle(joined("c1", conn=6, connected_ns=60)) == Led(told=[replaced(5)])
     assert scene.handle(joined("c1", conn=6, connected_ns=60)) == Led()  # the same one says it again
-    assert scene.handle(gm.ClientLeft(6)) == Led()
-    assert scene.handle(joined("c1", conn=4, connected_ns=40)) == Led()  # it is still known to be older
-    assert dict(scene.job.present) == {}
+    assert dict(scene.job.present) == {"c1": Connection(HOME, 6)}
+    assert scene.handle(gm.ClientLeft(5)) == Led()  # its end says nothing of the name
+    assert dict(scene.job.present) == {"c1": Connection(HOME, 6)}
+
+
+def test_a_device_whose_clock_was_set_back_takes_part_at_once() -> None:
+    """Only a connection that lives can be in the way."""
+    scene = Scene()
+    scene.has_round(Phase.WAITING, [])
+    scene.handle(joined("c1", conn=5, connected_ns=1 << 62))
+    scene.handle(gm.ClientLeft(5))
+    assert scene.handle(joined("c1", conn=6, connected_ns=1)) == Led()
+    assert dict(scene.job.present) == {"c1": Connection(HOME, 6)}
+    assert invited(scene.handle(joined("c2"))) == [6, 2]
+
+
+def test_one_that_moved_to_another_node_and_is_overtaken_by_its_own_past_joins_once_more() -> None:
+    scene = Scene(nodes=(HOME, B, C))
+    scene.running()
+    scene.handle(joined("c1", conn=2), node=C)  # where it is now
+    assert scene.handle(joined("c1", conn=1), node=B).told == [replaced(2, C)]  # what it said at B comes later
+    assert scene.handle(joined("c1", conn=3), node=C).told == [replaced(1, B)]  # so it joins again
+    assert scene.handle(gm.ClientLeft(1), node=B) == Led()
+    assert dict(scene.job.present) == {"c1": Connection(C, 3)}
+
+
+# ---- who declines ----------------------------------------------------------------------------------------------------
+
+
+def declined(client: str, round_: int = 1, reason: str = "out of memory", conn: int | None = None) -> gm.ClientDeclined:
+    return gm.ClientDeclined(conn if conn is not None else int(client[1:]), client, "j", round_, reason)
+
+
+def test_in_the_place_of_one_that_declines_another_is_selected_at_once() -> None:
+    scene = Scene()
+    scene.here("c1", "c2", "c3")
+    scene.has_round(selected=["c1", "c2"])
+    led = scene.handle(declined("c2"))
+    assert invited(led) == [3]
+    assert led.named("client.declined") == [{"round": 1, "client": "c2", "reason": "out of memory"}]
+    assert "c2" in scene.job.present
+    assert scene.handle(declined("c2")) == Led()
+
+
+def test_one_that_declined_is_not_asked_again_in_this_attempt_and_another_that_comes_is() -> None:
+    scene = Scene()
+    scene.here("c1", "c2")
+    scene.has_round(selected=["c1", "c2"])
+    assert invited(scene.handle(declined("c2"))) == []
+    assert invited(scene.handle(joined("c2", conn=7))) == []  # over another connection
+    assert scene.handle(admit("c2", conn=7)).said(cm.Refusal)[0][1].code == "not-selected"
+    assert invited(scene.handle(joined("c3"))) == [3]
+
+
+def test_it_is_asked_again_when_the_round_is_tried_again() -> None:
+    scene = Scene()
+    scene.here("c1", "c2")
+    scene.has_round(selected=["c1", "c2"])
+    scene.handle(declined("c2"))
+    scene.do(scene.coordinator.tick, at=100.0)
+    assert sorted(scene.round.selected) == ["c1", "c2"]
+
+
+@pytest.mark.parametrize(
+    "word",
+    [declined("c3"), declined("c2", round_=2), declined("c2", conn=3), declined("c1"), declined("c4"), declined("c9")],
+    ids=["not selected", "another round", "another's connection", "accepted", "on its way", "not here"],
+)
+def test_a_word_that_one_may_not_say_changes_nothing(word: gm.ClientDeclined) -> None:
+    scene = Scene(goal=3)
+    scene.here("c1", "c2", "c3", "c4", "c5")
+    scene.has_round(branches=[(HOME, 3, OPEN)], accepted={"c1": 0}, granted={"c4": 0}, selected=["c2"])
+    assert scene.handle(word) == Led()
+    assert scene.round.declined == set()
+
+
+# ---- a round that is tried again -------------------------------------------------------------------------------------
+
+
+def failed(goal: int = 2, accepted: tuple[str, ...] = (), selected: tuple[str, ...] = (), **more: Any) -> Scene:
+    """The first attempt has failed at its deadline, and the next one is open."""
+    scene = Scene(goal=goal, attempts=3, **more)
+    scene.here(*(f"c{number}" for number in range(1, 9)))
+    scene.has_round(branches=[(HOME, goal, OPEN)], accepted=dict.fromkeys(accepted, 0), selected=list(selected))
+    scene.do(scene.coordinator.tick, at=100.0)
+    if scene.round.phase is Phase.WAITING:
+        scene.do(scene.coordinator.node_suspect, HOME, False)
+    assert (scene.round.attempt, scene.round.phase) == (2, Phase.COLLECTING)
+    return scene
+
+
+def test_those_whose_updates_were_accepted_are_asked_first_and_those_who_may_still_train_last() -> None:
+    scene = failed(3, accepted=("c7", "c8"), selected=("c1",))
+    chosen = list(scene.round.selected)
+    assert chosen[:2] == ["c7", "c8"] and chosen[2] in ("c2", "c3", "c4", "c5", "c6")
+
+
+def test_where_no_others_are_those_who_still_train_are_asked_again() -> None:
+    scene = failed(8, accepted=("c7",), selected=tuple(f"c{number}" for number in (1, 2, 3, 4, 5, 6, 8)))
+    assert sorted(scene.round.selected) == [f"c{number}" for number in range(1, 9)]
+
+
+def test_what_comes_late_from_an_earlier_attempt_is_taken() -> None:
+    scene = failed(2, selected=("c1", "c2"))
+    assert not {"c1", "c2"} & scene.round.selected.keys()
+    ((node, grant),) = scene.handle(admit("c1")).ordered(o.Grant)
+    assert (node, grant.client, grant.epoch) == (HOME, "c1", epoch_of(1, 2))
+    assert "c1" in scene.round.selected
+    (stranger, *_) = {f"c{number}" for number in range(3, 9)} - scene.round.selected.keys()
+    assert scene.handle(admit(stranger)).said(cm.Refusal)[0][1].code == "not-selected"
+
+
+def test_what_comes_late_is_taken_while_the_round_lacks_it() -> None:
+    scene = failed(2, selected=("c1", "c2"))
+    for client in scene.round.selected:
+        scene.handle(admit(client))
+    assert scene.handle(admit("c1")).said(cm.Refusal)[0][1].code == "not-selected"
+
+
+def test_one_that_holds_an_update_of_an_earlier_attempt_and_comes_again_is_asked_for_it() -> None:
+    scene = failed(2, selected=("c1", "c2"))
+    assert invited(scene.handle(joined("c1", holding=1, conn=20))) == [20]
+
+
+def test_attempts_later_the_first_ones_update_is_still_known() -> None:
+    scene = failed(3, accepted=("c7",), selected=("c1", "c2"))
+    scene.do(scene.coordinator.tick, at=200.0)
+    if scene.round.phase is Phase.WAITING:
+        scene.do(scene.coordinator.node_suspect, HOME, False)
+    assert scene.round.attempt == 3
+    assert scene.round.trained == {"c7"} and {"c1", "c2"} <= scene.round.training
 
 
 def test_a_connection_stands_for_one_client_of_a_job() -> None:
@@ -180,18 +310,6 @@ def test_a_connection_stands_for_one_client_of_a_job() -> None:
     scene.handle(joined("c1", conn=5))
     scene.handle(joined("c2", conn=5))
     assert dict(scene.job.present) == {"c2": Connection(HOME, 5)}
-
-
-def test_the_newest_connections_of_so_many_clients_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(presence, "CONNECTIONS_REMEMBERED", 2)
-    scene = Scene()
-    scene.running()
-    for number in (1, 2, 3):
-        scene.handle(joined(f"c{number}", connected_ns=10))
-        scene.handle(gm.ClientLeft(number))
-    scene.handle(joined("c2", connected_ns=5))
-    scene.handle(joined("c1", connected_ns=5))
-    assert list(scene.job.present) == ["c1"]  # which was forgotten
 
 
 def test_a_client_of_an_unknown_job_is_refused() -> None:

@@ -309,7 +309,7 @@ PLANTS = (
     Plant(reservations_are_not_kept, "begun-ends", style="crowded"),
     Plant(slots_do_not_rest, "direct-slot", style="stormy"),
     Plant(in_flight_is_sent, "sealed-first", style="stormy"),
-    Plant(pins_do_not_hold, "freed-never-read", style="stormy"),
+    Plant(pins_do_not_hold, "freed-never-read", style="stormy", lives=300),
     Plant(cancel_keeps_what_waits, "cancel-frees"),
     Plant(a_job_takes_others_along, "jobs-apart"),
     Plant(workers_stay, "no-workers"),

@@ -1,7 +1,7 @@
 """The trainers of the simulator: they connect, are selected, submit, hold what was accepted, hear what became of it.
 
-A trainer is in one job.  It may write its update to the arena itself (*direct*), send metrics, decline by leaving,
-read the model slowly or never to its end, and come back over another gateway than before.
+A trainer is in one job.  It may write its update to the arena itself (*direct*), send metrics, decline a round or leave
+because of it, read the model slowly or never to its end, and come back over another gateway than before.
 """
 
 from __future__ import annotations
@@ -110,10 +110,14 @@ class Clients:
         joined = gm.ClientJoined(client.conn, client.name, client.job.name, min(client.held, default=None), client.conn)
         client.host.to_daemon.append(joined)
 
-    def _leave(self, client: SimClient) -> None:
-        """Decline: it may come back over the same connection."""
-        client.away, client.submitting = True, None
+    def _decline(self, client: SimClient, number: int) -> None:
+        """Take no part in a round; or, as an earlier version does, leave: it may come back over the same connection."""
+        client.submitting = None
         assert client.host is not None
+        if client.conn % 2:
+            client.host.to_daemon.append(gm.ClientDeclined(client.conn, client.name, client.job.name, number))
+            return
+        client.away = True
         client.host.to_daemon.append(gm.ClientLeft(client.conn, client.job.name))
 
     def submit(self, client: SimClient) -> None:
@@ -173,7 +177,7 @@ class Clients:
                 client.submitting = (message.round, message.gateway)
                 client.wants_model = self._cluster.rng.random() < WANTS_MODEL
                 if client.awaiting is None and not client.waits_for_answer and self._cluster.faults.declines():
-                    self._leave(client)
+                    self._decline(client, message.round)
             case cm.Accepted():
                 client.held.add(message.round)
                 rounds = self._cluster.rounds_of(client.job)
@@ -188,6 +192,8 @@ class Clients:
                     counted = client.job.commits[message.round][client.title] == 1
                     must(counted, "counted-once", f"{client.title} was told counted, and is not in the model")
                 client.settled(message.round)
+            case cm.Refusal("replaced"):
+                self.disconnect(client)  # overtaken by its own past: it joins once more
             case cm.Refusal(code, field, _, _, number):
                 if code == cm.USE_GATEWAY:
                     client.submitting = (number, field)

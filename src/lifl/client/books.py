@@ -1,6 +1,9 @@
 """What a client knows of its rounds: what the node has said, and the updates that it keeps until they are committed.
 
 The books are kept without a connection: they outlive the one over which a message came.
+
+A round that ended without a model may be tried again, from the same model: then what this client trained for it still
+counts.  So its update is kept until another round begins, and is sent again when the round selects the client again.
 """
 
 from __future__ import annotations
@@ -41,6 +44,13 @@ class Books:
         self.fates: dict[int, bool] = {}
         """Of each round that is over: whether this client's update was counted."""
         self._job = job
+        self.declined: cm.Decline | None = None
+        """The word that this client takes no part in a round, which is said again over a new connection.
+
+        Who has not heard it yet, or is of an earlier version, may select the client for that round again.
+        """
+        self._round = 0  # the one at hand
+        self._over = (0, "")  # the last round that ended without this client's update, and why
         self._named: tuple[int, str] = (0, "")  # the last selection's round, and the gateway it named
 
     def note(self, message: cm.ToClient) -> None:
@@ -48,19 +58,29 @@ class Books:
         match message:
             case cm.Selected():
                 self.name_gateway(message)
-                self.events.append(message)
+                if self.declined is None or message.round != self.declined.round:
+                    self.events.append(message)
             case cm.JobOver():
+                self.events.clear()
                 self.events.append(message)
             case cm.Committed(_, number, counted):
+                self.held.pop(number, None)
                 self._settle(number, counted)
             case cm.RoundOver(_, number, reason):
-                log.info("round.over job=%s round=%d reason=%s", self._job, number, reason)
+                log.info("round.over job=%s round=%d reason=%a", self._job, number, reason)
+                self._over = (number, reason)
+                if number < self._round:
+                    self.held.pop(number, None)
+                elif number in self.held:
+                    self.held[number].accepted = False
+                if self.declined is not None and self.declined.round == number:
+                    self.declined = None
                 self._settle(number, False)
             case cm.Refusal(code, field, text) if message.round < 0:
                 raise Refused(code, field, text)
 
     def _settle(self, number: int, counted: bool) -> None:
-        self.held.pop(number, None)
+        self.forget_selection(number)
         self.fates[number] = counted
         while len(self.fates) > FATES_REMEMBERED:
             del self.fates[min(self.fates)]
@@ -81,12 +101,23 @@ class Books:
         """Drop the selections that wait: after a break the node selects again, and may select otherwise."""
         self.events = deque(event for event in self.events if isinstance(event, cm.JobOver))
 
+    def forget_selection(self, number: int) -> None:
+        """Drop a selection that waits for a round that is over, or at hand."""
+        self.events = deque(event for event in self.events if isinstance(event, cm.JobOver) or event.round != number)
+
+    def has_moved_on(self, number: int) -> bool:
+        """Return whether the job is at a later round, or over."""
+        return any(isinstance(event, cm.JobOver) or event.round > number for event in self.events)
+
     def asked_again(self) -> list[cm.Selected]:
         """Return the selections that wait for rounds whose update is kept."""
         return [event for event in self.events if isinstance(event, cm.Selected) and event.round in self.held]
 
     def begin(self, number: int) -> None:
         """Drop what cannot count any more now that a round is the one at hand."""
+        self._round = number
+        if self.declined is not None and self.declined.round < number:
+            self.declined = None
         for other in [n for n, held in self.held.items() if n > number or (n < number and not held.accepted)]:
             del self.held[other]  # later ones were trained on a model that is gone
 
@@ -100,4 +131,6 @@ class Books:
     def verdict(self, submit: cm.Submit, reason: str) -> Submission:
         """Return how a round that is over ended: it may be known to count although ACCEPTED could not be told."""
         counted = self.fates.get(submit.round, False)
+        if submit.round == self._over[0]:
+            reason = self._over[1]
         return Submission(submit.job, submit.round, counted, "" if counted else reason)

@@ -17,32 +17,35 @@ are copied before the trainer gets control, since it may train in place.
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 from types import TracebackType
-from typing import TypeVar
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
+from lifl.client.addresses import Node, understood
 from lifl.client.books import Books, HeldUpdate
 from lifl.client.gateways import OVER_CODES, Gateways
 from lifl.client.home import Home, pause
 from lifl.client.outcomes import JobCancelled, JobFailed, RoundEnded, Settled, Submission
 from lifl.client.stream import Progress, Stream
-from lifl.client.tensors import Array, Tensors, Update, as_model
-from lifl.core.errors import LocalFault, Refused, RemoteFault
+from lifl.client.tensors import Array, Tensors, Update, as_model, as_number
+from lifl.core.errors import LocalFault, Refused, RemoteFault, ResourceFault
 from lifl.core.fields import NAME_RULE, Name
+from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.protocol import client as cm
 from lifl.core.protocol.submit_check import check_submit
 from lifl.core.schema import Layout, TensorSpec
 
+log = logging.getLogger("lifl.client")
+
 HELD_ROUNDS_MAX = 2
 """Uncommitted updates that are kept; the next round begins only when the oldest of them is committed."""
-
-T = TypeVar("T")
 
 
 class Round:
@@ -59,12 +62,14 @@ class Round:
         self.options = selected.options
         self.layout = client._layout_of(selected.tensors)
         self._client = client
+        self._declined = False
 
     @cached_property
     def model(self) -> dict[str, Array]:
-        """The model to start from: name → writable array; fetched when first asked for.
+        """The model to start from: name → writable array.
 
-        Raises `RoundEnded` when the round ended meanwhile, `NodeUnreachable`.
+        Of `Client.rounds` with `models=False` it is fetched when first asked for.  Then it raises `RoundEnded` when the
+        round ended meanwhile, `NodeUnreachable`, and `ResourceFault` when there is no memory for it.
         """
         return self._client._fetch_model(self)
 
@@ -75,14 +80,25 @@ class Round:
         metrics: Mapping[str, float] | None = None,
         progress: Progress | None = None,
     ) -> Submission:
-        """Send this client's update and return when the node has ACCEPTED it (or the round is over).
+        """Send this client's update and return when the node has ACCEPTED it, or the round is over.
 
         `tensors` has the model's names, dtypes and shapes: a dict of arrays, a torch `state_dict`, or the path of a
         safetensors file.  It must not change until the next round begins.  `weight` is usually the number of
         examples; `metrics` are averaged with it.  `progress(sent_bytes, all_bytes)` is called while it is sent.
-        Raise `Refused`, naming the field, when the update cannot be taken, and `NodeUnreachable`.
+
+        That the round ended without this update is no error: the `Submission` says that it does not count, and why.
+        If the round is tried again the update is sent again, without training.  Raise `Refused`, naming the field, when
+        the update cannot be taken, and `NodeUnreachable`.
         """
-        return self._client._submit(self, tensors, weight, dict(metrics or {}), progress)
+        return self._client._submit(self, tensors, weight, metrics or {}, progress)
+
+    def decline(self, reason: str = "") -> None:
+        """Take no part in this round: another client is selected at once, and `reason` is seen on the node.
+
+        The client goes on to the next round that it is selected for.
+        """
+        self._client._decline(self, reason)
+        self._declined = True
 
     @property
     def committed(self) -> bool | None:
@@ -96,13 +112,18 @@ class Client:
     `node` is ``HOST:PORT``, ``unix:PATH`` or a node's state folder, or several of them (a sequence, or a text with
     commas) of one cluster: when the first cannot be reached the next one is tried, and so on around.  `job` and
     `client` are names (letters, digits and ``._:-``); a client's name must be its own.  On the node's own machine, by
-    its socket, updates are written straight into the node's memory (unless `direct` is False).  When no node can be
-    reached for longer than `give_up_after_s`, `NodeUnreachable` is raised.
+    its socket, updates are written straight into the node's memory (unless `direct` is False).
+
+    When no node can be reached for longer than `give_up_after_s`, `NodeUnreachable` is raised; a job that does not
+    exist is waited for as long, then `Refused` is raised.  Each of that, and a connection made again, is logged as a
+    warning of the logger ``lifl.client``.
+
+    A process forked from this one (a worker of a DataLoader) has no part in it: it must make a client of its own.
     """
 
     def __init__(
         self,
-        node: str | Sequence[str],
+        node: Node | Sequence[Node],
         *,
         job: str,
         client: str,
@@ -113,18 +134,14 @@ class Client:
             msgspec.convert({"job": job, "client": client}, type=_Names)
         except msgspec.ValidationError:
             raise LocalFault(f"job={job!r}, client={client!r}: a name is {NAME_RULE}") from None
-        addresses = node.split(",") if isinstance(node, str) else node
-        nodes = [address.strip() for address in addresses]
-        if not nodes or not all(nodes):
-            raise LocalFault(f"node={node!r}: give an address, or several with commas between them")
+        nodes = understood(node)
         self.job = job
         self.client = client
         self._closed = threading.Event()
         self._layout: Layout | None = None
         self._books = Books(job)
-        self._home = Home(
-            nodes, self._books, self._closed, job=job, client=client, direct=direct, give_up_after_s=give_up_after_s
-        )
+        self._home = Home(nodes, self._books, self._closed, job=job, client=client, direct=direct)
+        self.give_up_after_s = give_up_after_s
         self._gateways = Gateways(client, self._home, self._books, self._closed)
 
     @property
@@ -134,11 +151,13 @@ class Client:
 
     @property
     def give_up_after_s(self) -> float:
-        """How long no node may be reached at a stretch."""
+        """How long no node may be reached at a stretch, and how long the job may be unknown."""
         return self._home.give_up_after_s
 
     @give_up_after_s.setter
     def give_up_after_s(self, seconds: float) -> None:
+        if not (isinstance(seconds, int | float) and seconds >= 0):
+            raise LocalFault(f"give_up_after_s={seconds!r}: give a number of seconds, 0 or more")
         self._home.give_up_after_s = seconds
 
     def __enter__(self) -> Client:
@@ -150,38 +169,69 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Leave the job and close the connection; may be called twice."""
+        """Leave the job and close the connection; may be called twice, and from any thread: one that waits wakes up.
+
+        Its `rounds` end then, and whatever else it waits for raises `LocalFault`.  In a forked process it does nothing.
+        """
         self._closed.set()
-        if self._home.stream is not None:
-            try:
-                self._home.stream.send(cm.Leave(self.job))
-            except OSError:  # the node is gone: it knows
-                pass
-            self._home.disconnect()
+        self._home.close()
 
     # ---- what trainers use -----------------------------------------------------------------------------------------
 
-    def rounds(self) -> Iterator[Round]:
-        """Yield the rounds that this client is selected for, until the job has finished.
+    def rounds(self, models: bool = True) -> Iterator[Round]:
+        """Yield the rounds that this client is selected for, with their models, until the job has finished.
 
-        Raise `JobFailed`, `JobCancelled`, `Refused` (the job is unknown, the name is taken) and `NodeUnreachable`.
+        A round that ends while its model is fetched is not yielded: the next one is.  Without `models` rounds are
+        yielded at once, and `Round.model` fetches.  Raise `JobFailed`, `JobCancelled`, `Refused` (the name is taken,
+        the job stays unknown) and `NodeUnreachable`.  When the client is closed meanwhile they end.
         """
         while True:
-            event = self._books.events.popleft() if self._books.events else self._home.retrying(self._next_event)
+            try:
+                round_ = self._next_round(models)
+            except LocalFault:
+                if self._closed.is_set() and self._home.joined:
+                    return
+                raise
+            if round_ is None:
+                return
+            yield round_
+
+    def _next_round(self, models: bool) -> Round | None:
+        """Return the next round to train in; None when the job has finished."""
+        while True:
+            over = self._books.is_job_over()
+            event = self._books.events.popleft() if over else self._home.retrying(self._next_event)
             if isinstance(event, cm.JobOver):
                 self._books.held.clear()
                 self._end(event)
-                return
+                return None
             number = event.round
             self._books.begin(number)
-            if number in self._books.held:
-                self._send(self._books.held[number])
+            if number in self._books.held and self._send_again(self._books.held[number]):
                 continue
             while len(self._books.held) >= HELD_ROUNDS_MAX and self._wait_fate(min(self._books.held)) is not None:
                 pass
             self._books.detach_held()
             self._books.fates.pop(number, None)  # of an attempt that failed: the round begins again
-            yield Round(self, event)
+            round_ = Round(self, event)
+            try:
+                if models:
+                    _ = round_.model
+            except RoundEnded as ended:
+                log.info("round.over job=%s round=%d reason=%a", self.job, number, str(ended))
+            else:
+                return round_
+
+    def _send_again(self, held: HeldUpdate) -> bool:
+        """Submit an update that was trained before; return False when it is refused, so that it is made anew."""
+        try:
+            self._send(held)
+        except Refused as refused:
+            number = held.submit.round
+            log.warning("update.refused job=%s round=%d reason=%a: training again", self.job, number, refused.text)
+            self._books.held.pop(number, None)
+            return False
+        return True
 
     def wait_committed(self, round_: Round) -> bool:
         """Wait until the round is COMMITTED; return whether this client's update is in its model."""
@@ -191,14 +241,24 @@ class Client:
     # ---- one round -------------------------------------------------------------------------------------------------
 
     def _submit(
-        self, round_: Round, tensors: Tensors, weight: float, metrics: dict[str, float], progress: Progress | None
+        self, round_: Round, tensors: Tensors, weight: float, metrics: Mapping[str, float], progress: Progress | None
     ) -> Submission:
+        if round_._declined:
+            raise LocalFault(f"round {round_.number} was declined: it takes no update of this client")
         layout = round_.layout
+        if not isinstance(metrics, Mapping):
+            text = f"metrics are a dict of name and number, not a {type(metrics).__name__}"
+            raise Refused("bad-metric", "metrics", text)
+        number = as_number(weight, "bad-weight", "weight", "the weight")
+        numbers = {
+            str(name): as_number(value, "bad-metric", f"metrics.{name}", f"the metric {name!r}")
+            for name, value in metrics.items()
+        }
         update = Update(layout, tensors)
-        numbers = {str(name): float(value) for name, value in metrics.items()}
-        submit = cm.Submit(self.job, round_.number, float(weight), layout.data_bytes, layout.tensors, numbers)
+        submit = cm.Submit(self.job, round_.number, number, layout.data_bytes, layout.tensors, numbers)
         check_submit(layout, submit, self.client)
-        held = self._books.held[round_.number] = HeldUpdate(submit, update, progress)
+        told = None if progress is None else partial(_tell, progress)
+        held = self._books.held[round_.number] = HeldUpdate(submit, update, told)
         try:
             return self._send(held)
         except Refused:
@@ -206,24 +266,46 @@ class Client:
             raise
 
     def _send(self, held: HeldUpdate) -> Submission:
+        number = held.submit.round
+
+        def offer(home: Stream) -> Submission:
+            self._home.hear(home)
+            if self._books.held.get(number) is not held or self._books.has_moved_on(number):
+                # Its fate was told while it was trained, or on a connection that broke before the answer.
+                return self._books.verdict(held.submit, f"round {number} is over without this update")
+            self._books.forget_selection(number)  # of another attempt: this is the answer to it
+            return self._gateways.do(home, number, partial(self._offer, held=held))
+
         try:
-            return self._for_round(held.submit.round, partial(self._offer, held=held))
+            return self._home.retrying(offer)
         except Settled as settled:
             return settled.submission
+
+    def _decline(self, round_: Round, reason: str) -> None:
+        number = round_.number
+        if number in self._books.held:
+            raise LocalFault(f"round {number} has an update of this client: it cannot be declined any more")
+        text = str(reason).encode(errors="replace").decode()[:TEXT_CHARS_MAX]
+        self._books.declined = declined = cm.Decline(self.job, number, text)
+        self._books.forget_selection(number)
+        self._books.fates[number] = False
+        stream = self._home.stream
+        if stream is not None and cm.DECLINE in stream.knows:
+            self._home.say(declined)
+        elif stream is not None:  # an earlier version selects another for one that leaves
+            self._home.say(cm.Leave(self.job), self._home.join())
 
     def _offer(self, stream: Stream, held: HeldUpdate) -> Submission:
         """Submit an update on this connection, until there is an answer."""
         submit = held.submit
-        if self._books.held.get(submit.round) is not held:
-            # Its fate was told on a connection that broke before the answer.
-            return self._books.verdict(submit, "the round ended without it")
-        self._books.fates.pop(submit.round, None)  # of an earlier attempt at the round
+        before = self._books.fates.pop(submit.round, None)  # of an earlier attempt at the round
         announced = submit
-        if stream.digests:
+        if cm.DIGESTS in stream.knows:
             announced = msgspec.structs.replace(submit, tensors=(), digest=held.update.layout.digest)
         stream.send(announced)
         answer = self._home.answer(stream, submit.round, cm.Go | cm.Accepted | cm.Busy | cm.Refusal)
         while isinstance(answer, cm.Busy):
+            log.warning("node.busy job=%s round=%d pause_s=%.2f", self.job, submit.round, answer.retry_after_s)
             self._pause(answer.retry_after_s)
             stream.send(announced)
             answer = self._home.answer(stream, submit.round, cm.Go | cm.Accepted | cm.Busy | cm.Refusal)
@@ -238,6 +320,8 @@ class Client:
             held.accepted = True
             return Submission(submit.job, submit.round, accepted=True)
         if answer.code in OVER_CODES and stream is self._home.stream:
+            if before is not None:
+                self._books.fates[submit.round] = before
             return self._books.verdict(submit, answer.text)
         raise Refused(answer.code, answer.field, answer.text)
 
@@ -257,25 +341,30 @@ class Client:
     def _fetch_model(self, round_: Round) -> dict[str, Array]:
         def fetch(stream: Stream) -> dict[str, Array]:
             layout = round_.layout
-            digest = layout.digest if stream.digests else msgspec.UNSET
+            digests = cm.DIGESTS in stream.knows
+            digest = layout.digest if digests else msgspec.UNSET
             stream.send(cm.GetModel(self.job, round_.number, digest=digest))
             answer = self._home.answer(stream, round_.number, cm.Model | cm.Refusal)
             if isinstance(answer, cm.Refusal):
                 if answer.code in OVER_CODES and stream is self._home.stream:
                     raise RoundEnded(answer.text)
                 raise Refused(answer.code, answer.field, answer.text)
-            same = answer.digest == digest if stream.digests else answer.tensors == layout.tensors
+            same = answer.digest == digest if digests else answer.tensors == layout.tensors
             if not same or answer.data_bytes != layout.data_bytes:
                 raise RemoteFault(f"the model of round {round_.number} differs from what its selection announced")
-            data = np.empty(answer.data_bytes, np.uint8)
+            data = _memory(answer.data_bytes, round_)
             stream.receive_into(data.data)
             return as_model(layout, data)
 
-        return self._for_round(round_.number, fetch)
+        try:
+            return self._home.retrying(lambda home: self._gateways.do(home, round_.number, fetch))
+        except Settled as settled:
+            raise RoundEnded(settled.submission.reason or f"round {round_.number} is committed") from None
 
     # ---- what the node says ----------------------------------------------------------------------------------------
 
     def _next_event(self, stream: Stream) -> cm.Selected | cm.JobOver:
+        self._home.hear(stream)
         while not self._books.events:
             self._books.note(stream.receive())
         return self._books.events.popleft()
@@ -313,11 +402,23 @@ class Client:
         if over.status == "cancelled":
             raise JobCancelled(f"job {self.job!r} was cancelled: {over.reason or 'no reason given'}")
 
-    def _for_round(self, number: int, action: Callable[[Stream], T]) -> T:
-        return self._home.retrying(lambda home: self._gateways.do(home, number, action))
-
     def _pause(self, pause_s: float) -> None:
         pause(self._closed, pause_s)
+
+
+def _tell(progress: Progress, sent_bytes: int, all_bytes: int) -> None:
+    """Call a trainer's `progress`; what it raises for reasons of its own is not taken for a broken connection."""
+    try:
+        progress(sent_bytes, all_bytes)
+    except OSError as error:
+        raise LocalFault(f"progress({sent_bytes}, {all_bytes}) raised {error!r}") from error
+
+
+def _memory(nbytes: int, round_: Round) -> NDArray[np.uint8]:
+    try:
+        return np.empty(nbytes, np.uint8)
+    except MemoryError as error:
+        raise ResourceFault(f"there is no memory for the model of round {round_.number}, {nbytes} bytes") from error
 
 
 class _Names(msgspec.Struct):

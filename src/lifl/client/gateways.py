@@ -63,15 +63,15 @@ class Gateways:
             except Refused as refused:
                 if refused.code not in _ASK_HOME_CODES:
                     raise
-                log.info("gateway.refused gateway=%s why=%s", address, refused)
+                log.warning("gateway.refused gateway=%s why=%s", address, refused)
             except (OSError, RemoteFault) as error:
-                log.info("gateway.lost gateway=%s error=%s", address, error)
+                log.warning("gateway.lost gateway=%s error=%s", address, error)
         return action(home)
 
     def _dialled(self, address: str) -> Stream | None:
         """Return a connection to another node's gateway, which takes the client; else None."""
         try:
-            return greeted(address, AWAY_GREETING_S, self._client, direct=False)
+            return greeted(address, AWAY_GREETING_S, self._client, False, self._home.opened)
         except (OSError, LocalFault, Refused, RemoteFault) as error:
-            log.info("gateway.unreachable gateway=%s error=%s", address, error)
+            log.warning("gateway.unreachable gateway=%s error=%s", address, error)
             return None

@@ -2,16 +2,23 @@
 
 Pauses between tries grow and are jittered; of several nodes the next one is tried.  What was under way is then done
 again, which is safe because an update's identity is (job, round, client).
+
+One thread at a time uses the client.  `close` may come from any: it wakes the one that waits.  A forked child has no
+part in it: its copies of the connections are closed (`stream.py`), and all it asks is refused.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import random
+import socket
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from lifl.client.books import Books
@@ -24,6 +31,10 @@ log = logging.getLogger("lifl.client")
 
 PAUSE_FIRST_S = 0.1
 PAUSE_MAX_S = 15.0
+JOB_PAUSE_MAX_S = 5.0
+"""How long between two questions for a job that does not exist yet."""
+CLAIMS_MAX = 3
+"""How often a client that has moved from node to node takes its name back before it believes another has it."""
 AWAY_GREETING_S = 5.0
 """Another node's gateway answers within this time, or the client's own is asked (of several nodes: the next one)."""
 
@@ -34,6 +45,34 @@ def pause(closed: threading.Event, pause_s: float) -> None:
     """Wait.  Raise `LocalFault` when the client is closed meanwhile."""
     if closed.wait(pause_s):
         raise LocalFault("the client was closed while it waited for the node")
+
+
+class _Patience:
+    """Growing pauses while something fails, and since when it does."""
+
+    def __init__(self, pause_max_s: float) -> None:
+        self._pause_max_s = pause_max_s
+        self.reset()
+
+    def reset(self) -> None:
+        """Note that it does not fail any more."""
+        self.since_s: float | None = None
+        self._pause_s = PAUSE_FIRST_S
+
+    def waited_s(self) -> float:
+        """Return for how long it has failed."""
+        now = time.monotonic()
+        if self.since_s is None:
+            self.since_s = now
+        return now - self.since_s
+
+    def next_s(self, give_up_after_s: float) -> float | None:
+        """Return how long to pause now; None when that would be longer than the user wants to wait in all."""
+        pause_s = self._pause_s
+        if self.waited_s() + pause_s > give_up_after_s:
+            return None
+        self._pause_s = min(2 * pause_s, self._pause_max_s)
+        return random.uniform(pause_s / 2, pause_s)
 
 
 class Home:
@@ -48,7 +87,6 @@ class Home:
         job: str,
         client: str,
         direct: bool,
-        give_up_after_s: float,
     ) -> None:
         self.stream: Stream | None = None
         """The connection, while there is one."""
@@ -58,14 +96,23 @@ class Home:
         self._job = job
         self._client = client
         self._direct = direct
-        self.give_up_after_s = give_up_after_s
-        self._failing_since_s: float | None = None
-        self._pause_s = PAUSE_FIRST_S
+        self.give_up_after_s = 0.0
+        self.joined = False
+        """Whether there ever was a connection, or a try."""
+        self._unreachable = _Patience(PAUSE_MAX_S)
+        self._jobless = _Patience(JOB_PAUSE_MAX_S)
+        self._claims_left = 1  # how often it joins once more when its name was taken by another connection
+        self._joined_ns = 0
+        self._pid = os.getpid()
+        self._in_use = threading.Lock()
+        self._sockets: list[weakref.ref[socket.socket]] = []  # all that a thread may wait on; never changed in place
 
     @property
     def node(self) -> str:
         """The address of the node that the client is at, or tries next."""
         return self._nodes[0]
+
+    # ---- what is said and heard ------------------------------------------------------------------------------------
 
     def answer(self, stream: Stream, number: int, kinds: Any) -> Any:
         """Return the next message of `kinds` about the round; all others are noted."""
@@ -95,37 +142,111 @@ class Home:
             raise Settled(self._job, number, message)
         return message
 
+    def hear(self, stream: Stream) -> None:
+        """Note what has come already, without waiting."""
+        while not self._books.is_job_over() and stream.has_come():
+            self._books.note(stream.receive())
+
+    def say(self, *messages: cm.FromClient) -> None:
+        """Say something that has no answer, if the node is there: a new connection needs no such word."""
+        with self._used():
+            try:
+                for message in messages:
+                    if self.stream is not None:
+                        self.stream.send(message)
+            except OSError:
+                self.disconnect()
+
+    def join(self) -> cm.Join:
+        """Return the words by which the client takes part (again)."""
+        # A clock that stands or goes back: to earlier versions of the node a later connection has a later time.
+        self._joined_ns = max(self._joined_ns + 1, time.time_ns())
+        return cm.Join(self._job, min(self._books.held, default=None), self._joined_ns)
+
+    # ---- the connection --------------------------------------------------------------------------------------------
+
     def retrying(self, action: Callable[[Stream], T]) -> T:
         """Do `action` on a connection, again on a new one when it breaks.  Raise `NodeUnreachable`."""
-        while True:
-            try:
-                result = action(self._connected())
-            except OSError as error:
-                self.disconnect()
-                self._back_off(error)
-            except (Refused, RoundEnded):  # the stream is in step
-                raise
-            except BaseException:
-                self.disconnect()
-                raise
-            else:
-                return result
+        with self._used():
+            self.joined = True
+            while True:
+                try:
+                    result = action(self._connected())
+                except OSError as error:
+                    self.disconnect()
+                    self._check_usable()
+                    self._back_off(error)
+                except Refused as refused:
+                    if not self._overcome(refused):
+                        raise
+                except (RoundEnded, Settled):  # the stream is in step
+                    raise
+                except BaseException:
+                    self.disconnect()
+                    raise
+                else:
+                    self._jobless.reset()
+                    return result
+
+    def _overcome(self, refused: Refused) -> bool:
+        """Return whether a refusal ends nothing yet: the stream is in step, and it is tried once more."""
+        if refused.code == "replaced" and self._claims_left:
+            # What was said over an earlier connection of this client, to another node, may have come to the coordinator
+            # after what was said over this one: once for each.  Another client of its name takes it away again.
+            log.warning("client.replaced job=%s client=%s: joining once more", self._job, self._client)
+            self._claims_left -= 1
+            self.disconnect()
+            return True
+        if refused.code == "unknown-job" and self.stream is not None:
+            waited_s = self._jobless.waited_s()
+            pause_s = self._jobless.next_s(self.give_up_after_s)
+            if pause_s is None:
+                return False
+            log.warning("job.unknown job=%s node=%s waited_s=%.1f: waiting for it", self._job, self.node, waited_s)
+            pause(self._closed, pause_s)
+            with suppress(OSError):  # then the next word finds out
+                self.stream.send(self.join())
+            return True
+        return False
+
+    @contextmanager
+    def _used(self) -> Iterator[None]:
+        self._check_usable()
+        if not self._in_use.acquire(blocking=False):
+            raise LocalFault("the client is in use: one thread at a time, and none of it within `progress`")
+        try:
+            yield
+        finally:
+            self._in_use.release()
+
+    def _check_usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise LocalFault("a forked process cannot use its parent's client: make a Client of its own in it")
+        if self._closed.is_set():
+            raise LocalFault("the client is closed")
+
+    def opened(self, sock: socket.socket) -> None:
+        """Note a socket that is about to be waited on, so that `close` can wake who waits."""
+        self._sockets = [*(known for known in self._sockets if known() is not None), weakref.ref(sock)]
+        self._check_usable()  # closed just before: then it was not seen
 
     def _connected(self) -> Stream:
         if self.stream is not None:
             return self.stream
-        if self._closed.is_set():
-            raise LocalFault("the client is closed")
+        self._check_usable()
         patience_s = GREETING_S if len(self._nodes) == 1 else AWAY_GREETING_S
-        stream = greeted(self.node, patience_s, self._client, self._direct)
+        stream = greeted(self.node, patience_s, self._client, self._direct, self.opened)
         try:
-            stream.send(cm.Join(self._job, min(self._books.held, default=None), time.time_ns()))
+            stream.send(self.join())
+            if self._books.declined is not None and cm.DECLINE in stream.knows:
+                stream.send(self._books.declined)
         except BaseException:
             stream.close()
             raise
         # The node is there.  What is asked of it now may take hours, so this is not left until it is answered.
-        self._failing_since_s = None
-        self._pause_s = PAUSE_FIRST_S
+        if self._unreachable.since_s is not None:
+            log.warning("node.reached node=%s away_s=%.1f", self.node, self._unreachable.waited_s())
+        self._unreachable.reset()
         self.stream = stream
         return stream
 
@@ -137,16 +258,34 @@ class Home:
             self._books.forget_selections()
 
     def _back_off(self, error: OSError) -> None:
-        now = time.monotonic()
-        if self._failing_since_s is None:
-            self._failing_since_s = now
-        away_s = now - self._failing_since_s
-        if away_s + self._pause_s > self.give_up_after_s:
+        self._claims_left = min(self._claims_left + 1, CLAIMS_MAX)  # the connection that broke may overtake the next
+        self._jobless.reset()
+        away_s = self._unreachable.waited_s()
+        pause_s = self._unreachable.next_s(self.give_up_after_s)
+        if pause_s is None:
             nodes = " or ".join(self._nodes)
             raise NodeUnreachable(
                 f"no node could be reached at {nodes} for {away_s:.0f} s: {error}; is `lifl up` running there?"
             ) from error
-        log.info("node.unreachable node=%s error=%s pause_s=%.2f", self.node, error, self._pause_s)
+        log.warning("node.unreachable node=%s error=%s pause_s=%.2f", self.node, error, pause_s)
         self._nodes.rotate(-1)
-        pause(self._closed, random.uniform(self._pause_s / 2, self._pause_s))
-        self._pause_s = min(2 * self._pause_s, PAUSE_MAX_S)
+        pause(self._closed, pause_s)
+
+    def close(self) -> None:
+        """Leave, from whatever thread; `closed` is set.  A forked child's copy is closed already."""
+        if os.getpid() != self._pid:
+            return
+        if self._in_use.acquire(blocking=False):
+            try:
+                if self.stream is not None:
+                    with suppress(OSError):  # the node is gone: it knows
+                        self.stream.send(cm.Leave(self._job))
+                    self.disconnect()
+            finally:
+                self._in_use.release()
+            return
+        # Someone waits for the node, or sends: what is sent may be cut, and the end of the connection says the rest.
+        for sock in [known() for known in self._sockets]:
+            if sock is not None:
+                with suppress(OSError):  # not connected, or closed
+                    sock.shutdown(socket.SHUT_RDWR)

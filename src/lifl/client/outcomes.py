@@ -17,16 +17,22 @@ class JobCancelled(LiflError):
 
 
 class RoundEnded(LiflError):
-    """The round ended before its model was fetched; go on with the next one."""
+    """The round ended before its model was fetched; go on with the next one.
+
+    Only who takes rounds without their models (`Client.rounds(models=False)`) meets it.
+    """
 
 
 class NodeUnreachable(ResourceFault):
-    """The node could not be reached for `give_up_after_s`."""
+    """No node could be reached for `give_up_after_s`."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What became of a `submit`: `accepted`, or not and why (the round had ended without this client)."""
+    """What became of a `submit`: `accepted`, or not and why (the round had ended without this client).
+
+    Of a round that is tried again the update may count yet: it is kept, and sent again by itself.
+    """
 
     job: str
     round: int
@@ -34,8 +40,8 @@ class Submission:
     reason: str = ""
 
 
-class Settled(RoundEnded):
-    """The end of the round, or of the job, was told while an answer was waited for."""
+class Settled(Exception):
+    """The end of the round, or of the job, was told while an answer was waited for.  It never reaches a trainer."""
 
     def __init__(self, job: str, number: int, over: cm.Committed | cm.RoundOver | cm.JobOver) -> None:
         counted = isinstance(over, cm.Committed) and over.counted

@@ -2,6 +2,9 @@
 
 Frames are read exactly, so the bytes of a model that follow one stay in the kernel until they are received into
 their array.  Over AF_UNIX the arena's descriptor may come along with a frame.
+
+A connection belongs to one thread.  A forked child closes its copy, so that it neither holds the connection open nor
+ends it.
 """
 
 from __future__ import annotations
@@ -11,11 +14,13 @@ import mmap
 import os
 import select
 import socket
+import weakref
 from collections.abc import Callable, Sequence
 
 import msgspec
 
-from lifl.core.errors import LocalFault, Refused, RemoteFault
+from lifl.client.addresses import target
+from lifl.core.errors import Refused, RemoteFault
 from lifl.core.protocol import client as cm
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.schema import TensorSpec
@@ -35,28 +40,59 @@ KEEPALIVE_IDLE_S = 30
 UNACKNOWLEDGED_S = 60
 
 
-def connect(address: str, patience_s: float = GREETING_S) -> socket.socket:
+_streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    """Close a forked child's copies of connections, which are its parent's: nothing is said, nothing is shut down."""
+    for stream in list(_streams):
+        stream.close()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def _tcp(host: str, port: int, patience_s: float, opened: Callable[[socket.socket], None]) -> socket.socket:
+    error: OSError = OSError(f"{host} has no address")
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(patience_s)
+            opened(sock)
+            sock.connect(address)
+        except OSError as failed:
+            sock.close()
+            error = failed
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise error
+
+
+def connect(
+    address: str, patience_s: float = GREETING_S, opened: Callable[[socket.socket], None] = lambda sock: None
+) -> socket.socket:
     """Return a socket connected to ``HOST:PORT``, ``unix:PATH`` or a node's state folder.
 
-    Raise `OSError` or `LocalFault`.
+    `opened` is told each socket before it is connected.  Raise `OSError` or `LocalFault`.
     """
-    path = address.removeprefix("unix:")
-    if path != address or os.sep in address:
-        path = os.path.expanduser(path)
-        if os.path.isdir(path):
-            path = os.path.join(path, "gateway.sock")
+    where = target(address)
+    if isinstance(where, str):
+        if os.path.isdir(where):
+            where = os.path.join(where, "gateway.sock")
+            target(f"unix:{where}")
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(patience_s)
         try:
-            sock.connect(path)
-        except OSError:
+            sock.settimeout(patience_s)
+            opened(sock)
+            sock.connect(where)
+        except BaseException:
             sock.close()
             raise
         return sock
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise LocalFault(f"the node's address {address!r} is neither HOST:PORT nor unix:PATH nor a state folder")
-    sock = socket.create_connection((host.strip("[]"), int(port)), timeout=patience_s)
+    sock = _tcp(*where, patience_s, opened)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
@@ -66,52 +102,64 @@ def connect(address: str, patience_s: float = GREETING_S) -> socket.socket:
 
 
 class OlderNode(Refused):
-    """The node does not know what this client says of itself: say less."""
+    """The node does not understand what this client says that it knows; it is to say less."""
 
 
-def greeted(address: str, patience_s: float, client: str, direct: bool) -> Stream:
+def greeted(
+    address: str,
+    patience_s: float,
+    client: str,
+    direct: bool,
+    opened: Callable[[socket.socket], None] = lambda sock: None,
+) -> Stream:
     """Return a connection to a node that takes the client.  Raise `OSError`, `LocalFault`, `Refused`, `RemoteFault`."""
-    for digests in (True, False):
-        stream = Stream(address, patience_s)
+    knows: tuple[str, ...] = cm.KNOWS
+    while True:
+        stream = Stream(address, patience_s, opened)
         try:
-            stream.greet(client, direct, digests)
+            stream.greet(client, direct, knows)
         except OlderNode:
             stream.close()
+            knows = ()
         except BaseException:
             stream.close()
             raise
         else:
             return stream
-    raise AssertionError("who says nothing new is not told that it does")
 
 
 class Stream:
     """One connection.  Everything raises `OSError` when it breaks and `RemoteFault` when the peer sends garbage."""
 
-    def __init__(self, address: str, patience_s: float = GREETING_S) -> None:
-        self._sock = connect(address, patience_s)
+    def __init__(
+        self,
+        address: str,
+        patience_s: float = GREETING_S,
+        opened: Callable[[socket.socket], None] = lambda sock: None,
+    ) -> None:
+        self._sock = connect(address, patience_s, opened)
+        _streams.add(self)
+        self.knows: frozenset[str] = frozenset()
+        """What the node knows beyond the first version of the protocol."""
         self.is_local = self._sock.family == socket.AF_UNIX
         self._decoder: FrameDecoder[cm.ToClient] = FrameDecoder(cm.ToClient)
-        self.digests = False
-        """The node knows what stands for tensors."""
         self._tensors: dict[str, tuple[TensorSpec, ...]] = {}  # by job: those that were told over this connection
         self._descriptors: list[int] = []
         self._arena: memoryview | None = None
 
-    def greet(self, client: str, direct: bool, digests: bool = True) -> None:
-        """Say Hello and take the answer.  Raise `Refused` too; `OlderNode` where it does not know `digests`."""
-        known = True if digests else msgspec.UNSET
-        self.send(cm.Hello(cm.PROTOCOL_VERSION, client, direct=direct and self.is_local, digests=known))
+    def greet(self, client: str, direct: bool, knows: tuple[str, ...] = cm.KNOWS) -> None:
+        """Say Hello and take the answer.  Raise `Refused` too; `OlderNode` when the node has no word for `knows`."""
+        self.send(cm.Hello(cm.PROTOCOL_VERSION, client, direct=direct and self.is_local, knows=knows))
         answer = self.receive()
         if isinstance(answer, cm.Refusal):
             if answer.code == "too-many-connections":
                 raise ConnectionRefusedError(answer.text)
-            if answer.code == "protocol" and digests:
+            if answer.code == "protocol" and knows:
                 raise OlderNode(answer.code, answer.field, answer.text)
             raise Refused(answer.code, answer.field, answer.text)
         if not isinstance(answer, cm.Welcome):
             raise RemoteFault(f"the node answers Hello by {type(answer).__name__}; is it a LIFL gateway?")
-        self.digests = digests
+        self.knows = frozenset(answer.knows)
         self.greeted()
 
     def greeted(self) -> None:
@@ -125,6 +173,14 @@ class Stream:
             poll.register(stream._sock, select.POLLIN)
         ready = [fd for fd, _events in poll.poll()]
         return other if other._sock.fileno() in ready else self
+
+    def has_come(self) -> bool:
+        """Return whether something can be received without waiting: a message, part of one, or the end."""
+        if not self._decoder.missing_bytes:
+            return True
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(0))
 
     def send(self, message: cm.FromClient) -> None:
         """Send one frame."""

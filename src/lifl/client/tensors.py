@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from lifl.core.errors import LocalFault, Refused
+from lifl.core.errors import LiflError, LocalFault, Refused, ResourceFault
 from lifl.core.schema import DTYPE_BYTES, Layout, TensorSpec, align, check_same
 
 Array = NDArray[Any]
@@ -93,9 +93,7 @@ def as_arrays(tensors: Tensors) -> dict[str, Array]:
     Raise `Refused` or `LocalFault`.
     """
     if isinstance(tensors, str | os.PathLike):
-        from safetensors.numpy import load_file
-
-        tensors = load_file(os.fspath(tensors))
+        tensors = _load(os.fsdecode(tensors))
     if not isinstance(tensors, Mapping):
         raise LocalFault(
             f"an update is a dict of arrays, a torch state_dict or the path of a safetensors file, not a "
@@ -104,8 +102,50 @@ def as_arrays(tensors: Tensors) -> dict[str, Array]:
     return {name: as_array(name, tensor) for name, tensor in tensors.items()}
 
 
+def _load(path: str) -> dict[str, Array]:
+    from safetensors.numpy import load_file
+
+    try:
+        tensors: dict[str, Array] = load_file(path)
+    except OSError as error:
+        raise ResourceFault(f"the update's file {path} cannot be read: {error}") from error
+    except Exception as error:  # SafetensorError, and what NumPy makes of a dtype it has not
+        text = f"the update's file {path} is no safetensors file that NumPy can hold: {error}"
+        raise Refused("bad-file", "tensors", text) from error
+    return tensors
+
+
 def as_array(name: str, tensor: Any) -> Array:
-    """Return `tensor` as a C-contiguous little-endian array.  Raise `Refused` when its dtype cannot be aggregated."""
+    """Return `tensor` as a C-contiguous little-endian array, without a copy where it is one already.
+
+    Raise `Refused`, naming it, when it is none or its dtype cannot be aggregated, and `ResourceFault`.
+    """
+    if not isinstance(name, str):
+        text = f"a tensor is named {name!r}, a {type(name).__name__}; names are those of the model, texts"
+        raise Refused("unknown-tensor", "tensors", text)
+    try:
+        return _as_array(name, tensor)
+    except LiflError:
+        raise
+    except MemoryError as error:
+        raise ResourceFault(f"tensor {name!r}: there is no memory to lay it out") from error
+    except Exception as error:  # of torch, of NumPy, of whatever stands for an array
+        text = (
+            f"tensor {name!r}, a {type(tensor).__name__}, cannot be taken as an array: {error or type(error).__name__}"
+        )
+        raise Refused("bad-tensor", f"tensors.{name}", text) from error
+
+
+def as_number(value: Any, code: str, field: str, what: str) -> float:
+    """Return a number that a trainer gave, perhaps as a tensor.  Raise `Refused`, by `code` and `field`."""
+    try:
+        return float(value)
+    except Exception as error:  # of torch, too
+        text = f"{what} is {value!r:.80}, a {type(value).__name__}; it must be one number ({error})"
+        raise Refused(code, field, text) from error
+
+
+def _as_array(name: str, tensor: Any) -> Array:
     array: Array
     if hasattr(tensor, "detach"):
         tensor = tensor.detach().cpu().contiguous()

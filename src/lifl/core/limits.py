@@ -48,6 +48,8 @@ CAPACITY_MAX = 1e6
 CONNECTIONS_MAX = 65_536
 STATE_DIR_BYTES_MAX = 90
 """A Unix socket's address holds 107 bytes, and the longest name in the state folder is put behind it."""
+SOCKET_PATH_BYTES_MAX = 107
+PORT_MAX = 65_535
 OPTIONS_DEPTH_MAX = 8
 OPTIONS_BYTES_MAX = 64 * 1024
 """The options of a rule, and those of a job's clients: each goes to whoever needs it once, not with each update."""

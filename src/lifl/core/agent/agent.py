@@ -150,7 +150,7 @@ class Agent:
 
     # ---- clients ---------------------------------------------------------------------------------------------------
 
-    def _pass_on(self, event: gm.ClientJoined | gm.Admit) -> None:
+    def _pass_on(self, event: gm.ClientJoined | gm.ClientDeclined | gm.Admit) -> None:
         """Let the coordinator decide; without one the client is to try another node, and this one again."""
         if not self._connected or self._leaving:
             self._turn.emit(gm.HangUp(event.conn))
@@ -239,6 +239,7 @@ HANDLERS: Mapping[type, Callable[[Agent, Any], object]] = {
     gm.ClientJoined: Agent._pass_on,
     gm.Admit: Agent._pass_on,
     gm.ClientLeft: Agent._client_left,
+    gm.ClientDeclined: Agent._pass_on,
     gm.WantModel: lambda agent, event: agent.models.want(event),
     gm.ModelSent: lambda agent, event: agent.models.sent(event),
     gm.Sealed: Agent._sealed,

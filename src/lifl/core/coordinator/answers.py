@@ -7,6 +7,7 @@ from lifl.core.coordinator.nodes import NodeTable
 from lifl.core.coordinator.presence import Connection, Presence
 from lifl.core.coordinator.round import Phase, Round
 from lifl.core.coordinator.rounds import Rounds
+from lifl.core.coordinator.selection import may_be_late
 from lifl.core.errors import Refused
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import commands as o
@@ -44,7 +45,9 @@ class Answers:
             raise Refused("round-over", "round", f"{where} is over; wait for the next selection")
         if number > round_.number:
             raise Refused("wrong-round", "round", f"{where} has not begun: the job is at round {round_.number}")
-        if client not in round_.selected:
+        if may_be_late(round_, client):
+            round_.selected[client] = None
+        if client not in round_.selected or client in round_.declined:
             raise Refused("not-selected", "client", f"client {client!r} is not selected for {where}; wait for it")
         if round_.phase is not Phase.COLLECTING:
             raise Refused("round-over", "round", f"{where} takes no more updates; wait for the next selection")

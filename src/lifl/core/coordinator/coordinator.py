@@ -32,6 +32,7 @@ HANDLERS: dict[type[Message], tuple[str, str, str]] = {
     # clients' events
     gm.ClientJoined: (COORDINATOR, "_client_joined", ANY),
     gm.ClientLeft: (COORDINATOR, "_client_left", ANY),
+    gm.ClientDeclined: (COORDINATOR, "_client_declined", ANY),
     gm.Admit: (COORDINATOR, "_admit", ANY),
     # a node's word about itself
     gm.GatewayLost: (COORDINATOR, "_gateway_lost", ANY),
@@ -158,7 +159,7 @@ class Coordinator:
         try:
             job = self._find(event.job)
         except Refused as refused:
-            self._refuse(here, refused, event.job, -1)
+            self.presence.refuse(here, refused, event.job, -1)
             return
         job.join(here, event)
 
@@ -166,6 +167,12 @@ class Coordinator:
         """Note that a client takes part no longer, or that its connection has ended."""
         for name, client in self.presence.remove(Connection(node, event.conn), event.job):
             self.jobs[name].runner.left([client])
+
+    def _client_declined(self, node: int, event: gm.ClientDeclined) -> None:
+        """Have another client selected in the place of one that takes no part in a round, if that is its own word."""
+        job, here = self.jobs.get(event.job), Connection(node, event.conn)
+        if job is not None and job.present.get(event.client) == here and job.selection.decline(job.round, event):
+            job.runner.try_open()
 
     def _gateway_lost(self, node: int, _event: gm.GatewayLost | None = None) -> None:
         """Note that all connections of a node's gateway have ended."""
@@ -183,10 +190,7 @@ class Coordinator:
             job = self._find(event.job)
             job.answers.admit(here, event, loading=job.status == "loading")
         except Refused as refused:
-            self._refuse(here, refused, event.job, event.round)
-
-    def _refuse(self, here: Connection, refused: Refused, job: str, round_: int) -> None:
-        self.presence.send(here, cm.Refusal(refused.code, refused.field, refused.text, job, round_))
+            self.presence.refuse(here, refused, event.job, event.round)
 
     # ---- nodes -------------------------------------------------------------------------------------------------------
 

@@ -51,13 +51,14 @@ class Job:
         self._presence = presence
         self._attempt = 1
         self._failures = 0  # attempts of this round that failed by themselves
+        self._failed: Round | None = None  # the last of them: what was trained for it is still good
         self._adopting = False  # an earlier life has left something in the arena
         self._rows: dict[int, Row] = {}
         planner = RoundPlanner(spec, turn, nodes)
         self._replicas = Replicas(spec, turn, nodes)
         self._branches = branches = BranchTracker(spec, turn, nodes, planner)
         self._recovery = Recovery(spec, turn, nodes, planner, branches)
-        selection = Selection(spec, turn, nodes, presence)
+        self.selection = selection = Selection(spec, turn, nodes, presence)
         self.runner = RoundRunner(spec, turn, presence, self.rounds, planner, selection, branches, self._recovery)
         self.answers = Answers(spec, turn, nodes, presence, self.rounds)
 
@@ -126,6 +127,9 @@ class Job:
         again = status == "failed" or (number > self.rounds.committed + 1 and "parts" in fields)
         self._attempt = attempt + again
         self.rounds.current = Round(number, self._attempt, self.spec.config.selection, self._turn.now)
+        if self._failed is not None:
+            self.rounds.current.follow(self._failed)
+        self._failed = None
         recovers = status == "open" and not again and (self._adopting or "parts" in fields)
         if not recovers:
             self._turn.emit(fx.SaveRound(self.name, number, self._attempt, "open", {}))
@@ -204,6 +208,7 @@ class Job:
         self._failures += 1
         if self._failures < self.spec.config.selection.attempts and self._attempt < ATTEMPTS_MAX:
             self._attempt += 1
+            self._failed = round_
             self._begin_round()
         else:
             self.end("failed", f"round {round_.number} failed {self._failures} times, at last: {reason}")
@@ -229,8 +234,7 @@ class Job:
 
     def join(self, here: Connection, event: gm.ClientJoined) -> None:
         """Let a client take part (again); one that still holds an update learns what became of it."""
-        if not self._presence.claim(self.name, event.client, here, event.connected_ns):
-            return
+        self._presence.claim(self.name, event.client, here)
         if self.over:
             self.answers.tell_fates(here, event.client, event.holding)
             self._presence.send(here, cm.JobOver(self.name, self.status, self.reason))

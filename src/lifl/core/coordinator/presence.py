@@ -1,8 +1,10 @@
 """Which client is on which connection in which job: the one place for client connections.
 
-A client takes part in a job over one connection, at the gateway of some node.  When it connects anew the old
-connection may end later than the new one begins, and what comes by different nodes may come out of order; the client's
-own clock tells which of two connections is newer, and the other one is told so.
+A client takes part in a job over one connection, at the gateway of some node: of two that claim its name, the one whose
+Join comes last, and the other one is told so.  Only connections that live are compared, and no clocks: those of clients
+are set back and copied.  What comes by different nodes may come out of order, so a client that moved may be told by
+mistake that it was replaced; it joins once more, and has its name again.  Of two clients with one name that do so in
+turn, one is told twice, and gives up.
 """
 
 from __future__ import annotations
@@ -11,13 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from lifl.core.errors import Refused
 from lifl.core.fields import Message
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.turn import Turn
-
-CONNECTIONS_REMEMBERED = 100_000
-"""Clients of a job whose newest connection's time is known, the last to connect: ten times a round's most."""
 
 
 class Connection(NamedTuple):
@@ -37,7 +37,6 @@ class Presence:
         self._turn = turn
         self._of: dict[str, dict[str, Connection]] = {}  # by job and client
         self._jobs: dict[Connection, dict[str, str]] = {}  # the same by connection and job: the client's name
-        self._newest_ns: dict[str, dict[str, int]] = {}  # by job and client: when its newest connection was made
 
     def of(self, job: str) -> Mapping[str, Connection]:
         """Return the clients that take part in the job, in the order in which they came."""
@@ -48,6 +47,10 @@ class Presence:
     def send(self, to: Connection, message: Message) -> None:
         """Send a message over a connection, behind the orders before it."""
         self._turn.order(to.node, gm.TellClient(to.conn, cm.packed(message)))
+
+    def refuse(self, to: Connection, refused: Refused, job: str, round_: int) -> None:
+        """Answer "no" over a connection."""
+        self.send(to, cm.Refusal(refused.code, refused.field, refused.text, job, round_))
 
     def select(self, to: Connection, selected: cm.Selected) -> None:
         """Send a selection over a connection; its gateway adds what is the same for all."""
@@ -69,21 +72,12 @@ class Presence:
 
     # ---- who comes and goes --------------------------------------------------------------------------------------
 
-    def claim(self, job: str, client: str, here: Connection, connected_ns: int) -> bool:
-        """Note that the connection claims the client's name; return False when a newer one has it."""
-        newest_ns = self._newest_ns.setdefault(job, {})
+    def claim(self, job: str, client: str, here: Connection) -> None:
+        """Let the client's name belong to this connection; tell the one that had it."""
         before = self.of(job).get(client)
-        stale = connected_ns < newest_ns.get(client, 0)
         if before is not None and before != here:
             text = f"client {client!r} has joined job {job!r} from another connection; names must differ"
-            self.send(here if stale else before, cm.Refusal("replaced", "client", text, job))
-        if stale:
-            return False
-        newest_ns.pop(client, None)
-        newest_ns[client] = connected_ns
-        if len(newest_ns) > CONNECTIONS_REMEMBERED:
-            del newest_ns[next(iter(newest_ns))]
-        return True
+            self.send(before, cm.Refusal("replaced", "client", text, job))
 
     def add(self, job: str, client: str, here: Connection) -> None:
         """Let the client take part in the job over this connection, and no other."""

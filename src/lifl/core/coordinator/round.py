@@ -70,6 +70,9 @@ class Round:
         self.deadline_at_s = now + selection.deadline_s
         self.opened_at_s: float | None = None
         self.selected: dict[str, None] = {}
+        self.declined: set[str] = set()  # those of them who said that they take no part
+        self.trained: frozenset[str] = frozenset()  # who had an update accepted in an earlier attempt
+        self.training: frozenset[str] = frozenset()  # who was selected in one and had not: it may come late
         self.branches: dict[int, BranchRecord] = {}  # by number; 0 has the top; `add` and `discard` change it
         self._at: dict[int, dict[int, BranchRecord]] = {}  # the same by node: a client costs no look at all nodes
         self.next_branch = 1
@@ -100,6 +103,11 @@ class Round:
         self.move(Phase.COLLECTING)
         self.opened_at_s = now
         self.deadline_at_s = now + self.deadline_s
+
+    def follow(self, failed: Round) -> None:
+        """Note that this round is tried again after an attempt that `failed`, from the same model."""
+        self.trained = failed.trained | failed.accepted.keys()
+        self.training = (failed.training | (failed.selected.keys() - failed.declined)) - self.trained
 
     # ---- branches --------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from lifl.core.coordinator.recovery import Inventory, Recovery
 from lifl.core.coordinator.round import Phase, Round
 from lifl.core.coordinator.round_planner import RoundPlanner
 from lifl.core.coordinator.rounds import Rounds
-from lifl.core.coordinator.selection import Selection
+from lifl.core.coordinator.selection import Selection, may_be_late
 from lifl.core.errors import Refused
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import commands as o
@@ -28,6 +28,10 @@ from lifl.core.protocol.contribution import Contribution
 from lifl.core.turn import Turn
 
 TOO_LATE = "the round closed before this update was complete"
+TOO_FEW = (
+    "deadline of {deadline_s:g} s passed with {got} updates accepted; the quorum is {quorum}: raise"
+    " selection.deadline_s above the time that training takes, or lower selection.quorum"
+)
 
 
 class RoundRunner:
@@ -104,8 +108,7 @@ class RoundRunner:
         elif round_.phase is Phase.COLLECTING:
             got = len(round_.accepted)
             if got < round_.quorum:
-                passed = f"deadline of {round_.deadline_s:g} s passed with {got} updates accepted; "
-                return f"{passed}the quorum is {round_.quorum}"
+                return TOO_FEW.format(deadline_s=round_.deadline_s, got=got, quorum=round_.quorum)
             self._publish("round.deadline", round=round_.number, accepted=got)
             self._close(round_)
         return ""
@@ -136,7 +139,9 @@ class RoundRunner:
         round_ = self._rounds.current
         if round_ is not None and round_.phase is Phase.COLLECTING and client not in round_.accepted:
             # One who holds an update of this round sent it before; it was lost with the machine, so it is asked again.
-            again = holding == round_.number and len(round_.selected) < round_.target
+            again = holding == round_.number and (len(round_.selected) < round_.target or may_be_late(round_, client))
+            if client in round_.declined:
+                return
             if client in round_.selected or again:
                 self._selection.invite(round_, client)
                 return  # no other client is selected for that

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import random
 
+from lifl.core import effects as fx
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import NodeTable
 from lifl.core.coordinator.presence import Presence
-from lifl.core.coordinator.round import Round
+from lifl.core.coordinator.round import Phase, Round
 from lifl.core.protocol import client as cm
+from lifl.core.protocol import gateway as gm
 from lifl.core.turn import Turn
+
+
+def may_be_late(round_: Round, client: str) -> bool:
+    """Return whether an update of a client that is not selected counts: of an earlier attempt, from the same model."""
+    collects = round_.phase is Phase.COLLECTING and len(round_.granted) + len(round_.accepted) < round_.target
+    return collects and client not in round_.selected and (client in round_.trained or client in round_.training)
 
 
 class Selection:
@@ -22,19 +30,32 @@ class Selection:
         self._presence = presence
 
     def fill(self, round_: Round) -> None:
-        """Invite as many more as the round lacks: those who have left with nothing accepted are made up for."""
+        """Invite as many more as the round lacks: for those who have left with nothing accepted, or declined.
+
+        When a round is tried again, those come first whose update was accepted before, since they still have it; and
+        those who may still be training are asked last, since what they send late is taken in any case.
+        """
         present = self._presence.of(self._spec.name)
-        active = sum(client in present or client in round_.accepted for client in round_.selected)
-        wanted = round_.target - active
+        taking_part = round_.selected.keys() - round_.declined
+        wanted = round_.target - sum(client in present or client in round_.accepted for client in taking_part)
         idle = [client for client in present if client not in round_.selected]
         if wanted <= 0 or not idle:
             return
-        if len(idle) > wanted:
-            # The draw depends on the seed and the round alone, so that a run can be repeated.
-            seed = f"{self._spec.config.selection.seed}/{round_.number}/{round_.attempt}/{len(round_.selected)}"
-            idle = random.Random(seed).sample(sorted(idle), wanted)
-        for client in idle:
-            self.invite(round_, client)
+        seed = f"{self._spec.config.selection.seed}/{round_.number}/{round_.attempt}/{len(round_.selected)}"
+        for some in self._by_turn(round_, idle):
+            chosen = some
+            if len(some) > wanted:
+                # The draw depends on the seed and the round alone, so that a run can be repeated.
+                chosen = random.Random(seed).sample(sorted(some), wanted)
+            for client in chosen:
+                self.invite(round_, client)
+            wanted -= len(chosen)
+
+    def _by_turn(self, round_: Round, idle: list[str]) -> list[list[str]]:
+        """Return the idle clients in the order in which they are asked."""
+        trained = [client for client in idle if client in round_.trained]
+        fresh = [client for client in idle if client not in round_.trained and client not in round_.training]
+        return [trained, fresh, [client for client in idle if client in round_.training]]
 
     def invite(self, round_: Round, client: str) -> None:
         """Tell a client that is here to take part: the seconds that are left, and at which node it is expected."""
@@ -48,3 +69,16 @@ class Selection:
         self._presence.select(
             here, cm.Selected(spec.name, round_.number, left_s, (), spec.layout.data_bytes, gateway=gateway)
         )
+
+    def decline(self, round_: Round | None, event: gm.ClientDeclined) -> bool:
+        """Note that a client takes no part in the round, though it stays; return whether that changes something."""
+        client = event.client
+        if round_ is None or round_.number != event.round or round_.phase is not Phase.COLLECTING:
+            return False
+        if client not in round_.selected or client in round_.places or client in round_.declined:
+            return False
+        round_.declined.add(client)
+        round_.unassign(client)
+        fields = {"round": round_.number, "client": client, "reason": event.reason}
+        self._turn.emit(fx.Publish("client.declined", self._spec.name, fields))
+        return True

@@ -4,9 +4,11 @@ An upload is two steps so that a refusal costs no bandwidth: `Submit` is answere
 `data_bytes` raw bytes in the layout's order) follows and is answered by `Accepted`.  Another node's gateway is a client
 like any other.
 
-A schema may be long, so who said in its Hello that it knows `digests` is told the tensors of a job once over each
-connection; from then on their digest (`schema.Layout.digest`) stands for them, in both directions, and `tensors` is
-empty.  Others are never sent a field that they do not know.
+A peer says in Hello and Welcome what it `knows` beyond the first version of this protocol, and is sent nothing else:
+what has its default value there is left out, so that an earlier version understands both.
+
+A schema may be long, so who knows `DIGESTS` is told the tensors of a job once over each connection; from then on their
+digest (`schema.Layout.digest`) stands for them, in both directions, and `tensors` is empty.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from lifl.core.fields import (
     Digest,
     FieldPath,
     Integer,
+    KnownWords,
     Message,
     Name,
     Secret,
@@ -33,26 +36,30 @@ from lifl.core.fields import (
 from lifl.core.limits import REASON_BYTES_MAX
 
 PROTOCOL_VERSION = 1
+DECLINE = "decline"
+"""The feature of a node that knows Decline."""
+DIGESTS = "digests"
+"""The feature of a peer that knows a digest to stand for tensors."""
+KNOWS = (DECLINE, DIGESTS)
+"""What this version knows."""
 
 # ---- client → gateway ------------------------------------------------------------------------------------------
 
 
-class Hello(Message, frozen=True):
-    """The first frame of a connection.
-
-    `direct`: the client can fill its slot itself (AF_UNIX only).  `digests`: it knows what stands for tensors.
-    """
+class Hello(Message, frozen=True, omit_defaults=True):
+    """The first frame of a connection.  `direct`: the client can fill its slot itself (AF_UNIX only)."""
 
     version: Integer
     client: Name
     direct: bool = False
-    digests: bool | msgspec.UnsetType = msgspec.UNSET
+    knows: KnownWords = ()
 
 
 class Join(Message, frozen=True):
     """Takes part in `job`, and waits to be selected.  `holding`: the round whose update the client still keeps.
 
-    `connected_ns` is the client's clock when it connected: where two connections claim one name, the later one has it.
+    `connected_ns`, a clock of the client's, means something to earlier versions only: of two connections that claim one
+    name, the one whose Join comes last has it.
     """
 
     job: Name
@@ -100,6 +107,14 @@ class Leave(Message, frozen=True):
     job: Name
 
 
+class Decline(Message, frozen=True):
+    """The client takes part in the job, and not in this round, for which it was selected: another is to be."""
+
+    job: Name
+    round: Count
+    reason: Text = ""
+
+
 class Offer(Message, frozen=True, omit_defaults=True):
     """Another node's gateway has a partial of `data_bytes` bytes, with `meta_bytes` of members behind them.
 
@@ -127,18 +142,19 @@ class Checksums(Message, frozen=True):
     meta: Bits64 = 0
 
 
-FromClient = Hello | Join | GetModel | Submit | Filled | Leave | Offer | Checksums
+FromClient = Hello | Join | GetModel | Submit | Filled | Leave | Decline | Offer | Checksums
 
 
 # ---- gateway → client ------------------------------------------------------------------------------------------
 
 
-class Welcome(Message, frozen=True):
-    """The answer to Hello."""
+class Welcome(Message, frozen=True, omit_defaults=True):
+    """The answer to Hello.  `knows` is told to who said there what it knows itself."""
 
     version: int
     node: Word
     direct: bool = False
+    knows: KnownWords = ()
 
 
 class Selected(Message, frozen=True):

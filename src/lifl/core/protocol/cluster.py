@@ -168,7 +168,16 @@ class Leaving(Message, frozen=True):
 Greeting = PeerWelcome | PeerRedirect | PeerRejoin | PeerRefusal
 ToAgent = PeerMembers | Heartbeat | o.Order
 ToCoordinator = (
-    Heartbeat | Inventory | Draining | Leaving | gm.ClientJoined | gm.ClientLeft | gm.Admit | gm.GatewayLost | o.Report
+    Heartbeat
+    | Inventory
+    | Draining
+    | Leaving
+    | gm.ClientJoined
+    | gm.ClientLeft
+    | gm.ClientDeclined
+    | gm.Admit
+    | gm.GatewayLost
+    | o.Report
 )
 
 

@@ -50,6 +50,16 @@ class ClientLeft(Message, frozen=True):
     job: Word = ""
 
 
+class ClientDeclined(Message, frozen=True):
+    """A client said Decline."""
+
+    conn: Count
+    client: Name
+    job: Name
+    round: Count
+    reason: Text = ""
+
+
 class Disconnected(Message, frozen=True):
     """The gateway has ended a client's connection, because of `reason`: for the node's log.  ClientLeft follows.
 
@@ -171,6 +181,7 @@ FromGateway = (
     GatewayReady
     | ClientJoined
     | ClientLeft
+    | ClientDeclined
     | Disconnected
     | Admit
     | Sealed

@@ -156,9 +156,10 @@ class Connection:
             )
         self._client = hello.client
         self._reader.greeted = True
-        self._digests = hello.digests is True
+        self._digests = cm.DIGESTS in hello.knows
         self._direct = hello.direct and self._socket.is_same_user()
-        self._outbox.send(cm.Welcome(cm.PROTOCOL_VERSION, self._shared.node, self._direct))
+        knows = cm.KNOWS if hello.knows else ()
+        self._outbox.send(cm.Welcome(cm.PROTOCOL_VERSION, self._shared.node, self._direct, knows))
 
     # ---- what clients ask ------------------------------------------------------------------------------------------
 
@@ -176,6 +177,8 @@ class Connection:
                     self._shared.link.send(gm.ClientJoined(self._number, self._client, job, holding, connected_ns))
                 case cm.Leave(job):
                     self._shared.link.send(gm.ClientLeft(self._number, job))
+                case cm.Decline(job, number, reason):
+                    self._shared.link.send(gm.ClientDeclined(self._number, self._client, job, number, reason))
                 case cm.GetModel():
                     await self._send_model(message)
                 case cm.Submit():
