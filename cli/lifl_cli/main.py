@@ -9,6 +9,7 @@ Exit codes: 0 done; 1 refused or failed, with the reason on stderr; 2 the comman
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 import click
@@ -62,6 +63,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line: the console script."""
+    os.umask(os.umask(0o077) & 0o077)  # what is made here must be its owner's to open (node/modes.py)
     cli(prog_name="lifl")
 
 

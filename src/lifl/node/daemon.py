@@ -10,10 +10,12 @@ import asyncio
 import contextlib
 import logging
 import logging.handlers
+import os
 import signal
 import socket
 import time
 from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from lifl.node.driver import Driver
 from lifl.node.link import Link
 from lifl.node.locks import StateLocks
 from lifl.node.meters import Meters
+from lifl.node.modes import keep_owner_rights, open_private
 from lifl.node.performer import Performer
 from lifl.node.requests import Requests
 from lifl.node.resume import resume_jobs
@@ -247,11 +250,20 @@ class Daemon:
         self._driver.handle(ev.Bounced(address, key))
 
 
+class PrivateLog(logging.handlers.RotatingFileHandler):
+    """A log whose files are their user's alone."""
+
+    def _open(self) -> TextIOWrapper:
+        os.close(open_private(Path(self.baseFilename), os.O_WRONLY))
+        return super()._open()
+
+
 def run(config: NodeConfig, announce: Announce, log_to_file: bool = False) -> None:
     """Run a node until SIGTERM, SIGINT or `lifl down`; call `announce` once, when it is ready.
 
     Raise `LiflError` (core/errors.py) when it cannot start, or when one of its processes ends again and again.
     """
+    keep_owner_rights()
     folder = machine.state_folder(config)
     locks = StateLocks(folder)
     try:
@@ -285,9 +297,7 @@ async def _run(config: NodeConfig, folder: Path, locks: StateLocks, announce: An
 def _set_up_log(folder: Path, log_to_file: bool) -> None:
     handler: logging.Handler = logging.StreamHandler()
     if log_to_file:
-        handler = logging.handlers.RotatingFileHandler(
-            folder / "lifld.log", maxBytes=LOG_BYTES_MAX, backupCount=LOG_FILES_MAX
-        )
+        handler = PrivateLog(folder / "lifld.log", maxBytes=LOG_BYTES_MAX, backupCount=LOG_FILES_MAX)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("lifl")
     logger.handlers = [handler]

@@ -6,6 +6,7 @@ fence against a second commit of (job, round).
 
 from __future__ import annotations
 
+import os
 import secrets
 import sqlite3
 import time
@@ -21,6 +22,7 @@ from lifl.core.config.job import JobConfig
 from lifl.core.errors import ResourceFault
 from lifl.core.planning.plan import Plan, PlanRequest
 from lifl.core.schema import TensorSpec
+from lifl.node.modes import open_private
 
 SCHEMA_VERSION = 2
 PLANS_MAX = 1_000
@@ -83,6 +85,9 @@ class NodeStore:
     """The node's database file; one process opens it."""
 
     def __init__(self, path: Path) -> None:
+        for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):  # SQLite makes the others as the first is
+            if name == path.name or path.with_name(name).exists():
+                os.close(open_private(path.with_name(name), os.O_RDWR))
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
