@@ -11,7 +11,7 @@ from lifl.core import effects as fx
 from lifl.core.agent.task_table import TaskTable
 from lifl.core.coordinator.branch_record import BranchState
 from lifl.core.coordinator.branches import BranchTracker
-from lifl.core.coordinator.job import Job
+from lifl.core.coordinator.commits import Commits
 from lifl.core.ids import Kind
 from lifl.core.planning.tree import TaskState
 from lifl.core.protocol import commands as o
@@ -36,15 +36,15 @@ def sealed_output_is_overlooked(patch: pytest.MonkeyPatch) -> None:
 
 def commit_is_repeated(patch: pytest.MonkeyPatch) -> None:
     """A commit that comes while the next round collects is written twice."""
-    right = Job._commit
+    right = Commits._commit
 
-    def commit(self: Job, round_) -> None:
+    def commit(self: Commits, round_) -> None:
         right(self, round_)
-        if round_.number and self.round is not None and self.round.accepted:
+        if round_.number and self._rounds.current is not None and self._rounds.current.accepted:
             row = {"metrics": {}, "path": "", "receipt": {}, "members": sorted(round_.accepted)}
-            self._turn.emit(fx.SaveRound(self.name, round_.number, round_.attempt, "committed", row))
+            self._turn.emit(fx.SaveRound(self._spec.name, round_.number, round_.attempt, "committed", row))
 
-    patch.setattr(Job, "_commit", commit)
+    patch.setattr(Commits, "_commit", commit)
 
 
 def top_is_not_asked(patch: pytest.MonkeyPatch) -> None:

@@ -201,7 +201,7 @@ class Engine:
     def _earlier(self, event: ev.JobResumed | ev.JobRecalled, adopting: bool) -> Job:
         """Return a job of an earlier life, as the database knows it."""
         job, history = self.coordinating().make(_spec(event.job)), event.history
-        job.resume(history.committed, dict(history.counted), dict(history.tried), adopting)
+        job.resume(history.committed, dict(history.counted), dict(history.tried), adopting, dict(history.models))
         return job
 
     def _node_up(self, event: ev.NodeUp) -> None:

@@ -16,6 +16,8 @@ MetricName = Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
 Metrics = Annotated[dict[MetricName, float], msgspec.Meta(max_length=METRICS_MAX)]
 Text = Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)]
 Tensors = Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=65_536)]
+Digests = Annotated[tuple[Annotated[str, msgspec.Meta(max_length=64)], ...], msgspec.Meta(max_length=8)]
+"""Of a checkpoint's files, the model's and the states' as far as there are any: checksums as hexadecimal digits."""
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=DEADLINE_S_MAX)]
 KeyBytes = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]

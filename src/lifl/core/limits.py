@@ -21,3 +21,10 @@ OPTIONS_DEPTH_MAX = 8
 
 ROUNDS_REMEMBERED = 16
 """Committed rounds whose members are kept in memory, to answer clients that come back late."""
+
+FILE_RETRY_S = 1.0
+"""After how long a file that could not be read or written is tried again; each further wait is twice as long."""
+FILE_RETRY_S_MAX = 30.0
+DATABASE_RETRY_S = 0.5
+"""The same for a row that the database did not take."""
+DATABASE_RETRY_S_MAX = 10.0

@@ -23,6 +23,9 @@ log = logging.getLogger("lifl.daemon")
 OF_EACH_UPDATE = frozenset({"update.accepted"})
 """Events that are in no ordinary log: a line for each would cost as much as what it tells of."""
 
+FOR_THE_OPERATOR = frozenset({"job.paused", "job.goes_on", "model.damaged", "model.unchecked"})
+"""Events that somebody should see, and perhaps do something about."""
+
 
 class Performer:
     """The hands of one node.  `peers` is None while the node is in no cluster: then nothing is sent to others."""
@@ -72,6 +75,8 @@ class Performer:
             case fx.SaveRound():
                 self._meters.complete(effect, self._workers.redirector.name)
                 self._store.save_round(effect.job, effect.round, effect.attempt, effect.status, effect.fields)
+            case fx.SetAside():
+                self._store.set_aside(effect.job, effect.above, effect.reason)
             case fx.SavePlan():
                 self._store.save_plan(effect.job, effect.round, effect.attempt, effect.request, effect.plan)
             case fx.Publish():
@@ -80,6 +85,7 @@ class Performer:
     def _publish(self, effect: fx.Publish) -> None:
         self._meters.published(effect)
         level = logging.DEBUG if effect.name in OF_EACH_UPDATE else logging.INFO
+        level = logging.WARNING if effect.name in FOR_THE_OPERATOR else level
         if log.isEnabledFor(level):
             shown = " ".join(f"{name}={value}" for name, value in effect.fields.items() if name != "receipt")
             log.log(level, "%s job=%s %s", effect.name, effect.job, shown)

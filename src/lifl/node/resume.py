@@ -87,4 +87,5 @@ def _history(store: NodeStore, row: JobRow) -> ev.JobHistory:
     counted = {r.round: frozenset(r.fields.get("members", ())) for r in committed[-ROUNDS_REMEMBERED:]}
     number = committed[-1].round if committed else -1
     tried = {r.round: (r.attempt, r.status, r.fields) for r in rounds if r.round > number}
-    return ev.JobHistory(number, tried, counted)
+    models = {r.round: (r.attempt, tuple(r.fields.get("digests", ()))) for r in committed[-ROUNDS_REMEMBERED:]}
+    return ev.JobHistory(number, tried, counted, models)

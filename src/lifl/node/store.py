@@ -62,7 +62,7 @@ class JobRow(msgspec.Struct, frozen=True):
 
 
 class RoundRow(msgspec.Struct, frozen=True):
-    """One attempt at one round: ``open``, ``committed`` or ``failed``."""
+    """One attempt at one round: ``open``, ``committed``, ``failed``, or ``damaged`` (it was committed, or open)."""
 
     round: int
     attempt: int
@@ -156,6 +156,20 @@ class NodeStore:
             (job, number, attempt, status, msgpack.packb(fields), time.time()),
         )
         failpoints.hit("lifld.round_row.after")
+
+    def set_aside(self, job: str, above: int, reason: str) -> None:
+        """Let no round after `above` stand any more: committed and open rows become ``damaged``, and say why."""
+        select = (
+            "SELECT round, attempt, fields FROM rounds WHERE job = ? AND round > ? AND status IN ('committed', 'open')"
+        )
+        failpoints.hit("lifld.set_aside.before")
+        with self._db:
+            self._db.execute("BEGIN")
+            for number, attempt, fields in self._db.execute(select, (job, above)).fetchall():
+                packed = msgpack.packb(msgpack.unpackb(fields, strict_map_key=False) | {"reason": reason})
+                update = "UPDATE rounds SET status = 'damaged', fields = ? WHERE job = ? AND round = ? AND attempt = ?"
+                self._db.execute(update, (packed, job, number, attempt))
+        failpoints.hit("lifld.set_aside.after")
 
     def jobs(self) -> list[JobRow]:
         """Return all jobs, in the order of their submission; rows of jobs that were never accepted are left out."""

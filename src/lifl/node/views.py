@@ -42,11 +42,13 @@ def job_line(row: JobRow, rounds: list[RoundRow], job: Job | None) -> dict[str, 
     status = job.status if job is not None else row.status
     if job is not None and job.status == "running" and job.round is not None and job.round.opened_at_s is None:
         status = "waiting"
+    if job is not None and job.commits.paused:
+        status = "paused"
     running = job.round.number if job is not None and job.round is not None else None
     return {
         "name": row.name,
         "status": status,
-        "reason": job.reason if job is not None else row.reason,
+        "reason": (job.commits.paused or job.reason) if job is not None else row.reason,
         "round": running or (last.round if last else 0),
         "rounds": row.config.job.rounds,
         "committed": last.round if last else 0,
@@ -67,7 +69,8 @@ def round_line(row: RoundRow) -> dict[str, Any]:
         "reason": row.fields.get("reason", ""),
         "committed_unix_s": row.saved_unix_s if row.status == "committed" else None,
         "metrics": row.fields.get("metrics", {}),
-        "path": row.fields.get("path", ""),
+        "path": row.fields.get("path", "") if row.status == "committed" else "",
+        "digest": next(iter(row.fields.get("digests", ())), "") if row.status == "committed" else "",
         "receipt": row.fields.get("receipt"),
     }
 

@@ -37,7 +37,7 @@ class JobReplica:
         self._quota = quota
         self._tasks = tasks
         self.slot = ModelSlot(self.spec, order.round, turn, quota)
-        self.files = FileTasks(self.spec, self.slot, tasks)
+        self.files = FileTasks(self.spec, self.slot, tasks, turn)
         self.runners: dict[tuple[int, int], BranchRunner] = {}  # by epoch and number of the branch
         self._orphans = Orphans(self.spec.number, found, quota)
         if not order.adopt:
@@ -137,7 +137,9 @@ class JobReplica:
                     self._turn.emit(self.schema())
                     self._turn.report(o.JobOpened(number))
                 case out.CheckpointWritten():
-                    self._turn.report(o.ModelSaved(number, outcome.epoch))
+                    self._turn.report(o.ModelSaved(number, outcome.epoch, outcome.digests))
+                case out.FilePaused():
+                    self._turn.report(o.FilePaused(number, outcome.text[:TEXT_CHARS_MAX]))
                 case out.FileFailed():
                     self._turn.report(o.JobFailed(number, outcome.text[:TEXT_CHARS_MAX]))
 
@@ -259,16 +261,19 @@ class JobReplica:
                 self.act(runner.feed_waiting())
             runner.last_updates.follow()
 
-    def close(self) -> Counter[Key]:
-        """Free everything that the job holds here; return the objects that the gateway is still at, each as often."""
+    def close(self) -> tuple[Counter[Key], list[Key]]:
+        """Free everything that the job holds here but what is still read or fetched.
+
+        Return that, each as often, and of it what workers read.
+        """
         for at in list(self.runners):
             self._drop(*at)
         self._orphans.free()
-        self.files.close()
+        written = self.files.close()
         busy = self.slot.close()
         self._quota.release(self.spec.number)
         self._turn.emit(gm.JobForget(self.spec.name))
-        return busy
+        return busy, written
 
     def problems(self) -> Iterable[str]:
         """Yield what is wrong with the job's books on this node, a sentence each."""

@@ -25,7 +25,8 @@ class ModelService:
         self._replicas = replicas
         self._turn = turn
         self._quota = quota
-        self._unwanted: Counter[Key] = Counter()  # what the gateway sends or fetches still, though the job is over
+        self._unwanted: Counter[Key] = Counter()  # what is still read or fetched, though the job is over
+        self._written: Counter[Key] = Counter()  # of these, what workers still write checkpoints from
         self._retry_at_s = math.inf
 
     def want(self, event: gm.WantModel) -> None:
@@ -74,8 +75,21 @@ class ModelService:
         return True
 
     def close(self, replica: JobReplica) -> None:
-        """End a job here; what the gateway sends or fetches of it is freed when the gateway is through with it."""
-        self._unwanted.update(replica.close())
+        """End a job here; what the gateway sends or fetches of it is freed when the gateway is through with it.
+
+        So is what a worker writes a checkpoint from: in its place there would be another job's numbers.
+        """
+        busy, written = replica.close()
+        self._unwanted.update(busy)
+        self._written.update(written)
+
+    def let_go(self, keys: Iterable[Key]) -> None:
+        """Free what workers have read to the end, of jobs that are over."""
+        for key in keys:
+            self._written[key] -= 1
+            if not self._written[key]:
+                del self._written[key]
+            self._through(key)
 
     def client_left(self, conn: int) -> None:
         """Forget what a connection waits for."""
@@ -84,9 +98,9 @@ class ModelService:
 
     def gateway_lost(self) -> None:
         """End all fetches and all readings: the gateway's process has ended."""
-        for key in self._unwanted:
+        for key in self._unwanted.keys() - self._written.keys():
             self._quota.free(key)
-        self._unwanted.clear()
+        self._unwanted = Counter(self._written)
         self._retry_at_s = math.inf
         for replica in self._replicas.values():
             if replica.slot.fetching is not None:
@@ -114,3 +128,5 @@ class ModelService:
             wanted = {replica.slot.fetching, replica.slot.model, *replica.slot.pins} & self._unwanted.keys()
             if wanted:
                 yield f"models are both wanted and unwanted: {wanted}"
+        if not self._written <= self._unwanted:
+            yield f"checkpoints of jobs that are over are written from {self._written}, which is not kept"

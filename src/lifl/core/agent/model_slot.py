@@ -118,7 +118,7 @@ class ModelSlot:
                 self.unpin(key)
 
     def close(self) -> Counter[Key]:
-        """Free all but the objects that the gateway is still at, to send or to fetch; return these, each as often."""
+        """Free all but what is still read or fetched; return these objects, each as often."""
         self.free()
         if self.fetching is not None:
             self.pin([self.fetching])

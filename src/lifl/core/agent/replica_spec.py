@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lifl.core.protocol.commands import OpenJob
+from lifl.core.protocol.commands import LoadJob, OpenJob
 from lifl.core.schema import Layout
 
 
@@ -18,6 +18,8 @@ class ReplicaSpec:
         self.state_names = order.states
         self.path = order.path
         self.state_path = order.state_path
+        self.own_round = order.round if isinstance(order, LoadJob) else None  # whose checkpoint is to be loaded
+        self.digests = order.digests if isinstance(order, LoadJob) else ()
 
     @property
     def accumulator_bytes(self) -> int:

@@ -12,7 +12,7 @@ A task that is not wanted any more is *abandoned*: its outputs are freed when it
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from lifl.core import effects as fx
@@ -68,6 +68,8 @@ class TaskTable:
         self._addresses = deque(range(1, ADDRESSES_MAX))  # the free ones, the one that is free the longest first
         self._open: dict[int, OpenTask] = {}
         self._abandoned: dict[int, list[Key]] = {}  # by address: outputs that a worker may still write to
+        self._read: dict[int, list[Key]] = {}  # of these: inputs that it may still read, and that must stay
+        self._through: list[Key] = []  # such inputs, of which the worker has let go
 
     # ---- what runners ask ------------------------------------------------------------------------------------------
 
@@ -112,19 +114,29 @@ class TaskTable:
         """Send what still comes to the task's address to `lifld`."""
         self._turn.emit(fx.Route(task.address, None))
 
-    def abandon(self, task: Task, outputs: list[Key]) -> None:
-        """Give a placed task up: free its outputs as soon as no worker can write to them."""
+    def abandon(self, task: Task, outputs: list[Key], inputs: Sequence[Key] = ()) -> bool:
+        """Give a placed task up: free its outputs as soon as no worker can write to them.
+
+        Return whether a worker is at it still; `take_let_go` returns the `inputs` when it is not any more.
+        """
         worker = self.pool.workers.get(task.worker) if task.worker is not None else None
         self.unroute(task)
         if worker is not None and task.address in worker.tasks and task.attempt and self.pool.running(worker.number):
             self._abandoned[task.address] = outputs
+            self._read[task.address] = list(inputs)
             self._turn.emit(fx.SendWorker(worker.number, wm.Drop(task.address, task.attempt)))
-            return
+            return True
         if worker is not None:
             self.pool.release(worker.number, task.address, self._turn.now)
         for key in outputs:
             self._quota.free(key)
         self.close(task)
+        return False
+
+    def take_let_go(self) -> list[Key]:
+        """Return, once, the inputs of abandoned tasks that no worker reads any more."""
+        keys, self._through = self._through, []
+        return keys
 
     def at(self, address: int) -> OpenTask:
         """Return the task at an address.  Raise `LocalFault` when there is none."""
@@ -187,6 +199,7 @@ class TaskTable:
             return False
         for key in outputs:
             self._quota.free(key)
+        self._through += self._read.pop(address)
         self._close(address)
         return True
 

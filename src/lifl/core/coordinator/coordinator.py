@@ -27,7 +27,7 @@ from lifl.core.turn import Turn
 JOBS_MAX = 256
 """Jobs of one cluster that are not over."""
 
-COORDINATOR, JOB, ROUND = "coordinator", "job", "round"
+COORDINATOR, JOB, ROUND, COMMITS = "coordinator", "job", "round", "commits"
 HANDLERS: dict[type[Message], tuple[str, str]] = {
     # clients' events
     gm.ClientJoined: (COORDINATOR, "_client_joined"),
@@ -43,6 +43,7 @@ HANDLERS: dict[type[Message], tuple[str, str]] = {
     o.BranchFailed: (JOB, "branch_failed"),
     o.ModelSealed: (JOB, "model_sealed"),
     o.ModelSaved: (JOB, "model_saved"),
+    o.FilePaused: (COMMITS, "file_paused"),
     # agents' reports on its round
     o.UpdateSealed: (ROUND, "update_sealed"),
     o.UpdateAborted: (ROUND, "update_aborted"),
@@ -52,7 +53,7 @@ HANDLERS: dict[type[Message], tuple[str, str]] = {
     o.PartialArrived: (ROUND, "partial_arrived"),
     o.BranchForgotten: (ROUND, "branch_forgotten"),
 }
-"""By message: who takes it (this class, the `Job`, or the `RoundRunner` of the job), and its method."""
+"""By message: who takes it (this class, the `Job`, its `RoundRunner` or its `Commits`), and its method."""
 
 STOPPED = "the node went down before the round was complete; submit again when it is up"
 
@@ -77,7 +78,8 @@ class Coordinator:
             return
         job = self.running.get(message.number)  # type: ignore[attr-defined]
         if job is not None and node in self.nodes:
-            getattr(job if taker is JOB else job.runner, method)(message)
+            takers = {JOB: job, ROUND: job.runner, COMMITS: job.commits}
+            getattr(takers[taker], method)(message)
             self._note_over(job)
 
     # ---- jobs --------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from lifl.core.config.job import AggregationSection
-from lifl.core.fields import Count, Message, Metrics, Name, Tensors, Text
+from lifl.core.fields import Count, Digests, Message, Metrics, Name, Tensors, Text
 from lifl.core.protocol.gateway import TellClient
 
 Contributions = tuple[tuple[str, float, dict[str, float]], ...]
@@ -41,6 +41,12 @@ class OpenJob(Message, frozen=True):
     path: str = ""
     state_path: str = ""
     adopt: bool = False
+
+
+class LoadJob(OpenJob, frozen=True):
+    """Make a job ready, at home: its files are the checkpoint of its own `round`, with these `digests` if known."""
+
+    digests: Digests = ()
 
 
 class CloseJob(Message, frozen=True):
@@ -149,6 +155,7 @@ class CommitBranch(Message, frozen=True):
 
 Order = (
     OpenJob
+    | LoadJob
     | CloseJob
     | OpenBranch
     | Grant
@@ -265,10 +272,18 @@ class ModelSealed(Message, frozen=True):
 
 
 class ModelSaved(Message, frozen=True):
-    """The files of a SaveModel are durable."""
+    """The files of a SaveModel are durable, and have these digests."""
 
     number: Count
     epoch: Count
+    digests: Digests = ()
+
+
+class FilePaused(Message, frozen=True):
+    """A file of the job cannot be read or written now; the agent tries again by itself."""
+
+    number: Count
+    text: Text
 
 
 Report = (
@@ -284,4 +299,5 @@ Report = (
     | BranchFailed
     | ModelSealed
     | ModelSaved
+    | FilePaused
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from lifl.core.fields import Count, KeyBytes, Message, Name, Tensors, Text
+from lifl.core.fields import Count, Digests, KeyBytes, Message, Name, Tensors, Text
 from lifl.core.protocol.gateway import Drain
 from lifl.core.schema import Segment
 
@@ -124,7 +124,10 @@ class Drop(Message, frozen=True):
 
 
 class Checkpoint(Message, frozen=True):
-    """Write `model` (and the rule's `states`) as safetensors to `path` (`state_path`), durably, all or nothing."""
+    """Write `model` (and the rule's `states`) as safetensors to `path` (`state_path`), durably, all or nothing.
+
+    The files name the job, its `number` and node, the round and its `epoch`; TaskDone has their digests.
+    """
 
     address: int
     attempt: int
@@ -135,12 +138,16 @@ class Checkpoint(Message, frozen=True):
     model: KeyBytes
     state_path: str = ""
     states: dict[str, bytes] = msgspec.field(default_factory=dict)
+    number: Count = 0
+    epoch: Count = 0
 
 
 class Load(Message, frozen=True):
     """Read the safetensors file at `path` into the object `output`, which has the layout of `tensors`, and seal it.
 
     `states`: rule state objects by name, read from `state_path` (zero-filled when `state_path` is empty).
+    With `round` it must be the checkpoint of that round of job `number` of this node, and the files' digests must be
+    `digests` as far as these are known.
     """
 
     address: int
@@ -151,6 +158,9 @@ class Load(Message, frozen=True):
     output: bytes
     state_path: str = ""
     states: dict[str, bytes] = msgspec.field(default_factory=dict)
+    number: Count = 0
+    round: int | None = None
+    digests: Digests = ()
 
 
 class Retire(Message, frozen=True):
@@ -174,7 +184,8 @@ class WorkerReady(Message, frozen=True):
 class TaskDone(Message, frozen=True):
     """The output is sealed: `weight` its Σw, `members` how many updates are in it; costs for the receipt.
 
-    `started_ns` is the worker's monotonic clock when it began (for benchmarks).
+    `started_ns` is the worker's monotonic clock when it began (for benchmarks).  `digests`: of the files of a
+    Checkpoint.
     """
 
     address: int
@@ -185,10 +196,14 @@ class TaskDone(Message, frozen=True):
     cpu_s: float
     busy_s: float
     started_ns: int = 0
+    digests: Digests = ()
 
 
 class TaskFailed(Message, frozen=True):
-    """The task cannot be done (the user's rule raised, a file cannot be written): `text` is for people."""
+    """The task cannot be done (the user's rule raised, a file cannot be written): `text` is for people.
+
+    `retry`: the same may work later, when a file's disk has room again, or is there.
+    """
 
     address: int
     attempt: int
