@@ -89,6 +89,10 @@ def _print_event(event: Event, rounds: int) -> None:
             click.echo(f"model: {fields.get('path')}")
     elif event.name == "round.failed":
         click.echo(f"round {fields['round']:>3}/{rounds}  failed: {fields.get('reason')}")
+    elif event.name in ("job.paused", "model.damaged"):
+        click.echo(f"{event.name.replace('.', ' ')}: {fields.get('reason')}")
+    elif event.name == "job.goes_on":
+        click.echo("job goes on")
     elif event.name == "job.over":
         reason = f": {fields['reason']}" if fields.get("reason") else ""
         click.echo(f"job {fields.get('job')} {fields.get('status')}{reason}")

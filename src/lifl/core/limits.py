@@ -28,3 +28,9 @@ FILE_RETRY_S_MAX = 30.0
 DATABASE_RETRY_S = 0.5
 """The same for a row that the database did not take."""
 DATABASE_RETRY_S_MAX = 10.0
+PAGE_BYTES_MAX = 4 * 1024 * 1024
+"""Lines in one answer to the command line, as packed: half of a frame, for a job's config stands beside them."""
+STATUS_ROUNDS = 100
+"""Rounds that `lifl status` shows when it is not told how many."""
+CONFIG_BYTES_MAX = 1024 * 1024
+"""A job's config, as packed: it travels with each view of the job, and parts of it with each task."""

@@ -69,6 +69,7 @@ class Daemon:
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._bridge: Bridge | None = None
+        self._paused = False
         self._opened = contextlib.ExitStack()
         try:
             self._open(locks)
@@ -95,7 +96,8 @@ class Daemon:
         self._meters = Meters(self.gateway, self.zygote)
         self._performer = Performer(self.gateway, self.workers, self.store, self.cli, self._meters)
         self._driver = Driver(self.engine, folder, self._performer.perform)
-        shown = (self.engine, self.arena, self.gateway, self.zygote, self.workers, self._meters)
+        self._driver.on_pause = self.gateway.hold
+        shown = (self.engine, self.arena, self.gateway, self.zygote, self.workers, self._meters, self._pause)
         self.status = NodeStatus(self.identity, folder, bool(config.capacity), warnings, *shown)
         self._requests = Requests(self._driver, self.store, self.cli, self.status, folder, self._shut_down)
 
@@ -128,6 +130,9 @@ class Daemon:
         end = self._gateway_gone if "gateway" in module else self._zygote_gone
         return Child(module, arguments, passed, kinds, on_message, end, self._broken, self._loop.time)
 
+    def _pause(self) -> str:
+        return str(self._driver.fault or "")
+
     def _shut_down(self) -> None:
         self._loop.call_soon(self.done.set)  # the request is answered first
 
@@ -139,7 +144,7 @@ class Daemon:
     async def start(self) -> dict[str, Any]:
         """Start the children and take up the jobs of an earlier daemon; return the node's report."""
         self.zygote.start()
-        adopted = resume_jobs(self._driver.handle, self.store, self.arena, coordinates=not self.config.join)
+        resumed = resume_jobs(self._driver.handle, self.store, self.arena, coordinates=not self.config.join)
         self.gateway.start()
         self.gateway.send(*self.engine.schemas())
         try:
@@ -151,7 +156,12 @@ class Daemon:
             ) from None
         if self.config.control or self.config.join:
             self._bridge = self._join()
-        return self.status.report(adopted)
+        self._requests.unreadable = resumed.unreadable
+        self.status.warnings += [
+            f"job {name} could not be taken up: {why}; `lifl cancel {name}` ends it"
+            for name, why in resumed.unreadable.items()
+        ]
+        return self.status.report({"jobs": resumed.jobs, "updates": resumed.updates})
 
     def _join(self) -> Bridge:
         listener = machine.listen_tcp(self.config.control or "127.0.0.1:0")
@@ -194,11 +204,13 @@ class Daemon:
     def close(self) -> None:
         """End all children and remove everything that the node has made, but for its database and models."""
         self._driver.close()
+        self._paused = self._driver.fault is not None
         self._opened.close()
 
     def _close_arena(self) -> None:
-        """Keep the segment after a failure if it holds ACCEPTED updates: the next lifld goes on from it."""
-        self.arena.close(unlink=self.failure is None or not any(True for _ in self.arena.live()))
+        """Keep the segment after a failure, or in a pause, if it holds updates: the next lifld goes on from it."""
+        whole = self.failure is None and not self._paused
+        self.arena.close(unlink=whole or not any(True for _ in self.arena.live()))
 
     # ---- events ------------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from lifl.node.children import Child
 from lifl.node.cli_server import CliServer
 from lifl.node.cluster.transport import Peers
 from lifl.node.meters import Meters
-from lifl.node.store import NodeStore
+from lifl.node.store import DatabaseFault, NodeStore
 from lifl.node.workers import Workers
 
 log = logging.getLogger("lifl.daemon")
@@ -39,15 +39,22 @@ class Performer:
         self.peers: Peers | None = None
 
     def perform(self, effects: Sequence[fx.Effect]) -> None:
-        """Perform effects in order."""
+        """Perform effects in order.
+
+        Raise `DatabaseFault` when a row cannot be written now: it and what is behind it is not performed.
+        """
         messages: list[gm.ToGateway] = []  # that follow one another: one system call, and the gateway wakes once
-        for effect in effects:
+        for done, effect in enumerate(effects):
             if isinstance(effect, gm.ToGateway):
                 messages.append(effect)
                 continue
             self._gateway.send(*messages)
             messages.clear()
-            self._perform(effect)
+            try:
+                self._perform(effect)
+            except DatabaseFault as fault:
+                fault.rest = effects[done:]
+                raise
         self._gateway.send(*messages)
 
     def _perform(self, effect: fx.Effect) -> None:

@@ -11,6 +11,8 @@ import secrets
 import sqlite3
 import time
 import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import msgpack
 import msgspec
 
 from lifl import failpoints
+from lifl.core import effects as fx
 from lifl.core.config.job import JobConfig
 from lifl.core.errors import ResourceFault
 from lifl.core.planning.plan import Plan, PlanRequest
@@ -27,6 +30,8 @@ from lifl.node.modes import open_private
 SCHEMA_VERSION = 2
 PLANS_MAX = 1_000
 """Decisions of the planner that are kept, the newest ones; each takes some kilobytes, packed."""
+NAMES_SHOWN = 8
+"""Jobs that a message names when another one is asked for."""
 _TABLES = """
 CREATE TABLE node (id INTEGER PRIMARY KEY CHECK (id = 1), node TEXT NOT NULL,
     incarnation INTEGER NOT NULL DEFAULT 0, coordinator TEXT NOT NULL DEFAULT '');
@@ -53,12 +58,33 @@ class JobRow(msgspec.Struct, frozen=True):
     number: int
     name: str
     config: JobConfig
-    tensors: tuple[TensorSpec, ...]
+    packed_tensors: bytes
     states: tuple[str, ...]
     folder: str
     status: str
     reason: str
     submitted_unix_s: float
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """The model's tensors.  Raise `ValueError` when they cannot be read."""
+        found: tuple[TensorSpec, ...] = _unpack(self.packed_tensors, tuple[TensorSpec, ...])
+        return found
+
+
+class UnreadableJob(msgspec.Struct, frozen=True):
+    """A job whose row cannot be read: damaged, or written by another version.  `fault` tells."""
+
+    number: int
+    name: str
+    folder: str
+    status: str
+    reason: str
+    submitted_unix_s: float
+    fault: str
+
+
+AnyJob = JobRow | UnreadableJob
 
 
 class RoundRow(msgspec.Struct, frozen=True):
@@ -81,14 +107,30 @@ class PlanRow(msgspec.Struct, frozen=True):
     decided_unix_s: float
 
 
+class DatabaseFault(ResourceFault):
+    """The database cannot be written or read now: its disk is full or read-only, or another process holds it.
+
+    The same may work later.  `rest` are the effects that are still to be performed, the row's the first of them.
+    """
+
+    rest: Sequence[fx.Effect] = ()
+
+
 class NodeStore:
-    """The node's database file; one process opens it."""
+    """The node's database file; one process opens it.
+
+    Every method raises `DatabaseFault` when the database cannot be used now, and `ResourceFault` when it is damaged.
+    """
 
     def __init__(self, path: Path) -> None:
-        for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):  # SQLite makes the others as the first is
-            if name == path.name or path.with_name(name).exists():
-                os.close(open_private(path.with_name(name), os.O_RDWR))
+        self.path = path
         try:
+            for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):  # SQLite makes the others as the first is
+                if name == path.name or path.with_name(name).exists():
+                    os.close(open_private(path.with_name(name), os.O_RDWR))
+        except OSError as error:
+            raise ResourceFault(f"{path} cannot be opened: {error.strerror}; {_advice(path)}") from error
+        with self._told():
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
@@ -98,58 +140,121 @@ class NodeStore:
             elif version != SCHEMA_VERSION:
                 raise ResourceFault(
                     f"{path} has version {version}, this lifld reads {SCHEMA_VERSION}: use the lifld that wrote it, "
-                    "or another state folder"
+                    "or another state folder; `lifl doctor --repair` sets it aside"
                 )
             self._db.executescript(_PLANS)
-        except sqlite3.DatabaseError as error:
-            raise ResourceFault(f"{path} cannot be used: {error}; move it away or use another state folder") from error
 
     def close(self) -> None:
         """Close the file."""
         self._db.close()
 
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Say what is wrong with the database, and what to do.  `sqlite3.IntegrityError` passes."""
+        try:
+            yield
+        except sqlite3.IntegrityError:
+            raise
+        except (sqlite3.OperationalError, OSError) as error:
+            text = getattr(error, "strerror", None) or str(error)
+            raise DatabaseFault(f"database {self.path} cannot be used now: {text}; {_advice(self.path)}") from error
+        except sqlite3.DatabaseError as error:
+            text = f"{self.path} is damaged ({error}): `lifl doctor --repair` sets it aside"
+            raise ResourceFault(text) from error
+
+    def _all(self, select: str, given: tuple[Any, ...] = ()) -> list[Any]:
+        with self._told():
+            return self._db.execute(select, given).fetchall()
+
+    def _write(self, statement: str, given: tuple[Any, ...] = ()) -> int:
+        """Perform one statement, durably; return the number of a row that it inserted."""
+        with self._told():
+            return int(self._db.execute(statement, given).lastrowid or 0)
+
+    # ---- the node ----------------------------------------------------------------------------------------------------
+
     def node_id(self) -> int:
         """Return the node's 64-bit id, drawn once."""
-        self._db.execute("INSERT OR IGNORE INTO node (id, node) VALUES (1, ?)", (secrets.token_hex(8),))
-        (node,) = self._db.execute("SELECT node FROM node").fetchone()
+        if not self._all("SELECT node FROM node"):
+            self._write("INSERT OR IGNORE INTO node (id, node) VALUES (1, ?)", (secrets.token_hex(8),))
+        ((node,),) = self._all("SELECT node FROM node")
         return int(node, 16)
 
     def next_incarnation(self, above: int = 0) -> int:
         """Return the number of this life of the daemon, greater than all before it and than `above`."""
-        self._db.execute("UPDATE node SET incarnation = max(incarnation, ?) + 1", (above,))
-        (incarnation,) = self._db.execute("SELECT incarnation FROM node").fetchone()
+        self._write("UPDATE node SET incarnation = max(incarnation, ?) + 1", (above,))
+        ((incarnation,),) = self._all("SELECT incarnation FROM node")
         return int(incarnation)
 
     def meets(self, coordinator: str) -> bool:
         """Return whether this coordinator is the one that the node had last; note it as the last one."""
-        (before,) = self._db.execute("SELECT coordinator FROM node").fetchone()
+        ((before,),) = self._all("SELECT coordinator FROM node")
         if before != coordinator:
-            self._db.execute("UPDATE node SET coordinator = ?", (coordinator,))
+            self._write("UPDATE node SET coordinator = ?", (coordinator,))
         return bool(before == coordinator)
+
+    # ---- jobs --------------------------------------------------------------------------------------------------------
 
     def add_job(self, config: JobConfig, tensors: tuple[TensorSpec, ...], states: tuple[str, ...], folder: str) -> int:
         """Add a row for a new job, with status ``new``; return its number in the arena."""
-        cursor = self._db.execute(
+        return self._write(
             "INSERT INTO jobs (name, config, tensors, states, folder, status, reason, submitted_unix_s)"
             " VALUES (?, ?, ?, ?, ?, 'new', '', ?)",
             (config.job.name, _pack(config), _pack(tensors), _pack(states), folder, time.time()),
         )
-        return int(cursor.lastrowid or 0)
 
     def drop_job(self, name: str) -> None:
         """Forget a job that was refused after all."""
-        self._db.execute("DELETE FROM jobs WHERE name = ? AND status = 'new'", (name,))
+        self._write("DELETE FROM jobs WHERE name = ? AND status = 'new'", (name,))
+
+    def unaccepted(self) -> list[tuple[str, int, str]]:
+        """Return name, number and folder of the jobs that were being submitted when an earlier life ended."""
+        return self._all("SELECT name, number, folder FROM jobs WHERE status = 'new'")
 
     def save_job(self, name: str, status: str, reason: str) -> None:
         """Keep what became of a job."""
-        failpoints.hit("lifld.job_row.before")
-        self._db.execute("UPDATE jobs SET status = ?, reason = ? WHERE name = ?", (status, reason, name))
+        with self._told():
+            failpoints.hit("lifld.job_row.before")
+        self._write("UPDATE jobs SET status = ?, reason = ? WHERE name = ?", (status, reason, name))
         failpoints.hit("lifld.job_row.after")
+
+    def jobs(self, after: int = 0) -> Iterator[AnyJob]:
+        """Yield the jobs with numbers greater than `after`, in the order of their submission.
+
+        Rows of jobs that were never accepted are left out.
+        """
+        select = "SELECT number FROM jobs WHERE status != 'new' AND number > ? ORDER BY number"
+        for (number,) in self._all(select, (after,)):
+            yield from self._jobs("number = ?", number)
+
+    def job(self, name: str) -> AnyJob | None:
+        """Return the job of this name."""
+        return next(self._jobs("name = ? AND status != 'new'", name), None)
+
+    def _jobs(self, where: str, value: object) -> Iterator[AnyJob]:
+        columns = "number, name, folder, status, reason, submitted_unix_s, config, tensors, states"
+        for *row, config, tensors, states in self._all(f"SELECT {columns} FROM jobs WHERE {where}", (value,)):
+            number, name, folder, status, reason, at = row
+            try:
+                unpacked = (_unpack(config, JobConfig), tensors, _unpack(states, tuple[str, ...]))
+            except (ValueError, TypeError, msgpack.UnpackException) as error:
+                fault = f"its row in the database cannot be read: {error!r}"
+                yield UnreadableJob(number, name, folder, status, reason, at, fault)
+            else:
+                yield JobRow(number, name, *unpacked, folder, status, reason, at)
+
+    def known_names(self) -> list[str]:
+        """Return the names of the last jobs."""
+        rows = self._all("SELECT name FROM jobs WHERE status != 'new' ORDER BY number DESC LIMIT ?", (NAMES_SHOWN,))
+        return [name for (name,) in reversed(rows)]
+
+    # ---- rounds ------------------------------------------------------------------------------------------------------
 
     def save_round(self, job: str, number: int, attempt: int, status: str, fields: dict[str, Any]) -> None:
         """Keep one attempt at a round.  Raise `sqlite3.IntegrityError` for a second commit."""
-        failpoints.hit("lifld.round_row.before")
-        self._db.execute(
+        with self._told():
+            failpoints.hit("lifld.round_row.before")
+        self._write(
             "INSERT INTO rounds VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (job, round, attempt) DO UPDATE SET"
             " status = excluded.status, fields = excluded.fields, saved_unix_s = excluded.saved_unix_s"
             " WHERE status != 'committed'",
@@ -162,46 +267,48 @@ class NodeStore:
         select = (
             "SELECT round, attempt, fields FROM rounds WHERE job = ? AND round > ? AND status IN ('committed', 'open')"
         )
-        failpoints.hit("lifld.set_aside.before")
-        with self._db:
+        update = "UPDATE rounds SET status = 'damaged', fields = ? WHERE job = ? AND round = ? AND attempt = ?"
+        with self._told(), self._db:
+            failpoints.hit("lifld.set_aside.before")
             self._db.execute("BEGIN")
             for number, attempt, fields in self._db.execute(select, (job, above)).fetchall():
                 packed = msgpack.packb(msgpack.unpackb(fields, strict_map_key=False) | {"reason": reason})
-                update = "UPDATE rounds SET status = 'damaged', fields = ? WHERE job = ? AND round = ? AND attempt = ?"
                 self._db.execute(update, (packed, job, number, attempt))
         failpoints.hit("lifld.set_aside.after")
 
-    def jobs(self) -> list[JobRow]:
-        """Return all jobs, in the order of their submission; rows of jobs that were never accepted are left out."""
-        rows = self._db.execute("SELECT * FROM jobs WHERE status != 'new' ORDER BY number")
-        return [
-            JobRow(
-                number,
-                name,
-                _unpack(config, JobConfig),
-                _unpack(tensors, tuple[TensorSpec, ...]),
-                _unpack(states, tuple[str, ...]),
-                *rest,
-            )
-            for number, name, config, tensors, states, *rest in rows
-        ]
+    def rounds(self, job: str, above: int = -1) -> list[RoundRow]:
+        """Return the job's rounds after `above` and their attempts, in order."""
+        return self._rounds("job = ? AND round > ? ORDER BY round, attempt", job, above)
 
-    def rounds(self, job: str) -> list[RoundRow]:
-        """Return the job's rounds and their attempts, in order."""
-        rows = self._db.execute(
-            "SELECT round, attempt, status, fields, saved_unix_s FROM rounds WHERE job = ? ORDER BY round, attempt",
-            (job,),
-        )
+    def committed(self, job: str, most: int) -> list[RoundRow]:
+        """Return the job's last committed rounds, at most so many, in order."""
+        where = "job = ? AND status = 'committed' ORDER BY round DESC LIMIT ?"
+        return self._rounds(where, job, most)[::-1]
+
+    def round(self, job: str, number: int) -> list[RoundRow]:
+        """Return the attempts at one round, in order."""
+        return self._rounds("job = ? AND round = ? ORDER BY attempt", job, number)
+
+    def rounds_before(self, job: str, before: tuple[int, int], most: int) -> list[RoundRow]:
+        """Return the attempts that are over before (round, attempt), the last one first, at most so many."""
+        where = "job = ? AND round > 0 AND status != 'open' AND (round, attempt) < (?, ?)"
+        return self._rounds(f"{where} ORDER BY round DESC, attempt DESC LIMIT ?", job, *before, most)
+
+    def _rounds(self, where: str, *given: Any) -> list[RoundRow]:
+        """Raise `ValueError` when a row cannot be read."""
+        rows = self._all(f"SELECT round, attempt, status, fields, saved_unix_s FROM rounds WHERE {where}", given)
         return [
             RoundRow(number, attempt, status, msgpack.unpackb(fields, strict_map_key=False), at)
             for number, attempt, status, fields, at in rows
         ]
 
+    # ---- plans -------------------------------------------------------------------------------------------------------
+
     def save_plan(self, job: str, number: int, attempt: int, request: PlanRequest, plan: Plan) -> None:
         """Keep a decision of the planner; those before the last `PLANS_MAX` are forgotten."""
         row = (job, number, attempt, zlib.compress(_pack((request, plan))), time.time())
-        failpoints.hit("lifld.plan_row.before")
-        with self._db:
+        with self._told(), self._db:
+            failpoints.hit("lifld.plan_row.before")
             self._db.execute("BEGIN")
             inserted = "INSERT INTO plans (job, round, attempt, decision, decided_unix_s) VALUES (?, ?, ?, ?, ?)"
             last = self._db.execute(inserted, row).lastrowid or 0
@@ -210,7 +317,7 @@ class NodeStore:
 
     def plans(self, job: str, number: int) -> list[PlanRow]:
         """Return the decisions about a round that are kept, in order."""
-        rows = self._db.execute(
+        rows = self._all(
             "SELECT attempt, decision, decided_unix_s FROM plans WHERE job = ? AND round = ? ORDER BY number",
             (job, number),
         )
@@ -219,6 +326,19 @@ class NodeStore:
             request, plan = _unpack(zlib.decompress(packed), tuple[PlanRequest, Plan])
             found.append(PlanRow(number, attempt, request, plan, at))
         return found
+
+
+def _advice(path: Path) -> str:
+    """Return what to do about a database that cannot be used: it depends on the disk, as it is now."""
+    try:
+        disk = os.statvfs(path.parent)
+    except OSError as error:
+        return f"its folder cannot be looked at ({error.strerror}): mount its disk, or make it accessible"
+    if disk.f_flag & os.ST_RDONLY:
+        return "its disk is read-only: mount it for writing"
+    if not os.access(path.parent, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.R_OK | os.W_OK)):
+        return "give lifld's user the right to read and write it"
+    return f"{disk.f_bavail * disk.f_frsize} bytes are free there: make room, and let no other program hold it"
 
 
 def _pack(value: Any) -> bytes:

@@ -85,17 +85,8 @@ class Coordinator:
     # ---- jobs --------------------------------------------------------------------------------------------------------
 
     def submit(self, spec: JobSpec, total_bytes: int) -> Job:
-        """Start a new job.
-
-        Raise `Refused` when its name is taken, there are too many jobs, or it can never fit: into what the nodes have,
-        or the arena of `total_bytes` of the only one.
-        """
-        if spec.name in self.jobs:
-            text = f"a job named {spec.name!r} is here already; choose another name"
-            raise Refused("job-exists", "job.name", text)
-        if len(self.running) >= JOBS_MAX:
-            raise Refused("too-many-jobs", "job", f"{JOBS_MAX} jobs run here; wait for one to end")
-        RoundPlanner(spec, self._turn, self.nodes).check(total_bytes)
+        """Start a new job.  Raise `Refused` as `check_submit` does."""
+        check_submit(self, spec, total_bytes)
         self._turn.emit(fx.SaveJob(spec.name, "running", ""))
         job = self.make(spec)
         self.start(job)
@@ -258,3 +249,17 @@ class Coordinator:
             faults.append(f"jobs {sorted(running)} are not over, and those that run are {sorted(self.running)}")
         if faults:
             raise LocalFault("the coordinator's books are wrong: " + "; ".join(faults))
+
+
+def check_submit(coordinator: Coordinator, spec: JobSpec, total_bytes: int) -> None:
+    """Raise `Refused`, and change nothing, when a new job cannot run.
+
+    Its name is taken, there are too many jobs, or it can never fit: into what the nodes have, or the arena of
+    `total_bytes` of the only one.
+    """
+    if spec.name in coordinator.jobs:
+        text = f"a job named {spec.name!r} is here already; choose another name"
+        raise Refused("job-exists", "job.name", text)
+    if len(coordinator.running) >= JOBS_MAX:
+        raise Refused("too-many-jobs", "job", f"{JOBS_MAX} jobs run here; wait for one to end")
+    RoundPlanner(spec, coordinator._turn, coordinator.nodes).check(total_bytes)
