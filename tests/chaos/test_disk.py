@@ -186,6 +186,8 @@ def test_jobs_that_cannot_be_read_keep_no_other_and_can_be_cancelled(
         database.execute("UPDATE rounds SET fields = x'c1' WHERE job = 'rounds'")
         database.execute("UPDATE jobs SET folder = (SELECT folder FROM jobs WHERE name = 'good') WHERE name = 'folder'")
         database.execute("UPDATE jobs SET status = 'new' WHERE name = 'submitting'")
+        database.execute("DELETE FROM rounds WHERE job = 'submitting'")
+    (node.state_dir / "jobs" / "submitting" / "round-00000.safetensors").unlink()  # it had not come so far
     node.up()
     bad = {"config", "tensors", "rounds", "folder"}
     lines = {line["name"]: line for line in node.json("jobs")["jobs"]}

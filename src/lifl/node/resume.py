@@ -18,6 +18,7 @@ from lifl.core.ids import Kind
 from lifl.core.limits import ROUNDS_REMEMBERED, TEXT_CHARS_MAX
 from lifl.core.protocol.contribution import unpack_contributions
 from lifl.core.protocol.frames import FRAME_BYTES_MAX
+from lifl.core.schema import Layout
 from lifl.node import folders
 from lifl.node.driver import Handle
 from lifl.node.store import JobRow, NodeStore, UnreadableJob
@@ -52,7 +53,7 @@ def resume_jobs(handle: Handle, store: NodeStore, arena: OwnedArena, coordinates
     # Before anything is allocated anew.
     orphans = _orphans(arena)
     unsealed = tuple(key for key, entry in arena.live() if entry.state == ObjectState.WRITING)
-    running, over, unreadable = _known(store, arena.node)
+    running, over, unreadable = known_jobs(store, arena.node)
     # What was left of a job that is over, or (on the coordinator) of none that is known, is not wanted.
     for number in orphans.keys() - {job.number for job, _ in running} if coordinates else ():
         for key, *_ in orphans.pop(number):
@@ -79,14 +80,17 @@ def resume_jobs(handle: Handle, store: NodeStore, arena: OwnedArena, coordinates
     return Resumed(jobs, updates, unreadable)
 
 
-Known = tuple[ev.JobFacts, ev.JobHistory]
+class Known(NamedTuple):
+    """The jobs of the database: those that run, the last ones that are over, and why others could not be taken up."""
+
+    running: list[tuple[ev.JobFacts, ev.JobHistory]]
+    over: list[tuple[ev.JobFacts, ev.JobHistory, str, str]]
+    unreadable: dict[str, str]
 
 
-def _known(
-    store: NodeStore, node: int
-) -> tuple[list[Known], list[tuple[ev.JobFacts, ev.JobHistory, str, str]], dict[str, str]]:
-    """Return the jobs that run, the last ones that are over, and of the others that should run why they cannot."""
-    running: list[Known] = []
+def known_jobs(store: NodeStore, node: int) -> Known:
+    """Return the jobs that the database of this node knows."""
+    running: list[tuple[ev.JobFacts, ev.JobHistory]] = []
     over: deque[tuple[ev.JobFacts, ev.JobHistory, str, str]] = deque(maxlen=OVER_REMEMBERED)
     unreadable: dict[str, str] = {}
     for row in store.jobs():
@@ -108,7 +112,7 @@ def _known(
             continue
         if row.status == "running":
             unreadable[row.name] = why[:TEXT_CHARS_MAX]
-    return running, list(over), unreadable
+    return Known(running, list(over), unreadable)
 
 
 def _claim(row: JobRow, node: int) -> None:
@@ -122,7 +126,8 @@ def _claim(row: JobRow, node: int) -> None:
 
 
 def check_fits(facts: ev.JobFacts) -> None:
-    """Raise `Refused` when the job's tensors fit no frame: no process of the node could be told of them."""
+    """Raise `Refused` when the job's tensors are no model, or fit no frame: no process could be told of them."""
+    Layout(facts.tensors)
     nbytes = len(msgspec.msgpack.encode(facts.tensors)) + FRAME_SPARE_BYTES
     if nbytes > FRAME_BYTES_MAX:
         text = f"its {len(facts.tensors)} tensors take {nbytes} bytes in a frame, {FRAME_BYTES_MAX} are allowed"
