@@ -41,7 +41,7 @@ def model(job: str, output: str, round_number: int | None, state_dir: Path) -> N
     click.echo(f"{output}: model of job {job} after round {wanted}")
 
 
-def _copy(source: Path, target: Path, digest: str) -> None:
+def _copy(source: Path, target: Path, digest: str = "") -> None:
     """Copy by way of a file beside `target`, so that no half a model ever stands there, nor a damaged one."""
     from lifl.shm.checksum import StreamChecksum
 

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import msgpack
 import pytest
 from fleet import OneHot, Watch, arena_use, ask, fleet, submit, until
 from nodes import Node, run_lifl
 from stops import Stops, Visit
 
+from lifl.core.limits import STATUS_ROUNDS
 from lifl.core.protocol import cli as om
 
 N = 4
@@ -209,3 +211,53 @@ def test_jobs_that_cannot_be_read_keep_no_other_and_can_be_cancelled(
         "submitting": "waiting",
     }
     assert tmp_path.exists()
+
+
+ROUNDS = 6_000
+RECEIPT_BYTES = 3_000
+"""Together far more than a frame."""
+
+
+def test_thousands_of_rounds_are_shown_page_by_page_and_each_model_by_its_number(
+    start_node: Callable[..., Node], tmp_path: Path
+) -> None:
+    node, oracle = start_node("--redirector", "unix"), OneHot(N)
+    submit(node, "j", oracle.model())
+    with fleet(node.address, "j", N, oracle.update) as team:
+        team.join()
+    (line,) = oracle.check(node, "j")
+    node.kill()
+    fields = {"metrics": {}, "path": line["path"], "receipt": line["receipt"] | {"filling": "x" * RECEIPT_BYTES}}
+    packed = msgpack.packb(fields)
+    with closing(sqlite3.connect(node.state_dir / "lifl.db")) as database, database:
+        rows = (("j", number, 1, "committed", packed, 0.0) for number in range(2, ROUNDS + 1))
+        database.executemany("INSERT INTO rounds VALUES (?, ?, ?, ?, ?, ?)", rows)
+    node.up()
+    shown = node.json("status", "j")["rounds"]
+    assert [line["round"] for line in shown] == list(range(ROUNDS - STATUS_ROUNDS + 1, ROUNDS + 1))
+    shown = node.json("status", "j", "--last", str(ROUNDS + 10))["rounds"]
+    assert [line["round"] for line in shown] == list(range(1, ROUNDS + 1))
+    assert [line["round"] for line in node.json("status", "j", "--last", "2")["rounds"]] == [ROUNDS - 1, ROUNDS]
+    for number in (1, 2, ROUNDS // 2, ROUNDS):
+        target = tmp_path / f"{number}"
+        node.lifl("model", "j", "--round", str(number), "-o", str(target))
+        assert target.read_bytes() == Path(line["path"]).read_bytes()
+    done = run_lifl("model", "j", "--round", str(ROUNDS + 1), "-o", "x", "--state", str(node.state_dir))
+    assert f"it has: 0, 1, 2, ..., {ROUNDS}" in done.stderr
+    assert node.json("jobs")["jobs"][0]["committed"] == ROUNDS
+
+
+def test_many_jobs_are_listed_page_by_page(start_node: Callable[..., Node]) -> None:
+    node, oracle = start_node("--redirector", "unix"), OneHot(N)
+    submit(node, "j", oracle.model())
+    node.lifl("cancel", "j")
+    node.kill()
+    with closing(sqlite3.connect(node.state_dir / "lifl.db")) as database, database:
+        columns = "name, config, tensors, states, folder, status, reason, submitted_unix_s"
+        for number in range(2_500):
+            values = "'k' || ?, config, tensors, states, folder, status, ?, submitted_unix_s"
+            copy = f"INSERT INTO jobs ({columns}) SELECT {values} FROM jobs WHERE name = 'j'"
+            database.execute(copy, (number, "x" * 4_000))
+    node.up()
+    assert [line["name"] for line in node.json("jobs")["jobs"]] == ["j", *(f"k{number}" for number in range(2_500))]
+    node.snapshot()

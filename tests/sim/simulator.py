@@ -35,6 +35,8 @@ ALWAYS_VALIDATED = 100
 """Lives (by seed) in which all books are looked at after each step; in the others after every `VALIDATED_EVERY`."""
 VALIDATED_EVERY = 5
 REPLAYED_EVERY = 4
+DISK_FULL = 0.1
+"""Of the checkpoints so many cannot be written at their first, second, ... try."""
 """Of so many lives one is replayed at its end."""
 
 
@@ -558,6 +560,9 @@ class Cluster:
                 case wm.Checkpoint():
                     model = host.store.things[Key.unpack(message.model)]
                     assert model.sealed, "an unsealed model is checkpointed"
+                    if self.rng.random() < DISK_FULL:
+                        worker.out.append(wm.TaskFailed(message.address, message.attempt, "no space", retry=True))
+                        return
                     self.files[message.path] = Counter(model.content)
                     worker.out.append(wm.TaskDone(message.address, message.attempt, 0.0, 0, 0, 0.0, 0.0))
                 case wm.Retire():
