@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 
 from lifl.core.errors import LiflError, ResourceFault
+from lifl_cli.render.figures import printable_lines
 
 DATABASE = "lifl.db"
 FILES = (DATABASE, "lifld.log", "lifld.lock", "children.lock")
@@ -54,7 +55,7 @@ def repair(state_dir: Path) -> None:
 
 
 def _mend(damage: Damage) -> None:
-    click.echo(f"{damage.what}\n  -> {damage.would}")
+    click.echo(printable_lines(f"{damage.what}\n  -> {damage.would}"))
     try:
         damage.mend()
     except (OSError, LiflError) as error:

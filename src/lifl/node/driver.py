@@ -19,7 +19,7 @@ from typing import Any
 from lifl.core import effects as fx
 from lifl.core import events as ev
 from lifl.core.engine import Engine
-from lifl.core.errors import Impossible, ResourceFault
+from lifl.core.errors import Impossible, LocalFault, Refused, RemoteFault, ResourceFault
 from lifl.core.limits import DATABASE_RETRY_S, DATABASE_RETRY_S_MAX
 from lifl.node.recordings import write_recording
 from lifl.node.store import DatabaseFault
@@ -54,7 +54,7 @@ class Driver:
     def handle(self, event: Any) -> None:
         """Hand an event to the engine and perform what it leads to, rows before what must wait for them.
 
-        Raise `Refused` as `Engine.handle` does.
+        Raise `Refused` and `RemoteFault` as `Engine.handle` does; `Impossible` when the node cannot go on.
         """
         if self._closed:
             return
@@ -66,9 +66,9 @@ class Driver:
     def _go_on(self, effects: Sequence[fx.Effect]) -> None:
         """Perform effects, and what waits for their rows."""
         try:
-            self._perform(effects)
+            self._do(effects)
             while self.engine.writing:
-                self._perform(self._decided(ev.RowsWritten()))
+                self._do(self._decided(ev.RowsWritten()))
         except DatabaseFault as fault:
             self._pause(fault)
             return
@@ -97,18 +97,42 @@ class Driver:
         self.fault = None
         self.on_pause(False)
         while self._backlog and self.fault is None:
-            self._go_on(self._decided(self._backlog.popleft()))
+            event = self._backlog.popleft()
+            try:
+                effects = self._decided(event)
+            except (Refused, RemoteFault) as error:  # whoever said it may be gone by now
+                log.warning("driver.refused %s %s", type(event).__name__, error)
+            else:
+                self._go_on(effects)
+
+    def _do(self, effects: Sequence[fx.Effect]) -> None:
+        """Perform effects; when that fails, what is decided and what is done are not the same any more.
+
+        Raise `DatabaseFault` when a row cannot be written now: the rest is performed when it can.
+        """
+        try:
+            self._perform(effects)
+        except DatabaseFault:
+            raise
+        except Exception as error:
+            self._closed = True
+            raise Impossible(f"what was decided could not be done: {type(error).__name__}: {error}") from error
 
     def _decided(self, event: Any) -> Sequence[fx.Effect]:
         try:
             return self.engine.handle(event, time.monotonic())
-        except Impossible:
+        except (Refused, RemoteFault):
+            raise  # nothing has changed
+        except Exception as error:
             self._closed = True  # nothing that it decides from now on can be trusted
             try:
                 log.error("engine.impossible recording=%s", write_recording(self._folder, self.engine.recording()))
-            except ResourceFault as fault:
+            except (ResourceFault, LocalFault) as fault:
                 log.error("engine.impossible %s", fault)
-            raise
+            if isinstance(error, Impossible):
+                raise
+            text = f"{type(event).__name__} could not be decided on: {type(error).__name__}: {error}"
+            raise Impossible(text) from error
 
     def _set_timer(self) -> None:
         due_s = self.engine.next_timer()

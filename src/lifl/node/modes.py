@@ -1,7 +1,7 @@
 """Who may read and write what a node makes: its folder is its user's alone (0700), and so are its files (0600).
 
-Modes are set, not left to the umask: one that takes rights from the owner would make files that `lifld` itself cannot
-open again, one that takes none would leave the database open to all.
+Modes are set, not left to the umask: one that takes none would leave the database open to all.  (That none takes rights
+from the owner the command line sees to, for all its processes.)
 """
 
 from __future__ import annotations
@@ -15,11 +15,6 @@ from lifl.core.errors import ResourceFault
 FOLDER_MODE = 0o700
 FILE_MODE = 0o600
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
-
-
-def keep_owner_rights() -> None:
-    """Have the umask of this process, and of all that it starts, take no right from the owner of a new file."""
-    os.umask(os.umask(0o077) & 0o077)
 
 
 def private_folder(folder: Path) -> None:

@@ -14,7 +14,7 @@ from lifl.core import events as ev
 from lifl.core.config.job import JobConfig, parse_job
 from lifl.core.coordinator.job import Job
 from lifl.core.errors import ConfigError, LiflError, LocalFault, Refused
-from lifl.core.limits import CONFIG_BYTES_MAX, TEXT_CHARS_MAX
+from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.planning.planner import make_plan
 from lifl.core.planning.request import plan_request
 from lifl.core.protocol import cli as om
@@ -90,10 +90,6 @@ class Requests:
             config = parse_job(message.config)
         except ConfigError as error:
             raise Refused("bad-config", error.path, str(error)) from error
-        nbytes = len(msgspec.msgpack.encode(message.config))
-        if nbytes > CONFIG_BYTES_MAX:
-            text = f"the job takes {nbytes} bytes, {CONFIG_BYTES_MAX} are allowed: shorten its options"
-            raise Refused("bad-config", "client.options", text)
         name = config.job.name
         tensors = machine.read_schema(config.model.path)
         layout = Layout(tensors)

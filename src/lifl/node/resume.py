@@ -10,15 +10,12 @@ from collections import deque
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
 from lifl.core import events as ev
 from lifl.core.errors import Refused, RemoteFault
 from lifl.core.ids import Kind
 from lifl.core.limits import ROUNDS_REMEMBERED, TEXT_CHARS_MAX
 from lifl.core.protocol.contribution import unpack_contributions
-from lifl.core.protocol.frames import FRAME_BYTES_MAX
-from lifl.core.schema import Layout
+from lifl.core.schema import Layout, check_fits
 from lifl.node import folders
 from lifl.node.driver import Handle
 from lifl.node.store import JobRow, NodeStore, UnreadableJob
@@ -29,8 +26,6 @@ log = logging.getLogger("lifl.resume")
 
 OVER_REMEMBERED = 64
 """Jobs that were over already whose clients still get an answer, the last ones."""
-FRAME_SPARE_BYTES = 256 * 1024
-"""What a frame with a job's tensors holds beside them: names, paths, options of the rule."""
 
 
 class Resumed(NamedTuple):
@@ -98,7 +93,7 @@ def known_jobs(store: NodeStore, node: int) -> Known:
             if isinstance(row, UnreadableJob):
                 raise Refused("unreadable", "job", row.fault)
             facts = ev.JobFacts(row.number, row.config, row.tensors, row.states, row.folder)
-            check_fits(facts)
+            check_fits(Layout(facts.tensors))
             if row.status != "running":
                 over.append((facts, _history(store, row.name), row.status, row.reason))
                 continue
@@ -123,15 +118,6 @@ def _claim(row: JobRow, node: int) -> None:
         if refused.code == "folder-in-use":
             raise
         log.warning("folder.unclaimed job=%s %s", row.name, refused)  # its disk may be full, or not there yet
-
-
-def check_fits(facts: ev.JobFacts) -> None:
-    """Raise `Refused` when the job's tensors are no model, or fit no frame: no process could be told of them."""
-    Layout(facts.tensors)
-    nbytes = len(msgspec.msgpack.encode(facts.tensors)) + FRAME_SPARE_BYTES
-    if nbytes > FRAME_BYTES_MAX:
-        text = f"its {len(facts.tensors)} tensors take {nbytes} bytes in a frame, {FRAME_BYTES_MAX} are allowed"
-        raise Refused("bad-schema", "model.path", f"{text}: shorten their names, or join some of them")
 
 
 def _orphans(arena: OwnedArena) -> dict[int, tuple[ev.Orphan, ...]]:

@@ -46,7 +46,7 @@ class Replicas:
         spec = self._spec
         clients, tensors = spec.config.selection.clients_per_round, spec.layout.tensors
         what = (spec.number, spec.name, spec.config.aggregation, clients, tensors, spec.states, self.model_round)
-        return order(*what, **more)
+        return order(*what, client_options=spec.config.client.options, **more)
 
     def model_made(self, number: int) -> None:
         """Tell the other nodes that there is a new model, that of the round."""

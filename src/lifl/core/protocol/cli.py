@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lifl.core.fields import Count, Message, Name
+from lifl.core.fields import Count, Integer, Message, Path, StateNames, Word
 from lifl.core.limits import ROUNDS_MAX, STATUS_ROUNDS
 from lifl.core.protocol.client import Refusal
 
@@ -18,7 +18,7 @@ class SubmitJob(Message, frozen=True):
     """
 
     config: dict[str, Any]
-    states: tuple[Name, ...] = ()
+    states: StateNames = ()
     follow: bool = False
 
 
@@ -38,7 +38,7 @@ class JobStatus(Message, frozen=True):
     the `before` of the rest, or None.
     """
 
-    job: str
+    job: Path
     last: Count = STATUS_ROUNDS
     before: tuple[Count, Count] = (ROUNDS_MAX + 1, 0)
     round: Count | None = None
@@ -47,7 +47,7 @@ class JobStatus(Message, frozen=True):
 class CancelJob(Message, frozen=True):
     """Ends a job; its running round is dropped, committed models stay."""
 
-    job: str
+    job: Path
 
 
 class Snapshot(Message, frozen=True):
@@ -69,7 +69,7 @@ class PlanJob(Message, frozen=True):
     """
 
     config: dict[str, Any]
-    states: tuple[Name, ...] = ()
+    states: StateNames = ()
 
 
 class PlansOfRound(Message, frozen=True):
@@ -79,14 +79,14 @@ class PlansOfRound(Message, frozen=True):
     round that is tried again is planned again.
     """
 
-    job: str
-    round: int
+    job: Path
+    round: Integer
 
 
 class Follow(Message, frozen=True):
     """Asks for the job's events as they happen (Event frames), until it ends."""
 
-    job: str
+    job: Path
 
 
 class DebugRecord(Message, frozen=True):
@@ -121,7 +121,7 @@ class Answer(Message, frozen=True):
 class Event(Message, frozen=True):
     """Something happened to a followed job: `name` such as ``round.committed``; `fields` go with it."""
 
-    name: str
+    name: Word
     fields: dict[str, Any]
 
 
