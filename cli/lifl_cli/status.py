@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from lifl.core.limits import STATUS_ROUNDS
+from lifl.core.limits import ROUNDS_MAX, STATUS_ROUNDS
 from lifl.core.protocol.cli import JobStatus
 from lifl_cli.daemon_client import DaemonClient
 from lifl_cli.options import json_option, state_option
@@ -19,7 +19,7 @@ from lifl_cli.render.figures import printable, receipt_lines
 @click.argument("job")
 @click.option(
     "--last",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, ROUNDS_MAX),
     default=STATUS_ROUNDS,
     show_default=True,
     metavar="N",

@@ -8,7 +8,7 @@ from agent_scene import EPOCH, NUMBER, Scene, costs, told
 from lifl.core import events as ev
 from lifl.core.agent.model_service import FETCH_RETRY_S
 from lifl.core.agent.model_slot import SlotState
-from lifl.core.errors import Impossible
+from lifl.core.errors import RemoteFault
 from lifl.core.ids import Key, epoch_of
 from lifl.core.planning.tree import TaskState
 from lifl.core.protocol import client as cm
@@ -219,11 +219,11 @@ def test_a_top_has_the_model_fetched_again_after_the_gateway_ended() -> None:
     assert again.key != fetch.key and list(scene.arena.objects) == [Key.unpack(again.key)]
 
 
-def test_a_fetch_that_nobody_began_is_impossible() -> None:
+def test_the_end_of_a_fetch_that_never_began_is_the_gateway_s_fault() -> None:
     scene = Scene()
     scene.has_model()
     key = scene.slot.model
-    with pytest.raises(Impossible, match="which is not being fetched"):
+    with pytest.raises(RemoteFault, match="which is not being fetched"):
         scene.handle(gm.FetchEnded(key.pack(), "", 0))
 
 

@@ -11,7 +11,7 @@ from lifl.core.config.job import SelectionSection
 from lifl.core.coordinator import branch_record, recovery, round
 from lifl.core.coordinator.branch_record import BranchRecord, BranchState
 from lifl.core.coordinator.commits import Commits
-from lifl.core.coordinator.coordinator import COMMITS, COORDINATOR, HANDLERS, JOB, ROUND, Coordinator
+from lifl.core.coordinator.coordinator import ANY, COMMITS, COORDINATOR, HANDLERS, JOB, ROUND, Coordinator
 from lifl.core.coordinator.job import Job
 from lifl.core.coordinator.recovery import REACTIONS, News, Recovery
 from lifl.core.coordinator.round import Phase, Round
@@ -25,7 +25,8 @@ def test_each_message_of_a_node_but_those_of_the_control_channel_itself_has_a_ha
     assert set(HANDLERS) == set(typing.get_args(p.ToCoordinator)) - {p.Heartbeat, p.Leaving}
     assert set(typing.get_args(o.Report)) <= set(HANDLERS)
     takers = {COORDINATOR: Coordinator, JOB: Job, ROUND: RoundRunner, COMMITS: Commits}
-    for taker, method in HANDLERS.values():
+    for taker, method, sayer in HANDLERS.values():
+        assert (sayer == ANY) == (taker == COORDINATOR), "who may say what is about a job"
         assert callable(getattr(takers[taker], method))
 
 

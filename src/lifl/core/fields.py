@@ -18,11 +18,14 @@ from lifl.core.limits import (
     DIGEST_BYTES,
     FIELD_CHARS_MAX,
     INCARNATION_MAX,
+    KNOWN_WORD_CHARS_MAX,
+    KNOWN_WORDS_MAX,
     METRIC_NAME_CHARS_MAX,
     METRICS_MAX,
     NAME_CHARS_MAX,
     PATH_CHARS_MAX,
     REAL_MAX,
+    SECRET_CHARS_MAX,
     STATES_MAX,
     TENSORS_MAX,
     TEXT_CHARS_MAX,
@@ -53,9 +56,14 @@ Metrics = Annotated[dict[MetricName, Real], msgspec.Meta(max_length=METRICS_MAX)
 AnnouncedMetrics = Annotated[dict[MetricName, float], msgspec.Meta(max_length=METRICS_MAX)]
 """As a client announces them: `protocol/submit_check.py` looks at the values, and names the metric."""
 Text = Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)]
+Secret = Annotated[str, msgspec.Meta(max_length=SECRET_CHARS_MAX)]
+"""What shows that a node was told of something."""
 Tensors = Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=TENSORS_MAX)]
 Word = Annotated[str, msgspec.Meta(max_length=WORD_CHARS_MAX)]
 """A code, a status or a role; or a name, or nothing."""
+_KnownWord = Annotated[str, msgspec.Meta(max_length=KNOWN_WORD_CHARS_MAX, pattern=r"\A[a-z-]*\Z")]
+KnownWords = Annotated[tuple[_KnownWord, ...], msgspec.Meta(max_length=KNOWN_WORDS_MAX)]
+"""What a peer or client knows beyond version 1, a word for each."""
 FieldPath = Annotated[str, msgspec.Meta(max_length=FIELD_CHARS_MAX)]
 Address = Annotated[str, msgspec.Meta(max_length=ADDRESS_CHARS_MAX)]
 Path = Annotated[str, msgspec.Meta(max_length=PATH_CHARS_MAX)]

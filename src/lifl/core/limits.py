@@ -10,6 +10,10 @@ CONTRIBUTION_BYTES_MAX = 1024
 TEXT_CHARS_MAX = 4096
 WORD_CHARS_MAX = 64
 """A code, a status, a role."""
+SECRET_CHARS_MAX = 64
+KNOWN_WORDS_MAX = 8
+KNOWN_WORD_CHARS_MAX = 32
+"""Words with which a peer or a client says what it knows beyond version 1."""
 FIELD_CHARS_MAX = 300
 """The part of a request that a refusal names: ``tensors.`` and a tensor's name, or a gateway's address."""
 ADDRESS_CHARS_MAX = 280

@@ -50,6 +50,7 @@ CREATE TABLE IF NOT EXISTS plans (
     decision BLOB NOT NULL, decided_unix_s REAL NOT NULL);
 CREATE INDEX IF NOT EXISTS plans_of_round ON plans (job, round);
 """
+_SEED = "CREATE TABLE IF NOT EXISTS seed (id INTEGER PRIMARY KEY CHECK (id = 1), seed BLOB NOT NULL)"
 
 
 class JobRow(msgspec.Struct, frozen=True):
@@ -143,6 +144,7 @@ class NodeStore:
                     "or another state folder; `lifl doctor --repair` sets it aside"
                 )
             self._db.executescript(_PLANS)
+            self._db.execute(_SEED)
 
     def close(self) -> None:
         """Close the file."""
@@ -179,6 +181,13 @@ class NodeStore:
             self._write("INSERT OR IGNORE INTO node (id, node) VALUES (1, ?)", (secrets.token_hex(8),))
         ((node,),) = self._all("SELECT node FROM node")
         return int(node, 16)
+
+    def seed(self) -> bytes:
+        """Return what this node's secrets are made from, drawn once."""
+        if not self._all("SELECT seed FROM seed"):
+            self._write("INSERT OR IGNORE INTO seed (id, seed) VALUES (1, ?)", (secrets.token_bytes(32),))
+        ((seed,),) = self._all("SELECT seed FROM seed")
+        return bytes(seed)
 
     def next_incarnation(self, above: int = 0) -> int:
         """Return the number of this life of the daemon, greater than all before it and than `above`."""

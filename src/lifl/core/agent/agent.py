@@ -252,7 +252,6 @@ HANDLERS: Mapping[type, Callable[[Agent, Any], object]] = {
     gm.Sealed: Agent._sealed,
     gm.Aborted: Agent._aborted,
     gm.Progress: lambda agent, event: agent.uploads.progress(event),
-    gm.Offered: lambda agent, event: agent.partials.offered(event),
     gm.CarryEnded: lambda agent, event: agent.partials.carry_ended(event),
     gm.FetchEnded: lambda agent, event: agent.models.fetch_ended(event),
     gm.GatewayLost: Agent._gateway_lost,

@@ -63,6 +63,7 @@ class Branch:
         self.epoch = order.epoch
         self.number = order.branch
         self.parent = order.parent
+        self.secret = order.secret
         self.members_max = members_max
         self.adopted = adopted  # partials of an earlier life of the node: they fill the tree's first places
         self.tree = Tree(order.updates, fan_in, middle_fan_in, adopted + len(order.others) + order.spare, self.top)

@@ -205,7 +205,8 @@ class JobReplica:
         for branch in branches:
             key = branch.tree.root.output
             if key is not None:
-                self._turn.emit(gm.Carry(key.pack(), branch.parent, self.spec.number, branch.epoch, branch.number))
+                at = (self.spec.number, branch.epoch, branch.number)
+                self._turn.emit(gm.Carry(key.pack(), branch.parent, *at, branch.secret))
 
     # ---- the model -------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from lifl.core.fields import (
     Integer,
     Message,
     Name,
+    Secret,
     Tensors,
     Text,
     Word,
@@ -99,11 +100,11 @@ class Leave(Message, frozen=True):
     job: Name
 
 
-class Offer(Message, frozen=True):
+class Offer(Message, frozen=True, omit_defaults=True):
     """Another node's gateway has a partial of `data_bytes` bytes, with `meta_bytes` of members behind them.
 
     Answered by Go (send both, then Checksums), Accepted (it is here already), Busy or Refusal.  (number, epoch, branch)
-    is its identity.
+    is its identity, `secret` what its coordinator told the node with the branch.
     """
 
     number: Count
@@ -113,6 +114,7 @@ class Offer(Message, frozen=True):
     members: Count
     data_bytes: Count
     meta_bytes: Count
+    secret: Secret = ""
 
 
 class Checksums(Message, frozen=True):

@@ -26,6 +26,7 @@ from lifl.core.fields import (
     Metrics,
     Name,
     Path,
+    Secret,
     StateNames,
     Tensors,
     Text,
@@ -75,12 +76,13 @@ class CloseJob(Message, frozen=True):
     number: Count
 
 
-class OpenBranch(Message, frozen=True):
+class OpenBranch(Message, frozen=True, omit_defaults=True):
     """Take part in a round, with a tree for `updates` updates.
 
     Branch 0 makes the model, with the partials of `others` too and room for `spare` more.  The root partial of another
     goes to the gateway at `parent` (HOST:PORT; empty: the top is on the same node).  `adopt`: count what an earlier
-    life of the node has sealed for this epoch.
+    life of the node has sealed for this epoch.  `secret` is said with the partial
+    (`coordinator/offer_secrets.py`); only nodes that know of it are told one.
     """
 
     number: Count
@@ -91,6 +93,7 @@ class OpenBranch(Message, frozen=True):
     spare: Branches = 0
     parent: Address = ""
     adopt: bool = False
+    secret: Secret = ""
 
 
 class Grant(Message, frozen=True, tag="GrantUpdate"):

@@ -6,7 +6,20 @@ from typing import Annotated, Any
 
 import msgspec
 
-from lifl.core.fields import Address, Count, KeyBytes, Message, Metrics, Name, NotNegative, Tensors, Text, Weight, Word
+from lifl.core.fields import (
+    Address,
+    Count,
+    KeyBytes,
+    Message,
+    Metrics,
+    Name,
+    NotNegative,
+    Secret,
+    Tensors,
+    Text,
+    Weight,
+    Word,
+)
 from lifl.core.limits import CONTRIBUTION_BYTES_MAX
 
 # ---- gateway → lifld -------------------------------------------------------------------------------------------
@@ -129,6 +142,7 @@ class Offered(Message, frozen=True):
     members: Count
     data_bytes: Count
     meta_bytes: Count
+    secret: Secret = ""
 
 
 class CarryEnded(Message, frozen=True):
@@ -254,6 +268,7 @@ class Carry(Message, frozen=True):
     number: Count
     epoch: Count
     branch: Count
+    secret: Secret = ""
 
 
 class Fetch(Message, frozen=True):

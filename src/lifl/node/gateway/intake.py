@@ -129,6 +129,7 @@ class Intake:
                 offer.members,
                 offer.data_bytes,
                 offer.meta_bytes,
+                offer.secret,
             )
         )
         if isinstance(grant, gm.Granted):
