@@ -77,6 +77,7 @@ class Disk:
         self._jobs = jobs
         self.calm = calm  # nothing fails, and no round is short of clients
         self.files: dict[str, Counter[str]] = {}
+        self.damaged: set[str] = set()  # of the files, and of the users' models: those that cannot be read any more
 
     def save_job(self, effect: fx.SaveJob) -> None:
         """Keep what has become of a job."""
@@ -104,12 +105,15 @@ class Disk:
         job.rounds[number, effect.attempt] = (effect.status, effect.fields)
 
     def set_aside(self, effect: fx.SetAside) -> None:
-        """Let no round after this one stand any more."""
+        """Let no round after this one stand any more: what was accepted for those has expired, with a reason."""
         job = self._jobs[effect.job]
         for (number, attempt), (status, fields) in job.rounds.items():
             if number > effect.above and status in ("committed", "open"):
                 job.rounds[number, attempt] = ("damaged", fields)
                 job.commits.pop(number, None)
+        for client in job.clients.values():
+            for number in [number for number in client.accepted if number > effect.above]:
+                client.settled(number)
 
     def _look_at_commit(self, job: SimJob, effect: fx.SaveRound, home: SimStore) -> None:
         number, last = effect.round, job.committed

@@ -12,8 +12,8 @@ import pytest
 from lifl.core import effects as fx
 from lifl.core import events as ev
 from lifl.node import driver as driver_module
+from lifl.node.database import DatabaseFault
 from lifl.node.driver import Driver
-from lifl.node.store import DatabaseFault
 
 
 class Engine:

@@ -12,7 +12,8 @@ import pytest
 from lifl import failpoints
 from lifl.core.config.job import parse_job
 from lifl.core.errors import ResourceFault
-from lifl.node.store import DatabaseFault, JobRow, NodeStore, UnreadableJob
+from lifl.node.database import DatabaseFault
+from lifl.node.store import JobRow, NodeStore, UnreadableJob
 
 
 @pytest.fixture

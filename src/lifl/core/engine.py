@@ -22,7 +22,7 @@ from lifl.core import effects as fx
 from lifl.core import events as ev
 from lifl.core import snapshot
 from lifl.core.agent.agent import Agent
-from lifl.core.coordinator.coordinator import Coordinator, check_submit
+from lifl.core.coordinator.coordinator import Coordinator, check_new
 from lifl.core.coordinator.job import Job
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import Node
@@ -165,10 +165,6 @@ class Engine:
             raise Refused("not-coordinator", "node", text)
         return self.coordinator
 
-    def check_submit(self, job: ev.JobFacts) -> None:
-        """Raise `Refused` when handling `JobSubmitted` would; nothing is changed."""
-        check_submit(self.coordinating(), _spec(job), self.agent.quota.total_bytes)
-
     def facts(self, now: float) -> tuple[tuple[NodeFacts, ...], str]:
         """Return the nodes as the planner sees them now, and the name of the one that has the models."""
         nodes = self.coordinating().nodes
@@ -250,6 +246,11 @@ class Engine:
 
 def _spec(facts: ev.JobFacts) -> JobSpec:
     return JobSpec(facts.number, facts.config, Layout(facts.tensors), facts.states, facts.folder)
+
+
+def check_submitted(engine: Engine, job: ev.JobFacts) -> None:
+    """Raise `Refused` when handling `JobSubmitted` would; nothing is changed."""
+    check_new(engine.coordinating(), _spec(job), engine.agent.quota.total_bytes)
 
 
 HANDLERS: Mapping[type, Callable[[Engine, Any], object]] = {

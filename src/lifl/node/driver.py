@@ -21,8 +21,8 @@ from lifl.core import events as ev
 from lifl.core.engine import Engine
 from lifl.core.errors import Impossible, LocalFault, Refused, RemoteFault, ResourceFault
 from lifl.core.limits import DATABASE_RETRY_S, DATABASE_RETRY_S_MAX
+from lifl.node.database import DatabaseFault
 from lifl.node.recordings import write_recording
-from lifl.node.store import DatabaseFault
 
 log = logging.getLogger("lifl.driver")
 

@@ -16,8 +16,9 @@ from lifl.core.protocol import gateway as gm
 from lifl.node.children import Child
 from lifl.node.cli_server import CliServer
 from lifl.node.cluster.transport import Peers
+from lifl.node.database import DatabaseFault
 from lifl.node.meters import Meters
-from lifl.node.store import DatabaseFault, NodeStore
+from lifl.node.store import NodeStore
 from lifl.node.workers import Workers
 
 log = logging.getLogger("lifl.daemon")

@@ -13,6 +13,7 @@ import msgspec
 from lifl.core import events as ev
 from lifl.core.config.job import JobConfig, parse_job
 from lifl.core.coordinator.job import Job
+from lifl.core.engine import check_submitted
 from lifl.core.errors import ConfigError, LiflError, LocalFault, Refused
 from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.planning.planner import make_plan
@@ -120,7 +121,7 @@ class Requests:
         if self._store.job(name) is not None:
             text = f"a job named {name!r} is here already; choose another name (--set job.name=...)"
             raise Refused("job-exists", "job.name", text)
-        self._engine.check_submit(ev.JobFacts(0, config, tensors, states, str(folder)))
+        check_submitted(self._engine, ev.JobFacts(0, config, tensors, states, str(folder)))
         folders.make_folder(folder)
         number = self._store.add_job(config, tensors, states, str(folder))
         try:

@@ -6,13 +6,10 @@ fence against a second commit of (job, round).
 
 from __future__ import annotations
 
-import os
 import secrets
-import sqlite3
 import time
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +17,11 @@ import msgpack
 import msgspec
 
 from lifl import failpoints
-from lifl.core import effects as fx
 from lifl.core.config.job import JobConfig
 from lifl.core.errors import ResourceFault
 from lifl.core.planning.plan import Plan, PlanRequest
 from lifl.core.schema import TensorSpec
-from lifl.node.modes import open_private
+from lifl.node.database import Database
 
 SCHEMA_VERSION = 2
 PLANS_MAX = 1_000
@@ -108,33 +104,15 @@ class PlanRow(msgspec.Struct, frozen=True):
     decided_unix_s: float
 
 
-class DatabaseFault(ResourceFault):
-    """The database cannot be written or read now: its disk is full or read-only, or another process holds it.
-
-    The same may work later.  `rest` are the effects that are still to be performed, the row's the first of them.
-    """
-
-    rest: Sequence[fx.Effect] = ()
-
-
-class NodeStore:
+class NodeStore(Database):
     """The node's database file; one process opens it.
 
     Every method raises `DatabaseFault` when the database cannot be used now, and `ResourceFault` when it is damaged.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):  # SQLite makes the others as the first is
-                if name == path.name or path.with_name(name).exists():
-                    os.close(open_private(path.with_name(name), os.O_RDWR))
-        except OSError as error:
-            raise ResourceFault(f"{path} cannot be opened: {error.strerror}; {_advice(path)}") from error
+        super().__init__(path)
         with self._told():
-            self._db = sqlite3.connect(path, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             if version == 0:
                 self._db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
@@ -145,33 +123,6 @@ class NodeStore:
                 )
             self._db.executescript(_PLANS)
             self._db.execute(_SEED)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._db.close()
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Say what is wrong with the database, and what to do.  `sqlite3.IntegrityError` passes."""
-        try:
-            yield
-        except sqlite3.IntegrityError:
-            raise
-        except (sqlite3.OperationalError, OSError) as error:
-            text = getattr(error, "strerror", None) or str(error)
-            raise DatabaseFault(f"database {self.path} cannot be used now: {text}; {_advice(self.path)}") from error
-        except sqlite3.DatabaseError as error:
-            text = f"{self.path} is damaged ({error}): `lifl doctor --repair` sets it aside"
-            raise ResourceFault(text) from error
-
-    def _all(self, select: str, given: tuple[Any, ...] = ()) -> list[Any]:
-        with self._told():
-            return self._db.execute(select, given).fetchall()
-
-    def _write(self, statement: str, given: tuple[Any, ...] = ()) -> int:
-        """Perform one statement, durably; return the number of a row that it inserted."""
-        with self._told():
-            return int(self._db.execute(statement, given).lastrowid or 0)
 
     # ---- the node ----------------------------------------------------------------------------------------------------
 
@@ -335,19 +286,6 @@ class NodeStore:
             request, plan = _unpack(zlib.decompress(packed), tuple[PlanRequest, Plan])
             found.append(PlanRow(number, attempt, request, plan, at))
         return found
-
-
-def _advice(path: Path) -> str:
-    """Return what to do about a database that cannot be used: it depends on the disk, as it is now."""
-    try:
-        disk = os.statvfs(path.parent)
-    except OSError as error:
-        return f"its folder cannot be looked at ({error.strerror}): mount its disk, or make it accessible"
-    if disk.f_flag & os.ST_RDONLY:
-        return "its disk is read-only: mount it for writing"
-    if not os.access(path.parent, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.R_OK | os.W_OK)):
-        return "give lifld's user the right to read and write it"
-    return f"{disk.f_bavail * disk.f_frsize} bytes are free there: make room, and let no other program hold it"
 
 
 def _pack(value: Any) -> bytes:

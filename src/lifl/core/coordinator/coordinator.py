@@ -91,8 +91,8 @@ class Coordinator:
     # ---- jobs --------------------------------------------------------------------------------------------------------
 
     def submit(self, spec: JobSpec, total_bytes: int) -> Job:
-        """Start a new job.  Raise `Refused` as `check_submit` does."""
-        check_submit(self, spec, total_bytes)
+        """Start a new job.  Raise `Refused` as `check_new` does."""
+        check_new(self, spec, total_bytes)
         self._turn.emit(fx.SaveJob(spec.name, "running", ""))
         job = self.make(spec)
         self.start(job)
@@ -257,7 +257,7 @@ class Coordinator:
             raise LocalFault("the coordinator's books are wrong: " + "; ".join(faults))
 
 
-def check_submit(coordinator: Coordinator, spec: JobSpec, total_bytes: int) -> None:
+def check_new(coordinator: Coordinator, spec: JobSpec, total_bytes: int) -> None:
     """Raise `Refused`, and change nothing, when a new job cannot run.
 
     Its name is taken, there are too many jobs, or it can never fit: into what the nodes have, or the arena of

@@ -22,8 +22,9 @@ from lifl.core.protocol import commands as o
 from lifl.core.protocol.peer_check import checked
 from lifl.node import machine
 from lifl.node.cluster.transport import Peers, Send
+from lifl.node.database import DatabaseFault
 from lifl.node.driver import Driver
-from lifl.node.store import DatabaseFault, NodeStore
+from lifl.node.store import NodeStore
 from lifl.node.views import NodeIdentity, tree_lines
 
 log = logging.getLogger("lifl.cluster")
