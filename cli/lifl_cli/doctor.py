@@ -26,7 +26,7 @@ import click
 
 from lifl.core.config.node import NodeConfig
 from lifl.core.config.values import split_address
-from lifl.core.errors import ResourceFault
+from lifl.core.errors import LiflError, ResourceFault
 from lifl.core.limits import ARENA_BYTES_MIN
 from lifl_cli.daemon_client import DaemonClient
 from lifl_cli.options import state_option
@@ -49,9 +49,18 @@ class Finding:
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--repair", is_flag=True, help="Set aside what keeps a node from starting on the state folder.")
 @state_option
-def doctor(as_json: bool, state_dir: Path) -> None:
-    """Say what this machine can and cannot do, and how to fix it."""
+def doctor(as_json: bool, repair: bool, state_dir: Path) -> None:
+    """Say what this machine can and cannot do, and how to fix it.
+
+    With --repair nothing else is looked at: it says what it would set aside in the state folder, then does it.
+    """
+    if repair:
+        from lifl_cli.repair import repair as repair_folder
+
+        repair_folder(state_dir)
+        return
     findings = [finding for check in CHECKS for finding in check(state_dir)]
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
@@ -256,6 +265,20 @@ def _state_folder(state_dir: Path) -> Iterator[Finding]:
     yield Finding(level, "state folder", f"{state_dir}: writable, {size_text(free)} free", fix)
 
 
+def _contents(state_dir: Path) -> Iterator[Finding]:
+    """Look for what would keep a node from starting on the state folder, or a job from going on."""
+    from lifl_cli.repair import damages
+
+    if not state_dir.is_dir() or _runs(state_dir):
+        return
+    try:
+        for damage in damages(state_dir):
+            command = f"lifl doctor --repair --state {state_dir}   ({damage.would})"
+            yield Finding("fail", "state folder", damage.what, command)
+    except LiflError as error:
+        yield Finding("warn", "state folder", str(error), "see to it, then try again")
+
+
 def _segments(_state_dir: Path) -> Iterator[Finding]:
     """Find segments that no process maps: a killed `lifld` left them for the next one on its state folder."""
     names = {path.name for path in SHM.glob("lifl-*")}
@@ -326,5 +349,6 @@ CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
     _loopback,
     _port,
     _state_folder,
+    _contents,
     _segments,
 )

@@ -19,6 +19,9 @@ def jobs(as_json: bool, state_dir: Path) -> None:
     """List the jobs of the node."""
     with DaemonClient(state_dir) as daemon:
         result = daemon.ask(ListJobs())
+        while (more := result.pop("more")) is not None:
+            page = daemon.ask(ListJobs(more))
+            result = {"jobs": result["jobs"] + page["jobs"], "more": page["more"]}
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return

@@ -13,6 +13,7 @@ from lifl.core.protocol.cli import JobStatus
 from lifl_cli.daemon_client import DaemonClient
 from lifl_cli.options import state_option
 
+COPY_BYTES = 1 << 20
 ROUNDS_NAMED_MAX = 8
 """Rounds that an error message lists one by one."""
 
@@ -25,27 +26,39 @@ ROUNDS_NAMED_MAX = 8
 def model(job: str, output: str, round_number: int | None, state_dir: Path) -> None:
     """Copy a committed model to a safetensors file."""
     with DaemonClient(state_dir) as daemon:
-        result = daemon.ask(JobStatus(job))
-    paths = {line["round"]: line["path"] for line in result.get("rounds", ()) if line.get("path")}
-    if result["job"].get("folder"):
-        # Round 0 is the model that the job started from.
-        paths.setdefault(0, str(Path(result["job"]["folder"]) / "round-00000.safetensors"))
-    wanted = max(paths, default=0) if round_number is None else round_number
-    if wanted not in paths:
-        numbers = [str(number) for number in sorted(paths)]
-        shown = numbers if len(numbers) <= ROUNDS_NAMED_MAX else [*numbers[:3], "...", numbers[-1]]
-        known = ", ".join(shown) or "none yet"
-        raise Refused("unknown-round", "round", f"job {job} has no model of round {wanted}; it has: {known}")
-    _copy(Path(paths[wanted]), Path(output))
+        result = daemon.ask(JobStatus(job, last=0))
+        last = result["job"]["committed"]
+        wanted = last if round_number is None else round_number
+        lines = daemon.ask(JobStatus(job, round=wanted))["rounds"]
+    found = next((line for line in lines if line["path"]), None)
+    if found is None:
+        set_aside = next((f" ({line['status']}: {line['reason']})" for line in reversed(lines) if line["reason"]), "")
+        numbers = [str(number) for number in range(last + 1)]
+        known = ", ".join(numbers if len(numbers) <= ROUNDS_NAMED_MAX else [*numbers[:3], "...", numbers[-1]])
+        text = f"job {job} has no model of round {wanted}{set_aside}; it has: {known}"
+        raise Refused("unknown-round", "round", text)
+    _copy(Path(found["path"]), Path(output), found.get("digest", ""))
     click.echo(f"{output}: model of job {job} after round {wanted}")
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Copy by way of a file beside `target`, so that no half a model ever stands there."""
+def _copy(source: Path, target: Path, digest: str = "") -> None:
+    """Copy by way of a file beside `target`, so that no half a model ever stands there, nor a damaged one."""
+    from lifl.shm.checksum import StreamChecksum
+
     partial = target.with_name(f".{target.name}.{os.getpid()}")
+    found = StreamChecksum()
     try:
-        shutil.copyfile(source, partial)
-        partial.replace(target)
+        try:
+            with source.open("rb") as read, partial.open("wb") as written:
+                while piece := read.read(COPY_BYTES):
+                    found.update(piece)
+                    written.write(piece)
+            shutil.copymode(source, partial)
+            if digest and f"{found.finish():016x}" != digest:
+                text = f"{source} is damaged: it is not what was written; take an earlier --round"
+                raise Refused("damaged", "round", text)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ResourceFault(f"cannot copy {source} to {target}: {error.strerror}") from error

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
+from lifl.core.limits import ROUNDS_MAX, STATUS_ROUNDS
 from lifl.core.protocol.cli import JobStatus
 from lifl_cli.daemon_client import DaemonClient
 from lifl_cli.options import json_option, state_option
@@ -15,12 +17,20 @@ from lifl_cli.render.figures import printable, receipt_lines
 
 @click.command()
 @click.argument("job")
+@click.option(
+    "--last",
+    type=click.IntRange(0, ROUNDS_MAX),
+    default=STATUS_ROUNDS,
+    show_default=True,
+    metavar="N",
+    help="The last N rounds, each attempt counted.",
+)
 @json_option
 @state_option
-def status(job: str, as_json: bool, state_dir: Path) -> None:
+def status(job: str, last: int, as_json: bool, state_dir: Path) -> None:
     """Show one job: its rounds with their receipts."""
     with DaemonClient(state_dir) as daemon:
-        result = daemon.ask(JobStatus(job))
+        result = job_status(daemon, job, last)
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return
@@ -44,3 +54,13 @@ def status(job: str, as_json: bool, state_dir: Path) -> None:
             click.echo(f"receipt of round {receipts[-1]['round']}")
             for label, value in receipt_lines(receipts[-1]["receipt"]):
                 click.echo(f"  {label:<24} {value}")
+
+
+def job_status(daemon: DaemonClient, job: str, last: int) -> dict[str, Any]:
+    """Return a job with its last rounds, however many frames these take."""
+    result = daemon.ask(JobStatus(job, last=last))
+    lines, more = result["rounds"], result.pop("more")
+    while more is not None and len(lines) < last:
+        page = daemon.ask(JobStatus(job, last=last - len(lines), before=tuple(more)))
+        lines, more = page["rounds"] + lines, page["more"]
+    return {**result, "rounds": lines}

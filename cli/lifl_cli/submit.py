@@ -89,6 +89,10 @@ def _print_event(event: Event, rounds: int) -> None:
             click.echo(f"model: {printable(fields.get('path'))}")
     elif event.name == "round.failed":
         click.echo(f"round {fields['round']:>3}/{rounds}  failed: {printable(fields.get('reason'))}")
+    elif event.name in ("job.paused", "model.damaged"):
+        click.echo(f"{event.name.replace('.', ' ')}: {printable(fields.get('reason'))}")
+    elif event.name == "job.goes_on":
+        click.echo("job goes on")
     elif event.name == "job.over":
         reason = f": {printable(fields['reason'])}" if fields.get("reason") else ""
         click.echo(f"job {printable(fields.get('job'))} {printable(fields.get('status'))}{reason}")

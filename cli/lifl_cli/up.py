@@ -98,8 +98,10 @@ def _node_config(path: str | None, state_dir: str | None, flags: dict[str, Any])
 
 
 def _make_state_dir(folder: Path) -> None:
+    from lifl.node.modes import private_folder
+
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(folder)
     except OSError as error:
         raise ResourceFault(
             f"cannot make the state folder {folder}: {error.strerror}; choose another with --state DIR"
@@ -161,7 +163,9 @@ def _start_detached(config: NodeConfig) -> dict[str, Any]:
     """Start `lifld` in its own session; return its report.  Raise `ResourceFault` with its reason."""
     log_path = Path(config.state_dir) / LOG_FILE
     # What the interpreter itself may say before and beside the log goes to the log's file too.
-    with log_path.open("ab") as log:
+    from lifl.node.modes import open_private
+
+    with open(open_private(log_path, os.O_WRONLY | os.O_APPEND), "ab") as log:
         child = subprocess.Popen(
             # -P: the working folder must not shadow modules.
             [sys.executable, "-P", "-m", "lifl_cli.detached"],

@@ -82,6 +82,8 @@ POINTS = {
     "lifld.job_row.after": "the row is on the disk; what follows from it is not done",
     "lifld.round_row.before": "a round's row (at the end: its commit) is to be written to the database",
     "lifld.round_row.after": "the row is on the disk; no client has heard of it",
+    "lifld.set_aside.before": "rounds whose checkpoints cannot be read are to be marked as damaged in the database",
+    "lifld.set_aside.after": "they are marked; the job has not gone on",
     "lifld.plan_row.before": "a plan is to be written to the database",
     "lifld.plan_row.after": "the plan is on the disk; no client has been selected by it",
     "lifld.fork.before": "a worker is to be asked of the zygote",

@@ -23,7 +23,9 @@ def load(scene: Scene, attempt: int = 1, address: int = 1, **more: object) -> wm
     """What a worker is told to read."""
     slot = scene.slot
     states = {name: key.pack() for name, key in slot.states.items()}
-    return wm.Load(address, attempt, "j", "/m", scene.layout.tensors, slot.model.pack(), states=states, **more)
+    return wm.Load(
+        address, attempt, "j", "/m", scene.layout.tensors, slot.model.pack(), states=states, number=NUMBER, **more
+    )
 
 
 def test_a_job_whose_model_is_elsewhere_is_open_at_once() -> None:

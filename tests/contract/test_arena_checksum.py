@@ -13,6 +13,7 @@ from lifl.shm.checksum import (
     FINITE_BLOCK_BYTES,
     Checksum,
     FiniteCheck,
+    StreamChecksum,
     all_finite,
     checksum,
     first_not_finite,
@@ -156,3 +157,12 @@ def test_the_check_on_arrival_names_the_element_whatever_the_cuts(segment, place
 def test_segments_behind_the_data_are_refused():
     with pytest.raises(LocalFault):
         FiniteCheck(memoryview(bytes(100)), [Segment("float32", 0, 26)])
+
+
+@given(st.lists(st.binary(max_size=300), max_size=8), st.integers(0, 3))
+def test_the_checksum_of_pieces_is_that_of_all_of_them_in_a_row(pieces: list[bytes], blocks: int) -> None:
+    pieces.insert(len(pieces) // 2, bytes(range(256)) * (BLOCK_BYTES * blocks // 256))
+    stream = StreamChecksum()
+    for piece in pieces:
+        stream.update(piece)
+    assert stream.finish() == checksum(b"".join(pieces))

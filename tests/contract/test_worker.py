@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -15,10 +16,12 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from lifl import failpoints
 from lifl.core.errors import ResourceFault
 from lifl.core.ids import Key, Kind, Record
 from lifl.core.protocol.contribution import Contribution, pack_contribution, unpack_contributions
@@ -48,6 +51,7 @@ from lifl.rules import kernels
 from lifl.rules.kernels import vector
 from lifl.shm.layout import ObjectState
 from lifl.shm.owned_arena import OwnedArena
+from lifl.worker import files
 
 WAIT_S = 60.0
 REST_S = 0.5
@@ -489,6 +493,97 @@ def test_files_that_cannot_be_written_or_read_fail_only_their_task(one: Node, tm
     assert "NaN" in worker.channel.take(TaskFailed).text
     assert one.state(output) == ObjectState.WRITING
     worker.sync()
+
+
+def checkpoint_of(one: Node, path: Path, number: int = 7, round_: int = 3) -> Checkpoint:
+    model = one.put(1, update(np.random.default_rng(8)), 1.0)
+    return Checkpoint(0, 1, "j", round_, str(path), TENSORS, model.pack(), number=number, epoch=round_ << 8 | 1)
+
+
+def test_a_checkpoint_says_whose_it_is_and_is_loaded_as_no_other(one: Node, tmp_path: Path) -> None:
+    worker, path = one.fork(), tmp_path / "model"
+    worker.channel.send(checkpoint_of(one, path))
+    (digest,) = worker.channel.take(TaskDone).digests
+    with safetensors.safe_open(path, "numpy") as opened:
+        said = opened.metadata()
+    assert {name: said[name] for name in ("lifl.job", "lifl.number", "lifl.round", "lifl.epoch")} == {
+        "lifl.job": "j",
+        "lifl.number": "7",
+        "lifl.round": "3",
+        "lifl.epoch": str(3 << 8 | 1),
+    }
+    wrong = [("k", 7, 3), ("j", 8, 3), ("j", 7, 4)]
+    for job, number, round_ in wrong:
+        load = Load(0, 2, job, str(path), TENSORS, one.model().pack(), number=number, round=round_, digests=(digest,))
+        worker.channel.send(load)
+        failed = worker.channel.take(TaskFailed)
+        assert f"is not the checkpoint of round {round_}" in failed.text and not failed.retry
+    for own, digests in ((3, (digest,)), (3, ()), (None, ())):
+        output = one.model()
+        load = Load(0, 3, "j", str(path), TENSORS, output.pack(), number=7, round=own, digests=digests)
+        worker.channel.send(load)
+        worker.channel.take(TaskDone)
+        assert one.state(output) == ObjectState.SEALED
+
+
+def test_one_byte_flipped_anywhere_in_a_checkpoint_is_found(one: Node, tmp_path: Path) -> None:
+    worker, path = one.fork(), tmp_path / "model"
+    worker.channel.send(checkpoint_of(one, path))
+    digests = worker.channel.take(TaskDone).digests
+    whole = path.read_bytes()
+    for place in (4000, 4096 + 8, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        output = one.model()
+        worker.channel.send(Load(0, 2, "j", str(path), TENSORS, output.pack(), number=7, round=3, digests=digests))
+        failed = worker.channel.take(TaskFailed)
+        assert not failed.retry
+        assert "damaged" in failed.text or "no usable safetensors file" in failed.text
+        assert one.state(output) == ObjectState.WRITING
+
+
+def test_a_rules_state_is_checked_as_the_model_is(one: Node, tmp_path: Path) -> None:
+    worker = one.fork()
+    state = one.alloc(Kind.STATE, LAYOUT.accumulator_bytes)
+    np.frombuffer(one.arena.data(state), np.uint8)[:] = 0
+    one.arena.seal(state, 1.0, 1)
+    order = checkpoint_of(one, tmp_path / "model")
+    states = {"m": state.pack()}
+    worker.channel.send(msgspec.structs.replace(order, state_path=str(tmp_path / "state"), states=states))
+    digests = worker.channel.take(TaskDone).digests
+    assert len(digests) == 2
+    whole = (tmp_path / "state").read_bytes()
+    (tmp_path / "state").write_bytes(whole[:-1] + b"\1")
+    loaded = {"m": one.alloc(Kind.STATE, LAYOUT.accumulator_bytes).pack()}
+    output = one.model().pack()
+    load = Load(0, 2, "j", order.path, TENSORS, output, str(tmp_path / "state"), loaded, 7, 3, digests)
+    worker.channel.send(load)
+    assert f"{tmp_path / 'state'} is damaged" in worker.channel.take(TaskFailed).text
+
+
+@pytest.mark.parametrize("code", ["ENOSPC", "EIO", "EROFS"])
+@pytest.mark.parametrize("point", ["worker.file_fsync.before", "worker.file_fsync.after", "worker.folder_fsync.before"])
+def test_a_disk_that_refuses_a_checkpoint_is_named_with_what_to_do(tmp_path: Path, code: str, point: str) -> None:
+    arena = OwnedArena.create(f"/lifl-{uuid.uuid4().hex[:16]}", 1 << 24, 1, 64)
+    try:
+        key = arena.alloc(Kind.MODEL, 7, 3 << 8, LAYOUT.data_bytes)
+        path = tmp_path / "model"
+        order = Checkpoint(0, 1, "j", 3, str(path), TENSORS, key.pack(), number=7)
+        with failpoints.armed(f"{point}=raise:{code}"), pytest.raises(ResourceFault) as told:
+            files.checkpoint(order, arena)
+        assert str(path) in str(told.value) and files.ADVICE[getattr(errno, code)] in str(told.value)
+        assert list(tmp_path.glob(".*")) == [], "half a file is left"
+        files.checkpoint(order, arena)
+        assert path.exists()
+    finally:
+        arena.close(unlink=True)
+
+
+def test_a_file_that_is_lost_is_not_waited_for_and_one_whose_folder_is_not_there_is(one: Node, tmp_path: Path) -> None:
+    worker = one.fork()
+    for path, retry in ((tmp_path / "lost", False), (tmp_path / "no" / "disk", True)):
+        worker.channel.send(Load(0, 2, "j", str(path), TENSORS, one.model().pack(), number=7, round=3))
+        failed = worker.channel.take(TaskFailed)
+        assert (failed.retry, str(path) in failed.text) == (retry, True)
 
 
 def descriptors_of(pid: int) -> list[str]:

@@ -224,7 +224,7 @@ class Scene:
             match effect:
                 case fx.SendNode():
                     self._note(led, effect.node, effect.order)
-                case fx.SaveRound() | fx.SaveJob():
+                case fx.SaveRound() | fx.SaveJob() | fx.SetAside():
                     led.rows.append(effect)
                 case fx.Publish():
                     assert effect.job == "j"

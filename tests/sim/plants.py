@@ -28,6 +28,7 @@ from lifl.core.agent.uploads import Uploads
 from lifl.core.coordinator.answers import Answers
 from lifl.core.coordinator.branch_record import BranchState
 from lifl.core.coordinator.branches import BranchTracker
+from lifl.core.coordinator.commits import Commits
 from lifl.core.coordinator.job import Job
 from lifl.core.ids import Key, Kind
 from lifl.core.planning.tree import TaskState
@@ -127,29 +128,29 @@ def partial_is_taken_again(patch: Patch) -> None:
 
 def commit_is_repeated(patch: Patch) -> None:
     """A commit that comes while the next round collects is written twice."""
-    right = Job._commit
+    right = Commits._commit
 
-    def commit(self: Job, round_) -> None:
+    def commit(self: Commits, round_) -> None:
         right(self, round_)
-        if round_.number and self.round is not None and self.round.accepted:
+        if round_.number and self._rounds.current is not None and self._rounds.current.accepted:
             row = {"metrics": {}, "path": "", "receipt": {}, "members": sorted(round_.accepted)}
-            self._turn.emit(fx.SaveRound(self.name, round_.number, round_.attempt, "committed", row))
+            self._turn.emit(fx.SaveRound(self._spec.name, round_.number, round_.attempt, "committed", row))
 
-    patch.setattr(Job, "_commit", commit)
+    patch.setattr(Commits, "_commit", commit)
 
 
 def commits_as_they_are_saved(patch: Patch) -> None:
     """A round is committed as soon as its checkpoint is durable, whether that before it is or not."""
 
-    def saved(self: Job, report: o.ModelSaved) -> None:
-        saving = self.rounds.saving
+    def saved(self: Commits, report: o.ModelSaved) -> bool:
+        saving = self._rounds.saving
         for round_ in [round_ for round_ in saving if round_.epoch == report.epoch]:
             saving.remove(round_)
             self._commit(round_)
-        if self.rounds.committed >= self.spec.config.job.rounds:
-            self.end("finished", "")
+        goes_on, self.paused = bool(self.paused), ""
+        return goes_on
 
-    patch.setattr(Job, "model_saved", saved)
+    patch.setattr(Commits, "saved", saved)
 
 
 def rows_are_not_waited_for(patch: Patch) -> None:

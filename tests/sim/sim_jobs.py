@@ -65,8 +65,9 @@ class SimJob:
         for (number, attempt), (status, fields) in sorted(self.rounds.items()):
             if number > last:
                 tried[number] = (attempt, status, fields)
-        counted = {n: frozenset(f["members"]) for (n, _), (status, f) in self.rounds.items() if status == "committed"}
-        return ev.JobHistory(last, tried, counted)
+        stand = [(n, attempt, f) for (n, attempt), (status, f) in self.rounds.items() if status == "committed"]
+        counted = {number: frozenset(fields["members"]) for number, _, fields in stand}
+        return ev.JobHistory(last, tried, counted, {number: (attempt, ()) for number, attempt, _ in stand})
 
 
 class Disk:
@@ -76,6 +77,7 @@ class Disk:
         self._jobs = jobs
         self.calm = calm  # nothing fails, and no round is short of clients
         self.files: dict[str, Counter[str]] = {}
+        self.damaged: set[str] = set()  # of the files, and of the users' models: those that cannot be read any more
 
     def save_job(self, effect: fx.SaveJob) -> None:
         """Keep what has become of a job."""
@@ -101,6 +103,17 @@ class Disk:
             for client in job.clients.values():
                 client.settled(number)
         job.rounds[number, effect.attempt] = (effect.status, effect.fields)
+
+    def set_aside(self, effect: fx.SetAside) -> None:
+        """Let no round after this one stand any more: what was accepted for those has expired, with a reason."""
+        job = self._jobs[effect.job]
+        for (number, attempt), (status, fields) in job.rounds.items():
+            if number > effect.above and status in ("committed", "open"):
+                job.rounds[number, attempt] = ("damaged", fields)
+                job.commits.pop(number, None)
+        for client in job.clients.values():
+            for number in [number for number in client.accepted if number > effect.above]:
+                client.settled(number)
 
     def _look_at_commit(self, job: SimJob, effect: fx.SaveRound, home: SimStore) -> None:
         number, last = effect.round, job.committed

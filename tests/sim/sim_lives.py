@@ -144,7 +144,9 @@ class Lives:
         for job in known:
             if not job.over:
                 found = orphans.get(job.number, ())
-                if len(cluster.hosts) == 1:
+                # If not it goes on from an older one, and what is after that is not wanted any more.
+                readable = job.spec.path_of(job.committed) not in cluster.disk.damaged
+                if len(cluster.hosts) == 1 and readable:
                     _check_accepted(job, found)
                 events.append(ev.JobResumed(job.facts, job.history(), found))
         return events

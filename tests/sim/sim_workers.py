@@ -144,6 +144,8 @@ class Workers:
         job = cluster.jobs[message.job]
         if isinstance(message, wm.Load):
             if cluster.faults.file_fails():
+                cluster.disk.damaged.add(message.path)
+            if message.path in cluster.disk.damaged:
                 job.excuse = job.excuse or "its model could not be read"
                 worker.fail(message, "Input/output error", retry=False)
                 return
@@ -154,10 +156,10 @@ class Workers:
                 worker.fail(message, "an object is gone", retry=True)
                 return
             if cluster.faults.file_fails():
-                job.excuse = job.excuse or "its checkpoint could not be written"
-                worker.fail(message, "No space left on device", retry=False)
+                worker.fail(message, "No space left on device", retry=True)
                 return
             cluster.disk.files[message.path] = thing.content.copy()
+            cluster.disk.damaged.discard(message.path)
         worker.out.append(wm.TaskDone(message.address, message.attempt, 0.0, 0, 0, 0.0, 0.0))
 
     # ---- aggregation -----------------------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ class Cluster:
         engine, mortal = host.engine, host is self.home and effects
         until = self.rng.randrange(len(effects)) if mortal and self.faults.daemon_dies() else None
         for effect in effects[:until]:
-            if isinstance(effect, fx.SaveRound | fx.SaveJob) and self.faults.row_fails():
+            if isinstance(effect, fx.SaveRound | fx.SaveJob | fx.SetAside) and self.faults.row_fails():
                 until = 0
                 break
             self._effect(host, effect)
@@ -152,6 +152,8 @@ class Cluster:
                 self.disk.save_round(effect, self.home.store)
             case fx.SaveJob():
                 self.disk.save_job(effect)
+            case fx.SetAside():
+                self.disk.set_aside(effect)
             case fx.SavePlan() | fx.Publish():
                 pass
             case _:

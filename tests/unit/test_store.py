@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from lifl.node.store import NodeStore
+from lifl import failpoints
+from lifl.core.config.job import parse_job
+from lifl.core.errors import ResourceFault
+from lifl.node.database import DatabaseFault
+from lifl.node.store import JobRow, NodeStore, UnreadableJob
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[NodeStore]:
+    opened = NodeStore(tmp_path / "lifl.db")
+    yield opened
+    opened.close()
 
 
 def test_a_round_commits_once_whatever_the_attempt(tmp_path: Path) -> None:
@@ -27,3 +40,97 @@ def test_a_round_commits_once_whatever_the_attempt(tmp_path: Path) -> None:
     finally:
         store.close()
     assert committed == [(1, 2, {"members": ["a"]}), (2, 1, {"members": ["c"]})]
+
+
+def test_rounds_that_are_set_aside_may_be_committed_again_once(store: NodeStore) -> None:
+    for number in range(4):
+        store.save_round("j", number, 1, "committed", {"members": ["a"], "digests": ["d"]})
+    store.save_round("j", 4, 1, "open", {})
+    store.set_aside("j", 1, "damaged")
+    store.set_aside("j", 1, "said twice")
+    assert [(row.round, row.status, row.fields.get("reason")) for row in store.rounds("j")] == [
+        (0, "committed", None),
+        (1, "committed", None),
+        (2, "damaged", "damaged"),
+        (3, "damaged", "damaged"),
+        (4, "damaged", "damaged"),
+    ]
+    assert [row.round for row in store.committed("j", 16)] == [0, 1]
+    store.save_round("j", 2, 2, "committed", {})
+    with pytest.raises(sqlite3.IntegrityError):
+        store.save_round("j", 2, 3, "committed", {})
+
+
+def test_rounds_come_in_pages_from_the_last_one_on(store: NodeStore) -> None:
+    for number in range(1, 6):
+        store.save_round("j", number, 1, "failed", {})
+        store.save_round("j", number, 2, "committed", {})
+    store.save_round("j", 6, 1, "open", {})
+    seen, before = [], (1 << 40, 0)
+    while rows := store.rounds_before("j", before, 3):
+        seen += [(row.round, row.attempt) for row in rows]
+        before = seen[-1]
+    assert seen == [(number, attempt) for number in range(5, 0, -1) for attempt in (2, 1)]
+    assert [row.attempt for row in store.round("j", 3)] == [1, 2]
+
+
+def test_a_job_whose_row_cannot_be_read_keeps_no_other_from_being_read(store: NodeStore) -> None:
+    config = parse_job(
+        {"job": {"name": "a", "rounds": 1}, "model": {"path": "/m"}, "selection": {"clients_per_round": 1}}
+    )
+    for name in ("a", "b"):
+        job = msgspec.structs.replace(config, job=msgspec.structs.replace(config.job, name=name))
+        store.add_job(job, (), (), f"/{name}")
+        store.save_job(name, "running", "")
+    store._db.execute("UPDATE jobs SET config = ? WHERE name = 'a'", (b"\xc1",))
+    bad, good = store.jobs()
+    assert isinstance(bad, UnreadableJob) and bad.folder == "/a" and "cannot be read" in bad.fault
+    assert isinstance(good, JobRow) and good.config.job.name == "b"
+    assert (store.job("a"), store.job("b"), store.job("c")) == (bad, good, None)
+
+
+@pytest.mark.parametrize("point", ["job_row", "round_row", "plan_row", "set_aside"])
+@pytest.mark.parametrize("code", ["ENOSPC", "EIO", "EROFS"])
+def test_a_disk_that_refuses_a_row_is_said_with_its_path_and_what_to_do(
+    store: NodeStore, point: str, code: str
+) -> None:
+    calls = {
+        "job_row": lambda: store.save_job("j", "failed", ""),
+        "round_row": lambda: store.save_round("j", 1, 1, "open", {}),
+        "plan_row": lambda: store.save_plan("j", 1, 1, None, None),
+        "set_aside": lambda: store.set_aside("j", 1, ""),
+    }
+    with failpoints.armed(f"lifld.{point}.before=raise:{code}"), pytest.raises(DatabaseFault) as told:
+        calls[point]()
+    assert str(store.path) in str(told.value) and "make room" in str(told.value)
+    calls[point]()
+
+
+def test_a_full_database_is_said_and_takes_rows_when_there_is_room(store: NodeStore) -> None:
+    (pages,) = store._db.execute("PRAGMA page_count").fetchone()
+    store._db.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(DatabaseFault, match="full"):
+        store.save_round("j", 1, 1, "open", {"fill": "x" * 100_000})
+    store._db.execute(f"PRAGMA max_page_count = {pages + 100}")
+    store.save_round("j", 1, 1, "open", {"fill": "x" * 100_000})
+
+
+def test_a_database_that_is_none_is_damage_and_the_command_that_repairs_is_named(tmp_path: Path) -> None:
+    (tmp_path / "lifl.db").write_bytes(b"no database at all" * 1000)
+    with pytest.raises(ResourceFault, match=r"is damaged.*lifl doctor --repair"):
+        NodeStore(tmp_path / "lifl.db")
+
+
+def test_the_number_of_rounds_costs_a_restart_nothing(store: NodeStore) -> None:
+    with store._db:
+        store._db.execute("BEGIN")
+        for number in range(100_000):
+            row = ("j", number, 1, "committed", b"\x80", 0.0)
+            store._db.execute("INSERT INTO rounds VALUES (?, ?, ?, ?, ?, ?)", row)
+    read: list[str] = []
+    store._db.set_trace_callback(read.append)
+    assert [row.round for row in store.committed("j", 2)] == [99_998, 99_999]
+    assert [row.round for row in store.rounds_before("j", (50_000, 1), 1)] == [49_999]
+    for statement in read:
+        plan = store._db.execute(f"EXPLAIN QUERY PLAN {statement}").fetchall()
+        assert all("SEARCH" in line[3] for line in plan), plan

@@ -68,7 +68,8 @@ class SaveJob(msgspec.Struct, frozen=True):
 class SaveRound(msgspec.Struct, frozen=True):
     """Make the round's row durable, before any effect that follows; `fields` is its receipt.
 
-    `status` is ``open``, ``committed`` or ``failed``; a second commit of (job, round) is refused by the store.
+    `status` is ``open``, ``committed`` or ``failed``; a second commit of (job, round) is refused by the store, while
+    the first one stands (`SetAside`).
     """
 
     job: str
@@ -76,6 +77,17 @@ class SaveRound(msgspec.Struct, frozen=True):
     attempt: int
     status: str
     fields: dict[str, Any]
+
+
+class SetAside(msgspec.Struct, frozen=True):
+    """Make durable that the job's rounds after `above` do not stand any more: their status becomes ``damaged``.
+
+    Of those that were committed the models cannot be read; they are run again, under other epochs.
+    """
+
+    job: str
+    above: int
+    reason: str
 
 
 class SavePlan(msgspec.Struct, frozen=True):
@@ -106,6 +118,7 @@ Effect = (
     | SendKeys
     | SaveJob
     | SaveRound
+    | SetAside
     | SavePlan
     | Publish
 )

@@ -22,7 +22,7 @@ from lifl.core import effects as fx
 from lifl.core import events as ev
 from lifl.core import snapshot
 from lifl.core.agent.agent import Agent
-from lifl.core.coordinator.coordinator import Coordinator
+from lifl.core.coordinator.coordinator import Coordinator, check_new
 from lifl.core.coordinator.job import Job
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import Node
@@ -211,7 +211,7 @@ class Engine:
     def _earlier(self, event: ev.JobResumed | ev.JobRecalled, adopting: bool) -> Job:
         """Return a job of an earlier life, as the database knows it."""
         job, history = self.coordinating().make(_spec(event.job)), event.history
-        job.resume(history.committed, dict(history.counted), dict(history.tried), adopting)
+        job.resume(history.committed, dict(history.counted), dict(history.tried), adopting, dict(history.models))
         return job
 
     def _node_up(self, event: ev.NodeUp) -> None:
@@ -246,6 +246,11 @@ class Engine:
 
 def _spec(facts: ev.JobFacts) -> JobSpec:
     return JobSpec(facts.number, facts.config, Layout(facts.tensors), facts.states, facts.folder)
+
+
+def check_submitted(engine: Engine, job: ev.JobFacts) -> None:
+    """Raise `Refused` when handling `JobSubmitted` would; nothing is changed."""
+    check_new(engine.coordinating(), _spec(job), engine.agent.quota.total_bytes)
 
 
 HANDLERS: Mapping[type, Callable[[Engine, Any], object]] = {

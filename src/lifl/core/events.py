@@ -78,12 +78,13 @@ class JobHistory(msgspec.Struct, frozen=True):
     """What the database knows of a job of an earlier life.
 
     `committed` is its last committed round (-1: none), `tried` the newest (attempt, status, fields) of each round after
-    it, `counted` the clients of the last committed rounds.
+    it, `counted` the clients of the last committed rounds; `models` has the attempt and the digests of each of these.
     """
 
     committed: int
     tried: dict[int, tuple[int, str, dict[str, Any]]]
     counted: dict[int, frozenset[str]]
+    models: dict[int, tuple[int, tuple[str, ...]]] = {}
 
 
 class JobResumed(Event, frozen=True):

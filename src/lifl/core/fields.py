@@ -10,6 +10,8 @@ from lifl.core.limits import (
     ADDRESS_CHARS_MAX,
     ARENA_BYTES_MAX,
     CAPACITY_MAX,
+    CHECKPOINT_FILES_MAX,
+    CHECKSUM_CHARS_MAX,
     CONFIG_PATH_CHARS_MAX,
     COUNT_MAX,
     DEADLINE_S_MAX,
@@ -78,6 +80,11 @@ WorkersMax = Annotated[int, msgspec.Meta(ge=0, le=WORKERS_MAX)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=DEADLINE_S_MAX)]
 Digest = Annotated[bytes, msgspec.Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
 """A schema's (`schema.Layout.digest`), for those who have the tensors."""
+Digests = Annotated[
+    tuple[Annotated[str, msgspec.Meta(max_length=CHECKSUM_CHARS_MAX)], ...],
+    msgspec.Meta(max_length=CHECKPOINT_FILES_MAX),
+]
+"""Of a checkpoint's files, the model's and the states' as far as there are any: checksums as hexadecimal digits."""
 KeyBytes = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 AnyKey = Annotated[bytes, msgspec.Meta(max_length=16)]
 """A key, or nothing."""

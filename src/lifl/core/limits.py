@@ -82,6 +82,9 @@ DIMENSIONS_MAX = 32
 TENSOR_NAME_CHARS_MAX = 256
 DTYPE_CHARS_MAX = 16
 DIGEST_BYTES = 32
+CHECKPOINT_FILES_MAX = 8
+"""Files of one checkpoint of which a row has the digests: the model's and the rule states' are two."""
+CHECKSUM_CHARS_MAX = 64
 COUNT_MAX = (1 << 63) - 1
 """Any count, number or size that has no limit of its own: what the database holds, too."""
 INCARNATION_MAX = 1 << 53
@@ -100,6 +103,15 @@ COST_S_MAX = 1e12
 
 ROUNDS_REMEMBERED = 16
 """Committed rounds whose members are kept in memory, to answer clients that come back late."""
+
+# ---- disks: when what could not be written is tried again ------------------------------------------------------------
+
+FILE_RETRY_S = 1.0
+"""After how long a file that could not be read or written is tried again; each further wait is twice as long."""
+FILE_RETRY_S_MAX = 30.0
+DATABASE_RETRY_S = 0.5
+"""The same for a row that the database did not take."""
+DATABASE_RETRY_S_MAX = 10.0
 
 # ---- a gateway's connection: how long, how many bytes, how many at a time -------------------------------------------
 
@@ -145,5 +157,9 @@ GREETINGS_MAX = 256
 """Connections of a control port whose PeerHello is not complete; those beyond are told to come again."""
 CLI_CONNECTIONS_MAX = 64
 """Command lines that one daemon serves at a time."""
+PAGE_BYTES_MAX = 4 * 1024 * 1024
+"""Lines in one answer to the command line: half of a frame, for a job's config and its running round stand beside."""
+STATUS_ROUNDS = 100
+"""Rounds that `lifl status` shows when it is not told how many."""
 MODEL_HEADER_BYTES_MAX = 32 * 1024 * 1024
 """The header of a safetensors file."""

@@ -133,6 +133,11 @@ class Child:
             self._link.send(*messages, descriptors=descriptors)
             failpoints.hit("lifld.child.after")
 
+    def hold(self, held: bool) -> None:
+        """Read nothing from the process while it is `held`: then it is slowed by its socket."""
+        if self._link is not None:
+            (self._link.pause_reading if held else self._link.resume_reading)()
+
     def last_words(self) -> str:
         """Return the end of what the process wrote to standard error."""
         return self._errors.text() if self._errors is not None else ""

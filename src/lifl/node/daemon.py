@@ -15,6 +15,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from lifl.node.driver import Driver
 from lifl.node.link import Link
 from lifl.node.locks import StateLocks
 from lifl.node.meters import Meters
+from lifl.node.modes import open_private
 from lifl.node.performer import Performer
 from lifl.node.requests import Requests
 from lifl.node.resume import resume_jobs
@@ -72,6 +74,7 @@ class Daemon:
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._bridge: Bridge | None = None
+        self._paused = False
         self._opened = contextlib.ExitStack()
         try:
             self._open(locks)
@@ -99,7 +102,8 @@ class Daemon:
         self._meters = Meters(self.gateway, self.zygote)
         self._performer = Performer(self.gateway, self.workers, self.store, self.cli, self._meters, self._unsendable)
         self._driver = Driver(self.engine, folder, self._performer.perform)
-        shown = (self.engine, self.arena, self.gateway, self.zygote, self.workers, self._meters)
+        self._driver.on_pause = self.gateway.hold
+        shown = (self.engine, self.arena, self.gateway, self.zygote, self.workers, self._meters, self._pause)
         self.status = NodeStatus(self.identity, folder, bool(config.capacity), warnings, *shown)
         self._requests = Requests(self._driver, self.store, self.cli, self.status, folder, self._shut_down)
 
@@ -132,6 +136,9 @@ class Daemon:
         end = self._gateway_gone if "gateway" in module else self._zygote_gone
         return Child(module, arguments, passed, kinds, on_message, end, self._broken, self._loop.time)
 
+    def _pause(self) -> str:
+        return str(self._driver.fault or "")
+
     def _shut_down(self) -> None:
         self._loop.call_soon(self.done.set)  # the request is answered first
 
@@ -147,14 +154,19 @@ class Daemon:
         """
         failpoints.hit("lifld.children.before")
         self.zygote.start()
-        adopted = resume_jobs(self._driver.handle, self.store, self.arena, coordinates=not self.config.join)
+        resumed = resume_jobs(self._driver.handle, self.store, self.arena, coordinates=not self.config.join)
         self.gateway.start()
         self._performer.perform(self.engine.schemas())
         await self._until_ready()
         if self.config.control or self.config.join:
             self._bridge = self._join()
+        self._requests.unreadable = resumed.unreadable
+        self.status.warnings += [
+            f"job {name} could not be taken up: {why}; `lifl cancel {name}` ends it"
+            for name, why in resumed.unreadable.items()
+        ]
         self._locks.say(at.UP)
-        return self.status.report(adopted)
+        return self.status.report({"jobs": resumed.jobs, "updates": resumed.updates})
 
     async def _until_ready(self) -> None:
         told: asyncio.Future[Any] = self._loop.create_task(self.done.wait())
@@ -218,11 +230,13 @@ class Daemon:
         """End all children and remove everything that the node has made, but for its database and models."""
         self._locks.say(at.STOPPING)
         self._driver.close()
+        self._paused = self._driver.fault is not None
         self._opened.close()
 
     def _close_arena(self) -> None:
-        """Keep the segment after a failure if it holds ACCEPTED updates: the next lifld goes on from it."""
-        self.arena.close(unlink=self.failure is None or not any(True for _ in self.arena.live()))
+        """Keep the segment after a failure, or in a pause, if it holds updates: the next lifld goes on from it."""
+        whole = self.failure is None and not self._paused
+        self.arena.close(unlink=whole or not any(True for _ in self.arena.live()))
 
     # ---- events ------------------------------------------------------------------------------------------------------
 
@@ -277,6 +291,14 @@ class Daemon:
         self._driver.handle(ev.Bounced(address, key))
 
 
+class PrivateLog(logging.handlers.RotatingFileHandler):
+    """A log whose files are their user's alone."""
+
+    def _open(self) -> TextIOWrapper:
+        os.close(open_private(Path(self.baseFilename), os.O_WRONLY))
+        return super()._open()
+
+
 def run(config: NodeConfig, announce: Announce, log_to_file: bool = False) -> None:
     """Run a node until SIGTERM, SIGINT, SIGHUP or `lifl down`; call `announce` once, when it is ready.
 
@@ -317,9 +339,7 @@ async def _run(config: NodeConfig, folder: Path, locks: StateLocks, announce: An
 def _set_up_log(folder: Path, log_to_file: bool) -> None:
     handler: logging.Handler = logging.StreamHandler()
     if log_to_file:
-        handler = logging.handlers.RotatingFileHandler(
-            folder / "lifld.log", maxBytes=LOG_BYTES_MAX, backupCount=LOG_FILES_MAX
-        )
+        handler = PrivateLog(folder / "lifld.log", maxBytes=LOG_BYTES_MAX, backupCount=LOG_FILES_MAX)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("lifl")
     logger.handlers = [handler]

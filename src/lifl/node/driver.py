@@ -1,5 +1,8 @@
 """Runs the engine: each event goes in with the clock, what it wants done is performed, and its timer is set.
 
+When a row cannot be written (its disk is full, or read-only) nothing that is behind it is performed: the *pause* lasts
+until it is, tried again after a while that doubles.  Events that come meanwhile wait, in their order.
+
 The clock is the system's monotonic one, not the loop's, which stands still within a turn and counts milliseconds.
 """
 
@@ -8,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,8 @@ from lifl.core import effects as fx
 from lifl.core import events as ev
 from lifl.core.engine import Engine
 from lifl.core.errors import Impossible, LocalFault, Refused, RemoteFault, ResourceFault
+from lifl.core.limits import DATABASE_RETRY_S, DATABASE_RETRY_S_MAX
+from lifl.node.database import DatabaseFault
 from lifl.node.recordings import write_recording
 
 log = logging.getLogger("lifl.driver")
@@ -28,10 +34,14 @@ class Driver:
     """The engine in a running loop.
 
     `perform` performs effects in order; it must not hand in events itself.  When the engine meets what it holds
-    impossible, its last events are written to a file of `folder`.
+    impossible, its last events are written to a file of `folder`.  `on_pause` is told of each pause's begin and end.
     """
 
     def __init__(self, engine: Engine, folder: Path, perform: Callable[[Sequence[fx.Effect]], None]) -> None:
+        self.fault: DatabaseFault | None = None  # why nothing is performed now
+        self.on_pause: Callable[[bool], None] = lambda _paused: None
+        self._backlog: deque[Any] = deque()  # events that came in the pause
+        self._retry_s = DATABASE_RETRY_S
         self.engine = engine
         self._folder = folder
         self._perform = perform
@@ -48,17 +58,62 @@ class Driver:
         """
         if self._closed:
             return
-        self._do(self._decided(event))
-        while self.engine.writing:
-            self._do(self._decided(ev.RowsWritten()))
+        if self.fault is not None:
+            self._backlog.append(event)
+            return
+        self._go_on(self._decided(event))
+
+    def _go_on(self, effects: Sequence[fx.Effect]) -> None:
+        """Perform effects, and what waits for their rows."""
+        try:
+            self._do(effects)
+            while self.engine.writing:
+                self._do(self._decided(ev.RowsWritten()))
+        except DatabaseFault as fault:
+            self._pause(fault)
+            return
+        if self.fault is not None:
+            self._end_pause()
         self._set_timer()
         if self._settled is not None and not self.engine.busy():
             self._settled.set()
 
+    def _pause(self, fault: DatabaseFault) -> None:
+        """Wait, and try again."""
+        if self.fault is None:
+            log.error("database.paused %s; what follows waits, and it is tried again by itself", fault)
+            self._retry_s = DATABASE_RETRY_S
+            self.on_pause(True)
+        self.fault = fault
+        self._loop.call_later(self._retry_s, self._retry)
+        self._retry_s = min(2 * self._retry_s, DATABASE_RETRY_S_MAX)
+
+    def _retry(self) -> None:
+        if self.fault is not None and not self._closed:
+            self._go_on(self.fault.rest)
+
+    def _end_pause(self) -> None:
+        log.warning("database.goes_on events=%d", len(self._backlog))
+        self.fault = None
+        self.on_pause(False)
+        while self._backlog and self.fault is None:
+            event = self._backlog.popleft()
+            try:
+                effects = self._decided(event)
+            except (Refused, RemoteFault) as error:  # whoever said it may be gone by now
+                log.warning("driver.refused %s %s", type(event).__name__, error)
+            else:
+                self._go_on(effects)
+
     def _do(self, effects: Sequence[fx.Effect]) -> None:
-        """Perform effects; when that fails, what is decided and what is done are not the same any more."""
+        """Perform effects; when that fails, what is decided and what is done are not the same any more.
+
+        Raise `DatabaseFault` when a row cannot be written now: the rest is performed when it can.
+        """
         try:
             self._perform(effects)
+        except DatabaseFault:
+            raise
         except Exception as error:
             self._closed = True
             raise Impossible(f"what was decided could not be done: {type(error).__name__}: {error}") from error
@@ -93,9 +148,12 @@ class Driver:
         self.handle(ev.Tick())
 
     async def settled(self) -> None:
-        """Return when no round whose updates are all in waits for its commit (an agent: for its partial's way)."""
+        """Return when no round whose updates are all in waits for its commit (an agent: for its partial's way).
+
+        In a pause that may be long: it is not waited for.
+        """
         self._settled = asyncio.Event()
-        if self.engine.busy():
+        if self.engine.busy() and self.fault is None:
             await self._settled.wait()
 
     def close(self) -> None:

@@ -122,6 +122,16 @@ class Link:
                 self._empty_until = self._loop.create_future()
             await asyncio.shield(self._empty_until)
 
+    def pause_reading(self) -> None:
+        """Take no more messages from the socket until `resume_reading`; what was read already still comes."""
+        if not self._closed:
+            self._loop.remove_reader(self._sock.fileno())
+
+    def resume_reading(self) -> None:
+        """Take messages again."""
+        if not self._closed:
+            self._loop.add_reader(self._sock.fileno(), self._readable)
+
     def close(self) -> None:
         """End the link; what still waits is dropped."""
         self._end(None)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lifl.core.errors import ResourceFault
+from lifl.node.modes import open_private
 
 CHILDREN_END_S = 10.0
 """How long the children of a killed daemon may take to end; they are killed by the kernel with it."""
@@ -76,8 +77,8 @@ class StateLocks:
     """The locks of a state folder.  Raise `ResourceFault` when another daemon runs on it."""
 
     def __init__(self, folder: Path) -> None:
-        self._daemon = os.open(folder / "lifld.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self.children = os.open(folder / "children.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._daemon = open_private(folder / "lifld.lock", os.O_RDWR)
+        self.children = open_private(folder / "children.lock", os.O_RDWR)
         try:
             self._take_daemon(folder)
             self._take_children(folder)

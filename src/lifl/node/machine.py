@@ -21,6 +21,7 @@ from lifl.core.modelfile import LENGTH_BYTES, decode_header, header_bytes
 from lifl.core.protocol.contribution import Contribution, unpack_contributions
 from lifl.core.schema import TensorSpec
 from lifl.node import cgroups
+from lifl.node.modes import private_folder
 from lifl.shm.layout import ObjectState
 from lifl.shm.owned_arena import OwnedArena
 from lifl.shm.segment import SegmentMissing, SegmentUnfinished, SegmentUnusable, remove_segment
@@ -33,7 +34,10 @@ PROCESSES_BYTES = 128 * 1024 * 1024
 
 
 def state_folder(config: NodeConfig) -> Path:
-    """Return the node's folder, made if need be, closed to other users."""
+    """Return the node's folder, made if need be, closed to other users.
+
+    Raise `ResourceFault` when it cannot be made or written to, or when other users may write to it.
+    """
     chosen = config.state_dir or os.environ.get("LIFL_STATE") or "~/.local/state/lifl"
     try:
         folder = Path(chosen).expanduser().absolute()
@@ -45,8 +49,8 @@ def state_folder(config: NodeConfig) -> Path:
             f"{STATE_DIR_BYTES_MAX}: choose a shorter one with --state"
         )
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (folder / "jobs").mkdir(mode=0o700, exist_ok=True)
+        private_folder(folder)
+        private_folder(folder / "jobs")
     except OSError as error:
         raise ResourceFault(
             f"state folder {folder} cannot be made: {error.strerror}; choose another with --state"

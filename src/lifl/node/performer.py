@@ -16,6 +16,7 @@ from lifl.core.protocol import gateway as gm
 from lifl.node.children import Child
 from lifl.node.cli_server import CliServer
 from lifl.node.cluster.transport import Peers
+from lifl.node.database import DatabaseFault
 from lifl.node.meters import Meters
 from lifl.node.store import NodeStore
 from lifl.node.workers import Workers
@@ -24,6 +25,9 @@ log = logging.getLogger("lifl.daemon")
 
 OF_EACH_UPDATE = frozenset({"update.accepted"})
 """Events that are in no ordinary log: a line for each would cost as much as what it tells of."""
+
+FOR_THE_OPERATOR = frozenset({"job.paused", "job.goes_on", "model.damaged", "model.unchecked"})
+"""Events that somebody should see, and perhaps do something about."""
 
 
 class Performer:
@@ -51,9 +55,12 @@ class Performer:
         self.peers: Peers | None = None
 
     def perform(self, effects: Sequence[fx.Effect]) -> None:
-        """Perform effects in order."""
+        """Perform effects in order.
+
+        Raise `DatabaseFault` when a row cannot be written now: it and what is behind it is not performed.
+        """
         messages: list[gm.ToGateway] = []  # that follow one another: one system call, and the gateway wakes once
-        for effect in effects:
+        for done, effect in enumerate(effects):
             if isinstance(effect, gm.ToGateway):
                 messages.append(effect)
                 continue
@@ -63,6 +70,9 @@ class Performer:
                 self._perform(effect)
             except FrameTooLong as fault:
                 self._unsendable(effect, fault)
+            except DatabaseFault as fault:
+                fault.rest = effects[done:]
+                raise
         self._send_gateway(messages)
 
     def _send_gateway(self, messages: list[gm.ToGateway]) -> None:
@@ -113,6 +123,8 @@ class Performer:
             case fx.SaveRound():
                 self._meters.complete(effect, self._workers.redirector.name)
                 self._store.save_round(effect.job, effect.round, effect.attempt, effect.status, effect.fields)
+            case fx.SetAside():
+                self._store.set_aside(effect.job, effect.above, effect.reason)
             case fx.SavePlan():
                 self._store.save_plan(effect.job, effect.round, effect.attempt, effect.request, effect.plan)
             case fx.Publish():
@@ -121,6 +133,7 @@ class Performer:
     def _publish(self, effect: fx.Publish) -> None:
         self._meters.published(effect)
         level = logging.DEBUG if effect.name in OF_EACH_UPDATE else logging.INFO
+        level = logging.WARNING if effect.name in FOR_THE_OPERATOR else level
         if log.isEnabledFor(level):
             shown = " ".join(f"{name}={value}" for name, value in effect.fields.items() if name != "receipt")
             log.log(level, "%s job=%s %s", effect.name, effect.job, shown)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,18 +13,25 @@ import msgspec
 from lifl.core import events as ev
 from lifl.core.config.job import JobConfig, parse_job
 from lifl.core.coordinator.job import Job
+from lifl.core.engine import check_submitted
 from lifl.core.errors import ConfigError, LiflError, LocalFault, Refused
+from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.planning.planner import make_plan
 from lifl.core.planning.request import plan_request
 from lifl.core.protocol import cli as om
-from lifl.core.schema import Layout, check_fits
-from lifl.node import machine, views
+from lifl.core.schema import Layout, TensorSpec
+from lifl.node import folders, machine, views
 from lifl.node.cli_server import CliServer
 from lifl.node.driver import Driver
 from lifl.node.link import Link
 from lifl.node.recordings import write_recording
 from lifl.node.status import NodeStatus
-from lifl.node.store import PLANS_MAX, JobRow, NodeStore
+from lifl.node.store import PLANS_MAX, AnyJob, JobRow, NodeStore, RoundRow, UnreadableJob
+
+ATTEMPTS_SHOWN = 16
+"""Attempts at one round that are shown when it is asked for."""
+ROWS_READ = 64
+"""Rows of rounds that are read at a time."""
 
 
 class Requests:
@@ -47,6 +53,7 @@ class Requests:
         self._status = status
         self._folder = folder
         self._shut_down = shut_down
+        self.unreadable: dict[str, str] = {}  # jobs that could not be taken up, and why
 
     def handle(self, message: Any, link: Link) -> dict[str, Any]:
         """Return the result of one request."""
@@ -54,13 +61,11 @@ class Requests:
             case om.SubmitJob():
                 return self._submit(message, link)
             case om.ListJobs():
-                return {"jobs": [self._line(row) for row in self._store.jobs()]}
+                return self._list_jobs(message.after)
             case om.JobStatus():
-                return self._job_status(message.job)
+                return self._job_status(message)
             case om.CancelJob():
-                name = self._row(message.job).name
-                self._driver.handle(ev.JobCancelled(name))
-                return {"job": name, "status": self._engine.jobs[name].status}
+                return self._cancel(message.job)
             case om.ListNodes():
                 return {"nodes": self._status.nodes()}
             case om.PlanJob():
@@ -89,21 +94,15 @@ class Requests:
         name = config.job.name
         tensors = machine.read_schema(config.model.path)
         layout = Layout(tensors)
-        check_fits(layout)  # before anything is made or stored
-        if any(row.name == name for row in self._store.jobs()):
-            text = f"a job named {name!r} is here already; choose another name (--set job.name=...)"
-            raise Refused("job-exists", "job.name", text)
         folder = Path(config.checkpoint.folder or self._folder / "jobs" / name)
-        self._make_folder(folder, config)
-        number = self._store.add_job(config, tensors, message.states, str(folder))
+        number = self._accept(config, tensors, message.states, folder)
         if message.follow:
             self._cli.follow(name, link)
         try:
-            facts = ev.JobFacts(number, config, tensors, message.states, str(folder))
-            self._driver.handle(ev.JobSubmitted(facts))
+            self._driver.handle(ev.JobSubmitted(ev.JobFacts(number, config, tensors, message.states, str(folder))))
         except LiflError:
             self._cli.unfollow(name, link)
-            self._store.drop_job(name)
+            self._drop(name, number, folder)
             raise
         job = self._engine.jobs[name]
         return {
@@ -115,44 +114,107 @@ class Requests:
             "peak_bytes": job.spec.bytes_min(),
         }
 
-    @staticmethod
-    def _make_folder(folder: Path, config: JobConfig) -> None:
+    def _accept(self, config: JobConfig, tensors: tuple[TensorSpec, ...], states: tuple[str, ...], folder: Path) -> int:
+        """Make folder and row of a new job, after all that can refuse it has; return its number."""
+        name = config.job.name
+        self._check_goes_on()
+        if self._store.job(name) is not None:
+            text = f"a job named {name!r} is here already; choose another name (--set job.name=...)"
+            raise Refused("job-exists", "job.name", text)
+        check_submitted(self._engine, ev.JobFacts(0, config, tensors, states, str(folder)))
+        folders.make_folder(folder)
+        number = self._store.add_job(config, tensors, states, str(folder))
         try:
-            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        except OSError as error:
-            text = f"folder {folder} cannot be made: {error.strerror}; choose another in checkpoint.folder"
-            raise Refused("bad-config", "checkpoint.folder", text) from error
-        if not os.access(folder, os.W_OK | os.X_OK):
-            text = f"folder {folder} is not writable for lifld; choose another in checkpoint.folder"
-            raise Refused("bad-config", "checkpoint.folder", text)
-        if (folder / "round-00000.safetensors").exists():
-            text = (
-                f"folder {folder} holds the models of another job; move them away, or choose another in "
-                f"checkpoint.folder (or another job.name than {config.job.name!r})"
-            )
-            raise Refused("folder-in-use", "checkpoint.folder", text)
+            folders.claim(folder, self._engine.node, number, name)
+        except LiflError:
+            self._store.drop_job(name)
+            raise
+        return number
 
-    def _row(self, name: str) -> JobRow:
-        rows = self._store.jobs()
-        for row in rows:
-            if row.name == name:
-                return row
-        known = ", ".join(row.name for row in rows[-8:]) or "none"
-        raise Refused("unknown-job", "job", f"this node has no job {name!r}; it has: {known}")
+    def _drop(self, name: str, number: int, folder: Path) -> None:
+        folders.release(folder, self._engine.node, number)
+        self._store.drop_job(name)
 
-    def _line(self, row: JobRow) -> dict[str, Any]:
-        return views.job_line(row, self._store.rounds(row.name), self._engine.jobs.get(row.name))
+    def _check_goes_on(self) -> None:
+        """Raise `Refused` while rows cannot be written: what the user wants could not be kept."""
+        if self._driver.fault is not None:
+            raise Refused("paused", "node", f"the node is paused, try again later: {self._driver.fault}")
 
-    def _job_status(self, name: str) -> dict[str, Any]:
-        row = self._row(name)
-        rounds = self._store.rounds(name)
-        job = self._engine.jobs.get(name)
+    def _cancel(self, job: str) -> dict[str, Any]:
+        """End a job, also one that could not be taken up."""
+        row = self._row(job)
+        self._check_goes_on()
+        if row.name in self._engine.jobs:
+            self._driver.handle(ev.JobCancelled(row.name))
+            return {"job": row.name, "status": self._engine.jobs[row.name].status}
+        if row.status != "running":
+            raise Refused("job-over", "job", f"job {row.name!r} is {row.status} already")
+        self._store.save_job(row.name, "cancelled", f"cancelled by the user; {self._fault(row)}"[:TEXT_CHARS_MAX])
+        self.unreadable.pop(row.name, None)
+        return {"job": row.name, "status": "cancelled"}
+
+    def _fault(self, row: AnyJob) -> str:
+        """Return why a job could not be taken up."""
+        return self.unreadable.get(row.name, "") or (row.fault if isinstance(row, UnreadableJob) else "")
+
+    def _row(self, name: str) -> AnyJob:
+        row = self._store.job(name)
+        if row is None:
+            known = ", ".join(self._store.known_names()) or "none"
+            raise Refused("unknown-job", "job", f"this node has no job {name!r}; it has: {known}")
+        return row
+
+    def _line(self, row: AnyJob) -> dict[str, Any]:
+        paused = str(self._driver.fault or "")
+        if isinstance(row, UnreadableJob):
+            return views.unreadable_line(row)
+        last: RoundRow | None = None
+        fault = self._fault(row)
+        try:
+            last = next(iter(self._store.committed(row.name, 1)), None)
+        except ValueError as error:
+            fault = fault or f"its rounds cannot be read: {error!r}"
+        return views.job_line(row, last, self._engine.jobs.get(row.name), paused, fault)
+
+    def _list_jobs(self, after: int) -> dict[str, Any]:
+        """Return a page of the jobs, and the number that the next one comes after."""
+        page = views.Page()
+        for row in self._store.jobs(after):
+            if not page.add(self._line(row)):
+                return {"jobs": page.lines, "more": after}
+            after = row.number
+        return {"jobs": page.lines, "more": None}
+
+    def _job_status(self, message: om.JobStatus) -> dict[str, Any]:
+        row = self._row(message.job)
+        job = self._engine.jobs.get(row.name)
+        lines, more = self._round_lines(row.name, message)
         return {
-            "job": views.job_line(row, rounds, job),
-            "config": msgspec.to_builtins(row.config),
+            "job": self._line(row),
+            "config": msgspec.to_builtins(row.config) if isinstance(row, JobRow) else {},
             "now": self._now(job),
-            "rounds": [views.round_line(r) for r in rounds if r.round > 0 and r.status != "open"],
+            "rounds": lines,
+            "more": more,
         }
+
+    def _round_lines(self, name: str, message: om.JobStatus) -> tuple[list[dict[str, Any]], tuple[int, int] | None]:
+        """Return what is asked for of the rounds, as far as it fits, and where the next page goes on."""
+        try:
+            if message.round is not None:
+                found = [row for row in self._store.round(name, message.round) if row.status != "open"]
+                return [views.round_line(row) for row in found[-ATTEMPTS_SHOWN:]], None
+            page, before = views.Page(), message.before
+            while len(page.lines) < message.last:
+                rows = self._store.rounds_before(name, before, min(ROWS_READ, message.last - len(page.lines)))
+                for row in rows:
+                    if not page.add(views.round_line(row)):
+                        return page.lines[::-1], before
+                    before = (row.round, row.attempt)
+                if not rows:
+                    break
+        except ValueError:
+            return [], None
+        return page.lines[::-1], None
 
     def _now(self, job: Job | None) -> dict[str, Any] | None:
         if job is None:
@@ -187,10 +249,10 @@ class Requests:
         return {"decisions": [msgspec.to_builtins(row) for row in rows]}
 
     def _snapshot(self) -> dict[str, Any]:
-        jobs = [
-            {**self._line(row), "now": self._now(self._engine.jobs.get(row.name))}
-            for row in self._store.jobs()
-            if row.name in self._engine.jobs
-        ]
+        page = views.Page()
+        for name in [*self._engine.jobs, *self.unreadable]:
+            row = self._store.job(name)
+            if row is not None and not page.add({**self._line(row), "now": self._now(self._engine.jobs.get(name))}):
+                break
         status = self._status
-        return {"node": status.now(), "nodes": status.nodes(), "workers": status.workers(), "jobs": jobs}
+        return {"node": status.now(), "nodes": status.nodes(), "workers": status.workers(), "jobs": page.lines}

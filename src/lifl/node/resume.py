@@ -6,14 +6,19 @@ Updates that were not sealed will not come; but a direct client may still write 
 from __future__ import annotations
 
 import logging
+from collections import deque
+from pathlib import Path
+from typing import NamedTuple
 
 from lifl.core import events as ev
-from lifl.core.errors import RemoteFault
+from lifl.core.errors import Refused, RemoteFault
 from lifl.core.ids import Kind
-from lifl.core.limits import ROUNDS_REMEMBERED
+from lifl.core.limits import ROUNDS_REMEMBERED, TEXT_CHARS_MAX
 from lifl.core.protocol.contribution import unpack_contributions
+from lifl.core.schema import Layout, check_fits
+from lifl.node import folders
 from lifl.node.driver import Handle
-from lifl.node.store import JobRow, NodeStore
+from lifl.node.store import JobRow, NodeStore, UnreadableJob
 from lifl.shm.layout import ObjectState
 from lifl.shm.owned_arena import OwnedArena
 
@@ -23,35 +28,96 @@ OVER_REMEMBERED = 64
 """Jobs that were over already whose clients still get an answer, the last ones."""
 
 
-def resume_jobs(handle: Handle, store: NodeStore, arena: OwnedArena, coordinates: bool) -> dict[str, int]:
-    """Start the jobs that were not over; return how many, with how many accepted updates."""
+class Resumed(NamedTuple):
+    """What a new daemon has taken up: how many jobs, with how many accepted updates; and what it could not."""
+
+    jobs: int
+    updates: int
+    unreadable: dict[str, str]
+
+
+def resume_jobs(handle: Handle, store: NodeStore, arena: OwnedArena, coordinates: bool) -> Resumed:
+    """Start the jobs that were not over.
+
+    One that cannot be read, or whose folder is another's, keeps no other and not the node: it waits as it is, until
+    `lifl cancel` ends it, or a lifld that can read it comes.
+    """
+    for name, number, folder in store.unaccepted():
+        folders.release(Path(folder), arena.node, number)
+        store.drop_job(name)
     # Before anything is allocated anew.
     orphans = _orphans(arena)
     unsealed = tuple(key for key, entry in arena.live() if entry.state == ObjectState.WRITING)
-    rows = store.jobs()
-    running = [row for row in rows if row.status == "running"]
+    running, over, unreadable = known_jobs(store, arena.node)
     # What was left of a job that is over, or (on the coordinator) of none that is known, is not wanted.
-    for number in orphans.keys() - {row.number for row in running} if coordinates else ():
+    for number in orphans.keys() - {job.number for job, _ in running} if coordinates else ():
         for key, *_ in orphans.pop(number):
             arena.free(key)
     handle(ev.ArenaAdopted({} if coordinates else orphans, unsealed))
-    for row in [row for row in rows if row.status != "running"][-OVER_REMEMBERED:]:
-        handle(ev.JobRecalled(_facts(row), _history(store, row), row.status, row.reason))
-    adopted = {"jobs": len(running), "updates": 0}
-    for row in running:
-        found, history = orphans.get(row.number, ()), _history(store, row)
-        if history.committed >= row.config.job.rounds:  # killed before it could say so
-            store.save_job(row.name, "finished", "")
+    for facts, history, status, reason in over:
+        handle(ev.JobRecalled(facts, history, status, reason))
+    jobs = updates = 0
+    for facts, history in running:
+        found = orphans.get(facts.number, ())
+        if history.committed >= facts.config.job.rounds:  # killed before it could say so
+            store.save_job(facts.config.job.name, "finished", "")
             for key, *_ in found:
                 arena.free(key)
-            handle(ev.JobRecalled(_facts(row), history, "finished", ""))
-            adopted["jobs"] -= 1
+            handle(ev.JobRecalled(facts, history, "finished", ""))
             continue
-        adopted["updates"] += len({member.client for _, _, _, members in found for member in members})
-        handle(ev.JobResumed(_facts(row), history, found))
+        jobs += 1
+        updates += len({member.client for _, _, _, members in found for member in members})
+        handle(ev.JobResumed(facts, history, found))
     if running:
-        log.info("daemon.resumed jobs=%d updates=%d", adopted["jobs"], adopted["updates"])
-    return adopted
+        log.info("daemon.resumed jobs=%d updates=%d", jobs, updates)
+    for name, why in unreadable.items():
+        log.error("job.unreadable job=%s %s; `lifl cancel %s` ends it", name, why, name)
+    return Resumed(jobs, updates, unreadable)
+
+
+class Known(NamedTuple):
+    """The jobs of the database: those that run, the last ones that are over, and why others could not be taken up."""
+
+    running: list[tuple[ev.JobFacts, ev.JobHistory]]
+    over: list[tuple[ev.JobFacts, ev.JobHistory, str, str]]
+    unreadable: dict[str, str]
+
+
+def known_jobs(store: NodeStore, node: int) -> Known:
+    """Return the jobs that the database of this node knows."""
+    running: list[tuple[ev.JobFacts, ev.JobHistory]] = []
+    over: deque[tuple[ev.JobFacts, ev.JobHistory, str, str]] = deque(maxlen=OVER_REMEMBERED)
+    unreadable: dict[str, str] = {}
+    for row in store.jobs():
+        try:
+            if isinstance(row, UnreadableJob):
+                raise Refused("unreadable", "job", row.fault)
+            facts = ev.JobFacts(row.number, row.config, row.tensors, row.states, row.folder)
+            check_fits(Layout(facts.tensors))
+            if row.status != "running":
+                over.append((facts, _history(store, row.name), row.status, row.reason))
+                continue
+            _claim(row, node)
+            running.append((facts, _history(store, row.name)))
+        except Refused as refused:
+            why = str(refused)
+        except (ValueError, TypeError, LookupError) as error:
+            why = f"what the database has of it cannot be read: {error!r}"
+        else:
+            continue
+        if row.status == "running":
+            unreadable[row.name] = why[:TEXT_CHARS_MAX]
+    return Known(running, list(over), unreadable)
+
+
+def _claim(row: JobRow, node: int) -> None:
+    """Claim the folder of a job of an earlier version.  Raise `Refused` when it is another job's."""
+    try:
+        folders.claim(Path(row.folder), node, row.number, row.name)
+    except Refused as refused:
+        if refused.code == "folder-in-use":
+            raise
+        log.warning("folder.unclaimed job=%s %s", row.name, refused)  # its disk may be full, or not there yet
 
 
 def _orphans(arena: OwnedArena) -> dict[int, tuple[ev.Orphan, ...]]:
@@ -77,14 +143,11 @@ def _orphans(arena: OwnedArena) -> dict[int, tuple[ev.Orphan, ...]]:
     return {number: tuple(orphans) for number, orphans in found.items()}
 
 
-def _facts(row: JobRow) -> ev.JobFacts:
-    return ev.JobFacts(row.number, row.config, row.tensors, row.states, row.folder)
-
-
-def _history(store: NodeStore, row: JobRow) -> ev.JobHistory:
-    rounds = store.rounds(row.name)
-    committed = [r for r in rounds if r.status == "committed"]
-    counted = {r.round: frozenset(r.fields.get("members", ())) for r in committed[-ROUNDS_REMEMBERED:]}
+def _history(store: NodeStore, name: str) -> ev.JobHistory:
+    """Raise `ValueError` or `LookupError` when a row cannot be read."""
+    committed = store.committed(name, ROUNDS_REMEMBERED)
+    counted = {r.round: frozenset(r.fields.get("members", ())) for r in committed}
+    models = {r.round: (r.attempt, tuple(r.fields.get("digests", ()))) for r in committed}
     number = committed[-1].round if committed else -1
-    tried = {r.round: (r.attempt, r.status, r.fields) for r in rounds if r.round > number}
-    return ev.JobHistory(number, tried, counted)
+    tried = {r.round: (r.attempt, r.status, r.fields) for r in store.rounds(name, above=number)}
+    return ev.JobHistory(number, tried, counted, models)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ from lifl.shm.owned_arena import OwnedArena
 
 
 class NodeStatus:
-    """The figures of one node.  `bridge` is None while the node is in no cluster."""
+    """The figures of one node.  `bridge` is None while the node is in no cluster.
+
+    `paused()` says why nothing is done now; empty: all goes on.
+    """
 
     def __init__(
         self,
@@ -34,11 +38,12 @@ class NodeStatus:
         zygote: Child,
         workers: Workers,
         meters: Meters,
+        paused: Callable[[], str],
     ) -> None:
         self._identity = identity
         self._folder = folder
         self._capacity_given = capacity_given
-        self._warnings = warnings
+        self.warnings = warnings
         self._engine = engine
         self._arena = arena
         self._gateway = gateway
@@ -46,6 +51,7 @@ class NodeStatus:
         self._workers = workers
         self._meters = meters
         self._started_unix_s = time.time()
+        self._paused = paused
         self.bridge: Bridge | None = None
         self.gateway_stats: gm.GatewayStats | None = None  # as the gateway told last
 
@@ -64,7 +70,7 @@ class NodeStatus:
             "why": self._workers.redirector.why,
             "state_dir": str(self._folder),
             "adopted": adopted,
-            "warnings": self._warnings,
+            "warnings": [*self.warnings, *([self._paused()] if self._paused() else [])],
         }
 
     def nodes(self) -> list[dict[str, Any]]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from lifl.core.agent.agent import Agent
 from lifl.core.agent.branch import Branch
 from lifl.core.agent.pool import WorkerState
 from lifl.core.coordinator.job import Job
 from lifl.core.engine import Engine
 from lifl.core.ids import round_of
+from lifl.core.limits import PAGE_BYTES_MAX
 from lifl.core.planning.tree import TaskState
-from lifl.node.store import JobRow, RoundRow
+from lifl.node.store import JobRow, RoundRow, UnreadableJob
 from lifl.redirect.interface import Totals
 
 
@@ -35,24 +38,75 @@ def tree_lines(agent: Agent, lines_max: int) -> list[dict[str, Any]]:
     return lines[:lines_max]
 
 
-def job_line(row: JobRow, rounds: list[RoundRow], job: Job | None) -> dict[str, Any]:
-    """Return one job of a list."""
-    committed = [r for r in rounds if r.status == "committed" and r.round > 0]
-    last = committed[-1] if committed else None
-    status = job.status if job is not None else row.status
-    if job is not None and job.status == "running" and job.round is not None and job.round.opened_at_s is None:
-        status = "waiting"
+class Page:
+    """Lines of an answer, as many as fit a frame with room to spare."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+        self._left_bytes = PAGE_BYTES_MAX
+
+    def add(self, line: dict[str, Any]) -> bool:
+        """Add a line, and return whether it fits; the first one always does, if need be without its tasks."""
+        nbytes = len(msgspec.msgpack.encode(line))
+        if nbytes > self._left_bytes and self.lines:
+            return False
+        if nbytes > self._left_bytes:
+            line = _without_tree(line)
+        self._left_bytes -= nbytes
+        self.lines.append(line)
+        return True
+
+
+def _without_tree(line: dict[str, Any]) -> dict[str, Any]:
+    short = {name: value for name, value in line.items() if name != "tree"}
+    return {name: _without_tree(value) if isinstance(value, dict) else value for name, value in short.items()}
+
+
+def job_line(row: JobRow, last: RoundRow | None, job: Job | None, paused: str, fault: str) -> dict[str, Any]:
+    """Return one job of a list; `last` is its last committed round, `paused` why the node waits.
+
+    `fault` tells why the job could not be taken up.
+    """
+    status, reason = row.status, row.reason
+    if job is not None:
+        status, reason = job.status, job.commits.paused or job.reason
+        if job.status == "running" and job.round is not None and job.round.opened_at_s is None:
+            status = "waiting"
+        if paused and row.status == "running":  # also one that is over, which its row cannot say yet
+            status, reason = "paused", paused
+        elif job.commits.paused:
+            status = "paused"
+    elif row.status == "running":
+        status, reason = "unreadable", fault
+    committed = last.round if last is not None else 0
     running = job.round.number if job is not None and job.round is not None else None
     return {
         "name": row.name,
         "status": status,
-        "reason": job.reason if job is not None else row.reason,
-        "round": running or (last.round if last else 0),
+        "reason": reason,
+        "round": running or committed,
         "rounds": row.config.job.rounds,
-        "committed": last.round if last else 0,
+        "committed": committed,
         "clients": len(job.present) if job is not None else 0,
         "rule": row.config.aggregation.rule,
-        "metrics": last.fields.get("metrics", {}) if last else {},
+        "metrics": last.fields.get("metrics", {}) if last is not None else {},
+        "submitted_unix_s": row.submitted_unix_s,
+        "folder": row.folder,
+    }
+
+
+def unreadable_line(row: UnreadableJob) -> dict[str, Any]:
+    """Return a job of a list whose row cannot be read."""
+    return {
+        "name": row.name,
+        "status": "unreadable" if row.status == "running" else row.status,
+        "reason": row.fault if row.status == "running" else row.reason,
+        "round": 0,
+        "rounds": 0,
+        "committed": 0,
+        "clients": 0,
+        "rule": "?",
+        "metrics": {},
         "submitted_unix_s": row.submitted_unix_s,
         "folder": row.folder,
     }
@@ -67,7 +121,8 @@ def round_line(row: RoundRow) -> dict[str, Any]:
         "reason": row.fields.get("reason", ""),
         "committed_unix_s": row.saved_unix_s if row.status == "committed" else None,
         "metrics": row.fields.get("metrics", {}),
-        "path": row.fields.get("path", ""),
+        "path": row.fields.get("path", "") if row.status == "committed" else "",
+        "digest": next(iter(row.fields.get("digests", ())), "") if row.status == "committed" else "",
         "receipt": row.fields.get("receipt"),
     }
 

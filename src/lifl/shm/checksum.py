@@ -90,6 +90,45 @@ def checksum(data: memoryview | bytes | bytearray) -> int:
     return Checksum(memoryview(data)).finish()
 
 
+class StreamChecksum:
+    """The checksum of bytes that come in pieces, wherever they lie: the same as of all of them in a row."""
+
+    def __init__(self) -> None:
+        import numpy as np
+
+        self._np = np
+        self._rest = b""  # of a block that is not whole yet
+        self._value = 1
+        self._nbytes = 0
+
+    def update(self, data: memoryview | bytes | bytearray) -> None:
+        """Go on with these bytes."""
+        view = memoryview(data).cast("B")
+        self._nbytes += len(view)
+        if self._rest:
+            head = min(BLOCK_BYTES - len(self._rest), len(view))
+            self._rest += bytes(view[:head])
+            view = view[head:]
+            if len(self._rest) < BLOCK_BYTES:
+                return
+            self._blocks(self._rest)
+        whole = len(view) // BLOCK_BYTES * BLOCK_BYTES
+        self._blocks(view[:whole])
+        self._rest = bytes(view[whole:])
+
+    def _blocks(self, data: memoryview | bytes) -> None:
+        words = self._np.frombuffer(data, "<u8").reshape(-1, BLOCK_BYTES // _WORD_BYTES)
+        for block_sum in self._np.add.reduce(words, axis=1).tolist():
+            self._value = (self._value * MULTIPLIER + block_sum) & MASK
+
+    def finish(self) -> int:
+        """Return the checksum of all that has come."""
+        if self._rest:
+            self._blocks(self._rest.ljust(BLOCK_BYTES, b"\0"))
+            self._rest = b""
+        return (self._value * MULTIPLIER + self._nbytes) & MASK or 1
+
+
 class FiniteCheck:
     """Looks for NaN and infinity in `data`, which holds `segments` and is being filled from the front.
 

@@ -13,13 +13,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from lifl import failpoints
-from lifl.core.errors import Refused
+from lifl.core.errors import Refused, ResourceFault
 from lifl.core.ids import Key
 from lifl.core.modelfile import (
     DATA_ALIGN_BYTES,
@@ -37,26 +38,43 @@ from lifl.core.schema import Layout, Segment
 from lifl.rules import kernels
 from lifl.rules.kernels import vector
 from lifl.shm.arena import Arena
+from lifl.shm.checksum import StreamChecksum
 from lifl.worker.task import clear_gaps
 
 DIRECT_BYTES_MIN = 1 << 20
 """Shorter pieces are copied: their CPU is nothing, and one transfer less."""
 
 
-def checkpoint(message: Checkpoint, arena: Arena) -> None:
-    """Write the model and the rule's states durably.  Raise `OSError`, `Refused`, `StaleKey`."""
-    layout = Layout(message.tensors)
-    metadata = {"format": "pt", "lifl.job": message.job, "lifl.round": str(message.round)}
+def checkpoint(message: Checkpoint, arena: Arena) -> tuple[str, ...]:
+    """Write the model and the rule's states durably; return the files' digests, the model's first.
+
+    Raise `ResourceFault` (with the file and what to do; it may work later), `Refused`, `StaleKey`.
+    """
+    layout, model = Layout(message.tensors), Key.unpack(message.model)
+    metadata = {
+        "format": "pt",
+        "lifl.job": message.job,
+        "lifl.round": str(message.round),
+        "lifl.node": f"{model.node:016x}",
+        "lifl.number": str(message.number),
+        "lifl.epoch": str(message.epoch),
+    }
+    digests: list[str] = []
     if message.state_path and message.states:
         views = [arena.data(Key.unpack(key)) for key in message.states.values()]
-        write_file(Path(message.state_path), state_pieces(layout, tuple(message.states)), metadata, views)
-    write_file(Path(message.path), model_pieces(layout), metadata, [arena.data(Key.unpack(message.model))])
+        pieces = state_pieces(layout, tuple(message.states))
+        with _said(message.state_path, "written"):
+            digests.append(write_file(Path(message.state_path), pieces, metadata, views))
+    with _said(message.path, "written"):
+        digests.insert(0, write_file(Path(message.path), model_pieces(layout), metadata, [arena.data(model)]))
+    return tuple(digests)
 
 
 def load(message: Load, arena: Arena) -> None:
     """Read a model, and the rule's states or zeros, into their objects and seal them, the model last.
 
-    Raise `OSError`, `Refused` (no model file, other tensors, not finite), `StaleKey`.
+    Raise `ResourceFault` (it may work later), `Refused` (no model file, other tensors, not finite; not the checkpoint
+    that it should be, or damaged), `StaleKey`.
     """
     layout = Layout(message.tensors)
     keys = [Key.unpack(key) for key in message.states.values()]
@@ -65,29 +83,84 @@ def load(message: Load, arena: Arena) -> None:
         for segment in layout.accumulators:
             vector(view, segment).fill(0)
     if message.state_path:
-        read_file(Path(message.state_path), state_pieces(layout, tuple(message.states)), views)
+        _read_checked(message, message.state_path, state_pieces(layout, tuple(message.states)), views, 1)
     for key, view in zip(keys, views, strict=True):
         _seal_finite(arena, key, view, layout.accumulators, message.state_path)
     if message.output:
         output = Key.unpack(message.output)
         view = arena.data(output)
-        read_file(Path(message.path), model_pieces(layout), [view])
+        _read_checked(message, message.path, model_pieces(layout), [view], 0)
         _seal_finite(arena, output, view, layout.segments, message.path)
 
 
-def write_file(path: Path, pieces: Sequence[Piece], metadata: dict[str, str], views: Sequence[memoryview]) -> None:
-    """Write one safetensors file whose tensors lie in `views` (by `Piece.part`).  Raise `OSError`,
-    `Refused`.
+def _read_checked(message: Load, path: str, pieces: list[Piece], views: list[memoryview], index: int) -> None:
+    """Read one of the files, and check that it is the job's own and as it was written."""
+    with _said(path, "read"):
+        metadata, digest = read_file(Path(path), pieces, views)
+    if message.round is None:
+        return
+    node = Key.unpack(message.output).node if message.output else None
+    wanted = {"lifl.job": message.job, "lifl.round": str(message.round), "lifl.number": str(message.number)}
+    if node is not None:
+        wanted["lifl.node"] = f"{node:016x}"
+    # An earlier version wrote neither number nor node.
+    for name in [name for name in ("lifl.number", "lifl.node") if name not in metadata]:
+        wanted.pop(name, None)
+    found = {name: metadata.get(name, "none") for name in wanted}
+    if found != wanted:
+        wrong = [name for name in wanted if found[name] != wanted[name]]
+        told = ", ".join(f"{name} {found[name]}, not {wanted[name]}" for name in wrong)
+        raise Refused("not-own", "checkpoint", f"{path} is not the checkpoint of round {message.round}: it says {told}")
+    known = message.digests[index] if index < len(message.digests) else ""
+    if known and known != digest:
+        text = f"{path} is damaged: its digest is {digest}, that of what was written is {known}"
+        raise Refused("damaged", "checkpoint", text)
+
+
+ADVICE = {
+    errno.ENOSPC: "make room on its disk",
+    errno.EDQUOT: "make room in the quota of lifld's user",
+    errno.EROFS: "mount its disk for writing",
+    errno.EIO: "its disk reports errors: see dmesg, and let it be written elsewhere",
+    errno.EACCES: "give lifld's user the right to it",
+    errno.EPERM: "give lifld's user the right to it",
+    errno.ENOENT: "mount its disk, or make its folder again",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+}
+"""What to do about an errno at a checkpoint."""
+DAMAGED = frozenset({errno.EIO, errno.ENOENT, errno.EISDIR})
+"""At reading: the file is lost, as long as its folder is there."""
+
+
+@contextmanager
+def _said(path: str, what: str) -> Iterator[None]:
+    """Make of an `OSError` a `ResourceFault` that names the file and what to do, or (it is lost) a `Refused`."""
+    try:
+        yield
+    except OSError as error:
+        text = f"{path} cannot be {what}: {error.strerror or error}"
+        if what == "read" and error.errno in DAMAGED and os.path.isdir(os.path.dirname(path)):
+            raise Refused("lost", "checkpoint", text) from error
+        advice = ADVICE.get(error.errno or 0, "see to it")
+        raise ResourceFault(f"{text}; {advice}; it is tried again by itself") from error
+
+
+def write_file(path: Path, pieces: Sequence[Piece], metadata: dict[str, str], views: Sequence[memoryview]) -> str:
+    """Write one safetensors file whose tensors lie in `views` (by `Piece.part`); return its digest.
+
+    Raise `OSError`, `Refused`.
     """
     header, spans = encode_header(pieces, metadata)
     buffers = [memoryview(header)]
     buffers += [views[span.part][span.offset : span.offset + span.nbytes] for span in spans]
+    digest = StreamChecksum()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
         try:
             for buffer in buffers:
+                digest.update(buffer)
                 rest = buffer[_write_direct(fd, buffer) :]
                 while rest:
                     rest = rest[os.write(fd, rest) :]
@@ -107,13 +180,20 @@ def write_file(path: Path, pieces: Sequence[Piece], metadata: dict[str, str], vi
         failpoints.hit("worker.folder_fsync.after")
     finally:
         os.close(folder)
+    return f"{digest.finish():016x}"
 
 
-def read_file(path: Path, pieces: Sequence[Piece], views: Sequence[memoryview]) -> None:
-    """Read a safetensors file that holds exactly `pieces` into `views`.  Raise `OSError`, `Refused`."""
+def read_file(path: Path, pieces: Sequence[Piece], views: Sequence[memoryview]) -> tuple[dict[str, str], str]:
+    """Read a safetensors file that holds exactly `pieces` into `views`; return its metadata and its digest.
+
+    Raise `OSError`, `Refused`.
+    """
     where = str(path)
+    digest = StreamChecksum()
     with path.open("rb", buffering=0) as file:
-        body = file.read(header_bytes(file.read(LENGTH_BYTES), where))
+        start = file.read(LENGTH_BYTES)
+        body = file.read(header_bytes(start, where))
+        digest.update(start + body)
         header = decode_header(body, os.fstat(file.fileno()).st_size, where)
         for span in read_spans(header, pieces, where):
             target = views[span.part][span.offset : span.offset + span.nbytes]
@@ -122,7 +202,9 @@ def read_file(path: Path, pieces: Sequence[Piece], views: Sequence[memoryview]) 
                 count = file.readinto(target)
                 if not count:
                     raise Refused("bad-model-file", "model.path", f"{where} became shorter while it was read")
+                digest.update(target[:count])
                 target = target[count:]
+    return header.metadata, f"{digest.finish():016x}"
 
 
 def _seal_finite(arena: Arena, key: Key, view: memoryview, segments: tuple[Segment, ...], where: str) -> None:

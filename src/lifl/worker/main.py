@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 
 from lifl import failpoints
+from lifl.core.errors import ResourceFault
 from lifl.core.ids import Record
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.protocol.worker import (
@@ -158,14 +159,16 @@ class Worker:
     def _do_file(self, message: Checkpoint | Load) -> None:
         started_ns = time.monotonic_ns()
         clock = Clock()
+        digests: tuple[str, ...] = ()
         try:
             with clock:
                 if isinstance(message, Checkpoint):
-                    files.checkpoint(message, self._arena)
+                    digests = files.checkpoint(message, self._arena)
                 else:
                     files.load(message, self._arena)
         except Exception as error:  # noqa: BLE001 - a full disk must not end a worker that holds tasks
-            self._send(failure(message.address, message.attempt, error))
+            failed = failure(message.address, message.attempt, error)
+            self._send(msgspec.structs.replace(failed, retry=isinstance(error, ResourceFault)))
             return
         self._send(
             TaskDone(
@@ -177,6 +180,7 @@ class Worker:
                 cpu_s=clock.cpu_s,
                 busy_s=clock.busy_s,
                 started_ns=started_ns,
+                digests=digests,
             )
         )
 

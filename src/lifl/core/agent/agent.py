@@ -7,6 +7,7 @@ clients ask of the coordinator (to join, to be granted an update) passes through
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -210,10 +211,13 @@ class Agent:
             self._turn.emit(fx.SendWorker(worker, wm.Retire()))
         for part in (self.uploads, self.partials, self.models):
             part.tick()
+        for replica in self.replicas.values():
+            replica.files.tick()
 
     def next_timer(self) -> float:
         """Return when `tick` is due; infinity: not before something happens."""
-        return min(part.next_timer() for part in (self.pool, self.uploads, self.partials, self.models))
+        due_s = min(part.next_timer() for part in (self.pool, self.uploads, self.partials, self.models))
+        return min(due_s, *(replica.files.due_s for replica in self.replicas.values()), math.inf)
 
     def problems(self) -> Iterable[str]:
         """Yield what is wrong with this node's books, a sentence each."""
@@ -226,6 +230,7 @@ class Agent:
 HANDLERS: Mapping[type, Callable[[Agent, Any], object]] = {
     # the coordinator, and the connection to it
     o.OpenJob: Agent._open_job,
+    o.LoadJob: Agent._open_job,
     o.CloseJob: Agent._close_job,
     o.Grant: lambda agent, order: agent.uploads.grant(order),
     gm.TellClient: lambda agent, order: agent._turn.emit(order),

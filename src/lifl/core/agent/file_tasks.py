@@ -1,30 +1,40 @@
-"""The tasks that read a job's files into the arena, and write them from it."""
+"""The tasks that read a job's files into the arena, and write them from it.
+
+A file that cannot be read or written now, for its disk is full, read-only or not there, is tried again by itself, after
+a while that doubles from `FILE_RETRY_S` to `FILE_RETRY_S_MAX`; what it is written from stays in the arena meanwhile.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 from lifl.core.agent.model_slot import ModelSlot
-from lifl.core.agent.outcomes import CheckpointWritten, FileFailed, ModelLoaded, Outcome
+from lifl.core.agent.outcomes import CheckpointWritten, FileFailed, FilePaused, ModelLoaded, Outcome
 from lifl.core.agent.replica_spec import ReplicaSpec
 from lifl.core.agent.task_table import TaskTable
 from lifl.core.errors import LocalFault
 from lifl.core.fields import Message
 from lifl.core.ids import Key, round_of
+from lifl.core.limits import FILE_RETRY_S, FILE_RETRY_S_MAX
 from lifl.core.planning.tree import Task, TaskState
 from lifl.core.protocol.commands import SaveModel
 from lifl.core.protocol.worker import Checkpoint, Load, TaskDone
+from lifl.core.turn import Turn
 
 
 class FileTasks:
     """The load and checkpoint tasks of one job on this node (`task_table.Runner`)."""
 
-    def __init__(self, spec: ReplicaSpec, slot: ModelSlot, tasks: TaskTable) -> None:
+    def __init__(self, spec: ReplicaSpec, slot: ModelSlot, tasks: TaskTable, turn: Turn) -> None:
         self.job = spec.number
         self._spec = spec
         self._slot = slot
         self._tasks = tasks
+        self._turn = turn
         self._orders: dict[int, SaveModel | None] = {}  # by address; None: a load
+        self._tries: Counter[int] = Counter()  # by address: how often in turn it could not be done
+        self._retry_at_s: dict[int, float] = {}  # by address: of those that wait to be tried again
 
     def load(self) -> None:
         """Have model and states read from the job's files."""
@@ -48,6 +58,17 @@ class FileTasks:
         task.move(TaskState.PLACING)
         self._tasks.place(task)
 
+    @property
+    def due_s(self) -> float:
+        """When `tick` is due; infinity: nothing waits to be tried again."""
+        return min(self._retry_at_s.values(), default=math.inf)
+
+    def tick(self) -> None:
+        """Try again what is due."""
+        for address in [address for address, at_s in self._retry_at_s.items() if at_s <= self._turn.now]:
+            del self._retry_at_s[address]
+            self._tasks.place(self._tasks.at(address).task)
+
     def written(self) -> Counter[Key]:
         """Return the objects that checkpoints are being written from, each as often as it is read."""
         return Counter(key for address in self._orders for key in self._tasks.at(address).task.inputs)
@@ -65,7 +86,7 @@ class FileTasks:
         for task, objects in given_up:
             task.move(TaskState.DROPPED)
             self._tasks.abandon(task, objects)
-        self._orders = {}
+        self._orders, self._retry_at_s = {}, {}
         return at_gateway
 
     # ---- task_table.Runner -----------------------------------------------------------------------------------------
@@ -87,12 +108,12 @@ class FileTasks:
             # The initial model has no states yet.
             named = dict(zip(spec.state_names, states, strict=False))
             at = (task.address, task.attempt, spec.name, round_of(order.epoch), order.path)
-            return Checkpoint(*at, tensors, model, order.state_path, named)
+            return Checkpoint(*at, tensors, model, order.state_path, named, spec.number, order.epoch)
         if self._slot.model is None:
             raise LocalFault(f"job {spec.name!r} loads no model")
         named = {name: key.pack() for name, key in self._slot.states.items()}
-        output = self._slot.model.pack()
-        return Load(task.address, task.attempt, spec.name, spec.path, tensors, output, spec.state_path, named)
+        at_load = (task.address, task.attempt, spec.name, spec.path, tensors, self._slot.model.pack())
+        return Load(*at_load, spec.state_path, named, spec.number, spec.own_round, spec.digests)
 
     def restarting(self, task: Task) -> None:
         """Prepare a task whose worker died for the next one: it reads or writes all anew."""
@@ -102,13 +123,22 @@ class FileTasks:
         task.move(TaskState.DONE)
         order = self._orders.pop(task.address)
         self._tasks.close(task)
+        del self._tries[task.address]
         if order is None:
             return [ModelLoaded(self.job)]
         for key in task.inputs:
             self._slot.unpin(key)
-        return [CheckpointWritten(self.job, order.epoch)]
+        return [CheckpointWritten(self.job, order.epoch, cost.digests if cost is not None else ())]
 
     def failed(self, task: Task, text: str, retry: bool) -> list[Outcome]:
-        """Report a file that cannot be read or written."""
+        """Report a file that cannot be read or written; with `retry` it is tried again by itself."""
         what = "the model could not be read" if task.role == "load" else "the checkpoint could not be written"
-        return [FileFailed(self.job, f"{what}: {text}")]
+        if not retry:
+            return [FileFailed(self.job, f"{what}: {text}")]
+        if task.state is TaskState.RUNNING:
+            task.move(TaskState.PLACING)
+        task.worker = None
+        wait_s = min(FILE_RETRY_S * 2.0 ** min(self._tries[task.address], 10), FILE_RETRY_S_MAX)
+        self._tries[task.address] += 1
+        self._retry_at_s[task.address] = self._turn.now + wait_s
+        return [FilePaused(self.job, f"{what}: {text}")]

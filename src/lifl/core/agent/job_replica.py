@@ -37,7 +37,7 @@ class JobReplica:
         self._quota = quota
         self._tasks = tasks
         self.slot = ModelSlot(self.spec, order.round, turn, quota)
-        self.files = FileTasks(self.spec, self.slot, tasks)
+        self.files = FileTasks(self.spec, self.slot, tasks, turn)
         self.runners: dict[tuple[int, int], BranchRunner] = {}  # by epoch and number of the branch
         turn.touch(self.spec.number)
         self._orphans = Orphans(self.spec.number, found, quota)
@@ -141,7 +141,9 @@ class JobReplica:
                     self._turn.emit(self.schema())
                     self._turn.report(o.JobOpened(number))
                 case out.CheckpointWritten():
-                    self._turn.report(o.ModelSaved(number, outcome.epoch))
+                    self._turn.report(o.ModelSaved(number, outcome.epoch, outcome.digests))
+                case out.FilePaused():
+                    self._turn.report(o.FilePaused(number, outcome.text[:TEXT_CHARS_MAX]))
                 case out.FileFailed():
                     self._turn.report(o.JobFailed(number, outcome.text[:TEXT_CHARS_MAX]))
 

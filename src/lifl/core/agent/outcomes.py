@@ -46,10 +46,19 @@ class ModelLoaded:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointWritten:
-    """The checkpoint of the round with this epoch is durable."""
+    """The checkpoint of the round with this epoch is durable; its files have these digests."""
 
     job: int
     epoch: int
+    digests: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FilePaused:
+    """A file cannot be read or written now; it is tried again."""
+
+    job: int
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,4 +69,4 @@ class FileFailed:
     text: str
 
 
-Outcome = PartialSealed | ModelSealed | BranchFailed | ModelLoaded | CheckpointWritten | FileFailed
+Outcome = PartialSealed | ModelSealed | BranchFailed | ModelLoaded | CheckpointWritten | FilePaused | FileFailed

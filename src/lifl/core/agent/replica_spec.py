@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lifl.core.protocol.commands import OpenJob
+from lifl.core.protocol.commands import LoadJob, OpenJob
 from lifl.core.schema import Layout
 
 
@@ -19,6 +19,8 @@ class ReplicaSpec:
         self.client_options = order.client_options
         self.path = order.path
         self.state_path = order.state_path
+        self.own_round = order.round if isinstance(order, LoadJob) else None  # whose checkpoint is to be loaded
+        self.digests = order.digests if isinstance(order, LoadJob) else ()
 
     @property
     def accumulator_bytes(self) -> int:

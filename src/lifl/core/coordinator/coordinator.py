@@ -27,7 +27,7 @@ from lifl.core.protocol import gateway as gm
 from lifl.core.schema import check_fits
 from lifl.core.turn import Turn
 
-COORDINATOR, JOB, ROUND = "coordinator", "job", "round"
+COORDINATOR, JOB, ROUND, COMMITS = "coordinator", "job", "round", "commits"
 HANDLERS: dict[type[Message], tuple[str, str, str]] = {
     # clients' events
     gm.ClientJoined: (COORDINATOR, "_client_joined", ANY),
@@ -44,6 +44,7 @@ HANDLERS: dict[type[Message], tuple[str, str, str]] = {
     o.BranchFailed: (JOB, "branch_failed", OWNER),
     o.ModelSealed: (JOB, "model_sealed", HOME),
     o.ModelSaved: (JOB, "model_saved", HOME),
+    o.FilePaused: (COMMITS, "file_paused", HOME),
     # agents' reports on its round
     o.UpdateSealed: (ROUND, "update_sealed", OWNER),
     o.UpdateAborted: (ROUND, "update_aborted", OWNER),
@@ -53,7 +54,7 @@ HANDLERS: dict[type[Message], tuple[str, str, str]] = {
     o.PartialArrived: (ROUND, "partial_arrived", HOME),
     o.BranchForgotten: (ROUND, "branch_forgotten", HOME),
 }
-"""By message: who takes it (this class, the `Job`, or the `RoundRunner` of the job), its method, and who may say it.
+"""By message: who takes it (this class, the `Job`, its `RoundRunner` or `Commits`), its method, and who may say it.
 
 The top, the model and the files are at home.  What another node says is refused, and told once.
 """
@@ -84,33 +85,15 @@ class Coordinator:
         if job is not None and node in self.nodes:
             if not self.authority.may_say(node, sayer, job, message):
                 return
-            getattr(job if taker is JOB else job.runner, method)(message)
+            takers = {JOB: job, ROUND: job.runner, COMMITS: job.commits}
+            getattr(takers[taker], method)(message)
             self._note_over(job)
 
     # ---- jobs --------------------------------------------------------------------------------------------------------
 
     def submit(self, spec: JobSpec, total_bytes: int) -> Job:
-        """Start a new job.
-
-        Raise `Refused` when its name is taken, there are too many jobs, or it can never fit: into what the nodes have,
-        or the arena of `total_bytes` of the only one.
-        """
-        if spec.name in self.jobs:
-            text = f"a job named {spec.name!r} is here already; choose another name"
-            raise Refused("job-exists", "job.name", text)
-        if len(self.running) >= JOBS_MAX:
-            raise Refused("too-many-jobs", "job", f"{JOBS_MAX} jobs run here; wait for one to end")
-        check_fits(spec.layout)
-        others = sum(job.spec.layout.packed_bytes for job in self.running.values())
-        if others + spec.layout.packed_bytes > SCHEMAS_BYTES_MAX:
-            raise Refused(
-                "too-many-tensors",
-                "tensors",
-                f"the names and shapes of the model's {len(spec.layout.tensors)} tensors take"
-                f" {spec.layout.packed_bytes} bytes, those of the jobs that run {others}: together at most"
-                f" {SCHEMAS_BYTES_MAX} fit; wait for a job to end, or give the tensors shorter names",
-            )
-        RoundPlanner(spec, self._turn, self.nodes).check(total_bytes)
+        """Start a new job.  Raise `Refused` as `check_new` does."""
+        check_new(self, spec, total_bytes)
         self._turn.emit(fx.SaveJob(spec.name, "running", ""))
         job = self.make(spec)
         self.start(job)
@@ -280,3 +263,27 @@ class Coordinator:
             faults.append(f"jobs {sorted(running)} are not over, and those that run are {sorted(self.running)}")
         if faults:
             raise LocalFault("the coordinator's books are wrong: " + "; ".join(faults))
+
+
+def check_new(coordinator: Coordinator, spec: JobSpec, total_bytes: int) -> None:
+    """Raise `Refused`, and change nothing, when a new job cannot run.
+
+    Its name is taken, there are too many jobs, or it can never fit: into what the nodes have, or the arena of
+    `total_bytes` of the only one; or its schema, with those of the other jobs, into the frames that carry them.
+    """
+    if spec.name in coordinator.jobs:
+        text = f"a job named {spec.name!r} is here already; choose another name"
+        raise Refused("job-exists", "job.name", text)
+    if len(coordinator.running) >= JOBS_MAX:
+        raise Refused("too-many-jobs", "job", f"{JOBS_MAX} jobs run here; wait for one to end")
+    check_fits(spec.layout)
+    others = sum(job.spec.layout.packed_bytes for job in coordinator.running.values())
+    if others + spec.layout.packed_bytes > SCHEMAS_BYTES_MAX:
+        raise Refused(
+            "too-many-tensors",
+            "tensors",
+            f"the names and shapes of the model's {len(spec.layout.tensors)} tensors take"
+            f" {spec.layout.packed_bytes} bytes, those of the jobs that run {others}: together at most"
+            f" {SCHEMAS_BYTES_MAX} fit; wait for a job to end, or give the tensors shorter names",
+        )
+    RoundPlanner(spec, coordinator._turn, coordinator.nodes).check(total_bytes)

@@ -14,15 +14,17 @@ from typing import Any
 from lifl.core import effects as fx
 from lifl.core.coordinator.answers import Answers
 from lifl.core.coordinator.branches import BranchTracker
+from lifl.core.coordinator.checkpoints import Checkpoints, Stored
+from lifl.core.coordinator.commits import Commits
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import NodeTable
 from lifl.core.coordinator.presence import Connection, Presence
-from lifl.core.coordinator.receipt import metrics_of, receipt_of
+from lifl.core.coordinator.receipt import receipt_of
 from lifl.core.coordinator.recovery import Inventory, Recovery
 from lifl.core.coordinator.replicas import Replicas
 from lifl.core.coordinator.round import Phase, Round
 from lifl.core.coordinator.round_planner import RoundPlanner
-from lifl.core.coordinator.round_runner import TOO_LATE, RoundRunner
+from lifl.core.coordinator.round_runner import RoundRunner
 from lifl.core.coordinator.rounds import Rounds
 from lifl.core.coordinator.selection import Selection
 from lifl.core.ids import ATTEMPTS_MAX
@@ -54,8 +56,11 @@ class Job:
         self._failed: Round | None = None  # the last of them: what was trained for it is still good
         self._adopting = False  # an earlier life has left something in the arena
         self._rows: dict[int, Row] = {}
+        self._ending = ""  # why the job will have failed when what is sealed is committed
         planner = RoundPlanner(spec, turn, nodes)
         self._replicas = Replicas(spec, turn, nodes)
+        self._checkpoints = Checkpoints(spec, turn, self.rounds, self._replicas)
+        self.commits = Commits(spec, turn, presence, self.rounds, self._replicas)
         self._branches = branches = BranchTracker(spec, turn, nodes, planner)
         self._recovery = Recovery(spec, turn, nodes, planner, branches)
         self.selection = selection = Selection(spec, turn, nodes, presence)
@@ -84,11 +89,20 @@ class Job:
 
     # ---- loading -------------------------------------------------------------------------------------------------
 
-    def resume(self, committed: int, counted: dict[int, frozenset[str]], rows: dict[int, Row], adopting: bool) -> None:
+    def resume(
+        self,
+        committed: int,
+        counted: dict[int, frozenset[str]],
+        rows: dict[int, Row],
+        adopting: bool,
+        stored: Mapping[int, Stored] | None = None,
+    ) -> None:
         """Take up what an earlier life left: round `committed` is the last; `rows` has the newest of each behind it.
 
-        `counted` has the members of the last committed ones.  `adopting`: something is sealed in the arena.
+        `counted` has the members of the last committed ones, `stored` what is known of their files.  `adopting`:
+        something is sealed in the arena.
         """
+        self._checkpoints.begin(committed, stored or {})
         self.rounds.committed = committed
         self.rounds.counted = counted
         self._rows = rows
@@ -96,22 +110,25 @@ class Job:
 
     def start(self) -> None:
         """Have the last committed model (or the initial one) loaded."""
-        self._replicas.load(self.rounds.committed, self._adopting)
+        self._checkpoints.load(self._adopting)
 
     def job_opened(self, _report: o.JobOpened) -> None:
         """Begin, or go on: the model is in the arena."""
-        self.status = "running"
+        self.status, self.commits.paused = "running", ""
+        if self._checkpoints.settle(self._rows):
+            self._adopting = False
         self._publish("job.running", rounds=self.spec.config.job.rounds)
         for node in self._nodes.others():
             self._open_at(node)
         if self.rounds.committed < 0:
             self.rounds.committed = 0
-            self._save(Round(0, 0, self.spec.config.selection, self._turn.now, Phase.SAVING))
+            self.commits.save(Round(0, 0, self.spec.config.selection, self._turn.now, Phase.SAVING))
         self._begin_round()
 
     def job_failed(self, report: o.JobFailed) -> None:
-        """End: the model cannot be loaded or saved, or the user's rule raised."""
-        self.end("failed", report.text)
+        """Go on from an older checkpoint if that to be loaded is lost or damaged; else end: the job cannot go on."""
+        if self.status != "loading" or not self._checkpoints.try_older(report.text):
+            self.end("failed", self._checkpoints.verdict or report.text)
 
     def _open_at(self, node: int) -> None:
         _attempt, _status, row = self._rows.get(self._replicas.model_round + 1, (0, "", {}))
@@ -120,14 +137,19 @@ class Job:
     # ---- running: one round after the other ------------------------------------------------------------------------
 
     def _begin_round(self) -> None:
-        """Begin the round after the last sealed one, or go on where an earlier life stopped."""
+        """Begin the round after the last sealed one, or go on where an earlier life stopped.
+
+        None begins after the last one, while the job ends, and while its checkpoints cannot be written.
+        """
         number = self._replicas.model_round + 1
+        if number > self.spec.config.job.rounds or self.round is not None or self.commits.paused or self._ending:
+            return
         attempt, status, fields = self._rows.pop(number, (self._attempt, "new", {}))
         # A later round on several nodes had begun before this one was durable: it begins anew, under another epoch.
-        again = status == "failed" or (number > self.rounds.committed + 1 and "parts" in fields)
+        again = status in ("failed", "damaged") or (number > self.rounds.committed + 1 and "parts" in fields)
         self._attempt = attempt + again
         self.rounds.current = Round(number, self._attempt, self.spec.config.selection, self._turn.now)
-        if self._failed is not None:
+        if self._failed is not None and self._failed.number == number:
             self.rounds.current.follow(self._failed)
         self._failed = None
         recovers = status == "open" and not again and (self._adopting or "parts" in fields)
@@ -145,41 +167,19 @@ class Job:
         round_.branches[0].cost = report.cost
         self.rounds.current = None
         self._replicas.model_made(round_.number)
-        self._save(round_)
+        self.commits.save(round_)
         self._attempt, self._failures = 1, 0
-        if round_.number < self.spec.config.job.rounds:
-            self._begin_round()
-
-    def _save(self, round_: Round) -> None:
-        self.rounds.saving.append(round_)
-        self._replicas.save(round_.number, round_.epoch)
+        self._begin_round()
 
     def model_saved(self, report: o.ModelSaved) -> None:
         """Note that a round's checkpoint is durable, and commit in order."""
-        saving = self.rounds.saving
-        for round_ in saving:
-            if round_.epoch == report.epoch:
-                round_.saved = True
-        while saving and saving[0].saved:
-            self._commit(saving.pop(0))
+        goes_on = self.commits.saved(report)
         if self.rounds.committed >= self.spec.config.job.rounds:
             self.end("finished", "")
-
-    def _commit(self, round_: Round) -> None:
-        self.rounds.commit(round_)  # SAVING -> COMMITTED
-        number, path, metrics = round_.number, self.spec.path_of(round_.number), metrics_of(round_)
-        receipt = receipt_of(round_, self._turn.now) if number else {}
-        row = {"metrics": metrics, "path": path, "receipt": receipt, "members": sorted(round_.accepted)}
-        self._turn.emit(fx.SaveRound(self.name, number, round_.attempt, "committed", row))
-        for node in round_.nodes:
-            self._turn.order(node, o.CommitBranch(self.spec.number, round_.epoch))
-        if not number:
-            return
-        counted = len(round_.accepted)
-        self._publish("round.committed", round=number, counted=counted, metrics=metrics, path=path, receipt=receipt)
-        self._presence.tell_all(self.name, round_.accepted, cm.Committed(self.name, number, counted=True))
-        late = cm.RoundOver(self.name, number, TOO_LATE)
-        self._presence.tell_all(self.name, round_.granted, late)  # they are still on their way
+        elif self._ending and not self.rounds.saving:
+            self.end("failed", self._ending)
+        elif goes_on:
+            self._begin_round()
 
     def branch_failed(self, report: o.BranchFailed) -> None:
         """Try the round again, or end: a branch cannot be finished."""
@@ -187,7 +187,7 @@ class Job:
             if report.retry:
                 self._fail_round(self.round, report.text)
             else:
-                self.end("failed", report.text)
+                self._fail(report.text)
 
     def tick(self) -> None:
         """Do what is due."""
@@ -197,6 +197,17 @@ class Job:
 
     def _fail_round(self, round_: Round, reason: str) -> None:
         """End the running round without a model; it is tried again, or the job fails."""
+        self._drop_round(round_, reason)
+        self._failures += 1
+        if self._failures < self.spec.config.selection.attempts and self._attempt < ATTEMPTS_MAX:
+            self._attempt += 1
+            self._failed = round_
+            self._begin_round()
+        else:
+            self._fail(f"round {round_.number} failed {self._failures} times, at last: {reason}")
+
+    def _drop_round(self, round_: Round, reason: str) -> None:
+        """End the running round without a model."""
         round_.move(Phase.FAILED)
         round_.reason = reason
         self.rounds.current = None
@@ -205,19 +216,21 @@ class Job:
         self._turn.emit(fx.SaveRound(self.name, round_.number, round_.attempt, "failed", row))
         self._publish("round.failed", round=round_.number, reason=reason)
         self._presence.tell_all(self.name, round_.selected, cm.RoundOver(self.name, round_.number, reason))
-        self._failures += 1
-        if self._failures < self.spec.config.selection.attempts and self._attempt < ATTEMPTS_MAX:
-            self._attempt += 1
-            self._failed = round_
-            self._begin_round()
-        else:
-            self.end("failed", f"round {round_.number} failed {self._failures} times, at last: {reason}")
+
+    def _fail(self, reason: str) -> None:
+        """End the job as failed, as soon as what was sealed is committed: that was accepted, and is right."""
+        if not self.rounds.saving:
+            self.end("failed", reason)
+            return
+        self._ending = reason
+        if self.round is not None:
+            self._drop_round(self.round, reason)
 
     # ---- over ------------------------------------------------------------------------------------------------------
 
     def end(self, status: str, reason: str) -> None:
         """Free everything that the job held: it is ``finished``, ``failed`` or ``cancelled``."""
-        self.status, self.reason = status, reason
+        self.status, self.reason, self.commits.paused = status, reason, ""
         for round_ in self.rounds.live():
             round_.move(Phase.FAILED)
             over = cm.RoundOver(self.name, round_.number, f"the job is {status}")

@@ -5,6 +5,8 @@ The model is loaded and saved at home; the agents of the other nodes fetch it fr
 
 from __future__ import annotations
 
+from typing import Any
+
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import NodeTable
 from lifl.core.protocol import commands as o
@@ -20,22 +22,31 @@ class Replicas:
         self._turn = turn
         self._nodes = nodes
 
-    def load(self, committed: int, adopt: bool) -> None:
+    def load(self, committed: int, adopt: bool, digests: tuple[str, ...] = ()) -> None:
         """Have the model of round `committed` (-1: the initial one) loaded; `adopt`: what is sealed there is kept."""
         last = self.model_round = max(committed, 0)
-        path = self._spec.path_of(last) if committed >= 0 else self._spec.config.model.path
-        self._open(self._nodes.home, path, self._spec.state_path_of(last), adopt)
+        home, spec = self._nodes.home, self._spec
+        if committed < 0:
+            self._turn.order(home, self._facts(o.OpenJob, path=spec.config.model.path, adopt=adopt))
+        else:
+            paths = {"path": spec.path_of(last), "state_path": spec.state_path_of(last)}
+            self._turn.order(home, self._facts(o.LoadJob, **paths, adopt=adopt, digests=digests))
+
+    def unload(self) -> None:
+        """Have what was being loaded freed."""
+        self._turn.order(self._nodes.home, o.CloseJob(self._spec.number))
 
     def open_at(self, node: int, adopt: bool) -> None:
         """Let another node know of the job; `adopt`: it keeps what an earlier life of it has sealed."""
-        self._open(node, "", "", adopt)
+        self._turn.order(node, self._facts(o.OpenJob, adopt=adopt))
         self._tell_model(node)
 
-    def _open(self, node: int, path: str, state_path: str, adopt: bool) -> None:
+    def _facts(self, order: type[o.OpenJob], **more: Any) -> o.OpenJob:
+        """Return an order with what each copy is told of the job."""
         spec = self._spec
         clients, tensors = spec.config.selection.clients_per_round, spec.layout.tensors
         what = (spec.number, spec.name, spec.config.aggregation, clients, tensors, spec.states, self.model_round)
-        self._turn.order(node, o.OpenJob(*what, path, state_path, adopt, spec.config.client.options))
+        return order(*what, client_options=spec.config.client.options, **more)
 
     def model_made(self, number: int) -> None:
         """Tell the other nodes that there is a new model, that of the round."""

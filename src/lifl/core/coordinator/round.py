@@ -86,6 +86,7 @@ class Round:
         self.granted: dict[str, Contribution] = {}
         self.accepted: dict[str, Contribution] = {}
         self.saved = False
+        self.digests: tuple[str, ...] = ()  # of its checkpoint's files
         self.reason = ""
         self.received_bytes = 0
         self.between_bytes = 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from lifl.core.fields import Integer, Message, Path, StateNames, Word
+from lifl.core.fields import Count, Integer, Message, Path, StateNames, Word
+from lifl.core.limits import ROUNDS_MAX, STATUS_ROUNDS
 from lifl.core.protocol.client import Refusal
 
 # ---- CLI ⇄ lifld -----------------------------------------------------------------------------------------------
@@ -22,13 +23,25 @@ class SubmitJob(Message, frozen=True):
 
 
 class ListJobs(Message, frozen=True):
-    """Asks for all jobs: answered by Answer {"jobs": [...]}."""
+    """Asks for the jobs with numbers greater than `after`: answered by Answer {"jobs": [...], "more": ...}.
+
+    `more` is the `after` of the next page, or None: that was all.
+    """
+
+    after: Count = 0
 
 
 class JobStatus(Message, frozen=True):
-    """Asks for one job with its rounds and receipts."""
+    """Asks for one job with its last rounds (or only `round`) and receipts: {"job", "config", "now", "rounds", "more"}.
+
+    Of the attempts before (round, attempt) `before` the `last` ones come, in order, as many as fit a frame; `more` is
+    the `before` of the rest, or None.
+    """
 
     job: Path
+    last: Count = STATUS_ROUNDS
+    before: tuple[Count, Count] = (ROUNDS_MAX + 1, 0)
+    round: Count | None = None
 
 
 class CancelJob(Message, frozen=True):

@@ -21,6 +21,7 @@ from lifl.core.fields import (
     Address,
     ArenaBytes,
     Count,
+    Digests,
     Message,
     Metrics,
     Name,
@@ -61,6 +62,12 @@ class OpenJob(Message, frozen=True):
     state_path: Path = ""
     adopt: bool = False
     client_options: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class LoadJob(OpenJob, frozen=True):
+    """Make a job ready, at home: its files are the checkpoint of its own `round`, with these `digests` if known."""
+
+    digests: Digests = ()
 
 
 class CloseJob(Message, frozen=True):
@@ -171,6 +178,7 @@ class CommitBranch(Message, frozen=True):
 
 Order = (
     OpenJob
+    | LoadJob
     | CloseJob
     | OpenBranch
     | Grant
@@ -292,10 +300,18 @@ class ModelSealed(Message, frozen=True):
 
 
 class ModelSaved(Message, frozen=True):
-    """The files of a SaveModel are durable."""
+    """The files of a SaveModel are durable, and have these digests."""
 
     number: Count
     epoch: Count
+    digests: Digests = ()
+
+
+class FilePaused(Message, frozen=True):
+    """A file of the job cannot be read or written now; the agent tries again by itself."""
+
+    number: Count
+    text: Text
 
 
 Report = (
@@ -311,4 +327,5 @@ Report = (
     | BranchFailed
     | ModelSealed
     | ModelSaved
+    | FilePaused
 )

@@ -13,6 +13,7 @@ from lifl.core.fields import (
     AnyKey,
     Capacity,
     Count,
+    Digests,
     Integer,
     KeyBytes,
     Message,
@@ -139,7 +140,10 @@ class Drop(Message, frozen=True):
 
 
 class Checkpoint(Message, frozen=True):
-    """Write `model` (and the rule's `states`) as safetensors to `path` (`state_path`), durably, all or nothing."""
+    """Write `model` (and the rule's `states`) as safetensors to `path` (`state_path`), durably, all or nothing.
+
+    The files name the job, its `number` and node, the round and its `epoch`; TaskDone has their digests.
+    """
 
     address: Count
     attempt: Count
@@ -150,12 +154,16 @@ class Checkpoint(Message, frozen=True):
     model: KeyBytes
     state_path: Path = ""
     states: StateKeys = msgspec.field(default_factory=dict)
+    number: Count = 0
+    epoch: Count = 0
 
 
 class Load(Message, frozen=True):
     """Read the safetensors file at `path` into the object `output`, which has the layout of `tensors`, and seal it.
 
     `states`: rule state objects by name, read from `state_path` (zero-filled when `state_path` is empty).
+    With `round` it must be the checkpoint of that round of job `number` of this node, and the files' digests must be
+    `digests` as far as these are known.
     """
 
     address: Count
@@ -166,6 +174,9 @@ class Load(Message, frozen=True):
     output: AnyKey
     state_path: Path = ""
     states: StateKeys = msgspec.field(default_factory=dict)
+    number: Count = 0
+    round: Count | None = None
+    digests: Digests = ()
 
 
 class Retire(Message, frozen=True):
@@ -189,7 +200,8 @@ class WorkerReady(Message, frozen=True):
 class TaskDone(Message, frozen=True):
     """The output is sealed: `weight` its Σw, `members` how many updates are in it; costs for the receipt.
 
-    `started_ns` is the worker's monotonic clock when it began (for benchmarks).
+    `started_ns` is the worker's monotonic clock when it began (for benchmarks).  `digests`: of the files of a
+    Checkpoint.
     """
 
     address: Count
@@ -200,10 +212,14 @@ class TaskDone(Message, frozen=True):
     cpu_s: NotNegative
     busy_s: NotNegative
     started_ns: Count = 0
+    digests: Digests = ()
 
 
 class TaskFailed(Message, frozen=True):
-    """The task cannot be done (the user's rule raised, a file cannot be written): `text` is for people."""
+    """The task cannot be done (the user's rule raised, a file cannot be written): `text` is for people.
+
+    `retry`: the same may work later, when a file's disk has room again, or is there.
+    """
 
     address: Count
     attempt: Count

@@ -22,6 +22,7 @@ from lifl.core.protocol import commands as o
 from lifl.core.protocol.peer_check import checked
 from lifl.node import machine
 from lifl.node.cluster.transport import Peers, Send
+from lifl.node.database import DatabaseFault
 from lifl.node.driver import Driver
 from lifl.node.store import NodeStore
 from lifl.node.views import NodeIdentity, tree_lines
@@ -111,7 +112,11 @@ class Bridge:
     def coordinator_up(self, welcome: p.PeerWelcome) -> None:
         """Tell the coordinator, connected for the first time or again, what this node has."""
         log.info("coordinator.up node=%016x control=%s", welcome.node, welcome.control)
-        stranger = not self._store.meets(f"{welcome.node:016x}")
+        try:
+            stranger = not self._store.meets(f"{welcome.node:016x}")
+        except DatabaseFault as fault:  # it could not be noted: what is here may be another's, and is sent again
+            log.error("database.paused %s", fault)
+            stranger = True
         self._driver.handle(ev.CoordinatorUp(stranger))
 
     def coordinator_down(self) -> None:
@@ -122,7 +127,11 @@ class Bridge:
     def rejoin(self, above: int) -> None:
         """Go on as a new life: this one was declared dead."""
         self._driver.handle(ev.LifeEnded())
-        self.incarnation = self._store.next_incarnation(above)
+        try:
+            self.incarnation = self._store.next_incarnation(above)
+        except DatabaseFault as fault:
+            log.error("database.paused %s", fault)
+            self.incarnation = max(self.incarnation, above) + 1
 
     def refused(self, text: str) -> None:
         """Log why the node cannot join."""

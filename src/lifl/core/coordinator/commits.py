@@ -1,0 +1,75 @@
+"""Sealed models on their way to the disk: each is saved, then its round is committed, in the order of the rounds.
+
+A checkpoint that cannot be written now (its disk is full, or read-only) is tried again by the agent; meanwhile the job
+is *paused*: the round that runs goes on to its model, and none begins after it.
+"""
+
+from __future__ import annotations
+
+from lifl.core import effects as fx
+from lifl.core.coordinator.job_spec import JobSpec
+from lifl.core.coordinator.presence import Presence
+from lifl.core.coordinator.receipt import metrics_of, receipt_of
+from lifl.core.coordinator.replicas import Replicas
+from lifl.core.coordinator.round import Round
+from lifl.core.coordinator.round_runner import TOO_LATE
+from lifl.core.coordinator.rounds import Rounds
+from lifl.core.protocol import client as cm
+from lifl.core.protocol import commands as o
+from lifl.core.turn import Turn
+
+
+class Commits:
+    """The commits of one job; `paused` says why a file cannot be read or written now."""
+
+    def __init__(self, spec: JobSpec, turn: Turn, presence: Presence, rounds: Rounds, replicas: Replicas) -> None:
+        self.paused = ""
+        self._spec = spec
+        self._turn = turn
+        self._presence = presence
+        self._rounds = rounds
+        self._replicas = replicas
+
+    def save(self, round_: Round) -> None:
+        """Have the current model, that of the round, written to its checkpoint."""
+        self._rounds.saving.append(round_)
+        self._replicas.save(round_.number, round_.epoch)
+
+    def saved(self, report: o.ModelSaved) -> bool:
+        """Note that a round's checkpoint is durable, and commit in order; return whether that ended a pause."""
+        saving, paused = self._rounds.saving, self.paused
+        for round_ in saving:
+            if round_.epoch == report.epoch:
+                round_.saved, round_.digests, self.paused = True, report.digests, ""
+        while saving and saving[0].saved:
+            self._commit(saving.pop(0))
+        goes_on = bool(paused) and not self.paused
+        if goes_on:
+            self._turn.emit(fx.Publish("job.goes_on", self._spec.name, {"committed": self._rounds.committed}))
+        return goes_on
+
+    def file_paused(self, report: o.FilePaused) -> None:
+        """Wait: the model or a checkpoint cannot be read or written now, and the agent tries again."""
+        if report.text != self.paused:
+            self.paused = report.text
+            self._turn.emit(fx.Publish("job.paused", self._spec.name, {"reason": report.text}))
+
+    def _commit(self, round_: Round) -> None:
+        name = self._spec.name
+        self._rounds.commit(round_)  # SAVING -> COMMITTED
+        number, path, metrics = round_.number, self._spec.path_of(round_.number), metrics_of(round_)
+        receipt = receipt_of(round_, self._turn.now) if number else {}
+        row = {"metrics": metrics, "path": path, "receipt": receipt, "members": sorted(round_.accepted)}
+        if round_.digests:
+            row["digests"] = list(round_.digests)
+        self._turn.emit(fx.SaveRound(name, number, round_.attempt, "committed", row))
+        for node in round_.nodes:
+            self._turn.order(node, o.CommitBranch(self._spec.number, round_.epoch))
+        if not number:
+            return
+        counted = len(round_.accepted)
+        fields = {"round": number, "counted": counted, "metrics": metrics, "path": path, "receipt": receipt}
+        self._turn.emit(fx.Publish("round.committed", name, fields))
+        self._presence.tell_all(name, round_.accepted, cm.Committed(name, number, counted=True))
+        late = cm.RoundOver(name, number, TOO_LATE)
+        self._presence.tell_all(name, round_.granted, late)  # they are still on their way

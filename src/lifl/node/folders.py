@@ -1,0 +1,91 @@
+"""Whose a checkpoint folder is: each has a file that claims it for one job of one node, and no other may write there.
+
+Two jobs in one folder would overwrite each other's models, also when they are on different nodes that share a disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from lifl.core.errors import Refused
+
+CLAIM = ".lifl-job"
+CLAIM_BYTES_MAX = 4096
+
+
+def make_folder(folder: Path) -> None:
+    """Make a checkpoint folder that is free.  Raise `Refused` when it cannot be used, or is another job's."""
+    check_free(folder)
+    try:
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        text = f"folder {folder} cannot be made: {error.strerror}; choose another in checkpoint.folder"
+        raise Refused("bad-config", "checkpoint.folder", text) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        text = f"folder {folder} is not writable for lifld; choose another in checkpoint.folder"
+        raise Refused("bad-config", "checkpoint.folder", text)
+
+
+def check_free(folder: Path) -> None:
+    """Raise `Refused` unless no job has claimed the folder, or has left models in it."""
+    owner = owner_of(folder)
+    if owner or any(folder.glob("round-*.safetensors")):
+        of = f"job {owner['name']!r} (number {owner['job']} of node {owner['node']})" if owner else "another job"
+        text = f"folder {folder} holds the models of {of}; move them away, or choose another in checkpoint.folder"
+        raise Refused("folder-in-use", "checkpoint.folder", f"{text} (or another job.name)")
+
+
+def claim(folder: Path, node: int, number: int, name: str) -> None:
+    """Claim a folder for a job; once more is no harm.
+
+    Raise `Refused` when it is another's (``folder-in-use``), or cannot be written to.
+    """
+    mine = {"node": f"{node:016x}", "job": number, "name": name}
+    path = folder / CLAIM
+    for _ in range(2):
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        except FileExistsError:
+            owner = owner_of(folder)
+            if owner and (owner["node"], owner["job"]) != (mine["node"], number):
+                of = f"job {owner['name']!r} (number {owner['job']} of node {owner['node']})"
+                text = f"folder {folder} is that of {of}; choose another in checkpoint.folder"
+                raise Refused("folder-in-use", "checkpoint.folder", text) from None
+            if owner:
+                return
+            path.unlink(missing_ok=True)  # it was not written to its end
+            continue
+        except OSError as error:
+            text = f"folder {folder} cannot be claimed: {error.strerror}; make room there, or choose another"
+            raise Refused("bad-config", "checkpoint.folder", text) from error
+        try:
+            with open(fd, "w") as file:
+                json.dump(mine, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            text = f"folder {folder} cannot be claimed: {error.strerror}; make room there, or choose another"
+            raise Refused("bad-config", "checkpoint.folder", text) from error
+        return
+
+
+def release(folder: Path, node: int, number: int) -> None:
+    """Give up the claim of a job that was refused after all."""
+    owner = owner_of(folder)
+    if owner and (owner["node"], owner["job"]) == (f"{node:016x}", number):
+        (folder / CLAIM).unlink(missing_ok=True)
+
+
+def owner_of(folder: Path) -> dict[str, Any]:
+    """Return who has claimed the folder: its node, its job's number and name; nothing when nobody has."""
+    try:
+        with open(folder / CLAIM, "rb") as file:
+            found = json.loads(file.read(CLAIM_BYTES_MAX))
+    except (OSError, ValueError):
+        return {}
+    whole = isinstance(found, dict) and {"node", "job", "name"} <= found.keys()
+    return found if whole else {}

@@ -1,0 +1,51 @@
+"""Who may read and write what a node makes: its folder is its user's alone (0700), and so are its files (0600).
+
+Modes are set, not left to the umask: one that takes none would leave the database open to all.  (That none takes rights
+from the owner the command line sees to, for all its processes.)
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from lifl.core.errors import ResourceFault
+
+FOLDER_MODE = 0o700
+FILE_MODE = 0o600
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def private_folder(folder: Path) -> None:
+    """Make a folder that is its user's alone, with those above it; one that is there stays as it is.
+
+    Raise `ResourceFault` when others may write to it: whoever can put a database or a socket there has the node.
+    Raise `OSError` when it cannot be made.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=FOLDER_MODE)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+        mode = stat.S_IMODE(folder.stat().st_mode)
+        if mode & OTHERS_WRITE:
+            raise ResourceFault(
+                f"folder {folder} has mode {mode:04o}: other users can change what a node keeps there; "
+                f"close it with `chmod 700 {folder}`"
+            ) from None
+        return
+    folder.chmod(FOLDER_MODE)
+
+
+def open_private(path: Path, flags: int) -> int:
+    """Return a descriptor of a file that is its user's alone, made if need be, also where it was open to others."""
+    fd = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+    try:
+        if stat.S_IMODE(os.fstat(fd).st_mode) != FILE_MODE:
+            os.fchmod(fd, FILE_MODE)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd

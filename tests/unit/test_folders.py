@@ -1,0 +1,45 @@
+"""A checkpoint folder is one job's: another one is refused, on whatever node it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lifl.core.errors import Refused
+from lifl.node import folders
+
+
+def test_a_folder_is_claimed_once_for_one_job_of_one_node(tmp_path: Path) -> None:
+    folders.check_free(tmp_path)
+    folders.claim(tmp_path, 7, 1, "a")
+    folders.claim(tmp_path, 7, 1, "a")
+    assert folders.owner_of(tmp_path) == {"node": f"{7:016x}", "job": 1, "name": "a"}
+    for node, number in ((7, 2), (8, 1)):
+        with pytest.raises(Refused, match="job 'a'") as refused:
+            folders.claim(tmp_path, node, number, "b")
+        assert refused.value.code == "folder-in-use"
+        folders.release(tmp_path, node, number)
+    with pytest.raises(Refused, match="job 'a'"):
+        folders.make_folder(tmp_path)
+    folders.release(tmp_path, 7, 1)
+    folders.claim(tmp_path, 8, 1, "b")
+
+
+def test_a_folder_with_models_of_a_job_that_claimed_nothing_is_not_free(tmp_path: Path) -> None:
+    (tmp_path / "round-00007.safetensors").touch()
+    with pytest.raises(Refused, match="another job"):
+        folders.make_folder(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+def test_a_claim_that_was_not_written_to_its_end_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / folders.CLAIM).write_text(text)
+    folders.claim(tmp_path, 7, 1, "a")
+    assert folders.owner_of(tmp_path)["job"] == 1
+
+
+def test_a_folder_that_cannot_be_made_is_refused_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Refused, match=f"{tmp_path / 'file' / 'x'} cannot be made"):
+        folders.make_folder(tmp_path / "file" / "x")

@@ -1,0 +1,128 @@
+"""`lifl doctor --repair`: what keeps a node from starting is said, set aside, and the node starts."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import msgspec
+import pytest
+from nodes import Node, run_lifl
+
+from lifl.core.config.job import parse_job
+from lifl.core.schema import TensorSpec
+from lifl.node import folders
+from lifl.node.store import NodeStore
+
+FLAGS = ("--listen", "127.0.0.1:0", "--arena-bytes", "32MiB", "--capacity", "1")
+
+
+TENSORS = (TensorSpec("w", "float32", (4,)),)
+
+
+def with_job(folder: Path, name: str = "j", tensors: tuple[TensorSpec, ...] = TENSORS) -> None:
+    """A state folder with a job that runs, and its folder with a model."""
+    (folder / "jobs" / name).mkdir(parents=True, exist_ok=True)
+    selection = {"clients_per_round": 1}
+    config = parse_job({"job": {"name": name, "rounds": 1}, "model": {"path": "/m"}, "selection": selection})
+    with closing(NodeStore(folder / "lifl.db")) as store:
+        number = store.add_job(config, tensors, (), str(folder / "jobs" / name))
+        store.save_job(name, "running", "")
+        folders.claim(folder / "jobs" / name, store.node_id(), number, name)
+
+
+def execute(folder: Path, statement: str) -> None:
+    with closing(sqlite3.connect(folder / "lifl.db")) as database, database:
+        database.execute(statement)
+
+
+def garbage(folder: Path) -> None:
+    (folder / "lifl.db").write_bytes(b"no database " * 1000)
+
+
+def torn(folder: Path) -> None:
+    """Pages in the middle are overwritten: the head is good."""
+    with (folder / "lifl.db").open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 8192)
+
+
+def replaced(name: str, folder: Path) -> None:
+    path = folder / name
+    if path.is_dir():
+        path.rename(folder / "moved")
+        path.write_text("a file")
+    else:
+        path.unlink(missing_ok=True)
+        path.mkdir()
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "garbage": garbage,
+    "torn": torn,
+    "newer": lambda folder: execute(folder, "PRAGMA user_version = 99"),
+    "no tables": lambda folder: execute(folder, "DROP TABLE rounds"),
+    "a folder as database": lambda folder: replaced("lifl.db", folder),
+    "a file as jobs": lambda folder: replaced("jobs", folder),
+    "a folder as lock": lambda folder: replaced("lifld.lock", folder),
+    "a folder as socket": lambda folder: replaced("gateway.sock", folder),
+    "open to all": lambda folder: folder.chmod(0o777),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_folder_that_no_node_starts_on_is_repaired(tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir(mode=0o700)
+    with_job(folder)
+    DAMAGES[damage](folder)
+    state = ("--state", str(folder))
+    before = {path.name for path in folder.iterdir()}
+    done = run_lifl("up", "-d", *FLAGS, *state)
+    assert done.returncode == 1 and str(folder) in done.stderr and "Traceback" not in done.stderr, done.stderr
+    found = [line for line in json.loads(run_lifl("doctor", "--json", *state).stdout) if line["level"] == "fail"]
+    assert any("--repair" in line["fix"] for line in found), "doctor alone says it"
+    assert before <= {path.name for path in folder.iterdir()}, "and does nothing"
+    done = run_lifl("doctor", "--repair", *state)
+    assert done.returncode == 0, done.stderr
+    assert "-> " in done.stdout and "done" in done.stdout
+    if "lifl.db" in done.stdout and damage != "a folder as database":
+        assert f"models are in {folder / 'jobs' / 'j'}" in done.stdout
+    node = Node(folder, FLAGS)
+    node.up()
+    node.down()
+    assert "nothing to repair" in run_lifl("doctor", "--repair", *state).stdout
+
+
+def test_a_job_that_cannot_be_read_is_set_aside(tmp_path: Path) -> None:
+    with_job(tmp_path, "bad")
+    with_job(tmp_path, "good")
+    with_job(tmp_path, "empty", ())
+    execute(tmp_path, "UPDATE jobs SET config = x'c1' WHERE name = 'bad'")
+    done = run_lifl("doctor", "--repair", "--state", str(tmp_path))
+    assert done.returncode == 0 and "job bad becomes cancelled" in done.stdout
+    with closing(NodeStore(tmp_path / "lifl.db")) as store:
+        assert {row.name: row.status for row in store.jobs()} == {
+            "bad": "cancelled",
+            "good": "running",
+            "empty": "cancelled",
+        }
+
+
+def test_a_folder_on_which_a_node_runs_is_left_alone(start_node: Callable[..., Node]) -> None:
+    node = start_node("--redirector", "unix")
+    done = run_lifl("doctor", "--repair", "--state", str(node.state_dir))
+    assert done.returncode == 1 and "lifl down" in done.stderr
+    assert node.is_up()
+
+
+def test_what_is_not_damaged_is_not_touched(tmp_path: Path) -> None:
+    with_job(tmp_path)
+    before = msgspec.json.encode(sorted(str(path) for path in tmp_path.rglob("*") if path.suffix != ".lock"))
+    done = run_lifl("doctor", "--repair", "--state", str(tmp_path))
+    assert "nothing to repair" in done.stdout
+    assert msgspec.json.encode(sorted(str(path) for path in tmp_path.rglob("*") if path.suffix != ".lock")) == before
+    assert run_lifl("doctor", "--repair", "--state", str(tmp_path / "none")).returncode == 1
