@@ -283,7 +283,7 @@ def test_duplicates_foreign_attempts_and_unknown_addresses_change_nothing(node: 
     node.give(7, keys[0])  # its task is over
     worker.sync()
     segment = LAYOUT.accumulators[0]
-    vector_sum = vector(node.arena.data(output), segment) * 2.0 ** kernels.exponent(6.0)
+    vector_sum = vector(node.arena.data(output), segment) * 6.0
     np.testing.assert_allclose(vector_sum, sum(2 * u["w"].ravel() for u in updates), rtol=1e-4, atol=1e-5)
 
 
@@ -391,7 +391,7 @@ def test_states_are_carried_from_round_to_round(one: Node, tmp_path: Path) -> No
     worker = one.fork()
     old: dict[str, bytes] = {}
     for round_number in (1, 2):
-        new = {"rounds": one.alloc(Kind.STATE, LAYOUT.accumulator_bytes).pack()}
+        new = {"rounds": one.alloc(Kind.STATE, LAYOUT.state_bytes).pack()}
         done, model, updates = run_leaf_and_top(
             one,
             worker,
@@ -403,7 +403,7 @@ def test_states_are_carried_from_round_to_round(one: Node, tmp_path: Path) -> No
         assert isinstance(done, TaskDone)
         old = new
         data = one.arena.data(Key.unpack(new["rounds"]))
-        by_dtype = dict(zip([s.dtype for s in LAYOUT.segments], LAYOUT.accumulators, strict=True))
+        by_dtype = dict(zip([s.dtype for s in LAYOUT.segments], LAYOUT.states, strict=True))
         assert (vector(data, by_dtype["float32"]) == 5.0 + round_number).all()
         assert (vector(data, by_dtype["float16"]) == 5.0 + round_number).all()
         assert (vector(data, by_dtype["int64"]) == 0.0).all()
@@ -436,7 +436,7 @@ def test_checkpoint_and_load(one: Node, tmp_path: Path) -> None:
     worker = one.fork()
     values = update(np.random.default_rng(8))
     model = one.put(1, values, 1.0)
-    state = one.alloc(Kind.STATE, LAYOUT.accumulator_bytes)
+    state = one.alloc(Kind.STATE, LAYOUT.state_bytes)
     np.frombuffer(one.arena.data(state), np.uint8)[:] = 0
     one.arena.seal(state, 1.0, 1)
     path, state_path = tmp_path / "new" / "round-00003.safetensors", tmp_path / "new" / "r.state.safetensors"
@@ -461,7 +461,7 @@ def test_checkpoint_and_load(one: Node, tmp_path: Path) -> None:
         assert opened.metadata()["lifl.round"] == "3"
     assert sorted(safetensors.numpy.load_file(state_path)) == ["momentum/b", "momentum/w"]
 
-    output, loaded_state = one.model(), one.alloc(Kind.STATE, LAYOUT.accumulator_bytes)
+    output, loaded_state = one.model(), one.alloc(Kind.STATE, LAYOUT.state_bytes)
     load = Load(0, 4, "j", str(path), TENSORS, output.pack(), str(state_path), {"momentum": loaded_state.pack()})
     worker.channel.send(load)
     worker.channel.take(TaskDone)

@@ -112,8 +112,8 @@ def test_states_are_named_after_the_models_tensors(tmp_path: Path) -> None:
     )
     states = []
     for start in (0.0, 100.0):
-        data = bytearray(layout.accumulator_bytes)
-        for segment in layout.accumulators:
+        data = bytearray(layout.state_bytes)
+        for segment in layout.states:
             view = np.frombuffer(data, segment.dtype, segment.count, segment.offset)
             view[:] = start + segment.offset + np.arange(segment.count)
         states.append(memoryview(data))
@@ -129,11 +129,11 @@ def test_states_are_named_after_the_models_tensors(tmp_path: Path) -> None:
         "v/a": [164.0, 165.0],
         "v/c": [166.0],
     }
-    back = [memoryview(bytearray(layout.accumulator_bytes)) for _ in states]
+    back = [memoryview(bytearray(layout.state_bytes)) for _ in states]
     read_file(path, pieces, back)
     for old, new in zip(states, back, strict=True):
         assert bytes(new[: 67 * 4 + 8]) != bytes(len(new))
-        for segment in layout.accumulators[:2]:
+        for segment in layout.states[:2]:
             end = segment.offset + segment.count * 4
             assert new[segment.offset : end] == old[segment.offset : end]
 

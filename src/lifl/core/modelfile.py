@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lifl.core.errors import Refused
-from lifl.core.schema import ACCUMULATOR, DTYPE_BYTES, Layout, TensorSpec, check_schema
+from lifl.core.schema import DTYPE_BYTES, STATE, Layout, TensorSpec, check_schema
 
 DATA_ALIGN_BYTES = 4096
 """The tensors begin at a multiple of this, where a disk takes them straight from the arena; the header is padded with
@@ -88,7 +88,7 @@ def state_pieces(layout: Layout, states: Sequence[str]) -> list[Piece]:
     """Return the tensors of the rule's state objects; part i is the object of ``states[i]``, in the accumulators'
     layout.
     """
-    places = {s.dtype: (s, a) for s, a in zip(layout.segments, layout.accumulators, strict=True)}
+    places = {s.dtype: (s, a) for s, a in zip(layout.segments, layout.states, strict=True)}
     pieces = []
     for part, state in enumerate(states):
         for tensor, offset in zip(layout.tensors, layout.offsets, strict=True):
@@ -96,7 +96,7 @@ def state_pieces(layout: Layout, states: Sequence[str]) -> list[Piece]:
                 continue
             segment, accumulator = places[tensor.dtype]
             index = (offset - segment.offset) // DTYPE_BYTES[tensor.dtype]
-            dtype = ACCUMULATOR[tensor.dtype]
+            dtype = STATE[tensor.dtype]
             spec = TensorSpec(f"{state}/{tensor.name}", dtype, tensor.shape)
             pieces.append(Piece(spec, part, accumulator.offset + index * DTYPE_BYTES[dtype]))
     return pieces

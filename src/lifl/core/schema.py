@@ -5,12 +5,13 @@ knowledge of tensors: all tensors of one dtype form one *segment*, a single flat
 gateway stores and workers fold bytes in this one order, so nothing is ever laid out twice.
 
 A *partial* of the same schema is laid out in the accumulators' dtypes: float32 for float32, float16 and
-bfloat16; float64 for float64 and integers.
+bfloat16; float64 for float64; integers wide enough for an exact sum for integers.  A rule's *state* has a float for
+every number of the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import msgspec
@@ -33,7 +34,16 @@ DTYPE_BYTES = {
 }
 """The dtypes that can be aggregated, by NumPy's (and ml_dtypes') names, in the order of their segments."""
 
-ACCUMULATOR = {d: "float32" if d in ("float32", "float16", "bfloat16") else "float64" for d in DTYPE_BYTES}
+_FLOATS = {"float64": "float64", "float32": "float32", "float16": "float32", "bfloat16": "float32"}
+_EXACT = {d: "int64" if DTYPE_BYTES[d] == 1 else "int128" for d in DTYPE_BYTES if d not in _FLOATS}
+ACCUMULATOR = _FLOATS | _EXACT
+"""What a partial holds for each number of a dtype (`rules/kernels.py`, `rules/integers.py`)."""
+STATE = _FLOATS | dict.fromkeys(_EXACT, "float64")
+"""What a rule's state holds for it."""
+EARLIER_PARTIAL = {"float64": "float64", "float32": "float32"} | dict.fromkeys(_EXACT.values(), "float64")
+"""What a partial of `Kind.EARLIER_PARTIAL` holds in the place of each accumulator."""
+ITEM_BYTES = DTYPE_BYTES | {"int128": 16}
+"""The bytes of one number of any segment."""
 
 TENSORS_MAX = 65_536
 DIMENSIONS_MAX = 32
@@ -95,19 +105,35 @@ class Layout:
     @cached_property
     def accumulators(self) -> tuple[Segment, ...]:
         """The same segments in the accumulators' dtypes: how a partial lies."""
-        found = []
-        position = 0
-        for segment in self.segments:
-            dtype = ACCUMULATOR[segment.dtype]
-            found.append(Segment(dtype, position, segment.count))
-            position = align(position + segment.count * DTYPE_BYTES[dtype])
-        return tuple(found)
+        return relaid(self.segments, ACCUMULATOR)
 
     @cached_property
     def accumulator_bytes(self) -> int:
         """The length of a partial's data."""
-        last = self.accumulators[-1]
-        return align(last.offset + last.count * DTYPE_BYTES[last.dtype])
+        return align(end_of(self.accumulators))
+
+    @cached_property
+    def states(self) -> tuple[Segment, ...]:
+        """The same segments as one of the rule's states lies."""
+        return relaid(self.segments, STATE)
+
+    @cached_property
+    def state_bytes(self) -> int:
+        """The length of the data of one of the rule's states."""
+        return align(end_of(self.states))
+
+
+def relaid(segments: Sequence[Segment], dtypes: Mapping[str, str]) -> tuple[Segment, ...]:
+    """Return the segments in other dtypes, one after another."""
+    found: list[Segment] = []
+    for segment in segments:
+        found.append(Segment(dtypes[segment.dtype], align(end_of(found)), segment.count))
+    return tuple(found)
+
+
+def end_of(segments: Sequence[Segment]) -> int:
+    """Return the byte where the last segment ends."""
+    return max((s.offset + s.count * ITEM_BYTES[s.dtype] for s in segments), default=0)
 
 
 def align(nbytes: int) -> int:

@@ -1,6 +1,6 @@
 """One aggregation task: which inputs have come, what is folded, and how the output is made.
 
-A leaf folds updates and a middle merges partials into its output object, which is the accumulator from the
+A leaf folds updates and a middle merges partials into its output object, which is the mean of what came from the
 first input on.  Eager tasks fold what has arrived as one batch, once it is worth it; lazy ones wait until all are
 there.  A top waits for all its partials and makes the new model (`streaming_model.py`), going along with the last
 updates while they arrive.
@@ -12,25 +12,24 @@ ignored.
 
 from __future__ import annotations
 
-import math
 import time
 import traceback
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from lifl import failpoints
 from lifl.core.errors import LiflError, LocalFault, StaleKey
 from lifl.core.ids import Key, Kind, Record
 from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.protocol.worker import Arriving, TaskDone, TaskFailed, TaskStart
-from lifl.core.schema import DTYPE_BYTES, Segment
-from lifl.rules import kernels
+from lifl.core.schema import ITEM_BYTES, STATE, Segment, end_of, relaid
+from lifl.rules import integers, kernels
 from lifl.rules.base import Rule
 from lifl.rules.kernels import vector
 from lifl.rules.load import load_rule
 from lifl.shm.arena import Arena
 from lifl.shm.layout import Entry, ObjectState
+from lifl.worker.earlier import earlier_bytes, input_data
 from lifl.worker.streaming_model import Input, StreamingModel, can_be_in_pieces
 
 ANY_ATTEMPT = 0
@@ -145,7 +144,9 @@ class OpenTask:
     def _input(self, key: Key) -> Entry:
         entry = self._arena.entry(key)
         start = self.start
-        needed = _end(start.model_segments if start.role == "top" and entry.kind == Kind.UPDATE else start.inputs)
+        needed = end_of(start.model_segments if start.role == "top" and entry.kind == Kind.UPDATE else start.inputs)
+        if entry.kind == Kind.EARLIER_PARTIAL:
+            needed = earlier_bytes(start.inputs)
         if entry.state != ObjectState.SEALED or entry.data_bytes < needed:
             raise LocalFault(
                 f"input {key} ({ObjectState(entry.state).name}, {entry.data_bytes} bytes) is no sealed input of the"
@@ -154,18 +155,22 @@ class OpenTask:
         return entry
 
     def _fold(self, keys: list[Key], weights: list[float]) -> None:
-        exponent = kernels.exponent(kernels.total(self._weights + weights))
-        keep = 2.0 ** (kernels.exponent(self.weight) - exponent) if self._weights else 0.0
-        data = [self._arena.data(key) for key in keys]
+        before = self.weight if self._weights else 0.0
+        whole = kernels.total(self._weights + weights)
+        shares, keep = kernels.shares(weights, before)
+        data = [input_data(self._arena, key, self.start.inputs) for key in keys]
         output = self._arena.data(self.output)
+        leaf = self.start.role == "leaf"
         for source, target in zip(self.start.inputs, self.start.outputs, strict=True):
             vectors = [vector(view, source) for view in data]
             acc = vector(output, target)
-            if self.start.role == "leaf":
-                self._rule.fold(acc, vectors, [math.ldexp(w, -exponent) for w in weights], keep)
+            if target.dtype in integers.BITS:
+                add = integers.fold if leaf else integers.merge
+                add(acc, vectors, weights, before, whole)
+            elif leaf:
+                self._rule.fold(acc, vectors, shares, keep)
             else:
-                scales = [2.0 ** (kernels.exponent(w) - exponent) for w in weights]
-                self._rule.merge(acc, vectors, scales, keep)
+                self._rule.merge(acc, vectors, shares, keep)
 
     def _go_ahead(self) -> None:
         """Make what is possible already, if the updates that are under way are all that is missing.
@@ -192,14 +197,14 @@ class OpenTask:
     def _finish(self) -> None:
         weighted = zip(self._weights, self._updates, strict=True)
         inputs = dict(zip(self._inputs, (Input(*each) for each in weighted), strict=True))
-        self._make(inputs, inputs, _end(self.start.model_segments))
+        self._make(inputs, inputs, end_of(self.start.model_segments))
         self._model = None  # nothing can write to the output any more
 
     def _seal(self) -> None:
         """Seal the states first: a sealed output says that all is there."""
         arena = self._arena
         for key in self.start.new_states.values():
-            clear_gaps(arena.data(Key.unpack(key)), self.start.inputs)
+            clear_gaps(arena.data(Key.unpack(key)), relaid(self.start.model_segments, STATE))
             arena.seal(Key.unpack(key), self.weight, self._contributions)
         clear_gaps(arena.data(self.output), self.start.outputs)
         meta = b"".join(self._metas)
@@ -213,7 +218,7 @@ class OpenTask:
 def clear_gaps(view: memoryview, segments: tuple[Segment, ...]) -> None:
     """Zero the bytes between segments: an object is sent whole, and they held another object's data."""
     position = 0
-    for offset, end in [(s.offset, s.offset + s.count * DTYPE_BYTES[s.dtype]) for s in segments] + [
+    for offset, end in [(s.offset, s.offset + s.count * ITEM_BYTES[s.dtype]) for s in segments] + [
         (len(view), len(view))
     ]:
         view[position:offset] = bytes(offset - position)
@@ -235,8 +240,3 @@ def failure(address: int, attempt: int, error: Exception, rule: str = "") -> Tas
             frame = frames[-1]
             text = f"rule {rule} raised {text} ({Path(frame.filename).name}:{frame.lineno} in {frame.name})"
     return TaskFailed(address, attempt, text[:TEXT_CHARS_MAX], retry=isinstance(error, StaleKey))
-
-
-def _end(segments: tuple[Segment, ...]) -> int:
-    last: Any = max(segments, key=lambda s: s.offset)
-    return int(last.offset + last.count * DTYPE_BYTES[last.dtype])

@@ -23,3 +23,8 @@ class ReplicaSpec:
     def accumulator_bytes(self) -> int:
         """The bytes of a partial's tensors."""
         return self.layout.accumulator_bytes
+
+    @property
+    def state_bytes(self) -> int:
+        """The bytes of one of the rule's states."""
+        return self.layout.state_bytes

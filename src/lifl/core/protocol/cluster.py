@@ -26,7 +26,8 @@ from lifl.core.limits import CAPACITY_MAX
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
 
-PEER_VERSION = 1
+PEER_VERSION = 2
+"""Since 2 a partial is a mean and exact sums of integers; in 1 it was a scaled sum."""
 NODES_MAX = 1_000
 """Nodes that one coordinator keeps, those that are gone included; when it is full the one longest gone is forgotten."""
 NEWS_MAX = 64
