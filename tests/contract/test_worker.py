@@ -42,7 +42,7 @@ from lifl.core.protocol.worker import (
     WorkerReady,
     ZygoteReady,
 )
-from lifl.core.schema import Layout, TensorSpec
+from lifl.core.schema import EARLIER_PARTIAL, Layout, TensorSpec, align, end_of, relaid
 from lifl.redirect import open_redirector
 from lifl.rules import kernels
 from lifl.rules.kernels import vector
@@ -410,6 +410,60 @@ def test_states_are_carried_from_round_to_round(one: Node, tmp_path: Path) -> No
         expected = mean_of(updates, [1.0, 1.0])
         doubled = {n: v if n == "steps" else 2 * v for n, v in expected.items()}
         check(one.read(model), doubled)
+
+
+@pytest.mark.parametrize("way", ["update", "partial"])
+def test_a_number_that_a_rule_cannot_compute_is_worth_a_retry_and_named(one: Node, way: str) -> None:
+    worker, rng = one.fork(), np.random.default_rng(6)
+    updates = [update(rng) for _ in range(3)]
+    updates[2]["w"][3, 1] = 1e25  # its square is no float32
+    keys = [one.put(i, u, 1.0) for i, u in enumerate(updates)]
+    new = {name: one.alloc(Kind.STATE, LAYOUT.state_bytes).pack() for name in ("momentum", "second_moment")}
+    order = {"rule": "fedadam", "new_states": new, "model": keys[0].pack()}
+    if way == "update":
+        start(one, worker, task(4, "top", one.model(), 3, **order))
+        one.give(4, *keys)
+        said = "1e+25, is of c2"
+    else:
+        start(one, worker, task(3, "leaf", one.partial(), 2, parent=4))
+        start(one, worker, task(4, "top", one.model(), 2, **order))
+        one.give(3, *keys[1:])
+        one.give(4, keys[0])
+        assert worker.channel.take(TaskDone).address == 3
+        said = "5e+24, is of one of c1, c2"
+    failed = worker.channel.take(TaskFailed)
+    assert failed.retry and (failed.dtype, failed.element) == ("float32", 3 * 3 + 1)
+    assert "'second_moment' of FedAdam is not finite" in failed.text and said in failed.text
+
+
+@pytest.mark.parametrize("role", ["top", "middle"])
+def test_a_partial_of_an_earlier_version_counts_as_what_it_is(one: Node, role: str) -> None:
+    """A restarted node goes on from what it had sealed before the upgrade: sums, scaled by a power of two."""
+    worker, rng = one.fork(), np.random.default_rng(7)
+    updates, weights = [update(rng) for _ in range(3)], [3.0, 5.0, 11.0]
+    segments = relaid(LAYOUT.accumulators, EARLIER_PARTIAL)
+    earlier = one.alloc(Kind.EARLIER_PARTIAL, align(end_of(segments)))
+    data = one.arena.data(earlier)
+    sums = {t.name: sum(w * u[t.name].ravel() for w, u in zip(weights[:2], updates, strict=False)) for t in TENSORS}
+    for source, segment in zip(LAYOUT.segments, segments, strict=True):
+        whole = np.concatenate([sums[t.name] for t in TENSORS if t.dtype == source.dtype])
+        vector(data, segment)[:] = whole * 2.0 ** -kernels.exponent(8.0)
+    del data
+    one.arena.seal(earlier, 8.0, 2)
+    last = one.put(2, updates[2], weights[2])
+    model = one.model()
+    if role == "top":
+        start(one, worker, task(4, "top", model, 2, model=last.pack()))
+        one.give(4, earlier, last)
+    else:
+        start(one, worker, task(3, "leaf", one.partial(), 1, parent=5))
+        start(one, worker, task(5, "middle", one.partial(), 2, parent=4))
+        start(one, worker, task(4, "top", model, 1, model=last.pack()))
+        one.give(3, last)
+        one.give(5, earlier)
+        assert {worker.channel.take(TaskDone).address for _ in range(2)} == {3, 5}
+    assert worker.channel.take(TaskDone).weight == 19.0
+    check(one.read(model), mean_of(updates, weights))
 
 
 def test_an_input_that_is_gone_is_worth_a_retry(one: Node) -> None:

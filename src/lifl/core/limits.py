@@ -5,6 +5,8 @@ from __future__ import annotations
 NAME_CHARS_MAX = 64
 METRICS_MAX = 16
 CONTRIBUTION_BYTES_MAX = 1024
+WEIGHT_MIN, WEIGHT_MAX = 1e-300, 1e300
+"""Of one update.  Together, those of a round are far from the end of float64, and the share of each is a number."""
 TEXT_CHARS_MAX = 4096
 ROUNDS_MAX = 1_000_000
 CLIENTS_PER_ROUND_MAX = 10_000

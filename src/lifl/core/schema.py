@@ -16,7 +16,7 @@ from functools import cached_property
 
 import msgspec
 
-from lifl.core.errors import Refused
+from lifl.core.errors import LocalFault, Refused
 
 DTYPE_BYTES = {
     "float64": 8,
@@ -121,6 +121,15 @@ class Layout:
     def state_bytes(self) -> int:
         """The length of the data of one of the rule's states."""
         return align(end_of(self.states))
+
+    def tensor_at(self, dtype: str, element: int) -> str:
+        """Return the name of the tensor that has number `element` of all numbers of a dtype."""
+        for tensor in self.tensors:
+            if tensor.dtype == dtype:
+                if element < tensor.size:
+                    return tensor.name
+                element -= tensor.size
+        raise LocalFault(f"the model has no {element} numbers more of {dtype}")
 
 
 def relaid(segments: Sequence[Segment], dtypes: Mapping[str, str]) -> tuple[Segment, ...]:

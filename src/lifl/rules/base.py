@@ -41,6 +41,18 @@ class RuleFailed(LocalFault):
     """
 
 
+class NotFinite(RuleFailed):
+    """A number of the result is NaN or infinite: number `element` of all the model's numbers of `dtype`.
+
+    Other updates may give another result, so the round is worth another try.
+    """
+
+    def __init__(self, text: str, dtype: str, element: int) -> None:
+        super().__init__(text)
+        self.dtype = dtype
+        self.element = element
+
+
 class RuleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The base of a rule's `Options`: fields with types and defaults; other keys of the config are
     refused.

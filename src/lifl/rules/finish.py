@@ -16,7 +16,7 @@ import numpy as np
 
 from lifl.core.schema import ACCUMULATOR
 from lifl.rules import integers, kernels
-from lifl.rules.base import Rule, RuleFailed
+from lifl.rules.base import NotFinite, Rule, RuleFailed
 from lifl.rules.kernels import Vector, numpy_dtype
 
 BLOCK_BYTES = 1024 * 1024
@@ -77,7 +77,7 @@ def finish_mean(
     All may be pieces of a segment, from its element `first` on.  Raise `RuleFailed` when a result is not finite.
     """
     if not kernels.mean(out, vectors, shares, keep):
-        _raise_not_finite(out, first, type(rule).__name__)
+        _raise_not_finite(out, first, f"the new model after {type(rule).__name__}", out.dtype.name)
 
 
 class _Mean:
@@ -148,15 +148,17 @@ def _finish_floats(
     if result is not out:
         kernels.store(result, out)
     if not kernels.all_finite(out):
-        _raise_not_finite(out, begin, name)
+        _raise_not_finite(out, begin, f"the new model after {name}", out.dtype.name)
     for key, vector in state.items():
         if not kernels.all_finite(vector):
-            raise RuleFailed(f"the state {key!r} of {name} is not finite: the training diverges")
+            _raise_not_finite(vector, begin, f"the state {key!r} of {name}", out.dtype.name)
 
 
-def _raise_not_finite(out: Vector, begin: int, name: str) -> NoReturn:
-    at = begin + int(np.flatnonzero(~np.isfinite(out))[0])
-    raise RuleFailed(
-        f"the new model is not finite: element {at} of its {out.dtype} tensors after {name}; the training"
-        " diverges: lower the learning rates of clients or server"
+def _raise_not_finite(vector: Vector, begin: int, what: str, dtype: str) -> NoReturn:
+    at = begin + int(np.flatnonzero(~np.isfinite(vector))[0])
+    raise NotFinite(
+        f"{what} is not finite: element {at} of the {dtype} tensors; an update is beyond what the rule can compute, or"
+        " the training diverges: lower the learning rates of clients or server",
+        dtype,
+        at,
     )

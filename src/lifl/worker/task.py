@@ -21,10 +21,11 @@ from lifl import failpoints
 from lifl.core.errors import LiflError, LocalFault, StaleKey
 from lifl.core.ids import Key, Kind, Record
 from lifl.core.limits import TEXT_CHARS_MAX
+from lifl.core.protocol.contribution import unpack_contributions
 from lifl.core.protocol.worker import Arriving, TaskDone, TaskFailed, TaskStart
 from lifl.core.schema import ITEM_BYTES, STATE, Segment, end_of, relaid
 from lifl.rules import integers, kernels
-from lifl.rules.base import Rule
+from lifl.rules.base import NotFinite, Rule
 from lifl.rules.kernels import vector
 from lifl.rules.load import load_rule
 from lifl.shm.arena import Arena
@@ -41,6 +42,10 @@ FOLD_INPUTS_MIN = 4
 """An eager task folds so many inputs, or its last ones.  Each fold reads and writes the accumulator, too: one input at
 a time takes three times the memory's time that the input takes, four take half as much; and a single first one would
 only be copied."""
+
+
+CLIENTS_NAMED_MAX = 8
+"""In the text of a failure."""
 
 
 class Clock:
@@ -197,8 +202,26 @@ class OpenTask:
     def _finish(self) -> None:
         weighted = zip(self._weights, self._updates, strict=True)
         inputs = dict(zip(self._inputs, (Input(*each) for each in weighted), strict=True))
-        self._make(inputs, inputs, end_of(self.start.model_segments))
+        try:
+            self._make(inputs, inputs, end_of(self.start.model_segments))
+        except NotFinite as error:
+            raise NotFinite(f"{error}; {self._suspects(error)}", error.dtype, error.element) from None
         self._model = None  # nothing can write to the output any more
+
+    def _suspects(self, error: NotFinite) -> str:
+        """Return who is in the input whose number at that place is the largest."""
+        found: tuple[float, bytes] = (-1.0, b"")
+        for key, update, meta in zip(self._inputs, self._updates, self._metas, strict=True):
+            data = input_data(self._arena, key, self.start.inputs)
+            for model_part, part in zip(self.start.model_segments, self.start.inputs, strict=True):
+                if model_part.dtype == error.dtype:
+                    number = vector(data, model_part if update else part)[error.element]
+                    found = max(found, (abs(float(number)), meta), key=lambda each: each[0])
+        clients = [member.client for member in unpack_contributions(found[1])]
+        if not clients:
+            return f"the largest number there is {found[0]:.3g}"
+        said = ", ".join(clients[:CLIENTS_NAMED_MAX]) + (", ..." if clients[CLIENTS_NAMED_MAX:] else "")
+        return f"the largest number there, {found[0]:.3g}, is of {'one of ' if clients[1:] else ''}{said}"
 
     def _seal(self) -> None:
         """Seal the states first: a sealed output says that all is there."""
@@ -229,7 +252,8 @@ def failure(address: int, attempt: int, error: Exception, rule: str = "") -> Tas
     """Return the message for a task that ended with `error`.
 
     Our own errors say what to do themselves; anything else came from a user's rule or the system, and gets
-    the place where it was raised.  A missing input is worth another try: the daemon may have moved it.
+    the place where it was raised.  A missing input is worth another try: the daemon may have moved it; and so is a
+    result that is not finite, for other updates may come.
     """
     if isinstance(error, LiflError):
         text = str(error)
@@ -239,4 +263,6 @@ def failure(address: int, attempt: int, error: Exception, rule: str = "") -> Tas
         if frames and not isinstance(error, OSError):
             frame = frames[-1]
             text = f"rule {rule} raised {text} ({Path(frame.filename).name}:{frame.lineno} in {frame.name})"
+    if isinstance(error, NotFinite):
+        return TaskFailed(address, attempt, text[:TEXT_CHARS_MAX], True, error.dtype, error.element)
     return TaskFailed(address, attempt, text[:TEXT_CHARS_MAX], retry=isinstance(error, StaleKey))

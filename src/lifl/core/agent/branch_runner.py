@@ -246,6 +246,10 @@ class BranchRunner:
             self._quota.free(key)
         task.inputs = []
 
+    def where(self, dtype: str, element: int) -> str:
+        """Return the tensor that holds this one of the model's numbers."""
+        return f"tensor {self._spec.layout.tensor_at(dtype, element)!r}: "
+
     def failed(self, task: Task, text: str, retry: bool) -> list[Outcome]:
         """Report a task that cannot be done: its round fails, and with it the job unless `retry` may help."""
         said = f"the {task.role} task of round {round_of(self.branch.epoch)} failed: {text}"

@@ -48,6 +48,8 @@ class Runner(Protocol):
 
     def done(self, task: Task, cost: wm.TaskDone | None) -> list[Outcome]: ...
 
+    def where(self, dtype: str, element: int) -> str: ...
+
     def failed(self, task: Task, text: str, retry: bool) -> list[Outcome]: ...
 
 
@@ -165,7 +167,8 @@ class TaskTable:
             case wm.TaskFailed() as failed:
                 found = self._released(event.worker, failed.address)
                 if found is not None and found.task.attempt == failed.attempt:
-                    return found.runner.failed(found.task, failed.text, failed.retry)
+                    where = found.runner.where(failed.dtype, failed.element) if failed.element >= 0 else ""
+                    return found.runner.failed(found.task, where + failed.text, failed.retry)
             case wm.TaskDropped() as dropped:
                 self._released(event.worker, dropped.address)
         return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from lifl.core.errors import Refused
-from lifl.core.limits import METRICS_MAX
+from lifl.core.limits import METRICS_MAX, WEIGHT_MAX, WEIGHT_MIN
 from lifl.core.protocol.client import Submit
 from lifl.core.schema import Layout, check_same
 
@@ -20,11 +20,12 @@ def check_submit(layout: Layout, submit: Submit) -> None:
             f"the update announces {submit.data_bytes} bytes, the model's tensors take {layout.data_bytes}; send"
             " them in the layout's order, each dtype's vector padded to 64 bytes",
         )
-    if not (math.isfinite(submit.weight) and submit.weight > 0):
+    if not WEIGHT_MIN <= submit.weight <= WEIGHT_MAX:
         raise Refused(
             "bad-weight",
             "weight",
-            f"the weight is {submit.weight}; it must be a positive, finite number, such as the number of examples",
+            f"the weight is {submit.weight}; it must be a number from {WEIGHT_MIN} to {WEIGHT_MAX}, such as the number"
+            " of examples",
         )
     if len(submit.metrics) > METRICS_MAX:
         text = f"an update has at most {METRICS_MAX} metrics, not {len(submit.metrics)}"

@@ -188,12 +188,17 @@ class TaskDone(Message, frozen=True):
 
 
 class TaskFailed(Message, frozen=True):
-    """The task cannot be done (the user's rule raised, a file cannot be written): `text` is for people."""
+    """The task cannot be done (the user's rule raised, a file cannot be written): `text` is for people.
+
+    `element`, when not negative, is the one of the model's numbers of `dtype` that is not finite.
+    """
 
     address: int
     attempt: int
     text: Text
     retry: bool = False
+    dtype: str = ""
+    element: int = -1
 
 
 class TaskDropped(Message, frozen=True):
