@@ -20,6 +20,8 @@ CONNECTIONS_MAX = 65_536
 STATE_DIR_BYTES_MAX = 90
 """A Unix socket's address holds 107 bytes, and the longest name in the state folder is put behind it."""
 OPTIONS_DEPTH_MAX = 8
+PATTERNS_MAX, PATTERN_CHARS_MAX = 256, 256
+"""Patterns of tensors' names in one key of a job's config."""
 
 ROUNDS_REMEMBERED = 16
 """Committed rounds whose members are kept in memory, to answer clients that come back late."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Literal
 
 import msgspec
 
@@ -31,16 +32,23 @@ DTYPE_BYTES = {
     "uint32": 4,
     "uint16": 2,
     "uint8": 1,
+    "bool": 1,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
 }
-"""The dtypes that can be aggregated, by NumPy's (and ml_dtypes') names, in the order of their segments."""
+"""The dtypes that a model may have, by NumPy's (and ml_dtypes') names, in the order of their segments."""
 
+KEPT = ("bool", "float8_e4m3fn", "float8_e5m2")
+"""Those that are not averaged: the model's own are kept, or those of one update."""
 _FLOATS = {"float64": "float64", "float32": "float32", "float16": "float32", "bfloat16": "float32"}
-_EXACT = {d: "int64" if DTYPE_BYTES[d] == 1 else "int128" for d in DTYPE_BYTES if d not in _FLOATS}
-ACCUMULATOR = _FLOATS | _EXACT
+_INTEGERS = [d for d in DTYPE_BYTES if d not in _FLOATS and d not in KEPT]
+_EXACT = {d: "int64" if DTYPE_BYTES[d] == 1 else "int128" for d in _INTEGERS}
+_SAME = {d: d for d in KEPT}
+ACCUMULATOR = _FLOATS | _EXACT | _SAME
 """What a partial holds for each number of a dtype (`rules/kernels.py`, `rules/integers.py`)."""
-STATE = _FLOATS | dict.fromkeys(_EXACT, "float64")
+STATE = _FLOATS | dict.fromkeys(_EXACT, "float64") | _SAME
 """What a rule's state holds for it."""
-EARLIER_PARTIAL = {"float64": "float64", "float32": "float32"} | dict.fromkeys(_EXACT.values(), "float64")
+EARLIER_PARTIAL = {"float64": "float64", "float32": "float32"} | dict.fromkeys(_EXACT.values(), "float64") | _SAME
 """What a partial of `Kind.EARLIER_PARTIAL` holds in the place of each accumulator."""
 ITEM_BYTES = DTYPE_BYTES | {"int128": 16}
 """The bytes of one number of any segment."""
@@ -75,6 +83,18 @@ class Segment(msgspec.Struct, frozen=True):
     count: int
 
 
+class Treated(msgspec.Struct, frozen=True, array_like=True):
+    """Numbers that are not treated as the others of their segment: `count` of them from number `begin` on.
+
+    ``exclude``: averaged, but no step of the rule; ``fixed``: the model's own; ``first``: those of one update.
+    """
+
+    segment: int
+    begin: int
+    count: int
+    how: Literal["exclude", "fixed", "first"]
+
+
 class Layout:
     """The byte offsets of a schema's tensors in an object, and its segments.
 
@@ -91,7 +111,7 @@ class Layout:
         offsets = [0] * len(self.tensors)
         segments = []
         position = 0
-        for dtype in (d for d in DTYPE_BYTES if d in by_dtype):
+        for dtype in (d for d in DTYPE_BYTES if any(self.tensors[index].size for index in by_dtype.get(d, ()))):
             start = position
             for index in by_dtype[dtype]:
                 offsets[index] = position
@@ -165,12 +185,14 @@ def check_schema(tensors: Sequence[TensorSpec]) -> None:
         if tensor.dtype not in DTYPE_BYTES:
             known = ", ".join(DTYPE_BYTES)
             raise Refused("wrong-dtype", where, f"dtype {tensor.dtype!r} cannot be aggregated; use one of {known}")
-        if len(tensor.shape) > DIMENSIONS_MAX or any(d < 1 for d in tensor.shape):
+        if len(tensor.shape) > DIMENSIONS_MAX or any(d < 0 for d in tensor.shape):
             raise Refused(
                 "wrong-shape",
                 where,
-                f"shape {tensor.shape}: dimensions must be positive, at most {DIMENSIONS_MAX}",
+                f"shape {tensor.shape}: dimensions must not be negative, at most {DIMENSIONS_MAX}",
             )
+    if not any(tensor.size for tensor in tensors):
+        raise Refused("bad-schema", "tensors", "the model's tensors hold no number at all")
 
 
 def check_same(expected: Sequence[TensorSpec], given: Sequence[TensorSpec]) -> None:

@@ -17,6 +17,7 @@ from lifl.core.coordinator.job import Job
 from lifl.core.errors import ConfigError, LiflError, LocalFault, Refused
 from lifl.core.planning.planner import make_plan
 from lifl.core.planning.request import plan_request
+from lifl.core.planning.treatment import check_patterns, treatment_lines
 from lifl.core.protocol import cli as om
 from lifl.core.schema import Layout
 from lifl.node import machine, views
@@ -89,6 +90,10 @@ class Requests:
         name = config.job.name
         tensors = machine.read_schema(config.model.path)
         layout = Layout(tensors)
+        try:
+            check_patterns(tensors, config.aggregation)
+        except ConfigError as error:
+            raise Refused("bad-config", error.path, str(error)) from error
         if any(row.name == name for row in self._store.jobs()):
             text = f"a job named {name!r} is here already; choose another name (--set job.name=...)"
             raise Refused("job-exists", "job.name", text)
@@ -112,6 +117,7 @@ class Requests:
             "folder": str(folder),
             "status": job.status,
             "peak_bytes": job.spec.bytes_min(),
+            "treatment": treatment_lines(tensors, config.aggregation, steps=bool(message.states)),
         }
 
     @staticmethod
@@ -175,7 +181,11 @@ class Requests:
         layout = Layout(machine.read_schema(config.model.path))
         facts, home = self._engine.facts(time.monotonic())
         request = plan_request(config, layout, len(message.states), facts, model_node=home)
-        return {"request": msgspec.to_builtins(request), "plan": msgspec.to_builtins(make_plan(request))}
+        return {
+            "request": msgspec.to_builtins(request),
+            "plan": msgspec.to_builtins(make_plan(request)),
+            "treatment": treatment_lines(layout.tensors, config.aggregation, steps=bool(message.states)),
+        }
 
     def _plans(self, message: om.PlansOfRound) -> dict[str, Any]:
         name = self._row(message.job).name

@@ -37,12 +37,14 @@ def finish_segment(
     states: Mapping[str, Vector],
     new_states: Mapping[str, Vector],
     first: int = 0,
+    spared: Sequence[slice] = (),
 ) -> None:
     """Write one segment of the new model to `out` and of the new states to `new_states`.
 
-    `model`, `updates` and `out` are (P,) in the model's dtype; `partials` and states are (P,) in the accumulator's.  A
-    state that `states` lacks starts with `rule.initial`.  Integer segments are only averaged; their states are zeros.
-    All may be pieces of a segment, from its element `first` on, if the rule has no `fold` of its own.
+    `model`, `updates` and `out` are (P,) in the model's dtype; `partials` are (P,) in the accumulator's, states in the
+    state's.  A state that `states` lacks starts with `rule.initial`.  Integer segments are only averaged; so is what is
+    `spared`; their states are zeros.  All may be pieces of a segment, from its element `first` on, if the rule has no
+    `fold` of its own.
     Raise `RuleFailed` when a result is not finite or has another shape.
     """
     if out.dtype.kind in "iu":
@@ -59,7 +61,8 @@ def finish_segment(
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             mean_of.write(block, mean)
         state = _begin_states(rule, block, states, new_states)
-        _finish_floats(rule, model[block], mean, state, made, first + begin)
+        aside = [(run, mean[run].copy()) for run in _within(spared, block)]
+        _finish_floats(rule, model[block], mean, state, made, first + begin, aside)
 
 
 def is_mean(rule: Rule, dtype: str) -> bool:
@@ -125,6 +128,15 @@ def _finish_integers(partials: Weighted, updates: Weighted, out: Vector) -> None
         integers.finish(out[block], acc, whole)
 
 
+def _within(runs: Sequence[slice], block: slice) -> list[slice]:
+    """Return the runs as far as they lie in a block, counted from its begin."""
+    return [
+        slice(max(run.start, block.start) - block.start, min(run.stop, block.stop) - block.start)
+        for run in runs
+        if run.start < block.stop and block.start < run.stop
+    ]
+
+
 def _begin_states(
     rule: Rule, block: slice, states: Mapping[str, Vector], new_states: Mapping[str, Vector]
 ) -> dict[str, Vector]:
@@ -137,8 +149,15 @@ def _begin_states(
 
 
 def _finish_floats(
-    rule: Rule, model: Vector, mean: Vector, state: Mapping[str, Vector], out: Vector, begin: int
+    rule: Rule,
+    model: Vector,
+    mean: Vector,
+    state: Mapping[str, Vector],
+    out: Vector,
+    begin: int,
+    aside: Sequence[tuple[slice, Vector]],
 ) -> None:
+    """Have the rule make a block of the model; the means that are put `aside` stand there in the end."""
     with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
         result = rule.finish(kernels.widen(model, mean.dtype), mean, state)
     name = type(rule).__name__
@@ -147,6 +166,10 @@ def _finish_floats(
         raise RuleFailed(f"{name}.finish must return an array of shape {out.shape}, it returned {shape}")
     if result is not out:
         kernels.store(result, out)
+    for run, averaged in aside:
+        kernels.store(averaged, out[run])
+        for vector in state.values():
+            vector[run] = 0
     if not kernels.all_finite(out):
         _raise_not_finite(out, begin, f"the new model after {name}", out.dtype.name)
     for key, vector in state.items():

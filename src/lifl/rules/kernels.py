@@ -52,7 +52,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     """Return the NumPy dtype of a name in `core/schema.ITEM_BYTES`; a number of 128 bits is a pair."""
     if name == "int128":
         return _INT128
-    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+    return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def vector(view: memoryview, segment: Segment) -> Vector:

@@ -11,7 +11,7 @@ What was made is worth nothing when another set of inputs comes in the end: then
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from lifl.core.errors import LocalFault
 from lifl.core.ids import Key
@@ -23,6 +23,7 @@ from lifl.rules.finish import finish_mean, finish_segment, is_mean
 from lifl.rules.kernels import Vector, vector
 from lifl.shm.arena import Arena
 from lifl.worker.earlier import input_data
+from lifl.worker.treatment import is_kept, settle, within
 
 AHEAD_INPUTS_MIN = 2
 """So many inputs are summed up before the last pass: a single one would better go along with the next."""
@@ -46,6 +47,7 @@ class StreamingModel:
         if missing:
             raise LocalFault(f"task {start.address} has no object for the rule's states {sorted(missing)}")
         self._rule = rule
+        self._treated = start.treated
         self._segments = list(zip(start.inputs, start.model_segments, start.outputs, strict=True))
         self._state_segments = relaid(start.model_segments, STATE)
         self._made = [0] * len(self._segments)
@@ -86,19 +88,32 @@ class StreamingModel:
 
     def _make(self, index: int, piece: slice) -> None:
         _part, model_part, target = self._segments[index]
+        model, out = vector(self._model, model_part)[piece], vector(self._output, target)[piece]
         if is_mean(self._rule, model_part.dtype):
             self._add(index, [key for key in self.inputs if key not in self._ahead], piece)
-            return
+        elif not is_kept(model_part.dtype):
+            self._finish(index, piece, model, out)
+        else:
+            for view in self._new_states.values():
+                vector(view, self._state_segments[index])[piece] = 0
+        if self._treated:
+            first = next(iter(self.inputs))
+            (numbers,), (weight,) = self._vectors(index, [first], piece), self._weights([first])
+            kind: Literal["update", "partial"] = "update" if self.inputs[first].update else "partial"
+            settle(self._treated, index, piece.start, out, model, (numbers, weight, kind))
+
+    def _finish(self, index: int, piece: slice, model: Vector, out: Vector) -> None:
         state_part = self._state_segments[index]
         finish_segment(
             self._rule,
-            vector(self._model, model_part)[piece],
+            model,
             list(zip(self._vectors(index, self._partials, piece), self._weights(self._partials), strict=True)),
             list(zip(self._vectors(index, self._updates, piece), self._weights(self._updates), strict=True)),
-            vector(self._output, target)[piece],
+            out,
             {name: vector(view, state_part)[piece] for name, view in self._states.items()},
             {name: vector(view, state_part)[piece] for name, view in self._new_states.items()},
             piece.start,
+            list(within(self._treated, index, "exclude", piece.start, piece.stop)),
         )
 
     def _add(self, index: int, keys: Collection[Key], piece: slice) -> None:

@@ -26,12 +26,13 @@ from lifl.core.protocol.worker import Arriving, TaskDone, TaskFailed, TaskStart
 from lifl.core.schema import ITEM_BYTES, STATE, Segment, end_of, relaid
 from lifl.rules import integers, kernels
 from lifl.rules.base import NotFinite, Rule
-from lifl.rules.kernels import vector
+from lifl.rules.kernels import Vector, vector
 from lifl.rules.load import load_rule
 from lifl.shm.arena import Arena
 from lifl.shm.layout import Entry, ObjectState
 from lifl.worker.earlier import earlier_bytes, input_data
 from lifl.worker.streaming_model import Input, StreamingModel, can_be_in_pieces
+from lifl.worker.treatment import Firsts, is_kept
 
 ANY_ATTEMPT = 0
 """The attempt in a record from worker to worker, which does not know its parent's; the daemon's records
@@ -166,9 +167,18 @@ class OpenTask:
         data = [input_data(self._arena, key, self.start.inputs) for key in keys]
         output = self._arena.data(self.output)
         leaf = self.start.role == "leaf"
-        for source, target in zip(self.start.inputs, self.start.outputs, strict=True):
+        for index, (source, target) in enumerate(zip(self.start.inputs, self.start.outputs, strict=True)):
             vectors = [vector(view, source) for view in data]
             acc = vector(output, target)
+            if is_kept(target.dtype):
+                if not self._weights:
+                    acc[:] = vectors[0]
+                continue
+            firsts = self._firsts(index, acc)
+            if self._weights:
+                firsts.look(acc, before, partial=True)
+            else:
+                firsts.look(vectors[0], weights[0], partial=not leaf)
             if target.dtype in integers.BITS:
                 add = integers.fold if leaf else integers.merge
                 add(acc, vectors, weights, before, whole)
@@ -176,6 +186,12 @@ class OpenTask:
                 self._rule.fold(acc, vectors, shares, keep)
             else:
                 self._rule.merge(acc, vectors, shares, keep)
+            firsts.put_back(whole)
+
+    def _firsts(self, index: int, acc: Vector) -> Firsts:
+        start = self.start
+        dtype = start.model_segments[index].dtype if start.model_segments else start.inputs[index].dtype
+        return Firsts(start.treated, index, acc, dtype)
 
     def _go_ahead(self) -> None:
         """Make what is possible already, if the updates that are under way are all that is missing.

@@ -198,10 +198,11 @@ class BranchRunner:
             output_of(task).pack(),
             segments if task.role == "leaf" else accumulators,
             segments if top else accumulators,
-            segments if top else (),
+            segments,
             model.pack() if model is not None else b"",
             {name: key.pack() for name, key in self._slot.states.items()} if top else {},
             {name: key.pack() for name, key in self._outputs.states.items()} if top else {},
+            spec.treated,
         )
 
     def restarting(self, task: Task) -> None:
@@ -246,12 +247,13 @@ class BranchRunner:
             self._quota.free(key)
         task.inputs = []
 
-    def where(self, dtype: str, element: int) -> str:
-        """Return the tensor that holds this one of the model's numbers."""
-        return f"tensor {self._spec.layout.tensor_at(dtype, element)!r}: "
+    def failed(self, task: Task, text: str, retry: bool, place: tuple[str, int] | None = None) -> list[Outcome]:
+        """Report a task that cannot be done: its round fails, and with it the job unless `retry` may help.
 
-    def failed(self, task: Task, text: str, retry: bool) -> list[Outcome]:
-        """Report a task that cannot be done: its round fails, and with it the job unless `retry` may help."""
+        `place` is the dtype and the element of the model's number that is not finite.
+        """
+        if place is not None:
+            text = f"tensor {self._spec.layout.tensor_at(*place)!r}: {text}"
         said = f"the {task.role} task of round {round_of(self.branch.epoch)} failed: {text}"
         return [BranchFailed(self.job, self.branch, said, retry)]
 

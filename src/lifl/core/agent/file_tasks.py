@@ -106,11 +106,7 @@ class FileTasks:
             self._slot.unpin(key)
         return [CheckpointWritten(self.job, order.epoch)]
 
-    def where(self, dtype: str, element: int) -> str:
-        """Return nothing: what a file holds is told by its own text."""
-        return ""
-
-    def failed(self, task: Task, text: str, retry: bool) -> list[Outcome]:
+    def failed(self, task: Task, text: str, retry: bool, place: tuple[str, int] | None = None) -> list[Outcome]:
         """Report a file that cannot be read or written."""
         what = "the model could not be read" if task.role == "load" else "the checkpoint could not be written"
         return [FileFailed(self.job, f"{what}: {text}")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lifl.core.planning.treatment import treated
 from lifl.core.protocol.commands import OpenJob
 from lifl.core.schema import Layout
 
@@ -15,6 +16,7 @@ class ReplicaSpec:
         self.aggregation = order.aggregation
         self.clients_per_round = order.clients_per_round
         self.layout = Layout(order.tensors)
+        self.treated = treated(self.layout, order.aggregation)
         self.state_names = order.states
         self.path = order.path
         self.state_path = order.state_path

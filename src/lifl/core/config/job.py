@@ -11,10 +11,19 @@ import msgspec
 from lifl.core.config.parse import convert, overridden
 from lifl.core.errors import ConfigError
 from lifl.core.fields import Name, Seconds
-from lifl.core.limits import CLIENTS_PER_ROUND_MAX, FAN_IN_MAX, OPTIONS_DEPTH_MAX, ROUNDS_MAX
+from lifl.core.limits import (
+    CLIENTS_PER_ROUND_MAX,
+    FAN_IN_MAX,
+    OPTIONS_DEPTH_MAX,
+    PATTERN_CHARS_MAX,
+    PATTERNS_MAX,
+    ROUNDS_MAX,
+)
 
 Policy = Literal["best-fit", "first-fit", "worst-fit", "round-robin"]
 Fraction = Annotated[float, msgspec.Meta(ge=1.0, le=10.0)]
+Pattern = Annotated[str, msgspec.Meta(min_length=1, max_length=PATTERN_CHARS_MAX)]
+Patterns = Annotated[tuple[Pattern, ...], msgspec.Meta(max_length=PATTERNS_MAX)]
 Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
@@ -56,6 +65,8 @@ class AggregationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     A leaf task takes `fan_in` updates, a middle task `middle_fan_in` partials; ``eager`` folds what has arrived, four
     or more at a time (small ones all together), ``lazy`` when a task's inputs are all there.  `rule_folder` is where
     ``module`` is imported from.
+    `exclude`, `fixed` and `first` are patterns of tensors' names (``*`` is any text): the excluded are averaged, and no
+    server optimiser steps them; the fixed stay the model's own; of the first, one update's are taken.
     In a cluster `placement` chooses the nodes that take a round's updates (`planning/placement.py`) when a round
     begins, and every `replan_interval_s` for what has not come by then.
     """
@@ -68,6 +79,9 @@ class AggregationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     rule_folder: str = ""
     placement: Policy = "best-fit"
     replan_interval_s: Seconds = 120.0
+    exclude: Patterns = ("*running_mean", "*running_var", "*num_batches_tracked")
+    fixed: Patterns = ()
+    first: Patterns = ()
 
 
 class CheckpointSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

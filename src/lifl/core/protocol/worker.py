@@ -11,7 +11,7 @@ import msgspec
 
 from lifl.core.fields import Count, KeyBytes, Message, Name, Tensors, Text
 from lifl.core.protocol.gateway import Drain
-from lifl.core.schema import Segment
+from lifl.core.schema import Segment, Treated
 
 # ---- zygote ⇄ lifld --------------------------------------------------------------------------------------------------
 
@@ -71,10 +71,10 @@ class TaskStart(Message, frozen=True):
     """Run one task.  Its inputs come as records to `address`; `expect` of them complete it (Expect may lower it).
 
     `output` is the object to fold into and to seal.  `inputs` are the segments of each input (updates: the layout's;
-    partials: the accumulators'), `outputs` those of the output.  For role ``top`` also: updates may come among the
-    partials, with `model_segments`; `model` is the current model's key, `states` the rule's state objects (accumulator
-    layout) by name to read, `new_states` those to write and seal.  `parent` is the address that gets the output's key
-    (0: the daemon only).
+    partials: the accumulators'), `outputs` those of the output, `model_segments` the model's.  For role ``top`` also:
+    updates may come among the partials; `model` is the current model's key, `states` the rule's state objects by name
+    to read, `new_states` those to write and seal.  `parent` is the address that gets the output's key (0: the daemon
+    only).  `treated` are numbers that are not treated as the others of the model's segments.
     """
 
     address: int
@@ -95,6 +95,7 @@ class TaskStart(Message, frozen=True):
     model: bytes = b""
     states: dict[str, bytes] = msgspec.field(default_factory=dict)
     new_states: dict[str, bytes] = msgspec.field(default_factory=dict)
+    treated: tuple[Treated, ...] = ()
 
 
 class Expect(Message, frozen=True):
