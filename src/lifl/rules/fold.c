@@ -23,9 +23,10 @@
  * old lines are not read first, and nothing that is still needed is pushed out.  (No memset and no memcpy on this
  * way: GCC makes string instructions of them, which wait for such stores: eight times slower.)
  *
- * Vectors.  Each pass works on chunks of CHUNK elements, in plain loops (fold_type.h) which the compiler turns into
- * vector instructions.  On x86-64 they are compiled for AVX2 and for AVX-512, and the processor's features choose at run
- * time; one that has neither is left to NumPy.
+ * Vectors.  Each pass works on chunks of CHUNK elements, in loops (fold_type.h) which the compiler turns into vector
+ * instructions, or which say them (float32 on x86-64, where it takes twice as many).  On x86-64 they are compiled for AVX2
+ * and for AVX-512 (fold_target.h), and the processor's features choose at run time; one that has neither is left to
+ * NumPy.
  *
  * The file needs nothing but a C compiler with GCC's attributes (GCC, Clang) and libc; it does not include Python's
  * headers, and is loaded by ctypes (lifl.rules.native), which releases the interpreter's lock.
@@ -41,15 +42,15 @@
 #define BLOCK_BYTES (64 * 1024)
 #define STREAM_BYTES (8 * 1024 * 1024) /* a smaller one may still be in a cache when it is read next */
 #define ROWS_MAX 8
-#define AHEAD_LINES 32
+#define AHEAD_LINES 24
 #define LINE_BYTES 64
-#define CHUNK 64 /* elements: whole lines, whatever their type */
+#define CHUNK 32 /* elements: whole lines, whatever their type */
 
-#define INLINE static inline __attribute__((always_inline))
+#define ALWAYS static inline __attribute__((always_inline))
 
 /* ---- one element of each type, widened ------------------------------------------------------------------------- */
 
-INLINE float float_of_bits(uint32_t bits)
+ALWAYS float float_of_bits(uint32_t bits)
 {
     float value;
     memcpy(&value, &bits, sizeof value);
@@ -58,7 +59,7 @@ INLINE float float_of_bits(uint32_t bits)
 
 /* Exact for every half.  A subnormal half is made as 2^-14 + itself, less 2^-14: no float in between is subnormal,
  * which some processors compute a hundred times slower. */
-INLINE float from_half(uint16_t half)
+ALWAYS float from_half(uint16_t half)
 {
     uint32_t rest = half & 0x7fffu, sign = (uint32_t)(half & 0x8000u) << 16;
     uint32_t normal = (rest << 13) + (rest >= 0x7c00u ? 224u << 23 : 112u << 23);
@@ -68,7 +69,7 @@ INLINE float from_half(uint16_t half)
     return float_of_bits((rest < 0x400u ? bits : normal) | sign);
 }
 
-INLINE float from_bfloat(uint16_t value)
+ALWAYS float from_bfloat(uint16_t value)
 {
     return float_of_bits((uint32_t)value << 16);
 }
@@ -76,135 +77,82 @@ INLINE float from_bfloat(uint16_t value)
 #define SAME(value) (value)
 #define TO_DOUBLE(value) ((double)(value))
 
-/* ---- results that are not finite --------------------------------------------------------------------------------- */
-
-/* Whether one of the `count` results is NaN or infinite: all bits of its exponent are set.  They are in the L1 cache. */
-#define DEFINE_ODD(A, BITS, EXPONENT)                                                                                  \
-    INLINE int odd_of_##A(const A *results, int64_t count)                                                             \
-    {                                                                                                                  \
-        BITS odd = 0;                                                                                                  \
-        for (int64_t j = 0; j < count; j++) {                                                                          \
-            BITS bits;                                                                                                 \
-            memcpy(&bits, results + j, sizeof bits);                                                                   \
-            odd |= (bits & EXPONENT) == EXPONENT;                                                                      \
-        }                                                                                                              \
-        return odd != 0;                                                                                               \
-    }                                                                                                                  \
-    typedef int odd_of_##A##_defined
-
-DEFINE_ODD(float, uint32_t, 0x7f800000u);
-DEFINE_ODD(double, uint64_t, 0x7ff0000000000000u);
-
-/* ---- stores past the caches ------------------------------------------------------------------------------------- */
-
-#if defined(__x86_64__)
-/* Copies whole lines to a place that begins with a line and is not read soon. */
-__attribute__((target("avx"), noinline)) static void stream(void *out, const void *from, size_t nbytes)
-{
-    for (size_t i = 0; i < nbytes; i += 32)
-        _mm256_stream_si256((__m256i *)((char *)out + i), _mm256_load_si256((const __m256i *)((const char *)from + i)));
-}
-
 static void stream_end(void)
 {
+#if defined(__x86_64__)
     _mm_sfence(); /* what is streamed is seen before whatever is written next: the object's seal */
-}
-#else /* never called: only the functions for AVX2 stream */
-static void stream(void *out, const void *from, size_t nbytes)
-{
-    memcpy(out, from, nbytes);
-}
-
-static void stream_end(void) {}
 #endif
-
-/* ---- floats ------------------------------------------------------------------------------------------------------ */
-
-/* Asks for line `line` of the `lines` that the chunks of a pass hold, or of the next pass's when beyond. */
-INLINE void prefetch(const char *row, const char *next, int64_t at, int64_t pass_bytes)
-{
-    __builtin_prefetch(at < pass_bytes ? row + at : next + (at - pass_bytes), 0, 3);
 }
-
-#define NAME float64
-#define X double
-#define A double
-#define C double
-#define WIDEN SAME
-#define CENTRED 1
-#include "fold_type.h"
-
-#define NAME float32
-#define X float
-#define A float
-#define C double
-#define WIDEN TO_DOUBLE
-#define CENTRED 0
-#include "fold_type.h"
-
-#define NAME float16
-#define X uint16_t
-#define A float
-#define C float
-#define WIDEN from_half
-#define CENTRED 1
-#include "fold_type.h"
-
-#define NAME bfloat16
-#define X uint16_t
-#define A float
-#define C float
-#define WIDEN from_bfloat
-#define CENTRED 1
-#include "fold_type.h"
 
 /* ---- all types, for each set of instructions --------------------------------------------------------------------- */
 
-/* In the order of core/schema.DTYPE_BYTES. */
-#define EACH(DO)                                                                                                       \
-    DO(0, float64)                                                                                                     \
-    DO(1, float32)                                                                                                     \
-    DO(2, float16)                                                                                                     \
-    DO(3, bfloat16)
-
 typedef int fold_of_type(void *, int64_t, const void *const *, const double *, int64_t, double);
 
-#define LISTED(SUFFIX, NUMBER, NAME) [NUMBER] = NAME##_##SUFFIX,
-#define FUNCTION(SUFFIX, TARGET, STREAMS, NAME)                                                                        \
-    TARGET static int NAME##_##SUFFIX(void *acc, int64_t size, const void *const *vectors, const double *weights,      \
-                                      int64_t rows, double keep)                                                       \
-    {                                                                                                                  \
-        return NAME##_body(acc, size, vectors, weights, rows, keep, STREAMS);                                          \
-    }
-
 #if defined(__x86_64__)
-#define AVX2(NUMBER, NAME) FUNCTION(avx2, __attribute__((target("avx2,fma"))), 1, NAME)
-#define AVX2_LISTED(NUMBER, NAME) LISTED(avx2, NUMBER, NAME)
-EACH(AVX2)
-static fold_of_type *const avx2[] = {EACH(AVX2_LISTED)};
 
-#define AVX512(NUMBER, NAME) FUNCTION(avx512, __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,fma"))), 1, NAME)
-#define AVX512_LISTED(NUMBER, NAME) LISTED(avx512, NUMBER, NAME)
-EACH(AVX512)
-static fold_of_type *const avx512[] = {EACH(AVX512_LISTED)};
+#define AVX2 target("avx2,fma")
+#define SUFFIX avx2
+#define INLINE static inline __attribute__((always_inline, AVX2))
+#define NOINLINE static __attribute__((noinline, AVX2))
+#define STREAMS 1
+#define FLOAT32_LANES 4
+#define VECTOR __m256d
+#define LOAD_X(from) _mm256_cvtps_pd(_mm_loadu_ps(from))
+#define LOAD_A LOAD_X
+#define LOAD_C(from) _mm256_loadu_pd(from)
+#define STORE_A(to, sum) _mm_storeu_ps(to, _mm256_cvtpd_ps(sum))
+#define STORE_C(to, sum) _mm256_storeu_pd(to, sum)
+#define SPREAD _mm256_set1_pd
+#define MULTIPLY _mm256_mul_pd
+#define MULTIPLY_ADD _mm256_fmadd_pd
+#include "fold_target.h"
+#undef FLOAT32_LANES
+#undef VECTOR
+#undef LOAD_X
+#undef LOAD_C
+#undef STORE_A
+#undef STORE_C
+#undef SPREAD
+#undef MULTIPLY
+#undef MULTIPLY_ADD
+
+#define AVX512 target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")
+#define SUFFIX avx512
+#define INLINE static inline __attribute__((always_inline, AVX512))
+#define NOINLINE static __attribute__((noinline, AVX512))
+#define STREAMS 1
+#define FLOAT32_LANES 8
+#define VECTOR __m512d
+#define LOAD_X(from) _mm512_cvtps_pd(_mm256_loadu_ps(from))
+#define LOAD_C(from) _mm512_loadu_pd(from)
+#define STORE_A(to, sum) _mm256_storeu_ps(to, _mm512_cvtpd_ps(sum))
+#define STORE_C(to, sum) _mm512_storeu_pd(to, sum)
+#define SPREAD _mm512_set1_pd
+#define MULTIPLY _mm512_mul_pd
+#define MULTIPLY_ADD _mm512_fmadd_pd
+#include "fold_target.h"
 
 static fold_of_type *const *folds(void)
 {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma"))
-        return avx512;
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? avx2 : 0;
+        return folds_avx512;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? folds_avx2 : 0;
 }
+
 #else
-#define PLAIN(NUMBER, NAME) FUNCTION(plain, , 0, NAME)
-#define PLAIN_LISTED(NUMBER, NAME) LISTED(plain, NUMBER, NAME)
-EACH(PLAIN)
-static fold_of_type *const plain[] = {EACH(PLAIN_LISTED)};
+
+#define SUFFIX plain
+#define INLINE ALWAYS
+#define NOINLINE static __attribute__((noinline))
+#define STREAMS 0
+#include "fold_target.h"
 
 static fold_of_type *const *folds(void)
 {
-    return plain;
+    return folds_plain;
 }
+
 #endif
 
 /* Returns whether this processor can run the kernel. */

@@ -1,20 +1,22 @@
 /* A part of fold.c: the fold of one type, included once for each.  Before it stand
  *
- *     NAME     what the functions begin with
+ *     NAME     what the functions begin with, and SUFFIX, for the set of instructions
  *     X, A, C  the type of the vectors, that of the accumulator, and that which is computed in
  *     WIDEN    an element of X as C
  *     CENTRED  1: differences from the mean so far are folded (see fold.c)
+ *     LANES    if it is defined: so many numbers are computed at once, by these: VECTOR (their type), LOAD_X, LOAD_A,
+ *              LOAD_C, STORE_A, STORE_C, SPREAD (one number in all lanes), MULTIPLY, MULTIPLY_ADD (a * b + c)
+ *
+ * and INLINE, with the set of instructions that the functions are compiled for.
  */
 
-#define OF_(NAME, PART) NAME##_##PART
-#define OF(NAME, PART) OF_(NAME, PART)
-#define CHUNK_OF OF(NAME, chunk)
-#define REST_OF OF(NAME, rest)
-#define PASS_OF OF(NAME, pass)
-#define ROWS_OF OF(NAME, rows)
-#define BLOCK_OF OF(NAME, block)
-#define BODY_OF OF(NAME, body)
-#define ODD OF(odd_of, A)
+#define CHUNK_OF OF(OF(NAME, SUFFIX), chunk)
+#define REST_OF OF(OF(NAME, SUFFIX), rest)
+#define PASS_OF OF(OF(NAME, SUFFIX), pass)
+#define ROWS_OF OF(OF(NAME, SUFFIX), rows)
+#define BLOCK_OF OF(OF(NAME, SUFFIX), block)
+#define BODY_OF OF(OF(NAME, SUFFIX), body)
+#define ODD OF(OF(odd_of, A), SUFFIX)
 
 /* A chunk of one pass over `rows` vectors, from element `at` of each on.  `rows`, `fresh`, `first` and `last` are
  * constants: what is not needed falls away.  The first pass goes on from `before`, unless `fresh`: then that holds
@@ -28,6 +30,34 @@ INLINE void CHUNK_OF(A *out, const A *before, C *waiting, C keep, const X *const
     C w0 = weights[0], w1 = rows > 1 ? weights[1] : 0, w2 = rows > 2 ? weights[2] : 0, w3 = rows > 3 ? weights[3] : 0,
       w4 = rows > 4 ? weights[4] : 0, w5 = rows > 5 ? weights[5] : 0, w6 = rows > 6 ? weights[6] : 0,
       w7 = rows > 7 ? weights[7] : 0;
+#if defined(LANES)
+    VECTOR s0 = SPREAD(w0), s1 = SPREAD(w1), s2 = SPREAD(w2), s3 = SPREAD(w3), s4 = SPREAD(w4), s5 = SPREAD(w5),
+           s6 = SPREAD(w6), s7 = SPREAD(w7), kept = SPREAD(keep);
+#pragma GCC unroll 1
+    for (int64_t j = 0; j < CHUNK; j += LANES) {
+        VECTOR sum = MULTIPLY(s0, LOAD_X(x0 + j));
+        if (!(first && fresh))
+            sum = MULTIPLY_ADD(kept, first ? LOAD_A(before + j) : LOAD_C(waiting + j), sum);
+        if (rows > 1)
+            sum = MULTIPLY_ADD(s1, LOAD_X(x1 + j), sum);
+        if (rows > 2)
+            sum = MULTIPLY_ADD(s2, LOAD_X(x2 + j), sum);
+        if (rows > 3)
+            sum = MULTIPLY_ADD(s3, LOAD_X(x3 + j), sum);
+        if (rows > 4)
+            sum = MULTIPLY_ADD(s4, LOAD_X(x4 + j), sum);
+        if (rows > 5)
+            sum = MULTIPLY_ADD(s5, LOAD_X(x5 + j), sum);
+        if (rows > 6)
+            sum = MULTIPLY_ADD(s6, LOAD_X(x6 + j), sum);
+        if (rows > 7)
+            sum = MULTIPLY_ADD(s7, LOAD_X(x7 + j), sum);
+        if (last)
+            STORE_A(out + j, sum);
+        else
+            STORE_C(waiting + j, sum);
+    }
+#else
 #pragma GCC ivdep /* what is written is `before` or `waiting`, or nothing that is read */
 #pragma GCC unroll 1
     for (int64_t j = 0; j < CHUNK; j++) {
@@ -56,11 +86,12 @@ INLINE void CHUNK_OF(A *out, const A *before, C *waiting, C keep, const X *const
         else
             waiting[j] = sum;
     }
+#endif
 }
 
 /* The same in one plain loop, for any number of elements, and for what overflowed: `unit` is 1, or less than 1 where the
  * difference of two numbers would be beyond the type; 0 sums without differences, which keeps an infinity what it is. */
-static __attribute__((noinline)) void REST_OF(A *out, const A *before, C *waiting, C keep, const X *const *x,
+NOINLINE void REST_OF(A *out, const A *before, C *waiting, C keep, const X *const *x,
                                               const C *weights, int64_t at, int64_t count, int rows, int fresh,
                                               int first, int last, C unit)
 {
@@ -93,11 +124,13 @@ INLINE int PASS_OF(A *out, C *waiting, C keep, const X *const *x, const X *const
     int odd = 0;
     A sums[CHUNK] __attribute__((aligned(LINE_BYTES)));
     for (; at + CHUNK <= count; at += CHUNK) {
-        if (ahead)
+        if (ahead) {
+            int64_t there = at * (int64_t)sizeof(X) + ahead;
+            int within = there < pass_bytes;
             for (int r = 0; r < rows; r++)
-                for (int64_t b = 0; b < (int64_t)(CHUNK * sizeof(X)); b += LINE_BYTES)
-                    prefetch((const char *)x[r], (const char *)next[r], at * (int64_t)sizeof(X) + b + ahead,
-                             pass_bytes);
+                PREFETCH(within ? (const char *)x[r] + there : (const char *)next[r] + (there - pass_bytes),
+                         CHUNK * sizeof(X));
+        }
         A *to = last && (streaming || CENTRED) ? sums : out + at;
         CHUNK_OF(to, out + at, waiting + at, keep, x, weights, at, rows, fresh, first, last);
         if (!last)
@@ -109,7 +142,7 @@ INLINE int PASS_OF(A *out, C *waiting, C keep, const X *const *x, const X *const
         }
         odd |= strange;
         if (streaming)
-            stream(out + at, sums, sizeof sums);
+            STREAM(out + at, sums, sizeof sums);
         else if (CENTRED)
             memcpy(out + at, sums, sizeof sums);
     }
@@ -186,12 +219,12 @@ INLINE int BLOCK_OF(A *out, double keep, const X *const *vectors, const double *
     return odd; /* the last pass's */
 }
 
-INLINE int BODY_OF(void *acc, int64_t size, const void *const *vectors, const double *weights, int64_t rows,
-                   double keep, int streams)
+NOINLINE int BODY_OF(void *acc, int64_t size, const void *const *vectors, const double *weights, int64_t rows,
+                     double keep)
 {
     A *out = acc;
     int odd = 0;
-    int streaming = streams && keep == 0 && size * (int64_t)sizeof(A) >= STREAM_BYTES;
+    int streaming = STREAMS && keep == 0 && size * (int64_t)sizeof(A) >= STREAM_BYTES;
     int64_t step = BLOCK_BYTES / sizeof(A), begin = 0;
     /* The first block is shorter, so that the others begin with a line. */
     int64_t end = step - (int64_t)((uintptr_t)out % LINE_BYTES / sizeof(A));
@@ -212,3 +245,11 @@ INLINE int BODY_OF(void *acc, int64_t size, const void *const *vectors, const do
 #undef C
 #undef WIDEN
 #undef CENTRED
+#undef LANES
+#undef CHUNK_OF
+#undef REST_OF
+#undef PASS_OF
+#undef ROWS_OF
+#undef BLOCK_OF
+#undef BODY_OF
+#undef ODD
