@@ -272,6 +272,7 @@ BAD_SUBMITS = [
     ({"weight": 0.999 * WEIGHT_MIN}, "bad-weight", "weight"),
     ({"weight": 5e-324}, "bad-weight", "weight"),
     ({"metrics": {"loss": float("nan")}}, "bad-metric", "metrics.loss"),
+    ({"metrics": {chr(0x430 + n) * 32: 1.0 for n in range(16)}}, "bad-metric", "metrics"),  # 64 bytes a name
 ]
 
 
@@ -516,7 +517,7 @@ def test_connections_beyond_the_limit_are_told_so() -> None:
     node.close()
 
 
-LIMITS = "import lifl.node.gateway.limits as c"
+LIMITS = "import lifl.core.limits as c"
 
 
 def test_a_stalled_body_and_a_stalled_frame_end_and_an_idle_client_stays() -> None:
@@ -641,3 +642,13 @@ def test_idle_connections_wake_nobody_and_ended_ones_leave_no_descriptor(node: S
     node.wait_for(gm.ClientLeft, 10)
     assert process.num_fds() == before
     first.close()
+
+
+@pytest.mark.parametrize("name", ["c1\n", "\nc1", "c 1", "c\x1b[2J", "é"])
+def test_a_name_that_could_be_taken_for_another_is_refused(node: StandIn, name: str) -> None:
+    peer = Peer(node)
+    peer.send(cm.Hello(cm.PROTOCOL_VERSION, name))
+    refusal = peer.receive()
+    assert isinstance(refusal, cm.Refusal) and refusal.code == "protocol" and "client" in refusal.text
+    assert peer.receive() is None
+    peer.close()

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from lifl.client.books import Books
 from lifl.client.home import AWAY_GREETING_S, Home, pause
-from lifl.client.stream import Stream
+from lifl.client.stream import Stream, greeted
 from lifl.core.errors import LocalFault, Refused, RemoteFault
 from lifl.core.protocol import client as cm
 
@@ -71,14 +71,7 @@ class Gateways:
     def _dialled(self, address: str) -> Stream | None:
         """Return a connection to another node's gateway, which takes the client; else None."""
         try:
-            away = Stream(address, AWAY_GREETING_S)
-        except (OSError, LocalFault) as error:
+            return greeted(address, AWAY_GREETING_S, self._client, direct=False)
+        except (OSError, LocalFault, Refused, RemoteFault) as error:
             log.info("gateway.unreachable gateway=%s error=%s", address, error)
             return None
-        try:
-            away.greet(self._client, direct=False)
-        except (OSError, Refused, RemoteFault) as error:
-            away.close()
-            log.info("gateway.unreachable gateway=%s error=%s", address, error)
-            return None
-        return away

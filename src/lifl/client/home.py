@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from lifl.client.books import Books
 from lifl.client.outcomes import NodeUnreachable, RoundEnded, Settled
-from lifl.client.stream import GREETING_S, Stream
+from lifl.client.stream import GREETING_S, Stream, greeted
 from lifl.core.errors import LocalFault, Refused
 from lifl.core.protocol import client as cm
 
@@ -116,9 +116,9 @@ class Home:
             return self.stream
         if self._closed.is_set():
             raise LocalFault("the client is closed")
-        stream = Stream(self.node, GREETING_S if len(self._nodes) == 1 else AWAY_GREETING_S)
+        patience_s = GREETING_S if len(self._nodes) == 1 else AWAY_GREETING_S
+        stream = greeted(self.node, patience_s, self._client, self._direct)
         try:
-            stream.greet(self._client, self._direct)
             stream.send(cm.Join(self._job, min(self._books.held, default=None), time.time_ns()))
         except BaseException:
             stream.close()

@@ -13,9 +13,12 @@ import select
 import socket
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from lifl.core.errors import LocalFault, Refused, RemoteFault
 from lifl.core.protocol import client as cm
 from lifl.core.protocol.frames import FrameDecoder, encode
+from lifl.core.schema import TensorSpec
 from lifl.shm.mapping import map_segment, populate
 
 Progress = Callable[[int, int], None]
@@ -62,6 +65,26 @@ def connect(address: str, patience_s: float = GREETING_S) -> socket.socket:
     return sock
 
 
+class OlderNode(Refused):
+    """The node does not know what this client says of itself: say less."""
+
+
+def greeted(address: str, patience_s: float, client: str, direct: bool) -> Stream:
+    """Return a connection to a node that takes the client.  Raise `OSError`, `LocalFault`, `Refused`, `RemoteFault`."""
+    for digests in (True, False):
+        stream = Stream(address, patience_s)
+        try:
+            stream.greet(client, direct, digests)
+        except OlderNode:
+            stream.close()
+        except BaseException:
+            stream.close()
+            raise
+        else:
+            return stream
+    raise AssertionError("who says nothing new is not told that it does")
+
+
 class Stream:
     """One connection.  Everything raises `OSError` when it breaks and `RemoteFault` when the peer sends garbage."""
 
@@ -69,19 +92,26 @@ class Stream:
         self._sock = connect(address, patience_s)
         self.is_local = self._sock.family == socket.AF_UNIX
         self._decoder: FrameDecoder[cm.ToClient] = FrameDecoder(cm.ToClient)
+        self.digests = False
+        """The node knows what stands for tensors."""
+        self._tensors: dict[str, tuple[TensorSpec, ...]] = {}  # by job: those that were told over this connection
         self._descriptors: list[int] = []
         self._arena: memoryview | None = None
 
-    def greet(self, client: str, direct: bool) -> None:
-        """Say Hello and take the answer.  Raise `Refused` too."""
-        self.send(cm.Hello(cm.PROTOCOL_VERSION, client, direct=direct and self.is_local))
+    def greet(self, client: str, direct: bool, digests: bool = True) -> None:
+        """Say Hello and take the answer.  Raise `Refused` too; `OlderNode` where it does not know `digests`."""
+        known = True if digests else msgspec.UNSET
+        self.send(cm.Hello(cm.PROTOCOL_VERSION, client, direct=direct and self.is_local, digests=known))
         answer = self.receive()
         if isinstance(answer, cm.Refusal):
             if answer.code == "too-many-connections":
                 raise ConnectionRefusedError(answer.text)
+            if answer.code == "protocol" and digests:
+                raise OlderNode(answer.code, answer.field, answer.text)
             raise Refused(answer.code, answer.field, answer.text)
         if not isinstance(answer, cm.Welcome):
             raise RemoteFault(f"the node answers Hello by {type(answer).__name__}; is it a LIFL gateway?")
+        self.digests = digests
         self.greeted()
 
     def greeted(self) -> None:
@@ -108,7 +138,16 @@ class Stream:
             if not data:
                 raise ConnectionResetError("the node closed the connection")
             self._decoder.feed(data)
-        return message
+        return self._completed(message) if isinstance(message, cm.Selected) else message
+
+    def _completed(self, selected: cm.Selected) -> cm.Selected:
+        """Return the selection with the job's tensors, which are told once."""
+        if selected.digest is msgspec.UNSET or selected.tensors:
+            self._tensors[selected.job] = selected.tensors
+            return selected
+        if selected.job not in self._tensors:
+            raise RemoteFault(f"the node selects for job {selected.job!r} and has not told its tensors")
+        return msgspec.structs.replace(selected, tensors=self._tensors[selected.job])
 
     def _receive_with_rights(self, nbytes: int) -> bytes:
         room = socket.CMSG_SPACE(array.array("i").itemsize)

@@ -11,13 +11,15 @@ every number of the model.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
-from lifl.core.errors import LocalFault, Refused
+from lifl.core.errors import Refused
+from lifl.core.limits import DIMENSIONS_MAX, DTYPE_CHARS_MAX, SCHEMA_BYTES_MAX, TENSOR_NAME_CHARS_MAX, TENSORS_MAX
 
 DTYPE_BYTES = {
     "float64": 8,
@@ -53,18 +55,15 @@ EARLIER_PARTIAL = {"float64": "float64", "float32": "float32"} | dict.fromkeys(_
 ITEM_BYTES = DTYPE_BYTES | {"int128": 16}
 """The bytes of one number of any segment."""
 
-TENSORS_MAX = 65_536
-DIMENSIONS_MAX = 32
-NAME_CHARS_MAX = 256
 SEGMENT_ALIGN_BYTES = 64
 
 
 class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
     """One tensor of a model: its name, its dtype (a key of `DTYPE_BYTES`) and its shape (() is a scalar)."""
 
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
+    name: Annotated[str, msgspec.Meta(max_length=TENSOR_NAME_CHARS_MAX)]
+    dtype: Annotated[str, msgspec.Meta(max_length=DTYPE_CHARS_MAX)]
+    shape: Annotated[tuple[int, ...], msgspec.Meta(max_length=DIMENSIONS_MAX)]
 
     @property
     def size(self) -> int:
@@ -78,7 +77,7 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
 class Segment(msgspec.Struct, frozen=True):
     """All elements of one dtype: `count` of them from byte `offset` of the object's data."""
 
-    dtype: str
+    dtype: Annotated[str, msgspec.Meta(max_length=DTYPE_CHARS_MAX)]
     offset: int
     count: int
 
@@ -123,6 +122,20 @@ class Layout:
         self.data_bytes = position
 
     @cached_property
+    def digest(self) -> bytes:
+        """What stands for the tensors where both sides know them."""
+        return hashlib.sha256(self.packed()).digest()
+
+    @cached_property
+    def packed_bytes(self) -> int:
+        """The bytes that the tensors take in a frame."""
+        return len(self.packed())
+
+    def packed(self) -> bytes:
+        """Return the tensors as they travel."""
+        return msgspec.msgpack.encode(self.tensors)
+
+    @cached_property
     def accumulators(self) -> tuple[Segment, ...]:
         """The same segments in the accumulators' dtypes: how a partial lies."""
         return relaid(self.segments, ACCUMULATOR)
@@ -142,14 +155,14 @@ class Layout:
         """The length of the data of one of the rule's states."""
         return align(end_of(self.states))
 
-    def tensor_at(self, dtype: str, element: int) -> str:
-        """Return the name of the tensor that has number `element` of all numbers of a dtype."""
+    def tensor_at(self, dtype: str, element: int) -> tuple[TensorSpec, int] | None:
+        """Return the tensor that has number `element` of all numbers of a dtype, and which of its own that is."""
         for tensor in self.tensors:
             if tensor.dtype == dtype:
                 if element < tensor.size:
-                    return tensor.name
+                    return tensor, element
                 element -= tensor.size
-        raise LocalFault(f"the model has no {element} numbers more of {dtype}")
+        return None
 
 
 def relaid(segments: Sequence[Segment], dtypes: Mapping[str, str]) -> tuple[Segment, ...]:
@@ -176,9 +189,9 @@ def check_schema(tensors: Sequence[TensorSpec]) -> None:
         raise Refused("bad-schema", "tensors", f"a model has 1 to {TENSORS_MAX} tensors, this one {len(tensors)}")
     seen: set[str] = set()
     for tensor in tensors:
-        where = f"tensors.{tensor.name[:NAME_CHARS_MAX]}"
-        if not 1 <= len(tensor.name) <= NAME_CHARS_MAX:
-            raise Refused("bad-schema", where, f"a tensor's name has 1 to {NAME_CHARS_MAX} characters")
+        where = f"tensors.{tensor.name[:TENSOR_NAME_CHARS_MAX]}"
+        if not 1 <= len(tensor.name) <= TENSOR_NAME_CHARS_MAX:
+            raise Refused("bad-schema", where, f"a tensor's name has 1 to {TENSOR_NAME_CHARS_MAX} characters")
         if tensor.name in seen:
             raise Refused("bad-schema", where, f"two tensors are named {tensor.name!r}; names must differ")
         seen.add(tensor.name)
@@ -193,6 +206,17 @@ def check_schema(tensors: Sequence[TensorSpec]) -> None:
             )
     if not any(tensor.size for tensor in tensors):
         raise Refused("bad-schema", "tensors", "the model's tensors hold no number at all")
+
+
+def check_fits(layout: Layout) -> None:
+    """Raise `Refused` (code ``schema-too-long``) unless the names, dtypes and shapes fit the frames they travel in."""
+    if layout.packed_bytes > SCHEMA_BYTES_MAX:
+        raise Refused(
+            "schema-too-long",
+            "tensors",
+            f"the names and shapes of the model's {len(layout.tensors)} tensors take {layout.packed_bytes} bytes, at"
+            f" most {SCHEMA_BYTES_MAX} fit; give the tensors shorter names, or join them to fewer",
+        )
 
 
 def check_same(expected: Sequence[TensorSpec], given: Sequence[TensorSpec]) -> None:

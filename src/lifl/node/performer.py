@@ -6,10 +6,12 @@ A commit's row is on the disk before anything that follows it is performed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from lifl import failpoints
 from lifl.core import effects as fx
+from lifl.core.errors import FrameTooLong
 from lifl.core.protocol import gateway as gm
 from lifl.node.children import Child
 from lifl.node.cli_server import CliServer
@@ -25,9 +27,22 @@ OF_EACH_UPDATE = frozenset({"update.accepted"})
 
 
 class Performer:
-    """The hands of one node.  `peers` is None while the node is in no cluster: then nothing is sent to others."""
+    """The hands of one node.  `peers` is None while the node is in no cluster: then nothing is sent to others.
 
-    def __init__(self, gateway: Child, workers: Workers, store: NodeStore, cli: CliServer, meters: Meters) -> None:
+    `on_unsendable(job, text)` is told of a job, by its number or name, that a message is too long for; it must not hand
+    in an event at once.
+    """
+
+    def __init__(
+        self,
+        gateway: Child,
+        workers: Workers,
+        store: NodeStore,
+        cli: CliServer,
+        meters: Meters,
+        on_unsendable: Callable[[int | str, str], None],
+    ) -> None:
+        self._on_unsendable = on_unsendable
         self._gateway = gateway
         self._workers = workers
         self._store = store
@@ -42,10 +57,36 @@ class Performer:
             if isinstance(effect, gm.ToGateway):
                 messages.append(effect)
                 continue
-            self._gateway.send(*messages)
+            self._send_gateway(messages)
             messages.clear()
-            self._perform(effect)
-        self._gateway.send(*messages)
+            try:
+                self._perform(effect)
+            except FrameTooLong as fault:
+                self._unsendable(effect, fault)
+        self._send_gateway(messages)
+
+    def _send_gateway(self, messages: list[gm.ToGateway]) -> None:
+        try:
+            self._gateway.send(*messages)
+        except FrameTooLong:
+            for message in messages:
+                try:
+                    self._gateway.send(message)
+                except FrameTooLong as fault:
+                    self._unsendable(message, fault)
+
+    def _unsendable(self, effect: fx.Effect, fault: FrameTooLong) -> None:
+        """End what a message was about that no frame holds: its job, or else its client's connection."""
+        message: Any = effect
+        if isinstance(effect, fx.SendNode | fx.SendCoordinator | fx.SendWorker):
+            message = effect.order if isinstance(effect, fx.SendNode) else getattr(effect, "report", None)
+            message = message or getattr(effect, "message", None)
+        log.error("message.too-long %s", fault)
+        job = getattr(message, "number", None) or getattr(message, "job", "")
+        if job:
+            self._on_unsendable(job, str(fault))
+        elif hasattr(message, "conn"):
+            self._gateway.send(gm.HangUp(message.conn))
 
     def _perform(self, effect: fx.Effect) -> None:
         match effect:

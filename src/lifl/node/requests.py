@@ -19,7 +19,7 @@ from lifl.core.planning.planner import make_plan
 from lifl.core.planning.request import plan_request
 from lifl.core.planning.treatment import check_patterns, treatment_lines
 from lifl.core.protocol import cli as om
-from lifl.core.schema import Layout
+from lifl.core.schema import Layout, check_fits
 from lifl.node import machine, views
 from lifl.node.cli_server import CliServer
 from lifl.node.driver import Driver
@@ -90,6 +90,7 @@ class Requests:
         name = config.job.name
         tensors = machine.read_schema(config.model.path)
         layout = Layout(tensors)
+        check_fits(layout)  # before anything is made or stored
         try:
             check_patterns(tensors, config.aggregation)
         except ConfigError as error:

@@ -117,9 +117,6 @@ class BranchRunner:
 
     def _feed(self, task: Task, key: Key, sent: bool = False) -> None:
         """Take a sealed input of the task.  `sent`: its maker has sent the key to the task's address itself."""
-        if task.state is TaskState.DONE:
-            self._quota.free(key)  # it was folded in before we heard that it was sealed
-            return
         task.inputs.append(key)
         # After a task was started again its first worker may have taken the key with it: send it once more.
         if task.state is TaskState.RUNNING and (not sent or task.attempt > 1):
@@ -252,8 +249,9 @@ class BranchRunner:
 
         `place` is the dtype and the element of the model's number that is not finite.
         """
-        if place is not None:
-            text = f"tensor {self._spec.layout.tensor_at(*place)!r}: {text}"
+        found = self._spec.layout.tensor_at(*place) if place is not None else None
+        if found is not None:
+            text = f"tensor {found[0].name!r}: {text}"
         said = f"the {task.role} task of round {round_of(self.branch.epoch)} failed: {text}"
         return [BranchFailed(self.job, self.branch, said, retry)]
 

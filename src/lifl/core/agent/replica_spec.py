@@ -18,6 +18,7 @@ class ReplicaSpec:
         self.layout = Layout(order.tensors)
         self.treated = treated(self.layout, order.aggregation)
         self.state_names = order.states
+        self.client_options = order.client_options
         self.path = order.path
         self.state_path = order.state_path
 

@@ -3,6 +3,10 @@
 An upload is two steps so that a refusal costs no bandwidth: `Submit` is answered by `Go`, then the body (exactly
 `data_bytes` raw bytes in the layout's order) follows and is answered by `Accepted`.  Another node's gateway is a client
 like any other.
+
+A schema may be long, so who said in its Hello that it knows `digests` is told the tensors of a job once over each
+connection; from then on their digest (`schema.Layout.digest`) stands for them, in both directions, and `tensors` is
+empty.  Others are never sent a field that they do not know.
 """
 
 from __future__ import annotations
@@ -11,7 +15,21 @@ from typing import Any
 
 import msgspec
 
-from lifl.core.fields import Count, Message, Metrics, Name, Tensors, Text
+from lifl.core.fields import (
+    Address,
+    AnnouncedMetrics,
+    Bits64,
+    Count,
+    Digest,
+    FieldPath,
+    Integer,
+    Message,
+    Name,
+    Tensors,
+    Text,
+    Word,
+)
+from lifl.core.limits import REASON_BYTES_MAX
 
 PROTOCOL_VERSION = 1
 
@@ -19,11 +37,15 @@ PROTOCOL_VERSION = 1
 
 
 class Hello(Message, frozen=True):
-    """The first frame of a connection.  `direct`: the client can fill its slot itself (AF_UNIX only)."""
+    """The first frame of a connection.
 
-    version: int
+    `direct`: the client can fill its slot itself (AF_UNIX only).  `digests`: it knows what stands for tensors.
+    """
+
+    version: Integer
     client: Name
     direct: bool = False
+    digests: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class Join(Message, frozen=True):
@@ -38,22 +60,30 @@ class Join(Message, frozen=True):
 
 
 class GetModel(Message, frozen=True):
-    """Asks for the model that round `round` starts from.  `checked`: Checksums are to follow the bytes."""
+    """Asks for the model that round `round` starts from.  `checked`: Checksums are to follow the bytes.
+
+    With the right `digest` the answer leaves the tensors out.
+    """
 
     job: Name
     round: Count
     checked: bool = False
+    digest: Digest | msgspec.UnsetType = msgspec.UNSET
 
 
 class Submit(Message, frozen=True):
-    """Announces an update of `data_bytes` bytes: answered by Go, Accepted (it is known already), Busy or Refusal."""
+    """Announces an update of `data_bytes` bytes: answered by Go, Accepted (it is known already), Busy or Refusal.
+
+    Its tensors are named by themselves, or by their `digest`.
+    """
 
     job: Name
     round: Count
     weight: float
     data_bytes: Count
     tensors: Tensors
-    metrics: Metrics = msgspec.field(default_factory=dict)
+    metrics: AnnouncedMetrics = msgspec.field(default_factory=dict)
+    digest: Digest | msgspec.UnsetType = msgspec.UNSET
 
 
 class Filled(Message, frozen=True):
@@ -91,8 +121,8 @@ class Checksums(Message, frozen=True):
     Either way: after the body of an Offer, and after a model that was asked for `checked`.
     """
 
-    data: Count
-    meta: Count = 0
+    data: Bits64
+    meta: Bits64 = 0
 
 
 FromClient = Hello | Join | GetModel | Submit | Filled | Leave | Offer | Checksums
@@ -105,14 +135,15 @@ class Welcome(Message, frozen=True):
     """The answer to Hello."""
 
     version: int
-    node: str
+    node: Word
     direct: bool = False
 
 
 class Selected(Message, frozen=True):
     """The client is to train in this round.  `tensors` is the model's schema; `deadline_s` the seconds left.
 
-    `gateway` (HOST:PORT) is where to get the model and to submit; empty: over this connection.
+    `gateway` (HOST:PORT) is where to get the model and to submit; empty: over this connection.  On its way to the
+    client's gateway it has neither `tensors` nor `options`: these are added there (`gateway.TellClient.selects`).
     """
 
     job: Name
@@ -121,7 +152,8 @@ class Selected(Message, frozen=True):
     tensors: Tensors
     data_bytes: Count
     options: dict[str, Any] = msgspec.field(default_factory=dict)
-    gateway: str = ""
+    gateway: Address = ""
+    digest: Digest | msgspec.UnsetType = msgspec.UNSET
 
 
 class Model(Message, frozen=True):
@@ -131,6 +163,7 @@ class Model(Message, frozen=True):
     round: Count
     tensors: Tensors
     data_bytes: Count
+    digest: Digest | msgspec.UnsetType = msgspec.UNSET
 
 
 class Go(Message, frozen=True):
@@ -164,10 +197,10 @@ USE_GATEWAY = "use-gateway"
 class Refusal(Message, frozen=True):
     """A request is answered "no"; the connection stays usable unless code is ``protocol``."""
 
-    code: str
-    field: str
+    code: Word
+    field: FieldPath
     text: Text
-    job: str = ""
+    job: Word = ""
     round: int = -1
 
 
@@ -195,7 +228,7 @@ class JobOver(Message, frozen=True):
     """The job has ended: ``finished``, ``failed`` or ``cancelled``."""
 
     job: Name
-    status: str
+    status: Word
     reason: Text = ""
 
 
@@ -205,6 +238,25 @@ ToClient = Welcome | Selected | Model | Checksums | Go | Accepted | Busy | Refus
 def packed(message: Message) -> msgspec.Raw:
     """Return the bytes of a `ToClient` as they travel within other messages, from maker to client's connection."""
     return msgspec.Raw(msgspec.msgpack.encode(message))
+
+
+def with_short_reason(message: Message) -> Message:
+    """Return the message as it is told to all clients of a round: they may be many, and a reason long."""
+    if not isinstance(message, RoundOver | JobOver) or len(message.reason.encode()) <= REASON_BYTES_MAX:
+        return message
+    cut = message.reason.encode()[: REASON_BYTES_MAX - 3].decode(errors="ignore")
+    return msgspec.structs.replace(message, reason=f"{cut}...")
+
+
+def packed_open(message: Message, **raw: bytes) -> bytes:
+    """Return the bytes of a message up to where its `tensors`, packed, are to follow: they need no copy for each.
+
+    `raw` are fields that are packed already.
+    """
+    fields = {name: getattr(message, name) for name in message.__struct_fields__ if name != "tensors"}
+    present = {name: value for name, value in fields.items() if value is not msgspec.UNSET}
+    present |= {name: msgspec.Raw(value) for name, value in raw.items()}
+    return msgspec.msgpack.encode({"type": type(message).__name__, **present, "tensors": msgspec.Raw(b"")})
 
 
 _TO_CLIENT = msgspec.msgpack.Decoder(ToClient)
