@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
+from fnmatch import fnmatchcase, translate
+from functools import lru_cache
 from typing import Literal
 
 from lifl.core.config.job import AggregationSection
@@ -55,15 +57,22 @@ def check_patterns(tensors: Sequence[TensorSpec], aggregation: AggregationSectio
 
 def treatment_lines(tensors: Sequence[TensorSpec], aggregation: AggregationSection, steps: bool) -> list[str]:
     """Return what to tell of it, a line for each way; `steps`: the rule does more than to average."""
+    hows = [how_of(tensor, aggregation) for tensor in tensors]
     texts = {"exclude": "averaged only", "fixed": "kept as they are", "first": "taken from one update"}
     lines = []
     for how, text in texts.items():
-        names = [tensor.name for tensor in tensors if how_of(tensor, aggregation) == how]
+        names = [tensor.name for tensor, its in zip(tensors, hows, strict=True) if its == how]
         if names and (steps or how != "exclude"):
             more = f" and {len(names) - SHOWN_MAX} more" if names[SHOWN_MAX:] else ""
             lines.append(f"{text}: {', '.join(names[:SHOWN_MAX])}{more}")
     return lines
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return bool(patterns) and _one_of(patterns).match(name) is not None
+
+
+@lru_cache(maxsize=64)
+def _one_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    """Return all patterns as one: a model may have tens of thousands of tensors."""
+    return re.compile("|".join(map(translate, patterns)))
