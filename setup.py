@@ -6,7 +6,8 @@ setup(
     ext_modules=[
         Extension(
             "lifl.rules._fold",
-            ["src/lifl/rules/fold.c"],
+            ["src/lifl/rules/fold.c", "src/lifl/rules/fold_integers.c"],
+            depends=["src/lifl/rules/fold_target.h", "src/lifl/rules/fold_type.h"],
             extra_compile_args=["-O3", "-fno-trapping-math"],
             optional=True,
         ),

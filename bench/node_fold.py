@@ -28,6 +28,8 @@ from lifl.client.tensors import numpy_dtype
 from lifl.core.ids import Key, Kind
 from lifl.core.schema import ACCUMULATOR, DTYPE_BYTES, Segment
 from lifl.rules import kernels
+from lifl.rules.integers import BITS
+from lifl.rules.integers import fold as fold_integers
 from lifl.shm.arena import Arena
 from lifl.shm.mapping import populate
 from lifl.shm.owned_arena import OwnedArena
@@ -117,7 +119,6 @@ def main() -> None:
     *updates, partial = [vector(view, Segment("float32", 0, len(view) // 4)) for view in map(arena.data, keys)]
     for update in updates:
         random.random(out=update, dtype=np.float32)
-    weights = [1.0 / 64] * len(updates)
 
     def read(batch: list[kernels.Vector]) -> None:
         for update in batch:
@@ -130,7 +131,7 @@ def main() -> None:
                 np.dot(update[begin : begin + step], update[begin : begin + step])
 
     def fold(batch: list[kernels.Vector]) -> None:
-        kernels.fold(partial, batch, weights[: len(batch)])
+        kernels.fold(partial, batch, [1.0 / len(batch)] * len(batch))
 
     does: dict[str, Callable[[list[kernels.Vector]], None]] = {
         "read": read,
@@ -140,8 +141,11 @@ def main() -> None:
     small: dict[str, list[kernels.Vector]] = {}
     for dtype in SMALL:
         small[dtype] = [random.integers(-9, 9, len(partial)).astype(numpy_dtype(dtype)) for _ in range(SMALL_COUNT)]
-        sums = np.zeros(len(partial), ACCUMULATOR[dtype])
-        does[dtype] = partial_of(kernels.fold, sums, weights=weights[:SMALL_COUNT])
+        sums, count = np.zeros(len(partial), ACCUMULATOR[dtype]), float(SMALL_COUNT)
+        if ACCUMULATOR[dtype] in BITS:
+            does[dtype] = partial_of(fold_integers, sums, weights=[1.0] * SMALL_COUNT, before=0.0, whole=count)
+        else:
+            does[dtype] = partial_of(kernels.fold, sums, weights=[1.0 / count] * SMALL_COUNT)
     answer(ready=True)
     for what in orders():
         count = what["count"]

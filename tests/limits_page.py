@@ -115,7 +115,7 @@ def packed_max(kind: Any, name: str = "") -> float:
     length = held.get("max_length", math.inf)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is str:
-        return 5 + length * (1 if "pattern" in held else 4)
+        return 5 + length * (1 if held.get("pattern", "[^").count("[^") == 0 else 4)
     if kind is bytes:
         return 5 + length
     if kind in (int, float):

@@ -14,7 +14,6 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from lifl.core.errors import ConfigError, Refused
 from lifl.core.planning.plan import NodeFacts, Plan, PlanRequest
 from lifl.core.planning.planner import make_plan
 from lifl.core.planning.request import plan_request
+from lifl.core.planning.treatment import treatment_lines
 from lifl.core.protocol.cli import PlanJob, PlansOfRound
 from lifl.core.schema import Layout
 from lifl_cli.config_file import read_toml, resolve, rule_states
@@ -74,18 +74,21 @@ def plan(
     folder = absolute(file).parent
     states = rule_states(config, folder)
     if supposed:
-        request = _local_request(config, folder, states, [parse_supposed(text) for text in supposed])
-        made = make_plan(request)
+        layout = _local_layout(config, folder)
+        request = plan_request(config, layout, len(states), [parse_supposed(text) for text in supposed])
+        made, treatment = make_plan(request), treatment_lines(layout.tensors, config.aggregation, bool(states))
     else:
         with DaemonClient(state_dir) as daemon:
             config = resolve(config, folder, state_dir)
             result = daemon.ask(PlanJob(msgspec.to_builtins(config), states))
         request = msgspec.convert(result["request"], PlanRequest)
-        made = msgspec.convert(result["plan"], Plan)
+        made, treatment = msgspec.convert(result["plan"], Plan), result.get("treatment") or []
     if as_json:
-        click.echo(json.dumps(as_builtins(request, made), indent=2))
+        click.echo(json.dumps({**as_builtins(request, made), "treatment": list(treatment)}, indent=2))
         return
     _print(config.job.name, request, made, explain)
+    for line in treatment:
+        click.echo(f"tensors        {printable(line)}")
 
 
 def _show_decisions(job: str, number: int, explain: bool, as_json: bool, state_dir: Path) -> None:
@@ -149,13 +152,12 @@ def as_builtins(request: PlanRequest, made: Plan) -> dict[str, Any]:
     }
 
 
-def _local_request(config: JobConfig, folder: Path, states: Sequence[str], nodes: Sequence[NodeFacts]) -> PlanRequest:
+def _local_layout(config: JobConfig, folder: Path) -> Layout:
     from lifl.node.machine import read_schema
 
     # An example model is only looked at.
     with tempfile.TemporaryDirectory(prefix="lifl-plan-") as scratch:
-        layout = Layout(read_schema(resolve(config, folder, Path(scratch)).model.path))
-    return plan_request(config, layout, len(states), nodes)
+        return Layout(read_schema(resolve(config, folder, Path(scratch)).model.path))
 
 
 def _print(job: str, request: PlanRequest, made: Plan, explain: bool) -> None:

@@ -48,6 +48,7 @@ def _submitted(config: JobConfig, result: dict[str, Any]) -> str:
         lines.append(f"  model       {size_text(result['model_bytes'])}")
     if result.get("peak_bytes") is not None:
         lines.append(f"  arena       at most {size_text(result['peak_bytes'])} per round")
+    lines += [f"  tensors     {printable(line)}" for line in result.get("treatment") or ()]
     if result.get("folder"):
         lines.append(f"  checkpoints {printable(result['folder'])}")
     return "\n".join(lines)

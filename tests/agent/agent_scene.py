@@ -271,7 +271,7 @@ class Scene:
             output=task.output.pack() if task.output is not None else b"",
             inputs=segments if task.role == "leaf" else accumulators,
             outputs=segments if top else accumulators,
-            model_segments=segments if top else (),
+            model_segments=segments,
             model=self.slot.model.pack() if top else b"",
             states={name: key.pack() for name, key in self.slot.states.items()} if top else {},
             new_states={name: key.pack() for name, key in outputs.items()},

@@ -20,6 +20,7 @@ from gateway_standin import WAIT_S, Peer, StandIn
 
 from lifl.core.fields import Message
 from lifl.core.ids import Key
+from lifl.core.limits import WEIGHT_MAX, WEIGHT_MIN
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.contribution import unpack_contributions
@@ -266,6 +267,10 @@ BAD_SUBMITS = [
     ({"weight": -1.0}, "bad-weight", "weight"),
     ({"weight": float("nan")}, "bad-weight", "weight"),
     ({"weight": float("inf")}, "bad-weight", "weight"),
+    ({"weight": 1e308}, "bad-weight", "weight"),
+    ({"weight": 1.001 * WEIGHT_MAX}, "bad-weight", "weight"),
+    ({"weight": 0.999 * WEIGHT_MIN}, "bad-weight", "weight"),
+    ({"weight": 5e-324}, "bad-weight", "weight"),
     ({"metrics": {"loss": float("nan")}}, "bad-metric", "metrics.loss"),
     ({"metrics": {chr(0x430 + n) * 32: 1.0 for n in range(16)}}, "bad-metric", "metrics"),  # 64 bytes a name
 ]

@@ -45,7 +45,7 @@ from lifl.core.protocol.worker import (
     WorkerReady,
     ZygoteReady,
 )
-from lifl.core.schema import Layout, TensorSpec
+from lifl.core.schema import EARLIER_PARTIAL, Layout, TensorSpec, align, end_of, relaid
 from lifl.redirect import open_redirector
 from lifl.rules import kernels
 from lifl.rules.kernels import vector
@@ -287,7 +287,7 @@ def test_duplicates_foreign_attempts_and_unknown_addresses_change_nothing(node: 
     node.give(7, keys[0])  # its task is over
     worker.sync()
     segment = LAYOUT.accumulators[0]
-    vector_sum = vector(node.arena.data(output), segment) * 2.0 ** kernels.exponent(6.0)
+    vector_sum = vector(node.arena.data(output), segment) * 6.0
     np.testing.assert_allclose(vector_sum, sum(2 * u["w"].ravel() for u in updates), rtol=1e-4, atol=1e-5)
 
 
@@ -395,7 +395,7 @@ def test_states_are_carried_from_round_to_round(one: Node, tmp_path: Path) -> No
     worker = one.fork()
     old: dict[str, bytes] = {}
     for round_number in (1, 2):
-        new = {"rounds": one.alloc(Kind.STATE, LAYOUT.accumulator_bytes).pack()}
+        new = {"rounds": one.alloc(Kind.STATE, LAYOUT.state_bytes).pack()}
         done, model, updates = run_leaf_and_top(
             one,
             worker,
@@ -407,13 +407,67 @@ def test_states_are_carried_from_round_to_round(one: Node, tmp_path: Path) -> No
         assert isinstance(done, TaskDone)
         old = new
         data = one.arena.data(Key.unpack(new["rounds"]))
-        by_dtype = dict(zip([s.dtype for s in LAYOUT.segments], LAYOUT.accumulators, strict=True))
+        by_dtype = dict(zip([s.dtype for s in LAYOUT.segments], LAYOUT.states, strict=True))
         assert (vector(data, by_dtype["float32"]) == 5.0 + round_number).all()
         assert (vector(data, by_dtype["float16"]) == 5.0 + round_number).all()
         assert (vector(data, by_dtype["int64"]) == 0.0).all()
         expected = mean_of(updates, [1.0, 1.0])
         doubled = {n: v if n == "steps" else 2 * v for n, v in expected.items()}
         check(one.read(model), doubled)
+
+
+@pytest.mark.parametrize("way", ["update", "partial"])
+def test_a_number_that_a_rule_cannot_compute_is_worth_a_retry_and_named(one: Node, way: str) -> None:
+    worker, rng = one.fork(), np.random.default_rng(6)
+    updates = [update(rng) for _ in range(3)]
+    updates[2]["w"][3, 1] = 1e25  # its square is no float32
+    keys = [one.put(i, u, 1.0) for i, u in enumerate(updates)]
+    new = {name: one.alloc(Kind.STATE, LAYOUT.state_bytes).pack() for name in ("momentum", "second_moment")}
+    order = {"rule": "fedadam", "new_states": new, "model": keys[0].pack()}
+    if way == "update":
+        start(one, worker, task(4, "top", one.model(), 3, **order))
+        one.give(4, *keys)
+        said = "1e+25, is of c2"
+    else:
+        start(one, worker, task(3, "leaf", one.partial(), 2, parent=4))
+        start(one, worker, task(4, "top", one.model(), 2, **order))
+        one.give(3, *keys[1:])
+        one.give(4, keys[0])
+        assert worker.channel.take(TaskDone).address == 3
+        said = "5e+24, is of one of c1, c2"
+    failed = worker.channel.take(TaskFailed)
+    assert failed.retry and (failed.dtype, failed.element) == ("float32", 3 * 3 + 1)
+    assert "'second_moment' of FedAdam is not finite" in failed.text and said in failed.text
+
+
+@pytest.mark.parametrize("role", ["top", "middle"])
+def test_a_partial_of_an_earlier_version_counts_as_what_it_is(one: Node, role: str) -> None:
+    """A restarted node goes on from what it had sealed before the upgrade: sums, scaled by a power of two."""
+    worker, rng = one.fork(), np.random.default_rng(7)
+    updates, weights = [update(rng) for _ in range(3)], [3.0, 5.0, 11.0]
+    segments = relaid(LAYOUT.accumulators, EARLIER_PARTIAL)
+    earlier = one.alloc(Kind.EARLIER_PARTIAL, align(end_of(segments)))
+    data = one.arena.data(earlier)
+    sums = {t.name: sum(w * u[t.name].ravel() for w, u in zip(weights[:2], updates, strict=False)) for t in TENSORS}
+    for source, segment in zip(LAYOUT.segments, segments, strict=True):
+        whole = np.concatenate([sums[t.name] for t in TENSORS if t.dtype == source.dtype])
+        vector(data, segment)[:] = whole * 2.0 ** -kernels.exponent(8.0)
+    del data
+    one.arena.seal(earlier, 8.0, 2)
+    last = one.put(2, updates[2], weights[2])
+    model = one.model()
+    if role == "top":
+        start(one, worker, task(4, "top", model, 2, model=last.pack()))
+        one.give(4, earlier, last)
+    else:
+        start(one, worker, task(3, "leaf", one.partial(), 1, parent=5))
+        start(one, worker, task(5, "middle", one.partial(), 2, parent=4))
+        start(one, worker, task(4, "top", model, 1, model=last.pack()))
+        one.give(3, last)
+        one.give(5, earlier)
+        assert {worker.channel.take(TaskDone).address for _ in range(2)} == {3, 5}
+    assert worker.channel.take(TaskDone).weight == 19.0
+    check(one.read(model), mean_of(updates, weights))
 
 
 def test_an_input_that_is_gone_is_worth_a_retry(one: Node) -> None:
@@ -440,7 +494,7 @@ def test_checkpoint_and_load(one: Node, tmp_path: Path) -> None:
     worker = one.fork()
     values = update(np.random.default_rng(8))
     model = one.put(1, values, 1.0)
-    state = one.alloc(Kind.STATE, LAYOUT.accumulator_bytes)
+    state = one.alloc(Kind.STATE, LAYOUT.state_bytes)
     np.frombuffer(one.arena.data(state), np.uint8)[:] = 0
     one.arena.seal(state, 1.0, 1)
     path, state_path = tmp_path / "new" / "round-00003.safetensors", tmp_path / "new" / "r.state.safetensors"
@@ -465,7 +519,7 @@ def test_checkpoint_and_load(one: Node, tmp_path: Path) -> None:
         assert opened.metadata()["lifl.round"] == "3"
     assert sorted(safetensors.numpy.load_file(state_path)) == ["momentum/b", "momentum/w"]
 
-    output, loaded_state = one.model(), one.alloc(Kind.STATE, LAYOUT.accumulator_bytes)
+    output, loaded_state = one.model(), one.alloc(Kind.STATE, LAYOUT.state_bytes)
     load = Load(0, 4, "j", str(path), TENSORS, output.pack(), str(state_path), {"momentum": loaded_state.pack()})
     worker.channel.send(load)
     worker.channel.take(TaskDone)

@@ -174,7 +174,7 @@ def test_what_is_whole_is_summed_up_before_the_rest_begins(node: Node) -> None:
     it.announce(key, 0)
     it.wait_made(SIZE)
     summed = vector(node.arena.data(it.model), FLOATS).copy()
-    np.testing.assert_allclose(summed, it.mean(*it.there) / 2, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(summed, it.mean(*it.there), rtol=1e-5, atol=1e-6)
     # It is not read again, and the last one is added to it while it arrives.
     for whole in it.there:
         view = node.arena.window(node.arena.offset(whole), LAYOUT.data_bytes)
@@ -213,7 +213,7 @@ def test_another_update_in_its_place_begins_the_model_anew(node: Node, rule: str
     models, states = [], []
     for announced in (True, False):
         names = ("momentum", "second_moment") if rule == "fedadam" else ()
-        new = {name: node.alloc(Kind.STATE, LAYOUT.accumulator_bytes) for name in names}
+        new = {name: node.alloc(Kind.STATE, LAYOUT.state_bytes) for name in names}
         it = Round(node, worker, rule=rule, new_states={name: key.pack() for name, key in new.items()})
         lost, other = it.begin(5.0, bad), it.begin(2.0)
         if announced:
@@ -224,7 +224,7 @@ def test_another_update_in_its_place_begins_the_model_anew(node: Node, rule: str
                 it.wait_made(PIECE_ELEMENTS)
         node.arena.free(lost)  # its client died
         models.append(it.finish(other))
-        states.append([vector(node.arena.data(key), LAYOUT.accumulators[0]).copy() for key in new.values()])
+        states.append([vector(node.arena.data(key), LAYOUT.states[0]).copy() for key in new.values()])
         if rule == "fedavg":
             np.testing.assert_allclose(models[-1], it.mean(*it.there, other), rtol=1e-5, atol=1e-6)
         for key in (*it.values, it.model, *new.values()):

@@ -22,7 +22,7 @@ from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import worker as wm
 from lifl.core.protocol.frames import FRAME_BYTES_MAX, FrameDecoder, encode
-from lifl.core.schema import DTYPE_BYTES, Segment, TensorSpec
+from lifl.core.schema import DTYPE_BYTES, Segment, TensorSpec, Treated
 
 CHANNELS = [
     cm.FromClient,
@@ -96,6 +96,7 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
         type(None): st.none(),
         msgspec.UnsetType: st.just(msgspec.UNSET),
         Any: values,
+        Treated: st.builds(Treated, counts, counts, counts, st.sampled_from(["exclude", "fixed", "first"])),
         Segment: st.builds(Segment, st.sampled_from(list(DTYPE_BYTES)), counts, counts),
         TensorSpec: tensors.map(lambda some: some[0] if some else TensorSpec("w", "int8", ())),
     }

@@ -342,7 +342,7 @@ def test_a_hello_survives_with_the_largest_node_id() -> None:
     assert p.read_hello(raw(hello(2**64 - 1))) == hello(2**64 - 1)
 
 
-@pytest.mark.parametrize("version", [0, 1, 10**6])
+@pytest.mark.parametrize("version", [0, 1, p.PEER_VERSION - 1, p.PEER_VERSION + 1, 10**6])
 def test_another_version_is_named_whatever_else_its_hello_has(version: int) -> None:
     later = {"type": "PeerHello", "version": version, "galaxy": [1, 2, 3]}
     with pytest.raises(RemoteFault, match=f"version {version}"):

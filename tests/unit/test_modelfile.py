@@ -29,11 +29,15 @@ from lifl.core.modelfile import (
 from lifl.core.schema import DTYPE_BYTES, Layout, TensorSpec
 from lifl.worker.files import DIRECT_BYTES_MIN, read_file, write_file
 
+READ = tuple(dtype for dtype in DTYPE_BYTES if not dtype.startswith("float8"))
+"""What safetensors' own reader knows in NumPy."""
+
 schemas = st.lists(
-    st.tuples(st.sampled_from(tuple(DTYPE_BYTES)), st.lists(st.integers(1, 5), max_size=3).map(tuple)),
+    st.tuples(st.sampled_from(READ), st.lists(st.integers(0, 5), max_size=3).map(tuple)),
     min_size=1,
     max_size=12,
 ).map(lambda found: [TensorSpec(f"layer{i}.weight", d, s) for i, (d, s) in enumerate(found)])
+schemas = schemas.filter(lambda tensors: any(tensor.size for tensor in tensors))
 
 
 def tensor_bytes(layout: Layout, data: bytes, index: int) -> bytes:
@@ -112,8 +116,8 @@ def test_states_are_named_after_the_models_tensors(tmp_path: Path) -> None:
     )
     states = []
     for start in (0.0, 100.0):
-        data = bytearray(layout.accumulator_bytes)
-        for segment in layout.accumulators:
+        data = bytearray(layout.state_bytes)
+        for segment in layout.states:
             view = np.frombuffer(data, segment.dtype, segment.count, segment.offset)
             view[:] = start + segment.offset + np.arange(segment.count)
         states.append(memoryview(data))
@@ -129,11 +133,11 @@ def test_states_are_named_after_the_models_tensors(tmp_path: Path) -> None:
         "v/a": [164.0, 165.0],
         "v/c": [166.0],
     }
-    back = [memoryview(bytearray(layout.accumulator_bytes)) for _ in states]
+    back = [memoryview(bytearray(layout.state_bytes)) for _ in states]
     read_file(path, pieces, back)
     for old, new in zip(states, back, strict=True):
         assert bytes(new[: 67 * 4 + 8]) != bytes(len(new))
-        for segment in layout.accumulators[:2]:
+        for segment in layout.states[:2]:
             end = segment.offset + segment.count * 4
             assert new[segment.offset : end] == old[segment.offset : end]
 
@@ -179,7 +183,7 @@ def test_a_damaged_header_is_refused(header: object, nbytes: int, problem: str) 
     assert "f.safetensors" in str(caught.value)
 
 
-@pytest.mark.parametrize(("code", "error"), [("BOOL", "wrong-dtype"), ("F8_E4M3", "wrong-dtype"), ([], "wrong-dtype")])
+@pytest.mark.parametrize(("code", "error"), [("C64", "wrong-dtype"), ("F8_E8M0", "wrong-dtype"), ([], "wrong-dtype")])
 def test_a_dtype_that_cannot_be_aggregated(code: object, error: str) -> None:
     with pytest.raises(Refused) as caught:
         decode_header(*file_of({"t": {"dtype": code, "shape": [8], "data_offsets": [0, 8]}}, bytes(8)), "f")

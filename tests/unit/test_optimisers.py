@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from lifl.core.errors import ConfigError
-from lifl.core.schema import ACCUMULATOR
+from lifl.core.schema import STATE
 from lifl.rules import kernels, load_rule
 from lifl.rules.finish import finish_segment
 
@@ -35,7 +35,7 @@ class Server:
         self.round += 1
         self.rule.round = self.round
         out = np.empty_like(self.model)
-        accumulator = ACCUMULATOR[self.model.dtype.name]
+        accumulator = STATE[self.model.dtype.name]
         new = {name: np.full(len(out), np.nan, accumulator) for name in self.rule.states}
         finish_segment(self.rule, self.model, [], updates, out, self.states, new)
         self.model, self.states = out, new
@@ -115,7 +115,7 @@ def test_momentum_follows_its_paper() -> None:
 def test_momentum_without_momentum_is_the_mean_to_the_last_bit(dtype: str) -> None:
     rng = np.random.default_rng(5)
     start, update = (rng.normal(size=999).astype(kernels.numpy_dtype(dtype)) for _ in range(2))
-    np.testing.assert_array_equal(Server("fedavgm", {}, start).step([(update, 1.0)]), update)
+    np.testing.assert_array_equal(Server("fedavgm", {}, start).step([(update, 3.0)]), update)
 
 
 def test_defaults_are_flowers() -> None:

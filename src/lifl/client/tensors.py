@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lifl.core.errors import LiflError, LocalFault, Refused, ResourceFault
-from lifl.core.schema import DTYPE_BYTES, Layout, TensorSpec, align, check_same
+from lifl.core.schema import DTYPE_BYTES, KEPT, Layout, TensorSpec, align, check_same
 
 Array = NDArray[Any]
 Tensors = Mapping[str, Any] | str | os.PathLike[str]
@@ -31,7 +31,7 @@ _EXPONENT_16 = {"float16": 0x7C00, "bfloat16": 0x7F80}
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """Return NumPy's dtype of a name in `DTYPE_BYTES`."""
-    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+    return np.dtype(getattr(ml_dtypes, name, name))
 
 
 class Update:
@@ -149,8 +149,11 @@ def _as_array(name: str, tensor: Any) -> Array:
     array: Array
     if hasattr(tensor, "detach"):
         tensor = tensor.detach().cpu().contiguous()
-        if str(tensor.dtype) == "torch.bfloat16":  # NumPy has none: hand the bits over
+        kind = str(tensor.dtype).removeprefix("torch.")
+        if kind == "bfloat16":  # NumPy has none: hand the bits over
             array = tensor.view(sys.modules["torch"].int16).numpy().view(ml_dtypes.bfloat16)
+        elif kind in KEPT and kind != "bool":
+            array = tensor.view(sys.modules["torch"].uint8).numpy().view(numpy_dtype(kind))
         else:
             array = tensor.numpy()
     else:
@@ -168,7 +171,7 @@ def _as_array(name: str, tensor: Any) -> Array:
 def is_finite(array: Array) -> bool:
     """Return whether no element is NaN or infinite, in blocks that stay in the cache."""
     name = array.dtype.name
-    if "float" not in name:
+    if "float" not in name or name in KEPT:
         return True
     flat = array.reshape(-1)
     step = CHECK_BYTES // array.itemsize

@@ -16,6 +16,7 @@ from lifl.core.limits import (
     COUNT_MAX,
     DEADLINE_S_MAX,
     DIGEST_BYTES,
+    DTYPE_CHARS_MAX,
     FIELD_CHARS_MAX,
     INCARNATION_MAX,
     KNOWN_WORD_CHARS_MAX,
@@ -24,6 +25,8 @@ from lifl.core.limits import (
     METRICS_MAX,
     NAME_CHARS_MAX,
     PATH_CHARS_MAX,
+    PATTERN_CHARS_MAX,
+    PATTERNS_MAX,
     REAL_MAX,
     SECRET_CHARS_MAX,
     STATES_MAX,
@@ -32,7 +35,7 @@ from lifl.core.limits import (
     WORD_CHARS_MAX,
     WORKERS_MAX,
 )
-from lifl.core.schema import DTYPE_BYTES, Segment, TensorSpec
+from lifl.core.schema import DTYPE_BYTES, Segment, TensorSpec, Treated
 
 # Patterns end in \Z: `$` also matches before a final newline.
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._:-]*\Z")]
@@ -43,9 +46,8 @@ _UNPRINTABLE = (
     r"\u061c\u200b-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff\ufff9-\ufffb"  # others' blanks, signs of direction
     r"\ud800-\udfff\U000e0000-\U000e0fff"  # halves of characters, tags
 )
-MetricName = Annotated[
-    str, msgspec.Meta(min_length=1, max_length=METRIC_NAME_CHARS_MAX, pattern=rf"\A[^{_UNPRINTABLE}]+\Z")
-]
+_PRINTABLE = rf"\A[^{_UNPRINTABLE}]+\Z"
+MetricName = Annotated[str, msgspec.Meta(min_length=1, max_length=METRIC_NAME_CHARS_MAX, pattern=_PRINTABLE)]
 METRIC_NAME_RULE = f"1 to {METRIC_NAME_CHARS_MAX} printable characters"
 Real = Annotated[float, msgspec.Meta(ge=-REAL_MAX, le=REAL_MAX)]
 """Any finite number."""
@@ -58,6 +60,11 @@ AnnouncedMetrics = Annotated[dict[MetricName, float], msgspec.Meta(max_length=ME
 Text = Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)]
 Secret = Annotated[str, msgspec.Meta(max_length=SECRET_CHARS_MAX)]
 """What shows that a node was told of something."""
+DtypeName = Annotated[str, msgspec.Meta(max_length=DTYPE_CHARS_MAX)]
+TensorPatterns = Annotated[
+    tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=PATTERN_CHARS_MAX, pattern=_PRINTABLE)], ...],
+    msgspec.Meta(max_length=PATTERNS_MAX),
+]
 Tensors = Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=TENSORS_MAX)]
 Word = Annotated[str, msgspec.Meta(max_length=WORD_CHARS_MAX)]
 """A code, a status or a role; or a name, or nothing."""
@@ -70,6 +77,7 @@ Path = Annotated[str, msgspec.Meta(max_length=PATH_CHARS_MAX)]
 ConfigPath = Annotated[str, msgspec.Meta(max_length=CONFIG_PATH_CHARS_MAX)]
 StateNames = Annotated[tuple[Name, ...], msgspec.Meta(max_length=STATES_MAX)]
 Segments = Annotated[tuple[Segment, ...], msgspec.Meta(max_length=len(DTYPE_BYTES))]
+Treatment = Annotated[tuple[Treated, ...], msgspec.Meta(max_length=TENSORS_MAX)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
 Integer = Annotated[int, msgspec.Meta(ge=-COUNT_MAX, le=COUNT_MAX)]
 Bits64 = Annotated[int, msgspec.Meta(ge=0)]

@@ -94,12 +94,16 @@ def _unpack(data: bytes | bytearray | memoryview) -> Iterable[Record]:
 
 
 class Kind(IntEnum):
-    """What an object of the arena is."""
+    """What an object of the arena is.
+
+    Until LIFL 0.1 a partial was a scaled sum (`EARLIER_PARTIAL`); it is read, and made no more (`worker/earlier.py`).
+    """
 
     UPDATE = 1
-    PARTIAL = 2
+    EARLIER_PARTIAL = 2
     MODEL = 3
     STATE = 4
+    PARTIAL = 5
 
 
 ATTEMPT_BITS = 8

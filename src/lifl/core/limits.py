@@ -7,6 +7,9 @@ METRICS_MAX = 16
 METRIC_NAME_CHARS_MAX = 32
 CONTRIBUTION_BYTES_MAX = 1024
 """A client's name, its weight and its metrics: 16 metrics with long names fit in ASCII, and not in every script."""
+WEIGHT_MIN = 1e-300
+WEIGHT_MAX = 1e300
+"""Of one update.  Together, those of a round are far from the end of float64, and the share of each is a number."""
 TEXT_CHARS_MAX = 4096
 WORD_CHARS_MAX = 64
 """A code, a status, a role."""
@@ -51,6 +54,9 @@ STATE_DIR_BYTES_MAX = 90
 SOCKET_PATH_BYTES_MAX = 107
 PORT_MAX = 65_535
 OPTIONS_DEPTH_MAX = 8
+PATTERNS_MAX = 256
+"""Patterns of tensors' names in one key of a job's config."""
+PATTERN_CHARS_MAX = 256
 OPTIONS_BYTES_MAX = 64 * 1024
 """The options of a rule, and those of a job's clients: each goes to whoever needs it once, not with each update."""
 

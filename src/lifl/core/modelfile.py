@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from lifl.core.errors import Refused
 from lifl.core.limits import MODEL_HEADER_BYTES_MAX
-from lifl.core.schema import ACCUMULATOR, DTYPE_BYTES, Layout, TensorSpec, check_schema
+from lifl.core.schema import DTYPE_BYTES, KEPT, STATE, Layout, TensorSpec, check_schema
 
 DATA_ALIGN_BYTES = 4096
 """The tensors begin at a multiple of this, where a disk takes them straight from the arena; the header is padded with
@@ -44,6 +44,9 @@ _CODE = {
     "uint32": "U32",
     "uint16": "U16",
     "uint8": "U8",
+    "bool": "BOOL",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
 }
 _DTYPE = {code: dtype for dtype, code in _CODE.items()}
 _METADATA = "__metadata__"
@@ -87,15 +90,15 @@ def state_pieces(layout: Layout, states: Sequence[str]) -> list[Piece]:
     """Return the tensors of the rule's state objects; part i is the object of ``states[i]``, in the accumulators'
     layout.
     """
-    places = {s.dtype: (s, a) for s, a in zip(layout.segments, layout.accumulators, strict=True)}
+    places = {s.dtype: (s, a) for s, a in zip(layout.segments, layout.states, strict=True)}
     pieces = []
     for part, state in enumerate(states):
         for tensor, offset in zip(layout.tensors, layout.offsets, strict=True):
-            if not tensor.dtype.startswith(("float", "bfloat")):
+            if tensor.dtype in KEPT or not tensor.dtype.startswith(("float", "bfloat")) or not tensor.size:
                 continue
             segment, accumulator = places[tensor.dtype]
             index = (offset - segment.offset) // DTYPE_BYTES[tensor.dtype]
-            dtype = ACCUMULATOR[tensor.dtype]
+            dtype = STATE[tensor.dtype]
             spec = TensorSpec(f"{state}/{tensor.name}", dtype, tensor.shape)
             pieces.append(Piece(spec, part, accumulator.offset + index * DTYPE_BYTES[dtype]))
     return pieces

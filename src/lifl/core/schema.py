@@ -5,15 +5,16 @@ knowledge of tensors: all tensors of one dtype form one *segment*, a single flat
 gateway stores and workers fold bytes in this one order, so nothing is ever laid out twice.
 
 A *partial* of the same schema is laid out in the accumulators' dtypes: float32 for float32, float16 and
-bfloat16; float64 for float64 and integers.
+bfloat16; float64 for float64; integers wide enough for an exact sum for integers.  A rule's *state* has a float for
+every number of the model.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -33,10 +34,26 @@ DTYPE_BYTES = {
     "uint32": 4,
     "uint16": 2,
     "uint8": 1,
+    "bool": 1,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
 }
-"""The dtypes that can be aggregated, by NumPy's (and ml_dtypes') names, in the order of their segments."""
+"""The dtypes that a model may have, by NumPy's (and ml_dtypes') names, in the order of their segments."""
 
-ACCUMULATOR = {d: "float32" if d in ("float32", "float16", "bfloat16") else "float64" for d in DTYPE_BYTES}
+KEPT = ("bool", "float8_e4m3fn", "float8_e5m2")
+"""Those that are not averaged: the model's own are kept, or those of one update."""
+_FLOATS = {"float64": "float64", "float32": "float32", "float16": "float32", "bfloat16": "float32"}
+_INTEGERS = [d for d in DTYPE_BYTES if d not in _FLOATS and d not in KEPT]
+_EXACT = {d: "int64" if DTYPE_BYTES[d] == 1 else "int128" for d in _INTEGERS}
+_SAME = {d: d for d in KEPT}
+ACCUMULATOR = _FLOATS | _EXACT | _SAME
+"""What a partial holds for each number of a dtype (`rules/kernels.py`, `rules/integers.py`)."""
+STATE = _FLOATS | dict.fromkeys(_EXACT, "float64") | _SAME
+"""What a rule's state holds for it."""
+EARLIER_PARTIAL = {"float64": "float64", "float32": "float32"} | dict.fromkeys(_EXACT.values(), "float64") | _SAME
+"""What a partial of `Kind.EARLIER_PARTIAL` holds in the place of each accumulator."""
+ITEM_BYTES = DTYPE_BYTES | {"int128": 16}
+"""The bytes of one number of any segment."""
 
 SEGMENT_ALIGN_BYTES = 64
 
@@ -65,6 +82,18 @@ class Segment(msgspec.Struct, frozen=True):
     count: int
 
 
+class Treated(msgspec.Struct, frozen=True, array_like=True):
+    """Numbers that are not treated as the others of their segment: `count` of them from number `begin` on.
+
+    ``exclude``: averaged, but no step of the rule; ``fixed``: the model's own; ``first``: those of one update.
+    """
+
+    segment: int
+    begin: int
+    count: int
+    how: Literal["exclude", "fixed", "first"]
+
+
 class Layout:
     """The byte offsets of a schema's tensors in an object, and its segments.
 
@@ -81,7 +110,7 @@ class Layout:
         offsets = [0] * len(self.tensors)
         segments = []
         position = 0
-        for dtype in (d for d in DTYPE_BYTES if d in by_dtype):
+        for dtype in (d for d in DTYPE_BYTES if any(self.tensors[index].size for index in by_dtype.get(d, ()))):
             start = position
             for index in by_dtype[dtype]:
                 offsets[index] = position
@@ -109,19 +138,44 @@ class Layout:
     @cached_property
     def accumulators(self) -> tuple[Segment, ...]:
         """The same segments in the accumulators' dtypes: how a partial lies."""
-        found = []
-        position = 0
-        for segment in self.segments:
-            dtype = ACCUMULATOR[segment.dtype]
-            found.append(Segment(dtype, position, segment.count))
-            position = align(position + segment.count * DTYPE_BYTES[dtype])
-        return tuple(found)
+        return relaid(self.segments, ACCUMULATOR)
 
     @cached_property
     def accumulator_bytes(self) -> int:
         """The length of a partial's data."""
-        last = self.accumulators[-1]
-        return align(last.offset + last.count * DTYPE_BYTES[last.dtype])
+        return align(end_of(self.accumulators))
+
+    @cached_property
+    def states(self) -> tuple[Segment, ...]:
+        """The same segments as one of the rule's states lies."""
+        return relaid(self.segments, STATE)
+
+    @cached_property
+    def state_bytes(self) -> int:
+        """The length of the data of one of the rule's states."""
+        return align(end_of(self.states))
+
+    def tensor_at(self, dtype: str, element: int) -> tuple[TensorSpec, int] | None:
+        """Return the tensor that has number `element` of all numbers of a dtype, and which of its own that is."""
+        for tensor in self.tensors:
+            if tensor.dtype == dtype:
+                if element < tensor.size:
+                    return tensor, element
+                element -= tensor.size
+        return None
+
+
+def relaid(segments: Sequence[Segment], dtypes: Mapping[str, str]) -> tuple[Segment, ...]:
+    """Return the segments in other dtypes, one after another."""
+    found: list[Segment] = []
+    for segment in segments:
+        found.append(Segment(dtypes[segment.dtype], align(end_of(found)), segment.count))
+    return tuple(found)
+
+
+def end_of(segments: Sequence[Segment]) -> int:
+    """Return the byte where the last segment ends."""
+    return max((s.offset + s.count * ITEM_BYTES[s.dtype] for s in segments), default=0)
 
 
 def align(nbytes: int) -> int:
@@ -144,12 +198,14 @@ def check_schema(tensors: Sequence[TensorSpec]) -> None:
         if tensor.dtype not in DTYPE_BYTES:
             known = ", ".join(DTYPE_BYTES)
             raise Refused("wrong-dtype", where, f"dtype {tensor.dtype!r} cannot be aggregated; use one of {known}")
-        if len(tensor.shape) > DIMENSIONS_MAX or any(d < 1 for d in tensor.shape):
+        if len(tensor.shape) > DIMENSIONS_MAX or any(d < 0 for d in tensor.shape):
             raise Refused(
                 "wrong-shape",
                 where,
-                f"shape {tensor.shape}: dimensions must be positive, at most {DIMENSIONS_MAX}",
+                f"shape {tensor.shape}: dimensions must not be negative, at most {DIMENSIONS_MAX}",
             )
+    if not any(tensor.size for tensor in tensors):
+        raise Refused("bad-schema", "tensors", "the model's tensors hold no number at all")
 
 
 def check_fits(layout: Layout) -> None:

@@ -18,6 +18,7 @@ from lifl.core.errors import ConfigError, LiflError, LocalFault, Refused
 from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.planning.planner import make_plan
 from lifl.core.planning.request import plan_request
+from lifl.core.planning.treatment import check_patterns, treatment_lines
 from lifl.core.protocol import cli as om
 from lifl.core.schema import Layout, TensorSpec
 from lifl.node import folders, machine, views
@@ -94,6 +95,10 @@ class Requests:
         name = config.job.name
         tensors = machine.read_schema(config.model.path)
         layout = Layout(tensors)
+        try:
+            check_patterns(tensors, config.aggregation)
+        except ConfigError as error:
+            raise Refused("bad-config", error.path, str(error)) from error
         folder = Path(config.checkpoint.folder or self._folder / "jobs" / name)
         number = self._accept(config, tensors, message.states, folder)
         if message.follow:
@@ -112,6 +117,7 @@ class Requests:
             "folder": str(folder),
             "status": job.status,
             "peak_bytes": job.spec.bytes_min(),
+            "treatment": treatment_lines(tensors, config.aggregation, steps=bool(message.states)),
         }
 
     def _accept(self, config: JobConfig, tensors: tuple[TensorSpec, ...], states: tuple[str, ...], folder: Path) -> int:
@@ -238,7 +244,11 @@ class Requests:
         layout = Layout(machine.read_schema(config.model.path))
         facts, home = self._engine.facts(time.monotonic())
         request = plan_request(config, layout, len(message.states), facts, model_node=home)
-        return {"request": msgspec.to_builtins(request), "plan": msgspec.to_builtins(make_plan(request))}
+        return {
+            "request": msgspec.to_builtins(request),
+            "plan": msgspec.to_builtins(make_plan(request)),
+            "treatment": treatment_lines(layout.tensors, config.aggregation, steps=bool(message.states)),
+        }
 
     def _plans(self, message: om.PlansOfRound) -> dict[str, Any]:
         name = self._row(message.job).name

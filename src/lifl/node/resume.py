@@ -129,7 +129,7 @@ def _orphans(arena: OwnedArena) -> dict[int, tuple[ev.Orphan, ...]]:
     for key, entry in arena.live():
         if entry.state == ObjectState.WRITING:
             continue
-        if entry.kind not in (Kind.UPDATE, Kind.PARTIAL):
+        if entry.kind not in (Kind.UPDATE, Kind.PARTIAL, Kind.EARLIER_PARTIAL):
             arena.free(key)
             continue
         try:
@@ -139,7 +139,8 @@ def _orphans(arena: OwnedArena) -> dict[int, tuple[ev.Orphan, ...]]:
             log.error("arena.damaged key=%s %s", key, error)
             arena.free(key)
             continue
-        found.setdefault(entry.job, []).append((key, Kind(entry.kind), entry.round, members))
+        kind = Kind.UPDATE if entry.kind == Kind.UPDATE else Kind.PARTIAL
+        found.setdefault(entry.job, []).append((key, kind, entry.round, members))
     return {number: tuple(orphans) for number, orphans in found.items()}
 
 

@@ -17,7 +17,7 @@ and in the round config: rule = "my_rules:HalfStep", options = { fraction = 0.25
 
 Every part sees flat vectors, one for each dtype of the model, and `finish` sees them block by block, so it
 needs no memory of the model's size: it must be elementwise.  float16 and bfloat16 arrive as float32.
-Integer tensors never arrive: their mean is rounded half to even and that is all.
+Integer tensors never arrive, in none of the parts: their mean is rounded half to even and that is all.
 
 A rule that remembers something from round to round names it in `states`; `finish` changes those blocks in
 place.
@@ -39,6 +39,18 @@ class RuleFailed(LocalFault):
     """A rule cannot give a model: its result is not finite or has another shape.  The round fails with the
     text.
     """
+
+
+class NotFinite(RuleFailed):
+    """A number of the result is NaN or infinite: number `element` of all the model's numbers of `dtype`.
+
+    Other updates may give another result, so the round is worth another try.
+    """
+
+    def __init__(self, text: str, dtype: str, element: int) -> None:
+        super().__init__(text)
+        self.dtype = dtype
+        self.element = element
 
 
 class RuleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,14 +81,14 @@ class Rule:
         """Set acc = keep · acc + Σ weights[i] · updates[i], in place.
 
         `acc` is (P,) float32 or float64, `updates` are (P,) in the model's dtype.  With `keep` 0, `acc` holds
-        nothing yet and is not to be read.  The weights are scaled: their ratios count, not their size.
+        nothing yet and is not to be read.  The weights are shares: with `keep` they add up to 1.
         """
         kernels.fold(acc, updates, weights, keep)
 
     def merge(self, acc: Vector, partials: Sequence[Vector], scales: Sequence[float], keep: float) -> None:
         """Set acc = keep · acc + Σ scales[i] · partials[i], in place; all are float32 or float64.
 
-        `scales` are powers of two that bring the partials to one scale.  May be called for a block at a time.
+        `scales` are the partials' shares: with `keep` they add up to 1.  May be called for a block at a time.
         """
         kernels.fold(acc, partials, scales, keep)
 

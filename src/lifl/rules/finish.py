@@ -1,24 +1,22 @@
 """The last step of a round: partials, the last updates, the current model and the rule's states in, the next model and
 states out.
 
-Where the model is the mean itself, in the dtype of its partials, the kernel sums it up where it will be, in one pass
+Where the model is the mean itself, in the dtype of its partials, the kernel makes it where it will be, in one pass
 or in several (`finish_mean`).  Otherwise one pass goes by blocks (`finish_segment`): a block of the mean is made where
 the model's block will be (in a temporary that stays in the L2 cache, when their dtypes differ), the rule turns it into
-a block of the model, which is checked.  A single partial is used where it lies in the arena.  The temporaries are a
-few blocks, whatever the model's size.
+a block of the model, which is checked.  The temporaries are a few blocks, whatever the model's size.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
 from lifl.core.schema import ACCUMULATOR
-from lifl.rules import kernels
-from lifl.rules.base import Rule, RuleFailed
+from lifl.rules import integers, kernels
+from lifl.rules.base import NotFinite, Rule, RuleFailed
 from lifl.rules.kernels import Vector, numpy_dtype
 
 BLOCK_BYTES = 1024 * 1024
@@ -39,28 +37,32 @@ def finish_segment(
     states: Mapping[str, Vector],
     new_states: Mapping[str, Vector],
     first: int = 0,
+    spared: Sequence[slice] = (),
 ) -> None:
     """Write one segment of the new model to `out` and of the new states to `new_states`.
 
-    `model`, `updates` and `out` are (P,) in the model's dtype; `partials` and states are (P,) in the accumulator's.  A
-    state that `states` lacks starts with `rule.initial`.  Integer segments are only averaged; their states are zeros.
-    All may be pieces of a segment, from its element `first` on, if the rule has no `fold` of its own.
+    `model`, `updates` and `out` are (P,) in the model's dtype; `partials` are (P,) in the accumulator's, states in the
+    state's.  A state that `states` lacks starts with `rule.initial`.  Integer segments are only averaged; so is what is
+    `spared`; their states are zeros.  All may be pieces of a segment, from its element `first` on, if the rule has no
+    `fold` of its own.
     Raise `RuleFailed` when a result is not finite or has another shape.
     """
-    integer = out.dtype.kind in "iu"
-    sums = _Sums(rule, partials, updates, len(out), numpy_dtype(ACCUMULATOR[out.dtype.name]), integer)
-    step = max(1, BLOCK_BYTES // sums.dtype.itemsize)
+    if out.dtype.kind in "iu":
+        _finish_integers(partials, updates, out)
+        for vector in new_states.values():
+            vector.fill(0)
+        return
+    mean_of = _Mean(rule, partials, updates, len(out), numpy_dtype(ACCUMULATOR[out.dtype.name]))
+    step = max(1, BLOCK_BYTES // mean_of.dtype.itemsize)
     for begin in range(0, len(out), step):
         block = slice(begin, min(begin + step, len(out)))
         made = out[block]
-        mean = made if out.dtype == sums.dtype else np.empty(block.stop - begin, sums.dtype)
+        mean = made if out.dtype == mean_of.dtype else np.empty(block.stop - begin, mean_of.dtype)
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            sums.mean(block, mean)
-        if integer:
-            _finish_integers(mean, made, {name: vector[block] for name, vector in new_states.items()})
-        else:
-            state = _begin_states(rule, block, states, new_states)
-            _finish_floats(rule, model[block], mean, state, made, first + begin)
+            mean_of.write(block, mean)
+        state = _begin_states(rule, block, states, new_states)
+        aside = [(run, mean[run].copy()) for run in _within(spared, block)]
+        _finish_floats(rule, model[block], mean, state, made, first + begin, aside)
 
 
 def is_mean(rule: Rule, dtype: str) -> bool:
@@ -70,75 +72,69 @@ def is_mean(rule: Rule, dtype: str) -> bool:
     return plain and ACCUMULATOR[dtype] == dtype and numpy_dtype(dtype).kind == "f"
 
 
-def mean_factors(partials: Sequence[float], updates: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Return what partials and updates with these whole weights are multiplied by, so that their sum is the mean."""
-    scales, weights, divisor = _scaled(partials, updates)
-    return [scale / divisor for scale in scales], [weight / divisor for weight in weights]
-
-
 def finish_mean(
-    rule: Rule, vectors: Sequence[Vector], factors: Sequence[float], out: Vector, added: bool, first: int
+    rule: Rule, vectors: Sequence[Vector], shares: Sequence[float], out: Vector, keep: float, first: int
 ) -> None:
-    """out = Σ factors[i] · vectors[i], or (`added`) that and what `out` holds; all of one dtype that `is_mean` knows.
+    """out = keep · out + Σ shares[i] · vectors[i]; all of one dtype that `is_mean` knows.
 
     All may be pieces of a segment, from its element `first` on.  Raise `RuleFailed` when a result is not finite.
     """
-    if not kernels.mean(out, vectors, factors, 1.0 if added else 0.0):
-        _raise_not_finite(out, first, type(rule).__name__)
+    if not kernels.mean(out, vectors, shares, keep):
+        _raise_not_finite(out, first, f"the new model after {type(rule).__name__}", out.dtype.name)
 
 
-def _scaled(partials: Sequence[float], updates: Sequence[float]) -> tuple[list[float], list[float], float]:
-    """Return what to multiply partials and updates by so that their sum, divided by the third, is the mean."""
-    whole = kernels.total([*partials, *updates])
-    top = kernels.exponent(whole)
-    scales = [2.0 ** (kernels.exponent(weight) - top) for weight in partials]
-    return scales, [math.ldexp(weight, -top) for weight in updates], whole * 2.0**-top
-
-
-class _Sums:
+class _Mean:
     """The weighted mean of partials and updates, a block at a time."""
 
-    def __init__(
-        self, rule: Rule, partials: Weighted, updates: Weighted, size: int, dtype: np.dtype[Any], integer: bool
-    ) -> None:
+    def __init__(self, rule: Rule, partials: Weighted, updates: Weighted, size: int, dtype: np.dtype[Any]) -> None:
         self.dtype = dtype
         self._rule = rule
-        self._partials = [vector for vector, _ in partials]
-        self._updates = [vector for vector, _ in updates]
-        scaled = _scaled([weight for _, weight in partials], [weight for _, weight in updates])
-        self._scales, self._weights, self._divisor = scaled
+        self._partials = list(partials)
+        self._updates = list(updates)
         if updates and type(rule).fold is not Rule.fold:
             # A rule's own `fold` may look at whole vectors.
             folded = np.empty(size, dtype)
-            rule.fold(folded, self._updates, self._weights, 0.0)
-            self._partials, self._scales, self._updates = [*self._partials, folded], [*self._scales, 1.0], []
-        if not integer and len(self._partials) + len(self._updates) > 1:
-            # One pass less.  The mean of integers is divided last, so that one in the middle is rounded to even.
-            self._scales = [scale / self._divisor for scale in self._scales]
-            self._weights = [weight / self._divisor for weight in self._weights]
-            self._divisor = 1.0
+            weights = [weight for _, weight in updates]
+            rule.fold(folded, [vector for vector, _ in updates], kernels.shares(weights)[0], 0.0)
+            self._partials, self._updates = [*self._partials, (folded, kernels.total(weights))], []
 
-    def mean(self, block: slice, out: Vector) -> None:
+    def write(self, block: slice, out: Vector) -> None:
         """Write a block of it to `out`, which is (B,) of the accumulator's dtype."""
-        partials = [vector[block] for vector in self._partials]
-        updates = [vector[block] for vector in self._updates]
-        if len(partials) == 1 and not updates:
-            np.divide(partials[0], self._divisor, out=out)
-            return
+        partials = [vector[block] for vector, _ in self._partials]
+        weights = [weight for _, weight in self._partials]
+        before = 0.0
         if partials:
-            self._rule.merge(out, partials, self._scales, 0.0)
+            self._rule.merge(out, partials, kernels.shares(weights)[0], 0.0)
+            before = kernels.total(weights)
+        if self._updates:
+            shares, keep = kernels.shares([weight for _, weight in self._updates], before)
+            self._rule.fold(out, [vector[block] for vector, _ in self._updates], shares, keep)
+
+
+def _finish_integers(partials: Weighted, updates: Weighted, out: Vector) -> None:
+    """Write the mean of integers to `out`, by blocks."""
+    dtype = numpy_dtype(ACCUMULATOR[out.dtype.name])
+    weights, last = [weight for _, weight in partials], [weight for _, weight in updates]
+    before, whole = kernels.total(weights) if weights else 0.0, kernels.total([*weights, *last])
+    step = max(1, BLOCK_BYTES // dtype.itemsize)
+    sums = np.empty(min(step, len(out)), dtype)
+    for begin in range(0, len(out), step):
+        block = slice(begin, min(begin + step, len(out)))
+        acc = sums[: block.stop - begin]
+        if partials:
+            integers.merge(acc, [vector[block] for vector, _ in partials], weights, 0.0, before)
         if updates:
-            self._rule.fold(out, updates, self._weights, 1.0 if partials else 0.0)
-        if self._divisor != 1.0:
-            out /= self._divisor
+            integers.fold(acc, [vector[block] for vector, _ in updates], last, before, whole)
+        integers.finish(out[block], acc, whole)
 
 
-def _finish_integers(mean: Vector, out: Vector, new_state: Mapping[str, Vector]) -> None:
-    if not kernels.all_finite(mean):
-        raise RuleFailed(f"the mean of the {out.dtype} tensors is not finite: an accumulator overflowed")
-    kernels.store(mean, out)
-    for vector in new_state.values():
-        vector.fill(0)
+def _within(runs: Sequence[slice], block: slice) -> list[slice]:
+    """Return the runs as far as they lie in a block, counted from its begin."""
+    return [
+        slice(max(run.start, block.start) - block.start, min(run.stop, block.stop) - block.start)
+        for run in runs
+        if run.start < block.stop and block.start < run.stop
+    ]
 
 
 def _begin_states(
@@ -153,8 +149,15 @@ def _begin_states(
 
 
 def _finish_floats(
-    rule: Rule, model: Vector, mean: Vector, state: Mapping[str, Vector], out: Vector, begin: int
+    rule: Rule,
+    model: Vector,
+    mean: Vector,
+    state: Mapping[str, Vector],
+    out: Vector,
+    begin: int,
+    aside: Sequence[tuple[slice, Vector]],
 ) -> None:
+    """Have the rule make a block of the model; the means that are put `aside` stand there in the end."""
     with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
         result = rule.finish(kernels.widen(model, mean.dtype), mean, state)
     name = type(rule).__name__
@@ -163,16 +166,22 @@ def _finish_floats(
         raise RuleFailed(f"{name}.finish must return an array of shape {out.shape}, it returned {shape}")
     if result is not out:
         kernels.store(result, out)
+    for run, averaged in aside:
+        kernels.store(averaged, out[run])
+        for vector in state.values():
+            vector[run] = 0
     if not kernels.all_finite(out):
-        _raise_not_finite(out, begin, name)
+        _raise_not_finite(out, begin, f"the new model after {name}", out.dtype.name)
     for key, vector in state.items():
         if not kernels.all_finite(vector):
-            raise RuleFailed(f"the state {key!r} of {name} is not finite: the training diverges")
+            _raise_not_finite(vector, begin, f"the state {key!r} of {name}", out.dtype.name)
 
 
-def _raise_not_finite(out: Vector, begin: int, name: str) -> NoReturn:
-    at = begin + int(np.flatnonzero(~np.isfinite(out))[0])
-    raise RuleFailed(
-        f"the new model is not finite: element {at} of its {out.dtype} tensors after {name}; the training"
-        " diverges: lower the learning rates of clients or server"
+def _raise_not_finite(vector: Vector, begin: int, what: str, dtype: str) -> NoReturn:
+    at = begin + int(np.flatnonzero(~np.isfinite(vector))[0])
+    raise NotFinite(
+        f"{what} is not finite: element {at} of the {dtype} tensors; an update is beyond what the rule can compute, or"
+        " the training diverges: lower the learning rates of clients or server",
+        dtype,
+        at,
     )

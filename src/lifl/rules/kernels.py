@@ -1,28 +1,21 @@
-"""Weighted sums of flat vectors at the speed of memory: by a compiled kernel where there is one, else in NumPy.
+"""The weighted mean of flat vectors of floats, at the speed of memory: by a compiled kernel, else in NumPy.
+
+**What a partial is.**  A partial's vector is the weighted mean of its members, and the weight beside it is theirs
+together.  `fold` adds vectors to a mean with *shares*: what each weighs of the whole, w / W, and what the mean so far
+weighs (`keep`); together they are 1.  So no sum is larger than the largest number, whatever the weights, and a mean
+that is a number of the type can be computed.  A weight is a float64 from `WEIGHT_MIN` to `WEIGHT_MAX`, and W is summed
+with `math.fsum`.
+
+**Right to the last bit.**  The mean of equal numbers is that number, for any weights and any tree, and subnormal
+numbers are numbers like others.  float32 is summed in float64 and rounded once for each batch; float64 and the narrow
+floats, whose accumulators are float32, fold differences from the mean so far, which are 0 between equal numbers.  A
+float32 mean differs from the float64 mean by at most half an ulp of its largest number for each level of the tree; in
+measure by less than one.
 
 **Compiled or not.**  `fold` hands a batch to `fold.c` when that could be built (`native`), and folds it in NumPy
-otherwise; both agree within rounding.  How it works stands in fold.c, how much it gains at `_compiled_for`; the rest
-of this text is about NumPy's way.
+otherwise, in blocks whose piece of the accumulator (`BLOCK_BYTES`) stays in the L2 cache; both agree within rounding.
 
-**One pass over the inputs.**  The sum of n vectors of length P is the matrix-vector product w @ X, with X
-the (n, P) view of vectors that lie at equal distances.  `np.matmul` gives it to BLAS without copying X
-(`np.dot` would copy).  The slots of a job's updates have equal distances in the arena, so X costs nothing;
-any other set of vectors is split into such progressions (`progressions`).
-
-**Blocks.**  The vectors are walked in blocks whose piece of the accumulator (`BLOCK_BYTES`) stays in the L2
-cache.  So however many progressions there are, the accumulator goes through memory once per batch; the
-first product of a fresh accumulator is written directly, later ones go through a temporary of one block.
-
-**Width.**  float32 and float64 are multiplied as they are.  float16, bfloat16 and integers are widened
-block by block, `WIDEN_ROWS` vectors at a time, to the accumulator's dtype; nothing is ever summed in their
-own type.
-
-**Range.**  A sum of weight · value would overflow float32 long before the mean does (weights are numbers of
-examples).  So a partial's vector is Σ wᵢxᵢ · 2⁻ᵉ, where e is the exponent of its whole weight W = Σ wᵢ, 2ᵉ⁻¹
-≤ W < 2ᵉ (`exponent`).  Each scaled weight wᵢ·2⁻ᵉ is then at most 1, no sum is larger than the largest |x|,
-and because 2⁻ᵉ is a power of two the scaling rounds nothing.  e needs no place of its own: it follows from
-the weight that stands beside the partial.  The mean is the vector divided by W·2⁻ᵉ, a number from ½ to 1.
-W itself is a float64 summed with `math.fsum`.
+Integers are summed in `integers`.
 """
 
 from __future__ import annotations
@@ -33,7 +26,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from lifl.core.errors import LocalFault
@@ -44,22 +36,23 @@ Vector = NDArray[Any]
 """A one-dimensional, contiguous array of one of the dtypes in `core/schema.DTYPE_BYTES`."""
 
 BLOCK_BYTES = 256 * 1024
-"""Of the accumulator per block.  Measured with 8 and 32 float32 inputs: 64 KB loses 5 %, 1 MB as much (L2
-is full).
-"""
+"""Of the accumulator per block, in NumPy's way."""
 WIDEN_ROWS = 8
-"""Vectors of a narrow dtype that are widened at once: 2 MB of temporary, and OpenBLAS's pace is reached."""
+"""Vectors that are widened at once, there."""
+SHARES_SLACK = 1e-9
+"""By so much the sum of shares may differ from 1."""
 
 COMPILED = native.load()
 """The compiled kernel, if there is one.  Tests set it to None to have NumPy's way."""
 
-_HALF_MASK = np.int32(np.uint32(0x8FFF_E000).view(np.int32))
-_HALF_FACTOR = 2.0**112
+_INT128 = np.dtype([("low", "<u8"), ("high", "<i8")])
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """Return the NumPy dtype of a name in `core/schema.DTYPE_BYTES`."""
-    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+    """Return the NumPy dtype of a name in `core/schema.ITEM_BYTES`; a number of 128 bits is a pair."""
+    if name == "int128":
+        return _INT128
+    return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def vector(view: memoryview, segment: Segment) -> Vector:
@@ -82,95 +75,103 @@ def total(weights: Sequence[float]) -> float:
 
 
 def exponent(weight: float) -> int:
-    """Return the e of a partial with this whole weight: 2**(e-1) <= weight < 2**e."""
+    """Return the e of a weight: 2**(e-1) <= weight < 2**e."""
     return math.frexp(weight)[1]
+
+
+def shares(weights: Sequence[float], before: float = 0.0) -> tuple[list[float], float]:
+    """Return what each of `weights`, and `before`, the weight of a mean that is there already, is of all of them."""
+    whole = total([*weights, before] if before else weights)
+    return [weight / whole for weight in weights], before / whole
 
 
 def fold(acc: Vector, vectors: Sequence[Vector], weights: Sequence[float], keep: float = 0.0) -> None:
     """acc = keep · acc + Σ weights[i] · vectors[i], in place.
 
-    `acc` is (P,) float32 or float64; `vectors` are (P,) of one dtype, none of them overlapping `acc`.  With
-    `keep` 0 what `acc` held before (recycled memory, perhaps NaN) is not read.  `weights` are the caller's
-    already scaled ones (|w| ≤ 2, see the module's theory).  float16 inputs must be finite: the gateway sees
-    to it. Raise `LocalFault` on shapes or dtypes that do not belong together.
+    `acc` is (P,) float32 or float64; `vectors` are (P,) floats of one dtype, none of them overlapping `acc`.  With
+    `keep` 0 what `acc` held before (recycled memory, perhaps NaN) is not read.  `keep` and the weights are shares; a
+    rule of one's own may give others, which are summed as they are.  float16 inputs must be finite: the gateway sees
+    to it.  Raise `LocalFault` on shapes or dtypes that do not belong together.
     """
-    _check(acc, vectors, weights)
-    dtype = vectors[0].dtype.name
-    compiled = _compiled_for(dtype, acc.dtype.name)
-    if compiled is not None:
-        compiled(dtype, _address(acc), len(acc), [_address(vector) for vector in vectors], weights, keep)
-    else:
-        _fold_numpy(acc, vectors, weights, keep)
+    mean(acc, vectors, weights, keep)
 
 
 def mean(out: Vector, vectors: Sequence[Vector], weights: Sequence[float], keep: float = 0.0) -> bool:
-    """Do `fold` of vectors of out's dtype into `out`; return whether all that it wrote is finite."""
+    """Do `fold` into `out`; return whether all that it wrote is finite."""
     _check(out, vectors, weights)
-    compiled = _compiled_for(vectors[0].dtype.name, out.dtype.name)
-    if compiled is not None:
-        addresses = [_address(vector) for vector in vectors]
-        return compiled(out.dtype.name, _address(out), len(out), addresses, weights, keep)
-    _fold_numpy(out, vectors, weights, keep)
+    dtype = vectors[0].dtype.name
+    are_shares = abs(math.fsum([*weights, keep]) - 1.0) <= SHARES_SLACK and min(*weights, keep) >= 0.0
+    if are_shares and dtype != "float32":
+        vectors, weights, keep = _heaviest_first(out, vectors, weights, keep)
+    if COMPILED is not None and ACCUMULATOR.get(dtype) == out.dtype.name and (are_shares or dtype == "float32"):
+        addresses = [address(vector) for vector in vectors]
+        return COMPILED(dtype, address(out), len(out), addresses, weights, keep)
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        if are_shares and dtype != "float32":
+            _fold_differences(out, vectors, weights, keep)
+        else:
+            _fold_wide(out, vectors, weights, keep)
     return all_finite(out)
 
 
-def _compiled_for(dtype: str, acc_dtype: str) -> native.CompiledFold | None:
-    """Choose the way, here and nowhere else: the compiled one wherever it exists.
+def _heaviest_first(
+    out: Vector, vectors: Sequence[Vector], weights: Sequence[float], keep: float
+) -> tuple[Sequence[Vector], Sequence[float], float]:
+    """Return the same fold with its differences taken from what weighs most.
 
-    One case loses.  GB/s of input, compiled / NumPy, of 2 and of 32 vectors of 11.7 million numbers (medians of 5), one
-    core of a Zen 4 that reads 28: float32 19 / 11 and 27 / 23, float64 20 / 13 and 19 / 22, bfloat16 16 / 5 and 23 / 9,
-    float16 5.0 / 2.6 and 8.6 / 6.2, int8 4.1 / 1.8 and 7.0 / 2.7, int32 12 / 5 and 24 / 9.  Onto a partial that is
-    there already (`keep`), one float32 vector 13 / 6.
+    The difference from a large number that weighs little would lose digits.
     """
-    return COMPILED if ACCUMULATOR.get(dtype) == acc_dtype else None
+    if keep >= max(weights):
+        return vectors, weights, keep
+    rows = list(zip(weights, vectors, strict=True))
+    if keep and out.dtype == vectors[0].dtype:  # it may be one of the vectors: it is written when all are read
+        rows, keep = [*rows, (keep, out)], 0.0
+    rows.sort(key=lambda row: -row[0])
+    return [vector for _, vector in rows], [weight for weight, _ in rows], keep
 
 
-def _fold_numpy(acc: Vector, vectors: Sequence[Vector], weights: Sequence[float], keep: float) -> None:
-    """Do `fold` in NumPy, as the module's theory says."""
-    size = len(acc)
-    narrow = vectors[0].dtype != acc.dtype
-    half = vectors[0].dtype == np.float16
-    rows_max = WIDEN_ROWS if narrow else len(vectors)
-    runs = []
-    for run in progressions([_address(vector) for vector in vectors], vectors[0].itemsize):
-        for start in range(0, len(run), rows_max):
-            rows = run[start : start + rows_max]
-            factors = np.array([weights[row] for row in rows], np.float64)
-            runs.append((_matrix(vectors, rows), (factors * _HALF_FACTOR if half else factors).astype(acc.dtype)))
+def _fold_wide(acc: Vector, vectors: Sequence[Vector], weights: Sequence[float], keep: float) -> None:
+    """Do `fold` in NumPy: sums in float64, rounded once."""
+    step = max(1, BLOCK_BYTES // 8)
+    wide = np.empty((min(WIDEN_ROWS, len(vectors)), min(step, len(acc))))
+    for begin in range(0, len(acc), step):
+        block = acc[begin : begin + step]
+        sums = block * np.float64(keep) if keep else np.zeros(len(block))
+        for start in range(0, len(vectors), WIDEN_ROWS):
+            rows = vectors[start : start + WIDEN_ROWS]
+            for row, into in zip(rows, wide, strict=False):
+                into[: len(block)] = row[begin : begin + step]
+            sums += np.array(weights[start : start + WIDEN_ROWS]) @ wide[: len(rows), : len(block)]
+        block[:] = sums
+
+
+def _fold_differences(acc: Vector, vectors: Sequence[Vector], weights: Sequence[float], keep: float) -> None:
+    """Do `fold` of shares in NumPy: differences from the mean so far."""
     step = max(1, BLOCK_BYTES // acc.itemsize)
-    scratch = np.empty(min(step, size), acc.dtype)
-    wide = np.empty((min(rows_max, len(vectors)), min(step, size)), acc.dtype) if narrow else None
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        for begin in range(0, size, step):
-            target = acc[begin : begin + step]
-            fresh = keep == 0.0
-            if not fresh and keep != 1.0:
-                np.multiply(target, keep, out=target)
-            for matrix, factors in runs:
-                rows_block = matrix[:, begin : begin + step]
-                if wide is not None:
-                    rows_block = _widen(rows_block, wide[: len(factors), : len(target)])
-                _product(factors, rows_block, target if fresh else scratch[: len(target)])
-                if not fresh:
-                    np.add(target, scratch[: len(target)], out=target)
-                fresh = False
-
-
-def progressions(addresses: Sequence[int], itemsize: int) -> list[list[int]]:
-    """Return the indices of `addresses`, split greedily into runs of equal distances (a positive multiple of
-    `itemsize`).
-    """
-    order = sorted(range(len(addresses)), key=addresses.__getitem__)
-    runs: list[list[int]] = []
-    distance = 0
-    for index in order:
-        gap = addresses[index] - addresses[runs[-1][-1]] if runs else 0
-        if runs and gap > 0 and gap % itemsize == 0 and (len(runs[-1]) == 1 or gap == distance):
-            distance = gap
-            runs[-1].append(index)
+    for begin in range(0, len(acc), step):
+        block, rows = acc[begin : begin + step], [vector[begin : begin + step] for vector in vectors]
+        made = _mean_of_differences(block, rows, weights, keep, 1.0)
+        if not np.isfinite(made).all():  # perhaps only a difference is not
+            made = _mean_of_differences(block, rows, weights, keep, 0.25) * made.dtype.type(4.0)
+        if np.isfinite(made).all():
+            block[:] = made
         else:
-            runs.append([index])
-    return runs
+            _fold_wide(block, [row.copy() for row in rows], weights, keep)
+
+
+def _mean_of_differences(
+    block: Vector, rows: Sequence[Vector], weights: Sequence[float], keep: float, unit: float
+) -> Vector:
+    one, done = block.dtype.type(unit), keep
+    made: Vector = block * one if keep else np.zeros(len(block), block.dtype)
+    for row, weight in zip(rows, weights, strict=True):
+        wide = row.astype(block.dtype) * one
+        done += weight
+        if done == weight:
+            made = wide
+        else:
+            made += (wide - made) * block.dtype.type(weight / done)
+    return made
 
 
 def widen(block: Vector, acc_dtype: np.dtype[Any]) -> Vector:
@@ -179,20 +180,9 @@ def widen(block: Vector, acc_dtype: np.dtype[Any]) -> Vector:
 
 
 def store(values: Vector, out: Vector) -> None:
-    """Write wide `values` to `out` in out's dtype: integers are rounded half to even and clipped to their
-    range.
-    """
-    if out.dtype.kind not in "iu":
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.copyto(out, values, casting="unsafe")
-        return
-    info = np.iinfo(out.dtype)
-    highest = float(info.max)
-    if int(highest) > info.max:  # 2**63 - 1 and 2**64 - 1 are no float64: the next one below
-        highest = math.nextafter(highest, 0.0)
-    rounded = np.rint(values)
-    np.clip(rounded, float(info.min), highest, out=rounded)
-    np.copyto(out, rounded, casting="unsafe")
+    """Write wide `values` to `out` in out's dtype."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.copyto(out, values, casting="unsafe")
 
 
 def all_finite(block: Vector) -> bool:
@@ -220,37 +210,6 @@ def _check(acc: Vector, vectors: Sequence[Vector], weights: Sequence[float]) -> 
             )
 
 
-def _address(vector: Vector) -> int:
+def address(vector: Vector) -> int:
+    """Return where a vector begins in memory."""
     return int(vector.__array_interface__["data"][0])
-
-
-def _matrix(vectors: Sequence[Vector], rows: Sequence[int]) -> Vector:
-    """Return the (n, P) view over vectors at equal distances: it touches no byte that is not one of theirs."""
-    first = vectors[rows[0]]
-    distance = _address(vectors[rows[1]]) - _address(first) if len(rows) > 1 else first.nbytes
-    return as_strided(first, (len(rows), len(first)), (distance, first.itemsize), writeable=False)
-
-
-def _product(factors: Vector, rows: Vector, out: Vector) -> None:
-    if len(factors) == 1:  # BLAS is slow with a single row: 4 GB/s against 21
-        np.multiply(rows[0], factors[0], out=out)
-    else:
-        np.matmul(factors, rows, out=out)
-
-
-def _widen(rows: Vector, wide: Vector) -> Vector:
-    """Write (n, B) `rows` of a narrow dtype to `wide` in the accumulator's dtype.
-
-    float16 is widened by moving its bits: sign, exponent and fraction of a half stand three bits apart from
-    a float's, and the float so made is the half's value · 2⁻¹¹², subnormals too.  The weights carry the
-    missing 2¹¹² (exact, both being powers of two).  Five times as fast as NumPy's conversion; a half's
-    infinity would become 65,536.
-    """
-    if rows.dtype != np.float16:
-        np.copyto(wide, rows, casting="unsafe")
-        return wide
-    bits = wide.view(np.int32)
-    np.copyto(bits, rows.view(np.int16))
-    np.left_shift(bits, 13, out=bits)
-    np.bitwise_and(bits, _HALF_MASK, out=bits)
-    return wide

@@ -1,10 +1,10 @@
-"""The compiled kernel (`fold.c`), where it could be built.
+"""The compiled kernels (`fold.c`, `fold_integers.c`), where they could be built.
 
-`setup.py` compiles fold.c when LIFL is installed.  Without a C compiler the installation goes on without it, and
-`kernels` folds in NumPy: the same results within rounding, more slowly.
+`setup.py` compiles them when LIFL is installed.  Without a C compiler the installation goes on without them, and
+`kernels` and `integers` compute in NumPy: the same results within rounding (integers: the same), more slowly.
 
 The library includes nothing of Python's, so building it needs no headers of Python; ctypes, which NumPy has loaded
-already, calls it and releases the interpreter's lock meanwhile.  `kernels.fold` has checked what it hands over: the
+already, calls it and releases the interpreter's lock meanwhile.  The callers have checked what they hand over: the
 library is given plain addresses.
 """
 
@@ -17,26 +17,33 @@ from importlib.util import find_spec
 from lifl.core.schema import DTYPE_BYTES
 
 _CODES = {name: code for code, name in enumerate(DTYPE_BYTES)}
+_FIRST_INTEGER = _CODES["int64"]
 
 
 class CompiledFold:
-    """The library's one function.  Raises `OSError` when the file cannot be loaded, `AttributeError` when it is none
-    of ours.
+    """The library's functions.  Raises `OSError` when the file cannot be loaded or the processor lacks what it needs,
+    `AttributeError` when it is none of ours.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._fold = ctypes.CDLL(path).lifl_fold
+        library = ctypes.CDLL(path)
+        pointer, size, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+        if not library.lifl_can_fold():
+            raise OSError(f"{path} needs a processor with AVX2 and FMA")
+        self._fold = library.lifl_fold
         self._fold.restype = ctypes.c_int
-        self._fold.argtypes = (
-            ctypes.c_int,
-            ctypes.c_void_p,
-            ctypes.c_int64,
-            ctypes.c_void_p,
-            ctypes.c_void_p,
-            ctypes.c_int64,
-            ctypes.c_double,
-        )
+        self._fold.argtypes = (ctypes.c_int, pointer, size, pointer, pointer, size, real)
+        self._fold_integers = library.lifl_fold_integers
+        self._fold_integers.restype = None
+        self._fold_integers.argtypes = (ctypes.c_int, pointer, size, pointer, pointer, size, ctypes.c_int)
+        self._merge_integers = {"int64": library.lifl_merge_int64, "int128": library.lifl_merge_int128}
+        for merge in self._merge_integers.values():
+            merge.restype = None
+            merge.argtypes = (pointer, size, pointer, pointer, size, ctypes.c_int)
+        self._finish_integers = library.lifl_finish_integers
+        self._finish_integers.restype = None
+        self._finish_integers.argtypes = (ctypes.c_int, pointer, pointer, size, size)
 
     def __call__(
         self, dtype: str, acc: int, size: int, vectors: Sequence[int], weights: Sequence[float], keep: float
@@ -45,16 +52,37 @@ class CompiledFold:
 
         Return whether all results are finite.
 
-        `dtype` is the vectors', a key of `DTYPE_BYTES`; the accumulator is of its type in `ACCUMULATOR`.  With `keep`
-        0, `acc` is not read.
+        `dtype` is the vectors', a float's; the accumulator is of its type in `ACCUMULATOR`.  With `keep` 0, `acc` is
+        not read.  `keep` and the weights add up to 1, or `dtype` is float32.
         """
         rows = len(vectors)
         addresses = (ctypes.c_void_p * rows)(*vectors)
         return not self._fold(_CODES[dtype], acc, size, addresses, (ctypes.c_double * rows)(*weights), rows, keep)
 
+    def fold_integers(
+        self, dtype: str, acc: int, size: int, vectors: Sequence[int], weights: Sequence[int], shift: int
+    ) -> None:
+        """acc = acc · 2^-shift + Σ weights[i] · vectors[i]; with a negative `shift`, `acc` is not read."""
+        rows = len(vectors)
+        addresses = (ctypes.c_void_p * rows)(*vectors)
+        code = _CODES[dtype] - _FIRST_INTEGER
+        self._fold_integers(code, acc, size, addresses, (ctypes.c_int64 * rows)(*weights), rows, shift)
+
+    def merge_integers(
+        self, accumulator: str, acc: int, size: int, partials: Sequence[int], shifts: Sequence[int], shift: int
+    ) -> None:
+        """acc = acc · 2^-shift + Σ partials[i] · 2^-shifts[i]; with a negative `shift`, `acc` is not read."""
+        rows = len(partials)
+        addresses = (ctypes.c_void_p * rows)(*partials)
+        self._merge_integers[accumulator](acc, size, addresses, (ctypes.c_int64 * rows)(*shifts), rows, shift)
+
+    def finish_integers(self, dtype: str, out: int, acc: int, size: int, divisor: int) -> None:
+        """out = acc / divisor, rounded half to even."""
+        self._finish_integers(_CODES[dtype] - _FIRST_INTEGER, out, acc, size, divisor)
+
 
 def load() -> CompiledFold | None:
-    """Return the compiled kernel, or None where it has not been built or cannot be loaded."""
+    """Return the compiled kernels, or None where they have not been built or cannot be loaded."""
     found = find_spec("lifl.rules._fold")
     if found is None or found.origin is None:
         return None

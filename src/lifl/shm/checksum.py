@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lifl.core.errors import LocalFault
-from lifl.core.schema import DTYPE_BYTES, Segment
+from lifl.core.schema import DTYPE_BYTES, KEPT, Segment
 
 if TYPE_CHECKING:
     import numpy as np
@@ -143,7 +143,7 @@ class FiniteCheck:
         self._done = [0] * len(segments)
         check_segments(segments, len(data))
         for index, segment in enumerate(segments):
-            if "float" in segment.dtype:
+            if "float" in segment.dtype and segment.dtype not in KEPT:
                 end = segment.offset + segment.count * DTYPE_BYTES[segment.dtype]
                 self._parts.append((index, segment, as_array(data[segment.offset : end], segment.dtype)))
 
@@ -173,10 +173,10 @@ def as_array(data: memoryview, dtype: str) -> NDArray[Any]:
     """Return `data` as a flat array of `dtype`, a name of `core.schema.DTYPE_BYTES`; no copy is made."""
     import numpy as np
 
-    if dtype == "bfloat16":
+    if dtype.startswith(("bfloat", "float8")):
         import ml_dtypes
 
-        return np.frombuffer(data, ml_dtypes.bfloat16)
+        return np.frombuffer(data, getattr(ml_dtypes, dtype))
     return np.frombuffer(data, dtype)
 
 

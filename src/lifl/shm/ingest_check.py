@@ -166,6 +166,8 @@ class CompiledIngestCheck(IngestCheck):
 
     def _first_not_finite(self, begin: int, end: int) -> tuple[int, int]:
         for index, segment in enumerate(self._segments):
+            if segment.dtype not in _KINDS:
+                continue
             width = DTYPE_BYTES[segment.dtype]
             first = max(begin - segment.offset, 0) // width
             last = min((end - segment.offset) // width, segment.count)

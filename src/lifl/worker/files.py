@@ -80,12 +80,12 @@ def load(message: Load, arena: Arena) -> None:
     keys = [Key.unpack(key) for key in message.states.values()]
     views = [arena.data(key) for key in keys]
     for view in views:
-        for segment in layout.accumulators:
+        for segment in layout.states:
             vector(view, segment).fill(0)
     if message.state_path:
         _read_checked(message, message.state_path, state_pieces(layout, tuple(message.states)), views, 1)
     for key, view in zip(keys, views, strict=True):
-        _seal_finite(arena, key, view, layout.accumulators, message.state_path)
+        _seal_finite(arena, key, view, layout.states, message.state_path)
     if message.output:
         output = Key.unpack(message.output)
         view = arena.data(output)

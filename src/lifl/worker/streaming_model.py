@@ -11,16 +11,19 @@ What was made is worth nothing when another set of inputs comes in the end: then
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from lifl.core.errors import LocalFault
 from lifl.core.ids import Key
 from lifl.core.protocol.worker import TaskStart
-from lifl.core.schema import DTYPE_BYTES
+from lifl.core.schema import DTYPE_BYTES, STATE, relaid
+from lifl.rules import kernels
 from lifl.rules.base import Rule
-from lifl.rules.finish import finish_mean, finish_segment, is_mean, mean_factors
+from lifl.rules.finish import finish_mean, finish_segment, is_mean
 from lifl.rules.kernels import Vector, vector
 from lifl.shm.arena import Arena
+from lifl.worker.earlier import input_data
+from lifl.worker.treatment import is_kept, settle, within
 
 AHEAD_INPUTS_MIN = 2
 """So many inputs are summed up before the last pass: a single one would better go along with the next."""
@@ -44,14 +47,14 @@ class StreamingModel:
         if missing:
             raise LocalFault(f"task {start.address} has no object for the rule's states {sorted(missing)}")
         self._rule = rule
+        self._treated = start.treated
         self._segments = list(zip(start.inputs, start.model_segments, start.outputs, strict=True))
+        self._state_segments = relaid(start.model_segments, STATE)
         self._made = [0] * len(self._segments)
         self._ahead: set[Key] = set()  # what is summed up already, in the segments that are the mean itself
-        self._data = {key: arena.data(key) for key in inputs}
+        self._data = {key: input_data(arena, key, start.inputs) for key in inputs}
         self._partials = [key for key, each in inputs.items() if not each.update]
         self._updates = [key for key, each in inputs.items() if each.update]
-        scales, weights = mean_factors(*(self._weights(keys) for keys in (self._partials, self._updates)))
-        self._factors = dict(zip((*self._partials, *self._updates), (*scales, *weights), strict=True))
         self._model = arena.data(Key.unpack(start.model))
         self._output = arena.data(Key.unpack(start.output))
         self._states = {name: arena.data(Key.unpack(key)) for name, key in start.states.items() if key}
@@ -66,7 +69,7 @@ class StreamingModel:
         Raise what `finish_segment` and `finish_mean` raise.
         """
         if received_bytes == 0 and not any(self._made):
-            new = [key for key in self._factors if key in whole and key not in self._ahead]
+            new = [key for key in self.inputs if key in whole and key not in self._ahead]
             if len(new) >= AHEAD_INPUTS_MIN:
                 self._sum_up(new)
             return
@@ -84,26 +87,45 @@ class StreamingModel:
         self._ahead.update(keys)
 
     def _make(self, index: int, piece: slice) -> None:
-        part, model_part, target = self._segments[index]
+        _part, model_part, target = self._segments[index]
+        model, out = vector(self._model, model_part)[piece], vector(self._output, target)[piece]
         if is_mean(self._rule, model_part.dtype):
-            self._add(index, [key for key in self._factors if key not in self._ahead], piece)
-            return
+            self._add(index, [key for key in self.inputs if key not in self._ahead], piece)
+        elif not is_kept(model_part.dtype):
+            self._finish(index, piece, model, out)
+        else:
+            for view in self._new_states.values():
+                vector(view, self._state_segments[index])[piece] = 0
+        if self._treated:
+            first = next(iter(self.inputs))
+            (numbers,), (weight,) = self._vectors(index, [first], piece), self._weights([first])
+            kind: Literal["update", "partial"] = "update" if self.inputs[first].update else "partial"
+            settle(self._treated, index, piece.start, out, model, (numbers, weight, kind))
+
+    def _finish(self, index: int, piece: slice, model: Vector, out: Vector) -> None:
+        state_part = self._state_segments[index]
         finish_segment(
             self._rule,
-            vector(self._model, model_part)[piece],
+            model,
             list(zip(self._vectors(index, self._partials, piece), self._weights(self._partials), strict=True)),
             list(zip(self._vectors(index, self._updates, piece), self._weights(self._updates), strict=True)),
-            vector(self._output, target)[piece],
-            {name: vector(view, part)[piece] for name, view in self._states.items()},
-            {name: vector(view, part)[piece] for name, view in self._new_states.items()},
+            out,
+            {name: vector(view, state_part)[piece] for name, view in self._states.items()},
+            {name: vector(view, state_part)[piece] for name, view in self._new_states.items()},
             piece.start,
+            list(within(self._treated, index, "exclude", piece.start, piece.stop)),
         )
 
     def _add(self, index: int, keys: Collection[Key], piece: slice) -> None:
         """Add inputs to a piece of the mean, or begin it with them."""
-        vectors, factors = self._vectors(index, keys, piece), [self._factors[key] for key in keys]
+        vectors = self._vectors(index, keys, piece)
+        shares, keep = kernels.shares(self._weights(keys), self._ahead_weight)
         out = vector(self._output, self._segments[index][2])[piece]
-        finish_mean(self._rule, vectors, factors, out, bool(self._ahead), piece.start)
+        finish_mean(self._rule, vectors, shares, out, keep, piece.start)
+
+    @property
+    def _ahead_weight(self) -> float:
+        return kernels.total(self._weights(self._ahead)) if self._ahead else 0.0
 
     def _vectors(self, index: int, keys: Collection[Key], piece: slice) -> list[Vector]:
         """Return a piece of a segment of each input: updates have it as the model has, partials as accumulators."""

@@ -1,6 +1,6 @@
 """One aggregation task: which inputs have come, what is folded, and how the output is made.
 
-A leaf folds updates and a middle merges partials into its output object, which is the accumulator from the
+A leaf folds updates and a middle merges partials into its output object, which is the mean of what came from the
 first input on.  Eager tasks fold what has arrived as one batch, once it is worth it; lazy ones wait until all are
 there.  A top waits for all its partials and makes the new model (`streaming_model.py`), going along with the last
 updates while they arrive.
@@ -12,26 +12,27 @@ ignored.
 
 from __future__ import annotations
 
-import math
 import time
 import traceback
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from lifl import failpoints
 from lifl.core.errors import LiflError, LocalFault, StaleKey
 from lifl.core.ids import Key, Kind, Record
 from lifl.core.limits import TEXT_CHARS_MAX
+from lifl.core.protocol.contribution import unpack_contributions
 from lifl.core.protocol.worker import Arriving, TaskDone, TaskFailed, TaskStart
-from lifl.core.schema import DTYPE_BYTES, Segment
-from lifl.rules import kernels
-from lifl.rules.base import Rule
-from lifl.rules.kernels import vector
+from lifl.core.schema import ITEM_BYTES, STATE, Segment, end_of, relaid
+from lifl.rules import integers, kernels
+from lifl.rules.base import NotFinite, Rule
+from lifl.rules.kernels import Vector, vector
 from lifl.rules.load import load_rule
 from lifl.shm.arena import Arena
 from lifl.shm.layout import Entry, ObjectState
+from lifl.worker.earlier import earlier_bytes, input_data
 from lifl.worker.streaming_model import Input, StreamingModel, can_be_in_pieces
+from lifl.worker.treatment import Firsts, is_kept
 
 ANY_ATTEMPT = 0
 """The attempt in a record from worker to worker, which does not know its parent's; the daemon's records
@@ -42,6 +43,10 @@ FOLD_INPUTS_MIN = 4
 """An eager task folds so many inputs, or its last ones.  Each fold reads and writes the accumulator, too: one input at
 a time takes three times the memory's time that the input takes, four take half as much; and a single first one would
 only be copied."""
+
+
+CLIENTS_NAMED_MAX = 8
+"""In the text of a failure."""
 
 
 class Clock:
@@ -145,7 +150,9 @@ class OpenTask:
     def _input(self, key: Key) -> Entry:
         entry = self._arena.entry(key)
         start = self.start
-        needed = _end(start.model_segments if start.role == "top" and entry.kind == Kind.UPDATE else start.inputs)
+        needed = end_of(start.model_segments if start.role == "top" and entry.kind == Kind.UPDATE else start.inputs)
+        if entry.kind == Kind.EARLIER_PARTIAL:
+            needed = earlier_bytes(start.inputs)
         if entry.state != ObjectState.SEALED or entry.data_bytes < needed:
             raise LocalFault(
                 f"input {key} ({ObjectState(entry.state).name}, {entry.data_bytes} bytes) is no sealed input of the"
@@ -154,18 +161,37 @@ class OpenTask:
         return entry
 
     def _fold(self, keys: list[Key], weights: list[float]) -> None:
-        exponent = kernels.exponent(kernels.total(self._weights + weights))
-        keep = 2.0 ** (kernels.exponent(self.weight) - exponent) if self._weights else 0.0
-        data = [self._arena.data(key) for key in keys]
+        before = self.weight if self._weights else 0.0
+        whole = kernels.total(self._weights + weights)
+        shares, keep = kernels.shares(weights, before)
+        data = [input_data(self._arena, key, self.start.inputs) for key in keys]
         output = self._arena.data(self.output)
-        for source, target in zip(self.start.inputs, self.start.outputs, strict=True):
+        leaf = self.start.role == "leaf"
+        for index, (source, target) in enumerate(zip(self.start.inputs, self.start.outputs, strict=True)):
             vectors = [vector(view, source) for view in data]
             acc = vector(output, target)
-            if self.start.role == "leaf":
-                self._rule.fold(acc, vectors, [math.ldexp(w, -exponent) for w in weights], keep)
+            if is_kept(target.dtype):
+                if not self._weights:
+                    acc[:] = vectors[0]
+                continue
+            firsts = self._firsts(index, acc)
+            if self._weights:
+                firsts.look(acc, before, partial=True)
             else:
-                scales = [2.0 ** (kernels.exponent(w) - exponent) for w in weights]
-                self._rule.merge(acc, vectors, scales, keep)
+                firsts.look(vectors[0], weights[0], partial=not leaf)
+            if target.dtype in integers.BITS:
+                add = integers.fold if leaf else integers.merge
+                add(acc, vectors, weights, before, whole)
+            elif leaf:
+                self._rule.fold(acc, vectors, shares, keep)
+            else:
+                self._rule.merge(acc, vectors, shares, keep)
+            firsts.put_back(whole)
+
+    def _firsts(self, index: int, acc: Vector) -> Firsts:
+        start = self.start
+        dtype = start.model_segments[index].dtype if start.model_segments else start.inputs[index].dtype
+        return Firsts(start.treated, index, acc, dtype)
 
     def _go_ahead(self) -> None:
         """Make what is possible already, if the updates that are under way are all that is missing.
@@ -192,14 +218,32 @@ class OpenTask:
     def _finish(self) -> None:
         weighted = zip(self._weights, self._updates, strict=True)
         inputs = dict(zip(self._inputs, (Input(*each) for each in weighted), strict=True))
-        self._make(inputs, inputs, _end(self.start.model_segments))
+        try:
+            self._make(inputs, inputs, end_of(self.start.model_segments))
+        except NotFinite as error:
+            raise NotFinite(f"{error}; {self._suspects(error)}", error.dtype, error.element) from None
         self._model = None  # nothing can write to the output any more
+
+    def _suspects(self, error: NotFinite) -> str:
+        """Return who is in the input whose number at that place is the largest."""
+        found: tuple[float, bytes] = (-1.0, b"")
+        for key, update, meta in zip(self._inputs, self._updates, self._metas, strict=True):
+            data = input_data(self._arena, key, self.start.inputs)
+            for model_part, part in zip(self.start.model_segments, self.start.inputs, strict=True):
+                if model_part.dtype == error.dtype:
+                    number = vector(data, model_part if update else part)[error.element]
+                    found = max(found, (abs(float(number)), meta), key=lambda each: each[0])
+        clients = [member.client for member in unpack_contributions(found[1])]
+        if not clients:
+            return f"the largest number there is {found[0]:.3g}"
+        said = ", ".join(clients[:CLIENTS_NAMED_MAX]) + (", ..." if clients[CLIENTS_NAMED_MAX:] else "")
+        return f"the largest number there, {found[0]:.3g}, is of {'one of ' if clients[1:] else ''}{said}"
 
     def _seal(self) -> None:
         """Seal the states first: a sealed output says that all is there."""
         arena = self._arena
         for key in self.start.new_states.values():
-            clear_gaps(arena.data(Key.unpack(key)), self.start.inputs)
+            clear_gaps(arena.data(Key.unpack(key)), relaid(self.start.model_segments, STATE))
             arena.seal(Key.unpack(key), self.weight, self._contributions)
         clear_gaps(arena.data(self.output), self.start.outputs)
         meta = b"".join(self._metas)
@@ -213,7 +257,7 @@ class OpenTask:
 def clear_gaps(view: memoryview, segments: tuple[Segment, ...]) -> None:
     """Zero the bytes between segments: an object is sent whole, and they held another object's data."""
     position = 0
-    for offset, end in [(s.offset, s.offset + s.count * DTYPE_BYTES[s.dtype]) for s in segments] + [
+    for offset, end in [(s.offset, s.offset + s.count * ITEM_BYTES[s.dtype]) for s in segments] + [
         (len(view), len(view))
     ]:
         view[position:offset] = bytes(offset - position)
@@ -224,7 +268,8 @@ def failure(address: int, attempt: int, error: Exception, rule: str = "") -> Tas
     """Return the message for a task that ended with `error`.
 
     Our own errors say what to do themselves; anything else came from a user's rule or the system, and gets
-    the place where it was raised.  A missing input is worth another try: the daemon may have moved it.
+    the place where it was raised.  A missing input is worth another try: the daemon may have moved it; and so is a
+    result that is not finite, for other updates may come.
     """
     if isinstance(error, LiflError):
         text = str(error)
@@ -234,9 +279,6 @@ def failure(address: int, attempt: int, error: Exception, rule: str = "") -> Tas
         if frames and not isinstance(error, OSError):
             frame = frames[-1]
             text = f"rule {rule} raised {text} ({Path(frame.filename).name}:{frame.lineno} in {frame.name})"
+    if isinstance(error, NotFinite):
+        return TaskFailed(address, attempt, text[:TEXT_CHARS_MAX], True, error.dtype, error.element)
     return TaskFailed(address, attempt, text[:TEXT_CHARS_MAX], retry=isinstance(error, StaleKey))
-
-
-def _end(segments: tuple[Segment, ...]) -> int:
-    last: Any = max(segments, key=lambda s: s.offset)
-    return int(last.offset + last.count * DTYPE_BYTES[last.dtype])

@@ -198,10 +198,11 @@ class BranchRunner:
             output_of(task).pack(),
             segments if task.role == "leaf" else accumulators,
             segments if top else accumulators,
-            segments if top else (),
+            segments,
             model.pack() if model is not None else b"",
             {name: key.pack() for name, key in self._slot.states.items()} if top else {},
             {name: key.pack() for name, key in self._outputs.states.items()} if top else {},
+            spec.treated,
         )
 
     def restarting(self, task: Task) -> None:
@@ -246,8 +247,14 @@ class BranchRunner:
             self._quota.free(key)
         task.inputs = []
 
-    def failed(self, task: Task, text: str, retry: bool) -> list[Outcome]:
-        """Report a task that cannot be done: its round fails, and with it the job unless `retry` may help."""
+    def failed(self, task: Task, text: str, retry: bool, place: tuple[str, int] | None = None) -> list[Outcome]:
+        """Report a task that cannot be done: its round fails, and with it the job unless `retry` may help.
+
+        `place` is the dtype and the element of the model's number that is not finite.
+        """
+        found = self._spec.layout.tensor_at(*place) if place is not None else None
+        if found is not None:
+            text = f"tensor {found[0].name!r}: {text}"
         said = f"the {task.role} task of round {round_of(self.branch.epoch)} failed: {text}"
         return [BranchFailed(self.job, self.branch, said, retry)]
 

@@ -130,7 +130,7 @@ class FileTasks:
             self._slot.unpin(key)
         return [CheckpointWritten(self.job, order.epoch, cost.digests if cost is not None else ())]
 
-    def failed(self, task: Task, text: str, retry: bool) -> list[Outcome]:
+    def failed(self, task: Task, text: str, retry: bool, place: tuple[str, int] | None = None) -> list[Outcome]:
         """Report a file that cannot be read or written; with `retry` it is tried again by itself."""
         what = "the model could not be read" if task.role == "load" else "the checkpoint could not be written"
         if not retry:

@@ -80,7 +80,7 @@ class ModelSlot:
         try:
             got.append(self._quota.alloc(Kind.MODEL, self._spec.number, epoch, self._spec.layout.data_bytes))
             for _ in state_names:
-                got.append(self._quota.alloc(Kind.STATE, self._spec.number, epoch, self._spec.accumulator_bytes))
+                got.append(self._quota.alloc(Kind.STATE, self._spec.number, epoch, self._spec.state_bytes))
         except ArenaFull:
             for key in got:
                 self._quota.free(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lifl.core.planning.treatment import treated
 from lifl.core.protocol.commands import LoadJob, OpenJob
 from lifl.core.schema import Layout
 
@@ -15,6 +16,7 @@ class ReplicaSpec:
         self.aggregation = order.aggregation
         self.clients_per_round = order.clients_per_round
         self.layout = Layout(order.tensors)
+        self.treated = treated(self.layout, order.aggregation)
         self.state_names = order.states
         self.client_options = order.client_options
         self.path = order.path
@@ -26,3 +28,8 @@ class ReplicaSpec:
     def accumulator_bytes(self) -> int:
         """The bytes of a partial's tensors."""
         return self.layout.accumulator_bytes
+
+    @property
+    def state_bytes(self) -> int:
+        """The bytes of one of the rule's states."""
+        return self.layout.state_bytes

@@ -51,7 +51,7 @@ class Runner(Protocol):
 
     def done(self, task: Task, cost: wm.TaskDone | None) -> list[Outcome]: ...
 
-    def failed(self, task: Task, text: str, retry: bool) -> list[Outcome]: ...
+    def failed(self, task: Task, text: str, retry: bool, place: tuple[str, int] | None = None) -> list[Outcome]: ...
 
 
 class OpenTask(NamedTuple):
@@ -179,7 +179,8 @@ class TaskTable:
             case wm.TaskFailed() as failed:
                 found = self._released(event.worker, failed.address)
                 if found is not None and found.task.attempt == failed.attempt:
-                    return found.runner.failed(found.task, failed.text, failed.retry)
+                    place = (failed.dtype, failed.element) if failed.element >= 0 else None
+                    return found.runner.failed(found.task, failed.text, failed.retry, place)
             case wm.TaskDropped() as dropped:
                 self._released(event.worker, dropped.address)
         return []

@@ -10,7 +10,7 @@ import msgspec
 
 from lifl.core.config.parse import convert, overridden
 from lifl.core.errors import ConfigError
-from lifl.core.fields import ConfigPath, Name, Seconds, Word
+from lifl.core.fields import ConfigPath, Name, Seconds, TensorPatterns, Word
 from lifl.core.limits import (
     CLIENTS_PER_ROUND_MAX,
     FAN_IN_MAX,
@@ -63,6 +63,8 @@ class AggregationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     A leaf task takes `fan_in` updates, a middle task `middle_fan_in` partials; ``eager`` folds what has arrived, four
     or more at a time (small ones all together), ``lazy`` when a task's inputs are all there.  `rule_folder` is where
     ``module`` is imported from.
+    `exclude`, `fixed` and `first` are patterns of tensors' names (``*`` is any text): the excluded are averaged, and no
+    server optimiser steps them; the fixed stay the model's own; of the first, one update's are taken.
     In a cluster `placement` chooses the nodes that take a round's updates (`planning/placement.py`) when a round
     begins, and every `replan_interval_s` for what has not come by then.
     """
@@ -75,6 +77,9 @@ class AggregationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     rule_folder: ConfigPath = ""
     placement: Policy = "best-fit"
     replan_interval_s: Seconds = 120.0
+    exclude: TensorPatterns = ("*running_mean", "*running_var", "*num_batches_tracked")
+    fixed: TensorPatterns = ()
+    first: TensorPatterns = ()
 
 
 class CheckpointSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

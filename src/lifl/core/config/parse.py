@@ -125,6 +125,8 @@ def _config_error(text: str, table: Mapping[str, Any], kind: type[msgspec.Struct
         value = value.get(key) if isinstance(value, Mapping) else None
     if problem.startswith("Invalid enum value"):
         return ConfigError(path, f"{value!r:.80} is none of {', '.join(_choices(kind, path))}")
+    if "matching regex" in problem and path.endswith("]"):
+        return ConfigError(path, "has characters that cannot be printed")
     if "matching regex" in problem:
         return ConfigError(path, f"{value!r:.80} is no name: {NAME_RULE}")
     problem = problem.replace("`", "")

@@ -18,7 +18,7 @@ def round_bytes_min(layout: Layout, aggregation: AggregationSection, goal: int, 
     """
     tree = Tree(goal, aggregation.fan_in, aggregation.middle_fan_in, partials)
     meta = goal * CONTRIBUTION_BYTES_MAX
-    model = 2 * (layout.data_bytes + states * layout.accumulator_bytes + PAGE_BYTES)
+    model = 2 * (layout.data_bytes + states * layout.state_bytes + PAGE_BYTES)
     held = (tree.partials_held_max() + 2) * (layout.accumulator_bytes + meta + PAGE_BYTES)
     taken = min(goal, max(aggregation.fan_in, TAIL_MAX))
     return model + held + taken * (layout.data_bytes + CONTRIBUTION_BYTES_MAX + PAGE_BYTES)

@@ -40,7 +40,7 @@ def plan_request(
         timing=aggregation.timing,
         fan_in=aggregation.fan_in,
         middle_fan_in=aggregation.middle_fan_in,
-        state_bytes=states * layout.accumulator_bytes,
+        state_bytes=states * layout.state_bytes,
         arrival_s=arrival_s,
         model_node=model_node,
         costs=costs or Costs(),

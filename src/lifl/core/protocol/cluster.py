@@ -45,7 +45,8 @@ from lifl.core.limits import (
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
 
-PEER_VERSION = 2
+PEER_VERSION = 3
+"""Since 2 what grows goes in pages; since 3 a partial is a mean and exact sums of integers, not a scaled sum."""
 HEARTBEAT_S = 1.0
 SUSPECT_S = 3.0
 DEAD_S = 6.0

@@ -9,7 +9,7 @@ import msgspec
 
 from lifl.core.errors import Refused
 from lifl.core.fields import METRIC_NAME_RULE, MetricName
-from lifl.core.limits import CONTRIBUTION_BYTES_MAX, METRICS_MAX
+from lifl.core.limits import CONTRIBUTION_BYTES_MAX, METRICS_MAX, WEIGHT_MAX, WEIGHT_MIN
 from lifl.core.protocol.client import Submit
 from lifl.core.protocol.contribution import Contribution, packed_bytes
 from lifl.core.schema import Layout, check_same
@@ -29,11 +29,12 @@ def check_submit(layout: Layout, submit: Submit, client: str) -> None:
             f"the update announces {submit.data_bytes} bytes, the model's tensors take {layout.data_bytes}; send"
             " them in the layout's order, each dtype's vector padded to 64 bytes",
         )
-    if not (math.isfinite(submit.weight) and submit.weight > 0):
+    if not WEIGHT_MIN <= submit.weight <= WEIGHT_MAX:
         raise Refused(
             "bad-weight",
             "weight",
-            f"the weight is {submit.weight}; it must be a positive, finite number, such as the number of examples",
+            f"the weight is {submit.weight}; it must be a number from {WEIGHT_MIN} to {WEIGHT_MAX}, such as the number"
+            " of examples",
         )
     check_metrics(submit.metrics)
     nbytes = packed_bytes(Contribution(client, submit.weight, submit.metrics))

@@ -14,6 +14,7 @@ from lifl.core.fields import (
     Capacity,
     Count,
     Digests,
+    DtypeName,
     Integer,
     KeyBytes,
     Message,
@@ -24,6 +25,7 @@ from lifl.core.fields import (
     StateKeys,
     Tensors,
     Text,
+    Treatment,
     Word,
 )
 from lifl.core.limits import CLIENTS_PER_ROUND_MAX, RULE_CHARS_MAX
@@ -87,10 +89,10 @@ class TaskStart(Message, frozen=True):
     """Run one task.  Its inputs come as records to `address`; `expect` of them complete it (Expect may lower it).
 
     `output` is the object to fold into and to seal.  `inputs` are the segments of each input (updates: the layout's;
-    partials: the accumulators'), `outputs` those of the output.  For role ``top`` also: updates may come among the
-    partials, with `model_segments`; `model` is the current model's key, `states` the rule's state objects (accumulator
-    layout) by name to read, `new_states` those to write and seal.  `parent` is the address that gets the output's key
-    (0: the daemon only).
+    partials: the accumulators'), `outputs` those of the output, `model_segments` the model's.  For role ``top`` also:
+    updates may come among the partials; `model` is the current model's key, `states` the rule's state objects by name
+    to read, `new_states` those to write and seal.  `parent` is the address that gets the output's key (0: the daemon
+    only).  `treated` are numbers that are not treated as the others of the model's segments.
     """
 
     address: Count
@@ -111,6 +113,7 @@ class TaskStart(Message, frozen=True):
     model: AnyKey = b""
     states: StateKeys = msgspec.field(default_factory=dict)
     new_states: StateKeys = msgspec.field(default_factory=dict)
+    treated: Treatment = ()
 
 
 class Expect(Message, frozen=True):
@@ -218,13 +221,16 @@ class TaskDone(Message, frozen=True):
 class TaskFailed(Message, frozen=True):
     """The task cannot be done (the user's rule raised, a file cannot be written): `text` is for people.
 
-    `retry`: the same may work later, when a file's disk has room again, or is there.
+    `retry`: the same may work later, when a file's disk has room again, or is there.  `element`, when not negative, is
+    the one of the model's numbers of `dtype` that is not finite.
     """
 
     address: Count
     attempt: Count
     text: Text
     retry: bool = False
+    dtype: DtypeName = ""
+    element: Integer = -1
 
 
 class TaskDropped(Message, frozen=True):

@@ -14,7 +14,7 @@ from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.contribution import unpack_contributions
 from lifl.core.protocol.frames import frame_head
-from lifl.core.schema import DTYPE_BYTES, Layout, Segment, TensorSpec
+from lifl.core.schema import Layout
 from lifl.shm.arena import Arena
 from lifl.shm.ingest_check import ingest_check
 from lifl.shm.layout import Entry
@@ -68,21 +68,14 @@ class Content:
         if self.check.found is None:
             return checksum
         index, element = self.check.found
-        segment = self._layout.segments[index]
-        tensor, element = self._tensor_at(segment, element)
+        found = self._layout.tensor_at(self._layout.segments[index].dtype, element)
+        assert found is not None
+        tensor, element = found
         raise Refused(
             "not-finite",
             f"tensors.{tensor.name}",
             f"element {element} of tensor {tensor.name!r} (flattened) is NaN or infinite; did the training diverge?",
         )
-
-    def _tensor_at(self, segment: Segment, element: int) -> tuple[TensorSpec, int]:
-        where = segment.offset + element * DTYPE_BYTES[segment.dtype]
-        for tensor, offset in zip(self._layout.tensors, self._layout.offsets, strict=True):
-            end = offset + tensor.size * DTYPE_BYTES[tensor.dtype]
-            if offset <= where < end:
-                return tensor, (where - offset) // DTYPE_BYTES[tensor.dtype]
-        raise AssertionError(f"byte {where} is in no tensor of the layout")
 
 
 class Sums:
