@@ -8,6 +8,7 @@
 # make bench        LIFL beside serverful and serverless aggregation, Flower and NVFlare; writes bench/results/REPORT.md
 # make bench-quick  the same with small sizes: that all of it runs and is right
 # make bench-node   the benchmark of one node
+# make bench-floods   what floods of requests, of stalled senders and of slow readers cost an honest job
 # make bench-cluster  what each mechanism of a cluster gains: three nodes on this machine, slow links (needs root)
 # make limits       writes docs/limits.md out of the code
 # make lint         ruff (rules and format) and mypy only
@@ -31,7 +32,7 @@ MAY_INSTALL = [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 APT_INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-cluster test test-loads coverage lint sim sim-long bench bench-quick bench-node bench-cluster limits clean
+.PHONY: help setup demo demo-cluster test test-loads coverage lint sim sim-long bench bench-quick bench-node bench-floods bench-cluster limits clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -113,6 +114,9 @@ bench-quick: $(BENCH_READY)
 
 bench-node: $(READY)
 	$(BIN)/python bench/node.py $(ARGS)
+
+bench-floods: $(READY)
+	$(BIN)/python bench/floods.py $(ARGS)
 
 bench-cluster: $(BENCH_READY)
 	$(BIN)/python bench/cluster.py $(ARGS)

@@ -26,7 +26,8 @@ from lifl.core.coordinator.coordinator import Coordinator
 from lifl.core.coordinator.job import Job
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import Node
-from lifl.core.errors import Impossible, LocalFault, Refused
+from lifl.core.coordinator.offer_secrets import KNOWN
+from lifl.core.errors import Impossible, LocalFault, Refused, RemoteFault
 from lifl.core.event_log import EventLog, Recording, RecordingStore, Shape, shape
 from lifl.core.object_store import ObjectStore
 from lifl.core.planning.capacity import NodeLoad
@@ -41,7 +42,10 @@ STEPS_MAX = 4_000_000
 
 
 class Engine:
-    """One node, from `now` on.  With `coordinates` it runs the jobs; else it obeys the node that does."""
+    """One node, from `now` on.  With `coordinates` it runs the jobs; else it obeys the node that does.
+
+    `seed` is what a coordinator's secrets are made from (`coordinator/offer_secrets.py`).
+    """
 
     def __init__(
         self,
@@ -51,13 +55,14 @@ class Engine:
         wait_queue_max: int,
         coordinates: bool = True,
         now: float = 0.0,
+        seed: bytes = b"",
     ) -> None:
         self.node = node.number
         self._turn = Turn(node.number, coordinates)
         sizes = (node.load.capacity, node.workers_max)
         self._store = RecordingStore(store)
         self.agent = Agent(self._store, *sizes, idle_timeout_s, wait_queue_max, self._turn, now)
-        self.coordinator = Coordinator(node, self._turn) if coordinates else None
+        self.coordinator = Coordinator(node, self._turn, seed) if coordinates else None
         self._log: EventLog | None = EventLog(self._store, self._copy)
 
     @property
@@ -73,15 +78,17 @@ class Engine:
     def handle(self, event: Any, now: float) -> list[fx.Effect]:
         """Handle one event at the time `now` (monotonic, in seconds); return what is to be performed, in order.
 
-        Raise `Refused`, with nothing changed, for a job that cannot be submitted or cancelled.  Raise `Impossible`,
-        with the story of what the event is about, when the books contradict each other: the engine is of no use then.
+        Raise `Refused`, with nothing changed, for a job that cannot be submitted or cancelled, and `RemoteFault`, with
+        nothing changed, for a word of a child or a peer that cannot be true: its connection is to end.  Raise
+        `Impossible`, with the story of what the event is about, when the books contradict each other: the engine is of
+        no use then.
         """
         if self._log is None:
             raise LocalFault("this engine is a replay's; it handles recorded events")
         answers = self._log.begin()
         try:
             effects = self._handled(event, now)
-        except Refused:
+        except (Refused, RemoteFault):
             self._log.end(now, event, answers, [])
             raise
         except LocalFault as fault:
@@ -120,7 +127,7 @@ class Engine:
                 steps += 1
                 if steps > STEPS_MAX:
                     raise LocalFault(f"{steps} orders and reports follow from one event, the last: {item!r}")
-            self.agent.settle()
+            self.agent.settling.settle()
             if not turn.queue or turn.writes:
                 break
         if self.coordinator is not None:
@@ -211,7 +218,15 @@ class Engine:
         sizes = (event.capacity, event.arena_bytes, event.workers_max)
         node = Node(event.node, event.gateway, *sizes, event.incarnation)
         node.load = NodeLoad(capacity=event.capacity, at_s=self._turn.now)
+        node.knows_secrets = KNOWN in event.knows
         self.coordinating().node_up(node)
+
+    def _offered(self, event: gm.Offered) -> None:
+        """Let the agent take another node's partial, unless the coordinator knows better."""
+        if self.coordinator is not None and not self.coordinator.authority.takes_offer(event):
+            self.agent.partials.refuse(event.conn)
+        else:
+            self.agent.partials.offered(event)
 
     def _load_told(self, event: ev.NodeLoadTold) -> None:
         load = NodeLoad(event.capacity, self._turn.now, event.rate_per_s, event.execution_s)
@@ -245,6 +260,7 @@ HANDLERS: Mapping[type, Callable[[Engine, Any], object]] = {
     ev.NodeSuspect: lambda engine, event: engine.coordinating().node_suspect(event.node, event.suspect),
     ev.NodeGone: lambda engine, event: engine.coordinating().node_gone(event.node),
     ev.NodeLoadTold: Engine._load_told,
+    gm.Offered: Engine._offered,
     ev.FromNode: lambda engine, event: engine.coordinating().handle(event.node, event.message),
 }
 """The events that are not the agent's (`agent.HANDLERS`)."""

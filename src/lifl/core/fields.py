@@ -8,18 +8,27 @@ import msgspec
 
 from lifl.core.limits import (
     ADDRESS_CHARS_MAX,
+    ARENA_BYTES_MAX,
+    CAPACITY_MAX,
     CONFIG_PATH_CHARS_MAX,
+    COUNT_MAX,
     DEADLINE_S_MAX,
     DIGEST_BYTES,
     FIELD_CHARS_MAX,
+    INCARNATION_MAX,
+    KNOWN_WORD_CHARS_MAX,
+    KNOWN_WORDS_MAX,
     METRIC_NAME_CHARS_MAX,
     METRICS_MAX,
     NAME_CHARS_MAX,
     PATH_CHARS_MAX,
+    REAL_MAX,
+    SECRET_CHARS_MAX,
     STATES_MAX,
     TENSORS_MAX,
     TEXT_CHARS_MAX,
     WORD_CHARS_MAX,
+    WORKERS_MAX,
 )
 from lifl.core.schema import DTYPE_BYTES, Segment, TensorSpec
 
@@ -36,18 +45,36 @@ MetricName = Annotated[
     str, msgspec.Meta(min_length=1, max_length=METRIC_NAME_CHARS_MAX, pattern=rf"\A[^{_UNPRINTABLE}]+\Z")
 ]
 METRIC_NAME_RULE = f"1 to {METRIC_NAME_CHARS_MAX} printable characters"
-Metrics = Annotated[dict[MetricName, float], msgspec.Meta(max_length=METRICS_MAX)]
+Real = Annotated[float, msgspec.Meta(ge=-REAL_MAX, le=REAL_MAX)]
+"""Any finite number."""
+NotNegative = Annotated[float, msgspec.Meta(ge=0, le=REAL_MAX)]
+Weight = Annotated[float, msgspec.Meta(gt=0, le=REAL_MAX)]
+Capacity = Annotated[float, msgspec.Meta(ge=0, le=CAPACITY_MAX)]
+Metrics = Annotated[dict[MetricName, Real], msgspec.Meta(max_length=METRICS_MAX)]
+AnnouncedMetrics = Annotated[dict[MetricName, float], msgspec.Meta(max_length=METRICS_MAX)]
+"""As a client announces them: `protocol/submit_check.py` looks at the values, and names the metric."""
 Text = Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)]
+Secret = Annotated[str, msgspec.Meta(max_length=SECRET_CHARS_MAX)]
+"""What shows that a node was told of something."""
 Tensors = Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=TENSORS_MAX)]
 Word = Annotated[str, msgspec.Meta(max_length=WORD_CHARS_MAX)]
 """A code, a status or a role; or a name, or nothing."""
+_KnownWord = Annotated[str, msgspec.Meta(max_length=KNOWN_WORD_CHARS_MAX, pattern=r"\A[a-z-]*\Z")]
+KnownWords = Annotated[tuple[_KnownWord, ...], msgspec.Meta(max_length=KNOWN_WORDS_MAX)]
+"""What a peer or client knows beyond version 1, a word for each."""
 FieldPath = Annotated[str, msgspec.Meta(max_length=FIELD_CHARS_MAX)]
 Address = Annotated[str, msgspec.Meta(max_length=ADDRESS_CHARS_MAX)]
 Path = Annotated[str, msgspec.Meta(max_length=PATH_CHARS_MAX)]
 ConfigPath = Annotated[str, msgspec.Meta(max_length=CONFIG_PATH_CHARS_MAX)]
 StateNames = Annotated[tuple[Name, ...], msgspec.Meta(max_length=STATES_MAX)]
 Segments = Annotated[tuple[Segment, ...], msgspec.Meta(max_length=len(DTYPE_BYTES))]
-Count = Annotated[int, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
+Integer = Annotated[int, msgspec.Meta(ge=-COUNT_MAX, le=COUNT_MAX)]
+Bits64 = Annotated[int, msgspec.Meta(ge=0)]
+"""64 bits, each value of which has a meaning: a node's number, a checksum.  The wire has no larger numbers."""
+Incarnation = Annotated[int, msgspec.Meta(ge=0, le=INCARNATION_MAX)]
+ArenaBytes = Annotated[int, msgspec.Meta(ge=0, le=ARENA_BYTES_MAX)]
+WorkersMax = Annotated[int, msgspec.Meta(ge=0, le=WORKERS_MAX)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=DEADLINE_S_MAX)]
 Digest = Annotated[bytes, msgspec.Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
 """A schema's (`schema.Layout.digest`), for those who have the tensors."""

@@ -10,6 +10,10 @@ CONTRIBUTION_BYTES_MAX = 1024
 TEXT_CHARS_MAX = 4096
 WORD_CHARS_MAX = 64
 """A code, a status, a role."""
+SECRET_CHARS_MAX = 64
+KNOWN_WORDS_MAX = 8
+KNOWN_WORD_CHARS_MAX = 32
+"""Words with which a peer or a client says what it knows beyond version 1."""
 FIELD_CHARS_MAX = 300
 """The part of a request that a refusal names: ``tensors.`` and a tensor's name, or a gateway's address."""
 ADDRESS_CHARS_MAX = 280
@@ -65,6 +69,10 @@ ROUND_METRICS_MAX = 256
 """Names of metrics that a round's means are taken of: those that most of its clients sent."""
 REASON_BYTES_MAX = 400
 """What all clients of a round are told of the reason why it ended."""
+OLD_MODELS_PARTS = 16
+"""One of so many parts of the arena (but one model at the least) is what old models of a job may take that slow clients
+still read; who reads beyond that is sent away, after `OLD_MODEL_GRACE_S`, or at once when something waits for room."""
+OLD_MODEL_GRACE_S = 2.0
 LINK_WAITING_BYTES_MAX = 64 * 1024 * 1024
 """What may wait for a slow peer of a link: a few of the largest frames, or what one event says to all clients."""
 TENSORS_MAX = 65_536
@@ -72,6 +80,21 @@ DIMENSIONS_MAX = 32
 TENSOR_NAME_CHARS_MAX = 256
 DTYPE_CHARS_MAX = 16
 DIGEST_BYTES = 32
+COUNT_MAX = (1 << 63) - 1
+"""Any count, number or size that has no limit of its own: what the database holds, too."""
+INCARNATION_MAX = 1 << 53
+"""Lives of a node's daemon: each next one still has a number."""
+REAL_MAX = 1.7976931348623157e308
+"""The largest finite double."""
+RATE_PER_S_MAX = 1e9
+"""Updates per second at one node."""
+BRANCH_UPDATES_MAX = 65_536
+"""Updates of one branch: more than one round can select."""
+BRANCHES_MAX = 4_096
+"""Branches of one round: of each node one, and those that took the places of others."""
+COST_BYTES_MAX = 1 << 50
+COST_S_MAX = 1e12
+"""Of one branch: the sums over `BRANCHES_MAX` still are numbers that can be written."""
 
 ROUNDS_REMEMBERED = 16
 """Committed rounds whose members are kept in memory, to answer clients that come back late."""
@@ -88,14 +111,22 @@ PEER_STALL_S = 10.0
 """The same between nodes, which are nearer to each other; and what the peer's TCP may leave unacknowledged."""
 HELLO_BYTES_MAX = 4096
 SMALL_FRAME_BYTES = 64 * 1024
-"""Frames up to here are read from all clients at a time; longer ones are schemas, `LARGE_FRAMES_MAX` at a time."""
-LARGE_FRAMES_MAX = 8
+"""Longer frames are schemas of clients that know no digests."""
+LARGE_FRAMES_BYTES_MAX = 64 * 1024 * 1024
+"""What has come of all longer frames that are not complete: beyond it who holds most for longest is disconnected."""
+REQUESTS_PER_S = 20
+"""Requests of one connection, beside what its updates allow; who sends more is slowed."""
+REQUESTS_BURST = 40
+REQUESTS_OF_AN_UPDATE = 4
+"""What an update that is taken gives back: the requests of a round, and some."""
 SMALL_BODY_BYTES = 256 * 1024
 """Bodies up to here are received and checked (tens of microseconds) by the event loop's thread itself."""
 SOON_S = 1.0
 """A small body that takes longer is left to the movers, which see whether it stalls."""
 WAITING_BYTES_MAX = 2 * FRAME_BYTES_MAX
 """What may wait for one client that reads slowly."""
+ALL_WAITING_BYTES_MAX = 128 * 1024 * 1024
+"""What may wait for all clients of a gateway; beyond it whom most waits for is disconnected."""
 LINGER_S = 1.0
 """How long a refused connection is kept so that the peer can read why."""
 KEEPALIVE_IDLE_S = 30

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lifl.core.errors import FrameTooLong, LiflError, Refused
+from lifl.core.errors import Impossible, LiflError, Refused
 from lifl.core.limits import CLI_CONNECTIONS_MAX, TEXT_CHARS_MAX
 from lifl.core.protocol import cli as om
 from lifl.core.protocol import client as cm
@@ -47,8 +47,14 @@ class CliServer:
             link.send(om.Answer(self._handle(message, link)))
         except Refused as refused:
             link.send(cm.Refusal(refused.code, refused.field, refused.text[:TEXT_CHARS_MAX]))
+        except Impossible:
+            raise  # the node is of no use any more
         except LiflError as error:
             link.send(cm.Refusal("failed", "", str(error)[:TEXT_CHARS_MAX]))
+        except Exception as error:
+            log.exception("cli.failed %s", type(message).__name__)
+            text = f"{type(message).__name__} failed: {type(error).__name__}: {error}; lifld's log tells more"
+            link.send(cm.Refusal("failed", "", text[:TEXT_CHARS_MAX]))
 
     def _gone(self, link: Link) -> None:
         self._links.discard(link)
@@ -68,8 +74,8 @@ class CliServer:
         for link in list(self._followers.get(job, ())):
             try:
                 link.send(om.Event(name, {"job": job, **fields}))
-            except FrameTooLong as fault:  # it asks again what the job does
-                log.error("message.too-long %s", fault)
+            except Exception:
+                log.exception("cli.event %s of job %s cannot be told", name, job)
                 link.close()
         if name == "job.over":
             self._followers.pop(job, None)

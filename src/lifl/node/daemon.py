@@ -25,7 +25,7 @@ from lifl.core import events as ev
 from lifl.core.config.node import NodeConfig
 from lifl.core.coordinator.nodes import Node
 from lifl.core.engine import Engine
-from lifl.core.errors import ResourceFault
+from lifl.core.errors import Impossible, ResourceFault
 from lifl.core.ids import Key
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import worker as wm
@@ -110,7 +110,7 @@ class Daemon:
         node = Node(identity.number, identity.gateway, capacity, identity.arena_bytes, identity.workers_max)
         store = machine.ArenaStore(self.arena)
         waits = (config.idle_timeout_s, config.wait_queue_max)
-        return Engine(store, node, *waits, coordinates=not config.join, now=time.monotonic())
+        return Engine(store, node, *waits, not config.join, time.monotonic(), self.store.seed())
 
     def _open_children(self, locks: StateLocks, tcp: socket.socket, unix: socket.socket) -> None:
         config, opened = self.config, self._opened
@@ -181,10 +181,17 @@ class Daemon:
             self.zygote.send(wm.Calibrate(self.identity.workers_max))
 
     def failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Stop and keep the arena after an exception in a callback of the loop: the state is not to be trusted."""
+        """Take note of an exception in a callback of the loop.
+
+        What one connection, peer or child leads to ends that one (`link.py`) and does not come here.  The node stops,
+        and keeps its arena, when its own state is not to be trusted; anything else is a fault of ours that goes to the
+        log while the node lives.
+        """
         error = context.get("exception")
         log.error("daemon.failed %s", context.get("message"), exc_info=error)
-        self._broken(ResourceFault(f"lifld failed: {error!r}; its log tells more; `lifl up` goes on from its arena"))
+        if isinstance(error, Impossible):
+            text = f"lifld failed: {error!r}; its log tells more; `lifl up` goes on from its arena"
+            self._broken(ResourceFault(text))
 
     def _broken(self, fault: ResourceFault) -> None:
         self.failure = self.failure or fault

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import logging
 import os
 import socket
 from collections import deque
@@ -22,9 +23,11 @@ from typing import Any
 
 import msgspec
 
-from lifl.core.errors import RemoteFault, ResourceFault
+from lifl.core.errors import Impossible, RemoteFault, ResourceFault
 from lifl.core.limits import LINK_WAITING_BYTES_MAX
 from lifl.core.protocol.frames import FrameDecoder, encode
+
+log = logging.getLogger("lifl.link")
 
 CONGESTED_BYTES = 1024 * 1024
 """From here on a careful sender (`drained`) stops producing."""
@@ -36,8 +39,9 @@ _READ = memoryview(bytearray(READ_BYTES))
 class Link:
     """One end of a link; takes ownership of `sock`.  Must be made in the running loop's thread.
 
-    `kinds` is the union of messages that the peer may send.  `on_message(message)` may raise `RemoteFault`, which
-    closes the link like any other breach of the protocol.
+    `kinds` is the union of messages that the peer may send.  What `on_message(message)` raises ends this link and
+    nothing else: `RemoteFault` like any other breach of the protocol, and a fault of ours, which goes to the log.  Only
+    `Impossible` passes on to the loop.
     """
 
     def __init__(
@@ -90,7 +94,14 @@ class Link:
             if not frame:
                 return
             self._loop.add_writer(self._sock.fileno(), self._writable)
-        self._waiting.append((frame, tuple(os.dup(fd) for fd in descriptors)))
+        try:
+            copies = tuple(map(os.dup, descriptors))
+        except (
+            OSError
+        ) as error:  # no descriptor is left: the message cannot wait, and those behind it must not go first
+            self._end_soon(error)
+            return
+        self._waiting.append((frame, copies))
         self._waiting_bytes += len(frame)
         if self._waiting_bytes > self._waiting_bytes_max:
             text = f"the peer of a link is {self._waiting_bytes} bytes behind; it was disconnected"
@@ -131,6 +142,11 @@ class Link:
             while not self._closed and (message := self._decoder.next_message()) is not None:
                 self._on_message(message)
         except RemoteFault as error:
+            self._end(error)
+        except Impossible:
+            raise
+        except Exception as error:
+            log.exception("link.failed a message could not be taken in; its link is closed")
             self._end(error)
 
     def _writable(self) -> None:

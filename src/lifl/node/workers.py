@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lifl import failpoints
-from lifl.core.errors import RemoteFault
+from lifl.core.errors import RemoteFault, ResourceFault
 from lifl.core.fields import Message
 from lifl.core.ids import DAEMON_ADDRESS, Key, Record
 from lifl.core.protocol import worker as wm
@@ -25,6 +25,10 @@ from lifl.node.link import Link
 from lifl.redirect import is_wake, open_redirector
 
 log = logging.getLogger("lifl.workers")
+
+
+FORK_PAUSE_S = 1.0
+"""Before the tasks of a worker that there was no room for are placed again."""
 
 
 class Workers:
@@ -54,9 +58,22 @@ class Workers:
         self.redirector.on_fallback(self._watch, self._unwatch)
 
     def fork(self, worker: int) -> None:
-        """Have the zygote fork a worker; it says WorkerReady when it runs."""
-        registration = self.redirector.register()
-        ours, theirs = socket.socketpair()
+        """Have the zygote fork a worker; it says WorkerReady when it runs.
+
+        One for which there is no descriptor is gone a moment later, as one that could not be forked.
+        """
+        try:
+            registration = self.redirector.register()
+        except ResourceFault as error:
+            self._no_room(worker, error)
+            return
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            registration.handed_over()
+            self.redirector.retire(registration.slot)
+            self._no_room(worker, error)
+            return
         with theirs:
             descriptors = [theirs.fileno(), *registration.descriptors]
             self._slots[worker] = registration.slot
@@ -71,6 +88,10 @@ class Workers:
             failpoints.hit("lifld.fork.after")
         # From here on no copy is left with the daemon: else a dead worker would look alive.
         registration.handed_over()
+
+    def _no_room(self, worker: int, error: Exception) -> None:
+        log.warning("worker.no_room worker=%d %s; next try in %g s", worker, error, FORK_PAUSE_S)
+        self._loop.call_later(FORK_PAUSE_S, self._on_gone, worker)
 
     def send(self, worker: int, message: Message) -> None:
         """Send a worker a task, or what it is to do about one."""

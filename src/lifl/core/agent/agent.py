@@ -21,9 +21,10 @@ from lifl.core.agent.outcomes import Outcome
 from lifl.core.agent.partial_transfers import PartialTransfers
 from lifl.core.agent.pool import Pool
 from lifl.core.agent.quota import NO_JOB, Quota
+from lifl.core.agent.settling import Settling
 from lifl.core.agent.task_table import TaskTable
 from lifl.core.agent.uploads import Uploads
-from lifl.core.errors import LocalFault
+from lifl.core.errors import LocalFault, RemoteFault
 from lifl.core.ids import Key
 from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.object_store import ObjectStore
@@ -56,6 +57,7 @@ class Agent:
         self.uploads = Uploads(self.replicas, turn, self.quota, wait_queue_max)
         self.partials = PartialTransfers(self.replicas, turn, self.quota)
         self.models = ModelService(self.replicas, turn, self.quota)
+        self.settling = Settling(self.replicas, turn, self.quota, self.tasks, self.uploads, self.models)
         self.load = NodeLoad(capacity=capacity, at_s=now)
         self._arrivals = 0
         self._orphans: dict[int, list[ev.Orphan]] = {}  # by job: what an earlier life has left, until the job is opened
@@ -74,12 +76,6 @@ class Agent:
         else:
             raise LocalFault(f"an agent does not handle a {type(event).__name__}")
 
-    def settle(self) -> None:
-        """Give those that wait for room, or for a model, what there is now.  It ends each event."""
-        for replica in list(self.replicas.values()):
-            replica.settle(self.models.may_fetch)
-        self.uploads.settle()
-
     def _act(self, outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes:
             replica = self.replicas.get(outcome.job)
@@ -97,6 +93,7 @@ class Agent:
         self._free_orphans(order.number)
         replica = self.replicas.pop(order.number, None)
         if replica is not None:
+            self.settling.forget(order.number)
             self.uploads.close(replica)
             self.models.close(replica)
 
@@ -170,9 +167,11 @@ class Agent:
 
     def _sealed(self, event: gm.Sealed) -> None:
         """Take an update of a client, or another node's partial."""
+        key = Key.unpack(event.key)
+        if not self.partials.has(key) and not self.uploads.has(key):
+            raise RemoteFault(f"the gateway has sealed {key}, which was not granted")
         self._arrivals += 1
         self.load = self.load.counted(self._arrivals, int(self._turn.now * 1e9))
-        key = Key.unpack(event.key)
         if self.partials.has(key):
             self.partials.sealed(event.conn, key, event.received_bytes)
         else:
@@ -245,7 +244,6 @@ HANDLERS: Mapping[type, Callable[[Agent, Any], object]] = {
     gm.Sealed: Agent._sealed,
     gm.Aborted: Agent._aborted,
     gm.Progress: lambda agent, event: agent.uploads.progress(event),
-    gm.Offered: lambda agent, event: agent.partials.offered(event),
     gm.CarryEnded: lambda agent, event: agent.partials.carry_ended(event),
     gm.FetchEnded: lambda agent, event: agent.models.fetch_ended(event),
     gm.GatewayLost: Agent._gateway_lost,

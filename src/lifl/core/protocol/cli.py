@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lifl.core.fields import Message, Path, StateNames, Word
+from lifl.core.fields import Integer, Message, Path, StateNames, Word
 from lifl.core.protocol.client import Refusal
 
 # ---- CLI ⇄ lifld -----------------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ class PlansOfRound(Message, frozen=True):
     """
 
     job: Path
-    round: int
+    round: Integer
 
 
 class Follow(Message, frozen=True):

@@ -15,7 +15,21 @@ from typing import Any
 
 import msgspec
 
-from lifl.core.fields import Address, Count, Digest, FieldPath, Message, Metrics, Name, Tensors, Text, Word
+from lifl.core.fields import (
+    Address,
+    AnnouncedMetrics,
+    Bits64,
+    Count,
+    Digest,
+    FieldPath,
+    Integer,
+    Message,
+    Name,
+    Secret,
+    Tensors,
+    Text,
+    Word,
+)
 from lifl.core.limits import REASON_BYTES_MAX
 
 PROTOCOL_VERSION = 1
@@ -29,7 +43,7 @@ class Hello(Message, frozen=True):
     `direct`: the client can fill its slot itself (AF_UNIX only).  `digests`: it knows what stands for tensors.
     """
 
-    version: int
+    version: Integer
     client: Name
     direct: bool = False
     digests: bool | msgspec.UnsetType = msgspec.UNSET
@@ -69,7 +83,7 @@ class Submit(Message, frozen=True):
     weight: float
     data_bytes: Count
     tensors: Tensors
-    metrics: Metrics = msgspec.field(default_factory=dict)
+    metrics: AnnouncedMetrics = msgspec.field(default_factory=dict)
     digest: Digest | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -86,11 +100,11 @@ class Leave(Message, frozen=True):
     job: Name
 
 
-class Offer(Message, frozen=True):
+class Offer(Message, frozen=True, omit_defaults=True):
     """Another node's gateway has a partial of `data_bytes` bytes, with `meta_bytes` of members behind them.
 
     Answered by Go (send both, then Checksums), Accepted (it is here already), Busy or Refusal.  (number, epoch, branch)
-    is its identity.
+    is its identity, `secret` what its coordinator told the node with the branch.
     """
 
     number: Count
@@ -100,6 +114,7 @@ class Offer(Message, frozen=True):
     members: Count
     data_bytes: Count
     meta_bytes: Count
+    secret: Secret = ""
 
 
 class Checksums(Message, frozen=True):
@@ -108,8 +123,8 @@ class Checksums(Message, frozen=True):
     Either way: after the body of an Offer, and after a model that was asked for `checked`.
     """
 
-    data: Count
-    meta: Count = 0
+    data: Bits64
+    meta: Bits64 = 0
 
 
 FromClient = Hello | Join | GetModel | Submit | Filled | Leave | Offer | Checksums

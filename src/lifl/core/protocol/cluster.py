@@ -14,19 +14,31 @@ anything else, every field in its range.
 from __future__ import annotations
 
 import ipaddress
-import math
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from lifl.core.config.values import split_address
 from lifl.core.errors import ConfigError, RemoteFault
-from lifl.core.fields import Address, Count, Message
+from lifl.core.fields import (
+    Address,
+    ArenaBytes,
+    Bits64,
+    Capacity,
+    Count,
+    Incarnation,
+    Integer,
+    KnownWords,
+    Message,
+    Real,
+    WorkersMax,
+)
 from lifl.core.limits import (
-    CAPACITY_MAX,
+    DEADLINE_S_MAX,
     MEMBERS_PER_FRAME_MAX,
     NEWS_MAX,
     OBJECTS_MAX,
+    RATE_PER_S_MAX,
     REFUSAL_CHARS_MAX,
     TREE_LINES_MAX,
 )
@@ -40,27 +52,30 @@ DEAD_S = 6.0
 MemberStateName = Literal["alive", "suspect", "dead", "left"]
 
 
-class PeerHello(Message, frozen=True):
+class PeerHello(Message, frozen=True, omit_defaults=True):
     """The first frame of a node that joins.
 
     `incarnation` counts the lives of its daemon; `capacity` is MC in updates, `control` and `gateway` are HOST:PORT.
+    `knows` are words for what it knows beyond version 1; a member that knows no such field refuses it by its name, and
+    the node comes again without.
     """
 
-    version: int
-    node: Count
-    incarnation: Count
+    version: Integer
+    node: Bits64
+    incarnation: Incarnation
     control: Address
     gateway: Address
-    capacity: float
-    arena_bytes: Count
-    workers_max: Count
+    capacity: Capacity
+    arena_bytes: ArenaBytes
+    workers_max: WorkersMax
+    knows: KnownWords = ()
 
 
 class PeerWelcome(Message, frozen=True):
     """The coordinator takes the node in.  Its answer is an Inventory."""
 
-    version: int
-    node: Count
+    version: Integer
+    node: Bits64
     control: Address
     gateway: Address
 
@@ -77,7 +92,7 @@ class PeerRejoin(Message, frozen=True):
     It may come as a new one, with an incarnation above `above`.
     """
 
-    above: Count
+    above: Incarnation
 
 
 class PeerRefusal(Message, frozen=True):
@@ -90,15 +105,15 @@ class PeerRefusal(Message, frozen=True):
 class PeerMember(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One member as the coordinator sees it; `since_unix_s` is when it came into this state."""
 
-    node: Count
-    incarnation: Count
+    node: Bits64
+    incarnation: Incarnation
     state: MemberStateName
-    since_unix_s: float
+    since_unix_s: Real
     control: Address
     gateway: Address
-    capacity: float
-    arena_bytes: Count
-    workers_max: Count
+    capacity: Capacity
+    arena_bytes: ArenaBytes
+    workers_max: WorkersMax
 
 
 class PeerMembers(Message, frozen=True):
@@ -111,10 +126,10 @@ class PeerMembers(Message, frozen=True):
 class Heartbeat(Message, frozen=True):
     """Alive.  From an agent also its load (MC in updates, k per second, E in seconds), and its branches' tasks."""
 
-    capacity: Annotated[float, msgspec.Meta(ge=0, le=CAPACITY_MAX)] = 0.0
-    rate_per_s: float = 0.0
-    execution_s: float = 0.0
-    arena_used_bytes: Count = 0
+    capacity: Capacity = 0.0
+    rate_per_s: Annotated[float, msgspec.Meta(ge=0, le=RATE_PER_S_MAX)] = 0.0
+    execution_s: Annotated[float, msgspec.Meta(ge=0, le=DEADLINE_S_MAX)] = 0.0
+    arena_used_bytes: ArenaBytes = 0
     workers: Count = 0
     tree: Annotated[tuple[dict[str, Any], ...], msgspec.Meta(max_length=TREE_LINES_MAX)] = ()
 
@@ -122,9 +137,9 @@ class Heartbeat(Message, frozen=True):
 class BranchHeld(msgspec.Struct, frozen=True):
     """One branch that an agent has: the members that are sealed, those that are granted, and whether it is closed."""
 
-    number: int
-    epoch: int
-    branch: int
+    number: Count
+    epoch: Count
+    branch: Count
     members: o.Contributions
     granted: o.Contributions
     closed: bool
@@ -136,9 +151,9 @@ class Inventory(Message, frozen=True):
     `orphans` are jobs of which an earlier life of the node has left something.  `more`: pages follow (`pages.py`).
     """
 
-    jobs: Annotated[tuple[int, ...], msgspec.Meta(max_length=OBJECTS_MAX)] = ()
+    jobs: Annotated[tuple[Count, ...], msgspec.Meta(max_length=OBJECTS_MAX)] = ()
     branches: Annotated[tuple[BranchHeld, ...], msgspec.Meta(max_length=MEMBERS_PER_FRAME_MAX)] = ()
-    orphans: Annotated[tuple[int, ...], msgspec.Meta(max_length=OBJECTS_MAX)] = ()
+    orphans: Annotated[tuple[Count, ...], msgspec.Meta(max_length=OBJECTS_MAX)] = ()
     more: bool = False
 
 
@@ -182,8 +197,6 @@ def read_hello(body: msgspec.Raw) -> PeerHello:
             raise RemoteFault(f"PeerHello.{error}") from error
         if port == 0:
             raise RemoteFault(f"PeerHello.{name}: no node can connect to port 0")
-    if not math.isfinite(hello.capacity) or hello.capacity < 0:
-        raise RemoteFault(f"PeerHello.capacity: {hello.capacity} is not a number of updates")
     return hello
 
 

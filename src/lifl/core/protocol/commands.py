@@ -17,14 +17,27 @@ from typing import Annotated, Any
 import msgspec
 
 from lifl.core.config.job import AggregationSection
-from lifl.core.fields import Address, Count, Message, Metrics, Name, Path, StateNames, Tensors, Text
-from lifl.core.limits import MEMBERS_PER_FRAME_MAX, NODES_MAX
+from lifl.core.fields import (
+    Address,
+    ArenaBytes,
+    Count,
+    Message,
+    Metrics,
+    Name,
+    Path,
+    Secret,
+    StateNames,
+    Tensors,
+    Text,
+    Weight,
+)
+from lifl.core.limits import BRANCH_UPDATES_MAX, BRANCHES_MAX, CLIENTS_PER_ROUND_MAX, COUNT_MAX, MEMBERS_PER_FRAME_MAX
 from lifl.core.protocol.gateway import TellClient
 
-Contributions = Annotated[
-    tuple[tuple[str, float, dict[str, float]], ...], msgspec.Meta(max_length=MEMBERS_PER_FRAME_MAX)
-]
+Contributions = Annotated[tuple[tuple[Name, Weight, Metrics], ...], msgspec.Meta(max_length=MEMBERS_PER_FRAME_MAX)]
 """Client, weight and metrics of each update in a branch or a partial."""
+Updates = Annotated[int, msgspec.Meta(ge=0, le=BRANCH_UPDATES_MAX)]
+Branches = Annotated[int, msgspec.Meta(ge=0, le=BRANCHES_MAX)]
 
 # ---- orders ------------------------------------------------------------------------------------------------------
 
@@ -40,7 +53,7 @@ class OpenJob(Message, frozen=True):
     number: Count
     job: Name
     aggregation: AggregationSection
-    clients_per_round: int
+    clients_per_round: Annotated[int, msgspec.Meta(ge=1, le=CLIENTS_PER_ROUND_MAX)]
     tensors: Tensors
     states: StateNames
     round: Count
@@ -56,22 +69,24 @@ class CloseJob(Message, frozen=True):
     number: Count
 
 
-class OpenBranch(Message, frozen=True):
+class OpenBranch(Message, frozen=True, omit_defaults=True):
     """Take part in a round, with a tree for `updates` updates.
 
     Branch 0 makes the model, with the partials of `others` too and room for `spare` more.  The root partial of another
     goes to the gateway at `parent` (HOST:PORT; empty: the top is on the same node).  `adopt`: count what an earlier
-    life of the node has sealed for this epoch.
+    life of the node has sealed for this epoch.  `secret` is said with the partial
+    (`coordinator/offer_secrets.py`); only nodes that know of it are told one.
     """
 
     number: Count
     epoch: Count
     branch: Count
-    updates: Count
-    others: Annotated[tuple[Count, ...], msgspec.Meta(max_length=NODES_MAX)] = ()
-    spare: Count = 0
+    updates: Updates
+    others: Annotated[tuple[Count, ...], msgspec.Meta(max_length=BRANCHES_MAX)] = ()
+    spare: Branches = 0
     parent: Address = ""
     adopt: bool = False
+    secret: Secret = ""
 
 
 class Grant(Message, frozen=True, tag="GrantUpdate"):
@@ -83,9 +98,9 @@ class Grant(Message, frozen=True, tag="GrantUpdate"):
     number: Count
     epoch: Count
     branch: Count
-    conn: int
+    conn: Count
     client: Name
-    weight: float
+    weight: Weight
     metrics: Metrics
     direct: bool = False
 
@@ -119,7 +134,7 @@ class ExpectPartials(Message, frozen=True):
 
     number: Count
     epoch: Count
-    partials: Count
+    partials: Branches
 
 
 class ModelAt(Message, frozen=True):
@@ -135,7 +150,7 @@ class DropBranch(Message, frozen=True):
 
     number: Count
     epoch: Count
-    branch: int = -1
+    branch: Annotated[int, msgspec.Meta(ge=-1, le=COUNT_MAX)] = -1
 
 
 class SaveModel(Message, frozen=True):
@@ -207,7 +222,7 @@ class UpdateSealed(Message, frozen=True, forbid_unknown_fields=False):
     epoch: Count
     branch: Count
     client: Name
-    received_bytes: Count
+    received_bytes: ArenaBytes
 
 
 class UpdateAborted(Message, frozen=True):
@@ -225,7 +240,7 @@ class BranchClosed(Message, frozen=True):
     number: Count
     epoch: Count
     branch: Count
-    updates: Count
+    updates: Updates
 
 
 class BranchSealed(Message, frozen=True):

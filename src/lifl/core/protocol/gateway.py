@@ -6,7 +6,20 @@ from typing import Annotated, Any
 
 import msgspec
 
-from lifl.core.fields import Address, Count, KeyBytes, Message, Metrics, Name, Tensors, Text, Word
+from lifl.core.fields import (
+    Address,
+    Count,
+    KeyBytes,
+    Message,
+    Metrics,
+    Name,
+    NotNegative,
+    Secret,
+    Tensors,
+    Text,
+    Weight,
+    Word,
+)
 from lifl.core.limits import CONTRIBUTION_BYTES_MAX
 
 # ---- gateway → lifld -------------------------------------------------------------------------------------------
@@ -16,14 +29,14 @@ from lifl.core.limits import CONTRIBUTION_BYTES_MAX
 class GatewayReady(Message, frozen=True):
     """The gateway listens.  `listen` are the bound addresses as HOST:PORT."""
 
-    pid: int
+    pid: Count
     listen: Annotated[tuple[Address, ...], msgspec.Meta(max_length=2)]
 
 
 class ClientJoined(Message, frozen=True):
     """A client said Join."""
 
-    conn: int
+    conn: Count
     client: Name
     job: Name
     holding: Count | None = None
@@ -33,7 +46,7 @@ class ClientJoined(Message, frozen=True):
 class ClientLeft(Message, frozen=True):
     """A client said Leave for `job`, or (job empty) its connection ended."""
 
-    conn: int
+    conn: Count
     job: Word = ""
 
 
@@ -43,7 +56,7 @@ class Disconnected(Message, frozen=True):
     `client` is empty where none had said Hello.
     """
 
-    conn: int
+    conn: Count
     client: Word
     reason: Text
 
@@ -58,11 +71,11 @@ class Admit(Message, frozen=True):
     `direct`: the client will write to the slot itself.
     """
 
-    conn: int
+    conn: Count
     client: Name
     job: Name
     round: Count
-    weight: float
+    weight: Weight
     metrics: Metrics = msgspec.field(default_factory=dict)
     direct: bool = False
 
@@ -70,7 +83,7 @@ class Admit(Message, frozen=True):
 class Sealed(Message, frozen=True):
     """The update named by a Granted key is checked and sealed in the arena."""
 
-    conn: int
+    conn: Count
     key: KeyBytes
     received_bytes: Count
 
@@ -81,7 +94,7 @@ class Aborted(Message, frozen=True):
     `writing`: a direct client lives and may not have heard that yet; it may still write to the slot.
     """
 
-    conn: int
+    conn: Count
     key: KeyBytes
     reason: Text
     writing: bool = False
@@ -97,7 +110,7 @@ class Progress(Message, frozen=True):
 class WantModel(Message, frozen=True):
     """A client asks for the model that a round starts from."""
 
-    conn: int
+    conn: Count
     job: Name
     round: Count
 
@@ -105,7 +118,7 @@ class WantModel(Message, frozen=True):
 class ModelSent(Message, frozen=True):
     """The bytes of a granted model have been sent (or the client is gone): the pin may go."""
 
-    conn: int
+    conn: Count
     key: KeyBytes
     sent_bytes: Count
 
@@ -116,19 +129,20 @@ class GatewayStats(Message, frozen=True):
     received_bytes: Count
     sent_bytes: Count
     connections: Count
-    cpu_s: float
+    cpu_s: NotNegative
 
 
 class Offered(Message, frozen=True):
     """Another node's gateway says Offer: asks for room.  Then Sealed or Aborted, as for an update."""
 
-    conn: int
+    conn: Count
     number: Count
     epoch: Count
     branch: Count
     members: Count
     data_bytes: Count
     meta_bytes: Count
+    secret: Secret = ""
 
 
 class CarryEnded(Message, frozen=True):
@@ -181,7 +195,7 @@ class JobSchema(Message, frozen=True):
     """
 
     job: Name
-    number: int
+    number: Count
     tensors: Tensors
     options: dict[str, Any] = msgspec.field(default_factory=dict)
 
@@ -195,7 +209,7 @@ class JobForget(Message, frozen=True):
 class Granted(Message, frozen=True):
     """The slot for the client's update; `member` is the bytes for the object's meta region."""
 
-    conn: int
+    conn: Count
     key: KeyBytes
     member: Annotated[bytes, msgspec.Meta(max_length=CONTRIBUTION_BYTES_MAX)]
 
@@ -203,7 +217,7 @@ class Granted(Message, frozen=True):
 class ModelGranted(Message, frozen=True):
     """The model object to send; pinned until ModelSent."""
 
-    conn: int
+    conn: Count
     job: Name
     round: Count
     key: KeyBytes
@@ -212,7 +226,7 @@ class ModelGranted(Message, frozen=True):
 class FollowUpdate(Message, frozen=True):
     """Tell by Progress, from now on, how far the update of a Granted key is."""
 
-    conn: int
+    conn: Count
     key: KeyBytes
 
 
@@ -223,7 +237,7 @@ class TellClient(Message, frozen=True):
     Selected of that job, and the gateway adds what is the same for all: tensors, or their digest, and options.
     """
 
-    conn: int
+    conn: Count
     message: msgspec.Raw
     selects: Word = ""
 
@@ -231,7 +245,7 @@ class TellClient(Message, frozen=True):
 class HangUp(Message, frozen=True):
     """Close a connection; 0: all of them.  Of what was granted or joined over each it is told as for any other end."""
 
-    conn: int = 0
+    conn: Count = 0
 
 
 class AskStats(Message, frozen=True):
@@ -254,6 +268,7 @@ class Carry(Message, frozen=True):
     number: Count
     epoch: Count
     branch: Count
+    secret: Secret = ""
 
 
 class Fetch(Message, frozen=True):

@@ -19,7 +19,7 @@ import msgspec
 
 from lifl.core.config.values import split_address
 from lifl.core.coordinator import membership as ms
-from lifl.core.errors import ConfigError, RemoteFault
+from lifl.core.errors import ConfigError, Impossible, LocalFault, RemoteFault
 from lifl.core.fields import Message
 from lifl.core.limits import NODES_MAX
 from lifl.core.protocol import cluster as p
@@ -109,9 +109,21 @@ class AgentSide:
     async def _live(self) -> None:
         while not self._leaving:
             for address in dict.fromkeys(filter(None, (self._coordinator, self._join))):
-                if await self._attempt(address):
+                if await self._lived(address):
                     break
             await asyncio.sleep(self._backoff.next_s())
+
+    async def _lived(self, address: str) -> bool:
+        """Do as `_attempt` does; a fault of ours ends this connection, and the node dials again."""
+        try:
+            return await self._attempt(address)
+        except Impossible:
+            raise
+        except Exception:
+            log.exception("peer.join %s failed", address)
+            if self._link is not None:
+                self._link.close()
+            return False
 
     async def _attempt(self, address: str) -> bool:
         """Try one member; when it welcomes the node, return True after the connection has ended."""
@@ -144,10 +156,13 @@ class AgentSide:
 
     async def _enter(self, address: str) -> None:
         """Follow redirects until a coordinator welcomes the node; then `_link` is set."""
+        plain = False  # a member of an earlier version refuses a field that it does not know, by its name
         for _ in range(REDIRECTS_MAX + 1):
             sock = await self._dial(address)
             try:
-                await self._loop.sock_sendall(sock, encode(self._hello()))
+                hello = self._hello()
+                hello = msgspec.structs.replace(hello, knows=()) if plain else hello
+                await self._loop.sock_sendall(sock, encode(hello))
                 answer = await read_frame(sock, p.Greeting)
             except BaseException:
                 sock.close()
@@ -162,6 +177,8 @@ class AgentSide:
                 case p.PeerRejoin(above):
                     log.warning("peer.rejoin this life was declared dead; coming back as one above %d", above)
                     self._handler.rejoin(above)
+                case p.PeerRefusal(text) if "`knows`" in text and not plain:
+                    plain = True
                 case p.PeerRefusal(text, retry):
                     raise _Refused(text, retry)
         raise _Refused(f"sent on {REDIRECTS_MAX} times without a welcome", retry=True)
@@ -244,8 +261,13 @@ class AgentSide:
             self._ended.set_result(None)
 
     def report(self, message: Message) -> None:
-        if self._link is not None:
+        if self._link is None:
+            return
+        try:
             self._link.send(*split(message))
+        except LocalFault as fault:  # it is too long for a frame; what the coordinator then misses, an Inventory tells
+            log.error("peer.report %s", fault)
+            self._loop.call_soon(self._link.close)
 
     def rows(self) -> list[dict[str, Any]]:
         if not self._members:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from lifl.core.coordinator import membership as ms
+from lifl.core.errors import LocalFault
 from lifl.core.fields import Message
 from lifl.core.limits import NEWS_MAX
 from lifl.core.protocol import cluster as p
@@ -200,8 +201,13 @@ class CoordinatorSide:
 
     def send(self, node: int, message: Message) -> None:
         link = self._links.get(node)
-        if link is not None:
+        if link is None:
+            return
+        try:
             link.send(message)
+        except LocalFault as fault:  # it is too long for a frame; what the node then misses, its Inventory shows
+            log.error("peer.order node=%016x %s", node, fault)
+            self._loop.call_soon(link.close)
 
     def _member(self, node: int) -> p.PeerMember:
         member = self._table.members[node]

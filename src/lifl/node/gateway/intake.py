@@ -58,8 +58,11 @@ class Intake:
 
     # ---- an update -------------------------------------------------------------------------------------------------
 
-    async def take_update(self, submit: cm.Submit, client: str, direct: bool) -> None:
-        """Take in an update of `client`, which writes to the slot itself if `direct`.  Raise `Refused`."""
+    async def take_update(self, submit: cm.Submit, client: str, direct: bool) -> bool:
+        """Take in an update of `client`, which writes to the slot itself if `direct`; return whether it is sealed.
+
+        Raise `Refused`.
+        """
         job = self._shared.job(submit.job)
         check_submit(job.layout, submit, client)
         grant = await self._grants.ask(
@@ -67,6 +70,8 @@ class Intake:
         )
         if isinstance(grant, gm.Granted):
             await self._land(grant, self._fill_update(submit, job, grant, direct), submit.data_bytes)
+            return True
+        return False
 
     async def _fill_update(self, submit: cm.Submit, job: JobLayout, grant: gm.Granted, direct: bool) -> None:
         """Have the update's bytes written, checked and sealed."""
@@ -129,6 +134,7 @@ class Intake:
                 offer.members,
                 offer.data_bytes,
                 offer.meta_bytes,
+                offer.secret,
             )
         )
         if isinstance(grant, gm.Granted):
@@ -167,7 +173,7 @@ class Intake:
         """Have a granted object filled and sealed, and tell the daemon how it ended."""
         try:
             await filling
-        except (Refused, RemoteFault, OSError, EOFError, TimeoutError, StaleKey) as error:
+        except Exception as error:  # of whatever kind: the daemon is told, else the slot would wait for ever
             writing = self._filling and not self._is_gone(error)
             self._shared.link.send(gm.Aborted(self._conn, grant.key, self._socket.reason(error), writing))
             if isinstance(error, StaleKey):

@@ -13,6 +13,7 @@ all of it has come.  So the daemon may order the same again, here or in the next
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -38,6 +39,8 @@ from lifl.node.gateway.shared import Shared
 from lifl.shm.checksum import checksum
 from lifl.shm.ingest_check import ingest_check
 from lifl.shm.layout import ObjectState
+
+log = logging.getLogger("lifl.gateway")
 
 TRIES_MAX = 5
 PAUSE_FIRST_S = 0.5
@@ -93,7 +96,11 @@ class PeerTransfers:
             await asyncio.wait({earlier})  # nothing else touches the object
         trip = _Trip(self._shared, request)
         async with self._places:
-            error = await trip.make()
+            try:
+                error = await trip.make()
+            except Exception as bug:  # whatever it is, the daemon hears of it
+                log.exception("gateway.transfer of %s failed", type(request).__name__)
+                error = f"{type(bug).__name__}: {bug}"
         text = error[:TEXT_CHARS_MAX]
         if isinstance(request, gm.Carry):
             self._shared.link.send(gm.CarryEnded(request.key, text, trip.moved_bytes))
@@ -145,7 +152,7 @@ class _Trip:
             raise LocalFault(f"object {self._key} is to be carried but is not sealed")
         what = (entry.weight, entry.contributions, entry.data_bytes, entry.meta_bytes)
         failpoints.hit("gateway.carry.before")
-        await peer.say(cm.Offer(request.number, request.epoch, request.branch, *what))
+        await peer.say(cm.Offer(request.number, request.epoch, request.branch, *what, request.secret))
         answer = await peer.hear()
         if isinstance(answer, cm.Accepted):
             return
