@@ -220,18 +220,36 @@ def test_more_than_dev_shm_has_free_is_refused_with_advice_and_leaves_nothing(na
     assert not os.path.exists(SHM_FOLDER + name)
 
 
-def test_a_refusal_by_the_kernel_while_reserving_leaves_nothing(name):
-    """The room was there when asked and is not when taken: here because files may not be so long."""
+REFUSED = textwrap.dedent("""
+    import os, sys
+    from lifl.core.errors import ResourceFault
+    from lifl.shm.owned_arena import OwnedArena
     before = len(os.listdir("/proc/self/fd"))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (ARENA_BYTES - PAGE_BYTES, hard))
     try:
-        with pytest.raises(ResourceFault, match="arena_bytes"):
-            OwnedArena.create(name, ARENA_BYTES, NODE, ENTRIES)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not os.path.exists(SHM_FOLDER + name)
+        OwnedArena.create(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    except ResourceFault as fault:
+        assert "--arena-bytes" in str(fault) and "ulimit -f" in str(fault), fault
+    else:
+        raise AssertionError("an arena longer than files may be was made")
     assert len(os.listdir("/proc/self/fd")) == before
+""")
+
+
+def test_a_limit_of_the_length_of_files_is_said_and_leaves_nothing(name):
+    """Files may not be so long as the arena is.
+
+    In a process of its own: making an arena lifts the soft limit to the hard one, and only root may lift that again.
+    """
+    limit = ARENA_BYTES - PAGE_BYTES
+    child = subprocess.run(
+        [sys.executable, "-c", REFUSED, name, str(ARENA_BYTES), str(NODE), str(ENTRIES)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr
+    assert not os.path.exists(SHM_FOLDER + name)
 
 
 def can_mount():
