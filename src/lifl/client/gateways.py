@@ -8,18 +8,22 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable
 from contextlib import closing
 from typing import TypeVar
 
 from lifl.client.books import Books
 from lifl.client.home import AWAY_GREETING_S, Home, pause
+from lifl.client.liveness import Watch, asking, greeted
 from lifl.client.stream import Stream
 from lifl.core.errors import LocalFault, Refused, RemoteFault
 from lifl.core.protocol import client as cm
 
 log = logging.getLogger("lifl.client")
 
+UNREACHABLE_S = 3.0
+"""A gateway that could not be reached is not tried again for so long: requests of that time are made at home."""
 REDIRECTED_PAUSE_S = 1.0
 """When two redirects in a row have led to no gateway: how long until the next attempt."""
 OVER_CODES = frozenset({"round-over", "wrong-round", "not-selected", "unknown-job"})
@@ -38,6 +42,7 @@ class Gateways:
         self._home = home
         self._books = books
         self._closed = closed
+        self._unreachable: tuple[str, float] = ("", 0.0)  # the last gateway that was not reached, and when
 
     def do(self, home: Stream, number: int, action: Callable[[Stream], T]) -> T:
         """Do `action` at the gateway that the round's selection named, or at that of a redirect."""
@@ -58,7 +63,7 @@ class Gateways:
         away = self._dialled(address) if address and address != self._home.node else None
         if away is not None:
             try:
-                with closing(away):
+                with closing(away), asking(away):
                     return action(away)
             except Refused as refused:
                 if refused.code not in _ASK_HOME_CODES:
@@ -66,19 +71,23 @@ class Gateways:
                 log.info("gateway.refused gateway=%s why=%s", address, refused)
             except (OSError, RemoteFault) as error:
                 log.info("gateway.lost gateway=%s error=%s", address, error)
-        return action(home)
+                self._unreachable = (address, time.monotonic())
+        with asking(home):
+            return action(home)
 
     def _dialled(self, address: str) -> Stream | None:
         """Return a connection to another node's gateway, which takes the client; else None."""
-        try:
-            away = Stream(address, AWAY_GREETING_S)
-        except (OSError, LocalFault) as error:
-            log.info("gateway.unreachable gateway=%s error=%s", address, error)
+        if address == self._unreachable[0] and time.monotonic() - self._unreachable[1] < UNREACHABLE_S:
             return None
         try:
-            away.greet(self._client, direct=False)
-        except (OSError, Refused, RemoteFault) as error:
-            away.close()
+            away = greeted(address, AWAY_GREETING_S, self._client, direct=False)
+        except (OSError, LocalFault, Refused, RemoteFault) as error:
             log.info("gateway.unreachable gateway=%s error=%s", address, error)
+            self._unreachable = (address, time.monotonic())
             return None
+
+        def at_home() -> list[str]:
+            return [self._home.node]
+
+        away.watch = Watch(away, address, self._client, at_home, lambda: True, lambda _: None, lambda _: None)
         return away

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from lifl.client.books import Books
+from lifl.client.liveness import ANSWER_S, Watch, greeted, usable
 from lifl.client.outcomes import NodeUnreachable, RoundEnded, Settled
 from lifl.client.stream import GREETING_S, Stream
 from lifl.core.errors import LocalFault, Refused
@@ -24,7 +25,7 @@ log = logging.getLogger("lifl.client")
 
 PAUSE_FIRST_S = 0.1
 PAUSE_MAX_S = 15.0
-AWAY_GREETING_S = 5.0
+AWAY_GREETING_S = ANSWER_S
 """Another node's gateway answers within this time, or the client's own is asked (of several nodes: the next one)."""
 
 T = TypeVar("T")
@@ -53,6 +54,7 @@ class Home:
         self.stream: Stream | None = None
         """The connection, while there is one."""
         self._nodes = deque(nodes)
+        self._given = tuple(nodes)
         self._books = books
         self._closed = closed
         self._job = job
@@ -66,6 +68,28 @@ class Home:
     def node(self) -> str:
         """The address of the node that the client is at, or tries next."""
         return self._nodes[0]
+
+    @property
+    def client(self) -> str:
+        """The client's name."""
+        return self._client
+
+    def others(self) -> list[str]:
+        """Return the addresses to go to when this node is silent."""
+        return list(self._nodes)[1:]
+
+    def learn(self, gateways: Sequence[str]) -> None:
+        """Note which gateways of other nodes there are: those of before that were not given are forgotten."""
+        fresh = [address for address in usable(gateways) if address not in self._nodes]
+        kept = [address for address in self._nodes if address in self._given or address in gateways]
+        here = self.node
+        self._nodes = deque([here, *(address for address in kept if address != here), *fresh])
+
+    def _leave_for(self, address: str) -> None:
+        """Try this node next."""
+        log.warning("node.silent node=%s next=%s", self.node, address)
+        self._nodes.remove(address)
+        self._nodes.insert(1, address)
 
     def answer(self, stream: Stream, number: int, kinds: Any) -> Any:
         """Return the next message of `kinds` about the round; all others are noted."""
@@ -116,10 +140,13 @@ class Home:
             return self.stream
         if self._closed.is_set():
             raise LocalFault("the client is closed")
-        stream = Stream(self.node, GREETING_S if len(self._nodes) == 1 else AWAY_GREETING_S)
+        patience_s = GREETING_S if len(self._nodes) == 1 else AWAY_GREETING_S
+        stream = greeted(self.node, patience_s, self._client, self._direct)
         try:
-            stream.greet(self._client, self._direct)
             stream.send(cm.Join(self._job, min(self._books.held, default=None), time.time_ns()))
+            ways = (self.others, self._holds, self._leave_for, self.learn)
+            stream.watch = Watch(stream, self.node, self._client, *ways)
+            stream.watch.ping()
         except BaseException:
             stream.close()
             raise
@@ -128,6 +155,9 @@ class Home:
         self._pause_s = PAUSE_FIRST_S
         self.stream = stream
         return stream
+
+    def _holds(self) -> bool:
+        return bool(self._books.held)
 
     def disconnect(self) -> None:
         """Close the connection, if there is one."""

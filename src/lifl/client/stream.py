@@ -12,6 +12,8 @@ import os
 import select
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol, TypeVar
 
 from lifl.core.errors import LocalFault, Refused, RemoteFault
 from lifl.core.protocol import client as cm
@@ -30,6 +32,26 @@ SEND_BYTES = 4 * 1024 * 1024
 RECEIVE_BYTES = 1024 * 1024
 KEEPALIVE_IDLE_S = 30
 UNACKNOWLEDGED_S = 60
+
+T = TypeVar("T")
+
+
+class Watched(Protocol):
+    """What looks after a connection while something is waited for on it (`liveness.Watch`)."""
+
+    asking: bool
+
+    def heard(self) -> None: ...
+
+    def moved(self) -> None: ...
+
+    def answered(self, pong: cm.Pong) -> None: ...
+
+    def ping(self) -> None: ...
+
+    def wait_s(self) -> float: ...
+
+    def silent(self) -> None: ...
 
 
 def connect(address: str, patience_s: float = GREETING_S) -> socket.socket:
@@ -66,15 +88,18 @@ class Stream:
     """One connection.  Everything raises `OSError` when it breaks and `RemoteFault` when the peer sends garbage."""
 
     def __init__(self, address: str, patience_s: float = GREETING_S) -> None:
+        self.knows: tuple[str, ...] = ()
+        """What the gateway knows beyond the first version of the protocol."""
+        self.watch: Watched | None = None
         self._sock = connect(address, patience_s)
         self.is_local = self._sock.family == socket.AF_UNIX
         self._decoder: FrameDecoder[cm.ToClient] = FrameDecoder(cm.ToClient)
         self._descriptors: list[int] = []
         self._arena: memoryview | None = None
 
-    def greet(self, client: str, direct: bool) -> None:
+    def greet(self, client: str, direct: bool, knows: tuple[str, ...] = cm.KNOWS) -> None:
         """Say Hello and take the answer.  Raise `Refused` too."""
-        self.send(cm.Hello(cm.PROTOCOL_VERSION, client, direct=direct and self.is_local))
+        self.send(cm.Hello(cm.PROTOCOL_VERSION, client, direct and self.is_local, knows))
         answer = self.receive()
         if isinstance(answer, cm.Refusal):
             if answer.code == "too-many-connections":
@@ -82,33 +107,63 @@ class Stream:
             raise Refused(answer.code, answer.field, answer.text)
         if not isinstance(answer, cm.Welcome):
             raise RemoteFault(f"the node answers Hello by {type(answer).__name__}; is it a LIFL gateway?")
-        self.greeted()
+        self.knows = answer.knows
+        self.patience(None)
 
-    def greeted(self) -> None:
-        """Wait as long as it takes from now on: the node has answered."""
-        self._sock.settimeout(None)
+    def patience(self, patience_s: float | None) -> None:
+        """Wait so long from now on; None: as long as it takes, or as the watch says."""
+        self._sock.settimeout(patience_s)
+
+    def _patiently(self, act: Callable[[], T]) -> T:
+        """Do what may have to wait; the watch, if there is one, says for how long."""
+        if self.watch is None:
+            return act()
+        while True:
+            self._sock.settimeout(self.watch.wait_s())
+            try:
+                done = act()
+            except TimeoutError as error:
+                if error.errno is not None:  # the network's, not ours
+                    raise
+                self.watch.silent()
+            else:
+                self.watch.moved()
+                return done
 
     def wait_with(self, other: Stream) -> Stream:
         """Wait until there is something to receive; return on which of the two, the other one first."""
         poll = select.poll()
         for stream in (self, other):
             poll.register(stream._sock, select.POLLIN)
-        ready = [fd for fd, _events in poll.poll()]
-        return other if other._sock.fileno() in ready else self
+        while not (ready := poll.poll(self.watch.wait_s() * 1000 if self.watch is not None else None)):
+            assert self.watch is not None
+            self.watch.silent()
+        return other if other._sock.fileno() in [fd for fd, _events in ready] else self
 
     def send(self, message: cm.FromClient) -> None:
         """Send one frame."""
-        self._sock.sendall(encode(message))
+        frame = memoryview(encode(message))
+        while frame:
+            frame = frame[self._patiently(partial(self._sock.send, frame)) :]
 
     def receive(self) -> cm.ToClient:
-        """Wait for the next frame and return its message."""
-        while (message := self._decoder.next_message()) is None:
-            wanted = min(self._decoder.missing_bytes, RECEIVE_BYTES)
-            data = self._receive_with_rights(wanted) if self.is_local else self._sock.recv(wanted)
-            if not data:
-                raise ConnectionResetError("the node closed the connection")
-            self._decoder.feed(data)
-        return message
+        """Wait for the next frame and return its message; the answers to its questions are the watch's."""
+        while True:
+            while (message := self._decoder.next_message()) is None:
+                data = self._patiently(self._receive_some)
+                if not data:
+                    raise ConnectionResetError("the node closed the connection")
+                self._decoder.feed(data)
+            if self.watch is None:
+                return message
+            if not isinstance(message, cm.Pong):
+                self.watch.heard()
+                return message
+            self.watch.answered(message)
+
+    def _receive_some(self) -> bytes:
+        wanted = min(self._decoder.missing_bytes, RECEIVE_BYTES)
+        return self._receive_with_rights(wanted) if self.is_local else self._sock.recv(wanted)
 
     def _receive_with_rights(self, nbytes: int) -> bytes:
         room = socket.CMSG_SPACE(array.array("i").itemsize)
@@ -145,7 +200,8 @@ class Stream:
         """Fill `view`."""
         got = 0
         while got < len(view):
-            step = self._sock.recv_into(view[got : got + RECEIVE_BYTES])
+            rest = view[got : got + RECEIVE_BYTES]
+            step = self._patiently(partial(self._sock.recv_into, rest))
             if not step:
                 raise ConnectionResetError(f"the node closed the connection after {got} of {len(view)} bytes")
             got += step
@@ -165,7 +221,7 @@ class Stream:
                 nbytes += len(piece)
                 if nbytes == SEND_BYTES:
                     break
-            step = self._sock.sendmsg(batch)
+            step = self._patiently(partial(self._sock.sendmsg, batch))
             sent += step
             offset += step
             while index < len(waiting) and offset >= len(waiting[index]):

@@ -19,5 +19,12 @@ STATE_DIR_BYTES_MAX = 90
 """A Unix socket's address holds 107 bytes, and the longest name in the state folder is put behind it."""
 OPTIONS_DEPTH_MAX = 8
 
+GATEWAYS_TOLD_MAX = 16
+"""Other nodes' gateways that a client is told, and keeps."""
+GATEWAY_CHARS_MAX = 280
+FEATURES_MAX = 16
+FEATURE_CHARS_MAX = 32
+"""What a peer says it knows, when it says Hello or Welcome."""
+
 ROUNDS_REMEMBERED = 16
 """Committed rounds whose members are kept in memory, to answer clients that come back late."""

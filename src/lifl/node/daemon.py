@@ -205,6 +205,9 @@ class Daemon:
                 if not self._ready.done():
                     self._ready.set_result(None)
                 return
+            case gm.AskPulse():
+                self._give_pulse()
+                return
             case gm.Disconnected(conn, client, reason):
                 log.warning("client.disconnected conn=%d client=%s %s", conn, client or "-", reason)
                 return
@@ -217,6 +220,12 @@ class Daemon:
                 what = "carry" if isinstance(message, gm.CarryEnded) else "fetch"
                 log.warning("%s.failed key=%s %s", what, Key.unpack(message.key), message.error)
         self._driver.handle(message)
+
+    def _give_pulse(self) -> None:
+        """Let clients know that this node takes part, if it does."""
+        peers = self._bridge.peers if self._bridge is not None else None
+        if peers.connected if peers is not None else not self.config.join:
+            self.gateway.send(gm.Pulse(peers.gateways() if peers is not None else ()))
 
     def _gateway_gone(self) -> None:
         log.warning("gateway.ended %s", self.gateway.last_words() or "without a word")

@@ -3,6 +3,9 @@
 An upload is two steps so that a refusal costs no bandwidth: `Submit` is answered by `Go`, then the body (exactly
 `data_bytes` raw bytes in the layout's order) follows and is answered by `Accepted`.  Another node's gateway is a client
 like any other.
+
+A peer says in Hello and Welcome what it `knows` beyond the first version of this protocol, and is sent nothing else:
+what has its default value there is left out, so that an earlier version understands both.
 """
 
 from __future__ import annotations
@@ -11,19 +14,24 @@ from typing import Any
 
 import msgspec
 
-from lifl.core.fields import Count, Message, Metrics, Name, Tensors, Text
+from lifl.core.fields import Count, Features, Gateways, Message, Metrics, Name, Seconds, Tensors, Text
 
 PROTOCOL_VERSION = 1
+PING = "ping"
+"""The feature of a peer that knows Ping and Pong."""
+KNOWS = (PING,)
+"""What this version knows."""
 
 # ---- client → gateway ------------------------------------------------------------------------------------------
 
 
-class Hello(Message, frozen=True):
+class Hello(Message, frozen=True, omit_defaults=True):
     """The first frame of a connection.  `direct`: the client can fill its slot itself (AF_UNIX only)."""
 
     version: int
     client: Name
     direct: bool = False
+    knows: Features = ()
 
 
 class Join(Message, frozen=True):
@@ -95,18 +103,34 @@ class Checksums(Message, frozen=True):
     meta: Count = 0
 
 
-FromClient = Hello | Join | GetModel | Submit | Filled | Leave | Offer | Checksums
+class Ping(Message, frozen=True):
+    """Asks for Pong: is the node there?"""
+
+
+FromClient = Hello | Join | GetModel | Submit | Filled | Leave | Offer | Checksums | Ping
 
 
 # ---- gateway → client ------------------------------------------------------------------------------------------
 
 
-class Welcome(Message, frozen=True):
-    """The answer to Hello."""
+class Welcome(Message, frozen=True, omit_defaults=True):
+    """The answer to Hello.  `knows` is told to who said there what it knows itself."""
 
     version: int
     node: str
     direct: bool = False
+    knows: Features = ()
+
+
+class Pong(Message, frozen=True):
+    """The answer to Ping: this node takes part in its cluster.  It comes between other messages, in any order.
+
+    `next_s`: when to ask again at the earliest.  `gateways` are those of other nodes that live, to go to when this one
+    is silent.
+    """
+
+    next_s: Seconds
+    gateways: Gateways = ()
 
 
 class Selected(Message, frozen=True):
@@ -199,7 +223,9 @@ class JobOver(Message, frozen=True):
     reason: Text = ""
 
 
-ToClient = Welcome | Selected | Model | Checksums | Go | Accepted | Busy | Refusal | Committed | RoundOver | JobOver
+ToClient = (
+    Welcome | Pong | Selected | Model | Checksums | Go | Accepted | Busy | Refusal | Committed | RoundOver | JobOver
+)
 
 
 def packed(message: Message) -> msgspec.Raw:

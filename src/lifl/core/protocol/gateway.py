@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from lifl.core.fields import Count, KeyBytes, Message, Metrics, Name, Tensors, Text
+from lifl.core.fields import Count, Gateways, KeyBytes, Message, Metrics, Name, Tensors, Text
 
 # ---- gateway → lifld -------------------------------------------------------------------------------------------
 # `conn` is the gateway's number of the client's connection.
@@ -150,8 +150,13 @@ class FetchEnded(Message, frozen=True):
     received_bytes: Count
 
 
+class AskPulse(Message, frozen=True):
+    """A client asks whether this node is there.  Answered by Pulse, unless it has no coordinator."""
+
+
 FromGateway = (
     GatewayReady
+    | AskPulse
     | ClientJoined
     | ClientLeft
     | Disconnected
@@ -229,6 +234,12 @@ class AskStats(Message, frozen=True):
     """Asks for GatewayStats."""
 
 
+class Pulse(Message, frozen=True):
+    """This node takes part in its cluster; `gateways` are those of other nodes."""
+
+    gateways: Gateways = ()
+
+
 class Drain(Message, frozen=True):
     """Accept no more connections, end those there are, and exit 0."""
 
@@ -265,6 +276,7 @@ ToGateway = (
     | TellClient
     | HangUp
     | AskStats
+    | Pulse
     | Drain
     | Carry
     | Fetch

@@ -98,6 +98,7 @@ class Connection:
             if self._outbox.flusher is not None:
                 await asyncio.wait({self._outbox.flusher})
             sock.sock.close()
+            self._shared.pulse.forget(self._number)
             if sock.cut_because:
                 link.send(gm.Disconnected(self._number, self._client, sock.cut_because))
             if self._client:
@@ -131,7 +132,8 @@ class Connection:
         self._client = hello.client
         self._reader.greeted = True
         self._direct = hello.direct and self._socket.is_same_user()
-        self._outbox.send(cm.Welcome(cm.PROTOCOL_VERSION, self._shared.node, self._direct))
+        knows = cm.KNOWS if hello.knows else ()
+        self._outbox.send(cm.Welcome(cm.PROTOCOL_VERSION, self._shared.node, self._direct, knows))
 
     # ---- what clients ask ------------------------------------------------------------------------------------------
 
@@ -146,6 +148,8 @@ class Connection:
                     await self._send_model(message)
                 case cm.Submit():
                     await self._intake.take_update(message, self._client, self._direct)
+                case cm.Ping():
+                    self._shared.pulse.ask(self._number, self._outbox.send)
                 case cm.Offer():
                     await self._intake.take_partial(message)
                 case _:

@@ -41,6 +41,7 @@ from lifl.node.gateway.client_socket import tune
 from lifl.node.gateway.connection import Connection
 from lifl.node.gateway.content import JobLayout
 from lifl.node.gateway.peer_transfer import PeerTransfers
+from lifl.node.gateway.pulse import Pulse
 from lifl.node.gateway.read_waiter import ReadWaiter
 from lifl.node.gateway.shared import Shared
 from lifl.node.link import Link
@@ -77,7 +78,7 @@ class Gateway:
         movers = Movers(MOVERS)
         checks = ThreadPoolExecutor(MOVERS, "check")
         read_waiter = ReadWaiter()
-        self._shared = Shared(link, arena, movers, checks, read_waiter, f"{arena.node:016x}")
+        self._shared = Shared(link, arena, movers, checks, read_waiter, Pulse(link), f"{arena.node:016x}")
         self._peer_transfers = PeerTransfers(self._shared, self._start)
         prefault = Prefault(arena)
         accepting = [loop.create_task(self._accept(listener)) for listener in listeners]
@@ -139,10 +140,12 @@ class Gateway:
         self._next_number += 1
         connection = Connection(self._shared, number, sock)
         self._connections[number] = connection
+        self._shared.pulse.connections = len(self._connections)
         try:
             await connection.run()
         finally:
             del self._connections[number]
+            self._shared.pulse.connections = len(self._connections)
 
     async def _turn_away(self, sock: socket.socket) -> None:
         self._turned_away += 1
@@ -191,6 +194,8 @@ class Gateway:
                 ending = [conn] if conn else list(connections)
                 for connection in filter(None, map(connections.get, ending)):
                     connection.shut()
+            case gm.Pulse():
+                shared.pulse.heard(message)
             case gm.AskStats():
                 shared.link.send(self._stats())
             case gm.Drain():
