@@ -173,10 +173,40 @@ class BranchTracker:
         self.fill(round_)
         after = {record.number: record.updates for record in round_.branches.values()}
         if after != before:
-            for client in [client for client in round_.assigned if client not in round_.places]:
-                round_.unassign(client)
-            fields = {"round": round_.number, "parts": len(round_.nodes)}
-            self._turn.emit(fx.Publish("round.replanned", self._spec.name, fields))
+            self._replanned(round_)
+
+    def take_over(self, round_: Round, node: int, to: int) -> bool:
+        """Let another node take what one can still be granted, of which a client there cannot reach it.
+
+        One place is enough where a branch there has a leaf for it.  Return False when nothing can move.
+        """
+        room = round_.room_at(node)
+        if room and _widen(round_, 1, to):
+            self._narrow(round_, node, 1)
+            return True
+        if not room or not _places_left(round_):
+            return False
+        self._narrow(round_, node, room)
+        record = self._add(round_, to, room)
+        self.save(round_)
+        self._turn.order(self._nodes.home, o.AwaitBranch(self._spec.number, round_.epoch, record.number))
+        self.order_open(round_, record)
+        self._replanned(round_)
+        return True
+
+    @staticmethod
+    def _narrow(round_: Round, node: int, updates: int) -> None:
+        """Take so many of the updates that a node's branches can still be granted off them."""
+        for record in round_.branches.values():
+            if record.node == node:
+                less = min(updates, max(0, round_.room(record)))
+                record.updates, updates = record.updates - less, updates - less
+
+    def _replanned(self, round_: Round) -> None:
+        for client in [client for client in round_.assigned if client not in round_.places]:
+            round_.unassign(client)
+        fields = {"round": round_.number, "parts": len(round_.nodes)}
+        self._turn.emit(fx.Publish("round.replanned", self._spec.name, fields))
 
     def fill(self, round_: Round) -> None:
         """Find branches for what the others do not take, by a plan of the nodes as they are now."""

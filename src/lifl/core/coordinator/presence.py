@@ -72,7 +72,7 @@ class Presence:
         stale = connected_ns < newest_ns.get(client, 0)
         if before is not None and before != here:
             text = f"client {client!r} has joined job {job!r} from another connection; names must differ"
-            self.send(here if stale else before, cm.Refusal("replaced", "client", text, job))
+            self.send(here if stale else before, cm.Refusal(cm.REPLACED, "client", text, job))
         if stale:
             return False
         newest_ns.pop(client, None)

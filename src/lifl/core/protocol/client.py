@@ -185,6 +185,10 @@ USE_GATEWAY = "use-gateway"
 """The code of a Refusal that means: ask the gateway at `field` (HOST:PORT) instead."""
 
 
+REPLACED = "replaced"
+"""The code of a Refusal that means: the client has come over another connection, and this one is of no use."""
+
+
 class Refusal(Message, frozen=True):
     """A request is answered "no"; the connection stays usable unless code is ``protocol``."""
 

@@ -32,6 +32,8 @@ from lifl.node.gateway.intake import Intake
 from lifl.node.gateway.outbox import Outbox
 from lifl.node.gateway.shared import Shared
 
+_REPLACED = cm.REPLACED.encode()
+
 
 class Connection:
     """Connection `number` of the gateway; owns `sock`, a non-blocking stream socket."""
@@ -62,6 +64,10 @@ class Connection:
         if is_ack:
             failpoints.hit("gateway.ack.after")
         self._grants.delivered(encoded)
+        if len(encoded) <= limits.HELLO_BYTES_MAX and _REPLACED in encoded:
+            message = cm.unpacked(msgspec.Raw(encoded))
+            if isinstance(message, cm.Refusal) and message.code == cm.REPLACED:
+                self._intake.replaced()
 
     def follow(self, key: bytes) -> None:
         """Tell the daemon how far the update with this key is, from now on or from when it begins."""

@@ -10,6 +10,8 @@ FRAME_S = 60.0
 """A frame that has begun is complete within this time."""
 BODY_STALL_S = 60.0
 """A body (either way) moves at least `body_moves.STALL_BYTES` in this time, or the connection ends."""
+REPLACED_STALL_S = 2.0
+"""The same for a client that has come over another connection meanwhile."""
 PEER_STALL_S = 10.0
 """The same between nodes, which are nearer to each other; and what the peer's TCP may leave unacknowledged."""
 HELLO_BYTES_MAX = 4096
