@@ -10,6 +10,8 @@ ROUNDS_MAX = 1_000_000
 CLIENTS_PER_ROUND_MAX = 10_000
 FAN_IN_MAX = 64
 DEADLINE_S_MAX = 30 * 24 * 3600.0
+TASK_DEADLINE_S = 300.0
+"""How long a task that has all its inputs may take where the job does not say (`aggregation.task_deadline_s`)."""
 ARENA_BYTES_MIN = 1 << 24
 ARENA_BYTES_MAX = 1 << 44
 WORKERS_MAX = 1_000

@@ -129,7 +129,7 @@ def _is_mutable(value: Any) -> bool:
     kind = type(value)
     if kind in _CONTAINER_NAMES:
         return True
-    immutable = (*_SCALARS, tuple, frozenset, Enum, msgspec.Struct, msgspec.Raw, type)
+    immutable = (*_SCALARS, tuple, frozenset, Enum, msgspec.Struct, msgspec.Raw, msgspec.UnsetType, type)
     if isinstance(value, immutable):
         return False
     if not kind.__module__.startswith(PACKAGE):
@@ -191,6 +191,8 @@ def _flat(value: Any) -> Any:
     """Return `value` as scalars and lists, each list headed by what it is."""
     if type(value) in _SCALARS:
         return value
+    if value is msgspec.UNSET:
+        return ["unset"]
     if isinstance(value, Enum):
         return ["enum", _name(type(value)), value.name]
     if isinstance(value, msgspec.Raw):
@@ -212,6 +214,8 @@ def _built(value: Any) -> Any:
         return value
     kind, *rest = value
     match kind:
+        case "unset":
+            return msgspec.UNSET
         case "enum":
             return _class(rest[0])[rest[1]]
         case "raw":

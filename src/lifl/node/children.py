@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 import socket
 import subprocess
@@ -25,6 +26,9 @@ from lifl.core.errors import ResourceFault
 from lifl.core.fields import Message
 from lifl.core.protocol.gateway import Drain
 from lifl.node.link import Link
+from lifl.node.process_state import is_stopped
+
+log = logging.getLogger("lifl.daemon")
 
 RESTARTS_MAX = 8
 RESTARTS_WINDOW_S = 60.0
@@ -124,6 +128,12 @@ class Child:
             failpoints.hit("lifld.child.before")
             self._link.send(*messages, descriptors=descriptors)
             failpoints.hit("lifld.child.after")
+
+    def kill_if_stopped(self) -> None:
+        """Kill the process if a signal has stopped it; the end of its link has another one started."""
+        if self._process is not None and is_stopped(self.pid):
+            log.warning("child.stopped module=%s pid=%d; it is killed", self.module, self.pid)
+            self._process.kill()
 
     def last_words(self) -> str:
         """Return the end of what the process wrote to standard error."""

@@ -90,7 +90,9 @@ class Daemon:
         self.cli = CliServer(folder / "lifld.sock", self._request)
         opened.callback(self.cli.close)
         self._meters = Meters(self.gateway, self.zygote)
-        self._performer = Performer(self.gateway, self.workers, self.store, self.cli, self._meters)
+        self._performer = Performer(
+            self.gateway, self.zygote, self.workers, self.store, self.cli, self._meters, self._worker_seen
+        )
         self._driver = Driver(self.engine, folder, self._performer.perform)
         shown = (self.engine, self.arena, self.gateway, self.zygote, self.workers, self._meters)
         self.status = NodeStatus(self.identity, folder, bool(config.capacity), warnings, *shown)
@@ -235,6 +237,8 @@ class Daemon:
 
     def _from_zygote(self, message: Any) -> None:
         match message:
+            case wm.Forked(worker, pid):
+                self.workers.forked(worker, pid)
             case wm.Exited(worker, pid, status):
                 log.info("worker.ended worker=%d pid=%d status=%d", worker, pid, status)
             case wm.Calibrated(capacity):
@@ -251,6 +255,10 @@ class Daemon:
 
     def _worker_gone(self, worker: int) -> None:
         self._driver.handle(ev.WorkerGone(worker))
+
+    def _worker_seen(self, worker: int, stopped: bool) -> None:
+        if stopped:
+            self._driver.handle(ev.WorkerSeen(worker, stopped))
 
     def _bounced(self, address: int, key: Key) -> None:
         self._driver.handle(ev.Bounced(address, key))

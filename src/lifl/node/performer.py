@@ -5,8 +5,9 @@ A commit's row is on the disk before anything that follows it is performed.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lifl import failpoints
 from lifl.core import effects as fx
@@ -27,8 +28,19 @@ OF_EACH_UPDATE = frozenset({"update.accepted"})
 class Performer:
     """The hands of one node.  `peers` is None while the node is in no cluster: then nothing is sent to others."""
 
-    def __init__(self, gateway: Child, workers: Workers, store: NodeStore, cli: CliServer, meters: Meters) -> None:
+    def __init__(
+        self,
+        gateway: Child,
+        zygote: Child,
+        workers: Workers,
+        store: NodeStore,
+        cli: CliServer,
+        meters: Meters,
+        on_seen: Callable[[int, bool], None],
+    ) -> None:
         self._gateway = gateway
+        self._zygote = zygote
+        self._on_seen = on_seen
         self._workers = workers
         self._store = store
         self._cli = cli
@@ -51,6 +63,16 @@ class Performer:
         match effect:
             case fx.ForkWorker():
                 self._workers.fork(effect.worker)
+            case fx.LookAtWorker():
+                # Told later: nothing that is performed hands in an event within that.
+                asyncio.get_running_loop().call_soon(
+                    self._on_seen, effect.worker, self._workers.is_stopped(effect.worker)
+                )
+            case fx.KillWorker():
+                self._workers.kill(effect.worker, effect.why)
+            case fx.LookAtChildren():
+                self._gateway.kill_if_stopped()
+                self._zygote.kill_if_stopped()
             case fx.SendWorker():
                 self._workers.send(effect.worker, effect.message)
             case fx.Route():

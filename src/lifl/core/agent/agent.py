@@ -23,6 +23,7 @@ from lifl.core.agent.pool import Pool
 from lifl.core.agent.quota import NO_JOB, Quota
 from lifl.core.agent.task_table import TaskTable
 from lifl.core.agent.uploads import Uploads
+from lifl.core.agent.worker_watch import WorkerWatch
 from lifl.core.errors import LocalFault
 from lifl.core.ids import Key
 from lifl.core.object_store import ObjectStore
@@ -55,6 +56,7 @@ class Agent:
         self.quota = Quota(store)
         self.pool = Pool(workers_max, idle_timeout_s)
         self.tasks = TaskTable(turn, self.quota, self.pool)
+        self.watch = WorkerWatch(turn, self.tasks, self.pool)
         self.replicas: dict[int, JobReplica] = {}  # by the job's number
         self.uploads = Uploads(self.replicas, turn, self.quota, wait_queue_max)
         self.partials = PartialTransfers(self.replicas, turn, self.quota)
@@ -82,6 +84,7 @@ class Agent:
         for replica in list(self.replicas.values()):
             replica.settle(self.models.may_fetch)
         self.uploads.settle()
+        self.watch.settle(at_stake=any(replica.runners for replica in self.replicas.values()))
 
     def _act(self, outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes:
@@ -222,12 +225,14 @@ class Agent:
         """Do what is due by now."""
         for worker in self.pool.expired(self._turn.now):
             self._turn.emit(fx.SendWorker(worker, wm.Retire()))
+        self.tasks.fork_due()
+        self._act(self.watch.tick())
         for part in (self.uploads, self.partials, self.models):
             part.tick()
 
     def next_timer(self) -> float:
         """Return when `tick` is due; infinity: not before something happens."""
-        return min(part.next_timer() for part in (self.pool, self.uploads, self.partials, self.models))
+        return min(part.next_timer() for part in (self.pool, self.watch, self.uploads, self.partials, self.models))
 
     def problems(self) -> Iterable[str]:
         """Yield what is wrong with this node's books, a sentence each."""
@@ -264,6 +269,7 @@ HANDLERS: Mapping[type, Callable[[Agent, Any], object]] = {
     # the workers
     ev.FromWorker: Agent._from_worker,
     ev.WorkerGone: lambda agent, event: agent._act(agent.tasks.worker_gone(event)),
+    ev.WorkerSeen: lambda agent, event: agent.watch.seen(event),
     ev.Bounced: lambda agent, event: agent.tasks.bounced(event),
     ev.Calibrated: Agent._calibrated,
 }

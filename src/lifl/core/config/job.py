@@ -11,7 +11,13 @@ import msgspec
 from lifl.core.config.parse import convert, overridden
 from lifl.core.errors import ConfigError
 from lifl.core.fields import Name, Seconds
-from lifl.core.limits import CLIENTS_PER_ROUND_MAX, FAN_IN_MAX, OPTIONS_DEPTH_MAX, ROUNDS_MAX
+from lifl.core.limits import (
+    CLIENTS_PER_ROUND_MAX,
+    FAN_IN_MAX,
+    OPTIONS_DEPTH_MAX,
+    ROUNDS_MAX,
+    TASK_DEADLINE_S,
+)
 
 Policy = Literal["best-fit", "first-fit", "worst-fit", "round-robin"]
 Fraction = Annotated[float, msgspec.Meta(ge=1.0, le=10.0)]
@@ -58,6 +64,8 @@ class AggregationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     ``module`` is imported from.
     In a cluster `placement` chooses the nodes that take a round's updates (`planning/placement.py`) when a round
     begins, and every `replan_interval_s` for what has not come by then.
+    A task that has all its inputs and does not end within `task_deadline_s` (none given: 300) is killed, and its round
+    fails; a node whose part of a closed round does not come within twice that is given up for that round.
     """
 
     rule: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] = "fedavg"
@@ -68,6 +76,12 @@ class AggregationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     rule_folder: str = ""
     placement: Policy = "best-fit"
     replan_interval_s: Seconds = 120.0
+    task_deadline_s: Seconds | msgspec.UnsetType = msgspec.UNSET  # what is not said does not travel to earlier versions
+
+    @property
+    def task_limit_s(self) -> float:
+        """How long a task may take that has all its inputs."""
+        return TASK_DEADLINE_S if isinstance(self.task_deadline_s, msgspec.UnsetType) else self.task_deadline_s
 
 
 class CheckpointSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
