@@ -110,11 +110,15 @@ class Agent:
             self.quota.free(key)
 
     def _coordinator_up(self, event: ev.CoordinatorUp) -> None:
-        """Tell the coordinator what this node has, before it hears anything else."""
+        """Tell the coordinator what this node has, before it hears anything else, and which branches have failed."""
         for number in list(self._orphans) if event.stranger else ():
             self._free_orphans(number)
         self._connected = True
         self._turn.report(self._inventory())
+        for replica in self.replicas.values():
+            for branch in replica.branches():
+                if branch.failed is not None:
+                    self._turn.report(branch.failed)
 
     def _coordinator_down(self, _event: ev.CoordinatorDown) -> None:
         """Send the clients to other nodes; what is sealed waits for the coordinator."""

@@ -86,6 +86,7 @@ class BranchTracker:
 
     def close(self, round_: Round) -> None:
         """Take no more updates anywhere."""
+        self._give_more_time(round_)
         for record in list(round_.branches.values()):
             if record.state in (BranchState.OPEN, BranchState.RECOVERING):
                 self.order_close(round_, record)
@@ -104,13 +105,20 @@ class BranchTracker:
             return
         if record.state is BranchState.CLOSED:
             record.updates = updates
+        self._give_more_time(round_)
         if round_.phase is Phase.COLLECTING:
             self.fill(round_)
         self.expect(round_)
 
+    def sealed(self, round_: Round, record: BranchRecord, report: o.BranchSealed) -> None:
+        """Note what a branch's partial, which is complete, has cost."""
+        record.cost = report.cost
+        self._give_more_time(round_)
+
     def arrived(self, round_: Round, record: BranchRecord, report: o.PartialArrived) -> Believed:
         """Note that the top has a branch's partial: what is in it counts, and nothing else of that branch."""
         record.move(BranchState.ARRIVED)  # OPEN, CLOSED, RECOVERING, FORGETTING -> ARRIVED
+        self._give_more_time(round_)
         round_.between_bytes += report.moved_bytes
         record.updates = len(report.members)
         return round_.believe(record, report.members, (), self._turn.now)
@@ -133,6 +141,29 @@ class BranchTracker:
         record.move(BranchState.FORGETTING)  # OPEN, CLOSED, RECOVERING -> FORGETTING
         if not round_.home_unknown:
             self.order_forget(round_, record)
+
+    def late(self, round_: Round) -> str:
+        """Give up the branches whose partials do not come, though their nodes live.
+
+        Return why the round fails, if there are none: then it is the model that does not come.
+        """
+        self._give_more_time(round_)
+        late = [record for record in round_.branches.values() if record.number and _is_awaited(record)]
+        for record in late:
+            self.give_up(round_, record)
+            self.order_drop(record.node, round_.epoch, record.number)
+        within = f"within {self._aggregate_s:g} s of what had come (twice aggregation.task_deadline_s)"
+        return "" if late else f"no model was made {within}"
+
+    @property
+    def _aggregate_s(self) -> float:
+        """How long nothing may come of a round that is closed: the tasks of a branch wait for each other."""
+        return 2 * self._spec.config.aggregation.task_limit_s
+
+    def _give_more_time(self, round_: Round) -> None:
+        """Note that there is something new of the round, if it is closed."""
+        if round_.phase is Phase.AGGREGATING:
+            round_.aggregate_until_s = self._turn.now + self._aggregate_s
 
     def order_forget(self, round_: Round, record: BranchRecord) -> None:
         """Have the top say whether it has the branch's partial, and take it no more if not."""
@@ -182,25 +213,17 @@ class BranchTracker:
         """
         room = round_.room_at(node)
         if room and _widen(round_, 1, to):
-            self._narrow(round_, node, 1)
+            _narrow(round_, node, 1)
             return True
         if not room or not _places_left(round_):
             return False
-        self._narrow(round_, node, room)
+        _narrow(round_, node, room)
         record = self._add(round_, to, room)
         self.save(round_)
         self._turn.order(self._nodes.home, o.AwaitBranch(self._spec.number, round_.epoch, record.number))
         self.order_open(round_, record)
         self._replanned(round_)
         return True
-
-    @staticmethod
-    def _narrow(round_: Round, node: int, updates: int) -> None:
-        """Take so many of the updates that a node's branches can still be granted off them."""
-        for record in round_.branches.values():
-            if record.node == node:
-                less = min(updates, max(0, round_.room(record)))
-                record.updates, updates = record.updates - less, updates - less
 
     def _replanned(self, round_: Round) -> None:
         for client in [client for client in round_.assigned if client not in round_.places]:
@@ -243,6 +266,12 @@ class BranchTracker:
         return record
 
 
+def _is_awaited(record: BranchRecord) -> bool:
+    """Return whether the branch sends a partial that is not at the top, as far as is known."""
+    done = record.state in (BranchState.ARRIVED, BranchState.FORGETTING)
+    return not done and not (record.closed and record.updates == 0)
+
+
 def _missing(round_: Round) -> int:
     """Return how many of the goal's updates no branch takes."""
     return round_.goal - sum(record.updates for record in round_.branches.values())
@@ -256,6 +285,14 @@ def _widen(round_: Round, updates: int, node: int | None) -> int:
             more = min(updates - given, record.updates_max - record.updates)
             record.updates, given = record.updates + more, given + more
     return given
+
+
+def _narrow(round_: Round, node: int, updates: int) -> None:
+    """Take so many of the updates that a node's branches can still be granted off them."""
+    for record in round_.branches.values():
+        if record.node == node:
+            less = min(updates, max(0, round_.room(record)))
+            record.updates, updates = record.updates - less, updates - less
 
 
 def _places_left(round_: Round) -> int:

@@ -77,6 +77,7 @@ class Round:
         self.others_max = 0  # how many partials of others the top was opened for
         self.expected: int | None = None  # how many it was told will come
         self.replan_at_s = math.inf
+        self.aggregate_until_s = math.inf  # while it aggregates: something more must have come by then
         self.assigned: dict[str, int] = {}  # by client: the node whose gateway it was told to use
         self.places: dict[str, int] = {}  # by client: the branch that has its update, or gets it
         self._placed: defaultdict[int, dict[str, None]] = defaultdict(dict)  # the same by branch
