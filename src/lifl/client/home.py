@@ -55,6 +55,7 @@ class Home:
         """The connection, while there is one."""
         self._nodes = deque(nodes)
         self._given = tuple(nodes)
+        self._silent = ("", 0.0)  # the last gateway that was not heard, or not reached, and when
         self._books = books
         self._closed = closed
         self._job = job
@@ -85,8 +86,18 @@ class Home:
         here = self.node
         self._nodes = deque([here, *(address for address in kept if address != here), *fresh])
 
+    def note_silent(self, address: str) -> None:
+        """Note that a gateway says nothing, or cannot be reached."""
+        self._silent = (address, time.monotonic())
+
+    def is_silent(self, address: str, within_s: float) -> bool:
+        """Return whether that was so lately."""
+        silent, since_s = self._silent
+        return address == silent and time.monotonic() - since_s < within_s
+
     def _leave_for(self, address: str) -> None:
         """Try this node next."""
+        self.note_silent(self.node)
         log.warning("node.silent node=%s next=%s", self.node, address)
         self._nodes.remove(address)
         self._nodes.insert(1, address)

@@ -65,7 +65,8 @@ class AggregationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     In a cluster `placement` chooses the nodes that take a round's updates (`planning/placement.py`) when a round
     begins, and every `replan_interval_s` for what has not come by then.
     A task that has all its inputs and does not end within `task_deadline_s` (none given: 300) is killed, and its round
-    fails; a node whose part of a closed round does not come within twice that is given up for that round.
+    fails; a node whose part of a closed round does not come within twice that, and half a minute, is given
+    up for that round.
     """
 
     rule: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] = "fedavg"

@@ -27,6 +27,9 @@ from lifl.core.errors import Refused
 from lifl.core.protocol import commands as o
 from lifl.core.turn import Turn
 
+MOVING_S = 30.0
+"""What a closed round has beside the time for its tasks: to notice that one has taken too long, to move partials."""
+
 
 class AskAgain(NamedTuple):
     """The updates of these clients were in the round, or on their way, and are not; so many were accepted."""
@@ -152,13 +155,15 @@ class BranchTracker:
         for record in late:
             self.give_up(round_, record)
             self.order_drop(record.node, round_.epoch, record.number)
-        within = f"within {self._aggregate_s:g} s of what had come (twice aggregation.task_deadline_s)"
+        within = (
+            f"within {self._aggregate_s:g} s of what had come (twice aggregation.task_deadline_s, and {MOVING_S:g} s)"
+        )
         return "" if late else f"no model was made {within}"
 
     @property
     def _aggregate_s(self) -> float:
         """How long nothing may come of a round that is closed: the tasks of a branch wait for each other."""
-        return 2 * self._spec.config.aggregation.task_limit_s
+        return 2 * self._spec.config.aggregation.task_limit_s + MOVING_S
 
     def _give_more_time(self, round_: Round) -> None:
         """Note that there is something new of the round, if it is closed."""
