@@ -39,4 +39,4 @@ def test_rounds_are_committed_while_it_lasts(three: Cluster, number: int) -> Non
     found = measure(three, f"g{number}", FAULTS[FELT[number]])
     print(f"{FELT[number]}: {found}")
     assert found.gap_s < GAP_MAX_S
-    assert found.attempts_failed == 0
+    assert (found.lost, found.attempts_failed) == (0, 0)

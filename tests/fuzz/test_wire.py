@@ -16,7 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lifl.core.errors import LocalFault, RemoteFault
-from lifl.core.fields import Count, KeyBytes, Message, Metrics, Name, Tensors
+from lifl.core.fields import Count, KeyBytes, Message, Metrics, Name, Seconds, Tensors
+from lifl.core.limits import DEADLINE_S_MAX
 from lifl.core.protocol import cli as om
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
@@ -59,6 +60,8 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
     """Values of a field's type, within its limits."""
     if kind == Name:
         return names
+    if kind == Seconds:
+        return st.floats(0, DEADLINE_S_MAX, exclude_min=True)
     if kind == KeyBytes:
         return st.binary(min_size=16, max_size=16)
     if kind == Metrics:
