@@ -42,8 +42,10 @@ class WorkerWatch:
         self._since_s: dict[int, dict[Debt, float]] = {}  # by worker: what it was seen to owe, and since when
 
     def settle(self, at_stake: bool) -> None:
-        """Look soon, if there is anything to look at: a worker with tasks, or (`at_stake`) a branch."""
-        if self._look_at_s == math.inf and (at_stake or any(worker.tasks for worker in self._pool.workers.values())):
+        """Look soon if there is anything to look at: a worker with tasks, or (`at_stake`) a branch; else not at all."""
+        if not (at_stake or any(worker.tasks for worker in self._pool.workers.values())):
+            self._look_at_s = math.inf
+        elif self._look_at_s == math.inf:
             self._look_at_s = self._turn.now + LOOK_S
 
     def next_timer(self) -> float:
