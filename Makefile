@@ -2,11 +2,14 @@
 # make demo-cluster three nodes on this machine, 60 clients, one node is killed (needs root)
 # make test         ruff, mypy and all tests           (ARGS="-k arena" is handed to pytest)
 # make test-loads   all tests three times: on the machine as it is, with all cores kept busy, and on one core
-# make sim SEED=17  one life of the simulated cluster, told event by event   (HOSTS=1: of a single node)
+# make coverage     how much of each module of core its own tests cover; fails where the code that decides has too little
+# make sim SEED=17  one simulated life, told event by event (HOSTS=1: of a single node; RECORDING=FILE: what was recorded)
+# make sim-long LIVES=100000  as many lives, in all cores; the failing seeds at the end   (FIRST=0)
 # make bench        LIFL beside serverful and serverless aggregation, Flower and NVFlare; writes bench/results/REPORT.md
 # make bench-quick  the same with small sizes: that all of it runs and is right
 # make bench-node   the benchmark of one node
 # make bench-cluster  what each mechanism of a cluster gains: three nodes on this machine, slow links (needs root)
+# make limits       writes docs/limits.md out of the code
 # make lint         ruff (rules and format) and mypy only
 # make setup        the virtual environment only
 # make clean        removes what make and the tests made
@@ -28,7 +31,7 @@ MAY_INSTALL = [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 APT_INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-cluster test test-loads lint sim bench bench-quick bench-node bench-cluster clean
+.PHONY: help setup demo demo-cluster test test-loads coverage lint sim sim-long bench bench-quick bench-node bench-cluster limits clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -67,6 +70,9 @@ demo: $(READY)
 demo-cluster: $(READY)
 	@$(BIN)/python -m lifl.examples.demo_cluster
 
+limits: $(READY)
+	$(BIN)/python tests/limits_page.py
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -81,9 +87,15 @@ test: lint
 test-loads: $(READY)
 	@$(BIN)/python tests/loads.py $(TEST_FLAGS) $(ARGS)
 
+coverage: $(READY)
+	@$(BIN)/python tests/coverage_by_module.py
+
 sim: $(READY)
-	@test -n "$(SEED)" || { echo "which life?  make sim SEED=17 [HOSTS=3]"; exit 2; }
-	@$(BIN)/python tests/sim/replay.py --seed $(SEED) --hosts $(or $(HOSTS),3)
+	@test -n "$(SEED)$(RECORDING)" || { echo "which life?  make sim SEED=17 [HOSTS=3], or RECORDING=FILE"; exit 2; }
+	@$(BIN)/python tests/sim/replay.py $(if $(RECORDING),--recording $(RECORDING),--seed $(SEED) --hosts $(or $(HOSTS),3))
+
+sim-long: $(READY)
+	@$(BIN)/python tests/sim/long_run.py --lives $(or $(LIVES),100000) --first $(or $(FIRST),0)
 
 # What LIFL is compared with; what cannot be installed is said, and again in the report.
 $(BENCH_READY): $(READY) bench/debian.sh $(wildcard bench/rivals.sh)

@@ -17,18 +17,19 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import msgspec
 from measure import ROOT
 
 from lifl.core import events as ev
+from lifl.core.coordinator.job import Job
 from lifl.core.coordinator.nodes import Node
 from lifl.core.ids import Key
 from lifl.core.planning.plan import Costs
 from lifl.core.protocol import gateway as gm
-from lifl.core.schema import Layout, TensorSpec
 
 sys.path.append(str(ROOT / "tests" / "sim"))
+import sim_host  # type: ignore[import-not-found]
 import simulator  # type: ignore[import-not-found]
+from sim_jobs import JobPlan  # type: ignore[import-not-found]
 
 PAGE_BYTES = 4096
 NET_S = 0.0002
@@ -38,7 +39,7 @@ DAEMON_S = 0.00005
 CORES = 2
 
 
-class Host(simulator.Host):  # type: ignore[misc]
+class Host(sim_host.Host):  # type: ignore[misc]
     """A machine of `CORES` cores."""
 
     def node(self) -> Node:
@@ -72,19 +73,18 @@ class Timed(simulator.Cluster):  # type: ignore[misc]
         self.received: dict[int, int] = {}
         self.touched: set[int] = set()
         self.admitted = 0
-        layout = Layout((TensorSpec("w", "float32", (model_bytes // 4,)),))
-        simulator.LAYOUT, simulator.Host = layout, Host
+        simulator.Host = Host
         config = {
             "job": {"name": "j", "rounds": 1},
             "model": {"path": "/m"},
             "selection": {"clients_per_round": clients, "deadline_s": 86_000.0},
         }
         arena_bytes = (clients + 64) * 4 * (-(-model_bytes // PAGE_BYTES) * PAGE_BYTES)
-        super().__init__(0, config, clients, arena_bytes, faults=0.0, hosts=hosts)
+        super().__init__(0, [JobPlan(config, model_bytes, clients)], arena_bytes, faults=0.0, hosts=hosts)
         self.rng = NoChance()
         self.numbers = {host.gateway: number for number, host in self.hosts.items()}
         spread = arrival_s / clients
-        for place, client in enumerate(self.clients.values()):
+        for place, client in enumerate(self.by_number[1].clients.values()):
             client.direct = False
             self.at(0.0, partial(self._join, client, list(self.hosts.values())[place % hosts]))
             client.pause_until = 1.0 + spread * place
@@ -112,7 +112,6 @@ class Timed(simulator.Cluster):  # type: ignore[misc]
             self.now, _, what = heapq.heappop(self.heap)
             self.touched = set()
             what()
-            self._perform()
             self.events += 1
             for host in list(self.hosts.values()) if len(self.hosts) < 3 else self._stirred():
                 self._look(host)
@@ -122,7 +121,7 @@ class Timed(simulator.Cluster):  # type: ignore[misc]
                 self._tick()
         return bool(self.over)
 
-    def _stirred(self) -> list[simulator.Host]:
+    def _stirred(self) -> list[sim_host.Host]:
         return [self.hosts[number] for number in self.touched]
 
     def _tick(self) -> None:
@@ -130,9 +129,7 @@ class Timed(simulator.Cluster):  # type: ignore[misc]
         if times:
             self.now = max(self.now, min(times))
             for host in self.hosts.values():
-                if host.engine is not None:
-                    host.handle(ev.Tick(), self.now)
-            self._perform()
+                self.handle(host, ev.Tick())
             for host in self.hosts.values():
                 self._look(host)
 
@@ -141,61 +138,52 @@ class Timed(simulator.Cluster):  # type: ignore[misc]
 
     # ---- who does what, and how long it takes ----------------------------------------------------------------------
 
-    def _perform(self) -> None:
-        # An effect may stir another host than the one it comes from.
-        work = True
-        while work:
-            work = False
-            for number in list(self.touched) or list(self.hosts):
-                host = self.hosts[number]
-                while (effects := self._next_effects(host)) is not None:
-                    work = True
-                    self.touched.add(number)
-                    for effect in effects:
-                        self._effect(host, effect)
+    @property
+    def job(self) -> Job:
+        """The one job, as its coordinator has it."""
+        found: Job = self.engine.jobs["j"]
+        return found
 
-    def _effect(self, host: simulator.Host, effect: Any) -> None:
+    def handle(self, host: sim_host.Host, event: Any) -> None:
+        """Hand in an event: the host may have something to do now."""
+        self.touched.add(host.number)
+        super().handle(host, event)
+
+    def _effect(self, host: sim_host.Host, effect: Any) -> None:
         name = type(effect).__name__
         if name == "SendNode":
             self.touched.add(effect.node)
         if name == "SendWorker" and type(effect.message).__name__ == "Checkpoint":
             self.completed_s = self.now - 1.0
+        if isinstance(effect, gm.TellClient | gm.ModelGranted):
+            self._stir_waiting(effect.conn)
         super()._effect(host, effect)
+        client = host.by_conn.get(effect.conn) if isinstance(effect, gm.TellClient) else None
+        if client is not None and client.submitting is not None:
+            self.at(max(self.now + NET_S, client.pause_until), partial(self._submit_from, client))
 
-    def _join(self, client: Any, host: simulator.Host) -> None:
-        self.conns += 1
-        client.host, client.conn = host, self.conns
+    def _join(self, client: Any, host: sim_host.Host) -> None:
+        client.host, client.conn = host, self.new_conn()
         host.by_conn[client.conn] = client
         self.touched.add(host.number)
         host.to_daemon.append(gm.ClientJoined(client.conn, client.name, "j", None, client.conn))
 
-    def _tell(self, host: simulator.Host, conn: int, message: msgspec.Raw) -> None:
-        self._stir_waiting(conn)
-        super()._tell(host, conn, message)
-        client = host.by_conn.get(conn)
-        if client is not None and client.submitting is not None:
-            self.at(max(self.now + NET_S, client.pause_until), partial(self._submit_from, client))
-
-    def _fetched(self, conn: int, model: Any) -> None:
-        self._stir_waiting(conn)
-        super()._fetched(conn, model)
-
     def _stir_waiting(self, conn: int) -> None:
         """Let a node that waits for a transfer's end have something to do."""
-        if conn in self.waiting_nodes:
-            self.touched.add(self.waiting_nodes[conn][0].number)
+        if conn in self.gateways.waiting:
+            self.touched.add(self.gateways.waiting[conn][0].number)
 
     def _submit_from(self, client: Any) -> None:
         if client.submitting is not None:
             _, gateway = client.submitting
-            self._submit(client)
+            self.clients.submit(client)
             self.touched.update((client.host.number, self.numbers.get(gateway, client.host.number)))
 
-    def _look(self, host: simulator.Host) -> None:
+    def _look(self, host: sim_host.Host) -> None:
         """Let every process that has something to do and is not at it begin."""
         number = host.number
         if host.to_daemon:
-            self.serve((number, "daemon"), DAEMON_S, partial(self._decide, host, partial(self._gateway_message, host)))
+            self.serve((number, "daemon"), DAEMON_S, partial(self._decide, host, partial(self.gateways.say, host)))
         if host.fallback:
             self.serve((number, "fallback"), DAEMON_S, partial(self._decide, host, partial(self._fall_back, host)))
         if host.orders:
@@ -207,53 +195,56 @@ class Timed(simulator.Cluster):  # type: ignore[misc]
             partial_ = host.receiving[key][0] < 0
             rate = self.costs.link_bytes_per_s if partial_ else self.costs.ingest_bytes_per_s
             self.serve((number, "in"), self.model_bytes / rate, partial(self._on, host, partial(self._in, host, key)))
+        for reader in host.readers[:1]:
+            sent = partial(self.gateways.sent, host, reader)
+            self.serve((number, "model"), NET_S, partial(self._on, host, sent))
         for transfer in host.transfers[:1]:
             self.serve((number, "out"), NET_S, partial(self._carry, host, transfer))
         for worker in list(host.workers.values()):
             who = (number, "worker", worker.number)
             if not worker.ready:
-                self.serve(who, self.costs.cold_s, partial(self._on, host, partial(self._ready, host, worker)))
-            elif worker.control or worker.records:
+                self.serve(who, self.costs.cold_s, partial(self._on, host, partial(self.workers.start, host, worker)))
+            elif worker.control or worker.records or worker.file is not None:
                 fold_s = 0.0 if worker.control else self.model_bytes / self.costs.fold_bytes_per_s
                 takes_s = max(self.costs.warm_s, fold_s)
                 self.serve(who, takes_s, partial(self._on, host, partial(self._at_work, host, worker)))
             if worker.out:
-                said = partial(self._from_worker, host, worker)
+                said = partial(self.workers.say, host, worker)
                 self.serve((*who, "out"), DAEMON_S, partial(self._decide, host, said))
 
-    def _on(self, host: simulator.Host, what: Callable[[], None]) -> None:
+    def _on(self, host: sim_host.Host, what: Callable[[], None]) -> None:
         self.touched.add(host.number)
         what()
 
-    def _decide(self, host: simulator.Host, what: Callable[[], None]) -> None:
+    def _decide(self, host: sim_host.Host, what: Callable[[], None]) -> None:
         self.touched.add(host.number)
         before = time.thread_time()
         what()
         self.home_s += time.thread_time() - before if host is self.home else 0.0
 
-    def _at_work(self, host: simulator.Host, worker: Any) -> None:
-        if worker.number in host.workers and (worker.control or worker.records):
-            self._work(host, worker)
+    def _at_work(self, host: sim_host.Host, worker: Any) -> None:
+        if worker.number in host.workers and (worker.control or worker.records or worker.file is not None):
+            self.workers.work(host, worker)
 
-    def _fall_back(self, host: simulator.Host) -> None:
-        host.handle(ev.Bounced(*host.fallback.popleft()), self.now)
+    def _fall_back(self, host: sim_host.Host) -> None:
+        self.handle(host, ev.Bounced(*host.fallback.popleft()))
 
-    def _obey(self, host: simulator.Host) -> None:
-        host.handle(host.orders.popleft(), self.now)
+    def _obey(self, host: sim_host.Host) -> None:
+        self.handle(host, host.orders.popleft())
 
-    def _hear(self, host: simulator.Host) -> None:
+    def _hear(self, host: sim_host.Host) -> None:
         self.touched.add(host.number)
-        self.home.handle(ev.FromNode(host.number, host.reports.popleft()), self.now)
+        self.handle(self.home, ev.FromNode(host.number, host.reports.popleft()))
 
-    def _in(self, host: simulator.Host, key: Key) -> None:
+    def _in(self, host: sim_host.Host, key: Key) -> None:
         if key in host.receiving:
             if host.receiving[key][0] < 0:
                 self.moved_bytes += host.store.things[key].nbytes
             else:
                 self.received[host.number] = self.received.get(host.number, 0) + 1
-            self._received(host, key)
+            self.gateways.received(host, key)
 
-    def _carry(self, host: simulator.Host, transfer: Any) -> None:
-        self.touched.update((host.number, self.numbers[transfer[1].address]))
+    def _carry(self, host: sim_host.Host, transfer: Any) -> None:
+        self.touched.update((host.number, self.numbers[transfer.address]))
         if transfer in host.transfers:
-            self._transfer(host, transfer)
+            self.gateways.transfer(host, transfer)

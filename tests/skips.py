@@ -62,6 +62,11 @@ def has_no_mounts() -> bool:
     return subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode != 0
 
 
+def has_no_memory_groups() -> bool:
+    """No control group of version 1 can be made that limits memory."""
+    return os.geteuid() != 0 or not os.access("/sys/fs/cgroup/memory/memory.limit_in_bytes", os.W_OK)
+
+
 def has_no_huge_pages() -> bool:
     """The kernel refuses huge pages for a segment of one chunk."""
     from lifl.shm.owned_arena import OwnedArena
@@ -87,6 +92,7 @@ def has_no_sklearn() -> bool:
 
 
 ALLOWED: dict[str, Callable[[], bool]] = {
+    r"no memory group": has_no_memory_groups,
     r"needs root|only root can|need root": is_no_root,
     r"redirector cannot run on this machine|sockmap cannot run on this machine": has_no_sockmap,
     r"needs namespaces": has_no_namespaces,

@@ -24,6 +24,10 @@ ANSWER_TIMEOUT_S = 60.0
 READ_BYTES = 1 << 16
 
 
+class DaemonEnded(RemoteFault):
+    """`lifld` has ended before it answered."""
+
+
 class DaemonClient:
     """A connection to the `lifld` of `state_dir`.  Raises `ResourceFault` when none runs there."""
 
@@ -35,6 +39,9 @@ class DaemonClient:
             self._socket.connect(str(state_dir / CONTROL_SOCKET))
         except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as error:
             self._socket.close()
+            between = self._between()
+            if between:
+                raise ResourceFault(between) from error
             flag = "" if state_dir == absolute(DEFAULT_STATE_DIR) else f" --state {state_dir}"
             raise ResourceFault(
                 f"no lifld runs with state folder {state_dir}: start it with `lifl up{flag}`"
@@ -46,6 +53,18 @@ class DaemonClient:
                 "use the account that started it, and a state folder with a short path"
             ) from error
 
+    def _between(self) -> str:
+        """Return what to tell when a daemon holds the folder that does not listen (yet, or any more); else nothing."""
+        from lifl.node.locks import UP, holder
+
+        found = holder(self._state_dir)
+        if found is None or found.state != UP:
+            return found.text(self._state_dir) if found is not None else ""
+        return (
+            f"the lifld (pid {found.pid}) of state folder {self._state_dir} does not answer: it has just ended, and "
+            f"its processes are ending (try again), or {CONTROL_SOCKET} was removed (then: kill {found.pid})"
+        )
+
     def __enter__(self) -> DaemonClient:
         return self
 
@@ -56,7 +75,7 @@ class DaemonClient:
 
     @property
     def lifld_pid(self) -> int:
-        """The process at the other end, as the kernel says."""
+        """The process at the other end, as the kernel says; 0 when it is in another PID namespace."""
         credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         pid: int = struct.unpack("iII", credentials)[0]
         return pid
@@ -67,6 +86,8 @@ class DaemonClient:
         try:
             self._socket.sendall(encode(request))
             message = self._next()
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise DaemonEnded(f"lifld has just ended; see {self._state_dir / LOG_FILE}") from error
         except TimeoutError as error:
             raise RemoteFault(
                 f"lifld did not answer within {ANSWER_TIMEOUT_S:.0f} s; see {self._state_dir / LOG_FILE}"
@@ -107,5 +128,5 @@ class DaemonClient:
             except ConnectionResetError:
                 data = b""
             if not data:
-                raise RemoteFault(f"lifld ended in the middle of an answer; see {self._state_dir / LOG_FILE}")
+                raise DaemonEnded(f"lifld ended in the middle of an answer; see {self._state_dir / LOG_FILE}")
             self._decoder.feed(data)

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,13 +27,13 @@ import click
 from lifl.core.config.node import NodeConfig
 from lifl.core.config.values import split_address
 from lifl.core.errors import ResourceFault
+from lifl.core.limits import ARENA_BYTES_MIN
 from lifl_cli.daemon_client import DaemonClient
 from lifl_cli.options import state_option
 from lifl_cli.render.figures import size_text
 
 SHM = Path("/dev/shm")
 SHMEM_HUGE = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
-NOFILE_WANTED = 4096
 FREE_STATE_BYTES = 1 << 28
 
 
@@ -91,6 +92,25 @@ def _shared_memory(_state_dir: Path) -> Iterator[Finding]:
         )
 
 
+def _memory_limit(_state_dir: Path) -> Iterator[Finding]:
+    """Compare what the container allows with what a node takes by default."""
+    from lifl.node import cgroups, machine
+
+    limit, wanted = cgroups.memory_limit(), NodeConfig().arena_bytes
+    if limit is None:
+        yield Finding("ok", "memory limit", "none (no control group limits the memory)")
+        return
+    text = f"{size_text(limit.limit_bytes)} ({limit.where}); the default arena takes {size_text(wanted)}"
+    left = limit.limit_bytes - machine.PROCESSES_BYTES
+    if wanted <= left:
+        yield Finding("ok", "memory limit", text)
+    elif left >= ARENA_BYTES_MIN:
+        fix = f"raise the limit, or lifl up --arena-bytes {size_text(left >> 20 << 20).replace(' ', '')}"
+        yield Finding("warn", "memory limit", text, fix)
+    else:
+        yield Finding("fail", "memory limit", text, "raise the limit (docker: --memory=2g)")
+
+
 def _huge_pages(_state_dir: Path) -> Iterator[Finding]:
     from lifl.shm.mapping import HUGE_PAGE_BYTES, collapse, map_segment, populate
 
@@ -117,16 +137,18 @@ def _huge_pages(_state_dir: Path) -> Iterator[Finding]:
 
 
 def _limits(_state_dir: Path) -> Iterator[Finding]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard >= NOFILE_WANTED or hard == resource.RLIM_INFINITY:
-        yield Finding("ok", "open files", f"limit {soft}, may be raised to {hard}")
+    from lifl.node import descriptors, machine
+
+    config, hard = NodeConfig(), descriptors.hard_limit()
+    needed = descriptors.node_needs(config, machine.workers_max(config))
+    text = f"a node with {config.connections_max} connections needs {needed}"
+    if hard is None or hard >= needed:
+        allowed = "as many as it likes" if hard is None else str(hard)
+        yield Finding("ok", "open files", f"{text}, a process here may have {allowed}")
     else:
-        yield Finding(
-            "warn",
-            "open files",
-            f"limit {hard}; many clients need more",
-            f"ulimit -n {NOFILE_WANTED}   (or LimitNOFILE= in the unit file)",
-        )
+        fewer = max(1, hard - descriptors.GATEWAY_RESERVED)
+        fix = f"ulimit -Hn {needed} (as root; LimitNOFILE= in a unit file), or lifl up --connections-max {fewer}"
+        yield Finding("fail", "open files", f"{text}, a process here may have at most {hard} (the hard limit)", fix)
     soft, _hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     shown = "unlimited" if soft == resource.RLIM_INFINITY else size_text(soft)
     yield Finding("ok", "locked memory", f"limit {shown} (kernels before 5.11 charge eBPF maps to it)")
@@ -184,11 +206,13 @@ def _redirector(_state_dir: Path) -> Iterator[Finding]:
 def _capacity(_state_dir: Path) -> Iterator[Finding]:
     # Before NumPy is loaded: one fold is to take one core.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from lifl.node import machine
+    from lifl.node import cgroups, machine
     from lifl.rules import calibration
 
     found = calibration.capacity(machine.workers_max(NodeConfig()))
-    yield Finding("ok", "capacity", f"{found:g} updates folded at a time on {machine.cores()} cores, measured now")
+    quota = cgroups.cpu_quota()
+    of = f" (a quota of {quota.cores:g}: {quota.where})" if quota is not None else ""
+    yield Finding("ok", "capacity", f"{found:g} updates folded at a time on {machine.cores()} cores{of}, measured now")
 
 
 def _loopback(_state_dir: Path) -> Iterator[Finding]:
@@ -235,26 +259,34 @@ def _state_folder(state_dir: Path) -> Iterator[Finding]:
 def _segments(_state_dir: Path) -> Iterator[Finding]:
     """Find segments that no process maps: a killed `lifld` left them for the next one on its state folder."""
     names = {path.name for path in SHM.glob("lifl-*")}
-    mapped = {name for maps in _all_maps() for name in names if f"{SHM}/{name}" in maps}
+    mapped: set[str] = set()
+    unseen: set[int] = set()  # accounts with processes of LIFL that this one may not look at
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            maps = (folder / "maps").read_text()
+        except PermissionError:
+            with suppress(OSError):
+                if b"lifl" in (folder / "cmdline").read_bytes():
+                    unseen.add(folder.stat().st_uid)
+        except OSError:
+            continue  # it has ended
+        else:
+            mapped |= {name for name in names if f"{SHM}/{name}" in maps}
     for name in sorted(names - mapped):
-        size = size_text((SHM / name).stat().st_size)
+        about = (SHM / name).stat()
+        size = size_text(about.st_size)
+        if about.st_uid in unseen or os.geteuid() not in (0, about.st_uid):
+            text = f"{SHM / name}: {size} of user {about.st_uid}; this account cannot see who uses it"
+            yield Finding("warn", "shared segment", text, f"lifl doctor as user {about.st_uid}, or as root")
+            continue
         yield Finding(
             "warn",
             "orphan segment",
-            f"{SHM / name}: {size} that no process uses",
+            f"{SHM / name}: {size} that no process here uses",
             f"`lifl up` with its state folder goes on from it; if that is gone: rm {SHM / name}",
         )
     if not names - mapped:
         yield Finding("ok", "orphan segments", f"none in {SHM}")
-
-
-def _all_maps() -> Iterator[str]:
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                yield (folder / "maps").read_text()
-            except OSError:
-                continue  # it has ended, or belongs to another user
 
 
 def _runs(state_dir: Path) -> bool:
@@ -280,6 +312,7 @@ def _kernel(_state_dir: Path) -> Iterator[Finding]:
 CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
     _python,
     _shared_memory,
+    _memory_limit,
     _huge_pages,
     _limits,
     _capabilities,

@@ -8,12 +8,16 @@ Exit codes: 0 done; 1 refused or failed, with the reason on stderr; 2 the comman
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
+import sys
 from typing import Any
 
 import click
 
 from lifl.core.errors import LiflError
+from lifl_cli.render.figures import printable_lines
 
 COMMANDS = {
     "up": ("lifl_cli.up", "Start lifld, the daemon of this machine."),
@@ -51,7 +55,12 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except LiflError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(printable_lines(error)) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # who read our output has gone
+                raise
+            about = f"{error.filename}: " if error.filename else ""
+            raise click.ClickException(printable_lines(f"{about}{error.strerror or error}")) from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -60,8 +69,24 @@ def cli() -> None:
     """LIFL: the aggregation tier of federated learning, event-driven and in shared memory."""
 
 
+def set_up_process() -> None:
+    """Have the process as all commands take it to be.
+
+    Standard input and outputs are open: else the next file that is opened, be it the database, would get what is
+    printed.  What is made is never closed to its owner, whatever the umask says.
+    """
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+            setattr(sys, name, open(fd, "r" if fd == 0 else "w", closefd=False))  # noqa: SIM115
+    os.umask(os.umask(0o077) & 0o077)
+
+
 def main() -> None:
     """Run the command line: the console script."""
+    set_up_process()
     cli(prog_name="lifl")
 
 

@@ -32,7 +32,7 @@ from lifl.core.schema import Layout
 from lifl_cli.config_file import read_toml, resolve, rule_states
 from lifl_cli.daemon_client import DaemonClient
 from lifl_cli.options import state_option
-from lifl_cli.render.figures import seconds_text, size_text
+from lifl_cli.render.figures import printable, seconds_text, size_text
 from lifl_cli.state import absolute
 
 NODE_FORM = "NAME:CAPACITY:ARENA"
@@ -169,12 +169,13 @@ def _print(job: str, request: PlanRequest, made: Plan, explain: bool) -> None:
 
     show(plan_tree(made))
     show(plan_table(made))
-    click.echo(f"nodes used     {len(made.used)} of {len(made.nodes)}: {', '.join(made.used)}")
+    click.echo(f"nodes used     {len(made.used)} of {len(made.nodes)}: {printable(', '.join(made.used))}")
     click.echo(f"between nodes  {size_text(made.transfer_bytes)} at most")
     for transfer in made.transfers:
-        click.echo(f"  {transfer.what:<7} {size_text(transfer.nbytes):>10}  {transfer.source} -> {transfer.target}")
+        way = printable(f"{transfer.source} -> {transfer.target}")
+        click.echo(f"  {transfer.what:<7} {size_text(transfer.nbytes):>10}  {way}")
     click.echo(f"expected time  {seconds_text(made.completion_s)} from the first update to the sealed model")
     if explain:
         click.echo("why")
         for line in made.explain():
-            click.echo(f"  {line}")
+            click.echo(f"  {printable(line)}")

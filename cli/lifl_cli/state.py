@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+from lifl.core.errors import ResourceFault
 
 DEFAULT_STATE_DIR = "~/.local/state/lifl"
 CONTROL_SOCKET = "lifld.sock"
@@ -11,5 +14,26 @@ MODELS_FOLDER = "models"
 
 
 def absolute(path: str, base: Path | None = None) -> Path:
-    """Return `path` with ~ expanded, made absolute against `base` (else the working folder)."""
-    return ((base or Path.cwd()) / Path(path).expanduser()).absolute()
+    """Return `path` with ~ expanded, made absolute against `base` (else the working folder).
+
+    Raise `ResourceFault` when there is no home, or no working folder, and the path begins there.
+    """
+    try:
+        expanded = Path(path).expanduser()
+    except RuntimeError as error:
+        raise ResourceFault(
+            f"{path} cannot be found: HOME is not set, and user {os.geteuid()} has no entry in /etc/passwd, or none of "
+            "that name; name the state folder with --state DIR or LIFL_STATE, and other files by absolute paths"
+        ) from error
+    if expanded.is_absolute():
+        return expanded
+    return (base or working_folder(path)) / expanded
+
+
+def working_folder(path: str) -> Path:
+    """Return where the relative `path` begins.  Raise `ResourceFault` when that was deleted."""
+    try:
+        return Path.cwd()
+    except OSError as error:
+        text = f"{path} begins in the working folder, which was deleted: cd to another one, or give an absolute path"
+        raise ResourceFault(text) from error

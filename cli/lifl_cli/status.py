@@ -10,7 +10,7 @@ import click
 from lifl.core.protocol.cli import JobStatus
 from lifl_cli.daemon_client import DaemonClient
 from lifl_cli.options import json_option, state_option
-from lifl_cli.render.figures import receipt_lines
+from lifl_cli.render.figures import printable, receipt_lines
 
 
 @click.command()
@@ -25,12 +25,12 @@ def status(job: str, as_json: bool, state_dir: Path) -> None:
         click.echo(json.dumps(result, indent=2))
         return
     line = result["job"]
-    reason = f": {line['reason']}" if line.get("reason") else ""
-    click.echo(f"job {line['name']} is {line['status']}{reason}")
-    click.echo(f"  committed  {line['committed']} of {line['rounds']} rounds, rule {line['rule']}")
+    reason = f": {printable(line['reason'])}" if line.get("reason") else ""
+    click.echo(f"job {printable(line['name'])} is {printable(line['status'])}{reason}")
+    click.echo(f"  committed  {line['committed']} of {line['rounds']} rounds, rule {printable(line['rule'])}")
     click.echo(f"  clients    {line['clients']} joined now")
     if line.get("folder"):
-        click.echo(f"  models     {line['folder']}")
+        click.echo(f"  models     {printable(line['folder'])}")
     from lifl_cli.render.tables import rounds_table, show
     from lifl_cli.render.trees import round_text, tree_view
 

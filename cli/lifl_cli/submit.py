@@ -16,7 +16,7 @@ from lifl.core.protocol.cli import Event, SubmitJob
 from lifl_cli.config_file import read_toml, resolve, rule_states
 from lifl_cli.daemon_client import DaemonClient
 from lifl_cli.options import state_option
-from lifl_cli.render.figures import metrics_text, receipt_lines, seconds_text, size_text
+from lifl_cli.render.figures import metrics_text, printable, receipt_lines, seconds_text, size_text
 from lifl_cli.state import absolute
 
 
@@ -49,7 +49,7 @@ def _submitted(config: JobConfig, result: dict[str, Any]) -> str:
     if result.get("peak_bytes") is not None:
         lines.append(f"  arena       at most {size_text(result['peak_bytes'])} per round")
     if result.get("folder"):
-        lines.append(f"  checkpoints {result['folder']}")
+        lines.append(f"  checkpoints {printable(result['folder'])}")
     return "\n".join(lines)
 
 
@@ -86,9 +86,9 @@ def _print_event(event: Event, rounds: int) -> None:
             click.echo("receipt of the last round")
             for label, value in receipt_lines(receipt):
                 click.echo(f"  {label:<24} {value}")
-            click.echo(f"model: {fields.get('path')}")
+            click.echo(f"model: {printable(fields.get('path'))}")
     elif event.name == "round.failed":
-        click.echo(f"round {fields['round']:>3}/{rounds}  failed: {fields.get('reason')}")
+        click.echo(f"round {fields['round']:>3}/{rounds}  failed: {printable(fields.get('reason'))}")
     elif event.name == "job.over":
-        reason = f": {fields['reason']}" if fields.get("reason") else ""
-        click.echo(f"job {fields.get('job')} {fields.get('status')}{reason}")
+        reason = f": {printable(fields['reason'])}" if fields.get("reason") else ""
+        click.echo(f"job {printable(fields.get('job'))} {printable(fields.get('status'))}{reason}")

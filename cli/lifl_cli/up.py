@@ -6,6 +6,7 @@ a pipe when the node is ready or why it cannot start, so the exit code of `lifl 
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -74,7 +75,8 @@ def up(detach: bool, config_path: str | None, state_dir: str | None, as_json: bo
     """Start lifld, the daemon of this machine."""
     config = _node_config(config_path, state_dir, {key: flags[key] for key in NODE_FLAGS})
     _make_state_dir(Path(config.state_dir))
-    announce = partial(_announce_json if as_json else _announce, insecure=open_to_others(config))
+    printed = _announce_json if as_json else _announce
+    announce = partial(_tell, partial(printed, insecure=open_to_others(config)))
     if detach:
         announce(_start_detached(config))
         return
@@ -91,7 +93,7 @@ def _node_config(path: str | None, state_dir: str | None, flags: dict[str, Any])
     elif not table.get("state_dir"):
         table["state_dir"] = str(absolute(DEFAULT_STATE_DIR))
     elif path and isinstance(table["state_dir"], str):
-        table["state_dir"] = str(absolute(table["state_dir"], Path(path).absolute().parent))
+        table["state_dir"] = str(absolute(table["state_dir"], absolute(path).parent))
     return parse_node(table)
 
 
@@ -107,6 +109,17 @@ def _make_state_dir(folder: Path) -> None:
 def open_to_others(config: NodeConfig) -> list[str]:
     """Return the addresses at which other machines may come; `parse_node` has seen to it that this is wanted."""
     return list(beyond_loopback(config).values())
+
+
+def _tell(printed: Callable[[dict[str, Any]], None], info: dict[str, Any]) -> None:
+    """Print the report if that is possible; the node runs, whoever hears of it."""
+    try:
+        printed(info)
+        sys.stdout.flush()
+    except OSError as error:
+        # What could not be written is still in the buffer, and would fail again when the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        click.echo(f"lifld is up (pid {info['pid']}); its report cannot be printed: {error.strerror}", err=True)
 
 
 def _announce(info: dict[str, Any], insecure: Sequence[str]) -> None:
@@ -133,7 +146,6 @@ def _announce(info: dict[str, Any], insecure: Sequence[str]) -> None:
     if insecure:
         text = f"any machine that reaches {' or '.join(insecure)} can read and change models: nothing is encrypted"
         click.secho(f"  {'INSECURE':<11} {text}", fg="red", bold=True)
-    sys.stdout.flush()
 
 
 def _capacity_text(info: dict[str, Any]) -> str:
@@ -143,7 +155,6 @@ def _capacity_text(info: dict[str, Any]) -> str:
 
 def _announce_json(info: dict[str, Any], insecure: Sequence[str]) -> None:
     click.echo(msgspec.json.encode({**info, "insecure": insecure}))
-    sys.stdout.flush()
 
 
 def _start_detached(config: NodeConfig) -> dict[str, Any]:

@@ -48,6 +48,7 @@ ANSWER_BYTES_MAX = 256
 
 POINTS = {
     # ---- the gateway
+    "gateway.ready.before": "the gateway is about to tell lifld that it listens",
     "gateway.seal.before": "an update is in its slot and checked; the slot is still being written",
     "gateway.seal.after": "the update is sealed; lifld has not heard of it",
     "gateway.partial_seal.before": "another node's partial is here and checked",
@@ -75,6 +76,8 @@ POINTS = {
     "zygote.fork.before": "a worker is to be forked",
     "zygote.fork.after": "it is forked; lifld has not heard of it",
     # ---- lifld
+    "lifld.open.before": "lifld holds the locks of its state folder; nothing else is made",
+    "lifld.children.before": "the arena and the sockets are made; no other process has been started",
     "lifld.job_row.before": "what became of a job is to be written to the database",
     "lifld.job_row.after": "the row is on the disk; what follows from it is not done",
     "lifld.round_row.before": "a round's row (at the end: its commit) is to be written to the database",

@@ -325,6 +325,12 @@ def orphan(key: Key, kind: Kind, *clients: str, epoch: int = EPOCH) -> ev.Orphan
     return key, kind, epoch, [Contribution(client, 1.0) for client in clients]
 
 
+def too_late(connection: int, number: int = 1) -> gm.TellClient:
+    """What a client is told whose grant comes to nothing."""
+    text = f"round {number} of job 'j' takes no more updates; wait for the next selection"
+    return told(connection, cm.Refusal("round-over", "round", text, "j", number))
+
+
 def told(connection: int, message: Any) -> gm.TellClient:
     """What a client is told."""
     return gm.TellClient(connection, cm.packed(message))

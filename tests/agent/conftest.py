@@ -8,6 +8,7 @@ import agent_scene
 import arrows
 import pytest
 
+from lifl.core.agent import task_table
 from lifl.core.agent.agent import Agent
 from lifl.core.agent.job_replica import JobReplica
 from lifl.core.agent.model_slot import ModelSlot
@@ -23,6 +24,13 @@ def _notes(monkeypatch: pytest.MonkeyPatch) -> None:
     arrows.note(monkeypatch, "agent's events", Agent, "handle", lambda _agent, event: type(event))
     arrows.note(monkeypatch, "orders", JobReplica, "obey", lambda _replica, order: type(order))
     arrows.note(monkeypatch, "engine's events", Engine, "_handled", lambda _engine, event, _now: type(event))
+
+
+@pytest.fixture(autouse=True)
+def _few_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log is written out after each test; the list of free addresses would be most of it."""
+    monkeypatch.setattr(task_table, "ADDRESSES_MAX", 101)
+    monkeypatch.setattr(task_table, "FILE_ADDRESSES", 10)
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,9 @@ from fleet import until
 from netns import Cluster, Keeper, cluster, kept
 from nodes import run_lifl
 
+from lifl.core.limits import GREETING_BYTES_MAX
 from lifl.core.protocol.cli import ListJobs
-from lifl.core.protocol.cluster import GREETING_BYTES_MAX, PEER_VERSION, PeerHello
+from lifl.core.protocol.cluster import PEER_VERSION, PeerHello
 from lifl.core.protocol.frames import encode
 
 TRIES_MAX = 10

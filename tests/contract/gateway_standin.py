@@ -45,6 +45,7 @@ class StandIn:
         self.said: list[Message] = []
         self.changed = threading.Condition()
         self.jobs: dict[str, tuple[int, Layout]] = {}
+        self.options: dict[str, dict[str, object]] = {}
         self.conns: dict[str, int] = {}
         self.keys: dict[bytes, tuple[str, int, str, int]] = {}
         self.accepted: dict[tuple[str, int, str], Key] = {}
@@ -116,9 +117,11 @@ class StandIn:
 
     def select(self, client: str, job: str, number: int, **options: object) -> None:
         layout = self.jobs[job][1]
-        self.deliver(
-            self.conns[client], cm.Selected(job, number, 60.0, layout.tensors, layout.data_bytes, dict(options))
-        )
+        if options != self.options.get(job, {}):
+            self.options[job] = options
+            self.send(gm.JobSchema(job, self.jobs[job][0], layout.tensors, dict(options)))
+        selected = cm.Selected(job, number, 60.0, (), layout.data_bytes)
+        self.send(gm.TellClient(self.conns[client], cm.packed(selected), job))
 
     def wait_for(self, kind: type, count: int = 1):  # type: ignore[no-untyped-def]
         """The `count`-th message of `kind`."""
@@ -230,8 +233,8 @@ class Peer:
         self.sock.settimeout(WAIT_S)
         self.decoder: FrameDecoder[cm.ToClient] = FrameDecoder(cm.ToClient)
 
-    def hello(self, client: str = "c1", direct: bool = False) -> cm.Welcome:
-        self.send(cm.Hello(cm.PROTOCOL_VERSION, client, direct))
+    def hello(self, client: str = "c1", direct: bool = False, digests: bool = False) -> cm.Welcome:
+        self.send(cm.Hello(cm.PROTOCOL_VERSION, client, direct, (cm.DIGESTS,) if digests else ()))
         welcome = self.receive()
         assert isinstance(welcome, cm.Welcome), welcome
         return welcome

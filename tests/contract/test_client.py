@@ -166,6 +166,18 @@ BAD = {
     "zero weight": ({}, {"weight": 0}, "bad-weight", "weight"),
     "infinite weight": ({}, {"weight": float("inf")}, "bad-weight", "weight"),
     "NaN metric": ({}, {"metrics": {"loss": float("nan")}}, "bad-metric", "metrics.loss"),
+    "a metric without a name": ({}, {"metrics": {"": 1.0}}, "bad-metric", "metrics"),
+    "a metric with a long name": ({}, {"metrics": {"n" * 33: 1.0}}, "bad-metric", "metrics"),
+    "a metric named by a line": ({}, {"metrics": {"loss\n": 1.0}}, "bad-metric", "metrics"),
+    "a metric named by an escape": ({}, {"metrics": {"\x1b[2J": 1.0}}, "bad-metric", "metrics"),
+    "a metric that turns the line round": ({}, {"metrics": {"\u202eloss": 1.0}}, "bad-metric", "metrics"),
+    "a metric named by half a letter": ({}, {"metrics": {"\ud800": 1.0}}, "bad-metric", "metrics"),
+    "metrics of too many bytes": (
+        {},
+        {"metrics": {chr(0x430 + n) * 32: 1.0 for n in range(16)}},
+        "bad-metric",
+        "metrics",
+    ),
     "many metrics": ({}, {"metrics": {str(n): 1.0 for n in range(17)}}, "bad-metric", "metrics"),
 }
 
@@ -577,7 +589,9 @@ def test_no_address_is_said_at_once(nodes: str | list[str]) -> None:
         Client(nodes, job="j", client="c")
 
 
-@pytest.mark.parametrize("names", [{"job": "", "client": "c"}, {"job": "j", "client": "a/b"}])
+@pytest.mark.parametrize(
+    "names", [{"job": "", "client": "c"}, {"job": "j", "client": "a/b"}, {"job": "j", "client": "c\n"}]
+)
 def test_names_are_checked_at_once(names: dict[str, str]) -> None:
     with pytest.raises(LocalFault):
         Client("127.0.0.1:1", **names)

@@ -267,6 +267,7 @@ BAD_SUBMITS = [
     ({"weight": float("nan")}, "bad-weight", "weight"),
     ({"weight": float("inf")}, "bad-weight", "weight"),
     ({"metrics": {"loss": float("nan")}}, "bad-metric", "metrics.loss"),
+    ({"metrics": {chr(0x430 + n) * 32: 1.0 for n in range(16)}}, "bad-metric", "metrics"),  # 64 bytes a name
 ]
 
 
@@ -511,7 +512,7 @@ def test_connections_beyond_the_limit_are_told_so() -> None:
     node.close()
 
 
-LIMITS = "import lifl.node.gateway.limits as c"
+LIMITS = "import lifl.core.limits as c"
 
 
 def test_a_stalled_body_and_a_stalled_frame_end_and_an_idle_client_stays() -> None:
@@ -671,4 +672,14 @@ def test_what_still_comes_of_a_body_may_come(node: StandIn) -> None:
     assert isinstance(peer.receive(), cm.Refusal)
     peer.raw(BODY.tobytes()[100:])
     assert peer.receive() == cm.Accepted("digits", 3)
+    peer.close()
+
+
+@pytest.mark.parametrize("name", ["c1\n", "\nc1", "c 1", "c\x1b[2J", "é"])
+def test_a_name_that_could_be_taken_for_another_is_refused(node: StandIn, name: str) -> None:
+    peer = Peer(node)
+    peer.send(cm.Hello(cm.PROTOCOL_VERSION, name))
+    refusal = peer.receive()
+    assert isinstance(refusal, cm.Refusal) and refusal.code == "protocol" and "client" in refusal.text
+    assert peer.receive() is None
     peer.close()

@@ -382,7 +382,7 @@ def test_what_makes_no_partial_is_refused_by_its_field(pair: tuple[Node, Node]) 
 
 
 def test_a_node_that_stalls_within_a_partial_is_ended() -> None:
-    node = Node(settings="import lifl.node.gateway.limits as c; c.PEER_STALL_S = 0.2")
+    node = Node(settings="import lifl.core.limits as c; c.PEER_STALL_S = 0.2")
     for sent in (b"x" * 100, body(0, 6400) + META):  # within the bytes, and before their checksums
         peer = Peer(node)
         peer.hello(NODE)

@@ -19,6 +19,7 @@ from test_client import LAYOUT, as_bytes, update
 
 from lifl import Client
 from lifl.client import liveness
+from lifl.client.stream import greeted
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import FrameDecoder, encode
@@ -212,8 +213,8 @@ def test_a_gateway_of_an_earlier_version_is_told_no_more_than_it_knows() -> None
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = threading.Thread(target=serve, args=(listener,))
         server.start()
-        stream = liveness.greeted("{}:{}".format(*listener.getsockname()), WAIT_S, "c1", direct=False)
+        stream = greeted("{}:{}".format(*listener.getsockname()), WAIT_S, "c1", direct=False)
         server.join()
-        assert stream.knows == ()
+        assert not stream.knows
         stream.close()
     assert hellos == [cm.Hello(1, "c1", knows=cm.KNOWS), cm.Hello(1, "c1")]

@@ -26,7 +26,7 @@ def test_with_the_goals_number_of_clients_the_round_opens_and_all_are_invited() 
     assert scene.handle(joined("c1")) == Led()
     led = scene.handle(joined("c2"), at=2.0)
     spec = scene.spec
-    selected = cm.Selected("j", 1, 100.0, spec.layout.tensors, spec.layout.data_bytes, {}, "")
+    selected = cm.Selected("j", 1, 100.0, (), spec.layout.data_bytes)  # the gateways add the rest
     assert led == Led(
         orders=[(HOME, o.OpenBranch(NUMBER, EPOCH, 0, 2))],
         told=[(HOME, 1, selected), (HOME, 2, selected)],

@@ -50,7 +50,10 @@ def node(tmp_path_factory: pytest.TempPathFactory):
         ({"selection__quorum": 7}, "selection.quorum: 7 is more than selection.clients_per_round = 2"),
         ({"aggregation__rule": "fedavgn"}, "did you mean 'fedavg"),
         ({"aggregation__rule": "nowhere:Rule"}, "cannot import 'nowhere'"),
-        ({"aggregation__options": {"momentun": 0.5}, "aggregation__rule": "fedavgm"}, "did you mean 'momentum'?"),
+        (
+            {"aggregation__options": {"server_momentun": 0.5}, "aggregation__rule": "fedavgm"},
+            "did you mean 'server_momentum'?",
+        ),
         ({"model__path": "no.safetensors"}, "no.safetensors; give a safetensors file"),
         ({"checkpoint__folder": "/proc/models"}, "/proc/models cannot be made"),
     ],

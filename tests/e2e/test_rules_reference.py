@@ -61,7 +61,7 @@ def avgm(x: np.ndarray, mean: np.ndarray, s: State) -> np.ndarray:
 def adaptive(beta1: float, second: Callable[[Any, np.ndarray], np.ndarray]) -> Callable[..., np.ndarray]:
     def step(x: np.ndarray, mean: np.ndarray, s: State) -> np.ndarray:
         s["m"] = beta1 * s.get("m", 0.0) + (1 - beta1) * (mean - x)
-        s["v"] = second(s.get("v", np.full_like(x, 0.05**2)), s["m"] ** 2)
+        s["v"] = second(s.get("v", np.full_like(x, 0.05**2)), (mean - x) ** 2)
         return x + 0.3 * s["m"] / (np.sqrt(s["v"]) + 0.05)
 
     return step
@@ -72,14 +72,17 @@ def drag(x: np.ndarray, mean: np.ndarray, s: State) -> np.ndarray:
     return x + s["before"]
 
 
-ADAPTIVE = {"lr": 0.3, "tau": 0.05}
+ADAPTIVE = {"eta": 0.3, "tau": 0.05, "second_moment_start": "tau_squared"}
 RULES: dict[str, tuple[dict[str, float], Callable[..., np.ndarray]]] = {
     "fedavg": ({}, avg),
-    "fedavgm": ({"lr": 0.7, "momentum": 0.9}, avgm),
+    "fedavgm": ({"server_learning_rate": 0.7, "server_momentum": 0.9}, avgm),
     "fedadagrad": (ADAPTIVE, adaptive(0.0, lambda v, square: v + square)),
-    "fedadam": (ADAPTIVE | {"beta2": 0.9}, adaptive(0.9, lambda v, square: 0.9 * v + 0.1 * square)),
+    "fedadam": (
+        ADAPTIVE | {"beta_2": 0.9, "bias_correction": False},
+        adaptive(0.9, lambda v, square: 0.9 * v + 0.1 * square),
+    ),
     "fedyogi": (
-        ADAPTIVE | {"beta2": 0.9},
+        ADAPTIVE | {"beta_2": 0.9},
         adaptive(0.9, lambda v, square: v - 0.1 * square * np.sign(v - square)),
     ),
     "own:Drag": ({"fraction": 0.25}, drag),

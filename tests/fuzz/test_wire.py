@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lifl.core.errors import LocalFault, RemoteFault
-from lifl.core.fields import Count, KeyBytes, Message, Metrics, Name, Seconds, Tensors
+from lifl.core.fields import AnnouncedMetrics, Digest, KeyBytes, Message, Metrics, Name, Seconds, Tensors
 from lifl.core.limits import DEADLINE_S_MAX
 from lifl.core.protocol import cli as om
 from lifl.core.protocol import client as cm
@@ -41,8 +41,10 @@ KINDS = sorted({kind for channel in CHANNELS for kind in typing.get_args(channel
 ALL: Any = typing.Union[tuple(KINDS)]  # noqa: UP007 - made at run time
 
 counts = st.integers(0, 2**63 - 1)
+metric_letters = st.characters(categories=("L", "N", "P", "S"))
 names = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._:-]{0,63}\Z")
 floats = st.floats(allow_nan=False)
+finite = st.floats(allow_nan=False, allow_infinity=False)
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | floats | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -64,14 +66,21 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
         return st.floats(0, DEADLINE_S_MAX, exclude_min=True)
     if kind == KeyBytes:
         return st.binary(min_size=16, max_size=16)
-    if kind == Metrics:
-        return st.dictionaries(st.text(min_size=1, max_size=8), floats, max_size=3)
+    if kind == Digest:
+        return st.binary(min_size=32, max_size=32)
+    if kind in (Metrics, AnnouncedMetrics):
+        return st.dictionaries(st.text(metric_letters, min_size=1, max_size=8), finite, max_size=3)
     if kind == Tensors:
         return tensors
     if kind is msgspec.Raw:
         return values.map(msgspec.msgpack.encode).map(msgspec.Raw)
     if typing.get_origin(kind) is typing.Annotated:
-        return strategy(typing.get_args(kind)[0]) if kind != Count else counts
+        inner, *metas = typing.get_args(kind)
+        if inner in (int, float):
+            return within(inner, metas[0])
+        longest = next((meta.max_length for meta in metas if getattr(meta, "max_length", None) is not None), None)
+        found = strategy(inner)
+        return found if longest is None else found.filter(lambda value: len(value) <= longest)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType or origin is typing.Union:
         return st.one_of([strategy(argument) for argument in arguments])
@@ -88,11 +97,20 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
         bool: st.booleans(),
         bytes: st.binary(max_size=40),
         type(None): st.none(),
+        msgspec.UnsetType: st.just(msgspec.UNSET),
         Any: values,
         Segment: st.builds(Segment, st.sampled_from(list(DTYPE_BYTES)), counts, counts),
         TensorSpec: tensors.map(lambda some: some[0] if some else TensorSpec("w", "int8", ())),
     }
     return simple[kind]
+
+
+def within(kind: type, meta: msgspec.Meta) -> st.SearchStrategy[Any]:
+    """Numbers of all that a type allows."""
+    low, high = meta.ge if meta.ge is not None else meta.gt, meta.le if meta.le is not None else meta.lt
+    if kind is int:
+        return st.integers(int(low or 0), 2**64 - 1 if high is None else int(high))
+    return st.floats(low, high, allow_nan=False, exclude_min=meta.gt is not None)
 
 
 def messages_of(kind: type[Message]) -> st.SearchStrategy[Message]:

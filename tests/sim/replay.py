@@ -1,66 +1,72 @@
-"""One life of the simulator, told event by event.
+"""One life of the simulator, told event by event; or a recording of a real engine.
 
     make sim SEED=17 [HOSTS=3]
+    make sim RECORDING=FILE
 
-Each line has the virtual time, the host, and what happened: an event that its engine was given (``<-``), an effect that
-came of it (``->``), or a fault (``!!``).  A life that ends with a broken promise ends with the exception and exit code
-1; the same seed always tells the same story.
+Of a life each line has the virtual time, the host, and what happened: an event that its engine was given (``<-``), an
+effect that came of it (``->``), or a fault (``!!``).  A life that ends with a broken promise ends with the exception
+and exit code 1; the same seed always tells the same story.
+
+A recording (`lifl debug record` writes one, and so does a failing life) is replayed: its lines have the time, the
+event, and the effects that it led to.  Where the replay leads to other effects it says which; exit code 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import inspect
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
-import simulator
-import test_sim_node
-from simulator import Cluster, Host
+import msgspec
+from lives import STEPS, make
+from sim_faults import Faults
+from sim_host import Host
+from sim_lives import Lives
+from sim_workers import Workers
+from simulator import Cluster
 
 from lifl.core import effects as fx
 from lifl.core.engine import Engine
+from lifl.core.errors import RemoteFault
+from lifl.core.event_log import Recording
 from lifl.core.ids import Key
+from lifl.core.protocol.client import unpacked
 
-FAULTS = ("_connect", "_disconnect", "_kill", "_kill_gateway", "_node_dies", "_bury", "_unlink", "_link", "_crash")
+FAULTS = {
+    Lives: ("link", "unlink", "bury", "node_dies", "kill_gateway", "crash"),
+    Workers: ("kill",),
+    Faults: ("_freeze", "jump", "cancel", "quiet"),
+}
 TEXT_MAX = 170
 
 
 class Tale:
-    """What is told; a life that is only begun to measure something is not."""
+    """Prints what happens in a life."""
 
     def __init__(self) -> None:
-        self.clock: Cluster | None = None
-        self.lines: list[str] = []
-        self.live = False
-
-    def begin(self, cluster: Cluster) -> None:
-        """Another life begins: what was told before was no part of it."""
-        self.clock, self.lines = cluster, []
+        self.now = 0.0
 
     def add(self, host: object, sign: str, text: str) -> None:
-        now = getattr(self.clock, "now", 0.0)
-        text = text if len(text) <= TEXT_MAX else f"{text[:TEXT_MAX]}..."
-        self.lines.append(f"{now:8.3f}  host {host}  {sign} {text}")
-        if self.live:
-            self.flush()
+        """Print one thing that happened."""
+        print(f"{self.now:8.3f}  host {host}  {sign} {cut(text)}")
 
-    def flush(self) -> None:
-        """Prints what was told so far, and the rest as it comes."""
-        self.live = True
-        for line in self.lines:
-            print(line)
-        self.lines.clear()
+
+def cut(text: str) -> str:
+    """Return no more of a text than a line takes."""
+    return text if len(text) <= TEXT_MAX else f"{text[:TEXT_MAX]}..."
 
 
 def shown(value: Any) -> str:
-    """Short: keys by number, bytes by length, objects by name."""
+    """Return a short text: keys by number, bytes by length, objects by name."""
     if isinstance(value, Key):
         return f"key{value.slot}"
     if isinstance(value, bytes):
         return f"key{Key.unpack(value).slot}" if len(value) == 16 else f"{len(value)} bytes"
+    if isinstance(value, msgspec.Raw):
+        return shown(unpacked(value))
     if isinstance(value, fx.SavePlan):
         return f"SavePlan(round={value.round}, {value.plan.explain()[0]})"
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
@@ -68,73 +74,91 @@ def shown(value: Any) -> str:
     if hasattr(value, "__struct_fields__"):
         fields = ", ".join(f"{name}={shown(getattr(value, name))}" for name in value.__struct_fields__)
         return f"{type(value).__name__}({fields})"
-    for name in ("number", "name"):
-        if hasattr(value, name):
-            return f"{type(value).__name__.removeprefix('Sim')} {getattr(value, name)}"
+    if hasattr(value, "number"):
+        return f"{type(value).__name__.removeprefix('Sim')} {value.number}"
     return str(value)
 
 
 def tell(tale: Tale) -> None:
-    """From now on every life of this process tells of itself."""
+    """Have every life of this process tell of itself from now on."""
 
-    class TalkingEngine(Engine):
-        pass
+    def handle(engine: Engine, event: Any, now: float) -> list[fx.Effect]:
+        tale.now = now
+        tale.add(engine.node, "<-", shown(event))
+        return plain_handle(engine, event, now)
 
-    def event(name: str, plain: Any) -> Any:
-        @functools.wraps(plain)
-        def handler(engine: Engine, *given: Any) -> Any:
-            tale.add(engine.node, "<-", f"{name} {' '.join(shown(one) for one in given if not isinstance(one, float))}")
-            return plain(engine, *given)
-
-        return handler
-
-    for name, plain in vars(Engine).items():
-        timed = inspect.isfunction(plain) and "now" in inspect.signature(plain).parameters
-        if timed and not name.startswith("_"):
-            setattr(TalkingEngine, name, event(name, plain))
-
-    class TalkingCluster(Cluster):
-        def __init__(self, *given: Any) -> None:
-            tale.begin(self)
-            super().__init__(*given)
-
-        def _effect(self, host: Host, effect: fx.Effect) -> None:
-            tale.add(host.number, "->", shown(effect))
-            super()._effect(host, effect)
+    def effect(cluster: Cluster, host: Host, given: fx.Effect) -> None:
+        tale.add(host.number, "->", shown(given))
+        plain_effect(cluster, host, given)
 
     def fault(name: str, plain: Any) -> Any:
         @functools.wraps(plain)
-        def happens(cluster: Cluster, *given: Any, **named: Any) -> Any:
+        def happens(part: object, *given: Any, **named: Any) -> Any:
             host = next((each.number for each in given if isinstance(each, Host)), "-")
-            tale.add(host, "!!", " ".join([name.strip("_").replace("_", " "), *map(shown, given), *map(shown, named)]))
-            return plain(cluster, *given, **named)
+            tale.add(host, "!!", " ".join([name.strip("_").replace("_", " "), *map(shown, given), *named]))
+            return plain(part, *given, **named)
 
         return happens
 
-    for name in FAULTS:
-        setattr(TalkingCluster, name, fault(name, getattr(Cluster, name)))
-    simulator.Engine = TalkingEngine
-    test_sim_node.Cluster = TalkingCluster
+    plain_handle, plain_effect = Engine.handle, Cluster._effect
+    Engine.handle = handle  # type: ignore[method-assign]
+    Cluster._effect = effect  # type: ignore[method-assign]
+    for part, names in FAULTS.items():
+        for name in names:
+            setattr(part, name, fault(name, getattr(part, name)))
+
+
+def tell_life(seed: int, hosts: int) -> int:
+    """Tell one life; return 1 when it ends badly."""
+    tell(Tale())
+    cluster = make(seed, hosts)
+    try:
+        cluster.run(STEPS)
+    except Exception:  # noqa: BLE001 - whatever it is, it is the end of the tale
+        traceback.print_exc(file=sys.stdout)
+        print(f"seed {seed} on {hosts} hosts: broken at {cluster.now:.3f} s")
+        return 1
+    fates = ", ".join(f"{job.name} {job.row[0] if job.row else 'refused'}" for job in cluster.jobs.values())
+    print(f"seed {seed} on {hosts} hosts: {fates}")
+    return 0
+
+
+def one(shapes: tuple[Any, ...]) -> str:
+    """The shape of an effect, if there is one: its name and values, or the effect itself."""
+    if not shapes:
+        return "nothing more"
+    return " ".join(map(shown, shapes[0])) if isinstance(shapes[0], tuple) else shown(shapes[0])
+
+
+def tell_recording(path: Path) -> int:
+    """Replay a recording event by event; return 1 at the first event that leads to other effects."""
+    try:
+        recording = Recording.unpack(path.read_bytes())
+    except (OSError, RemoteFault) as error:
+        print(f"{path}: {error}")
+        return 2
+    number = 0
+    for number, (entry, shapes) in enumerate(recording.replayed(), 1):
+        print(f"{entry.now:14.6f}  <- {cut(shown(entry.event))}")
+        for place in range(max(len(entry.shapes), len(shapes))):
+            was, is_ = entry.shapes[place : place + 1], shapes[place : place + 1]
+            print(f"{'':14}  -> {cut(one(was))}")
+            if was != is_:
+                print(f"event {number} of {len(recording.entries)}, effect {place + 1}: replayed to {one(is_)}")
+                return 1
+    print(f"{number} events led to the same effects")
+    return 0
 
 
 def main() -> int:
-    """Tells one life; the exit code says how it ended."""
-    parser = argparse.ArgumentParser(description="Replays one life of the simulator.")
-    parser.add_argument("--seed", type=int, required=True)
+    """Tell one life, or a recording; the exit code says how it ended."""
+    parser = argparse.ArgumentParser(description="Replays one life of the simulator, or a recording.")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--seed", type=int)
+    what.add_argument("--recording", type=Path)
     parser.add_argument("--hosts", type=int, default=3)
     given = parser.parse_args()
-    tale = Tale()
-    tell(tale)
-    cluster = test_sim_node.make(given.seed, given.hosts)
-    tale.flush()
-    try:
-        cluster.run(test_sim_node.STEPS)
-    except Exception:  # noqa: BLE001 - whatever it is, it is the end of the tale
-        traceback.print_exc(file=sys.stdout)
-        print(f"seed {given.seed} on {given.hosts} hosts: broken at {cluster.now:.3f} s")
-        return 1
-    print(f"seed {given.seed} on {given.hosts} hosts: {cluster.job.status}, {len(cluster.commits)} rounds committed")
-    return 0
+    return tell_recording(given.recording) if given.recording else tell_life(given.seed, given.hosts)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import pytest
 from lifl_cli import config_file, model, up
 from lifl_cli.daemon_client import DaemonClient
 from lifl_cli.main import COMMANDS
-from lifl_cli.render import figures, trees
+from lifl_cli.render import figures, tables, top, trees
 from lifl_cli.state import CONTROL_SOCKET
 from nodes import run_lifl
 from safetensors.numpy import load_file
@@ -330,10 +330,10 @@ def task(number: int, role: str, parent: int | None) -> dict[str, Any]:
     }
 
 
-def rendered(content: Any) -> str:
+def rendered(content: Any, width: int = 100) -> str:
     from rich.console import Console
 
-    console = Console(width=100, force_terminal=False)
+    console = Console(width=width, force_terminal=False)
     with console.capture() as capture:
         console.print(content)
     return capture.get()
@@ -352,6 +352,67 @@ def test_a_large_tree_is_cut_and_says_so() -> None:
     assert f"{501 - trees.TREE_TASKS_MAX} more tasks" in lines[-1]
     at_limit = tasks[: trees.TREE_TASKS_MAX]
     assert "more tasks" not in rendered(trees.tree_view(at_limit))
+
+
+HOSTILE = "[/]\x1b]0;mine\x07\n[bold]\u202e\ud800"
+SHOWN = "[/]\\x1b]0;mine\\x07\\n[bold]\\u202e\\ud800"
+"""A text from outside, and what is shown of it: rich takes its brackets for nothing, the terminal gets no control."""
+
+
+def test_what_comes_from_outside_is_shown_and_not_obeyed() -> None:
+    assert figures.printable(HOSTILE) == SHOWN
+    assert figures.printable_lines(f"one\n{HOSTILE[:-20]}\x1b") == "one\n" + figures.printable(HOSTILE[:-20]) + "\\x1b"
+    assert figures.printable(SHOWN) == SHOWN
+    assert figures.metrics_text({HOSTILE: 0.5}) == f"{SHOWN} 0.5"
+
+
+def test_no_table_or_tree_or_view_reads_a_text_from_outside_as_markup() -> None:
+    receipt = {"counted": 1, "selected": 1, "bytes_in": 1, "cpu_s": {}, "duration_s": 1, "workers_cold": 0}
+    receipt |= {"last_accepted_to_commit_s": 1, "workers_warm": 0}
+    job = {"name": HOSTILE, "status": HOSTILE, "committed": 1, "rounds": 2, "clients": 3, "rule": HOSTILE}
+    job |= {"metrics": {HOSTILE: 1.0}, "reason": HOSTILE}
+    rounds = [{"round": 1, "status": HOSTILE, "metrics": {HOSTILE: 1.0}, "receipt": kept} for kept in (receipt, None)]
+    node = {"node": HOSTILE, "state": HOSTILE, "since_s": 1, "rate_per_s": 1, "execution_s": 1, "coordinator": True}
+    node |= {"arena_used_bytes": 1, "arena_bytes": 1, "workers": 1, "gateway": HOSTILE, "control": HOSTILE}
+    node |= {"capacity": 1, "residual": 1}
+    tree = [{**task(1, HOSTILE, None), "state": HOSTILE}]
+    sample = {
+        "node": {"node": HOSTILE, "listen": [HOSTILE], "pid": 1, "uptime_s": 1, "capacity": 1.0},
+        "nodes": [node] * 2,
+    }
+    sample["node"] |= {"arena": dict.fromkeys(("used_bytes", "bytes", "peak_bytes", "objects"), 1), "gateway": {}}
+    sample["node"] |= {"redirector": {"kind": HOSTILE}}
+    sample["host"] = dict.fromkeys(("cpu_percent", "cpus", "memory_used_bytes", "memory_bytes"), 1)
+    sample["rates"] = {"received_bytes_s": 1.0, "sent_bytes_s": 1.0}
+    sample["processes"], sample["jobs"] = {}, [job]
+    worker = {"role": HOSTILE, "pid": 1, "state": "busy", "worker": 1, "job": HOSTILE, "round": 1, "address": 1}
+    sample["workers"] = [worker | {"inputs": 1, "expect": 1, "tasks_done": 1}]
+    for content in (
+        tables.jobs_table([job]),
+        tables.rounds_table(rounds),
+        tables.nodes_table([node]),
+        top.view(sample),
+    ):
+        shown = rendered(content, 500)
+        assert SHOWN in shown and not any(c in shown for c in "\x1b\x07\u202e\ud800")
+    assert SHOWN in rendered(trees.tree_view(tree), 500)
+
+
+def test_an_error_that_quotes_a_client_sends_the_terminal_nothing() -> None:
+    from click.testing import CliRunner
+    from lifl_cli.main import Commands
+
+    from lifl.core.errors import LiflError
+
+    def fail() -> None:
+        raise LiflError("client \x1b[2J is here\nand more")
+
+    class Failing(Commands):
+        def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+            return click.Command(cmd_name, callback=fail)
+
+    done = CliRunner().invoke(Failing("lifl"), ["any"])
+    assert (done.exit_code, done.output) == (1, "Error: client \\x1b[2J is here\nand more\n")
 
 
 def test_help_is_the_same_from_the_console_script(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lifl.core.errors import Refused
+from lifl.core.limits import MODEL_HEADER_BYTES_MAX
 from lifl.core.modelfile import (
-    HEADER_BYTES_MAX,
     Piece,
     decode_header,
     encode_header,
@@ -191,14 +191,16 @@ def test_an_empty_model_is_refused() -> None:
         decode_header(*file_of({"__metadata__": {"only": "this"}}), "f")
 
 
-@pytest.mark.parametrize("start", [b"", b"1234567", struct.pack("<Q", 0), struct.pack("<Q", HEADER_BYTES_MAX + 1)])
+@pytest.mark.parametrize(
+    "start", [b"", b"1234567", struct.pack("<Q", 0), struct.pack("<Q", MODEL_HEADER_BYTES_MAX + 1)]
+)
 def test_a_length_that_cannot_be(start: bytes) -> None:
     with pytest.raises(Refused, match="no usable safetensors file"):
         header_bytes(start, "f")
 
 
 def test_the_longest_header_length_is_taken() -> None:
-    assert header_bytes(struct.pack("<Q", HEADER_BYTES_MAX), "f") == HEADER_BYTES_MAX
+    assert header_bytes(struct.pack("<Q", MODEL_HEADER_BYTES_MAX), "f") == MODEL_HEADER_BYTES_MAX
 
 
 def test_the_reserved_name_is_refused() -> None:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifl.core.errors import LocalFault
-from lifl.core.planning.tree import TAIL_MAX, Task, Tree, middles_of, tail_of, top_partials_max
+from lifl.core.ids import Key
+from lifl.core.planning.tree import TAIL_MAX, Task, TaskState, Tree, middles_of, tail_of, top_partials_max
 
 SHAPES = {
     "updates": st.integers(0, 60),
@@ -109,3 +110,34 @@ def test_the_top_takes_the_last_updates_but_leaves_no_leaf_with_one() -> None:
     assert [tail_of(updates, 3) for updates in range(9)] == [0, 1, 2, 3, 4, 3, 4, 4, 3]
     assert [tail_of(updates, 64) for updates in range(4, 8)] == [4, 3, 4, 4]
     assert [tail_of(updates, 1) for updates in range(3, 7)] == [3, 4, 4, 4]
+
+
+def test_a_task_moves_along_the_table_and_is_complete_with_what_it_expects() -> None:
+    (task,) = Tree(2, 2, 8).tasks
+    assert (repr(task), task.complete) == ("<top 0 planned 0/2>", False)
+    task.inputs = [Key(1, 1, 1), Key(2, 1, 1)]
+    assert task.complete
+    task.expect = 0
+    assert not task.complete, "it is not needed"
+    task.move(TaskState.OPEN)
+    with pytest.raises(LocalFault, match=r"task 0 \(top\) cannot go from open to done"):
+        task.move(TaskState.DONE)
+    assert task.state is TaskState.OPEN
+
+
+def test_a_task_s_path_leads_to_the_root() -> None:
+    tree = Tree(16, 2, 8)
+    assert [task.role for task in tree.path(tree.tasks[0])] == ["leaf", "middle", "top"]
+    assert list(tree.path(tree.root)) == [tree.root]
+
+
+@given(**SHAPES)
+def test_the_partials_of_one_path_are_those_that_its_widest_tasks_wait_for(
+    updates: int, fan_in: int, middle_fan_in: int, partials: int, top: bool
+) -> None:
+    tree = Tree(max(1, updates), fan_in, middle_fan_in, partials, top)
+    levels = {task.level for task in tree.tasks if task.role != "leaf"}
+    most = max(middle_fan_in, TAIL_MAX)
+    assert tree.partials_held_max() <= most * len(levels)
+    for task in tree.tasks:
+        assert len(task.children) + task.adopted <= tree.partials_held_max()

@@ -6,6 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 
+def printable(text: object) -> str:
+    """Return a text from outside as it may be shown: what a terminal would act on, or not show, is written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def printable_lines(text: object) -> str:
+    """Return a text of several lines as it may be shown."""
+    return "\n".join(printable(line) for line in str(text).split("\n"))
+
+
 def size_text(nbytes: float | None) -> str:
     """Return ``1.5 MiB``; ``-`` for None."""
     if nbytes is None:
@@ -33,7 +43,7 @@ def seconds_text(seconds: float | None) -> str:
 
 def metrics_text(metrics: Mapping[str, float] | None) -> str:
     """Return ``accuracy 0.912  loss 0.310``."""
-    return "  ".join(f"{name} {value:.4g}" for name, value in sorted((metrics or {}).items()))
+    return "  ".join(f"{printable(name)} {value:.4g}" for name, value in sorted((metrics or {}).items()))
 
 
 def receipt_lines(receipt: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -60,7 +70,7 @@ def receipt_lines(receipt: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("arena peak", size_text(receipt.get("arena_peak_bytes"))),
         ("round took", seconds_text(receipt.get("duration_s"))),
         ("last accepted to commit", seconds_text(receipt.get("last_accepted_to_commit_s"))),
-        ("redirector", str(receipt.get("redirector", "-"))),
+        ("redirector", printable(receipt.get("redirector", "-"))),
         ("workers started", ", ".join(workers) or "-"),
         ("tree", ", ".join(f"{count} {role}" for role, count in roles.items() if count) or "-"),
     ]

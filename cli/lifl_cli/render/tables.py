@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lifl.core.planning.plan import Plan
-from lifl_cli.render.figures import metrics_text, seconds_text, size_text
+from lifl_cli.render.figures import metrics_text, printable, seconds_text, size_text
 
 STATE_STYLES = {"alive": "green", "suspect": "yellow", "slow": "yellow", "dead": "red", "left": "dim"}
 
@@ -24,6 +24,11 @@ def show(content: RenderableType) -> None:
     console.print(content)
 
 
+def cell(text: object, style: str = "") -> Text:
+    """Return a text from outside for rich, which is to show it and not to read it as markup."""
+    return Text(printable(text), style)
+
+
 def jobs_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
     """Return a table with a row for each job."""
     table = Table(box=None, pad_edge=False)
@@ -31,13 +36,13 @@ def jobs_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(column, overflow="fold")
     for job in jobs:
         table.add_row(
-            job["name"],
-            job["status"],
+            cell(job["name"]),
+            cell(job["status"]),
             f"{job['committed']}/{job['rounds']}",
             str(job["clients"]),
-            job["rule"],
-            metrics_text(job.get("metrics")),
-            job.get("reason", ""),
+            cell(job["rule"]),
+            cell(metrics_text(job.get("metrics"))),
+            cell(job.get("reason", "")),
         )
     return table
 
@@ -63,21 +68,21 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
         if not receipt:
             table.add_row(
                 str(line["round"]),
-                line["status"],
+                cell(line["status"]),
                 *[""] * 6,
-                line.get("reason") or metrics_text(line["metrics"]),
+                cell(line.get("reason") or metrics_text(line["metrics"])),
             )
             continue
         table.add_row(
             str(line["round"]),
-            line["status"],
+            cell(line["status"]),
             f"{receipt['counted']}/{receipt['selected']}",
             size_text(receipt["bytes_in"]),
             f"{sum(receipt['cpu_s'].values()):.3f}",
             seconds_text(receipt["duration_s"]),
             seconds_text(receipt["last_accepted_to_commit_s"]),
             f"{receipt['workers_cold']} cold, {receipt['workers_warm']} warm",
-            line.get("reason") or metrics_text(line.get("metrics")),
+            cell(line.get("reason") or metrics_text(line.get("metrics"))),
         )
     return table
 
@@ -91,16 +96,16 @@ def nodes_table(lines: Sequence[Mapping[str, Any]]) -> Table:
     for line in lines:
         state = str(line["state"])
         table.add_row(
-            f"{line['node']} *" if line["coordinator"] else str(line["node"]),
-            Text(state, style=STATE_STYLES.get(state, "")),
+            cell(f"{line['node']} *" if line["coordinator"] else line["node"]),
+            cell(state, STATE_STYLES.get(state, "")),
             seconds_text(line["since_s"]),
             f"{line['rate_per_s']:.1f}",
             seconds_text(line["execution_s"]) if line["execution_s"] else "-",
             load_text(line),
             f"{size_text(line['arena_used_bytes'])} of {size_text(line['arena_bytes'])}",
             str(line["workers"]),
-            line["gateway"],
-            line["control"],
+            cell(line["gateway"]),
+            cell(line["control"]),
         )
     return table
 
@@ -118,7 +123,7 @@ def plan_table(made: Plan) -> Table:
     for part in made.nodes:
         unused = part.node not in made.used
         table.add_row(
-            part.node,
+            cell(part.node),
             str(part.updates),
             str(part.leaves),
             str(part.leaf_tasks),

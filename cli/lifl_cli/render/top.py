@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lifl_cli.render.figures import metrics_text, seconds_text, size_text
-from lifl_cli.render.tables import nodes_table
+from lifl_cli.render.tables import cell, nodes_table
 from lifl_cli.render.trees import round_text, tree_view
 
 JOBS_MAX = 8
@@ -70,14 +70,14 @@ def _node_view(sample: Mapping[str, Any]) -> RenderableType:
         f"peak {size_text(arena['peak_bytes'])}, {arena['objects']} objects{waiting}",
     )
     counters = ", ".join(f"{value} {REDIRECTED[name]}" for name, value in redirector.items() if name in REDIRECTED)
-    grid.add_row("redirector", f"{redirector['kind']}: {counters}")
+    grid.add_row("redirector", cell(f"{redirector['kind']}: {counters}"))
     grid.add_row(
         "gateway",
         f"in {rates['received_bytes_s'] / 1e6:.1f} MB/s, out {rates['sent_bytes_s'] / 1e6:.1f} MB/s, "
         f"{gateway.get('connections', 0)} connections, {size_text(gateway.get('received_bytes', 0))} received in all",
     )
     title = f"lifld {node['node']}  {', '.join(node['listen'])}  up {seconds_text(node['uptime_s'])}"
-    return Panel(grid, title=title, title_align="left")
+    return Panel(grid, title=cell(title), title_align="left")
 
 
 def _process_text(sample: Mapping[str, Any], pid: int | None) -> str:
@@ -96,11 +96,11 @@ def _workers_view(sample: Mapping[str, Any]) -> RenderableType:
         busy = worker["state"] != "idle"
         measured = sample["processes"].get(str(worker["pid"]), {})
         table.add_row(
-            worker["role"] if busy else "idle",
+            cell(worker["role"] if busy else "idle"),
             str(worker["pid"]),
             f"{measured.get('cpu_percent', 0):.0f} %",
             size_text(measured.get("private_bytes")),
-            f"{worker['job']} round {worker['round']} #{worker['address']}" if busy else "-",
+            cell(f"{worker['job']} round {worker['round']} #{worker['address']}" if busy else "-"),
             f"{worker['inputs']}/{worker['expect']}" if busy and worker["expect"] else "-",
             str(worker["tasks_done"]),
         )
@@ -113,13 +113,13 @@ def _job_view(job: Mapping[str, Any]) -> RenderableType:
     now = job.get("now")
     lines: list[RenderableType] = []
     if now:
-        lines.append(Text(round_text(now)))
+        lines.append(cell(round_text(now)))
     metrics = metrics_text(job.get("metrics"))
     if metrics:
-        lines.append(Text(f"last round: {metrics}"))
+        lines.append(cell(f"last round: {metrics}"))
     if job.get("reason"):
-        lines.append(Text(job["reason"], style="yellow"))
+        lines.append(cell(job["reason"], "yellow"))
     if now and now.get("tree"):
         lines.append(tree_view(now["tree"]))
     title = f"job {job['name']}  {job['status']}  {job['committed']}/{job['rounds']} committed"
-    return Panel(Group(*lines) if lines else Text("-", style="dim"), title=title, title_align="left")
+    return Panel(Group(*lines) if lines else Text("-", style="dim"), title=cell(title), title_align="left")

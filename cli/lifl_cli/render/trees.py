@@ -9,6 +9,7 @@ from rich.tree import Tree
 
 from lifl.core.planning.plan import NodePlan, Plan
 from lifl_cli.render.figures import seconds_text
+from lifl_cli.render.tables import cell
 
 TREE_TASKS_MAX = 40
 """A larger tree is cut in the view (never in JSON)."""
@@ -40,7 +41,7 @@ def tree_view(tasks: Sequence[Mapping[str, Any]]) -> Tree:
         shown = 0
         above = tree
         for (node, _), branch in sorted(branches.items(), key=lambda item: not _has_top(item[1])):
-            place = above.add(_branch_text(node, branch), style="none")
+            place = above.add(cell(_branch_text(node, branch)), style="none")
             shown += _add_tasks(place, branch, TREE_TASKS_MAX - shown)
             above = place if _has_top(branch) else above
     if len(tasks) > shown:
@@ -60,7 +61,7 @@ def _add_tasks(tree: Tree, tasks: Sequence[Mapping[str, Any]], tasks_max: int) -
     shown = 0
     while waiting and shown < tasks_max:
         branch, task = waiting.pop()
-        place = branch.add(_task_text(task), style=_STYLES.get(task["state"], ""))
+        place = branch.add(cell(_task_text(task)), style=_STYLES.get(task["state"], ""))
         waiting += [(place, child) for child in reversed(below.get(task["number"], []))]
         shown += 1
     return shown
@@ -85,13 +86,13 @@ def _task_text(task: Mapping[str, Any]) -> str:
 def plan_tree(made: Plan) -> Tree:
     """Return the tree of the plan: the top, and below it each node's branch."""
     parts = {part.node: part for part in made.nodes}
-    tree = Tree(f"top on {made.top}", style="bold")
+    tree = Tree(cell(f"top on {made.top}"), style="bold")
     working = [part for part in made.nodes if part.leaf_tasks]
     for part in sorted(working, key=lambda part: part.node != made.top):
         here = tree
         if part.middle or part.node != made.top:
             what = f"middle of {part.leaf_tasks} partials" if part.leaf_tasks > 1 else "one partial"
-            here = tree.add(f"{part.node}: {what}", style="not bold")
+            here = tree.add(cell(f"{part.node}: {what}"), style="not bold")
         here.add(_leaves_text(part), style="not bold")
     assert made.top in parts
     return tree

@@ -37,7 +37,7 @@ from lifl.core.errors import LocalFault, Refused, RemoteFault
 from lifl.core.fields import NAME_RULE, Name
 from lifl.core.protocol import client as cm
 from lifl.core.protocol.submit_check import check_submit
-from lifl.core.schema import Layout
+from lifl.core.schema import Layout, TensorSpec
 
 HELD_ROUNDS_MAX = 2
 """Uncommitted updates that are kept; the next round begins only when the oldest of them is committed."""
@@ -57,7 +57,7 @@ class Round:
         self.number = selected.round
         self.deadline_s = selected.deadline_s
         self.options = selected.options
-        self.layout = Layout(selected.tensors)
+        self.layout = client._layout_of(selected.tensors)
         self._client = client
 
     @cached_property
@@ -120,6 +120,7 @@ class Client:
         self.job = job
         self.client = client
         self._closed = threading.Event()
+        self._layout: Layout | None = None
         self._books = Books(job)
         self._home = Home(
             nodes, self._books, self._closed, job=job, client=client, direct=direct, give_up_after_s=give_up_after_s
@@ -196,7 +197,7 @@ class Client:
         update = Update(layout, tensors)
         numbers = {str(name): float(value) for name, value in metrics.items()}
         submit = cm.Submit(self.job, round_.number, float(weight), layout.data_bytes, layout.tensors, numbers)
-        check_submit(layout, submit)
+        check_submit(layout, submit, self.client)
         held = self._books.held[round_.number] = HeldUpdate(submit, update, progress)
         try:
             return self._send(held)
@@ -217,11 +218,14 @@ class Client:
             # Its fate was told on a connection that broke before the answer.
             return self._books.verdict(submit, "the round ended without it")
         self._books.fates.pop(submit.round, None)  # of an earlier attempt at the round
-        stream.send(submit)
+        announced = submit
+        if cm.DIGESTS in stream.knows:
+            announced = msgspec.structs.replace(submit, tensors=(), digest=held.update.layout.digest)
+        stream.send(announced)
         answer = self._home.answer(stream, submit.round, cm.Go | cm.Accepted | cm.Busy | cm.Refusal)
         while isinstance(answer, cm.Busy):
             self._pause(answer.retry_after_s)
-            stream.send(submit)
+            stream.send(announced)
             answer = self._home.answer(stream, submit.round, cm.Go | cm.Accepted | cm.Busy | cm.Refusal)
         if isinstance(answer, cm.Go):
             if answer.direct:
@@ -252,17 +256,20 @@ class Client:
 
     def _fetch_model(self, round_: Round) -> dict[str, Array]:
         def fetch(stream: Stream) -> dict[str, Array]:
-            stream.send(cm.GetModel(self.job, round_.number))
+            layout = round_.layout
+            digest = layout.digest if cm.DIGESTS in stream.knows else msgspec.UNSET
+            stream.send(cm.GetModel(self.job, round_.number, digest=digest))
             answer = self._home.answer(stream, round_.number, cm.Model | cm.Refusal)
             if isinstance(answer, cm.Refusal):
                 if answer.code in OVER_CODES and stream is self._home.stream:
                     raise RoundEnded(answer.text)
                 raise Refused(answer.code, answer.field, answer.text)
-            if answer.tensors != round_.layout.tensors or answer.data_bytes != round_.layout.data_bytes:
+            same = answer.digest == digest if cm.DIGESTS in stream.knows else answer.tensors == layout.tensors
+            if not same or answer.data_bytes != layout.data_bytes:
                 raise RemoteFault(f"the model of round {round_.number} differs from what its selection announced")
             data = np.empty(answer.data_bytes, np.uint8)
             stream.receive_into(data.data)
-            return as_model(round_.layout, data)
+            return as_model(layout, data)
 
         return self._for_round(round_.number, fetch)
 
@@ -293,6 +300,12 @@ class Client:
             self._books.events.remove(event)
             with suppress(Settled):
                 self._gateways.do(home, event.round, partial(self._offer, held=self._books.held[event.round]))
+
+    def _layout_of(self, tensors: tuple[TensorSpec, ...]) -> Layout:
+        """Return the layout, which is the last round's nearly always."""
+        if self._layout is None or self._layout.tensors is not tensors:
+            self._layout = Layout(tensors)
+        return self._layout
 
     def _end(self, over: cm.JobOver) -> None:
         if over.status == "failed":

@@ -14,8 +14,8 @@ from typing import TypeVar
 
 from lifl.client.books import Books
 from lifl.client.home import AWAY_GREETING_S, Home, pause
-from lifl.client.liveness import Watch, asking, greeted
-from lifl.client.stream import Stream
+from lifl.client.liveness import Watch, asking
+from lifl.client.stream import Stream, greeted
 from lifl.core.errors import LocalFault, Refused, RemoteFault
 from lifl.core.protocol import client as cm
 

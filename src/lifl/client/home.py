@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from lifl.client.books import Books
-from lifl.client.liveness import ANSWER_S, Watch, greeted, usable
+from lifl.client.liveness import ANSWER_S, Watch, usable
 from lifl.client.outcomes import NodeUnreachable, RoundEnded, Settled
-from lifl.client.stream import GREETING_S, Stream
+from lifl.client.stream import GREETING_S, Stream, greeted
 from lifl.core.errors import LocalFault, Refused
 from lifl.core.protocol import client as cm
 

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 
-from lifl.client.stream import Stream
+from lifl.client.stream import Stream, greeted
 from lifl.core.config.values import split_address
 from lifl.core.errors import ConfigError, LocalFault, Refused, RemoteFault
 from lifl.core.protocol import client as cm
@@ -57,25 +57,6 @@ def probe(address: str, client: str) -> cm.Pong | None:
         except (OSError, RemoteFault):
             return None
     return answer
-
-
-def greeted(address: str, patience_s: float, client: str, direct: bool) -> Stream:
-    """Return a connection that is greeted, also to a gateway of an earlier version.  Raise as `Stream.greet` does."""
-    stream = Stream(address, patience_s)
-    try:
-        stream.greet(client, direct)
-        return stream
-    except BaseException as error:
-        stream.close()
-        if not (isinstance(error, Refused) and error.code == "protocol"):
-            raise
-    stream = Stream(address, patience_s)  # one that refuses what it does not know: it is told no more than it does
-    try:
-        stream.greet(client, direct, knows=())
-    except BaseException:
-        stream.close()
-        raise
-    return stream
 
 
 def usable(gateways: Sequence[str]) -> list[str]:

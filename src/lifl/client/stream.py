@@ -15,9 +15,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol, TypeVar
 
+import msgspec
+
 from lifl.core.errors import LocalFault, Refused, RemoteFault
 from lifl.core.protocol import client as cm
 from lifl.core.protocol.frames import FrameDecoder, encode
+from lifl.core.schema import TensorSpec
 from lifl.shm.mapping import map_segment, populate
 
 Progress = Callable[[int, int], None]
@@ -84,30 +87,53 @@ def connect(address: str, patience_s: float = GREETING_S) -> socket.socket:
     return sock
 
 
+class OlderNode(Refused):
+    """The node does not understand what this client says that it knows; it is to say less."""
+
+
+def greeted(address: str, patience_s: float, client: str, direct: bool) -> Stream:
+    """Return a connection to a node that takes the client.  Raise `OSError`, `LocalFault`, `Refused`, `RemoteFault`."""
+    for knows in (cm.KNOWS, ()):
+        stream = Stream(address, patience_s)
+        try:
+            stream.greet(client, direct, knows)
+        except OlderNode:
+            stream.close()
+        except BaseException:
+            stream.close()
+            raise
+        else:
+            return stream
+    raise AssertionError("who says nothing new is not told that it does")
+
+
 class Stream:
     """One connection.  Everything raises `OSError` when it breaks and `RemoteFault` when the peer sends garbage."""
 
     def __init__(self, address: str, patience_s: float = GREETING_S) -> None:
-        self.knows: tuple[str, ...] = ()
-        """What the gateway knows beyond the first version of the protocol."""
+        self.knows: frozenset[str] = frozenset()
+        """What the node knows beyond the first version of the protocol."""
         self.watch: Watched | None = None
         self._sock = connect(address, patience_s)
         self.is_local = self._sock.family == socket.AF_UNIX
         self._decoder: FrameDecoder[cm.ToClient] = FrameDecoder(cm.ToClient)
+        self._tensors: dict[str, tuple[TensorSpec, ...]] = {}  # by job: those that were told over this connection
         self._descriptors: list[int] = []
         self._arena: memoryview | None = None
 
     def greet(self, client: str, direct: bool, knows: tuple[str, ...] = cm.KNOWS) -> None:
-        """Say Hello and take the answer.  Raise `Refused` too."""
+        """Say Hello and take the answer.  Raise `Refused` too; `OlderNode` when the node has no word for `knows`."""
         self.send(cm.Hello(cm.PROTOCOL_VERSION, client, direct and self.is_local, knows))
         answer = self.receive()
         if isinstance(answer, cm.Refusal):
             if answer.code == "too-many-connections":
                 raise ConnectionRefusedError(answer.text)
+            if answer.code == "protocol" and knows:
+                raise OlderNode(answer.code, answer.field, answer.text)
             raise Refused(answer.code, answer.field, answer.text)
         if not isinstance(answer, cm.Welcome):
             raise RemoteFault(f"the node answers Hello by {type(answer).__name__}; is it a LIFL gateway?")
-        self.knows = answer.knows
+        self.knows = frozenset(answer.knows)
         self.patience(None)
 
     def patience(self, patience_s: float | None) -> None:
@@ -154,16 +180,25 @@ class Stream:
                 if not data:
                     raise ConnectionResetError("the node closed the connection")
                 self._decoder.feed(data)
-            if self.watch is None:
-                return message
-            if not isinstance(message, cm.Pong):
+            if self.watch is not None and isinstance(message, cm.Pong):
+                self.watch.answered(message)
+                continue
+            if self.watch is not None:
                 self.watch.heard()
-                return message
-            self.watch.answered(message)
+            return self._completed(message) if isinstance(message, cm.Selected) else message
 
     def _receive_some(self) -> bytes:
         wanted = min(self._decoder.missing_bytes, RECEIVE_BYTES)
         return self._receive_with_rights(wanted) if self.is_local else self._sock.recv(wanted)
+
+    def _completed(self, selected: cm.Selected) -> cm.Selected:
+        """Return the selection with the job's tensors, which are told once."""
+        if selected.digest is msgspec.UNSET or selected.tensors:
+            self._tensors[selected.job] = selected.tensors
+            return selected
+        if selected.job not in self._tensors:
+            raise RemoteFault(f"the node selects for job {selected.job!r} and has not told its tensors")
+        return msgspec.structs.replace(selected, tensors=self._tensors[selected.job])
 
     def _receive_with_rights(self, nbytes: int) -> bytes:
         room = socket.CMSG_SPACE(array.array("i").itemsize)

@@ -26,7 +26,7 @@ from lifl.core.coordinator.coordinator import Coordinator
 from lifl.core.coordinator.job import Job
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import Node
-from lifl.core.errors import Impossible, LocalFault, Refused
+from lifl.core.errors import Impossible, LocalFault, Refused, RemoteFault
 from lifl.core.event_log import EventLog, Recording, RecordingStore, Shape, shape
 from lifl.core.object_store import ObjectStore
 from lifl.core.planning.capacity import NodeLoad
@@ -73,21 +73,26 @@ class Engine:
     def handle(self, event: Any, now: float) -> list[fx.Effect]:
         """Handle one event at the time `now` (monotonic, in seconds); return what is to be performed, in order.
 
-        Raise `Refused`, with nothing changed, for a job that cannot be submitted or cancelled.  Raise `Impossible`,
-        with the story of what the event is about, when the books contradict each other: the engine is of no use then.
+        Raise `Refused`, with nothing changed, for a job that cannot be submitted or cancelled, and `RemoteFault`, with
+        nothing changed, for a word of a child or a peer that cannot be true: its connection is to end.  Raise
+        `Impossible`, with the story of what the event is about, when the books contradict each other: the engine is of
+        no use then.
         """
         if self._log is None:
             raise LocalFault("this engine is a replay's; it handles recorded events")
         answers = self._log.begin()
         try:
             effects = self._handled(event, now)
-        except Refused:
+        except (Refused, RemoteFault):
             self._log.end(now, event, answers, [])
             raise
         except LocalFault as fault:
             self._log.end(now, event, answers, self._turn.effects)
             story = "\n  ".join(self._log.story(event))
             raise Impossible(f"{fault}; the story of what {type(event).__name__} names:\n  {story}") from fault
+        except Exception:  # whatever it is: without this event the recording would not lead to it
+            self._log.end(now, event, answers, self._turn.effects)
+            raise
         self._log.end(now, event, answers, effects)
         return effects
 
@@ -142,7 +147,7 @@ class Engine:
         """Handle a recorded event; return the shapes of its effects, also of those before a refusal or a fault."""
         try:
             return tuple(map(shape, self._handled(event, now)))
-        except (Refused, LocalFault):
+        except Exception:  # noqa: BLE001 - `handle` has raised the same
             effects, self._turn.effects = self._turn.effects, []
             return tuple(map(shape, effects))
 

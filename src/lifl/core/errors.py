@@ -37,6 +37,10 @@ class ArenaFull(ResourceFault):
     """The arena (or its object table) has no room for the object now; try again when something is freed."""
 
 
+class FrameTooLong(LocalFault):
+    """A message is longer than a frame may be: it cannot be sent, and what it was about cannot go on."""
+
+
 class StaleKey(LocalFault):
     """The key names an object that is gone: its slot holds another generation."""
 

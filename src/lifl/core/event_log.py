@@ -9,7 +9,7 @@ same effects by any machine: `Recording.replay`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -26,8 +26,10 @@ from lifl.core.protocol.contribution import Contribution
 SEGMENT_EVENTS = 2048
 STORY_LINES_MAX = 24
 FORMAT = 1
-Shape = tuple[Any, ...]
+Shape = tuple[Any, ...] | msgspec.Struct
 _FULL, _DAMAGED = "arena-full", "damaged"
+_NOT_KEPT: deque[Any] = deque(maxlen=0)
+"""Where the answers go that the arena gives between events."""
 
 
 class Entry(NamedTuple):
@@ -39,27 +41,23 @@ class Entry(NamedTuple):
     shapes: tuple[Shape, ...]
 
 
+SHAPES: Mapping[type, Callable[[Any], Shape]] = {
+    gm.TellClient: lambda effect: ("TellClient", effect.conn, memoryview(effect.message).nbytes),
+    gm.JobSchema: lambda effect: ("JobSchema", effect.job),
+    fx.SendWorker: lambda effect: ("SendWorker", effect.worker, type(effect.message).__name__),
+    fx.SendNode: lambda effect: ("SendNode", effect.node, type(effect.order).__name__),
+    fx.SendCoordinator: lambda effect: ("SendCoordinator", type(effect.report).__name__),
+    fx.SaveRound: lambda effect: ("SaveRound", effect.job, effect.round, effect.attempt, effect.status),
+    fx.SavePlan: lambda effect: ("SavePlan", effect.job, effect.round, effect.attempt),
+    fx.Publish: lambda effect: ("Publish", effect.name, effect.job),
+}
+"""What is kept of the effects that carry much, or something that the node completes; the others are kept whole."""
+
+
 def shape(effect: Any) -> Shape:
-    """Return what tells an effect from others, without the bulk that it may carry."""
-    match effect:
-        case gm.TellClient():
-            return ("TellClient", effect.conn, len(bytes(effect.message)))
-        case fx.SendWorker():
-            return ("SendWorker", effect.worker, type(effect.message).__name__)
-        case fx.SendNode():
-            return ("SendNode", effect.node, type(effect.order).__name__)
-        case fx.SendCoordinator():
-            return ("SendCoordinator", type(effect.report).__name__)
-        case fx.SaveRound():
-            return ("SaveRound", effect.job, effect.round, effect.attempt, effect.status)
-        case fx.SavePlan():
-            return ("SavePlan", effect.job, effect.round, effect.attempt)
-        case fx.Publish():
-            return ("Publish", effect.name, effect.job)
-        case gm.JobSchema():
-            return ("JobSchema", effect.job)
-        case _:
-            return (type(effect).__name__, *msgspec.structs.astuple(effect))
+    """Return what tells an effect from others without the bulk that it may carry: the effect itself, if it is small."""
+    short = SHAPES.get(type(effect))
+    return effect if short is None else short(effect)
 
 
 class RecordingStore:
@@ -74,31 +72,30 @@ class RecordingStore:
         """Return what stands for it in a copy of the engine."""
         return ReplayStore()
 
-    def _noted(self, answer: Any) -> Any:
+    @property
+    def free_bytes(self) -> int:
+        """Bytes in no object."""
+        answer = self._store.free_bytes
         self.answers.append(answer)
         return answer
 
     @property
-    def free_bytes(self) -> int:
-        """Bytes in no object."""
-        free_bytes: int = self._noted(self._store.free_bytes)
-        return free_bytes
-
-    @property
     def used_bytes(self) -> int:
         """Bytes of live objects."""
-        used_bytes: int = self._noted(self._store.used_bytes)
-        return used_bytes
+        answer = self._store.used_bytes
+        self.answers.append(answer)
+        return answer
 
     def alloc(
         self, kind: Kind, job: int, epoch: int, data_bytes: int, meta_bytes: int = 0, slab: Hashable | None = None
     ) -> Key:
         """Return a new object.  Raise `ArenaFull`."""
         try:
-            key: Key = self._noted(self._store.alloc(kind, job, epoch, data_bytes, meta_bytes, slab))
+            key = self._store.alloc(kind, job, epoch, data_bytes, meta_bytes, slab)
         except ArenaFull as full:
             self.answers.append((_FULL, str(full)))
             raise
+        self.answers.append(key)
         return key
 
     def free(self, key: Key) -> None:
@@ -107,13 +104,15 @@ class RecordingStore:
 
     def sealed(self, key: Key) -> bool:
         """Return whether the object is complete."""
-        sealed: bool = self._noted(self._store.sealed(key))
-        return sealed
+        answer = self._store.sealed(key)
+        self.answers.append(answer)
+        return answer
 
     def extent_bytes(self, key: Key) -> int:
         """Return the bytes that the object takes."""
-        extent_bytes: int = self._noted(self._store.extent_bytes(key))
-        return extent_bytes
+        answer = self._store.extent_bytes(key)
+        self.answers.append(answer)
+        return answer
 
     def close_slab(self, slab: Hashable) -> None:
         """Expect no more objects of this slab."""
@@ -121,16 +120,18 @@ class RecordingStore:
 
     def epoch_of(self, key: Key) -> int:
         """Return the epoch that the object was allocated for."""
-        epoch: int = self._noted(self._store.epoch_of(key))
-        return epoch
+        answer = self._store.epoch_of(key)
+        self.answers.append(answer)
+        return answer
 
     def members(self, key: Key) -> list[Contribution]:
         """Return who is in a sealed update or partial.  Raise `RemoteFault` when its record is damaged."""
         try:
-            members: list[Contribution] = self._noted(self._store.members(key))
+            members = self._store.members(key)
         except RemoteFault as fault:
             self.answers.append((_DAMAGED, str(fault)))
             raise
+        self.answers.append(members)
         return members
 
 
@@ -174,15 +175,31 @@ class Recording(NamedTuple):
         found = snapshot.unpack(data)
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise RemoteFault(f"this is no recording of format {FORMAT}; replay it with the version that wrote it")
-        return cls(snapshot.Snapshot(found["state"]), found["entries"])
+        entries = found.get("entries")
+        if not isinstance(entries, list) or not all(isinstance(entry, Entry) for entry in entries):
+            raise RemoteFault("the record is damaged: it has no events")
+        return cls(snapshot.Snapshot(found.get("state") or []), entries)
 
-    def replay(self) -> int:
-        """Handle all events again; return how many.  Raise `LocalFault` at the first that leads to other effects."""
+    def replayed(self) -> Iterator[tuple[Entry, tuple[Shape, ...]]]:
+        """Handle the events again; yield each with the shapes of the effects that it leads to now.
+
+        Raise `RemoteFault` when the state is not that of an engine, `LocalFault` at an event that ends otherwise.
+        """
         engine = snapshot.restore(self.state)
-        store: ReplayStore = engine.agent.quota.store
+        try:
+            store: ReplayStore = engine.agent.quota.store
+        except AttributeError as error:
+            raise RemoteFault(f"the record is damaged: {error}") from error
         for number, entry in enumerate(self.entries):
             store.answers = iter(entry.answers)
-            shapes = engine.replayed(entry.event, entry.now)
+            try:
+                yield entry, engine.replayed(entry.event, entry.now)
+            except (ValueError, TypeError, AttributeError, LookupError) as error:  # an answer to another question
+                raise LocalFault(f"event {number}, {entry.event!r:.200}, ends otherwise: {error!r}") from error
+
+    def replay(self) -> int:
+        """Handle all events again; return how many.  Raise as `replayed`, and where the effects differ."""
+        for number, (entry, shapes) in enumerate(self.replayed()):
             if shapes != entry.shapes:
                 raise LocalFault(f"event {number}, {entry.event!r:.200}, led to {entry.shapes}, replayed to {shapes}")
         return len(self.entries)
@@ -195,23 +212,27 @@ class EventLog:
         self._store = store
         self._copy = copy
         self._segments: list[Recording] = []
+        self._room = 0  # events that the newest segment still takes
 
     def begin(self) -> list[Any]:
         """Begin an event; return the list that the arena's answers go to."""
-        if not self._segments or len(self._segments[-1].entries) >= self._segment_events():
+        if not self._room:
             self._segments = [*self._segments[-1:], Recording(self._copy(), [])]
+            self._room = self._segment_events()
+        self._room -= 1
         answers: list[Any] = []
         self._store.answers = answers
         return answers
 
     def _segment_events(self) -> int:
-        # A copy costs about as much as an event for every 30 objects: it is to stay a small part of the work.
-        return max(SEGMENT_EVENTS, len(self._segments[-1].state.objects))
+        # A copy takes some 3 µs for each object: it is to stay a small part of the work.
+        return max(SEGMENT_EVENTS, 2 * len(self._segments[-1].state.objects))
 
     def end(self, now: float, event: Any, answers: list[Any], effects: list[fx.Effect]) -> None:
         """Keep an event with what it led to."""
-        self._segments[-1].entries.append(Entry(now, event, answers, tuple(map(shape, effects))))
-        self._store.answers = deque(maxlen=0)  # what looks at the arena between events is not recorded
+        shapes = tuple([effect if type(effect) not in SHAPES else shape(effect) for effect in effects])
+        self._segments[-1].entries.append(Entry(now, event, answers, shapes))
+        self._store.answers = _NOT_KEPT
 
     def recording(self) -> Recording:
         """Return the log, with the state that its first event met."""
@@ -225,15 +246,18 @@ class EventLog:
         about = names_in(event)
         lines = []
         for entry in self.recording().entries:
-            shapes = [each for each in entry.shapes if about & set(filter(_hashable, each))]
+            shapes = [each for each in entry.shapes if about & _named_by(each)]
             if shapes or about & names_in(entry.event):
                 told = f" -> {', '.join(map(str, shapes))}" if shapes else ""
                 lines.append(f"{entry.now:.6f} {entry.event!r:.160}{told:.160}")
         return lines[-STORY_LINES_MAX:]
 
 
-def _hashable(value: Any) -> bool:
-    return isinstance(value, Hashable)
+def _named_by(each: Shape) -> set[Any]:
+    """Return all that a shape may name: its values, and the keys in one of them."""
+    values = each if isinstance(each, tuple) else msgspec.structs.astuple(each)
+    named = {value for value in values if isinstance(value, int | str | bytes)}
+    return named | {key.pack() for value in values if isinstance(value, tuple) for key in value if isinstance(key, Key)}
 
 
 def names_in(event: Any) -> set[Any]:

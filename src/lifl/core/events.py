@@ -110,6 +110,13 @@ class JobRecalled(Event, frozen=True):
     reason: str
 
 
+class JobBroken(Event, frozen=True):
+    """What is to be said of a job, by its number or name, fits no frame: it cannot go on."""
+
+    job: int | str
+    text: str
+
+
 class JobCancelled(Event, frozen=True):
     """The user ends a job.  Handling raises `Refused` when there is none of that name, or it is over."""
 

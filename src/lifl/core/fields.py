@@ -7,35 +7,82 @@ from typing import Annotated
 import msgspec
 
 from lifl.core.limits import (
+    ADDRESS_CHARS_MAX,
+    ARENA_BYTES_MAX,
+    CAPACITY_MAX,
+    CONFIG_PATH_CHARS_MAX,
+    COUNT_MAX,
     DEADLINE_S_MAX,
+    DIGEST_BYTES,
     FEATURE_CHARS_MAX,
     FEATURES_MAX,
-    GATEWAY_CHARS_MAX,
+    FIELD_CHARS_MAX,
     GATEWAYS_TOLD_MAX,
+    INCARNATION_MAX,
+    METRIC_NAME_CHARS_MAX,
     METRICS_MAX,
     NAME_CHARS_MAX,
+    PATH_CHARS_MAX,
+    REAL_MAX,
+    STATES_MAX,
+    TENSORS_MAX,
     TEXT_CHARS_MAX,
+    WORD_CHARS_MAX,
+    WORKERS_MAX,
 )
-from lifl.core.schema import TensorSpec
+from lifl.core.schema import DTYPE_BYTES, Segment, TensorSpec
 
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")]
+# Patterns end in \Z: `$` also matches before a final newline.
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._:-]*\Z")]
 """A job's or client's name."""
 NAME_RULE = f"letters, digits and ._:- , a letter or digit first, at most {NAME_CHARS_MAX}"
-MetricName = Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
-Metrics = Annotated[dict[MetricName, float], msgspec.Meta(max_length=METRICS_MAX)]
+_UNPRINTABLE = (
+    r"\x00-\x1f\x7f-\xa0\xad"  # control characters, the blank and the hyphen that are not seen
+    r"\u061c\u200b-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff\ufff9-\ufffb"  # others' blanks, signs of direction
+    r"\ud800-\udfff\U000e0000-\U000e0fff"  # halves of characters, tags
+)
+MetricName = Annotated[
+    str, msgspec.Meta(min_length=1, max_length=METRIC_NAME_CHARS_MAX, pattern=rf"\A[^{_UNPRINTABLE}]+\Z")
+]
+METRIC_NAME_RULE = f"1 to {METRIC_NAME_CHARS_MAX} printable characters"
+Real = Annotated[float, msgspec.Meta(ge=-REAL_MAX, le=REAL_MAX)]
+"""Any finite number."""
+NotNegative = Annotated[float, msgspec.Meta(ge=0, le=REAL_MAX)]
+Weight = Annotated[float, msgspec.Meta(gt=0, le=REAL_MAX)]
+Capacity = Annotated[float, msgspec.Meta(ge=0, le=CAPACITY_MAX)]
+Metrics = Annotated[dict[MetricName, Real], msgspec.Meta(max_length=METRICS_MAX)]
+AnnouncedMetrics = Annotated[dict[MetricName, float], msgspec.Meta(max_length=METRICS_MAX)]
+"""As a client announces them: `protocol/submit_check.py` looks at the values, and names the metric."""
 Text = Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)]
-Tensors = Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=65_536)]
-Count = Annotated[int, msgspec.Meta(ge=0)]
+Tensors = Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=TENSORS_MAX)]
+Word = Annotated[str, msgspec.Meta(max_length=WORD_CHARS_MAX)]
+"""A code, a status or a role; or a name, or nothing."""
+FieldPath = Annotated[str, msgspec.Meta(max_length=FIELD_CHARS_MAX)]
+Address = Annotated[str, msgspec.Meta(max_length=ADDRESS_CHARS_MAX)]
+Gateways = Annotated[tuple[Address, ...], msgspec.Meta(max_length=GATEWAYS_TOLD_MAX)]
+"""Addresses of gateways, HOST:PORT."""
+Path = Annotated[str, msgspec.Meta(max_length=PATH_CHARS_MAX)]
+ConfigPath = Annotated[str, msgspec.Meta(max_length=CONFIG_PATH_CHARS_MAX)]
+StateNames = Annotated[tuple[Name, ...], msgspec.Meta(max_length=STATES_MAX)]
+Segments = Annotated[tuple[Segment, ...], msgspec.Meta(max_length=len(DTYPE_BYTES))]
+Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
+Integer = Annotated[int, msgspec.Meta(ge=-COUNT_MAX, le=COUNT_MAX)]
+Bits64 = Annotated[int, msgspec.Meta(ge=0)]
+"""64 bits, each value of which has a meaning: a node's number, a checksum.  The wire has no larger numbers."""
+Incarnation = Annotated[int, msgspec.Meta(ge=0, le=INCARNATION_MAX)]
+ArenaBytes = Annotated[int, msgspec.Meta(ge=0, le=ARENA_BYTES_MAX)]
+WorkersMax = Annotated[int, msgspec.Meta(ge=0, le=WORKERS_MAX)]
 Features = Annotated[
     tuple[Annotated[str, msgspec.Meta(max_length=FEATURE_CHARS_MAX)], ...], msgspec.Meta(max_length=FEATURES_MAX)
 ]
 """Names of what a peer can take beyond the messages that every peer can; names that one does not know mean nothing."""
-Gateways = Annotated[
-    tuple[Annotated[str, msgspec.Meta(max_length=GATEWAY_CHARS_MAX)], ...], msgspec.Meta(max_length=GATEWAYS_TOLD_MAX)
-]
-"""Addresses of gateways, HOST:PORT."""
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=DEADLINE_S_MAX)]
+Digest = Annotated[bytes, msgspec.Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
+"""A schema's (`schema.Layout.digest`), for those who have the tensors."""
 KeyBytes = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+AnyKey = Annotated[bytes, msgspec.Meta(max_length=16)]
+"""A key, or nothing."""
+StateKeys = Annotated[dict[Name, KeyBytes], msgspec.Meta(max_length=STATES_MAX)]
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", tag=True, forbid_unknown_fields=True):

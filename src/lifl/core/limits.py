@@ -4,11 +4,40 @@ from __future__ import annotations
 
 NAME_CHARS_MAX = 64
 METRICS_MAX = 16
+METRIC_NAME_CHARS_MAX = 32
 CONTRIBUTION_BYTES_MAX = 1024
+"""A client's name, its weight and its metrics: 16 metrics with long names fit in ASCII, and not in every script."""
 TEXT_CHARS_MAX = 4096
+WORD_CHARS_MAX = 64
+"""A code, a status, a role."""
+FIELD_CHARS_MAX = 300
+"""The part of a request that a refusal names: ``tensors.`` and a tensor's name, or a gateway's address."""
+ADDRESS_CHARS_MAX = 280
+PATH_CHARS_MAX = 4096
+CONFIG_PATH_CHARS_MAX = 4000
+"""A path that a configuration names: the files in a folder have longer ones."""
+STATES_MAX = 64
+"""State vectors of a rule."""
+JOBS_MAX = 256
+"""Jobs of one cluster that are not over."""
+GATEWAYS_TOLD_MAX = 16
+"""Other nodes' gateways that a client is told, and keeps."""
+OBJECTS_MAX = 16_384
+"""Objects of an arena at a time."""
+NODES_MAX = 1_000
+"""Nodes that one coordinator keeps, those that are gone included; when it is full the one longest gone is forgotten."""
+NEWS_MAX = 64
+"""Members in one PeerMembers."""
+GREETING_BYTES_MAX = 4 * 1024
+"""The frame of a PeerHello, and of its answer."""
+REFUSAL_CHARS_MAX = 1_000
+TREE_LINES_MAX = 128
+"""Tasks in one Heartbeat; what is beyond it is not shown."""
+TREE_LINE_BYTES_MAX = 400
 ROUNDS_MAX = 1_000_000
 CLIENTS_PER_ROUND_MAX = 10_000
 FAN_IN_MAX = 64
+RULE_CHARS_MAX = 256
 DEADLINE_S_MAX = 30 * 24 * 3600.0
 TASK_DEADLINE_S = 300.0
 """How long a task that has all its inputs may take where the job does not say (`aggregation.task_deadline_s`)."""
@@ -20,13 +49,94 @@ CONNECTIONS_MAX = 65_536
 STATE_DIR_BYTES_MAX = 90
 """A Unix socket's address holds 107 bytes, and the longest name in the state folder is put behind it."""
 OPTIONS_DEPTH_MAX = 8
-
-GATEWAYS_TOLD_MAX = 16
-"""Other nodes' gateways that a client is told, and keeps."""
-GATEWAY_CHARS_MAX = 280
 FEATURES_MAX = 16
 FEATURE_CHARS_MAX = 32
 """What a peer says it knows, when it says Hello or Welcome."""
+OPTIONS_BYTES_MAX = 64 * 1024
+"""The options of a rule, and those of a job's clients: each goes to whoever needs it once, not with each update."""
+
+FRAME_BYTES_MAX = 8 * 1024 * 1024
+"""A frame of any channel; the largest carry the schema of a model with tens of thousands of tensors."""
+SCHEMA_BYTES_MAX = 7 * 1024 * 1024
+"""The names, dtypes and shapes of a model's tensors: what is beside them in a frame has the rest of it."""
+SCHEMAS_BYTES_MAX = 24 * 1024 * 1024
+"""The schemas of all jobs that run: a new gateway, and a node that joins, is told all of them at once."""
+MEMBERS_PER_FRAME_MAX = 4_096
+"""Clients with their metrics in one frame between nodes (of `CONTRIBUTION_BYTES_MAX` each): more go in pages."""
+PAGES_MAX = 64
+INVENTORY_BYTES_MAX = 32 * 1024 * 1024
+"""The contributions in all pages of one Inventory: what is beyond counts as lost, and is asked for again."""
+COST_LINES_MAX = 2_048
+"""Tasks of one branch that its cost, and of one round that its receipt, has a line for."""
+ROUND_METRICS_MAX = 256
+"""Names of metrics that a round's means are taken of: those that most of its clients sent."""
+REASON_BYTES_MAX = 400
+"""What all clients of a round are told of the reason why it ended."""
+LINK_WAITING_BYTES_MAX = 64 * 1024 * 1024
+"""What may wait for a slow peer of a link: a few of the largest frames, or what one event says to all clients."""
+TENSORS_MAX = 65_536
+DIMENSIONS_MAX = 32
+TENSOR_NAME_CHARS_MAX = 256
+DTYPE_CHARS_MAX = 16
+DIGEST_BYTES = 32
+COUNT_MAX = (1 << 63) - 1
+"""Any count, number or size that has no limit of its own: what the database holds, too."""
+INCARNATION_MAX = 1 << 53
+"""Lives of a node's daemon: each next one still has a number."""
+REAL_MAX = 1.7976931348623157e308
+"""The largest finite double."""
+RATE_PER_S_MAX = 1e9
+"""Updates per second at one node."""
+BRANCH_UPDATES_MAX = 65_536
+"""Updates of one branch: more than one round can select."""
+BRANCHES_MAX = 4_096
+"""Branches of one round: of each node one, and those that took the places of others."""
+COST_BYTES_MAX = 1 << 50
+COST_S_MAX = 1e12
+"""Of one branch: the sums over `BRANCHES_MAX` still are numbers that can be written."""
 
 ROUNDS_REMEMBERED = 16
 """Committed rounds whose members are kept in memory, to answer clients that come back late."""
+
+# ---- a gateway's connection: how long, how many bytes, how many at a time -------------------------------------------
+
+HELLO_S = 10.0
+"""A new connection says Hello within this time."""
+FRAME_S = 60.0
+"""A frame that has begun is complete within this time."""
+BODY_STALL_S = 60.0
+"""A body (either way) moves at least `body_moves.STALL_BYTES` in this time, or the connection ends."""
+REPLACED_STALL_S = 2.0
+"""The same for a client that has come over another connection meanwhile."""
+PEER_STALL_S = 10.0
+"""The same between nodes, which are nearer to each other; and what the peer's TCP may leave unacknowledged."""
+HELLO_BYTES_MAX = 4096
+PINGS_PER_S_MAX = 500
+"""Clients are asked to wait longer with their questions when there would be more: some hundredths of a core."""
+SMALL_FRAME_BYTES = 64 * 1024
+"""Frames up to here are read from all clients at a time; longer ones are schemas, `LARGE_FRAMES_MAX` at a time."""
+LARGE_FRAMES_MAX = 8
+SMALL_BODY_BYTES = 256 * 1024
+"""Bodies up to here are received and checked (tens of microseconds) by the event loop's thread itself."""
+SOON_S = 1.0
+"""A small body that takes longer is left to the movers, which see whether it stalls."""
+WAITING_BYTES_MAX = 2 * FRAME_BYTES_MAX
+"""What may wait for one client that reads slowly."""
+LINGER_S = 1.0
+"""How long a refused connection is kept so that the peer can read why."""
+KEEPALIVE_IDLE_S = 30
+KEEPALIVE_INTERVAL_S = 10
+KEEPALIVE_PROBES = 3
+UNACKNOWLEDGED_S = 60.0
+"""A peer that acknowledges nothing for so long is gone."""
+TURNED_AWAY_MAX = 32
+"""Connections beyond the limit that are told so at a time; more are closed without a word."""
+
+# ---- the other doors -------------------------------------------------------------------------------------------------
+
+GREETINGS_MAX = 256
+"""Connections of a control port whose PeerHello is not complete; those beyond are told to come again."""
+CLI_CONNECTIONS_MAX = 64
+"""Command lines that one daemon serves at a time."""
+MODEL_HEADER_BYTES_MAX = 32 * 1024 * 1024
+"""The header of a safetensors file."""

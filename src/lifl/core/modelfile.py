@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lifl.core.errors import Refused
+from lifl.core.limits import MODEL_HEADER_BYTES_MAX
 from lifl.core.schema import ACCUMULATOR, DTYPE_BYTES, Layout, TensorSpec, check_schema
 
 DATA_ALIGN_BYTES = 4096
@@ -29,8 +30,6 @@ DATA_ALIGN_BYTES = 4096
 spaces, as the format allows.
 """
 LENGTH_BYTES = 8
-HEADER_BYTES_MAX = 32 * 1024 * 1024
-"""Enough for the most tensors of a schema; the format itself allows 100 MB."""
 
 _CODE = {
     "float64": "F64",
@@ -107,7 +106,7 @@ def encode_header(pieces: Sequence[Piece], metadata: Mapping[str, str]) -> tuple
     order.
 
     Raise `Refused` when a tensor has the format's reserved name or the header is longer than
-    `HEADER_BYTES_MAX`.
+    `MODEL_HEADER_BYTES_MAX`.
     """
     header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     position = 0
@@ -126,8 +125,10 @@ def encode_header(pieces: Sequence[Piece], metadata: Mapping[str, str]) -> tuple
         position += nbytes
     body = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     body += b" " * (-(LENGTH_BYTES + len(body)) % DATA_ALIGN_BYTES)
-    if len(body) > HEADER_BYTES_MAX:
-        raise Refused("bad-schema", "tensors", f"the names need a header over {HEADER_BYTES_MAX} bytes; shorten them")
+    if len(body) > MODEL_HEADER_BYTES_MAX:
+        raise Refused(
+            "bad-schema", "tensors", f"the names need a header over {MODEL_HEADER_BYTES_MAX} bytes; shorten them"
+        )
     return _LENGTH.pack(len(body)) + body, spans
 
 
@@ -138,8 +139,10 @@ def header_bytes(start: bytes, where: str) -> int:
     if len(start) < LENGTH_BYTES:
         raise _bad(where, f"it has {len(start)} bytes, a safetensors file at least {LENGTH_BYTES}")
     length: int = _LENGTH.unpack_from(start)[0]
-    if not 2 <= length <= HEADER_BYTES_MAX:
-        raise _bad(where, f"its first bytes announce a header of {length} bytes, at most {HEADER_BYTES_MAX} can be")
+    if not 2 <= length <= MODEL_HEADER_BYTES_MAX:
+        raise _bad(
+            where, f"its first bytes announce a header of {length} bytes, at most {MODEL_HEADER_BYTES_MAX} can be"
+        )
     return length
 
 

@@ -10,12 +10,15 @@ bfloat16; float64 for float64 and integers.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Annotated
 
 import msgspec
 
 from lifl.core.errors import Refused
+from lifl.core.limits import DIMENSIONS_MAX, DTYPE_CHARS_MAX, SCHEMA_BYTES_MAX, TENSOR_NAME_CHARS_MAX, TENSORS_MAX
 
 DTYPE_BYTES = {
     "float64": 8,
@@ -35,18 +38,15 @@ DTYPE_BYTES = {
 
 ACCUMULATOR = {d: "float32" if d in ("float32", "float16", "bfloat16") else "float64" for d in DTYPE_BYTES}
 
-TENSORS_MAX = 65_536
-DIMENSIONS_MAX = 32
-NAME_CHARS_MAX = 256
 SEGMENT_ALIGN_BYTES = 64
 
 
 class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
     """One tensor of a model: its name, its dtype (a key of `DTYPE_BYTES`) and its shape (() is a scalar)."""
 
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
+    name: Annotated[str, msgspec.Meta(max_length=TENSOR_NAME_CHARS_MAX)]
+    dtype: Annotated[str, msgspec.Meta(max_length=DTYPE_CHARS_MAX)]
+    shape: Annotated[tuple[int, ...], msgspec.Meta(max_length=DIMENSIONS_MAX)]
 
     @property
     def size(self) -> int:
@@ -60,7 +60,7 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
 class Segment(msgspec.Struct, frozen=True):
     """All elements of one dtype: `count` of them from byte `offset` of the object's data."""
 
-    dtype: str
+    dtype: Annotated[str, msgspec.Meta(max_length=DTYPE_CHARS_MAX)]
     offset: int
     count: int
 
@@ -93,6 +93,20 @@ class Layout:
         self.data_bytes = position
 
     @cached_property
+    def digest(self) -> bytes:
+        """What stands for the tensors where both sides know them."""
+        return hashlib.sha256(self.packed()).digest()
+
+    @cached_property
+    def packed_bytes(self) -> int:
+        """The bytes that the tensors take in a frame."""
+        return len(self.packed())
+
+    def packed(self) -> bytes:
+        """Return the tensors as they travel."""
+        return msgspec.msgpack.encode(self.tensors)
+
+    @cached_property
     def accumulators(self) -> tuple[Segment, ...]:
         """The same segments in the accumulators' dtypes: how a partial lies."""
         found = []
@@ -121,9 +135,9 @@ def check_schema(tensors: Sequence[TensorSpec]) -> None:
         raise Refused("bad-schema", "tensors", f"a model has 1 to {TENSORS_MAX} tensors, this one {len(tensors)}")
     seen: set[str] = set()
     for tensor in tensors:
-        where = f"tensors.{tensor.name[:NAME_CHARS_MAX]}"
-        if not 1 <= len(tensor.name) <= NAME_CHARS_MAX:
-            raise Refused("bad-schema", where, f"a tensor's name has 1 to {NAME_CHARS_MAX} characters")
+        where = f"tensors.{tensor.name[:TENSOR_NAME_CHARS_MAX]}"
+        if not 1 <= len(tensor.name) <= TENSOR_NAME_CHARS_MAX:
+            raise Refused("bad-schema", where, f"a tensor's name has 1 to {TENSOR_NAME_CHARS_MAX} characters")
         if tensor.name in seen:
             raise Refused("bad-schema", where, f"two tensors are named {tensor.name!r}; names must differ")
         seen.add(tensor.name)
@@ -136,6 +150,17 @@ def check_schema(tensors: Sequence[TensorSpec]) -> None:
                 where,
                 f"shape {tensor.shape}: dimensions must be positive, at most {DIMENSIONS_MAX}",
             )
+
+
+def check_fits(layout: Layout) -> None:
+    """Raise `Refused` (code ``schema-too-long``) unless the names, dtypes and shapes fit the frames they travel in."""
+    if layout.packed_bytes > SCHEMA_BYTES_MAX:
+        raise Refused(
+            "schema-too-long",
+            "tensors",
+            f"the names and shapes of the model's {len(layout.tensors)} tensors take {layout.packed_bytes} bytes, at"
+            f" most {SCHEMA_BYTES_MAX} fit; give the tensors shorter names, or join them to fewer",
+        )
 
 
 def check_same(expected: Sequence[TensorSpec], given: Sequence[TensorSpec]) -> None:

@@ -2,17 +2,18 @@
 
 `take` copies every *mutable* object that can be reached (containers, and instances of classes of `lifl.core`), each
 once; a reference to one of them becomes a `Ref`.  Immutable values are shared with the original.  What a container
-holds is looked at only if its first element is not such a value: our containers are of one kind of element each.  So
-the cost goes with the number of mutable objects, not with that of clients.
+holds is looked at only if its first element is not such a value, or a tuple: our containers are of one kind of element
+each, but a tuple's last place may be empty.  So the cost goes with the number of mutable objects, hardly with that of
+clients.
 
-`pack` and `unpack` turn a copy into msgpack and back.  Classes are named by their module, and only those of `lifl.core`
-are restored: a file can make no other code run.
+`pack` and `unpack` turn a copy into msgpack and back.  Classes are named by their module, and only those that
+`lifl.core` itself defines are restored: a file can make no other code run.
 """
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable
 from enum import Enum
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -24,13 +25,17 @@ from lifl.core.errors import LocalFault, RemoteFault
 
 PACKAGE = "lifl.core."
 _SCALARS = (type(None), bool, int, float, str, bytes)
+_IMMUTABLE = (*_SCALARS, frozenset, Enum, msgspec.Struct, msgspec.Raw, msgspec.UnsetType, type)
+_LEAF, _MUTABLE, _TUPLE = 0, 1, 2
+_PLAIN_FIELDS = frozenset({"int", "float", "str", "bytes", "bool"})
+_kinds: dict[type, int] = {}
+"""By class, as it was looked up: what never refers to a mutable object, what is one, and tuples, which may do so."""
 _CONTAINERS: dict[str, Callable[[], Any]] = {
     "dict": dict,
     "list": list,
     "set": set,
     "deque": deque,
     "counter": Counter,
-    "ordered": OrderedDict,
     "defaultdict": lambda: defaultdict(dict),
 }
 _CONTAINER_NAMES: dict[type, str] = {
@@ -39,7 +44,6 @@ _CONTAINER_NAMES: dict[type, str] = {
     set: "set",
     deque: "deque",
     Counter: "counter",
-    OrderedDict: "ordered",
     defaultdict: "defaultdict",
 }
 
@@ -63,11 +67,11 @@ def take(root: Any, left_out: type) -> Snapshot:
     objects: list[tuple[str, Any]] = []
 
     def seen(value: Any) -> Any:
-        kind = type(value)
-        if kind is tuple or (isinstance(value, tuple) and not _plain(value)):
-            return _like(value, [seen(item) for item in value])
-        if not _is_mutable(value):
+        kind = _kind_of(value)
+        if kind == _LEAF:
             return value
+        if kind == _TUPLE:
+            return value if _plain(value) else _like(value, [seen(item) for item in value])
         number = numbers.get(id(value))
         if number is None:
             number = numbers[id(value)] = len(todo)
@@ -75,26 +79,35 @@ def take(root: Any, left_out: type) -> Snapshot:
         return Ref(number)
 
     seen(root)
+    kinds = _kinds
     for value in todo:  # grows as it goes
         if isinstance(value, left_out):
             objects.append((_name(type(value)), None))
             continue
         name = _CONTAINER_NAMES.get(type(value))
-        if name is None:
-            objects.append((_name(type(value)), {key: seen(item) for key, item in vars(value).items()}))
-        elif isinstance(value, dict):
-            shared = not value or not _may_refer(next(iter(value.values())))
-            items = dict(value) if shared else {key: seen(item) for key, item in value.items()}
-            objects.append((name, items))
+        if name is None or isinstance(value, dict):
+            items = vars(value) if name is None else value
+            if name is not None and _only_plain(items.values()):
+                objects.append((name, dict(items)))
+                continue
+            # Most attributes are leaves: to ask `seen` of each would cost most of the copy.
+            copied = {key: item if kinds.get(type(item)) == _LEAF else seen(item) for key, item in items.items()}
+            objects.append((name or _name(type(value)), copied))
         else:
-            shared = not value or not _may_refer(next(iter(value)))
-            objects.append((name, list(value) if shared else [seen(item) for item in value]))
+            objects.append((name, list(value) if _only_plain(value) else [seen(item) for item in value]))
     return Snapshot(objects)
 
 
 def restore(snapshot: Snapshot) -> Any:
-    """Return a new root like the one that was copied."""
-    shells = [_shell(name, content) for name, content in snapshot.objects]
+    """Return a new root like the one that was copied.  Raise `RemoteFault` when the copy is damaged."""
+    try:
+        return _restored(snapshot.objects)
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        raise RemoteFault(f"the record is damaged: {error!r}") from error
+
+
+def _restored(objects: list[tuple[str, Any]]) -> Any:
+    shells = [_shell(name, content) for name, content in objects]
 
     def real(value: Any) -> Any:
         if isinstance(value, Ref):
@@ -103,7 +116,7 @@ def restore(snapshot: Snapshot) -> Any:
             return _like(value, [real(item) for item in value])
         return value
 
-    for shell, (name, content) in zip(shells, snapshot.objects, strict=True):
+    for shell, (name, content) in zip(shells, objects, strict=True):
         if content is None:
             continue
         if name not in _CONTAINERS:
@@ -125,23 +138,40 @@ def _shell(name: str, content: Any) -> Any:
     return cls.blank() if content is None else cls.__new__(cls)
 
 
-def _is_mutable(value: Any) -> bool:
-    kind = type(value)
-    if kind in _CONTAINER_NAMES:
-        return True
-    immutable = (*_SCALARS, tuple, frozenset, Enum, msgspec.Struct, msgspec.Raw, msgspec.UnsetType, type)
-    if isinstance(value, immutable):
-        return False
-    if not kind.__module__.startswith(PACKAGE):
-        raise LocalFault(f"a {kind.__module__}.{kind.__qualname__} cannot be copied with the engine's state")
-    return True
+def _kind_of(value: Any) -> int:
+    cls = type(value)
+    kind = _kinds.get(cls)
+    if kind is None:
+        kind = _kinds[cls] = _kind(cls)
+    if cls is defaultdict and value.default_factory is not dict:
+        raise LocalFault(f"a defaultdict that makes a {value.default_factory} cannot be copied")
+    return kind
+
+
+def _kind(cls: type) -> int:
+    if cls in _CONTAINER_NAMES:
+        return _MUTABLE
+    if issubclass(cls, _IMMUTABLE):
+        return _LEAF
+    if issubclass(cls, tuple):
+        fields = cls.__annotations__.values() if hasattr(cls, "_fields") else ("",)
+        return _LEAF if all(getattr(each, "__forward_arg__", each) in _PLAIN_FIELDS for each in fields) else _TUPLE
+    if not cls.__module__.startswith(PACKAGE):
+        raise LocalFault(f"a {cls.__module__}.{cls.__qualname__} cannot be copied with the engine's state")
+    return _MUTABLE
 
 
 def _may_refer(value: Any) -> bool:
     """Return whether a value is a mutable object, or a tuple with one."""
-    if isinstance(value, tuple):
-        return any(map(_may_refer, value))
-    return _is_mutable(value)
+    kind = _kind_of(value)
+    return kind == _MUTABLE or (kind == _TUPLE and any(map(_may_refer, value)))
+
+
+def _only_plain(values: Iterable[Any]) -> bool:
+    """Return whether none of a container's elements is a mutable object, or a tuple with one."""
+    first = next(iter(values), None)
+    kind = _kind_of(first)
+    return kind == _LEAF or (kind == _TUPLE and not any(map(_may_refer, values)))
 
 
 def _plain(value: tuple[Any, ...]) -> bool:
@@ -157,16 +187,20 @@ def _name(cls: type) -> str:
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
-def _class(name: str) -> Any:
-    module, _, qualname = name.partition(":")
-    if not module.startswith(PACKAGE):
+def _class(name: str, base: type = object) -> Any:
+    """Return the class of this name, below `base`.  Raise `RemoteFault` unless `lifl.core` defines it."""
+    module, _, qualname = str(name).partition(":")
+    found: Any = None
+    if module.startswith(PACKAGE):
+        try:
+            found = import_module(module)
+            for part in qualname.split("."):
+                found = getattr(found, part)
+        except (ImportError, AttributeError) as error:
+            raise RemoteFault(f"a record names the class {name!r}, which this version does not have") from error
+    # What a module of ours has imported is not ours, nor is a function a class.
+    if not (isinstance(found, type) and found.__module__.startswith(PACKAGE) and issubclass(found, base)):
         raise RemoteFault(f"a record names the class {name!r}, which is none of LIFL's decisions")
-    try:
-        found: Any = import_module(module)
-        for part in qualname.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise RemoteFault(f"a record names the class {name!r}, which this version does not have") from error
     return found
 
 
@@ -183,7 +217,7 @@ def unpack(data: bytes) -> Any:
     """Return what `pack` was given.  Raise `RemoteFault` when the bytes are no such thing."""
     try:
         return _built(msgpack.unpackb(data, strict_map_key=False))
-    except (ValueError, TypeError, KeyError, IndexError, msgpack.exceptions.UnpackException) as error:
+    except (ValueError, TypeError, LookupError, RecursionError, msgpack.exceptions.UnpackException) as error:
         raise RemoteFault(f"the record is damaged: {error!r}") from error
 
 
@@ -217,14 +251,14 @@ def _built(value: Any) -> Any:
         case "unset":
             return msgspec.UNSET
         case "enum":
-            return _class(rest[0])[rest[1]]
+            return _class(rest[0], Enum)[rest[1]]
         case "raw":
-            return msgspec.Raw(rest[0])
+            return msgspec.Raw(memoryview(rest[0]))
         case "struct":
-            return _class(rest[0])(*map(_built, rest[1]))
+            return _class(rest[0], msgspec.Struct)(*map(_built, rest[1]))
         case "tuple":
             items = [_built(item) for item in rest[1]]
-            return _class(rest[0])(*items) if rest[0] else tuple(items)
+            return _class(rest[0], tuple)(*items) if rest[0] else tuple(items)
         case "dict":
             return {_built(key): _built(item) for key, item in rest[0]}
         case "frozenset":

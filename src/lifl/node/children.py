@@ -11,6 +11,7 @@ which it keeps the end: a user's rule that writes without measure waits for the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -28,10 +29,12 @@ from lifl.core.protocol.gateway import Drain
 from lifl.node.link import Link
 from lifl.node.process_state import is_stopped
 
-log = logging.getLogger("lifl.daemon")
+log = logging.getLogger("lifl.children")
 
 RESTARTS_MAX = 8
 RESTARTS_WINDOW_S = 60.0
+START_PAUSE_S = 1.0
+"""Before a process that could not be started is tried again."""
 LAST_WORDS_BYTES = 4096
 """What is kept of a child's standard error: its end, which tells why it ended."""
 
@@ -52,17 +55,17 @@ class LastWords:
 
     def _read(self) -> None:
         """Take at most what the pipe holds: a process that never stops writing does not keep the loop."""
-        data = os.read(self._pipe.fileno(), self._pipe_bytes)
+        try:
+            data = os.read(self._pipe.fileno(), self._pipe_bytes)
+        except BlockingIOError:
+            return
         if not data:
             self._loop.remove_reader(self._pipe.fileno())
         self._last = (self._last + data)[-LAST_WORDS_BYTES:]
 
     def text(self) -> str:
         """Return the end of what has been written until now."""
-        try:
-            self._read()
-        except BlockingIOError:
-            pass
+        self._read()
         return self._last.decode(errors="replace").strip()
 
     def close(self) -> None:
@@ -105,9 +108,11 @@ class Child:
         return self._process.pid if self._process else 0
 
     def start(self) -> None:
-        """Start the process; `send` works at once, for the socket keeps what it cannot read yet."""
+        """Start the process; `send` works at once, for the socket keeps what it cannot read yet.  Raise `OSError`."""
+        self._starts.append(self._clock())
         ours, theirs = socket.socketpair()
-        with theirs:
+        with contextlib.ExitStack() as failed, theirs:
+            failed.callback(ours.close)
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", self.module, "--fd", str(theirs.fileno()), *self._arguments],
                 pass_fds=[theirs.fileno(), *self._descriptors],
@@ -117,9 +122,9 @@ class Child:
                 bufsize=0,
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
             )
+            failed.pop_all()
         assert self._process.stderr is not None
         self._errors = LastWords(self._process.stderr)
-        self._starts.append(self._clock())
         self._link = Link(ours, self._kinds, self._on_message, self._closed)
 
     def send(self, *messages: Message, descriptors: Sequence[int] = ()) -> None:
@@ -149,6 +154,11 @@ class Child:
         self._on_end()
         if self._ending:
             return
+        self._start_again()
+
+    def _start_again(self) -> None:
+        if self._ending:
+            return
         if len(self._starts) == RESTARTS_MAX and self._clock() - self._starts[0] < RESTARTS_WINDOW_S:
             self._on_broken(
                 ResourceFault(
@@ -158,7 +168,11 @@ class Child:
             )
             return
         self._forget_errors()
-        self.start()
+        try:
+            self.start()
+        except OSError as error:  # no descriptor, no memory or no process number is left
+            log.warning("child.start_failed %s %s; next try in %g s", self.module, error, START_PAUSE_S)
+            asyncio.get_running_loop().call_later(START_PAUSE_S, self._start_again)
 
     def _forget_errors(self) -> None:
         if self._errors is not None:

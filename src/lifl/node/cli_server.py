@@ -6,20 +6,21 @@ the socket (0600).
 
 from __future__ import annotations
 
-import asyncio
+import logging
 import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lifl.core.errors import LiflError, Refused
-from lifl.core.limits import TEXT_CHARS_MAX
+from lifl.core.errors import Impossible, LiflError, Refused
+from lifl.core.limits import CLI_CONNECTIONS_MAX, TEXT_CHARS_MAX
 from lifl.core.protocol import cli as om
 from lifl.core.protocol import client as cm
 from lifl.node.link import Link
+from lifl.node.listening import Listening
 
-CONNECTIONS_MAX = 64
+log = logging.getLogger("lifl.cli_server")
 
 
 class CliServer:
@@ -30,16 +31,10 @@ class CliServer:
         self._handle = handle
         self._links: set[Link] = set()
         self._followers: dict[str, set[Link]] = {}
-        self._loop = asyncio.get_running_loop()
-        self._listener = listen_unix(path)
-        self._loop.add_reader(self._listener.fileno(), self._accept)
+        self._listening = Listening("cli", listen_unix(path), self._taken)
 
-    def _accept(self) -> None:
-        try:
-            sock, _ = self._listener.accept()
-        except BlockingIOError:
-            return
-        if len(self._links) >= CONNECTIONS_MAX:
+    def _taken(self, sock: socket.socket, _where: Any) -> None:
+        if len(self._links) >= CLI_CONNECTIONS_MAX:
             sock.close()
             return
         links: list[Link] = []
@@ -52,8 +47,14 @@ class CliServer:
             link.send(om.Answer(self._handle(message, link)))
         except Refused as refused:
             link.send(cm.Refusal(refused.code, refused.field, refused.text[:TEXT_CHARS_MAX]))
+        except Impossible:
+            raise  # the node is of no use any more
         except LiflError as error:
             link.send(cm.Refusal("failed", "", str(error)[:TEXT_CHARS_MAX]))
+        except Exception as error:
+            log.exception("cli.failed %s", type(message).__name__)
+            text = f"{type(message).__name__} failed: {type(error).__name__}: {error}; lifld's log tells more"
+            link.send(cm.Refusal("failed", "", text[:TEXT_CHARS_MAX]))
 
     def _gone(self, link: Link) -> None:
         self._links.discard(link)
@@ -71,14 +72,17 @@ class CliServer:
     def publish(self, name: str, job: str, fields: dict[str, Any]) -> None:
         """Tell those who follow the job."""
         for link in list(self._followers.get(job, ())):
-            link.send(om.Event(name, {"job": job, **fields}))
+            try:
+                link.send(om.Event(name, {"job": job, **fields}))
+            except Exception:
+                log.exception("cli.event %s of job %s cannot be told", name, job)
+                link.close()
         if name == "job.over":
             self._followers.pop(job, None)
 
     def close(self) -> None:
         """End all connections and remove the socket."""
-        self._loop.remove_reader(self._listener.fileno())
-        self._listener.close()
+        self._listening.close()
         self.path.unlink(missing_ok=True)
         for link in list(self._links):
             link.close()

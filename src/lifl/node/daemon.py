@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import logging.handlers
+import os
 import signal
 import socket
 import time
@@ -24,11 +25,12 @@ from lifl.core import events as ev
 from lifl.core.config.node import NodeConfig
 from lifl.core.coordinator.nodes import Node
 from lifl.core.engine import Engine
-from lifl.core.errors import ResourceFault
+from lifl.core.errors import Impossible, ResourceFault
 from lifl.core.ids import Key
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import worker as wm
-from lifl.node import machine
+from lifl.node import descriptors, machine
+from lifl.node import locks as at
 from lifl.node.children import Child
 from lifl.node.cli_server import CliServer, listen_unix
 from lifl.node.cluster.bridge import Bridge
@@ -50,6 +52,8 @@ DRAIN_S = 30.0
 """How long a shutdown waits for rounds whose updates are all in."""
 CHILD_END_S = 5.0
 START_S = 30.0
+ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that end a node in good order; SIGHUP comes when a foreground node's terminal is closed."""
 LOG_BYTES_MAX = 4 * 1024 * 1024
 LOG_FILES_MAX = 3
 Announce = Callable[[dict[str, Any]], None]
@@ -58,11 +62,13 @@ Announce = Callable[[dict[str, Any]], None]
 class Daemon:
     """One node, from its start to its end."""
 
-    def __init__(self, config: NodeConfig, folder: Path, locks: StateLocks) -> None:
+    def __init__(self, config: NodeConfig, folder: Path, locks: StateLocks, done: asyncio.Event) -> None:
         self.config = config
         self.folder = folder
         self.failure: ResourceFault | None = None
-        self.done = asyncio.Event()
+        self.done = done
+        """The node is to end: it was told so, or has a failure."""
+        self._locks = locks
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._bridge: Bridge | None = None
@@ -75,6 +81,7 @@ class Daemon:
 
     def _open(self, locks: StateLocks) -> None:
         config, folder, opened = self.config, self.folder, self._opened
+        failpoints.hit("lifld.open.before")
         self.store = NodeStore(folder / "lifl.db")
         opened.callback(self.store.close)
         number = self.store.node_id()
@@ -90,9 +97,8 @@ class Daemon:
         self.cli = CliServer(folder / "lifld.sock", self._request)
         opened.callback(self.cli.close)
         self._meters = Meters(self.gateway, self.zygote)
-        self._performer = Performer(
-            self.gateway, self.zygote, self.workers, self.store, self.cli, self._meters, self._worker_seen
-        )
+        told = (self._worker_stopped, self._unsendable)
+        self._performer = Performer(self.gateway, self.zygote, self.workers, self.store, self.cli, self._meters, *told)
         self._driver = Driver(self.engine, folder, self._performer.perform)
         shown = (self.engine, self.arena, self.gateway, self.zygote, self.workers, self._meters)
         self.status = NodeStatus(self.identity, folder, bool(config.capacity), warnings, *shown)
@@ -136,21 +142,32 @@ class Daemon:
     # ---- life --------------------------------------------------------------------------------------------------------
 
     async def start(self) -> dict[str, Any]:
-        """Start the children and take up the jobs of an earlier daemon; return the node's report."""
+        """Start the children and take up the jobs of an earlier daemon; return the node's report.
+
+        Raise `ResourceFault` when the node cannot run, or is told to end meanwhile.
+        """
+        failpoints.hit("lifld.children.before")
         self.zygote.start()
         adopted = resume_jobs(self._driver.handle, self.store, self.arena, coordinates=not self.config.join)
         self.gateway.start()
-        self.gateway.send(*self.engine.schemas())
-        try:
-            async with asyncio.timeout(START_S):
-                await self._ready
-        except TimeoutError:
-            raise ResourceFault(
-                f"the gateway was not ready within {START_S:g} s; it said: {self.gateway.last_words() or 'nothing'}"
-            ) from None
+        self._performer.perform(self.engine.schemas())
+        await self._until_ready()
         if self.config.control or self.config.join:
             self._bridge = self._join()
+        self._locks.say(at.UP)
         return self.status.report(adopted)
+
+    async def _until_ready(self) -> None:
+        told: asyncio.Future[Any] = self._loop.create_task(self.done.wait())
+        await asyncio.wait([self._ready, told], timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+        if self._ready.done():
+            self._ready.result()  # or why it cannot be
+        if self.done.is_set():
+            raise ResourceFault(f"lifld (pid {os.getpid()}) was ended while it was starting: by lifl down, or a signal")
+        if not self._ready.done():
+            said = self.gateway.last_words() or "nothing"
+            raise ResourceFault(f"the gateway was not ready within {START_S:g} s; it said: {said}")
 
     def _join(self) -> Bridge:
         listener = machine.listen_tcp(self.config.control or "127.0.0.1:0")
@@ -165,10 +182,17 @@ class Daemon:
             self.zygote.send(wm.Calibrate(self.identity.workers_max))
 
     def failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Stop and keep the arena after an exception in a callback of the loop: the state is not to be trusted."""
+        """Take note of an exception in a callback of the loop.
+
+        What one connection, peer or child leads to ends that one (`link.py`) and does not come here.  The node stops,
+        and keeps its arena, when its own state is not to be trusted; anything else is a fault of ours that goes to the
+        log while the node lives.
+        """
         error = context.get("exception")
         log.error("daemon.failed %s", context.get("message"), exc_info=error)
-        self._broken(ResourceFault(f"lifld failed: {error!r}; its log tells more; `lifl up` goes on from its arena"))
+        if isinstance(error, Impossible):
+            text = f"lifld failed: {error!r}; its log tells more; `lifl up` goes on from its arena"
+            self._broken(ResourceFault(text))
 
     def _broken(self, fault: ResourceFault) -> None:
         self.failure = self.failure or fault
@@ -178,6 +202,7 @@ class Daemon:
 
     async def drain(self) -> None:
         """Let rounds whose updates are all in commit, then tell the others' clients that their updates expired."""
+        self._locks.say(at.STOPPING)
         failpoints.hit("lifld.drain.before")
         self._driver.handle(ev.Leaving())
         try:
@@ -192,6 +217,7 @@ class Daemon:
 
     def close(self) -> None:
         """End all children and remove everything that the node has made, but for its database and models."""
+        self._locks.say(at.STOPPING)
         self._driver.close()
         self._opened.close()
 
@@ -208,7 +234,9 @@ class Daemon:
                     self._ready.set_result(None)
                 return
             case gm.AskPulse():
-                self._give_pulse()
+                peers = self._bridge.peers if self._bridge is not None else None
+                if peers.connected if peers is not None else not self.config.join:
+                    self.gateway.send(gm.Pulse(peers.gateways() if peers is not None else ()))
                 return
             case gm.Disconnected(conn, client, reason):
                 log.warning("client.disconnected conn=%d client=%s %s", conn, client or "-", reason)
@@ -223,17 +251,11 @@ class Daemon:
                 log.warning("%s.failed key=%s %s", what, Key.unpack(message.key), message.error)
         self._driver.handle(message)
 
-    def _give_pulse(self) -> None:
-        """Let clients know that this node takes part, if it does."""
-        peers = self._bridge.peers if self._bridge is not None else None
-        if peers.connected if peers is not None else not self.config.join:
-            self.gateway.send(gm.Pulse(peers.gateways() if peers is not None else ()))
-
     def _gateway_gone(self) -> None:
         log.warning("gateway.ended %s", self.gateway.last_words() or "without a word")
         self.status.gateway_stats = None
         self._driver.handle(gm.GatewayLost())
-        self._loop.call_soon(lambda: self.gateway.send(*self.engine.schemas()))
+        self._loop.call_soon(lambda: self._performer.perform(self.engine.schemas()))
 
     def _from_zygote(self, message: Any) -> None:
         match message:
@@ -253,22 +275,25 @@ class Daemon:
             log.warning("task.failed worker=%d address=%d %s", worker, message.address, message.text)
         self._driver.handle(ev.FromWorker(worker, message))
 
+    def _unsendable(self, job: int | str, text: str) -> None:
+        self._loop.call_soon(self._driver.handle, ev.JobBroken(job, text))
+
     def _worker_gone(self, worker: int) -> None:
         self._driver.handle(ev.WorkerGone(worker))
 
-    def _worker_seen(self, worker: int, stopped: bool) -> None:
-        if stopped:
-            self._driver.handle(ev.WorkerSeen(worker, stopped))
+    def _worker_stopped(self, worker: int) -> None:
+        self._driver.handle(ev.WorkerSeen(worker, stopped=True))
 
     def _bounced(self, address: int, key: Key) -> None:
         self._driver.handle(ev.Bounced(address, key))
 
 
 def run(config: NodeConfig, announce: Announce, log_to_file: bool = False) -> None:
-    """Run a node until SIGTERM, SIGINT or `lifl down`; call `announce` once, when it is ready.
+    """Run a node until SIGTERM, SIGINT, SIGHUP or `lifl down`; call `announce` once, when it is ready.
 
     Raise `LiflError` (core/errors.py) when it cannot start, or when one of its processes ends again and again.
     """
+    descriptors.raise_for_node(config, machine.workers_max(config))
     folder = machine.state_folder(config)
     locks = StateLocks(folder)
     try:
@@ -279,11 +304,12 @@ def run(config: NodeConfig, announce: Announce, log_to_file: bool = False) -> No
 
 
 async def _run(config: NodeConfig, folder: Path, locks: StateLocks, announce: Announce) -> None:
-    daemon = Daemon(config, folder, locks)
-    loop = asyncio.get_running_loop()
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+    for number in ENDS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            loop.add_signal_handler(number, done.set)
+    daemon = Daemon(config, folder, locks, done)
     loop.set_exception_handler(daemon.failed)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, daemon.done.set)
     try:
         report = await daemon.start()
         log.info("daemon.ready %s", report)

@@ -15,7 +15,7 @@ from typing import Any
 from lifl.core import effects as fx
 from lifl.core import events as ev
 from lifl.core.engine import Engine
-from lifl.core.errors import Impossible, ResourceFault
+from lifl.core.errors import Impossible, LocalFault, Refused, RemoteFault, ResourceFault
 from lifl.node.recordings import write_recording
 
 log = logging.getLogger("lifl.driver")
@@ -44,27 +44,40 @@ class Driver:
     def handle(self, event: Any) -> None:
         """Hand an event to the engine and perform what it leads to, rows before what must wait for them.
 
-        Raise `Refused` as `Engine.handle` does.
+        Raise `Refused` and `RemoteFault` as `Engine.handle` does; `Impossible` when the node cannot go on.
         """
         if self._closed:
             return
-        self._perform(self._decided(event))
+        self._do(self._decided(event))
         while self.engine.writing:
-            self._perform(self._decided(ev.RowsWritten()))
+            self._do(self._decided(ev.RowsWritten()))
         self._set_timer()
         if self._settled is not None and not self.engine.busy():
             self._settled.set()
 
+    def _do(self, effects: Sequence[fx.Effect]) -> None:
+        """Perform effects; when that fails, what is decided and what is done are not the same any more."""
+        try:
+            self._perform(effects)
+        except Exception as error:
+            self._closed = True
+            raise Impossible(f"what was decided could not be done: {type(error).__name__}: {error}") from error
+
     def _decided(self, event: Any) -> Sequence[fx.Effect]:
         try:
             return self.engine.handle(event, time.monotonic())
-        except Impossible:
+        except (Refused, RemoteFault):
+            raise  # nothing has changed
+        except Exception as error:
             self._closed = True  # nothing that it decides from now on can be trusted
             try:
                 log.error("engine.impossible recording=%s", write_recording(self._folder, self.engine.recording()))
-            except ResourceFault as fault:
+            except (ResourceFault, LocalFault) as fault:
                 log.error("engine.impossible %s", fault)
-            raise
+            if isinstance(error, Impossible):
+                raise
+            text = f"{type(event).__name__} could not be decided on: {type(error).__name__}: {error}"
+            raise Impossible(text) from error
 
     def _set_timer(self) -> None:
         due_s = self.engine.next_timer()

@@ -2,7 +2,8 @@
 
 The daemon has one to each child and each command-line client; the gateway has one to the daemon.  A link reads in the
 loop's callbacks and hands every message to `on_message`.  `send` never blocks: what the socket does not take at once
-waits in the link, at most `WAITING_BYTES_MAX`; a peer that is so far behind is as good as dead and the link closes.
+waits in the link, at most `LINK_WAITING_BYTES_MAX`; a peer that is so far behind is as good as dead and the link
+closes.
 Descriptors may go along with a message; the peer gets them with the frame's first byte.
 
 A link ends once, by `on_closed(error)`: None when the peer closed or `close` was called, `RemoteFault` when
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import logging
 import os
 import socket
 from collections import deque
@@ -21,11 +23,12 @@ from typing import Any
 
 import msgspec
 
-from lifl.core.errors import RemoteFault, ResourceFault
+from lifl.core.errors import Impossible, RemoteFault, ResourceFault
+from lifl.core.limits import LINK_WAITING_BYTES_MAX
 from lifl.core.protocol.frames import FrameDecoder, encode
 
-WAITING_BYTES_MAX = 64 * 1024 * 1024
-"""What may wait for a slow peer: a few of the largest frames, or tens of thousands of ordinary ones."""
+log = logging.getLogger("lifl.link")
+
 CONGESTED_BYTES = 1024 * 1024
 """From here on a careful sender (`drained`) stops producing."""
 READ_BYTES = 256 * 1024
@@ -36,8 +39,9 @@ _READ = memoryview(bytearray(READ_BYTES))
 class Link:
     """One end of a link; takes ownership of `sock`.  Must be made in the running loop's thread.
 
-    `kinds` is the union of messages that the peer may send.  `on_message(message)` may raise `RemoteFault`, which
-    closes the link like any other breach of the protocol.
+    `kinds` is the union of messages that the peer may send.  What `on_message(message)` raises ends this link and
+    nothing else: `RemoteFault` like any other breach of the protocol, and a fault of ours, which goes to the log.  Only
+    `Impossible` passes on to the loop.
     """
 
     def __init__(
@@ -46,7 +50,7 @@ class Link:
         kinds: Any,
         on_message: Callable[[Any], None],
         on_closed: Callable[[Exception | None], None],
-        waiting_bytes_max: int = WAITING_BYTES_MAX,
+        waiting_bytes_max: int = LINK_WAITING_BYTES_MAX,
     ) -> None:
         sock.setblocking(False)
         self._sock = sock
@@ -70,6 +74,8 @@ class Link:
     def send(self, *messages: msgspec.Struct, descriptors: Sequence[int] = ()) -> None:
         """Send messages at once, or keep them until the socket takes them; on a closed link they are dropped.
 
+        Raise `FrameTooLong`, with nothing sent, when one of them cannot travel.
+
         `descriptors` are duplicated where they have to wait, so the caller may close its own at once.
         """
         if self._closed or not messages:
@@ -88,7 +94,14 @@ class Link:
             if not frame:
                 return
             self._loop.add_writer(self._sock.fileno(), self._writable)
-        self._waiting.append((frame, tuple(os.dup(fd) for fd in descriptors)))
+        try:
+            copies = tuple(map(os.dup, descriptors))
+        except (
+            OSError
+        ) as error:  # no descriptor is left: the message cannot wait, and those behind it must not go first
+            self._end_soon(error)
+            return
+        self._waiting.append((frame, copies))
         self._waiting_bytes += len(frame)
         if self._waiting_bytes > self._waiting_bytes_max:
             text = f"the peer of a link is {self._waiting_bytes} bytes behind; it was disconnected"
@@ -129,6 +142,11 @@ class Link:
             while not self._closed and (message := self._decoder.next_message()) is not None:
                 self._on_message(message)
         except RemoteFault as error:
+            self._end(error)
+        except Impossible:
+            raise
+        except Exception as error:
+            log.exception("link.failed a message could not be taken in; its link is closed")
             self._end(error)
 
     def _writable(self) -> None:

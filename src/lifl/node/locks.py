@@ -3,6 +3,8 @@
 Two files.  `lifld.lock` is held by the daemon alone: a second one is refused at once.  `children.lock` is held by the
 daemon and, through the inherited descriptor, by every process that it starts: a daemon that gets it knows that no
 process can still write into the arena that is about to be adopted.
+
+`lifld.lock` says whose it is and what it is at ("PID STATE"), for those who come in between: `Holder`.
 """
 
 from __future__ import annotations
@@ -11,11 +13,63 @@ import fcntl
 import os
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 from lifl.core.errors import ResourceFault
 
 CHILDREN_END_S = 10.0
 """How long the children of a killed daemon may take to end; they are killed by the kernel with it."""
+
+
+STARTING, UP, STOPPING = "starting", "up", "stopping"
+
+
+class Holder(NamedTuple):
+    """The daemon that holds a state folder: its process as it calls itself ("?": it has not said), and its state."""
+
+    pid: str
+    state: str
+
+    def text(self, folder: Path) -> str:
+        """Return what to tell one who comes in between, and what to do."""
+        match self.state:
+            case "starting":
+                return f"a lifld (pid {self.pid}) is starting on state folder {folder}: try again when it is up"
+            case "stopping":
+                return f"the lifld (pid {self.pid}) of state folder {folder} is stopping: try again when it has ended"
+            case _:
+                return (
+                    f"a lifld (pid {self.pid}) runs on state folder {folder} already: stop it with "
+                    f"`lifl down --state {folder}`, or use another folder with --state"
+                )
+
+
+def holder(folder: Path) -> Holder | None:
+    """Return who holds a state folder; None when nobody does, or this account may not see it.
+
+    It is looked at by the lock that a daemon waits for, so that no start fails because of a look.
+    """
+    try:
+        with open(folder / "children.lock", "rb") as children, open(folder / "lifld.lock", "rb") as daemon:
+            try:
+                fcntl.flock(children, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _holder(daemon.fileno())
+    except OSError:
+        return None
+    return None
+
+
+def wait_until_free(folder: Path) -> None:
+    """Return when no daemon, and no process of one, holds the state folder; also across PID namespaces."""
+    with open(folder / "children.lock", "rb") as children:
+        fcntl.flock(children, fcntl.LOCK_SH)
+
+
+def _holder(fd: int) -> Holder:
+    said = os.pread(fd, 64, 0).decode(errors="replace").split()
+    pid, state = (*said, "?", STARTING)[:2] if len(said) != 1 else (said[0], UP)
+    return Holder(pid, state)
 
 
 class StateLocks:
@@ -35,14 +89,14 @@ class StateLocks:
         try:
             fcntl.flock(self._daemon, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pid = os.pread(self._daemon, 32, 0).decode(errors="replace").strip() or "?"
-            raise ResourceFault(
-                f"a lifld (pid {pid}) runs on state folder {folder} already: stop it with "
-                f"`lifl down --state {folder}`, "
-                "or use another folder with --state"
-            ) from None
-        os.ftruncate(self._daemon, 0)
-        os.pwrite(self._daemon, f"{os.getpid()}\n".encode(), 0)
+            raise ResourceFault(_holder(self._daemon).text(folder)) from None
+        self.say(STARTING)
+
+    def say(self, state: str) -> None:
+        """Note what the daemon is at, for those who ask."""
+        # In one write, of one length: a reader never sees half of it.
+        os.pwrite(self._daemon, f"{os.getpid()} {state}".ljust(31).encode() + b"\n", 0)
+        os.ftruncate(self._daemon, 32)
 
     def _take_children(self, folder: Path) -> None:
         taker = threading.Thread(target=fcntl.flock, args=(self.children, fcntl.LOCK_EX), daemon=True)

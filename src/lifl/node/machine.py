@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import socket
 from collections.abc import Hashable, Iterable
@@ -15,25 +16,29 @@ from lifl.core.config.node import NodeConfig
 from lifl.core.config.values import split_address
 from lifl.core.errors import ResourceFault
 from lifl.core.ids import Key, Kind
-from lifl.core.limits import STATE_DIR_BYTES_MAX
+from lifl.core.limits import OBJECTS_MAX, STATE_DIR_BYTES_MAX
 from lifl.core.modelfile import LENGTH_BYTES, decode_header, header_bytes
 from lifl.core.protocol.contribution import Contribution, unpack_contributions
 from lifl.core.schema import TensorSpec
+from lifl.node import cgroups
 from lifl.shm.layout import ObjectState
 from lifl.shm.owned_arena import OwnedArena
 from lifl.shm.segment import SegmentMissing, SegmentUnfinished, SegmentUnusable, remove_segment
 
 log = logging.getLogger("lifl.machine")
 
-OBJECTS_MAX = 16_384
-"""Objects of the arena at a time."""
 BACKLOG = 512
+PROCESSES_BYTES = 128 * 1024 * 1024
+"""What the processes of a node take beside the arena, before a worker folds anything."""
 
 
 def state_folder(config: NodeConfig) -> Path:
     """Return the node's folder, made if need be, closed to other users."""
     chosen = config.state_dir or os.environ.get("LIFL_STATE") or "~/.local/state/lifl"
-    folder = Path(chosen).expanduser().absolute()
+    try:
+        folder = Path(chosen).expanduser().absolute()
+    except (RuntimeError, OSError) as error:
+        raise ResourceFault(f"state folder {chosen} cannot be found: {error}; give an absolute path") from error
     if len(os.fsencode(folder)) > STATE_DIR_BYTES_MAX:
         raise ResourceFault(
             f"state folder {folder} has a path of {len(os.fsencode(folder))} bytes; the sockets in it allow at most "
@@ -56,9 +61,11 @@ def open_arena(name: str, config: NodeConfig, node: int) -> tuple[OwnedArena, li
     try:
         arena = OwnedArena.adopt(name)
     except SegmentMissing:
+        check_memory_limit(config.arena_bytes)
         return OwnedArena.create(name, config.arena_bytes, node, OBJECTS_MAX), []
     except (SegmentUnfinished, SegmentUnusable) as error:
         remove_segment(name)
+        check_memory_limit(config.arena_bytes)
         said = f"the arena of an earlier lifld could not be adopted and was made anew: {error}"
         return OwnedArena.create(name, config.arena_bytes, node, OBJECTS_MAX), [said]
     if arena.arena_bytes == config.arena_bytes and arena.node == node:
@@ -70,6 +77,7 @@ def open_arena(name: str, config: NodeConfig, node: int) -> tuple[OwnedArena, li
         )
         return arena, [said]
     arena.close(unlink=True)
+    check_memory_limit(config.arena_bytes)
     return OwnedArena.create(name, config.arena_bytes, node, OBJECTS_MAX), []
 
 
@@ -121,14 +129,27 @@ class ArenaStore:
         self.arena.close_slab(slab)
 
 
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0))
+def cores(root: Path = cgroups.ROOT) -> int:
+    """Return how many cores this process may keep busy: those it may run on, or what its quota of CPU time gives."""
+    quota = cgroups.cpu_quota(root)
+    allowed = len(os.sched_getaffinity(0))
+    return allowed if quota is None else max(1, min(allowed, math.ceil(quota.cores)))
 
 
-def workers_max(config: NodeConfig) -> int:
+def workers_max(config: NodeConfig, root: Path = cgroups.ROOT) -> int:
     """Return the most workers: what is configured, or one more than there are cores."""
-    return config.workers_max or cores() + 1
+    return config.workers_max or cores(root) + 1
+
+
+def check_memory_limit(arena_bytes: int, root: Path = cgroups.ROOT) -> None:
+    """Raise `ResourceFault` when the container's memory is too small for arena and processes: they would be killed."""
+    limit = cgroups.memory_limit(root)
+    if limit is not None and arena_bytes + PROCESSES_BYTES > limit.limit_bytes:
+        raise ResourceFault(
+            f"an arena of {arena_bytes} bytes, and {PROCESSES_BYTES} for the node's processes, are more than the "
+            f"{limit.limit_bytes} bytes of memory that this container is allowed ({limit.where}): raise that limit, or "
+            "give the node a smaller arena (--arena-bytes)"
+        )
 
 
 def listen_tcp(address: str) -> socket.socket:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from lifl import failpoints
 from lifl.core import effects as fx
+from lifl.core.errors import FrameTooLong
 from lifl.core.protocol import gateway as gm
 from lifl.node.children import Child
 from lifl.node.cli_server import CliServer
@@ -26,7 +28,12 @@ OF_EACH_UPDATE = frozenset({"update.accepted"})
 
 
 class Performer:
-    """The hands of one node.  `peers` is None while the node is in no cluster: then nothing is sent to others."""
+    """The hands of one node.  `peers` is None while the node is in no cluster: then nothing is sent to others.
+
+    `on_stopped(worker)` is told, a moment later, of a worker that was looked at and is stopped.
+    `on_unsendable(job, text)` is told of a job, by its number or name, that a message is too long for; it must not hand
+    in an event at once.
+    """
 
     def __init__(
         self,
@@ -36,11 +43,13 @@ class Performer:
         store: NodeStore,
         cli: CliServer,
         meters: Meters,
-        on_seen: Callable[[int, bool], None],
+        on_stopped: Callable[[int], None],
+        on_unsendable: Callable[[int | str, str], None],
     ) -> None:
+        self._on_unsendable = on_unsendable
         self._gateway = gateway
         self._zygote = zygote
-        self._on_seen = on_seen
+        self._on_stopped = on_stopped
         self._workers = workers
         self._store = store
         self._cli = cli
@@ -54,20 +63,45 @@ class Performer:
             if isinstance(effect, gm.ToGateway):
                 messages.append(effect)
                 continue
-            self._gateway.send(*messages)
+            self._send_gateway(messages)
             messages.clear()
-            self._perform(effect)
-        self._gateway.send(*messages)
+            try:
+                self._perform(effect)
+            except FrameTooLong as fault:
+                self._unsendable(effect, fault)
+        self._send_gateway(messages)
+
+    def _send_gateway(self, messages: list[gm.ToGateway]) -> None:
+        try:
+            self._gateway.send(*messages)
+        except FrameTooLong:
+            for message in messages:
+                try:
+                    self._gateway.send(message)
+                except FrameTooLong as fault:
+                    self._unsendable(message, fault)
+
+    def _unsendable(self, effect: fx.Effect, fault: FrameTooLong) -> None:
+        """End what a message was about that no frame holds: its job, or else its client's connection."""
+        message: Any = effect
+        if isinstance(effect, fx.SendNode | fx.SendCoordinator | fx.SendWorker):
+            message = effect.order if isinstance(effect, fx.SendNode) else getattr(effect, "report", None)
+            message = message or getattr(effect, "message", None)
+        log.error("message.too-long %s", fault)
+        job = getattr(message, "number", None) or getattr(message, "job", "")
+        if job:
+            self._on_unsendable(job, str(fault))
+        elif hasattr(message, "conn"):
+            self._gateway.send(gm.HangUp(message.conn))
 
     def _perform(self, effect: fx.Effect) -> None:
         match effect:
             case fx.ForkWorker():
                 self._workers.fork(effect.worker)
             case fx.LookAtWorker():
-                # Told later: nothing that is performed hands in an event within that.
-                asyncio.get_running_loop().call_soon(
-                    self._on_seen, effect.worker, self._workers.is_stopped(effect.worker)
-                )
+                if self._workers.is_stopped(effect.worker):
+                    # Told later: nothing that is performed hands in an event within that.
+                    asyncio.get_running_loop().call_soon(self._on_stopped, effect.worker)
             case fx.KillWorker():
                 self._workers.kill(effect.worker, effect.why)
             case fx.LookAtChildren():

@@ -18,7 +18,7 @@ from lifl.core.errors import ConfigError, LiflError, LocalFault, Refused
 from lifl.core.planning.planner import make_plan
 from lifl.core.planning.request import plan_request
 from lifl.core.protocol import cli as om
-from lifl.core.schema import Layout
+from lifl.core.schema import Layout, check_fits
 from lifl.node import machine, views
 from lifl.node.cli_server import CliServer
 from lifl.node.driver import Driver
@@ -89,6 +89,7 @@ class Requests:
         name = config.job.name
         tensors = machine.read_schema(config.model.path)
         layout = Layout(tensors)
+        check_fits(layout)  # before anything is made or stored
         if any(row.name == name for row in self._store.jobs()):
             text = f"a job named {name!r} is here already; choose another name (--set job.name=...)"
             raise Refused("job-exists", "job.name", text)

@@ -73,7 +73,7 @@ class NodeStatus:
 
     def trees(self) -> dict[int, tuple[dict[str, Any], ...]]:
         """Return the tasks at other nodes, by node."""
-        return self.bridge.trees if self.bridge is not None else {}
+        return self.bridge.trees() if self.bridge is not None else {}
 
     def now(self) -> dict[str, Any]:
         """Return what `lifl top` shows of the node itself.

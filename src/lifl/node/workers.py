@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lifl import failpoints
-from lifl.core.errors import RemoteFault
+from lifl.core.errors import RemoteFault, ResourceFault
 from lifl.core.fields import Message
 from lifl.core.ids import DAEMON_ADDRESS, Key, Record
 from lifl.core.protocol import worker as wm
@@ -58,9 +58,22 @@ class Workers:
         self.redirector.on_fallback(self._watch, self._unwatch)
 
     def fork(self, worker: int) -> None:
-        """Have the zygote fork a worker; it says WorkerReady when it runs."""
-        registration = self.redirector.register()
-        ours, theirs = socket.socketpair()
+        """Have the zygote fork a worker; it says WorkerReady when it runs.
+
+        One for which there is no descriptor is gone a moment later, as one that could not be forked.
+        """
+        try:
+            registration = self.redirector.register()
+        except ResourceFault as error:
+            self._no_room(worker, error)
+            return
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            registration.handed_over()
+            self.redirector.retire(registration.slot)
+            self._no_room(worker, error)
+            return
         with theirs:
             descriptors = [theirs.fileno(), *registration.descriptors]
             self._slots[worker] = registration.slot
@@ -84,6 +97,8 @@ class Workers:
             self._pidfds[worker] = pid, os.pidfd_open(pid)
         except ProcessLookupError:  # it has ended, as its link will say
             pass
+        except OSError as error:
+            log.warning("worker.unwatched worker=%d pid=%d %s; it is not killed when it hangs", worker, pid, error)
 
     def is_stopped(self, worker: int) -> bool:
         """Return whether the worker's process is stopped."""
@@ -105,6 +120,11 @@ class Workers:
         _, pidfd = self._pidfds.pop(worker, (0, -1))
         if pidfd >= 0:
             os.close(pidfd)
+
+    def _no_room(self, worker: int, error: Exception) -> None:
+        # Told later: nothing that is performed hands in an event within that.
+        log.warning("worker.no_room worker=%d %s", worker, error)
+        self._loop.call_soon(self._on_gone, worker)
 
     def send(self, worker: int, message: Message) -> None:
         """Send a worker a task, or what it is to do about one."""

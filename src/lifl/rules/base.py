@@ -51,10 +51,15 @@ class Rule:
     """The weighted mean (FedAvg), and the base of every other rule."""
 
     Options: ClassVar[type[RuleOptions]] = RuleOptions
+    earlier_options: ClassVar[Mapping[str, str]] = {}
+    """Names that options had before, and what they are called now."""
     states: ClassVar[tuple[str, ...]] = ()
     """Names of the vectors that are kept from round to round; they have the model's shape, float32 or
     float64.
     """
+
+    round: int = 1
+    """The number of the round that `finish` makes, from 1 on."""
 
     def __init__(self, options: Any) -> None:
         """Keep `options`, an instance of the class's `Options`."""

@@ -45,17 +45,31 @@ def load_rule(name: str, options: Mapping[str, Any], folder: str = "") -> Rule:
 def check_options(kind: type[Rule], options: Mapping[str, Any]) -> RuleOptions:
     """Return an instance of `kind.Options`.  Raise `ConfigError` naming ``aggregation.options.X``."""
     known = kind.Options.__struct_fields__
+    asked, options = options, _renamed(kind, options)
     for key in options:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(known) or 'none'}"
             raise ConfigError(f"aggregation.options.{key}", f"{kind.__name__} has no such option; {hint}")
     try:
-        return msgspec.convert(dict(options), kind.Options)
+        return msgspec.convert(options, kind.Options)
     except msgspec.ValidationError as error:
         found = _FIELD.search(str(error))
-        path = f"aggregation.options.{found.group(1)}" if found else "aggregation.options"
+        given = {now: before for before, now in kind.earlier_options.items() if before in asked}
+        path = f"aggregation.options.{given.get(found.group(1), found.group(1))}" if found else "aggregation.options"
         raise ConfigError(path, _FIELD.sub("", str(error)).replace("`", "")) from error
+
+
+def _renamed(kind: type[Rule], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options by the names that they have now."""
+    found = dict(options)
+    for before, now in kind.earlier_options.items():
+        if before in found and now in kind.Options.__struct_fields__:
+            if now in found:
+                text = f"{before!r} is an earlier name of {now!r}; give one of them"
+                raise ConfigError(f"aggregation.options.{before}", text)
+            found[now] = found.pop(before)
+    return found
 
 
 def _users_class(name: str, folder: str) -> type[Rule]:

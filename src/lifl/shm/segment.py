@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import struct
 
 import posix_ipc
@@ -39,6 +40,7 @@ def make_segment(name: str, arena_bytes: int, node: int, entries: int) -> tuple[
     error nothing is left behind.
     """
     header = _plan(arena_bytes, node, entries)
+    _allow_file(header.arena_bytes)
     _check_memory(header.arena_bytes)
     try:
         segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
@@ -135,6 +137,19 @@ def _plan(arena_bytes: int, node: int, entries: int) -> Header:
             f" byte {begin}; give it more than that"
         )
     return Header(layout.MAGIC, layout.VERSION, entries, node, end, layout.TABLE_OFFSET, begin)
+
+
+def _allow_file(arena_bytes: int) -> None:
+    """Raise the limit of a file's size, if need be.  Raise `ResourceFault` where that is not allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if soft == resource.RLIM_INFINITY or soft >= arena_bytes:
+        return
+    if hard != resource.RLIM_INFINITY and hard < arena_bytes:
+        raise ResourceFault(
+            f"the arena needs {arena_bytes} bytes, and this process may make files of at most {hard}: raise that limit"
+            " (ulimit -f, or LimitFSIZE= in the unit file), or give the node a smaller arena (--arena-bytes)"
+        )
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
 
 def _check_memory(arena_bytes: int) -> None:

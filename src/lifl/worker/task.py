@@ -71,6 +71,7 @@ class OpenTask:
         self._clock = Clock()
         with self._clock:
             self._rule: Rule = load_rule(start.rule, start.options, start.rule_folder)
+            self._rule.round = start.round
         self._seen: set[Key] = set()
         self._waiting: list[Key] = []
         self._inputs: list[Key] = []

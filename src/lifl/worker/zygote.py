@@ -247,7 +247,8 @@ def main() -> None:
     parser.add_argument("--arena", required=True, help="the name of the node's shared-memory segment")
     arguments = parser.parse_args()
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the daemon, which drains
+    for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C and a terminal's end are for the daemon, which drains
+        signal.signal(number, signal.SIG_IGN)
     _name_process("lifl-zygote")
     link = socket.socket(fileno=arguments.fd)
     link.setblocking(True)

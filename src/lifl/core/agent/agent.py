@@ -14,7 +14,7 @@ import msgspec
 
 from lifl.core import effects as fx
 from lifl.core import events as ev
-from lifl.core.agent.branch import told
+from lifl.core.agent.inventory import inventory_of
 from lifl.core.agent.job_replica import ORDERS, JobReplica
 from lifl.core.agent.model_service import ModelService
 from lifl.core.agent.outcomes import Outcome
@@ -24,19 +24,16 @@ from lifl.core.agent.quota import NO_JOB, Quota
 from lifl.core.agent.task_table import TaskTable
 from lifl.core.agent.uploads import Uploads
 from lifl.core.agent.worker_watch import WorkerWatch
-from lifl.core.errors import LocalFault
+from lifl.core.errors import LocalFault, RemoteFault
 from lifl.core.ids import Key
+from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.object_store import ObjectStore
 from lifl.core.planning.capacity import NodeLoad
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import worker as wm
-from lifl.core.protocol.contribution import pack_contribution
 from lifl.core.turn import Turn
-
-INVENTORY_BYTES_MAX = 4 * 1024 * 1024
-"""The records of members in one Inventory: a frame of the control channel holds twice as much."""
 
 
 class Agent:
@@ -103,7 +100,13 @@ class Agent:
         self._free_orphans(order.number)
         replica = self.replicas.pop(order.number, None)
         if replica is not None:
+            self.uploads.close(replica)
             self.models.close(replica)
+
+    def _job_broken(self, event: ev.JobBroken) -> None:
+        for number, replica in self.replicas.items():
+            if event.job in (number, replica.spec.name):
+                self._turn.report(o.JobFailed(number, event.text[:TEXT_CHARS_MAX]))
 
     def _free_orphans(self, number: int) -> None:
         for key, *_ in self._orphans.pop(number, ()):
@@ -114,7 +117,7 @@ class Agent:
         for number in list(self._orphans) if event.stranger else ():
             self._free_orphans(number)
         self._connected = True
-        self._turn.report(self._inventory())
+        self._turn.report(inventory_of(self.replicas, self.uploads, self._orphans))
         for replica in self.replicas.values():
             for branch in replica.branches():
                 if branch.failed is not None:
@@ -128,7 +131,7 @@ class Agent:
     def _life_ended(self, _event: ev.LifeEnded) -> None:
         """Drop all jobs: what this node was to do is done elsewhere."""
         for number in list(self.replicas):
-            self.models.close(self.replicas.pop(number))
+            self._close_job(o.CloseJob(number))
 
     def _leave(self, _event: ev.Leaving) -> None:
         """Send the clients to other nodes; partials still go to the top."""
@@ -136,22 +139,6 @@ class Agent:
             self._turn.report(p.Draining())
             self._leaving = True
             self._turn.emit(gm.HangUp())
-
-    def _inventory(self) -> p.Inventory:
-        """Return what this node has, for a coordinator that is connected (again).
-
-        What is beyond `INVENTORY_BYTES_MAX` is left out: it counts as lost, and is asked for again.
-        """
-        held = []
-        left = INVENTORY_BYTES_MAX
-        for number, replica in self.replicas.items():
-            for branch in replica.branches():
-                asked = self.uploads.asked(number, branch)
-                left -= sum(len(pack_contribution(member)) for member in (*asked, *branch.accepted.values()))
-                at = (number, branch.epoch, branch.number)
-                if left >= 0:
-                    held.append(p.BranchHeld(*at, told(branch.accepted.values()), told(asked), branch.closed))
-        return p.Inventory(tuple(self.replicas), tuple(held), tuple(self._orphans))
 
     def busy(self) -> bool:
         """Return whether this node has partials that the top lacks."""
@@ -190,9 +177,11 @@ class Agent:
 
     def _sealed(self, event: gm.Sealed) -> None:
         """Take an update of a client, or another node's partial."""
+        key = Key.unpack(event.key)
+        if not self.partials.has(key) and not self.uploads.has(key):
+            raise RemoteFault(f"the gateway has sealed {key}, which was not granted")
         self._arrivals += 1
         self.load = self.load.counted(self._arrivals, int(self._turn.now * 1e9))
-        key = Key.unpack(event.key)
         if self.partials.has(key):
             self.partials.sealed(event.conn, key, event.received_bytes)
         else:
@@ -255,6 +244,7 @@ HANDLERS: Mapping[type, Callable[[Agent, Any], object]] = {
     ev.CoordinatorUp: Agent._coordinator_up,
     ev.CoordinatorDown: Agent._coordinator_down,
     ev.LifeEnded: Agent._life_ended,
+    ev.JobBroken: Agent._job_broken,
     ev.Leaving: Agent._leave,
     ev.ArenaAdopted: Agent._adopt,
     # the gateway

@@ -118,9 +118,6 @@ class BranchRunner:
 
     def _feed(self, task: Task, key: Key, sent: bool = False) -> None:
         """Take a sealed input of the task.  `sent`: its maker has sent the key to the task's address itself."""
-        if task.state is TaskState.DONE:
-            self._quota.free(key)  # it was folded in before we heard that it was sealed
-            return
         task.inputs.append(key)
         # After a task was started again its first worker may have taken the key with it: send it once more.
         if task.state is TaskState.RUNNING and (not sent or task.attempt > 1):

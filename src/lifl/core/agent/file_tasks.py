@@ -56,19 +56,21 @@ class FileTasks:
         """Return the objects that checkpoints are being written from, each as often as it is read."""
         return Counter(key for address in self._orders for key in self._tasks.at(address).task.inputs)
 
-    def close(self) -> None:
-        """Give up all tasks: the job is over."""
-        for address, order in list(self._orders.items()):
+    def close(self) -> Counter[Key]:
+        """Give up all tasks and the model: the job is over.  Return what the gateway is still at, each as often.
+
+        What a worker writes to, or reads, is freed when it has let go of it: else a file would get another's bytes.
+        """
+        given_up: list[tuple[Task, list[Key]]] = []
+        for address, order in self._orders.items():
             task = self._tasks.at(address).task
-            outputs: list[Key] = []
-            if order is None:
-                outputs = self._slot.keys()
-                self._slot.model, self._slot.states = None, {}
+            given_up.append((task, self._slot.take() if order is None else task.inputs))
+        at_gateway = self._slot.close(self.written())
+        for task, objects in given_up:
             task.move(TaskState.DROPPED)
-            self._tasks.abandon(task, outputs)
-            for key in task.inputs:
-                self._slot.unpin(key)
+            self._tasks.abandon(task, objects)
         self._orders = {}
+        return at_gateway
 
     # ---- task_table.Runner -----------------------------------------------------------------------------------------
 

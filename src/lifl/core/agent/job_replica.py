@@ -21,7 +21,7 @@ from lifl.core.errors import ArenaFull, RemoteFault
 from lifl.core.events import Orphan
 from lifl.core.fields import Message
 from lifl.core.ids import Key, round_of
-from lifl.core.limits import TEXT_CHARS_MAX
+from lifl.core.limits import COST_LINES_MAX, TEXT_CHARS_MAX
 from lifl.core.planning.arena_need import round_bytes_min
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
@@ -164,7 +164,7 @@ class JobReplica:
     def _cost(self, branch: Branch) -> dict[str, Any]:
         """Return the branch's part of the receipt."""
         branch.cost.peak_bytes = self._quota.peaks.get(self.spec.number, 0)
-        return branch.cost.as_dict() | {"tree": branch.lines()}
+        return branch.cost.as_dict() | {"tree": branch.lines()[:COST_LINES_MAX]}
 
     # ---- partials between nodes ------------------------------------------------------------------------------------
 
@@ -222,8 +222,9 @@ class JobReplica:
         self.files.load()
 
     def schema(self) -> gm.JobSchema:
-        """Return what the gateway must know to check updates of this job."""
-        return gm.JobSchema(self.spec.name, self.spec.number, self.spec.layout.tensors)
+        """Return what the gateway must know to select clients for this job, and to check their updates."""
+        spec = self.spec
+        return gm.JobSchema(spec.name, spec.number, spec.layout.tensors, spec.client_options)
 
     @property
     def wants_model(self) -> bool:
@@ -265,11 +266,10 @@ class JobReplica:
         for at in list(self.runners):
             self._drop(*at)
         self._orphans.free()
-        self.files.close()
-        busy = self.slot.close()
+        at_gateway = self.files.close()
         self._quota.release(self.spec.number)
         self._turn.emit(gm.JobForget(self.spec.name))
-        return busy
+        return at_gateway
 
     def problems(self) -> Iterable[str]:
         """Yield what is wrong with the job's books on this node, a sentence each."""

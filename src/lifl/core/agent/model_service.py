@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from lifl.core.agent.job_replica import JobReplica
 from lifl.core.agent.quota import Quota
-from lifl.core.errors import LocalFault
+from lifl.core.errors import RemoteFault
 from lifl.core.ids import Key
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
@@ -32,12 +32,15 @@ class ModelService:
         """Serve the model that a round starts from to a client, or to another node."""
         replica = next((each for each in self._replicas.values() if each.spec.name == event.job), None)
         if replica is None or not replica.slot.open or replica.slot.round != event.round - 1:
-            text = f"the model of round {event.round} is not here any more; wait for the next selection"
-            refusal = cm.Refusal("round-over", "round", text, event.job, event.round)
-            self._turn.emit(gm.TellClient(event.conn, cm.packed(refusal)))
+            self._refuse(event.conn, event.job, event.round)
             return
         replica.slot.wanting[event.conn] = event.round
         replica.slot.serve()
+
+    def _refuse(self, conn: int, job: str, round_: int) -> None:
+        text = f"the model of round {round_} is not here any more; wait for the next selection"
+        refusal = cm.Refusal("round-over", "round", text, job, round_)
+        self._turn.emit(gm.TellClient(conn, cm.packed(refusal)))
 
     def sent(self, event: gm.ModelSent) -> None:
         """End one reading of a model."""
@@ -58,7 +61,7 @@ class ModelService:
             return
         replica = next((each for each in self._replicas.values() if each.slot.fetching == key), None)
         if replica is None:
-            raise LocalFault(f"the gateway speaks of {key}, which is not being fetched")
+            raise RemoteFault(f"the gateway speaks of {key}, which is not being fetched")
         replica.fetched(event.error, event.received_bytes)
         if replica.wants_model:
             self._retry_at_s = self._turn.now + FETCH_RETRY_S
@@ -68,13 +71,14 @@ class ModelService:
         if key not in self._unwanted:
             return False
         self._unwanted[key] -= 1
-        if not self._unwanted[key]:
-            del self._unwanted[key]
-            self._quota.free(key)
+        self._unwanted += Counter()  # without those at 0
+        self._quota.free(key)
         return True
 
     def close(self, replica: JobReplica) -> None:
         """End a job here; what the gateway sends or fetches of it is freed when the gateway is through with it."""
+        for conn, round_ in replica.slot.wanting.items():
+            self._refuse(conn, replica.spec.name, round_)
         self._unwanted.update(replica.close())
 
     def client_left(self, conn: int) -> None:
@@ -84,7 +88,7 @@ class ModelService:
 
     def gateway_lost(self) -> None:
         """End all fetches and all readings: the gateway's process has ended."""
-        for key in self._unwanted:
+        for key in self._unwanted.elements():
             self._quota.free(key)
         self._unwanted.clear()
         self._retry_at_s = math.inf

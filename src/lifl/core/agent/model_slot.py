@@ -117,12 +117,22 @@ class ModelSlot:
             while self.pins[key] > written[key]:
                 self.unpin(key)
 
-    def close(self) -> Counter[Key]:
-        """Free all but the objects that the gateway is still at, to send or to fetch; return these, each as often."""
+    def take(self) -> list[Key]:
+        """Return the current model's key and its states', which are the caller's from now on."""
+        keys = self.keys()
+        self.model, self.states = None, {}
+        return keys
+
+    def close(self, written: Counter[Key]) -> Counter[Key]:
+        """Free all but what is read, or fetched, still; return what of that the gateway is at, each as often.
+
+        `written` are the objects that checkpoints are being written from: these, and the gateway, free the rest.
+        """
         self.free()
-        if self.fetching is not None:
-            self.pin([self.fetching])
-        return self.pins
+        for key, readers in self.pins.items():
+            self._quota.share(key, readers)
+        fetching = [self.fetching] if self.fetching is not None else []
+        return self.pins - written + Counter(fetching)
 
     # ---- from a file, or from a top of this node -------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ class Quota:
         self._used: dict[int, int] = {}
         self._sizes: dict[Key, tuple[int, int]] = {}
         self._slabs: dict[int, set[Hashable]] = {}
+        self._readers: dict[Key, int] = {}  # of objects that several read still: each is to free it
         self.peaks: dict[int, int] = {}
 
     @property
@@ -81,6 +82,15 @@ class Quota:
         self._account(key, job, self.store.used_bytes - before)
         return key
 
+    def renew(self, key: Key, kind: Kind, epoch: int, data_bytes: int) -> Key:
+        """Return a fresh object in the place of one of the same job and size: nothing that is promised is touched."""
+        job, _ = self._sizes[key]
+        self.free(key)
+        before = self.store.used_bytes
+        fresh = self.store.alloc(kind, job, epoch, data_bytes)
+        self._account(fresh, job, self.store.used_bytes - before)
+        return fresh
+
     def adopt(self, key: Key, job: int) -> None:
         """Take an object that was there before into the account of a job (or of `NO_JOB`), out of any other's."""
         if key in self._sizes:
@@ -95,8 +105,16 @@ class Quota:
         for number in self.peaks:
             self.peaks[number] = max(self.peaks[number], used)
 
+    def share(self, key: Key, readers: int) -> None:
+        """Have the object stay until it has been freed as often."""
+        self._readers[key] = readers
+
     def free(self, key: Key) -> None:
-        """Give the object's room back."""
+        """Give the object's room back; that of a shared one when its last reader frees it."""
+        readers = self._readers.pop(key, 1)
+        if readers > 1:
+            self._readers[key] = readers - 1
+            return
         job, nbytes = self._sizes.pop(key)
         self._used[job] -= nbytes
         self.store.free(key)
@@ -121,6 +139,8 @@ class Quota:
         for job in sums.keys() | self._used.keys():
             if sums.get(job, 0) != self._used.get(job, 0):
                 yield f"job {job} uses {sums.get(job, 0)} bytes, its account says {self._used.get(job, 0)}"
+        if not self._readers.keys() <= self._sizes.keys():
+            yield f"objects are shared that are gone: {self._readers.keys() - self._sizes.keys()}"
         if sum(sums.values()) != self.store.used_bytes:
             yield f"all accounts have {sum(sums.values())} bytes, the arena has {self.store.used_bytes} in use"
 

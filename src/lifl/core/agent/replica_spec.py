@@ -16,6 +16,7 @@ class ReplicaSpec:
         self.clients_per_round = order.clients_per_round
         self.layout = Layout(order.tensors)
         self.state_names = order.states
+        self.client_options = order.client_options
         self.path = order.path
         self.state_path = order.state_path
 

@@ -51,7 +51,7 @@ class TaskOutputs:
 
     def _open(self, runner: Runner, task: Task) -> None:
         if task.role == "top":
-            self.renew_top(task)
+            task.output, self.states = self._slot.alloc(self._branch.epoch, self._spec.state_names)
         else:
             meta_bytes = self._members_max(task) * CONTRIBUTION_BYTES_MAX
             number, size = self._spec.number, self._spec.accumulator_bytes
@@ -66,8 +66,11 @@ class TaskOutputs:
 
     def renew_top(self, top: Task) -> None:
         """Give the top fresh outputs; a worker that died may have sealed some of the rule's state."""
-        self.free(top)
-        top.output, self.states = self._slot.alloc(self._branch.epoch, self._spec.state_names)
+        epoch, spec = self._branch.epoch, self._spec
+        for name, key in self.states.items():
+            self.states[name] = self._quota.renew(key, Kind.STATE, epoch, spec.accumulator_bytes)
+        if top.output is not None:
+            top.output = self._quota.renew(top.output, Kind.MODEL, epoch, spec.layout.data_bytes)
 
     def _members_max(self, task: Task) -> int:
         if task.role == "leaf":

@@ -6,7 +6,8 @@ so, or when its output is found sealed after the worker died: then its key may h
 must not be made a second time.  Any other task whose worker died is placed again with another attempt number, for its
 inputs stay sealed until its output is.
 
-A task that is not wanted any more is *abandoned*: its outputs are freed when its worker has let go of it.
+A task that is not wanted any more is *abandoned*: its outputs, and what a file is written from, are freed when its
+worker has let go of it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ TASK_ATTEMPTS_MAX = 16
 STARTING = WorkerState.STARTING
 ROUTED = frozenset({"leaf", "middle", "top"})
 """The roles whose inputs come as records."""
+FILE_ADDRESSES = 1_024
+"""Addresses that only tasks of other roles get: a job cannot wait for one to read its model, or to write it."""
 
 
 class Runner(Protocol):
@@ -70,14 +73,15 @@ class TaskTable:
         self.pool = pool
         self._addresses = deque(range(1, ADDRESSES_MAX))  # the free ones, the one that is free the longest first
         self._open: dict[int, OpenTask] = {}
-        self._abandoned: dict[int, list[Key]] = {}  # by address: outputs that a worker may still write to
+        self._abandoned: dict[int, list[Key]] = {}  # by address: objects that a worker may still write to, or read
 
     # ---- what runners ask ------------------------------------------------------------------------------------------
 
     def open(self, runner: Runner, task: Task) -> None:
         """Give the task an address.  Raise `ArenaFull` when none is free."""
-        if not self._addresses:
-            raise ArenaFull(f"all {ADDRESSES_MAX - 1} addresses of this node are taken by open tasks")
+        kept = FILE_ADDRESSES if task.role in ROUTED else 0
+        if len(self._addresses) <= kept:
+            raise ArenaFull(f"all {ADDRESSES_MAX - 1 - kept} addresses of this node are taken by open tasks")
         task.address = self._addresses.popleft()
         self._open[task.address] = OpenTask(runner, task)
 
@@ -140,18 +144,18 @@ class TaskTable:
         """Send what still comes to the task's address to `lifld`."""
         self._turn.emit(fx.Route(task.address, None))
 
-    def abandon(self, task: Task, outputs: list[Key]) -> None:
-        """Give a placed task up: free its outputs as soon as no worker can write to them."""
+    def abandon(self, task: Task, objects: list[Key]) -> None:
+        """Give a placed task up: free these objects as soon as no worker can write to them, or read them, for it."""
         worker = self.pool.workers.get(task.worker) if task.worker is not None else None
         self.unroute(task)
         if worker is not None and task.address in worker.tasks and task.attempt and worker.state is not STARTING:
-            self._abandoned[task.address] = outputs
+            self._abandoned[task.address] = objects
             if not worker.killed:
                 self._turn.emit(fx.SendWorker(worker.number, wm.Drop(task.address, task.attempt)))
             return
         if worker is not None:
             self.pool.release(worker.number, task.address, self._turn.now)
-        for key in outputs:
+        for key in objects:
             self._quota.free(key)
         self.close(task)
 
@@ -205,16 +209,16 @@ class TaskTable:
                 self._start(*self.at(address))
 
     def _released(self, worker: int, address: int) -> OpenTask | None:
-        """Return the wanted task that a worker has let go of; the outputs of an abandoned one are freed."""
+        """Return the wanted task that a worker has let go of; the objects of an abandoned one are freed."""
         self.pool.release(worker, address, self._turn.now)
         return None if self._let_go(address) else self.find(address)
 
     def _let_go(self, address: int) -> bool:
-        """Free the outputs of a task that was abandoned, and return whether it was."""
-        outputs = self._abandoned.pop(address, None)
-        if outputs is None:
+        """Free the objects of a task that was abandoned, and return whether it was."""
+        objects = self._abandoned.pop(address, None)
+        if objects is None:
             return False
-        for key in outputs:
+        for key in objects:
             self._quota.free(key)
         self._close(address)
         return True

@@ -19,7 +19,7 @@ from lifl.core.agent.branch_runner import BranchRunner
 from lifl.core.agent.job_replica import JobReplica
 from lifl.core.agent.outcomes import Outcome
 from lifl.core.agent.quota import NO_JOB, Quota
-from lifl.core.errors import ArenaFull, LocalFault
+from lifl.core.errors import ArenaFull, RemoteFault
 from lifl.core.ids import Key, round_of
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import commands as o
@@ -50,7 +50,7 @@ class Uploads:
 
     def grant(self, order: o.Grant) -> None:
         """Give a granted update a slot, or a place in the line for one; or tell its client to ask again."""
-        if not self.waiting and self._admit(order):
+        if (not self.waiting or self._taker(order) is None) and self._admit(order):
             return
         if len(self.waiting) < self._wait_queue_max:
             self.waiting.append(order)
@@ -59,15 +59,27 @@ class Uploads:
             busy = cm.Busy(self._replicas[order.number].spec.name, round_of(order.epoch), BUSY_RETRY_S)
             self._turn.emit(gm.TellClient(order.conn, cm.packed(busy)))
 
+    def has(self, key: Key) -> bool:
+        """Return whether the update has been granted, and is neither sealed nor given up."""
+        return key in self._in_flight
+
     def _give_up(self, order: o.Grant) -> None:
         self._turn.report(o.UpdateAborted(order.number, order.epoch, order.branch, order.client))
 
-    def _admit(self, order: o.Grant) -> bool:
-        """Return whether the grant is done with: it has its slot, or its branch takes nothing more."""
+    def _taker(self, order: o.Grant) -> BranchRunner | None:
+        """Return the branch that takes the granted update; None: it is gone or closed."""
         replica = self._replicas.get(order.number)
         runner = replica.runners.get((order.epoch, order.branch)) if replica is not None else None
-        if runner is None or runner.branch.closed:
+        return runner if runner is not None and not runner.branch.closed else None
+
+    def _admit(self, order: o.Grant) -> bool:
+        """Return whether the grant is done with: it has its slot, or its branch takes nothing more."""
+        runner = self._taker(order)
+        if runner is None:
             self._give_up(order)
+            replica = self._replicas.get(order.number)
+            if replica is not None:  # else it was refused when that was closed
+                self._refuse(order, replica.spec.name)
             return True
         try:
             key, packed = runner.admit(order)
@@ -77,6 +89,20 @@ class Uploads:
         self._turn.emit(gm.Granted(order.conn, key.pack(), packed))
         runner.prepare()
         return True
+
+    def _refuse(self, order: o.Grant, job: str) -> None:
+        """Answer a grant that comes to nothing: the gateway takes nothing else from its connection before that."""
+        number = round_of(order.epoch)
+        text = f"round {number} of job {job!r} takes no more updates; wait for the next selection"
+        refusal = cm.Refusal("round-over", "round", text, job, number)
+        self._turn.emit(gm.TellClient(order.conn, cm.packed(refusal)))
+
+    def close(self, replica: JobReplica) -> None:
+        """Take the updates of a job that ends here out of the line for room."""
+        for order in [order for order in self.waiting if order.number == replica.spec.number]:
+            self.waiting.remove(order)
+            self._give_up(order)
+            self._refuse(order, replica.spec.name)
 
     def settle(self) -> None:
         """Give those that wait for room what there is."""
@@ -91,14 +117,10 @@ class Uploads:
 
     # ---- what the gateway says of them -----------------------------------------------------------------------------
 
-    def has(self, key: Key) -> bool:
-        """Return whether a key is that of an update in flight."""
-        return key in self._in_flight
-
     def _landed(self, key: Key) -> BranchRunner:
         runner = self._in_flight.pop(key, None)
         if runner is None:
-            raise LocalFault(f"the gateway speaks of {key}, which is not in flight")
+            raise RemoteFault(f"the gateway speaks of {key}, which is not in flight")
         return runner
 
     def sealed(self, key: Key, received_bytes: int) -> list[Outcome]:
@@ -163,6 +185,8 @@ class Uploads:
         """Yield what is wrong with the books, a sentence each."""
         if len(self.waiting) > self._wait_queue_max:
             yield f"{len(self.waiting)} updates wait for room, at most {self._wait_queue_max} may"
+        if not {order.number for order in self.waiting} <= self._replicas.keys():
+            yield "updates of a job that is not open wait for room"
         for key, runner in self._in_flight.items():
             if key not in runner.branch.in_flight:
                 yield f"{key} is in flight, but not in its branch {runner.branch.number}"

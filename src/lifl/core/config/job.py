@@ -10,12 +10,14 @@ import msgspec
 
 from lifl.core.config.parse import convert, overridden
 from lifl.core.errors import ConfigError
-from lifl.core.fields import Name, Seconds
+from lifl.core.fields import ConfigPath, Name, Seconds, Word
 from lifl.core.limits import (
     CLIENTS_PER_ROUND_MAX,
     FAN_IN_MAX,
+    OPTIONS_BYTES_MAX,
     OPTIONS_DEPTH_MAX,
     ROUNDS_MAX,
+    RULE_CHARS_MAX,
     TASK_DEADLINE_S,
 )
 
@@ -34,8 +36,8 @@ class JobSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ModelSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The model that round 1 starts from: the safetensors file `path`, or an `example` made with `seed`."""
 
-    path: str = ""
-    example: str = ""
+    path: ConfigPath = ""
+    example: Word = ""
     seed: Seed = 0
 
 
@@ -69,12 +71,12 @@ class AggregationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     up for that round.
     """
 
-    rule: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] = "fedavg"
+    rule: Annotated[str, msgspec.Meta(min_length=1, max_length=RULE_CHARS_MAX)] = "fedavg"
     options: dict[str, Any] = {}
     timing: Literal["eager", "lazy"] = "eager"
     fan_in: Annotated[int, msgspec.Meta(ge=1, le=FAN_IN_MAX)] = 2
     middle_fan_in: Annotated[int, msgspec.Meta(ge=2, le=FAN_IN_MAX)] = 8
-    rule_folder: str = ""
+    rule_folder: ConfigPath = ""
     placement: Policy = "best-fit"
     replan_interval_s: Seconds = 120.0
     task_deadline_s: Seconds | msgspec.UnsetType = msgspec.UNSET  # what is not said does not travel to earlier versions
@@ -88,7 +90,7 @@ class AggregationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True
 class CheckpointSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where committed models are written; empty: ``jobs/<job name>`` in the node's state folder."""
 
-    folder: str = ""
+    folder: ConfigPath = ""
 
 
 class ClientSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -131,8 +133,14 @@ def _check_job(config: JobConfig) -> None:
         raise ConfigError(
             "aggregation.rule", f"{rule!r} is neither a built-in rule's name nor module:Class of your own"
         )
-    _check_options(config.aggregation.options, "aggregation.options")
-    _check_options(config.client.options, "client.options")
+    for path, options in (
+        ("aggregation.options", config.aggregation.options),
+        ("client.options", config.client.options),
+    ):
+        _check_options(options, path)
+        nbytes = len(msgspec.msgpack.encode(options))
+        if nbytes > OPTIONS_BYTES_MAX:
+            raise ConfigError(path, f"takes {nbytes} bytes, at most {OPTIONS_BYTES_MAX} fit; name a file instead")
 
 
 def _check_options(value: Any, path: str, depth: int = 0) -> None:

@@ -18,14 +18,13 @@ from lifl.core.coordinator.round import Phase
 from lifl.core.coordinator.round_planner import RoundPlanner
 from lifl.core.errors import LocalFault, Refused
 from lifl.core.fields import Message
+from lifl.core.limits import JOBS_MAX, SCHEMAS_BYTES_MAX
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
+from lifl.core.schema import check_fits
 from lifl.core.turn import Turn
-
-JOBS_MAX = 256
-"""Jobs of one cluster that are not over."""
 
 COORDINATOR, JOB, ROUND = "coordinator", "job", "round"
 HANDLERS: dict[type[Message], tuple[str, str]] = {
@@ -93,6 +92,16 @@ class Coordinator:
             raise Refused("job-exists", "job.name", text)
         if len(self.running) >= JOBS_MAX:
             raise Refused("too-many-jobs", "job", f"{JOBS_MAX} jobs run here; wait for one to end")
+        check_fits(spec.layout)
+        others = sum(job.spec.layout.packed_bytes for job in self.running.values())
+        if others + spec.layout.packed_bytes > SCHEMAS_BYTES_MAX:
+            raise Refused(
+                "too-many-tensors",
+                "tensors",
+                f"the names and shapes of the model's {len(spec.layout.tensors)} tensors take"
+                f" {spec.layout.packed_bytes} bytes, those of the jobs that run {others}: together at most"
+                f" {SCHEMAS_BYTES_MAX} fit; wait for a job to end, or give the tensors shorter names",
+            )
         RoundPlanner(spec, self._turn, self.nodes).check(total_bytes)
         self._turn.emit(fx.SaveJob(spec.name, "running", ""))
         job = self.make(spec)

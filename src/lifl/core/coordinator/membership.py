@@ -25,7 +25,8 @@ from typing import NamedTuple
 import msgspec
 
 from lifl.core.errors import LocalFault
-from lifl.core.protocol.cluster import DEAD_S, HEARTBEAT_S, NODES_MAX, SUSPECT_S, PeerHello
+from lifl.core.limits import NODES_MAX
+from lifl.core.protocol.cluster import DEAD_S, HEARTBEAT_S, SUSPECT_S, PeerHello
 
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 3.0

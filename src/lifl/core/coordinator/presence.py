@@ -49,6 +49,10 @@ class Presence:
         """Send a message over a connection, behind the orders before it."""
         self._turn.order(to.node, gm.TellClient(to.conn, cm.packed(message)))
 
+    def select(self, to: Connection, selected: cm.Selected) -> None:
+        """Send a selection over a connection; its gateway adds what is the same for all."""
+        self._turn.order(to.node, gm.TellClient(to.conn, cm.packed(selected), selected.job))
+
     def tell(self, job: str, client: str, message: Message) -> None:
         """Send a message to a client of the job, if it is here."""
         to = self._of[job].get(client) if job in self._of else None
@@ -57,7 +61,7 @@ class Presence:
 
     def tell_all(self, job: str, clients: Iterable[str], message: Message) -> None:
         """Send one message to those of the clients that are here."""
-        present, packed = self.of(job), cm.packed(message)
+        present, packed = self.of(job), cm.packed(cm.with_short_reason(message))
         for client in clients:
             to = present.get(client)
             if to is not None:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from lifl.core.coordinator.round import Phase, Round
+from lifl.core.limits import COST_LINES_MAX, ROUND_METRICS_MAX
 
 
 def metrics_of(round_: Round) -> dict[str, float]:
-    """Return the weighted means of the metrics over the accepted clients that sent each."""
+    """Return the weighted means of the metrics over the accepted clients that sent each: those that most sent."""
+    sent = Counter(name for member in round_.accepted.values() for name in member.metrics)
+    shown = sorted(sent, key=lambda name: (-sent[name], name))[:ROUND_METRICS_MAX]
     sums: dict[str, tuple[float, float]] = {}
     for member in round_.accepted.values():
         for name, value in member.metrics.items():
             total, weight = sums.get(name, (0.0, 0.0))
             sums[name] = (total + value * member.weight, weight + member.weight)
-    return {name: total / weight for name, (total, weight) in sorted(sums.items())}
+    return {name: sums[name][0] / sums[name][1] for name in sorted(shown)}
 
 
 def costs_of(round_: Round) -> list[dict[str, Any]]:
     """Return what each branch cost; its tree's lines name the node."""
-    found = []
+    found, left = [], COST_LINES_MAX
     for record in round_.branches.values():
-        tree = [line | {"node": f"{record.node:016x}"} for line in record.cost.get("tree", ())]
+        tree = [line | {"node": f"{record.node:016x}"} for line in record.cost.get("tree", ())[:left]]
+        left -= len(tree)
         found.append(record.cost | {"tree": tree})
     return found
 

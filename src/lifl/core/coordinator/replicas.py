@@ -35,7 +35,7 @@ class Replicas:
         spec = self._spec
         clients, tensors = spec.config.selection.clients_per_round, spec.layout.tensors
         what = (spec.number, spec.name, spec.config.aggregation, clients, tensors, spec.states, self.model_round)
-        self._turn.order(node, o.OpenJob(*what, path, state_path, adopt))
+        self._turn.order(node, o.OpenJob(*what, path, state_path, adopt, spec.config.client.options))
 
     def model_made(self, number: int) -> None:
         """Tell the other nodes that there is a new model, that of the round."""

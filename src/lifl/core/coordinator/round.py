@@ -272,7 +272,7 @@ class Round:
                 yield f"branch {number}: {placed} placed, it takes {record.updates} of {record.updates_max}"
             if record.closed and sum(client in self.accepted for client in self._placed[number]) > record.updates:
                 yield f"branch {number} is {record.state.value} with {record.updates}, and more are accepted in it"
-        partials = sum(not record.closed or record.updates > 0 for number, record in self.branches.items() if number)
+        partials = sum(record.updates > 0 for number, record in self.branches.items() if number)
         if partials > self.others_max:
             yield f"{partials} branches may send a partial, and the top takes {self.others_max}"
         if at != self._at:

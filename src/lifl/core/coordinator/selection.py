@@ -45,6 +45,6 @@ class Selection:
             round_.assign(client, here.node)
         node = round_.assigned.get(client, here.node)
         gateway = self._nodes.gateway_of(node) if node != here.node else ""
-        tensors, nbytes, options = spec.layout.tensors, spec.layout.data_bytes, spec.config.client.options
-        selected = cm.Selected(spec.name, round_.number, left_s, tensors, nbytes, options, gateway)
-        self._presence.send(here, selected)
+        self._presence.select(
+            here, cm.Selected(spec.name, round_.number, left_s, (), spec.layout.data_bytes, gateway=gateway)
+        )

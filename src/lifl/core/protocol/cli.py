@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lifl.core.fields import Message, Name
+from lifl.core.fields import Integer, Message, Path, StateNames, Word
 from lifl.core.protocol.client import Refusal
 
 # ---- CLI ⇄ lifld -----------------------------------------------------------------------------------------------
@@ -17,7 +17,7 @@ class SubmitJob(Message, frozen=True):
     """
 
     config: dict[str, Any]
-    states: tuple[Name, ...] = ()
+    states: StateNames = ()
     follow: bool = False
 
 
@@ -28,13 +28,13 @@ class ListJobs(Message, frozen=True):
 class JobStatus(Message, frozen=True):
     """Asks for one job with its rounds and receipts."""
 
-    job: str
+    job: Path
 
 
 class CancelJob(Message, frozen=True):
     """Ends a job; its running round is dropped, committed models stay."""
 
-    job: str
+    job: Path
 
 
 class Snapshot(Message, frozen=True):
@@ -56,7 +56,7 @@ class PlanJob(Message, frozen=True):
     """
 
     config: dict[str, Any]
-    states: tuple[Name, ...] = ()
+    states: StateNames = ()
 
 
 class PlansOfRound(Message, frozen=True):
@@ -66,14 +66,14 @@ class PlansOfRound(Message, frozen=True):
     round that is tried again is planned again.
     """
 
-    job: str
-    round: int
+    job: Path
+    round: Integer
 
 
 class Follow(Message, frozen=True):
     """Asks for the job's events as they happen (Event frames), until it ends."""
 
-    job: str
+    job: Path
 
 
 class DebugRecord(Message, frozen=True):
@@ -108,7 +108,7 @@ class Answer(Message, frozen=True):
 class Event(Message, frozen=True):
     """Something happened to a followed job: `name` such as ``round.committed``; `fields` go with it."""
 
-    name: str
+    name: Word
     fields: dict[str, Any]
 
 

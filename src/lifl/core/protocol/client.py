@@ -6,6 +6,9 @@ like any other.
 
 A peer says in Hello and Welcome what it `knows` beyond the first version of this protocol, and is sent nothing else:
 what has its default value there is left out, so that an earlier version understands both.
+
+A schema may be long, so who knows `DIGESTS` is told the tensors of a job once over each connection; from then on their
+digest (`schema.Layout.digest`) stands for them, in both directions, and `tensors` is empty.
 """
 
 from __future__ import annotations
@@ -14,12 +17,31 @@ from typing import Any
 
 import msgspec
 
-from lifl.core.fields import Count, Features, Gateways, Message, Metrics, Name, Seconds, Tensors, Text
+from lifl.core.fields import (
+    Address,
+    AnnouncedMetrics,
+    Bits64,
+    Count,
+    Digest,
+    Features,
+    FieldPath,
+    Gateways,
+    Integer,
+    Message,
+    Name,
+    Seconds,
+    Tensors,
+    Text,
+    Word,
+)
+from lifl.core.limits import REASON_BYTES_MAX
 
 PROTOCOL_VERSION = 1
+DIGESTS = "digests"
+"""The feature of a peer that knows a digest to stand for tensors."""
 PING = "ping"
 """The feature of a peer that knows Ping and Pong."""
-KNOWS = (PING,)
+KNOWS = (DIGESTS, PING)
 """What this version knows."""
 
 # ---- client → gateway ------------------------------------------------------------------------------------------
@@ -28,7 +50,7 @@ KNOWS = (PING,)
 class Hello(Message, frozen=True, omit_defaults=True):
     """The first frame of a connection.  `direct`: the client can fill its slot itself (AF_UNIX only)."""
 
-    version: int
+    version: Integer
     client: Name
     direct: bool = False
     knows: Features = ()
@@ -46,22 +68,30 @@ class Join(Message, frozen=True):
 
 
 class GetModel(Message, frozen=True):
-    """Asks for the model that round `round` starts from.  `checked`: Checksums are to follow the bytes."""
+    """Asks for the model that round `round` starts from.  `checked`: Checksums are to follow the bytes.
+
+    With the right `digest` the answer leaves the tensors out.
+    """
 
     job: Name
     round: Count
     checked: bool = False
+    digest: Digest | msgspec.UnsetType = msgspec.UNSET
 
 
 class Submit(Message, frozen=True):
-    """Announces an update of `data_bytes` bytes: answered by Go, Accepted (it is known already), Busy or Refusal."""
+    """Announces an update of `data_bytes` bytes: answered by Go, Accepted (it is known already), Busy or Refusal.
+
+    Its tensors are named by themselves, or by their `digest`.
+    """
 
     job: Name
     round: Count
     weight: float
     data_bytes: Count
     tensors: Tensors
-    metrics: Metrics = msgspec.field(default_factory=dict)
+    metrics: AnnouncedMetrics = msgspec.field(default_factory=dict)
+    digest: Digest | msgspec.UnsetType = msgspec.UNSET
 
 
 class Filled(Message, frozen=True):
@@ -99,8 +129,8 @@ class Checksums(Message, frozen=True):
     Either way: after the body of an Offer, and after a model that was asked for `checked`.
     """
 
-    data: Count
-    meta: Count = 0
+    data: Bits64
+    meta: Bits64 = 0
 
 
 class Ping(Message, frozen=True):
@@ -117,7 +147,7 @@ class Welcome(Message, frozen=True, omit_defaults=True):
     """The answer to Hello.  `knows` is told to who said there what it knows itself."""
 
     version: int
-    node: str
+    node: Word
     direct: bool = False
     knows: Features = ()
 
@@ -136,7 +166,8 @@ class Pong(Message, frozen=True):
 class Selected(Message, frozen=True):
     """The client is to train in this round.  `tensors` is the model's schema; `deadline_s` the seconds left.
 
-    `gateway` (HOST:PORT) is where to get the model and to submit; empty: over this connection.
+    `gateway` (HOST:PORT) is where to get the model and to submit; empty: over this connection.  On its way to the
+    client's gateway it has neither `tensors` nor `options`: these are added there (`gateway.TellClient.selects`).
     """
 
     job: Name
@@ -145,7 +176,8 @@ class Selected(Message, frozen=True):
     tensors: Tensors
     data_bytes: Count
     options: dict[str, Any] = msgspec.field(default_factory=dict)
-    gateway: str = ""
+    gateway: Address = ""
+    digest: Digest | msgspec.UnsetType = msgspec.UNSET
 
 
 class Model(Message, frozen=True):
@@ -155,6 +187,7 @@ class Model(Message, frozen=True):
     round: Count
     tensors: Tensors
     data_bytes: Count
+    digest: Digest | msgspec.UnsetType = msgspec.UNSET
 
 
 class Go(Message, frozen=True):
@@ -192,10 +225,10 @@ REPLACED = "replaced"
 class Refusal(Message, frozen=True):
     """A request is answered "no"; the connection stays usable unless code is ``protocol``."""
 
-    code: str
-    field: str
+    code: Word
+    field: FieldPath
     text: Text
-    job: str = ""
+    job: Word = ""
     round: int = -1
 
 
@@ -223,7 +256,7 @@ class JobOver(Message, frozen=True):
     """The job has ended: ``finished``, ``failed`` or ``cancelled``."""
 
     job: Name
-    status: str
+    status: Word
     reason: Text = ""
 
 
@@ -235,6 +268,25 @@ ToClient = (
 def packed(message: Message) -> msgspec.Raw:
     """Return the bytes of a `ToClient` as they travel within other messages, from maker to client's connection."""
     return msgspec.Raw(msgspec.msgpack.encode(message))
+
+
+def with_short_reason(message: Message) -> Message:
+    """Return the message as it is told to all clients of a round: they may be many, and a reason long."""
+    if not isinstance(message, RoundOver | JobOver) or len(message.reason.encode()) <= REASON_BYTES_MAX:
+        return message
+    cut = message.reason.encode()[: REASON_BYTES_MAX - 3].decode(errors="ignore")
+    return msgspec.structs.replace(message, reason=f"{cut}...")
+
+
+def packed_open(message: Message, **raw: bytes) -> bytes:
+    """Return the bytes of a message up to where its `tensors`, packed, are to follow: they need no copy for each.
+
+    `raw` are fields that are packed already.
+    """
+    fields = {name: getattr(message, name) for name in message.__struct_fields__ if name != "tensors"}
+    present = {name: value for name, value in fields.items() if value is not msgspec.UNSET}
+    present |= {name: msgspec.Raw(value) for name, value in raw.items()}
+    return msgspec.msgpack.encode({"type": type(message).__name__, **present, "tensors": msgspec.Raw(b"")})
 
 
 _TO_CLIENT = msgspec.msgpack.Decoder(ToClient)

@@ -14,32 +14,40 @@ anything else, every field in its range.
 from __future__ import annotations
 
 import ipaddress
-import math
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from lifl.core.config.values import split_address
 from lifl.core.errors import ConfigError, RemoteFault
-from lifl.core.fields import Count, Message, Text
-from lifl.core.limits import CAPACITY_MAX
+from lifl.core.fields import (
+    Address,
+    ArenaBytes,
+    Bits64,
+    Capacity,
+    Count,
+    Incarnation,
+    Integer,
+    Message,
+    Real,
+    WorkersMax,
+)
+from lifl.core.limits import (
+    DEADLINE_S_MAX,
+    MEMBERS_PER_FRAME_MAX,
+    NEWS_MAX,
+    OBJECTS_MAX,
+    RATE_PER_S_MAX,
+    REFUSAL_CHARS_MAX,
+    TREE_LINES_MAX,
+)
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
 
-PEER_VERSION = 1
-NODES_MAX = 1_000
-"""Nodes that one coordinator keeps, those that are gone included; when it is full the one longest gone is forgotten."""
-NEWS_MAX = 64
-"""Members in one PeerMembers."""
-GREETING_BYTES_MAX = 4 * 1024
-"""The frame of a PeerHello, and of its answer."""
-REFUSAL_CHARS_MAX = 1_000
-TREE_LINES_MAX = 128
-"""Tasks in one Heartbeat; what is beyond it is not shown."""
+PEER_VERSION = 2
 HEARTBEAT_S = 1.0
 SUSPECT_S = 3.0
 DEAD_S = 6.0
-Address = Annotated[str, msgspec.Meta(max_length=280)]
 MemberStateName = Literal["alive", "suspect", "dead", "left"]
 
 
@@ -49,21 +57,21 @@ class PeerHello(Message, frozen=True):
     `incarnation` counts the lives of its daemon; `capacity` is MC in updates, `control` and `gateway` are HOST:PORT.
     """
 
-    version: int
-    node: Count
-    incarnation: Count
+    version: Integer
+    node: Bits64
+    incarnation: Incarnation
     control: Address
     gateway: Address
-    capacity: float
-    arena_bytes: Count
-    workers_max: Count
+    capacity: Capacity
+    arena_bytes: ArenaBytes
+    workers_max: WorkersMax
 
 
 class PeerWelcome(Message, frozen=True):
     """The coordinator takes the node in.  Its answer is an Inventory."""
 
-    version: int
-    node: Count
+    version: Integer
+    node: Bits64
     control: Address
     gateway: Address
 
@@ -80,28 +88,28 @@ class PeerRejoin(Message, frozen=True):
     It may come as a new one, with an incarnation above `above`.
     """
 
-    above: Count
+    above: Incarnation
 
 
 class PeerRefusal(Message, frozen=True):
     """The node cannot join; `retry`: another time it may, with nothing changed."""
 
-    text: Text
+    text: Annotated[str, msgspec.Meta(max_length=REFUSAL_CHARS_MAX)]
     retry: bool = False
 
 
 class PeerMember(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One member as the coordinator sees it; `since_unix_s` is when it came into this state."""
 
-    node: Count
-    incarnation: Count
+    node: Bits64
+    incarnation: Incarnation
     state: MemberStateName
-    since_unix_s: float
+    since_unix_s: Real
     control: Address
     gateway: Address
-    capacity: float
-    arena_bytes: Count
-    workers_max: Count
+    capacity: Capacity
+    arena_bytes: ArenaBytes
+    workers_max: WorkersMax
 
 
 class PeerMembers(Message, frozen=True):
@@ -114,20 +122,20 @@ class PeerMembers(Message, frozen=True):
 class Heartbeat(Message, frozen=True):
     """Alive.  From an agent also its load (MC in updates, k per second, E in seconds), and its branches' tasks."""
 
-    capacity: Annotated[float, msgspec.Meta(ge=0, le=CAPACITY_MAX)] = 0.0
-    rate_per_s: float = 0.0
-    execution_s: float = 0.0
-    arena_used_bytes: Count = 0
+    capacity: Capacity = 0.0
+    rate_per_s: Annotated[float, msgspec.Meta(ge=0, le=RATE_PER_S_MAX)] = 0.0
+    execution_s: Annotated[float, msgspec.Meta(ge=0, le=DEADLINE_S_MAX)] = 0.0
+    arena_used_bytes: ArenaBytes = 0
     workers: Count = 0
-    tree: tuple[dict[str, Any], ...] = ()
+    tree: Annotated[tuple[dict[str, Any], ...], msgspec.Meta(max_length=TREE_LINES_MAX)] = ()
 
 
 class BranchHeld(msgspec.Struct, frozen=True):
     """One branch that an agent has: the members that are sealed, those that are granted, and whether it is closed."""
 
-    number: int
-    epoch: int
-    branch: int
+    number: Count
+    epoch: Count
+    branch: Count
     members: o.Contributions
     granted: o.Contributions
     closed: bool
@@ -136,12 +144,13 @@ class BranchHeld(msgspec.Struct, frozen=True):
 class Inventory(Message, frozen=True):
     """What an agent has when it (re)joins: the numbers of its jobs, and its branches.  From here both sides go on.
 
-    `orphans` are jobs of which an earlier life of the node has left something.
+    `orphans` are jobs of which an earlier life of the node has left something.  `more`: pages follow (`pages.py`).
     """
 
-    jobs: tuple[int, ...] = ()
-    branches: tuple[BranchHeld, ...] = ()
-    orphans: tuple[int, ...] = ()
+    jobs: Annotated[tuple[Count, ...], msgspec.Meta(max_length=OBJECTS_MAX)] = ()
+    branches: Annotated[tuple[BranchHeld, ...], msgspec.Meta(max_length=MEMBERS_PER_FRAME_MAX)] = ()
+    orphans: Annotated[tuple[Count, ...], msgspec.Meta(max_length=OBJECTS_MAX)] = ()
+    more: bool = False
 
 
 class Draining(Message, frozen=True):
@@ -184,8 +193,6 @@ def read_hello(body: msgspec.Raw) -> PeerHello:
             raise RemoteFault(f"PeerHello.{error}") from error
         if port == 0:
             raise RemoteFault(f"PeerHello.{name}: no node can connect to port 0")
-    if not math.isfinite(hello.capacity) or hello.capacity < 0:
-        raise RemoteFault(f"PeerHello.capacity: {hello.capacity} is not a number of updates")
     return hello
 
 

@@ -12,14 +12,19 @@ behind, the branch what a node that was declared dead has.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from lifl.core.config.job import AggregationSection
-from lifl.core.fields import Count, Message, Metrics, Name, Tensors, Text
+from lifl.core.fields import Address, ArenaBytes, Count, Message, Metrics, Name, Path, StateNames, Tensors, Text, Weight
+from lifl.core.limits import BRANCH_UPDATES_MAX, BRANCHES_MAX, CLIENTS_PER_ROUND_MAX, COUNT_MAX, MEMBERS_PER_FRAME_MAX
 from lifl.core.protocol.gateway import TellClient
 
-Contributions = tuple[tuple[str, float, dict[str, float]], ...]
+Contributions = Annotated[tuple[tuple[Name, Weight, Metrics], ...], msgspec.Meta(max_length=MEMBERS_PER_FRAME_MAX)]
 """Client, weight and metrics of each update in a branch or a partial."""
+Updates = Annotated[int, msgspec.Meta(ge=0, le=BRANCH_UPDATES_MAX)]
+Branches = Annotated[int, msgspec.Meta(ge=0, le=BRANCHES_MAX)]
 
 # ---- orders ------------------------------------------------------------------------------------------------------
 
@@ -28,19 +33,21 @@ class OpenJob(Message, frozen=True):
     """Make a job ready: `round` is that of its current model.
 
     With `path` the agent loads model and states from files; without, it fetches the model when it is needed.
-    Without `adopt`, what an earlier life of the node has sealed for the job is freed.
+    Without `adopt`, what an earlier life of the node has sealed for the job is freed.  `client_options` are for those
+    who are selected.
     """
 
     number: Count
     job: Name
     aggregation: AggregationSection
-    clients_per_round: int
+    clients_per_round: Annotated[int, msgspec.Meta(ge=1, le=CLIENTS_PER_ROUND_MAX)]
     tensors: Tensors
-    states: tuple[Name, ...]
+    states: StateNames
     round: Count
-    path: str = ""
-    state_path: str = ""
+    path: Path = ""
+    state_path: Path = ""
     adopt: bool = False
+    client_options: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class CloseJob(Message, frozen=True):
@@ -60,10 +67,10 @@ class OpenBranch(Message, frozen=True):
     number: Count
     epoch: Count
     branch: Count
-    updates: Count
-    others: tuple[Count, ...] = ()
-    spare: Count = 0
-    parent: str = ""
+    updates: Updates
+    others: Annotated[tuple[Count, ...], msgspec.Meta(max_length=BRANCHES_MAX)] = ()
+    spare: Branches = 0
+    parent: Address = ""
     adopt: bool = False
 
 
@@ -76,9 +83,9 @@ class Grant(Message, frozen=True, tag="GrantUpdate"):
     number: Count
     epoch: Count
     branch: Count
-    conn: int
+    conn: Count
     client: Name
-    weight: float
+    weight: Weight
     metrics: Metrics
     direct: bool = False
 
@@ -112,7 +119,7 @@ class ExpectPartials(Message, frozen=True):
 
     number: Count
     epoch: Count
-    partials: Count
+    partials: Branches
 
 
 class ModelAt(Message, frozen=True):
@@ -120,7 +127,7 @@ class ModelAt(Message, frozen=True):
 
     number: Count
     round: Count
-    source: str
+    source: Address
 
 
 class DropBranch(Message, frozen=True):
@@ -128,7 +135,7 @@ class DropBranch(Message, frozen=True):
 
     number: Count
     epoch: Count
-    branch: int = -1
+    branch: Annotated[int, msgspec.Meta(ge=-1, le=COUNT_MAX)] = -1
 
 
 class SaveModel(Message, frozen=True):
@@ -136,8 +143,8 @@ class SaveModel(Message, frozen=True):
 
     number: Count
     epoch: Count
-    path: str
-    state_path: str = ""
+    path: Path
+    state_path: Path = ""
 
 
 class CommitBranch(Message, frozen=True):
@@ -181,12 +188,13 @@ class JobFailed(Message, frozen=True):
 
 
 class BranchAdopted(Message, frozen=True):
-    """The answer to OpenBranch(adopt=True): the members that are counted already."""
+    """The answer to OpenBranch(adopt=True): the members that are counted already; `more`: see `pages.py`."""
 
     number: Count
     epoch: Count
     branch: Count
     members: Contributions
+    more: bool = False
 
 
 class UpdateSealed(Message, frozen=True, forbid_unknown_fields=False):
@@ -199,7 +207,7 @@ class UpdateSealed(Message, frozen=True, forbid_unknown_fields=False):
     epoch: Count
     branch: Count
     client: Name
-    received_bytes: Count
+    received_bytes: ArenaBytes
 
 
 class UpdateAborted(Message, frozen=True):
@@ -217,7 +225,7 @@ class BranchClosed(Message, frozen=True):
     number: Count
     epoch: Count
     branch: Count
-    updates: Count
+    updates: Updates
 
 
 class BranchSealed(Message, frozen=True):
@@ -230,13 +238,17 @@ class BranchSealed(Message, frozen=True):
 
 
 class PartialArrived(Message, frozen=True):
-    """The top has the partial of a branch, which holds exactly these members; `moved_bytes` came from another node."""
+    """The top has the partial of a branch, which holds exactly these members; `moved_bytes` came from another node.
+
+    `more`: pages follow (`pages.py`).
+    """
 
     number: Count
     epoch: Count
     branch: Count
     members: Contributions
     moved_bytes: Count
+    more: bool = False
 
 
 class BranchForgotten(Message, frozen=True):

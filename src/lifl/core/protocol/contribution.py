@@ -25,6 +25,11 @@ class Contribution(msgspec.Struct, frozen=True):
     metrics: dict[str, float] = {}
 
 
+def packed_bytes(contribution: Contribution) -> int:
+    """Return how many bytes the contribution takes; at most `CONTRIBUTION_BYTES_MAX` fit into an update."""
+    return _LENGTH.size + len(msgpack.packb(msgspec.to_builtins(contribution)))
+
+
 def pack_contribution(contribution: Contribution) -> bytes:
     """Return the contribution's bytes.  Raise `LocalFault` when they are more than `CONTRIBUTION_BYTES_MAX`."""
     body: bytes = msgpack.packb(msgspec.to_builtins(contribution))

@@ -13,21 +13,20 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from lifl.core.errors import LocalFault, RemoteFault
+from lifl.core.errors import FrameTooLong, RemoteFault
+from lifl.core.limits import FRAME_BYTES_MAX
 
 LENGTH_BYTES = 4
-FRAME_BYTES_MAX = 8 * 1024 * 1024
-"""A frame of any channel; the largest are schemas of models with tens of thousands of tensors."""
 
 _LENGTH = struct.Struct("<I")
 M = TypeVar("M")
 
 
 def encode(message: msgspec.Struct) -> bytes:
-    """Return the frame of `message`.  Raise `LocalFault` when it is longer than `FRAME_BYTES_MAX`."""
+    """Return the frame of `message`.  Raise `FrameTooLong` when it is over `FRAME_BYTES_MAX`."""
     body = msgspec.msgpack.encode(message)
     if len(body) > FRAME_BYTES_MAX:
-        raise LocalFault(
+        raise FrameTooLong(
             f"a {type(message).__name__} of {len(body)} bytes is over the limit of {FRAME_BYTES_MAX} bytes for a frame"
         )
     return framed(body)
@@ -35,7 +34,14 @@ def encode(message: msgspec.Struct) -> bytes:
 
 def framed(body: bytes) -> bytes:
     """Return the frame of a message that is encoded already."""
-    return _LENGTH.pack(len(body)) + body
+    return frame_head(len(body)) + body
+
+
+def frame_head(nbytes: int) -> bytes:
+    """Return what stands before a message of so many bytes.  Raise `FrameTooLong`."""
+    if nbytes > FRAME_BYTES_MAX:
+        raise FrameTooLong(f"a message of {nbytes} bytes is over the limit of {FRAME_BYTES_MAX} bytes for a frame")
+    return _LENGTH.pack(nbytes)
 
 
 class FrameDecoder(Generic[M]):

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
 import msgspec
 
-from lifl.core.fields import Count, Gateways, KeyBytes, Message, Metrics, Name, Tensors, Text
+from lifl.core.fields import (
+    Address,
+    Count,
+    Gateways,
+    KeyBytes,
+    Message,
+    Metrics,
+    Name,
+    NotNegative,
+    Tensors,
+    Text,
+    Weight,
+    Word,
+)
+from lifl.core.limits import CONTRIBUTION_BYTES_MAX
 
 # ---- gateway → lifld -------------------------------------------------------------------------------------------
 # `conn` is the gateway's number of the client's connection.
@@ -13,14 +29,14 @@ from lifl.core.fields import Count, Gateways, KeyBytes, Message, Metrics, Name, 
 class GatewayReady(Message, frozen=True):
     """The gateway listens.  `listen` are the bound addresses as HOST:PORT."""
 
-    pid: int
-    listen: tuple[str, ...]
+    pid: Count
+    listen: Annotated[tuple[Address, ...], msgspec.Meta(max_length=2)]
 
 
 class ClientJoined(Message, frozen=True):
     """A client said Join."""
 
-    conn: int
+    conn: Count
     client: Name
     job: Name
     holding: Count | None = None
@@ -30,8 +46,8 @@ class ClientJoined(Message, frozen=True):
 class ClientLeft(Message, frozen=True):
     """A client said Leave for `job`, or (job empty) its connection ended."""
 
-    conn: int
-    job: str = ""
+    conn: Count
+    job: Word = ""
 
 
 class Disconnected(Message, frozen=True):
@@ -40,8 +56,8 @@ class Disconnected(Message, frozen=True):
     `client` is empty where none had said Hello.
     """
 
-    conn: int
-    client: str
+    conn: Count
+    client: Word
     reason: Text
 
 
@@ -55,11 +71,11 @@ class Admit(Message, frozen=True):
     `direct`: the client will write to the slot itself.
     """
 
-    conn: int
+    conn: Count
     client: Name
     job: Name
     round: Count
-    weight: float
+    weight: Weight
     metrics: Metrics = msgspec.field(default_factory=dict)
     direct: bool = False
 
@@ -67,7 +83,7 @@ class Admit(Message, frozen=True):
 class Sealed(Message, frozen=True):
     """The update named by a Granted key is checked and sealed in the arena."""
 
-    conn: int
+    conn: Count
     key: KeyBytes
     received_bytes: Count
 
@@ -78,7 +94,7 @@ class Aborted(Message, frozen=True):
     `writing`: a direct client lives and may not have heard that yet; it may still write to the slot.
     """
 
-    conn: int
+    conn: Count
     key: KeyBytes
     reason: Text
     writing: bool = False
@@ -94,7 +110,7 @@ class Progress(Message, frozen=True):
 class WantModel(Message, frozen=True):
     """A client asks for the model that a round starts from."""
 
-    conn: int
+    conn: Count
     job: Name
     round: Count
 
@@ -102,7 +118,7 @@ class WantModel(Message, frozen=True):
 class ModelSent(Message, frozen=True):
     """The bytes of a granted model have been sent (or the client is gone): the pin may go."""
 
-    conn: int
+    conn: Count
     key: KeyBytes
     sent_bytes: Count
 
@@ -113,13 +129,13 @@ class GatewayStats(Message, frozen=True):
     received_bytes: Count
     sent_bytes: Count
     connections: Count
-    cpu_s: float
+    cpu_s: NotNegative
 
 
 class Offered(Message, frozen=True):
     """Another node's gateway says Offer: asks for room.  Then Sealed or Aborted, as for an update."""
 
-    conn: int
+    conn: Count
     number: Count
     epoch: Count
     branch: Count
@@ -177,11 +193,15 @@ FromGateway = (
 
 
 class JobSchema(Message, frozen=True):
-    """The gateway may admit updates of this job; `number` is the job's in the arena's table."""
+    """The gateway may admit updates of this job; `number` is the job's in the arena's table.
+
+    `options` go to the clients that are selected.
+    """
 
     job: Name
-    number: int
+    number: Count
     tensors: Tensors
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class JobForget(Message, frozen=True):
@@ -193,15 +213,15 @@ class JobForget(Message, frozen=True):
 class Granted(Message, frozen=True):
     """The slot for the client's update; `member` is the bytes for the object's meta region."""
 
-    conn: int
+    conn: Count
     key: KeyBytes
-    member: bytes
+    member: Annotated[bytes, msgspec.Meta(max_length=CONTRIBUTION_BYTES_MAX)]
 
 
 class ModelGranted(Message, frozen=True):
     """The model object to send; pinned until ModelSent."""
 
-    conn: int
+    conn: Count
     job: Name
     round: Count
     key: KeyBytes
@@ -210,24 +230,26 @@ class ModelGranted(Message, frozen=True):
 class FollowUpdate(Message, frozen=True):
     """Tell by Progress, from now on, how far the update of a Granted key is."""
 
-    conn: int
+    conn: Count
     key: KeyBytes
 
 
 class TellClient(Message, frozen=True):
     """Send `message` (a ToClient struct, packed by `protocol.client.packed`) to a client of this node's gateway.
 
-    The coordinator says it to the agent of the client's node, the agent to its gateway.
+    The coordinator says it to the agent of the client's node, the agent to its gateway.  With `selects` it is a
+    Selected of that job, and the gateway adds what is the same for all: tensors, or their digest, and options.
     """
 
-    conn: int
+    conn: Count
     message: msgspec.Raw
+    selects: Word = ""
 
 
 class HangUp(Message, frozen=True):
     """Close a connection; 0: all of them.  Of what was granted or joined over each it is told as for any other end."""
 
-    conn: int = 0
+    conn: Count = 0
 
 
 class AskStats(Message, frozen=True):
@@ -252,7 +274,7 @@ class Carry(Message, frozen=True):
     """
 
     key: KeyBytes
-    address: str
+    address: Address
     number: Count
     epoch: Count
     branch: Count
@@ -262,7 +284,7 @@ class Fetch(Message, frozen=True):
     """Get the model that round `round` of `job` starts from at `address`, and seal it; answered by FetchEnded."""
 
     key: KeyBytes
-    address: str
+    address: Address
     job: Name
     round: Count
 

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+
+import msgspec
 
 from lifl.core.errors import Refused
-from lifl.core.limits import METRICS_MAX
+from lifl.core.fields import METRIC_NAME_RULE, MetricName
+from lifl.core.limits import CONTRIBUTION_BYTES_MAX, METRICS_MAX
 from lifl.core.protocol.client import Submit
+from lifl.core.protocol.contribution import Contribution, packed_bytes
 from lifl.core.schema import Layout, check_same
 
 
-def check_submit(layout: Layout, submit: Submit) -> None:
-    """Raise `Refused`, naming the field, unless an update announced so can become one of a job with this `layout`."""
-    check_same(layout.tensors, submit.tensors)
+def check_submit(layout: Layout, submit: Submit, client: str) -> None:
+    """Raise `Refused`, naming the field, unless what `client` announces can be an update of a job of this `layout`."""
+    if submit.digest is msgspec.UNSET:
+        check_same(layout.tensors, submit.tensors)
+    elif submit.digest != layout.digest:
+        text = "the update's tensors are not the model's; send what this round's selection described"
+        raise Refused("wrong-schema", "digest", text)
     if submit.data_bytes != layout.data_bytes:
         raise Refused(
             "wrong-size",
@@ -26,12 +35,27 @@ def check_submit(layout: Layout, submit: Submit) -> None:
             "weight",
             f"the weight is {submit.weight}; it must be a positive, finite number, such as the number of examples",
         )
-    if len(submit.metrics) > METRICS_MAX:
-        text = f"an update has at most {METRICS_MAX} metrics, not {len(submit.metrics)}"
+    check_metrics(submit.metrics)
+    nbytes = packed_bytes(Contribution(client, submit.weight, submit.metrics))
+    if nbytes > CONTRIBUTION_BYTES_MAX:
+        text = (
+            f"the client's name and {len(submit.metrics)} metrics take {nbytes} bytes, at most {CONTRIBUTION_BYTES_MAX}"
+            " are kept with an update: send fewer metrics, or shorter names (a letter beyond ASCII takes 2 to 4 bytes)"
+        )
         raise Refused("bad-metric", "metrics", text)
-    for name, value in submit.metrics.items():
-        if not 1 <= len(name) <= 32:
-            raise Refused("bad-metric", "metrics", f"a metric's name has 1 to 32 characters, not {len(name)}")
+
+
+def check_metrics(metrics: Mapping[str, float]) -> None:
+    """Raise `Refused`, naming the metric, unless all have names that can be shown, and finite values."""
+    if len(metrics) > METRICS_MAX:
+        text = f"an update has at most {METRICS_MAX} metrics, not {len(metrics)}"
+        raise Refused("bad-metric", "metrics", text)
+    for name, value in metrics.items():
+        try:
+            msgspec.convert(name, MetricName)
+        except msgspec.ValidationError:
+            text = f"a metric is named {name!a}; a name is {METRIC_NAME_RULE}"
+            raise Refused("bad-metric", "metrics", text) from None
         if not math.isfinite(value):
             raise Refused(
                 "bad-metric",

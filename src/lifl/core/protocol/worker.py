@@ -5,13 +5,28 @@ The zygote forks workers; a worker runs tasks.  Each has a link to the daemon of
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from lifl.core.fields import Count, KeyBytes, Message, Name, Tensors, Text
+from lifl.core.fields import (
+    AnyKey,
+    Capacity,
+    Count,
+    Integer,
+    KeyBytes,
+    Message,
+    Name,
+    NotNegative,
+    Path,
+    Segments,
+    StateKeys,
+    Tensors,
+    Text,
+    Word,
+)
+from lifl.core.limits import CLIENTS_PER_ROUND_MAX, RULE_CHARS_MAX
 from lifl.core.protocol.gateway import Drain
-from lifl.core.schema import Segment
 
 # ---- zygote ⇄ lifld --------------------------------------------------------------------------------------------------
 
@@ -19,7 +34,7 @@ from lifl.core.schema import Segment
 class ZygoteReady(Message, frozen=True):
     """NumPy is loaded, the arena is mapped."""
 
-    pid: int
+    pid: Count
 
 
 class Fork(Message, frozen=True):
@@ -28,36 +43,36 @@ class Fork(Message, frozen=True):
     `port` is what `redirect.open_port` needs beside the descriptors.
     """
 
-    worker: int
+    worker: Count
     port: dict[str, Any]
-    descriptors: int
+    descriptors: Count
 
 
 class Forked(Message, frozen=True):
     """The worker's process."""
 
-    worker: int
-    pid: int
+    worker: Count
+    pid: Count
 
 
 class Exited(Message, frozen=True):
     """A worker's process has ended; `status` is waitpid's."""
 
-    worker: int
-    pid: int
-    status: int
+    worker: Count
+    pid: Count
+    status: Integer
 
 
 class Calibrate(Message, frozen=True):
     """Fork a process that measures how many folds the machine runs at a time, at most `most`, and ends."""
 
-    most: int
+    most: Count
 
 
 class Calibrated(Message, frozen=True):
     """MC in updates at a time, as it was measured (`rules/calibration.py`)."""
 
-    capacity: float
+    capacity: Capacity
 
 
 FromZygote = ZygoteReady | Forked | Exited | Calibrated
@@ -77,32 +92,32 @@ class TaskStart(Message, frozen=True):
     (0: the daemon only).
     """
 
-    address: int
-    attempt: int
-    role: str
+    address: Count
+    attempt: Count
+    role: Word
     job: Name
     round: Count
-    rule: str
+    rule: Annotated[str, msgspec.Meta(max_length=RULE_CHARS_MAX)]
     options: dict[str, Any]
-    rule_folder: str
+    rule_folder: Path
     eager: bool
-    expect: int
-    parent: int
+    expect: Count
+    parent: Count
     output: KeyBytes
-    inputs: tuple[Segment, ...]
-    outputs: tuple[Segment, ...]
-    model_segments: tuple[Segment, ...] = ()
-    model: bytes = b""
-    states: dict[str, bytes] = msgspec.field(default_factory=dict)
-    new_states: dict[str, bytes] = msgspec.field(default_factory=dict)
+    inputs: Segments
+    outputs: Segments
+    model_segments: Segments = ()
+    model: AnyKey = b""
+    states: StateKeys = msgspec.field(default_factory=dict)
+    new_states: StateKeys = msgspec.field(default_factory=dict)
 
 
 class Expect(Message, frozen=True):
     """The task is complete with `expect` inputs (the round closed early)."""
 
-    address: int
-    attempt: int
-    expect: int
+    address: Count
+    attempt: Count
+    expect: Count
 
 
 class Arriving(Message, frozen=True):
@@ -111,30 +126,30 @@ class Arriving(Message, frozen=True):
     It says no more than that: an update counts when its key comes to the task, and another may come in its place.
     """
 
-    address: int
-    attempt: int
-    updates: tuple[tuple[KeyBytes, float, Count], ...]
+    address: Count
+    attempt: Count
+    updates: Annotated[tuple[tuple[KeyBytes, float, Count], ...], msgspec.Meta(max_length=CLIENTS_PER_ROUND_MAX)]
 
 
 class Drop(Message, frozen=True):
     """Forget the task; its output will be freed once TaskDropped is answered."""
 
-    address: int
-    attempt: int
+    address: Count
+    attempt: Count
 
 
 class Checkpoint(Message, frozen=True):
     """Write `model` (and the rule's `states`) as safetensors to `path` (`state_path`), durably, all or nothing."""
 
-    address: int
-    attempt: int
+    address: Count
+    attempt: Count
     job: Name
     round: Count
-    path: str
+    path: Path
     tensors: Tensors
     model: KeyBytes
-    state_path: str = ""
-    states: dict[str, bytes] = msgspec.field(default_factory=dict)
+    state_path: Path = ""
+    states: StateKeys = msgspec.field(default_factory=dict)
 
 
 class Load(Message, frozen=True):
@@ -143,14 +158,14 @@ class Load(Message, frozen=True):
     `states`: rule state objects by name, read from `state_path` (zero-filled when `state_path` is empty).
     """
 
-    address: int
-    attempt: int
+    address: Count
+    attempt: Count
     job: Name
-    path: str
+    path: Path
     tensors: Tensors
-    output: bytes
-    state_path: str = ""
-    states: dict[str, bytes] = msgspec.field(default_factory=dict)
+    output: AnyKey
+    state_path: Path = ""
+    states: StateKeys = msgspec.field(default_factory=dict)
 
 
 class Retire(Message, frozen=True):
@@ -166,9 +181,9 @@ ToWorker = TaskStart | Expect | Arriving | Drop | Checkpoint | Load | Retire
 class WorkerReady(Message, frozen=True):
     """The worker runs; `ready_ns` is its monotonic clock at that."""
 
-    worker: int
-    pid: int
-    ready_ns: int
+    worker: Count
+    pid: Count
+    ready_ns: Count
 
 
 class TaskDone(Message, frozen=True):
@@ -177,21 +192,21 @@ class TaskDone(Message, frozen=True):
     `started_ns` is the worker's monotonic clock when it began (for benchmarks).
     """
 
-    address: int
-    attempt: int
+    address: Count
+    attempt: Count
     weight: float
-    members: int
-    inputs: int
-    cpu_s: float
-    busy_s: float
-    started_ns: int = 0
+    members: Count
+    inputs: Count
+    cpu_s: NotNegative
+    busy_s: NotNegative
+    started_ns: Count = 0
 
 
 class TaskFailed(Message, frozen=True):
     """The task cannot be done (the user's rule raised, a file cannot be written): `text` is for people."""
 
-    address: int
-    attempt: int
+    address: Count
+    attempt: Count
     text: Text
     retry: bool = False
 
@@ -199,8 +214,8 @@ class TaskFailed(Message, frozen=True):
 class TaskDropped(Message, frozen=True):
     """The task of a Drop is forgotten."""
 
-    address: int
-    attempt: int
+    address: Count
+    attempt: Count
 
 
 FromWorker = WorkerReady | TaskDone | TaskFailed | TaskDropped

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import socket
 from collections.abc import Callable, Coroutine
@@ -19,19 +18,17 @@ import msgspec
 
 from lifl.core.errors import RemoteFault
 from lifl.core.fields import Message
+from lifl.core.limits import GREETING_BYTES_MAX, GREETINGS_MAX, REFUSAL_CHARS_MAX
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol.frames import FrameDecoder, encode
+from lifl.node.listening import Listening
 
 log = logging.getLogger("lifl.peers")
 
 GREETING_S = 5.0
 """A PeerHello is complete within this time, and so is an agent's whole attempt at one address."""
-GREETINGS_MAX = 256
-"""Connections whose PeerHello is not complete; those beyond are told to come again."""
 LINGER_S = 1.0
 LINGER_BYTES_MAX = 256 * 1024
-ACCEPT_PAUSE_S = 1.0
-_OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class Acceptor:
@@ -45,31 +42,13 @@ class Acceptor:
         listener: socket.socket,
         answer: Callable[[p.PeerHello, socket.socket, str], p.Greeting | None],
     ) -> None:
-        listener.setblocking(False)
-        self._listener = listener
         self._answer = answer
         self._tasks: set[asyncio.Task[None]] = set()
-        self._pause: asyncio.TimerHandle | None = None
-        self._loop = asyncio.get_running_loop()
-        self._open()
+        self._listening = Listening("peer", listener, self._taken)
 
-    def _open(self) -> None:
-        self._pause = None
-        self._loop.add_reader(self._listener.fileno(), self._accept)
-
-    def _accept(self) -> None:
-        try:
-            sock, where = self._listener.accept()
-        except OSError as error:
-            if error.errno in _OUT_OF:
-                # The connection stays in the backlog, and the listener readable: look away, or the loop spins.
-                log.warning("peer.accept %s; next try in %g s", error.strerror, ACCEPT_PAUSE_S)
-                self._loop.remove_reader(self._listener.fileno())
-                self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self._open)
-            return
+    def _taken(self, sock: socket.socket, where: Any) -> None:
         host = str(where[0])
         if len(self._tasks) >= GREETINGS_MAX:
-            sock.setblocking(False)
             with contextlib.suppress(OSError):
                 sock.send(encode(p.PeerRefusal(f"{GREETINGS_MAX} other nodes are knocking; come again", retry=True)))
             sock.close()
@@ -90,7 +69,7 @@ class Acceptor:
                 answer = p.PeerRefusal(f"no PeerHello was complete within {GREETING_S:g} s")
             except RemoteFault as error:
                 text = f"this is the control port of a node of LIFL, for other nodes: {error}"
-                answer = p.PeerRefusal(text[: p.REFUSAL_CHARS_MAX])
+                answer = p.PeerRefusal(text[:REFUSAL_CHARS_MAX])
             if answer is None:
                 sock = None
                 return
@@ -106,11 +85,7 @@ class Acceptor:
 
     def close(self) -> None:
         """Take no more connections, and end those that are not greeted yet."""
-        if self._pause is not None:
-            self._pause.cancel()
-        elif self._listener.fileno() >= 0:
-            self._loop.remove_reader(self._listener.fileno())
-        self._listener.close()
+        self._listening.close()
         for task in list(self._tasks):
             task.cancel()
 
@@ -118,7 +93,7 @@ class Acceptor:
 async def read_frame(sock: socket.socket, kinds: Any) -> Any:
     """Return the next frame, of at most `GREETING_BYTES_MAX`, and not a byte of what follows.  Raise `EOFError` too."""
     loop = asyncio.get_running_loop()
-    decoder: FrameDecoder[Any] = FrameDecoder(kinds, p.GREETING_BYTES_MAX)
+    decoder: FrameDecoder[Any] = FrameDecoder(kinds, GREETING_BYTES_MAX)
     while (message := decoder.next_message()) is None:
         data = await loop.sock_recv(sock, decoder.missing_bytes)
         if not data:

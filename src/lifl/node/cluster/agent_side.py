@@ -19,10 +19,12 @@ import msgspec
 
 from lifl.core.config.values import split_address
 from lifl.core.coordinator import membership as ms
-from lifl.core.errors import ConfigError, RemoteFault
+from lifl.core.errors import ConfigError, Impossible, LocalFault, RemoteFault
 from lifl.core.fields import Message
+from lifl.core.limits import NODES_MAX
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol.frames import encode
+from lifl.core.protocol.pages import split
 from lifl.node.cluster.acceptor import GREETING_S, prepare, read_frame, start
 from lifl.node.cluster.member_rows import as_member, row
 from lifl.node.cluster.timer import Timer
@@ -107,9 +109,21 @@ class AgentSide:
     async def _live(self) -> None:
         while not self._leaving:
             for address in dict.fromkeys(filter(None, (self._coordinator, self._join))):
-                if await self._attempt(address):
+                if await self._lived(address):
                     break
             await asyncio.sleep(self._backoff.next_s())
+
+    async def _lived(self, address: str) -> bool:
+        """Do as `_attempt` does; a fault of ours ends this connection, and the node dials again."""
+        try:
+            return await self._attempt(address)
+        except Impossible:
+            raise
+        except Exception:
+            log.exception("peer.join %s failed", address)
+            if self._link is not None:
+                self._link.close()
+            return False
 
     async def _attempt(self, address: str) -> bool:
         """Try one member; when it welcomes the node, return True after the connection has ended."""
@@ -213,7 +227,7 @@ class AgentSide:
         if news.first:
             self._members.clear()
         self._members |= {member.node: member for member in news.members}
-        while len(self._members) > p.NODES_MAX + 1:  # the coordinator forgot those that are longest gone
+        while len(self._members) > NODES_MAX + 1:  # the coordinator forgot those that are longest gone
             gone = [member for member in self._members.values() if member.state in ("dead", "left")]
             if not gone:
                 break
@@ -242,19 +256,23 @@ class AgentSide:
             self._ended.set_result(None)
 
     def report(self, message: Message) -> None:
-        if self._link is not None:
-            self._link.send(message)
+        if self._link is None:
+            return
+        try:
+            self._link.send(*split(message))
+        except LocalFault as fault:  # it is too long for a frame; what the coordinator then misses, an Inventory tells
+            log.error("peer.report %s", fault)
+            self._loop.call_soon(self._link.close)
 
     def rows(self) -> list[dict[str, Any]]:
         if not self._members:
-            return [row(as_member(self._hello(), "alive", self._since_unix_s), "agent", self._handler.load())]
+            return [row(as_member(self._hello(), "alive", self._since_unix_s), "agent")]
         rows = []
-        own = self._hello().node
         for node, member in self._members.items():
             role = "coordinator" if node == self._coordinator_node else "agent"
             away = role == "coordinator" and not self.connected
             seen = msgspec.structs.replace(member, state="suspect") if away else member
-            rows.append(row(seen, role, self._handler.load() if node == own else None))
+            rows.append(row(seen, role))
         return rows
 
     @property

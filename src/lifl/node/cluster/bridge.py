@@ -14,8 +14,11 @@ from typing import Any
 
 from lifl.core import events as ev
 from lifl.core.engine import Engine
+from lifl.core.limits import TREE_LINES_MAX
+from lifl.core.planning.capacity import NodeLoad
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
+from lifl.core.protocol.peer_check import checked
 from lifl.node import machine
 from lifl.node.cluster.transport import Peers, Send
 from lifl.node.driver import Driver
@@ -36,7 +39,7 @@ class Bridge:
         self._driver = driver
         self._store = store
         self.incarnation = store.next_incarnation()
-        self.trees: dict[int, tuple[dict[str, Any], ...]] = {}  # by node: the tasks there, as it told last
+        self._beats: dict[int, p.Heartbeat] = {}  # by node: what it told last of itself
         self.peers = Peers(listener, self._hello, not join, join, self)
 
     @property
@@ -59,7 +62,7 @@ class Bridge:
         agent = self._engine.agent
         load, used = agent.load, agent.quota.used_bytes
         rate = load.rate_at(time.monotonic())
-        tree = tuple(tree_lines(agent, p.TREE_LINES_MAX))
+        tree = tuple(tree_lines(agent, TREE_LINES_MAX))
         return p.Heartbeat(load.capacity, rate, load.execution_s, used, len(agent.pool.workers), tree)
 
     # ---- the coordinator -------------------------------------------------------------------------------------------
@@ -83,20 +86,21 @@ class Bridge:
     def node_down(self, node: int, why: str, renewed: bool) -> None:
         """Go on without a node whose life is over."""
         log.warning("node.down node=%016x %s", node, why)
-        self.trees.pop(node, None)
+        self._beats.pop(node, None)
         if not renewed:  # else it may have adopted what the life before it had: see `node_up`
             self._driver.handle(ev.NodeGone(node))
 
     def node_left(self, node: int) -> None:
         """Go on without a node that has gone in good order."""
         log.info("node.left node=%016x", node)
-        self.trees.pop(node, None)
+        self._beats.pop(node, None)
         self._driver.handle(ev.NodeGone(node))
 
     def from_node(self, node: int, message: Any) -> None:
-        """Take an agent's report, an event of a client at its gateway, or its heartbeat."""
+        """Take an agent's report, an event of a client at its gateway, or its heartbeat.  Raise `RemoteFault`."""
+        message = checked(message)
         if isinstance(message, p.Heartbeat):
-            self.trees[node] = message.tree
+            self._beats[node] = message
             self._driver.handle(ev.NodeLoadTold(node, message.capacity, message.rate_per_s, message.execution_s))
         else:
             self._driver.handle(ev.FromNode(node, message))
@@ -129,16 +133,27 @@ class Bridge:
 
     # ---- what is shown ---------------------------------------------------------------------------------------------
 
+    def trees(self) -> dict[int, tuple[dict[str, Any], ...]]:
+        """Return the tasks at other nodes, by node, as these told last."""
+        return {node: beat.tree for node, beat in self._beats.items()}
+
+    def _load_of(self, number: int) -> NodeLoad | None:
+        """Return the load of a node, if this one knows it: its own, and on the coordinator everyone's."""
+        if number == self._identity.number:
+            return self._engine.agent.load
+        node = self._engine.coordinator.nodes.get(number) if self._engine.coordinator is not None else None
+        return node.load if node is not None else None
+
     def rows(self) -> list[dict[str, Any]]:
         """Return what `lifl nodes` shows, the coordinator first."""
         found = []
         for row in self.peers.members():
-            load = row.get("load") or {}
-            if int(row["node"], 16) == self._identity.number:
-                beat = self.load()
-                load = {name: getattr(beat, name) for name in beat.__struct_fields__}
-            capacity = load.get("capacity", row.get("capacity", 0.0))
-            rate, execution = load.get("rate_per_s", 0.0), load.get("execution_s", 0.0)
+            number = int(row["node"], 16)
+            beat = self.load() if number == self._identity.number else self._beats.get(number, p.Heartbeat())
+            load = self._load_of(number)
+            capacity = load.capacity if load is not None else row["capacity"]
+            rate = load.rate_at(time.monotonic()) if load is not None else 0.0
+            execution = load.execution_s if load is not None else 0.0
             found.append(
                 {
                     "node": row["node"],
@@ -152,9 +167,9 @@ class Bridge:
                     "rate_per_s": rate,
                     "execution_s": execution,
                     "residual": capacity - rate * execution,
-                    "arena_bytes": row.get("arena_bytes", 0),
-                    "arena_used_bytes": load.get("arena_used_bytes", 0),
-                    "workers": load.get("workers", 0),
+                    "arena_bytes": row["arena_bytes"],
+                    "arena_used_bytes": beat.arena_used_bytes,
+                    "workers": beat.workers,
                 }
             )
         return found

@@ -14,8 +14,11 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from lifl.core.coordinator import membership as ms
+from lifl.core.errors import LocalFault
 from lifl.core.fields import Message
+from lifl.core.limits import NEWS_MAX
 from lifl.core.protocol import cluster as p
+from lifl.core.protocol.pages import Pages
 from lifl.node.cluster.member_rows import as_member, met, row
 from lifl.node.cluster.timer import Timer
 from lifl.node.link import Link
@@ -66,7 +69,7 @@ class CoordinatorSide:
         self._timing = timing
         self._since_unix_s = time.time()
         self._links: dict[int, Link] = {}
-        self._loads: dict[int, p.Heartbeat] = {}
+        self._pages: dict[int, Pages] = {}
         # The number of each member's latest change, in rising order; and how far each link was told.
         self._changes: dict[int, int] = {}
         self._told: dict[int, int] = {}
@@ -102,6 +105,7 @@ class CoordinatorSide:
         )
         self._close_link(node)
         self._links[node] = link
+        self._pages[node] = Pages()
         own = met(self._hello(), str(sock.getsockname()[0]))
         link.send(p.PeerWelcome(p.PEER_VERSION, own.node, own.control, own.gateway))
         link.send(p.PeerMembers((as_member(own, "alive", self._since_unix_s),), first=True))
@@ -119,9 +123,8 @@ class CoordinatorSide:
         if isinstance(message, p.Leaving):
             self._perform(self._table.leave(node, self._loop.time()))
             return
-        if isinstance(message, p.Heartbeat):
-            self._loads[node] = message
-        self._handler.from_node(node, message)
+        if (whole := self._pages[node].joined(message)) is not None:
+            self._handler.from_node(node, whole)
 
     def _gone(self, node: int, link: Link, error: Exception | None) -> None:
         if self._links.get(node) is not link:
@@ -171,7 +174,7 @@ class CoordinatorSide:
 
     def _end(self, node: int) -> None:
         self._close_link(node)
-        self._loads.pop(node, None)
+        self._pages.pop(node, None)
         self._told.pop(node, None)
         self._changed(node)
 
@@ -190,16 +193,21 @@ class CoordinatorSide:
             if told == self._last_change:
                 continue
             if told not in news:
-                fresh = [(other, number) for other, number in self._changes.items() if number > told][: p.NEWS_MAX]
-                until = fresh[-1][1] if len(fresh) == p.NEWS_MAX else self._last_change
+                fresh = [(other, number) for other, number in self._changes.items() if number > told][:NEWS_MAX]
+                until = fresh[-1][1] if len(fresh) == NEWS_MAX else self._last_change
                 news[told] = p.PeerMembers(tuple(self._member(other) for other, _ in fresh)), until
             message, self._told[node] = news[told]
             link.send(message)
 
     def send(self, node: int, message: Message) -> None:
         link = self._links.get(node)
-        if link is not None:
+        if link is None:
+            return
+        try:
             link.send(message)
+        except LocalFault as fault:  # it is too long for a frame; what the node then misses, its Inventory shows
+            log.error("peer.order node=%016x %s", node, fault)
+            self._loop.call_soon(link.close)
 
     def _member(self, node: int) -> p.PeerMember:
         member = self._table.members[node]
@@ -207,9 +215,9 @@ class CoordinatorSide:
         return as_member(member.hello, member.state.value, since_unix_s)
 
     def rows(self) -> list[dict[str, Any]]:
-        agents = [row(self._member(node), "agent", self._loads.get(node)) for node in sorted(self._table.members)]
+        agents = [row(self._member(node), "agent") for node in sorted(self._table.members)]
         own = as_member(self._hello(), "alive", self._since_unix_s)
-        return [row(own, "coordinator", self._handler.load()), *agents]
+        return [row(own, "coordinator"), *agents]
 
     @property
     def own(self) -> int:

@@ -9,11 +9,9 @@ import msgspec
 from lifl.core.protocol import cluster as p
 
 
-def row(member: p.PeerMember, role: str, load: p.Heartbeat | None) -> dict[str, Any]:
-    """Return the fields of PeerMember with `node` as 16 hex digits, `role`, and the figures of the load."""
-    fields = {"node": f"{member.node:016x}", "role": role}
-    figures = None if load is None else {k: v for k, v in msgspec.structs.asdict(load).items() if k != "tree"}
-    return fields | {k: v for k, v in msgspec.structs.asdict(member).items() if k != "node"} | {"load": figures}
+def row(member: p.PeerMember, role: str) -> dict[str, Any]:
+    """Return the fields of PeerMember with `node` as 16 hex digits, and `role`."""
+    return msgspec.structs.asdict(member) | {"node": f"{member.node:016x}", "role": role}
 
 
 def met(hello: p.PeerHello, host: str) -> p.PeerHello:

@@ -33,8 +33,10 @@ class Timer:
 
     def _fired(self) -> None:
         self._handle = None
-        self._tick(self._loop.time())
-        self.set()
+        try:
+            self._tick(self._loop.time())
+        finally:
+            self.set()  # what went wrong once does not stop the clock
 
     def cancel(self) -> None:
         """Make no more calls, ever; a tick may do this."""

@@ -77,11 +77,10 @@ class Peers:
         return "" if isinstance(self._side, CoordinatorSide) else self._side.trouble
 
     def members(self) -> list[dict[str, Any]]:
-        """Return all members, the coordinator first: the fields of PeerMember with `node` as 16 hex digits, and more.
+        """Return all members, the coordinator first: the fields of PeerMember with `node` as 16 hex digits, and `role`.
 
-        `role` is coordinator or agent; `load` a Heartbeat's figures, known to the coordinator only, else None.  An
-        agent that is not connected tells what it knew last, and the coordinator is suspect.  News reach the agents
-        with the coordinator's heartbeats.
+        `role` is coordinator or agent.  An agent that is not connected tells what it knew last, and the coordinator is
+        suspect.  News reach the agents with the coordinator's heartbeats.
         """
         return self._side.rows()
 

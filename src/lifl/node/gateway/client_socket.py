@@ -13,8 +13,8 @@ import socket
 import struct
 from collections.abc import Callable
 
+from lifl.core import limits
 from lifl.core.limits import TEXT_CHARS_MAX
-from lifl.node.gateway import limits
 from lifl.node.gateway.body_moves import STALL_BYTES, Movers, Receive, Send, move
 from lifl.node.gateway.read_waiter import ReadWaiter
 

@@ -12,18 +12,19 @@ slowed by TCP.  A client that reads too slowly, sends garbage or stalls is disco
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 
 import msgspec
 
 from lifl import failpoints
-from lifl.core.errors import Refused, RemoteFault, StaleKey
+from lifl.core import limits
+from lifl.core.errors import FrameTooLong, Refused, RemoteFault, StaleKey
 from lifl.core.ids import Key
-from lifl.core.limits import TEXT_CHARS_MAX
+from lifl.core.limits import FIELD_CHARS_MAX, TEXT_CHARS_MAX
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import framed
-from lifl.node.gateway import limits
 from lifl.node.gateway.client_socket import ClientSocket
 from lifl.node.gateway.content import Sums
 from lifl.node.gateway.frame_reader import FrameReader
@@ -31,6 +32,8 @@ from lifl.node.gateway.grant_waiter import Grant, GrantWaiter
 from lifl.node.gateway.intake import Intake
 from lifl.node.gateway.outbox import Outbox
 from lifl.node.gateway.shared import Shared
+
+log = logging.getLogger("lifl.gateway")
 
 _REPLACED = cm.REPLACED.encode()
 
@@ -42,6 +45,8 @@ class Connection:
         self._number = number
         self._client = ""
         self._direct = False
+        self._digests = False
+        self._told: dict[str, bytes] = {}  # by job: the digest of the tensors that the client has, if it knows digests
         self._shared = shared
         self._grants = GrantWaiter(shared.link)
         self._socket = ClientSocket(sock, shared.movers, shared.read_waiter, self._grants.connection_ended)
@@ -69,6 +74,17 @@ class Connection:
             if isinstance(message, cm.Refusal) and message.code == cm.REPLACED:
                 self._intake.replaced()
 
+    def select(self, job: str, encoded: bytes) -> None:
+        """Send the client a selection for the job, completed: the tensors once over this connection, then a digest."""
+        known, selected = self._shared.jobs.get(job), cm.unpacked(encoded)
+        if known is None or not isinstance(selected, cm.Selected):
+            self._socket.cut(f"it was selected for job {job!r}, which is not known here")
+            return
+        whole = not self._digests or self._told.get(job) != known.digest
+        self._outbox.send_frame(*known.selected(selected, whole, self._digests))
+        if self._digests:
+            self._told[job] = known.digest
+
     def follow(self, key: bytes) -> None:
         """Tell the daemon how far the update with this key is, from now on or from when it begins."""
         self._intake.follow(key)
@@ -93,12 +109,15 @@ class Connection:
             await self._linger()
         except Refused as refused:
             sock.cut_because = sock.reason(refused)
-            self._outbox.send(cm.Refusal(refused.code, refused.field, refused.text))
+            self._outbox.send(_refusal(refused))
             await self._linger()
-        except TimeoutError as error:
+        except (TimeoutError, FrameTooLong) as error:
             sock.cut_because = sock.reason(error)
         except (OSError, EOFError):  # it left, or was cut
             pass
+        except Exception as error:  # a bug of ours: it ends this connection, and no other
+            log.exception("gateway.connection %d of client %s failed", self._number, self._client or "-")
+            sock.cut_because = f"a fault of this node: {type(error).__name__}: {error}"[:TEXT_CHARS_MAX]
         finally:
             sock.shut()
             if self._outbox.flusher is not None:
@@ -137,6 +156,7 @@ class Connection:
             )
         self._client = hello.client
         self._reader.greeted = True
+        self._digests = cm.DIGESTS in hello.knows
         self._direct = hello.direct and self._socket.is_same_user()
         knows = cm.KNOWS if hello.knows else ()
         self._outbox.send(cm.Welcome(cm.PROTOCOL_VERSION, self._shared.node, self._direct, knows))
@@ -162,7 +182,7 @@ class Connection:
                     raise RemoteFault(f"a {type(message).__name__} makes no sense here")
         except Refused as refused:
             about = (message.job, message.round) if isinstance(message, cm.Submit | cm.GetModel) else ("", -1)
-            self._outbox.send(cm.Refusal(refused.code, refused.field, refused.text, *about))
+            self._outbox.send(_refusal(refused, *about))
 
     async def _send_model(self, want: cm.GetModel) -> None:
         grant = await self._grants.ask(gm.WantModel(self._number, want.job, want.round))
@@ -170,15 +190,16 @@ class Connection:
             return
         sent_bytes = 0
         try:
-            layout = self._shared.job(want.job).layout
+            job = self._shared.job(want.job)
+            data_bytes = job.layout.data_bytes
             key = Key.unpack(grant.key)
             sums = Sums(self._shared.arena, key, want.checked)
             view = self._shared.arena.data(key)
-            self._outbox.send(cm.Model(grant.job, grant.round, layout.tensors, layout.data_bytes))
+            self._outbox.send_frame(*job.model(cm.Model(grant.job, grant.round, (), data_bytes), want.digest))
             if self._socket.is_shut:
                 raise ConnectionResetError("the connection ended before the model was sent")
             await self._outbox.send_body(view, sums.departed)
-            sent_bytes = layout.data_bytes
+            sent_bytes = data_bytes
             self._shared.sent_bytes += sent_bytes
             if want.checked:
                 self._outbox.send(cm.Checksums(sums.finish()))
@@ -186,3 +207,7 @@ class Connection:
             raise Refused("round-over", "round", "the round's model is gone; wait for the next selection") from error
         finally:
             self._shared.link.send(gm.ModelSent(self._number, grant.key, sent_bytes))
+
+
+def _refusal(refused: Refused, job: str = "", round_: int = -1) -> cm.Refusal:
+    return cm.Refusal(refused.code, refused.field[:FIELD_CHARS_MAX], refused.text[:TEXT_CHARS_MAX], job, round_)

@@ -6,24 +6,49 @@ are checked while they arrive (`Content`), together with the checksum that the o
 
 from __future__ import annotations
 
+import msgspec
+
 from lifl.core.errors import Refused, RemoteFault
 from lifl.core.ids import Key
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.contribution import unpack_contributions
-from lifl.core.protocol.frames import encode
+from lifl.core.protocol.frames import frame_head
 from lifl.core.schema import DTYPE_BYTES, Layout, Segment, TensorSpec
 from lifl.shm.arena import Arena
 from lifl.shm.ingest_check import ingest_check
 from lifl.shm.layout import Entry
 
+NO_TENSORS = memoryview(msgspec.msgpack.encode(()))
+
 
 class JobLayout:
-    """How the updates of a job are laid out.  `schema_bytes` is the size of the job's schema in a frame."""
+    """How the updates of a job are laid out, and what all its clients are told: the same bytes for each."""
 
     def __init__(self, schema: gm.JobSchema) -> None:
         self.layout = Layout(schema.tensors)
-        self.schema_bytes = len(encode(schema))
+        self.digest = self.layout.digest
+        self.tensors = memoryview(self.layout.packed())
+        self.schema_bytes = len(self.tensors)
+        self._options = msgspec.msgpack.encode(schema.options)
+
+    def selected(self, message: cm.Selected, whole: bool, digests: bool) -> tuple[bytes, memoryview]:
+        """Return the frame of a selection: what is its own, and what it shares with others.
+
+        `whole`: with the tensors; `digests`: with what stands for them.
+        """
+        message = msgspec.structs.replace(message, digest=self.digest if digests else msgspec.UNSET)
+        return self._frame(cm.packed_open(message, options=self._options), whole)
+
+    def model(self, message: cm.Model, digest: bytes | msgspec.UnsetType) -> tuple[bytes, memoryview]:
+        """Return the frame before a model: what is its own, and what it shares; `digest` is what the client has."""
+        known = digest == self.digest
+        message = msgspec.structs.replace(message, digest=self.digest if known else msgspec.UNSET)
+        return self._frame(cm.packed_open(message), whole=not known)
+
+    def _frame(self, begin: bytes, whole: bool) -> tuple[bytes, memoryview]:
+        tensors = self.tensors if whole else NO_TENSORS
+        return frame_head(len(begin) + len(tensors)) + begin, tensors
 
 
 class Content:

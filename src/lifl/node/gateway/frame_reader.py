@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import socket
 
+from lifl.core import limits
 from lifl.core.errors import RemoteFault
 from lifl.core.protocol import client as cm
 from lifl.core.protocol.frames import LENGTH_BYTES, FrameDecoder
-from lifl.node.gateway import limits
 from lifl.node.gateway.shared import Shared
 
 

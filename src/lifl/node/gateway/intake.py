@@ -12,12 +12,12 @@ import math
 from collections.abc import Awaitable
 
 from lifl import failpoints
+from lifl.core import limits
 from lifl.core.errors import Refused, RemoteFault, StaleKey
 from lifl.core.ids import Key
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.submit_check import check_submit
-from lifl.node.gateway import limits
 from lifl.node.gateway.body_moves import Receive
 from lifl.node.gateway.client_socket import ClientSocket
 from lifl.node.gateway.content import Content, JobLayout, check_contributions, check_room
@@ -63,7 +63,7 @@ class Intake:
     async def take_update(self, submit: cm.Submit, client: str, direct: bool) -> None:
         """Take in an update of `client`, which writes to the slot itself if `direct`.  Raise `Refused`."""
         job = self._shared.job(submit.job)
-        check_submit(job.layout, submit)
+        check_submit(job.layout, submit, client)
         grant = await self._grants.ask(
             gm.Admit(self._conn, client, submit.job, submit.round, submit.weight, submit.metrics, direct)
         )
@@ -181,7 +181,7 @@ class Intake:
         """Have a granted object filled and sealed, and tell the daemon how it ended."""
         try:
             await filling
-        except (Refused, RemoteFault, OSError, EOFError, TimeoutError, StaleKey) as error:
+        except Exception as error:  # of whatever kind: the daemon is told, else the slot would wait for ever
             writing = self._filling and not self._is_gone(error)
             self._shared.link.send(gm.Aborted(self._conn, grant.key, self._socket.reason(error), writing))
             if isinstance(error, StaleKey):

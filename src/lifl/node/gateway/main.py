@@ -18,7 +18,6 @@ import argparse
 import asyncio
 import ctypes
 import os
-import resource
 import signal
 import socket
 import sys
@@ -31,11 +30,13 @@ from typing import Any
 
 import uvloop
 
-from lifl.core.errors import LiflError, ResourceFault
+from lifl import failpoints
+from lifl.core import limits
+from lifl.core.errors import LiflError
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import encode
-from lifl.node.gateway import limits
+from lifl.node import descriptors
 from lifl.node.gateway.body_moves import Movers
 from lifl.node.gateway.client_socket import tune
 from lifl.node.gateway.connection import Connection
@@ -45,15 +46,12 @@ from lifl.node.gateway.pulse import Pulse
 from lifl.node.gateway.read_waiter import ReadWaiter
 from lifl.node.gateway.shared import Shared
 from lifl.node.link import Link
+from lifl.node.listening import Listening
 from lifl.shm.arena import Arena
 from lifl.shm.prefault import Prefault
 
 MOVERS = 2
 """Threads that move bytes.  More than two did not gain on two cores: the kernel's copy is what takes the time."""
-DESCRIPTORS_RESERVED = 128
-"""Descriptors beside one per connection: listeners, link, arena, ways to other nodes, peers being turned away."""
-TURNED_AWAY_MAX = 32
-"""Connections beyond the limit that are told so at a time; more are closed without a word."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -81,16 +79,14 @@ class Gateway:
         self._shared = Shared(link, arena, movers, checks, read_waiter, Pulse(link), f"{arena.node:016x}")
         self._peer_transfers = PeerTransfers(self._shared, self._start)
         prefault = Prefault(arena)
-        accepting = [loop.create_task(self._accept(listener)) for listener in listeners]
+        doors = [Listening("gateway", listener, self._taken) for listener in listeners]
         host, port = listeners[0].getsockname()[:2]
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        failpoints.hit("gateway.ready.before")
         link.send(gm.GatewayReady(os.getpid(), (address,)))
         await self._ending.wait()
-        for task in accepting:
-            task.cancel()
-        await asyncio.wait(accepting)
-        for listener in listeners:
-            listener.close()
+        for door in doors:
+            door.close()
         for connection in list(self._connections.values()):
             connection.shut()
         self._peer_transfers.stop()
@@ -105,20 +101,14 @@ class Gateway:
 
     # ---- clients ---------------------------------------------------------------------------------------------------
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                sock, _ = await loop.sock_accept(listener)
-            except ConnectionError:  # it was gone before we came to it
-                continue
-            sock.setblocking(False)
-            if len(self._connections) < self._connections_max:
-                self._start(self._attend(sock))
-            elif self._turned_away < TURNED_AWAY_MAX:
-                self._start(self._turn_away(sock))
-            else:
-                sock.close()
+    def _taken(self, sock: socket.socket, _where: object) -> None:
+        if len(self._connections) < self._connections_max:
+            self._attend_to(sock)
+        elif self._turned_away < limits.TURNED_AWAY_MAX:
+            self._turned_away += 1
+            self._start(self._turn_away(sock))
+        else:
+            sock.close()
 
     def _start(self, life: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(life)
@@ -133,14 +123,17 @@ class Gateway:
             traceback.print_exception(error)
             os._exit(70)
 
-    async def _attend(self, sock: socket.socket) -> None:
+    def _attend_to(self, sock: socket.socket) -> None:
         if sock.family != socket.AF_UNIX:
             tune(sock)
         number = self._next_number
         self._next_number += 1
-        connection = Connection(self._shared, number, sock)
-        self._connections[number] = connection
+        # It counts from here on: several may come in one turn of the loop.
+        connection = self._connections[number] = Connection(self._shared, number, sock)
         self._shared.pulse.connections = len(self._connections)
+        self._start(self._attend(number, connection))
+
+    async def _attend(self, number: int, connection: Connection) -> None:
         try:
             await connection.run()
         finally:
@@ -148,7 +141,6 @@ class Gateway:
             self._shared.pulse.connections = len(self._connections)
 
     async def _turn_away(self, sock: socket.socket) -> None:
-        self._turned_away += 1
         text = f"this node serves at most {self._connections_max} connections; try again later"
         try:
             sock.send(encode(cm.Refusal("too-many-connections", "", text)))
@@ -174,9 +166,12 @@ class Gateway:
                 shared.jobs[job] = JobLayout(message)
             case gm.JobForget(job):
                 shared.jobs.pop(job, None)
-            case gm.TellClient(conn, encoded):
+            case gm.TellClient(conn, encoded, selects):
                 if (connection := connections.get(conn)) is not None:
-                    connection.deliver(bytes(encoded))
+                    if selects:
+                        connection.select(selects, bytes(encoded))
+                    else:
+                        connection.deliver(bytes(encoded))
             case gm.Granted(conn, key):
                 connection = connections.get(conn)
                 if connection is None or not connection.granted(message):
@@ -207,22 +202,6 @@ class Gateway:
         return gm.GatewayStats(shared.received_bytes, shared.sent_bytes, connections, time.process_time())
 
 
-# ---- descriptors ---------------------------------------------------------------------------------------------------
-
-
-def reserve_descriptors(connections_max: int) -> None:
-    """Raise this process's limit as far as needed; raise `ResourceFault` where that is not allowed."""
-    needed = connections_max + DESCRIPTORS_RESERVED
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        if hard != resource.RLIM_INFINITY and hard < needed:
-            raise ResourceFault(
-                f"{connections_max} connections need {needed} descriptors, this process may have {hard}: raise the"
-                " limit (ulimit -Hn), or set a smaller connections_max"
-            )
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-
-
 # ---- the process -----------------------------------------------------------------------------------------------
 
 
@@ -249,10 +228,15 @@ def main() -> int:
     _die_with_parent()
     # Read when NumPy is loaded, which is later: its linear algebra would start a thread per core for the checks.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; lifld drains us
+    for number in (
+        signal.SIGINT,
+        signal.SIGHUP,
+    ):  # Ctrl-C, a closed terminal: lifld drains us
+        signal.signal(number, signal.SIG_IGN)
     threading.excepthook = _die_of_bugs
     try:
-        reserve_descriptors(options.connections_max)
+        connections = f"{options.connections_max} connections (connections_max)"
+        descriptors.raise_limit(descriptors.gateway_needs(options.connections_max), connections)
         arena = Arena.attach(options.arena)
         link_sock = socket.socket(fileno=options.fd)
         uvloop.run(_serve(link_sock, arena, options))

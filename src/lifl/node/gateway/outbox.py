@@ -12,14 +12,26 @@ import asyncio
 import socket
 from collections import deque
 
+from lifl.core import limits
 from lifl.core.fields import Message
 from lifl.core.protocol.frames import encode
-from lifl.node.gateway import limits
 from lifl.node.gateway.body_moves import Departed, Send
 from lifl.node.gateway.client_socket import ClientSocket
 
 Waiting = tuple[memoryview, int]
 """The rest of a frame, and the descriptor that goes with its first byte (-1: none)."""
+
+NOTHING = memoryview(b"")
+
+
+def _after(pieces: list[memoryview], sent: int) -> list[memoryview]:
+    """Return what is left of the pieces behind so many bytes."""
+    left = []
+    for piece in pieces:
+        if sent < len(piece):
+            left.append(piece[sent:])
+        sent = max(0, sent - len(piece))
+    return left
 
 
 class Outbox:
@@ -37,27 +49,29 @@ class Outbox:
 
     def send(self, message: Message, descriptor: int = -1) -> None:
         """Send a message, or put it in line; a client that is too far behind is disconnected."""
-        self.send_frame(encode(message), descriptor)
+        self.send_frame(encode(message), descriptor=descriptor)
 
-    def send_frame(self, encoded: bytes, descriptor: int = -1) -> None:
-        """Do as `send` does, with a message in its frame."""
+    def send_frame(self, frame: bytes, shared: memoryview = NOTHING, descriptor: int = -1) -> None:
+        """Do as `send` does, with a message in its frame, whose end may be `shared` with what others are sent."""
         if self._socket.is_shut:
             return
-        frame = memoryview(encoded)
+        pieces = [memoryview(frame), shared] if shared else [memoryview(frame)]
         if self.flusher is None:
             try:
-                sent = self._send_now(frame, descriptor)
+                sent = self._send_now(pieces, descriptor)
             except BlockingIOError:
                 sent = 0
             except OSError:
                 self._socket.shut()
                 return
-            if sent == len(frame):
-                return
             if sent:
-                frame, descriptor = frame[sent:], -1
-        self._waiting.append((frame, descriptor))
-        self._waiting_bytes += len(frame)
+                pieces, descriptor = _after(pieces, sent), -1
+            if not pieces:
+                return
+        for piece in pieces:
+            self._waiting.append((piece, descriptor))
+            self._waiting_bytes += len(piece)
+            descriptor = -1
         if self._waiting_bytes > limits.WAITING_BYTES_MAX:
             self._socket.cut(f"it does not read: {self._waiting_bytes} bytes wait for it")
         self._flush_soon()
@@ -69,11 +83,11 @@ class Outbox:
         self._flush_soon()
         return self._body_sent
 
-    def _send_now(self, frame: memoryview, descriptor: int) -> int:
-        if descriptor < 0:
-            return self._sock.send(frame)
-        rights = array.array("i", [descriptor])
-        return self._sock.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+    def _send_now(self, pieces: list[memoryview], descriptor: int) -> int:
+        if descriptor >= 0:
+            rights = array.array("i", [descriptor])
+            return self._sock.sendmsg(pieces, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        return self._sock.send(pieces[0]) if len(pieces) == 1 else self._sock.sendmsg(pieces)
 
     def _flush_soon(self) -> None:
         if self.flusher is None:
@@ -114,7 +128,7 @@ class Outbox:
         if descriptor >= 0:
             while True:
                 try:
-                    frame = frame[self._send_now(frame, descriptor) :]
+                    frame = frame[self._send_now([frame], descriptor) :]
                     break
                 except BlockingIOError:
                     await self._writable()

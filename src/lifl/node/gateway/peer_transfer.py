@@ -13,13 +13,17 @@ all of it has come.  So the daemon may order the same again, here or in the next
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
+
 from lifl import failpoints
+from lifl.core import limits
 from lifl.core.config.values import split_address
 from lifl.core.errors import ConfigError, LocalFault, Refused, RemoteFault
 from lifl.core.ids import Key
@@ -27,7 +31,6 @@ from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import FrameDecoder, encode
-from lifl.node.gateway import limits
 from lifl.node.gateway.body_moves import BodyMove, Receive, Send, move
 from lifl.node.gateway.client_socket import tune
 from lifl.node.gateway.content import Sums
@@ -36,6 +39,8 @@ from lifl.node.gateway.shared import Shared
 from lifl.shm.checksum import checksum
 from lifl.shm.ingest_check import ingest_check
 from lifl.shm.layout import ObjectState
+
+log = logging.getLogger("lifl.gateway")
 
 TRIES_MAX = 5
 PAUSE_FIRST_S = 0.5
@@ -91,7 +96,11 @@ class PeerTransfers:
             await asyncio.wait({earlier})  # nothing else touches the object
         trip = _Trip(self._shared, request)
         async with self._places:
-            error = await trip.make()
+            try:
+                error = await trip.make()
+            except Exception as bug:  # whatever it is, the daemon hears of it
+                log.exception("gateway.transfer of %s failed", type(request).__name__)
+                error = f"{type(bug).__name__}: {bug}"
         text = error[:TEXT_CHARS_MAX]
         if isinstance(request, gm.Carry):
             self._shared.link.send(gm.CarryEnded(request.key, text, trip.moved_bytes))
@@ -165,15 +174,16 @@ class _Trip:
     async def _fetch(self, request: gm.Fetch, peer: _Peer) -> None:
         arena = self._shared.arena
         view = arena.data(self._key)
-        await peer.say(cm.GetModel(request.job, request.round, checked=True))
+        job = self._shared.jobs.get(request.job)
+        digest = msgspec.UNSET if job is None else job.digest
+        await peer.say(cm.GetModel(request.job, request.round, checked=True, digest=digest))
         model = await peer.hear()
         if not isinstance(model, cm.Model):
             raise _no(model)
         if model.data_bytes != len(view):
             text = f"the model has {model.data_bytes} bytes there, {len(view)} here"
             raise Refused("wrong-size", "data_bytes", text)
-        job = self._shared.jobs.get(request.job)
-        if job is not None and job.layout.tensors != model.tensors:
+        if job is not None and job.digest != model.digest:
             raise Refused("wrong-schema", "tensors", f"the tensors of job {request.job!r} are others there than here")
         arriving = ingest_check(view)
         if view:

@@ -11,6 +11,7 @@ import asyncio
 import math
 from collections.abc import Callable
 
+from lifl.core import limits
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.node.link import Link
@@ -19,8 +20,6 @@ FRESH_S = 1.0
 """How long a sign of lifld counts."""
 PING_S = 2.0
 """How long a client waits between its questions, at the least."""
-PINGS_PER_S_MAX = 500
-"""Clients are asked to wait longer when there would be more: some hundredths of a core."""
 
 
 class Pulse:
@@ -58,4 +57,4 @@ class Pulse:
         self._waiting.pop(conn, None)
 
     def _pong(self) -> cm.Pong:
-        return cm.Pong(max(PING_S, self.connections / PINGS_PER_S_MAX), self._gateways)
+        return cm.Pong(max(PING_S, self.connections / limits.PINGS_PER_S_MAX), self._gateways)

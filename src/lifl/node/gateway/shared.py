@@ -6,9 +6,9 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from lifl.core import limits
 from lifl.core.errors import Refused
-from lifl.core.protocol.frames import FRAME_BYTES_MAX
-from lifl.node.gateway import limits
+from lifl.core.limits import FRAME_BYTES_MAX
 from lifl.node.gateway.body_moves import Movers
 from lifl.node.gateway.content import JobLayout
 from lifl.node.gateway.pulse import Pulse

@@ -1,0 +1,128 @@
+"""The connection to the coordinator: what a node tells when it comes, what it does without one, how it leaves."""
+
+from __future__ import annotations
+
+import pytest
+from agent_scene import EPOCH, NUMBER, Scene, inventory, members, orphan
+
+from lifl.core import events as ev
+from lifl.core.agent import inventory as inventory_module
+from lifl.core.ids import Kind
+from lifl.core.limits import TEXT_CHARS_MAX
+from lifl.core.protocol import cluster as p
+from lifl.core.protocol import commands as o
+from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.contribution import Contribution, pack_contribution
+
+JOIN = gm.ClientJoined(5, "c5", "j")
+ADMIT = gm.Admit(5, "c5", "j", 1, 1.0)
+
+
+def branches_of(scene: Scene) -> tuple[p.BranchHeld, ...]:
+    """What an inventory tells."""
+    (told,) = scene.handle(ev.CoordinatorUp(stranger=False))
+    assert told.jobs == (NUMBER,)
+    return told.branches
+
+
+def test_a_new_node_has_nothing() -> None:
+    scene = Scene(connected=False)
+    assert scene.handle(ev.CoordinatorUp(stranger=False)) == [inventory()]
+
+
+def test_a_node_that_is_back_tells_of_jobs_branches_what_is_sealed_and_what_was_granted() -> None:
+    scene = Scene()
+    scene.has_model()
+    scene.has_branch(8)
+    scene.has_branch(2, branch=1)
+    scene.upload("c1")
+    scene.grant("c2")
+    scene.arena.nbytes = scene.arena.used_bytes
+    scene.grant("c3")
+    scene.handle(ev.CoordinatorDown())
+    scene.handle(o.CloseBranch(NUMBER, EPOCH, 1))
+    assert branches_of(scene) == (
+        p.BranchHeld(NUMBER, EPOCH, 0, members("c1"), members("c2", "c3"), closed=False),
+        p.BranchHeld(NUMBER, EPOCH, 1, (), (), closed=True),
+    )
+
+
+def test_what_an_inventory_cannot_hold_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene()
+    scene.has_model()
+    size = len(pack_contribution(Contribution("c1", 1.0)))
+    for branch in range(3):
+        scene.has_branch(8, branch=branch)
+        scene.upload(f"c{branch}", branch)
+    monkeypatch.setattr(inventory_module, "INVENTORY_BYTES_MAX", 2 * size)
+    assert [held.branch for held in branches_of(scene)] == [0, 1], "at the limit"
+    monkeypatch.setattr(inventory_module, "INVENTORY_BYTES_MAX", 2 * size - 1)
+    assert [held.branch for held in branches_of(scene)] == [0]
+
+
+def test_a_job_of_which_something_fits_no_frame_is_reported_as_failed() -> None:
+    """By its number or by its name; of other jobs, and of one that is not here, nothing is said."""
+    scene = Scene()
+    scene.has_model()
+    scene.has_job(2, "k")
+    long = "x" * (2 * TEXT_CHARS_MAX)
+    assert scene.handle(ev.JobBroken(NUMBER, "too long")) == [o.JobFailed(NUMBER, "too long")]
+    assert scene.handle(ev.JobBroken("k", long)) == [o.JobFailed(2, long[:TEXT_CHARS_MAX])]
+    assert scene.handle(ev.JobBroken("nowhere", "too long")) == []
+
+
+def test_without_a_coordinator_clients_are_sent_to_other_nodes() -> None:
+    scene = Scene()
+    assert scene.handle(JOIN) == [JOIN]
+    assert scene.handle(ADMIT) == [ADMIT]
+    assert scene.handle(ev.CoordinatorDown()) == [gm.HangUp()]
+    assert scene.handle(JOIN) == [gm.HangUp(5)] == scene.handle(ADMIT)
+    scene.handle(ev.CoordinatorUp(stranger=False))
+    assert scene.handle(JOIN) == [JOIN]
+
+
+def test_before_the_first_connection_too() -> None:
+    assert Scene(connected=False).handle(JOIN) == [gm.HangUp(5)]
+
+
+@pytest.mark.parametrize("stranger", [False, True])
+def test_what_an_earlier_life_left_is_a_stranger_s_never(stranger: bool) -> None:
+    scene = Scene(connected=False)
+    key = scene.arena.alloc(Kind.UPDATE, 7, EPOCH, 100)
+    scene.arena.seal(key, "c1")
+    scene.handle(ev.ArenaAdopted({7: (orphan(key, Kind.UPDATE, "c1"),)}, ()))
+    led = scene.handle(ev.CoordinatorUp(stranger))
+    assert led == [inventory(orphans=() if stranger else (7,))]
+    assert (key in scene.arena.objects) is not stranger
+
+
+def test_a_node_that_leaves_takes_no_clients_and_stays_until_its_partials_are_at_the_top() -> None:
+    scene = Scene()
+    scene.has_model()
+    scene.has_branch(1, branch=1)
+    scene.upload("c1", branch=1)
+    assert scene.handle(ev.Leaving()) == [p.Draining(), gm.HangUp()]
+    assert scene.handle(JOIN) == [gm.HangUp(5)]
+    assert scene.engine.busy()
+    scene.all_ready()
+    carry = scene.done(scene.tasks(1)[0], "c1")[-1]
+    assert scene.engine.busy()
+    scene.handle(gm.CarryEnded(carry.key, "", 10))
+    assert not scene.engine.busy()
+
+
+def test_a_node_that_is_not_connected_leaves_without_a_word() -> None:
+    scene = Scene()
+    scene.has_model()
+    scene.has_branch(1, branch=1)
+    scene.upload("c1", branch=1)
+    scene.handle(ev.CoordinatorDown())
+    assert scene.handle(ev.Leaving()) == []
+    assert not scene.engine.busy(), "nobody waits for what it has"
+    assert scene.handle(ev.Stopping()) == []
+
+
+def test_the_coordinator_hears_of_clients_that_leave_and_of_the_gateway() -> None:
+    scene = Scene()
+    assert scene.handle(gm.ClientLeft(5)) == [gm.ClientLeft(5)]
+    assert scene.handle(gm.GatewayLost()) == [gm.GatewayLost()]

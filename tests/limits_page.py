@@ -1,0 +1,335 @@
+"""What docs/limits.md says, out of the code: `make limits` writes it, tests/unit/test_limits.py holds that it is so.
+
+Also how long a message can be when all of it is at its limits, and values at each limit and one beyond.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from lifl_cli.main import cli
+
+from lifl.core import fields, limits
+from lifl.core.config.job import JobConfig
+from lifl.core.config.node import NodeConfig
+from lifl.core.protocol import cli as om
+from lifl.core.protocol import client as cm
+from lifl.core.protocol import cluster as p
+from lifl.core.protocol import gateway as gm
+from lifl.core.protocol import worker as wm
+from lifl.core.protocol.commands import Contributions
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs/limits.md"
+CHANNELS: dict[str, tuple[Any, str]] = {
+    "client → gateway": (cm.FromClient, "the connection ends with a Refusal `protocol`; no other notices"),
+    "gateway → client": (cm.ToClient, "`RemoteFault`: the client closes the connection and connects anew"),
+    "gateway → lifld": (gm.FromGateway, "the link ends; a new gateway is started"),
+    "lifld → gateway": (gm.ToGateway, "the gateway ends and is started again"),
+    "zygote → lifld": (wm.FromZygote, "the link ends; a new zygote is started"),
+    "lifld → zygote": (wm.ToZygote, "the zygote ends and is started again"),
+    "worker → lifld": (wm.FromWorker, "the worker ends; its tasks are started again"),
+    "lifld → worker": (wm.ToWorker, "the worker ends; its tasks are started again"),
+    "command line → lifld": (om.FromCli, "that connection ends"),
+    "lifld → command line": (om.ToCli, "the command says so, exit 1"),
+    "first frame of a node": (p.PeerHello | p.Greeting, "PeerRefusal, and the connection ends"),
+    "coordinator → agent": (p.ToAgent, "the connection ends; the agent dials again"),
+    "agent → coordinator": (p.ToCoordinator, "the connection ends; the agent dials again"),
+}
+TREE_BYTES_MAX = limits.COST_LINES_MAX * limits.TREE_LINE_BYTES_MAX
+HELD: dict[str, tuple[int, str]] = {
+    "tensors": (limits.SCHEMA_BYTES_MAX, "`lifl submit` refuses a longer schema (`schema-too-long`)"),
+    "options": (limits.OPTIONS_BYTES_MAX, "`lifl submit` refuses longer ones (`bad-config`)"),
+    "client_options": (limits.OPTIONS_BYTES_MAX, "`lifl submit` refuses longer ones (`bad-config`)"),
+    "members": (limits.MEMBERS_PER_FRAME_MAX * limits.CONTRIBUTION_BYTES_MAX, "more go in pages"),
+    "branches": (limits.MEMBERS_PER_FRAME_MAX * limits.CONTRIBUTION_BYTES_MAX, "more go in pages"),
+    "message": (64 * 1024, "a message for a client, without tensors and options"),
+    "tree": (limits.TREE_LINES_MAX * limits.TREE_LINE_BYTES_MAX, "tasks beyond are not shown"),
+    "cost": (TREE_BYTES_MAX + 4096, f"tasks beyond {limits.COST_LINES_MAX} have no line"),
+    "port": (4096, "made by lifld"),
+    "config": (limits.FRAME_BYTES_MAX - 64 * 1024, "the command refuses to send more"),
+    "result": (limits.FRAME_BYTES_MAX - 64, "lifld answers with a Refusal instead"),
+    "fields": (TREE_BYTES_MAX + limits.ROUND_METRICS_MAX * 160 + 256 * 1024, "a follower's connection ends"),
+}
+"""The fields whose bytes are not held by their type: the most that they are, and what holds that."""
+FILES = [
+    ("a job's TOML, a node's TOML", "the keys below", "refused by the key's path; exit 2"),
+    ("a model (safetensors), its header", f"{limits.MODEL_HEADER_BYTES_MAX} bytes", "refused, naming the file"),
+    ("a model, its tensors", f"{limits.TENSORS_MAX}, {limits.DIMENSIONS_MAX} dimensions each", "refused by its name"),
+    ("a model, a tensor's name", f"1 to {limits.TENSOR_NAME_CHARS_MAX} characters", "refused by its name"),
+    ("a model, names and shapes in all", f"{limits.SCHEMA_BYTES_MAX} bytes", "refused: `schema-too-long`"),
+    ("the models of all running jobs", f"{limits.SCHEMAS_BYTES_MAX} bytes", "refused: `too-many-tensors`"),
+    ("the state folder's path", f"{limits.STATE_DIR_BYTES_MAX} bytes", "refused; choose a shorter one"),
+]
+ENVIRONMENT = [
+    ("`LIFL_STATE`", f"a path of at most {limits.STATE_DIR_BYTES_MAX} bytes", "refused; choose a shorter one"),
+    ("`LIFL_FAILPOINTS`", "for tests: points of the table in failpoints.py", "the process does not start"),
+]
+
+
+# ---- types -----------------------------------------------------------------------------------------------------------
+
+
+def metas(kind: Any) -> tuple[Any, dict[str, Any]]:
+    """A type without its limits, and these."""
+    found: dict[str, Any] = {}
+    while typing.get_origin(kind) is typing.Annotated:
+        kind, *annotations = typing.get_args(kind)
+        for each in annotations:
+            if isinstance(each, msgspec.Meta):
+                names = ("ge", "gt", "le", "lt", "min_length", "max_length", "pattern")
+                found |= {name: getattr(each, name) for name in names if getattr(each, name) is not None}
+    return kind, found
+
+
+def hints(kind: type) -> dict[str, Any]:
+    return {
+        name: hint
+        for name, hint in typing.get_type_hints(kind, include_extras=True).items()
+        if name in kind.__struct_fields__
+    }
+
+
+def is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def is_held(kind: Any, name: str) -> bool:
+    """Whether `HELD` says how long a field is: some names are those of numbers, too."""
+    return name in HELD and (kind is msgspec.Raw or typing.get_origin(kind) in (tuple, dict))
+
+
+def packed_max(kind: Any, name: str = "") -> float:
+    """The most bytes that a value of this type takes; infinity when nothing holds it."""
+    kind, held = metas(kind)
+    if is_held(kind, name):
+        return HELD[name][0]
+    length = held.get("max_length", math.inf)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is str:
+        return 5 + length * (1 if "pattern" in held else 4)
+    if kind is bytes:
+        return 5 + length
+    if kind in (int, float):
+        return 9
+    if kind in (bool, type(None)):
+        return 1
+    if kind is msgspec.UnsetType:
+        return 0
+    if origin in (types.UnionType, typing.Union):
+        return max(packed_max(argument) for argument in arguments)
+    if origin is typing.Literal:
+        return 5 + max(len(str(argument)) for argument in arguments)
+    if origin is tuple and ... not in arguments:
+        return 5 + sum(map(packed_max, arguments))
+    if origin is tuple:
+        return 5 + length * packed_max(arguments[0])
+    if origin is dict:
+        return 5 + length * sum(map(packed_max, arguments))
+    if is_struct(kind):
+        return 32 + sum(5 + len(each) + packed_max(hint, each) for each, hint in hints(kind).items())
+    return math.inf
+
+
+def limit_text(kind: Any, name: str) -> str:
+    """The limit of a field, in words."""
+    base, held = metas(kind)
+    origin, arguments = typing.get_origin(base), typing.get_args(base)
+    if origin in (types.UnionType, typing.Union):
+        left = [argument for argument in arguments if argument not in (type(None), msgspec.UnsetType)]
+        return f"{limit_text(left[0], name)}; may be absent"
+    words = []
+    for low, high, unit in (("ge", "le", ""), ("gt", "lt", ""), ("min_length", "max_length", "")):
+        if low in held and high in held:
+            words.append(f"{held[low]} to {held[high]}{unit}")
+        elif low in held:
+            words.append(f"from {held[low]}" if low != "gt" else f"above {held[low]}")
+        elif high in held:
+            words.append(f"at most {held[high]}")
+    if "gt" in held and "le" in held:
+        words = [f"above {held['gt']}, at most {held['le']}"]
+    if "pattern" in held:
+        words.append(f"`{held['pattern']}`")
+    if origin in (tuple, dict) and "max_length" in held:
+        words.append("entries")
+    elif base in (str, bytes) and "max_length" in held:
+        words.append("characters" if base is str else "bytes")
+    if is_held(base, name):
+        words.append(f"{HELD[name][0]} bytes: {HELD[name][1]}")
+    shown = {int: "an integer", float: "a number", bool: "true or false", str: "a text", bytes: "bytes"}
+    if not words and origin is typing.Literal:
+        words.append(", ".join(f"`{argument}`" for argument in arguments))
+    return " ".join(words) or shown.get(base, "as its parts")
+
+
+# ---- values at a limit -----------------------------------------------------------------------------------------------
+
+
+def small(kind: Any) -> Any:
+    """A plain value that is within all limits of a type."""
+    kind, held = metas(kind)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is str:
+        return "a" * held.get("min_length", 0)
+    if kind is bytes:
+        return b"a" * held.get("min_length", 0)
+    if kind in (int, float):
+        low = held.get("ge", held.get("gt", 0) + (1 if "gt" in held else 0))
+        return kind(low)
+    if kind is bool:
+        return False
+    if origin in (types.UnionType, typing.Union):
+        return None if type(None) in arguments else small(arguments[0])
+    if origin is typing.Literal:
+        return arguments[0]
+    if origin is tuple:
+        return [small(argument) for argument in arguments] if ... not in arguments else []
+    if is_struct(kind):
+        return {name: small(hint) for name, hint in hints(kind).items()}
+    return {}
+
+
+def edges(kind: Any) -> Iterator[tuple[Any, bool]]:
+    """Values at each limit of a type, and one beyond, each with whether it is taken."""
+    kind, held = metas(kind)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        for argument in arguments:
+            if argument not in (type(None), msgspec.UnsetType):
+                yield from edges(argument)
+        return
+    if kind in (str, bytes) or origin in (tuple, dict):
+        for name, step in (("min_length", -1), ("max_length", 1)):
+            if name in held:
+                yield of_length(kind, held[name]), True
+                if held[name] + step >= 0:
+                    yield of_length(kind, held[name] + step), False
+    if kind in (int, float):
+        step = 1 if kind is int else 1e-3
+        for name, sign, inside in (("ge", -1, True), ("gt", -1, False), ("le", 1, True), ("lt", 1, False)):
+            if name in held:
+                yield kind(held[name]), inside
+                beyond = held[name] + sign * step * max(1, abs(held[name]))
+                yield kind(beyond), False
+
+
+def of_length(kind: Any, length: int) -> Any:
+    """A plain value with so many characters, bytes or entries."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is dict:
+        return {f"k{index}": small(arguments[1]) for index in range(length)}
+    if origin is tuple:
+        return [small_packed(arguments[0])] * length
+    return "a" * length if kind is str else b"a" * length
+
+
+def small_packed(kind: Any) -> Any:
+    """The same as `small`, with array-like structs as lists."""
+    base, _held = metas(kind)
+    if is_struct(base) and base.__struct_config__.array_like:
+        return [small(hint) for hint in hints(base).values()]
+    return small(kind)
+
+
+def messages() -> Iterator[tuple[str, type]]:
+    """Every message, with the channel that it travels by."""
+    for channel, (kinds, _gets) in CHANNELS.items():
+        for kind in sorted(typing.get_args(kinds), key=lambda kind: kind.__name__):
+            yield channel, kind
+
+
+# ---- the page --------------------------------------------------------------------------------------------------------
+
+
+def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def of_config(kind: type, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, hint in hints(kind).items():
+        base, _held = metas(hint)
+        if is_struct(base):
+            yield from of_config(base, f"{prefix}{name}.")
+        else:
+            yield f"`{prefix}{name}`", limit_text(hint, name)
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
+        inner = getattr(command, "commands", None)
+        for title, each in [(f"{name} {n}", c) for n, c in inner.items()] if inner else [(name, command)]:
+            for parameter in each.params:
+                shown = parameter.opts[0] if parameter.param_type_name == "option" else parameter.human_readable_name
+                yield f"`lifl {title} {shown}`", of_click(parameter)
+
+
+def of_click(parameter: click.Parameter) -> str:
+    kind = parameter.type
+    if isinstance(kind, click.IntRange | click.FloatRange):
+        return f"{kind.min if kind.min is not None else ''} to {kind.max if kind.max is not None else ''}".strip()
+    if isinstance(kind, click.Choice):
+        return ", ".join(f"`{choice}`" for choice in kind.choices)
+    if getattr(parameter, "is_flag", False):
+        return "a flag"
+    return {"text": "a text: what it names is checked where it is used", "path": "a path"}.get(kind.name, kind.name)
+
+
+def constants() -> Iterator[tuple[str, Any, str]]:
+    body = ast.parse(Path(limits.__file__).read_text()).body
+    for index, node in enumerate(body):
+        if not isinstance(node, ast.Assign):
+            continue
+        after = body[index + 1] if index + 1 < len(body) else None
+        said = ast.get_docstring(ast.Module([after], [])) if isinstance(after, ast.Expr) else None
+        name = node.targets[0].id  # type: ignore[attr-defined]
+        yield f"`{name}`", getattr(limits, name), " ".join((said or "").split())
+
+
+def page() -> str:
+    """The whole of docs/limits.md."""
+    parts = [
+        "# Limits\n\nWhat may come from outside, how much of it, and what a violation gets. `make limits` writes this "
+        "page from the code;\nchange nothing here.\n",
+        f"A frame of any channel has at most {limits.FRAME_BYTES_MAX} bytes. Nobody sends a longer one: what the "
+        "message was about,\na job or a connection, ends with a line in the log, and `lifld` goes on.\n",
+        "## Messages\n",
+    ]
+    for channel, (kinds, gets) in CHANNELS.items():
+        rows: list[tuple[Any, ...]] = []
+        for kind in sorted(typing.get_args(kinds), key=lambda kind: kind.__name__):
+            longest = int(min(packed_max(kind), limits.FRAME_BYTES_MAX))
+            rows.append((f"**{kind.__name__}**", "", f"{longest} bytes at most"))
+            rows += [("", f"`{name}`", limit_text(hint, name)) for name, hint in hints(kind).items()]
+        parts += [f"### {channel}\n\nA violation: {gets}.\n", table(("message", "field", "limit"), rows)]
+    refused = "refused by its path, with the fix; exit 2"
+    for title, config in (("A job's keys", JobConfig), ("A node's keys", NodeConfig)):
+        parts += [f"## {title}\n\nA violation: {refused}.\n", table(("key", "limit"), list(of_config(config)))]
+    parts += [
+        "## Arguments of the command line\n\nA violation: refused with the usage; exit 2.\n",
+        table(("argument", "limit"), list(commands())),
+        "## Files\n",
+        table(("file", "limit", "a violation"), FILES),
+        "## Environment\n",
+        table(("variable", "limit", "a violation"), ENVIRONMENT),
+        "## All limits by name\n\nFrom `core/limits.py`.\n",
+        table(("name", "value", "what for"), list(constants())),
+    ]
+    return "\n".join(parts)
+
+
+assert metas(Contributions)[1] and metas(fields.Metrics)[1]
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

@@ -1,0 +1,85 @@
+"""The lives that the tests live, each by its seed, and what is told of one that fails."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from sim_arena import PAGE_BYTES
+from sim_jobs import JobPlan, SimJob
+from simulator import Cluster
+
+STEPS = 3000
+KIB, MIB = 1024, 1024 * 1024
+MODEL_BYTES = (KIB, KIB, 64 * KIB, MIB, 16 * MIB, 64 * MIB)
+"""Those of 16 MiB and more are large enough for a top to go along with their last updates."""
+ROOMY = 20
+STYLES = ("any", "any", "any", "any", "crowded", "stormy")
+
+
+def make(seed: int, hosts: int = 1, style: str = "", **named: Any) -> Cluster:
+    """Return the life of this seed, at its beginning.
+
+    Lives of one `style` only: ``crowded`` (nothing fails, and several jobs want room at once), ``stormy`` (one job, and
+    a fault every few steps).
+    """
+    rng = random.Random(seed)
+    style = style or rng.choice(STYLES)
+    crowded, stormy = style == "crowded", style == "stormy"
+    jobs = 1 if stormy else rng.choice([2, 3] if crowded else [1, 1, 2, 3])
+    plans = [_plan(rng, f"j{number}", jobs, style) for number in range(1, jobs + 1)]
+    needs = [SimJob(1, plan).spec.bytes_min() for plan in plans]
+    arenas = [1.2 * max(needs), sum(needs)] if crowded else [ROOMY * sum(needs), max(needs), sum(needs)]
+    arena_bytes = -(-int(rng.choice(arenas)) // PAGE_BYTES) * PAGE_BYTES
+    faults = {"crowded": 0.0, "stormy": 0.03}.get(style, rng.choice([0.0, 0.01, 0.05]))
+    return Cluster(seed, plans, arena_bytes, faults, hosts, **named)
+
+
+def _plan(rng: random.Random, name: str, jobs: int, style: str) -> JobPlan:
+    goals = {"crowded": [5, 8], "stormy": [8, 17]}.get(style, [1, 2, 3, 5] if jobs > 1 else [1, 2, 3, 5, 8, 17])
+    models = {"crowded": MODEL_BYTES[-1:]}.get(style, MODEL_BYTES)
+    goal = rng.choice(goals)
+    config = {
+        "job": {"name": name, "rounds": rng.choice([1, 2, 3])},
+        "model": {"path": f"/m/{name}"},
+        "selection": {
+            "clients_per_round": goal,
+            "over_provision": rng.choice([1.0, 1.3, 2.0]),
+            "quorum": rng.randint(1, goal),
+            "deadline_s": rng.choice([1.0, 50.0, 50.0] if style == "any" else [50.0]),
+            "attempts": 5,
+        },
+        "aggregation": {
+            "fan_in": rng.choice([1, 2, 3]),
+            "middle_fan_in": rng.choice([2, 3, 8]),
+            "timing": rng.choice(["eager", "lazy"]),
+            "replan_interval_s": rng.choice([0.5, 1000.0]),
+            "placement": rng.choice(["best-fit", "worst-fit", "worst-fit"]),
+        },
+    }
+    return JobPlan(config, rng.choice(models), max(goal, int(goal * rng.choice([1, 1.5, 2.0]))))
+
+
+def live(seed: int, hosts: int) -> Cluster:
+    """Live a whole life; of one that fails say how to see it again, and where its recordings are."""
+    cluster = make(seed, hosts)
+    try:
+        cluster.run(STEPS)
+    except Exception as error:
+        files = ", ".join(map(str, write_recordings(cluster)))
+        again = f"`make sim SEED={seed} HOSTS={hosts}` tells how it came"
+        raise AssertionError(f"seed {seed} on {hosts} hosts: {error!r}; {again}; recordings: {files}") from error
+    return cluster
+
+
+def write_recordings(cluster: Cluster) -> list[Path]:
+    """Write what each engine has recorded to a file (`make sim RECORDING=FILE` tells it), and return the files."""
+    folder = Path(tempfile.mkdtemp(prefix=f"lifl-sim-{cluster.seed}-"))
+    files = []
+    for host in cluster.hosts.values():
+        if host.engine is not None:
+            files.append(folder / f"host{host.number}.recording")
+            files[-1].write_bytes(host.engine.recording().pack())
+    return files

@@ -1,0 +1,112 @@
+"""One machine of the simulated cluster: its engine, and what the processes around that have and are about to say."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sim_arena import SimStore
+from sim_checks import Broken
+
+from lifl.core import events as ev
+from lifl.core.coordinator.nodes import Node
+from lifl.core.engine import Engine
+from lifl.core.errors import LocalFault
+from lifl.core.event_log import Recording
+from lifl.core.ids import Key
+
+if TYPE_CHECKING:
+    from sim_clients import SimClient
+    from sim_workers import SimWorker
+
+IDLE_TIMEOUT_S = 5.0
+WAIT_QUEUE_MAX = 4
+WORKERS_MAX = 4
+CAPACITY = 4.0
+
+
+class Reader(NamedTuple):
+    """Somebody to whom a gateway sends a model; `stuck`: it reads no further, until its connection ends."""
+
+    conn: int
+    key: Key
+    stuck: bool
+
+
+class Host:
+    """One machine: its arena survives the daemon's death, not its own."""
+
+    def __init__(self, number: int, arena_bytes: int) -> None:
+        self.number = number
+        self.gateway = f"host{number}:1"
+        self.arena_bytes = arena_bytes
+        self.store = SimStore(arena_bytes, number)
+        self.engine: Engine | None = None  # None: it is down
+        self.workers: dict[int, SimWorker] = {}
+        self.routes: dict[int, int] = {}
+        self.fallback: deque[tuple[int, Key]] = deque()
+        # the gateway
+        self.to_daemon: deque[Any] = deque()
+        self.frozen_until = 0.0
+        self.by_conn: dict[int, SimClient] = {}
+        self.questions: dict[int, tuple[str, int]] = {}  # by connection: the job and round of what it waits for
+        self.receiving: dict[Key, tuple[int, str]] = {}  # the connection, and whose it is (empty: another node's)
+        self.readers: list[Reader] = []
+        self.transfers: list[Any] = []  # what it carries and fetches
+        # the control channel between agent and coordinator
+        self.orders: deque[Any] = deque()
+        self.reports: deque[Any] = deque()
+        self.linked = False
+        self.incarnation = 1
+        self.leaving = False
+        self.buried = False  # this life counts as over, and the node has not heard so
+
+    def node(self) -> Node:
+        """Return the node as its coordinator sees it."""
+        return Node(self.number, self.gateway, CAPACITY, self.arena_bytes, WORKERS_MAX, self.incarnation)
+
+    def begin(self, coordinates: bool, now: float) -> None:
+        """Start a daemon."""
+        self.engine = Engine(self.store, self.node(), IDLE_TIMEOUT_S, WAIT_QUEUE_MAX, coordinates, now)
+
+    def up(self) -> ev.NodeUp:
+        """Return what the coordinator hears when the node connects."""
+        node = self.node()
+        sizes = (node.load.capacity, node.arena_bytes, node.workers_max)
+        return ev.NodeUp(node.number, node.gateway, *sizes, node.incarnation)
+
+    def validate(self) -> None:
+        """Raise `Broken` when the engine's books are wrong."""
+        if self.engine is not None:
+            try:
+                self.engine.validate()
+            except LocalFault as fault:
+                raise Broken("books", f"host {self.number}: {fault}") from fault
+
+    def check_replay(self) -> None:
+        """Raise `Broken` unless the last events lead to the same effects once more, also by way of a file."""
+        if self.engine is not None:
+            try:
+                Recording.unpack(self.engine.recording().pack()).replay()
+            except LocalFault as fault:
+                raise Broken("same-replay", f"host {self.number}: {fault}") from fault
+
+    def stop(self) -> None:
+        """End all processes; what they had on their way is lost."""
+        self.engine = None
+        self.linked = self.leaving = False
+        for queue in (self.to_daemon, self.fallback, self.orders, self.reports):
+            queue.clear()
+        self.workers.clear()
+        self.routes.clear()
+        self.end_gateway()
+
+    def end_gateway(self) -> None:
+        """End the gateway's process: direct clients have yet to notice."""
+        for key, (_, title) in self.receiving.items():
+            client = next((each for each in self.by_conn.values() if each.title == title), None)
+            if client is not None and client.direct:  # (what was sealed is not in `receiving`)
+                self.store.left_writing(key)
+        for part in (self.to_daemon, self.receiving, self.readers, self.transfers, self.by_conn, self.questions):
+            part.clear()
+        self.frozen_until = 0.0

@@ -1,0 +1,140 @@
+"""A job as its user and its trainers know it, and what of it is on the disk: rows and checkpoints."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sim_checks import must
+
+from lifl.core import effects as fx
+from lifl.core import events as ev
+from lifl.core.config.job import parse_job
+from lifl.core.coordinator.job_spec import JobSpec
+from lifl.core.ids import epoch_of
+from lifl.core.schema import Layout, TensorSpec
+
+if TYPE_CHECKING:
+    from sim_arena import SimStore
+    from sim_clients import SimClient
+
+METRICS_TOLERANCE = 1e-9
+
+
+class JobPlan(NamedTuple):
+    """What is drawn of a job: its configuration, the bytes of its model, how many trainers it has."""
+
+    config: Mapping[str, Any]
+    model_bytes: int
+    clients: int
+
+
+class SimJob:
+    """One job; `row` is its row in the database, None before it was submitted (and when that was refused)."""
+
+    def __init__(self, number: int, plan: JobPlan) -> None:
+        self.number = number
+        self.config = parse_job(plan.config)
+        self.name = self.config.job.name
+        self.layout = Layout((TensorSpec("w", "float32", (plan.model_bytes // 4,)),))
+        self.facts = ev.JobFacts(number, self.config, self.layout.tensors, (), f"/jobs/{self.name}")
+        self.spec = JobSpec(number, self.config, self.layout, (), self.facts.folder)
+        self.clients: dict[str, SimClient] = {}
+        self.row: tuple[str, str] | None = None
+        self.refused = False
+        self.cancelled = False
+        self.excuse = ""  # why it may fail: what was done to it
+        self.unheard = False  # a node has told a failure of it to nobody: a known fault, it may never end
+        self.rounds: dict[tuple[int, int], tuple[str, dict[str, Any]]] = {}  # rows by round and attempt
+        self.commits: dict[int, Counter[str]] = {}
+
+    @property
+    def over(self) -> bool:
+        """True when its row says so, or it will never be there."""
+        return self.refused or (self.row is not None and self.row[0] != "running")
+
+    @property
+    def committed(self) -> int:
+        """The last committed round, -1: none."""
+        return max((number for (number, _), (status, _) in self.rounds.items() if status == "committed"), default=-1)
+
+    def history(self) -> ev.JobHistory:
+        """Return what a daemon that starts again finds in the database."""
+        last, tried = self.committed, {}
+        for (number, attempt), (status, fields) in sorted(self.rounds.items()):
+            if number > last:
+                tried[number] = (attempt, status, fields)
+        counted = {n: frozenset(f["members"]) for (n, _), (status, f) in self.rounds.items() if status == "committed"}
+        return ev.JobHistory(last, tried, counted)
+
+
+class Disk:
+    """The database's rows (in the jobs) and the checkpoints of all jobs."""
+
+    def __init__(self, jobs: Mapping[str, SimJob], calm: bool) -> None:
+        self._jobs = jobs
+        self.calm = calm  # nothing fails, and no round is short of clients
+        self.files: dict[str, Counter[str]] = {}
+
+    def save_job(self, effect: fx.SaveJob) -> None:
+        """Keep what has become of a job."""
+        job = self._jobs[effect.job]
+        job.row = (effect.status, effect.reason)
+        if effect.status == "running":
+            return
+        for client in job.clients.values():  # what was accepted has expired, with a reason
+            client.accepted.clear()
+        expected = "cancelled" if job.cancelled else "finished"
+        tried_out = effect.reason.startswith("round") and "times, at last" in effect.reason
+        may = effect.status == expected or (effect.status == "failed" and (job.excuse or tried_out))
+        must(may, "jobs-apart", f"job {job.name!r} is {effect.status}: {effect.reason!r}")
+
+    def save_round(self, effect: fx.SaveRound, home: SimStore) -> None:
+        """Keep a round's row, and look at what is in it."""
+        job, number = self._jobs[effect.job], effect.round
+        if effect.status == "committed":
+            self._look_at_commit(job, effect, home)
+        elif effect.status == "failed":  # what was accepted has expired, with a reason
+            reason = effect.fields["reason"]
+            must(not self.calm, "begun-ends", f"round {number} of job {job.name!r} failed: {reason}")
+            for client in job.clients.values():
+                client.settled(number)
+        job.rounds[number, effect.attempt] = (effect.status, effect.fields)
+
+    def _look_at_commit(self, job: SimJob, effect: fx.SaveRound, home: SimStore) -> None:
+        number, last = effect.round, job.committed
+        what = f"round {number} of job {job.name!r}"
+        must(number > last, "one-commit", f"{what} is committed, and {last} is already")
+        must(number == last + 1, "commit-order", f"{what} is committed after {last}")
+        content = self.files.get(job.spec.path_of(number))
+        must(content is not None, "rows-first", f"{what} is committed, and its checkpoint is not written")
+        if not number:
+            return
+        members = effect.fields["members"]
+        expected = Counter({f"{job.name}/{member}": 1 for member in members})
+        must(content == expected, "counted-once", f"{what} has {content}, its members are {members}")
+        must(_metrics(job, members) == effect.fields["metrics"], "counted-once", f"{what} has other metrics")
+        epoch = epoch_of(number, effect.attempt)
+        mine = (thing for thing in home.things.values() if (thing.job, thing.epoch) == (job.number, epoch))
+        here = {name for thing in mine if thing.sealed for name in thing.content}
+        must(expected.keys() <= here, "rows-first", f"{what} is not written, and {expected.keys() - here} are gone")
+        job.commits[number] = content
+
+
+def _metrics(job: SimJob, members: list[str]) -> Any:
+    clients = [job.clients[member] for member in members]
+    sent = [(client.metrics["loss"], client.weight) for client in clients if client.metrics]
+    return Approx(sum(value * weight for value, weight in sent) / sum(weight for _, weight in sent)) if sent else {}
+
+
+class Approx:
+    """Equals the metrics ``{"loss": about this}``."""
+
+    def __init__(self, loss: float) -> None:
+        self._loss = loss
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, dict) and [*other] == ["loss"] and abs(other["loss"] - self._loss) < METRICS_TOLERANCE
+
+    __hash__ = None  # type: ignore[assignment]
