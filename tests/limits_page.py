@@ -198,7 +198,7 @@ def small(kind: Any) -> Any:
 
 
 def edges(kind: Any) -> Iterator[tuple[Any, bool]]:
-    """Values at each limit of a type, and one beyond, each with whether it is taken."""
+    """Values at each limit of a type, and one beyond if the wire has it, each with whether it is taken."""
     kind, held = metas(kind)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
@@ -213,12 +213,12 @@ def edges(kind: Any) -> Iterator[tuple[Any, bool]]:
                 if held[name] + step >= 0:
                     yield of_length(kind, held[name] + step), False
     if kind in (int, float):
-        step = 1 if kind is int else 1e-3
         for name, sign, inside in (("ge", -1, True), ("gt", -1, False), ("le", 1, True), ("lt", 1, False)):
             if name in held:
                 yield kind(held[name]), inside
-                beyond = held[name] + sign * step * max(1, abs(held[name]))
-                yield kind(beyond), False
+                beyond = held[name] + sign * (1 if kind is int else 1e-3 * max(1, abs(held[name])))
+                if kind is float or -(2**63) <= beyond < 2**64:
+                    yield kind(beyond), False
 
 
 def of_length(kind: Any, length: int) -> Any:

@@ -273,7 +273,10 @@ def _segments(_state_dir: Path) -> Iterator[Finding]:
         else:
             mapped |= {name for name in names if f"{SHM}/{name}" in maps}
     for name in sorted(names - mapped):
-        about = (SHM / name).stat()
+        try:
+            about = (SHM / name).stat()
+        except FileNotFoundError:
+            continue  # it has ended meanwhile
         size = size_text(about.st_size)
         if about.st_uid in unseen or os.geteuid() not in (0, about.st_uid):
             text = f"{SHM / name}: {size} of user {about.st_uid}; this account cannot see who uses it"

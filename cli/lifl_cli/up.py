@@ -32,7 +32,7 @@ NODE_FLAGS = {
     "workers_max": "At most this many workers (aggregator processes); 0: one more than there are cores.",
     "capacity": "Updates that the node folds at a time (MC); 0: measured after the start.",
     "connections_max": "At most this many client connections.",
-    "wait_queue_max": "Updates that may wait for room in the arena; more are told BUSY.",
+    "wait_queue_max": "Updates of one job that may wait for room in the arena; more are told BUSY.",
     "control": "The HOST:PORT at which other nodes reach this one.",
     "join": "Join the cluster of the node whose control address is this HOST:PORT.",
     "insecure": "Listen beyond loopback although nothing is encrypted.",

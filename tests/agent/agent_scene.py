@@ -193,6 +193,11 @@ class Scene:
         self.engine.validate()
         self.engine._log = EventLog(self.engine._store, self.engine._copy)
 
+    def has_room(self) -> None:
+        """What waits for room looks at it again, as when something is freed: more of it was set by hand."""
+        self.agent.quota.gains += 1
+        self.anew()
+
     def open_job(self, number: int = NUMBER, name: str = "j", path: str = "", **more: Any) -> o.OpenJob:
         """The order that makes the job ready; with a path it is loaded here."""
         sizes = (self.clients_per_round, self.layout.tensors, self.states)

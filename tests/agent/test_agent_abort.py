@@ -11,7 +11,7 @@ from lifl.core import effects as fx
 from lifl.core import events as ev
 from lifl.core.agent.quota import NO_JOB
 from lifl.core.agent.uploads import DIRECT_GRACE_S
-from lifl.core.errors import Impossible
+from lifl.core.errors import RemoteFault
 from lifl.core.ids import Kind
 from lifl.core.planning.tree import TaskState
 from lifl.core.protocol import commands as o
@@ -101,7 +101,7 @@ def test_room_that_is_free_again_goes_to_who_waits() -> None:
 def test_an_update_that_is_not_on_its_way_cannot_end() -> None:
     scene = scene_of("c1")
     scene.seal("c1")
-    with pytest.raises(Impossible, match="which is not in flight"):
+    with pytest.raises(RemoteFault, match="which is not in flight"):
         scene.handle(abort("c1", scene))
 
 

@@ -84,7 +84,7 @@ def test_without_room_for_all_that_it_needs_an_update_waits_and_takes_nothing(ob
     assert [order.client for order in scene.agent.uploads.waiting] == ["c1"]
     assert [member.client for member in scene.agent.uploads.asked(NUMBER, scene.runner().branch)] == ["c1"]
     scene.arena.allows = None
-    scene.anew()
+    scene.has_room()
     led = scene.handle(ev.Tick())
     (key,) = scene.arena.of(Kind.UPDATE)
     assert led == [granted("c1", key), fx.ForkWorker(1)]
@@ -95,6 +95,7 @@ def test_who_comes_while_others_wait_waits_behind_them_and_beyond_the_limit_is_t
     led = scene.grant("c4")
     assert led == [aborted("c4"), told(4, BUSY)]
     scene.arena.nbytes += scene.update_bytes
+    scene.has_room()
     led = scene.handle(ev.Tick())
     assert [(type(each), each.conn) for each in led if isinstance(each, gm.Granted)] == [(gm.Granted, 2)]
     assert [order.client for order in scene.agent.uploads.waiting] == ["c3"]
@@ -160,6 +161,7 @@ def test_the_room_that_other_jobs_are_promised_is_not_given_away() -> None:
     scene.arena.nbytes = scene.arena.used_bytes + promised + scene.update_bytes + scene.layout.data_bytes - 1
     assert scene.grant("c1") == []
     scene.arena.nbytes += 1
+    scene.has_room()
     assert scene.handle(ev.Tick()) != []
 
 

@@ -8,7 +8,7 @@ from agent_scene import EPOCH, NUMBER, Scene, costs, told
 from lifl.core import events as ev
 from lifl.core.agent.model_service import FETCH_RETRY_S
 from lifl.core.agent.model_slot import SlotState
-from lifl.core.errors import Impossible
+from lifl.core.errors import RemoteFault
 from lifl.core.ids import Key, epoch_of
 from lifl.core.planning.tree import TaskState
 from lifl.core.protocol import client as cm
@@ -90,6 +90,7 @@ def test_without_a_source_or_without_room_it_is_not_fetched_yet() -> None:
     assert scene.handle(o.ModelAt(NUMBER, 3, SOURCE)) == []
     assert scene.slot.state is SlotState.ELSEWHERE
     scene.arena.nbytes = 1 << 20
+    scene.has_room()
     (fetch,) = scene.handle(ev.Tick())
     assert isinstance(fetch, gm.Fetch)
 
@@ -144,11 +145,11 @@ def test_a_model_that_is_replaced_while_it_is_read_stays_until_the_last_reader_i
     for conn in (5, 6):
         assert scene.handle(gm.WantModel(conn, "j", 1)) == [gm.ModelGranted(conn, "j", 1, model.pack())]
     scene.handle(o.ModelAt(NUMBER, 1, SOURCE))
-    assert (scene.slot.doomed, scene.slot.pins) == ({model}, {model: 2})
+    assert (scene.slot.doomed, scene.slot.pins) == ({model: 0.0}, {model: 2})
     scene.handle(gm.ModelSent(5, model.pack(), 10))
     assert list(scene.arena.objects) == [model]
     scene.handle(gm.ModelSent(6, model.pack(), 10))
-    assert (scene.arena.objects, scene.slot.doomed) == ({}, set())
+    assert (scene.arena.objects, scene.slot.doomed) == ({}, {})
 
 
 def test_what_is_sent_is_part_of_the_cost_of_the_branches_that_are_not_through() -> None:
@@ -219,11 +220,11 @@ def test_a_top_has_the_model_fetched_again_after_the_gateway_ended() -> None:
     assert again.key != fetch.key and list(scene.arena.objects) == [Key.unpack(again.key)]
 
 
-def test_a_fetch_that_nobody_began_is_impossible() -> None:
+def test_the_end_of_a_fetch_that_never_began_is_the_gateway_s_fault() -> None:
     scene = Scene()
     scene.has_model()
     key = scene.slot.model
-    with pytest.raises(Impossible, match="which is not being fetched"):
+    with pytest.raises(RemoteFault, match="which is not being fetched"):
         scene.handle(gm.FetchEnded(key.pack(), "", 0))
 
 

@@ -217,7 +217,7 @@ def test_where_another_job_may_make_room_it_is_waited_for() -> None:
     assert left.branch(2) == [adopted("c1")]
     assert len(scene.runner().branch.unfed) == 1
     scene.arena.allows = None
-    scene.anew()
+    scene.has_room()
     assert scene.handle(ev.Tick()) == [fx.ForkWorker(1)]
 
 
@@ -241,6 +241,7 @@ def test_a_partial_that_comes_while_updates_wait_for_room_waits_behind_them() ->
     scene.anew()
     scene.check_replay()
     scene.arena.allows = None
+    scene.has_room()
     scene.handle(ev.Tick())
     assert not unfed
     assert key in scene.tasks()[-1].inputs

@@ -52,8 +52,8 @@ BREAKS: dict[str, Callable[[Scene], object]] = {
     "is open at address": lambda s: setattr(leaf(s), "address", 77),
     "free addresses are not": lambda s: s.agent.tasks._addresses.append(5),
     "have lost their addresses": lambda s: s.agent.tasks._abandoned.update({999: []}),
-    "updates wait for room, at most 1 may": lambda s: s.agent.uploads.waiting.append(s.agent.uploads.waiting[0]),
-    "of a job that is not open wait": lambda s: s.agent.replicas.update({2: s.agent.replicas.pop(1)}),
+    "updates of job 1 wait for room, at most 1 may": lambda s: s.agent.uploads._lines[1].update({9: waiting(s)}),
+    "which is not open, wait for room": lambda s: s.agent.replicas.update({2: s.agent.replicas.pop(1)}),
     "but not in its branch": lambda s: s.agent.uploads._in_flight.update({NONE: s.runner()}),
     "which no client sends": lambda s: s.agent.uploads._in_flight.clear(),
     "a partial is on its way twice": lambda s: s.agent.partials._coming.update({NONE: _coming(s)}),
@@ -61,7 +61,7 @@ BREAKS: dict[str, Callable[[Scene], object]] = {
     "is kept as (1, 0)": lambda s: s.replica.runners.update({(1, 0): s.runner()}),
     "while its model is ready": lambda s: setattr(s.slot, "fetching", NONE),
     "has no model though it is ready": lambda s: setattr(s.slot, "model", None),
-    "for no reader": lambda s: s.slot.doomed.add(NONE),
+    "for no reader": lambda s: s.slot.doomed.update({NONE: 0.0}),
     "objects that are not pinned": lambda s: setattr(s.slot, "pins", Counter()),
     "two updates in flight": lambda s: branch(s).in_flight.update({NONE: next(iter(branch(s).in_flight.values()))}),
     "accepted and in flight": lambda s: branch(s).accepted.update({"c2": branch(s).accepted["c1"]}),
@@ -72,6 +72,10 @@ BREAKS: dict[str, Callable[[Scene], object]] = {
     "has more inputs than it expects": lambda s: setattr(leaf(s), "inputs", [NONE] * 3),
     "is sealed but its root is": lambda s: setattr(branch(s), "sealed", True),
 }
+
+
+def waiting(scene: Scene) -> o.Grant:
+    return scene.agent.uploads.waiting[0]
 
 
 def _coming(scene: Scene) -> Coming:

@@ -172,21 +172,41 @@ def test_an_event_is_about_keys_addresses_and_clients() -> None:
     assert names_in(ev.Tick()) == set()
 
 
-def test_what_is_impossible_is_told_with_the_story_of_its_key() -> None:
+def impossible(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> tuple[gm.Aborted, Impossible]:
+    """Let the arena and the books contradict each other about an update that ends."""
+    scene.grant("c5")
+    key = scene.keys["c5"]
+    scene.handle(gm.Progress(key.pack(), 10))
+
+    def no_such(key: Key) -> None:
+        raise LocalFault(f"the arena has no {key}")
+
+    event = gm.Aborted(5, key.pack(), "gone")
+    with monkeypatch.context() as patched:
+        patched.setattr(scene.arena, "free", no_such)
+        with pytest.raises(Impossible) as fault:
+            scene.handle(event, at=9.0)
+    return event, fault.value
+
+
+def test_what_is_impossible_is_told_with_the_story_of_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = busy()
-    key = scene.keys["c3"]
-    with pytest.raises(Impossible) as fault:
-        scene.handle(gm.Aborted(3, key.pack(), "gone"), at=9.0)
-    text = str(fault.value)
-    assert "the gateway speaks of" in text and "the story of what Aborted names:" in text
+    event, fault = impossible(scene, monkeypatch)
+    text = str(fault)
+    assert "the arena has no" in text and "the story of what Aborted names:" in text
     lines = text.splitlines()[1:]
-    assert len(lines) == 4
-    assert "Grant(" in lines[0] and "-> Granted(conn=3," in lines[0]
-    assert "Sealed(conn=3" in lines[1]
-    assert "-> SendKeys(" in lines[2], "a key is found among those that are sent"
-    assert lines[3].strip().startswith("9.000000 Aborted(conn=3")
+    assert len(lines) == 3
+    assert "Grant(" in lines[0] and "-> Granted(conn=5," in lines[0]
+    assert "Progress(" in lines[1]
+    assert lines[2].strip().startswith("9.000000 Aborted(conn=5")
     assert scene.keys["c1"].pack() not in text.encode()
-    assert scene.engine.recording().entries[-1].event == gm.Aborted(3, key.pack(), "gone"), "it is in the log too"
+    assert scene.engine.recording().entries[-1].event == event, "it is in the log too"
+
+
+def test_a_story_finds_a_key_among_those_that_are_sent() -> None:
+    scene = busy()
+    lines = scene.engine._log.story(gm.Aborted(3, scene.keys["c3"].pack(), "gone"))
+    assert "-> SendKeys(" in lines[-1]
 
 
 def test_a_long_story_is_told_from_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,10 +251,11 @@ def test_a_replay_that_goes_another_way_is_noticed(what: str) -> None:
         recording._replace(entries=entries).replay()
 
 
-def test_events_that_were_impossible_or_refused_are_replayed_to_the_same_end() -> None:
+def test_events_that_were_impossible_or_refused_are_replayed_to_the_same_end(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = busy()
-    with pytest.raises(Impossible):
+    with pytest.raises(RemoteFault):
         scene.handle(gm.Aborted(3, scene.keys["c3"].pack(), "gone"))
+    impossible(scene, monkeypatch)
     recording = Recording.unpack(scene.engine.recording().pack())
     assert recording.replay() == len(recording.entries)
 

@@ -112,7 +112,7 @@ def test_a_ping_is_not_answered_without_one_and_the_daemon_is_asked_once(pair: t
 def test_a_client_is_told_what_the_gateway_knows_when_it_knows_something_itself(pair: tuple[StandIn, StandIn]) -> None:
     node, _ = pair
     peer = Peer(node)
-    peer.send(cm.Hello(cm.PROTOCOL_VERSION, "c1", knows=("ping", "what a later version knows")))
+    peer.send(cm.Hello(cm.PROTOCOL_VERSION, "c1", knows=("ping", "what-a-later-version-knows")))
     assert peer.receive().knows == cm.KNOWS
     peer.close()
 

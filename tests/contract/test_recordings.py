@@ -13,9 +13,10 @@ import uvloop
 from nodes import Node, run_lifl
 
 from lifl.core import events as ev
+from lifl.core.agent.quota import NO_JOB
 from lifl.core.coordinator.nodes import Node as ClusterNode
 from lifl.core.engine import Engine
-from lifl.core.errors import Impossible
+from lifl.core.errors import Impossible, RemoteFault
 from lifl.core.event_log import Recording
 from lifl.core.ids import Key
 from lifl.core.protocol import gateway as gm
@@ -36,18 +37,26 @@ def arena():
     arena.close(unlink=True)
 
 
-def drive(arena: OwnedArena, folder: Path, *events: Any) -> None:
+def drive(arena: OwnedArena, folder: Path, *events: Any, wrong: Key | None = None) -> None:
+    """`wrong`: the books say that this object is a partial on its way, and the arena does not have it."""
+
     async def run() -> None:
         engine = Engine(ArenaStore(arena), ClusterNode(NODE, "a:1", 4.0, arena.arena_bytes, 2), 1.0, 4)
+        if wrong is not None:
+            engine.agent.quota._sizes[wrong] = (NO_JOB, 64)
+            engine.agent.quota._used[NO_JOB] = 64
+            engine.agent.partials._coming[wrong] = None  # type: ignore[assignment]
         done: list[Sequence[Any]] = []
         driver = Driver(engine, folder, done.append)
         try:
             for event in events:
                 driver.handle(event)
-        finally:
+        except Impossible:
             performed = len(done)
             driver.handle(ev.Tick())  # a driver that has met the impossible handles nothing more
             assert len(done) == performed
+            raise
+        finally:
             driver.close()
 
     uvloop.run(run())
@@ -57,17 +66,38 @@ def test_the_impossible_leaves_a_recording_and_the_story_of_the_keys(
     arena: OwnedArena, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without it a book that is wrong in the field can be explained by nobody."""
-    key = Key(3, 1, NODE).pack()
+    key = Key(3, 1, NODE)
     caplog.set_level(logging.ERROR, logger="lifl.driver")
-    with pytest.raises(Impossible, match="not in flight") as impossible:
-        drive(arena, tmp_path, ev.ArenaAdopted({}, ()), gm.Progress(key, 10), gm.Sealed(1, key, 10))
+    with pytest.raises(Impossible, match=str(key)) as impossible:
+        drive(arena, tmp_path, ev.Tick(), gm.Progress(key.pack(), 10), gm.Aborted(1, key.pack(), "gone"), wrong=key)
     story = str(impossible.value)
-    assert "Progress" in story and "Sealed" in story and "ArenaAdopted" not in story
+    assert "Progress" in story and "Aborted" in story and "Tick" not in story
     (path,) = tmp_path.glob(f"*{SUFFIX}")
     assert str(path) in caplog.text
     recording = Recording.unpack(path.read_bytes())
-    assert [type(entry.event) for entry in recording.entries] == [ev.ArenaAdopted, gm.Progress, gm.Sealed]
+    assert [type(entry.event) for entry in recording.entries] == [ev.Tick, gm.Progress, gm.Aborted]
     assert recording.replay() == 3
+
+
+def test_a_word_of_the_gateway_that_cannot_be_true_is_its_own_fault(arena: OwnedArena, tmp_path: Path) -> None:
+    """Nothing has changed, the engine goes on; who ends is the gateway."""
+    key = Key(3, 1, NODE).pack()
+    for word in (gm.Sealed(1, key, 10), gm.Aborted(1, key, "gone"), gm.FetchEnded(key, "", 10)):
+        with pytest.raises(RemoteFault, match="gateway"):
+            drive(arena, tmp_path, word)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_performed_ends_the_driver(arena: OwnedArena, tmp_path: Path) -> None:
+    async def run() -> None:
+        def perform(_effects: Sequence[Any]) -> None:
+            raise OSError("no")
+
+        engine = Engine(ArenaStore(arena), ClusterNode(NODE, "a:1", 4.0, arena.arena_bytes, 2), 1.0, 4)
+        with pytest.raises(Impossible, match="could not be done"):
+            Driver(engine, tmp_path, perform).handle(ev.Tick())
+
+    uvloop.run(run())
 
 
 def test_only_the_newest_recordings_are_kept(arena: OwnedArena, tmp_path: Path) -> None:

@@ -77,11 +77,12 @@ class Scene:
         rounds: int = 2,
         states: tuple[str, ...] = (),
         aggregation: Mapping[str, Any] | None = None,
+        secrets_seed: bytes = b"",
         **selection: Any,
     ) -> None:
         self._capacity, self._arena_bytes = capacity or {}, arena_bytes or {}
         self.turn = Turn(HOME, coordinates=True)
-        self.coordinator = Coordinator(self.node(HOME), self.turn)
+        self.coordinator = Coordinator(self.node(HOME), self.turn, secrets_seed)
         config = {
             "job": {"name": "j", "rounds": rounds},
             "model": {"path": "/m"},
@@ -193,9 +194,19 @@ class Scene:
 
     # ---- events ------------------------------------------------------------------------------------------------------
 
-    def handle(self, message: Any, node: int = HOME, at: float | None = None) -> Led:
-        """One message from a node."""
+    def handle(self, message: Any, node: int | None = None, at: float | None = None) -> Led:
+        """One message from a node; if no other, from the one whose it is to say."""
+        if node is None:
+            node = self._sayer(message)
         return self.do(self.coordinator.handle, node, message, at=at)
+
+    def _sayer(self, message: Any) -> int:
+        """The node that has the branch that a report is about; home has the top, which tells of all."""
+        round_ = self.coordinator.jobs["j"].round if "j" in self.coordinator.jobs else None
+        if round_ is None or isinstance(message, o.PartialArrived | o.BranchForgotten):
+            return HOME
+        record = round_.branches.get(getattr(message, "branch", 0))
+        return record.node if record is not None else HOME
 
     def do(self, call: Callable[..., Any], *given: Any, at: float | None = None) -> Led:
         """One call of the coordinator's, at the time `at`."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from coordinator_scene import HOME, OPEN, Scene
+import pytest
+from coordinator_scene import HOME, OPEN, B, Scene
 
 from lifl.core.coordinator.receipt import metrics_of, receipt_of
 from lifl.core.coordinator.round import Phase
+from lifl.core.coordinator.selection import Selection
 from lifl.core.limits import COST_LINES_MAX, REASON_BYTES_MAX, ROUND_METRICS_MAX, TEXT_CHARS_MAX
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import commands as o
+from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.contribution import Contribution
 
 
@@ -43,3 +46,17 @@ def test_a_receipt_has_a_line_for_so_many_tasks() -> None:
         record.cost = {"tree": [{"address": index} for index in range(COST_LINES_MAX - 1)]}
     tree = receipt_of(round_, 0.0)["tree"]
     assert len(tree) == COST_LINES_MAX
+
+
+def test_the_loss_of_a_gateway_is_one_look_for_others_whatever_its_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one for each client, 10,000 of them took seconds: more than a node may be silent."""
+    scene = Scene(goal=50, nodes=(HOME, B))
+    names = [f"c{index}" for index in range(1, 51)]
+    scene.here(*names)
+    scene.has_round(Phase.COLLECTING, branches=((HOME, 50, OPEN),), selected=names)
+    looks = []
+    fill = Selection.fill
+    monkeypatch.setattr(Selection, "fill", lambda self, round_: (looks.append(round_), fill(self, round_))[1])
+    scene.handle(gm.GatewayLost())
+    assert scene.coordinator.presence.of("j") == {}
+    assert len(looks) == 1

@@ -10,7 +10,7 @@ import pytest
 from lifl.core.config.job import SelectionSection
 from lifl.core.coordinator import branch_record, recovery, round
 from lifl.core.coordinator.branch_record import BranchRecord, BranchState
-from lifl.core.coordinator.coordinator import COORDINATOR, HANDLERS, JOB, Coordinator
+from lifl.core.coordinator.coordinator import ANY, COORDINATOR, HANDLERS, JOB, Coordinator
 from lifl.core.coordinator.job import Job
 from lifl.core.coordinator.recovery import REACTIONS, News, Recovery
 from lifl.core.coordinator.round import Phase, Round
@@ -23,7 +23,8 @@ from lifl.core.protocol import commands as o
 def test_each_message_of_a_node_but_those_of_the_control_channel_itself_has_a_handler_that_is_there() -> None:
     assert set(HANDLERS) == set(typing.get_args(p.ToCoordinator)) - {p.Heartbeat, p.Leaving}
     assert set(typing.get_args(o.Report)) <= set(HANDLERS)
-    for taker, method in HANDLERS.values():
+    for taker, method, sayer in HANDLERS.values():
+        assert (sayer == ANY) == (taker == COORDINATOR), "who may say what is about a job"
         assert callable(getattr(Coordinator if taker == COORDINATOR else Job if taker == JOB else RoundRunner, method))
 
 

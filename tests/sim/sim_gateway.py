@@ -158,7 +158,7 @@ class Gateways:
             members = len(thing.members)
             data_bytes = cluster.by_number[effect.number].layout.accumulator_bytes
             at = (conn, effect.number, effect.epoch, effect.branch, members)
-            other.to_daemon.append(gm.Offered(*at, data_bytes, members * MEMBER_BYTES))
+            other.to_daemon.append(gm.Offered(*at, data_bytes, members * MEMBER_BYTES, effect.secret))
         self.waiting[conn] = (host, key)
 
     def _transfer_answered(self, conn: int, message: Any) -> None:

@@ -10,6 +10,7 @@ from sim_checks import Broken
 
 from lifl.core import events as ev
 from lifl.core.coordinator.nodes import Node
+from lifl.core.coordinator.offer_secrets import KNOWN
 from lifl.core.engine import Engine
 from lifl.core.errors import LocalFault
 from lifl.core.event_log import Recording
@@ -73,7 +74,7 @@ class Host:
         """Return what the coordinator hears when the node connects."""
         node = self.node()
         sizes = (node.load.capacity, node.arena_bytes, node.workers_max)
-        return ev.NodeUp(node.number, node.gateway, *sizes, node.incarnation)
+        return ev.NodeUp(node.number, node.gateway, *sizes, node.incarnation, (KNOWN,))
 
     def validate(self) -> None:
         """Raise `Broken` when the engine's books are wrong."""

@@ -26,6 +26,7 @@ from lifl.core.coordinator.coordinator import Coordinator
 from lifl.core.coordinator.job import Job
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import Node
+from lifl.core.coordinator.offer_secrets import KNOWN
 from lifl.core.errors import Impossible, LocalFault, Refused, RemoteFault
 from lifl.core.event_log import EventLog, Recording, RecordingStore, Shape, shape
 from lifl.core.object_store import ObjectStore
@@ -41,7 +42,10 @@ STEPS_MAX = 4_000_000
 
 
 class Engine:
-    """One node, from `now` on.  With `coordinates` it runs the jobs; else it obeys the node that does."""
+    """One node, from `now` on.  With `coordinates` it runs the jobs; else it obeys the node that does.
+
+    `seed` is what a coordinator's secrets are made from (`coordinator/offer_secrets.py`).
+    """
 
     def __init__(
         self,
@@ -51,13 +55,14 @@ class Engine:
         wait_queue_max: int,
         coordinates: bool = True,
         now: float = 0.0,
+        seed: bytes = b"",
     ) -> None:
         self.node = node.number
         self._turn = Turn(node.number, coordinates)
         sizes = (node.load.capacity, node.workers_max)
         self._store = RecordingStore(store)
         self.agent = Agent(self._store, *sizes, idle_timeout_s, wait_queue_max, self._turn, now)
-        self.coordinator = Coordinator(node, self._turn) if coordinates else None
+        self.coordinator = Coordinator(node, self._turn, seed) if coordinates else None
         self._log: EventLog | None = EventLog(self._store, self._copy)
 
     @property
@@ -213,7 +218,15 @@ class Engine:
         sizes = (event.capacity, event.arena_bytes, event.workers_max)
         node = Node(event.node, event.gateway, *sizes, event.incarnation)
         node.load = NodeLoad(capacity=event.capacity, at_s=self._turn.now)
+        node.knows_secrets = KNOWN in event.knows
         self.coordinating().node_up(node)
+
+    def _offered(self, event: gm.Offered) -> None:
+        """Let the agent take another node's partial, unless the coordinator knows better."""
+        if self.coordinator is not None and not self.coordinator.authority.takes_offer(event):
+            self.agent.partials.refuse(event.conn)
+        else:
+            self.agent.partials.offered(event)
 
     def _load_told(self, event: ev.NodeLoadTold) -> None:
         load = NodeLoad(event.capacity, self._turn.now, event.rate_per_s, event.execution_s)
@@ -247,6 +260,7 @@ HANDLERS: Mapping[type, Callable[[Engine, Any], object]] = {
     ev.NodeSuspect: lambda engine, event: engine.coordinating().node_suspect(event.node, event.suspect),
     ev.NodeGone: lambda engine, event: engine.coordinating().node_gone(event.node),
     ev.NodeLoadTold: Engine._load_told,
+    gm.Offered: Engine._offered,
     ev.FromNode: lambda engine, event: engine.coordinating().handle(event.node, event.message),
 }
 """The events that are not the agent's (`agent.HANDLERS`)."""

@@ -135,6 +135,7 @@ class NodeUp(Event, frozen=True):
     arena_bytes: int
     workers_max: int
     incarnation: int
+    knows: tuple[str, ...] = ()
 
 
 class NodeSuspect(Event, frozen=True):

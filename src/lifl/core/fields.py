@@ -14,16 +14,17 @@ from lifl.core.limits import (
     COUNT_MAX,
     DEADLINE_S_MAX,
     DIGEST_BYTES,
-    FEATURE_CHARS_MAX,
-    FEATURES_MAX,
     FIELD_CHARS_MAX,
     GATEWAYS_TOLD_MAX,
     INCARNATION_MAX,
+    KNOWN_WORD_CHARS_MAX,
+    KNOWN_WORDS_MAX,
     METRIC_NAME_CHARS_MAX,
     METRICS_MAX,
     NAME_CHARS_MAX,
     PATH_CHARS_MAX,
     REAL_MAX,
+    SECRET_CHARS_MAX,
     STATES_MAX,
     TENSORS_MAX,
     TEXT_CHARS_MAX,
@@ -54,9 +55,14 @@ Metrics = Annotated[dict[MetricName, Real], msgspec.Meta(max_length=METRICS_MAX)
 AnnouncedMetrics = Annotated[dict[MetricName, float], msgspec.Meta(max_length=METRICS_MAX)]
 """As a client announces them: `protocol/submit_check.py` looks at the values, and names the metric."""
 Text = Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)]
+Secret = Annotated[str, msgspec.Meta(max_length=SECRET_CHARS_MAX)]
+"""What shows that a node was told of something."""
 Tensors = Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=TENSORS_MAX)]
 Word = Annotated[str, msgspec.Meta(max_length=WORD_CHARS_MAX)]
 """A code, a status or a role; or a name, or nothing."""
+_KnownWord = Annotated[str, msgspec.Meta(max_length=KNOWN_WORD_CHARS_MAX, pattern=r"\A[a-z-]*\Z")]
+KnownWords = Annotated[tuple[_KnownWord, ...], msgspec.Meta(max_length=KNOWN_WORDS_MAX)]
+"""What a peer or client knows beyond version 1, a word for each; one that the other does not know means nothing."""
 FieldPath = Annotated[str, msgspec.Meta(max_length=FIELD_CHARS_MAX)]
 Address = Annotated[str, msgspec.Meta(max_length=ADDRESS_CHARS_MAX)]
 Gateways = Annotated[tuple[Address, ...], msgspec.Meta(max_length=GATEWAYS_TOLD_MAX)]
@@ -72,10 +78,6 @@ Bits64 = Annotated[int, msgspec.Meta(ge=0)]
 Incarnation = Annotated[int, msgspec.Meta(ge=0, le=INCARNATION_MAX)]
 ArenaBytes = Annotated[int, msgspec.Meta(ge=0, le=ARENA_BYTES_MAX)]
 WorkersMax = Annotated[int, msgspec.Meta(ge=0, le=WORKERS_MAX)]
-Features = Annotated[
-    tuple[Annotated[str, msgspec.Meta(max_length=FEATURE_CHARS_MAX)], ...], msgspec.Meta(max_length=FEATURES_MAX)
-]
-"""Names of what a peer can take beyond the messages that every peer can; names that one does not know mean nothing."""
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=DEADLINE_S_MAX)]
 Digest = Annotated[bytes, msgspec.Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
 """A schema's (`schema.Layout.digest`), for those who have the tensors."""

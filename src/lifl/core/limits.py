@@ -10,6 +10,10 @@ CONTRIBUTION_BYTES_MAX = 1024
 TEXT_CHARS_MAX = 4096
 WORD_CHARS_MAX = 64
 """A code, a status, a role."""
+SECRET_CHARS_MAX = 64
+KNOWN_WORDS_MAX = 8
+KNOWN_WORD_CHARS_MAX = 32
+"""Words with which a peer or a client says what it knows beyond version 1."""
 FIELD_CHARS_MAX = 300
 """The part of a request that a refusal names: ``tensors.`` and a tensor's name, or a gateway's address."""
 ADDRESS_CHARS_MAX = 280
@@ -49,9 +53,6 @@ CONNECTIONS_MAX = 65_536
 STATE_DIR_BYTES_MAX = 90
 """A Unix socket's address holds 107 bytes, and the longest name in the state folder is put behind it."""
 OPTIONS_DEPTH_MAX = 8
-FEATURES_MAX = 16
-FEATURE_CHARS_MAX = 32
-"""What a peer says it knows, when it says Hello or Welcome."""
 OPTIONS_BYTES_MAX = 64 * 1024
 """The options of a rule, and those of a job's clients: each goes to whoever needs it once, not with each update."""
 
@@ -72,6 +73,10 @@ ROUND_METRICS_MAX = 256
 """Names of metrics that a round's means are taken of: those that most of its clients sent."""
 REASON_BYTES_MAX = 400
 """What all clients of a round are told of the reason why it ended."""
+OLD_MODELS_PARTS = 16
+"""One of so many parts of the arena (but one model at the least) is what old models of a job may take that slow clients
+still read; who reads beyond that is sent away, after `OLD_MODEL_GRACE_S`, or at once when something waits for room."""
+OLD_MODEL_GRACE_S = 2.0
 LINK_WAITING_BYTES_MAX = 64 * 1024 * 1024
 """What may wait for a slow peer of a link: a few of the largest frames, or what one event says to all clients."""
 TENSORS_MAX = 65_536
@@ -114,14 +119,22 @@ HELLO_BYTES_MAX = 4096
 PINGS_PER_S_MAX = 500
 """Clients are asked to wait longer with their questions when there would be more: some hundredths of a core."""
 SMALL_FRAME_BYTES = 64 * 1024
-"""Frames up to here are read from all clients at a time; longer ones are schemas, `LARGE_FRAMES_MAX` at a time."""
-LARGE_FRAMES_MAX = 8
+"""Longer frames are schemas of clients that know no digests."""
+LARGE_FRAMES_BYTES_MAX = 64 * 1024 * 1024
+"""What has come of all longer frames that are not complete: beyond it who holds most for longest is disconnected."""
+REQUESTS_PER_S = 20
+"""Requests of one connection, beside what its updates allow; who sends more is slowed."""
+REQUESTS_BURST = 40
+REQUESTS_OF_AN_UPDATE = 4
+"""What an update that is taken gives back: the requests of a round, and some."""
 SMALL_BODY_BYTES = 256 * 1024
 """Bodies up to here are received and checked (tens of microseconds) by the event loop's thread itself."""
 SOON_S = 1.0
 """A small body that takes longer is left to the movers, which see whether it stalls."""
 WAITING_BYTES_MAX = 2 * FRAME_BYTES_MAX
 """What may wait for one client that reads slowly."""
+ALL_WAITING_BYTES_MAX = 128 * 1024 * 1024
+"""What may wait for all clients of a gateway; beyond it whom most waits for is disconnected."""
 LINGER_S = 1.0
 """How long a refused connection is kept so that the peer can read why."""
 KEEPALIVE_IDLE_S = 30

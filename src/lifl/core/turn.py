@@ -25,7 +25,12 @@ class Turn:
         self.now = 0.0
         self.effects: list[fx.Effect] = []
         self.queue: deque[Message] = deque()  # orders and reports between the two sides of this node
+        self.touched: dict[int, None] = {}  # jobs on this node, by number, that may go on: `Agent.settle` looks at them
         self.writes = False  # among the effects is a row: what follows waits until that is durable
+
+    def touch(self, job: int) -> None:
+        """Note that something about the job has changed on this node."""
+        self.touched[job] = None
 
     def emit(self, effect: fx.Effect) -> None:
         """Add an effect to those of this event."""

@@ -111,7 +111,7 @@ class Daemon:
         node = Node(identity.number, identity.gateway, capacity, identity.arena_bytes, identity.workers_max)
         store = machine.ArenaStore(self.arena)
         waits = (config.idle_timeout_s, config.wait_queue_max)
-        return Engine(store, node, *waits, coordinates=not config.join, now=time.monotonic())
+        return Engine(store, node, *waits, not config.join, time.monotonic(), self.store.seed())
 
     def _open_children(self, locks: StateLocks, tcp: socket.socket, unix: socket.socket) -> None:
         config, opened = self.config, self._opened

@@ -43,6 +43,7 @@ CREATE TABLE IF NOT EXISTS plans (
     decision BLOB NOT NULL, decided_unix_s REAL NOT NULL);
 CREATE INDEX IF NOT EXISTS plans_of_round ON plans (job, round);
 """
+_SEED = "CREATE TABLE IF NOT EXISTS seed (id INTEGER PRIMARY KEY CHECK (id = 1), seed BLOB NOT NULL)"
 
 
 class JobRow(msgspec.Struct, frozen=True):
@@ -96,6 +97,7 @@ class NodeStore:
                     "or another state folder"
                 )
             self._db.executescript(_PLANS)
+            self._db.execute(_SEED)
         except sqlite3.DatabaseError as error:
             raise ResourceFault(f"{path} cannot be used: {error}; move it away or use another state folder") from error
 
@@ -108,6 +110,12 @@ class NodeStore:
         self._db.execute("INSERT OR IGNORE INTO node (id, node) VALUES (1, ?)", (secrets.token_hex(8),))
         (node,) = self._db.execute("SELECT node FROM node").fetchone()
         return int(node, 16)
+
+    def seed(self) -> bytes:
+        """Return what this node's secrets are made from, drawn once."""
+        self._db.execute("INSERT OR IGNORE INTO seed (id, seed) VALUES (1, ?)", (secrets.token_bytes(32),))
+        (seed,) = self._db.execute("SELECT seed FROM seed").fetchone()
+        return bytes(seed)
 
     def next_incarnation(self, above: int = 0) -> int:
         """Return the number of this life of the daemon, greater than all before it and than `above`."""

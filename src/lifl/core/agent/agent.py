@@ -21,6 +21,7 @@ from lifl.core.agent.outcomes import Outcome
 from lifl.core.agent.partial_transfers import PartialTransfers
 from lifl.core.agent.pool import Pool
 from lifl.core.agent.quota import NO_JOB, Quota
+from lifl.core.agent.settling import Settling
 from lifl.core.agent.task_table import TaskTable
 from lifl.core.agent.uploads import Uploads
 from lifl.core.agent.worker_watch import WorkerWatch
@@ -58,6 +59,7 @@ class Agent:
         self.uploads = Uploads(self.replicas, turn, self.quota, wait_queue_max)
         self.partials = PartialTransfers(self.replicas, turn, self.quota)
         self.models = ModelService(self.replicas, turn, self.quota)
+        self.settling = Settling(self.replicas, turn, self.quota, self.tasks, self.uploads, self.models)
         self.load = NodeLoad(capacity=capacity, at_s=now)
         self._arrivals = 0
         self._orphans: dict[int, list[ev.Orphan]] = {}  # by job: what an earlier life has left, until the job is opened
@@ -77,10 +79,8 @@ class Agent:
             raise LocalFault(f"an agent does not handle a {type(event).__name__}")
 
     def settle(self) -> None:
-        """Give those that wait for room, or for a model, what there is now.  It ends each event."""
-        for replica in list(self.replicas.values()):
-            replica.settle(self.models.may_fetch)
-        self.uploads.settle()
+        """End an event: whatever waits goes on as far as it can, and what is to be looked at is looked at soon."""
+        self.settling.settle()
         self.watch.settle(at_stake=any(replica.runners for replica in self.replicas.values()))
 
     def _act(self, outcomes: Iterable[Outcome]) -> None:
@@ -100,6 +100,7 @@ class Agent:
         self._free_orphans(order.number)
         replica = self.replicas.pop(order.number, None)
         if replica is not None:
+            self.settling.forget(order.number)
             self.uploads.close(replica)
             self.models.close(replica)
 
@@ -256,7 +257,6 @@ HANDLERS: Mapping[type, Callable[[Agent, Any], object]] = {
     gm.Sealed: Agent._sealed,
     gm.Aborted: Agent._aborted,
     gm.Progress: lambda agent, event: agent.uploads.progress(event),
-    gm.Offered: lambda agent, event: agent.partials.offered(event),
     gm.CarryEnded: lambda agent, event: agent.partials.carry_ended(event),
     gm.FetchEnded: lambda agent, event: agent.models.fetch_ended(event),
     gm.GatewayLost: Agent._gateway_lost,

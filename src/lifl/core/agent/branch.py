@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from lifl.core.ids import Key
@@ -63,6 +64,7 @@ class Branch:
         self.epoch = order.epoch
         self.number = order.branch
         self.parent = order.parent
+        self.secret = order.secret
         self.members_max = members_max
         self.adopted = adopted  # partials of an earlier life of the node: they fill the tree's first places
         self.tree = Tree(order.updates, fan_in, middle_fan_in, adopted + len(order.others) + order.spare, self.top)
@@ -119,12 +121,12 @@ class Branch:
         coming = self.to_take + len(self.in_flight)
         return self.tree.takers_of(coming)
 
-    @property
-    def takers_unplaced(self) -> int:
-        """How many of these have no worker yet."""
+    def takers_unplaced(self, most: int) -> int:
+        """Return how many of these have no worker yet; `most`: more need not be known."""
         waiting = (TaskState.PLANNED, TaskState.OPEN)
         begin = max(self.tree.takers_of(self.given) - 1, 0)  # those before have all their updates
-        return sum(task.state in waiting for task in self.tree.takers[begin : self.takers_needed])
+        takers = (self.tree.takers[place] for place in range(begin, self.takers_needed))
+        return sum(1 for _ in islice((task for task in takers if task.state in waiting), most))
 
     def lines(self) -> list[dict[str, Any]]:
         """Return the tree as it is shown, a line for each task."""

@@ -62,10 +62,12 @@ class BranchRunner:
             del branch.in_flight[key]
             self._quota.free(key)
             raise
+        self._turn.touch(self.job)
         return key, packed
 
     def sealed(self, key: Key, received_bytes: int) -> list[Outcome]:
         """Take an update that is sealed into the branch, unless that is closed."""
+        self._turn.touch(self.job)
         branch = self.branch
         at = (self._spec.number, branch.epoch, branch.number)
         if branch.closed:
@@ -79,6 +81,7 @@ class BranchRunner:
 
     def aborted(self, key: Key) -> None:
         """Give up an update that will not come; the caller frees its slot."""
+        self._turn.touch(self.job)
         branch = self.branch
         grant = branch.land(key)
         if not branch.closed:

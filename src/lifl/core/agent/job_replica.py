@@ -39,6 +39,7 @@ class JobReplica:
         self.slot = ModelSlot(self.spec, order.round, turn, quota)
         self.files = FileTasks(self.spec, self.slot, tasks)
         self.runners: dict[tuple[int, int], BranchRunner] = {}  # by epoch and number of the branch
+        turn.touch(self.spec.number)
         self._orphans = Orphans(self.spec.number, found, quota)
         if not order.adopt:
             self._orphans.free()
@@ -51,6 +52,7 @@ class JobReplica:
 
     def obey(self, order: Message) -> None:
         """Do what the coordinator orders for this job; what comes of it is reported."""
+        self._turn.touch(self.spec.number)
         ORDERS[type(order)](self, order)
 
     def _open_branch(self, order: o.OpenBranch) -> None:
@@ -124,6 +126,8 @@ class JobReplica:
         """Go on from how tasks ended, and report it."""
         number = self.spec.number
         for outcome in outcomes:
+            if not isinstance(outcome, out.BranchFailed | out.FileFailed):  # nothing goes on by these
+                self._turn.touch(number)
             match outcome:
                 case out.PartialSealed():
                     self._partial_sealed(outcome.branch)
@@ -178,6 +182,7 @@ class JobReplica:
         An earlier life of this node may have taken it already, and died before it told so: then its members are known.
         """
         branch = top.branch
+        self._turn.touch(self.spec.number)
         try:
             members = self._quota.members(key)
         except RemoteFault:
@@ -204,7 +209,8 @@ class JobReplica:
         for branch in branches:
             key = branch.tree.root.output
             if key is not None:
-                self._turn.emit(gm.Carry(key.pack(), branch.parent, self.spec.number, branch.epoch, branch.number))
+                at = (self.spec.number, branch.epoch, branch.number)
+                self._turn.emit(gm.Carry(key.pack(), branch.parent, *at, branch.secret))
 
     # ---- the model -------------------------------------------------------------------------------------------------
 
@@ -235,6 +241,7 @@ class JobReplica:
 
     def fetched(self, error: str, received_bytes: int) -> None:
         """End the fetch of the model; tops that waited for it go on."""
+        self._turn.touch(self.spec.number)
         if self.slot.fetched(error):
             for runner in self.runners.values():
                 runner.consider_all()
@@ -249,8 +256,8 @@ class JobReplica:
         """Return the branches of this job that the node has."""
         return [runner.branch for runner in self.runners.values()]
 
-    def settle(self, may_fetch: bool) -> None:
-        """Do what has become possible: whatever waits for room, or for the model."""
+    def settle(self, may_fetch: bool) -> bool:
+        """Do what has become possible; return whether anything still waits for room."""
         if not self.slot.open:
             self._start()
         self.slot.serve()
@@ -260,6 +267,8 @@ class JobReplica:
             if runner.branch.unfed:
                 self.act(runner.feed_waiting())
             runner.last_updates.follow()
+        waits = not self.slot.open or (self.wants_model and self.slot.state is SlotState.ELSEWHERE)
+        return waits or any(branch.unfed for branch in self.branches())
 
     def close(self) -> Counter[Key]:
         """Free everything that the job holds here; return the objects that the gateway is still at, each as often."""
@@ -283,9 +292,11 @@ class JobReplica:
             yield f"job {name!r} fetches {self.slot.fetching} while its model is {self.slot.state.value}"
         if self.slot.state is SlotState.READY and self.slot.model is None:
             yield f"job {name!r} has no model though it is ready"
-        unpinned = self.slot.doomed - self.slot.pins.keys()
+        unpinned = self.slot.doomed.keys() - self.slot.pins.keys()
         if unpinned:
             yield f"job {name!r} keeps {unpinned} for no reader"
+        if not set(self.slot.readers.values()) <= self.slot.pins.keys():
+            yield f"job {name!r} is being read where nothing is pinned"
         written = self.files.written()
         if not written <= self.slot.pins:
             yield f"job {name!r} writes checkpoints from objects that are not pinned"

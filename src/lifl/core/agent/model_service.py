@@ -10,6 +10,7 @@ from lifl.core.agent.job_replica import JobReplica
 from lifl.core.agent.quota import Quota
 from lifl.core.errors import RemoteFault
 from lifl.core.ids import Key
+from lifl.core.limits import OLD_MODEL_GRACE_S, OLD_MODELS_PARTS
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.turn import Turn
@@ -27,6 +28,8 @@ class ModelService:
         self._quota = quota
         self._unwanted: Counter[Key] = Counter()  # what the gateway sends or fetches still, though the job is over
         self._retry_at_s = math.inf
+        self._read_late: dict[int, JobReplica] = {}  # by number: jobs of which old models are being read
+        self._away_at_s = math.inf
 
     def want(self, event: gm.WantModel) -> None:
         """Serve the model that a round starts from to a client, or to another node."""
@@ -34,6 +37,7 @@ class ModelService:
         if replica is None or not replica.slot.open or replica.slot.round != event.round - 1:
             self._refuse(event.conn, event.job, event.round)
             return
+        self._turn.touch(replica.spec.number)
         replica.slot.wanting[event.conn] = event.round
         replica.slot.serve()
 
@@ -48,7 +52,8 @@ class ModelService:
         if self._through(key):
             return
         for replica in self._replicas.values():
-            if replica.slot.unpin(key):
+            if replica.slot.sent(event.conn, key):
+                self._turn.touch(replica.spec.number)
                 for branch in replica.branches():
                     if not branch.sealed:
                         branch.cost.sent_bytes += event.sent_bytes
@@ -80,6 +85,7 @@ class ModelService:
         for conn, round_ in replica.slot.wanting.items():
             self._refuse(conn, replica.spec.name, round_)
         self._unwanted.update(replica.close())
+        self._read_late.pop(replica.spec.number, None)
 
     def client_left(self, conn: int) -> None:
         """Forget what a connection waits for."""
@@ -104,13 +110,44 @@ class ModelService:
         return self._retry_at_s == math.inf
 
     def tick(self) -> None:
-        """Allow the next try, when it is due."""
+        """Allow the next try of a fetch, and send slow readers away, when that is due."""
         if self._turn.now >= self._retry_at_s:
             self._retry_at_s = math.inf
+            for number in self._replicas:
+                self._turn.touch(number)
+        if self._turn.now >= self._away_at_s:
+            for replica in list(self._read_late.values()):
+                slot = replica.slot
+                since_s = self._turn.now - OLD_MODEL_GRACE_S
+                slot.send_away(key for key in slot.over_budget(self._budget_bytes) if slot.doomed[key] <= since_s)
+                self.look_at(replica)
 
     def next_timer(self) -> float:
         """Return when `tick` is due; infinity: not before a fetch fails."""
-        return self._retry_at_s
+        return min(self._retry_at_s, self._away_at_s)
+
+    # ---- slow readers ----------------------------------------------------------------------------------------------
+
+    @property
+    def _budget_bytes(self) -> int:
+        return self._quota.total_bytes // OLD_MODELS_PARTS
+
+    def look_at(self, replica: JobReplica) -> None:
+        """Note whether old models of the job are still read, and when they have been for too long."""
+        number, slot = replica.spec.number, replica.slot
+        if slot.doomed and slot.readers:
+            self._read_late[number] = replica
+        elif self._read_late.pop(number, None) is None:
+            return
+        slots = [each.slot for each in self._read_late.values()]
+        over = [slot.doomed[key] for slot in slots for key in slot.over_budget(self._budget_bytes)[:1]]
+        self._away_at_s = min(over, default=math.inf) + OLD_MODEL_GRACE_S
+
+    def make_room(self) -> None:
+        """Send all away who read old models: somebody waits for the room."""
+        for replica in list(self._read_late.values()):
+            replica.slot.send_away(replica.slot.old_models())
+            self.look_at(replica)
 
     def problems(self) -> Iterable[str]:
         """Yield what is wrong with the books, a sentence each."""

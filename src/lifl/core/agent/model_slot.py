@@ -3,11 +3,15 @@
 On the coordinator's node the model is read from a file, and each round's top makes the next one.  Another node fetches
 it when a client, or a top of its own, wants it.  An object that is read (sent to a client, written to a checkpoint) is
 *pinned*; when the next model takes its place it stays until the last reader is through.
+
+What slow clients still read when the next model is there is of no more use to them: the round that starts from it is
+closed.  So it has a budget, and those who read beyond it are sent away.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from enum import Enum
 
 from lifl.core.agent.quota import Quota
@@ -53,7 +57,8 @@ class ModelSlot:
         self.fetching: Key | None = None
         self.wanting: dict[int, int] = {}  # connections that wait for the model, with the round that they named
         self.pins: Counter[Key] = Counter()
-        self.doomed: set[Key] = set()  # replaced, but pinned
+        self.doomed: dict[Key, float] = {}  # replaced, but pinned: since when, the first one first
+        self.readers: dict[int, Key] = {}  # by connection: what it is being sent
         self._source = ""  # the gateway that has it
 
     def move(self, state: SlotState) -> None:
@@ -90,7 +95,7 @@ class ModelSlot:
         """Let the current model and states go, each when its last reader is through."""
         for key in self.keys():
             if self.pins[key]:
-                self.doomed.add(key)
+                self.doomed[key] = self._turn.now
             else:
                 self._quota.free(key)
         self.model, self.states = None, {}
@@ -107,12 +112,13 @@ class ModelSlot:
         if not self.pins[key]:
             del self.pins[key]
             if key in self.doomed:
-                self.doomed.remove(key)
+                del self.doomed[key]
                 self._quota.free(key)
         return True
 
     def unpin_sent(self, written: Counter[Key]) -> None:
         """End all readings but those of the checkpoints that are being `written`: the gateway is gone."""
+        self.readers = {}
         for key in list(self.pins):
             while self.pins[key] > written[key]:
                 self.unpin(key)
@@ -193,5 +199,29 @@ class ModelSlot:
             return
         for conn, round_ in self.wanting.items():
             self.pins[self.model] += 1
+            self.readers[conn] = self.model
             self._turn.emit(gm.ModelGranted(conn, self._spec.name, round_, self.model.pack()))
         self.wanting = {}
+
+    def sent(self, conn: int, key: Key) -> bool:
+        """End the reading of a connection; return whether the object is one of this job's."""
+        if self.readers.get(conn) == key:
+            del self.readers[conn]
+        return self.unpin(key)
+
+    def old_models(self) -> list[Key]:
+        """Return the models that were replaced and that clients still read, the oldest first."""
+        read = set(self.readers.values())
+        return [key for key in self.doomed if key in read]
+
+    def over_budget(self, budget_bytes: int) -> list[Key]:
+        """Return the old models that are beyond the budget, which holds one at the least; the oldest first."""
+        old = self.old_models() if self.doomed else []
+        return old[: max(0, len(old) - max(1, budget_bytes // self._spec.layout.data_bytes))]
+
+    def send_away(self, keys: Iterable[Key]) -> None:
+        """End the connections that read these: their memory is free when the gateway says so."""
+        wanted = set(keys)
+        for conn in [conn for conn, key in self.readers.items() if key in wanted]:
+            del self.readers[conn]
+            self._turn.emit(gm.HangUp(conn))

@@ -44,14 +44,14 @@ class PartialTransfers:
         replica = self._replicas.get(event.number)
         top = replica.top_of(event.epoch) if replica is not None else None
         if replica is None or top is None:
-            self._refuse(event.conn, "no round of this node takes that partial")
+            self.refuse(event.conn)
             return
         name, round_ = replica.spec.name, round_of(event.epoch)
         coming = any(at.top is top and at.number == event.branch for at in self._coming.values())
         if event.branch in top.branch.arrived:
             self._tell(event.conn, cm.Accepted(name, round_))
         elif event.branch not in top.branch.awaited:
-            self._refuse(event.conn, "no round of this node takes that partial")
+            self.refuse(event.conn)
         elif coming or event.data_bytes != replica.spec.accumulator_bytes:
             self._tell(event.conn, cm.Busy(name, round_, BUSY_RETRY_S))
         else:
@@ -112,6 +112,10 @@ class PartialTransfers:
 
     def _tell(self, conn: int, message: Message) -> None:
         self._turn.emit(gm.TellClient(conn, cm.packed(message)))
+
+    def refuse(self, conn: int) -> None:
+        """Answer that nothing here takes what is offered."""
+        self._refuse(conn, "no round of this node takes that partial")
 
     def _refuse(self, conn: int, text: str) -> None:
         self._tell(conn, cm.Refusal("round-over", "epoch", text))

@@ -29,6 +29,8 @@ class Quota:
         self._slabs: dict[int, set[Hashable]] = {}
         self._readers: dict[Key, int] = {}  # of objects that several read still: each is to free it
         self.peaks: dict[int, int] = {}
+        self.gains = 0
+        """Counts what may have given somebody room, or an address."""
 
     @property
     def used_bytes(self) -> int:
@@ -39,6 +41,11 @@ class Quota:
     def total_bytes(self) -> int:
         """Bytes of the arena for objects."""
         return self.store.free_bytes + self.store.used_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes of the arena in no object."""
+        return self.store.free_bytes
 
     def job_used_bytes(self, job: int) -> int:
         """Return the bytes that the job's objects take now."""
@@ -55,6 +62,7 @@ class Quota:
 
     def release(self, job: int) -> None:
         """End the job's reservation and its account."""
+        self.gains += 1
         self._reserved.pop(job, None)
         self.peaks.pop(job, None)
         for slab in self._slabs.pop(job, ()):
@@ -115,6 +123,7 @@ class Quota:
         if readers > 1:
             self._readers[key] = readers - 1
             return
+        self.gains += 1
         job, nbytes = self._sizes.pop(key)
         self._used[job] -= nbytes
         self.store.free(key)

@@ -105,9 +105,10 @@ class TaskOutputs:
     def shut_takers(self) -> None:
         """Shut the tasks that the updates still coming cannot fill, so that others may use the room."""
         branch = self._branch
-        branch.takers_opened = min(branch.takers_opened, branch.takers_needed)
-        for taker in branch.tree.takers[branch.takers_needed :]:
-            for task in branch.tree.path(taker):
+        needed, opened = branch.takers_needed, branch.takers_opened
+        branch.takers_opened = min(opened, needed)
+        for place in range(needed, opened):  # beyond, none is open
+            for task in branch.tree.path(branch.tree.takers[place]):
                 idle = task.state is TaskState.OPEN and not task.inputs and not task.adopted
                 if idle and all(child.state is TaskState.PLANNED for child in task.children):
                     self._shut(task)

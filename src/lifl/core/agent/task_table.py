@@ -13,7 +13,7 @@ worker has let go of it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from lifl.core import effects as fx
@@ -97,6 +97,12 @@ class TaskTable:
     def _close(self, address: int) -> None:
         if self._open.pop(address, None) is not None:
             self._addresses.append(address)
+            self._quota.gains += 1
+
+    @property
+    def addresses_free(self) -> int:
+        """How many tasks may be opened yet."""
+        return len(self._addresses)
 
     def place(self, task: Task) -> None:
         """Give the task to a worker, which may have to be forked first."""
@@ -114,10 +120,13 @@ class TaskTable:
         for worker in self.pool.due_forks(self._turn.now):
             self._turn.emit(fx.ForkWorker(self.pool.fork(worker)))
 
-    def prepare(self, leaves: int) -> None:
-        """Have workers forked, so that this many tasks that are soon to be placed find one."""
+    def prepare(self, leaves: Callable[[int], int]) -> None:
+        """Have workers forked, so that the tasks that are soon to be placed find one.
+
+        `leaves(most)` tells how many these are; it costs nothing where no worker can be added.
+        """
         if not self.pool.full:
-            for worker in self.pool.prepare(leaves, self._turn.now):
+            for worker in self.pool.prepare(leaves(self.pool.workers_max), self._turn.now):
                 self._turn.emit(fx.ForkWorker(worker))
 
     # ---- what is owed ----------------------------------------------------------------------------------------------
@@ -137,6 +146,7 @@ class TaskTable:
         if task.role not in ROUTED:
             return []
         task.failed = True
+        self._turn.touch(runner.job)
         said = f"it did not end within {limit_s:g} s (aggregation.task_deadline_s); its worker was killed"
         return runner.failed(task, said, True)
 
@@ -172,6 +182,7 @@ class TaskTable:
 
     def _start(self, runner: Runner, task: Task) -> None:
         """Hand the task to its worker, then route its address, then send the keys that are there."""
+        self._turn.touch(runner.job)
         worker = worker_of(task)
         task.attempt += 1
         task.pid = self.pool.workers[worker].pid
@@ -211,7 +222,10 @@ class TaskTable:
     def _released(self, worker: int, address: int) -> OpenTask | None:
         """Return the wanted task that a worker has let go of; the objects of an abandoned one are freed."""
         self.pool.release(worker, address, self._turn.now)
-        return None if self._let_go(address) else self.find(address)
+        found = None if self._let_go(address) else self.find(address)
+        if found is not None:
+            self._turn.touch(found.runner.job)
+        return found
 
     def _let_go(self, address: int) -> bool:
         """Free the objects of a task that was abandoned, and return whether it was."""
@@ -235,6 +249,7 @@ class TaskTable:
     def _lost(self, runner: Runner, task: Task) -> list[Outcome]:
         if task.state not in (TaskState.PLACING, TaskState.RUNNING) or task.failed:
             return []
+        self._turn.touch(runner.job)
         if task.state is TaskState.RUNNING and task.output is not None and self._quota.sealed(task.output):
             return runner.done(task, None)
         if task.attempt >= TASK_ATTEMPTS_MAX:

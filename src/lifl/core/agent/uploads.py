@@ -1,7 +1,8 @@
 """The updates of clients on their way into a node: granted, waiting for room, in flight, given up.
 
-A granted update gets a slot at once when the arena has room; else its grant waits in line, and its sender is slowed
-until then.  When the line is full the client is told BUSY and asks again.
+A granted update gets a slot at once when the arena has room; else its grant waits in the line of its job, and its
+sender is slowed until then.  When the line is full the client is told BUSY and asks again.  No job waits behind
+another: when there is room each gets some of it in turn.
 
 A direct client writes to its slot of the arena itself.  When the gateway (or all of `lifld`) dies under it, nothing
 can stop it but itself: it looks between pieces whether its connection still stands.  So the slot *rests* for
@@ -42,7 +43,7 @@ class Uploads:
         self._turn = turn
         self._quota = quota
         self._wait_queue_max = wait_queue_max
-        self.waiting: deque[o.Grant] = deque()
+        self._lines: dict[int, dict[int, o.Grant]] = {}  # by job and connection: who waits for room, in order
         self._in_flight: dict[Key, BranchRunner] = {}  # the branch has the rest; it may be dropped before its updates
         self._resting: deque[tuple[float, Key]] = deque()  # when it ends, in order
 
@@ -50,10 +51,11 @@ class Uploads:
 
     def grant(self, order: o.Grant) -> None:
         """Give a granted update a slot, or a place in the line for one; or tell its client to ask again."""
-        if (not self.waiting or self._taker(order) is None) and self._admit(order):
+        line = self._lines.get(order.number, {})
+        if (not line or self._taker(order) is None) and self._admit(order):
             return
-        if len(self.waiting) < self._wait_queue_max:
-            self.waiting.append(order)
+        if len(line) < self._wait_queue_max and order.conn not in line:
+            self._lines.setdefault(order.number, line)[order.conn] = order
         else:
             self._give_up(order)
             busy = cm.Busy(self._replicas[order.number].spec.name, round_of(order.epoch), BUSY_RETRY_S)
@@ -98,21 +100,52 @@ class Uploads:
         self._turn.emit(gm.TellClient(order.conn, cm.packed(refusal)))
 
     def close(self, replica: JobReplica) -> None:
-        """Take the updates of a job that ends here out of the line for room."""
-        for order in [order for order in self.waiting if order.number == replica.spec.number]:
-            self.waiting.remove(order)
+        """Answer the updates of a job that ends here, and wait for room."""
+        for order in self._lines.pop(replica.spec.number, {}).values():
             self._give_up(order)
             self._refuse(order, replica.spec.name)
 
-    def settle(self) -> None:
-        """Give those that wait for room what there is."""
-        while self.waiting and self._admit(self.waiting[0]):
-            self.waiting.popleft()
+    @property
+    def waiting(self) -> list[o.Grant]:
+        """The grants that wait for room."""
+        return [order for line in self._lines.values() for order in line.values()]
+
+    @property
+    def waits(self) -> bool:
+        """True while a grant waits for room."""
+        return bool(self._lines)
+
+    def settle(self, jobs: Iterable[int], room: bool) -> None:
+        """Give those that wait what there is: of these jobs, or (when there may be `room`) of all, each in turn."""
+        ready = list(self._lines) if room else [number for number in jobs if number in self._lines]
+        first = ready[:1]
+        while ready:
+            ready = [number for number in ready if self._admit_first(number)]
+        for number in first:
+            if number in self._lines:
+                self._lines[number] = self._lines.pop(number)  # another one is the first the next time
+
+    def _admit_first(self, number: int) -> bool:
+        """Return whether the first of a job's line is done with, and more wait behind it."""
+        line = self._lines[number]
+        conn, order = next(iter(line.items()))
+        if not self._admit(order):
+            return False
+        self._leave(number, conn)
+        return bool(line)
+
+    def _leave(self, number: int, conn: int) -> o.Grant:
+        line = self._lines[number]
+        order = line.pop(conn)
+        if not line:
+            del self._lines[number]
+        return order
 
     def asked(self, number: int, branch: Branch) -> list[Contribution]:
         """Return what a branch was granted and has not sealed."""
         at = (number, branch.epoch, branch.number)
-        waiting = [order for order in self.waiting if (order.number, order.epoch, order.branch) == at]
+        line = self._lines.get(number, {}).values()
+        waiting = [order for order in line if (order.number, order.epoch, order.branch) == at]
         return [contribution_of(order) for order in (*branch.in_flight.values(), *waiting)]
 
     # ---- what the gateway says of them -----------------------------------------------------------------------------
@@ -141,16 +174,16 @@ class Uploads:
 
     def client_left(self, conn: int, job: str) -> None:
         """Take the updates of a connection (or of its part in `job`) out of the line for room."""
-        for order in list(self.waiting):
-            if order.conn == conn and (not job or self._replicas[order.number].spec.name == job):
-                self.waiting.remove(order)
-                self._give_up(order)
+        for number in [number for number, line in self._lines.items() if conn in line]:
+            replica = self._replicas.get(number)
+            if not job or replica is None or replica.spec.name == job:
+                self._give_up(self._leave(number, conn))
 
     def gateway_lost(self) -> None:
         """Give up all that was on its way: the gateway's process has ended."""
         for order in self.waiting:
             self._give_up(order)
-        self.waiting.clear()
+        self._lines.clear()
         for key, runner in list(self._in_flight.items()):
             direct = runner.branch.in_flight[key].direct
             runner.aborted(key)
@@ -183,10 +216,11 @@ class Uploads:
 
     def problems(self) -> Iterable[str]:
         """Yield what is wrong with the books, a sentence each."""
-        if len(self.waiting) > self._wait_queue_max:
-            yield f"{len(self.waiting)} updates wait for room, at most {self._wait_queue_max} may"
-        if not {order.number for order in self.waiting} <= self._replicas.keys():
-            yield "updates of a job that is not open wait for room"
+        for number, line in self._lines.items():
+            if number not in self._replicas:
+                yield f"updates of job {number}, which is not open, wait for room"
+            if not 0 < len(line) <= self._wait_queue_max:
+                yield f"{len(line)} updates of job {number} wait for room, at most {self._wait_queue_max} may"
         for key, runner in self._in_flight.items():
             if key not in runner.branch.in_flight:
                 yield f"{key} is in flight, but not in its branch {runner.branch.number}"

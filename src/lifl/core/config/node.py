@@ -28,8 +28,8 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     segment; workers that had no task for `idle_timeout_s` end; at most `workers_max` run at once (0: one
     more than the machine has cores).
     `capacity` is the node's MC (`planning/capacity.py`), the updates that it folds at a time; 0: measured at start-up.
-    `connections_max` bounds the gateway's connections, `wait_queue_max` the updates that wait for room in the
-    arena before others are told BUSY.
+    `connections_max` bounds the gateway's connections, `wait_queue_max` the updates of one job that wait for room in
+    the arena before others are told BUSY.
     `control` is the HOST:PORT at which other nodes reach this one; with `join`, the control address of any member, the
     node joins that member's cluster.  Nothing is encrypted, so a node listens beyond loopback only with `insecure`.
     """

@@ -71,7 +71,8 @@ class BranchTracker:
         home = self._nodes.home
         parent = self._nodes.gateway_of(home) if record.node != home else ""
         at = (self._spec.number, round_.epoch, record.number)
-        self._turn.order(record.node, o.OpenBranch(*at, record.updates, parent=parent, adopt=adopt))
+        secret = self._nodes.secret_for(record.node, *at)
+        self._turn.order(record.node, o.OpenBranch(*at, record.updates, parent=parent, adopt=adopt, secret=secret))
 
     def order_close(self, round_: Round, record: BranchRecord) -> None:
         """Have the node take no more updates into the branch."""

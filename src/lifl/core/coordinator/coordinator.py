@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 from lifl.core import effects as fx
+from lifl.core.coordinator.authority import ANY, HOME, OWNER, Authority
 from lifl.core.coordinator.job import Job
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import Node, NodeTable
@@ -27,31 +28,34 @@ from lifl.core.schema import check_fits
 from lifl.core.turn import Turn
 
 COORDINATOR, JOB, ROUND = "coordinator", "job", "round"
-HANDLERS: dict[type[Message], tuple[str, str]] = {
+HANDLERS: dict[type[Message], tuple[str, str, str]] = {
     # clients' events
-    gm.ClientJoined: (COORDINATOR, "_client_joined"),
-    gm.ClientLeft: (COORDINATOR, "_client_left"),
-    gm.Admit: (COORDINATOR, "_admit"),
+    gm.ClientJoined: (COORDINATOR, "_client_joined", ANY),
+    gm.ClientLeft: (COORDINATOR, "_client_left", ANY),
+    gm.Admit: (COORDINATOR, "_admit", ANY),
     # a node's word about itself
-    gm.GatewayLost: (COORDINATOR, "_gateway_lost"),
-    p.Draining: (COORDINATOR, "_draining"),
-    p.Inventory: (COORDINATOR, "_inventory"),
+    gm.GatewayLost: (COORDINATOR, "_gateway_lost", ANY),
+    p.Draining: (COORDINATOR, "_draining", ANY),
+    p.Inventory: (COORDINATOR, "_inventory", ANY),
     # agents' reports on a job that runs
-    o.JobOpened: (JOB, "job_opened"),
-    o.JobFailed: (JOB, "job_failed"),
-    o.BranchFailed: (JOB, "branch_failed"),
-    o.ModelSealed: (JOB, "model_sealed"),
-    o.ModelSaved: (JOB, "model_saved"),
+    o.JobOpened: (JOB, "job_opened", HOME),
+    o.JobFailed: (JOB, "job_failed", HOME),
+    o.BranchFailed: (JOB, "branch_failed", OWNER),
+    o.ModelSealed: (JOB, "model_sealed", HOME),
+    o.ModelSaved: (JOB, "model_saved", HOME),
     # agents' reports on its round
-    o.UpdateSealed: (ROUND, "update_sealed"),
-    o.UpdateAborted: (ROUND, "update_aborted"),
-    o.BranchAdopted: (ROUND, "branch_adopted"),
-    o.BranchClosed: (ROUND, "branch_closed"),
-    o.BranchSealed: (ROUND, "branch_sealed"),
-    o.PartialArrived: (ROUND, "partial_arrived"),
-    o.BranchForgotten: (ROUND, "branch_forgotten"),
+    o.UpdateSealed: (ROUND, "update_sealed", OWNER),
+    o.UpdateAborted: (ROUND, "update_aborted", OWNER),
+    o.BranchAdopted: (ROUND, "branch_adopted", OWNER),
+    o.BranchClosed: (ROUND, "branch_closed", OWNER),
+    o.BranchSealed: (ROUND, "branch_sealed", OWNER),
+    o.PartialArrived: (ROUND, "partial_arrived", HOME),
+    o.BranchForgotten: (ROUND, "branch_forgotten", HOME),
 }
-"""By message: who takes it (this class, the `Job`, or the `RoundRunner` of the job), and its method."""
+"""By message: who takes it (this class, the `Job`, or the `RoundRunner` of the job), its method, and who may say it.
+
+The top, the model and the files are at home.  What another node says is refused, and told once.
+"""
 
 STOPPED = "the node went down before the round was complete; submit again when it is up"
 
@@ -59,23 +63,26 @@ STOPPED = "the node went down before the round was complete; submit again when i
 class Coordinator:
     """Runs all jobs; the clock is `turn.now`."""
 
-    def __init__(self, home: Node, turn: Turn) -> None:
-        self.nodes = NodeTable(home)
+    def __init__(self, home: Node, turn: Turn, seed: bytes = b"") -> None:
+        self.nodes = NodeTable(home, seed)
         self.presence = Presence(turn)
         self.jobs: dict[str, Job] = {}
         self.running: dict[int, Job] = {}  # by number: those that are not over
         self._turn = turn
+        self.authority = Authority(self.nodes, self.running, turn)
 
     def handle(self, node: int, message: Message) -> None:
         """Take a message from a node; a report is dropped when its job does not run, or its node takes no part."""
         if type(message) not in HANDLERS:
             raise LocalFault(f"the coordinator has no handler for {type(message).__name__}")
-        taker, method = HANDLERS[type(message)]
+        taker, method, sayer = HANDLERS[type(message)]
         if taker is COORDINATOR:
             getattr(self, method)(node, message)
             return
         job = self.running.get(message.number)  # type: ignore[attr-defined]
         if job is not None and node in self.nodes:
+            if not self.authority.may_say(node, sayer, job, message):
+                return
             getattr(job if taker is JOB else job.runner, method)(message)
             self._note_over(job)
 
@@ -158,12 +165,16 @@ class Coordinator:
     def _client_left(self, node: int, event: gm.ClientLeft) -> None:
         """Note that a client takes part no longer, or that its connection has ended."""
         for name, client in self.presence.remove(Connection(node, event.conn), event.job):
-            self.jobs[name].runner.left(client)
+            self.jobs[name].runner.left([client])
 
     def _gateway_lost(self, node: int, _event: gm.GatewayLost | None = None) -> None:
         """Note that all connections of a node's gateway have ended."""
+        gone: dict[str, list[str]] = {}
         for here in self.presence.at(node):
-            self._client_left(node, gm.ClientLeft(here.conn))
+            for name, client in self.presence.remove(here):
+                gone.setdefault(name, []).append(client)
+        for name, clients in gone.items():
+            self.jobs[name].runner.left(clients)
 
     def _admit(self, node: int, event: gm.Admit) -> None:
         """Grant an update that a client announces, or answer."""

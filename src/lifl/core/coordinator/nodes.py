@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from lifl.core.coordinator.offer_secrets import OfferSecrets
 from lifl.core.planning.capacity import NodeLoad
 from lifl.core.planning.plan import NodeFacts
 
@@ -22,6 +23,7 @@ class Node:
         self.incarnation = incarnation
         self.suspect = False  # silent: it gets nothing new
         self.leaving = False
+        self.knows_secrets = False  # it is told the secrets of its branches, and says them (`offer_secrets.py`)
         self.known = False  # it has said what it has, since its connection was made: the books are right
         self.gateway = gateway
         self.arena_bytes = arena_bytes
@@ -37,8 +39,9 @@ class Node:
 class NodeTable:
     """All nodes by number; the coordinator's own, `home`, is always among them."""
 
-    def __init__(self, home: Node) -> None:
+    def __init__(self, home: Node, seed: bytes = b"") -> None:
         home.known = True
+        self.secrets = OfferSecrets(seed)
         self.home = home.number
         self._nodes: dict[int, Node] = {home.number: home}
 
@@ -82,6 +85,11 @@ class NodeTable:
         """Return where a node's gateway listens; empty for one that is gone."""
         node = self._nodes.get(number)
         return node.gateway if node is not None else ""
+
+    def secret_for(self, node: int, number: int, epoch: int, branch: int) -> str:
+        """Return what a node is told with its branch; nothing for one that does not know of secrets."""
+        known = self._nodes.get(node)
+        return self.secrets.of(number, epoch, branch) if known is not None and known.knows_secrets else ""
 
     def has_room(self, nbytes: int) -> bool:
         """Return True when the arena at home is so large."""

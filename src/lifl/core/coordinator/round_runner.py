@@ -8,6 +8,7 @@ closed may collect once more.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from lifl.core import effects as fx
@@ -145,10 +146,10 @@ class RoundRunner:
                 return  # no other client is selected for that
         self.try_open()
 
-    def left(self, client: str) -> None:
-        """Note that a client is gone; another may be selected in its place."""
+    def left(self, clients: Sequence[str]) -> None:
+        """Note that clients are gone; others may be selected in their place."""
         round_ = self._rounds.current
-        if round_ is not None and client in round_.selected and client not in round_.accepted:
+        if round_ is not None and any(c in round_.selected and c not in round_.accepted for c in clients):
             self.try_open()
 
     def update_sealed(self, report: o.UpdateSealed) -> None:

@@ -23,13 +23,14 @@ from lifl.core.fields import (
     Bits64,
     Count,
     Digest,
-    Features,
     FieldPath,
     Gateways,
     Integer,
+    KnownWords,
     Message,
     Name,
     Seconds,
+    Secret,
     Tensors,
     Text,
     Word,
@@ -53,7 +54,7 @@ class Hello(Message, frozen=True, omit_defaults=True):
     version: Integer
     client: Name
     direct: bool = False
-    knows: Features = ()
+    knows: KnownWords = ()
 
 
 class Join(Message, frozen=True):
@@ -107,11 +108,11 @@ class Leave(Message, frozen=True):
     job: Name
 
 
-class Offer(Message, frozen=True):
+class Offer(Message, frozen=True, omit_defaults=True):
     """Another node's gateway has a partial of `data_bytes` bytes, with `meta_bytes` of members behind them.
 
     Answered by Go (send both, then Checksums), Accepted (it is here already), Busy or Refusal.  (number, epoch, branch)
-    is its identity.
+    is its identity, `secret` what its coordinator told the node with the branch.
     """
 
     number: Count
@@ -121,6 +122,7 @@ class Offer(Message, frozen=True):
     members: Count
     data_bytes: Count
     meta_bytes: Count
+    secret: Secret = ""
 
 
 class Checksums(Message, frozen=True):
@@ -149,7 +151,7 @@ class Welcome(Message, frozen=True, omit_defaults=True):
     version: int
     node: Word
     direct: bool = False
-    knows: Features = ()
+    knows: KnownWords = ()
 
 
 class Pong(Message, frozen=True):

@@ -28,6 +28,7 @@ from lifl.core.fields import (
     Count,
     Incarnation,
     Integer,
+    KnownWords,
     Message,
     Real,
     WorkersMax,
@@ -51,10 +52,12 @@ DEAD_S = 6.0
 MemberStateName = Literal["alive", "suspect", "dead", "left"]
 
 
-class PeerHello(Message, frozen=True):
+class PeerHello(Message, frozen=True, omit_defaults=True):
     """The first frame of a node that joins.
 
     `incarnation` counts the lives of its daemon; `capacity` is MC in updates, `control` and `gateway` are HOST:PORT.
+    `knows` are words for what it knows beyond version 1; a member that knows no such field refuses it by its name, and
+    the node comes again without.
     """
 
     version: Integer
@@ -65,6 +68,7 @@ class PeerHello(Message, frozen=True):
     capacity: Capacity
     arena_bytes: ArenaBytes
     workers_max: WorkersMax
+    knows: KnownWords = ()
 
 
 class PeerWelcome(Message, frozen=True):

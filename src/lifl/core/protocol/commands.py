@@ -17,7 +17,20 @@ from typing import Annotated, Any
 import msgspec
 
 from lifl.core.config.job import AggregationSection
-from lifl.core.fields import Address, ArenaBytes, Count, Message, Metrics, Name, Path, StateNames, Tensors, Text, Weight
+from lifl.core.fields import (
+    Address,
+    ArenaBytes,
+    Count,
+    Message,
+    Metrics,
+    Name,
+    Path,
+    Secret,
+    StateNames,
+    Tensors,
+    Text,
+    Weight,
+)
 from lifl.core.limits import BRANCH_UPDATES_MAX, BRANCHES_MAX, CLIENTS_PER_ROUND_MAX, COUNT_MAX, MEMBERS_PER_FRAME_MAX
 from lifl.core.protocol.gateway import TellClient
 
@@ -56,12 +69,13 @@ class CloseJob(Message, frozen=True):
     number: Count
 
 
-class OpenBranch(Message, frozen=True):
+class OpenBranch(Message, frozen=True, omit_defaults=True):
     """Take part in a round, with a tree for `updates` updates.
 
     Branch 0 makes the model, with the partials of `others` too and room for `spare` more.  The root partial of another
     goes to the gateway at `parent` (HOST:PORT; empty: the top is on the same node).  `adopt`: count what an earlier
-    life of the node has sealed for this epoch.
+    life of the node has sealed for this epoch.  `secret` is said with the partial
+    (`coordinator/offer_secrets.py`); only nodes that know of it are told one.
     """
 
     number: Count
@@ -72,6 +86,7 @@ class OpenBranch(Message, frozen=True):
     spare: Branches = 0
     parent: Address = ""
     adopt: bool = False
+    secret: Secret = ""
 
 
 class Grant(Message, frozen=True, tag="GrantUpdate"):

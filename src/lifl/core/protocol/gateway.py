@@ -15,6 +15,7 @@ from lifl.core.fields import (
     Metrics,
     Name,
     NotNegative,
+    Secret,
     Tensors,
     Text,
     Weight,
@@ -142,6 +143,7 @@ class Offered(Message, frozen=True):
     members: Count
     data_bytes: Count
     meta_bytes: Count
+    secret: Secret = ""
 
 
 class CarryEnded(Message, frozen=True):
@@ -278,6 +280,7 @@ class Carry(Message, frozen=True):
     number: Count
     epoch: Count
     branch: Count
+    secret: Secret = ""
 
 
 class Fetch(Message, frozen=True):

@@ -156,10 +156,13 @@ class AgentSide:
 
     async def _enter(self, address: str) -> None:
         """Follow redirects until a coordinator welcomes the node; then `_link` is set."""
+        plain = False  # a member of an earlier version refuses a field that it does not know, by its name
         for _ in range(REDIRECTS_MAX + 1):
             sock = await self._dial(address)
             try:
-                await self._loop.sock_sendall(sock, encode(self._hello()))
+                hello = self._hello()
+                hello = msgspec.structs.replace(hello, knows=()) if plain else hello
+                await self._loop.sock_sendall(sock, encode(hello))
                 answer = await read_frame(sock, p.Greeting)
             except BaseException:
                 sock.close()
@@ -174,6 +177,8 @@ class AgentSide:
                 case p.PeerRejoin(above):
                     log.warning("peer.rejoin this life was declared dead; coming back as one above %d", above)
                     self._handler.rejoin(above)
+                case p.PeerRefusal(text) if "`knows`" in text and not plain:
+                    plain = True
                 case p.PeerRefusal(text, retry):
                     raise _Refused(text, retry)
         raise _Refused(f"sent on {REDIRECTS_MAX} times without a welcome", retry=True)

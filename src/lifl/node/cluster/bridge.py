@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 from lifl.core import events as ev
+from lifl.core.coordinator.offer_secrets import KNOWN
 from lifl.core.engine import Engine
 from lifl.core.limits import TREE_LINES_MAX
 from lifl.core.planning.capacity import NodeLoad
@@ -55,7 +56,7 @@ class Bridge:
         node = self._identity
         capacity = self._engine.agent.load.capacity
         sizes = (capacity, node.arena_bytes, node.workers_max)
-        return p.PeerHello(p.PEER_VERSION, node.number, self.incarnation, self.control, node.gateway, *sizes)
+        return p.PeerHello(p.PEER_VERSION, node.number, self.incarnation, self.control, node.gateway, *sizes, (KNOWN,))
 
     def load(self) -> p.Heartbeat:
         """Return an agent's next heartbeat."""
@@ -71,7 +72,7 @@ class Bridge:
         """Take a node in that is connected, for the first time or again."""
         log.info("node.up node=%016x gateway=%s incarnation=%d", hello.node, hello.gateway, hello.incarnation)
         sizes = (hello.capacity, hello.arena_bytes, hello.workers_max)
-        self._driver.handle(ev.NodeUp(hello.node, hello.gateway, *sizes, hello.incarnation))
+        self._driver.handle(ev.NodeUp(hello.node, hello.gateway, *sizes, hello.incarnation, hello.knows))
 
     def node_suspect(self, node: int) -> None:
         """Give a silent node nothing new: its rounds wait for it until it is declared dead."""

@@ -23,5 +23,5 @@ def met(hello: p.PeerHello, host: str) -> p.PeerHello:
 def as_member(hello: p.PeerHello, state: p.MemberStateName, since_unix_s: float) -> p.PeerMember:
     """Return the member that said `hello`."""
     fields = msgspec.structs.asdict(hello)
-    del fields["version"]
+    del fields["version"], fields["knows"]
     return p.PeerMember(state=state, since_unix_s=since_unix_s, **fields)

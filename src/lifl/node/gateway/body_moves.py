@@ -204,7 +204,9 @@ class Movers:
         os.close(self._stop)
 
     def _run(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), MOVER_NICE)
+        this = (os.PRIO_PROCESS, threading.get_native_id())
+        if os.getpriority(*this) < MOVER_NICE:  # a node that is nicer itself may not take that back
+            os.setpriority(*this, MOVER_NICE)
         while (fd := self._pick()) != self._stop:
             self._turn(fd)
 

@@ -29,6 +29,8 @@ class ClientSocket:
     ) -> None:
         self.sock = sock
         self.is_shut = False
+        self.ended = asyncio.Event()
+        """Set when it is shut, for who waits for something else."""
         self.cut_because = ""
         self._movers = movers
         self._read_waiter = read_waiter
@@ -38,6 +40,7 @@ class ClientSocket:
         """End the connection: everything that waits for the socket wakes up with an error or the end of the stream."""
         if not self.is_shut:
             self.is_shut = True
+            self.ended.set()
             try:
                 self.sock.shutdown(socket.SHUT_RDWR)
             except OSError:  # the peer was faster

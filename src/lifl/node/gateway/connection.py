@@ -6,12 +6,14 @@ A connection is made of parts, each of which takes what it needs: its socket (`c
 (`frame_reader`) and go (`outbox`), the question to the daemon (`grant_waiter`), and what comes in (`intake`).
 
 While the daemon thinks about a request, or a body moves, the coroutine does not read: a client that sends more is
-slowed by TCP.  A client that reads too slowly, sends garbage or stalls is disconnected.
+slowed by TCP; so is one that sends small requests without end (`budgets`).  A client that reads too slowly, sends
+garbage or stalls is disconnected.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 
@@ -25,6 +27,7 @@ from lifl.core.limits import FIELD_CHARS_MAX, TEXT_CHARS_MAX
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import framed
+from lifl.node.gateway.budgets import Pace
 from lifl.node.gateway.client_socket import ClientSocket
 from lifl.node.gateway.content import Sums
 from lifl.node.gateway.frame_reader import FrameReader
@@ -50,8 +53,10 @@ class Connection:
         self._shared = shared
         self._grants = GrantWaiter(shared.link)
         self._socket = ClientSocket(sock, shared.movers, shared.read_waiter, self._grants.connection_ended)
-        self._reader = FrameReader(sock, shared)
-        self._outbox = Outbox(self._socket)
+        self._reader = FrameReader(self._socket, shared)
+        self._outbox = Outbox(self._socket, shared.waiting)
+        self._loop = asyncio.get_running_loop()
+        self._pace = Pace(self._loop.time())
         self._intake = Intake(number, shared, self._socket, self._reader, self._outbox, self._grants)
 
     # ---- what the daemon says --------------------------------------------------------------------------------------
@@ -102,7 +107,9 @@ class Connection:
             await self._greet()
             while True:
                 await link.drained()
-                await self._handle(await self._reader.read())
+                message = await self._reader.read()
+                await self._take_turn()
+                await self._handle(message)
         except RemoteFault as error:
             sock.cut_because = sock.reason(error)
             self._outbox.send(cm.Refusal("protocol", "", str(error)[:TEXT_CHARS_MAX]))
@@ -163,6 +170,13 @@ class Connection:
 
     # ---- what clients ask ------------------------------------------------------------------------------------------
 
+    async def _take_turn(self) -> None:
+        """Wait as long as a client must that asks too often."""
+        if (wait_s := self._pace.wait_s(self._loop.time())) > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._socket.ended.wait()
+
     async def _handle(self, message: cm.FromClient) -> None:
         try:
             match message:
@@ -173,7 +187,8 @@ class Connection:
                 case cm.GetModel():
                     await self._send_model(message)
                 case cm.Submit():
-                    await self._intake.take_update(message, self._client, self._direct)
+                    if await self._intake.take_update(message, self._client, self._direct):
+                        self._pace.taken()
                 case cm.Ping():
                     self._shared.pulse.ask(self._number, self._outbox.send)
                 case cm.Offer():

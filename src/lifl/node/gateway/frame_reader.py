@@ -6,23 +6,25 @@ Waiting for a frame costs nothing and has no deadline (TCP keepalive finds dead 
 from __future__ import annotations
 
 import asyncio
-import socket
 
 from lifl.core import limits
 from lifl.core.errors import RemoteFault
 from lifl.core.protocol import client as cm
 from lifl.core.protocol.frames import LENGTH_BYTES, FrameDecoder
+from lifl.node.gateway.client_socket import ClientSocket
 from lifl.node.gateway.shared import Shared
 
 
 class FrameReader:
     """Reads the frames of one connection, in turn."""
 
-    def __init__(self, sock: socket.socket, shared: Shared) -> None:
+    def __init__(self, client_socket: ClientSocket, shared: Shared) -> None:
         self.greeted = False
         """The client has said Hello: from now on it may send what is longer."""
-        self._sock = sock
+        self._socket = client_socket
+        self._sock = client_socket.sock
         self._shared = shared
+        self._loop = asyncio.get_running_loop()
         self._decoder: FrameDecoder[cm.FromClient] = FrameDecoder(cm.FromClient)
 
     async def read(self) -> cm.FromClient:
@@ -36,10 +38,18 @@ class FrameReader:
                 await self._receive(self._missing_bytes())
                 if (message := self._next_small()) is not None:
                     return message
-            async with self._shared.large_frames:
-                while (message := self._decoder.next_message()) is None:
-                    await self._receive(min(self._decoder.missing_bytes, limits.SMALL_FRAME_BYTES))
-                return message
+            return await self._read_large()
+
+    async def _read_large(self) -> cm.FromClient:
+        frames, holder = self._shared.large_frames, self._socket
+        try:
+            while (message := self._decoder.next_message()) is None:
+                missing_bytes = self._decoder.missing_bytes
+                await self._receive(min(missing_bytes, limits.SMALL_FRAME_BYTES))
+                frames.add(holder, missing_bytes - self._decoder.missing_bytes, self._loop.time())
+            return message
+        finally:
+            frames.forget(holder)
 
     def _next_small(self) -> cm.FromClient | None:
         """Return the message that has begun, if the rest of its frame is here and not large."""

@@ -60,8 +60,11 @@ class Intake:
 
     # ---- an update -------------------------------------------------------------------------------------------------
 
-    async def take_update(self, submit: cm.Submit, client: str, direct: bool) -> None:
-        """Take in an update of `client`, which writes to the slot itself if `direct`.  Raise `Refused`."""
+    async def take_update(self, submit: cm.Submit, client: str, direct: bool) -> bool:
+        """Take in an update of `client`, which writes to the slot itself if `direct`; return whether it is sealed.
+
+        Raise `Refused`.
+        """
         job = self._shared.job(submit.job)
         check_submit(job.layout, submit, client)
         grant = await self._grants.ask(
@@ -69,6 +72,8 @@ class Intake:
         )
         if isinstance(grant, gm.Granted):
             await self._land(grant, self._fill_update(submit, job, grant, direct), submit.data_bytes)
+            return True
+        return False
 
     async def _fill_update(self, submit: cm.Submit, job: JobLayout, grant: gm.Granted, direct: bool) -> None:
         """Have the update's bytes written, checked and sealed."""
@@ -143,6 +148,7 @@ class Intake:
                 offer.members,
                 offer.data_bytes,
                 offer.meta_bytes,
+                offer.secret,
             )
         )
         if isinstance(grant, gm.Granted):

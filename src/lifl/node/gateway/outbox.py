@@ -16,10 +16,13 @@ from lifl.core import limits
 from lifl.core.fields import Message
 from lifl.core.protocol.frames import encode
 from lifl.node.gateway.body_moves import Departed, Send
+from lifl.node.gateway.budgets import WaitingBytes
 from lifl.node.gateway.client_socket import ClientSocket
 
-Waiting = tuple[memoryview, int]
-"""The rest of a frame, and the descriptor that goes with its first byte (-1: none)."""
+Waiting = tuple[memoryview, int, int]
+"""The rest of a frame, the descriptor that goes with its first byte (-1: none), and what it counts for."""
+ENTRY_BYTES = 256
+"""What keeping a frame in line takes beside its bytes."""
 
 NOTHING = memoryview(b"")
 
@@ -37,7 +40,7 @@ def _after(pieces: list[memoryview], sent: int) -> list[memoryview]:
 class Outbox:
     """The line of what waits for one client."""
 
-    def __init__(self, client_socket: ClientSocket) -> None:
+    def __init__(self, client_socket: ClientSocket, all_waiting: WaitingBytes) -> None:
         self.flusher: asyncio.Task[None] | None = None
         """The task that sends what waits, while something does."""
         self._socket = client_socket
@@ -45,6 +48,7 @@ class Outbox:
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Waiting | Send] = deque()
         self._waiting_bytes = 0
+        self._all_waiting = all_waiting
         self._body_sent: asyncio.Future[None] | None = None
 
     def send(self, message: Message, descriptor: int = -1) -> None:
@@ -69,7 +73,9 @@ class Outbox:
             if not pieces:
                 return
         for piece in pieces:
-            self._waiting.append((piece, descriptor))
+            own_bytes = 0 if piece.obj is shared.obj else len(piece) + ENTRY_BYTES
+            self._waiting.append((piece, descriptor, own_bytes))
+            self._all_waiting.add(self._socket, own_bytes)
             self._waiting_bytes += len(piece)
             descriptor = -1
         if self._waiting_bytes > limits.WAITING_BYTES_MAX:
@@ -103,9 +109,12 @@ class Outbox:
                     await self._socket.move(item, limits.BODY_STALL_S)
                     self._settle_body(None)
                 else:
+                    frame, descriptor, own_bytes = item
                     async with asyncio.timeout(limits.BODY_STALL_S):
-                        await self._send_waiting(*item)
-                    self._waiting_bytes -= len(item[0])
+                        await self._send_waiting(frame, descriptor)
+                    self._waiting_bytes -= len(frame)
+                    if not self._socket.is_shut:  # else nothing of it is counted any more
+                        self._all_waiting.add(self._socket, -own_bytes)
         except (OSError, TimeoutError) as error:
             failed = error
             if isinstance(error, TimeoutError):
@@ -113,6 +122,8 @@ class Outbox:
             self._socket.shut()
         finally:
             self.flusher = None
+            if failed is not None or not self._waiting:
+                self._all_waiting.forget(self._socket)
             if failed is not None:
                 self._waiting.clear()
                 self._settle_body(ConnectionResetError(f"the client is gone: {failed}"))

@@ -152,7 +152,7 @@ class _Trip:
             raise LocalFault(f"object {self._key} is to be carried but is not sealed")
         what = (entry.weight, entry.contributions, entry.data_bytes, entry.meta_bytes)
         failpoints.hit("gateway.carry.before")
-        await peer.say(cm.Offer(request.number, request.epoch, request.branch, *what))
+        await peer.say(cm.Offer(request.number, request.epoch, request.branch, *what, request.secret))
         answer = await peer.hear()
         if isinstance(answer, cm.Accepted):
             return

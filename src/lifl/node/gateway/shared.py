@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -10,6 +9,7 @@ from lifl.core import limits
 from lifl.core.errors import Refused
 from lifl.core.limits import FRAME_BYTES_MAX
 from lifl.node.gateway.body_moves import Movers
+from lifl.node.gateway.budgets import LargeFrames, WaitingBytes
 from lifl.node.gateway.content import JobLayout
 from lifl.node.gateway.pulse import Pulse
 from lifl.node.gateway.read_waiter import ReadWaiter
@@ -29,7 +29,8 @@ class Shared:
     pulse: Pulse
     node: str
     jobs: dict[str, JobLayout] = field(default_factory=dict)
-    large_frames: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(limits.LARGE_FRAMES_MAX))
+    waiting: WaitingBytes = field(default_factory=WaitingBytes)
+    large_frames: LargeFrames = field(default_factory=LargeFrames)
     received_bytes: int = 0
     sent_bytes: int = 0
 
