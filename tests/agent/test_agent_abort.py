@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from agent_scene import EPOCH, NUMBER, Scene, aborted, sealed
 
@@ -68,12 +70,12 @@ def test_the_slot_of_a_direct_client_rests() -> None:
     assert scene.handle(abort("c1", scene, writing=True), at=10.0) == [aborted("c1")]
     assert key in scene.arena.objects
     assert scene.agent.quota.job_used_bytes(NO_JOB) == scene.update_bytes
-    assert scene.engine.next_timer() == 10.0 + DIRECT_GRACE_S
+    assert scene.agent.uploads.next_timer() == 10.0 + DIRECT_GRACE_S
     scene.handle(ev.Tick(), at=14.9)
     assert key in scene.arena.objects
     scene.handle(ev.Tick(), at=15.0)
     assert key not in scene.arena.objects
-    assert scene.engine.next_timer() is None
+    assert scene.agent.uploads.next_timer() == math.inf
 
 
 def test_one_that_does_not_come_to_a_closed_branch_is_only_freed() -> None:

@@ -180,8 +180,8 @@ def test_one_that_is_at_the_top_s_node_stays_until_the_commit() -> None:
 def test_one_that_could_not_be_brought_is_brought_again_after_a_while() -> None:
     scene, carry = carrying()
     assert scene.handle(gm.CarryEnded(carry.key, "broken", 0), at=10.0) == []
-    assert scene.engine.next_timer() == 10.0 + CARRY_RETRY_S
-    assert scene.handle(ev.Tick(), at=10.5) == []
+    assert scene.agent.partials.next_timer() == 10.0 + CARRY_RETRY_S
+    assert scene.handle(ev.Tick(), at=10.5) == [fx.LookAtChildren()]
     assert scene.handle(ev.Tick(), at=11.0) == [carry]
     assert scene.agent.partials.next_timer() == math.inf
 
@@ -189,8 +189,8 @@ def test_one_that_could_not_be_brought_is_brought_again_after_a_while() -> None:
 def test_after_the_gateway_ended_it_is_brought_again_at_once() -> None:
     scene, carry = carrying()
     assert scene.handle(gm.GatewayLost(), at=10.0) == [gm.GatewayLost()]
-    assert scene.engine.next_timer() == 10.0
-    assert scene.handle(ev.Tick()) == [carry]
+    assert scene.agent.partials.next_timer() == 10.0
+    assert scene.handle(ev.Tick()) == [fx.LookAtChildren(), carry]
 
 
 def test_the_end_of_a_transfer_that_is_of_no_branch_changes_nothing() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from agent_scene import EPOCH, LARGE, NUMBER, Scene, sealed
 
 from lifl.core import effects as fx
 from lifl.core import events as ev
-from lifl.core.agent.pool import Worker, WorkerState
+from lifl.core.agent.pool import FORK_PAUSE_MIN_S, Worker, WorkerState
 from lifl.core.agent.task_table import TASK_ATTEMPTS_MAX, output_of, worker_of
 from lifl.core.errors import Impossible, LocalFault
 from lifl.core.ids import Key, epoch_of
@@ -108,7 +110,8 @@ def test_a_task_whose_worker_is_lost_before_it_ran_is_given_to_another() -> None
     scene.upload("c1")
     led = scene.handle(ev.WorkerGone(1))
     leaf = scene.tasks()[0]
-    assert led == [fx.Route(leaf.address, None), fx.ForkWorker(2)]
+    assert led == [fx.Route(leaf.address, None)]
+    assert scene.handle(ev.Tick(), at=FORK_PAUSE_MIN_S) == [fx.ForkWorker(2)]
     assert (leaf.state, leaf.attempt) == (PLACING, 0)
     assert scene.ready(2) == scene.start(leaf)
 
@@ -240,11 +243,11 @@ def test_a_worker_that_was_idle_for_long_is_retired() -> None:
     scene = scene_of(8, 0, idle_timeout_s=30.0)
     scene.grant("c1")
     scene.handle(ev.FromWorker(1, wm.WorkerReady(1, 101, 0)), at=5.0)
-    assert scene.engine.next_timer() == 35.0
-    assert scene.handle(ev.Tick(), at=34.9) == []
+    assert scene.agent.pool.next_timer() == 35.0
+    assert scene.handle(ev.Tick(), at=34.9) == [fx.LookAtChildren()]
     assert scene.handle(ev.Tick(), at=35.0) == [fx.SendWorker(1, wm.Retire())]
     assert workers(scene)[1].state is RETIRING  # IDLE -> RETIRING
-    assert scene.engine.next_timer() is None
+    assert scene.agent.pool.next_timer() == math.inf
     assert scene.seal("c1") == [sealed("c1"), fx.ForkWorker(2)]
     assert scene.handle(ev.WorkerGone(1)) == []
     assert list(workers(scene)) == [2]

@@ -12,6 +12,7 @@ from lifl.core import effects as fx
 from lifl.core import engine as engine_module
 from lifl.core import events as ev
 from lifl.core.agent.model_slot import SlotState
+from lifl.core.agent.worker_watch import LOOK_S
 from lifl.core.config.job import parse_job
 from lifl.core.coordinator.coordinator import JOBS_MAX, Coordinator
 from lifl.core.coordinator.nodes import Node
@@ -289,8 +290,9 @@ def test_the_timer_is_the_earlier_one_of_both_sides() -> None:
     home.has_job()
     assert home.engine.next_timer() == 30.0
     home.do(gm.ClientJoined(5, "c5", "j"))
-    assert home.do(ev.Tick(), at=30.0) == [fx.SendWorker(1, wm.Retire())]
-    assert home.engine.next_timer() == home.engine.coordinating().next_timer() == 120.0
+    assert home.do(ev.Tick(), at=30.0) == [fx.SendWorker(1, wm.Retire()), fx.LookAtChildren()]
+    assert home.engine.coordinating().next_timer() == 120.0
+    assert home.engine.next_timer() == home.engine.agent.next_timer() == 30.0 + LOOK_S
 
 
 def test_a_node_that_stops_tells_the_clients() -> None:

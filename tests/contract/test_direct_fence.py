@@ -38,7 +38,7 @@ class Writer:
 
     def join(self) -> None:
         self.stream.receive()  # Welcome
-        self.stream.greeted()
+        self.stream.patience(None)
         self.stream.send(cm.Join(self.job))
 
     def get(self, kind: type) -> cm.ToClient:

@@ -644,6 +644,42 @@ def test_idle_connections_wake_nobody_and_ended_ones_leave_no_descriptor(node: S
     first.close()
 
 
+@pytest.mark.parametrize("unix", [False, True])
+@pytest.mark.parametrize("when", ["it is to be granted", "its body stands still"])
+def test_what_a_client_left_behind_on_a_connection_ends_when_it_has_come_over_another(
+    node: StandIn, unix: bool, when: str
+) -> None:
+    """Its end of the first one may be cut off: nothing says that the rest will not come."""
+    peer = Peer(node, unix)
+    peer.hello()
+    replaced = cm.Refusal("replaced", "client", "client 'c1' submits over another connection", "digits")
+    if when == "it is to be granted":
+        node.holding_back = []
+        peer.send(submit())
+        node.deliver(node.wait_for(gm.Admit).conn, replaced)
+    else:
+        peer.send(submit())
+        assert isinstance(peer.receive(), cm.Go)
+        peer.raw(BODY.tobytes()[:100])
+        node.deliver(node.wait_for(gm.Admit).conn, replaced)
+        assert node.wait_for(gm.Aborted).reason == "the client has come over another connection"
+    node.wait_for(gm.ClientLeft)
+    peer.close()
+
+
+def test_what_still_comes_of_a_body_may_come(node: StandIn) -> None:
+    peer = Peer(node)
+    peer.hello()
+    peer.send(submit())
+    assert isinstance(peer.receive(), cm.Go)
+    peer.raw(BODY.tobytes()[:100])
+    node.deliver(node.wait_for(gm.Admit).conn, cm.Refusal("replaced", "client", "by another", "digits"))
+    assert isinstance(peer.receive(), cm.Refusal)
+    peer.raw(BODY.tobytes()[100:])
+    assert peer.receive() == cm.Accepted("digits", 3)
+    peer.close()
+
+
 @pytest.mark.parametrize("name", ["c1\n", "\nc1", "c 1", "c\x1b[2J", "é"])
 def test_a_name_that_could_be_taken_for_another_is_refused(node: StandIn, name: str) -> None:
     peer = Peer(node)

@@ -138,3 +138,54 @@ def test_a_node_that_takes_no_grants_sends_its_clients_elsewhere(why: str) -> No
         scene.coordinator.nodes.remove(B)
     assert refused(scene.handle(admit("c2"), node=B)).field == "home:1"
     assert not scene.round.granted
+
+
+def test_one_that_asks_over_another_connection_ends_what_it_left_behind_on_the_first() -> None:
+    """That may be at a node which it cannot reach any more, and whose gateway waits for the rest of its update."""
+    scene = Scene(goal=3, nodes=(HOME, B))
+    scene.has_round(branches=[(HOME, 1, OPEN), (B, 2, OPEN)], selected=["c1"])
+    assert scene.handle(admit("c1", conn=5), node=B).ordered(o.Grant)
+    again = scene.handle(admit("c1", conn=5), node=B)
+    assert [type(message) for *_, message in again.told] == [cm.Busy]
+    led = scene.handle(admit("c1", conn=7))
+    assert {(node, conn, type(message)) for node, conn, message in led.told} == {
+        (B, 5, cm.Refusal),
+        (HOME, 7, cm.Busy),
+    }
+    assert led.said(cm.Refusal)[0][1].code == "replaced"
+    assert [type(message) for *_, message in scene.handle(admit("c1", conn=7)).told] == [cm.Busy]  # it is told once
+
+
+def test_one_that_cannot_reach_the_node_that_is_named_is_taken_where_it_is() -> None:
+    scene = Scene(goal=4, nodes=(HOME, B))
+    scene.has_round(branches=[(HOME, 2, OPEN), (B, 2, OPEN)], granted={"c1": 0, "c3": 0, "c4": 1}, others_max=3)
+    scene.round.selected["c2"] = None
+    scene.round.assign("c2", HOME)
+    assert scene.round.assigned == {"c2": B}
+    assert refused(scene.handle(admit("c2"))).field == "b:1"
+    led = scene.handle(admit("c2"))
+    assert led.orders == [
+        (HOME, o.AwaitBranch(NUMBER, EPOCH, 2)),
+        (HOME, o.OpenBranch(NUMBER, EPOCH, 2, 1)),
+        (HOME, o.Grant(NUMBER, EPOCH, 2, 2, "c2", 1.0, {})),
+    ]
+    assert [(record.node, record.updates) for record in scene.round.branches.values()] == [(HOME, 2), (B, 1), (HOME, 1)]
+    assert led.named("round.replanned") and len(led.rows) == 1
+
+
+def test_it_is_taken_into_a_branch_that_is_there_when_that_has_the_leaves() -> None:
+    scene = Scene(goal=4, nodes=(HOME, B))
+    scene.has_round(branches=[(HOME, 1, OPEN), (B, 3, OPEN)], granted={"c1": 0, "c4": 1}, selected=["c2"])
+    scene.branch(0).updates_max = 2
+    assert refused(scene.handle(admit("c2"))).field == "b:1"
+    led = scene.handle(admit("c2"))
+    assert led.orders == [(HOME, o.Grant(NUMBER, EPOCH, 0, 2, "c2", 1.0, {}))]
+    assert [record.updates for record in scene.round.branches.values()] == [2, 2]
+
+
+def test_where_the_top_takes_no_more_branches_it_is_sent_again() -> None:
+    scene = Scene(goal=4, nodes=(HOME, B))
+    scene.has_round(branches=[(HOME, 2, OPEN), (B, 2, OPEN)], granted={"c1": 0, "c3": 0}, selected=["c2"])
+    for _ in range(3):
+        assert refused(scene.handle(admit("c2"))).field == "b:1"
+    assert [record.updates for record in scene.round.branches.values()] == [2, 2]

@@ -16,7 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lifl.core.errors import LocalFault, RemoteFault
-from lifl.core.fields import AnnouncedMetrics, Digest, KeyBytes, Message, Metrics, Name, Tensors
+from lifl.core.fields import AnnouncedMetrics, Digest, KeyBytes, KnownWords, Message, Metrics, Name, Tensors
+from lifl.core.limits import KNOWN_WORDS_MAX
 from lifl.core.protocol import cli as om
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
@@ -67,6 +68,8 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
         return st.binary(min_size=32, max_size=32)
     if kind in (Metrics, AnnouncedMetrics):
         return st.dictionaries(st.text(metric_letters, min_size=1, max_size=8), finite, max_size=3)
+    if kind == KnownWords:
+        return st.lists(st.text("abcxyz-", max_size=8), max_size=KNOWN_WORDS_MAX).map(tuple)
     if kind == Tensors:
         return tensors
     if kind is msgspec.Raw:

@@ -263,9 +263,9 @@ def chance_decides(patch: Patch) -> None:
     """A decision depends on what is in no event: which worker takes a task."""
     right, draws = Pool._choose, itertools.count()
 
-    def choose(self: Pool, served):
+    def choose(self: Pool, served, may_fork):
         idle = [worker for worker in self.workers.values() if worker.state.value == "idle"]
-        return (idle[next(draws) % len(idle)], "warm") if idle else right(self, served)
+        return (idle[next(draws) % len(idle)], "warm") if idle else right(self, served, may_fork)
 
     patch.setattr(Pool, "_choose", choose)
 
@@ -298,7 +298,7 @@ class Plant(NamedTuple):
 
 PLANTS = (
     Plant(sealed_output_is_overlooked, "counted-once", style="stormy", lives=300),
-    Plant(top_is_not_asked, "counted-once", hosts=3, style="stormy", lives=300),
+    Plant(top_is_not_asked, "counted-once", hosts=3, style="stormy", lives=600),
     Plant(partial_is_taken_again, "partial-once", hosts=3),
     Plant(orphans_are_forgotten, "accepted-survives"),
     Plant(orphans_of_any_attempt_count, "epoch-fence"),

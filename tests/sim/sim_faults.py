@@ -38,7 +38,7 @@ class Faults:
             host.frozen_until = 0.0
             host.readers = [reader._replace(stuck=False) for reader in host.readers]
             for worker in host.workers.values():
-                worker.frozen_until = 0.0
+                worker.frozen_until, worker.stopped = 0.0, False
 
     # ---- questions: does this go wrong? ----------------------------------------------------------------------------
 
@@ -123,7 +123,8 @@ class Faults:
         rng = self._cluster.rng
         until = self._cluster.now + rng.uniform(*FREEZE_S)
         if host.workers and rng.random() < 0.7:
-            rng.choice(list(host.workers.values())).frozen_until = until
+            worker = rng.choice(list(host.workers.values()))
+            worker.frozen_until, worker.stopped = until, rng.random() < 0.5
         else:
             host.frozen_until = until
 

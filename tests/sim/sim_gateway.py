@@ -89,6 +89,8 @@ class Gateways:
 
     def choices(self, host: Host) -> list[Callable[[], Any]]:
         """Return what the gateway of a host could do, or say, now."""
+        if host.gateway_killed:
+            return [partial(self._cluster.lives.kill_gateway, host)]
         if host.frozen_until > self._cluster.now:
             return []
         found: list[Callable[[], Any]] = []

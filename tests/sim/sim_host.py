@@ -49,6 +49,7 @@ class Host:
         # the gateway
         self.to_daemon: deque[Any] = deque()
         self.frozen_until = 0.0
+        self.gateway_killed = False
         self.by_conn: dict[int, SimClient] = {}
         self.questions: dict[int, tuple[str, int]] = {}  # by connection: the job and round of what it waits for
         self.receiving: dict[Key, tuple[int, str]] = {}  # the connection, and whose it is (empty: another node's)
@@ -110,4 +111,4 @@ class Host:
                 self.store.left_writing(key)
         for part in (self.to_daemon, self.receiving, self.readers, self.transfers, self.by_conn, self.questions):
             part.clear()
-        self.frozen_until = 0.0
+        self.frozen_until, self.gateway_killed = 0.0, False

@@ -45,7 +45,6 @@ class SimJob:
         self.refused = False
         self.cancelled = False
         self.excuse = ""  # why it may fail: what was done to it
-        self.unheard = False  # a node has told a failure of it to nobody: a known fault, it may never end
         self.rounds: dict[tuple[int, int], tuple[str, dict[str, Any]]] = {}  # rows by round and attempt
         self.commits: dict[int, Counter[str]] = {}
 

@@ -51,8 +51,6 @@ class Lives:
 
     def _cut(self, host: Host) -> None:
         host.linked = False
-        for report in host.reports:
-            self._cluster.report_lost(report)
         host.orders.clear()
         host.reports.clear()
         self._cluster.handle(host, ev.CoordinatorDown())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sim_checks import must
 
+from lifl.core import effects as fx
 from lifl.core import events as ev
 from lifl.core.ids import Key, Kind
 from lifl.core.protocol import worker as wm
@@ -32,6 +33,8 @@ class SimWorker:
         self.number = number
         self.ready = False
         self.frozen_until = 0.0
+        self.stopped = False  # by a signal, while it is frozen: the daemon sees that when it looks
+        self.seen_stopped = self.killed = False  # by the daemon, which has yet to hear of it
         self.control: deque[Any] = deque()
         self.records: deque[tuple[int, Key]] = deque()
         self.out: deque[Any] = deque()
@@ -59,6 +62,11 @@ class Workers:
         for worker in host.workers.values():
             if worker.out and worker.ready:
                 found.append(partial(self.say, host, worker))
+            if worker.seen_stopped:
+                found.append(partial(self.tell_stopped, host, worker))
+            if worker.killed:
+                found.append(partial(self.kill, host, worker))
+                continue
             if worker.frozen_until > self._cluster.now:
                 continue
             if not worker.ready:
@@ -72,6 +80,21 @@ class Workers:
         worker.ready = True
         ready = wm.WorkerReady(worker.number, 1000 + worker.number, 0)
         self._cluster.handle(host, ev.FromWorker(worker.number, ready))
+
+    def effect(self, host: Host, effect: fx.LookAtWorker | fx.KillWorker) -> None:
+        """Look at a process, or end it; either is told later."""
+        worker = host.workers.get(effect.worker)
+        if worker is None:
+            return
+        if isinstance(effect, fx.KillWorker):
+            worker.killed = True
+        else:
+            worker.seen_stopped = worker.stopped and worker.frozen_until > self._cluster.now
+
+    def tell_stopped(self, host: Host, worker: SimWorker) -> None:
+        """Tell the daemon that the process was stopped when it looked."""
+        worker.seen_stopped = False
+        self._cluster.handle(host, ev.WorkerSeen(worker.number, stopped=True))
 
     def say(self, host: Host, worker: SimWorker) -> None:
         """Say the next message to the daemon."""

@@ -29,7 +29,6 @@ from lifl.core import events as ev
 from lifl.core.coordinator.round import Round
 from lifl.core.engine import Engine
 from lifl.core.errors import Refused
-from lifl.core.protocol.commands import BranchFailed
 
 ALWAYS_VALIDATED = 100
 """Lives (by seed) in which all books are looked at after each step; in the others after every `VALIDATED_EVERY`."""
@@ -133,10 +132,12 @@ class Cluster:
             case fx.SendCoordinator():
                 if host.linked:
                     host.reports.append(effect.report)
-                else:
-                    self.report_lost(effect.report)
             case fx.ForkWorker():
                 host.workers[effect.worker] = SimWorker(effect.worker)
+            case fx.LookAtWorker() | fx.KillWorker():
+                self.workers.effect(host, effect)
+            case fx.LookAtChildren():
+                host.gateway_killed = host.frozen_until > self.now
             case fx.SendWorker():
                 if effect.worker in host.workers:
                     host.workers[effect.worker].control.append(effect.message)
@@ -158,11 +159,6 @@ class Cluster:
                 pass
             case _:
                 self.gateways.effect(host, effect)
-
-    def report_lost(self, report: Any) -> None:
-        """Note that a report has not come to the coordinator."""
-        if isinstance(report, BranchFailed):
-            self.by_number[report.number].unheard = True
 
     # ---- jobs --------------------------------------------------------------------------------------------------------
 
@@ -301,8 +297,6 @@ class Cluster:
         self._check_end()
 
     def _check_end(self) -> None:
-        if not self.strict and any(job.unheard and not job.over for job in self.jobs.values()):
-            return
         for job in self.jobs.values():
             phases = [round_.phase.value for round_ in self.rounds_of(job)]
             must(job.over, "begun-ends", f"at rest, job {job.name!r} is {job.row}, its rounds {phases}")

@@ -13,13 +13,19 @@ from contextlib import closing
 from typing import TypeVar
 
 from lifl.client.books import Books
-from lifl.client.home import AWAY_GREETING_S, Home, pause
+from lifl.client.home import AWAY_GREETING_S, Home, HomeLost, pause
+from lifl.client.liveness import Watch, asking
 from lifl.client.stream import Stream, greeted
 from lifl.core.errors import LocalFault, Refused, RemoteFault
 from lifl.core.protocol import client as cm
 
 log = logging.getLogger("lifl.client")
 
+UNREACHABLE_S = 30.0
+"""A gateway that was silent, or could not be reached, is not tried again for so long: requests are made at home, where
+the coordinator has another node take the update of who comes back.  Where it has none, the gateway is tried again."""
+ASKED_HOME_MAX = 3
+"""How often a request is made at home in place of a silent gateway, before that is tried."""
 REDIRECTED_PAUSE_S = 1.0
 """When two redirects in a row have led to no gateway: how long until the next attempt."""
 OVER_CODES = frozenset({"round-over", "wrong-round", "not-selected", "unknown-job"})
@@ -42,36 +48,48 @@ class Gateways:
     def do(self, home: Stream, number: int, action: Callable[[Stream], T]) -> T:
         """Do `action` at the gateway that the round's selection named, or at that of a redirect."""
         address = self._books.gateway_of(number)
-        for redirected in itertools.cycle((False, True)):
+        for tries in itertools.count(1):
             try:
-                return self._at(address, home, action)
+                return self._at(address, home, action, tries)
             except Refused as refused:
                 if refused.code != cm.USE_GATEWAY:
                     raise
                 address = refused.field
-            if redirected:
+            if tries > 1:
                 pause(self._closed, REDIRECTED_PAUSE_S)
-        raise AssertionError("a cycle has no end")
+        raise AssertionError("counting has no end")
 
-    def _at(self, address: str, home: Stream, action: Callable[[Stream], T]) -> T:
+    def _at(self, address: str, home: Stream, action: Callable[[Stream], T], tries: int) -> T:
         """Do `action` over a connection to `address`; at home when that is there, or when it does not work."""
-        away = self._dialled(address) if address and address != self._home.node else None
+        skipped = tries <= ASKED_HOME_MAX and self._home.is_silent(address, UNREACHABLE_S)
+        away = self._dialled(address) if address and address != self._home.node and not skipped else None
         if away is not None:
             try:
-                with closing(away):
+                with closing(away), asking(away):
                     return action(away)
             except Refused as refused:
                 if refused.code not in _ASK_HOME_CODES:
                     raise
                 log.warning("gateway.refused gateway=%s why=%s", address, refused)
+            except HomeLost:
+                raise
             except (OSError, RemoteFault) as error:
                 log.warning("gateway.lost gateway=%s error=%s", address, error)
-        return action(home)
+                self._home.note_silent(address)
+        with asking(home):
+            return action(home)
 
     def _dialled(self, address: str) -> Stream | None:
         """Return a connection to another node's gateway, which takes the client; else None."""
         try:
-            return greeted(address, AWAY_GREETING_S, self._client, False, self._home.opened)
+            away = greeted(address, AWAY_GREETING_S, self._client, False, self._home.opened)
         except (OSError, LocalFault, Refused, RemoteFault) as error:
             log.warning("gateway.unreachable gateway=%s error=%s", address, error)
+            self._home.note_silent(address)
             return None
+
+        def at_home() -> list[str]:
+            return [self._home.node]
+
+        away.watch = Watch(away, address, self._client, at_home, lambda: True, lambda _: None, lambda _: None)
+        return away

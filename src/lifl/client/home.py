@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from lifl.client.books import Books
+from lifl.client.liveness import ANSWER_S, Watch, usable
 from lifl.client.outcomes import NodeUnreachable, RoundEnded, Settled
 from lifl.client.stream import GREETING_S, Stream, greeted
 from lifl.core.errors import LocalFault, Refused
@@ -35,7 +36,7 @@ JOB_PAUSE_MAX_S = 5.0
 """How long between two questions for a job that does not exist yet."""
 CLAIMS_MAX = 3
 """How often a client that has moved from node to node takes its name back before it believes another has it."""
-AWAY_GREETING_S = 5.0
+AWAY_GREETING_S = ANSWER_S
 """Another node's gateway answers within this time, or the client's own is asked (of several nodes: the next one)."""
 
 T = TypeVar("T")
@@ -75,6 +76,10 @@ class _Patience:
         return random.uniform(pause_s / 2, pause_s)
 
 
+class HomeLost(ConnectionResetError):
+    """Home broke while the client was at another gateway, which is not to blame."""
+
+
 class Home:
     """The connection of `client` to the first of `nodes` that can be reached; `closed` ends all waiting."""
 
@@ -91,6 +96,8 @@ class Home:
         self.stream: Stream | None = None
         """The connection, while there is one."""
         self._nodes = deque(nodes)
+        self._given = tuple(nodes)
+        self._silent = ("", 0.0)  # the last gateway that was not heard, or not reached, and when
         self._books = books
         self._closed = closed
         self._job = job
@@ -112,6 +119,38 @@ class Home:
         """The address of the node that the client is at, or tries next."""
         return self._nodes[0]
 
+    @property
+    def client(self) -> str:
+        """The client's name."""
+        return self._client
+
+    def others(self) -> list[str]:
+        """Return the addresses to go to when this node is silent."""
+        return list(self._nodes)[1:]
+
+    def learn(self, gateways: Sequence[str]) -> None:
+        """Note which gateways of other nodes there are: those of before that were not given are forgotten."""
+        fresh = [address for address in usable(gateways) if address not in self._nodes]
+        kept = [address for address in self._nodes if address in self._given or address in gateways]
+        here = self.node
+        self._nodes = deque([here, *(address for address in kept if address != here), *fresh])
+
+    def note_silent(self, address: str) -> None:
+        """Note that a gateway says nothing, or cannot be reached."""
+        self._silent = (address, time.monotonic())
+
+    def is_silent(self, address: str, within_s: float) -> bool:
+        """Return whether that was so lately."""
+        silent, since_s = self._silent
+        return address == silent and time.monotonic() - since_s < within_s
+
+    def _leave_for(self, address: str) -> None:
+        """Try this node next."""
+        self.note_silent(self.node)
+        log.warning("node.silent node=%s next=%s", self.node, address)
+        self._nodes.remove(address)
+        self._nodes.insert(1, address)
+
     # ---- what is said and heard ------------------------------------------------------------------------------------
 
     def answer(self, stream: Stream, number: int, kinds: Any) -> Any:
@@ -132,7 +171,10 @@ class Home:
         was asked is still to come: the connection is given up, and the next one begins in step.
         """
         home = self.stream
-        message = (stream if home is None or stream is home else stream.wait_with(home)).receive()
+        if home is None or stream is home or stream.wait_with(home) is stream:
+            message = stream.receive()
+        else:
+            message = self._from_home(home)
         if isinstance(message, cm.JobOver) or (
             isinstance(message, cm.Committed | cm.RoundOver) and message.round == number
         ):
@@ -142,10 +184,17 @@ class Home:
             raise Settled(self._job, number, message)
         return message
 
+    @staticmethod
+    def _from_home(home: Stream) -> cm.ToClient:
+        try:
+            return home.receive()
+        except OSError as error:
+            raise HomeLost(f"the connection home broke: {error}") from error
+
     def hear(self, stream: Stream) -> None:
         """Note what has come already, without waiting."""
-        while not self._books.is_job_over() and stream.has_come():
-            self._books.note(stream.receive())
+        while not self._books.is_job_over() and (message := stream.pending()) is not None:
+            self._books.note(message)
 
     def say(self, *messages: cm.FromClient) -> None:
         """Say something that has no answer, if the node is there: a new connection needs no such word."""
@@ -190,7 +239,7 @@ class Home:
 
     def _overcome(self, refused: Refused) -> bool:
         """Return whether a refusal ends nothing yet: the stream is in step, and it is tried once more."""
-        if refused.code == "replaced" and self._claims_left:
+        if refused.code == cm.REPLACED and self._claims_left:
             # What was said over an earlier connection of this client, to another node, may have come to the coordinator
             # after what was said over this one: once for each.  Another client of its name takes it away again.
             log.warning("client.replaced job=%s client=%s: joining once more", self._job, self._client)
@@ -240,6 +289,9 @@ class Home:
             stream.send(self.join())
             if self._books.declined is not None and cm.DECLINE in stream.knows:
                 stream.send(self._books.declined)
+            ways = (self.others, self._holds, self._leave_for, self.learn)
+            stream.watch = Watch(stream, self.node, self._client, *ways)
+            stream.watch.ping()
         except BaseException:
             stream.close()
             raise
@@ -249,6 +301,9 @@ class Home:
         self._unreachable.reset()
         self.stream = stream
         return stream
+
+    def _holds(self) -> bool:
+        return bool(self._books.held)
 
     def disconnect(self) -> None:
         """Close the connection, if there is one."""

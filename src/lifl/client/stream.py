@@ -16,6 +16,8 @@ import select
 import socket
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -38,6 +40,26 @@ SEND_BYTES = 4 * 1024 * 1024
 RECEIVE_BYTES = 1024 * 1024
 KEEPALIVE_IDLE_S = 30
 UNACKNOWLEDGED_S = 60
+
+T = TypeVar("T")
+
+
+class Watched(Protocol):
+    """What looks after a connection while something is waited for on it (`liveness.Watch`)."""
+
+    asking: bool
+
+    def heard(self) -> None: ...
+
+    def moved(self) -> None: ...
+
+    def answered(self, pong: cm.Pong) -> None: ...
+
+    def ping(self) -> None: ...
+
+    def wait_s(self) -> float: ...
+
+    def silent(self) -> None: ...
 
 
 _streams: weakref.WeakSet[Stream] = weakref.WeakSet()
@@ -137,10 +159,12 @@ class Stream:
         patience_s: float = GREETING_S,
         opened: Callable[[socket.socket], None] = lambda sock: None,
     ) -> None:
-        self._sock = connect(address, patience_s, opened)
-        _streams.add(self)
         self.knows: frozenset[str] = frozenset()
         """What the node knows beyond the first version of the protocol."""
+        self.watch: Watched | None = None
+        self.opened = opened
+        self._sock = connect(address, patience_s, opened)
+        _streams.add(self)
         self.is_local = self._sock.family == socket.AF_UNIX
         self._decoder: FrameDecoder[cm.ToClient] = FrameDecoder(cm.ToClient)
         self._tensors: dict[str, tuple[TensorSpec, ...]] = {}  # by job: those that were told over this connection
@@ -160,19 +184,37 @@ class Stream:
         if not isinstance(answer, cm.Welcome):
             raise RemoteFault(f"the node answers Hello by {type(answer).__name__}; is it a LIFL gateway?")
         self.knows = frozenset(answer.knows)
-        self.greeted()
+        self.patience(None)
 
-    def greeted(self) -> None:
-        """Wait as long as it takes from now on: the node has answered."""
-        self._sock.settimeout(None)
+    def patience(self, patience_s: float | None) -> None:
+        """Wait so long from now on; None: as long as it takes, or as the watch says."""
+        self._sock.settimeout(patience_s)
+
+    def _patiently(self, act: Callable[[], T]) -> T:
+        """Do what may have to wait; the watch, if there is one, says for how long."""
+        if self.watch is None:
+            return act()
+        while True:
+            self._sock.settimeout(self.watch.wait_s())
+            try:
+                done = act()
+            except TimeoutError as error:
+                if error.errno is not None:  # the network's, not ours
+                    raise
+                self.watch.silent()
+            else:
+                self.watch.moved()
+                return done
 
     def wait_with(self, other: Stream) -> Stream:
         """Wait until there is something to receive; return on which of the two, the other one first."""
         poll = select.poll()
         for stream in (self, other):
             poll.register(stream._sock, select.POLLIN)
-        ready = [fd for fd, _events in poll.poll()]
-        return other if other._sock.fileno() in ready else self
+        while not (ready := poll.poll(self.watch.wait_s() * 1000 if self.watch is not None else None)):
+            assert self.watch is not None
+            self.watch.silent()
+        return other if other._sock.fileno() in [fd for fd, _events in ready] else self
 
     def has_come(self) -> bool:
         """Return whether something can be received without waiting: a message, part of one, or the end."""
@@ -184,17 +226,40 @@ class Stream:
 
     def send(self, message: cm.FromClient) -> None:
         """Send one frame."""
-        self._sock.sendall(encode(message))
+        frame = memoryview(encode(message))
+        while frame:
+            frame = frame[self._patiently(partial(self._sock.send, frame)) :]
 
     def receive(self) -> cm.ToClient:
-        """Wait for the next frame and return its message."""
+        """Wait for the next frame and return its message; the answers to its questions are the watch's."""
+        while (message := self._next()) is None:
+            pass
+        return message
+
+    def pending(self) -> cm.ToClient | None:
+        """Return the next message if it has come, or part of it; None when nothing is to be received."""
+        while self.has_come():
+            message = self._next()
+            if message is not None:
+                return message
+        return None
+
+    def _next(self) -> cm.ToClient | None:
         while (message := self._decoder.next_message()) is None:
-            wanted = min(self._decoder.missing_bytes, RECEIVE_BYTES)
-            data = self._receive_with_rights(wanted) if self.is_local else self._sock.recv(wanted)
+            data = self._patiently(self._receive_some)
             if not data:
                 raise ConnectionResetError("the node closed the connection")
             self._decoder.feed(data)
+        if self.watch is not None and isinstance(message, cm.Pong):
+            self.watch.answered(message)
+            return None
+        if self.watch is not None:
+            self.watch.heard()
         return self._completed(message) if isinstance(message, cm.Selected) else message
+
+    def _receive_some(self) -> bytes:
+        wanted = min(self._decoder.missing_bytes, RECEIVE_BYTES)
+        return self._receive_with_rights(wanted) if self.is_local else self._sock.recv(wanted)
 
     def _completed(self, selected: cm.Selected) -> cm.Selected:
         """Return the selection with the job's tensors, which are told once."""
@@ -240,7 +305,8 @@ class Stream:
         """Fill `view`."""
         got = 0
         while got < len(view):
-            step = self._sock.recv_into(view[got : got + RECEIVE_BYTES])
+            rest = view[got : got + RECEIVE_BYTES]
+            step = self._patiently(partial(self._sock.recv_into, rest))
             if not step:
                 raise ConnectionResetError(f"the node closed the connection after {got} of {len(view)} bytes")
             got += step
@@ -260,7 +326,7 @@ class Stream:
                 nbytes += len(piece)
                 if nbytes == SEND_BYTES:
                     break
-            step = self._sock.sendmsg(batch)
+            step = self._patiently(partial(self._sock.sendmsg, batch))
             sent += step
             offset += step
             while index < len(waiting) and offset >= len(waiting[index]):

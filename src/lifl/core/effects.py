@@ -35,6 +35,23 @@ class ForkWorker(msgspec.Struct, frozen=True):
     worker: int
 
 
+class LookAtWorker(msgspec.Struct, frozen=True):
+    """See whether the worker's process is stopped; `events.WorkerSeen` tells."""
+
+    worker: int
+
+
+class KillWorker(msgspec.Struct, frozen=True):
+    """Kill the worker's process, because of `why`; `events.WorkerGone` follows."""
+
+    worker: int
+    why: str
+
+
+class LookAtChildren(msgspec.Struct, frozen=True):
+    """Kill the gateway or the zygote if it is stopped: another one is started at its end."""
+
+
 class SendWorker(msgspec.Struct, frozen=True):
     """Send a `protocol/worker.ToWorker` on the worker's control link."""
 
@@ -113,6 +130,9 @@ Effect = (
     | SendNode
     | SendCoordinator
     | ForkWorker
+    | LookAtWorker
+    | KillWorker
+    | LookAtChildren
     | SendWorker
     | Route
     | SendKeys

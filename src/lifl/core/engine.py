@@ -127,7 +127,7 @@ class Engine:
                 steps += 1
                 if steps > STEPS_MAX:
                     raise LocalFault(f"{steps} orders and reports follow from one event, the last: {item!r}")
-            self.agent.settling.settle()
+            self.agent.settle()
             if not turn.queue or turn.writes:
                 break
         if self.coordinator is not None:

@@ -42,6 +42,13 @@ class WorkerGone(Event, frozen=True):
     worker: int
 
 
+class WorkerSeen(Event, frozen=True):
+    """A worker's process was looked at; `stopped`: by a signal, until another one lets it go on."""
+
+    worker: int
+    stopped: bool
+
+
 class Bounced(Event, frozen=True):
     """A record came to `lifld` because its address had no route."""
 

@@ -18,6 +18,7 @@ from lifl.core.limits import (
     DIGEST_BYTES,
     DTYPE_CHARS_MAX,
     FIELD_CHARS_MAX,
+    GATEWAYS_TOLD_MAX,
     INCARNATION_MAX,
     KNOWN_WORD_CHARS_MAX,
     KNOWN_WORDS_MAX,
@@ -70,9 +71,11 @@ Word = Annotated[str, msgspec.Meta(max_length=WORD_CHARS_MAX)]
 """A code, a status or a role; or a name, or nothing."""
 _KnownWord = Annotated[str, msgspec.Meta(max_length=KNOWN_WORD_CHARS_MAX, pattern=r"\A[a-z-]*\Z")]
 KnownWords = Annotated[tuple[_KnownWord, ...], msgspec.Meta(max_length=KNOWN_WORDS_MAX)]
-"""What a peer or client knows beyond version 1, a word for each."""
+"""What a peer or client knows beyond version 1, a word for each; one that the other does not know means nothing."""
 FieldPath = Annotated[str, msgspec.Meta(max_length=FIELD_CHARS_MAX)]
 Address = Annotated[str, msgspec.Meta(max_length=ADDRESS_CHARS_MAX)]
+Gateways = Annotated[tuple[Address, ...], msgspec.Meta(max_length=GATEWAYS_TOLD_MAX)]
+"""Addresses of gateways, HOST:PORT."""
 Path = Annotated[str, msgspec.Meta(max_length=PATH_CHARS_MAX)]
 ConfigPath = Annotated[str, msgspec.Meta(max_length=CONFIG_PATH_CHARS_MAX)]
 StateNames = Annotated[tuple[Name, ...], msgspec.Meta(max_length=STATES_MAX)]

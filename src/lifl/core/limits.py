@@ -27,6 +27,8 @@ STATES_MAX = 64
 """State vectors of a rule."""
 JOBS_MAX = 256
 """Jobs of one cluster that are not over."""
+GATEWAYS_TOLD_MAX = 16
+"""Other nodes' gateways that a client is told, and keeps."""
 OBJECTS_MAX = 16_384
 """Objects of an arena at a time."""
 NODES_MAX = 1_000
@@ -44,6 +46,8 @@ CLIENTS_PER_ROUND_MAX = 10_000
 FAN_IN_MAX = 64
 RULE_CHARS_MAX = 256
 DEADLINE_S_MAX = 30 * 24 * 3600.0
+TASK_DEADLINE_S = 300.0
+"""How long a task that has all its inputs may take where the job does not say (`aggregation.task_deadline_s`)."""
 ARENA_BYTES_MIN = 1 << 24
 ARENA_BYTES_MAX = 1 << 44
 WORKERS_MAX = 1_000
@@ -127,9 +131,13 @@ FRAME_S = 60.0
 """A frame that has begun is complete within this time."""
 BODY_STALL_S = 60.0
 """A body (either way) moves at least `body_moves.STALL_BYTES` in this time, or the connection ends."""
+REPLACED_STALL_S = 2.0
+"""The same for a client that has come over another connection meanwhile."""
 PEER_STALL_S = 10.0
 """The same between nodes, which are nearer to each other; and what the peer's TCP may leave unacknowledged."""
 HELLO_BYTES_MAX = 4096
+PINGS_PER_S_MAX = 500
+"""Clients are asked to wait longer with their questions when there would be more: some hundredths of a core."""
 SMALL_FRAME_BYTES = 64 * 1024
 """Longer frames are schemas of clients that know no digests."""
 LARGE_FRAMES_BYTES_MAX = 64 * 1024 * 1024

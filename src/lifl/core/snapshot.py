@@ -25,7 +25,7 @@ from lifl.core.errors import LocalFault, RemoteFault
 
 PACKAGE = "lifl.core."
 _SCALARS = (type(None), bool, int, float, str, bytes)
-_IMMUTABLE = (*_SCALARS, frozenset, Enum, msgspec.Struct, msgspec.Raw, type)
+_IMMUTABLE = (*_SCALARS, frozenset, Enum, msgspec.Struct, msgspec.Raw, msgspec.UnsetType, type)
 _LEAF, _MUTABLE, _TUPLE = 0, 1, 2
 _PLAIN_FIELDS = frozenset({"int", "float", "str", "bytes", "bool"})
 _kinds: dict[type, int] = {}
@@ -225,6 +225,8 @@ def _flat(value: Any) -> Any:
     """Return `value` as scalars and lists, each list headed by what it is."""
     if type(value) in _SCALARS:
         return value
+    if value is msgspec.UNSET:
+        return ["unset"]
     if isinstance(value, Enum):
         return ["enum", _name(type(value)), value.name]
     if isinstance(value, msgspec.Raw):
@@ -246,6 +248,8 @@ def _built(value: Any) -> Any:
         return value
     kind, *rest = value
     match kind:
+        case "unset":
+            return msgspec.UNSET
         case "enum":
             return _class(rest[0], Enum)[rest[1]]
         case "raw":

@@ -27,6 +27,7 @@ from lifl.core.errors import ResourceFault
 from lifl.core.fields import Message
 from lifl.core.protocol.gateway import Drain
 from lifl.node.link import Link
+from lifl.node.process_state import is_stopped
 
 log = logging.getLogger("lifl.children")
 
@@ -137,6 +138,12 @@ class Child:
         """Read nothing from the process while it is `held`: then it is slowed by its socket."""
         if self._link is not None:
             (self._link.pause_reading if held else self._link.resume_reading)()
+
+    def kill_if_stopped(self) -> None:
+        """Kill the process if a signal has stopped it; the end of its link has another one started."""
+        if self._process is not None and is_stopped(self.pid):
+            log.warning("child.stopped module=%s pid=%d; it is killed", self.module, self.pid)
+            self._process.kill()
 
     def last_words(self) -> str:
         """Return the end of what the process wrote to standard error."""

@@ -100,10 +100,11 @@ class Daemon:
         self.cli = CliServer(folder / "lifld.sock", self._request)
         opened.callback(self.cli.close)
         self._meters = Meters(self.gateway, self.zygote)
-        self._performer = Performer(self.gateway, self.workers, self.store, self.cli, self._meters, self._unsendable)
+        told = (self._worker_stopped, self._unsendable)
+        self._performer = Performer(self.gateway, self.zygote, self.workers, self.store, self.cli, self._meters, *told)
         self._driver = Driver(self.engine, folder, self._performer.perform)
         self._driver.on_pause = self.gateway.hold
-        shown = (self.engine, self.arena, self.gateway, self.zygote, self.workers, self._meters, self._pause)
+        shown = (self._driver, self.arena, self.gateway, self.zygote, self.workers, self._meters)
         self.status = NodeStatus(self.identity, folder, bool(config.capacity), warnings, *shown)
         self._requests = Requests(self._driver, self.store, self.cli, self.status, folder, self._shut_down)
 
@@ -135,9 +136,6 @@ class Daemon:
         arguments = ["--arena", self.arena.name, *arguments]
         end = self._gateway_gone if "gateway" in module else self._zygote_gone
         return Child(module, arguments, passed, kinds, on_message, end, self._broken, self._loop.time)
-
-    def _pause(self) -> str:
-        return str(self._driver.fault or "")
 
     def _shut_down(self) -> None:
         self._loop.call_soon(self.done.set)  # the request is answered first
@@ -246,6 +244,11 @@ class Daemon:
                 if not self._ready.done():
                     self._ready.set_result(None)
                 return
+            case gm.AskPulse():
+                peers = self._bridge.peers if self._bridge is not None else None
+                if peers.connected if peers is not None else not self.config.join:
+                    self.gateway.send(gm.Pulse(peers.gateways() if peers is not None else ()))
+                return
             case gm.Disconnected(conn, client, reason):
                 log.warning("client.disconnected conn=%d client=%s %s", conn, client or "-", reason)
                 return
@@ -267,6 +270,8 @@ class Daemon:
 
     def _from_zygote(self, message: Any) -> None:
         match message:
+            case wm.Forked(worker, pid):
+                self.workers.forked(worker, pid)
             case wm.Exited(worker, pid, status):
                 log.info("worker.ended worker=%d pid=%d status=%d", worker, pid, status)
             case wm.Calibrated(capacity):
@@ -286,6 +291,9 @@ class Daemon:
 
     def _worker_gone(self, worker: int) -> None:
         self._driver.handle(ev.WorkerGone(worker))
+
+    def _worker_stopped(self, worker: int) -> None:
+        self._driver.handle(ev.WorkerSeen(worker, stopped=True))
 
     def _bounced(self, address: int, key: Key) -> None:
         self._driver.handle(ev.Bounced(address, key))

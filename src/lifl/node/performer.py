@@ -5,6 +5,7 @@ A commit's row is on the disk before anything that follows it is performed.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,6 +34,7 @@ FOR_THE_OPERATOR = frozenset({"job.paused", "job.goes_on", "model.damaged", "mod
 class Performer:
     """The hands of one node.  `peers` is None while the node is in no cluster: then nothing is sent to others.
 
+    `on_stopped(worker)` is told, a moment later, of a worker that was looked at and is stopped.
     `on_unsendable(job, text)` is told of a job, by its number or name, that a message is too long for; it must not hand
     in an event at once.
     """
@@ -40,14 +42,18 @@ class Performer:
     def __init__(
         self,
         gateway: Child,
+        zygote: Child,
         workers: Workers,
         store: NodeStore,
         cli: CliServer,
         meters: Meters,
+        on_stopped: Callable[[int], None],
         on_unsendable: Callable[[int | str, str], None],
     ) -> None:
         self._on_unsendable = on_unsendable
         self._gateway = gateway
+        self._zygote = zygote
+        self._on_stopped = on_stopped
         self._workers = workers
         self._store = store
         self._cli = cli
@@ -102,6 +108,15 @@ class Performer:
         match effect:
             case fx.ForkWorker():
                 self._workers.fork(effect.worker)
+            case fx.LookAtWorker():
+                if self._workers.is_stopped(effect.worker):
+                    # Told later: nothing that is performed hands in an event within that.
+                    asyncio.get_running_loop().call_soon(self._on_stopped, effect.worker)
+            case fx.KillWorker():
+                self._workers.kill(effect.worker, effect.why)
+            case fx.LookAtChildren():
+                self._gateway.kill_if_stopped()
+                self._zygote.kill_if_stopped()
             case fx.SendWorker():
                 self._workers.send(effect.worker, effect.message)
             case fx.Route():

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from lifl.core.engine import Engine
 from lifl.core.protocol import gateway as gm
 from lifl.node import views
 from lifl.node.children import Child
 from lifl.node.cluster.bridge import Bridge
+from lifl.node.driver import Driver
 from lifl.node.meters import Meters
 from lifl.node.workers import Workers
 from lifl.shm.owned_arena import OwnedArena
 
 
 class NodeStatus:
-    """The figures of one node.  `bridge` is None while the node is in no cluster.
-
-    `paused()` says why nothing is done now; empty: all goes on.
-    """
+    """The figures of one node.  `bridge` is None while the node is in no cluster."""
 
     def __init__(
         self,
@@ -32,26 +28,25 @@ class NodeStatus:
         folder: Path,
         capacity_given: bool,
         warnings: list[str],
-        engine: Engine,
+        driver: Driver,
         arena: OwnedArena,
         gateway: Child,
         zygote: Child,
         workers: Workers,
         meters: Meters,
-        paused: Callable[[], str],
     ) -> None:
         self._identity = identity
         self._folder = folder
         self._capacity_given = capacity_given
         self.warnings = warnings
-        self._engine = engine
+        self._driver = driver
+        self._engine = driver.engine
         self._arena = arena
         self._gateway = gateway
         self._zygote = zygote
         self._workers = workers
         self._meters = meters
         self._started_unix_s = time.time()
-        self._paused = paused
         self.bridge: Bridge | None = None
         self.gateway_stats: gm.GatewayStats | None = None  # as the gateway told last
 
@@ -70,7 +65,7 @@ class NodeStatus:
             "why": self._workers.redirector.why,
             "state_dir": str(self._folder),
             "adopted": adopted,
-            "warnings": [*self.warnings, *([self._paused()] if self._paused() else [])],
+            "warnings": [*self.warnings, *([str(self._driver.fault)] if self._driver.fault is not None else [])],
         }
 
     def nodes(self) -> list[dict[str, Any]]:

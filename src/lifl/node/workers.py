@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -22,13 +24,10 @@ from lifl.core.ids import DAEMON_ADDRESS, Key, Record
 from lifl.core.protocol import worker as wm
 from lifl.node.children import Child
 from lifl.node.link import Link
+from lifl.node.process_state import is_stopped
 from lifl.redirect import is_wake, open_redirector
 
 log = logging.getLogger("lifl.workers")
-
-
-FORK_PAUSE_S = 1.0
-"""Before the tasks of a worker that there was no room for are placed again."""
 
 
 class Workers:
@@ -51,6 +50,7 @@ class Workers:
         self._on_fallback = on_fallback
         self._links: dict[int, Link] = {}
         self._slots: dict[int, int] = {}
+        self._pidfds: dict[int, tuple[int, int]] = {}  # by worker: its pid, and a descriptor of the process
         self._held: dict[int, list[Record]] = {}  # by address
         self._loop = asyncio.get_running_loop()
         self._zygote = zygote
@@ -89,9 +89,42 @@ class Workers:
         # From here on no copy is left with the daemon: else a dead worker would look alive.
         registration.handed_over()
 
+    def forked(self, worker: int, pid: int) -> None:
+        """Take note of a worker's process."""
+        if worker not in self._links:
+            return
+        try:
+            self._pidfds[worker] = pid, os.pidfd_open(pid)
+        except ProcessLookupError:  # it has ended, as its link will say
+            pass
+        except OSError as error:
+            log.warning("worker.unwatched worker=%d pid=%d %s; it is not killed when it hangs", worker, pid, error)
+
+    def is_stopped(self, worker: int) -> bool:
+        """Return whether the worker's process is stopped."""
+        pid, _ = self._pidfds.get(worker, (0, -1))
+        return bool(pid) and is_stopped(pid)
+
+    def kill(self, worker: int, why: str) -> None:
+        """Kill the worker's process, if it has one; the end of its link tells when it is gone."""
+        pid, pidfd = self._pidfds.get(worker, (0, -1))
+        if not pid:
+            return
+        log.warning("worker.killed worker=%d pid=%d %s", worker, pid, why)
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+    def _forget_process(self, worker: int) -> None:
+        _, pidfd = self._pidfds.pop(worker, (0, -1))
+        if pidfd >= 0:
+            os.close(pidfd)
+
     def _no_room(self, worker: int, error: Exception) -> None:
-        log.warning("worker.no_room worker=%d %s; next try in %g s", worker, error, FORK_PAUSE_S)
-        self._loop.call_later(FORK_PAUSE_S, self._on_gone, worker)
+        # Told later: nothing that is performed hands in an event within that.
+        log.warning("worker.no_room worker=%d %s", worker, error)
+        self._loop.call_soon(self._on_gone, worker)
 
     def send(self, worker: int, message: Message) -> None:
         """Send a worker a task, or what it is to do about one."""
@@ -163,6 +196,7 @@ class Workers:
         if error is not None:
             log.warning("worker.link worker=%d %s", worker, error)
         del self._links[worker]
+        self._forget_process(worker)
         slot = self._slots.pop(worker, None)
         if slot is not None:
             self.redirector.retire(slot)
@@ -172,6 +206,8 @@ class Workers:
         """End all links (workers exit at that) and the redirector."""
         for link in list(self._links.values()):
             link.close()
+        for worker in list(self._pidfds):
+            self._forget_process(worker)
         self.redirector.on_fallback(lambda _fd: None, lambda _fd: None)
         for fd in self.redirector.fallback_fds():
             self._loop.remove_reader(fd)

@@ -25,6 +25,7 @@ from lifl.core.agent.quota import NO_JOB, Quota
 from lifl.core.agent.settling import Settling
 from lifl.core.agent.task_table import TaskTable
 from lifl.core.agent.uploads import Uploads
+from lifl.core.agent.worker_watch import WorkerWatch
 from lifl.core.errors import LocalFault, RemoteFault
 from lifl.core.ids import Key
 from lifl.core.limits import TEXT_CHARS_MAX
@@ -54,6 +55,7 @@ class Agent:
         self.quota = Quota(store)
         self.pool = Pool(workers_max, idle_timeout_s)
         self.tasks = TaskTable(turn, self.quota, self.pool)
+        self.watch = WorkerWatch(turn, self.tasks, self.pool)
         self.replicas: dict[int, JobReplica] = {}  # by the job's number
         self.uploads = Uploads(self.replicas, turn, self.quota, wait_queue_max)
         self.partials = PartialTransfers(self.replicas, turn, self.quota)
@@ -76,6 +78,11 @@ class Agent:
                 replica.obey(event)
         else:
             raise LocalFault(f"an agent does not handle a {type(event).__name__}")
+
+    def settle(self) -> None:
+        """End an event: whatever waits goes on as far as it can, and what is to be looked at is looked at soon."""
+        self.settling.settle()
+        self.watch.settle(at_stake=any(replica.runners for replica in self.replicas.values()))
 
     def _act(self, outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes:
@@ -108,11 +115,15 @@ class Agent:
             self.quota.free(key)
 
     def _coordinator_up(self, event: ev.CoordinatorUp) -> None:
-        """Tell the coordinator what this node has, before it hears anything else."""
+        """Tell the coordinator what this node has, before it hears anything else, and which branches have failed."""
         for number in list(self._orphans) if event.stranger else ():
             self._free_orphans(number)
         self._connected = True
         self._turn.report(inventory_of(self.replicas, self.uploads, self._orphans))
+        for replica in self.replicas.values():
+            for branch in replica.branches():
+                if branch.failed is not None:
+                    self._turn.report(branch.failed)
 
     def _coordinator_down(self, _event: ev.CoordinatorDown) -> None:
         """Send the clients to other nodes; what is sealed waits for the coordinator."""
@@ -209,6 +220,8 @@ class Agent:
         """Do what is due by now."""
         for worker in self.pool.expired(self._turn.now):
             self._turn.emit(fx.SendWorker(worker, wm.Retire()))
+        self.tasks.fork_due()
+        self._act(self.watch.tick())
         for part in (self.uploads, self.partials, self.models):
             part.tick()
         for replica in self.replicas.values():
@@ -216,7 +229,8 @@ class Agent:
 
     def next_timer(self) -> float:
         """Return when `tick` is due; infinity: not before something happens."""
-        due_s = min(part.next_timer() for part in (self.pool, self.uploads, self.partials, self.models))
+        parts = (self.pool, self.watch, self.uploads, self.partials, self.models)
+        due_s = min(part.next_timer() for part in parts)
         return min(due_s, *(replica.files.due_s for replica in self.replicas.values()), math.inf)
 
     def problems(self) -> Iterable[str]:
@@ -256,6 +270,7 @@ HANDLERS: Mapping[type, Callable[[Agent, Any], object]] = {
     # the workers
     ev.FromWorker: Agent._from_worker,
     ev.WorkerGone: lambda agent, event: agent._act(agent.tasks.worker_gone(event)),
+    ev.WorkerSeen: lambda agent, event: agent.watch.seen(event),
     ev.Bounced: lambda agent, event: agent.tasks.bounced(event),
     ev.Calibrated: Agent._calibrated,
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 from lifl.core.ids import Key
 from lifl.core.planning.tree import Task, TaskState, Tree
-from lifl.core.protocol.commands import Contributions, Grant, OpenBranch
+from lifl.core.protocol.commands import BranchFailed, Contributions, Grant, OpenBranch
 from lifl.core.protocol.contribution import Contribution
 
 SHOWN = {
@@ -81,6 +81,7 @@ class Branch:
         self.takers_opened = 0  # of the tree's takers, in order: these are open, with their paths
         self.closed = False
         self.sealed = False  # the top (or the root) is done
+        self.failed: BranchFailed | None = None  # what was reported, though perhaps to nobody
         self.cost = Cost()
 
     @property

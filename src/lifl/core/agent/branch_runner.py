@@ -38,6 +38,7 @@ class BranchRunner:
     ) -> None:
         self.branch = branch
         self.job = spec.number
+        self.deadline_s = spec.aggregation.task_limit_s
         self._spec = spec
         self._slot = slot
         self._turn = turn

@@ -22,12 +22,16 @@ from lifl.core.protocol.commands import SaveModel
 from lifl.core.protocol.worker import Checkpoint, Load, TaskDone
 from lifl.core.turn import Turn
 
+FILE_DEADLINE_S = 1800.0
+"""To read a file, or to write one durably: a disk may be slow, or away for a while."""
+
 
 class FileTasks:
     """The load and checkpoint tasks of one job on this node (`task_table.Runner`)."""
 
     def __init__(self, spec: ReplicaSpec, slot: ModelSlot, tasks: TaskTable, turn: Turn) -> None:
         self.job = spec.number
+        self.deadline_s = FILE_DEADLINE_S
         self._spec = spec
         self._slot = slot
         self._tasks = tasks

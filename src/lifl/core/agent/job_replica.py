@@ -135,7 +135,8 @@ class JobReplica:
                     self._model_sealed(outcome)
                 case out.BranchFailed():
                     text = outcome.text[:TEXT_CHARS_MAX]
-                    self._turn.report(o.BranchFailed(number, outcome.branch.epoch, text, outcome.retry))
+                    outcome.branch.failed = o.BranchFailed(number, outcome.branch.epoch, text, outcome.retry)
+                    self._turn.report(outcome.branch.failed)
                 case out.ModelLoaded():
                     self.slot.move(SlotState.READY)
                     self._turn.emit(self.schema())

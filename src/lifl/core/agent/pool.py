@@ -6,6 +6,8 @@ while there are fewer than `workers_max` (both cold: the task waits for it), els
 A worker idle for `idle_timeout_s` is retired.
 
 Workers are *prepared* when an update is granted: until its bytes are all there, the leaf that takes it has a process.
+Where the system refuses a fork (or what was forked does not come to run) the next one waits, `FORK_PAUSE_MIN_S` at
+first and twice as long each time; meanwhile workers that run take the tasks.
 Source: LIFL (MLSys 2024), section 5.3, opportunistic reuse.
 """
 
@@ -17,6 +19,9 @@ from enum import Enum
 
 from lifl.core.errors import LocalFault
 
+FORK_PAUSE_MIN_S = 0.1
+FORK_PAUSE_MAX_S = 5.0
+
 
 class WorkerState(Enum):
     """The life of a worker; `TRANSITIONS` is the whole of it."""
@@ -25,14 +30,16 @@ class WorkerState(Enum):
     IDLE = "idle"
     BUSY = "busy"
     RETIRING = "retiring"
+    KILLED = "killed"
 
 
 _W = WorkerState
 TRANSITIONS: dict[WorkerState, frozenset[WorkerState]] = {
-    _W.STARTING: frozenset({_W.IDLE, _W.BUSY}),
+    _W.STARTING: frozenset({_W.IDLE, _W.BUSY, _W.KILLED}),
     _W.IDLE: frozenset({_W.BUSY, _W.RETIRING}),
-    _W.BUSY: frozenset({_W.IDLE}),
+    _W.BUSY: frozenset({_W.IDLE, _W.KILLED}),
     _W.RETIRING: frozenset(),
+    _W.KILLED: frozenset(),
 }
 
 
@@ -48,6 +55,17 @@ class Worker:
         self.served: tuple[str, int] | None = None
         self.idle_since_s = 0.0
         self.pid = 0
+        self.killed_because = ""
+
+    @property
+    def usable(self) -> bool:
+        """True unless it ends."""
+        return self.state not in (WorkerState.RETIRING, WorkerState.KILLED)
+
+    @property
+    def killed(self) -> bool:
+        """True from its killing until its end."""
+        return self.state is WorkerState.KILLED
 
     def move(self, state: WorkerState) -> None:
         """Change the state.  Raise `LocalFault`, and change nothing, when the table does not allow it."""
@@ -65,13 +83,15 @@ class Pool:
         self.workers: dict[int, Worker] = {}
         self.starts: Counter[str] = Counter()
         self._next = 1
+        self._fork_at_s = -math.inf
+        self._fork_pause_s = 0.0
 
-    def place(self, address: int, served: tuple[str, int]) -> tuple[Worker, str]:
+    def place(self, address: int, served: tuple[str, int], now: float = 0.0) -> tuple[Worker, str]:
         """Give the task to a worker; return it with how it was found.
 
-        That is ``cold`` (fork it when it is `new`), ``warm``, ``promoted`` or ``shared``.
+        That is ``cold`` (fork it when it is `new`, and forks may be made), ``warm``, ``promoted`` or ``shared``.
         """
-        worker, how = self._choose(served)
+        worker, how = self._choose(served, self.may_fork(now))
         worker.tasks[address] = None
         worker.served = served
         if worker.state is WorkerState.IDLE:
@@ -82,13 +102,13 @@ class Pool:
     @property
     def full(self) -> bool:
         """True when no worker can be added now."""
-        return sum(w.state is not WorkerState.RETIRING for w in self.workers.values()) >= self.workers_max
+        return sum(w.usable for w in self.workers.values()) >= self.workers_max
 
-    def prepare(self, leaves: int) -> list[int]:
+    def prepare(self, leaves: int, now: float = 0.0) -> list[int]:
         """Return the workers to fork so that so many leaves find a free one; none where none are kept warm."""
-        if not self.idle_timeout_s:
+        if not self.idle_timeout_s or not self.may_fork(now):
             return []
-        usable = [w for w in self.workers.values() if w.state is not WorkerState.RETIRING]
+        usable = [w for w in self.workers.values() if w.usable]
         free = sum(not w.tasks for w in usable)
         wanted = min(leaves - free, self.workers_max - len(usable))
         return [self.fork(self._new()) for _ in range(wanted)]
@@ -104,25 +124,28 @@ class Pool:
         self.workers[worker.number] = worker
         return worker
 
-    def _choose(self, served: tuple[str, int]) -> tuple[Worker, str]:
+    def _choose(self, served: tuple[str, int], may_fork: bool) -> tuple[Worker, str]:
         idle = [w for w in self.workers.values() if w.state is WorkerState.IDLE]
         for worker in idle:
             if worker.served == served:
                 return worker, "promoted"
         if idle:
             return max(idle, key=lambda w: w.idle_since_s), "warm"
-        usable = [w for w in self.workers.values() if w.state is not WorkerState.RETIRING]
+        usable = [w for w in self.workers.values() if w.usable]
         for worker in usable:
             if worker.state is WorkerState.STARTING and not worker.tasks:
                 return worker, "cold"
-        if len(usable) < self.workers_max:
+        if len(usable) < self.workers_max and (may_fork or not usable):
             return self._new(), "cold"
         return min(usable, key=lambda w: len(w.tasks)), "shared"
 
     def ready(self, number: int, pid: int, now: float) -> list[int]:
         """Note that the worker runs; return the addresses of the tasks that wait for it."""
         worker = self.workers[number]
+        self._fork_pause_s, self._fork_at_s = 0.0, -math.inf
         worker.pid = pid
+        if worker.killed:
+            return []
         worker.idle_since_s = now
         worker.move(WorkerState.BUSY if worker.tasks else WorkerState.IDLE)
         return list(worker.tasks)
@@ -138,9 +161,29 @@ class Pool:
             worker.move(WorkerState.IDLE)
             worker.idle_since_s = now
 
-    def gone(self, number: int) -> list[int]:
+    def may_fork(self, now: float) -> bool:
+        """Return whether a worker may be forked now."""
+        return now >= self._fork_at_s
+
+    def due_forks(self, now: float) -> list[Worker]:
+        """Return the workers that wait to be forked, when they may be; those without a task are not needed any more."""
+        waiting = [worker for worker in self.workers.values() if worker.new] if self.may_fork(now) else []
+        for worker in waiting:
+            if not worker.tasks:
+                del self.workers[worker.number]
+        return [worker for worker in waiting if worker.tasks]
+
+    def kill(self, worker: Worker, why: str) -> None:
+        """Note that the worker's process is to end, whatever it does."""
+        worker.move(WorkerState.KILLED)
+        worker.killed_because = why
+
+    def gone(self, number: int, now: float = 0.0) -> list[int]:
         """Forget a worker whose process has ended; return the addresses of the tasks that it had."""
         worker = self.workers.pop(number, None)
+        if worker is not None and worker.state is WorkerState.STARTING and self.may_fork(now):
+            self._fork_pause_s = min(max(2 * self._fork_pause_s, FORK_PAUSE_MIN_S), FORK_PAUSE_MAX_S)
+            self._fork_at_s = now + self._fork_pause_s
         return list(worker.tasks) if worker else []
 
     def running(self, number: int) -> bool:
@@ -162,4 +205,5 @@ class Pool:
     def next_timer(self) -> float:
         """Return when `expired` is to be asked again; infinity: not before something happens."""
         since_s = [worker.idle_since_s for worker in self.workers.values() if worker.state is WorkerState.IDLE]
-        return min(since_s) + self.idle_timeout_s if since_s else math.inf
+        fork_at_s = self._fork_at_s if any(worker.new for worker in self.workers.values()) else math.inf
+        return min(min(since_s) + self.idle_timeout_s if since_s else math.inf, fork_at_s)

@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 
 from lifl.core import effects as fx
 from lifl.core.agent.outcomes import Outcome
-from lifl.core.agent.pool import Pool
+from lifl.core.agent.pool import Pool, WorkerState
 from lifl.core.agent.quota import Quota
 from lifl.core.errors import ArenaFull, LocalFault
 from lifl.core.events import Bounced, FromWorker, WorkerGone
@@ -30,6 +30,7 @@ from lifl.core.turn import Turn
 
 TASK_ATTEMPTS_MAX = 16
 """Workers that may die under one task before its round fails."""
+STARTING = WorkerState.STARTING
 ROUTED = frozenset({"leaf", "middle", "top"})
 """The roles whose inputs come as records."""
 FILE_ADDRESSES = 1_024
@@ -40,6 +41,8 @@ class Runner(Protocol):
     """What opens tasks: a branch, or a job's file tasks."""
 
     job: int
+    deadline_s: float
+    """How long a task of it may take that has all its inputs."""
 
     def served(self, task: Task) -> tuple[str, int]: ...
 
@@ -104,13 +107,18 @@ class TaskTable:
     def place(self, task: Task) -> None:
         """Give the task to a worker, which may have to be forked first."""
         runner = self._open[task.address].runner
-        worker, how = self.pool.place(task.address, runner.served(task))
+        worker, how = self.pool.place(task.address, runner.served(task), self._turn.now)
         task.worker = worker.number
         runner.placed(task, how)
         if worker.new:
-            self._turn.emit(fx.ForkWorker(self.pool.fork(worker)))
+            self.fork_due()
         elif self.pool.running(worker.number):
             self._start(runner, task)
+
+    def fork_due(self) -> None:
+        """Have the workers forked that wait for it, when they may be."""
+        for worker in self.pool.due_forks(self._turn.now):
+            self._turn.emit(fx.ForkWorker(self.pool.fork(worker)))
 
     def prepare(self, leaves: Callable[[int], int]) -> None:
         """Have workers forked, so that the tasks that are soon to be placed find one.
@@ -118,8 +126,29 @@ class TaskTable:
         `leaves(most)` tells how many these are; it costs nothing where no worker can be added.
         """
         if not self.pool.full:
-            for worker in self.pool.prepare(leaves(self.pool.workers_max)):
+            for worker in self.pool.prepare(leaves(self.pool.workers_max), self._turn.now):
                 self._turn.emit(fx.ForkWorker(worker))
+
+    # ---- what is owed ----------------------------------------------------------------------------------------------
+
+    def is_abandoned(self, address: int) -> bool:
+        """Return whether the worker of the task there is to let go of it."""
+        return address in self._abandoned
+
+    def is_owed(self, address: int) -> bool:
+        """Return whether the worker of the task there has all that it needs."""
+        task = self.at(address).task
+        return task.state is TaskState.RUNNING and not task.failed and (task.complete or task.role not in ROUTED)
+
+    def overdue(self, address: int, limit_s: float) -> list[Outcome]:
+        """Note that a task did not end in time, and its worker is killed: it fails; files are done anew."""
+        runner, task = self.at(address)
+        if task.role not in ROUTED:
+            return []
+        task.failed = True
+        self._turn.touch(runner.job)
+        said = f"it did not end within {limit_s:g} s (aggregation.task_deadline_s); its worker was killed"
+        return runner.failed(task, said, True)
 
     def unroute(self, task: Task) -> None:
         """Send what still comes to the task's address to `lifld`."""
@@ -129,9 +158,10 @@ class TaskTable:
         """Give a placed task up: free these objects as soon as no worker can write to them, or read them, for it."""
         worker = self.pool.workers.get(task.worker) if task.worker is not None else None
         self.unroute(task)
-        if worker is not None and task.address in worker.tasks and task.attempt and self.pool.running(worker.number):
+        if worker is not None and task.address in worker.tasks and task.attempt and worker.state is not STARTING:
             self._abandoned[task.address] = objects
-            self._turn.emit(fx.SendWorker(worker.number, wm.Drop(task.address, task.attempt)))
+            if not worker.killed:
+                self._turn.emit(fx.SendWorker(worker.number, wm.Drop(task.address, task.attempt)))
             return
         if worker is not None:
             self.pool.release(worker.number, task.address, self._turn.now)
@@ -211,14 +241,14 @@ class TaskTable:
     def worker_gone(self, event: WorkerGone) -> list[Outcome]:
         """Go on from what a dead worker has sealed; place its other tasks again."""
         outcomes: list[Outcome] = []
-        for address in self.pool.gone(event.worker):
+        for address in self.pool.gone(event.worker, self._turn.now):
             found = None if self._let_go(address) else self.find(address)
             if found is not None:  # else its output was folded in before the worker told of it, and the round is over
                 outcomes += self._lost(*found)
         return outcomes
 
     def _lost(self, runner: Runner, task: Task) -> list[Outcome]:
-        if task.state not in (TaskState.PLACING, TaskState.RUNNING):
+        if task.state not in (TaskState.PLACING, TaskState.RUNNING) or task.failed:
             return []
         self._turn.touch(runner.job)
         if task.state is TaskState.RUNNING and task.output is not None and self._quota.sealed(task.output):

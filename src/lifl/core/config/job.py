@@ -18,6 +18,7 @@ from lifl.core.limits import (
     OPTIONS_DEPTH_MAX,
     ROUNDS_MAX,
     RULE_CHARS_MAX,
+    TASK_DEADLINE_S,
 )
 
 Policy = Literal["best-fit", "first-fit", "worst-fit", "round-robin"]
@@ -67,6 +68,9 @@ class AggregationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     server optimiser steps them; the fixed stay the model's own; of the first, one update's are taken.
     In a cluster `placement` chooses the nodes that take a round's updates (`planning/placement.py`) when a round
     begins, and every `replan_interval_s` for what has not come by then.
+    A task that has all its inputs and does not end within `task_deadline_s` (none given: 300) is killed, and its round
+    fails; a node whose part of a closed round does not come within twice that, and half a minute, is given
+    up for that round.
     """
 
     rule: Annotated[str, msgspec.Meta(min_length=1, max_length=RULE_CHARS_MAX)] = "fedavg"
@@ -80,6 +84,12 @@ class AggregationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     exclude: TensorPatterns = ("*running_mean", "*running_var", "*num_batches_tracked")
     fixed: TensorPatterns = ()
     first: TensorPatterns = ()
+    task_deadline_s: Seconds | msgspec.UnsetType = msgspec.UNSET  # what is not said does not travel to earlier versions
+
+    @property
+    def task_limit_s(self) -> float:
+        """How long a task may take that has all its inputs."""
+        return TASK_DEADLINE_S if isinstance(self.task_deadline_s, msgspec.UnsetType) else self.task_deadline_s
 
 
 class CheckpointSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lifl.core.coordinator.branches import BranchTracker
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import NodeTable
 from lifl.core.coordinator.presence import Connection, Presence
@@ -22,12 +23,21 @@ GRANTED_RETRY_S = 1.0
 class Answers:
     """Answers the clients of one job out of the books of its rounds."""
 
-    def __init__(self, spec: JobSpec, turn: Turn, nodes: NodeTable, presence: Presence, rounds: Rounds) -> None:
+    def __init__(
+        self,
+        spec: JobSpec,
+        turn: Turn,
+        nodes: NodeTable,
+        presence: Presence,
+        rounds: Rounds,
+        branches: BranchTracker,
+    ) -> None:
         self._spec = spec
         self._turn = turn
         self._nodes = nodes
         self._presence = presence
         self._rounds = rounds
+        self._branches = branches
 
     def admit(self, here: Connection, event: gm.Admit, loading: bool) -> None:
         """Grant an update that is announced, or answer.  Raise `Refused`; `loading`: the job's model is not there."""
@@ -53,20 +63,39 @@ class Answers:
             raise Refused("round-over", "round", f"{where} takes no more updates; wait for the next selection")
         if client in round_.granted:
             # Its first connection may be dead and not yet known to be: it asks again until that is settled.
+            self._end_earlier(round_, here, client)
             self._presence.send(here, cm.Busy(self._spec.name, number, GRANTED_RETRY_S))
             return
-        record = round_.branch_for(here.node)
-        if record is None or not self._nodes.takes_grants(here.node):
-            self._send_elsewhere(round_, here)
+        takes = self._nodes.takes_grants(here.node)
+        record = round_.branch_for(here.node) if takes else None
+        if record is None:
+            self._send_elsewhere(round_, here, client, takes)
+            record = round_.branch_for(here.node) if takes else None
+        if record is None:
             return
+        round_.granted_over[client] = here
         round_.grant(Contribution(client, event.weight, event.metrics), record)
         granted = (client, event.weight, event.metrics, event.direct)
         self._turn.order(here.node, o.Grant(self._spec.number, round_.epoch, record.number, here.conn, *granted))
 
-    def _send_elsewhere(self, round_: Round, here: Connection) -> None:
-        """Tell a client to use another gateway, or to wait."""
+    def _end_earlier(self, round_: Round, here: Connection, client: str) -> None:
+        """End what a client has left behind on the connection over which it was granted, if it asks over another."""
+        before = round_.granted_over.get(client)
+        if before is not None and before != here:
+            round_.granted_over[client] = here
+            text = f"client {client!r} submits over another connection"
+            self._presence.send(before, cm.Refusal(cm.REPLACED, "client", text, self._spec.name))
+
+    def _send_elsewhere(self, round_: Round, here: Connection, client: str, takes: bool) -> None:
+        """Tell a client to use another gateway, or to wait; or let a branch here take it.
+
+        `takes`: the node here may be granted something.  Who comes back from where it was sent could not reach that.
+        """
         node = max(round_.nodes, key=round_.room_at)
         if node != here.node and (round_.room_at(node) > 0 or len(round_.branches) == 1):
+            if takes and round_.sent.get(client) == node and self._branches.take_over(round_, node, here.node):
+                return
+            round_.sent[client] = node
             gateway = self._nodes.gateway_of(node)
             text = f"round {round_.number} of job {self._spec.name!r} takes this update at another node: submit to "
             raise Refused("use-gateway", gateway, text + gateway)

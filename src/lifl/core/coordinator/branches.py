@@ -27,6 +27,9 @@ from lifl.core.errors import Refused
 from lifl.core.protocol import commands as o
 from lifl.core.turn import Turn
 
+MOVING_S = 30.0
+"""What a closed round has beside the time for its tasks: to notice that one has taken too long, to move partials."""
+
 
 class AskAgain(NamedTuple):
     """The updates of these clients were in the round, or on their way, and are not; so many were accepted."""
@@ -87,6 +90,7 @@ class BranchTracker:
 
     def close(self, round_: Round) -> None:
         """Take no more updates anywhere."""
+        self._give_more_time(round_)
         for record in list(round_.branches.values()):
             if record.state in (BranchState.OPEN, BranchState.RECOVERING):
                 self.order_close(round_, record)
@@ -105,13 +109,20 @@ class BranchTracker:
             return
         if record.state is BranchState.CLOSED:
             record.updates = updates
+        self._give_more_time(round_)
         if round_.phase is Phase.COLLECTING:
             self.fill(round_)
         self.expect(round_)
 
+    def sealed(self, round_: Round, record: BranchRecord, report: o.BranchSealed) -> None:
+        """Note what a branch's partial, which is complete, has cost."""
+        record.cost = report.cost
+        self._give_more_time(round_)
+
     def arrived(self, round_: Round, record: BranchRecord, report: o.PartialArrived) -> Believed:
         """Note that the top has a branch's partial: what is in it counts, and nothing else of that branch."""
         record.move(BranchState.ARRIVED)  # OPEN, CLOSED, RECOVERING, FORGETTING -> ARRIVED
+        self._give_more_time(round_)
         round_.between_bytes += report.moved_bytes
         record.updates = len(report.members)
         return round_.believe(record, report.members, (), self._turn.now)
@@ -134,6 +145,31 @@ class BranchTracker:
         record.move(BranchState.FORGETTING)  # OPEN, CLOSED, RECOVERING -> FORGETTING
         if not round_.home_unknown:
             self.order_forget(round_, record)
+
+    def late(self, round_: Round) -> str:
+        """Give up the branches whose partials do not come, though their nodes live.
+
+        Return why the round fails, if there are none: then it is the model that does not come.
+        """
+        self._give_more_time(round_)
+        late = [record for record in round_.branches.values() if record.number and _is_awaited(record)]
+        for record in late:
+            self.give_up(round_, record)
+            self.order_drop(record.node, round_.epoch, record.number)
+        within = (
+            f"within {self._aggregate_s:g} s of what had come (twice aggregation.task_deadline_s, and {MOVING_S:g} s)"
+        )
+        return "" if late else f"no model was made {within}"
+
+    @property
+    def _aggregate_s(self) -> float:
+        """How long nothing may come of a round that is closed: the tasks of a branch wait for each other."""
+        return 2 * self._spec.config.aggregation.task_limit_s + MOVING_S
+
+    def _give_more_time(self, round_: Round) -> None:
+        """Note that there is something new of the round, if it is closed."""
+        if round_.phase is Phase.AGGREGATING:
+            round_.aggregate_until_s = self._turn.now + self._aggregate_s
 
     def order_forget(self, round_: Round, record: BranchRecord) -> None:
         """Have the top say whether it has the branch's partial, and take it no more if not."""
@@ -174,10 +210,32 @@ class BranchTracker:
         self.fill(round_)
         after = {record.number: record.updates for record in round_.branches.values()}
         if after != before:
-            for client in [client for client in round_.assigned if client not in round_.places]:
-                round_.unassign(client)
-            fields = {"round": round_.number, "parts": len(round_.nodes)}
-            self._turn.emit(fx.Publish("round.replanned", self._spec.name, fields))
+            self._replanned(round_)
+
+    def take_over(self, round_: Round, node: int, to: int) -> bool:
+        """Let another node take what one can still be granted, of which a client there cannot reach it.
+
+        One place is enough where a branch there has a leaf for it.  Return False when nothing can move.
+        """
+        room = round_.room_at(node)
+        if room and _widen(round_, 1, to):
+            _narrow(round_, node, 1)
+            return True
+        if not room or not _places_left(round_):
+            return False
+        _narrow(round_, node, room)
+        record = self._add(round_, to, room)
+        self.save(round_)
+        self._turn.order(self._nodes.home, o.AwaitBranch(self._spec.number, round_.epoch, record.number))
+        self.order_open(round_, record)
+        self._replanned(round_)
+        return True
+
+    def _replanned(self, round_: Round) -> None:
+        for client in [client for client in round_.assigned if client not in round_.places]:
+            round_.unassign(client)
+        fields = {"round": round_.number, "parts": len(round_.nodes)}
+        self._turn.emit(fx.Publish("round.replanned", self._spec.name, fields))
 
     def fill(self, round_: Round) -> None:
         """Find branches for what the others do not take, by a plan of the nodes as they are now."""
@@ -214,6 +272,12 @@ class BranchTracker:
         return record
 
 
+def _is_awaited(record: BranchRecord) -> bool:
+    """Return whether the branch sends a partial that is not at the top, as far as is known."""
+    done = record.state in (BranchState.ARRIVED, BranchState.FORGETTING)
+    return not done and not (record.closed and record.updates == 0)
+
+
 def _missing(round_: Round) -> int:
     """Return how many of the goal's updates no branch takes."""
     return round_.goal - sum(record.updates for record in round_.branches.values())
@@ -227,6 +291,14 @@ def _widen(round_: Round, updates: int, node: int | None) -> int:
             more = min(updates - given, record.updates_max - record.updates)
             record.updates, given = record.updates + more, given + more
     return given
+
+
+def _narrow(round_: Round, node: int, updates: int) -> None:
+    """Take so many of the updates that a node's branches can still be granted off them."""
+    for record in round_.branches.values():
+        if record.node == node:
+            less = min(updates, max(0, round_.room(record)))
+            record.updates, updates = record.updates - less, updates - less
 
 
 def _places_left(round_: Round) -> int:

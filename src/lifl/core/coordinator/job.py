@@ -65,7 +65,7 @@ class Job:
         self._recovery = Recovery(spec, turn, nodes, planner, branches)
         self.selection = selection = Selection(spec, turn, nodes, presence)
         self.runner = RoundRunner(spec, turn, presence, self.rounds, planner, selection, branches, self._recovery)
-        self.answers = Answers(spec, turn, nodes, presence, self.rounds)
+        self.answers = Answers(spec, turn, nodes, presence, self.rounds, branches)
 
     @property
     def name(self) -> str:

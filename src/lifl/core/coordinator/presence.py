@@ -77,7 +77,7 @@ class Presence:
         before = self.of(job).get(client)
         if before is not None and before != here:
             text = f"client {client!r} has joined job {job!r} from another connection; names must differ"
-            self.send(before, cm.Refusal("replaced", "client", text, job))
+            self.send(before, cm.Refusal(cm.REPLACED, "client", text, job))
 
     def add(self, job: str, client: str, here: Connection) -> None:
         """Let the client take part in the job over this connection, and no other."""

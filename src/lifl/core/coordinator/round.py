@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from lifl.core.config.job import SelectionSection
 from lifl.core.coordinator.branch_record import BranchRecord, BranchState
+from lifl.core.coordinator.presence import Connection
 from lifl.core.errors import LocalFault
 from lifl.core.ids import epoch_of
 from lifl.core.protocol.commands import Contributions
@@ -79,11 +80,14 @@ class Round:
         self.others_max = 0  # how many partials of others the top was opened for
         self.expected: int | None = None  # how many it was told will come
         self.replan_at_s = math.inf
+        self.aggregate_until_s = math.inf  # while it aggregates: something more must have come by then
         self.assigned: dict[str, int] = {}  # by client: the node whose gateway it was told to use
         self.places: dict[str, int] = {}  # by client: the branch that has its update, or gets it
         self._placed: defaultdict[int, dict[str, None]] = defaultdict(dict)  # the same by branch
         self._awaited: Counter[int] = Counter()  # by node: who is assigned there and has no place yet
+        self.sent: dict[str, int] = {}  # by client: the node that it was sent to when it came to another one
         self.granted: dict[str, Contribution] = {}
+        self.granted_over: dict[str, Connection] = {}  # by client: over which connection it was granted, or asked last
         self.accepted: dict[str, Contribution] = {}
         self.saved = False
         self.digests: tuple[str, ...] = ()  # of its checkpoint's files
@@ -213,6 +217,7 @@ class Round:
     def accept(self, contribution: Contribution, now: float) -> None:
         """Note that the update is sealed in its branch."""
         self.granted.pop(contribution.client, None)
+        self.granted_over.pop(contribution.client, None)
         self.accepted[contribution.client] = contribution
         self.last_accepted_s = now
 

@@ -99,6 +99,8 @@ class RoundRunner:
             return ""
         if round_.phase is Phase.COLLECTING and now >= round_.replan_at_s:
             self._branches.replan(round_)
+        if round_.phase is Phase.AGGREGATING and now >= round_.aggregate_until_s:
+            return self._branches.late(round_)
         if now < round_.deadline_at_s:
             return ""
         if round_.phase is Phase.WAITING:
@@ -120,6 +122,8 @@ class RoundRunner:
             return math.inf
         if round_.phase is Phase.COLLECTING:
             return min(round_.deadline_at_s, round_.replan_at_s)
+        if round_.phase is Phase.AGGREGATING:
+            return round_.aggregate_until_s
         waits = round_.phase is Phase.RECOVERING or (round_.phase is Phase.WAITING and round_.quorum < round_.goal)
         return round_.deadline_at_s if waits and now < round_.deadline_at_s else math.inf
 
@@ -218,7 +222,7 @@ class RoundRunner:
         """Note what a branch's partial, which is complete, has cost."""
         round_ = self._rounds.at(report.epoch)
         if round_ is not None and report.branch in round_.branches:
-            round_.branches[report.branch].cost = report.cost
+            self._branches.sealed(round_, round_.branches[report.branch], report)
 
     def partial_arrived(self, report: o.PartialArrived) -> None:
         """Note that the top has the partial of a branch."""

@@ -24,10 +24,12 @@ from lifl.core.fields import (
     Count,
     Digest,
     FieldPath,
+    Gateways,
     Integer,
     KnownWords,
     Message,
     Name,
+    Seconds,
     Secret,
     Tensors,
     Text,
@@ -40,7 +42,9 @@ DECLINE = "decline"
 """The feature of a node that knows Decline."""
 DIGESTS = "digests"
 """The feature of a peer that knows a digest to stand for tensors."""
-KNOWS = (DECLINE, DIGESTS)
+PING = "ping"
+"""The feature of a peer that knows Ping and Pong."""
+KNOWS = (DECLINE, DIGESTS, PING)
 """What this version knows."""
 
 # ---- client → gateway ------------------------------------------------------------------------------------------
@@ -142,7 +146,11 @@ class Checksums(Message, frozen=True):
     meta: Bits64 = 0
 
 
-FromClient = Hello | Join | GetModel | Submit | Filled | Leave | Decline | Offer | Checksums
+class Ping(Message, frozen=True):
+    """Asks for Pong: is the node there?"""
+
+
+FromClient = Hello | Join | GetModel | Submit | Filled | Leave | Decline | Offer | Checksums | Ping
 
 
 # ---- gateway → client ------------------------------------------------------------------------------------------
@@ -155,6 +163,17 @@ class Welcome(Message, frozen=True, omit_defaults=True):
     node: Word
     direct: bool = False
     knows: KnownWords = ()
+
+
+class Pong(Message, frozen=True):
+    """The answer to Ping: this node takes part in its cluster.  It comes between other messages, in any order.
+
+    `next_s`: when to ask again at the earliest.  `gateways` are those of other nodes that live, to go to when this one
+    is silent.
+    """
+
+    next_s: Seconds
+    gateways: Gateways = ()
 
 
 class Selected(Message, frozen=True):
@@ -212,6 +231,10 @@ USE_GATEWAY = "use-gateway"
 """The code of a Refusal that means: ask the gateway at `field` (HOST:PORT) instead."""
 
 
+REPLACED = "replaced"
+"""The code of a Refusal that means: the client has come over another connection, and this one is of no use."""
+
+
 class Refusal(Message, frozen=True):
     """A request is answered "no"; the connection stays usable unless code is ``protocol``."""
 
@@ -250,7 +273,9 @@ class JobOver(Message, frozen=True):
     reason: Text = ""
 
 
-ToClient = Welcome | Selected | Model | Checksums | Go | Accepted | Busy | Refusal | Committed | RoundOver | JobOver
+ToClient = (
+    Welcome | Pong | Selected | Model | Checksums | Go | Accepted | Busy | Refusal | Committed | RoundOver | JobOver
+)
 
 
 def packed(message: Message) -> msgspec.Raw:

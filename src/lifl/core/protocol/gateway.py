@@ -9,6 +9,7 @@ import msgspec
 from lifl.core.fields import (
     Address,
     Count,
+    Gateways,
     KeyBytes,
     Message,
     Metrics,
@@ -177,8 +178,13 @@ class FetchEnded(Message, frozen=True):
     received_bytes: Count
 
 
+class AskPulse(Message, frozen=True):
+    """A client asks whether this node is there.  Answered by Pulse, unless it has no coordinator."""
+
+
 FromGateway = (
     GatewayReady
+    | AskPulse
     | ClientJoined
     | ClientLeft
     | ClientDeclined
@@ -263,6 +269,12 @@ class AskStats(Message, frozen=True):
     """Asks for GatewayStats."""
 
 
+class Pulse(Message, frozen=True):
+    """This node takes part in its cluster; `gateways` are those of other nodes."""
+
+    gateways: Gateways = ()
+
+
 class Drain(Message, frozen=True):
     """Accept no more connections, end those there are, and exit 0."""
 
@@ -300,6 +312,7 @@ ToGateway = (
     | TellClient
     | HangUp
     | AskStats
+    | Pulse
     | Drain
     | Carry
     | Fetch

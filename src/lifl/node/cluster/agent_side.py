@@ -280,6 +280,17 @@ class AgentSide:
             rows.append(row(seen, role))
         return rows
 
+    @property
+    def own(self) -> int:
+        return self._hello().node
+
+    def living(self) -> dict[int, str]:
+        """Return the gateways of the other nodes that live, by node."""
+        own = self.own
+        return {
+            node: member.gateway for node, member in self._members.items() if node != own and member.state == "alive"
+        }
+
     # ---- the end
 
     async def leave(self) -> None:

@@ -219,6 +219,15 @@ class CoordinatorSide:
         own = as_member(self._hello(), "alive", self._since_unix_s)
         return [row(own, "coordinator"), *agents]
 
+    @property
+    def own(self) -> int:
+        return self._hello().node
+
+    def living(self) -> dict[int, str]:
+        """Return the gateways of the nodes that live, by node."""
+        members = self._table.members.items()
+        return {node: member.hello.gateway for node, member in members if member.state is ms.MemberState.ALIVE}
+
     def close(self) -> None:
         self._closed = True
         self._timer.cancel()

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from lifl.core.coordinator import membership as ms
 from lifl.core.errors import LocalFault
 from lifl.core.fields import Message
+from lifl.core.limits import GATEWAYS_TOLD_MAX
 from lifl.core.protocol import cluster as p
 from lifl.node.cluster.acceptor import Acceptor
 from lifl.node.cluster.agent_side import AgentHandler, AgentSide
@@ -82,6 +83,12 @@ class Peers:
         suspect.  News reach the agents with the coordinator's heartbeats.
         """
         return self._side.rows()
+
+    def gateways(self) -> tuple[str, ...]:
+        """Return the gateways of other nodes that live: of many, those whose numbers follow this node's."""
+        own, living = self._side.own, self._side.living()
+        order = sorted(living, key=lambda node: (node < own, node))
+        return tuple(living[node] for node in order[:GATEWAYS_TOLD_MAX])
 
     async def leave(self) -> None:
         """End as `close` does; an agent says so to the coordinator first, and waits until that is noted."""

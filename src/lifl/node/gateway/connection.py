@@ -38,6 +38,8 @@ from lifl.node.gateway.shared import Shared
 
 log = logging.getLogger("lifl.gateway")
 
+_REPLACED = cm.REPLACED.encode()
+
 
 class Connection:
     """Connection `number` of the gateway; owns `sock`, a non-blocking stream socket."""
@@ -72,6 +74,10 @@ class Connection:
         if is_ack:
             failpoints.hit("gateway.ack.after")
         self._grants.delivered(encoded)
+        if len(encoded) <= limits.HELLO_BYTES_MAX and _REPLACED in encoded:
+            message = cm.unpacked(msgspec.Raw(encoded))
+            if isinstance(message, cm.Refusal) and message.code == cm.REPLACED:
+                self._intake.replaced()
 
     def select(self, job: str, encoded: bytes) -> None:
         """Send the client a selection for the job, completed: the tensors once over this connection, then a digest."""
@@ -124,6 +130,7 @@ class Connection:
             if self._outbox.flusher is not None:
                 await asyncio.wait({self._outbox.flusher})
             sock.sock.close()
+            self._shared.pulse.forget(self._number)
             if sock.cut_because:
                 link.send(gm.Disconnected(self._number, self._client, sock.cut_because))
             if self._client:
@@ -184,6 +191,8 @@ class Connection:
                 case cm.Submit():
                     if await self._intake.take_update(message, self._client, self._direct):
                         self._pace.taken()
+                case cm.Ping():
+                    self._shared.pulse.ask(self._number, self._outbox.send)
                 case cm.Offer():
                     await self._intake.take_partial(message)
                 case _:

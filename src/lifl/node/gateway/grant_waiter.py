@@ -34,6 +34,11 @@ class GrantWaiter:
         finally:
             self._about = self._answer = None
 
+    @property
+    def waiting(self) -> bool:
+        """True while there is no answer."""
+        return self._answer is not None and not self._answer.done()
+
     def granted(self, grant: Grant) -> bool:
         """Take the daemon's answer to a question; return False when nothing was asked."""
         if self._answer is None or self._answer.done():

@@ -32,6 +32,8 @@ PARTIAL = "partial"
 DAMAGED = "damaged"
 """The code of a Refusal of bytes that arrived other than they were sent."""
 
+REPLACED = "the client has come over another connection"
+
 
 class Intake:
     """The updates and partials of connection `conn`, one at a time."""
@@ -118,6 +120,18 @@ class Intake:
             self._loop.call_soon_threadsafe(self._shared.link.send, gm.Progress(key, moved_bytes))
 
         body.follow(report)
+
+    def replaced(self) -> None:
+        """End what waits, or stands still: the client has come over another connection."""
+        if self._grants.waiting:
+            self._socket.cut(REPLACED)
+        elif self._receiving is not None:
+            key, body = self._receiving
+            self._loop.call_later(limits.REPLACED_STALL_S, self._end_stalled, key, body, body.seen_bytes())
+
+    def _end_stalled(self, key: bytes, body: Receive, seen_bytes: int) -> None:
+        if self._receiving is not None and self._receiving[0] == key and body.seen_bytes() == seen_bytes:
+            self._socket.cut(REPLACED)
 
     # ---- a partial of another node ---------------------------------------------------------------------------------
 

@@ -42,6 +42,7 @@ from lifl.node.gateway.client_socket import tune
 from lifl.node.gateway.connection import Connection
 from lifl.node.gateway.content import JobLayout
 from lifl.node.gateway.peer_transfer import PeerTransfers
+from lifl.node.gateway.pulse import Pulse
 from lifl.node.gateway.read_waiter import ReadWaiter
 from lifl.node.gateway.shared import Shared
 from lifl.node.link import Link
@@ -75,7 +76,7 @@ class Gateway:
         movers = Movers(MOVERS)
         checks = ThreadPoolExecutor(MOVERS, "check")
         read_waiter = ReadWaiter()
-        self._shared = Shared(link, arena, movers, checks, read_waiter, f"{arena.node:016x}")
+        self._shared = Shared(link, arena, movers, checks, read_waiter, Pulse(link), f"{arena.node:016x}")
         self._peer_transfers = PeerTransfers(self._shared, self._start)
         prefault = Prefault(arena)
         doors = [Listening("gateway", listener, self._taken) for listener in listeners]
@@ -129,6 +130,7 @@ class Gateway:
         self._next_number += 1
         # It counts from here on: several may come in one turn of the loop.
         connection = self._connections[number] = Connection(self._shared, number, sock)
+        self._shared.pulse.connections = len(self._connections)
         self._start(self._attend(number, connection))
 
     async def _attend(self, number: int, connection: Connection) -> None:
@@ -136,6 +138,7 @@ class Gateway:
             await connection.run()
         finally:
             del self._connections[number]
+            self._shared.pulse.connections = len(self._connections)
 
     async def _turn_away(self, sock: socket.socket) -> None:
         text = f"this node serves at most {self._connections_max} connections; try again later"
@@ -186,6 +189,8 @@ class Gateway:
                 ending = [conn] if conn else list(connections)
                 for connection in filter(None, map(connections.get, ending)):
                     connection.shut()
+            case gm.Pulse():
+                shared.pulse.heard(message)
             case gm.AskStats():
                 shared.link.send(self._stats())
             case gm.Drain():

@@ -11,6 +11,7 @@ from lifl.core.limits import FRAME_BYTES_MAX
 from lifl.node.gateway.body_moves import Movers
 from lifl.node.gateway.budgets import LargeFrames, WaitingBytes
 from lifl.node.gateway.content import JobLayout
+from lifl.node.gateway.pulse import Pulse
 from lifl.node.gateway.read_waiter import ReadWaiter
 from lifl.node.link import Link
 from lifl.shm.arena import Arena
@@ -25,6 +26,7 @@ class Shared:
     movers: Movers
     checks: ThreadPoolExecutor
     read_waiter: ReadWaiter
+    pulse: Pulse
     node: str
     jobs: dict[str, JobLayout] = field(default_factory=dict)
     waiting: WaitingBytes = field(default_factory=WaitingBytes)

@@ -1,0 +1,244 @@
+"""How long a job stands still when a node fails in some way: the faults, and the longest gap between two commits.
+
+A job of many short rounds runs on three nodes; each client is given the address of one node only, and learns those of
+the others there.  Then something happens to the second node.  Run by itself, as root, this measures each fault and
+writes the table of docs/failures.md:
+
+    PYTHONPATH=tests:tests/cluster python tests/cluster/gaps.py
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import psutil
+from fleet import OneHot, Trainer, Watch, ask, submit, until
+from netns import Cluster, Machine, kept
+
+from lifl.client import JobCancelled, Round
+from lifl.core.errors import LiflError
+from lifl.core.protocol import cli as om
+
+CLIENTS = 6
+PACE_S = 0.05
+"""How long a trainer trains: the rounds of a minute can be looked at one by one."""
+BEFORE, AFTER = 5, 20
+"""Rounds before the fault, and after the gap."""
+
+
+class Commits(Watch):
+    """A job's events, with the time at which each commit was heard of."""
+
+    def __init__(self, cluster: Cluster, job: str) -> None:
+        self.times: list[tuple[float, int]] = []
+        super().__init__(cluster.coordinator, job)
+
+    def _read(self) -> None:
+        with self._daemon, suppress(LiflError):
+            for event in self._daemon.events():
+                with self._changed:
+                    self.events.append(event)
+                    if event.name == "round.committed":
+                        self.times.append((time.monotonic(), event.fields["round"]))
+                    self._changed.notify_all()
+        with self._changed:
+            self.ended = True
+            self._changed.notify_all()
+
+    def longest_gap_s(self, since_s: float) -> float:
+        """The longest time between two commits that ended after `since_s`."""
+        times = [at for at, _ in self.times]
+        return max((later - earlier for earlier, later in pairwise(times) if later >= since_s), default=0.0)
+
+
+# ---- the faults ------------------------------------------------------------------------------------------------------
+
+Fault = Callable[[Cluster, Machine], Callable[[], None]]
+"""Makes it happen to a node, and returns what undoes it."""
+
+
+def processes(machine: Machine, what: str) -> list[psutil.Process]:
+    """The node's lifld, gateway or workers."""
+    lifld = psutil.Process(machine.pid)
+    if what == "lifld":
+        return [lifld]
+    children = {child: " ".join(child.cmdline()) for child in lifld.children()}
+    if what == "gateway":
+        return [child for child, line in children.items() if "gateway" in line]
+    (zygote,) = [child for child, line in children.items() if "zygote" in line]
+    return zygote.children()
+
+
+def stopped(what: str) -> Fault:
+    """SIGSTOP of a process of the node, or of all."""
+
+    def fault(_cluster: Cluster, machine: Machine) -> Callable[[], None]:
+        if what == "all":
+            machine.stop()
+            return machine.go_on
+        found = processes(machine, what)
+        assert found, f"the node has no {what}"
+        for process in found:
+            process.send_signal(signal.SIGSTOP)
+
+        def undo() -> None:
+            for process in found:
+                if process.is_running():
+                    process.send_signal(signal.SIGCONT)
+
+        return undo
+
+    return fault
+
+
+def cut(from_it: str, to_it: str) -> Fault:
+    """Lines that are cut: what the node sends to ``clients``, ``nodes`` or ``all``, and what comes to it from there."""
+
+    def fault(cluster: Cluster, machine: Machine) -> Callable[[], None]:
+        others = [other.host for other in cluster.machines if other is not machine]
+        whom = {"": [], "clients": [cluster.clients], "nodes": others, "all": [*others, cluster.clients]}
+        if from_it:
+            cluster.network.cut(machine.host, *whom[from_it])
+        for other in whom[to_it]:
+            cluster.network.cut(other, machine.host)
+
+        def undo() -> None:
+            if from_it:
+                cluster.network.mend(machine.host, *whom[from_it])
+            for other in whom[to_it]:
+                cluster.network.mend(other, machine.host)
+
+        return undo
+
+    return fault
+
+
+def killed(_cluster: Cluster, machine: Machine) -> Callable[[], None]:
+    """kill -9 of all."""
+    machine.kill()
+    return machine.up
+
+
+def powered_off(cluster: Cluster, machine: Machine) -> Callable[[], None]:
+    """No process is left, and nobody is told so by its machine."""
+    mend = cut("all", "all")(cluster, machine)
+    machine.kill()
+
+    def undo() -> None:
+        mend()
+        machine.up()
+
+    return undo
+
+
+FAULTS: dict[str, Fault] = {
+    "`kill -9` of all its processes": killed,
+    "power off": powered_off,
+    "SIGSTOP of `lifld`": stopped("lifld"),
+    "SIGSTOP of the gateway": stopped("gateway"),
+    "SIGSTOP of its workers": stopped("workers"),
+    "SIGSTOP of all its processes": stopped("all"),
+    "cut off from clients": cut("clients", "clients"),
+    "what it sends to clients is lost": cut("clients", ""),
+    "what clients send to it is lost": cut("", "clients"),
+    "cut off from the other nodes": cut("nodes", "nodes"),
+    "what it sends to the others is lost": cut("nodes", ""),
+    "what the others send to it is lost": cut("", "nodes"),
+}
+
+
+# ---- the measurement -------------------------------------------------------------------------------------------------
+
+
+class Measured(NamedTuple):
+    """What a fault did to a job."""
+
+    gap_s: float
+    usual_s: float
+    rounds: int
+    lost: int
+    attempts_failed: int
+
+
+def train(trainer: Trainer, round_: Round) -> None:
+    """What a trainer does in a round: it takes its time, and submits."""
+    threading.Event().wait(PACE_S)
+    trainer.fleet.submit(trainer, round_)
+
+
+@contextmanager
+def running(cluster: Cluster, job: str, oracle: OneHot) -> Iterator[Commits]:
+    """A job of many rounds, cancelled at the end; then each commit of it is looked at."""
+    keys: dict[str, Any] = {"aggregation__placement": "worst-fit", "job__rounds": 100_000}
+    submit(cluster.coordinator, job, oracle.model(), **keys)
+    commits = Commits(cluster, job)
+    addresses = [machine.gateway for machine in cluster.machines]
+    with cluster.fleet(job, CLIENTS, oracle.update, addresses=addresses, play=train) as team:
+        commits.wait("round.committed", BEFORE)
+        yield commits
+        ask(cluster.coordinator, om.CancelJob(job))
+        team.join(well=False)
+        assert {type(error) for error in team.errors().values()} <= {JobCancelled}, team.errors()
+    commits.join()
+
+
+def measure(cluster: Cluster, job: str, fault: Fault) -> Measured:
+    """What a fault of the second node does to a job: nothing is lost or doubled, and it goes on."""
+    oracle, victim = OneHot(CLIENTS), cluster.agents[0]
+    with running(cluster, job, oracle) as commits:
+        usual_s = commits.longest_gap_s(0.0)
+        began_s = time.monotonic()
+        undo = fault(cluster, victim)
+        try:
+            # The fault may be felt late, or not at all: a worker that is stopped while nothing is for it.
+            until("rounds after the fault", lambda: _goes_on(commits, began_s))
+            gap_s = commits.longest_gap_s(began_s)
+        finally:
+            undo()
+        after = len(commits.times)
+        commits.wait("round.committed", after + AFTER)
+        until("the node back", lambda: cluster.coordinator.states().get(victim.name) == "alive")
+    lines = oracle.check(cluster.coordinator, job)
+    failed = [line for line in ask(cluster.coordinator, om.JobStatus(job))["rounds"] if line["status"] == "failed"]
+    lost = CLIENTS * len(lines) - sum(line["receipt"]["counted"] for line in lines)
+    return Measured(gap_s, usual_s, len(lines), lost, len(failed))  # were one doubled, the oracle would have raised
+
+
+def _goes_on(commits: Commits, began_s: float) -> bool:
+    """So many commits have followed the longest gap, long enough after the fault for it to have been felt."""
+    times = [at for at, _ in commits.times]
+    gaps = [(later - earlier, later) for earlier, later in pairwise(times) if later >= began_s]
+    if time.monotonic() < began_s + FELT_S or not gaps:
+        return False
+    _gap_s, ended_s = max(gaps)
+    return sum(at > ended_s for at in times) >= AFTER
+
+
+FELT_S = 15.0
+"""A fault is felt within this time: longer than it takes to declare a node dead."""
+
+
+def main() -> None:
+    """Measure each fault, and print the table."""
+    table = ["| fault of a node that does not coordinate | longest gap, s | rounds committed | lost | doubled |"]
+    table.append("|---|---|---|---|---|")
+    with kept(3, "--redirector", "unix") as keeper:
+        for number, (name, fault) in enumerate(FAULTS.items()):
+            if len(sys.argv) > 1 and sys.argv[1] not in name:
+                continue
+            with keeper.whole(lambda: 0) as cluster:
+                found = measure(cluster, f"g{number}", fault)
+            table.append(f"| {name} | {found.gap_s:.1f} | {found.rounds} | {found.lost} | 0 |")
+            print(f"{name}: {found}", file=sys.stderr, flush=True)
+    print("\n".join(table))
+
+
+if __name__ == "__main__":
+    main()
