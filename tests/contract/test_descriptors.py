@@ -69,7 +69,7 @@ def test_lifld_answers_the_command_line_again(start_node: Callable[..., Node]) -
             outside.connect(str(node.state_dir / "lifld.sock"))
             outside.sendall(encode(om.ListJobs()))
             for _ in range(2):
-                assert inside.ask(om.ListJobs()) == {"jobs": []}
+                assert inside.ask(om.ListJobs()) == {"jobs": [], "more": None}
             assert not select.select([outside], [], [], 0)[0]
         outside.settimeout(WAIT_S)
         assert outside.recv(4096)

@@ -15,7 +15,7 @@ from lifl.core.errors import Refused, RemoteFault
 from lifl.core.ids import Kind
 from lifl.core.limits import ROUNDS_REMEMBERED, TEXT_CHARS_MAX
 from lifl.core.protocol.contribution import unpack_contributions
-from lifl.core.schema import Layout, check_fits
+from lifl.core.schema import Layout
 from lifl.node import folders
 from lifl.node.driver import Handle
 from lifl.node.store import JobRow, NodeStore, UnreadableJob
@@ -93,7 +93,7 @@ def known_jobs(store: NodeStore, node: int) -> Known:
             if isinstance(row, UnreadableJob):
                 raise Refused("unreadable", "job", row.fault)
             facts = ev.JobFacts(row.number, row.config, row.tensors, row.states, row.folder)
-            check_fits(Layout(facts.tensors))
+            Layout(facts.tensors)  # refuses what is no model
             if row.status != "running":
                 over.append((facts, _history(store, row.name), row.status, row.reason))
                 continue
