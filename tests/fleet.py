@@ -30,6 +30,7 @@ from safetensors.numpy import load_file, save_file
 from lifl import Client
 from lifl.client import Round, Submission
 from lifl.core.errors import LiflError
+from lifl.core.limits import ROUNDS_MAX
 from lifl.core.protocol import cli as om
 from lifl.core.protocol import client as cm
 from lifl.core.schema import Layout, TensorSpec
@@ -125,8 +126,7 @@ class OneHot:
 
     def check(self, node: Node, job: str, fleet: Fleet | None = None) -> list[dict[str, Any]]:
         """Each committed round has each counted client once and no other; returns the rounds' status lines."""
-        status = ask(node, om.JobStatus(job))
-        lines = [line for line in status["rounds"] if line["status"] == "committed"]
+        lines = [line for line in all_rounds(node, job) if line["status"] == "committed"]
         assert [line["round"] for line in lines] == list(range(1, len(lines) + 1)), "a round committed twice or never"
         for line in lines:
             number, counted = line["round"], line["receipt"]["counted"]
@@ -388,6 +388,16 @@ def note_busy(trainer: Trainer, told_busy: Counter[int]) -> None:
 
     client._home.answer = noted  # type: ignore[method-assign]
     client._pause = lambda _pause_s: pause(0.1)  # type: ignore[method-assign]
+
+
+def all_rounds(node: Node, job: str) -> list[dict[str, Any]]:
+    """The status lines of all attempts of a job's rounds, in their order, whatever the length of a page."""
+    page = ask(node, om.JobStatus(job, ROUNDS_MAX))
+    lines = page["rounds"]
+    while page["more"] is not None:
+        page = ask(node, om.JobStatus(job, ROUNDS_MAX, tuple(page["more"])))
+        lines = page["rounds"] + lines
+    return lines
 
 
 def name_of(index: int) -> str:

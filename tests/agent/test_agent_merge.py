@@ -177,6 +177,15 @@ def test_so_are_those_below_it_and_what_they_made_is_freed() -> None:
     assert scene.arena.of(Kind.UPDATE) == []
 
 
+@pytest.mark.parametrize("suspects", [("c1",), ()])
+def test_of_a_number_that_is_not_finite_its_tensor_and_who_may_be_why_are_told(suspects: tuple[str, ...]) -> None:
+    scene = uploaded(2)
+    (top,) = scene.tasks()
+    led = scene.handle(ev.FromWorker(1, wm.TaskFailed(top.address, 1, "not finite", True, "float32", 0, suspects)))
+    text = "the top task of round 1 failed: tensor 'w': not finite"
+    assert led == [o.BranchFailed(NUMBER, EPOCH, text, True, suspects)]
+
+
 @pytest.mark.parametrize("retry", [False, True])
 def test_a_task_that_cannot_be_done_fails_its_branch(retry: bool) -> None:
     scene = uploaded(2)

@@ -376,9 +376,9 @@ def test_another_takes_the_place_of_one_who_left(start_node: Callable[..., Node]
         (lambda t: t | {"w": t["w"].astype(np.float64)}, 1.0, "float64"),
         (lambda t: {k: a for k, a in t.items() if k != "steps"}, 1.0, "'steps'"),
         (lambda t: t | {"more": t["w"]}, 1.0, "'more'"),
-        (lambda t: t, 0.0, "positive"),
-        (lambda t: t, -1.0, "positive"),
-        (lambda t: t, float("nan"), "positive"),
+        (lambda t: t, 0.0, "from 1e-300 to 1e+300"),
+        (lambda t: t, -1.0, "from 1e-300 to 1e+300"),
+        (lambda t: t, float("nan"), "from 1e-300 to 1e+300"),
     ],
 )
 def test_bad_updates_are_refused_and_the_round_goes_on(shared_node: Node, spoil, weight, says, request) -> None:

@@ -283,6 +283,39 @@ def test_what_comes_late_from_an_earlier_attempt_is_taken() -> None:
     assert scene.handle(admit(stranger)).said(cm.Refusal)[0][1].code == "not-selected"
 
 
+def spoilt(suspects: tuple[str, ...], goal: int = 2) -> tuple[Scene, Led]:
+    """Of three accepted updates those of `suspects` are why the first attempt fails."""
+    scene = Scene(goal=goal, attempts=3)
+    scene.here(*(f"c{number}" for number in range(1, 9)))
+    scene.has_round(branches=[(HOME, 3, OPEN)], accepted=dict.fromkeys(("c6", "c7", "c8"), 0))
+    return scene, scene.handle(o.BranchFailed(NUMBER, EPOCH, "not finite", retry=True, suspects=suspects))
+
+
+def test_who_made_an_attempt_fail_is_told_and_the_next_one_is_made_without_its_update() -> None:
+    scene, led = spoilt(("c7", "c1"))  # c1 has sent nothing
+    text = "this update cannot be aggregated: not finite"
+    assert led.said(cm.Refusal) == [(7, cm.Refusal(cm.SPOILT, "update", text, "j", 1))]
+    assert [conn for conn, _ in led.said(cm.RoundOver)] == [6, 7, 8]
+    scene.do(scene.coordinator.node_suspect, HOME, False)
+    assert (scene.round.attempt, list(scene.round.selected)) == (2, ["c6", "c8"])
+    assert scene.handle(admit("c7")).said(cm.Refusal)[0][1].code == "not-selected"
+    led = scene.handle(joined("c7", holding=1, conn=20))
+    assert (20, cm.SPOILT) in [(conn, refusal.code) for conn, refusal in led.said(cm.Refusal)], "it may not have heard"
+
+
+def test_where_no_others_are_who_made_it_fail_is_asked_to_train_again() -> None:
+    scene, _ = spoilt(("c7",), goal=8)
+    scene.do(scene.coordinator.node_suspect, HOME, False)
+    assert list(scene.round.selected)[-1] == "c7" and len(scene.round.selected) == 8
+
+
+def test_where_none_is_named_any_may_be_why() -> None:
+    scene, led = spoilt(())
+    assert [conn for conn, _ in led.said(cm.Refusal)] == [6, 7, 8]
+    scene.do(scene.coordinator.node_suspect, HOME, False)
+    assert not {"c6", "c7", "c8"} & scene.round.selected.keys()
+
+
 def test_what_comes_late_is_taken_while_the_round_lacks_it() -> None:
     scene = failed(2, selected=("c1", "c2"))
     for client in scene.round.selected:

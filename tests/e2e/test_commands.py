@@ -81,8 +81,7 @@ def check_receipt(receipt: dict, node: Node, oracle: OneHot, most_s: float) -> N
     assert [receipt[key] for key in ("selected", "accepted", "counted", "expired")] == [N, N, N, 0]
     assert receipt["weight"] == N
     assert receipt["bytes_in"] == N * oracle.data_bytes
-    # No trainer here looks at the model.
-    assert receipt["bytes_out"] == 0
+    assert receipt["bytes_out"] == N * oracle.data_bytes  # each round's model is there when its trainer gets the round
     assert receipt["redirector"] == node.info["redirector"]
     assert set(receipt["cpu_s"]) == {"workers", "lifld", "gateway", "zygote"}
     cores = os.cpu_count() or 1

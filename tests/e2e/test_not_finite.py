@@ -35,3 +35,22 @@ def test_an_update_that_overflows_fails_the_attempt_by_its_name(start_node: Call
     lines = [line for line in node.json("status", "j")["rounds"] if line["status"] == "committed"]
     assert len(lines) == 2
     assert all(np.isfinite(array).all() for array in load_file(lines[-1]["path"]).values())
+
+
+def test_who_sends_it_again_and_again_is_left_out(start_node: Callable[..., Node]) -> None:
+    """One of three clients, of whom two are asked, never sends anything else: each round is made without it."""
+    node = start_node("--redirector", "unix")
+
+    def update_of(index: int, _number: int) -> Update:
+        tensors = {name: np.full_like(array, 0.5) for name, array in MODEL.items()}
+        if index == 1:
+            tensors["b"][2] = 1e25
+        return tensors, 1.0, {}
+
+    rule = {"aggregation__rule": "fedadam", "aggregation__options": {"eta": 0.25}}
+    submit(node, "j", MODEL, job__rounds=4, selection__clients_per_round=2, **rule)
+    with fleet(node.address, "j", 3, update_of) as team:
+        team.join()
+    rounds = node.json("status", "j")["rounds"]
+    assert [line["round"] for line in rounds if line["status"] == "committed"] == [1, 2, 3, 4]
+    assert all("c01" in line["reason"] for line in rounds if line["status"] == "failed")

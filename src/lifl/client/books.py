@@ -76,6 +76,9 @@ class Books:
                 if self.declined is not None and self.declined.round == number:
                     self.declined = None
                 self._settle(number, False)
+            case cm.Refusal(cm.SPOILT, _, text):
+                log.warning("update.spoilt job=%s round=%d reason=%a", self._job, message.round, text)
+                self.held.pop(message.round, None)
             case cm.Refusal(code, field, text) if message.round < 0:
                 raise Refused(code, field, text)
 

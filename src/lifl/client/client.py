@@ -319,6 +319,9 @@ class Client:
         if isinstance(answer, cm.Accepted):
             held.accepted = True
             return Submission(submit.job, submit.round, accepted=True)
+        if answer.code == cm.SPOILT:
+            self._books.note(answer)
+            return self._books.verdict(submit, answer.text)
         if answer.code in OVER_CODES and stream is self._home.stream:
             if before is not None:
                 self._books.fates[submit.round] = before

@@ -31,6 +31,7 @@ from lifl.core.limits import (
     REAL_MAX,
     SECRET_CHARS_MAX,
     STATES_MAX,
+    SUSPECTS_MAX,
     TENSORS_MAX,
     TEXT_CHARS_MAX,
     WORD_CHARS_MAX,
@@ -66,6 +67,7 @@ TensorPatterns = Annotated[
     tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=PATTERN_CHARS_MAX, pattern=_PRINTABLE)], ...],
     msgspec.Meta(max_length=PATTERNS_MAX),
 ]
+Suspects = Annotated[tuple[Name, ...], msgspec.Meta(max_length=SUSPECTS_MAX)]
 Tensors = Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=TENSORS_MAX)]
 Word = Annotated[str, msgspec.Meta(max_length=WORD_CHARS_MAX)]
 """A code, a status or a role; or a name, or nothing."""

@@ -75,6 +75,8 @@ MEMBERS_PER_FRAME_MAX = 4_096
 PAGES_MAX = 64
 INVENTORY_BYTES_MAX = 32 * 1024 * 1024
 """The contributions in all pages of one Inventory: what is beyond counts as lost, and is asked for again."""
+SUSPECTS_MAX = 64
+"""Clients that a failed task names because their updates cannot be computed: of more of them, all train again."""
 COST_LINES_MAX = 2_048
 """Tasks of one branch that its cost, and of one round that its receipt, has a line for."""
 ROUND_METRICS_MAX = 256

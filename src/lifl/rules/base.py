@@ -44,13 +44,15 @@ class RuleFailed(LocalFault):
 class NotFinite(RuleFailed):
     """A number of the result is NaN or infinite: number `element` of all the model's numbers of `dtype`.
 
-    Other updates may give another result, so the round is worth another try.
+    Other updates may give another result, so the round is worth another try; without those of `suspects`, of whom
+    the largest number is there.
     """
 
-    def __init__(self, text: str, dtype: str, element: int) -> None:
+    def __init__(self, text: str, dtype: str, element: int, suspects: tuple[str, ...] = ()) -> None:
         super().__init__(text)
         self.dtype = dtype
         self.element = element
+        self.suspects = suspects
 
 
 class RuleOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

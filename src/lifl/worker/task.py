@@ -20,7 +20,7 @@ from pathlib import Path
 from lifl import failpoints
 from lifl.core.errors import LiflError, LocalFault, StaleKey
 from lifl.core.ids import Key, Kind, Record
-from lifl.core.limits import TEXT_CHARS_MAX
+from lifl.core.limits import SUSPECTS_MAX, TEXT_CHARS_MAX
 from lifl.core.protocol.contribution import unpack_contributions
 from lifl.core.protocol.worker import Arriving, TaskDone, TaskFailed, TaskStart
 from lifl.core.schema import ITEM_BYTES, STATE, Segment, end_of, relaid
@@ -221,11 +221,14 @@ class OpenTask:
         try:
             self._make(inputs, inputs, end_of(self.start.model_segments))
         except NotFinite as error:
-            raise NotFinite(f"{error}; {self._suspects(error)}", error.dtype, error.element) from None
+            largest, clients = self._suspects(error)
+            text = f"{error}; {_told_of(largest, clients)}"
+            suspects = tuple(clients) if len(clients) <= SUSPECTS_MAX else ()
+            raise NotFinite(text, error.dtype, error.element, suspects) from None
         self._model = None  # nothing can write to the output any more
 
-    def _suspects(self, error: NotFinite) -> str:
-        """Return who is in the input whose number at that place is the largest."""
+    def _suspects(self, error: NotFinite) -> tuple[float, list[str]]:
+        """Return the largest number at that place, and who is in its input."""
         found: tuple[float, bytes] = (-1.0, b"")
         for key, update, meta in zip(self._inputs, self._updates, self._metas, strict=True):
             data = input_data(self._arena, key, self.start.inputs)
@@ -233,11 +236,7 @@ class OpenTask:
                 if model_part.dtype == error.dtype:
                     number = vector(data, model_part if update else part)[error.element]
                     found = max(found, (abs(float(number)), meta), key=lambda each: each[0])
-        clients = [member.client for member in unpack_contributions(found[1])]
-        if not clients:
-            return f"the largest number there is {found[0]:.3g}"
-        said = ", ".join(clients[:CLIENTS_NAMED_MAX]) + (", ..." if clients[CLIENTS_NAMED_MAX:] else "")
-        return f"the largest number there, {found[0]:.3g}, is of {'one of ' if clients[1:] else ''}{said}"
+        return found[0], [member.client for member in unpack_contributions(found[1])]
 
     def _seal(self) -> None:
         """Seal the states first: a sealed output says that all is there."""
@@ -264,6 +263,13 @@ def clear_gaps(view: memoryview, segments: tuple[Segment, ...]) -> None:
         position = end
 
 
+def _told_of(largest: float, clients: list[str]) -> str:
+    if not clients:
+        return f"the largest number there is {largest:.3g}"
+    said = ", ".join(clients[:CLIENTS_NAMED_MAX]) + (", ..." if clients[CLIENTS_NAMED_MAX:] else "")
+    return f"the largest number there, {largest:.3g}, is of {'one of ' if clients[1:] else ''}{said}"
+
+
 def failure(address: int, attempt: int, error: Exception, rule: str = "") -> TaskFailed:
     """Return the message for a task that ended with `error`.
 
@@ -280,5 +286,6 @@ def failure(address: int, attempt: int, error: Exception, rule: str = "") -> Tas
             frame = frames[-1]
             text = f"rule {rule} raised {text} ({Path(frame.filename).name}:{frame.lineno} in {frame.name})"
     if isinstance(error, NotFinite):
-        return TaskFailed(address, attempt, text[:TEXT_CHARS_MAX], True, error.dtype, error.element)
+        place = (error.dtype, error.element)
+        return TaskFailed(address, attempt, text[:TEXT_CHARS_MAX], True, *place, error.suspects)
     return TaskFailed(address, attempt, text[:TEXT_CHARS_MAX], retry=isinstance(error, StaleKey))

@@ -94,8 +94,9 @@ class Agent:
 
     def _open_job(self, order: o.OpenJob) -> None:
         if order.number not in self.replicas:  # else the coordinator has begun anew, this node has not
-            found = self._orphans.pop(order.number, [])
+            found = self._orphans.get(order.number, [])
             self.replicas[order.number] = JobReplica(order, found, self._turn, self.quota, self.tasks)
+            self._orphans.pop(order.number, None)
 
     def _close_job(self, order: o.CloseJob) -> None:
         self._free_orphans(order.number)

@@ -10,7 +10,7 @@ from lifl.core import effects as fx
 from lifl.core.agent.branch import Branch, contribution_of
 from lifl.core.agent.last_updates import LastUpdates
 from lifl.core.agent.model_slot import ModelSlot
-from lifl.core.agent.outcomes import BranchFailed, ModelSealed, Outcome, PartialSealed
+from lifl.core.agent.outcomes import BranchFailed, ModelSealed, NotFiniteAt, Outcome, PartialSealed
 from lifl.core.agent.quota import Quota
 from lifl.core.agent.replica_spec import ReplicaSpec
 from lifl.core.agent.task_outputs import TaskOutputs
@@ -248,16 +248,16 @@ class BranchRunner:
             self._quota.free(key)
         task.inputs = []
 
-    def failed(self, task: Task, text: str, retry: bool, place: tuple[str, int] | None = None) -> list[Outcome]:
+    def failed(self, task: Task, text: str, retry: bool, place: NotFiniteAt | None = None) -> list[Outcome]:
         """Report a task that cannot be done: its round fails, and with it the job unless `retry` may help.
 
-        `place` is the dtype and the element of the model's number that is not finite.
+        `place` is the model's number that is not finite.
         """
-        found = self._spec.layout.tensor_at(*place) if place is not None else None
+        found = self._spec.layout.tensor_at(place.dtype, place.element) if place is not None else None
         if found is not None:
             text = f"tensor {found[0].name!r}: {text}"
         said = f"the {task.role} task of round {round_of(self.branch.epoch)} failed: {text}"
-        return [BranchFailed(self.job, self.branch, said, retry)]
+        return [BranchFailed(self.job, self.branch, said, retry, None if place is None else place.suspects)]
 
     # ---- the end of a round ----------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 
 from lifl.core.agent.model_slot import ModelSlot
-from lifl.core.agent.outcomes import CheckpointWritten, FileFailed, FilePaused, ModelLoaded, Outcome
+from lifl.core.agent.outcomes import CheckpointWritten, FileFailed, FilePaused, ModelLoaded, NotFiniteAt, Outcome
 from lifl.core.agent.replica_spec import ReplicaSpec
 from lifl.core.agent.task_table import TaskTable
 from lifl.core.errors import LocalFault
@@ -134,7 +134,7 @@ class FileTasks:
             self._slot.unpin(key)
         return [CheckpointWritten(self.job, order.epoch, cost.digests if cost is not None else ())]
 
-    def failed(self, task: Task, text: str, retry: bool, place: tuple[str, int] | None = None) -> list[Outcome]:
+    def failed(self, task: Task, text: str, retry: bool, place: NotFiniteAt | None = None) -> list[Outcome]:
         """Report a file that cannot be read or written; with `retry` it is tried again by itself."""
         what = "the model could not be read" if task.role == "load" else "the checkpoint could not be written"
         if not retry:

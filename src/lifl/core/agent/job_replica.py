@@ -135,7 +135,8 @@ class JobReplica:
                     self._model_sealed(outcome)
                 case out.BranchFailed():
                     text = outcome.text[:TEXT_CHARS_MAX]
-                    outcome.branch.failed = o.BranchFailed(number, outcome.branch.epoch, text, outcome.retry)
+                    said = (text, outcome.retry, outcome.suspects)
+                    outcome.branch.failed = o.BranchFailed(number, outcome.branch.epoch, *said)
                     self._turn.report(outcome.branch.failed)
                 case out.ModelLoaded():
                     self.slot.move(SlotState.READY)

@@ -28,13 +28,26 @@ class ModelSealed:
 
 
 @dataclass(frozen=True, slots=True)
+class NotFiniteAt:
+    """One of the model's numbers of `dtype` is not finite, by what one of `suspects` (none: of any) has sent."""
+
+    dtype: str
+    element: int
+    suspects: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class BranchFailed:
-    """A branch cannot be finished; `retry`: another attempt of the round may help."""
+    """A branch cannot be finished; `retry`: another attempt of the round may help.
+
+    `suspects` are those whose updates may be why (none: any); None when it is not for an update.
+    """
 
     job: int
     branch: Branch
     text: str
     retry: bool
+    suspects: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

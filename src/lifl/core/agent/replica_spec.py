@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from lifl.core.errors import Refused, RemoteFault
 from lifl.core.planning.treatment import treated
 from lifl.core.protocol.commands import LoadJob, OpenJob
 from lifl.core.schema import Layout
 
 
 class ReplicaSpec:
-    """A job's constants on this node, from the coordinator's `OpenJob`."""
+    """A job's constants on this node, from the coordinator's `OpenJob`.  Raise `RemoteFault` when it has no model."""
 
     def __init__(self, order: OpenJob) -> None:
         self.number = order.number
         self.name = order.job
         self.aggregation = order.aggregation
         self.clients_per_round = order.clients_per_round
-        self.layout = Layout(order.tensors)
+        try:
+            self.layout = Layout(order.tensors)
+        except Refused as refused:
+            raise RemoteFault(f"the coordinator opens job {order.job!r} with no model: {refused}") from refused
         self.treated = treated(self.layout, order.aggregation)
         self.state_names = order.states
         self.client_options = order.client_options

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from lifl.core import effects as fx
-from lifl.core.agent.outcomes import Outcome
+from lifl.core.agent.outcomes import NotFiniteAt, Outcome
 from lifl.core.agent.pool import Pool, WorkerState
 from lifl.core.agent.quota import Quota
 from lifl.core.errors import ArenaFull, LocalFault
@@ -54,7 +54,7 @@ class Runner(Protocol):
 
     def done(self, task: Task, cost: wm.TaskDone | None) -> list[Outcome]: ...
 
-    def failed(self, task: Task, text: str, retry: bool, place: tuple[str, int] | None = None) -> list[Outcome]: ...
+    def failed(self, task: Task, text: str, retry: bool, place: NotFiniteAt | None = None) -> list[Outcome]: ...
 
 
 class OpenTask(NamedTuple):
@@ -209,7 +209,7 @@ class TaskTable:
             case wm.TaskFailed() as failed:
                 found = self._released(event.worker, failed.address)
                 if found is not None and found.task.attempt == failed.attempt:
-                    place = (failed.dtype, failed.element) if failed.element >= 0 else None
+                    place = NotFiniteAt(failed.dtype, failed.element, failed.suspects) if failed.element >= 0 else None
                     return found.runner.failed(found.task, failed.text, failed.retry, place)
             case wm.TaskDropped() as dropped:
                 self._released(event.worker, dropped.address)

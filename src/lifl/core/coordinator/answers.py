@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lifl.core.coordinator.branches import BranchTracker
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import NodeTable
@@ -10,6 +12,7 @@ from lifl.core.coordinator.round import Phase, Round
 from lifl.core.coordinator.rounds import Rounds
 from lifl.core.coordinator.selection import may_be_late
 from lifl.core.errors import Refused
+from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
@@ -100,6 +103,24 @@ class Answers:
             text = f"round {round_.number} of job {self._spec.name!r} takes this update at another node: submit to "
             raise Refused("use-gateway", gateway, text + gateway)
         self._presence.send(here, cm.Busy(self._spec.name, round_.number, GRANTED_RETRY_S))
+
+    def spoil(self, round_: Round, suspects: Sequence[str], reason: str) -> None:
+        """Have clients forget the updates by which the round fails: the next attempt takes none of them again.
+
+        When no suspects are named, it may be the update of any.
+        """
+        found = (frozenset(suspects) or round_.accepted.keys()) & round_.accepted.keys()
+        round_.spoilt |= found
+        text = f"this update cannot be aggregated: {reason}"[:TEXT_CHARS_MAX]
+        refusal = cm.Refusal(cm.SPOILT, "update", text, self._spec.name, round_.number)
+        self._presence.tell_all(self._spec.name, dict.fromkeys(sorted(found)), refusal)
+
+    def tell_spoilt(self, here: Connection, client: str) -> None:
+        """Tell a client that its update made an attempt of the round fail, which it may not have heard."""
+        round_ = self._rounds.current
+        if round_ is not None and client in round_.spoilt and client not in round_.selected:
+            text = "this update made an attempt of the round fail"
+            self._presence.send(here, cm.Refusal(cm.SPOILT, "update", text, self._spec.name, round_.number))
 
     def tell_fates(self, here: Connection, client: str, holding: int | None) -> None:
         """Tell what became of its updates; `holding` is the oldest round whose update it still holds, if any.

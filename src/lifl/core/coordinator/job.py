@@ -184,6 +184,8 @@ class Job:
     def branch_failed(self, report: o.BranchFailed) -> None:
         """Try the round again, or end: a branch cannot be finished."""
         if self.round is not None and self.round.epoch == report.epoch:
+            if report.suspects is not None:
+                self.answers.spoil(self.round, report.suspects, report.text)
             if report.retry:
                 self._fail_round(self.round, report.text)
             else:
@@ -255,6 +257,7 @@ class Job:
         self._presence.add(self.name, event.client, here)
         if self.rounds.numbered(event.holding) is None:
             self.answers.tell_fates(here, event.client, event.holding)
+        self.answers.tell_spoilt(here, event.client)
         self.runner.joined(event.client, event.holding)
 
     def inventory(self, node: int, report: p.Inventory) -> None:

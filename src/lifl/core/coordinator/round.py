@@ -74,6 +74,7 @@ class Round:
         self.declined: set[str] = set()  # those of them who said that they take no part
         self.trained: frozenset[str] = frozenset()  # who had an update accepted in an earlier attempt
         self.training: frozenset[str] = frozenset()  # who was selected in one and had not: it may come late
+        self.spoilt: frozenset[str] = frozenset()  # whose update made an attempt fail: it is to be trained anew
         self.branches: dict[int, BranchRecord] = {}  # by number; 0 has the top; `add` and `discard` change it
         self._at: dict[int, dict[int, BranchRecord]] = {}  # the same by node: a client costs no look at all nodes
         self.next_branch = 1
@@ -111,8 +112,9 @@ class Round:
 
     def follow(self, failed: Round) -> None:
         """Note that this round is tried again after an attempt that `failed`, from the same model."""
-        self.trained = failed.trained | failed.accepted.keys()
-        self.training = (failed.training | (failed.selected.keys() - failed.declined)) - self.trained
+        self.spoilt = failed.spoilt
+        self.trained = (failed.trained | failed.accepted.keys()) - self.spoilt
+        self.training = (failed.training | (failed.selected.keys() - failed.declined)) - self.trained - self.spoilt
 
     # ---- branches --------------------------------------------------------------------------------------------------
 

@@ -32,8 +32,9 @@ class Selection:
     def fill(self, round_: Round) -> None:
         """Invite as many more as the round lacks: for those who have left with nothing accepted, or declined.
 
-        When a round is tried again, those come first whose update was accepted before, since they still have it; and
-        those who may still be training are asked last, since what they send late is taken in any case.
+        When a round is tried again, those come first whose update was accepted before, since they still have it; those
+        who may still be training are asked late, since what they send is taken in any case; those whose update made an
+        attempt fail are asked last, and train anew.
         """
         present = self._presence.of(self._spec.name)
         taking_part = round_.selected.keys() - round_.declined
@@ -54,8 +55,10 @@ class Selection:
     def _by_turn(self, round_: Round, idle: list[str]) -> list[list[str]]:
         """Return the idle clients in the order in which they are asked."""
         trained = [client for client in idle if client in round_.trained]
-        fresh = [client for client in idle if client not in round_.trained and client not in round_.training]
-        return [trained, fresh, [client for client in idle if client in round_.training]]
+        training = [client for client in idle if client in round_.training]
+        spoilt = [client for client in idle if client in round_.spoilt]
+        others = {*trained, *training, *spoilt}
+        return [trained, [client for client in idle if client not in others], training, spoilt]
 
     def invite(self, round_: Round, client: str) -> None:
         """Tell a client that is here to take part: the seconds that are left, and at which node it is expected."""

@@ -235,6 +235,10 @@ REPLACED = "replaced"
 """The code of a Refusal that means: the client has come over another connection, and this one is of no use."""
 
 
+SPOILT = "spoilt"
+"""The code of a refusal after the fact: the client is to forget its update in the round, which cannot be aggregated."""
+
+
 class Refusal(Message, frozen=True):
     """A request is answered "no"; the connection stays usable unless code is ``protocol``."""
 

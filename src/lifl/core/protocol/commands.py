@@ -28,6 +28,7 @@ from lifl.core.fields import (
     Path,
     Secret,
     StateNames,
+    Suspects,
     Tensors,
     Text,
     Weight,
@@ -283,12 +284,16 @@ class BranchForgotten(Message, frozen=True):
 
 
 class BranchFailed(Message, frozen=True):
-    """The branch cannot be finished; `retry`: another attempt of the round may help."""
+    """The branch cannot be finished; `retry`: another attempt of the round may help.
+
+    `suspects` are those whose updates may be why (none: any); None when it is not for an update.
+    """
 
     number: Count
     epoch: Count
     text: Text
     retry: bool
+    suspects: Suspects | None = None
 
 
 class ModelSealed(Message, frozen=True):

@@ -23,6 +23,7 @@ from lifl.core.fields import (
     Path,
     Segments,
     StateKeys,
+    Suspects,
     Tensors,
     Text,
     Treatment,
@@ -222,7 +223,8 @@ class TaskFailed(Message, frozen=True):
     """The task cannot be done (the user's rule raised, a file cannot be written): `text` is for people.
 
     `retry`: the same may work later, when a file's disk has room again, or is there.  `element`, when not negative, is
-    the one of the model's numbers of `dtype` that is not finite.
+    the one of the model's numbers of `dtype` that is not finite, and `suspects` are those whose update may be why: it
+    may be anyone's when none is named.
     """
 
     address: Count
@@ -231,6 +233,7 @@ class TaskFailed(Message, frozen=True):
     retry: bool = False
     dtype: DtypeName = ""
     element: Integer = -1
+    suspects: Suspects = ()
 
 
 class TaskDropped(Message, frozen=True):
