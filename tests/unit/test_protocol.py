@@ -26,7 +26,7 @@ from lifl.core.ids import (
 from lifl.core.limits import CONTRIBUTION_BYTES_MAX, DIMENSIONS_MAX, METRICS_MAX, TENSOR_NAME_CHARS_MAX, TENSORS_MAX
 from lifl.core.protocol.client import Submit
 from lifl.core.protocol.contribution import Contribution, pack_contribution, unpack_contributions
-from lifl.core.protocol.submit_check import check_submit
+from lifl.core.protocol.update_check import check_submit
 from lifl.core.schema import (
     SEGMENT_ALIGN_BYTES,
     Layout,

@@ -39,7 +39,7 @@ from lifl.core.errors import LocalFault, Refused, RemoteFault, ResourceFault
 from lifl.core.fields import NAME_RULE, Name
 from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.protocol import client as cm
-from lifl.core.protocol.submit_check import check_submit
+from lifl.core.protocol.update_check import check_submit
 from lifl.core.schema import Layout, TensorSpec
 
 log = logging.getLogger("lifl.client")

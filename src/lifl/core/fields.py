@@ -58,7 +58,7 @@ Weight = Annotated[float, msgspec.Meta(gt=0, le=REAL_MAX)]
 Capacity = Annotated[float, msgspec.Meta(ge=0, le=CAPACITY_MAX)]
 Metrics = Annotated[dict[MetricName, Real], msgspec.Meta(max_length=METRICS_MAX)]
 AnnouncedMetrics = Annotated[dict[MetricName, float], msgspec.Meta(max_length=METRICS_MAX)]
-"""As a client announces them: `protocol/submit_check.py` looks at the values, and names the metric."""
+"""As a client announces them: `protocol/update_check.py` looks at the values, and names the metric."""
 Text = Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)]
 Secret = Annotated[str, msgspec.Meta(max_length=SECRET_CHARS_MAX)]
 """What shows that a node was told of something."""

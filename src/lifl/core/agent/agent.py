@@ -22,9 +22,9 @@ from lifl.core.agent.outcomes import Outcome
 from lifl.core.agent.partial_transfers import PartialTransfers
 from lifl.core.agent.pool import Pool
 from lifl.core.agent.quota import NO_JOB, Quota
-from lifl.core.agent.settling import Settling
 from lifl.core.agent.task_table import TaskTable
 from lifl.core.agent.uploads import Uploads
+from lifl.core.agent.waiting import Waiting
 from lifl.core.agent.worker_watch import WorkerWatch
 from lifl.core.errors import LocalFault, RemoteFault
 from lifl.core.ids import Key
@@ -60,7 +60,7 @@ class Agent:
         self.uploads = Uploads(self.replicas, turn, self.quota, wait_queue_max)
         self.partials = PartialTransfers(self.replicas, turn, self.quota)
         self.models = ModelService(self.replicas, turn, self.quota)
-        self.settling = Settling(self.replicas, turn, self.quota, self.tasks, self.uploads, self.models)
+        self.waiting = Waiting(self.replicas, turn, self.quota, self.tasks, self.uploads, self.models)
         self.load = NodeLoad(capacity=capacity, at_s=now)
         self._arrivals = 0
         self._orphans: dict[int, list[ev.Orphan]] = {}  # by job: what an earlier life has left, until the job is opened
@@ -81,7 +81,7 @@ class Agent:
 
     def settle(self) -> None:
         """End an event: whatever waits goes on as far as it can, and what is to be looked at is looked at soon."""
-        self.settling.settle()
+        self.waiting.settle()
         self.watch.settle(at_stake=any(replica.runners for replica in self.replicas.values()))
 
     def _act(self, outcomes: Iterable[Outcome]) -> None:
@@ -102,7 +102,7 @@ class Agent:
         self._free_orphans(order.number)
         replica = self.replicas.pop(order.number, None)
         if replica is not None:
-            self.settling.forget(order.number)
+            self.waiting.forget(order.number)
             self.uploads.close(replica)
             self.models.close(replica)
 

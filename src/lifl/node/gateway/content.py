@@ -1,6 +1,6 @@
 """What updates and partials must be: checked once, here, and never again.
 
-What was announced is checked before a byte of the body is taken (`submit_check`, `check_room`); an update's numbers
+What was announced is checked before a byte of the body is taken (`update_check`, `check_room`); an update's numbers
 are checked while they arrive (`Content`), together with the checksum that the object is sealed with.
 """
 

@@ -17,7 +17,7 @@ from lifl.core.errors import Refused, RemoteFault, StaleKey
 from lifl.core.ids import Key
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
-from lifl.core.protocol.submit_check import check_submit
+from lifl.core.protocol.update_check import check_submit
 from lifl.node.gateway.body_moves import Receive
 from lifl.node.gateway.client_socket import ClientSocket
 from lifl.node.gateway.content import Content, JobLayout, check_contributions, check_room

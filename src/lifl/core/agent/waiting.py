@@ -20,7 +20,7 @@ PASSES_MAX = 100_000
 """Looks at what may go on, within one event: more is a loop that makes no progress."""
 
 
-class Settling:
+class Waiting:
     """Knows which jobs wait for room."""
 
     def __init__(
