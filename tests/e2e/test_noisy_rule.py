@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 
 import psutil
 from fleet import OneHot, Watch, fleet, submit, until
@@ -43,8 +44,13 @@ def write_rule(node: Node) -> None:
 
 def unlinked_bytes(pid: int) -> int:
     """What the files on a disk take that a process holds and that have no name any more."""
-    held = [each.path for each in os.scandir(f"/proc/{pid}/fd") if not os.readlink(each.path).startswith("/memfd:")]
-    return sum(found.st_size for found in map(os.stat, held) if stat.S_ISREG(found.st_mode) and not found.st_nlink)
+    nbytes = 0
+    for each in os.scandir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found = os.stat(each.path)
+            if not os.readlink(each.path).startswith("/memfd:") and stat.S_ISREG(found.st_mode) and not found.st_nlink:
+                nbytes += found.st_size
+    return nbytes
 
 
 def zygote_of(node: Node) -> psutil.Process:
