@@ -26,6 +26,8 @@ from lifl.core.protocol import cluster as p
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import worker as wm
 from lifl.core.protocol.commands import Contributions
+from lifl.node.daemon import DRAIN_S, LOG_BYTES_MAX, LOG_FILES_MAX
+from lifl.node.recordings import RECORDINGS_MAX
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/limits.md"
@@ -61,7 +63,7 @@ HELD: dict[str, tuple[int, str]] = {
 }
 """The fields whose bytes are not held by their type: the most that they are, and what holds that."""
 FILES = [
-    ("a job's TOML, a node's TOML", "the keys below", "refused by the key's path; exit 2"),
+    ("a job's TOML, a node's TOML", f"{limits.CONFIG_FILE_BYTES_MAX} bytes; the keys above", "refused by its path"),
     ("a model (safetensors), its header", f"{limits.MODEL_HEADER_BYTES_MAX} bytes", "refused, naming the file"),
     ("a model, its tensors", f"{limits.TENSORS_MAX}, {limits.DIMENSIONS_MAX} dimensions each", "refused by its name"),
     ("a model, a tensor's name", f"1 to {limits.TENSOR_NAME_CHARS_MAX} characters", "refused by its name"),
@@ -69,7 +71,27 @@ FILES = [
     ("the models of all running jobs", f"{limits.SCHEMAS_BYTES_MAX} bytes", "refused: `too-many-tensors`"),
     ("the state folder's path", f"{limits.STATE_DIR_BYTES_MAX} bytes", "refused; choose a shorter one"),
 ]
+FILES += [
+    ("a checkpoint", "the digest in its round's row", "set aside, and told: the job goes on from the newest good one"),
+    ("`.lifl-job` of a checkpoint folder", "names one job", "another job's submission is refused: `folder-in-use`"),
+    (
+        "the database",
+        "SQLite's own checks; each row is read by itself",
+        "`lifl doctor --repair` sets it, or the row, aside",
+    ),
+    ("`lifld.log`", f"{LOG_FILES_MAX + 1} files of {LOG_BYTES_MAX} bytes", "the oldest goes"),
+    ("recordings", f"{RECORDINGS_MAX} files", "the oldest goes"),
+]
+SIGNALS = [
+    ("SIGTERM, SIGINT, SIGHUP", "lifld", f"what is all in commits (within {DRAIN_S:g} s), then the node ends"),
+    ("SIGINT, SIGHUP", "gateway, zygote, workers", "nothing: they come from lifld's terminal, and lifld ends them"),
+    ("SIGSTOP", "gateway, workers", "killed by lifld, and started again"),
+    ("SIGSTOP", "lifld of a node that does not coordinate", "its part of the round is made elsewhere"),
+    ("SIGKILL", "any", "started again; what was accepted is kept ([failures](failures.md))"),
+]
 ENVIRONMENT = [
+    ("`HOME`", "a folder, when no state folder is named", "one line that says so, and what to do"),
+    ("`COLUMNS`, `NO_COLOR`, `TERM`", "as everywhere", "what is shown has another width, or no colours"),
     ("`LIFL_STATE`", f"a path of at most {limits.STATE_DIR_BYTES_MAX} bytes", "refused; choose a shorter one"),
     ("`LIFL_FAILPOINTS`", "for tests: points of the table in failpoints.py", "the process does not start"),
 ]
@@ -264,6 +286,7 @@ def of_config(kind: type, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def commands() -> Iterator[tuple[str, str]]:
+    keys = {name.replace("_", "-"): limit_text(hint, name) for name, hint in hints(NodeConfig).items()}
     context = click.Context(cli)
     for name in cli.list_commands(context):
         command = cli.get_command(context, name)
@@ -272,7 +295,8 @@ def commands() -> Iterator[tuple[str, str]]:
         for title, each in [(f"{name} {n}", c) for n, c in inner.items()] if inner else [(name, command)]:
             for parameter in each.params:
                 shown = parameter.opts[0] if parameter.param_type_name == "option" else parameter.human_readable_name
-                yield f"`lifl {title} {shown}`", of_click(parameter)
+                key = keys.get(shown.lstrip("-")) if title == "up" else None
+                yield f"`lifl {title} {shown}`", f"as the key: {key}" if key else of_click(parameter)
 
 
 def of_click(parameter: click.Parameter) -> str:
@@ -283,6 +307,8 @@ def of_click(parameter: click.Parameter) -> str:
         return ", ".join(f"`{choice}`" for choice in kind.choices)
     if getattr(parameter, "is_flag", False):
         return "a flag"
+    if isinstance(kind, click.Tuple):
+        return ", ".join(of_click(click.Option(["--part"], type=each)) for each in kind.types)
     return {"text": "a text: what it names is checked where it is used", "path": "a path"}.get(kind.name, kind.name)
 
 
@@ -323,6 +349,8 @@ def page() -> str:
         table(("file", "limit", "a violation"), FILES),
         "## Environment\n",
         table(("variable", "limit", "a violation"), ENVIRONMENT),
+        "## Signals\n",
+        table(("signal", "to", "what it does"), SIGNALS),
         "## All limits by name\n\nFrom `core/limits.py`.\n",
         table(("name", "value", "what for"), list(constants())),
     ]

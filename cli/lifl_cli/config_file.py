@@ -15,6 +15,7 @@ import msgspec
 
 from lifl.core.config.job import JobConfig
 from lifl.core.errors import ConfigError
+from lifl.core.limits import CONFIG_FILE_BYTES_MAX
 from lifl_cli.state import MODELS_FOLDER, absolute
 
 
@@ -22,10 +23,14 @@ def read_toml(path: str) -> dict[str, Any]:
     """Return the table in the TOML file at `path`.  Raise `ConfigError`."""
     try:
         with open(path, "rb") as file:
-            return tomllib.load(file)
+            content = file.read(CONFIG_FILE_BYTES_MAX + 1)
     except OSError as error:
         raise ConfigError("", f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    if len(content) > CONFIG_FILE_BYTES_MAX:
+        raise ConfigError("", f"{path} is longer than {CONFIG_FILE_BYTES_MAX} bytes; is it a configuration?")
+    try:
+        return tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, numbers and nesting without end
         raise ConfigError("", f"{path} is not TOML: {error}") from error
 
 

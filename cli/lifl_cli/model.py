@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from lifl.core.errors import Refused, ResourceFault
+from lifl.core.limits import ROUNDS_MAX
 from lifl.core.protocol.cli import JobStatus
 from lifl_cli.daemon_client import DaemonClient
 from lifl_cli.options import state_option
@@ -21,7 +22,7 @@ ROUNDS_NAMED_MAX = 8
 @click.command()
 @click.argument("job")
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="The file to write.")
-@click.option("--round", "round_number", type=click.IntRange(min=0), help="Default: the last committed one.")
+@click.option("--round", "round_number", type=click.IntRange(0, ROUNDS_MAX), help="Default: the last committed one.")
 @state_option
 def model(job: str, output: str, round_number: int | None, state_dir: Path) -> None:
     """Copy a committed model to a safetensors file."""

@@ -23,6 +23,7 @@ import msgspec
 from lifl.core.config.job import JobConfig, parse_job
 from lifl.core.config.values import parse_size
 from lifl.core.errors import ConfigError, Refused
+from lifl.core.limits import ROUNDS_MAX
 from lifl.core.planning.plan import NodeFacts, Plan, PlanRequest
 from lifl.core.planning.planner import make_plan
 from lifl.core.planning.request import plan_request
@@ -49,7 +50,13 @@ NODE_FORM = "NAME:CAPACITY:ARENA"
     metavar=NODE_FORM,
     help="Plan for such nodes instead of the running ones: updates at a time, and arena; such as a:20:2GiB.",
 )
-@click.option("--round", "of_round", type=(str, int), metavar="JOB ROUND", help="Show how this round was planned.")
+@click.option(
+    "--round",
+    "of_round",
+    type=(str, click.IntRange(0, ROUNDS_MAX)),
+    metavar="JOB ROUND",
+    help="Show how this round was planned.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @state_option
 def plan(

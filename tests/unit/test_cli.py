@@ -25,6 +25,7 @@ from safetensors.numpy import load_file
 from lifl.core.config.job import parse_job
 from lifl.core.config.node import NodeConfig, parse_node
 from lifl.core.errors import ConfigError, Refused, RemoteFault, ResourceFault
+from lifl.core.limits import CONFIG_FILE_BYTES_MAX
 from lifl.core.protocol.cli import Answer, Event, ListJobs
 from lifl.core.protocol.client import Refusal
 from lifl.core.protocol.frames import FRAME_BYTES_MAX, encode
@@ -97,6 +98,8 @@ def test_a_stale_socket_is_no_node(state_dir: Path) -> None:
         ),
         (("rounds", 'rounds = "two"'), "job.rounds: expected int, got str"),
         (("toml", "= ="), "is not TOML"),
+        (("toml", "rounds = " + "9" * 5000), "is not TOML"),
+        (("toml", "rounds = " + "[" * 5000), "is not TOML"),
     ],
 )
 def test_a_bad_job_file_is_refused_with_its_path(change: tuple[str, str], expected: str, tmp_path: Path) -> None:
@@ -108,6 +111,23 @@ def test_a_bad_job_file_is_refused_with_its_path(change: tuple[str, str], expect
     assert done.returncode == 1
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_is_longer_than_any_configuration_is_not_read_to_its_end(tmp_path: Path) -> None:
+    for command in (["submit", "/dev/zero"], ["up", "-d", "--config", "/dev/zero"]):
+        done = run_lifl(*command, "--state", str(tmp_path))
+        assert done.returncode != 0
+        assert f"/dev/zero is longer than {CONFIG_FILE_BYTES_MAX} bytes" in done.stderr
+    path = tmp_path / "job.toml"
+    path.write_text(JOB + "#" * (CONFIG_FILE_BYTES_MAX - len(JOB)))
+    assert "no lifld runs" in run_lifl("submit", str(path), "--state", str(tmp_path)).stderr
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000, "-1", "nan"])
+def test_an_override_that_is_no_number_of_rounds_is_refused(value: str, job_file: Path, tmp_path: Path) -> None:
+    done = run_lifl("submit", str(job_file), "--set", f"job.rounds={value}", "--state", str(tmp_path))
+    assert done.returncode == 1
+    assert "job.rounds" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_set_overrides_are_checked_like_the_file(job_file: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def _toml_value(text: str, path: str) -> Any:
     """Return `text` as TOML's value, or as a string without quotes when it is none."""
     try:
         table = tomllib.loads(f"value = {text}")
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not TOML; numbers and nesting without end
         if text[:1] in ('"', "'", "[", "{"):
             raise ConfigError(path, f"{text!r} is not a TOML value: {error}") from error
         return text
