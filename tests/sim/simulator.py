@@ -153,6 +153,8 @@ class Cluster:
                 self.disk.save_round(effect, self.home.store)
             case fx.SaveJob():
                 self.disk.save_job(effect)
+            case fx.JobBroke():
+                must(bool(self.by_number[effect.job].excuse), "books", effect.text)
             case fx.SetAside():
                 self.disk.set_aside(effect)
             case fx.SavePlan() | fx.Publish():

@@ -1,13 +1,17 @@
-"""Faults that random lives have found, each by itself."""
+"""Faults that the core once had, each as the life that shows it: found by random lives, or by reading."""
 
 from __future__ import annotations
 
 import pytest
 import sim_clients
-from scenes import MIB, job, scene, until
+from scenes import MIB, job, scene, until, writing
 
+from lifl.core.agent.branch_runner import BranchRunner
+from lifl.core.errors import ArenaFull, LocalFault
+from lifl.core.ids import Kind
 from lifl.core.planning.tree import TaskState
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol import worker as wm
 
 
 @pytest.fixture
@@ -88,4 +92,119 @@ def test_a_top_whose_worker_dies_is_placed_again_while_its_room_is_promised_to_o
     cluster.workers.kill(cluster.home, cluster.home.workers[task.worker])
     assert task.output != output
     quota._reserved[2] = reserved
+    cluster.run(0)
+
+
+def test_a_full_disk_does_not_end_a_job() -> None:
+    cluster = scene(job("a"))
+    worker, checkpoint = until(cluster, writing(cluster, 1))
+    worker.file = None
+    worker.fail(checkpoint, "No space left on device", retry=True)
+    cluster.run(0)
+    assert cluster.jobs["a"].row == ("finished", "")
+
+
+def test_a_round_that_is_being_saved_is_committed_when_the_next_one_fails() -> None:
+    cluster = scene(job("a", goal=1))
+    worker, _ = until(cluster, writing(cluster, 1))
+    worker.frozen_until = 1000.0
+    until(cluster, lambda: any(worker.tasks for worker in cluster.home.workers.values()))
+    for worker in cluster.home.workers.values():
+        for task in list(worker.tasks.values()):
+            worker.fail(task, "the rule raised ValueError", retry=False)
+    cluster.by_number[1].excuse = "the rule raised ValueError"
+    cluster.disk.calm = False
+    cluster.run(0)
+    assert 1 in cluster.jobs["a"].commits
+
+
+def test_a_job_is_cancelled_while_its_checkpoint_is_being_written() -> None:
+    cluster = scene(job("a"), job("b"))
+    until(cluster, lambda: next((w for w in cluster.home.workers.values() if _writes(w, "a")), None))
+    cluster.faults.cancel("a")
+    cluster.run(0)
+
+
+def _writes(worker, name: str) -> bool:
+    return isinstance(worker.file, wm.Checkpoint) and worker.file.job == name
+
+
+def test_a_fault_of_one_job_harms_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = scene(job("a"), job("b"))
+    right = BranchRunner.feed_waiting
+
+    def feed(self: BranchRunner):
+        if self.job == 1:
+            raise LocalFault("the books of job a contradict each other")
+        return right(self)
+
+    monkeypatch.setattr(BranchRunner, "feed_waiting", feed)
+    cluster.by_number[1].excuse = "its books contradict each other"
+    cluster.run(0)
+    assert cluster.jobs["b"].row == ("finished", "")
+    status, reason = cluster.jobs["a"].row
+    assert status == "failed" and "the books of job a contradict each other" in reason
+
+
+def test_a_fault_of_a_jobs_part_on_another_node_costs_that_part_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = scene(job("a", goal=8), job("b", goal=8), hosts=3)
+    away = {id(host.engine.agent.tasks) for host in cluster.others()}
+    right, faults = BranchRunner.feed_waiting, []
+
+    def feed(self: BranchRunner):
+        if self.job == 1 and not faults and id(self._tasks) in away:
+            faults.append(self)
+            raise LocalFault("the books of job a contradict each other")
+        return right(self)
+
+    monkeypatch.setattr(BranchRunner, "feed_waiting", feed)
+    cluster.by_number[1].excuse = "its books contradict each other"
+    cluster.disk.calm = False  # the round that lost its part is tried again
+    cluster.run(0)
+    assert faults
+    assert [cluster.jobs[name].row for name in "ab"] == [("finished", "")] * 2
+
+
+def test_a_worker_that_hangs_holds_no_round_up_for_ever() -> None:
+    cluster = scene(job("a"))
+    worker = until(cluster, lambda: next((w for w in cluster.home.workers.values() if w.tasks), None))
+    worker.frozen_until = 1e9
+    cluster.disk.calm = False
+    until(cluster, lambda: cluster.jobs["a"].over or cluster.now > 1e6)
+    assert cluster.now < 1e6
+
+
+def test_a_failure_is_told_again_after_the_connection_was_down() -> None:
+    cluster = scene(job("a", goal=8), hosts=3)
+    host = until(cluster, lambda: next((h for h in cluster.others() if any(w.tasks for w in h.workers.values())), None))
+    cluster.lives.unlink(host)
+    worker = next(w for w in host.workers.values() if w.tasks)
+    worker.fail(next(iter(worker.tasks.values())), "an object is gone", retry=True)
+    until(cluster, lambda: not worker.out)
+    cluster.lives.link(host)
+    cluster.disk.calm = False
+    cluster.run(0)
+    assert cluster.jobs["a"].row == ("finished", "")
+
+
+def test_two_jobs_that_find_no_room_after_a_restart_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reservations count bytes; the gaps between what was left may all be too short for an output."""
+    cluster = scene(job("a", goal=8), job("b", goal=8))
+    until(cluster, lambda: all(each.status == "running" for each in cluster.engine.jobs.values()))
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster.workers, "choices", lambda host: [])
+        until(cluster, lambda: all(len(each.round.accepted) == 8 for each in cluster.engine.jobs.values()))
+    cluster.lives.crash()
+    store, right = cluster.home.store, cluster.home.store.alloc
+
+    def alloc(kind, *given):
+        if (
+            kind is Kind.PARTIAL
+            and len({thing.job for thing in store.things.values() if thing.kind is Kind.UPDATE}) > 1
+        ):
+            raise ArenaFull("no gap is long enough")
+        return right(kind, *given)
+
+    store.alloc = alloc
+    cluster.disk.calm = False
     cluster.run(0)

@@ -74,6 +74,13 @@ class SendKeys(msgspec.Struct, frozen=True):
     keys: tuple[Key, ...]
 
 
+class JobBroke(msgspec.Struct, frozen=True):
+    """Write the engine's last events to a file: they led to books of this job that contradict each other."""
+
+    job: int
+    text: str
+
+
 class SaveJob(msgspec.Struct, frozen=True):
     """Make the job's row durable."""
 
@@ -136,6 +143,7 @@ Effect = (
     | SendWorker
     | Route
     | SendKeys
+    | JobBroke
     | SaveJob
     | SaveRound
     | SetAside

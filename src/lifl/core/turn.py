@@ -7,9 +7,34 @@ orders and reports, which travel where the two are on different nodes, and wait 
 from __future__ import annotations
 
 from collections import deque
+from types import TracebackType
 
 from lifl.core import effects as fx
+from lifl.core.errors import Refused, RemoteFault
 from lifl.core.fields import Message
+
+
+class Share:
+    """A job's share of an event: a fault within it is laid to that job, and the rest of the event goes on.
+
+    Refusals, and what others are to blame for, are no faults of ours and pass.
+    """
+
+    __slots__ = ("_faults", "_job")
+
+    def __init__(self, faults: list[tuple[int, Exception]], job: int) -> None:
+        self._faults = faults
+        self._job = job
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception) or isinstance(error, Refused | RemoteFault):
+            return False
+        self._faults.append((self._job, error))
+        return True
 
 
 class Turn:
@@ -26,7 +51,12 @@ class Turn:
         self.effects: list[fx.Effect] = []
         self.queue: deque[Message] = deque()  # orders and reports between the two sides of this node
         self.touched: dict[int, None] = {}  # jobs on this node, by number, that may go on: `Agent.settle` looks at them
+        self.faults: list[tuple[int, Exception]] = []  # by job: `Engine` ends those
         self.writes = False  # among the effects is a row: what follows waits until that is durable
+
+    def share(self, job: int) -> Share:
+        """Return the context of what is done for one job."""
+        return Share(self.faults, job)
 
     def touch(self, job: int) -> None:
         """Note that something about the job has changed on this node."""

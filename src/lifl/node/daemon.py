@@ -104,6 +104,7 @@ class Daemon:
         self._performer = Performer(self.gateway, self.zygote, self.workers, self.store, self.cli, self._meters, *told)
         self._driver = Driver(self.engine, folder, self._performer.perform)
         self._driver.on_pause = self.gateway.hold
+        self._performer.on_broken = self._driver.record
         shown = (self._driver, self.arena, self.gateway, self.zygote, self.workers, self._meters)
         self.status = NodeStatus(self.identity, folder, bool(config.capacity), warnings, *shown)
         self._requests = Requests(self._driver, self.store, self.cli, self.status, folder, self._shut_down)

@@ -125,14 +125,21 @@ class Driver:
             raise  # nothing has changed
         except Exception as error:
             self._closed = True  # nothing that it decides from now on can be trusted
-            try:
-                log.error("engine.impossible recording=%s", write_recording(self._folder, self.engine.recording()))
-            except (ResourceFault, LocalFault) as fault:
-                log.error("engine.impossible %s", fault)
+            self._record("engine.impossible")
             if isinstance(error, Impossible):
                 raise
             text = f"{type(event).__name__} could not be decided on: {type(error).__name__}: {error}"
             raise Impossible(text) from error
+
+    def record(self, broken: fx.JobBroke) -> None:
+        """Write down how a job's books came to contradict each other."""
+        self._record("job.broken", f"number={broken.job} {broken.text}")
+
+    def _record(self, event: str, said: str = "") -> None:
+        try:
+            log.error("%s recording=%s %s", event, write_recording(self._folder, self.engine.recording()), said)
+        except (ResourceFault, LocalFault) as fault:
+            log.error("%s %s %s", event, fault, said)
 
     def _set_timer(self) -> None:
         due_s = self.engine.next_timer()

@@ -59,6 +59,7 @@ class Performer:
         self._cli = cli
         self._meters = meters
         self.peers: Peers | None = None
+        self.on_broken: Callable[[fx.JobBroke], None] = lambda _effect: None
 
     def perform(self, effects: Sequence[fx.Effect]) -> None:
         """Perform effects in order.
@@ -133,6 +134,8 @@ class Performer:
                     failpoints.hit("lifld.report.before")
                     self.peers.report(effect.report)
                     failpoints.hit("lifld.report.after")
+            case fx.JobBroke():
+                self.on_broken(effect)
             case fx.SaveJob():
                 self._store.save_job(effect.job, effect.status, effect.reason)
             case fx.SaveRound():

@@ -75,7 +75,8 @@ class Agent:
         elif type(event) in ORDERS:
             replica = self.replicas.get(event.number)
             if replica is not None:  # else an earlier life of this node had it, as the coordinator will hear
-                replica.obey(event)
+                with self._turn.share(event.number):
+                    replica.obey(event)
         else:
             raise LocalFault(f"an agent does not handle a {type(event).__name__}")
 
@@ -88,7 +89,8 @@ class Agent:
         for outcome in outcomes:
             replica = self.replicas.get(outcome.job)
             if replica is not None:
-                replica.act((outcome,))
+                with self._turn.share(outcome.job):
+                    replica.act((outcome,))
 
     # ---- the coordinator -------------------------------------------------------------------------------------------
 
@@ -120,6 +122,14 @@ class Agent:
         for number in list(self._orphans) if event.stranger else ():
             self._free_orphans(number)
         self._connected = True
+        self._tell()
+
+    def forget(self, number: int) -> None:
+        """Drop a job whose books here are wrong, and tell the coordinator that there is nothing of it (any more)."""
+        self._close_job(o.CloseJob(number))
+        self._tell()
+
+    def _tell(self) -> None:
         self._turn.report(inventory_of(self.replicas, self.uploads, self._orphans))
         for replica in self.replicas.values():
             for branch in replica.branches():

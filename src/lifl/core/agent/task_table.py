@@ -205,12 +205,14 @@ class TaskTable:
             case wm.TaskDone() as done:
                 found = self._released(event.worker, done.address)
                 if found is not None and found.task.attempt == done.attempt and found.task.state is TaskState.RUNNING:
-                    return found.runner.done(found.task, done)
+                    with self._turn.share(found.runner.job):
+                        return found.runner.done(found.task, done)
             case wm.TaskFailed() as failed:
                 found = self._released(event.worker, failed.address)
                 if found is not None and found.task.attempt == failed.attempt:
                     place = NotFiniteAt(failed.dtype, failed.element, failed.suspects) if failed.element >= 0 else None
-                    return found.runner.failed(found.task, failed.text, failed.retry, place)
+                    with self._turn.share(found.runner.job):
+                        return found.runner.failed(found.task, failed.text, failed.retry, place)
             case wm.TaskDropped() as dropped:
                 self._released(event.worker, dropped.address)
         return []
@@ -244,7 +246,8 @@ class TaskTable:
         for address in self.pool.gone(event.worker, self._turn.now):
             found = None if self._let_go(address) else self.find(address)
             if found is not None:  # else its output was folded in before the worker told of it, and the round is over
-                outcomes += self._lost(*found)
+                with self._turn.share(found.runner.job):
+                    outcomes += self._lost(*found)
         return outcomes
 
     def _lost(self, runner: Runner, task: Task) -> list[Outcome]:

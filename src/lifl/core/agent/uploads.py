@@ -158,7 +158,10 @@ class Uploads:
 
     def sealed(self, key: Key, received_bytes: int) -> list[Outcome]:
         """Take a sealed update into its branch."""
-        return self._landed(key).sealed(key, received_bytes)
+        runner = self._landed(key)
+        with self._turn.share(runner.job):
+            return runner.sealed(key, received_bytes)
+        return []
 
     def aborted(self, key: Key, writing: bool) -> None:
         """Give up an update that will not come; its client may be `writing` to the slot still."""

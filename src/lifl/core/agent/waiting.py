@@ -55,7 +55,8 @@ class Waiting:
                 jobs |= self._hungry
             free = self._free()
             for replica in [self._replicas[number] for number in jobs if number in self._replicas]:
-                self._settle_job(replica)
+                with turn.share(replica.spec.number):
+                    self._settle_job(replica)
             self._uploads.settle(jobs, room)
             # What was allocated in vain and given back is no news.
             if self._free() == free:
@@ -65,6 +66,12 @@ class Waiting:
 
     def _free(self) -> tuple[int, int]:
         return self._quota.free_bytes, self._tasks.addresses_free
+
+    def look_again(self) -> None:
+        """Have all jobs looked at: a look was not ended."""
+        for number in self._replicas:
+            self._turn.touch(number)
+        self._gains_seen = -1
 
     def _settle_job(self, replica: JobReplica) -> None:
         number = replica.spec.number

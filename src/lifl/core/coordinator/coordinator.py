@@ -86,8 +86,9 @@ class Coordinator:
             if not self.authority.may_say(node, sayer, job, message):
                 return
             takers = {JOB: job, ROUND: job.runner, COMMITS: job.commits}
-            getattr(takers[taker], method)(message)
-            self._note_over(job)
+            with self._turn.share(job.spec.number):
+                getattr(takers[taker], method)(message)
+                self._note_over(job)
 
     # ---- jobs --------------------------------------------------------------------------------------------------------
 
@@ -130,6 +131,12 @@ class Coordinator:
             raise Refused("unknown-job", "job", f"this node has no job {name!r}; `lifl jobs` lists those it has")
         return job
 
+    def fail(self, number: int, reason: str) -> None:
+        """End a running job whose books are wrong."""
+        job = self.running[number]
+        job.end("failed", reason)
+        self._note_over(job)
+
     def _note_over(self, job: Job) -> None:
         if job.over:
             del self.running[job.spec.number]
@@ -144,12 +151,18 @@ class Coordinator:
         except Refused as refused:
             self.presence.refuse(here, refused, event.job, -1)
             return
-        job.join(here, event)
+        with self._turn.share(job.spec.number):
+            job.join(here, event)
 
     def _client_left(self, node: int, event: gm.ClientLeft) -> None:
         """Note that a client takes part no longer, or that its connection has ended."""
         for name, client in self.presence.remove(Connection(node, event.conn), event.job):
-            self.jobs[name].runner.left([client])
+            self._left(name, [client])
+
+    def _left(self, name: str, clients: list[str]) -> None:
+        job = self.jobs[name]
+        with self._turn.share(job.spec.number):
+            job.runner.left(clients)
 
     def _client_declined(self, node: int, event: gm.ClientDeclined) -> None:
         """Have another client selected in the place of one that takes no part in a round, if that is its own word."""
@@ -164,14 +177,15 @@ class Coordinator:
             for name, client in self.presence.remove(here):
                 gone.setdefault(name, []).append(client)
         for name, clients in gone.items():
-            self.jobs[name].runner.left(clients)
+            self._left(name, clients)
 
     def _admit(self, node: int, event: gm.Admit) -> None:
         """Grant an update that a client announces, or answer."""
         here = Connection(node, event.conn)
         try:
             job = self._find(event.job)
-            job.answers.admit(here, event, loading=job.status == "loading")
+            with self._turn.share(job.spec.number):
+                job.answers.admit(here, event, loading=job.status == "loading")
         except Refused as refused:
             self.presence.refuse(here, refused, event.job, event.round)
 
@@ -184,8 +198,9 @@ class Coordinator:
         if before is not None and before.incarnation == node.incarnation:
             node.load = before.load
         elif before is not None:
-            for job in self.running.values():
-                job.node_renewed(node.number)
+            for job in list(self.running.values()):
+                with self._turn.share(job.spec.number):
+                    job.node_renewed(node.number)
         self.nodes.put(node)
 
     def node_suspect(self, number: int, suspect: bool) -> None:
@@ -202,15 +217,17 @@ class Coordinator:
             for here in self.presence.at(number):
                 self.presence.remove(here)
             for job in list(self.running.values()):
-                job.runner.node_gone(number)
+                with self._turn.share(job.spec.number):
+                    job.runner.node_gone(number)
 
     def _draining(self, number: int, _word: p.Draining) -> None:
         """Move the work of a node that is about to go, first."""
         node = self.nodes.get(number)
         if node is not None:
             node.leaving = True
-            for job in self.running.values():
-                job.node_leaves(number)
+            for job in list(self.running.values()):
+                with self._turn.share(job.spec.number):
+                    job.node_leaves(number)
 
     def _inventory(self, number: int, report: p.Inventory) -> None:
         """Take a node's word on what it has, its first on a connection: from here both sides go on."""
@@ -221,21 +238,24 @@ class Coordinator:
         for unknown in (other for other in (*report.jobs, *report.orphans) if other not in self.running):
             self._turn.order(number, o.CloseJob(unknown))
         for job in list(self.running.values()):
-            job.inventory(number, report)
+            with self._turn.share(job.spec.number):
+                job.inventory(number, report)
         self._try_open()
 
     def _try_open(self) -> None:
         """Let rounds that wait for nodes begin, if there are enough of them now."""
         for job in list(self.running.values()):
-            job.runner.try_open()
+            with self._turn.share(job.spec.number):
+                job.runner.try_open()
 
     # ---- the clock ---------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
         """Do what is due."""
         for job in list(self.running.values()):
-            job.tick()
-            self._note_over(job)
+            with self._turn.share(job.spec.number):
+                job.tick()
+                self._note_over(job)
 
     def next_timer(self) -> float:
         """Return when `tick` must be called at the latest; infinity: not before the next event."""
