@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,7 +104,10 @@ def test_top_shows_leaf_middle_and_top_as_processes(start_node: Callable[..., No
         watch = Watch(node, "tree")
         with fleet(node.address, "tree", N, oracle.update, held=[(index, 1) for index in range(5, N)]) as team:
             watch.wait("update.accepted", 5)
-            running = until("2 sealed leaves at the middle", lambda: tree_of(node, sealed_leaves=2, at_middle=2))
+            running = until(
+                "2 sealed leaves at the middle, and one that runs",
+                lambda: tree_of(node, sealed_leaves=2, at_middle=2, running_leaves=1),
+            )
             # One that is held back is for a leaf, which waits for it as the middle does, each in a process of its own;
             # the others are for the three leaves after it and the top.
             (leaf,) = [task for task in running if task["role"] == "leaf" and task["state"] == "running"]
@@ -126,12 +130,14 @@ def test_top_shows_leaf_middle_and_top_as_processes(start_node: Callable[..., No
     oracle.check(node, "tree", team)
 
 
-def tree_of(node: Node, sealed_leaves: int, at_middle: int = 0, at_top: int = 0) -> list[dict] | None:
+def tree_of(
+    node: Node, sealed_leaves: int, at_middle: int = 0, at_top: int = 0, running_leaves: int = 0
+) -> list[dict] | None:
     tree: list[dict] = ask(node, om.JobStatus("tree"))["now"]["tree"]
-    leaves = sum(task["role"] == "leaf" and task["state"] == "sealed" for task in tree)
+    leaves = Counter(task["state"] for task in tree if task["role"] == "leaf")
     inputs = {role: sum(task["inputs"] for task in tree if task["role"] == role) for role in ("middle", "top")}
     arrived = inputs["middle"] >= at_middle and inputs["top"] >= at_top
-    return tree if leaves == sealed_leaves and arrived else None
+    return tree if leaves["sealed"] == sealed_leaves and leaves["running"] >= running_leaves and arrived else None
 
 
 def check_views(node: Node, roles: dict[str, int]) -> None:
