@@ -5,15 +5,18 @@ about limits is current.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import limits_page
 import msgspec
 import pytest
-from limits_page import CHANNELS, HELD, edges, hints, messages, packed_max, small
+from limits_page import CHANNELS, HELD, edges, hints, is_struct, messages, metas, packed_max, small
 
 from lifl.core import limits
-from lifl.core.errors import RemoteFault
+from lifl.core.config.job import JobConfig, parse_job
+from lifl.core.config.node import NodeConfig, parse_node
+from lifl.core.errors import ConfigError, RemoteFault
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import gateway as gm
@@ -96,6 +99,69 @@ def test_a_field_at_its_limit_is_taken_and_beyond_it_refused(kind: type, name: s
     else:
         with pytest.raises(RemoteFault, match=f"`\\$\\.{name}"):
             decoded(kind, **{name: value})
+
+
+def keys(kind: type, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every key of a configuration, with its type."""
+    for name, hint in hints(kind).items():
+        base, _ = metas(hint)
+        if is_struct(base):
+            yield from keys(base, (*prefix, name))
+        else:
+            yield (*prefix, name), hint
+
+
+def table(config: type, path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    """A right configuration, but for one key."""
+    most = limits.CLIENTS_PER_ROUND_MAX
+    right: dict[str, Any] = {
+        "job": {"name": "j", "rounds": 1},
+        "model": {"path": "/m"},
+        "selection": {"clients_per_round": most},
+    }
+    found = right if config is JobConfig else {}
+    inner = found
+    for name in path[:-1]:
+        inner = inner.setdefault(name, {})
+    inner[path[-1]] = value
+    return found
+
+
+KEYS = [
+    (config, path, value, taken)
+    for config in (JobConfig, NodeConfig)
+    for path, hint in keys(config)
+    for value, taken in edges(hint)
+]
+
+
+@pytest.mark.parametrize(
+    ("config", "path", "value", "taken"),
+    KEYS,
+    ids=[f"{'.'.join(path)}-{'at' if taken else 'beyond'}-{index}" for index, (_, path, _, taken) in enumerate(KEYS)],
+)
+def test_a_key_at_its_limit_is_taken_and_beyond_it_refused(
+    config: type, path: tuple[str, ...], value: Any, taken: bool
+) -> None:
+    parse = parse_job if config is JobConfig else parse_node
+    given = table(config, path, value)
+    if not taken:
+        with pytest.raises(ConfigError, match=r"\.".join(path)):
+            parse(given)
+        return
+    try:
+        parse(given)
+    except ConfigError as error:  # not for its length: letters that are no address, no rule
+        assert isinstance(value, str | list), str(error)
+        assert "at most" not in str(error) or "bytes" in str(error), "a path has a limit in bytes, too"
+
+
+def test_every_text_and_number_of_a_configuration_has_a_limit() -> None:
+    for config in (JobConfig, NodeConfig):
+        for path, hint in keys(config):
+            base, held = metas(hint)
+            if base in (str, int, float):
+                assert {"max_length", "le"} & held.keys(), ".".join(path)
 
 
 @pytest.mark.parametrize(

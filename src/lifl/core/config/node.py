@@ -10,6 +10,7 @@ import msgspec
 from lifl.core.config.parse import convert, overridden
 from lifl.core.config.values import is_loopback, parse_size, split_address
 from lifl.core.errors import ConfigError
+from lifl.core.fields import Address, Path
 from lifl.core.limits import (
     ARENA_BYTES_MAX,
     ARENA_BYTES_MIN,
@@ -34,8 +35,8 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     node joins that member's cluster.  Nothing is encrypted, so a node listens beyond loopback only with `insecure`.
     """
 
-    state_dir: str = ""
-    listen: str = "127.0.0.1:7433"
+    state_dir: Path = ""
+    listen: Address = "127.0.0.1:7433"
     arena_bytes: Annotated[int, msgspec.Meta(ge=ARENA_BYTES_MIN, le=ARENA_BYTES_MAX)] = 1 << 30
     redirector: Literal["auto", "sockmap", "unix"] = "auto"
     idle_timeout_s: Annotated[float, msgspec.Meta(ge=0, le=DEADLINE_S_MAX)] = 30.0
@@ -43,8 +44,8 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     capacity: Annotated[float, msgspec.Meta(ge=0, le=CAPACITY_MAX)] = 0.0
     connections_max: Annotated[int, msgspec.Meta(ge=1, le=CONNECTIONS_MAX)] = 1024
     wait_queue_max: Annotated[int, msgspec.Meta(ge=0, le=CONNECTIONS_MAX)] = 1024
-    control: str = ""
-    join: str = ""
+    control: Address = ""
+    join: Address = ""
     insecure: bool = False
 
 
