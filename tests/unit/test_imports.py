@@ -144,6 +144,7 @@ CORE_ORDER = (
     {"lifl.core.effects", "lifl.core.events", "lifl.core.object_store", "lifl.core.snapshot"},
     {"lifl.core.turn", "lifl.core.event_log"},
     {"lifl.core.agent", "lifl.core.coordinator"},
+    {"lifl.core.broken_jobs"},
     {"lifl.core.engine"},
 )
 """Each may import what stands before it, and within its own package; within one step, packages not each other."""

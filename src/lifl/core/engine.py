@@ -22,6 +22,7 @@ from lifl.core import effects as fx
 from lifl.core import events as ev
 from lifl.core import snapshot
 from lifl.core.agent.agent import Agent
+from lifl.core.broken_jobs import BrokenJobs
 from lifl.core.coordinator.coordinator import Coordinator, check_new
 from lifl.core.coordinator.job import Job
 from lifl.core.coordinator.job_spec import JobSpec
@@ -29,7 +30,6 @@ from lifl.core.coordinator.nodes import Node
 from lifl.core.coordinator.offer_secrets import KNOWN
 from lifl.core.errors import Impossible, LocalFault, Refused, RemoteFault
 from lifl.core.event_log import EventLog, Recording, RecordingStore, Shape, shape
-from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.object_store import ObjectStore
 from lifl.core.planning.capacity import NodeLoad
 from lifl.core.planning.plan import NodeFacts
@@ -64,8 +64,7 @@ class Engine:
         self._store = RecordingStore(store)
         self.agent = Agent(self._store, *sizes, idle_timeout_s, wait_queue_max, self._turn, now)
         self.coordinator = Coordinator(node, self._turn, seed) if coordinates else None
-        self._broken: set[int] = set()  # jobs that were ended because their books contradict each other
-        self._broke = False  # one was, in this event or before the rows that are being written
+        self._broken = BrokenJobs(self._turn, self.agent, self.coordinator)
         self._log: EventLog | None = EventLog(self._store, self._copy)
 
     @property
@@ -112,10 +111,10 @@ class Engine:
             handler(self, event)
         else:
             self.agent.handle(event)
-        self._end_broken()
+        self._broken.end_found()
         self._deliver()
-        if self._broke and not turn.writes:
-            self._broke = False
+        if self._broken.is_new and not turn.writes:
+            self._broken.is_new = False
             self.validate()  # what is left is right, or the engine is of no use either
         effects, turn.effects = turn.effects, []
         return effects
@@ -131,34 +130,16 @@ class Engine:
                     self.agent.handle(item)
                 elif self.coordinator is not None:
                     self.coordinator.handle(self.node, item)
-                self._end_broken()
+                self._broken.end_found()
                 steps += 1
                 if steps > STEPS_MAX:
                     raise LocalFault(f"{steps} orders and reports follow from one event, the last: {item!r}")
             self.agent.settle()
-            self._end_broken()
+            self._broken.end_found()
             if not turn.queue or turn.writes:
                 break
         if self.coordinator is not None:
             self.coordinator.nodes.told(self.node, self.agent.load)
-
-    def _end_broken(self) -> None:
-        """End the jobs whose books contradict each other.  Raise the fault of one that was ended for that already."""
-        turn = self._turn
-        while turn.faults:
-            number, fault = turn.faults.pop(0)
-            if number in self._broken:
-                raise LocalFault(f"the books of job {number} are wrong again after its end: {fault!r}") from fault
-            self._broken.add(number)
-            self._broke = True
-            said = f"{type(fault).__name__}: {fault}"[: TEXT_CHARS_MAX // 2]
-            turn.emit(fx.JobBroke(number, said))
-            text = f"a fault of LIFL, not of this job's: its books contradict each other ({said}); please report it"
-            if self.coordinator is not None and number in self.coordinator.running:
-                self.coordinator.fail(number, text)
-            else:
-                self.agent.forget(number)
-            self.agent.waiting.look_again()
 
     # ---- the log -----------------------------------------------------------------------------------------------------
 

@@ -122,19 +122,7 @@ class Agent:
         for number in list(self._orphans) if event.stranger else ():
             self._free_orphans(number)
         self._connected = True
-        self._tell()
-
-    def forget(self, number: int) -> None:
-        """Drop a job whose books here are wrong, and tell the coordinator that there is nothing of it (any more)."""
-        self._close_job(o.CloseJob(number))
-        self._tell()
-
-    def _tell(self) -> None:
-        self._turn.report(inventory_of(self.replicas, self.uploads, self._orphans))
-        for replica in self.replicas.values():
-            for branch in replica.branches():
-                if branch.failed is not None:
-                    self._turn.report(branch.failed)
+        tell(self)
 
     def _coordinator_down(self, _event: ev.CoordinatorDown) -> None:
         """Send the clients to other nodes; what is sealed waits for the coordinator."""
@@ -250,6 +238,15 @@ class Agent:
             yield from found.problems()
         for replica in self.replicas.values():
             yield from replica.problems()
+
+
+def tell(agent: Agent) -> None:
+    """Tell the coordinator what the node has, and which of its branches have failed."""
+    agent._turn.report(inventory_of(agent.replicas, agent.uploads, agent._orphans))
+    for replica in agent.replicas.values():
+        for branch in replica.branches():
+            if branch.failed is not None:
+                agent._turn.report(branch.failed)
 
 
 HANDLERS: Mapping[type, Callable[[Agent, Any], object]] = {

@@ -131,12 +131,6 @@ class Coordinator:
             raise Refused("unknown-job", "job", f"this node has no job {name!r}; `lifl jobs` lists those it has")
         return job
 
-    def fail(self, number: int, reason: str) -> None:
-        """End a running job whose books are wrong."""
-        job = self.running[number]
-        job.end("failed", reason)
-        self._note_over(job)
-
     def _note_over(self, job: Job) -> None:
         if job.over:
             del self.running[job.spec.number]
@@ -157,12 +151,8 @@ class Coordinator:
     def _client_left(self, node: int, event: gm.ClientLeft) -> None:
         """Note that a client takes part no longer, or that its connection has ended."""
         for name, client in self.presence.remove(Connection(node, event.conn), event.job):
-            self._left(name, [client])
-
-    def _left(self, name: str, clients: list[str]) -> None:
-        job = self.jobs[name]
-        with self._turn.share(job.spec.number):
-            job.runner.left(clients)
+            with self._turn.share(self.jobs[name].spec.number):
+                self.jobs[name].runner.left([client])
 
     def _client_declined(self, node: int, event: gm.ClientDeclined) -> None:
         """Have another client selected in the place of one that takes no part in a round, if that is its own word."""
@@ -177,7 +167,8 @@ class Coordinator:
             for name, client in self.presence.remove(here):
                 gone.setdefault(name, []).append(client)
         for name, clients in gone.items():
-            self._left(name, clients)
+            with self._turn.share(self.jobs[name].spec.number):
+                self.jobs[name].runner.left(clients)
 
     def _admit(self, node: int, event: gm.Admit) -> None:
         """Grant an update that a client announces, or answer."""
@@ -283,6 +274,13 @@ class Coordinator:
             faults.append(f"jobs {sorted(running)} are not over, and those that run are {sorted(self.running)}")
         if faults:
             raise LocalFault("the coordinator's books are wrong: " + "; ".join(faults))
+
+
+def fail(coordinator: Coordinator, number: int, reason: str) -> None:
+    """End a running job whose books are wrong."""
+    job = coordinator.running[number]
+    job.end("failed", reason)
+    coordinator._note_over(job)
 
 
 def check_new(coordinator: Coordinator, spec: JobSpec, total_bytes: int) -> None:
