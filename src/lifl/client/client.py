@@ -21,7 +21,7 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import partial
 from types import TracebackType
 
 import msgspec
@@ -63,15 +63,18 @@ class Round:
         self.layout = client._layout_of(selected.tensors)
         self._client = client
         self._declined = False
+        self._model: dict[str, Array] | None = None
 
-    @cached_property
+    @property
     def model(self) -> dict[str, Array]:
         """The model to start from: name → writable array.
 
         Of `Client.rounds` with `models=False` it is fetched when first asked for.  Then it raises `RoundEnded` when the
         round ended meanwhile, `NodeUnreachable`, and `ResourceFault` when there is no memory for it.
         """
-        return self._client._fetch_model(self)
+        if self._model is None:  # no cached_property: before Python 3.12 one of them is locked for all rounds
+            self._model = self._client._fetch_model(self)
+        return self._model
 
     def submit(
         self,

@@ -1,0 +1,53 @@
+"""The rounds of several clients in one process."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+from lifl.client.client import Round
+from lifl.core.protocol import client as cm
+
+WAIT_S = 60.0
+
+
+def round_of(fetch: Any) -> Round:
+    client: Any = SimpleNamespace(_layout_of=lambda _tensors: None, _fetch_model=fetch)
+    return Round(client, cm.Selected("j", 1, 1.0, (), 0, {}))
+
+
+def test_the_model_of_one_clients_round_does_not_wait_for_anothers() -> None:
+    """Beside one whose gateway is silent the others train: simulations have many clients in one process."""
+    begun, answered = threading.Event(), threading.Event()
+
+    def never(_round: Round) -> dict[str, Any]:
+        begun.set()
+        assert answered.wait(WAIT_S)
+        return {}
+
+    slow, fast = round_of(never), round_of(lambda _round: {"w": 1})
+    waits = threading.Thread(target=lambda: slow.model)
+    waits.start()
+    assert begun.wait(WAIT_S)
+    got: list[Any] = []
+    other = threading.Thread(target=lambda: got.append(fast.model))
+    other.start()
+    other.join(WAIT_S / 2)
+    came_first = list(got)
+    answered.set()
+    waits.join()
+    other.join()
+    assert came_first == [{"w": 1}]
+
+
+def test_the_model_is_fetched_once() -> None:
+    fetched: list[Round] = []
+
+    def fetch(round_: Round) -> dict[str, Any]:
+        fetched.append(round_)
+        return {}
+
+    round_ = round_of(fetch)
+    assert round_.model is round_.model
+    assert fetched == [round_]
