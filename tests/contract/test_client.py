@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 
 from lifl import Client
 from lifl.client import JobCancelled, JobFailed, NodeUnreachable, Refused, RoundEnded
+from lifl.client.books import FATES_REMEMBERED
 from lifl.client.home import pause
 from lifl.core.errors import LocalFault, ResourceFault
 from lifl.core.fields import Message
@@ -214,6 +215,59 @@ def test_a_job_that_does_not_finish_is_an_error_with_its_reason(
     node.react = react
     with Client(node.tcp, job="digits", client="c1") as client, pytest.raises(error, match="the disk is full"):
         next(client.rounds())
+
+
+def test_what_is_asked_after_the_jobs_end_is_answered_at_once(node: StandIn) -> None:
+    """The node says once that the job is over."""
+    with Client(node.tcp, job="digits", client="c1") as client:
+        rounds = client.rounds()
+        round_ = next(rounds)
+        node.deliver(node.conns["c1"], cm.JobOver("digits", "finished"))
+        assert list(rounds) == []
+        assert not client.wait_committed(round_)
+        assert not round_.submit(update(), 1).accepted
+        assert list(client.rounds()) == []
+    assert not node.accepted
+
+
+def test_a_job_that_failed_has_failed_for_whoever_asks_again(node: StandIn) -> None:
+    def react(message: Message) -> None:
+        if isinstance(message, gm.ClientJoined):
+            node.deliver(message.conn, cm.JobOver("digits", "failed", "the disk is full"))
+
+    node.react = react
+    with Client(node.tcp, job="digits", client="c1") as client:
+        for _ in range(3):
+            with pytest.raises(JobFailed, match="the disk is full"):
+                list(client.rounds())
+
+
+def test_the_fate_of_a_round_is_known_for_as_long_as_the_trainer_has_it(node: StandIn) -> None:
+    count = 2 * FATES_REMEMBERED + 2
+    node.react = lambda message: play(node, message, count)
+    with Client(node.tcp, job="digits", client="c1") as client:
+        kept = []
+        for round_ in client.rounds(models=False):
+            assert round_.submit(update(), 1).accepted
+            if round_.number in (1, 3):
+                kept.append(round_)
+        assert all(client.wait_committed(round_) and round_.committed for round_ in kept)
+        assert len(client._books.fates) <= FATES_REMEMBERED + len({*kept, round_})
+
+
+def test_a_round_that_was_left_out_is_not_waited_for(node: StandIn) -> None:
+    """What became of it was told over a connection that broke, or never."""
+
+    def react(message: Message) -> None:
+        if isinstance(message, gm.ClientJoined):
+            node.select("c1", "digits", 1)
+            node.select("c1", "digits", 2)
+
+    node.react = react
+    with Client(node.tcp, job="digits", client="c1") as client:
+        rounds = client.rounds(models=False)
+        first, _second = next(rounds), next(rounds)
+        assert not client.wait_committed(first)
 
 
 def test_an_unknown_job_is_refused(node: StandIn) -> None:

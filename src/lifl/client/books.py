@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from lifl.client.outcomes import Submission
 from lifl.client.stream import Progress
@@ -42,7 +43,9 @@ class Books:
         """What the node has said and `Client.rounds` has not come to yet."""
         self.held: dict[int, HeldUpdate] = {}
         self.fates: dict[int, bool] = {}
-        """Of each round that is over: whether this client's update was counted."""
+        """Of the last rounds that are over, and those that the trainer has: whether this client's update counted."""
+        self.rounds: WeakValueDictionary[int, object] = WeakValueDictionary()
+        """The rounds that the trainer has."""
         self._job = job
         self.declined: cm.Decline | None = None
         """The word that this client takes no part in a round, which is said again over a new connection.
@@ -85,8 +88,9 @@ class Books:
     def _settle(self, number: int, counted: bool) -> None:
         self.forget_selection(number)
         self.fates[number] = counted
-        while len(self.fates) > FATES_REMEMBERED:
-            del self.fates[min(self.fates)]
+        forgotten = sorted(other for other in self.fates if other not in self.rounds)[:-FATES_REMEMBERED]
+        for other in forgotten:
+            del self.fates[other]
 
     def name_gateway(self, selected: cm.Selected) -> None:
         """Note which gateway the selection names."""
@@ -95,6 +99,10 @@ class Books:
     def gateway_of(self, number: int) -> str:
         """Return the gateway that the round's selection named; empty for none."""
         return self._named[1] if self._named[0] == number else ""
+
+    def take_event(self) -> cm.Selected | cm.JobOver:
+        """Return what comes next.  That the job is over is said once: it stays, for whoever asks again."""
+        return self.events[0] if self.is_job_over() else self.events.popleft()
 
     def is_job_over(self) -> bool:
         """Return whether the node has said that the job is over."""
@@ -111,6 +119,14 @@ class Books:
     def has_moved_on(self, number: int) -> bool:
         """Return whether the job is at a later round, or over."""
         return any(isinstance(event, cm.JobOver) or event.round > number for event in self.events)
+
+    def is_settled(self, number: int) -> bool:
+        """Return whether nothing is to be waited for: the fate is known, or what could still be told is that of others.
+
+        An update that is not kept any more, of a round that others have followed, was not taken.
+        """
+        left = number < self._round or self.has_moved_on(number)
+        return number in self.fates or self.is_job_over() or (left and number not in self.held)
 
     def asked_again(self) -> list[cm.Selected]:
         """Return the selections that wait for rounds whose update is kept."""

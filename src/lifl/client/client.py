@@ -200,7 +200,7 @@ class Client:
         """Return the next round to train in; None when the job has finished."""
         while True:
             over = self._books.is_job_over()
-            event = self._books.events.popleft() if over else self._home.retrying(self._next_event)
+            event = self._books.take_event() if over else self._home.retrying(self._next_event)
             if isinstance(event, cm.JobOver):
                 self._books.held.clear()
                 self._end(event)
@@ -213,7 +213,7 @@ class Client:
                 pass
             self._books.detach_held()
             self._books.fates.pop(number, None)  # of an attempt that failed: the round begins again
-            round_ = Round(self, event)
+            self._books.rounds[number] = round_ = Round(self, event)
             try:
                 if models:
                     _ = round_.model
@@ -370,15 +370,13 @@ class Client:
         self._home.hear(stream)
         while not self._books.events:
             self._books.note(stream.receive())
-        return self._books.events.popleft()
+        return self._books.take_event()
 
     def _wait_fate(self, number: int) -> bool | None:
-        """Return whether the round's update was counted; None when the job ends first."""
-        while number not in self._books.fates:
-            if self._books.is_job_over():
-                return None
+        """Return whether the round's update was counted; None when that is not told any more."""
+        while not self._books.is_settled(number):
             self._home.retrying(self._take_note)
-        return self._books.fates[number]
+        return self._books.fates.get(number)
 
     def _take_note(self, stream: Stream) -> None:
         self._books.note(stream.receive())
