@@ -270,6 +270,29 @@ def test_a_round_that_was_left_out_is_not_waited_for(node: StandIn) -> None:
         assert not client.wait_committed(first)
 
 
+@pytest.mark.parametrize("models", [True, False])
+def test_a_round_of_which_nothing_came_is_given_again_to_who_asks_again(node: StandIn, models: bool) -> None:
+    node.react = lambda message: play(node, message, 2)
+    numbers = []
+    with Client(node.tcp, job="digits", client="c1") as client:
+        for _ in range(2):
+            for round_ in client.rounds(models):
+                numbers.append(round_.number)
+                break
+        assert next(client.rounds(models)).submit(update(), 1).accepted
+        numbers += [round_.number for round_ in client.rounds(models) if round_.submit(update(), 1).accepted]
+    assert numbers == [1, 1, 2] and len(node.accepted) == 2
+
+
+def test_a_round_that_has_ended_is_not_given_again(node: StandIn) -> None:
+    with Client(node.tcp, job="digits", client="c1") as client:
+        first = next(client.rounds(models=False))
+        node.deliver(node.conns["c1"], cm.RoundOver("digits", 1, "the deadline"))
+        assert not client.wait_committed(first)
+        node.select("c1", "digits", 2)
+        assert (first.number, next(client.rounds(models=False)).number) == (1, 2)
+
+
 def test_an_unknown_job_is_refused(node: StandIn) -> None:
     def react(message: Message) -> None:
         if isinstance(message, gm.ClientJoined):

@@ -53,6 +53,7 @@ class Books:
         Who has not heard it yet, or is of an earlier version, may select the client for that round again.
         """
         self._round = 0  # the one at hand
+        self._begun: cm.Selected | None = None  # its selection
         self._over = (0, "")  # the last round that ended without this client's update, and why
         self._named: tuple[int, str] = (0, "")  # the last selection's round, and the gateway it named
 
@@ -132,9 +133,18 @@ class Books:
         """Return the selections that wait for rounds whose update is kept."""
         return [event for event in self.events if isinstance(event, cm.Selected) and event.round in self.held]
 
-    def begin(self, number: int) -> None:
+    def resume(self) -> None:
+        """Put the round at hand in line again when nothing came of it: the trainer asks for rounds anew."""
+        begun = self._begun
+        if begun is None or begun.round in self.held or self.is_settled(begun.round):
+            return
+        if not any(event.round == begun.round for event in self.events if isinstance(event, cm.Selected)):
+            self.events.appendleft(begun)
+
+    def begin(self, selected: cm.Selected) -> None:
         """Drop what cannot count any more now that a round is the one at hand."""
-        self._round = number
+        self._begun = selected
+        self._round = number = selected.round
         if self.declined is not None and self.declined.round < number:
             self.declined = None
         for other in [n for n, held in self.held.items() if n > number or (n < number and not held.accepted)]:

@@ -184,7 +184,10 @@ class Client:
         A round that ends while its model is fetched is not yielded: the next one is.  Without `models` rounds are
         yielded at once, and `Round.model` fetches.  Raise `JobFailed`, `JobCancelled`, `Refused` (the name is taken,
         the job stays unknown) and `NodeUnreachable`.  When the client is closed meanwhile they end.
+
+        Who calls it again, because training raised an error, gets the round that was neither submitted nor declined.
         """
+        self._books.resume()
         while True:
             try:
                 round_ = self._next_round(models)
@@ -206,7 +209,7 @@ class Client:
                 self._end(event)
                 return None
             number = event.round
-            self._books.begin(number)
+            self._books.begin(event)
             if number in self._books.held and self._send_again(self._books.held[number]):
                 continue
             while len(self._books.held) >= HELD_ROUNDS_MAX and self._wait_fate(min(self._books.held)) is not None:
