@@ -185,6 +185,11 @@ BAD = {
 }
 
 
+def test_a_masked_array_without_masked_numbers_is_taken(node: StandIn) -> None:
+    one_round(node, {name: np.ma.masked_array(array) for name, array in update(3).items()})
+    assert stored(node) == as_bytes(update(3))
+
+
 def test_a_bad_update_is_refused_here_and_a_good_one_still_goes(node: StandIn) -> None:
     with Client(node.tcp, job="digits", client="c1") as client:
         for round_ in client.rounds():
@@ -931,6 +936,12 @@ FOREIGN: dict[str, tuple[Any, dict[str, Any], str, str]] = {
     "rows of different lengths": ({"v": [[1.0], [1.0, 2.0]]}, {}, "bad-tensor", "tensors.v"),
     "objects": ({"v": object()}, {}, "wrong-dtype", "tensors.v"),
     "a name that is a number": ({3: np.zeros(3, np.float32)}, {}, "unknown-tensor", "tensors"),
+    "an array with masked numbers": (
+        {"v": np.ma.masked_less(np.arange(11, dtype="f4"), 2)},
+        {},
+        "bad-tensor",
+        "tensors.v",
+    ),
     "a weight that is a text": ({}, {"weight": "many"}, "bad-weight", "weight"),
     "no weight": ({}, {"weight": None}, "bad-weight", "weight"),
     "a weight beyond all floats": ({}, {"weight": 10**400}, "bad-weight", "weight"),

@@ -157,6 +157,9 @@ def _as_array(name: str, tensor: Any) -> Array:
         else:
             array = tensor.numpy()
     else:
+        if np.ma.is_masked(tensor):
+            text = f"tensor {name!r} has masked numbers, which have no value: give it as `tensor.filled(value)`"
+            raise Refused("bad-tensor", f"tensors.{name}", text)
         array = np.asarray(tensor)
     if array.dtype.name not in DTYPE_BYTES:
         raise Refused(
