@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 from collections import deque
 from dataclasses import dataclass
-from weakref import WeakValueDictionary
+from typing import Protocol
+from weakref import WeakSet
 
 from lifl.client.outcomes import Submission
 from lifl.client.stream import Progress
@@ -35,6 +36,12 @@ class HeldUpdate:
     detached: bool = False
 
 
+class Numbered(Protocol):
+    """A round, as far as the books know it."""
+
+    number: int
+
+
 class Books:
     """The books of one client of `job`."""
 
@@ -44,7 +51,7 @@ class Books:
         self.held: dict[int, HeldUpdate] = {}
         self.fates: dict[int, bool] = {}
         """Of the last rounds that are over, and those that the trainer has: whether this client's update counted."""
-        self.rounds: WeakValueDictionary[int, object] = WeakValueDictionary()
+        self.rounds: WeakSet[Numbered] = WeakSet()
         """The rounds that the trainer has."""
         self._job = job
         self.declined: cm.Decline | None = None
@@ -89,7 +96,8 @@ class Books:
     def _settle(self, number: int, counted: bool) -> None:
         self.forget_selection(number)
         self.fates[number] = counted
-        forgotten = sorted(other for other in self.fates if other not in self.rounds)[:-FATES_REMEMBERED]
+        kept = {round_.number for round_ in self.rounds}
+        forgotten = sorted(self.fates.keys() - kept)[:-FATES_REMEMBERED]
         for other in forgotten:
             del self.fates[other]
 

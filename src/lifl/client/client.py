@@ -216,7 +216,8 @@ class Client:
                 pass
             self._books.detach_held()
             self._books.fates.pop(number, None)  # of an attempt that failed: the round begins again
-            self._books.rounds[number] = round_ = Round(self, event)
+            round_ = Round(self, event)
+            self._books.rounds.add(round_)
             try:
                 if models:
                     _ = round_.model
