@@ -22,6 +22,7 @@ from lifl import Client
 from lifl.client import JobCancelled, JobFailed, NodeUnreachable, Refused, RoundEnded
 from lifl.client.books import FATES_REMEMBERED
 from lifl.client.home import pause
+from lifl.client.tensors import as_array
 from lifl.core.errors import LocalFault, ResourceFault
 from lifl.core.fields import Message
 from lifl.core.ids import Key, Kind
@@ -188,6 +189,11 @@ BAD = {
 def test_a_masked_array_without_masked_numbers_is_taken(node: StandIn) -> None:
     one_round(node, {name: np.ma.masked_array(array) for name, array in update(3).items()})
     assert stored(node) == as_bytes(update(3))
+
+
+def test_a_truth_of_another_byte_than_one_goes_as_one() -> None:
+    flags = np.array([0, 1, 7, 255], np.uint8).view(bool)
+    assert as_array("flags", flags).tobytes() == b"\0\1\1\1"
 
 
 def test_a_bad_update_is_refused_here_and_a_good_one_still_goes(node: StandIn) -> None:
