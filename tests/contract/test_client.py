@@ -20,7 +20,9 @@ from safetensors.numpy import save_file
 
 from lifl import Client
 from lifl.client import JobCancelled, JobFailed, NodeUnreachable, Refused, RoundEnded
+from lifl.client.books import FATES_REMEMBERED
 from lifl.client.home import pause
+from lifl.client.tensors import as_array
 from lifl.core.errors import LocalFault, ResourceFault
 from lifl.core.fields import Message
 from lifl.core.ids import Key, Kind
@@ -184,6 +186,16 @@ BAD = {
 }
 
 
+def test_a_masked_array_without_masked_numbers_is_taken(node: StandIn) -> None:
+    one_round(node, {name: np.ma.masked_array(array) for name, array in update(3).items()})
+    assert stored(node) == as_bytes(update(3))
+
+
+def test_a_truth_of_another_byte_than_one_goes_as_one() -> None:
+    flags = np.array([0, 1, 7, 255], np.uint8).view(bool)
+    assert as_array("flags", flags).tobytes() == b"\0\1\1\1"
+
+
 def test_a_bad_update_is_refused_here_and_a_good_one_still_goes(node: StandIn) -> None:
     with Client(node.tcp, job="digits", client="c1") as client:
         for round_ in client.rounds():
@@ -214,6 +226,82 @@ def test_a_job_that_does_not_finish_is_an_error_with_its_reason(
     node.react = react
     with Client(node.tcp, job="digits", client="c1") as client, pytest.raises(error, match="the disk is full"):
         next(client.rounds())
+
+
+def test_what_is_asked_after_the_jobs_end_is_answered_at_once(node: StandIn) -> None:
+    """The node says once that the job is over."""
+    with Client(node.tcp, job="digits", client="c1") as client:
+        rounds = client.rounds()
+        round_ = next(rounds)
+        node.deliver(node.conns["c1"], cm.JobOver("digits", "finished"))
+        assert list(rounds) == []
+        assert not client.wait_committed(round_)
+        assert not round_.submit(update(), 1).accepted
+        assert list(client.rounds()) == []
+    assert not node.accepted
+
+
+def test_a_job_that_failed_has_failed_for_whoever_asks_again(node: StandIn) -> None:
+    def react(message: Message) -> None:
+        if isinstance(message, gm.ClientJoined):
+            node.deliver(message.conn, cm.JobOver("digits", "failed", "the disk is full"))
+
+    node.react = react
+    with Client(node.tcp, job="digits", client="c1") as client:
+        for _ in range(3):
+            with pytest.raises(JobFailed, match="the disk is full"):
+                list(client.rounds())
+
+
+def test_the_fate_of_a_round_is_known_for_as_long_as_the_trainer_has_it(node: StandIn) -> None:
+    count = 2 * FATES_REMEMBERED + 2
+    node.react = lambda message: play(node, message, count)
+    with Client(node.tcp, job="digits", client="c1") as client:
+        kept = [next(client.rounds(models=False))]
+        for round_ in client.rounds(models=False):
+            assert round_.submit(update(), 1).accepted
+            if round_.number == 3:
+                kept.append(round_)
+        assert all(client.wait_committed(round_) and round_.committed for round_ in kept)
+        assert len(client._books.fates) <= FATES_REMEMBERED + len({*kept, round_})
+
+
+def test_a_round_that_was_left_out_is_not_waited_for(node: StandIn) -> None:
+    """What became of it was told over a connection that broke, or never."""
+
+    def react(message: Message) -> None:
+        if isinstance(message, gm.ClientJoined):
+            node.select("c1", "digits", 1)
+            node.select("c1", "digits", 2)
+
+    node.react = react
+    with Client(node.tcp, job="digits", client="c1") as client:
+        rounds = client.rounds(models=False)
+        first, _second = next(rounds), next(rounds)
+        assert not client.wait_committed(first)
+
+
+@pytest.mark.parametrize("models", [True, False])
+def test_a_round_of_which_nothing_came_is_given_again_to_who_asks_again(node: StandIn, models: bool) -> None:
+    node.react = lambda message: play(node, message, 2)
+    numbers = []
+    with Client(node.tcp, job="digits", client="c1") as client:
+        for _ in range(2):
+            for round_ in client.rounds(models):
+                numbers.append(round_.number)
+                break
+        assert next(client.rounds(models)).submit(update(), 1).accepted
+        numbers += [round_.number for round_ in client.rounds(models) if round_.submit(update(), 1).accepted]
+    assert numbers == [1, 1, 2] and len(node.accepted) == 2
+
+
+def test_a_round_that_has_ended_is_not_given_again(node: StandIn) -> None:
+    with Client(node.tcp, job="digits", client="c1") as client:
+        first = next(client.rounds(models=False))
+        node.deliver(node.conns["c1"], cm.RoundOver("digits", 1, "the deadline"))
+        assert not client.wait_committed(first)
+        node.select("c1", "digits", 2)
+        assert (first.number, next(client.rounds(models=False)).number) == (1, 2)
 
 
 def test_an_unknown_job_is_refused(node: StandIn) -> None:
@@ -854,6 +942,12 @@ FOREIGN: dict[str, tuple[Any, dict[str, Any], str, str]] = {
     "rows of different lengths": ({"v": [[1.0], [1.0, 2.0]]}, {}, "bad-tensor", "tensors.v"),
     "objects": ({"v": object()}, {}, "wrong-dtype", "tensors.v"),
     "a name that is a number": ({3: np.zeros(3, np.float32)}, {}, "unknown-tensor", "tensors"),
+    "an array with masked numbers": (
+        {"v": np.ma.masked_less(np.arange(11, dtype="f4"), 2)},
+        {},
+        "bad-tensor",
+        "tensors.v",
+    ),
     "a weight that is a text": ({}, {"weight": "many"}, "bad-weight", "weight"),
     "no weight": ({}, {"weight": None}, "bad-weight", "weight"),
     "a weight beyond all floats": ({}, {"weight": 10**400}, "bad-weight", "weight"),
@@ -1174,6 +1268,13 @@ def test_names_are_checked_at_once(names: dict[str, str]) -> None:
         ("127.0.0.1:7433/metrics", "HOST:PORT"),
         ("my node:7433", "HOST:PORT"),
         ("me@node:7433", "HOST:PORT"),
+        ("a..b:7433", "HOST:PORT"),
+        ("x" * 64 + ":7433", "HOST:PORT"),
+        ("\u3002:7433", "HOST:PORT"),
+        ("\udc80:7433", "HOST:PORT"),
+        ("h\0x:7433", "HOST:PORT"),
+        ("unix:/tmp/\ud800", "can be no path"),
+        ("unix:\0name", "can be no path"),
         ("unix:", "1 to 107 bytes"),
         ("unix:/" + "x" * 107, "shorter path"),
         ("/" + "x" * 107, "shorter path"),

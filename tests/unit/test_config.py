@@ -299,6 +299,13 @@ def test_addresses() -> None:
     assert split_address("127.0.0.1:0") == ("127.0.0.1", 0)
     assert split_address("[::1]:7433") == ("::1", 7433)
     assert split_address("node-3.lan:65535") == ("node-3.lan", 65535)
+    assert split_address("kn\xf6ten.lan.:1") == ("kn\xf6ten.lan.", 1)
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64, "\xe9" * 64, "\u3002", "\udc80", "h\0x"])
+def test_a_host_that_no_resolver_is_asked_for_is_no_address(host: str) -> None:
+    with pytest.raises(ConfigError, match="HOST:PORT"):
+        split_address(f"{host}:7433")
 
 
 def test_a_date_is_no_option() -> None:

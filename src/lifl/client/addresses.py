@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 
+from lifl.core.config.values import may_be_host
 from lifl.core.errors import LocalFault
 from lifl.core.limits import PORT_MAX, SOCKET_PATH_BYTES_MAX
 
@@ -61,19 +62,25 @@ def target(address: str) -> str | tuple[str, int]:
     path = address.removeprefix("unix:")
     if path != address or (os.sep in address and not _is_host_and_more(address)):
         path = os.path.expanduser(path)
-        nbytes = len(os.fsencode(path))
-        if not path or "\0" in path or nbytes > SOCKET_PATH_BYTES_MAX:
+        try:
+            nbytes = len(os.fsencode(path))
+        except UnicodeEncodeError as error:
+            raise LocalFault(f"the node's address {address!r} can be no path: {error}") from error
+        if "\0" in path:
+            raise LocalFault(f"the node's address {address!r} can be no path: it has a zero byte")
+        if not path or nbytes > SOCKET_PATH_BYTES_MAX:
             raise LocalFault(
                 f"the node's address {address!r}: a socket's path has 1 to {SOCKET_PATH_BYTES_MAX} bytes, not {nbytes};"
                 " use a state folder with a shorter path"
             )
         return path
     host, _, port = address.rpartition(":")
-    if not host or re.search(r"[\s/@]", host) or not (port.isascii() and port.isdigit()):
+    bare = host.strip("[]")
+    if not bare or re.search(r"[\s/@]", host) or not (port.isascii() and port.isdigit() and may_be_host(bare)):
         raise LocalFault(f"the node's address {address!r} is neither HOST:PORT nor unix:PATH nor a state folder")
     if len(port) > len(str(PORT_MAX)) or not 1 <= int(port) <= PORT_MAX:
         raise LocalFault(f"the node's address {address!r}: a port is 1 to {PORT_MAX}, not {port}")
-    return host.strip("[]"), int(port)
+    return bare, int(port)
 
 
 def _is_host_and_more(address: str) -> bool:

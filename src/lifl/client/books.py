@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 from collections import deque
 from dataclasses import dataclass
+from typing import Protocol
+from weakref import WeakSet
 
 from lifl.client.outcomes import Submission
 from lifl.client.stream import Progress
@@ -34,6 +36,12 @@ class HeldUpdate:
     detached: bool = False
 
 
+class Numbered(Protocol):
+    """A round, as far as the books know it."""
+
+    number: int
+
+
 class Books:
     """The books of one client of `job`."""
 
@@ -42,7 +50,9 @@ class Books:
         """What the node has said and `Client.rounds` has not come to yet."""
         self.held: dict[int, HeldUpdate] = {}
         self.fates: dict[int, bool] = {}
-        """Of each round that is over: whether this client's update was counted."""
+        """Of the last rounds that are over, and those that the trainer has: whether this client's update counted."""
+        self.rounds: WeakSet[Numbered] = WeakSet()
+        """The rounds that the trainer has."""
         self._job = job
         self.declined: cm.Decline | None = None
         """The word that this client takes no part in a round, which is said again over a new connection.
@@ -50,6 +60,7 @@ class Books:
         Who has not heard it yet, or is of an earlier version, may select the client for that round again.
         """
         self._round = 0  # the one at hand
+        self._begun: cm.Selected | None = None  # its selection
         self._over = (0, "")  # the last round that ended without this client's update, and why
         self._named: tuple[int, str] = (0, "")  # the last selection's round, and the gateway it named
 
@@ -85,8 +96,10 @@ class Books:
     def _settle(self, number: int, counted: bool) -> None:
         self.forget_selection(number)
         self.fates[number] = counted
-        while len(self.fates) > FATES_REMEMBERED:
-            del self.fates[min(self.fates)]
+        kept = {round_.number for round_ in self.rounds}
+        forgotten = sorted(self.fates.keys() - kept)[:-FATES_REMEMBERED]
+        for other in forgotten:
+            del self.fates[other]
 
     def name_gateway(self, selected: cm.Selected) -> None:
         """Note which gateway the selection names."""
@@ -95,6 +108,10 @@ class Books:
     def gateway_of(self, number: int) -> str:
         """Return the gateway that the round's selection named; empty for none."""
         return self._named[1] if self._named[0] == number else ""
+
+    def take_event(self) -> cm.Selected | cm.JobOver:
+        """Return what comes next.  That the job is over is said once: it stays, for whoever asks again."""
+        return self.events[0] if self.is_job_over() else self.events.popleft()
 
     def is_job_over(self) -> bool:
         """Return whether the node has said that the job is over."""
@@ -112,13 +129,30 @@ class Books:
         """Return whether the job is at a later round, or over."""
         return any(isinstance(event, cm.JobOver) or event.round > number for event in self.events)
 
+    def is_settled(self, number: int) -> bool:
+        """Return whether nothing is to be waited for: the fate is known, or what could still be told is that of others.
+
+        An update that is not kept any more, of a round that others have followed, was not taken.
+        """
+        left = number < self._round or self.has_moved_on(number)
+        return number in self.fates or self.is_job_over() or (left and number not in self.held)
+
     def asked_again(self) -> list[cm.Selected]:
         """Return the selections that wait for rounds whose update is kept."""
         return [event for event in self.events if isinstance(event, cm.Selected) and event.round in self.held]
 
-    def begin(self, number: int) -> None:
+    def resume(self) -> None:
+        """Put the round at hand in line again when nothing came of it: the trainer asks for rounds anew."""
+        begun = self._begun
+        if begun is None or begun.round in self.held or self.is_settled(begun.round):
+            return
+        if not any(event.round == begun.round for event in self.events if isinstance(event, cm.Selected)):
+            self.events.appendleft(begun)
+
+    def begin(self, selected: cm.Selected) -> None:
         """Drop what cannot count any more now that a round is the one at hand."""
-        self._round = number
+        self._begun = selected
+        self._round = number = selected.round
         if self.declined is not None and self.declined.round < number:
             self.declined = None
         for other in [n for n, held in self.held.items() if n > number or (n < number and not held.accepted)]:

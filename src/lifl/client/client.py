@@ -187,7 +187,10 @@ class Client:
         A round that ends while its model is fetched is not yielded: the next one is.  Without `models` rounds are
         yielded at once, and `Round.model` fetches.  Raise `JobFailed`, `JobCancelled`, `Refused` (the name is taken,
         the job stays unknown) and `NodeUnreachable`.  When the client is closed meanwhile they end.
+
+        Who calls it again, because training raised an error, gets the round that was neither submitted nor declined.
         """
+        self._books.resume()
         while True:
             try:
                 round_ = self._next_round(models)
@@ -203,13 +206,13 @@ class Client:
         """Return the next round to train in; None when the job has finished."""
         while True:
             over = self._books.is_job_over()
-            event = self._books.events.popleft() if over else self._home.retrying(self._next_event)
+            event = self._books.take_event() if over else self._home.retrying(self._next_event)
             if isinstance(event, cm.JobOver):
                 self._books.held.clear()
                 self._end(event)
                 return None
             number = event.round
-            self._books.begin(number)
+            self._books.begin(event)
             if number in self._books.held and self._send_again(self._books.held[number]):
                 continue
             while len(self._books.held) >= HELD_ROUNDS_MAX and self._wait_fate(min(self._books.held)) is not None:
@@ -217,6 +220,7 @@ class Client:
             self._books.detach_held()
             self._books.fates.pop(number, None)  # of an attempt that failed: the round begins again
             round_ = Round(self, event)
+            self._books.rounds.add(round_)
             try:
                 if models:
                     _ = round_.model
@@ -373,15 +377,13 @@ class Client:
         self._home.hear(stream)
         while not self._books.events:
             self._books.note(stream.receive())
-        return self._books.events.popleft()
+        return self._books.take_event()
 
     def _wait_fate(self, number: int) -> bool | None:
-        """Return whether the round's update was counted; None when the job ends first."""
-        while number not in self._books.fates:
-            if self._books.is_job_over():
-                return None
+        """Return whether the round's update was counted; None when that is not told any more."""
+        while not self._books.is_settled(number):
             self._home.retrying(self._take_note)
-        return self._books.fates[number]
+        return self._books.fates.get(number)
 
     def _take_note(self, stream: Stream) -> None:
         self._books.note(stream.receive())

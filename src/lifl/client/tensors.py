@@ -157,6 +157,9 @@ def _as_array(name: str, tensor: Any) -> Array:
         else:
             array = tensor.numpy()
     else:
+        if np.ma.is_masked(tensor):
+            text = f"tensor {name!r} has masked numbers, which have no value: give it as `tensor.filled(value)`"
+            raise Refused("bad-tensor", f"tensors.{name}", text)
         array = np.asarray(tensor)
     if array.dtype.name not in DTYPE_BYTES:
         raise Refused(
@@ -164,6 +167,8 @@ def _as_array(name: str, tensor: Any) -> Array:
             f"tensors.{name}",
             f"tensor {name!r} has dtype {array.dtype}, which cannot be aggregated; use one of {', '.join(DTYPE_BYTES)}",
         )
+    if array.dtype == np.bool_ and array.size and array.view(np.uint8).max() > 1:
+        array = array.view(np.uint8) != 0  # any other byte is true for NumPy, and no value of a model
     # np.ascontiguousarray would make a vector of a scalar
     return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
 

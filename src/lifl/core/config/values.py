@@ -36,9 +36,17 @@ def split_address(text: str, path: str = "") -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     well_formed = colon and bare and (bare != host or ":" not in host) and re.fullmatch(r"[0-9]{1,5}", port)
-    if not well_formed or int(port) > 65_535:
+    if not well_formed or int(port) > 65_535 or not may_be_host(bare):
         raise ConfigError(path, f"{text!r} is not HOST:PORT with a port of 0 to 65535, such as 127.0.0.1:7433")
     return bare, int(port)
+
+
+def may_be_host(host: str) -> bool:
+    """Return whether a resolver can be asked for `host`; what it cannot be asked for raises no `OSError`."""
+    try:
+        return "\0" not in host and bool(host.encode("idna"))
+    except UnicodeError:  # a part of it is empty or too long, or has what no name has
+        return False
 
 
 def is_loopback(host: str) -> bool:
