@@ -7,7 +7,9 @@ made here and written to the state folder, so the daemon only ever reads safeten
 from __future__ import annotations
 
 import os
+import sys
 import tomllib
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,8 @@ def rule_states(config: JobConfig, folder: Path) -> tuple[str, ...]:
 
     aggregation = config.aggregation
     rule_folder = str(absolute(aggregation.rule_folder or ".", folder))
-    return load_rule(aggregation.rule, aggregation.options, rule_folder).states
+    with redirect_stdout(sys.stderr):  # what the rule prints is no part of our answer
+        return tuple(load_rule(aggregation.rule, aggregation.options, rule_folder).states)
 
 
 def write_example(name: str, seed: int, folder: Path) -> Path:

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import msgspec
+
 from lifl.core.errors import Refused, RemoteFault, ResourceFault
 from lifl.core.protocol.cli import Answer, Event, FromCli, ToCli
 from lifl.core.protocol.client import Refusal
@@ -83,8 +85,9 @@ class DaemonClient:
     def ask(self, request: FromCli) -> dict[str, Any]:
         """Return the result of `request`.  Raise `Refused` for a "no", `RemoteFault` when `lifld` is gone."""
         self._socket.settimeout(ANSWER_TIMEOUT_S)
+        frame = _frame(request)
         try:
-            self._socket.sendall(encode(request))
+            self._socket.sendall(frame)
             message = self._next()
         except (BrokenPipeError, ConnectionResetError) as error:
             raise DaemonEnded(f"lifld has just ended; see {self._state_dir / LOG_FILE}") from error
@@ -130,3 +133,16 @@ class DaemonClient:
             if not data:
                 raise DaemonEnded(f"lifld ended in the middle of an answer; see {self._state_dir / LOG_FILE}")
             self._decoder.feed(data)
+
+
+def _frame(request: FromCli) -> bytes:
+    """Return the frame of a request.  Raise `Refused` when `lifld` would end the connection for what is in it."""
+    kind = type(request).__name__
+    try:
+        msgspec.msgpack.decode(msgspec.msgpack.encode(request), type=FromCli)
+        return encode(request)
+    except UnicodeEncodeError as error:
+        text = f"{error.object!r:.80} is not UTF-8: no job is called so, and no file of a job may be"
+        raise Refused("not-utf8", kind, text) from error
+    except msgspec.ValidationError as error:
+        raise Refused("bad-request", kind, f"no {kind} can be like that: {error}") from error

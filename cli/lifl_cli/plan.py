@@ -141,7 +141,7 @@ def parse_supposed(text: str) -> NodeFacts:
     try:
         capacity, size = numbers
         residual, arena_bytes = float(capacity), parse_size(size, "--node")
-        if not math.isfinite(residual):
+        if not 0 <= residual < math.inf:
             raise ValueError(f"{residual} is no capacity")
         return msgspec.convert({"node": name, "residual": residual, "arena_bytes": arena_bytes}, NodeFacts)
     except (ValueError, msgspec.ValidationError) as error:

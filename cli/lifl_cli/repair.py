@@ -99,14 +99,16 @@ def _misplaced(state_dir: Path) -> Iterator[Damage]:
             try:
                 mode = path.stat().st_mode
             except OSError:
-                continue
+                if not path.is_symlink():
+                    continue
+                mode = 0  # a link to nothing, or to itself
             if not is_right(mode):
                 yield _aside(f"{path} is no {kind}", [path])
 
 
 def _aside(what: str, paths: list[Path], more: str = "") -> Damage:
     suffix = f".aside-{time.strftime('%Y%m%d-%H%M%S')}"
-    there = [path for path in paths if path.exists()]
+    there = [path for path in paths if os.path.lexists(path)]
     named = ", ".join(f"{path} to {path.name}{suffix}" for path in there)
 
     def mend() -> None:
@@ -121,7 +123,7 @@ def _aside(what: str, paths: list[Path], more: str = "") -> Damage:
 
 def _database_fault(database: Path) -> str:
     """Return why the database cannot be used; empty: it can."""
-    from lifl.node.store import SCHEMA_VERSION
+    from lifl.node.store import SCHEMA_VERSION, NodeStore
 
     try:
         with closing(sqlite3.connect(database, timeout=1.0)) as opened:
@@ -132,11 +134,21 @@ def _database_fault(database: Path) -> str:
             tables = {name for (name,) in opened.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if version and not {"node", "jobs", "rounds"} <= tables:
                 return "tables are missing"
-            return "" if answer == "ok" else str(answer)
+            if answer != "ok":
+                return str(answer)
     except sqlite3.OperationalError as error:  # locked, no rights, a full disk: no damage
         raise ResourceFault(f"{database} cannot be looked at: {error}") from error
     except sqlite3.DatabaseError as error:
         return str(error)
+    if not version:
+        return ""
+    with closing(NodeStore(database)) as store:
+        try:
+            store.node_id()
+            store.seed()
+        except ResourceFault as fault:
+            return str(fault)
+    return ""
 
 
 def _damaged_database(state_dir: Path, database: Path, fault: str) -> Damage:

@@ -26,7 +26,7 @@ from lifl.core.config.job import parse_job
 from lifl.core.config.node import NodeConfig, parse_node
 from lifl.core.errors import ConfigError, Refused, RemoteFault, ResourceFault
 from lifl.core.limits import CONFIG_FILE_BYTES_MAX
-from lifl.core.protocol.cli import Answer, Event, ListJobs
+from lifl.core.protocol.cli import Answer, CancelJob, Event, FromCli, JobStatus, ListJobs, PlansOfRound
 from lifl.core.protocol.client import Refusal
 from lifl.core.protocol.frames import FRAME_BYTES_MAX, encode
 
@@ -278,6 +278,16 @@ def test_a_no_keeps_its_code_and_field(state_dir: Path) -> None:
     ):
         daemon.ask(ListJobs())
     assert (caught.value.code, caught.value.field) == ("unknown-job", "job")
+
+
+@pytest.mark.parametrize("request_", [JobStatus("\udcff"), CancelJob("a" * 100_000), PlansOfRound("\udcff", 1)])
+def test_what_lifld_would_not_understand_is_not_sent(request_: FromCli, state_dir: Path) -> None:
+    with (
+        server(state_dir, lambda connection: None),
+        DaemonClient(state_dir) as daemon,
+        pytest.raises(Refused, match=r"not UTF-8|can be like that"),
+    ):
+        daemon.ask(request_)
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,13 @@ def test_unknown_key_without_a_neighbour_lists_what_is_known() -> None:
         ("client.options.n=9223372036854775808", "client.options.n"),
         ("model.path=here.safetensors", "model.path"),
         ("model.example=''", "model.path"),
+        ("client.options.x=\udcff", "client.options.x"),
+        ("client.options.x=[[1], {y = [nan]}]", "client.options.x[1].y[0]"),
+        ("client.options.\udcff=1", "client.options"),
+        ("checkpoint.folder=\udcff", "checkpoint.folder"),
+        ("aggregation.rule_folder=\udcff", "aggregation.rule_folder"),
+        ('checkpoint.folder="a\\u0000b"', "checkpoint.folder"),
+        ('aggregation.rule_folder="a\\u0000b"', "aggregation.rule_folder"),
     ],
 )
 def test_a_bad_value_is_refused_at_its_path(override: str, path: str) -> None:
@@ -181,6 +188,25 @@ def test_options_nest_only_so_deep() -> None:
     path = "client.options" + ".a" * (OPTIONS_DEPTH_MAX)
     parse_job(MINIMAL, [f"{path}=1"])
     assert "deeper" in refused(MINIMAL, (f"{path}.a=1",)).problem
+
+
+@pytest.mark.parametrize("override", [(), ("job.rounds=2",), ("client.options.x=1",)])
+def test_tables_and_lists_without_end_are_refused(override: tuple[str, ...]) -> None:
+    deep: Any = 1
+    for _ in range(5_000):
+        deep = {"a": deep}
+    assert "deeper" in refused({**MINIMAL, "client": {"options": deep}}, override).problem
+    for _ in range(5_000):
+        deep = [deep]
+    assert "deeper" in refused({**MINIMAL, "client": {"options": {"a": deep}}}, override).problem
+    assert "deeper" in refused(MINIMAL, ("client.options" + ".a" * 5_000 + "=1",)).problem
+
+
+@pytest.mark.parametrize("folder", ["/tmp/\udcff", "/tmp/a\0b"])
+def test_a_state_folder_that_cannot_be_named_is_refused(folder: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_node({"state_dir": folder})
+    assert caught.value.path == "state_dir"
 
 
 @given(st.text(max_size=40), st.text(max_size=40))

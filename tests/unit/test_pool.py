@@ -42,3 +42,31 @@ def test_one_whose_update_never_comes_ends() -> None:
 
 def test_where_no_worker_is_kept_none_is_prepared() -> None:
     assert Pool(4, 0.0).prepare(3) == []
+
+
+def test_a_worker_that_ran_a_jobs_own_code_is_given_to_no_other_job() -> None:
+    pool = Pool(1, 30.0)
+    own, _ = pool.place(1, ("j", 1), tie=7)
+    pool.ready(own.number, 100, 0.0)
+    other, how = pool.place(2, ("k", 1))
+    assert (other is own, how) == (False, "cold"), "also beyond the limit"
+    third, how = pool.place(3, ("l", 1), tie=8)
+    assert third not in (own, other), "nor does own code come to a worker that has others' tasks"
+    assert pool.place(4, ("k", 1)) == (other, "shared")
+    pool.release(own.number, 1, 1.0)
+    assert pool.place(5, ("j", 2), tie=7) == (own, "warm")
+
+
+def test_workers_beyond_the_limit_end_when_they_are_idle() -> None:
+    pool = Pool(1, 30.0)
+    own, _ = pool.place(1, ("j", 1), tie=7)
+    pool.ready(pool.fork(own), 100, 0.0)
+    other, _ = pool.place(2, ("k", 1))
+    pool.ready(pool.fork(other), 101, 0.0)
+    assert pool.expired(1.0) == []
+    pool.release(own.number, 1, 2.0)
+    assert pool.next_timer() == 2.0
+    assert pool.expired(2.0) == [own.number]
+    pool.release(other.number, 2, 2.0)
+    assert pool.expired(2.0) == []
+    assert pool.next_timer() == 32.0

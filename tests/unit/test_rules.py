@@ -309,12 +309,43 @@ def test_a_users_file_does_not_shadow_a_module_of_that_name(tmp_path: Path) -> N
         ("raise RuntimeError('at import')", "at import"),
         ("import a_package_that_is_not_there", "a_package_that_is_not_there"),
         ("from lifl.rules import Rule\nclass R(Rule):\n def __init__(self, o): raise KeyError('x')", "refused"),
+        ("import sys; sys.exit(3)", "importing 'bad' failed: SystemExit: 3"),
+        ("class E(BaseException): pass\nraise E('odd')", "E: odd"),
+        ("class E(Exception):\n def __str__(self): raise ValueError\nraise E", "its text cannot be had"),
+        ("raise ValueError(chr(0xdcff))", r"ValueError: \\udcff"),
+        ("def __getattr__(name): raise ValueError(name)", "bad:R cannot be used: ValueError"),
+        ("from lifl.rules import Rule\nclass R(Rule):\n def __init__(self, o): raise SystemExit", "refused"),
+        ("from lifl.rules import Rule\nclass R(Rule): Options = dict", "Options is no subclass"),
+        ("from lifl.rules import Rule\nclass R(Rule): earlier_options = 5", "cannot be used: AttributeError"),
+        ("from lifl.rules import Rule\nclass R(Rule): states = property(lambda self: 1 / 0)", "ZeroDivisionError"),
+        ("from lifl.rules import Rule\nclass R(Rule): states = 'ab'", "a tuple of at most"),
+        ("from lifl.rules import Rule\nclass R(Rule): states = (1,)", "a tuple of at most"),
+        ("from lifl.rules import Rule\nclass R(Rule): states = ('a/../b',)", "a tuple of at most"),
+        ("from lifl.rules import Rule\nclass R(Rule): states = ('a', 'a')", "there twice"),
+        ("from lifl.rules import Rule\nclass R(Rule): states = tuple(map(str, range(65)))", "a tuple of at most"),
     ],
 )
 def test_a_users_module_that_fails(tmp_path: Path, text: str, problem: str) -> None:
     (tmp_path / "bad.py").write_text(text)
     with pytest.raises(ConfigError, match=problem):
         load_rule("bad:R", {}, str(tmp_path))
+
+
+def test_a_users_module_may_change_the_path_that_it_is_imported_from(tmp_path: Path) -> None:
+    text = f"import sys\nsys.path.remove({str(tmp_path)!r})\nfrom lifl.rules import Rule as R"
+    (tmp_path / "bad.py").write_text(text)
+    assert load_rule("bad:R", {}, str(tmp_path)).states == ()
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, object, "U8"])
+def test_a_result_of_another_kind_is_refused(dtype: type) -> None:
+    class Other(Rule):
+        def finish(self, model, mean, state):
+            return mean.astype(dtype)
+
+    rule = Other(RuleOptions())
+    with pytest.raises(RuleFailed, match="must return an array of floats"):
+        finish(rule, np.zeros(3, np.float32), [partial_of(rule, [np.ones(3, np.float32)], [1.0], 1)])
 
 
 def test_a_result_of_another_shape_is_refused() -> None:

@@ -79,7 +79,7 @@ Address = Annotated[str, msgspec.Meta(max_length=ADDRESS_CHARS_MAX)]
 Gateways = Annotated[tuple[Address, ...], msgspec.Meta(max_length=GATEWAYS_TOLD_MAX)]
 """Addresses of gateways, HOST:PORT."""
 Path = Annotated[str, msgspec.Meta(max_length=PATH_CHARS_MAX)]
-ConfigPath = Annotated[str, msgspec.Meta(max_length=CONFIG_PATH_CHARS_MAX)]
+ConfigPath = Annotated[str, msgspec.Meta(max_length=CONFIG_PATH_CHARS_MAX, pattern=r"\A[^\x00]*\Z")]
 StateNames = Annotated[tuple[Name, ...], msgspec.Meta(max_length=STATES_MAX)]
 Segments = Annotated[tuple[Segment, ...], msgspec.Meta(max_length=len(DTYPE_BYTES))]
 Treatment = Annotated[tuple[Treated, ...], msgspec.Meta(max_length=TENSORS_MAX)]

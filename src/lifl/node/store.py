@@ -6,6 +6,7 @@ fence against a second commit of (job, round).
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 import zlib
@@ -131,6 +132,8 @@ class NodeStore(Database):
         if not self._all("SELECT node FROM node"):
             self._write("INSERT OR IGNORE INTO node (id, node) VALUES (1, ?)", (secrets.token_hex(8),))
         ((node,),) = self._all("SELECT node FROM node")
+        if not isinstance(node, str) or not re.fullmatch(r"[0-9a-f]{1,16}", node):
+            raise self._damaged(f"the node's id is {node!r:.40}")
         return int(node, 16)
 
     def seed(self) -> bytes:
@@ -138,7 +141,12 @@ class NodeStore(Database):
         if not self._all("SELECT seed FROM seed"):
             self._write("INSERT OR IGNORE INTO seed (id, seed) VALUES (1, ?)", (secrets.token_bytes(32),))
         ((seed,),) = self._all("SELECT seed FROM seed")
-        return bytes(seed)
+        if not isinstance(seed, bytes) or not seed:
+            raise self._damaged("the node's seed is none")
+        return seed
+
+    def _damaged(self, what: str) -> ResourceFault:
+        return ResourceFault(f"{self.path} is damaged: {what}; `lifl doctor --repair` sets it aside")
 
     def next_incarnation(self, above: int = 0) -> int:
         """Return the number of this life of the daemon, greater than all before it and than `above`."""

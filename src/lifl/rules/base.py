@@ -35,6 +35,15 @@ from lifl.rules import kernels
 from lifl.rules.kernels import Vector
 
 
+def error_text(error: BaseException) -> str:
+    """Return what a user's code has raised as a text that can travel, whatever its own text is like."""
+    try:
+        said = str(error)
+    except BaseException as again:  # noqa: BLE001 - that is the user's code, too
+        said = f"its text cannot be had: {type(again).__name__}"
+    return f"{type(error).__name__}: {said}".encode(errors="backslashreplace").decode()
+
+
 class RuleFailed(LocalFault):
     """A rule cannot give a model: its result is not finite or has another shape.  The round fails with the
     text.

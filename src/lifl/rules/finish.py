@@ -164,6 +164,8 @@ def _finish_floats(
     if not isinstance(result, np.ndarray) or result.shape != out.shape:
         shape = getattr(result, "shape", type(result).__name__)
         raise RuleFailed(f"{name}.finish must return an array of shape {out.shape}, it returned {shape}")
+    if not np.can_cast(result.dtype, np.float64, "same_kind"):
+        raise RuleFailed(f"{name}.finish must return an array of floats, it returned one of {result.dtype}")
     if result is not out:
         kernels.store(result, out)
     for run, averaged in aside:

@@ -13,7 +13,8 @@ import importlib.util
 import re
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +22,9 @@ from typing import Any
 import msgspec
 
 from lifl.core.errors import ConfigError
-from lifl.rules.base import Rule, RuleOptions
+from lifl.core.fields import NAME_RULE, StateNames
+from lifl.core.limits import STATES_MAX
+from lifl.rules.base import Rule, RuleOptions, error_text
 from lifl.rules.builtin import BUILTIN
 
 _PATH = "aggregation.rule"
@@ -34,16 +37,43 @@ def load_rule(name: str, options: Mapping[str, Any], folder: str = "") -> Rule:
     Raise `ConfigError`: an unknown name (with the nearest known one), a module that cannot be imported, a
     class that is no `Rule`, an option that is unknown or out of range, a constructor that raises.
     """
-    kind = BUILTIN.get(name) or _users_class(name, folder)
-    checked = check_options(kind, options)
+    with _told_as(f"{name} cannot be used"):
+        kind = BUILTIN.get(name) or _users_class(name, folder)
+        checked = check_options(kind, options)
+        with _told_as(f"{name} refused its options"):
+            rule = kind(checked)
+        _check_states(name, rule.states)
+        return rule
+
+
+@contextmanager
+def _told_as(what: str) -> Iterator[None]:
+    """Make a `ConfigError` of whatever a user's code raises, its wish to exit too; who presses Ctrl-C is heard."""
     try:
-        return kind(checked)
-    except Exception as error:
-        raise ConfigError(_PATH, f"{name} refused its options: {type(error).__name__}: {error}") from error
+        yield
+    except (ConfigError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise ConfigError(_PATH, f"{what}: {error_text(error)}") from error
+
+
+def _check_states(name: str, states: Any) -> None:
+    """Refuse names of states that cannot travel, or that mean two."""
+    try:
+        if not isinstance(states, tuple | list):
+            raise ValueError(f"they are {type(states).__name__}, not a tuple of texts")
+        names = msgspec.convert(states, StateNames)
+        if len(set(names)) < len(names):
+            raise ValueError("a name is there twice")
+    except ValueError as error:  # a ValidationError is one
+        text = f"the states of {name} must be a tuple of at most {STATES_MAX} names ({NAME_RULE}): {error}"
+        raise ConfigError(_PATH, text) from error
 
 
 def check_options(kind: type[Rule], options: Mapping[str, Any]) -> RuleOptions:
     """Return an instance of `kind.Options`.  Raise `ConfigError` naming ``aggregation.options.X``."""
+    if not (isinstance(kind.Options, type) and issubclass(kind.Options, RuleOptions)):
+        raise ConfigError(_PATH, f"{kind.__name__}.Options is no subclass of lifl.rules.RuleOptions; derive it")
     known = kind.Options.__struct_fields__
     asked, options = options, _renamed(kind, options)
     for key in options:
@@ -94,6 +124,15 @@ def _users_module(name: str, folder: str) -> ModuleType:
     if folder:
         sys.path.insert(0, folder)
     try:
+        with _told_as(f"importing {name!r} failed"):
+            return _imported(name, file, folder)
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
+
+
+def _imported(name: str, file: Path | None, folder: str) -> ModuleType:
+    try:
         if file is None or not file.is_file():
             return importlib.import_module(name)
         # A name of its own, so that a user's random.py does not become everyone's.
@@ -108,8 +147,3 @@ def _users_module(name: str, folder: str) -> ModuleType:
     except ModuleNotFoundError as error:
         where = f" in {folder} or" if folder else ""
         raise ConfigError(_PATH, f"cannot import {name!r}: {error}; looked{where} on Python's path") from error
-    except Exception as error:
-        raise ConfigError(_PATH, f"importing {name!r} failed: {type(error).__name__}: {error}") from error
-    finally:
-        if folder:
-            sys.path.remove(folder)

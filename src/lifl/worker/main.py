@@ -15,9 +15,12 @@ dies in between leaves a sealed output: the daemon counts the task as done and s
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -128,17 +131,28 @@ class Worker:
             case Retire():
                 self._over = True
 
+    @contextmanager
+    def _here(self) -> Iterator[None]:
+        """Run what a user's rule is part of; a process that it has forked, and that comes out of it, ends here."""
+        try:
+            yield
+        finally:
+            if os.getpid() != self._pid:
+                os._exit(0)
+
     def _start(self, message: TaskStart) -> None:
         try:
-            self._tasks[message.address] = OpenTask(message, self._arena)
-        except Exception as error:  # noqa: BLE001 - a user's rule may raise anything; the daemon gets it
+            with self._here():
+                self._tasks[message.address] = OpenTask(message, self._arena)
+        except BaseException as error:  # noqa: BLE001 - a user's rule may raise anything; the daemon gets it
             self._send(failure(message.address, message.attempt, error, message.rule))
 
     def _advance(self, task: OpenTask) -> None:
         start = task.start
         try:
-            done = task.advance()
-        except Exception as error:  # noqa: BLE001 - a user's rule may raise anything; the daemon gets it
+            with self._here():
+                done = task.advance()
+        except BaseException as error:  # noqa: BLE001 - a user's rule may raise anything; the daemon gets it
             del self._tasks[start.address]
             self._send(failure(start.address, start.attempt, error, start.rule))
             return

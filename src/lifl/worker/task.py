@@ -12,6 +12,7 @@ ignored.
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from collections.abc import Collection
@@ -25,7 +26,7 @@ from lifl.core.protocol.contribution import unpack_contributions
 from lifl.core.protocol.worker import Arriving, TaskDone, TaskFailed, TaskStart
 from lifl.core.schema import ITEM_BYTES, STATE, Segment, end_of, relaid
 from lifl.rules import integers, kernels
-from lifl.rules.base import NotFinite, Rule
+from lifl.rules.base import NotFinite, Rule, error_text
 from lifl.rules.kernels import Vector, vector
 from lifl.rules.load import load_rule
 from lifl.shm.arena import Arena
@@ -71,6 +72,7 @@ class OpenTask:
         self.start = start
         self.expect = start.expect
         self.output = Key.unpack(start.output)
+        self._pid = os.getpid()
         self._arena = arena
         self._started_ns = time.monotonic_ns()
         self._clock = Clock()
@@ -207,7 +209,7 @@ class OpenTask:
             entries = {key: self._input(key) for key in self._waiting}
             sealed = {key: Input(entry.weight, entry.kind == Kind.UPDATE) for key, entry in entries.items()}
             self._make(sealed | inputs, sealed, min(received_bytes for _, received_bytes in under_way.values()))
-        except Exception:  # noqa: BLE001 - a user's rule may raise anything
+        except BaseException:  # noqa: BLE001 - a user's rule may raise anything
             self._model = None
 
     def _make(self, inputs: dict[Key, Input], whole: Collection[Key], received_bytes: int) -> None:
@@ -240,6 +242,8 @@ class OpenTask:
 
     def _seal(self) -> None:
         """Seal the states first: a sealed output says that all is there."""
+        if os.getpid() != self._pid:
+            raise LocalFault("a process that a rule has forked makes no model")
         arena = self._arena
         for key in self.start.new_states.values():
             clear_gaps(arena.data(Key.unpack(key)), relaid(self.start.model_segments, STATE))
@@ -270,7 +274,7 @@ def _told_of(largest: float, clients: list[str]) -> str:
     return f"the largest number there, {largest:.3g}, is of {'one of ' if clients[1:] else ''}{said}"
 
 
-def failure(address: int, attempt: int, error: Exception, rule: str = "") -> TaskFailed:
+def failure(address: int, attempt: int, error: BaseException, rule: str = "") -> TaskFailed:
     """Return the message for a task that ended with `error`.
 
     Our own errors say what to do themselves; anything else came from a user's rule or the system, and gets
@@ -280,7 +284,7 @@ def failure(address: int, attempt: int, error: Exception, rule: str = "") -> Tas
     if isinstance(error, LiflError):
         text = str(error)
     else:
-        text = f"{type(error).__name__}: {error}"
+        text = error_text(error)
         frames = traceback.extract_tb(error.__traceback__)
         if frames and not isinstance(error, OSError):
             frame = frames[-1]

@@ -43,6 +43,7 @@ import signal
 import socket
 import sys
 from collections import deque
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -160,6 +161,8 @@ class Zygote:
             control = socket.socket(fileno=descriptors[0])
             control.setblocking(True)
             port = open_port(message.port, descriptors[1:])
+            # What a user's rule forks ends with the worker.
+            os.register_at_fork(after_in_child=partial(_die_with_parent, os.getpid()))
             Worker(message.worker, os.getpid(), control, self._arena, port).run()
             status = 0
         except LiflError as error:

@@ -39,6 +39,7 @@ class BranchRunner:
         self.branch = branch
         self.job = spec.number
         self.deadline_s = spec.aggregation.task_limit_s
+        self.tie = spec.tie
         self._spec = spec
         self._slot = slot
         self._turn = turn

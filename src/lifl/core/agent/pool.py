@@ -5,6 +5,10 @@ task fed this one's round from a lower level), else to one that was prepared and
 while there are fewer than `workers_max` (both cold: the task waits for it), else to the worker with the fewest tasks.
 A worker idle for `idle_timeout_s` is retired.
 
+A worker that ran a job's own code (a user's rule) is *tied* to that job: whatever the code did to the process, no other
+job meets it.  Where all that run are others', one more is forked, also beyond `workers_max`; those that are too many
+are retired as soon as they are idle.
+
 Workers are *prepared* when an update is granted: until its bytes are all there, the leaf that takes it has a process.
 Where the system refuses a fork (or what was forked does not come to run) the next one waits, `FORK_PAUSE_MIN_S` at
 first and twice as long each time; meanwhile workers that run take the tasks.
@@ -53,6 +57,7 @@ class Worker:
         self.tasks: dict[int, None] = {}
         self.tasks_done = 0
         self.served: tuple[str, int] | None = None
+        self.tied = 0  # the number of the job whose own code it ran
         self.idle_since_s = 0.0
         self.pid = 0
         self.killed_because = ""
@@ -61,6 +66,10 @@ class Worker:
     def usable(self) -> bool:
         """True unless it ends."""
         return self.state not in (WorkerState.RETIRING, WorkerState.KILLED)
+
+    def takes(self, tie: int) -> bool:
+        """Return whether a task may go to it that is tied to the job `tie` (0: to none)."""
+        return self.usable and (self.tied == tie or not (self.tied or self.tasks))
 
     @property
     def killed(self) -> bool:
@@ -86,13 +95,14 @@ class Pool:
         self._fork_at_s = -math.inf
         self._fork_pause_s = 0.0
 
-    def place(self, address: int, served: tuple[str, int], now: float = 0.0) -> tuple[Worker, str]:
-        """Give the task to a worker; return it with how it was found.
+    def place(self, address: int, served: tuple[str, int], now: float = 0.0, tie: int = 0) -> tuple[Worker, str]:
+        """Give the task to a worker, and tie that to the job `tie` (0: to none); return it with how it was found.
 
         That is ``cold`` (fork it when it is `new`, and forks may be made), ``warm``, ``promoted`` or ``shared``.
         """
-        worker, how = self._choose(served, self.may_fork(now))
+        worker, how = self._choose(served, self.may_fork(now), tie)
         worker.tasks[address] = None
+        worker.tied = tie
         worker.served = served
         if worker.state is WorkerState.IDLE:
             worker.move(WorkerState.BUSY)
@@ -102,7 +112,7 @@ class Pool:
     @property
     def full(self) -> bool:
         """True when no worker can be added now."""
-        return sum(w.usable for w in self.workers.values()) >= self.workers_max
+        return self._too_many() >= 0
 
     def prepare(self, leaves: int, now: float = 0.0) -> list[int]:
         """Return the workers to fork so that so many leaves find a free one; none where none are kept warm."""
@@ -124,20 +134,20 @@ class Pool:
         self.workers[worker.number] = worker
         return worker
 
-    def _choose(self, served: tuple[str, int], may_fork: bool) -> tuple[Worker, str]:
-        idle = [w for w in self.workers.values() if w.state is WorkerState.IDLE]
+    def _choose(self, served: tuple[str, int], may_fork: bool, tie: int) -> tuple[Worker, str]:
+        takers = [w for w in self.workers.values() if w.takes(tie)]
+        idle = [w for w in takers if w.state is WorkerState.IDLE]
         for worker in idle:
             if worker.served == served:
                 return worker, "promoted"
         if idle:
-            return max(idle, key=lambda w: w.idle_since_s), "warm"
-        usable = [w for w in self.workers.values() if w.usable]
-        for worker in usable:
+            return max(idle, key=lambda w: (w.tied, w.idle_since_s)), "warm"
+        for worker in takers:
             if worker.state is WorkerState.STARTING and not worker.tasks:
                 return worker, "cold"
-        if len(usable) < self.workers_max and (may_fork or not usable):
+        if not takers or (may_fork and not self.full):
             return self._new(), "cold"
-        return min(usable, key=lambda w: len(w.tasks)), "shared"
+        return min(takers, key=lambda w: len(w.tasks)), "shared"
 
     def ready(self, number: int, pid: int, now: float) -> list[int]:
         """Note that the worker runs; return the addresses of the tasks that wait for it."""
@@ -193,17 +203,23 @@ class Pool:
 
     def expired(self, now: float) -> list[int]:
         """Return the workers to retire now, marked so."""
-        found = [
-            w
-            for w in self.workers.values()
-            if w.state is WorkerState.IDLE and now >= w.idle_since_s + self.idle_timeout_s
-        ]
+        oldest_first = sorted(self._idle(), key=lambda w: w.idle_since_s)
+        too_many = self._too_many()
+        found = [w for i, w in enumerate(oldest_first) if i < too_many or now >= w.idle_since_s + self.idle_timeout_s]
         for worker in found:
             worker.move(WorkerState.RETIRING)
         return [w.number for w in found]
 
+    def _idle(self) -> list[Worker]:
+        return [worker for worker in self.workers.values() if worker.state is WorkerState.IDLE]
+
+    def _too_many(self) -> int:
+        """Return how many of the workers that do not end are beyond `workers_max`."""
+        return sum(worker.usable for worker in self.workers.values()) - self.workers_max
+
     def next_timer(self) -> float:
         """Return when `expired` is to be asked again; infinity: not before something happens."""
-        since_s = [worker.idle_since_s for worker in self.workers.values() if worker.state is WorkerState.IDLE]
+        since_s = [worker.idle_since_s for worker in self._idle()]
+        kept_s = 0.0 if self._too_many() > 0 else self.idle_timeout_s
         fork_at_s = self._fork_at_s if any(worker.new for worker in self.workers.values()) else math.inf
-        return min(min(since_s) + self.idle_timeout_s if since_s else math.inf, fork_at_s)
+        return min(min(since_s) + kept_s if since_s else math.inf, fork_at_s)

@@ -29,6 +29,11 @@ class ReplicaSpec:
         self.digests = order.digests if isinstance(order, LoadJob) else ()
 
     @property
+    def tie(self) -> int:
+        """The job's number where its rule is the user's own code, to which its workers are tied; else 0."""
+        return self.number if ":" in self.aggregation.rule else 0
+
+    @property
     def accumulator_bytes(self) -> int:
         """The bytes of a partial's tensors."""
         return self.layout.accumulator_bytes

@@ -43,6 +43,8 @@ class Runner(Protocol):
     job: int
     deadline_s: float
     """How long a task of it may take that has all its inputs."""
+    tie: int
+    """The job whose own code its workers run (`pool.py`); 0: none's."""
 
     def served(self, task: Task) -> tuple[str, int]: ...
 
@@ -107,7 +109,7 @@ class TaskTable:
     def place(self, task: Task) -> None:
         """Give the task to a worker, which may have to be forked first."""
         runner = self._open[task.address].runner
-        worker, how = self.pool.place(task.address, runner.served(task), self._turn.now)
+        worker, how = self.pool.place(task.address, runner.served(task), self._turn.now, runner.tie)
         task.worker = worker.number
         runner.placed(task, how)
         if worker.new:

@@ -10,7 +10,7 @@ import msgspec
 from lifl.core.config.parse import convert, overridden
 from lifl.core.config.values import is_loopback, parse_size, split_address
 from lifl.core.errors import ConfigError
-from lifl.core.fields import Address, Path
+from lifl.core.fields import Address, ConfigPath
 from lifl.core.limits import (
     ARENA_BYTES_MAX,
     ARENA_BYTES_MIN,
@@ -35,7 +35,7 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     node joins that member's cluster.  Nothing is encrypted, so a node listens beyond loopback only with `insecure`.
     """
 
-    state_dir: Path = ""
+    state_dir: ConfigPath = ""
     listen: Address = "127.0.0.1:7433"
     arena_bytes: Annotated[int, msgspec.Meta(ge=ARENA_BYTES_MIN, le=ARENA_BYTES_MAX)] = 1 << 30
     redirector: Literal["auto", "sockmap", "unix"] = "auto"

@@ -18,8 +18,11 @@ import msgspec
 
 from lifl.core.errors import ConfigError
 from lifl.core.fields import NAME_RULE
+from lifl.core.limits import OPTIONS_DEPTH_MAX
 
 C = TypeVar("C", bound=msgspec.Struct)
+TABLES_DEPTH_MAX = OPTIONS_DEPTH_MAX + 2
+"""Options stand in a key of a section."""
 
 
 def overridden(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -52,11 +55,16 @@ def _toml_value(text: str, path: str) -> Any:
     return table["value"] if set(table) == {"value"} else text
 
 
-def _copied(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in data.items()}
+def _copied(data: Mapping[str, Any], depth: int = 1) -> dict[str, Any]:
+    if depth > TABLES_DEPTH_MAX:
+        raise ConfigError("", f"a table is nested deeper than {TABLES_DEPTH_MAX} levels")
+    return {key: _copied(value, depth + 1) if isinstance(value, Mapping) else value for key, value in data.items()}
 
 
 def convert(table: Mapping[str, Any], kind: type[C]) -> C:
+    for path, value in _leaves(table, ""):
+        if isinstance(value, str) and not is_utf8(value):
+            raise ConfigError(path, f"{value!r:.80} is not UTF-8, and cannot be sent to others; use another name")
     _check_keys(table, kind)
     try:
         config = msgspec.convert(table, type=kind)
@@ -66,6 +74,15 @@ def convert(table: Mapping[str, Any], kind: type[C]) -> C:
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(path, f"{value} is not a finite number")
     return config
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether a text can be written in UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_keys(table: Mapping[str, Any], kind: type[msgspec.Struct]) -> None:
@@ -125,7 +142,7 @@ def _config_error(text: str, table: Mapping[str, Any], kind: type[msgspec.Struct
         value = value.get(key) if isinstance(value, Mapping) else None
     if problem.startswith("Invalid enum value"):
         return ConfigError(path, f"{value!r:.80} is none of {', '.join(_choices(kind, path))}")
-    if "matching regex" in problem and path.endswith("]"):
+    if "matching regex" in problem and (path.endswith("]") or "\0" in str(value)):
         return ConfigError(path, "has characters that cannot be printed")
     if "matching regex" in problem:
         return ConfigError(path, f"{value!r:.80} is no name: {NAME_RULE}")
@@ -141,9 +158,17 @@ def _choices(kind: Any, path: str) -> tuple[str, ...]:
     return get_args(kind)
 
 
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+def _leaves(value: Any, path: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yield what is no table and no list, with its path; keys, too, as far as they are no UTF-8."""
+    if depth > TABLES_DEPTH_MAX:
+        raise ConfigError(f"{path:.80}", f"is nested deeper than {TABLES_DEPTH_MAX} levels")
     if isinstance(value, Mapping):
         for key, below in value.items():
-            yield from _leaves(below, f"{path}.{key}" if path else str(key))
+            if not is_utf8(str(key)):
+                yield path or str(key), str(key)
+            yield from _leaves(below, f"{path}.{key}" if path else str(key), depth + 1)
+    elif isinstance(value, list | tuple):
+        for index, below in enumerate(value):
+            yield from _leaves(below, f"{path}[{index}]", depth + 1)
     else:
         yield path, value

@@ -1,0 +1,96 @@
+"""A user's rule that harms its own process: its job fails and says why, or goes on, and no other job notices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psutil
+import pytest
+from fleet import OneHot, Watch, fleet, submit, until
+from nodes import Node
+
+HARMFUL = """
+import os
+import sys
+
+from lifl.rules import Rule, RuleOptions
+
+
+class NoText(Exception):
+    def __str__(self):
+        raise ValueError
+
+
+def spoil():
+    sys.modules.clear()
+    os.environ.clear()
+    os.chdir("/")
+
+
+def raises(error):
+    raise error
+
+
+WAYS = {
+    "spoil": spoil,
+    "exit": lambda: sys.exit(3),
+    "interrupt": lambda: raises(KeyboardInterrupt()),
+    "no text": lambda: raises(NoText()),
+    "half a letter": lambda: raises(ValueError(chr(0xDCFF))),
+    "fork": os.fork,
+}
+
+
+class Harmful(Rule):
+    class Options(RuleOptions, frozen=True):
+        way: str
+
+    def finish(self, model, mean, state):
+        WAYS[self.options.way]()
+        return mean
+"""
+FLAGS = ("--redirector", "unix", "--workers-max", "1")
+
+
+def run(node: Node, job: str, **keys: object) -> dict:
+    """Run a job of two clients to its end."""
+    oracle = OneHot(2)
+    submit(node, job, oracle.model(), job__rounds=1, selection__attempts=1, **keys)
+    watch = Watch(node, job)
+    with fleet(node.address, job, 2, oracle.update) as team:
+        over = watch.over()
+        team.join(well=over["status"] == "finished")
+    return over
+
+
+def harmful(node: Node, way: str) -> dict:
+    folder = node.state_dir / "configs"
+    folder.mkdir(exist_ok=True)
+    (folder / "harmful.py").write_text(HARMFUL)
+    return run(node, "harmful", aggregation__rule="harmful:Harmful", aggregation__options={"way": way})
+
+
+def test_what_it_does_to_its_process_no_other_job_meets(start_node: Callable[..., Node]) -> None:
+    node = start_node(*FLAGS)
+    harmful(node, "spoil")
+    assert run(node, "honest")["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("way", "says"),
+    [("exit", "SystemExit: 3"), ("interrupt", "KeyboardInterrupt"), ("no text", "NoText"), ("half a letter", "udcff")],
+)
+def test_whatever_it_raises_is_told(start_node: Callable[..., Node], way: str, says: str) -> None:
+    node = start_node(*FLAGS)
+    over = harmful(node, way)
+    assert over["status"] == "failed"
+    assert says in over["reason"]
+    assert "harmful.py" in over["reason"]
+
+
+def test_what_it_forks_takes_no_task_and_does_not_stay(start_node: Callable[..., Node]) -> None:
+    node = start_node(*FLAGS)
+    assert harmful(node, "fork")["status"] == "finished"
+    below = psutil.Process(node.pid).children(recursive=True)
+    node.down()
+    until("the end of all processes", lambda: not any(process.is_running() for process in below))
