@@ -299,6 +299,17 @@ def test_addresses() -> None:
     assert split_address("127.0.0.1:0") == ("127.0.0.1", 0)
     assert split_address("[::1]:7433") == ("::1", 7433)
     assert split_address("node-3.lan:65535") == ("node-3.lan", 65535)
+    assert split_address("kn\u00f6ten.lan:1") == ("kn\u00f6ten.lan", 1)
+
+
+NO_HOSTS = ["x" * 64, "..a", "a..b", "\u00e9" * 64, "\ud800", "a\0b", "\x1b[31m", "a b", "a/b", "me@b"]
+
+
+@pytest.mark.parametrize("host", NO_HOSTS)
+def test_what_cannot_be_a_host_is_refused(host: str) -> None:
+    """A resolver raises something of its own for the most of them."""
+    with pytest.raises(ConfigError, match="HOST:PORT"):
+        split_address(f"{host}:7433")
 
 
 def test_a_date_is_no_option() -> None:
