@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from lifl.core.coordinator import membership as ms
 from lifl.core.coordinator.membership import Member, Membership, MemberState, Timing
 from lifl.core.errors import LocalFault, RemoteFault
-from lifl.core.limits import NODES_MAX
+from lifl.core.limits import INCARNATION_MAX, NODES_MAX
 from lifl.core.protocol import cluster as p
 
 OWN = 99
@@ -102,6 +102,24 @@ def test_a_lower_incarnation_is_refused_and_harms_nothing() -> None:
     (refuse,) = members.join(hello(incarnation=4), 1.0)
     assert isinstance(refuse, ms.Refuse) and "life 5" in refuse.text and "--state" in refuse.text
     assert members.members[1].hello.incarnation == 5 and members.members[1].state is MemberState.ALIVE
+
+
+def test_a_lower_incarnation_comes_back_above_a_later_life_that_is_over() -> None:
+    """A state folder was put back from a copy of earlier days, or its copy has run for a while."""
+    members = table()
+    members.join(hello(incarnation=5), 0.0)
+    members.leave(1, 1.0)
+    assert members.join(hello(incarnation=4), 2.0) == [ms.Rejoin(5)]
+    assert members.join(hello(incarnation=6), 3.0) == [ms.Up(hello(incarnation=6))]
+
+
+def test_above_the_last_incarnation_there_is_none() -> None:
+    members = table()
+    members.join(hello(incarnation=INCARNATION_MAX), 0.0)
+    members.leave(1, 1.0)
+    for incarnation in (4, INCARNATION_MAX):
+        (refuse,) = members.join(hello(incarnation=incarnation), 2.0)
+        assert isinstance(refuse, ms.Refuse) and "start the coordinator again" in refuse.text
 
 
 def test_two_daemons_with_one_state_folder_do_not_take_turns() -> None:
@@ -220,11 +238,10 @@ class Lives(RuleBasedStateMachine):
         changes = self.members.join(hello(node, incarnation), self.now)
         self.take(changes)
         last = changes[-1]
-        if before is not None and incarnation < before[0]:
-            assert isinstance(last, ms.Refuse)
-        elif before is not None and incarnation == before[0]:
-            over = before[1] in (MemberState.DEAD, MemberState.LEFT)
-            assert isinstance(last, ms.Rejoin if over else ms.Back)
+        if before is not None and incarnation <= before[0] and before[1] in (MemberState.DEAD, MemberState.LEFT):
+            assert last == ms.Rejoin(before[0])
+        elif before is not None and incarnation <= before[0]:
+            assert isinstance(last, ms.Refuse if incarnation < before[0] else ms.Back)
         else:
             assert isinstance(last, ms.Up | ms.Refuse)
 

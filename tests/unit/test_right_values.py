@@ -123,6 +123,34 @@ def test_the_mean_of_the_largest_numbers(dtype: str, fan_in: int, size: int) -> 
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("size", [3, 32, 70])
+@pytest.mark.parametrize("count", [9, 16, 17, 40, 64])
+def test_the_largest_numbers_of_both_signs_in_many_passes(dtype: str, size: int, count: int) -> None:
+    """A difference that is beyond the type, in any of a leaf's passes."""
+    most = float(ml_dtypes.finfo(kernels.numpy_dtype(dtype)).max)
+    update = np.full(size, most, kernels.numpy_dtype(dtype))
+    for negative in range(count):
+        signs = [-1 if index == negative else 1 for index in range(count)]
+        made = mean_of([(sign * update, 1.0) for sign in signs], 64).astype(np.float64)
+        expected = np.full(size, most * ((count - 2) / count))
+        np.testing.assert_allclose(made, expected, rtol=4 * float(ml_dtypes.finfo(update.dtype).eps))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("size", [3, 64])
+@pytest.mark.parametrize("count", [2, 20])
+def test_subnormal_numbers_beside_the_largest_are_kept(dtype: str, size: int, count: int) -> None:
+    info = ml_dtypes.finfo(kernels.numpy_dtype(dtype))
+    update = np.full(size, float(info.smallest_subnormal) * 3, kernels.numpy_dtype(dtype))
+    update[-1] = info.max
+    other = update.copy()
+    other[-1] = -other[-1]
+    made = mean_of([(update, 1.0), (other, 1.0)] * (count // 2), 64)
+    np.testing.assert_array_equal(made[:-1], update[:-1])
+    assert abs(float(made[-1])) <= float(info.eps) * float(info.max)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("fan_in", [1, 2, 8])
 @pytest.mark.parametrize("size", [3, 64])
 def test_subnormal_numbers_are_kept(dtype: str, fan_in: int, size: int) -> None:

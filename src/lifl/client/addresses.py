@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from lifl.core.config.values import may_be_host
+from lifl.core.config.values import can_be_host
 from lifl.core.errors import LocalFault
 from lifl.core.limits import PORT_MAX, SOCKET_PATH_BYTES_MAX
 
@@ -76,7 +76,7 @@ def target(address: str) -> str | tuple[str, int]:
         return path
     host, _, port = address.rpartition(":")
     bare = host.strip("[]")
-    if not bare or re.search(r"[\s/@]", host) or not (port.isascii() and port.isdigit() and may_be_host(bare)):
+    if not can_be_host(bare) or not (port.isascii() and port.isdigit()):
         raise LocalFault(f"the node's address {address!r} is neither HOST:PORT nor unix:PATH nor a state folder")
     if len(port) > len(str(PORT_MAX)) or not 1 <= int(port) <= PORT_MAX:
         raise LocalFault(f"the node's address {address!r}: a port is 1 to {PORT_MAX}, not {port}")

@@ -20,9 +20,9 @@
 
 /* A chunk of one pass over `rows` vectors, from element `at` of each on.  `rows`, `fresh`, `first` and `last` are
  * constants: what is not needed falls away.  The first pass goes on from `before`, unless `fresh`: then that holds
- * nothing; the others go on from `waiting`, where all but the last leave their sums. */
-INLINE void CHUNK_OF(A *out, const A *before, C *waiting, C keep, const X *const *x, const C *weights, int64_t at,
-                     int rows, int fresh, int first, int last)
+ * nothing; the others go on from `waiting`.  All but the last leave their sums in `made`. */
+INLINE void CHUNK_OF(A *out, const A *before, const C *waiting, C *made, C keep, const X *const *x, const C *weights,
+                     int64_t at, int rows, int fresh, int first, int last)
 {
     const X *x0 = x[0] + at, *x1 = x[rows > 1 ? 1 : 0] + at, *x2 = x[rows > 2 ? 2 : 0] + at,
             *x3 = x[rows > 3 ? 3 : 0] + at, *x4 = x[rows > 4 ? 4 : 0] + at, *x5 = x[rows > 5 ? 5 : 0] + at,
@@ -55,7 +55,7 @@ INLINE void CHUNK_OF(A *out, const A *before, C *waiting, C keep, const X *const
         if (last)
             STORE_A(out + j, sum);
         else
-            STORE_C(waiting + j, sum);
+            STORE_C(made + j, sum);
     }
 #else
 #pragma GCC ivdep /* what is written is `before` or `waiting`, or nothing that is read */
@@ -84,14 +84,16 @@ INLINE void CHUNK_OF(A *out, const A *before, C *waiting, C keep, const X *const
         if (last)
             out[j] = (A)sum;
         else
-            waiting[j] = sum;
+            made[j] = sum;
     }
 #endif
 }
 
 /* The same in one plain loop, for any number of elements, and for what overflowed: `unit` is 1, or less than 1 where the
- * difference of two numbers would be beyond the type; 0 sums without differences, which keeps an infinity what it is. */
-NOINLINE void REST_OF(A *out, const A *before, C *waiting, C keep, const X *const *x,
+ * difference of two numbers would be beyond the type; 0 sums without differences, which keeps an infinity what it is.
+ * With less than 1 only what is not finite is made again: a quarter of a subnormal number has no room for its last bits.
+ * The sums of all but the last pass go to `made`, which may be `waiting` where nothing is made again. */
+NOINLINE void REST_OF(A *out, const A *before, const C *waiting, C *made, C keep, const X *const *x,
                                               const C *weights, int64_t at, int64_t count, int rows, int fresh,
                                               int first, int last, C unit)
 {
@@ -99,6 +101,11 @@ NOINLINE void REST_OF(A *out, const A *before, C *waiting, C keep, const X *cons
     for (int r = 0; r < rows; r++)
         left -= weights[r];
     for (int64_t j = 0; j < count; j++) {
+        if (unit != 1) {
+            C found = last ? (C)out[j] : made[j];
+            if (found - found == 0)
+                continue;
+        }
         C kept = scale * (first ? (fresh ? WIDEN(x[0][at + j]) : (C)before[j]) : waiting[j]);
         C centre = CENTRED && unit != 0 ? kept : 0, sum = centre;
         if (!(first && fresh) && !CENTRED)
@@ -110,12 +117,12 @@ NOINLINE void REST_OF(A *out, const A *before, C *waiting, C keep, const X *cons
         if (last)
             out[j] = (A)(sum / scale);
         else
-            waiting[j] = sum / scale;
+            made[j] = sum / scale;
     }
 }
 
 /* One pass over `count` elements; `next` are the rows of the pass after it.  Returns whether one of the results is not
- * finite. */
+ * finite.  Of differences (CENTRED, where A is C) each pass is looked at: what overflows in one would stay so. */
 INLINE int PASS_OF(A *out, C *waiting, C keep, const X *const *x, const X *const *next, const C *weights, int64_t count,
                    int rows, int fresh, int first, int last, int streaming)
 {
@@ -132,29 +139,35 @@ INLINE int PASS_OF(A *out, C *waiting, C keep, const X *const *x, const X *const
                          CHUNK * sizeof(X));
         }
         A *to = last && (streaming || CENTRED) ? sums : out + at;
-        CHUNK_OF(to, out + at, waiting + at, keep, x, weights, at, rows, fresh, first, last);
-        if (!last)
+        C *made = CENTRED ? (C *)sums : waiting + at;
+        CHUNK_OF(to, out + at, waiting + at, made, keep, x, weights, at, rows, fresh, first, last);
+        if (!last && !CENTRED)
             continue;
-        int strange = ODD(to, CHUNK);
+        A *results = last ? to : sums;
+        int strange = ODD(results, CHUNK);
         for (C unit = (C)0.25; CENTRED && strange && unit >= 0; unit -= (C)0.25) {
-            REST_OF(to, out + at, waiting + at, keep, x, weights, at, CHUNK, rows, fresh, first, last, unit);
-            strange = ODD(to, CHUNK);
+            REST_OF(to, out + at, waiting + at, made, keep, x, weights, at, CHUNK, rows, fresh, first, last, unit);
+            strange = ODD(results, CHUNK);
         }
         odd |= strange;
-        if (streaming)
+        if (!last)
+            memcpy(waiting + at, sums, sizeof sums);
+        else if (streaming)
             STREAM(out + at, sums, sizeof sums);
         else if (CENTRED)
             memcpy(out + at, sums, sizeof sums);
     }
     if (at == count)
         return odd;
-    REST_OF(sums, out + at, waiting + at, keep, x, weights, at, count - at, rows, fresh, first, last, 1);
-    if (!last)
+    int64_t left = count - at;
+    C *made = CENTRED ? (C *)sums : waiting + at;
+    REST_OF(sums, out + at, waiting + at, made, keep, x, weights, at, left, rows, fresh, first, last, 1);
+    if (!last && !CENTRED)
         return 0;
-    for (C unit = (C)0.25; CENTRED && ODD(sums, count - at) && unit >= 0; unit -= (C)0.25)
-        REST_OF(sums, out + at, waiting + at, keep, x, weights, at, count - at, rows, fresh, first, last, unit);
-    memcpy(out + at, sums, (size_t)(count - at) * sizeof(A));
-    return odd | ODD(sums, count - at);
+    for (C unit = (C)0.25; CENTRED && ODD(sums, left) && unit >= 0; unit -= (C)0.25)
+        REST_OF(sums, out + at, waiting + at, made, keep, x, weights, at, left, rows, fresh, first, last, unit);
+    memcpy(last ? (void *)(out + at) : (void *)(waiting + at), sums, (size_t)left * sizeof(A));
+    return odd | ODD(sums, left);
 }
 
 /* A pass over up to ROWS_MAX rows.  There is one for 1, 2 and 4, 6, 8 of them; for a number between, the first one is

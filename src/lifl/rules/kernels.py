@@ -151,12 +151,16 @@ def _fold_differences(acc: Vector, vectors: Sequence[Vector], weights: Sequence[
     for begin in range(0, len(acc), step):
         block, rows = acc[begin : begin + step], [vector[begin : begin + step] for vector in vectors]
         made = _mean_of_differences(block, rows, weights, keep, 1.0)
-        if not np.isfinite(made).all():  # perhaps only a difference is not
-            made = _mean_of_differences(block, rows, weights, keep, 0.25) * made.dtype.type(4.0)
-        if np.isfinite(made).all():
-            block[:] = made
-        else:
-            _fold_wide(block, [row.copy() for row in rows], weights, keep)
+        odd = ~np.isfinite(made)
+        if odd.any():  # perhaps only a difference is not; the others stay, for a quarter of them could lose bits
+            again = [row[odd] for row in rows]
+            held = block[odd]
+            made[odd] = _mean_of_differences(held, again, weights, keep, 0.25) * made.dtype.type(4.0)
+            if not np.isfinite(made).all():
+                _fold_wide(held, again, weights, keep)
+                still = ~np.isfinite(made[odd])
+                made[np.flatnonzero(odd)[still]] = held[still]
+        block[:] = made
 
 
 def _mean_of_differences(

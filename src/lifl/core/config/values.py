@@ -31,22 +31,23 @@ def parse_size(text: str, path: str = "") -> int:
     return scaled
 
 
+def can_be_host(text: str) -> bool:
+    """Return whether a host may be called so: what is none of a resolver's names makes it raise anything."""
+    try:
+        known = text.encode("idna").strip(b".")
+    except UnicodeError:  # an empty or a too long label, half a character
+        return False
+    return bool(known) and text.isprintable() and not re.search(r"[\s/@]", text)
+
+
 def split_address(text: str, path: str = "") -> tuple[str, int]:
     """Return HOST and PORT of ``HOST:PORT`` (an IPv6 host in brackets).  Raise `ConfigError` at `path`."""
     host, colon, port = text.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     well_formed = colon and bare and (bare != host or ":" not in host) and re.fullmatch(r"[0-9]{1,5}", port)
-    if not well_formed or int(port) > 65_535 or not may_be_host(bare):
+    if not well_formed or int(port) > 65_535 or not can_be_host(bare):
         raise ConfigError(path, f"{text!r} is not HOST:PORT with a port of 0 to 65535, such as 127.0.0.1:7433")
     return bare, int(port)
-
-
-def may_be_host(host: str) -> bool:
-    """Return whether a resolver can be asked for `host`; what it cannot be asked for raises no `OSError`."""
-    try:
-        return "\0" not in host and bool(host.encode("idna"))
-    except UnicodeError:  # a part of it is empty or too long, or has what no name has
-        return False
 
 
 def is_loopback(host: str) -> bool:

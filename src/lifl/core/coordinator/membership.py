@@ -4,7 +4,8 @@ A *life* of a node is (node id, incarnation); it goes through `TRANSITIONS` and 
 of `suspect_s`, or a connection that broke, makes it suspect; a word from it, or a new connection, clears it; silence
 of `dead_s` ends it.  A node that was declared dead may still run, and have what was asked for again elsewhere: it must
 come as a new life: `Rejoin`.  A higher incarnation ends the life before it at once; a lower one, a copied state folder
-most likely, is refused.
+most likely, is refused while the higher one lives.  When that is over too, the node comes above it: its folder may be
+an earlier state of itself, put back from a copy.
 
 Silence proves nothing while the coordinator itself stood still (stopped, starved): when a timer fires late, that time
 is not counted, else a coordinator that wakes up would bury all its nodes before it reads what they said.
@@ -25,7 +26,7 @@ from typing import NamedTuple
 import msgspec
 
 from lifl.core.errors import LocalFault
-from lifl.core.limits import NODES_MAX
+from lifl.core.limits import INCARNATION_MAX, NODES_MAX
 from lifl.core.protocol.cluster import DEAD_S, HEARTBEAT_S, SUSPECT_S, PeerHello
 
 BACKOFF_MIN_S = 0.1
@@ -168,6 +169,8 @@ class Membership:
         if known is None:
             return self._admit(hello, now)
         last = known.hello.incarnation
+        if known.gone and hello.incarnation <= last:
+            return [_above(known)]
         if hello.incarnation < last:
             life = f"life {hello.incarnation} of node {node:016x} is over: life {last} has joined already"
             return [Refuse(f"{life}; {_twins(node, 'that of another daemon')}")]
@@ -190,8 +193,6 @@ class Membership:
         return [Up(hello)]
 
     def _again(self, known: Member, hello: PeerHello, now: float) -> list[Change]:
-        if known.gone:
-            return [Rejoin(known.hello.incarnation)]
         if known.connected and hello.control != known.hello.control:
             where = f"that of a daemon which listens on {known.hello.control}"
             return [Refuse(_twins(hello.node, where))]
@@ -278,6 +279,13 @@ class Membership:
         if beating:
             due.append(self._beat_s)
         return min(due, default=None)
+
+
+def _above(known: Member) -> Rejoin | Refuse:
+    last = known.hello.incarnation
+    if last < INCARNATION_MAX:
+        return Rejoin(last)
+    return Refuse(f"node {known.hello.node:016x} came with the last number of a life; start the coordinator again")
 
 
 def _twins(node: int, whose: str) -> str:
