@@ -136,3 +136,16 @@ def test_what_is_not_damaged_is_not_touched(tmp_path: Path) -> None:
     assert "nothing to repair" in done.stdout
     assert msgspec.json.encode(sorted(str(path) for path in tmp_path.rglob("*") if path.suffix != ".lock")) == before
     assert run_lifl("doctor", "--repair", "--state", str(tmp_path / "none")).returncode == 1
+
+
+def test_a_job_of_no_known_status_is_cancelled_and_the_node_lives(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir(mode=0o700)
+    with_job(folder)
+    execute(folder, "UPDATE jobs SET status = 'odd'")
+    node = Node(folder, FLAGS)
+    node.up()
+    (line,) = node.json("jobs")["jobs"]
+    assert "no status 'odd'" in line["reason"]
+    assert node.json("cancel", "j")["status"] == "cancelled"
+    node.down()

@@ -105,6 +105,10 @@ class PlanRow(msgspec.Struct, frozen=True):
     decided_unix_s: float
 
 
+STATUSES = ("new", "running", "finished", "failed", "cancelled")
+"""What a job's row may say."""
+
+
 class NodeStore(Database):
     """The node's database file; one process opens it.
 
@@ -203,11 +207,14 @@ class NodeStore(Database):
         columns = "number, name, folder, status, reason, submitted_unix_s, config, tensors, states"
         for *row, config, tensors, states in self._all(f"SELECT {columns} FROM jobs WHERE {where}", (value,)):
             number, name, folder, status, reason, at = row
+            known = status in STATUSES
             try:
+                if not known:
+                    raise ValueError(f"there is no status {status!r:.40}")
                 unpacked = (_unpack(config, JobConfig), tensors, _unpack(states, tuple[str, ...]))
             except (ValueError, TypeError, msgpack.UnpackException) as error:
                 fault = f"its row in the database cannot be read: {error!r}"
-                yield UnreadableJob(number, name, folder, status, reason, at, fault)
+                yield UnreadableJob(number, name, folder, status if known else "running", reason, at, fault)
             else:
                 yield JobRow(number, name, *unpacked, folder, status, reason, at)
 
