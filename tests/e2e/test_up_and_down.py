@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import pty
+import shutil
 import signal
 import sqlite3
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import Thread
 
 import pytest
-from nodes import LIFL, run_lifl
+from nodes import LIFL, Node, run_lifl
 from skips import has_no_mounts
 from stops import Stops
 
@@ -205,3 +207,21 @@ def test_down_from_another_pid_namespace(state_dir: Path) -> None:
         )
         assert (down.returncode, down.stderr) == (0, "")
         assert down.stdout == "lifld (in another PID namespace) is down\n"
+
+
+def test_a_copy_of_a_state_folder_takes_no_running_nodes_arena(start_node: Callable[..., Node]) -> None:
+    """Both have one node id, and the name of the arena is made from that."""
+    node = start_node()
+    with tempfile.TemporaryDirectory(prefix="lt-", dir="/tmp") as folder:
+        copy = Path(folder) / "copy"
+        copy.mkdir(mode=0o700)
+        for path in node.state_dir.glob("lifl.db*"):
+            shutil.copy2(path, copy / path.name)
+        flags = ("--state", str(copy), "--listen", "127.0.0.1:0", "--arena-bytes", "64MiB")
+        refused = run_lifl("up", "-d", *flags)
+        assert refused.returncode == 1
+        assert "another lifld uses the arena" in refused.stderr and "copy" in refused.stderr
+        assert node.is_up() and node.segment.exists()
+        node.down()
+        assert run_lifl("up", "-d", *flags).returncode == 0
+        assert run_lifl("down", "--state", str(copy)).returncode == 0

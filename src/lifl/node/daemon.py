@@ -47,6 +47,7 @@ from lifl.node.status import NodeStatus
 from lifl.node.store import NodeStore
 from lifl.node.views import NodeIdentity
 from lifl.node.workers import Workers
+from lifl.shm.segment import SegmentLock
 
 log = logging.getLogger("lifl.daemon")
 
@@ -91,7 +92,10 @@ class Daemon:
         tcp = opened.enter_context(machine.listen_tcp(config.listen))
         unix = opened.enter_context(listen_unix(folder / "gateway.sock"))
         opened.callback((folder / "gateway.sock").unlink, missing_ok=True)
+        lock = opened.enter_context(contextlib.closing(SegmentLock(f"/lifl-{number:016x}")))
+        lock.take()
         self.arena, warnings = machine.open_arena(f"/lifl-{number:016x}", config, number)
+        lock.take()
         opened.callback(self._close_arena)
         workers_max = machine.workers_max(config)
         self.identity = NodeIdentity(number, machine.shown(tcp), self.arena.arena_bytes, workers_max)

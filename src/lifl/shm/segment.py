@@ -7,6 +7,7 @@ SIGBUS later.  A segment is opened only when it was finished, is of this version
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
 import struct
@@ -80,6 +81,44 @@ def open_segment(name: str) -> tuple[int, Header]:
     except BaseException:
         os.close(fd)
         raise
+
+
+class SegmentLock:
+    """A lock on the segment `name` for a daemon's life; `take` it before the segment is changed, and on a new one.
+
+    Two state folders with one node id (one is a copy) name the same segment.  The arena's own descriptor cannot be
+    locked: direct clients get it, and would keep the lock.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._fd: int | None = None
+
+    def take(self) -> None:
+        """Lock the segment that has the name now, if there is one.  Raise `ResourceFault` when a daemon has it."""
+        try:
+            fd = os.open(SHM_FOLDER + self._name, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # none is there; or another user's, which cannot be opened either
+            return
+        if self._fd is not None and os.path.sameopenfile(fd, self._fd):
+            os.close(fd)
+            return
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise ResourceFault(
+                f"another lifld uses the arena {self._name}: this state folder is a copy of the one that it runs on, "
+                "with the same node id; end that node first, or begin with an empty state folder"
+            ) from None
+        self.close()
+        self._fd = fd
+
+    def close(self) -> None:
+        """Let it go."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
 
 
 def remove_segment(name: str) -> None:
