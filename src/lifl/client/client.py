@@ -44,6 +44,8 @@ from lifl.core.schema import Layout, TensorSpec
 
 log = logging.getLogger("lifl.client")
 
+ASK_AGAIN_S = 0.5
+"""How long after a round was refused, though it may not be over, a client says again that it takes part."""
 HELD_ROUNDS_MAX = 2
 """Uncommitted updates that are kept; the next round begins only when the oldest of them is committed."""
 
@@ -226,8 +228,22 @@ class Client:
                     _ = round_.model
             except RoundEnded as ended:
                 log.info("round.over job=%s round=%d reason=%a", self.job, number, str(ended))
+                self._take_part_again(number)
             else:
                 return round_
+
+    def _take_part_again(self, number: int) -> None:
+        """Have the node select the client again when a round was refused that is not known to be over.
+
+        A gateway that has just begun may not know the job yet, nor its node the round's model.
+        """
+        if number in self._books.fates or self._books.is_job_over():
+            return
+        self._pause(ASK_AGAIN_S)
+        self._home.retrying(self._home.hear)
+        if number not in self._books.fates and not self._books.events:
+            log.warning("round.refused job=%s round=%d: taking part again", self.job, number)
+            self._home.say(self._home.join())
 
     def _send_again(self, held: HeldUpdate) -> bool:
         """Submit an update that was trained before; return False when it is refused, so that it is made anew."""
@@ -284,9 +300,12 @@ class Client:
             return self._gateways.do(home, number, partial(self._offer, held=held))
 
         try:
-            return self._home.retrying(offer)
+            done = self._home.retrying(offer)
         except Settled as settled:
             return settled.submission
+        if not done.accepted:
+            self._take_part_again(number)
+        return done
 
     def _decline(self, round_: Round, reason: str) -> None:
         number = round_.number
