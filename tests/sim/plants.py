@@ -263,9 +263,9 @@ def chance_decides(patch: Patch) -> None:
     """A decision depends on what is in no event: which worker takes a task."""
     right, draws = Pool._choose, itertools.count()
 
-    def choose(self: Pool, served, may_fork):
-        idle = [worker for worker in self.workers.values() if worker.state.value == "idle"]
-        return (idle[next(draws) % len(idle)], "warm") if idle else right(self, served, may_fork)
+    def choose(self: Pool, served, may_fork, tie):
+        idle = [worker for worker in self.workers.values() if worker.state.value == "idle" and worker.takes(tie)]
+        return (idle[next(draws) % len(idle)], "warm") if idle else right(self, served, may_fork, tie)
 
     patch.setattr(Pool, "_choose", choose)
 
