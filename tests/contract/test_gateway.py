@@ -35,9 +35,11 @@ TENSORS = (
     TensorSpec("b", "float16", (5,)),
     TensorSpec("steps", "int64", ()),
     TensorSpec("v", "float32", (11,)),
+    TensorSpec("mask", "bool", (3,)),
 )
 LAYOUT = Layout(TENSORS)
 BODY = np.arange(LAYOUT.data_bytes, dtype=np.uint8) % 0x70  # no exponent is all ones
+BODY[LAYOUT.offsets[4] : LAYOUT.offsets[4] + 3] %= 2
 
 
 @pytest.fixture
@@ -300,16 +302,17 @@ def test_what_the_daemon_refuses_reaches_the_client(node: StandIn) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tensor", "offset", "pattern"),
+    ("tensor", "offset", "pattern", "code"),
     [
-        ("tensors.w", LAYOUT.offsets[0] + 4 * 1234, struct.pack("<f", float("nan"))),
-        ("tensors.v", LAYOUT.offsets[3] + 4 * 10, struct.pack("<f", float("-inf"))),
-        ("tensors.b", LAYOUT.offsets[1] + 2 * 4, struct.pack("<e", float("inf"))),
+        ("tensors.w", LAYOUT.offsets[0] + 4 * 1234, struct.pack("<f", float("nan")), "not-finite"),
+        ("tensors.v", LAYOUT.offsets[3] + 4 * 10, struct.pack("<f", float("-inf")), "not-finite"),
+        ("tensors.b", LAYOUT.offsets[1] + 2 * 4, struct.pack("<e", float("inf")), "not-finite"),
+        ("tensors.mask", LAYOUT.offsets[4] + 2, b"\x07", "bad-bool"),
     ],
 )
 @pytest.mark.parametrize("direct", [False, True])
 def test_a_number_that_is_not_finite_names_its_tensor_and_frees_the_slot(
-    node: StandIn, tensor: str, offset: int, pattern: bytes, direct: bool
+    node: StandIn, tensor: str, offset: int, pattern: bytes, code: str, direct: bool
 ) -> None:
     body = bytearray(BODY.tobytes())
     body[offset : offset + len(pattern)] = pattern
@@ -324,7 +327,7 @@ def test_a_number_that_is_not_finite_names_its_tensor_and_frees_the_slot(
     else:
         refusal = upload(peer, bytes(body))
     assert isinstance(refusal, cm.Refusal)
-    assert (refusal.code, refusal.field) == ("not-finite", tensor)
+    assert (refusal.code, refusal.field) == (code, tensor)
     node.wait_for(gm.Aborted)
     assert node.live() == 0
     if not direct:

@@ -7,6 +7,7 @@ are checked while they arrive (`Content`), together with the checksum that the o
 from __future__ import annotations
 
 import msgspec
+import numpy as np
 
 from lifl.core.errors import Refused, RemoteFault
 from lifl.core.ids import Key
@@ -56,6 +57,7 @@ class Content:
 
     def __init__(self, layout: Layout, data: memoryview) -> None:
         self._layout = layout
+        self._data = data
         self.check = ingest_check(data, layout.segments)
 
     def look_at_all(self) -> None:
@@ -65,17 +67,29 @@ class Content:
     def finish(self) -> int:
         """Return the checksum: all is there.  Raise `Refused`, naming the tensor, when a number is not finite."""
         checksum = self.check.finish()
-        if self.check.found is None:
-            return checksum
-        index, element = self.check.found
-        found = self._layout.tensor_at(self._layout.segments[index].dtype, element)
+        if self.check.found is not None:
+            index, element = self.check.found
+            text = "is NaN or infinite; did the training diverge?"
+            raise self._refused("not-finite", self._layout.segments[index].dtype, element, text)
+        self._check_bools()
+        return checksum
+
+    def _check_bools(self) -> None:
+        """Raise `Refused` for a byte that is no bool: one client's may be the next model's (`aggregation.first`)."""
+        for segment in self._layout.segments:
+            if segment.dtype == "bool" and segment.count:
+                numbers = np.frombuffer(self._data, np.uint8, segment.count, segment.offset)
+                if numbers.max() > 1:
+                    element = int(np.argmax(numbers > 1))
+                    text = f"has the byte {numbers[element]}, which is no bool: 0 or 1"
+                    raise self._refused("bad-bool", "bool", element, text)
+
+    def _refused(self, code: str, dtype: str, element: int, text: str) -> Refused:
+        found = self._layout.tensor_at(dtype, element)
         assert found is not None
         tensor, element = found
-        raise Refused(
-            "not-finite",
-            f"tensors.{tensor.name}",
-            f"element {element} of tensor {tensor.name!r} (flattened) is NaN or infinite; did the training diverge?",
-        )
+        said = f"element {element} of tensor {tensor.name!r} (flattened) {text}"
+        return Refused(code, f"tensors.{tensor.name}", said)
 
 
 class Sums:
