@@ -11,6 +11,7 @@ import pytest
 
 from lifl.core import effects as fx
 from lifl.core import events as ev
+from lifl.core.errors import Impossible
 from lifl.node import driver as driver_module
 from lifl.node.database import DatabaseFault
 from lifl.node.driver import Driver
@@ -96,5 +97,21 @@ def test_a_pause_ends_by_itself_and_nothing_is_lost_doubled_or_out_of_order(
         driver.handle("e")
         driver.close()
         hands.full = False
+
+    asyncio.run(run())
+
+
+def test_a_pause_in_which_too_much_comes_stops_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_module, "PAUSE_EVENTS_MAX", 3)
+
+    async def run() -> None:
+        hands = Hands()
+        driver = Driver(Engine(), tmp_path, hands.perform)  # type: ignore[arg-type]
+        hands.full = True
+        for event in "abcd":  # the first makes the pause, three wait
+            driver.handle(event)
+        with pytest.raises(Impossible, match="3 events wait, for full"):
+            driver.handle("e")
+        driver.close()
 
     asyncio.run(run())

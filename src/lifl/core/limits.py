@@ -126,6 +126,8 @@ FILE_RETRY_S_MAX = 30.0
 DATABASE_RETRY_S = 0.5
 """The same for a row that the database did not take."""
 DATABASE_RETRY_S_MAX = 10.0
+PAUSE_EVENTS_MAX = 100_000
+"""Events that wait while the database takes no rows: beyond it the node stops, and `lifl up` goes on from its arena."""
 
 # ---- a gateway's connection: how long, how many bytes, how many at a time -------------------------------------------
 

@@ -20,7 +20,7 @@ from lifl.core import effects as fx
 from lifl.core import events as ev
 from lifl.core.engine import Engine
 from lifl.core.errors import Impossible, LocalFault, Refused, RemoteFault, ResourceFault
-from lifl.core.limits import DATABASE_RETRY_S, DATABASE_RETRY_S_MAX
+from lifl.core.limits import DATABASE_RETRY_S, DATABASE_RETRY_S_MAX, PAUSE_EVENTS_MAX
 from lifl.node.database import DatabaseFault
 from lifl.node.recordings import write_recording
 
@@ -59,6 +59,9 @@ class Driver:
         if self._closed:
             return
         if self.fault is not None:
+            if len(self._backlog) >= PAUSE_EVENTS_MAX:
+                self._closed = True
+                raise Impossible(f"{len(self._backlog)} events wait, for {self.fault}")
             self._backlog.append(event)
             return
         self._go_on(self._decided(event))
