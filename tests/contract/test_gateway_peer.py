@@ -207,6 +207,7 @@ def test_a_receiver_killed_within_the_bytes_gets_them_once_it_is_back(restarted:
         assert ended.error == ""
         assert ended.sent_bytes > BYTES + len(META)  # what was lost is counted too
         check_landed(b, data)
+        b.wait_for(gm.Sealed)
         assert b.count(gm.Sealed) == 1
     else:
         b.listener.close()

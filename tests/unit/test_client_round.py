@@ -6,7 +6,9 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
+from lifl.client.books import Books
 from lifl.client.client import Round
+from lifl.client.home import Home
 from lifl.core.protocol import client as cm
 
 WAIT_S = 60.0
@@ -51,3 +53,27 @@ def test_the_model_is_fetched_once() -> None:
     round_ = round_of(fetch)
     assert round_.model is round_.model
     assert fetched == [round_]
+
+
+class Line:
+    """A connection on which these messages come; None is the answer to a Ping."""
+
+    def __init__(self, *messages: Any) -> None:
+        self.messages = list(messages)
+        self.order: list[Line] = []
+
+    def wait_with(self, _other: Line) -> Line:
+        return self.order.pop(0)
+
+    def take(self) -> Any:
+        assert self.messages, "who waits here misses what has come elsewhere"
+        return self.messages.pop(0)
+
+
+def test_an_answer_to_a_ping_at_home_does_not_keep_from_what_comes_elsewhere() -> None:
+    go = cm.Go("j", 1)
+    at_home, away = Line(None), Line(go)
+    away.order = [at_home, away]
+    home = Home(["a:1"], Books("j"), threading.Event(), job="j", client="c", direct=False)
+    home.stream = at_home  # type: ignore[assignment]
+    assert home._receive(away, 1) is go  # type: ignore[arg-type]

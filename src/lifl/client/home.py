@@ -171,10 +171,15 @@ class Home:
         was asked is still to come: the connection is given up, and the next one begins in step.
         """
         home = self.stream
-        if home is None or stream is home or stream.wait_with(home) is stream:
-            message = stream.receive()
-        else:
-            message = self._from_home(home)
+        message: cm.ToClient | None = None
+        while message is None:  # it was the answer to a Ping, and the other one may have something
+            source = stream if home is None or stream is home else stream.wait_with(home)
+            try:
+                message = source.take()
+            except OSError as error:
+                if source is stream:
+                    raise
+                raise HomeLost(f"the connection home broke: {error}") from error
         if isinstance(message, cm.JobOver) or (
             isinstance(message, cm.Committed | cm.RoundOver) and message.round == number
         ):
@@ -183,13 +188,6 @@ class Home:
                 self.disconnect()
             raise Settled(self._job, number, message)
         return message
-
-    @staticmethod
-    def _from_home(home: Stream) -> cm.ToClient:
-        try:
-            return home.receive()
-        except OSError as error:
-            raise HomeLost(f"the connection home broke: {error}") from error
 
     def hear(self, stream: Stream) -> None:
         """Note what has come already, without waiting."""

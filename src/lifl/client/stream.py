@@ -232,19 +232,20 @@ class Stream:
 
     def receive(self) -> cm.ToClient:
         """Wait for the next frame and return its message; the answers to its questions are the watch's."""
-        while (message := self._next()) is None:
+        while (message := self.take()) is None:
             pass
         return message
 
     def pending(self) -> cm.ToClient | None:
         """Return the next message if it has come, or part of it; None when nothing is to be received."""
         while self.has_come():
-            message = self._next()
+            message = self.take()
             if message is not None:
                 return message
         return None
 
-    def _next(self) -> cm.ToClient | None:
+    def take(self) -> cm.ToClient | None:
+        """Wait for the next frame and return its message; None for an answer to the watch's question."""
         while (message := self._decoder.next_message()) is None:
             data = self._patiently(self._receive_some)
             if not data:
