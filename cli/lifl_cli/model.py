@@ -49,6 +49,8 @@ def _copy(source: Path, target: Path, digest: str = "") -> None:
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     found = StreamChecksum()
     try:
+        if source.exists() and not source.is_file():  # a pipe would be waited for
+            raise ResourceFault(f"{source}, where the model was, is no file any more")
         try:
             with source.open("rb") as read, partial.open("wb") as written:
                 while piece := read.read(COPY_BYTES):

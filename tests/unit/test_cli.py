@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import socket
 import subprocess
 import threading
@@ -471,3 +472,9 @@ def test_the_node_config_shows_every_key_with_its_default() -> None:
     table = config_file.read_toml(str(CONFIGS / "node.toml"))
     assert set(table) == set(up.NODE_FLAGS)
     assert parse_node(table) == NodeConfig()
+
+
+def test_what_is_no_file_any_more_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "round-00001.safetensors")
+    with pytest.raises(ResourceFault, match="is no file any more"):
+        model._copy(tmp_path / "round-00001.safetensors", tmp_path / "copy")
