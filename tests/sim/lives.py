@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sim_arena import PAGE_BYTES
+from sim_checks import Broken
 from sim_jobs import JobPlan, SimJob
 from simulator import Cluster
 
@@ -67,7 +68,7 @@ def live(seed: int, hosts: int) -> Cluster:
     cluster = make(seed, hosts)
     try:
         cluster.run(STEPS)
-    except Exception as error:
+    except (Exception, Broken) as error:
         files = ", ".join(map(str, write_recordings(cluster)))
         again = f"`make sim SEED={seed} HOSTS={hosts}` tells how it came"
         raise AssertionError(f"seed {seed} on {hosts} hosts: {error!r}; {again}; recordings: {files}") from error

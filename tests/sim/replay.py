@@ -22,6 +22,7 @@ from typing import Any
 
 import msgspec
 from lives import STEPS, make
+from sim_checks import Broken
 from sim_faults import Faults
 from sim_host import Host
 from sim_lives import Lives
@@ -114,7 +115,7 @@ def tell_life(seed: int, hosts: int) -> int:
     cluster = make(seed, hosts)
     try:
         cluster.run(STEPS)
-    except Exception:  # noqa: BLE001 - whatever it is, it is the end of the tale
+    except (Exception, Broken):  # noqa: BLE001 - whatever it is, it is the end of the tale
         traceback.print_exc(file=sys.stdout)
         print(f"seed {seed} on {hosts} hosts: broken at {cluster.now:.3f} s")
         return 1

@@ -28,8 +28,11 @@ CHECKS = {
 }
 
 
-class Broken(AssertionError):
-    """A life in which something does not hold; `name` is that of the check."""
+class Broken(BaseException):
+    """A life in which something does not hold; `name` is that of the check.
+
+    No `Exception`: the engine lays those to a job, and goes on.
+    """
 
     def __init__(self, name: str, text: str) -> None:
         super().__init__(f"{name}: {text}; yet {CHECKS[name]}")
