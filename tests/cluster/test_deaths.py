@@ -6,30 +6,17 @@ several leaves; the coordinator has the top.  Some updates are in when it happen
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import count
 
 import pytest
 from fleet import OneHot, gated, seeded, submit, until
-from netns import Cluster, Keeper, kept
+from netns import Cluster
 
 N = 9
 NUMBERS = count(1)
 SPREAD = {"aggregation__placement": "worst-fit", "selection__attempts": 1}
 ROLES = {"leaf": {"aggregation__fan_in": 16}, "middle": {"aggregation__fan_in": 1, "aggregation__middle_fan_in": 2}}
-
-
-@pytest.fixture(scope="module")
-def keeper() -> Iterator[Keeper]:
-    with kept(3, "--redirector", "unix") as made:
-        yield made
-
-
-@pytest.fixture
-def three(keeper: Keeper, request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    with keeper.whole(lambda: request.session.testsfailed) as made:
-        yield made
 
 
 @pytest.fixture

@@ -6,11 +6,9 @@ comes to.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from gaps import FAULTS, measure
-from netns import Cluster, Keeper, kept
+from netns import Cluster
 
 GAP_MAX_S = 60.0
 FELT = [
@@ -20,18 +18,6 @@ FELT = [
     "cut off from clients",
     "cut off from the other nodes",
 ]
-
-
-@pytest.fixture(scope="module")
-def keeper() -> Iterator[Keeper]:
-    with kept(3, "--redirector", "unix") as made:
-        yield made
-
-
-@pytest.fixture
-def three(keeper: Keeper, request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    with keeper.whole(lambda: request.session.testsfailed) as made:
-        yield made
 
 
 @pytest.mark.parametrize("number", range(len(FELT)), ids=[name.replace("`", "").replace(" ", "-") for name in FELT])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import msgspec
 import pytest
 from fleet import until
-from netns import Cluster, Keeper, cluster, kept
+from netns import Cluster, cluster
 from nodes import run_lifl
 
 from lifl.core.limits import GREETING_BYTES_MAX
@@ -17,18 +16,6 @@ from lifl.core.protocol.cluster import PEER_VERSION, PeerHello
 from lifl.core.protocol.frames import encode
 
 TRIES_MAX = 10
-
-
-@pytest.fixture(scope="module")
-def keeper() -> Iterator[Keeper]:
-    with kept(3, "--redirector", "unix") as made:
-        yield made
-
-
-@pytest.fixture
-def three(keeper: Keeper, request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    with keeper.whole(lambda: request.session.testsfailed) as made:
-        yield made
 
 
 def test_all_nodes_know_all_and_one_coordinates(three: Cluster) -> None:

@@ -41,12 +41,6 @@ def keeper(stops: Stops) -> Iterator[Keeper]:
         yield made
 
 
-@pytest.fixture
-def three(keeper: Keeper, request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    with keeper.whole(lambda: request.session.testsfailed) as made:
-        yield made
-
-
 @pytest.mark.parametrize("point", POINTS)
 def test_who_comes_there_dies(three: Cluster, stops: Stops, point: str) -> None:
     """In the first round, and all take part again in the second."""

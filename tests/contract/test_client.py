@@ -495,15 +495,18 @@ def test_a_round_that_ends_while_its_model_is_fetched_is_passed_over(node: Stand
     assert stored(node, 2) == as_bytes(update(2))
 
 
+@pytest.mark.parametrize("asked", [gm.WantModel, gm.Admit])
 @pytest.mark.parametrize("code", ["unknown-job", "round-over"])
-def test_a_round_that_is_refused_and_not_over_is_taken_part_in_again(node: StandIn, code: str) -> None:
+def test_a_round_that_is_refused_and_not_over_is_taken_part_in_again(
+    node: StandIn, code: str, asked: type[Message]
+) -> None:
     """A gateway that has just begun does not know the job yet: nobody else would send what this client trains."""
     answer, refused = node._answer, []
 
     def refuse_first(message: gm.FromGateway) -> None:
-        if isinstance(message, gm.WantModel) and not refused:
-            refused.append(message.conn)
-            node.deliver(message.conn, cm.Refusal(code, "job", "it is not here", "digits", 1))
+        if isinstance(message, asked) and not refused:
+            refused.append(message)
+            node.deliver(message.conn, cm.Refusal(code, "job", "it is not here", "digits", 1))  # type: ignore[attr-defined]
         else:
             answer(message)
 
@@ -513,24 +516,6 @@ def test_a_round_that_is_refused_and_not_over_is_taken_part_in_again(node: Stand
     five_lines(node, lambda model: (trained.append(model) or update(1), 1, 0.5))  # type: ignore[func-returns-value]
     assert refused and len(trained) == 1
     assert node.count(gm.ClientJoined) == 2
-    assert stored(node, 1) == as_bytes(update(1))
-
-
-def test_an_update_that_is_refused_though_its_round_is_not_over_is_sent_again(node: StandIn) -> None:
-    admit, refused = node._admit, []
-
-    def refuse_first(message: gm.Admit) -> None:
-        if refused:
-            admit(message)
-            return
-        refused.append(message.conn)
-        node.deliver(message.conn, cm.Refusal("unknown-job", "job", "it is not here", "digits", 1))
-
-    node._admit = refuse_first  # type: ignore[method-assign]
-    node.react = lambda message: play(node, message, 1)
-    trained = []
-    five_lines(node, lambda model: (trained.append(model) or update(1), 1, 0.5))  # type: ignore[func-returns-value]
-    assert refused and len(trained) == 1
     assert stored(node, 1) == as_bytes(update(1))
 
 

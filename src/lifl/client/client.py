@@ -237,7 +237,7 @@ class Client:
 
         A gateway that has just begun may not know the job yet, nor its node the round's model.
         """
-        if number in self._books.fates or self._books.is_job_over():
+        if self._books.is_settled(number) or self._books.events:
             return
         self._pause(ASK_AGAIN_S)
         self._home.retrying(self._home.hear)

@@ -119,11 +119,6 @@ class Home:
         """The address of the node that the client is at, or tries next."""
         return self._nodes[0]
 
-    @property
-    def client(self) -> str:
-        """The client's name."""
-        return self._client
-
     def others(self) -> list[str]:
         """Return the addresses to go to when this node is silent."""
         return list(self._nodes)[1:]

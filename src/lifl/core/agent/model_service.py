@@ -39,7 +39,8 @@ class ModelService:
             return
         self._turn.touch(replica.spec.number)
         replica.slot.wanting[event.conn] = event.round
-        replica.slot.serve()
+        with self._turn.share(replica.spec.number):
+            replica.slot.serve()
 
     def _refuse(self, conn: int, job: str, round_: int) -> None:
         text = f"the model of round {round_} is not here any more; wait for the next selection"
@@ -67,7 +68,8 @@ class ModelService:
         replica = next((each for each in self._replicas.values() if each.slot.fetching == key), None)
         if replica is None:
             raise RemoteFault(f"the gateway speaks of {key}, which is not being fetched")
-        replica.fetched(event.error, event.received_bytes)
+        with self._turn.share(replica.spec.number):
+            replica.fetched(event.error, event.received_bytes)
         if replica.wants_model:
             self._retry_at_s = self._turn.now + FETCH_RETRY_S
 

@@ -72,11 +72,12 @@ class PartialTransfers:
         """Take a sealed partial into the top, if it still wants it."""
         replica, top, number = self._coming.pop(key)
         epoch = top.branch.epoch
-        if replica.top_of(epoch) is top and replica.arrived(top, number, key, received_bytes):
-            self._tell(conn, cm.Accepted(replica.spec.name, round_of(epoch)))
-        else:
-            self._quota.free(key)
-            self._refuse(conn, "the round goes on without that partial")
+        with self._turn.share(replica.spec.number):
+            if replica.top_of(epoch) is top and replica.arrived(top, number, key, received_bytes):
+                self._tell(conn, cm.Accepted(replica.spec.name, round_of(epoch)))
+            else:
+                self._quota.free(key)
+                self._refuse(conn, "the round goes on without that partial")
 
     def aborted(self, key: Key) -> None:
         """Free the slot of a partial that will not come."""

@@ -83,13 +83,14 @@ class Uploads:
             if replica is not None:  # else it was refused when that was closed
                 self._refuse(order, replica.spec.name)
             return True
-        try:
-            key, packed = runner.admit(order)
-        except ArenaFull:
-            return False
-        self._in_flight[key] = runner
-        self._turn.emit(gm.Granted(order.conn, key.pack(), packed))
-        runner.prepare()
+        with self._turn.share(runner.job):
+            try:
+                key, packed = runner.admit(order)
+            except ArenaFull:
+                return False
+            self._in_flight[key] = runner
+            self._turn.emit(gm.Granted(order.conn, key.pack(), packed))
+            runner.prepare()
         return True
 
     def _refuse(self, order: o.Grant, job: str) -> None:
@@ -165,7 +166,9 @@ class Uploads:
 
     def aborted(self, key: Key, writing: bool) -> None:
         """Give up an update that will not come; its client may be `writing` to the slot still."""
-        self._landed(key).aborted(key)
+        runner = self._landed(key)
+        with self._turn.share(runner.job):
+            runner.aborted(key)
         self._free(key, writing)
 
     def progress(self, event: gm.Progress) -> None:
@@ -189,7 +192,8 @@ class Uploads:
         self._lines.clear()
         for key, runner in list(self._in_flight.items()):
             direct = runner.branch.in_flight[key].direct
-            runner.aborted(key)
+            with self._turn.share(runner.job):
+                runner.aborted(key)
             self._free(key, writing=direct and not self._quota.sealed(key))
         self._in_flight.clear()
 

@@ -157,8 +157,11 @@ class Coordinator:
     def _client_declined(self, node: int, event: gm.ClientDeclined) -> None:
         """Have another client selected in the place of one that takes no part in a round, if that is its own word."""
         job, here = self.jobs.get(event.job), Connection(node, event.conn)
-        if job is not None and job.present.get(event.client) == here and job.selection.decline(job.round, event):
-            job.runner.try_open()
+        if job is None or job.present.get(event.client) != here:
+            return
+        with self._turn.share(job.spec.number):
+            if job.selection.decline(job.round, event):
+                job.runner.try_open()
 
     def _gateway_lost(self, node: int, _event: gm.GatewayLost | None = None) -> None:
         """Note that all connections of a node's gateway have ended."""

@@ -1,0 +1,20 @@
+"""Three nodes for the tests of a file; those that a test leaves broken are made anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from netns import Cluster, Keeper, kept
+
+
+@pytest.fixture(scope="module")
+def keeper() -> Iterator[Keeper]:
+    with kept(3, "--redirector", "unix") as made:
+        yield made
+
+
+@pytest.fixture
+def three(keeper: Keeper, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    with keeper.whole(lambda: request.session.testsfailed) as made:
+        yield made
