@@ -42,7 +42,7 @@ class StandIn:
         self.unix = str(Path(self.folder.name) / "gateway.sock")
         name = f"/lifl-test-{os.getpid()}-{os.urandom(4).hex()}"
         self.arena = OwnedArena.create(name, arena_bytes, 7, entries=64)
-        self.said: list[Message] = []
+        self._said: list[Message] = []
         self.changed = threading.Condition()
         self.jobs: dict[str, tuple[int, Layout]] = {}
         self.options: dict[str, dict[str, object]] = {}
@@ -77,7 +77,7 @@ class StandIn:
             stderr=subprocess.PIPE,
         )
         theirs.close()
-        self.said = [message for message in self.said if not isinstance(message, gm.GatewayReady)]
+        self._said = [message for message in self.said if not isinstance(message, gm.GatewayReady)]
         self.thread = threading.Thread(target=self._serve, daemon=True)
         self.thread.start()
         assert self.wait_for(gm.GatewayReady).listen == (self.tcp,)
@@ -123,6 +123,12 @@ class StandIn:
         selected = cm.Selected(job, number, 60.0, (), layout.data_bytes)
         self.send(gm.TellClient(self.conns[client], cm.packed(selected), job))
 
+    @property
+    def said(self) -> list[Message]:
+        """What the gateway has said; what was answered is there."""
+        with self.changed:
+            return list(self._said)
+
     def wait_for(self, kind: type, count: int = 1):  # type: ignore[no-untyped-def]
         """The `count`-th message of `kind`."""
 
@@ -147,7 +153,7 @@ class StandIn:
             while (message := decoder.next_message()) is not None:
                 with self.changed:
                     self._answer(message)
-                    self.said.append(message)
+                    self._said.append(message)
                     self.changed.notify_all()
                     self.react(message)
 
