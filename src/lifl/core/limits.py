@@ -14,6 +14,8 @@ TEXT_CHARS_MAX = 4096
 WORD_CHARS_MAX = 64
 """A code, a status, a role."""
 SECRET_CHARS_MAX = 64
+IDENTITY_URI_CHARS_MAX = 300
+"""An identity in a certificate: cluster, role and name, which is percent-encoded."""
 KNOWN_WORDS_MAX = 8
 KNOWN_WORD_CHARS_MAX = 32
 """Words with which a peer or a client says what it knows beyond version 1."""

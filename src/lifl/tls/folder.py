@@ -1,0 +1,134 @@
+"""An identity on a disk: a folder of its user's alone, with the key that never leaves it.
+
+``ca.pem``    whom to trust: one CA's certificate or several, the old and the new one side by side
+``cert.pem``  the own certificate, and those between it and the CA if there are any
+``key.pem``   its key (0600, in a folder of 0700)
+
+A node's is in its state folder, a client's or operator's where `user_folder` says.  `save` puts each file in place at
+once; where two of them change together, who reads in between finds a pair that does not match, and keeps what it had
+(`contexts.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from lifl.core.errors import ResourceFault
+
+CA, CERTIFICATE, KEY = "ca.pem", "cert.pem", "key.pem"
+VARIABLE = "LIFL_IDENTITY"
+"""Names the identity folder of who has no other."""
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+class IdentityFiles(NamedTuple):
+    """The files of an identity that is whole."""
+
+    folder: Path
+    ca: Path
+    certificate: Path
+    key: Path
+
+    def stamp(self) -> tuple[tuple[int, int, int], ...]:
+        """Return what changes when one of them does.  Raise `OSError`."""
+        found = [path.stat() for path in self[1:]]
+        return tuple((each.st_ino, each.st_size, each.st_mtime_ns) for each in found)
+
+
+def node_folder(state: Path) -> Path:
+    """Return where the identity of the node with this state folder lies."""
+    return state / "identity"
+
+
+def user_folder(address: str, given: str | os.PathLike[str] | None = None) -> Path:
+    """Return where a client's or operator's identity at `address` (HOST:PORT) lies: as given, or said, or usual.
+
+    Raise `ResourceFault` when there is no home folder to look in.
+    """
+    if chosen := given or os.environ.get(VARIABLE):
+        return _expanded(Path(chosen))
+    host, _, port = address.rpartition(":")
+    return _expanded(Path("~/.config/lifl/identities")) / f"{host.strip('[]')}_{port}"
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except (RuntimeError, OSError) as error:
+        raise ResourceFault(f"identity folder {path} cannot be found: {error}; give an absolute path") from error
+
+
+def load(folder: Path) -> IdentityFiles | None:
+    """Return the files of an identity; None when there is neither certificate nor key.
+
+    Raise `ResourceFault`, with the remedy, when a part is missing, or when others may read the key.
+    """
+    files = IdentityFiles(folder, folder / CA, folder / CERTIFICATE, folder / KEY)
+    try:
+        missing = [path.name for path in files[1:] if _is_missing(path)]
+        if {CERTIFICATE, KEY} <= set(missing):
+            return None
+        if missing:
+            raise ResourceFault(
+                f"identity folder {folder} has no {' and no '.join(missing)}: an identity is {CA}, {CERTIFICATE} and "
+                f"{KEY}; put it there, or remove the folder and enroll again"
+            )
+        for path in (folder, files.key):
+            _check_private(path)
+    except OSError as error:
+        raise ResourceFault(
+            f"identity folder {folder} cannot be read: {error.strerror}; it must be its user's own"
+        ) from error
+    return files
+
+
+def _is_missing(path: Path) -> bool:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    return False
+
+
+def _check_private(path: Path) -> None:
+    found = path.stat()
+    if found.st_uid not in (os.geteuid(), 0):
+        raise ResourceFault(f"{path} belongs to another user (uid {found.st_uid}): an identity is its user's own")
+    if mode := stat.S_IMODE(found.st_mode) & _OTHERS:
+        wanted = "700" if stat.S_ISDIR(found.st_mode) else "600"
+        raise ResourceFault(
+            f"{path} has mode {stat.S_IMODE(found.st_mode):04o}, which lets other users in ({mode:03o}): "
+            f"whoever reads a key is who it stands for; close it with `chmod {wanted} {path}`"
+        )
+
+
+def save(folder: Path, *, ca: bytes | None = None, certificate: bytes | None = None, key: bytes | None = None) -> None:
+    """Write what is given (PEM), each at once and synced to the disk; the folder is made.  Raise `OSError`."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    folder.chmod(0o700)
+    for name, data in ((CA, ca), (KEY, key), (CERTIFICATE, certificate)):
+        if data is not None:
+            _replace(folder / name, data)
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    fd, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # 0600
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise

@@ -1,0 +1,80 @@
+"""An identity folder: whole, none, or a clear error; its user's alone; replaced at once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lifl.core.errors import ResourceFault
+from lifl.tls.folder import load, node_folder, save, user_folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save(tmp_path / "identity", ca=b"ca", certificate=b"certificate", key=b"key")
+    return tmp_path / "identity"
+
+
+def test_what_is_saved_is_its_users_alone(folder: Path) -> None:
+    files = load(folder)
+    assert files is not None
+    assert [path.read_bytes() for path in files[1:]] == [b"ca", b"certificate", b"key"]
+    assert [path.stat().st_mode & 0o777 for path in (folder, *files[1:])] == [0o700, 0o600, 0o600, 0o600]
+    assert sorted(os.listdir(folder)) == ["ca.pem", "cert.pem", "key.pem"]
+
+
+def test_one_file_is_replaced_and_the_others_stay(folder: Path) -> None:
+    files = load(folder)
+    assert files is not None
+    before = files.stamp()
+    save(folder, certificate=b"renewed")
+    after = files.stamp()
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True]
+    assert files.certificate.read_bytes() == b"renewed"
+
+
+def test_none_is_no_error(tmp_path: Path) -> None:
+    assert load(tmp_path / "none") is None
+    save(tmp_path / "joins", ca=b"ca")
+    assert load(tmp_path / "joins") is None
+
+
+@pytest.mark.parametrize("missing", ["ca.pem", "cert.pem", "key.pem"])
+def test_a_part_that_is_missing_is_named(folder: Path, missing: str) -> None:
+    (folder / missing).unlink()
+    with pytest.raises(ResourceFault, match=f"has no {missing}"):
+        load(folder)
+
+
+@pytest.mark.parametrize(("part", "mode", "remedy"), [("", 0o750, "chmod 700"), ("key.pem", 0o640, "chmod 600")])
+def test_what_others_may_read_is_refused_with_the_remedy(folder: Path, part: str, mode: int, remedy: str) -> None:
+    (folder / part).chmod(mode)
+    with pytest.raises(ResourceFault, match=f"{remedy} "):
+        load(folder)
+
+
+@pytest.mark.parametrize("part", ["", "key.pem"])
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: gives a file to another user")
+def test_anothers_is_refused(folder: Path, part: str) -> None:
+    os.chown(folder / part, 65534, 65534)
+    with pytest.raises(ResourceFault, match="belongs to another user"):
+        load(folder)
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResourceFault, match="cannot be read"):
+        load(tmp_path / "file")
+
+
+def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("LIFL_IDENTITY", raising=False)
+    assert node_folder(tmp_path) == tmp_path / "identity"
+    assert user_folder("node-a:7433") == tmp_path / ".config/lifl/identities/node-a_7433"
+    assert user_folder("[fd00::1]:7433") == tmp_path / ".config/lifl/identities/fd00::1_7433"
+    monkeypatch.setenv("LIFL_IDENTITY", "~/mine")
+    assert user_folder("node-a:7433") == tmp_path / "mine"
+    assert user_folder("node-a:7433", "/given") == Path("/given")
