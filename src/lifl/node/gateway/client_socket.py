@@ -10,15 +10,13 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import struct
 from collections.abc import Callable
 
 from lifl.core import limits
 from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.node.gateway.body_moves import STALL_BYTES, Movers, Receive, Send, move
 from lifl.node.gateway.read_waiter import ReadWaiter
-
-_CREDENTIALS = struct.Struct("3i")
+from lifl.node.who import peer_uid, who_is
 
 
 class ClientSocket:
@@ -28,6 +26,7 @@ class ClientSocket:
         self, sock: socket.socket, movers: Movers, read_waiter: ReadWaiter, on_shut: Callable[[], None]
     ) -> None:
         self.sock = sock
+        self.who = who_is(sock)
         self.is_shut = False
         self.ended = asyncio.Event()
         """Set when it is shut, for who waits for something else."""
@@ -61,9 +60,7 @@ class ClientSocket:
         """Return whether the peer is a process of this machine that may do what this one may."""
         if self.sock.family != socket.AF_UNIX:
             return False
-        credentials = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        _pid, uid, _gid = _CREDENTIALS.unpack(credentials)
-        return uid in (0, os.geteuid())
+        return peer_uid(self.sock) in (0, os.geteuid())
 
     async def move(self, body: Receive | Send, stall_s: float) -> None:
         """Have a body moved; a small one is received here, as soon as it is all there: no other thread is woken."""
