@@ -35,8 +35,13 @@ NODE_FLAGS = {
     "wait_queue_max": "Updates of one job that may wait for room in the arena; more are told BUSY.",
     "control": "The HOST:PORT at which other nodes reach this one.",
     "join": "Join the cluster of the node whose control address is this HOST:PORT.",
+    "token_file": "The file with the token by which a node joins that has no identity yet; - is standard input.",
+    "ca_cert": "The cluster's authority, if it is not to be made: certificate, and those above it.",
+    "ca_key": "The key of --ca-cert.",
     "insecure": "Listen beyond loopback although nothing is encrypted.",
 }
+PATH_KEYS = ("token_file", "ca_cert", "ca_key")
+"""Keys whose paths are relative to the config's folder, or as flags to the working folder."""
 LOG_TAIL_LINES = 5
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -94,6 +99,10 @@ def _node_config(path: str | None, state_dir: str | None, flags: dict[str, Any])
         table["state_dir"] = str(absolute(DEFAULT_STATE_DIR))
     elif path and isinstance(table["state_dir"], str):
         table["state_dir"] = str(absolute(table["state_dir"], absolute(path).parent))
+    for key in PATH_KEYS:
+        if isinstance(table.get(key), str) and table[key] not in ("", "-"):
+            given = flags.get(key) is not None
+            table[key] = str(absolute(table[key], None if given or not path else absolute(path).parent))
     return parse_node(table)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +40,11 @@ def seconds_text(seconds: float | None) -> str:
     if minutes < 120:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def time_text(unix_s: float) -> str:
+    """Return a moment, in the machine's time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(unix_s))
 
 
 def metrics_text(metrics: Mapping[str, float] | None) -> str:

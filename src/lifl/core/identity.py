@@ -2,8 +2,8 @@
 
 It stands in the certificate as one URI among the subject's alternative names, ``lifl://CLUSTER/ROLE/NAME``, with the
 name percent-encoded: letters, digits and ``-._~`` stand for themselves.  Each identity has one such text, so that two
-that differ are two identities.  A certificate with none of these URIs, or with two, is nobody's here; URIs of other
-schemes are not minded.
+that differ are two identities.  A certificate with none of these URIs, or with two, is nobody's here.  A client's may
+be limited to jobs: it has ``lifl-job:NAME`` besides, for each.  URIs of other schemes are not minded.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ ClusterName = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MA
 CLUSTER_NAME_RULE = f"small letters, digits and .- , a letter or digit first, at most {NAME_CHARS_MAX}"
 
 _PREFIX = "lifl://"
+_JOB_PREFIX = "lifl-job:"
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -79,6 +80,20 @@ def identity_of(uris: Iterable[str]) -> tuple[str, Identity]:
         text = "no identity of LIFL" if not ours else f"{len(ours)} identities of LIFL"
         raise RemoteFault(f"a certificate has {text} among its alternative names; it must have one: {_PREFIX}...")
     return parse_uri(ours[0])
+
+
+def job_uri(job: str) -> str:
+    """Return the URI that limits a client's certificate to a job; it may have several."""
+    return f"{_JOB_PREFIX}{quote(job, safe='')}"
+
+
+def jobs_of(uris: Iterable[str]) -> tuple[str, ...]:
+    """Return the jobs that a certificate is limited to; none: it is not.  Raise `RemoteFault` when it names no job."""
+    found = [uri[len(_JOB_PREFIX) :] for uri in uris if uri.lower().startswith(_JOB_PREFIX)]
+    try:
+        return msgspec.convert([unquote(job, errors="strict") for job in found], type=tuple[Name, ...])
+    except (msgspec.ValidationError, UnicodeDecodeError) as error:
+        raise RemoteFault(f"a certificate is limited to what is no job: {error}") from None
 
 
 def _parts(cluster: str, role: str, name: str) -> _Parts:

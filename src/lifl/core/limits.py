@@ -16,8 +16,6 @@ WORD_CHARS_MAX = 64
 SECRET_CHARS_MAX = 64
 IDENTITY_URI_CHARS_MAX = 300
 """An identity in a certificate: cluster, role and name, which is percent-encoded."""
-WHO_CHARS_MAX = 128
-"""Who is at the other end of a connection: a role and a name, an account of this machine, or an address."""
 KNOWN_WORDS_MAX = 8
 KNOWN_WORD_CHARS_MAX = 32
 """Words with which a peer or a client says what it knows beyond version 1."""
@@ -188,27 +186,36 @@ STATUS_ROUNDS = 100
 MODEL_HEADER_BYTES_MAX = 32 * 1024 * 1024
 """The header of a safetensors file."""
 
-# ---- the audit log ---------------------------------------------------------------------------------------------------
+# ---- who may come in -------------------------------------------------------------------------------------------------
 
-AUDIT_FILE_BYTES_MAX = 4 * 1024 * 1024
-"""A file of the log that is longer is followed by the next one."""
-AUDIT_FILES_MAX = 16
-"""Files of the log that are kept, the newest ones."""
-AUDIT_LINE_BYTES_MAX = 16 * 1024
-AUDIT_TEXT_CHARS_MAX = 300
-"""Of one field of a line; a character takes at most 6 bytes there."""
-AUDIT_FIELDS_MAX = 6
-"""What one line tells beside who, when, what and a text."""
-AUDIT_WAITING_MAX = 10_000
-"""Notes that wait for the disk; those beyond are counted, and a line says how many."""
-AUDIT_WINDOW_S = 300.0
-"""How long equal notes are counted before that is written."""
-AUDIT_REFUSALS_MAX = 64
-"""Refusals that differ, within that time: those beyond are counted together."""
-AUDIT_JOINS_MAX = 10_000
-"""The same for clients that ask to take part: as many as a round can have."""
-AUDIT_RETRY_S = 1.0
-"""After how long what the disk did not take is tried again; each further wait is twice as long."""
-AUDIT_RETRY_S_MAX = 30.0
-AUDIT_SHOWN = 50
-"""Lines that `lifl audit` shows when it is not told how many."""
+TOKENS_MAX = 1_000
+"""Tokens of one cluster that are neither used up, expired nor revoked."""
+TOKEN_USES_MAX = 10_000
+TOKEN_TTL_S_MAX = 30 * 24 * 3600.0
+TOKEN_CHARS_MAX = 256
+"""The one line of a token; a file with one has no more than that, and blanks."""
+JOBS_OF_TOKEN_MAX = 16
+"""Jobs that a client's token, and so its certificate, is limited to."""
+CERTIFICATES_MAX = 65_536
+"""Certificates of one cluster that have not expired: 10,000 clients have two each around a renewal."""
+REVOKED_MAX = 4_096
+"""Revocations that every node keeps; each ends with the certificate that it is about."""
+REQUEST_BYTES_MAX = 1_024
+"""A certificate signing request (DER): with all that goes with it it fits a greeting."""
+CHAIN_BYTES_MAX = 48 * 1024
+"""Certificates (PEM) that are told to who joins."""
+ENROLLED_BYTES_MAX = 128 * 1024
+"""The frame with which who joins is told its certificate and those that it is to trust."""
+HOSTS_MAX = 16
+"""Names and addresses of a node in its certificate."""
+HOST_CHARS_MAX = 128
+CERTIFICATE_LIFETIME_S = 30 * 24 * 3600.0
+CLOCK_SKEW_S = 300.0
+"""How far a clock may be behind that of who issues certificates: so much earlier they begin."""
+KEY_AGE_S_MAX = 90 * 24 * 3600.0
+"""For so long may one key be certified again and again."""
+GUESSES_MAX = 10
+"""Wrong tokens from one source (an IPv4 address, an IPv6 network of 64 bits) within `GUESS_WINDOW_S`."""
+GUESS_WINDOW_S = 60.0
+GUESS_SOURCES_MAX = 4_096
+"""Sources of wrong tokens that are remembered, those of the latest."""

@@ -1,7 +1,8 @@
 """The daemon's door for the command line: frames over an AF_UNIX socket in the state folder.
 
 One request, one answer; who follows a job gets its events after that.  The folder is the user's alone (0700), so is
-the socket (0600).
+the socket (0600), and the kernel is asked who comes: the owner is an operator.  Each request is an action of the policy
+(`core/trust/policy.py`).
 """
 
 from __future__ import annotations
@@ -14,43 +15,49 @@ from pathlib import Path
 from typing import Any
 
 from lifl.core.errors import Impossible, LiflError, Refused
+from lifl.core.identity import Identity
 from lifl.core.limits import CLI_CONNECTIONS_MAX, TEXT_CHARS_MAX
 from lifl.core.protocol import cli as om
 from lifl.core.protocol import client as cm
-from lifl.node.audit_log import AuditLog
+from lifl.core.trust.policy import check
 from lifl.node.link import Link
 from lifl.node.listening import Listening
-from lifl.node.who import who_is
+from lifl.node.peer_user import is_same_user
 
 log = logging.getLogger("lifl.cli_server")
+
+
+OWNER = Identity("operator", "owner")
+"""Who comes by the socket in the state folder."""
 
 
 class CliServer:
     """Listens on `path`; `handle(request, link)` returns the answer's result or raises `LiflError`."""
 
-    def __init__(self, path: Path, handle: Callable[[Any, Link], dict[str, Any]], audit: AuditLog) -> None:
+    def __init__(self, path: Path, handle: Callable[[Any, Link], dict[str, Any]]) -> None:
         self.path = path
         self._handle = handle
-        self._audit = audit
-        self._links: dict[Link, str] = {}  # each with who is at its other end
+        self._links: set[Link] = set()
         self._followers: dict[str, set[Link]] = {}
         self._listening = Listening("cli", listen_unix(path), self._taken)
 
     def _taken(self, sock: socket.socket, _where: Any) -> None:
-        if len(self._links) >= CLI_CONNECTIONS_MAX:
+        if len(self._links) >= CLI_CONNECTIONS_MAX or not is_same_user(sock):
             sock.close()
             return
-        who = who_is(sock)
-        links: list[Link] = []
-        link = Link(sock, om.FromCli, lambda message: self._answer(message, links[0]), lambda _e: self._gone(links[0]))
-        links.append(link)
-        self._links[link] = who
+        self._serve(sock, OWNER)
 
-    def _answer(self, message: Any, link: Link) -> None:
+    def _serve(self, sock: socket.socket, who: Identity) -> None:
+        link: Link = Link(
+            sock, om.FromCli, lambda message: self._answer(message, link, who), lambda _error: self._gone(link)
+        )
+        self._links.add(link)
+
+    def _answer(self, message: Any, link: Link, who: Identity) -> None:
         try:
+            check(who, om.ACTION_OF[type(message)])
             link.send(om.Answer(self._handle(message, link)))
         except Refused as refused:
-            self._refused(message, link, refused)
             link.send(cm.Refusal(refused.code, refused.field, refused.text[:TEXT_CHARS_MAX]))
         except Impossible:
             raise  # the node is of no use any more
@@ -61,18 +68,10 @@ class CliServer:
             text = f"{type(message).__name__} failed: {type(error).__name__}: {error}; lifld's log tells more"
             link.send(cm.Refusal("failed", "", text[:TEXT_CHARS_MAX]))
 
-    def _refused(self, message: Any, link: Link, refused: Refused) -> None:
-        name, where = type(message).__name__, refused.field
-        self._audit.note("cli.refused", self.who(link), refused.text, request=name, code=refused.code, field=where)
-
     def _gone(self, link: Link) -> None:
-        self._links.pop(link, None)
+        self._links.discard(link)
         for followers in self._followers.values():
             followers.discard(link)
-
-    def who(self, link: Link) -> str:
-        """Return who is at the other end of a connection."""
-        return self._links.get(link, "gone")
 
     def follow(self, job: str, link: Link) -> None:
         """Send the link the job's events from now on."""

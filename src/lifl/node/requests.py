@@ -22,7 +22,7 @@ from lifl.core.planning.treatment import check_patterns, treatment_lines
 from lifl.core.protocol import cli as om
 from lifl.core.schema import Layout, TensorSpec
 from lifl.node import folders, machine, views
-from lifl.node.audit_log import AuditLog
+from lifl.node.authority.requests import CredentialRequests
 from lifl.node.cli_server import CliServer
 from lifl.node.driver import Driver
 from lifl.node.link import Link
@@ -45,16 +45,16 @@ class Requests:
         store: NodeStore,
         cli: CliServer,
         status: NodeStatus,
+        credentials: CredentialRequests,
         folder: Path,
-        audit: AuditLog,
         shut_down: Callable[[], None],
     ) -> None:
-        self._audit = audit
         self._driver = driver
         self._engine = driver.engine
         self._store = store
         self._cli = cli
         self._status = status
+        self._credentials = credentials
         self._folder = folder
         self._shut_down = shut_down
         self.unreadable: dict[str, str] = {}  # jobs that could not be taken up, and why
@@ -69,7 +69,7 @@ class Requests:
             case om.JobStatus():
                 return self._job_status(message)
             case om.CancelJob():
-                return self._cancel(message.job, self._cli.who(link))
+                return self._cancel(message.job)
             case om.ListNodes():
                 return {"nodes": self._status.nodes()}
             case om.PlanJob():
@@ -85,11 +85,11 @@ class Requests:
                 path = write_recording(self._folder, recording)
                 return {"path": str(path), "events": len(recording.entries)}
             case om.Shutdown():
-                self._audit.note("node.down", self._cli.who(link))
                 self._shut_down()
                 return {}
-            case _:
-                raise LocalFault(f"no handler for {type(message).__name__}")
+        if (result := self._credentials.handle(message)) is not None:
+            return result
+        raise LocalFault(f"no handler for {type(message).__name__}")
 
     def _submit(self, message: om.SubmitJob, link: Link) -> dict[str, Any]:
         try:
@@ -113,7 +113,6 @@ class Requests:
             self._cli.unfollow(name, link)
             self._drop(name, number, folder)
             raise
-        self._audit.note("job.submitted", self._cli.who(link), job=name, number=number)
         job = self._engine.jobs[name]
         return {
             "job": name,
@@ -151,19 +150,17 @@ class Requests:
         if self._driver.fault is not None:
             raise Refused("paused", "node", f"the node is paused, try again later: {self._driver.fault}")
 
-    def _cancel(self, job: str, who: str) -> dict[str, Any]:
+    def _cancel(self, job: str) -> dict[str, Any]:
         """End a job, also one that could not be taken up."""
         row = self._row(job)
         self._check_goes_on()
         if row.name in self._engine.jobs:
             self._driver.handle(ev.JobCancelled(row.name))
-            self._audit.note("job.cancelled", who, job=row.name, number=row.number)
             return {"job": row.name, "status": self._engine.jobs[row.name].status}
         if row.status != "running":
             raise Refused("job-over", "job", f"job {row.name!r} is {row.status} already")
         self._store.save_job(row.name, "cancelled", f"cancelled by the user; {self._fault(row)}"[:TEXT_CHARS_MAX])
         self.unreadable.pop(row.name, None)
-        self._audit.note("job.cancelled", who, job=row.name, number=row.number)
         return {"job": row.name, "status": "cancelled"}
 
     def _fault(self, row: AnyJob) -> str:

@@ -11,7 +11,6 @@ import msgspec
 
 from lifl.core.protocol import gateway as gm
 from lifl.node import views
-from lifl.node.audit_log import AuditLog
 from lifl.node.children import Child
 from lifl.node.cluster.bridge import Bridge
 from lifl.node.driver import Driver
@@ -29,7 +28,6 @@ class NodeStatus:
         folder: Path,
         capacity_given: bool,
         warnings: list[str],
-        audit: AuditLog,
         driver: Driver,
         arena: OwnedArena,
         gateway: Child,
@@ -41,7 +39,6 @@ class NodeStatus:
         self._folder = folder
         self._capacity_given = capacity_given
         self.warnings = warnings
-        self._audit = audit
         self._driver = driver
         self._engine = driver.engine
         self._arena = arena
@@ -68,12 +65,16 @@ class NodeStatus:
             "why": self._workers.redirector.why,
             "state_dir": str(self._folder),
             "adopted": adopted,
-            "warnings": [*self.warnings, *filter(None, (str(self._driver.fault or ""), self._audit.fault))],
+            "warnings": [*self.warnings, *([str(self._driver.fault)] if self._driver.fault is not None else [])],
         }
 
     def nodes(self) -> list[dict[str, Any]]:
         """Return the cluster's nodes, the coordinator first; none for a node in no cluster."""
         return self.bridge.rows() if self.bridge is not None else []
+
+    def coordinator(self) -> str:
+        """Return the control address of the coordinator; empty when none is known."""
+        return next((str(row["control"]) for row in self.nodes() if row["coordinator"]), "")
 
     def trees(self) -> dict[int, tuple[dict[str, Any], ...]]:
         """Return the tasks at other nodes, by node."""

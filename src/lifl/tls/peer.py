@@ -6,21 +6,27 @@ import ssl
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lifl.core.identity import Identity, identity_of
+from lifl.core.identity import Identity, identity_of, jobs_of
 
 
 class Peer(NamedTuple):
-    """A verified certificate; `serial` are upper-case hexadecimal digits, without leading zeros."""
+    """A verified certificate; `serial` are upper-case hexadecimal digits, without leading zeros.
+
+    `jobs`: a client's that it is limited to, if there are any.
+    """
 
     cluster: str
     identity: Identity
     serial: str
+    begins_unix_s: float
     expires_unix_s: float
+    jobs: tuple[str, ...] = ()
 
 
 def peer_of(certificate: Mapping[str, Any]) -> Peer:
     """Return what a certificate says, as `getpeercert` tells it.  Raise `RemoteFault` when it is no identity."""
-    names = certificate.get("subjectAltName", ())
-    cluster, identity = identity_of(value for kind, value in names if kind == "URI")
+    uris = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "URI"]
+    cluster, identity = identity_of(uris)
     serial = str(certificate["serialNumber"]).lstrip("0") or "0"
-    return Peer(cluster, identity, serial, float(ssl.cert_time_to_seconds(str(certificate["notAfter"]))))
+    begins, ends = (float(ssl.cert_time_to_seconds(str(certificate[each]))) for each in ("notBefore", "notAfter"))
+    return Peer(cluster, identity, serial, begins, ends, jobs_of(uris))

@@ -32,7 +32,9 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `connections_max` bounds the gateway's connections, `wait_queue_max` the updates of one job that wait for room in
     the arena before others are told BUSY.
     `control` is the HOST:PORT at which other nodes reach this one; with `join`, the control address of any member, the
-    node joins that member's cluster.  Nothing is encrypted, so a node listens beyond loopback only with `insecure`.
+    node joins that member's cluster; with an identity, or else by the token in `token_file`.
+    `ca_cert` and `ca_key` are an authority of the operator's own, for the first node, which else makes one.
+    Nothing is encrypted, so a node listens beyond loopback only with `insecure`.
     """
 
     state_dir: ConfigPath = ""
@@ -46,6 +48,9 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wait_queue_max: Annotated[int, msgspec.Meta(ge=0, le=CONNECTIONS_MAX)] = 1024
     control: Address = ""
     join: Address = ""
+    token_file: ConfigPath = ""
+    ca_cert: ConfigPath = ""
+    ca_key: ConfigPath = ""
     insecure: bool = False
 
 
@@ -65,6 +70,7 @@ def parse_node(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> NodeCo
         split_address(config.join, "join")
     if not config.insecure:
         _check_loopback(config)
+    _check_authority(config)
     if len(config.state_dir.encode()) > STATE_DIR_BYTES_MAX:
         raise ConfigError(
             "state_dir",
@@ -74,10 +80,26 @@ def parse_node(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> NodeCo
     return config
 
 
+def _check_authority(config: NodeConfig) -> None:
+    if bool(config.ca_cert) != bool(config.ca_key):
+        given, missing = ("ca_cert", "ca_key") if config.ca_cert else ("ca_key", "ca_cert")
+        raise ConfigError(missing, f"is missing: an authority is a certificate and its key, and {given} is given")
+    if config.join and config.ca_cert:
+        text = "is for the first node of a cluster; this one joins another's, which has the authority"
+        raise ConfigError("ca_cert", text)
+    if config.token_file and not config.join:
+        raise ConfigError("token_file", "is for a node that joins a cluster: say which one with join (--join)")
+
+
 def beyond_loopback(config: NodeConfig) -> dict[str, str]:
     """Return the addresses on which other machines may reach the node, by their keys."""
     listening = {"listen": config.listen} | ({"control": config.control} if config.control else {})
     return {key: address for key, address in listening.items() if not is_loopback(split_address(address, key)[0])}
+
+
+def secured(config: NodeConfig) -> bool:
+    """Return whether the node shows a certificate, and asks for one: whenever other machines may reach it."""
+    return bool(beyond_loopback(config)) and not config.insecure
 
 
 def _check_loopback(config: NodeConfig) -> None:

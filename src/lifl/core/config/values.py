@@ -31,6 +31,18 @@ def parse_size(text: str, path: str = "") -> int:
     return scaled
 
 
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)")
+_UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+def parse_duration(text: str, path: str = "") -> float:
+    """Return the seconds that a duration such as ``90s``, ``15m``, ``1.5h`` or ``2d`` means.  Raise `ConfigError`."""
+    match = _DURATION.fullmatch(text.strip().lower())
+    if match is None or match[2] not in _UNIT_S:
+        raise ConfigError(path, f"{text!r} is not a duration; write a number with s, m, h or d: 15m")
+    return float(match[1]) * _UNIT_S[match[2]]
+
+
 def can_be_host(text: str) -> bool:
     """Return whether a host may be called so: what is none of a resolver's names makes it raise anything."""
     try:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, get_args
+
+import msgspec
 
 from lifl.core.fields import Count, Integer, Message, Path, StateNames, Word
-from lifl.core.limits import ROUNDS_MAX, STATUS_ROUNDS
+from lifl.core.identity import Role
+from lifl.core.limits import NAME_CHARS_MAX, ROUNDS_MAX, STATUS_ROUNDS, TOKEN_TTL_S_MAX, TOKEN_USES_MAX
 from lifl.core.protocol.client import Refusal
+from lifl.core.trust.enrolment import JobNames, NamePattern
+from lifl.core.trust.policy import Action
 
 # ---- CLI ⇄ lifld -----------------------------------------------------------------------------------------------
 
@@ -97,6 +102,49 @@ class Shutdown(Message, frozen=True):
     """Drain and exit 0: answered by Answer, then EOF when all is gone."""
 
 
+class CreateToken(Message, frozen=True):
+    """Asks for a token: answered by Answer {"token": the one line, "number", "expires_unix_s"}.
+
+    Who has it gets a certificate of `role`, for a name like `pattern`; a client's is for `jobs` alone, if it has any.
+    """
+
+    role: Role
+    pattern: NamePattern = "*"
+    jobs: JobNames = ()
+    uses: Annotated[int, msgspec.Meta(ge=1, le=TOKEN_USES_MAX)] = 1
+    ttl_s: Annotated[float, msgspec.Meta(gt=0, le=TOKEN_TTL_S_MAX)] = 900.0
+
+
+class ListTokens(Message, frozen=True):
+    """Asks for the tokens: answered by Answer {"tokens": [...]}, without their secrets."""
+
+
+class RevokeToken(Message, frozen=True):
+    """Lets nobody in by a token any more; who came by it stays."""
+
+    number: Word
+
+
+class ListCertificates(Message, frozen=True):
+    """Asks for the certificates that have not expired: Answer {"certificates": [...], "more": ...}, as for ListJobs."""
+
+    after: Count = 0
+
+
+class RevokeCertificate(Message, frozen=True):
+    """Revokes a certificate by its serial, or all of a NAME or ROLE/NAME: answered by Answer {"revoked": [...]}."""
+
+    which: Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX + 16)]
+
+
+class RenewCertificate(Message, frozen=True):
+    """Has the node renew its own certificate now: answered by Answer {"expires_unix_s": ...} when it has begun."""
+
+
+class RotateAuthority(Message, frozen=True):
+    """Puts a new authority beside the old one, which stays trusted until all that it issued has expired."""
+
+
 FromCli = (
     SubmitJob
     | ListJobs
@@ -109,7 +157,36 @@ FromCli = (
     | Follow
     | DebugRecord
     | Shutdown
+    | CreateToken
+    | ListTokens
+    | RevokeToken
+    | ListCertificates
+    | RevokeCertificate
+    | RenewCertificate
+    | RotateAuthority
 )
+ACTION_OF: dict[type[Message], Action] = {
+    SubmitJob: Action.SUBMIT_JOB,
+    ListJobs: Action.SEE_JOBS,
+    JobStatus: Action.SEE_JOBS,
+    CancelJob: Action.CANCEL_JOB,
+    Snapshot: Action.SEE_NODES,
+    ListNodes: Action.SEE_NODES,
+    PlanJob: Action.PLAN_JOB,
+    PlansOfRound: Action.SEE_JOBS,
+    Follow: Action.SEE_JOBS,
+    DebugRecord: Action.RECORD,
+    Shutdown: Action.STOP_NODE,
+    CreateToken: Action.MANAGE_TOKENS,
+    ListTokens: Action.MANAGE_TOKENS,
+    RevokeToken: Action.MANAGE_TOKENS,
+    ListCertificates: Action.SEE_CERTIFICATES,
+    RevokeCertificate: Action.MANAGE_CERTIFICATES,
+    RenewCertificate: Action.MANAGE_CERTIFICATES,
+    RotateAuthority: Action.MANAGE_CERTIFICATES,
+}
+"""What each request wants to do; who may is in `trust/policy.py`."""
+assert set(ACTION_OF) == set(get_args(FromCli))
 
 
 class Answer(Message, frozen=True):

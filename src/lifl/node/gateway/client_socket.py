@@ -8,7 +8,6 @@ connection closes the socket.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import Callable
 
@@ -16,7 +15,7 @@ from lifl.core import limits
 from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.node.gateway.body_moves import STALL_BYTES, Movers, Receive, Send, move
 from lifl.node.gateway.read_waiter import ReadWaiter
-from lifl.node.who import peer_uid, who_is
+from lifl.node.peer_user import is_same_user
 
 
 class ClientSocket:
@@ -26,7 +25,6 @@ class ClientSocket:
         self, sock: socket.socket, movers: Movers, read_waiter: ReadWaiter, on_shut: Callable[[], None]
     ) -> None:
         self.sock = sock
-        self.who = who_is(sock)
         self.is_shut = False
         self.ended = asyncio.Event()
         """Set when it is shut, for who waits for something else."""
@@ -58,9 +56,7 @@ class ClientSocket:
 
     def is_same_user(self) -> bool:
         """Return whether the peer is a process of this machine that may do what this one may."""
-        if self.sock.family != socket.AF_UNIX:
-            return False
-        return peer_uid(self.sock) in (0, os.geteuid())
+        return is_same_user(self.sock)
 
     async def move(self, body: Receive | Send, stall_s: float) -> None:
         """Have a body moved; a small one is received here, as soon as it is all there: no other thread is woken."""

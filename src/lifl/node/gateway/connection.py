@@ -38,8 +38,7 @@ from lifl.node.gateway.shared import Shared
 
 log = logging.getLogger("lifl.gateway")
 
-_IS_REFUSAL = b"\xa4type\xa7Refusal"
-"""How a Refusal begins, packed, behind the byte that counts its fields."""
+_REPLACED = cm.REPLACED.encode()
 
 
 class Connection:
@@ -75,11 +74,9 @@ class Connection:
         if is_ack:
             failpoints.hit("gateway.ack.after")
         self._grants.delivered(encoded)
-        if encoded.startswith(_IS_REFUSAL, 1):
+        if len(encoded) <= limits.HELLO_BYTES_MAX and _REPLACED in encoded:
             message = cm.unpacked(msgspec.Raw(encoded))
-            assert isinstance(message, cm.Refusal)
-            self._shared.refusals.note(self._socket.who, self._client, message)
-            if message.code == cm.REPLACED:
+            if isinstance(message, cm.Refusal) and message.code == cm.REPLACED:
                 self._intake.replaced()
 
     def select(self, job: str, encoded: bytes) -> None:
@@ -115,11 +112,11 @@ class Connection:
                 await self._handle(message)
         except RemoteFault as error:
             sock.cut_because = sock.reason(error)
-            self._refuse(cm.Refusal("protocol", "", str(error)[:TEXT_CHARS_MAX]))
+            self._outbox.send(cm.Refusal("protocol", "", str(error)[:TEXT_CHARS_MAX]))
             await self._linger()
         except Refused as refused:
             sock.cut_because = sock.reason(refused)
-            self._refuse(_refusal(refused))
+            self._outbox.send(_refusal(refused))
             await self._linger()
         except (TimeoutError, FrameTooLong) as error:
             sock.cut_because = sock.reason(error)
@@ -138,10 +135,6 @@ class Connection:
                 link.send(gm.Disconnected(self._number, self._client, sock.cut_because))
             if self._client:
                 link.send(gm.ClientLeft(self._number))
-
-    def _refuse(self, refusal: cm.Refusal) -> None:
-        self._shared.refusals.note(self._socket.who, self._client, refusal)
-        self._outbox.send(refusal)
 
     async def _linger(self) -> None:
         """Let the peer read the last frame: closing with unread bytes would reset the connection and lose it."""
@@ -169,7 +162,6 @@ class Connection:
                 " the same version of LIFL on both",
             )
         self._client = hello.client
-        self._shared.link.send(gm.Greeted(self._number, self._socket.who))
         self._reader.greeted = True
         self._digests = cm.DIGESTS in hello.knows
         self._direct = hello.direct and self._socket.is_same_user()
@@ -207,7 +199,7 @@ class Connection:
                     raise RemoteFault(f"a {type(message).__name__} makes no sense here")
         except Refused as refused:
             about = (message.job, message.round) if isinstance(message, cm.Submit | cm.GetModel) else ("", -1)
-            self._refuse(_refusal(refused, *about))
+            self._outbox.send(_refusal(refused, *about))
 
     async def _send_model(self, want: cm.GetModel) -> None:
         grant = await self._grants.ask(gm.WantModel(self._number, want.job, want.round))

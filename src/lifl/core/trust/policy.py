@@ -1,0 +1,89 @@
+"""Who may do what: role × action × scope, and whatever is not in the table may not be done.
+
+The owner of a node, who comes by its AF_UNIX socket, is an operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from enum import Enum
+
+from lifl.core.errors import Refused
+from lifl.core.identity import ROLES, Identity, Role
+
+
+class Action(Enum):
+    """What somebody may want to do; the value is how it is told."""
+
+    TAKE_PART = "take part in a job"
+    BE_NODE = "be a node of the cluster"
+    CARRY = "carry partials and models between nodes"
+    RENEW = "renew a certificate"
+    SEE_JOBS = "see jobs and plans"
+    SEE_NODES = "see the nodes"
+    PLAN_JOB = "plan a job that is not submitted"
+    READ_MODEL = "copy a model"
+    SUBMIT_JOB = "submit a job"
+    CANCEL_JOB = "cancel a job"
+    STOP_NODE = "stop a node"
+    RECORD = "write a recording"
+    MANAGE_TOKENS = "make, see and revoke tokens"
+    SEE_CERTIFICATES = "see certificates"
+    MANAGE_CERTIFICATES = "revoke certificates, and rotate the authority"
+
+
+class Scope(Enum):
+    """Of what an action may be done."""
+
+    ALL = "all"
+    OWN = "its own name alone"
+    OWN_IN_ITS_JOBS = "its own name alone, and the jobs of its certificate if that names any"
+
+
+_OPERATOR = {
+    Action.RENEW: Scope.OWN,
+    Action.SEE_JOBS: Scope.ALL,
+    Action.SEE_NODES: Scope.ALL,
+    Action.PLAN_JOB: Scope.ALL,
+    Action.READ_MODEL: Scope.ALL,
+    Action.SUBMIT_JOB: Scope.ALL,
+    Action.CANCEL_JOB: Scope.ALL,
+    Action.STOP_NODE: Scope.ALL,
+    Action.RECORD: Scope.ALL,
+    Action.MANAGE_TOKENS: Scope.ALL,
+    Action.SEE_CERTIFICATES: Scope.ALL,
+    Action.MANAGE_CERTIFICATES: Scope.ALL,
+}
+POLICY: dict[Role, dict[Action, Scope]] = {
+    "node": {Action.RENEW: Scope.OWN, Action.BE_NODE: Scope.OWN, Action.CARRY: Scope.ALL},
+    "client": {Action.RENEW: Scope.OWN, Action.TAKE_PART: Scope.OWN_IN_ITS_JOBS},
+    "operator": _OPERATOR,
+    "reader": {
+        Action.RENEW: Scope.OWN,
+        Action.SEE_JOBS: Scope.ALL,
+        Action.SEE_NODES: Scope.ALL,
+    },
+}
+"""What each role may do, and of what."""
+
+
+def check(identity: Identity, action: Action, name: str = "", job: str = "", jobs: Collection[str] = ()) -> None:
+    """Raise `Refused` unless somebody may do an action: in the name `name`, about `job`.
+
+    `jobs` are those that its certificate names.  An empty `name` or `job`: the action is about none.
+    """
+    scope = POLICY[identity.role].get(action)
+    if scope is None:
+        able = " or ".join(role for role in ROLES if may(role, action))
+        raise Refused("not-allowed", "", f"{identity} may not {action.value}: that is for: {able}")
+    if scope is not Scope.ALL and name and name != identity.name:
+        text = f"{identity} may do that in its own name alone, not as {name!r}: its certificate says who it is"
+        raise Refused("not-own-name", "name", text)
+    if scope is Scope.OWN_IN_ITS_JOBS and jobs and job and job not in jobs:
+        text = f"{identity} may take part in {', '.join(sorted(jobs))} alone, not in {job!r}: its certificate says so"
+        raise Refused("not-own-job", "job", text)
+
+
+def may(role: Role, action: Action) -> bool:
+    """Return whether a role may do an action at all."""
+    return action in POLICY[role]

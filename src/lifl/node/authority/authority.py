@@ -1,0 +1,191 @@
+"""Lets people and machines in: tokens, certificates for who has one, and for who comes with an earlier certificate.
+
+It decides by `core/trust/enrolment.py`, signs by `certificate_authority.py`, and hands nothing out before it is written
+down (`credential_store.py`).  What is refused to a stranger is logged with its reason, and tells the stranger none.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from lifl.core.errors import Refused
+from lifl.core.identity import Identity, Role
+from lifl.core.limits import GUESS_WINDOW_S, GUESSES_MAX, KEY_AGE_S_MAX
+from lifl.core.trust.enrolment import Asked, Guesses, TokenRow, WrongToken, known, named
+from lifl.core.trust.tokens import NUMBER_BYTES, SECRET_BYTES, Token, digest_of
+from lifl.node.authority.authority_file import write_authority
+from lifl.node.authority.certificate_authority import CertificateAuthority, request_key
+from lifl.node.authority.credential_store import CertificateRow, CredentialStore
+from lifl.node.authority.revocations import Revocations
+
+log = logging.getLogger("lifl.authority")
+
+
+class Handed(NamedTuple):
+    """What who joins, or renews, is handed: its certificate with those up to the root, and whom to trust (PEM)."""
+
+    chain: bytes
+    trusted: bytes
+
+
+class Holder(NamedTuple):
+    """Who comes with an earlier certificate: what that one says."""
+
+    identity: Identity
+    jobs: tuple[str, ...]
+    serial: str
+
+
+class Authority:
+    """The authority of a cluster; `path` is its file, or empty when it was given.  `clock` is the time of day."""
+
+    def __init__(
+        self,
+        authority: CertificateAuthority,
+        path: Path | None,
+        store: CredentialStore,
+        revocations: Revocations,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.certificates = authority
+        self._path = path
+        self._store = store
+        self._revocations = revocations
+        self._clock = clock
+        self._guesses = Guesses()
+
+    @property
+    def cluster(self) -> str:
+        """The cluster's name."""
+        return self.certificates.cluster
+
+    def trusted(self) -> bytes:
+        """Return the roots (PEM) that members trust now."""
+        return self.certificates.trusted(self._clock())
+
+    # ---- tokens ------------------------------------------------------------------------------------------------------
+
+    def create_token(self, role: Role, pattern: str, jobs: tuple[str, ...], uses: int, ttl_s: float) -> Token:
+        """Make a token; its secret is in what is returned, and nowhere else."""
+        if jobs and role != "client":
+            raise Refused("bad-token", "job", f"only a client's token is for a job, not a {role}'s")
+        number, secret = secrets.token_hex(NUMBER_BYTES), secrets.token_urlsafe(SECRET_BYTES)
+        now = self._clock()
+        row = TokenRow(number, digest_of(secret), role, pattern, jobs, uses, 0, now, now + ttl_s)
+        self._store.add_token(row, now)
+        log.info("token.created token=%s role=%s name=%s uses=%d ttl_s=%g", number, role, pattern, uses, ttl_s)
+        return Token(self.certificates.digest, number, secret)
+
+    # ---- certificates ------------------------------------------------------------------------------------------------
+
+    def enrol(
+        self, number: str, secret: str, asked: Asked, request: bytes, hosts: Sequence[str], source: str
+    ) -> Handed:
+        """Certify the key of a signing request for who has a token; `source` is the address that it comes from.
+
+        Raise `Refused`.
+        """
+        now = self._clock()
+        if not self._guesses.may_try(source, now):
+            log.warning("token.guesses source=%s", source)
+            text = f"{GUESSES_MAX} wrong tokens came from your address: try again in {GUESS_WINDOW_S:g} s"
+            raise Refused("too-many-guesses", "token", text)
+        try:
+            row = known(self._store.token(number), secret)
+        except WrongToken as wrong:
+            self._guesses.wrong(source, now)
+            log.warning("token.wrong token=%s source=%s %s", number, source, wrong.why)
+            raise
+        try:
+            return self._enrolled(row, asked, request, hosts, now)
+        except Refused as refused:
+            log.warning("token.refused token=%s source=%s %s: %s", number, source, refused.code, refused.text)
+            raise
+
+    def _enrolled(self, row: TokenRow, asked: Asked, request: bytes, hosts: Sequence[str], now: float) -> Handed:
+        key = request_key(request)
+        again = any(each.token == row.number for each in self._store.certificates_with(key))
+        name = named(row, asked, now, again)
+        identity = Identity(row.role, name)  # type: ignore[arg-type]
+        if "*" in row.pattern:
+            self._check_free(identity, key, now)
+        return self._issue(identity, row.jobs, request, hosts, row.number, now, use=not again)
+
+    def _check_free(self, identity: Identity, key: bytes, now: float) -> None:
+        """Raise `Refused` when a name that the token leaves open is somebody's."""
+        for each in self._store.certificates_of(identity.role, identity.name, now):
+            if each.key != key and not self._revocations.list.has(each.serial):
+                text = (
+                    f"there is a {identity.role} {identity.name!r} already: take another name, or a token for this one"
+                )
+                raise Refused("name-taken", "name", f"{text} alone (--name {identity.name})")
+
+    def renew(self, holder: Holder, request: bytes, hosts: Sequence[str]) -> Handed:
+        """Certify a key for who comes with a certificate that is valid; role, name and jobs are those that it has.
+
+        Raise `Refused`.
+        """
+        try:
+            if self._revocations.list.has(holder.serial):
+                raise Refused("revoked", "certificate", f"certificate {holder.serial} is revoked")
+            before = self._store.certificate(holder.serial)
+            token = before.token if before is not None else ""
+            return self._issue(holder.identity, holder.jobs, request, hosts, token, self._clock(), use=False)
+        except Refused as refused:
+            log.warning("certificate.refused serial=%s %s: %s", holder.serial, refused.code, refused.text)
+            raise
+
+    def issue_own(self, name: str, request: bytes, hosts: Sequence[str]) -> Handed:
+        """Certify the key of the authority's own node."""
+        return self._issue(Identity("node", name), (), request, hosts, "", self._clock(), use=False)
+
+    def _issue(
+        self,
+        identity: Identity,
+        jobs: tuple[str, ...],
+        request: bytes,
+        hosts: Sequence[str],
+        token: str,
+        now: float,
+        use: bool,
+    ) -> Handed:
+        key_since = self._key_since(request_key(request), identity, now)
+        found = self.certificates.issue(request, identity, jobs, hosts if identity.role == "node" else (), now)
+        times = (now, found.not_after_unix_s)
+        row = CertificateRow(0, found.serial, *_who(identity), jobs, found.key, key_since, token, *times)
+        self._store.add_certificate(row, token if use else "", now)
+        log.info("certificate.issued serial=%s role=%s name=%s token=%s", found.serial, *_who(identity), token or "-")
+        return Handed(found.chain, self.trusted())
+
+    def _key_since(self, key: bytes, identity: Identity, now: float) -> float:
+        """Return since when a key is certified.  Raise `Refused` when it is too old, another's, or was revoked."""
+        rows = self._store.certificates_with(key)
+        since = min((row.key_since_unix_s for row in rows), default=now)
+        if any((row.role, row.name) != _who(identity) for row in rows):
+            raise Refused("key-taken", "request", "this key is another's: make a new one")
+        if any(self._revocations.list.has(row.serial) for row in rows):
+            raise Refused("key-revoked", "request", "a certificate of this key was revoked: make a new one")
+        if now - since > KEY_AGE_S_MAX:
+            days = KEY_AGE_S_MAX / 86_400
+            raise Refused("key-too-old", "request", f"this key is older than {days:g} days: make a new one")
+        return since
+
+    # ---- the authority itself ----------------------------------------------------------------------------------------
+
+    def rotate(self) -> str:
+        """Put a new authority in the place of this one, which stays trusted; return the new one's digest."""
+        successor = self.certificates.rotated(self._clock())
+        assert self._path is not None  # else it was given, and has refused
+        write_authority(self._path, successor)
+        self.certificates = successor
+        log.warning("authority.rotated digest=%s", successor.digest)
+        return successor.digest
+
+
+def _who(identity: Identity) -> tuple[str, str]:
+    return identity.role, identity.name

@@ -1,0 +1,102 @@
+"""What one node has of identities: its own, what is revoked, and the cluster's authority if that is here.
+
+The first node of a cluster has the authority, unless it was given an identity of the operator's own PKI (`ca.pem`,
+`cert.pem`, `key.pem` in its identity folder, and no authority): then nobody is let in by a token, and nothing renewed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lifl.core.config.node import NodeConfig, secured
+from lifl.core.errors import Refused, ResourceFault
+from lifl.node.authority.authority import Authority, Handed
+from lifl.node.authority.authority_file import has_authority, open_authority
+from lifl.node.authority.credential_store import CredentialStore
+from lifl.node.authority.revocations import Revocations
+from lifl.tls.contexts import Contexts
+from lifl.tls.folder import load, node_folder, save
+from lifl.tls.signing_request import new_key
+
+ELSEWHERE = "the certificates of this cluster come from elsewhere: it has no authority, and lets nobody in by a token"
+
+
+class Credentials:
+    """The credentials of the node with this number; `hosts` tells by which names and addresses it is reached now."""
+
+    def __init__(self, config: NodeConfig, folder: Path, number: int, hosts: Callable[[], Sequence[str]]) -> None:
+        self.store = CredentialStore(folder / "lifl.db")
+        self.revocations = Revocations(self.store)
+        self.authority: Authority | None = None
+        self.contexts: Contexts | None = None
+        self._joins, self._secured = bool(config.join), secured(config)
+        self._folder = node_folder(folder)
+        self._name = f"{number:016x}"
+        self._hosts = hosts
+        if self._secured:
+            try:
+                self._open(config, folder)
+            except BaseException:
+                self.close()
+                raise
+
+    def _open(self, config: NodeConfig, folder: Path) -> None:
+        files = load(self._folder)
+        if not self._joins and (files is None or has_authority(config, folder)):
+            authority, path = open_authority(config, folder, self.store)
+            self.authority = Authority(authority, path, self.store, self.revocations)
+            if files is None:
+                self._take_own(self.authority)
+                files = load(self._folder)
+        if files is None:
+            raise ResourceFault(
+                f"this node has no identity in {self._folder}: join with a token, `lifl up --join HOST:PORT "
+                "--token-file F`, which an operator makes with `lifl token create --role node`"
+            )
+        self.contexts = Contexts(files)
+
+    def _take_own(self, authority: Authority) -> None:
+        made = new_key()
+        self.save(authority.issue_own(self._name, made.request, self._hosts()), made.key)
+
+    def save(self, handed: Handed, key: bytes) -> None:
+        """Put a new certificate of the node's own in place, with its key, for the next connection."""
+        try:
+            save(self._folder, ca=handed.trusted, certificate=handed.chain, key=key)
+        except OSError as error:
+            raise ResourceFault(f"identity folder {self._folder} cannot be written: {error.strerror}") from error
+
+    def renew_now(self) -> float:
+        """Renew the node's own certificate; return until when the new one is valid.  Raise `Refused`."""
+        if self.authority is None or self.contexts is None:
+            raise Refused("no-authority", "", ELSEWHERE)
+        self._take_own(self.authority)
+        return self.contexts.own.expires_unix_s
+
+    @property
+    def own_serial(self) -> str:
+        """The serial of the node's own certificate."""
+        return self.contexts.own.serial if self.contexts is not None else ""
+
+    def authority_here(self, home: str) -> Authority:
+        """Return the authority.  Raise `Refused` when it is on another node, whose control address is `home`."""
+        self.check_home(home)
+        if self.authority is None:
+            raise Refused("no-authority", "", ELSEWHERE)
+        return self.authority
+
+    def check_home(self, home: str) -> None:
+        """Raise `Refused` unless this node is the one whose word about certificates counts."""
+        if not self._secured:
+            text = "this node has no certificates: it listens on this machine alone, or with --insecure"
+            raise Refused("not-secured", "", f"{text}; one that others reach (--listen HOST:PORT) has")
+        if self._joins:
+            where = f"ask the coordinator: lifl --node {home} ..." if home else "its coordinator is not known yet"
+            raise Refused("not-the-authority", "", f"this node is not its cluster's authority; {where}")
+
+    def close(self) -> None:
+        """Close the database."""
+        with contextlib.suppress(ResourceFault):
+            self.store.close()

@@ -1,0 +1,77 @@
+"""What the command line asks about tokens and certificates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from lifl.core.errors import Refused
+from lifl.core.protocol import cli as om
+from lifl.node.authority.credentials import Credentials
+
+CERTIFICATES_SHOWN = 4_096
+"""Certificates in one answer: each takes some hundred bytes."""
+
+
+class CredentialRequests:
+    """Answers them; `home` tells the control address of the node that has the authority, empty when none is known."""
+
+    def __init__(self, credentials: Credentials, home: Callable[[], str]) -> None:
+        self._credentials = credentials
+        self._home = home
+
+    def handle(self, message: Any) -> dict[str, Any] | None:
+        """Return the result of one request; None when it is about something else.  Raise `LiflError`."""
+        credentials = self._credentials
+        match message:
+            case om.CreateToken(role, pattern, jobs, uses, ttl_s):
+                made = credentials.authority_here(self._home()).create_token(role, pattern, jobs, uses, ttl_s)
+                return {"token": made.line(), "number": made.number, "expires_unix_s": time.time() + ttl_s}
+            case om.ListTokens():
+                credentials.authority_here(self._home())
+                return {"tokens": self._tokens()}
+            case om.RevokeToken(number):
+                return self._revoke_token(number)
+            case om.ListCertificates(after):
+                credentials.authority_here(self._home())
+                return self._certificates(after)
+            case om.RevokeCertificate(which):
+                credentials.check_home(self._home())
+                return {"revoked": credentials.revocations.revoke(which, credentials.own_serial)}
+            case om.RenewCertificate():
+                return {"expires_unix_s": credentials.renew_now()}
+            case om.RotateAuthority():
+                return {"digest": credentials.authority_here(self._home()).rotate()}
+            case _:
+                return None
+
+    def _tokens(self) -> list[dict[str, Any]]:
+        now = time.time()
+        lines = []
+        for row in self._credentials.store.tokens():
+            line = {name: value for name, value in msgspec.structs.asdict(row).items() if name != "digest"}
+            lines.append({**line, "jobs": list(row.jobs), "state": row.state(now)})
+        return lines
+
+    def _revoke_token(self, number: str) -> dict[str, Any]:
+        credentials = self._credentials
+        credentials.authority_here(self._home())
+        if credentials.store.token(number) is None:
+            text = f"there is no token {number!r}; `lifl token list` shows them"
+            raise Refused("unknown-token", "number", text)
+        credentials.store.revoke_token(number, time.time())
+        return {"number": number}
+
+    def _certificates(self, after: int) -> dict[str, Any]:
+        store, revoked = self._credentials.store, self._credentials.revocations.list
+        rows = store.certificates(after, CERTIFICATES_SHOWN)
+        now = time.time()
+        lines = []
+        for row in rows:
+            line = {name: value for name, value in msgspec.structs.asdict(row).items() if name not in ("key", "number")}
+            state = "expired" if row.expires_unix_s <= now else "revoked" if revoked.has(row.serial) else "valid"
+            lines.append({**line, "jobs": list(row.jobs), "state": state})
+        return {"certificates": lines, "more": rows[-1].number if len(rows) == CERTIFICATES_SHOWN else None}

@@ -1,0 +1,85 @@
+"""Certificates that are not believed any more, though they have not expired.
+
+Each node keeps the list on its disk: the coordinator's is the operator's word, the others' is the coordinator's.  It
+names serials; or a role and a name, of whom all is void that began before: that is for certificates which no authority
+of LIFL has issued.  An entry ends when what it is about has expired.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from lifl.core.errors import Refused
+from lifl.core.trust.revocation import Revocation, RevokedList
+from lifl.node.authority.credential_store import CertificateRow, CredentialStore
+
+log = logging.getLogger("lifl.authority")
+
+KEPT_S = 10 * 365 * 24 * 3600.0
+"""How long is remembered what was issued elsewhere: nobody here knows when it expires."""
+
+
+class Revocations:
+    """The list of one node; `on_change` is called after each change of it."""
+
+    def __init__(self, store: CredentialStore, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._clock = clock
+        self.on_change: Callable[[], None] = lambda: None
+        self.entries: tuple[Revocation, ...] = ()
+        self.list = RevokedList()
+        self._read()
+
+    def _read(self) -> None:
+        self.entries = tuple(self._store.revocations(self._clock()))
+        self.list = RevokedList(self.entries)
+
+    def revoke(self, which: str, own_serial: str) -> list[str]:
+        """Revoke a serial, all that is issued to NAME, or to ROLE/NAME; return what was added to the list.
+
+        Raise `Refused` when it is nobody's, or may be two people's, or is this node's own.
+        """
+        now = self._clock()
+        found = self._found(which, now)
+        expires = {row.serial: row.expires_unix_s for row in found} or {which: now + KEPT_S}
+        if own_serial in expires:
+            text = "that is this node's own certificate: its clients and nodes would be cut off; end it by `lifl down`"
+            raise Refused("own-certificate", "which", text)
+        self._store.revoke([Revocation(each, now, until) for each, until in expires.items()], now)
+        self._read()
+        log.warning("certificate.revoked %s", " ".join(expires))
+        self.on_change()
+        return list(expires)
+
+    def _found(self, which: str, now: float) -> Sequence[CertificateRow]:
+        """Return the certificates that are meant; none when they were issued elsewhere."""
+        role, slash, name = which.partition("/")
+        if slash:
+            return self._store.certificates_of(role, name, now)
+        named = self._store.certificates_named(which, now)
+        roles = sorted({row.role for row in named})
+        if len(roles) > 1:
+            meant = " or ".join(f"{role}/{which}" for role in roles)
+            raise Refused("ambiguous", "which", f"there are a {' and a '.join(roles)} {which!r}: say {meant}")
+        if named:
+            return named
+        row = self._store.certificate(which.upper().lstrip("0"))
+        if row is None and not _is_serial(which):
+            text = f"no certificate was issued to {which!r} that has not expired; `lifl cert list` shows them"
+            raise Refused("unknown-certificate", "which", f"{text} (one issued elsewhere: its serial, or ROLE/NAME)")
+        return [row] if row is not None else ()
+
+    def replace(self, entries: Sequence[Revocation]) -> None:
+        """Take the coordinator's list in the place of the own one."""
+        if tuple(entries) == self.entries:
+            return
+        self._store.replace_revocations(entries)
+        self._read()
+        log.info("certificate.revocations count=%d", len(self.entries))
+        self.on_change()
+
+
+def _is_serial(text: str) -> bool:
+    return len(text) >= 16 and all(digit in "0123456789ABCDEFabcdef" for digit in text)
