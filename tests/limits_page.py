@@ -80,6 +80,11 @@ FILES += [
         "`lifl doctor --repair` sets it, or the row, aside",
     ),
     ("`lifld.log`", f"{LOG_FILES_MAX + 1} files of {LOG_BYTES_MAX} bytes", "the oldest goes"),
+    (
+        "`audit/audit-N.jsonl`",
+        f"{limits.AUDIT_FILES_MAX} files of {limits.AUDIT_FILE_BYTES_MAX} bytes; each line names the one before",
+        "the oldest goes; `lifl audit verify` names the first line that was changed",
+    ),
     ("recordings", f"{RECORDINGS_MAX} files", "the oldest goes"),
 ]
 SIGNALS = [

@@ -30,6 +30,7 @@ COMMANDS = {
     "nodes": ("lifl_cli.nodes", "List the nodes of the cluster, their load and their state."),
     "plan": ("lifl_cli.plan", "Show how rounds are spread over the nodes; nothing is run."),
     "top": ("lifl_cli.top", "Watch the node, its workers and its jobs live."),
+    "audit": ("lifl_cli.audit", "Show who joined, submitted, was refused, cancelled, revoked."),
     "token": ("lifl_cli.token", "Let somebody join: make, list and revoke tokens."),
     "cert": ("lifl_cli.cert", "List, revoke and renew certificates; rotate the authority."),
     "debug": ("lifl_cli.debug", "Write out what a node has decided on, to be replayed."),

@@ -96,6 +96,7 @@ POINTS = {
     "lifld.task.after": "it is sent",
     "lifld.child.before": "messages are to be sent to the gateway or to the zygote",
     "lifld.child.after": "they are sent",
+    "lifld.audit_line.half": "half of what is noted in the audit log is written (by its thread)",
     "lifld.drain.before": "lifld has been told to end; rounds whose updates are all in are to be waited for",
     "lifld.order.before": "the coordinator's order is to be sent to another node's agent",
     "lifld.order.after": "it is sent",

@@ -115,6 +115,9 @@ class Node:
         self.sends[hello.node] = send
         self.note("up", hello.node, hello.incarnation)
 
+    def turned_away(self, host: str, text: str) -> None:
+        self.note("turned away", host, text)
+
     def node_suspect(self, node: int) -> None:
         self.note("suspect", node)
 

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 from test_imports import CORE_ORDER, LAYERS
 
+from lifl.core.audit import EVENTS
+
 ROOT = Path(__file__).parents[2]
 ARCHITECTURE, CONTRIBUTING = ROOT / "docs/architecture.md", ROOT / "CONTRIBUTING.md"
-DOCUMENTS = [ARCHITECTURE, CONTRIBUTING, ROOT / "README.md", ROOT / "docs/failures.md"]
+DOCUMENTS = [ARCHITECTURE, CONTRIBUTING, ROOT / "README.md", ROOT / "docs/failures.md", ROOT / "docs/operating.md"]
 WORDS_MAX = 40
 FILES_MAX = 4
 """Files of code that one kind of addition may touch."""
@@ -229,3 +231,8 @@ def test_nothing_is_downloaded_by_a_hook() -> None:
     text = (ROOT / ".pre-commit-config.yaml").read_text()
     assert set(re.findall(r"repo: (.*)", text)) == {"local"}
     assert set(re.findall(r"language: (.*)", text)) == {"system"}
+
+
+def test_each_event_of_the_audit_log_is_described() -> None:
+    described = {row[0].strip("`"): row[1] for row in rows(section(ROOT / "docs/operating.md", "The audit log"))}
+    assert described == EVENTS

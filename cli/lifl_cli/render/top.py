@@ -76,6 +76,8 @@ def _node_view(sample: Mapping[str, Any]) -> RenderableType:
         f"in {rates['received_bytes_s'] / 1e6:.1f} MB/s, out {rates['sent_bytes_s'] / 1e6:.1f} MB/s, "
         f"{gateway.get('connections', 0)} connections, {size_text(gateway.get('received_bytes', 0))} received in all",
     )
+    for warning in node.get("warnings", ()):
+        grid.add_row("warning", cell(warning, "yellow"))
     title = f"lifld {node['node']}  {', '.join(node['listen'])}  up {seconds_text(node['uptime_s'])}"
     return Panel(grid, title=cell(title), title_align="left")
 

@@ -34,6 +34,7 @@ from lifl.core.limits import (
     SUSPECTS_MAX,
     TENSORS_MAX,
     TEXT_CHARS_MAX,
+    WHO_CHARS_MAX,
     WORD_CHARS_MAX,
     WORKERS_MAX,
 )
@@ -62,6 +63,8 @@ AnnouncedMetrics = Annotated[dict[MetricName, float], msgspec.Meta(max_length=ME
 Text = Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)]
 Secret = Annotated[str, msgspec.Meta(max_length=SECRET_CHARS_MAX)]
 """What shows that a node was told of something."""
+Who = Annotated[str, msgspec.Meta(max_length=WHO_CHARS_MAX)]
+"""Who is at the other end of a connection, for the audit log."""
 DtypeName = Annotated[str, msgspec.Meta(max_length=DTYPE_CHARS_MAX)]
 TensorPatterns = Annotated[
     tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=PATTERN_CHARS_MAX, pattern=_PRINTABLE)], ...],

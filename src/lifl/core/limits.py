@@ -16,6 +16,8 @@ WORD_CHARS_MAX = 64
 SECRET_CHARS_MAX = 64
 IDENTITY_URI_CHARS_MAX = 300
 """An identity in a certificate: cluster, role and name, which is percent-encoded."""
+WHO_CHARS_MAX = 128
+"""Who is at the other end of a connection: a role and a name, an account of this machine, or an address."""
 KNOWN_WORDS_MAX = 8
 KNOWN_WORD_CHARS_MAX = 32
 """Words with which a peer or a client says what it knows beyond version 1."""
@@ -185,6 +187,31 @@ STATUS_ROUNDS = 100
 """Rounds that `lifl status` shows when it is not told how many."""
 MODEL_HEADER_BYTES_MAX = 32 * 1024 * 1024
 """The header of a safetensors file."""
+
+# ---- the audit log ---------------------------------------------------------------------------------------------------
+
+AUDIT_FILE_BYTES_MAX = 4 * 1024 * 1024
+"""A file of the log that is longer is followed by the next one."""
+AUDIT_FILES_MAX = 16
+"""Files of the log that are kept, the newest ones."""
+AUDIT_LINE_BYTES_MAX = 16 * 1024
+AUDIT_TEXT_CHARS_MAX = 300
+"""Of one field of a line; a character takes at most 6 bytes there."""
+AUDIT_FIELDS_MAX = 6
+"""What one line tells beside who, when, what and a text."""
+AUDIT_WAITING_MAX = 10_000
+"""Notes that wait for the disk; those beyond are counted, and a line says how many."""
+AUDIT_WINDOW_S = 300.0
+"""How long equal notes are counted before that is written."""
+AUDIT_REFUSALS_MAX = 64
+"""Refusals that differ, within that time: those beyond are counted together."""
+AUDIT_JOINS_MAX = 10_000
+"""The same for clients that ask to take part: as many as a round can have."""
+AUDIT_RETRY_S = 1.0
+"""After how long what the disk did not take is tried again; each further wait is twice as long."""
+AUDIT_RETRY_S_MAX = 30.0
+AUDIT_SHOWN = 50
+"""Lines that `lifl audit` shows when it is not told how many."""
 
 # ---- who may come in -------------------------------------------------------------------------------------------------
 

@@ -20,9 +20,10 @@ from lifl.core.limits import CLI_CONNECTIONS_MAX, TEXT_CHARS_MAX
 from lifl.core.protocol import cli as om
 from lifl.core.protocol import client as cm
 from lifl.core.trust.policy import check
+from lifl.node.audit_log import AuditLog
 from lifl.node.link import Link
 from lifl.node.listening import Listening
-from lifl.node.peer_user import is_same_user
+from lifl.node.who import is_same_user, who_is
 
 log = logging.getLogger("lifl.cli_server")
 
@@ -34,10 +35,11 @@ OWNER = Identity("operator", "owner")
 class CliServer:
     """Listens on `path`; `handle(request, link)` returns the answer's result or raises `LiflError`."""
 
-    def __init__(self, path: Path, handle: Callable[[Any, Link], dict[str, Any]]) -> None:
+    def __init__(self, path: Path, handle: Callable[[Any, Link], dict[str, Any]], audit: AuditLog) -> None:
         self.path = path
         self._handle = handle
-        self._links: set[Link] = set()
+        self._audit = audit
+        self._links: dict[Link, str] = {}  # each with who is at its other end
         self._followers: dict[str, set[Link]] = {}
         self._listening = Listening("cli", listen_unix(path), self._taken)
 
@@ -45,19 +47,20 @@ class CliServer:
         if len(self._links) >= CLI_CONNECTIONS_MAX or not is_same_user(sock):
             sock.close()
             return
-        self._serve(sock, OWNER)
+        self._serve(sock, OWNER, who_is(sock))
 
-    def _serve(self, sock: socket.socket, who: Identity) -> None:
+    def _serve(self, sock: socket.socket, identity: Identity, who: str) -> None:
         link: Link = Link(
-            sock, om.FromCli, lambda message: self._answer(message, link, who), lambda _error: self._gone(link)
+            sock, om.FromCli, lambda message: self._answer(message, link, identity), lambda _error: self._gone(link)
         )
-        self._links.add(link)
+        self._links[link] = who
 
-    def _answer(self, message: Any, link: Link, who: Identity) -> None:
+    def _answer(self, message: Any, link: Link, identity: Identity) -> None:
         try:
-            check(who, om.ACTION_OF[type(message)])
+            check(identity, om.ACTION_OF[type(message)])
             link.send(om.Answer(self._handle(message, link)))
         except Refused as refused:
+            self._refused(message, link, refused)
             link.send(cm.Refusal(refused.code, refused.field, refused.text[:TEXT_CHARS_MAX]))
         except Impossible:
             raise  # the node is of no use any more
@@ -68,10 +71,18 @@ class CliServer:
             text = f"{type(message).__name__} failed: {type(error).__name__}: {error}; lifld's log tells more"
             link.send(cm.Refusal("failed", "", text[:TEXT_CHARS_MAX]))
 
+    def _refused(self, message: Any, link: Link, refused: Refused) -> None:
+        name, where = type(message).__name__, refused.field
+        self._audit.note("cli.refused", self.who(link), refused.text, request=name, code=refused.code, field=where)
+
     def _gone(self, link: Link) -> None:
-        self._links.discard(link)
+        self._links.pop(link, None)
         for followers in self._followers.values():
             followers.discard(link)
+
+    def who(self, link: Link) -> str:
+        """Return who is at the other end of a connection."""
+        return self._links.get(link, "gone")
 
     def follow(self, job: str, link: Link) -> None:
         """Send the link the job's events from now on."""

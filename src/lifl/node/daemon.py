@@ -32,9 +32,12 @@ from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import worker as wm
 from lifl.node import descriptors, machine
 from lifl.node import locks as at
+from lifl.node.audit_log import FOLDER as AUDIT_FOLDER
+from lifl.node.audit_log import AuditLog
 from lifl.node.authority.credentials import Credentials
 from lifl.node.authority.hosts import hosts_of
 from lifl.node.authority.requests import CredentialRequests
+from lifl.node.callers import Callers
 from lifl.node.children import Child
 from lifl.node.cli_server import CliServer, listen_unix
 from lifl.node.cluster.bridge import Bridge
@@ -89,6 +92,9 @@ class Daemon:
     def _open(self, locks: StateLocks) -> None:
         config, folder, opened = self.config, self.folder, self._opened
         failpoints.hit("lifld.open.before")
+        self.audit = AuditLog(folder / AUDIT_FOLDER)
+        opened.callback(self.audit.close)
+        self._callers = Callers(self.audit)
         self.store = NodeStore(folder / "lifl.db")
         opened.callback(self.store.close)
         number = self.store.node_id()
@@ -107,7 +113,7 @@ class Daemon:
         self.identity = NodeIdentity(number, machine.shown(tcp), self.arena.arena_bytes, workers_max)
         self.engine = self._make_engine()
         self._open_children(locks, tcp, unix)
-        self.cli = CliServer(folder / "lifld.sock", self._request)
+        self.cli = CliServer(folder / "lifld.sock", self._request, self.audit)
         opened.callback(self.cli.close)
         self._meters = Meters(self.gateway, self.zygote)
         told = (self._worker_stopped, self._unsendable)
@@ -116,9 +122,10 @@ class Daemon:
         self._driver.on_pause = self.gateway.hold
         self._performer.on_broken = self._driver.record
         shown = (self._driver, self.arena, self.gateway, self.zygote, self.workers, self._meters)
-        self.status = NodeStatus(self.identity, folder, bool(config.capacity), warnings, *shown)
+        self.status = NodeStatus(self.identity, folder, bool(config.capacity), warnings, self.audit, *shown)
         credentials = CredentialRequests(self.credentials, self.status.coordinator)
-        self._requests = Requests(self._driver, self.store, self.cli, self.status, credentials, folder, self._shut_down)
+        asked = (self._driver, self.store, self.cli, self.status, credentials, folder, self.audit)
+        self._requests = Requests(*asked, self._shut_down)
 
     def _make_engine(self) -> Engine:
         config, identity = self.config, self.identity
@@ -176,6 +183,9 @@ class Daemon:
             for name, why in resumed.unreadable.items()
         ]
         self._locks.say(at.UP)
+        self.audit.note(
+            "node.started", f"local uid={os.getuid()}", pid=os.getpid(), node=f"{self.identity.number:016x}"
+        )
         return self.status.report({"jobs": resumed.jobs, "updates": resumed.updates})
 
     async def _until_ready(self) -> None:
@@ -192,7 +202,7 @@ class Daemon:
 
     def _join(self) -> Bridge:
         listener = machine.listen_tcp(self.config.control or "127.0.0.1:0")
-        bridge = Bridge(listener, self.config.join, self.identity, self._driver, self.store)
+        bridge = Bridge(listener, self.config.join, self.identity, self._driver, self.store, self.audit)
         self._performer.peers = bridge.peers
         self.status.bridge = bridge
         return bridge
@@ -241,6 +251,7 @@ class Daemon:
         self._locks.say(at.STOPPING)
         self._driver.close()
         self._paused = self._driver.fault is not None
+        self.audit.note("node.ended", "lifld", str(self.failure or ""), pid=os.getpid())
         self._opened.close()
 
     def _close_arena(self) -> None:
@@ -251,6 +262,8 @@ class Daemon:
     # ---- events ------------------------------------------------------------------------------------------------------
 
     def _from_gateway(self, message: Any) -> None:
+        if self._callers.heard(message):
+            return
         match message:
             case gm.GatewayReady():
                 if not self._ready.done():
@@ -277,6 +290,7 @@ class Daemon:
     def _gateway_gone(self) -> None:
         log.warning("gateway.ended %s", self.gateway.last_words() or "without a word")
         self.status.gateway_stats = None
+        self._callers.gone()
         self._driver.handle(gm.GatewayLost())
         self._loop.call_soon(lambda: self._performer.perform(self.engine.schemas()))
 

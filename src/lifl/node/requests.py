@@ -22,6 +22,7 @@ from lifl.core.planning.treatment import check_patterns, treatment_lines
 from lifl.core.protocol import cli as om
 from lifl.core.schema import Layout, TensorSpec
 from lifl.node import folders, machine, views
+from lifl.node.audit_log import AuditLog
 from lifl.node.authority.requests import CredentialRequests
 from lifl.node.cli_server import CliServer
 from lifl.node.driver import Driver
@@ -47,8 +48,10 @@ class Requests:
         status: NodeStatus,
         credentials: CredentialRequests,
         folder: Path,
+        audit: AuditLog,
         shut_down: Callable[[], None],
     ) -> None:
+        self._audit = audit
         self._driver = driver
         self._engine = driver.engine
         self._store = store
@@ -69,7 +72,7 @@ class Requests:
             case om.JobStatus():
                 return self._job_status(message)
             case om.CancelJob():
-                return self._cancel(message.job)
+                return self._cancel(message.job, self._cli.who(link))
             case om.ListNodes():
                 return {"nodes": self._status.nodes()}
             case om.PlanJob():
@@ -85,6 +88,7 @@ class Requests:
                 path = write_recording(self._folder, recording)
                 return {"path": str(path), "events": len(recording.entries)}
             case om.Shutdown():
+                self._audit.note("node.down", self._cli.who(link))
                 self._shut_down()
                 return {}
         if (result := self._credentials.handle(message)) is not None:
@@ -113,6 +117,7 @@ class Requests:
             self._cli.unfollow(name, link)
             self._drop(name, number, folder)
             raise
+        self._audit.note("job.submitted", self._cli.who(link), job=name, number=number)
         job = self._engine.jobs[name]
         return {
             "job": name,
@@ -150,17 +155,19 @@ class Requests:
         if self._driver.fault is not None:
             raise Refused("paused", "node", f"the node is paused, try again later: {self._driver.fault}")
 
-    def _cancel(self, job: str) -> dict[str, Any]:
+    def _cancel(self, job: str, who: str) -> dict[str, Any]:
         """End a job, also one that could not be taken up."""
         row = self._row(job)
         self._check_goes_on()
         if row.name in self._engine.jobs:
             self._driver.handle(ev.JobCancelled(row.name))
+            self._audit.note("job.cancelled", who, job=row.name, number=row.number)
             return {"job": row.name, "status": self._engine.jobs[row.name].status}
         if row.status != "running":
             raise Refused("job-over", "job", f"job {row.name!r} is {row.status} already")
         self._store.save_job(row.name, "cancelled", f"cancelled by the user; {self._fault(row)}"[:TEXT_CHARS_MAX])
         self.unreadable.pop(row.name, None)
+        self._audit.note("job.cancelled", who, job=row.name, number=row.number)
         return {"job": row.name, "status": "cancelled"}
 
     def _fault(self, row: AnyJob) -> str:

@@ -11,6 +11,7 @@ import msgspec
 
 from lifl.core.protocol import gateway as gm
 from lifl.node import views
+from lifl.node.audit_log import AuditLog
 from lifl.node.children import Child
 from lifl.node.cluster.bridge import Bridge
 from lifl.node.driver import Driver
@@ -28,6 +29,7 @@ class NodeStatus:
         folder: Path,
         capacity_given: bool,
         warnings: list[str],
+        audit: AuditLog,
         driver: Driver,
         arena: OwnedArena,
         gateway: Child,
@@ -39,6 +41,7 @@ class NodeStatus:
         self._folder = folder
         self._capacity_given = capacity_given
         self.warnings = warnings
+        self._audit = audit
         self._driver = driver
         self._engine = driver.engine
         self._arena = arena
@@ -65,7 +68,7 @@ class NodeStatus:
             "why": self._workers.redirector.why,
             "state_dir": str(self._folder),
             "adopted": adopted,
-            "warnings": [*self.warnings, *([str(self._driver.fault)] if self._driver.fault is not None else [])],
+            "warnings": [*self.warnings, *filter(None, (str(self._driver.fault or ""), self._audit.fault))],
         }
 
     def nodes(self) -> list[dict[str, Any]]:

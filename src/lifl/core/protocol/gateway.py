@@ -9,6 +9,7 @@ import msgspec
 from lifl.core.fields import (
     Address,
     Count,
+    FieldPath,
     Gateways,
     KeyBytes,
     Message,
@@ -19,6 +20,7 @@ from lifl.core.fields import (
     Tensors,
     Text,
     Weight,
+    Who,
     Word,
 )
 from lifl.core.limits import CONTRIBUTION_BYTES_MAX
@@ -32,6 +34,25 @@ class GatewayReady(Message, frozen=True):
 
     pid: Count
     listen: Annotated[tuple[Address, ...], msgspec.Meta(max_length=2)]
+
+
+class Greeted(Message, frozen=True):
+    """A client (or another node's gateway) has said Hello: `who` is at the other end.  ClientLeft follows in time."""
+
+    conn: Count
+    who: Who
+
+
+class ClientRefused(Message, frozen=True):
+    """`who` was told no, `count` times: for the audit log.  `client` is empty where none had said Hello."""
+
+    who: Who
+    client: Word = ""
+    job: Word = ""
+    code: Word = ""
+    field: FieldPath = ""
+    text: Text = ""
+    count: Count = 1
 
 
 class ClientJoined(Message, frozen=True):
@@ -185,6 +206,8 @@ class AskPulse(Message, frozen=True):
 FromGateway = (
     GatewayReady
     | AskPulse
+    | Greeted
+    | ClientRefused
     | ClientJoined
     | ClientLeft
     | ClientDeclined

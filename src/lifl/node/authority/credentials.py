@@ -70,6 +70,7 @@ class Credentials:
 
     def renew_now(self) -> float:
         """Renew the node's own certificate; return until when the new one is valid.  Raise `Refused`."""
+        self._check_secured()
         if self.authority is None or self.contexts is None:
             raise Refused("no-authority", "", ELSEWHERE)
         self._take_own(self.authority)
@@ -89,12 +90,15 @@ class Credentials:
 
     def check_home(self, home: str) -> None:
         """Raise `Refused` unless this node is the one whose word about certificates counts."""
-        if not self._secured:
-            text = "this node has no certificates: it listens on this machine alone, or with --insecure"
-            raise Refused("not-secured", "", f"{text}; one that others reach (--listen HOST:PORT) has")
+        self._check_secured()
         if self._joins:
             where = f"ask the coordinator: lifl --node {home} ..." if home else "its coordinator is not known yet"
             raise Refused("not-the-authority", "", f"this node is not its cluster's authority; {where}")
+
+    def _check_secured(self) -> None:
+        if not self._secured:
+            text = "this node has no certificates: it listens on this machine alone, or with --insecure"
+            raise Refused("not-secured", "", f"{text}; one that others reach (--listen HOST:PORT) has")
 
     def close(self) -> None:
         """Close the database."""

@@ -34,14 +34,17 @@ LINGER_BYTES_MAX = 256 * 1024
 class Acceptor:
     """Takes connections in, and reads the PeerHello of each; owns `listener`.
 
-    `answer(hello, sock, host)` takes the socket over and returns None, or returns what to say before it is closed.
+    `answer(hello, sock, host)` takes the socket over and returns None, or returns what to say before it is closed;
+    `turned_away(host, text)` is told of each that is refused for good.
     """
 
     def __init__(
         self,
         listener: socket.socket,
         answer: Callable[[p.PeerHello, socket.socket, str], p.Greeting | None],
+        turned_away: Callable[[str, str], None],
     ) -> None:
+        self._turned_away = turned_away
         self._answer = answer
         self._tasks: set[asyncio.Task[None]] = set()
         self._listening = Listening("peer", listener, self._taken)
@@ -75,6 +78,8 @@ class Acceptor:
                 return
             if isinstance(answer, p.PeerRefusal):
                 log.warning("peer.refused host=%s %s", host, answer.text)
+                if not answer.retry:
+                    self._turned_away(host, answer.text)
             async with asyncio.timeout(LINGER_S):
                 await _say_last(taken, answer)
         except (OSError, EOFError, TimeoutError) as error:

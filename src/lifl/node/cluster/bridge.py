@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 from lifl.core import events as ev
+from lifl.core.config.values import split_address
 from lifl.core.coordinator.offer_secrets import KNOWN
 from lifl.core.engine import Engine
 from lifl.core.limits import TREE_LINES_MAX
@@ -21,6 +22,7 @@ from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
 from lifl.core.protocol.peer_check import checked
 from lifl.node import machine
+from lifl.node.audit_log import AuditLog
 from lifl.node.cluster.transport import Peers, Send
 from lifl.node.database import DatabaseFault
 from lifl.node.driver import Driver
@@ -34,8 +36,15 @@ class Bridge:
     """The node's place in the cluster; `Peers` calls it (transport.Handler)."""
 
     def __init__(
-        self, listener: socket.socket, join: str, identity: NodeIdentity, driver: Driver, store: NodeStore
+        self,
+        listener: socket.socket,
+        join: str,
+        identity: NodeIdentity,
+        driver: Driver,
+        store: NodeStore,
+        audit: AuditLog,
     ) -> None:
+        self._audit = audit
         self._listener = listener
         self._identity = identity
         self._driver = driver
@@ -72,6 +81,8 @@ class Bridge:
     def node_up(self, hello: p.PeerHello, send: Send) -> None:
         """Take a node in that is connected, for the first time or again."""
         log.info("node.up node=%016x gateway=%s incarnation=%d", hello.node, hello.gateway, hello.incarnation)
+        who, node = split_address(hello.control)[0], f"{hello.node:016x}"
+        self._audit.note("peer.joined", who, node=node, incarnation=hello.incarnation)
         sizes = (hello.capacity, hello.arena_bytes, hello.workers_max)
         self._driver.handle(ev.NodeUp(hello.node, hello.gateway, *sizes, hello.incarnation, hello.knows))
 
@@ -88,6 +99,7 @@ class Bridge:
     def node_down(self, node: int, why: str, renewed: bool) -> None:
         """Go on without a node whose life is over."""
         log.warning("node.down node=%016x %s", node, why)
+        self._audit.note("peer.lost", "lifld", why, node=f"{node:016x}")
         self._beats.pop(node, None)
         if not renewed:  # else it may have adopted what the life before it had: see `node_up`
             self._driver.handle(ev.NodeGone(node))
@@ -95,8 +107,13 @@ class Bridge:
     def node_left(self, node: int) -> None:
         """Go on without a node that has gone in good order."""
         log.info("node.left node=%016x", node)
+        self._audit.note("peer.left", f"node {node:016x}", node=f"{node:016x}")
         self._beats.pop(node, None)
         self._driver.handle(ev.NodeGone(node))
+
+    def turned_away(self, host: str, text: str) -> None:
+        """Note that whoever came from `host` to the control port may not join, and why."""
+        self._audit.note("peer.refused", host, text)
 
     def from_node(self, node: int, message: Any) -> None:
         """Take an agent's report, an event of a client at its gateway, or its heartbeat.  Raise `RemoteFault`."""

@@ -33,6 +33,10 @@ __all__ = ["Handler", "Peers", "Send"]
 class Handler(CoordinatorHandler, AgentHandler, Protocol):
     """What a node does about its peers: it is made before it is known which side it will be on."""
 
+    def turned_away(self, host: str, text: str) -> None:
+        """Note that whoever came from `host` to the control port may not join, and why."""
+        ...
+
 
 class Peers:
     """A node's end of the control channel.  Must be made in the running loop's thread; owns `listener` until `close`.
@@ -52,7 +56,7 @@ class Peers:
     ) -> None:
         self._side: CoordinatorSide | AgentSide
         self._side = CoordinatorSide(hello, handler, timing) if coordinator else AgentSide(hello, join, handler, timing)
-        self._acceptor = Acceptor(listener, self._side.answer)
+        self._acceptor = Acceptor(listener, self._side.answer, handler.turned_away)
 
     def send(self, node: int, message: Message) -> None:
         """Send to an agent, as the coordinator; the message is dropped when it is not connected."""

@@ -15,7 +15,7 @@ from lifl.core import limits
 from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.node.gateway.body_moves import STALL_BYTES, Movers, Receive, Send, move
 from lifl.node.gateway.read_waiter import ReadWaiter
-from lifl.node.peer_user import is_same_user
+from lifl.node.who import is_same_user, who_is
 
 
 class ClientSocket:
@@ -25,6 +25,7 @@ class ClientSocket:
         self, sock: socket.socket, movers: Movers, read_waiter: ReadWaiter, on_shut: Callable[[], None]
     ) -> None:
         self.sock = sock
+        self.who = who_is(sock)
         self.is_shut = False
         self.ended = asyncio.Event()
         """Set when it is shut, for who waits for something else."""

@@ -38,7 +38,8 @@ from lifl.node.gateway.shared import Shared
 
 log = logging.getLogger("lifl.gateway")
 
-_REPLACED = cm.REPLACED.encode()
+_IS_REFUSAL = b"\xa4type\xa7Refusal"
+"""How a Refusal begins, packed, behind the byte that counts its fields."""
 
 
 class Connection:
@@ -74,9 +75,11 @@ class Connection:
         if is_ack:
             failpoints.hit("gateway.ack.after")
         self._grants.delivered(encoded)
-        if len(encoded) <= limits.HELLO_BYTES_MAX and _REPLACED in encoded:
+        if encoded.startswith(_IS_REFUSAL, 1):
             message = cm.unpacked(msgspec.Raw(encoded))
-            if isinstance(message, cm.Refusal) and message.code == cm.REPLACED:
+            assert isinstance(message, cm.Refusal)
+            self._shared.refusals.note(self._socket.who, self._client, message)
+            if message.code == cm.REPLACED:
                 self._intake.replaced()
 
     def select(self, job: str, encoded: bytes) -> None:
@@ -112,11 +115,11 @@ class Connection:
                 await self._handle(message)
         except RemoteFault as error:
             sock.cut_because = sock.reason(error)
-            self._outbox.send(cm.Refusal("protocol", "", str(error)[:TEXT_CHARS_MAX]))
+            self._refuse(cm.Refusal("protocol", "", str(error)[:TEXT_CHARS_MAX]))
             await self._linger()
         except Refused as refused:
             sock.cut_because = sock.reason(refused)
-            self._outbox.send(_refusal(refused))
+            self._refuse(_refusal(refused))
             await self._linger()
         except (TimeoutError, FrameTooLong) as error:
             sock.cut_because = sock.reason(error)
@@ -135,6 +138,10 @@ class Connection:
                 link.send(gm.Disconnected(self._number, self._client, sock.cut_because))
             if self._client:
                 link.send(gm.ClientLeft(self._number))
+
+    def _refuse(self, refusal: cm.Refusal) -> None:
+        self._shared.refusals.note(self._socket.who, self._client, refusal)
+        self._outbox.send(refusal)
 
     async def _linger(self) -> None:
         """Let the peer read the last frame: closing with unread bytes would reset the connection and lose it."""
@@ -162,6 +169,7 @@ class Connection:
                 " the same version of LIFL on both",
             )
         self._client = hello.client
+        self._shared.link.send(gm.Greeted(self._number, self._socket.who))
         self._reader.greeted = True
         self._digests = cm.DIGESTS in hello.knows
         self._direct = hello.direct and self._socket.is_same_user()
@@ -199,7 +207,7 @@ class Connection:
                     raise RemoteFault(f"a {type(message).__name__} makes no sense here")
         except Refused as refused:
             about = (message.job, message.round) if isinstance(message, cm.Submit | cm.GetModel) else ("", -1)
-            self._outbox.send(_refusal(refused, *about))
+            self._refuse(_refusal(refused, *about))
 
     async def _send_model(self, want: cm.GetModel) -> None:
         grant = await self._grants.ask(gm.WantModel(self._number, want.job, want.round))

@@ -44,9 +44,11 @@ from lifl.node.gateway.content import JobLayout
 from lifl.node.gateway.peer_transfer import PeerTransfers
 from lifl.node.gateway.pulse import Pulse
 from lifl.node.gateway.read_waiter import ReadWaiter
+from lifl.node.gateway.refusals import Refusals
 from lifl.node.gateway.shared import Shared
 from lifl.node.link import Link
 from lifl.node.listening import Listening
+from lifl.node.who import who_is
 from lifl.shm.arena import Arena
 from lifl.shm.prefault import Prefault
 
@@ -76,7 +78,8 @@ class Gateway:
         movers = Movers(MOVERS)
         checks = ThreadPoolExecutor(MOVERS, "check")
         read_waiter = ReadWaiter()
-        self._shared = Shared(link, arena, movers, checks, read_waiter, Pulse(link), f"{arena.node:016x}")
+        told = (Pulse(link), Refusals(link))
+        self._shared = Shared(link, arena, movers, checks, read_waiter, *told, f"{arena.node:016x}")
         self._peer_transfers = PeerTransfers(self._shared, self._start)
         prefault = Prefault(arena)
         doors = [Listening("gateway", listener, self._taken) for listener in listeners]
@@ -142,8 +145,10 @@ class Gateway:
 
     async def _turn_away(self, sock: socket.socket) -> None:
         text = f"this node serves at most {self._connections_max} connections; try again later"
+        refusal = cm.Refusal("too-many-connections", "", text)
+        self._shared.refusals.note(who_is(sock), "", refusal)
         try:
-            sock.send(encode(cm.Refusal("too-many-connections", "", text)))
+            sock.send(encode(refusal))
             sock.shutdown(socket.SHUT_WR)
             async with asyncio.timeout(limits.LINGER_S):
                 while await asyncio.get_running_loop().sock_recv(sock, 4096):

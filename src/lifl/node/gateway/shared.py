@@ -13,6 +13,7 @@ from lifl.node.gateway.budgets import LargeFrames, WaitingBytes
 from lifl.node.gateway.content import JobLayout
 from lifl.node.gateway.pulse import Pulse
 from lifl.node.gateway.read_waiter import ReadWaiter
+from lifl.node.gateway.refusals import Refusals
 from lifl.node.link import Link
 from lifl.shm.arena import Arena
 
@@ -27,6 +28,7 @@ class Shared:
     checks: ThreadPoolExecutor
     read_waiter: ReadWaiter
     pulse: Pulse
+    refusals: Refusals
     node: str
     jobs: dict[str, JobLayout] = field(default_factory=dict)
     waiting: WaitingBytes = field(default_factory=WaitingBytes)

@@ -1,0 +1,50 @@
+"""Who is on which connection of the gateway, and what of them goes to the audit log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lifl.core.protocol import gateway as gm
+from lifl.node.audit_log import AuditLog
+
+UNKNOWN = "unknown"
+
+
+class Callers:
+    """The connections of one gateway whose clients have said Hello."""
+
+    def __init__(self, audit: AuditLog) -> None:
+        self._audit = audit
+        self._who: dict[int, str] = {}  # by connection
+
+    def heard(self, message: Any) -> bool:
+        """Note what a gateway says; return whether that was all that is to be done about it."""
+        match message:
+            case gm.Greeted(conn, who):
+                self._who[conn] = who
+                return True
+            case gm.ClientRefused():
+                self._audit.note(
+                    "client.refused",
+                    message.who,
+                    message.text,
+                    message.count,
+                    client=message.client,
+                    job=message.job,
+                    code=message.code,
+                    field=message.field,
+                )
+                return True
+            case gm.ClientJoined(conn, client, job):
+                self._audit.note("client.join", self.who(conn), client=client, job=job)
+            case gm.ClientLeft(conn, ""):
+                self._who.pop(conn, None)
+        return False
+
+    def who(self, conn: int) -> str:
+        """Return who is on a connection."""
+        return self._who.get(conn, UNKNOWN)
+
+    def gone(self) -> None:
+        """Forget all connections: the gateway has ended."""
+        self._who.clear()
