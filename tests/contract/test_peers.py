@@ -34,6 +34,7 @@ from lifl.node import listening
 from lifl.node.cluster import acceptor
 from lifl.node.cluster.transport import Peers, Send
 from lifl.node.machine import listen_tcp
+from lifl.node.security import Security
 
 WAIT_S = 60.0
 """Only a failing test waits so long."""
@@ -50,7 +51,13 @@ class Node:
     """A node that writes down what happens to it: `events` are (name, what) pairs."""
 
     def __init__(
-        self, number: int, join: str = "", timing: Timing = PATIENT, incarnation: int = 1, listen: str = "127.0.0.1:0"
+        self,
+        number: int,
+        join: str = "",
+        timing: Timing = PATIENT,
+        incarnation: int = 1,
+        listen: str = "127.0.0.1:0",
+        security: Security | None = None,
     ) -> None:
         self.number = number
         self.incarnation = incarnation
@@ -60,7 +67,7 @@ class Node:
         self._changed = asyncio.Event()
         self.listener = listen_tcp(listen)
         self.control = self.told = f"127.0.0.1:{self.listener.getsockname()[1]}"
-        self.peers = Peers(self.listener, self.hello, not join, join, self, timing)
+        self.peers = Peers(self.listener, self.hello, not join, join, self, timing, security)
 
     def hello(self) -> p.PeerHello:
         return p.PeerHello(p.PEER_VERSION, self.number, self.incarnation, self.told, "127.0.0.1:9", 8.0, 1 << 24, 4)

@@ -187,6 +187,76 @@ def test_the_table_of_transitions_is_enforced(before: MemberState, after: Member
         assert (member.state, member.since_s) == (before, 0.0)
 
 
+# ---- names that certificates say -------------------------------------------------------------------------------------
+
+
+def named(now: float = 0.0) -> Membership:
+    """Node 1 is a member by the name of a."""
+    members = Membership(OWN, TIMING)
+    assert members.join(hello(1), now, "a") == [ms.Up(hello(1))]
+    return members
+
+
+@pytest.mark.parametrize("incarnation", [1, 2, INCARNATION_MAX])
+@pytest.mark.parametrize("other", ["b", ""])
+@pytest.mark.parametrize("state", ["alive", "suspect", "dead"])
+def test_no_other_name_has_a_members_number(incarnation: int, other: str, state: str) -> None:
+    """Else whoever has a certificate ends the life of any node, by its number, and is it from then on."""
+    members = named()
+    run(members, {"alive": 0.0, "suspect": 4.0, "dead": 50.0}[state])
+    (refuse,) = members.join(hello(1, incarnation), 50.0, other)
+    assert isinstance(refuse, ms.Refuse)
+    assert "is that of 'a'" in refuse.text
+    assert members.members[1].state.value == state
+    assert members.members[1].hello == hello(1)
+
+
+def test_the_same_name_comes_back_as_ever() -> None:
+    members = named()
+    assert members.join(hello(1), 1.0, "a") == [ms.Back(hello(1))]
+    down, up = members.join(hello(1, 2), 2.0, "a")
+    assert isinstance(down, ms.Down)
+    assert down.renewed
+    assert up == ms.Up(hello(1, 2))
+    run(members, 50.0)
+    assert members.join(hello(1, 3), 50.0, "a") == [ms.Up(hello(1, 3))]
+
+
+def test_a_number_that_has_left_is_free() -> None:
+    members = named()
+    members.leave(1, 1.0)
+    assert members.join(hello(1, 2), 2.0, "b") == [ms.Up(hello(1, 2))]
+    assert members.members[1].name == "b"
+
+
+def test_a_name_has_one_living_number() -> None:
+    members = named()
+    (refuse,) = members.join(hello(2), 1.0, "a")
+    assert isinstance(refuse, ms.Refuse)
+    assert "is that of node 0000000000000001, which is connected" in refuse.text
+    members.lost(1, 2.0)
+    down, up = members.join(hello(2), 3.0, "a")
+    assert isinstance(down, ms.Down)
+    assert (down.node, down.renewed) == (1, False)
+    assert "came back as node 0000000000000002" in down.why
+    assert up == ms.Up(hello(2))
+    assert members.members[1].state is MemberState.DEAD
+
+
+def test_a_name_that_is_refused_ends_nothing() -> None:
+    members = named()
+    members.join(hello(2, 5), 0.0, "b")
+    members.lost(1, 1.0)
+    members.leave(2, 1.0)
+    assert members.join(hello(2, 5), 2.0, "a") == [ms.Rejoin(5)]
+    assert isinstance(members.join(hello(OWN), 2.0, "a")[0], ms.Refuse)
+    assert members.members[1].state is MemberState.SUSPECT
+
+
+def test_nodes_without_names_are_not_each_others_namesakes() -> None:
+    assert len(table(1, 2, 3).members) == 3
+
+
 class Lives(RuleBasedStateMachine):
     """Any events in any order, with a clock that may jump; what was said by changes must agree with the table."""
 

@@ -179,6 +179,10 @@ TURNED_AWAY_MAX = 32
 
 GREETINGS_MAX = 256
 """Connections of a control port whose PeerHello is not complete; those beyond are told to come again."""
+GREETINGS_PER_SOURCE_MAX = 64
+"""Those of one address."""
+GREETING_GRACE_S = 1.0
+"""How long one of them may take before it makes room for the next."""
 CLI_CONNECTIONS_MAX = 64
 """Command lines that one daemon serves at a time."""
 PAGE_BYTES_MAX = 4 * 1024 * 1024

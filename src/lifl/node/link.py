@@ -1,6 +1,7 @@
-"""A link: frames of `protocol/frames.py` over a stream AF_UNIX socket, in an asyncio (uvloop) event loop.
+"""A link: frames of `protocol/frames.py` over a stream socket, in an asyncio (uvloop) event loop.
 
-The daemon has one to each child and each command-line client; the gateway has one to the daemon.  A link reads in the
+The daemon has one over AF_UNIX to each child and each command-line client, and one over TCP (with TLS, where that is
+secured) to each of its peers; the gateway has one to the daemon.  A link reads in the
 loop's callbacks and hands every message to `on_message`.  `send` never blocks: what the socket does not take at once
 waits in the link, at most `LINK_WAITING_BYTES_MAX`; a peer that is so far behind is as good as dead and the link
 closes.
@@ -26,6 +27,7 @@ import msgspec
 from lifl.core.errors import Impossible, RemoteFault, ResourceFault
 from lifl.core.limits import LINK_WAITING_BYTES_MAX
 from lifl.core.protocol.frames import FrameDecoder, encode
+from lifl.tls.tls_socket import Stream, TlsSocket
 
 log = logging.getLogger("lifl.link")
 
@@ -46,7 +48,7 @@ class Link:
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: Stream,
         kinds: Any,
         on_message: Callable[[Any], None],
         on_closed: Callable[[Exception | None], None],
@@ -65,6 +67,7 @@ class Link:
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock.fileno(), self._readable)
+        self._read_pending()
 
     @property
     def closed(self) -> bool:
@@ -137,6 +140,8 @@ class Link:
         self._end(None)
 
     def _readable(self) -> None:
+        if self._closed:
+            return
         try:
             nbytes = self._sock.recv_into(_READ)
         except BlockingIOError:
@@ -158,6 +163,13 @@ class Link:
         except Exception as error:
             log.exception("link.failed a message could not be taken in; its link is closed")
             self._end(error)
+        else:
+            self._read_pending()
+
+    def _read_pending(self) -> None:
+        """See to it that what TLS has decrypted already is read: the descriptor tells nothing of it."""
+        if isinstance(self._sock, TlsSocket) and not self._closed and self._sock.pending:
+            self._loop.call_soon(self._readable)
 
     def _writable(self) -> None:
         while self._waiting:
@@ -215,7 +227,7 @@ class Link:
         return True
 
 
-def _send(sock: socket.socket, frame: memoryview, descriptors: Sequence[int]) -> int:
+def _send(sock: Stream, frame: memoryview, descriptors: Sequence[int]) -> int:
     if not descriptors:
         return sock.send(frame)
     rights = array.array("i", descriptors)

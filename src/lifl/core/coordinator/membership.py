@@ -7,6 +7,10 @@ come as a new life: `Rejoin`.  A higher incarnation ends the life before it at o
 most likely, is refused while the higher one lives.  When that is over too, the node comes above it: its folder may be
 an earlier state of itself, put back from a copy.
 
+Where connections are secured a node has a name, which its certificate says and nobody else can.  A number belongs to
+the name that it joined with, also when it is dead, until it has left; so no node ends another's life by its number.
+A name has one living number: who comes with another one ends the life before it, unless that is connected.
+
 Silence proves nothing while the coordinator itself stood still (stopped, starved): when a timer fires late, that time
 is not counted, else a coordinator that wakes up would bury all its nodes before it reads what they said.
 
@@ -64,13 +68,17 @@ TRANSITIONS: dict[MemberState, frozenset[MemberState]] = {
 
 @dataclass(slots=True)
 class Member:
-    """One life of a node; `since_s` is when it came into its state, `heard_s` when it last said something."""
+    """One life of a node; `since_s` is when it came into its state, `heard_s` when it last said something.
+
+    `name` is that of its certificate; empty where connections are not secured.
+    """
 
     hello: PeerHello
     since_s: float
     heard_s: float
     state: MemberState = MemberState.ALIVE
     connected: bool = True
+    name: str = ""
 
     @property
     def gone(self) -> bool:
@@ -161,13 +169,36 @@ class Membership:
         """By node id, each node's latest life."""
         return MappingProxyType(self._members)
 
-    def join(self, hello: PeerHello, now: float) -> list[Change]:
-        """Take a node that asks to be a member: one Refuse or Rejoin, or (after Down of its last life) Up or Back."""
+    def join(self, hello: PeerHello, now: float, name: str = "") -> list[Change]:
+        """Take a node that asks to be a member: one Refuse or Rejoin, or (after Down of its last life) Up or Back.
+
+        `name` is what its certificate says.
+        """
+        known = self._members.get(hello.node)
+        if known is not None and known.name != name and known.state is not MemberState.LEFT:
+            return [Refuse(_not_its_own(hello.node, known.name, name))]
+        namesake = self._namesake(hello.node, name)
+        if namesake is not None and namesake.connected:
+            return [Refuse(_twin_names(name, namesake.hello.node))]
+        changes = self._joined(hello, now, name)
+        if namesake is not None and isinstance(changes[-1], Up | Back):
+            why = f"its identity {name!r} came back as node {hello.node:016x}"
+            changes = self._end(namesake, why, now) + changes
+        return changes
+
+    def _namesake(self, node: int, name: str) -> Member | None:
+        """Return the living member of another number that has the name."""
+        for member in self._members.values():
+            if name and member.name == name and member.hello.node != node and not member.gone:
+                return member
+        return None
+
+    def _joined(self, hello: PeerHello, now: float, name: str) -> list[Change]:
         node, known = hello.node, self._members.get(hello.node)
         if node == self._own:
             return [Refuse(_twins(node, "the coordinator's"))]
         if known is None:
-            return self._admit(hello, now)
+            return self._admit(hello, now, name)
         last = known.hello.incarnation
         if known.gone and hello.incarnation <= last:
             return [_above(known)]
@@ -179,16 +210,16 @@ class Membership:
         changes: list[Change] = []
         if not known.gone:
             changes = self._end(known, f"it came back as a new life, incarnation {hello.incarnation}", now, True)
-        return changes + self._admit(hello, now)
+        return changes + self._admit(hello, now, name)
 
-    def _admit(self, hello: PeerHello, now: float) -> list[Change]:
+    def _admit(self, hello: PeerHello, now: float, name: str) -> list[Change]:
         self._members.pop(hello.node, None)
         if len(self._members) >= self._nodes_max:
             gone = [member for member in self._members.values() if member.gone]
             if not gone:
                 return [Refuse(f"the cluster has {self._nodes_max} nodes beside the coordinator, the most it can have")]
             del self._members[min(gone, key=lambda member: member.since_s).hello.node]
-        self._members[hello.node] = Member(hello, now, now)
+        self._members[hello.node] = Member(hello, now, now, name=name)
         self._start_beating(now)
         return [Up(hello)]
 
@@ -292,6 +323,20 @@ def _twins(node: int, whose: str) -> str:
     return (
         f"the node id {node:016x} is {whose}; give each daemon a state folder of its own (--state), "
         "none copied from another node's"
+    )
+
+
+def _not_its_own(node: int, known: str, name: str) -> str:
+    return (
+        f"the node id {node:016x} is that of {known!r}, and the certificate is {name!r}'s: a state folder belongs to "
+        "one identity; give the daemon its own (--state), or `lifl down` the other"
+    )
+
+
+def _twin_names(name: str, node: int) -> str:
+    return (
+        f"the identity {name!r} is that of node {node:016x}, which is connected: each node has an identity of its own, "
+        "copied from no other"
     )
 
 

@@ -1,5 +1,7 @@
 """How a control port takes connections in: of each it reads one frame, the PeerHello, in bounded time and memory.
 
+Where connections are secured (`node/security.py`) the handshake comes first, within the same time, and only a node's
+certificate goes on.  How many may be under way, in all and of one source, `node/greetings.py` says.
 A stranger that sends anything else is told why in a PeerRefusal and shut out; no other connection notices.
 After the PeerHello nothing more is read here: the socket goes on to the side that answers.  `read_frame` is for the
 side that dials, too.
@@ -10,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import select
 import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -18,10 +21,15 @@ import msgspec
 
 from lifl.core.errors import RemoteFault
 from lifl.core.fields import Message
-from lifl.core.limits import GREETING_BYTES_MAX, GREETINGS_MAX, REFUSAL_CHARS_MAX
+from lifl.core.limits import GREETING_BYTES_MAX, GREETINGS_MAX, GREETINGS_PER_SOURCE_MAX, REFUSAL_CHARS_MAX
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol.frames import FrameDecoder, encode
+from lifl.node.greetings import Greetings
 from lifl.node.listening import Listening
+from lifl.node.security import NODES, PlainSpeech, Secured, Security
+from lifl.tls.faults import TlsFault
+from lifl.tls.tls_socket import Stream
+from lifl.tls.waits import received, sent
 
 log = logging.getLogger("lifl.peers")
 
@@ -34,59 +42,69 @@ LINGER_BYTES_MAX = 256 * 1024
 class Acceptor:
     """Takes connections in, and reads the PeerHello of each; owns `listener`.
 
-    `answer(hello, sock, host)` takes the socket over and returns None, or returns what to say before it is closed;
+    `answer(hello, secured, host)` takes the socket over and returns None, or returns what to say before it is closed;
     `turned_away(host, text)` is told of each that is refused for good.
     """
 
     def __init__(
         self,
         listener: socket.socket,
-        answer: Callable[[p.PeerHello, socket.socket, str], p.Greeting | None],
+        answer: Callable[[p.PeerHello, Secured, str], p.Greeting | None],
         turned_away: Callable[[str, str], None],
+        security: Security,
     ) -> None:
         self._turned_away = turned_away
         self._answer = answer
+        self._security = security
         self._tasks: set[asyncio.Task[None]] = set()
+        self._greetings = Greetings(GREETINGS_MAX, GREETINGS_PER_SOURCE_MAX)
+        self._loop = asyncio.get_running_loop()
         self._listening = Listening("peer", listener, self._taken)
 
     def _taken(self, sock: socket.socket, where: Any) -> None:
         host = str(where[0])
-        if len(self._tasks) >= GREETINGS_MAX:
-            with contextlib.suppress(OSError):
-                sock.send(encode(p.PeerRefusal(f"{GREETINGS_MAX} other nodes are knocking; come again", retry=True)))
+        if not self._greetings.enter(sock, host, self._loop.time(), lambda: _cut(sock)):
+            if not self._security.is_on:
+                with contextlib.suppress(OSError):
+                    sock.send(encode(p.PeerRefusal("many other nodes are knocking; come again", retry=True)))
             sock.close()
             return
         start(self._tasks, self._greet(sock, host))
 
-    async def _greet(self, taken: socket.socket, host: str) -> None:
-        sock: socket.socket | None = taken
+    async def _greet(self, raw: socket.socket, host: str) -> None:
+        taken: Secured | None = None
+        kept = False
         try:
-            prepare(taken)
+            prepare(raw)
+            answer: p.Greeting | None = None
             try:
                 async with asyncio.timeout(GREETING_S):
-                    hello = p.read_hello(await read_frame(taken, msgspec.Raw))
-                if _hung_up(taken):
+                    taken = await self._security.taken(raw)
+                    taken.check(NODES)
+                    hello = p.read_hello(await read_frame(taken.sock, msgspec.Raw))
+                if _hung_up(raw):
                     return
                 answer = self._answer(hello, taken, host)
+                kept = answer is None
             except TimeoutError:
                 answer = p.PeerRefusal(f"no PeerHello was complete within {GREETING_S:g} s")
-            except RemoteFault as error:
-                text = f"this is the control port of a node of LIFL, for other nodes: {error}"
-                answer = p.PeerRefusal(text[:REFUSAL_CHARS_MAX])
-            if answer is None:
-                sock = None
-                return
+            except PlainSpeech as error:
+                taken, answer = Secured(raw), _no(error)
+            except (RemoteFault, TlsFault) as error:
+                answer = _no(error)
             if isinstance(answer, p.PeerRefusal):
                 log.warning("peer.refused host=%s %s", host, answer.text)
                 if not answer.retry:
                     self._turned_away(host, answer.text)
-            async with asyncio.timeout(LINGER_S):
-                await _say_last(taken, answer)
+            if answer is not None and taken is not None:  # else TLS has failed, and has told it by an alert
+                async with asyncio.timeout(LINGER_S):
+                    await _say_last(taken.sock, answer)
         except (OSError, EOFError, TimeoutError) as error:
             log.info("peer.gone host=%s before it was greeted: %s", host, str(error) or "it does not read")
         finally:
-            if sock is not None:
-                sock.close()
+            self._greetings.leave(raw, host)
+            if not kept:
+                raw.close()
 
     def close(self) -> None:
         """Take no more connections, and end those that are not greeted yet."""
@@ -95,34 +113,42 @@ class Acceptor:
             task.cancel()
 
 
-async def read_frame(sock: socket.socket, kinds: Any) -> Any:
+async def read_frame(sock: Stream, kinds: Any) -> Any:
     """Return the next frame, of at most `GREETING_BYTES_MAX`, and not a byte of what follows.  Raise `EOFError` too."""
-    loop = asyncio.get_running_loop()
     decoder: FrameDecoder[Any] = FrameDecoder(kinds, GREETING_BYTES_MAX)
     while (message := decoder.next_message()) is None:
-        data = await loop.sock_recv(sock, decoder.missing_bytes)
+        data = await received(sock, decoder.missing_bytes)
         if not data:
             raise EOFError("the peer closed the connection")
         decoder.feed(data)
     return message
 
 
-async def _say_last(sock: socket.socket, message: Message) -> None:
+def _no(error: Exception) -> p.PeerRefusal:
+    text = f"this is the control port of a node of LIFL, for other nodes: {error}"
+    return p.PeerRefusal(text[:REFUSAL_CHARS_MAX])
+
+
+async def _say_last(sock: Stream, message: Message) -> None:
     """Send a message and wait for the peer to close: closing with unread bytes would take the message back."""
-    loop = asyncio.get_running_loop()
-    await loop.sock_sendall(sock, encode(message))
+    await sent(sock, encode(message))
     sock.shutdown(socket.SHUT_WR)
     left = LINGER_BYTES_MAX
-    while left > 0 and (data := await loop.sock_recv(sock, min(left, 65_536))):
+    while left > 0 and (data := await received(sock, min(left, 65_536))):
         left -= len(data)
 
 
 def _hung_up(sock: socket.socket) -> bool:
     """Return whether the peer closed: its PeerHello is one of those that waited here while it tried again and again."""
-    try:
-        return not sock.recv(1, socket.MSG_PEEK)
-    except BlockingIOError:
-        return False
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+def _cut(sock: socket.socket) -> None:
+    """End a connection that another is to take the place of: its greeting wakes up."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def prepare(sock: socket.socket, timeout_s: float = p.DEAD_S) -> None:

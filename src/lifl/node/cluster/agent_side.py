@@ -29,6 +29,10 @@ from lifl.node.cluster.acceptor import GREETING_S, prepare, read_frame, start
 from lifl.node.cluster.member_rows import as_member, row
 from lifl.node.cluster.timer import Timer
 from lifl.node.link import Link
+from lifl.node.security import Secured, Security
+from lifl.tls.faults import TlsFault
+from lifl.tls.tls_socket import Stream
+from lifl.tls.waits import sent
 
 log = logging.getLogger("lifl.peers")
 
@@ -74,12 +78,20 @@ class _Refused(Exception):
 class AgentSide:
     """The link to the coordinator, while there is one."""
 
-    def __init__(self, hello: Callable[[], p.PeerHello], join: str, handler: AgentHandler, timing: ms.Timing) -> None:
+    def __init__(
+        self,
+        hello: Callable[[], p.PeerHello],
+        join: str,
+        handler: AgentHandler,
+        timing: ms.Timing,
+        security: Security,
+    ) -> None:
         split_address(join, "join")
         self._hello = hello
         self._join = join
         self._handler = handler
         self._timing = timing
+        self._security = security
         self._since_unix_s = time.time()
         self._coordinator = ""
         self._coordinator_node: int | None = None
@@ -99,7 +111,7 @@ class AgentSide:
     def connected(self) -> bool:
         return self._link is not None
 
-    def answer(self, hello: p.PeerHello, sock: socket.socket, host: str) -> p.Greeting | None:
+    def answer(self, hello: p.PeerHello, secured: Secured, host: str) -> p.Greeting | None:
         if not self._coordinator:
             return p.PeerRefusal("this member has not found the coordinator itself yet; come again", retry=True)
         return p.PeerRedirect(self._coordinator)
@@ -130,6 +142,8 @@ class AgentSide:
         try:
             async with asyncio.timeout(GREETING_S):
                 await self._enter(address)
+        except TlsFault as fault:
+            self._failed(f"{address} cannot be joined: {fault}", retry=not fault.lasting)
         except (OSError, EOFError, TimeoutError) as error:
             self._failed(
                 f"{address} cannot be reached: {str(error) or f'no answer within {GREETING_S:g} s'}", retry=True
@@ -158,14 +172,15 @@ class AgentSide:
         """Follow redirects until a coordinator welcomes the node; then `_link` is set."""
         plain = False  # a member of an earlier version refuses a field that it does not know, by its name
         for _ in range(REDIRECTS_MAX + 1):
-            sock = await self._dial(address)
+            raw = await self._dial(address)
             try:
+                sock = (await self._security.dialled(raw)).sock
                 hello = self._hello()
                 hello = msgspec.structs.replace(hello, knows=()) if plain else hello
-                await self._loop.sock_sendall(sock, encode(hello))
+                await sent(sock, encode(hello))
                 answer = await read_frame(sock, p.Greeting)
             except BaseException:
-                sock.close()
+                raw.close()
                 raise
             if isinstance(answer, p.PeerWelcome):
                 self._welcomed(sock, answer)
@@ -206,7 +221,7 @@ class AgentSide:
 
     # ---- connected
 
-    def _welcomed(self, sock: socket.socket, welcome: p.PeerWelcome) -> None:
+    def _welcomed(self, sock: Stream, welcome: p.PeerWelcome) -> None:
         self._coordinator, self._coordinator_node = welcome.control, welcome.node
         self.trouble = ""
         self._ended = self._loop.create_future()

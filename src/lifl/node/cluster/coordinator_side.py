@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -22,6 +21,8 @@ from lifl.core.protocol.pages import Pages
 from lifl.node.cluster.member_rows import as_member, met, row
 from lifl.node.cluster.timer import Timer
 from lifl.node.link import Link
+from lifl.node.security import Secured
+from lifl.tls.tls_socket import Stream
 
 log = logging.getLogger("lifl.peers")
 
@@ -79,9 +80,9 @@ class CoordinatorSide:
         self._timer = Timer(self._tick, self._table.next_timer)
         self._closed = False
 
-    def answer(self, hello: p.PeerHello, sock: socket.socket, host: str) -> p.Greeting | None:
+    def answer(self, hello: p.PeerHello, secured: Secured, host: str) -> p.Greeting | None:
         hello = met(hello, host)
-        *before, last = self._table.join(hello, self._loop.time())
+        *before, last = self._table.join(hello, self._loop.time(), secured.name)
         self._perform(before)
         match last:
             case ms.Refuse(text):
@@ -91,11 +92,11 @@ class CoordinatorSide:
                 return p.PeerRejoin(above)
         if self._closed:
             return p.PeerRefusal("this coordinator goes down", retry=True)
-        self._connect(hello, sock)
+        self._connect(hello, secured.sock)
         self._perform([last])
         return None
 
-    def _connect(self, hello: p.PeerHello, sock: socket.socket) -> None:
+    def _connect(self, hello: p.PeerHello, sock: Stream) -> None:
         node = hello.node
         link: Link = Link(
             sock,

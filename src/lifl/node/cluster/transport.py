@@ -26,6 +26,7 @@ from lifl.core.protocol import cluster as p
 from lifl.node.cluster.acceptor import Acceptor
 from lifl.node.cluster.agent_side import AgentHandler, AgentSide
 from lifl.node.cluster.coordinator_side import CoordinatorHandler, CoordinatorSide, Send
+from lifl.node.security import Security
 
 __all__ = ["Handler", "Peers", "Send"]
 
@@ -42,7 +43,8 @@ class Peers:
     """A node's end of the control channel.  Must be made in the running loop's thread; owns `listener` until `close`.
 
     `listener` is a listening TCP socket.  `hello` is asked before each attempt to join, and by the coordinator for its
-    own addresses.  An agent dials `join`, the control address (HOST:PORT) of any member.
+    own addresses.  An agent dials `join`, the control address (HOST:PORT) of any member.  `security` is that of all
+    connections: those of a cluster are secured, or none is.
     """
 
     def __init__(
@@ -53,10 +55,16 @@ class Peers:
         join: str,
         handler: Handler,
         timing: ms.Timing = ms.TIMING,
+        security: Security | None = None,
     ) -> None:
+        security = security or Security()
         self._side: CoordinatorSide | AgentSide
-        self._side = CoordinatorSide(hello, handler, timing) if coordinator else AgentSide(hello, join, handler, timing)
-        self._acceptor = Acceptor(listener, self._side.answer, handler.turned_away)
+        self._side = (
+            CoordinatorSide(hello, handler, timing)
+            if coordinator
+            else AgentSide(hello, join, handler, timing, security)
+        )
+        self._acceptor = Acceptor(listener, self._side.answer, handler.turned_away, security)
 
     def send(self, node: int, message: Message) -> None:
         """Send to an agent, as the coordinator; the message is dropped when it is not connected."""

@@ -1,0 +1,93 @@
+"""How a node's TCP connections are secured, whichever door they come in by, and those that it dials.
+
+`Security()` leaves them as they are; with an identity they are TLS, mutual.  The door then says whom it takes
+(`Secured.check`), and tells who is not taken why, over the connection that is secured by then.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Collection
+
+from lifl.core.identity import Role
+from lifl.tls.contexts import Contexts
+from lifl.tls.peer import Peer
+from lifl.tls.tls_socket import Stream, TlsSocket
+from lifl.tls.waits import ready, shaken
+
+TLS_HANDSHAKE = b"\x16"
+"""The first byte of a TLS connection; a plain frame with it, 22 bytes over a multiple of 256, is told so by TLS."""
+
+
+NODES: tuple[Role, ...] = ("node",)
+
+
+class PlainSpeech(ConnectionError):
+    """What came is no TLS, and this port takes nothing else; the text can be told to whoever it was, in plain."""
+
+
+class Secured:
+    """A connection, and who is at its other end; without `contexts` nobody is asked for a certificate."""
+
+    def __init__(self, sock: Stream, contexts: Contexts | None = None) -> None:
+        self.sock = sock
+        self.peer: Peer | None = None
+        """Who it is, from `check` on, if a certificate says so."""
+        self._contexts = contexts
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody is asked for a certificate here."""
+        return self._contexts is None
+
+    @property
+    def is_stranger(self) -> bool:
+        """Whether a certificate was asked for and none was shown."""
+        return isinstance(self.sock, TlsSocket) and not self.sock.peer_certificate
+
+    def check(self, roles: Collection[Role]) -> None:
+        """Note who it is: of this cluster, in one of the roles.  Raise `TlsFault` else."""
+        if self._contexts is not None:
+            assert isinstance(self.sock, TlsSocket)
+            self.peer = self._contexts.check_peer(self.sock, roles)
+
+    @property
+    def name(self) -> str:
+        """The name in the certificate; empty when there is none."""
+        return self.peer.identity.name if self.peer is not None else ""
+
+
+class Security:
+    """TLS with the identity of `contexts`; nothing when there is none."""
+
+    def __init__(self, contexts: Contexts | None = None) -> None:
+        self._contexts = contexts
+
+    @property
+    def is_on(self) -> bool:
+        """Whether connections are secured at all."""
+        return self._contexts is not None
+
+    async def taken(self, raw: socket.socket) -> Secured:
+        """Secure a connection that was taken in; `raw` stays the caller's to close.  Raise `OSError`."""
+        if self._contexts is None or raw.family == socket.AF_UNIX:
+            return Secured(raw)
+        await ready(raw)
+        first = raw.recv(1, socket.MSG_PEEK)
+        if not first:
+            raise ConnectionResetError("it closed the connection before it said anything")
+        if first != TLS_HANDSHAKE:
+            raise PlainSpeech("it is a TLS port: come with an identity of this cluster (lifl enroll HOST:PORT)")
+        sock = TlsSocket(raw, self._contexts.server(), server=True)
+        await shaken(sock)
+        return Secured(sock, self._contexts)
+
+    async def dialled(self, raw: socket.socket) -> Secured:
+        """Secure a connection that was made to a node, which must show that it is one.  Raise `OSError`."""
+        if self._contexts is None:
+            return Secured(raw)
+        sock = TlsSocket(raw, self._contexts.node_client())
+        await shaken(sock)
+        secured = Secured(sock, self._contexts)
+        secured.check(NODES)
+        return secured
