@@ -50,9 +50,14 @@ def resolve(config: JobConfig, folder: Path, state_dir: Path) -> JobConfig:
     checkpoint = config.checkpoint
     if checkpoint.folder:
         checkpoint = msgspec.structs.replace(checkpoint, folder=str(absolute(checkpoint.folder, folder)))
+    selection = config.selection
+    if selection.clients_file:
+        clients_file = str(absolute(str(selection.clients_file), folder))
+        selection = msgspec.structs.replace(selection, clients_file=clients_file)
     rule_folder = str(absolute(config.aggregation.rule_folder or ".", folder))
     aggregation = msgspec.structs.replace(config.aggregation, rule_folder=rule_folder)
-    return msgspec.structs.replace(config, model=model, checkpoint=checkpoint, aggregation=aggregation)
+    parts = {"model": model, "selection": selection, "checkpoint": checkpoint, "aggregation": aggregation}
+    return msgspec.structs.replace(config, **parts)
 
 
 def rule_states(config: JobConfig, folder: Path) -> tuple[str, ...]:

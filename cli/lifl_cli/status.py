@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from lifl.core.limits import ROUNDS_MAX, STATUS_ROUNDS
-from lifl.core.protocol.cli import JobStatus
+from lifl.core.protocol.cli import JobClients, JobStatus
 from lifl_cli.daemon_client import DaemonClient
 from lifl_cli.options import json_option, state_option
 from lifl_cli.render.figures import printable, receipt_lines
@@ -25,11 +25,15 @@ from lifl_cli.render.figures import printable, receipt_lines
     metavar="N",
     help="The last N rounds, each attempt counted.",
 )
+@click.option("--clients", is_flag=True, help="Show how its clients kept their word instead.")
 @json_option
 @state_option
-def status(job: str, last: int, as_json: bool, state_dir: Path) -> None:
+def status(job: str, last: int, clients: bool, as_json: bool, state_dir: Path) -> None:
     """Show one job: its rounds with their receipts."""
     with DaemonClient(state_dir) as daemon:
+        if clients:
+            _show_clients(job_clients(daemon, job), as_json)
+            return
         result = job_status(daemon, job, last)
     if as_json:
         click.echo(json.dumps(result, indent=2))
@@ -54,6 +58,28 @@ def status(job: str, last: int, as_json: bool, state_dir: Path) -> None:
             click.echo(f"receipt of round {receipts[-1]['round']}")
             for label, value in receipt_lines(receipts[-1]["receipt"]):
                 click.echo(f"  {label:<24} {value}")
+
+
+def _show_clients(lines: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"clients": lines}, indent=2))
+        return
+    if not lines:
+        click.echo("no client has joined this job yet")
+        return
+    from lifl_cli.render.tables import clients_table, show
+
+    show(clients_table(lines))
+
+
+def job_clients(daemon: DaemonClient, job: str) -> list[dict[str, Any]]:
+    """Return the clients of a job, however many frames these take."""
+    lines: list[dict[str, Any]] = []
+    after: str | None = ""
+    while after is not None:
+        page = daemon.ask(JobClients(job, after))
+        lines, after = lines + page["clients"], page["more"]
+    return lines
 
 
 def job_status(daemon: DaemonClient, job: str, last: int) -> dict[str, Any]:

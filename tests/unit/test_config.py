@@ -11,15 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lifl.core.config.job import AggregationSection, SelectionSection, parse_job
+from lifl.core.config.job import AggregationSection, SelectionSection, parse_job, with_listed
 from lifl.core.config.node import NodeConfig, beyond_loopback, parse_node
 from lifl.core.config.values import parse_size, split_address
 from lifl.core.errors import ConfigError
 from lifl.core.limits import (
+    CLIENTS_LISTED_MAX,
     CLIENTS_PER_ROUND_MAX,
     DEADLINE_S_MAX,
     FAN_IN_MAX,
     OPTIONS_DEPTH_MAX,
+    PATTERNS_MAX,
     ROUNDS_MAX,
     STATE_DIR_BYTES_MAX,
 )
@@ -63,7 +65,7 @@ def test_parsing_leaves_the_callers_table_alone() -> None:
     ("key", "nearest"),
     [
         ("selection.qorum", "selection.quorum"),
-        ("selection.clients", "selection.clients_per_round"),
+        ("selection.clients_round", "selection.clients_per_round"),
         ("job.rule", "aggregation.rule"),
         ("agregation.rule", "aggregation"),
         ("aggregation.fanin", "aggregation.fan_in"),
@@ -352,3 +354,24 @@ def test_a_date_is_no_option() -> None:
 )
 def test_a_bad_word_is_told_what_there_is(override: str, text: str) -> None:
     assert text in str(refused(MINIMAL, (override,)))
+
+
+def test_a_list_of_clients_is_bounded_and_each_of_it_is_a_name_or_a_pattern() -> None:
+    names = [f"c{number}" for number in range(CLIENTS_LISTED_MAX)]
+    table = {**MINIMAL, "selection": {**MINIMAL["selection"], "clients": names}}
+    assert len(parse_job(table).selection.clients) == CLIENTS_LISTED_MAX  # type: ignore[arg-type]
+    for bad in ([*names, "more"], [], ["a b"], [""], ["x" * 65], ["*"] * (PATTERNS_MAX + 1), "hospital-*"):
+        table["selection"] = {**MINIMAL["selection"], "clients": bad}
+        assert refused(table).path.startswith("selection.clients"), bad
+    assert "letters, digits" in refused({**MINIMAL, "selection": {**MINIMAL["selection"], "clients": ["a b"]}}).problem
+
+
+def test_a_file_of_clients_joins_those_that_are_named() -> None:
+    config = parse_job({**MINIMAL, "selection": {**MINIMAL["selection"], "clients": ["a", "b"]}})
+    assert with_listed(config, ["b", "c*"]).selection.clients == ("a", "b", "c*")
+    plain = parse_job(MINIMAL)
+    assert "clients" not in msgspec.to_builtins(plain)["selection"], "an earlier version would not know it"
+    for bad in ([], ["a b"], [f"c{number}" for number in range(CLIENTS_LISTED_MAX + 1)]):
+        with pytest.raises(ConfigError) as error:
+            with_listed(plain, bad)
+        assert error.value.path.startswith("selection.clients_file")

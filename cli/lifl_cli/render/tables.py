@@ -87,6 +87,24 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def clients_table(lines: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a table with a row for each client of a job."""
+    table = Table(box=None, pad_edge=False)
+    counts = ("selected", "delivered", "late", "left", "declined", "spoilt")
+    for column in ("client", "here", *counts, "misses", "is asked"):
+        table.add_column(column, no_wrap=column == "client")
+    for line in lines:
+        asked = "as others" if not line["level"] else f"late ({line['level']})"
+        table.add_row(
+            cell(line["client"]),
+            "yes" if line["here"] else "no",
+            *(str(line[name]) for name in counts),
+            f"{line['misses']:.2f}",
+            cell(asked, "yellow" if line["level"] else ""),
+        )
+    return table
+
+
 def nodes_table(lines: Sequence[Mapping[str, Any]]) -> Table:
     """Return a table with a row for each node; the coordinator has a star."""
     table = Table(box=None, pad_edge=False)

@@ -12,6 +12,7 @@ from lifl.core.limits import (
     CAPACITY_MAX,
     CHECKPOINT_FILES_MAX,
     CHECKSUM_CHARS_MAX,
+    CLIENTS_LISTED_MAX,
     CONFIG_PATH_CHARS_MAX,
     COUNT_MAX,
     DEADLINE_S_MAX,
@@ -44,6 +45,7 @@ from lifl.core.schema import DTYPE_BYTES, Segment, TensorSpec, Treated
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._:-]*\Z")]
 """A job's or client's name."""
 NAME_RULE = f"letters, digits and ._:- , a letter or digit first, at most {NAME_CHARS_MAX}"
+CLIENT_PATTERN_RULE = f"{NAME_RULE}; `*` stands for any text"
 _UNPRINTABLE = (
     r"\x00-\x1f\x7f-\xa0\xad"  # control characters, the blank and the hyphen that are not seen
     r"\u061c\u200b-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff\ufff9-\ufffb"  # others' blanks, signs of direction
@@ -70,6 +72,11 @@ TensorPatterns = Annotated[
     tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=PATTERN_CHARS_MAX, pattern=_PRINTABLE)], ...],
     msgspec.Meta(max_length=PATTERNS_MAX),
 ]
+ClientPattern = Annotated[
+    str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX, pattern=r"\A[A-Za-z0-9*][A-Za-z0-9._:*-]*\Z")
+]
+"""A client's name, or a pattern of names."""
+ClientPatterns = Annotated[tuple[ClientPattern, ...], msgspec.Meta(min_length=1, max_length=CLIENTS_LISTED_MAX)]
 Suspects = Annotated[tuple[Name, ...], msgspec.Meta(max_length=SUSPECTS_MAX)]
 Tensors = Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=TENSORS_MAX)]
 Word = Annotated[str, msgspec.Meta(max_length=WORD_CHARS_MAX)]

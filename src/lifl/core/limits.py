@@ -67,6 +67,10 @@ OPTIONS_DEPTH_MAX = 8
 PATTERNS_MAX = 256
 """Patterns of tensors' names in one key of a job's config."""
 PATTERN_CHARS_MAX = 256
+CLIENTS_LISTED_MAX = 16_384
+"""Names and patterns of clients that may take part in a job; `PATTERNS_MAX` of them are patterns."""
+CLIENTS_FILE_BYTES_MAX = 2 * 1024 * 1024
+"""A file of them (`selection.clients_file`): a line for each, and some for comments."""
 OPTIONS_BYTES_MAX = 64 * 1024
 """The options of a rule, and those of a job's clients: each goes to whoever needs it once, not with each update."""
 
@@ -119,6 +123,8 @@ COST_BYTES_MAX = 1 << 50
 COST_S_MAX = 1e12
 """Of one branch: the sums over `BRANCHES_MAX` still are numbers that can be written."""
 
+RELIABILITY_CLIENTS_MAX = 16_384
+"""Clients of one job of which it is kept how they kept their word: those that were selected last."""
 ROUNDS_REMEMBERED = 16
 """Committed rounds whose members are kept in memory, to answer clients that come back late."""
 

@@ -14,9 +14,9 @@ import psutil
 
 from lifl.core.config.node import NodeConfig
 from lifl.core.config.values import split_address
-from lifl.core.errors import ResourceFault
+from lifl.core.errors import ConfigError, ResourceFault
 from lifl.core.ids import Key, Kind
-from lifl.core.limits import OBJECTS_MAX, STATE_DIR_BYTES_MAX
+from lifl.core.limits import CLIENTS_FILE_BYTES_MAX, OBJECTS_MAX, STATE_DIR_BYTES_MAX
 from lifl.core.modelfile import LENGTH_BYTES, decode_header, header_bytes
 from lifl.core.protocol.contribution import Contribution, unpack_contributions
 from lifl.core.schema import TensorSpec
@@ -182,6 +182,28 @@ def shown(listener: socket.socket) -> str:
     """Return the HOST:PORT at which a socket listens."""
     host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def read_clients(path: str) -> list[str]:
+    """Return the names and patterns of clients that a file lists, a line each; ``#`` begins a comment.
+
+    Raise `ConfigError` when it cannot be read; what the lines say is not looked at.
+    """
+    where = "selection.clients_file"
+    if not Path(path).is_file():
+        raise ConfigError(where, f"there is no file {path}; give one with a client's name on each line")
+    try:
+        with open(path, "rb") as file:
+            content = file.read(CLIENTS_FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise ConfigError(where, f"cannot read {path}: {error.strerror}") from error
+    if len(content) > CLIENTS_FILE_BYTES_MAX:
+        raise ConfigError(where, f"{path} is longer than {CLIENTS_FILE_BYTES_MAX} bytes; use patterns (hospital-*)")
+    try:
+        lines = content.decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError(where, f"{path} is no text in UTF-8") from error
+    return [name for line in lines if (name := line.partition("#")[0].strip())]
 
 
 def read_schema(path: str) -> tuple[TensorSpec, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from lifl.core import events as ev
-from lifl.core.config.job import JobConfig, parse_job
+from lifl.core.config.job import JobConfig, parse_job, with_listed
 from lifl.core.coordinator.job import Job
 from lifl.core.engine import check_submitted
 from lifl.core.errors import ConfigError, LiflError, LocalFault, Refused
@@ -71,6 +71,8 @@ class Requests:
                 return self._list_jobs(message.after)
             case om.JobStatus():
                 return self._job_status(message)
+            case om.JobClients():
+                return self._job_clients(message)
             case om.CancelJob():
                 return self._cancel(message.job, self._cli.who(link))
             case om.ListNodes():
@@ -98,6 +100,8 @@ class Requests:
     def _submit(self, message: om.SubmitJob, link: Link) -> dict[str, Any]:
         try:
             config = parse_job(message.config)
+            if config.selection.clients_file:
+                config = with_listed(config, machine.read_clients(str(config.selection.clients_file)))
         except ConfigError as error:
             raise Refused("bad-config", error.path, str(error)) from error
         name = config.job.name
@@ -213,6 +217,20 @@ class Requests:
             "rounds": lines,
             "more": more,
         }
+
+    def _job_clients(self, message: om.JobClients) -> dict[str, Any]:
+        """Return a page of the clients of a job that runs, in the order of their names."""
+        row = self._row(message.job)
+        job = self._engine.jobs.get(row.name)
+        if job is None or job.over:
+            raise Refused("job-over", "job", f"job {row.name!r} does not run: its clients are known while it does")
+        page, after = views.Page(), message.after
+        for line in views.client_lines(job):
+            if line["client"] > message.after:
+                if not page.add(line):
+                    return {"clients": page.lines, "more": after}
+                after = line["client"]
+        return {"clients": page.lines, "more": None}
 
     def _round_lines(self, name: str, message: om.JobStatus) -> tuple[list[dict[str, Any]], tuple[int, int] | None]:
         """Return what is asked for of the rounds, as far as it fits, and where the next page goes on."""

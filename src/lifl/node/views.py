@@ -11,6 +11,7 @@ from lifl.core.agent.agent import Agent
 from lifl.core.agent.branch import Branch
 from lifl.core.agent.pool import WorkerState
 from lifl.core.coordinator.job import Job
+from lifl.core.coordinator.reliability import Record
 from lifl.core.engine import Engine
 from lifl.core.ids import round_of
 from lifl.core.limits import PAGE_BYTES_MAX
@@ -160,6 +161,18 @@ def round_now(
         "nodes": len(round_.nodes),
         "tree": tree,
     }
+
+
+def client_lines(job: Job) -> list[dict[str, Any]]:
+    """Return the clients of a job in the order of their names: those here, and those that were selected lately."""
+    reliability = job.selection.reliability
+    records, present = reliability.records(), job.present
+    lines = []
+    for client in sorted({*records, *present}):
+        record = records.get(client, Record())
+        line = {"client": client, "here": client in present, "level": reliability.level(client)}
+        lines.append(line | {name: value for name, value in record._asdict().items() if name != "at"})
+    return lines
 
 
 def _counted(branch: Branch) -> int:

@@ -10,12 +10,14 @@ import msgspec
 
 from lifl.core.config.parse import convert, overridden
 from lifl.core.errors import ConfigError
-from lifl.core.fields import ConfigPath, Name, Seconds, TensorPatterns, Word
+from lifl.core.fields import ClientPatterns, ConfigPath, Name, Seconds, TensorPatterns, Word
 from lifl.core.limits import (
+    CLIENTS_LISTED_MAX,
     CLIENTS_PER_ROUND_MAX,
     FAN_IN_MAX,
     OPTIONS_BYTES_MAX,
     OPTIONS_DEPTH_MAX,
+    PATTERNS_MAX,
     ROUNDS_MAX,
     RULE_CHARS_MAX,
     TASK_DEADLINE_S,
@@ -48,6 +50,8 @@ class SelectionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     updates are accepted, or at `deadline_s` when at least `quorum` are (none given: all of
     `clients_per_round`).  A round that fails is tried again, `attempts` times in all, then the job fails.
     `seed` draws the clients when more wait than are needed.
+    Only those whose names are among `clients` may take part (``*`` in one is any text), and those that the file
+    `clients_file` lists, a line each; neither given: everybody.
     """
 
     clients_per_round: Annotated[int, msgspec.Meta(ge=1, le=CLIENTS_PER_ROUND_MAX)]
@@ -56,6 +60,8 @@ class SelectionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     deadline_s: Seconds = 600.0
     attempts: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3
     seed: Seed = 0
+    clients: ClientPatterns | msgspec.UnsetType = msgspec.UNSET
+    clients_file: ConfigPath | msgspec.UnsetType = msgspec.UNSET
 
 
 class AggregationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -123,7 +129,28 @@ def parse_job(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> JobConf
     return config
 
 
+def with_listed(config: JobConfig, listed: Sequence[str]) -> JobConfig:
+    """Return `config` with more clients on its list: those of `selection.clients_file`.  Raise `ConfigError`."""
+    given = config.selection.clients
+    clients = list(dict.fromkeys((*(() if isinstance(given, msgspec.UnsetType) else given), *listed)))
+    if not clients:
+        raise ConfigError(
+            "selection.clients_file", "lists no client: nobody could take part; write a name on each line"
+        )
+    table = msgspec.to_builtins(config)
+    table["selection"]["clients"] = clients
+    try:
+        return parse_job(table)
+    except ConfigError as error:
+        where = error.path.replace("selection.clients", "selection.clients_file")
+        raise ConfigError(where, error.problem) from error
+
+
 def _check_job(config: JobConfig) -> None:
+    listed = config.selection.clients
+    if not isinstance(listed, msgspec.UnsetType) and sum("*" in name for name in listed) > PATTERNS_MAX:
+        text = f"more than {PATTERNS_MAX} patterns with `*`; names without one may be {CLIENTS_LISTED_MAX}"
+        raise ConfigError("selection.clients", text)
     if bool(config.model.path) == bool(config.model.example):
         given = "both are given" if config.model.path else "neither is given"
         raise ConfigError("model.path", f"give exactly one of model.path and model.example; {given}")

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_args
 import msgspec
 
 from lifl.core.errors import ConfigError
-from lifl.core.fields import NAME_RULE
+from lifl.core.fields import CLIENT_PATTERN_RULE, NAME_RULE
 from lifl.core.limits import OPTIONS_DEPTH_MAX
 
 C = TypeVar("C", bound=msgspec.Struct)
@@ -142,6 +142,8 @@ def _config_error(text: str, table: Mapping[str, Any], kind: type[msgspec.Struct
         value = value.get(key) if isinstance(value, Mapping) else None
     if problem.startswith("Invalid enum value"):
         return ConfigError(path, f"{value!r:.80} is none of {', '.join(_choices(kind, path))}")
+    if "matching regex" in problem and path.startswith("selection.clients"):
+        return ConfigError(path, f"is no name or pattern of clients: {CLIENT_PATTERN_RULE}")
     if "matching regex" in problem and (path.endswith("]") or "\0" in str(value)):
         return ConfigError(path, "has characters that cannot be printed")
     if "matching regex" in problem:

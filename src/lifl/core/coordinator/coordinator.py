@@ -142,17 +142,17 @@ class Coordinator:
         here = Connection(node, event.conn)
         try:
             job = self._find(event.job)
+            with self._turn.share(job.spec.number):
+                job.join(here, event)
         except Refused as refused:
             self.presence.refuse(here, refused, event.job, -1)
-            return
-        with self._turn.share(job.spec.number):
-            job.join(here, event)
 
     def _client_left(self, node: int, event: gm.ClientLeft) -> None:
         """Note that a client takes part no longer, or that its connection has ended."""
+        stays = self.nodes.takes_grants(node)  # else the node has sent it away
         for name, client in self.presence.remove(Connection(node, event.conn), event.job):
             with self._turn.share(self.jobs[name].spec.number):
-                self.jobs[name].runner.left([client])
+                self.jobs[name].runner.left([client], by_themselves=stays)
 
     def _client_declined(self, node: int, event: gm.ClientDeclined) -> None:
         """Have another client selected in the place of one that takes no part in a round, if that is its own word."""

@@ -166,6 +166,7 @@ class Job:
         round_.sealed_s = self._turn.now
         round_.branches[0].cost = report.cost
         self.rounds.current = None
+        self.selection.reliability.ended(round_)
         self._replicas.model_made(round_.number)
         self.commits.save(round_)
         self._attempt, self._failures = 1, 0
@@ -185,6 +186,7 @@ class Job:
         """Try the round again, or end: a branch cannot be finished."""
         if self.round is not None and self.round.epoch == report.epoch:
             if report.suspects is not None:
+                self.round.suspects = frozenset(report.suspects)
                 self.answers.spoil(self.round, report.suspects, report.text)
             if report.retry:
                 self._fail_round(self.round, report.text)
@@ -213,6 +215,7 @@ class Job:
         round_.move(Phase.FAILED)
         round_.reason = reason
         self.rounds.current = None
+        self.selection.reliability.ended(round_)
         self._branches.drop(round_)
         row = {"reason": reason, "receipt": receipt_of(round_, self._turn.now)}
         self._turn.emit(fx.SaveRound(self.name, round_.number, round_.attempt, "failed", row))
@@ -243,12 +246,17 @@ class Job:
         self._turn.emit(fx.SaveJob(self.name, status, reason))
         self._presence.tell_all(self.name, self.present, cm.JobOver(self.name, status, reason))
         self._presence.remove_job(self.name)
+        self.selection.reliability.close()
         self._publish("job.over", status=status, reason=reason)
 
     # ---- clients and nodes -----------------------------------------------------------------------------------------
 
     def join(self, here: Connection, event: gm.ClientJoined) -> None:
-        """Let a client take part (again); one that still holds an update learns what became of it."""
+        """Let a client take part (again); one that still holds an update learns what became of it.
+
+        Raise `Refused` when it is not on the job's list.
+        """
+        self.selection.list.check(self.name, event.client)
         self._presence.claim(self.name, event.client, here)
         if self.over:
             self.answers.tell_fates(here, event.client, event.holding)
@@ -284,7 +292,8 @@ class Job:
 
     def faults(self) -> Iterator[str]:
         """Yield what cannot be."""
-        yield from (f"job {self.name}: {fault}" for fault in self.rounds.faults())
+        own = (*self.rounds.faults(), *self.selection.reliability.faults())
+        yield from (f"job {self.name}: {fault}" for fault in own)
         if self.over and (self.rounds.live() or self.present):
             yield f"job {self.name} is {self.status}, and has rounds or clients"
         if self.status == "loading" and self.rounds.live():

@@ -72,6 +72,9 @@ class Round:
         self.opened_at_s: float | None = None
         self.selected: dict[str, None] = {}
         self.declined: set[str] = set()  # those of them who said that they take no part
+        self.left: set[str] = set()  # those of them who went, before their update was accepted, and are not back
+        self.overdue = False  # the deadline has passed while it collected
+        self.suspects: frozenset[str] = frozenset()  # whose update made it fail, by name
         self.trained: frozenset[str] = frozenset()  # who had an update accepted in an earlier attempt
         self.training: frozenset[str] = frozenset()  # who was selected in one and had not: it may come late
         self.spoilt: frozenset[str] = frozenset()  # whose update made an attempt fail: it is to be trained anew

@@ -108,7 +108,7 @@ class RoundRunner:
         elif round_.phase is Phase.RECOVERING:
             self._recovery.late(round_)
         elif round_.phase is Phase.COLLECTING:
-            got = len(round_.accepted)
+            got, round_.overdue = len(round_.accepted), True
             if got < round_.quorum:
                 return TOO_FEW.format(deadline_s=round_.deadline_s, got=got, quorum=round_.quorum)
             self._publish("round.deadline", round=round_.number, accepted=got)
@@ -141,6 +141,8 @@ class RoundRunner:
     def joined(self, client: str, holding: int | None) -> None:
         """Note that a client takes part (again); `holding` is the oldest round whose update it still holds."""
         round_ = self._rounds.current
+        if round_ is not None:
+            round_.left.discard(client)
         if round_ is not None and round_.phase is Phase.COLLECTING and client not in round_.accepted:
             # One who holds an update of this round sent it before; it was lost with the machine, so it is asked again.
             again = holding == round_.number and (len(round_.selected) < round_.target or may_be_late(round_, client))
@@ -151,10 +153,13 @@ class RoundRunner:
                 return  # no other client is selected for that
         self.try_open()
 
-    def left(self, clients: Sequence[str]) -> None:
+    def left(self, clients: Sequence[str], by_themselves: bool = False) -> None:
         """Note that clients are gone; others may be selected in their place."""
         round_ = self._rounds.current
-        if round_ is not None and any(c in round_.selected and c not in round_.accepted for c in clients):
+        missed = [c for c in clients if round_ is not None and c in round_.selected and c not in round_.accepted]
+        if round_ is not None and missed:
+            if by_themselves and round_.phase is Phase.COLLECTING:
+                round_.left.update(missed)
             self.try_open()
 
     def update_sealed(self, report: o.UpdateSealed) -> None:

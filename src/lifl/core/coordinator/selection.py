@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 
 from lifl.core import effects as fx
+from lifl.core.coordinator.client_list import ClientList
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import NodeTable
 from lifl.core.coordinator.presence import Presence
+from lifl.core.coordinator.reliability import Reliability
 from lifl.core.coordinator.round import Phase, Round
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
@@ -28,13 +30,15 @@ class Selection:
         self._turn = turn
         self._nodes = nodes
         self._presence = presence
+        self.list = ClientList(spec.config.selection)
+        self.reliability = Reliability()
 
     def fill(self, round_: Round) -> None:
         """Invite as many more as the round lacks: for those who have left with nothing accepted, or declined.
 
         When a round is tried again, those come first whose update was accepted before, since they still have it; those
         who may still be training are asked late, since what they send is taken in any case; those whose update made an
-        attempt fail are asked last, and train anew.
+        attempt fail are asked last, and train anew.  Among the others those are asked late who did not keep their word.
         """
         present = self._presence.of(self._spec.name)
         taking_part = round_.selected.keys() - round_.declined
@@ -58,7 +62,8 @@ class Selection:
         training = [client for client in idle if client in round_.training]
         spoilt = [client for client in idle if client in round_.spoilt]
         others = {*trained, *training, *spoilt}
-        return [trained, [client for client in idle if client not in others], training, spoilt]
+        rest = [client for client in idle if client not in others]
+        return [trained, *self.reliability.by_turn(rest, again=round_.attempt > 1), training, spoilt]
 
     def invite(self, round_: Round, client: str) -> None:
         """Tell a client that is here to take part: the seconds that are left, and at which node it is expected."""

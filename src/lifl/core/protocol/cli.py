@@ -49,6 +49,17 @@ class JobStatus(Message, frozen=True):
     round: Count | None = None
 
 
+class JobClients(Message, frozen=True):
+    """Asks for the clients of a job that runs, whose names come after `after`: {"clients": [...], "more": ...}.
+
+    Each has client, here, selected, delivered, late, left, declined, spoilt, misses, level; `more` is the `after` of
+    the next page, or None.
+    """
+
+    job: Path
+    after: Word = ""
+
+
 class CancelJob(Message, frozen=True):
     """Ends a job; its running round is dropped, committed models stay."""
 
@@ -149,6 +160,7 @@ FromCli = (
     SubmitJob
     | ListJobs
     | JobStatus
+    | JobClients
     | CancelJob
     | Snapshot
     | ListNodes
