@@ -181,6 +181,7 @@ ACTION_OF: dict[type[Message], Action] = {
     SubmitJob: Action.SUBMIT_JOB,
     ListJobs: Action.SEE_JOBS,
     JobStatus: Action.SEE_JOBS,
+    JobClients: Action.SEE_JOBS,
     CancelJob: Action.CANCEL_JOB,
     Snapshot: Action.SEE_NODES,
     ListNodes: Action.SEE_NODES,
