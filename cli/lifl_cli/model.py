@@ -13,6 +13,7 @@ from lifl.core.limits import ROUNDS_MAX
 from lifl.core.protocol.cli import JobStatus
 from lifl_cli.daemon_client import DaemonClient
 from lifl_cli.options import state_option
+from lifl_cli.render.figures import printable
 
 COPY_BYTES = 1 << 20
 ROUNDS_NAMED_MAX = 8
@@ -32,6 +33,9 @@ def model(job: str, output: str, round_number: int | None, state_dir: Path) -> N
         wanted = last if round_number is None else round_number
         lines = daemon.ask(JobStatus(job, round=wanted))["rounds"]
     found = next((line for line in lines if line["path"]), None)
+    unread = next((line["reason"] for line in lines if line["status"] == "committed" and line["reason"]), "")
+    if found is None and unread:
+        raise Refused("unreadable", "round", f"{unread}: {result['job']['folder']}")
     if found is None:
         set_aside = next((f" ({line['status']}: {line['reason']})" for line in reversed(lines) if line["reason"]), "")
         numbers = [str(number) for number in range(last + 1)]
@@ -39,6 +43,8 @@ def model(job: str, output: str, round_number: int | None, state_dir: Path) -> N
         text = f"job {job} has no model of round {wanted}{set_aside}; it has: {known}"
         raise Refused("unknown-round", "round", text)
     _copy(Path(found["path"]), Path(output), found.get("digest", ""))
+    if unread:
+        click.echo(f"warning: {printable(unread)}", err=True)
     click.echo(f"{output}: model of job {job} after round {wanted}")
 
 

@@ -22,7 +22,7 @@ import msgspec
 
 from lifl.core.config.job import JobConfig, parse_job
 from lifl.core.config.values import parse_size
-from lifl.core.errors import ConfigError, Refused
+from lifl.core.errors import ConfigError, LiflError, LocalFault
 from lifl.core.limits import ROUNDS_MAX
 from lifl.core.planning.plan import NodeFacts, Plan, PlanRequest
 from lifl.core.planning.planner import make_plan
@@ -101,9 +101,14 @@ def plan(
 def _show_decisions(job: str, number: int, explain: bool, as_json: bool, state_dir: Path) -> None:
     """Show how a round was planned; end with exit code 1 when the same code does not decide so again."""
     with DaemonClient(state_dir) as daemon:
-        rows = daemon.ask(PlansOfRound(job, number))["decisions"]
+        rows = _decisions(daemon, job, number)
     told, all_same = [], True
     for row in rows:
+        if "fault" in row:
+            all_same = False
+            told.append({"round": number, "fault": row["fault"]})
+            click.echo(printable(f"{row['fault']}; no round is run on it"), err=True)
+            continue
         request, made = msgspec.convert(row["request"], PlanRequest), msgspec.convert(row["plan"], Plan)
         again = _made_again(request)
         all_same &= again == made
@@ -124,15 +129,27 @@ def _show_decisions(job: str, number: int, explain: bool, as_json: bool, state_d
         sys.exit(1)
 
 
-def _made_again(request: PlanRequest) -> Plan | Refused:
+def _decisions(daemon: DaemonClient, job: str, number: int) -> list[dict[str, Any]]:
+    """Return all decisions about a round, however many frames these take."""
+    found, more = [], 0
+    while more is not None:
+        page = daemon.ask(PlansOfRound(job, number, more))
+        found += page["decisions"]
+        more = page["more"]
+    return found
+
+
+def _made_again(request: PlanRequest) -> Plan | LiflError:
     try:
         return make_plan(request)
-    except Refused as refused:
+    except LiflError as refused:
         return refused
+    except ArithmeticError as error:  # numbers that only a damaged row has
+        return LocalFault(f"the request is none: {error}")
 
 
-def _difference(again: Plan | Refused) -> str:
-    return f"REFUSED, {again}" if isinstance(again, Refused) else f"ANOTHER PLAN\n  {again.explain()[0]}"
+def _difference(again: Plan | LiflError) -> str:
+    return f"REFUSED, {again}" if isinstance(again, LiflError) else f"ANOTHER PLAN\n  {again.explain()[0]}"
 
 
 def parse_supposed(text: str) -> NodeFacts:

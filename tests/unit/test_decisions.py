@@ -106,13 +106,13 @@ def test_the_store_keeps_decisions_over_restarts_and_only_the_newest(tmp_path: P
     store.save_plan("j", 1, 2, request, made)
     store.close()
     store = NodeStore(tmp_path / "lifl.db")
-    rows = store.plans("j", 1)
+    rows = [row for _, row in store.plans("j", 1)]
     assert [(row.attempt, row.request, row.plan) for row in rows] == [(1, request, made), (2, request, made)]
-    assert store.plans("j", 2) == [] == store.plans("other", 1)
+    assert list(store.plans("j", 2)) == [] == list(store.plans("other", 1))
     for number in range(PLANS_MAX):
         store.save_plan("k", number, 1, request, made)
-    assert store.plans("j", 1) == []
-    assert store.plans("k", 0)
+    assert list(store.plans("j", 1)) == []
+    assert list(store.plans("k", 0))
     store.close()
 
 
@@ -137,7 +137,7 @@ def test_a_decision_that_an_earlier_version_kept_is_read_and_made_again_the_same
         db.execute("INSERT INTO plans (job, round, attempt, decision, decided_unix_s) VALUES (?, ?, ?, ?, ?)", row)
         db.commit()
     store = NodeStore(tmp_path / "lifl.db")
-    (kept,) = store.plans("j", 7)
+    ((_, kept),) = store.plans("j", 7)
     assert (kept.attempt, kept.request, kept.plan, kept.decided_unix_s) == (1, request, made, 12.5)
     assert make_plan(kept.request) == kept.plan
     store.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,15 @@ import pytest
 from lifl import failpoints
 from lifl.core.config.job import parse_job
 from lifl.core.errors import ResourceFault
+from lifl.core.limits import PLAN_BYTES_MAX, ROUNDS_MAX
+from lifl.core.planning.plan import NodeFacts, PlanRequest
+from lifl.core.planning.planner import make_plan
 from lifl.node.database import DatabaseFault
-from lifl.node.store import JobRow, NodeStore, UnreadableJob
+from lifl.node.rows import SHOWN_ONLY, JobRow, PlanRow, UnreadableJob, UnreadablePlan
+from lifl.node.store import NodeStore
+from lifl.node.views import round_line
+
+CONFIG = parse_job({"job": {"name": "a", "rounds": 1}, "model": {"path": "/m"}, "selection": {"clients_per_round": 1}})
 
 
 @pytest.fixture
@@ -75,11 +83,8 @@ def test_rounds_come_in_pages_from_the_last_one_on(store: NodeStore) -> None:
 
 
 def test_a_job_whose_row_cannot_be_read_keeps_no_other_from_being_read(store: NodeStore) -> None:
-    config = parse_job(
-        {"job": {"name": "a", "rounds": 1}, "model": {"path": "/m"}, "selection": {"clients_per_round": 1}}
-    )
     for name in ("a", "b"):
-        job = msgspec.structs.replace(config, job=msgspec.structs.replace(config.job, name=name))
+        job = msgspec.structs.replace(CONFIG, job=msgspec.structs.replace(CONFIG.job, name=name))
         store.add_job(job, (), (), f"/{name}")
         store.save_job(name, "running", "")
     store._db.execute("UPDATE jobs SET config = ? WHERE name = 'a'", (b"\xc1",))
@@ -134,3 +139,77 @@ def test_the_number_of_rounds_costs_a_restart_nothing(store: NodeStore) -> None:
     for statement in read:
         plan = store._db.execute(f"EXPLAIN QUERY PLAN {statement}").fetchall()
         assert all("SEARCH" in line[3] for line in plan), plan
+
+
+def test_of_a_rounds_row_what_cannot_be_read_is_named_and_the_rest_is_shown(store: NodeStore) -> None:
+    fields = {"path": 7, "receipt": ["a list"], "metrics": {"loss": 0.5}, "members": ["a"], "digests": ["d"]}
+    store.save_round("j", 3, 1, "committed", fields)
+    (row,) = store.committed("j", 1)
+    assert (row.round, row.attempt, row.status) == (3, 1, "committed")
+    assert row.fields == {"metrics": {"loss": 0.5}, "members": ["a"], "digests": ("d",)}
+    assert row.unread == {"path", "receipt"} <= SHOWN_ONLY, "a job goes on without these"
+    assert "row of job j, round 3, attempt 1, cannot be read: path: Expected str, got int; receipt: " in row.fault
+    line = round_line(row)
+    assert line["reason"].startswith(row.fault) and (line["path"], line["receipt"]) == ("", None)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("round", "'three'"), ("round", "-1"), ("attempt", "x'00'"), ("round", str(ROUNDS_MAX + 1))]
+)
+def test_rows_of_no_round_are_found_by_themselves_and_hide_no_other(store: NodeStore, column: str, value: str) -> None:
+    for number in (1, 2, 3):
+        store.save_round("j", number, 1, "committed", {})
+    store._db.execute(f"UPDATE rounds SET {column} = {value} WHERE round = 2")
+    assert [row.round for row in store.committed("j", 16)] == [1, 3] == [row.round for row in store.rounds("j")]
+    assert [row.round for row in store.rounds_before("j", (ROUNDS_MAX + 1, 0), 9)] == [3, 1]
+    (odd,) = store.odd_rounds("j", 9)
+    assert column in odd.unread and "of job j, round " in odd.fault
+    read: list[str] = []
+    store._db.set_trace_callback(read.append)
+    assert store.odd_rounds("j", 9)
+    plan = store._db.execute(f"EXPLAIN QUERY PLAN {read[0]}").fetchall()
+    assert "odd_rounds" in plan[0][3], "or each look at a job would read all its rows"
+
+
+def test_a_damaged_row_is_set_aside_like_others(store: NodeStore) -> None:
+    store.save_round("j", 1, 1, "committed", {})
+    store._db.execute("UPDATE rounds SET fields = x'c1'")
+    store.set_aside("j", 0, "it is lost")
+    (row,) = store.rounds("j")
+    assert (row.status, row.fields, row.fault) == ("damaged", {"reason": "it is lost"}, "")
+
+
+@pytest.mark.parametrize("name", ["x'6a'", "'-1'", "''", "'a' || char(0)", "CAST(x'6aff' AS TEXT)"])
+def test_a_job_without_a_name_goes_by_its_number(store: NodeStore, name: str) -> None:
+    number = store.add_job(CONFIG, (), (), "/a")
+    store.save_job("a", "running", "")
+    store._db.execute(f"UPDATE jobs SET name = {name}")
+    (row,) = store.jobs()
+    assert isinstance(row, UnreadableJob) and row.name == f"#{number}"
+    assert store.job(f"#{number}") == row and store.known_names() == [f"#{number}"]
+    store.save_job(f"#{number}", "cancelled", "")
+    assert [each.status for each in store.jobs()] == ["cancelled"]
+    store._db.execute("UPDATE jobs SET status = 'new', folder = x'00'")
+    assert store.unaccepted() == [(number, "")]
+    store.drop_job(number)
+    assert list(store.jobs()) == []
+
+
+@pytest.mark.parametrize("value", ["'text'", "1e300", "-5", str((1 << 63) - 1), "x'00'"])
+def test_a_count_of_lives_that_is_none_begins_anew(store: NodeStore, value: str) -> None:
+    store.node_id()
+    store._db.execute(f"UPDATE node SET incarnation = {value}")
+    assert [store.next_incarnation(), store.next_incarnation(7), store.next_incarnation()] == [1, 8, 9]
+
+
+def test_a_decision_that_cannot_be_read_is_named_and_the_others_are_shown(store: NodeStore) -> None:
+    request = PlanRequest(1, 10, 10, (NodeFacts("a", 1.0, 1000),))
+    for attempt in (1, 2, 3, 4, 5):
+        store.save_plan("j", 1, attempt, request, make_plan(request))
+    bomb = zlib.compress(b"\xc0" * (PLAN_BYTES_MAX + 1))
+    for attempt, column, value in ((1, "decided_unix_s", 1e308), (3, "decision", "text"), (4, "decision", bomb)):
+        store._db.execute(f"UPDATE plans SET {column} = ? WHERE attempt = ?", (value, attempt))
+    rows = [row for _, row in store.plans("j", 1)]
+    assert [isinstance(row, PlanRow) for row in rows] == [False, True, False, False, True]
+    assert isinstance(rows[0], UnreadablePlan) and "about round 1 of job j, attempt 1, cannot be read" in rows[0].fault
+    assert [row for _, row in store.plans("j", 1, after=4)] == rows[4:]

@@ -65,16 +65,17 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(column, overflow="fold")
     for line in rounds:
         receipt = line.get("receipt")
+        number = "?" if line["round"] is None else str(line["round"])
         if not receipt:
             table.add_row(
-                str(line["round"]),
+                number,
                 cell(line["status"]),
                 *[""] * 6,
                 cell(line.get("reason") or metrics_text(line["metrics"])),
             )
             continue
         table.add_row(
-            str(line["round"]),
+            number,
             cell(line["status"]),
             f"{receipt['counted']}/{receipt['selected']}",
             size_text(receipt["bytes_in"]),

@@ -193,6 +193,10 @@ CLI_CONNECTIONS_MAX = 64
 """Command lines that one daemon serves at a time."""
 PAGE_BYTES_MAX = 4 * 1024 * 1024
 """Lines in one answer to the command line: half of a frame, for a job's config and its running round stand beside."""
+PLAN_BYTES_MAX = PAGE_BYTES_MAX
+"""A decision of the planner as the database keeps it, unpacked."""
+UNIX_S_MAX = 253_402_300_799.0
+"""A time in a row of the database: the end of the year 9999."""
 STATUS_ROUNDS = 100
 """Rounds that `lifl status` shows when it is not told how many."""
 MODEL_HEADER_BYTES_MAX = 32 * 1024 * 1024

@@ -36,6 +36,7 @@ class Database:
             raise ResourceFault(f"{path} cannot be opened: {error.strerror}; {_advice(path)}") from error
         with self._told():
             self._db = sqlite3.connect(path, isolation_level=None)
+            self._db.text_factory = _text
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
 
@@ -65,6 +66,14 @@ class Database:
         """Perform one statement, durably; return the number of a row that it inserted."""
         with self._told():
             return int(self._db.execute(statement, given).lastrowid or 0)
+
+
+def _text(data: bytes) -> str | bytes:
+    """Return the text that a column has; as it is, when it is none: the database can still be used."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
 
 
 def _advice(path: Path) -> str:

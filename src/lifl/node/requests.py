@@ -15,7 +15,7 @@ from lifl.core.config.job import JobConfig, parse_job, with_listed
 from lifl.core.coordinator.job import Job
 from lifl.core.engine import check_submitted
 from lifl.core.errors import ConfigError, LiflError, LocalFault, Refused
-from lifl.core.limits import TEXT_CHARS_MAX
+from lifl.core.limits import ROUNDS_MAX, TEXT_CHARS_MAX
 from lifl.core.planning.planner import make_plan
 from lifl.core.planning.request import plan_request
 from lifl.core.planning.treatment import check_patterns, treatment_lines
@@ -28,8 +28,9 @@ from lifl.node.cli_server import CliServer
 from lifl.node.driver import Driver
 from lifl.node.link import Link
 from lifl.node.recordings import write_recording
+from lifl.node.rows import AnyJob, JobRow, UnreadableJob
 from lifl.node.status import NodeStatus
-from lifl.node.store import PLANS_MAX, AnyJob, JobRow, NodeStore, RoundRow, UnreadableJob
+from lifl.node.store import PLANS_MAX, NodeStore
 
 ATTEMPTS_SHOWN = 16
 """Attempts at one round that are shown when it is asked for."""
@@ -119,7 +120,7 @@ class Requests:
             self._driver.handle(ev.JobSubmitted(ev.JobFacts(number, config, tensors, message.states, str(folder))))
         except LiflError:
             self._cli.unfollow(name, link)
-            self._drop(name, number, folder)
+            self._drop(number, folder)
             raise
         self._audit.note("job.submitted", self._cli.who(link), job=name, number=number)
         job = self._engine.jobs[name]
@@ -146,13 +147,13 @@ class Requests:
         try:
             folders.claim(folder, self._engine.node, number, name)
         except LiflError:
-            self._store.drop_job(name)
+            self._store.drop_job(number)
             raise
         return number
 
-    def _drop(self, name: str, number: int, folder: Path) -> None:
+    def _drop(self, number: int, folder: Path) -> None:
         folders.release(folder, self._engine.node, number)
-        self._store.drop_job(name)
+        self._store.drop_job(number)
 
     def _check_goes_on(self) -> None:
         """Raise `Refused` while rows cannot be written: what the user wants could not be kept."""
@@ -189,13 +190,8 @@ class Requests:
         paused = str(self._driver.fault or "")
         if isinstance(row, UnreadableJob):
             return views.unreadable_line(row)
-        last: RoundRow | None = None
-        fault = self._fault(row)
-        try:
-            last = next(iter(self._store.committed(row.name, 1)), None)
-        except ValueError as error:
-            fault = fault or f"its rounds cannot be read: {error!r}"
-        return views.job_line(row, last, self._engine.jobs.get(row.name), paused, fault)
+        last = next(iter(self._store.committed(row.name, 1)), None)
+        return views.job_line(row, last, self._engine.jobs.get(row.name), paused, self._fault(row))
 
     def _list_jobs(self, after: int) -> dict[str, Any]:
         """Return a page of the jobs, and the number that the next one comes after."""
@@ -234,21 +230,21 @@ class Requests:
 
     def _round_lines(self, name: str, message: om.JobStatus) -> tuple[list[dict[str, Any]], tuple[int, int] | None]:
         """Return what is asked for of the rounds, as far as it fits, and where the next page goes on."""
-        try:
-            if message.round is not None:
-                found = [row for row in self._store.round(name, message.round) if row.status != "open"]
-                return [views.round_line(row) for row in found[-ATTEMPTS_SHOWN:]], None
-            page, before = views.Page(), message.before
-            while len(page.lines) < message.last:
-                rows = self._store.rounds_before(name, before, min(ROWS_READ, message.last - len(page.lines)))
-                for row in rows:
-                    if not page.add(views.round_line(row)):
-                        return page.lines[::-1], before
-                    before = (row.round, row.attempt)
-                if not rows:
-                    break
-        except ValueError:
-            return [], None
+        if message.round is not None:
+            found = [row for row in self._store.round(name, message.round) if row.status != "open"]
+            return [views.round_line(row) for row in found[-ATTEMPTS_SHOWN:]], None
+        page, before = views.Page(), message.before
+        if message.last and before[0] > ROUNDS_MAX:  # the first page
+            for row in self._store.odd_rounds(name, min(ATTEMPTS_SHOWN, message.last)):
+                page.add(views.round_line(row))
+        while len(page.lines) < message.last:
+            rows = self._store.rounds_before(name, before, min(ROWS_READ, message.last - len(page.lines)))
+            for row in rows:
+                if not page.add(views.round_line(row)):
+                    return page.lines[::-1], before
+                before = (row.round, row.attempt)
+            if not rows:
+                break
         return page.lines[::-1], None
 
     def _now(self, job: Job | None) -> dict[str, Any] | None:
@@ -281,11 +277,15 @@ class Requests:
 
     def _plans(self, message: om.PlansOfRound) -> dict[str, Any]:
         name = self._row(message.job).name
-        rows = self._store.plans(name, message.round)
-        if not rows:
+        page, last = views.Page(), None
+        for number, row in self._store.plans(name, message.round, message.after):
+            if not page.add(msgspec.to_builtins(row)):
+                return {"decisions": page.lines, "more": last}
+            last = number
+        if last is None and not message.after:
             text = f"no plan of round {message.round} of job {name!r} is here: it has not begun, or is not one of the "
             raise Refused("no-plan", "round", f"{text}last {PLANS_MAX} that are kept; `lifl status {name}` lists them")
-        return {"decisions": [msgspec.to_builtins(row) for row in rows]}
+        return {"decisions": page.lines, "more": None}
 
     def _snapshot(self) -> dict[str, Any]:
         page = views.Page()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,8 @@ from lifl.core.protocol.contribution import unpack_contributions
 from lifl.core.schema import Layout
 from lifl.node import folders
 from lifl.node.driver import Handle
-from lifl.node.store import JobRow, NodeStore, UnreadableJob
+from lifl.node.rows import SHOWN_ONLY, UNREADABLE, JobRow, RoundRow, UnreadableJob
+from lifl.node.store import NodeStore
 from lifl.shm.layout import ObjectState
 from lifl.shm.owned_arena import OwnedArena
 
@@ -42,9 +44,9 @@ def resume_jobs(handle: Handle, store: NodeStore, arena: OwnedArena, coordinates
     One that cannot be read, or whose folder is another's, keeps no other and not the node: it waits as it is, until
     `lifl cancel` ends it, or a lifld that can read it comes.
     """
-    for name, number, folder in store.unaccepted():
+    for number, folder in store.unaccepted():
         folders.release(Path(folder), arena.node, number)
-        store.drop_job(name)
+        store.drop_job(number)
     # Before anything is allocated anew.
     orphans = _orphans(arena)
     unsealed = tuple(key for key, entry in arena.live() if entry.state == ObjectState.WRITING)
@@ -101,8 +103,8 @@ def known_jobs(store: NodeStore, node: int) -> Known:
             running.append((facts, _history(store, row.name)))
         except Refused as refused:
             why = str(refused)
-        except (ValueError, TypeError, LookupError) as error:
-            why = f"what the database has of it cannot be read: {error!r}"
+        except UNREADABLE as error:
+            why = f"what the database has of it cannot be read: {error}"
         else:
             continue
         if row.status == "running":
@@ -145,10 +147,18 @@ def _orphans(arena: OwnedArena) -> dict[int, tuple[ev.Orphan, ...]]:
 
 
 def _history(store: NodeStore, name: str) -> ev.JobHistory:
-    """Raise `ValueError` or `LookupError` when a row cannot be read."""
+    """Raise `Refused` when a row that the job would be run on cannot be read."""
     committed = store.committed(name, ROUNDS_REMEMBERED)
     counted = {r.round: frozenset(r.fields.get("members", ())) for r in committed}
     models = {r.round: (r.attempt, tuple(r.fields.get("digests", ()))) for r in committed}
     number = committed[-1].round if committed else -1
-    tried = {r.round: (r.attempt, r.status, r.fields) for r in store.rounds(name, above=number)}
+    later = store.rounds(name, above=number)
+    _check_readable([*store.odd_rounds(name, 1), *committed, *later])
+    tried = {r.round: (r.attempt, r.status, r.fields) for r in later}
     return ev.JobHistory(number, tried, counted, models)
+
+
+def _check_readable(rows: Iterable[RoundRow]) -> None:
+    for row in rows:
+        if row.unread - SHOWN_ONLY:
+            raise Refused("unreadable", "job", row.fault)

@@ -1,7 +1,7 @@
 """What a node knows after the machine's death: jobs, rounds and how they were planned, in SQLite.
 
 WAL with synchronous=FULL: when a call returns, it is on the disk.  The unique index on committed rounds is the last
-fence against a second commit of (job, round).
+fence against a second commit of (job, round).  What is read is looked at by `rows.py`, and by nobody else.
 """
 
 from __future__ import annotations
@@ -20,9 +20,22 @@ import msgspec
 from lifl import failpoints
 from lifl.core.config.job import JobConfig
 from lifl.core.errors import ResourceFault
+from lifl.core.ids import ATTEMPTS_MAX
+from lifl.core.limits import INCARNATION_MAX, ROUNDS_MAX
 from lifl.core.planning.plan import Plan, PlanRequest
 from lifl.core.schema import TensorSpec
 from lifl.node.database import Database
+from lifl.node.rows import (
+    JOB_COLUMNS,
+    ROUND_COLUMNS,
+    AnyJob,
+    AnyPlan,
+    RoundRow,
+    job_row,
+    number_of,
+    plan_row,
+    round_row,
+)
 
 SCHEMA_VERSION = 2
 PLANS_MAX = 1_000
@@ -47,66 +60,15 @@ CREATE TABLE IF NOT EXISTS plans (
     decision BLOB NOT NULL, decided_unix_s REAL NOT NULL);
 CREATE INDEX IF NOT EXISTS plans_of_round ON plans (job, round);
 """
+_ODD = (
+    f"(typeof(round) != 'integer' OR typeof(attempt) != 'integer'"
+    f" OR round NOT BETWEEN 0 AND {ROUNDS_MAX} OR attempt NOT BETWEEN 0 AND {ATTEMPTS_MAX})"
+)
+"""Of rows that no round or attempt can be told of: an index of its own, mostly empty, finds them."""
+_ODD_ROUNDS = f"CREATE INDEX IF NOT EXISTS odd_rounds ON rounds (job) WHERE {_ODD}"
+_JOB_COLUMNS = ", ".join(JOB_COLUMNS)
+_ROUND_COLUMNS = ", ".join(ROUND_COLUMNS)
 _SEED = "CREATE TABLE IF NOT EXISTS seed (id INTEGER PRIMARY KEY CHECK (id = 1), seed BLOB NOT NULL)"
-
-
-class JobRow(msgspec.Struct, frozen=True):
-    """A job as it was submitted, and what became of it."""
-
-    number: int
-    name: str
-    config: JobConfig
-    packed_tensors: bytes
-    states: tuple[str, ...]
-    folder: str
-    status: str
-    reason: str
-    submitted_unix_s: float
-
-    @property
-    def tensors(self) -> tuple[TensorSpec, ...]:
-        """The model's tensors.  Raise `ValueError` when they cannot be read."""
-        found: tuple[TensorSpec, ...] = _unpack(self.packed_tensors, tuple[TensorSpec, ...])
-        return found
-
-
-class UnreadableJob(msgspec.Struct, frozen=True):
-    """A job whose row cannot be read: damaged, or written by another version.  `fault` tells."""
-
-    number: int
-    name: str
-    folder: str
-    status: str
-    reason: str
-    submitted_unix_s: float
-    fault: str
-
-
-AnyJob = JobRow | UnreadableJob
-
-
-class RoundRow(msgspec.Struct, frozen=True):
-    """One attempt at one round: ``open``, ``committed``, ``failed``, or ``damaged`` (it was committed, or open)."""
-
-    round: int
-    attempt: int
-    status: str
-    fields: dict[str, Any]
-    saved_unix_s: float
-
-
-class PlanRow(msgspec.Struct, frozen=True):
-    """A decision of the planner, and what it was made from."""
-
-    round: int
-    attempt: int
-    request: PlanRequest
-    plan: Plan
-    decided_unix_s: float
-
-
-STATUSES = ("new", "running", "finished", "failed", "cancelled")
-"""What a job's row may say."""
 
 
 class NodeStore(Database):
@@ -128,6 +90,7 @@ class NodeStore(Database):
                 )
             self._db.executescript(_PLANS)
             self._db.execute(_SEED)
+            self._db.execute(_ODD_ROUNDS)
 
     # ---- the node ----------------------------------------------------------------------------------------------------
 
@@ -154,7 +117,8 @@ class NodeStore(Database):
 
     def next_incarnation(self, above: int = 0) -> int:
         """Return the number of this life of the daemon, greater than all before it and than `above`."""
-        self._write("UPDATE node SET incarnation = max(incarnation, ?) + 1", (above,))
+        known = f"typeof(incarnation) = 'integer' AND incarnation BETWEEN 0 AND {INCARNATION_MAX}"  # else it is damaged
+        self._write(f"UPDATE node SET incarnation = max(iif({known}, incarnation, 0), ?) + 1", (above,))
         ((incarnation,),) = self._all("SELECT incarnation FROM node")
         return int(incarnation)
 
@@ -175,19 +139,21 @@ class NodeStore(Database):
             (config.job.name, _pack(config), _pack(tensors), _pack(states), folder, time.time()),
         )
 
-    def drop_job(self, name: str) -> None:
+    def drop_job(self, number: int) -> None:
         """Forget a job that was refused after all."""
-        self._write("DELETE FROM jobs WHERE name = ? AND status = 'new'", (name,))
+        self._write("DELETE FROM jobs WHERE number = ? AND status = 'new'", (number,))
 
-    def unaccepted(self) -> list[tuple[str, int, str]]:
-        """Return name, number and folder of the jobs that were being submitted when an earlier life ended."""
-        return self._all("SELECT name, number, folder FROM jobs WHERE status = 'new'")
+    def unaccepted(self) -> list[tuple[int, str]]:
+        """Return number and folder of the jobs that were being submitted when an earlier life ended."""
+        rows = self._all("SELECT number, folder FROM jobs WHERE status = 'new'")
+        return [(number, folder if isinstance(folder, str) else "") for number, folder in rows]
 
     def save_job(self, name: str, status: str, reason: str) -> None:
         """Keep what became of a job."""
         with self._told():
             failpoints.hit("lifld.job_row.before")
-        self._write("UPDATE jobs SET status = ?, reason = ? WHERE name = ?", (status, reason, name))
+        where, value = _named(name)
+        self._write(f"UPDATE jobs SET status = ?, reason = ? WHERE {where}", (status, reason, value))
         failpoints.hit("lifld.job_row.after")
 
     def jobs(self, after: int = 0) -> Iterator[AnyJob]:
@@ -201,27 +167,17 @@ class NodeStore(Database):
 
     def job(self, name: str) -> AnyJob | None:
         """Return the job of this name."""
-        return next(self._jobs("name = ? AND status != 'new'", name), None)
+        where, value = _named(name)
+        return next(self._jobs(f"{where} AND status != 'new'", value), None)
 
     def _jobs(self, where: str, value: object) -> Iterator[AnyJob]:
-        columns = "number, name, folder, status, reason, submitted_unix_s, config, tensors, states"
-        for *row, config, tensors, states in self._all(f"SELECT {columns} FROM jobs WHERE {where}", (value,)):
-            number, name, folder, status, reason, at = row
-            known = status in STATUSES
-            try:
-                if not known:
-                    raise ValueError(f"there is no status {status!r:.40}")
-                unpacked = (_unpack(config, JobConfig), tensors, _unpack(states, tuple[str, ...]))
-            except (ValueError, TypeError, msgpack.UnpackException) as error:
-                fault = f"its row in the database cannot be read: {error!r}"
-                yield UnreadableJob(number, name, folder, status if known else "running", reason, at, fault)
-            else:
-                yield JobRow(number, name, *unpacked, folder, status, reason, at)
+        for row in self._all(f"SELECT {_JOB_COLUMNS} FROM jobs WHERE {where}", (value,)):
+            yield job_row(row)
 
     def known_names(self) -> list[str]:
         """Return the names of the last jobs."""
-        rows = self._all("SELECT name FROM jobs WHERE status != 'new' ORDER BY number DESC LIMIT ?", (NAMES_SHOWN,))
-        return [name for (name,) in reversed(rows)]
+        rows = self._all("SELECT number FROM jobs WHERE status != 'new' ORDER BY number DESC LIMIT ?", (NAMES_SHOWN,))
+        return [row.name for (number,) in reversed(rows) for row in self._jobs("number = ?", number)]
 
     # ---- rounds ------------------------------------------------------------------------------------------------------
 
@@ -240,42 +196,44 @@ class NodeStore(Database):
     def set_aside(self, job: str, above: int, reason: str) -> None:
         """Let no round after `above` stand any more: committed and open rows become ``damaged``, and say why."""
         select = (
-            "SELECT round, attempt, fields FROM rounds WHERE job = ? AND round > ? AND status IN ('committed', 'open')"
+            f"SELECT {_ROUND_COLUMNS} FROM rounds WHERE job = ? AND NOT {_ODD} AND round > ?"
+            " AND status IN ('committed', 'open')"
         )
         update = "UPDATE rounds SET status = 'damaged', fields = ? WHERE job = ? AND round = ? AND attempt = ?"
         with self._told(), self._db:
             failpoints.hit("lifld.set_aside.before")
             self._db.execute("BEGIN")
-            for number, attempt, fields in self._db.execute(select, (job, above)).fetchall():
-                packed = msgpack.packb(msgpack.unpackb(fields, strict_map_key=False) | {"reason": reason})
-                self._db.execute(update, (packed, job, number, attempt))
+            for row in self._db.execute(select, (job, above)).fetchall():
+                kept = round_row(job, row)
+                packed = msgpack.packb(kept.fields | {"reason": reason})
+                self._db.execute(update, (packed, job, kept.round, kept.attempt))
         failpoints.hit("lifld.set_aside.after")
 
     def rounds(self, job: str, above: int = -1) -> list[RoundRow]:
         """Return the job's rounds after `above` and their attempts, in order."""
-        return self._rounds("job = ? AND round > ? ORDER BY round, attempt", job, above)
+        return self._rounds("round > ? ORDER BY round, attempt", job, above)
 
     def committed(self, job: str, most: int) -> list[RoundRow]:
         """Return the job's last committed rounds, at most so many, in order."""
-        where = "job = ? AND status = 'committed' ORDER BY round DESC LIMIT ?"
-        return self._rounds(where, job, most)[::-1]
+        return self._rounds("status = 'committed' ORDER BY round DESC LIMIT ?", job, most)[::-1]
 
     def round(self, job: str, number: int) -> list[RoundRow]:
         """Return the attempts at one round, in order."""
-        return self._rounds("job = ? AND round = ? ORDER BY attempt", job, number)
+        return self._rounds("round = ? ORDER BY attempt", job, number)
 
     def rounds_before(self, job: str, before: tuple[int, int], most: int) -> list[RoundRow]:
         """Return the attempts that are over before (round, attempt), the last one first, at most so many."""
-        where = "job = ? AND round > 0 AND status != 'open' AND (round, attempt) < (?, ?)"
+        where = "round > 0 AND status != 'open' AND (round, attempt) < (?, ?)"
         return self._rounds(f"{where} ORDER BY round DESC, attempt DESC LIMIT ?", job, *before, most)
 
-    def _rounds(self, where: str, *given: Any) -> list[RoundRow]:
-        """Raise `ValueError` when a row cannot be read."""
-        rows = self._all(f"SELECT round, attempt, status, fields, saved_unix_s FROM rounds WHERE {where}", given)
-        return [
-            RoundRow(number, attempt, status, msgpack.unpackb(fields, strict_map_key=False), at)
-            for number, attempt, status, fields, at in rows
-        ]
+    def _rounds(self, where: str, job: str, *given: Any) -> list[RoundRow]:
+        select = f"SELECT {_ROUND_COLUMNS} FROM rounds WHERE job = ? AND NOT {_ODD} AND {where}"
+        return [round_row(job, row) for row in self._all(select, (job, *given))]
+
+    def odd_rounds(self, job: str, most: int) -> list[RoundRow]:
+        """Return rows of which neither round nor attempt can be told, at most so many; the others leave them out."""
+        select = f"SELECT {_ROUND_COLUMNS} FROM rounds WHERE job = ? AND {_ODD} LIMIT ?"
+        return [round_row(job, row) for row in self._all(select, (job, most))]
 
     # ---- plans -------------------------------------------------------------------------------------------------------
 
@@ -290,23 +248,20 @@ class NodeStore(Database):
             self._db.execute("DELETE FROM plans WHERE number <= ?", (last - PLANS_MAX,))
         failpoints.hit("lifld.plan_row.after")
 
-    def plans(self, job: str, number: int) -> list[PlanRow]:
-        """Return the decisions about a round that are kept, in order."""
-        rows = self._all(
-            "SELECT attempt, decision, decided_unix_s FROM plans WHERE job = ? AND round = ? ORDER BY number",
-            (job, number),
-        )
-        found = []
-        for attempt, packed, at in rows:
-            request, plan = _unpack(zlib.decompress(packed), tuple[PlanRequest, Plan])
-            found.append(PlanRow(number, attempt, request, plan, at))
-        return found
+    def plans(self, job: str, number: int, after: int = 0) -> Iterator[tuple[int, AnyPlan]]:
+        """Yield the decisions about a round that are kept, in order, each with its number: those after `after`."""
+        where = "job = ? AND round = ? AND number > ?"
+        for (kept,) in self._all(f"SELECT number FROM plans WHERE {where} ORDER BY number", (job, number, after)):
+            for row in self._all("SELECT attempt, decision, decided_unix_s FROM plans WHERE number = ?", (kept,)):
+                yield kept, plan_row(job, number, row)
+
+
+def _named(name: str) -> tuple[str, str | int]:
+    """Return the condition that finds a job, and its value."""
+    number = number_of(name)
+    return ("number = ?", number) if number is not None else ("name = ?", name)
 
 
 def _pack(value: Any) -> bytes:
     packed: bytes = msgpack.packb(msgspec.to_builtins(value))
     return packed
-
-
-def _unpack(data: bytes, kind: Any) -> Any:
-    return msgspec.convert(msgpack.unpackb(data), kind)

@@ -16,7 +16,7 @@ from lifl.core.engine import Engine
 from lifl.core.ids import round_of
 from lifl.core.limits import PAGE_BYTES_MAX
 from lifl.core.planning.tree import TaskState
-from lifl.node.store import JobRow, RoundRow, UnreadableJob
+from lifl.node.rows import JobRow, RoundRow, UnreadableJob
 from lifl.redirect.interface import Totals
 
 
@@ -78,7 +78,7 @@ def job_line(row: JobRow, last: RoundRow | None, job: Job | None, paused: str, f
         elif job.commits.paused:
             status = "paused"
     elif row.status == "running":
-        status, reason = "unreadable", fault
+        status, reason = "unreadable", f"{fault}; `lifl cancel {row.name}` ends it"
     committed = last.round if last is not None else 0
     running = job.round.number if job is not None and job.round is not None else None
     return {
@@ -98,10 +98,11 @@ def job_line(row: JobRow, last: RoundRow | None, job: Job | None, paused: str, f
 
 def unreadable_line(row: UnreadableJob) -> dict[str, Any]:
     """Return a job of a list whose row cannot be read."""
+    end = f"`lifl cancel '{row.name}'` ends it" if row.status == "running" else ""
     return {
         "name": row.name,
         "status": "unreadable" if row.status == "running" else row.status,
-        "reason": row.fault if row.status == "running" else row.reason,
+        "reason": "; ".join(text for text in (row.reason, row.fault, end) if text),
         "round": 0,
         "rounds": 0,
         "committed": 0,
@@ -114,12 +115,13 @@ def unreadable_line(row: UnreadableJob) -> dict[str, Any]:
 
 
 def round_line(row: RoundRow) -> dict[str, Any]:
-    """Return one round that is over."""
+    """Return one round that is over; of what cannot be read of it, `reason` tells."""
+    hint = "; mend the row while no lifld runs, or leave it: the job's models are where they were"
     return {
-        "round": row.round,
+        "round": None if "round" in row.unread else row.round,
         "attempt": row.attempt,
         "status": row.status,
-        "reason": row.fields.get("reason", ""),
+        "reason": f"{row.fault}{hint}" if row.fault else row.fields.get("reason", ""),
         "committed_unix_s": row.saved_unix_s if row.status == "committed" else None,
         "metrics": row.fields.get("metrics", {}),
         "path": row.fields.get("path", "") if row.status == "committed" else "",

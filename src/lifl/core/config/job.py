@@ -184,6 +184,8 @@ def _check_options(value: Any, path: str, depth: int = 0) -> None:
         raise ConfigError(path, f"is nested deeper than {OPTIONS_DEPTH_MAX} levels")
     if isinstance(value, Mapping):
         for key, below in value.items():
+            if not isinstance(key, str):
+                raise ConfigError(path, f"has the key {key!r:.40}, which is no text")
             _check_options(below, f"{path}.{key}", depth + 1)
     elif isinstance(value, list | tuple):
         for index, below in enumerate(value):

@@ -6,6 +6,9 @@ is *paused*: the round that runs goes on to its model, and none begins after it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from lifl.core import effects as fx
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.presence import Presence
@@ -58,7 +61,7 @@ class Commits:
         name = self._spec.name
         self._rounds.commit(round_)  # SAVING -> COMMITTED
         number, path, metrics = round_.number, self._spec.path_of(round_.number), metrics_of(round_)
-        receipt = receipt_of(round_, self._turn.now) if number else {}
+        receipt: Mapping[str, Any] = receipt_of(round_, self._turn.now) if number else {}
         row = {"metrics": metrics, "path": path, "receipt": receipt, "members": sorted(round_.accepted)}
         if round_.digests:
             row["digests"] = list(round_.digests)

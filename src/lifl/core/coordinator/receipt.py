@@ -3,10 +3,43 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from lifl.core.coordinator.round import Phase, Round
+from lifl.core.fields import Integer, Real
 from lifl.core.limits import COST_LINES_MAX, ROUND_METRICS_MAX
+from lifl.core.protocol.peer_check import TreeLine
+
+
+class ReceiptLine(TreeLine):
+    """One task of a round; `node` in hexadecimal digits."""
+
+    node: NotRequired[str]
+
+
+class Receipt(TypedDict):
+    """What a round cost, as its row has it (`node/rows.py`)."""
+
+    selected: Integer
+    accepted: Integer
+    counted: Integer
+    expired: Integer
+    weight: Real
+    bytes_in: Integer
+    bytes_out: Integer
+    bytes_between: Integer
+    cpu_s: dict[str, Real]
+    arena_peak_bytes: Integer
+    duration_s: Real
+    last_accepted_to_sealed_s: Real | None
+    last_accepted_to_commit_s: Real | None
+    workers_cold: Integer
+    workers_warm: Integer
+    workers_promoted: Integer
+    workers_shared: Integer
+    nodes: Integer
+    tree: list[ReceiptLine]
+    redirector: NotRequired[str]
 
 
 def metrics_of(round_: Round) -> dict[str, float]:
@@ -31,7 +64,7 @@ def costs_of(round_: Round) -> list[dict[str, Any]]:
     return found
 
 
-def receipt_of(round_: Round, now: float) -> dict[str, Any]:
+def receipt_of(round_: Round, now: float) -> Receipt:
     """Return what the round cost; the node adds its own processes' CPU, and the redirector."""
     last, costs = round_.last_accepted_s, costs_of(round_)
 

@@ -11,11 +11,12 @@ from typing import Annotated, Literal
 import msgspec
 
 from lifl.core.config.job import Policy
-from lifl.core.fields import Count, Name
+from lifl.core.fields import Count, Name, NotNegative, Real
+from lifl.core.limits import COUNT_MAX, REAL_MAX
 
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-Seconds = Annotated[float, msgspec.Meta(ge=0)]
-Rate = Annotated[float, msgspec.Meta(gt=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=COUNT_MAX)]
+Seconds = NotNegative
+Rate = Annotated[float, msgspec.Meta(gt=0, le=REAL_MAX)]
 
 
 class Costs(msgspec.Struct, frozen=True):
@@ -40,7 +41,7 @@ class NodeFacts(msgspec.Struct, frozen=True):
     """
 
     node: Name
-    residual: float
+    residual: Real
     arena_bytes: Count
     workers_max: Positive = 8
     warm: Count = 0
@@ -63,7 +64,7 @@ class PlanRequest(msgspec.Struct, frozen=True):
     policy: Policy = "best-fit"
     timing: Literal["eager", "lazy"] = "eager"
     fan_in: Positive = 2
-    middle_fan_in: Annotated[int, msgspec.Meta(ge=2)] = 8
+    middle_fan_in: Annotated[int, msgspec.Meta(ge=2, le=COUNT_MAX)] = 8
     state_bytes: Count = 0
     arrival_s: Seconds = 0.0
     model_node: str = ""
@@ -85,9 +86,9 @@ class NodePlan(msgspec.Struct, frozen=True):
     leaf_tasks: Count = 0
     middle: bool = False
     top: bool = False
-    queue: float = 0.0
+    queue: Real = 0.0
     peak_bytes: Count = 0
-    ready_s: float = 0.0
+    ready_s: Real = 0.0
     reasons: tuple[str, ...] = ()
 
 
@@ -111,7 +112,7 @@ class Plan(msgspec.Struct, frozen=True):
     top: Name
     nodes: tuple[NodePlan, ...]
     transfers: tuple[Transfer, ...]
-    completion_s: float
+    completion_s: Real
 
     @property
     def used(self) -> tuple[str, ...]:

@@ -91,12 +91,14 @@ class PlanJob(Message, frozen=True):
 class PlansOfRound(Message, frozen=True):
     """Asks how a round was planned.
 
-    Answered by Answer {"decisions": [{"attempt", "decided_unix_s", "request", "plan"}, ...]}, the first one first: a
-    round that is tried again is planned again.
+    Answered by Answer {"decisions": [{"attempt", "decided_unix_s", "request", "plan"}, ...], "more": ...}, the first
+    one first: a round that is tried again is planned again.  One that cannot be read has a "fault" instead.  `more` is
+    the `after` of the next page, or None: that was all.
     """
 
     job: Path
     round: Integer
+    after: Count = 0
 
 
 class Follow(Message, frozen=True):
