@@ -102,6 +102,9 @@ class Arena:
     def epoch_of(self, key: Key) -> int:
         return self.objects[key][1]
 
+    def kind_of(self, key: Key) -> Kind:
+        return self.objects[key][0]
+
     def members(self, key: Key) -> list[Contribution]:
         if key in self.damaged:
             raise RemoteFault("damaged")

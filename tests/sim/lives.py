@@ -21,7 +21,7 @@ STYLES = ("any", "any", "any", "any", "crowded", "stormy")
 
 
 def make(seed: int, hosts: int = 1, style: str = "", **named: Any) -> Cluster:
-    """Return the life of this seed, at its beginning.
+    """Return the life of this seed, at its beginning; `moves=True`: any host may come to coordinate.
 
     Lives of one `style` only: ``crowded`` (nothing fails, and several jobs want room at once), ``stormy`` (one job, and
     a fault every few steps).
@@ -63,14 +63,14 @@ def _plan(rng: random.Random, name: str, jobs: int, style: str) -> JobPlan:
     return JobPlan(config, rng.choice(models), max(goal, int(goal * rng.choice([1, 1.5, 2.0]))))
 
 
-def live(seed: int, hosts: int) -> Cluster:
+def live(seed: int, hosts: int, moves: bool = False) -> Cluster:
     """Live a whole life; of one that fails say how to see it again, and where its recordings are."""
-    cluster = make(seed, hosts)
+    cluster = make(seed, hosts, moves=moves)
     try:
         cluster.run(STEPS)
     except (Exception, Broken) as error:
         files = ", ".join(map(str, write_recordings(cluster)))
-        again = f"`make sim SEED={seed} HOSTS={hosts}` tells how it came"
+        again = f"`make sim SEED={seed} HOSTS={hosts}{' MOVES=1' if moves else ''}` tells how it came"
         raise AssertionError(f"seed {seed} on {hosts} hosts: {error!r}; {again}; recordings: {files}") from error
     return cluster
 

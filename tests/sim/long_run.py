@@ -2,8 +2,9 @@
 
     make sim-long LIVES=100000 [FIRST=0]
 
-Each seed is lived on one host and on three, in as many processes as there are cores.  A line tells how far it is; the
-failing seeds come at the end, and `make sim SEED=... HOSTS=...` tells each of them again.  Exit code 1: there are some.
+Each seed is lived on one host, on three, and on three of which any may coordinate, in as many processes as there are
+cores.  A line tells how far it is; the failing seeds come at the end, and `make sim SEED=... HOSTS=... [MOVES=1]` tells
+each of them again.  Exit code 1: there are some.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ import time
 
 from lives import live
 
-SIZES = (1, 3)
+SIZES = ((1, False), (3, False), (3, True))
 PROGRESS_S = 1.0
 
 
 def lived(seed: int) -> list[str]:
     """Live a seed on each number of hosts; return what failed."""
     failed = []
-    for hosts in SIZES:
+    for hosts, moves in SIZES:
         try:
-            live(seed, hosts)
+            live(seed, hosts, moves)
         except AssertionError as error:
             failed.append(str(error))
     return failed

@@ -30,6 +30,7 @@ from lifl.core.coordinator.branch_record import BranchState
 from lifl.core.coordinator.branches import BranchTracker
 from lifl.core.coordinator.commits import Commits
 from lifl.core.coordinator.job import Job
+from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.ids import Key, Kind
 from lifl.core.planning.tree import TaskState
 from lifl.core.protocol import commands as o
@@ -69,8 +70,8 @@ def orphans_are_forgotten(patch: Patch) -> None:
     """A node that starts again does not take up the updates that its earlier life had sealed."""
     right = Orphans.take
 
-    def take(self: Orphans, epoch):
-        updates, partials, _ = right(self, epoch)
+    def take(self: Orphans, epoch, without=()):
+        updates, partials, _ = right(self, epoch, without)
         for key in [*(key for key, _ in updates), *partials]:
             self._quota.free(key)
         return [], [], []
@@ -82,9 +83,9 @@ def orphans_of_any_attempt_count(patch: Patch) -> None:
     """A node that starts again takes up what an attempt that has failed had sealed."""
     right = Orphans.take
 
-    def take(self: Orphans, epoch):
+    def take(self: Orphans, epoch, without=()):
         self._found = [(key, kind, epoch, members) for key, kind, _, members in self._found]
-        return right(self, epoch)
+        return right(self, epoch, without)
 
     patch.setattr(Orphans, "take", take)
     patch.setattr(BranchRunner, "discard", _discard_but_sealed)
@@ -156,6 +157,16 @@ def commits_as_they_are_saved(patch: Patch) -> None:
 def rows_are_not_waited_for(patch: Patch) -> None:
     """What a commit frees is gone before its row is durable."""
     patch.setattr(Turn, "emit", lambda self, effect: self.effects.append(effect))
+
+
+def who_coordinated_goes_on(patch: Patch) -> None:
+    """What a node had decided that coordinates no longer is done all the same."""
+    patch.setattr(fx, "without_decisions", lambda effects: effects)
+
+
+def terms_share_their_files(patch: Patch) -> None:
+    """Who coordinated writes its checkpoint over that of who does."""
+    patch.setattr(JobSpec, "_stem", lambda self, number, _term: f"{self.folder}/round-{number:05d}")
 
 
 # ---- the arena -------------------------------------------------------------------------------------------------------
@@ -294,6 +305,7 @@ class Plant(NamedTuple):
     hosts: int = 1
     style: str = "any"
     lives: int = 100
+    moves: bool = False
 
 
 PLANTS = (
@@ -305,6 +317,7 @@ PLANTS = (
     Plant(commit_is_repeated, "one-commit"),
     Plant(commits_as_they_are_saved, "commit-order"),
     Plant(rows_are_not_waited_for, "rows-first"),
+    Plant(who_coordinated_goes_on, "one-commit", hosts=3, style="stormy", moves=True),
     Plant(kept_inputs_are_not_freed, "empty-at-rest"),
     Plant(arena_has_no_end, "arena-bound"),
     Plant(reservations_are_not_kept, "begun-ends", style="crowded"),

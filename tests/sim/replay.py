@@ -1,6 +1,6 @@
 """One life of the simulator, told event by event; or a recording of a real engine.
 
-    make sim SEED=17 [HOSTS=3]
+    make sim SEED=17 [HOSTS=3 [MOVES=1]]
     make sim RECORDING=FILE
 
 Of a life each line has the virtual time, the host, and what happened: an event that its engine was given (``<-``), an
@@ -37,7 +37,7 @@ from lifl.core.ids import Key
 from lifl.core.protocol.client import unpacked
 
 FAULTS = {
-    Lives: ("link", "unlink", "bury", "node_dies", "kill_gateway", "crash"),
+    Lives: ("link", "unlink", "cut", "bury", "node_dies", "kill_gateway", "crash", "elect", "demote"),
     Workers: ("kill",),
     Faults: ("_freeze", "jump", "cancel", "quiet"),
 }
@@ -109,10 +109,10 @@ def tell(tale: Tale) -> None:
             setattr(part, name, fault(name, getattr(part, name)))
 
 
-def tell_life(seed: int, hosts: int) -> int:
+def tell_life(seed: int, hosts: int, moves: bool) -> int:
     """Tell one life; return 1 when it ends badly."""
     tell(Tale())
-    cluster = make(seed, hosts)
+    cluster = make(seed, hosts, moves=moves)
     try:
         cluster.run(STEPS)
     except (Exception, Broken):  # noqa: BLE001 - whatever it is, it is the end of the tale
@@ -158,8 +158,9 @@ def main() -> int:
     what.add_argument("--seed", type=int)
     what.add_argument("--recording", type=Path)
     parser.add_argument("--hosts", type=int, default=3)
+    parser.add_argument("--moves", action="store_true")
     given = parser.parse_args()
-    return tell_recording(given.recording) if given.recording else tell_life(given.seed, given.hosts)
+    return tell_recording(given.recording) if given.recording else tell_life(given.seed, given.hosts, given.moves)
 
 
 if __name__ == "__main__":

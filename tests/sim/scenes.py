@@ -26,9 +26,16 @@ def job(name: str, goal: int = 2, rounds: int = 2, model_bytes: int = MIB, **sel
     return JobPlan(config, model_bytes, goal)
 
 
-def scene(*plans: JobPlan, arena_bytes: int = 400 * MIB, hosts: int = 1, strict: bool = True, seed: int = 1) -> Cluster:
+def scene(
+    *plans: JobPlan,
+    arena_bytes: int = 400 * MIB,
+    hosts: int = 1,
+    strict: bool = True,
+    seed: int = 1,
+    moves: bool = False,
+) -> Cluster:
     """Return a calm life, all of whose jobs are submitted; `strict`: no known fault is tolerated."""
-    cluster = Cluster(seed, plans, arena_bytes, 0.0, hosts, strict=strict)
+    cluster = Cluster(seed, plans, arena_bytes, 0.0, hosts, strict=strict, moves=moves)
     cluster.validates_always = True
     for each in list(cluster.jobs.values())[1:]:
         cluster.submit(each)

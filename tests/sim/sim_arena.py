@@ -89,6 +89,10 @@ class SimStore:
         """Return the epoch that the object was allocated for."""
         return self.things[key].epoch
 
+    def kind_of(self, key: Key) -> Kind:
+        """Return what the object is."""
+        return self.things[key].kind
+
     def members(self, key: Key) -> list[Contribution]:
         """Return who is in a sealed update or partial."""
         return list(self.things[key].members)

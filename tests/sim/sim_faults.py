@@ -57,6 +57,10 @@ class Faults:
         """Return whether the coordinating daemon is killed between two effects."""
         return self._drawn(0.25)
 
+    def deposed(self) -> bool:
+        """Return whether another node coordinates by the time that a row comes to the store."""
+        return self._drawn(1.0)
+
     def row_fails(self) -> bool:
         """Return whether a row cannot be written, of which the daemon dies."""
         return self._drawn(0.1)
@@ -138,7 +142,9 @@ class Faults:
     def _host_fails(self, host: Host) -> None:
         cluster = self._cluster
         kind = cluster.rng.random()
-        if host is cluster.home:
+        if host is cluster.home and cluster.moves and kind < 0.6:
+            cluster.lives.depose()
+        elif host is cluster.home:
             cluster.lives.crash()
         elif host.linked and kind < 0.4:
             cluster.lives.unlink(host)

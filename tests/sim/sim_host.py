@@ -59,6 +59,8 @@ class Host:
         self.orders: deque[Any] = deque()
         self.reports: deque[Any] = deque()
         self.linked = False
+        self.leader: Host | None = None  # the host that it is linked to
+        self.term = 0  # of the coordinator that it was linked to last
         self.incarnation = 1
         self.leaving = False
         self.buried = False  # this life counts as over, and the node has not heard so

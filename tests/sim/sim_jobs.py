@@ -66,7 +66,9 @@ class SimJob:
                 tried[number] = (attempt, status, fields)
         stand = [(n, attempt, f) for (n, attempt), (status, f) in self.rounds.items() if status == "committed"]
         counted = {number: frozenset(fields["members"]) for number, _, fields in stand}
-        return ev.JobHistory(last, tried, counted, {number: (attempt, ()) for number, attempt, _ in stand})
+        models = {number: (attempt, ()) for number, attempt, _ in stand}
+        terms = {number: fields["term"] for number, _, fields in stand if "term" in fields}
+        return ev.JobHistory(last, tried, counted, models, terms)
 
 
 class Disk:
@@ -114,12 +116,19 @@ class Disk:
             for number in [number for number in client.accepted if number > effect.above]:
                 client.settled(number)
 
+    def look_at_file(self, job: SimJob, number: int, path: str) -> None:
+        """Look whether a checkpoint that was committed is there as it was."""
+        what, content = f"round {number} of job {job.name!r}", self.files.get(path)
+        must(content is not None, "rows-first", f"{what} is committed, and {path} is not there")
+        told = f"{what} was committed as {job.commits.get(number)}, and {path} has {content}"
+        must(content == job.commits.get(number, content), "counted-once", told)
+
     def _look_at_commit(self, job: SimJob, effect: fx.SaveRound, home: SimStore) -> None:
         number, last = effect.round, job.committed
         what = f"round {number} of job {job.name!r}"
         must(number > last, "one-commit", f"{what} is committed, and {last} is already")
         must(number == last + 1, "commit-order", f"{what} is committed after {last}")
-        content = self.files.get(job.spec.path_of(number))
+        content = self.files.get(effect.fields["path"])
         must(content is not None, "rows-first", f"{what} is committed, and its checkpoint is not written")
         if not number:
             return

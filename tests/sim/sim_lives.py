@@ -31,26 +31,39 @@ class Lives:
         """Connect an agent to its coordinator, as the life that it was or as a new one."""
         cluster = self._cluster
         if host.engine is None:
-            host.begin(coordinates=False, now=cluster.now)
-            host.incarnation += 1
-            cluster.handle(host, ev.ArenaAdopted(*self._left_in(host)))
+            self._begin(host)
         elif host.buried:
             cluster.handle(host, ev.LifeEnded())
             host.incarnation += 1
-        host.linked, host.buried = True, False
+        host.linked, host.buried, host.leader = True, False, cluster.home
+        moved, host.term = host.term != cluster.term, cluster.term
         cluster.handle(cluster.home, host.up())
         if host.linked:  # else the coordinator died of it
-            cluster.handle(host, ev.CoordinatorUp(stranger=False))
+            cluster.handle(host, ev.CoordinatorUp(stranger=False, moved=moved))
+
+    def _begin(self, host: Host) -> None:
+        """Start an agent's daemon on what is in its arena."""
+        cluster = self._cluster
+        host.begin(coordinates=False, now=cluster.now)
+        host.incarnation += 1
+        cluster.handle(host, ev.ArenaAdopted(*self._left_in(host)))
 
     def unlink(self, host: Host) -> None:
         """Break the connection: what was on its way on it is lost; what its gateway sends may come later."""
-        self._cut(host)
         if self._cluster.rng.random() < 0.3:
             host.frozen_until = self._cluster.now + SLOW_S
-        self._cluster.handle(self._cluster.home, ev.NodeSuspect(host.number, True))
+        self.cut(host)
 
-    def _cut(self, host: Host) -> None:
-        host.linked = False
+    def cut(self, host: Host) -> None:
+        """Let both sides note that a connection has ended."""
+        leader = host.leader
+        self._lose(host)
+        engine = leader.engine if leader is not None else None
+        if leader is not None and engine is not None and engine.coordinator is not None and not engine.writing:
+            self._cluster.handle(leader, ev.NodeSuspect(host.number, True))
+
+    def _lose(self, host: Host) -> None:
+        host.linked, host.leader = False, None
         host.orders.clear()
         host.reports.clear()
         self._cluster.handle(host, ev.CoordinatorDown())
@@ -71,13 +84,18 @@ class Lives:
         The coordinator may notice before the next life is there, or not.
         """
         cluster = self._cluster
+        self._end(host, keep)
+        cluster.handle(cluster.home, ev.NodeSuspect(host.number, True))
+
+    def _end(self, host: Host, keep: bool) -> None:
         self._stop(host)
+        for other in [other for other in self._cluster.hosts.values() if other.leader is host]:
+            self._lose(other)
         if keep:
             host.store.begin_again()
         else:
             host.store = SimStore(host.arena_bytes, host.number)
-            host.store.now = cluster.now
-        cluster.handle(cluster.home, ev.NodeSuspect(host.number, True))
+            host.store.now = self._cluster.now
 
     def _stop(self, host: Host) -> None:
         """End all processes of a host; clients notice at once, direct ones keep writing for a while."""
@@ -110,32 +128,89 @@ class Lives:
     # ---- the coordinator -------------------------------------------------------------------------------------------
 
     def crash(self) -> None:
-        """Kill the coordinating daemon, and start the next one: its arena and the rows stay."""
-        cluster, home = self._cluster, self._cluster.home
-        self._stop(home)
-        for host in cluster.others():
-            if host.linked:
-                self._cut(host)
-        home.begin(coordinates=True, now=cluster.now)
-        home.store.begin_again()
-        engine = home.engine
-        for event in self._resuming():
-            cluster.handle(home, event)
-            if home.engine is not engine:
-                return  # it was killed again
+        """Kill the coordinating daemon, and start the next one: its arena and the rows stay.
 
-    def _resuming(self) -> list[object]:
-        """Return what a new daemon is told: what was left unsealed, jobs that were over, jobs that go on."""
+        Where the coordinator moves its machine may go, too, and another one go on.
+        """
         cluster, home = self._cluster, self._cluster.home
+        if cluster.moves:
+            self._end(home, keep=cluster.rng.random() < 0.6)
+            others = self.may_elect()
+            if not others or cluster.rng.random() < 0.3:
+                self._begin(home)
+                others = [home]
+            self.elect(cluster.rng.choice(others))
+            return
+        self._end(home, keep=True)
+        home.begin(coordinates=True, now=cluster.now)
         orphans, unsealed = self._left_in(home)
-        known = [job for job in cluster.jobs.values() if job.row is not None]
+        self._tell(home, [ev.ArenaAdopted({}, unsealed), *self._resuming(orphans)])
+
+    def _tell(self, host: Host, events: list[object]) -> None:
+        engine, term = host.engine, self._cluster.term
+        for event in events:
+            self._cluster.handle(host, event)
+            if host.engine is not engine or term != self._cluster.term:
+                return  # it was killed again, or coordinates no longer
+
+    def may_elect(self) -> list[Host]:
+        """Return the hosts that could coordinate in the place of the one that does."""
+        cluster = self._cluster
+        alive = [host for host in cluster.others() if host.engine is not None and not host.leaving]
+        return [host for host in alive if host.engine.coordinator is None]  # type: ignore[union-attr]
+
+    def depose(self) -> None:
+        """Let another host coordinate, if there is one; the one that did has yet to notice, and so have some agents."""
+        others = self.may_elect()
+        if others:
+            self.elect(self._cluster.rng.choice(others))
+
+    def elect(self, host: Host) -> None:
+        """Let a host coordinate from now on."""
+        cluster = self._cluster
+        host.linked, host.leader = False, None
+        host.orders.clear()
+        host.reports.clear()
+        cluster.home, cluster.term = host, cluster.term + 1
+        for other in cluster.hosts.values():
+            other.buried = False  # who was so is not known any more
+        running = tuple(job.number for job in self._known() if not job.over)
+        self._tell(host, [ev.Promoted(cluster.term, b"seed", running), *self._resuming({})])
+        for other in cluster.others():
+            if other.linked and other.leader is not cluster.home and cluster.rng.random() < 0.7:
+                self.cut(other)
+
+    def demote(self, host: Host) -> None:
+        """Let a host notice that it coordinates no longer."""
+        for other in [other for other in self._cluster.hosts.values() if other.leader is host]:
+            self._lose(other)
+        self._cluster.handle(host, ev.Demoted())
+
+    def settle(self, host: Host) -> None:
+        """Do the next thing that leads to a host which is linked to its coordinator."""
+        if host.engine is not None and host.engine.coordinator is not None:
+            self.demote(host)
+        elif host.linked:
+            self.cut(host)
+        else:
+            self.link(host)
+
+    def _known(self) -> list[SimJob]:
+        """Return the jobs that have a row; one that was committed to its end, and not said to be finished, is."""
+        known = [job for job in self._cluster.jobs.values() if job.row is not None]
         for job in known:
             if job.committed >= job.config.job.rounds and not job.over:  # killed before it could say so
                 job.row = ("finished", "")
+        return known
+
+    def _resuming(self, orphans: dict[int, tuple[ev.Orphan, ...]]) -> list[object]:
+        """Return what a new daemon, or coordinator, is told: jobs that were over, jobs that go on."""
+        cluster, home = self._cluster, self._cluster.home
+        known = self._known()
         for number in orphans.keys() - {job.number for job in known if not job.over}:
             for key, *_ in orphans.pop(number):
                 home.store.free(key)
-        events: list[object] = [ev.ArenaAdopted({}, unsealed)]
+        events: list[object] = []
         for job in known:
             if job.over and job.row is not None:
                 events.append(ev.JobRecalled(job.facts, job.history(), *job.row))

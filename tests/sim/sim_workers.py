@@ -168,6 +168,8 @@ class Workers:
         if isinstance(message, wm.Load):
             if cluster.faults.file_fails():
                 cluster.disk.damaged.add(message.path)
+            if message.round is not None:
+                cluster.disk.look_at_file(job, message.round, message.path)
             if message.path in cluster.disk.damaged:
                 job.excuse = job.excuse or "its model could not be read"
                 worker.fail(message, "Input/output error", retry=False)

@@ -4,6 +4,9 @@ Each life is drawn from one seed: which jobs there are, the order in which messa
 daemons die or stand still, when clients come and go.  Tensors are replaced by what they would prove: an object's
 content is a count for each client whose update is in it, the one-hot oracle.  What must hold is in `sim_checks.py`.
 
+Where the coordinator `moves`, one host has the lease at a time, and its row alone is taken; another may think that it
+coordinates still, for a while, and have agents that think so, too.
+
 A step does one of the things that could happen now; time passes when there is none, and at times while there is.  A
 life has two parts: one with faults, then one without any in which all jobs must come to their end and leave nothing.
 """
@@ -43,13 +46,25 @@ TIME_PASSES, MOMENT_S = 0.015, (0.05, 1.5)
 
 
 class Cluster:
-    """Simulated hosts with jobs and their clients; host 1 coordinates.  With `strict` no known fault is tolerated."""
+    """Simulated hosts with jobs and their clients; host 1 coordinates, if it `moves`: at first.
+
+    With `strict` no known fault is tolerated.
+    """
 
     def __init__(
-        self, seed: int, plans: Sequence[JobPlan], arena_bytes: int, faults: float, hosts: int = 1, strict: bool = False
+        self,
+        seed: int,
+        plans: Sequence[JobPlan],
+        arena_bytes: int,
+        faults: float,
+        hosts: int = 1,
+        strict: bool = False,
+        moves: bool = False,
     ) -> None:
         self.seed = seed
         self.strict = strict
+        self.moves = moves
+        self.term = 0
         self.rng = random.Random(seed)
         self.now = 0.0
         self.steps = 0
@@ -67,7 +82,9 @@ class Cluster:
         self.gateways, self.workers = Gateways(self), Workers(self)
         self.clients, self.lives = Clients(self), Lives(self)
         for host in self.hosts.values():
-            host.begin(host is self.home, self.now)
+            host.begin(host is self.home and not moves, self.now)
+        if moves:
+            self.lives.elect(self.home)
         self.submit(self.by_number[1])
         for host in self.others():
             self.lives.link(host)
@@ -109,13 +126,19 @@ class Cluster:
             effects = engine.handle(ev.RowsWritten(), self.now)
 
     def _performed(self, host: Host, effects: list[fx.Effect]) -> bool:
-        """Perform effects in order; return False when the daemon was killed meanwhile."""
+        """Perform effects in order; return False when the daemon was killed meanwhile, or coordinates no longer."""
         engine, mortal = host.engine, host is self.home and effects
         until = self.rng.randrange(len(effects)) if mortal and self.faults.daemon_dies() else None
-        for effect in effects[:until]:
-            if isinstance(effect, fx.SaveRound | fx.SaveJob | fx.SetAside) and self.faults.row_fails():
-                until = 0
-                break
+        for done, effect in enumerate(effects[:until]):
+            if isinstance(effect, fx.SaveRound | fx.SaveJob | fx.SetAside):
+                if self.moves and self._deposed(host, effect):
+                    for rest in fx.without_decisions(effects[done:]):
+                        self._effect(host, rest)
+                    self.lives.demote(host)
+                    return False
+                if self.faults.row_fails():
+                    until = 0
+                    break
             self._effect(host, effect)
             if host.engine is not engine:
                 return False
@@ -123,11 +146,22 @@ class Cluster:
             self.lives.crash()
         return until is None
 
+    def _deposed(self, host: Host, row: fx.Effect) -> bool:
+        """Return whether the store answers that another node coordinates; the row may have come before that."""
+        if host is not self.home:
+            return True
+        if not self.faults.deposed() or not self.lives.may_elect():
+            return False
+        if self.rng.random() < 0.5:  # it was written, and the answer was lost
+            self._effect(host, row)
+        self.lives.depose()
+        return True
+
     def _effect(self, host: Host, effect: fx.Effect) -> None:
         match effect:
             case fx.SendNode():
                 other = self.hosts[effect.node]
-                if other.linked:
+                if other.linked and other.leader is host:
                     other.orders.append(effect.order)
             case fx.SendCoordinator():
                 if host.linked:
@@ -150,7 +184,7 @@ class Cluster:
                 for key in effect.keys:
                     self.workers.send_record(host, effect.address, key)
             case fx.SaveRound():
-                self.disk.save_round(effect, self.home.store)
+                self.disk.save_round(effect, host.store)
             case fx.SaveJob():
                 self.disk.save_job(effect)
             case fx.JobBroke():
@@ -166,7 +200,7 @@ class Cluster:
 
     def submit(self, job: SimJob) -> None:
         """Submit a job; where several nodes together cannot hold it, that may be refused."""
-        job.row = ("running", "")
+        job.row = None if self.moves else ("running", "")
         try:
             self.handle(self.home, ev.JobSubmitted(job.facts))
         except Refused:
@@ -204,9 +238,9 @@ class Cluster:
             return rng.choice(choices)
         if waits is not None:
             return partial(self.submit, waits)
-        unlinked = next((host for host in self.others() if not host.linked), None)
+        unlinked = next((host for host in self.others() if not host.linked or host.leader is not self.home), None)
         if unlinked is not None:
-            return partial(self.lives.link, unlinked)
+            return partial(self.lives.settle, unlinked)
         due = self._next_time()
         return partial(self._wait, due) if due is not None else None
 
@@ -218,7 +252,7 @@ class Cluster:
         if host.orders:
             found.append(lambda: self.handle(host, host.orders.popleft()))
         if host.reports:
-            found.append(lambda: self.handle(self.home, ev.FromNode(host.number, host.reports.popleft())))
+            found.append(lambda: self.handle(host.leader, ev.FromNode(host.number, host.reports.popleft())))
         due = host.engine.next_timer()
         if due is not None and due <= self.now:
             found.append(lambda: self.handle(host, ev.Tick()))
@@ -228,6 +262,10 @@ class Cluster:
 
     def _agent_choices(self, host: Host) -> list[Callable[[], Any]]:
         found: list[Callable[[], Any]] = []
+        if host.engine is not None and host.engine.coordinator is not None:
+            return [partial(self.lives.demote, host)] if self.rng.random() < 0.1 else []
+        if host.linked and host.leader is not self.home and self.rng.random() < 0.3:
+            found.append(partial(self.lives.cut, host))
         if host.leaving and host.engine is not None and not host.engine.busy():
             found.append(partial(self.lives.leaves, host))
         if not host.linked and self.rng.random() < 0.3:
@@ -302,6 +340,9 @@ class Cluster:
         for job in self.jobs.values():
             phases = [round_.phase.value for round_ in self.rounds_of(job)]
             must(job.over, "begun-ends", f"at rest, job {job.name!r} is {job.row}, its rounds {phases}")
+            for (number, _attempt), (status, fields) in job.rounds.items():
+                if status == "committed":
+                    self.disk.look_at_file(job, number, fields["path"])
             for client in job.clients.values():
                 told = job.row is None or (client.done and client.awaiting is None)
                 must(told, "told", f"{client.title} waits for what becomes of round {client.awaiting}, or of its job")

@@ -1,4 +1,6 @@
-"""Hundreds of random lives of a node, and of a cluster of three: see `simulator.py`.  A failing seed is named.
+"""Hundreds of random lives of a node, and of a cluster of three whose coordinator stays, or moves: see `simulator.py`.
+
+A failing seed is named.
 
 `make sim-long LIVES=100000` lives more of them.
 """
@@ -12,11 +14,11 @@ CHUNK = 50
 LIVES = 400
 
 
-@pytest.mark.parametrize("hosts", [1, 3])
+@pytest.mark.parametrize(("hosts", "moves"), [(1, False), (3, False), (3, True)])
 @pytest.mark.parametrize("first", range(0, LIVES, CHUNK))
-def test_random_lives(first: int, hosts: int) -> None:
+def test_random_lives(first: int, hosts: int, moves: bool) -> None:
     for seed in range(first, first + CHUNK):
-        live(seed, hosts)
+        live(seed, hosts, moves)
 
 
 def test_in_some_lives_a_top_is_told_of_updates_on_their_way() -> None:

@@ -22,7 +22,7 @@ class BrokenJobs:
     def __init__(self, turn: Turn, agent: Agent, coordinator: Coordinator | None) -> None:
         self._turn = turn
         self._agent = agent
-        self._coordinator = coordinator
+        self.coordinator = coordinator
         self._ended: set[int] = set()
         self.is_new = False
         """One was ended, and what is left was not looked at yet."""
@@ -38,9 +38,9 @@ class BrokenJobs:
             self.is_new = True
             said = f"{type(fault).__name__}: {fault}"[: TEXT_CHARS_MAX // 2]
             turn.emit(fx.JobBroke(number, said))
-            if self._coordinator is not None and number in self._coordinator.running:
+            if self.coordinator is not None and number in self.coordinator.running:
                 text = f"a fault of LIFL, not of this job's: its books contradict each other ({said}); please report it"
-                fail(self._coordinator, number, text)
+                fail(self.coordinator, number, text)
             else:
                 self._agent.handle(CloseJob(number))
                 tell(self._agent)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -130,6 +131,15 @@ class Publish(msgspec.Struct, frozen=True):
     name: str
     job: str
     fields: dict[str, Any]
+
+
+DECISIONS = SendNode, SaveJob, SaveRound, SetAside, SavePlan, Publish
+"""What only a coordinator wants done: none of it counts when it coordinates no longer."""
+
+
+def without_decisions(effects: Sequence[Effect]) -> list[Effect]:
+    """Return what is done all the same of an event's effects, when the node does not coordinate any more."""
+    return [effect for effect in effects if not isinstance(effect, DECISIONS)]
 
 
 Effect = (

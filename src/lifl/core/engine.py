@@ -22,6 +22,7 @@ from lifl.core import effects as fx
 from lifl.core import events as ev
 from lifl.core import snapshot
 from lifl.core.agent.agent import Agent
+from lifl.core.agent.begin_anew import begin_anew
 from lifl.core.broken_jobs import BrokenJobs
 from lifl.core.coordinator.coordinator import Coordinator, check_new
 from lifl.core.coordinator.job import Job
@@ -45,6 +46,7 @@ STEPS_MAX = 4_000_000
 class Engine:
     """One node, from `now` on.  With `coordinates` it runs the jobs; else it obeys the node that does.
 
+    Where any node may coordinate it begins as one that does not, until it is `Promoted`.
     `seed` is what a coordinator's secrets are made from (`coordinator/offer_secrets.py`).
     """
 
@@ -59,6 +61,7 @@ class Engine:
         seed: bytes = b"",
     ) -> None:
         self.node = node.number
+        self._facts = (node.gateway, node.arena_bytes, node.workers_max)
         self._turn = Turn(node.number, coordinates)
         sizes = (node.load.capacity, node.workers_max)
         self._store = RecordingStore(store)
@@ -210,8 +213,9 @@ class Engine:
         self.coordinating().submit(_spec(event.job), self.agent.quota.total_bytes)
 
     def _resume(self, event: ev.JobResumed) -> None:
-        self.agent.keep(event.job.number, list(event.orphans))
-        self.coordinating().start(self._earlier(event, adopting=bool(event.orphans)))
+        if event.orphans:
+            self.agent.keep(event.job.number, list(event.orphans))
+        self.coordinating().start(self._earlier(event, adopting=event.job.number in self.agent.orphans))
 
     def _recall(self, event: ev.JobRecalled) -> None:
         self.coordinating().recall(self._earlier(event, adopting=False), event.status, event.reason)
@@ -219,7 +223,8 @@ class Engine:
     def _earlier(self, event: ev.JobResumed | ev.JobRecalled, adopting: bool) -> Job:
         """Return a job of an earlier life, as the database knows it."""
         job, history = self.coordinating().make(_spec(event.job)), event.history
-        job.resume(history.committed, dict(history.counted), dict(history.tried), adopting, dict(history.models))
+        what = (dict(history.counted), dict(history.tried), adopting, dict(history.models), dict(history.terms))
+        job.resume(history.committed, *what)
         return job
 
     def _node_up(self, event: ev.NodeUp) -> None:
@@ -252,6 +257,27 @@ class Engine:
             self.coordinator.validate()
 
 
+def promote(engine: Engine, event: ev.Promoted) -> None:
+    """Let the node coordinate from now on: it begins anew with what is sealed, as after a restart."""
+    if engine.coordinator is not None:
+        raise LocalFault("this node coordinates already")
+    begin_anew(engine.agent, connected=True, running=event.running)
+    gateway, arena_bytes, workers_max = engine._facts
+    home = Node(engine.node, gateway, engine.agent.load.capacity, arena_bytes, workers_max)
+    home.load = engine.agent.load
+    engine._turn.coordinates, engine._turn.term = True, event.term
+    engine.coordinator = Coordinator(home, engine._turn, event.seed, moves=True)
+    engine._broken.coordinator = engine.coordinator
+
+
+def demote(engine: Engine, _event: ev.Demoted) -> None:
+    """Let the node coordinate no longer: what is not durable is forgotten, and it begins anew with what is sealed."""
+    engine.coordinator = engine._broken.coordinator = None
+    engine._turn.coordinates, engine._turn.term, engine._turn.writes = False, 0, False
+    engine._turn.queue.clear()
+    begin_anew(engine.agent, connected=False)
+
+
 def _spec(facts: ev.JobFacts) -> JobSpec:
     return JobSpec(facts.number, facts.config, Layout(facts.tensors), facts.states, facts.folder)
 
@@ -268,6 +294,8 @@ HANDLERS: Mapping[type, Callable[[Engine, Any], object]] = {
     ev.JobSubmitted: Engine._submit,
     ev.JobResumed: Engine._resume,
     ev.JobRecalled: Engine._recall,
+    ev.Promoted: promote,
+    ev.Demoted: demote,
     ev.JobCancelled: lambda engine, event: engine.coordinating().cancel(event.name),
     ev.NodeUp: Engine._node_up,
     ev.NodeSuspect: lambda engine, event: engine.coordinating().node_suspect(event.node, event.suspect),

@@ -124,6 +124,12 @@ class RecordingStore:
         self.answers.append(answer)
         return answer
 
+    def kind_of(self, key: Key) -> Kind:
+        """Return what the object is."""
+        answer = self._store.kind_of(key)
+        self.answers.append(answer)
+        return answer
+
     def members(self, key: Key) -> list[Contribution]:
         """Return who is in a sealed update or partial.  Raise `RemoteFault` when its record is damaged."""
         try:
@@ -150,7 +156,7 @@ class ReplayStore:
         return answer
 
     free_bytes = used_bytes = property(_next)
-    alloc = sealed = extent_bytes = epoch_of = members = _next
+    alloc = sealed = extent_bytes = epoch_of = kind_of = members = _next
 
     def free(self, key: Key) -> None:
         """Free nothing."""

@@ -85,21 +85,23 @@ class JobHistory(msgspec.Struct, frozen=True):
     """What the database knows of a job of an earlier life.
 
     `committed` is its last committed round (-1: none), `tried` the newest (attempt, status, fields) of each round after
-    it, `counted` the clients of the last committed rounds; `models` has the attempt and the digests of each of these.
+    it, `counted` the clients of the last committed rounds; `models` has the attempt and the digests of each of these,
+    `terms` the term under which its files were written, where the coordinator moves.
     """
 
     committed: int
     tried: dict[int, tuple[int, str, dict[str, Any]]]
     counted: dict[int, frozenset[str]]
     models: dict[int, tuple[int, tuple[str, ...]]] = {}
+    terms: dict[int, int] = {}
 
 
 class JobResumed(Event, frozen=True):
-    """A job of an earlier life goes on, with what that has left sealed."""
+    """A job of an earlier life (or of another coordinator) goes on, with what that has left sealed."""
 
     job: JobFacts
     history: JobHistory
-    orphans: tuple[Orphan, ...]
+    orphans: tuple[Orphan, ...] = ()
 
 
 class JobRecalled(Event, frozen=True):
@@ -169,13 +171,33 @@ class FromNode(Event, frozen=True):
 
 
 class CoordinatorUp(Event, frozen=True):
-    """This agent is connected to its coordinator; `stranger`: not the one that the node had in an earlier life."""
+    """This agent is connected to its coordinator.
+
+    `stranger`: not the one that the node had in an earlier life; `moved`: another node coordinates this cluster now.
+    """
 
     stranger: bool
+    moved: bool = False
 
 
 class CoordinatorDown(Event, frozen=True):
     """This agent has lost its coordinator."""
+
+
+class Promoted(Event, frozen=True):
+    """This node coordinates from now on, under `term`.
+
+    Its jobs, which have the numbers in `running`, follow (`JobResumed`).  `seed` is what the cluster's secrets are made
+    from.
+    """
+
+    term: int
+    seed: bytes
+    running: tuple[int, ...]
+
+
+class Demoted(Event, frozen=True):
+    """This node coordinates no longer: what it had decided and not made durable is another's to decide."""
 
 
 class LifeEnded(Event, frozen=True):

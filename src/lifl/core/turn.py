@@ -40,13 +40,14 @@ class Share:
 class Turn:
     """Collects effects, orders and reports; `engine.py` takes them.
 
-    `now` is the event's time in seconds of a monotonic clock.  `node` is this node's number; with `coordinates` the
-    coordinator is on it.
+    `now` is the event's time in seconds of a monotonic clock.  `node` is this node's number; while it `coordinates` the
+    coordinator is on it, under `term` where that may move to other nodes (0: it stays).
     """
 
     def __init__(self, node: int, coordinates: bool) -> None:
         self.node = node
         self.coordinates = coordinates
+        self.term = 0
         self.now = 0.0
         self.effects: list[fx.Effect] = []
         self.queue: deque[Message] = deque()  # orders and reports between the two sides of this node

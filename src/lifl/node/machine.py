@@ -123,6 +123,10 @@ class ArenaStore:
         """Return the epoch that the object was allocated for."""
         return self.arena.entry(key).round
 
+    def kind_of(self, key: Key) -> Kind:
+        """Return what the object is."""
+        return Kind(self.arena.entry(key).kind)
+
     def members(self, key: Key) -> list[Contribution]:
         """Return the contributions in a sealed update or partial.  Raise `RemoteFault` when its meta is damaged."""
         with self.arena.meta(key) as meta:

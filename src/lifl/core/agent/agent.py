@@ -63,7 +63,7 @@ class Agent:
         self.waiting = Waiting(self.replicas, turn, self.quota, self.tasks, self.uploads, self.models)
         self.load = NodeLoad(capacity=capacity, at_s=now)
         self._arrivals = 0
-        self._orphans: dict[int, list[ev.Orphan]] = {}  # by job: what an earlier life has left, until the job is opened
+        self.orphans: dict[int, list[ev.Orphan]] = {}  # by job: what an earlier life has left, until the job is opened
         self._connected = turn.coordinates  # to its coordinator
         self._leaving = False
 
@@ -96,9 +96,9 @@ class Agent:
 
     def _open_job(self, order: o.OpenJob) -> None:
         if order.number not in self.replicas:  # else the coordinator has begun anew, this node has not
-            found = self._orphans.get(order.number, [])
+            found = self.orphans.get(order.number, [])
             self.replicas[order.number] = JobReplica(order, found, self._turn, self.quota, self.tasks)
-            self._orphans.pop(order.number, None)
+            self.orphans.pop(order.number, None)
 
     def _close_job(self, order: o.CloseJob) -> None:
         self._free_orphans(order.number)
@@ -114,13 +114,15 @@ class Agent:
                 self._turn.report(o.JobFailed(number, event.text[:TEXT_CHARS_MAX]))
 
     def _free_orphans(self, number: int) -> None:
-        for key, *_ in self._orphans.pop(number, ()):
+        for key, *_ in self.orphans.pop(number, ()):
             self.quota.free(key)
 
     def _coordinator_up(self, event: ev.CoordinatorUp) -> None:
         """Tell the coordinator what this node has, before it hears anything else, and which branches have failed."""
-        for number in list(self._orphans) if event.stranger else ():
+        for number in list(self.orphans) if event.stranger else ():
             self._free_orphans(number)
+        for replica in self.replicas.values() if event.moved else ():
+            replica.slot.forget()
         self._connected = True
         tell(self)
 
@@ -155,7 +157,7 @@ class Agent:
 
     def keep(self, number: int, orphans: list[ev.Orphan]) -> None:
         """Keep what an earlier life has sealed for a job until that is opened."""
-        self._orphans[number] = orphans
+        self.orphans[number] = orphans
         for key, *_ in orphans:
             self.quota.adopt(key, NO_JOB)
 
@@ -242,7 +244,7 @@ class Agent:
 
 def tell(agent: Agent) -> None:
     """Tell the coordinator what the node has, and which of its branches have failed."""
-    agent._turn.report(inventory_of(agent.replicas, agent.uploads, agent._orphans))
+    agent._turn.report(inventory_of(agent.replicas, agent.uploads, agent.orphans))
     for replica in agent.replicas.values():
         for branch in replica.branches():
             if branch.failed is not None:

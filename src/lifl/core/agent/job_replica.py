@@ -40,9 +40,9 @@ class JobReplica:
         self.files = FileTasks(self.spec, self.slot, tasks, turn)
         self.runners: dict[tuple[int, int], BranchRunner] = {}  # by epoch and number of the branch
         turn.touch(self.spec.number)
-        self._orphans = Orphans(self.spec.number, found, quota)
+        self.orphans = Orphans(self.spec.number, found, quota)
         if not order.adopt:
-            self._orphans.free()
+            self.orphans.free()
         if not self.slot.open:
             self._start()
         else:
@@ -57,7 +57,7 @@ class JobReplica:
 
     def _open_branch(self, order: o.OpenBranch) -> None:
         """Begin this node's part of a round; with `adopt`, from what an earlier life has sealed for it."""
-        updates, partials, members = self._orphans.take(order.epoch) if order.adopt else ([], [], [])
+        updates, partials, members = self.orphans.take(order.epoch, order.without) if order.adopt else ([], [], [])
         if order.adopt:
             adopted = o.BranchAdopted(self.spec.number, order.epoch, order.branch, told(members))
             self._turn.report(adopted)
@@ -277,7 +277,7 @@ class JobReplica:
         """Free everything that the job holds here; return the objects that the gateway is still at, each as often."""
         for at in list(self.runners):
             self._drop(*at)
-        self._orphans.free()
+        self.orphans.free()
         at_gateway = self.files.close()
         self._quota.release(self.spec.number)
         self._turn.emit(gm.JobForget(self.spec.name))
@@ -305,6 +305,15 @@ class JobReplica:
             yield f"job {name!r} writes checkpoints from objects that are not pinned"
 
 
+def move_partial(replica: JobReplica, order: o.MovePartial) -> None:
+    """Bring a branch's partial to another node's top from now on."""
+    runner = replica.runners.get((order.epoch, order.branch))
+    if runner is not None and runner.branch.parent != order.parent:
+        runner.branch.parent, runner.branch.carried = order.parent, False
+        if runner.branch.sealed:
+            replica._carry([runner.branch])
+
+
 ORDERS: Mapping[type, Callable[[JobReplica, Any], None]] = {
     o.ModelAt: lambda replica, order: replica.slot.is_at(order),
     o.SaveModel: lambda replica, order: replica.files.save(order),
@@ -315,5 +324,6 @@ ORDERS: Mapping[type, Callable[[JobReplica, Any], None]] = {
     o.ForgetBranch: JobReplica._forget_branch,
     o.AwaitBranch: JobReplica._more_of_top,
     o.ExpectPartials: JobReplica._more_of_top,
+    o.MovePartial: move_partial,
 }
 """What is done at each order about a job that is open here."""

@@ -166,6 +166,13 @@ class ModelSlot:
             self.move(SlotState.ELSEWHERE)
         self.round, self._source = order.round, order.source
 
+    def forget(self) -> None:
+        """Let the current model go: what was not committed may be made anew, and the coordinator says what it is."""
+        self.free()
+        if self.state is SlotState.READY:
+            self.move(SlotState.ELSEWHERE)
+        self.round, self._source = -1, ""
+
     def fetch(self) -> None:
         """Have the model fetched, if it is elsewhere and the arena has room; else it is tried again."""
         if self.state is not SlotState.ELSEWHERE or not self._source:

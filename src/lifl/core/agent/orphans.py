@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from lifl.core.agent.quota import Quota
 from lifl.core.events import Orphan
 from lifl.core.ids import Key, Kind
@@ -23,9 +25,17 @@ class Orphans:
             self._quota.free(key)
         self._found = []
 
-    def take(self, epoch: int) -> tuple[list[tuple[Key, Contribution]], list[Key], list[Contribution]]:
+    def leave(self) -> list[Orphan]:
+        """Return all that no branch has taken: it is the caller's."""
+        found, self._found = self._found, []
+        return found
+
+    def take(
+        self, epoch: int, without: Collection[str] = ()
+    ) -> tuple[list[tuple[Key, Contribution]], list[Key], list[Contribution]]:
         """Return the updates, the partials and all members of an epoch; older ones are freed, later ones stay.
 
+        What has an update of a client in `without` is freed, too: it counts elsewhere.
         A partial may stand beside its own inputs, or one of a lower level: the largest wins, what is in it is freed.
         Any two partials are disjoint or one contains the other, for a task's output contains all of its inputs.
         """
@@ -33,11 +43,12 @@ class Orphans:
         partials: list[Key] = []
         members: dict[str, Contribution] = {}
         found, self._found = self._found, []
+        elsewhere = frozenset(without)
         for orphan in sorted(found, key=lambda orphan: -len(orphan[3])):
             key, kind, its_epoch, its = orphan
             if its_epoch > epoch:
                 self._found.append(orphan)
-            elif its_epoch < epoch or not its or any(member.client in members for member in its):
+            elif its_epoch < epoch or not its or any(m.client in members or m.client in elsewhere for m in its):
                 self._quota.free(key)
             else:
                 if kind is Kind.PARTIAL:

@@ -136,6 +136,10 @@ class Quota:
         """Return the epoch that the object was allocated for."""
         return self.store.epoch_of(key)
 
+    def kind_of(self, key: Key) -> Kind:
+        """Return what the object is."""
+        return self.store.kind_of(key)
+
     def members(self, key: Key) -> list[Contribution]:
         """Return who is in a sealed update or partial."""
         return self.store.members(key)

@@ -58,7 +58,7 @@ class BranchTracker:
         spare = self._planner.spare(len(others)) if len(self._nodes) > 1 else 0
         round_.others_max = len(others) + spare
         self.renew_later(round_)
-        if others:
+        if others or self._nodes.moves:
             self.save(round_)
         numbers = tuple(number for number in round_.branches if number)
         own = round_.branches[0].updates
@@ -176,7 +176,11 @@ class BranchTracker:
         self._turn.order(self._nodes.home, o.ForgetBranch(self._spec.number, round_.epoch, record.number))
 
     def forgotten(self, round_: Round, record: BranchRecord) -> AskAgain | None:
-        """Note that the branch is lost for good, if it was given up."""
+        """Note that the branch is lost for good, if it was given up.
+
+        The round's row is to say so (`save`) before its updates are asked for again: whoever coordinates next would
+        count what its node may still have.
+        """
         if record.state is not BranchState.FORGETTING:
             return None
         lost = AskAgain(*round_.take_out(record))
@@ -237,11 +241,14 @@ class BranchTracker:
         fields = {"round": round_.number, "parts": len(round_.nodes)}
         self._turn.emit(fx.Publish("round.replanned", self._spec.name, fields))
 
-    def fill(self, round_: Round) -> None:
-        """Find branches for what the others do not take, by a plan of the nodes as they are now."""
+    def fill(self, round_: Round) -> bool:
+        """Find branches for what the others do not take, by a plan of the nodes as they are now.
+
+        Return whether that opened some; then the round's row is written.
+        """
         missing = _missing(round_)
         if missing <= 0:
-            return
+            return False
         try:
             wanted = self._planner.plan(round_, missing).updates
         except Refused as refused:
@@ -263,6 +270,7 @@ class BranchTracker:
         for record in opened:
             self._turn.order(self._nodes.home, o.AwaitBranch(self._spec.number, round_.epoch, record.number))
             self.order_open(round_, record)
+        return bool(opened)
 
     @staticmethod
     def _add(round_: Round, node: int, updates: int) -> BranchRecord:

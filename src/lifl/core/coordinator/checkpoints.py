@@ -31,16 +31,20 @@ class Checkpoints:
         self._rounds = rounds
         self._replicas = replicas
         self._stored: Mapping[int, Stored] = {}
+        self._terms: Mapping[int, int] = {}
         self._at = -1  # the round whose model is loaded; -1: the initial one's, from the user's file
         self._bad: dict[int, str] = {}  # those that could not be, and why
 
-    def begin(self, committed: int, stored: Mapping[int, Stored]) -> None:
-        """Take up what an earlier life left: `committed` is the last round, `stored` has the last ones."""
-        self._at, self._stored = committed, stored
+    def begin(self, committed: int, stored: Mapping[int, Stored], terms: Mapping[int, int]) -> None:
+        """Take up what an earlier life left: `committed` is the last round, `stored` has the last ones.
+
+        `terms` has the terms under which those were written that a coordinator which moves has written.
+        """
+        self._at, self._stored, self._terms = committed, stored, terms
 
     def load(self, adopt: bool) -> None:
         """Have the last committed model (or the initial one) loaded; `adopt`: what is sealed for the job is kept."""
-        self._replicas.load(self._at, adopt, self._digests)
+        self._replicas.load(self._at, adopt, self._digests, self._terms.get(self._at, 0))
 
     @property
     def _digests(self) -> tuple[str, ...]:

@@ -60,11 +60,14 @@ class Commits:
     def _commit(self, round_: Round) -> None:
         name = self._spec.name
         self._rounds.commit(round_)  # SAVING -> COMMITTED
-        number, path, metrics = round_.number, self._spec.path_of(round_.number), metrics_of(round_)
+        number, term, metrics = round_.number, self._turn.term, metrics_of(round_)
+        path = self._spec.path_of(number, term)
         receipt: Mapping[str, Any] = receipt_of(round_, self._turn.now) if number else {}
-        row = {"metrics": metrics, "path": path, "receipt": receipt, "members": sorted(round_.accepted)}
+        row: dict[str, Any] = {"metrics": metrics, "path": path, "receipt": receipt, "members": sorted(round_.accepted)}
         if round_.digests:
             row["digests"] = list(round_.digests)
+        if term:
+            row["term"] = term
         self._turn.emit(fx.SaveRound(name, number, round_.attempt, "committed", row))
         for node in round_.nodes:
             self._turn.order(node, o.CommitBranch(self._spec.number, round_.epoch))

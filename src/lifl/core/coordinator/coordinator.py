@@ -63,10 +63,10 @@ STOPPED = "the node went down before the round was complete; submit again when i
 
 
 class Coordinator:
-    """Runs all jobs; the clock is `turn.now`."""
+    """Runs all jobs; the clock is `turn.now`.  With `moves` another node may coordinate after this one."""
 
-    def __init__(self, home: Node, turn: Turn, seed: bytes = b"") -> None:
-        self.nodes = NodeTable(home, seed)
+    def __init__(self, home: Node, turn: Turn, seed: bytes = b"", moves: bool = False) -> None:
+        self.nodes = NodeTable(home, seed, moves)
         self.presence = Presence(turn)
         self.jobs: dict[str, Job] = {}
         self.running: dict[int, Job] = {}  # by number: those that are not over

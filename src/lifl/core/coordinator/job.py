@@ -96,17 +96,19 @@ class Job:
         rows: dict[int, Row],
         adopting: bool,
         stored: Mapping[int, Stored] | None = None,
+        terms: Mapping[int, int] | None = None,
     ) -> None:
         """Take up what an earlier life left: round `committed` is the last; `rows` has the newest of each behind it.
 
-        `counted` has the members of the last committed ones, `stored` what is known of their files.  `adopting`:
-        something is sealed in the arena.
+        `counted` has the members of the last committed ones, `stored` and `terms` what is known of their files.
+        `adopting`: something is sealed in the arena, which counts if its node is among those of the round.
         """
-        self._checkpoints.begin(committed, stored or {})
+        self._checkpoints.begin(committed, stored or {}, terms or {})
         self.rounds.committed = committed
         self.rounds.counted = counted
         self._rows = rows
-        self._adopting = adopting
+        _attempt, _status, row = rows.get(committed + 1, (0, "", {}))
+        self._adopting = adopting and ("parts" not in row or self._recovery.recovers_at(None, row, self._nodes.home))
 
     def start(self) -> None:
         """Have the last committed model (or the initial one) loaded."""
@@ -153,7 +155,7 @@ class Job:
             self.rounds.current.follow(self._failed)
         self._failed = None
         recovers = status == "open" and not again and (self._adopting or "parts" in fields)
-        if not recovers:
+        if not recovers and not self._nodes.moves:  # else its row is written when it opens, with its branches
             self._turn.emit(fx.SaveRound(self.name, number, self._attempt, "open", {}))
         self.runner.begin(fields if recovers else None)
 

@@ -24,13 +24,20 @@ class JobSpec:
         """The name that clients and users call it."""
         return self.config.job.name
 
-    def path_of(self, number: int) -> str:
-        """Return the path of a committed round's checkpoint; 0 is the initial model."""
-        return f"{self.folder}/round-{number:05d}.safetensors"
+    def path_of(self, number: int, term: int = 0) -> str:
+        """Return the path of a committed round's checkpoint; 0 is the initial model.
 
-    def state_path_of(self, number: int) -> str:
+        Each `term` of a coordinator that moves has files of its own: who coordinates no longer, and has not noticed
+        yet, writes over none that counts.
+        """
+        return f"{self._stem(number, term)}.safetensors"
+
+    def state_path_of(self, number: int, term: int = 0) -> str:
         """Return the path of the rule's state beside the checkpoint; empty where there is none."""
-        return f"{self.folder}/round-{number:05d}.state.safetensors" if self.states and number > 0 else ""
+        return f"{self._stem(number, term)}.state.safetensors" if self.states and number > 0 else ""
+
+    def _stem(self, number: int, term: int) -> str:
+        return f"{self.folder}/round-{number:05d}" + (f".{term}" if term else "")
 
     def bytes_min(self, partials: int = 0) -> int:
         """Return what a round needs of an arena at the least, with places for `partials` of other nodes."""

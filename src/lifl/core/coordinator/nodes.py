@@ -37,10 +37,14 @@ class Node:
 
 
 class NodeTable:
-    """All nodes by number; the coordinator's own, `home`, is always among them."""
+    """All nodes by number; the coordinator's own, `home`, is always among them.
 
-    def __init__(self, home: Node, seed: bytes = b"") -> None:
+    `moves`: another node may coordinate after this one, and go on with the jobs.
+    """
+
+    def __init__(self, home: Node, seed: bytes = b"", moves: bool = False) -> None:
         home.known = True
+        self.moves = moves
         self.secrets = OfferSecrets(seed)
         self.home = home.number
         self._nodes: dict[int, Node] = {home.number: home}

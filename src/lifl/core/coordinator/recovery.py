@@ -5,6 +5,12 @@
 * After its own start the coordinator knows from its database which branches a round had.  It begins with what is
   sealed in its own arena and waits `NODE_RETURN_S` for the other nodes; nothing is granted until then, for an
   update that a node already has must not be taken a second time elsewhere.
+* Where another node coordinated before, the top was there.  What that node has of the round becomes a branch as any
+  other, under a number of its own: its agent begins anew with what is sealed in its arena, as after a restart.  It has
+  the word before all others, for its top may have taken their partials: they are not to count twice, and what it has
+  merged them with is nowhere else.  It was silent for a lease already, so it is waited for no longer than
+  `LAST_HOME_S`.  The others keep their partials until the commit; those that are wanted go to the new top when all is
+  known.
 
 What is done is a table of what the books say of a branch and what is learnt of it: `REACTIONS`.
 """
@@ -30,6 +36,10 @@ from lifl.core.turn import Turn
 NODE_RETURN_S = 10.0
 """How long a coordinator that has started again waits for the nodes that had a branch of the round: longer than an
 agent takes to notice, and to dial."""
+
+
+LAST_HOME_S = 1.0
+"""How long, once the model is loaded, the node is waited for that coordinated before: if it lives it dials at once."""
 
 
 class News(Enum):
@@ -102,6 +112,7 @@ class Recovery:
         self._planner = planner
         self._branches = branches
         self._kept: dict[int, Inventory] = {}  # by node: those that came before the round could be compared
+        self._first: int | None = None  # the node that has the word before home: it coordinated before
 
     # ---- the coordinator has started again -------------------------------------------------------------------------
 
@@ -110,17 +121,41 @@ class Recovery:
         round_.move(Phase.RECOVERING)  # WAITING -> RECOVERING
         round_.deadline_at_s = self._turn.now + NODE_RETURN_S
         round_.next_branch = fields.get("next_part", 1)
+        self._first = None
         home = self._nodes.home
         round_.add(BranchRecord(0, home, round_.goal, BranchState.RECOVERING))
         for number, name, updates in fields.get("parts", ()):
             node = int(name, 16)
-            if node != home:  # what is here is all adopted into branch 0
-                round_.add(BranchRecord(number, node, updates, BranchState.RECOVERING))
+            if node == home:  # what is here is all adopted into branch 0
+                continue
+            if not number:
+                self._first = node
+                round_.next_branch += 1
+            its = number or round_.next_branch - 1
+            round_.add(BranchRecord(its, node, updates, BranchState.RECOVERING))
+        round_.others_max = len(round_.branches) - 1
+        if self._first is None:
+            self._open_home(round_)
+        else:
+            round_.deadline_at_s = self._turn.now + LAST_HOME_S
+
+    def _open_home(self, round_: Round) -> None:
+        """Have home take up what is sealed in its arena, but for what another branch has."""
         others = tuple(number for number in round_.branches if number)
         spare = self._planner.spare(len(others)) if others else 0
         round_.others_max = len(others) + spare
         at = (self._spec.number, round_.epoch, 0)
-        self._turn.order(home, o.OpenBranch(*at, round_.goal, others, spare, adopt=True))
+        without = tuple(round_.places)
+        order = o.OpenBranch(*at, round_.goal, others, spare, adopt=True, without=without)
+        self._turn.order(self._nodes.home, order)
+
+    def _note_first(self, round_: Round) -> None:
+        """Go on with home when the node that has the word before it has said what it has, or will not."""
+        if any(record.state is BranchState.RECOVERING for record in self._others_at(round_, self._first)):
+            return
+        self._first = None
+        round_.deadline_at_s = self._turn.now + NODE_RETURN_S
+        self._open_home(round_)
 
     def home_adopted(self, round_: Round, members: o.Contributions) -> Believed:
         """Note what is sealed in the coordinator's own arena; it comes first."""
@@ -135,8 +170,10 @@ class Recovery:
     def late(self, round_: Round) -> None:
         """Give up the nodes that did not come back in time."""
         for record in list(round_.branches.values()):
-            if record.number:
+            if record.number and self._first in (None, record.node):
                 self._react(round_, record, News.LATE)
+        if self._first is not None:
+            self._note_first(round_)
 
     def finish(self, round_: Round) -> Recovered | None:
         """Let a recovering round go on when of all its branches is known what they have."""
@@ -159,11 +196,20 @@ class Recovery:
         self._branches.renew_later(round_)
         round_.open(self._turn.now)  # RECOVERING -> COLLECTING
         round_.last_accepted_s = self._turn.now
-        if round_.others_max:
+        if round_.others_max or self._nodes.moves:
             self._branches.save(round_)
+        for record in records:
+            if record.number and record.state is not BranchState.ARRIVED:
+                self._move(round_, record)
         fields = {"round": round_.number, "accepted": len(round_.accepted)}
         self._turn.emit(fx.Publish("round.adopted", self._spec.name, fields))
         return Recovered(any(record.closed for record in records) and len(round_.accepted) >= round_.quorum)
+
+    def _move(self, round_: Round, record: BranchRecord) -> None:
+        """Have a node bring its partial here: it may have been told of another coordinator's gateway."""
+        if self._nodes.moves:
+            parent = self._nodes.gateway_of(self._nodes.home)
+            self._turn.order(record.node, o.MovePartial(self._spec.number, round_.epoch, record.number, parent))
 
     # ---- nodes -------------------------------------------------------------------------------------------------------
 
@@ -171,10 +217,11 @@ class Recovery:
         """Keep what a node says for when the books are there to compare it with."""
         self._kept[node] = inventory
 
-    @property
-    def kept(self) -> list[int]:
-        """The nodes whose inventory is still to be compared."""
-        return list(self._kept)
+    def comparable(self, round_: Round | None) -> list[int]:
+        """Return the nodes whose inventory can be compared with the books now."""
+        if round_ is None or not round_.home_unknown:
+            return list(self._kept)
+        return [node for node in self._kept if node == self._first]
 
     def take_stock(self, round_: Round | None, node: int, saving: Iterable[int]) -> Believed:
         """Compare what a node said it has with the books; the epochs that are being `saving` need nothing more."""
@@ -195,18 +242,24 @@ class Recovery:
             for record in self._others_at(round_, node):
                 if record.number not in listed:
                     self._react(round_, record, News.FRESH if fresh else News.ABSENT)
+            if node == self._first:
+                self._note_first(round_)
         return Believed(accepted, gone)
 
     def adopted(self, round_: Round, record: BranchRecord, members: o.Contributions) -> Believed | None:
         """Note what a node that has started again has sealed; None: it does not matter, or does not count."""
         awaited = record.state is BranchState.RECOVERING
         believed = self._react(round_, record, News.ADOPTED, members)
+        if awaited and record.node == self._first:
+            self._note_first(round_)
         return believed if awaited and record.open else None
 
     def node_gone(self, round_: Round | None, node: int) -> None:
         """Give up the branches of a node that is dead: the top may have its partials, else they are lost."""
         self._kept.pop(node, None)
         self._at_node(round_, node, News.GONE)
+        if round_ is not None and node == self._first:
+            self._note_first(round_)
 
     def node_renewed(self, round_: Round | None, node: int) -> None:
         """Wait for what a node has whose `lifld` started again before it was declared dead."""
@@ -225,7 +278,7 @@ class Recovery:
                 self._react(round_, record, news)
 
     @staticmethod
-    def _others_at(round_: Round, node: int) -> list[BranchRecord]:
+    def _others_at(round_: Round, node: int | None) -> list[BranchRecord]:
         return [record for record in round_.branches.values() if record.node == node and record.number]
 
     # ---- the table's actions -----------------------------------------------------------------------------------------
@@ -239,6 +292,13 @@ class Recovery:
         self._branches.give_up(round_, record)
         return NOTHING
 
+    def arrives(self, round_: Round, record: BranchRecord, members: o.Contributions) -> None:
+        """Give up the branches that have, too, what the top has now in the partial of this one."""
+        for other in _elsewhere(round_, record, (client for client, *_ in members)):
+            self._branches.order_drop(other.node, round_.epoch, other.number)
+            if other.state is not BranchState.FORGETTING:
+                self._branches.give_up(round_, other)
+
     def _recover(self, _round: Round, record: BranchRecord, _what: None) -> Believed:
         record.move(BranchState.RECOVERING)  # OPEN, CLOSED -> RECOVERING
         return NOTHING
@@ -251,12 +311,14 @@ class Recovery:
         return NOTHING
 
     def _match(self, round_: Round, record: BranchRecord, held: BranchHeld) -> Believed:
-        if any(round_.places.get(client) == 0 for client, *_ in held.members):
-            # Its partial is in the coordinator's arena already; the top refuses it a second time.
+        if _elsewhere(round_, record, (client for client, *_ in held.members)):
+            # Its partial is in the coordinator's arena already, or in that of the last one; no top takes it twice.
             round_.discard(record)  # OPEN, CLOSED, RECOVERING -> DROPPED
             self._branches.order_drop(record.node, round_.epoch, record.number)
             return NOTHING
         believed = round_.believe(record, held.members, held.granted if not held.closed else (), self._turn.now)
+        if round_.phase is not Phase.RECOVERING:  # else when all is known
+            self._move(round_, record)
         if held.closed:
             if not record.closed:
                 record.move(BranchState.CLOSED)  # OPEN, RECOVERING -> CLOSED
@@ -273,13 +335,9 @@ class Recovery:
 
     def _adopt(self, round_: Round, record: BranchRecord, members: o.Contributions) -> Believed:
         here = {client for client, *_ in members}
-        places = [round_.branches.get(round_.places.get(client, -1)) for client in here]
-        elsewhere = any(
-            place is not None and (place.state is BranchState.ARRIVED or not place.number) for place in places
-        )
         was = {client for client in round_.clients_of(record) if client in round_.accepted}
-        if elsewhere or not here or not was <= here:
-            # The top has a partial with these already, from an earlier life of either node; or the arena is not what it
+        if _elsewhere(round_, record, here) or not here or not was <= here:
+            # A top has a partial with these already, from an earlier life of either node; or the arena is not what it
             # was, and the earlier life's partial, with what is missing, may still be on its way to the top.
             self._branches.order_drop(record.node, round_.epoch, record.number)
             self._branches.give_up(round_, record)
@@ -290,3 +348,9 @@ class Recovery:
         if round_.phase is Phase.AGGREGATING:
             self._branches.order_close(round_, record)
         return believed
+
+
+def _elsewhere(round_: Round, record: BranchRecord, clients: Iterable[str]) -> list[BranchRecord]:
+    """Return the other branches that have, or get, an update of these clients."""
+    numbers = {round_.places.get(client, record.number) for client in clients} - {record.number}
+    return [round_.branches[number] for number in sorted(numbers)]

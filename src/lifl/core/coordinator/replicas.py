@@ -22,14 +22,17 @@ class Replicas:
         self._turn = turn
         self._nodes = nodes
 
-    def load(self, committed: int, adopt: bool, digests: tuple[str, ...] = ()) -> None:
-        """Have the model of round `committed` (-1: the initial one) loaded; `adopt`: what is sealed there is kept."""
+    def load(self, committed: int, adopt: bool, digests: tuple[str, ...] = (), term: int = 0) -> None:
+        """Have the model of round `committed` (-1: the initial one) loaded; `adopt`: what is sealed there is kept.
+
+        `term` is the one under which its files were written.
+        """
         last = self.model_round = max(committed, 0)
         home, spec = self._nodes.home, self._spec
         if committed < 0:
             self._turn.order(home, self._facts(o.OpenJob, path=spec.config.model.path, adopt=adopt))
         else:
-            paths = {"path": spec.path_of(last), "state_path": spec.state_path_of(last)}
+            paths = {"path": spec.path_of(last, term), "state_path": spec.state_path_of(last, term)}
             self._turn.order(home, self._facts(o.LoadJob, **paths, adopt=adopt, digests=digests))
 
     def unload(self) -> None:
@@ -60,7 +63,8 @@ class Replicas:
 
     def save(self, number: int, epoch: int) -> None:
         """Have the current model, that of the round, written to its checkpoint."""
-        paths = self._spec.path_of(number), self._spec.state_path_of(number)
+        term = self._turn.term
+        paths = self._spec.path_of(number, term), self._spec.state_path_of(number, term)
         self._turn.order(self._nodes.home, o.SaveModel(self._spec.number, epoch, *paths))
 
     def close(self) -> None:

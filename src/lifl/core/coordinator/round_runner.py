@@ -63,6 +63,7 @@ class RoundRunner:
         """Begin the current round: it waits for its clients, or goes on where an earlier coordinator left its `row`."""
         if row is not None and self._rounds.current is not None:
             self._recovery.begin(self._rounds.current, row)
+            self._take_stock()
             return
         self._take_stock()
         self.try_open()
@@ -191,8 +192,8 @@ class RoundRunner:
             self._presence.tell(self._spec.name, contribution.client, cm.Accepted(self._spec.name, round_.number))
             self._publish("update.accepted", round=round_.number, client=contribution.client)
 
-    def _ask_again(self, round_: Round, lost: AskAgain) -> None:
-        """Ask for updates that the round has lost.
+    def _ask_again(self, round_: Round, lost: AskAgain, dropped: bool = False) -> None:
+        """Ask for updates that the round has lost; `dropped`: with their branch, which its row is to say first.
 
         A round that was closed is open again, unless it is complete without them, or none was accepted: then the
         top may have made the model already.
@@ -206,8 +207,10 @@ class RoundRunner:
             round_.move(Phase.COLLECTING)  # AGGREGATING -> COLLECTING
             if late:
                 round_.deadline_at_s = self._turn.now + round_.deadline_s
+        written = self._branches.fill(round_) if round_.phase is Phase.COLLECTING else False
+        if dropped and not written:
+            self._branches.save(round_)
         if round_.phase is Phase.COLLECTING:
-            self._branches.fill(round_)
             present = self._presence.of(self._spec.name)
             for client in lost.clients:
                 if client in present:
@@ -235,6 +238,7 @@ class RoundRunner:
         if found is None or found[1].state is BranchState.ARRIVED:
             return
         round_, record = found
+        self._recovery.arrives(round_, record, report.members)
         self._tell_accepted(round_, *self._branches.arrived(round_, record, report).accepted)
         self._settle(round_)
 
@@ -243,7 +247,7 @@ class RoundRunner:
         if (found := self._find(report.epoch, report.branch)) is not None:
             lost = self._branches.forgotten(*found)
             if lost is not None:
-                self._ask_again(found[0], lost)
+                self._ask_again(found[0], lost, dropped=True)
 
     def branch_adopted(self, report: o.BranchAdopted) -> None:
         """Note what is sealed in the arena of a node that has started again."""
@@ -278,8 +282,7 @@ class RoundRunner:
     def inventory(self, node: int, inventory: Inventory) -> None:
         """Compare what a node has, as it says, with the books; while they are not complete at home, later."""
         self._recovery.keep(node, inventory)
-        if self._rounds.current is None or not self._rounds.current.home_unknown:
-            self._take_stock()
+        self._take_stock()
 
     def node_gone(self, node: int) -> None:
         """Give up the branches of a node that is dead, or has left."""
@@ -288,7 +291,7 @@ class RoundRunner:
 
     def _take_stock(self) -> None:
         """Compare with the books what nodes said they have, those that said so before there were books included."""
-        for node in self._recovery.kept:
+        for node in self._recovery.comparable(self._rounds.current):
             round_ = self._rounds.current
             believed = self._recovery.take_stock(round_, node, [saving.epoch for saving in self._rounds.saving])
             if round_ is not None:

@@ -82,8 +82,8 @@ class OpenBranch(Message, frozen=True, omit_defaults=True):
 
     Branch 0 makes the model, with the partials of `others` too and room for `spare` more.  The root partial of another
     goes to the gateway at `parent` (HOST:PORT; empty: the top is on the same node).  `adopt`: count what an earlier
-    life of the node has sealed for this epoch.  `secret` is said with the partial
-    (`coordinator/offer_secrets.py`); only nodes that know of it are told one.
+    life of the node has sealed for this epoch, but for objects that have an update of a client in `without`.  `secret`
+    is said with the partial (`coordinator/offer_secrets.py`); only nodes that know of it are told one.
     """
 
     number: Count
@@ -95,6 +95,7 @@ class OpenBranch(Message, frozen=True, omit_defaults=True):
     parent: Address = ""
     adopt: bool = False
     secret: Secret = ""
+    without: Annotated[tuple[Name, ...], msgspec.Meta(max_length=CLIENTS_PER_ROUND_MAX * 10)] = ()
 
 
 class Grant(Message, frozen=True, tag="GrantUpdate"):
@@ -145,6 +146,15 @@ class ExpectPartials(Message, frozen=True):
     partials: Branches
 
 
+class MovePartial(Message, frozen=True):
+    """The top is at another node now: the root partial of `branch` goes to the gateway at `parent` (HOST:PORT)."""
+
+    number: Count
+    epoch: Count
+    branch: Count
+    parent: Address
+
+
 class ModelAt(Message, frozen=True):
     """The job's current model is that of `round`; the gateway at `source` (HOST:PORT) has it."""
 
@@ -187,6 +197,7 @@ Order = (
     | ForgetBranch
     | AwaitBranch
     | ExpectPartials
+    | MovePartial
     | ModelAt
     | DropBranch
     | SaveModel
