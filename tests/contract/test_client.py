@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -961,6 +961,28 @@ class Wordless:
         raise RuntimeError("a Tensor with 2 elements cannot be converted to Scalar")
 
 
+class Nameless(Mapping[str, Any]):
+    """A mapping that does not even say what is in it."""
+
+    def __iter__(self) -> Iterator[str]:
+        raise OSError("no list of names")
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, name: str) -> Any:
+        raise KeyError(name)
+
+
+def flipped_npz(path: Path) -> Path:
+    """Write an archive of one tensor, and change a byte of that."""
+    np.savez(path, v=np.full(11, 7.5, np.float32))
+    data = bytearray(path.read_bytes())
+    data[data.index(np.float32(7.5).tobytes())] ^= 1
+    path.write_bytes(data)
+    return path
+
+
 FOREIGN: dict[str, tuple[Any, dict[str, Any], str, str]] = {
     "a tensor on a broken device": ({"v": Torchlike()}, {}, "bad-tensor", "tensors.v"),
     "rows of different lengths": ({"v": [[1.0], [1.0, 2.0]]}, {}, "bad-tensor", "tensors.v"),
@@ -996,6 +1018,12 @@ def test_what_others_raise_is_refused_by_tensor_metric_or_file(node: StandIn, tm
             with pytest.raises(Refused, match="damaged") as caught:
                 round_.submit(str(tmp_path / "damaged"), 1)
             assert (caught.value.code, caught.value.field) == ("bad-file", "tensors")
+            lazy = np.load(flipped_npz(tmp_path / "flipped.npz"))
+            with lazy, pytest.raises(Refused, match="'v' of it cannot be read") as caught:
+                round_.submit(lazy, 1)
+            assert (caught.value.code, caught.value.field) == ("bad-tensor", "tensors.v")
+            with pytest.raises(Refused, match="no list of names"):
+                round_.submit(Nameless(), 1)
             with pytest.raises(LocalFault, match="not a list"):
                 round_.submit([1.0], 1)  # type: ignore[arg-type]
             assert round_.submit(update(), weight=1).accepted

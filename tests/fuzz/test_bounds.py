@@ -20,6 +20,7 @@ from lifl.core.protocol.frames import FrameDecoder, encode
 
 CHANNELS: dict[str, Any] = {
     "client": cm.FromClient,
+    "a client's node": cm.ToClient,
     "hello": p.PeerHello,
     "greeting": p.Greeting,
     "agent": p.ToCoordinator,

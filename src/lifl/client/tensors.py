@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -99,7 +99,19 @@ def as_arrays(tensors: Tensors) -> dict[str, Array]:
             f"an update is a dict of arrays, a torch state_dict or the path of a safetensors file, not a "
             f"{type(tensors).__name__}"
         )
-    return {name: as_array(name, tensor) for name, tensor in tensors.items()}
+    return {name: as_array(name, tensor) for name, tensor in _items(tensors)}
+
+
+def _items(tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Give each name with its tensor: a mapping may read a file for each, as NumPy's of a .npz does."""
+    name: object = None
+    try:
+        for name in tensors:
+            yield name, tensors[name]
+    except Exception as error:
+        where = f"tensor {name!r} of it" if isinstance(name, str) else "it"
+        text = f"the update, a {type(tensors).__name__}: {where} cannot be read: {error or type(error).__name__}"
+        raise Refused("bad-tensor", f"tensors.{name}" if isinstance(name, str) else "tensors", text) from error
 
 
 def _load(path: str) -> dict[str, Array]:

@@ -30,6 +30,7 @@ from lifl.core.limits import (
     PATTERN_CHARS_MAX,
     PATTERNS_MAX,
     REAL_MAX,
+    RETRY_AFTER_S_MAX,
     SECRET_CHARS_MAX,
     STATES_MAX,
     SUSPECTS_MAX,
@@ -101,6 +102,12 @@ Incarnation = Annotated[int, msgspec.Meta(ge=0, le=INCARNATION_MAX)]
 ArenaBytes = Annotated[int, msgspec.Meta(ge=0, le=ARENA_BYTES_MAX)]
 WorkersMax = Annotated[int, msgspec.Meta(ge=0, le=WORKERS_MAX)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=DEADLINE_S_MAX)]
+SecondsLeft = Annotated[float, msgspec.Meta(ge=-DEADLINE_S_MAX, le=DEADLINE_S_MAX)]
+"""Until a deadline, which may have passed."""
+RetryAfter = Annotated[float, msgspec.Meta(ge=0, le=RETRY_AFTER_S_MAX)]
+"""Seconds."""
+RoundOrNone = Annotated[int, msgspec.Meta(ge=-1, le=COUNT_MAX)]
+"""A round's number; -1: of no round."""
 Digest = Annotated[bytes, msgspec.Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
 """A schema's (`schema.Layout.digest`), for those who have the tensors."""
 Digests = Annotated[

@@ -52,6 +52,8 @@ CONFIG_FILE_BYTES_MAX = 1024 * 1024
 """A TOML file: several times what all keys take at their limits."""
 RULE_CHARS_MAX = 256
 DEADLINE_S_MAX = 30 * 24 * 3600.0
+RETRY_AFTER_S_MAX = 60.0
+"""A node that is busy has a client ask again after so long at most."""
 TASK_DEADLINE_S = 300.0
 """How long a task that has all its inputs may take where the job does not say (`aggregation.task_deadline_s`)."""
 ARENA_BYTES_MIN = 1 << 24

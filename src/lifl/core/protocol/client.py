@@ -29,7 +29,10 @@ from lifl.core.fields import (
     KnownWords,
     Message,
     Name,
+    RetryAfter,
+    RoundOrNone,
     Seconds,
+    SecondsLeft,
     Secret,
     Tensors,
     Text,
@@ -159,7 +162,7 @@ FromClient = Hello | Join | GetModel | Submit | Filled | Leave | Decline | Offer
 class Welcome(Message, frozen=True, omit_defaults=True):
     """The answer to Hello.  `knows` is told to who said there what it knows itself."""
 
-    version: int
+    version: Integer
     node: Word
     direct: bool = False
     knows: KnownWords = ()
@@ -185,7 +188,7 @@ class Selected(Message, frozen=True):
 
     job: Name
     round: Count
-    deadline_s: float
+    deadline_s: SecondsLeft
     tensors: Tensors
     data_bytes: Count
     options: dict[str, Any] = msgspec.field(default_factory=dict)
@@ -224,7 +227,7 @@ class Busy(Message, frozen=True):
 
     job: Name
     round: Count
-    retry_after_s: float
+    retry_after_s: RetryAfter
 
 
 USE_GATEWAY = "use-gateway"
@@ -246,7 +249,7 @@ class Refusal(Message, frozen=True):
     field: FieldPath
     text: Text
     job: Word = ""
-    round: int = -1
+    round: RoundOrNone = -1
 
 
 class Committed(Message, frozen=True):
