@@ -72,7 +72,7 @@ PACKED: tuple[Any, ...] = (
     (1 << 64) - 1,
 )
 """What a field of a packed column can be."""
-OPENED = {"parts": [[1, "00000000000000aa", 1], [2, "00000000000000bb", 1]], "next_part": 3}
+OPENED = {"parts": [[0, "00000000000000aa", 1], [2, "00000000000000bb", 1]], "next_part": 3}
 """What the row of a round has that is open on three nodes."""
 KEYS = {"jobs": "name = 'j'", "rounds": "job = 'j' AND round = 2", "plans": "job = 'j' AND round = 2"}
 COMMANDS = {

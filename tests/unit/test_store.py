@@ -50,6 +50,17 @@ def test_a_round_commits_once_whatever_the_attempt(tmp_path: Path) -> None:
     assert committed == [(1, 2, {"members": ["a"]}), (2, 1, {"members": ["c"]})]
 
 
+def test_the_row_of_a_round_on_several_nodes_is_read_whole(store: NodeStore) -> None:
+    """Branch 0, the top's, is one of them; without it no job on several nodes could be taken up again."""
+    fields = {"parts": [[0, "aa", 3], [1, "bb", 2]], "next_part": 2}
+    store.save_round("j", 1, 1, "open", fields)
+    store.save_round("j", 2, 1, "committed", {"members": ["a"], "digests": ["d"], "term": 7})
+    opened, committed = store.rounds("j")
+    assert (opened.fault, committed.fault) == ("", "")
+    assert opened.fields == {"parts": [(0, "aa", 3), (1, "bb", 2)], "next_part": 2}
+    assert committed.fields["term"] == 7
+
+
 def test_rounds_that_are_set_aside_may_be_committed_again_once(store: NodeStore) -> None:
     for number in range(4):
         store.save_round("j", number, 1, "committed", {"members": ["a"], "digests": ["d"]})

@@ -151,11 +151,12 @@ def _history(store: NodeStore, name: str) -> ev.JobHistory:
     committed = store.committed(name, ROUNDS_REMEMBERED)
     counted = {r.round: frozenset(r.fields.get("members", ())) for r in committed}
     models = {r.round: (r.attempt, tuple(r.fields.get("digests", ()))) for r in committed}
+    terms = {r.round: r.fields["term"] for r in committed if "term" in r.fields}
     number = committed[-1].round if committed else -1
     later = store.rounds(name, above=number)
     _check_readable([*store.odd_rounds(name, 1), *committed, *later])
     tried = {r.round: (r.attempt, r.status, r.fields) for r in later}
-    return ev.JobHistory(number, tried, counted, models)
+    return ev.JobHistory(number, tried, counted, models, terms)
 
 
 def _check_readable(rows: Iterable[RoundRow]) -> None:

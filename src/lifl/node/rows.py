@@ -29,7 +29,7 @@ UNREADABLE = (ValueError, TypeError, RecursionError, msgpack.UnpackException, zl
 _UnixS = Annotated[float, msgspec.Meta(ge=0, le=UNIX_S_MAX)]
 _Round = Annotated[int, msgspec.Meta(ge=0, le=ROUNDS_MAX)]
 _Attempt = Annotated[int, msgspec.Meta(ge=0, le=ATTEMPTS_MAX)]
-_Branch = Annotated[int, msgspec.Meta(ge=1, le=BRANCHES_MAX)]
+_Branch = Annotated[int, msgspec.Meta(ge=0, le=BRANCHES_MAX)]
 _NodeId = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{1,16}\Z")]
 _Status = Literal["open", "committed", "failed", "damaged"]
 _Updates = Annotated[int, msgspec.Meta(ge=0, le=BRANCH_UPDATES_MAX)]
@@ -61,6 +61,7 @@ FIELDS: dict[str, Any] = {
     "digests": Digests,
     "parts": list[tuple[_Branch, _NodeId, _Updates]],
     "next_part": Count,
+    "term": Count,
 }
 """The fields of a round's row."""
 SHOWN_ONLY = frozenset(("metrics", "path", "reason", "receipt", "saved_unix_s"))
