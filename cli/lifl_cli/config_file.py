@@ -7,9 +7,7 @@ made here and written to the state folder, so the daemon only ever reads safeten
 from __future__ import annotations
 
 import os
-import sys
 import tomllib
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import msgspec
 from lifl.core.config.job import JobConfig
 from lifl.core.errors import ConfigError
 from lifl.core.limits import CONFIG_FILE_BYTES_MAX
+from lifl_cli.rule_apart import states_apart, states_of
 from lifl_cli.state import MODELS_FOLDER, absolute
 
 
@@ -61,13 +60,15 @@ def resolve(config: JobConfig, folder: Path, state_dir: Path) -> JobConfig:
 
 
 def rule_states(config: JobConfig, folder: Path) -> tuple[str, ...]:
-    """Return the names of the rule's states; the rule is loaded here, so that a mistake in it is told at once."""
-    from lifl.rules import load_rule
+    """Return the names of the rule's states; the rule is loaded now, so that a mistake in it is told at once.
 
+    A user's own is loaded in a process of its own: whatever it does to that, this one tells of it.
+    """
     aggregation = config.aggregation
     rule_folder = str(absolute(aggregation.rule_folder or ".", folder))
-    with redirect_stdout(sys.stderr):  # what the rule prints is no part of our answer
-        return tuple(load_rule(aggregation.rule, aggregation.options, rule_folder).states)
+    if ":" in aggregation.rule:
+        return states_apart(aggregation, rule_folder)
+    return states_of(aggregation, rule_folder)
 
 
 def write_example(name: str, seed: int, folder: Path) -> Path:

@@ -10,7 +10,8 @@ from agent_scene import EPOCH, LARGE, NUMBER, Scene, sealed
 from lifl.core import effects as fx
 from lifl.core import events as ev
 from lifl.core.agent.pool import FORK_PAUSE_MIN_S, Worker, WorkerState
-from lifl.core.agent.task_table import TASK_ATTEMPTS_MAX, output_of, worker_of
+from lifl.core.agent.task_table import output_of, worker_of
+from lifl.core.agent.worker_deaths import EXITS_KEPT, OWN_CODE_ATTEMPTS_MAX, TASK_ATTEMPTS_MAX
 from lifl.core.errors import Impossible, LocalFault
 from lifl.core.ids import Key, epoch_of
 from lifl.core.planning.tree import Task, TaskState
@@ -160,6 +161,30 @@ def test_a_round_whose_workers_die_one_after_the_other_fails() -> None:
     led = scene.handle(o.DropBranch(NUMBER, EPOCH))
     assert led == [fx.Route(leaf.address, None)]
     assert list(scene.arena.objects) == [scene.slot.model]
+
+
+def test_a_round_whose_own_code_ends_its_workers_fails_soon_and_says_how_they_ended() -> None:
+    scene = scene_of(8, 1, rule="mine:Rule")
+    leaf = scene.tasks()[0]
+    for attempt, how in ((1, "signal SIGSEGV"), (2, "exit code 0")):
+        assert leaf.attempt == attempt
+        worker = leaf.worker
+        scene.handle(ev.WorkerGone(worker))
+        assert scene.handle(ev.WorkerExited(worker, how)) == []
+        scene.all_ready()
+    (report,) = scene.handle(ev.WorkerGone(leaf.worker))
+    text = (
+        f"the leaf task of round 1 failed: {OWN_CODE_ATTEMPTS_MAX} workers died in turn while they ran it with rule "
+        "mine:Rule (aggregation.rule), with exit code 0 or signal SIGSEGV"
+    )
+    assert report == o.BranchFailed(NUMBER, EPOCH, text, retry=True)
+
+
+def test_how_workers_ended_is_remembered_of_the_last_ones() -> None:
+    scene = scene_of(8, 1, rule="mine:Rule")
+    for worker in range(1, EXITS_KEPT + 2):
+        scene.handle(ev.WorkerExited(worker, "exit code 1"))
+    assert list(scene.agent.tasks.deaths._exits) == list(range(2, EXITS_KEPT + 2))
 
 
 def test_a_worker_that_is_lost_after_its_task_was_found_done_takes_nothing_with_it() -> None:

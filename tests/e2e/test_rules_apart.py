@@ -10,6 +10,7 @@ from fleet import OneHot, Watch, fleet, submit, until
 from nodes import Node
 
 HARMFUL = """
+import ctypes
 import os
 import sys
 
@@ -38,7 +39,11 @@ WAYS = {
     "no text": lambda: raises(NoText()),
     "half a letter": lambda: raises(ValueError(chr(0xDCFF))),
     "fork": os.fork,
+    "end": lambda: os._exit(0),
+    "crash": lambda: ctypes.string_at(0),
 }
+if os.path.exists(__file__ + ".ends") and open("/proc/self/comm").read().startswith("lifl-worker"):
+    os._exit(7)
 
 
 class Harmful(Rule):
@@ -86,6 +91,27 @@ def test_whatever_it_raises_is_told(start_node: Callable[..., Node], way: str, s
     assert over["status"] == "failed"
     assert says in over["reason"]
     assert "harmful.py" in over["reason"]
+
+
+@pytest.mark.parametrize(
+    ("way", "says"), [("end", "exit code 0"), ("crash", "signal SIGSEGV"), ("at import", "exit code 7")]
+)
+def test_one_that_ends_its_process_fails_soon_and_holds_no_other_job(
+    start_node: Callable[..., Node], way: str, says: str
+) -> None:
+    node, oracle = start_node("--redirector", "unix", "--workers-max", "2"), OneHot(2)
+    submit(node, "honest", oracle.model(), job__rounds=1)
+    if way == "at import":
+        (node.state_dir / "configs" / "harmful.py.ends").touch()
+    over = harmful(node, way)
+    assert over["status"] == "failed"
+    assert (
+        f"3 workers died in turn while they ran it with rule harmful:Harmful (aggregation.rule), with {says}"
+        in (over["reason"])
+    )
+    assert "Traceback" not in (node.state_dir / "lifld.log").read_text()
+    with fleet(node.address, "honest", 2, oracle.update) as team:
+        team.join()
 
 
 def test_what_it_forks_takes_no_task_and_does_not_stay(start_node: Callable[..., Node]) -> None:

@@ -283,7 +283,7 @@ class Workers:
                 del host.routes[address]
         engine = host.engine
         gone = [ev.FromWorker(worker.number, message) for message in worker.out if worker.ready]
-        for event in (*gone, ev.WorkerGone(worker.number)):
+        for event in (*gone, ev.WorkerGone(worker.number), ev.WorkerExited(worker.number, "signal SIGKILL")):
             self._cluster.handle(host, event)
             if host.engine is not engine:
                 return  # the daemon was killed, too

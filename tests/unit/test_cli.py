@@ -213,6 +213,25 @@ def test_unknown_examples_missing_models_and_bad_rules_are_told_before_the_node_
     assert config_file.rule_states(parse_job({**table, "aggregation": {"rule": "fedavg"}}), tmp_path) == ()
 
 
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("os._exit(0)", "loading it ended the process with exit code 0"),
+        ("os._exit(3)", "loading it ended the process with exit code 3"),
+        ("ctypes.string_at(0)", "loading it ended the process with signal SIGSEGV"),
+        ("sys.exit(0)", "SystemExit"),
+        ("print('a word')", "has no class 'Mine'"),
+    ],
+)
+def test_a_rule_that_ends_its_process_when_it_is_loaded_is_refused_and_its_key_is_named(
+    job_file: Path, code: str, says: str
+) -> None:
+    (job_file.parent / "ends.py").write_text(f"import ctypes, os, sys\n{code}\n")
+    done = run_lifl("plan", str(job_file), "--node", "a:4:1GiB", "--set", "aggregation.rule=ends:Mine")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "aggregation.rule: " in done.stderr and says in done.stderr and "Traceback" not in done.stderr
+
+
 # ---- lifl model
 # -------------------------------------------------------------------------------------------------
 

@@ -42,6 +42,13 @@ class WorkerGone(Event, frozen=True):
     worker: int
 
 
+class WorkerExited(Event, frozen=True):
+    """How a worker's process has ended, before or after it was known that it has; `how` such as ``exit code 3``."""
+
+    worker: int
+    how: str
+
+
 class WorkerSeen(Event, frozen=True):
     """A worker's process was looked at; `stopped`: by a signal, until another one lets it go on."""
 

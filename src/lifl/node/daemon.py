@@ -47,6 +47,7 @@ from lifl.node.locks import StateLocks
 from lifl.node.meters import Meters
 from lifl.node.modes import open_private
 from lifl.node.performer import Performer
+from lifl.node.process_state import ended_text
 from lifl.node.requests import Requests
 from lifl.node.resume import resume_jobs
 from lifl.node.status import NodeStatus
@@ -299,7 +300,8 @@ class Daemon:
             case wm.Forked(worker, pid):
                 self.workers.forked(worker, pid)
             case wm.Exited(worker, pid, status):
-                log.info("worker.ended worker=%d pid=%d status=%d", worker, pid, status)
+                log.info("worker.ended worker=%d pid=%d %s", worker, pid, ended_text(status))
+                self._driver.handle(ev.WorkerExited(worker, ended_text(status)))
             case wm.Calibrated(capacity):
                 self._driver.handle(ev.Calibrated(capacity))
                 log.info("node.calibrated capacity=%g", capacity)

@@ -1,7 +1,9 @@
-"""Whether a process stands still because a signal has stopped it."""
+"""Whether a process stands still because a signal has stopped it; how one has ended."""
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 STOPPED = "T"
@@ -15,3 +17,14 @@ def is_stopped(pid: int) -> bool:
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] == STOPPED
+
+
+def ended_text(status: int) -> str:
+    """Return ``exit code 3`` or ``signal SIGSEGV``, out of waitpid's status."""
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:  # a real-time signal has no name
+        return f"signal {-code}"

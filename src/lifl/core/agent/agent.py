@@ -280,6 +280,7 @@ HANDLERS: Mapping[type, Callable[[Agent, Any], object]] = {
     # the workers
     ev.FromWorker: Agent._from_worker,
     ev.WorkerGone: lambda agent, event: agent._act(agent.tasks.worker_gone(event)),
+    ev.WorkerExited: lambda agent, event: agent.tasks.deaths.exited(event),
     ev.WorkerSeen: lambda agent, event: agent.watch.seen(event),
     ev.Bounced: lambda agent, event: agent.tasks.bounced(event),
     ev.Calibrated: Agent._calibrated,

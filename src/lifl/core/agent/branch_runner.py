@@ -40,6 +40,7 @@ class BranchRunner:
         self.job = spec.number
         self.deadline_s = spec.aggregation.task_limit_s
         self.tie = spec.tie
+        self.code = spec.code
         self._spec = spec
         self._slot = slot
         self._turn = turn

@@ -33,6 +33,7 @@ class FileTasks:
         self.job = spec.number
         self.deadline_s = FILE_DEADLINE_S
         self.tie = spec.tie
+        self.code = spec.code
         self._spec = spec
         self._slot = slot
         self._tasks = tasks

@@ -34,6 +34,11 @@ class ReplicaSpec:
         return self.number if ":" in self.aggregation.rule else 0
 
     @property
+    def code(self) -> str:
+        """What the rule is called where a worker's end is laid to it."""
+        return f"rule {self.aggregation.rule} (aggregation.rule)"
+
+    @property
     def accumulator_bytes(self) -> int:
         """The bytes of a partial's tensors."""
         return self.layout.accumulator_bytes

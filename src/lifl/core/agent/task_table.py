@@ -20,6 +20,7 @@ from lifl.core import effects as fx
 from lifl.core.agent.outcomes import NotFiniteAt, Outcome
 from lifl.core.agent.pool import Pool, WorkerState
 from lifl.core.agent.quota import Quota
+from lifl.core.agent.worker_deaths import WorkerDeaths
 from lifl.core.errors import ArenaFull, LocalFault
 from lifl.core.events import Bounced, FromWorker, WorkerGone
 from lifl.core.fields import Message
@@ -28,8 +29,6 @@ from lifl.core.planning.tree import Task, TaskState
 from lifl.core.protocol import worker as wm
 from lifl.core.turn import Turn
 
-TASK_ATTEMPTS_MAX = 16
-"""Workers that may die under one task before its round fails."""
 STARTING = WorkerState.STARTING
 ROUTED = frozenset({"leaf", "middle", "top"})
 """The roles whose inputs come as records."""
@@ -45,6 +44,8 @@ class Runner(Protocol):
     """How long a task of it may take that has all its inputs."""
     tie: int
     """The job whose own code its workers run (`pool.py`); 0: none's."""
+    code: str
+    """What that code is called."""
 
     def served(self, task: Task) -> tuple[str, int]: ...
 
@@ -76,6 +77,7 @@ class TaskTable:
         self._addresses = deque(range(1, ADDRESSES_MAX))  # the free ones, the one that is free the longest first
         self._open: dict[int, OpenTask] = {}
         self._abandoned: dict[int, list[Key]] = {}  # by address: objects that a worker may still write to, or read
+        self.deaths = WorkerDeaths()
 
     # ---- what runners ask ------------------------------------------------------------------------------------------
 
@@ -258,8 +260,8 @@ class TaskTable:
         self._turn.touch(runner.job)
         if task.state is TaskState.RUNNING and task.output is not None and self._quota.sealed(task.output):
             return runner.done(task, None)
-        if task.attempt >= TASK_ATTEMPTS_MAX:
-            return runner.failed(task, f"{task.attempt} workers died in turn while they ran it", True)
+        if verdict := self.deaths.verdict(task, runner.code if runner.tie else ""):
+            return runner.failed(task, verdict, True)
         if task.state is TaskState.RUNNING:
             runner.restarting(task)
             task.move(TaskState.PLACING)

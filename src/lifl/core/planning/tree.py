@@ -106,6 +106,7 @@ class Task:
         self.attempt = 0
         self.worker: int | None = None
         self.pid = 0
+        self.died: list[int] = []  # workers that died while they ran it
         self.failed = False  # it did not end in time: nobody runs it any more
 
     def move(self, state: TaskState) -> None:
