@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from lifl.core.config.job import JobConfig
-from lifl.core.errors import ConfigError
+from lifl.core.errors import ConfigError, ResourceFault
 from lifl.core.limits import CONFIG_FILE_BYTES_MAX
 from lifl_cli.rule_apart import states_apart, states_of
 from lifl_cli.state import MODELS_FOLDER, absolute
@@ -72,15 +73,26 @@ def rule_states(config: JobConfig, folder: Path) -> tuple[str, ...]:
 
 
 def write_example(name: str, seed: int, folder: Path) -> Path:
-    """Return the safetensors file of the example model `name`, made from `seed`."""
+    """Return the safetensors file of the example model `name`, made from `seed`.
+
+    Raise `ResourceFault` when it cannot be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     from lifl.examples import make_model
 
     tensors = make_model(name, seed)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{seed}.safetensors"
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, partial)
-    partial.replace(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            partial.unlink()
+        why = getattr(error, "strerror", None) or error
+        text = f"the example model cannot be written to {path}: {why}; make room there, and let lifl's user write"
+        raise ResourceFault(text) from error
     return path

@@ -119,6 +119,51 @@ def test_a_node_that_ends_in_a_pause_goes_on_from_its_arena(start_node: Callable
         check_ends_well(node, oracle, 1)
 
 
+FULL = "ENOSPC"
+
+
+def test_a_job_whose_row_is_not_written_is_refused_and_leaves_nothing(start_node: Callable[..., Node]) -> None:
+    disk = FullDisk(FULL)
+    with Stops("lifld.job_row.before", decide=disk) as stops:
+        node, oracle = start_node("--redirector", "unix", points=stops.variable), OneHot(N)
+        disk.full.set()
+        with pytest.raises(AssertionError, match=f"database {node.state_dir / 'lifl.db'} .*make room"):
+            submit(node, "j", oracle.model())
+        assert node.json("jobs")["jobs"] == []
+        assert list((node.state_dir / "jobs").iterdir()) == [], "the folder of a refused job stays"
+        disk.full.clear()
+        submit(node, "j", oracle.model())
+        node.down()
+        node.up("--listen", node.address)
+        with fleet(node.address, "j", N, oracle.update) as team:
+            team.join()
+        check_ends_well(node, oracle, 1)
+
+
+def test_a_cancel_whose_row_is_not_written_is_refused_and_the_job_goes_on(start_node: Callable[..., Node]) -> None:
+    disk = FullDisk(FULL)
+    with Stops("lifld.job_row.before", decide=disk) as stops:
+        node, oracle = start_node("--redirector", "unix", points=stops.variable), OneHot(N)
+        for name in ("j", "k"):
+            submit(node, name, oracle.model())
+        disk.full.set()
+        done = run_lifl("cancel", "j", "--state", str(node.state_dir))
+        assert done.returncode == 1 and "make room" in done.stderr and str(node.state_dir / "lifl.db") in done.stderr
+        until("the job goes on", lambda: job_of(node)["status"] == "waiting")
+        disk.full.clear()
+        assert node.json("cancel", "k") == {"job": "k", "status": "cancelled"}
+        assert job_of(node, "k")["status"] == "cancelled"
+        node.kill()
+        node.up("--listen", node.address)
+        assert {line["name"]: line["status"] == "cancelled" for line in node.json("jobs")["jobs"]} == {
+            "j": False,
+            "k": True,
+        }
+        with fleet(node.address, "j", N, oracle.update) as team:
+            team.join()
+        check_ends_well(node, oracle, 1)
+
+
 def flip(path: Path) -> None:
     with path.open("r+b") as file:
         file.seek(-3, os.SEEK_END)

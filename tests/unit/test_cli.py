@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import resource
 import socket
 import subprocess
 import threading
@@ -177,6 +178,18 @@ def test_up_refuses_bad_flags_and_starts_nothing(arguments: list[str], expected:
 
 # ---- lifl submit
 # ------------------------------------------------------------------------------------------------
+
+
+def test_an_example_model_for_which_there_is_no_room_is_said_with_its_path(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+    try:
+        with pytest.raises(ResourceFault, match=f"{tmp_path}/models/digits-mlp-7.safetensors.*make room"):
+            config_file.write_example("digits-mlp", 7, tmp_path / "models")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((tmp_path / "models").iterdir()) == [], "half a model stays"
+    assert config_file.write_example("digits-mlp", 7, tmp_path / "models").is_file()
 
 
 def test_paths_are_relative_to_the_file_and_the_example_is_written(job_file: Path, tmp_path: Path) -> None:

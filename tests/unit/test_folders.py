@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,28 @@ def test_a_folder_that_cannot_be_made_is_refused_by_its_name(tmp_path: Path) -> 
     (tmp_path / "file").touch()
     with pytest.raises(Refused, match=f"{tmp_path / 'file' / 'x'} cannot be made"):
         folders.make_folder(tmp_path / "file" / "x")
+
+
+def refused(folder: Path, do: Callable[[], object]) -> None:
+    """A job's folder is made, something is done, and the job refused."""
+    with pytest.raises(ValueError), folders.made_folder(folder):  # noqa: PT011, PT012
+        do()
+        raise ValueError
+
+
+@pytest.mark.parametrize("there", [0, 1, 2])
+def test_a_folder_whose_job_is_refused_goes_as_far_as_it_was_made(tmp_path: Path, there: int) -> None:
+    paths = [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+    seen: list[bool] = []
+    paths[there].mkdir(parents=True, exist_ok=True)
+    refused(paths[-1], lambda: seen.append(paths[-1].is_dir()))
+    assert seen == [True]
+    assert [path.exists() for path in paths] == [number <= there for number in range(3)]
+    with folders.made_folder(paths[-1]):
+        pass
+    assert paths[-1].is_dir()
+
+
+def test_a_folder_that_holds_something_meanwhile_stays(tmp_path: Path) -> None:
+    refused(tmp_path / "a" / "b", (tmp_path / "a" / "other").touch)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["other"]

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from lifl import failpoints
-from lifl.core.config.job import parse_job
+from lifl.core.config.job import JobConfig, parse_job
 from lifl.core.errors import ResourceFault
 from lifl.core.limits import PLAN_BYTES_MAX, ROUNDS_MAX
 from lifl.core.planning.plan import NodeFacts, PlanRequest
@@ -103,6 +103,32 @@ def test_a_job_whose_row_cannot_be_read_keeps_no_other_from_being_read(store: No
     assert isinstance(bad, UnreadableJob) and bad.folder == "/a" and "cannot be read" in bad.fault
     assert isinstance(good, JobRow) and good.config.job.name == "b"
     assert (store.job("a"), store.job("b"), store.job("c")) == (bad, good, None)
+
+
+def config_of(name: str) -> JobConfig:
+    selection = {"clients_per_round": 1}
+    return parse_job({"job": {"name": name, "rounds": 1}, "model": {"path": "/m"}, "selection": selection})
+
+
+def test_a_job_that_was_refused_and_not_dropped_keeps_its_name_from_nobody(store: NodeStore) -> None:
+    first = store.add_job(config_of("a"), (), (), "/a")
+    second = store.add_job(config_of("a"), (), (), "/a")
+    assert second > first
+    store.save_job("a", "running", "")
+    with pytest.raises(sqlite3.IntegrityError):
+        store.add_job(config_of("a"), (), (), "/a")
+    assert [row.number for row in store.jobs()] == [second]
+
+
+def test_what_a_jobs_row_says_already_needs_no_room(store: NodeStore) -> None:
+    store.add_job(config_of("a"), (), (), "/a")
+    store.save_job("a", "cancelled", "x")
+    log = store.path.with_name("lifl.db-wal")
+    before = log.stat().st_size
+    store.save_job("a", "cancelled", "x")
+    assert log.stat().st_size == before
+    store.save_job("a", "cancelled", "y")
+    assert log.stat().st_size > before
 
 
 @pytest.mark.parametrize("point", ["job_row", "round_row", "plan_row", "set_aside"])

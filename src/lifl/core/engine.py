@@ -24,7 +24,7 @@ from lifl.core import snapshot
 from lifl.core.agent.agent import Agent
 from lifl.core.agent.begin_anew import begin_anew
 from lifl.core.broken_jobs import BrokenJobs
-from lifl.core.coordinator.coordinator import Coordinator, check_new
+from lifl.core.coordinator.coordinator import Coordinator, check_new, running_job
 from lifl.core.coordinator.job import Job
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import Node
@@ -285,6 +285,11 @@ def _spec(facts: ev.JobFacts) -> JobSpec:
 def check_submitted(engine: Engine, job: ev.JobFacts) -> None:
     """Raise `Refused` when handling `JobSubmitted` would; nothing is changed."""
     check_new(engine.coordinating(), _spec(job), engine.agent.quota.total_bytes)
+
+
+def check_cancelled(engine: Engine, name: str) -> None:
+    """Raise `Refused` when handling `JobCancelled` would; nothing is changed."""
+    running_job(engine.coordinating(), name)
 
 
 HANDLERS: Mapping[type, Callable[[Engine, Any], object]] = {

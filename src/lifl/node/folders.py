@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,23 @@ from lifl.core.errors import Refused
 
 CLAIM = ".lifl-job"
 CLAIM_BYTES_MAX = 4096
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a checkpoint folder that is free; when its job is refused after all, it goes again, if it was made here.
+
+    Raise `Refused` when it cannot be used, or is another job's.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        make_folder(folder)
+        yield
+    except BaseException:
+        with suppress(OSError):  # one that holds something, or was not made
+            for path in missing:
+                path.rmdir()
+        raise
 
 
 def make_folder(folder: Path) -> None:

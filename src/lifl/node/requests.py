@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import msgspec
 
 from lifl.core import events as ev
 from lifl.core.config.job import JobConfig, parse_job, with_listed
+from lifl.core.coordinator.coordinator import CANCELLED
 from lifl.core.coordinator.job import Job
-from lifl.core.engine import check_submitted
+from lifl.core.engine import check_cancelled, check_submitted
 from lifl.core.errors import ConfigError, LiflError, LocalFault, Refused
 from lifl.core.limits import ROUNDS_MAX, TEXT_CHARS_MAX
 from lifl.core.planning.planner import make_plan
@@ -25,6 +27,7 @@ from lifl.node import folders, machine, views
 from lifl.node.audit_log import AuditLog
 from lifl.node.authority.requests import CredentialRequests
 from lifl.node.cli_server import CliServer
+from lifl.node.database import DatabaseFault
 from lifl.node.driver import Driver
 from lifl.node.link import Link
 from lifl.node.recordings import write_recording
@@ -135,25 +138,31 @@ class Requests:
         }
 
     def _accept(self, config: JobConfig, tensors: tuple[TensorSpec, ...], states: tuple[str, ...], folder: Path) -> int:
-        """Make folder and row of a new job, after all that can refuse it has; return its number."""
+        """Make folder and row of a new job, after all that can refuse it has; return its number.
+
+        The row says that the job runs: when this returns it will, whatever happens.
+        """
         name = config.job.name
         self._check_goes_on()
         if self._store.job(name) is not None:
             text = f"a job named {name!r} is here already; choose another name (--set job.name=...)"
             raise Refused("job-exists", "job.name", text)
         check_submitted(self._engine, ev.JobFacts(0, config, tensors, states, str(folder)))
-        folders.make_folder(folder)
-        number = self._store.add_job(config, tensors, states, str(folder))
-        try:
-            folders.claim(folder, self._engine.node, number, name)
-        except LiflError:
-            self._store.drop_job(number)
-            raise
+        with folders.made_folder(folder):
+            number = self._store.add_job(config, tensors, states, str(folder))
+            try:
+                folders.claim(folder, self._engine.node, number, name)
+                self._store.save_job(name, "running", "")
+            except LiflError:
+                self._drop(number, folder)
+                raise
         return number
 
     def _drop(self, number: int, folder: Path) -> None:
+        """Forget a job that was refused after all."""
         folders.release(folder, self._engine.node, number)
-        self._store.drop_job(number)
+        with suppress(DatabaseFault):  # a row that was never accepted is gone with the next start, or submission
+            self._store.drop_job(number)
 
     def _check_goes_on(self) -> None:
         """Raise `Refused` while rows cannot be written: what the user wants could not be kept."""
@@ -161,16 +170,18 @@ class Requests:
             raise Refused("paused", "node", f"the node is paused, try again later: {self._driver.fault}")
 
     def _cancel(self, job: str, who: str) -> dict[str, Any]:
-        """End a job, also one that could not be taken up."""
+        """End a job, also one that could not be taken up.  Its row comes first: what is answered is durable."""
         row = self._row(job)
         self._check_goes_on()
         if row.name in self._engine.jobs:
+            check_cancelled(self._engine, row.name)
+            self._store.save_job(row.name, "cancelled", CANCELLED)
             self._driver.handle(ev.JobCancelled(row.name))
             self._audit.note("job.cancelled", who, job=row.name, number=row.number)
             return {"job": row.name, "status": self._engine.jobs[row.name].status}
         if row.status != "running":
             raise Refused("job-over", "job", f"job {row.name!r} is {row.status} already")
-        self._store.save_job(row.name, "cancelled", f"cancelled by the user; {self._fault(row)}"[:TEXT_CHARS_MAX])
+        self._store.save_job(row.name, "cancelled", f"{CANCELLED}; {self._fault(row)}"[:TEXT_CHARS_MAX])
         self.unreadable.pop(row.name, None)
         self._audit.note("job.cancelled", who, job=row.name, number=row.number)
         return {"job": row.name, "status": "cancelled"}

@@ -132,16 +132,20 @@ class NodeStore(Database):
     # ---- jobs --------------------------------------------------------------------------------------------------------
 
     def add_job(self, config: JobConfig, tensors: tuple[TensorSpec, ...], states: tuple[str, ...], folder: str) -> int:
-        """Add a row for a new job, with status ``new``; return its number in the arena."""
-        return self._write(
-            "INSERT INTO jobs (name, config, tensors, states, folder, status, reason, submitted_unix_s)"
-            " VALUES (?, ?, ?, ?, ?, 'new', '', ?)",
-            (config.job.name, _pack(config), _pack(tensors), _pack(states), folder, time.time()),
-        )
+        """Add a row for a new job, with status ``new``; return its number in the arena.
+
+        One of this name that was refused, and could not be dropped then, makes room.
+        """
+        row = (config.job.name, _pack(config), _pack(tensors), _pack(states), folder, time.time())
+        with self._told(), self._db:
+            self._db.execute("BEGIN")
+            self._db.execute("DELETE FROM jobs WHERE name = ? AND status = 'new'", (config.job.name,))
+            insert = "INSERT INTO jobs (name, config, tensors, states, folder, status, reason, submitted_unix_s)"
+            return int(self._db.execute(f"{insert} VALUES (?, ?, ?, ?, ?, 'new', '', ?)", row).lastrowid or 0)
 
     def drop_job(self, number: int) -> None:
         """Forget a job that was refused after all."""
-        self._write("DELETE FROM jobs WHERE number = ? AND status = 'new'", (number,))
+        self._write("DELETE FROM jobs WHERE number = ?", (number,))
 
     def unaccepted(self) -> list[tuple[int, str]]:
         """Return number and folder of the jobs that were being submitted when an earlier life ended."""
@@ -149,11 +153,12 @@ class NodeStore(Database):
         return [(number, folder if isinstance(folder, str) else "") for number, folder in rows]
 
     def save_job(self, name: str, status: str, reason: str) -> None:
-        """Keep what became of a job."""
+        """Keep what became of a job.  What is there already is not written once more: it needs no room."""
         with self._told():
             failpoints.hit("lifld.job_row.before")
         where, value = _named(name)
-        self._write(f"UPDATE jobs SET status = ?, reason = ? WHERE {where}", (status, reason, value))
+        update = f"UPDATE jobs SET status = ?, reason = ? WHERE {where} AND (status, reason) != (?, ?)"
+        self._write(update, (status, reason, value, status, reason))
         failpoints.hit("lifld.job_row.after")
 
     def jobs(self, after: int = 0) -> Iterator[AnyJob]:

@@ -59,6 +59,7 @@ HANDLERS: dict[type[Message], tuple[str, str, str]] = {
 The top, the model and the files are at home.  What another node says is refused, and told once.
 """
 
+CANCELLED = "cancelled by the user"
 STOPPED = "the node went down before the round was complete; submit again when it is up"
 
 
@@ -117,10 +118,8 @@ class Coordinator:
 
     def cancel(self, name: str) -> Job:
         """End a job.  Raise `Refused` when there is none of that name, or it is over."""
-        job = self._find(name)
-        if job.over:
-            raise Refused("job-over", "job", f"job {name!r} is {job.status} already")
-        job.end("cancelled", "cancelled by the user")
+        job = running_job(self, name)
+        job.end("cancelled", CANCELLED)
         self._note_over(job)
         return job
 
@@ -284,6 +283,14 @@ def fail(coordinator: Coordinator, number: int, reason: str) -> None:
     job = coordinator.running[number]
     job.end("failed", reason)
     coordinator._note_over(job)
+
+
+def running_job(coordinator: Coordinator, name: str) -> Job:
+    """Return a job that is not over.  Raise `Refused` when there is none of that name."""
+    job = coordinator._find(name)
+    if job.over:
+        raise Refused("job-over", "job", f"job {name!r} is {job.status} already")
+    return job
 
 
 def check_new(coordinator: Coordinator, spec: JobSpec, total_bytes: int) -> None:
