@@ -35,9 +35,12 @@ _RUN = "import sys; {settings}; from lifl.node.gateway.main import main; sys.exi
 
 
 class StandIn:
-    """`settings` are Python statements that run in the gateway first, to make its limits small."""
+    """`settings` are Python statements that run in the gateway first, to make its limits small; `quotas` its flags."""
 
-    def __init__(self, arena_bytes: int = 32 << 20, connections_max: int = 16, settings: str = "pass") -> None:
+    def __init__(
+        self, arena_bytes: int = 32 << 20, connections_max: int = 16, settings: str = "pass", **quotas: int
+    ) -> None:
+        self.quotas = quotas
         self.folder = tempfile.TemporaryDirectory(prefix="lifl-test-")
         self.unix = str(Path(self.folder.name) / "gateway.sock")
         name = f"/lifl-test-{os.getpid()}-{os.urandom(4).hex()}"
@@ -71,6 +74,7 @@ class StandIn:
         fds = [theirs.fileno(), self.listener.fileno(), self.unix_listener.fileno()]
         options = dict(zip(("--fd", "--tcp-fd", "--unix-fd"), map(str, fds), strict=True))
         options |= {"--arena": self.arena.name, "--connections-max": str(self.connections_max)}
+        options |= {f"--{name.replace('_', '-')}": str(value) for name, value in self.quotas.items()}
         self.process = subprocess.Popen(
             [sys.executable, "-c", _RUN.format(settings=self.settings)] + [w for pair in options.items() for w in pair],
             pass_fds=fds,
@@ -105,10 +109,10 @@ class StandIn:
     def deliver(self, conn: int, message: Message) -> None:
         self.send(gm.TellClient(conn, cm.packed(message)))
 
-    def open_job(self, name: str, layout: Layout) -> None:
+    def open_job(self, name: str, layout: Layout, bytes_per_s: int = 0) -> None:
         number = len(self.jobs) + 1
         self.jobs[name] = (number, layout)
-        self.send(gm.JobSchema(name, number, layout.tensors))
+        self.send(gm.JobSchema(name, number, layout.tensors, bytes_per_s=bytes_per_s))
 
     def put_model(self, data: bytes) -> None:
         self.model = self.arena.alloc(Kind.MODEL, 1, 0, len(data))

@@ -77,6 +77,7 @@ class Scene:
         rounds: int = 2,
         states: tuple[str, ...] = (),
         aggregation: Mapping[str, Any] | None = None,
+        quota: Mapping[str, Any] | None = None,
         secrets_seed: bytes = b"",
         **selection: Any,
     ) -> None:
@@ -88,12 +89,13 @@ class Scene:
             "model": {"path": "/m"},
             "selection": {"clients_per_round": goal, "deadline_s": 100.0, **selection},
             "aggregation": {"replan_interval_s": 1000.0, **(aggregation or {})},
+            "quota": quota or {},
         }
         self.spec = JobSpec(NUMBER, parse_job(config), LAYOUT, states, "/f")
         for number in nodes:
             if number != HOME:
                 node = self.node(number)
-                node.known = True
+                node.known, node.knows = True, frozenset({p.QUOTAS})
                 self.coordinator.nodes.put(node)
 
     def node(self, number: int, incarnation: int = 1) -> Node:

@@ -10,6 +10,7 @@ from coordinator_scene import EPOCH, HOME, NUMBER, OPEN, B, C, Scene, members, s
 from lifl.core import events as ev
 from lifl.core.coordinator.branch_record import BranchState
 from lifl.core.coordinator.round import Phase
+from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
 
@@ -92,7 +93,7 @@ def opened(scene: Scene, knows: bool) -> str:
     """The secret that node B is told when its branch is opened."""
     node = scene.coordinator.nodes.get(B)
     assert node is not None
-    node.knows_secrets = knows
+    node.knows = frozenset([p.SECRETS] if knows else [])
     scene.job._branches.order_open(scene.round, scene.branch(1))
     ((_node, order),) = scene.led().ordered(o.OpenBranch)
     return str(order.secret)

@@ -10,11 +10,11 @@ from sim_checks import Broken
 
 from lifl.core import events as ev
 from lifl.core.coordinator.nodes import Node
-from lifl.core.coordinator.offer_secrets import KNOWN
 from lifl.core.engine import Engine
 from lifl.core.errors import LocalFault
 from lifl.core.event_log import Recording
 from lifl.core.ids import Key
+from lifl.core.protocol.cluster import KNOWS
 
 if TYPE_CHECKING:
     from sim_clients import SimClient
@@ -77,7 +77,7 @@ class Host:
         """Return what the coordinator hears when the node connects."""
         node = self.node()
         sizes = (node.load.capacity, node.arena_bytes, node.workers_max)
-        return ev.NodeUp(node.number, node.gateway, *sizes, node.incarnation, (KNOWN,))
+        return ev.NodeUp(node.number, node.gateway, *sizes, node.incarnation, KNOWS)
 
     def validate(self) -> None:
         """Raise `Broken` when the engine's books are wrong."""

@@ -176,7 +176,7 @@ class Stream:
         self.send(cm.Hello(cm.PROTOCOL_VERSION, client, direct=direct and self.is_local, knows=knows))
         answer = self.receive()
         if isinstance(answer, cm.Refusal):
-            if answer.code == "too-many-connections":
+            if answer.code in cm.NO_PLACE:
                 raise ConnectionRefusedError(answer.text)
             if answer.code == "protocol" and knows:
                 raise OlderNode(answer.code, answer.field, answer.text)

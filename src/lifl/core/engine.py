@@ -28,7 +28,6 @@ from lifl.core.coordinator.coordinator import Coordinator, check_new, running_jo
 from lifl.core.coordinator.job import Job
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import Node
-from lifl.core.coordinator.offer_secrets import KNOWN
 from lifl.core.errors import Impossible, LocalFault, Refused, RemoteFault
 from lifl.core.event_log import EventLog, Recording, RecordingStore, Shape, shape
 from lifl.core.object_store import ObjectStore
@@ -231,7 +230,7 @@ class Engine:
         sizes = (event.capacity, event.arena_bytes, event.workers_max)
         node = Node(event.node, event.gateway, *sizes, event.incarnation)
         node.load = NodeLoad(capacity=event.capacity, at_s=self._turn.now)
-        node.knows_secrets = KNOWN in event.knows
+        node.knows = frozenset(event.knows)
         self.coordinating().node_up(node)
 
     def _offered(self, event: gm.Offered) -> None:

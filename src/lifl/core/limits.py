@@ -33,6 +33,9 @@ JOBS_MAX = 256
 """Jobs of one cluster that are not over."""
 GATEWAYS_TOLD_MAX = 16
 """Other nodes' gateways that a client is told, and keeps."""
+BYTES_PER_S_MAX = 1_000_000_000_000
+"""A limit on bytes per second that is no limit for any machine."""
+REQUESTS_PER_S_MAX = 1_000_000
 OBJECTS_MAX = 16_384
 """Objects of an arena at a time."""
 NODES_MAX = 1_000
@@ -154,6 +157,8 @@ REPLACED_STALL_S = 2.0
 PEER_STALL_S = 10.0
 """The same between nodes, which are nearer to each other; and what the peer's TCP may leave unacknowledged."""
 HELLO_BYTES_MAX = 4096
+UNGREETED_S = 1.0
+"""A connection that has not said Hello after this time gives way to another one, where there are too many."""
 PINGS_PER_S_MAX = 500
 """Clients are asked to wait longer with their questions when there would be more: some hundredths of a core."""
 SMALL_FRAME_BYTES = 64 * 1024
@@ -161,8 +166,9 @@ SMALL_FRAME_BYTES = 64 * 1024
 LARGE_FRAMES_BYTES_MAX = 64 * 1024 * 1024
 """What has come of all longer frames that are not complete: beyond it who holds most for longest is disconnected."""
 REQUESTS_PER_S = 20
-"""Requests of one connection, beside what its updates allow; who sends more is slowed."""
+"""Requests of one client, beside what its updates allow, when the node says nothing else; who sends more is slowed."""
 REQUESTS_BURST = 40
+"""So many at once, or those of two seconds if that is more."""
 REQUESTS_OF_AN_UPDATE = 4
 """What an update that is taken gives back: the requests of a round, and some."""
 SMALL_BODY_BYTES = 256 * 1024
@@ -193,6 +199,10 @@ GREETING_GRACE_S = 1.0
 """How long one of them may take before it makes room for the next."""
 CLI_CONNECTIONS_MAX = 64
 """Command lines that one daemon serves at a time."""
+CLI_FOLLOWERS_MAX = 48
+"""Those of them that watch a job: the others are for who wants to do something."""
+CLI_IDLE_S = 10.0
+"""A command line that has asked nothing for so long gives way to another, where there are too many."""
 PAGE_BYTES_MAX = 4 * 1024 * 1024
 """Lines in one answer to the command line: half of a frame, for a job's config and its running round stand beside."""
 PLAN_BYTES_MAX = PAGE_BYTES_MAX

@@ -7,6 +7,7 @@ the socket (0600), and the kernel is asked who comes: the owner is an operator. 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -16,7 +17,7 @@ from typing import Any
 
 from lifl.core.errors import Impossible, LiflError, Refused
 from lifl.core.identity import Identity
-from lifl.core.limits import CLI_CONNECTIONS_MAX, TEXT_CHARS_MAX
+from lifl.core.limits import CLI_CONNECTIONS_MAX, CLI_FOLLOWERS_MAX, CLI_IDLE_S, TEXT_CHARS_MAX
 from lifl.core.protocol import cli as om
 from lifl.core.protocol import client as cm
 from lifl.core.trust.policy import check
@@ -39,23 +40,40 @@ class CliServer:
         self.path = path
         self._handle = handle
         self._audit = audit
+        self._loop = asyncio.get_running_loop()
         self._links: dict[Link, str] = {}  # each with who is at its other end
+        self._asked_s: dict[Link, float] = {}  # when each has asked last
         self._followers: dict[str, set[Link]] = {}
         self._listening = Listening("cli", listen_unix(path), self._taken)
 
     def _taken(self, sock: socket.socket, _where: Any) -> None:
-        if len(self._links) >= CLI_CONNECTIONS_MAX or not is_same_user(sock):
+        if not is_same_user(sock) or (len(self._links) >= CLI_CONNECTIONS_MAX and not self._make_place()):
             sock.close()
             return
         self._serve(sock, OWNER, who_is(sock))
+
+    def _make_place(self) -> bool:
+        """End the connection that has asked nothing for longest, and follows nothing; return whether there is one."""
+        following = self._following()
+        idle = [link for link in self._links if link not in following]
+        found = min(idle, key=lambda link: self._asked_s[link], default=None)
+        if found is None or self._loop.time() - self._asked_s[found] < CLI_IDLE_S:
+            return False
+        found.close()
+        return True
+
+    def _following(self) -> set[Link]:
+        return set().union(*self._followers.values())
 
     def _serve(self, sock: socket.socket, identity: Identity, who: str) -> None:
         link: Link = Link(
             sock, om.FromCli, lambda message: self._answer(message, link, identity), lambda _error: self._gone(link)
         )
         self._links[link] = who
+        self._asked_s[link] = self._loop.time()
 
     def _answer(self, message: Any, link: Link, identity: Identity) -> None:
+        self._asked_s[link] = self._loop.time()
         try:
             check(identity, om.ACTION_OF[type(message)])
             link.send(om.Answer(self._handle(message, link)))
@@ -77,6 +95,7 @@ class CliServer:
 
     def _gone(self, link: Link) -> None:
         self._links.pop(link, None)
+        self._asked_s.pop(link, None)
         for followers in self._followers.values():
             followers.discard(link)
 
@@ -85,7 +104,11 @@ class CliServer:
         return self._links.get(link, "gone")
 
     def follow(self, job: str, link: Link) -> None:
-        """Send the link the job's events from now on."""
+        """Send the link the job's events from now on.  Raise `Refused` when too many follow already."""
+        following = self._following()
+        if link not in following and len(following) >= CLI_FOLLOWERS_MAX:
+            text = f"{len(following)} command lines watch jobs of this node already, the most that may; end one of them"
+            raise Refused("quota", "watch", f"{text}, or look with `lifl status {job}`")
         self._followers.setdefault(job, set()).add(link)
 
     def unfollow(self, job: str, link: Link) -> None:

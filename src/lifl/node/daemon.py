@@ -58,6 +58,14 @@ from lifl.shm.segment import SegmentLock
 
 log = logging.getLogger("lifl.daemon")
 
+GATEWAY_QUOTAS = (
+    "connections_max",
+    "connections_per_client",
+    "connections_per_address",
+    "requests_per_s",
+    "client_bytes_per_s",
+)
+"""Keys of a node's config that the gateway is told."""
 DRAIN_S = 30.0
 """How long a shutdown waits for rounds whose updates are all in."""
 CHILD_END_S = 5.0
@@ -145,7 +153,8 @@ class Daemon:
         self.workers = Workers(self.zygote, config.redirector, self.folder, *events)
         opened.callback(self.workers.end)
         gateway = ["--tcp-fd", str(tcp.fileno()), "--unix-fd", str(unix.fileno())]
-        gateway += ["--connections-max", str(config.connections_max)]
+        for quota in GATEWAY_QUOTAS:
+            gateway += [f"--{quota.replace('_', '-')}", str(getattr(config, quota))]
         passed = [locks.children, tcp.fileno(), unix.fileno()]
         self.gateway = self._child("lifl.node.gateway.main", gateway, passed, gm.FromGateway, self._from_gateway)
         opened.callback(self.gateway.stop, CHILD_END_S)

@@ -116,9 +116,13 @@ class Requests:
         except ConfigError as error:
             raise Refused("bad-config", error.path, str(error)) from error
         folder = Path(config.checkpoint.folder or self._folder / "jobs" / name)
-        number = self._accept(config, tensors, message.states, folder)
         if message.follow:
             self._cli.follow(name, link)
+        try:
+            number = self._accept(config, tensors, message.states, folder)
+        except LiflError:
+            self._cli.unfollow(name, link)
+            raise
         try:
             self._driver.handle(ev.JobSubmitted(ev.JobFacts(number, config, tensors, message.states, str(folder))))
         except LiflError:

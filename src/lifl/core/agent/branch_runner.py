@@ -41,6 +41,7 @@ class BranchRunner:
         self.deadline_s = spec.aggregation.task_limit_s
         self.tie = spec.tie
         self.code = spec.code
+        self.workers = spec.quota.workers
         self._spec = spec
         self._slot = slot
         self._turn = turn
@@ -146,7 +147,7 @@ class BranchRunner:
 
     def prepare(self) -> None:
         """Have workers forked for the tasks that the updates in flight will start."""
-        self._tasks.prepare(self.branch.takers_unplaced)
+        self._tasks.prepare(self, self.branch.takers_unplaced)
 
     # ---- expectations ----------------------------------------------------------------------------------------------
 

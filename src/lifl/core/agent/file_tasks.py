@@ -32,6 +32,7 @@ class FileTasks:
     def __init__(self, spec: ReplicaSpec, slot: ModelSlot, tasks: TaskTable, turn: Turn) -> None:
         self.job = spec.number
         self.deadline_s = FILE_DEADLINE_S
+        self.workers = 0
         self.tie = spec.tie
         self.code = spec.code
         self._spec = spec

@@ -36,6 +36,7 @@ class JobReplica:
         self._turn = turn
         self._quota = quota
         self._tasks = tasks
+        quota.limit(self.spec.number, self.spec.quota.arena_share)
         self.slot = ModelSlot(self.spec, order.round, turn, quota)
         self.files = FileTasks(self.spec, self.slot, tasks, turn)
         self.runners: dict[tuple[int, int], BranchRunner] = {}  # by epoch and number of the branch
@@ -233,7 +234,8 @@ class JobReplica:
     def schema(self) -> gm.JobSchema:
         """Return what the gateway must know to select clients for this job, and to check their updates."""
         spec = self.spec
-        return gm.JobSchema(spec.name, spec.number, spec.layout.tensors, spec.client_options)
+        more = (spec.client_options, spec.quota.bytes_per_s)
+        return gm.JobSchema(spec.name, spec.number, spec.layout.tensors, *more)
 
     @property
     def wants_model(self) -> bool:
@@ -280,6 +282,7 @@ class JobReplica:
         self.orphans.free()
         at_gateway = self.files.close()
         self._quota.release(self.spec.number)
+        self._quota.limit(self.spec.number, 1.0)
         self._turn.emit(gm.JobForget(self.spec.name))
         return at_gateway
 

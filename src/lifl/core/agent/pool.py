@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Collection
 from enum import Enum
 
 from lifl.core.errors import LocalFault
@@ -95,12 +96,24 @@ class Pool:
         self._fork_at_s = -math.inf
         self._fork_pause_s = 0.0
 
-    def place(self, address: int, served: tuple[str, int], now: float = 0.0, tie: int = 0) -> tuple[Worker, str]:
+    def place(
+        self,
+        address: int,
+        served: tuple[str, int],
+        now: float = 0.0,
+        tie: int = 0,
+        among: Collection[int] = (),
+    ) -> tuple[Worker, str]:
         """Give the task to a worker, and tie that to the job `tie` (0: to none); return it with how it was found.
 
+        It goes to one of those `among` which it is to stay, if there are any.
         That is ``cold`` (fork it when it is `new`, and forks may be made), ``warm``, ``promoted`` or ``shared``.
         """
-        worker, how = self._choose(served, self.may_fork(now), tie)
+        shared = [w for w in map(self.workers.get, among) if w is not None and w.takes(tie)]
+        if shared:
+            worker, how = min(shared, key=lambda w: (len(w.tasks), w.number)), "shared"
+        else:
+            worker, how = self._choose(served, self.may_fork(now), tie)
         worker.tasks[address] = None
         worker.tied = tie
         worker.served = served

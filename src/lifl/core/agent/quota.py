@@ -24,6 +24,7 @@ class Quota:
     def __init__(self, store: ObjectStore) -> None:
         self.store = store
         self._reserved: dict[int, int] = {}
+        self._limits: dict[int, int] = {}  # by job: the bytes that its objects may take, where it has such a limit
         self._used: dict[int, int] = {}
         self._sizes: dict[Key, tuple[int, int]] = {}
         self._slabs: dict[int, set[Hashable]] = {}
@@ -60,6 +61,12 @@ class Quota:
             return False
         return True
 
+    def limit(self, job: int, share: float) -> None:
+        """Let the job's objects take no more than this share of the arena, and what is reserved for it; 1: any."""
+        self._limits.pop(job, None)
+        if share < 1.0:
+            self._limits[job] = int(share * self.total_bytes)
+
     def release(self, job: int) -> None:
         """End the job's reservation and its account."""
         self.gains += 1
@@ -76,7 +83,14 @@ class Quota:
     def alloc(
         self, kind: Kind, job: int, epoch: int, data_bytes: int, meta_bytes: int = 0, slab: Hashable | None = None
     ) -> Key:
-        """Return a new object.  Raise `ArenaFull` also when the room that is left is promised to other jobs."""
+        """Return a new object.
+
+        Raise `ArenaFull` also when the room that is left is promised to other jobs, or the job has all of its share.
+        """
+        nbytes, used = data_bytes + meta_bytes, self._used.get(job, 0)
+        if job in self._limits and used + nbytes > max(self._limits[job], self._reserved.get(job, 0)):
+            text = f"the job has {used} of {self._limits[job]} bytes that it may take (quota.arena_share)"
+            raise ArenaFull(f"{nbytes} bytes do not fit: {text}")
         promised = self._promised(but=job)
         if self.store.free_bytes - data_bytes - meta_bytes < promised:
             raise ArenaFull(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import msgspec
+
+from lifl.core.config.job import QuotaSection
 from lifl.core.errors import Refused, RemoteFault
 from lifl.core.planning.treatment import treated
 from lifl.core.protocol.commands import LoadJob, OpenJob
@@ -16,6 +19,7 @@ class ReplicaSpec:
         self.name = order.job
         self.aggregation = order.aggregation
         self.clients_per_round = order.clients_per_round
+        self.quota = QuotaSection() if isinstance(order.quota, msgspec.UnsetType) else order.quota
         try:
             self.layout = Layout(order.tensors)
         except Refused as refused:

@@ -46,6 +46,8 @@ class Runner(Protocol):
     """The job whose own code its workers run (`pool.py`); 0: none's."""
     code: str
     """What that code is called."""
+    workers: int
+    """How many workers its round's tasks may be in at a time; 0: any number."""
 
     def served(self, task: Task) -> tuple[str, int]: ...
 
@@ -111,7 +113,10 @@ class TaskTable:
     def place(self, task: Task) -> None:
         """Give the task to a worker, which may have to be forked first."""
         runner = self._open[task.address].runner
-        worker, how = self.pool.place(task.address, runner.served(task), self._turn.now, runner.tie)
+        among = self._workers_of(runner) if runner.workers else ()
+        if len(among) < runner.workers:
+            among = ()
+        worker, how = self.pool.place(task.address, runner.served(task), self._turn.now, runner.tie, among)
         task.worker = worker.number
         runner.placed(task, how)
         if worker.new:
@@ -119,18 +124,27 @@ class TaskTable:
         elif self.pool.running(worker.number):
             self._start(runner, task)
 
+    def _workers_of(self, runner: Runner) -> set[int]:
+        """Return the workers that have tasks of rounds of the same job."""
+        mine = (found.task for found in self._open.values() if found.runner.job == runner.job)
+        workers = {task.worker for task in mine if task.role in ROUTED}
+        return {number for number in workers if number in self.pool.workers and self.pool.workers[number].usable}
+
     def fork_due(self) -> None:
         """Have the workers forked that wait for it, when they may be."""
         for worker in self.pool.due_forks(self._turn.now):
             self._turn.emit(fx.ForkWorker(self.pool.fork(worker)))
 
-    def prepare(self, leaves: Callable[[int], int]) -> None:
+    def prepare(self, runner: Runner, leaves: Callable[[int], int]) -> None:
         """Have workers forked, so that the tasks that are soon to be placed find one.
 
         `leaves(most)` tells how many these are; it costs nothing where no worker can be added.
         """
         if not self.pool.full:
-            for worker in self.pool.prepare(leaves(self.pool.workers_max), self._turn.now):
+            most = self.pool.workers_max
+            if runner.workers:
+                most = min(most, runner.workers - len(self._workers_of(runner)))
+            for worker in self.pool.prepare(leaves(most) if most > 0 else 0, self._turn.now):
                 self._turn.emit(fx.ForkWorker(worker))
 
     # ---- what is owed ----------------------------------------------------------------------------------------------

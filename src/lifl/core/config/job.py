@@ -12,6 +12,8 @@ from lifl.core.config.parse import convert, overridden
 from lifl.core.errors import ConfigError
 from lifl.core.fields import ClientPatterns, ConfigPath, Name, Seconds, TensorPatterns, Word
 from lifl.core.limits import (
+    BRANCH_UPDATES_MAX,
+    BYTES_PER_S_MAX,
     CLIENTS_LISTED_MAX,
     CLIENTS_PER_ROUND_MAX,
     FAN_IN_MAX,
@@ -21,6 +23,7 @@ from lifl.core.limits import (
     ROUNDS_MAX,
     RULE_CHARS_MAX,
     TASK_DEADLINE_S,
+    WORKERS_MAX,
 )
 
 Policy = Literal["best-fit", "first-fit", "worst-fit", "round-robin"]
@@ -110,6 +113,20 @@ class ClientSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     options: dict[str, Any] = {}
 
 
+class QuotaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How much of what jobs share this one may take.
+
+    Of each node: `arena_share` of its arena at most, its round's tasks in `workers` workers (0: no limit), and
+    `bytes_per_s` of updates and models over its gateway (0: no limit).  In all, `updates_in_flight` updates are on
+    their way at a time (0: no limit).
+    """
+
+    arena_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    workers: Annotated[int, msgspec.Meta(ge=0, le=WORKERS_MAX)] = 0
+    updates_in_flight: Annotated[int, msgspec.Meta(ge=0, le=BRANCH_UPDATES_MAX)] = 0
+    bytes_per_s: Annotated[int, msgspec.Meta(ge=0, le=BYTES_PER_S_MAX)] = 0
+
+
 class JobConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One training job."""
 
@@ -119,6 +136,7 @@ class JobConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     aggregation: AggregationSection = AggregationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     client: ClientSection = ClientSection()
+    quota: QuotaSection = QuotaSection()
 
 
 def parse_job(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> JobConfig:

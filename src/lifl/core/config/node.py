@@ -14,9 +14,12 @@ from lifl.core.fields import Address, ConfigPath
 from lifl.core.limits import (
     ARENA_BYTES_MAX,
     ARENA_BYTES_MIN,
+    BYTES_PER_S_MAX,
     CAPACITY_MAX,
     CONNECTIONS_MAX,
     DEADLINE_S_MAX,
+    REQUESTS_PER_S,
+    REQUESTS_PER_S_MAX,
     STATE_DIR_BYTES_MAX,
     WORKERS_MAX,
 )
@@ -29,8 +32,10 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     segment; workers that had no task for `idle_timeout_s` end; at most `workers_max` run at once (0: one
     more than the machine has cores).
     `capacity` is the node's MC (`planning/capacity.py`), the updates that it folds at a time; 0: measured at start-up.
-    `connections_max` bounds the gateway's connections, `wait_queue_max` the updates of one job that wait for room in
-    the arena before others are told BUSY.
+    `connections_max` bounds the gateway's connections, `connections_per_client` those of one name from one place and
+    `connections_per_address` those from one address (0: no limit of its own); a client sends `requests_per_s` beside
+    what its updates take, and receives and sends `client_bytes_per_s` of models and updates (0: no limit).
+    `wait_queue_max` updates of one job may wait for room in the arena before others are told BUSY.
     `control` is the HOST:PORT at which other nodes reach this one; with `join`, the control address of any member, the
     node joins that member's cluster; with an identity, or else by the token in `token_file`.
     `ca_cert` and `ca_key` are an authority of the operator's own, for the first node, which else makes one.
@@ -45,6 +50,10 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workers_max: Annotated[int, msgspec.Meta(ge=0, le=WORKERS_MAX)] = 0
     capacity: Annotated[float, msgspec.Meta(ge=0, le=CAPACITY_MAX)] = 0.0
     connections_max: Annotated[int, msgspec.Meta(ge=1, le=CONNECTIONS_MAX)] = 1024
+    connections_per_client: Annotated[int, msgspec.Meta(ge=0, le=CONNECTIONS_MAX)] = 64
+    connections_per_address: Annotated[int, msgspec.Meta(ge=0, le=CONNECTIONS_MAX)] = 0
+    requests_per_s: Annotated[int, msgspec.Meta(ge=1, le=REQUESTS_PER_S_MAX)] = REQUESTS_PER_S
+    client_bytes_per_s: Annotated[int, msgspec.Meta(ge=0, le=BYTES_PER_S_MAX)] = 0
     wait_queue_max: Annotated[int, msgspec.Meta(ge=0, le=CONNECTIONS_MAX)] = 1024
     control: Address = ""
     join: Address = ""

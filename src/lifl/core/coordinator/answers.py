@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from lifl.core.coordinator.branches import BranchTracker
@@ -67,6 +68,9 @@ class Answers:
         if client in round_.granted:
             # Its first connection may be dead and not yet known to be: it asks again until that is settled.
             self._end_earlier(round_, here, client)
+            self._presence.send(here, cm.Busy(self._spec.name, number, GRANTED_RETRY_S))
+            return
+        if len(round_.granted) >= (self._spec.config.quota.updates_in_flight or math.inf):
             self._presence.send(here, cm.Busy(self._spec.name, number, GRANTED_RETRY_S))
             return
         takes = self._nodes.takes_grants(here.node)

@@ -14,6 +14,7 @@ from lifl.core.coordinator.nodes import NodeTable
 from lifl.core.ids import round_of
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.cluster import SECRETS
 from lifl.core.turn import Turn
 
 ANY, OWNER, HOME = "any node", "the node that has the branch", "the coordinator's own node"
@@ -57,8 +58,7 @@ class Authority:
         record = round_.branches.get(event.branch) if round_ is not None else None
         if job is None or record is None or record.node == self._nodes.home:
             return False
-        node = self._nodes.get(record.node)
-        if node is not None and not node.knows_secrets:
+        if record.node in self._nodes and not self._nodes.knows(record.node, SECRETS):
             return True
         if self._nodes.secrets.fits(event.secret, event.number, event.epoch, event.branch):
             return True

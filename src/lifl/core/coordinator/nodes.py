@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from lifl.core.coordinator.offer_secrets import OfferSecrets
 from lifl.core.planning.capacity import NodeLoad
 from lifl.core.planning.plan import NodeFacts
+from lifl.core.protocol.cluster import KNOWS, SECRETS
 
 
 class Node:
@@ -23,7 +24,7 @@ class Node:
         self.incarnation = incarnation
         self.suspect = False  # silent: it gets nothing new
         self.leaving = False
-        self.knows_secrets = False  # it is told the secrets of its branches, and says them (`offer_secrets.py`)
+        self.knows: frozenset[str] = frozenset()  # words of `protocol/cluster.KNOWS`
         self.known = False  # it has said what it has, since its connection was made: the books are right
         self.gateway = gateway
         self.arena_bytes = arena_bytes
@@ -45,6 +46,7 @@ class NodeTable:
     def __init__(self, home: Node, seed: bytes = b"", moves: bool = False) -> None:
         home.known = True
         self.moves = moves
+        home.knows = frozenset(KNOWS) - {SECRETS}  # its own partials do not travel
         self.secrets = OfferSecrets(seed)
         self.home = home.number
         self._nodes: dict[int, Node] = {home.number: home}
@@ -92,8 +94,12 @@ class NodeTable:
 
     def secret_for(self, node: int, number: int, epoch: int, branch: int) -> str:
         """Return what a node is told with its branch; nothing for one that does not know of secrets."""
-        known = self._nodes.get(node)
-        return self.secrets.of(number, epoch, branch) if known is not None and known.knows_secrets else ""
+        return self.secrets.of(number, epoch, branch) if self.knows(node, SECRETS) else ""
+
+    def knows(self, number: int, word: str) -> bool:
+        """Return whether a node takes part that knows of something beyond the first version."""
+        node = self._nodes.get(number)
+        return node is not None and word in node.knows
 
     def has_room(self, nbytes: int) -> bool:
         """Return True when the arena at home is so large."""

@@ -11,8 +11,6 @@ import hashlib
 import hmac
 
 SECRET_CHARS = 32
-KNOWN = "offer-secret"
-"""By this word a node says that it knows of secrets (`PeerHello.knows`)."""
 
 
 class OfferSecrets:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from lifl.core.config.job import QuotaSection
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import NodeTable
 from lifl.core.protocol import commands as o
+from lifl.core.protocol.cluster import QUOTAS
 from lifl.core.turn import Turn
 
 
@@ -30,10 +32,10 @@ class Replicas:
         last = self.model_round = max(committed, 0)
         home, spec = self._nodes.home, self._spec
         if committed < 0:
-            self._turn.order(home, self._facts(o.OpenJob, path=spec.config.model.path, adopt=adopt))
+            self._turn.order(home, self._facts(home, o.OpenJob, path=spec.config.model.path, adopt=adopt))
         else:
             paths = {"path": spec.path_of(last, term), "state_path": spec.state_path_of(last, term)}
-            self._turn.order(home, self._facts(o.LoadJob, **paths, adopt=adopt, digests=digests))
+            self._turn.order(home, self._facts(home, o.LoadJob, **paths, adopt=adopt, digests=digests))
 
     def unload(self) -> None:
         """Have what was being loaded freed."""
@@ -41,12 +43,14 @@ class Replicas:
 
     def open_at(self, node: int, adopt: bool) -> None:
         """Let another node know of the job; `adopt`: it keeps what an earlier life of it has sealed."""
-        self._turn.order(node, self._facts(o.OpenJob, adopt=adopt))
+        self._turn.order(node, self._facts(node, o.OpenJob, adopt=adopt))
         self._tell_model(node)
 
-    def _facts(self, order: type[o.OpenJob], **more: Any) -> o.OpenJob:
+    def _facts(self, node: int, order: type[o.OpenJob], **more: Any) -> o.OpenJob:
         """Return an order with what each copy is told of the job."""
         spec = self._spec
+        if spec.config.quota != QuotaSection() and self._nodes.knows(node, QUOTAS):
+            more["quota"] = spec.config.quota
         clients, tensors = spec.config.selection.clients_per_round, spec.layout.tensors
         what = (spec.number, spec.name, spec.config.aggregation, clients, tensors, spec.states, self.model_round)
         return order(*what, client_options=spec.config.client.options, **more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from lifl.core import effects as fx
@@ -39,7 +40,7 @@ class RoundPlanner:
         try:
             plan = make_plan(request)
         except Refused:
-            if len(self._nodes) > 1 or not self._nodes.has_room(self._spec.bytes_min()):
+            if len(self._nodes) > 1 or not self._has_room(self._spec.bytes_min()):
                 raise
             # Alone, a tree that fits is enough; what else the plan would like is not needed.
             return Planned({self._nodes.home: updates}, self._nodes.home)
@@ -48,10 +49,17 @@ class RoundPlanner:
 
     def check(self, total_bytes: int) -> None:
         """Raise `Refused` unless the nodes, or the arena of `total_bytes` at home alone, can hold a round."""
-        spec = self._spec
+        spec, share = self._spec, self._spec.config.quota.arena_share
         need = spec.bytes_min()
         if len(self._nodes) > 1:
-            make_plan(self._request(0))
+            self._check_plan(share)
+        elif total_bytes >= need > share * total_bytes:
+            raise Refused(
+                "quota",
+                "quota.arena_share",
+                f"a round of job {spec.name!r} needs at least {need} bytes of the arena, quota.arena_share = {share:g} "
+                f"leaves it {int(share * total_bytes)} of {total_bytes}: raise it to {need / total_bytes + 0.005:.2f}",
+            )
         elif need > total_bytes:
             raise Refused(
                 "too-large",
@@ -62,12 +70,24 @@ class RoundPlanner:
                 "aggregation.middle_fan_in",
             )
 
+    def _check_plan(self, share: float) -> None:
+        try:
+            make_plan(self._request(0))
+        except Refused as refused:
+            if share == 1.0:
+                raise
+            text = f"{refused.text}; quota.arena_share = {share:g} leaves the job so much of each node's arena"
+            raise Refused(refused.code, "quota.arena_share", text) from refused
+
+    def _has_room(self, nbytes: int) -> bool:
+        return self._nodes.has_room(math.ceil(nbytes / self._spec.config.quota.arena_share))
+
     def spare(self, others: int) -> int:
         """Return how many partials beyond those of `others` the top can take.
 
         Places for more partials make its tree deeper: not at the price of a round that cannot end.
         """
-        return SPARE_PARTIALS if self._nodes.has_room(self._spec.bytes_min(others + SPARE_PARTIALS)) else 0
+        return SPARE_PARTIALS if self._has_room(self._spec.bytes_min(others + SPARE_PARTIALS)) else 0
 
     def _request(self, updates: int) -> PlanRequest:
         """Return what `updates` (0: all) of a round are planned from; the model and its checkpoints are at home."""

@@ -238,6 +238,10 @@ REPLACED = "replaced"
 """The code of a Refusal that means: the client has come over another connection, and this one is of no use."""
 
 
+NO_PLACE = ("too-many-connections", "quota")
+"""The codes of a refusal to take a connection in: another time there may be a place."""
+
+
 SPOILT = "spoilt"
 """The code of a refusal after the fact: the client is to forget its update in the round, which cannot be aggregated."""
 

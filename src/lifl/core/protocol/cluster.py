@@ -47,6 +47,12 @@ from lifl.core.protocol import gateway as gm
 
 PEER_VERSION = 3
 """Since 2 what grows goes in pages; since 3 a partial is a mean and exact sums of integers, not a scaled sum."""
+SECRETS = "offer-secret"
+"""The word of a node that is told the secrets of its branches, and says them (`coordinator/offer_secrets.py`)."""
+QUOTAS = "quotas"
+"""The word of a node that knows of a job's quotas."""
+KNOWS = (SECRETS, QUOTAS)
+"""What a node of this version knows (`PeerHello.knows`)."""
 HEARTBEAT_S = 1.0
 SUSPECT_S = 3.0
 DEAD_S = 6.0

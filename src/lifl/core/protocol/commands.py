@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from lifl.core.config.job import AggregationSection
+from lifl.core.config.job import AggregationSection, QuotaSection
 from lifl.core.fields import (
     Address,
     ArenaBytes,
@@ -49,7 +49,7 @@ class OpenJob(Message, frozen=True):
 
     With `path` the agent loads model and states from files; without, it fetches the model when it is needed.
     Without `adopt`, what an earlier life of the node has sealed for the job is freed.  `client_options` are for those
-    who are selected.
+    who are selected.  `quota` is told to nodes that know of it, when it limits anything.
     """
 
     number: Count
@@ -63,6 +63,7 @@ class OpenJob(Message, frozen=True):
     state_path: Path = ""
     adopt: bool = False
     client_options: dict[str, Any] = msgspec.field(default_factory=dict)
+    quota: QuotaSection | msgspec.UnsetType = msgspec.UNSET
 
 
 class LoadJob(OpenJob, frozen=True):

@@ -23,7 +23,7 @@ from lifl.core.fields import (
     Who,
     Word,
 )
-from lifl.core.limits import CONTRIBUTION_BYTES_MAX
+from lifl.core.limits import BYTES_PER_S_MAX, CONTRIBUTION_BYTES_MAX
 
 # ---- gateway → lifld -------------------------------------------------------------------------------------------
 # `conn` is the gateway's number of the client's connection.
@@ -231,13 +231,14 @@ FromGateway = (
 class JobSchema(Message, frozen=True):
     """The gateway may admit updates of this job; `number` is the job's in the arena's table.
 
-    `options` go to the clients that are selected.
+    `options` go to the clients that are selected.  `bytes_per_s` of its updates and models may come and go; 0: any.
     """
 
     job: Name
     number: Count
     tensors: Tensors
     options: dict[str, Any] = msgspec.field(default_factory=dict)
+    bytes_per_s: Annotated[int, msgspec.Meta(ge=0, le=BYTES_PER_S_MAX)] = 0
 
 
 class JobForget(Message, frozen=True):

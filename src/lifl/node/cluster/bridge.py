@@ -14,7 +14,6 @@ from typing import Any
 
 from lifl.core import events as ev
 from lifl.core.config.values import split_address
-from lifl.core.coordinator.offer_secrets import KNOWN
 from lifl.core.engine import Engine
 from lifl.core.limits import TREE_LINES_MAX
 from lifl.core.planning.capacity import NodeLoad
@@ -66,7 +65,7 @@ class Bridge:
         node = self._identity
         capacity = self._engine.agent.load.capacity
         sizes = (capacity, node.arena_bytes, node.workers_max)
-        return p.PeerHello(p.PEER_VERSION, node.number, self.incarnation, self.control, node.gateway, *sizes, (KNOWN,))
+        return p.PeerHello(p.PEER_VERSION, node.number, self.incarnation, self.control, node.gateway, *sizes, p.KNOWS)
 
     def load(self) -> p.Heartbeat:
         """Return an agent's next heartbeat."""

@@ -1,9 +1,10 @@
 """What all connections of a gateway share, and what keeps one of them from taking it all.
 
+* `Flow`: the bytes of bodies, of one client or job, at a rate.
 * `WaitingBytes`: what waits to be sent.  When all of it is too much, who has most waiting is disconnected.
 * `LargeFrames`: what has come of long frames that are not complete.  A sender holds what it has sent, no more: a slow
   one holds nobody.  When all of it is too much, who has held the most bytes for the longest time is disconnected.
-* `Pace`: small requests of one connection.  Who sends them without end is slowed; an update that is taken gives back
+* `Pace`: small requests of one client.  Who sends them without end is slowed; an update that is taken gives back
   more than a round's requests cost, so a client that takes part is never slowed.
 """
 
@@ -73,19 +74,35 @@ class LargeFrames:
 
 
 class Pace:
-    """A bucket of requests: `REQUESTS_BURST` at once, then `REQUESTS_PER_S`."""
+    """A bucket of requests: `REQUESTS_BURST` at once or those of two seconds, then so many `per_s` (0: the default)."""
 
-    def __init__(self, now: float) -> None:
-        self._left = float(limits.REQUESTS_BURST)
+    def __init__(self, now: float, per_s: int = 0) -> None:
+        self._per_s = per_s or limits.REQUESTS_PER_S
+        self._left = self._burst = max(float(limits.REQUESTS_BURST), 2.0 * self._per_s)
         self._at_s = now
 
     def wait_s(self, now: float) -> float:
         """Take one request out; return how long it is to wait for its turn."""
-        burst, per_s = limits.REQUESTS_BURST, limits.REQUESTS_PER_S
-        self._left = min(float(burst), self._left + (now - self._at_s) * per_s) - 1.0
+        self._left = min(self._burst, self._left + (now - self._at_s) * self._per_s) - 1.0
         self._at_s = now
-        return max(0.0, -self._left / per_s)
+        return max(0.0, -self._left / self._per_s)
 
     def taken(self) -> None:
         """Give back what the requests of a round cost: an update has been taken."""
-        self._left = min(float(limits.REQUESTS_BURST), self._left + limits.REQUESTS_OF_AN_UPDATE)
+        self._left = min(self._burst, self._left + limits.REQUESTS_OF_AN_UPDATE)
+
+
+class Flow:
+    """Bodies of bytes at a rate: each waits until those before it have had their time; 0: there is no limit."""
+
+    def __init__(self, bytes_per_s: int) -> None:
+        self.bytes_per_s = bytes_per_s
+        self._free_at_s = 0.0
+
+    def wait_s(self, nbytes: int, now: float) -> float:
+        """Take a body of so many bytes; return how long it is to wait for its turn."""
+        if not self.bytes_per_s:
+            return 0.0
+        begin_s = max(self._free_at_s, now)
+        self._free_at_s = begin_s + nbytes / self.bytes_per_s
+        return begin_s - now

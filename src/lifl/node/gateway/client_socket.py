@@ -8,6 +8,7 @@ connection closes the socket.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 
@@ -58,6 +59,13 @@ class ClientSocket:
     def is_same_user(self) -> bool:
         """Return whether the peer is a process of this machine that may do what this one may."""
         return is_same_user(self.sock)
+
+    async def rest(self, wait_s: float) -> None:
+        """Wait so long, or until the connection is shut."""
+        if wait_s > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self.ended.wait()
 
     async def move(self, body: Receive | Send, stall_s: float) -> None:
         """Have a body moved; a small one is received here, as soon as it is all there: no other thread is woken."""

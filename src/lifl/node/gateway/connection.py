@@ -13,7 +13,6 @@ garbage or stalls is disconnected.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 
@@ -27,7 +26,6 @@ from lifl.core.limits import FIELD_CHARS_MAX, TEXT_CHARS_MAX
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import framed
-from lifl.node.gateway.budgets import Pace
 from lifl.node.gateway.client_socket import ClientSocket
 from lifl.node.gateway.content import Sums
 from lifl.node.gateway.frame_reader import FrameReader
@@ -57,7 +55,6 @@ class Connection:
         self._reader = FrameReader(self._socket, shared)
         self._outbox = Outbox(self._socket, shared.waiting)
         self._loop = asyncio.get_running_loop()
-        self._pace = Pace(self._loop.time())
         self._intake = Intake(number, shared, self._socket, self._reader, self._outbox, self._grants)
 
     # ---- what the daemon says --------------------------------------------------------------------------------------
@@ -97,6 +94,10 @@ class Connection:
         """Tell the daemon how far the update with this key is, from now on or from when it begins."""
         self._intake.follow(key)
 
+    def cut(self, because: str) -> None:
+        """End the connection of a client that takes too much."""
+        self._socket.cut(because)
+
     def shut(self) -> None:
         """End the connection: everything that waits for the socket wakes up with an error or the end of the stream."""
         self._socket.shut()
@@ -111,7 +112,7 @@ class Connection:
             while True:
                 await link.drained()
                 message = await self._reader.read()
-                await self._take_turn()
+                await self._socket.rest(self._shared.quotas.request_wait_s(self._number, self._loop.time()))
                 await self._handle(message)
         except RemoteFault as error:
             sock.cut_because = sock.reason(error)
@@ -168,6 +169,7 @@ class Connection:
                 f"the client speaks version {hello.version} of the protocol, this node {cm.PROTOCOL_VERSION}; install"
                 " the same version of LIFL on both",
             )
+        self._shared.quotas.greeted(self._number, hello.client, self._loop.time())
         self._client = hello.client
         self._shared.link.send(gm.Greeted(self._number, self._socket.who))
         self._reader.greeted = True
@@ -177,13 +179,6 @@ class Connection:
         self._outbox.send(cm.Welcome(cm.PROTOCOL_VERSION, self._shared.node, self._direct, knows))
 
     # ---- what clients ask ------------------------------------------------------------------------------------------
-
-    async def _take_turn(self) -> None:
-        """Wait as long as a client must that asks too often."""
-        if (wait_s := self._pace.wait_s(self._loop.time())) > 0:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self._socket.ended.wait()
 
     async def _handle(self, message: cm.FromClient) -> None:
         try:
@@ -198,11 +193,12 @@ class Connection:
                     await self._send_model(message)
                 case cm.Submit():
                     if await self._intake.take_update(message, self._client, self._direct):
-                        self._pace.taken()
+                        self._shared.quotas.taken(self._number)
                 case cm.Ping():
                     self._shared.pulse.ask(self._number, self._outbox.send)
                 case cm.Offer():
                     await self._intake.take_partial(message)
+                    self._shared.quotas.taken(self._number)
                 case _:
                     raise RemoteFault(f"a {type(message).__name__} makes no sense here")
         except Refused as refused:
@@ -210,6 +206,9 @@ class Connection:
             self._refuse(_refusal(refused, *about))
 
     async def _send_model(self, want: cm.GetModel) -> None:
+        if (known := self._shared.jobs.get(want.job)) is not None:
+            nbytes, now = known.layout.data_bytes, self._loop.time()
+            await self._socket.rest(self._shared.quotas.bytes_wait_s(self._number, known.flow, nbytes, now))
         grant = await self._grants.ask(gm.WantModel(self._number, want.job, want.round))
         if not isinstance(grant, gm.ModelGranted):
             return

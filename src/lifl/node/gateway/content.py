@@ -16,6 +16,7 @@ from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.contribution import unpack_contributions
 from lifl.core.protocol.frames import frame_head
 from lifl.core.schema import Layout
+from lifl.node.gateway.budgets import Flow
 from lifl.shm.arena import Arena
 from lifl.shm.ingest_check import ingest_check
 from lifl.shm.layout import Entry
@@ -31,6 +32,7 @@ class JobLayout:
         self.digest = self.layout.digest
         self.tensors = memoryview(self.layout.packed())
         self.schema_bytes = len(self.tensors)
+        self.flow = Flow(schema.bytes_per_s)
         self._options = msgspec.msgpack.encode(schema.options)
 
     def selected(self, message: cm.Selected, whole: bool, digests: bool) -> tuple[bytes, memoryview]:

@@ -67,6 +67,9 @@ class Intake:
         """
         job = self._shared.job(submit.job)
         check_submit(job.layout, submit, client)
+        if not direct:
+            wait_s = self._shared.quotas.bytes_wait_s(self._conn, job.flow, submit.data_bytes, self._loop.time())
+            await self._socket.rest(wait_s)
         grant = await self._grants.ask(
             gm.Admit(self._conn, client, submit.job, submit.round, submit.weight, submit.metrics, direct)
         )

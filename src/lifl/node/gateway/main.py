@@ -9,7 +9,7 @@ after `Go`.  Partials and models of other nodes come and go by the same door (`p
 
 It ends with exit status 0 when `lifld` says Drain, on SIGTERM, or when the link ends; it dies with `lifld`.
 
-    python -m lifl.node.gateway.main --fd N --arena NAME --tcp-fd N --unix-fd N --connections-max N
+    python -m lifl.node.gateway.main --fd N --arena NAME --tcp-fd N --unix-fd N --connections-max N ...
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import uvloop
 
 from lifl import failpoints
 from lifl.core import limits
-from lifl.core.errors import LiflError
+from lifl.core.errors import LiflError, Refused
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import encode
@@ -43,6 +43,7 @@ from lifl.node.gateway.connection import Connection
 from lifl.node.gateway.content import JobLayout
 from lifl.node.gateway.peer_transfer import PeerTransfers
 from lifl.node.gateway.pulse import Pulse
+from lifl.node.gateway.quotas import Limits, Quotas
 from lifl.node.gateway.read_waiter import ReadWaiter
 from lifl.node.gateway.refusals import Refusals
 from lifl.node.gateway.shared import Shared
@@ -60,8 +61,8 @@ _PR_SET_PDEATHSIG = 1
 class Gateway:
     """The gateway's state; `serve` is its life."""
 
-    def __init__(self, connections_max: int) -> None:
-        self._connections_max = connections_max
+    def __init__(self, limits_: Limits) -> None:
+        self._quotas = Quotas(limits_, self._cut)
         self._next_number = 1
         self._turned_away = 0
         self._connections: dict[int, Connection] = {}
@@ -78,7 +79,7 @@ class Gateway:
         movers = Movers(MOVERS)
         checks = ThreadPoolExecutor(MOVERS, "check")
         read_waiter = ReadWaiter()
-        told = (Pulse(link), Refusals(link))
+        told = (Pulse(link), Refusals(link), self._quotas)
         self._shared = Shared(link, arena, movers, checks, read_waiter, *told, f"{arena.node:016x}")
         self._peer_transfers = PeerTransfers(self._shared, self._start)
         prefault = Prefault(arena)
@@ -105,13 +106,22 @@ class Gateway:
     # ---- clients ---------------------------------------------------------------------------------------------------
 
     def _taken(self, sock: socket.socket, _where: object) -> None:
-        if len(self._connections) < self._connections_max:
-            self._attend_to(sock)
-        elif self._turned_away < limits.TURNED_AWAY_MAX:
-            self._turned_away += 1
-            self._start(self._turn_away(sock))
+        who = who_is(sock)
+        try:
+            self._quotas.arrived(self._next_number, who, asyncio.get_running_loop().time())
+        except Refused as refused:
+            refusal = cm.Refusal(refused.code, refused.field, refused.text)
+            self._shared.refusals.note(who, "", refusal)
+            if self._turned_away < limits.TURNED_AWAY_MAX:
+                self._turned_away += 1
+                self._start(self._turn_away(sock, refusal))
+            else:
+                sock.close()
         else:
-            sock.close()
+            self._attend_to(sock)
+
+    def _cut(self, number: int, because: str) -> None:
+        self._connections[number].cut(because)
 
     def _start(self, life: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(life)
@@ -141,12 +151,10 @@ class Gateway:
             await connection.run()
         finally:
             del self._connections[number]
+            self._quotas.left(number)
             self._shared.pulse.connections = len(self._connections)
 
-    async def _turn_away(self, sock: socket.socket) -> None:
-        text = f"this node serves at most {self._connections_max} connections; try again later"
-        refusal = cm.Refusal("too-many-connections", "", text)
-        self._shared.refusals.note(who_is(sock), "", refusal)
+    async def _turn_away(self, sock: socket.socket, refusal: cm.Refusal) -> None:
         try:
             sock.send(encode(refusal))
             sock.shutdown(socket.SHUT_WR)
@@ -229,6 +237,8 @@ def main() -> int:
     parser.add_argument("--tcp-fd", type=int, required=True)
     parser.add_argument("--unix-fd", type=int, required=True)
     parser.add_argument("--connections-max", type=int, default=1024)
+    for name in Limits._fields[1:]:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=0)
     options = parser.parse_args()
     _die_with_parent()
     # Read when NumPy is loaded, which is later: its linear algebra would start a thread per core for the checks.
@@ -253,7 +263,7 @@ def main() -> int:
 
 
 async def _serve(link_sock: socket.socket, arena: Arena, options: argparse.Namespace) -> None:
-    gateway = Gateway(options.connections_max)
+    gateway = Gateway(Limits(*(getattr(options, name) for name in Limits._fields)))
     listeners = [socket.socket(fileno=fd) for fd in (options.tcp_fd, options.unix_fd)]
     for listener in listeners:
         listener.setblocking(False)

@@ -52,7 +52,7 @@ ANSWER_S = 30.0
 """Each question is answered within this time: the other gateway may be starting, its daemon waiting for room."""
 UNDER_WAY_MAX = 32
 """Carries and fetches at a time; more of them wait in line."""
-PASSING_CODES = frozenset({DAMAGED, "too-many-connections", "unknown-job"})
+PASSING_CODES = frozenset({DAMAGED, "unknown-job", *cm.NO_PLACE})
 """Refusals that may not be given again: a job can become known a moment later."""
 
 TransferRequest = gm.Carry | gm.Fetch

@@ -12,6 +12,7 @@ from lifl.node.gateway.body_moves import Movers
 from lifl.node.gateway.budgets import LargeFrames, WaitingBytes
 from lifl.node.gateway.content import JobLayout
 from lifl.node.gateway.pulse import Pulse
+from lifl.node.gateway.quotas import Quotas
 from lifl.node.gateway.read_waiter import ReadWaiter
 from lifl.node.gateway.refusals import Refusals
 from lifl.node.link import Link
@@ -29,6 +30,7 @@ class Shared:
     read_waiter: ReadWaiter
     pulse: Pulse
     refusals: Refusals
+    quotas: Quotas
     node: str
     jobs: dict[str, JobLayout] = field(default_factory=dict)
     waiting: WaitingBytes = field(default_factory=WaitingBytes)

@@ -1,0 +1,103 @@
+"""The daemon's door for the command line: places for who does something, however many are connected."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lifl.core.errors import Refused
+from lifl.core.protocol import cli as om
+from lifl.core.protocol.frames import FrameDecoder, encode
+from lifl.node import cli_server
+from lifl.node.audit_log import AuditLog
+from lifl.node.cli_server import CliServer
+from lifl.node.link import Link
+
+
+class Door:
+    """A server that answers `ListJobs`, and has those follow a job who ask so."""
+
+    def __init__(self, folder: Path) -> None:
+        self.audit = AuditLog(folder / "audit")
+        self.path = folder / "door.sock"
+        self.server = CliServer(self.path, self._handle, self.audit)
+        self._socks: list[socket.socket] = []
+
+    def _handle(self, message: Any, link: Link) -> dict[str, Any]:
+        if isinstance(message, om.Follow):
+            self.server.follow(message.job, link)
+        return {}
+
+    def close(self) -> None:
+        for sock in self._socks:
+            sock.close()
+        self.server.close()
+        self.audit.close()
+
+    async def connect(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, str(self.path))
+        self._socks.append(sock)
+        return sock
+
+    async def ask(self, sock: socket.socket, message: Any) -> Any:
+        """The answer; None when the connection has ended."""
+        loop, decoder = asyncio.get_running_loop(), FrameDecoder[Any](om.ToCli)
+        try:
+            await loop.sock_sendall(sock, encode(message))
+            while (answer := decoder.next_message()) is None:
+                data = await loop.sock_recv(sock, 4096)
+                if not data:
+                    return None
+                decoder.feed(data)
+        except OSError:
+            return None
+        return answer
+
+
+@pytest.mark.parametrize(("idle_s", "gets_in"), [(0.0, True), (3600.0, False)])
+def test_who_has_asked_nothing_for_long_gives_way_and_who_follows_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, idle_s: float, gets_in: bool
+) -> None:
+    monkeypatch.setattr(cli_server, "CLI_CONNECTIONS_MAX", 4)
+    monkeypatch.setattr(cli_server, "CLI_IDLE_S", idle_s)
+
+    async def play() -> None:
+        door = Door(tmp_path)
+        follower = await door.connect()
+        assert await door.ask(follower, om.Follow("j")) == om.Answer({})
+        silent = [await door.connect() for _ in range(2)]
+        last = await door.connect()
+        assert await door.ask(last, om.ListJobs()) == om.Answer({})
+        newcomer = await door.connect()
+        assert (await door.ask(newcomer, om.ListJobs()) is not None) == gets_in
+        if gets_in:
+            assert await asyncio.get_running_loop().sock_recv(silent[0], 1) == b""
+            for alive in (follower, silent[1], last):
+                assert await door.ask(alive, om.ListJobs()) == om.Answer({})
+        door.close()
+
+    asyncio.run(play())
+
+
+def test_places_are_kept_for_those_who_do_not_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_server, "CLI_FOLLOWERS_MAX", 2)
+
+    async def play() -> None:
+        door = Door(tmp_path)
+        followers = [await door.connect() for _ in range(3)]
+        for sock in followers[:2]:
+            assert await door.ask(sock, om.Follow("j")) == om.Answer({})
+        refusal = await door.ask(followers[2], om.Follow("j"))
+        assert (refusal.code, refusal.field) == ("quota", "watch")
+        assert await door.ask(followers[0], om.Follow("k")) == om.Answer({}), "who watches already may watch more"
+        with pytest.raises(Refused):
+            door.server.follow("j", object())  # type: ignore[arg-type]
+        door.close()
+
+    asyncio.run(play())
