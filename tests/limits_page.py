@@ -23,6 +23,7 @@ from lifl.core.config.node import NodeConfig
 from lifl.core.protocol import cli as om
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import cluster as p
+from lifl.core.protocol import enrolment as e
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import worker as wm
 from lifl.core.protocol.commands import Contributions
@@ -43,6 +44,8 @@ CHANNELS: dict[str, tuple[Any, str]] = {
     "command line → lifld": (om.FromCli, "that connection ends"),
     "lifld → command line": (om.ToCli, "the command says so, exit 1"),
     "first frame of a node": (p.PeerHello | p.Greeting, "PeerRefusal, and the connection ends"),
+    "who wants a certificate → control port": (e.Asking, "PeerRefusal, and the connection ends"),
+    "control port → who wants a certificate": (e.Answer, "the command says so, exit 1"),
     "coordinator → agent": (p.ToAgent, "the connection ends; the agent dials again"),
     "agent → coordinator": (p.ToCoordinator, "the connection ends; the agent dials again"),
 }

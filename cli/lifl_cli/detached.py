@@ -1,5 +1,7 @@
 """The process of `lifl up -d`: a node's config on stdin, one JSON report on stdout, then `lifld` on its own.
 
+On stdin, behind the line of the config, there may be the line of a token.
+
 The parent reads to the end of the report's pipe, so stdin and stdout go to /dev/null before the node lives
 on; the log goes to the state folder.
 """
@@ -14,6 +16,7 @@ import msgspec
 
 from lifl.core.config.node import NodeConfig, parse_node
 from lifl.core.errors import LiflError
+from lifl.core.trust.tokens import read_token
 
 
 class ReadyPipe:
@@ -37,13 +40,15 @@ class ReadyPipe:
 
 def main() -> int:
     """Run the node; the exit code is 1 when it could not start."""
-    config: NodeConfig = parse_node(msgspec.json.decode(sys.stdin.buffer.read()))
+    given, _, line = sys.stdin.buffer.read().partition(b"\n")
+    config: NodeConfig = parse_node(msgspec.json.decode(given))
+    token = read_token(line.decode()) if line else None
     pipe = ReadyPipe()
     from lifl.node.daemon import run
 
     os.chdir(config.state_dir)
     try:
-        run(config, lambda info: pipe.send("ready", info), log_to_file=True)
+        run(config, lambda info: pipe.send("ready", info), log_to_file=True, token=token)
     except LiflError as error:
         pipe.send("error", str(error))
         return 1

@@ -32,6 +32,7 @@ COMMANDS = {
     "top": ("lifl_cli.top", "Watch the node, its workers and its jobs live."),
     "audit": ("lifl_cli.audit", "Show who joined, submitted, was refused, cancelled, revoked."),
     "token": ("lifl_cli.token", "Let somebody join: make, list and revoke tokens."),
+    "enroll": ("lifl_cli.enroll", "Get a certificate by a token, as a client, an operator or a reader."),
     "cert": ("lifl_cli.cert", "List, revoke and renew certificates; rotate the authority."),
     "debug": ("lifl_cli.debug", "Write out what a node has decided on, to be replayed."),
     "doctor": ("lifl_cli.doctor", "Say what this machine can and cannot do, and how to fix it."),

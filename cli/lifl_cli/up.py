@@ -20,9 +20,11 @@ import msgspec
 
 from lifl.core.config.node import NodeConfig, beyond_loopback, parse_node
 from lifl.core.errors import ResourceFault
+from lifl.core.trust.tokens import Token
 from lifl_cli.config_file import read_toml
 from lifl_cli.render.figures import size_text
 from lifl_cli.state import DEFAULT_STATE_DIR, LOG_FILE, absolute
+from lifl_cli.token_file import token_of
 
 NODE_FLAGS = {
     "listen": "The gateway's HOST:PORT; port 0 takes any free one.",
@@ -86,12 +88,13 @@ def up(detach: bool, config_path: str | None, state_dir: str | None, as_json: bo
     _make_state_dir(Path(config.state_dir))
     printed = _announce_json if as_json else _announce
     announce = partial(_tell, partial(printed, insecure=open_to_others(config)))
+    token = _token(config)
     if detach:
-        announce(_start_detached(config))
+        announce(_start_detached(config, token))
         return
     from lifl.node.daemon import run
 
-    run(config, announce)
+    run(config, announce, token=token)
 
 
 def _node_config(path: str | None, state_dir: str | None, flags: dict[str, Any]) -> NodeConfig:
@@ -108,6 +111,15 @@ def _node_config(path: str | None, state_dir: str | None, flags: dict[str, Any])
             given = flags.get(key) is not None
             table[key] = str(absolute(table[key], None if given or not path else absolute(path).parent))
     return parse_node(table)
+
+
+def _token(config: NodeConfig) -> Token | None:
+    """Return the token of a node that joins; one that has an identity already needs none."""
+    from lifl.tls.folder import load, node_folder
+
+    if not config.token_file or load(node_folder(Path(config.state_dir))) is not None:
+        return None
+    return token_of(config.token_file)
 
 
 def _make_state_dir(folder: Path) -> None:
@@ -172,7 +184,7 @@ def _announce_json(info: dict[str, Any], insecure: Sequence[str]) -> None:
     click.echo(msgspec.json.encode({**info, "insecure": insecure}))
 
 
-def _start_detached(config: NodeConfig) -> dict[str, Any]:
+def _start_detached(config: NodeConfig, token: Token | None) -> dict[str, Any]:
     """Start `lifld` in its own session; return its report.  Raise `ResourceFault` with its reason."""
     log_path = Path(config.state_dir) / LOG_FILE
     # What the interpreter itself may say before and beside the log goes to the log's file too.
@@ -192,7 +204,8 @@ def _start_detached(config: NodeConfig) -> dict[str, Any]:
     try:
         # Not communicate(): it waits for the child's end, and this one stays.
         with child.stdin, child.stdout:
-            child.stdin.write(msgspec.json.encode(config))
+            child.stdin.write(msgspec.json.encode(config) + b"\n")
+            child.stdin.write(token.line().encode() if token is not None else b"")
             child.stdin.close()
             report = child.stdout.read()
     except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from lifl.core.errors import RemoteFault
 from lifl.core.protocol import cli as om
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import cluster as p
+from lifl.core.protocol import enrolment as e
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import worker as wm
 from lifl.core.protocol.frames import FrameDecoder, encode
@@ -23,6 +24,8 @@ CHANNELS: dict[str, Any] = {
     "a client's node": cm.ToClient,
     "hello": p.PeerHello,
     "greeting": p.Greeting,
+    "asking": e.Asking,
+    "enrolled": e.Answer,
     "agent": p.ToCoordinator,
     "coordinator": p.ToAgent,
     "cli": om.FromCli,

@@ -20,6 +20,7 @@ from lifl.core.fields import AnnouncedMetrics, Digest, KeyBytes, KnownWords, Mes
 from lifl.core.limits import KNOWN_WORDS_MAX
 from lifl.core.protocol import cli as om
 from lifl.core.protocol import client as cm
+from lifl.core.protocol import enrolment as e
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import worker as wm
 from lifl.core.protocol.frames import FRAME_BYTES_MAX, FrameDecoder, encode
@@ -36,6 +37,8 @@ CHANNELS = [
     wm.ToWorker,
     om.FromCli,
     om.ToCli,
+    e.Asking,
+    e.Answer,
 ]
 KINDS = sorted({kind for channel in CHANNELS for kind in typing.get_args(channel)}, key=lambda kind: kind.__name__)
 ALL: Any = typing.Union[tuple(KINDS)]  # noqa: UP007 - made at run time
@@ -78,12 +81,20 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
         inner, *metas = typing.get_args(kind)
         if inner in (int, float):
             return within(inner, metas[0])
+        pattern = next((meta.pattern for meta in metas if getattr(meta, "pattern", None) is not None), None)
+        if inner is str and pattern is not None and "[^" not in pattern:
+            return st.from_regex(pattern).filter(lambda value: len(value) <= metas[0].max_length)
+        shortest = next((meta.min_length for meta in metas if getattr(meta, "min_length", None) is not None), None)
+        if inner is str and shortest:
+            return st.text(min_size=shortest, max_size=20)
         longest = next((meta.max_length for meta in metas if getattr(meta, "max_length", None) is not None), None)
         found = strategy(inner)
         return found if longest is None else found.filter(lambda value: len(value) <= longest)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType or origin is typing.Union:
         return st.one_of([strategy(argument) for argument in arguments])
+    if origin is typing.Literal:
+        return st.sampled_from(arguments)
     if origin is tuple and ... not in arguments:
         return st.tuples(*map(strategy, arguments))
     if origin is tuple:

@@ -47,6 +47,10 @@ DAY_S = 86_400.0
 SOURCE = "192.0.2.1"
 
 
+def _silent(*_what: Any, **_about: Any) -> None:
+    """An audit log that keeps nothing."""
+
+
 class Clock:
     """The time of day, as the test has it."""
 
@@ -62,12 +66,16 @@ class Scene:
 
     def __init__(self, folder: Path) -> None:
         self.clock = Clock()
+        self.noted: list[tuple[Any, ...]] = []
         self.path = folder / AUTHORITY_FILE
         self.store = CredentialStore(folder / "lifl.db")
         self.revocations = Revocations(self.store, self.clock)
         made = make_authority("c1", self.clock.now)
         write_authority(self.path, made)
-        self.authority = Authority(made, self.path, self.store, self.revocations, self.clock)
+        self.authority = Authority(made, self.path, self.store, self.revocations, self.note, self.clock)
+
+    def note(self, event: str, who: str, text: str = "", **about: Any) -> None:
+        self.noted.append((event, who, about.get("token"), about.get("code", "")))
 
     def token(
         self, role: Any = "client", pattern: str = "*", uses: int = 1, ttl_s: float = 900.0, **more: Any
@@ -267,7 +275,7 @@ def test_of_two_who_come_with_the_last_use_at_once_one_gets_it(tmp_path: Path) -
         store = CredentialStore(tmp_path / "lifl.db")
         try:
             authority = Authority(
-                scene.authority.certificates, None, store, Revocations(store, scene.clock), scene.clock
+                scene.authority.certificates, None, store, Revocations(store, scene.clock), _silent, scene.clock
             )
             authority.enrol(token.number, token.secret, Asked(f"n{number}", False), new_key().request, (), SOURCE)
         except Refused as refused:
@@ -346,6 +354,9 @@ def test_who_guesses_is_refused_without_a_look_also_with_a_right_token(scene: Sc
         scene.enrol(token, "a")
     assert refused.value.code == "too-many-guesses"
     scene.enrol(token, "a", source="192.0.2.2")
+    refused_notes = [("token.refused", SOURCE, token.number, "unknown-token")] * GUESSES_MAX
+    refused_notes.append(("token.refused", SOURCE, token.number, "too-many-guesses"))
+    assert scene.noted == [*refused_notes, ("token.used", "192.0.2.2", token.number, "")]
     scene.clock.now += GUESS_WINDOW_S
     scene.enrol(scene.token(), "b")
 
@@ -571,7 +582,7 @@ def test_a_given_authority_issues_within_its_own_time_and_is_not_rotated(tmp_pat
     store = CredentialStore(tmp_path / "lifl.db")
     config = NodeConfig(ca_cert=str(cert), ca_key=str(file))
     found, path = open_authority(config, tmp_path, store)
-    authority = Authority(found, path, store, Revocations(store))
+    authority = Authority(found, path, store, Revocations(store), _silent)
     token = authority.create_token("node", "n", (), 1, 60.0)
     own = new_key()
     handed = authority.enrol(token.number, token.secret, Asked("", True), own.request, ("10.0.0.9",), SOURCE)

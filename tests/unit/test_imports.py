@@ -31,7 +31,7 @@ LAYERS = {
     "examples": {"core", "client"},
     "cli": {"core", "client"},
 }
-CLI_WITHIN_FUNCTIONS = {"node", "rules", "redirect", "examples", "shm", "tls"}
+CLI_WITHIN_FUNCTIONS = {"tls", "node", "rules", "redirect", "examples", "shm"}
 CORE_FORBIDDEN = {"asyncio", "socket", "os", "time", "secrets", "select", "subprocess", "threading", "signal", "numpy"}
 CLIENT_MAY = "lifl.shm.mapping."
 """A client of the same machine maps the arena as everybody else does."""

@@ -47,9 +47,12 @@ EVENTS = {
     "job.cancelled": "a job was cancelled",
     "cli.refused": "a command was told no",
     "token.made": "a token was made",
-    "token.used": "somebody has come with a token",
+    "token.used": "somebody has come with a token, and got a certificate",
+    "token.refused": "somebody has come with a token, and got none",
     "token.revoked": "a token is good for nothing any more",
+    "cert.renewed": "somebody has come with a certificate, and got a new one",
     "cert.revoked": "a certificate is good for nothing any more",
+    "cert.rotated": "a new authority is in the place of the old one, which is still trusted",
     TORN: "the line before it was not written to its end",
     DROPPED: "so many notes could not be kept, because they came faster than the disk took them",
 }
@@ -58,6 +61,7 @@ KINDS_MAX = {
     "client.refused": AUDIT_REFUSALS_MAX,
     "peer.refused": AUDIT_REFUSALS_MAX,
     "cli.refused": AUDIT_REFUSALS_MAX,
+    "token.refused": AUDIT_REFUSALS_MAX,
     "client.join": AUDIT_JOINS_MAX,
     "peer.joined": AUDIT_JOINS_MAX,
 }

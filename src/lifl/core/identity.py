@@ -26,6 +26,8 @@ CLUSTER_NAME_RULE = f"small letters, digits and .- , a letter or digit first, at
 
 _PREFIX = "lifl://"
 _JOB_PREFIX = "lifl-job:"
+AUTHORITY_URI = "lifl-authority:"
+"""Stands in the certificate of the node that has the authority: tokens' secrets are told to it alone."""
 
 
 class Identity(msgspec.Struct, frozen=True):

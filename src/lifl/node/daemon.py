@@ -30,6 +30,7 @@ from lifl.core.errors import Impossible, ResourceFault
 from lifl.core.ids import Key
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import worker as wm
+from lifl.core.trust.tokens import Token
 from lifl.node import descriptors, machine
 from lifl.node import locks as at
 from lifl.node.audit_log import FOLDER as AUDIT_FOLDER
@@ -80,7 +81,9 @@ Announce = Callable[[dict[str, Any]], None]
 class Daemon:
     """One node, from its start to its end."""
 
-    def __init__(self, config: NodeConfig, folder: Path, locks: StateLocks, done: asyncio.Event) -> None:
+    def __init__(
+        self, config: NodeConfig, folder: Path, locks: StateLocks, done: asyncio.Event, token: Token | None
+    ) -> None:
         self.config = config
         self.folder = folder
         self.failure: ResourceFault | None = None
@@ -93,12 +96,12 @@ class Daemon:
         self._paused = False
         self._opened = contextlib.ExitStack()
         try:
-            self._open(locks)
+            self._open(locks, token)
         except BaseException:
             self._opened.close()
             raise
 
-    def _open(self, locks: StateLocks) -> None:
+    def _open(self, locks: StateLocks, token: Token | None) -> None:
         config, folder, opened = self.config, self.folder, self._opened
         failpoints.hit("lifld.open.before")
         self.audit = AuditLog(folder / AUDIT_FOLDER)
@@ -108,7 +111,7 @@ class Daemon:
         opened.callback(self.store.close)
         number = self.store.node_id()
         addresses = [address for address in (config.listen, config.control) if address]
-        self.credentials = Credentials(config, folder, number, lambda: hosts_of(addresses))
+        self.credentials = Credentials(config, folder, number, lambda: hosts_of(addresses), token, self.audit.note)
         opened.callback(self.credentials.close)
         tcp = opened.enter_context(machine.listen_tcp(config.listen))
         unix = opened.enter_context(listen_unix(folder / "gateway.sock"))
@@ -212,7 +215,9 @@ class Daemon:
 
     def _join(self) -> Bridge:
         listener = machine.listen_tcp(self.config.control or "127.0.0.1:0")
-        bridge = Bridge(listener, self.config.join, self.identity, self._driver, self.store, self.audit)
+        bridge = Bridge(
+            listener, self.config.join, self.identity, self._driver, self.store, self.audit, self.credentials
+        )
         self._performer.peers = bridge.peers
         self.status.bridge = bridge
         return bridge
@@ -344,8 +349,10 @@ class PrivateLog(logging.handlers.RotatingFileHandler):
         return super()._open()
 
 
-def run(config: NodeConfig, announce: Announce, log_to_file: bool = False) -> None:
+def run(config: NodeConfig, announce: Announce, log_to_file: bool = False, token: Token | None = None) -> None:
     """Run a node until SIGTERM, SIGINT, SIGHUP or `lifl down`; call `announce` once, when it is ready.
+
+    By the `token` it joins a cluster for the first time.
 
     Raise `LiflError` (core/errors.py) when it cannot start, or when one of its processes ends again and again.
     """
@@ -354,17 +361,17 @@ def run(config: NodeConfig, announce: Announce, log_to_file: bool = False) -> No
     locks = StateLocks(folder)
     try:
         _set_up_log(folder, log_to_file)
-        uvloop.run(_run(config, folder, locks, announce))
+        uvloop.run(_run(config, folder, locks, announce, token))
     finally:
         locks.close()
 
 
-async def _run(config: NodeConfig, folder: Path, locks: StateLocks, announce: Announce) -> None:
+async def _run(config: NodeConfig, folder: Path, locks: StateLocks, announce: Announce, token: Token | None) -> None:
     loop, done = asyncio.get_running_loop(), asyncio.Event()
     for number in ENDS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             loop.add_signal_handler(number, done.set)
-    daemon = Daemon(config, folder, locks, done)
+    daemon = Daemon(config, folder, locks, done, token)
     loop.set_exception_handler(daemon.failed)
     try:
         report = await daemon.start()

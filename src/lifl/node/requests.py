@@ -97,7 +97,7 @@ class Requests:
                 self._audit.note("node.down", self._cli.who(link))
                 self._shut_down()
                 return {}
-        if (result := self._credentials.handle(message)) is not None:
+        if (result := self._credentials.handle(message, self._cli.who(link))) is not None:
             return result
         raise LocalFault(f"no handler for {type(message).__name__}")
 

@@ -77,7 +77,7 @@ class NodeStatus:
 
     def coordinator(self) -> str:
         """Return the control address of the coordinator; empty when none is known."""
-        return next((str(row["control"]) for row in self.nodes() if row["coordinator"]), "")
+        return self.bridge.coordinator() if self.bridge is not None else ""
 
     def trees(self) -> dict[int, tuple[dict[str, Any], ...]]:
         """Return the tasks at other nodes, by node."""

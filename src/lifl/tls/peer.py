@@ -6,13 +6,13 @@ import ssl
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lifl.core.identity import Identity, identity_of, jobs_of
+from lifl.core.identity import AUTHORITY_URI, Identity, identity_of, jobs_of
 
 
 class Peer(NamedTuple):
     """A verified certificate; `serial` are upper-case hexadecimal digits, without leading zeros.
 
-    `jobs`: a client's that it is limited to, if there are any.
+    `jobs`: a client's that it is limited to, if there are any.  `is_authority`: the node that issues certificates.
     """
 
     cluster: str
@@ -21,6 +21,7 @@ class Peer(NamedTuple):
     begins_unix_s: float
     expires_unix_s: float
     jobs: tuple[str, ...] = ()
+    is_authority: bool = False
 
 
 def peer_of(certificate: Mapping[str, Any]) -> Peer:
@@ -29,4 +30,5 @@ def peer_of(certificate: Mapping[str, Any]) -> Peer:
     cluster, identity = identity_of(uris)
     serial = str(certificate["serialNumber"]).lstrip("0") or "0"
     begins, ends = (float(ssl.cert_time_to_seconds(str(certificate[each]))) for each in ("notBefore", "notAfter"))
-    return Peer(cluster, identity, serial, begins, ends, jobs_of(uris))
+    is_authority = identity.role == "node" and AUTHORITY_URI in uris
+    return Peer(cluster, identity, serial, begins, ends, jobs_of(uris), is_authority)

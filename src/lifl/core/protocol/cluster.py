@@ -194,15 +194,19 @@ class _AnyHello(msgspec.Struct, tag_field="type", tag="PeerHello"):
     version: int
 
 
+def check_version(version: int) -> None:
+    """Raise `RemoteFault` when a peer speaks another version."""
+    if version != PEER_VERSION:
+        raise RemoteFault(
+            f"this node speaks version {PEER_VERSION} of the control channel, the peer version {version}: "
+            "run the same version of LIFL on all nodes"
+        )
+
+
 def read_hello(body: msgspec.Raw) -> PeerHello:
     """Return the PeerHello in a frame's body.  Raise `RemoteFault`, with what is to be told to the peer."""
     try:
-        version = msgspec.msgpack.decode(body, type=_AnyHello).version
-        if version != PEER_VERSION:
-            raise RemoteFault(
-                f"this node speaks version {PEER_VERSION} of the control channel, the peer version {version}: "
-                "run the same version of LIFL on all nodes"
-            )
+        check_version(msgspec.msgpack.decode(body, type=_AnyHello).version)
         hello = msgspec.msgpack.decode(body, type=PeerHello)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise RemoteFault(f"the first frame on a control port must be a PeerHello: {error}") from error

@@ -87,7 +87,15 @@ def named(row: TokenRow, asked: Asked, now_unix_s: float, again: bool) -> str:
     if (row.role == "node") != asked.as_node:
         wanted = "`lifl up --join` takes one for a node" if asked.as_node else "`lifl up --join` takes it"
         raise Refused("wrong-role", "token", f"this token is for a {row.role}: {wanted}")
-    return _name(row.pattern, asked.name)
+    return _node_name(row.pattern, asked.name) if asked.as_node else _name(row.pattern, asked.name)
+
+
+def _node_name(pattern: str, own: str) -> str:
+    """Return the name of a node: its number takes the place of the first ``*``."""
+    name = pattern.replace("*", own, 1).replace("*", "")
+    if not is_name(name):
+        raise Refused("wrong-name", "name", f"{name!r}, which {pattern} would be here, is no name: {NAME_RULE}")
+    return name
 
 
 def _name(pattern: str, wanted: str) -> str:
@@ -98,9 +106,14 @@ def _name(pattern: str, wanted: str) -> str:
         raise Refused("name-missing", "name", text)
     if not fnmatchcase(wanted, pattern):
         raise Refused("wrong-name", "name", f"this token is for the name {pattern}, not for {wanted!r}")
-    if not is_name(wanted):
-        raise Refused("wrong-name", "name", f"{wanted!r} is no name: {NAME_RULE}")
+    check_wanted(wanted)
     return wanted
+
+
+def check_wanted(name: str) -> None:
+    """Raise `Refused` when a name that is asked for, if one is, cannot be one."""
+    if name and not is_name(name):
+        raise Refused("wrong-name", "name", f"{name!r} is no name: {NAME_RULE}")
 
 
 def is_name(text: str) -> bool:

@@ -31,6 +31,7 @@ class Handed(NamedTuple):
 
     chain: bytes
     trusted: bytes
+    serial: str
 
 
 class Holder(NamedTuple):
@@ -42,7 +43,10 @@ class Holder(NamedTuple):
 
 
 class Authority:
-    """The authority of a cluster; `path` is its file, or empty when it was given.  `clock` is the time of day."""
+    """The authority of a cluster; `path` is its file, or None when it was given.  `clock` is the time of day.
+
+    `note` is the audit log's.
+    """
 
     def __init__(
         self,
@@ -50,12 +54,14 @@ class Authority:
         path: Path | None,
         store: CredentialStore,
         revocations: Revocations,
+        note: Callable[..., None],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.certificates = authority
         self._path = path
         self._store = store
         self._revocations = revocations
+        self._note = note
         self._clock = clock
         self._guesses = Guesses()
 
@@ -90,24 +96,33 @@ class Authority:
 
         Raise `Refused`.
         """
+        about = {"token": number}
+        try:
+            handed = self._enrolled(self._known(number, secret, source), asked, request, hosts)
+        except Refused as refused:
+            why = refused.why if isinstance(refused, WrongToken) else refused.text
+            log.warning("token.refused token=%s source=%s %s: %s", number, source, refused.code, why)
+            self._note("token.refused", source, why, code=refused.code, **about)
+            raise
+        row = self._store.certificate(handed.serial)
+        if row is not None:
+            self._note("token.used", source, serial=row.serial, role=row.role, name=row.name, **about)
+        return handed
+
+    def _known(self, number: str, secret: str, source: str) -> TokenRow:
+        """Return a token whose secret somebody knows.  Raise `Refused`."""
         now = self._clock()
         if not self._guesses.may_try(source, now):
-            log.warning("token.guesses source=%s", source)
             text = f"{GUESSES_MAX} wrong tokens came from your address: try again in {GUESS_WINDOW_S:g} s"
             raise Refused("too-many-guesses", "token", text)
         try:
-            row = known(self._store.token(number), secret)
-        except WrongToken as wrong:
+            return known(self._store.token(number), secret)
+        except WrongToken:
             self._guesses.wrong(source, now)
-            log.warning("token.wrong token=%s source=%s %s", number, source, wrong.why)
-            raise
-        try:
-            return self._enrolled(row, asked, request, hosts, now)
-        except Refused as refused:
-            log.warning("token.refused token=%s source=%s %s: %s", number, source, refused.code, refused.text)
             raise
 
-    def _enrolled(self, row: TokenRow, asked: Asked, request: bytes, hosts: Sequence[str], now: float) -> Handed:
+    def _enrolled(self, row: TokenRow, asked: Asked, request: bytes, hosts: Sequence[str]) -> Handed:
+        now = self._clock()
         key = request_key(request)
         again = any(each.token == row.number for each in self._store.certificates_with(key))
         name = named(row, asked, now, again)
@@ -135,14 +150,16 @@ class Authority:
                 raise Refused("revoked", "certificate", f"certificate {holder.serial} is revoked")
             before = self._store.certificate(holder.serial)
             token = before.token if before is not None else ""
-            return self._issue(holder.identity, holder.jobs, request, hosts, token, self._clock(), use=False)
+            handed = self._issue(holder.identity, holder.jobs, request, hosts, token, self._clock(), use=False)
         except Refused as refused:
             log.warning("certificate.refused serial=%s %s: %s", holder.serial, refused.code, refused.text)
             raise
+        self._note("cert.renewed", str(holder.identity), serial=handed.serial, before=holder.serial)
+        return handed
 
     def issue_own(self, name: str, request: bytes, hosts: Sequence[str]) -> Handed:
         """Certify the key of the authority's own node."""
-        return self._issue(Identity("node", name), (), request, hosts, "", self._clock(), use=False)
+        return self._issue(Identity("node", name), (), request, hosts, "", self._clock(), use=False, own=True)
 
     def _issue(
         self,
@@ -153,14 +170,16 @@ class Authority:
         token: str,
         now: float,
         use: bool,
+        own: bool = False,
     ) -> Handed:
         key_since = self._key_since(request_key(request), identity, now)
-        found = self.certificates.issue(request, identity, jobs, hosts if identity.role == "node" else (), now)
+        reached = hosts if identity.role == "node" else ()
+        found = self.certificates.issue(request, identity, jobs, reached, now, own)
         times = (now, found.not_after_unix_s)
         row = CertificateRow(0, found.serial, *_who(identity), jobs, found.key, key_since, token, *times)
         self._store.add_certificate(row, token if use else "", now)
         log.info("certificate.issued serial=%s role=%s name=%s token=%s", found.serial, *_who(identity), token or "-")
-        return Handed(found.chain, self.trusted())
+        return Handed(found.chain, self.trusted(), found.serial)
 
     def _key_since(self, key: bytes, identity: Identity, now: float) -> float:
         """Return since when a key is certified.  Raise `Refused` when it is too old, another's, or was revoked."""

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lifl.core.errors import Refused, ResourceFault
-from lifl.core.identity import Identity, identity_uri, job_uri
+from lifl.core.identity import AUTHORITY_URI, Identity, identity_uri, job_uri
 from lifl.core.limits import CERTIFICATE_LIFETIME_S, CLOCK_SKEW_S, REQUEST_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -93,31 +93,37 @@ class CertificateAuthority:
         return found
 
     def issue(
-        self, request: bytes, identity: Identity, jobs: Sequence[str], hosts: Sequence[str], now_unix_s: float
+        self,
+        request: bytes,
+        identity: Identity,
+        jobs: Sequence[str],
+        hosts: Sequence[str],
+        now_unix_s: float,
+        own: bool = False,
     ) -> Issued:
         """Certify the key of a signing request (DER) as `identity`'s, for `jobs` alone if there are any.
 
-        `hosts` are the names and addresses by which a node is reached.  Raise `Refused` when the request is none, is
-        not signed by its own key, or its key is not on the curve P-256.
+        `hosts` are the names and addresses by which a node is reached; `own`: that node has the authority.  Raise
+        `Refused` when the request is none, is not signed by its own key, or its key is not on the curve P-256.
         """
         from cryptography import x509
         from cryptography.hazmat.primitives import hashes
         from cryptography.x509.oid import ExtendedKeyUsageOID as Use
 
-        key, own = _key_of(request), self._certificates[0]
-        end = min(_moment(now_unix_s + CERTIFICATE_LIFETIME_S), own.not_valid_after_utc)
+        key, issuer = _key_of(request), self._certificates[0]
+        end = min(_moment(now_unix_s + CERTIFICATE_LIFETIME_S), issuer.not_valid_after_utc)
         if end.timestamp() <= now_unix_s:
             raise ResourceFault("the cluster's authority has expired: make a new one (`lifl cert rotate`)")
         uses = [Use.CLIENT_AUTH, *([Use.SERVER_AUTH] if identity.role == "node" else [])]
-        uris = [identity_uri(self.cluster, identity), *map(job_uri, jobs)]
+        uris = [identity_uri(self.cluster, identity), *map(job_uri, jobs), *([AUTHORITY_URI] if own else [])]
         names = [*map(x509.UniformResourceIdentifier, uris), *map(_host, hosts)]
-        builder = _builder(identity.name, own.subject, key, now_unix_s).not_valid_after(end)
+        builder = _builder(identity.name, issuer.subject, key, now_unix_s).not_valid_after(end)
         extensions: tuple[tuple[x509.ExtensionType, bool], ...] = (
             (x509.BasicConstraints(ca=False, path_length=None), True),
             (_usage(authority=False), True),
             (x509.ExtendedKeyUsage(uses), False),
             (x509.SubjectAlternativeName(names), False),
-            (x509.AuthorityKeyIdentifier.from_issuer_public_key(own.public_key()), False),  # type: ignore[arg-type]
+            (x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key()), False),  # type: ignore[arg-type]
         )
         for extension, critical in extensions:
             builder = builder.add_extension(extension, critical)

@@ -12,11 +12,13 @@ from pathlib import Path
 
 from lifl.core.config.node import NodeConfig, secured
 from lifl.core.errors import Refused, ResourceFault
+from lifl.core.trust.tokens import Token
 from lifl.node.authority.authority import Authority, Handed
 from lifl.node.authority.authority_file import has_authority, open_authority
 from lifl.node.authority.credential_store import CredentialStore
 from lifl.node.authority.revocations import Revocations
 from lifl.tls.contexts import Contexts
+from lifl.tls.enrolment import enrol
 from lifl.tls.folder import load, node_folder, save
 from lifl.tls.signing_request import new_key
 
@@ -24,38 +26,59 @@ ELSEWHERE = "the certificates of this cluster come from elsewhere: it has no aut
 
 
 class Credentials:
-    """The credentials of the node with this number; `hosts` tells by which names and addresses it is reached now."""
+    """The credentials of the node with this number; `hosts` tells by which names and addresses it is reached now.
 
-    def __init__(self, config: NodeConfig, folder: Path, number: int, hosts: Callable[[], Sequence[str]]) -> None:
+    A node that joins and has no identity gets one by the token.  `note` is the audit log's.
+    """
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        folder: Path,
+        number: int,
+        hosts: Callable[[], Sequence[str]],
+        token: Token | None,
+        note: Callable[..., None],
+    ) -> None:
+        self.note = note
         self.store = CredentialStore(folder / "lifl.db")
         self.revocations = Revocations(self.store)
         self.authority: Authority | None = None
         self.contexts: Contexts | None = None
-        self._joins, self._secured = bool(config.join), secured(config)
+        self.joins, self._secured = bool(config.join), secured(config)
         self._folder = node_folder(folder)
         self._name = f"{number:016x}"
         self._hosts = hosts
         if self._secured:
             try:
-                self._open(config, folder)
+                self._open(config, folder, token)
             except BaseException:
                 self.close()
                 raise
 
-    def _open(self, config: NodeConfig, folder: Path) -> None:
+    def _open(self, config: NodeConfig, folder: Path, token: Token | None) -> None:
         files = load(self._folder)
-        if not self._joins and (files is None or has_authority(config, folder)):
+        if not self.joins and (files is None or has_authority(config, folder)):
             authority, path = open_authority(config, folder, self.store)
-            self.authority = Authority(authority, path, self.store, self.revocations)
+            self.authority = Authority(authority, path, self.store, self.revocations, self.note)
             if files is None:
                 self._take_own(self.authority)
                 files = load(self._folder)
+        if files is None and token is not None:
+            enrol(config.join, token, self._name, True, self._hosts()).save(self._folder)
+            files = load(self._folder)
         if files is None:
             raise ResourceFault(
                 f"this node has no identity in {self._folder}: join with a token, `lifl up --join HOST:PORT "
                 "--token-file F`, which an operator makes with `lifl token create --role node`"
             )
         self.contexts = Contexts(files)
+
+    def rotate(self, authority: Authority) -> str:
+        """Put a new authority beside the old one, and have the node's own certificate of it; return its digest."""
+        digest = authority.rotate()
+        self._take_own(authority)
+        return digest
 
     def _take_own(self, authority: Authority) -> None:
         made = new_key()
@@ -70,7 +93,7 @@ class Credentials:
 
     def renew_now(self) -> float:
         """Renew the node's own certificate; return until when the new one is valid.  Raise `Refused`."""
-        self._check_secured()
+        self.check_secured()
         if self.authority is None or self.contexts is None:
             raise Refused("no-authority", "", ELSEWHERE)
         self._take_own(self.authority)
@@ -90,12 +113,13 @@ class Credentials:
 
     def check_home(self, home: str) -> None:
         """Raise `Refused` unless this node is the one whose word about certificates counts."""
-        self._check_secured()
-        if self._joins:
+        self.check_secured()
+        if self.joins:
             where = f"ask the coordinator: lifl --node {home} ..." if home else "its coordinator is not known yet"
             raise Refused("not-the-authority", "", f"this node is not its cluster's authority; {where}")
 
-    def _check_secured(self) -> None:
+    def check_secured(self) -> None:
+        """Raise `Refused` when this node has no certificates."""
         if not self._secured:
             text = "this node has no certificates: it listens on this machine alone, or with --insecure"
             raise Refused("not-secured", "", f"{text}; one that others reach (--listen HOST:PORT) has")

@@ -23,28 +23,34 @@ class CredentialRequests:
         self._credentials = credentials
         self._home = home
 
-    def handle(self, message: Any) -> dict[str, Any] | None:
-        """Return the result of one request; None when it is about something else.  Raise `LiflError`."""
+    def handle(self, message: Any, who: str) -> dict[str, Any] | None:
+        """Return the result of one request of `who`; None when it is about something else.  Raise `LiflError`."""
         credentials = self._credentials
         match message:
             case om.CreateToken(role, pattern, jobs, uses, ttl_s):
                 made = credentials.authority_here(self._home()).create_token(role, pattern, jobs, uses, ttl_s)
+                about = {"token": made.number, "role": role, "name": pattern, "job": ",".join(jobs)}
+                credentials.note("token.made", who, uses=uses, ttl_s=round(ttl_s), **about)
                 return {"token": made.line(), "number": made.number, "expires_unix_s": time.time() + ttl_s}
             case om.ListTokens():
                 credentials.authority_here(self._home())
                 return {"tokens": self._tokens()}
             case om.RevokeToken(number):
-                return self._revoke_token(number)
+                return self._revoke_token(number, who)
             case om.ListCertificates(after):
                 credentials.authority_here(self._home())
                 return self._certificates(after)
             case om.RevokeCertificate(which):
                 credentials.check_home(self._home())
-                return {"revoked": credentials.revocations.revoke(which, credentials.own_serial)}
+                revoked = credentials.revocations.revoke(which, credentials.own_serial)
+                credentials.note("cert.revoked", who, " ".join(revoked), which=which)
+                return {"revoked": revoked}
             case om.RenewCertificate():
                 return {"expires_unix_s": credentials.renew_now()}
             case om.RotateAuthority():
-                return {"digest": credentials.authority_here(self._home()).rotate()}
+                digest = credentials.rotate(credentials.authority_here(self._home()))
+                credentials.note("cert.rotated", who, authority=digest)
+                return {"digest": digest}
             case _:
                 return None
 
@@ -56,13 +62,14 @@ class CredentialRequests:
             lines.append({**line, "jobs": list(row.jobs), "state": row.state(now)})
         return lines
 
-    def _revoke_token(self, number: str) -> dict[str, Any]:
+    def _revoke_token(self, number: str, who: str) -> dict[str, Any]:
         credentials = self._credentials
         credentials.authority_here(self._home())
         if credentials.store.token(number) is None:
             text = f"there is no token {number!r}; `lifl token list` shows them"
             raise Refused("unknown-token", "number", text)
         credentials.store.revoke_token(number, time.time())
+        credentials.note("token.revoked", who, token=number)
         return {"number": number}
 
     def _certificates(self, after: int) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""How a control port takes connections in: of each it reads one frame, the PeerHello, in bounded time and memory.
+"""How a control port takes connections in: of each it reads one frame, in bounded time and memory.
 
-Where connections are secured (`node/security.py`) the handshake comes first, within the same time, and only a node's
-certificate goes on.  How many may be under way, in all and of one source, `node/greetings.py` says.
+That is a PeerHello, or what somebody says who wants a certificate (`core/protocol/enrolment.py`).  Where connections
+are secured (`node/security.py`) the handshake comes first, within the same time; whose certificate may go on is for the
+one to say who answers.  How many may be under way, in all and of one source, `node/greetings.py` says.
 A stranger that sends anything else is told why in a PeerRefusal and shut out; no other connection notices.
 After the PeerHello nothing more is read here: the socket goes on to the side that answers.  `read_frame` is for the
 side that dials, too.
@@ -23,10 +24,11 @@ from lifl.core.errors import RemoteFault
 from lifl.core.fields import Message
 from lifl.core.limits import GREETING_BYTES_MAX, GREETINGS_MAX, GREETINGS_PER_SOURCE_MAX, REFUSAL_CHARS_MAX
 from lifl.core.protocol import cluster as p
+from lifl.core.protocol import enrolment as e
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.node.greetings import Greetings
 from lifl.node.listening import Listening
-from lifl.node.security import NODES, PlainSpeech, Secured, Security
+from lifl.node.security import PlainSpeech, Secured, Security
 from lifl.tls.faults import TlsFault
 from lifl.tls.tls_socket import Stream
 from lifl.tls.waits import received, sent
@@ -42,14 +44,14 @@ LINGER_BYTES_MAX = 256 * 1024
 class Acceptor:
     """Takes connections in, and reads the PeerHello of each; owns `listener`.
 
-    `answer(hello, secured, host)` takes the socket over and returns None, or returns what to say before it is closed;
+    `answer(first, secured, host)` takes the socket over and returns None, or returns what to say before it is closed;
     `turned_away(host, text)` is told of each that is refused for good.
     """
 
     def __init__(
         self,
         listener: socket.socket,
-        answer: Callable[[p.PeerHello, Secured, str], p.Greeting | None],
+        answer: Callable[[e.First, Secured, str], Message | None],
         turned_away: Callable[[str, str], None],
         security: Security,
     ) -> None:
@@ -76,15 +78,14 @@ class Acceptor:
         kept = False
         try:
             prepare(raw)
-            answer: p.Greeting | None = None
+            answer: Message | None = None
             try:
                 async with asyncio.timeout(GREETING_S):
                     taken = await self._security.taken(raw)
-                    taken.check(NODES)
-                    hello = p.read_hello(await read_frame(taken.sock, msgspec.Raw))
+                    first = e.read_first(await read_frame(taken.sock, msgspec.Raw))
                 if _hung_up(raw):
                     return
-                answer = self._answer(hello, taken, host)
+                answer = self._answer(first, taken, host)
                 kept = answer is None
             except TimeoutError:
                 answer = p.PeerRefusal(f"no PeerHello was complete within {GREETING_S:g} s")

@@ -15,16 +15,21 @@ from typing import Any
 from lifl.core import events as ev
 from lifl.core.config.values import split_address
 from lifl.core.engine import Engine
+from lifl.core.identity import ROLES
 from lifl.core.limits import TREE_LINES_MAX
 from lifl.core.planning.capacity import NodeLoad
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
+from lifl.core.protocol import enrolment as e
 from lifl.core.protocol.peer_check import checked
 from lifl.node import machine
 from lifl.node.audit_log import AuditLog
+from lifl.node.authority.credentials import Credentials
+from lifl.node.authority.desk import Desk
 from lifl.node.cluster.transport import Peers, Send
 from lifl.node.database import DatabaseFault
 from lifl.node.driver import Driver
+from lifl.node.security import Secured, Security
 from lifl.node.store import NodeStore
 from lifl.node.views import NodeIdentity, tree_lines
 
@@ -42,6 +47,7 @@ class Bridge:
         driver: Driver,
         store: NodeStore,
         audit: AuditLog,
+        credentials: Credentials,
     ) -> None:
         self._audit = audit
         self._listener = listener
@@ -50,7 +56,9 @@ class Bridge:
         self._store = store
         self.incarnation = store.next_incarnation()
         self._beats: dict[int, p.Heartbeat] = {}  # by node: what it told last of itself
-        self.peers = Peers(listener, self._hello, not join, join, self)
+        self._desk = Desk(credentials, self.coordinator)
+        security = Security(credentials.contexts)
+        self.peers = Peers(listener, self._hello, not join, join, self, security=security)
 
     @property
     def control(self) -> str:
@@ -156,6 +164,18 @@ class Bridge:
     def order(self, order: o.Order) -> None:
         """Obey an order of the coordinator."""
         self._driver.handle(order)
+
+    # ---- who wants a certificate -----------------------------------------------------------------------------------
+
+    def coordinator(self) -> str:
+        """Return the coordinator's control address; empty while none is known."""
+        return next((str(row["control"]) for row in self.peers.members() if row["role"] == "coordinator"), "")
+
+    def asked(self, asking: e.Asking, secured: Secured, host: str) -> e.Answer:
+        """Answer who wants a certificate, with one that it has or with none."""
+        if not secured.is_open and not secured.is_stranger:
+            secured.check(ROLES)
+        return self._desk.answer(asking, secured.peer, host)
 
     # ---- what is shown ---------------------------------------------------------------------------------------------
 

@@ -23,10 +23,11 @@ from lifl.core.errors import LocalFault
 from lifl.core.fields import Message
 from lifl.core.limits import GATEWAYS_TOLD_MAX
 from lifl.core.protocol import cluster as p
+from lifl.core.protocol import enrolment as e
 from lifl.node.cluster.acceptor import Acceptor
 from lifl.node.cluster.agent_side import AgentHandler, AgentSide
 from lifl.node.cluster.coordinator_side import CoordinatorHandler, CoordinatorSide, Send
-from lifl.node.security import Security
+from lifl.node.security import NODES, Secured, Security
 
 __all__ = ["Handler", "Peers", "Send"]
 
@@ -36,6 +37,10 @@ class Handler(CoordinatorHandler, AgentHandler, Protocol):
 
     def turned_away(self, host: str, text: str) -> None:
         """Note that whoever came from `host` to the control port may not join, and why."""
+        ...
+
+    def asked(self, asking: e.Asking, secured: Secured, host: str) -> Message:
+        """Return what is said to who wants a certificate.  Raise `TlsFault` when the one that it shows is of no use."""
         ...
 
 
@@ -64,7 +69,14 @@ class Peers:
             if coordinator
             else AgentSide(hello, join, handler, timing, security)
         )
-        self._acceptor = Acceptor(listener, self._side.answer, handler.turned_away, security)
+        self._handler = handler
+        self._acceptor = Acceptor(listener, self._answer, handler.turned_away, security)
+
+    def _answer(self, first: e.First, secured: Secured, host: str) -> Message | None:
+        if not isinstance(first, p.PeerHello):
+            return self._handler.asked(first, secured, host)
+        secured.check(NODES)
+        return self._side.answer(first, secured, host)
 
     def send(self, node: int, message: Message) -> None:
         """Send to an agent, as the coordinator; the message is dropped when it is not connected."""
