@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from lifl.core.config.job import JobConfig
+from lifl.core.config.parse import is_utf8
 from lifl.core.errors import ConfigError, ResourceFault
 from lifl.core.limits import CONFIG_FILE_BYTES_MAX
 from lifl_cli.rule_apart import states_apart, states_of
@@ -54,8 +55,19 @@ def resolve(config: JobConfig, folder: Path, state_dir: Path) -> JobConfig:
     if selection.clients_file:
         clients_file = str(absolute(str(selection.clients_file), folder))
         selection = msgspec.structs.replace(selection, clients_file=clients_file)
-    rule_folder = str(absolute(config.aggregation.rule_folder or ".", folder))
-    aggregation = msgspec.structs.replace(config.aggregation, rule_folder=rule_folder)
+    aggregation = config.aggregation
+    rule_folder = str(absolute(aggregation.rule_folder or ".", folder))
+    if ":" in aggregation.rule or is_utf8(rule_folder):  # a built-in rule needs none
+        aggregation = msgspec.structs.replace(aggregation, rule_folder=rule_folder)
+    for key, named in (
+        ("model.path", model.path),
+        ("selection.clients_file", selection.clients_file),
+        ("checkpoint.folder", checkpoint.folder),
+        ("aggregation.rule_folder", aggregation.rule_folder),
+    ):
+        if not is_utf8(str(named)):
+            text = f"{named!r} is not UTF-8, and cannot be told to lifld; rename its folder, or name another place"
+            raise ConfigError(key, text)
     parts = {"model": model, "selection": selection, "checkpoint": checkpoint, "aggregation": aggregation}
     return msgspec.structs.replace(config, **parts)
 

@@ -245,6 +245,36 @@ def test_a_rule_that_ends_its_process_when_it_is_loaded_is_refused_and_its_key_i
     assert "aggregation.rule: " in done.stderr and says in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("key", "given"),
+    [
+        ("model.path", {"model": {"path": "m"}}),
+        ("checkpoint.folder", {"checkpoint": {"folder": "c"}}),
+        ("selection.clients_file", {"selection": {"clients_per_round": 1, "clients_file": "f"}}),
+        ("aggregation.rule_folder", {"aggregation": {"rule": "mine:Rule"}}),
+        ("", {}),
+    ],
+)
+def test_a_folder_that_is_not_utf8_is_told_with_the_key_that_it_comes_into(
+    tmp_path: Path, key: str, given: dict[str, Any]
+) -> None:
+    (tmp_path / "m").touch()
+    folder = Path(os.fsdecode(bytes(tmp_path) + b"/\xff"))
+    folder.mkdir()
+    (folder / "m").touch()
+    table: dict[str, Any] = {
+        "job": {"name": "j", "rounds": 1},
+        "selection": {"clients_per_round": 1},
+        "model": {"path": str(tmp_path / "m")},
+    }
+    config = parse_job(table | given)
+    if not key:
+        assert config_file.resolve(config, folder, tmp_path).model.path == str(tmp_path / "m")
+        return
+    with pytest.raises(ConfigError, match=rf"^{key}: .*udcff.* is not UTF-8"):
+        config_file.resolve(config, folder, tmp_path)
+
+
 # ---- lifl model
 # -------------------------------------------------------------------------------------------------
 
