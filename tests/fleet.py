@@ -487,10 +487,10 @@ def gated(node: Node, *places: str) -> Iterator[tuple[dict[str, Any], list[Gate]
     folder = node.state_dir / "configs"
     folder.mkdir(exist_ok=True)
     (folder / "gated_rule.py").write_text(RULE)
-    gates = [Gate(node.state_dir / "gates" / place) for place in places]
+    gates = [Gate(folder / "gates" / place) for place in places]
     keys = {
         "aggregation__rule": "gated_rule:Gated",
-        "aggregation__options": {"gates": str(node.state_dir / "gates")},
+        "aggregation__options": {"gates": str(folder / "gates")},
     }
     try:
         yield keys, gates

@@ -91,6 +91,20 @@ def has_no_sklearn() -> bool:
     return importlib.util.find_spec("sklearn") is None
 
 
+def has_no_landlock() -> bool:
+    """The kernel has no Landlock, or it is switched off."""
+    from lifl.confine import landlock
+
+    return not landlock.version()
+
+
+def has_no_common_python() -> bool:
+    """No interpreter can be made that another account can run, with what LIFL needs."""
+    from accounts import common_python
+
+    return common_python() is None
+
+
 ALLOWED: dict[str, Callable[[], bool]] = {
     r"no memory group": has_no_memory_groups,
     r"needs root|only root can|need root": is_no_root,
@@ -99,6 +113,8 @@ ALLOWED: dict[str, Callable[[], bool]] = {
     r"limit of open files": has_few_descriptors,
     r"right to mount": has_no_mounts,
     r"huge pages of shared memory": has_no_huge_pages,
+    r"needs Landlock": has_no_landlock,
+    r"other accounts can run": has_no_common_python,
     r"no C compiler": has_no_compiler,
     r"scikit-learn": has_no_sklearn,
 }

@@ -12,8 +12,10 @@ bound (`WAIT_S`) is for what never comes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+import selectors
 import shutil
 import socket
 import tempfile
@@ -28,10 +30,10 @@ WAIT_S = 120.0
 class Visit:
     """A process that has come to a point, and waits there; it is the `number`-th time that this process has."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, line: bytes, connection: socket.socket) -> None:
         self._connection = connection
-        line = connection.makefile("r").readline().split()
-        self.point, self.pid, self.number = line[0], int(line[1]), int(line[2])
+        point, pid, number = line.decode().split()
+        self.point, self.pid, self.number = point, int(pid), int(number)
 
     def go(self) -> None:
         """It goes on."""
@@ -97,18 +99,18 @@ class Stops:
         self._folder = tempfile.mkdtemp(prefix="lt-", dir="/tmp")
         path = Path(self._folder) / "stops"
         self.variable = ";".join(f"{point}=pause:{path}" for point in self.points)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.bind(str(path))
         self._listener.listen(128)
+        self._ending, self._ended = socket.socketpair()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *_error: object) -> None:
         """Lets all go that are held or still come."""
-        self._listener.shutdown(socket.SHUT_RDWR)
+        self._ending.close()
         self._thread.join(WAIT_S)
-        self._listener.close()
         shutil.rmtree(self._folder)
         for hold in self._holds:
             if hold._visit is not None:
@@ -124,18 +126,37 @@ class Stops:
             return self._holds[-1]
 
     def _serve(self) -> None:
-        while True:
+        """Takes in the processes that have points, and what each, or one that it has forked, says."""
+        with selectors.DefaultSelector() as watched, self._listener, self._ended:
+            watched.register(self._listener, selectors.EVENT_READ)
+            watched.register(self._ended, selectors.EVENT_READ)
             try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            try:
-                visit = Visit(connection)
-            except (IndexError, ConnectionError):  # it was killed before it could say where it is
+                while self._serve_one(watched):
+                    pass
+            finally:
+                for key in list(watched.get_map().values()):
+                    key.fileobj.close()  # type: ignore[union-attr]
+
+    def _serve_one(self, watched: selectors.BaseSelector) -> bool:
+        for key, _ in watched.select():
+            if key.fileobj is self._ended:
+                return False
+            if key.fileobj is self._listener:
+                watched.register(self._listener.accept()[0], selectors.EVENT_READ)
+                continue
+            connection = key.fileobj
+            assert isinstance(connection, socket.socket)
+            line, descriptors = b"", []
+            with contextlib.suppress(ConnectionError):
+                line, descriptors, _flags, _address = socket.recv_fds(connection, 256, 1)
+            if not line:  # all that could say something there have ended
+                watched.unregister(connection)
                 connection.close()
                 continue
+            visit = Visit(line, socket.socket(fileno=descriptors[0]))
             with self._lock:
                 self._meet(visit)
+        return True
 
     def _meet(self, visit: Visit) -> None:
         self.visits[visit.point] += 1

@@ -44,10 +44,12 @@ def main() -> int:
     config: NodeConfig = parse_node(msgspec.json.decode(given))
     token = read_token(line.decode()) if line else None
     pipe = ReadyPipe()
+    from lifl.confine.account import Account
     from lifl.node.daemon import run
 
-    os.chdir(config.state_dir)
     try:
+        with Account(config.user).lowered():  # root may be kept out of it, where it has few capabilities
+            os.chdir(config.state_dir)
         run(config, lambda info: pipe.send("ready", info), log_to_file=True, token=token)
     except LiflError as error:
         pipe.send("error", str(error))

@@ -295,6 +295,7 @@ def _segments(_state_dir: Path) -> Iterator[Finding]:
             continue  # it has ended
         else:
             mapped |= {name for name in names if f"{SHM}/{name}" in maps}
+    mapped |= {name for name in names - mapped if _is_locked(SHM / name)}
     for name in sorted(names - mapped):
         try:
             about = (SHM / name).stat()
@@ -315,12 +316,34 @@ def _segments(_state_dir: Path) -> Iterator[Finding]:
         yield Finding("ok", "orphan segments", f"none in {SHM}")
 
 
+def _is_locked(segment: Path) -> bool:
+    """Return whether a `lifld` holds the segment, as its lock says; of another user's nothing is said.
+
+    A lock that is taken to ask could be in the way of a start.
+    """
+    try:
+        about = segment.stat()
+        locks = Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return False
+    place = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino}"
+    return os.geteuid() in (0, about.st_uid) and any("FLOCK" in line and place in line.split() for line in locks)
+
+
 def _runs(state_dir: Path) -> bool:
     try:
         with DaemonClient(state_dir):
             return True
     except ResourceFault:
         return False
+
+
+def _boxes(state_dir: Path) -> Iterator[Finding]:
+    """Look at what the processes of a running node have given up."""
+    from lifl_cli.boxes import boxes
+
+    for name, text, missing in boxes(state_dir):
+        yield Finding("warn" if missing else "ok", name, text, missing)
 
 
 def _kernel(_state_dir: Path) -> Iterator[Finding]:
@@ -351,4 +374,5 @@ CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
     _state_folder,
     _contents,
     _segments,
+    _boxes,
 )

@@ -44,6 +44,7 @@ NODE_FLAGS = {
     "token_file": "The file with the token by which a node joins that has no identity yet; - is standard input.",
     "ca_cert": "The cluster's authority, if it is not to be made: certificate, and those above it.",
     "ca_key": "The key of --ca-cert.",
+    "user": "Run as this user; root starts it, and loads eBPF before.",
     "insecure": "Listen beyond loopback although nothing is encrypted.",
 }
 PATH_KEYS = ("token_file", "ca_cert", "ca_key")
@@ -85,7 +86,7 @@ def node_flags(command: F) -> F:
 def up(detach: bool, config_path: str | None, state_dir: str | None, as_json: bool, **flags: Any) -> None:
     """Start lifld, the daemon of this machine."""
     config = _node_config(config_path, state_dir, {key: flags[key] for key in NODE_FLAGS})
-    _make_state_dir(Path(config.state_dir))
+    _make_state_dir(config)
     printed = _announce_json if as_json else _announce
     announce = partial(_tell, partial(printed, insecure=open_to_others(config)))
     token = _token(config)
@@ -122,10 +123,13 @@ def _token(config: NodeConfig) -> Token | None:
     return token_of(config.token_file)
 
 
-def _make_state_dir(folder: Path) -> None:
+def _make_state_dir(config: NodeConfig) -> None:
+    from lifl.confine.account import Account
     from lifl.node.modes import private_folder
 
+    folder = Path(config.state_dir)
     try:
+        Account(config.user).own(folder)
         private_folder(folder)
     except OSError as error:
         raise ResourceFault(
@@ -188,9 +192,12 @@ def _start_detached(config: NodeConfig, token: Token | None) -> dict[str, Any]:
     """Start `lifld` in its own session; return its report.  Raise `ResourceFault` with its reason."""
     log_path = Path(config.state_dir) / LOG_FILE
     # What the interpreter itself may say before and beside the log goes to the log's file too.
+    from lifl.confine.account import Account
     from lifl.node.modes import open_private
 
-    with open(open_private(log_path, os.O_WRONLY | os.O_APPEND), "ab") as log:
+    with Account(config.user).lowered():
+        log_fd = open_private(log_path, os.O_WRONLY | os.O_APPEND)
+    with open(log_fd, "ab") as log:
         child = subprocess.Popen(
             # -P: the working folder must not shadow modules.
             [sys.executable, "-P", "-m", "lifl_cli.detached"],

@@ -18,8 +18,10 @@ Each entry is POINT=ACTION, with @N only at the N-th hit of this point in this p
     pause:SOCKET  tells the test that the point is reached, and waits until the test lets it go on
     count         nothing: `hits` tells how often the point was reached
 
-**Pause.**  The process connects to the AF_UNIX stream socket at the path, writes the line "POINT PID N" and reads.  The
-test answers one of the actions above, or "" to go on; a test that is gone lets everything go on.  What is paused is the
+**Pause.**  A process connects to the AF_UNIX socket (SOCK_SEQPACKET) at the path when its points are switched on, for
+later it may be in a box that allows no connection; what it forks inherits that.  At the point it sends "POINT PID N"
+with one end of a socket pair of its own, and reads the other.  The test answers one of the actions above, or "" to go
+on; a test that is gone lets everything go on.  What is paused is the
 thread that came there: in `lifld`, where one thread does it all, that is the whole daemon, as by SIGSTOP at that line.
 No side sleeps or polls.  `tests/stops.py` is the test's end.
 
@@ -125,6 +127,7 @@ on = False
 
 _entries: dict[str, list[_Entry]] = {}
 _hits: Counter[str] = Counter()
+_tests: dict[str, socket.socket] = {}  # by the path at which the test listens
 
 
 def arm(text: str) -> None:
@@ -134,7 +137,10 @@ def arm(text: str) -> None:
         name, _, what = item.partition("=")
         if name not in POINTS:
             raise ConfigError(VARIABLE, f"{name!r} is no failpoint; they stand in lifl/failpoints.py")
-        _entries.setdefault(name, []).append(_parse(item, what))
+        entry = _parse(item, what)
+        _entries.setdefault(name, []).append(entry)
+        if entry.action == "pause" and entry.argument not in _tests:
+            _connect(entry.argument)
     if _entries:
         hit, on = _hit, True
 
@@ -145,6 +151,8 @@ def disarm() -> None:
     hit, on = _off, False
     _entries.clear()
     _hits.clear()
+    while _tests:
+        _tests.popitem()[1].close()
 
 
 @contextmanager
@@ -160,6 +168,16 @@ def armed(text: str) -> Iterator[None]:
 def hits(name: str) -> int:
     """Return how often this process has come to a point since points were switched on."""
     return _hits[name]
+
+
+def _connect(path: str) -> None:
+    test = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        test.connect(path)
+    except OSError:  # it is gone
+        test.close()
+    else:
+        _tests[path] = test
 
 
 def _parse(item: str, what: str) -> _Entry:
@@ -203,11 +221,15 @@ def _do(name: str, number: int, entry: _Entry) -> None:
 
 def _ask(name: str, number: int, path: str) -> str:
     """Return what the test wants done here; "" when it says so, or when there is none any more."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as test:
+    test = _tests.get(path)
+    if test is None:
+        return ""
+    ours, theirs = socket.socketpair()
+    with ours:
         try:
-            test.connect(path)
-            test.sendall(f"{name} {os.getpid()} {number}\n".encode())
-            return test.recv(ANSWER_BYTES_MAX).decode().strip()
+            with theirs:
+                socket.send_fds(test, [f"{name} {os.getpid()} {number}".encode()], [theirs.fileno()])
+            return ours.recv(ANSWER_BYTES_MAX).decode().strip()
         except OSError:
             return ""
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from accounts import NOBODY, common_python
 from lifl_cli.main import COMMANDS
 from nodes import LIFL, Node, run_lifl
 
@@ -30,8 +31,6 @@ ARGUMENTS = {
     "top": ["--json"],
     "debug": ["record"],
 }
-NOBODY = 54_321
-"""A number that no account has."""
 AS_NOBODY = [
     "setpriv",
     f"--reuid={NOBODY}",
@@ -42,6 +41,9 @@ AS_NOBODY = [
     "--inh-caps=-all,+dac_read_search",
     "--ambient-caps=-all,+dac_read_search",
 ]
+WITHOUT_RIGHTS = [*AS_NOBODY[:4], "--bounding-set=-all", "--inh-caps=-all"]
+COMMON = [str(common_python()), "-P", "-m", "lifl_cli.main"]
+needs_accounts = pytest.mark.skipif(common_python() is None, reason="no interpreter that other accounts can run")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another account")
 
 
@@ -68,11 +70,11 @@ def test_an_account_without_an_entry_and_home_is_told_to_name_the_folder(name: s
     one_line(done, str(NOBODY), "HOME", "--state", "LIFL_STATE")
 
 
-@needs_root
+@needs_accounts
 def test_an_account_without_an_entry_runs_a_node_in_a_folder_that_it_names(state_dir: Path) -> None:
     os.chown(state_dir, NOBODY, NOBODY)
     nice = ["nice", "-n", "15"]  # and may not take back that it is nicer than its threads are to be
-    done = lifl(*AS_NOBODY, *nice, *LIFL, "up", "-d", "--state", str(state_dir), *FLAGS, cwd="/tmp")
+    done = lifl(*WITHOUT_RIGHTS, *nice, *COMMON, "up", "-d", "--state", str(state_dir), *FLAGS, cwd="/tmp")
     assert done.returncode == 0, done.stderr
     done = lifl(*AS_NOBODY, *LIFL, "down", "--state", str(state_dir), cwd="/tmp")
     assert done.returncode == 0, done.stderr
@@ -156,25 +158,25 @@ def test_a_soft_limit_on_the_size_of_files_is_raised(state_dir: Path) -> None:
     assert run_lifl("down", "--state", str(state_dir)).returncode == 0
 
 
-@needs_root
+@needs_accounts
 def test_no_umask_keeps_the_owner_out(state_dir: Path) -> None:
     os.chown(state_dir, NOBODY, NOBODY)
     folder = state_dir / "state"
-    command = shlex.join([*LIFL, "up", "-d", "--state", str(folder), *FLAGS])
-    done = lifl("setpriv", f"--reuid={NOBODY}", "--clear-groups", *AS_NOBODY[4:], "sh", "-c", f"umask 0777; {command}")
+    command = shlex.join([*COMMON, "up", "-d", "--state", str(folder), *FLAGS])
+    done = lifl(*WITHOUT_RIGHTS, "sh", "-c", f"umask 0777; {command}", cwd="/")
     assert done.returncode == 0, done.stderr
     modes = {path.name: path.stat().st_mode for path in (folder, *folder.iterdir()) if not path.is_symlink()}
     assert all(mode & 0o600 == 0o600 for mode in modes.values()), {name: oct(mode) for name, mode in modes.items()}
     assert lifl(*AS_NOBODY, *LIFL, "down", "--state", str(folder)).returncode == 0
 
 
-@needs_root
+@needs_accounts
 def test_doctor_of_another_account_does_not_call_a_live_arena_an_orphan(
     start_node: Callable[..., Node], state_dir: Path
 ) -> None:
     node = start_node()
     os.chmod(state_dir, 0o755)
-    done = lifl(*AS_NOBODY, *LIFL, "doctor", "--json", "--state", str(state_dir / "none"), cwd="/tmp")
+    done = lifl(*WITHOUT_RIGHTS, *COMMON, "doctor", "--json", "--state", str(state_dir / "none"), cwd="/tmp")
     about = [line for line in json.loads(done.stdout) if node.segment.name in line["text"]]
     assert [line["what"] for line in about] == ["shared segment"]
     assert "cannot see who uses it" in about[0]["text"]

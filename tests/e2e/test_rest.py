@@ -115,7 +115,17 @@ def test_down_in_the_middle_of_a_round_leaves_nothing(start_node: Callable[..., 
         assert not [pid for pid in processes if lives(pid)]
         assert not segment.exists()
         left = {path.name for path in node.state_dir.iterdir()}
-        assert left <= {"lifl.db", "lifld.log", "lifld.lock", "children.lock", "jobs", "configs", "models"}
+        assert left <= {
+            "lifl.db",
+            "lifld.log",
+            "lifld.lock",
+            "children.lock",
+            "jobs",
+            "audit",
+            "identity",
+            "configs",
+            "models",
+        }
         node.up("--listen", address)
         assert node.info["adopted"] == {"jobs": 1, "updates": 0}
         team.release()

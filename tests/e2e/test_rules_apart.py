@@ -116,7 +116,9 @@ def test_one_that_ends_its_process_fails_soon_and_holds_no_other_job(
 
 def test_what_it_forks_takes_no_task_and_does_not_stay(start_node: Callable[..., Node]) -> None:
     node = start_node(*FLAGS)
-    assert harmful(node, "fork")["status"] == "finished"
+    over = harmful(node, "fork")
+    assert over["status"] == "failed"
+    assert "PermissionError" in over["reason"] and "start no process" in over["reason"]
     below = psutil.Process(node.pid).children(recursive=True)
     node.down()
     until("the end of all processes", lambda: not any(process.is_running() for process in below))

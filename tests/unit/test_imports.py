@@ -23,15 +23,16 @@ LAYERS = {
     "failpoints": {"core"},
     "tls": {"core"},
     "shm": {"core"},
+    "confine": {"core"},
     "redirect": {"core"},
     "rules": {"core"},
-    "worker": {"core", "failpoints", "shm", "redirect", "rules"},
-    "node": {"core", "failpoints", "tls", "shm", "redirect", "rules"},
+    "worker": {"core", "confine", "failpoints", "shm", "redirect", "rules"},
+    "node": {"core", "confine", "failpoints", "tls", "shm", "redirect", "rules"},
     "client": {"core", "tls"},
     "examples": {"core", "client"},
     "cli": {"core", "client"},
 }
-CLI_WITHIN_FUNCTIONS = {"tls", "node", "rules", "redirect", "examples", "shm"}
+CLI_WITHIN_FUNCTIONS = {"confine", "node", "rules", "redirect", "examples", "shm", "tls"}
 CORE_FORBIDDEN = {"asyncio", "socket", "os", "time", "secrets", "select", "subprocess", "threading", "signal", "numpy"}
 CLIENT_MAY = "lifl.shm.mapping."
 """A client of the same machine maps the arena as everybody else does."""

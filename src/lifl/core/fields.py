@@ -91,6 +91,8 @@ Gateways = Annotated[tuple[Address, ...], msgspec.Meta(max_length=GATEWAYS_TOLD_
 """Addresses of gateways, HOST:PORT."""
 Path = Annotated[str, msgspec.Meta(max_length=PATH_CHARS_MAX)]
 ConfigPath = Annotated[str, msgspec.Meta(max_length=CONFIG_PATH_CHARS_MAX, pattern=r"\A[^\x00]*\Z")]
+UserName = Annotated[str, msgspec.Meta(max_length=WORD_CHARS_MAX, pattern=r"\A([A-Za-z_][A-Za-z0-9_.-]*)?\Z")]
+"""An account of the machine; empty: none is named."""
 StateNames = Annotated[tuple[Name, ...], msgspec.Meta(max_length=STATES_MAX)]
 Segments = Annotated[tuple[Segment, ...], msgspec.Meta(max_length=len(DTYPE_BYTES))]
 Treatment = Annotated[tuple[Treated, ...], msgspec.Meta(max_length=TENSORS_MAX)]

@@ -272,3 +272,14 @@ GUESSES_MAX = 10
 GUESS_WINDOW_S = 60.0
 GUESS_SOURCES_MAX = 4_096
 """Sources of wrong tokens that are remembered, those of the latest."""
+
+# ---- the boxes of processes (`confine/box.py`) -----------------------------------------------------------------------
+
+GATEWAY_DATA_BYTES = 1 << 30
+"""Memory of a gateway's own, beside the arena: what it holds for all connections together, several times."""
+GATEWAY_CONNECTION_BYTES = 128 * 1024
+"""And for each connection that it may have: a small frame that is not complete, and its books."""
+WORKER_DATA_BYTES_MIN = 256 * 1024 * 1024
+"""Memory of a worker's own: its share of what the arena leaves of the machine's (or container's), at least this."""
+WORKER_DESCRIPTORS_MAX = 256
+"""Of a worker: its link, its port with connections to other workers, and what its rule opens."""

@@ -22,6 +22,7 @@ from typing import Any
 import uvloop
 
 from lifl import failpoints
+from lifl.confine.account import Account
 from lifl.core import events as ev
 from lifl.core.config.node import NodeConfig
 from lifl.core.coordinator.nodes import Node
@@ -46,8 +47,9 @@ from lifl.node.driver import Driver
 from lifl.node.link import Link
 from lifl.node.locks import StateLocks
 from lifl.node.meters import Meters
-from lifl.node.modes import open_private
+from lifl.node.modes import open_private, private_folder
 from lifl.node.performer import Performer
+from lifl.node.privileged import Privileged, opened_by
 from lifl.node.process_state import ended_text
 from lifl.node.requests import Requests
 from lifl.node.resume import resume_jobs
@@ -55,7 +57,9 @@ from lifl.node.status import NodeStatus
 from lifl.node.store import NodeStore
 from lifl.node.views import NodeIdentity
 from lifl.node.workers import Workers
+from lifl.redirect import open_redirector
 from lifl.shm.segment import SegmentLock
+from lifl.tls.folder import node_folder
 
 log = logging.getLogger("lifl.daemon")
 
@@ -82,9 +86,16 @@ class Daemon:
     """One node, from its start to its end."""
 
     def __init__(
-        self, config: NodeConfig, folder: Path, locks: StateLocks, done: asyncio.Event, token: Token | None
+        self,
+        config: NodeConfig,
+        folder: Path,
+        locks: StateLocks,
+        opened: Privileged,
+        done: asyncio.Event,
+        token: Token | None,
     ) -> None:
         self.config = config
+        self._privileged = opened
         self.folder = folder
         self.failure: ResourceFault | None = None
         self.done = done
@@ -103,7 +114,6 @@ class Daemon:
 
     def _open(self, locks: StateLocks, token: Token | None) -> None:
         config, folder, opened = self.config, self.folder, self._opened
-        failpoints.hit("lifld.open.before")
         self.audit = AuditLog(folder / AUDIT_FOLDER)
         opened.callback(self.audit.close)
         self._callers = Callers(self.audit)
@@ -113,7 +123,7 @@ class Daemon:
         addresses = [address for address in (config.listen, config.control) if address]
         self.credentials = Credentials(config, folder, number, lambda: hosts_of(addresses), token, self.audit.note)
         opened.callback(self.credentials.close)
-        tcp = opened.enter_context(machine.listen_tcp(config.listen))
+        tcp = self._privileged.gateway
         unix = opened.enter_context(listen_unix(folder / "gateway.sock"))
         opened.callback((folder / "gateway.sock").unlink, missing_ok=True)
         lock = opened.enter_context(contextlib.closing(SegmentLock(f"/lifl-{number:016x}")))
@@ -150,14 +160,18 @@ class Daemon:
 
     def _open_children(self, locks: StateLocks, tcp: socket.socket, unix: socket.socket) -> None:
         config, opened = self.config, self._opened
-        self.zygote = self._child("lifl.worker.zygote", [], [locks.children], wm.FromZygote, self._from_zygote)
+        box = ["--state", str(self.folder), "--data-bytes", str(machine.worker_data_bytes(config))]
+        self.zygote = self._child("lifl.worker.zygote", box, [locks.children], wm.FromZygote, self._from_zygote)
         opened.callback(self.zygote.stop, CHILD_END_S)  # after the workers' links, at whose end the workers go
         events = (self._from_worker, self._worker_gone, self._bounced)
-        self.workers = Workers(self.zygote, config.redirector, self.folder, *events)
+        redirector = open_redirector(config.redirector, self.folder, self._privileged.program)
+        self.workers = Workers(self.zygote, redirector, *events)
         opened.callback(self.workers.end)
         gateway = ["--tcp-fd", str(tcp.fileno()), "--unix-fd", str(unix.fileno())]
         for quota in GATEWAY_QUOTAS:
             gateway += [f"--{quota.replace('_', '-')}", str(getattr(config, quota))]
+        private_folder(node_folder(self.folder))  # there before the gateway shuts itself in
+        gateway += ["--readable", str(node_folder(self.folder))]
         passed = [locks.children, tcp.fileno(), unix.fileno()]
         self.gateway = self._child("lifl.node.gateway.main", gateway, passed, gm.FromGateway, self._from_gateway)
         opened.callback(self.gateway.stop, CHILD_END_S)
@@ -188,8 +202,8 @@ class Daemon:
         self.gateway.start()
         self._performer.perform(self.engine.schemas())
         await self._until_ready()
-        if self.config.control or self.config.join:
-            self._bridge = self._join()
+        if self._privileged.control is not None:
+            self._bridge = self._join(self._privileged.control)
         self._requests.unreadable = resumed.unreadable
         self.status.warnings += [
             f"job {name} could not be taken up: {why}; `lifl cancel {name}` ends it"
@@ -213,8 +227,7 @@ class Daemon:
             said = self.gateway.last_words() or "nothing"
             raise ResourceFault(f"the gateway was not ready within {START_S:g} s; it said: {said}")
 
-    def _join(self) -> Bridge:
-        listener = machine.listen_tcp(self.config.control or "127.0.0.1:0")
+    def _join(self, listener: socket.socket) -> Bridge:
         bridge = Bridge(
             listener, self.config.join, self.identity, self._driver, self.store, self.audit, self.credentials
         )
@@ -281,6 +294,7 @@ class Daemon:
             return
         match message:
             case gm.GatewayReady():
+                self.status.landlock["gateway"] = message.landlock
                 if not self._ready.done():
                     self._ready.set_result(None)
                 return
@@ -311,6 +325,8 @@ class Daemon:
 
     def _from_zygote(self, message: Any) -> None:
         match message:
+            case wm.ZygoteReady():
+                self.status.landlock["zygote"] = message.landlock
             case wm.Forked(worker, pid):
                 self.workers.forked(worker, pid)
             case wm.Exited(worker, pid, status):
@@ -356,23 +372,34 @@ def run(config: NodeConfig, announce: Announce, log_to_file: bool = False, token
 
     Raise `LiflError` (core/errors.py) when it cannot start, or when one of its processes ends again and again.
     """
+    account = Account(config.user)
     descriptors.raise_for_node(config, machine.workers_max(config))
+    account.lower()
+    account.check()
     folder = machine.state_folder(config)
     locks = StateLocks(folder)
     try:
         _set_up_log(folder, log_to_file)
-        uvloop.run(_run(config, folder, locks, announce, token))
+        uvloop.run(_run(config, folder, locks, account, announce, token))
     finally:
         locks.close()
 
 
-async def _run(config: NodeConfig, folder: Path, locks: StateLocks, announce: Announce, token: Token | None) -> None:
+async def _run(
+    config: NodeConfig, folder: Path, locks: StateLocks, account: Account, announce: Announce, token: Token | None
+) -> None:
     loop, done = asyncio.get_running_loop(), asyncio.Event()
     for number in ENDS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             loop.add_signal_handler(number, done.set)
-    daemon = Daemon(config, folder, locks, done, token)
-    loop.set_exception_handler(daemon.failed)
+    failpoints.hit("lifld.open.before")
+    with opened_by(account, config) as opened:
+        daemon = Daemon(config, folder, locks, opened, done, token)
+        await _live(daemon, announce)
+
+
+async def _live(daemon: Daemon, announce: Announce) -> None:
+    asyncio.get_running_loop().set_exception_handler(daemon.failed)
     try:
         report = await daemon.start()
         log.info("daemon.ready %s", report)

@@ -16,7 +16,7 @@ from lifl.core.config.node import NodeConfig
 from lifl.core.config.values import split_address
 from lifl.core.errors import ConfigError, ResourceFault
 from lifl.core.ids import Key, Kind
-from lifl.core.limits import CLIENTS_FILE_BYTES_MAX, OBJECTS_MAX, STATE_DIR_BYTES_MAX
+from lifl.core.limits import CLIENTS_FILE_BYTES_MAX, OBJECTS_MAX, STATE_DIR_BYTES_MAX, WORKER_DATA_BYTES_MIN
 from lifl.core.modelfile import LENGTH_BYTES, decode_header, header_bytes
 from lifl.core.protocol.contribution import Contribution, unpack_contributions
 from lifl.core.schema import TensorSpec
@@ -158,6 +158,16 @@ def check_memory_limit(arena_bytes: int, root: Path = cgroups.ROOT) -> None:
             f"{limit.limit_bytes} bytes of memory that this container is allowed ({limit.where}): raise that limit, or "
             "give the node a smaller arena (--arena-bytes)"
         )
+
+
+def worker_data_bytes(config: NodeConfig, root: Path = cgroups.ROOT) -> int:
+    """Return the memory that a worker may have for itself.
+
+    It is a fair share, with `lifld` and gateway, of what the arena leaves of the machine's or the container's.
+    """
+    limit, total = cgroups.memory_limit(root), int(psutil.virtual_memory().total)
+    left = (total if limit is None else min(total, limit.limit_bytes)) - config.arena_bytes
+    return max(WORKER_DATA_BYTES_MIN, left // (workers_max(config, root) + 2))
 
 
 def listen_tcp(address: str) -> socket.socket:

@@ -52,6 +52,7 @@ class NodeStatus:
         self._started_unix_s = time.time()
         self.bridge: Bridge | None = None
         self.gateway_stats: gm.GatewayStats | None = None  # as the gateway told last
+        self.landlock = {"gateway": 0, "zygote": 0}  # the versions that hold them, as they told
 
     def report(self, adopted: dict[str, int]) -> dict[str, Any]:
         """Return what `lifl up` prints."""
@@ -104,6 +105,7 @@ class NodeStatus:
             "gateway": {"pid": self._gateway.pid, **(msgspec.structs.asdict(stats) if stats else {})},
             "cpu_s": self._meters.read(),
             "zygote_pid": self._zygote.pid,
+            "landlock": self.landlock,
         }
 
     def workers(self) -> list[dict[str, Any]]:

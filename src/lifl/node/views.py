@@ -194,6 +194,7 @@ def worker_lines(engine: Engine) -> list[dict[str, Any]]:
             {
                 "worker": worker.number,
                 "pid": worker.pid,
+                "tied": worker.tied,
                 "state": "idle" if worker.state is WorkerState.RETIRING else worker.state.value,
                 "role": task.role if task else "",
                 "job": worker.served[0] if worker.served else "",

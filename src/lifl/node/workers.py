@@ -14,8 +14,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lifl import failpoints
 from lifl.core.errors import RemoteFault, ResourceFault
@@ -25,7 +24,7 @@ from lifl.core.protocol import worker as wm
 from lifl.node.children import Child
 from lifl.node.link import Link
 from lifl.node.process_state import is_stopped
-from lifl.redirect import is_wake, open_redirector
+from lifl.redirect import Redirector, is_wake
 
 log = logging.getLogger("lifl.workers")
 
@@ -39,8 +38,7 @@ class Workers:
     def __init__(
         self,
         zygote: Child,
-        redirector: Literal["auto", "sockmap", "unix"],
-        folder: Path,
+        redirector: Redirector,
         on_message: Callable[[int, Any], None],
         on_gone: Callable[[int], None],
         on_fallback: Callable[[int, Key], None],
@@ -54,7 +52,7 @@ class Workers:
         self._held: dict[int, list[Record]] = {}  # by address
         self._loop = asyncio.get_running_loop()
         self._zygote = zygote
-        self.redirector = open_redirector(redirector, folder)
+        self.redirector = redirector
         self.redirector.on_fallback(self._watch, self._unwatch)
 
     def fork(self, worker: int) -> None:

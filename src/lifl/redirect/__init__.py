@@ -6,7 +6,7 @@ eBPF program on a sockmap, and AF_UNIX sockets for machines that do not allow it
 
 from lifl.redirect.framing import is_wake
 from lifl.redirect.interface import Port, Redirector, Registration, SlotCounters, Totals
-from lifl.redirect.open import open_port, open_redirector
+from lifl.redirect.open import open_port, open_redirector, preload
 
 __all__ = [
     "Port",
@@ -17,4 +17,5 @@ __all__ = [
     "is_wake",
     "open_port",
     "open_redirector",
+    "preload",
 ]

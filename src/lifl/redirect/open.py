@@ -6,6 +6,7 @@ imported on use, since the loader of the eBPF program brings `subprocess` and `t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,33 @@ from lifl.redirect.sockmap.port import SockmapPort
 from lifl.redirect.unix.port import UnixPort
 
 
-def open_redirector(wanted: Wanted, folder: Path) -> Redirector:
+def preload(wanted: Wanted) -> Callable[[int], dict[str, int]] | None:
+    """Load the eBPF program for an `open_redirector` to come, which then takes no rights; None: none is wanted.
+
+    It ends as it would end there: why it cannot be loaded is raised there.
+    """
+    from lifl.redirect.sockmap.redirector import load_program
+
+    if wanted == "unix":
+        return None
+    try:
+        descriptors = load_program()
+    except ResourceFault as fault:
+        failure = fault
+
+        def fail(_window: int) -> dict[str, int]:
+            raise failure
+
+        return fail
+    return lambda _window: descriptors
+
+
+def open_redirector(wanted: Wanted, folder: Path, load: Callable[[int], dict[str, int]] | None = None) -> Redirector:
     """Open the redirector of a node; `folder` is the node's own, sockets are made in ``folder/redirect``.
 
     ``auto`` takes the sockmap where this machine allows it (found out by loading it and sending a record through),
-    else AF_UNIX, and `why` says what is missing.  Raise `ResourceFault` if the wanted one is impossible.
+    else AF_UNIX, and `why` says what is missing.  `load` is what `preload` returned.  Raise `ResourceFault` if what is
+    wanted is impossible.
     """
     from lifl.redirect.sockmap.redirector import SockmapRedirector
     from lifl.redirect.unix.redirector import UnixRedirector
@@ -31,7 +54,7 @@ def open_redirector(wanted: Wanted, folder: Path) -> Redirector:
             folder, 'as configured; redirector = "auto" takes the eBPF sockmap where the machine allows it'
         )
     try:
-        return SockmapRedirector()
+        return SockmapRedirector(load=load)
     except ResourceFault as fault:
         if wanted == "sockmap":
             raise

@@ -31,6 +31,11 @@ _PATH = "aggregation.rule"
 _FIELD = re.compile(r" - at `\$\.([^.`\[]+)")
 
 
+def is_users(name: str) -> bool:
+    """Return whether a rule's name is that of a user's own, "module:Class"."""
+    return ":" in name
+
+
 def load_rule(name: str, options: Mapping[str, Any], folder: str = "") -> Rule:
     """Return the rule `name` (a key of `BUILTIN` or "module:Class") with its checked options.
 

@@ -9,6 +9,9 @@ before its task; but the two come on different sockets.  So when a key's address
 link is read first; if the address is still unknown the task is over and the key is dropped (the daemon
 knows, it has ended it).
 
+Before its first task with a user's own rule the worker enters that rule's box (`confine/box.py`) for good: it then
+serves no other job, and no file.
+
 A task's output is sealed first, then its key is sent to the parent, then TaskDone is sent.  A worker that
 dies in between leaves a sealed output: the daemon counts the task as done and sends the key itself.
 """
@@ -21,11 +24,13 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from lifl import failpoints
+from lifl.confine import box
 from lifl.core.errors import ResourceFault
 from lifl.core.ids import Record
 from lifl.core.protocol.frames import FrameDecoder, encode
@@ -43,6 +48,7 @@ from lifl.core.protocol.worker import (
     WorkerReady,
 )
 from lifl.redirect import Port
+from lifl.rules.load import is_users
 from lifl.shm.arena import Arena
 from lifl.worker import files
 from lifl.worker.task import ANY_ATTEMPT, Clock, OpenTask, failure
@@ -51,14 +57,27 @@ READ_BYTES = 64 * 1024
 
 
 class Worker:
-    """One worker.  `control` is a blocking stream socket to the daemon; `pid` is this process's."""
+    """One worker.  `control` is a blocking stream socket to the daemon; `pid` is this process's.
 
-    def __init__(self, number: int, pid: int, control: socket.socket, arena: Arena, port: Port) -> None:
+    `state_folder` is what no user's rule reads; None: there is none.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        pid: int,
+        control: socket.socket,
+        arena: Arena,
+        port: Port,
+        state_folder: Path | None = None,
+    ) -> None:
         self._number = number
         self._pid = pid
         self._control = control
         self._arena = arena
         self._port = port
+        self._state_folder = state_folder
+        self._users = False  # in the box of a user's rule
         self._decoder: FrameDecoder[Any] = FrameDecoder(ToWorker)
         self._tasks: dict[int, OpenTask] = {}
         self._over = False
@@ -142,6 +161,9 @@ class Worker:
 
     def _start(self, message: TaskStart) -> None:
         try:
+            if is_users(message.rule) and not self._users:
+                box.enter_rule(message.rule_folder, self._state_folder)
+                self._users = True
             with self._here():
                 self._tasks[message.address] = OpenTask(message, self._arena)
         except BaseException as error:  # noqa: BLE001 - a user's rule may raise anything; the daemon gets it

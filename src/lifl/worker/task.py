@@ -28,7 +28,7 @@ from lifl.core.schema import ITEM_BYTES, STATE, Segment, end_of, relaid
 from lifl.rules import integers, kernels
 from lifl.rules.base import NotFinite, Rule, error_text
 from lifl.rules.kernels import Vector, vector
-from lifl.rules.load import load_rule
+from lifl.rules.load import is_users, load_rule
 from lifl.shm.arena import Arena
 from lifl.shm.layout import Entry, ObjectState
 from lifl.worker.earlier import earlier_bytes, input_data
@@ -48,6 +48,10 @@ only be copied."""
 
 CLIENTS_NAMED_MAX = 8
 """In the text of a failure."""
+BOX_RULES = (
+    "a user's rule reads its own folder and Python's modules, and may write no file, start no process, open no socket "
+    "and signal nobody"
+)
 
 
 class Clock:
@@ -286,9 +290,11 @@ def failure(address: int, attempt: int, error: BaseException, rule: str = "") ->
     else:
         text = error_text(error)
         frames = traceback.extract_tb(error.__traceback__)
-        if frames and not isinstance(error, OSError):
+        if frames and (is_users(rule) or not isinstance(error, OSError)):
             frame = frames[-1]
             text = f"rule {rule} raised {text} ({Path(frame.filename).name}:{frame.lineno} in {frame.name})"
+        if isinstance(error, PermissionError) and is_users(rule):
+            text += f"; {BOX_RULES}"
     if isinstance(error, NotFinite):
         place = (error.dtype, error.element)
         return TaskFailed(address, attempt, text[:TEXT_CHARS_MAX], True, *place, error.suspects)

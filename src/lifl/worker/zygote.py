@@ -1,6 +1,6 @@
 """The zygote: a small process with everything loaded that forks workers in milliseconds.
 
-    python -m lifl.worker.zygote --fd N --arena NAME
+    python -m lifl.worker.zygote --fd N --arena NAME [--state FOLDER] [--data-bytes N]
 
 N is the zygote's end of a stream AF_UNIX socket to the daemon, inherited.  The zygote imports NumPy and the
 worker, attaches the arena (children inherit the mapping) and says ZygoteReady.  Then it sleeps until one of
@@ -18,6 +18,10 @@ itself (one small frame, so it cannot be torn) and ends.
 **One thread.**  A forked child has only the thread that forked, so there must be no other: BLAS is told to
 use one before it is loaded.  `gc.freeze` keeps the collector from touching, and thereby copying, inherited
 pages.
+
+**Box.**  Before it is ready the zygote gives up what neither it nor a worker needs; each worker gives up more
+(`confine/box.py`).  FOLDER is the node's state, which no user's rule reads, N the bytes of memory that a worker may
+have for itself.
 
 **No orphans.**  The kernel kills a worker when its zygote dies and the zygote when the daemon dies
 (PDEATHSIG); a worker that was forked just before that sees its parent changed and exits; the link's EOF ends the
@@ -44,11 +48,13 @@ import socket
 import sys
 from collections import deque
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
 from lifl import failpoints
+from lifl.confine import box
 from lifl.core.errors import LiflError, RemoteFault
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.protocol.gateway import Drain
@@ -70,9 +76,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Zygote:
     """The zygote's state: its link, its children by pid, and descriptors that wait for their Fork."""
 
-    def __init__(self, link: socket.socket, arena: Arena) -> None:
+    def __init__(
+        self, link: socket.socket, arena: Arena, state_folder: Path | None, data_bytes: int, landlock: int
+    ) -> None:
         self._link = link
         self._arena = arena
+        self._state_folder = state_folder
+        self._data_bytes = data_bytes
+        self._landlock = landlock
         self._pid = os.getpid()
         self._decoder: FrameDecoder[Any] = FrameDecoder(ToZygote)
         self._descriptors: deque[int] = deque()
@@ -87,7 +98,7 @@ class Zygote:
         signal.signal(signal.SIGCHLD, _noted)
         gc.collect()
         gc.freeze()
-        self._send(ZygoteReady(self._pid))
+        self._send(ZygoteReady(self._pid, self._landlock))
         poll = select.poll()
         poll.register(self._link, select.POLLIN)
         poll.register(self._wakeup, select.POLLIN)
@@ -161,9 +172,10 @@ class Zygote:
             control = socket.socket(fileno=descriptors[0])
             control.setblocking(True)
             port = open_port(message.port, descriptors[1:])
-            # What a user's rule forks ends with the worker.
+            # What a user's rule forks, where nothing keeps it from that, ends with the worker.
             os.register_at_fork(after_in_child=partial(_die_with_parent, os.getpid()))
-            Worker(message.worker, os.getpid(), control, self._arena, port).run()
+            box.enter_worker(message.port, self._data_bytes)
+            Worker(message.worker, os.getpid(), control, self._arena, port, self._state_folder).run()
             status = 0
         except LiflError as error:
             print(f"worker.failed worker={message.worker} error={error}", file=sys.stderr, flush=True)
@@ -248,6 +260,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="lifl.worker.zygote")
     parser.add_argument("--fd", type=int, required=True, help="the inherited socket to the daemon")
     parser.add_argument("--arena", required=True, help="the name of the node's shared-memory segment")
+    parser.add_argument("--state", type=Path, help="the node's state folder")
+    parser.add_argument("--data-bytes", type=int, default=0, help="memory that a worker may have; 0: any")
     arguments = parser.parse_args()
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C and a terminal's end are for the daemon, which drains
@@ -258,7 +272,8 @@ def main() -> None:
     link.set_inheritable(False)
     arena = Arena.attach(arguments.arena)
     _warm_up()
-    Zygote(link, arena).run()
+    landlock = box.enter_zygote()
+    Zygote(link, arena, arguments.state, arguments.data_bytes, landlock).run()
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class FileTasks:
         self.job = spec.number
         self.deadline_s = FILE_DEADLINE_S
         self.workers = 0
-        self.tie = spec.tie
+        self.tie = 0  # a worker that ran a user's rule may write no file
         self.code = spec.code
         self._spec = spec
         self._slot = slot

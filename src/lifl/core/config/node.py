@@ -10,7 +10,7 @@ import msgspec
 from lifl.core.config.parse import convert, overridden
 from lifl.core.config.values import is_loopback, parse_size, split_address
 from lifl.core.errors import ConfigError
-from lifl.core.fields import Address, ConfigPath
+from lifl.core.fields import Address, ConfigPath, UserName
 from lifl.core.limits import (
     ARENA_BYTES_MAX,
     ARENA_BYTES_MIN,
@@ -39,6 +39,7 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `control` is the HOST:PORT at which other nodes reach this one; with `join`, the control address of any member, the
     node joins that member's cluster; with an identity, or else by the token in `token_file`.
     `ca_cert` and `ca_key` are an authority of the operator's own, for the first node, which else makes one.
+    A node that root starts is `user`'s from its first file on.
     Nothing is encrypted, so a node listens beyond loopback only with `insecure`.
     """
 
@@ -60,6 +61,7 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token_file: ConfigPath = ""
     ca_cert: ConfigPath = ""
     ca_key: ConfigPath = ""
+    user: UserName = ""
     insecure: bool = False
 
 

@@ -30,10 +30,11 @@ from lifl.core.limits import BYTES_PER_S_MAX, CONTRIBUTION_BYTES_MAX
 
 
 class GatewayReady(Message, frozen=True):
-    """The gateway listens.  `listen` are the bound addresses as HOST:PORT."""
+    """The gateway listens.  `listen` are the bound addresses as HOST:PORT; `landlock` is as in ZygoteReady."""
 
     pid: Count
     listen: Annotated[tuple[Address, ...], msgspec.Meta(max_length=2)]
+    landlock: Count = 0
 
 
 class Greeted(Message, frozen=True):

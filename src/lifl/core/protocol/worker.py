@@ -36,9 +36,10 @@ from lifl.core.protocol.gateway import Drain
 
 
 class ZygoteReady(Message, frozen=True):
-    """NumPy is loaded, the arena is mapped."""
+    """NumPy is loaded, the arena is mapped; `landlock` is the version that holds it and its workers, 0: none."""
 
     pid: Count
+    landlock: Count = 0
 
 
 class Fork(Message, frozen=True):

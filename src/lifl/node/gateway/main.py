@@ -7,6 +7,8 @@ speaks the protocol (`connection`); a few threads move bytes between sockets and
 where it goes in the arena, `lifld` says, over one link.  A refusal costs no bandwidth: the body comes
 after `Go`.  Partials and models of other nodes come and go by the same door (`peer_transfer` is the side that dials).
 
+Before it listens it enters its box (`confine/box.py`): it reads what strangers send.
+
 It ends with exit status 0 when `lifld` says Drain, on SIGTERM, or when the link ends; it dies with `lifld`.
 
     python -m lifl.node.gateway.main --fd N --arena NAME --tcp-fd N --unix-fd N --connections-max N ...
@@ -26,11 +28,13 @@ import time
 import traceback
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import uvloop
 
 from lifl import failpoints
+from lifl.confine import box
 from lifl.core import limits
 from lifl.core.errors import LiflError, Refused
 from lifl.core.protocol import client as cm
@@ -61,8 +65,9 @@ _PR_SET_PDEATHSIG = 1
 class Gateway:
     """The gateway's state; `serve` is its life."""
 
-    def __init__(self, limits_: Limits) -> None:
+    def __init__(self, limits_: Limits, landlock: int) -> None:
         self._quotas = Quotas(limits_, self._cut)
+        self._landlock = landlock
         self._next_number = 1
         self._turned_away = 0
         self._connections: dict[int, Connection] = {}
@@ -87,7 +92,7 @@ class Gateway:
         host, port = listeners[0].getsockname()[:2]
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         failpoints.hit("gateway.ready.before")
-        link.send(gm.GatewayReady(os.getpid(), (address,)))
+        link.send(gm.GatewayReady(os.getpid(), (address,), self._landlock))
         await self._ending.wait()
         for door in doors:
             door.close()
@@ -239,6 +244,7 @@ def main() -> int:
     parser.add_argument("--connections-max", type=int, default=1024)
     for name in Limits._fields[1:]:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=0)
+    parser.add_argument("--readable", type=Path, action="append", default=[], help="a folder that it reads later")
     options = parser.parse_args()
     _die_with_parent()
     # Read when NumPy is loaded, which is later: its linear algebra would start a thread per core for the checks.
@@ -254,7 +260,8 @@ def main() -> int:
         descriptors.raise_limit(descriptors.gateway_needs(options.connections_max), connections)
         arena = Arena.attach(options.arena)
         link_sock = socket.socket(fileno=options.fd)
-        uvloop.run(_serve(link_sock, arena, options))
+        landlock = box.enter_gateway(options.connections_max, options.readable)
+        uvloop.run(_serve(link_sock, arena, options, landlock))
         arena.close()
     except LiflError as error:
         print(f"gateway: {error}", file=sys.stderr)
@@ -262,8 +269,8 @@ def main() -> int:
     return 0
 
 
-async def _serve(link_sock: socket.socket, arena: Arena, options: argparse.Namespace) -> None:
-    gateway = Gateway(Limits(*(getattr(options, name) for name in Limits._fields)))
+async def _serve(link_sock: socket.socket, arena: Arena, options: argparse.Namespace, landlock: int) -> None:
+    gateway = Gateway(Limits(*(getattr(options, name) for name in Limits._fields)), landlock)
     listeners = [socket.socket(fileno=fd) for fd in (options.tcp_fd, options.unix_fd)]
     for listener in listeners:
         listener.setblocking(False)

@@ -86,6 +86,7 @@ def _run(interpreter: str, folder: Path, defines: dict[str, int]) -> tuple[dict[
         with theirs:
             child = subprocess.Popen(
                 [interpreter, "-E", str(folder / "load.py"), str(theirs.fileno()), json.dumps(request)],
+                cwd="/",  # the compiler returns to where it was started: it may not be kept out there
                 stdin=subprocess.DEVNULL,
                 stdout=noise,
                 stderr=noise,

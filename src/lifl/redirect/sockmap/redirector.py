@@ -14,9 +14,10 @@ Deleting A from the map discards what it had not read, so it stays until its wor
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lifl.core.errors import ResourceFault
 from lifl.core.ids import (
@@ -77,16 +78,35 @@ def loopback_pair() -> tuple[socket.socket, socket.socket]:
     return near, far
 
 
+def load_program(window_records: int = WINDOW_RECORDS) -> dict[str, int]:
+    """Load the program for workers' windows of so many records; return descriptors as `loader.load` does."""
+    return loader.load(
+        {
+            "RECORD_BYTES": RECORD_BYTES,
+            "RECORD_MAGIC": RECORD_MAGIC,
+            "RECORDS_PER_SEND_MAX": RECORDS_PER_SEND_MAX,
+            "ADDRESSES_MAX": ADDRESSES_MAX,
+            "SLOTS_MAX": SLOTS_MAX,
+            "WINDOW": window_records,
+        }
+    )
+
+
 class SockmapRedirector(BaseRedirector):
     """See `lifl.redirect.interface.Redirector`.  Raises `ResourceFault` if it cannot run on this machine."""
 
     name = "sockmap"
 
-    def __init__(self, window_records: int = WINDOW_RECORDS) -> None:
+    def __init__(
+        self,
+        window_records: int = WINDOW_RECORDS,
+        load: Callable[[int], dict[str, int]] | None = None,
+    ) -> None:
         super().__init__(
             'records go from socket to socket inside the kernel; redirector = "unix" takes AF_UNIX sockets instead'
         )
         self._window = window_records
+        self._load = load or load_program
         self._unsent = b""
         self._starved = False
         self._fds: dict[str, int] = {}
@@ -103,16 +123,7 @@ class SockmapRedirector(BaseRedirector):
 
     def _open(self) -> None:
         """Load the program, map its tables, take the daemon's place and prove that it works."""
-        self._fds = loader.load(
-            {
-                "RECORD_BYTES": RECORD_BYTES,
-                "RECORD_MAGIC": RECORD_MAGIC,
-                "RECORDS_PER_SEND_MAX": RECORDS_PER_SEND_MAX,
-                "ADDRESSES_MAX": ADDRESSES_MAX,
-                "SLOTS_MAX": SLOTS_MAX,
-                "WINDOW": self._window,
-            }
-        )
+        self._fds = self._load(self._window)
         try:
             self._routes = Words(self._fds["routes"], ROUTES_WORDS, writable=True)
             self._slots = Words(self._fds["slots"], SLOTS_WORDS, writable=True)
@@ -120,8 +131,11 @@ class SockmapRedirector(BaseRedirector):
             bpf.put_socket(self._fds["sockets"], 0, self._out.fileno())
             self._prove()
         except OSError as error:
+            needed = "Linux 5.10 or newer is needed"
+            if error.errno == errno.EPERM:  # all but the loading is done without rights
+                needed = "Linux 5.19 or newer is needed, or kernel.unprivileged_bpf_disabled = 0 (sysctl)"
             raise ResourceFault(
-                f"the eBPF program is loaded, but no record came through it ({error}); Linux 5.10 or newer is needed"
+                f"the eBPF program is loaded, but no record came through it ({error}); {needed}"
             ) from error
 
     def _prove(self) -> None:
