@@ -30,7 +30,7 @@ WHO = {
 }
 OWN = {Action.RENEW, Action.BE_NODE, Action.TAKE_PART}
 """What is done in one's own name alone."""
-LOOKING = {om.ListJobs, om.JobStatus, om.Snapshot, om.ListNodes, om.PlansOfRound, om.Follow}
+LOOKING = {om.ListJobs, om.JobStatus, om.JobClients, om.Snapshot, om.ListNodes, om.PlansOfRound, om.Follow}
 """What a reader may ask."""
 
 
