@@ -6,6 +6,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -115,6 +116,34 @@ def test_a_node_that_ends_in_a_pause_goes_on_from_its_arena(start_node: Callable
             disk.full.clear()
             node.up("--listen", node.address)
             assert node.info["adopted"]["jobs"] == 1
+            team.join()
+        check_ends_well(node, oracle, 1)
+
+
+def test_a_node_starts_though_its_disk_is_still_full(start_node: Callable[..., Node]) -> None:
+    disk = FullDisk("ENOSPC")
+    with Stops("lifld.round_row.before", "gateway.ready.before", decide=disk) as stops:
+        node, oracle = start_node("--redirector", "unix", points=stops.variable), OneHot(N)
+        submit(node, "j", oracle.model(), aggregation__timing="lazy")
+        watch = Watch(node, "j")
+        with fleet(node.address, "j", N, oracle.update, held=[(0, 1)]) as team:
+            watch.wait("update.accepted", N - 1)
+            disk.full.set()
+            team.release()
+            until("the pause", lambda: job_of(node)["status"] == "paused")
+            node.down()
+            hold, log = stops.hold("gateway.ready.before"), node.state_dir / "lifld.log"
+            paused = log.read_text().count("database.paused")
+            with ThreadPoolExecutor(1) as other:
+                starting = other.submit(node.up, "--listen", node.address)
+                gateway = hold.reached()  # a row is refused while it starts
+                until("the next pause", lambda: log.read_text().count("database.paused") > paused)
+                gateway.go()
+                starting.result()
+            path = str(node.state_dir / "lifl.db")
+            assert any(path in text and "make room" in text for text in node.info["warnings"])
+            assert job_of(node)["status"] == "paused"
+            disk.full.clear()
             team.join()
         check_ends_well(node, oracle, 1)
 

@@ -141,7 +141,8 @@ class Daemon:
         told = (self._worker_stopped, self._unsendable)
         self._performer = Performer(self.gateway, self.zygote, self.workers, self.store, self.cli, self._meters, *told)
         self._driver = Driver(self.engine, folder, self._performer.perform)
-        self._driver.on_pause = self.gateway.hold
+        # A node starts in a pause, too: until the gateway is ready it is heard.
+        self._driver.on_pause = lambda paused: self.gateway.hold(paused and self._ready.done())
         self._performer.on_broken = self._driver.record
         shown = (self._driver, self.arena, self.gateway, self.zygote, self.workers, self._meters)
         self.status = NodeStatus(self.identity, folder, bool(config.capacity), warnings, self.audit, *shown)
@@ -295,6 +296,7 @@ class Daemon:
         match message:
             case gm.GatewayReady():
                 self.status.landlock["gateway"] = message.landlock
+                self.gateway.hold(self._driver.fault is not None)
                 if not self._ready.done():
                     self._ready.set_result(None)
                 return
