@@ -68,7 +68,7 @@ def lifl(*command: str, **how: object) -> subprocess.CompletedProcess[str]:
 
 
 @needs_root
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "demo"])
+@pytest.mark.parametrize("name", AT_A_NODE)
 def test_an_account_without_an_entry_and_home_is_told_to_name_the_folder(name: str) -> None:
     done = lifl(*AS_NOBODY, *LIFL, name, *ARGUMENTS.get(name, []), cwd="/tmp")
     one_line(done, str(NOBODY), "HOME", "--state", "LIFL_STATE")
