@@ -17,7 +17,10 @@ from nodes import Node, run_lifl
 from stops import Stops, Visit
 
 from lifl.core.limits import STATUS_ROUNDS
+from lifl.core.planning.plan import NodeFacts, PlanRequest
+from lifl.core.planning.planner import make_plan
 from lifl.core.protocol import cli as om
+from lifl.node.store import NodeStore
 
 N = 4
 
@@ -320,6 +323,27 @@ def test_thousands_of_rounds_are_shown_page_by_page_and_each_model_by_its_number
     done = run_lifl("model", "j", "--round", str(ROUNDS + 1), "-o", "x", "--state", str(node.state_dir))
     assert f"it has: 0, 1, 2, ..., {ROUNDS}" in done.stderr
     assert node.json("jobs")["jobs"][0]["committed"] == ROUNDS
+
+
+DECISIONS = 150
+"""About one round of a hundred nodes: together more than a frame."""
+
+
+def test_many_decisions_about_a_round_are_shown_page_by_page(start_node: Callable[..., Node]) -> None:
+    node, oracle = start_node("--redirector", "unix"), OneHot(N)
+    submit(node, "j", oracle.model())
+    node.kill()
+    nodes = tuple(NodeFacts(f"{number:016x}", 10.0, 1 << 30, execution_s=0.1) for number in range(100))
+    request = PlanRequest(1 << 20, 1_000, 1_200, nodes, model_node=nodes[0].node, policy="round-robin")
+    with closing(NodeStore(node.state_dir / "lifl.db")) as store:
+        for attempt in range(1, DECISIONS + 1):
+            store.save_plan("j", 1, attempt, request, make_plan(request))
+    node.up()
+    page = ask(node, om.PlansOfRound("j", 1))
+    assert 0 < len(page["decisions"]) < DECISIONS and page["more"], "all in one answer"
+    found = node.json("plan", "--round", "j", "1")["decisions"]
+    assert [decision["attempt"] for decision in found] == list(range(1, DECISIONS + 1))
+    assert all(decision["same"] for decision in found)
 
 
 def test_many_jobs_are_listed_page_by_page(start_node: Callable[..., Node]) -> None:

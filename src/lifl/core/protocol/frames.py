@@ -26,9 +26,8 @@ def encode(message: msgspec.Struct) -> bytes:
     """Return the frame of `message`.  Raise `FrameTooLong` when it is over `FRAME_BYTES_MAX`."""
     body = msgspec.msgpack.encode(message)
     if len(body) > FRAME_BYTES_MAX:
-        raise FrameTooLong(
-            f"a {type(message).__name__} of {len(body)} bytes is over the limit of {FRAME_BYTES_MAX} bytes for a frame"
-        )
+        what = f"message {type(message).__name__} of {len(body)} bytes"
+        raise FrameTooLong(f"{what} is over the limit of {FRAME_BYTES_MAX} bytes for a frame")
     return framed(body)
 
 
