@@ -87,10 +87,7 @@ class DaemonClient:
         self._socket.settimeout(ANSWER_TIMEOUT_S)
         frame = _frame(request)
         try:
-            self._socket.sendall(frame)
-            message = self._next()
-        except (BrokenPipeError, ConnectionResetError) as error:
-            raise DaemonEnded(f"lifld has just ended; see {self._state_dir / LOG_FILE}") from error
+            message = self._answer(frame)
         except TimeoutError as error:
             raise RemoteFault(
                 f"lifld did not answer within {ANSWER_TIMEOUT_S:.0f} s; see {self._state_dir / LOG_FILE}"
@@ -100,6 +97,16 @@ class DaemonClient:
         if not isinstance(message, Answer):
             raise RemoteFault(f"lifld answered with {type(message).__name__} instead of Answer")
         return message.result
+
+    def _answer(self, frame: bytes) -> ToCli:
+        try:
+            self._socket.sendall(frame)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            try:
+                return self._next()  # it may have said why it closed the connection
+            except DaemonEnded:
+                raise DaemonEnded(f"lifld has just ended; see {self._state_dir / LOG_FILE}") from error
+        return self._next()
 
     def events(self) -> Iterator[Event]:
         """Yield what happens from now on, as it happens, up to ``job.over``."""
@@ -111,15 +118,6 @@ class DaemonClient:
             yield message
             if message.name == "job.over":
                 return
-
-    def wait_end(self) -> None:
-        """Return when `lifld` has closed the connection; what it still says is dropped."""
-        self._socket.settimeout(None)
-        try:
-            while self._socket.recv(READ_BYTES):
-                pass
-        except ConnectionResetError:
-            return
 
     def _next(self) -> ToCli:
         while True:

@@ -10,16 +10,24 @@ import sqlite3
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from threading import Thread
 
+import psutil
 import pytest
+from click.testing import CliRunner
+from fleet import OneHot, submit
+from lifl_cli import down
+from lifl_cli.daemon_client import DaemonClient
 from nodes import LIFL, Node, run_lifl
 from skips import has_no_mounts
 from stops import Stops
 
 from lifl import failpoints
+from lifl.core.errors import ResourceFault
+from lifl.core.limits import CLI_CONNECTIONS_MAX, CLI_FOLLOWERS_MAX
+from lifl.core.protocol import cli as om
 
 FLAGS = ["--listen", "127.0.0.1:0", "--arena-bytes", "64MiB", "--capacity", "8", "--workers-max", "2"]
 WAIT_S = 120.0
@@ -207,6 +215,34 @@ def test_down_from_another_pid_namespace(state_dir: Path) -> None:
         )
         assert (down.returncode, down.stderr) == (0, "")
         assert down.stdout == "lifld (in another PID namespace) is down\n"
+
+
+def test_down_gets_in_however_many_are_connected(start_node: Callable[..., Node]) -> None:
+    node = start_node("--redirector", "unix")
+    submit(node, "j", OneHot(2).model())
+    with ExitStack() as opened:
+        for number in range(CLI_CONNECTIONS_MAX):
+            daemon = opened.enter_context(DaemonClient(node.state_dir))
+            daemon.ask(om.Follow("j") if number < CLI_FOLLOWERS_MAX else om.ListJobs())
+        assert "is down" in node.lifl("down")
+    assert not node.is_up()
+
+
+def test_down_says_what_it_waits_for_and_not_without_end(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(down, "SAID_S", 0.01)
+    monkeypatch.setattr(down, "DOWN_S", 0.02)
+    with Stops("lifld.drain.before") as stops:
+        node = Node(state_dir, tuple(FLAGS), points=stops.variable)
+        node.up()
+        draining = stops.hold("lifld.drain.before")
+        done = CliRunner().invoke(down.down, ["--state", str(state_dir)])
+        assert "rounds whose updates are all in" in done.stderr
+        assert isinstance(done.exception, ResourceFault)
+        assert all(text in str(done.exception) for text in (f"kill -9 {node.pid}", "lifld.log", "not ended"))
+        draining.reached().go()
+        process = psutil.Process(node.pid)
+    psutil.wait_procs([process], timeout=WAIT_S)
+    assert not node.is_up()
 
 
 def test_a_copy_of_a_state_folder_takes_no_running_nodes_arena(start_node: Callable[..., Node]) -> None:

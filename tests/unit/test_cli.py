@@ -372,6 +372,22 @@ def test_a_peer_that_is_no_lifld_is_a_remote_fault(reply: bytes, expected: str, 
         daemon.ask(ListJobs())
 
 
+def test_who_is_turned_away_is_told_why_though_its_request_was_not_read(state_dir: Path) -> None:
+    turned_away = threading.Event()
+
+    def talk(connection: socket.socket) -> None:
+        connection.sendall(encode(Refusal("too-many", "", "64 are open")))
+        connection.close()
+        turned_away.set()
+
+    with server(state_dir, talk), DaemonClient(state_dir) as daemon:
+        turned_away.wait()
+        with pytest.raises(Refused, match="64 are open"):
+            daemon.ask(ListJobs())
+        with pytest.raises(RemoteFault, match="ended"):
+            daemon.ask(ListJobs())
+
+
 def test_events_end_with_the_job(state_dir: Path) -> None:
     frames = [
         encode(Answer({})),

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lifl.core.identity import Identity
 from lifl.core.limits import CLI_CONNECTIONS_MAX, CLI_FOLLOWERS_MAX, CLI_IDLE_S, TEXT_CHARS_MAX
 from lifl.core.protocol import cli as om
 from lifl.core.protocol import client as cm
+from lifl.core.protocol.frames import encode
 from lifl.core.trust.policy import check
 from lifl.node.audit_log import AuditLog
 from lifl.node.link import Link
@@ -47,8 +49,12 @@ class CliServer:
         self._listening = Listening("cli", listen_unix(path), self._taken)
 
     def _taken(self, sock: socket.socket, _where: Any) -> None:
-        if not is_same_user(sock) or (len(self._links) >= CLI_CONNECTIONS_MAX and not self._make_place()):
+        if not is_same_user(sock):
             sock.close()
+            return
+        if len(self._links) >= CLI_CONNECTIONS_MAX and not self._make_place():
+            with sock, suppress(OSError):  # it may be gone by now
+                sock.send(encode(_too_many(len(self._links))))
             return
         self._serve(sock, OWNER, who_is(sock))
 
@@ -59,6 +65,7 @@ class CliServer:
         found = min(idle, key=lambda link: self._asked_s[link], default=None)
         if found is None or self._loop.time() - self._asked_s[found] < CLI_IDLE_S:
             return False
+        found.send(_too_many(len(self._links)))
         found.close()
         return True
 
@@ -132,6 +139,11 @@ class CliServer:
         self.path.unlink(missing_ok=True)
         for link in list(self._links):
             link.close()
+
+
+def _too_many(count: int) -> cm.Refusal:
+    text = f"{count} connections of the command line are open, the most that may: end one, such as a `lifl top`"
+    return cm.Refusal(om.TOO_MANY, "", text)
 
 
 def listen_unix(path: Path) -> socket.socket:

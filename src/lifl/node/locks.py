@@ -61,10 +61,21 @@ def holder(folder: Path) -> Holder | None:
     return None
 
 
-def wait_until_free(folder: Path) -> None:
-    """Return when no daemon, and no process of one, holds the state folder; also across PID namespaces."""
-    with open(folder / "children.lock", "rb") as children:
-        fcntl.flock(children, fcntl.LOCK_SH)
+def wait_until_free(folder: Path, timeout_s: float) -> bool:
+    """Return whether within this time no daemon, nor a process of one, holds the folder; also across PID namespaces."""
+    fd = os.open(folder / "children.lock", os.O_RDONLY | os.O_CLOEXEC)
+    if not _locked(fd, fcntl.LOCK_SH, timeout_s):
+        return False  # the descriptor stays with the thread that waits
+    os.close(fd)
+    return True
+
+
+def _locked(fd: int, how: int, timeout_s: float) -> bool:
+    """Return whether a lock was got within this time."""
+    taker = threading.Thread(target=fcntl.flock, args=(fd, how), daemon=True)
+    taker.start()
+    taker.join(timeout_s)
+    return not taker.is_alive()
 
 
 def _holder(fd: int) -> Holder:
@@ -100,10 +111,7 @@ class StateLocks:
         os.ftruncate(self._daemon, 32)
 
     def _take_children(self, folder: Path) -> None:
-        taker = threading.Thread(target=fcntl.flock, args=(self.children, fcntl.LOCK_EX), daemon=True)
-        taker.start()
-        taker.join(CHILDREN_END_S)
-        if taker.is_alive():
+        if not _locked(self.children, fcntl.LOCK_EX, CHILDREN_END_S):
             raise ResourceFault(
                 f"processes of an earlier lifld still hold {folder / 'children.lock'} after {CHILDREN_END_S:g} s: "
                 f"find them with `fuser {folder / 'children.lock'}` and end them"

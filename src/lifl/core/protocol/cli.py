@@ -13,6 +13,9 @@ from lifl.core.protocol.client import Refusal
 from lifl.core.trust.enrolment import JobNames, NamePattern
 from lifl.core.trust.policy import Action
 
+TOO_MANY = "too-many-commands"
+"""The code with which a connection is turned away, or gives way: nothing that it asked was done."""
+
 # ---- CLI ⇄ lifld -----------------------------------------------------------------------------------------------
 
 
