@@ -166,7 +166,7 @@ BAD = {
     "dtype": ({"v": np.zeros(11)}, {}, "wrong-dtype", "tensors.v"),
     "complex": ({"v": np.zeros(11, np.complex64)}, {}, "wrong-dtype", "tensors.v"),
     "NaN": ({"v": np.full(11, np.nan, np.float32)}, {}, "not-finite", "tensors.v"),
-    "inf in bfloat16": ({"h": np.full((5, 1), np.inf, ml_dtypes.bfloat16)}, {}, "not-finite", "tensors.h"),
+    "NaN in bfloat16": ({"h": np.full((5, 1), np.nan, ml_dtypes.bfloat16)}, {}, "not-finite", "tensors.h"),
     "zero weight": ({}, {"weight": 0}, "bad-weight", "weight"),
     "infinite weight": ({}, {"weight": float("inf")}, "bad-weight", "weight"),
     "NaN metric": ({}, {"metrics": {"loss": float("nan")}}, "bad-metric", "metrics.loss"),

@@ -21,6 +21,7 @@ from gateway_standin import WAIT_S, Peer, StandIn
 from lifl.core.fields import Message
 from lifl.core.ids import Key
 from lifl.core.limits import WEIGHT_MAX, WEIGHT_MIN
+from lifl.core.planning.treatment import Patterns
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.contribution import unpack_contributions
@@ -298,6 +299,35 @@ def test_what_the_daemon_refuses_reaches_the_client(node: StandIn) -> None:
     peer.hello()
     peer.send(submit(job="full", tensors=node.jobs["full"][1].tensors, data_bytes=1 << 30))
     assert isinstance(peer.receive(), cm.Busy)
+    peer.close()
+
+
+MASKED = Layout(
+    tuple(TensorSpec(name, dtype, (5,)) for name, dtype in (("a", "float32"), ("m", "float32"), ("o", "float32")))
+)
+
+
+@pytest.mark.parametrize(
+    ("element", "number", "refused"),
+    [
+        (4, "-inf", "element 4 of tensor 'a'"),
+        (5, "-inf", ""),
+        (9, "nan", "element 4 of tensor 'm'"),
+        (14, "inf", ""),
+        (10, "nan", "element 0 of tensor 'o'"),
+    ],
+)
+def test_only_what_is_not_averaged_may_be_infinite(node: StandIn, element: int, number: str, refused: str) -> None:
+    node.jobs["masked"] = (9, MASKED)
+    node.send(gm.JobSchema("masked", 9, MASKED.tensors, patterns=Patterns(fixed=("m",), first=("o",))))
+    body = bytearray(MASKED.data_bytes)
+    struct.pack_into("<f", body, 4 * element, float(number))
+    peer = Peer(node)
+    peer.hello()
+    answer = upload(peer, bytes(body), job="masked", tensors=MASKED.tensors, data_bytes=MASKED.data_bytes)
+    assert isinstance(answer, cm.Refusal if refused else cm.Accepted)
+    if isinstance(answer, cm.Refusal):
+        assert (answer.code, refused in answer.text) == ("not-finite", True)
     peer.close()
 
 

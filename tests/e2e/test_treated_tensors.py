@@ -83,6 +83,42 @@ def test_each_tensor_as_it_is_asked_for(start_node: Callable[..., Node], rule: s
             assert abs(float(committed["w"][0, 0]) - mean) > 0.01
 
 
+@pytest.mark.parametrize("rule", ["fedavg", "fedadam"])
+@pytest.mark.parametrize("fan_in", [1, 8])
+def test_masks_of_infinities_are_kept_and_all_else_is_averaged(
+    start_node: Callable[..., Node], rule: str, fan_in: int
+) -> None:
+    """Both kinds of a mask lie between numbers that are averaged, in the same vector."""
+    infinity = np.float32(np.inf)
+    mask = np.array([0, -infinity, infinity], np.float32)
+    model = {
+        "a": np.zeros(3, np.float32),
+        "fixed_mask": mask,
+        "b": np.zeros(2, np.float32),
+        "first_mask": np.zeros(3, np.float32),
+    }
+    keys = {"aggregation__fixed": ["fixed_mask"], "aggregation__first": ["first_mask"]}
+    tree = {"aggregation__fan_in": fan_in, "aggregation__middle_fan_in": 2}
+    node = start_node("--redirector", "unix")
+    submit(node, "j", model, job__rounds=2, selection__clients_per_round=4, aggregation__rule=rule, **keys, **tree)
+
+    def update_of(index: int, _number: int) -> Update:
+        mean = {"a": np.full(3, index, np.float32), "b": np.full(2, index + 1, np.float32)}
+        return mean | {"fixed_mask": -mask, "first_mask": mask[::-1].copy()}, 1.0, {}
+
+    with fleet(node.address, "j", 4, update_of) as team:
+        team.join()
+    rounds = node.json("status", "j")["rounds"]
+    assert len(rounds) == 2
+    for line in rounds:
+        committed = load_file(line["path"])
+        np.testing.assert_array_equal(committed["fixed_mask"], mask)
+        np.testing.assert_array_equal(committed["first_mask"], mask[::-1])
+        if rule == "fedavg":
+            assert (committed["a"] == 1.5).all() and (committed["b"] == 2.5).all()
+        assert np.isfinite(committed["a"]).all() and (committed["a"] > 0).all()
+
+
 def test_what_no_tensor_is_named_is_refused(start_node: Callable[..., Node]) -> None:
     node = start_node("--redirector", "unix")
     with pytest.raises(AssertionError, match=r"aggregation.first: .*no tensor 'w2'"):

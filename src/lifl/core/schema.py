@@ -93,6 +93,11 @@ class Treated(msgspec.Struct, frozen=True, array_like=True):
     count: int
     how: Literal["exclude", "fixed", "first"]
 
+    @property
+    def is_averaged(self) -> bool:
+        """Whether they are averaged at all, and so have to be finite."""
+        return self.how == "exclude"
+
 
 class Layout:
     """The byte offsets of a schema's tensors in an object, and its segments.
@@ -164,6 +169,13 @@ class Layout:
                 element -= tensor.size
         return None
 
+    def tensor_in(self, part: Segment, element: int) -> tuple[TensorSpec, int]:
+        """Return the same for number `element` of a segment, or of a part of one."""
+        begin = next(segment.offset for segment in self.segments if segment.dtype == part.dtype)
+        found = self.tensor_at(part.dtype, (part.offset - begin) // DTYPE_BYTES[part.dtype] + element)
+        assert found is not None
+        return found
+
 
 def relaid(segments: Sequence[Segment], dtypes: Mapping[str, str]) -> tuple[Segment, ...]:
     """Return the segments in other dtypes, one after another."""
@@ -171,6 +183,29 @@ def relaid(segments: Sequence[Segment], dtypes: Mapping[str, str]) -> tuple[Segm
     for segment in segments:
         found.append(Segment(dtypes[segment.dtype], align(end_of(found)), segment.count))
     return tuple(found)
+
+
+def averaged_parts(segments: Sequence[Segment], treated: Sequence[Treated]) -> tuple[Segment, ...]:
+    """Return the parts of a layout's segments whose numbers are averaged."""
+    found: list[Segment] = []
+    for index, segment in enumerate(segments):
+        begin = 0
+        for run in treated:
+            if run.segment == index and not run.is_averaged:
+                found.append(_part(segment, begin, run.begin))
+                begin = run.begin + run.count
+        found.append(_part(segment, begin, segment.count))
+    return tuple(part for part in found if part.count)
+
+
+def other_parts(segments: Sequence[Segment], treated: Sequence[Treated]) -> tuple[Segment, ...]:
+    """Return the parts whose numbers are kept as they are in the model or in one update."""
+    runs = (run for run in treated if not run.is_averaged)
+    return tuple(_part(segments[run.segment], run.begin, run.begin + run.count) for run in runs)
+
+
+def _part(segment: Segment, begin: int, end: int) -> Segment:
+    return Segment(segment.dtype, segment.offset + begin * DTYPE_BYTES[segment.dtype], end - begin)
 
 
 def end_of(segments: Sequence[Segment]) -> int:

@@ -185,6 +185,21 @@ def all_finite(array: NDArray[Any]) -> bool:
     return first_not_finite(array) is None
 
 
+def first_nan(array: NDArray[Any]) -> int | None:
+    """Return the index of the first NaN of the flat, contiguous `array`; None when there is none."""
+    import numpy as np
+
+    name = array.dtype.name
+    if "float" not in name or name in KEPT:
+        return None
+    step = FINITE_BLOCK_BYTES // array.itemsize
+    for begin in range(0, array.size, step):
+        nan = np.isnan(array[begin : begin + step])
+        if nan.any():
+            return begin + int(np.argmax(nan))
+    return None
+
+
 def first_not_finite(array: NDArray[Any]) -> int | None:
     """Return the index of the first NaN or infinity of the flat, contiguous `array`; None when there is none."""
     import numpy as np

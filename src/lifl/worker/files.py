@@ -33,12 +33,13 @@ from lifl.core.modelfile import (
     read_spans,
     state_pieces,
 )
+from lifl.core.planning.treatment import Patterns
 from lifl.core.protocol.worker import Checkpoint, Load
 from lifl.core.schema import Layout, Segment
 from lifl.rules import kernels
 from lifl.rules.kernels import vector
 from lifl.shm.arena import Arena
-from lifl.shm.checksum import StreamChecksum
+from lifl.shm.checksum import StreamChecksum, first_nan, first_not_finite
 from lifl.worker.task import clear_gaps
 
 DIRECT_BYTES_MIN = 1 << 20
@@ -85,12 +86,14 @@ def load(message: Load, arena: Arena) -> None:
     if message.state_path:
         _read_checked(message, message.state_path, state_pieces(layout, tuple(message.states)), views, 1)
     for key, view in zip(keys, views, strict=True):
-        _seal_finite(arena, key, view, layout.states, message.state_path)
+        _check_states(view, layout, message.state_path)
+        _seal(arena, key, view, layout.states)
     if message.output:
         output = Key.unpack(message.output)
         view = arena.data(output)
         _read_checked(message, message.path, model_pieces(layout), [view], 0)
-        _seal_finite(arena, output, view, layout.segments, message.path)
+        _check_model(view, layout, message.patterns, message.path)
+        _seal(arena, output, view, layout.segments)
 
 
 def _read_checked(message: Load, path: str, pieces: list[Piece], views: list[memoryview], index: int) -> None:
@@ -207,14 +210,29 @@ def read_file(path: Path, pieces: Sequence[Piece], views: Sequence[memoryview]) 
     return header.metadata, f"{digest.finish():016x}"
 
 
-def _seal_finite(arena: Arena, key: Key, view: memoryview, segments: tuple[Segment, ...], where: str) -> None:
-    for segment in segments:
-        if not kernels.all_finite(vector(view, segment)):
+def _check_model(view: memoryview, layout: Layout, patterns: Patterns, where: str) -> None:
+    """Raise `Refused`, naming the tensor, for NaN, and for infinity in what is averaged."""
+    looks = [(part, first_not_finite) for part in patterns.averaged(layout)]
+    looks += [(part, first_nan) for part in patterns.others(layout)]
+    for part, first in looks:
+        element = first(vector(view, part))
+        if element is not None:
+            tensor, element = layout.tensor_in(part, element)
             raise Refused(
                 "not-finite",
                 "model.path",
-                f"{where}: its {segment.dtype} tensors hold NaN or infinity; start from another model",
+                f"{where}: element {element} of tensor {tensor.name!r} (flattened) is NaN or infinite; start from"
+                " another model, or list a mask of infinities in aggregation.fixed",
             )
+
+
+def _check_states(view: memoryview, layout: Layout, where: str) -> None:
+    """Raise `Refused` for a number that is not finite."""
+    if not all(kernels.all_finite(vector(view, segment)) for segment in layout.states):
+        raise Refused("not-finite", "model.path", f"{where}: the rule's state holds NaN or infinity; start without it")
+
+
+def _seal(arena: Arena, key: Key, view: memoryview, segments: tuple[Segment, ...]) -> None:
     clear_gaps(view, segments)
     failpoints.hit("worker.load_seal.before")
     arena.seal(key, 0.0, 0)

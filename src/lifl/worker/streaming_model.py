@@ -89,27 +89,41 @@ class StreamingModel:
     def _make(self, index: int, piece: slice) -> None:
         _part, model_part, target = self._segments[index]
         model, out = vector(self._model, model_part)[piece], vector(self._output, target)[piece]
-        if is_mean(self._rule, model_part.dtype):
-            self._add(index, [key for key in self.inputs if key not in self._ahead], piece)
-        elif not is_kept(model_part.dtype):
-            self._finish(index, piece, model, out)
-        else:
+        averaged = [] if is_kept(model_part.dtype) else self._averaged(index, piece)
+        if averaged != [piece]:
             for view in self._new_states.values():
                 vector(view, self._state_segments[index])[piece] = 0
+        for run in averaged:
+            if is_mean(self._rule, model_part.dtype):
+                self._add(index, [key for key in self.inputs if key not in self._ahead], run)
+            else:
+                self._finish(index, run)
         if self._treated:
             first = next(iter(self.inputs))
             (numbers,), (weight,) = self._vectors(index, [first], piece), self._weights([first])
             kind: Literal["update", "partial"] = "update" if self.inputs[first].update else "partial"
             settle(self._treated, index, piece.start, out, model, (numbers, weight, kind))
 
-    def _finish(self, index: int, piece: slice, model: Vector, out: Vector) -> None:
+    def _averaged(self, index: int, piece: slice) -> list[slice]:
+        """Return the runs of a piece that are averaged: among the others there may be infinities."""
+        if not can_be_in_pieces(self._rule):
+            return [piece]
+        runs, begin = [], piece.start
+        for treated in self._treated:
+            if treated.segment == index and not treated.is_averaged and treated.begin + treated.count > begin:
+                runs.append(slice(begin, min(treated.begin, piece.stop)))
+                begin = min(treated.begin + treated.count, piece.stop)
+        return [run for run in (*runs, slice(begin, piece.stop)) if run.start < run.stop]
+
+    def _finish(self, index: int, piece: slice) -> None:
+        _part, model_part, target = self._segments[index]
         state_part = self._state_segments[index]
         finish_segment(
             self._rule,
-            model,
+            vector(self._model, model_part)[piece],
             list(zip(self._vectors(index, self._partials, piece), self._weights(self._partials), strict=True)),
             list(zip(self._vectors(index, self._updates, piece), self._weights(self._updates), strict=True)),
-            out,
+            vector(self._output, target)[piece],
             {name: vector(view, state_part)[piece] for name, view in self._states.items()},
             {name: vector(view, state_part)[piece] for name, view in self._new_states.items()},
             piece.start,

@@ -120,7 +120,7 @@ class FileTasks:
             raise LocalFault(f"job {spec.name!r} loads no model")
         named = {name: key.pack() for name, key in self._slot.states.items()}
         at_load = (task.address, task.attempt, spec.name, spec.path, tensors, self._slot.model.pack())
-        return Load(*at_load, spec.state_path, named, spec.number, spec.own_round, spec.digests)
+        return Load(*at_load, spec.state_path, named, spec.number, spec.own_round, spec.digests, spec.patterns)
 
     def restarting(self, task: Task) -> None:
         """Prepare a task whose worker died for the next one: it reads or writes all anew."""

@@ -234,7 +234,7 @@ class JobReplica:
     def schema(self) -> gm.JobSchema:
         """Return what the gateway must know to select clients for this job, and to check their updates."""
         spec = self.spec
-        more = (spec.client_options, spec.quota.bytes_per_s)
+        more = (spec.client_options, spec.quota.bytes_per_s, spec.patterns)
         return gm.JobSchema(spec.name, spec.number, spec.layout.tensors, *more)
 
     @property

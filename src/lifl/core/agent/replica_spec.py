@@ -6,7 +6,7 @@ import msgspec
 
 from lifl.core.config.job import QuotaSection
 from lifl.core.errors import Refused, RemoteFault
-from lifl.core.planning.treatment import treated
+from lifl.core.planning.treatment import Patterns, treated
 from lifl.core.protocol.commands import LoadJob, OpenJob
 from lifl.core.schema import Layout
 
@@ -25,6 +25,7 @@ class ReplicaSpec:
         except Refused as refused:
             raise RemoteFault(f"the coordinator opens job {order.job!r} with no model: {refused}") from refused
         self.treated = treated(self.layout, order.aggregation)
+        self.patterns = Patterns.of(order.aggregation)
         self.state_names = order.states
         self.client_options = order.client_options
         self.path = order.path

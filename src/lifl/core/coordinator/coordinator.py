@@ -305,13 +305,13 @@ def check_new(coordinator: Coordinator, spec: JobSpec, total_bytes: int) -> None
     if len(coordinator.running) >= JOBS_MAX:
         raise Refused("too-many-jobs", "job", f"{JOBS_MAX} jobs run here; wait for one to end")
     check_fits(spec.layout)
-    others = sum(job.spec.layout.packed_bytes for job in coordinator.running.values())
-    if others + spec.layout.packed_bytes > SCHEMAS_BYTES_MAX:
+    others = sum(job.spec.schema_bytes for job in coordinator.running.values())
+    if others + spec.schema_bytes > SCHEMAS_BYTES_MAX:
         raise Refused(
             "too-many-tensors",
             "tensors",
             f"the names and shapes of the model's {len(spec.layout.tensors)} tensors take"
-            f" {spec.layout.packed_bytes} bytes, those of the jobs that run {others}: together at most"
+            f" {spec.schema_bytes} bytes, those of the jobs that run {others}: together at most"
             f" {SCHEMAS_BYTES_MAX} fit; wait for a job to end, or give the tensors shorter names",
         )
     RoundPlanner(spec, coordinator._turn, coordinator.nodes).check(total_bytes)

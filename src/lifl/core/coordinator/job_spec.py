@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lifl.core.config.job import JobConfig
 from lifl.core.planning.arena_need import round_bytes_min
+from lifl.core.planning.treatment import Patterns
 from lifl.core.schema import Layout
 
 
@@ -23,6 +24,11 @@ class JobSpec:
     def name(self) -> str:
         """The name that clients and users call it."""
         return self.config.job.name
+
+    @property
+    def schema_bytes(self) -> int:
+        """The bytes that its tensors, and the patterns of those that are not averaged, take on the way to a gateway."""
+        return self.layout.packed_bytes + Patterns.of(self.config.aggregation).packed_bytes
 
     def path_of(self, number: int, term: int = 0) -> str:
         """Return the path of a committed round's checkpoint; 0 is the initial model.

@@ -8,13 +8,54 @@ from fnmatch import fnmatchcase, translate
 from functools import lru_cache
 from typing import Literal
 
+import msgspec
+
 from lifl.core.config.job import AggregationSection
 from lifl.core.errors import ConfigError
-from lifl.core.schema import DTYPE_BYTES, KEPT, Layout, TensorSpec, Treated
+from lifl.core.fields import TensorPatterns
+from lifl.core.schema import (
+    DTYPE_BYTES,
+    KEPT,
+    Layout,
+    Segment,
+    TensorSpec,
+    Treated,
+    averaged_parts,
+    other_parts,
+)
 
 How = Literal["exclude", "fixed", "first"]
 SHOWN_MAX = 6
 """Tensors that are named in one line; the others are counted."""
+
+
+class Patterns(msgspec.Struct, frozen=True):
+    """Of an `AggregationSection`, the patterns of what is not averaged: they are short, whatever the model."""
+
+    fixed: TensorPatterns = ()
+    first: TensorPatterns = ()
+
+    @classmethod
+    def of(cls, aggregation: AggregationSection) -> Patterns:
+        """Return those of a job."""
+        return cls(aggregation.fixed, aggregation.first)
+
+    @property
+    def packed_bytes(self) -> int:
+        """The bytes that they take in a frame."""
+        return len(msgspec.msgpack.encode(self)) - len(msgspec.msgpack.encode(Patterns()))
+
+    def averaged(self, layout: Layout) -> tuple[Segment, ...]:
+        """Return the parts of the layout's segments whose numbers are averaged, and so have to be finite."""
+        return averaged_parts(layout.segments, treated(layout, self._section))
+
+    def others(self, layout: Layout) -> tuple[Segment, ...]:
+        """Return the parts whose numbers are kept as they are in the model or in one update."""
+        return other_parts(layout.segments, treated(layout, self._section))
+
+    @property
+    def _section(self) -> AggregationSection:
+        return AggregationSection(exclude=(), fixed=self.fixed, first=self.first)
 
 
 def how_of(tensor: TensorSpec, aggregation: AggregationSection) -> How | None:

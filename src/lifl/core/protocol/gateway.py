@@ -24,6 +24,7 @@ from lifl.core.fields import (
     Word,
 )
 from lifl.core.limits import BYTES_PER_S_MAX, CONTRIBUTION_BYTES_MAX
+from lifl.core.planning.treatment import Patterns
 
 # ---- gateway → lifld -------------------------------------------------------------------------------------------
 # `conn` is the gateway's number of the client's connection.
@@ -233,6 +234,7 @@ class JobSchema(Message, frozen=True):
     """The gateway may admit updates of this job; `number` is the job's in the arena's table.
 
     `options` go to the clients that are selected.  `bytes_per_s` of its updates and models may come and go; 0: any.
+    `options` go to the clients that are selected.  `patterns` name what is not averaged.
     """
 
     job: Name
@@ -240,6 +242,7 @@ class JobSchema(Message, frozen=True):
     tensors: Tensors
     options: dict[str, Any] = msgspec.field(default_factory=dict)
     bytes_per_s: Annotated[int, msgspec.Meta(ge=0, le=BYTES_PER_S_MAX)] = 0
+    patterns: Patterns = Patterns()
 
 
 class JobForget(Message, frozen=True):

@@ -30,6 +30,7 @@ from lifl.core.fields import (
     Word,
 )
 from lifl.core.limits import CLIENTS_PER_ROUND_MAX, RULE_CHARS_MAX
+from lifl.core.planning.treatment import Patterns
 from lifl.core.protocol.gateway import Drain
 
 # ---- zygote ⇄ lifld --------------------------------------------------------------------------------------------------
@@ -168,7 +169,7 @@ class Load(Message, frozen=True):
 
     `states`: rule state objects by name, read from `state_path` (zero-filled when `state_path` is empty).
     With `round` it must be the checkpoint of that round of job `number` of this node, and the files' digests must be
-    `digests` as far as these are known.
+    `digests` as far as these are known.  `patterns` name what is not averaged.
     """
 
     address: Count
@@ -182,6 +183,7 @@ class Load(Message, frozen=True):
     number: Count = 0
     round: Count | None = None
     digests: Digests = ()
+    patterns: Patterns = Patterns()
 
 
 class Retire(Message, frozen=True):

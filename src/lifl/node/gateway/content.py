@@ -15,9 +15,10 @@ from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.contribution import unpack_contributions
 from lifl.core.protocol.frames import frame_head
-from lifl.core.schema import Layout
+from lifl.core.schema import DTYPE_BYTES, Layout, Segment
 from lifl.node.gateway.budgets import Flow
 from lifl.shm.arena import Arena
+from lifl.shm.checksum import as_array, first_nan
 from lifl.shm.ingest_check import ingest_check
 from lifl.shm.layout import Entry
 
@@ -33,6 +34,8 @@ class JobLayout:
         self.tensors = memoryview(self.layout.packed())
         self.schema_bytes = len(self.tensors)
         self.flow = Flow(schema.bytes_per_s)
+        self.averaged = schema.patterns.averaged(self.layout)
+        self.others = schema.patterns.others(self.layout)
         self._options = msgspec.msgpack.encode(schema.options)
 
     def selected(self, message: cm.Selected, whole: bool, digests: bool) -> tuple[bytes, memoryview]:
@@ -57,10 +60,11 @@ class JobLayout:
 class Content:
     """The content of an update that is being written to `data`, from the front, and looked at by `check`."""
 
-    def __init__(self, layout: Layout, data: memoryview) -> None:
-        self._layout = layout
+    def __init__(self, job: JobLayout, data: memoryview) -> None:
+        self._job = job
+        self._layout = job.layout
         self._data = data
-        self.check = ingest_check(data, layout.segments)
+        self.check = ingest_check(data, job.averaged)
 
     def look_at_all(self) -> None:
         """Look at all bytes: they are there."""
@@ -72,9 +76,18 @@ class Content:
         if self.check.found is not None:
             index, element = self.check.found
             text = "is NaN or infinite; did the training diverge?"
-            raise self._refused("not-finite", self._layout.segments[index].dtype, element, text)
+            raise self._refused("not-finite", self._job.averaged[index], element, text)
+        self._check_others()
         self._check_bools()
         return checksum
+
+    def _check_others(self) -> None:
+        """Raise `Refused` for NaN in what is not averaged: infinity may be meant, as in a mask."""
+        for part in self._job.others:
+            end = part.offset + part.count * DTYPE_BYTES[part.dtype]
+            element = first_nan(as_array(self._data[part.offset : end], part.dtype))
+            if element is not None:
+                raise self._refused("not-finite", part, element, "is NaN; did the training diverge?")
 
     def _check_bools(self) -> None:
         """Raise `Refused` for a byte that is no bool: one client's may be the next model's (`aggregation.first`)."""
@@ -84,12 +97,11 @@ class Content:
                 if numbers.max() > 1:
                     element = int(np.argmax(numbers > 1))
                     text = f"has the byte {numbers[element]}, which is no bool: 0 or 1"
-                    raise self._refused("bad-bool", "bool", element, text)
+                    raise self._refused("bad-bool", segment, element, text)
 
-    def _refused(self, code: str, dtype: str, element: int, text: str) -> Refused:
-        found = self._layout.tensor_at(dtype, element)
-        assert found is not None
-        tensor, element = found
+    def _refused(self, code: str, part: Segment, element: int, text: str) -> Refused:
+        """Return what to raise for a number of a segment, or of a part of one."""
+        tensor, element = self._layout.tensor_in(part, element)
         said = f"element {element} of tensor {tensor.name!r} (flattened) {text}"
         return Refused(code, f"tensors.{tensor.name}", said)
 

@@ -84,7 +84,7 @@ class Intake:
         view = self._shared.arena.data(key)
         if len(view) != submit.data_bytes:
             raise Refused("wrong-size", "data_bytes", f"the slot has {len(view)} bytes, the update another size")
-        content = Content(job.layout, view)
+        content = Content(job, view)
         if direct:
             offset = self._shared.arena.offset(key)
             self._outbox.send(cm.Go(submit.job, submit.round, direct=True, offset=offset), self._shared.arena.fd)
