@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from lifl.core.errors import LocalFault, RemoteFault
 from lifl.core.fields import AnnouncedMetrics, Digest, KeyBytes, KnownWords, Message, Metrics, Name, Tensors
 from lifl.core.limits import KNOWN_WORDS_MAX
+from lifl.core.planning.treatment import Patterns
 from lifl.core.protocol import cli as om
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import enrolment as e
@@ -112,6 +113,7 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
         Any: values,
         Treated: st.builds(Treated, counts, counts, counts, st.sampled_from(["exclude", "fixed", "first"])),
         Segment: st.builds(Segment, st.sampled_from(list(DTYPE_BYTES)), counts, counts),
+        Patterns: st.builds(Patterns, *[st.lists(names, max_size=3).map(tuple)] * 2),
         TensorSpec: tensors.map(lambda some: some[0] if some else TensorSpec("w", "int8", ())),
     }
     return simple[kind]
