@@ -158,7 +158,7 @@ PEER_STALL_S = 10.0
 """The same between nodes, which are nearer to each other; and what the peer's TCP may leave unacknowledged."""
 HELLO_BYTES_MAX = 4096
 UNGREETED_S = 1.0
-"""A connection that has not said Hello after this time gives way to another one, where there are too many."""
+"""A connection that has not said who it is after this time gives way to another one, where there are too many."""
 PINGS_PER_S_MAX = 500
 """Clients are asked to wait longer with their questions when there would be more: some hundredths of a core."""
 SMALL_FRAME_BYTES = 64 * 1024
@@ -195,8 +195,6 @@ GREETINGS_MAX = 256
 """Connections of a control port whose PeerHello is not complete; those beyond are told to come again."""
 GREETINGS_PER_SOURCE_MAX = 64
 """Those of one address."""
-GREETING_GRACE_S = 1.0
-"""How long one of them may take before it makes room for the next."""
 CLI_CONNECTIONS_MAX = 64
 """Command lines that one daemon serves at a time."""
 CLI_FOLLOWERS_MAX = 48

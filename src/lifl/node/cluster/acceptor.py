@@ -103,7 +103,7 @@ class Acceptor:
         except (OSError, EOFError, TimeoutError) as error:
             log.info("peer.gone host=%s before it was greeted: %s", host, str(error) or "it does not read")
         finally:
-            self._greetings.leave(raw, host)
+            self._greetings.leave(raw)
             if not kept:
                 raw.close()
 

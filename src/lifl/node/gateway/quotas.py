@@ -1,8 +1,8 @@
 """How much of a gateway a client may take: connections, requests, bytes.
 
-Connections count from their arrival.  One that has not said who it is (Hello) has least: when the gateway is full, one
-gives way to the next: of those that are older than `UNGREETED_S`, or from an address that has more of them than the
-newcomer's.  So half-open connections, however many, shut nobody out, and take nothing from those that have greeted.
+Connections count from their arrival.  One that has not said who it is (Hello) has least: when the gateway is full, it
+gives way to the next (`node/greetings.py`).  So half-open connections, however many, shut nobody out, and take nothing
+from those that have greeted.
 
 A client is who it is and the name that it uses: what it may do it may over all its connections together.  Requests and
 bytes beyond the quota are not refused: who sends them waits (`Pace`, `Flow`), and is slowed by TCP meanwhile.
@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lifl.core import limits
 from lifl.core.errors import Refused
 from lifl.node.gateway.budgets import Flow, Pace
+from lifl.node.greetings import Ungreeted, source_of
 
 LOCAL = "local "
 """How `who` begins for connections of this machine: they are of no address."""
@@ -42,52 +42,6 @@ class _Client:
     flow: Flow
 
 
-class _Ungreeted:
-    """The connections that have not said Hello, by address; each step costs the same, however many there are."""
-
-    def __init__(self) -> None:
-        self._all: dict[int, float] = {}  # when they came, the oldest first
-        self._of: dict[str, dict[int, float]] = {}
-        self._by_count: dict[int, dict[str, None]] = {}  # how many addresses have so many, and which
-
-    def __contains__(self, number: int) -> bool:
-        return number in self._all
-
-    def add(self, number: int, who: str, now: float) -> None:
-        """Note a connection from `who`."""
-        self._all[number] = now
-        self._recount(who, lambda own: own.update({number: now}))
-
-    def remove(self, number: int, who: str) -> None:
-        """Forget a connection, if it is here."""
-        if self._all.pop(number, None) is not None:
-            self._recount(who, lambda own: own.pop(number))
-
-    def _recount(self, who: str, change: Callable[[dict[int, float]], object]) -> None:
-        own = self._of.setdefault(who, {})
-        if own:
-            self._by_count[len(own)].pop(who)
-            if not self._by_count[len(own)]:
-                del self._by_count[len(own)]
-        change(own)
-        if own:
-            self._by_count.setdefault(len(own), {})[who] = None
-        else:
-            del self._of[who]
-
-    def count(self, who: str) -> int:
-        """Return how many come from an address."""
-        return len(self._of.get(who, ()))
-
-    def busiest(self) -> str:
-        """Return the address that has most; empty: there is none."""
-        return next(iter(self._by_count[max(self._by_count)])) if self._by_count else ""
-
-    def oldest(self, who: str | None = None) -> tuple[int, float] | None:
-        """Return the oldest of all, or of an address, and when it came."""
-        return next(iter((self._all if who is None else self._of.get(who, {})).items()), None)
-
-
 class Quotas:
     """The connections of a gateway; `cut(number, because)` ends one."""
 
@@ -96,7 +50,7 @@ class Quotas:
         self._cut = cut
         self._who: dict[int, str] = {}  # by connection
         self._addresses: Counter[str] = Counter()
-        self._ungreeted = _Ungreeted()
+        self._ungreeted = Ungreeted()
         self._names: dict[int, tuple[str, str]] = {}  # by connection that has greeted: who it is, and its client's name
         self._clients: dict[tuple[str, str], _Client] = {}
 
@@ -113,23 +67,18 @@ class Quotas:
             raise Refused("too-many-connections", "", text)
         self._who[number] = who
         self._addresses[who] += 1
-        self._ungreeted.add(number, who, now)
+        self._ungreeted.add(number, source_of(who), now)
 
     def _make_place(self, newcomer: str, now: float, own: bool = False) -> bool:
         """End a connection that has not greeted, for one from `newcomer`; return whether there was one.
 
         `own`: only one from there.
         """
-        busiest = newcomer if own else self._ungreeted.busiest()
-        found = self._ungreeted.oldest(busiest)
-        if found is None:
+        gone = self._ungreeted.to_give_way(source_of(newcomer), now, own)
+        if not isinstance(gone, int):
             return False
-        if self._ungreeted.count(busiest) <= self._ungreeted.count(newcomer) + 1:
-            found = found if own else self._ungreeted.oldest()
-            if found is None or now - found[1] < limits.UNGREETED_S:
-                return False
-        self.left(found[0])
-        self._cut(found[0], "it did not say Hello, and others wait for its place")
+        self.left(gone)
+        self._cut(gone, "it did not say Hello, and others wait for its place")
         return True
 
     def greeted(self, number: int, client: str, now: float) -> None:
@@ -145,7 +94,7 @@ class Quotas:
             pace = Pace(now, self._limits.requests_per_s)
             found = self._clients[at] = _Client(0, pace, Flow(self._limits.client_bytes_per_s))
         found.connections += 1
-        self._ungreeted.remove(number, at[0])
+        self._ungreeted.remove(number)
         self._names[number] = at
 
     def left(self, number: int) -> None:
@@ -156,7 +105,7 @@ class Quotas:
         self._addresses[who] -= 1
         if not self._addresses[who]:
             del self._addresses[who]
-        self._ungreeted.remove(number, who)
+        self._ungreeted.remove(number)
         at = self._names.pop(number, None)
         if at is not None:
             self._clients[at].connections -= 1
