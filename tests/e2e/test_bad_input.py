@@ -197,8 +197,25 @@ def test_who_is_disconnected_is_in_the_log_with_the_reason(node: Node) -> None:
         while stranger.recv(4096):
             pass
     log = node.state_dir / "lifld.log"
-    said = until("its line", lambda: log.read_text().partition("WARNING client.disconnected conn=")[2])
-    assert "client=- a frame announces" in said
+    said = until("its line", lambda: log.read_text().partition("WARNING client.disconnected ")[2])
+    assert "host=127.0.0.1 client=- a frame announces" in said
+
+
+def test_a_stranger_that_comes_again_and_again_has_a_line_and_a_count(start_node: Callable[..., Node]) -> None:
+    node = start_node("--redirector", "unix", "--control", "127.0.0.1:0")
+    for address in (node.address, node.info["control"]):
+        host, _, port = address.rpartition(":")
+        for _ in range(100):
+            with socket.create_connection((host, int(port))) as stranger:
+                stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                while stranger.recv(4096):
+                    pass
+    log = node.state_dir / "lifld.log"
+    for event in ("client.disconnected", "peer.refused"):
+        assert log.read_text().count(event) == 1
+    node.down()
+    for event in ("client.disconnected", "peer.refused"):
+        assert "(99 times more" in log.read_text().rpartition(event)[2]
 
 
 def test_more_clients_than_connections_are_told_so(start_node: Callable[..., Node]) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -85,20 +85,21 @@ class Note(msgspec.Struct, frozen=True):
 
 
 class Tally:
-    """Notes of events in `KINDS_MAX`: the first of each kind is to be written, the others are counted.
+    """Notes of events in `kinds_max`: the first of each kind is to be written, the others are counted.
 
     A window begins with the first note, and is `AUDIT_WINDOW_S` long; at its end each count is a note.  Kinds beyond
     the limit are counted together, by event and code.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kinds_max: Mapping[str, int] = KINDS_MAX) -> None:
+        self._kinds_max = kinds_max
         self._counts: dict[tuple[Any, ...], Note] = {}
         self._kinds: dict[str, int] = {}
         self.due_s: float | None = None  # when `flush` is due
 
     def add(self, note: Note, now: float) -> list[Note]:
         """Return what is to be written of a note that came at `now` (seconds of any clock)."""
-        most = KINDS_MAX.get(note.event)
+        most = self._kinds_max.get(note.event)
         if most is None:
             return [note]
         if self.due_s is None:

@@ -43,6 +43,7 @@ from lifl.node.callers import Callers
 from lifl.node.children import Child
 from lifl.node.cli_server import CliServer, listen_unix
 from lifl.node.cluster.bridge import Bridge
+from lifl.node.door_log import DoorLog
 from lifl.node.driver import Driver
 from lifl.node.link import Link
 from lifl.node.locks import StateLocks
@@ -105,6 +106,7 @@ class Daemon:
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._bridge: Bridge | None = None
         self._paused = False
+        self._door_log = DoorLog()
         self._opened = contextlib.ExitStack()
         try:
             self._open(locks, token)
@@ -282,6 +284,7 @@ class Daemon:
         self._paused = self._driver.fault is not None
         self.audit.note("node.ended", "lifld", str(self.failure or ""), pid=os.getpid())
         self._opened.close()
+        self._door_log.flush()
 
     def _close_arena(self) -> None:
         """Keep the segment after a failure, or in a pause, if it holds updates: the next lifld goes on from it."""
@@ -305,14 +308,14 @@ class Daemon:
                 if peers.connected if peers is not None else not self.config.join:
                     self.gateway.send(gm.Pulse(peers.gateways() if peers is not None else ()))
                 return
-            case gm.Disconnected(conn, client, reason):
-                log.warning("client.disconnected conn=%d client=%s %s", conn, client or "-", reason)
+            case gm.Disconnected(_conn, client, reason, who):
+                self._door_log.say("client.disconnected", who, reason, client=client)
                 return
             case gm.GatewayStats():
                 self.status.gateway_stats = message
                 return
             case gm.Aborted():
-                log.info("update.aborted conn=%d %s", message.conn, message.reason)
+                self._door_log.say("update.aborted", "", message.reason)
             case gm.CarryEnded() | gm.FetchEnded() if message.error:
                 what = "carry" if isinstance(message, gm.CarryEnded) else "fetch"
                 log.warning("%s.failed key=%s %s", what, Key.unpack(message.key), message.error)

@@ -87,12 +87,13 @@ class ClientDeclined(Message, frozen=True):
 class Disconnected(Message, frozen=True):
     """The gateway has ended a client's connection, because of `reason`: for the node's log.  ClientLeft follows.
 
-    `client` is empty where none had said Hello.
+    `client` is empty where none had said Hello; `who` is its address, or its account on this machine.
     """
 
     conn: Count
     client: Word
     reason: Text
+    who: Text = ""
 
 
 class GatewayLost(Message, frozen=True):

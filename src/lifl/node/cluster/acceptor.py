@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import select
 import socket
 from collections.abc import Callable, Coroutine
@@ -26,14 +25,13 @@ from lifl.core.limits import GREETING_BYTES_MAX, GREETINGS_MAX, GREETINGS_PER_SO
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import enrolment as e
 from lifl.core.protocol.frames import FrameDecoder, encode
+from lifl.node.door_log import DoorLog
 from lifl.node.greetings import Greetings
 from lifl.node.listening import Listening
 from lifl.node.security import PlainSpeech, Secured, Security
 from lifl.tls.faults import TlsFault
 from lifl.tls.tls_socket import Stream
 from lifl.tls.waits import received, sent
-
-log = logging.getLogger("lifl.peers")
 
 GREETING_S = 5.0
 """A PeerHello is complete within this time, and so is an agent's whole attempt at one address."""
@@ -60,6 +58,7 @@ class Acceptor:
         self._security = security
         self._tasks: set[asyncio.Task[None]] = set()
         self._greetings = Greetings(GREETINGS_MAX, GREETINGS_PER_SOURCE_MAX)
+        self._door_log = DoorLog()
         self._loop = asyncio.get_running_loop()
         self._listening = Listening("peer", listener, self._taken)
 
@@ -94,14 +93,14 @@ class Acceptor:
             except (RemoteFault, TlsFault) as error:
                 answer = _no(error)
             if isinstance(answer, p.PeerRefusal):
-                log.warning("peer.refused host=%s %s", host, answer.text)
+                self._door_log.say("peer.refused", host, answer.text)
                 if not answer.retry:
                     self._turned_away(host, answer.text)
             if answer is not None and taken is not None:  # else TLS has failed, and has told it by an alert
                 async with asyncio.timeout(LINGER_S):
                     await _say_last(taken.sock, answer)
         except (OSError, EOFError, TimeoutError) as error:
-            log.info("peer.gone host=%s before it was greeted: %s", host, str(error) or "it does not read")
+            self._door_log.say("peer.gone", host, f"before it was greeted: {str(error) or 'it does not read'}")
         finally:
             self._greetings.leave(raw)
             if not kept:
@@ -112,6 +111,7 @@ class Acceptor:
         self._listening.close()
         for task in list(self._tasks):
             task.cancel()
+        self._door_log.flush()
 
 
 async def read_frame(sock: Stream, kinds: Any) -> Any:

@@ -135,7 +135,7 @@ class Connection:
             sock.sock.close()
             self._shared.pulse.forget(self._number)
             if sock.cut_because:
-                link.send(gm.Disconnected(self._number, self._client, sock.cut_because))
+                link.send(gm.Disconnected(self._number, self._client, sock.cut_because, sock.who))
             if self._client:
                 link.send(gm.ClientLeft(self._number))
 
