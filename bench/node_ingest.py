@@ -1,9 +1,9 @@
-"""Ingest of updates: the gateway by TCP, pages over AF_UNIX, and beside them a bare receive loop.
+"""Ingest of updates: the gateway by TCP, the direct path, and beside them a bare receive loop.
 
 The gateway is the real process; the bench process stands in for `lifld` on its link: it grants slots of the arena,
 says ACCEPTED when an update is sealed, and frees it, so slots are recycled warm.  Clients are processes that speak the
-real protocol: Submit with its schema, Go, the body, Accepted; every check runs.  Pages are the same over the
-node's AF_UNIX socket: the client hands its memory over, the gateway's receive is the one copy.
+real protocol: Submit with its schema, Go, the body, Accepted; every check runs.  The direct path is the same over the
+node's AF_UNIX socket: the client writes its slot itself, the gateway checks it.
 
 The bare loop is what a socket can do at best: a process with a blocking thread per connection that calls `recv_into`
 into a warm slot of the same arena, checks nothing and answers each update by one byte.  Its clients are the same
@@ -56,7 +56,7 @@ UPDATES = {1: 20, 4: 8, 16: 3}
 QUICK_UPDATES = {1: 4, 4: 2, 16: 1}
 """How many updates each client sends in one repetition."""
 REPETITIONS, QUICK_REPETITIONS = 11, 2
-WAYS = ("bare loop", "gateway", "pages")
+WAYS = ("bare loop", "gateway", "direct")
 BARE_READ_BYTES = 1 << 20
 JOB = "bench"
 TARGET_FRACTION = 0.9
@@ -94,8 +94,8 @@ def run(quick: bool) -> Group:
             opened.callback(senders[-1].close)
         for sender in senders:
             sender.reply()
-        addresses = {"bare loop": bare_address, "gateway": gateway.tcp, "pages": f"unix:{gateway.unix}"}
-        pids = {"bare loop": bare_pid, "gateway": gateway.pid, "pages": gateway.pid}
+        addresses = {"bare loop": bare_address, "gateway": gateway.tcp, "direct": f"unix:{gateway.unix}"}
+        pids = {"bare loop": bare_pid, "gateway": gateway.pid, "direct": gateway.pid}
         for repetition in range(-1, QUICK_REPETITIONS if quick else REPETITIONS):
             for n in CLIENTS:
                 rate: dict[str, float] = {}
@@ -265,7 +265,8 @@ def send(name: str, nbytes: int) -> None:
     for what in told:
         stream = Stream(what["address"])
         if what["way"] != "bare loop":
-            stream.greet(name, what["way"] == "pages", ())
+            stream.send(cm.Hello(cm.PROTOCOL_VERSION, name, direct=what["way"] == "direct"))
+            _expect(stream, cm.Welcome)
         answer(connected=True)
         updates = next(told)["updates"]
         begin_cpu_s, begin_ns = time.process_time(), time.monotonic_ns()
@@ -284,8 +285,12 @@ def send(name: str, nbytes: int) -> None:
 def _submit(stream: Stream, number: int, update: Update, views: list[memoryview]) -> None:
     layout = update.layout
     stream.send(cm.Submit(JOB, number, 1.0, layout.data_bytes, layout.tensors))
-    _expect(stream, cm.Go)
-    stream.send_views(views, None)
+    go = _expect(stream, cm.Go)
+    if go.direct:
+        update.write_to(stream.window(go.offset, layout.data_bytes))
+        stream.send(cm.Filled(JOB, number))
+    else:
+        stream.send_views(views, None)
     _expect(stream, cm.Accepted)
 
 

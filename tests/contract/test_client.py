@@ -25,7 +25,8 @@ from lifl.client.home import pause
 from lifl.client.tensors import as_array
 from lifl.core.errors import LocalFault, ResourceFault
 from lifl.core.fields import Message
-from lifl.core.ids import Key
+from lifl.core.ids import Key, Kind
+from lifl.core.limits import CONTRIBUTION_BYTES_MAX
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import FrameDecoder, encode
@@ -1062,6 +1063,33 @@ def test_a_gateway_killed_in_the_middle_of_a_body_gets_it_again() -> None:
     assert joins == [None, 1]
     assert bytes(node.arena.data(node.accepted["digits", 1, "c1"])) == tensor.tobytes()
     assert node.live() == 1
+    node.close()
+
+
+def test_a_direct_client_whose_gateway_is_killed_writes_to_its_slot_no_more() -> None:
+    """Its slot is another update's at once (which no lifld does): what that one holds stays as it is."""
+    big = Layout((TensorSpec("w", "float32", (3_000_000,)),))
+    node = StandIn()
+    node.open_job("digits", big)
+    node.react = lambda message: play(node, message, 1)
+    tensor = np.random.default_rng(3).standard_normal(3_000_000).astype(np.float32)
+    later: list[Key] = []
+
+    def progress(sent_bytes: int, _all_bytes: int) -> None:
+        if not later and sent_bytes:
+            (slot,) = [entry.offset for _, entry in node.arena.live()]
+            node.kill()
+            later.append(node.arena.alloc(Kind.UPDATE, 1, 1, big.data_bytes, CONTRIBUTION_BYTES_MAX, 1))
+            assert node.arena.offset(later[0]) == slot
+            node.arena.data(later[0])[:] = b"\xab" * big.data_bytes
+            node.arena.seal(later[0], 1.0, 1)
+            node.start_again()
+
+    with Client(f"unix:{node.unix}", job="digits", client="c1") as client:
+        for round_ in client.rounds(models=False):
+            assert round_.submit({"w": tensor}, weight=1, progress=progress).accepted
+    assert bytes(node.arena.data(later[0])) == b"\xab" * big.data_bytes
+    assert bytes(node.arena.data(node.accepted["digits", 1, "c1"])) == tensor.tobytes()
     node.close()
 
 

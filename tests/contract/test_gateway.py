@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import array
+import mmap
+import os
 import signal
 import socket
 import struct
@@ -15,7 +18,6 @@ import psutil
 import pytest
 from gateway_standin import WAIT_S, Peer, StandIn
 
-from lifl.client.page_sender import PageSender
 from lifl.core.fields import Message
 from lifl.core.ids import Key
 from lifl.core.limits import WEIGHT_MAX, WEIGHT_MIN
@@ -147,39 +149,34 @@ def test_an_update_that_nobody_follows_is_not_spoken_of(node: StandIn) -> None:
     peer.close()
 
 
-def test_no_client_gets_the_arena(node: StandIn) -> None:
-    """Nor does one of an earlier version that asks for its descriptor: all that comes is bytes."""
-    peer = Peer(node, unix=True)
-    assert not peer.hello(direct=True).direct
-    peer.send(submit())
+def direct_slot(peer: Peer) -> mmap.mmap:
+    """Receives Go(direct) with the arena's descriptor; the slot's part of the arena."""
     data, ancillary, _, _ = peer.sock.recvmsg(1 << 16, 64)
-    assert ancillary == []
     peer.decoder.feed(data)
     go = peer.decoder.next_message()
-    assert isinstance(go, cm.Go) and not go.direct and not go.offset
-    peer.raw(BODY.tobytes())
+    assert isinstance(go, cm.Go) and go.direct
+    fds = array.array("i", ancillary[0][2])
+    slot = mmap.mmap(fds[0], LAYOUT.data_bytes, offset=go.offset)
+    os.close(fds[0])
+    return slot
+
+
+def test_a_client_of_this_machine_fills_its_slot_itself(node: StandIn) -> None:
+    peer = Peer(node, unix=True)
+    assert peer.hello(direct=True).direct
+    peer.send(submit())
+    with direct_slot(peer) as slot:
+        slot[:] = BODY.tobytes()
+    peer.send(cm.Filled("digits", 3))
     assert peer.receive() == cm.Accepted("digits", 3)
     check_sealed(node)
     peer.close()
 
 
-def test_pages_that_are_changed_after_accepted_change_nothing(node: StandIn) -> None:
-    """A client of the same machine hands its memory over, and goes on using it: what is sealed is a copy."""
-    body = np.frombuffer(BODY.tobytes(), np.uint8).copy()
-    peer = Peer(node, unix=True)
-    peer.hello()
-    peer.send(submit())
-    assert isinstance(peer.receive(), cm.Go)
-    sender = PageSender()
-    begin = 0
-    while begin < len(body):
-        begin += sender.load([memoryview(body)[begin:]])
-        while not sender.unload(peer.sock):
-            pass
-    assert peer.receive() == cm.Accepted("digits", 3)
-    body[:] = 0xFF
-    check_sealed(node)
-    sender.close()
+def test_direct_is_not_for_clients_from_the_network(node: StandIn) -> None:
+    peer = Peer(node)
+    assert not peer.hello(direct=True).direct
+    assert upload(peer, BODY.tobytes()) == cm.Accepted("digits", 3)
     peer.close()
 
 
@@ -343,20 +340,28 @@ def test_only_what_is_not_averaged_may_be_infinite(node: StandIn, element: int, 
         ("tensors.mask", LAYOUT.offsets[4] + 2, b"\x07", "bad-bool"),
     ],
 )
-@pytest.mark.parametrize("unix", [False, True])
+@pytest.mark.parametrize("direct", [False, True])
 def test_a_number_that_is_not_finite_names_its_tensor_and_frees_the_slot(
-    node: StandIn, tensor: str, offset: int, pattern: bytes, code: str, unix: bool
+    node: StandIn, tensor: str, offset: int, pattern: bytes, code: str, direct: bool
 ) -> None:
     body = bytearray(BODY.tobytes())
     body[offset : offset + len(pattern)] = pattern
-    peer = Peer(node, unix=unix)
-    peer.hello()
-    refusal = upload(peer, bytes(body))
+    peer = Peer(node, unix=direct)
+    peer.hello(direct=direct)
+    if direct:
+        peer.send(submit())
+        with direct_slot(peer) as slot:
+            slot[:] = bytes(body)
+        peer.send(cm.Filled("digits", 3))
+        refusal = peer.receive()
+    else:
+        refusal = upload(peer, bytes(body))
     assert isinstance(refusal, cm.Refusal)
     assert (refusal.code, refusal.field) == (code, tensor)
     node.wait_for(gm.Aborted)
     assert node.live() == 0
-    assert upload(peer, BODY.tobytes()) == cm.Accepted("digits", 3)
+    if not direct:
+        assert upload(peer, BODY.tobytes()) == cm.Accepted("digits", 3)
     peer.close()
 
 
@@ -410,7 +415,7 @@ def test_garbage_gets_one_refusal_and_the_end_and_harms_nobody(node: StandIn, gr
 
 
 @pytest.mark.parametrize(
-    "message", [cm.Hello(1, "again"), cm.Checksums(1, 2)], ids=["second Hello", "Checksums without Offer"]
+    "message", [cm.Hello(1, "again"), cm.Filled("digits", 3)], ids=["second Hello", "Filled without Go"]
 )
 def test_a_message_out_of_turn_is_a_breach(node: StandIn, message: Message) -> None:
     peer = Peer(node)
@@ -432,13 +437,16 @@ def test_another_version_is_told_so(node: StandIn) -> None:
 
 
 @pytest.mark.parametrize("sent_bytes", [0, 1, 5000])
-@pytest.mark.parametrize("unix", [False, True])
-def test_a_client_that_disconnects_halfway_leaves_no_trace(node: StandIn, sent_bytes: int, unix: bool) -> None:
-    peer = Peer(node, unix=unix)
-    peer.hello()
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_client_that_disconnects_halfway_leaves_no_trace(node: StandIn, sent_bytes: int, direct: bool) -> None:
+    peer = Peer(node, unix=direct)
+    peer.hello(direct=direct)
     peer.send(submit())
-    assert isinstance(peer.receive(), cm.Go)
-    peer.raw(BODY.tobytes()[:sent_bytes])
+    if direct:
+        direct_slot(peer).close()
+    else:
+        assert isinstance(peer.receive(), cm.Go)
+        peer.raw(BODY.tobytes()[:sent_bytes])
     peer.close()
     assert not node.wait_for(gm.Aborted).writing
     node.wait_for(gm.ClientLeft)
@@ -447,14 +455,19 @@ def test_a_client_that_disconnects_halfway_leaves_no_trace(node: StandIn, sent_b
     assert node.wait_for(gm.GatewayStats).connections == 0
 
 
-def test_an_update_is_given_up_when_the_gateway_ends(node: StandIn) -> None:
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_connection_that_the_gateway_ends_may_still_be_writing_its_slot(node: StandIn, direct: bool) -> None:
+    """A slot that is free at once would be another's while the direct client has not noticed."""
     peer = Peer(node, unix=True)
-    peer.hello()
+    peer.hello(direct=direct)
     peer.send(submit())
-    assert isinstance(peer.receive(), cm.Go)
-    peer.raw(b"x" * 64)
+    if direct:
+        direct_slot(peer).close()
+    else:
+        assert isinstance(peer.receive(), cm.Go)
+        peer.raw(b"x" * 64)
     node.process.send_signal(signal.SIGTERM)
-    assert not node.wait_for(gm.Aborted).writing
+    assert node.wait_for(gm.Aborted).writing is direct
     assert node.process.wait(WAIT_S) == 0
     peer.close()
 
@@ -480,6 +493,19 @@ def test_clients_that_the_daemon_sends_away_are_gone_with_their_updates(node: St
     node.wait_for(gm.ClientLeft, 2)
     for peer in (one, other):
         peer.close()
+
+
+def test_a_direct_client_is_announced_as_one_and_writes_no_more_once_it_said_filled(node: StandIn) -> None:
+    peer = Peer(node, unix=True)
+    peer.hello(direct=True)
+    peer.send(submit())
+    with direct_slot(peer) as slot:
+        slot[:] = b"\xff" * LAYOUT.data_bytes  # NaN: refused after Filled
+    peer.send(cm.Filled("digits", 3))
+    assert isinstance(peer.receive(), cm.Refusal)
+    assert node.wait_for(gm.Admit).direct
+    assert not node.wait_for(gm.Aborted).writing
+    peer.close()
 
 
 def test_a_grant_that_comes_too_late_is_given_back(node: StandIn) -> None:

@@ -123,6 +123,20 @@ def test_models_count_as_bytes_too() -> None:
         peer.close()
 
 
+def test_what_is_written_through_shared_memory_has_no_rate() -> None:
+    with gateway(client_bytes_per_s=1) as node:
+        peer = Peer(node, unix=True)
+        assert peer.hello("c1", direct=True).direct
+        for number in (1, 2, 3):
+            submit(peer, number)
+            go = peer.receive()
+            assert isinstance(go, cm.Go)
+            assert go.direct
+            peer.send(cm.Filled("digits", number))
+            peer.receive()
+        peer.close()
+
+
 def test_the_connections_of_a_client_share_its_requests() -> None:
     settings = "import lifl.core.limits as c; c.REQUESTS_PER_S = 1e-6; c.REQUESTS_BURST = 4"
     with gateway(settings=settings) as node:

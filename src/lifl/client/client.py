@@ -117,7 +117,7 @@ class Client:
     `node` is ``HOST:PORT``, ``unix:PATH`` or a node's state folder, or several of them (a sequence, or a text with
     commas) of one cluster: when the first cannot be reached the next one is tried, and so on around.  `job` and
     `client` are names (letters, digits and ``._:-``); a client's name must be its own.  On the node's own machine, by
-    its socket, updates go as pages of this process's memory, uncopied (unless `direct` is False).
+    its socket, updates are written straight into the node's memory (unless `direct` is False).
 
     When no node can be reached for longer than `give_up_after_s`, `NodeUnreachable` is raised; a job that does not
     exist is waited for as long, then `Refused` is raised.  Each of that, and a connection made again, is logged as a
@@ -336,7 +336,11 @@ class Client:
             stream.send(announced)
             answer = self._home.answer(stream, submit.round, cm.Go | cm.Accepted | cm.Busy | cm.Refusal)
         if isinstance(answer, cm.Go):
-            stream.send_views(held.update.views, held.progress)
+            if answer.direct:
+                self._fill(stream, answer.offset, held)
+                stream.send(cm.Filled(submit.job, submit.round))
+            else:
+                stream.send_views(held.update.views, held.progress)
             answer = self._home.answer(stream, submit.round, cm.Accepted | cm.Refusal)
         if isinstance(answer, cm.Accepted):
             held.accepted = True
@@ -349,6 +353,19 @@ class Client:
                 self._books.fates[submit.round] = before
             return self._books.verdict(submit, answer.text)
         raise Refused(answer.code, answer.field, answer.text)
+
+    def _fill(self, stream: Stream, offset: int, held: HeldUpdate) -> None:
+        """Write an update to its slot of the node's arena; stop when the node is gone, for then others get the slot."""
+        data_bytes = held.submit.data_bytes
+
+        def before_piece(position: int) -> None:
+            if held.progress is not None:
+                held.progress(position, data_bytes)
+            stream.check_connected()
+
+        held.update.write_to(stream.window(offset, data_bytes), before_piece)
+        if held.progress is not None:
+            held.progress(data_bytes, data_bytes)
 
     def _fetch_model(self, round_: Round) -> dict[str, Array]:
         def fetch(stream: Stream) -> dict[str, Array]:

@@ -1,7 +1,7 @@
 """A client's connection to a gateway: frames and raw bytes on one blocking socket.
 
 Frames are read exactly, so the bytes of a model that follow one stay in the kernel until they are received into
-their array.  Over AF_UNIX long bodies go as pages (`page_sender.py`).
+their array.  Over AF_UNIX the arena's descriptor may come along with a frame.
 
 A connection belongs to one thread.  A forked child closes its copy, so that it neither holds the connection open nor
 ends it.
@@ -9,6 +9,8 @@ ends it.
 
 from __future__ import annotations
 
+import array
+import mmap
 import os
 import select
 import socket
@@ -20,11 +22,11 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from lifl.client.addresses import target
-from lifl.client.page_sender import PAGES_BYTES_MIN, PageSender
 from lifl.core.errors import Refused, RemoteFault
 from lifl.core.protocol import client as cm
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.schema import TensorSpec
+from lifl.shm.mapping import map_segment, populate
 
 Progress = Callable[[int, int], None]
 """Called with (bytes sent, all bytes)."""
@@ -166,13 +168,12 @@ class Stream:
         self.is_local = self._sock.family == socket.AF_UNIX
         self._decoder: FrameDecoder[cm.ToClient] = FrameDecoder(cm.ToClient)
         self._tensors: dict[str, tuple[TensorSpec, ...]] = {}  # by job: those that were told over this connection
-        self._hands_pages = False
-        self._pages: PageSender | None = None
+        self._descriptors: list[int] = []
+        self._arena: memoryview | None = None
 
     def greet(self, client: str, direct: bool, knows: tuple[str, ...] = cm.KNOWS) -> None:
         """Say Hello and take the answer.  Raise `Refused` too; `OlderNode` when the node has no word for `knows`."""
-        self._hands_pages = direct and self.is_local
-        self.send(cm.Hello(cm.PROTOCOL_VERSION, client, knows=knows))
+        self.send(cm.Hello(cm.PROTOCOL_VERSION, client, direct=direct and self.is_local, knows=knows))
         answer = self.receive()
         if isinstance(answer, cm.Refusal):
             if answer.code in cm.NO_PLACE:
@@ -258,7 +259,8 @@ class Stream:
         return self._completed(message) if isinstance(message, cm.Selected) else message
 
     def _receive_some(self) -> bytes:
-        return self._sock.recv(min(self._decoder.missing_bytes, RECEIVE_BYTES))
+        wanted = min(self._decoder.missing_bytes, RECEIVE_BYTES)
+        return self._receive_with_rights(wanted) if self.is_local else self._sock.recv(wanted)
 
     def _completed(self, selected: cm.Selected) -> cm.Selected:
         """Return the selection with the job's tensors, which are told once."""
@@ -268,6 +270,37 @@ class Stream:
         if selected.job not in self._tensors:
             raise RemoteFault(f"the node selects for job {selected.job!r} and has not told its tensors")
         return msgspec.structs.replace(selected, tensors=self._tensors[selected.job])
+
+    def _receive_with_rights(self, nbytes: int) -> bytes:
+        room = socket.CMSG_SPACE(array.array("i").itemsize)
+        data, ancillary, _flags, _address = self._sock.recvmsg(nbytes, room, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, rights in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                self._descriptors += array.array("i", rights)
+        return data
+
+    def window(self, offset: int, nbytes: int) -> memoryview:
+        """Return bytes of the node's arena, to be written; its descriptor has come along with a Go(direct=True)."""
+        if self._arena is None:
+            if not self._descriptors:
+                raise RemoteFault("the node lets us write to its arena but sent no descriptor of it")
+            descriptor = self._descriptors[0]
+            _, self._arena = map_segment(descriptor, os.fstat(descriptor).st_size)
+        self._close_descriptors()
+        begin = offset // mmap.PAGESIZE * mmap.PAGESIZE
+        populate(self._arena[begin : offset + nbytes])
+        return self._arena[offset : offset + nbytes]
+
+    def check_connected(self) -> None:
+        """Raise `ConnectionResetError` when the peer has closed or died, also behind messages not yet read."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLRDHUP)
+        if poll.poll(0):
+            raise ConnectionResetError("the node closed the connection")
+
+    def _close_descriptors(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.pop())
 
     def receive_into(self, view: memoryview) -> None:
         """Fill `view`."""
@@ -284,8 +317,6 @@ class Stream:
         waiting = [view for view in views if view.nbytes]
         total = sum(view.nbytes for view in waiting)
         sent = index = offset = 0
-        if self._hands_pages and self._pages is None and total >= PAGES_BYTES_MIN:
-            self._pages = PageSender()
         while index < len(waiting):
             batch: list[memoryview] = []
             nbytes = 0
@@ -296,7 +327,7 @@ class Stream:
                 nbytes += len(piece)
                 if nbytes == SEND_BYTES:
                     break
-            step = self._send_batch(batch)
+            step = self._patiently(partial(self._sock.sendmsg, batch))
             sent += step
             offset += step
             while index < len(waiting) and offset >= len(waiting[index]):
@@ -305,18 +336,8 @@ class Stream:
             if progress is not None:
                 progress(sent, total)
 
-    def _send_batch(self, batch: list[memoryview]) -> int:
-        """Send the front of the batch; return how many bytes."""
-        if self._pages is None:
-            return self._patiently(partial(self._sock.sendmsg, batch))
-        step = self._pages.load(batch)
-        while not self._patiently(partial(self._pages.unload, self._sock)):
-            pass
-        return step
-
     def close(self) -> None:
         """Close the connection; may be called twice."""
         self._sock.close()
-        if self._pages is not None:
-            self._pages.close()
-            self._pages = None
+        self._close_descriptors()
+        self._arena = None  # unmapped with its last view

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -24,6 +24,8 @@ Tensors = Mapping[str, Any] | str | os.PathLike[str]
 """name → array or torch tensor, or the path of a safetensors file."""
 
 CHECK_BYTES = 1024 * 1024
+FILL_BYTES = 4 * 1024 * 1024
+"""A direct client looks after so many bytes (about a millisecond) whether the slot is still its own."""
 _EXPONENT_16 = {"float16": 0x7C00, "bfloat16": 0x7F80}
 
 
@@ -66,6 +68,20 @@ class Update:
     def detach(self) -> None:
         """Copy the arrays, because their owner is about to change them."""
         self.arrays = [array.copy() for array in self.arrays]
+
+    def write_to(self, target: memoryview, before_piece: Callable[[int], None] = lambda position: None) -> None:
+        """Copy the update into `target`, of `layout.data_bytes` bytes, in pieces of at most `FILL_BYTES`.
+
+        `before_piece(bytes that are there)` is called before each; what it raises ends the copy.
+        """
+        place = np.frombuffer(target, np.uint8)
+        position = 0
+        for view in self.views:
+            for start in range(0, len(view), FILL_BYTES):
+                piece = view[start : start + FILL_BYTES]
+                before_piece(position)
+                place[position : position + len(piece)] = piece
+                position += len(piece)
 
 
 def as_arrays(tensors: Tensors) -> dict[str, Array]:

@@ -1,7 +1,7 @@
 """The node's one POSIX shared-memory segment, and the objects in it, as every process of the node sees them.
 
-`lifld` makes or adopts the segment and alone allocates and frees (`owned_arena.py`); gateway and workers
-attach, write objects in state WRITING and seal them.  A sealed object is never changed again.  What the segment
+`lifld` makes or adopts the segment and alone allocates and frees (`owned_arena.py`); gateway, workers and direct
+clients attach, write objects in state WRITING and seal them.  A sealed object is never changed again.  What the segment
 looks like is told in `layout.py`, which object gets which bytes in `allocator.py`.
 
 `arena_bytes` is the length of the whole segment, header and table included, so the node's budget is exact.

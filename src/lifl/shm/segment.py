@@ -87,7 +87,7 @@ class SegmentLock:
     """A lock on the segment `name` for a daemon's life; `take` it before the segment is changed, and on a new one.
 
     Two state folders with one node id (one is a copy) name the same segment.  The arena's own descriptor cannot be
-    locked: clients of a version before got it, and would keep the lock.
+    locked: direct clients get it, and would keep the lock.
     """
 
     def __init__(self, name: str) -> None:

@@ -4,9 +4,9 @@ A granted update gets a slot at once when the arena has room; else its grant wai
 sender is slowed until then.  When the line is full the client is told BUSY and asks again.  No job waits behind
 another: when there is room each gets some of it in turn.
 
-A client of a version before wrote to its slot of the arena itself, and may still do so when its node was upgraded, or
-where one of that version has granted it.  Nothing can stop it but itself: it looks between pieces whether its
-connection still stands.  So such a slot *rests* for `DIRECT_GRACE_S` before its bytes may become another object's.
+A direct client writes to its slot of the arena itself.  When the gateway (or all of `lifld`) dies under it, nothing
+can stop it but itself: it looks between pieces whether its connection still stands.  So the slot *rests* for
+`DIRECT_GRACE_S` before its bytes may become another object's.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from lifl.core.turn import Turn
 
 BUSY_RETRY_S = 1.0
 DIRECT_GRACE_S = 5.0
-"""How long a slot rests that its client may still write to: far longer than a piece of 4 MiB takes it."""
+"""How long a slot rests that a direct client may still write to: far longer than a piece takes it (milliseconds, see
+`FILL_BYTES` in client/tensors.py), also on a busy machine.  A client that is stopped within a piece for longer than
+this can still do harm."""
 
 
 class Uploads:

@@ -54,7 +54,7 @@ KNOWS = (DECLINE, DIGESTS, PING)
 
 
 class Hello(Message, frozen=True, omit_defaults=True):
-    """The first frame of a connection.  `direct` is of an earlier version, whose local clients wrote to the arena."""
+    """The first frame of a connection.  `direct`: the client can fill its slot itself (AF_UNIX only)."""
 
     version: Integer
     client: Name
@@ -99,6 +99,13 @@ class Submit(Message, frozen=True):
     tensors: Tensors
     metrics: AnnouncedMetrics = msgspec.field(default_factory=dict)
     digest: Digest | msgspec.UnsetType = msgspec.UNSET
+
+
+class Filled(Message, frozen=True):
+    """The client has written the slot of its `Go(direct=True)` itself."""
+
+    job: Name
+    round: Count
 
 
 class Leave(Message, frozen=True):
@@ -146,7 +153,7 @@ class Ping(Message, frozen=True):
     """Asks for Pong: is the node there?"""
 
 
-FromClient = Hello | Join | GetModel | Submit | Leave | Decline | Offer | Checksums | Ping
+FromClient = Hello | Join | GetModel | Submit | Filled | Leave | Decline | Offer | Checksums | Ping
 
 
 # ---- gateway → client ------------------------------------------------------------------------------------------
@@ -200,7 +207,7 @@ class Model(Message, frozen=True):
 
 
 class Go(Message, frozen=True):
-    """Send the body now.  `direct` and `offset` are of an earlier version, as in Hello."""
+    """Send the body now.  With `direct`, the arena's descriptor came along: write at `offset` and say Filled."""
 
     job: Name
     round: Count

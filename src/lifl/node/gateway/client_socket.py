@@ -16,7 +16,7 @@ from lifl.core import limits
 from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.node.gateway.body_moves import STALL_BYTES, Movers, Receive, Send, move
 from lifl.node.gateway.read_waiter import ReadWaiter
-from lifl.node.who import who_is
+from lifl.node.who import is_same_user, who_is
 
 
 class ClientSocket:
@@ -55,6 +55,10 @@ class ClientSocket:
         """Return why the connection, or what was under way, ended with this error."""
         text = str(error) or ("a frame took too long" if isinstance(error, TimeoutError) else type(error).__name__)
         return self.cut_because or text[:TEXT_CHARS_MAX]
+
+    def is_same_user(self) -> bool:
+        """Return whether the peer is a process of this machine that may do what this one may."""
+        return is_same_user(self.sock)
 
     async def rest(self, wait_s: float) -> None:
         """Wait so long, or until the connection is shut."""

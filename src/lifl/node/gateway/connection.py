@@ -46,6 +46,7 @@ class Connection:
     def __init__(self, shared: Shared, number: int, sock: socket.socket) -> None:
         self._number = number
         self._client = ""
+        self._direct = False
         self._digests = False
         self._told: dict[str, bytes] = {}  # by job: the digest of the tensors that the client has, if it knows digests
         self._shared = shared
@@ -173,8 +174,9 @@ class Connection:
         self._shared.link.send(gm.Greeted(self._number, self._socket.who))
         self._reader.greeted = True
         self._digests = cm.DIGESTS in hello.knows
+        self._direct = hello.direct and self._socket.is_same_user()
         knows = cm.KNOWS if hello.knows else ()
-        self._outbox.send(cm.Welcome(cm.PROTOCOL_VERSION, self._shared.node, knows=knows))
+        self._outbox.send(cm.Welcome(cm.PROTOCOL_VERSION, self._shared.node, self._direct, knows))
 
     # ---- what clients ask ------------------------------------------------------------------------------------------
 
@@ -190,7 +192,7 @@ class Connection:
                 case cm.GetModel():
                     await self._send_model(message)
                 case cm.Submit():
-                    if await self._intake.take_update(message, self._client):
+                    if await self._intake.take_update(message, self._client, self._direct):
                         self._shared.quotas.taken(self._number)
                 case cm.Ping():
                     self._shared.pulse.ask(self._number, self._outbox.send)

@@ -66,6 +66,10 @@ class Content:
         self._data = data
         self.check = ingest_check(data, job.averaged)
 
+    def look_at_all(self) -> None:
+        """Look at all bytes: they are there."""
+        self.check.advance(self.check.nbytes)
+
     def finish(self) -> int:
         """Return the checksum: all is there.  Raise `Refused`, naming the tensor, when a number is not finite."""
         checksum = self.check.finish()

@@ -56,32 +56,48 @@ class Intake:
         self._loop = asyncio.get_running_loop()
         self._followed = b""  # the key of an update whose progress is wanted
         self._receiving: tuple[bytes, Receive] | None = None  # the key and body of an update that is being received
+        self._filling = False  # the client writes to its slot itself, now
 
     # ---- an update -------------------------------------------------------------------------------------------------
 
-    async def take_update(self, submit: cm.Submit, client: str) -> bool:
-        """Take in an update of `client`; return whether it is sealed.  Raise `Refused`."""
+    async def take_update(self, submit: cm.Submit, client: str, direct: bool) -> bool:
+        """Take in an update of `client`, which writes to the slot itself if `direct`; return whether it is sealed.
+
+        Raise `Refused`.
+        """
         job = self._shared.job(submit.job)
         check_submit(job.layout, submit, client)
-        wait_s = self._shared.quotas.bytes_wait_s(self._conn, job.flow, submit.data_bytes, self._loop.time())
-        await self._socket.rest(wait_s)
+        if not direct:
+            wait_s = self._shared.quotas.bytes_wait_s(self._conn, job.flow, submit.data_bytes, self._loop.time())
+            await self._socket.rest(wait_s)
         grant = await self._grants.ask(
-            gm.Admit(self._conn, client, submit.job, submit.round, submit.weight, submit.metrics)
+            gm.Admit(self._conn, client, submit.job, submit.round, submit.weight, submit.metrics, direct)
         )
         if isinstance(grant, gm.Granted):
-            await self._land(grant, self._fill_update(submit, job, grant), submit.data_bytes)
+            await self._land(grant, self._fill_update(submit, job, grant, direct), submit.data_bytes)
             return True
         return False
 
-    async def _fill_update(self, submit: cm.Submit, job: JobLayout, grant: gm.Granted) -> None:
+    async def _fill_update(self, submit: cm.Submit, job: JobLayout, grant: gm.Granted, direct: bool) -> None:
         """Have the update's bytes written, checked and sealed."""
         key = Key.unpack(grant.key)
         view = self._shared.arena.data(key)
         if len(view) != submit.data_bytes:
             raise Refused("wrong-size", "data_bytes", f"the slot has {len(view)} bytes, the update another size")
         content = Content(job, view)
-        self._outbox.send(cm.Go(submit.job, submit.round))
-        await self._receive_update(grant.key, Receive(self._socket.sock, content.check))
+        if direct:
+            offset = self._shared.arena.offset(key)
+            self._outbox.send(cm.Go(submit.job, submit.round, direct=True, offset=offset), self._shared.arena.fd)
+            # No deadline: while this client lives it may still write to the slot, which stays its own until then.
+            self._filling = True
+            filled = await self._reader.read()
+            if filled != cm.Filled(submit.job, submit.round):
+                raise RemoteFault(f"Go was answered by {type(filled).__name__}, not by Filled of that round")
+            self._filling = False
+            await self._loop.run_in_executor(self._shared.checks, content.look_at_all)
+        else:
+            self._outbox.send(cm.Go(submit.job, submit.round))
+            await self._receive_update(grant.key, Receive(self._socket.sock, content.check))
         self._shared.received_bytes += submit.data_bytes
         failpoints.hit("gateway.seal.before")
         self._shared.arena.seal(key, submit.weight, 1, grant.member, content.finish())
@@ -175,8 +191,15 @@ class Intake:
         try:
             await filling
         except Exception as error:  # of whatever kind: the daemon is told, else the slot would wait for ever
-            self._shared.link.send(gm.Aborted(self._conn, grant.key, self._socket.reason(error)))
+            writing = self._filling and not self._is_gone(error)
+            self._shared.link.send(gm.Aborted(self._conn, grant.key, self._socket.reason(error), writing))
             if isinstance(error, StaleKey):
                 raise Refused("round-over", "round", "the round ended while the bytes were on their way") from error
             raise
+        finally:
+            self._filling = False
         self._shared.link.send(gm.Sealed(self._conn, grant.key, received_bytes))
+
+    def _is_gone(self, error: Exception) -> bool:
+        """Return whether it was the client that closed the connection: then it writes to its slot no more."""
+        return isinstance(error, EOFError | ConnectionError) and not self._socket.is_shut

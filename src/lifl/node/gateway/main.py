@@ -1,7 +1,7 @@
 """The gateway: the node's only door for tensors, a process of its own beside `lifld`.
 
-It accepts on the daemon's two listening sockets, TCP and AF_UNIX (for clients of this machine); they stay bound while
-the gateway is started again.  One uvloop thread
+It accepts on the daemon's two listening sockets, TCP and AF_UNIX (for clients of this machine, which may then write
+to their slot themselves); they stay bound while the gateway is started again.  One uvloop thread
 speaks the protocol (`connection`); a few threads move bytes between sockets and the arena
 (`body_moves`); an update is checked once, on its way in (`content`).  Which client may submit what, and
 where it goes in the arena, `lifld` says, over one link.  A refusal costs no bandwidth: the body comes

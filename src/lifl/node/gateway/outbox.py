@@ -7,7 +7,9 @@ is one.
 
 from __future__ import annotations
 
+import array
 import asyncio
+import socket
 from collections import deque
 
 from lifl.core import limits
@@ -17,8 +19,8 @@ from lifl.node.gateway.body_moves import Departed, Send
 from lifl.node.gateway.budgets import WaitingBytes
 from lifl.node.gateway.client_socket import ClientSocket
 
-Waiting = tuple[memoryview, int]
-"""The rest of a frame, and what it counts for."""
+Waiting = tuple[memoryview, int, int]
+"""The rest of a frame, the descriptor that goes with its first byte (-1: none), and what it counts for."""
 ENTRY_BYTES = 256
 """What keeping a frame in line takes beside its bytes."""
 
@@ -49,31 +51,33 @@ class Outbox:
         self._all_waiting = all_waiting
         self._body_sent: asyncio.Future[None] | None = None
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Message, descriptor: int = -1) -> None:
         """Send a message, or put it in line; a client that is too far behind is disconnected."""
-        self.send_frame(encode(message))
+        self.send_frame(encode(message), descriptor=descriptor)
 
-    def send_frame(self, frame: bytes, shared: memoryview = NOTHING) -> None:
+    def send_frame(self, frame: bytes, shared: memoryview = NOTHING, descriptor: int = -1) -> None:
         """Do as `send` does, with a message in its frame, whose end may be `shared` with what others are sent."""
         if self._socket.is_shut:
             return
         pieces = [memoryview(frame), shared] if shared else [memoryview(frame)]
         if self.flusher is None:
             try:
-                sent = self._send_now(pieces)
+                sent = self._send_now(pieces, descriptor)
             except BlockingIOError:
                 sent = 0
             except OSError:
                 self._socket.shut()
                 return
-            pieces = _after(pieces, sent)
+            if sent:
+                pieces, descriptor = _after(pieces, sent), -1
             if not pieces:
                 return
         for piece in pieces:
             own_bytes = 0 if piece.obj is shared.obj else len(piece) + ENTRY_BYTES
-            self._waiting.append((piece, own_bytes))
+            self._waiting.append((piece, descriptor, own_bytes))
             self._all_waiting.add(self._socket, own_bytes)
             self._waiting_bytes += len(piece)
+            descriptor = -1
         if self._waiting_bytes > limits.WAITING_BYTES_MAX:
             self._socket.cut(f"it does not read: {self._waiting_bytes} bytes wait for it")
         self._flush_soon()
@@ -85,7 +89,10 @@ class Outbox:
         self._flush_soon()
         return self._body_sent
 
-    def _send_now(self, pieces: list[memoryview]) -> int:
+    def _send_now(self, pieces: list[memoryview], descriptor: int) -> int:
+        if descriptor >= 0:
+            rights = array.array("i", [descriptor])
+            return self._sock.sendmsg(pieces, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
         return self._sock.send(pieces[0]) if len(pieces) == 1 else self._sock.sendmsg(pieces)
 
     def _flush_soon(self) -> None:
@@ -102,9 +109,9 @@ class Outbox:
                     await self._socket.move(item, limits.BODY_STALL_S)
                     self._settle_body(None)
                 else:
-                    frame, own_bytes = item
+                    frame, descriptor, own_bytes = item
                     async with asyncio.timeout(limits.BODY_STALL_S):
-                        await self._loop.sock_sendall(self._sock, frame)
+                        await self._send_waiting(frame, descriptor)
                     self._waiting_bytes -= len(frame)
                     if not self._socket.is_shut:  # else nothing of it is counted any more
                         self._all_waiting.add(self._socket, -own_bytes)
@@ -127,3 +134,21 @@ class Outbox:
                 self._body_sent.set_result(None)
             else:
                 self._body_sent.set_exception(error)
+
+    async def _send_waiting(self, frame: memoryview, descriptor: int) -> None:
+        if descriptor >= 0:
+            while True:
+                try:
+                    frame = frame[self._send_now([frame], descriptor) :]
+                    break
+                except BlockingIOError:
+                    await self._writable()
+        await self._loop.sock_sendall(self._sock, frame)
+
+    async def _writable(self) -> None:
+        ready = self._loop.create_future()
+        self._loop.add_writer(self._sock.fileno(), ready.set_result, None)
+        try:
+            await ready
+        finally:
+            self._loop.remove_writer(self._sock.fileno())
