@@ -48,7 +48,7 @@ from lifl.node.driver import Driver
 from lifl.node.link import Link
 from lifl.node.locks import StateLocks
 from lifl.node.meters import Meters
-from lifl.node.modes import open_private, private_folder
+from lifl.node.modes import open_private
 from lifl.node.performer import Performer
 from lifl.node.privileged import Privileged, opened_by
 from lifl.node.process_state import ended_text
@@ -60,7 +60,6 @@ from lifl.node.views import NodeIdentity
 from lifl.node.workers import Workers
 from lifl.redirect import open_redirector
 from lifl.shm.segment import SegmentLock
-from lifl.tls.folder import node_folder
 
 log = logging.getLogger("lifl.daemon")
 
@@ -173,8 +172,6 @@ class Daemon:
         gateway = ["--tcp-fd", str(tcp.fileno()), "--unix-fd", str(unix.fileno())]
         for quota in GATEWAY_QUOTAS:
             gateway += [f"--{quota.replace('_', '-')}", str(getattr(config, quota))]
-        private_folder(node_folder(self.folder))  # there before the gateway shuts itself in
-        gateway += ["--readable", str(node_folder(self.folder))]
         passed = [locks.children, tcp.fileno(), unix.fileno()]
         self.gateway = self._child("lifl.node.gateway.main", gateway, passed, gm.FromGateway, self._from_gateway)
         opened.callback(self.gateway.stop, CHILD_END_S)
