@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from fleet import OneHot, fleet, submit, until, write_job
 from nodes import Node, run_lifl
+from stops import Stops, Visit
 
 from lifl import Client
 from lifl.core import audit
@@ -89,3 +91,28 @@ def test_a_kill_leaves_a_log_that_goes_on_and_a_change_is_named(start_node: Call
     assert done.returncode == 1
     assert f"{path.name}:4: it follows another line 3" in done.stdout
     path.write_bytes(b"\n".join(whole))
+
+
+def test_a_full_disk_is_told_and_rounds_go_on(start_node: Callable[..., Node]) -> None:
+    full = threading.Event()
+    full.set()
+
+    def disk(_visit: Visit) -> str:
+        return "raise:ENOSPC" if full.is_set() else ""
+
+    with Stops("lifld.audit_line.half", decide=disk) as stops:
+        node, oracle = start_node("--redirector", "unix", points=stops.variable), OneHot(N)
+        submit(node, "j", oracle.model(), job__rounds=2)
+        with fleet(node.address, "j", N, oracle.update) as team:
+            team.join()
+        oracle.check(node, "j")
+        told = until("the fault in the status", lambda: node.snapshot()["node"]["warnings"])
+        assert "No space left" in told[0]
+        assert str(node.state_dir / "audit") in told[0]
+        assert "No space left" in node.lifl("top", "--once")
+        full.clear()
+        noted(node, "job.submitted", job="j")
+        until("no fault", lambda: not node.snapshot()["node"]["warnings"])
+        node.down()
+    assert len(lines(node, "client.join")) >= N
+    assert verified(node)["broken"] == ""
