@@ -371,7 +371,11 @@ def test_another_takes_the_place_of_one_who_left(start_node: Callable[..., Node]
     ("spoil", "weight", "says"),
     [
         (lambda t: t | {"w": np.full_like(t["w"], np.nan)}, 1.0, "tensor 'w' contains NaN;"),
-        (lambda t: t | {"half": np.full_like(t["half"], np.inf)}, 1.0, "of tensor 'half' (flattened) is NaN or infinite"),
+        (
+            lambda t: t | {"half": np.full_like(t["half"], np.inf)},
+            1.0,
+            "of tensor 'half' (flattened) is NaN or infinite",
+        ),
         (lambda t: t | {"w": np.zeros(4, np.float32)}, 1.0, "'w'"),
         (lambda t: t | {"w": t["w"].astype(np.float64)}, 1.0, "float64"),
         (lambda t: {k: a for k, a in t.items() if k != "steps"}, 1.0, "'steps'"),
