@@ -25,6 +25,7 @@ from lifl.core.protocol import client as cm
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import enrolment as e
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol import journal as jm
 from lifl.core.protocol import worker as wm
 from lifl.core.protocol.commands import Contributions
 from lifl.node.daemon import DRAIN_S, LOG_BYTES_MAX, LOG_FILES_MAX
@@ -41,6 +42,8 @@ CHANNELS: dict[str, tuple[Any, str]] = {
     "lifld → zygote": (wm.ToZygote, "the zygote ends and is started again"),
     "worker → lifld": (wm.FromWorker, "the worker ends; its tasks are started again"),
     "lifld → worker": (wm.ToWorker, "the worker ends; its tasks are started again"),
+    "lifld → journal": (jm.ToJournal, "the journal ends and is started again: it is told anew what is owed"),
+    "journal → lifld": (jm.FromJournal, "the link ends; a new journal is started, and told anew what is owed"),
     "command line → lifld": (om.FromCli, "that connection ends"),
     "lifld → command line": (om.ToCli, "the command says so, exit 1"),
     "first frame of a node": (p.PeerHello | p.Greeting, "PeerRefusal, and the connection ends"),
@@ -72,6 +75,7 @@ FILES = [
     ("a model, a tensor's name", f"1 to {limits.TENSOR_NAME_CHARS_MAX} characters", "refused by its name"),
     ("a model, names and shapes in all", f"{limits.SCHEMA_BYTES_MAX} bytes", "refused: `schema-too-long`"),
     ("the models of all running jobs", f"{limits.SCHEMAS_BYTES_MAX} bytes", "refused: `too-many-tensors`"),
+    ("`updates/*.journal`", "a page of four KiB a head, checksums", "what does not agree is left out, and said"),
     ("the state folder's path", f"{limits.STATE_DIR_BYTES_MAX} bytes", "refused; choose a shorter one"),
 ]
 FILES += [

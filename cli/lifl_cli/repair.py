@@ -23,7 +23,7 @@ from lifl_cli.render.figures import printable_lines
 DATABASE = "lifl.db"
 FILES = (DATABASE, "lifld.log", "lifld.lock", "children.lock")
 SOCKETS = ("lifld.sock", "gateway.sock")
-FOLDERS = ("jobs", "audit")
+FOLDERS = ("jobs", "audit", "updates")
 FOLDERS_SHOWN = 32
 
 

@@ -77,6 +77,12 @@ POINTS = {
     # ---- the zygote
     "zygote.fork.before": "a worker is to be forked",
     "zygote.fork.after": "it is forked; lifld has not heard of it",
+    # ---- the journal
+    "journal.write.before": "a sealed update is to be written to its journal",
+    "journal.sync.before": "updates are written to their journals; not synced",
+    "journal.sync.after": "they are durable; lifld has not heard of it",
+    "journal.load_seal.before": "an update is read from its journal into the arena",
+    "journal.load_seal.after": "it is sealed; lifld has not heard of it",
     # ---- lifld
     "lifld.open.before": "lifld holds the locks of its state folder; nothing else is made",
     "lifld.children.before": "the arena and the sockets are made; no other process has been started",

@@ -16,6 +16,7 @@ from lifl.core.protocol import client as cm
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import enrolment as e
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol import journal as jm
 from lifl.core.protocol import worker as wm
 from lifl.core.protocol.frames import FrameDecoder, encode
 
@@ -31,6 +32,8 @@ CHANNELS: dict[str, Any] = {
     "cli": om.FromCli,
     "gateway": gm.FromGateway,
     "worker": wm.FromWorker,
+    "journal": jm.FromJournal,
+    "journal's lifld": jm.ToJournal,
     "zygote": wm.FromZygote,
 }
 BY_FIELD = {

@@ -23,6 +23,7 @@ from lifl.core.protocol import cli as om
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import enrolment as e
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol import journal as jm
 from lifl.core.protocol import worker as wm
 from lifl.core.protocol.frames import FRAME_BYTES_MAX, FrameDecoder, encode
 from lifl.core.schema import DTYPE_BYTES, Segment, TensorSpec, Treated
@@ -36,6 +37,8 @@ CHANNELS = [
     wm.ToZygote,
     wm.FromWorker,
     wm.ToWorker,
+    jm.ToJournal,
+    jm.FromJournal,
     om.FromCli,
     om.ToCli,
     e.Asking,
@@ -112,6 +115,7 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
         msgspec.UnsetType: st.just(msgspec.UNSET),
         Any: values,
         Treated: st.builds(Treated, counts, counts, counts, st.sampled_from(["exclude", "fixed", "first"])),
+        jm.Stored: st.builds(jm.Stored, names, st.floats(1e-3, 1e3), st.just({}), counts),
         Segment: st.builds(Segment, st.sampled_from(list(DTYPE_BYTES)), counts, counts),
         Patterns: st.builds(Patterns, *[st.lists(names, max_size=3).map(tuple)] * 2),
         TensorSpec: tensors.map(lambda some: some[0] if some else TensorSpec("w", "int8", ())),

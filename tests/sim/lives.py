@@ -17,6 +17,8 @@ KIB, MIB = 1024, 1024 * 1024
 MODEL_BYTES = (KIB, KIB, 64 * KIB, MIB, 16 * MIB, 64 * MIB)
 """Those of 16 MiB and more are large enough for a top to go along with their last updates."""
 ROOMY = 20
+DURABLE = 0.3
+"""How many lives are those of jobs whose updates are stored before they are accepted; the power may go there."""
 STYLES = ("any", "any", "any", "any", "crowded", "stormy")
 
 
@@ -31,6 +33,9 @@ def make(seed: int, hosts: int = 1, style: str = "", **named: Any) -> Cluster:
     crowded, stormy = style == "crowded", style == "stormy"
     jobs = 1 if stormy else rng.choice([2, 3] if crowded else [1, 1, 2, 3])
     plans = [_plan(rng, f"j{number}", jobs, style) for number in range(1, jobs + 1)]
+    if random.Random(f"durable {seed}").random() < DURABLE:
+        for plan in plans:
+            plan.config["job"]["durability"] = "disk"
     needs = [SimJob(1, plan).spec.bytes_min() for plan in plans]
     arenas = [1.2 * max(needs), sum(needs)] if crowded else [ROOMY * sum(needs), max(needs), sum(needs)]
     arena_bytes = -(-int(rng.choice(arenas)) // PAGE_BYTES) * PAGE_BYTES

@@ -66,6 +66,18 @@ def top_is_not_asked(patch: Patch) -> None:
     patch.setattr(BranchTracker, "give_up", give_up)
 
 
+def what_is_being_stored_is_accepted(patch: Patch) -> None:
+    """An update of a job that wants the disk is accepted before it is there: the machine's end loses it."""
+
+    def sealed(self: Uploads, key, received_bytes):
+        runner = self._landed(key)
+        with self._turn.share(runner.job):
+            return runner.sealed(key, received_bytes)
+        return []
+
+    patch.setattr(Uploads, "sealed", sealed)
+
+
 def orphans_are_forgotten(patch: Patch) -> None:
     """A node that starts again does not take up the updates that its earlier life had sealed."""
     right = Orphans.take
@@ -313,6 +325,7 @@ PLANTS = (
     Plant(top_is_not_asked, "counted-once", hosts=3, style="stormy", lives=600),
     Plant(partial_is_taken_again, "partial-once", hosts=3),
     Plant(orphans_are_forgotten, "accepted-survives"),
+    Plant(what_is_being_stored_is_accepted, "accepted-survives", style="stormy", lives=300),
     Plant(orphans_of_any_attempt_count, "epoch-fence"),
     Plant(commit_is_repeated, "one-commit"),
     Plant(commits_as_they_are_saved, "commit-order"),

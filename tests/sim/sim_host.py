@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sim_arena import SimStore
@@ -15,6 +15,7 @@ from lifl.core.errors import LocalFault
 from lifl.core.event_log import Recording
 from lifl.core.ids import Key
 from lifl.core.protocol.cluster import KNOWS
+from lifl.core.protocol.journal import Stored
 
 if TYPE_CHECKING:
     from sim_clients import SimClient
@@ -55,6 +56,11 @@ class Host:
         self.receiving: dict[Key, tuple[int, str]] = {}  # the connection, and whose it is (empty: another node's)
         self.readers: list[Reader] = []
         self.transfers: list[Any] = []  # what it carries and fetches
+        # the journal: its files survive the machine's memory, what is under way does not survive the process
+        self.journal: dict[tuple[int, int], dict[int, tuple[Stored, Counter[str]]]] = {}
+        self.to_journal: deque[Any] = deque()
+        self.from_journal: deque[Any] = deque()
+        self.places = 0
         # the control channel between agent and coordinator
         self.orders: deque[Any] = deque()
         self.reports: deque[Any] = deque()
@@ -79,6 +85,13 @@ class Host:
         sizes = (node.load.capacity, node.arena_bytes, node.workers_max)
         return ev.NodeUp(node.number, node.gateway, *sizes, node.incarnation, KNOWS)
 
+    def stored(self) -> dict[int, tuple[tuple[int, tuple[Stored, ...]], ...]]:
+        """Return what is in the journal, by job and epoch."""
+        found: dict[int, list[tuple[int, tuple[Stored, ...]]]] = {}
+        for (number, epoch), updates in self.journal.items():
+            found.setdefault(number, []).append((epoch, tuple(each for each, _ in updates.values())))
+        return {number: tuple(epochs) for number, epochs in found.items()}
+
     def validate(self) -> None:
         """Raise `Broken` when the engine's books are wrong."""
         if self.engine is not None:
@@ -99,7 +112,8 @@ class Host:
         """End all processes; what they had on their way is lost."""
         self.engine = None
         self.linked = self.leaving = False
-        for queue in (self.to_daemon, self.fallback, self.orders, self.reports):
+        queues = (self.to_daemon, self.fallback, self.orders, self.reports, self.to_journal, self.from_journal)
+        for queue in queues:
             queue.clear()
         self.workers.clear()
         self.routes.clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sim_arena import SimStore
 from sim_checks import must
@@ -46,7 +46,7 @@ class Lives:
         cluster = self._cluster
         host.begin(coordinates=False, now=cluster.now)
         host.incarnation += 1
-        cluster.handle(host, ev.ArenaAdopted(*self._left_in(host)))
+        cluster.handle(host, ev.ArenaAdopted(*self._left_in(host), host.stored()))
 
     def unlink(self, host: Host) -> None:
         """Break the connection: what was on its way on it is lost; what its gateway sends may come later."""
@@ -141,10 +141,14 @@ class Lives:
                 others = [home]
             self.elect(cluster.rng.choice(others))
             return
-        self._end(home, keep=True)
+        durable = all(job.config.job.durability == "disk" for job in cluster.jobs.values())
+        self._end(home, keep=not durable or cluster.rng.random() < 0.5)  # else the power was off
         home.begin(coordinates=True, now=cluster.now)
         orphans, unsealed = self._left_in(home)
-        self._tell(home, [ev.ArenaAdopted({}, unsealed), *self._resuming(orphans)])
+        running = {job.number for job in self._known() if not job.over}
+        home.journal = {at: updates for at, updates in home.journal.items() if at[0] in running}
+        stored = home.stored()
+        self._tell(home, [ev.ArenaAdopted({}, unsealed, stored), *self._resuming(orphans, stored)])
 
     def _tell(self, host: Host, events: list[object]) -> None:
         engine, term = host.engine, self._cluster.term
@@ -203,7 +207,9 @@ class Lives:
                 job.row = ("finished", "")
         return known
 
-    def _resuming(self, orphans: dict[int, tuple[ev.Orphan, ...]]) -> list[object]:
+    def _resuming(
+        self, orphans: dict[int, tuple[ev.Orphan, ...]], stored: dict[int, Any] | None = None
+    ) -> list[object]:
         """Return what a new daemon, or coordinator, is told: jobs that were over, jobs that go on."""
         cluster, home = self._cluster, self._cluster.home
         known = self._known()
@@ -220,7 +226,7 @@ class Lives:
                 # If not it goes on from an older one, and what is after that is not wanted any more.
                 readable = job.spec.path_of(job.committed) not in cluster.disk.damaged
                 if len(cluster.hosts) == 1 and readable:
-                    _check_accepted(job, found)
+                    _check_accepted(job, found, (stored or {}).get(job.number, ()))
                 events.append(ev.JobResumed(job.facts, job.history(), found))
         return events
 
@@ -235,9 +241,10 @@ class Lives:
         return {number: tuple(orphans) for number, orphans in found.items()}, unsealed
 
 
-def _check_accepted(job: SimJob, orphans: tuple[ev.Orphan, ...]) -> None:
+def _check_accepted(job: SimJob, orphans: tuple[ev.Orphan, ...], stored: Any) -> None:
     """Look whether what was ACCEPTED is committed, or still there for its round."""
-    here = {(member.client, round_of(epoch)) for _, _, epoch, members in orphans for member in members}
+    here = {(each.client, round_of(epoch)) for epoch, journal in stored for each in journal}
+    here |= {(member.client, round_of(epoch)) for _, _, epoch, members in orphans for member in members}
     for client in job.clients.values():
         for number in client.accepted:
             found = number <= job.committed or (client.name, number) in here

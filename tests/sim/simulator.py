@@ -24,6 +24,7 @@ from sim_faults import Faults
 from sim_gateway import Gateways
 from sim_host import Host
 from sim_jobs import Disk, JobPlan, SimJob
+from sim_journal import SimJournals
 from sim_lives import Lives
 from sim_workers import SimWorker, Workers
 
@@ -32,6 +33,7 @@ from lifl.core import events as ev
 from lifl.core.coordinator.round import Round
 from lifl.core.engine import Engine
 from lifl.core.errors import Refused
+from lifl.core.protocol import journal as jm
 
 ALWAYS_VALIDATED = 100
 """Lives (by seed) in which all books are looked at after each step; in the others after every `VALIDATED_EVERY`."""
@@ -79,7 +81,7 @@ class Cluster:
         self.faults = Faults(self, faults)
         patient = all(job.config.selection.deadline_s > 10.0 for job in self.jobs.values())
         self.disk = Disk(self.jobs, calm=patient and not faults)
-        self.gateways, self.workers = Gateways(self), Workers(self)
+        self.gateways, self.workers, self.journals = Gateways(self), Workers(self), SimJournals(self)
         self.clients, self.lives = Clients(self), Lives(self)
         for host in self.hosts.values():
             host.begin(host is self.home and not moves, self.now)
@@ -193,6 +195,8 @@ class Cluster:
                 self.disk.set_aside(effect)
             case fx.SavePlan() | fx.Publish():
                 pass
+            case jm.StoreUpdate() | jm.LoadUpdate() | jm.DropUpdates():
+                self.journals.effect(host, effect)
             case _:
                 self.gateways.effect(host, effect)
 
@@ -257,6 +261,7 @@ class Cluster:
         if due is not None and due <= self.now:
             found.append(lambda: self.handle(host, ev.Tick()))
         found += self.gateways.choices(host)
+        found += self.journals.choices(host)
         found += self.workers.choices(host)
         return found
 
@@ -360,6 +365,7 @@ class Cluster:
         of_cancelled = [name for name, _ in left if self.jobs[name].cancelled]
         must(not of_cancelled, "cancel-frees", f"host {host.number} has {left}")
         must(not left, "empty-at-rest", f"host {host.number} has {left}")
+        must(not host.journal, "empty-at-rest", f"host {host.number} has journals {list(host.journal)}")
         if host.engine is not None:
             used = {number: host.engine.agent.quota.job_used_bytes(number) for number in self.by_number}
             must(not any(used.values()), "empty-at-rest", f"the accounts of host {host.number} are {used}")

@@ -27,7 +27,8 @@ from lifl.core.modelfile import (
     state_pieces,
 )
 from lifl.core.schema import DTYPE_BYTES, Layout, TensorSpec
-from lifl.worker.files import DIRECT_BYTES_MIN, read_file, write_file
+from lifl.shm.direct import DIRECT_BYTES_MIN
+from lifl.worker.files import read_file, write_file
 
 READ = tuple(dtype for dtype in DTYPE_BYTES if not dtype.startswith("float8"))
 """What safetensors' own reader knows in NumPy."""

@@ -15,6 +15,7 @@ from lifl.core.fields import Message
 from lifl.core.ids import Key
 from lifl.core.planning.plan import Plan, PlanRequest
 from lifl.core.protocol.gateway import ToGateway
+from lifl.core.protocol.journal import ToJournal
 
 
 class SendNode(msgspec.Struct, frozen=True):
@@ -144,6 +145,7 @@ def without_decisions(effects: Sequence[Effect]) -> list[Effect]:
 
 Effect = (
     ToGateway
+    | ToJournal
     | SendNode
     | SendCoordinator
     | ForkWorker

@@ -214,7 +214,8 @@ class Engine:
     def _resume(self, event: ev.JobResumed) -> None:
         if event.orphans:
             self.agent.keep(event.job.number, list(event.orphans))
-        self.coordinating().start(self._earlier(event, adopting=event.job.number in self.agent.orphans))
+        left = event.job.number in self.agent.orphans or self.agent.journal.has(event.job.number)
+        self.coordinating().start(self._earlier(event, adopting=left))
 
     def _recall(self, event: ev.JobRecalled) -> None:
         self.coordinating().recall(self._earlier(event, adopting=False), event.status, event.reason)

@@ -15,6 +15,7 @@ from lifl.core.config.job import JobConfig
 from lifl.core.fields import Message
 from lifl.core.ids import Key, Kind
 from lifl.core.protocol.contribution import Contribution
+from lifl.core.protocol.journal import Stored
 from lifl.core.protocol.worker import TaskDone, TaskDropped, TaskFailed, WorkerReady
 from lifl.core.schema import TensorSpec
 
@@ -218,11 +219,12 @@ class ArenaAdopted(Event, frozen=True):
     """An earlier life has left this in the arena.
 
     `orphans` are sealed objects by their jobs' numbers, of which the coordinator is to tell what counts; `unsealed` are
-    updates that a client of the same machine may still be writing.
+    updates that a client of the same machine may still be writing.  `stored` is what is on the disk, by job and epoch.
     """
 
     orphans: dict[int, tuple[Orphan, ...]]
     unsealed: tuple[Key, ...]
+    stored: dict[int, tuple[tuple[int, tuple[Stored, ...]], ...]] = {}
 
 
 class RowsWritten(Event, frozen=True):

@@ -86,6 +86,7 @@ SCHEMA_BYTES_MAX = 7 * 1024 * 1024
 SCHEMAS_BYTES_MAX = 24 * 1024 * 1024
 """The schemas of all jobs that run: a new gateway, and a node that joins, is told all of them at once."""
 MEMBERS_PER_FRAME_MAX = 4_096
+STORED_PER_FRAME_MAX = 2_048
 """Clients with their metrics in one frame between nodes (of `CONTRIBUTION_BYTES_MAX` each): more go in pages."""
 PAGES_MAX = 64
 INVENTORY_BYTES_MAX = 32 * 1024 * 1024
@@ -138,6 +139,8 @@ ROUNDS_REMEMBERED = 16
 FILE_RETRY_S = 1.0
 """After how long a file that could not be read or written is tried again; each further wait is twice as long."""
 FILE_RETRY_S_MAX = 30.0
+JOURNAL_FREE_BYTES_MIN = 64 * 1024 * 1024
+"""Accepted updates are written to the disk as long as so much stays free there: the database must not be held up."""
 DATABASE_RETRY_S = 0.5
 """The same for a row that the database did not take."""
 DATABASE_RETRY_S_MAX = 10.0

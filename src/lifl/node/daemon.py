@@ -14,10 +14,10 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import uvloop
 
@@ -45,6 +45,8 @@ from lifl.node.cli_server import CliServer, listen_unix
 from lifl.node.cluster.bridge import Bridge
 from lifl.node.door_log import DoorLog
 from lifl.node.driver import Driver
+from lifl.node.journal.journal import FOLDER as JOURNAL_FOLDER
+from lifl.node.journal.journal import Journal
 from lifl.node.link import Link
 from lifl.node.locks import StateLocks
 from lifl.node.meters import Meters
@@ -53,7 +55,7 @@ from lifl.node.performer import Performer
 from lifl.node.privileged import Privileged, opened_by
 from lifl.node.process_state import ended_text
 from lifl.node.requests import Requests
-from lifl.node.resume import resume_jobs
+from lifl.node.resume import Left, resume_jobs
 from lifl.node.status import NodeStatus
 from lifl.node.store import NodeStore
 from lifl.node.views import NodeIdentity
@@ -79,6 +81,7 @@ ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that end a node in good order; SIGHUP comes when a foreground node's terminal is closed."""
 LOG_BYTES_MAX = 4 * 1024 * 1024
 LOG_FILES_MAX = 3
+T = TypeVar("T")
 Announce = Callable[[dict[str, Any]], None]
 
 
@@ -140,13 +143,16 @@ class Daemon:
         opened.callback(self.cli.close)
         self._meters = Meters(self.gateway, self.zygote)
         told = (self._worker_stopped, self._unsendable)
-        self._performer = Performer(self.gateway, self.zygote, self.workers, self.store, self.cli, self._meters, *told)
+        hands = (self.gateway, self.zygote, self.journal, self.workers, self.store, self.cli, self._meters)
+        self._performer = Performer(*hands, *told)
         self._driver = Driver(self.engine, folder, self._performer.perform)
         # A node starts in a pause, too: until the gateway is ready it is heard.
         self._driver.on_pause = lambda paused: self.gateway.hold(paused and self._ready.done())
         self._performer.on_broken = self._driver.record
+        self.journal.on_event = self._driver.handle
         shown = (self._driver, self.arena, self.gateway, self.zygote, self.workers, self._meters)
-        self.status = NodeStatus(self.identity, folder, bool(config.capacity), warnings, self.audit, *shown)
+        faulty = (self.audit, self.journal)
+        self.status = NodeStatus(self.identity, folder, bool(config.capacity), warnings, faulty, *shown)
         credentials = CredentialRequests(self.credentials, self.status.coordinator)
         asked = (self._driver, self.store, self.cli, self.status, credentials, folder, self.audit)
         self._requests = Requests(*asked, self._shut_down)
@@ -165,6 +171,9 @@ class Daemon:
         box = ["--state", str(self.folder), "--data-bytes", str(machine.worker_data_bytes(config))]
         self.zygote = self._child("lifl.worker.zygote", box, [locks.children], wm.FromZygote, self._from_zygote)
         opened.callback(self.zygote.stop, CHILD_END_S)  # after the workers' links, at whose end the workers go
+        journal = (self.folder / JOURNAL_FOLDER, self.arena.name, [locks.children])
+        self.journal = Journal(*journal, self._broken, self._loop.time)
+        opened.callback(self.journal.stop, CHILD_END_S)
         events = (self._from_worker, self._worker_gone, self._bounced)
         redirector = open_redirector(config.redirector, self.folder, self._privileged.program)
         self.workers = Workers(self.zygote, redirector, *events)
@@ -198,7 +207,8 @@ class Daemon:
         """
         failpoints.hit("lifld.children.before")
         self.zygote.start()
-        resumed = resume_jobs(self._driver.handle, self.store, self.arena, coordinates=not self.config.join)
+        left = Left(self.arena, await _unless(self.done, self.journal.left(), lambda: self.failure), self.journal.send)
+        resumed = resume_jobs(self._driver.handle, self.store, left, coordinates=not self.config.join)
         self.gateway.start()
         self._performer.perform(self.engine.schemas())
         await self._until_ready()
@@ -357,6 +367,19 @@ class Daemon:
 
     def _bounced(self, address: int, key: Key) -> None:
         self._driver.handle(ev.Bounced(address, key))
+
+
+async def _unless(ended: asyncio.Event, what: Coroutine[Any, Any, T], why: Callable[[], ResourceFault | None]) -> T:
+    """Return what is waited for.  Raise `why`, a `ResourceFault`, when the node is told to end before."""
+    task, told = asyncio.ensure_future(what), asyncio.ensure_future(ended.wait())
+    await asyncio.wait([task, told], return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    if task.done():
+        return task.result()
+    task.cancel()
+    raise why() or ResourceFault(
+        f"lifld (pid {os.getpid()}) was ended while it was starting: by lifl down, or a signal"
+    )
 
 
 class PrivateLog(logging.handlers.RotatingFileHandler):

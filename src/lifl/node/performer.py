@@ -14,10 +14,12 @@ from lifl import failpoints
 from lifl.core import effects as fx
 from lifl.core.errors import FrameTooLong
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol import journal as jm
 from lifl.node.children import Child
 from lifl.node.cli_server import CliServer
 from lifl.node.cluster.transport import Peers
 from lifl.node.database import DatabaseFault
+from lifl.node.journal.journal import Journal
 from lifl.node.meters import Meters
 from lifl.node.store import NodeStore
 from lifl.node.workers import Workers
@@ -43,6 +45,7 @@ class Performer:
         self,
         gateway: Child,
         zygote: Child,
+        journal: Journal,
         workers: Workers,
         store: NodeStore,
         cli: CliServer,
@@ -53,6 +56,7 @@ class Performer:
         self._on_unsendable = on_unsendable
         self._gateway = gateway
         self._zygote = zygote
+        self._journal = journal
         self._on_stopped = on_stopped
         self._workers = workers
         self._store = store
@@ -118,6 +122,9 @@ class Performer:
             case fx.LookAtChildren():
                 self._gateway.kill_if_stopped()
                 self._zygote.kill_if_stopped()
+                self._journal.kill_if_stopped()
+            case jm.StoreUpdate() | jm.LoadUpdate() | jm.DropUpdates():
+                self._journal.send(effect)
             case fx.SendWorker():
                 self._workers.send(effect.worker, effect.message)
             case fx.Route():

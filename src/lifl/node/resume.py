@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from lifl.core.errors import Refused, RemoteFault
 from lifl.core.ids import Kind
 from lifl.core.limits import ROUNDS_REMEMBERED, TEXT_CHARS_MAX
 from lifl.core.protocol.contribution import unpack_contributions
+from lifl.core.protocol.journal import DropUpdates, Stored
 from lifl.core.schema import Layout
 from lifl.node import folders
 from lifl.node.driver import Handle
@@ -30,6 +31,14 @@ OVER_REMEMBERED = 64
 """Jobs that were over already whose clients still get an answer, the last ones."""
 
 
+class Left(NamedTuple):
+    """What earlier lives have left: in the arena, and on the disk, by job and epoch; `forget` drops some of that."""
+
+    arena: OwnedArena
+    journals: Mapping[int, Mapping[int, tuple[Stored, ...]]]
+    forget: Callable[[DropUpdates], None]
+
+
 class Resumed(NamedTuple):
     """What a new daemon has taken up: how many jobs, with how many accepted updates; and what it could not."""
 
@@ -38,12 +47,13 @@ class Resumed(NamedTuple):
     unreadable: dict[str, str]
 
 
-def resume_jobs(handle: Handle, store: NodeStore, arena: OwnedArena, coordinates: bool) -> Resumed:
+def resume_jobs(handle: Handle, store: NodeStore, left: Left, coordinates: bool) -> Resumed:
     """Start the jobs that were not over.
 
     One that cannot be read, or whose folder is another's, keeps no other and not the node: it waits as it is, until
     `lifl cancel` ends it, or a lifld that can read it comes.
     """
+    arena = left.arena
     for number, folder in store.unaccepted():
         folders.release(Path(folder), arena.node, number)
         store.drop_job(number)
@@ -55,20 +65,25 @@ def resume_jobs(handle: Handle, store: NodeStore, arena: OwnedArena, coordinates
     for number in orphans.keys() - {job.number for job, _ in running} if coordinates else ():
         for key, *_ in orphans.pop(number):
             arena.free(key)
-    handle(ev.ArenaAdopted({} if coordinates else orphans, unsealed))
+    ended = {job.number for job, history in running if history.committed >= job.config.job.rounds}
+    stored = _wanted(left, store, ended) if coordinates else left.journals
+    adopted = {number: tuple(epochs.items()) for number, epochs in stored.items()}
+    handle(ev.ArenaAdopted({} if coordinates else orphans, unsealed, adopted))
     for facts, history, status, reason in over:
         handle(ev.JobRecalled(facts, history, status, reason))
     jobs = updates = 0
     for facts, history in running:
         found = orphans.get(facts.number, ())
-        if history.committed >= facts.config.job.rounds:  # killed before it could say so
+        if facts.number in ended:  # killed before it could say so
             store.save_job(facts.config.job.name, "finished", "")
             for key, *_ in found:
                 arena.free(key)
             handle(ev.JobRecalled(facts, history, "finished", ""))
             continue
         jobs += 1
-        updates += len({member.client for _, _, _, members in found for member in members})
+        here = {(epoch, member.client) for _, _, epoch, members in found for member in members}
+        on_disk = stored.get(facts.number, {}).items()
+        updates += len(here | {(epoch, each.client) for epoch, journal in on_disk for each in journal})
         handle(ev.JobResumed(facts, history, found))
     if running:
         log.info("daemon.resumed jobs=%d updates=%d", jobs, updates)
@@ -110,6 +125,15 @@ def known_jobs(store: NodeStore, node: int) -> Known:
         if row.status == "running":
             unreadable[row.name] = why[:TEXT_CHARS_MAX]
     return Known(running, list(over), unreadable)
+
+
+def _wanted(left: Left, store: NodeStore, ended: Collection[int]) -> dict[int, Mapping[int, tuple[Stored, ...]]]:
+    """Return the journals of jobs that are not over, also of those that cannot be read; the others are forgotten."""
+    running = {row.number for row in store.jobs() if row.status == "running"} - set(ended)
+    for number in left.journals.keys() - running:
+        for epoch in left.journals[number]:
+            left.forget(DropUpdates(number, epoch))
+    return {number: epochs for number, epochs in left.journals.items() if number in running}
 
 
 def _claim(row: JobRow, node: int) -> None:

@@ -15,6 +15,7 @@ from lifl.node.audit_log import AuditLog
 from lifl.node.children import Child
 from lifl.node.cluster.bridge import Bridge
 from lifl.node.driver import Driver
+from lifl.node.journal.journal import Journal
 from lifl.node.meters import Meters
 from lifl.node.workers import Workers
 from lifl.shm.owned_arena import OwnedArena
@@ -29,7 +30,7 @@ class NodeStatus:
         folder: Path,
         capacity_given: bool,
         warnings: list[str],
-        audit: AuditLog,
+        faulty: tuple[AuditLog, Journal],
         driver: Driver,
         arena: OwnedArena,
         gateway: Child,
@@ -41,7 +42,7 @@ class NodeStatus:
         self._folder = folder
         self._capacity_given = capacity_given
         self.warnings = warnings
-        self._audit = audit
+        self._audit, self.journal = faulty
         self._driver = driver
         self._engine = driver.engine
         self._arena = arena
@@ -69,8 +70,11 @@ class NodeStatus:
             "why": self._workers.redirector.why,
             "state_dir": str(self._folder),
             "adopted": adopted,
-            "warnings": [*self.warnings, *filter(None, (str(self._driver.fault or ""), self._audit.fault))],
+            "warnings": [*self.warnings, *filter(None, self._faults())],
         }
+
+    def _faults(self) -> tuple[str, ...]:
+        return str(self._driver.fault or ""), self._audit.fault, self.journal.fault, self.journal.damage
 
     def nodes(self) -> list[dict[str, Any]]:
         """Return the cluster's nodes, the coordinator first; none for a node in no cluster."""

@@ -29,6 +29,7 @@ from lifl.shm.checksum import (
     check_segments,
     first_not_finite,
 )
+from lifl.shm.direct import address_of
 
 PIECE_BYTES = 2 * 1024 * 1024
 """What NumPy's way receives and looks at a time.  Smaller pieces stay in a nearer cache, but cost more changes of the
@@ -136,7 +137,7 @@ class CompiledIngestCheck(IngestCheck):
             for segment in segments
             if segment.dtype in _KINDS
         ]
-        self._state = _State(_address(data), self.nbytes, 0, -1, 1, len(runs), (_Floats * len(runs))(*runs))
+        self._state = _State(address_of(data), self.nbytes, 0, -1, 1, len(runs), (_Floats * len(runs))(*runs))
 
     def receive(self, sock: socket.socket, begin_bytes: int, end_bytes: int) -> None:
         """See `IngestCheck`."""
@@ -177,15 +178,6 @@ class CompiledIngestCheck(IngestCheck):
                 if place is not None:
                     return index, first + place
         raise LocalFault(f"a number of bytes {begin} to {end} was not finite when it arrived, and has changed since")
-
-
-def _address(data: memoryview) -> int:
-    """Return the address of the bytes: without NumPy where they can be written, for a gateway that only receives."""
-    if data and not data.readonly:
-        return ctypes.addressof(ctypes.c_char.from_buffer(data))
-    import numpy as np
-
-    return int(np.frombuffer(data, np.uint8).__array_interface__["data"][0])
 
 
 def _closed(begin_bytes: int, nbytes: int) -> ConnectionResetError:

@@ -4,26 +4,21 @@ A file is written under a temporary name in its folder, synced, renamed, and the
 real name it is whole or not there, also after a power cut.  A rule's states are written before the model,
 so a model is never there without them.
 
-What is long goes from the arena to the disk past the page cache (O_DIRECT), where the file system can do that: half
-the time of a copy that is synced afterwards and a twentieth of its CPU, and the cache keeps what others put there.
+What is long goes from the arena to the disk past the page cache (`shm/direct.py`).
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
 from lifl import failpoints
 from lifl.core.errors import Refused, ResourceFault
 from lifl.core.ids import Key
 from lifl.core.modelfile import (
-    DATA_ALIGN_BYTES,
     LENGTH_BYTES,
     Piece,
     decode_header,
@@ -40,10 +35,8 @@ from lifl.rules import kernels
 from lifl.rules.kernels import vector
 from lifl.shm.arena import Arena
 from lifl.shm.checksum import StreamChecksum, first_nan, first_not_finite
+from lifl.shm.direct import write_all
 from lifl.worker.task import clear_gaps
-
-DIRECT_BYTES_MIN = 1 << 20
-"""Shorter pieces are copied: their CPU is nothing, and one transfer less."""
 
 
 def checkpoint(message: Checkpoint, arena: Arena) -> tuple[str, ...]:
@@ -164,9 +157,7 @@ def write_file(path: Path, pieces: Sequence[Piece], metadata: dict[str, str], vi
         try:
             for buffer in buffers:
                 digest.update(buffer)
-                rest = buffer[_write_direct(fd, buffer) :]
-                while rest:
-                    rest = rest[os.write(fd, rest) :]
+                write_all(fd, buffer)
             failpoints.hit("worker.file_fsync.before")
             os.fsync(fd)
             failpoints.hit("worker.file_fsync.after")
@@ -237,31 +228,3 @@ def _seal(arena: Arena, key: Key, view: memoryview, segments: tuple[Segment, ...
     failpoints.hit("worker.load_seal.before")
     arena.seal(key, 0.0, 0)
     failpoints.hit("worker.load_seal.after")
-
-
-def _write_direct(fd: int, buffer: memoryview) -> int:
-    """Write the whole blocks of `buffer` at the file's position past the page cache; return how many bytes are written.
-
-    None where the piece is short, lies otherwise than its place in the file, or the file system refuses (EINVAL).
-    """
-    whole = len(buffer) // DATA_ALIGN_BYTES * DATA_ALIGN_BYTES
-    if whole < DIRECT_BYTES_MIN:
-        return 0
-    address = int(np.frombuffer(buffer, np.uint8).__array_interface__["data"][0])
-    if address % DATA_ALIGN_BYTES or os.lseek(fd, 0, os.SEEK_CUR) % DATA_ALIGN_BYTES:
-        return 0
-    written = 0
-    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-    try:
-        fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
-        while written < whole:
-            step = os.write(fd, buffer[written:whole])
-            written += step
-            if step % DATA_ALIGN_BYTES:  # the disk is full, as the next write will say
-                break
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-    finally:
-        fcntl.fcntl(fd, fcntl.F_SETFL, flags)
-    return written

@@ -16,7 +16,8 @@ import msgspec
 from lifl.core import effects as fx
 from lifl.core import events as ev
 from lifl.core.agent.inventory import inventory_of
-from lifl.core.agent.job_replica import ORDERS, JobReplica
+from lifl.core.agent.job_replica import ORDERS, JobReplica, lives
+from lifl.core.agent.journal import Journal
 from lifl.core.agent.model_service import ModelService
 from lifl.core.agent.outcomes import Outcome
 from lifl.core.agent.partial_transfers import PartialTransfers
@@ -34,6 +35,7 @@ from lifl.core.planning.capacity import NodeLoad
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol import journal as jm
 from lifl.core.protocol import worker as wm
 from lifl.core.turn import Turn
 
@@ -57,7 +59,8 @@ class Agent:
         self.tasks = TaskTable(turn, self.quota, self.pool)
         self.watch = WorkerWatch(turn, self.tasks, self.pool)
         self.replicas: dict[int, JobReplica] = {}  # by the job's number
-        self.uploads = Uploads(self.replicas, turn, self.quota, wait_queue_max)
+        self.journal = Journal(turn, self.quota)
+        self.uploads = Uploads(self.replicas, turn, self.quota, self.journal, wait_queue_max)
         self.partials = PartialTransfers(self.replicas, turn, self.quota)
         self.models = ModelService(self.replicas, turn, self.quota)
         self.waiting = Waiting(self.replicas, turn, self.quota, self.tasks, self.uploads, self.models)
@@ -97,7 +100,8 @@ class Agent:
     def _open_job(self, order: o.OpenJob) -> None:
         if order.number not in self.replicas:  # else the coordinator has begun anew, this node has not
             found = self.orphans.get(order.number, [])
-            self.replicas[order.number] = JobReplica(order, found, self._turn, self.quota, self.tasks)
+            parts = (self._turn, self.quota, self.tasks, self.journal)
+            self.replicas[order.number] = JobReplica(order, found, *parts)
             self.orphans.pop(order.number, None)
 
     def _close_job(self, order: o.CloseJob) -> None:
@@ -116,10 +120,12 @@ class Agent:
     def _free_orphans(self, number: int) -> None:
         for key, *_ in self.orphans.pop(number, ()):
             self.quota.free(key)
+        if number not in self.replicas:
+            self.journal.drop_job(number)
 
     def _coordinator_up(self, event: ev.CoordinatorUp) -> None:
         """Tell the coordinator what this node has, before it hears anything else, and which branches have failed."""
-        for number in list(self.orphans) if event.stranger else ():
+        for number in dict.fromkeys((*self.orphans, *self.journal.jobs())) if event.stranger else ():
             self._free_orphans(number)
         for replica in self.replicas.values() if event.moved else ():
             replica.slot.forget()
@@ -152,6 +158,9 @@ class Agent:
         """Keep what an earlier life has sealed until its jobs are opened; let the rest rest."""
         for number, orphans in event.orphans.items():
             self.keep(number, list(orphans))
+        for number, journals in event.stored.items():
+            for epoch, stored in journals:
+                self.journal.adopt(number, epoch, stored)
         for key in event.unsealed:
             self.uploads.rest(key)
 
@@ -236,7 +245,7 @@ class Agent:
 
     def problems(self) -> Iterable[str]:
         """Yield what is wrong with this node's books, a sentence each."""
-        for found in (self.quota, self.tasks, self.uploads, self.partials, self.models):
+        for found in (self.quota, self.tasks, self.uploads, self.partials, self.models, self.journal):
             yield from found.problems()
         for replica in self.replicas.values():
             yield from replica.problems()
@@ -244,11 +253,20 @@ class Agent:
 
 def tell(agent: Agent) -> None:
     """Tell the coordinator what the node has, and which of its branches have failed."""
-    agent._turn.report(inventory_of(agent.replicas, agent.uploads, agent.orphans))
+    left = {*agent.orphans, *agent.journal.jobs()} - agent.replicas.keys()
+    agent._turn.report(inventory_of(agent.replicas, agent.uploads, sorted(left)))
     for replica in agent.replicas.values():
         for branch in replica.branches():
             if branch.failed is not None:
                 agent._turn.report(branch.failed)
+
+
+def loaded(agent: Agent, event: jm.UpdateLoaded) -> None:
+    """Take an update that was read from the disk."""
+    key = Key.unpack(event.key)
+    runner = agent.journal.reader_of(key)
+    with agent._turn.share(runner.job):
+        agent._act(agent.journal.loaded(key, event.error, lives(agent.replicas, runner)))
 
 
 HANDLERS: Mapping[type, Callable[[Agent, Any], object]] = {
@@ -277,6 +295,9 @@ HANDLERS: Mapping[type, Callable[[Agent, Any], object]] = {
     gm.CarryEnded: lambda agent, event: agent.partials.carry_ended(event),
     gm.FetchEnded: lambda agent, event: agent.models.fetch_ended(event),
     gm.GatewayLost: Agent._gateway_lost,
+    # the journal
+    jm.UpdateStored: lambda agent, event: agent._act(agent.uploads.stored(Key.unpack(event.key), event.place)),
+    jm.UpdateLoaded: loaded,
     # the workers
     ev.FromWorker: Agent._from_worker,
     ev.WorkerGone: lambda agent, event: agent._act(agent.tasks.worker_gone(event)),

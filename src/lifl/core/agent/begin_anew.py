@@ -34,7 +34,8 @@ def begin_anew(agent: Agent, connected: bool, running: Collection[int] | None = 
             agent.waiting.forget(number)
             agent.uploads.close(replica)
             agent.models.close(replica)
-    for number in [number for number in agent.orphans if running is not None and number not in running]:
+    left = dict.fromkeys((*agent.orphans, *agent.journal.jobs())) if running is not None else {}
+    for number in [number for number in left if number not in (running or ())]:
         agent._free_orphans(number)
 
 

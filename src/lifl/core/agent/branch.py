@@ -11,6 +11,7 @@ from lifl.core.ids import Key
 from lifl.core.planning.tree import Task, TaskState, Tree
 from lifl.core.protocol.commands import BranchFailed, Contributions, Grant, OpenBranch
 from lifl.core.protocol.contribution import Contribution
+from lifl.core.protocol.journal import Stored
 
 SHOWN = {
     TaskState.PLANNED: "waiting",
@@ -54,8 +55,9 @@ class Cost:
 class Branch:
     """The books of one branch; `branch_runner.py` acts on them.
 
-    An update is *in flight* from its grant, *accepted* when it is sealed.  `unfed` holds what is accepted (and adopted
-    or arrived partials, with the task that takes them) and waits for room for its task's output.
+    An update is *in flight* from its grant, *accepted* when it is sealed, and stored where that is wanted.  `unfed`
+    holds what is accepted (and adopted or arrived partials, with the task that takes them) and waits for room for its
+    task's output.
 
     The top's branch *awaits* the partials of others; each is named by its branch's number.
     """
@@ -77,6 +79,8 @@ class Branch:
         self.followed: dict[Key, int] = {}  # of those in flight: what is there of them, if the top waits for it
         self.accepted: dict[str, Contribution] = {}
         self.unfed: deque[tuple[Key, Task | None]] = deque()
+        self.stored: deque[Stored] = deque()  # accepted, on the disk, and in no object
+        self.loading: dict[Key, Stored] = {}  # of these, what is being read into an object
         self.given = 0  # updates that were given to their tasks
         self.takers_opened = 0  # of the tree's takers, in order: these are open, with their paths
         self.closed = False
@@ -113,13 +117,17 @@ class Branch:
     @property
     def to_take(self) -> int:
         """How many of the accepted updates the tree is to take."""
-        return self.given + sum(task is None for _, task in self.unfed)
+        return self._coming + len(self.stored)
+
+    @property
+    def _coming(self) -> int:
+        """How many of the accepted updates were given to tasks, or are in objects."""
+        return self.given + sum(task is None for _, task in self.unfed) + len(self.loading)
 
     @property
     def takers_needed(self) -> int:
         """How many of the tree's takers the updates that are accepted or in flight can come to fill."""
-        coming = self.to_take + len(self.in_flight)
-        return self.tree.takers_of(coming)
+        return self.tree.takers_of(self._coming + len(self.in_flight))
 
     def takers_unplaced(self, most: int) -> int:
         """Return how many of these have no worker yet; `most`: more need not be known."""
@@ -160,6 +168,9 @@ class Branch:
             yield f"updates are accepted and in flight: {sorted(set(clients) & self.accepted.keys())}"
         if not self.followed.keys() <= self.in_flight.keys():
             yield "an update is followed that is not in flight"
+        on_disk = {stored.client for stored in (*self.stored, *self.loading.values())}
+        if not on_disk <= self.accepted.keys():
+            yield f"updates are to be loaded that are not accepted: {sorted(on_disk - self.accepted.keys())}"
         if self._in_arrived & self.accepted.keys():
             yield f"updates are here twice: {sorted(self._in_arrived & self.accepted.keys())}"
         if self.arrived.keys() & self.awaited:

@@ -6,6 +6,8 @@ of a top stay until the round is committed: they are what a restarted node would
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from lifl.core import effects as fx
 from lifl.core.agent.branch import Branch, contribution_of
 from lifl.core.agent.last_updates import LastUpdates
@@ -25,6 +27,7 @@ from lifl.core.protocol import worker as wm
 from lifl.core.protocol.contribution import pack_contribution
 from lifl.core.turn import Turn
 
+T = TypeVar("T")
 TOGETHER_BYTES = 1 << 20
 """A leaf whose updates are no more than this, all together, gets them when all are there: to wake its worker for each
 takes longer than to fold it."""
@@ -34,8 +37,15 @@ class BranchRunner:
     """Runs the tasks of one branch (`task_table.Runner`)."""
 
     def __init__(
-        self, branch: Branch, spec: ReplicaSpec, slot: ModelSlot, turn: Turn, quota: Quota, tasks: TaskTable
+        self,
+        branch: Branch,
+        spec: ReplicaSpec,
+        slot: ModelSlot,
+        turn: Turn,
+        quota: Quota,
+        tasks: TaskTable,
     ) -> None:
+        self.durable = spec.durable
         self.branch = branch
         self.job = spec.number
         self.deadline_s = spec.aggregation.task_limit_s
@@ -55,18 +65,21 @@ class BranchRunner:
     def admit(self, grant: o.Grant) -> tuple[Key, bytes]:
         """Return the slot for a granted update, and the bytes of its contribution.  Raise `ArenaFull`."""
         packed = pack_contribution(contribution_of(grant))
-        branch, number = self.branch, self._spec.number
-        size = self._spec.layout.data_bytes
-        key = self._quota.alloc(Kind.UPDATE, number, branch.epoch, size, CONTRIBUTION_BYTES_MAX, number)
-        branch.in_flight[key] = grant
+        return self.room_for(self.branch.in_flight, grant), packed
+
+    def room_for(self, coming: dict[Key, T], what: T) -> Key:
+        """Return the slot for an update that is noted as `coming`, with its tasks open.  Raise `ArenaFull`."""
+        number, size = self._spec.number, self._spec.layout.data_bytes
+        key = self._quota.alloc(Kind.UPDATE, number, self.branch.epoch, size, CONTRIBUTION_BYTES_MAX, number)
+        coming[key] = what
         try:
             self._outputs.open_takers(self)
         except ArenaFull:
-            del branch.in_flight[key]
+            del coming[key]
             self._quota.free(key)
             raise
         self._turn.touch(self.job)
-        return key, packed
+        return key
 
     def sealed(self, key: Key, received_bytes: int) -> list[Outcome]:
         """Take an update that is sealed into the branch, unless that is closed."""
@@ -105,22 +118,12 @@ class BranchRunner:
             try:
                 self._outputs.open_paths(self, [task])
             except ArenaFull as full:
-                text = f"the arena has no room to go on after the restart: {full}"
-                return [BranchFailed(self.job, branch, text, retry=True)] if self._stuck else []
+                return no_room(self, full)
             branch.unfed.popleft()
             branch.given += taker is None
             task.taken += taker is None
             self._feed(task, key)
         return []
-
-    @property
-    def _stuck(self) -> bool:
-        """True when nothing ends that would make room for the branch's outputs."""
-        # A task that runs but lacks inputs ends nothing.
-        tasks = self.branch.tree.tasks
-        active = any(t.state is TaskState.PLACING or (t.state is TaskState.RUNNING and t.complete) for t in tasks)
-        alone = self._quota.used_bytes == self._quota.job_used_bytes(self._spec.number)
-        return alone and not self.branch.in_flight and not active
 
     def _feed(self, task: Task, key: Key, sent: bool = False) -> None:
         """Take a sealed input of the task.  `sent`: its maker has sent the key to the task's address itself."""
@@ -308,3 +311,18 @@ class BranchRunner:
                 self._tasks.close(task)
         while self.branch.unfed:
             self._quota.free(self.branch.unfed.popleft()[0])
+        self.branch.stored.clear()  # what is being loaded is freed when it is
+
+
+def no_room(runner: BranchRunner, full: ArenaFull) -> list[Outcome]:
+    """Wait for room, or fail the attempt at the round when nothing ends that would make some."""
+    branch, quota = runner.branch, runner._quota
+    # A task that runs but lacks inputs ends nothing.
+    active = any(
+        t.state is TaskState.PLACING or (t.state is TaskState.RUNNING and t.complete) for t in branch.tree.tasks
+    )
+    alone = quota.used_bytes == quota.job_used_bytes(runner.job)
+    if not alone or branch.in_flight or branch.loading or active:
+        return []
+    text = f"the arena has no room to go on after the restart: {full}"
+    return [BranchFailed(runner.job, branch, text, retry=True)]

@@ -12,6 +12,7 @@ from lifl.core.agent import outcomes as out
 from lifl.core.agent.branch import Branch, told
 from lifl.core.agent.branch_runner import BranchRunner
 from lifl.core.agent.file_tasks import FileTasks
+from lifl.core.agent.journal import Journal
 from lifl.core.agent.model_slot import ModelSlot, SlotState
 from lifl.core.agent.orphans import Orphans
 from lifl.core.agent.quota import Quota
@@ -25,13 +26,17 @@ from lifl.core.limits import COST_LINES_MAX, TEXT_CHARS_MAX
 from lifl.core.planning.arena_need import round_bytes_min
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.journal import Stored
 from lifl.core.turn import Turn
 
 
 class JobReplica:
     """One job on one node, as its agent has it."""
 
-    def __init__(self, order: o.OpenJob, found: list[Orphan], turn: Turn, quota: Quota, tasks: TaskTable) -> None:
+    def __init__(
+        self, order: o.OpenJob, found: list[Orphan], turn: Turn, quota: Quota, tasks: TaskTable, journal: Journal
+    ) -> None:
+        self._journal = journal
         self.spec = ReplicaSpec(order)
         self._turn = turn
         self._quota = quota
@@ -44,6 +49,7 @@ class JobReplica:
         self.orphans = Orphans(self.spec.number, found, quota)
         if not order.adopt:
             self.orphans.free()
+            journal.drop_job(self.spec.number)
         if not self.slot.open:
             self._start()
         else:
@@ -59,12 +65,17 @@ class JobReplica:
     def _open_branch(self, order: o.OpenBranch) -> None:
         """Begin this node's part of a round; with `adopt`, from what an earlier life has sealed for it."""
         updates, partials, members = self.orphans.take(order.epoch, order.without) if order.adopt else ([], [], [])
+        stored: list[Stored] = []
         if order.adopt:
+            updates, members, stored = self._journal.joined(
+                order, self.spec.durable, updates, members, {epoch for epoch, _ in self.runners}
+            )
             adopted = o.BranchAdopted(self.spec.number, order.epoch, order.branch, told(members))
             self._turn.report(adopted)
             if not (members or order.branch or order.others):
                 return
-            left = max(order.updates - (len(members) - len(updates)), len(updates))
+            whole = len(updates) + len(stored)
+            left = max(order.updates - (len(members) - whole), whole)
             order = msgspec.structs.replace(order, updates=left)
         self._quota.start_peak(self.spec.number)
         members_max = max(self.spec.clients_per_round, order.updates + len(members))
@@ -75,7 +86,9 @@ class JobReplica:
         branch.accepted = {member.client: member for member in members}
         branch.unfed.extend(zip(partials, branch.tree.adopting, strict=False))
         branch.unfed.extend((key, None) for key, _ in updates)
+        branch.stored.extend(stored)
         self.act(runner.feed_waiting())
+        self.act(self._journal.load_waiting(runner))
 
     def _close_branch(self, order: o.CloseBranch) -> None:
         """Count no more updates but those that are sealed."""
@@ -90,10 +103,15 @@ class JobReplica:
     def _drop(self, epoch: int, number: int = -1) -> None:
         """Give up a branch (-1: all of the epoch): the round ends, or goes on, without it."""
         for at in [at for at in self.runners if at[0] == epoch and number in (-1, at[1])]:
-            self.runners.pop(at).discard()
+            runner = self.runners.pop(at)
+            if self.spec.durable:
+                self._journal.drop(self.spec.number, epoch, set(runner.branch.accepted))
+            runner.discard()
 
     def _commit_branch(self, order: o.CommitBranch) -> None:
         """Free what was kept for a restart: the round is committed."""
+        if self.spec.durable:
+            self._journal.drop(self.spec.number, order.epoch)
         for at in [at for at in self.runners if at[0] == order.epoch]:
             if self.runners[at].branch.sealed:
                 self.runners.pop(at).forget()
@@ -271,14 +289,17 @@ class JobReplica:
         for runner in list(self.runners.values()):
             if runner.branch.unfed:
                 self.act(runner.feed_waiting())
+            if runner.branch.stored:
+                self.act(self._journal.load_waiting(runner))
             runner.last_updates.follow()
         waits = not self.slot.open or (self.wants_model and self.slot.state is SlotState.ELSEWHERE)
-        return waits or any(branch.unfed for branch in self.branches())
+        return waits or any(branch.unfed or branch.stored for branch in self.branches())
 
     def close(self) -> Counter[Key]:
         """Free everything that the job holds here; return the objects that the gateway is still at, each as often."""
         for at in list(self.runners):
             self._drop(*at)
+        self._journal.drop_job(self.spec.number)
         self.orphans.free()
         at_gateway = self.files.close()
         self._quota.release(self.spec.number)
@@ -315,6 +336,12 @@ def move_partial(replica: JobReplica, order: o.MovePartial) -> None:
         runner.branch.parent, runner.branch.carried = order.parent, False
         if runner.branch.sealed:
             replica._carry([runner.branch])
+
+
+def lives(replicas: Mapping[int, JobReplica], runner: BranchRunner) -> bool:
+    """Return whether a branch is one that the node has, and was not dropped."""
+    replica, branch = replicas.get(runner.job), runner.branch
+    return replica is not None and replica.runners.get((branch.epoch, branch.number)) is runner
 
 
 ORDERS: Mapping[type, Callable[[JobReplica, Any], None]] = {

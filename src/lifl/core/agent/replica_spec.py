@@ -19,6 +19,7 @@ class ReplicaSpec:
         self.name = order.job
         self.aggregation = order.aggregation
         self.clients_per_round = order.clients_per_round
+        self.durable = order.durability == "disk"
         self.quota = QuotaSection() if isinstance(order.quota, msgspec.UnsetType) else order.quota
         try:
             self.layout = Layout(order.tensors)

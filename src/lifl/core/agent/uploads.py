@@ -17,7 +17,8 @@ from collections.abc import Iterable, Mapping
 
 from lifl.core.agent.branch import Branch, contribution_of
 from lifl.core.agent.branch_runner import BranchRunner
-from lifl.core.agent.job_replica import JobReplica
+from lifl.core.agent.job_replica import JobReplica, lives
+from lifl.core.agent.journal import Journal
 from lifl.core.agent.outcomes import Outcome
 from lifl.core.agent.quota import NO_JOB, Quota
 from lifl.core.errors import ArenaFull, RemoteFault
@@ -38,7 +39,11 @@ this can still do harm."""
 class Uploads:
     """All updates that clients of this node's gateway have been granted, and that are not sealed."""
 
-    def __init__(self, replicas: Mapping[int, JobReplica], turn: Turn, quota: Quota, wait_queue_max: int) -> None:
+    def __init__(
+        self, replicas: Mapping[int, JobReplica], turn: Turn, quota: Quota, journal: Journal, wait_queue_max: int
+    ) -> None:
+        self._journal = journal
+        self._storing: dict[Key, int] = {}  # of those in flight: sealed, and not on the disk yet; their bytes
         self._replicas = replicas
         self._turn = turn
         self._quota = quota
@@ -81,7 +86,7 @@ class Uploads:
             self._give_up(order)
             replica = self._replicas.get(order.number)
             if replica is not None:  # else it was refused when that was closed
-                self._refuse(order, replica.spec.name)
+                _refuse(self._turn, order, replica.spec.name)
             return True
         with self._turn.share(runner.job):
             try:
@@ -93,18 +98,11 @@ class Uploads:
             runner.prepare()
         return True
 
-    def _refuse(self, order: o.Grant, job: str) -> None:
-        """Answer a grant that comes to nothing: the gateway takes nothing else from its connection before that."""
-        number = round_of(order.epoch)
-        text = f"round {number} of job {job!r} takes no more updates; wait for the next selection"
-        refusal = cm.Refusal("round-over", "round", text, job, number)
-        self._turn.emit(gm.TellClient(order.conn, cm.packed(refusal)))
-
     def close(self, replica: JobReplica) -> None:
         """Answer the updates of a job that ends here, and wait for room."""
         for order in self._lines.pop(replica.spec.number, {}).values():
             self._give_up(order)
-            self._refuse(order, replica.spec.name)
+            _refuse(self._turn, order, replica.spec.name)
 
     @property
     def waiting(self) -> list[o.Grant]:
@@ -152,16 +150,41 @@ class Uploads:
     # ---- what the gateway says of them -----------------------------------------------------------------------------
 
     def _landed(self, key: Key) -> BranchRunner:
-        runner = self._in_flight.pop(key, None)
+        runner = self._in_flight.pop(key, None) if key not in self._storing else None
         if runner is None:
             raise RemoteFault(f"the gateway speaks of {key}, which is not in flight")
         return runner
 
     def sealed(self, key: Key, received_bytes: int) -> list[Outcome]:
-        """Take a sealed update into its branch."""
+        """Take a sealed update into its branch, when it is stored if that is wanted."""
         runner = self._landed(key)
+        if runner.durable:
+            self._in_flight[key] = runner
+            self._storing[key] = received_bytes
+            self._journal.store(runner.job, runner.branch.epoch, key)
+            return []
         with self._turn.share(runner.job):
             return runner.sealed(key, received_bytes)
+        return []
+
+    def stored(self, key: Key, place: int | None) -> list[Outcome]:
+        """Take an update into its branch that is on the disk; without a `place` its branch is gone.
+
+        Raise `RemoteFault` when none was to be stored.
+        """
+        if key not in self._storing:
+            raise RemoteFault(f"the journal speaks of {key}, which is not being stored")
+        received_bytes = self._storing.pop(key)
+        runner = self._landed(key)
+        at = (runner.job, runner.branch.epoch)
+        with self._turn.share(runner.job):
+            if place is not None and lives(self._replicas, runner):
+                self._journal.note(*at, contribution_of(runner.branch.in_flight[key]), place)
+                return runner.sealed(key, received_bytes)
+            if place is not None:
+                self._journal.drop_place(*at, place)
+            runner.aborted(key)
+            self._quota.free(key)
         return []
 
     def aborted(self, key: Key, writing: bool) -> None:
@@ -191,11 +214,13 @@ class Uploads:
             self._give_up(order)
         self._lines.clear()
         for key, runner in list(self._in_flight.items()):
+            if key in self._storing:  # it is all there
+                continue
             direct = runner.branch.in_flight[key].direct
             with self._turn.share(runner.job):
                 runner.aborted(key)
             self._free(key, writing=direct and not self._quota.sealed(key))
-        self._in_flight.clear()
+        self._in_flight = {key: runner for key, runner in self._in_flight.items() if key in self._storing}
 
     # ---- slots that rest -------------------------------------------------------------------------------------------
 
@@ -228,6 +253,8 @@ class Uploads:
                 yield f"updates of job {number}, which is not open, wait for room"
             if not 0 < len(line) <= self._wait_queue_max:
                 yield f"{len(line)} updates of job {number} wait for room, at most {self._wait_queue_max} may"
+        if not self._storing.keys() <= self._in_flight.keys():
+            yield f"{self._storing.keys() - self._in_flight.keys()} are being stored, and not in flight"
         for key, runner in self._in_flight.items():
             if key not in runner.branch.in_flight:
                 yield f"{key} is in flight, but not in its branch {runner.branch.number}"
@@ -236,3 +263,11 @@ class Uploads:
                 lost = branch.in_flight.keys() - self._in_flight.keys()
                 if lost:
                     yield f"branch {branch.number} of job {replica.spec.name!r} waits for {lost}, which no client sends"
+
+
+def _refuse(turn: Turn, order: o.Grant, job: str) -> None:
+    """Answer a grant that comes to nothing: the gateway takes nothing else from its connection before that."""
+    number = round_of(order.epoch)
+    text = f"round {number} of job {job!r} takes no more updates; wait for the next selection"
+    refusal = cm.Refusal("round-over", "round", text, job, number)
+    turn.emit(gm.TellClient(order.conn, cm.packed(refusal)))

@@ -32,10 +32,14 @@ Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class JobSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`name` is how clients and the CLI call the job; it commits `rounds` models, then ends."""
+    """`name` is how clients and the CLI call the job; it commits `rounds` models, then ends.
+
+    What is ACCEPTED survives all processes with `durability` ``memory``, and with ``disk`` the machine's memory, too.
+    """
 
     name: Name
     rounds: Annotated[int, msgspec.Meta(ge=1, le=ROUNDS_MAX)]
+    durability: Literal["memory", "disk"] = "memory"
 
 
 class ModelSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

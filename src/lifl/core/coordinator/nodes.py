@@ -110,8 +110,8 @@ class NodeTable:
         node = self._nodes.get(number)
         return node is not None and node.known and not node.leaving
 
-    def facts(self, now: float) -> tuple[NodeFacts, ...]:
-        """Return the nodes that can take something, as the planner sees them at `now`."""
+    def facts(self, now: float, word: str = "") -> tuple[NodeFacts, ...]:
+        """Return the nodes that can take something, as the planner sees them at `now`: those that know of `word`."""
         return tuple(
             NodeFacts(
                 node=node.name,
@@ -121,7 +121,7 @@ class NodeTable:
                 execution_s=node.load.execution_s,
             )
             for node in self._nodes.values()
-            if node.known and not node.suspect and not node.leaving
+            if node.known and not node.suspect and not node.leaving and (not word or word in node.knows)
         )
 
     def faults(self) -> Iterator[str]:

@@ -51,6 +51,8 @@ class Replicas:
         spec = self._spec
         if spec.config.quota != QuotaSection() and self._nodes.knows(node, QUOTAS):
             more["quota"] = spec.config.quota
+        if spec.config.job.durability == "disk":
+            more["durability"] = "disk"
         clients, tensors = spec.config.selection.clients_per_round, spec.layout.tensors
         what = (spec.number, spec.name, spec.config.aggregation, clients, tensors, spec.states, self.model_round)
         return order(*what, client_options=spec.config.client.options, **more)

@@ -51,7 +51,9 @@ SECRETS = "offer-secret"
 """The word of a node that is told the secrets of its branches, and says them (`coordinator/offer_secrets.py`)."""
 QUOTAS = "quotas"
 """The word of a node that knows of a job's quotas."""
-KNOWS = (SECRETS, QUOTAS)
+JOURNAL = "journal"
+"""The word of a node that stores updates on its disk before they are accepted, where a job wants that."""
+KNOWS = (SECRETS, QUOTAS, JOURNAL)
 """What a node of this version knows (`PeerHello.knows`)."""
 HEARTBEAT_S = 1.0
 SUSPECT_S = 3.0

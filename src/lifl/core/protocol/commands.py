@@ -12,7 +12,7 @@ behind, the branch what a node that was declared dead has.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -49,7 +49,8 @@ class OpenJob(Message, frozen=True):
 
     With `path` the agent loads model and states from files; without, it fetches the model when it is needed.
     Without `adopt`, what an earlier life of the node has sealed for the job is freed.  `client_options` are for those
-    who are selected.  `quota` is told to nodes that know of it, when it limits anything.
+    who are selected.  `quota` is told to nodes that know of it, when it limits anything; `durability`
+    when it is ``disk``: then an update is stored (`protocol/journal.py`) before it counts as sealed.
     """
 
     number: Count
@@ -64,6 +65,7 @@ class OpenJob(Message, frozen=True):
     adopt: bool = False
     client_options: dict[str, Any] = msgspec.field(default_factory=dict)
     quota: QuotaSection | msgspec.UnsetType = msgspec.UNSET
+    durability: Literal["memory", "disk"] | msgspec.UnsetType = msgspec.UNSET
 
 
 class LoadJob(OpenJob, frozen=True):
