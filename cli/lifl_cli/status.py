@@ -50,7 +50,7 @@ def status(job: str, last: int, clients: bool, as_json: bool, state_dir: Path) -
 
     if result.get("now"):
         click.echo(f"  {round_text(result['now'])}")
-        show(tree_view(result["now"].get("tree", ())))
+        show(tree_view(result["now"].get("tree", ()), result["now"].get("tasks", 0)))
     if result.get("rounds"):
         show(rounds_table(result["rounds"]))
         receipts = [line for line in result["rounds"] if line.get("receipt")]

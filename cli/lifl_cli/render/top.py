@@ -122,6 +122,6 @@ def _job_view(job: Mapping[str, Any]) -> RenderableType:
     if job.get("reason"):
         lines.append(cell(job["reason"], "yellow"))
     if now and now.get("tree"):
-        lines.append(tree_view(now["tree"]))
+        lines.append(tree_view(now["tree"], now.get("tasks", 0)))
     title = f"job {job['name']}  {job['status']}  {job['committed']}/{job['rounds']} committed"
     return Panel(Group(*lines) if lines else Text("-", style="dim"), title=cell(title), title_align="left")

@@ -25,11 +25,11 @@ def round_text(now: Mapping[str, Any]) -> str:
     )
 
 
-def tree_view(tasks: Sequence[Mapping[str, Any]]) -> Tree:
+def tree_view(tasks: Sequence[Mapping[str, Any]], total: int = 0) -> Tree:
     """Return the aggregation tree, its root above; tasks whose parent is not known yet stand beside each other.
 
     Where several nodes take part each has a branch of its own; those whose partial goes to the node with the top hang
-    below it.
+    below it.  `total` is how many tasks there are, where `tasks` are not all of them.
     """
     tree = Tree("aggregation tree", hide_root=True)
     branches: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
@@ -44,8 +44,8 @@ def tree_view(tasks: Sequence[Mapping[str, Any]]) -> Tree:
             place = above.add(cell(_branch_text(node, branch)), style="none")
             shown += _add_tasks(place, branch, TREE_TASKS_MAX - shown)
             above = place if _has_top(branch) else above
-    if len(tasks) > shown:
-        tree.add(f"... {len(tasks) - shown} more tasks", style="dim")
+    if (more := max(total, len(tasks)) - shown) > 0:
+        tree.add(f"... {more} more tasks", style="dim")
     return tree
 
 

@@ -210,6 +210,8 @@ PLAN_BYTES_MAX = PAGE_BYTES_MAX
 """A decision of the planner as the database keeps it, unpacked."""
 UNIX_S_MAX = 253_402_300_799.0
 """A time in a row of the database: the end of the year 9999."""
+NOW_TASKS_MAX = 2_048
+"""Tasks of a running round that one answer has a line for, those of the coordinator's own node first."""
 STATUS_ROUNDS = 100
 """Rounds that `lifl status` shows when it is not told how many."""
 MODEL_HEADER_BYTES_MAX = 32 * 1024 * 1024

@@ -14,7 +14,7 @@ from lifl.core.coordinator.job import Job
 from lifl.core.coordinator.reliability import Record
 from lifl.core.engine import Engine
 from lifl.core.ids import round_of
-from lifl.core.limits import PAGE_BYTES_MAX
+from lifl.core.limits import NOW_TASKS_MAX, PAGE_BYTES_MAX
 from lifl.core.planning.tree import TaskState
 from lifl.node.rows import JobRow, RoundRow, UnreadableJob
 from lifl.redirect.interface import Totals
@@ -133,19 +133,31 @@ def round_line(row: RoundRow) -> dict[str, Any]:
 def round_now(
     engine: Engine, job: Job, now: float, trees: Mapping[int, Sequence[dict[str, Any]]]
 ) -> dict[str, Any] | None:
-    """Return the round that runs; `trees` has the tasks at the other nodes."""
+    """Return the round that runs; `trees` has the tasks at the other nodes.
+
+    `tree` has at most `NOW_TASKS_MAX` lines, `tasks` is how many there are.
+    """
     round_ = job.round or next((saving for saving in job.rounds.saving[-1:] if saving.number), None)
     if round_ is None:
         return None
     replica = engine.agent.replicas.get(job.spec.number)
     here = [r for r in replica.runners.values() if r.branch.epoch == round_.epoch] if replica is not None else []
-    tree = [line | {"node": f"{engine.node:016x}"} for runner in here for line in runner.branch.lines()]
+    tree: list[dict[str, Any]] = []
+    tasks = 0
+
+    def add(node: int, lines: Sequence[dict[str, Any]]) -> None:
+        nonlocal tasks
+        tasks += len(lines)
+        tree.extend(line | {"node": f"{node:016x}"} for line in lines[: NOW_TASKS_MAX - len(tree)])
+
+    for runner in here:
+        add(engine.node, runner.branch.lines())
     counted = sum(_counted(runner.branch) for runner in here)
     for record in round_.branches.values():
         if record.node != engine.node:
             at = {"job": job.spec.number, "epoch": round_.epoch, "branch": record.number}
             lines = [line for line in trees.get(record.node, ()) if at.items() <= line.items()]
-            tree += [line | {"node": f"{record.node:016x}"} for line in lines]
+            add(record.node, lines)
             counted += sum(line["expect"] for line in lines if line["role"] == "leaf" and line["state"] == "sealed")
     return {
         "round": round_.number,
@@ -162,6 +174,7 @@ def round_now(
         "between_bytes": round_.between_bytes,
         "nodes": len(round_.nodes),
         "tree": tree,
+        "tasks": tasks,
     }
 
 

@@ -1,0 +1,100 @@
+"""What is shown of a running round fits an answer, however many tasks and nodes it has."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from lifl_cli.render.trees import tree_view
+from rich.console import Console
+
+from lifl.core.coordinator.round import Phase
+from lifl.core.limits import FRAME_BYTES_MAX, NODES_MAX, NOW_TASKS_MAX, TREE_LINES_MAX
+from lifl.core.protocol.cli import Answer
+from lifl.core.protocol.frames import encode
+from lifl.node.views import round_now
+
+HERE = 0xFFFF
+EPOCH = 257
+
+
+def line(number: int, branch: int, role: str = "leaf") -> dict[str, Any]:
+    """A task as its node tells of it, with numbers as long as they get."""
+    return {
+        "address": 1 << 62,
+        "role": role,
+        "parent": 1 << 62,
+        "branch": branch,
+        "number": number,
+        "parent_number": None,
+        "state": "sealed",
+        "inputs": 64,
+        "expect": 2,
+        "updates": 64,
+        "updates_expect": 64,
+        "pid": 1 << 22,
+        "attempt": 1,
+        "cpu_s": 0.123456789,
+        "job": 1,
+        "epoch": EPOCH,
+    }
+
+
+def now_of(here: int, nodes: int, each: int) -> dict[str, Any]:
+    """A round with so many tasks here, and on other nodes."""
+    branch = SimpleNamespace(
+        epoch=EPOCH,
+        lines=lambda: [line(n, 0, "top" if not n else "leaf") for n in range(here)],
+        tree=SimpleNamespace(takers=[]),
+        accepted={},
+        to_take=0,
+    )
+    replica = SimpleNamespace(runners={0: SimpleNamespace(branch=branch)})
+    engine = SimpleNamespace(node=HERE, agent=SimpleNamespace(replicas={1: replica}))
+    records = {n: SimpleNamespace(node=n, number=n) for n in range(1, nodes + 1)}
+    round_ = SimpleNamespace(
+        number=1,
+        attempt=1,
+        epoch=EPOCH,
+        phase=Phase.COLLECTING,
+        reason="",
+        selected={},
+        granted={},
+        accepted={},
+        goal=1,
+        quorum=1,
+        deadline_at_s=1.0,
+        opened_at_s=0.0,
+        between_bytes=0,
+        nodes=[],
+        branches=records,
+    )
+    job = SimpleNamespace(round=round_, spec=SimpleNamespace(number=1))
+    trees = {n: tuple(line(number, n) for number in range(each)) for n in records}
+    found = round_now(engine, job, 0.0, trees)  # type: ignore[arg-type]
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(("here", "nodes", "each"), [(20_000, 0, 0), (3, NODES_MAX, TREE_LINES_MAX)])
+def test_a_round_of_any_size_fits_an_answer_and_says_how_many_tasks_it_has(here: int, nodes: int, each: int) -> None:
+    now = now_of(here, nodes, each)
+    assert (len(now["tree"]), now["tasks"]) == (NOW_TASKS_MAX, here + nodes * each)
+    assert now["counted"] == 2 * nodes * each, "also of the tasks that have no line"
+    assert now["tree"][0]["role"] == "top", "those with the top come first"
+    assert len(encode(Answer({"now": now}))) < FRAME_BYTES_MAX // 4
+
+
+def test_up_to_the_limit_each_task_has_its_line() -> None:
+    assert len(now_of(NOW_TASKS_MAX, 0, 0)["tree"]) == NOW_TASKS_MAX == now_of(NOW_TASKS_MAX, 0, 0)["tasks"]
+    one_more = now_of(NOW_TASKS_MAX + 1, 0, 0)
+    assert (len(one_more["tree"]), one_more["tasks"]) == (NOW_TASKS_MAX, NOW_TASKS_MAX + 1)
+
+
+def test_the_view_tells_of_all_tasks_that_it_does_not_show() -> None:
+    now = now_of(20_000, 0, 0)
+    console = Console(width=100)
+    with console.capture() as shown:
+        console.print(tree_view(now["tree"], now["tasks"]))
+    assert "... 19960 more tasks" in shown.get()
