@@ -193,9 +193,9 @@ def _start_detached(config: NodeConfig, token: Token | None) -> dict[str, Any]:
     log_path = Path(config.state_dir) / LOG_FILE
     # What the interpreter itself may say before and beside the log goes to the log's file too.
     from lifl.confine.account import Account
-    from lifl.node.modes import open_private
+    from lifl.node.modes import open_private, told
 
-    with Account(config.user).lowered():
+    with Account(config.user).lowered(), told(log_path.parent):
         log_fd = open_private(log_path, os.O_WRONLY | os.O_APPEND)
     with open(log_fd, "ab") as log:
         child = subprocess.Popen(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
+import subprocess
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import msgspec
 import pytest
+from accounts import NOBODY, common_python
 from nodes import Node, run_lifl
 
 from lifl.core.config.job import parse_job
@@ -34,9 +37,10 @@ def with_job(folder: Path, name: str = "j", tensors: tuple[TensorSpec, ...] = TE
         folders.claim(folder / "jobs" / name, store.node_id(), number, name)
 
 
-def execute(folder: Path, statement: str) -> None:
+def execute(folder: Path, *statements: str) -> None:
     with closing(sqlite3.connect(folder / "lifl.db")) as database, database:
-        database.execute(statement)
+        for statement in statements:
+            database.execute(statement)
 
 
 def garbage(folder: Path) -> None:
@@ -77,6 +81,20 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a folder as socket": lambda folder: replaced("gateway.sock", folder),
     "no id": lambda folder: execute(folder, "UPDATE node SET node = '../../x'"),
     "no seed": lambda folder: execute(folder, "INSERT OR REPLACE INTO seed VALUES (1, 'x')"),
+    "a pipe as log": lambda folder: os.mkfifo(folder / "lifld.log"),
+    "a pipe as lock": lambda folder: os.mkfifo(folder / "children.lock"),
+    "a folder as write-ahead log": lambda folder: replaced("lifl.db-wal", folder),
+    "a folder as its index": lambda folder: replaced("lifl.db-shm", folder),
+    "a folder as journal": lambda folder: replaced("lifl.db-journal", folder),
+    "a renamed column": lambda folder: execute(folder, "ALTER TABLE jobs RENAME COLUMN folder TO f2"),
+    "a view as plans": lambda folder: execute(
+        folder, "DROP TABLE plans", "CREATE VIEW plans AS SELECT number, name AS job FROM jobs"
+    ),
+    "a trigger": lambda folder: execute(
+        folder, "CREATE TRIGGER t BEFORE INSERT ON node BEGIN SELECT RAISE(ABORT, 'no'); END"
+    ),
+    "another program's": lambda folder: execute(folder, "PRAGMA user_version = 0"),
+    "no rights": lambda folder: (folder / "lifl.db").chmod(0),
     "a link to itself as jobs": lambda folder: linked("jobs", folder),
     "a link to itself as database": lambda folder: linked("lifl.db", folder),
     "open to all": lambda folder: folder.chmod(0o777),
@@ -99,12 +117,62 @@ def test_a_folder_that_no_node_starts_on_is_repaired(tmp_path: Path, damage: str
     done = run_lifl("doctor", "--repair", *state)
     assert done.returncode == 0, done.stderr
     assert "-> " in done.stdout and "done" in done.stdout
-    if "lifl.db" in done.stdout and "as database" not in damage:
+    aside = "lifl.db to lifl.db.aside" in done.stdout
+    if aside and "as database" not in damage:
         assert f"models are in {folder / 'jobs' / 'j'}" in done.stdout
     node = Node(folder, FLAGS)
     node.up()
+    assert bool(node.json("jobs")["jobs"]) == (not aside), "what is good is kept"
     node.down()
     assert "nothing to repair" in run_lifl("doctor", "--repair", *state).stdout
+
+
+needs_accounts = pytest.mark.skipif(common_python() is None, reason="no interpreter that other accounts can run")
+
+
+def as_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(common_python()), "-P", "-m", "lifl_cli.main", *arguments]
+    account = {"user": NOBODY, "group": NOBODY, "extra_groups": [], "cwd": "/"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, **account)  # type: ignore[call-overload, no-any-return]
+
+
+FOREIGN = ["lifld.log", "lifld.lock", "lifl.db", "redirect", ""]
+
+
+@needs_accounts
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_root_has_made_in_a_users_folder_is_given_back(state_dir: Path, name: str) -> None:
+    """One that only root can mend is named, with the command; and root's own `lifl doctor --repair` does it."""
+    os.chown(state_dir, NOBODY, NOBODY)
+    flags, state = [*FLAGS, "--redirector", "unix"], ("--state", str(state_dir))
+    assert as_nobody("up", "-d", *flags, *state).returncode == 0
+    assert as_nobody("down", *state).returncode == 0
+    path = state_dir / name
+    for as_root in (False, True):
+        if name == "redirect":  # a killed node leaves it
+            path.mkdir()
+        os.chown(path, 0, 0)
+        path.chmod(0o700 if path.is_dir() else 0o600)
+        done = as_nobody("up", "-d", *flags, *state)
+        assert "Traceback" not in done.stderr
+        assert done.returncode == 1
+        if not as_root:
+            assert str(path) in done.stderr and ("--repair" in done.stderr or name == "redirect"), done.stderr
+        if name == "":
+            assert as_root or as_nobody("doctor", "--repair", *state).returncode == 1
+            os.chown(path, NOBODY, NOBODY)
+        elif as_root:
+            assert run_lifl("doctor", "--repair", *state).returncode == 0
+        else:
+            done = as_nobody("doctor", "--repair", *state)
+            command = f"chown -h {NOBODY}:{NOBODY} {path}"
+            assert done.returncode == 1 and f"sudo {command}" in done.stderr, done
+            subprocess.run(command.split(), check=True)
+            assert "nothing to repair" in as_nobody("doctor", "--repair", *state).stdout
+        owners = {each.lstat().st_uid for each in (state_dir, *state_dir.rglob("*"))}
+        assert owners == {NOBODY}, "a repair makes nothing that is another's"
+        assert as_nobody("up", "-d", *flags, *state).returncode == 0
+        assert as_nobody("down", *state).returncode == 0
 
 
 def test_a_job_that_cannot_be_read_is_set_aside(tmp_path: Path) -> None:

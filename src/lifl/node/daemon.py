@@ -50,7 +50,7 @@ from lifl.node.journal.journal import Journal
 from lifl.node.link import Link
 from lifl.node.locks import StateLocks
 from lifl.node.meters import Meters
-from lifl.node.modes import open_private
+from lifl.node.modes import open_private, told
 from lifl.node.performer import Performer
 from lifl.node.privileged import Privileged, opened_by
 from lifl.node.process_state import ended_text
@@ -404,8 +404,9 @@ def run(config: NodeConfig, announce: Announce, log_to_file: bool = False, token
     folder = machine.state_folder(config)
     locks = StateLocks(folder)
     try:
-        _set_up_log(folder, log_to_file)
-        uvloop.run(_run(config, folder, locks, account, announce, token))
+        with told(folder):
+            _set_up_log(folder, log_to_file)
+            uvloop.run(_run(config, folder, locks, account, announce, token))
     finally:
         locks.close()
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from lifl.core import effects as fx
 from lifl.core.errors import ResourceFault
-from lifl.node.modes import open_private
+from lifl.node.modes import open_private, remedy
 
 
 class DatabaseFault(ResourceFault):
@@ -29,11 +29,11 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):  # SQLite makes the others as the first is
-                if name == path.name or path.with_name(name).exists():
-                    os.close(open_private(path.with_name(name), os.O_RDWR))
+            for part in parts(path):  # SQLite makes the others as the first is
+                if part == path or os.path.lexists(part):
+                    os.close(open_private(part, os.O_RDWR))
         except OSError as error:
-            raise ResourceFault(f"{path} cannot be opened: {error.strerror}; {_advice(path)}") from error
+            raise ResourceFault(f"{error.filename} cannot be opened: {error.strerror}; {_advice(path)}") from error
         with self._told():
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.text_factory = _text
@@ -68,6 +68,33 @@ class Database:
             return int(self._db.execute(statement, given).lastrowid or 0)
 
 
+def parts(path: Path) -> list[Path]:
+    """Return the files that a database may have, itself the first."""
+    return [path.with_name(f"{path.name}{end}") for end in ("", "-wal", "-shm", "-journal")]
+
+
+def tables_fault(db: sqlite3.Connection, script: str, optional: bool = False) -> str:
+    """Return what is wrong with the tables that `script` makes; empty: nothing.  `optional` ones may be missing."""
+    select = "SELECT type, name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%' AND type IN ('table', 'index')"
+    with closing(sqlite3.connect(":memory:")) as right:
+        right.executescript(script)
+        for kind, name in right.execute(select).fetchall():
+            found = db.execute("SELECT type FROM sqlite_master WHERE name = ?", (name,)).fetchone()
+            if found is None and kind == "table" and not optional:
+                return f"it has no table {name}"
+            if found is not None and found != (kind,):
+                return f"{name} is a {found[0]}, not a {kind}"
+            if found is not None and kind == "table" and _columns(db, name) != _columns(right, name):
+                return f"table {name} has other columns than those of this lifld"
+    trigger = db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchone()
+    return f"it has a trigger {trigger[0]!r:.80}, which lifld has not made" if trigger else ""
+
+
+def _columns(db: sqlite3.Connection, table: str) -> list[tuple[Any, ...]]:
+    """Return name, whether it may be missing, and place in the key of each column."""
+    return [(name, notnull, key) for _, name, _, notnull, _, key in db.execute(f"PRAGMA table_info({table})")]
+
+
 def _text(data: bytes) -> str | bytes:
     """Return the text that a column has; as it is, when it is none: the database can still be used."""
     try:
@@ -84,6 +111,8 @@ def _advice(path: Path) -> str:
         return f"its folder cannot be looked at ({error.strerror}): mount its disk, or make it accessible"
     if disk.f_flag & os.ST_RDONLY:
         return "its disk is read-only: mount it for writing"
-    if not os.access(path.parent, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.R_OK | os.W_OK)):
-        return "give lifld's user the right to read and write it"
+    there = [part for part in parts(path) if os.path.lexists(part)]
+    usable = os.access(path.parent, os.W_OK | os.X_OK) and all(os.access(part, os.R_OK | os.W_OK) for part in there)
+    if not usable or not all(map(Path.is_file, there)):
+        return remedy(path.parent)
     return f"{disk.f_bavail * disk.f_frsize} bytes are free there: make room, and let no other program hold it"

@@ -12,11 +12,13 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from lifl.core.errors import ResourceFault
-from lifl.node.modes import open_private
+from lifl.node.modes import open_file, open_private, told
 
 CHILDREN_END_S = 10.0
 """How long the children of a killed daemon may take to end; they are killed by the kernel with it."""
@@ -51,19 +53,28 @@ def holder(folder: Path) -> Holder | None:
     It is looked at by the lock that a daemon waits for, so that no start fails because of a look.
     """
     try:
-        with open(folder / "children.lock", "rb") as children, open(folder / "lifld.lock", "rb") as daemon:
+        with _opened(folder / "children.lock") as children, _opened(folder / "lifld.lock") as daemon:
             try:
                 fcntl.flock(children, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                return _holder(daemon.fileno())
+                return _holder(daemon)
     except OSError:
         return None
     return None
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    fd = open_file(path, os.O_RDONLY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def wait_until_free(folder: Path, timeout_s: float) -> bool:
     """Return whether within this time no daemon, nor a process of one, holds the folder; also across PID namespaces."""
-    fd = os.open(folder / "children.lock", os.O_RDONLY | os.O_CLOEXEC)
+    fd = open_file(folder / "children.lock", os.O_RDONLY)
     if not _locked(fd, fcntl.LOCK_SH, timeout_s):
         return False  # the descriptor stays with the thread that waits
     os.close(fd)
@@ -85,11 +96,14 @@ def _holder(fd: int) -> Holder:
 
 
 class StateLocks:
-    """The locks of a state folder.  Raise `ResourceFault` when another daemon runs on it."""
+    """The locks of a state folder.  Raise `ResourceFault` when another daemon runs on it, or they cannot be used."""
 
     def __init__(self, folder: Path) -> None:
-        self._daemon = open_private(folder / "lifld.lock", os.O_RDWR)
-        self.children = open_private(folder / "children.lock", os.O_RDWR)
+        with told(folder), ExitStack() as opened:
+            self._daemon = open_private(folder / "lifld.lock", os.O_RDWR)
+            opened.callback(os.close, self._daemon)
+            self.children = open_private(folder / "children.lock", os.O_RDWR)
+            opened.pop_all()
         try:
             self._take_daemon(folder)
             self._take_children(folder)
@@ -106,9 +120,10 @@ class StateLocks:
 
     def say(self, state: str) -> None:
         """Note what the daemon is at, for those who ask."""
-        # In one write, of one length: a reader never sees half of it.
-        os.pwrite(self._daemon, f"{os.getpid()} {state}".ljust(31).encode() + b"\n", 0)
-        os.ftruncate(self._daemon, 32)
+        with suppress(OSError):  # a full disk keeps nobody from starting
+            # In one write, of one length: a reader never sees half of it.
+            os.pwrite(self._daemon, f"{os.getpid()} {state}".ljust(31).encode() + b"\n", 0)
+            os.ftruncate(self._daemon, 32)
 
     def _take_children(self, folder: Path) -> None:
         if not _locked(self.children, fcntl.LOCK_EX, CHILDREN_END_S):

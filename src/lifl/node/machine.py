@@ -21,7 +21,7 @@ from lifl.core.modelfile import LENGTH_BYTES, decode_header, header_bytes
 from lifl.core.protocol.contribution import Contribution, unpack_contributions
 from lifl.core.schema import TensorSpec
 from lifl.node import cgroups
-from lifl.node.modes import private_folder
+from lifl.node.modes import private_folder, remedy, told
 from lifl.shm.layout import ObjectState
 from lifl.shm.owned_arena import OwnedArena
 from lifl.shm.segment import SegmentMissing, SegmentUnfinished, SegmentUnusable, remove_segment
@@ -50,13 +50,15 @@ def state_folder(config: NodeConfig) -> Path:
         )
     try:
         private_folder(folder)
-        private_folder(folder / "jobs")
     except OSError as error:
         raise ResourceFault(
             f"state folder {folder} cannot be made: {error.strerror}; choose another with --state"
         ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ResourceFault(f"state folder {folder} is not writable by this user; choose another with --state")
+        text = f"state folder {folder}, of uid {folder.stat().st_uid}, is not writable by this user"
+        raise ResourceFault(f"{text}: choose another with --state, or start the node as that user; {remedy(folder)}")
+    with told(folder):
+        private_folder(folder / "jobs")
     return folder
 
 

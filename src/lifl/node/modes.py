@@ -6,8 +6,11 @@ from the owner the command line sees to, for all its processes.)
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lifl.core.errors import ResourceFault
@@ -40,12 +43,47 @@ def private_folder(folder: Path) -> None:
 
 
 def open_private(path: Path, flags: int) -> int:
-    """Return a descriptor of a file that is its user's alone, made if need be, also where it was open to others."""
-    fd = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+    """Return a descriptor of a file that is its user's alone, made if need be, also where it was open to others.
+
+    Raise `OSError`, also for a pipe or a device: who opens the one may wait without end.
+    """
+    return open_file(path, flags | os.O_CREAT, private=True)
+
+
+def open_file(path: Path, flags: int, private: bool = False) -> int:
+    """Return a descriptor of what is a file; with `private` it becomes its user's alone.  Raise `OSError`."""
     try:
-        if stat.S_IMODE(os.fstat(fd).st_mode) != FILE_MODE:
+        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, FILE_MODE)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a pipe that nobody reads, or a socket
+            raise _no_file(path) from error
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise _no_file(path)
+        if private and stat.S_IMODE(os.fstat(fd).st_mode) != FILE_MODE:
             os.fchmod(fd, FILE_MODE)
     except OSError:
         os.close(fd)
         raise
     return fd
+
+
+def _no_file(path: Path) -> OSError:
+    return OSError(errno.EINVAL, "it is no file", str(path))
+
+
+def remedy(folder: Path) -> str:
+    """Return what to do about what is wrong in a state folder."""
+    return f"`lifl doctor --repair --state {folder}` mends it, or says who can"
+
+
+@contextmanager
+def told(folder: Path) -> Iterator[None]:
+    """Say what to do about an `OSError` over something in a state folder; others pass."""
+    try:
+        yield
+    except OSError as error:
+        if not isinstance(error.filename, str) or folder not in Path(error.filename).parents:
+            raise
+        raise ResourceFault(f"{error.filename}: {error.strerror}; {remedy(folder)}") from error

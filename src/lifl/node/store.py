@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import sqlite3
 import time
 import zlib
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from lifl.core.ids import ATTEMPTS_MAX
 from lifl.core.limits import INCARNATION_MAX, ROUNDS_MAX
 from lifl.core.planning.plan import Plan, PlanRequest
 from lifl.core.schema import TensorSpec
-from lifl.node.database import Database
+from lifl.node.database import Database, tables_fault
 from lifl.node.rows import (
     JOB_COLUMNS,
     ROUND_COLUMNS,
@@ -42,7 +43,7 @@ PLANS_MAX = 1_000
 """Decisions of the planner that are kept, the newest ones; each takes some kilobytes, packed."""
 NAMES_SHOWN = 8
 """Jobs that a message names when another one is asked for."""
-_TABLES = """
+TABLES = """
 CREATE TABLE node (id INTEGER PRIMARY KEY CHECK (id = 1), node TEXT NOT NULL,
     incarnation INTEGER NOT NULL DEFAULT 0, coordinator TEXT NOT NULL DEFAULT '');
 CREATE TABLE jobs (
@@ -70,6 +71,19 @@ _JOB_COLUMNS = ", ".join(JOB_COLUMNS)
 _ROUND_COLUMNS = ", ".join(ROUND_COLUMNS)
 _SEED = "CREATE TABLE IF NOT EXISTS seed (id INTEGER PRIMARY KEY CHECK (id = 1), seed BLOB NOT NULL)"
 
+ADDED = f"{TABLES}{_PLANS}{_SEED};{_ODD_ROUNDS};"
+"""All tables; those that are not in `TABLES` are made where they are missing."""
+
+
+def version_fault(db: sqlite3.Connection) -> str:
+    """Return why a database is none of this version of lifld's, or an empty one; empty: it is."""
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version == 0:
+        return "it is not empty, and not lifld's" if db.execute("SELECT 1 FROM sqlite_master").fetchone() else ""
+    if version != SCHEMA_VERSION:
+        return f"it has version {version}, this lifld reads {SCHEMA_VERSION}: use the lifld that wrote it"
+    return tables_fault(db, TABLES) or tables_fault(db, ADDED, optional=True)
+
 
 class NodeStore(Database):
     """The node's database file; one process opens it.
@@ -79,15 +93,18 @@ class NodeStore(Database):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
+        try:
+            self._make_tables(path)
+        except BaseException:
+            self.close()
+            raise
+
+    def _make_tables(self, path: Path) -> None:
         with self._told():
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                self._db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
-            elif version != SCHEMA_VERSION:
-                raise ResourceFault(
-                    f"{path} has version {version}, this lifld reads {SCHEMA_VERSION}: use the lifld that wrote it, "
-                    "or another state folder; `lifl doctor --repair` sets it aside"
-                )
+            if fault := version_fault(self._db):
+                raise ResourceFault(f"{path} cannot be used: {fault}; `lifl doctor --repair` sets it aside")
+            if not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
+                self._db.executescript(f"BEGIN; {TABLES} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
             self._db.executescript(_PLANS)
             self._db.execute(_SEED)
             self._db.execute(_ODD_ROUNDS)

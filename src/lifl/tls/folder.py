@@ -79,6 +79,9 @@ def load(folder: Path) -> IdentityFiles | None:
             )
         for path in (folder, files.key):
             _check_private(path)
+        for path in files[1:]:
+            if not path.is_file():
+                raise ResourceFault(f"{path} is no file: put it there, or remove the folder and enroll again")
     except OSError as error:
         raise ResourceFault(
             f"identity folder {folder} cannot be read: {error.strerror}; it must be its user's own"

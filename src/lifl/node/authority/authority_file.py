@@ -11,7 +11,7 @@ from lifl.core.config.node import NodeConfig
 from lifl.core.errors import ResourceFault
 from lifl.node.authority.certificate_authority import CertificateAuthority, make_authority, read_authority
 from lifl.node.authority.credential_store import CredentialStore
-from lifl.node.modes import FILE_MODE
+from lifl.node.modes import FILE_MODE, open_file
 
 AUTHORITY_FILE = "authority.pem"
 BYTES_MAX = 1024 * 1024
@@ -43,6 +43,12 @@ def open_authority(
     return read_authority(cluster, data, data, str(path), given=False), path
 
 
+def check_authority(path: Path) -> None:
+    """Raise `ResourceFault` when the file of an authority cannot be used."""
+    data = _read(path, private=True)
+    read_authority("", data, data, str(path), given=False)
+
+
 def write_authority(path: Path, authority: CertificateAuthority) -> None:
     """Put the file of an authority in place, at once and synced to the disk.  Raise `ResourceFault`."""
     new = path.with_name(f".{path.name}.new")
@@ -66,7 +72,7 @@ def write_authority(path: Path, authority: CertificateAuthority) -> None:
 
 def _read(path: Path, private: bool) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open(open_file(path, os.O_RDONLY), "rb") as file:
             mode = os.fstat(file.fileno()).st_mode & 0o777
             data = file.read(BYTES_MAX + 1)
     except OSError as error:

@@ -17,10 +17,10 @@ from lifl.core.errors import Refused, ResourceFault
 from lifl.core.limits import CERTIFICATES_MAX, REVOKED_MAX, TOKENS_MAX
 from lifl.core.trust.enrolment import TokenRow
 from lifl.core.trust.revocation import Revocation
-from lifl.node.database import Database
+from lifl.node.database import Database, tables_fault
 
 FORMAT = 1
-_TABLES = f"""
+TABLES = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS credentials (
     id INTEGER PRIMARY KEY CHECK (id = 1), format INTEGER NOT NULL, cluster TEXT NOT NULL DEFAULT '');
@@ -65,7 +65,11 @@ class CredentialStore(Database):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         with self._told():
-            self._db.executescript(_TABLES)
+            fault = tables_fault(self._db, TABLES, optional=True)
+            if fault:
+                self.close()
+                raise ResourceFault(f"{path} is damaged: {fault}; `lifl doctor --repair` sets it aside")
+            self._db.executescript(TABLES)
         ((found,),) = self._all("SELECT format FROM credentials")
         if found != FORMAT:
             self.close()

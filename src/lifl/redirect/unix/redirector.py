@@ -66,7 +66,8 @@ def _open_folder(parent: Path) -> tuple[Path, int]:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
-        raise ResourceFault(f"no folder for the redirector's sockets: {error}; choose another state_dir") from error
+        text = f"no folder for the redirector's sockets: {error}; `lifl doctor --repair` mends it, or says who can"
+        raise ResourceFault(text) from error
     status = os.fstat(descriptor)
     if status.st_uid != os.geteuid() or status.st_mode & 0o077:
         os.close(descriptor)
