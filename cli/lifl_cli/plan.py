@@ -10,7 +10,6 @@ was made from, so it is made again here, and must come out the same.
 from __future__ import annotations
 
 import json
-import math
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ import msgspec
 from lifl.core.config.job import JobConfig, parse_job
 from lifl.core.config.values import parse_size
 from lifl.core.errors import ConfigError, LiflError, LocalFault
-from lifl.core.limits import ROUNDS_MAX
+from lifl.core.limits import ARENA_BYTES_MAX, CAPACITY_MAX, ROUNDS_MAX
 from lifl.core.planning.plan import NodeFacts, Plan, PlanRequest
 from lifl.core.planning.planner import make_plan
 from lifl.core.planning.request import plan_request
@@ -158,8 +157,10 @@ def parse_supposed(text: str) -> NodeFacts:
     try:
         capacity, size = numbers
         residual, arena_bytes = float(capacity), parse_size(size, "--node")
-        if not 0 <= residual < math.inf:
-            raise ValueError(f"{residual} is no capacity")
+        if not 0 <= residual <= CAPACITY_MAX:
+            raise ValueError(f"a capacity is 0 to {CAPACITY_MAX:.0f} updates at a time")
+        if arena_bytes > ARENA_BYTES_MAX:
+            raise ValueError(f"an arena has at most {ARENA_BYTES_MAX} bytes")
         return msgspec.convert({"node": name, "residual": residual, "arena_bytes": arena_bytes}, NodeFacts)
     except (ValueError, msgspec.ValidationError) as error:
         raise ConfigError("--node", f"{text!r} is not {NODE_FORM}, such as a:20:2GiB ({error})") from error

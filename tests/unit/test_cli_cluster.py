@@ -14,6 +14,7 @@ from nodes import run_lifl
 
 from lifl.core.config.node import NodeConfig, parse_node
 from lifl.core.errors import ConfigError
+from lifl.core.limits import ARENA_BYTES_MAX, CAPACITY_MAX
 from lifl.core.planning.plan import PlanRequest
 from lifl.core.planning.planner import make_plan
 
@@ -89,6 +90,14 @@ def test_what_is_no_node_is_refused_with_the_form(text: str) -> None:
 def test_a_supposed_node_is_free_of_load() -> None:
     facts = plan.parse_supposed("rack:3:7.5:2GiB")
     assert (facts.node, facts.residual, facts.arena_bytes) == ("rack:3", 7.5, 2 << 30)
+
+
+def test_a_supposed_node_is_one_that_can_be() -> None:
+    facts = plan.parse_supposed(f"a:{CAPACITY_MAX:.0f}:{ARENA_BYTES_MAX}")
+    assert (facts.residual, facts.arena_bytes) == (CAPACITY_MAX, ARENA_BYTES_MAX)
+    for text in (f"a:{CAPACITY_MAX * 1.001}:1GiB", f"a:1:{ARENA_BYTES_MAX + 1}"):
+        with pytest.raises(ConfigError, match=r"--node.*(0 to 1000000|at most 17592186044416 bytes)"):
+            plan.parse_supposed(text)
 
 
 @pytest.mark.parametrize("arguments", [["nodes"], ["plan", CONFIG]])
