@@ -235,6 +235,24 @@ def commits(watched: Callable[[], int], more: int = 3) -> None:
         threading.Event().wait(PAUSE_S)
 
 
+def wait_selected(sock: socket.socket) -> None:
+    """Return when the node has selected who is at this connection; what else it says comes with it, or before."""
+    decoder: FrameDecoder[Any] = FrameDecoder(cm.ToClient)
+    while not isinstance(message := decoder.next_message(), cm.Selected):
+        if message is None:  # else more may have come with it
+            data = sock.recv(65_536)
+            assert data, "the node closed the connection"
+            decoder.feed(data)
+
+
+def test_a_selection_that_comes_together_with_the_welcome_is_seen() -> None:
+    ours, node = socket.socketpair()
+    with ours, node:
+        ours.settimeout(WAIT_S)
+        node.sendall(encode(cm.Welcome(cm.PROTOCOL_VERSION, "n", False)) + encode(cm.Selected("j", 1, 1.0, (), 0)))
+        wait_selected(ours)
+
+
 @contextlib.contextmanager
 def target(node: Node) -> Iterator[None]:
     """A job whose round collects: two clients are selected, and wait."""
@@ -242,11 +260,9 @@ def target(node: Node) -> Iterator[None]:
     with contextlib.ExitStack() as clients:
         for name in ("t1", "t2"):
             sock = clients.enter_context(socket.create_connection(split_address(node.address), timeout=WAIT_S))
-            decoder: FrameDecoder[Any] = FrameDecoder(cm.ToClient)
             for message in (cm.Hello(cm.PROTOCOL_VERSION, name), cm.Join("target")):
                 sock.sendall(encode(message))
-        while not isinstance(decoder.next_message(), cm.Selected):
-            decoder.feed(sock.recv(65_536))
+        wait_selected(sock)
         yield
 
 
