@@ -234,6 +234,21 @@ def test_it_is_asked_again_when_the_round_is_tried_again() -> None:
     assert sorted(scene.round.selected) == ["c1", "c2"]
 
 
+def test_a_round_whose_clients_declined_says_how_many_and_why() -> None:
+    scene = Scene()
+    names = [f"c{number}" for number in range(1, 9)]
+    scene.here(*names)
+    scene.has_round(selected=names)
+    whys = ["out of memory"] * 3 + ["no data"] * 2 + ["x" * 1_000, "battery", ""]
+    for name, why in zip(names, whys, strict=True):
+        scene.handle(declined(name, reason=why))
+    led = scene.do(scene.coordinator.tick, at=100.0)
+    (reason,) = [fields["reason"] for fields in led.named("round.failed")]
+    assert "8 of 8 selected clients declined (3: out of memory; 2: no data; 1: " in reason
+    assert "2: other reasons" in reason and "0 updates were accepted" in reason
+    assert "raise selection.deadline_s" not in reason and len(reason) < 400, "all of it reaches the clients"
+
+
 @pytest.mark.parametrize(
     "word",
     [declined("c3"), declined("c2", round_=2), declined("c2", conn=3), declined("c1"), declined("c4"), declined("c9")],
@@ -244,7 +259,7 @@ def test_a_word_that_one_may_not_say_changes_nothing(word: gm.ClientDeclined) ->
     scene.here("c1", "c2", "c3", "c4", "c5")
     scene.has_round(branches=[(HOME, 3, OPEN)], accepted={"c1": 0}, granted={"c4": 0}, selected=["c2"])
     assert scene.handle(word) == Led()
-    assert scene.round.declined == set()
+    assert scene.round.declined == {}
 
 
 # ---- a round that is tried again -------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ class Round:
         self.deadline_at_s = now + selection.deadline_s
         self.opened_at_s: float | None = None
         self.selected: dict[str, None] = {}
-        self.declined: set[str] = set()  # those of them who said that they take no part
+        self.declined: dict[str, str] = {}  # those of them who said that they take no part, and why
         self.left: set[str] = set()  # those of them who went, before their update was accepted, and are not back
         self.overdue = False  # the deadline has passed while it collected
         self.suspects: frozenset[str] = frozenset()  # whose update made it fail, by name

@@ -8,6 +8,7 @@ closed may collect once more.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +33,24 @@ TOO_FEW = (
     "deadline of {deadline_s:g} s passed with {got} updates accepted; the quorum is {quorum}: raise"
     " selection.deadline_s above the time that training takes, or lower selection.quorum"
 )
+
+DECLINED = (
+    "{declined} of {selected} selected clients declined ({why}), and {got} updates were accepted within the deadline of"
+    " {deadline_s:g} s; the quorum is {quorum}: see to what they say, have more clients join, or lower selection.quorum"
+)
+REASONS_TOLD = 3
+
+
+def _too_few(round_: Round) -> str:
+    """Return why a round failed whose deadline has passed: most often who declined had a reason."""
+    facts = {"got": len(round_.accepted), "quorum": round_.quorum, "deadline_s": round_.deadline_s}
+    if not round_.declined:
+        return TOO_FEW.format(**facts)
+    reasons = Counter(reason or "no reason given" for reason in round_.declined.values()).most_common()
+    told = [f"{count}: {reason}" for reason, count in reasons[:REASONS_TOLD]]
+    others = sum(count for _, count in reasons[REASONS_TOLD:])
+    why = "; ".join([*told, f"{others}: other reasons"] if others else told)
+    return DECLINED.format(**facts, declined=len(round_.declined), selected=len(round_.selected), why=why)
 
 
 class RoundRunner:
@@ -111,7 +130,7 @@ class RoundRunner:
         elif round_.phase is Phase.COLLECTING:
             got, round_.overdue = len(round_.accepted), True
             if got < round_.quorum:
-                return TOO_FEW.format(deadline_s=round_.deadline_s, got=got, quorum=round_.quorum)
+                return _too_few(round_)
             self._publish("round.deadline", round=round_.number, accepted=got)
             self._close(round_)
         return ""

@@ -15,6 +15,9 @@ from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.turn import Turn
 
+DECLINED_CHARS_MAX = 60
+"""Of the reason why a client declined: what is kept until the round's end."""
+
 
 def may_be_late(round_: Round, client: str) -> bool:
     """Return whether an update of a client that is not selected counts: of an earlier attempt, from the same model."""
@@ -85,7 +88,7 @@ class Selection:
             return False
         if client not in round_.selected or client in round_.places or client in round_.declined:
             return False
-        round_.declined.add(client)
+        round_.declined[client] = event.reason[:DECLINED_CHARS_MAX]
         round_.unassign(client)
         fields = {"round": round_.number, "client": client, "reason": event.reason}
         self._turn.emit(fx.Publish("client.declined", self._spec.name, fields))
