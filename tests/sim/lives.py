@@ -22,18 +22,20 @@ DURABLE = 0.3
 STYLES = ("any", "any", "any", "any", "crowded", "stormy")
 
 
-def make(seed: int, hosts: int = 1, style: str = "", **named: Any) -> Cluster:
+def make(seed: int, hosts: int = 1, style: str = "", durable: bool | None = None, **named: Any) -> Cluster:
     """Return the life of this seed, at its beginning; `moves=True`: any host may come to coordinate.
 
     Lives of one `style` only: ``crowded`` (nothing fails, and several jobs want room at once), ``stormy`` (one job, and
-    a fault every few steps).
+    a fault every few steps).  `durable` says whether its jobs want the disk, if that is not to be drawn.
     """
     rng = random.Random(seed)
     style = style or rng.choice(STYLES)
     crowded, stormy = style == "crowded", style == "stormy"
     jobs = 1 if stormy else rng.choice([2, 3] if crowded else [1, 1, 2, 3])
     plans = [_plan(rng, f"j{number}", jobs, style) for number in range(1, jobs + 1)]
-    if random.Random(f"durable {seed}").random() < DURABLE:
+    if durable is None:
+        durable = random.Random(f"durable {seed}").random() < DURABLE
+    if durable:
         for plan in plans:
             plan.config["job"]["durability"] = "disk"
     needs = [SimJob(1, plan).spec.bytes_min() for plan in plans]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from lifl.core import effects as fx
-from lifl.core.agent import agent
+from lifl.core.agent import agent, uploads
 from lifl.core.agent.agent import Agent
 from lifl.core.agent.branch import told
 from lifl.core.agent.branch_runner import BranchRunner
@@ -269,7 +269,7 @@ def workers_stay(patch: Patch) -> None:
 
 def who_waits_for_room_is_not_answered(patch: Patch) -> None:
     """A client whose update waits for room when its round closes gets no answer."""
-    patch.setattr(Uploads, "_refuse", lambda self, order, job: None)
+    patch.setattr(uploads, "_refuse", lambda turn, order, job: None)
 
 
 def who_comes_late_is_not_told(patch: Patch) -> None:
@@ -318,6 +318,7 @@ class Plant(NamedTuple):
     style: str = "any"
     lives: int = 100
     moves: bool = False
+    durable: bool = False
 
 
 PLANTS = (
@@ -325,7 +326,7 @@ PLANTS = (
     Plant(top_is_not_asked, "counted-once", hosts=3, style="stormy", lives=600),
     Plant(partial_is_taken_again, "partial-once", hosts=3),
     Plant(orphans_are_forgotten, "accepted-survives"),
-    Plant(what_is_being_stored_is_accepted, "accepted-survives", style="stormy", lives=300),
+    Plant(what_is_being_stored_is_accepted, "accepted-survives", style="stormy", durable=True),
     Plant(orphans_of_any_attempt_count, "epoch-fence"),
     Plant(commit_is_repeated, "one-commit"),
     Plant(commits_as_they_are_saved, "commit-order"),
