@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 import msgspec
-from lifl_cli.main import cli
+from lifl_cli.main import SIZE_DIGITS_MAX, cli
 
 from lifl.core import fields, limits
 from lifl.core.config.job import JobConfig
@@ -103,7 +103,8 @@ SIGNALS = [
 ]
 ENVIRONMENT = [
     ("`HOME`", "a folder, when no state folder is named", "one line that says so, and what to do"),
-    ("`COLUMNS`, `NO_COLOR`, `TERM`", "as everywhere", "what is shown has another width, or no colours"),
+    ("`COLUMNS`, `LINES`", f"1 to {10**SIZE_DIGITS_MAX - 1}", "as if it were not set"),
+    ("`NO_COLOR`, `TERM`", "as everywhere", "what is shown has no colours"),
     ("`LIFL_STATE`", f"a path of at most {limits.STATE_DIR_BYTES_MAX} bytes", "refused; choose a shorter one"),
     ("`LIFL_FAILPOINTS`", "for tests: points of the table in failpoints.py", "the process does not start"),
 ]

@@ -38,6 +38,9 @@ COMMANDS = {
     "doctor": ("lifl_cli.doctor", "Say what this machine can and cannot do, and how to fix it."),
 }
 
+SIZE_DIGITS_MAX = 4
+"""Of COLUMNS and LINES."""
+
 
 class Commands(click.Group):
     """Loads a command's module on use; turns our errors into one line on stderr and exit code 1."""
@@ -77,7 +80,8 @@ def set_up_process() -> None:
     """Have the process as all commands take it to be.
 
     Standard input and outputs are open: else the next file that is opened, be it the database, would get what is
-    printed.  What is made is never closed to its owner, whatever the umask says.
+    printed.  What is made is never closed to its owner, whatever the umask says.  A terminal's size that is none, or is
+    beyond any, counts as not given: at a width of 0 nothing would be printed.
     """
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -86,6 +90,10 @@ def set_up_process() -> None:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
             setattr(sys, name, open(fd, "r" if fd == 0 else "w", closefd=False))  # noqa: SIM115
     os.umask(os.umask(0o077) & 0o077)
+    for name in ("COLUMNS", "LINES"):
+        text = os.environ.get(name, "1")
+        if not (text.isascii() and text.isdecimal() and len(text) <= SIZE_DIGITS_MAX and int(text)):
+            del os.environ[name]
 
 
 def main() -> None:

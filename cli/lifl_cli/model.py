@@ -38,9 +38,10 @@ def model(job: str, output: str, round_number: int | None, state_dir: Path) -> N
         raise Refused("unreadable", "round", f"{unread}: {result['job']['folder']}")
     if found is None:
         set_aside = next((f" ({line['status']}: {line['reason']})" for line in reversed(lines) if line["reason"]), "")
-        numbers = [str(number) for number in range(last + 1)]
+        numbers = [str(number) for number in range(last + 1) if number != wanted] or ["none"]
         known = ", ".join(numbers if len(numbers) <= ROUNDS_NAMED_MAX else [*numbers[:3], "...", numbers[-1]])
-        text = f"job {job} has no model of round {wanted}{set_aside}; it has: {known}"
+        over = f"; the job is {result['job']['status']}: {reason}" if (reason := result["job"].get("reason")) else ""
+        text = f"job {job} has no model of round {wanted}{set_aside}; it has: {known}{over}"
         raise Refused("unknown-round", "round", text)
     _copy(Path(found["path"]), Path(output), found.get("digest", ""))
     if unread:

@@ -16,9 +16,10 @@ from typing import Any
 import click
 import msgspec
 import pytest
+from click.testing import CliRunner
 from lifl_cli import config_file, model, up
 from lifl_cli.daemon_client import DaemonClient
-from lifl_cli.main import COMMANDS
+from lifl_cli.main import COMMANDS, set_up_process
 from lifl_cli.render import figures, tables, top, trees
 from lifl_cli.state import CONTROL_SOCKET
 from nodes import run_lifl
@@ -386,6 +387,32 @@ def test_who_is_turned_away_is_told_why_though_its_request_was_not_read(state_di
             daemon.ask(ListJobs())
         with pytest.raises(RemoteFault, match="ended"):
             daemon.ask(ListJobs())
+
+
+def test_a_model_that_a_failed_job_has_not_is_not_said_to_be_there(state_dir: Path) -> None:
+    job = {"committed": 0, "status": "failed", "reason": "no file", "folder": "/f"}
+
+    def talk(connection: socket.socket) -> None:
+        for result in ({"job": job}, {"rounds": []}):
+            connection.recv(1 << 16)
+            connection.sendall(encode(Answer(result)))
+
+    with server(state_dir, talk):
+        done = CliRunner().invoke(model.model, ["j", "-o", "x", "--state", str(state_dir)])
+    assert "no model of round 0; it has: none; the job is failed: no file" in str(done.exception)
+
+
+@pytest.mark.parametrize("name", ["COLUMNS", "LINES"])
+@pytest.mark.parametrize(
+    ("value", "counts"),
+    [("0", False), ("", False), ("-1", False), ("x", False), ("1", True), ("9999", True), ("10000", False)],
+)
+def test_a_size_of_the_terminal_that_is_none_counts_as_not_given(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, counts: bool
+) -> None:
+    monkeypatch.setenv(name, value)
+    set_up_process()
+    assert os.environ.get(name) == (value if counts else None)
 
 
 def test_events_end_with_the_job(state_dir: Path) -> None:
