@@ -94,6 +94,14 @@ def test_a_torn_line_is_marked_and_the_chain_goes_on(pieces: int) -> None:
         assert check(placed(data.replace(old, new).split(b"\n")[:-1])).broken
 
 
+@pytest.mark.parametrize("seq", [0, -1, limits.COUNT_MAX + 1, int("9" * 4300)], ids=["0", "below", "beyond", "long"])
+def test_a_line_of_a_number_that_no_line_has_is_none(seq: int) -> None:
+    put_in = json.dumps({"seq": seq, "event": "client.join", "who": "10.0.0.9", "prev": audit.START}).encode()
+    assert parsed(put_in) is None
+    # Also before lines whose beginning is not there any more.
+    assert check(placed([put_in, *chain(4)[2:]])).broken.startswith("f:1: ")
+
+
 def test_what_is_torn_at_the_very_end_is_told_and_breaks_nothing() -> None:
     lines = chain(2)
     assert check(placed([*lines, lines[1][:20]]))[2:] == (0, "", 21)
@@ -244,6 +252,23 @@ def test_a_kill_in_the_middle_of_a_line_leaves_a_marked_one_and_no_other_is_lost
         "audit.torn",
         "node.started",
     ]
+
+
+def test_what_a_power_cut_leaves_is_marked_however_long_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "audit"
+    for _life in range(2):
+        log = AuditLog(folder)
+        log.note("node.started", "lifld")
+        log.close()
+        with open(audit_files(folder)[-1], "ab") as file:  # the size is on the disk, the lines are not
+            file.write(bytes(3 * limits.AUDIT_LINE_BYTES_MAX))
+        assert check_files(folder).unmarked == 3 * limits.AUDIT_LINE_BYTES_MAX
+    AuditLog(folder).close()
+    log = AuditLog(folder)
+    log.note("node.started", "lifld")
+    log.close()
+    found = check_files(folder)
+    assert (found.broken, found.torn, found.unmarked, found.last.seq) == ("", 2, 0, 7)
 
 
 @pytest.mark.parametrize("code", ["ENOSPC", "EIO"])

@@ -28,6 +28,7 @@ from lifl.core.limits import (
     AUDIT_REFUSALS_MAX,
     AUDIT_TEXT_CHARS_MAX,
     AUDIT_WINDOW_S,
+    COUNT_MAX,
 )
 
 START = "0" * 64
@@ -164,7 +165,7 @@ def parsed(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     whole = isinstance(found, dict) and isinstance(found.get("prev"), str) and isinstance(found.get("event"), str)
-    return found if whole and type(found.get("seq")) is int else None
+    return found if whole and type(found.get("seq")) is int and 1 <= found["seq"] <= COUNT_MAX else None
 
 
 class Tail(NamedTuple):

@@ -18,7 +18,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
@@ -29,7 +28,6 @@ from lifl.core.errors import ResourceFault
 from lifl.core.limits import (
     AUDIT_FILE_BYTES_MAX,
     AUDIT_FILES_MAX,
-    AUDIT_LINE_BYTES_MAX,
     AUDIT_RETRY_S,
     AUDIT_RETRY_S_MAX,
     AUDIT_WAITING_MAX,
@@ -254,9 +252,8 @@ def check_files(folder: Path) -> audit.Checked:
         for path in (files := audit_files(folder)):
             # One that the node has removed meanwhile was the oldest.
             with suppress(FileNotFoundError), open(path, "rb") as file:
-                read = partial(file.readline, AUDIT_LINE_BYTES_MAX + 1)
-                for number, line in enumerate(iter(read, b""), start=1):
-                    if not line.endswith(b"\n") and path == files[-1] and len(line) <= AUDIT_LINE_BYTES_MAX:
+                for number, line in enumerate(file, start=1):
+                    if not line.endswith(b"\n") and path == files[-1]:
                         piece = line
                     else:
                         yield f"{path.name}:{number}", line.removesuffix(b"\n")
