@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -331,3 +333,53 @@ def test_a_folder_that_others_can_write_to_is_not_used(tmp_path: Path) -> None:
     log.close()
     assert "chmod 700" in log.fault
     assert not audit_files(tmp_path / "audit")
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_in_the_place_of_one_is_told_and_holds_nobody(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / "audit"
+    log = AuditLog(folder)
+    log.note("node.started", "lifld")
+    log.close()
+    make(folder / "audit-000000000009.jsonl")
+    for read in (check_files, lambda folder: last_lines(folder, 1)):
+        with pytest.raises(OSError, match=r"no file|directory"):
+            read(folder)
+    log = AuditLog(folder)
+    log.note("node.started", "lifld")
+    log.close()
+    assert "cannot be written" in log.fault
+    assert not log._thread.is_alive()
+
+
+def test_a_file_that_the_node_removes_meanwhile_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = AuditLog(tmp_path)
+    log.note("node.started", "lifld")
+    log.close()
+    files = [tmp_path / "audit-000000000000.jsonl", *audit_files(tmp_path)]
+    monkeypatch.setattr(audit_log, "audit_files", lambda folder: files)
+    assert len(last_lines(tmp_path, 9)) == 1
+    assert check_files(tmp_path).last.seq == 1
+
+
+def test_a_line_that_is_being_written_is_not_taken_for_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = chain(2)
+
+    pieces = [lines[0] + b"\n" + lines[1][:20], b"", lines[1][20:] + b"\n", b""]
+
+    class Growing(io.RawIOBase):
+        """A file that has the beginning of its second line at first, and all of it after its end was met."""
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            piece = pieces.pop(0)
+            buffer[: len(piece)] = piece
+            return len(piece)
+
+    (tmp_path / "audit-000000000001.jsonl").touch()
+    monkeypatch.setattr(audit_log, "_opened", lambda path: io.BufferedReader(Growing()))
+    assert check_files(tmp_path) == audit.Checked(1, audit.Link(1, digest_of(lines[0])), 0, "", 20)

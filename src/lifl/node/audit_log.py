@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from lifl import failpoints
 from lifl.core import audit
@@ -32,7 +32,7 @@ from lifl.core.limits import (
     AUDIT_RETRY_S_MAX,
     AUDIT_WAITING_MAX,
 )
-from lifl.node.modes import open_private, private_folder
+from lifl.node.modes import open_file, open_private, private_folder
 
 log = logging.getLogger("lifl.audit")
 
@@ -184,7 +184,7 @@ class _Writer:
             return
         data, tail = b"", audit.Tail(audit.Link())
         for path in reversed(files):  # the first lines of a file may be torn, and the whole one in the one before
-            data = path.read_bytes() + data
+            data = _read(path) + data
             tail = audit.tail_of(data)
             if tail.last.seq:
                 break
@@ -243,6 +243,16 @@ def audit_files(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{FILE_PREFIX}[0-9]*{FILE_SUFFIX}"))
 
 
+def _opened(path: Path) -> BinaryIO:
+    """Return a file of a log, open for reading.  Raise `OSError`, also for a pipe."""
+    return open(open_file(path, os.O_RDONLY), "rb")
+
+
+def _read(path: Path) -> bytes:
+    with _opened(path) as file:
+        return file.read()
+
+
 def check_files(folder: Path) -> audit.Checked:
     """Check all files of a log, also while a node writes it."""
     piece = b""
@@ -251,12 +261,12 @@ def check_files(folder: Path) -> audit.Checked:
         nonlocal piece
         for path in (files := audit_files(folder)):
             # One that the node has removed meanwhile was the oldest.
-            with suppress(FileNotFoundError), open(path, "rb") as file:
+            with suppress(FileNotFoundError), _opened(path) as file:
                 for number, line in enumerate(file, start=1):
                     if not line.endswith(b"\n") and path == files[-1]:
                         piece = line
-                    else:
-                        yield f"{path.name}:{number}", line.removesuffix(b"\n")
+                        break  # the rest may be there by now, and would be taken for a line
+                    yield f"{path.name}:{number}", line.removesuffix(b"\n")
 
     found = audit.check(lines())
     return found._replace(unmarked=found.unmarked + len(piece))
@@ -268,6 +278,7 @@ def last_lines(folder: Path, most: int) -> list[bytes]:
     for path in reversed(audit_files(folder)):
         if len(found) >= most:
             break
-        lines = path.read_bytes().split(b"\n")[:-1]
-        found = lines[-(most - len(found)) :] + found
+        with suppress(FileNotFoundError):  # as above
+            lines = _read(path).split(b"\n")[:-1]
+            found = lines[-(most - len(found)) :] + found
     return found[-most:] if most else []
