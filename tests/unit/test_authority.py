@@ -435,8 +435,17 @@ def test_a_name_of_two_roles_is_asked_back_and_the_own_certificate_stays(scene: 
     assert refused.value.code == "unknown-certificate"
 
 
+@pytest.mark.parametrize("which", ["client/x y", "client/", "/", "/a", "nobody/a", "client/a/b", "client/é", "a b", ""])
+def test_what_is_nobodys_name_is_refused_and_the_list_can_be_read_again(scene: Scene, which: str) -> None:
+    """An entry that could not be read would keep the node from starting."""
+    with pytest.raises(Refused):
+        scene.revocations.revoke(which, "")
+    assert Revocations(scene.store, scene.clock).entries == ()
+
+
 def test_what_was_issued_elsewhere_is_revoked_by_serial_or_by_role_and_name(scene: Scene) -> None:
     assert scene.revocations.revoke("AB" * 16, "") == ["AB" * 16]
+    assert scene.revocations.revoke("00" + "cd" * 16, "") == ["CD" * 16], "as it is asked for"
     scene.revocations.revoke("client/b", "")
     listed, now, identity = scene.revocations.list, scene.clock.now, Identity("client", "b")
     assert listed.names(identity, "1", now - 1)

@@ -12,6 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from lifl.core.errors import Refused
+from lifl.core.fields import NAME_RULE
+from lifl.core.identity import ROLES
+from lifl.core.trust.enrolment import is_name
 from lifl.core.trust.revocation import Revocation, RevokedList
 from lifl.node.authority.credential_store import CertificateRow, CredentialStore
 
@@ -43,7 +46,7 @@ class Revocations:
         """
         now = self._clock()
         found = self._found(which, now)
-        expires = {row.serial: row.expires_unix_s for row in found} or {which: now + KEPT_S}
+        expires = {row.serial: row.expires_unix_s for row in found} or {_elsewhere(which): now + KEPT_S}
         if own_serial in expires:
             text = "that is this node's own certificate: its clients and nodes would be cut off; end it by `lifl down`"
             raise Refused("own-certificate", "which", text)
@@ -57,6 +60,9 @@ class Revocations:
         """Return the certificates that are meant; none when they were issued elsewhere."""
         role, slash, name = which.partition("/")
         if slash:
+            if role not in ROLES or not is_name(name):
+                text = f"{which!r} is not ROLE/NAME: a role is one of {', '.join(ROLES)}, a name {NAME_RULE}"
+                raise Refused("bad-name", "which", text)
             return self._store.certificates_of(role, name, now)
         named = self._store.certificates_named(which, now)
         roles = sorted({row.role for row in named})
@@ -65,7 +71,7 @@ class Revocations:
             raise Refused("ambiguous", "which", f"there are a {' and a '.join(roles)} {which!r}: say {meant}")
         if named:
             return named
-        row = self._store.certificate(which.upper().lstrip("0"))
+        row = self._store.certificate(_serial(which))
         if row is None and not _is_serial(which):
             text = f"no certificate was issued to {which!r} that has not expired; `lifl cert list` shows them"
             raise Refused("unknown-certificate", "which", f"{text} (one issued elsewhere: its serial, or ROLE/NAME)")
@@ -79,6 +85,15 @@ class Revocations:
         self._read()
         log.info("certificate.revocations count=%d", len(self.entries))
         self.on_change()
+
+
+def _elsewhere(which: str) -> str:
+    """Return how the list names what was issued elsewhere: ROLE/NAME, or a serial as certificates are asked for it."""
+    return which if "/" in which else _serial(which)
+
+
+def _serial(text: str) -> str:
+    return text.upper().lstrip("0")
 
 
 def _is_serial(text: str) -> bool:
