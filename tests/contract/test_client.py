@@ -576,6 +576,34 @@ def test_an_update_that_was_accepted_is_sent_again_when_its_round_is_tried_again
     assert stored(node) == as_bytes(update(4))
 
 
+@pytest.mark.parametrize("committed", [False, True])
+def test_a_second_submission_gets_the_first_ones_answer_also_when_the_next_round_has_begun(
+    node: StandIn, committed: bool
+) -> None:
+    def react(message: Message) -> None:
+        if isinstance(message, gm.Sealed):
+            if committed:
+                node.deliver(message.conn, cm.Committed("digits", 1, True))
+            node.select("c1", "digits", 2)
+        elif isinstance(message, gm.ClientJoined):
+            node.select("c1", "digits", 1)
+
+    node.react = react
+    with Client(node.tcp, job="digits", client="c1") as client:
+        rounds = client.rounds()
+        round_ = next(rounds)
+        assert round_.submit(update(4), 1).accepted
+        node.wait_for(gm.Sealed)
+        assert client._home.stream is not None
+        select.select([client._home.stream._sock], [], [], WAIT_S)
+        second = round_.submit(update(5), 7)
+        assert second.accepted and not second.reason
+        with pytest.raises(Refused, match="weight"):
+            round_.submit(update(5), -1)
+    assert stored(node) == as_bytes(update(4))
+    assert node.count(gm.Admit) == 1
+
+
 def test_an_update_is_sent_again_after_the_node_went_down_in_good_order(node: StandIn) -> None:
     down = []
 

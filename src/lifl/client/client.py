@@ -92,8 +92,9 @@ class Round:
         examples; `metrics` are averaged with it.  `progress(sent_bytes, all_bytes)` is called while it is sent.
 
         That the round ended without this update is no error: the `Submission` says that it does not count, and why.
-        If the round is tried again the update is sent again, without training.  Raise `Refused`, naming the field, when
-        the update cannot be taken, and `NodeUnreachable`.
+        If the round is tried again the update is sent again, without training.  An update that was accepted stays: who
+        submits another for the round gets the first one's answer.  Raise `Refused`, naming the field, when the update
+        cannot be taken, and `NodeUnreachable`.
         """
         return self._client._submit(self, tensors, weight, metrics or {}, progress)
 
@@ -280,6 +281,9 @@ class Client:
         update = Update(layout, tensors)
         submit = cm.Submit(self.job, round_.number, number, layout.data_bytes, layout.tensors, numbers)
         check_submit(layout, submit, self.client)
+        before = self._books.held.get(round_.number)
+        if self._books.fates.get(round_.number) or (before is not None and before.accepted):
+            return Submission(self.job, round_.number, True)
         told = None if progress is None else partial(_tell, progress)
         held = self._books.held[round_.number] = HeldUpdate(submit, update, told)
         try:
