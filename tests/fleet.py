@@ -277,7 +277,8 @@ class Trainer(threading.Thread):
     def __init__(self, fleet: Fleet, index: int, address: str) -> None:
         super().__init__(name=f"{fleet.job}-{index}", daemon=True)
         self.fleet, self.index = fleet, index
-        self.client = Client(address, job=fleet.job, client=name_of(index), give_up_after_s=WAIT_S)
+        access = fleet.access(name_of(index))
+        self.client = Client(address, job=fleet.job, client=name_of(index), give_up_after_s=WAIT_S, **access)
         self.rounds: list[Round] = []
         self.submissions: dict[int, Submission] = {}
         self.error: BaseException | None = None
@@ -296,7 +297,8 @@ class Fleet:
     """Trainers 0 to n-1 of one job.
 
     `update(index, round)` says what each submits.  `hold(index, round)` makes a trainer wait before it submits, until
-    `release` or `release_round`; `play` may be given to do something else than submit.
+    `release` or `release_round`; `play` may be given to do something else than submit.  `access(name)` says how the
+    client of that name is let in: what `Client` is given beside.
     """
 
     def __init__(
@@ -307,8 +309,9 @@ class Fleet:
         update: Callable[[int, int], Update],
         play: Callable[[Trainer, Round], None] | None = None,
         models: bool = True,
+        access: Callable[[str], dict[str, Any]] = lambda name: {},
     ) -> None:
-        self.job, self.update, self.models = job, update, models
+        self.job, self.update, self.models, self.access = job, update, models, access
         chosen = [addresses] if isinstance(addresses, str) else list(addresses)
         self._gates: dict[tuple[int, int], threading.Event] = {}
         self._play = play

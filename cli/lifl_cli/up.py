@@ -45,7 +45,7 @@ NODE_FLAGS = {
     "ca_cert": "The cluster's authority, if it is not to be made: certificate, and those above it.",
     "ca_key": "The key of --ca-cert.",
     "user": "Run as this user; root starts it, and loads eBPF before.",
-    "insecure": "Listen beyond loopback although nothing is encrypted.",
+    "insecure": "No TLS beyond loopback: nothing is encrypted, and anybody may take part.",
 }
 PATH_KEYS = ("token_file", "ca_cert", "ca_key")
 """Keys whose paths are relative to the config's folder, or as flags to the working folder."""

@@ -22,12 +22,14 @@ from typing import Any
 import leaks
 import psutil
 import pytest
+from certificates import Authority
 from fleet import Fleet, OneHot, Update, Watch, arena_use, ask, fleet, until
 from nodes import COMMAND_TIMEOUT_S, LIFL, LOG_TAIL_LINES, Node
 
 from lifl import failpoints
 from lifl.core.protocol import cli as om
 from lifl.examples.netns import Host, Network, inside, network, why_not
+from lifl.tls.folder import node_folder
 
 GATEWAY, CONTROL = 7433, 7434
 
@@ -35,11 +37,24 @@ GATEWAY, CONTROL = 7433, 7434
 class Machine(Node):
     """A node on a host of its own; `join` is the control address of a member, empty for the first node."""
 
-    def __init__(self, host: Host, state_dir: Path, flags: Sequence[str], join: str = "", points: str = "") -> None:
+    def __init__(
+        self,
+        host: Host,
+        state_dir: Path,
+        flags: Sequence[str],
+        join: str = "",
+        points: str = "",
+        authority: Authority | None = None,
+        tokens: bool = False,
+    ) -> None:
         self.host = host
         self.control = f"{host.address}:{CONTROL}"
         self.joins = join
-        addresses = ["--listen", f"{host.address}:{GATEWAY}", "--control", self.control, "--insecure"]
+        addresses = ["--listen", f"{host.address}:{GATEWAY}", "--control", self.control]
+        if authority is None and not tokens:
+            addresses.append("--insecure")
+        if authority is not None:
+            authority.enroll(node_folder(state_dir), "node", f"host-{host.name}", [host.address])
         super().__init__(state_dir, (*addresses, *(["--join", join] if join else []), *flags), points)
 
     @property
@@ -110,17 +125,32 @@ class Machine(Node):
 
 
 class Cluster:
-    """Nodes a, b, c, ...; the first one coordinates until a test changes that.  `clients` is where trainers are."""
+    """Nodes a, b, c, ...; the first one coordinates until a test changes that.  `clients` is where trainers are.
 
-    def __init__(self, net: Network, folder: Path, flags: Sequence[str], points: str) -> None:
+    With an authority all that passes between hosts is TLS, and each client has an identity; with `tokens` the first
+    node makes the authority, and the others come by a token.
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        folder: Path,
+        flags: Sequence[str],
+        points: str,
+        authority: Authority | None = None,
+        tokens: bool = False,
+    ) -> None:
         self.network = net
+        self._folder = folder
+        self._authority = authority
+        self._tokens = tokens
         *hosts, self.clients = net.hosts
         self.machines: list[Machine] = []
         for host in hosts:
             join = self.machines[0].control if self.machines else ""
             state_dir = folder / host.name
             state_dir.mkdir()
-            self.machines.append(Machine(host, state_dir, flags, join, points))
+            self.machines.append(Machine(host, state_dir, flags, join, points, authority, tokens))
 
     @property
     def coordinator(self) -> Machine:
@@ -141,9 +171,16 @@ class Cluster:
     def up(self) -> None:
         """Starts the first node, then all others at once; returns when all know of all."""
         self.coordinator.up()
+        more = ["--token-file", str(self._node_token())] if self._tokens else []
         with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda machine: machine.up(), self.agents))
+            list(pool.map(lambda machine: machine.up(*more), self.agents))
         self.settled()
+
+    def _node_token(self) -> Path:
+        path = self._folder / "nodes.token"
+        path.touch(0o600)
+        path.write_text(self.coordinator.lifl("token", "create", "--role", "node", "--uses", str(len(self.agents))))
+        return path
 
     def settled(self, *gone: Machine) -> None:
         """Waits until every node that is up knows all but `gone` to be alive, and `gone` to be dead or to have left."""
@@ -165,10 +202,20 @@ class Cluster:
     def fleet(self, job: str, clients: int, update: Callable[[int, int], Update], **options: Any) -> Iterator[Fleet]:
         """A started fleet on the clients' host; client i has all gateways, number i's first."""
         addresses = options.pop("addresses", self.addresses)
+        options.setdefault("access", self.access)
         with ExitStack() as stack:
             with inside(self.clients):
                 team = stack.enter_context(fleet(addresses, job, clients, update, **options))
             yield team
+
+    def access(self, name: str) -> dict[str, Any]:
+        """How the client of that name is let in."""
+        if self._authority is None:
+            return {"insecure": True}
+        folder = self._folder / "identities" / name
+        if not folder.exists():
+            self._authority.enroll(folder, "client", name)
+        return {"identity": folder}
 
     def use(self) -> dict[str, tuple[int, int]]:
         """Objects and bytes in the arenas of all nodes that are up."""
@@ -199,7 +246,9 @@ class Cluster:
 
 
 @contextmanager
-def cluster(count: int, *flags: str, points: str = "") -> Iterator[Cluster]:
+def cluster(
+    count: int, *flags: str, points: str = "", authority: Authority | None = None, tokens: bool = False
+) -> Iterator[Cluster]:
     """A running cluster of `count` nodes, with failpoints; skips the test where there can be none, but never in a run
     of CI.
     """
@@ -212,7 +261,7 @@ def cluster(count: int, *flags: str, points: str = "") -> Iterator[Cluster]:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         names = [chr(ord("a") + number) for number in range(count)]
         net = stack.enter_context(network(*names, "clients"))
-        made = Cluster(net, folder, ("--arena-bytes", "32MiB", *flags), points)
+        made = Cluster(net, folder, ("--arena-bytes", "32MiB", *flags), points, authority, tokens)
         for machine in made.machines:
             stack.callback(machine.end)
         made.up()

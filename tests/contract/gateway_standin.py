@@ -9,6 +9,7 @@ import contextlib
 import os
 import select
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from lifl.core.schema import Layout
 from lifl.node.cli_server import listen_unix
 from lifl.node.machine import listen_tcp
 from lifl.shm.owned_arena import OwnedArena
+from lifl.tls.tls_socket import TlsSocket
 
 WAIT_S = 60.0
 """Only a failing test waits so long."""
@@ -35,12 +37,20 @@ _RUN = "import sys; {settings}; from lifl.node.gateway.main import main; sys.exi
 
 
 class StandIn:
-    """`settings` are Python statements that run in the gateway first, to make its limits small; `quotas` its flags."""
+    """`settings` are Python statements that run in the gateway first, to make its limits small; `quotas` its flags.
+
+    With an identity folder its TCP is TLS.
+    """
 
     def __init__(
-        self, arena_bytes: int = 32 << 20, connections_max: int = 16, settings: str = "pass", **quotas: int
+        self,
+        arena_bytes: int = 32 << 20,
+        connections_max: int = 16,
+        settings: str = "pass",
+        identity: Path | None = None,
+        **quotas: int,
     ) -> None:
-        self.quotas = quotas
+        self.quotas, self.identity = quotas, identity
         self.folder = tempfile.TemporaryDirectory(prefix="lifl-test-")
         self.unix = str(Path(self.folder.name) / "gateway.sock")
         name = f"/lifl-test-{os.getpid()}-{os.urandom(4).hex()}"
@@ -75,6 +85,8 @@ class StandIn:
         options = dict(zip(("--fd", "--tcp-fd", "--unix-fd"), map(str, fds), strict=True))
         options |= {"--arena": self.arena.name, "--connections-max": str(self.connections_max)}
         options |= {f"--{name.replace('_', '-')}": str(value) for name, value in self.quotas.items()}
+        if self.identity is not None:
+            options["--identity"] = str(self.identity)
         self.process = subprocess.Popen(
             [sys.executable, "-c", _RUN.format(settings=self.settings)] + [w for pair in options.items() for w in pair],
             pass_fds=fds,
@@ -232,15 +244,21 @@ def _receive(link: socket.socket) -> bytes:
 
 
 class Peer:
-    """A client's end that says whatever a test wants."""
+    """A client's end that says whatever a test wants; with a context over TLS."""
 
-    def __init__(self, node: StandIn, unix: bool = False) -> None:
+    sock: socket.socket | TlsSocket
+
+    def __init__(self, node: StandIn, unix: bool = False, context: ssl.SSLContext | None = None) -> None:
         if unix:
             self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self.sock.connect(node.unix)
         else:
             self.sock = socket.create_connection(node.address)
         self.sock.settimeout(WAIT_S)
+        if context is not None:
+            assert isinstance(self.sock, socket.socket)
+            self.sock = TlsSocket(self.sock, context, host="127.0.0.1")
+            self.sock.do_handshake()
         self.decoder: FrameDecoder[cm.ToClient] = FrameDecoder(cm.ToClient)
 
     def hello(self, client: str = "c1", direct: bool = False, digests: bool = False) -> cm.Welcome:

@@ -19,6 +19,7 @@ from test_client import LAYOUT, as_bytes, update
 
 from lifl import Client
 from lifl.client import liveness
+from lifl.client.dialling import Dialler
 from lifl.client.stream import greeted
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
@@ -213,7 +214,9 @@ def test_a_gateway_of_an_earlier_version_is_told_no_more_than_it_knows() -> None
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = threading.Thread(target=serve, args=(listener,))
         server.start()
-        stream = greeted("{}:{}".format(*listener.getsockname()), WAIT_S, "c1", direct=False)
+        stream = greeted(
+            "{}:{}".format(*listener.getsockname()), WAIT_S, "c1", False, Dialler((), None, False, lambda sock: None)
+        )
         server.join()
         assert not stream.knows
         stream.close()

@@ -103,7 +103,7 @@ def test_an_arena_that_the_machine_has_not_is_refused(state_dir: Path) -> None:
         (("--arena-bytes", "5"), "arena_bytes"),
         (("--arena-bytes", "many"), "is not a size"),
         (("--listen", "nowhere"), "HOST:PORT"),
-        (("--listen", "192.0.2.1:1"), "--insecure"),
+        (("--listen", "192.0.2.1:1"), "no address of this machine"),
         (("--insecure", "--listen", "192.0.2.1:1"), "no address of this machine"),
         (("--redirector", "carrier-pigeon"), "redirector"),
     ],

@@ -176,12 +176,11 @@ def test_a_large_tree_of_several_nodes_is_cut_and_says_so() -> None:
 
 
 @pytest.mark.parametrize("key", ["listen", "control"])
-def test_up_beyond_loopback_is_refused_with_the_reason(key: str) -> None:
-    done = run_lifl("up", "--state", "/tmp/lt-never-made", f"--{key}", "0.0.0.0:0")
+def test_up_beyond_loopback_needs_an_identity_to_join(key: str, tmp_path: Path) -> None:
+    done = run_lifl("up", "--state", str(tmp_path / "s"), f"--{key}", "0.0.0.0:0", "--join", "192.0.2.1:7434")
     assert done.returncode == 1
-    assert f"{key}: 0.0.0.0:0 is reached from other machines" in done.stderr
-    assert "--insecure" in done.stderr
-    assert not Path("/tmp/lt-never-made").exists()
+    assert "has no identity in" in done.stderr
+    assert "--token-file F" in done.stderr
 
 
 def test_what_is_insecure_is_printed_in_red(

@@ -18,6 +18,7 @@ are copied before the trainer gets control, since it may train in place.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -120,6 +121,10 @@ class Client:
     `client` are names (letters, digits and ``._:-``); a client's name must be its own.  On the node's own machine, by
     its socket, updates are written straight into the node's memory (unless `direct` is False).
 
+    To another machine it is TLS, and the client shows who it is: by the identity that `lifl enroll HOST:PORT` has made,
+    or the one in the folder `identity` (or ``$LIFL_IDENTITY``); its certificate's name must be `client`.  `insecure`
+    does without, where the node was started with ``--insecure``: nothing is encrypted, and nobody knows who is who.
+
     When no node can be reached for longer than `give_up_after_s`, `NodeUnreachable` is raised; a job that does not
     exist is waited for as long, then `Refused` is raised.  Each of that, and a connection made again, is logged as a
     warning of the logger ``lifl.client``.
@@ -135,6 +140,8 @@ class Client:
         client: str,
         direct: bool = True,
         give_up_after_s: float = 300.0,
+        identity: str | os.PathLike[str] | None = None,
+        insecure: bool = False,
     ) -> None:
         try:
             msgspec.convert({"job": job, "client": client}, type=_Names)
@@ -146,7 +153,16 @@ class Client:
         self._closed = threading.Event()
         self._layout: Layout | None = None
         self._books = Books(job)
-        self._home = Home(nodes, self._books, self._closed, job=job, client=client, direct=direct)
+        self._home = Home(
+            nodes,
+            self._books,
+            self._closed,
+            job=job,
+            client=client,
+            direct=direct,
+            identity=identity,
+            insecure=insecure,
+        )
         self.give_up_after_s = give_up_after_s
         self._gateways = Gateways(client, self._home, self._books, self._closed)
 

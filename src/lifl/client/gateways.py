@@ -16,7 +16,7 @@ from lifl.client.books import Books
 from lifl.client.home import AWAY_GREETING_S, Home, HomeLost, pause
 from lifl.client.liveness import Watch, asking
 from lifl.client.stream import Stream, greeted
-from lifl.core.errors import LocalFault, Refused, RemoteFault
+from lifl.core.errors import LiflError, Refused, RemoteFault
 from lifl.core.protocol import client as cm
 
 log = logging.getLogger("lifl.client")
@@ -82,8 +82,8 @@ class Gateways:
     def _dialled(self, address: str) -> Stream | None:
         """Return a connection to another node's gateway, which takes the client; else None."""
         try:
-            away = greeted(address, AWAY_GREETING_S, self._client, False, self._home.opened)
-        except (OSError, LocalFault, Refused, RemoteFault) as error:
+            away = greeted(address, AWAY_GREETING_S, self._client, False, self._home.dialler)
+        except (OSError, LiflError) as error:
             log.warning("gateway.unreachable gateway=%s error=%s", address, error)
             self._home.note_silent(address)
             return None

@@ -22,11 +22,13 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from lifl.client.books import Books
+from lifl.client.dialling import Dialler
 from lifl.client.liveness import ANSWER_S, Watch, usable
 from lifl.client.outcomes import NodeUnreachable, RoundEnded, Settled
 from lifl.client.stream import GREETING_S, Stream, greeted
 from lifl.core.errors import LocalFault, Refused
 from lifl.core.protocol import client as cm
+from lifl.tls.faults import TlsFault
 
 log = logging.getLogger("lifl.client")
 
@@ -92,7 +94,10 @@ class Home:
         job: str,
         client: str,
         direct: bool,
+        identity: str | os.PathLike[str] | None = None,
+        insecure: bool = False,
     ) -> None:
+        self.dialler = Dialler(nodes, identity, insecure, self.opened)
         self.stream: Stream | None = None
         """The connection, while there is one."""
         self._nodes = deque(nodes)
@@ -106,6 +111,7 @@ class Home:
         self.give_up_after_s = 0.0
         self.joined = False
         """Whether there ever was a connection, or a try."""
+        self._has_met = False  # there was one: what is wrong with certificates now may be mended while it waits
         self._unreachable = _Patience(PAUSE_MAX_S)
         self._jobless = _Patience(JOB_PAUSE_MAX_S)
         self._claims_left = 1  # how often it joins once more when its name was taken by another connection
@@ -214,6 +220,12 @@ class Home:
             while True:
                 try:
                     result = action(self._connected())
+                except TlsFault as fault:
+                    self.disconnect()
+                    if fault.lasting and not self._has_met:
+                        raise Refused("not-secured", "node", str(fault)) from fault
+                    self._check_usable()
+                    self._back_off(fault)
                 except OSError as error:
                     self.disconnect()
                     self._check_usable()
@@ -277,7 +289,7 @@ class Home:
             return self.stream
         self._check_usable()
         patience_s = GREETING_S if len(self._nodes) == 1 else AWAY_GREETING_S
-        stream = greeted(self.node, patience_s, self._client, self._direct, self.opened)
+        stream = greeted(self.node, patience_s, self._client, self._direct, self.dialler)
         try:
             stream.send(self.join())
             if self._books.declined is not None and cm.DECLINE in stream.knows:
@@ -292,6 +304,7 @@ class Home:
         if self._unreachable.since_s is not None:
             log.warning("node.reached node=%s away_s=%.1f", self.node, self._unreachable.waited_s())
         self._unreachable.reset()
+        self._has_met = True
         self.stream = stream
         return stream
 

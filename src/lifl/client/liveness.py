@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import logging
 import random
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 
+from lifl.client.dialling import Dialler
 from lifl.client.stream import Stream, greeted
 from lifl.core.config.values import split_address
-from lifl.core.errors import ConfigError, LocalFault, Refused, RemoteFault
+from lifl.core.errors import ConfigError, LiflError, RemoteFault
 from lifl.core.protocol import client as cm
 
 log = logging.getLogger("lifl.client")
@@ -41,11 +41,11 @@ OTHERS_TRIED_MAX = 2
 LOOK_S_MIN = 0.05
 
 
-def probe(address: str, client: str, opened: Callable[[socket.socket], None]) -> cm.Pong | None:
+def probe(address: str, client: str, dialler: Dialler) -> cm.Pong | None:
     """Ask the gateway at `address` over a connection of its own; return its answer, None for none in time."""
     try:
-        stream = greeted(address, ANSWER_S, client, False, opened)
-    except (OSError, LocalFault, Refused, RemoteFault):
+        stream = greeted(address, ANSWER_S, client, False, dialler)
+    except (OSError, LiflError):
         return None
     with closing(stream):
         try:
@@ -142,7 +142,7 @@ class Watch:
         if time.monotonic() < self._due_s():
             return
         if self.asking and self._others():
-            pong = probe(self._address, self._client, self._stream.opened)
+            pong = probe(self._address, self._client, self._stream.dialler)
             if pong is None:
                 self._try_others()
             else:
@@ -158,7 +158,7 @@ class Watch:
         for _ in range(min(OTHERS_TRIED_MAX, len(others))):
             other = others[self._tried % len(others)]
             self._tried += 1
-            if probe(other, self._client, self._stream.opened) is not None:
+            if probe(other, self._client, self._stream.dialler) is not None:
                 self._left(other)
                 raise ConnectionResetError(f"{self._address} is silent, {other} answers")
         self._heard_s = time.monotonic()

@@ -1,4 +1,4 @@
-"""A client's connection to a gateway: frames and raw bytes on one blocking socket.
+"""A client's connection to a gateway: frames and raw bytes on one blocking socket, with TLS or without (`dialling.py`).
 
 Frames are read exactly, so the bytes of a model that follow one stay in the kernel until they are received into
 their array.  Over AF_UNIX the arena's descriptor may come along with a frame.
@@ -21,12 +21,13 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from lifl.client.addresses import target
+from lifl.client.dialling import Dialler
 from lifl.core.errors import Refused, RemoteFault
 from lifl.core.protocol import client as cm
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.schema import TensorSpec
 from lifl.shm.mapping import map_segment, populate
+from lifl.tls.tls_socket import TlsSocket
 
 Progress = Callable[[int, int], None]
 """Called with (bytes sent, all bytes)."""
@@ -38,8 +39,6 @@ SEND_VIEWS_MAX = 256
 SEND_BYTES = 4 * 1024 * 1024
 """Bytes in one `sendmsg`: how often progress is told."""
 RECEIVE_BYTES = 1024 * 1024
-KEEPALIVE_IDLE_S = 30
-UNACKNOWLEDGED_S = 60
 
 T = TypeVar("T")
 
@@ -74,70 +73,15 @@ def _forget_in_child() -> None:
 os.register_at_fork(after_in_child=_forget_in_child)
 
 
-def _tcp(host: str, port: int, patience_s: float, opened: Callable[[socket.socket], None]) -> socket.socket:
-    error: OSError = OSError(f"{host} has no address")
-    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.settimeout(patience_s)
-            opened(sock)
-            sock.connect(address)
-        except OSError as failed:
-            sock.close()
-            error = failed
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return sock
-    raise error
-
-
-def connect(
-    address: str, patience_s: float = GREETING_S, opened: Callable[[socket.socket], None] = lambda sock: None
-) -> socket.socket:
-    """Return a socket connected to ``HOST:PORT``, ``unix:PATH`` or a node's state folder.
-
-    `opened` is told each socket before it is connected.  Raise `OSError` or `LocalFault`.
-    """
-    where = target(address)
-    if isinstance(where, str):
-        if os.path.isdir(where):
-            where = os.path.join(where, "gateway.sock")
-            target(f"unix:{where}")
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.settimeout(patience_s)
-            opened(sock)
-            sock.connect(where)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-    sock = _tcp(*where, patience_s, opened)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_S * 1000)
-    return sock
-
-
 class OlderNode(Refused):
     """The node does not understand what this client says that it knows; it is to say less."""
 
 
-def greeted(
-    address: str,
-    patience_s: float,
-    client: str,
-    direct: bool,
-    opened: Callable[[socket.socket], None] = lambda sock: None,
-) -> Stream:
+def greeted(address: str, patience_s: float, client: str, direct: bool, dialler: Dialler) -> Stream:
     """Return a connection to a node that takes the client.  Raise `OSError`, `LocalFault`, `Refused`, `RemoteFault`."""
     knows: tuple[str, ...] = cm.KNOWS
     while True:
-        stream = Stream(address, patience_s, opened)
+        stream = Stream(address, patience_s, dialler)
         try:
             stream.greet(client, direct, knows)
         except OlderNode:
@@ -153,17 +97,12 @@ def greeted(
 class Stream:
     """One connection.  Everything raises `OSError` when it breaks and `RemoteFault` when the peer sends garbage."""
 
-    def __init__(
-        self,
-        address: str,
-        patience_s: float = GREETING_S,
-        opened: Callable[[socket.socket], None] = lambda sock: None,
-    ) -> None:
+    def __init__(self, address: str, patience_s: float, dialler: Dialler) -> None:
         self.knows: frozenset[str] = frozenset()
         """What the node knows beyond the first version of the protocol."""
         self.watch: Watched | None = None
-        self.opened = opened
-        self._sock = connect(address, patience_s, opened)
+        self.dialler = dialler
+        self._sock = dialler.connect(address, patience_s)
         _streams.add(self)
         self.is_local = self._sock.family == socket.AF_UNIX
         self._decoder: FrameDecoder[cm.ToClient] = FrameDecoder(cm.ToClient)
@@ -209,7 +148,9 @@ class Stream:
     def wait_with(self, other: Stream) -> Stream:
         """Wait until there is something to receive; return on which of the two, the other one first."""
         poll = select.poll()
-        for stream in (self, other):
+        for stream in (other, self):
+            if stream._has_decrypted():
+                return stream
             poll.register(stream._sock, select.POLLIN)
         while not (ready := poll.poll(self.watch.wait_s() * 1000 if self.watch is not None else None)):
             assert self.watch is not None
@@ -218,11 +159,15 @@ class Stream:
 
     def has_come(self) -> bool:
         """Return whether something can be received without waiting: a message, part of one, or the end."""
-        if not self._decoder.missing_bytes:
+        if not self._decoder.missing_bytes or self._has_decrypted():
             return True
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         return bool(poll.poll(0))
+
+    def _has_decrypted(self) -> bool:
+        """Return whether there is something to receive that the descriptor does not tell of."""
+        return isinstance(self._sock, TlsSocket) and self._sock.pending
 
     def send(self, message: cm.FromClient) -> None:
         """Send one frame."""
@@ -260,7 +205,9 @@ class Stream:
 
     def _receive_some(self) -> bytes:
         wanted = min(self._decoder.missing_bytes, RECEIVE_BYTES)
-        return self._receive_with_rights(wanted) if self.is_local else self._sock.recv(wanted)
+        if isinstance(self._sock, TlsSocket) or not self.is_local:
+            return self._sock.recv(wanted)
+        return self._receive_with_rights(self._sock, wanted)
 
     def _completed(self, selected: cm.Selected) -> cm.Selected:
         """Return the selection with the job's tensors, which are told once."""
@@ -271,9 +218,9 @@ class Stream:
             raise RemoteFault(f"the node selects for job {selected.job!r} and has not told its tensors")
         return msgspec.structs.replace(selected, tensors=self._tensors[selected.job])
 
-    def _receive_with_rights(self, nbytes: int) -> bytes:
+    def _receive_with_rights(self, sock: socket.socket, nbytes: int) -> bytes:
         room = socket.CMSG_SPACE(array.array("i").itemsize)
-        data, ancillary, _flags, _address = self._sock.recvmsg(nbytes, room, socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, _flags, _address = sock.recvmsg(nbytes, room, socket.MSG_CMSG_CLOEXEC)
         for level, kind, rights in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 self._descriptors += array.array("i", rights)

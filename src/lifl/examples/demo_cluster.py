@@ -154,7 +154,7 @@ class Demo:
         gateways = [machine.gateway for machine in self.machines]
         first = number % len(gateways)
         return [
-            *(sys.executable, "-m", "lifl.examples.digits_trainer", "--job", job),
+            *(sys.executable, "-m", "lifl.examples.digits_trainer", "--insecure", "--job", job),
             *("--gateway", ",".join(gateways[first:] + gateways[:first])),
             *("--client", f"{number * each}-{number * each + each - 1}", "--clients", str(CLIENTS)),
             *("--data", str(self.data)),

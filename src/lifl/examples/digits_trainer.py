@@ -35,6 +35,7 @@ def main() -> None:
     )
     parser.add_argument("--clients", type=int, default=16, help="into how many shares the data are split")
     parser.add_argument("--data", type=Path, help="a file of digits.save(); default: scikit-learn")
+    parser.add_argument("--insecure", action="store_true", help="the node was started with --insecure")
     given = parser.parse_args()
     if not 0 <= given.client[0] <= given.client[-1] < given.clients:
         parser.error(f"--client is 0 to {given.clients - 1}")
@@ -57,7 +58,8 @@ def _shares(text: str) -> range:
 
 def _take_part(given: argparse.Namespace, number: int, examples: digits.Examples) -> None:
     share: digits.Examples | None = None
-    with Client(given.gateway, job=given.job, client=f"digits-{number:03}") as client:
+    name = f"digits-{number:03}"
+    with Client(given.gateway, job=given.job, client=name, insecure=given.insecure) as client:
         for selected in client.rounds():
             options = DEFAULTS | selected.options
             if share is None:

@@ -181,6 +181,8 @@ class Daemon:
         gateway = ["--tcp-fd", str(tcp.fileno()), "--unix-fd", str(unix.fileno())]
         for quota in GATEWAY_QUOTAS:
             gateway += [f"--{quota.replace('_', '-')}", str(getattr(config, quota))]
+        if self.credentials.contexts is not None:
+            gateway += ["--identity", str(self.credentials.contexts.files.folder)]
         passed = [locks.children, tcp.fileno(), unix.fileno()]
         self.gateway = self._child("lifl.node.gateway.main", gateway, passed, gm.FromGateway, self._from_gateway)
         opened.callback(self.gateway.stop, CHILD_END_S)

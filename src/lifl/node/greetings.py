@@ -10,7 +10,9 @@ A source is an IPv4 address, or the /64 that an IPv6 address is in, for who has 
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import socket
 from collections.abc import Callable, Hashable
 
 from lifl.core import limits
@@ -104,6 +106,12 @@ class Greetings:
         """Note that a connection has ended, or said who it is; one that was cut may say so too."""
         self._ungreeted.remove(who)
         self._cuts.pop(who, None)
+
+
+def cut(sock: socket.socket) -> None:
+    """End a connection that another is to take the place of: its greeting wakes up."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def source_of(host: str) -> str:

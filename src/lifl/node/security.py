@@ -6,14 +6,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import socket
 from collections.abc import Collection
 
+from lifl.core import limits
 from lifl.core.identity import Role
 from lifl.tls.contexts import Contexts
+from lifl.tls.faults import TlsFault
 from lifl.tls.peer import Peer
 from lifl.tls.tls_socket import Stream, TlsSocket
-from lifl.tls.waits import ready, shaken
+from lifl.tls.waits import lingered, ready, shaken
 
 TLS_HANDSHAKE = b"\x16"
 """The first byte of a TLS connection; a plain frame with it, 22 bytes over a multiple of 256, is told so by TLS."""
@@ -79,7 +83,13 @@ class Security:
         if first != TLS_HANDSHAKE:
             raise PlainSpeech("it is a TLS port: come with an identity of this cluster (lifl enroll HOST:PORT)")
         sock = TlsSocket(raw, self._contexts.server(), server=True)
-        await shaken(sock)
+        try:
+            await shaken(sock)
+        except TlsFault:
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(limits.LINGER_S):
+                    await lingered(raw)  # so that the other side reads the alert
+            raise
         return Secured(sock, self._contexts)
 
     async def dialled(self, raw: socket.socket) -> Secured:

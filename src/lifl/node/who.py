@@ -6,6 +6,8 @@ import os
 import socket
 import struct
 
+from lifl.tls.tls_socket import Stream
+
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -15,15 +17,15 @@ def peer_uid(sock: socket.socket) -> int:
     return int(uid)
 
 
-def is_same_user(sock: socket.socket) -> bool:
+def is_same_user(sock: Stream) -> bool:
     """Return whether the peer is a process of this machine that may do what this one may: its account's, or root's."""
-    return sock.family == socket.AF_UNIX and peer_uid(sock) in (0, os.geteuid())
+    return isinstance(sock, socket.socket) and sock.family == socket.AF_UNIX and peer_uid(sock) in (0, os.geteuid())
 
 
-def who_is(sock: socket.socket) -> str:
+def who_is(sock: Stream) -> str:
     """Return ``local uid=N``, or the peer's address without its port; ``gone`` for a connection that has ended."""
     try:
-        if sock.family == socket.AF_UNIX:
+        if isinstance(sock, socket.socket) and sock.family == socket.AF_UNIX:
             return f"local uid={peer_uid(sock)}"
         return str(sock.getpeername()[0])
     except OSError:

@@ -16,6 +16,7 @@ import os
 import socket
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import Protocol
 
 from lifl.core.errors import LocalFault
 from lifl.core.schema import DTYPE_BYTES, Segment
@@ -37,6 +38,14 @@ interpreter's lock between the threads: measured, 2 MiB gains a third over 256 K
 _KINDS = {"float64": 1, "float32": 2, "float16": 3, "bfloat16": 4}
 
 
+class Receives(Protocol):
+    """What can be received from: a socket, or what decrypts what comes from one."""
+
+    def recv_into(self, room: memoryview, /) -> int:
+        """Receive what there is; return how many bytes, 0 at the end.  Raise `BlockingIOError` when nothing is."""
+        ...
+
+
 class IngestCheck:
     """NumPy's way.  Raises `LocalFault` when the segments do not lie in the data.
 
@@ -53,7 +62,7 @@ class IngestCheck:
         self._checksum = Checksum(data)
         self._finite = FiniteCheck(data, segments)
 
-    def receive(self, sock: socket.socket, begin_bytes: int, end_bytes: int) -> None:
+    def receive(self, sock: Receives, begin_bytes: int, end_bytes: int) -> None:
         """Receive up to `end_bytes` from a non-blocking socket, `begin_bytes` being there; `received_bytes` are there
         then: `end_bytes`, or with what the socket had.  Raise `OSError` when the peer is gone, also then counted.
         """
@@ -139,8 +148,10 @@ class CompiledIngestCheck(IngestCheck):
         ]
         self._state = _State(address_of(data), self.nbytes, 0, -1, 1, len(runs), (_Floats * len(runs))(*runs))
 
-    def receive(self, sock: socket.socket, begin_bytes: int, end_bytes: int) -> None:
+    def receive(self, sock: Receives, begin_bytes: int, end_bytes: int) -> None:
         """See `IngestCheck`."""
+        if not isinstance(sock, socket.socket):
+            return super().receive(sock, begin_bytes, end_bytes)
         error = ctypes.c_int()
         with self._data[begin_bytes:end_bytes] as held:
             end_bytes = begin_bytes + len(held)

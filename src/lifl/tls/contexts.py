@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from lifl.core.errors import RemoteFault, ResourceFault
 from lifl.core.identity import Role
+from lifl.tls.description import described
 from lifl.tls.faults import TlsFault, fault_of
 from lifl.tls.folder import IdentityFiles
 from lifl.tls.peer import Peer, peer_of
@@ -174,7 +175,8 @@ def _own(files: IdentityFiles, server: ssl.SSLContext) -> Peer:
                 pass
         return peer_of(answering.getpeercert() or {})
     except ssl.SSLError as error:
-        text = f"{files.certificate} would be refused by others: {fault_of(error)}; enroll again"
+        said = described(files.certificate.read_bytes())
+        text = f"{files.certificate} would be refused by others: {fault_of(error)}; it is {said}; enroll again"
         raise ResourceFault(text) from error
     except RemoteFault as fault:
         raise ResourceFault(f"{files.certificate} is of no use here: {fault}") from fault

@@ -55,6 +55,20 @@ def user_folder(address: str, given: str | os.PathLike[str] | None = None) -> Pa
     return _expanded(Path("~/.config/lifl/identities")) / f"{host.strip('[]')}_{port}"
 
 
+def user_folders(address: str) -> list[Path]:
+    """Return where the identity for a gateway at `address` may lie: its own, then those of other ports of its host.
+
+    A client enrolls at a control port, and comes to a gateway's.
+    """
+    own = user_folder(address)
+    host = own.name.rpartition("_")[0]
+    try:
+        others = sorted(each for each in own.parent.iterdir() if each.name.rpartition("_")[0] == host)
+    except OSError:
+        others = []
+    return [own, *(each for each in others if each != own)]
+
+
 def _expanded(path: Path) -> Path:
     try:
         return path.expanduser().absolute()

@@ -6,8 +6,12 @@ The handshake, too, is a few short steps between which the loop has its turn.  T
 from __future__ import annotations
 
 import asyncio
+import socket
 
 from lifl.tls.tls_socket import Stream, TlsSocket
+
+LINGER_BYTES = 64 * 1024
+"""What is read, and thrown away, at a time."""
 
 
 async def shaken(sock: TlsSocket) -> None:
@@ -37,6 +41,15 @@ async def sent(sock: Stream, data: bytes | memoryview) -> None:
             left = left[sock.send(left) :]
         except BlockingIOError:
             await ready(sock, write=True)
+
+
+async def lingered(sock: Stream) -> None:
+    """End a connection this way, and wait until the other side has: closed with unread bytes, it would be reset, and
+    the last word lost.  Raise `OSError`.
+    """
+    sock.shutdown(socket.SHUT_WR)
+    while await received(sock, LINGER_BYTES):
+        pass
 
 
 async def ready(sock: Stream, write: bool = False) -> None:

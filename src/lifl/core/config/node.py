@@ -40,7 +40,8 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     node joins that member's cluster; with an identity, or else by the token in `token_file`.
     `ca_cert` and `ca_key` are an authority of the operator's own, for the first node, which else makes one.
     A node that root starts is `user`'s from its first file on.
-    Nothing is encrypted, so a node listens beyond loopback only with `insecure`.
+    A node that other machines reach is secured: TLS, by certificates on both sides; `insecure` does without, and cannot
+    be in one cluster with a secured node.
     """
 
     state_dir: ConfigPath = ""
@@ -79,8 +80,6 @@ def parse_node(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> NodeCo
         split_address(config.control, "control")
     if config.join:
         split_address(config.join, "join")
-    if not config.insecure:
-        _check_loopback(config)
     _check_authority(config)
     if len(config.state_dir.encode()) > STATE_DIR_BYTES_MAX:
         raise ConfigError(
@@ -111,13 +110,3 @@ def beyond_loopback(config: NodeConfig) -> dict[str, str]:
 def secured(config: NodeConfig) -> bool:
     """Return whether the node shows a certificate, and asks for one: whenever other machines may reach it."""
     return bool(beyond_loopback(config)) and not config.insecure
-
-
-def _check_loopback(config: NodeConfig) -> None:
-    for key, address in beyond_loopback(config).items():
-        raise ConfigError(
-            key,
-            f"{address} is reached from other machines, and nothing is encrypted or authenticated yet: any "
-            "machine that reaches it can read and change models; listen on 127.0.0.1, or say insecure = true "
-            "(--insecure) where the network is your own",
-        )

@@ -26,7 +26,7 @@ from lifl.core.protocol import cluster as p
 from lifl.core.protocol import enrolment as e
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.node.door_log import DoorLog
-from lifl.node.greetings import Greetings
+from lifl.node.greetings import Greetings, cut
 from lifl.node.listening import Listening
 from lifl.node.security import PlainSpeech, Secured, Security
 from lifl.tls.faults import TlsFault
@@ -64,7 +64,7 @@ class Acceptor:
 
     def _taken(self, sock: socket.socket, where: Any) -> None:
         host = str(where[0])
-        if not self._greetings.enter(sock, host, self._loop.time(), lambda: _cut(sock)):
+        if not self._greetings.enter(sock, host, self._loop.time(), lambda: cut(sock)):
             if not self._security.is_on:
                 with contextlib.suppress(OSError):
                     sock.send(encode(p.PeerRefusal("many other nodes are knocking; come again", retry=True)))
@@ -144,12 +144,6 @@ def _hung_up(sock: socket.socket) -> bool:
     poll = select.poll()
     poll.register(sock, select.POLLRDHUP)
     return bool(poll.poll(0))
-
-
-def _cut(sock: socket.socket) -> None:
-    """End a connection that another is to take the place of: its greeting wakes up."""
-    with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
 
 
 def prepare(sock: socket.socket, timeout_s: float = p.DEAD_S) -> None:

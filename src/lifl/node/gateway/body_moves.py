@@ -11,6 +11,9 @@ keeps up (`STAY_MS`).  When many clients send at once their updates so become co
 the end, and are folded while the others still arrive; it takes no longer in all.  A client that waits for a turn is
 slowed by its own socket's window.
 
+Over TLS it is the same, but what was received already may wait in the connection's own memory, of which the epoll knows
+nothing: a move goes on with that first (`has_more`), and the low-water mark leaves room for it.
+
 What is received is looked at right after the kernel wrote it, while it is in the cache (`shm/ingest_check`, which also
 receives); what is sent may be looked at in the same way.  The end of a move, good or bad, is told once, by
 `done`; `move` waits for it in the event loop.
@@ -19,6 +22,7 @@ receives); what is sent may be looked at in the same way.  The end of a move, go
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import heapq
 import os
@@ -30,6 +34,7 @@ import threading
 from collections.abc import Callable
 
 from lifl.shm.ingest_check import IngestCheck
+from lifl.tls.tls_socket import Stream, TlsSocket
 
 LOW_WATER_BYTES = 512 * 1024
 """A waiting receiver is woken when this much has come (or the last bytes): fewer, larger pieces.  Not more: the kernel
@@ -63,7 +68,7 @@ class Receive:
 
     events = select.EPOLLIN
 
-    def __init__(self, sock: socket.socket, check: IngestCheck) -> None:
+    def __init__(self, sock: Stream, check: IngestCheck) -> None:
         self.sock = sock
         self.moved_bytes = 0
         self.total_bytes = check.nbytes
@@ -93,7 +98,8 @@ class Receive:
                 self.moved_bytes = self._check.received_bytes
         left = self.total_bytes - self.moved_bytes
         if left:
-            self._wake_at(min(left, LOW_WATER_BYTES))
+            hidden_bytes = self.sock.buffered_bytes_max if isinstance(self.sock, TlsSocket) else 0
+            self._wake_at(max(1, min(left - hidden_bytes, LOW_WATER_BYTES)))
             if self._report is not None and self.moved_bytes >= self._reported_bytes + self.turn_bytes:
                 self._reported_bytes = self.moved_bytes
                 self._report(self.moved_bytes)
@@ -113,9 +119,13 @@ class Receive:
         with self._turn:
             return self.moved_bytes + self._waiting_bytes()
 
+    def has_more(self) -> bool:
+        """Return whether it can go on whatever the descriptor says."""
+        return isinstance(self.sock, TlsSocket) and self.sock.pending
+
     def waits_for_turn(self) -> bool:
         """Return whether it stands still because others were first, not because of its peer."""
-        return self._waiting_bytes() >= min(self.total_bytes - self.moved_bytes, LOW_WATER_BYTES)
+        return self.has_more() or self._waiting_bytes() >= min(self.total_bytes - self.moved_bytes, LOW_WATER_BYTES)
 
     def _waiting_bytes(self) -> int:
         return int.from_bytes(fcntl.ioctl(self.sock.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
@@ -131,7 +141,7 @@ class Send:
     events = select.EPOLLOUT
     turn_bytes = TURN_BYTES
 
-    def __init__(self, sock: socket.socket, view: memoryview, departed: Departed | None = None) -> None:
+    def __init__(self, sock: Stream, view: memoryview, departed: Departed | None = None) -> None:
         self.sock = sock
         self.stay_at_bytes = 0
         self.moved_bytes = 0
@@ -156,6 +166,10 @@ class Send:
         """Return what the kernel has taken."""
         return self.moved_bytes
 
+    def has_more(self) -> bool:
+        """Return whether it can go on whatever the descriptor says."""
+        return False
+
     def waits_for_turn(self) -> bool:
         """Return whether it stands still because others were first, not because of its peer."""
         poll = select.poll()
@@ -178,6 +192,8 @@ class Movers:
         self._epoll = select.epoll()
         self._stop = os.eventfd(0)
         self._epoll.register(self._stop, select.EPOLLIN)
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK)
+        self._epoll.register(self._wake, select.EPOLLIN)
         self._moving: dict[int, tuple[int, BodyMove, Done]] = {}  # by descriptor, with the number of the move
         self._next = 0
         self._ready: list[tuple[int, int]] = []  # a heap of (number, descriptor): disarmed, and in no thread
@@ -193,7 +209,20 @@ class Movers:
         fd = body.sock.fileno()
         self._next += 1
         self._moving[fd] = (self._next, body, done)
-        self._epoll.register(fd, body.events | select.EPOLLONESHOT)
+        self._wait_for(fd, body)
+        if body.has_more():
+            os.eventfd_write(self._wake, 1)
+
+    def _wait_for(self, fd: int, body: BodyMove) -> None:
+        """Have a thread take the move when its socket is ready; at once, when it can go on without that."""
+        if body.has_more():
+            with self._picking:
+                heapq.heappush(self._ready, (self._moving[fd][0], fd))
+            return
+        try:
+            self._epoll.modify(fd, body.events | select.EPOLLONESHOT)
+        except FileNotFoundError:
+            self._epoll.register(fd, body.events | select.EPOLLONESHOT)
 
     def stop(self) -> None:
         """End the threads; moves that are under way are dropped without `done`."""
@@ -202,6 +231,7 @@ class Movers:
             thread.join()
         self._epoll.close()
         os.close(self._stop)
+        os.close(self._wake)
 
     def _run(self) -> None:
         this = (os.PRIO_PROCESS, threading.get_native_id())
@@ -217,14 +247,21 @@ class Movers:
                 for fd, _events in self._epoll.poll(0):
                     if fd == self._stop:
                         return fd
-                    heapq.heappush(self._ready, (self._moving[fd][0], fd))
+                    self._note_ready(fd)
                 if self._ready:
                     return heapq.heappop(self._ready)[1]
             ((fd, _events),) = self._epoll.poll(maxevents=1)
             if fd == self._stop:
                 return fd
             with self._picking:
-                heapq.heappush(self._ready, (self._moving[fd][0], fd))
+                self._note_ready(fd)
+
+    def _note_ready(self, fd: int) -> None:
+        if fd != self._wake:
+            heapq.heappush(self._ready, (self._moving[fd][0], fd))
+            return
+        with contextlib.suppress(BlockingIOError):  # another thread was woken, too
+            os.eventfd_read(self._wake)
 
     def _turn(self, fd: int) -> None:
         _number, body, done = self._moving[fd]
@@ -233,12 +270,13 @@ class Movers:
             moved_bytes = body.moved_bytes
             while not body.step():
                 if not self._stays(body, moved_bytes):
-                    self._epoll.modify(fd, body.events | select.EPOLLONESHOT)
+                    self._wait_for(fd, body)
                     return
         except OSError as caught:
             error = caught
         del self._moving[fd]
-        self._epoll.unregister(fd)
+        with contextlib.suppress(FileNotFoundError):  # it was never waited for
+            self._epoll.unregister(fd)
         body.finish()
         done(body, error)
 
@@ -248,6 +286,8 @@ class Movers:
         over = body.moved_bytes - moved_before_bytes >= body.turn_bytes
         if over or body.moved_bytes < body.stay_at_bytes:
             return False
+        if body.has_more():
+            return True
         more = select.poll()
         more.register(body.sock, body.events)
         if more.poll(STAY_MS):

@@ -17,14 +17,13 @@ from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.node.gateway.body_moves import STALL_BYTES, Movers, Receive, Send, move
 from lifl.node.gateway.read_waiter import ReadWaiter
 from lifl.node.who import is_same_user, who_is
+from lifl.tls.tls_socket import Stream
 
 
 class ClientSocket:
     """`sock` with its end; `on_shut` is called once, when it is shut down."""
 
-    def __init__(
-        self, sock: socket.socket, movers: Movers, read_waiter: ReadWaiter, on_shut: Callable[[], None]
-    ) -> None:
+    def __init__(self, sock: Stream, movers: Movers, read_waiter: ReadWaiter, on_shut: Callable[[], None]) -> None:
         self.sock = sock
         self.who = who_is(sock)
         self.is_shut = False

@@ -1,6 +1,8 @@
 """One client's connection, as one coroutine that reads frames and answers them in order.
 
 Another node's gateway is a client like any other (`peer_transfer` is its side); it offers partials, and gets models.
+Where certificates are asked for (`node/security.py`), the one that was shown says who it is: a client says Hello by its
+own name alone, and each request is one that its role may make (`core/trust/policy.py`).
 
 A connection is made of parts, each of which takes what it needs: its socket (`client_socket`), the frames that come
 (`frame_reader`) and go (`outbox`), the question to the daemon (`grant_waiter`), and what comes in (`intake`).
@@ -14,18 +16,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 
 import msgspec
 
 from lifl import failpoints
 from lifl.core import limits
 from lifl.core.errors import FrameTooLong, Refused, RemoteFault, StaleKey
+from lifl.core.identity import ROLES
 from lifl.core.ids import Key
 from lifl.core.limits import FIELD_CHARS_MAX, TEXT_CHARS_MAX
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import framed
+from lifl.core.trust import policy
 from lifl.node.gateway.client_socket import ClientSocket
 from lifl.node.gateway.content import Sums
 from lifl.node.gateway.frame_reader import FrameReader
@@ -33,25 +36,32 @@ from lifl.node.gateway.grant_waiter import Grant, GrantWaiter
 from lifl.node.gateway.intake import Intake
 from lifl.node.gateway.outbox import Outbox
 from lifl.node.gateway.shared import Shared
+from lifl.node.security import Secured
+from lifl.tls.faults import TlsFault
+from lifl.tls.waits import lingered
 
 log = logging.getLogger("lifl.gateway")
 
+ASKS_FOR_CERTIFICATE = (
+    "this node asks for a certificate: lifl enroll HOST:PORT --token-file F, with a token of `lifl token create`"
+)
 _IS_REFUSAL = b"\xa4type\xa7Refusal"
 """How a Refusal begins, packed, behind the byte that counts its fields."""
 
 
 class Connection:
-    """Connection `number` of the gateway; owns `sock`, a non-blocking stream socket."""
+    """Connection `number` of the gateway; owns the socket of `secured`, which does not block."""
 
-    def __init__(self, shared: Shared, number: int, sock: socket.socket) -> None:
+    def __init__(self, shared: Shared, number: int, secured: Secured) -> None:
         self._number = number
+        self._secured = secured
         self._client = ""
         self._direct = False
         self._digests = False
         self._told: dict[str, bytes] = {}  # by job: the digest of the tensors that the client has, if it knows digests
         self._shared = shared
         self._grants = GrantWaiter(shared.link)
-        self._socket = ClientSocket(sock, shared.movers, shared.read_waiter, self._grants.connection_ended)
+        self._socket = ClientSocket(secured.sock, shared.movers, shared.read_waiter, self._grants.connection_ended)
         self._reader = FrameReader(self._socket, shared)
         self._outbox = Outbox(self._socket, shared.waiting)
         self._loop = asyncio.get_running_loop()
@@ -146,14 +156,12 @@ class Connection:
 
     async def _linger(self) -> None:
         """Let the peer read the last frame: closing with unread bytes would reset the connection and lose it."""
-        sock, loop = self._socket.sock, asyncio.get_running_loop()
+        sock = self._socket.sock
         try:
             async with asyncio.timeout(limits.LINGER_S):
                 if self._outbox.flusher is not None:
                     await asyncio.shield(self._outbox.flusher)
-                sock.shutdown(socket.SHUT_WR)
-                while await loop.sock_recv(sock, limits.SMALL_FRAME_BYTES):
-                    pass
+                await lingered(sock)
         except (OSError, TimeoutError):
             return
 
@@ -169,6 +177,7 @@ class Connection:
                 f"the client speaks version {hello.version} of the protocol, this node {cm.PROTOCOL_VERSION}; install"
                 " the same version of LIFL on both",
             )
+        self._identify(hello.client)
         self._shared.quotas.greeted(self._number, hello.client, self._loop.time())
         self._client = hello.client
         self._shared.link.send(gm.Greeted(self._number, self._socket.who))
@@ -178,10 +187,36 @@ class Connection:
         knows = cm.KNOWS if hello.knows else ()
         self._outbox.send(cm.Welcome(cm.PROTOCOL_VERSION, self._shared.node, self._direct, knows))
 
+    def _identify(self, client: str) -> None:
+        """Note who it is, by the certificate.  Raise `Refused` unless that one may say Hello as `client`."""
+        if self._secured.is_stranger:
+            raise Refused("no-certificate", "identity", ASKS_FOR_CERTIFICATE)
+        try:
+            self._secured.check(ROLES)
+        except TlsFault as fault:
+            raise Refused("wrong-certificate", "identity", f"this connection is not taken: {fault}") from fault
+        peer = self._secured.peer
+        if peer is not None:
+            self._socket.who = str(peer.identity)
+            if not policy.may(peer.identity.role, policy.Action.CARRY):
+                policy.check(peer.identity, policy.Action.TAKE_PART, client)
+
+    def _check_may(self, message: cm.FromClient) -> None:
+        """Raise `Refused` unless the certificate's role may ask for that."""
+        peer = self._secured.peer
+        if peer is None or isinstance(message, cm.Ping):
+            return
+        if isinstance(message, cm.Offer) or (isinstance(message, cm.GetModel) and message.checked):
+            policy.check(peer.identity, policy.Action.CARRY)
+        else:
+            job = getattr(message, "job", "")
+            policy.check(peer.identity, policy.Action.TAKE_PART, self._client, job, peer.jobs)
+
     # ---- what clients ask ------------------------------------------------------------------------------------------
 
     async def _handle(self, message: cm.FromClient) -> None:
         try:
+            self._check_may(message)
             match message:
                 case cm.Join(job, holding, connected_ns):
                     self._shared.link.send(gm.ClientJoined(self._number, self._client, job, holding, connected_ns))

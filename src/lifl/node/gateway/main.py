@@ -11,6 +11,9 @@ Before it listens it enters its box (`confine/box.py`): it reads what strangers 
 
 It ends with exit status 0 when `lifld` says Drain, on SIGTERM, or when the link ends; it dies with `lifld`.
 
+With an identity connections by TCP are TLS, and who comes shows a certificate: until it has, it is one of those that
+give way to others (`quotas`).
+
     python -m lifl.node.gateway.main --fd N --arena NAME --tcp-fd N --unix-fd N --connections-max N ...
 """
 
@@ -18,7 +21,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import ctypes
+import logging
 import os
 import signal
 import socket
@@ -36,14 +41,14 @@ import uvloop
 from lifl import failpoints
 from lifl.confine import box
 from lifl.core import limits
-from lifl.core.errors import LiflError, Refused
+from lifl.core.errors import LiflError, Refused, ResourceFault
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import encode
 from lifl.node import descriptors
 from lifl.node.gateway.body_moves import Movers
 from lifl.node.gateway.client_socket import tune
-from lifl.node.gateway.connection import Connection
+from lifl.node.gateway.connection import ASKS_FOR_CERTIFICATE, Connection
 from lifl.node.gateway.content import JobLayout
 from lifl.node.gateway.peer_transfer import PeerTransfers
 from lifl.node.gateway.pulse import Pulse
@@ -51,11 +56,19 @@ from lifl.node.gateway.quotas import Limits, Quotas
 from lifl.node.gateway.read_waiter import ReadWaiter
 from lifl.node.gateway.refusals import Refusals
 from lifl.node.gateway.shared import Shared
+from lifl.node.greetings import cut
 from lifl.node.link import Link
 from lifl.node.listening import Listening
+from lifl.node.security import PlainSpeech, Secured, Security
 from lifl.node.who import who_is
 from lifl.shm.arena import Arena
 from lifl.shm.prefault import Prefault
+from lifl.tls.contexts import Contexts
+from lifl.tls.folder import load
+from lifl.tls.tls_socket import Stream
+from lifl.tls.waits import lingered, sent
+
+log = logging.getLogger("lifl.gateway")
 
 MOVERS = 2
 """Threads that move bytes.  More than two did not gain on two cores: the kernel's copy is what takes the time."""
@@ -65,9 +78,11 @@ _PR_SET_PDEATHSIG = 1
 class Gateway:
     """The gateway's state; `serve` is its life."""
 
-    def __init__(self, limits_: Limits, landlock: int) -> None:
+    def __init__(self, limits_: Limits, landlock: int, security: Security) -> None:
         self._quotas = Quotas(limits_, self._cut)
         self._landlock = landlock
+        self._security = security
+        self._arriving: dict[int, socket.socket] = {}  # by number: TLS is being agreed on
         self._next_number = 1
         self._turned_away = 0
         self._connections: dict[int, Connection] = {}
@@ -84,7 +99,7 @@ class Gateway:
         movers = Movers(MOVERS)
         checks = ThreadPoolExecutor(MOVERS, "check")
         read_waiter = ReadWaiter()
-        told = (Pulse(link), Refusals(link), self._quotas)
+        told = (Pulse(link), Refusals(link), self._quotas, self._security)
         self._shared = Shared(link, arena, movers, checks, read_waiter, *told, f"{arena.node:016x}")
         self._peer_transfers = PeerTransfers(self._shared, self._start)
         prefault = Prefault(arena)
@@ -96,6 +111,8 @@ class Gateway:
         await self._ending.wait()
         for door in doors:
             door.close()
+        for raw in self._arriving.values():
+            cut(raw)
         for connection in list(self._connections.values()):
             connection.shut()
         self._peer_transfers.stop()
@@ -122,11 +139,44 @@ class Gateway:
                 self._start(self._turn_away(sock, refusal))
             else:
                 sock.close()
-        else:
-            self._attend_to(sock)
+        else:  # it counts from here on: several may come in one turn of the loop
+            number = self._next_number
+            self._next_number += 1
+            if sock.family != socket.AF_UNIX:
+                tune(sock)
+            if sock.family == socket.AF_UNIX or not self._security.is_on:
+                self._attend_to(number, Secured(sock))
+            else:
+                self._arriving[number] = sock
+                self._start(self._secure(number, sock))
+
+    async def _secure(self, number: int, raw: socket.socket) -> None:
+        """Agree on TLS, in bounded time, and attend to who has come; else its place is free again."""
+        kept: Secured | None = None
+        try:
+            async with asyncio.timeout(limits.HELLO_S):
+                kept = await self._security.taken(raw)
+        except PlainSpeech:
+            refusal = cm.Refusal("no-certificate", "identity", ASKS_FOR_CERTIFICATE)
+            self._shared.refusals.note(who_is(raw), "", refusal)
+            await self._say_last(raw, refusal)
+        except (OSError, TimeoutError) as error:
+            log.info("gateway.handshake host=%s failed: %s", who_is(raw), str(error) or "it took too long")
+        finally:
+            del self._arriving[number]
+            if kept is None:
+                self._quotas.left(number)
+                raw.close()
+        if kept is not None:
+            self._attend_to(number, kept)
+            if self._ending.is_set():
+                self._connections[number].shut()
 
     def _cut(self, number: int, because: str) -> None:
-        self._connections[number].cut(because)
+        if number in self._arriving:
+            cut(self._arriving[number])
+        else:
+            self._connections[number].cut(because)
 
     def _start(self, life: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(life)
@@ -141,13 +191,8 @@ class Gateway:
             traceback.print_exception(error)
             os._exit(70)
 
-    def _attend_to(self, sock: socket.socket) -> None:
-        if sock.family != socket.AF_UNIX:
-            tune(sock)
-        number = self._next_number
-        self._next_number += 1
-        # It counts from here on: several may come in one turn of the loop.
-        connection = self._connections[number] = Connection(self._shared, number, sock)
+    def _attend_to(self, number: int, secured: Secured) -> None:
+        connection = self._connections[number] = Connection(self._shared, number, secured)
         self._shared.pulse.connections = len(self._connections)
         self._start(self._attend(number, connection))
 
@@ -161,16 +206,21 @@ class Gateway:
 
     async def _turn_away(self, sock: socket.socket, refusal: cm.Refusal) -> None:
         try:
-            sock.send(encode(refusal))
-            sock.shutdown(socket.SHUT_WR)
             async with asyncio.timeout(limits.LINGER_S):
-                while await asyncio.get_running_loop().sock_recv(sock, 4096):
-                    pass
+                secured = await self._security.taken(sock)
+            await self._say_last(secured.sock, refusal)
         except (OSError, TimeoutError):
             pass
         finally:
             self._turned_away -= 1
             sock.close()
+
+    async def _say_last(self, sock: Stream, refusal: cm.Refusal) -> None:
+        """Say something before the connection is closed, and let it be read."""
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(limits.LINGER_S):
+                await sent(sock, encode(refusal))
+                await lingered(sock)
 
     # ---- the daemon ------------------------------------------------------------------------------------------------
 
@@ -241,6 +291,7 @@ def main() -> int:
     parser.add_argument("--arena", required=True)
     parser.add_argument("--tcp-fd", type=int, required=True)
     parser.add_argument("--unix-fd", type=int, required=True)
+    parser.add_argument("--identity", type=Path)
     parser.add_argument("--connections-max", type=int, default=1024)
     for name in Limits._fields[1:]:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=0)
@@ -258,10 +309,11 @@ def main() -> int:
     try:
         connections = f"{options.connections_max} connections (connections_max)"
         descriptors.raise_limit(descriptors.gateway_needs(options.connections_max), connections)
+        security = Security(_contexts(options.identity)) if options.identity else Security()
         arena = Arena.attach(options.arena)
         link_sock = socket.socket(fileno=options.fd)
         landlock = box.enter_gateway(options.connections_max, options.readable)
-        uvloop.run(_serve(link_sock, arena, options, landlock))
+        uvloop.run(_serve(link_sock, arena, options, landlock, security))
         arena.close()
     except LiflError as error:
         print(f"gateway: {error}", file=sys.stderr)
@@ -269,8 +321,17 @@ def main() -> int:
     return 0
 
 
-async def _serve(link_sock: socket.socket, arena: Arena, options: argparse.Namespace, landlock: int) -> None:
-    gateway = Gateway(Limits(*(getattr(options, name) for name in Limits._fields)), landlock)
+def _contexts(folder: Path) -> Contexts:
+    files = load(folder)
+    if files is None:
+        raise ResourceFault(f"identity folder {folder} is empty; lifld puts the node's identity there")
+    return Contexts(files)
+
+
+async def _serve(
+    link_sock: socket.socket, arena: Arena, options: argparse.Namespace, landlock: int, security: Security
+) -> None:
+    gateway = Gateway(Limits(*(getattr(options, name) for name in Limits._fields)), landlock, security)
     listeners = [socket.socket(fileno=fd) for fd in (options.tcp_fd, options.unix_fd)]
     for listener in listeners:
         listener.setblocking(False)

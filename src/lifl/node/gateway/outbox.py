@@ -18,6 +18,7 @@ from lifl.core.protocol.frames import encode
 from lifl.node.gateway.body_moves import Departed, Send
 from lifl.node.gateway.budgets import WaitingBytes
 from lifl.node.gateway.client_socket import ClientSocket
+from lifl.tls.waits import ready, sent
 
 Waiting = tuple[memoryview, int, int]
 """The rest of a frame, the descriptor that goes with its first byte (-1: none), and what it counts for."""
@@ -62,14 +63,14 @@ class Outbox:
         pieces = [memoryview(frame), shared] if shared else [memoryview(frame)]
         if self.flusher is None:
             try:
-                sent = self._send_now(pieces, descriptor)
+                left_bytes = self._send_now(pieces, descriptor)
             except BlockingIOError:
-                sent = 0
+                left_bytes = 0
             except OSError:
                 self._socket.shut()
                 return
-            if sent:
-                pieces, descriptor = _after(pieces, sent), -1
+            if left_bytes:
+                pieces, descriptor = _after(pieces, left_bytes), -1
             if not pieces:
                 return
         for piece in pieces:
@@ -136,19 +137,9 @@ class Outbox:
                 self._body_sent.set_exception(error)
 
     async def _send_waiting(self, frame: memoryview, descriptor: int) -> None:
-        if descriptor >= 0:
-            while True:
-                try:
-                    frame = frame[self._send_now([frame], descriptor) :]
-                    break
-                except BlockingIOError:
-                    await self._writable()
-        await self._loop.sock_sendall(self._sock, frame)
-
-    async def _writable(self) -> None:
-        ready = self._loop.create_future()
-        self._loop.add_writer(self._sock.fileno(), ready.set_result, None)
-        try:
-            await ready
-        finally:
-            self._loop.remove_writer(self._sock.fileno())
+        while descriptor >= 0:
+            try:
+                frame, descriptor = frame[self._send_now([frame], descriptor) :], -1
+            except BlockingIOError:
+                await ready(self._sock, write=True)
+        await sent(self._sock, frame)

@@ -39,6 +39,8 @@ from lifl.node.gateway.shared import Shared
 from lifl.shm.checksum import checksum
 from lifl.shm.ingest_check import ingest_check
 from lifl.shm.layout import ObjectState
+from lifl.tls.tls_socket import Stream
+from lifl.tls.waits import received, sent
 
 log = logging.getLogger("lifl.gateway")
 
@@ -139,10 +141,10 @@ class _Trip:
     async def _try(self) -> None:
         request = self._request
         if isinstance(request, gm.Carry):
-            async with _dialled(request.address, self._shared.arena.node) as peer:
+            async with _dialled(request.address, self._shared) as peer:
                 await self._carry(request, peer)
         elif self._shared.arena.entry(self._key).state != ObjectState.SEALED:  # in the life of an earlier gateway
-            async with _dialled(request.address, self._shared.arena.node) as peer:
+            async with _dialled(request.address, self._shared) as peer:
                 await self._fetch(request, peer)
 
     async def _carry(self, request: gm.Carry, peer: _Peer) -> None:
@@ -226,21 +228,20 @@ def _no(answer: cm.ToClient) -> Exception:
 class _Peer:
     """The dialled connection; frames are read exactly, so that bodies stay in the kernel for the movers."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: Stream) -> None:
         self.sock = sock
-        self._loop = asyncio.get_running_loop()
         self._decoder: FrameDecoder[cm.ToClient] = FrameDecoder(cm.ToClient)
 
     async def say(self, message: cm.FromClient) -> None:
         """Send a frame."""
         async with asyncio.timeout(limits.PEER_STALL_S):
-            await self._loop.sock_sendall(self.sock, encode(message))
+            await sent(self.sock, encode(message))
 
     async def hear(self) -> cm.ToClient:
         """Return the next frame.  Raise `OSError` (`TimeoutError` is one) and `RemoteFault`."""
         async with asyncio.timeout(ANSWER_S):
             while (message := self._decoder.next_message()) is None:
-                data = await self._loop.sock_recv(self.sock, self._decoder.missing_bytes)
+                data = await received(self.sock, self._decoder.missing_bytes)
                 if not data:
                     raise ConnectionResetError("the other gateway closed the connection")
                 self._decoder.feed(data)
@@ -255,8 +256,8 @@ class _Peer:
 
 
 @asynccontextmanager
-async def _dialled(address: str, node: int) -> AsyncIterator[_Peer]:
-    """Provide a connection to the gateway at `address`, as node `node`; closed at the end."""
+async def _dialled(address: str, shared: Shared) -> AsyncIterator[_Peer]:
+    """Provide a connection to the gateway at `address`, as this node; closed at the end."""
     loop = asyncio.get_running_loop()
     host, port = split_address(address, "address")
     async with asyncio.timeout(CONNECT_S):
@@ -266,8 +267,9 @@ async def _dialled(address: str, node: int) -> AsyncIterator[_Peer]:
         tune(sock, limits.PEER_STALL_S)
         async with asyncio.timeout(CONNECT_S):
             await loop.sock_connect(sock, where)
-        peer = _Peer(sock)
-        await peer.say(cm.Hello(cm.PROTOCOL_VERSION, f"node-{node:016x}"))
+            secured = await shared.security.dialled(sock)
+        peer = _Peer(secured.sock)
+        await peer.say(cm.Hello(cm.PROTOCOL_VERSION, f"node-{shared.arena.node:016x}"))
         welcome = await peer.hear()
         if not isinstance(welcome, cm.Welcome):
             raise _no(welcome)

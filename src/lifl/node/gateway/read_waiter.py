@@ -4,13 +4,16 @@ An event loop that is asked to wait for one read registers the socket, waits, an
 are nine system calls and a few objects.  Here all sockets stay in one epoll, which itself is one descriptor of the
 loop; each is armed for one event at a time, so that no wait ends while movers or the client itself have the socket.
 The kernel takes a socket out when it is closed.
+
+What TLS has received already is not in the socket any more: then there is nothing to wait for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import select
-import socket
+
+from lifl.tls.tls_socket import Stream, TlsSocket
 
 _ONCE = select.EPOLLIN | select.EPOLLONESHOT
 
@@ -24,8 +27,11 @@ class ReadWaiter:
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._loop.add_reader(self._epoll.fileno(), self._look)
 
-    async def readable(self, sock: socket.socket) -> None:
+    async def readable(self, sock: Stream) -> None:
         """Return when `sock` has bytes, its end or an error; the loop has had its turn in any case."""
+        if isinstance(sock, TlsSocket) and sock.pending:
+            await asyncio.sleep(0)
+            return
         fd = sock.fileno()
         self._waiting[fd] = ready = self._loop.create_future()
         try:

@@ -16,6 +16,7 @@ from lifl.node.gateway.quotas import Quotas
 from lifl.node.gateway.read_waiter import ReadWaiter
 from lifl.node.gateway.refusals import Refusals
 from lifl.node.link import Link
+from lifl.node.security import Security
 from lifl.shm.arena import Arena
 
 
@@ -31,6 +32,7 @@ class Shared:
     pulse: Pulse
     refusals: Refusals
     quotas: Quotas
+    security: Security
     node: str
     jobs: dict[str, JobLayout] = field(default_factory=dict)
     waiting: WaitingBytes = field(default_factory=WaitingBytes)

@@ -1,0 +1,178 @@
+"""How a client's connections are made: to whom, as whom, and how a thread that waits on one is woken.
+
+Beyond this machine all of it is TLS, mutual.  The client shows the certificate of its identity folder, and the node
+must show one of the same cluster, of a node, for the host that was dialled.  Without an identity nothing is sent.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from collections.abc import Callable, Sequence
+
+from lifl.client.addresses import target
+from lifl.core.config.values import is_loopback
+from lifl.core.errors import LocalFault, Refused
+from lifl.core.identity import Role
+from lifl.tls.contexts import Contexts, unverified_context
+from lifl.tls.description import described
+from lifl.tls.faults import TlsFault
+from lifl.tls.folder import VARIABLE, load, user_folder, user_folders
+from lifl.tls.tls_socket import Stream, TlsSocket
+
+KEEPALIVE_IDLE_S = 30
+UNACKNOWLEDGED_S = 60
+DIAGNOSIS_S = 3.0
+"""How long is looked for what a certificate that was refused says."""
+NODE: tuple[Role, ...] = ("node",)
+
+Opened = Callable[[socket.socket], None]
+
+
+class Dialler:
+    """Makes a client's connections to any of a cluster's gateways; `nodes` are those that were given.
+
+    `opened` is told each socket before it is connected.  `identity` is an identity folder; else it is looked for
+    (`tls/folder.py`).  `insecure`: nodes are spoken to in plain, and nobody knows who they are.
+    """
+
+    def __init__(
+        self, nodes: Sequence[str], identity: str | os.PathLike[str] | None, insecure: bool, opened: Opened
+    ) -> None:
+        self._nodes = tuple(nodes)
+        self._given = identity or os.environ.get(VARIABLE)
+        self._insecure = insecure
+        self._opened = opened
+        self._contexts: Contexts | None = None
+
+    def connect(self, address: str, patience_s: float) -> Stream:
+        """Return a connection to ``HOST:PORT``, ``unix:PATH`` or a node's state folder, secured.
+
+        Raise `OSError` (`TlsFault` is one), `LocalFault`, `ResourceFault`, and `Refused` where there is no identity.
+        """
+        where = target(address)
+        if isinstance(where, str):
+            return self._unix(where, patience_s)
+        contexts = self._contexts_for(address, where[0])
+        raw = self._tcp(*where, patience_s)
+        try:
+            _tune(raw)
+            return raw if contexts is None else self._secured(raw, contexts, where, patience_s)
+        except BaseException:
+            raw.close()
+            raise
+
+    def _unix(self, path: str, patience_s: float) -> socket.socket:
+        if os.path.isdir(path):
+            path = os.path.join(path, "gateway.sock")
+            target(f"unix:{path}")
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(patience_s)
+            self._opened(sock)
+            sock.connect(path)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _tcp(self, host: str, port: int, patience_s: float) -> socket.socket:
+        error: OSError = OSError(f"{host} has no address")
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            sock = socket.socket(family, kind, protocol)
+            try:
+                sock.settimeout(patience_s)
+                self._opened(sock)
+                sock.connect(address)
+            except OSError as failed:
+                sock.close()
+                error = failed
+            except BaseException:
+                sock.close()
+                raise
+            else:
+                return sock
+        raise error
+
+    # ---- as whom ---------------------------------------------------------------------------------------------------
+
+    def _contexts_for(self, address: str, host: str) -> Contexts | None:
+        """Return what a connection is secured with; None: with nothing."""
+        if self._insecure:
+            return None
+        if self._contexts is None:
+            self._contexts = self._found(address)
+        if self._contexts is None and not is_loopback(host):
+            raise Refused(
+                "no-identity",
+                "identity",
+                f"{address} is on another machine, and there is no identity for it in {user_folder(address)}: "
+                "lifl enroll HOST:PORT --token-file F, at the control address of a node of its cluster (or name the "
+                f"identity's folder by identity= or ${VARIABLE}); "
+                "insecure=True is for a node that was started with --insecure",
+            )
+        return self._contexts
+
+    def _found(self, address: str) -> Contexts | None:
+        """Return the identity that was given, or the first that lies where it is looked for."""
+        if self._given:
+            folder = user_folder(address, self._given)
+            if (files := load(folder)) is None:
+                raise LocalFault(f"identity={os.fspath(self._given)!r}: there is no identity in {folder}")
+            return Contexts(files)
+        for each in dict.fromkeys((address, *self._nodes)):
+            if isinstance(target(each), str):
+                continue
+            for folder in user_folders(each):
+                if (files := load(folder)) is not None:
+                    return Contexts(files)
+        return None
+
+    def _secured(self, raw: socket.socket, contexts: Contexts, where: tuple[str, int], patience_s: float) -> TlsSocket:
+        host, port = where
+        sock = TlsSocket(raw, contexts.client(), host=host)
+        try:
+            _shake(sock, patience_s)
+            contexts.check_peer(sock, NODE)
+        except TlsFault as fault:
+            raise TlsFault(f"{host}:{port}: {fault}{self._said(fault, where)}", fault.lasting) from fault
+        return sock
+
+    def _said(self, fault: TlsFault, where: tuple[str, int]) -> str:
+        """Return what the certificate of a node that was not believed says, if it tells once more."""
+        if not fault.verify_code:
+            return ""
+        try:
+            with self._tcp(*where, DIAGNOSIS_S) as raw:
+                shown = TlsSocket(raw, unverified_context())
+                _shake(shown, DIAGNOSIS_S)
+                return f"; it is {described(shown.peer_certificate)}"
+        except OSError:
+            return ""
+
+
+def _tune(sock: socket.socket) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_S * 1000)
+
+
+def _shake(sock: TlsSocket, patience_s: float) -> None:
+    """Make the handshake, within the time as a whole: each of its bytes may come alone."""
+    deadline_s = time.monotonic() + patience_s
+    sock.setblocking(False)
+    while True:
+        try:
+            sock.do_handshake()
+            break
+        except BlockingIOError:
+            poll = select.poll()
+            poll.register(sock, select.POLLOUT if sock.wants_write else select.POLLIN)
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0 or not poll.poll(left_s * 1000):
+                raise TimeoutError("the TLS handshake was not complete in time") from None
+    sock.settimeout(patience_s)
