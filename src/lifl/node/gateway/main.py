@@ -312,7 +312,8 @@ def main() -> int:
         security = Security(_contexts(options.identity)) if options.identity else Security()
         arena = Arena.attach(options.arena)
         link_sock = socket.socket(fileno=options.fd)
-        landlock = box.enter_gateway(options.connections_max, options.readable)
+        readable = [*options.readable, *([options.identity] if options.identity else [])]  # renewed ones, too
+        landlock = box.enter_gateway(options.connections_max, readable)
         uvloop.run(_serve(link_sock, arena, options, landlock, security))
         arena.close()
     except LiflError as error:
