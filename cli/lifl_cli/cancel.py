@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from lifl.core.protocol.cli import CancelJob
-from lifl_cli.daemon_client import DaemonClient
+from lifl_cli.daemon_client import daemon_at
 from lifl_cli.options import json_option, state_option
 
 
@@ -18,6 +18,6 @@ from lifl_cli.options import json_option, state_option
 @state_option
 def cancel(job: str, as_json: bool, state_dir: Path) -> None:
     """End a job; models already committed stay."""
-    with DaemonClient(state_dir) as daemon:
+    with daemon_at(state_dir) as daemon:
         result = daemon.ask(CancelJob(job))
     click.echo(json.dumps(result) if as_json else f"job {job} is cancelled")

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from lifl.core.protocol.cli import ListCertificates, RenewCertificate, RevokeCertificate, RotateAuthority
-from lifl_cli.daemon_client import DaemonClient
+from lifl_cli.daemon_client import daemon_at
 from lifl_cli.options import json_option, state_option
 
 
@@ -22,7 +22,7 @@ def cert() -> None:
 @state_option
 def list_(as_json: bool, state_dir: Path) -> None:
     """List the certificates that have not expired."""
-    with DaemonClient(state_dir) as daemon:
+    with daemon_at(state_dir) as daemon:
         result = daemon.ask(ListCertificates())
         while (more := result.pop("more")) is not None:
             page = daemon.ask(ListCertificates(more))
@@ -45,7 +45,7 @@ def revoke(which: str, as_json: bool, state_dir: Path) -> None:
 
     All nodes know it within seconds, and end the connections of whose they are.
     """
-    with DaemonClient(state_dir) as daemon:
+    with daemon_at(state_dir) as daemon:
         result = daemon.ask(RevokeCertificate(which))
     if as_json:
         click.echo(json.dumps(result))
@@ -59,7 +59,7 @@ def revoke(which: str, as_json: bool, state_dir: Path) -> None:
 @state_option
 def renew(as_json: bool, state_dir: Path) -> None:
     """Renew the node's certificate now; it does so by itself when half of its time is over."""
-    with DaemonClient(state_dir) as daemon:
+    with daemon_at(state_dir) as daemon:
         result = daemon.ask(RenewCertificate())
     if as_json:
         click.echo(json.dumps(result))
@@ -74,6 +74,6 @@ def renew(as_json: bool, state_dir: Path) -> None:
 @state_option
 def rotate(as_json: bool, state_dir: Path) -> None:
     """Put a new authority in the place of the old one, which stays trusted until all that it issued has expired."""
-    with DaemonClient(state_dir) as daemon:
+    with daemon_at(state_dir) as daemon:
         result = daemon.ask(RotateAuthority())
     click.echo(json.dumps(result) if as_json else f"the authority's digest is now {result['digest']}")

@@ -1,4 +1,7 @@
-"""The client of the daemon: one blocking AF_UNIX connection to `lifld`, frames of `protocol/frames.py` on it.
+"""The client of the daemon: one blocking connection to `lifld`, frames of `protocol/frames.py` on it.
+
+It goes over AF_UNIX to the `lifld` of a state folder, or (`lifl --node HOST:PORT ...`) over mutual TLS to the control
+port of a node, as whom the identity folder of this account says.
 
 A request is one frame and gets one `Answer` or one `Refusal`; after Follow (or a SubmitJob that follows)
 `Event` frames come until the connection ends.  A user who may open the socket in the state folder controls the
@@ -14,16 +17,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import click
 import msgspec
 
+from lifl.core.config.values import split_address
 from lifl.core.errors import Refused, RemoteFault, ResourceFault
+from lifl.core.identity import Role
 from lifl.core.protocol.cli import Answer, Event, FromCli, ToCli
 from lifl.core.protocol.client import Refusal
+from lifl.core.protocol.cluster import PEER_VERSION, CommandHello, PeerRefusal
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl_cli.state import CONTROL_SOCKET, DEFAULT_STATE_DIR, LOG_FILE, absolute
 
 ANSWER_TIMEOUT_S = 60.0
 READ_BYTES = 1 << 16
+NODE: tuple[Role, ...] = ("node",)
 
 
 class DaemonEnded(RemoteFault):
@@ -33,10 +41,14 @@ class DaemonEnded(RemoteFault):
 class DaemonClient:
     """A connection to the `lifld` of `state_dir`.  Raises `ResourceFault` when none runs there."""
 
+    is_remote = False
+    """Whether the node is on another machine: its files and processes cannot be looked at from here."""
+
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
-        self._decoder: FrameDecoder[ToCli] = FrameDecoder(ToCli)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._more = f"see {state_dir / LOG_FILE}"
+        self._decoder: FrameDecoder[ToCli | PeerRefusal] = FrameDecoder(ToCli | PeerRefusal)
+        self._socket: Any = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._socket.connect(str(state_dir / CONTROL_SOCKET))
         except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as error:
@@ -89,23 +101,23 @@ class DaemonClient:
         try:
             message = self._answer(frame)
         except TimeoutError as error:
-            raise RemoteFault(
-                f"lifld did not answer within {ANSWER_TIMEOUT_S:.0f} s; see {self._state_dir / LOG_FILE}"
-            ) from error
+            raise RemoteFault(f"lifld did not answer within {ANSWER_TIMEOUT_S:.0f} s; {self._more}") from error
+        if isinstance(message, PeerRefusal):
+            raise Refused("not-taken", "", message.text)
         if isinstance(message, Refusal):
             raise Refused(message.code, message.field, message.text)
         if not isinstance(message, Answer):
             raise RemoteFault(f"lifld answered with {type(message).__name__} instead of Answer")
         return message.result
 
-    def _answer(self, frame: bytes) -> ToCli:
+    def _answer(self, frame: bytes) -> ToCli | PeerRefusal:
         try:
             self._socket.sendall(frame)
         except (BrokenPipeError, ConnectionResetError) as error:
             try:
                 return self._next()  # it may have said why it closed the connection
             except DaemonEnded:
-                raise DaemonEnded(f"lifld has just ended; see {self._state_dir / LOG_FILE}") from error
+                raise DaemonEnded(f"lifld has just ended; {self._more}") from error
         return self._next()
 
     def events(self) -> Iterator[Event]:
@@ -119,7 +131,7 @@ class DaemonClient:
             if message.name == "job.over":
                 return
 
-    def _next(self) -> ToCli:
+    def _next(self) -> ToCli | PeerRefusal:
         while True:
             message = self._decoder.next_message()
             if message is not None:
@@ -129,8 +141,53 @@ class DaemonClient:
             except ConnectionResetError:
                 data = b""
             if not data:
-                raise DaemonEnded(f"lifld ended in the middle of an answer; see {self._state_dir / LOG_FILE}")
+                raise DaemonEnded(f"lifld ended in the middle of an answer; {self._more}")
             self._decoder.feed(data)
+
+
+class RemoteDaemon(DaemonClient):
+    """A connection to the control port of a node.  Raises `ResourceFault` when it cannot be made, or not as anybody."""
+
+    is_remote = True
+
+    def __init__(self, address: str, identity: str | None) -> None:
+        from lifl.tls.contexts import Contexts
+        from lifl.tls.folder import load, user_folder
+        from lifl.tls.tls_socket import TlsSocket
+
+        host, port = split_address(address, "--node")
+        self._more = f"see the log of the node at {address}"
+        self._decoder = FrameDecoder(ToCli | PeerRefusal)
+        folder = user_folder(address, identity)
+        if (files := load(folder)) is None:
+            text = f"there is no identity in {folder}: get one with `lifl enroll {address} --token-file F`"
+            raise ResourceFault(f"{text}, or name its folder with --identity DIR")
+        contexts = Contexts(files)
+        try:
+            raw = socket.create_connection((host, port), ANSWER_TIMEOUT_S)
+            self._socket = TlsSocket(raw, contexts.client(), host=host)
+            try:
+                self._socket.do_handshake()
+                contexts.check_peer(self._socket, NODE)
+                self._socket.sendall(encode(CommandHello(PEER_VERSION)))
+            except BaseException:
+                raw.close()
+                raise
+        except OSError as error:
+            raise ResourceFault(f"the node at {address} cannot be reached: {error.strerror or error}") from error
+
+    @property
+    def lifld_pid(self) -> int:
+        """Nothing: it is a process of another machine."""
+        return 0
+
+
+def daemon_at(state_dir: Path) -> DaemonClient:
+    """Return a connection to the node that a command is for: that of ``lifl --node``, else that of a state folder."""
+    given = click.get_current_context().find_root().params
+    if given.get("node"):
+        return RemoteDaemon(given["node"], given.get("identity"))
+    return DaemonClient(state_dir)
 
 
 def _frame(request: FromCli) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from lifl.core.protocol.cli import ListJobs
-from lifl_cli.daemon_client import DaemonClient
+from lifl_cli.daemon_client import daemon_at
 from lifl_cli.options import json_option, state_option
 
 
@@ -17,7 +17,7 @@ from lifl_cli.options import json_option, state_option
 @state_option
 def jobs(as_json: bool, state_dir: Path) -> None:
     """List the jobs of the node."""
-    with DaemonClient(state_dir) as daemon:
+    with daemon_at(state_dir) as daemon:
         result = daemon.ask(ListJobs())
         while (more := result.pop("more")) is not None:
             page = daemon.ask(ListJobs(more))

@@ -42,6 +42,10 @@ SIZE_DIGITS_MAX = 4
 """Of COLUMNS and LINES."""
 
 
+REMOTE = frozenset({"submit", "jobs", "status", "cancel", "model", "nodes", "top", "token", "cert"})
+"""What works for a node of another machine (``--node``)."""
+
+
 class Commands(click.Group):
     """Loads a command's module on use; turns our errors into one line on stderr and exit code 1."""
 
@@ -58,6 +62,15 @@ class Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_module, text) in COMMANDS.items()])
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if ctx.params.get("node") and name not in REMOTE:
+            able = ", ".join(sorted(REMOTE))
+            raise click.UsageError(f"`lifl {name}` works on the node's own machine; with --node there are: {able}")
+        return name, command, rest
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -72,7 +85,9 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="lifl", prog_name="lifl")
-def cli() -> None:
+@click.option("--node", metavar="HOST:PORT", help="Ask the node with this control address, on another machine.")
+@click.option("--identity", metavar="DIR", help="As whom: an identity folder.  [default: that of `lifl enroll`]")
+def cli(node: str | None, identity: str | None) -> None:
     """LIFL: the aggregation tier of federated learning, event-driven and in shared memory."""
 
 

@@ -10,7 +10,7 @@ import click
 
 from lifl.core.limits import ROUNDS_MAX, STATUS_ROUNDS
 from lifl.core.protocol.cli import JobClients, JobStatus
-from lifl_cli.daemon_client import DaemonClient
+from lifl_cli.daemon_client import DaemonClient, daemon_at
 from lifl_cli.options import json_option, state_option
 from lifl_cli.render.figures import printable, receipt_lines
 
@@ -30,7 +30,7 @@ from lifl_cli.render.figures import printable, receipt_lines
 @state_option
 def status(job: str, last: int, clients: bool, as_json: bool, state_dir: Path) -> None:
     """Show one job: its rounds with their receipts."""
-    with DaemonClient(state_dir) as daemon:
+    with daemon_at(state_dir) as daemon:
         if clients:
             _show_clients(job_clients(daemon, job), as_json)
             return

@@ -14,9 +14,10 @@ from lifl.core.config.job import JobConfig, parse_job
 from lifl.core.errors import RemoteFault, ResourceFault
 from lifl.core.protocol.cli import Event, SubmitJob
 from lifl_cli.config_file import read_toml, resolve, rule_states
-from lifl_cli.daemon_client import DaemonClient
+from lifl_cli.daemon_client import DaemonClient, daemon_at
 from lifl_cli.options import state_option
 from lifl_cli.render.figures import metrics_text, printable, receipt_lines, seconds_text, size_text
+from lifl_cli.send_job import sent
 from lifl_cli.state import absolute
 
 
@@ -29,10 +30,10 @@ from lifl_cli.state import absolute
 def submit(file: str, watch: bool, overrides: tuple[str, ...], as_json: bool, state_dir: Path) -> None:
     """Submit a training job described by a TOML file."""
     config = parse_job(read_toml(file), overrides)
-    with DaemonClient(state_dir) as daemon:
+    with daemon_at(state_dir) as daemon:
         folder = absolute(file).parent
         states = rule_states(config, folder)
-        config = resolve(config, folder, state_dir)
+        config = sent(config, folder, daemon) if daemon.is_remote else resolve(config, folder, state_dir)
         result = daemon.ask(SubmitJob(msgspec.to_builtins(config), states, follow=watch))
         if as_json:
             click.echo(json.dumps(result, indent=None if watch else 2))

@@ -12,7 +12,7 @@ from lifl.core.config.values import parse_duration
 from lifl.core.identity import ROLES, Role
 from lifl.core.limits import TOKEN_TTL_S_MAX, TOKEN_USES_MAX
 from lifl.core.protocol.cli import CreateToken, ListTokens, RevokeToken
-from lifl_cli.daemon_client import DaemonClient
+from lifl_cli.daemon_client import daemon_at
 from lifl_cli.options import json_option, state_option
 
 
@@ -37,7 +37,7 @@ def create(role: str, pattern: str, jobs: tuple[str, ...], uses: int, ttl: str, 
     ttl_s = parse_duration(ttl, "--ttl")
     if not 0 < ttl_s <= TOKEN_TTL_S_MAX:
         raise click.BadParameter(f"a token is valid for at most {TOKEN_TTL_S_MAX / 86_400:g}d", param_hint="--ttl")
-    with DaemonClient(state_dir) as daemon:
+    with daemon_at(state_dir) as daemon:
         result = daemon.ask(CreateToken(cast(Role, role), pattern, jobs, uses, ttl_s))
     click.echo(json.dumps(result) if as_json else result["token"])
 
@@ -47,7 +47,7 @@ def create(role: str, pattern: str, jobs: tuple[str, ...], uses: int, ttl: str, 
 @state_option
 def list_(as_json: bool, state_dir: Path) -> None:
     """List the tokens, without their secrets."""
-    with DaemonClient(state_dir) as daemon:
+    with daemon_at(state_dir) as daemon:
         result = daemon.ask(ListTokens())
     if as_json:
         click.echo(json.dumps(result, indent=2))
@@ -67,6 +67,6 @@ def list_(as_json: bool, state_dir: Path) -> None:
 @state_option
 def revoke(number: str, as_json: bool, state_dir: Path) -> None:
     """Let nobody in by a token any more; who came by it stays (see `lifl cert revoke`)."""
-    with DaemonClient(state_dir) as daemon:
+    with daemon_at(state_dir) as daemon:
         result = daemon.ask(RevokeToken(number))
     click.echo(json.dumps(result) if as_json else f"token {number} is revoked")

@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from lifl.core.protocol.cli import Snapshot
-from lifl_cli.daemon_client import DaemonClient
+from lifl_cli.daemon_client import DaemonClient, daemon_at
 from lifl_cli.options import state_option
 
 REFRESH_S = 1.0
@@ -33,7 +33,7 @@ ONCE_WINDOW_S = 0.3
 @state_option
 def top(once: bool, as_json: bool, state_dir: Path) -> None:
     """Watch the node, its workers and its jobs live."""
-    with DaemonClient(state_dir) as daemon:
+    with daemon_at(state_dir) as daemon:
         sampler = Sampler(daemon)
         if once or as_json:
             sampler.sample()
@@ -60,29 +60,35 @@ class Sampler:
         self._daemon = daemon
         self._processes: dict[int, Any] = {}
         self._last: tuple[float, Mapping[str, Any]] | None = None
-        psutil.cpu_percent()
+        self._host()
 
     def sample(self) -> dict[str, Any]:
         """Return a Snapshot's result with `host`, `processes` (by pid) and `rates` added."""
         snapshot = self._daemon.ask(Snapshot())
         now_s = time.monotonic()
-        memory = self._psutil.virtual_memory()
         node = snapshot["node"]
         pids = [node["pid"], node["gateway"].get("pid"), node.get("zygote_pid")]
         pids += [worker["pid"] for worker in snapshot["workers"]]
         sample = {
             **snapshot,
-            "host": {
-                "cpu_percent": self._psutil.cpu_percent(),
-                "cpus": self._psutil.cpu_count(),
-                "memory_bytes": memory.total,
-                "memory_used_bytes": memory.total - memory.available,
-            },
-            "processes": self._measure([pid for pid in pids if pid]),
+            "host": self._host(),
+            "processes": self._measure([pid for pid in pids if pid and not self._daemon.is_remote]),
             "rates": self._rates(now_s, node["gateway"]),
         }
         self._last = (now_s, node["gateway"])
         return sample
+
+    def _host(self) -> dict[str, float] | None:
+        """Return what the node's machine is busy with; None for another machine, of which nothing is seen here."""
+        if self._daemon.is_remote:
+            return None
+        memory = self._psutil.virtual_memory()
+        return {
+            "cpu_percent": self._psutil.cpu_percent(),
+            "cpus": self._psutil.cpu_count(),
+            "memory_bytes": memory.total,
+            "memory_used_bytes": memory.total - memory.available,
+        }
 
     def _measure(self, pids: Sequence[int]) -> dict[str, dict[str, float]]:
         found = {}

@@ -280,15 +280,20 @@ def test_a_folder_that_is_not_utf8_is_told_with_the_key_that_it_comes_into(
 # -------------------------------------------------------------------------------------------------
 
 
+def copied(source: Path, target: Path) -> None:
+    """Have `lifl model` copy from a folder of this machine."""
+    model._copy(model._read(source), target, {"path": str(source)}, source)
+
+
 def test_a_copy_that_fails_leaves_nothing(tmp_path: Path) -> None:
     source = tmp_path / "a"
     source.write_bytes(b"model")
-    model._copy(source, tmp_path / "b")
+    copied(source, tmp_path / "b")
     assert (tmp_path / "b").read_bytes() == b"model"
     (tmp_path / "folder").mkdir()
     for target in (tmp_path / "folder", tmp_path / "nowhere" / "c"):
         with pytest.raises(ResourceFault, match="cannot copy"):
-            model._copy(source, target)
+            copied(source, target)
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "folder"}
 
 
@@ -582,4 +587,4 @@ def test_the_node_config_shows_every_key_with_its_default() -> None:
 def test_what_is_no_file_any_more_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "round-00001.safetensors")
     with pytest.raises(ResourceFault, match="is no file any more"):
-        model._copy(tmp_path / "round-00001.safetensors", tmp_path / "copy")
+        copied(tmp_path / "round-00001.safetensors", tmp_path / "copy")

@@ -48,12 +48,13 @@ def _node_view(sample: Mapping[str, Any]) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold")
     grid.add_column()
-    grid.add_row(
-        "machine",
+    seen = (
         f"CPU {host['cpu_percent']:.0f} % of {host['cpus']} cores, "
         f"memory {size_text(host['memory_used_bytes'])} of {size_text(host['memory_bytes'])}; "
-        f"folds {node['capacity']:g} updates at a time",
+        if host
+        else ""
     )
+    grid.add_row("machine", f"{seen}folds {node['capacity']:g} updates at a time")
     processes = [
         f"{kind} {_process_text(sample, pid)}"
         for kind, pid in (

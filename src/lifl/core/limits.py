@@ -204,6 +204,14 @@ CLI_FOLLOWERS_MAX = 48
 """Those of them that watch a job: the others are for who wants to do something."""
 CLI_IDLE_S = 10.0
 """A command line that has asked nothing for so long gives way to another, where there are too many."""
+CLI_REMOTE_MAX = 32
+"""Those of other machines: the others are the owner's."""
+MODEL_PIECE_BYTES = 1024 * 1024
+"""A piece of a model that goes to another machine's command line, or comes from it."""
+UPLOADS_MAX = 4
+"""Models that come from elsewhere at a time."""
+UPLOADED_MODELS_MAX = 16
+"""Those that are kept though no job needs them."""
 PAGE_BYTES_MAX = 4 * 1024 * 1024
 """Lines in one answer to the command line: half of a frame, for a job's config and its running round stand beside."""
 PLAN_BYTES_MAX = PAGE_BYTES_MAX

@@ -1,7 +1,8 @@
-"""The daemon's door for the command line: frames over an AF_UNIX socket in the state folder.
+"""The daemon's door for the command line: frames over an AF_UNIX socket in the state folder, or from a control port.
 
 One request, one answer; who follows a job gets its events after that.  The folder is the user's alone (0700), so is
-the socket (0600), and the kernel is asked who comes: the owner is an operator.  Each request is an action of the policy
+the socket (0600), and the kernel is asked who comes: the owner is an operator.  Who comes by the control port is whom
+its certificate says.  Each request is an action of the policy
 (`core/trust/policy.py`).
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 
 from lifl.core.errors import Impossible, LiflError, Refused
 from lifl.core.identity import Identity
-from lifl.core.limits import CLI_CONNECTIONS_MAX, CLI_FOLLOWERS_MAX, CLI_IDLE_S, TEXT_CHARS_MAX
+from lifl.core.limits import CLI_CONNECTIONS_MAX, CLI_FOLLOWERS_MAX, CLI_IDLE_S, CLI_REMOTE_MAX, TEXT_CHARS_MAX
 from lifl.core.protocol import cli as om
 from lifl.core.protocol import client as cm
 from lifl.core.protocol.frames import encode
@@ -27,6 +28,8 @@ from lifl.node.audit_log import AuditLog
 from lifl.node.link import Link
 from lifl.node.listening import Listening
 from lifl.node.who import is_same_user, who_is
+from lifl.tls.peer import Peer
+from lifl.tls.tls_socket import Stream
 
 log = logging.getLogger("lifl.cli_server")
 
@@ -45,6 +48,7 @@ class CliServer:
         self._loop = asyncio.get_running_loop()
         self._links: dict[Link, str] = {}  # each with who is at its other end
         self._asked_s: dict[Link, float] = {}  # when each has asked last
+        self._remote: dict[Link, Peer] = {}  # those of other machines
         self._followers: dict[str, set[Link]] = {}
         self._listening = Listening("cli", listen_unix(path), self._taken)
 
@@ -57,6 +61,15 @@ class CliServer:
                 sock.send(encode(_too_many(len(self._links))))
             return
         self._serve(sock, OWNER, who_is(sock))
+
+    def take(self, sock: Stream, peer: Peer, host: str) -> bool:
+        """Serve somebody on another machine, as whom its certificate says; return False when there are too many."""
+        full = len(self._remote) >= CLI_REMOTE_MAX or len(self._links) >= CLI_CONNECTIONS_MAX
+        if full and not self._make_place():
+            return False
+        log.info("cli.taken who=%s host=%s", peer.identity, host)
+        self._remote[self._serve(sock, peer.identity, str(peer.identity))] = peer
+        return True
 
     def _make_place(self) -> bool:
         """End the connection that has asked nothing for longest, and follows nothing; return whether there is one."""
@@ -72,12 +85,13 @@ class CliServer:
     def _following(self) -> set[Link]:
         return set().union(*self._followers.values())
 
-    def _serve(self, sock: socket.socket, identity: Identity, who: str) -> None:
+    def _serve(self, sock: Stream, identity: Identity, who: str) -> Link:
         link: Link = Link(
             sock, om.FromCli, lambda message: self._answer(message, link, identity), lambda _error: self._gone(link)
         )
         self._links[link] = who
         self._asked_s[link] = self._loop.time()
+        return link
 
     def _answer(self, message: Any, link: Link, identity: Identity) -> None:
         self._asked_s[link] = self._loop.time()
@@ -103,6 +117,7 @@ class CliServer:
     def _gone(self, link: Link) -> None:
         self._links.pop(link, None)
         self._asked_s.pop(link, None)
+        self._remote.pop(link, None)
         for followers in self._followers.values():
             followers.discard(link)
 

@@ -241,7 +241,7 @@ class Daemon:
 
     def _join(self, listener: socket.socket) -> Bridge:
         bridge = Bridge(
-            listener, self.config.join, self.identity, self._driver, self.store, self.audit, self.credentials
+            listener, self.config.join, self.identity, self._driver, self.store, self.audit, self.credentials, self.cli
         )
         self._performer.peers = bridge.peers
         self.status.bridge = bridge

@@ -34,6 +34,7 @@ from lifl.node.recordings import write_recording
 from lifl.node.rows import AnyJob, JobRow, UnreadableJob
 from lifl.node.status import NodeStatus
 from lifl.node.store import PLANS_MAX, NodeStore
+from lifl.node.uploads import ModelUploads, read_piece
 
 ATTEMPTS_SHOWN = 16
 """Attempts at one round that are shown when it is asked for."""
@@ -64,6 +65,7 @@ class Requests:
         self._credentials = credentials
         self._folder = folder
         self._shut_down = shut_down
+        self._uploads = ModelUploads(folder / "models", status.arena_bytes, self._models_in_use)
         self.unreadable: dict[str, str] = {}  # jobs that could not be taken up, and why
 
     def handle(self, message: Any, link: Link) -> dict[str, Any]:
@@ -79,6 +81,10 @@ class Requests:
                 return self._job_clients(message)
             case om.CancelJob():
                 return self._cancel(message.job, self._cli.who(link))
+            case om.PutModel(digest, offset, data, total_bytes):
+                return self._uploads.put(digest, offset, data, total_bytes)
+            case om.ReadModel(job, number, offset):
+                return read_piece(self._model(job, number), offset)
             case om.ListNodes():
                 return {"nodes": self._status.nodes()}
             case om.PlanJob():
@@ -100,6 +106,18 @@ class Requests:
         if (result := self._credentials.handle(message, self._cli.who(link))) is not None:
             return result
         raise LocalFault(f"no handler for {type(message).__name__}")
+
+    def _model(self, name: str, number: int) -> Path:
+        """Return where the model of a committed round is."""
+        name = self._row(name).name
+        found = next((row for row in self._store.round(name, number) if row.status == "committed"), None)
+        if found is None or not found.fields.get("path"):
+            raise Refused("unknown-round", "round", f"job {name!r} has no model of round {number}")
+        return Path(found.fields["path"])
+
+    def _models_in_use(self) -> set[str]:
+        running = [row for row in self._store.jobs() if isinstance(row, JobRow) and row.status == "running"]
+        return {row.config.model.path for row in running}
 
     def _submit(self, message: om.SubmitJob, link: Link) -> dict[str, Any]:
         try:

@@ -80,6 +80,11 @@ class NodeStatus:
         """Return the cluster's nodes, the coordinator first; none for a node in no cluster."""
         return self.bridge.rows() if self.bridge is not None else []
 
+    @property
+    def arena_bytes(self) -> int:
+        """The arena's size."""
+        return self._arena.arena_bytes
+
     def coordinator(self) -> str:
         """Return the control address of the coordinator; empty when none is known."""
         return self.bridge.coordinator() if self.bridge is not None else ""

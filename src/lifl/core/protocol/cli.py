@@ -8,7 +8,14 @@ import msgspec
 
 from lifl.core.fields import Count, Integer, Message, Path, StateNames, Word
 from lifl.core.identity import Role
-from lifl.core.limits import NAME_CHARS_MAX, ROUNDS_MAX, STATUS_ROUNDS, TOKEN_TTL_S_MAX, TOKEN_USES_MAX
+from lifl.core.limits import (
+    MODEL_PIECE_BYTES,
+    NAME_CHARS_MAX,
+    ROUNDS_MAX,
+    STATUS_ROUNDS,
+    TOKEN_TTL_S_MAX,
+    TOKEN_USES_MAX,
+)
 from lifl.core.protocol.client import Refusal
 from lifl.core.trust.enrolment import JobNames, NamePattern
 from lifl.core.trust.policy import Action
@@ -118,6 +125,26 @@ class Shutdown(Message, frozen=True):
     """Drain and exit 0: answered by Answer, then EOF when all is gone."""
 
 
+class PutModel(Message, frozen=True):
+    """Brings a piece of a model's file to the node: answered by Answer {"received": ..., "path": ...}.
+
+    `digest` is the SHA-256 of the file; `path`, on the node, is there when all of it is.
+    """
+
+    digest: Annotated[str, msgspec.Meta(min_length=64, max_length=64, pattern=r"\A[0-9a-f]*\Z")]
+    offset: Count
+    data: Annotated[bytes, msgspec.Meta(max_length=MODEL_PIECE_BYTES)]
+    total_bytes: Count
+
+
+class ReadModel(Message, frozen=True):
+    """Asks for a piece of a committed model's file: answered by Answer {"bytes": ..., "data": ...}."""
+
+    job: Path
+    round: Count
+    offset: Count = 0
+
+
 class CreateToken(Message, frozen=True):
     """Asks for a token: answered by Answer {"token": the one line, "number", "expires_unix_s"}.
 
@@ -174,6 +201,8 @@ FromCli = (
     | Follow
     | DebugRecord
     | Shutdown
+    | PutModel
+    | ReadModel
     | CreateToken
     | ListTokens
     | RevokeToken
@@ -195,6 +224,8 @@ ACTION_OF: dict[type[Message], Action] = {
     Follow: Action.SEE_JOBS,
     DebugRecord: Action.RECORD,
     Shutdown: Action.STOP_NODE,
+    PutModel: Action.SUBMIT_JOB,
+    ReadModel: Action.READ_MODEL,
     CreateToken: Action.MANAGE_TOKENS,
     ListTokens: Action.MANAGE_TOKENS,
     RevokeToken: Action.MANAGE_TOKENS,

@@ -80,6 +80,12 @@ class PeerHello(Message, frozen=True, omit_defaults=True):
     knows: KnownWords = ()
 
 
+class CommandHello(Message, frozen=True):
+    """The first frame of an operator's or a reader's command line; its requests (`protocol/cli.py`) follow."""
+
+    version: Integer
+
+
 class PeerWelcome(Message, frozen=True):
     """The coordinator takes the node in.  Its answer is an Inventory."""
 

@@ -15,7 +15,7 @@ import msgspec
 from lifl.core.errors import RemoteFault
 from lifl.core.fields import Integer, Message, Real
 from lifl.core.limits import CHAIN_BYTES_MAX, HOST_CHARS_MAX, HOSTS_MAX, NAME_CHARS_MAX, REQUEST_BYTES_MAX
-from lifl.core.protocol.cluster import PeerHello, PeerRedirect, PeerRefusal, check_version, read_hello
+from lifl.core.protocol.cluster import CommandHello, PeerHello, PeerRedirect, PeerRefusal, check_version, read_hello
 from lifl.core.trust.tokens import TokenNumber, TokenSecret
 
 Request = Annotated[bytes, msgspec.Meta(max_length=REQUEST_BYTES_MAX)]
@@ -76,9 +76,9 @@ class Enrolled(Message, frozen=True):
 
 Asking = AskAuthority | Enrol | Renew
 Answer = TheAuthority | Enrolled | PeerRedirect | PeerRefusal
-First = PeerHello | Asking
+First = PeerHello | CommandHello | Asking
 """What may come first on a control port."""
-_ASKING = {kind.__name__: kind for kind in get_args(Asking)}
+_SIMPLE = {kind.__name__: kind for kind in (CommandHello, *get_args(Asking))}
 
 
 class _AnyAsking(msgspec.Struct):
@@ -92,11 +92,11 @@ def read_first(body: msgspec.Raw) -> First:
     """Return what is in the first frame on a control port.  Raise `RemoteFault`, with what is to be told."""
     try:
         found = msgspec.msgpack.decode(body, type=_AnyAsking)
-        kind = _ASKING.get(found.type)
+        kind = _SIMPLE.get(found.type)
         if kind is None:
             return read_hello(body)
         check_version(found.version)
-        asked: Asking = msgspec.msgpack.decode(body, type=kind)
+        asked: CommandHello | Asking = msgspec.msgpack.decode(body, type=kind)
         return asked
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise RemoteFault(f"the first frame on a control port must be a PeerHello: {error}") from error

@@ -15,8 +15,8 @@ from typing import Any
 from lifl.core import events as ev
 from lifl.core.config.values import split_address
 from lifl.core.engine import Engine
-from lifl.core.identity import ROLES
-from lifl.core.limits import TREE_LINES_MAX
+from lifl.core.identity import ROLES, Role
+from lifl.core.limits import CLI_REMOTE_MAX, TREE_LINES_MAX
 from lifl.core.planning.capacity import NodeLoad
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
@@ -26,6 +26,7 @@ from lifl.node import machine
 from lifl.node.audit_log import AuditLog
 from lifl.node.authority.credentials import Credentials
 from lifl.node.authority.desk import Desk
+from lifl.node.cli_server import CliServer
 from lifl.node.cluster.transport import Peers, Send
 from lifl.node.database import DatabaseFault
 from lifl.node.driver import Driver
@@ -33,6 +34,8 @@ from lifl.node.security import Secured, Security
 from lifl.node.store import NodeStore
 from lifl.node.views import NodeIdentity, tree_lines
 
+COMMANDERS: tuple[Role, ...] = ("operator", "reader")
+"""Whose commands a control port takes."""
 log = logging.getLogger("lifl.cluster")
 
 
@@ -48,7 +51,9 @@ class Bridge:
         store: NodeStore,
         audit: AuditLog,
         credentials: Credentials,
+        cli: CliServer,
     ) -> None:
+        self._cli = cli
         self._audit = audit
         self._listener = listener
         self._identity = identity
@@ -176,6 +181,16 @@ class Bridge:
         if not secured.is_open and not secured.is_stranger:
             secured.check(ROLES)
         return self._desk.answer(asking, secured.peer, host)
+
+    def commanded(self, secured: Secured, host: str) -> p.PeerRefusal | None:
+        """Serve an operator's or a reader's command line."""
+        if secured.is_open:
+            return p.PeerRefusal("this node is not secured: its owner's commands come from its own machine")
+        secured.check(COMMANDERS)
+        assert secured.peer is not None
+        if self._cli.take(secured.sock, secured.peer, host):
+            return None
+        return p.PeerRefusal(f"{CLI_REMOTE_MAX} command lines of other machines are served; come again", retry=True)
 
     # ---- what is shown ---------------------------------------------------------------------------------------------
 

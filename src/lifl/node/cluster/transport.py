@@ -43,6 +43,10 @@ class Handler(CoordinatorHandler, AgentHandler, Protocol):
         """Return what is said to who wants a certificate.  Raise `TlsFault` when the one that it shows is of no use."""
         ...
 
+    def commanded(self, secured: Secured, host: str) -> p.PeerRefusal | None:
+        """Take over the connection of somebody's command line, or return why not.  Raise `TlsFault` as `asked` does."""
+        ...
+
 
 class Peers:
     """A node's end of the control channel.  Must be made in the running loop's thread; owns `listener` until `close`.
@@ -73,6 +77,8 @@ class Peers:
         self._acceptor = Acceptor(listener, self._answer, handler.turned_away, security)
 
     def _answer(self, first: e.First, secured: Secured, host: str) -> Message | None:
+        if isinstance(first, p.CommandHello):
+            return self._handler.commanded(secured, host)
         if not isinstance(first, p.PeerHello):
             return self._handler.asked(first, secured, host)
         secured.check(NODES)
