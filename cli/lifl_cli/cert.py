@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import click
 
+from lifl.core.errors import ResourceFault
 from lifl.core.protocol.cli import ListCertificates, RenewCertificate, RevokeCertificate, RotateAuthority
 from lifl_cli.daemon_client import daemon_at
 from lifl_cli.options import json_option, state_option
+from lifl_cli.state import absolute
 
 
 @click.group()
@@ -55,18 +58,39 @@ def revoke(which: str, as_json: bool, state_dir: Path) -> None:
 
 
 @cert.command()
+@click.argument("whose", metavar="[HOST:PORT|DIR]", required=False)
 @json_option
 @state_option
-def renew(as_json: bool, state_dir: Path) -> None:
-    """Renew the node's certificate now; it does so by itself when half of its time is over."""
+def renew(whose: str | None, as_json: bool, state_dir: Path) -> None:
+    """Renew a certificate now; all do so by themselves when half of their time is over.
+
+    It is the node's; or this account's own, named by the address where it has enrolled, or by its identity folder.
+    """
+    if whose is not None:
+        _renew_own(whose, as_json)
+        return
     with daemon_at(state_dir) as daemon:
         result = daemon.ask(RenewCertificate())
-    if as_json:
-        click.echo(json.dumps(result))
-        return
+    click.echo(json.dumps(result) if as_json else "the node renews its certificate; `lifl doctor` shows it")
+
+
+def _renew_own(whose: str, as_json: bool) -> None:
+    from lifl.tls.contexts import Contexts
+    from lifl.tls.folder import load, user_folder
+    from lifl.tls.renewing import renew_now
     from lifl_cli.render.figures import time_text
 
-    click.echo(f"the certificate is valid until {time_text(result['expires_unix_s'])}")
+    folder = absolute(whose) if os.sep in whose else user_folder(whose)
+    if (files := load(folder)) is None:
+        raise ResourceFault(f"there is no identity in {folder}; get one with `lifl enroll HOST:PORT --token-file F`")
+    contexts = Contexts(files)
+    if not renew_now(contexts):
+        raise ResourceFault(f"another process renews the identity in {folder} just now")
+    own = contexts.own
+    if as_json:
+        click.echo(json.dumps({"serial": own.serial, "expires_unix_s": own.expires_unix_s}))
+    else:
+        click.echo(f"{own.identity}: the certificate is valid until {time_text(own.expires_unix_s)}")
 
 
 @cert.command()

@@ -152,17 +152,22 @@ class RemoteDaemon(DaemonClient):
 
     def __init__(self, address: str, identity: str | None) -> None:
         from lifl.tls.contexts import Contexts
-        from lifl.tls.folder import load, user_folder
+        from lifl.tls.folder import load, sole_folder, user_folder
+        from lifl.tls.renewing import renew_when_due
         from lifl.tls.tls_socket import TlsSocket
 
         host, port = split_address(address, "--node")
         self._more = f"see the log of the node at {address}"
         self._decoder = FrameDecoder(ToCli | PeerRefusal)
         folder = user_folder(address, identity)
-        if (files := load(folder)) is None:
+        files = load(folder)
+        if files is None and not identity and (sole := sole_folder()) is not None:
+            files = load(sole)
+        if files is None:
             text = f"there is no identity in {folder}: get one with `lifl enroll {address} --token-file F`"
             raise ResourceFault(f"{text}, or name its folder with --identity DIR")
         contexts = Contexts(files)
+        self._renewal = renew_when_due(contexts)
         try:
             raw = socket.create_connection((host, port), ANSWER_TIMEOUT_S)
             self._socket = TlsSocket(raw, contexts.client(), host=host)
@@ -175,6 +180,13 @@ class RemoteDaemon(DaemonClient):
                 raise
         except OSError as error:
             raise ResourceFault(f"the node at {address} cannot be reached: {error.strerror or error}") from error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        if self._renewal is not None:
+            self._renewal.join()  # a command may be over sooner than that
 
     @property
     def lifld_pid(self) -> int:

@@ -115,12 +115,14 @@ def _node_config(path: str | None, state_dir: str | None, flags: dict[str, Any])
 
 
 def _token(config: NodeConfig) -> Token | None:
-    """Return the token of a node that joins; one that has an identity already needs none."""
+    """Return the token of a node that joins; one that has an identity which it can use needs none."""
+    from lifl.tls.contexts import is_usable
     from lifl.tls.folder import load, node_folder
 
-    if not config.token_file or load(node_folder(Path(config.state_dir))) is not None:
+    if not config.token_file:
         return None
-    return token_of(config.token_file)
+    files = load(node_folder(Path(config.state_dir)))
+    return None if files is not None and is_usable(files) else token_of(config.token_file)
 
 
 def _make_state_dir(config: NodeConfig) -> None:
@@ -138,8 +140,8 @@ def _make_state_dir(config: NodeConfig) -> None:
 
 
 def open_to_others(config: NodeConfig) -> list[str]:
-    """Return the addresses at which other machines may come; `parse_node` has seen to it that this is wanted."""
-    return list(beyond_loopback(config).values())
+    """Return the addresses at which other machines may come, and nobody is asked who it is."""
+    return list(beyond_loopback(config).values()) if config.insecure else []
 
 
 def _tell(printed: Callable[[dict[str, Any]], None], info: dict[str, Any]) -> None:
@@ -162,6 +164,7 @@ def _announce(info: dict[str, Any], insecure: Sequence[str]) -> None:
         ("listens on", ", ".join([*info["listen"], info["socket"]])),
         *([("control", info["control"])] if info.get("control") else []),
         *([("joins", info["join"])] if info.get("join") else []),
+        *([("identity", info["identity"])] if info.get("identity") else []),
         ("arena", f"{size_text(info['arena_bytes'])} of shared memory"),
         *([("capacity", _capacity_text(info))] if "capacity" in info else []),
         ("redirector", f"{redirector}: {info['why']}" if info.get("why") else redirector),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lifl.core.errors import ResourceFault
-from lifl.tls.folder import load, node_folder, save, user_folder
+from lifl.tls.folder import home_of, load, locked, node_folder, save, user_folder
 
 
 @pytest.fixture
@@ -33,6 +35,61 @@ def test_one_file_is_replaced_and_the_others_stay(folder: Path) -> None:
     after = files.stamp()
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True]
     assert files.certificate.read_bytes() == b"renewed"
+
+
+class _Killed(BaseException):
+    """As if the process had ended there."""
+
+
+def _saved_until(folder: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Renews, and is killed at the `step`-th time that something is renamed, opened or removed; False: it was done."""
+    steps = 0
+
+    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: Any, **more: Any) -> Any:
+            nonlocal steps
+            steps += 1
+            if steps == step:
+                raise _Killed
+            return call(*given, **more)
+
+        return run
+
+    with monkeypatch.context() as patched:
+        for name in ("replace", "open", "unlink"):
+            patched.setattr(os, name, counted(getattr(os, name)))
+        try:
+            save(folder, ca=b"CA", certificate=b"CERTIFICATE", key=b"KEY", home=b"there:1")
+        except _Killed:
+            return True
+    return False
+
+
+def test_a_kill_at_any_step_leaves_the_old_identity_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for step in range(1, 100):
+        folder = tmp_path / str(step)
+        save(folder, ca=b"ca", certificate=b"certificate", key=b"key")
+        killed = _saved_until(folder, step, monkeypatch)
+        files = load(folder)
+        assert files is not None
+        found.append([path.read_bytes() for path in files[1:]])
+        assert found[-1] in ([b"ca", b"certificate", b"key"], [b"CA", b"CERTIFICATE", b"KEY"])
+        save(folder, ca=b"ca", certificate=b"certificate", key=b"key")
+        assert not list(folder.glob(".*.new")), "nothing of it stays"
+        if not killed:
+            break
+    assert [found[0], found[-1]] == [[b"ca", b"certificate", b"key"], [b"CA", b"CERTIFICATE", b"KEY"]]
+    assert home_of(folder) == "there:1"
+
+
+def test_one_process_renews_and_the_others_go_on(folder: Path) -> None:
+    with locked(folder) as mine, locked(folder) as also:
+        assert mine and not also
+    with locked(folder) as mine:
+        assert mine
 
 
 def test_none_is_no_error(tmp_path: Path) -> None:

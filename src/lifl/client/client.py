@@ -231,6 +231,7 @@ class Client:
                 self._end(event)
                 return None
             number = event.round
+            self._home.dialler.renew()
             self._books.begin(event)
             if number in self._books.held and self._send_again(self._books.held[number]):
                 continue

@@ -19,7 +19,8 @@ from lifl.core.identity import Role
 from lifl.tls.contexts import Contexts, unverified_context
 from lifl.tls.description import described
 from lifl.tls.faults import TlsFault
-from lifl.tls.folder import VARIABLE, load, user_folder, user_folders
+from lifl.tls.folder import VARIABLE, load, sole_folder, user_folder, user_folders
+from lifl.tls.renewing import renew_when_due
 from lifl.tls.tls_socket import Stream, TlsSocket
 
 KEEPALIVE_IDLE_S = 30
@@ -56,6 +57,7 @@ class Dialler:
         if isinstance(where, str):
             return self._unix(where, patience_s)
         contexts = self._contexts_for(address, where[0])
+        self.renew()
         raw = self._tcp(*where, patience_s)
         try:
             _tune(raw)
@@ -63,6 +65,11 @@ class Dialler:
         except BaseException:
             raw.close()
             raise
+
+    def renew(self) -> None:
+        """Begin to renew the identity, if it is used and that is due; nothing waits for it."""
+        if self._contexts is not None:
+            renew_when_due(self._contexts)
 
     def _unix(self, path: str, patience_s: float) -> socket.socket:
         if os.path.isdir(path):
@@ -103,7 +110,7 @@ class Dialler:
         if self._insecure:
             return None
         if self._contexts is None:
-            self._contexts = self._found(address)
+            self._contexts = self._found(address, host)
         if self._contexts is None and not is_loopback(host):
             raise Refused(
                 "no-identity",
@@ -115,7 +122,7 @@ class Dialler:
             )
         return self._contexts
 
-    def _found(self, address: str) -> Contexts | None:
+    def _found(self, address: str, host: str) -> Contexts | None:
         """Return the identity that was given, or the first that lies where it is looked for."""
         if self._given:
             folder = user_folder(address, self._given)
@@ -128,7 +135,9 @@ class Dialler:
             for folder in user_folders(each):
                 if (files := load(folder)) is not None:
                     return Contexts(files)
-        return None
+        sole = sole_folder() if not is_loopback(host) else None  # a node there may be one without TLS
+        files = load(sole) if sole is not None else None
+        return Contexts(files) if files is not None else None
 
     def _secured(self, raw: socket.socket, contexts: Contexts, where: tuple[str, int], patience_s: float) -> TlsSocket:
         host, port = where

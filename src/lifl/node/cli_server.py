@@ -24,6 +24,7 @@ from lifl.core.protocol import cli as om
 from lifl.core.protocol import client as cm
 from lifl.core.protocol.frames import encode
 from lifl.core.trust.policy import check
+from lifl.core.trust.revocation import Revocation, RevokedList
 from lifl.node.audit_log import AuditLog
 from lifl.node.link import Link
 from lifl.node.listening import Listening
@@ -70,6 +71,12 @@ class CliServer:
         log.info("cli.taken who=%s host=%s", peer.identity, host)
         self._remote[self._serve(sock, peer.identity, str(peer.identity))] = peer
         return True
+
+    def revoke(self, entries: tuple[Revocation, ...], revoked: RevokedList) -> None:
+        """End the connections of those whose certificates are revoked; the control port takes no more of theirs."""
+        for link, peer in list(self._remote.items()):
+            if revoked.names(peer.identity, peer.serial, peer.begins_unix_s):
+                link.close()
 
     def _make_place(self) -> bool:
         """End the connection that has asked nothing for longest, and follows nothing; return whether there is one."""

@@ -37,7 +37,10 @@ from lifl.node import locks as at
 from lifl.node.audit_log import FOLDER as AUDIT_FOLDER
 from lifl.node.audit_log import AuditLog
 from lifl.node.authority.credentials import Credentials
+from lifl.node.authority.enforcement import Enforcement
+from lifl.node.authority.health import IdentityHealth
 from lifl.node.authority.hosts import hosts_of
+from lifl.node.authority.renewal import Renewal
 from lifl.node.authority.requests import CredentialRequests
 from lifl.node.callers import Callers
 from lifl.node.children import Child
@@ -47,7 +50,6 @@ from lifl.node.door_log import DoorLog
 from lifl.node.driver import Driver
 from lifl.node.journal.journal import FOLDER as JOURNAL_FOLDER
 from lifl.node.journal.journal import Journal
-from lifl.node.link import Link
 from lifl.node.locks import StateLocks
 from lifl.node.meters import Meters
 from lifl.node.modes import open_private, told
@@ -87,6 +89,8 @@ Announce = Callable[[dict[str, Any]], None]
 
 class Daemon:
     """One node, from its start to its end."""
+
+    _requests: Requests
 
     def __init__(
         self,
@@ -139,8 +143,13 @@ class Daemon:
         self.identity = NodeIdentity(number, machine.shown(tcp), self.arena.arena_bytes, workers_max)
         self.engine = self._make_engine()
         self._open_children(locks, tcp, unix)
-        self.cli = CliServer(folder / "lifld.sock", self._request, self.audit)
+        asked = lambda message, link: self._requests.handle(message, link)  # noqa: E731, PLW0108 - made below
+        self.cli = CliServer(folder / "lifld.sock", asked, self.audit)
         opened.callback(self.cli.close)
+        self._enforcement = Enforcement(self.credentials.revocations, self.gateway)
+        self._enforcement.add(self.cli)
+        self._renewal = Renewal(self.credentials, lambda: self.status.coordinator() or config.join)
+        opened.callback(self._renewal.close)
         self._meters = Meters(self.gateway, self.zygote)
         told = (self._worker_stopped, self._unsendable)
         hands = (self.gateway, self.zygote, self.journal, self.workers, self.store, self.cli, self._meters)
@@ -153,9 +162,10 @@ class Daemon:
         shown = (self._driver, self.arena, self.gateway, self.zygote, self.workers, self._meters)
         faulty = (self.audit, self.journal)
         self.status = NodeStatus(self.identity, folder, bool(config.capacity), warnings, faulty, *shown)
+        self.status.health = IdentityHealth(self.credentials, self._renewal)
         credentials = CredentialRequests(self.credentials, self.status.coordinator)
-        asked = (self._driver, self.store, self.cli, self.status, credentials, folder, self.audit)
-        self._requests = Requests(*asked, self._shut_down)
+        parts = (self._driver, self.store, self.cli, self.status, credentials, folder, self.audit)
+        self._requests = Requests(*parts, self._shut_down)
 
     def _make_engine(self) -> Engine:
         config, identity = self.config, self.identity
@@ -197,9 +207,6 @@ class Daemon:
     def _shut_down(self) -> None:
         self._loop.call_soon(self.done.set)  # the request is answered first
 
-    def _request(self, message: Any, link: Link) -> dict[str, Any]:
-        return self._requests.handle(message, link)
-
     # ---- life --------------------------------------------------------------------------------------------------------
 
     async def start(self) -> dict[str, Any]:
@@ -212,10 +219,11 @@ class Daemon:
         left = Left(self.arena, await _unless(self.done, self.journal.left(), lambda: self.failure), self.journal.send)
         resumed = resume_jobs(self._driver.handle, self.store, left, coordinates=not self.config.join)
         self.gateway.start()
-        self._performer.perform(self.engine.schemas())
+        self._tell_gateway()
         await self._until_ready()
         if self._privileged.control is not None:
             self._bridge = self._join(self._privileged.control)
+        self._renewal.start()
         self._requests.unreadable = resumed.unreadable
         self.status.warnings += [
             f"job {name} could not be taken up: {why}; `lifl cancel {name}` ends it"
@@ -243,6 +251,7 @@ class Daemon:
         bridge = Bridge(
             listener, self.config.join, self.identity, self._driver, self.store, self.audit, self.credentials, self.cli
         )
+        self._enforcement.add(bridge)
         self._performer.peers = bridge.peers
         self.status.bridge = bridge
         return bridge
@@ -335,7 +344,12 @@ class Daemon:
         self.status.gateway_stats = None
         self._callers.gone()
         self._driver.handle(gm.GatewayLost())
-        self._loop.call_soon(lambda: self._performer.perform(self.engine.schemas()))
+        self._loop.call_soon(self._tell_gateway)
+
+    def _tell_gateway(self) -> None:
+        """Tell a gateway that has just begun what it has to know."""
+        self._enforcement.tell_gateway()
+        self._performer.perform(self.engine.schemas())
 
     def _from_zygote(self, message: Any) -> None:
         match message:

@@ -13,6 +13,7 @@ from collections.abc import Collection
 
 from lifl.core import limits
 from lifl.core.identity import Role
+from lifl.core.trust.revocation import RevokedList
 from lifl.tls.contexts import Contexts
 from lifl.tls.faults import TlsFault
 from lifl.tls.peer import Peer
@@ -31,13 +32,14 @@ class PlainSpeech(ConnectionError):
 
 
 class Secured:
-    """A connection, and who is at its other end; without `contexts` nobody is asked for a certificate."""
+    """A connection, and who is at its other end; without `security` nobody is asked for a certificate."""
 
-    def __init__(self, sock: Stream, contexts: Contexts | None = None) -> None:
+    def __init__(self, sock: Stream, security: Security | None = None) -> None:
         self.sock = sock
         self.peer: Peer | None = None
         """Who it is, from `check` on, if a certificate says so."""
-        self._contexts = contexts
+        self._security = security
+        self._contexts = security.contexts if security is not None else None
 
     @property
     def is_open(self) -> bool:
@@ -50,10 +52,21 @@ class Secured:
         return isinstance(self.sock, TlsSocket) and not self.sock.peer_certificate
 
     def check(self, roles: Collection[Role]) -> None:
-        """Note who it is: of this cluster, in one of the roles.  Raise `TlsFault` else."""
+        """Note who it is: of this cluster, in one of the roles, and not revoked.  Raise `TlsFault` else."""
         if self._contexts is not None:
             assert isinstance(self.sock, TlsSocket)
             self.peer = self._contexts.check_peer(self.sock, roles)
+        if self.is_revoked:
+            assert self.peer is not None
+            raise TlsFault(f"certificate {self.peer.serial} of {self.peer.identity} is revoked")
+
+    @property
+    def is_revoked(self) -> bool:
+        """Whether the certificate is not believed any more."""
+        peer = self.peer
+        if peer is None or self._security is None:
+            return False
+        return self._security.revoked.names(peer.identity, peer.serial, peer.begins_unix_s)
 
     @property
     def name(self) -> str:
@@ -65,16 +78,18 @@ class Security:
     """TLS with the identity of `contexts`; nothing when there is none."""
 
     def __init__(self, contexts: Contexts | None = None) -> None:
-        self._contexts = contexts
+        self.contexts = contexts
+        self.revoked = RevokedList()
+        """What is not believed any more: it is put in the place of the list that was."""
 
     @property
     def is_on(self) -> bool:
         """Whether connections are secured at all."""
-        return self._contexts is not None
+        return self.contexts is not None
 
     async def taken(self, raw: socket.socket) -> Secured:
         """Secure a connection that was taken in; `raw` stays the caller's to close.  Raise `OSError`."""
-        if self._contexts is None or raw.family == socket.AF_UNIX:
+        if self.contexts is None or raw.family == socket.AF_UNIX:
             return Secured(raw)
         await ready(raw)
         first = raw.recv(1, socket.MSG_PEEK)
@@ -82,7 +97,7 @@ class Security:
             raise ConnectionResetError("it closed the connection before it said anything")
         if first != TLS_HANDSHAKE:
             raise PlainSpeech("it is a TLS port: come with an identity of this cluster (lifl enroll HOST:PORT)")
-        sock = TlsSocket(raw, self._contexts.server(), server=True)
+        sock = TlsSocket(raw, self.contexts.server(), server=True)
         try:
             await shaken(sock)
         except TlsFault:
@@ -90,14 +105,14 @@ class Security:
                 async with asyncio.timeout(limits.LINGER_S):
                     await lingered(raw)  # so that the other side reads the alert
             raise
-        return Secured(sock, self._contexts)
+        return Secured(sock, self)
 
     async def dialled(self, raw: socket.socket) -> Secured:
         """Secure a connection that was made to a node, which must show that it is one.  Raise `OSError`."""
-        if self._contexts is None:
+        if self.contexts is None:
             return Secured(raw)
-        sock = TlsSocket(raw, self._contexts.node_client())
+        sock = TlsSocket(raw, self.contexts.node_client())
         await shaken(sock)
-        secured = Secured(sock, self._contexts)
+        secured = Secured(sock, self)
         secured.check(NODES)
         return secured

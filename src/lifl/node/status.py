@@ -12,6 +12,7 @@ import msgspec
 from lifl.core.protocol import gateway as gm
 from lifl.node import views
 from lifl.node.audit_log import AuditLog
+from lifl.node.authority.health import IdentityHealth
 from lifl.node.children import Child
 from lifl.node.cluster.bridge import Bridge
 from lifl.node.driver import Driver
@@ -52,15 +53,18 @@ class NodeStatus:
         self._meters = meters
         self._started_unix_s = time.time()
         self.bridge: Bridge | None = None
+        self.health: IdentityHealth | None = None
         self.gateway_stats: gm.GatewayStats | None = None  # as the gateway told last
         self.landlock = {"gateway": 0, "zygote": 0}  # the versions that hold them, as they told
 
     def report(self, adopted: dict[str, int]) -> dict[str, Any]:
         """Return what `lifl up` prints."""
+        more = self.health.warnings() if self.health is not None else []
         return {
             "node": f"{self._identity.number:016x}",
             "pid": os.getpid(),
             "listen": [self._identity.gateway],
+            "identity": self.health.text() if self.health is not None else "",
             "control": self.bridge.control if self.bridge is not None else "",
             "socket": str(self._folder / "gateway.sock"),
             "arena_bytes": self._arena.arena_bytes,
@@ -70,7 +74,7 @@ class NodeStatus:
             "why": self._workers.redirector.why,
             "state_dir": str(self._folder),
             "adopted": adopted,
-            "warnings": [*self.warnings, *filter(None, self._faults())],
+            "warnings": [*self.warnings, *filter(None, self._faults()), *more],
         }
 
     def _faults(self) -> tuple[str, ...]:

@@ -79,6 +79,15 @@ class Contexts:
         return check_peer(sock, self._loaded.own.cluster, roles)
 
 
+def is_usable(files: IdentityFiles) -> bool:
+    """Return whether an identity can be used: it is whole, belongs together, and has not expired."""
+    try:
+        Contexts(files)
+    except ResourceFault:
+        return False
+    return True
+
+
 def check_peer(sock: TlsSocket, cluster: str, roles: Collection[Role]) -> Peer:
     """Return who is at the other end: of the cluster, in one of the roles.  Raise `TlsFault` else."""
     try:

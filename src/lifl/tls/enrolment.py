@@ -50,7 +50,7 @@ class Obtained(NamedTuple):
     def save(self, folder: Path) -> None:
         """Write it to an identity folder.  Raise `ResourceFault`."""
         try:
-            save(folder, ca=self.roots, certificate=self.chain, key=self.key)
+            save(folder, ca=self.roots, certificate=self.chain, key=self.key, home=self.authority.encode())
         except OSError as error:
             raise ResourceFault(f"identity folder {folder} cannot be written: {error.strerror}") from error
 

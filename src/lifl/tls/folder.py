@@ -6,20 +6,32 @@
 
 A node's is in its state folder, a client's or operator's where `user_folder` says.  `save` puts each file in place at
 once; where two of them change together, who reads in between finds a pair that does not match, and keeps what it had
-(`contexts.py`).
+(`contexts.py`).  All of them are on the disk before the first takes its place, and a mark says so: when `save` is cut
+off by a kill, the next `load` goes on with it.
+
+``home``      where the authority is (the control address of its node), for who renews by itself
+``.lock``     held by who renews: of several processes with one identity, one does it
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import secrets
 import stat
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from lifl.core.errors import ResourceFault
+from lifl.core.limits import ADDRESS_CHARS_MAX
 
 CA, CERTIFICATE, KEY = "ca.pem", "cert.pem", "key.pem"
+HOME, LOCK = "home", ".lock"
+_NEW, _WHOLE = ".new", ".whole"
+"""The end of the names of what is to take others' places; and the mark that it is whole, which has its number."""
+IDENTITIES = Path("~/.config/lifl/identities")
 VARIABLE = "LIFL_IDENTITY"
 """Names the identity folder of who has no other."""
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -52,7 +64,20 @@ def user_folder(address: str, given: str | os.PathLike[str] | None = None) -> Pa
     if chosen := given or os.environ.get(VARIABLE):
         return _expanded(Path(chosen))
     host, _, port = address.rpartition(":")
-    return _expanded(Path("~/.config/lifl/identities")) / f"{host.strip('[]')}_{port}"
+    return _expanded(IDENTITIES) / f"{host.strip('[]')}_{port}"
+
+
+def sole_folder() -> Path | None:
+    """Return the identity folder of this account, if it has exactly one where they usually lie.
+
+    Of a cluster one knows many addresses, and has enrolled at one.
+    """
+    folder = _expanded(IDENTITIES)
+    try:
+        found = [each for each in folder.iterdir() if (each / CERTIFICATE).exists()]
+    except OSError:
+        return None
+    return found[0] if len(found) == 1 else None
 
 
 def user_folders(address: str) -> list[Path]:
@@ -83,6 +108,8 @@ def load(folder: Path) -> IdentityFiles | None:
     """
     files = IdentityFiles(folder, folder / CA, folder / CERTIFICATE, folder / KEY)
     try:
+        if not _is_missing(folder / _WHOLE):
+            _finish(folder)
         missing = [path.name for path in files[1:] if _is_missing(path)]
         if {CERTIFICATE, KEY} <= set(missing):
             return None
@@ -123,14 +150,52 @@ def _check_private(path: Path) -> None:
         )
 
 
-def save(folder: Path, *, ca: bytes | None = None, certificate: bytes | None = None, key: bytes | None = None) -> None:
-    """Write what is given (PEM), each at once and synced to the disk; the folder is made.  Raise `OSError`."""
+def save(
+    folder: Path,
+    *,
+    ca: bytes | None = None,
+    certificate: bytes | None = None,
+    key: bytes | None = None,
+    home: bytes | None = None,
+) -> None:
+    """Write what is given, synced to the disk; the folder is made.  Raise `OSError`."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     folder.chmod(0o700)
-    for name, data in ((CA, ca), (KEY, key), (CERTIFICATE, certificate)):
+    number = secrets.token_hex(4)
+    with contextlib.suppress(FileNotFoundError):
+        (folder / _WHOLE).unlink()
+    for old in folder.glob(f".*{_NEW}"):  # of one that was cut off
+        old.unlink(missing_ok=True)
+    for name, data in ((CA, ca), (KEY, key), (CERTIFICATE, certificate), (HOME, home)):
         if data is not None:
-            _replace(folder / name, data)
+            _write(folder / f".{name}.{number}{_NEW}", data)
+    _sync(folder)
+    _write(folder / _WHOLE, number.encode())
+    _sync(folder)
+    _finish(folder)
+
+
+def _finish(folder: Path) -> None:
+    """Put in place what is written beside it; several may do so at once."""
+    with contextlib.suppress(FileNotFoundError):
+        number = (folder / _WHOLE).read_text()
+        for name in (CA, KEY, CERTIFICATE, HOME):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(folder / f".{name}.{number}{_NEW}", folder / name)
+        _sync(folder)
+        (folder / _WHOLE).unlink()
+
+
+def _write(path: Path, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -138,14 +203,24 @@ def save(folder: Path, *, ca: bytes | None = None, certificate: bytes | None = N
         os.close(fd)
 
 
-def _replace(path: Path, data: bytes) -> None:
-    fd, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # 0600
+def home_of(folder: Path) -> str:
+    """Return the control address at which an identity is renewed; empty when none is known."""
     try:
-        with open(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+        return (folder / HOME).read_text().strip()[:ADDRESS_CHARS_MAX]
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Hold the folder's lock; yields False, at once, when another process has it.  Raise `OSError`."""
+    fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+    finally:
+        os.close(fd)

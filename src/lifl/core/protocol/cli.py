@@ -181,7 +181,7 @@ class RevokeCertificate(Message, frozen=True):
 
 
 class RenewCertificate(Message, frozen=True):
-    """Has the node renew its own certificate now: answered by Answer {"expires_unix_s": ...} when it has begun."""
+    """Has the node renew its own certificate: answered by Answer {} when it has begun."""
 
 
 class RotateAuthority(Message, frozen=True):

@@ -44,6 +44,7 @@ from lifl.core.limits import (
 )
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
+from lifl.core.trust.revocation import Revocations
 
 PEER_VERSION = 3
 """Since 2 what grows goes in pages; since 3 a partial is a mean and exact sums of integers, not a scaled sum."""
@@ -138,6 +139,12 @@ class PeerMembers(Message, frozen=True):
     first: bool = False
 
 
+class Revoked(Message, frozen=True):
+    """The certificates that are not believed any more, in the place of what the agent had; where they are secured."""
+
+    entries: Revocations
+
+
 class Heartbeat(Message, frozen=True):
     """Alive.  From an agent also its load (MC in updates, k per second, E in seconds), and its branches' tasks."""
 
@@ -181,7 +188,7 @@ class Leaving(Message, frozen=True):
 
 
 Greeting = PeerWelcome | PeerRedirect | PeerRejoin | PeerRefusal
-ToAgent = PeerMembers | Heartbeat | o.Order
+ToAgent = PeerMembers | Heartbeat | Revoked | o.Order
 ToCoordinator = (
     Heartbeat
     | Inventory

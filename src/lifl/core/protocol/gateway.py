@@ -25,6 +25,7 @@ from lifl.core.fields import (
 )
 from lifl.core.limits import BYTES_PER_S_MAX, CONTRIBUTION_BYTES_MAX
 from lifl.core.planning.treatment import Patterns
+from lifl.core.trust.revocation import Revocations
 
 # ---- gateway → lifld -------------------------------------------------------------------------------------------
 # `conn` is the gateway's number of the client's connection.
@@ -294,6 +295,12 @@ class HangUp(Message, frozen=True):
     conn: Count = 0
 
 
+class Revoked(Message, frozen=True):
+    """The certificates that are not believed any more, in the place of what the gateway had: their connections end."""
+
+    entries: Revocations
+
+
 class AskStats(Message, frozen=True):
     """Asks for GatewayStats."""
 
@@ -340,6 +347,7 @@ ToGateway = (
     | ModelGranted
     | TellClient
     | HangUp
+    | Revoked
     | AskStats
     | Pulse
     | Drain

@@ -11,15 +11,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lifl.core.config.node import NodeConfig, secured
-from lifl.core.errors import Refused, ResourceFault
+from lifl.core.errors import LiflError, Refused, ResourceFault
 from lifl.core.trust.tokens import Token
 from lifl.node.authority.authority import Authority, Handed
 from lifl.node.authority.authority_file import has_authority, open_authority
 from lifl.node.authority.credential_store import CredentialStore
 from lifl.node.authority.revocations import Revocations
-from lifl.tls.contexts import Contexts
+from lifl.tls.contexts import Contexts, is_usable
 from lifl.tls.enrolment import enrol
 from lifl.tls.folder import load, node_folder, save
+from lifl.tls.peer import Peer
 from lifl.tls.signing_request import new_key
 
 ELSEWHERE = "the certificates of this cluster come from elsewhere: it has no authority, and lets nobody in by a token"
@@ -45,10 +46,11 @@ class Credentials:
         self.revocations = Revocations(self.store)
         self.authority: Authority | None = None
         self.contexts: Contexts | None = None
+        self.on_renew: Callable[[], None] | None = None
         self.joins, self._secured = bool(config.join), secured(config)
-        self._folder = node_folder(folder)
+        self.folder = node_folder(folder)
         self._name = f"{number:016x}"
-        self._hosts = hosts
+        self.hosts = hosts
         if self._secured:
             try:
                 self._open(config, folder, token)
@@ -57,19 +59,19 @@ class Credentials:
                 raise
 
     def _open(self, config: NodeConfig, folder: Path, token: Token | None) -> None:
-        files = load(self._folder)
+        files = load(self.folder)
         if not self.joins and (files is None or has_authority(config, folder)):
             authority, path = open_authority(config, folder, self.store)
             self.authority = Authority(authority, path, self.store, self.revocations, self.note)
-            if files is None:
+        if files is None or not is_usable(files):
+            if self.authority is not None:
                 self._take_own(self.authority)
-                files = load(self._folder)
-        if files is None and token is not None:
-            enrol(config.join, token, self._name, True, self._hosts()).save(self._folder)
-            files = load(self._folder)
+            elif token is not None:
+                enrol(config.join, token, self._name, True, self.hosts()).save(self.folder)
+            files = load(self.folder)
         if files is None:
             raise ResourceFault(
-                f"this node has no identity in {self._folder}: join with a token, `lifl up --join HOST:PORT "
+                f"this node has no identity in {self.folder}: join with a token, `lifl up --join HOST:PORT "
                 "--token-file F`, which an operator makes with `lifl token create --role node`"
             )
         self.contexts = Contexts(files)
@@ -82,22 +84,42 @@ class Credentials:
 
     def _take_own(self, authority: Authority) -> None:
         made = new_key()
-        self.save(authority.issue_own(self._name, made.request, self._hosts()), made.key)
+        self.save(authority.issue_own(self._name, made.request, self.hosts()), made.key)
 
     def save(self, handed: Handed, key: bytes) -> None:
         """Put a new certificate of the node's own in place, with its key, for the next connection."""
         try:
-            save(self._folder, ca=handed.trusted, certificate=handed.chain, key=key)
+            save(self.folder, ca=handed.trusted, certificate=handed.chain, key=key)
         except OSError as error:
-            raise ResourceFault(f"identity folder {self._folder} cannot be written: {error.strerror}") from error
+            raise ResourceFault(f"identity folder {self.folder} cannot be written: {error.strerror}") from error
 
-    def renew_now(self) -> float:
-        """Renew the node's own certificate; return until when the new one is valid.  Raise `Refused`."""
+    def renew_own(self) -> LiflError | None:
+        """Renew the certificate of the authority's own node; return why that could not be done."""
+        assert self.authority is not None
+        try:
+            self._take_own(self.authority)
+        except LiflError as error:
+            return error
+        return None
+
+    def renew_now(self) -> None:
+        """Have the node's own certificate renewed, soon.  Raise `Refused` when there is none."""
         self.check_secured()
-        if self.authority is None or self.contexts is None:
+        if self.authority is None and not self.joins:
             raise Refused("no-authority", "", ELSEWHERE)
-        self._take_own(self.authority)
-        return self.contexts.own.expires_unix_s
+        if self.on_renew is not None:
+            self.on_renew()
+
+    @property
+    def own(self) -> Peer:
+        """What the node's own certificate says."""
+        assert self.contexts is not None
+        return self.contexts.own
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether the node is reached by names or addresses that its certificate does not have."""
+        return not set(self.hosts()) <= set(self.own.hosts)
 
     @property
     def own_serial(self) -> str:

@@ -27,7 +27,7 @@ def hosts_of(addresses: Iterable[str]) -> tuple[str, ...]:
     everywhere = any(_is_unspecified(host) for host in named)
     found = [host for host in named if not _is_unspecified(host)]
     found += [*LOOPBACK, socket.gethostname(), *(_own_addresses() if everywhere else ())]
-    return tuple(dict.fromkeys(filter(is_host, found)))[:HOSTS_MAX]
+    return tuple(dict.fromkeys(map(_plain, filter(is_host, found))))[:HOSTS_MAX]
 
 
 def is_host(text: str) -> bool:
@@ -36,6 +36,13 @@ def is_host(text: str) -> bool:
         return "%" not in text and not ipaddress.ip_address(text).is_unspecified
     except ValueError:
         return len(text) <= HOST_CHARS_MAX and _DNS_NAME.fullmatch(text) is not None
+
+
+def _plain(host: str) -> str:
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return host
 
 
 def _is_unspecified(host: str) -> bool:

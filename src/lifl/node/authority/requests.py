@@ -46,7 +46,8 @@ class CredentialRequests:
                 credentials.note("cert.revoked", who, " ".join(revoked), which=which)
                 return {"revoked": revoked}
             case om.RenewCertificate():
-                return {"expires_unix_s": credentials.renew_now()}
+                credentials.renew_now()
+                return {}
             case om.RotateAuthority():
                 digest = credentials.rotate(credentials.authority_here(self._home()))
                 credentials.note("cert.rotated", who, authority=digest)

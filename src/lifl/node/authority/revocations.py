@@ -17,6 +17,7 @@ from lifl.core.identity import ROLES
 from lifl.core.trust.enrolment import is_name
 from lifl.core.trust.revocation import Revocation, RevokedList
 from lifl.node.authority.credential_store import CertificateRow, CredentialStore
+from lifl.node.database import DatabaseFault
 
 log = logging.getLogger("lifl.authority")
 
@@ -81,8 +82,11 @@ class Revocations:
         """Take the coordinator's list in the place of the own one."""
         if tuple(entries) == self.entries:
             return
-        self._store.replace_revocations(entries)
-        self._read()
+        self.entries, self.list = tuple(entries), RevokedList(entries)
+        try:
+            self._store.replace_revocations(entries)
+        except DatabaseFault as fault:  # it holds all the same; after a start the coordinator tells it again
+            log.error("certificate.revocations %s", fault)
         log.info("certificate.revocations count=%d", len(self.entries))
         self.on_change()
 

@@ -22,6 +22,7 @@ from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import enrolment as e
 from lifl.core.protocol.peer_check import checked
+from lifl.core.trust.revocation import Revocation, RevokedList
 from lifl.node import machine
 from lifl.node.audit_log import AuditLog
 from lifl.node.authority.credentials import Credentials
@@ -62,8 +63,9 @@ class Bridge:
         self.incarnation = store.next_incarnation()
         self._beats: dict[int, p.Heartbeat] = {}  # by node: what it told last of itself
         self._desk = Desk(credentials, self.coordinator)
-        security = Security(credentials.contexts)
-        self.peers = Peers(listener, self._hello, not join, join, self, security=security)
+        self._credentials = credentials
+        self._security = Security(credentials.contexts)
+        self.peers = Peers(listener, self._hello, not join, join, self, security=self._security)
 
     @property
     def control(self) -> str:
@@ -95,6 +97,8 @@ class Bridge:
         log.info("node.up node=%016x gateway=%s incarnation=%d", hello.node, hello.gateway, hello.incarnation)
         who, node = split_address(hello.control)[0], f"{hello.node:016x}"
         self._audit.note("peer.joined", who, node=node, incarnation=hello.incarnation)
+        if self._security.is_on:
+            send(p.Revoked(self._credentials.revocations.entries))
         sizes = (hello.capacity, hello.arena_bytes, hello.workers_max)
         self._driver.handle(ev.NodeUp(hello.node, hello.gateway, *sizes, hello.incarnation, hello.knows))
 
@@ -166,9 +170,12 @@ class Bridge:
         """Log why the node cannot join."""
         log.error("coordinator.refused %s", text)
 
-    def order(self, order: o.Order) -> None:
+    def order(self, order: o.Order | p.Revoked) -> None:
         """Obey an order of the coordinator."""
-        self._driver.handle(order)
+        if isinstance(order, p.Revoked):
+            self._credentials.revocations.replace(order.entries)
+        else:
+            self._driver.handle(order)
 
     # ---- who wants a certificate -----------------------------------------------------------------------------------
 
@@ -191,6 +198,11 @@ class Bridge:
         if self._cli.take(secured.sock, secured.peer, host):
             return None
         return p.PeerRefusal(f"{CLI_REMOTE_MAX} command lines of other machines are served; come again", retry=True)
+
+    def revoke(self, entries: tuple[Revocation, ...], revoked: RevokedList) -> None:
+        """Take no more connections of revoked certificates, end those that there are, and tell the agents."""
+        self._security.revoked = revoked
+        self.peers.revoke(entries, revoked)
 
     # ---- what is shown ---------------------------------------------------------------------------------------------
 

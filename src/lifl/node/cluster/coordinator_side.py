@@ -18,10 +18,12 @@ from lifl.core.fields import Message
 from lifl.core.limits import NEWS_MAX
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol.pages import Pages
+from lifl.core.trust.revocation import Revocation, RevokedList
 from lifl.node.cluster.member_rows import as_member, met, row
 from lifl.node.cluster.timer import Timer
 from lifl.node.link import Link
 from lifl.node.security import Secured
+from lifl.tls.peer import Peer
 from lifl.tls.tls_socket import Stream
 
 log = logging.getLogger("lifl.peers")
@@ -71,6 +73,7 @@ class CoordinatorSide:
         self._since_unix_s = time.time()
         self._links: dict[int, Link] = {}
         self._pages: dict[int, Pages] = {}
+        self._shown: dict[int, Peer] = {}  # the certificates of those that are connected, where they are secured
         # The number of each member's latest change, in rising order; and how far each link was told.
         self._changes: dict[int, int] = {}
         self._told: dict[int, int] = {}
@@ -93,6 +96,8 @@ class CoordinatorSide:
         if self._closed:
             return p.PeerRefusal("this coordinator goes down", retry=True)
         self._connect(hello, secured.sock)
+        if secured.peer is not None:
+            self._shown[hello.node] = secured.peer
         self._perform([last])
         return None
 
@@ -113,6 +118,7 @@ class CoordinatorSide:
         self._told[node] = 0
 
     def _close_link(self, node: int) -> None:
+        self._shown.pop(node, None)
         link = self._links.pop(node, None)
         if link is not None:
             link.close()
@@ -131,6 +137,7 @@ class CoordinatorSide:
         if self._links.get(node) is not link:
             return  # it was closed here
         del self._links[node]
+        self._shown.pop(node, None)
         log.warning("peer.lost node=%016x %s", node, error or "it closed the connection")
         self._perform(self._table.lost(node, self._loop.time()))
 
@@ -199,6 +206,15 @@ class CoordinatorSide:
                 news[told] = p.PeerMembers(tuple(self._member(other) for other, _ in fresh)), until
             message, self._told[node] = news[told]
             link.send(message)
+
+    def revoke(self, entries: tuple[Revocation, ...], revoked: RevokedList) -> None:
+        """End the connections of nodes whose certificates are revoked, and tell the others."""
+        for node, peer in list(self._shown.items()):
+            if revoked.names(peer.identity, peer.serial, peer.begins_unix_s) and (link := self._links.get(node)):
+                log.warning("peer.revoked node=%016x serial=%s", node, peer.serial)
+                link.close()
+        for link in list(self._links.values()):
+            link.send(p.Revoked(entries))
 
     def send(self, node: int, message: Message) -> None:
         link = self._links.get(node)

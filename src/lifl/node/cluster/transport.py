@@ -24,6 +24,7 @@ from lifl.core.fields import Message
 from lifl.core.limits import GATEWAYS_TOLD_MAX
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import enrolment as e
+from lifl.core.trust.revocation import Revocation, RevokedList
 from lifl.node.cluster.acceptor import Acceptor
 from lifl.node.cluster.agent_side import AgentHandler, AgentSide
 from lifl.node.cluster.coordinator_side import CoordinatorHandler, CoordinatorSide, Send
@@ -105,6 +106,11 @@ class Peers:
     def trouble(self) -> str:
         """Why an agent is not connected; empty when it is, and on the coordinator."""
         return "" if isinstance(self._side, CoordinatorSide) else self._side.trouble
+
+    def revoke(self, entries: tuple[Revocation, ...], revoked: RevokedList) -> None:
+        """End the connections of nodes whose certificates are revoked, and tell the others, as the coordinator."""
+        if isinstance(self._side, CoordinatorSide):
+            self._side.revoke(entries, revoked)
 
     def members(self) -> list[dict[str, Any]]:
         """Return all members, the coordinator first: the fields of PeerMember with `node` as 16 hex digits, and `role`.

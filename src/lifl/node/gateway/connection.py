@@ -108,6 +108,11 @@ class Connection:
         """End the connection of a client that takes too much."""
         self._socket.cut(because)
 
+    def end_if_revoked(self) -> None:
+        """End the connection of somebody whose certificate is not believed any more."""
+        if self._secured.is_revoked:
+            self._socket.cut("its certificate was revoked")
+
     def shut(self) -> None:
         """End the connection: everything that waits for the socket wakes up with an error or the end of the stream."""
         self._socket.shut()

@@ -45,6 +45,7 @@ from lifl.core.errors import LiflError, Refused, ResourceFault
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import encode
+from lifl.core.trust.revocation import RevokedList
 from lifl.node import descriptors
 from lifl.node.gateway.body_moves import Movers
 from lifl.node.gateway.client_socket import tune
@@ -257,6 +258,10 @@ class Gateway:
                 ending = [conn] if conn else list(connections)
                 for connection in filter(None, map(connections.get, ending)):
                     connection.shut()
+            case gm.Revoked(entries):
+                self._security.revoked = RevokedList(entries)
+                for connection in list(connections.values()):
+                    connection.end_if_revoked()
             case gm.Pulse():
                 shared.pulse.heard(message)
             case gm.AskStats():

@@ -1,0 +1,42 @@
+"""What follows from a revocation, at once: the gateway hears of it, and connections of whose certificate it was end."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from lifl.core.protocol import gateway as gm
+from lifl.core.trust.revocation import Revocation, RevokedList
+from lifl.node.authority.revocations import Revocations
+from lifl.node.children import Child
+
+
+class Door(Protocol):
+    """What has connections of whose certificates may be revoked."""
+
+    def revoke(self, entries: tuple[Revocation, ...], revoked: RevokedList) -> None:
+        """Take no more connections of theirs, and end those that there are."""
+        ...
+
+
+class Enforcement:
+    """Applies each change of the list to the gateway and to the doors of the daemon itself."""
+
+    def __init__(self, revocations: Revocations, gateway: Child) -> None:
+        self._revocations = revocations
+        self._gateway = gateway
+        self._doors: list[Door] = []
+        revocations.on_change = self._apply
+
+    def add(self, door: Door) -> None:
+        """Apply the list to a door, now and from now on."""
+        self._doors.append(door)
+        door.revoke(self._revocations.entries, self._revocations.list)
+
+    def tell_gateway(self) -> None:
+        """Tell the gateway the list: it has just begun, or the list has changed."""
+        self._gateway.send(gm.Revoked(self._revocations.entries))
+
+    def _apply(self) -> None:
+        self.tell_gateway()
+        for door in self._doors:
+            door.revoke(self._revocations.entries, self._revocations.list)
