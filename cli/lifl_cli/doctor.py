@@ -279,6 +279,14 @@ def _contents(state_dir: Path) -> Iterator[Finding]:
         yield Finding("warn", "state folder", str(error), "see to it, then try again")
 
 
+def _identities(state_dir: Path) -> Iterator[Finding]:
+    """Look at certificates, their files, and the clock."""
+    from lifl_cli.identities import look
+
+    for found in look(state_dir):
+        yield Finding(*found)
+
+
 def _segments(_state_dir: Path) -> Iterator[Finding]:
     """Find segments that no process maps: a killed `lifld` left them for the next one on its state folder."""
     names = {path.name for path in SHM.glob("lifl-*")}
@@ -373,6 +381,7 @@ CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
     _port,
     _state_folder,
     _contents,
+    _identities,
     _segments,
     _boxes,
 )

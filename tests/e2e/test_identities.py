@@ -247,3 +247,137 @@ def test_a_given_authority_is_used_where_it_lies(start_node: Callable[..., Node]
     assert made.digest in somebody.folder.with_suffix(".token").read_text()
     done = somebody.run("cert", "rotate")
     assert done.returncode == 1 and "--ca-cert" in done.stderr
+
+
+# ---- revocation and renewal, while everybody is connected ------------------------------------------------------------
+
+
+class Pair:
+    """Two nodes, and clients of the second one's gateway."""
+
+    def __init__(self, first: Node, start: Callable[..., Node], tmp_path: Path) -> None:
+        self.first = first
+        self.tmp_path = tmp_path
+        secret = token_file(first, tmp_path / "node.token", "--role", "node")
+        flags = ("--join", control(first), "--token-file", str(secret))
+        self.second = start(*EVERYWHERE, *flags, folder=_folder(tmp_path, "pair"))
+        until("both nodes", lambda: len(self.alive()) == 2)
+
+    def alive(self) -> set[str]:
+        return {line["node"] for line in self.first.json("nodes")["nodes"] if line["state"] == "alive"}
+
+    def client(self, name: str) -> Connected:
+        secret = token_file(self.first, self.tmp_path / f"{name}.token", "--role", "client", "--name", name)
+        folder = self.tmp_path / name
+        done = run_lifl("enroll", control(self.first), "--token-file", str(secret), "--identity", str(folder))
+        assert done.returncode == 0, done.stderr
+        return Connected(self.second.address.replace("0.0.0.0", "127.0.0.1"), folder, name)
+
+
+class Connected:
+    """A client's connection, greeted; it sees its end."""
+
+    def __init__(self, address: str, folder: Path, name: str) -> None:
+        self.address, self.folder, self.name = address, folder, name
+        self.stream = self.dial()
+
+    def dial(self) -> Any:
+        from lifl.client.dialling import Dialler
+        from lifl.client.stream import greeted
+
+        dialler = Dialler([self.address], self.folder, False, lambda _sock: None)
+        return greeted(self.address, 60.0, self.name, False, dialler)
+
+    def has_ended(self) -> bool:
+        """Whether the node has closed it."""
+        sock = self.stream._sock
+        sock.settimeout(0.0)
+        try:
+            return sock.recv(1) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def refusal(self) -> str:
+        """Why a new connection is not taken; empty when it is."""
+        from lifl.core.errors import Refused
+
+        try:
+            self.dial().close()
+        except Refused as refused:
+            return refused.text
+        return ""
+
+
+def test_a_revocation_ends_what_is_connected_on_all_nodes_and_lasts(
+    first: Node, start_node: Callable[..., Node], tmp_path: Path
+) -> None:
+    pair = Pair(first, start_node, tmp_path)
+    bad, good = pair.client("bad"), pair.client("good")
+    watching = Somebody(first, tmp_path / "op", "--role", "operator", "--name", "op")
+    watch = subprocess.Popen(
+        [*LIFL, "--node", control(first), "--identity", str(watching.folder), "submit", str(CONFIG), "--watch"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert watch.stdout is not None and "job digits" in watch.stdout.readline()
+    first.lifl("cert", "revoke", "bad")
+    first.lifl("cert", "revoke", "operator/op")
+    until("the client's end", bad.has_ended)
+    assert watch.wait(60) != 0
+    watch.stdout.close()
+    assert "is revoked" in bad.refusal()
+    assert not good.has_ended() and good.refusal() == ""
+    assert "revoked" in watching.run("jobs").stderr
+    pair.second.down()
+    pair.second.up()
+    bad.address = pair.second.address.replace("0.0.0.0", "127.0.0.1")
+    assert "is revoked" in bad.refusal(), "the second node keeps it"
+    first.down()
+    first.up()
+    assert "revoked" in first.lifl("cert", "list")
+    bad.stream.close()
+    good.stream.close()
+
+
+def test_a_revoked_node_is_out_and_stays_out(first: Node, start_node: Callable[..., Node], tmp_path: Path) -> None:
+    pair = Pair(first, start_node, tmp_path)
+    first.lifl("cert", "revoke", f"node/{pair.second.info['node']}")
+    until("it is dead", lambda: pair.second.info["node"] not in pair.alive())
+    log = pair.second.state_dir / "lifld.log"
+    until("it is told", lambda: "is revoked" in log.read_text())
+    own = run_lifl("cert", "revoke", first.info["node"], "--state", str(first.state_dir))
+    assert own.returncode == 1 and "own certificate" in own.stderr
+
+
+def test_certificates_are_renewed_and_nobody_is_disconnected(
+    first: Node, start_node: Callable[..., Node], tmp_path: Path
+) -> None:
+    pair = Pair(first, start_node, tmp_path)
+    client = pair.client("c")
+    before = {node: _serial_shown(node) for node in (first, pair.second)}
+    account = json.loads(run_lifl("cert", "renew", str(client.folder), "--json").stdout)
+    for node in (first, pair.second):
+        node.lifl("cert", "renew")
+        until("the new certificate is shown", lambda node=node: _serial_shown(node) != before[node])  # type: ignore[misc]
+    assert not client.has_ended() and client.refusal() == ""
+    assert len(pair.alive()) == 2
+    assert "peer.lost" not in first.lifl("audit")
+    assert account["serial"] in first.lifl("cert", "list")
+    first.lifl("cert", "rotate")
+    pair.second.lifl("cert", "renew")
+    assert client.refusal() == "" and not client.has_ended(), "who trusts the old root believes the new certificates"
+    client.stream.close()
+
+
+def _serial_shown(node: Node) -> str:
+    """The serial that the node's gateway shows to a new connection."""
+    import ssl
+
+    from cryptography import x509
+
+    host, _, port = node.address.replace("0.0.0.0", "127.0.0.1").rpartition(":")
+    shown = x509.load_pem_x509_certificate(ssl.get_server_certificate((host, int(port))).encode())
+    return f"{shown.serial_number:X}"
