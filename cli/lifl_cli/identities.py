@@ -82,7 +82,7 @@ def _authority(path: Path) -> Iterator[Looked]:
         return
     if mode & 0o077:
         text = f"{path} has mode {mode:04o}: whoever reads it can be anybody in the cluster"
-        yield Looked("fail", "authority", text, f"chmod 600 {path}; if others have read it: lifl cert rotate")
+        yield Looked("fail", "authority", text, f"chmod 600 {path}; if others have read it, make a new cluster")
     else:
         yield Looked("ok", "authority", f"{path}: of this cluster, its user's alone")
 

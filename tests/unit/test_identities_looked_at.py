@@ -77,7 +77,7 @@ def test_an_authority_that_others_can_read_is_told(home: Path, tmp_path: Path) -
     assert only(list(look(tmp_path))).level == "ok"
     path.chmod(0o644)
     found = only(list(look(tmp_path)))
-    assert found.level == "fail" and "chmod 600" in found.fix and "rotate" in found.fix
+    assert found.level == "fail" and "chmod 600" in found.fix and "new cluster" in found.fix
 
 
 @pytest.mark.parametrize(
