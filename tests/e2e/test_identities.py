@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +136,21 @@ def test_who_has_no_identity_or_another_clusters_asks_nothing(
     assert not (tmp_path / "x").exists()
 
 
-def _folder(tmp_path: Path, name: str) -> Path:
-    import tempfile
+_MADE: list[Path] = []
 
-    return Path(tempfile.mkdtemp(prefix=f"lt-{name}-", dir="/tmp"))
+
+@pytest.fixture(autouse=True)
+def folders_go() -> Iterator[None]:
+    """Removes, after the nodes are down, the state folders that a test has made besides its first."""
+    yield
+    while _MADE:
+        shutil.rmtree(_MADE.pop(), ignore_errors=True)
+
+
+def _folder(tmp_path: Path, name: str) -> Path:
+    """A state folder with a short path: sockets are made in it."""
+    _MADE.append(Path(tempfile.mkdtemp(prefix=f"lt-{name}-", dir="/tmp")))
+    return _MADE[-1]
 
 
 def test_a_node_joins_by_a_token_and_comes_back_without_it(
