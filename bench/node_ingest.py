@@ -33,7 +33,8 @@ from typing import TypeVar
 import numpy as np
 from measure import END_S, HELPER_ENVIRONMENT, Cell, Group, Helper, Target, answer, cpu_s, grown_bytes, orders
 
-from lifl.client.stream import Stream
+from lifl.client.dialling import Dialler
+from lifl.client.stream import GREETING_S, Stream
 from lifl.client.tensors import Update
 from lifl.core.fields import Message
 from lifl.core.ids import Key, Kind
@@ -263,7 +264,7 @@ def send(name: str, nbytes: int) -> None:
     told = iter(orders())
     number = 0
     for what in told:
-        stream = Stream(what["address"])
+        stream = Stream(what["address"], GREETING_S, Dialler([what["address"]]))
         if what["way"] != "bare loop":
             stream.send(cm.Hello(cm.PROTOCOL_VERSION, name, direct=what["way"] == "direct"))
             _expect(stream, cm.Welcome)

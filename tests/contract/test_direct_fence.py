@@ -17,7 +17,8 @@ import pytest
 from fleet import OneHot, arena_use, fleet, gated, objects, restart, submit, until
 from nodes import Node
 
-from lifl.client.stream import Stream
+from lifl.client.dialling import Dialler
+from lifl.client.stream import GREETING_S, Stream
 from lifl.core.agent.uploads import DIRECT_GRACE_S
 from lifl.core.ids import Kind
 from lifl.core.protocol import client as cm
@@ -32,7 +33,7 @@ class Writer:
 
     def __init__(self, node: Node, job: str) -> None:
         self.job = job
-        self.stream = Stream(str(node.state_dir))
+        self.stream = Stream(str(node.state_dir), GREETING_S, Dialler([str(node.state_dir)]))
         self.stream.send(cm.Hello(cm.PROTOCOL_VERSION, "writer", direct=True))
         self.slot = np.empty(0, np.uint8)
 

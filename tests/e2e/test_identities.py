@@ -298,7 +298,7 @@ class Connected:
         from lifl.client.dialling import Dialler
         from lifl.client.stream import greeted
 
-        dialler = Dialler([self.address], self.folder, False, lambda _sock: None)
+        dialler = Dialler([self.address], self.folder)
         return greeted(self.address, 60.0, self.name, False, dialler)
 
     def has_ended(self) -> bool:

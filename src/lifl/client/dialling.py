@@ -40,7 +40,11 @@ class Dialler:
     """
 
     def __init__(
-        self, nodes: Sequence[str], identity: str | os.PathLike[str] | None, insecure: bool, opened: Opened
+        self,
+        nodes: Sequence[str],
+        identity: str | os.PathLike[str] | None = None,
+        insecure: bool = False,
+        opened: Opened = lambda _sock: None,
     ) -> None:
         self._nodes = tuple(nodes)
         self._given = identity or os.environ.get(VARIABLE)
