@@ -27,6 +27,7 @@ from lifl.core.protocol import journal as jm
 from lifl.core.protocol import worker as wm
 from lifl.core.protocol.frames import FRAME_BYTES_MAX, FrameDecoder, encode
 from lifl.core.schema import DTYPE_BYTES, Segment, TensorSpec, Treated
+from lifl.core.trust.revocation import Revocation
 
 CHANNELS = [
     cm.FromClient,
@@ -79,6 +80,9 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
         return st.lists(st.text("abcxyz-", max_size=8), max_size=KNOWN_WORDS_MAX).map(tuple)
     if kind == Tensors:
         return tensors
+    if kind is Revocation:
+        fields = typing.get_type_hints(Revocation, include_extras=True)
+        return st.builds(Revocation, **{name: strategy(field) for name, field in fields.items()})
     if kind is msgspec.Raw:
         return values.map(msgspec.msgpack.encode).map(msgspec.Raw)
     if typing.get_origin(kind) is typing.Annotated:
@@ -87,7 +91,8 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
             return within(inner, metas[0])
         pattern = next((meta.pattern for meta in metas if getattr(meta, "pattern", None) is not None), None)
         if inner is str and pattern is not None and "[^" not in pattern:
-            return st.from_regex(pattern).filter(lambda value: len(value) <= metas[0].max_length)
+            fits = range(metas[0].min_length or 0, metas[0].max_length + 1)
+            return st.from_regex(pattern).filter(lambda value: len(value) in fits)
         shortest = next((meta.min_length for meta in metas if getattr(meta, "min_length", None) is not None), None)
         if inner is str and shortest:
             return st.text(min_size=shortest, max_size=20)

@@ -131,7 +131,7 @@ class PutModel(Message, frozen=True):
     `digest` is the SHA-256 of the file; `path`, on the node, is there when all of it is.
     """
 
-    digest: Annotated[str, msgspec.Meta(min_length=64, max_length=64, pattern=r"\A[0-9a-f]*\Z")]
+    digest: Annotated[str, msgspec.Meta(min_length=64, max_length=64, pattern=r"\A[0-9a-f]{64}\Z")]
     offset: Count
     data: Annotated[bytes, msgspec.Meta(max_length=MODEL_PIECE_BYTES)]
     total_bytes: Count
