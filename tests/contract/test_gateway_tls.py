@@ -423,9 +423,11 @@ def test_a_body_that_is_cut_is_given_up_and_harms_nobody(node: StandIn, folder: 
         peer.sock.raw.shutdown(socket.SHUT_WR)
     elif how == "changed":
         peer.sock.raw.send(b"\x17\x03\x03\x00\x40" + bytes(64))
+        peer.sock.raw.shutdown(socket.SHUT_WR)  # a receiver may wait for a larger piece: this wakes it
     else:
         peer.close()
-    assert node.wait_for(gm.Aborted).reason
+    reason = node.wait_for(gm.Aborted).reason
+    assert (how != "changed" and reason) or "TLS failed" in reason, reason
     node.wait_for(gm.ClientLeft)
     peer.close()
     other = Peer(node, context=context(folder / "c2"))

@@ -51,6 +51,7 @@ class TlsSocket:
         self._read: Callable[[int, memoryview], int] = self._tls.read  # type: ignore[assignment]
         self._lock = threading.Lock()
         self._said_end = False
+        self._failed: TlsFault | None = None  # behind the bytes that were received last
 
     # ---- the handshake ---------------------------------------------------------------------------------------------
 
@@ -105,7 +106,7 @@ class TlsSocket:
     @property
     def pending(self) -> bool:
         """Whether there is something to read without the descriptor: to be asked before it is waited for."""
-        return bool(self._incoming.pending or self._tls.pending())
+        return bool(self._incoming.pending or self._tls.pending() or self._failed)
 
     @property
     def buffered_bytes_max(self) -> int:
@@ -124,6 +125,8 @@ class TlsSocket:
     def recv_into(self, room: memoryview | bytearray, nbytes: int = 0) -> int:
         """Decrypt into `room` what has come; return how many bytes, 0 at the peer's end.  Raise `BlockingIOError`."""
         with self._lock, memoryview(room) as view:
+            if self._failed is not None:
+                raise self._failed
             wanted = nbytes or len(view)
             got = 0
             while got < wanted:
@@ -138,9 +141,10 @@ class TlsSocket:
                 except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
                     break
                 except ssl.SSLError as error:
+                    self._failed = fault_of(error)
                     if got:
                         break
-                    raise fault_of(error) from error
+                    raise self._failed from error
                 if not step:
                     break
                 got += step
