@@ -18,7 +18,8 @@
 # make help         these lines; so does make alone
 #
 # Each target first sets itself up: a virtual environment in .venv with what setup.cfg names and, where apt and root
-# are there, Debian's python3-bpfcc, without which the redirector runs on AF_UNIX sockets instead of eBPF.
+# are there, Debian's python3-bpfcc, without which the redirector runs on AF_UNIX sockets instead of eBPF. Where there is
+# no etcd, that of Debian's etcd-server is unpacked into .venv (no service is installed): tests of failover need it.
 
 SHELL := /bin/bash
 VENV  := .venv
@@ -30,6 +31,8 @@ BENCH_READY := $(VENV)/.bench-installed
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 /usr/bin/python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 MAY_INSTALL = [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
+UNPACK_ETCD = { apt-get download -q etcd-server || { apt-get update -q && apt-get download -q etcd-server; }; } && \
+	dpkg-deb -x etcd-server_*.deb etcd && rm etcd-server_*.deb && ln -sf ../etcd/usr/bin/etcd bin/etcd && bin/etcd --version
 APT_INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
 .DEFAULT_GOAL := help
@@ -63,6 +66,12 @@ $(READY): setup.cfg pyproject.toml setup.py src/lifl/rules/fold.c src/lifl/rules
 			echo "python3-bpfcc cannot be installed ($(VENV)/apt.log): the AF_UNIX redirector will run"; \
 	else \
 		echo "python3-bpfcc is not installed (sudo apt-get install python3-bpfcc): the AF_UNIX redirector will run"; \
+	fi
+	@if command -v etcd >/dev/null || [ -x $(BIN)/etcd ]; then :; \
+	elif command -v apt-get >/dev/null && (cd $(VENV) && $(UNPACK_ETCD)) >$(VENV)/apt-etcd.log 2>&1; then \
+		echo "etcd is unpacked into $(VENV), for the tests"; \
+	else \
+		echo "there is no etcd (apt-get install etcd-server), see $(VENV)/apt-etcd.log: tests of failover will be skipped"; \
 	fi
 	@touch $@
 

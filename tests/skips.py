@@ -86,6 +86,13 @@ def has_no_compiler() -> bool:
     return not any(map(shutil.which, ("cc", "gcc", "clang")))
 
 
+def has_no_etcd() -> bool:
+    """Debian's etcd-server is not there, or not the client's library."""
+    from etcd_servers import why_not
+
+    return bool(why_not())
+
+
 def has_no_sklearn() -> bool:
     """The examples' data is not installed."""
     return importlib.util.find_spec("sklearn") is None
@@ -117,6 +124,7 @@ ALLOWED: dict[str, Callable[[], bool]] = {
     r"other accounts can run": has_no_common_python,
     r"no C compiler": has_no_compiler,
     r"scikit-learn": has_no_sklearn,
+    r"needs etcd": has_no_etcd,
 }
 """Why a test may be skipped, and whether that is so here."""
 

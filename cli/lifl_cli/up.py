@@ -45,9 +45,13 @@ NODE_FLAGS = {
     "ca_cert": "The cluster's authority, if it is not to be made: certificate, and those above it.",
     "ca_key": "The key of --ca-cert.",
     "user": "Run as this user; root starts it, and loads eBPF before.",
+    "store": "etcd://HOST:PORT,...: the cluster keeps its rows there, and any of its nodes may coordinate.",
+    "store_ca": "The authority of the store's certificates.",
+    "store_cert": "This node's certificate for the store.",
+    "store_key": "The key of --store-cert.",
     "insecure": "No TLS beyond loopback: nothing is encrypted, and anybody may take part.",
 }
-PATH_KEYS = ("token_file", "ca_cert", "ca_key")
+PATH_KEYS = ("token_file", "ca_cert", "ca_key", "store_ca", "store_cert", "store_key")
 """Keys whose paths are relative to the config's folder, or as flags to the working folder."""
 LOG_TAIL_LINES = 5
 

@@ -94,6 +94,8 @@ POINTS = {
     "lifld.set_aside.after": "they are marked; the job has not gone on",
     "lifld.plan_row.before": "a plan is to be written to the database",
     "lifld.plan_row.after": "the plan is on the disk; no client has been selected by it",
+    "lifld.txn.before": "a transaction is to be sent to the store that a cluster shares",
+    "lifld.txn.after": "what became of it is known, or it is to be sent again; nothing has followed from it",
     "lifld.fork.before": "a worker is to be asked of the zygote",
     "lifld.fork.after": "the zygote has been asked",
     "lifld.route.before": "an address is to be routed to a worker",

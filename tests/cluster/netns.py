@@ -22,7 +22,9 @@ from typing import Any
 import leaks
 import psutil
 import pytest
+import store_history
 from certificates import Authority
+from etcd_servers import Etcd, Member, etcd
 from fleet import Fleet, OneHot, Update, Watch, arena_use, ask, fleet, until
 from nodes import COMMAND_TIMEOUT_S, LIFL, LOG_TAIL_LINES, Node
 
@@ -50,6 +52,7 @@ class Machine(Node):
         self.host = host
         self.control = f"{host.address}:{CONTROL}"
         self.joins = join
+        self.stopped = False
         addresses = ["--listen", f"{host.address}:{GATEWAY}", "--control", self.control]
         if authority is None and not tokens:
             addresses.append("--insecure")
@@ -100,11 +103,23 @@ class Machine(Node):
 
     def stop(self) -> None:
         """Stands still, all processes of it, as a machine that hangs."""
+        self.stopped = True
         self._signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
         """Undoes `stop`."""
         self._signal(signal.SIGCONT)
+        self.stopped = False
+
+    def store(self) -> dict[str, Any]:
+        """What it says of the store that the cluster shares."""
+        found: dict[str, Any] = ask(self, om.Snapshot())["node"]["store"]
+        return found
+
+    def leave_alone(self) -> None:
+        """It joins no member: it finds the others by the store."""
+        at = self._flags.index("--join") if "--join" in self._flags else len(self._flags)
+        self._flags = (*self._flags[:at], *self._flags[at + 2 :])
 
     def _signal(self, number: int) -> None:
         lifld = psutil.Process(self.pid)
@@ -245,12 +260,82 @@ class Cluster:
             return answer
 
 
+class SharedCluster(Cluster):
+    """Nodes of which any may coordinate: their rows are in etcd, which has a member on the host of each node.
+
+    `models` is a folder that all nodes reach.
+    """
+
+    def __init__(self, net: Network, folder: Path, flags: Sequence[str], points: str, store: Etcd) -> None:
+        super().__init__(net, folder, (*flags, "--store", store.url()), points)
+        self.store = store
+        self.models = folder / "models"
+        for machine in self.machines:
+            machine.leave_alone()
+
+    @property
+    def coordinator(self) -> Machine:
+        """The one that coordinates, as soon as one does."""
+        return until("a coordinator", self.leading)  # type: ignore[no-any-return]
+
+    def leading(self) -> Machine | None:
+        """The one that says of itself that it coordinates, if any does; those that stand still say nothing."""
+        for machine in self.machines:
+            if machine.is_up() and not machine.stopped and machine.store()["leads"]:
+                return machine
+        return None
+
+    @property
+    def agents(self) -> list[Machine]:
+        """The others."""
+        coordinator = self.coordinator
+        return [machine for machine in self.machines if machine is not coordinator]
+
+    def up(self) -> None:
+        """Starts all at once; returns when all know of all."""
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda machine: machine.up(), self.machines))
+        self.settled()
+
+    def job(self, name: str) -> dict[str, Any]:
+        """Keys of a job whose models all nodes reach, and whose updates are on all."""
+        return {"checkpoint__folder": str(self.models / name), "aggregation__placement": "worst-fit"}
+
+    def next_coordinator(self, last: Machine) -> Machine:
+        """The one that coordinates after `last`."""
+        found: Machine = until("another coordinator", lambda: (m := self.leading()) is not None and m is not last and m)
+        return found
+
+    def store_leader(self) -> Member:
+        """The member that leads etcd's others."""
+        with inside(self.clients):
+            return self.store.leader()
+
+    def history(self) -> store_history.History:
+        """What etcd has kept of all that was written, which must hold."""
+        leader = self.store_leader()
+        with inside(self.clients):
+            found = store_history.look(leader.client)
+        assert not found.faults, found.faults
+        return found
+
+
+def hosts(net: Network) -> list[tuple[str, Callable[..., list[str]]]]:
+    """Where etcd is to have its members: on all hosts but that of the clients."""
+    return [(host.address, host.command) for host in net.hosts[:-1]]
+
+
 @contextmanager
 def cluster(
-    count: int, *flags: str, points: str = "", authority: Authority | None = None, tokens: bool = False
+    count: int,
+    *flags: str,
+    points: str = "",
+    authority: Authority | None = None,
+    tokens: bool = False,
+    shared: bool = False,
 ) -> Iterator[Cluster]:
     """A running cluster of `count` nodes, with failpoints; skips the test where there can be none, but never in a run
-    of CI.
+    of CI.  `shared`: any of them may coordinate.
     """
     if reason := why_not():
         if os.environ.get(leaks.OWN_MACHINE):
@@ -261,7 +346,14 @@ def cluster(
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         names = [chr(ord("a") + number) for number in range(count)]
         net = stack.enter_context(network(*names, "clients"))
-        made = Cluster(net, folder, ("--arena-bytes", "32MiB", *flags), points, authority, tokens)
+        sizes = ("--arena-bytes", "32MiB", *flags)
+        made: Cluster
+        if shared:
+            with inside(net.hosts[-1]):
+                store = stack.enter_context(etcd(hosts=hosts(net)))
+            made = SharedCluster(net, folder, sizes, points, store)
+        else:
+            made = Cluster(net, folder, sizes, points, authority, tokens)
         for machine in made.machines:
             stack.callback(machine.end)
         made.up()
@@ -274,8 +366,8 @@ class Keeper:
     After a test that failed the next one gets a new cluster.
     """
 
-    def __init__(self, count: int, *flags: str, points: str = "") -> None:
-        self._count, self._flags, self._points = count, flags, points
+    def __init__(self, count: int, *flags: str, points: str = "", shared: bool = False) -> None:
+        self._count, self._flags, self._points, self._shared = count, flags, points, shared
         self._stack = ExitStack()
         self._made: Cluster | None = None
 
@@ -284,7 +376,8 @@ class Keeper:
         """All nodes are up and know of each other; `failures` is how many tests have failed until now."""
         before = failures()
         if self._made is None:
-            self._made = self._stack.enter_context(cluster(self._count, *self._flags, points=self._points))
+            made = cluster(self._count, *self._flags, points=self._points, shared=self._shared)
+            self._made = self._stack.enter_context(made)
         else:
             for machine in self._made.machines:
                 if not machine.is_up():
@@ -301,9 +394,9 @@ class Keeper:
 
 
 @contextmanager
-def kept(count: int, *flags: str, points: str = "") -> Iterator[Keeper]:
+def kept(count: int, *flags: str, points: str = "", shared: bool = False) -> Iterator[Keeper]:
     """A `Keeper` that is closed at the end."""
-    keeper = Keeper(count, *flags, points=points)
+    keeper = Keeper(count, *flags, points=points, shared=shared)
     try:
         yield keeper
     finally:

@@ -15,6 +15,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -785,6 +786,89 @@ async def test_redirects_in_a_circle_end(cluster: Cluster) -> None:
         await asyncio.sleep(0.01)
     finally:
         server.close()
+
+
+# ---- where the coordinator moves -------------------------------------------------------------------------------------
+
+
+async def moving(cluster: Cluster) -> tuple[Node, Node, Node]:
+    """Node 1 coordinates in term 3; 2 and 3 are its agents."""
+    one = cluster.node(1)
+    one.peers.lead(3)
+    two, three = await cluster.joined(one, 2), await cluster.joined(one, 3)
+    for node in (two, three):
+        await node.knows({f"{number:016x}": "alive" for number in (1, 2, 3)})
+    return one, two, three
+
+
+@in_loop
+async def test_an_agent_becomes_the_coordinator_and_the_others_dial_it(cluster: Cluster) -> None:
+    one, two, three = await moving(cluster)
+    two.peers.lead(4)
+    three.peers.point(two.control, 4)
+    one.peers.follow()
+    one.peers.point(two.control, 4)
+    for number, node in ((1, one), (3, three)):
+        await two.happens("report", number)
+        await node.happens("coordinator_up", 2)
+        node.peers.report(p.Draining())
+    await two.happens("report", 1, p.Draining())
+    await two.happens("report", 3, p.Draining())
+    two.sends[3](o.CloseJob(7))
+    await three.happens("order", o.CloseJob(7))
+    assert {row["node"]: row["role"] for row in two.peers.members()} == {
+        f"{1:016x}": "agent",
+        f"{2:016x}": "coordinator",
+        f"{3:016x}": "agent",
+    }
+
+
+@in_loop
+async def test_an_agent_that_nobody_tells_asks_the_members_that_it_knows(cluster: Cluster) -> None:
+    one, two, three = await moving(cluster)
+    two.peers.lead(4)
+    one.peers.close()
+    await three.happens("coordinator_down")
+    await three.happens("coordinator_up", 2)
+
+
+@in_loop
+async def test_one_that_coordinated_finds_the_next_one_by_its_agents(cluster: Cluster) -> None:
+    one, two, three = await moving(cluster)
+    two.peers.lead(4)
+    three.peers.point(two.control, 4)
+    await two.happens("report", 3)
+    one.peers.follow()
+    await one.happens("coordinator_up", 2)
+
+
+@in_loop
+async def test_one_whose_term_is_over_is_not_joined_again(cluster: Cluster) -> None:
+    one, _two, three = await moving(cluster)
+    three.peers.point(one.control, 5)  # as if it had heard of a later term there
+    await three.happens("coordinator_down")
+    async with asyncio.timeout(WAIT_S):
+        while "coordinates no longer" not in three.peers.trouble:
+            await asyncio.sleep(0.01)
+    one.peers.lead(5)
+    await three.happens("coordinator_up", 1, times=2)
+
+
+@in_loop
+async def test_an_attempt_that_hangs_ends_when_it_is_known_who_coordinates(cluster: Cluster) -> None:
+    """The one that did stands still: its port takes connections in and says nothing."""
+    _one, two, three = await moving(cluster)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        three.peers.point(f"127.0.0.1:{silent.getsockname()[1]}", 4)
+        await three.happens("coordinator_down")
+        silent.setblocking(False)
+        taken, _ = await asyncio.get_running_loop().sock_accept(silent)
+        two.peers.lead(5)
+        began_s = time.monotonic()
+        three.peers.point(two.control, 5)
+        await three.happens("coordinator_up", 2)
+        assert time.monotonic() - began_s < acceptor.GREETING_S - 1
+        taken.close()
 
 
 @in_loop

@@ -49,6 +49,7 @@ from lifl.core.schema import EARLIER_PARTIAL, Layout, TensorSpec, align, end_of,
 from lifl.redirect import open_redirector
 from lifl.rules import kernels
 from lifl.rules.kernels import vector
+from lifl.shm.checksum import StreamChecksum
 from lifl.shm.layout import ObjectState
 from lifl.shm.owned_arena import OwnedArena
 from lifl.worker import files
@@ -578,6 +579,29 @@ def test_a_checkpoint_says_whose_it_is_and_is_loaded_as_no_other(one: Node, tmp_
         worker.channel.send(load)
         worker.channel.take(TaskDone)
         assert one.state(output) == ObjectState.SEALED
+
+
+def test_a_checkpoint_that_another_node_wrote_is_loaded_by_the_digest_of_its_row_alone(
+    one: Node, tmp_path: Path
+) -> None:
+    """Another node coordinated then; without a digest it may be another job's of the same name and number."""
+    worker, path = one.fork(), tmp_path / "model"
+    worker.channel.send(checkpoint_of(one, path))
+    worker.channel.take(TaskDone)
+    header = path.read_bytes()
+    own = f"{one.arena.node:016x}".encode()
+    assert header.count(own) == 1
+    path.write_bytes(header.replace(own, b"0123456789abcdef"))
+    digest = StreamChecksum()
+    digest.update(path.read_bytes())
+    known = f"{digest.finish():016x}"
+    for digests, taken in (((known,), True), ((), False)):
+        output = one.model()
+        worker.channel.send(Load(0, 2, "j", str(path), TENSORS, output.pack(), number=7, round=3, digests=digests))
+        if taken:
+            worker.channel.take(TaskDone)
+        else:
+            assert "lifl.node 0123456789abcdef" in worker.channel.take(TaskFailed).text
 
 
 def test_one_byte_flipped_anywhere_in_a_checkpoint_is_found(one: Node, tmp_path: Path) -> None:

@@ -588,3 +588,16 @@ def test_what_is_no_file_any_more_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "round-00001.safetensors")
     with pytest.raises(ResourceFault, match="is no file any more"):
         copied(tmp_path / "round-00001.safetensors", tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("store", "shown"),
+    [
+        ({"leads": True, "leader": "ab", "term": 7, "trouble": ""}, "this node, in term 7"),
+        ({"leads": False, "leader": "ab", "term": 0, "trouble": ""}, "node ab"),
+        ({"leads": False, "leader": "", "term": 0, "trouble": ""}, "none now"),
+        ({"leads": True, "leader": "ab", "term": 7, "trouble": "the store does not answer"}, "the store does not"),
+    ],
+)
+def test_top_says_who_coordinates_or_why_nobody_does(store: dict[str, Any], shown: str) -> None:
+    assert shown in rendered(top._store_text(store))

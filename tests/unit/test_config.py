@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lifl.core.config.job import AggregationSection, SelectionSection, parse_job, with_listed
-from lifl.core.config.node import NodeConfig, beyond_loopback, parse_node, secured
+from lifl.core.config.node import NodeConfig, beyond_loopback, coordinates, parse_node, secured
+from lifl.core.config.store_url import StoreUrl, parse_store
 from lifl.core.config.values import parse_size, split_address
 from lifl.core.errors import ConfigError
 from lifl.core.limits import (
@@ -24,6 +25,8 @@ from lifl.core.limits import (
     PATTERNS_MAX,
     ROUNDS_MAX,
     STATE_DIR_BYTES_MAX,
+    STORE_ENDPOINTS_MAX,
+    STORE_NAME_CHARS_MAX,
 )
 
 MINIMAL: dict[str, Any] = {
@@ -372,3 +375,62 @@ def test_a_file_of_clients_joins_those_that_are_named() -> None:
         with pytest.raises(ConfigError) as error:
             with_listed(plain, bad)
         assert error.value.path.startswith("selection.clients_file")
+
+
+# ---- the store of a cluster ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "endpoints", "name"),
+    [
+        ("etcd://a:2379", ("a:2379",), "lifl"),
+        ("etcd://a:1,b:2,[::1]:3/east", ("a:1", "b:2", "[::1]:3"), "east"),
+    ],
+)
+def test_the_address_of_a_store(text: str, endpoints: tuple[str, ...], name: str) -> None:
+    assert parse_store(text) == StoreUrl(endpoints, name)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("redis://a:1", "is no store"),
+        ("etcd://", "is not HOST:PORT"),
+        ("etcd://a:0", "no member of etcd listens on port 0"),
+        ("etcd://a:1,a:1", "name each once"),
+        ("etcd://" + ",".join(f"a:{port}" for port in range(1, STORE_ENDPOINTS_MAX + 2)), "at most"),
+        ("etcd://a:1/", "is no name for a cluster"),
+        ("etcd://a:1/a/b", "is no name for a cluster"),
+        ("etcd://a:1/" + "x" * (STORE_NAME_CHARS_MAX + 1), "is no name for a cluster"),
+    ],
+)
+def test_one_that_is_none_is_refused(text: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        parse_store(text)
+
+
+def test_the_limits_of_a_store_s_address_themselves_are_allowed() -> None:
+    parse_store("etcd://" + ",".join(f"a:{port}" for port in range(1, STORE_ENDPOINTS_MAX + 1)))
+    parse_store("etcd://a:1/" + "x" * STORE_NAME_CHARS_MAX)
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "told"),
+    [
+        ({"store_ca": "/ca"}, "store_ca", "say which one with store"),
+        ({"store": "etcd://127.0.0.1:1", "store_ca": "/ca"}, "store_cert", "is missing"),
+        ({"store": "etcd://10.0.0.1:1"}, "store_ca", "is reached over a network"),
+        ({"store": "etcd://127.0.0.1:1", "control": "0.0.0.0:1", "insecure": True}, "control", "reach this one"),
+        ({"store": "nothing"}, "store", "is no store"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_refused_by_its_key(table: dict[str, Any], key: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told) as refused:
+        parse_node(table)
+    assert refused.value.path == key
+
+
+def test_who_coordinates_is_open_with_a_store() -> None:
+    assert coordinates(parse_node({}))
+    assert not coordinates(parse_node({"join": "127.0.0.1:1"}))
+    assert not coordinates(parse_node({"store": "etcd://127.0.0.1:1"}))

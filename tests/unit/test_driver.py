@@ -15,6 +15,7 @@ from lifl.core.errors import Impossible
 from lifl.node import driver as driver_module
 from lifl.node.database import DatabaseFault
 from lifl.node.driver import Driver
+from lifl.node.durable_rows import RowPending
 
 
 class Engine:
@@ -27,6 +28,9 @@ class Engine:
 
     def handle(self, event: Any, _now: float) -> list[Any]:
         self.seen.append(event)
+        if isinstance(event, ev.Demoted):
+            self.writing = False
+            return ["demoted"]
         if isinstance(event, ev.RowsWritten):
             self.writing = False
             return [f"{self._last} is told"]
@@ -115,3 +119,116 @@ def test_a_pause_in_which_too_much_comes_stops_the_node(tmp_path: Path, monkeypa
         driver.close()
 
     asyncio.run(run())
+
+
+class Remote(Hands):
+    """Rows are on their way for a while: `answer` ends that, with what went wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away: tuple[Any, asyncio.Future[DatabaseFault | None]] | None = None
+
+    def perform(self, effects: Sequence[Any]) -> None:
+        for index, effect in enumerate(effects):
+            if isinstance(effect, fx.SaveJob):
+                if self.away is None or self.away[0] is not effect:
+                    self.away = (effect, asyncio.get_running_loop().create_future())
+                written = self.away[1]
+                if not written.done() or written.result() is not None:
+                    if written.done():
+                        self.away = (effect, asyncio.get_running_loop().create_future())
+                    pending = RowPending(self.away[1])
+                    pending.rest = effects[index:]
+                    raise pending
+                self.away = None
+            self.done.append(effect.job if isinstance(effect, fx.SaveJob) else effect)
+
+    async def answer(self, fault: DatabaseFault | None = None) -> None:
+        assert self.away is not None
+        self.away[1].set_result(fault)
+        await asyncio.sleep(0)
+
+
+def remote(test: Any) -> Any:
+    """Runs a test with a driver whose rows are on their way for a while."""
+
+    def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(driver_module, "DATABASE_RETRY_S", 0.001)
+
+        async def running() -> None:
+            engine, hands = Engine(), Remote()
+            driver = Driver(engine, tmp_path, hands.perform)  # type: ignore[arg-type]
+            try:
+                async with asyncio.timeout(60):
+                    await test(driver, engine, hands)
+            finally:
+                driver.close()
+
+        asyncio.run(running())
+
+    run.__name__ = test.__name__
+    return run
+
+
+@remote
+async def test_what_follows_a_row_waits_until_it_is_there_and_so_does_all_that_comes(
+    driver: Driver, engine: Engine, hands: Remote
+) -> None:
+    for event in "abc":
+        driver.handle(event)
+    assert (hands.done, engine.seen) == (["before a"], ["a"])
+    idle = asyncio.create_task(driver.idle())
+    for _event in "abc":
+        await asyncio.sleep(0)
+        assert not idle.done()
+        await hands.answer()
+    await idle
+    assert hands.done == [word for name in "abc" for word in all_of(name)]
+    assert driver.fault is None, "that is no pause"
+
+
+@remote
+async def test_thousands_of_events_may_wait_for_a_row(driver: Driver, engine: Engine, hands: Remote) -> None:
+    driver.handle("a")
+    for _ in range(5_000):
+        driver.handle(ev.RowsWritten())
+    await hands.answer()
+    assert len(engine.seen) == 5_002
+
+
+@remote
+async def test_a_row_that_the_store_refuses_makes_a_pause(driver: Driver, engine: Engine, hands: Remote) -> None:
+    pauses: list[bool] = []
+    driver.on_pause = pauses.append
+    driver.handle("a")
+    driver.handle("b")
+    await hands.answer(DatabaseFault("no space"))
+    assert str(driver.fault) == "no space" and pauses == [True]
+    while hands.away is None or hands.away[1].done():
+        await asyncio.sleep(0.001)
+    await hands.answer()
+    await hands.answer()
+    assert hands.done == [*all_of("a"), *all_of("b")]
+    assert (driver.fault, pauses) == (None, [True, False])
+
+
+@remote
+async def test_who_coordinates_no_longer_does_what_is_its_own_and_forgets_the_rest(
+    driver: Driver, engine: Engine, hands: Remote
+) -> None:
+    driver.handle("a")
+    driver.handle("b")
+    driver.demote()
+    assert hands.done[:3] == ["before a", "after a", "demoted"], "the row is not written, and nothing told"
+    assert ev.RowsWritten() not in engine.seen
+    assert hands.done[3:] == ["before b"], "what came meanwhile goes on"
+    driver._pending = None
+
+
+@remote
+async def test_before_each_event_the_clock_is_looked_at(driver: Driver, engine: Engine, hands: Remote) -> None:
+    driver.lapsed = lambda: True
+    driver.on_lapsed = driver.demote
+    driver.handle("a")
+    assert isinstance(engine.seen[0], ev.Demoted)
+    driver._pending = None

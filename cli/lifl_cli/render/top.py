@@ -77,10 +77,21 @@ def _node_view(sample: Mapping[str, Any]) -> RenderableType:
         f"in {rates['received_bytes_s'] / 1e6:.1f} MB/s, out {rates['sent_bytes_s'] / 1e6:.1f} MB/s, "
         f"{gateway.get('connections', 0)} connections, {size_text(gateway.get('received_bytes', 0))} received in all",
     )
+    if node.get("store"):
+        grid.add_row("coordinator", _store_text(node["store"]))
     for warning in node.get("warnings", ()):
         grid.add_row("warning", cell(warning, "yellow"))
     title = f"lifld {node['node']}  {', '.join(node['listen'])}  up {seconds_text(node['uptime_s'])}"
     return Panel(grid, title=cell(title), title_align="left")
+
+
+def _store_text(store: Mapping[str, Any]) -> Text:
+    """Return who coordinates, or why nobody does."""
+    if store["trouble"]:
+        return cell(store["trouble"], "bold red")
+    if store["leads"]:
+        return cell(f"this node, in term {store['term']}")
+    return cell(f"node {store['leader']}" if store["leader"] else "none now: one of the nodes will")
 
 
 def _process_text(sample: Mapping[str, Any], pid: int | None) -> str:

@@ -141,6 +141,16 @@ FILE_RETRY_S = 1.0
 FILE_RETRY_S_MAX = 30.0
 JOURNAL_FREE_BYTES_MIN = 64 * 1024 * 1024
 """Accepted updates are written to the disk as long as so much stays free there: the database must not be held up."""
+STORE_ENDPOINTS_MAX = 16
+"""Members of etcd that a node is told."""
+STORE_NAME_CHARS_MAX = 64
+STORE_URL_CHARS_MAX = 8 * 1024
+STORE_ANSWER_BYTES_MAX = 64 * 1024 * 1024
+"""One answer of etcd: a page of keys, each of at most `STORE_VALUE_BYTES_MAX`."""
+STORE_ROW_BYTES_MAX = 64 * 1024 * 1024
+"""One row of etcd, unpacked: a job with the longest schema, or a round with all its members and tasks, is less."""
+STORE_VALUE_BYTES_MAX = 1024 * 1024
+"""One value in etcd, which takes requests of 1.5 MiB; a row that takes more, compressed, is stored in parts."""
 DATABASE_RETRY_S = 0.5
 """The same for a row that the database did not take."""
 DATABASE_RETRY_S_MAX = 10.0

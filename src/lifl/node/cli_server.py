@@ -12,8 +12,8 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from lifl.core.trust.revocation import Revocation, RevokedList
 from lifl.node.audit_log import AuditLog
 from lifl.node.link import Link
 from lifl.node.listening import Listening
+from lifl.node.tasks import start
 from lifl.node.who import is_same_user, who_is
 from lifl.tls.peer import Peer
 from lifl.tls.tls_socket import Stream
@@ -40,9 +41,14 @@ OWNER = Identity("operator", "owner")
 
 
 class CliServer:
-    """Listens on `path`; `handle(request, link)` returns the answer's result or raises `LiflError`."""
+    """Listens on `path`; `handle(request, link)` returns the answer's result, now or later, or raises `LiflError`."""
 
-    def __init__(self, path: Path, handle: Callable[[Any, Link], dict[str, Any]], audit: AuditLog) -> None:
+    def __init__(
+        self,
+        path: Path,
+        handle: Callable[[Any, Link], dict[str, Any] | Coroutine[Any, Any, dict[str, Any]]],
+        audit: AuditLog,
+    ) -> None:
         self.path = path
         self._handle = handle
         self._audit = audit
@@ -51,6 +57,7 @@ class CliServer:
         self._asked_s: dict[Link, float] = {}  # when each has asked last
         self._remote: dict[Link, Peer] = {}  # those of other machines
         self._followers: dict[str, set[Link]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()  # requests that are answered later
         self._listening = Listening("cli", listen_unix(path), self._taken)
 
     def _taken(self, sock: socket.socket, _where: Any) -> None:
@@ -102,9 +109,23 @@ class CliServer:
 
     def _answer(self, message: Any, link: Link, identity: Identity) -> None:
         self._asked_s[link] = self._loop.time()
-        try:
+        with self._told(message, link):
             check(identity, om.ACTION_OF[type(message)])
-            link.send(om.Answer(self._handle(message, link)))
+            result = self._handle(message, link)
+            if isinstance(result, dict):
+                link.send(om.Answer(result))
+            else:
+                start(self._tasks, self._answer_later(message, link, result), "a request of the command line")
+
+    async def _answer_later(self, message: Any, link: Link, result: Coroutine[Any, Any, dict[str, Any]]) -> None:
+        with self._told(message, link):
+            link.send(om.Answer(await result))
+
+    @contextmanager
+    def _told(self, message: Any, link: Link) -> Iterator[None]:
+        """Answer a request that cannot be done, and say why."""
+        try:
+            yield
         except Refused as refused:
             self._refused(message, link, refused)
             link.send(cm.Refusal(refused.code, refused.field, refused.text[:TEXT_CHARS_MAX]))
@@ -161,6 +182,8 @@ class CliServer:
         self.path.unlink(missing_ok=True)
         for link in list(self._links):
             link.close()
+        for task in list(self._tasks):
+            task.cancel()
 
 
 def _too_many(count: int) -> cm.Refusal:

@@ -24,7 +24,7 @@ import uvloop
 from lifl import failpoints
 from lifl.confine.account import Account
 from lifl.core import events as ev
-from lifl.core.config.node import NodeConfig
+from lifl.core.config.node import NodeConfig, coordinates
 from lifl.core.coordinator.nodes import Node
 from lifl.core.engine import Engine
 from lifl.core.errors import Impossible, ResourceFault
@@ -60,6 +60,7 @@ from lifl.node.requests import Requests
 from lifl.node.resume import Left, resume_jobs
 from lifl.node.status import NodeStatus
 from lifl.node.store import NodeStore
+from lifl.node.succession import Store, Succession, open_rows, open_store
 from lifl.node.views import NodeIdentity
 from lifl.node.workers import Workers
 from lifl.redirect import open_redirector
@@ -100,9 +101,11 @@ class Daemon:
         opened: Privileged,
         done: asyncio.Event,
         token: Token | None,
+        shared: Store | None = None,
     ) -> None:
         self.config = config
         self._privileged = opened
+        self.succession: Succession | None = None
         self.folder = folder
         self.failure: ResourceFault | None = None
         self.done = done
@@ -115,12 +118,12 @@ class Daemon:
         self._door_log = DoorLog()
         self._opened = contextlib.ExitStack()
         try:
-            self._open(locks, token)
+            self._open(locks, token, shared)
         except BaseException:
             self._opened.close()
             raise
 
-    def _open(self, locks: StateLocks, token: Token | None) -> None:
+    def _open(self, locks: StateLocks, token: Token | None, shared: Store | None) -> None:
         config, folder, opened = self.config, self.folder, self._opened
         self.audit = AuditLog(folder / AUDIT_FOLDER)
         opened.callback(self.audit.close)
@@ -152,7 +155,9 @@ class Daemon:
         opened.callback(self._renewal.close)
         self._meters = Meters(self.gateway, self.zygote)
         told = (self._worker_stopped, self._unsendable)
-        hands = (self.gateway, self.zygote, self.journal, self.workers, self.store, self.cli, self._meters)
+        rows, jobs, self.succession = open_rows(self.store, folder, number, shared)
+        opened.callback(jobs.close)
+        hands = (self.gateway, self.zygote, self.journal, self.workers, rows, jobs, self.cli, self._meters)
         self._performer = Performer(*hands, *told)
         self._driver = Driver(self.engine, folder, self._performer.perform)
         # A node starts in a pause, too: until the gateway is ready it is heard.
@@ -164,7 +169,7 @@ class Daemon:
         self.status = NodeStatus(self.identity, folder, bool(config.capacity), warnings, faulty, *shown)
         self.status.health = IdentityHealth(self.credentials, self._renewal)
         credentials = CredentialRequests(self.credentials, self.status.coordinator)
-        parts = (self._driver, self.store, self.cli, self.status, credentials, folder, self.audit)
+        parts = (self._driver, rows, jobs, self.cli, self.status, credentials, folder, self.audit)
         self._requests = Requests(*parts, self._shut_down)
 
     def _make_engine(self) -> Engine:
@@ -174,7 +179,7 @@ class Daemon:
         node = Node(identity.number, identity.gateway, capacity, identity.arena_bytes, identity.workers_max)
         store = machine.ArenaStore(self.arena)
         waits = (config.idle_timeout_s, config.wait_queue_max)
-        return Engine(store, node, *waits, not config.join, time.monotonic(), self.store.seed())
+        return Engine(store, node, *waits, coordinates(self.config), time.monotonic(), self.store.seed())
 
     def _open_children(self, locks: StateLocks, tcp: socket.socket, unix: socket.socket) -> None:
         config, opened = self.config, self._opened
@@ -217,7 +222,7 @@ class Daemon:
         failpoints.hit("lifld.children.before")
         self.zygote.start()
         left = Left(self.arena, await _unless(self.done, self.journal.left(), lambda: self.failure), self.journal.send)
-        resumed = resume_jobs(self._driver.handle, self.store, left, coordinates=not self.config.join)
+        resumed = resume_jobs(self._driver.handle, self.store, left, coordinates(self.config))
         self.gateway.start()
         self._tell_gateway()
         await self._until_ready()
@@ -248,12 +253,16 @@ class Daemon:
             raise ResourceFault(f"the gateway was not ready within {START_S:g} s; it said: {said}")
 
     def _join(self, listener: socket.socket) -> Bridge:
-        bridge = Bridge(
-            listener, self.config.join, self.identity, self._driver, self.store, self.audit, self.credentials, self.cli
-        )
+        cluster = self.succession.cluster if self.succession is not None else ""
+        ours = (self.identity, self._driver, self.store, self.audit, self.credentials, self.cli, cluster)
+        bridge = Bridge(listener, self.config.join, *ours)
         self._enforcement.add(bridge)
         self._performer.peers = bridge.peers
         self.status.bridge = bridge
+        if self.succession is not None:
+            self.status.succession = self._requests.succession = self.succession
+            self.succession.on_unreadable = self._requests.take_unreadable
+            self.succession.begin(bridge, self._driver)
         return bridge
 
     def calibrate(self) -> None:
@@ -284,6 +293,8 @@ class Daemon:
         """Let rounds whose updates are all in commit, then tell the others' clients that their updates expired."""
         self._locks.say(at.STOPPING)
         failpoints.hit("lifld.drain.before")
+        if self.succession is not None:
+            await self.succession.hand_over()
         self._driver.handle(ev.Leaving())
         try:
             async with asyncio.timeout(DRAIN_S):
@@ -323,7 +334,7 @@ class Daemon:
                 return
             case gm.AskPulse():
                 peers = self._bridge.peers if self._bridge is not None else None
-                if peers.connected if peers is not None else not self.config.join:
+                if peers.connected if peers is not None else coordinates(self.config):
                     self.gateway.send(gm.Pulse(peers.gateways() if peers is not None else ()))
                 return
             case gm.Disconnected(_conn, client, reason, who):
@@ -436,7 +447,13 @@ async def _run(
             loop.add_signal_handler(number, done.set)
     failpoints.hit("lifld.open.before")
     with opened_by(account, config) as opened:
-        daemon = Daemon(config, folder, locks, opened, done, token)
+        shared = await open_store(config) if config.store else None  # its library has threads
+        try:
+            daemon = Daemon(config, folder, locks, opened, done, token, shared)
+        except BaseException:
+            if shared is not None:
+                await shared.etcd.close()
+            raise
         await _live(daemon, announce)
 
 
@@ -451,6 +468,8 @@ async def _live(daemon: Daemon, announce: Announce) -> None:
         if daemon.failure is None:
             await daemon.drain()
     finally:
+        if daemon.succession is not None:
+            await daemon.succession.end()
         daemon.close()
         log.info("daemon.ended %s", daemon.failure or "as it was told")
     if daemon.failure is not None:

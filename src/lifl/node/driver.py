@@ -1,7 +1,8 @@
 """Runs the engine: each event goes in with the clock, what it wants done is performed, and its timer is set.
 
 When a row cannot be written (its disk is full, or read-only) nothing that is behind it is performed: the *pause* lasts
-until it is, tried again after a while that doubles.  Events that come meanwhile wait, in their order.
+until it is, tried again after a while that doubles.  Events that come meanwhile wait, in their order.  So do they, for
+a moment, while a row is on its way to a store that a cluster shares (`durable_rows.py`).
 
 The clock is the system's monotonic one, not the loop's, which stands still within a turn and counts milliseconds.
 """
@@ -22,6 +23,7 @@ from lifl.core.engine import Engine
 from lifl.core.errors import Impossible, LocalFault, Refused, RemoteFault, ResourceFault
 from lifl.core.limits import DATABASE_RETRY_S, DATABASE_RETRY_S_MAX, PAUSE_EVENTS_MAX
 from lifl.node.database import DatabaseFault
+from lifl.node.durable_rows import RowPending
 from lifl.node.recordings import write_recording
 
 log = logging.getLogger("lifl.driver")
@@ -39,6 +41,11 @@ class Driver:
 
     def __init__(self, engine: Engine, folder: Path, perform: Callable[[Sequence[fx.Effect]], None]) -> None:
         self.fault: DatabaseFault | None = None  # why nothing is performed now
+        self.lapsed: Callable[[], bool] = lambda: False  # this node coordinated, and its time is over
+        self.on_lapsed: Callable[[], None] = lambda: None
+        self._pending: RowPending | None = None  # the row that all waits for
+        self._idle = asyncio.Event()  # no row is on its way
+        self._idle.set()
         self.on_pause: Callable[[bool], None] = lambda _paused: None
         self._backlog: deque[Any] = deque()  # events that came in the pause
         self._retry_s = DATABASE_RETRY_S
@@ -58,7 +65,9 @@ class Driver:
         """
         if self._closed:
             return
-        if self.fault is not None:
+        if self.lapsed():
+            self.on_lapsed()
+        if self.fault is not None or self._pending is not None:
             if len(self._backlog) >= PAUSE_EVENTS_MAX:
                 self._closed = True
                 raise Impossible(f"{len(self._backlog)} events wait, for {self.fault}")
@@ -67,19 +76,74 @@ class Driver:
         self._go_on(self._decided(event))
 
     def _go_on(self, effects: Sequence[fx.Effect]) -> None:
-        """Perform effects, and what waits for their rows."""
+        """Perform effects, what waits for their rows, and then the events that came meanwhile."""
+        if not self._done(effects):
+            return
+        while self._backlog:
+            event = self._backlog.popleft()
+            try:
+                effects = self._decided(event)
+            except (Refused, RemoteFault) as error:  # whoever said it may be gone by now
+                log.warning("driver.refused %s %s", type(event).__name__, error)
+            else:
+                if not self._done(effects):
+                    return
+
+    def _done(self, effects: Sequence[fx.Effect]) -> bool:
+        """Perform effects, and what waits for their rows; return whether that is done, and nothing is waited for."""
         try:
             self._do(effects)
             while self.engine.writing:
                 self._do(self._decided(ev.RowsWritten()))
+        except RowPending as pending:
+            self._wait(pending)
+            return False
         except DatabaseFault as fault:
             self._pause(fault)
-            return
+            return False
+        self._idle.set()
         if self.fault is not None:
+            log.warning("database.goes_on events=%d", len(self._backlog))
             self._end_pause()
         self._set_timer()
         if self._settled is not None and not self.engine.busy():
             self._settled.set()
+        return True
+
+    def _wait(self, pending: RowPending) -> None:
+        """Go on when the row is there; or pause, when it could not be written."""
+        self._pending = pending
+        self._idle.clear()
+        pending.written.add_done_callback(lambda _written: self._written(pending))
+
+    def _written(self, pending: RowPending) -> None:
+        if self._pending is not pending or self._closed or pending.written.cancelled():
+            return
+        self._pending = None
+        fault = pending.written.result()
+        if fault is None:
+            self._go_on(pending.rest)
+        else:
+            fault.rest = pending.rest
+            self._idle.set()
+            self._pause(fault)
+
+    async def idle(self) -> None:
+        """Return when no row is on its way: an event that is handed in then is decided on at once."""
+        while not self._idle.is_set():
+            await self._idle.wait()
+
+    def demote(self) -> None:
+        """Coordinate no longer: what only a coordinator wants done is left out, of the effects that wait, too."""
+        if self._closed:
+            return
+        waiting: DatabaseFault | None = self._pending or self.fault
+        self._pending = None
+        if self.fault is not None:
+            self._end_pause()
+        if waiting is not None:
+            self._do(fx.without_decisions(waiting.rest))
+        self._go_on(self._decided(ev.Demoted()))
 
     def _pause(self, fault: DatabaseFault) -> None:
         """Wait, and try again."""
@@ -96,17 +160,8 @@ class Driver:
             self._go_on(self.fault.rest)
 
     def _end_pause(self) -> None:
-        log.warning("database.goes_on events=%d", len(self._backlog))
         self.fault = None
         self.on_pause(False)
-        while self._backlog and self.fault is None:
-            event = self._backlog.popleft()
-            try:
-                effects = self._decided(event)
-            except (Refused, RemoteFault) as error:  # whoever said it may be gone by now
-                log.warning("driver.refused %s %s", type(event).__name__, error)
-            else:
-                self._go_on(effects)
 
     def _do(self, effects: Sequence[fx.Effect]) -> None:
         """Perform effects; when that fails, what is decided and what is done are not the same any more.

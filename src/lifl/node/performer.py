@@ -19,6 +19,7 @@ from lifl.node.children import Child
 from lifl.node.cli_server import CliServer
 from lifl.node.cluster.transport import Peers
 from lifl.node.database import DatabaseFault
+from lifl.node.durable_rows import DurableRows
 from lifl.node.journal.journal import Journal
 from lifl.node.meters import Meters
 from lifl.node.store import NodeStore
@@ -47,6 +48,7 @@ class Performer:
         zygote: Child,
         journal: Journal,
         workers: Workers,
+        rows: DurableRows,
         store: NodeStore,
         cli: CliServer,
         meters: Meters,
@@ -59,6 +61,7 @@ class Performer:
         self._journal = journal
         self._on_stopped = on_stopped
         self._workers = workers
+        self._rows = rows
         self._store = store
         self._cli = cli
         self._meters = meters
@@ -143,13 +146,11 @@ class Performer:
                     failpoints.hit("lifld.report.after")
             case fx.JobBroke():
                 self.on_broken(effect)
-            case fx.SaveJob():
-                self._store.save_job(effect.job, effect.status, effect.reason)
             case fx.SaveRound():
                 self._meters.complete(effect, self._workers.redirector.name)
-                self._store.save_round(effect.job, effect.round, effect.attempt, effect.status, effect.fields)
-            case fx.SetAside():
-                self._store.set_aside(effect.job, effect.above, effect.reason)
+                self._rows.write(effect)
+            case fx.SaveJob() | fx.SetAside():
+                self._rows.write(effect)
             case fx.SavePlan():
                 self._store.save_plan(effect.job, effect.round, effect.attempt, effect.request, effect.plan)
             case fx.Publish():

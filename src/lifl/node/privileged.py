@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from lifl.confine.account import Account
-from lifl.core.config.node import NodeConfig
+from lifl.core.config.node import NodeConfig, coordinates
 from lifl.node import machine
 from lifl.redirect import preload
 
@@ -33,7 +33,7 @@ def opened_by(account: Account, config: NodeConfig) -> Iterator[Privileged]:
         with account.raised():
             gateway = doors.enter_context(machine.listen_tcp(config.listen))
             control = None
-            if config.control or config.join:
+            if config.control or not coordinates(config):
                 control = doors.enter_context(machine.listen_tcp(config.control or "127.0.0.1:0"))
             program = preload(config.redirector)
         account.drop()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from lifl.core import effects as fx
 from lifl.core import events as ev
 from lifl.core.config.job import JobConfig, parse_job, with_listed
 from lifl.core.coordinator.coordinator import CANCELLED
@@ -27,13 +27,14 @@ from lifl.node import folders, machine, views
 from lifl.node.audit_log import AuditLog
 from lifl.node.authority.requests import CredentialRequests
 from lifl.node.cli_server import CliServer
-from lifl.node.database import DatabaseFault
 from lifl.node.driver import Driver
+from lifl.node.durable_rows import DurableRows, write_now
 from lifl.node.link import Link
 from lifl.node.recordings import write_recording
 from lifl.node.rows import AnyJob, JobRow, UnreadableJob
 from lifl.node.status import NodeStatus
 from lifl.node.store import PLANS_MAX, NodeStore
+from lifl.node.succession import Succession
 from lifl.node.uploads import ModelUploads, read_piece
 
 ATTEMPTS_SHOWN = 16
@@ -48,6 +49,7 @@ class Requests:
     def __init__(
         self,
         driver: Driver,
+        rows: DurableRows,
         store: NodeStore,
         cli: CliServer,
         status: NodeStatus,
@@ -59,7 +61,9 @@ class Requests:
         self._audit = audit
         self._driver = driver
         self._engine = driver.engine
+        self._rows = rows
         self._store = store
+        self._in_turn = asyncio.Lock()  # what changes jobs: one after the other
         self._cli = cli
         self._status = status
         self._credentials = credentials
@@ -67,12 +71,17 @@ class Requests:
         self._shut_down = shut_down
         self._uploads = ModelUploads(folder / "models", status.arena_bytes, self._models_in_use)
         self.unreadable: dict[str, str] = {}  # jobs that could not be taken up, and why
+        self.succession: Succession | None = None
 
-    def handle(self, message: Any, link: Link) -> dict[str, Any]:
-        """Return the result of one request."""
+    def take_unreadable(self, unreadable: dict[str, str]) -> None:
+        """Note which jobs could not be taken up, and why."""
+        self.unreadable = unreadable
+
+    def handle(self, message: Any, link: Link) -> dict[str, Any] | Coroutine[Any, Any, dict[str, Any]]:
+        """Return the result of one request; what writes rows returns it later."""
         match message:
             case om.SubmitJob():
-                return self._submit(message, link)
+                return self._changing(self._submit(message, link))
             case om.ListJobs():
                 return self._list_jobs(message.after)
             case om.JobStatus():
@@ -80,7 +89,7 @@ class Requests:
             case om.JobClients():
                 return self._job_clients(message)
             case om.CancelJob():
-                return self._cancel(message.job, self._cli.who(link))
+                return self._changing(self._cancel(message.job, self._cli.who(link)))
             case om.PutModel(digest, offset, data, total_bytes):
                 return self._uploads.put(digest, offset, data, total_bytes)
             case om.ReadModel(job, number, offset):
@@ -107,6 +116,11 @@ class Requests:
             return result
         raise LocalFault(f"no handler for {type(message).__name__}")
 
+    async def _changing(self, work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+        """Do what changes jobs, when what came before it is done."""
+        async with self._in_turn:
+            return await work
+
     def _model(self, name: str, number: int) -> Path:
         """Return where the model of a committed round is."""
         name = self._row(name).name
@@ -119,7 +133,7 @@ class Requests:
         running = [row for row in self._store.jobs() if isinstance(row, JobRow) and row.status == "running"]
         return {row.config.model.path for row in running}
 
-    def _submit(self, message: om.SubmitJob, link: Link) -> dict[str, Any]:
+    async def _submit(self, message: om.SubmitJob, link: Link) -> dict[str, Any]:
         try:
             config = parse_job(message.config)
             if config.selection.clients_file:
@@ -137,7 +151,7 @@ class Requests:
         if message.follow:
             self._cli.follow(name, link)
         try:
-            number = self._accept(config, tensors, message.states, folder)
+            number = await self._accept(config, tensors, message.states, folder)
         except LiflError:
             self._cli.unfollow(name, link)
             raise
@@ -145,7 +159,7 @@ class Requests:
             self._driver.handle(ev.JobSubmitted(ev.JobFacts(number, config, tensors, message.states, str(folder))))
         except LiflError:
             self._cli.unfollow(name, link)
-            self._drop(number, folder)
+            await self._drop(name, number, folder)
             raise
         self._audit.note("job.submitted", self._cli.who(link), job=name, number=number)
         job = self._engine.jobs[name]
@@ -159,51 +173,61 @@ class Requests:
             "treatment": treatment_lines(tensors, config.aggregation, steps=bool(message.states)),
         }
 
-    def _accept(self, config: JobConfig, tensors: tuple[TensorSpec, ...], states: tuple[str, ...], folder: Path) -> int:
+    async def _accept(
+        self, config: JobConfig, tensors: tuple[TensorSpec, ...], states: tuple[str, ...], folder: Path
+    ) -> int:
         """Make folder and row of a new job, after all that can refuse it has; return its number.
 
         The row says that the job runs: when this returns it will, whatever happens.
         """
         name = config.job.name
-        self._check_goes_on()
+        await self._goes_on()
         if self._store.job(name) is not None:
             text = f"a job named {name!r} is here already; choose another name (--set job.name=...)"
             raise Refused("job-exists", "job.name", text)
         check_submitted(self._engine, ev.JobFacts(0, config, tensors, states, str(folder)))
         with folders.made_folder(folder):
-            number = self._store.add_job(config, tensors, states, str(folder))
+            number = await self._rows.new_job(config, tensors, states, str(folder))
             try:
-                folders.claim(folder, self._engine.node, number, name)
-                self._store.save_job(name, "running", "")
+                folders.claim(folder, self._rows.owner, number, name)
+                await write_now(self._rows, fx.SaveJob(name, "running", ""))
+                await self._goes_on()
             except LiflError:
-                self._drop(number, folder)
+                await self._drop(name, number, folder)
                 raise
         return number
 
-    def _drop(self, number: int, folder: Path) -> None:
+    async def _drop(self, name: str, number: int, folder: Path) -> None:
         """Forget a job that was refused after all."""
-        folders.release(folder, self._engine.node, number)
-        with suppress(DatabaseFault):  # a row that was never accepted is gone with the next start, or submission
-            self._store.drop_job(number)
+        folders.release(folder, self._rows.owner, number)
+        await self._rows.forget_job(name, number)
 
-    def _check_goes_on(self) -> None:
-        """Raise `Refused` while rows cannot be written: what the user wants could not be kept."""
+    async def _goes_on(self) -> None:
+        """Wait until an event would be decided on at once.
+
+        Raise `Refused` while rows cannot be written: what the user wants could not be kept.
+        """
+        if self.succession is not None:
+            self._engine.coordinating()  # or say that another node does
+        await self._driver.idle()
         if self._driver.fault is not None:
             raise Refused("paused", "node", f"the node is paused, try again later: {self._driver.fault}")
 
-    def _cancel(self, job: str, who: str) -> dict[str, Any]:
+    async def _cancel(self, job: str, who: str) -> dict[str, Any]:
         """End a job, also one that could not be taken up.  Its row comes first: what is answered is durable."""
         row = self._row(job)
-        self._check_goes_on()
+        await self._goes_on()
         if row.name in self._engine.jobs:
             check_cancelled(self._engine, row.name)
-            self._store.save_job(row.name, "cancelled", CANCELLED)
+            await write_now(self._rows, fx.SaveJob(row.name, "cancelled", CANCELLED))
+            await self._driver.idle()
             self._driver.handle(ev.JobCancelled(row.name))
             self._audit.note("job.cancelled", who, job=row.name, number=row.number)
             return {"job": row.name, "status": self._engine.jobs[row.name].status}
         if row.status != "running":
             raise Refused("job-over", "job", f"job {row.name!r} is {row.status} already")
-        self._store.save_job(row.name, "cancelled", f"{CANCELLED}; {self._fault(row)}"[:TEXT_CHARS_MAX])
+        reason = f"{CANCELLED}; {self._fault(row)}"[:TEXT_CHARS_MAX]
+        await write_now(self._rows, fx.SaveJob(row.name, "cancelled", reason))
         self.unreadable.pop(row.name, None)
         self._audit.note("job.cancelled", who, job=row.name, number=row.number)
         return {"job": row.name, "status": "cancelled"}
@@ -224,7 +248,8 @@ class Requests:
         if isinstance(row, UnreadableJob):
             return views.unreadable_line(row)
         last = next(iter(self._store.committed(row.name, 1)), None)
-        return views.job_line(row, last, self._engine.jobs.get(row.name), paused, self._fault(row))
+        elsewhere = self.succession.elsewhere if self.succession is not None else None
+        return views.job_line(row, last, self._engine.jobs.get(row.name), paused, self._fault(row), elsewhere)
 
     def _list_jobs(self, after: int) -> dict[str, Any]:
         """Return a page of the jobs, and the number that the next one comes after."""

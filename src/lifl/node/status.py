@@ -18,6 +18,7 @@ from lifl.node.cluster.bridge import Bridge
 from lifl.node.driver import Driver
 from lifl.node.journal.journal import Journal
 from lifl.node.meters import Meters
+from lifl.node.succession import Succession
 from lifl.node.workers import Workers
 from lifl.shm.owned_arena import OwnedArena
 
@@ -54,6 +55,7 @@ class NodeStatus:
         self._started_unix_s = time.time()
         self.bridge: Bridge | None = None
         self.health: IdentityHealth | None = None
+        self.succession: Succession | None = None
         self.gateway_stats: gm.GatewayStats | None = None  # as the gateway told last
         self.landlock = {"gateway": 0, "zygote": 0}  # the versions that hold them, as they told
 
@@ -119,6 +121,7 @@ class NodeStatus:
             "cpu_s": self._meters.read(),
             "zygote_pid": self._zygote.pid,
             "landlock": self.landlock,
+            "store": self.succession.shown() if self.succession is not None else None,
         }
 
     def workers(self) -> list[dict[str, Any]]:

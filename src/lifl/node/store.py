@@ -203,7 +203,9 @@ class NodeStore(Database):
 
     # ---- rounds ------------------------------------------------------------------------------------------------------
 
-    def save_round(self, job: str, number: int, attempt: int, status: str, fields: dict[str, Any]) -> None:
+    def save_round(
+        self, job: str, number: int, attempt: int, status: str, fields: dict[str, Any], at_unix_s: float | None = None
+    ) -> None:
         """Keep one attempt at a round.  Raise `sqlite3.IntegrityError` for a second commit."""
         with self._told():
             failpoints.hit("lifld.round_row.before")
@@ -211,7 +213,7 @@ class NodeStore(Database):
             "INSERT INTO rounds VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (job, round, attempt) DO UPDATE SET"
             " status = excluded.status, fields = excluded.fields, saved_unix_s = excluded.saved_unix_s"
             " WHERE status != 'committed'",
-            (job, number, attempt, status, msgpack.packb(fields), time.time()),
+            (job, number, attempt, status, msgpack.packb(fields), time.time() if at_unix_s is None else at_unix_s),
         )
         failpoints.hit("lifld.round_row.after")
 

@@ -63,10 +63,18 @@ def _without_tree(line: dict[str, Any]) -> dict[str, Any]:
     return {name: _without_tree(value) if isinstance(value, dict) else value for name, value in short.items()}
 
 
-def job_line(row: JobRow, last: RoundRow | None, job: Job | None, paused: str, fault: str) -> dict[str, Any]:
+def job_line(
+    row: JobRow,
+    last: RoundRow | None,
+    job: Job | None,
+    paused: str,
+    fault: str,
+    elsewhere: tuple[str, str] | None = None,
+) -> dict[str, Any]:
     """Return one job of a list; `last` is its last committed round, `paused` why the node waits.
 
-    `fault` tells why the job could not be taken up.
+    `fault` tells why the job could not be taken up; `elsewhere` has the status, and why, of one that runs while this
+    node does not coordinate.
     """
     status, reason = row.status, row.reason
     if job is not None:
@@ -77,6 +85,8 @@ def job_line(row: JobRow, last: RoundRow | None, job: Job | None, paused: str, f
             status, reason = "paused", paused
         elif job.commits.paused:
             status = "paused"
+    elif row.status == "running" and elsewhere is not None and not fault:
+        status, reason = elsewhere
     elif row.status == "running":
         status, reason = "unreadable", f"{fault}; `lifl cancel {row.name}` ends it"
     committed = last.round if last is not None else 0

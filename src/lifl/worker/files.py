@@ -95,9 +95,10 @@ def _read_checked(message: Load, path: str, pieces: list[Piece], views: list[mem
         metadata, digest = read_file(Path(path), pieces, views)
     if message.round is None:
         return
+    known = message.digests[index] if index < len(message.digests) else ""
     node = Key.unpack(message.output).node if message.output else None
     wanted = {"lifl.job": message.job, "lifl.round": str(message.round), "lifl.number": str(message.number)}
-    if node is not None:
+    if node is not None and (not known or known != digest):  # another node may have coordinated, and have written it
         wanted["lifl.node"] = f"{node:016x}"
     # An earlier version wrote neither number nor node.
     for name in [name for name in ("lifl.number", "lifl.node") if name not in metadata]:
@@ -107,7 +108,6 @@ def _read_checked(message: Load, path: str, pieces: list[Piece], views: list[mem
         wrong = [name for name in wanted if found[name] != wanted[name]]
         told = ", ".join(f"{name} {found[name]}, not {wanted[name]}" for name in wrong)
         raise Refused("not-own", "checkpoint", f"{path} is not the checkpoint of round {message.round}: it says {told}")
-    known = message.digests[index] if index < len(message.digests) else ""
     if known and known != digest:
         text = f"{path} is damaged: its digest is {digest}, that of what was written is {known}"
         raise Refused("damaged", "checkpoint", text)

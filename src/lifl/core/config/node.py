@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from lifl.core.config.parse import convert, overridden
+from lifl.core.config.store_url import parse_store
 from lifl.core.config.values import is_loopback, parse_size, split_address
 from lifl.core.errors import ConfigError
 from lifl.core.fields import Address, ConfigPath, UserName
@@ -21,6 +22,7 @@ from lifl.core.limits import (
     REQUESTS_PER_S,
     REQUESTS_PER_S_MAX,
     STATE_DIR_BYTES_MAX,
+    STORE_URL_CHARS_MAX,
     WORKERS_MAX,
 )
 
@@ -40,6 +42,8 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     node joins that member's cluster; with an identity, or else by the token in `token_file`.
     `ca_cert` and `ca_key` are an authority of the operator's own, for the first node, which else makes one.
     A node that root starts is `user`'s from its first file on.
+    `store` is where a cluster keeps its rows of which any node may coordinate (`store_url.py`); it is reached with the
+    certificates in `store_ca`, `store_cert` and `store_key`, or else plainly.
     A node that other machines reach is secured: TLS, by certificates on both sides; `insecure` does without, and cannot
     be in one cluster with a secured node.
     """
@@ -63,6 +67,10 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ca_cert: ConfigPath = ""
     ca_key: ConfigPath = ""
     user: UserName = ""
+    store: Annotated[str, msgspec.Meta(max_length=STORE_URL_CHARS_MAX)] = ""
+    store_ca: ConfigPath = ""
+    store_cert: ConfigPath = ""
+    store_key: ConfigPath = ""
     insecure: bool = False
 
 
@@ -81,6 +89,7 @@ def parse_node(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> NodeCo
     if config.join:
         split_address(config.join, "join")
     _check_authority(config)
+    _check_store(config)
     if len(config.state_dir.encode()) > STATE_DIR_BYTES_MAX:
         raise ConfigError(
             "state_dir",
@@ -88,6 +97,25 @@ def parse_node(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> NodeCo
             f"{STATE_DIR_BYTES_MAX}: choose a shorter one",
         )
     return config
+
+
+def _check_store(config: NodeConfig) -> None:
+    files = {key: getattr(config, key) for key in ("store_ca", "store_cert", "store_key")}
+    if not config.store:
+        for key in (key for key, value in files.items() if value):
+            raise ConfigError(key, "is for a node whose cluster keeps its rows in a store: say which one with store")
+        return
+    url = parse_store(config.store)
+    missing = [key for key, value in files.items() if not value]
+    if 0 < len(missing) < len(files):
+        raise ConfigError(missing[0], "is missing: give store_ca, store_cert and store_key, or none of them")
+    beyond = [endpoint for endpoint in url.endpoints if not is_loopback(split_address(endpoint, "store")[0])]
+    if missing and beyond and not config.insecure:
+        text = f"{beyond[0]} is reached over a network: give store_ca, store_cert and store_key, or say insecure = true"
+        raise ConfigError("store_ca", f"{text} where the network is your own")
+    if config.control and split_address(config.control, "control")[0] in ("0.0.0.0", "::"):
+        text = f"{config.control}: any node may coordinate, so say the address at which the others reach this one"
+        raise ConfigError("control", text)
 
 
 def _check_authority(config: NodeConfig) -> None:
@@ -105,6 +133,11 @@ def beyond_loopback(config: NodeConfig) -> dict[str, str]:
     """Return the addresses on which other machines may reach the node, by their keys."""
     listening = {"listen": config.listen} | ({"control": config.control} if config.control else {})
     return {key: address for key, address in listening.items() if not is_loopback(split_address(address, key)[0])}
+
+
+def coordinates(config: NodeConfig) -> bool:
+    """Return whether the node coordinates from its start on, and for all its life."""
+    return not config.join and not config.store
 
 
 def secured(config: NodeConfig) -> bool:

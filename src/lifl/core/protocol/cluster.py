@@ -87,13 +87,17 @@ class CommandHello(Message, frozen=True):
     version: Integer
 
 
-class PeerWelcome(Message, frozen=True):
-    """The coordinator takes the node in.  Its answer is an Inventory."""
+class PeerWelcome(Message, frozen=True, omit_defaults=True):
+    """The coordinator takes the node in.  Its answer is an Inventory.
+
+    `term` is the coordinator's, where it moves.
+    """
 
     version: Integer
     node: Bits64
     control: Address
     gateway: Address
+    term: Count = 0
 
 
 class PeerRedirect(Message, frozen=True):

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import select
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -29,10 +29,12 @@ from lifl.node.door_log import DoorLog
 from lifl.node.greetings import Greetings, cut
 from lifl.node.listening import Listening
 from lifl.node.security import PlainSpeech, Secured, Security
+from lifl.node.tasks import start
 from lifl.tls.faults import TlsFault
 from lifl.tls.tls_socket import Stream
 from lifl.tls.waits import received, sent
 
+CHANNEL = "the control channel"
 GREETING_S = 5.0
 """A PeerHello is complete within this time, and so is an agent's whole attempt at one address."""
 LINGER_S = 1.0
@@ -70,7 +72,7 @@ class Acceptor:
                     sock.send(encode(p.PeerRefusal("many other nodes are knocking; come again", retry=True)))
             sock.close()
             return
-        start(self._tasks, self._greet(sock, host))
+        start(self._tasks, self._greet(sock, host), CHANNEL)
 
     async def _greet(self, raw: socket.socket, host: str) -> None:
         taken: Secured | None = None
@@ -152,17 +154,3 @@ def prepare(sock: socket.socket, timeout_s: float = p.DEAD_S) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(timeout_s * 1000))
-
-
-def start(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
-    """Run `work` beside; an error in it is the loop's, as one in a callback would be."""
-    loop = asyncio.get_running_loop()
-    task = loop.create_task(work)
-    tasks.add(task)
-
-    def ended(task: asyncio.Task[None]) -> None:
-        tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            loop.call_exception_handler({"message": "the control channel failed", "exception": error, "task": task})
-
-    task.add_done_callback(ended)

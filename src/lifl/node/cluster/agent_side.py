@@ -12,7 +12,7 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -25,11 +25,12 @@ from lifl.core.limits import NODES_MAX
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol.frames import encode
 from lifl.core.protocol.pages import split
-from lifl.node.cluster.acceptor import GREETING_S, prepare, read_frame, start
+from lifl.node.cluster.acceptor import CHANNEL, GREETING_S, prepare, read_frame
 from lifl.node.cluster.member_rows import as_member, row
 from lifl.node.cluster.timer import Timer
 from lifl.node.link import Link
 from lifl.node.security import Secured, Security
+from lifl.node.tasks import start
 from lifl.tls.faults import TlsFault
 from lifl.tls.tls_socket import Stream
 from lifl.tls.waits import sent
@@ -85,10 +86,17 @@ class AgentSide:
         handler: AgentHandler,
         timing: ms.Timing,
         security: Security,
+        others: Sequence[str] = (),
     ) -> None:
-        split_address(join, "join")
+        if join:
+            split_address(join, "join")
         self._hello = hello
         self._join = join
+        self._others = others  # members that may know who coordinates, where that moves
+        self._term = 0  # the latest that is known of
+        self._pointed = asyncio.Event()  # somebody said whom to dial: that is not waited with
+        self._patience: asyncio.Timeout | None = None  # of the attempt that is under way
+        self.welcomed = asyncio.Event()
         self._handler = handler
         self._timing = timing
         self._security = security
@@ -104,8 +112,8 @@ class AgentSide:
         self._leaving = False
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.trouble = f"not connected yet; dialling {join}"
-        start(self._tasks, self._live())
+        self.trouble = f"not connected yet; dialling {join}" if join else "no node is known yet that coordinates"
+        start(self._tasks, self._live(), CHANNEL)
 
     @property
     def connected(self) -> bool:
@@ -120,10 +128,32 @@ class AgentSide:
 
     async def _live(self) -> None:
         while not self._leaving:
-            for address in dict.fromkeys(filter(None, (self._coordinator, self._join))):
-                if await self._lived(address):
+            self._pointed.clear()
+            for address in self._addresses():
+                if await self._lived(address) or self._pointed.is_set():
                     break
-            await asyncio.sleep(self._backoff.next_s())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._backoff.next_s()):
+                    await self._pointed.wait()
+
+    def _addresses(self) -> list[str]:
+        """Return whom to dial, in order: where the coordinator moves any member may know where it is now."""
+        own = self._hello().control
+        moving = [member.control for member in self._members.values()] if self._term else []
+        known = dict.fromkeys((self._coordinator, self._join, *moving, *self._others))
+        return [address for address in known if address and address != own]
+
+    def point(self, control: str, term: int) -> None:
+        """Dial the coordinator of this term, at this address; a connection to an earlier one ends."""
+        if term < self._term or (self._link is not None and term == self._term):
+            return
+        self._coordinator, self._term = control, term
+        self._pointed.set()
+        if self._patience is not None:
+            self._patience.reschedule(self._loop.time())
+        if self._link is not None:
+            self.trouble = "another node coordinates now"
+            self._link.close()
 
     async def _lived(self, address: str) -> bool:
         """Do as `_attempt` does; a fault of ours ends this connection, and the node dials again."""
@@ -140,8 +170,10 @@ class AgentSide:
     async def _attempt(self, address: str) -> bool:
         """Try one member; when it welcomes the node, return True after the connection has ended."""
         try:
-            async with asyncio.timeout(GREETING_S):
+            async with asyncio.timeout(GREETING_S) as patience:
+                self._patience = patience
                 await self._enter(address)
+                self._patience = None
         except TlsFault as fault:
             self._failed(f"{address} cannot be joined: {fault}", retry=not fault.lasting)
         except (OSError, EOFError, TimeoutError) as error:
@@ -159,6 +191,8 @@ class AgentSide:
             if self._loop.time() - began_s > self._timing.heartbeat_s:
                 self._backoff.reset()
             return True
+        finally:
+            self._patience = None
         return False
 
     def _failed(self, text: str, retry: bool) -> None:
@@ -182,11 +216,13 @@ class AgentSide:
             except BaseException:
                 raw.close()
                 raise
-            if isinstance(answer, p.PeerWelcome):
+            if isinstance(answer, p.PeerWelcome) and answer.term >= self._term:
                 self._welcomed(sock, answer)
                 return
             sock.close()
             match answer:
+                case p.PeerWelcome():
+                    raise _Refused("it coordinates no longer, and has not noticed yet", retry=True)
                 case p.PeerRedirect(control):
                     address = control
                 case p.PeerRejoin(above):
@@ -222,8 +258,9 @@ class AgentSide:
     # ---- connected
 
     def _welcomed(self, sock: Stream, welcome: p.PeerWelcome) -> None:
-        self._coordinator, self._coordinator_node = welcome.control, welcome.node
+        self._coordinator, self._coordinator_node, self._term = welcome.control, welcome.node, welcome.term
         self.trouble = ""
+        self.welcomed.set()
         self._ended = self._loop.create_future()
         self._lifeline = lifeline = ms.Lifeline(self._loop.time(), self._timing)
         self._link = Link(sock, p.ToAgent, self._heard, self._gone)
@@ -268,6 +305,7 @@ class AgentSide:
         assert self._timer is not None and self._ended is not None
         self._timer.cancel()
         self._link = None
+        self.welcomed.clear()
         self.trouble = self.trouble or f"the connection to the coordinator ended: {error or 'it was closed there'}"
         if not self._leaving:
             log.warning("peer.lost %s", self.trouble)

@@ -41,7 +41,10 @@ log = logging.getLogger("lifl.cluster")
 
 
 class Bridge:
-    """The node's place in the cluster; `Peers` calls it (transport.Handler)."""
+    """The node's place in the cluster; `Peers` calls it (transport.Handler).
+
+    `cluster` names one whose coordinator moves; without, a node coordinates that is not told to `join` another's.
+    """
 
     def __init__(
         self,
@@ -53,9 +56,12 @@ class Bridge:
         audit: AuditLog,
         credentials: Credentials,
         cli: CliServer,
+        cluster: str = "",
     ) -> None:
         self._cli = cli
         self._audit = audit
+        self._cluster = cluster
+        self._term = 0  # of the coordinator that this node had last, where that moves
         self._listener = listener
         self._identity = identity
         self._driver = driver
@@ -65,7 +71,7 @@ class Bridge:
         self._desk = Desk(credentials, self.coordinator)
         self._credentials = credentials
         self._security = Security(credentials.contexts)
-        self.peers = Peers(listener, self._hello, not join, join, self, security=self._security)
+        self.peers = Peers(listener, self._hello, not join and not cluster, join, self, security=self._security)
 
     @property
     def control(self) -> str:
@@ -89,6 +95,18 @@ class Bridge:
         rate = load.rate_at(time.monotonic())
         tree = tuple(tree_lines(agent, TREE_LINES_MAX))
         return p.Heartbeat(load.capacity, rate, load.execution_s, used, len(agent.pool.workers), tree)
+
+    # ---- where the coordinator moves -------------------------------------------------------------------------------
+
+    def lead(self, term: int) -> None:
+        """Let the others dial this node, which coordinates from now on."""
+        self._term = term
+        self.peers.lead(term)
+
+    def follow(self) -> None:
+        """Dial whoever coordinates: this node does not any more."""
+        self._beats.clear()
+        self.peers.follow()
 
     # ---- the coordinator -------------------------------------------------------------------------------------------
 
@@ -146,11 +164,13 @@ class Bridge:
         """Tell the coordinator, connected for the first time or again, what this node has."""
         log.info("coordinator.up node=%016x control=%s", welcome.node, welcome.control)
         try:
-            stranger = not self._store.meets(f"{welcome.node:016x}")
+            stranger = not self._store.meets(self._cluster or f"{welcome.node:016x}")
         except DatabaseFault as fault:  # it could not be noted: what is here may be another's, and is sent again
             log.error("database.paused %s", fault)
             stranger = True
-        self._driver.handle(ev.CoordinatorUp(stranger))
+        moved = bool(self._term) and welcome.term != self._term
+        self._term = welcome.term
+        self._driver.handle(ev.CoordinatorUp(stranger, moved))
 
     def coordinator_down(self) -> None:
         """Pause: the coordinator is not connected any more."""

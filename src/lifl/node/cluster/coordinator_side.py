@@ -66,7 +66,10 @@ class CoordinatorHandler(Protocol):
 class CoordinatorSide:
     """The links to the agents."""
 
-    def __init__(self, hello: Callable[[], p.PeerHello], handler: CoordinatorHandler, timing: ms.Timing) -> None:
+    def __init__(
+        self, hello: Callable[[], p.PeerHello], handler: CoordinatorHandler, timing: ms.Timing, term: int = 0
+    ) -> None:
+        self._term = term
         self._hello = hello
         self._handler = handler
         self._timing = timing
@@ -113,7 +116,7 @@ class CoordinatorSide:
         self._links[node] = link
         self._pages[node] = Pages()
         own = met(self._hello(), str(sock.getsockname()[0]))
-        link.send(p.PeerWelcome(p.PEER_VERSION, own.node, own.control, own.gateway))
+        link.send(p.PeerWelcome(p.PEER_VERSION, own.node, own.control, own.gateway, self._term))
         link.send(p.PeerMembers((as_member(own, "alive", self._since_unix_s),), first=True))
         self._told[node] = 0
 

@@ -67,14 +67,17 @@ class Peers:
         timing: ms.Timing = ms.TIMING,
         security: Security | None = None,
     ) -> None:
-        security = security or Security()
+        self._security = security = security or Security()
+        self._hello = hello
+        self._join = join
+        self._timing = timing
+        self._handler = handler
         self._side: CoordinatorSide | AgentSide
         self._side = (
             CoordinatorSide(hello, handler, timing)
             if coordinator
             else AgentSide(hello, join, handler, timing, security)
         )
-        self._handler = handler
         self._acceptor = Acceptor(listener, self._answer, handler.turned_away, security)
 
     def _answer(self, first: e.First, secured: Secured, host: str) -> Message | None:
@@ -84,6 +87,29 @@ class Peers:
             return self._handler.asked(first, secured, host)
         secured.check(NODES)
         return self._side.answer(first, secured, host)
+
+    # ---- where the coordinator moves -----------------------------------------------------------------------------
+
+    def lead(self, term: int) -> None:
+        """Be the coordinator's side from now on: the others dial this node."""
+        self._side.close()
+        self._side = CoordinatorSide(self._hello, self._handler, self._timing, term)
+
+    def follow(self) -> None:
+        """Be an agent's side from now on: it dials the members that it knows, until it is told whom."""
+        known = [str(row["control"]) for row in self._side.rows() if row["role"] == "agent"]
+        self._side.close()
+        self._side = AgentSide(self._hello, self._join, self._handler, self._timing, self._security, known)
+
+    def point(self, control: str, term: int) -> None:
+        """Dial the coordinator of this term, at this address; a connection to an earlier one ends."""
+        if isinstance(self._side, AgentSide):
+            self._side.point(control, term)
+
+    async def until_connected(self) -> None:
+        """Return when an agent has its coordinator; at once on the coordinator."""
+        if isinstance(self._side, AgentSide):
+            await self._side.welcomed.wait()
 
     def send(self, node: int, message: Message) -> None:
         """Send to an agent, as the coordinator; the message is dropped when it is not connected."""

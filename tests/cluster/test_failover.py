@@ -1,0 +1,180 @@
+"""The coordinator is killed, frozen, cut off or taken down in the middle of a round; etcd loses members: rounds go on.
+
+After each test all that the cluster ever wrote is looked at in etcd's own history (`store_history.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import count
+
+import pytest
+from fleet import OneHot, ask, submit, until
+from netns import Keeper, Machine, SharedCluster, kept
+
+from lifl.core.protocol import cli as om
+
+N = 9
+NUMBERS = count(1)
+HELD = [(index, 1) for index in range(5, N)]
+
+
+@pytest.fixture(scope="module")
+def keeper() -> Iterator[Keeper]:
+    with kept(3, "--redirector", "unix", shared=True) as made:
+        yield made
+
+
+@pytest.fixture
+def shared(keeper: Keeper, request: pytest.FixtureRequest) -> Iterator[SharedCluster]:
+    with keeper.whole(lambda: request.session.testsfailed) as made:
+        yield made
+        made.history()
+
+
+@pytest.fixture
+def job() -> str:
+    """A name that no other test has: they share the cluster."""
+    return f"j{next(NUMBERS)}"
+
+
+def begin(shared: SharedCluster, job: str, oracle: OneHot, rounds: int = 2) -> Machine:
+    """The job is submitted; the node that coordinates it."""
+    coordinator = shared.coordinator
+    submit(coordinator, job, oracle.model(), job__rounds=rounds, **shared.job(job))
+    return coordinator
+
+
+def committed(machine: Machine, job: str, number: int) -> None:
+    until(f"round {number}", lambda: ask(machine, om.JobStatus(job))["job"]["committed"] >= number)
+
+
+@pytest.mark.parametrize("accepted", [2, N - 1])
+def test_the_coordinator_is_killed_in_a_round(shared: SharedCluster, job: str, accepted: int) -> None:
+    oracle = OneHot(N)
+    first = begin(shared, job, oracle)
+    watch = shared.watch(job)
+    with shared.fleet(job, N, oracle.update, held=[(i, 1) for i in range(accepted, N)]) as team:
+        watch.wait("update.accepted", accepted)
+        killed_s = time.monotonic()
+        first.kill()
+        second = shared.next_coordinator(first)
+        moved_s = time.monotonic() - killed_s
+        team.release()
+        committed(second, job, 1)
+        print(
+            f"FAILOVER killed: another coordinates after {moved_s:.2f} s, commits {time.monotonic() - killed_s:.2f} s"
+        )
+        lines = shared.finished(job, team, oracle)
+    assert [(line["attempt"], line["receipt"]["counted"]) for line in lines] == [(1, N), (1, N)]
+
+
+def test_one_that_stood_still_writes_nothing_when_it_wakes_up_and_becomes_an_agent(
+    shared: SharedCluster, job: str
+) -> None:
+    oracle = OneHot(N)
+    first = begin(shared, job, oracle, rounds=3)
+    watch = shared.watch(job)
+    with shared.fleet(job, N, oracle.update, held=[*HELD, (0, 3)]) as team:
+        watch.wait("update.accepted", 5)
+        first.stop()
+        second = shared.next_coordinator(first)
+        team.release(*range(5, N))
+        committed(second, job, 1)
+        first.go_on()
+        until("it is an agent", lambda: not first.store()["leads"] and first.states().get(second.name) == "alive")
+        assert shared.coordinator is second
+        team.release()
+        lines = shared.finished(job, team, oracle)
+    assert [line["receipt"]["counted"] for line in lines] == [N, N, N]
+    shared.settled()
+
+
+def test_one_that_is_cut_off_stops_by_itself_and_what_it_has_counts(shared: SharedCluster, job: str) -> None:
+    """It is cut off from the other nodes, and with its member of etcd from the others of that."""
+    oracle = OneHot(N)
+    first = begin(shared, job, oracle)
+    watch = shared.watch(job)
+    others = [machine.host for machine in shared.machines if machine is not first]
+    with shared.fleet(job, N, oracle.update, held=HELD) as team:
+        watch.wait("update.accepted", 5)
+        for other in others:
+            shared.network.cut(first.host, other)
+            shared.network.cut(other, first.host)
+        second = until(
+            "another coordinator",
+            lambda: next((m for m in shared.machines if m is not first and m.store()["leads"]), None),
+        )
+        until("it stops by itself", lambda: not first.store()["leads"])
+        team.release()
+        committed(second, job, 1)
+        for other in others:
+            shared.network.mend(first.host, other)
+            shared.network.mend(other, first.host)
+        lines = shared.finished(job, team, oracle)
+    assert [line["receipt"]["counted"] for line in lines] == [N, N]
+    shared.settled()
+
+
+def test_one_that_goes_down_hands_over_first(shared: SharedCluster, job: str) -> None:
+    oracle = OneHot(N)
+    first = begin(shared, job, oracle)
+    watch = shared.watch(job)
+    with shared.fleet(job, N, oracle.update, held=HELD) as team:
+        watch.wait("update.accepted", 5)
+        first.down()
+        shared.next_coordinator(first)
+        team.release()
+        lines = shared.finished(job, team, oracle)
+    assert [(line["attempt"], line["receipt"]["counted"]) for line in lines] == [(1, N), (1, N)]
+
+
+def test_losing_a_minority_of_the_store_is_not_noticed(shared: SharedCluster, job: str) -> None:
+    oracle = OneHot(N)
+    coordinator = begin(shared, job, oracle)
+    term = coordinator.store()["term"]
+    watch = shared.watch(job)
+    follower = next(member for member in shared.store.members if member is not shared.store_leader())
+    with shared.fleet(job, N, oracle.update, held=HELD) as team:
+        watch.wait("update.accepted", 5)
+        follower.kill()
+        team.release()
+        shared.finished(job, team, oracle)
+    assert coordinator.store()["term"] == term
+    shared.store.revive(follower)
+
+
+def test_losing_the_majority_of_the_store_pauses_rounds_and_they_go_on(shared: SharedCluster, job: str) -> None:
+    oracle = OneHot(N)
+    coordinator = begin(shared, job, oracle)
+    watch = shared.watch(job)
+    with shared.fleet(job, N, oracle.update, held=HELD) as team:
+        watch.wait("update.accepted", 5)
+        lost = shared.store.members[:2]
+        for member in lost:
+            member.kill()
+        line = until(
+            "a pause that is told",
+            lambda: (found := ask(coordinator, om.JobStatus(job))["job"])["status"] == "paused" and found,
+        )
+        assert "the store does not answer" in line["reason"]
+        assert "the store does not answer" in coordinator.lifl("top", "--once")
+        shared.store.revive(*lost)
+        team.release()
+        shared.finished(job, team, oracle)
+
+
+def test_all_nodes_lose_their_lifld_and_the_round_goes_on(shared: SharedCluster, job: str) -> None:
+    oracle = OneHot(N)
+    begin(shared, job, oracle)
+    watch = shared.watch(job)
+    with shared.fleet(job, N, oracle.update, held=HELD) as team:
+        watch.wait("update.accepted", 5)
+        for machine in shared.machines:
+            machine.kill()
+        for machine in shared.machines:
+            machine.up()
+        team.release()
+        lines = shared.finished(job, team, oracle)
+    assert [line["receipt"]["counted"] for line in lines] == [N, N]
