@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,35 @@ def release(folder: Path, node: int, number: int) -> None:
     owner = owner_of(folder)
     if owner and (owner["node"], owner["job"]) == (f"{node:016x}", number):
         (folder / CLAIM).unlink(missing_ok=True)
+
+
+def pass_on(folder: Path, before: int, after: int, number: int, name: str) -> None:
+    """Let a job's folder be that of the same job of another owner; once more is no harm.
+
+    Raise `Refused` when it is another job's, or cannot be written to.
+    """
+    check_own(folder, (before, after), number)
+    path = folder / f"{CLAIM}.new"
+    try:
+        with open(path, "w") as file:
+            json.dump({"node": f"{after:016x}", "job": number, "name": name}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        path.replace(folder / CLAIM)
+    except OSError as error:
+        text = f"folder {folder} cannot be written to: {error.strerror}; make it accessible"
+        raise Refused("bad-config", "checkpoint.folder", text) from error
+
+
+def check_own(folder: Path, owners: Collection[int], number: int) -> None:
+    """Raise `Refused` unless the folder is there, and is that of this job of one of these owners."""
+    owner = owner_of(folder)
+    if not owner:
+        text = f"folder {folder} of job number {number} cannot be seen here, or its {CLAIM} is gone; mount its disk"
+        raise Refused("folder-missing", "checkpoint.folder", text)
+    if (owner["node"], owner["job"]) not in {(f"{each:016x}", number) for each in owners}:
+        text = f"folder {folder} is that of job {owner['name']!r} (number {owner['job']} of node {owner['node']})"
+        raise Refused("folder-in-use", "checkpoint.folder", text)
 
 
 def owner_of(folder: Path) -> dict[str, Any]:

@@ -190,6 +190,8 @@ class Requests:
             number = await self._rows.new_job(config, tensors, states, str(folder))
             try:
                 folders.claim(folder, self._rows.owner, number, name)
+                if self.succession is not None:
+                    await self.succession.check_seen(folder, number)
                 await write_now(self._rows, fx.SaveJob(name, "running", ""))
                 await self._goes_on()
             except LiflError:

@@ -100,8 +100,12 @@ class Known(NamedTuple):
     unreadable: dict[str, str]
 
 
-def known_jobs(store: NodeStore, node: int) -> Known:
-    """Return the jobs that the database of this node knows."""
+def known_jobs(store: NodeStore, owner: int, claimed: bool = False) -> Known:
+    """Return the jobs that a database knows; their folders are `owner`'s.
+
+    With `claimed` another node may have had them: a job whose folder is not seen here is not taken up, for its rounds
+    would count as lost.
+    """
     running: list[tuple[ev.JobFacts, ev.JobHistory]] = []
     over: deque[tuple[ev.JobFacts, ev.JobHistory, str, str]] = deque(maxlen=OVER_REMEMBERED)
     unreadable: dict[str, str] = {}
@@ -114,7 +118,10 @@ def known_jobs(store: NodeStore, node: int) -> Known:
             if row.status != "running":
                 over.append((facts, _history(store, row.name), row.status, row.reason))
                 continue
-            _claim(row, node)
+            if claimed:
+                folders.check_own(Path(row.folder), (owner,), row.number)
+            else:
+                _claim(row, owner)
             running.append((facts, _history(store, row.name)))
         except Refused as refused:
             why = str(refused)

@@ -84,7 +84,7 @@ class NodeStatus:
 
     def nodes(self) -> list[dict[str, Any]]:
         """Return the cluster's nodes, the coordinator first; none for a node in no cluster."""
-        return self.bridge.rows() if self.bridge is not None else []
+        return self.bridge.shown.rows() if self.bridge is not None else []
 
     @property
     def arena_bytes(self) -> int:
@@ -97,7 +97,7 @@ class NodeStatus:
 
     def trees(self) -> dict[int, tuple[dict[str, Any], ...]]:
         """Return the tasks at other nodes, by node."""
-        return self.bridge.trees() if self.bridge is not None else {}
+        return self.bridge.shown.trees() if self.bridge is not None else {}
 
     def now(self) -> dict[str, Any]:
         """Return what `lifl top` shows of the node itself.

@@ -38,6 +38,8 @@ from lifl.node.tasks import start
 
 log = logging.getLogger("lifl.succession")
 
+COPY = "cluster.db"
+"""In the state folder: the node's copy of the cluster's rows."""
 MEET_S = 30.0
 """How long a node that starts waits for a store that does not answer."""
 
@@ -89,9 +91,9 @@ def open_rows(
         return LocalRows(store, node), store, None
     own = [row.name for row in store.jobs() if row.status == "running"]
     if own:
-        text = f"job {own[0]} runs in this node's own database, and no job is taken along to a store"
-        raise ResourceFault(f"{text}: let it end, or `lifl cancel` it, with `lifl up` without --store; then come back")
-    mirror = Mirror(folder / "cluster.db")
+        text = f"job {own[0]} runs in this node's own database: move it to the store with `lifl store migrate`"
+        raise ResourceFault(f"{text}, or let it end with `lifl up` without --store")
+    mirror = Mirror(folder / COPY)
     try:
         succession = Succession(shared, mirror, node)
     except BaseException:
@@ -113,6 +115,7 @@ class Succession:
         self.leader: Leader | None = None
         """Who leads, as was seen last."""
         self._promoted = False
+        self._waits = ""  # why it is elected and does not coordinate yet
         self._tasks: set[asyncio.Task[None]] = set()
         self._taking_over: asyncio.Task[None] | None = None
         self.rows = ClusterRows(store.etcd, store.keys, store.cluster, mirror, self._no_more)
@@ -151,6 +154,7 @@ class Succession:
         if self._taking_over is not None:
             self._taking_over.cancel()
         self._taking_over = None
+        self._waits = ""
         self.rows.end()
         if self._promoted:
             self._promoted = False
@@ -187,9 +191,12 @@ class Succession:
                 await self.rows.begin(term)
                 break
             except StoreFault as fault:
-                log.warning("coordinator.waits for the store: %s", fault)
+                if self._waits != str(fault):
+                    log.warning("coordinator.waits for the store: %s", fault)
+                self._waits = str(fault)
                 await asyncio.sleep(RETRY_S)
-        known = known_jobs(self._mirror, self.rows.owner)
+        self._waits = ""
+        known = known_jobs(self._mirror, self.rows.owner, claimed=True)
         running, over = [], list(known.over)
         for facts, history in known.running:
             if history.committed < facts.config.job.rounds:
@@ -210,6 +217,14 @@ class Succession:
             log.error("job.unreadable job=%s %s; `lifl cancel %s` ends it", name, why, name)
         took_s = time.monotonic() - began_s
         log.info("coordinator.promoted term=%d jobs=%d took_s=%.3f", term, len(running), took_s)
+
+    async def check_seen(self, folder: Path, number: int) -> None:
+        """Ask the nodes that may come to coordinate whether they see a job's folder.
+
+        Raise `Refused` when one does not.
+        """
+        assert self._bridge is not None
+        await self._bridge.check_seen(folder, self.rows.owner, number)
 
     # ---- what is shown ---------------------------------------------------------------------------------------------
 
@@ -237,7 +252,9 @@ class Succession:
     def trouble(self) -> str:
         """Why rounds wait, as far as the store is the reason; empty when it is not."""
         text = self.leadership.trouble or self.rows.trouble
-        return f"the store does not answer, rounds wait: {text}" if text else ""
+        if text:
+            return f"the store does not answer, rounds wait: {text}"
+        return f"rounds wait: {self._waits}" if self._waits else ""
 
     def shown(self) -> dict[str, Any]:
         """Return what `lifl top` shows of it."""

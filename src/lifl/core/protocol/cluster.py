@@ -30,6 +30,7 @@ from lifl.core.fields import (
     Integer,
     KnownWords,
     Message,
+    Path,
     Real,
     WorkersMax,
 )
@@ -54,6 +55,8 @@ QUOTAS = "quotas"
 """The word of a node that knows of a job's quotas."""
 JOURNAL = "journal"
 """The word of a node that stores updates on its disk before they are accepted, where a job wants that."""
+COORDINATES = "coordinates"
+"""The word of a node that may come to coordinate: it is asked whether it sees a job's folder."""
 KNOWS = (SECRETS, QUOTAS, JOURNAL)
 """What a node of this version knows (`PeerHello.knows`)."""
 HEARTBEAT_S = 1.0
@@ -160,6 +163,21 @@ class Heartbeat(Message, frozen=True):
     tree: Annotated[tuple[dict[str, Any], ...], msgspec.Meta(max_length=TREE_LINES_MAX)] = ()
 
 
+class SeeFolder(Message, frozen=True):
+    """Say whether you see a job's folder, claimed by this owner: you may have to read its models one day."""
+
+    folder: Path
+    owner: Bits64
+    number: Count
+
+
+class FolderSeen(Message, frozen=True):
+    """What a node found; `fault` is empty when it sees the folder, and may write there."""
+
+    number: Count
+    fault: Annotated[str, msgspec.Meta(max_length=REFUSAL_CHARS_MAX)] = ""
+
+
 class BranchHeld(msgspec.Struct, frozen=True):
     """One branch that an agent has: the members that are sealed, those that are granted, and whether it is closed."""
 
@@ -192,9 +210,10 @@ class Leaving(Message, frozen=True):
 
 
 Greeting = PeerWelcome | PeerRedirect | PeerRejoin | PeerRefusal
-ToAgent = PeerMembers | Heartbeat | Revoked | o.Order
+ToAgent = PeerMembers | Heartbeat | Revoked | SeeFolder | o.Order
 ToCoordinator = (
     Heartbeat
+    | FolderSeen
     | Inventory
     | Draining
     | Leaving

@@ -7,17 +7,16 @@ compared.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
-import time
+from pathlib import Path
 from typing import Any
 
 from lifl.core import events as ev
 from lifl.core.config.values import split_address
-from lifl.core.engine import Engine
 from lifl.core.identity import ROLES, Role
-from lifl.core.limits import CLI_REMOTE_MAX, TREE_LINES_MAX
-from lifl.core.planning.capacity import NodeLoad
+from lifl.core.limits import CLI_REMOTE_MAX
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import enrolment as e
@@ -28,12 +27,15 @@ from lifl.node.audit_log import AuditLog
 from lifl.node.authority.credentials import Credentials
 from lifl.node.authority.desk import Desk
 from lifl.node.cli_server import CliServer
+from lifl.node.cluster.folder_looks import FolderLooks, look
+from lifl.node.cluster.nodes_shown import NodesShown
 from lifl.node.cluster.transport import Peers, Send
 from lifl.node.database import DatabaseFault
 from lifl.node.driver import Driver
 from lifl.node.security import Secured, Security
 from lifl.node.store import NodeStore
-from lifl.node.views import NodeIdentity, tree_lines
+from lifl.node.tasks import start
+from lifl.node.views import NodeIdentity
 
 COMMANDERS: tuple[Role, ...] = ("operator", "reader")
 """Whose commands a control port takes."""
@@ -67,34 +69,29 @@ class Bridge:
         self._driver = driver
         self._store = store
         self.incarnation = store.next_incarnation()
-        self._beats: dict[int, p.Heartbeat] = {}  # by node: what it told last of itself
+        self._tasks: set[asyncio.Task[None]] = set()
         self._desk = Desk(credentials, self.coordinator)
         self._credentials = credentials
         self._security = Security(credentials.contexts)
         self.peers = Peers(listener, self._hello, not join and not cluster, join, self, security=self._security)
+        self.shown = NodesShown(identity, driver.engine, self.peers.members)
+        self._looks = FolderLooks(self.peers.send)
 
     @property
     def control(self) -> str:
         """The address where this node's control channel listens."""
         return machine.shown(self._listener)
 
-    @property
-    def _engine(self) -> Engine:
-        return self._driver.engine
-
     def _hello(self) -> p.PeerHello:
         node = self._identity
-        capacity = self._engine.agent.load.capacity
+        capacity = self._driver.engine.agent.load.capacity
         sizes = (capacity, node.arena_bytes, node.workers_max)
-        return p.PeerHello(p.PEER_VERSION, node.number, self.incarnation, self.control, node.gateway, *sizes, p.KNOWS)
+        knows = (*p.KNOWS, p.COORDINATES) if self._cluster else p.KNOWS
+        return p.PeerHello(p.PEER_VERSION, node.number, self.incarnation, self.control, node.gateway, *sizes, knows)
 
     def load(self) -> p.Heartbeat:
         """Return an agent's next heartbeat."""
-        agent = self._engine.agent
-        load, used = agent.load, agent.quota.used_bytes
-        rate = load.rate_at(time.monotonic())
-        tree = tuple(tree_lines(agent, TREE_LINES_MAX))
-        return p.Heartbeat(load.capacity, rate, load.execution_s, used, len(agent.pool.workers), tree)
+        return self.shown.load()
 
     # ---- where the coordinator moves -------------------------------------------------------------------------------
 
@@ -105,8 +102,17 @@ class Bridge:
 
     def follow(self) -> None:
         """Dial whoever coordinates: this node does not any more."""
-        self._beats.clear()
+        self.shown.beats.clear()
         self.peers.follow()
+
+    async def check_seen(self, folder: Path, owner: int, number: int) -> None:
+        """Ask the nodes that may come to coordinate whether they see the folder of a job.
+
+        Raise `Refused` when one does not.
+        """
+        known = self._driver.engine.coordinating().nodes
+        asked = [node for node in self.peers.living() if known.knows(node, p.COORDINATES)]
+        await self._looks.ask(asked, folder, owner, number)
 
     # ---- the coordinator -------------------------------------------------------------------------------------------
 
@@ -134,7 +140,7 @@ class Bridge:
         """Go on without a node whose life is over."""
         log.warning("node.down node=%016x %s", node, why)
         self._audit.note("peer.lost", "lifld", why, node=f"{node:016x}")
-        self._beats.pop(node, None)
+        self.shown.beats.pop(node, None)
         if not renewed:  # else it may have adopted what the life before it had: see `node_up`
             self._driver.handle(ev.NodeGone(node))
 
@@ -142,7 +148,7 @@ class Bridge:
         """Go on without a node that has gone in good order."""
         log.info("node.left node=%016x", node)
         self._audit.note("peer.left", f"node {node:016x}", node=f"{node:016x}")
-        self._beats.pop(node, None)
+        self.shown.beats.pop(node, None)
         self._driver.handle(ev.NodeGone(node))
 
     def turned_away(self, host: str, text: str) -> None:
@@ -152,8 +158,10 @@ class Bridge:
     def from_node(self, node: int, message: Any) -> None:
         """Take an agent's report, an event of a client at its gateway, or its heartbeat.  Raise `RemoteFault`."""
         message = checked(message)
-        if isinstance(message, p.Heartbeat):
-            self._beats[node] = message
+        if isinstance(message, p.FolderSeen):
+            self._looks.answered(node, message)
+        elif isinstance(message, p.Heartbeat):
+            self.shown.beats[node] = message
             self._driver.handle(ev.NodeLoadTold(node, message.capacity, message.rate_per_s, message.execution_s))
         else:
             self._driver.handle(ev.FromNode(node, message))
@@ -190,12 +198,18 @@ class Bridge:
         """Log why the node cannot join."""
         log.error("coordinator.refused %s", text)
 
-    def order(self, order: o.Order | p.Revoked) -> None:
-        """Obey an order of the coordinator."""
-        if isinstance(order, p.Revoked):
-            self._credentials.revocations.replace(order.entries)
-        else:
-            self._driver.handle(order)
+    def order(self, order: o.Order | p.Revoked | p.SeeFolder) -> None:
+        """Obey an order of the coordinator, or answer its question."""
+        match order:
+            case p.Revoked(entries):
+                self._credentials.revocations.replace(entries)
+            case p.SeeFolder():
+                start(self._tasks, self._look(order), "a look at a folder")
+            case _:
+                self._driver.handle(order)
+
+    async def _look(self, question: p.SeeFolder) -> None:
+        self.peers.report(await look(question))
 
     # ---- who wants a certificate -----------------------------------------------------------------------------------
 
@@ -224,50 +238,11 @@ class Bridge:
         self._security.revoked = revoked
         self.peers.revoke(entries, revoked)
 
-    # ---- what is shown ---------------------------------------------------------------------------------------------
-
-    def trees(self) -> dict[int, tuple[dict[str, Any], ...]]:
-        """Return the tasks at other nodes, by node, as these told last."""
-        return {node: beat.tree for node, beat in self._beats.items()}
-
-    def _load_of(self, number: int) -> NodeLoad | None:
-        """Return the load of a node, if this one knows it: its own, and on the coordinator everyone's."""
-        if number == self._identity.number:
-            return self._engine.agent.load
-        node = self._engine.coordinator.nodes.get(number) if self._engine.coordinator is not None else None
-        return node.load if node is not None else None
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return what `lifl nodes` shows, the coordinator first."""
-        found = []
-        for row in self.peers.members():
-            number = int(row["node"], 16)
-            beat = self.load() if number == self._identity.number else self._beats.get(number, p.Heartbeat())
-            load = self._load_of(number)
-            capacity = load.capacity if load is not None else row["capacity"]
-            rate = load.rate_at(time.monotonic()) if load is not None else 0.0
-            execution = load.execution_s if load is not None else 0.0
-            found.append(
-                {
-                    "node": row["node"],
-                    "state": row["state"],
-                    "coordinator": row["role"] == "coordinator",
-                    "incarnation": row["incarnation"],
-                    "control": row["control"],
-                    "gateway": row["gateway"],
-                    "since_s": max(0.0, time.time() - row["since_unix_s"]),
-                    "capacity": capacity,
-                    "rate_per_s": rate,
-                    "execution_s": execution,
-                    "residual": capacity - rate * execution,
-                    "arena_bytes": row["arena_bytes"],
-                    "arena_used_bytes": beat.arena_used_bytes,
-                    "workers": beat.workers,
-                }
-            )
-        return found
+    # ---- the end ----------------------------------------------------------------------------------------------------
 
     async def leave(self) -> None:
         """Say goodbye, and end."""
+        for task in list(self._tasks):
+            task.cancel()
         await self.peers.leave()
         self._listener.close()

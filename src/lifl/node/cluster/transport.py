@@ -152,6 +152,10 @@ class Peers:
         order = sorted(living, key=lambda node: (node < own, node))
         return tuple(living[node] for node in order[:GATEWAYS_TOLD_MAX])
 
+    def living(self) -> tuple[int, ...]:
+        """Return the other nodes that live."""
+        return tuple(self._side.living())
+
     async def leave(self) -> None:
         """End as `close` does; an agent says so to the coordinator first, and waits until that is noted."""
         if isinstance(self._side, AgentSide):
