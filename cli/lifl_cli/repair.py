@@ -24,9 +24,11 @@ from lifl.core.errors import LiflError, ResourceFault
 from lifl_cli.render.figures import printable_lines
 
 DATABASE = "lifl.db"
-PARTS = tuple(f"{DATABASE}{end}" for end in ("", "-wal", "-shm", "-journal"))
+COPY = "cluster.db"
+"""The node's copy of its cluster's rows, where they are in a store."""
+PARTS, COPY_PARTS = ([f"{name}{end}" for end in ("", "-wal", "-shm", "-journal")] for name in (DATABASE, COPY))
 KEYS = ("authority.pem", "identity/key.pem")
-FILES = (*PARTS, "lifld.log", "lifld.lock", "children.lock", *KEYS, "identity/cert.pem", "identity/ca.pem")
+FILES = (*PARTS, *COPY_PARTS, "lifld.log", "lifld.lock", "children.lock", *KEYS, "identity/cert.pem", "identity/ca.pem")
 SOCKETS = ("lifld.sock", "gateway.sock")
 FOLDERS = ("jobs", "audit", "updates", "identity", "redirect")
 CLOSED = ("identity", "redirect")
@@ -66,7 +68,7 @@ def repair(state_dir: Path) -> None:
         for damage in look(state_dir):
             _mend(damage)
             mended += 1
-    with _as_owner(state_dir), closing(StateLocks(state_dir)):
+    with as_owner(state_dir), closing(StateLocks(state_dir)):
         for damage in list(_contents(state_dir)):
             _mend(damage)
             mended += 1
@@ -88,13 +90,13 @@ def damages(state_dir: Path) -> Iterator[Damage]:
     """Yield what keeps a node from starting on the folder, or a job of it from going on; nothing is changed."""
     found = [*_rights(state_dir), *_misplaced(state_dir)]
     if not found:  # what is not a file, or closed, cannot be looked into
-        with _as_owner(state_dir):
+        with as_owner(state_dir):
             found = list(_contents(state_dir))
     yield from found
 
 
 @contextmanager
-def _as_owner(state_dir: Path) -> Iterator[None]:
+def as_owner(state_dir: Path) -> Iterator[None]:
     """Be the owner of the folder, if we are root: what is made there is that user's."""
     for module in IMPORTED:  # that user may not be able to read them
         importlib.import_module(module)
@@ -211,6 +213,10 @@ def _contents(state_dir: Path) -> Iterator[Damage]:
             yield _damaged_database(state_dir, database, fault)
         else:
             yield from _unreadable_jobs(database)
+    copy = state_dir / COPY
+    if copy.is_file() and (fault := _database_fault(copy)):
+        more = "; a node that comes to coordinate makes it anew, without what the cluster's store keeps no longer"
+        yield _aside(f"{copy}: {fault}", [state_dir / part for part in COPY_PARTS], more)
     yield from _identity(state_dir)
 
 

@@ -80,3 +80,10 @@ def receipt_lines(receipt: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("workers started", ", ".join(workers) or "-"),
         ("tree", ", ".join(f"{count} {role}" for role, count in roles.items() if count) or "-"),
     ]
+
+
+def who_coordinates(store: Mapping[str, Any]) -> str:
+    """Return who does, of what a node says of its store."""
+    if store["leads"]:
+        return f"this node, in term {store['term']}"
+    return f"node {store['leader']}" if store["leader"] else "none now: one of the nodes will"

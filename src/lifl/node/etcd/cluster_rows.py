@@ -33,7 +33,7 @@ from lifl.node.etcd import keys as k
 from lifl.node.etcd.client import Etcd, StoreFault
 from lifl.node.etcd.fenced import Deposed, FencedWriter
 from lifl.node.etcd.mirror import Mirror
-from lifl.node.rows import UNREADABLE
+from lifl.node.rows import UNREADABLE, JobRow
 
 log = logging.getLogger("lifl.store")
 
@@ -95,6 +95,8 @@ class ClusterRows:
         self._numbers: dict[str, int] = {}  # of the jobs whose rows are in the store
         self._over: list[int] = []  # of those that are over, in the order of their numbers
         self._last = 0
+        self.moving: dict[str, Any] = {}
+        """Of a move to or from another store that is not done: its `command`, and whether all is `copied`."""
 
     @property
     def trouble(self) -> str:
@@ -103,13 +105,20 @@ class ClusterRows:
 
     # ---- a term ------------------------------------------------------------------------------------------------------
 
-    async def begin(self, term: int) -> None:
-        """Take the rows over that other terms have left, into this node's copy.  Raise `StoreFault`."""
+    async def begin(self, term: int, moving: bool = False) -> None:
+        """Take the rows over that other terms have left, into this node's copy.
+
+        Raise `StoreFault`; also, but for who is `moving` rows, while those of another store are not all here.
+        """
         writer, keys = self._writer, self._keys
         found, _revision = await self._etcd.range(keys.root, k.after(keys.root))
+        values = {kv.key: kv.value for kv in found}
+        self.moving = _read(keys, values, keys.moving) if keys.moving in values else {}
+        if keys.moving in values and not moving:
+            raise StoreFault(f"a move of its rows was not finished; do it again: {self.moving.get('command')}")
         writer.term, writer.trouble = term, ""
         writer.revisions = {kv.key: kv.mod_revision for kv in found}
-        table = Table(keys, {kv.key: kv.value for kv in found})
+        table = Table(keys, values)
         self._numbers, self._over, self._last = table.numbers, table.over, table.last
         self.mirror.replace(table.jobs, table.rounds)
         self._pending.clear()
@@ -224,7 +233,10 @@ class ClusterRows:
             self._over = sorted([*self._over, number])[-OVER_KEPT:]
 
     async def _save_round(self, row: fx.SaveRound, at_unix_s: float) -> None:
-        number, keys = self._numbers[row.job], self._keys
+        await self._put_round(self._numbers[row.job], row, at_unix_s)
+
+    async def _put_round(self, number: int, row: fx.SaveRound, at_unix_s: float) -> None:
+        keys = self._keys
         key = keys.round(number, row.round, row.attempt)
         fields = msgpack.packb(row.fields)
         value = {"status": row.status, "fields": fields, "saved_unix_s": at_unix_s}
@@ -256,6 +268,45 @@ class ClusterRows:
                 deletes.append((commit, commit + b"\0"))
         if puts:
             await self._writer.write(puts, deletes)
+
+    # ---- another store -----------------------------------------------------------------------------------------------
+
+    @property
+    def jobs(self) -> dict[str, int]:
+        """Return the number of each job by its name."""
+        return dict(self._numbers)
+
+    @property
+    def last_number(self) -> int:
+        """Return the greatest number that a job ever had."""
+        return self._last
+
+    async def move(self, command: str, copied: bool = False) -> None:
+        """Note that a command moves rows to or from another store.  Raise `StoreFault`, `Deposed`."""
+        self.moving = {"command": command, "copied": copied}
+        await self._writer.write({self._keys.moving: self._value(self.moving)})
+
+    async def moved(self, last: int) -> None:
+        """Note that it is done; no later job gets a number up to `last`.  Raise `StoreFault`, `Deposed`."""
+        self._last = max(self._last, last)
+        number = {self._keys.last_job: self._value({"number": self._last})}
+        await self._writer.write(number, [(self._keys.moving, self._keys.moving + b"\0")])
+        self.moving = {}
+
+    async def clear(self) -> None:
+        """Forget all jobs.  Raise `StoreFault`, `Deposed`."""
+        await self._writer.write({}, self._keys.of_jobs())
+        self._numbers, self._over = {}, []
+
+    async def take_in(self, job: JobRow) -> None:
+        """Write a job that this node's copy has, and its last rounds.  Raise `StoreFault`, `Deposed`."""
+        committed = self.mirror.committed(job.name, ROUNDS_REMEMBERED)
+        above = committed[0].round - 1 if committed else -1
+        for row in self.mirror.rounds(job.name, above=above):
+            fields = msgspec.to_builtins(row.fields)
+            kept = fx.SaveRound(job.name, row.round, row.attempt, row.status, fields)
+            await self._put_round(job.number, kept, row.saved_unix_s or 0.0)
+        await self._save_job(fx.SaveJob(job.name, job.status, job.reason))
 
     # ---- values ------------------------------------------------------------------------------------------------------
 
@@ -314,17 +365,21 @@ class Table:
         return name
 
     def _read(self, key: bytes) -> dict[str, Any]:
-        """Return what a value says; nothing when it cannot be read."""
-        value = self._values.get(key, b"")
-        digest, count = k.parts_of(value)
-        if digest:
-            prefix = self._keys.parts(key, digest)
-            value = b"".join(self._values.get(prefix + b"%06d" % index, b"") for index in range(count))
-        try:
-            return k.unpack(value)
-        except UNREADABLE as error:
-            log.error("store.unreadable key=%s %s", key.decode(errors="replace"), error)
-            return {}
+        return _read(self._keys, self._values, key)
+
+
+def _read(keys: k.Keys, values: dict[bytes, bytes], key: bytes) -> dict[str, Any]:
+    """Return what a value says; nothing when it cannot be read."""
+    value = values.get(key, b"")
+    digest, count = k.parts_of(value)
+    if digest:
+        prefix = keys.parts(key, digest)
+        value = b"".join(values.get(prefix + b"%06d" % index, b"") for index in range(count))
+    try:
+        return k.unpack(value)
+    except UNREADABLE as error:
+        log.error("store.unreadable key=%s %s", key.decode(errors="replace"), error)
+        return {}
 
 
 def _plain(value: Any) -> Any:

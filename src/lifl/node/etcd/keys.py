@@ -2,6 +2,7 @@
 
     /lifl/NAME/leader                         who coordinates: held by a lease, its create revision is the term
     /lifl/NAME/cluster                        what the cluster is, made once
+    /lifl/NAME/moving                         rows are moved to or from another store, and that is not done yet
     /lifl/NAME/last-job                       the number of the last job
     /lifl/NAME/jobs/NUMBER                    a job as it was submitted
     /lifl/NAME/status/NUMBER                  what became of it; a job without it was never accepted
@@ -34,6 +35,7 @@ class Keys:
         self.root = f"/lifl/{name}/".encode()
         self.leader = self.root + b"leader"
         self.cluster = self.root + b"cluster"
+        self.moving = self.root + b"moving"
         self.last_job = self.root + b"last-job"
 
     def job(self, number: int) -> bytes:
@@ -63,6 +65,11 @@ class Keys:
             many += [kind + b"%012d/" % number, b"parts/" + kind + b"%012d/" % number]
         many.append(b"parts/jobs/%012d/" % number)
         return [(key, key + b"\0") for key in one] + [(self.root + key, after(self.root + key)) for key in many]
+
+    def of_jobs(self) -> list[tuple[bytes, bytes]]:
+        """Return the ranges (begin, end) of all that there is of jobs."""
+        kinds = [self.root + kind for kind in (b"jobs/", b"status/", b"rounds/", b"commits/", b"parts/")]
+        return [(kind, after(kind)) for kind in kinds]
 
     def named(self, key: bytes) -> tuple[str, tuple[int, ...]]:
         """Return the kind of a key, and the numbers in it; an unknown one's kind is empty."""

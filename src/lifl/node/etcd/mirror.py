@@ -7,11 +7,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lifl.core.errors import Refused
 from lifl.node.rows import JOB_COLUMNS, ROUND_COLUMNS
 from lifl.node.store import NodeStore
 
 _JOBS = ", ".join(JOB_COLUMNS)
 _PLACES = ", ".join("?" * len(JOB_COLUMNS))
+_ROUNDS = ", ".join(("job", *ROUND_COLUMNS))
+_PUT_ROUND = f"INSERT OR REPLACE INTO rounds ({_ROUNDS}) VALUES (?, ?, ?, ?, ?, ?)"
 
 
 class Mirror(NodeStore):
@@ -60,6 +63,55 @@ class Mirror(NodeStore):
                 self._db.execute("DELETE FROM jobs WHERE number = ? OR name = ?", (row[0], row[1]))
                 self._db.execute(f"INSERT INTO jobs ({_JOBS}) VALUES ({_PLACES})", row)
                 self._db.execute("DELETE FROM rounds WHERE job = ? AND round >= ?", (row[1], first.get(row[1], 0)))
-            insert = f"INSERT OR REPLACE INTO rounds (job, {', '.join(ROUND_COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?)"
-            self._db.executemany(insert, rounds)
+            self._db.executemany(_PUT_ROUND, rounds)
             self._db.execute("DELETE FROM rounds WHERE job NOT IN (SELECT name FROM jobs)")
+
+    # ---- another store -----------------------------------------------------------------------------------------------
+
+    def whole(self) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+        """Return all jobs (`JOB_COLUMNS`) that were accepted, and their rounds (name, `ROUND_COLUMNS`), as they are."""
+        jobs = self._all(f"SELECT {_JOBS} FROM jobs WHERE status != 'new' ORDER BY number")
+        return jobs, self._all(f"SELECT {_ROUNDS} FROM rounds WHERE job IN (SELECT name FROM jobs) ORDER BY job, round")
+
+    def last_number(self) -> int:
+        """Return the greatest number that a job here ever had."""
+        found = self._all("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'")
+        return int(found[0][0]) if found else 0
+
+    def take_in(self, jobs: Iterable[Sequence[Any]], rounds: Iterable[Sequence[Any]], last: int) -> None:
+        """Add what another store has, in one step; no later job gets a number up to `last`.
+
+        A job that is here already was taken in before, or was over when it left, and stays.  Raise `Refused` when a
+        name or a number is that of another one.
+        """
+        rounds = list(rounds)
+        with self._told(), self._db:
+            self._db.execute("BEGIN")
+            for row in jobs:
+                if self._has(dict(zip(JOB_COLUMNS, row, strict=True))):
+                    continue
+                self._db.execute(f"INSERT INTO jobs ({_JOBS}) VALUES ({_PLACES})", row)
+                self._db.executemany(_PUT_ROUND, [each for each in rounds if each[0] == row[1]])
+            last = max(last, self.last_number())
+            self._db.execute("DELETE FROM sqlite_sequence WHERE name = 'jobs'")
+            self._db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('jobs', ?)", (last,))
+
+    def _has(self, job: dict[str, Any]) -> bool:
+        """Return whether a job is here.  Raise `Refused` when another one is in its place."""
+        number, name, submitted = job["number"], job["name"], job["submitted_unix_s"]
+        self._db.execute("DELETE FROM jobs WHERE name = ? AND status = 'new'", (name,))
+        select = "SELECT number, name, submitted_unix_s FROM jobs WHERE number = ? OR name = ?"
+        found = self._db.execute(select, (number, name)).fetchall()
+        for here in found:
+            if here != (number, name, submitted):
+                text = f"{self.path} has another job {here[1]!r}, number {here[0]}: use an empty state folder (--state)"
+                raise Refused("job-exists", "job.name", text)
+        return bool(found)
+
+    def give_up(self, numbers: Iterable[int]) -> None:
+        """Forget jobs that are in another store now, and their rounds, in one step."""
+        with self._told(), self._db:
+            self._db.execute("BEGIN")
+            for number in numbers:
+                self._db.execute("DELETE FROM rounds WHERE job = (SELECT name FROM jobs WHERE number = ?)", (number,))
+                self._db.execute("DELETE FROM jobs WHERE number = ?", (number,))
