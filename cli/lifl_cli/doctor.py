@@ -287,6 +287,14 @@ def _identities(state_dir: Path) -> Iterator[Finding]:
         yield Finding(*found)
 
 
+def _store(state_dir: Path) -> Iterator[Finding]:
+    """Look at the store that a running node shares with its cluster."""
+    from lifl_cli.store import look
+
+    for found in look(state_dir):
+        yield Finding(*found)
+
+
 def _segments(_state_dir: Path) -> Iterator[Finding]:
     """Find segments that no process maps: a killed `lifld` left them for the next one on its state folder."""
     names = {path.name for path in SHM.glob("lifl-*")}
@@ -382,6 +390,7 @@ CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
     _state_folder,
     _contents,
     _identities,
+    _store,
     _segments,
     _boxes,
 )

@@ -11,6 +11,7 @@ from itertools import count
 
 import pytest
 from fleet import OneHot, ask, submit, until
+from lifl_cli.store import look
 from netns import Keeper, Machine, SharedCluster, kept
 
 from lifl.core.protocol import cli as om
@@ -139,6 +140,8 @@ def test_losing_a_minority_of_the_store_is_not_noticed(shared: SharedCluster, jo
     with shared.fleet(job, N, oracle.update, held=HELD) as team:
         watch.wait("update.accepted", 5)
         follower.kill()
+        ((level, _, text, _),) = look(coordinator.state_dir)
+        assert (level, f"this node, in term {term}" in text) == ("ok", True)
         team.release()
         shared.finished(job, team, oracle)
     assert coordinator.store()["term"] == term
@@ -160,6 +163,8 @@ def test_losing_the_majority_of_the_store_pauses_rounds_and_they_go_on(shared: S
         )
         assert "the store does not answer" in line["reason"]
         assert "the store does not answer" in coordinator.lifl("top", "--once")
+        ((level, _, text, fix),) = look(coordinator.state_dir)
+        assert (level, "the store does not answer" in text, "etcdctl" in fix) == ("warn", True, True)
         shared.store.revive(*lost)
         team.release()
         shared.finished(job, team, oracle)

@@ -18,8 +18,8 @@ from lifl.core.audit import EVENTS
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURE, CONTRIBUTING = ROOT / "docs/architecture.md", ROOT / "CONTRIBUTING.md"
-DOCUMENTS = [ARCHITECTURE, CONTRIBUTING, ROOT / "README.md", ROOT / "docs/failures.md", ROOT / "docs/operating.md"]
-DOCUMENTS += [ROOT / "docs/security.md", ROOT / "SECURITY.md"]
+NAMES = ("README.md", "SECURITY.md", "docs/failover.md", "docs/failures.md", "docs/operating.md", "docs/security.md")
+DOCUMENTS = [ARCHITECTURE, CONTRIBUTING, *(ROOT / name for name in NAMES)]
 WORDS_MAX = 40
 FILES_MAX = 4
 """Files of code that one kind of addition may touch."""

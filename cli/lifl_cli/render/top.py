@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from lifl_cli.render.figures import metrics_text, seconds_text, size_text
+from lifl_cli.render.figures import metrics_text, seconds_text, size_text, who_coordinates
 from lifl_cli.render.tables import cell, nodes_table
 from lifl_cli.render.trees import round_text, tree_view
 
@@ -89,9 +89,7 @@ def _store_text(store: Mapping[str, Any]) -> Text:
     """Return who coordinates, or why nobody does."""
     if store["trouble"]:
         return cell(store["trouble"], "bold red")
-    if store["leads"]:
-        return cell(f"this node, in term {store['term']}")
-    return cell(f"node {store['leader']}" if store["leader"] else "none now: one of the nodes will")
+    return cell(who_coordinates(store))
 
 
 def _process_text(sample: Mapping[str, Any], pid: int | None) -> str:
