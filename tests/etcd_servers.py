@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from certificates import Authority
 
 WAIT_S = 120.0
 
@@ -47,7 +48,7 @@ class Member:
         self, name: str, host: str, folder: Path, prefix: Callable[..., list[str]], flags: Sequence[str]
     ) -> None:
         self.name, self.folder = name, folder
-        self.client, self.peer = f"{host}:{free_port()}", f"{host}:{free_port()}"
+        self.client, self.peer, self.metrics = (f"{host}:{free_port()}" for _ in range(3))
         self._prefix, self._flags = prefix, flags
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -63,6 +64,7 @@ class Member:
                 f"{scheme}://{self.client}",
             ),
             *("--listen-peer-urls", f"http://{self.peer}", "--initial-advertise-peer-urls", f"http://{self.peer}"),
+            *("--listen-metrics-urls", f"http://{self.metrics}"),
             *("--initial-cluster", ",".join(f"{each.name}=http://{each.peer}" for each in others)),
             *self._flags,
         ]
@@ -117,7 +119,7 @@ class Etcd:
 
 def _leads(member: Member) -> bool:
     """Whether a member says of itself that it leads; one that is cut off or stands still says nothing."""
-    host, port = member.client.rsplit(":", 1)
+    host, port = member.metrics.rsplit(":", 1)
     try:
         with socket.create_connection((host, int(port)), timeout=1.0) as asked:
             asked.settimeout(1.0)
@@ -128,6 +130,30 @@ def _leads(member: Member) -> bool:
     except OSError:
         return False
     return b"\netcd_server_is_leader 1\n" in answer
+
+
+class Certificates:
+    """What members ask of clients for, and show, and what a client shows; all of one authority."""
+
+    def __init__(self, folder: Path, authority: Authority, hosts: Sequence[str]) -> None:
+        self.ca, *files = (folder / name for name in ("ca.pem", "member.pem", "member.key", "client.pem", "client.key"))
+        self._member, self._member_key, self.cert, self.key = files
+        folder.mkdir()
+        self.ca.write_bytes(authority.pem)
+        pems = [*authority.issue("node", "etcd", hosts), *authority.issue("node", "lifl")]
+        for path, pem in zip(files, pems, strict=True):
+            path.write_bytes(pem)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Flags of etcd."""
+        files = ("--trusted-ca-file", self.ca, "--cert-file", self._member, "--key-file", self._member_key)
+        return ("--client-cert-auth", *map(str, files))
+
+    @property
+    def node(self) -> tuple[str, ...]:
+        """Flags of a node."""
+        return tuple(map(str, ("--store-ca", self.ca, "--store-cert", self.cert, "--store-key", self.key)))
 
 
 @contextmanager

@@ -24,7 +24,7 @@ import psutil
 import pytest
 import store_history
 from certificates import Authority
-from etcd_servers import Etcd, Member, etcd
+from etcd_servers import Certificates, Etcd, Member, etcd
 from fleet import Fleet, OneHot, Update, Watch, arena_use, ask, fleet, until
 from nodes import COMMAND_TIMEOUT_S, LIFL, LOG_TAIL_LINES, Node
 
@@ -266,8 +266,16 @@ class SharedCluster(Cluster):
     `models` is a folder that all nodes reach.
     """
 
-    def __init__(self, net: Network, folder: Path, flags: Sequence[str], points: str, store: Etcd) -> None:
-        super().__init__(net, folder, (*flags, "--store", store.url()), points)
+    def __init__(
+        self,
+        net: Network,
+        folder: Path,
+        flags: Sequence[str],
+        points: str,
+        store: Etcd,
+        authority: Authority | None = None,
+    ) -> None:
+        super().__init__(net, folder, (*flags, "--store", store.url()), points, authority)
         self.store = store
         self.models = folder / "models"
         for machine in self.machines:
@@ -349,9 +357,13 @@ def cluster(
         sizes = ("--arena-bytes", "32MiB", *flags)
         made: Cluster
         if shared:
+            asked: tuple[str, ...] = ()
+            if authority is not None:
+                certificates = Certificates(folder / "etcd", authority, [host.address for host in net.hosts])
+                asked, sizes = certificates.members, (*sizes, *certificates.node)
             with inside(net.hosts[-1]):
-                store = stack.enter_context(etcd(hosts=hosts(net)))
-            made = SharedCluster(net, folder, sizes, points, store)
+                store = stack.enter_context(etcd(count, *asked, hosts=hosts(net)))
+            made = SharedCluster(net, folder, sizes, points, store, authority)
         else:
             made = Cluster(net, folder, sizes, points, authority, tokens)
         for machine in made.machines:

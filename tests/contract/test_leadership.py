@@ -7,15 +7,17 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
-from etcd_servers import FREEZE, GO_ON, WAIT_S, etcd
+from certificates import Authority
+from etcd_servers import FREEZE, GO_ON, WAIT_S, Certificates, etcd
 from etcd_servers import Etcd as Servers
 
 from lifl.core.errors import ResourceFault
 from lifl.node.etcd import leadership as ls
-from lifl.node.etcd.client import Etcd, StoreFault, Uncertain
+from lifl.node.etcd.client import Etcd, StoreFault, TlsFiles, Uncertain
 from lifl.node.etcd.cluster_rows import meet
 from lifl.node.etcd.fenced import Deposed, FencedWriter, Found, verdict
 from lifl.node.etcd.keys import Keys
@@ -436,3 +438,32 @@ def test_a_cluster_is_made_once_by_whoever_comes_first(servers: Servers) -> None
             await client.close()
 
     run(work)
+
+
+# ---- certificates ----------------------------------------------------------------------------------------------------
+
+
+def test_etcd_is_reached_by_certificates_and_by_those_alone(tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path / "right", Authority(), ["127.0.0.1"])
+    stranger = Certificates(tmp_path / "wrong", Authority(), ["127.0.0.1"])
+
+    async def reads(servers: Servers, tls: TlsFiles | None) -> str:
+        client = Etcd(servers.endpoints, tls)
+        try:
+            await client.range(b"/")
+        except StoreFault as fault:
+            return str(fault)
+        finally:
+            await client.close()
+        return ""
+
+    async def work(servers: Servers) -> None:
+        right = TlsFiles(certificates.ca, certificates.cert, certificates.key)
+        assert await reads(servers, right) == ""
+        for wrong in (None, right._replace(ca=stranger.ca), right._replace(cert=stranger.cert, key=stranger.key)):
+            assert "cannot be used now" in await reads(servers, wrong)
+        with pytest.raises(ResourceFault, match=r"nowhere\.pem cannot be read: No such file.*store_cert"):
+            Etcd(servers.endpoints, right._replace(cert=tmp_path / "nowhere.pem"))
+
+    with etcd(1, *certificates.members) as servers:
+        run(lambda: work(servers))

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -33,6 +34,7 @@ from lifl.core.limits import (
     TOKENS_MAX,
 )
 from lifl.core.trust.enrolment import Asked
+from lifl.core.trust.revocation import Revocation
 from lifl.core.trust.tokens import Token, read_token
 from lifl.node.authority import credential_store
 from lifl.node.authority.authority import Authority, Handed, Holder
@@ -484,6 +486,20 @@ def test_the_coordinators_word_takes_the_place_of_a_nodes_list(scene: Scene, tmp
     assert changes == [2] and follower.entries == scene.revocations.entries
     follower.replace(())
     assert changes == [2, 0] and Revocations(other, scene.clock).entries == ()
+    other.close()
+
+
+def test_where_the_coordinator_moves_a_node_keeps_what_either_was_told(scene: Scene, tmp_path: Path) -> None:
+    other = CredentialStore(tmp_path / "other.db")
+    follower, changes = Revocations(other, scene.clock), []
+    follower.on_change = lambda: changes.append(sorted(entry.which for entry in follower.entries))
+    here = Revocation("client/here", 5.0, 1e12)
+    follower.merge([here])
+    follower.merge([Revocation("client/there", 6.0, 1e12), msgspec.structs.replace(here, revoked_unix_s=4.0)])
+    follower.merge([here])
+    assert changes == [["client/here"], ["client/here", "client/there"]], "what is known is no change"
+    assert Revocations(other, scene.clock).entries == follower.entries
+    assert follower.list.names(Identity("client", "here"), "S", 4.5)
     other.close()
 
 

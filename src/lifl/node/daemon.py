@@ -151,7 +151,7 @@ class Daemon:
         opened.callback(self.cli.close)
         self._enforcement = Enforcement(self.credentials.revocations, self.gateway)
         self._enforcement.add(self.cli)
-        self._renewal = Renewal(self.credentials, lambda: self.status.coordinator() or config.join)
+        self._renewal = Renewal(self.credentials, lambda: self.status.authority_address() or config.join)
         opened.callback(self._renewal.close)
         self._meters = Meters(self.gateway, self.zygote)
         told = (self._worker_stopped, self._unsendable)
@@ -168,7 +168,7 @@ class Daemon:
         faulty = (self.audit, self.journal)
         self.status = NodeStatus(self.identity, folder, bool(config.capacity), warnings, faulty, *shown)
         self.status.health = IdentityHealth(self.credentials, self._renewal)
-        credentials = CredentialRequests(self.credentials, self.status.coordinator)
+        credentials = CredentialRequests(self.credentials, self.status.authority_address)
         parts = (self._driver, rows, jobs, self.cli, self.status, credentials, folder, self.audit)
         self._requests = Requests(*parts, self._shut_down)
 

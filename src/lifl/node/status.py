@@ -91,9 +91,9 @@ class NodeStatus:
         """The arena's size."""
         return self._arena.arena_bytes
 
-    def coordinator(self) -> str:
-        """Return the control address of the coordinator; empty when none is known."""
-        return self.bridge.coordinator() if self.bridge is not None else ""
+    def authority_address(self) -> str:
+        """Return the control address of the node with the authority; empty when none is known."""
+        return self.bridge.authority_address() if self.bridge is not None else ""
 
     def trees(self) -> dict[int, tuple[dict[str, Any], ...]]:
         """Return the tasks at other nodes, by node."""

@@ -147,7 +147,10 @@ class PeerMembers(Message, frozen=True):
 
 
 class Revoked(Message, frozen=True):
-    """The certificates that are not believed any more, in the place of what the agent had; where they are secured."""
+    """The certificates that are not believed any more, in the place of what the agent had; where they are secured.
+
+    Where the coordinator moves both sides say it, and have what either had.
+    """
 
     entries: Revocations
 
@@ -214,6 +217,7 @@ ToAgent = PeerMembers | Heartbeat | Revoked | SeeFolder | o.Order
 ToCoordinator = (
     Heartbeat
     | FolderSeen
+    | Revoked
     | Inventory
     | Draining
     | Leaving

@@ -1,8 +1,9 @@
 """Certificates that are not believed any more, though they have not expired.
 
-Each node keeps the list on its disk: the coordinator's is the operator's word, the others' is the coordinator's.  It
-names serials; or a role and a name, of whom all is void that began before: that is for certificates which no authority
-of LIFL has issued.  An entry ends when what it is about has expired.
+Each node keeps the list on its disk: the coordinator's is the operator's word, the others' is the coordinator's; where
+the coordinator moves all have what any of them was told.  It names serials; or a role and a name, of whom all is void
+that began before: that is for certificates which no authority of LIFL has issued.  An entry ends when what it is about
+has expired.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 from lifl.core.errors import Refused
 from lifl.core.fields import NAME_RULE
 from lifl.core.identity import ROLES
+from lifl.core.limits import REVOKED_MAX
 from lifl.core.trust.enrolment import is_name
 from lifl.core.trust.revocation import Revocation, RevokedList
 from lifl.node.authority.credential_store import CertificateRow, CredentialStore
@@ -77,6 +79,15 @@ class Revocations:
             text = f"no certificate was issued to {which!r} that has not expired; `lifl cert list` shows them"
             raise Refused("unknown-certificate", "which", f"{text} (one issued elsewhere: its serial, or ROLE/NAME)")
         return [row] if row is not None else ()
+
+    def merge(self, entries: Sequence[Revocation]) -> None:
+        """Add another node's list to the own one: each may have been told what the other was not."""
+        known = {entry.which: entry for entry in self.entries}
+        for entry in entries:
+            here = known.get(entry.which, entry)
+            known[entry.which] = max(here, entry, key=lambda one: (one.revoked_unix_s, one.expires_unix_s))
+        last = sorted(known.values(), key=lambda entry: entry.expires_unix_s)[-REVOKED_MAX:]
+        self.replace(sorted(last, key=lambda entry: entry.which))
 
     def replace(self, entries: Sequence[Revocation]) -> None:
         """Take the coordinator's list in the place of the own one."""

@@ -62,6 +62,7 @@ class Bridge:
     ) -> None:
         self._cli = cli
         self._audit = audit
+        self._join = join
         self._cluster = cluster
         self._term = 0  # of the coordinator that this node had last, where that moves
         self._listener = listener
@@ -70,7 +71,7 @@ class Bridge:
         self._store = store
         self.incarnation = store.next_incarnation()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._desk = Desk(credentials, self.coordinator)
+        self._desk = Desk(credentials, self.authority_address)
         self._credentials = credentials
         self._security = Security(credentials.contexts)
         self.peers = Peers(listener, self._hello, not join and not cluster, join, self, security=self._security)
@@ -160,6 +161,9 @@ class Bridge:
         message = checked(message)
         if isinstance(message, p.FolderSeen):
             self._looks.answered(node, message)
+        elif isinstance(message, p.Revoked):
+            if self._cluster:
+                self._credentials.revocations.merge(message.entries)
         elif isinstance(message, p.Heartbeat):
             self.shown.beats[node] = message
             self._driver.handle(ev.NodeLoadTold(node, message.capacity, message.rate_per_s, message.execution_s))
@@ -178,6 +182,8 @@ class Bridge:
             stranger = True
         moved = bool(self._term) and welcome.term != self._term
         self._term = welcome.term
+        if self._cluster and self._security.is_on:
+            self.peers.report(p.Revoked(self._credentials.revocations.entries))
         self._driver.handle(ev.CoordinatorUp(stranger, moved))
 
     def coordinator_down(self) -> None:
@@ -201,6 +207,8 @@ class Bridge:
     def order(self, order: o.Order | p.Revoked | p.SeeFolder) -> None:
         """Obey an order of the coordinator, or answer its question."""
         match order:
+            case p.Revoked(entries) if self._cluster:
+                self._credentials.revocations.merge(entries)
             case p.Revoked(entries):
                 self._credentials.revocations.replace(entries)
             case p.SeeFolder():
@@ -213,8 +221,13 @@ class Bridge:
 
     # ---- who wants a certificate -----------------------------------------------------------------------------------
 
-    def coordinator(self) -> str:
-        """Return the coordinator's control address; empty while none is known."""
+    def authority_address(self) -> str:
+        """Return the control address of the node with the authority; empty while none is known.
+
+        It is the coordinator; where that moves, the member that this node was told to join.
+        """
+        if self._cluster and self._join:
+            return self._join
         return next((str(row["control"]) for row in self.peers.members() if row["role"] == "coordinator"), "")
 
     def asked(self, asking: e.Asking, secured: Secured, host: str) -> e.Answer:
@@ -237,6 +250,8 @@ class Bridge:
         """Take no more connections of revoked certificates, end those that there are, and tell the agents."""
         self._security.revoked = revoked
         self.peers.revoke(entries, revoked)
+        if self._cluster and self._security.is_on and self._driver.engine.coordinator is None:
+            self.peers.report(p.Revoked(entries))
 
     # ---- the end ----------------------------------------------------------------------------------------------------
 
