@@ -70,6 +70,14 @@ def test_states_are_read_beside_the_model_once_there_are_any() -> None:
     assert other.ready(1) == [fx.SendWorker(1, load(other, state_path="/s"))]
 
 
+def test_a_job_that_needs_more_than_the_arena_has_is_read_when_it_is_alone() -> None:
+    """It was begun by an earlier version, whose partials were smaller: else it would load for ever."""
+    scene = Scene()
+    scene.arena.nbytes = scene.need() - 1
+    scene.handle(scene.open_job(path="/m"))
+    assert scene.slot.state is SlotState.LOADING
+
+
 def test_a_job_waits_for_room_and_is_read_when_there_is_some() -> None:
     scene = Scene(states=("m",))
     scene.arena.nbytes = 2 * scene.need(states=1) - 1

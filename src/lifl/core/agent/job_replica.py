@@ -237,10 +237,13 @@ class JobReplica:
     # ---- the model -------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        """Have the model loaded, once the arena has room for a round of the job."""
+        """Have the model loaded, once the arena has room for a round of the job.
+
+        One that was begun when a round needed less may need more than the whole arena: then it is promised all of it.
+        """
         spec = self.spec
         need = round_bytes_min(spec.layout, spec.aggregation, spec.clients_per_round, len(spec.state_names))
-        if not self._quota.reserve(spec.number, need):
+        if not self._quota.reserve(spec.number, min(need, self._quota.total_bytes)):
             return
         try:
             self.slot.begin_load(with_states=bool(spec.state_path))
