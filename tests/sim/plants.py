@@ -310,7 +310,7 @@ def account_is_wrong(patch: Patch) -> None:
 
 
 class Plant(NamedTuple):
-    """A planted bug, the check that must find it, and in which lives: from seed 0 on, at most so many."""
+    """A planted bug, the check that must find it, and in which lives: from the seed `begin` on, at most so many."""
 
     bug: Callable[[Patch], None]
     check: str
@@ -319,11 +319,12 @@ class Plant(NamedTuple):
     lives: int = 100
     moves: bool = False
     durable: bool = False
+    begin: int = 0
 
 
 PLANTS = (
     Plant(sealed_output_is_overlooked, "counted-once", style="stormy", lives=300),
-    Plant(top_is_not_asked, "counted-once", hosts=3, style="stormy", lives=600),
+    Plant(top_is_not_asked, "counted-once", hosts=3, style="stormy", begin=900, lives=1200),
     Plant(partial_is_taken_again, "partial-once", hosts=3),
     Plant(orphans_are_forgotten, "accepted-survives"),
     Plant(what_is_being_stored_is_accepted, "accepted-survives", style="stormy", durable=True),

@@ -19,7 +19,8 @@ def test_each_check_has_a_planted_bug() -> None:
 def test_a_planted_bug_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         plant.bug(patch)
-        found = next((seed for seed in range(plant.lives) if broken(seed, plant) == plant.check), None)
+        seeds = range(plant.begin, plant.begin + plant.lives)
+        found = next((seed for seed in seeds if broken(seed, plant) == plant.check), None)
     assert found is not None, f"{plant.lives} lives did not break {plant.check!r}"
     print(f"seed {found} found it")
     assert not broken(found, plant), "it was the planted bug that it found"
