@@ -42,6 +42,8 @@ PASS_BYTES = 2_000_000_000
 """About so much is read in one timing, in as many folds as that takes."""
 QUICK_PASS_BYTES = 10_000_000
 TARGET_FRACTIONS = {2: 0.8, 8: 0.85, 32: 0.85}
+PARTIAL_BYTES = DTYPE_BYTES[ACCUMULATOR["float32"]]
+"""Of one number."""
 SMALL = ("float16", "bfloat16", "int8")
 SMALL_COUNT = 8
 SMALL_TARGET = 4.0
@@ -52,11 +54,11 @@ def run(quick: bool) -> Group:
     nbytes = QUICK_BYTES if quick else UPDATE_BYTES
     pass_bytes = QUICK_PASS_BYTES if quick else PASS_BYTES
     with ExitStack() as opened:
-        room = (max(COUNTS) + 2) * (nbytes + 4096) + (2 << 20)
+        room = (max(COUNTS) + 4) * (nbytes + 4096) + (2 << 20)
         arena = OwnedArena.create(f"/lifl-bench-{os.getpid()}", 2 * room, 1)
         opened.callback(arena.close, unlink=True)
         keys = [arena.alloc(Kind.UPDATE, 1, 1, nbytes, slab="updates") for _ in range(max(COUNTS))]
-        output = arena.alloc(Kind.PARTIAL, 1, 1, nbytes)
+        output = arena.alloc(Kind.PARTIAL, 1, 1, PARTIAL_BYTES * (nbytes // 4))
         helper = Helper("node_fold.py", [arena.name, json.dumps([key.pack().hex() for key in [*keys, output]])])
         opened.callback(helper.close)
         helper.reply()
@@ -75,7 +77,7 @@ def run(quick: bool) -> Group:
                 _rate(helper, "read by blocks", count, nbytes, pass_bytes, blocks[count])
                 fold = _rate(helper, "fold", count, nbytes, pass_bytes, folds[count])
                 fractions[count].add(fold / read)
-                traffic[count].add(fold / read * (count + 1) / count)
+                traffic[count].add(fold / read * (count + PARTIAL_BYTES / 4) / count)
     kinds = (reads, blocks, folds, fractions, traffic)
     cells = [kind[count] for count in COUNTS for kind in kinds] + list(small.values())
     return Group(
@@ -116,7 +118,12 @@ def main() -> None:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     populate(arena.window(0, arena.arena_bytes))
     random = np.random.default_rng(1)
-    *updates, partial = [vector(view, Segment("float32", 0, len(view) // 4)) for view in map(arena.data, keys)]
+    *updates, partial = [
+        vector(view, Segment(dtype, 0, len(view) // DTYPE_BYTES[dtype]))
+        for view, dtype in zip(
+            map(arena.data, keys), [*["float32"] * (len(keys) - 1), ACCUMULATOR["float32"]], strict=True
+        )
+    ]
     for update in updates:
         random.random(out=update, dtype=np.float32)
 

@@ -67,7 +67,7 @@ def planning(clients: int, nodes: int) -> PlanRequest:
     """Return a round of `clients` updates of ResNet-18 on nodes of unequal capacity that hold nearly all of them."""
     _, _, residual = instance(clients, nodes, 1)
     facts = tuple(NodeFacts(f"n{node}", float(units), 1 << 44) for node, units in enumerate(residual))
-    return PlanRequest(updates=clients, model_bytes=MODEL_BYTES, partial_bytes=MODEL_BYTES, nodes=facts)
+    return PlanRequest(updates=clients, model_bytes=MODEL_BYTES, partial_bytes=2 * MODEL_BYTES, nodes=facts)
 
 
 def run(quick: bool) -> Group:

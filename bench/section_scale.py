@@ -39,6 +39,8 @@ ARENA_BYTES = 128 << 30
 PLANS = 3
 """Times that a plan is made, for the median."""
 LINK_BYTES_PER_S = 1.25e9
+PARTIAL_TIMES = 2
+"""A partial of float32 numbers has so many times the bytes of the model."""
 
 
 @dataclass
@@ -117,7 +119,7 @@ def planned(nodes: int, clients: int, arrival_s: float, costs: Costs, model_byte
         NodeFacts(f"{n:016x}", float(virtual.CORES), ARENA_BYTES, workers_max=virtual.CORES)
         for n in range(1, nodes + 1)
     )
-    partial_bytes = model_bytes + clients * CONTRIBUTION_BYTES_MAX
+    partial_bytes = PARTIAL_TIMES * model_bytes + clients * CONTRIBUTION_BYTES_MAX
     request = PlanRequest(
         clients, model_bytes, partial_bytes, facts, arrival_s=arrival_s, model_node=facts[0].node, costs=costs
     )
@@ -210,7 +212,7 @@ def _limits_table(costs: Costs, model_bytes: int, simulated: list[dict[str, floa
     client_s, node_s = _coordinator_s(several)
     rows = []
     for clients in CLIENTS:
-        partial_bytes = model_bytes + clients * CONTRIBUTION_BYTES_MAX
+        partial_bytes = PARTIAL_TIMES * model_bytes + clients * CONTRIBUTION_BYTES_MAX
         ingest_bytes = clients * model_bytes
         wanted = math.sqrt(ingest_bytes * costs.link_bytes_per_s / costs.ingest_bytes_per_s / partial_bytes)
         best = min(max(1, round(wanted)), clients)

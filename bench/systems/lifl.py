@@ -48,8 +48,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "eager, tree, sockmap, direct": {"direct": True},
 }
 """The last one: clients of the same machine write into the arena themselves."""
-SPARE_OBJECTS = 14
-"""Room in the arena beside the updates: partials, the model and the last model."""
+SPARE_OBJECTS = 20
+"""Room in the arena beside the updates, in updates: partials (each takes two), the model and the last model."""
 COMMAND_S = 120.0
 SETTLED_S = 0.5
 SLEPT_CPU_S = 0.0005

@@ -46,7 +46,7 @@ def test_the_limit_goes_with_the_job() -> None:
 
 def test_updates_beyond_the_share_wait_in_line_until_the_job_itself_frees_some() -> None:
     scene = Scene(elements=LARGE, clients_per_round=4)
-    share = 20 * scene.layout.data_bytes
+    share = 30 * scene.layout.data_bytes
     scene = Scene(elements=LARGE, clients_per_round=4, arena_bytes=share * 4)
     scene.has_model(quota=QuotaSection(arena_share=0.25))
     scene.has_model(2, "k")

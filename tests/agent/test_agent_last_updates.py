@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from agent_scene import HUGE, LARGE, Scene, aborted, granted, sealed
+from agent_scene import EPOCH, HUGE, LARGE, NUMBER, Scene, aborted, granted, sealed
 
 from lifl.core import effects as fx
+from lifl.core import events as ev
+from lifl.core.ids import Key, Kind
+from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import worker as wm
 
@@ -23,8 +26,14 @@ def scene_of(updates: int = 3, *, elements: int = HUGE) -> Scene:
 def arriving(scene: Scene, **received: int) -> fx.SendWorker:
     """What the top is told of updates that come."""
     updates = tuple((scene.keys[client].pack(), 1.0, nbytes) for client, nbytes in received.items())
-    top = scene.tasks()[-1]
-    return fx.SendWorker(top.worker, wm.Arriving(top.address, top.attempt, updates))
+    top, (sums,) = scene.tasks()[-1], sums_of(scene) or [None]
+    message = wm.Arriving(top.address, top.attempt, updates, b"" if sums is None else sums.pack())
+    return fx.SendWorker(top.worker, message)
+
+
+def sums_of(scene: Scene) -> list[Key]:
+    """The objects that the top sums up in: partials that no task will seal."""
+    return [key for key in scene.arena.of(Kind.PARTIAL) if key not in [task.output for task in scene.tasks()]]
 
 
 def test_all_that_the_top_lacks_is_followed_as_soon_as_it_is_on_its_way() -> None:
@@ -98,3 +107,47 @@ def test_a_branch_without_the_top_follows_nothing() -> None:
     scene.all_ready()
     assert scene.grant("c2", branch=1) == [granted("c2", scene.keys["c2"])]
     assert scene.handle(gm.Progress(scene.keys["c2"].pack(), 5)) == []
+
+
+def test_the_top_is_given_an_object_to_sum_up_in_as_long_as_it_works() -> None:
+    scene = scene_of(2)
+    assert sums_of(scene) == [], "others need the room before"
+    scene.grant("c2")
+    (sums,) = sums_of(scene)
+    assert scene.arena.extent_bytes(sums) == scene.layout.accumulator_bytes == 2 * scene.layout.data_bytes
+    (top,) = scene.tasks()
+    scene.handle(ev.WorkerGone(top.worker))
+    scene.all_ready()
+    assert scene.handle(gm.Progress(scene.keys["c2"].pack(), 100)) == [arriving(scene, c2=100)]
+    assert sums_of(scene) == [sums], "the next attempt writes it anew"
+    scene.seal("c2")
+    scene.done(top, "c1", "c2")
+    assert sums_of(scene) == []
+
+
+def test_where_the_arena_has_no_room_for_it_the_top_does_without() -> None:
+    scene = scene_of(2)
+    scene.arena.nbytes = scene.arena.used_bytes + scene.update_bytes + scene.layout.accumulator_bytes - 1
+    assert scene.grant("c2")[-1] == arriving(scene, c2=0)
+    assert sums_of(scene) == []
+    scene.arena.nbytes += 1
+    assert scene.handle(gm.Progress(scene.keys["c2"].pack(), 100)) == [arriving(scene, c2=100)]
+    assert len(sums_of(scene)) == 1
+
+
+def test_what_another_job_is_promised_is_not_taken_for_it() -> None:
+    scene = scene_of(2)
+    scene.agent.quota.reserve(7, scene.arena.free_bytes - scene.update_bytes - scene.layout.accumulator_bytes + 1)
+    scene.anew()
+    assert scene.grant("c2")[-1] == arriving(scene, c2=0)
+    assert sums_of(scene) == []
+
+
+def test_a_round_that_is_over_gives_it_back_when_the_worker_has_let_go_of_it() -> None:
+    scene = scene_of(2)
+    scene.grant("c2")
+    (sums,), (top,) = sums_of(scene), scene.tasks()
+    scene.handle(o.DropBranch(NUMBER, EPOCH))
+    assert sums in scene.arena.objects, "its worker may still write to it"
+    scene.handle(ev.FromWorker(top.worker, wm.TaskDropped(top.address, top.attempt)))
+    assert sums not in scene.arena.objects

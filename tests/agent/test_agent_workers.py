@@ -131,10 +131,11 @@ def test_a_top_that_is_started_again_writes_to_new_objects() -> None:
     scene = scene_of(2, 1, states=("m",))
     (top,) = scene.tasks()
     old = [top.output, *scene.runner()._outputs.states.values()]
+    sizes = [scene.arena.extent_bytes(key) for key in old]
     scene.handle(ev.WorkerGone(1))
     new = [top.output, *scene.runner()._outputs.states.values()]
     assert not set(old) & scene.arena.objects.keys()
-    assert set(new) <= scene.arena.objects.keys()
+    assert [scene.arena.extent_bytes(key) for key in new] == sizes
     assert scene.ready(2) == scene.start(top, attempt=2)
 
 

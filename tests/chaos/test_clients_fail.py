@@ -112,7 +112,7 @@ def ballast_being_made(node: Node) -> set[float]:
 
 def test_what_was_made_of_an_update_that_broke_off_is_made_anew(start_node: Callable[..., Node]) -> None:
     """The top has gone along with an update, and its client dies: nothing of it is in the model."""
-    node, oracle = start_node("--redirector", "unix", "--arena-bytes", "320MiB"), OneHot(2, ballast_bytes=48 << 20)
+    node, oracle = start_node("--redirector", "unix", "--arena-bytes", "512MiB"), OneHot(2, ballast_bytes=48 << 20)
     submit(node, "j", oracle.model(), selection__over_provision=1.5)
     with fleet(node.address, "j", 2, oracle.update, held=[(0, 1), (1, 1)]) as team:
         until("both clients", lambda: ask(node, om.JobStatus("j"))["job"]["clients"] == 2)

@@ -15,7 +15,7 @@ from test_worker import WAIT_S, Handle, Node, start
 from lifl.core.ids import Key, Kind
 from lifl.core.protocol.contribution import Contribution, pack_contribution
 from lifl.core.protocol.worker import Arriving, TaskDone, TaskStart
-from lifl.core.schema import Layout, TensorSpec
+from lifl.core.schema import Layout, Segment, TensorSpec
 from lifl.rules.kernels import vector
 from lifl.worker.streaming_model import PIECE_ELEMENTS
 
@@ -23,7 +23,7 @@ SIZE = 2 * PIECE_ELEMENTS + 1000
 HALF_BYTES = 4 * (PIECE_ELEMENTS + 77)
 """Of an update: one piece, and less than another."""
 LAYOUT = Layout((TensorSpec("w", "float32", (SIZE,)), TensorSpec("steps", "int64", (3,))))
-(FLOATS, INTEGERS) = LAYOUT.segments
+(FLOATS, INTEGERS), SUMS = LAYOUT.segments, LAYOUT.accumulators[0]
 
 USERS_RULES = """
 import numpy as np
@@ -33,6 +33,10 @@ class Clipped(Rule):
     def fold(self, acc, updates, weights, keep):
         clipped = [np.clip(u, -0.5 * np.abs(u).max(), 0.5 * np.abs(u).max()) for u in updates]
         kernels.fold(acc, clipped, weights, keep)
+
+class Half(Rule):
+    def finish(self, model, mean, state):
+        return model + np.float32(0.5) * (mean - model)
 """
 
 
@@ -60,6 +64,7 @@ class Round:
         self.weights: dict[Key, float] = {}
         self.old = self.update(1.0)
         self.model = node.alloc(Kind.MODEL, LAYOUT.data_bytes)
+        self.sums, self.has_sums = node.partial(LAYOUT), True
         settings = {"rule": "fedavg", "options": {}, "rule_folder": "", "eager": True, "parent": 0, "attempt": 1} | more
         message = TaskStart(
             address=1,
@@ -107,7 +112,8 @@ class Round:
 
     def announce(self, key: Key, nbytes: int, attempt: int = 1) -> None:
         self.receive(key, nbytes)
-        self.worker.channel.send(Arriving(1, attempt, ((key.pack(), self.weights[key], nbytes),)))
+        updates = ((key.pack(), self.weights[key], nbytes),)
+        self.worker.channel.send(Arriving(1, attempt, updates, self.sums.pack() if self.has_sums else b""))
 
     def wait_made(self, count: int) -> None:
         """Waits until so many elements are written."""
@@ -132,7 +138,18 @@ class Round:
 
     def made(self) -> int:
         """How many elements of the output are written."""
-        written = ~np.isnan(vector(self.node.arena.data(self.model), FLOATS))
+        return self.written(self.model, FLOATS)
+
+    def wait_summed(self) -> np.ndarray:
+        """Waits until what is there is summed up; returns the sums."""
+        deadline = time.monotonic() + WAIT_S
+        while self.written(self.sums, SUMS) < SIZE:
+            assert time.monotonic() < deadline, "nothing is summed up"
+            time.sleep(0.005)
+        return vector(self.node.arena.data(self.sums), SUMS).copy()
+
+    def written(self, key: Key, segment: Segment) -> int:
+        written = ~np.isnan(vector(self.node.arena.data(key), segment))
         count = int(written.sum())
         assert written[:count].all(), "it is written from the front"
         return count
@@ -160,32 +177,36 @@ def test_what_has_come_is_made_before_the_rest_comes(node: Node) -> None:
     it.announce(key, HALF_BYTES)
     it.wait_made(PIECE_ELEMENTS)
     early = vector(node.arena.data(it.model), FLOATS)[:PIECE_ELEMENTS].copy()
-    np.testing.assert_allclose(early, it.mean(*it.there, key)[:PIECE_ELEMENTS], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(early, it.mean(*it.there, key)[:PIECE_ELEMENTS], rtol=1e-6, atol=1e-7)
     # What is made is not made again: otherwise the whole would be another.
     it.values[key][:PIECE_ELEMENTS] += 1.0
     whole = it.finish(key)
     it.values[key][:PIECE_ELEMENTS] -= 1.0
-    np.testing.assert_allclose(whole, it.mean(*it.there, key), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(whole, it.mean(*it.there, key), rtol=1e-6, atol=1e-7)
 
 
-def test_what_is_whole_is_summed_up_before_the_rest_begins(node: Node) -> None:
-    it = Round(node, node.fork(), there=(3.0, 1.0))
+@pytest.mark.parametrize("rule", ["fedavg", "users_rules:Half"])
+def test_what_is_whole_is_summed_up_before_the_rest_begins(node: Node, tmp_path: Path, rule: str) -> None:
+    (tmp_path / "users_rules.py").write_text(USERS_RULES)
+    it = Round(node, node.fork(), there=(3.0, 1.0), rule=rule, rule_folder=str(tmp_path))
+    old = it.values[it.old]
     key = it.begin(4.0)
     it.announce(key, 0)
-    it.wait_made(SIZE)
-    summed = vector(node.arena.data(it.model), FLOATS).copy()
-    np.testing.assert_allclose(summed, it.mean(*it.there), rtol=1e-5, atol=1e-6)
+    summed = it.wait_summed()
+    np.testing.assert_allclose(summed, it.mean(*it.there), rtol=1e-15, atol=1e-16)
+    assert it.made_in_the_end() == 0
     # It is not read again, and the last one is added to it while it arrives.
     for whole in it.there:
         view = node.arena.window(node.arena.offset(whole), LAYOUT.data_bytes)
         vector(view, FLOATS)[:] = np.nan
     it.announce(key, HALF_BYTES)
-    it.settle()
+    assert it.made_in_the_end() == PIECE_ELEMENTS
     made = vector(node.arena.data(it.model), FLOATS).copy()
-    mean = it.mean(*it.there, key)
-    np.testing.assert_allclose(made[:PIECE_ELEMENTS], mean[:PIECE_ELEMENTS], rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(made[PIECE_ELEMENTS:], summed[PIECE_ELEMENTS:])
-    np.testing.assert_allclose(it.finish(key), mean, rtol=1e-5, atol=1e-6)
+    mean = it.mean(*it.there, key).astype(np.float32)
+    wanted = mean if rule == "fedavg" else old + np.float32(0.5) * (mean - old)
+    np.testing.assert_array_equal(made[:PIECE_ELEMENTS], wanted[:PIECE_ELEMENTS])
+    np.testing.assert_array_equal(vector(node.arena.data(it.sums), SUMS), summed)
+    np.testing.assert_array_equal(it.finish(key), wanted)
 
 
 def test_a_single_one_is_not_summed_up_alone(node: Node) -> None:
@@ -193,7 +214,18 @@ def test_a_single_one_is_not_summed_up_alone(node: Node) -> None:
     key = it.begin(5.0)
     it.announce(key, 0)
     assert it.made_in_the_end() == 0
-    np.testing.assert_allclose(it.finish(key), it.mean(*it.there, key), rtol=1e-5, atol=1e-6)
+    assert it.written(it.sums, SUMS) == 0
+    np.testing.assert_allclose(it.finish(key), it.mean(*it.there, key), rtol=1e-6, atol=1e-7)
+
+
+def test_where_there_is_no_room_for_a_sum_all_is_made_in_the_end(node: Node) -> None:
+    it = Round(node, node.fork(), there=(3.0, 1.0))
+    key, it.has_sums = it.begin(4.0), False
+    it.announce(key, 0)
+    assert it.made_in_the_end() == it.written(it.sums, SUMS) == 0
+    it.announce(key, HALF_BYTES)
+    assert it.made_in_the_end() == PIECE_ELEMENTS
+    np.testing.assert_array_equal(it.finish(key), it.mean(*it.there, key).astype(np.float32))
 
 
 def test_another_update_than_was_expected_begins_the_sum_anew(node: Node) -> None:
@@ -201,9 +233,9 @@ def test_another_update_than_was_expected_begins_the_sum_anew(node: Node) -> Non
     it = Round(node, node.fork(), there=(3.0, 1.0))
     lost, other = it.begin(4.0), it.begin(7.0)
     it.announce(lost, 0)
-    it.wait_made(SIZE)
+    it.wait_summed()
     node.arena.free(lost)
-    np.testing.assert_allclose(it.finish(other), it.mean(*it.there, other), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(it.finish(other), it.mean(*it.there, other), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("rule", ["fedavg", "fedadam"])
@@ -226,7 +258,7 @@ def test_another_update_in_its_place_begins_the_model_anew(node: Node, rule: str
         models.append(it.finish(other))
         states.append([vector(node.arena.data(key), LAYOUT.states[0]).copy() for key in new.values()])
         if rule == "fedavg":
-            np.testing.assert_allclose(models[-1], it.mean(*it.there, other), rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(models[-1], it.mean(*it.there, other), rtol=1e-6, atol=1e-7)
         for key in (*it.values, it.model, *new.values()):
             if key != lost:
                 node.arena.free(key)
@@ -240,7 +272,7 @@ def test_an_update_that_went_before_it_was_looked_at_is_left_alone(node: Node) -
     node.arena.free(gone)
     it.worker.channel.send(Arriving(1, 1, ((gone.pack(), 5.0, HALF_BYTES),)))
     assert it.made_in_the_end() == 0
-    np.testing.assert_allclose(it.finish(key), it.mean(*it.there, key), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(it.finish(key), it.mean(*it.there, key), rtol=1e-6, atol=1e-7)
 
 
 def test_what_is_told_another_attempt_changes_nothing(node: Node) -> None:
@@ -248,7 +280,7 @@ def test_what_is_told_another_attempt_changes_nothing(node: Node) -> None:
     key = it.begin(5.0)
     it.announce(key, HALF_BYTES, attempt=2)
     assert it.made_in_the_end() == 0
-    np.testing.assert_allclose(it.finish(key), it.mean(*it.there, key), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(it.finish(key), it.mean(*it.there, key), rtol=1e-6, atol=1e-7)
 
 
 def test_a_rule_that_looks_at_whole_vectors_waits_for_them(node: Node, tmp_path: Path) -> None:
@@ -259,4 +291,4 @@ def test_a_rule_that_looks_at_whole_vectors_waits_for_them(node: Node, tmp_path:
     assert it.made_in_the_end() == 0
     made = it.finish(key)
     it.values = {key: np.clip(v, -0.5 * np.abs(v).max(), 0.5 * np.abs(v).max()) for key, v in it.values.items()}
-    np.testing.assert_allclose(made, it.mean(*it.there, key), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(made, it.mean(*it.there, key), rtol=1e-6, atol=1e-7)

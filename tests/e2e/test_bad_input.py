@@ -19,6 +19,8 @@ from lifl.core.ids import Kind
 from lifl.core.protocol import cli as om
 
 SMALL_ARENA = ("--arena-bytes", "16MiB", "--redirector", "unix")
+ARENA_BYTES = 20 << 20
+"""For what a round of 24 updates of 700 kB needs at the least, and little more."""
 
 
 def refused(node: Node, *arguments: str) -> str:
@@ -128,7 +130,8 @@ def test_a_typo_in_a_nodes_config_is_refused_with_the_nearest_key(state_dir: Pat
 @pytest.mark.parametrize("queue", [0, 4, 1024])
 def test_a_full_arena_slows_its_senders_and_loses_nothing(start_node: Callable[..., Node], queue: int) -> None:
     """24 updates at once into an arena for a dozen, whose leaves are held: some wait in line, more are told BUSY."""
-    node, oracle = start_node(*SMALL_ARENA, "--wait-queue-max", str(queue)), OneHot(24, ballast_bytes=700_000)
+    more = ("--arena-bytes", str(ARENA_BYTES), "--wait-queue-max", str(queue))
+    node, oracle = start_node("--redirector", "unix", *more), OneHot(24, ballast_bytes=700_000)
     told_busy: Counter[int] = Counter()
     with gated(node, "fold") as (keys, (gate,)):
         submit(node, "j", oracle.model(), aggregation__middle_fan_in=2, **keys)
@@ -140,7 +143,7 @@ def test_a_full_arena_slows_its_senders_and_loses_nothing(start_node: Callable[.
             gate.reached()
             waiting = until("senders in line", lambda: line_up(node, told_busy, min(queue, 12)))
             arena = ask(node, om.Snapshot())["node"]["arena"]
-            assert arena["used_bytes"] <= arena["bytes"] == 16 << 20
+            assert arena["used_bytes"] <= arena["bytes"] == ARENA_BYTES
             held = sum(entry.kind == Kind.UPDATE for entry in objects(node))
             assert 2 <= held < 14
             print(f"{held} are in the arena, {waiting - 1} wait, {len(told_busy)} were told busy")
@@ -150,7 +153,7 @@ def test_a_full_arena_slows_its_senders_and_loses_nothing(start_node: Callable[.
             team.close()
     (line,) = oracle.check(node, "j", team)
     assert line["receipt"]["counted"] == 24
-    assert line["receipt"]["arena_peak_bytes"] <= 16 << 20
+    assert line["receipt"]["arena_peak_bytes"] <= ARENA_BYTES
     assert until("an empty arena", lambda: arena_use(node) == (0, 0))
     assert bool(told_busy) == (queue < 24)
 

@@ -8,6 +8,7 @@ below speaks the protocol in bytes of its own, as they were then, and imports no
 from __future__ import annotations
 
 import gzip
+import mmap
 import shutil
 import socket
 import sqlite3
@@ -19,9 +20,15 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from fleet import Watch, submit
+from fleet import OneHot, Watch, arena_use, fleet, objects, submit, until
 from nodes import Node
 from safetensors.numpy import load_file, save_file
+
+from lifl.core.ids import Kind
+from lifl.core.schema import ACCUMULATOR, NARROW_PARTIAL, Layout, TensorSpec, align, end_of, relaid
+from lifl.rules.kernels import vector
+from lifl.shm import layout
+from lifl.shm.layout import Entry, ObjectState
 
 DATA = Path(__file__).parents[1] / "data" / "state-0.1.0"
 VALUES, VALUE_BYTES = 8, 64
@@ -155,3 +162,50 @@ def test_a_client_of_an_earlier_version_takes_part(start_node: Callable[..., Nod
     target = tmp_path / "result.safetensors"
     node.lifl("model", "j", "-o", str(target))
     assert load_file(target)["w"] == pytest.approx(np.full(VALUES, 3.0))
+
+
+def sealed_partials(node: Node) -> list[Entry]:
+    return [e for e in objects(node) if e.kind == Kind.PARTIAL and e.state == ObjectState.SEALED]
+
+
+def narrowed(segment: memoryview, entry: Entry, slot: int, specs: tuple[TensorSpec, ...]) -> None:
+    """Write a partial of a dead node's arena as it was before: in float32, with the members behind that."""
+    models = Layout(specs).segments
+    old, new = relaid(models, ACCUMULATOR), relaid(models, NARROW_PARTIAL)
+    data = segment[entry.offset : entry.offset + entry.extent_bytes]
+    wide = memoryview(bytes(data))
+    members = bytes(segment[layout.meta_offset(entry) :][: entry.meta_bytes])
+    data[:] = b"\xff" * len(data)
+    for source, target in zip(old, new, strict=True):
+        vector(data, target)[:] = vector(wide, source)
+    changed = entry._replace(kind=Kind.NARROW_PARTIAL, data_bytes=align(end_of(new)))
+    layout.ENTRY.pack_into(segment, layout.entry_position(slot), *changed)
+    segment[layout.meta_offset(changed) :][: len(members)] = members
+
+
+def test_a_round_goes_on_from_partials_that_were_rounded_to_float32(start_node: Callable[..., Node]) -> None:
+    """A killed node comes up with this version: what it had sealed counts once, and is not asked for again."""
+    clients, node = 8, start_node("--redirector", "unix")
+    oracle, first = OneHot(clients), 4
+    submit(node, "j", oracle.model())
+    watch = Watch(node, "j")
+    with fleet(node.address, "j", clients, oracle.update, held=[(i, 1) for i in range(first, clients)]) as team:
+        watch.wait("update.accepted", first)
+        until("the leaves' seals", lambda: len(sealed_partials(node)) == first // 2)
+        node.kill()
+        path = Path("/dev/shm") / f"lifl-{node.info['node']}"
+        with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped, memoryview(mapped) as segment:
+            (entries,) = layout.HEADER.unpack_from(segment)[2:3]
+            specs = tuple(TensorSpec(name, a.dtype.name, a.shape) for name, a in oracle.model().items())
+            for slot in range(entries):
+                entry = Entry._make(layout.ENTRY.unpack_from(segment, layout.entry_position(slot)))
+                if entry.state == ObjectState.SEALED and entry.kind == Kind.PARTIAL:
+                    narrowed(segment, entry, slot, specs)
+        node.up("--listen", node.address)
+        assert node.info["adopted"] == {"jobs": 1, "updates": first}
+        team.release()
+        team.join()
+        (line,) = oracle.check(node, "j", team)
+    assert (line["attempt"], line["receipt"]["counted"]) == (1, clients)
+    assert line["receipt"]["bytes_in"] == (clients - first) * oracle.data_bytes
+    assert until("an empty arena", lambda: arena_use(node) == (0, 0))

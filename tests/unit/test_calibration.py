@@ -17,9 +17,8 @@ def test_it_is_between_one_and_what_is_asked_for() -> None:
 
 
 def test_in_service_are_as_many_as_fold() -> None:
-    vectors = [np.ones(1 << 16, np.float32) for _ in range(2 * (calibration.INPUTS + 1))]
-    half = calibration.INPUTS + 1
-    rate_per_s, execution_s = calibration._step([(vectors[0], vectors[1:half]), (vectors[half], vectors[half + 1 :])])
+    memory = [(np.ones(1 << 16), list(np.ones((calibration.INPUTS, 1 << 16), np.float32))) for _ in range(2)]
+    rate_per_s, execution_s = calibration._step(memory)
     assert rate_per_s > 0 and execution_s > 0
     assert rate_per_s * execution_s == pytest.approx(2)
 

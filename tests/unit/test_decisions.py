@@ -30,7 +30,7 @@ from lifl.node.store import PLANS_MAX, NodeStore
 LAYOUT = Layout((TensorSpec("w", "float32", (250_000,)),))
 GOAL = 4
 HOME, OTHER = 1, 2
-HOME_BYTES = 6_000_000
+HOME_BYTES = 9_000_000
 """Holds a top over one partial, but no leaf beside it."""
 
 

@@ -70,20 +70,14 @@ def test_more_than_one_block_and_a_rest(monkeypatch: pytest.MonkeyPatch) -> None
         np.testing.assert_allclose(acc, 0.5 * ([1, 2, 0.5, 0.25] @ wide[[0, 1, 2, 4]]) + wide[3], rtol=1e-6)
 
 
-def test_a_wider_accumulator_than_usual() -> None:
-    acc = np.full(5, np.nan)
-    kernels.fold(acc, [np.full(5, 0.1, np.float32)] * 2, [1.0, 2.0])
-    np.testing.assert_allclose(acc, 3 * np.float64(np.float32(0.1)))
-
-
 def test_every_finite_half_is_widened_exactly() -> None:
     halves = np.arange(2**16, dtype=np.uint32).astype(np.uint16).view(np.float16)
     halves = halves[np.isfinite(halves)]
-    acc = np.empty(len(halves), np.float32)
+    acc = np.empty(len(halves))
     kernels.fold(acc, [halves], [1.0])
-    np.testing.assert_array_equal(acc, halves.astype(np.float32))
+    np.testing.assert_array_equal(acc, halves.astype(np.float64))
     kernels.fold(acc, [halves, halves], [0.5, 0.25])
-    np.testing.assert_array_equal(acc, halves.astype(np.float32) * np.float32(0.75))
+    np.testing.assert_array_equal(acc, halves.astype(np.float64) * 0.75)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -115,15 +109,20 @@ def test_sizes_at_the_edges_of_chunks_and_blocks_and_any_alignment(dtype: str, r
 @pytest.mark.parametrize("rows", [2, 6])
 @pytest.mark.parametrize("shift", [0, 3])
 def test_an_accumulator_larger_than_caches(dtype: str, rows: int, shift: int) -> None:
-    """Its first batch is stored past the caches, whole lines at a time."""
-    acc_dtype = np.dtype(ACCUMULATOR[dtype])
-    size = (9 << 20) // acc_dtype.itemsize + 77
+    """Its first batch is stored past the caches, whole lines at a time; so is a model."""
+    size = (9 << 20) // 4 + 77
     memory = (np.arange(rows * (size + shift)) % 113).astype(kernels.numpy_dtype(dtype)).reshape(rows, size + shift)
-    around = np.full(size + shift + 99, np.nan, acc_dtype)
-    kernels.fold(around[shift : shift + size], list(memory[:, shift:]), [0.5] * rows)
-    np.testing.assert_array_equal(around[shift : shift + size], 0.5 * memory[:, shift:].sum(axis=0, dtype=acc_dtype))
-    assert np.isnan(around[:shift]).all()
-    assert np.isnan(around[shift + size :]).all()
+    expected = memory[:, shift:].sum(axis=0, dtype=np.float64) / 2
+    for out_dtype in ("float64",) if dtype == "float64" else ("float64", "float32"):
+        around = np.full(size + shift + 99, np.nan, out_dtype)
+        out, vectors = around[shift : shift + size], list(memory[:, shift:])
+        if out_dtype == "float64":
+            kernels.fold(out, vectors, [0.5] * rows)
+        else:
+            kernels.mean(out, [], [], vectors, [0.5] * rows)
+        np.testing.assert_array_equal(out, expected)
+        assert np.isnan(around[:shift]).all()
+        assert np.isnan(around[shift + size :]).all()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
@@ -137,25 +136,49 @@ def test_what_is_not_finite_stays_so_and_where_it_is(dtype: str) -> None:
         assert np.isfinite(acc).sum() == 197
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("partials", "rows"), [(0, 1), (0, 3), (0, 9), (1, 0), (1, 1), (1, 9), (2, 0), (5, 4), (9, 2)])
+def test_a_mean_of_any_partials_and_vectors_is_rounded_once(dtype: str, partials: int, rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    out_dtype = "float64" if dtype == "float64" else "float32"
+    for size, shift in ((1, 1), (31, 0), (65, 3), (16_384, 0), (70_001, 1)):
+        wide = list(rng.normal(size=(partials, size + shift))[:, shift:])
+        vectors = list(values(rng, dtype, (rows, size + shift))[:, shift:])
+        shares = list(rng.dirichlet(np.ones(partials + rows)))
+        around = np.full(size + shift + 9, np.nan, out_dtype)
+        out = around[shift : shift + size]
+        assert kernels.mean(out, wide, shares[:partials], vectors, shares[partials:])
+        rows_of_all = np.array([*wide, *(vector.astype(np.float64) for vector in vectors)])
+        exact, sizes = shares @ rows_of_all, shares @ np.abs(rows_of_all)
+        half = 2.0**-24 * np.abs(exact) if out_dtype == "float32" else 0.0
+        assert (np.abs(out - exact) <= half * 1.0001 + 40 * 2.0**-52 * sizes).all()
+        assert np.isnan(around[:shift]).all()
+        assert np.isnan(around[shift + size :]).all()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("rows", [1, 3, 9])
+@pytest.mark.parametrize(("partials", "rows"), [(0, 1), (0, 3), (0, 9), (1, 2), (3, 0)])
 @pytest.mark.parametrize("shift", [0, 5])
-def test_a_mean_tells_of_any_one_element_that_is_not_finite(dtype: str, rows: int, shift: int) -> None:
-    """Also where blocks are stored past the caches, in the rest of a block, and where only the sum overflows."""
+def test_a_mean_tells_of_any_one_element_that_is_not_finite(dtype: str, partials: int, rows: int, shift: int) -> None:
+    """Also where blocks are stored past the caches, in the rest of a block, and where only the rounding overflows."""
     size = (8 << 20) // np.dtype(dtype).itemsize + 81
-    memory = np.ones((rows, size + shift), dtype)
-    vectors = list(memory[:, shift:])
+    wide = list(np.ones((partials, size + shift))[:, shift:])
+    vectors = list(np.ones((rows, size + shift), dtype)[:, shift:])
     out = np.full(size + shift, np.nan, dtype)[shift:]
-    assert kernels.mean(out, vectors, [1.0 / rows] * rows)
+    shares = [1.0 / (partials + rows)] * (partials + rows)
+    given = (wide, shares[:partials], vectors, shares[partials:])
+    assert kernels.mean(out, *given)
     np.testing.assert_allclose(out, 1.0, rtol=1e-6)
+    one = (vectors or wide)[-1]
     for at in (0, 63, 64, 16_383, 16_384, size // 2, size - 82, size - 1):
         for value in (np.nan, np.inf, -np.inf):
-            vectors[-1][at] = value
-            assert not kernels.mean(out, vectors, [1.0 / rows] * rows)
-        vectors[-1][at] = np.finfo(dtype).max
-        assert not kernels.mean(out, vectors, [2.0] * rows)
-        vectors[-1][at] = 1.0
-    assert kernels.mean(out, vectors, [1.0 / rows] * rows)
+            one[at] = value
+            assert not kernels.mean(out, *given)
+        one[at] = np.finfo(one.dtype).max  # of float64: beyond float32
+        twice = ([2.0] * partials, [2.0] * rows)
+        assert not kernels.mean(out, wide, twice[0], vectors, twice[1])
+        one[at] = 1.0
+    assert kernels.mean(out, *given)
 
 
 def test_narrow_types_are_not_summed_in_themselves() -> None:
@@ -167,7 +190,7 @@ def test_narrow_types_are_not_summed_in_themselves() -> None:
 
 
 def test_the_same_vector_twice_counts_twice() -> None:
-    acc = np.empty(2, np.float32)
+    acc = np.empty(2)
     one = np.ones(2, np.float32)
     kernels.fold(acc, [one, one], [1.0, 2.0])
     assert acc.tolist() == [3.0, 3.0]
@@ -198,15 +221,27 @@ def test_all_finite(dtype: str) -> None:
 
 
 def test_vectors_that_do_not_belong_together() -> None:
-    acc = np.empty(4, np.float32)
+    acc = np.empty(4)
+    some = np.ones(4, np.float32)
     for vectors, weights in (
         ([], []),
-        ([np.ones(4, np.float32)], [1.0, 2.0]),
+        ([some], [1.0, 2.0]),
         ([np.ones(5, np.float32)], [1.0]),
-        ([np.ones(4, np.float32), np.ones(4, np.float64)], [1.0, 1.0]),
+        ([some, np.ones(4)], [1.0, 1.0]),
         ([np.ones(8, np.float32)[::2]], [1.0]),
     ):
         with pytest.raises(LocalFault):
             kernels.fold(acc, vectors, weights)
-    with pytest.raises(LocalFault):
-        kernels.fold(np.empty(4, np.float16), [np.ones(4, np.float16)], [1.0])
+        with pytest.raises(LocalFault):
+            kernels.mean(np.empty(4, np.float32), [], [], vectors, weights)
+    for narrow in (np.float16, np.float32):
+        with pytest.raises(LocalFault):
+            kernels.fold(np.empty(4, narrow), [some], [1.0])
+    for out, partials, some_vectors in (
+        (np.empty(4, np.float16), [], [some]),
+        (np.empty(4, np.float32), [some], []),
+        (np.empty(4, np.float32), [np.ones(5)], []),
+        (acc, [np.ones(4)], [some]),
+    ):
+        with pytest.raises(LocalFault):
+            kernels.mean(out, partials, [0.5] * len(partials), some_vectors, [0.5] * len(some_vectors))

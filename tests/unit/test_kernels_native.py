@@ -32,7 +32,7 @@ def test_other_threads_run_during_a_fold() -> None:
     if kernels.COMPILED is None:
         pytest.skip("the compiled kernel was not built: no C compiler when LIFL was installed")
     vectors = [np.ones(1_000_000, np.float32)] * 64
-    acc = np.empty(1_000_000, np.float32)
+    acc = np.empty(1_000_000)
     go, over, seen = threading.Event(), threading.Event(), []
 
     def look() -> None:

@@ -123,8 +123,8 @@ def test_tensors_of_one_dtype_are_one_segment_each_aligned() -> None:
     layout = Layout((V, W, TensorSpec("s", "float32", ())))
     assert layout.segments == (Segment("float32", 0, 16), Segment("float16", 64, 7))
     assert (layout.offsets, layout.data_bytes) == ((64, 0, 60), 128)
-    assert layout.accumulators == (Segment("float32", 0, 16), Segment("float32", 64, 7))
-    assert layout.accumulator_bytes == 128
+    assert layout.accumulators == (Segment("float64", 0, 16), Segment("float64", 128, 7))
+    assert layout.accumulator_bytes == 192
     assert not layout.data_bytes % SEGMENT_ALIGN_BYTES
 
 

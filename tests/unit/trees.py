@@ -24,25 +24,37 @@ def partial_of(rule: Rule, vectors: list, weights: Sequence[float], batches: int
     acc = empty(len(vectors[0]), ACCUMULATOR[vectors[0].dtype.name])
     done: list[float] = []
     for part in np.array_split(np.arange(len(vectors)), min(batches, len(vectors))):
-        some, new = [vectors[i] for i in part], [weights[i] for i in part]
-        before = kernels.total(done) if done else 0.0
-        if vectors[0].dtype.kind in "iu":
-            integers.fold(acc, some, new, before, kernels.total(done + new))
-        else:
-            rule.fold(acc, some, *kernels.shares(new, before))
-        done += new
+        done = add(rule.fold, integers.fold, acc, [(vectors[i], weights[i]) for i in part], done)
     return acc, kernels.total(done)
 
 
-def merged(rule: Rule, partials: Weighted) -> tuple[np.ndarray, float]:
-    """What a middle makes of partials."""
-    weights = [w for _, w in partials]
+def merged(rule: Rule, partials: Weighted, batches: int = 1) -> tuple[np.ndarray, float]:
+    """What a middle makes of partials, in so many batches."""
     acc = np.frombuffer(bytearray(b"\xff" * partials[0][0].nbytes), partials[0][0].dtype)
-    if acc.dtype in (np.float32, np.float64):
-        rule.merge(acc, [p for p, _ in partials], kernels.shares(weights)[0], 0.0)
+    done: list[float] = []
+    for part in np.array_split(np.arange(len(partials)), min(batches, len(partials))):
+        done = add(rule.merge, integers.merge, acc, [partials[i] for i in part], done)
+    return acc, kernels.total(done)
+
+
+def summed_ahead(rule: Rule, partials: Weighted, updates: Weighted) -> tuple[np.ndarray, float]:
+    """What a top sums up before its last inputs come."""
+    acc = empty(len((partials or updates)[0][0]), ACCUMULATOR[updates[0][0].dtype.name])
+    done = add(rule.merge, integers.merge, acc, partials, [])
+    return acc, kernels.total(add(rule.fold, integers.fold, acc, updates, done))
+
+
+def add(add_floats: Any, add_integers: Any, acc: np.ndarray, some: Weighted, done: list[float]) -> list[float]:
+    """Add vectors to an accumulator; return all weights that are in it."""
+    if not some:
+        return done
+    vectors, new = [vector for vector, _ in some], [weight for _, weight in some]
+    before = kernels.total(done) if done else 0.0
+    if acc.dtype == np.float64:
+        add_floats(acc, vectors, *kernels.shares(new, before))
     else:
-        integers.merge(acc, [p for p, _ in partials], weights, 0.0, kernels.total(weights))
-    return acc, kernels.total(weights)
+        add_integers(acc, vectors, new, before, kernels.total(done + new))
+    return done + new
 
 
 def level_of(rule: Rule, updates: Weighted, fan_in: int, middle_fan_in: int, batches: int) -> Weighted:
@@ -52,15 +64,22 @@ def level_of(rule: Rule, updates: Weighted, fan_in: int, middle_fan_in: int, bat
         for leaf in (updates[at : at + fan_in] for at in range(0, len(updates), fan_in))
     ]
     while len(level) > middle_fan_in:
-        level = [merged(rule, level[at : at + middle_fan_in]) for at in range(0, len(level), middle_fan_in)]
+        level = [merged(rule, level[at : at + middle_fan_in], batches) for at in range(0, len(level), middle_fan_in)]
     return level
 
 
-def mean_of(updates: Weighted, fan_in: int = 2, middle_fan_in: int = 2, batches: int = 1, tail: int = 0) -> Any:
-    """FedAvg's model of these updates, the last `tail` of which the top takes itself."""
+def mean_of(
+    updates: Weighted, fan_in: int = 2, middle_fan_in: int = 2, batches: int = 1, tail: int = 0, ahead: int = 0
+) -> Any:
+    """FedAvg's model of these updates, the last `tail` of which the top takes itself.
+
+    All but the last `ahead` of these, and all partials, are summed up before; with 0 nothing is.
+    """
     rule, tail = load_rule("fedavg", {}), min(tail, len(updates))
     last, first = updates[len(updates) - tail :], updates[: len(updates) - tail]
     level = level_of(rule, first, fan_in, middle_fan_in, batches) if first else []
+    if ahead and tail > ahead:
+        level, last = [summed_ahead(rule, level, last[:-ahead])], last[-ahead:]
     out = empty(len(updates[0][0]), updates[0][0].dtype.name)
     finish_segment(rule, updates[0][0], level, last, out, {}, {})
     return out

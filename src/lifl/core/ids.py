@@ -96,14 +96,16 @@ def _unpack(data: bytes | bytearray | memoryview) -> Iterable[Record]:
 class Kind(IntEnum):
     """What an object of the arena is.
 
-    Until LIFL 0.1 a partial was a scaled sum (`EARLIER_PARTIAL`); it is read, and made no more (`worker/earlier.py`).
+    Until LIFL 0.1 a partial was a scaled sum (`EARLIER_PARTIAL`), then for a time a mean that was rounded to float32
+    where the model's floats are not wider (`NARROW_PARTIAL`); they are read, and made no more (`worker/earlier.py`).
     """
 
     UPDATE = 1
     EARLIER_PARTIAL = 2
     MODEL = 3
     STATE = 4
-    PARTIAL = 5
+    NARROW_PARTIAL = 5
+    PARTIAL = 6
 
 
 ATTEMPT_BITS = 8

@@ -4,9 +4,8 @@ A *schema* is the model's tensors by name, dtype and shape.  Its *layout* packs 
 knowledge of tensors: all tensors of one dtype form one *segment*, a single flat vector.  Clients send, the
 gateway stores and workers fold bytes in this one order, so nothing is ever laid out twice.
 
-A *partial* of the same schema is laid out in the accumulators' dtypes: float32 for float32, float16 and
-bfloat16; float64 for float64; integers wide enough for an exact sum for integers.  A rule's *state* has a float for
-every number of the model.
+A *partial* of the same schema is laid out in the accumulators' dtypes: float64 for floats; integers wide enough for an
+exact sum for integers.  A rule's *state* has a float for every number of the model.
 """
 
 from __future__ import annotations
@@ -43,15 +42,18 @@ DTYPE_BYTES = {
 KEPT = ("bool", "float8_e4m3fn", "float8_e5m2")
 """Those that are not averaged: the model's own are kept, or those of one update."""
 _FLOATS = {"float64": "float64", "float32": "float32", "float16": "float32", "bfloat16": "float32"}
+"""What rules compute in."""
 _INTEGERS = [d for d in DTYPE_BYTES if d not in _FLOATS and d not in KEPT]
 _EXACT = {d: "int64" if DTYPE_BYTES[d] == 1 else "int128" for d in _INTEGERS}
 _SAME = {d: d for d in KEPT}
-ACCUMULATOR = _FLOATS | _EXACT | _SAME
+ACCUMULATOR = dict.fromkeys(_FLOATS, "float64") | _EXACT | _SAME
 """What a partial holds for each number of a dtype (`rules/kernels.py`, `rules/integers.py`)."""
 STATE = _FLOATS | dict.fromkeys(_EXACT, "float64") | _SAME
 """What a rule's state holds for it."""
-EARLIER_PARTIAL = {"float64": "float64", "float32": "float32"} | dict.fromkeys(_EXACT.values(), "float64") | _SAME
-"""What a partial of `Kind.EARLIER_PARTIAL` holds in the place of each accumulator."""
+EARLIER_PARTIAL = _FLOATS | dict.fromkeys(_EXACT, "float64") | _SAME
+"""What a partial of `Kind.EARLIER_PARTIAL` holds for it."""
+NARROW_PARTIAL = _FLOATS | _EXACT | _SAME
+"""What a partial of `Kind.NARROW_PARTIAL` holds for it."""
 ITEM_BYTES = DTYPE_BYTES | {"int128": 16}
 """The bytes of one number of any segment."""
 

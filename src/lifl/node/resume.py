@@ -162,7 +162,7 @@ def _orphans(arena: OwnedArena) -> dict[int, tuple[ev.Orphan, ...]]:
     for key, entry in arena.live():
         if entry.state == ObjectState.WRITING:
             continue
-        if entry.kind not in (Kind.UPDATE, Kind.PARTIAL, Kind.EARLIER_PARTIAL):
+        if entry.kind not in (Kind.UPDATE, Kind.PARTIAL, Kind.NARROW_PARTIAL, Kind.EARLIER_PARTIAL):
             arena.free(key)
             continue
         try:

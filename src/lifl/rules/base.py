@@ -16,7 +16,8 @@ next model.  Most rules change only `finish`:
 and in the round config: rule = "my_rules:HalfStep", options = { fraction = 0.25 }.
 
 Every part sees flat vectors, one for each dtype of the model, and `finish` sees them block by block, so it
-needs no memory of the model's size: it must be elementwise.  float16 and bfloat16 arrive as float32.
+needs no memory of the model's size: it must be elementwise.  What is folded and merged is summed in float64, and the
+mean is rounded once to what `finish` computes in: float64 for float64, float32 for all other floats.
 Integer tensors never arrive, in none of the parts: their mean is rounded half to even and that is all.
 
 A rule that remembers something from round to round names it in `states`; `finish` changes those blocks in
@@ -91,13 +92,13 @@ class Rule:
     def fold(self, acc: Vector, updates: Sequence[Vector], weights: Sequence[float], keep: float) -> None:
         """Set acc = keep · acc + Σ weights[i] · updates[i], in place.
 
-        `acc` is (P,) float32 or float64, `updates` are (P,) in the model's dtype.  With `keep` 0, `acc` holds
+        `acc` is (P,) float64, `updates` are (P,) in the model's dtype.  With `keep` 0, `acc` holds
         nothing yet and is not to be read.  The weights are shares: with `keep` they add up to 1.
         """
         kernels.fold(acc, updates, weights, keep)
 
     def merge(self, acc: Vector, partials: Sequence[Vector], scales: Sequence[float], keep: float) -> None:
-        """Set acc = keep · acc + Σ scales[i] · partials[i], in place; all are float32 or float64.
+        """Set acc = keep · acc + Σ scales[i] · partials[i], in place; all are (P,) float64.
 
         `scales` are the partials' shares: with `keep` they add up to 1.  May be called for a block at a time.
         """

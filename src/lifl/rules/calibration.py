@@ -33,7 +33,7 @@ FREE_SHARE = 4
 def capacity(most: int) -> float:
     """Return MC in updates at a time, at most `most`; on two cores it takes about a third of a second."""
     free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    fitting = free_bytes // FREE_SHARE // ((INPUTS + 1) * VECTOR_BYTES)
+    fitting = free_bytes // FREE_SHARE // ((INPUTS + 2) * VECTOR_BYTES)
     return round(saturation(_samples(max(1, min(most, fitting)))), 2)
 
 
@@ -45,8 +45,8 @@ def _samples(most: int) -> Iterator[tuple[float, float]]:
         if folders > most:
             return
         while len(memory) < folders:
-            vectors = [np.ones(VECTOR_BYTES // 4, np.float32) for _ in range(INPUTS + 1)]
-            memory.append((vectors[0], vectors[1:]))
+            vectors = [np.ones(VECTOR_BYTES // 4, np.float32) for _ in range(INPUTS)]
+            memory.append((np.ones(VECTOR_BYTES // 4), vectors))
         rate_per_s, execution_s = _step(memory)
         yield rate_per_s, execution_s
         unloaded_s = unloaded_s or execution_s

@@ -1,10 +1,10 @@
 """The last step of a round: partials, the last updates, the current model and the rule's states in, the next model and
 states out.
 
-Where the model is the mean itself, in the dtype of its partials, the kernel makes it where it will be, in one pass
-or in several (`finish_mean`).  Otherwise one pass goes by blocks (`finish_segment`): a block of the mean is made where
-the model's block will be (in a temporary that stays in the L2 cache, when their dtypes differ), the rule turns it into
-a block of the model, which is checked.  The temporaries are a few blocks, whatever the model's size.
+The mean is summed in float64 and rounded once, to what rules compute in.  Where the model is that itself, the kernel
+makes it where it will be, in one pass.  Otherwise one pass goes by blocks: a block of the mean is made where the
+model's block will be (in a temporary that stays in the L2 cache, when their dtypes differ), the rule turns it into a
+block of the model, which is checked.  The temporaries are a few blocks, whatever the model's size.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from lifl.core.schema import ACCUMULATOR
+from lifl.core.schema import ACCUMULATOR, STATE
 from lifl.rules import integers, kernels
 from lifl.rules.base import NotFinite, Rule, RuleFailed
 from lifl.rules.kernels import Vector, numpy_dtype
@@ -44,71 +44,76 @@ def finish_segment(
     `model`, `updates` and `out` are (P,) in the model's dtype; `partials` are (P,) in the accumulator's, states in the
     state's.  A state that `states` lacks starts with `rule.initial`.  Integer segments are only averaged; so is what is
     `spared`; their states are zeros.  All may be pieces of a segment, from its element `first` on, if the rule has no
-    `fold` of its own.
-    Raise `RuleFailed` when a result is not finite or has another shape.
+    `fold` of its own.  Raise `RuleFailed` when a result is not finite or has another shape.
     """
     if out.dtype.kind in "iu":
         _finish_integers(partials, updates, out)
         for vector in new_states.values():
             vector.fill(0)
         return
-    mean_of = _Mean(rule, partials, updates, len(out), numpy_dtype(ACCUMULATOR[out.dtype.name]))
-    step = max(1, BLOCK_BYTES // mean_of.dtype.itemsize)
+    dtype = numpy_dtype(STATE[out.dtype.name])
+    mean_of = _Mean(rule, partials, updates, len(out))
+    if is_mean(rule) and out.dtype == dtype:
+        if not mean_of.write(slice(0, len(out)), out):
+            _raise_not_finite(out, first, _model_of(rule), out.dtype.name)
+        return
+    step = max(1, BLOCK_BYTES // dtype.itemsize)
     for begin in range(0, len(out), step):
         block = slice(begin, min(begin + step, len(out)))
         made = out[block]
-        mean = made if out.dtype == mean_of.dtype else np.empty(block.stop - begin, mean_of.dtype)
-        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            mean_of.write(block, mean)
+        mean = made if out.dtype == dtype else np.empty(block.stop - begin, dtype)
+        mean_of.write(block, mean)
         state = _begin_states(rule, block, states, new_states)
         aside = [(run, mean[run].copy()) for run in _within(spared, block)]
         _finish_floats(rule, model[block], mean, state, made, first + begin, aside)
 
 
-def is_mean(rule: Rule, dtype: str) -> bool:
-    """Return whether the model's numbers of this dtype are the mean itself, as the partials hold it."""
-    made = type(rule)
-    plain = made.fold is Rule.fold and made.merge is Rule.merge and made.finish is Rule.finish and not made.states
-    return plain and ACCUMULATOR[dtype] == dtype and numpy_dtype(dtype).kind == "f"
+def sums_plainly(rule: Rule) -> bool:
+    """Return whether the rule's partials are the weighted means of what is in them."""
+    return type(rule).fold is Rule.fold and type(rule).merge is Rule.merge
 
 
-def finish_mean(
-    rule: Rule, vectors: Sequence[Vector], shares: Sequence[float], out: Vector, keep: float, first: int
-) -> None:
-    """out = keep · out + Σ shares[i] · vectors[i]; all of one dtype that `is_mean` knows.
-
-    All may be pieces of a segment, from its element `first` on.  Raise `RuleFailed` when a result is not finite.
-    """
-    if not kernels.mean(out, vectors, shares, keep):
-        _raise_not_finite(out, first, f"the new model after {type(rule).__name__}", out.dtype.name)
+def is_mean(rule: Rule) -> bool:
+    """Return whether the rule's models are the mean itself."""
+    return sums_plainly(rule) and type(rule).finish is Rule.finish and not rule.states
 
 
 class _Mean:
     """The weighted mean of partials and updates, a block at a time."""
 
-    def __init__(self, rule: Rule, partials: Weighted, updates: Weighted, size: int, dtype: np.dtype[Any]) -> None:
-        self.dtype = dtype
+    def __init__(self, rule: Rule, partials: Weighted, updates: Weighted, size: int) -> None:
         self._rule = rule
         self._partials = list(partials)
         self._updates = list(updates)
         if updates and type(rule).fold is not Rule.fold:
             # A rule's own `fold` may look at whole vectors.
-            folded = np.empty(size, dtype)
+            folded = np.empty(size)
             weights = [weight for _, weight in updates]
             rule.fold(folded, [vector for vector, _ in updates], kernels.shares(weights)[0], 0.0)
             self._partials, self._updates = [*self._partials, (folded, kernels.total(weights))], []
 
-    def write(self, block: slice, out: Vector) -> None:
-        """Write a block of it to `out`, which is (B,) of the accumulator's dtype."""
-        partials = [vector[block] for vector, _ in self._partials]
-        weights = [weight for _, weight in self._partials]
+    def write(self, block: slice, out: Vector) -> bool:
+        """Write a block of it to `out`, (B,) of what rules compute in; return whether all of it is finite."""
+        partials, updates = ([vector[block] for vector, _ in each] for each in (self._partials, self._updates))
+        if sums_plainly(self._rule):
+            shares, _ = kernels.shares([weight for _, weight in (*self._partials, *self._updates)])
+            return kernels.mean(out, partials, shares[: len(partials)], updates, shares[len(partials) :])
+        wide = out if out.dtype == np.float64 else np.empty(len(out))
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            self._write_wide(wide, partials, updates)
+        if wide is not out:
+            kernels.store(wide, out)
+        return kernels.all_finite(out)
+
+    def _write_wide(self, wide: Vector, partials: Sequence[Vector], updates: Sequence[Vector]) -> None:
         before = 0.0
         if partials:
-            self._rule.merge(out, partials, kernels.shares(weights)[0], 0.0)
+            weights = [weight for _, weight in self._partials]
+            self._rule.merge(wide, partials, kernels.shares(weights)[0], 0.0)
             before = kernels.total(weights)
-        if self._updates:
+        if updates:
             shares, keep = kernels.shares([weight for _, weight in self._updates], before)
-            self._rule.fold(out, [vector[block] for vector, _ in self._updates], shares, keep)
+            self._rule.fold(wide, updates, shares, keep)
 
 
 def _finish_integers(partials: Weighted, updates: Weighted, out: Vector) -> None:
@@ -173,10 +178,14 @@ def _finish_floats(
         for vector in state.values():
             vector[run] = 0
     if not kernels.all_finite(out):
-        _raise_not_finite(out, begin, f"the new model after {name}", out.dtype.name)
+        _raise_not_finite(out, begin, _model_of(rule), out.dtype.name)
     for key, vector in state.items():
         if not kernels.all_finite(vector):
             _raise_not_finite(vector, begin, f"the state {key!r} of {name}", out.dtype.name)
+
+
+def _model_of(rule: Rule) -> str:
+    return f"the new model after {type(rule).__name__}"
 
 
 def _raise_not_finite(vector: Vector, begin: int, what: str, dtype: str) -> NoReturn:

@@ -41,44 +41,107 @@ INLINE void PREFETCH(const char *from, int64_t nbytes)
         __builtin_prefetch(from + b, 0, 3);
 }
 
+/* A part of that which is below: at most CHUNK elements, of four vectors. */
+#define SUM_FOUR OF(sum_four, SUFFIX)
+INLINE void SUM_FOUR(double *waiting, const double *kept, double keep, const double *const *x, const double *s,
+                     int64_t at, int64_t count)
+{
+    const double *x0 = x[0] + at, *x1 = x[1] + at, *x2 = x[2] + at, *x3 = x[3] + at;
+#pragma GCC ivdep /* `waiting` may be `kept` */
+    for (int64_t j = 0; j < count; j++)
+        waiting[at + j] = keep * kept[at + j] + s[0] * x0[j] + s[1] * x1[j] + s[2] * x2[j] + s[3] * x3[j];
+}
+
+/* waiting[0:count] = sum of scales[i] * wide[i][begin:][0:count]: of several, four at a time. */
+#define SUM_WIDE OF(sum_wide, SUFFIX)
+NOINLINE void SUM_WIDE(double *waiting, const double *const *wide, const double *scales, int64_t partials,
+                       int64_t begin, int64_t count)
+{
+    for (int64_t row = 0; row < partials; row += 4) {
+        const double *x[4], *kept = row ? waiting : wide[0] + begin;
+        double s[4], keep = row ? 1 : scales[0];
+        for (int64_t r = 0; r < 4; r++) {
+            x[r] = wide[row + (row + r < partials ? r : 0)] + begin;
+            s[r] = (row || r) && row + r < partials ? scales[row + r] : 0;
+        }
+        int64_t at = 0;
+        for (; at + CHUNK <= count; at += CHUNK) {
+            for (int64_t r = 0; r < 4; r++)
+                PREFETCH((const char *)(x[r] + at) + AHEAD_LINES / 4 * LINE_BYTES, CHUNK * sizeof(double));
+            SUM_FOUR(waiting, kept, keep, x, s, at, CHUNK);
+        }
+        SUM_FOUR(waiting, kept, keep, x, s, at, count - at);
+    }
+}
+
 #define NAME float64
 #define X double
 #define A double
-#define C double
-#define WIDEN SAME
-#define CENTRED 1
-#include "fold_type.h"
-
-#define NAME float32
-#define X float
-#define A float
-#define C double
 #define WIDEN TO_DOUBLE
+#define CENTRED 1
+#include "fold_type.h"
+#undef X
+#undef WIDEN
+#undef CENTRED
+
+#define X float
+#define WIDEN TO_DOUBLE
+#define LOAD_X LOAD_FLOAT
 #define CENTRED 0
-#if defined(FLOAT32_LANES)
-#define LANES FLOAT32_LANES
-#endif
+#define NAME float32_wide
+#define A double
+#define STORE_A STORE_DOUBLE
 #include "fold_type.h"
-
-#define NAME float16
-#define X uint16_t
+#define NAME float32_narrow
 #define A float
-#define C float
+#define STORE_A STORE_FLOAT
+#include "fold_type.h"
+#undef X
+#undef WIDEN
+#undef LOAD_X
+#undef CENTRED
+
+#define X uint16_t
 #define WIDEN from_half
-#define CENTRED 1
+#define LOAD_X LOAD_HALF
+#define CENTRED 0
+#define NAME float16_wide
+#define A double
+#define STORE_A STORE_DOUBLE
 #include "fold_type.h"
-
-#define NAME bfloat16
-#define X uint16_t
+#define NAME float16_narrow
 #define A float
-#define C float
-#define WIDEN from_bfloat
-#define CENTRED 1
+#define STORE_A STORE_FLOAT
 #include "fold_type.h"
+#undef X
+#undef WIDEN
+#undef LOAD_X
+#undef CENTRED
 
-/* In the order of core/schema.DTYPE_BYTES. */
-static fold_of_type *const OF(folds, SUFFIX)[] = {OF(OF(float64, SUFFIX), body), OF(OF(float32, SUFFIX), body),
-                                                  OF(OF(float16, SUFFIX), body), OF(OF(bfloat16, SUFFIX), body)};
+#define X uint16_t
+#define WIDEN from_bfloat
+#define LOAD_X LOAD_BFLOAT
+#define CENTRED 0
+#define NAME bfloat16_wide
+#define A double
+#define STORE_A STORE_DOUBLE
+#include "fold_type.h"
+#define NAME bfloat16_narrow
+#define A float
+#define STORE_A STORE_FLOAT
+#include "fold_type.h"
+#undef X
+#undef WIDEN
+#undef LOAD_X
+#undef CENTRED
+
+/* In the order of core/schema.DTYPE_BYTES, each with a wide `out` and with a narrow one. */
+static fold_of_type *const OF(folds, SUFFIX)[] = {
+    OF(OF(float64, SUFFIX), body),       0,
+    OF(OF(float32_wide, SUFFIX), body),  OF(OF(float32_narrow, SUFFIX), body),
+    OF(OF(float16_wide, SUFFIX), body),  OF(OF(float16_narrow, SUFFIX), body),
+    OF(OF(bfloat16_wide, SUFFIX), body), OF(OF(bfloat16_narrow, SUFFIX), body),
+};
 
 #undef SUFFIX
 #undef INLINE
@@ -87,5 +150,7 @@ static fold_of_type *const OF(folds, SUFFIX)[] = {OF(OF(float64, SUFFIX), body),
 #undef DEFINE_ODD
 #undef STREAM
 #undef PREFETCH
+#undef SUM_FOUR
+#undef SUM_WIDE
 #undef OF
 #undef OF_

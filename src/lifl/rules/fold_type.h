@@ -1,11 +1,11 @@
 /* A part of fold.c: the fold of one type, included once for each.  Before it stand
  *
  *     NAME     what the functions begin with, and SUFFIX, for the set of instructions
- *     X, A, C  the type of the vectors, that of the accumulator, and that which is computed in
- *     WIDEN    an element of X as C
+ *     X, A     the type of the vectors, and that of `out`: double, or float
+ *     WIDEN    an element of X as double
  *     CENTRED  1: differences from the mean so far are folded (see fold.c)
- *     LANES    if it is defined: so many numbers are computed at once, by these: VECTOR (their type), LOAD_X, LOAD_A,
- *              LOAD_C, STORE_A, STORE_C, SPREAD (one number in all lanes), MULTIPLY, MULTIPLY_ADD (a * b + c)
+ *     LANES    if it is defined: so many numbers are computed at once, by these: VECTOR (their type), LOAD_X,
+ *              LOAD_DOUBLE, STORE_A, STORE_DOUBLE, SPREAD (one number in all lanes), MULTIPLY, MULTIPLY_ADD (a * b + c)
  *
  * and INLINE, with the set of instructions that the functions are compiled for.
  */
@@ -16,28 +16,32 @@
 #define ROWS_OF OF(OF(NAME, SUFFIX), rows)
 #define BLOCK_OF OF(OF(NAME, SUFFIX), block)
 #define BODY_OF OF(OF(NAME, SUFFIX), body)
-#define ODD OF(OF(odd_of, A), SUFFIX)
+#define ODD_ OF(odd_of, A)
+#define ODD OF(ODD_, SUFFIX)
+#define LOOKED_AT (CENTRED || sizeof(A) < sizeof(double)) /* others are not rounded yet */
+/* A sum with one term more; what is -0 stays so. */
+#define ADDED(sum, weight, x) (CENTRED ? (sum) - (weight) * (centre - (x)) : (sum) + (weight) * (x))
 
-/* A chunk of one pass over `rows` vectors, from element `at` of each on.  `rows`, `fresh`, `first` and `last` are
- * constants: what is not needed falls away.  The first pass goes on from `before`, unless `fresh`: then that holds
- * nothing; the others go on from `waiting`.  All but the last leave their sums in `made`. */
-INLINE void CHUNK_OF(A *out, const A *before, const C *waiting, C *made, C keep, const X *const *x, const C *weights,
-                     int64_t at, int rows, int fresh, int first, int last)
+/* A chunk of one pass over `rows` vectors, from element `at` of each on.  `rows`, `fresh` and `last` are constants: what
+ * is not needed falls away.  The pass goes on from `before`, times `keep`, unless it is `fresh`.  All but the last leave
+ * their sums in `made`. */
+INLINE void CHUNK_OF(A *out, const double *before, double *made, double keep, const X *const *x, const double *weights,
+                     int64_t at, int rows, int fresh, int last)
 {
     const X *x0 = x[0] + at, *x1 = x[rows > 1 ? 1 : 0] + at, *x2 = x[rows > 2 ? 2 : 0] + at,
             *x3 = x[rows > 3 ? 3 : 0] + at, *x4 = x[rows > 4 ? 4 : 0] + at, *x5 = x[rows > 5 ? 5 : 0] + at,
             *x6 = x[rows > 6 ? 6 : 0] + at, *x7 = x[rows > 7 ? 7 : 0] + at;
-    C w0 = weights[0], w1 = rows > 1 ? weights[1] : 0, w2 = rows > 2 ? weights[2] : 0, w3 = rows > 3 ? weights[3] : 0,
-      w4 = rows > 4 ? weights[4] : 0, w5 = rows > 5 ? weights[5] : 0, w6 = rows > 6 ? weights[6] : 0,
-      w7 = rows > 7 ? weights[7] : 0;
-#if defined(LANES)
+    double w0 = weights[0], w1 = rows > 1 ? weights[1] : 0, w2 = rows > 2 ? weights[2] : 0,
+           w3 = rows > 3 ? weights[3] : 0, w4 = rows > 4 ? weights[4] : 0, w5 = rows > 5 ? weights[5] : 0,
+           w6 = rows > 6 ? weights[6] : 0, w7 = rows > 7 ? weights[7] : 0;
+#if defined(LANES) && !CENTRED
     VECTOR s0 = SPREAD(w0), s1 = SPREAD(w1), s2 = SPREAD(w2), s3 = SPREAD(w3), s4 = SPREAD(w4), s5 = SPREAD(w5),
            s6 = SPREAD(w6), s7 = SPREAD(w7), kept = SPREAD(keep);
 #pragma GCC unroll 1
     for (int64_t j = 0; j < CHUNK; j += LANES) {
-        VECTOR sum = MULTIPLY(s0, LOAD_X(x0 + j));
-        if (!(first && fresh))
-            sum = MULTIPLY_ADD(kept, first ? LOAD_A(before + j) : LOAD_C(waiting + j), sum);
+        VECTOR sum = rows ? MULTIPLY(s0, LOAD_X(x0 + j)) : MULTIPLY(kept, LOAD_DOUBLE(before + j));
+        if (rows && !fresh)
+            sum = MULTIPLY_ADD(kept, LOAD_DOUBLE(before + j), sum);
         if (rows > 1)
             sum = MULTIPLY_ADD(s1, LOAD_X(x1 + j), sum);
         if (rows > 2)
@@ -55,32 +59,30 @@ INLINE void CHUNK_OF(A *out, const A *before, const C *waiting, C *made, C keep,
         if (last)
             STORE_A(out + j, sum);
         else
-            STORE_C(made + j, sum);
+            STORE_DOUBLE(made + j, sum);
     }
 #else
-#pragma GCC ivdep /* what is written is `before` or `waiting`, or nothing that is read */
+#pragma GCC ivdep /* what is written is `before`, or nothing that is read */
 #pragma GCC unroll 1
     for (int64_t j = 0; j < CHUNK; j++) {
-        C v0 = WIDEN(x0[j]), kept = first ? (fresh ? v0 : (C)before[j]) : waiting[j];
-        C centre = CENTRED ? kept : 0, sum;
-        if (CENTRED)
-            sum = first && fresh ? kept : kept + w0 * (v0 - centre);
-        else
-            sum = first && fresh ? w0 * v0 : keep * kept + w0 * v0;
+        double v0 = rows ? WIDEN(x0[j]) : 0, kept = fresh ? v0 : before[j], centre = kept;
+        double sum = CENTRED ? kept : fresh ? w0 * v0 : keep * kept;
+        if (rows && !fresh)
+            sum = ADDED(sum, w0, v0);
         if (rows > 1)
-            sum += w1 * (WIDEN(x1[j]) - centre);
+            sum = ADDED(sum, w1, WIDEN(x1[j]));
         if (rows > 2)
-            sum += w2 * (WIDEN(x2[j]) - centre);
+            sum = ADDED(sum, w2, WIDEN(x2[j]));
         if (rows > 3)
-            sum += w3 * (WIDEN(x3[j]) - centre);
+            sum = ADDED(sum, w3, WIDEN(x3[j]));
         if (rows > 4)
-            sum += w4 * (WIDEN(x4[j]) - centre);
+            sum = ADDED(sum, w4, WIDEN(x4[j]));
         if (rows > 5)
-            sum += w5 * (WIDEN(x5[j]) - centre);
+            sum = ADDED(sum, w5, WIDEN(x5[j]));
         if (rows > 6)
-            sum += w6 * (WIDEN(x6[j]) - centre);
+            sum = ADDED(sum, w6, WIDEN(x6[j]));
         if (rows > 7)
-            sum += w7 * (WIDEN(x7[j]) - centre);
+            sum = ADDED(sum, w7, WIDEN(x7[j]));
         if (last)
             out[j] = (A)sum;
         else
@@ -92,28 +94,25 @@ INLINE void CHUNK_OF(A *out, const A *before, const C *waiting, C *made, C keep,
 /* The same in one plain loop, for any number of elements, and for what overflowed: `unit` is 1, or less than 1 where the
  * difference of two numbers would be beyond the type; 0 sums without differences, which keeps an infinity what it is.
  * With less than 1 only what is not finite is made again: a quarter of a subnormal number has no room for its last bits.
- * The sums of all but the last pass go to `made`, which may be `waiting` where nothing is made again. */
-NOINLINE void REST_OF(A *out, const A *before, const C *waiting, C *made, C keep, const X *const *x,
-                                              const C *weights, int64_t at, int64_t count, int rows, int fresh,
-                                              int first, int last, C unit)
+ * The sums of all but the last pass go to `made`, which may be `before` where nothing is made again. */
+NOINLINE void REST_OF(A *out, const double *before, double *made, double keep, const X *const *x, const double *weights,
+                      int64_t at, int64_t count, int rows, int fresh, int last, double unit)
 {
-    C left = 1, scale = unit == 0 ? 1 : unit;
+    double left = 1, scale = unit == 0 ? 1 : unit;
     for (int r = 0; r < rows; r++)
         left -= weights[r];
     for (int64_t j = 0; j < count; j++) {
         if (unit != 1) {
-            C found = last ? (C)out[j] : made[j];
+            double found = last ? (double)out[j] : made[j];
             if (found - found == 0)
                 continue;
         }
-        C kept = scale * (first ? (fresh ? WIDEN(x[0][at + j]) : (C)before[j]) : waiting[j]);
-        C centre = CENTRED && unit != 0 ? kept : 0, sum = centre;
-        if (!(first && fresh) && !CENTRED)
-            sum = keep * kept;
-        else if (!(first && fresh) && unit == 0)
+        double kept = scale * (fresh ? WIDEN(x[0][at + j]) : before[j]), centre = unit == 0 ? 0 : kept;
+        double sum = CENTRED ? centre : fresh ? -0.0 : keep * kept;
+        if (unit == 0 && !fresh)
             sum = left * kept;
         for (int r = 0; r < rows; r++)
-            sum += weights[r] * (scale * WIDEN(x[r][at + j]) - centre);
+            sum = ADDED(sum, weights[r], scale * WIDEN(x[r][at + j]));
         if (last)
             out[j] = (A)(sum / scale);
         else
@@ -122,11 +121,15 @@ NOINLINE void REST_OF(A *out, const A *before, const C *waiting, C *made, C keep
 }
 
 /* One pass over `count` elements; `next` are the rows of the pass after it.  Returns whether one of the results is not
- * finite.  Of differences (CENTRED, where A is C) each pass is looked at: what overflows in one would stay so. */
-INLINE int PASS_OF(A *out, C *waiting, C keep, const X *const *x, const X *const *next, const C *weights, int64_t count,
-                   int rows, int fresh, int first, int last, int streaming)
+ * finite, where they are LOOKED_AT.  Of differences (CENTRED) each pass is looked at: what overflows in one would stay
+ * so. */
+INLINE int PASS_OF(A *out, const double *before, double *waiting, double keep, const X *const *x, const X *const *next,
+                   const double *weights, int64_t count, int rows, int fresh, int last, int streaming,
+                   int far)
 {
-    int64_t ahead = rows > 2 ? AHEAD_LINES * LINE_BYTES / rows : 0, pass_bytes = count * (int64_t)sizeof(X);
+    int streams = rows + 2 * far;
+    int64_t ahead = rows > 2 ? AHEAD_LINES * LINE_BYTES / streams : 0, pass_bytes = count * (int64_t)sizeof(X);
+    int64_t beyond = 2 * ahead / (int64_t)sizeof(double);
     int64_t at = 0;
     int odd = 0;
     A sums[CHUNK] __attribute__((aligned(LINE_BYTES)));
@@ -137,114 +140,119 @@ INLINE int PASS_OF(A *out, C *waiting, C keep, const X *const *x, const X *const
             for (int r = 0; r < rows; r++)
                 PREFETCH(within ? (const char *)x[r] + there : (const char *)next[r] + (there - pass_bytes),
                          CHUNK * sizeof(X));
+            if (far)
+                PREFETCH((const char *)(before + at + beyond), CHUNK * sizeof(double));
         }
         A *to = last && (streaming || CENTRED) ? sums : out + at;
-        C *made = CENTRED ? (C *)sums : waiting + at;
-        CHUNK_OF(to, out + at, waiting + at, made, keep, x, weights, at, rows, fresh, first, last);
-        if (!last && !CENTRED)
-            continue;
-        A *results = last ? to : sums;
-        int strange = ODD(results, CHUNK);
-        for (C unit = (C)0.25; CENTRED && strange && unit >= 0; unit -= (C)0.25) {
-            REST_OF(to, out + at, waiting + at, made, keep, x, weights, at, CHUNK, rows, fresh, first, last, unit);
-            strange = ODD(results, CHUNK);
+        double *made = CENTRED ? (double *)sums : waiting + at;
+        CHUNK_OF(to, before + at, made, keep, x, weights, at, rows, fresh, last);
+        if (LOOKED_AT && (last || CENTRED)) {
+            A *results = last ? to : sums;
+            int strange = ODD(results, CHUNK);
+            for (double unit = 0.25; CENTRED && strange && unit >= 0; unit -= 0.25) {
+                REST_OF(to, before + at, made, keep, x, weights, at, CHUNK, rows, fresh, last, unit);
+                strange = ODD(results, CHUNK);
+            }
+            odd |= strange;
         }
-        odd |= strange;
-        if (!last)
-            memcpy(waiting + at, sums, sizeof sums);
-        else if (streaming)
+        if (last && streaming)
             STREAM(out + at, sums, sizeof sums);
         else if (CENTRED)
-            memcpy(out + at, sums, sizeof sums);
+            memcpy(last ? (void *)(out + at) : (void *)(waiting + at), sums, sizeof sums);
     }
     if (at == count)
         return odd;
     int64_t left = count - at;
-    C *made = CENTRED ? (C *)sums : waiting + at;
-    REST_OF(sums, out + at, waiting + at, made, keep, x, weights, at, left, rows, fresh, first, last, 1);
+    double *made = CENTRED ? (double *)sums : waiting + at;
+    REST_OF(sums, before + at, made, keep, x, weights, at, left, rows, fresh, last, 1);
     if (!last && !CENTRED)
         return 0;
-    for (C unit = (C)0.25; CENTRED && ODD(sums, left) && unit >= 0; unit -= (C)0.25)
-        REST_OF(sums, out + at, waiting + at, made, keep, x, weights, at, left, rows, fresh, first, last, unit);
+    for (double unit = 0.25; CENTRED && ODD(sums, left) && unit >= 0; unit -= 0.25)
+        REST_OF(sums, before + at, made, keep, x, weights, at, left, rows, fresh, last, unit);
     memcpy(last ? (void *)(out + at) : (void *)(waiting + at), sums, (size_t)left * sizeof(A));
-    return odd | ODD(sums, left);
+    return LOOKED_AT ? odd | ODD(sums, left) : 0;
 }
 
-/* A pass over up to ROWS_MAX rows.  There is one for 1, 2 and 4, 6, 8 of them; for a number between, the first one is
+/* A pass over up to ROWS_MAX rows.  There is one for 0, 1, 2 and 4, 6, 8 of them; for a number between, the first one is
  * there twice, each time with half its weight. */
-INLINE int ROWS_OF(A *out, C *waiting, C keep, const X *const *x, const X *const *next, const C *weights, int64_t count,
-                   int rows, int fresh, int first, int last, int streaming)
+INLINE int ROWS_OF(A *out, const double *before, double *waiting, double keep, const X *const *x, const X *const *next,
+                   const double *weights, int64_t count, int rows, int fresh, int last, int streaming, int far)
 {
     rows += rows > 2 && rows % 2;
-    if (first && last && rows == 1)
-        return PASS_OF(out, waiting, keep, x, next, weights, count, 1, fresh, first, last, streaming);
-    if (first && last && rows == 2)
-        return PASS_OF(out, waiting, keep, x, next, weights, count, 2, fresh, first, last, streaming);
+    if (rows == 0 && !fresh && last)
+        return PASS_OF(out, before, waiting, keep, x, next, weights, count, 0, 0, 1, streaming, far);
+    if (rows == 1 && last)
+        return PASS_OF(out, before, waiting, keep, x, next, weights, count, 1, fresh, last, streaming, far);
+    if (rows == 2 && last)
+        return PASS_OF(out, before, waiting, keep, x, next, weights, count, 2, fresh, last, streaming, far);
     if (rows <= 4)
-        return PASS_OF(out, waiting, keep, x, next, weights, count, 4, fresh, first, last, streaming);
+        return PASS_OF(out, before, waiting, keep, x, next, weights, count, 4, fresh, last, streaming, far);
     if (rows <= 6)
-        return PASS_OF(out, waiting, keep, x, next, weights, count, 6, fresh, first, last, streaming);
-    return PASS_OF(out, waiting, keep, x, next, weights, count, ROWS_MAX, fresh, first, last, streaming);
+        return PASS_OF(out, before, waiting, keep, x, next, weights, count, 6, fresh, last, streaming, far);
+    return PASS_OF(out, before, waiting, keep, x, next, weights, count, ROWS_MAX, fresh, last, streaming, far);
 }
 
-/* One block: the vectors in passes of nearly equal numbers of rows. */
-INLINE int BLOCK_OF(A *out, double keep, const X *const *vectors, const double *weights, int64_t rows, int64_t begin,
-                    int64_t count, int64_t next_begin, int streaming)
+/* One block: the vectors in passes of nearly equal numbers of rows, onto what is wide. */
+INLINE int BLOCK_OF(A *out, const double *const *wide, const double *scales, int64_t partials, const X *const *vectors,
+                    const double *weights, int64_t rows, int64_t begin, int64_t count, int64_t next_begin,
+                    int streaming)
 {
-    int odd = 0, fresh = keep == 0;
-    C waiting[BLOCK_BYTES / sizeof(A)] __attribute__((aligned(LINE_BYTES)));
-    int64_t passes = (rows + ROWS_MAX - 1) / ROWS_MAX;
-    double before = keep; /* the weight of what is there already */
+    int odd = 0;
+    double waiting[BLOCK] __attribute__((aligned(LINE_BYTES)));
+    int64_t passes = rows > ROWS_MAX ? (rows + ROWS_MAX - 1) / ROWS_MAX : 1;
+    const double *before = partials == 1 ? wide[0] + begin : waiting;
+    double kept = partials == 1 ? scales[0] : 1;
+    double with = partials ? kept : 0; /* the weight of what is there already */
+    if (partials > 1)
+        SUM_WIDE(waiting, wide, scales, partials, begin, count);
     for (int64_t p = 0, row = 0; p < passes; p++) {
         int64_t end = rows * (p + 1) / passes, after = p + 1 < passes ? end : 0;
         int64_t next_from = p + 1 < passes ? begin : next_begin;
         int64_t next_rows = p + 1 < passes ? rows * (p + 2) / passes - end : rows / passes;
-        const X *x[ROWS_MAX], *next[ROWS_MAX];
-        C w[ROWS_MAX];
-        int n = (int)(end - row), last = p + 1 == passes;
-        double with = before;
+        const X *x[ROWS_MAX] = {0}, *next[ROWS_MAX] = {0};
+        double w[ROWS_MAX] = {0};
+        int n = (int)(end - row), last = p + 1 == passes, fresh = p == 0 && !partials;
         for (int r = 0; r < n; r++)
             with += weights[row + r];
-        for (int r = 0; r < ROWS_MAX; r++) {
+        for (int r = 0; r < ROWS_MAX && rows; r++) {
             x[r] = vectors[row + (r < n ? r : 0)] + begin;
             next[r] = vectors[after + (r < next_rows ? r : 0)] + next_from;
-            w[r] = r < n ? (C)(CENTRED ? weights[row + r] / with : weights[row + r]) : 0;
+            w[r] = r < n ? (CENTRED ? weights[row + r] / with : weights[row + r]) : 0;
         }
         if (n > 2 && n % 2)
             w[0] = w[n] = w[0] / 2;
-        C kept = p ? 1 : (C)keep;
+        int far = before != waiting;
         A *to = out + begin;
-        if (p == 0 && fresh && last)
-            odd = ROWS_OF(to, waiting, kept, x, next, w, count, n, 1, 1, 1, streaming);
-        else if (p == 0 && last)
-            odd = ROWS_OF(to, waiting, kept, x, next, w, count, n, 0, 1, 1, 0);
-        else if (p == 0 && fresh)
-            odd = ROWS_OF(to, waiting, kept, x, next, w, count, n, 1, 1, 0, 0);
-        else if (p == 0)
-            odd = ROWS_OF(to, waiting, kept, x, next, w, count, n, 0, 1, 0, 0);
+        if (fresh && last)
+            odd = ROWS_OF(to, before, waiting, kept, x, next, w, count, n, 1, 1, streaming, 0);
         else if (last)
-            odd = ROWS_OF(to, waiting, kept, x, next, w, count, n, 0, 0, 1, streaming);
+            odd = ROWS_OF(to, before, waiting, kept, x, next, w, count, n, 0, 1, streaming, far);
+        else if (fresh)
+            odd = ROWS_OF(to, before, waiting, kept, x, next, w, count, n, 1, 0, 0, 0);
         else
-            odd = ROWS_OF(to, waiting, kept, x, next, w, count, n, 0, 0, 0, 0);
+            odd = ROWS_OF(to, before, waiting, kept, x, next, w, count, n, 0, 0, 0, far);
         row = end;
-        before = with;
+        before = waiting;
+        kept = 1;
     }
     return odd; /* the last pass's */
 }
 
-NOINLINE int BODY_OF(void *acc, int64_t size, const void *const *vectors, const double *weights, int64_t rows,
-                     double keep)
+NOINLINE int BODY_OF(void *to, int64_t size, const double *const *wide, const double *scales, int64_t partials,
+                     const void *const *vectors, const double *weights, int64_t rows)
 {
-    A *out = acc;
+    A *out = to;
     int odd = 0;
-    int streaming = STREAMS && keep == 0 && size * (int64_t)sizeof(A) >= STREAM_BYTES;
-    int64_t step = BLOCK_BYTES / sizeof(A), begin = 0;
+    int streaming = STREAMS && size * (int64_t)sizeof(A) >= STREAM_BYTES;
+    for (int64_t p = 0; p < partials; p++)
+        streaming &= (const void *)wide[p] != to;
+    int64_t begin = 0;
     /* The first block is shorter, so that the others begin with a line. */
-    int64_t end = step - (int64_t)((uintptr_t)out % LINE_BYTES / sizeof(A));
-    for (; begin < size; begin = end, end += step) {
+    int64_t end = BLOCK - (int64_t)((uintptr_t)out % LINE_BYTES / sizeof(A));
+    for (; begin < size; begin = end, end += BLOCK) {
         if (end > size)
             end = size;
-        odd |= BLOCK_OF(out, keep, (const X *const *)vectors, weights, rows, begin, end - begin,
+        odd |= BLOCK_OF(out, wide, scales, partials, (const X *const *)vectors, weights, rows, begin, end - begin,
                         end < size ? end : begin, streaming && (uintptr_t)(out + begin) % LINE_BYTES == 0);
     }
     if (streaming)
@@ -253,12 +261,10 @@ NOINLINE int BODY_OF(void *acc, int64_t size, const void *const *vectors, const 
 }
 
 #undef NAME
-#undef X
 #undef A
-#undef C
-#undef WIDEN
-#undef CENTRED
-#undef LANES
+#undef STORE_A
+#undef LOOKED_AT
+#undef ADDED
 #undef CHUNK_OF
 #undef REST_OF
 #undef PASS_OF
@@ -266,3 +272,4 @@ NOINLINE int BODY_OF(void *acc, int64_t size, const void *const *vectors, const 
 #undef BLOCK_OF
 #undef BODY_OF
 #undef ODD
+#undef ODD_

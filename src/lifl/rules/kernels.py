@@ -6,11 +6,11 @@ weighs (`keep`); together they are 1.  So no sum is larger than the largest numb
 that is a number of the type can be computed.  A weight is a float64 from `WEIGHT_MIN` to `WEIGHT_MAX`, and W is summed
 with `math.fsum`.
 
-**Right to the last bit.**  The mean of equal numbers is that number, for any weights and any tree, and subnormal
-numbers are numbers like others.  float32 is summed in float64 and rounded once for each batch; float64 and the narrow
-floats, whose accumulators are float32, fold differences from the mean so far, which are 0 between equal numbers.  A
-float32 mean differs from the float64 mean by at most half an ulp of its largest number for each level of the tree; in
-measure by less than one.
+**Right to the last bit.**  A partial's vector is of float64, whatever the model's floats are, and is rounded to them
+once, when the model is made (`mean`).  Sums of float32 and of narrower floats are products in float64: their own
+errors, 2^-53 of a term each, are seen only where terms cancel to as little as that.  float64 folds differences from the
+mean so far, which are 0 between equal numbers.  So the mean of equal numbers is that number, for any weights and any
+tree, subnormal numbers are numbers like others, and zeros keep their sign.
 
 **Compiled or not.**  `fold` hands a batch to `fold.c` when that could be built (`native`), and folds it in NumPy
 otherwise, in blocks whose piece of the accumulator (`BLOCK_BYTES`) stays in the L2 cache; both agree within rounding.
@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lifl.core.errors import LocalFault
-from lifl.core.schema import ACCUMULATOR, Segment
+from lifl.core.schema import Segment
 from lifl.rules import native
 
 Vector = NDArray[Any]
@@ -37,8 +37,6 @@ Vector = NDArray[Any]
 
 BLOCK_BYTES = 256 * 1024
 """Of the accumulator per block, in NumPy's way."""
-WIDEN_ROWS = 8
-"""Vectors that are widened at once, there."""
 SHARES_SLACK = 1e-9
 """By so much the sum of shares may differ from 1."""
 
@@ -88,30 +86,60 @@ def shares(weights: Sequence[float], before: float = 0.0) -> tuple[list[float], 
 def fold(acc: Vector, vectors: Sequence[Vector], weights: Sequence[float], keep: float = 0.0) -> None:
     """acc = keep · acc + Σ weights[i] · vectors[i], in place.
 
-    `acc` is (P,) float32 or float64; `vectors` are (P,) floats of one dtype, none of them overlapping `acc`.  With
-    `keep` 0 what `acc` held before (recycled memory, perhaps NaN) is not read.  `keep` and the weights are shares; a
-    rule of one's own may give others, which are summed as they are.  float16 inputs must be finite: the gateway sees
-    to it.  Raise `LocalFault` on shapes or dtypes that do not belong together.
+    `acc` is (P,) float64; `vectors` are (P,) floats of one dtype, none of them overlapping `acc`.  With `keep` 0 what
+    `acc` held before (recycled memory, perhaps NaN) is not read.  `keep` and the weights are shares; a rule of one's
+    own may give others, which are summed as they are.  Raise `LocalFault` on shapes or dtypes that do not belong
+    together.
     """
-    mean(acc, vectors, weights, keep)
+    if acc.dtype != np.float64:
+        raise LocalFault(f"an accumulator is float64, not {acc.dtype}")
+    if not vectors:
+        raise LocalFault("there is no vector to fold")
+    _check(acc, vectors, weights)
+    if vectors[0].dtype == np.float64:
+        _fold_float64(acc, vectors, weights, keep)
+    else:
+        _fold_wide(acc, [acc] if keep else [], [keep] if keep else [], vectors, weights)
 
 
-def mean(out: Vector, vectors: Sequence[Vector], weights: Sequence[float], keep: float = 0.0) -> bool:
-    """Do `fold` into `out`; return whether all that it wrote is finite."""
-    _check(out, vectors, weights)
-    dtype = vectors[0].dtype.name
-    are_shares = abs(math.fsum([*weights, keep]) - 1.0) <= SHARES_SLACK and min(*weights, keep) >= 0.0
-    if are_shares and dtype != "float32":
-        vectors, weights, keep = _heaviest_first(out, vectors, weights, keep)
-    if COMPILED is not None and ACCUMULATOR.get(dtype) == out.dtype.name and (are_shares or dtype == "float32"):
+def mean(
+    out: Vector,
+    partials: Sequence[Vector],
+    scales: Sequence[float],
+    vectors: Sequence[Vector],
+    weights: Sequence[float],
+) -> bool:
+    """Out = Σ scales[i] · partials[i] + Σ weights[i] · vectors[i], rounded once; return whether all of it is finite.
+
+    `out` is (P,) float32 or float64, `partials` are (P,) float64, `vectors` (P,) floats of one dtype, of float64 where
+    `out` is; none overlaps `out`, and there is one at the least of all.  Scales and weights are shares.  Raise
+    `LocalFault` on shapes or dtypes that do not belong together.
+    """
+    if out.dtype not in (np.float32, np.float64):
+        raise LocalFault(f"a mean is float32 or float64, not {out.dtype}")
+    if not partials and not vectors:
+        raise LocalFault("there is no vector to make a mean of")
+    _check(out, partials, scales, np.float64)
+    _check(out, vectors, weights, np.float64 if out.dtype == np.float64 else None)
+    if out.dtype == np.float64:
+        return _fold_float64(out, [*partials, *vectors], [*scales, *weights], 0.0)
+    return _fold_wide(out, partials, scales, vectors, weights)
+
+
+def _fold_float64(acc: Vector, vectors: Sequence[Vector], weights: Sequence[float], keep: float) -> bool:
+    """Do `fold` of float64; return whether all that it wrote is finite."""
+    if not (abs(math.fsum([*weights, keep]) - 1.0) <= SHARES_SLACK and min(*weights, keep) >= 0.0):
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            _sum_by_blocks(acc, [acc] if keep else [], [keep] if keep else [], vectors, weights)
+        return all_finite(acc)
+    vectors, weights, keep = _heaviest_first(acc, vectors, weights, keep)
+    if COMPILED is not None:
+        before = [address(acc)] if keep else []
         addresses = [address(vector) for vector in vectors]
-        return COMPILED(dtype, address(out), len(out), addresses, weights, keep)
+        return COMPILED("float64", address(acc), len(acc), before, [keep] if keep else [], addresses, weights)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        if are_shares and dtype != "float32":
-            _fold_differences(out, vectors, weights, keep)
-        else:
-            _fold_wide(out, vectors, weights, keep)
-    return all_finite(out)
+        _fold_differences(acc, vectors, weights, keep)
+    return all_finite(acc)
 
 
 def _heaviest_first(
@@ -124,25 +152,50 @@ def _heaviest_first(
     if keep >= max(weights):
         return vectors, weights, keep
     rows = list(zip(weights, vectors, strict=True))
-    if keep and out.dtype == vectors[0].dtype:  # it may be one of the vectors: it is written when all are read
+    if keep:  # `out` may be one of the vectors: it is written when all are read
         rows, keep = [*rows, (keep, out)], 0.0
     rows.sort(key=lambda row: -row[0])
     return [vector for _, vector in rows], [weight for weight, _ in rows], keep
 
 
-def _fold_wide(acc: Vector, vectors: Sequence[Vector], weights: Sequence[float], keep: float) -> None:
-    """Do `fold` in NumPy: sums in float64, rounded once."""
+def _fold_wide(
+    out: Vector,
+    partials: Sequence[Vector],
+    scales: Sequence[float],
+    vectors: Sequence[Vector],
+    weights: Sequence[float],
+) -> bool:
+    """Do `mean` of vectors that are narrower than float64; a wide `out` may be one of the partials, and is not
+    looked at."""
+    narrow = out.dtype == np.float32
+    if COMPILED is not None:
+        dtype = vectors[0].dtype.name if vectors else "float32"
+        before, addresses = [address(partial) for partial in partials], [address(vector) for vector in vectors]
+        return COMPILED(dtype, address(out), len(out), before, scales, addresses, weights, narrow=narrow)
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        _sum_by_blocks(out, partials, scales, vectors, weights)
+    return not narrow or all_finite(out)
+
+
+def _sum_by_blocks(
+    out: Vector,
+    partials: Sequence[Vector],
+    scales: Sequence[float],
+    vectors: Sequence[Vector],
+    weights: Sequence[float],
+) -> None:
+    """Sum in NumPy, in float64, and round once."""
     step = max(1, BLOCK_BYTES // 8)
-    wide = np.empty((min(WIDEN_ROWS, len(vectors)), min(step, len(acc))))
-    for begin in range(0, len(acc), step):
-        block = acc[begin : begin + step]
-        sums = block * np.float64(keep) if keep else np.zeros(len(block))
-        for start in range(0, len(vectors), WIDEN_ROWS):
-            rows = vectors[start : start + WIDEN_ROWS]
-            for row, into in zip(rows, wide, strict=False):
-                into[: len(block)] = row[begin : begin + step]
-            sums += np.array(weights[start : start + WIDEN_ROWS]) @ wide[: len(rows), : len(block)]
-        block[:] = sums
+    sums, term = np.empty(min(step, len(out))), np.empty(min(step, len(out)))
+    rows = [*zip(partials, scales, strict=True), *zip(vectors, weights, strict=True)]
+    for begin in range(0, len(out), step):
+        block = out[begin : begin + step]
+        made, product = sums[: len(block)], term[: len(block)]
+        made.fill(-0.0)  # what is added to it stays as it is, -0 too
+        for row, weight in rows:
+            np.multiply(row[begin : begin + step], np.float64(weight), out=product, dtype=np.float64)
+            made += product
+        block[:] = made
 
 
 def _fold_differences(acc: Vector, vectors: Sequence[Vector], weights: Sequence[float], keep: float) -> None:
@@ -157,7 +210,7 @@ def _fold_differences(acc: Vector, vectors: Sequence[Vector], weights: Sequence[
             held = block[odd]
             made[odd] = _mean_of_differences(held, again, weights, keep, 0.25) * made.dtype.type(4.0)
             if not np.isfinite(made).all():
-                _fold_wide(held, again, weights, keep)
+                _sum_by_blocks(held, [held] if keep else [], [keep] if keep else [], again, weights)
                 still = ~np.isfinite(made[odd])
                 made[np.flatnonzero(odd)[still]] = held[still]
         block[:] = made
@@ -174,7 +227,7 @@ def _mean_of_differences(
         if done == weight:
             made = wide
         else:
-            made += (wide - made) * block.dtype.type(weight / done)
+            made -= (made - wide) * block.dtype.type(weight / done)
     return made
 
 
@@ -201,16 +254,15 @@ def all_finite(block: Vector) -> bool:
     return bool(np.isfinite(block).all()) if block.dtype.kind not in "iu" else True
 
 
-def _check(acc: Vector, vectors: Sequence[Vector], weights: Sequence[float]) -> None:
-    if acc.dtype not in (np.float32, np.float64):
-        raise LocalFault(f"an accumulator is float32 or float64, not {acc.dtype}")
-    if not vectors or len(vectors) != len(weights):
-        raise LocalFault(f"{len(vectors)} vectors and {len(weights)} weights: give one weight for each, at least one")
+def _check(out: Vector, vectors: Sequence[Vector], weights: Sequence[float], dtype: Any = None) -> None:
+    if len(vectors) != len(weights):
+        raise LocalFault(f"{len(vectors)} vectors and {len(weights)} weights: give one weight for each")
     for vector in vectors:
-        if vector.shape != acc.shape or vector.dtype != vectors[0].dtype or not vector.flags.c_contiguous:
+        wanted = vectors[0].dtype if dtype is None else dtype
+        if vector.shape != out.shape or vector.dtype != wanted or not vector.flags.c_contiguous:
             raise LocalFault(
-                f"a vector of {vector.dtype}{vector.shape} cannot be folded with {vectors[0].dtype} into"
-                f" {acc.shape}: all must be contiguous, of one dtype and of the accumulator's length"
+                f"a vector of {vector.dtype}{vector.shape} cannot be folded with {np.dtype(wanted)} into {out.shape}:"
+                " all must be contiguous, of one dtype and of the accumulator's length"
             )
 
 

@@ -28,12 +28,13 @@ class CompiledFold:
     def __init__(self, path: str) -> None:
         self.path = path
         library = ctypes.CDLL(path)
-        pointer, size, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+        pointer, size = ctypes.c_void_p, ctypes.c_int64
         if not library.lifl_can_fold():
             raise OSError(f"{path} needs a processor with AVX2 and FMA")
         self._fold = library.lifl_fold
         self._fold.restype = ctypes.c_int
-        self._fold.argtypes = (ctypes.c_int, pointer, size, pointer, pointer, size, real)
+        flags = (ctypes.c_int, ctypes.c_int)
+        self._fold.argtypes = (*flags, pointer, size, pointer, pointer, size, pointer, pointer, size)
         self._fold_integers = library.lifl_fold_integers
         self._fold_integers.restype = None
         self._fold_integers.argtypes = (ctypes.c_int, pointer, size, pointer, pointer, size, ctypes.c_int)
@@ -46,18 +47,37 @@ class CompiledFold:
         self._finish_integers.argtypes = (ctypes.c_int, pointer, pointer, size, size)
 
     def __call__(
-        self, dtype: str, acc: int, size: int, vectors: Sequence[int], weights: Sequence[float], keep: float
+        self,
+        dtype: str,
+        out: int,
+        size: int,
+        wide: Sequence[int],
+        scales: Sequence[float],
+        vectors: Sequence[int],
+        weights: Sequence[float],
+        *,
+        narrow: bool = False,
     ) -> bool:
-        """acc = keep · acc + Σ weights[i] · vectors[i] for `size` elements; `acc` and `vectors` are addresses.
+        """Out = Σ scales[i] · wide[i] + Σ weights[i] · vectors[i] for `size` elements; all are given by addresses.
 
-        Return whether all results are finite.
+        Return whether all results are finite, as far as they are looked at: those of float64 vectors and narrow ones.
 
-        `dtype` is the vectors', a float's; the accumulator is of its type in `ACCUMULATOR`.  With `keep` 0, `acc` is
-        not read.  `keep` and the weights add up to 1, or `dtype` is float32.
+        `dtype` is the vectors', a float's.  `out` and `wide` are float64; `narrow`: `out` is float32.  With float64
+        vectors `wide` is at most `out` itself, and scales and weights add up to 1.
         """
-        rows = len(vectors)
-        addresses = (ctypes.c_void_p * rows)(*vectors)
-        return not self._fold(_CODES[dtype], acc, size, addresses, (ctypes.c_double * rows)(*weights), rows, keep)
+        partials, rows = len(wide), len(vectors)
+        return not self._fold(
+            _CODES[dtype],
+            narrow,
+            out,
+            size,
+            (ctypes.c_void_p * partials)(*wide),
+            (ctypes.c_double * partials)(*scales),
+            partials,
+            (ctypes.c_void_p * rows)(*vectors),
+            (ctypes.c_double * rows)(*weights),
+            rows,
+        )
 
     def fold_integers(
         self, dtype: str, acc: int, size: int, vectors: Sequence[int], weights: Sequence[int], shift: int

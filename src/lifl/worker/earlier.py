@@ -1,7 +1,8 @@
 """Partials that an earlier version of LIFL has left in the arena, as today's.
 
-Until LIFL 0.1 a partial was Σ wᵢxᵢ · 2⁻ᵉ, in floats for integers too; e is the exponent of its weight W = Σ wᵢ.  They
-are met once, after an upgrade, so each is read into private memory.
+Until LIFL 0.1 a partial was Σ wᵢxᵢ · 2⁻ᵉ, in floats for integers too; e is the exponent of its weight W = Σ wᵢ.  After
+that it was what it is today, but its floats were float32 where the model's are not float64.  They are met once, after
+an upgrade, so each is read into private memory.
 """
 
 from __future__ import annotations
@@ -9,39 +10,51 @@ from __future__ import annotations
 import numpy as np
 
 from lifl.core.ids import Key, Kind
-from lifl.core.schema import EARLIER_PARTIAL, Segment, end_of, relaid
+from lifl.core.schema import ACCUMULATOR, EARLIER_PARTIAL, NARROW_PARTIAL, Segment, end_of, relaid
 from lifl.rules import kernels
 from lifl.rules.integers import BITS
-from lifl.rules.kernels import vector
+from lifl.rules.kernels import Vector, vector
 from lifl.shm.arena import Arena
+from lifl.shm.layout import Entry
+
+FORMATS = {Kind.EARLIER_PARTIAL: EARLIER_PARTIAL, Kind.NARROW_PARTIAL: NARROW_PARTIAL}
+"""What an earlier partial holds, by the model's dtypes."""
 
 
-def earlier_bytes(accumulators: tuple[Segment, ...]) -> int:
-    """Return the bytes of data that an earlier partial of these accumulators has."""
-    return end_of(relaid(accumulators, EARLIER_PARTIAL))
+def input_bytes(entry: Entry, inputs: tuple[Segment, ...], models: tuple[Segment, ...]) -> int:
+    """Return the bytes of data that an input of a task has: `inputs`, or an earlier partial of these `models`."""
+    return end_of(relaid(models, FORMATS[Kind(entry.kind)]) if entry.kind in FORMATS else inputs)
 
 
-def converted(view: memoryview, weight: float, accumulators: tuple[Segment, ...]) -> memoryview:
-    """Return the data of a partial that says what the earlier one in `view`, of this weight, does."""
+def input_data(arena: Arena, key: Key, models: tuple[Segment, ...]) -> memoryview:
+    """Return the data of an input of a task; an earlier partial as one of today."""
+    entry = arena.entry(key)
+    if entry.kind in FORMATS:
+        return converted(arena.data(key), Kind(entry.kind), entry.weight, models)
+    return arena.data(key)
+
+
+def converted(view: memoryview, kind: Kind, weight: float, models: tuple[Segment, ...]) -> memoryview:
+    """Return the data of a partial that says what the earlier one in `view`, of this kind and weight, does."""
+    accumulators = relaid(models, ACCUMULATOR)
     made = memoryview(bytearray(end_of(accumulators)))
-    divisor = weight * 2.0 ** -kernels.exponent(weight)
-    for source, target in zip(relaid(accumulators, EARLIER_PARTIAL), accumulators, strict=True):
-        sums, out = vector(view, source), vector(made, target)
-        if target.dtype not in BITS:
-            np.divide(sums, divisor, out=out)
-            continue
-        whole = np.rint(np.ldexp(sums, BITS[target.dtype]))
-        if target.dtype == "int64":
-            out[:] = whole
+    divisor = weight * 2.0 ** -kernels.exponent(weight) if kind is Kind.EARLIER_PARTIAL else 1.0
+    for source, target in zip(relaid(models, FORMATS[kind]), accumulators, strict=True):
+        numbers, out = vector(view, source), vector(made, target)
+        if target.dtype == "float64":
+            np.divide(numbers, divisor, out=out, dtype=np.float64)
+        elif source.dtype == target.dtype:
+            out[:] = numbers
         else:
-            high = np.floor(np.ldexp(whole, -64))
-            out["high"], out["low"] = high, whole - np.ldexp(high, 64)
+            _whole(numbers, out, BITS[target.dtype])
     return made
 
 
-def input_data(arena: Arena, key: Key, accumulators: tuple[Segment, ...]) -> memoryview:
-    """Return the data of an input of a task whose partials lie as `accumulators`."""
-    entry = arena.entry(key)
-    if entry.kind == Kind.EARLIER_PARTIAL:
-        return converted(arena.data(key), entry.weight, accumulators)
-    return arena.data(key)
+def _whole(sums: Vector, out: Vector, bits: int) -> None:
+    """Write the sums of integers, as whole numbers, to `out`."""
+    whole = np.rint(np.ldexp(sums, bits))
+    if out.dtype == np.int64:
+        out[:] = whole
+    else:
+        high = np.floor(np.ldexp(whole, -64))
+        out["high"], out["low"] = high, whole - np.ldexp(high, 64)

@@ -1,7 +1,7 @@
 """A round's model in the making: by a top, from one set of inputs, while the last of them arrive.
 
 The last pass, from the front, stops where an update ends that is still being received, and goes on when more of it is
-there.  Where the model is the mean itself, what has come is summed up before, while an update that is expected has not
+there.  What has come is summed up before, unrounded, in an object of its own, while an update that is expected has not
 even begun: then there is little left for the last pass to read, and it keeps up with what arrives (measured: onto a
 sum that is there, one vector takes a third of the time of five vectors at once).
 
@@ -17,9 +17,9 @@ from lifl.core.errors import LocalFault
 from lifl.core.ids import Key
 from lifl.core.protocol.worker import TaskStart
 from lifl.core.schema import DTYPE_BYTES, STATE, relaid
-from lifl.rules import kernels
+from lifl.rules import integers, kernels
 from lifl.rules.base import Rule
-from lifl.rules.finish import finish_mean, finish_segment, is_mean
+from lifl.rules.finish import finish_segment
 from lifl.rules.kernels import Vector, vector
 from lifl.shm.arena import Arena
 from lifl.worker.earlier import input_data
@@ -39,9 +39,14 @@ class Input(NamedTuple):
 
 
 class StreamingModel:
-    """The model of `inputs`.  Raises `StaleKey` when one is gone, `LocalFault` when there is no object for a state."""
+    """The model of `inputs`; what has come is summed up in the object `sums`, if there is one.
 
-    def __init__(self, start: TaskStart, rule: Rule, arena: Arena, inputs: Mapping[Key, Input]) -> None:
+    Raises `StaleKey` when an object is gone, `LocalFault` when there is none for a state.
+    """
+
+    def __init__(
+        self, start: TaskStart, rule: Rule, arena: Arena, inputs: Mapping[Key, Input], sums: Key | None
+    ) -> None:
         self.inputs = dict(inputs)
         missing = set(rule.states) - set(start.new_states)
         if missing:
@@ -51,8 +56,9 @@ class StreamingModel:
         self._segments = list(zip(start.inputs, start.model_segments, start.outputs, strict=True))
         self._state_segments = relaid(start.model_segments, STATE)
         self._made = [0] * len(self._segments)
-        self._ahead: set[Key] = set()  # what is summed up already, in the segments that are the mean itself
-        self._data = {key: input_data(arena, key, start.inputs) for key in inputs}
+        self._ahead: dict[Key, None] = {}  # what is summed up already
+        self._sums = None if sums is None else arena.data(sums)
+        self._data = {key: input_data(arena, key, start.model_segments) for key in inputs}
         self._partials = [key for key, each in inputs.items() if not each.update]
         self._updates = [key for key, each in inputs.items() if each.update]
         self._model = arena.data(Key.unpack(start.model))
@@ -66,12 +72,12 @@ class StreamingModel:
     def advance(self, whole: Collection[Key], received_bytes: int) -> None:
         """Make what is possible with the inputs that are `whole` and so many bytes of each of the others.
 
-        Raise what `finish_segment` and `finish_mean` raise.
+        Raise what `finish_segment` raises.
         """
         if received_bytes == 0 and not any(self._made):
             new = [key for key in self.inputs if key in whole and key not in self._ahead]
-            if len(new) >= AHEAD_INPUTS_MIN:
-                self._sum_up(new)
+            if len(new) >= AHEAD_INPUTS_MIN and self._sums is not None:
+                self._sum_up(self._sums, new)
             return
         for index, (_part, model_part, _target) in enumerate(self._segments):
             end = max(received_bytes - model_part.offset, 0) // DTYPE_BYTES[model_part.dtype]
@@ -80,11 +86,26 @@ class StreamingModel:
             if begin < end:
                 self._make(index, slice(begin, end))
 
-    def _sum_up(self, keys: Collection[Key]) -> None:
-        for index, (_part, model_part, _target) in enumerate(self._segments):
-            if is_mean(self._rule, model_part.dtype):
-                self._add(index, keys, slice(0, model_part.count))
-        self._ahead.update(keys)
+    def _sum_up(self, sums: memoryview, keys: Collection[Key]) -> None:
+        """Add inputs to what is summed up already."""
+        partials = [key for key in keys if not self.inputs[key].update]
+        updates = [key for key in keys if self.inputs[key].update]
+        for index, (part, _model_part, _target) in enumerate(self._segments):
+            if is_kept(part.dtype):
+                continue
+            acc, done = vector(sums, part), self._weights(self._ahead)
+            for some, add, add_integers in (
+                (partials, self._rule.merge, integers.merge),
+                (updates, self._rule.fold, integers.fold),
+            ):
+                vectors, weights = self._vectors(index, some, slice(0, part.count)), self._weights(some)
+                before = kernels.total(done) if done else 0.0
+                if vectors and part.dtype in integers.BITS:
+                    add_integers(acc, vectors, weights, before, kernels.total([*done, *weights]))
+                elif vectors:
+                    add(acc, vectors, *kernels.shares(weights, before))
+                done += weights
+        self._ahead |= dict.fromkeys(keys)
 
     def _make(self, index: int, piece: slice) -> None:
         _part, model_part, target = self._segments[index]
@@ -94,10 +115,7 @@ class StreamingModel:
             for view in self._new_states.values():
                 vector(view, self._state_segments[index])[piece] = 0
         for run in averaged:
-            if is_mean(self._rule, model_part.dtype):
-                self._add(index, [key for key in self.inputs if key not in self._ahead], run)
-            else:
-                self._finish(index, run)
+            self._finish(index, run)
         if self._treated:
             first = next(iter(self.inputs))
             (numbers,), (weight,) = self._vectors(index, [first], piece), self._weights([first])
@@ -116,13 +134,17 @@ class StreamingModel:
         return [run for run in (*runs, slice(begin, piece.stop)) if run.start < run.stop]
 
     def _finish(self, index: int, piece: slice) -> None:
-        _part, model_part, target = self._segments[index]
+        part, model_part, target = self._segments[index]
         state_part = self._state_segments[index]
+        partials, updates = self._left(index, piece, self._partials), self._left(index, piece, self._updates)
+        if self._ahead and self._sums is not None:
+            summed = vector(self._sums, part)[piece]
+            partials.insert(0, (summed, kernels.total(self._weights(self._ahead))))
         finish_segment(
             self._rule,
             vector(self._model, model_part)[piece],
-            list(zip(self._vectors(index, self._partials, piece), self._weights(self._partials), strict=True)),
-            list(zip(self._vectors(index, self._updates, piece), self._weights(self._updates), strict=True)),
+            partials,
+            updates,
             vector(self._output, target)[piece],
             {name: vector(view, state_part)[piece] for name, view in self._states.items()},
             {name: vector(view, state_part)[piece] for name, view in self._new_states.items()},
@@ -130,16 +152,10 @@ class StreamingModel:
             list(within(self._treated, index, "exclude", piece.start, piece.stop)),
         )
 
-    def _add(self, index: int, keys: Collection[Key], piece: slice) -> None:
-        """Add inputs to a piece of the mean, or begin it with them."""
-        vectors = self._vectors(index, keys, piece)
-        shares, keep = kernels.shares(self._weights(keys), self._ahead_weight)
-        out = vector(self._output, self._segments[index][2])[piece]
-        finish_mean(self._rule, vectors, shares, out, keep, piece.start)
-
-    @property
-    def _ahead_weight(self) -> float:
-        return kernels.total(self._weights(self._ahead)) if self._ahead else 0.0
+    def _left(self, index: int, piece: slice, keys: Collection[Key]) -> list[tuple[Vector, float]]:
+        """Return a piece of those inputs that are not summed up yet, each with its weight."""
+        left = [key for key in keys if key not in self._ahead]
+        return list(zip(self._vectors(index, left, piece), self._weights(left), strict=True))
 
     def _vectors(self, index: int, keys: Collection[Key], piece: slice) -> list[Vector]:
         """Return a piece of a segment of each input: updates have it as the model has, partials as accumulators."""

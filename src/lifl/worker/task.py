@@ -31,7 +31,7 @@ from lifl.rules.kernels import Vector, vector
 from lifl.rules.load import is_users, load_rule
 from lifl.shm.arena import Arena
 from lifl.shm.layout import Entry, ObjectState
-from lifl.worker.earlier import earlier_bytes, input_data
+from lifl.worker.earlier import input_bytes, input_data
 from lifl.worker.streaming_model import Input, StreamingModel, can_be_in_pieces
 from lifl.worker.treatment import Firsts, is_kept
 
@@ -40,11 +40,10 @@ ANY_ATTEMPT = 0
 carry it.
 """
 
-FOLD_INPUTS_MIN = 4
-"""An eager task folds so many inputs, or its last ones.  Each fold reads and writes the accumulator, too: one input at
-a time takes three times the memory's time that the input takes, four take half as much; and a single first one would
-only be copied."""
-
+FOLD_UPDATES_MIN, FOLD_PARTIALS_MIN = 8, 4
+"""An eager leaf folds so many inputs, an eager middle so many, or their last ones.  Each fold reads and writes the
+accumulator, too, whose numbers take the bytes of two of float32: one input at a time takes five times the memory's time
+that the input takes, eight take half as much; and a single first one would only be copied."""
 
 CLIENTS_NAMED_MAX = 8
 """In the text of a failure."""
@@ -91,6 +90,7 @@ class OpenTask:
         self._contributions = 0
         self._metas: list[bytes] = []
         self._under_way: dict[Key, tuple[float, int]] = {}
+        self._sums: Key | None = None
         self._model: StreamingModel | None = None
 
     def add(self, record: Record) -> None:
@@ -102,6 +102,7 @@ class OpenTask:
     def arriving(self, message: Arriving) -> None:
         """Take note of the updates that are under way to this task: their weights, and how far they are."""
         self._under_way = {Key.unpack(key): (weight, nbytes) for key, weight, nbytes in message.updates}
+        self._sums = Key.unpack(message.sums) if message.sums else None
 
     def advance(self) -> TaskDone | None:
         """Do what the arrived inputs allow; return the message when the output has been sealed.
@@ -114,7 +115,8 @@ class OpenTask:
             with self._clock:
                 self._go_ahead()
             return None
-        if not complete and not (self.start.eager and len(self._waiting) >= FOLD_INPUTS_MIN):
+        batch_min = FOLD_UPDATES_MIN if self.start.role == "leaf" else FOLD_PARTIALS_MIN
+        if not complete and not (self.start.eager and len(self._waiting) >= batch_min):
             return None
         with self._clock:
             if self._waiting:
@@ -156,9 +158,8 @@ class OpenTask:
     def _input(self, key: Key) -> Entry:
         entry = self._arena.entry(key)
         start = self.start
-        needed = end_of(start.model_segments if start.role == "top" and entry.kind == Kind.UPDATE else start.inputs)
-        if entry.kind == Kind.EARLIER_PARTIAL:
-            needed = earlier_bytes(start.inputs)
+        inputs = start.model_segments if start.role == "top" and entry.kind == Kind.UPDATE else start.inputs
+        needed = input_bytes(entry, inputs, start.model_segments)
         if entry.state != ObjectState.SEALED or entry.data_bytes < needed:
             raise LocalFault(
                 f"input {key} ({ObjectState(entry.state).name}, {entry.data_bytes} bytes) is no sealed input of the"
@@ -170,7 +171,7 @@ class OpenTask:
         before = self.weight if self._weights else 0.0
         whole = kernels.total(self._weights + weights)
         shares, keep = kernels.shares(weights, before)
-        data = [input_data(self._arena, key, self.start.inputs) for key in keys]
+        data = [input_data(self._arena, key, self.start.model_segments) for key in keys]
         output = self._arena.data(self.output)
         leaf = self.start.role == "leaf"
         for index, (source, target) in enumerate(zip(self.start.inputs, self.start.outputs, strict=True)):
@@ -218,7 +219,7 @@ class OpenTask:
 
     def _make(self, inputs: dict[Key, Input], whole: Collection[Key], received_bytes: int) -> None:
         if self._model is None or self._model.inputs != inputs:
-            self._model = StreamingModel(self.start, self._rule, self._arena, inputs)
+            self._model = StreamingModel(self.start, self._rule, self._arena, inputs, self._sums)
         self._model.advance(whole, received_bytes)
 
     def _finish(self) -> None:
@@ -237,7 +238,7 @@ class OpenTask:
         """Return the largest number at that place, and who is in its input."""
         found: tuple[float, bytes] = (-1.0, b"")
         for key, update, meta in zip(self._inputs, self._updates, self._metas, strict=True):
-            data = input_data(self._arena, key, self.start.inputs)
+            data = input_data(self._arena, key, self.start.model_segments)
             for model_part, part in zip(self.start.model_segments, self.start.inputs, strict=True):
                 if model_part.dtype == error.dtype:
                     number = vector(data, model_part if update else part)[error.element]

@@ -250,9 +250,10 @@ def _warm_up() -> None:
     """Run each kernel once: what the compiled ones or BLAS load, choose for this CPU and take in memory at
     first use is there before the forks.
     """
-    for dtype, acc_dtype in (("float32", np.float32), ("float64", np.float64), ("int8", np.float64)):
-        vectors = np.ones((4, 64), kernels.numpy_dtype(dtype))
-        kernels.fold(np.zeros(64, acc_dtype), list(vectors), [0.5] * 4)
+    for dtype in ("float32", "float64"):
+        vectors = list(np.ones((4, 64), dtype))
+        kernels.fold(np.zeros(64), vectors, [0.25] * 4)
+        kernels.mean(np.zeros(64, dtype), [np.ones(64)], [0.0], vectors, [0.25] * 4)
 
 
 def main() -> None:

@@ -58,7 +58,7 @@ class BranchRunner:
         self._quota = quota
         self._tasks = tasks
         self._outputs = TaskOutputs(branch, spec, slot, quota, tasks)
-        self.last_updates = LastUpdates(branch, spec.layout.data_bytes, turn)
+        self.last_updates = LastUpdates(branch, spec.layout.data_bytes, turn, self._outputs)
 
     # ---- updates ---------------------------------------------------------------------------------------------------
 
@@ -227,9 +227,7 @@ class BranchRunner:
             if child.state is TaskState.RUNNING:
                 self._overtaken(child)
         if task.role == "top":
-            states = self._outputs.states
-            self._outputs.states = {}
-            return [ModelSealed(self.job, self.branch, task, states)]
+            return [ModelSealed(self.job, self.branch, task, self._outputs.take_states())]
         self._free_inputs(task)
         if task.parent is None:
             return [PartialSealed(self.job, self.branch)]

@@ -1,7 +1,8 @@
 """The last updates of a round, which the top goes along with while they arrive.
 
 When the updates in flight are all that the running top still lacks, the gateway is asked how far each is, and the top
-is told: so it has made most of the model by the time that the last byte is there.
+is told: so it has made most of the model by the time that the last byte is there.  It is given an object, too, in which
+to sum up what it has, where the arena has room for that.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from itertools import islice
 
 from lifl.core import effects as fx
 from lifl.core.agent.branch import Branch
+from lifl.core.agent.task_outputs import TaskOutputs
 from lifl.core.agent.task_table import worker_of
 from lifl.core.ids import Key
 from lifl.core.planning.tree import TaskState
@@ -25,8 +27,9 @@ FOLLOW_BYTES_MIN = 16 * 1024 * 1024
 class LastUpdates:
     """Follows what the top of one branch still lacks."""
 
-    def __init__(self, branch: Branch, update_bytes: int, turn: Turn) -> None:
+    def __init__(self, branch: Branch, update_bytes: int, turn: Turn, outputs: TaskOutputs) -> None:
         self._branch = branch
+        self._outputs = outputs
         self._followable = branch.top and update_bytes >= FOLLOW_BYTES_MIN
         self._turn = turn
 
@@ -51,9 +54,10 @@ class LastUpdates:
             self._tell_top(lacking)
 
     def _tell_top(self, lacking: list[tuple[Key, Grant]]) -> None:
-        top = self._branch.tree.root
+        top, sums = self._branch.tree.root, self._outputs.sums()
         updates = tuple((key.pack(), grant.weight, self._branch.followed.get(key, 0)) for key, grant in lacking)
-        self._turn.emit(fx.SendWorker(worker_of(top), Arriving(top.address, top.attempt, updates)))
+        message = Arriving(top.address, top.attempt, updates, b"" if sums is None else sums.pack())
+        self._turn.emit(fx.SendWorker(worker_of(top), message))
 
     def _lacking(self) -> list[tuple[Key, Grant]]:
         """Return the updates in flight, the oldest first, with which the running top would have all; else none."""

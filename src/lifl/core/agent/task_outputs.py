@@ -27,6 +27,7 @@ class TaskOutputs:
         self._quota = quota
         self._tasks = tasks
         self.states: dict[str, Key] = {}  # the rule's state that the top makes, by name
+        self._sums: Key | None = None  # where the top sums up what is there before the last updates come
 
     def open_takers(self, runner: Runner) -> None:
         """Open the tasks that the coming updates can fill, each with its path.  All or nothing: `ArenaFull`."""
@@ -68,9 +69,29 @@ class TaskOutputs:
         """Give the top fresh outputs; a worker that died may have sealed some of the rule's state."""
         epoch, spec = self._branch.epoch, self._spec
         for name, key in self.states.items():
-            self.states[name] = self._quota.renew(key, Kind.STATE, epoch, spec.accumulator_bytes)
+            self.states[name] = self._quota.renew(key, Kind.STATE, epoch, spec.state_bytes)
         if top.output is not None:
             top.output = self._quota.renew(top.output, Kind.MODEL, epoch, spec.layout.data_bytes)
+
+    def sums(self) -> Key | None:
+        """Return an object in which the top can sum up what is there, if there is room for one.
+
+        To be asked for when nothing else of the branch is to be allocated any more: no round needs it.
+        """
+        if self._sums is None:
+            number, size = self._spec.number, self._spec.accumulator_bytes
+            try:
+                self._sums = self._quota.alloc(Kind.PARTIAL, number, self._branch.epoch, size, 0, (number, "sums"))
+            except ArenaFull:
+                return None
+        return self._sums
+
+    def take_states(self) -> dict[str, Key]:
+        """Return the states that the top has made, for their new owner; what it summed up in is freed."""
+        if self._sums is not None:
+            self._quota.free(self._sums)
+        states, self.states, self._sums = self.states, {}, None
+        return states
 
     def _members_max(self, task: Task) -> int:
         if task.role == "leaf":
@@ -81,8 +102,8 @@ class TaskOutputs:
 
     def of(self, task: Task) -> list[Key]:
         """Return the objects that the task writes to."""
-        states = list(self.states.values()) if task.role == "top" else []
-        return [*states, *([task.output] if task.output is not None else [])]
+        own = [*self.states.values(), self._sums] if task.role == "top" else []
+        return [key for key in (*own, task.output) if key is not None]
 
     def free(self, task: Task) -> None:
         """Free the task's outputs, that no worker can write to."""
@@ -94,7 +115,7 @@ class TaskOutputs:
         """Let go of the task's outputs: another owner has them, or they are freed."""
         task.output = None
         if task.role == "top":
-            self.states = {}
+            self.states, self._sums = {}, None
 
     def _shut(self, task: Task) -> None:
         self.free(task)

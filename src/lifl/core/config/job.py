@@ -74,9 +74,9 @@ class SelectionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class AggregationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How updates become a model: the `rule` (a built-in's name or ``module:Class``) with its `options`.
 
-    A leaf task takes `fan_in` updates, a middle task `middle_fan_in` partials; ``eager`` folds what has arrived, four
-    or more at a time (small ones all together), ``lazy`` when a task's inputs are all there.  `rule_folder` is where
-    ``module`` is imported from.
+    A leaf task takes `fan_in` updates, a middle task `middle_fan_in` partials; ``eager`` folds what has arrived, eight
+    updates or four partials at a time (small ones all together), ``lazy`` when a task's inputs are all there.
+    `rule_folder` is where ``module`` is imported from.
     `exclude`, `fixed` and `first` are patterns of tensors' names (``*`` is any text): the excluded are averaged, and no
     server optimiser steps them; the fixed stay the model's own; of the first, one update's are taken.
     In a cluster `placement` chooses the nodes that take a round's updates (`planning/placement.py`) when a round

@@ -47,8 +47,9 @@ from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
 from lifl.core.trust.revocation import Revocations
 
-PEER_VERSION = 3
-"""Since 2 what grows goes in pages; since 3 a partial is a mean and exact sums of integers, not a scaled sum."""
+PEER_VERSION = 4
+"""Since 2 what grows goes in pages; since 3 a partial is a mean and exact sums of integers, not a scaled sum; since 4
+its floats are float64."""
 SECRETS = "offer-secret"
 """The word of a node that is told the secrets of its branches, and says them (`coordinator/offer_secrets.py`)."""
 QUOTAS = "quotas"

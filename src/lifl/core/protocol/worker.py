@@ -131,11 +131,13 @@ class Arriving(Message, frozen=True):
     """What a top lacks, should nothing happen to it: key, weight and bytes so far of each update that is under way.
 
     It says no more than that: an update counts when its key comes to the task, and another may come in its place.
+    `sums` is an object of accumulators in which to sum up what is there already, until the task ends (empty: none).
     """
 
     address: Count
     attempt: Count
     updates: Annotated[tuple[tuple[KeyBytes, float, Count], ...], msgspec.Meta(max_length=CLIENTS_PER_ROUND_MAX)]
+    sums: AnyKey = b""
 
 
 class Drop(Message, frozen=True):
