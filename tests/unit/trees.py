@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lifl.core.schema import ACCUMULATOR
-from lifl.rules import Rule, integers, kernels, load_rule
+from lifl.rules import Rule, finish, integers, kernels, load_rule
 from lifl.rules.finish import finish_segment
 
 Weighted = list[tuple[np.ndarray, float]]
@@ -39,9 +39,17 @@ def merged(rule: Rule, partials: Weighted, batches: int = 1) -> tuple[np.ndarray
 
 def summed_ahead(rule: Rule, partials: Weighted, updates: Weighted) -> tuple[np.ndarray, float]:
     """What a top sums up before its last inputs come."""
-    acc = empty(len((partials or updates)[0][0]), ACCUMULATOR[updates[0][0].dtype.name])
-    done = add(rule.merge, integers.merge, acc, partials, [])
-    return acc, kernels.total(add(rule.fold, integers.fold, acc, updates, done))
+    acc = empty(len(updates[0][0]), ACCUMULATOR[updates[0][0].dtype.name])
+    done: list[float] = []
+    for some, last in ((partials[:1], updates[:1]), (partials[1:], updates[1:])):
+        weights, lasts = [w for _, w in some], [w for _, w in last]
+        inputs = ([p for p, _ in some], weights, [u for u, _ in last], lasts, done)
+        if acc.dtype == np.float64:
+            finish.add(rule, acc, *inputs)
+        else:
+            integers.add(acc, *inputs)
+        done += [*weights, *lasts]
+    return acc, kernels.total(done)
 
 
 def add(add_floats: Any, add_integers: Any, acc: np.ndarray, some: Weighted, done: list[float]) -> list[float]:

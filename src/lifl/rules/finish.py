@@ -78,6 +78,28 @@ def is_mean(rule: Rule) -> bool:
     return sums_plainly(rule) and type(rule).finish is Rule.finish and not rule.states
 
 
+def add(
+    rule: Rule,
+    acc: Vector,
+    partials: Sequence[Vector],
+    weights: Sequence[float],
+    updates: Sequence[Vector],
+    last: Sequence[float],
+    done: Sequence[float] = (),
+) -> None:
+    """Add partials, with their `weights`, and updates, with their `last`, to the mean `acc` of what weighs `done`."""
+    before = kernels.total(done) if done else 0.0
+    if updates and sums_plainly(rule):
+        shares, keep = kernels.shares([*weights, *last], before)
+        kernels.fold(acc, updates, shares[len(weights) :], keep, partials, shares[: len(weights)])
+        return
+    if partials:
+        rule.merge(acc, partials, *kernels.shares(weights, before))
+        before = kernels.total([*done, *weights])
+    if updates:
+        rule.fold(acc, updates, *kernels.shares(last, before))
+
+
 class _Mean:
     """The weighted mean of partials and updates, a block at a time."""
 
@@ -100,36 +122,25 @@ class _Mean:
             return kernels.mean(out, partials, shares[: len(partials)], updates, shares[len(partials) :])
         wide = out if out.dtype == np.float64 else np.empty(len(out))
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            self._write_wide(wide, partials, updates)
+            weights, last = ([weight for _, weight in each] for each in (self._partials, self._updates))
+            add(self._rule, wide, partials, weights, updates, last)
         if wide is not out:
             kernels.store(wide, out)
         return kernels.all_finite(out)
-
-    def _write_wide(self, wide: Vector, partials: Sequence[Vector], updates: Sequence[Vector]) -> None:
-        before = 0.0
-        if partials:
-            weights = [weight for _, weight in self._partials]
-            self._rule.merge(wide, partials, kernels.shares(weights)[0], 0.0)
-            before = kernels.total(weights)
-        if updates:
-            shares, keep = kernels.shares([weight for _, weight in self._updates], before)
-            self._rule.fold(wide, updates, shares, keep)
 
 
 def _finish_integers(partials: Weighted, updates: Weighted, out: Vector) -> None:
     """Write the mean of integers to `out`, by blocks."""
     dtype = numpy_dtype(ACCUMULATOR[out.dtype.name])
     weights, last = [weight for _, weight in partials], [weight for _, weight in updates]
-    before, whole = kernels.total(weights) if weights else 0.0, kernels.total([*weights, *last])
+    whole = kernels.total([*weights, *last])
     step = max(1, BLOCK_BYTES // dtype.itemsize)
     sums = np.empty(min(step, len(out)), dtype)
     for begin in range(0, len(out), step):
         block = slice(begin, min(begin + step, len(out)))
         acc = sums[: block.stop - begin]
-        if partials:
-            integers.merge(acc, [vector[block] for vector, _ in partials], weights, 0.0, before)
-        if updates:
-            integers.fold(acc, [vector[block] for vector, _ in updates], last, before, whole)
+        merged, folded = ([vector[block] for vector, _ in each] for each in (partials, updates))
+        integers.add(acc, merged, weights, folded, last)
         integers.finish(out[block], acc, whole)
 
 

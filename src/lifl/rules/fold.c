@@ -14,9 +14,10 @@
  * is done again with all of them a quarter as large.
  *
  * Blocks.  The vectors are walked in blocks of BLOCK elements.  Within a block at most ROWS_MAX vectors are added per
- * pass, while their sums wait in the L2 cache, unrounded, for the next pass.
+ * pass, the first time onto at most WIDES_MAX of what is wide (more of that is summed up before), while their sums wait
+ * in the L2 cache, unrounded, for the next pass.
  *
- * Prefetch.  With three vectors or more per pass, lines are asked for AHEAD_LINES / rows lines before they are used; at
+ * Prefetch.  With three vectors or more per pass, or two of what is wide, lines are asked for AHEAD_LINES / rows lines before they are used; at
  * the end of a pass, those of the next one.  That keeps about AHEAD_LINES lines under way, whatever the number of
  * streams; many more than that are slower than none.  With one or two vectors the processor's own prefetcher does
  * better alone.
@@ -44,6 +45,7 @@
 #define BLOCK 16384 /* elements */
 #define STREAM_BYTES (8 * 1024 * 1024) /* a smaller one may still be in a cache when it is read next */
 #define ROWS_MAX 8
+#define WIDES_MAX 4
 #define AHEAD_LINES 24
 #define LINE_BYTES 64
 #define CHUNK 32 /* elements: whole lines, whatever their type */

@@ -22,12 +22,14 @@
 /* A sum with one term more; what is -0 stays so. */
 #define ADDED(sum, weight, x) (CENTRED ? (sum) - (weight) * (centre - (x)) : (sum) + (weight) * (x))
 
-/* A chunk of one pass over `rows` vectors, from element `at` of each on.  `rows`, `fresh` and `last` are constants: what
- * is not needed falls away.  The pass goes on from `before`, times `keep`, unless it is `fresh`.  All but the last leave
- * their sums in `made`. */
-INLINE void CHUNK_OF(A *out, const double *before, double *made, double keep, const X *const *x, const double *weights,
-                     int64_t at, int rows, int fresh, int last)
+/* A chunk of one pass over `rows` vectors, from element `at` of each on.  `rows`, `wides` and `last` are constants: what
+ * is not needed falls away.  The pass goes on from what is wide: 0, 1 or WIDES_MAX vectors `before`, each times `keep`.
+ * All but the last leave their sums in `made`. */
+INLINE void CHUNK_OF(A *out, const double *const *before, double *made, const double *keep, const X *const *x,
+                     const double *weights, int64_t at, int rows, int wides, int last)
 {
+    const double *b0 = before[0] + at, *b1 = before[wides > 1 ? 1 : 0] + at, *b2 = before[wides > 1 ? 2 : 0] + at,
+                 *b3 = before[wides > 1 ? 3 : 0] + at;
     const X *x0 = x[0] + at, *x1 = x[rows > 1 ? 1 : 0] + at, *x2 = x[rows > 2 ? 2 : 0] + at,
             *x3 = x[rows > 3 ? 3 : 0] + at, *x4 = x[rows > 4 ? 4 : 0] + at, *x5 = x[rows > 5 ? 5 : 0] + at,
             *x6 = x[rows > 6 ? 6 : 0] + at, *x7 = x[rows > 7 ? 7 : 0] + at;
@@ -36,12 +38,17 @@ INLINE void CHUNK_OF(A *out, const double *before, double *made, double keep, co
            w6 = rows > 6 ? weights[6] : 0, w7 = rows > 7 ? weights[7] : 0;
 #if defined(LANES) && !CENTRED
     VECTOR s0 = SPREAD(w0), s1 = SPREAD(w1), s2 = SPREAD(w2), s3 = SPREAD(w3), s4 = SPREAD(w4), s5 = SPREAD(w5),
-           s6 = SPREAD(w6), s7 = SPREAD(w7), kept = SPREAD(keep);
+           s6 = SPREAD(w6), s7 = SPREAD(w7), k0 = SPREAD(keep[0]), k1 = SPREAD(keep[1]), k2 = SPREAD(keep[2]), k3 = SPREAD(keep[3]);
 #pragma GCC unroll 1
     for (int64_t j = 0; j < CHUNK; j += LANES) {
-        VECTOR sum = rows ? MULTIPLY(s0, LOAD_X(x0 + j)) : MULTIPLY(kept, LOAD_DOUBLE(before + j));
-        if (rows && !fresh)
-            sum = MULTIPLY_ADD(kept, LOAD_DOUBLE(before + j), sum);
+        VECTOR sum = rows ? MULTIPLY(s0, LOAD_X(x0 + j)) : MULTIPLY(k0, LOAD_DOUBLE(b0 + j));
+        if (rows && wides)
+            sum = MULTIPLY_ADD(k0, LOAD_DOUBLE(b0 + j), sum);
+        if (wides > 1) {
+            sum = MULTIPLY_ADD(k1, LOAD_DOUBLE(b1 + j), sum);
+            sum = MULTIPLY_ADD(k2, LOAD_DOUBLE(b2 + j), sum);
+            sum = MULTIPLY_ADD(k3, LOAD_DOUBLE(b3 + j), sum);
+        }
         if (rows > 1)
             sum = MULTIPLY_ADD(s1, LOAD_X(x1 + j), sum);
         if (rows > 2)
@@ -65,9 +72,11 @@ INLINE void CHUNK_OF(A *out, const double *before, double *made, double keep, co
 #pragma GCC ivdep /* what is written is `before`, or nothing that is read */
 #pragma GCC unroll 1
     for (int64_t j = 0; j < CHUNK; j++) {
-        double v0 = rows ? WIDEN(x0[j]) : 0, kept = fresh ? v0 : before[j], centre = kept;
-        double sum = CENTRED ? kept : fresh ? w0 * v0 : keep * kept;
-        if (rows && !fresh)
+        double v0 = rows ? WIDEN(x0[j]) : 0, kept = wides ? b0[j] : v0, centre = kept;
+        double sum = CENTRED ? kept : wides ? keep[0] * kept : w0 * v0;
+        if (wides > 1)
+            sum += keep[1] * b1[j] + keep[2] * b2[j] + keep[3] * b3[j];
+        if (rows && wides)
             sum = ADDED(sum, w0, v0);
         if (rows > 1)
             sum = ADDED(sum, w1, WIDEN(x1[j]));
@@ -95,8 +104,8 @@ INLINE void CHUNK_OF(A *out, const double *before, double *made, double keep, co
  * difference of two numbers would be beyond the type; 0 sums without differences, which keeps an infinity what it is.
  * With less than 1 only what is not finite is made again: a quarter of a subnormal number has no room for its last bits.
  * The sums of all but the last pass go to `made`, which may be `before` where nothing is made again. */
-NOINLINE void REST_OF(A *out, const double *before, double *made, double keep, const X *const *x, const double *weights,
-                      int64_t at, int64_t count, int rows, int fresh, int last, double unit)
+NOINLINE void REST_OF(A *out, const double *const *before, double *made, const double *keep, const X *const *x,
+                      const double *weights, int64_t at, int64_t count, int rows, int wides, int last, double unit)
 {
     double left = 1, scale = unit == 0 ? 1 : unit;
     for (int r = 0; r < rows; r++)
@@ -107,9 +116,11 @@ NOINLINE void REST_OF(A *out, const double *before, double *made, double keep, c
             if (found - found == 0)
                 continue;
         }
-        double kept = scale * (fresh ? WIDEN(x[0][at + j]) : before[j]), centre = unit == 0 ? 0 : kept;
-        double sum = CENTRED ? centre : fresh ? -0.0 : keep * kept;
-        if (unit == 0 && !fresh)
+        double kept = scale * (wides ? before[0][at + j] : WIDEN(x[0][at + j])), centre = unit == 0 ? 0 : kept;
+        double sum = CENTRED ? centre : wides ? keep[0] * kept : -0.0;
+        for (int w = 1; w < wides; w++)
+            sum += keep[w] * before[w][at + j];
+        if (unit == 0 && wides)
             sum = left * kept;
         for (int r = 0; r < rows; r++)
             sum = ADDED(sum, weights[r], scale * WIDEN(x[r][at + j]));
@@ -123,12 +134,12 @@ NOINLINE void REST_OF(A *out, const double *before, double *made, double keep, c
 /* One pass over `count` elements; `next` are the rows of the pass after it.  Returns whether one of the results is not
  * finite, where they are LOOKED_AT.  Of differences (CENTRED) each pass is looked at: what overflows in one would stay
  * so. */
-INLINE int PASS_OF(A *out, const double *before, double *waiting, double keep, const X *const *x, const X *const *next,
-                   const double *weights, int64_t count, int rows, int fresh, int last, int streaming,
-                   int far)
+INLINE int PASS_OF(A *out, const double *const *before, double *waiting, const double *keep, const X *const *x,
+                   const X *const *next, const double *weights, int64_t count, int rows, int wides, int last,
+                   int streaming, int far)
 {
     int streams = rows + 2 * far;
-    int64_t ahead = rows > 2 ? AHEAD_LINES * LINE_BYTES / streams : 0, pass_bytes = count * (int64_t)sizeof(X);
+    int64_t ahead = rows > 2 || far > 1 ? AHEAD_LINES * LINE_BYTES / streams : 0, pass_bytes = count * (int64_t)sizeof(X);
     int64_t beyond = 2 * ahead / (int64_t)sizeof(double);
     int64_t at = 0;
     int odd = 0;
@@ -140,17 +151,17 @@ INLINE int PASS_OF(A *out, const double *before, double *waiting, double keep, c
             for (int r = 0; r < rows; r++)
                 PREFETCH(within ? (const char *)x[r] + there : (const char *)next[r] + (there - pass_bytes),
                          CHUNK * sizeof(X));
-            if (far)
-                PREFETCH((const char *)(before + at + beyond), CHUNK * sizeof(double));
+            for (int w = 0; w < far; w++)
+                PREFETCH((const char *)(before[w] + at + beyond), CHUNK * sizeof(double));
         }
         A *to = last && (streaming || CENTRED) ? sums : out + at;
         double *made = CENTRED ? (double *)sums : waiting + at;
-        CHUNK_OF(to, before + at, made, keep, x, weights, at, rows, fresh, last);
+        CHUNK_OF(to, before, made, keep, x, weights, at, rows, wides, last);
         if (LOOKED_AT && (last || CENTRED)) {
             A *results = last ? to : sums;
             int strange = ODD(results, CHUNK);
             for (double unit = 0.25; CENTRED && strange && unit >= 0; unit -= 0.25) {
-                REST_OF(to, before + at, made, keep, x, weights, at, CHUNK, rows, fresh, last, unit);
+                REST_OF(to, before, made, keep, x, weights, at, CHUNK, rows, wides, last, unit);
                 strange = ODD(results, CHUNK);
             }
             odd |= strange;
@@ -164,32 +175,33 @@ INLINE int PASS_OF(A *out, const double *before, double *waiting, double keep, c
         return odd;
     int64_t left = count - at;
     double *made = CENTRED ? (double *)sums : waiting + at;
-    REST_OF(sums, before + at, made, keep, x, weights, at, left, rows, fresh, last, 1);
+    REST_OF(sums, before, made, keep, x, weights, at, left, rows, wides, last, 1);
     if (!last && !CENTRED)
         return 0;
     for (double unit = 0.25; CENTRED && ODD(sums, left) && unit >= 0; unit -= 0.25)
-        REST_OF(sums, before + at, made, keep, x, weights, at, left, rows, fresh, last, unit);
+        REST_OF(sums, before, made, keep, x, weights, at, left, rows, wides, last, unit);
     memcpy(last ? (void *)(out + at) : (void *)(waiting + at), sums, (size_t)left * sizeof(A));
     return LOOKED_AT ? odd | ODD(sums, left) : 0;
 }
 
 /* A pass over up to ROWS_MAX rows.  There is one for 0, 1, 2 and 4, 6, 8 of them; for a number between, the first one is
  * there twice, each time with half its weight. */
-INLINE int ROWS_OF(A *out, const double *before, double *waiting, double keep, const X *const *x, const X *const *next,
-                   const double *weights, int64_t count, int rows, int fresh, int last, int streaming, int far)
+INLINE int ROWS_OF(A *out, const double *const *before, double *waiting, const double *keep, const X *const *x,
+                   const X *const *next, const double *weights, int64_t count, int rows, int wides, int last,
+                   int streaming, int far)
 {
     rows += rows > 2 && rows % 2;
-    if (rows == 0 && !fresh && last)
-        return PASS_OF(out, before, waiting, keep, x, next, weights, count, 0, 0, 1, streaming, far);
+    if (rows == 0 && wides && last)
+        return PASS_OF(out, before, waiting, keep, x, next, weights, count, 0, wides, 1, streaming, far);
     if (rows == 1 && last)
-        return PASS_OF(out, before, waiting, keep, x, next, weights, count, 1, fresh, last, streaming, far);
+        return PASS_OF(out, before, waiting, keep, x, next, weights, count, 1, wides, last, streaming, far);
     if (rows == 2 && last)
-        return PASS_OF(out, before, waiting, keep, x, next, weights, count, 2, fresh, last, streaming, far);
+        return PASS_OF(out, before, waiting, keep, x, next, weights, count, 2, wides, last, streaming, far);
     if (rows <= 4)
-        return PASS_OF(out, before, waiting, keep, x, next, weights, count, 4, fresh, last, streaming, far);
+        return PASS_OF(out, before, waiting, keep, x, next, weights, count, 4, wides, last, streaming, far);
     if (rows <= 6)
-        return PASS_OF(out, before, waiting, keep, x, next, weights, count, 6, fresh, last, streaming, far);
-    return PASS_OF(out, before, waiting, keep, x, next, weights, count, ROWS_MAX, fresh, last, streaming, far);
+        return PASS_OF(out, before, waiting, keep, x, next, weights, count, 6, wides, last, streaming, far);
+    return PASS_OF(out, before, waiting, keep, x, next, weights, count, ROWS_MAX, wides, last, streaming, far);
 }
 
 /* One block: the vectors in passes of nearly equal numbers of rows, onto what is wide. */
@@ -200,10 +212,16 @@ INLINE int BLOCK_OF(A *out, const double *const *wide, const double *scales, int
     int odd = 0;
     double waiting[BLOCK] __attribute__((aligned(LINE_BYTES)));
     int64_t passes = rows > ROWS_MAX ? (rows + ROWS_MAX - 1) / ROWS_MAX : 1;
-    const double *before = partials == 1 ? wide[0] + begin : waiting;
-    double kept = partials == 1 ? scales[0] : 1;
-    double with = partials ? kept : 0; /* the weight of what is there already */
-    if (partials > 1)
+    int near = partials > WIDES_MAX; /* what is wide is summed up first: it is in the cache */
+    int wides = near || partials == 1 ? 1 : partials ? WIDES_MAX : 0;
+    const double *before[WIDES_MAX] = {waiting, waiting, waiting, waiting};
+    double keep[WIDES_MAX] = {1}, with = near; /* `with`: the weight of what is there already */
+    for (int w = 0; w < wides && !near; w++) {
+        before[w] = wide[w < partials ? w : 0] + begin;
+        keep[w] = w < partials ? scales[w] : 0;
+        with += keep[w];
+    }
+    if (near)
         SUM_WIDE(waiting, wide, scales, partials, begin, count);
     for (int64_t p = 0, row = 0; p < passes; p++) {
         int64_t end = rows * (p + 1) / passes, after = p + 1 < passes ? end : 0;
@@ -211,7 +229,7 @@ INLINE int BLOCK_OF(A *out, const double *const *wide, const double *scales, int
         int64_t next_rows = p + 1 < passes ? rows * (p + 2) / passes - end : rows / passes;
         const X *x[ROWS_MAX] = {0}, *next[ROWS_MAX] = {0};
         double w[ROWS_MAX] = {0};
-        int n = (int)(end - row), last = p + 1 == passes, fresh = p == 0 && !partials;
+        int n = (int)(end - row), last = p + 1 == passes;
         for (int r = 0; r < n; r++)
             with += weights[row + r];
         for (int r = 0; r < ROWS_MAX && rows; r++) {
@@ -221,19 +239,22 @@ INLINE int BLOCK_OF(A *out, const double *const *wide, const double *scales, int
         }
         if (n > 2 && n % 2)
             w[0] = w[n] = w[0] / 2;
-        int far = before != waiting;
         A *to = out + begin;
-        if (fresh && last)
-            odd = ROWS_OF(to, before, waiting, kept, x, next, w, count, n, 1, 1, streaming, 0);
-        else if (last)
-            odd = ROWS_OF(to, before, waiting, kept, x, next, w, count, n, 0, 1, streaming, far);
-        else if (fresh)
-            odd = ROWS_OF(to, before, waiting, kept, x, next, w, count, n, 1, 0, 0, 0);
-        else
-            odd = ROWS_OF(to, before, waiting, kept, x, next, w, count, n, 0, 0, 0, far);
+        if (!wides && last)
+            odd = ROWS_OF(to, before, waiting, keep, x, next, w, count, n, 0, 1, streaming, 0);
+        else if (!wides)
+            odd = ROWS_OF(to, before, waiting, keep, x, next, w, count, n, 0, 0, 0, 0);
+        else if (wides == 1 && last)
+            odd = ROWS_OF(to, before, waiting, keep, x, next, w, count, n, 1, 1, streaming, before[0] != waiting);
+        else if (wides == 1)
+            odd = ROWS_OF(to, before, waiting, keep, x, next, w, count, n, 1, 0, 0, before[0] != waiting);
+        else if (last && !CENTRED)
+            odd = ROWS_OF(to, before, waiting, keep, x, next, w, count, n, WIDES_MAX, 1, streaming, WIDES_MAX);
+        else if (!CENTRED)
+            odd = ROWS_OF(to, before, waiting, keep, x, next, w, count, n, WIDES_MAX, 0, 0, WIDES_MAX);
         row = end;
-        before = waiting;
-        kept = 1;
+        before[0] = waiting;
+        keep[0] = wides = 1;
     }
     return odd; /* the last pass's */
 }

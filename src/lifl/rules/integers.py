@@ -67,6 +67,21 @@ def merge(acc: Vector, partials: Sequence[Vector], weights: Sequence[float], bef
         _add(acc, moved)
 
 
+def add(
+    acc: Vector,
+    partials: Sequence[Vector],
+    weights: Sequence[float],
+    vectors: Sequence[Vector],
+    last: Sequence[float],
+    done: Sequence[float] = (),
+) -> None:
+    """Add sums, with their `weights`, and vectors, with their `last`, to the sum `acc` of what weighs `done`."""
+    for rows, theirs, operation in ((partials, weights, merge), (vectors, last, fold)):
+        if rows:
+            before, done = kernels.total(done) if done else 0.0, [*done, *theirs]
+            operation(acc, rows, theirs, before, kernels.total(done))
+
+
 def finish(out: Vector, acc: Vector, weight: float) -> None:
     """Write the mean of the sum `acc` with its weight to `out`, rounded half to even."""
     divisor = whole_numbers([weight], weight, BITS[accumulator(acc)])[0]

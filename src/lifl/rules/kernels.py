@@ -83,23 +83,33 @@ def shares(weights: Sequence[float], before: float = 0.0) -> tuple[list[float], 
     return [weight / whole for weight in weights], before / whole
 
 
-def fold(acc: Vector, vectors: Sequence[Vector], weights: Sequence[float], keep: float = 0.0) -> None:
-    """acc = keep · acc + Σ weights[i] · vectors[i], in place.
+def fold(
+    acc: Vector,
+    vectors: Sequence[Vector],
+    weights: Sequence[float],
+    keep: float = 0.0,
+    partials: Sequence[Vector] = (),
+    scales: Sequence[float] = (),
+) -> None:
+    """acc = keep · acc + Σ weights[i] · vectors[i] + Σ scales[i] · partials[i], in place, in one pass.
 
-    `acc` is (P,) float64; `vectors` are (P,) floats of one dtype, none of them overlapping `acc`.  With `keep` 0 what
-    `acc` held before (recycled memory, perhaps NaN) is not read.  `keep` and the weights are shares; a rule of one's
-    own may give others, which are summed as they are.  Raise `LocalFault` on shapes or dtypes that do not belong
-    together.
+    `acc` is (P,) float64; `vectors` are (P,) floats of one dtype, `partials` (P,) float64, none of them overlapping
+    `acc`.  With `keep` 0 what `acc` held before (recycled memory, perhaps NaN) is not read.  `keep`, weights and scales
+    are shares; a rule of one's own may give others, which are summed as they are.  Raise `LocalFault` on shapes or
+    dtypes that do not belong together.
     """
     if acc.dtype != np.float64:
         raise LocalFault(f"an accumulator is float64, not {acc.dtype}")
     if not vectors:
         raise LocalFault("there is no vector to fold")
     _check(acc, vectors, weights)
+    _check(acc, partials, scales, np.float64)
     if vectors[0].dtype == np.float64:
-        _fold_float64(acc, vectors, weights, keep)
+        _fold_float64(acc, [*partials, *vectors], [*scales, *weights], keep)
+    elif keep:
+        _fold_wide(acc, [acc, *partials], [keep, *scales], vectors, weights)
     else:
-        _fold_wide(acc, [acc] if keep else [], [keep] if keep else [], vectors, weights)
+        _fold_wide(acc, partials, scales, vectors, weights)
 
 
 def mean(

@@ -19,7 +19,7 @@ from lifl.core.protocol.worker import TaskStart
 from lifl.core.schema import DTYPE_BYTES, STATE, relaid
 from lifl.rules import integers, kernels
 from lifl.rules.base import Rule
-from lifl.rules.finish import finish_segment
+from lifl.rules.finish import add, finish_segment
 from lifl.rules.kernels import Vector, vector
 from lifl.shm.arena import Arena
 from lifl.worker.earlier import input_data
@@ -90,21 +90,17 @@ class StreamingModel:
         """Add inputs to what is summed up already."""
         partials = [key for key in keys if not self.inputs[key].update]
         updates = [key for key in keys if self.inputs[key].update]
+        weights, last = self._weights(partials), self._weights(updates)
+        done = self._weights(self._ahead)
         for index, (part, _model_part, _target) in enumerate(self._segments):
             if is_kept(part.dtype):
                 continue
-            acc, done = vector(sums, part), self._weights(self._ahead)
-            for some, add, add_integers in (
-                (partials, self._rule.merge, integers.merge),
-                (updates, self._rule.fold, integers.fold),
-            ):
-                vectors, weights = self._vectors(index, some, slice(0, part.count)), self._weights(some)
-                before = kernels.total(done) if done else 0.0
-                if vectors and part.dtype in integers.BITS:
-                    add_integers(acc, vectors, weights, before, kernels.total([*done, *weights]))
-                elif vectors:
-                    add(acc, vectors, *kernels.shares(weights, before))
-                done += weights
+            every = slice(0, part.count)
+            inputs = (self._vectors(index, partials, every), weights, self._vectors(index, updates, every), last)
+            if part.dtype in integers.BITS:
+                integers.add(vector(sums, part), *inputs, done)
+            else:
+                add(self._rule, vector(sums, part), *inputs, done)
         self._ahead |= dict.fromkeys(keys)
 
     def _make(self, index: int, piece: slice) -> None:
