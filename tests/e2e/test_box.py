@@ -75,6 +75,7 @@ WAYS = {{
     "signal by descriptor": lambda: os.pidfd_open(LIFLD),
     "signal by owner": lambda: owned(LIFLD),
     "slow lifld": lambda: os.setpriority(os.PRIO_PROCESS, LIFLD, 19),
+    "pin lifld": lambda: os.sched_setaffinity(LIFLD, os.sched_getaffinity(LIFLD)),
     "limit lifld": lambda: __import__("resource").prlimit(LIFLD, 7, (0, 0)),
     "fork": os.fork,
     "exec": lambda: os.execv("/bin/true", ["true"]),

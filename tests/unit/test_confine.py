@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lifl.confine import box, landlock, seccomp
+from lifl.confine import box, kernel, landlock, seccomp
 from lifl.confine.seccomp import Argument, Refusal, always, program
 from lifl.confine.syscalls import NEWEST, NUMBERS
 
@@ -111,6 +111,18 @@ def test_a_filter_that_was_made_before_its_process(machine: str) -> None:
         assert answer(code, architecture, number, 4242) == ALLOWED
         assert answer(code, architecture, number, 4243) == errno.EPERM
         assert answer(code, architecture, number, box._OWN_PID) == errno.EPERM
+
+
+@pytest.mark.skipif(kernel.MACHINE not in ARCHITECTURES, reason="no filter for this machine")
+def test_no_box_slows_or_limits_another_process() -> None:
+    column, architecture = ARCHITECTURES[kernel.MACHINE]
+    for code in (box._gateway_filter(), *map(box._worker_filter, ("unix", "sockmap"))):
+        for call in ("prlimit64", "sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler"):
+            assert answer(code, architecture, NUMBERS[call][column], 0) == ALLOWED
+            assert answer(code, architecture, NUMBERS[call][column], 4242) == errno.EPERM
+        nice = NUMBERS["setpriority"][column]
+        assert answer(code, architecture, nice, 0, 0) == ALLOWED
+        assert answer(code, architecture, nice, 0, 4242) == errno.EPERM
 
 
 def test_a_machine_whose_calls_are_not_known_has_no_filter() -> None:

@@ -93,8 +93,12 @@ _SIGNALS_ITSELF_ONLY = [
 ]
 _DATAGRAMS_ONLY = Refusal("socket", (Argument(0, (_AF_UNIX,)), Argument(1, (_DGRAM,), _TYPE_MASK)))
 _NO_OTHERS_LIMITS = [
-    *(Refusal(c, (Argument(0, (0,)),)) for c in ("prlimit64", "sched_setattr", "sched_setparam", "sched_setscheduler")),
-    *(Refusal("setpriority", (Argument(1, (0,)),)), *always("ioprio_set")),
+    *(
+        Refusal(call, (Argument(0, (0,)),))
+        for call in ("prlimit64", "sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler")
+    ),
+    Refusal("setpriority", (Argument(1, (0,)),)),
+    *always("ioprio_set"),
 ]
 
 
@@ -102,7 +106,7 @@ _NO_OTHERS_LIMITS = [
 def _gateway_filter() -> bytes:
     tcp = (Argument(0, (_AF_INET, _AF_INET6)), Argument(1, (_STREAM,), _TYPE_MASK))
     kept = [*_NO_PROCESSES, *_NO_IPC, *_NO_CHANGE_OF_FILES, *_NO_SHARED_MEMORY, *_SIGNALS_ITSELF_ONLY]
-    return seccomp.program([*_KERNELS_OWN, *kept, Refusal("socket", tcp)])
+    return seccomp.program([*_KERNELS_OWN, *kept, *_NO_OTHERS_LIMITS, Refusal("socket", tcp)])
 
 
 @cache

@@ -48,7 +48,7 @@ class Prefault:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE_LOWEST)
+        os.setpriority(os.PRIO_PROCESS, 0, _NICE_LOWEST)  # to Linux 0 is this thread alone
         with self._view as view:
             try:
                 for begin in range(0, len(view), CHUNK_BYTES):

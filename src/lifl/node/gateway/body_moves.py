@@ -234,7 +234,7 @@ class Movers:
         os.close(self._wake)
 
     def _run(self) -> None:
-        this = (os.PRIO_PROCESS, threading.get_native_id())
+        this = (os.PRIO_PROCESS, 0)  # to Linux this thread alone
         if os.getpriority(*this) < MOVER_NICE:  # a node that is nicer itself may not take that back
             os.setpriority(*this, MOVER_NICE)
         while (fd := self._pick()) != self._stop:
