@@ -94,7 +94,7 @@ HELLO = PeerHello(PEER_VERSION, 77, 1, "10.77.0.200:7434", "10.77.0.200:7433", 1
 @pytest.mark.parametrize(
     ("what", "data", "told"),
     [
-        ("another version", encode(msgspec.structs.replace(HELLO, version=PEER_VERSION + 1)), b"same version"),
+        ("another version", encode(msgspec.structs.replace(HELLO, version=PEER_VERSION + 2)), b"upgrade this node"),
         ("a frame over the limit", (GREETING_BYTES_MAX + 1).to_bytes(4, "little"), b"at most"),
         ("garbage", b"\x10\0\0\0" + bytes(range(200, 216)), b"control port of a node of LIFL"),
         ("another message", encode(ListJobs()), b"must be a PeerHello"),

@@ -432,7 +432,17 @@ def test_another_version_is_told_so(node: StandIn) -> None:
     peer.send(cm.Hello(99, "c1"))
     refusal = peer.receive()
     assert isinstance(refusal, cm.Refusal) and (refusal.code, refusal.field) == ("wrong-version", "version")
+    assert "upgrade this node" in refusal.text and "on the client" in refusal.text
     assert peer.receive() is None
+    peer.close()
+
+
+def test_a_client_of_the_next_version_is_taken(node: StandIn) -> None:
+    peer = Peer(node)
+    peer.send(cm.Hello(cm.PROTOCOL_VERSION + 1, "c1", knows=(*cm.KNOWS, "what-a-later-version-knows")))
+    welcome = peer.receive()
+    assert isinstance(welcome, cm.Welcome)
+    assert (welcome.version, welcome.knows) == (cm.PROTOCOL_VERSION, cm.KNOWS)
     peer.close()
 
 

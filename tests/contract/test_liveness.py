@@ -21,6 +21,7 @@ from lifl import Client
 from lifl.client import liveness
 from lifl.client.dialling import Dialler
 from lifl.client.stream import greeted
+from lifl.core.errors import Refused
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import FrameDecoder, encode
@@ -196,6 +197,27 @@ def test_who_is_cut_off_itself_stays_where_it_is(
 
 def test_what_a_gateway_is_told_by_addresses_that_are_none_is_not_used() -> None:
     assert sorted(liveness.usable(("a:1", "/etc/passwd", "unix:/x", "b", "b:99999", "[::1]:7"))) == ["[::1]:7", "a:1"]
+
+
+@pytest.mark.parametrize(("apart", "works"), [(1, True), (2, False)])
+def test_a_client_works_with_a_gateway_of_the_next_version_and_no_later_one(apart: int, works: bool) -> None:
+    def serve(listener: socket.socket) -> None:
+        sock, _ = listener.accept()
+        with sock:
+            sock.recv(4096)
+            sock.sendall(encode(cm.Welcome(cm.PROTOCOL_VERSION + apart, "n")))
+            sock.recv(4096)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve, args=(listener,), daemon=True)
+        server.start()
+        address = "{}:{}".format(*listener.getsockname())
+        if works:
+            greeted(address, WAIT_S, "c1", False, Dialler(())).close()
+        else:
+            with pytest.raises(Refused, match=r"upgrade this client .* on the node"):
+                greeted(address, WAIT_S, "c1", False, Dialler(()))
+        server.join()
 
 
 def test_a_gateway_of_an_earlier_version_is_told_no_more_than_it_knows() -> None:

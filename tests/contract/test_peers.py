@@ -623,6 +623,35 @@ async def test_a_hello_in_single_bytes_is_a_hello(cluster: Cluster) -> None:
 
 
 @in_loop
+async def test_a_node_of_the_next_version_takes_part(cluster: Cluster) -> None:
+    """Else nodes can be upgraded only all at once."""
+    coordinator = cluster.node(COORDINATOR)
+    async with stranger(coordinator.control) as peer:
+        await peer.send(hello_of(version=p.PEER_VERSION + 1, galaxy="x"))
+        welcome = await peer.receive()
+        assert isinstance(welcome, p.PeerWelcome) and welcome.version == p.PEER_VERSION
+        await coordinator.happens("up", 7)
+
+
+@in_loop
+async def test_a_coordinator_of_a_version_too_far_apart_is_not_joined(cluster: Cluster) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(4096)
+        writer.write(encode(p.PeerWelcome(p.PEER_VERSION + 2, 8, "127.0.0.1:1", "127.0.0.1:2")))
+        await writer.drain()
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    agent = cluster.node(1, join=f"{host}:{port}")
+    await agent.happens("refused")
+    assert not agent.peers.connected and not agent.names("coordinator_up")
+    assert "upgrade this node" in agent.peers.trouble and "on the peer" in agent.peers.trouble
+    server.close()
+
+
+@in_loop
 async def test_half_a_hello_is_nothing(cluster: Cluster) -> None:
     coordinator = cluster.node(COORDINATOR)
     whole = hello_of()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import msgspec
 import pytest
@@ -16,6 +17,7 @@ from lifl.core.coordinator.membership import Member, Membership, MemberState, Ti
 from lifl.core.errors import LocalFault, RemoteFault
 from lifl.core.limits import INCARNATION_MAX, NODES_MAX
 from lifl.core.protocol import cluster as p
+from lifl.core.protocol.versions import Spoken
 
 OWN = 99
 TIMING = Timing(heartbeat_s=1.0, suspect_s=3.0, dead_s=6.0)
@@ -429,11 +431,41 @@ def test_a_hello_survives_with_the_largest_node_id() -> None:
     assert p.read_hello(raw(hello(2**64 - 1))) == hello(2**64 - 1)
 
 
-@pytest.mark.parametrize("version", [0, 1, p.PEER_VERSION - 1, p.PEER_VERSION + 1, 10**6])
+@pytest.mark.parametrize("version", [-1, 0, 1, p.SPOKEN.oldest - 1, p.PEER_VERSION + 2, 10**6])
 def test_another_version_is_named_whatever_else_its_hello_has(version: int) -> None:
     later = {"type": "PeerHello", "version": version, "galaxy": [1, 2, 3]}
     with pytest.raises(RemoteFault, match=f"version {version}"):
         p.read_hello(raw(later))
+
+
+def test_a_hello_of_the_next_version_is_taken_without_what_is_not_known_here() -> None:
+    later = hello(7)
+    fields = msgspec.to_builtins(later) | {"version": p.PEER_VERSION + 1, "galaxy": [1, 2, 3]}
+    assert p.read_hello(raw(fields)) == msgspec.structs.replace(later, version=p.PEER_VERSION + 1)
+    with pytest.raises(RemoteFault, match="capacity"):
+        p.read_hello(raw(fields | {"capacity": -1.0}))
+
+
+@pytest.mark.parametrize("oldest", [6, 7])
+def test_versions_one_apart_work_together_and_others_are_told_what_to_do_on_both_sides(oldest: int) -> None:
+    spoken = Spoken("channel", 7, oldest)
+    works = [version for version in range(12) if not spoken.fault(version, "this node", "the peer")]
+    assert works == list(range(oldest, 9))
+    for version in {*range(12)} - {*works}:
+        told = spoken.fault(version, "this node", "the peer")
+        found = re.search(
+            r"upgrade (.*) to a .* version (\d+) or later, or run .* on (.*) that .* at most .* (\d+)$", told
+        )
+        assert found is not None and f"version {version};" in told
+        older, least, newer, most = found.groups()
+        assert (older, newer) == (("the peer", "this node") if version < 7 else ("this node", "the peer"))
+        # What is told helps: with either the two work together.
+        if version < 7:
+            assert not spoken.fault(int(least), "", "")
+            assert not Spoken("channel", int(most), int(most) - 1).fault(version, "", "")
+        else:
+            assert not Spoken("channel", int(least), int(least) - 1).fault(version, "", "")
+            assert not spoken.fault(int(most), "", "")
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,8 @@ class Stream:
             raise Refused(answer.code, answer.field, answer.text)
         if not isinstance(answer, cm.Welcome):
             raise RemoteFault(f"the node answers Hello by {type(answer).__name__}; is it a LIFL gateway?")
+        if fault := cm.SPOKEN.fault(answer.version, "this client", "the node"):
+            raise Refused("wrong-version", "version", fault)
         self.knows = frozenset(answer.knows)
         self.patience(None)
 

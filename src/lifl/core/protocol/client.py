@@ -39,8 +39,10 @@ from lifl.core.fields import (
     Word,
 )
 from lifl.core.limits import REASON_BYTES_MAX
+from lifl.core.protocol.versions import Spoken
 
 PROTOCOL_VERSION = 1
+SPOKEN = Spoken("protocol of clients", PROTOCOL_VERSION, oldest=PROTOCOL_VERSION)
 DECLINE = "decline"
 """The feature of a node that knows Decline."""
 DIGESTS = "digests"

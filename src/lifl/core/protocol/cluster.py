@@ -8,7 +8,7 @@ among the members, `NEWS_MAX` of them at a time, so that a thousand nodes that c
 frames.  Whatever is sent to a node that is not connected is lost: the next Inventory sets the books right.
 
 Only PeerHello is read from a stranger, so `read_hello` is strict: at most `GREETING_BYTES_MAX`, the version before
-anything else, every field in its range.
+anything else (`versions.py`), every field in its range.  What the next version may have beyond is left out.
 """
 
 from __future__ import annotations
@@ -45,11 +45,14 @@ from lifl.core.limits import (
 )
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.versions import Spoken
 from lifl.core.trust.revocation import Revocations
 
 PEER_VERSION = 4
 """Since 2 what grows goes in pages; since 3 a partial is a mean and exact sums of integers, not a scaled sum; since 4
 its floats are float64."""
+SPOKEN = Spoken("control channel", PEER_VERSION, oldest=PEER_VERSION)
+"""To go on working with the version before, what sends to it and hears from it must know it: then `oldest` says so."""
 SECRETS = "offer-secret"
 """The word of a node that is told the secrets of its branches, and says them (`coordinator/offer_secrets.py`)."""
 QUOTAS = "quotas"
@@ -238,19 +241,17 @@ class _AnyHello(msgspec.Struct, tag_field="type", tag="PeerHello"):
 
 
 def check_version(version: int) -> None:
-    """Raise `RemoteFault` when a peer speaks another version."""
-    if version != PEER_VERSION:
-        raise RemoteFault(
-            f"this node speaks version {PEER_VERSION} of the control channel, the peer version {version}: "
-            "run the same version of LIFL on all nodes"
-        )
+    """Raise `RemoteFault`, with the remedy, when a peer speaks a version that this node cannot work with."""
+    if fault := SPOKEN.fault(version, "this node", "the peer"):
+        raise RemoteFault(fault)
 
 
 def read_hello(body: msgspec.Raw) -> PeerHello:
     """Return the PeerHello in a frame's body.  Raise `RemoteFault`, with what is to be told to the peer."""
     try:
-        check_version(msgspec.msgpack.decode(body, type=_AnyHello).version)
-        hello = msgspec.msgpack.decode(body, type=PeerHello)
+        version = msgspec.msgpack.decode(body, type=_AnyHello).version
+        check_version(version)
+        hello = _of_next_version(body) if version > PEER_VERSION else msgspec.msgpack.decode(body, type=PeerHello)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise RemoteFault(f"the first frame on a control port must be a PeerHello: {error}") from error
     for name in ("control", "gateway"):
@@ -261,6 +262,13 @@ def read_hello(body: msgspec.Raw) -> PeerHello:
         if port == 0:
             raise RemoteFault(f"PeerHello.{name}: no node can connect to port 0")
     return hello
+
+
+def _of_next_version(body: msgspec.Raw) -> PeerHello:
+    """Return what this version knows of the PeerHello of the next one.  Raise `msgspec.ValidationError`."""
+    fields = msgspec.msgpack.decode(body, type=dict[str, Any])
+    known = {name: fields[name] for name in ("type", *PeerHello.__struct_fields__) if name in fields}
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(known), type=PeerHello)
 
 
 def reachable(address: str, host: str) -> str:

@@ -181,7 +181,7 @@ class AgentSide:
                 f"{address} cannot be reached: {str(error) or f'no answer within {GREETING_S:g} s'}", retry=True
             )
         except RemoteFault as error:
-            self._failed(f"{address} is not the control port of a node of this version: {error}", retry=False)
+            self._failed(f"{address} is not the control port of a node that works with this one: {error}", retry=False)
         except _Refused as refused:
             self._failed(f"{address} refused: {refused.text}", refused.retry)
         else:
@@ -213,6 +213,8 @@ class AgentSide:
                 hello = msgspec.structs.replace(hello, knows=()) if plain else hello
                 await sent(sock, encode(hello))
                 answer = await read_frame(sock, p.Greeting)
+                if isinstance(answer, p.PeerWelcome):
+                    p.check_version(answer.version)
             except BaseException:
                 raw.close()
                 raise

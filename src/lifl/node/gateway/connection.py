@@ -175,13 +175,8 @@ class Connection:
             hello = await self._reader.read()
         if not isinstance(hello, cm.Hello):
             raise RemoteFault(f"the first message must be Hello, not {type(hello).__name__}")
-        if hello.version != cm.PROTOCOL_VERSION:
-            raise Refused(
-                "wrong-version",
-                "version",
-                f"the client speaks version {hello.version} of the protocol, this node {cm.PROTOCOL_VERSION}; install"
-                " the same version of LIFL on both",
-            )
+        if fault := cm.SPOKEN.fault(hello.version, "this node", "the client"):
+            raise Refused("wrong-version", "version", fault)
         self._identify(hello.client)
         self._shared.quotas.greeted(self._number, hello.client, self._loop.time())
         self._client = hello.client

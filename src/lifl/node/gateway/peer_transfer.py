@@ -273,4 +273,6 @@ async def _dialled(address: str, shared: Shared) -> AsyncIterator[_Peer]:
         welcome = await peer.hear()
         if not isinstance(welcome, cm.Welcome):
             raise _no(welcome)
+        if fault := cm.SPOKEN.fault(welcome.version, "this node", f"the gateway at {address}"):
+            raise RemoteFault(fault)
         yield peer
