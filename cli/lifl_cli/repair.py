@@ -21,6 +21,7 @@ from pathlib import Path
 import click
 
 from lifl.core.errors import LiflError, ResourceFault
+from lifl.core.formats import DATABASE_FORMAT
 from lifl_cli.render.figures import printable_lines
 
 DATABASE = "lifl.db"
@@ -28,7 +29,17 @@ COPY = "cluster.db"
 """The node's copy of its cluster's rows, where they are in a store."""
 PARTS, COPY_PARTS = ([f"{name}{end}" for end in ("", "-wal", "-shm", "-journal")] for name in (DATABASE, COPY))
 KEYS = ("authority.pem", "identity/key.pem")
-FILES = (*PARTS, *COPY_PARTS, "lifld.log", "lifld.lock", "children.lock", *KEYS, "identity/cert.pem", "identity/ca.pem")
+FILES = (
+    *PARTS,
+    *COPY_PARTS,
+    "format.json",
+    "lifld.log",
+    "lifld.lock",
+    "children.lock",
+    *KEYS,
+    "identity/cert.pem",
+    "identity/ca.pem",
+)
 SOCKETS = ("lifld.sock", "gateway.sock")
 FOLDERS = ("jobs", "audit", "updates", "identity", "redirect")
 CLOSED = ("identity", "redirect")
@@ -206,12 +217,19 @@ def _aside(what: str, paths: list[Path], more: str = "") -> Damage:
 
 
 def _contents(state_dir: Path) -> Iterator[Damage]:
+    """Yield what is wrong within the files.  Raise `ResourceFault` for those of a newer release: they are not."""
+    from lifl.node.state_format import FORMAT_FILE, FormatDamaged, check_format
+
+    try:
+        check_format(state_dir)
+    except FormatDamaged as damaged:
+        yield _aside(str(damaged), [state_dir / FORMAT_FILE], "; the next `lifl up` writes it again")
     database = state_dir / DATABASE
     if database.is_file():
         fault = _database_fault(database)
         if fault:
             yield _damaged_database(state_dir, database, fault)
-        else:
+        elif not _is_older(database):  # else a look would be the upgrade
             yield from _unreadable_jobs(database)
     copy = state_dir / COPY
     if copy.is_file() and (fault := _database_fault(copy)):
@@ -258,14 +276,14 @@ def _database_fault(database: Path) -> str:
             (answer,) = opened.execute("PRAGMA quick_check(1)").fetchone()
             if answer != "ok":
                 return str(answer)
-            fault = version_fault(opened) or tables_fault(opened, CREDENTIALS, optional=True)
+            fault = version_fault(opened, database) or tables_fault(opened, CREDENTIALS, optional=True)
             if fault:
                 return fault
     except sqlite3.OperationalError as error:  # locked, no rights, a full disk: no damage
         raise ResourceFault(f"{database} cannot be looked at: {error}") from error
     except sqlite3.DatabaseError as error:
         return str(error)
-    if not version:
+    if int(version) < DATABASE_FORMAT:
         return ""
     with closing(NodeStore(database)) as store:
         try:
@@ -274,6 +292,13 @@ def _database_fault(database: Path) -> str:
         except ResourceFault as fault:
             return str(fault)
     return ""
+
+
+def _is_older(database: Path) -> bool:
+    """Return whether `lifl up` has yet to take the database over, from an earlier release."""
+    with closing(sqlite3.connect(database, timeout=1.0)) as opened:
+        (version,) = opened.execute("PRAGMA user_version").fetchone()
+    return 0 < int(version) < DATABASE_FORMAT
 
 
 def _damaged_database(state_dir: Path, database: Path, fault: str) -> Damage:

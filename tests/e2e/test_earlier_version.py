@@ -22,10 +22,13 @@ import numpy as np
 import pytest
 from fleet import OneHot, Watch, arena_use, fleet, objects, submit, until
 from nodes import Node
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from lifl.core.formats import CHECKPOINT_FORMAT, STATE_FORMAT
 from lifl.core.ids import Kind
 from lifl.core.schema import ACCUMULATOR, NARROW_PARTIAL, Layout, TensorSpec, align, end_of, relaid
+from lifl.node.state_format import check_format
 from lifl.rules.kernels import vector
 from lifl.shm import layout
 from lifl.shm.layout import Entry, ObjectState
@@ -118,6 +121,7 @@ def test_a_job_of_an_earlier_version_goes_on_to_its_end(earlier: Node, request: 
     """Else an upgrade loses running jobs, or updates that were ACCEPTED."""
     node, adopts = earlier, request.node.callspec.params["earlier"]
     lines = {line["name"]: line for line in node.json("jobs")["jobs"]}
+    assert check_format(node.state_dir) == STATE_FORMAT
     assert (lines["done"]["status"], lines["done"]["committed"]) == ("finished", 1)
     assert lines["old"]["committed"] == 2
     assert [line["status"] for line in node.json("status", "old")["rounds"]] == ["committed", "committed"]
@@ -142,6 +146,9 @@ def test_a_job_of_an_earlier_version_goes_on_to_its_end(earlier: Node, request: 
         client.submit(4, float(value))
     watch.wait("job.over")
     assert node.json("status", "old")["job"]["status"] == "finished"
+    written = Path(lines["old"]["folder"].replace("@", str(node.state_dir))) / "round-00004.safetensors"
+    with safe_open(written, "numpy") as model:
+        assert model.metadata()["lifl.format"] == str(CHECKPOINT_FORMAT)
     for client in (first, second):
         client.socket.close()
 

@@ -143,7 +143,7 @@ def test_the_daemon_does_not_load_numpy() -> None:
 # ---- circles, and the order of core's packages -----------------------------------------------------------------------
 
 FOLDERS = {"lifl": ROOT / "src/lifl", "lifl_cli": ROOT / "cli/lifl_cli", "lifl_bpf": ROOT / "bpf"}
-GROUND = ("errors", "ids", "limits", "schema", "fields", "identity", "modelfile", "audit")
+GROUND = ("errors", "ids", "limits", "schema", "fields", "identity", "modelfile", "audit", "formats")
 CORE_ORDER = (
     {f"lifl.core.{name}" for name in GROUND},
     {"lifl.core.trust"},

@@ -73,7 +73,9 @@ def linked(name: str, folder: Path) -> None:
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "garbage": garbage,
     "torn": torn,
-    "newer": lambda folder: execute(folder, "PRAGMA user_version = 99"),
+    "of no release": lambda folder: execute(folder, "PRAGMA user_version = 1"),
+    "no format": lambda folder: (folder / "format.json").write_text("{"),
+    "a folder as format": lambda folder: replaced("format.json", folder),
     "no tables": lambda folder: execute(folder, "DROP TABLE rounds"),
     "a folder as database": lambda folder: replaced("lifl.db", folder),
     "a file as jobs": lambda folder: replaced("jobs", folder),
@@ -125,6 +127,29 @@ def test_a_folder_that_no_node_starts_on_is_repaired(tmp_path: Path, damage: str
     assert bool(node.json("jobs")["jobs"]) == (not aside), "what is good is kept"
     node.down()
     assert "nothing to repair" in run_lifl("doctor", "--repair", *state).stdout
+
+
+NEWER: dict[str, Callable[[Path], object]] = {
+    "database": lambda folder: execute(folder, "PRAGMA user_version = 99", "UPDATE written SET release = '7.8.9'"),
+    "folder": lambda folder: (folder / "format.json").write_text('{"format": 99, "release": "7.8.9"}'),
+}
+
+
+@pytest.mark.parametrize("what", NEWER)
+def test_a_folder_of_a_newer_release_is_no_damage(tmp_path: Path, what: str) -> None:
+    """Else who goes back by mistake sets aside what is good, and all jobs with it."""
+    folder = tmp_path / "state"
+    folder.mkdir(mode=0o700)
+    with_job(folder)
+    NEWER[what](folder)
+    before = (folder / "lifl.db").read_bytes()
+    for command in (["up", "-d", *FLAGS], ["doctor", "--repair"]):
+        done = run_lifl(*command, "--state", str(folder))
+        assert done.returncode == 1, done.stdout
+        assert "LIFL 7.8.9" in done.stderr and "Traceback" not in done.stderr
+    assert "LIFL 7.8.9" in run_lifl("doctor", "--state", str(folder)).stdout
+    assert (folder / "lifl.db").read_bytes() == before
+    assert not [path for path in folder.iterdir() if "aside" in path.name]
 
 
 needs_accounts = pytest.mark.skipif(common_python() is None, reason="no interpreter that other accounts can run")

@@ -74,6 +74,8 @@ PATTERNS_MAX = 256
 PATTERN_CHARS_MAX = 256
 CLIENTS_LISTED_MAX = 16_384
 """Names and patterns of clients that may take part in a job; `PATTERNS_MAX` of them are patterns."""
+FORMAT_FILE_BYTES_MAX = 4096
+"""What says the format of a state folder."""
 CLIENTS_FILE_BYTES_MAX = 2 * 1024 * 1024
 """A file of them (`selection.clients_file`): a line for each, and some for comments."""
 OPTIONS_BYTES_MAX = 64 * 1024

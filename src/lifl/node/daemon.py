@@ -58,6 +58,7 @@ from lifl.node.privileged import Privileged, opened_by
 from lifl.node.process_state import ended_text
 from lifl.node.requests import Requests
 from lifl.node.resume import Left, resume_jobs
+from lifl.node.state_format import take_format
 from lifl.node.status import NodeStatus
 from lifl.node.store import NodeStore
 from lifl.node.succession import Store, Succession, open_rows, open_store
@@ -431,6 +432,7 @@ def run(config: NodeConfig, announce: Announce, log_to_file: bool = False, token
     folder = machine.state_folder(config)
     locks = StateLocks(folder)
     try:
+        take_format(folder)
         with told(folder):
             _set_up_log(folder, log_to_file)
             uvloop.run(_run(config, folder, locks, account, announce, token))

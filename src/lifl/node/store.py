@@ -12,6 +12,7 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ import msgspec
 from lifl import failpoints
 from lifl.core.config.job import JobConfig
 from lifl.core.errors import ResourceFault
+from lifl.core.formats import DATABASE_FORMAT, DATABASE_OLDEST, RELEASE, newer_text
 from lifl.core.ids import ATTEMPTS_MAX
-from lifl.core.limits import INCARNATION_MAX, ROUNDS_MAX
+from lifl.core.limits import INCARNATION_MAX, ROUNDS_MAX, WORD_CHARS_MAX
 from lifl.core.planning.plan import Plan, PlanRequest
 from lifl.core.schema import TensorSpec
 from lifl.node.database import Database, tables_fault
@@ -38,7 +40,6 @@ from lifl.node.rows import (
     round_row,
 )
 
-SCHEMA_VERSION = 2
 PLANS_MAX = 1_000
 """Decisions of the planner that are kept, the newest ones; each takes some kilobytes, packed."""
 NAMES_SHOWN = 8
@@ -71,17 +72,39 @@ _JOB_COLUMNS = ", ".join(JOB_COLUMNS)
 _ROUND_COLUMNS = ", ".join(ROUND_COLUMNS)
 _SEED = "CREATE TABLE IF NOT EXISTS seed (id INTEGER PRIMARY KEY CHECK (id = 1), seed BLOB NOT NULL)"
 
-ADDED = f"{TABLES}{_PLANS}{_SEED};{_ODD_ROUNDS};"
+_WRITTEN = "CREATE TABLE IF NOT EXISTS written (id INTEGER PRIMARY KEY CHECK (id = 1), release TEXT NOT NULL)"
+_MARK = f"""
+INSERT OR REPLACE INTO written (id, release) VALUES (1, '{RELEASE}'); PRAGMA user_version = {DATABASE_FORMAT};
+"""
+"""Of the release that wrote the database first in its format; the format with it."""
+
+_MADE = f"{_PLANS}{_SEED};{_ODD_ROUNDS};{_WRITTEN};"
+ADDED = f"{TABLES}{_MADE}"
 """All tables; those that are not in `TABLES` are made where they are missing."""
 
 
-def version_fault(db: sqlite3.Connection) -> str:
-    """Return why a database is none of this version of lifld's, or an empty one; empty: it is."""
-    (version,) = db.execute("PRAGMA user_version").fetchone()
+def version_of(db: sqlite3.Connection, path: Path) -> int:
+    """Return the format of a database; 0: it says none.
+
+    Raise `ResourceFault` with the release to take when it is newer.
+    """
+    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if version > DATABASE_FORMAT:
+        release = ""
+        with suppress(sqlite3.OperationalError, sqlite3.DatabaseError):
+            (said,) = db.execute("SELECT release FROM written").fetchone() or ("",)
+            release = said if isinstance(said, str) and len(said) <= WORD_CHARS_MAX else ""
+        raise ResourceFault(newer_text(f"database {path}", version, DATABASE_FORMAT, release))
+    return version
+
+
+def version_fault(db: sqlite3.Connection, path: Path) -> str:
+    """Return why a database is none of lifld's, or an empty one; empty: it is.  Raise as `version_of` does."""
+    version = version_of(db, path)
     if version == 0:
         return "it is not empty, and not lifld's" if db.execute("SELECT 1 FROM sqlite_master").fetchone() else ""
-    if version != SCHEMA_VERSION:
-        return f"it has version {version}, this lifld reads {SCHEMA_VERSION}: use the lifld that wrote it"
+    if version < DATABASE_OLDEST:
+        return f"it has format {version}, and the first release's was {DATABASE_OLDEST}"
     return tables_fault(db, TABLES) or tables_fault(db, ADDED, optional=True)
 
 
@@ -101,13 +124,13 @@ class NodeStore(Database):
 
     def _make_tables(self, path: Path) -> None:
         with self._told():
-            if fault := version_fault(self._db):
+            if fault := version_fault(self._db, path):
                 raise ResourceFault(f"{path} cannot be used: {fault}; `lifl doctor --repair` sets it aside")
-            if not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
-                self._db.executescript(f"BEGIN; {TABLES} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
-            self._db.executescript(_PLANS)
-            self._db.execute(_SEED)
-            self._db.execute(_ODD_ROUNDS)
+            version = version_of(self._db, path)
+            self._db.executescript(
+                # In one transaction: after a crash it is in the old format, or in the new one.
+                f"BEGIN; {'' if version else TABLES}{_MADE}{_MARK if version < DATABASE_FORMAT else ''} COMMIT;"
+            )
 
     # ---- the node ----------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,9 @@ from pathlib import Path
 
 from lifl import failpoints
 from lifl.core.errors import Refused, ResourceFault
+from lifl.core.formats import CHECKPOINT_FORMAT, RELEASE, newer_text
 from lifl.core.ids import Key
+from lifl.core.limits import COUNT_MAX, WORD_CHARS_MAX
 from lifl.core.modelfile import (
     LENGTH_BYTES,
     Piece,
@@ -52,6 +54,8 @@ def checkpoint(message: Checkpoint, arena: Arena) -> tuple[str, ...]:
         "lifl.node": f"{model.node:016x}",
         "lifl.number": str(message.number),
         "lifl.epoch": str(message.epoch),
+        "lifl.format": str(CHECKPOINT_FORMAT),
+        "lifl.release": RELEASE,
     }
     digests: list[str] = []
     if message.state_path and message.states:
@@ -180,7 +184,7 @@ def write_file(path: Path, pieces: Sequence[Piece], metadata: dict[str, str], vi
 def read_file(path: Path, pieces: Sequence[Piece], views: Sequence[memoryview]) -> tuple[dict[str, str], str]:
     """Read a safetensors file that holds exactly `pieces` into `views`; return its metadata and its digest.
 
-    Raise `OSError`, `Refused`.
+    Raise `OSError`, `Refused`, and `ResourceFault` when a newer release wrote it.
     """
     where = str(path)
     digest = StreamChecksum()
@@ -189,6 +193,7 @@ def read_file(path: Path, pieces: Sequence[Piece], views: Sequence[memoryview]) 
         body = file.read(header_bytes(start, where))
         digest.update(start + body)
         header = decode_header(body, os.fstat(file.fileno()).st_size, where)
+        _check_format(header.metadata, where)
         for span in read_spans(header, pieces, where):
             target = views[span.part][span.offset : span.offset + span.nbytes]
             file.seek(header.header_bytes + span.file_offset)
@@ -199,6 +204,15 @@ def read_file(path: Path, pieces: Sequence[Piece], views: Sequence[memoryview]) 
                 digest.update(target[:count])
                 target = target[count:]
     return header.metadata, f"{digest.finish():016x}"
+
+
+def _check_format(metadata: dict[str, str], where: str) -> None:
+    """Raise `ResourceFault` with the release to take for a file of a newer one: it is not lost, and not damaged."""
+    said, release = metadata.get("lifl.format", "0"), metadata.get("lifl.release", "")
+    if not said.isascii() or not said.isdecimal() or len(said) > len(str(COUNT_MAX)):
+        raise Refused("bad-model-file", "model.path", f"{where} says that it has format {said!r:.40}, which is none")
+    if int(said) > CHECKPOINT_FORMAT:
+        raise ResourceFault(newer_text(where, int(said), CHECKPOINT_FORMAT, release[:WORD_CHARS_MAX]))
 
 
 def _check_model(view: memoryview, layout: Layout, patterns: Patterns, where: str) -> None:
