@@ -262,6 +262,15 @@ AUDIT_RETRY_S_MAX = 30.0
 AUDIT_SHOWN = 50
 """Lines that `lifl audit` shows when it is not told how many."""
 
+# ---- backups (`node/backup/archive.py`) ------------------------------------------------------------------------------
+
+BACKUP_FILES_MAX = 200_000
+"""Files of one backup: models of so many rounds."""
+BACKUP_LIST_BYTES_MAX = 64 * 1024 * 1024
+"""What lists them."""
+BACKUP_SMALL_BYTES_MAX = 1024 * 1024
+"""A key, a certificate, what says the format or the owner of a folder."""
+
 # ---- who may come in -------------------------------------------------------------------------------------------------
 
 TOKENS_MAX = 1_000

@@ -1,0 +1,39 @@
+"""`lifl restore`: a node's state folder out of a backup."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from lifl_cli.options import json_option, state_option
+from lifl_cli.render.figures import printable
+from lifl_cli.state import absolute
+
+
+@click.command()
+@click.argument("file", metavar="FILE")
+@json_option
+@state_option
+def restore(file: str, as_json: bool, state_dir: Path) -> None:
+    """Make a node's state folder of a backup.
+
+    The folder must not be there, or be empty.  The node must not run anywhere else: two with one identity are refused by their cluster.
+    """
+    from lifl.node.backup.restore import restore_backup
+
+    found = restore_backup(absolute(file), state_dir)
+    if as_json:
+        about = {
+            "state": str(state_dir),
+            "node": found.node,
+            "made_unix_s": found.made_unix_s,
+            "release": found.release,
+        }
+        click.echo(json.dumps(about | {"files": len(found.files), "left_out": found.left_out}))
+        return
+    click.echo(printable(f"{state_dir}: {len(found.files)} files of node {found.node}, by LIFL {found.release}"))
+    for folder in found.left_out:
+        click.echo(printable(f"  not in the backup: the models in {folder}"))
+    click.echo(f"  `lifl up --state {state_dir}` goes on from it")
