@@ -4,7 +4,7 @@
 # make test-loads   all tests three times: on the machine as it is, with all cores kept busy, and on one core
 # make coverage     how much of each module of core its own tests cover; fails where the code that decides has too little
 # make sim SEED=17  one simulated life, told event by event (HOSTS=1: of a single node; MOVES=1: of nodes that all may
-#                   coordinate; RECORDING=FILE: what was recorded)
+#                   coordinate; DRAINS=1: of nodes that are drained; RECORDING=FILE: what was recorded)
 # make sim-long LIVES=100000  as many lives, in all cores; the failing seeds at the end   (FIRST=0)
 # make bench        LIFL beside serverful and serverless aggregation, Flower and NVFlare; writes bench/results/REPORT.md
 # make bench-quick  the same with small sizes: that all of it runs and is right
@@ -103,7 +103,7 @@ coverage: $(READY)
 
 sim: $(READY)
 	@test -n "$(SEED)$(RECORDING)" || { echo "which life?  make sim SEED=17 [HOSTS=3], or RECORDING=FILE"; exit 2; }
-	@$(BIN)/python tests/sim/replay.py $(if $(RECORDING),--recording $(RECORDING),--seed $(SEED) --hosts $(or $(HOSTS),3) $(if $(MOVES),--moves))
+	@$(BIN)/python tests/sim/replay.py $(if $(RECORDING),--recording $(RECORDING),--seed $(SEED) --hosts $(or $(HOSTS),3) $(if $(MOVES),--moves) $(if $(DRAINS),--drains))
 
 sim-long: $(READY)
 	@$(BIN)/python tests/sim/long_run.py --lives $(or $(LIVES),100000) --first $(or $(FIRST),0)

@@ -28,6 +28,7 @@ COMMANDS = {
     "cancel": ("lifl_cli.cancel", "End a job; models already committed stay."),
     "model": ("lifl_cli.model", "Copy a committed model to a safetensors file."),
     "nodes": ("lifl_cli.nodes", "List the nodes of the cluster, their load and their state."),
+    "drain": ("lifl_cli.drain", "Let a node finish what it has and get nothing new."),
     "plan": ("lifl_cli.plan", "Show how rounds are spread over the nodes; nothing is run."),
     "top": ("lifl_cli.top", "Watch the node, its workers and its jobs live."),
     "audit": ("lifl_cli.audit", "Show who joined, submitted, was refused, cancelled, revoked."),

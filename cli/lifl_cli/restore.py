@@ -19,7 +19,8 @@ from lifl_cli.state import absolute
 def restore(file: str, as_json: bool, state_dir: Path) -> None:
     """Make a node's state folder of a backup.
 
-    The folder must not be there, or be empty.  The node must not run anywhere else: two with one identity are refused by their cluster.
+    The folder must not be there, or be empty.  The node must not run anywhere else: its cluster takes one of its
+    identity, and refuses the second.
     """
     from lifl.node.backup.restore import restore_backup
 

@@ -111,6 +111,38 @@ def test_a_node_that_leaves_takes_no_clients_and_stays_until_its_partials_are_at
     assert not scene.engine.busy()
 
 
+def test_a_drained_node_takes_no_clients_finishes_what_it_has_and_says_so_until_it_is_taken_back() -> None:
+    scene = Scene()
+    scene.has_model()
+    scene.has_branch(1, branch=1)
+    scene.upload("c1", branch=1)
+    assert scene.handle(o.DrainNode()) == [gm.HangUp(after_updates=True)]
+    assert scene.handle(JOIN) == [gm.HangUp(5)]
+    assert scene.handle(ADMIT) == [ADMIT], "what is planned here may still come"
+    assert scene.engine.busy()
+    scene.all_ready()
+    carry = scene.done(scene.tasks(1)[0], "c1")[-1]
+    scene.handle(gm.CarryEnded(carry.key, "", 10))
+    assert not scene.engine.busy()
+    scene.handle(ev.CoordinatorDown())
+    (told,) = scene.handle(ev.CoordinatorUp(stranger=False))
+    assert told.drains
+    assert scene.handle(JOIN) == [gm.HangUp(5)]
+    assert scene.handle(o.DrainNode(undo=True)) == []
+    assert scene.handle(JOIN) == [JOIN]
+    scene.handle(ev.CoordinatorDown())
+    (told,) = scene.handle(ev.CoordinatorUp(stranger=False))
+    assert not told.drains
+
+
+def test_who_comes_to_coordinate_takes_part() -> None:
+    scene = Scene()
+    scene.handle(o.DrainNode())
+    scene.handle(ev.Promoted(1, b"seed", ()))
+    assert not scene.engine.agent.drains
+    scene.engine.validate()
+
+
 def test_a_node_that_is_not_connected_leaves_without_a_word() -> None:
     scene = Scene()
     scene.has_model()

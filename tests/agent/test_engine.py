@@ -160,6 +160,7 @@ def test_a_job_is_cancelled() -> None:
         ev.JobCancelled("j"),
         ev.NodeUp(B, "b:1", 8.0, 1 << 30, 4, 1),
         ev.NodeSuspect(B, True),
+        ev.NodeDrained(B),
         ev.NodeGone(B),
         ev.NodeLoadTold(B, 8.0, 1.0, 1.0),
         ev.FromNode(B, p.Inventory()),
@@ -198,6 +199,18 @@ def test_a_node_comes_tells_what_it_has_and_how_loaded_it_is_and_goes() -> None:
     assert not node.suspect
     home.do(ev.NodeGone(B))
     assert nodes.get(B) is None
+
+
+def test_a_node_that_is_drained_is_told_so_and_the_planner_does_without_it() -> None:
+    home = Home()
+    home.do(ev.NodeUp(B, "b:1", 2.0, 1 << 30, 4, 1, (p.DRAIN,)))
+    home.do(ev.FromNode(B, p.Inventory()))
+    assert home.do(ev.NodeDrained(B)) == [fx.SendNode(B, o.DrainNode())]
+    assert [each.node for each in home.engine.facts(0.0)[0]] == [f"{HOME:016x}"]
+    assert home.do(ev.NodeDrained(B, undo=True)) == [fx.SendNode(B, o.DrainNode(undo=True))]
+    assert len(home.engine.facts(0.0)[0]) == 2
+    with pytest.raises(Refused, match="coordinates"):
+        home.engine.handle(ev.NodeDrained(HOME), 0.0)
 
 
 def test_the_load_of_the_coordinator_s_own_node_is_always_the_agent_s() -> None:

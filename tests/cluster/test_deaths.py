@@ -12,6 +12,7 @@ from itertools import count
 import pytest
 from fleet import OneHot, gated, seeded, submit, until
 from netns import Cluster
+from nodes import run_lifl
 
 N = 9
 NUMBERS = count(1)
@@ -171,6 +172,52 @@ def test_a_node_that_goes_down_brings_its_partial_to_the_top_first(three: Cluste
     assert (line["receipt"]["counted"], line["attempt"]) == (N, 1)
     accepted = [event.fields["client"] for event in watch.events if event.name == "update.accepted"]
     assert sorted(accepted) == sorted(set(accepted))
+
+
+def test_a_drained_node_has_nothing_left_to_lose(three: Cluster, job: str) -> None:
+    """What it accepted counts though it is killed then; its clients go on elsewhere; taken back it gets work again."""
+    oracle, (victim, other) = OneHot(N), three.agents
+    submit(three.coordinator, job, oracle.model(), **SPREAD)
+    watch = three.watch(job)
+    with three.fleet(job, N, oracle.update, held=[(i, 1) for i in range(6, N)]) as team:
+        watch.wait("update.accepted", 6)
+        (plan,) = three.coordinator.json("plan", "--round", job, "1")["decisions"]
+        assert victim.name in plan["used"]
+        assert three.coordinator.json("drain", victim.name[:12])["drain"] == "drained"
+        rows = {row["node"]: (row["state"], row["drain"]) for row in three.coordinator.json("nodes")["nodes"]}
+        assert rows[victim.name] == ("alive", "drained") and rows[other.name] == ("alive", "")
+        assert "drained" in three.coordinator.lifl("top", "--once") and "drained" in three.coordinator.lifl("nodes")
+        assert victim.name in three.coordinator.lifl("status", job)
+        victim.kill()
+        team.release()
+        (line,) = three.finished(job, team, oracle)
+    assert (line["receipt"]["counted"], line["attempt"]) == (N, 1)
+    accepted = [event.fields["client"] for event in watch.events if event.name == "update.accepted"]
+    assert sorted(accepted) == sorted(set(accepted)), "nobody was asked again"
+    victim.up()
+    three.settled()
+    used = []
+    for undo in ([], ["--undo"]):
+        three.coordinator.lifl("drain", other.name, *undo)
+        name = f"{job}{len(used)}"
+        submit(three.coordinator, name, oracle.model(), **SPREAD)
+        with three.fleet(name, N, oracle.update) as team:
+            three.finished(name, team, oracle)
+        (plan,) = three.coordinator.json("plan", "--round", name, "1")["decisions"]
+        used.append(set(plan["used"]))
+    assert [other.name in nodes for nodes in used] == [False, True] and victim.name in used[0]
+
+
+def test_a_node_that_cannot_be_drained_is_named(three: Cluster) -> None:
+    nodes = {machine.name: machine for machine in three.machines}
+    for at, node, told in [
+        (three.coordinator, three.coordinator.name, "coordinates"),
+        (three.coordinator, "zz", "; there are: "),
+        (three.coordinator, "", "names 3 of the nodes"),
+        (three.agents[0], three.agents[1].name, "does not coordinate"),
+    ]:
+        done = run_lifl("drain", node, "--state", str(nodes[at.name].state_dir))
+        assert done.returncode == 1 and told in done.stderr, done.stderr
 
 
 def test_what_a_silent_node_was_to_take_goes_elsewhere_at_the_next_plan(three: Cluster, job: str) -> None:

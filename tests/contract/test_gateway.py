@@ -505,6 +505,32 @@ def test_clients_that_the_daemon_sends_away_are_gone_with_their_updates(node: St
         peer.close()
 
 
+@pytest.mark.parametrize("direct", [False, True])
+def test_clients_are_sent_away_behind_the_updates_that_are_under_way(node: StandIn, direct: bool) -> None:
+    """A node that is drained finishes what it has begun."""
+    one, other = Peer(node, unix=direct), Peer(node)
+    one.hello("c1", direct=direct)
+    other.hello("c2")
+    one.send(submit())
+    if direct:
+        with direct_slot(one) as slot:
+            slot[:] = BODY.tobytes()
+    else:
+        assert isinstance(one.receive(), cm.Go)
+        one.raw(BODY.tobytes()[:100])
+    node.send(gm.HangUp(after_updates=True))
+    assert other.receive() is None
+    if direct:
+        one.send(cm.Filled("digits", 3))
+    else:
+        one.raw(BODY.tobytes()[100:])
+    assert node.wait_for(gm.Sealed)
+    assert isinstance(one.receive(), cm.Accepted)
+    assert one.receive() is None
+    for peer in (one, other):
+        peer.close()
+
+
 def test_a_direct_client_is_announced_as_one_and_writes_no_more_once_it_said_filled(node: StandIn) -> None:
     peer = Peer(node, unix=True)
     peer.hello(direct=True)

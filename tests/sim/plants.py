@@ -31,6 +31,7 @@ from lifl.core.coordinator.branches import BranchTracker
 from lifl.core.coordinator.commits import Commits
 from lifl.core.coordinator.job import Job
 from lifl.core.coordinator.job_spec import JobSpec
+from lifl.core.coordinator.nodes import Node
 from lifl.core.ids import Key, Kind
 from lifl.core.planning.tree import TaskState
 from lifl.core.protocol import commands as o
@@ -309,6 +310,15 @@ def account_is_wrong(patch: Patch) -> None:
 # ---- which finds which -----------------------------------------------------------------------------------------------
 
 
+def drained_nodes_are_planned_with(patch: Patch) -> None:
+    """The planner is told of all nodes that are heard: a drained one gets branches."""
+
+    def takes_new(node: Node) -> bool:
+        return node.known and not node.leaving
+
+    patch.setattr(Node, "takes_new", property(takes_new))
+
+
 class Plant(NamedTuple):
     """A planted bug, the check that must find it, and in which lives: from the seed `begin` on, at most so many."""
 
@@ -320,9 +330,11 @@ class Plant(NamedTuple):
     moves: bool = False
     durable: bool = False
     begin: int = 0
+    drains: bool = False
 
 
 PLANTS = (
+    Plant(drained_nodes_are_planned_with, "drained", hosts=3, drains=True),
     Plant(sealed_output_is_overlooked, "counted-once", style="stormy", lives=300),
     Plant(top_is_not_asked, "counted-once", hosts=3, style="stormy", begin=900, lives=1200),
     Plant(partial_is_taken_again, "partial-once", hosts=3),

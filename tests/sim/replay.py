@@ -1,6 +1,6 @@
 """One life of the simulator, told event by event; or a recording of a real engine.
 
-    make sim SEED=17 [HOSTS=3 [MOVES=1]]
+    make sim SEED=17 [HOSTS=3 [MOVES=1] [DRAINS=1]]
     make sim RECORDING=FILE
 
 Of a life each line has the virtual time, the host, and what happened: an event that its engine was given (``<-``), an
@@ -109,10 +109,10 @@ def tell(tale: Tale) -> None:
             setattr(part, name, fault(name, getattr(part, name)))
 
 
-def tell_life(seed: int, hosts: int, moves: bool) -> int:
+def tell_life(seed: int, hosts: int, moves: bool, drains: bool) -> int:
     """Tell one life; return 1 when it ends badly."""
     tell(Tale())
-    cluster = make(seed, hosts, moves=moves)
+    cluster = make(seed, hosts, moves=moves, drains=drains)
     try:
         cluster.run(STEPS)
     except (Exception, Broken):  # noqa: BLE001 - whatever it is, it is the end of the tale
@@ -159,8 +159,11 @@ def main() -> int:
     what.add_argument("--recording", type=Path)
     parser.add_argument("--hosts", type=int, default=3)
     parser.add_argument("--moves", action="store_true")
+    parser.add_argument("--drains", action="store_true")
     given = parser.parse_args()
-    return tell_recording(given.recording) if given.recording else tell_life(given.seed, given.hosts, given.moves)
+    if given.recording:
+        return tell_recording(given.recording)
+    return tell_life(given.seed, given.hosts, given.moves, given.drains)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ CHECKS = {
     "partial-once": "a top takes the partial of an update once, however often it is offered",
     "epoch-fence": "a task takes only what was made for its own attempt at its own round",
     "same-replay": "the recorded events lead to the same effects once more",
+    "drained": "a node that is drained gets nothing new, until that is undone; what it has counts",
     "books": "all books of an engine agree with each other",
 }
 

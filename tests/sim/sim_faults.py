@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 FREEZE_S = (0.1, 30.0)
 JUMP_S = (60.0, 900.0)
 CANCELS = 0.3
+DRAINS = 0.01
+"""The chance of one per step, in lives that have them."""
 NO_JOB = "no-such-job"
 
 
@@ -30,10 +32,11 @@ class Faults:
     def __init__(self, cluster: Cluster, chance: float) -> None:
         self._cluster = cluster
         self.chance = chance
+        self.is_quiet = False
 
     def quiet(self) -> None:
         """Let nothing go wrong any more; what stood still goes on."""
-        self.chance = 0.0
+        self.chance, self.is_quiet = 0.0, True
         for host in self._cluster.hosts.values():
             host.frozen_until = 0.0
             host.readers = [reader._replace(stuck=False) for reader in host.readers]
@@ -115,6 +118,18 @@ class Faults:
             self._user()
         else:
             self._host_fails(host)
+        return True
+
+    def drain(self) -> bool:
+        """Let the user drain a host, or take that back, in lives that have that; return whether it was done."""
+        cluster, rng = self._cluster, self._cluster.drains
+        if rng is None or self.is_quiet or rng.random() >= DRAINS:
+            return False
+        host = rng.choice(list(cluster.hosts.values()))
+        coordinator = cluster.engine.coordinator
+        known = coordinator is not None and host.number in coordinator.nodes and host is not cluster.home
+        undo = rng.random() < 0.5
+        must(self._refused(ev.NodeDrained(host.number, undo)) is not known, "drained", f"host {host.number}")
         return True
 
     def _disconnect_one(self, host: Host) -> None:

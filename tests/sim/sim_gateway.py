@@ -63,9 +63,11 @@ class Gateways:
                 # A later one of the same key takes the place of the earlier.
                 host.transfers = [each for each in host.transfers if each.key != effect.key]
                 host.transfers.append(effect)
-            case gm.HangUp(conn):
-                for client in [client for at, client in host.by_conn.items() if conn in (0, at)]:
-                    self._cluster.clients.disconnect(client)
+            case gm.HangUp(conn, after_updates):
+                busy = {title for _, title in host.receiving.values()} if after_updates else ()
+                for at, client in [each for each in host.by_conn.items() if conn in (0, each[0])]:
+                    if client.title not in busy and not (after_updates and at in host.questions):
+                        self._cluster.clients.disconnect(client)
 
     @staticmethod
     def _answered(host: Host, conn: int, message: Any) -> None:

@@ -33,6 +33,7 @@ from lifl.core import events as ev
 from lifl.core.coordinator.round import Round
 from lifl.core.engine import Engine
 from lifl.core.errors import Refused
+from lifl.core.protocol import commands as o
 from lifl.core.protocol import journal as jm
 
 ALWAYS_VALIDATED = 100
@@ -47,10 +48,19 @@ TIME_PASSES, MOMENT_S = 0.015, (0.05, 1.5)
 """How likely a moment passes while there is something to do, and how long that is."""
 
 
+def nothing_new(host: Host, effect: fx.SendNode) -> None:
+    """Raise `Broken` when a coordinator gives a new branch to a node that it has drained."""
+    coordinator = host.engine.coordinator if host.engine is not None else None
+    node = coordinator.nodes.get(effect.node) if coordinator is not None else None
+    order = effect.order
+    is_new = isinstance(order, o.OpenBranch) and not order.adopt
+    must(node is None or not node.drains or not is_new, "drained", f"host {effect.node} gets {order}")
+
+
 class Cluster:
     """Simulated hosts with jobs and their clients; host 1 coordinates, if it `moves`: at first.
 
-    With `strict` no known fault is tolerated.
+    With `drains` the user drains hosts, and takes that back.  With `strict` no known fault is tolerated.
     """
 
     def __init__(
@@ -62,10 +72,12 @@ class Cluster:
         hosts: int = 1,
         strict: bool = False,
         moves: bool = False,
+        drains: bool = False,
     ) -> None:
         self.seed = seed
         self.strict = strict
         self.moves = moves
+        self.drains = random.Random(f"drains {seed}") if drains else None
         self.term = 0
         self.rng = random.Random(seed)
         self.now = 0.0
@@ -162,6 +174,7 @@ class Cluster:
     def _effect(self, host: Host, effect: fx.Effect) -> None:
         match effect:
             case fx.SendNode():
+                nothing_new(host, effect)
                 other = self.hosts[effect.node]
                 if other.linked and other.leader is host:
                     other.orders.append(effect.order)
@@ -219,7 +232,7 @@ class Cluster:
 
     def step(self) -> bool:
         """Do one thing that could happen now; return False when nothing could, and nothing will in time."""
-        if not self.faults.strike():
+        if not self.faults.drain() and not self.faults.strike():
             happens = self._choice()
             if happens is None:
                 return False

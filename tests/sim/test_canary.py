@@ -29,7 +29,7 @@ def test_a_planted_bug_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -
 def broken(seed: int, plant: Plant) -> str:
     """Return the name of the check that a life broke, or what else ended it; nothing when all was well."""
     try:
-        make(seed, plant.hosts, plant.style, plant.durable, moves=plant.moves).run(STEPS)
+        make(seed, plant.hosts, plant.style, plant.durable, moves=plant.moves, drains=plant.drains).run(STEPS)
     except Broken as error:
         return error.name
     except Exception as error:  # noqa: BLE001 - a planted bug may show in any way

@@ -13,7 +13,14 @@ from rich.text import Text
 from lifl.core.planning.plan import Plan
 from lifl_cli.render.figures import metrics_text, printable, seconds_text, size_text
 
-STATE_STYLES = {"alive": "green", "suspect": "yellow", "slow": "yellow", "dead": "red", "left": "dim"}
+STATE_STYLES = {
+    "alive": "green",
+    "suspect": "yellow",
+    "slow": "yellow",
+    "draining": "yellow",
+    "dead": "red",
+    "left": "dim",
+}
 
 
 def show(content: RenderableType) -> None:
@@ -113,7 +120,8 @@ def nodes_table(lines: Sequence[Mapping[str, Any]]) -> Table:
         # Names and addresses are for copying: the rest gives way on a narrow terminal.
         table.add_column(column, no_wrap=column in ("node", "gateway", "control"))
     for line in lines:
-        state = str(line["state"])
+        drain, state = line.get("drain", ""), str(line["state"])
+        state = f"{state}, {drain}" if drain and state != "alive" else drain or state
         table.add_row(
             cell(f"{line['node']} *" if line["coordinator"] else line["node"]),
             cell(state, STATE_STYLES.get(state, "")),

@@ -18,10 +18,12 @@ _STYLES = {"running": "bold", "sealed": "green", "failed": "red"}
 
 def round_text(now: Mapping[str, Any]) -> str:
     """Return the running round in one line."""
+    drained = now.get("draining") or ()
+    without = f"; nothing new goes to {', '.join(drained)} (lifl drain)" if drained else ""
     return (
         f"round {now['round']}: {now['selected']} selected, {now['accepted']} accepted, "
         f"{now['counted']} counted; commits at {now['goal']} (quorum {now['quorum']}), "
-        f"{seconds_text(now['time_left_s'])} left"
+        f"{seconds_text(now['time_left_s'])} left{without}"
     )
 
 

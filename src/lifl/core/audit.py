@@ -40,6 +40,8 @@ EVENTS = {
     "node.ended": "lifld ends; a life without it was killed, and its last moments may not be noted",
     "client.join": "a client asks to take part in a job; when it may not, a refusal follows",
     "client.refused": "a client was told no, or a connection that had not said who it is",
+    "node.drained": "`lifl drain` was said of a node: it gets nothing new",
+    "node.undrained": "`lifl drain --undo` was said of a node: it takes part again",
     "peer.joined": "a node takes part in the cluster, for the first time or again",
     "peer.left": "a node has gone in good order",
     "peer.lost": "a node was declared dead",

@@ -25,6 +25,7 @@ from lifl.core.agent.agent import Agent
 from lifl.core.agent.begin_anew import begin_anew
 from lifl.core.broken_jobs import BrokenJobs
 from lifl.core.coordinator.coordinator import Coordinator, check_new, running_job
+from lifl.core.coordinator.drains import drain
 from lifl.core.coordinator.job import Job
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import Node
@@ -304,6 +305,7 @@ HANDLERS: Mapping[type, Callable[[Engine, Any], object]] = {
     ev.JobCancelled: lambda engine, event: engine.coordinating().cancel(event.name),
     ev.NodeUp: Engine._node_up,
     ev.NodeSuspect: lambda engine, event: engine.coordinating().node_suspect(event.node, event.suspect),
+    ev.NodeDrained: lambda engine, event: drain(engine.coordinating(), event.node, event.undo),
     ev.NodeGone: lambda engine, event: engine.coordinating().node_gone(event.node),
     ev.NodeLoadTold: Engine._load_told,
     gm.Offered: Engine._offered,

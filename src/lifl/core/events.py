@@ -235,6 +235,13 @@ class Tick(Event, frozen=True):
     """The clock has reached `Engine.next_timer`."""
 
 
+class NodeDrained(Event, frozen=True):
+    """The user wants a node to get nothing new, and to finish what it has; or (`undo`) to take part again."""
+
+    node: int
+    undo: bool = False
+
+
 class Leaving(Event, frozen=True):
     """The node goes down as soon as what it has is safe."""
 

@@ -108,6 +108,8 @@ class Requests:
                 recording = self._engine.recording()
                 path = write_recording(self._folder, recording)
                 return {"path": str(path), "events": len(recording.entries)}
+            case om.DrainNode():
+                return self._drain(message, self._cli.who(link))
             case om.Shutdown():
                 self._audit.note("node.down", self._cli.who(link))
                 self._shut_down()
@@ -233,6 +235,18 @@ class Requests:
         self.unreadable.pop(row.name, None)
         self._audit.note("job.cancelled", who, job=row.name, number=row.number)
         return {"job": row.name, "status": "cancelled"}
+
+    def _drain(self, message: om.DrainNode, who: str) -> dict[str, Any]:
+        """Let a node get nothing new, or take part again."""
+        rows = self._status.nodes()
+        found = [row["node"] for row in rows if row["node"].startswith(message.node.lower())]
+        if len(found) != 1:
+            there = ", ".join(row["node"] for row in rows)[:TEXT_CHARS_MAX] or "none: this node is in no cluster"
+            text = f"{message.node!r} names {len(found) or 'none'} of the nodes; there are: {there}"
+            raise Refused("unknown-node", "node", text)
+        self._driver.handle(ev.NodeDrained(int(found[0], 16), message.undo))
+        self._audit.note("node.undrained" if message.undo else "node.drained", who, node=found[0])
+        return {"node": next(row for row in self._status.nodes() if row["node"] == found[0])}
 
     def _fault(self, row: AnyJob) -> str:
         """Return why a job could not be taken up."""

@@ -183,6 +183,7 @@ def round_now(
         "time_left_s": max(0.0, round_.deadline_at_s - now) if round_.opened_at_s is not None else None,
         "between_bytes": round_.between_bytes,
         "nodes": len(round_.nodes),
+        "draining": sorted(f"{node:016x}" for node in round_.nodes if engine.coordinating().nodes.goes(node)),
         "tree": tree,
         "tasks": tasks,
     }

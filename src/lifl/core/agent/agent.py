@@ -69,6 +69,7 @@ class Agent:
         self.orphans: dict[int, list[ev.Orphan]] = {}  # by job: what an earlier life has left, until the job is opened
         self._connected = turn.coordinates  # to its coordinator
         self._leaving = False
+        self.drains = False  # it takes no clients, until it is told otherwise
 
     def handle(self, event: Any) -> None:
         """Handle one event, whole."""
@@ -174,7 +175,7 @@ class Agent:
 
     def _pass_on(self, event: gm.ClientJoined | gm.ClientDeclined | gm.Admit) -> None:
         """Let the coordinator decide; without one the client is to try another node, and this one again."""
-        if not self._connected or self._leaving:
+        if not self._connected or self._leaving or (self.drains and isinstance(event, gm.ClientJoined)):
             self._turn.emit(gm.HangUp(event.conn))
         else:
             self._turn.report(event)
@@ -254,11 +255,21 @@ class Agent:
 def tell(agent: Agent) -> None:
     """Tell the coordinator what the node has, and which of its branches have failed."""
     left = {*agent.orphans, *agent.journal.jobs()} - agent.replicas.keys()
-    agent._turn.report(inventory_of(agent.replicas, agent.uploads, sorted(left)))
+    agent._turn.report(inventory_of(agent.replicas, agent.uploads, sorted(left), agent.drains))
     for replica in agent.replicas.values():
         for branch in replica.branches():
             if branch.failed is not None:
                 agent._turn.report(branch.failed)
+
+
+def drain(agent: Agent, order: o.DrainNode) -> None:
+    """Send the clients to other nodes, and let none take part here until that is undone.
+
+    Updates that are under way, or that other nodes' clients bring to the branches that are here, are finished.
+    """
+    agent.drains = not order.undo
+    if agent.drains:
+        agent._turn.emit(gm.HangUp(after_updates=True))
 
 
 def loaded(agent: Agent, event: jm.UpdateLoaded) -> None:
@@ -274,6 +285,7 @@ HANDLERS: Mapping[type, Callable[[Agent, Any], object]] = {
     o.OpenJob: Agent._open_job,
     o.LoadJob: Agent._open_job,
     o.CloseJob: Agent._close_job,
+    o.DrainNode: drain,
     o.Grant: lambda agent, order: agent.uploads.grant(order),
     gm.TellClient: lambda agent, order: agent._turn.emit(order),
     ev.CoordinatorUp: Agent._coordinator_up,

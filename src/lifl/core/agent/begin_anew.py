@@ -26,6 +26,7 @@ def begin_anew(agent: Agent, connected: bool, running: Collection[int] | None = 
     `connected`: the coordinator is on this node from now on.
     """
     agent._connected, agent._leaving = connected, False
+    agent.drains = agent.drains and not connected  # who coordinates takes part
     agent._turn.emit(gm.HangUp())
     while agent.replicas:
         number, replica = agent.replicas.popitem()

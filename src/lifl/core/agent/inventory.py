@@ -12,7 +12,9 @@ from lifl.core.protocol import cluster as p
 from lifl.core.protocol.contribution import pack_contribution
 
 
-def inventory_of(replicas: Mapping[int, JobReplica], uploads: Uploads, orphans: Iterable[int]) -> p.Inventory:
+def inventory_of(
+    replicas: Mapping[int, JobReplica], uploads: Uploads, orphans: Iterable[int], drains: bool
+) -> p.Inventory:
     """Return what this node has of all jobs.
 
     What is beyond `INVENTORY_BYTES_MAX` is left out: it counts as lost, and is asked for again.
@@ -26,4 +28,4 @@ def inventory_of(replicas: Mapping[int, JobReplica], uploads: Uploads, orphans: 
             at = (number, branch.epoch, branch.number)
             if left >= 0:
                 held.append(p.BranchHeld(*at, told(branch.accepted.values()), told(asked), branch.closed))
-    return p.Inventory(tuple(replicas), tuple(held), tuple(orphans))
+    return p.Inventory(tuple(replicas), tuple(held), tuple(orphans), drains=drains)

@@ -76,7 +76,7 @@ class Answers:
         takes = self._nodes.takes_grants(here.node)
         record = round_.branch_for(here.node) if takes else None
         if record is None:
-            self._send_elsewhere(round_, here, client, takes)
+            self._send_elsewhere(round_, here, client, takes and not self._nodes.goes(here.node))
             record = round_.branch_for(here.node) if takes else None
         if record is None:
             return

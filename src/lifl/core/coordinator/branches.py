@@ -189,13 +189,23 @@ class BranchTracker:
         return lost
 
     def node_leaves(self, round_: Round, node: int) -> None:
-        """Close the branches of a node that is about to go with what they have; the rest goes elsewhere."""
-        for record in round_.branches.values():
-            if record.node == node and record.open and record.number:
-                record.updates -= max(0, round_.room(record))
+        """Let what a node that is about to go was still to be granted go elsewhere, and close its branches.
+
+        One that is drained takes what has no place elsewhere, and what is under way; its branches close behind that.
+        Nothing is done before it is known what they have (`all_leave` follows).
+        """
+        if round_.phase is Phase.RECOVERING:
+            return
+        drains = self._nodes.drains(node)
+        records = [record for record in round_.branches.values() if record.node == node and record.open]
+        for record in filter(lambda record: record.number, records):
+            record.updates -= max(0, round_.room(record))
+            if not drains:
                 self.order_close(round_, record)
         if round_.phase is Phase.COLLECTING:
             self.fill(round_)
+        for record in records if drains else ():
+            close_drained(self, round_, record)
 
     # ---- the plan is renewed -----------------------------------------------------------------------------------------
 
@@ -278,6 +288,26 @@ class BranchTracker:
         round_.add(record)
         round_.next_branch += 1
         return record
+
+
+def all_leave(branches: BranchTracker, round_: Round) -> None:
+    """Close the branches of all nodes that are about to go: what they have is known by now."""
+    for node in [node for node in round_.nodes if branches._nodes.goes(node)]:
+        branches.node_leaves(round_, node)
+
+
+def close_drained(branches: BranchTracker, round_: Round, record: BranchRecord) -> None:
+    """Close a branch of a drained node when nothing more comes there."""
+    if record.open and record.number and branches._nodes.drains(record.node):
+        coming = any(round_.places[client] == record.number for client in round_.granted)
+        if not coming and round_.room(record) <= 0:
+            branches.order_close(round_, record)
+
+
+def drained_again(branches: BranchTracker, round_: Round, record: BranchRecord) -> None:
+    """Let what a branch of a drained node was granted in vain go elsewhere."""
+    if record.open and branches._nodes.drains(record.node):
+        branches.node_leaves(round_, record.node)
 
 
 def _is_awaited(record: BranchRecord) -> bool:

@@ -148,7 +148,7 @@ class Coordinator:
 
     def _client_left(self, node: int, event: gm.ClientLeft) -> None:
         """Note that a client takes part no longer, or that its connection has ended."""
-        stays = self.nodes.takes_grants(node)  # else the node has sent it away
+        stays = not self.nodes.goes(node)  # else the node has sent it away
         for name, client in self.presence.remove(Connection(node, event.conn), event.job):
             with self._turn.share(self.jobs[name].spec.number):
                 self.jobs[name].runner.left([client], by_themselves=stays)
@@ -189,7 +189,7 @@ class Coordinator:
         before = self.nodes.get(node.number)
         self._gateway_lost(node.number)  # it has closed their connections
         if before is not None and before.incarnation == node.incarnation:
-            node.load = before.load
+            node.load, node.drains = before.load, before.drains
         elif before is not None:
             for job in list(self.running.values()):
                 with self._turn.share(job.spec.number):
@@ -218,9 +218,7 @@ class Coordinator:
         node = self.nodes.get(number)
         if node is not None:
             node.leaving = True
-            for job in list(self.running.values()):
-                with self._turn.share(job.spec.number):
-                    job.node_leaves(number)
+            move_work(self, number)
 
     def _inventory(self, number: int, report: p.Inventory) -> None:
         """Take a node's word on what it has, its first on a connection: from here both sides go on."""
@@ -228,11 +226,17 @@ class Coordinator:
         if node is None:
             return
         node.known = True
+        if node.drains is None:  # before anything could be given to it
+            node.drains = report.drains
+        elif node.drains != report.drains:
+            self._turn.order(number, o.DrainNode(undo=report.drains))
         for unknown in (other for other in (*report.jobs, *report.orphans) if other not in self.running):
             self._turn.order(number, o.CloseJob(unknown))
         for job in list(self.running.values()):
             with self._turn.share(job.spec.number):
                 job.inventory(number, report)
+        if self.nodes.goes(number):
+            move_work(self, number)
         self._try_open()
 
     def _try_open(self) -> None:
@@ -283,6 +287,13 @@ def fail(coordinator: Coordinator, number: int, reason: str) -> None:
     job = coordinator.running[number]
     job.end("failed", reason)
     coordinator._note_over(job)
+
+
+def move_work(coordinator: Coordinator, number: int) -> None:
+    """Have a node finish what it has; what it was still to get goes elsewhere."""
+    for job in list(coordinator.running.values()):
+        with coordinator._turn.share(job.spec.number):
+            job.node_leaves(number)
 
 
 def running_job(coordinator: Coordinator, name: str) -> Job:

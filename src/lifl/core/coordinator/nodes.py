@@ -23,13 +23,24 @@ class Node:
         self.number = number
         self.incarnation = incarnation
         self.suspect = False  # silent: it gets nothing new
-        self.leaving = False
+        self.leaving = False  # it goes down
+        self.drains: bool | None = None  # it is to get nothing new; None: this coordinator has not said, nor heard
         self.knows: frozenset[str] = frozenset()  # words of `protocol/cluster.KNOWS`
         self.known = False  # it has said what it has, since its connection was made: the books are right
         self.gateway = gateway
         self.arena_bytes = arena_bytes
         self.workers_max = workers_max
         self.load = NodeLoad(capacity=capacity, at_s=0.0)
+
+    @property
+    def takes_new(self) -> bool:
+        """Whether new work may go to it, as long as it is heard."""
+        return self.known and not self.goes
+
+    @property
+    def goes(self) -> bool:
+        """Whether it is to finish what it has, and get nothing new."""
+        return self.leaving or bool(self.drains)
 
     @property
     def name(self) -> str:
@@ -110,6 +121,16 @@ class NodeTable:
         node = self._nodes.get(number)
         return node is not None and node.known and not node.leaving
 
+    def goes(self, number: int) -> bool:
+        """Return whether the node is to finish what it has, and get nothing new."""
+        node = self._nodes.get(number)
+        return node is not None and node.goes
+
+    def drains(self, number: int) -> bool:
+        """Return whether the node goes at its leisure: what is planned with it may still come."""
+        node = self._nodes.get(number)
+        return node is not None and bool(node.drains) and not node.leaving
+
     def facts(self, now: float, word: str = "") -> tuple[NodeFacts, ...]:
         """Return the nodes that can take something, as the planner sees them at `now`: those that know of `word`."""
         return tuple(
@@ -121,7 +142,7 @@ class NodeTable:
                 execution_s=node.load.execution_s,
             )
             for node in self._nodes.values()
-            if node.known and not node.suspect and not node.leaving and (not word or word in node.knows)
+            if node.takes_new and not node.suspect and (not word or word in node.knows)
         )
 
     def faults(self) -> Iterator[str]:
@@ -130,5 +151,5 @@ class NodeTable:
             if node.number != number:
                 yield f"node {node.name} stands under the number {number:016x}"
         home = self._nodes.get(self.home)
-        if home is None or not home.known or home.suspect:
-            yield "the coordinator's own node is not in its books, not known, or suspect"
+        if home is None or not home.takes_new or home.suspect:
+            yield "the coordinator's own node is not in its books, not known, suspect, leaving or drained"

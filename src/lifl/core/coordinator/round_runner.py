@@ -14,7 +14,7 @@ from typing import Any
 
 from lifl.core import effects as fx
 from lifl.core.coordinator.branch_record import BranchRecord, BranchState
-from lifl.core.coordinator.branches import AskAgain, BranchTracker
+from lifl.core.coordinator.branches import AskAgain, BranchTracker, all_leave, close_drained, drained_again
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.presence import Presence
 from lifl.core.coordinator.recovery import Inventory, Recovery
@@ -193,6 +193,7 @@ class RoundRunner:
         contribution = round_.granted[report.client]
         round_.accept(contribution, self._turn.now)
         self._tell_accepted(round_, contribution)
+        close_drained(self._branches, round_, round_.branches[report.branch])
         self._close_if_complete(round_)
 
     def update_aborted(self, report: o.UpdateAborted) -> None:
@@ -202,6 +203,7 @@ class RoundRunner:
             return
         del round_.granted[report.client]
         round_.unplace(report.client)
+        drained_again(self._branches, round_, round_.branches[report.branch])
         if round_.phase is not Phase.COLLECTING:
             self._presence.tell(self._spec.name, report.client, cm.RoundOver(self._spec.name, round_.number, TOO_LATE))
 
@@ -279,6 +281,7 @@ class RoundRunner:
             if believed is not None:
                 self._tell_accepted(round_, *believed.accepted)
                 self._ask_again(round_, AskAgain(believed.gone, accepted=0))
+                all_leave(self._branches, round_)
         elif round_.home_unknown:
             believed = self._recovery.home_adopted(round_, report.members)
             self._tell_accepted(round_, *believed.accepted)
@@ -323,6 +326,7 @@ class RoundRunner:
             return
         if recovered.closing:
             self._close(round_)
+        all_leave(self._branches, round_)
         self._close_if_complete(round_)
         self.try_open()
 

@@ -145,6 +145,16 @@ class ReadModel(Message, frozen=True):
     offset: Count = 0
 
 
+class DrainNode(Message, frozen=True):
+    """Lets a node get nothing new and finish what it has, or (`undo`) take part again: Answer {"node": its row}.
+
+    `node` is its id as `lifl nodes` shows it, or the beginning of one.
+    """
+
+    node: Word
+    undo: bool = False
+
+
 class CreateToken(Message, frozen=True):
     """Asks for a token: answered by Answer {"token": the one line, "number", "expires_unix_s"}.
 
@@ -203,6 +213,7 @@ FromCli = (
     | Shutdown
     | PutModel
     | ReadModel
+    | DrainNode
     | CreateToken
     | ListTokens
     | RevokeToken
@@ -226,6 +237,7 @@ ACTION_OF: dict[type[Message], Action] = {
     Shutdown: Action.STOP_NODE,
     PutModel: Action.SUBMIT_JOB,
     ReadModel: Action.READ_MODEL,
+    DrainNode: Action.STOP_NODE,
     CreateToken: Action.MANAGE_TOKENS,
     ListTokens: Action.MANAGE_TOKENS,
     RevokeToken: Action.MANAGE_TOKENS,

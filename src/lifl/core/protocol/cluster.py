@@ -61,7 +61,9 @@ JOURNAL = "journal"
 """The word of a node that stores updates on its disk before they are accepted, where a job wants that."""
 COORDINATES = "coordinates"
 """The word of a node that may come to coordinate: it is asked whether it sees a job's folder."""
-KNOWS = (SECRETS, QUOTAS, JOURNAL)
+DRAIN = "drain"
+"""The word of a node that can be drained, and says in its Inventory whether it is."""
+KNOWS = (SECRETS, QUOTAS, JOURNAL, DRAIN)
 """What a node of this version knows (`PeerHello.knows`)."""
 HEARTBEAT_S = 1.0
 SUSPECT_S = 3.0
@@ -196,16 +198,18 @@ class BranchHeld(msgspec.Struct, frozen=True):
     closed: bool
 
 
-class Inventory(Message, frozen=True):
+class Inventory(Message, frozen=True, omit_defaults=True):
     """What an agent has when it (re)joins: the numbers of its jobs, and its branches.  From here both sides go on.
 
-    `orphans` are jobs of which an earlier life of the node has left something.  `more`: pages follow (`pages.py`).
+    `orphans` are jobs of which an earlier life of the node has left something.  `drains`: it was told to take no
+    clients, by whoever coordinated then.  `more`: pages follow (`pages.py`).
     """
 
     jobs: Annotated[tuple[Count, ...], msgspec.Meta(max_length=OBJECTS_MAX)] = ()
     branches: Annotated[tuple[BranchHeld, ...], msgspec.Meta(max_length=MEMBERS_PER_FRAME_MAX)] = ()
     orphans: Annotated[tuple[Count, ...], msgspec.Meta(max_length=OBJECTS_MAX)] = ()
     more: bool = False
+    drains: bool = False
 
 
 class Draining(Message, frozen=True):

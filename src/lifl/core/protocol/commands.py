@@ -190,6 +190,16 @@ class CommitBranch(Message, frozen=True):
     epoch: Count
 
 
+class DrainNode(Message, frozen=True):
+    """Let no client take part here, and send those that do to other nodes; or (`undo`) let them again.
+
+    What the node has is finished, also with updates that clients bring from other nodes.  It is told to nodes that know
+    of it.
+    """
+
+    undo: bool = False
+
+
 Order = (
     OpenJob
     | LoadJob
@@ -205,6 +215,7 @@ Order = (
     | DropBranch
     | SaveModel
     | CommitBranch
+    | DrainNode
     | TellClient
 )
 

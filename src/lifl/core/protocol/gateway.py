@@ -290,9 +290,13 @@ class TellClient(Message, frozen=True):
 
 
 class HangUp(Message, frozen=True):
-    """Close a connection; 0: all of them.  Of what was granted or joined over each it is told as for any other end."""
+    """Close a connection; 0: all of them.  Of what was granted or joined over each it is told as for any other end.
+
+    `after_updates`: one over which an update is under way is closed as soon as that is answered.
+    """
 
     conn: Count = 0
+    after_updates: bool = False
 
 
 class Revoked(Message, frozen=True):

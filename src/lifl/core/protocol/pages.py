@@ -51,7 +51,8 @@ def _of_inventory(message: Inventory) -> list[Inventory]:
             page.append(piece)
             room -= size
     pages.append(Inventory((), tuple(page), ()))
-    pages[0] = msgspec.structs.replace(pages[0], jobs=message.jobs, orphans=message.orphans)
+    first = {"jobs": message.jobs, "orphans": message.orphans, "drains": message.drains}
+    pages[0] = msgspec.structs.replace(pages[0], **first)
     return pages
 
 
@@ -90,7 +91,7 @@ class Pages:
         if len(pages) == 1:
             return message
         if isinstance(message, Inventory):
-            return Inventory(pages[0].jobs, _branches(pages), pages[0].orphans)
+            return Inventory(pages[0].jobs, _branches(pages), pages[0].orphans, drains=pages[0].drains)
         return msgspec.structs.replace(message, members=tuple(member for page in pages for member in page.members))
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from lifl.core.coordinator.drains import state_of
 from lifl.core.engine import Engine
 from lifl.core.limits import TREE_LINES_MAX
 from lifl.core.planning.capacity import NodeLoad
@@ -41,6 +42,15 @@ class NodesShown:
         node = self._engine.coordinator.nodes.get(number) if self._engine.coordinator is not None else None
         return node.load if node is not None else None
 
+    def _drain_of(self, number: int) -> str:
+        """Return ``draining`` or ``drained``: on the coordinator of all nodes, else of this one, as far as it knows."""
+        if self._engine.coordinator is not None:
+            return state_of(self._engine.coordinator, number)
+        agent = self._engine.agent
+        if number != self._identity.number or not agent.drains:
+            return ""
+        return "draining" if agent.busy() else "drained"
+
     def rows(self) -> list[dict[str, Any]]:
         """Return what `lifl nodes` shows, the coordinator first."""
         found = []
@@ -55,6 +65,7 @@ class NodesShown:
                 {
                     "node": row["node"],
                     "state": row["state"],
+                    "drain": self._drain_of(number) if row["state"] in ("alive", "suspect") else "",
                     "coordinator": row["role"] == "coordinator",
                     "incarnation": row["incarnation"],
                     "control": row["control"],

@@ -58,6 +58,8 @@ class Connection:
         self._client = ""
         self._direct = False
         self._digests = False
+        self._submits = False  # an update is under way
+        self._ends = False  # the connection ends when that is answered
         self._told: dict[str, bytes] = {}  # by job: the digest of the tensors that the client has, if it knows digests
         self._shared = shared
         self._grants = GrantWaiter(shared.link)
@@ -88,6 +90,8 @@ class Connection:
             self._shared.refusals.note(self._socket.who, self._client, message)
             if message.code == cm.REPLACED:
                 self._intake.replaced()
+        if self._ends and not self._submits:
+            self.shut()
 
     def select(self, job: str, encoded: bytes) -> None:
         """Send the client a selection for the job, completed: the tensors once over this connection, then a digest."""
@@ -112,6 +116,12 @@ class Connection:
         """End the connection of somebody whose certificate is not believed any more."""
         if self._secured.is_revoked:
             self._socket.cut("its certificate was revoked")
+
+    def hang_up(self, after_updates: bool) -> None:
+        """End the connection, or (`after_updates`) if an update is under way as soon as that is answered."""
+        self._ends = after_updates and self._submits
+        if not self._ends:
+            self.shut()
 
     def shut(self) -> None:
         """End the connection: everything that waits for the socket wakes up with an error or the end of the stream."""
@@ -212,6 +222,17 @@ class Connection:
             job = getattr(message, "job", "")
             policy.check(peer.identity, policy.Action.TAKE_PART, self._client, job, peer.jobs)
 
+    async def _take_update(self, submit: cm.Submit) -> None:
+        self._submits, taken = True, False
+        try:
+            taken = await self._intake.take_update(submit, self._client, self._direct)
+        finally:
+            self._submits = False
+        if taken:
+            self._shared.quotas.taken(self._number)  # and Accepted is still to come
+        elif self._ends:
+            self.shut()
+
     # ---- what clients ask ------------------------------------------------------------------------------------------
 
     async def _handle(self, message: cm.FromClient) -> None:
@@ -227,8 +248,7 @@ class Connection:
                 case cm.GetModel():
                     await self._send_model(message)
                 case cm.Submit():
-                    if await self._intake.take_update(message, self._client, self._direct):
-                        self._shared.quotas.taken(self._number)
+                    await self._take_update(message)
                 case cm.Ping():
                     self._shared.pulse.ask(self._number, self._outbox.send)
                 case cm.Offer():

@@ -254,10 +254,10 @@ class Gateway:
                     shared.link.send(gm.ModelSent(conn, key, 0))
             case gm.Carry() | gm.Fetch():
                 self._peer_transfers.start(message)
-            case gm.HangUp(conn):
+            case gm.HangUp(conn, after_updates):
                 ending = [conn] if conn else list(connections)
                 for connection in filter(None, map(connections.get, ending)):
-                    connection.shut()
+                    connection.hang_up(after_updates)
             case gm.Revoked(entries):
                 self._security.revoked = RevokedList(entries)
                 for connection in list(connections.values()):
