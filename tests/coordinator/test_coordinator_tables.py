@@ -22,7 +22,8 @@ from lifl.core.protocol import commands as o
 
 
 def test_each_message_of_a_node_but_those_of_the_control_channel_itself_has_a_handler_that_is_there() -> None:
-    assert set(HANDLERS) == set(typing.get_args(p.ToCoordinator)) - {p.Heartbeat, p.Leaving}
+    channel = {p.Heartbeat, p.Leaving, p.Revoked, p.FolderSeen}
+    assert set(HANDLERS) == set(typing.get_args(p.ToCoordinator)) - channel
     assert set(typing.get_args(o.Report)) <= set(HANDLERS)
     takers = {COORDINATOR: Coordinator, JOB: Job, ROUND: RoundRunner, COMMITS: Commits}
     for taker, method, sayer in HANDLERS.values():
