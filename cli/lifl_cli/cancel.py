@@ -10,6 +10,7 @@ import click
 from lifl.core.protocol.cli import CancelJob
 from lifl_cli.daemon_client import daemon_at
 from lifl_cli.options import json_option, state_option
+from lifl_cli.output import did
 
 
 @click.command()
@@ -20,4 +21,4 @@ def cancel(job: str, as_json: bool, state_dir: Path) -> None:
     """End a job; models already committed stay."""
     with daemon_at(state_dir) as daemon:
         result = daemon.ask(CancelJob(job))
-    click.echo(json.dumps(result) if as_json else f"job {job} is cancelled")
+    did(f"job {job} is cancelled", json.dumps(result) if as_json else None)

@@ -12,6 +12,7 @@ from lifl.core.errors import ResourceFault
 from lifl.core.protocol.cli import ListCertificates, RenewCertificate, RevokeCertificate, RotateAuthority
 from lifl_cli.daemon_client import daemon_at
 from lifl_cli.options import json_option, state_option
+from lifl_cli.output import did
 from lifl_cli.state import absolute
 
 
@@ -50,11 +51,7 @@ def revoke(which: str, as_json: bool, state_dir: Path) -> None:
     """
     with daemon_at(state_dir) as daemon:
         result = daemon.ask(RevokeCertificate(which))
-    if as_json:
-        click.echo(json.dumps(result))
-        return
-    for each in result["revoked"]:
-        click.echo(f"revoked: {each}")
+    did("\n".join(f"revoked: {each}" for each in result["revoked"]), json.dumps(result) if as_json else None)
 
 
 @cert.command()
@@ -71,7 +68,7 @@ def renew(whose: str | None, as_json: bool, state_dir: Path) -> None:
         return
     with daemon_at(state_dir) as daemon:
         result = daemon.ask(RenewCertificate())
-    click.echo(json.dumps(result) if as_json else "the node renews its certificate; `lifl doctor` shows it")
+    did("the node renews its certificate; `lifl doctor` shows it", json.dumps(result) if as_json else None)
 
 
 def _renew_own(whose: str, as_json: bool) -> None:
@@ -87,10 +84,9 @@ def _renew_own(whose: str, as_json: bool) -> None:
     if not renew_now(contexts):
         raise ResourceFault(f"another process renews the identity in {folder} just now")
     own = contexts.own
-    if as_json:
-        click.echo(json.dumps({"serial": own.serial, "expires_unix_s": own.expires_unix_s}))
-    else:
-        click.echo(f"{own.identity}: the certificate is valid until {time_text(own.expires_unix_s)}")
+    text = f"{own.identity}: the certificate is valid until {time_text(own.expires_unix_s)}"
+    found = {"serial": own.serial, "expires_unix_s": own.expires_unix_s}
+    did(text, json.dumps(found) if as_json else None)
 
 
 @cert.command()
@@ -100,4 +96,4 @@ def rotate(as_json: bool, state_dir: Path) -> None:
     """Put a new authority in the place of the old one, which stays trusted until all that it issued has expired."""
     with daemon_at(state_dir) as daemon:
         result = daemon.ask(RotateAuthority())
-    click.echo(json.dumps(result) if as_json else f"the authority's digest is now {result['digest']}")
+    did(f"the authority's digest is now {result['digest']}", json.dumps(result) if as_json else None)

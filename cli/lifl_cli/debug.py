@@ -10,6 +10,7 @@ import click
 from lifl.core.protocol.cli import DebugRecord
 from lifl_cli.daemon_client import DaemonClient
 from lifl_cli.options import json_option, state_option
+from lifl_cli.output import did
 
 
 @click.group()
@@ -28,4 +29,4 @@ def record(as_json: bool, state_dir: Path) -> None:
     """
     with DaemonClient(state_dir) as daemon:
         result = daemon.ask(DebugRecord())
-    click.echo(json.dumps(result) if as_json else f"{result['events']} events are written to {result['path']}")
+    did(f"{result['events']} events are written to {result['path']}", json.dumps(result) if as_json else None)

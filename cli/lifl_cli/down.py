@@ -17,6 +17,7 @@ from lifl.core.errors import Refused, ResourceFault
 from lifl.core.protocol.cli import TOO_MANY, Shutdown
 from lifl_cli.daemon_client import DaemonClient, DaemonEnded
 from lifl_cli.options import state_option
+from lifl_cli.output import did
 from lifl_cli.state import LOG_FILE
 
 SAID_S = 2.0
@@ -40,7 +41,7 @@ def down(state_dir: Path) -> None:
         finally:
             if process is not None:
                 os.close(process)
-    click.echo(f"lifld ({_named(pid)}) is down")
+    did(f"lifld ({_named(pid)}) is down")
 
 
 def _tell(daemon: DaemonClient, process: int | None) -> None:

@@ -7,6 +7,8 @@ import json
 import click
 
 from lifl_cli.options import json_option
+from lifl_cli.output import did
+from lifl_cli.render.figures import time_text
 from lifl_cli.token_file import token_of
 
 
@@ -37,11 +39,14 @@ def enroll(address: str, token_file: str, name: str, folder: str | None, as_json
     files = load(target)
     assert files is not None
     own = Contexts(files).own
-    if as_json:
-        found = {"role": own.identity.role, "name": own.identity.name, "jobs": own.jobs, "cluster": own.cluster}
-        click.echo(json.dumps({**found, "expires_unix_s": own.expires_unix_s, "folder": str(target)}))
-        return
-    from lifl_cli.render.figures import time_text
-
+    found = {
+        "role": own.identity.role,
+        "name": own.identity.name,
+        "jobs": own.jobs,
+        "cluster": own.cluster,
+        "expires_unix_s": own.expires_unix_s,
+        "folder": str(target),
+    }
     limited = f", for {', '.join(own.jobs)} alone" if own.jobs else ""
-    click.echo(f"{own.identity} of cluster {own.cluster}{limited}, until {time_text(own.expires_unix_s)}: {target}")
+    text = f"{own.identity} of cluster {own.cluster}{limited}, until {time_text(own.expires_unix_s)}: {target}"
+    did(text, json.dumps(found) if as_json else None)

@@ -3,12 +3,12 @@
 Each command lives in a module of its own that is imported only when the command runs; the help page is
 printed from the table below.  So `lifl --help` loads click and nothing else, and stays fast.
 
-Exit codes: 0 done; 1 refused or failed, with the reason on stderr; 2 the command line itself is wrong.
+Exit codes: 0 done; 1 refused or failed, with the reason on stderr; 2 the command line itself is wrong.  What was to be
+shown and could not be has failed, too; what was done has not (output.py).
 """
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import sys
@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from lifl.core.errors import LiflError
+from lifl_cli import output
 from lifl_cli.render.figures import printable_lines
 
 COMMANDS = {
@@ -81,8 +82,6 @@ class Commands(click.Group):
         except LiflError as error:
             raise click.ClickException(printable_lines(error)) from error
         except OSError as error:
-            if error.errno == errno.EPIPE:  # who read our output has gone
-                raise
             about = f"{error.filename}: " if error.filename else ""
             raise click.ClickException(printable_lines(f"{about}{error.strerror or error}")) from error
 
@@ -95,17 +94,19 @@ def cli(node: str | None, identity: str | None) -> None:
     """LIFL: the aggregation tier of federated learning, event-driven and in shared memory."""
 
 
-def set_up_process() -> None:
-    """Have the process as all commands take it to be.
+def set_up_process() -> bool:
+    """Have the process as all commands take it to be; return whether it had a standard output.
 
     Standard input and outputs are open: else the next file that is opened, be it the database, would get what is
     printed.  What is made is never closed to its owner, whatever the umask says.  A terminal's size that is none, or is
     beyond any, counts as not given: at a width of 0 nothing would be printed.
     """
+    had_output = True
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(fd)
         except OSError:
+            had_output &= name != "stdout"
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
             setattr(sys, name, open(fd, "r" if fd == 0 else "w", closefd=False))  # noqa: SIM115
     os.umask(os.umask(0o077) & 0o077)
@@ -113,12 +114,16 @@ def set_up_process() -> None:
         text = os.environ.get(name, "1")
         if not (text.isascii() and text.isdecimal() and len(text) <= SIZE_DIGITS_MAX and int(text)):
             del os.environ[name]
+    return had_output
 
 
 def main() -> None:
     """Run the command line: the console script."""
-    set_up_process()
-    cli(prog_name="lifl")
+    output.guard(was_closed=not set_up_process())
+    try:
+        cli(prog_name="lifl")
+    except SystemExit as end:  # click always ends so
+        sys.exit(output.ended(end.code if isinstance(end.code, int) else 0))
 
 
 if __name__ == "__main__":

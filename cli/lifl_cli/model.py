@@ -15,6 +15,7 @@ from lifl.core.limits import ROUNDS_MAX
 from lifl.core.protocol.cli import JobStatus, ReadModel
 from lifl_cli.daemon_client import DaemonClient, daemon_at
 from lifl_cli.options import state_option
+from lifl_cli.output import did
 from lifl_cli.render.figures import printable
 
 COPY_BYTES = 1 << 20
@@ -36,7 +37,7 @@ def model(job: str, output: str, round_number: int | None, state_dir: Path) -> N
         _copy(pieces, Path(output), line, source)
     if unread:
         click.echo(f"warning: {printable(unread)}", err=True)
-    click.echo(f"{output}: model of job {job} after round {wanted}")
+    did(f"{output}: model of job {job} after round {wanted}")
 
 
 def _found(daemon: DaemonClient, job: str, round_number: int | None) -> tuple[dict[str, Any], int, str]:

@@ -22,6 +22,7 @@ import click
 
 from lifl.core.errors import LiflError, ResourceFault
 from lifl.core.formats import DATABASE_FORMAT
+from lifl_cli.output import did
 from lifl_cli.render.figures import printable_lines
 
 DATABASE = "lifl.db"
@@ -83,7 +84,7 @@ def repair(state_dir: Path) -> None:
         for damage in list(_contents(state_dir)):
             _mend(damage)
             mended += 1
-    click.echo(f"{state_dir}: {'repaired' if mended else 'nothing to repair'}; `lifl up --state {state_dir}` starts it")
+    did(f"{state_dir}: {'repaired' if mended else 'nothing to repair'}; `lifl up --state {state_dir}` starts it")
 
 
 def _mend(damage: Damage) -> None:

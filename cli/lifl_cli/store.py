@@ -16,6 +16,7 @@ from lifl.core.errors import LiflError, ResourceFault
 from lifl.core.protocol.cli import Snapshot
 from lifl_cli.daemon_client import DaemonClient
 from lifl_cli.options import json_option, state_option
+from lifl_cli.output import did
 from lifl_cli.render.figures import printable, who_coordinates
 from lifl_cli.state import absolute
 
@@ -60,16 +61,13 @@ def migrate(
     config = parse_node({"state_dir": str(state_dir), "store": url, "insecure": insecure, **files})
     command = shlex.join(["lifl", "store", "migrate", source, target, "--state", str(state_dir)])
     moved = _moved(config, state_dir, source == SQLITE, command)
-    if as_json:
-        click.echo(json.dumps(moved))
-        return
-    click.echo(f"moved to {target}: {len(moved['running'])} jobs that run, {len(moved['over'])} that are over")
+    said = [f"moved to {target}: {len(moved['running'])} jobs that run, {len(moved['over'])} that are over"]
     if source == SQLITE:
-        for folder in moved["folders"]:
-            click.echo(f"  all nodes must reach {printable(folder)}, under this path")
-        click.echo(f"start all nodes with --store {target}")
+        said += [f"  all nodes must reach {printable(folder)}, under this path" for folder in moved["folders"]]
+        said += [f"start all nodes with --store {target}"]
     else:
-        click.echo(f"start this node with `lifl up --state {state_dir}`, the others with --join")
+        said += [f"start this node with `lifl up --state {state_dir}`, the others with --join"]
+    did(said[0], json.dumps(moved) if as_json else "\n".join(said))
 
 
 def _moved(config: NodeConfig, state_dir: Path, to_etcd: bool, command: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from lifl.core.protocol.cli import Event, SubmitJob
 from lifl_cli.config_file import read_toml, resolve, rule_states
 from lifl_cli.daemon_client import DaemonClient, daemon_at
 from lifl_cli.options import state_option
+from lifl_cli.output import did, is_lost
 from lifl_cli.render.figures import metrics_text, printable, receipt_lines, seconds_text, size_text
 from lifl_cli.send_job import sent
 from lifl_cli.state import absolute
@@ -35,10 +36,8 @@ def submit(file: str, watch: bool, overrides: tuple[str, ...], as_json: bool, st
         states = rule_states(config, folder)
         config = sent(config, folder, daemon) if daemon.is_remote else resolve(config, folder, state_dir)
         result = daemon.ask(SubmitJob(msgspec.to_builtins(config), states, follow=watch))
-        if as_json:
-            click.echo(json.dumps(result, indent=None if watch else 2))
-        else:
-            click.echo(_submitted(config, result))
+        shown = json.dumps(result, indent=None if watch else 2) if as_json else _submitted(config, result)
+        did(f"job {config.job.name} is submitted", shown)
         if watch:
             sys.exit(_watch(daemon, config, as_json))
 
@@ -56,9 +55,12 @@ def _submitted(config: JobConfig, result: dict[str, Any]) -> str:
 
 
 def _watch(daemon: DaemonClient, config: JobConfig, as_json: bool) -> int:
-    """Print events until the job is over; the exit code is 0 when it finished."""
+    """Print events until the job is over, or nobody can see them; the exit code is 0 when it finished."""
+    goes_on = f"The job goes on without this watch; see `lifl status {config.job.name}`."
     try:
-        for event in daemon.events():
+        events = daemon.events()
+        while not is_lost():
+            event = next(events)
             if as_json:
                 click.echo(json.dumps({"event": event.name, **event.fields}))
             else:
@@ -66,11 +68,12 @@ def _watch(daemon: DaemonClient, config: JobConfig, as_json: bool) -> int:
             if event.name == "job.over":
                 return 0 if event.fields.get("status") == "finished" else 1
     except KeyboardInterrupt:
-        click.echo(f"\nThe job goes on without this watch; see `lifl status {config.job.name}`.", err=True)
+        click.echo(f"\n{goes_on}", err=True)
         return 130
     except RemoteFault as fault:
         text = f"the watch has ended: {fault}; job {config.job.name} goes on at the next `lifl up`"
         raise ResourceFault(text) from fault
+    click.echo(goes_on, err=True)
     return 1
 
 

@@ -14,6 +14,7 @@ from lifl.core.limits import TOKEN_TTL_S_MAX, TOKEN_USES_MAX
 from lifl.core.protocol.cli import CreateToken, ListTokens, RevokeToken
 from lifl_cli.daemon_client import daemon_at
 from lifl_cli.options import json_option, state_option
+from lifl_cli.output import did
 
 
 @click.group()
@@ -69,4 +70,4 @@ def revoke(number: str, as_json: bool, state_dir: Path) -> None:
     """Let nobody in by a token any more; who came by it stays (see `lifl cert revoke`)."""
     with daemon_at(state_dir) as daemon:
         result = daemon.ask(RevokeToken(number))
-    click.echo(json.dumps(result) if as_json else f"token {number} is revoked")
+    did(f"token {number} is revoked", json.dumps(result) if as_json else None)

@@ -21,6 +21,7 @@ import click
 from lifl.core.protocol.cli import Snapshot
 from lifl_cli.daemon_client import DaemonClient, daemon_at
 from lifl_cli.options import state_option
+from lifl_cli.output import is_lost
 
 REFRESH_S = 1.0
 ONCE_WINDOW_S = 0.3
@@ -128,7 +129,7 @@ def _live(sampler: Sampler) -> None:
     sampler.sample()
     with _keys(), Live(console=console, screen=True, auto_refresh=False) as live:
         try:
-            while True:
+            while not is_lost():
                 live.update(view(sampler.sample()), refresh=True)
                 ready, _, _ = select.select([sys.stdin], [], [], REFRESH_S)
                 if ready and sys.stdin.read(1) in ("q", ""):

@@ -22,6 +22,7 @@ from lifl.core.config.node import NodeConfig, beyond_loopback, parse_node
 from lifl.core.errors import ResourceFault
 from lifl.core.trust.tokens import Token
 from lifl_cli.config_file import read_toml
+from lifl_cli.output import done
 from lifl_cli.render.figures import size_text
 from lifl_cli.state import DEFAULT_STATE_DIR, LOG_FILE, absolute
 from lifl_cli.token_file import token_of
@@ -150,13 +151,8 @@ def open_to_others(config: NodeConfig) -> list[str]:
 
 def _tell(printed: Callable[[dict[str, Any]], None], info: dict[str, Any]) -> None:
     """Print the report if that is possible; the node runs, whoever hears of it."""
-    try:
-        printed(info)
-        sys.stdout.flush()
-    except OSError as error:
-        # What could not be written is still in the buffer, and would fail again when the process ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        click.echo(f"lifld is up (pid {info['pid']}); its report cannot be printed: {error.strerror}", err=True)
+    printed(info)
+    done(f"lifld is up (pid {info['pid']})")
 
 
 def _announce(info: dict[str, Any], insecure: Sequence[str]) -> None:
