@@ -37,8 +37,11 @@ __all__ = [
 # How long an example takes, or the making of its data, says something of the machine and nothing of the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
-# A run under nohup ignores it, and so would the nodes that tests start.
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# A run under nohup, or in a shell's background, ignores them, and so would the nodes that tests start.
+for number in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(number, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module", autouse=True)

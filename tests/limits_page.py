@@ -16,7 +16,9 @@ from typing import Any
 import click
 import msgspec
 from lifl_cli.main import SIZE_DIGITS_MAX, cli
+from lifl_cli.token_file import BYTES_MAX as TOKEN_BYTES_MAX
 
+from lifl.confine import signals
 from lifl.core import fields, limits
 from lifl.core.config.job import JobConfig
 from lifl.core.config.node import NodeConfig
@@ -28,7 +30,9 @@ from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import journal as jm
 from lifl.core.protocol import worker as wm
 from lifl.core.protocol.commands import Contributions
+from lifl.node.authority.authority_file import BYTES_MAX as AUTHORITY_BYTES_MAX
 from lifl.node.daemon import DRAIN_S, LOG_BYTES_MAX, LOG_FILES_MAX
+from lifl.node.locks import CHILDREN_END_S
 from lifl.node.recordings import RECORDINGS_MAX
 
 ROOT = Path(__file__).parents[1]
@@ -93,18 +97,58 @@ FILES += [
         "the oldest goes; `lifl audit verify` names the first line that was changed",
     ),
     ("recordings", f"{RECORDINGS_MAX} files", "the oldest goes"),
+    (
+        "a user's rule, `module.py`",
+        "loaded in a process of its own",
+        "refused by `aggregation.rule`, with what it raised",
+    ),
+    (
+        "an update that is a file (safetensors)",
+        "the model's names, dtypes and shapes",
+        "`Refused` by the tensor's name, or `bad-file`; nothing is sent",
+    ),
+    (
+        "a list of clients (`selection.clients_file`)",
+        f"{limits.CLIENTS_FILE_BYTES_MAX} bytes, {limits.CLIENTS_LISTED_MAX} lines",
+        "refused by its key",
+    ),
+    ("a token's file", f"{TOKEN_BYTES_MAX} bytes, mode 0600", "refused with the command that closes it"),
+    ("an identity folder", "mode 0700, its key 0600", "refused with the command that closes it"),
+    ("`authority.pem`", f"{AUTHORITY_BYTES_MAX} bytes, mode 0600", "refused with the command that closes it"),
+    (
+        "`lifld.lock`",
+        "64 bytes: a process and what it is at",
+        "shown as it is; whether a node runs is said by its lock",
+    ),
+    (
+        "`children.lock`",
+        "nothing is read: a node's processes hold it",
+        f"`lifl up` waits {CHILDREN_END_S:g} s for their end, then says how to find them",
+    ),
 ]
+CHILDREN = "gateway, zygote, workers, journal"
 SIGNALS = [
-    ("SIGTERM, SIGINT, SIGHUP", "lifld", f"what is all in commits (within {DRAIN_S:g} s), then the node ends"),
-    ("SIGINT, SIGHUP", "gateway, zygote, workers", "nothing: they come from lifld's terminal, and lifld ends them"),
-    ("SIGSTOP", "gateway, workers", "killed by lifld, and started again"),
-    ("SIGSTOP", "lifld of a node that does not coordinate", "its part of the round is made elsewhere"),
-    ("SIGKILL", "any", "started again; what was accepted is kept ([failures](failures.md))"),
+    (
+        signals.ENDS,
+        "lifld",
+        f"what is all in commits (within {DRAIN_S:g} s), then the node ends; nothing when it was started with them "
+        "ignored, as by nohup",
+    ),
+    (signals.ENDS, CHILDREN, "nothing: a terminal sends them to all of a node's processes, and lifld ends its own"),
+    (signals.STRAY, "any", "nothing: they have no meaning here"),
+    (signals.HARMLESS, "any", "nothing: a write that is not taken says so itself"),
+    (signals.STOPS, CHILDREN, "killed by lifld when a round needs it, and started again"),
+    (signals.STOPS, "lifld of a node that does not coordinate", "its part of the round is made elsewhere"),
+    (signals.STOPS, "lifld of a node that coordinates", "its jobs stand still until SIGCONT"),
+    (signals.KILLS, CHILDREN, "started again; what was accepted is kept ([failures](failures.md))"),
+    (signals.KILLS, "lifld", "its other processes end with it; `lifl up` goes on with what was accepted"),
 ]
+"""Which signals, which process, what follows."""
 ENVIRONMENT = [
     ("`HOME`", "a folder, when no state folder is named", "one line that says so, and what to do"),
     ("`COLUMNS`, `LINES`", f"1 to {10**SIZE_DIGITS_MAX - 1}", "as if it were not set"),
     ("`NO_COLOR`, `TERM`", "as everywhere", "what is shown has no colours"),
+    ("`LIFL_IDENTITY`", "an identity folder, as above", "refused with the command that closes it"),
     ("`LIFL_STATE`", f"a path of at most {limits.STATE_DIR_BYTES_MAX} bytes", "refused; choose a shorter one"),
     ("`LIFL_FAILPOINTS`", "for tests: points of the table in failpoints.py", "the process does not start"),
 ]
@@ -363,7 +407,7 @@ def page() -> str:
         "## Environment\n",
         table(("variable", "limit", "a violation"), ENVIRONMENT),
         "## Signals\n",
-        table(("signal", "to", "what it does"), SIGNALS),
+        table(("signal", "to", "what it does"), [(signals.names(who), *rest) for who, *rest in SIGNALS]),
         "## All limits by name\n\nFrom `core/limits.py`.\n",
         table(("name", "value", "what for"), list(constants())),
     ]

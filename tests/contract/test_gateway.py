@@ -5,7 +5,6 @@ from __future__ import annotations
 import array
 import mmap
 import os
-import signal
 import socket
 import struct
 import threading
@@ -476,7 +475,7 @@ def test_a_connection_that_the_gateway_ends_may_still_be_writing_its_slot(node: 
     else:
         assert isinstance(peer.receive(), cm.Go)
         peer.raw(b"x" * 64)
-    node.process.send_signal(signal.SIGTERM)
+    node.send(gm.Drain())
     assert node.wait_for(gm.Aborted).writing is direct
     assert node.process.wait(WAIT_S) == 0
     peer.close()
@@ -663,14 +662,14 @@ def test_a_frame_longer_than_any_schema_is_refused_but_a_long_schema_is_taken(no
 # ---- the process ---------------------------------------------------------------------------------------------------
 
 
-def test_sigterm_ends_it_cleanly_with_clients_and_bodies_under_way(node: StandIn) -> None:
+def test_a_drain_ends_it_cleanly_with_clients_and_bodies_under_way(node: StandIn) -> None:
     idle, busy = Peer(node), Peer(node)
     idle.hello("idle")
     busy.hello("busy")
     busy.send(submit())
     assert isinstance(busy.receive(), cm.Go)
     busy.raw(b"x" * 64)
-    node.process.send_signal(signal.SIGTERM)
+    node.send(gm.Drain())
     assert idle.receive() is None
     node.wait_for(gm.Aborted)
     idle.close()

@@ -25,6 +25,7 @@ from skips import has_no_mounts
 from stops import Stops
 
 from lifl import failpoints
+from lifl.confine import signals
 from lifl.core.errors import ResourceFault
 from lifl.core.limits import CLI_CONNECTIONS_MAX, CLI_FOLLOWERS_MAX
 from lifl.core.protocol import cli as om
@@ -139,7 +140,7 @@ def test_down_while_the_node_starts_ends_it_and_up_says_so(state_dir: Path, deta
         assert "lifld is up" not in first.out
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", signals.ENDS)
 def test_a_signal_while_the_node_starts_leaves_nothing(state_dir: Path, number: int) -> None:
     with nothing_left(state_dir), Stops("lifld.children.before") as stops:
         hold = stops.hold("lifld.children.before")

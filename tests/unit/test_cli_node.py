@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import socket
 import subprocess
 import threading
@@ -18,6 +17,7 @@ from nodes import LIFL, Node, run_lifl
 from safetensors.numpy import load_file
 
 from lifl import Client
+from lifl.confine import signals
 
 CONFIG = Path(__file__).parents[2] / "configs" / "digits.toml"
 SMALL = ["--set", "selection.clients_per_round=2", "--set", "selection.quorum=2", "--set", "job.rounds=2"]
@@ -70,7 +70,7 @@ def test_a_port_in_use_is_refused_and_nothing_is_left(state_dir: Path) -> None:
     assert not [path for path in new if database.exists() and path.name.encode()[5:] in database.read_bytes()]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", signals.ENDS)
 def test_in_the_foreground_a_signal_ends_it_with_exit_0(number: int, state_dir: Path) -> None:
     child = subprocess.Popen(
         [*LIFL, "up", "--state", str(state_dir), "--listen", "127.0.0.1:0", "--arena-bytes", "64MiB"],

@@ -6,6 +6,7 @@ Each of these is asked of the kernel by the process itself, and holds for all th
 * `account`: the rights that `lifld` has while it starts, and the user that it is from then on;
 * `seccomp`: a filter of system calls, which refuses with EPERM;
 * `landlock`: what of the file system may be read and written, which sockets and signals may be used;
+* `signals`: which signals end it, and which do nothing;
 * `box`: who gets what: the gateway, the zygote, a worker, and a worker that runs a user's own rule.
 
 Nothing here needs a library.  What a machine does not have (a container without Landlock, an architecture whose system

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from lifl import failpoints
+from lifl.confine import signals
 from lifl.confine.account import Account
 from lifl.core import events as ev
 from lifl.core.config.node import NodeConfig, coordinates
@@ -81,8 +82,6 @@ DRAIN_S = 30.0
 """How long a shutdown waits for rounds whose updates are all in."""
 CHILD_END_S = 5.0
 START_S = 30.0
-ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals that end a node in good order; SIGHUP comes when a foreground node's terminal is closed."""
 LOG_BYTES_MAX = 4 * 1024 * 1024
 LOG_FILES_MAX = 3
 T = TypeVar("T")
@@ -419,12 +418,13 @@ class PrivateLog(logging.handlers.RotatingFileHandler):
 
 
 def run(config: NodeConfig, announce: Announce, log_to_file: bool = False, token: Token | None = None) -> None:
-    """Run a node until SIGTERM, SIGINT, SIGHUP or `lifl down`; call `announce` once, when it is ready.
+    """Run a node until a signal of `signals.ENDS` or `lifl down`; call `announce` once, when it is ready.
 
     By the `token` it joins a cluster for the first time.
 
     Raise `LiflError` (core/errors.py) when it cannot start, or when one of its processes ends again and again.
     """
+    signals.ignore_stray()
     account = Account(config.user)
     descriptors.raise_for_node(config, machine.workers_max(config))
     account.lower()
@@ -444,7 +444,7 @@ async def _run(
     config: NodeConfig, folder: Path, locks: StateLocks, account: Account, announce: Announce, token: Token | None
 ) -> None:
     loop, done = asyncio.get_running_loop(), asyncio.Event()
-    for number in ENDS:
+    for number in signals.ENDS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             loop.add_signal_handler(number, done.set)
     failpoints.hit("lifld.open.before")

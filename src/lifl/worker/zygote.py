@@ -54,7 +54,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from lifl import failpoints
-from lifl.confine import box
+from lifl.confine import box, signals
 from lifl.core.errors import LiflError, RemoteFault
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.protocol.gateway import Drain
@@ -265,8 +265,7 @@ def main() -> None:
     parser.add_argument("--data-bytes", type=int, default=0, help="memory that a worker may have; 0: any")
     arguments = parser.parse_args()
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C and a terminal's end are for the daemon, which drains
-        signal.signal(number, signal.SIG_IGN)
+    signals.leave_to_lifld()
     _name_process("lifl-zygote")
     link = socket.socket(fileno=arguments.fd)
     link.setblocking(True)

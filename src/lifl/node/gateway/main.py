@@ -39,7 +39,7 @@ from typing import Any
 import uvloop
 
 from lifl import failpoints
-from lifl.confine import box
+from lifl.confine import box, signals
 from lifl.core import limits
 from lifl.core.errors import LiflError, Refused, ResourceFault
 from lifl.core.protocol import client as cm
@@ -95,7 +95,6 @@ class Gateway:
     async def serve(self, link_sock: socket.socket, arena: Arena, listeners: Sequence[socket.socket]) -> None:
         """Serve on the daemon's listening sockets (TCP first, then AF_UNIX) until it is told to end."""
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._ending.set)
         link = Link(link_sock, gm.ToGateway, self._on_message, self._on_link_closed)
         movers = Movers(MOVERS)
         checks = ThreadPoolExecutor(MOVERS, "check")
@@ -305,11 +304,7 @@ def main() -> int:
     _die_with_parent()
     # Read when NumPy is loaded, which is later: its linear algebra would start a thread per core for the checks.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    for number in (
-        signal.SIGINT,
-        signal.SIGHUP,
-    ):  # Ctrl-C, a closed terminal: lifld drains us
-        signal.signal(number, signal.SIG_IGN)
+    signals.leave_to_lifld()
     threading.excepthook = _die_of_bugs
     try:
         connections = f"{options.connections_max} connections (connections_max)"

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from lifl import failpoints
+from lifl.confine import signals
 from lifl.core.errors import LiflError, StaleKey
 from lifl.core.fields import Message
 from lifl.core.ids import Key
@@ -223,8 +224,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, required=True)
     options = parser.parse_args()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C, a closed terminal: lifld ends us
-        signal.signal(number, signal.SIG_IGN)
+    signals.leave_to_lifld()
     try:
         arena = Arena.attach(options.arena)
         Journals(socket.socket(fileno=options.fd), arena, options.folder).serve()

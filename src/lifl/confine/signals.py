@@ -1,0 +1,50 @@
+"""What a signal does to each process of a node: none but those that must end a process, or stop it, does so by itself.
+
+A signal that nobody handles ends a process as ``kill -9`` does.  `lifld` ends in good order by `ENDS`, and ends its
+children itself: they take no notice of these.  Those of `STRAY` have no meaning here, and do nothing.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable
+from signal import Signals
+
+ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU)
+"""End a node in good order.  A terminal sends SIGHUP when it is closed, and SIGQUIT by a key, as SIGINT; SIGXCPU
+says that the time of `ulimit -t` is over, and SIGKILL follows: each asks for an end, and none to leave things undone.
+"""
+STRAY = (
+    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO, signal.SIGPWR),
+    *(signal.SIGSTKFLT, *range(signal.SIGRTMIN, signal.SIGRTMAX + 1)),
+)
+STOPS = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+KILLS = (
+    *(signal.SIGKILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS),
+    signal.SIGTRAP,
+)
+"""Cannot be taken, or say that the process itself is broken."""
+HARMLESS = (signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH, signal.SIGPIPE, signal.SIGXFSZ)
+"""The kernel, or Python, has them do nothing: a write into a pipe or a file that takes no more says so itself."""
+
+
+def ignore_stray() -> None:
+    """Have this process, and those that it starts, take no notice of `STRAY`."""
+    _ignore(STRAY)
+
+
+def leave_to_lifld() -> None:
+    """Have this process, a child of `lifld`, take no notice of what is for `lifld` or for nobody."""
+    _ignore((*ENDS, *STRAY))
+
+
+def _ignore(numbers: Iterable[int]) -> None:
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def names(numbers: Iterable[int]) -> str:
+    """Return their names, real-time signals as one."""
+    known = {each.value: each.name for each in Signals}
+    text = ", ".join(known[number] for number in numbers if not signal.SIGRTMIN <= number <= signal.SIGRTMAX)
+    return f"{text}, SIGRTMIN to SIGRTMAX" if signal.SIGRTMAX in numbers else text
