@@ -291,6 +291,13 @@ def edges(kind: Any) -> Iterator[tuple[Any, bool]]:
                 yield of_length(kind, held[name]), True
                 if held[name] + step >= 0:
                     yield of_length(kind, held[name] + step), False
+    if origin is tuple and ... in arguments:
+        yield from (([value], taken) for value, taken in edges(arguments[0]))
+    if origin is dict:
+        yield from (({value: small_packed(arguments[1])}, taken) for value, taken in edges(arguments[0]))
+        yield from (({"k": value}, taken) for value, taken in edges(arguments[1]))
+    if is_struct(kind):
+        yield from _edges_of_struct(kind)
     if kind in (int, float):
         for name, sign, inside in (("ge", -1, True), ("gt", -1, False), ("le", 1, True), ("lt", 1, False)):
             if name in held:
@@ -298,6 +305,14 @@ def edges(kind: Any) -> Iterator[tuple[Any, bool]]:
                 beyond = held[name] + sign * (1 if kind is int else 1e-3 * max(1, abs(held[name])))
                 if kind is float or -(2**63) <= beyond < 2**64:
                     yield kind(beyond), False
+
+
+def _edges_of_struct(kind: type[msgspec.Struct]) -> Iterator[tuple[Any, bool]]:
+    plain = {name: small_packed(hint) for name, hint in hints(kind).items()}
+    for name, hint in hints(kind).items():
+        for value, taken in edges(hint):
+            whole = plain | {name: value}
+            yield list(whole.values()) if kind.__struct_config__.array_like else whole, taken
 
 
 def of_length(kind: Any, length: int) -> Any:

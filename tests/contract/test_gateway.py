@@ -17,6 +17,7 @@ import psutil
 import pytest
 from gateway_standin import WAIT_S, Peer, StandIn
 
+from lifl.core import limits
 from lifl.core.fields import Message
 from lifl.core.ids import Key
 from lifl.core.limits import WEIGHT_MAX, WEIGHT_MIN
@@ -586,6 +587,30 @@ def test_connections_beyond_the_limit_are_told_so() -> None:
 
 
 LIMITS = "import lifl.core.limits as c"
+
+
+def test_so_many_at_a_time_are_told_that_there_are_too_many_and_the_others_nothing() -> None:
+    """Those that are told stay until they have read it: else who asks again and again would be read without end."""
+    node = StandIn(connections_max=1, settings=f"{LIMITS}; c.LINGER_S = 3600.0")
+    in_time = Peer(node)
+    in_time.hello("c1")
+    turned_away = [Peer(node) for _ in range(limits.TURNED_AWAY_MAX)]
+    for peer in turned_away:
+        refusal = peer.receive()
+        assert isinstance(refusal, cm.Refusal) and refusal.code == "too-many-connections"
+    beyond = Peer(node)
+    assert beyond.receive() is None
+    turned_away.pop().close()
+    end_s = time.monotonic() + WAIT_S
+    told = None
+    while told is None and time.monotonic() < end_s:  # its place is free once the gateway has noticed
+        again = Peer(node)
+        told = again.receive()
+        again.close()
+    assert isinstance(told, cm.Refusal)
+    for peer in (in_time, beyond, *turned_away):
+        peer.close()
+    node.close()
 
 
 def test_a_stalled_body_and_a_stalled_frame_end_and_an_idle_client_stays() -> None:

@@ -24,6 +24,7 @@ import safetensors.numpy
 from lifl import failpoints
 from lifl.core.errors import ResourceFault
 from lifl.core.ids import Key, Kind, Record
+from lifl.core.limits import SUSPECTS_MAX
 from lifl.core.protocol.contribution import Contribution, pack_contribution, unpack_contributions
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.protocol.gateway import Drain
@@ -467,6 +468,31 @@ def test_a_number_that_a_rule_cannot_compute_is_worth_a_retry_and_named(one: Nod
     failed = worker.channel.take(TaskFailed)
     assert failed.retry and (failed.dtype, failed.element) == ("float32", 3 * 3 + 1)
     assert "'second_moment' of FedAdam is not finite" in failed.text and said in failed.text
+
+
+@pytest.mark.parametrize("clients", [SUSPECTS_MAX, SUSPECTS_MAX + 1])
+def test_of_many_that_may_be_why_none_is_named(one: Node, clients: int) -> None:
+    """The inputs of the top are one client, and a partial of so many, in which the number is."""
+    worker, rng = one.fork(), np.random.default_rng(6)
+    updates = [update(rng) for _ in range(2)]
+    updates[1]["w"][3, 1] = 1e25
+    partial = one.partial()
+    keys = [one.put(0, updates[0], 1.0), one.put(1, updates[1], 1.0)]
+    start(one, worker, task(3, "leaf", partial, 1))
+    one.give(3, keys[1])
+    assert worker.channel.take(TaskDone).address == 3
+    folded = one.partial()
+    with memoryview(one.arena.data(folded)) as copy, memoryview(one.arena.data(partial)) as made:
+        copy[:] = made
+    members = b"".join(pack_contribution(Contribution(f"c{number}", 1.0)) for number in range(1, clients + 1))
+    one.arena.seal(folded, float(clients), clients, members)
+    new = {name: one.alloc(Kind.STATE, LAYOUT.state_bytes).pack() for name in ("momentum", "second_moment")}
+    order = {"rule": "fedadam", "new_states": new, "model": keys[0].pack()}
+    start(one, worker, task(4, "top", one.model(), 2, **order))
+    one.give(4, keys[0], folded)
+    failed = worker.channel.take(TaskFailed)
+    named = tuple(f"c{number}" for number in range(1, clients + 1))
+    assert failed.suspects == (named if clients <= SUSPECTS_MAX else ())
 
 
 @pytest.mark.parametrize("role", ["top", "middle"])

@@ -9,10 +9,11 @@ import pytest
 from coordinator_scene import ARENA_BYTES, HOME, NUMBER, B, Led, Scene
 
 from lifl.core import effects as fx
-from lifl.core.coordinator import coordinator
+from lifl.core.coordinator.coordinator import check_new
 from lifl.core.coordinator.round import Phase
 from lifl.core.errors import LocalFault, Refused
 from lifl.core.ids import epoch_of
+from lifl.core.limits import JOBS_MAX
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
 
@@ -61,10 +62,14 @@ def test_a_name_that_is_taken_is_refused() -> None:
     assert refused(scene).code == "job-exists"
 
 
-def test_there_are_not_more_than_so_many_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coordinator, "JOBS_MAX", 0)
-    error = refused(Scene())
-    assert (error.code, error.text) == ("too-many-jobs", "0 jobs run here; wait for one to end")
+def test_there_are_not_more_than_so_many_jobs() -> None:
+    scene = Scene()
+    others = {number: scene.coordinator.make(scene.spec) for number in range(2, JOBS_MAX + 2)}
+    scene.coordinator.running.update(others)
+    error = refused(scene, ARENA_BYTES)
+    assert (error.code, error.text) == ("too-many-jobs", f"{JOBS_MAX} jobs run here; wait for one to end")
+    scene.coordinator.running.popitem()
+    check_new(scene.coordinator, scene.spec, ARENA_BYTES)  # one less: it is taken
 
 
 def test_a_job_that_never_fits_the_arena_is_refused() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lifl.core.errors import Refused
+from lifl.core.limits import CLI_CONNECTIONS_MAX
 from lifl.core.protocol import cli as om
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.node import cli_server
@@ -84,6 +85,23 @@ def test_who_has_asked_nothing_for_long_gives_way_and_who_follows_does_not(
             assert answer == om.Answer({})
             for alive in (follower, silent[1], last):
                 assert await door.ask(alive, om.ListJobs()) == om.Answer({})
+        door.close()
+
+    asyncio.run(play())
+
+
+def test_so_many_command_lines_are_served_and_one_more_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_server, "CLI_IDLE_S", 3600.0)
+
+    async def play() -> None:
+        door = Door(tmp_path)
+        served = [await door.connect() for _ in range(CLI_CONNECTIONS_MAX)]
+        for sock in served:
+            assert await door.ask(sock, om.ListJobs()) == om.Answer({})
+        told = await door.ask(await door.connect(), om.ListJobs())
+        assert told.code == om.TOO_MANY and f"{CLI_CONNECTIONS_MAX} connections" in told.text
+        for sock in served:
+            assert await door.ask(sock, om.ListJobs()) == om.Answer({})
         door.close()
 
     asyncio.run(play())

@@ -21,6 +21,7 @@ from lifl.core.limits import (
     CLIENTS_PER_ROUND_MAX,
     DEADLINE_S_MAX,
     FAN_IN_MAX,
+    OPTIONS_BYTES_MAX,
     OPTIONS_DEPTH_MAX,
     PATTERNS_MAX,
     ROUNDS_MAX,
@@ -189,6 +190,18 @@ def test_a_broken_toml_value_and_a_path_into_a_value_are_refused() -> None:
     assert "is a value" in refused(MINIMAL, ("job.name.first=x",)).problem
 
 
+@pytest.mark.parametrize("key", ["aggregation.options", "client.options"])
+def test_options_take_only_so_many_bytes(key: str) -> None:
+    part, name = key.split(".")
+    beside = len(msgspec.msgpack.encode({"x": "y" * 60_000})) - 60_000
+    text = "y" * (OPTIONS_BYTES_MAX - beside)
+    assert parse_job({**MINIMAL, part: {name: {"x": text}}}) is not None
+    with pytest.raises(ConfigError) as caught:
+        parse_job({**MINIMAL, part: {name: {"x": text + "y"}}})
+    assert caught.value.path == key
+    assert f"takes {OPTIONS_BYTES_MAX + 1} bytes, at most {OPTIONS_BYTES_MAX} fit" in caught.value.problem
+
+
 def test_options_nest_only_so_deep() -> None:
     path = "client.options" + ".a" * (OPTIONS_DEPTH_MAX)
     parse_job(MINIMAL, [f"{path}=1"])
@@ -290,6 +303,7 @@ def test_node_defaults_and_sizes() -> None:
         ("idle_timeout_s=-1", "idle_timeout_s"),
         ("workers_max=-1", "workers_max"),
         ("state_dir=" + "x" * (STATE_DIR_BYTES_MAX + 1), "state_dir"),
+        ("state_dir=" + "\u00e4" * (STATE_DIR_BYTES_MAX // 2) + "x", "state_dir"),
         ("arena_byte=5", "arena_byte"),
     ],
 )
@@ -297,6 +311,12 @@ def test_a_bad_node_value_is_refused_at_its_path(override: str, path: str) -> No
     with pytest.raises(ConfigError) as caught:
         parse_node({}, [override])
     assert caught.value.path == path
+
+
+def test_a_state_folder_of_the_longest_path_is_taken() -> None:
+    folder = "/" + "\u00e4" * (STATE_DIR_BYTES_MAX // 2 - 1) + "x"
+    assert len(folder.encode()) == STATE_DIR_BYTES_MAX
+    assert parse_node({}, [f"state_dir={folder}"]).state_dir == folder
 
 
 @pytest.mark.parametrize("key", ["listen", "control"])

@@ -206,6 +206,8 @@ TURNED_AWAY_MAX = 32
 
 # ---- the other doors -------------------------------------------------------------------------------------------------
 
+GREETING_S = 5.0
+"""A PeerHello is complete within this time, and so is a node's whole attempt at one address of another."""
 GREETINGS_MAX = 256
 """Connections of a control port whose PeerHello is not complete; those beyond are told to come again."""
 GREETINGS_PER_SOURCE_MAX = 64

@@ -21,7 +21,13 @@ import msgspec
 
 from lifl.core.errors import RemoteFault
 from lifl.core.fields import Message
-from lifl.core.limits import GREETING_BYTES_MAX, GREETINGS_MAX, GREETINGS_PER_SOURCE_MAX, REFUSAL_CHARS_MAX
+from lifl.core.limits import (
+    GREETING_BYTES_MAX,
+    GREETING_S,
+    GREETINGS_MAX,
+    GREETINGS_PER_SOURCE_MAX,
+    REFUSAL_CHARS_MAX,
+)
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import enrolment as e
 from lifl.core.protocol.frames import FrameDecoder, encode
@@ -35,8 +41,6 @@ from lifl.tls.tls_socket import Stream
 from lifl.tls.waits import received, sent
 
 CHANNEL = "the control channel"
-GREETING_S = 5.0
-"""A PeerHello is complete within this time, and so is an agent's whole attempt at one address."""
 LINGER_S = 1.0
 LINGER_BYTES_MAX = 256 * 1024
 

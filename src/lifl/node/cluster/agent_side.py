@@ -21,11 +21,11 @@ from lifl.core.config.values import split_address
 from lifl.core.coordinator import membership as ms
 from lifl.core.errors import ConfigError, Impossible, LocalFault, RemoteFault
 from lifl.core.fields import Message
-from lifl.core.limits import NODES_MAX
+from lifl.core.limits import GREETING_S, NODES_MAX
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol.frames import encode
 from lifl.core.protocol.pages import split
-from lifl.node.cluster.acceptor import CHANNEL, GREETING_S, prepare, read_frame
+from lifl.node.cluster.acceptor import CHANNEL, prepare, read_frame
 from lifl.node.cluster.member_rows import as_member, row
 from lifl.node.cluster.timer import Timer
 from lifl.node.link import Link
