@@ -2,6 +2,7 @@
 # make demo-cluster three nodes on this machine, 60 clients, one node is killed (needs root)
 # make test         ruff, mypy and all tests           (ARGS="-k arena" is handed to pytest)
 # make test-loads   all tests three times: on the machine as it is, with all cores kept busy, and on one core
+# make fuzz S=600   random messages, at the ends of their fields, to and within real nodes, for so many seconds each
 # make coverage     how much of each module of core its own tests cover; fails where the code that decides has too little
 # make sim SEED=17  one simulated life, told event by event (HOSTS=1: of a single node; MOVES=1: of nodes that all may
 #                   coordinate; DRAINS=1: of nodes that are drained; RECORDING=FILE: what was recorded)
@@ -36,7 +37,7 @@ UNPACK_ETCD = { apt-get download -q etcd-server || { apt-get update -q && apt-ge
 APT_INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-cluster test test-loads coverage lint sim sim-long bench bench-quick bench-node bench-floods bench-cluster limits clean
+.PHONY: help setup demo demo-cluster test test-loads fuzz coverage lint sim sim-long bench bench-quick bench-node bench-floods bench-cluster limits clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -97,6 +98,9 @@ test: lint
 
 test-loads: $(READY)
 	@$(BIN)/python tests/loads.py $(TEST_FLAGS) $(ARGS)
+
+fuzz: $(READY)
+	LIFL_FUZZ_S=$(or $(S),60) $(BIN)/python -m pytest -n 2 --dist loadfile tests/fuzz -k "at_random or any_rows"
 
 coverage: $(READY)
 	@$(BIN)/python tests/coverage_by_module.py

@@ -12,7 +12,7 @@ from lifl.core import events as ev
 from lifl.core.agent.pool import FORK_PAUSE_MIN_S, Worker, WorkerState
 from lifl.core.agent.task_table import output_of, worker_of
 from lifl.core.agent.worker_deaths import EXITS_KEPT, OWN_CODE_ATTEMPTS_MAX, TASK_ATTEMPTS_MAX
-from lifl.core.errors import Impossible, LocalFault
+from lifl.core.errors import LocalFault, RemoteFault
 from lifl.core.ids import Key, epoch_of
 from lifl.core.planning.tree import Task, TaskState
 from lifl.core.protocol import commands as o
@@ -66,10 +66,70 @@ def test_a_worker_that_was_lost_before_it_said_that_it_runs_is_not_known_any_mor
     assert workers(scene) == {}
 
 
-def test_one_that_says_so_twice_is_impossible() -> None:
+def test_one_that_says_so_twice_or_of_another_ends_itself_alone() -> None:
     scene = scene_of(8, 1)
-    with pytest.raises(Impossible, match="worker 1 cannot go from busy to busy"):
-        scene.ready(1)
+    scene.upload("c2")
+    scene.grant("c3")  # a second one is forked, which does not run yet
+    assert workers(scene)[2].state is STARTING
+    for says in (1, 2):
+        with pytest.raises(RemoteFault, match=rf"worker 1, which is busy, says that worker {says} runs"):
+            scene.handle(ev.FromWorker(1, wm.WorkerReady(says, 101, 0)))
+    with pytest.raises(RemoteFault, match="worker 2, which is starting, says that worker 1 runs"):
+        scene.handle(ev.FromWorker(2, wm.WorkerReady(1, 101, 0)))
+    assert [worker.state for worker in workers(scene).values()] == [BUSY, STARTING]
+
+
+def test_what_one_says_of_anothers_task_changes_nothing() -> None:
+    scene = scene_of(8, 4)
+    mine, others = scene.tasks()[:2]
+    assert (mine.state, others.state) == (RUNNING, RUNNING) and mine.worker != others.worker
+    before = scene.agent.load
+    assert output_of(others) is not None
+    scene.arena.seal(output_of(others), "c3", "c4")
+    for said in (
+        wm.TaskDone(others.address, others.attempt, 1.0, 1, 2, 0.25, 0.5),
+        wm.TaskFailed(others.address, others.attempt, "no"),
+        wm.TaskDropped(others.address, others.attempt),
+    ):
+        assert scene.handle(ev.FromWorker(worker_of(mine), said)) == []
+    assert (others.state, workers(scene)[worker_of(others)].state) == (RUNNING, BUSY)
+    assert scene.agent.load == before
+
+
+def test_one_that_is_done_with_what_is_over_is_free() -> None:
+    """Its output was taken before it said so, and the round has ended meanwhile."""
+    scene = scene_of(8, 2)
+    leaf = scene.tasks()[0]
+    scene.arena.seal(output_of(leaf), "c1", "c2")
+    scene.runner()._overtaken(leaf)
+    scene.agent.tasks._close(leaf.address)
+    done = wm.TaskDone(leaf.address, leaf.attempt, 1.0, 1, 2, 0.25, 0.5)
+    scene.agent.tasks.heard(ev.FromWorker(1, done))
+    assert workers(scene)[1].state is IDLE
+
+
+def test_what_one_lets_go_of_that_another_still_writes_to_is_not_freed() -> None:
+    scene = scene_of(8, 4)
+    mine, others = scene.tasks()[:2]
+    output = output_of(others)
+    scene.agent.tasks.abandon(others, [output])
+    scene.agent._turn.effects.clear()
+    scene.anew()
+    scene.handle(ev.FromWorker(worker_of(mine), wm.TaskDropped(others.address, others.attempt)))
+    assert output in scene.arena.objects
+    scene.handle(ev.FromWorker(worker_of(others), wm.TaskDropped(others.address, others.attempt)))
+    assert output not in scene.arena.objects
+
+
+def test_one_that_says_it_is_done_and_has_sealed_nothing_ends_and_its_task_goes_on() -> None:
+    scene = scene_of(8, 2)
+    leaf = scene.tasks()[0]
+    before = scene.agent.load
+    with pytest.raises(RemoteFault, match="whose output is not sealed"):
+        scene.handle(ev.FromWorker(worker_of(leaf), wm.TaskDone(leaf.address, 1, 1.0, 1, 2, 0.25, 0.5)))
+    assert (leaf.state, leaf.worker, scene.agent.load) == (RUNNING, 1, before)
+    scene.handle(ev.WorkerGone(1))
+    assert leaf.worker != 1
 
 
 # ---- whom a task is given to -----------------------------------------------------------------------------------------

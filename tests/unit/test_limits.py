@@ -74,6 +74,11 @@ def test_the_pages_of_an_inventory_fit_the_link_at_once() -> None:
     assert members * limits.CONTRIBUTION_BYTES_MAX >= limits.INVENTORY_BYTES_MAX
 
 
+def test_what_all_tasks_of_a_branch_have_taken_is_within_its_cost() -> None:
+    leaves = limits.BRANCH_UPDATES_MAX
+    assert 2 * leaves * limits.DEADLINE_S_MAX <= limits.COST_S_MAX  # and no more middles than leaves
+
+
 def test_a_model_of_the_longest_schema_fits_its_files_header() -> None:
     each = len('{"dtype":"BF16","shape":[],"data_offsets":[,]},"":') + 2 * 20
     shapes = 20 * limits.DIMENSIONS_MAX  # of few tensors: their bytes are in the schema, too

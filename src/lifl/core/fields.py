@@ -29,6 +29,7 @@ from lifl.core.limits import (
     PATH_CHARS_MAX,
     PATTERN_CHARS_MAX,
     PATTERNS_MAX,
+    PID_MAX,
     REAL_MAX,
     RETRY_AFTER_S_MAX,
     SECRET_CHARS_MAX,
@@ -103,6 +104,12 @@ Bits64 = Annotated[int, msgspec.Meta(ge=0)]
 Incarnation = Annotated[int, msgspec.Meta(ge=0, le=INCARNATION_MAX)]
 ArenaBytes = Annotated[int, msgspec.Meta(ge=0, le=ARENA_BYTES_MAX)]
 WorkersMax = Annotated[int, msgspec.Meta(ge=0, le=WORKERS_MAX)]
+Pid = Annotated[int, msgspec.Meta(ge=0, le=PID_MAX)]
+"""A process; 0: none."""
+ExitStatus = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
+"""As waitpid has it."""
+TaskSeconds = Annotated[float, msgspec.Meta(ge=0, le=DEADLINE_S_MAX)]
+"""What one task has taken: those of a branch, together, are within `COST_S_MAX`."""
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=DEADLINE_S_MAX)]
 SecondsLeft = Annotated[float, msgspec.Meta(ge=-DEADLINE_S_MAX, le=DEADLINE_S_MAX)]
 """Until a deadline, which may have passed."""

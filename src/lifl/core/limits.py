@@ -62,6 +62,8 @@ TASK_DEADLINE_S = 300.0
 ARENA_BYTES_MIN = 1 << 24
 ARENA_BYTES_MAX = 1 << 44
 WORKERS_MAX = 1_000
+PID_MAX = 1 << 22
+"""The kernel's own limit of process numbers, on 64-bit machines."""
 CAPACITY_MAX = 1e6
 CONNECTIONS_MAX = 65_536
 STATE_DIR_BYTES_MAX = 90

@@ -14,6 +14,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from lifl import failpoints
@@ -23,7 +24,7 @@ from lifl.core.ids import DAEMON_ADDRESS, Key, Record
 from lifl.core.protocol import worker as wm
 from lifl.node.children import Child
 from lifl.node.link import Link
-from lifl.node.process_state import is_stopped
+from lifl.node.process_state import is_child, is_stopped
 from lifl.redirect import Redirector, is_wake
 
 log = logging.getLogger("lifl.workers")
@@ -88,15 +89,21 @@ class Workers:
         registration.handed_over()
 
     def forked(self, worker: int, pid: int) -> None:
-        """Take note of a worker's process."""
-        if worker not in self._links:
+        """Take note of a worker's process, once: a child of the zygote, for it is killed when it hangs."""
+        if worker not in self._links or worker in self._pidfds:
             return
         try:
-            self._pidfds[worker] = pid, os.pidfd_open(pid)
+            pidfd = os.pidfd_open(pid)
         except ProcessLookupError:  # it has ended, as its link will say
-            pass
+            return
         except OSError as error:
             log.warning("worker.unwatched worker=%d pid=%d %s; it is not killed when it hangs", worker, pid, error)
+            return
+        if is_child(pid, self._zygote.pid):  # looked at after it was opened: it is the same process
+            self._pidfds[worker] = pid, pidfd
+        else:
+            os.close(pidfd)
+            log.warning("worker.unwatched worker=%d pid=%d: it is none of the zygote's", worker, pid)
 
     def is_stopped(self, worker: int) -> bool:
         """Return whether the worker's process is stopped."""
@@ -113,6 +120,14 @@ class Workers:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         except ProcessLookupError:
             pass
+
+    def _end_process(self, worker: int) -> None:
+        """See to it that a process without its link ends, which is of no use, and may be on its way out already."""
+        _, pidfd = self._pidfds.get(worker, (0, -1))
+        if pidfd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        self._forget_process(worker)
 
     def _forget_process(self, worker: int) -> None:
         _, pidfd = self._pidfds.pop(worker, (0, -1))
@@ -194,7 +209,7 @@ class Workers:
         if error is not None:
             log.warning("worker.link worker=%d %s", worker, error)
         del self._links[worker]
-        self._forget_process(worker)
+        self._end_process(worker)
         slot = self._slots.pop(worker, None)
         if slot is not None:
             self.redirector.retire(slot)

@@ -217,12 +217,14 @@ class Agent:
     # ---- workers and the clock -------------------------------------------------------------------------------------
 
     def _from_worker(self, event: ev.FromWorker) -> None:
-        done = event.message
-        if isinstance(done, wm.TaskDone):
+        done, load = event.message, self.load
+        if isinstance(done, wm.TaskDone) and self.pool.has(event.worker, done.address):
             found = self.tasks.find(done.address)
             if found is not None and found.task.role == "leaf":
-                self.load = self.load.done(done.busy_s, done.inputs)
-        self._act(self.tasks.heard(event))
+                load = load.done(done.busy_s, done.inputs)
+        outcomes = self.tasks.heard(event)  # or it cannot be true, and nothing has changed
+        self.load = load
+        self._act(outcomes)
 
     def _calibrated(self, event: ev.Calibrated) -> None:
         self.load = msgspec.structs.replace(self.load, capacity=event.capacity)

@@ -173,6 +173,11 @@ class Pool:
         worker.move(WorkerState.BUSY if worker.tasks else WorkerState.IDLE)
         return list(worker.tasks)
 
+    def has(self, number: int, address: int) -> bool:
+        """Return whether the worker has a task at this address."""
+        worker = self.workers.get(number)
+        return worker is not None and address in worker.tasks
+
     def release(self, number: int, address: int, now: float) -> None:
         """Note that the worker has ended (or was told to drop) a task."""
         worker = self.workers.get(number)

@@ -21,7 +21,7 @@ from lifl.core.agent.outcomes import NotFiniteAt, Outcome
 from lifl.core.agent.pool import Pool, WorkerState
 from lifl.core.agent.quota import Quota
 from lifl.core.agent.worker_deaths import WorkerDeaths
-from lifl.core.errors import ArenaFull, LocalFault
+from lifl.core.errors import ArenaFull, LocalFault, RemoteFault
 from lifl.core.events import Bounced, FromWorker, WorkerGone
 from lifl.core.fields import Message
 from lifl.core.ids import ADDRESSES_MAX, Key
@@ -216,10 +216,19 @@ class TaskTable:
     # ---- events ----------------------------------------------------------------------------------------------------
 
     def heard(self, event: FromWorker) -> list[Outcome]:
-        """Handle what a worker says."""
-        match event.message:
-            case wm.WorkerReady():
-                self._worker_ready(event.message)
+        """Handle what a worker says of itself, and of tasks that it has; what it says of others counts for nothing.
+
+        Raise `RemoteFault`, with nothing changed, for what cannot be true: a user's rule may have taken it over.
+        """
+        message = event.message
+        if isinstance(message, wm.WorkerReady):
+            self._worker_ready(event.worker, message)
+            return []
+        if not self.pool.has(event.worker, message.address):  # it let go of it before
+            return []
+        if isinstance(message, wm.TaskDone):
+            _check_done(self, event.worker, message)
+        match message:
             case wm.TaskDone() as done:
                 found = self._released(event.worker, done.address)
                 if found is not None and found.task.attempt == done.attempt and found.task.state is TaskState.RUNNING:
@@ -235,10 +244,14 @@ class TaskTable:
                 self._released(event.worker, dropped.address)
         return []
 
-    def _worker_ready(self, event: wm.WorkerReady) -> None:
-        if event.worker in self.pool.workers:
-            for address in self.pool.ready(event.worker, event.pid, self._turn.now):
-                self._start(*self.at(address))
+    def _worker_ready(self, worker: int, message: wm.WorkerReady) -> None:
+        found = self.pool.workers.get(worker)
+        if found is None:
+            return
+        if message.worker != worker or not (found.killed or found.state is STARTING):
+            raise RemoteFault(f"worker {worker}, which is {found.state.value}, says that worker {message.worker} runs")
+        for address in self.pool.ready(worker, message.pid, self._turn.now):
+            self._start(*self.at(address))
 
     def _released(self, worker: int, address: int) -> OpenTask | None:
         """Return the wanted task that a worker has let go of; the objects of an abandoned one are freed."""
@@ -308,6 +321,17 @@ class TaskTable:
         lost = self._abandoned.keys() - self._open.keys()
         if lost:
             yield f"abandoned tasks at {sorted(lost)} have lost their addresses"
+
+
+def _check_done(table: TaskTable, worker: int, done: wm.TaskDone) -> None:
+    """Raise `RemoteFault` when the output of a task that is awaited is not sealed."""
+    found = table.find(done.address)
+    if found is None or table.is_abandoned(done.address):
+        return
+    task = found.task
+    awaited = task.attempt == done.attempt and task.state is TaskState.RUNNING and task.output is not None
+    if awaited and not table._quota.sealed(output_of(task)):
+        raise RemoteFault(f"worker {worker} says that {task!r} is done, whose output is not sealed")
 
 
 def worker_of(task: Task) -> int:

@@ -16,6 +16,7 @@ from lifl.core.fields import (
     Metrics,
     Name,
     NotNegative,
+    Pid,
     Secret,
     Tensors,
     Text,
@@ -34,7 +35,7 @@ from lifl.core.trust.revocation import Revocations
 class GatewayReady(Message, frozen=True):
     """The gateway listens.  `listen` are the bound addresses as HOST:PORT; `landlock` is as in ZygoteReady."""
 
-    pid: Count
+    pid: Pid
     listen: Annotated[tuple[Address, ...], msgspec.Meta(max_length=2)]
     landlock: Count = 0
 

@@ -15,15 +15,17 @@ from lifl.core.fields import (
     Count,
     Digests,
     DtypeName,
+    ExitStatus,
     Integer,
     KeyBytes,
     Message,
     Name,
-    NotNegative,
     Path,
+    Pid,
     Segments,
     StateKeys,
     Suspects,
+    TaskSeconds,
     Tensors,
     Text,
     Treatment,
@@ -39,7 +41,7 @@ from lifl.core.protocol.gateway import Drain
 class ZygoteReady(Message, frozen=True):
     """NumPy is loaded, the arena is mapped; `landlock` is the version that holds it and its workers, 0: none."""
 
-    pid: Count
+    pid: Pid
     landlock: Count = 0
 
 
@@ -58,15 +60,15 @@ class Forked(Message, frozen=True):
     """The worker's process."""
 
     worker: Count
-    pid: Count
+    pid: Pid
 
 
 class Exited(Message, frozen=True):
     """A worker's process has ended; `status` is waitpid's."""
 
     worker: Count
-    pid: Count
-    status: Integer
+    pid: Pid
+    status: ExitStatus
 
 
 class Calibrate(Message, frozen=True):
@@ -202,7 +204,7 @@ class WorkerReady(Message, frozen=True):
     """The worker runs; `ready_ns` is its monotonic clock at that."""
 
     worker: Count
-    pid: Count
+    pid: Pid
     ready_ns: Count
 
 
@@ -218,8 +220,8 @@ class TaskDone(Message, frozen=True):
     weight: float
     members: Count
     inputs: Count
-    cpu_s: NotNegative
-    busy_s: NotNegative
+    cpu_s: TaskSeconds
+    busy_s: TaskSeconds
     started_ns: Count = 0
     digests: Digests = ()
 
