@@ -1,10 +1,13 @@
 """How long a job stands still when a node fails in some way: the faults, and the longest gap between two commits.
 
 A job of many short rounds runs on three nodes; each client is given the address of one node only, and learns those of
-the others there.  Then something happens to the second node.  Run by itself, as root, this measures each fault and
-writes the table of docs/failures.md:
+the others there.  Then something happens to the second node, or to a part of the first, which coordinates.  Run by
+itself, as root, this measures each fault (or those that have a word in their names) and writes the tables of
+docs/failures.md:
 
-    PYTHONPATH=tests:tests/cluster python tests/cluster/gaps.py
+    PYTHONPATH=tests:tests/cluster python tests/cluster/gaps.py [WORD]
+
+`tests/sim/test_sim_gaps.py` holds the same on the simulator's clock.
 """
 
 from __future__ import annotations
@@ -65,7 +68,7 @@ Fault = Callable[[Cluster, Machine], Callable[[], None]]
 
 
 def processes(machine: Machine, what: str) -> list[psutil.Process]:
-    """The node's lifld, gateway or workers."""
+    """The node's lifld, gateway, zygote or workers."""
     lifld = psutil.Process(machine.pid)
     if what == "lifld":
         return [lifld]
@@ -73,7 +76,7 @@ def processes(machine: Machine, what: str) -> list[psutil.Process]:
     if what == "gateway":
         return [child for child, line in children.items() if "gateway" in line]
     (zygote,) = [child for child, line in children.items() if "zygote" in line]
-    return zygote.children()
+    return [zygote] if what == "zygote" else zygote.children()
 
 
 def stopped(what: str) -> Fault:
@@ -126,6 +129,39 @@ def killed(_cluster: Cluster, machine: Machine) -> Callable[[], None]:
     return machine.up
 
 
+def ended(what: str) -> Fault:
+    """`kill -9` of a process of the node; lifld starts another one."""
+
+    def fault(_cluster: Cluster, machine: Machine) -> Callable[[], None]:
+        for process in processes(machine, what):
+            process.kill()
+        return lambda: None
+
+    return fault
+
+
+def full(*what: str) -> Fault:
+    """No file can grow for `FULL_S`: a limit of its size is what a full disk is to these processes alone.
+
+    What is committed meanwhile, if anything, is so without this node's part: the gap has all of `FULL_S`.
+    """
+
+    def fault(_cluster: Cluster, machine: Machine) -> Callable[[], None]:
+        found = [process for each in what for process in processes(machine, each)]
+
+        def limit(nbytes: int) -> None:
+            for process in found:
+                with suppress(psutil.NoSuchProcess):
+                    process.rlimit(psutil.RLIMIT_FSIZE, (nbytes, psutil.RLIM_INFINITY))
+
+        limit(1)
+        room = threading.Timer(FULL_S, limit, [psutil.RLIM_INFINITY])
+        room.start()
+        return room.join
+
+    return fault
+
+
 def powered_off(cluster: Cluster, machine: Machine) -> Callable[[], None]:
     """No process is left, and nobody is told so by its machine."""
     mend = cut("all", "all")(cluster, machine)
@@ -138,12 +174,17 @@ def powered_off(cluster: Cluster, machine: Machine) -> Callable[[], None]:
     return undo
 
 
+FULL_S = 5.0
 FAULTS: dict[str, Fault] = {
     "`kill -9` of all its processes": killed,
     "power off": powered_off,
     "SIGSTOP of `lifld`": stopped("lifld"),
     "SIGSTOP of the gateway": stopped("gateway"),
     "SIGSTOP of its workers": stopped("workers"),
+    "`kill -9` of the zygote": ended("zygote"),
+    "SIGSTOP of the zygote": stopped("zygote"),
+    f"database full for {FULL_S:g} s": full("lifld"),
+    f"disk full for {FULL_S:g} s": full("lifld", "zygote", "workers"),
     "SIGSTOP of all its processes": stopped("all"),
     "cut off from clients": cut("clients", "clients"),
     "what it sends to clients is lost": cut("clients", ""),
@@ -152,6 +193,18 @@ FAULTS: dict[str, Fault] = {
     "what it sends to the others is lost": cut("nodes", ""),
     "what the others send to it is lost": cut("", "nodes"),
 }
+"""What happens to a node that does not coordinate."""
+COORDINATORS: dict[str, Fault] = {
+    "`kill -9` of its gateway": ended("gateway"),
+    "SIGSTOP of its gateway": stopped("gateway"),
+    "`kill -9` of its workers": ended("workers"),
+    "SIGSTOP of its workers": stopped("workers"),
+    "`kill -9` of its zygote": ended("zygote"),
+    "SIGSTOP of its zygote": stopped("zygote"),
+    f"database full for {FULL_S:g} s": full("lifld"),
+    f"checkpoints' disk full for {FULL_S:g} s": full("zygote", "workers"),
+}
+"""What happens to a part of the node that does."""
 
 
 # ---- the measurement -------------------------------------------------------------------------------------------------
@@ -189,9 +242,9 @@ def running(cluster: Cluster, job: str, oracle: OneHot) -> Iterator[Commits]:
     commits.join()
 
 
-def measure(cluster: Cluster, job: str, fault: Fault) -> Measured:
-    """What a fault of the second node does to a job: nothing is lost or doubled, and it goes on."""
-    oracle, victim = OneHot(CLIENTS), cluster.agents[0]
+def measure(cluster: Cluster, job: str, fault: Fault, victim: Machine | None = None) -> Measured:
+    """What a fault of a node (the second one) does to a job: nothing is lost or doubled, and it goes on."""
+    oracle, victim = OneHot(CLIENTS), victim or cluster.agents[0]
     with running(cluster, job, oracle) as commits:
         usual_s = commits.longest_gap_s(0.0)
         began_s = time.monotonic()
@@ -226,18 +279,21 @@ FELT_S = 15.0
 
 
 def main() -> None:
-    """Measure each fault, and print the table."""
-    table = ["| fault of a node that does not coordinate | longest gap, s | rounds committed | lost | doubled |"]
-    table.append("|---|---|---|---|---|")
+    """Measure each fault, and print the tables."""
+    word = sys.argv[1] if len(sys.argv) > 1 else ""
     with kept(3, "--redirector", "unix") as keeper:
-        for number, (name, fault) in enumerate(FAULTS.items()):
-            if len(sys.argv) > 1 and sys.argv[1] not in name:
-                continue
-            with keeper.whole(lambda: 0) as cluster:
-                found = measure(cluster, f"g{number}", fault)
-            table.append(f"| {name} | {found.gap_s:.1f} | {found.rounds} | {found.lost} | 0 |")
-            print(f"{name}: {found}", file=sys.stderr, flush=True)
-    print("\n".join(table))
+        for title, faults in (("a node that does not coordinate", FAULTS), ("the coordinator", COORDINATORS)):
+            head = f"| fault of {title} | longest gap, s | rounds committed | lost | doubled |"
+            lines = [head, "|---|---|---|---|---|"]
+            for number, (name, fault) in enumerate(faults.items()):
+                if word not in name:
+                    continue
+                with keeper.whole(lambda: 0) as cluster:
+                    victim = cluster.coordinator if faults is COORDINATORS else cluster.agents[0]
+                    found = measure(cluster, f"{victim.host.name}{number}", fault, victim)
+                lines.append(f"| {name} | {found.gap_s:.1f} | {found.rounds} | {found.lost} | 0 |")
+                print(f"{title}, {name}: {found}", file=sys.stderr, flush=True)
+            print("\n".join([*lines, ""]), flush=True)
 
 
 if __name__ == "__main__":

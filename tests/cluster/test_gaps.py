@@ -7,7 +7,7 @@ comes to.
 from __future__ import annotations
 
 import pytest
-from gaps import FAULTS, measure
+from gaps import COORDINATORS, FAULTS, measure
 from netns import Cluster
 
 GAP_MAX_S = 60.0
@@ -20,9 +20,22 @@ FELT = [
 ]
 
 
+COORDINATORS_FELT = ["SIGSTOP of its gateway", "SIGSTOP of its zygote", "database full for 5 s"]
+
+
 @pytest.mark.parametrize("number", range(len(FELT)), ids=[name.replace("`", "").replace(" ", "-") for name in FELT])
 def test_rounds_are_committed_while_it_lasts(three: Cluster, number: int) -> None:
     found = measure(three, f"g{number}", FAULTS[FELT[number]])
     print(f"{FELT[number]}: {found}")
     assert found.gap_s < GAP_MAX_S
     assert (found.lost, found.attempts_failed) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "number", range(len(COORDINATORS_FELT)), ids=[name.replace(" ", "-") for name in COORDINATORS_FELT]
+)
+def test_rounds_are_committed_though_a_part_of_the_coordinator_fails(three: Cluster, number: int) -> None:
+    found = measure(three, f"c{number}", COORDINATORS[COORDINATORS_FELT[number]], three.coordinator)
+    print(f"{COORDINATORS_FELT[number]}: {found}")
+    assert found.gap_s < GAP_MAX_S
+    assert found.lost == 0

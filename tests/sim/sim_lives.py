@@ -118,7 +118,9 @@ class Lives:
         """End a gateway's process."""
         cluster = self._cluster
         for client in list(host.by_conn.values()):
-            client.awaiting = None  # who is elsewhere at home submits again there
+            if client.host is not None and client.host is not host and client.awaiting is not None:
+                client.submitting = client.awaiting, client.host.gateway  # who is elsewhere at home submits again there
+            client.awaiting = None
             if client.host is host:
                 self._leave_behind(host, client)
         host.end_gateway()

@@ -142,7 +142,8 @@ ROUNDS_REMEMBERED = 16
 
 FILE_RETRY_S = 1.0
 """After how long a file that could not be read or written is tried again; each further wait is twice as long."""
-FILE_RETRY_S_MAX = 30.0
+FILE_RETRY_S_MAX = 5.0
+"""A job whose disk has room again goes on within this time."""
 JOURNAL_FREE_BYTES_MIN = 64 * 1024 * 1024
 """Accepted updates are written to the disk as long as so much stays free there: the database must not be held up."""
 STORE_ENDPOINTS_MAX = 16
@@ -157,7 +158,7 @@ STORE_VALUE_BYTES_MAX = 1024 * 1024
 """One value in etcd, which takes requests of 1.5 MiB; a row that takes more, compressed, is stored in parts."""
 DATABASE_RETRY_S = 0.5
 """The same for a row that the database did not take."""
-DATABASE_RETRY_S_MAX = 10.0
+DATABASE_RETRY_S_MAX = 5.0
 PAUSE_EVENTS_MAX = 100_000
 """Events that wait while the database takes no rows: beyond it the node stops, and `lifl up` goes on from its arena."""
 
