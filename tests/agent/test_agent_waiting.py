@@ -177,6 +177,18 @@ def test_within_the_grace_they_go_on() -> None:
     assert sent_away(scene.handle(ev.Tick(), at=12.0)) == [1]
 
 
+def test_of_a_job_that_ends_meanwhile_nobody_is_to_be_sent_away() -> None:
+    """Else the node would wake for that again and again."""
+    scene = reading_scene()
+    read_by(scene, "c1")
+    next_model(scene, 10.0)
+    read_by(scene, "c2")
+    next_model(scene, 11.0)
+    assert scene.engine.next_timer() == 10.0 + OLD_MODEL_GRACE_S
+    scene.handle(o.CloseJob(NUMBER), at=11.5)
+    assert scene.engine.next_timer() is None
+
+
 def test_when_something_waits_for_room_all_who_read_old_models_are_sent_away_at_once() -> None:
     scene = reading_scene()
     scene.has_branch(8)

@@ -87,7 +87,8 @@ class ModelService:
         for conn, round_ in replica.slot.wanting.items():
             self._refuse(conn, replica.spec.name, round_)
         self._unwanted.update(replica.close())
-        self._read_late.pop(replica.spec.number, None)
+        if self._read_late.pop(replica.spec.number, None) is not None:
+            self._set_away()
 
     def client_left(self, conn: int) -> None:
         """Forget what a connection waits for."""
@@ -141,6 +142,10 @@ class ModelService:
             self._read_late[number] = replica
         elif self._read_late.pop(number, None) is None:
             return
+        self._set_away()
+
+    def _set_away(self) -> None:
+        """Find out when the first reader of an old model is to be sent away."""
         slots = [each.slot for each in self._read_late.values()]
         over = [slot.doomed[key] for slot in slots for key in slot.over_budget(self._budget_bytes)[:1]]
         self._away_at_s = min(over, default=math.inf) + OLD_MODEL_GRACE_S
