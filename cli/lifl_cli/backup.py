@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from lifl_cli.options import json_option, state_option
+from lifl_cli.output import did
 from lifl_cli.render.figures import printable, size_text
 from lifl_cli.state import absolute
 
@@ -26,12 +27,8 @@ def backup(file: str, as_json: bool, state_dir: Path) -> None:
     target = absolute(file)
     made = write_backup(state_dir, target)
     nbytes = target.stat().st_size
-    if as_json:
-        click.echo(
-            json.dumps({"file": str(target), "bytes": nbytes, "files": len(made.files), "left_out": made.left_out})
-        )
-        return
-    click.echo(f"{target}: {len(made.files)} files of node {made.node}, {size_text(nbytes)}")
-    for folder in made.left_out:
-        click.echo(f"  not in it: the models in {printable(folder)}, outside of the state folder")
-    click.echo("  it has the node's keys: keep it as you keep these")
+    about = {"file": str(target), "bytes": nbytes, "files": len(made.files), "left_out": made.left_out}
+    said = [f"{target}: {len(made.files)} files of node {made.node}, {size_text(nbytes)}"]
+    said += [f"  not in it: the models in {printable(folder)}, outside of the state folder" for folder in made.left_out]
+    said += ["  it has the node's keys: keep it as you keep these"]
+    did(said[0], json.dumps(about) if as_json else "\n".join(said))

@@ -13,6 +13,7 @@ from lifl.core.errors import ResourceFault
 from lifl.core.protocol.cli import DrainNode, ListNodes
 from lifl_cli.daemon_client import DaemonClient, daemon_at
 from lifl_cli.options import json_option, state_option
+from lifl_cli.output import did
 
 DRAIN_S = 90.0
 """How long it is waited until a node is drained: as long as `lifl down` waits for its end."""
@@ -34,12 +35,8 @@ def drain(node: str, undo: bool, as_json: bool, state_dir: Path) -> None:
         row = daemon.ask(DrainNode(node, undo))["node"]
         if not undo:
             row = _drained(daemon, row)
-    if as_json:
-        click.echo(json.dumps(row))
-    elif undo:
-        click.echo(f"node {row['node']} takes part again")
-    else:
-        click.echo(f"node {row['node']} is drained: `lifl down` there loses nothing")
+    now = "takes part again" if undo else "is drained: `lifl down` there loses nothing"
+    did(f"node {row['node']} {now}", json.dumps(row) if as_json else None)
 
 
 def _drained(daemon: DaemonClient, row: dict[str, Any]) -> dict[str, Any]:

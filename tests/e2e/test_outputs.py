@@ -21,6 +21,7 @@ DOES = {
     "cancel j": "job j is cancelled",
     "cancel other --json": "job other is cancelled",
     "debug record": "events are written to",
+    "backup BACKUP": "files of node",
     "down": "is down",
     "doctor --repair": "nothing to repair",
 }
@@ -75,7 +76,7 @@ def lifl(command: str, outputs: str) -> subprocess.CompletedProcess[str]:
 def test_every_command_says_the_truth(outputs: str, start_node: Callable[..., Node], tmp_path: Path) -> None:
     node = start_node()
     node.lifl("submit", str(CONFIG), "--set", "job.name=j")
-    names = {"OUTPUT": str(tmp_path / "model")}
+    names = {"OUTPUT": str(tmp_path / "model"), "BACKUP": str(tmp_path / "backup")}
     told = not outputs.startswith("all")
     for command in SHOWS:
         done = said(command, OUTPUTS[outputs], node, names)
