@@ -57,7 +57,7 @@ _PIDFD_GETFD = 438
 _libc = ctypes.CDLL(None, use_errno=True)
 MODULES = {"gateway": "lifl.node.gateway.main", "zygote": "lifl.worker.zygote"}
 SAYS: dict[str, Any] = {"gateway": gm.FromGateway, "zygote": wm.FromZygote, "worker": wm.FromWorker}
-LIVES_MAX = 3
+LIVES_MAX = 2
 """Of a process, for the messages of one kind: those that cannot be true end it, and the next one says the others."""
 
 

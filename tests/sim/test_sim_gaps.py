@@ -78,7 +78,7 @@ class Gaps:
         self.cluster.run(0)
 
 
-@pytest.fixture(params=range(3))
+@pytest.fixture(params=range(2))
 def gaps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gaps:
     monkeypatch.setattr(simulator, "TIME_PASSES", 0.0)
     monkeypatch.setattr(sim_workers, "SLOW_FILES", 0.0)
