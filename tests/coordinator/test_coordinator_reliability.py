@@ -310,7 +310,7 @@ def test_one_that_left_and_did_not_come_back_has_left_and_one_that_did_has_not()
     }
 
 
-@pytest.mark.parametrize("how", ["gateway lost", "node drains"])
+@pytest.mark.parametrize("how", ["gateway lost", "node leaves", "node drains", "node is back"])
 def test_who_lost_its_node_has_not_left(how: str) -> None:
     scene = Scene(goal=1, nodes=(HOME, B))
     scene.here("c1", node=B)
@@ -321,7 +321,7 @@ def test_who_lost_its_node_has_not_left(how: str) -> None:
     else:
         node = scene.coordinator.nodes.get(B)
         assert node is not None
-        node.leaving = True
+        node.leaving, node.drains, node.known = how == "node leaves", how == "node drains", how != "node is back"
         scene.handle(gm.ClientLeft(1), node=B)
     scene.handle(admit("c2"))
     scene.handle(sealed("c2"))

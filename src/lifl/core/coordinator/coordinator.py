@@ -148,7 +148,7 @@ class Coordinator:
 
     def _client_left(self, node: int, event: gm.ClientLeft) -> None:
         """Note that a client takes part no longer, or that its connection has ended."""
-        stays = not self.nodes.goes(node)  # else the node has sent it away
+        stays = self.nodes.takes_grants(node) and not self.nodes.goes(node)  # else the node has sent it away
         for name, client in self.presence.remove(Connection(node, event.conn), event.job):
             with self._turn.share(self.jobs[name].spec.number):
                 self.jobs[name].runner.left([client], by_themselves=stays)
