@@ -167,7 +167,7 @@ class Bench:
                 join = self.machines[0].control if self.machines else ""
                 own = ("--arena-bytes", str(self._arena_bytes()), "--capacity", str(capacity), *flags)
                 (self.work / host.name).mkdir(exist_ok=True)
-                each = Machine(host, self.work, join, own)
+                each = Machine(host, self.work, join, [*own, "--insecure"])
                 self.machines.append(each)
                 stack.callback(each.down)
                 each.up()

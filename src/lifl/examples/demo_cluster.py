@@ -4,7 +4,9 @@
 
 The nodes are network namespaces of this machine (root is needed, else the demo says so and ends), the 60 clients stand
 in a fourth one: six processes with ten clients each, for sixty interpreters would be too much for a small machine.
-All goes through what users use: `lifl up --join`, `lifl plan`, `lifl submit`, `lifl status`, `lifl down`.
+All goes through what users use: `lifl up --join`, `lifl token create`, `lifl enroll`, `lifl plan`, `lifl submit`,
+`lifl status`, `lifl down`.  All that passes between the four is TLS: the first node makes the cluster's authority, one
+token lets the two other nodes in, and one the clients, each of which gets a certificate in its name.
 
 One of the six trainer processes is stopped in the round of the kill, so that the round cannot be over before a node
 dies in its middle; then it goes on.  In the end each committed round must have counted each of the 60 updates once
@@ -23,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from typing import Any
 from safetensors.numpy import load_file
 
 from lifl.examples import digits
+from lifl.examples.digits_trainer import client_name
 from lifl.examples.machines import Machine, wait_alive
 from lifl.examples.netns import Host, network, why_not
 from lifl.examples.running import (
@@ -51,7 +55,8 @@ KILL_ROUND = 3
 BACK_AFTER_ROUNDS = 3
 """So many committed rounds after the kill the node comes back."""
 ARENA = "64MiB"
-SETTLE_S = 20.0
+ENROLLING = 4
+"""So many `lifl enroll` at a time."""
 
 
 def main() -> None:
@@ -99,6 +104,7 @@ class Demo:
         with network("a", "b", "c", "clients") as net:
             *hosts, clients = net.hosts
             with self._nodes(hosts):
+                self._enroll(clients)
                 job, home = self._train(clients, test)
                 print()
                 lifl("status", job, "--state", home)
@@ -117,8 +123,7 @@ class Demo:
     def _nodes(self, hosts: list[Host]) -> Iterator[None]:
         with ExitStack() as stack:
             for host in hosts:
-                join = self.machines[0].control if self.machines else ""
-                machine = Machine(host, self.work, join, ("--arena-bytes", ARENA))
+                machine = Machine(host, self.work, *self._joining(len(hosts) - 1))
                 self.machines.append(machine)
                 stack.callback(machine.down)  # the first node, which coordinates, comes last
                 machine.up()
@@ -126,6 +131,37 @@ class Demo:
             wait_alive(self.machines)
             lifl("nodes", "--state", str(self.machines[0].state_dir))
             yield
+
+    def _joining(self, others: int) -> tuple[str, tuple[str, ...], Path | None]:
+        """Return how the next node comes: whom it joins, with which flags, by which token."""
+        flags = ("--arena-bytes", ARENA)
+        if not self.machines:
+            return "", flags, None
+        token = self.work / "nodes.token"
+        if not token.exists():
+            self.machines[0].token(token, "--role", "node", "--uses", str(others))
+        return self.machines[0].control, flags, token
+
+    def _enroll(self, clients: Host) -> None:
+        """Get each client a certificate, as it would at home: its key is made where it is."""
+        started_s = time.monotonic()
+        home = self.machines[0]
+        token = home.token(
+            self.work / "clients.token", "--role", "client", "--name", "digits-*", "--uses", str(CLIENTS)
+        )
+
+        def enroll(number: int) -> None:
+            name = client_name(number)
+            flags = ["--token-file", str(token), "--name", name, "--identity", str(self.work / "identities" / name)]
+            done = subprocess.run(
+                clients.command(*LIFL, "enroll", home.control, *flags), stdout=subprocess.DEVNULL, check=False
+            )
+            if done.returncode:
+                raise DemoFailed(f"client {name} was not let in")
+
+        with ThreadPoolExecutor(ENROLLING) as pool:
+            list(pool.map(enroll, range(CLIENTS)))
+        print(f"\n{CLIENTS} clients have certificates, by `lifl enroll`, after {time.monotonic() - started_s:.0f} s")
 
     def _train(self, clients: Host, test: digits.Examples) -> tuple[str, str]:
         """Run the job to its end; return its name, and the coordinator's state folder."""
@@ -154,7 +190,8 @@ class Demo:
         gateways = [machine.gateway for machine in self.machines]
         first = number % len(gateways)
         return [
-            *(sys.executable, "-m", "lifl.examples.digits_trainer", "--insecure", "--job", job),
+            *(sys.executable, "-m", "lifl.examples.digits_trainer", "--job", job),
+            *("--identities", str(self.work / "identities")),
             *("--gateway", ",".join(gateways[first:] + gateways[:first])),
             *("--client", f"{number * each}-{number * each + each - 1}", "--clients", str(CLIENTS)),
             *("--data", str(self.data)),

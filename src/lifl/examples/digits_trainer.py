@@ -35,7 +35,7 @@ def main() -> None:
     )
     parser.add_argument("--clients", type=int, default=16, help="into how many shares the data are split")
     parser.add_argument("--data", type=Path, help="a file of digits.save(); default: scikit-learn")
-    parser.add_argument("--insecure", action="store_true", help="the node was started with --insecure")
+    parser.add_argument("--identities", type=Path, help="where each client's identity is, in a folder of its name")
     given = parser.parse_args()
     if not 0 <= given.client[0] <= given.client[-1] < given.clients:
         parser.error(f"--client is 0 to {given.clients - 1}")
@@ -56,10 +56,16 @@ def _shares(text: str) -> range:
     return range(int(first), int(last or first) + 1)
 
 
+def client_name(number: int) -> str:
+    """Return the name of the client with that share."""
+    return f"digits-{number:03}"
+
+
 def _take_part(given: argparse.Namespace, number: int, examples: digits.Examples) -> None:
     share: digits.Examples | None = None
-    name = f"digits-{number:03}"
-    with Client(given.gateway, job=given.job, client=name, insecure=given.insecure) as client:
+    name = client_name(number)
+    identity = given.identities / name if given.identities else None
+    with Client(given.gateway, job=given.job, client=name, identity=identity) as client:
         for selected in client.rounds():
             options = DEFAULTS | selected.options
             if share is None:

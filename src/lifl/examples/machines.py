@@ -18,24 +18,34 @@ SETTLE_S = 20.0
 
 
 class Machine:
-    """A node on a host of its own."""
+    """A node on a host of its own, secured unless the flags say otherwise; one that joins comes by `token_file`."""
 
-    def __init__(self, host: Host, work: Path, join: str, flags: Sequence[str] = ()) -> None:
+    def __init__(
+        self, host: Host, work: Path, join: str, flags: Sequence[str] = (), token_file: Path | None = None
+    ) -> None:
         self.host = host
         self.state_dir = work / host.name
         self.gateway, self.control = f"{host.address}:7433", f"{host.address}:7434"
-        self._flags = [*(["--join", join] if join else []), *flags]
+        token = ["--token-file", str(token_file)] if token_file is not None else []
+        self._flags = [*(["--join", join] if join else []), *token, *flags]
         self.info: dict[str, Any] = {}
         self.pids: list[int] = []
 
     def up(self) -> None:
         """Start `lifld` on the host."""
-        flags = ["--listen", self.gateway, "--control", self.control, "--insecure"]
+        flags = ["--listen", self.gateway, "--control", self.control]
         command = [*LIFL, "up", "-d", "--json", "--state", str(self.state_dir), *flags, *self._flags]
         started = subprocess.run(self.host.command(*command), stdout=subprocess.PIPE, check=False)
         if started.returncode:
             raise DemoFailed(f"node {self.host.name} did not start")
         self.info = json.loads(started.stdout)
+
+    def token(self, path: Path, *flags: str) -> Path:
+        """Have the node, which is the first one, make a token; return `path`, the file where it is."""
+        made = asked(self.state_dir, "token", "create", *flags)["token"]
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(made)
+        return path
 
     @property
     def segment(self) -> Path:
