@@ -77,7 +77,7 @@ def _renew_own(whose: str, as_json: bool) -> None:
     from lifl.tls.renewing import renew_now
     from lifl_cli.render.figures import time_text
 
-    folder = absolute(whose) if os.sep in whose else user_folder(whose)
+    folder = absolute(whose) if os.sep in whose or ":" not in whose else user_folder(whose)
     if (files := load(folder)) is None:
         raise ResourceFault(f"there is no identity in {folder}; get one with `lifl enroll HOST:PORT --token-file F`")
     contexts = Contexts(files)

@@ -104,6 +104,10 @@ class DaemonClient:
             raise RemoteFault(f"lifld did not answer within {ANSWER_TIMEOUT_S:.0f} s; {self._more}") from error
         if isinstance(message, PeerRefusal):
             raise Refused("not-taken", "", message.text)
+        if isinstance(message, Refusal) and self.is_remote and message.code == "protocol":
+            from lifl.tls.enrolment import GATEWAYS_PORT
+
+            raise Refused("wrong-port", "--node", f"it is {GATEWAYS_PORT}")
         if isinstance(message, Refusal):
             raise Refused(message.code, message.field, message.text)
         if not isinstance(message, Answer):

@@ -25,15 +25,20 @@ def enroll(address: str, token_file: str, name: str, folder: str | None, as_json
     certificate, to ~/.config/lifl/identities/HOST_PORT/, where clients and commands of this account find it.
     """
     from lifl.core.config.values import split_address
+    from lifl.core.errors import ResourceFault
     from lifl.core.trust.enrolment import check_wanted
-    from lifl.tls.contexts import Contexts
+    from lifl.tls.contexts import Contexts, is_usable
     from lifl.tls.enrolment import enrol
     from lifl.tls.folder import load, user_folder
 
     split_address(address, "HOST:PORT")
     check_wanted(name)
     target = user_folder(address, folder)
-    load(target)  # or say what is wrong with it, before the token is used
+    there = load(target)  # or say what is wrong with it, before the token is used
+    if there is not None and is_usable(there):
+        own = Contexts(there).own
+        text = f"{target} has the identity of {own.identity} already; another one goes elsewhere (--identity DIR), or"
+        raise ResourceFault(f"{text} remove that folder first")
     obtained = enrol(address, token_of(token_file), name)
     obtained.save(target)
     files = load(target)

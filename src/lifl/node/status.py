@@ -105,9 +105,13 @@ class NodeStatus:
         The gateway is asked for its figures, and the next call has the answer: nothing waits.
         """
         self._gateway.send(gm.AskStats())
-        redirector, stats = self._workers.redirector, self.gateway_stats
+        report, redirector, stats = self.report({}), self._workers.redirector, self.gateway_stats
         return {
-            **self.report({}),
+            **report,
+            "warnings": [
+                *report["warnings"],
+                *filter(None, [self.bridge.peers.trouble if self.bridge is not None else ""]),
+            ],
             "uptime_s": time.time() - self._started_unix_s,
             "arena": {
                 "bytes": self._arena.arena_bytes,

@@ -22,6 +22,7 @@ from lifl.core.errors import ConfigError, Refused, RemoteFault, ResourceFault
 from lifl.core.identity import Role
 from lifl.core.limits import ENROLLED_BYTES_MAX
 from lifl.core.protocol import enrolment as e
+from lifl.core.protocol.client import Refusal
 from lifl.core.protocol.cluster import PEER_VERSION, PeerRedirect, PeerRefusal
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.trust.tokens import Token
@@ -35,6 +36,7 @@ NODES: tuple[Role, ...] = ("node",)
 STEP_S = 15.0
 """How long one step may take: to connect, the handshake, the answer."""
 REDIRECTS_MAX = 4
+GATEWAYS_PORT = "where clients come to a node (lifl up --listen); give its control address (lifl up --control)"
 _CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----", re.DOTALL)
 
 
@@ -159,7 +161,7 @@ def _dialled(address: str, context: ssl.SSLContext) -> TlsSocket:
 
 def _asked(sock: TlsSocket, address: str, message: e.Asking) -> e.Answer:
     """Return the answer to a message.  Raise `Refused` when it is a refusal, `ResourceFault` when none comes."""
-    decoder: FrameDecoder[e.Answer] = FrameDecoder(e.Answer, ENROLLED_BYTES_MAX)
+    decoder: FrameDecoder[e.Answer | Refusal] = FrameDecoder(e.Answer | Refusal, ENROLLED_BYTES_MAX)
     try:
         sock.sendall(encode(message))
         while (answer := decoder.next_message()) is None:
@@ -173,6 +175,8 @@ def _asked(sock: TlsSocket, address: str, message: e.Asking) -> e.Answer:
         raise RemoteFault(f"{address} is not the control port of a node of this version: {fault}") from fault
     if isinstance(answer, PeerRefusal):
         raise Refused("not-enrolled", "", f"{address}: {answer.text}")
+    if isinstance(answer, Refusal):
+        raise Refused("wrong-port", "", f"{address} is {GATEWAYS_PORT}")
     return answer
 
 

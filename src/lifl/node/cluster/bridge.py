@@ -16,7 +16,7 @@ from typing import Any
 from lifl.core import events as ev
 from lifl.core.config.values import split_address
 from lifl.core.identity import ROLES, Role
-from lifl.core.limits import CLI_REMOTE_MAX
+from lifl.core.limits import CLI_REMOTE_MAX, REFUSAL_CHARS_MAX
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import enrolment as e
@@ -36,6 +36,7 @@ from lifl.node.security import Secured, Security
 from lifl.node.store import NodeStore
 from lifl.node.tasks import start
 from lifl.node.views import NodeIdentity
+from lifl.tls.faults import TlsFault
 
 COMMANDERS: tuple[Role, ...] = ("operator", "reader")
 """Whose commands a control port takes."""
@@ -240,7 +241,11 @@ class Bridge:
         """Serve an operator's or a reader's command line."""
         if secured.is_open:
             return p.PeerRefusal("this node is not secured: its owner's commands come from its own machine")
-        secured.check(COMMANDERS)
+        try:
+            secured.check(COMMANDERS)
+        except TlsFault as fault:
+            remedy = "commands from elsewhere are for who has enrolled by a token for an operator, or a reader"
+            return p.PeerRefusal(f"{fault}; {remedy}"[:REFUSAL_CHARS_MAX])
         assert secured.peer is not None
         if self._cli.take(secured.sock, secured.peer, host):
             return None
