@@ -38,6 +38,7 @@ from lifl.core.protocol.frames import FrameDecoder, encode
 LIFL = [str(Path(sys.executable).parent / "lifl")]
 CLIENTS = 4
 ARENA = "256MiB"
+FLAGS = ("--insecure", "--listen", "127.0.0.1:0", "--arena-bytes", ARENA, "--capacity", "8")
 MODELS = {
     "many": {f"layer.{index}.weight": np.zeros(25, np.float32) for index in range(10_000)},
     "tiny": {"w": np.zeros(25, np.float32)},
@@ -57,7 +58,20 @@ def node(folder: Path) -> Iterator[str]:
     """Provide a node's address."""
     state = ["--state", str(folder / "state")]
     done = subprocess.run(
-        [*LIFL, "up", "-d", "--json", "--listen", "127.0.0.1:0", "--arena-bytes", ARENA, "--capacity", "8", *state],
+        [
+            *LIFL,
+            "up",
+            "-d",
+            "--json",
+            "--insecure",
+            "--listen",
+            "127.0.0.1:0",
+            "--arena-bytes",
+            ARENA,
+            "--capacity",
+            "8",
+            *state,
+        ],
         capture_output=True,
         text=True,
         check=True,

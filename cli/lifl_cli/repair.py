@@ -29,7 +29,7 @@ DATABASE = "lifl.db"
 COPY = "cluster.db"
 """The node's copy of its cluster's rows, where they are in a store."""
 PARTS, COPY_PARTS = ([f"{name}{end}" for end in ("", "-wal", "-shm", "-journal")] for name in (DATABASE, COPY))
-KEYS = ("authority.pem", "identity/key.pem")
+KEYS = ("authority.pem", "identity/key.pem", "cookie")
 FILES = (
     *PARTS,
     *COPY_PARTS,

@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from lifl.core.config.node import NodeConfig, beyond_loopback, parse_node
+from lifl.core.config.node import NodeConfig, parse_node
 from lifl.core.errors import ResourceFault
 from lifl.core.trust.tokens import Token
 from lifl_cli.config_file import read_toml
@@ -50,7 +50,7 @@ NODE_FLAGS = {
     "store_ca": "The authority of the store's certificates.",
     "store_cert": "This node's certificate for the store.",
     "store_key": "The key of --store-cert.",
-    "insecure": "No TLS beyond loopback: nothing is encrypted, and anybody may take part.",
+    "insecure": "No TLS, no cookie: nothing is encrypted, and anybody may take part.",
 }
 PATH_KEYS = ("token_file", "ca_cert", "ca_key", "store_ca", "store_cert", "store_key")
 """Keys whose paths are relative to the config's folder, or as flags to the working folder."""
@@ -93,7 +93,7 @@ def up(detach: bool, config_path: str | None, state_dir: str | None, as_json: bo
     config = _node_config(config_path, state_dir, {key: flags[key] for key in NODE_FLAGS})
     _make_state_dir(config)
     printed = _announce_json if as_json else _announce
-    announce = partial(_tell, partial(printed, insecure=open_to_others(config)))
+    announce = partial(_tell, partial(printed, insecure=config.insecure))
     token = _token(config)
     if detach:
         announce(_start_detached(config, token))
@@ -144,18 +144,13 @@ def _make_state_dir(config: NodeConfig) -> None:
         ) from error
 
 
-def open_to_others(config: NodeConfig) -> list[str]:
-    """Return the addresses at which other machines may come, and nobody is asked who it is."""
-    return list(beyond_loopback(config).values()) if config.insecure else []
-
-
 def _tell(printed: Callable[[dict[str, Any]], None], info: dict[str, Any]) -> None:
     """Print the report if that is possible; the node runs, whoever hears of it."""
     printed(info)
     done(f"lifld is up (pid {info['pid']})")
 
 
-def _announce(info: dict[str, Any], insecure: Sequence[str]) -> None:
+def _announce(info: dict[str, Any], insecure: bool) -> None:
     """Print the start-up report."""
     redirector = "sockmap (eBPF)" if info["redirector"] == "sockmap" else "AF_UNIX (no eBPF)"
     rows = [
@@ -178,7 +173,8 @@ def _announce(info: dict[str, Any], insecure: Sequence[str]) -> None:
     for label, value in rows:
         click.echo(f"  {label:<11} {value}")
     if insecure:
-        text = f"any machine that reaches {' or '.join(insecure)} can read and change models: nothing is encrypted"
+        doors = " or ".join(filter(None, [*info["listen"], info.get("control")]))
+        text = f"whoever reaches {doors} can read and change models: nothing is encrypted"
         click.secho(f"  {'INSECURE':<11} {text}", fg="red", bold=True)
 
 
@@ -187,7 +183,7 @@ def _capacity_text(info: dict[str, Any]) -> str:
     return found if info["capacity_given"] else f"{found}, until it has been measured (lifl nodes, lifl top)"
 
 
-def _announce_json(info: dict[str, Any], insecure: Sequence[str]) -> None:
+def _announce_json(info: dict[str, Any], insecure: bool) -> None:
     click.echo(msgspec.json.encode({**info, "insecure": insecure}))
 
 

@@ -39,7 +39,7 @@ _RUN = "import sys; {settings}; from lifl.node.gateway.main import main; sys.exi
 class StandIn:
     """`settings` are Python statements that run in the gateway first, to make its limits small; `quotas` its flags.
 
-    With an identity folder its TCP is TLS.
+    With an identity folder its TCP is TLS; with a cookie it asks who comes by TCP for that.
     """
 
     def __init__(
@@ -48,9 +48,10 @@ class StandIn:
         connections_max: int = 16,
         settings: str = "pass",
         identity: Path | None = None,
+        cookie: Path | None = None,
         **quotas: int,
     ) -> None:
-        self.quotas, self.identity = quotas, identity
+        self.quotas, self.identity, self.cookie = quotas, identity, cookie
         self.folder = tempfile.TemporaryDirectory(prefix="lifl-test-")
         self.unix = str(Path(self.folder.name) / "gateway.sock")
         name = f"/lifl-test-{os.getpid()}-{os.urandom(4).hex()}"
@@ -87,6 +88,8 @@ class StandIn:
         options |= {f"--{name.replace('_', '-')}": str(value) for name, value in self.quotas.items()}
         if self.identity is not None:
             options["--identity"] = str(self.identity)
+        if self.cookie is not None:
+            options["--cookie"] = str(self.cookie)
         self.process = subprocess.Popen(
             [sys.executable, "-c", _RUN.format(settings=self.settings)] + [w for pair in options.items() for w in pair],
             pass_fds=fds,

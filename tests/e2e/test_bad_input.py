@@ -205,7 +205,7 @@ def test_who_is_disconnected_is_in_the_log_with_the_reason(node: Node) -> None:
 
 
 def test_a_stranger_that_comes_again_and_again_has_a_line_and_a_count(start_node: Callable[..., Node]) -> None:
-    node = start_node("--redirector", "unix", "--control", "127.0.0.1:0")
+    node = start_node("--redirector", "unix", "--insecure", "--control", "127.0.0.1:0")
     for address in (node.address, node.info["control"]):
         host, _, port = address.rpartition(":")
         for _ in range(100):

@@ -40,11 +40,12 @@ WAIT_S = 60.0
 
 
 class EarlierClient:
-    """A client of 0.1.0, as far as one round needs it."""
+    """A client of 0.1.0, as far as one round needs it; it comes by the node's socket, as it knows no cookie."""
 
-    def __init__(self, address: str, name: str, job: str, holding: int | None = None) -> None:
-        host, port = address.rsplit(":", 1)
-        self.socket = socket.create_connection((host, int(port)), timeout=WAIT_S)
+    def __init__(self, node: Node, name: str, job: str, holding: int | None = None) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.settimeout(WAIT_S)
+        self.socket.connect(str(node.state_dir / "gateway.sock"))
         self.job = job
         self.heard: list[dict[str, Any]] = []
         self.say(type="Hello", version=1, client=name, direct=False)
@@ -127,8 +128,8 @@ def test_a_job_of_an_earlier_version_goes_on_to_its_end(earlier: Node, request: 
     assert [line["status"] for line in node.json("status", "old")["rounds"]] == ["committed", "committed"]
     watch = Watch(node, "old")
     # c0's update of the third round was ACCEPTED before; it survived with the arena, and is sent again without.
-    first = EarlierClient(node.address, "c0", "old", holding=3)
-    second = EarlierClient(node.address, "c1", "old")
+    first = EarlierClient(node, "c0", "old", holding=3)
+    second = EarlierClient(node, "c1", "old")
     selected = second.hear("Selected")
     assert selected["round"] == 3
     assert set(selected) == {"type", "job", "round", "deadline_s", "tensors", "data_bytes", "options", "gateway"}
@@ -158,7 +159,7 @@ def test_a_client_of_an_earlier_version_takes_part(start_node: Callable[..., Nod
     node = start_node()
     save_file({"w": np.zeros(VALUES, np.float32)}, tmp_path / "m.safetensors")
     submit(node, "j", {"w": np.zeros(VALUES, np.float32)}, job__rounds=1, selection__clients_per_round=1)
-    client = EarlierClient(node.address, "c0", "j")
+    client = EarlierClient(node, "c0", "j")
     assert client.hear("Selected")["tensors"] == TENSORS
     assert not client.model(1).any()
     client.submit(1, 3.0)

@@ -61,8 +61,9 @@ def test_a_strangers_partial_is_refused(start_node: Callable[..., Node], state_d
     oracle = OneHot(N)
     specs = tuple(TensorSpec(name, array.dtype.name, array.shape) for name, array in oracle.model().items())
     with tempfile.TemporaryDirectory(prefix="lt-", dir="/tmp") as other, Stops("gateway.carry.before") as stops:
-        home = start_node("--control", "127.0.0.1:0", "--capacity", "2")
-        agent = start_node("--join", home.info["control"], "--capacity", "2", folder=Path(other), points=stops.variable)
+        home = start_node("--insecure", "--control", "127.0.0.1:0", "--capacity", "2")
+        flags = ("--insecure", "--join", home.info["control"], "--capacity", "2")
+        agent = start_node(*flags, folder=Path(other), points=stops.variable)
         until("two nodes", lambda: sum(each["state"] == "alive" for each in home.json("nodes")["nodes"]) == 2)
         submit(home, "j", oracle.model(), job__rounds=1, aggregation__placement="round-robin")
         watch = Watch(home, "j")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fleet import until
 from nodes import Node, run_lifl
 from test_identities import EVERYWHERE, Somebody, control, token_file
 
@@ -102,9 +103,11 @@ def test_a_secured_node_and_an_insecure_one_are_in_no_cluster(
     assert "INSECURE" in done.stdout
     try:
         node = Node(other, ())
-        said = ""
-        while "TLS port" not in said:
-            said = " ".join(node.snapshot()["node"]["warnings"])
+
+        def says() -> str:
+            return " ".join(each for each in node.snapshot()["node"]["warnings"] if "TLS port" in each)
+
+        said = until("lifl top to say why it is in no cluster", says)
         assert "lifl up --token-file" in said and "without --insecure" in said
         assert len(home.json("nodes")["nodes"]) == 1
     finally:

@@ -123,6 +123,7 @@ def test_down_in_the_middle_of_a_round_leaves_nothing(start_node: Callable[..., 
             "jobs",
             "audit",
             "identity",
+            "cookie",
             "configs",
             "models",
         }

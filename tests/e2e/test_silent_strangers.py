@@ -74,12 +74,12 @@ def crowds(*addresses: str) -> Iterator[list[Crowd]]:
 
 
 def test_clients_and_nodes_of_elsewhere_get_in_at_once(start_node: Callable[..., Node], tmp_path: Path) -> None:
-    node, oracle = start_node("--redirector", "unix", "--control", "127.0.0.1:0"), OneHot(4)
+    node, oracle = start_node("--redirector", "unix", "--insecure", "--control", "127.0.0.1:0"), OneHot(4)
     submit(node, "j", oracle.model(), job__rounds=2)
     with crowds(node.address, node.info["control"]) as found:
         with fleet(node.address, "j", 4, oracle.update) as team:
             team.join()
-        other = start_node("--redirector", "unix", "--join", node.info["control"], folder=tmp_path / "o")
+        other = start_node("--insecure", "--redirector", "unix", "--join", node.info["control"], folder=tmp_path / "o")
         until("the other node", lambda: [line["state"] for line in node.json("nodes")["nodes"]] == ["alive", "alive"])
         until("who is in others' way to be shut out", lambda: all(crowd.shut_out for crowd in found))
         other.down()

@@ -104,7 +104,7 @@ def test_a_selection_that_comes_together_with_the_welcome_is_seen() -> None:
 
 @pytest.mark.parametrize("door", ["client", "local client", "hello", "agent", "cli"])
 def test_every_field_at_its_extremes(start_node: Callable[..., Node], door: str) -> None:
-    node = start_node("--control", "127.0.0.1:0")
+    node = start_node("--insecure", "--control", "127.0.0.1:0")
     pid, gateway = node.pid, node.snapshot()["node"]["gateway"]["pid"]
     doors = Doors(node)
     with honest(node) as committed, target(node):
@@ -125,7 +125,7 @@ def test_every_field_at_its_extremes(start_node: Callable[..., Node], door: str)
 
 
 def test_fields_at_random(start_node: Callable[..., Node], request: pytest.FixtureRequest) -> None:
-    node = start_node("--control", "127.0.0.1:0")
+    node = start_node("--insecure", "--control", "127.0.0.1:0")
     doors, draw = Doors(node), seeded(request.node.name)
     with honest(node) as committed, target(node):
         until = time.monotonic() + FUZZ_S
@@ -147,7 +147,7 @@ def test_an_agent_lives_whatever_its_coordinator_says(start_node: Callable[..., 
         listener.settimeout(WAIT_S)
         listener.setblocking(True)
         control = "{}:{}".format(*listener.getsockname())
-        node = start_node("--join", control)
+        node = start_node("--insecure", "--join", control)
         welcome = encode(p.PeerWelcome(p.PEER_VERSION, STRANGER, control, "127.0.0.1:9"))
         for kind in typing.get_args(p.ToAgent):
             frames = list(at_the_ends(kind))

@@ -12,7 +12,6 @@ from lifl_cli import plan, up
 from lifl_cli.render import tables, trees
 from nodes import run_lifl
 
-from lifl.core.config.node import NodeConfig, parse_node
 from lifl.core.errors import ConfigError
 from lifl.core.limits import ARENA_BYTES_MAX, CAPACITY_MAX
 from lifl.core.planning.plan import PlanRequest
@@ -198,14 +197,12 @@ def test_what_is_insecure_is_printed_in_red(
         "redirector": "unix",
         "state_dir": "d",
     }
-    config = parse_node({"listen": "10.0.0.1:7433", "insecure": True})
-    up._announce(info, up.open_to_others(config))
+    up._announce(info, insecure=True)
     ((text, style),) = printed
-    assert "10.0.0.1:7433" in text
-    assert "127.0.0.1" not in text
+    assert "10.0.0.1:7433 or 10.0.0.1:7434 can read and change models" in text
     assert "nothing is encrypted" in text
     assert style["fg"] == "red"
-    up._announce(info, up.open_to_others(NodeConfig()))
+    up._announce(info, insecure=False)
     assert len(printed) == 1
     assert "10.0.0.1:7434" in capsys.readouterr().out
 

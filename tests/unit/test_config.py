@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lifl.core.config.job import AggregationSection, SelectionSection, parse_job, with_listed
-from lifl.core.config.node import NodeConfig, beyond_loopback, coordinates, parse_node, secured
+from lifl.core.config.node import NodeConfig, asks_for_cookie, beyond_loopback, coordinates, parse_node, secured
 from lifl.core.config.store_url import StoreUrl, parse_store
 from lifl.core.config.values import parse_size, split_address
 from lifl.core.errors import ConfigError
@@ -334,6 +334,27 @@ def test_loopback_needs_no_insecure(host: str) -> None:
     config = parse_node({"listen": f"{host}:1", "control": f"{host}:2", "join": "10.0.0.1:7434"})
     assert beyond_loopback(config) == {}
     assert beyond_loopback(parse_node({})) == {}
+
+
+@pytest.mark.parametrize(
+    ("keys", "certificate", "cookie"),
+    [
+        ({}, False, True),
+        ({"listen": "[::1]:1"}, False, True),
+        ({"listen": "10.0.0.1:7433"}, True, False),
+        ({"control": "127.0.0.1:7434"}, True, False),
+        ({"join": "127.0.0.1:7434"}, True, False),
+        ({"store": "etcd://127.0.0.1:2379"}, True, False),
+        ({"insecure": True}, False, False),
+        ({"insecure": True, "listen": "10.0.0.1:7433"}, False, False),
+        ({"insecure": True, "control": "127.0.0.1:7434"}, False, False),
+    ],
+)
+def test_who_comes_is_asked_for_a_certificate_or_a_cookie_or_by_insecure_for_nothing(
+    keys: dict[str, Any], certificate: bool, cookie: bool
+) -> None:
+    config = parse_node(keys)
+    assert (secured(config), asks_for_cookie(config)) == (certificate, cookie)
 
 
 @pytest.mark.parametrize("key", ["control", "join"])

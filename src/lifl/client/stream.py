@@ -22,10 +22,12 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from lifl.client.dialling import Dialler
+from lifl.core.config.values import is_loopback, joined_address
 from lifl.core.errors import Refused, RemoteFault
 from lifl.core.protocol import client as cm
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.schema import TensorSpec
+from lifl.core.trust.cookie import proof_of
 from lifl.shm.mapping import map_segment, populate
 from lifl.tls.tls_socket import TlsSocket
 
@@ -113,7 +115,9 @@ class Stream:
     def greet(self, client: str, direct: bool, knows: tuple[str, ...] = cm.KNOWS) -> None:
         """Say Hello and take the answer.  Raise `Refused` too; `OlderNode` when the node has no word for `knows`."""
         self.send(cm.Hello(cm.PROTOCOL_VERSION, client, direct=direct and self.is_local, knows=knows))
-        answer = self.receive()
+        answer = self._answer()
+        if isinstance(answer, cm.Challenge) and self._is_loopback():
+            answer = self._prove(answer)
         if isinstance(answer, cm.Refusal):
             if answer.code in cm.NO_PLACE:
                 raise ConnectionRefusedError(answer.text)
@@ -126,6 +130,27 @@ class Stream:
             raise Refused("wrong-version", "version", fault)
         self.knows = frozenset(answer.knows)
         self.patience(None)
+
+    def _answer(self) -> cm.ToClient:
+        """Return the first word of whoever listens there."""
+        try:
+            return self.receive()
+        except RemoteFault as fault:
+            text = f"who listens there is no gateway of LIFL: clients come to a node's --listen address ({fault})"
+            raise RemoteFault(text) from fault
+
+    def _is_loopback(self) -> bool:
+        return self._sock.family != socket.AF_UNIX and is_loopback(str(self._sock.getpeername()[0]))
+
+    def _prove(self, challenge: cm.Challenge) -> cm.ToClient:
+        """Show that this is the node's own account, and return what it says to that.  Raise `Refused` else."""
+        from lifl.tls.cookie_file import told
+
+        host, port = self._sock.getpeername()[:2]
+        address = joined_address(host, port)
+        cookie = told(challenge.cookie, address)
+        self.send(cm.Prove(proof_of(cookie, challenge.nonce, address)))
+        return self.receive()
 
     def patience(self, patience_s: float | None) -> None:
         """Wait so long from now on; None: as long as it takes, or as the watch says."""

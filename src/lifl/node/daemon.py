@@ -25,7 +25,7 @@ from lifl import failpoints
 from lifl.confine import signals
 from lifl.confine.account import Account
 from lifl.core import events as ev
-from lifl.core.config.node import NodeConfig, coordinates
+from lifl.core.config.node import NodeConfig, asks_for_cookie, coordinates
 from lifl.core.coordinator.nodes import Node
 from lifl.core.engine import Engine
 from lifl.core.errors import Impossible, ResourceFault
@@ -67,6 +67,7 @@ from lifl.node.views import NodeIdentity
 from lifl.node.workers import Workers
 from lifl.redirect import open_redirector
 from lifl.shm.segment import SegmentLock
+from lifl.tls import cookie_file
 
 log = logging.getLogger("lifl.daemon")
 
@@ -198,6 +199,9 @@ class Daemon:
             gateway += [f"--{quota.replace('_', '-')}", str(getattr(config, quota))]
         if self.credentials.contexts is not None:
             gateway += ["--identity", str(self.credentials.contexts.files.folder)]
+        if asks_for_cookie(config):
+            with told(self.folder):
+                gateway += ["--cookie", str(cookie_file.made(self.folder))]
         passed = [locks.children, tcp.fileno(), unix.fileno()]
         self.gateway = self._child("lifl.node.gateway.main", gateway, passed, gm.FromGateway, self._from_gateway)
         opened.callback(self.gateway.stop, CHILD_END_S)

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from lifl.core.config.node import NodeConfig
-from lifl.core.config.values import split_address
+from lifl.core.config.values import joined_address, split_address
 from lifl.core.errors import ConfigError, ResourceFault
 from lifl.core.ids import Key, Kind
 from lifl.core.limits import CLIENTS_FILE_BYTES_MAX, OBJECTS_MAX, STATE_DIR_BYTES_MAX, WORKER_DATA_BYTES_MIN
@@ -197,7 +197,7 @@ def listen_tcp(address: str) -> socket.socket:
 def shown(listener: socket.socket) -> str:
     """Return the HOST:PORT at which a socket listens."""
     host, port = listener.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return joined_address(host, port)
 
 
 def read_clients(path: str) -> list[str]:

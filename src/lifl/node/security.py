@@ -10,11 +10,14 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
 
 from lifl.core import limits
 from lifl.core.identity import Role
 from lifl.core.trust.revocation import RevokedList
 from lifl.tls.contexts import Contexts
+from lifl.tls.cookie_file import read
 from lifl.tls.faults import TlsFault
 from lifl.tls.peer import Peer
 from lifl.tls.tls_socket import Stream, TlsSocket
@@ -74,11 +77,24 @@ class Secured:
         return self.peer.identity.name if self.peer is not None else ""
 
 
-class Security:
-    """TLS with the identity of `contexts`; nothing when there is none."""
+class Cookie(NamedTuple):
+    """What clients that come by TCP must have read, on a node that has no certificate; it lies at `path`."""
 
-    def __init__(self, contexts: Contexts | None = None) -> None:
+    path: str
+    value: bytes
+
+    @classmethod
+    def read(cls, path: Path) -> Cookie:
+        """Return the one in a file.  Raise `ResourceFault`."""
+        return cls(str(path), read(path))
+
+
+class Security:
+    """TLS with the identity of `contexts`; else `cookie`, if there is one, lets clients of this account in alone."""
+
+    def __init__(self, contexts: Contexts | None = None, cookie: Cookie | None = None) -> None:
         self.contexts = contexts
+        self.cookie = cookie
         self.revoked = RevokedList()
         """What is not believed any more: it is put in the place of the list that was."""
 
@@ -96,7 +112,10 @@ class Security:
         if not first:
             raise ConnectionResetError("it closed the connection before it said anything")
         if first != TLS_HANDSHAKE:
-            raise PlainSpeech("it is a TLS port: come with an identity of this cluster (lifl enroll HOST:PORT)")
+            raise PlainSpeech(
+                "it is a TLS port: come with an identity of this cluster (lifl enroll; a node: lifl up --token-file, "
+                "without --insecure)"
+            )
         sock = TlsSocket(raw, self.contexts.server(), server=True)
         try:
             await shaken(sock)

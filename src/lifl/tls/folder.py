@@ -83,9 +83,12 @@ def sole_folder() -> Path | None:
 def user_folders(address: str) -> list[Path]:
     """Return where the identity for a gateway at `address` may lie: its own, then those of other ports of its host.
 
-    A client enrolls at a control port, and comes to a gateway's.
+    A client enrolls at a control port, and comes to a gateway's.  None, for who has no home.
     """
-    own = user_folder(address)
+    try:
+        own = user_folder(address)
+    except ResourceFault:
+        return []
     host = own.name.rpartition("_")[0]
     try:
         others = sorted(each for each in own.parent.iterdir() if each.name.rpartition("_")[0] == host)

@@ -44,8 +44,9 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     A node that root starts is `user`'s from its first file on.
     `store` is where a cluster keeps its rows of which any node may coordinate (`store_url.py`); it is reached with the
     certificates in `store_ca`, `store_cert` and `store_key`, or else plainly.
-    A node that other machines reach is secured: TLS, by certificates on both sides; `insecure` does without, and cannot
-    be in one cluster with a secured node.
+    A node that other machines or nodes reach is secured: TLS, by certificates on both sides; any other takes clients
+    of its own account alone (`trust/cookie.py`).  `insecure` does without both, and cannot be in one cluster with a
+    secured node.
     """
 
     state_dir: ConfigPath = ""
@@ -141,5 +142,11 @@ def coordinates(config: NodeConfig) -> bool:
 
 
 def secured(config: NodeConfig) -> bool:
-    """Return whether the node shows a certificate, and asks for one: whenever other machines may reach it."""
-    return bool(beyond_loopback(config)) and not config.insecure
+    """Return whether the node has a certificate and asks for one: when other machines, or nodes, may reach it."""
+    is_for_others = bool(beyond_loopback(config) or config.control) or not coordinates(config)
+    return is_for_others and not config.insecure
+
+
+def asks_for_cookie(config: NodeConfig) -> bool:
+    """Return whether the node takes clients of its own account alone: one on loopback, which has no certificate."""
+    return not secured(config) and not config.insecure

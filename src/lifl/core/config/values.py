@@ -62,6 +62,11 @@ def split_address(text: str, path: str = "") -> tuple[str, int]:
     return bare, int(port)
 
 
+def joined_address(host: str, port: int) -> str:
+    """Return HOST:PORT, as `split_address` takes it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def is_loopback(host: str) -> bool:
     """Return whether only this machine reaches `host`; a name other than ``localhost`` may mean anything."""
     try:

@@ -49,7 +49,9 @@ DIGESTS = "digests"
 """The feature of a peer that knows a digest to stand for tensors."""
 PING = "ping"
 """The feature of a peer that knows Ping and Pong."""
-KNOWS = (DECLINE, DIGESTS, PING)
+COOKIE = "cookie"
+"""The feature of a client that knows Challenge."""
+KNOWS = (DECLINE, DIGESTS, PING, COOKIE)
 """What this version knows."""
 
 # ---- client → gateway ------------------------------------------------------------------------------------------
@@ -62,6 +64,12 @@ class Hello(Message, frozen=True, omit_defaults=True):
     client: Name
     direct: bool = False
     knows: KnownWords = ()
+
+
+class Prove(Message, frozen=True):
+    """The answer to Challenge: `proof` shows that the client has read the cookie (`trust/cookie.py`)."""
+
+    proof: Secret
 
 
 class Join(Message, frozen=True):
@@ -155,7 +163,7 @@ class Ping(Message, frozen=True):
     """Asks for Pong: is the node there?"""
 
 
-FromClient = Hello | Join | GetModel | Submit | Filled | Leave | Decline | Offer | Checksums | Ping
+FromClient = Hello | Prove | Join | GetModel | Submit | Filled | Leave | Decline | Offer | Checksums | Ping
 
 
 # ---- gateway → client ------------------------------------------------------------------------------------------
@@ -168,6 +176,16 @@ class Welcome(Message, frozen=True, omit_defaults=True):
     node: Word
     direct: bool = False
     knows: KnownWords = ()
+
+
+class Challenge(Message, frozen=True):
+    """The answer to Hello where the node takes clients of its own account alone: who has read `cookie` can prove it.
+
+    `cookie` is a path on the node's machine.  Answered by Prove, and that by Welcome or Refusal.
+    """
+
+    nonce: Secret
+    cookie: Text
 
 
 class Pong(Message, frozen=True):
@@ -287,7 +305,19 @@ class JobOver(Message, frozen=True):
 
 
 ToClient = (
-    Welcome | Pong | Selected | Model | Checksums | Go | Accepted | Busy | Refusal | Committed | RoundOver | JobOver
+    Welcome
+    | Challenge
+    | Pong
+    | Selected
+    | Model
+    | Checksums
+    | Go
+    | Accepted
+    | Busy
+    | Refusal
+    | Committed
+    | RoundOver
+    | JobOver
 )
 
 

@@ -1,8 +1,9 @@
 """One client's connection, as one coroutine that reads frames and answers them in order.
 
 Another node's gateway is a client like any other (`peer_transfer` is its side); it offers partials, and gets models.
-Where certificates are asked for (`node/security.py`), the one that was shown says who it is: a client says Hello by its
-own name alone, and each request is one that its role may make (`core/trust/policy.py`).
+Where a cookie is asked for (`core/trust/cookie.py`), it comes before all else.  Where certificates are
+(`node/security.py`), the one that was shown says who it is: a client says Hello by its own name alone, and each request
+is one that its role may make (`core/trust/policy.py`).
 
 A connection is made of parts, each of which takes what it needs: its socket (`client_socket`), the frames that come
 (`frame_reader`) and go (`outbox`), the question to the daemon (`grant_waiter`), and what comes in (`intake`).
@@ -16,11 +17,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
+import socket
 
 import msgspec
 
 from lifl import failpoints
 from lifl.core import limits
+from lifl.core.config.values import joined_address
 from lifl.core.errors import FrameTooLong, Refused, RemoteFault, StaleKey
 from lifl.core.identity import ROLES
 from lifl.core.ids import Key
@@ -29,6 +33,7 @@ from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import framed
 from lifl.core.trust import policy
+from lifl.core.trust.cookie import NONCE_BYTES, is_proof
 from lifl.node.gateway.client_socket import ClientSocket
 from lifl.node.gateway.content import Sums
 from lifl.node.gateway.frame_reader import FrameReader
@@ -44,6 +49,10 @@ log = logging.getLogger("lifl.gateway")
 
 ASKS_FOR_CERTIFICATE = (
     "this node asks for a certificate: lifl enroll HOST:PORT --token-file F, with a token of `lifl token create`"
+)
+ASKS_FOR_COOKIE = (
+    "this node takes clients of its own account alone: come by its state folder, or with a client of this version, as "
+    "that account; `lifl up --listen` beyond loopback takes others, by certificates"
 )
 _IS_REFUSAL = b"\xa4type\xa7Refusal"
 """How a Refusal begins, packed, behind the byte that counts its fields."""
@@ -180,13 +189,29 @@ class Connection:
         except (OSError, TimeoutError):
             return
 
-    async def _greet(self) -> None:
-        async with asyncio.timeout(limits.HELLO_S):
-            hello = await self._reader.read()
+    async def _hello(self) -> cm.Hello:
+        """Return the client's Hello, when it has shown its cookie where that is asked for."""
+        hello = await self._reader.read()
         if not isinstance(hello, cm.Hello):
             raise RemoteFault(f"the first message must be Hello, not {type(hello).__name__}")
         if fault := cm.SPOKEN.fault(hello.version, "this node", "the client"):
             raise Refused("wrong-version", "version", fault)
+        cookie, sock = self._shared.security.cookie, self._secured.sock
+        if cookie is not None and sock.family != socket.AF_UNIX:
+            if cm.COOKIE not in hello.knows:
+                raise Refused("no-cookie", "node", ASKS_FOR_COOKIE)
+            nonce = secrets.token_hex(NONCE_BYTES)
+            self._outbox.send(cm.Challenge(nonce, cookie.path))
+            answer = await self._reader.read()
+            if not isinstance(answer, cm.Prove):
+                raise RemoteFault(f"the answer to Challenge must be Prove, not {type(answer).__name__}")
+            if not is_proof(answer.proof, cookie.value, nonce, joined_address(*sock.getsockname()[:2])):
+                raise Refused("wrong-cookie", "node", f"that is not the cookie in {cookie.path}: {ASKS_FOR_COOKIE}")
+        return hello
+
+    async def _greet(self) -> None:
+        async with asyncio.timeout(limits.HELLO_S):
+            hello = await self._hello()
         self._identify(hello.client)
         self._shared.quotas.greeted(self._number, hello.client, self._loop.time())
         self._client = hello.client

@@ -11,8 +11,8 @@ Before it listens it enters its box (`confine/box.py`): it reads what strangers 
 
 It ends with exit status 0 when `lifld` says Drain, on SIGTERM, or when the link ends; it dies with `lifld`.
 
-With an identity connections by TCP are TLS, and who comes shows a certificate: until it has, it is one of those that
-give way to others (`quotas`).
+With an identity connections by TCP are TLS, and who comes shows a certificate; with a cookie who comes by TCP shows
+that it has read that.  Until it has, it is one of those that give way to others (`quotas`).
 
     python -m lifl.node.gateway.main --fd N --arena NAME --tcp-fd N --unix-fd N --connections-max N ...
 """
@@ -41,6 +41,7 @@ import uvloop
 from lifl import failpoints
 from lifl.confine import box, signals
 from lifl.core import limits
+from lifl.core.config.values import joined_address
 from lifl.core.errors import LiflError, Refused, ResourceFault
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
@@ -60,7 +61,7 @@ from lifl.node.gateway.shared import Shared
 from lifl.node.greetings import cut
 from lifl.node.link import Link
 from lifl.node.listening import Listening
-from lifl.node.security import PlainSpeech, Secured, Security
+from lifl.node.security import Cookie, PlainSpeech, Secured, Security
 from lifl.node.who import who_is
 from lifl.shm.arena import Arena
 from lifl.shm.prefault import Prefault
@@ -105,7 +106,7 @@ class Gateway:
         prefault = Prefault(arena)
         doors = [Listening("gateway", listener, self._taken) for listener in listeners]
         host, port = listeners[0].getsockname()[:2]
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        address = joined_address(host, port)
         failpoints.hit("gateway.ready.before")
         link.send(gm.GatewayReady(os.getpid(), (address,), self._landlock))
         await self._ending.wait()
@@ -296,6 +297,7 @@ def main() -> int:
     parser.add_argument("--tcp-fd", type=int, required=True)
     parser.add_argument("--unix-fd", type=int, required=True)
     parser.add_argument("--identity", type=Path)
+    parser.add_argument("--cookie", type=Path, help="by which clients show that they are of this account")
     parser.add_argument("--connections-max", type=int, default=1024)
     for name in Limits._fields[1:]:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=0)
@@ -309,7 +311,8 @@ def main() -> int:
     try:
         connections = f"{options.connections_max} connections (connections_max)"
         descriptors.raise_limit(descriptors.gateway_needs(options.connections_max), connections)
-        security = Security(_contexts(options.identity)) if options.identity else Security()
+        contexts = _contexts(options.identity) if options.identity else None
+        security = Security(contexts, Cookie.read(options.cookie) if options.cookie else None)
         arena = Arena.attach(options.arena)
         link_sock = socket.socket(fileno=options.fd)
         readable = [*options.readable, *([options.identity] if options.identity else [])]  # renewed ones, too
