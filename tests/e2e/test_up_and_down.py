@@ -33,7 +33,7 @@ from lifl.core.protocol import cli as om
 FLAGS = ["--listen", "127.0.0.1:0", "--arena-bytes", "64MiB", "--capacity", "8", "--workers-max", "2"]
 WAIT_S = 120.0
 """Only a failing test waits so long."""
-FILES = {"lifl.db", "lifld.log", "lifld.lock", "children.lock", "jobs", "audit", "identity", "cookie"}
+FILES = {"lifl.db", "lifld.log", "lifld.lock", "children.lock", "jobs", "audit", "identity", "cookie", "format.json"}
 
 
 class Command:
