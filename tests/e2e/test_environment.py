@@ -32,6 +32,10 @@ ARGUMENTS = {
     "debug": ["record"],
     "token": ["list"],
     "cert": ["list"],
+    "drain": ["n"],
+    "backup": ["lifl-no-such-file"],
+    "restore": ["lifl-no-such-file"],
+    "store": ["migrate", "sqlite", "etcd://127.0.0.1:1/lifl"],
 }
 AS_NOBODY = [
     "setpriv",
