@@ -64,6 +64,7 @@ class Member:
                 f"{scheme}://{self.client}",
             ),
             *("--listen-peer-urls", f"http://{self.peer}", "--initial-advertise-peer-urls", f"http://{self.peer}"),
+            "--pre-vote",  # else one that was cut off has the others elect anew when it is back
             *("--listen-metrics-urls", f"http://{self.metrics}"),
             *("--initial-cluster", ",".join(f"{each.name}=http://{each.peer}" for each in others)),
             *self._flags,
