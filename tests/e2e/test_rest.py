@@ -124,6 +124,7 @@ def test_down_in_the_middle_of_a_round_leaves_nothing(start_node: Callable[..., 
             "audit",
             "identity",
             "cookie",
+            "format.json",
             "configs",
             "models",
         }
