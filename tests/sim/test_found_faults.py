@@ -60,7 +60,7 @@ def test_who_waits_for_a_model_when_its_job_ends_is_refused() -> None:
 
 def test_who_waits_for_room_when_its_job_ends_is_refused_and_may_leave() -> None:
     """The grant of a job that was over stood in the line, and its client's Leave ended the node."""
-    goal, model_bytes = 8, 16 * MIB
+    goal, model_bytes = 12, 8 * MIB
     plan = job("a", goal, model_bytes=model_bytes)
     need = scene(plan).by_number[1].spec.bytes_min()
     cluster = scene(plan, arena_bytes=need)
