@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _ssl
+import ctypes
 import os
 import random
 import select
@@ -20,7 +22,7 @@ from lifl.core.identity import Identity
 from lifl.tls.contexts import Contexts, client_context, unverified_context
 from lifl.tls.faults import TlsFault
 from lifl.tls.folder import save
-from lifl.tls.tls_socket import TlsSocket
+from lifl.tls.tls_socket import OVERHEAD_BYTES_MAX, READ_BYTES, TlsSocket
 
 BUSY_S = 60.0
 """Far longer than any of it takes: only a failing test waits so long."""
@@ -173,7 +175,7 @@ def test_what_the_kernel_takes_in_any_pieces_is_sent_once(pair: Pair) -> None:
     draw = random.Random(7)
     data = draw.randbytes(3_000_000)
     sent, got, full = 0, bytearray(), 0
-    while len(got) < len(data):
+    while len(got) < len(data) or sent < len(data):  # the last bytes may be there before their sender is told
         if sent < len(data):
             offered = memoryview(data)[sent : sent + draw.choice((1, 100, 20_000, 300_000))]
             try:
@@ -329,6 +331,57 @@ def test_bytes_that_were_changed_on_their_way_are_an_error(pair: Pair) -> None:
     assert receive(other, 4) == b"good"
     with pytest.raises(TlsFault, match="bad record mac"):
         receive(other, 1)
+
+
+def new_keys(sock: TlsSocket, count: int) -> bytes:
+    """Records with which TLS 1.3 asks the other side for a new key, and tells its own: nothing but work."""
+    openssl = ctypes.CDLL(_ssl.__file__)
+    inner = sock._tls._sslobj  # type: ignore[attr-defined]
+    connection = ctypes.c_void_p.from_address(id(inner) + object.__basicsize__ + ctypes.sizeof(ctypes.c_void_p))
+    for _ in range(count):
+        assert openssl.SSL_key_update(connection, 1) == 1
+        assert openssl.SSL_do_handshake(connection) == 1
+    return sock._outgoing.memory.read()
+
+
+def test_new_keys_now_and_then_are_taken(pair: Pair) -> None:
+    one, other = pair
+    for number in range(500):
+        one.raw.send(new_keys(one, 1))
+        send(one, b"%06d" % number)
+        assert receive(other, 6) == b"%06d" % number
+    send(other, b"answer")
+    assert receive(one, 6) == b"answer"
+
+
+@pytest.mark.parametrize(("keys", "data"), [(500, b""), (500, b"x"), (1, b"x")])
+def test_new_keys_without_end_are_an_error_and_keep_nobody_busy(pair: Pair, keys: int, data: bytes) -> None:
+    """Whoever sends them as fast as they are read would keep the call, and with it an event loop, for ever; whoever
+    sends data between them would have the answers pile up.
+    """
+    one, other = pair
+    flood = bytearray()
+    while len(flood) < 150_000:
+        flood += new_keys(one, keys)
+        if data:
+            one._tls.write(data)
+            flood += one._outgoing.memory.read()
+    for raw, option in ((one.raw, socket.SO_SNDBUF), (other.raw, socket.SO_RCVBUF)):
+        raw.setsockopt(socket.SOL_SOCKET, option, 4 * len(flood))
+    left = memoryview(flood)[one.raw.send(flood) :]
+
+    def read_on() -> None:
+        nonlocal left
+        while True:
+            receive(other, 1)
+            left = left[one.raw.send(left) :] if left else left
+
+    with pytest.raises(TlsFault, match="hardly any data"):
+        read_on()
+    assert other._outgoing.memory.pending < OVERHEAD_BYTES_MAX + READ_BYTES
+    assert other.raw.recv(1), "all of it was worked off"
+    with pytest.raises(TlsFault, match="hardly any data"):
+        other.recv(1)
 
 
 def test_shutting_it_down_wakes_who_receives(pair: Pair) -> None:

@@ -32,6 +32,7 @@ from lifl.core.limits import (
     KEY_AGE_S_MAX,
     REQUEST_BYTES_MAX,
     TOKENS_MAX,
+    UNASKED_PER_DAY_MAX,
 )
 from lifl.core.trust.enrolment import Asked
 from lifl.core.trust.revocation import Revocation
@@ -391,6 +392,30 @@ def test_a_revoked_certificate_is_not_renewed_nor_its_key_certified_again(scene:
     with pytest.raises(Refused) as refused:
         scene.enrol(scene.token("client", "a"), "", key.request)
     assert refused.value.code == "key-revoked"
+
+
+def test_who_renews_without_end_is_refused_until_the_next_day_and_can_be_revoked(scene: Scene) -> None:
+    handed = scene.enrol(scene.token("client", "mallory"))
+    for _ in range(UNASKED_PER_DAY_MAX - 1):
+        handed = scene.authority.renew(holder(handed), new_key().request, ())
+    with pytest.raises(Refused) as refused:
+        scene.authority.renew(holder(handed), new_key().request, ())
+    assert refused.value.code == "too-many-certificates"
+    other = scene.enrol(scene.token("client", "other"))
+    scene.authority.renew(holder(other), new_key().request, ())
+    scene.clock.now += DAY_S
+    scene.authority.renew(holder(handed), new_key().request, ())
+    assert len(scene.revocations.revoke("mallory", "")) == UNASKED_PER_DAY_MAX + 1
+
+
+def test_who_comes_with_one_use_of_a_token_again_and_again_is_refused_and_another_use_is_not(scene: Scene) -> None:
+    token, key = scene.token("client", "mallory", uses=2), new_key()
+    for _ in range(UNASKED_PER_DAY_MAX):
+        scene.enrol(token, "", key.request)
+    with pytest.raises(Refused) as refused:
+        scene.enrol(token, "", key.request)
+    assert refused.value.code == "too-many-certificates"
+    scene.enrol(token)
 
 
 def test_a_key_is_certified_again_until_it_is_too_old(scene: Scene) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lifl.core.errors import Refused
+from lifl.core.identity import Identity, Role
 from lifl.core.limits import CLI_CONNECTIONS_MAX
 from lifl.core.protocol import cli as om
 from lifl.core.protocol.frames import FrameDecoder, encode
@@ -18,6 +19,7 @@ from lifl.node import cli_server
 from lifl.node.audit_log import AuditLog
 from lifl.node.cli_server import CliServer
 from lifl.node.link import Link
+from lifl.tls.peer import Peer
 
 
 class Door:
@@ -121,5 +123,58 @@ def test_places_are_kept_for_those_who_do_not_watch(tmp_path: Path, monkeypatch:
         with pytest.raises(Refused):
             door.server.follow("j", object())  # type: ignore[arg-type]
         door.close()
+
+    asyncio.run(play())
+
+
+def test_who_asks_without_end_and_does_not_read_waits_and_holds_up_nobody(tmp_path: Path) -> None:
+    """Thousands of questions in one piece, whose answers nobody takes, are neither answered at once nor kept."""
+
+    async def play() -> None:
+        door, answered = Door(tmp_path), 0
+        long = {"text": "x" * 100_000}
+
+        def handle(message: Any, _link: Link) -> dict[str, Any]:
+            nonlocal answered
+            answered += isinstance(message, om.ListJobs)
+            return long if isinstance(message, om.ListJobs) else {}
+
+        door.server._handle = handle
+        greedy, other = await door.connect(), await door.connect()
+        await asyncio.get_running_loop().sock_sendall(greedy, encode(om.ListJobs()) * 1000)
+        for _ in range(50):
+            assert await door.ask(other, om.ListNodes()) == om.Answer({})
+        assert 1 <= answered < 50
+        (link,) = [link for link in door.server._links if link._waiting]
+        assert link._waiting_bytes < 200_000
+        left = 1000 * len(encode(om.Answer(long)))
+        while left:
+            data = await asyncio.get_running_loop().sock_recv(greedy, 1 << 20)
+            assert data
+            left -= len(data)
+        assert answered == 1000, "all are answered to who reads"
+        door.close()
+
+    asyncio.run(play())
+
+
+def test_one_name_does_not_take_all_places_of_other_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_server, "CLI_OF_ONE_MAX", 2)
+    monkeypatch.setattr(cli_server, "CLI_IDLE_S", 3600.0)
+
+    async def play() -> None:
+        door = Door(tmp_path)
+        with ExitStack() as stack:
+
+            def comes(role: Role, name: str) -> bool:
+                here, there = map(stack.enter_context, socket.socketpair())
+                taken = door.server.take(there, Peer("c1", Identity(role, name), "1", 0.0, 1.0), "192.0.2.1")
+                here.setblocking(False)
+                return taken
+
+            assert [comes("reader", "rita") for _ in range(3)] == [True, True, False]
+            assert comes("operator", "rita")
+            assert comes("reader", "other")
+            door.close()
 
     asyncio.run(play())

@@ -223,6 +223,8 @@ CLI_IDLE_S = 10.0
 """A command line that has asked nothing for so long gives way to another, where there are too many."""
 CLI_REMOTE_MAX = 32
 """Those of other machines: the others are the owner's."""
+CLI_OF_ONE_MAX = 8
+"""Those of them that one operator or reader has, so that none of them takes all places."""
 MODEL_PIECE_BYTES = 1024 * 1024
 """A piece of a model that goes to another machine's command line, or comes from it."""
 UPLOADS_MAX = 4
@@ -288,6 +290,10 @@ JOBS_OF_TOKEN_MAX = 16
 """Jobs that a client's token, and so its certificate, is limited to."""
 CERTIFICATES_MAX = 65_536
 """Certificates of one cluster that have not expired: 10,000 clients have two each around a renewal."""
+UNASKED_PER_DAY_MAX = 16
+"""Certificates of one name within a day, beyond which it gets none but by a use of a token: nobody renews so often,
+and who does so without end would take all places, and have more certificates than can be revoked.
+"""
 REVOKED_MAX = 4_096
 """Revocations that every node keeps; each ends with the certificate that it is about."""
 REQUEST_BYTES_MAX = 1_024

@@ -12,20 +12,28 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lifl.core.errors import Impossible, LiflError, Refused
 from lifl.core.identity import Identity
-from lifl.core.limits import CLI_CONNECTIONS_MAX, CLI_FOLLOWERS_MAX, CLI_IDLE_S, CLI_REMOTE_MAX, TEXT_CHARS_MAX
+from lifl.core.limits import (
+    CLI_CONNECTIONS_MAX,
+    CLI_FOLLOWERS_MAX,
+    CLI_IDLE_S,
+    CLI_OF_ONE_MAX,
+    CLI_REMOTE_MAX,
+    TEXT_CHARS_MAX,
+)
 from lifl.core.protocol import cli as om
 from lifl.core.protocol import client as cm
 from lifl.core.protocol.frames import encode
 from lifl.core.trust.policy import check
 from lifl.core.trust.revocation import Revocation, RevokedList
 from lifl.node.audit_log import AuditLog
+from lifl.node.door_log import DoorLog
 from lifl.node.link import Link
 from lifl.node.listening import Listening
 from lifl.node.tasks import start
@@ -53,6 +61,7 @@ class CliServer:
         self._handle = handle
         self._audit = audit
         self._loop = asyncio.get_running_loop()
+        self._door_log = DoorLog()
         self._links: dict[Link, str] = {}  # each with who is at its other end
         self._asked_s: dict[Link, float] = {}  # when each has asked last
         self._remote: dict[Link, Peer] = {}  # those of other machines
@@ -73,9 +82,13 @@ class CliServer:
     def take(self, sock: Stream, peer: Peer, host: str) -> bool:
         """Serve somebody on another machine, as whom its certificate says; return False when there are too many."""
         full = len(self._remote) >= CLI_REMOTE_MAX or len(self._links) >= CLI_CONNECTIONS_MAX
-        if full and not self._make_place():
+        own = [link for link, other in self._remote.items() if other.identity == peer.identity]
+        if len(own) >= CLI_OF_ONE_MAX:
+            if not self._make_place(own):
+                return False
+        elif full and not self._make_place():
             return False
-        log.info("cli.taken who=%s host=%s", peer.identity, host)
+        self._door_log.say("cli.taken", host, "", who=str(peer.identity))
         self._remote[self._serve(sock, peer.identity, str(peer.identity))] = peer
         return True
 
@@ -85,10 +98,13 @@ class CliServer:
             if revoked.names(peer.identity, peer.serial, peer.begins_unix_s):
                 link.close()
 
-    def _make_place(self) -> bool:
-        """End the connection that has asked nothing for longest, and follows nothing; return whether there is one."""
+    def _make_place(self, among: Iterable[Link] = ()) -> bool:
+        """End the connection that has asked nothing for longest, and follows nothing; return whether there is one.
+
+        `among`: only one of these, if there are any.
+        """
         following = self._following()
-        idle = [link for link in self._links if link not in following]
+        idle = [link for link in among or self._links if link not in following]
         found = min(idle, key=lambda link: self._asked_s[link], default=None)
         if found is None or self._loop.time() - self._asked_s[found] < CLI_IDLE_S:
             return False
@@ -101,7 +117,11 @@ class CliServer:
 
     def _serve(self, sock: Stream, identity: Identity, who: str) -> Link:
         link: Link = Link(
-            sock, om.FromCli, lambda message: self._answer(message, link, identity), lambda _error: self._gone(link)
+            sock,
+            om.FromCli,
+            lambda message: self._answer(message, link, identity),
+            lambda _error: self._gone(link),
+            in_turn=True,
         )
         self._links[link] = who
         self._asked_s[link] = self._loop.time()
@@ -180,6 +200,7 @@ class CliServer:
         """End all connections and remove the socket."""
         self._listening.close()
         self.path.unlink(missing_ok=True)
+        self._door_log.flush()
         for link in list(self._links):
             link.close()
         for task in list(self._tasks):

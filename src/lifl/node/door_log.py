@@ -19,6 +19,7 @@ log = logging.getLogger("lifl.doors")
 LEVELS = {
     "peer.refused": logging.WARNING,
     "peer.gone": logging.INFO,
+    "cli.taken": logging.INFO,
     "client.disconnected": logging.WARNING,
     "update.aborted": logging.INFO,
 }

@@ -44,6 +44,9 @@ class Link:
     `kinds` is the union of messages that the peer may send.  What `on_message(message)` raises ends this link and
     nothing else: `RemoteFault` like any other breach of the protocol, and a fault of ours, which goes to the log.  Only
     `Impossible` passes on to the loop.
+
+    `in_turn`: the next message is handed over when what was said to the one before has left and the loop has had its
+    turn, so a peer that asks without end, or does not read the answers, is slowed by TCP and holds up nobody.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Link:
         on_message: Callable[[Any], None],
         on_closed: Callable[[Exception | None], None],
         waiting_bytes_max: int = LINK_WAITING_BYTES_MAX,
+        in_turn: bool = False,
     ) -> None:
         sock.setblocking(False)
         self._sock = sock
@@ -65,6 +69,8 @@ class Link:
         self._congested_until: asyncio.Future[None] | None = None
         self._empty_until: asyncio.Future[None] | None = None
         self._closed = False
+        self._in_turn = in_turn
+        self._rests = False  # nothing is handed over until what waits has left
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock.fileno(), self._readable)
         self._read_pending()
@@ -153,9 +159,15 @@ class Link:
             self._end(None)
             return
         self._decoder.feed(_READ[:nbytes])
+        self._hand_over()
+
+    def _hand_over(self) -> None:
         try:
             while not self._closed and (message := self._decoder.next_message()) is not None:
                 self._on_message(message)
+                if self._in_turn:
+                    self._rest()
+                    return
         except RemoteFault as error:
             self._end(error)
         except Impossible:
@@ -165,6 +177,25 @@ class Link:
             self._end(error)
         else:
             self._read_pending()
+
+    def _rest(self) -> None:
+        if not self._closed:
+            self._loop.remove_reader(self._sock.fileno())
+            self._rests = True
+            if not self._waiting:
+                self._go_on()
+
+    def _go_on(self) -> None:
+        """Have the next message handed over, when the loop has had its turn."""
+
+        def hand_over() -> None:
+            if not self._closed:
+                self._loop.add_reader(self._sock.fileno(), self._readable)
+                self._hand_over()
+
+        if self._rests:
+            self._rests = False
+            self._loop.call_soon(hand_over)
 
     def _read_pending(self) -> None:
         """See to it that what TLS has decrypted already is read: the descriptor tells nothing of it."""
@@ -190,6 +221,7 @@ class Link:
                 self._waiting.popleft()
         if not self._waiting:
             self._loop.remove_writer(self._sock.fileno())
+            self._go_on()
         self._release()
 
     def _release(self) -> None:

@@ -32,6 +32,12 @@ WRITE_BYTES = 64 * 1024
 """What is encrypted at a time."""
 RECORD_BYTES = 16 * 1024 + 256
 """The longest record: so much of what was received may wait in OpenSSL for its end."""
+OVERHEAD = 64
+"""What a byte of data may cost in received bytes: a record with one byte in it has 23."""
+IDLE_READ_BYTES = 4 * 1024
+"""What is taken from the kernel at a time when there was no data in what was taken last."""
+OVERHEAD_BYTES_MAX = RECORD_BYTES + IDLE_READ_BYTES
+"""And so many bytes may come beyond that, such as new keys, which cost us more than their sender."""
 
 _scratch = threading.local()
 
@@ -52,6 +58,8 @@ class TlsSocket:
         self._lock = threading.Lock()
         self._said_end = False
         self._failed: TlsFault | None = None  # behind the bytes that were received last
+        self._overhead_bytes = 0  # of what was received: no data, and more than belongs to the data that came
+        self._had_data = False  # what was taken from the kernel last
 
     # ---- the handshake ---------------------------------------------------------------------------------------------
 
@@ -71,6 +79,7 @@ class TlsSocket:
                     self._tell_why()
                     raise fault_of(error) from error
                 else:
+                    self._overhead_bytes = 0
                     self._outgoing.flush()
                     return
 
@@ -136,6 +145,7 @@ class TlsSocket:
                 except ssl.SSLWantReadError:
                     if got:
                         break
+                    self._check_overhead()
                     self._fill()
                     continue
                 except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
@@ -148,7 +158,20 @@ class TlsSocket:
                 if not step:
                     break
                 got += step
+                self._overhead_bytes = max(0, self._overhead_bytes - OVERHEAD * step)
+                self._had_data = True
             return got
+
+    def _check_overhead(self) -> None:
+        """Raise `TlsFault` when the peer keeps TLS busy beyond what its data need.
+
+        Asked when OpenSSL has nothing left to do: a record that is not complete is less than what is allowed.  So a
+        call that finds ever more to read ends, and what OpenSSL answers by itself, which leaves with the next data that
+        is sent, does not pile up.
+        """
+        if max(self._overhead_bytes, self._outgoing.memory.pending) > OVERHEAD_BYTES_MAX:
+            self._failed = TlsFault("TLS failed: it sends messages of TLS without end, and hardly any data")
+            raise self._failed
 
     def _fill(self) -> bool:
         """Take more from the kernel; return False at the end of the stream."""
@@ -156,10 +179,12 @@ class TlsSocket:
         if room is None:
             room = _scratch.room = bytearray(READ_BYTES)
         self.wants_write = False
-        nbytes = self.raw.recv_into(room)
+        nbytes = self.raw.recv_into(room, READ_BYTES if self._had_data else IDLE_READ_BYTES)
+        self._had_data = False
         if not nbytes:
             self._incoming.write_eof()
             return False
+        self._overhead_bytes += nbytes
         with memoryview(room) as view:
             self._incoming.write(view[:nbytes])
         return True

@@ -1,7 +1,7 @@
 """Lets people and machines in: tokens, certificates for who has one, and for who comes with an earlier certificate.
 
 It decides by `core/trust/enrolment.py`, signs by `certificate_authority.py`, and hands nothing out before it is written
-down (`credential_store.py`).  What is refused to a stranger is logged with its reason, and tells the stranger none.
+down (`credential_store.py`).  What is refused to a stranger is noted with its reason, and tells the stranger none.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from lifl.core.errors import Refused
 from lifl.core.identity import Identity, Role
-from lifl.core.limits import GUESS_WINDOW_S, GUESSES_MAX, KEY_AGE_S_MAX
+from lifl.core.limits import GUESS_WINDOW_S, GUESSES_MAX, KEY_AGE_S_MAX, UNASKED_PER_DAY_MAX
 from lifl.core.trust.enrolment import Asked, Guesses, TokenRow, WrongToken, known, named
 from lifl.core.trust.tokens import NUMBER_BYTES, SECRET_BYTES, Token, digest_of
 from lifl.node.authority.authority_file import write_authority
@@ -24,6 +24,8 @@ from lifl.node.authority.credential_store import CertificateRow, CredentialStore
 from lifl.node.authority.revocations import Revocations
 
 log = logging.getLogger("lifl.authority")
+
+DAY_S = 24 * 3600.0
 
 
 class Handed(NamedTuple):
@@ -101,7 +103,6 @@ class Authority:
             handed = self._enrolled(self._known(number, secret, source), asked, request, hosts)
         except Refused as refused:
             why = refused.why if isinstance(refused, WrongToken) else refused.text
-            log.warning("token.refused token=%s source=%s %s: %s", number, source, refused.code, why)
             self._note("token.refused", source, why, code=refused.code, **about)
             raise
         row = self._store.certificate(handed.serial)
@@ -127,9 +128,18 @@ class Authority:
         again = any(each.token == row.number for each in self._store.certificates_with(key))
         name = named(row, asked, now, again)
         identity = Identity(row.role, name)  # type: ignore[arg-type]
+        if again:
+            self._check_pace(identity, now)
         if "*" in row.pattern:
             self._check_free(identity, key, now)
         return self._issue(identity, row.jobs, request, hosts, row.number, now, use=not again)
+
+    def _check_pace(self, identity: Identity, now: float) -> None:
+        """Raise `Refused` when somebody gets certificates, which cost no use of a token, faster than anybody needs."""
+        rows = self._store.certificates_of(identity.role, identity.name, now)
+        if sum(now - row.issued_unix_s < DAY_S for row in rows) >= UNASKED_PER_DAY_MAX:
+            text = f"{identity} has got {UNASKED_PER_DAY_MAX} certificates or more within a day: use the last one"
+            raise Refused("too-many-certificates", "request", f"{text}, or enroll with a new token")
 
     def _check_free(self, identity: Identity, key: bytes, now: float) -> None:
         """Raise `Refused` when a name that the token leaves open is somebody's."""
@@ -145,15 +155,13 @@ class Authority:
 
         Raise `Refused`.
         """
-        try:
-            if self._revocations.list.has(holder.serial):
-                raise Refused("revoked", "certificate", f"certificate {holder.serial} is revoked")
-            before = self._store.certificate(holder.serial)
-            token = before.token if before is not None else ""
-            handed = self._issue(holder.identity, holder.jobs, request, hosts, token, self._clock(), use=False)
-        except Refused as refused:
-            log.warning("certificate.refused serial=%s %s: %s", holder.serial, refused.code, refused.text)
-            raise
+        if self._revocations.list.has(holder.serial):
+            raise Refused("revoked", "certificate", f"certificate {holder.serial} is revoked")
+        now = self._clock()
+        self._check_pace(holder.identity, now)
+        before = self._store.certificate(holder.serial)
+        token = before.token if before is not None else ""
+        handed = self._issue(holder.identity, holder.jobs, request, hosts, token, now, use=False)
         self._note("cert.renewed", str(holder.identity), serial=handed.serial, before=holder.serial)
         return handed
 

@@ -16,7 +16,7 @@ from typing import Any
 from lifl.core import events as ev
 from lifl.core.config.values import split_address
 from lifl.core.identity import ROLES, Role
-from lifl.core.limits import CLI_REMOTE_MAX, REFUSAL_CHARS_MAX
+from lifl.core.limits import CLI_OF_ONE_MAX, CLI_REMOTE_MAX, REFUSAL_CHARS_MAX
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import enrolment as e
@@ -249,7 +249,8 @@ class Bridge:
         assert secured.peer is not None
         if self._cli.take(secured.sock, secured.peer, host):
             return None
-        return p.PeerRefusal(f"{CLI_REMOTE_MAX} command lines of other machines are served; come again", retry=True)
+        most = f"{CLI_REMOTE_MAX} command lines of other machines are served, {CLI_OF_ONE_MAX} of one name"
+        return p.PeerRefusal(f"{most}: end one, or come again", retry=True)
 
     def revoke(self, entries: tuple[Revocation, ...], revoked: RevokedList) -> None:
         """Take no more connections of revoked certificates, end those that there are, and tell the agents."""
