@@ -315,6 +315,17 @@ def test_a_pattern_gives_nobody_anothers_name_and_a_token_for_the_name_alone_doe
     scene.enrol(scene.token("client", "hospital-a"))
 
 
+@pytest.mark.parametrize("pattern", ["mallory", "*"])
+def test_the_uses_that_a_token_has_left_do_not_let_a_revoked_one_in_again(scene: Scene, pattern: str) -> None:
+    token = scene.token("client", pattern, uses=3)
+    first = scene.enrol(token, "mallory")
+    scene.authority.renew(holder(first), new_key().request, ())
+    scene.revocations.revoke("mallory", "")
+    with pytest.raises(Refused, match="was revoked: ask for a new token"):
+        scene.enrol(token, "mallory")
+    scene.enrol(scene.token("client", "mallory"))
+
+
 @pytest.mark.parametrize("how", ["revoked", "expired"])
 def test_a_name_is_free_again_when_its_certificates_are_over(scene: Scene, how: str) -> None:
     handed = scene.enrol(scene.token(), "a")

@@ -37,7 +37,12 @@ OVERHEAD = 64
 IDLE_READ_BYTES = 4 * 1024
 """What is taken from the kernel at a time when there was no data in what was taken last."""
 OVERHEAD_BYTES_MAX = RECORD_BYTES + IDLE_READ_BYTES
-"""And so many bytes may come beyond that, such as new keys, which cost us more than their sender."""
+"""And so many bytes may come beyond that, such as new keys, which cost us more than their sender.
+
+Asked when OpenSSL has nothing left to do: a record that is not complete is less.  So a call that finds ever more to
+read ends, and what OpenSSL answers by itself, which leaves with the next data that is sent, does not pile up.
+"""
+_BUSY = "TLS failed: it sends messages of TLS without end, and hardly any data"
 
 _scratch = threading.local()
 
@@ -145,7 +150,9 @@ class TlsSocket:
                 except ssl.SSLWantReadError:
                     if got:
                         break
-                    self._check_overhead()
+                    if max(self._overhead_bytes, self._outgoing.memory.pending) > OVERHEAD_BYTES_MAX:
+                        self._failed = TlsFault(_BUSY)
+                        raise self._failed
                     self._fill()
                     continue
                 except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
@@ -161,17 +168,6 @@ class TlsSocket:
                 self._overhead_bytes = max(0, self._overhead_bytes - OVERHEAD * step)
                 self._had_data = True
             return got
-
-    def _check_overhead(self) -> None:
-        """Raise `TlsFault` when the peer keeps TLS busy beyond what its data need.
-
-        Asked when OpenSSL has nothing left to do: a record that is not complete is less than what is allowed.  So a
-        call that finds ever more to read ends, and what OpenSSL answers by itself, which leaves with the next data that
-        is sent, does not pile up.
-        """
-        if max(self._overhead_bytes, self._outgoing.memory.pending) > OVERHEAD_BYTES_MAX:
-            self._failed = TlsFault("TLS failed: it sends messages of TLS without end, and hardly any data")
-            raise self._failed
 
     def _fill(self) -> bool:
         """Take more from the kernel; return False at the end of the stream."""

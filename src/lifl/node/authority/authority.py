@@ -128,6 +128,7 @@ class Authority:
         again = any(each.token == row.number for each in self._store.certificates_with(key))
         name = named(row, asked, now, again)
         identity = Identity(row.role, name)  # type: ignore[arg-type]
+        self._check_not_revoked(row, identity, now)
         if again:
             self._check_pace(identity, now)
         if "*" in row.pattern:
@@ -140,6 +141,13 @@ class Authority:
         if sum(now - row.issued_unix_s < DAY_S for row in rows) >= UNASKED_PER_DAY_MAX:
             text = f"{identity} has got {UNASKED_PER_DAY_MAX} certificates or more within a day: use the last one"
             raise Refused("too-many-certificates", "request", f"{text}, or enroll with a new token")
+
+    def _check_not_revoked(self, row: TokenRow, identity: Identity, now: float) -> None:
+        """Raise `Refused` when what a token gave to somebody was revoked: its other uses let that one in no more."""
+        for each in self._store.certificates_of(identity.role, identity.name, now):
+            if each.token == row.number and self._revocations.list.has(each.serial):
+                text = f"a certificate that this token gave to {identity} was revoked: ask for a new token"
+                raise Refused("revoked", "token", text)
 
     def _check_free(self, identity: Identity, key: bytes, now: float) -> None:
         """Raise `Refused` when a name that the token leaves open is somebody's."""
