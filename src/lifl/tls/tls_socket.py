@@ -152,7 +152,7 @@ class TlsSocket:
                         break
                     if max(self._overhead_bytes, self._outgoing.memory.pending) > OVERHEAD_BYTES_MAX:
                         self._failed = TlsFault(_BUSY)
-                        raise self._failed
+                        raise self._failed from None
                     self._fill()
                     continue
                 except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
