@@ -17,10 +17,10 @@ class Scene:
         self.cut: list[int] = []
         self.quotas = Quotas(Limits(connections_max, **more), lambda number, _because: self.cut.append(number))
 
-    def arrive(self, number: int, who: str = A, now: float = 0.0, client: str = "") -> None:
+    def arrive(self, number: int, who: str = A, now: float = 0.0, client: str = "", shown: str = "") -> None:
         self.quotas.arrived(number, who, now)
         if client:
-            self.quotas.greeted(number, client, now)
+            self.quotas.greeted(number, shown or who, client, now)
 
     def refused(self, number: int, who: str = A, now: float = 0.0, client: str = "") -> Refused:
         with pytest.raises(Refused) as caught:
@@ -41,6 +41,19 @@ def test_a_full_gateway_takes_no_more_of_those_that_have_greeted() -> None:
     scene.arrive(3, client="c")
 
 
+def test_whose_certificate_says_who_it_is_has_no_more_from_many_addresses() -> None:
+    scene = Scene(connections_per_client=2, requests_per_s=1)
+    scene.arrive(1, A, client="mallory", shown="client mallory")
+    scene.arrive(2, B, client="mallory", shown="client mallory")
+    with pytest.raises(Refused, match="connections_per_client"):
+        scene.arrive(3, C, client="mallory", shown="client mallory")
+    waits = [scene.quotas.request_wait_s(number, 0.0) for number in (1, 2) for _ in range(limits.REQUESTS_BURST)]
+    assert max(waits) > limits.REQUESTS_BURST / 2, "and asks no more often"
+    scene.arrive(4, C, client="other", shown="client other")
+    scene.quotas.left(1)
+    scene.arrive(5, C, client="mallory", shown="client mallory")
+
+
 def test_one_that_has_not_greeted_in_time_gives_way_and_none_that_has() -> None:
     scene = Scene(3)
     scene.arrive(1, client="a")
@@ -49,7 +62,7 @@ def test_one_that_has_not_greeted_in_time_gives_way_and_none_that_has() -> None:
     assert scene.refused(4, now=2.0 - 1e-6).code == "too-many-connections"
     scene.arrive(4, now=1.0 + limits.UNGREETED_S)
     assert scene.cut == [2]
-    scene.quotas.greeted(2, "late", 9.0)  # it is being ended, and counts for nothing
+    scene.quotas.greeted(2, A, "late", 9.0)  # it is being ended, and counts for nothing
     scene.quotas.left(2)
     assert scene.refused(5, now=2.0 + limits.UNGREETED_S - 1e-6)
     scene.arrive(5, now=2.0 + limits.UNGREETED_S)

@@ -34,9 +34,10 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     segment; workers that had no task for `idle_timeout_s` end; at most `workers_max` run at once (0: one
     more than the machine has cores).
     `capacity` is the node's MC (`planning/capacity.py`), the updates that it folds at a time; 0: measured at start-up.
-    `connections_max` bounds the gateway's connections, `connections_per_client` those of one name from one place and
-    `connections_per_address` those from one address (0: no limit of its own); a client sends `requests_per_s` beside
-    what its updates take, and receives and sends `client_bytes_per_s` of models and updates (0: no limit).
+    `connections_max` bounds the gateway's connections, `connections_per_client` those of one certificate's name (where
+    none is asked for: of one name from one place) and `connections_per_address` those from one address (0: no limit of
+    its own); a client sends `requests_per_s` beside what its updates take, and receives and sends `client_bytes_per_s`
+    of models and updates (0: no limit).
     `wait_queue_max` updates of one job may wait for room in the arena before others are told BUSY.
     `control` is the HOST:PORT at which other nodes reach this one; with `join`, the control address of any member, the
     node joins that member's cluster; with an identity, or else by the token in `token_file`.

@@ -213,7 +213,7 @@ class Connection:
         async with asyncio.timeout(limits.HELLO_S):
             hello = await self._hello()
         self._identify(hello.client)
-        self._shared.quotas.greeted(self._number, hello.client, self._loop.time())
+        self._shared.quotas.greeted(self._number, self._socket.who, hello.client, self._loop.time())
         self._client = hello.client
         self._shared.link.send(gm.Greeted(self._number, self._socket.who))
         self._reader.greeted = True

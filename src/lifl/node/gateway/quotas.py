@@ -81,11 +81,13 @@ class Quotas:
         self._cut(gone, "it did not say Hello, and others wait for its place")
         return True
 
-    def greeted(self, number: int, client: str, now: float) -> None:
-        """Note the name that a connection uses.  Raise `Refused` when that has all the connections that it may."""
+    def greeted(self, number: int, who: str, client: str, now: float) -> None:
+        """Note who a connection is of, by its certificate where that was asked for, else by its address; and the name
+        that it uses.  Raise `Refused` when that has all the connections that it may.
+        """
         if number not in self._ungreeted:
             return  # it is being ended
-        at = (self._who[number], client)
+        at = (who, client)
         found, most = self._clients.get(at), self._limits.connections_per_client
         if found is not None and most and found.connections >= most:
             text = f"client {client!r} has {most} connections, more are not taken (connections_per_client); close some"
