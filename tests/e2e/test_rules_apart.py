@@ -13,6 +13,8 @@ HARMFUL = """
 import ctypes
 import os
 import sys
+import threading
+import time
 
 from lifl.rules import Rule, RuleOptions
 
@@ -20,6 +22,28 @@ from lifl.rules import Rule, RuleOptions
 class NoText(Exception):
     def __str__(self):
         raise ValueError
+
+
+class EndsInText(Exception):
+    def __str__(self):
+        os._exit(7)
+
+
+class EndsWhenCollected:
+    def __del__(self):
+        sys.exit(3)
+
+
+def replaced():
+    null = os.open("/dev/null", os.O_RDONLY)
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd > 2:
+            os.dup2(null, fd)
+
+
+def threads():
+    for _ in range(4):
+        threading.Thread(target=time.sleep, args=(10**6,)).start()
 
 
 def spoil():
@@ -38,6 +62,11 @@ WAYS = {
     "interrupt": lambda: raises(KeyboardInterrupt()),
     "no text": lambda: raises(NoText()),
     "half a letter": lambda: raises(ValueError(chr(0xDCFF))),
+    "replaced descriptors": replaced,
+    "closed descriptors": lambda: os.closerange(3, 4096),
+    "threads": threads,
+    "collected": EndsWhenCollected,
+    "its text": lambda: raises(EndsInText()),
     "fork": os.fork,
     "end": lambda: os._exit(0),
     "crash": lambda: ctypes.string_at(0),
@@ -68,17 +97,21 @@ def run(node: Node, job: str, **keys: object) -> dict:
     return over
 
 
-def harmful(node: Node, way: str) -> dict:
+def harmful(node: Node, way: str, job: str = "harmful") -> dict:
     folder = node.state_dir / "configs"
     folder.mkdir(exist_ok=True)
     (folder / "harmful.py").write_text(HARMFUL)
-    return run(node, "harmful", aggregation__rule="harmful:Harmful", aggregation__options={"way": way})
+    return run(node, job, aggregation__rule="harmful:Harmful", aggregation__options={"way": way})
 
 
 def test_what_it_does_to_its_process_no_other_job_meets(start_node: Callable[..., Node]) -> None:
     node = start_node(*FLAGS)
-    harmful(node, "spoil")
-    assert run(node, "honest")["status"] == "finished"
+    for number, way in enumerate(("spoil", "replaced descriptors", "threads", "collected")):
+        harmful(node, way, f"harmful{number}")
+        assert run(node, f"honest{number}")["status"] == "finished", way
+    below = psutil.Process(node.pid).children(recursive=True)
+    node.down()
+    until("the end of all processes", lambda: not any(process.is_running() for process in below))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +127,14 @@ def test_whatever_it_raises_is_told(start_node: Callable[..., Node], way: str, s
 
 
 @pytest.mark.parametrize(
-    ("way", "says"), [("end", "exit code 0"), ("crash", "signal SIGSEGV"), ("at import", "exit code 7")]
+    ("way", "says"),
+    [
+        ("end", "exit code 0"),
+        ("crash", "signal SIGSEGV"),
+        ("at import", "exit code 7"),
+        ("its text", "exit code 7"),
+        ("closed descriptors", "exit code 1"),
+    ],
 )
 def test_one_that_ends_its_process_fails_soon_and_holds_no_other_job(
     start_node: Callable[..., Node], way: str, says: str
