@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import uuid
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +297,26 @@ def test_a_model_is_rounded_once_whatever_the_batches_of_its_tasks(one: Node) ->
         assert (np.abs(one.read(model)[name].astype(np.float64) - exact) / ulp).max() <= 0.501
 
 
+def test_the_largest_integers_are_right_though_no_float64_is_what_a_partial_weighs(one: Node) -> None:
+    """Tasks take the weight of a partial from its members."""
+    worker, rng = one.fork(), np.random.default_rng(9)
+    weights = [1 / 3, 0.1, 1e-9, 2.0**53 - 1, 0.7, 123.4, 1e-300, 3e15]
+    values = [2**63 - 1, 2**63 - 2, 2**63 - 1, 2**63 - 5, -(2**63), -(2**63), 1 - 2**63, -(2**63)]
+    updates = [update(rng) | {"steps": np.array([value])} for value in values]
+    keys = [one.put(i, u, w) for i, (u, w) in enumerate(zip(updates, weights, strict=True))]
+    model = one.model()
+    start(one, worker, task(1, "top", model, 2, model=keys[0].pack()))
+    start(one, worker, task(2, "middle", one.partial(), 2, parent=1))
+    for address, parent in ((3, 2), (4, 2), (5, 1)):
+        start(one, worker, task(address, "leaf", one.partial(), 2 if parent == 2 else 4, parent=parent))
+    for address, some in ((3, keys[:2]), (4, keys[4:6]), (5, [*keys[2:4], *keys[6:]])):
+        one.give(address, *some)
+    for _ in range(5):
+        worker.channel.take(TaskDone)
+    exact = sum(Fraction(w) * x for w, x in zip(weights, values, strict=True)) / sum(map(Fraction, weights))
+    assert abs(int(one.read(model)["steps"][0]) - exact) <= Fraction(1, 2) + Fraction(1, 2**40)
+
+
 def test_duplicates_foreign_attempts_and_unknown_addresses_change_nothing(node: Node) -> None:
     rng = np.random.default_rng(3)
     updates = [update(rng) for _ in range(3)]
@@ -512,8 +533,8 @@ def test_a_partial_of_an_earlier_version_counts_as_what_it_is(one: Node, role: s
         elif segment.dtype == "float32":  # means; sums of integers as today
             vector(data, segment)[:] = whole / 8.0
         else:
-            numbers = [np.array([u["steps"][0]], source.dtype) for u in updates[:2]]
-            integers.fold(vector(data, segment), numbers, weights[:2], 0.0, 8.0)
+            exact = sum(int(w) * int(u["steps"][0]) for w, u in zip(weights[:2], updates, strict=False))
+            integers.put(vector(data, segment), np.array([exact << (integers.BITS["int128"] - 4)], object))  # 8 < 2^4
     del data
     one.arena.seal(earlier, 8.0, 2)
     last = one.put(2, updates[2], weights[2])

@@ -177,7 +177,7 @@ def sealed_partials(node: Node) -> list[Entry]:
 
 
 def narrowed(segment: memoryview, entry: Entry, slot: int, specs: tuple[TensorSpec, ...]) -> None:
-    """Write a partial of a dead node's arena as it was before: in float32, with the members behind that."""
+    """Write a partial of a dead node's arena as it was before: in float32 and int128, the members behind that."""
     models = Layout(specs).segments
     old, new = relaid(models, ACCUMULATOR), relaid(models, NARROW_PARTIAL)
     data = segment[entry.offset : entry.offset + entry.extent_bytes]
@@ -185,7 +185,11 @@ def narrowed(segment: memoryview, entry: Entry, slot: int, specs: tuple[TensorSp
     members = bytes(segment[layout.meta_offset(entry) :][: entry.meta_bytes])
     data[:] = b"\xff" * len(data)
     for source, target in zip(old, new, strict=True):
-        vector(data, target)[:] = vector(wide, source)
+        numbers = vector(wide, source)
+        if target.dtype == "int128":  # of 62 bits in the place of a weight, today's have 126
+            vector(data, target)["low"], vector(data, target)["high"] = numbers["middle"], numbers["high"]
+        else:
+            vector(data, target)[:] = numbers
     changed = entry._replace(kind=Kind.NARROW_PARTIAL, data_bytes=align(end_of(new)))
     layout.ENTRY.pack_into(segment, layout.entry_position(slot), *changed)
     segment[layout.meta_offset(changed) :][: len(members)] = members

@@ -208,12 +208,58 @@ def test_integers_that_were_off() -> None:
 def test_integers_with_any_weights_are_within_one(
     dtype: str, data: st.DataObject, weights: list[float], fan_in: int, middle_fan_in: int, batches: int, tail: int
 ) -> None:
-    info = np.iinfo(dtype)
-    number = st.integers(max(int(info.min), -(2**48)), min(int(info.max), 2**48))
-    values = data.draw(st.lists(number, min_size=len(weights), max_size=len(weights)))
-    updates = [(np.array([x], dtype), w) for x, w in zip(values, weights, strict=True)]
-    made = mean_of(updates, fan_in, middle_fan_in, batches, tail)
-    assert abs(int(made[0]) - exact_mean(values, weights)) <= 1
+    """Over the whole range of the type, in trees of many levels, whatever a top sums up ahead."""
+    low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    number = st.integers(low, high) | st.sampled_from([low, low + 1, high - 1, high])
+    values = data.draw(st.lists(st.tuples(number, number), min_size=len(weights), max_size=len(weights)))
+    updates = [(np.array(x, dtype), w) for x, w in zip(values, weights, strict=True)]
+    whole = sum(map(Fraction, weights))
+    for made in (
+        mean_of(updates, fan_in, middle_fan_in, batches, tail),
+        mean_of(updates, fan_in, middle_fan_in, batches, tail, ahead=1),
+    ):
+        for place in range(2):
+            mean = sum(Fraction(w) * x[place] for w, x in zip(weights, values, strict=True)) / whole
+            assert abs(int(made[place]) - mean) <= 1
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        [1e-300, 1e300, 0.1, 1 / 3, 2**-1074, 7e299],
+        [0.1, 1 / 3, 0.7, 1e-9, 123.456],
+        [float(2**53 - 1), float(2**53 - 3), 1.0, 3.0],
+        [2.0**60, 1.0, 2.0**-60, 2.0**60],
+        [2.0**53 - 1, 2.0**-1, 2.0**-53],  # next to a power of two, which a float64 would round it to
+    ],
+)
+@pytest.mark.parametrize("dtype", ["int64", "uint64"])
+@pytest.mark.parametrize("tree", [{"fan_in": 64}, {"fan_in": 1}, {"fan_in": 2, "tail": 3, "ahead": 1}])
+def test_the_largest_integers_with_weights_that_no_float64_sums_up(
+    dtype: str, weights: list[float], tree: dict[str, int]
+) -> None:
+    """Three levels of middles; what was off by up to 1,895."""
+    low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    rng, weights = np.random.default_rng(3), weights * 8
+    rows = [rng.integers(low, high, 40, dtype, endpoint=True) for _ in weights]
+    for index, row in enumerate(rows):
+        row[:4] = [high, low, high if index % 2 else low, high - index % 3]
+    made, whole = mean_of(list(zip(rows, weights, strict=True)), **tree), sum(map(Fraction, weights))
+    for place in range(40):
+        mean = sum(Fraction(w) * int(row[place]) for w, row in zip(weights, rows, strict=True)) / whole
+        assert abs(int(made[place]) - mean) <= 0.5 + Fraction(1, 2**40)
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@PROPERTY
+@given(data=st.data(), weights=st.lists(ANY_WEIGHT, min_size=1, max_size=40), **TREE)
+def test_equal_integers_give_that_number_with_any_weights(
+    dtype: str, data: st.DataObject, weights: list[float], fan_in: int, middle_fan_in: int, batches: int, tail: int
+) -> None:
+    low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    update = np.array([data.draw(st.integers(low, high)), low, high], dtype)
+    made = mean_of([(update, w) for w in weights], fan_in, middle_fan_in, batches, tail)
+    np.testing.assert_array_equal(made, update)
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
@@ -246,7 +292,7 @@ def test_sizes_at_the_edges_of_blocks(dtype: str, rows: int, heaviest: int) -> N
     ("kind", "format_"), [(Kind.EARLIER_PARTIAL, EARLIER_PARTIAL), (Kind.NARROW_PARTIAL, NARROW_PARTIAL)]
 )
 def test_partials_of_an_earlier_version_are_understood(kind: Kind, format_: dict[str, str]) -> None:
-    """They were sums, scaled by a power of two; or means in float32, and sums of integers as today."""
+    """They were sums, scaled by a power of two; or means in float32, and sums of 128 bits of integers of 64."""
     rng = np.random.default_rng(2)
     rule, weights = load_rule("fedavg", {}), [3.0, 5.0, 11.0]
     dtypes = ("float64", "float32", "bfloat16", "int64", "uint8", "bool")
@@ -266,7 +312,10 @@ def test_partials_of_an_earlier_version_are_understood(kind: Kind, format_: dict
             continue
         partial, whole = partial_of(rule, drawn, weights)
         wanted.append(partial)
-        if kind is Kind.NARROW_PARTIAL:
+        if segment.dtype == "int128":
+            sums = sum(int(w) * u.astype(object) for w, u in zip(weights, drawn, strict=True))
+            integers.put(kernels.vector(view, segment), sums << (integers.BITS["int128"] - 5))  # 19 < 2^5
+        elif kind is Kind.NARROW_PARTIAL:
             kernels.vector(view, segment)[:] = partial
         else:
             sums = sum(w * u.astype(np.float64) for w, u in zip(weights, drawn, strict=True))
@@ -279,3 +328,23 @@ def test_partials_of_an_earlier_version_are_understood(kind: Kind, format_: dict
             np.testing.assert_allclose(got, its, rtol=exact, atol=exact)
         else:
             assert got.tobytes() == its.tobytes()
+
+
+@pytest.mark.parametrize("kind", [Kind.EARLIER_PARTIAL, Kind.NARROW_PARTIAL])
+def test_an_earlier_sum_whose_weight_a_float64_rounds_to_a_power_of_two(kind: Kind) -> None:
+    """Its numbers were scaled by that power, today's are by the one below."""
+    weights, values = [1.0 - 2.0**-53, 2.0**-54 + 2.0**-60], [1_000_003, -7]
+    weight = kernels.total(weights)
+    assert (weight, kernels.exact(weight).bit_length()) == (1.0, kernels.exact(1.0).bit_length() - 1)
+    format_ = EARLIER_PARTIAL if kind is Kind.EARLIER_PARTIAL else NARROW_PARTIAL
+    models, out = (Segment("int64", 0, 1),), np.empty(1, np.int64)
+    (segment,) = relaid(models, format_)
+    view = memoryview(bytearray(end_of((segment,))))
+    mean = sum(Fraction(w) * x for w, x in zip(weights, values, strict=True))
+    if kind is Kind.EARLIER_PARTIAL:
+        kernels.vector(view, segment)[:] = float(mean / 2)
+    else:
+        integers.put(kernels.vector(view, segment), np.array([round(mean * 2**61)], object))
+    (now,) = relaid(models, ACCUMULATOR)
+    integers.finish(out, kernels.vector(converted(view, kind, weight, models), now), weight)
+    assert out.tolist() == [1_000_003]

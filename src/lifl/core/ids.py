@@ -97,7 +97,8 @@ class Kind(IntEnum):
     """What an object of the arena is.
 
     Until LIFL 0.1 a partial was a scaled sum (`EARLIER_PARTIAL`), then for a time a mean that was rounded to float32
-    where the model's floats are not wider (`NARROW_PARTIAL`); they are read, and made no more (`worker/earlier.py`).
+    where the model's floats are not wider, and a sum of 128 bits of integers of 64 (`NARROW_PARTIAL`); they are read,
+    and made no more (`worker/earlier.py`).
     """
 
     UPDATE = 1

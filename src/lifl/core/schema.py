@@ -44,7 +44,8 @@ KEPT = ("bool", "float8_e4m3fn", "float8_e5m2")
 _FLOATS = {"float64": "float64", "float32": "float32", "float16": "float32", "bfloat16": "float32"}
 """What rules compute in."""
 _INTEGERS = [d for d in DTYPE_BYTES if d not in _FLOATS and d not in KEPT]
-_EXACT = {d: "int64" if DTYPE_BYTES[d] == 1 else "int128" for d in _INTEGERS}
+_EXACT = {d: {1: "int64", 8: "int192"}.get(DTYPE_BYTES[d], "int128") for d in _INTEGERS}
+_SHORTER = _EXACT | {"int64": "int128", "uint64": "int128"}
 _SAME = {d: d for d in KEPT}
 ACCUMULATOR = dict.fromkeys(_FLOATS, "float64") | _EXACT | _SAME
 """What a partial holds for each number of a dtype (`rules/kernels.py`, `rules/integers.py`)."""
@@ -52,9 +53,9 @@ STATE = _FLOATS | dict.fromkeys(_EXACT, "float64") | _SAME
 """What a rule's state holds for it."""
 EARLIER_PARTIAL = _FLOATS | dict.fromkeys(_EXACT, "float64") | _SAME
 """What a partial of `Kind.EARLIER_PARTIAL` holds for it."""
-NARROW_PARTIAL = _FLOATS | _EXACT | _SAME
+NARROW_PARTIAL = _FLOATS | _SHORTER | _SAME
 """What a partial of `Kind.NARROW_PARTIAL` holds for it."""
-ITEM_BYTES = DTYPE_BYTES | {"int128": 16}
+ITEM_BYTES = DTYPE_BYTES | {"int128": 16, "int192": 24}
 """The bytes of one number of any segment."""
 
 SEGMENT_ALIGN_BYTES = 64

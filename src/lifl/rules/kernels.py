@@ -4,7 +4,7 @@
 together.  `fold` adds vectors to a mean with *shares*: what each weighs of the whole, w / W, and what the mean so far
 weighs (`keep`); together they are 1.  So no sum is larger than the largest number, whatever the weights, and a mean
 that is a number of the type can be computed.  A weight is a float64 from `WEIGHT_MIN` to `WEIGHT_MAX`, and W is summed
-with `math.fsum`.
+exactly (`Weight`).
 
 **Right to the last bit.**  A partial's vector is of float64, whatever the model's floats are, and is rounded to them
 once, when the model is made (`mean`).  Sums of float32 and of narrower floats are products in float64: their own
@@ -43,13 +43,38 @@ SHARES_SLACK = 1e-9
 COMPILED = native.load()
 """The compiled kernel, if there is one.  Tests set it to None to have NumPy's way."""
 
-_INT128 = np.dtype([("low", "<u8"), ("high", "<i8")])
+_LONG = {
+    "int128": np.dtype([("low", "<u8"), ("high", "<i8")]),
+    "int192": np.dtype([("low", "<u8"), ("middle", "<u8"), ("high", "<i8")]),
+}
+UNIT_BITS = 1074
+"""2^-1074 is the smallest float64: every one is a whole number of it."""
+
+
+class Weight(float):
+    """A weight that is a sum, as the float64 next to it; `exact` is what it is, in units of 2^-1074."""
+
+    def __new__(cls, value: float, exact: int) -> Weight:
+        """Return `value`, with what it is exactly beside it."""
+        made = super().__new__(cls, value)
+        made.exact = exact
+        return made
+
+    exact: int
+
+
+def exact(weight: float) -> int:
+    """Return what a weight is, in units of 2^-1074."""
+    if isinstance(weight, Weight):
+        return weight.exact
+    numerator, denominator = float(weight).as_integer_ratio()
+    return numerator << (UNIT_BITS + 1 - denominator.bit_length())
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """Return the NumPy dtype of a name in `core/schema.ITEM_BYTES`; a number of 128 bits is a pair."""
-    if name == "int128":
-        return _INT128
+    """Return the NumPy dtype of a name in `core/schema.ITEM_BYTES`; a number of 128 bits or more is a tuple."""
+    if name in _LONG:
+        return _LONG[name]
     return np.dtype(getattr(ml_dtypes, name, name))
 
 
@@ -59,17 +84,18 @@ def vector(view: memoryview, segment: Segment) -> Vector:
     return array
 
 
-def total(weights: Sequence[float]) -> float:
-    """Return Σ weights, correctly rounded.  Raise `LocalFault` unless each is positive and the sum is finite."""
+def total(weights: Sequence[float]) -> Weight:
+    """Return Σ weights, exactly and correctly rounded.
+
+    Raise `LocalFault` unless each is positive and the sum is finite.
+    """
     if not all(weight > 0.0 for weight in weights):
         raise LocalFault(f"a weight must be a positive number; these are {sorted(weights)[:4]}")
     try:
-        result = math.fsum(weights)
+        whole = sum(map(exact, weights))
+        return Weight(whole / (1 << UNIT_BITS), whole)
     except OverflowError:
-        result = math.inf
-    if not math.isfinite(result):
-        raise LocalFault("the weights' sum is beyond float64; give weights as numbers of examples")
-    return result
+        raise LocalFault("the weights' sum is beyond float64; give weights as numbers of examples") from None
 
 
 def exponent(weight: float) -> int:

@@ -38,13 +38,18 @@ class CompiledFold:
         self._fold_integers = library.lifl_fold_integers
         self._fold_integers.restype = None
         self._fold_integers.argtypes = (ctypes.c_int, pointer, size, pointer, pointer, size, ctypes.c_int)
-        self._merge_integers = {"int64": library.lifl_merge_int64, "int128": library.lifl_merge_int128}
+        self._merge_integers = {name: getattr(library, f"lifl_merge_{name}") for name in ("int64", "int128", "int192")}
         for merge in self._merge_integers.values():
             merge.restype = None
             merge.argtypes = (pointer, size, pointer, pointer, size, ctypes.c_int)
         self._finish_integers = library.lifl_finish_integers
         self._finish_integers.restype = None
         self._finish_integers.argtypes = (ctypes.c_int, pointer, pointer, size, size)
+        half = ctypes.c_uint64
+        self._fold_int192, self._finish_int192 = library.lifl_fold_int192, library.lifl_finish_int192
+        self._fold_int192.restype = self._finish_int192.restype = None
+        self._fold_int192.argtypes = (ctypes.c_int, pointer, size, pointer, pointer, size, ctypes.c_int)
+        self._finish_int192.argtypes = (ctypes.c_int, pointer, pointer, size, half, half)
 
     def __call__(
         self,
@@ -85,6 +90,12 @@ class CompiledFold:
         """acc = acc · 2^-shift + Σ weights[i] · vectors[i]; with a negative `shift`, `acc` is not read."""
         rows = len(vectors)
         addresses = (ctypes.c_void_p * rows)(*vectors)
+        if DTYPE_BYTES[dtype] == 8:
+            halves = [half for weight in weights for half in _halves(weight)]
+            self._fold_int192(
+                dtype == "int64", acc, size, addresses, (ctypes.c_uint64 * len(halves))(*halves), rows, shift
+            )
+            return
         code = _CODES[dtype] - _FIRST_INTEGER
         self._fold_integers(code, acc, size, addresses, (ctypes.c_int64 * rows)(*weights), rows, shift)
 
@@ -98,7 +109,15 @@ class CompiledFold:
 
     def finish_integers(self, dtype: str, out: int, acc: int, size: int, divisor: int) -> None:
         """out = acc / divisor, rounded half to even."""
+        if DTYPE_BYTES[dtype] == 8:
+            self._finish_int192(dtype == "int64", out, acc, size, *_halves(divisor))
+            return
         self._finish_integers(_CODES[dtype] - _FIRST_INTEGER, out, acc, size, divisor)
+
+
+def _halves(number: int) -> tuple[int, int]:
+    """Return a number of 128 bits as two, the low half first."""
+    return number & 0xFFFF_FFFF_FFFF_FFFF, number >> 64
 
 
 def load() -> CompiledFold | None:

@@ -31,7 +31,7 @@ from lifl.rules.kernels import Vector, vector
 from lifl.rules.load import is_users, load_rule
 from lifl.shm.arena import Arena
 from lifl.shm.layout import Entry, ObjectState
-from lifl.worker.earlier import input_bytes, input_data
+from lifl.worker.earlier import input_bytes, input_data, input_weight
 from lifl.worker.streaming_model import Input, StreamingModel, can_be_in_pieces
 from lifl.worker.treatment import Firsts, is_kept
 
@@ -86,6 +86,7 @@ class OpenTask:
         self._waiting: list[Key] = []
         self._inputs: list[Key] = []
         self._updates: list[bool] = []  # which of the inputs are updates
+        self._sums_exactly = any(segment.dtype == "int192" for segment in start.inputs)
         self._weights: list[float] = []
         self._contributions = 0
         self._metas: list[bytes] = []
@@ -140,12 +141,12 @@ class OpenTask:
     @property
     def weight(self) -> float:
         """Σ of the weights of the inputs taken so far."""
-        return kernels.total(self._weights)
+        return float(kernels.total(self._weights))
 
     def _take(self, fold: bool) -> None:
         """Take what waits into the inputs, and fold it into the output if `fold`."""
         entries = [self._input(key) for key in self._waiting]
-        weights = [entry.weight for entry in entries]
+        weights = [self._weight(key, entry) for key, entry in zip(self._waiting, entries, strict=True)]
         if fold:
             self._fold(self._waiting, weights)
         self._inputs += self._waiting
@@ -167,8 +168,12 @@ class OpenTask:
             )
         return entry
 
+    def _weight(self, key: Key, entry: Entry) -> float:
+        """Return the weight of an input: exactly, where the sums are so long that they need it."""
+        return input_weight(self._arena, key) if self._sums_exactly else entry.weight
+
     def _fold(self, keys: list[Key], weights: list[float]) -> None:
-        before = self.weight if self._weights else 0.0
+        before = kernels.total(self._weights) if self._weights else 0.0
         whole = kernels.total(self._weights + weights)
         shares, keep = kernels.shares(weights, before)
         data = [input_data(self._arena, key, self.start.model_segments) for key in keys]
@@ -212,7 +217,7 @@ class OpenTask:
         inputs = {key: Input(weight, update=True) for key, (weight, _) in under_way.items()}
         try:
             entries = {key: self._input(key) for key in self._waiting}
-            sealed = {key: Input(entry.weight, entry.kind == Kind.UPDATE) for key, entry in entries.items()}
+            sealed = {key: Input(self._weight(key, each), each.kind == Kind.UPDATE) for key, each in entries.items()}
             self._make(sealed | inputs, sealed, min(received_bytes for _, received_bytes in under_way.values()))
         except BaseException:  # noqa: BLE001 - a user's rule may raise anything
             self._model = None

@@ -50,7 +50,7 @@ from lifl.core.trust.revocation import Revocations
 
 PEER_VERSION = 4
 """Since 2 what grows goes in pages; since 3 a partial is a mean and exact sums of integers, not a scaled sum; since 4
-its floats are float64."""
+its floats are float64, and its sums of integers of 64 bits have 192."""
 SPOKEN = Spoken("control channel", PEER_VERSION, oldest=PEER_VERSION)
 """To go on working with the version before, what sends to it and hears from it must know it: then `oldest` says so."""
 SECRETS = "offer-secret"
