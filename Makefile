@@ -90,8 +90,8 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src cli bpf
 
-# Two processes run the test files, for half of what a test does is to wait.
-TEST_FLAGS := -n 2 --dist loadfile --durations=20
+# Three processes run the test files, for half of what a test does is to wait.
+TEST_FLAGS := -n 3 --dist loadfile --durations=20
 
 test: lint
 	$(BIN)/python -m pytest $(TEST_FLAGS) $(ARGS)
