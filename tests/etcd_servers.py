@@ -112,14 +112,22 @@ class Etcd:
         deadline = time.monotonic() + WAIT_S
         while time.monotonic() < deadline:
             for member in self.members:
-                if member.process is not None and _leads(member):
+                if member.process is not None and _says(member, b"etcd_server_is_leader 1"):
                     return member
             time.sleep(0.02)
         raise AssertionError(f"no member of etcd leads within {WAIT_S:g} s")
 
+    def settled(self) -> None:
+        """Waits until all members that run have a leader, and so serve."""
+        waited = [member for member in self.members if member.process is not None]
+        deadline = time.monotonic() + WAIT_S
+        while not all(_says(member, b"etcd_server_has_leader 1") for member in waited):
+            assert time.monotonic() < deadline, f"etcd does not serve within {WAIT_S:g} s"
+            time.sleep(0.02)
 
-def _leads(member: Member) -> bool:
-    """Whether a member says of itself that it leads; one that is cut off or stands still says nothing."""
+
+def _says(member: Member, line: bytes) -> bool:
+    """Whether a member's metrics have this line; one that is cut off or stands still says nothing."""
     host, port = member.metrics.rsplit(":", 1)
     try:
         with socket.create_connection((host, int(port)), timeout=1.0) as asked:
@@ -130,7 +138,7 @@ def _leads(member: Member) -> bool:
                 answer += part
     except OSError:
         return False
-    return b"\netcd_server_is_leader 1\n" in answer
+    return b"\n" + line + b"\n" in answer
 
 
 class Certificates:

@@ -98,6 +98,13 @@ def has_no_sklearn() -> bool:
     return importlib.util.find_spec("sklearn") is None
 
 
+def has_no_filter() -> bool:
+    """The numbers of this machine's system calls are not known to the box."""
+    from lifl.confine import seccomp
+
+    return not seccomp.program(seccomp.always("ptrace"))
+
+
 def has_no_landlock() -> bool:
     """The kernel has no Landlock, or it is switched off."""
     from lifl.confine import landlock
@@ -125,6 +132,7 @@ ALLOWED: dict[str, Callable[[], bool]] = {
     r"no C compiler": has_no_compiler,
     r"scikit-learn": has_no_sklearn,
     r"needs etcd": has_no_etcd,
+    r"no filter for this machine": has_no_filter,
 }
 """Why a test may be skipped, and whether that is so here."""
 

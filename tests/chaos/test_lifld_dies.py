@@ -262,9 +262,9 @@ def test_clients_wait_while_the_next_daemon_loads_the_model(start_node: Callable
     team.hold(0)
     team.hold(1)
     note_busy(team.trainers[1], told_busy)
+    watch = Watch(node, "j")
     team.start()
     try:
-        watch = Watch(node, "j")
         watch.wait("update.accepted", 1)
         until("the initial checkpoint", first.exists)
         node.kill()

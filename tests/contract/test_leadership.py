@@ -244,6 +244,7 @@ def test_without_a_majority_the_leader_stops_and_somebody_leads_when_it_is_back(
         await node.leads.wait()
         assert node.leadership.trouble == ""
         await node.end()
+        await asyncio.to_thread(servers.settled)
 
     run(work)
 
@@ -262,6 +263,7 @@ def test_when_the_leader_of_etcd_dies_with_ours_the_next_one_comes_too(servers: 
         print(f"FAILOVER with etcd's own: {time.monotonic() - began_s:.2f} s, the bound is {ls.FAILOVER_ETCD_S} s")
         servers.revive(lost)
         await other.end()
+        await asyncio.to_thread(servers.settled)
 
     run(work)
 

@@ -378,7 +378,7 @@ def test_certificates_are_renewed_and_nobody_is_disconnected(
     assert not client.has_ended() and client.refusal() == ""
     assert len(pair.alive()) == 2
     assert "peer.lost" not in first.lifl("audit")
-    assert account["serial"] in first.lifl("cert", "list")
+    assert account["serial"] in first.lifl("cert", "list", "--json")
     first.lifl("cert", "rotate")
     pair.second.lifl("cert", "renew")
     assert client.refusal() == "" and not client.has_ended(), "who trusts the old root believes the new certificates"

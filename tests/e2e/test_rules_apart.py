@@ -106,7 +106,8 @@ def harmful(node: Node, way: str, job: str = "harmful") -> dict:
 
 def test_what_it_does_to_its_process_no_other_job_meets(start_node: Callable[..., Node]) -> None:
     node = start_node(*FLAGS)
-    for number, way in enumerate(("spoil", "replaced descriptors", "threads", "collected")):
+    # Whether one without descriptors has ended before what it made was sealed is a matter of luck.
+    for number, way in enumerate(("spoil", "replaced descriptors", "closed descriptors", "threads", "collected")):
         harmful(node, way, f"harmful{number}")
         assert run(node, f"honest{number}")["status"] == "finished", way
     below = psutil.Process(node.pid).children(recursive=True)
@@ -133,7 +134,6 @@ def test_whatever_it_raises_is_told(start_node: Callable[..., Node], way: str, s
         ("crash", "signal SIGSEGV"),
         ("at import", "exit code 7"),
         ("its text", "exit code 7"),
-        ("closed descriptors", "exit code 1"),
     ],
 )
 def test_one_that_ends_its_process_fails_soon_and_holds_no_other_job(

@@ -30,7 +30,6 @@ from fleet import OneHot, ask, fleet, gated, seeded, submit, until
 from nodes import Node
 from skips import is_no_root
 
-from lifl.core.config.values import split_address
 from lifl.core.errors import Refused
 from lifl.core.ids import Key
 from lifl.core.protocol import cli as om
@@ -176,7 +175,9 @@ def uploading(node: Patient, job: str) -> Iterator[dict[str, Any]]:
     submit(node, job, OneHot(2).model(), job__rounds=5, selection__deadline_s=86_400.0)
     with ExitStack() as clients:
         for name in ("t1", "t2"):
-            sock = clients.enter_context(socket.create_connection(split_address(node.address), timeout=WAIT_S))
+            sock = clients.enter_context(socket.socket(socket.AF_UNIX))
+            sock.settimeout(WAIT_S)
+            sock.connect(str(node.state_dir / "gateway.sock"))
             decoder: FrameDecoder[Any] = FrameDecoder(cm.ToClient)
             for message in (cm.Hello(cm.PROTOCOL_VERSION, name), cm.Join(job)):
                 sock.sendall(encode(message))

@@ -118,7 +118,7 @@ def nodes_table(lines: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in ("node", "state", "since", "updates/s", "fold", "load", "arena", "workers", "gateway", "control"):
         # Names and addresses are for copying: the rest gives way on a narrow terminal.
-        table.add_column(column, no_wrap=column in ("node", "gateway", "control"))
+        table.add_column(column, no_wrap=column in ("node", "state", "gateway", "control"))
     for line in lines:
         drain, state = line.get("drain", ""), str(line["state"])
         state = f"{state}, {drain}" if drain and state != "alive" else drain or state

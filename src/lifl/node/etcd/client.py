@@ -32,6 +32,11 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 6_000),
     ("grpc.keepalive_timeout_ms", 2_000),
     ("grpc.enable_retries", 0),
+    # One that was down is tried again soon, and what another store's connection has met is nothing to this one.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.use_local_subchannel_pool", 1),
 )
 _HAS_LEADER = (("hasleader", "true"),)
 """A member that has lost the others ends a stream, rather than keep it silent."""
