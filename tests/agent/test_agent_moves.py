@@ -267,6 +267,15 @@ def test_a_partial_goes_to_the_new_top_also_when_the_last_one_had_it() -> None:
     assert scene.handle(move()) == [], "it is on its way there"
 
 
+def test_one_that_the_top_has_lost_is_brought_again() -> None:
+    scene = sealed_branch()
+    branch = scene.runner(1).branch
+    key = branch.tree.root.output
+    assert scene.handle(move(parent=PARENT)) == [], "it is on its way there"
+    scene.handle(gm.CarryEnded(key.pack(), "", 10))
+    assert scene.handle(move(parent=PARENT)) == [gm.Carry(key.pack(), PARENT, NUMBER, EPOCH, 1, branch.secret)]
+
+
 def test_one_that_is_not_made_yet_goes_there_later() -> None:
     scene = branch_of("c1", "c2", updates=2)
     assert scene.runner(1).branch.parent == PARENT

@@ -208,6 +208,28 @@ def test_a_drained_node_has_nothing_left_to_lose(three: Cluster, job: str) -> No
     assert [other.name in nodes for nodes in used] == [False, True] and victim.name in used[0]
 
 
+def test_nodes_are_upgraded_one_by_one_under_a_running_job(three: Cluster, job: str) -> None:
+    """Drained, ended and started again in a round of their own; then the one that coordinates, which has partials."""
+    oracle = OneHot(N)
+    submit(three.coordinator, job, oracle.model(), job__rounds=4, **SPREAD)
+    watch = three.watch(job)
+    with three.fleet(job, N, oracle.update, held=[(0, 1), (0, 2), (0, 3)]) as team:
+        for number, agent in enumerate(three.agents, 1):
+            watch.wait("update.accepted", N - 1, round=number)
+            three.coordinator.lifl("drain", agent.name)
+            agent.down()
+            agent.up()
+            three.settled()
+            team.release_round(number)
+        watch.wait("update.accepted", N - 1, round=3)
+        three.coordinator.down()
+        three.coordinator.up()
+        three.settled()
+        team.release()
+        lines = three.finished(job, team, oracle)
+    assert [(line["attempt"], line["receipt"]["counted"]) for line in lines] == [(1, N)] * 4
+
+
 def test_a_node_that_cannot_be_drained_is_named(three: Cluster) -> None:
     nodes = {machine.name: machine for machine in three.machines}
     for at, node, told in [

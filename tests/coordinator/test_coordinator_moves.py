@@ -180,13 +180,14 @@ def test_partials_go_to_the_new_top_when_all_is_known() -> None:
     assert moves == [(node, o.MovePartial(NUMBER, EPOCH, branch, "home:1")) for branch, node in ((1, B), (2, C))]
 
 
-def test_a_coordinator_that_stays_moves_none() -> None:
+def test_a_coordinator_that_has_started_again_has_partials_brought_again() -> None:
+    """What had come may have gone with its arena; the node thinks that it is there."""
     scene = Scene(goal=4, nodes=(HOME, B))
     took_over(scene, (0, HOME, 1), (1, B, 3))
     scene.handle(adopted("c1"))
     led = scene.handle(inventory(held(1, ["c2"])), node=B)
     assert scene.round.phase is Phase.COLLECTING
-    assert not led.ordered(o.MovePartial)
+    assert led.ordered(o.MovePartial) == [(B, o.MovePartial(NUMBER, EPOCH, 1, "home:1"))]
 
 
 def test_the_last_coordinator_is_waited_for_shortly() -> None:

@@ -333,9 +333,9 @@ class JobReplica:
 
 
 def move_partial(replica: JobReplica, order: o.MovePartial) -> None:
-    """Bring a branch's partial to another node's top from now on."""
+    """Bring a branch's partial to that top from now on, which has not what was brought before."""
     runner = replica.runners.get((order.epoch, order.branch))
-    if runner is not None and runner.branch.parent != order.parent:
+    if runner is not None and (runner.branch.carried or runner.branch.parent != order.parent):
         runner.branch.parent, runner.branch.carried = order.parent, False
         if runner.branch.sealed:
             replica._carry([runner.branch])

@@ -206,10 +206,12 @@ class Recovery:
         return Recovered(any(record.closed for record in records) and len(round_.accepted) >= round_.quorum)
 
     def _move(self, round_: Round, record: BranchRecord) -> None:
-        """Have a node bring its partial here: it may have been told of another coordinator's gateway."""
-        if self._nodes.moves:
-            parent = self._nodes.gateway_of(self._nodes.home)
-            self._turn.order(record.node, o.MovePartial(self._spec.number, round_.epoch, record.number, parent))
+        """Have a node bring its partial here.
+
+        It may have brought it before: to another coordinator's gateway, or into an arena that went with the node.
+        """
+        parent = self._nodes.gateway_of(self._nodes.home)
+        self._turn.order(record.node, o.MovePartial(self._spec.number, round_.epoch, record.number, parent))
 
     # ---- nodes -------------------------------------------------------------------------------------------------------
 
@@ -317,7 +319,7 @@ class Recovery:
             self._branches.order_drop(record.node, round_.epoch, record.number)
             return NOTHING
         believed = round_.believe(record, held.members, held.granted if not held.closed else (), self._turn.now)
-        if round_.phase is not Phase.RECOVERING:  # else when all is known
+        if self._nodes.moves and round_.phase is not Phase.RECOVERING:  # else when all is known
             self._move(round_, record)
         if held.closed:
             if not record.closed:

@@ -150,7 +150,7 @@ class ExpectPartials(Message, frozen=True):
 
 
 class MovePartial(Message, frozen=True):
-    """The top is at another node now: the root partial of `branch` goes to the gateway at `parent` (HOST:PORT)."""
+    """The top has begun anew: the root partial of `branch` goes to the gateway at `parent` (HOST:PORT), maybe again."""
 
     number: Count
     epoch: Count
