@@ -20,8 +20,11 @@ from lifl.rules.base import NotFinite, Rule, RuleFailed
 from lifl.rules.kernels import Vector, numpy_dtype
 
 BLOCK_BYTES = 1024 * 1024
-"""Of the accumulator per block.  Measured with FedAvg, one and two partials of 47 MB that were float32 then: a quarter of it, which
-stays in the L2 cache, costs 10 and 40 % more, for each call of the kernel has its price; four times it gains 3 %."""
+"""Of the accumulator per block.
+
+Measured with FedAvg, one and two partials of 47 MB, which were float32 then: a quarter of it, which stays in the L2
+cache, costs 10 and 40 % more, for each call of the kernel has its price; four times it gains 3 %.
+"""
 
 
 Weighted = Sequence[tuple[Vector, float]]
