@@ -6,7 +6,8 @@
 # make coverage     how much of each module of core its own tests cover; fails where the code that decides has too little
 # make sim SEED=17  one simulated life, told event by event (HOSTS=1: of a single node; MOVES=1: of nodes that all may
 #                   coordinate; DRAINS=1: of nodes that are drained; RECORDING=FILE: what was recorded)
-# make sim-long LIVES=100000  as many lives, in all cores; the failing seeds at the end   (FIRST=0)
+# make sim-long LIVES=100000  as many lives, in all cores (CORES=1), from the last run's on (FIRST=0); the failing seeds
+#                   at the end; docs/proof.md says what all runs have found
 # make bench        LIFL beside serverful and serverless aggregation, Flower and NVFlare; writes bench/results/REPORT.md
 # make bench-quick  the same with small sizes: that all of it runs and is right
 # make bench-node   the benchmark of one node
@@ -110,7 +111,7 @@ sim: $(READY)
 	@$(BIN)/python tests/sim/replay.py $(if $(RECORDING),--recording $(RECORDING),--seed $(SEED) --hosts $(or $(HOSTS),3) $(if $(MOVES),--moves) $(if $(DRAINS),--drains))
 
 sim-long: $(READY)
-	@$(BIN)/python tests/sim/long_run.py --lives $(or $(LIVES),100000) --first $(or $(FIRST),0)
+	@$(BIN)/python tests/sim/long_run.py --lives $(or $(LIVES),100000) $(if $(FIRST),--first $(FIRST)) $(if $(CORES),--cores $(CORES))
 
 # What LIFL is compared with; what cannot be installed is said, and again in the report.
 $(BENCH_READY): $(READY) bench/debian.sh $(wildcard bench/rivals.sh)

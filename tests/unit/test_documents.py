@@ -18,7 +18,15 @@ from lifl.core.audit import EVENTS
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURE, CONTRIBUTING = ROOT / "docs/architecture.md", ROOT / "CONTRIBUTING.md"
-NAMES = ("README.md", "SECURITY.md", "docs/failover.md", "docs/failures.md", "docs/operating.md", "docs/security.md")
+NAMES = (
+    "README.md",
+    "SECURITY.md",
+    "docs/failover.md",
+    "docs/failures.md",
+    "docs/operating.md",
+    "docs/proof.md",
+    "docs/security.md",
+)
 DOCUMENTS = [ARCHITECTURE, CONTRIBUTING, *(ROOT / name for name in NAMES)]
 WORDS_MAX = 40
 FILES_MAX = 4
