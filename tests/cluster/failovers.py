@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,9 +29,15 @@ Fault = Callable[[Cluster, Machine], Callable[[], None]]
 
 
 def went_down(_cluster: Cluster, machine: Machine) -> Callable[[], None]:
-    """`lifl down`."""
-    machine.down()
-    return machine.up
+    """`lifl down`, which goes on when another node leads already."""
+    going = threading.Thread(target=machine.down)
+    going.start()
+
+    def undo() -> None:
+        going.join()
+        machine.up()
+
+    return undo
 
 
 def killed_with_etcds_leader(cluster: Cluster, machine: Machine) -> Callable[[], None]:

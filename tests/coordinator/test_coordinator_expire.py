@@ -67,6 +67,16 @@ def test_a_round_that_waits_for_clients_begins_with_a_quorum_at_its_deadline() -
     assert scene.round.phase is Phase.COLLECTING  # WAITING -> COLLECTING
 
 
+def test_a_round_that_waits_for_clients_begins_though_another_event_comes_at_its_deadline() -> None:
+    scene = Scene(quorum=1)
+    scene.here("c1")
+    scene.has_round(Phase.WAITING, [])
+    scene.do(lambda: None, at=100.5)
+    assert scene.coordinator.next_timer() == 100.0
+    scene.do(scene.coordinator.tick)
+    assert scene.round.phase is Phase.COLLECTING
+
+
 def test_a_round_that_has_no_quorum_at_its_deadline_waits_on() -> None:
     scene = Scene(quorum=1)
     scene.has_round(Phase.WAITING, [])
@@ -101,4 +111,6 @@ def test_a_recovering_round_is_looked_at_when_the_nodes_have_had_their_time() ->
     scene.round.deadline_at_s = 10.0
     assert scene.coordinator.next_timer() == 10.0
     scene.turn.now = 10.0
+    assert scene.coordinator.next_timer() == 10.0, "until it was looked at"
+    scene.do(scene.coordinator.tick)
     assert scene.coordinator.next_timer() == math.inf

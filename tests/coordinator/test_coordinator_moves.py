@@ -199,6 +199,16 @@ def test_the_last_coordinator_is_waited_for_shortly() -> None:
     assert led.ordered(o.OpenBranch) == [(HOME, o.OpenBranch(NUMBER, EPOCH, 0, 4, (3, 2), 4, adopt=True))]
     assert scene.states() == {0: RECOVERING, 3: FORGETTING, 2: RECOVERING}
     assert scene.coordinator.next_timer() == 1.5 + LAST_HOME_S + NODE_RETURN_S
+
+
+def test_a_deadline_that_has_come_is_due_though_another_event_comes_first() -> None:
+    """A heartbeat that is handled after the deadline, and before the clock's own event, must not undo that."""
+    scene = moved(nodes=(HOME, C))
+    took_over(scene, (0, B, 1), (1, HOME, 2), (2, C, 1))
+    scene.do(lambda: None, at=LAST_HOME_S + 0.01)
+    assert scene.coordinator.next_timer() == LAST_HOME_S
+    scene.do(scene.coordinator.tick)
+    assert scene.states()[3] is FORGETTING
     led = scene.handle(adopted("c2"))
     assert led.ordered(o.ForgetBranch) == [(HOME, o.ForgetBranch(NUMBER, EPOCH, 3))]
     scene.handle(o.BranchForgotten(NUMBER, EPOCH, 3))

@@ -17,6 +17,7 @@ What is done is a table of what the books say of a branch and what is learnt of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from enum import Enum
 from typing import Any, NamedTuple
@@ -169,6 +170,7 @@ class Recovery:
 
     def late(self, round_: Round) -> None:
         """Give up the nodes that did not come back in time."""
+        round_.deadline_at_s = math.inf  # until another one is set
         for record in list(round_.branches.values()):
             if record.number and self._first in (None, record.node):
                 self._react(round_, record, News.LATE)

@@ -74,6 +74,7 @@ class Round:
         self.declined: dict[str, str] = {}  # those of them who said that they take no part, and why
         self.left: set[str] = set()  # those of them who went, before their update was accepted, and are not back
         self.overdue = False  # the deadline has passed while it collected
+        self.waited = False  # the deadline has passed while it waited for clients
         self.suspects: frozenset[str] = frozenset()  # whose update made it fail, by name
         self.trained: frozenset[str] = frozenset()  # who had an update accepted in an earlier attempt
         self.training: frozenset[str] = frozenset()  # who was selected in one and had not: it may come late

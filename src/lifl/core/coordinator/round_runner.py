@@ -124,6 +124,7 @@ class RoundRunner:
         if now < round_.deadline_at_s:
             return ""
         if round_.phase is Phase.WAITING:
+            round_.waited = True
             self.try_open()
         elif round_.phase is Phase.RECOVERING:
             self._recovery.late(round_)
@@ -137,15 +138,16 @@ class RoundRunner:
 
     def next_timer(self) -> float:
         """Return when `tick` must be called at the latest; infinity: not at all."""
-        round_, now = self._rounds.current, self._turn.now
+        round_ = self._rounds.current
         if round_ is None:
             return math.inf
         if round_.phase is Phase.COLLECTING:
             return min(round_.deadline_at_s, round_.replan_at_s)
         if round_.phase is Phase.AGGREGATING:
             return round_.aggregate_until_s
-        waits = round_.phase is Phase.RECOVERING or (round_.phase is Phase.WAITING and round_.quorum < round_.goal)
-        return round_.deadline_at_s if waits and now < round_.deadline_at_s else math.inf
+        # One that has come is due until `tick` has seen it, whatever event comes between.
+        few_do = round_.phase is Phase.WAITING and round_.quorum < round_.goal and not round_.waited
+        return round_.deadline_at_s if few_do or round_.phase is Phase.RECOVERING else math.inf
 
     def _close_if_complete(self, round_: Round) -> None:
         if round_.phase is Phase.COLLECTING and len(round_.accepted) >= round_.goal:
