@@ -279,9 +279,9 @@ class Pair:
     def alive(self) -> set[str]:
         return {line["node"] for line in self.first.json("nodes")["nodes"] if line["state"] == "alive"}
 
-    def client(self, name: str) -> Connected:
-        secret = token_file(self.first, self.tmp_path / f"{name}.token", "--role", "client", "--name", name)
-        folder = self.tmp_path / name
+    def client(self, name: str, folder_name: str = "") -> Connected:
+        folder = self.tmp_path / (folder_name or name)
+        secret = token_file(self.first, folder.with_suffix(".token"), "--role", "client", "--name", name)
         done = run_lifl("enroll", control(self.first), "--token-file", str(secret), "--identity", str(folder))
         assert done.returncode == 0, done.stderr
         return Connected(self.second.address.replace("0.0.0.0", "127.0.0.1"), folder, name)
@@ -343,6 +343,10 @@ def test_a_revocation_ends_what_is_connected_on_all_nodes_and_lasts(
     watch.stdout.close()
     assert "is revoked" in bad.refusal()
     assert not good.has_ended() and good.refusal() == ""
+    again = pair.client("bad", "again")
+    assert not again.has_ended(), "what a new token gives is valid at once, on the other node as well"
+    again.stream.close()
+    assert "is revoked" in bad.refusal()
     assert "revoked" in watching.run("jobs").stderr
     pair.second.down()
     pair.second.up()

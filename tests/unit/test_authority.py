@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from lifl.core.config.node import NodeConfig
 from lifl.core.errors import Refused, ResourceFault
-from lifl.core.identity import Identity, identity_of
+from lifl.core.identity import Identity, identity_of, issued_of
 from lifl.core.limits import (
     CERTIFICATE_LIFETIME_S,
     CLOCK_SKEW_S,
@@ -31,9 +31,11 @@ from lifl.core.limits import (
     GUESSES_MAX,
     KEY_AGE_S_MAX,
     REQUEST_BYTES_MAX,
+    REVOKED_MAX,
     TOKENS_MAX,
     UNASKED_PER_DAY_MAX,
 )
+from lifl.core.protocol.cluster import Revoked
 from lifl.core.trust.enrolment import Asked
 from lifl.core.trust.revocation import Revocation
 from lifl.core.trust.tokens import Token, read_token
@@ -110,6 +112,14 @@ def said(handed: Handed) -> tuple[str, Identity, list[str]]:
     return *identity_of(uris), [uri.removeprefix("lifl-job:") for uri in uris if uri.startswith("lifl-job:")]
 
 
+def issued(handed: Handed) -> float:
+    """When a certificate says that it was issued."""
+    names = leaf(handed).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    found = issued_of(names.get_values_for_type(x509.UniformResourceIdentifier))
+    assert found is not None
+    return found
+
+
 def serial(handed: Handed) -> str:
     return f"{leaf(handed).serial_number:X}"
 
@@ -122,7 +132,7 @@ def believes(trusted: bytes, shown: bytes, key: bytes, folder: Path, host: str =
     own = make_authority("x", time.time())
     mine = new_key()
     mine_file = folder / f"mine-{os.urandom(4).hex()}.pem"
-    issued = own.issue(mine.request, Identity("node", "x"), (), (), time.time())
+    issued = own.issue(mine.request, Identity("node", "x"), (), (), *[time.time()] * 2)
     mine_file.write_bytes(mine.key + issued.chain)
     judge = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT if host else ssl.PROTOCOL_TLS_SERVER)
     judge.verify_mode = ssl.CERT_REQUIRED
@@ -156,6 +166,7 @@ def test_a_certificate_says_role_name_jobs_and_its_time(scene: Scene) -> None:
     certificate = leaf(handed)
     begins, ends = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
     assert (begins, ends) == (scene.clock.now - CLOCK_SKEW_S, scene.clock.now + CERTIFICATE_LIFETIME_S)
+    assert issued(handed) == scene.clock.now
 
 
 def test_only_a_node_is_a_server_and_has_hosts(scene: Scene, tmp_path: Path) -> None:
@@ -380,7 +391,7 @@ def test_who_guesses_is_refused_without_a_look_also_with_a_right_token(scene: Sc
 
 def holder(handed: Handed) -> Holder:
     _cluster, identity, jobs = said(handed)
-    return Holder(identity, tuple(jobs), serial(handed))
+    return Holder(identity, tuple(jobs), serial(handed), issued(handed))
 
 
 def test_a_renewed_certificate_says_what_the_one_before_it_said(scene: Scene) -> None:
@@ -416,7 +427,9 @@ def test_who_renews_without_end_is_refused_until_the_next_day_and_can_be_revoked
     scene.authority.renew(holder(other), new_key().request, ())
     scene.clock.now += DAY_S
     scene.authority.renew(holder(handed), new_key().request, ())
-    assert len(scene.revocations.revoke("mallory", "")) == UNASKED_PER_DAY_MAX + 1
+    assert scene.revocations.revoke("mallory", "") == ["client/mallory"]
+    assert len(scene.revocations.entries) == 1
+    assert all(map(scene.revocations.has, scene.store.certificates_of("client", "mallory", scene.clock.now)))
 
 
 def test_who_comes_with_one_use_of_a_token_again_and_again_is_refused_and_another_use_is_not(scene: Scene) -> None:
@@ -450,14 +463,97 @@ def test_a_name_means_all_its_certificates_and_a_serial_one(scene: Scene) -> Non
     first = scene.enrol(scene.token("client", "a"))
     second = scene.authority.renew(holder(first), new_key().request, ())
     assert scene.revocations.revoke(serial(first), "") == [serial(first)]
-    assert not scene.revocations.list.has(serial(second))
-    assert set(scene.revocations.revoke("client/a", "")) == {serial(first), serial(second)}
+    identity = Identity("client", "a")
+    listed = scene.revocations.list
+    assert listed.names(identity, serial(first), issued(first))
+    assert not listed.names(identity, serial(second), issued(second))
+    assert scene.revocations.revoke("client/a", "") == ["client/a"]
+    listed = scene.revocations.list
+    assert listed.names(identity, serial(first), issued(first)) and listed.names(identity, "X", issued(second))
     changed = []
     scene.revocations.on_change = lambda: changed.append(True)
     again = CredentialStore(scene.store.path)
-    assert {each.which for each in Revocations(again, scene.clock).entries} == {serial(first), serial(second)}
+    assert [each.which for each in Revocations(again, scene.clock).entries] == ["client/a"], "one covers the other"
     again.close()
     assert changed == []
+
+
+@pytest.mark.parametrize("clock_moves_s", [0.0, 0.000_000_4, 1.0, -3600.0])
+def test_what_is_issued_after_a_revocation_is_valid_at_once_whatever_the_clock_does(
+    scene: Scene, clock_moves_s: float
+) -> None:
+    """A certificate begins five minutes before it is issued: its beginning would make it one of those before."""
+    scene.clock.now += 0.123_456_789
+    identity, before = Identity("client", "a"), scene.enrol(scene.token("client", "a"))
+    scene.revocations.revoke("a", "")
+    scene.clock.now += clock_moves_s
+    after = scene.enrol(scene.token("client", "a"))
+    listed = scene.revocations.list
+    assert listed.names(identity, serial(before), issued(before))
+    assert not listed.names(identity, serial(after), issued(after))
+    assert leaf(after).not_valid_before_utc.timestamp() <= scene.clock.now
+    renewed = scene.authority.renew(holder(after), new_key().request, ())
+    assert not listed.names(identity, serial(renewed), issued(renewed))
+    scene.revocations.revoke("a", "")
+    assert scene.revocations.list.names(identity, serial(renewed), issued(renewed)), "and is revoked by the next one"
+
+
+def test_a_clock_that_was_set_back_does_not_keep_a_certificate_from_being_revoked(scene: Scene) -> None:
+    handed = scene.enrol(scene.token("client", "a"))
+    scene.clock.now -= 3600
+    scene.revocations.revoke("a", "")
+    assert scene.revocations.list.names(Identity("client", "a"), serial(handed), issued(handed))
+
+
+def test_a_name_takes_one_place_of_the_list_however_many_certificates_it_has(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credential_store, "REVOKED_MAX", 2)
+    for name in ("a", "b"):
+        token = scene.token("client", name, uses=3)
+        for _ in range(3):
+            scene.enrol(token)
+        scene.revocations.revoke(name, "")
+    scene.revocations.revoke("a", "")
+    assert [each.which for each in scene.revocations.entries] == ["client/a", "client/b"]
+    scene.enrol(scene.token("client", "c"))
+    with pytest.raises(Refused) as refused:
+        scene.revocations.revoke("c", "")
+    assert refused.value.code == "too-many-revocations"
+    assert [each.which for each in scene.revocations.entries] == ["client/a", "client/b"]
+
+
+def test_the_whole_list_is_as_long_as_nodes_take_it(scene: Scene) -> None:
+    for number in range(REVOKED_MAX):
+        scene.store._insert_revocations([Revocation(f"client/c{number}", 1.0, 1e12)])
+    with pytest.raises(Refused, match="names and certificates"):
+        scene.revocations.revoke("client/one-more", "")
+    scene.revocations.revoke("client/c7", "")
+    told = msgspec.msgpack.encode(Revoked(scene.revocations.entries))
+    assert len(msgspec.msgpack.decode(told, type=Revoked).entries) == REVOKED_MAX
+
+
+def test_a_list_that_an_earlier_release_wrote_by_serials_becomes_one_entry_for_each_name(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    for name in ("all", "some"):
+        handed = [scene.enrol(scene.token("client", name)) for _ in range(3)]
+        rows = [Revocation(serial(each), scene.clock.now + 1, scene.clock.now + DAY_S) for each in handed]
+        with scene.store._db:
+            scene.store._insert_revocations(rows if name == "all" else rows[1:])
+    scene.store.close()
+    store = CredentialStore(tmp_path / "lifl.db")
+    scene.clock.now += 1  # the moment at which they were revoked
+    revocations = Revocations(store, scene.clock)
+    assert [each.which for each in revocations.entries if "/" in each.which] == ["client/all"]
+    assert len(revocations.entries) == 3, "of the other name one certificate is valid"
+    assert [revocations.has(row) for row in store.certificates(0, 9)] == [True] * 3 + [False, True, True]
+    old = Identity("client", "all")
+    assert revocations.list.names(old, "X", scene.clock.now - CLOCK_SKEW_S), "it says only when it begins"
+    authority = Authority(scene.authority.certificates, None, store, revocations, scene.note, scene.clock)
+    token = authority.create_token("client", "all", (), 1, 900.0)
+    new = authority.enrol(token.number, token.secret, Asked("", False), new_key().request, (), SOURCE)
+    assert not revocations.list.names(old, serial(new), issued(new))
+    store.close()
 
 
 def test_a_name_of_two_roles_is_asked_back_and_the_own_certificate_stays(scene: Scene) -> None:

@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifl.core.errors import LocalFault, RemoteFault
-from lifl.core.identity import ROLES, Identity, identity_of, identity_uri, parse_uri
+from lifl.core.identity import (
+    ROLES,
+    Identity,
+    identity_of,
+    identity_uri,
+    issued_of,
+    issued_uri,
+    moment,
+    parse_uri,
+)
 from lifl.core.limits import IDENTITY_URI_CHARS_MAX, NAME_CHARS_MAX
 
 names = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._:-]{0,63}\Z")
@@ -61,6 +70,16 @@ def test_what_is_not_the_text_of_an_identity_is_refused(uri: str) -> None:
 def test_what_cannot_be_an_identity_is_not_written(identity: Identity) -> None:
     with pytest.raises(LocalFault, match="a role is one of"):
         identity_uri("c1", identity)
+
+
+def test_a_certificate_says_to_the_microsecond_when_it_was_issued() -> None:
+    unix_s = 1_764_459_422.031_234_567
+    assert issued_uri(unix_s) == "lifl-issued:1764459422.031235"
+    assert issued_of(["lifl://c/client/a", issued_uri(unix_s)]) == moment(unix_s)
+    assert issued_of(["lifl://c/client/a", "lifl-job:a"]) is None
+    for wrong in (["lifl-issued:"], ["lifl-issued:nan"], ["LIFL-ISSUED:-1.000000"], [issued_uri(1.0)] * 2):
+        with pytest.raises(RemoteFault):
+            issued_of(wrong)
 
 
 def test_a_certificate_has_exactly_one() -> None:

@@ -3,11 +3,13 @@
 It stands in the certificate as one URI among the subject's alternative names, ``lifl://CLUSTER/ROLE/NAME``, with the
 name percent-encoded: letters, digits and ``-._~`` stand for themselves.  Each identity has one such text, so that two
 that differ are two identities.  A certificate with none of these URIs, or with two, is nobody's here.  A client's may
-be limited to jobs: it has ``lifl-job:NAME`` besides, for each.  URIs of other schemes are not minded.
+be limited to jobs: it has ``lifl-job:NAME`` besides, for each.  ``lifl-issued:SECONDS`` says when it was issued.
+URIs of other schemes are not minded.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Annotated, Literal, get_args
 from urllib.parse import quote, unquote
@@ -26,6 +28,7 @@ CLUSTER_NAME_RULE = f"small letters, digits and .- , a letter or digit first, at
 
 _PREFIX = "lifl://"
 _JOB_PREFIX = "lifl-job:"
+_ISSUED_PREFIX = "lifl-issued:"
 AUTHORITY_URI = "lifl-authority:"
 """Stands in the certificate of the node that has the authority: tokens' secrets are told to it alone."""
 
@@ -96,6 +99,26 @@ def jobs_of(uris: Iterable[str]) -> tuple[str, ...]:
         return msgspec.convert([unquote(job, errors="strict") for job in found], type=tuple[Name, ...])
     except (msgspec.ValidationError, UnicodeDecodeError) as error:
         raise RemoteFault(f"a certificate is limited to what is no job: {error}") from None
+
+
+def moment(unix_s: float) -> float:
+    """Return a time as certificates and revocations have it, to the microsecond, so that the two can be compared."""
+    return round(unix_s, 6)
+
+
+def issued_uri(unix_s: float) -> str:
+    """Return the URI that says when a certificate was issued: it begins earlier, for clocks differ."""
+    return f"{_ISSUED_PREFIX}{moment(unix_s):.6f}"
+
+
+def issued_of(uris: Iterable[str]) -> float | None:
+    """Return when a certificate was issued; None: it does not say.  Raise `RemoteFault` when it says no time."""
+    found = [uri[len(_ISSUED_PREFIX) :] for uri in uris if uri.lower().startswith(_ISSUED_PREFIX)]
+    if not found:
+        return None
+    if len(found) > 1 or not re.fullmatch(r"[0-9]{1,12}\.[0-9]{6}", found[0]):
+        raise RemoteFault("a certificate says that it was issued when there is no time")
+    return float(found[0])
 
 
 def _parts(cluster: str, role: str, name: str) -> _Parts:

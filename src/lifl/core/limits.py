@@ -292,10 +292,10 @@ CERTIFICATES_MAX = 65_536
 """Certificates of one cluster that have not expired: 10,000 clients have two each around a renewal."""
 UNASKED_PER_DAY_MAX = 16
 """Certificates of one name within a day, beyond which it gets none but by a use of a token: nobody renews so often,
-and who does so without end would take all places, and have more certificates than can be revoked.
+and who does so without end would take all places.
 """
 REVOKED_MAX = 4_096
-"""Revocations that every node keeps; each ends with the certificate that it is about."""
+"""Revocations that every node keeps, one for a name or a certificate; each ends with the last that it is about."""
 REQUEST_BYTES_MAX = 1_024
 """A certificate signing request (DER): with all that goes with it it fits a greeting."""
 CHAIN_BYTES_MAX = 48 * 1024

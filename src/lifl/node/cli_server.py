@@ -95,7 +95,7 @@ class CliServer:
     def revoke(self, entries: tuple[Revocation, ...], revoked: RevokedList) -> None:
         """End the connections of those whose certificates are revoked; the control port takes no more of theirs."""
         for link, peer in list(self._remote.items()):
-            if revoked.names(peer.identity, peer.serial, peer.begins_unix_s):
+            if revoked.names(peer.identity, peer.serial, peer.issued_unix_s):
                 link.close()
 
     def _make_place(self, among: Iterable[Link] = ()) -> bool:

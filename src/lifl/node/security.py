@@ -69,7 +69,7 @@ class Secured:
         peer = self.peer
         if peer is None or self._security is None:
             return False
-        return self._security.revoked.names(peer.identity, peer.serial, peer.begins_unix_s)
+        return self._security.revoked.names(peer.identity, peer.serial, peer.issued_unix_s)
 
     @property
     def name(self) -> str:

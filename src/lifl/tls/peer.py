@@ -7,14 +7,14 @@ import ssl
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lifl.core.identity import AUTHORITY_URI, Identity, identity_of, jobs_of
+from lifl.core.identity import AUTHORITY_URI, Identity, identity_of, issued_of, jobs_of
 
 
 class Peer(NamedTuple):
     """A verified certificate; `serial` are upper-case hexadecimal digits, without leading zeros.
 
     `jobs`: a client's that it is limited to, if there are any.  `is_authority`: the node that issues certificates.
-    `hosts`: a node's names and addresses.
+    `hosts`: a node's names and addresses.  `issued_unix_s` is when it begins where it does not say when it was issued.
     """
 
     cluster: str
@@ -25,6 +25,7 @@ class Peer(NamedTuple):
     jobs: tuple[str, ...] = ()
     is_authority: bool = False
     hosts: tuple[str, ...] = ()
+    issued_unix_s: float = 0.0
 
     @property
     def renews_unix_s(self) -> float:
@@ -41,7 +42,9 @@ def peer_of(certificate: Mapping[str, Any]) -> Peer:
     serial = str(certificate["serialNumber"]).lstrip("0") or "0"
     begins, ends = (float(ssl.cert_time_to_seconds(str(certificate[each]))) for each in ("notBefore", "notAfter"))
     is_authority = identity.role == "node" and AUTHORITY_URI in uris
-    return Peer(cluster, identity, serial, begins, ends, jobs_of(uris), is_authority, hosts)
+    issued = issued_of(uris)
+    issued = begins if issued is None else issued
+    return Peer(cluster, identity, serial, begins, ends, jobs_of(uris), is_authority, hosts, issued)
 
 
 def _host(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Annotated
 
@@ -15,7 +16,7 @@ _Which = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX + 1
 
 
 class Revocation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One entry: `which` is a serial (as `lifl.tls.peer.Peer` has it), or ROLE/NAME: all that began before it.
+    """One entry: `which` is a serial (as `lifl.tls.peer.Peer` has it), or ROLE/NAME: all that was issued until then.
 
     It is forgotten when that has expired.
     """
@@ -34,11 +35,15 @@ class RevokedList:
     def __init__(self, entries: Iterable[Revocation] = ()) -> None:
         self._at = {entry.which: entry.revoked_unix_s for entry in entries}
 
-    def has(self, serial: str) -> bool:
-        """Return whether the certificate with this serial is revoked by it."""
-        return serial in self._at
+    def names(self, identity: Identity, serial: str, issued_unix_s: float) -> bool:
+        """Return whether a certificate is revoked: by its serial, or because it is somebody's and was issued before."""
+        return serial in self._at or issued_unix_s <= self.since(identity)
 
-    def names(self, identity: Identity, serial: str, begins_unix_s: float) -> bool:
-        """Return whether a certificate is revoked: by its serial, or because it is somebody's and began before."""
-        at = self._at.get(f"{identity.role}/{identity.name}")
-        return serial in self._at or (at is not None and begins_unix_s < at)
+    def since(self, identity: Identity) -> float:
+        """Return until when all that was issued to somebody is revoked; below all times: nothing is, as a whole."""
+        return self._at.get(name_of(identity), -math.inf)
+
+
+def name_of(identity: Identity) -> str:
+    """Return how the list names all that is somebody's."""
+    return f"{identity.role}/{identity.name}"

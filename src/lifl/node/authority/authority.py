@@ -42,6 +42,7 @@ class Holder(NamedTuple):
     identity: Identity
     jobs: tuple[str, ...]
     serial: str
+    issued_unix_s: float
 
 
 class Authority:
@@ -145,14 +146,14 @@ class Authority:
     def _check_not_revoked(self, row: TokenRow, identity: Identity, now: float) -> None:
         """Raise `Refused` when what a token gave to somebody was revoked: its other uses let that one in no more."""
         for each in self._store.certificates_of(identity.role, identity.name, now):
-            if each.token == row.number and self._revocations.list.has(each.serial):
+            if each.token == row.number and self._revocations.has(each):
                 text = f"a certificate that this token gave to {identity} was revoked: ask for a new token"
                 raise Refused("revoked", "token", text)
 
     def _check_free(self, identity: Identity, key: bytes, now: float) -> None:
         """Raise `Refused` when a name that the token leaves open is somebody's."""
         for each in self._store.certificates_of(identity.role, identity.name, now):
-            if each.key != key and not self._revocations.list.has(each.serial):
+            if each.key != key and not self._revocations.has(each):
                 text = (
                     f"there is a {identity.role} {identity.name!r} already: take another name, or a token for this one"
                 )
@@ -163,7 +164,7 @@ class Authority:
 
         Raise `Refused`.
         """
-        if self._revocations.list.has(holder.serial):
+        if self._revocations.list.names(holder.identity, holder.serial, holder.issued_unix_s):
             raise Refused("revoked", "certificate", f"certificate {holder.serial} is revoked")
         now = self._clock()
         self._check_pace(holder.identity, now)
@@ -190,8 +191,9 @@ class Authority:
     ) -> Handed:
         key_since = self._key_since(request_key(request), identity, now)
         reached = hosts if identity.role == "node" else ()
-        found = self.certificates.issue(request, identity, jobs, reached, now, own)
-        times = (now, found.not_after_unix_s)
+        issued = self._revocations.issued(identity, now)
+        found = self.certificates.issue(request, identity, jobs, reached, now, issued, own)
+        times = (issued, found.not_after_unix_s)
         row = CertificateRow(0, found.serial, *_who(identity), jobs, found.key, key_since, token, *times)
         self._store.add_certificate(row, token if use else "", now)
         log.info("certificate.issued serial=%s role=%s name=%s token=%s", found.serial, *_who(identity), token or "-")
@@ -203,7 +205,7 @@ class Authority:
         since = min((row.key_since_unix_s for row in rows), default=now)
         if any((row.role, row.name) != _who(identity) for row in rows):
             raise Refused("key-taken", "request", "this key is another's: make a new one")
-        if any(self._revocations.list.has(row.serial) for row in rows):
+        if any(map(self._revocations.has, rows)):
             raise Refused("key-revoked", "request", "a certificate of this key was revoked: make a new one")
         if now - since > KEY_AGE_S_MAX:
             days = KEY_AGE_S_MAX / 86_400

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lifl.core.errors import Refused, ResourceFault
-from lifl.core.identity import AUTHORITY_URI, Identity, identity_uri, job_uri
+from lifl.core.identity import AUTHORITY_URI, Identity, identity_uri, issued_uri, job_uri
 from lifl.core.limits import CERTIFICATE_LIFETIME_S, CLOCK_SKEW_S, REQUEST_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -99,9 +99,12 @@ class CertificateAuthority:
         jobs: Sequence[str],
         hosts: Sequence[str],
         now_unix_s: float,
+        issued_unix_s: float,
         own: bool = False,
     ) -> Issued:
         """Certify the key of a signing request (DER) as `identity`'s, for `jobs` alone if there are any.
+
+        `issued_unix_s` is what the certificate says of when that was, whatever the clock says.
 
         `hosts` are the names and addresses by which a node is reached; `own`: that node has the authority.  Raise
         `Refused` when the request is none, is not signed by its own key, or its key is not on the curve P-256.
@@ -115,7 +118,8 @@ class CertificateAuthority:
         if end.timestamp() <= now_unix_s:
             raise ResourceFault("the cluster's authority has expired: make a new one (`lifl cert rotate`)")
         uses = [Use.CLIENT_AUTH, *([Use.SERVER_AUTH] if identity.role == "node" else [])]
-        uris = [identity_uri(self.cluster, identity), *map(job_uri, jobs), *([AUTHORITY_URI] if own else [])]
+        uris = [identity_uri(self.cluster, identity), issued_uri(issued_unix_s), *map(job_uri, jobs)]
+        uris += [AUTHORITY_URI] if own else []
         names = [*map(x509.UniformResourceIdentifier, uris), *map(_host, hosts)]
         builder = _builder(identity.name, issuer.subject, key, now_unix_s).not_valid_after(end)
         extensions: tuple[tuple[x509.ExtensionType, bool], ...] = (

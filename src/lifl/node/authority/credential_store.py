@@ -39,6 +39,22 @@ CREATE TABLE IF NOT EXISTS revocations (
     which TEXT PRIMARY KEY, revoked_unix_s REAL NOT NULL, expires_unix_s REAL NOT NULL);
 COMMIT;
 """
+DROP_COVERED = """
+DELETE FROM revocations WHERE which IN (
+    SELECT serial FROM certificates JOIN revocations AS whole ON whole.which = role || '/' || name
+    WHERE issued_unix_s <= whole.revoked_unix_s)
+"""
+"""Forgets revoked serials of whose names all is revoked that was issued until then."""
+MERGE_NAMES = f"""
+BEGIN IMMEDIATE;
+INSERT OR IGNORE INTO revocations
+    SELECT role || '/' || name, max(max(revoked_unix_s, issued_unix_s)) + 1e-6, max(revocations.expires_unix_s)
+    FROM certificates LEFT JOIN revocations ON which = serial
+    GROUP BY role, name HAVING count(*) > 1 AND count(which) = count(*);
+{DROP_COVERED};
+COMMIT;
+"""
+"""Makes one entry of a name whose certificates are all revoked: earlier releases wrote one for each of them."""
 
 
 class CertificateRow(msgspec.Struct, frozen=True):
@@ -70,6 +86,7 @@ class CredentialStore(Database):
                 self.close()
                 raise ResourceFault(f"{path} is damaged: {fault}; `lifl doctor --repair` sets it aside")
             self._db.executescript(TABLES)
+            self._db.executescript(MERGE_NAMES)
         ((found,),) = self._all("SELECT format FROM credentials")
         if found != FORMAT:
             self.close()
@@ -166,14 +183,15 @@ class CredentialStore(Database):
 
     # ---- revocations -------------------------------------------------------------------------------------------------
 
-    def revoke(self, rows: Iterable[Revocation], now_unix_s: float) -> None:
-        """Keep revocations beside those that are there.  Raise `Refused` when there are too many."""
+    def revoke(self, row: Revocation, now_unix_s: float) -> None:
+        """Keep a revocation beside those that are there.  Raise `Refused` when there are too many."""
         with self._told(), self._db:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute("DELETE FROM revocations WHERE expires_unix_s <= ?", (now_unix_s,))
-            self._insert_revocations(rows)
+            self._insert_revocations([row])
+            self._db.execute(DROP_COVERED)
             if self._count("revocations") > REVOKED_MAX:
-                text = f"more than {REVOKED_MAX} certificates that have not expired would be revoked"
+                text = f"more than {REVOKED_MAX} names and certificates that have not expired would be revoked"
                 raise Refused("too-many-revocations", "", f"{text}: wait until some have expired")
 
     def replace_revocations(self, rows: Iterable[Revocation]) -> None:

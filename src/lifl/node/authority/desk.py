@@ -47,7 +47,7 @@ class Desk:
             text = "a certificate is renewed by who shows it: this connection shows none of this cluster"
             raise Refused("no-certificate", "", f"{text}; join with a token (lifl enroll HOST:PORT --token-file F)")
         check(peer.identity, Action.RENEW, peer.identity.name)
-        return authority.renew(Holder(peer.identity, peer.jobs, peer.serial), request, hosts)
+        return authority.renew(Holder(peer.identity, peer.jobs, peer.serial, peer.issued_unix_s), request, hosts)
 
     def _elsewhere(self) -> e.Answer:
         self._credentials.check_secured()

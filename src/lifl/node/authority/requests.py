@@ -74,12 +74,12 @@ class CredentialRequests:
         return {"number": number}
 
     def _certificates(self, after: int) -> dict[str, Any]:
-        store, revoked = self._credentials.store, self._credentials.revocations.list
+        store, revoked = self._credentials.store, self._credentials.revocations
         rows = store.certificates(after, CERTIFICATES_SHOWN)
         now = time.time()
         lines = []
         for row in rows:
             line = {name: value for name, value in msgspec.structs.asdict(row).items() if name not in ("key", "number")}
-            state = "expired" if row.expires_unix_s <= now else "revoked" if revoked.has(row.serial) else "valid"
+            state = "expired" if row.expires_unix_s <= now else "revoked" if revoked.has(row) else "valid"
             lines.append({**line, "jobs": list(row.jobs), "state": state})
         return {"certificates": lines, "more": rows[-1].number if len(rows) == CERTIFICATES_SHOWN else None}

@@ -2,8 +2,8 @@
 
 Each node keeps the list on its disk: the coordinator's is the operator's word, the others' is the coordinator's; where
 the coordinator moves all have what any of them was told.  It names serials; or a role and a name, of whom all is void
-that began before: that is for certificates which no authority of LIFL has issued.  An entry ends when what it is about
-has expired.
+that was issued until then, and nothing that is issued afterwards, whatever the clock does meanwhile.  An entry ends
+when what it is about has expired.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from collections.abc import Callable, Sequence
 
 from lifl.core.errors import Refused
 from lifl.core.fields import NAME_RULE
-from lifl.core.identity import ROLES
+from lifl.core.identity import ROLES, Identity, moment
 from lifl.core.limits import REVOKED_MAX
 from lifl.core.trust.enrolment import is_name
-from lifl.core.trust.revocation import Revocation, RevokedList
+from lifl.core.trust.revocation import Revocation, RevokedList, name_of
 from lifl.node.authority.credential_store import CertificateRow, CredentialStore
 from lifl.node.database import DatabaseFault
 
 log = logging.getLogger("lifl.authority")
 
+TICK_S = 2e-6
+"""What is issued after a revocation is at least so much later: twice what times are told by."""
 KEPT_S = 10 * 365 * 24 * 3600.0
 """How long is remembered what was issued elsewhere: nobody here knows when it expires."""
 
@@ -49,15 +51,31 @@ class Revocations:
         """
         now = self._clock()
         found = self._found(which, now)
-        expires = {row.serial: row.expires_unix_s for row in found} or {_elsewhere(which): now + KEPT_S}
-        if own_serial in expires:
+        entry = self._entry(_named(which, found), found, now)
+        if own_serial in [entry.which, *(row.serial for row in found)]:
             text = "that is this node's own certificate: its clients and nodes would be cut off; end it by `lifl down`"
             raise Refused("own-certificate", "which", text)
-        self._store.revoke([Revocation(each, now, until) for each, until in expires.items()], now)
+        self._store.revoke(entry, now)
         self._read()
-        log.warning("certificate.revoked %s", " ".join(expires))
+        log.warning("certificate.revoked %s", entry.which)
         self.on_change()
-        return list(expires)
+        return [entry.which]
+
+    def _entry(self, which: str, found: Sequence[CertificateRow], now: float) -> Revocation:
+        """Return the entry for these certificates: of a name not before the last of them was issued."""
+        known = [each for each in self.entries if each.which == which]
+        since = [now, *(row.issued_unix_s for row in found), *(each.revoked_unix_s for each in known)]
+        until = [row.expires_unix_s for row in found] or [now + KEPT_S]
+        until += [each.expires_unix_s for each in known]
+        return Revocation(which, moment(max(since) + TICK_S / 2), max(until))
+
+    def has(self, row: CertificateRow) -> bool:
+        """Return whether a certificate that was issued here is revoked."""
+        return self.list.names(_whose(row), row.serial, row.issued_unix_s)
+
+    def issued(self, identity: Identity, now: float) -> float:
+        """Return when a certificate is issued that is issued now: after what is revoked of somebody."""
+        return moment(max(now, self.list.since(identity) + TICK_S))
 
     def _found(self, which: str, now: float) -> Sequence[CertificateRow]:
         """Return the certificates that are meant; none when they were issued elsewhere."""
@@ -102,9 +120,15 @@ class Revocations:
         self.on_change()
 
 
-def _elsewhere(which: str) -> str:
-    """Return how the list names what was issued elsewhere: ROLE/NAME, or a serial as certificates are asked for it."""
+def _named(which: str, found: Sequence[CertificateRow]) -> str:
+    """Return how the list names what is meant: ROLE/NAME, or a serial as certificates are asked for it."""
+    if found and found[0].serial != _serial(which):
+        return name_of(_whose(found[0]))
     return which if "/" in which else _serial(which)
+
+
+def _whose(row: CertificateRow) -> Identity:
+    return Identity(row.role, row.name)  # type: ignore[arg-type]
 
 
 def _serial(text: str) -> str:

@@ -213,7 +213,7 @@ class CoordinatorSide:
     def revoke(self, entries: tuple[Revocation, ...], revoked: RevokedList) -> None:
         """End the connections of nodes whose certificates are revoked, and tell the others."""
         for node, peer in list(self._shown.items()):
-            if revoked.names(peer.identity, peer.serial, peer.begins_unix_s) and (link := self._links.get(node)):
+            if revoked.names(peer.identity, peer.serial, peer.issued_unix_s) and (link := self._links.get(node)):
                 log.warning("peer.revoked node=%016x serial=%s", node, peer.serial)
                 link.close()
         for link in list(self._links.values()):
