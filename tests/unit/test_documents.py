@@ -25,6 +25,7 @@ NAMES = (
     "docs/failures.md",
     "docs/operating.md",
     "docs/proof.md",
+    "docs/protocol.md",
     "docs/security.md",
 )
 DOCUMENTS = [ARCHITECTURE, CONTRIBUTING, *(ROOT / name for name in NAMES)]
