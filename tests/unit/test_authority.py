@@ -369,18 +369,21 @@ def test_only_a_clients_token_is_for_a_job(scene: Scene) -> None:
         scene.token("operator", jobs=("digits",))
 
 
-def test_who_guesses_is_refused_without_a_look_also_with_a_right_token(scene: Scene) -> None:
-    token = scene.token()
+def test_who_guesses_is_told_no_more_and_who_has_a_right_token_comes_in_from_the_same_address(scene: Scene) -> None:
+    token = scene.token(uses=2)
     wrong = Token(token.authority, token.number, Token("", "", "x" * 43).secret)
     for _ in range(GUESSES_MAX):
         with pytest.raises(Refused, match="not known"):
             scene.enrol(wrong, "a")
-    with pytest.raises(Refused) as refused:
-        scene.enrol(token, "a")
-    assert refused.value.code == "too-many-guesses"
+    scene.enrol(token, "c")
+    for guess in (wrong, Token(token.authority, "00000000", token.secret)):
+        with pytest.raises(Refused) as refused:
+            scene.enrol(guess, "a")
+        assert refused.value.code == "too-many-guesses"
     scene.enrol(token, "a", source="192.0.2.2")
     refused_notes = [("token.refused", SOURCE, token.number, "unknown-token")] * GUESSES_MAX
-    refused_notes.append(("token.refused", SOURCE, token.number, "too-many-guesses"))
+    refused_notes.append(("token.used", SOURCE, token.number, ""))
+    refused_notes += [("token.refused", SOURCE, None, "too-many-guesses")] * 2
     assert scene.noted == [*refused_notes, ("token.used", "192.0.2.2", token.number, "")]
     scene.clock.now += GUESS_WINDOW_S
     scene.enrol(scene.token(), "b")

@@ -311,7 +311,8 @@ CLOCK_SKEW_S = 300.0
 KEY_AGE_S_MAX = 90 * 24 * 3600.0
 """For so long may one key be certified again and again."""
 GUESSES_MAX = 10
-"""Wrong tokens from one source (an IPv4 address, an IPv6 network of 64 bits) within `GUESS_WINDOW_S`."""
+"""Wrong tokens from one source (an IPv4 address, an IPv6 network of 64 bits) within `GUESS_WINDOW_S` that are answered
+and noted one by one; a right one is taken all the same."""
 GUESS_WINDOW_S = 60.0
 GUESS_SOURCES_MAX = 4_096
 """Sources of wrong tokens that are remembered, those of the latest."""

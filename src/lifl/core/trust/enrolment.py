@@ -26,6 +26,7 @@ NamePattern = Annotated[
 """A name, or a pattern of names: ``*`` is any text."""
 JobNames = Annotated[tuple[Name, ...], msgspec.Meta(max_length=JOBS_OF_TOKEN_MAX)]
 JOINING_ROLES = ("node", "client", "operator", "reader")
+TOO_MANY_GUESSES = "too-many-guesses"
 _NOBODY = digest_of("")
 """What the secret of a token that is not there is compared with, so that it takes as long."""
 _UNKNOWN = "that token is not known here: ask an operator of this cluster for one (`lifl token create`)"
@@ -122,19 +123,22 @@ def is_name(text: str) -> bool:
 
 
 class Guesses:
-    """Wrong tokens by their sources: `may_try` is asked before a secret is looked at."""
+    """Wrong tokens by their sources.  A right one is never refused for them: strangers may share its address."""
 
     def __init__(self) -> None:
         self._wrong: OrderedDict[str, list[float]] = OrderedDict()
 
-    def may_try(self, host: str, now_s: float) -> bool:
-        """Return whether a source may try another token now."""
-        return len(self._of(_source(host), now_s)) < GUESSES_MAX
-
     def wrong(self, host: str, now_s: float) -> None:
-        """Note a wrong token; of more sources than are remembered the one silent for longest is forgotten."""
+        """Note a wrong token; of more sources than are remembered the one silent for longest is forgotten.
+
+        Raise `Refused` when a source has guessed too often: it is told no more of what it tries.
+        """
         source = _source(host)
-        self._wrong[source] = [*self._of(source, now_s), now_s]
+        before = self._of(source, now_s)
+        if len(before) >= GUESSES_MAX:
+            text = f"that token is wrong, as {GUESSES_MAX} were that came from your address: look at the file you have"
+            raise Refused(TOO_MANY_GUESSES, "token", text)
+        self._wrong[source] = [*before, now_s]
         self._wrong.move_to_end(source)
         while len(self._wrong) > GUESS_SOURCES_MAX:
             self._wrong.popitem(last=False)

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from lifl.core.errors import Refused
 from lifl.core.identity import Identity, Role
-from lifl.core.limits import GUESS_WINDOW_S, GUESSES_MAX, KEY_AGE_S_MAX, UNASKED_PER_DAY_MAX
-from lifl.core.trust.enrolment import Asked, Guesses, TokenRow, WrongToken, known, named
+from lifl.core.limits import KEY_AGE_S_MAX, UNASKED_PER_DAY_MAX
+from lifl.core.trust.enrolment import TOO_MANY_GUESSES, Asked, Guesses, TokenRow, WrongToken, known, named
 from lifl.core.trust.tokens import NUMBER_BYTES, SECRET_BYTES, Token, digest_of
 from lifl.node.authority.authority_file import write_authority
 from lifl.node.authority.certificate_authority import CertificateAuthority, request_key
@@ -104,7 +104,8 @@ class Authority:
             handed = self._enrolled(self._known(number, secret, source), asked, request, hosts)
         except Refused as refused:
             why = refused.why if isinstance(refused, WrongToken) else refused.text
-            self._note("token.refused", source, why, code=refused.code, **about)
+            which = {} if refused.code == TOO_MANY_GUESSES else about  # who guesses without end gets one line
+            self._note("token.refused", source, why, code=refused.code, **which)
             raise
         row = self._store.certificate(handed.serial)
         if row is not None:
@@ -113,14 +114,10 @@ class Authority:
 
     def _known(self, number: str, secret: str, source: str) -> TokenRow:
         """Return a token whose secret somebody knows.  Raise `Refused`."""
-        now = self._clock()
-        if not self._guesses.may_try(source, now):
-            text = f"{GUESSES_MAX} wrong tokens came from your address: try again in {GUESS_WINDOW_S:g} s"
-            raise Refused("too-many-guesses", "token", text)
         try:
             return known(self._store.token(number), secret)
         except WrongToken:
-            self._guesses.wrong(source, now)
+            self._guesses.wrong(source, self._clock())
             raise
 
     def _enrolled(self, row: TokenRow, asked: Asked, request: bytes, hosts: Sequence[str]) -> Handed:
