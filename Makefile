@@ -5,7 +5,7 @@
 # make fuzz S=600   random messages, at the ends of their fields, to and within real nodes, for so many seconds each
 # make coverage     how much of each module of core its own tests cover; fails where the code that decides has too little
 # make sim SEED=17  one simulated life, told event by event (HOSTS=1: of a single node; MOVES=1: of nodes that all may
-#                   coordinate; DRAINS=1: of nodes that are drained; RECORDING=FILE: what was recorded)
+#                   coordinate; DRAINS=1: of nodes that are drained; STALLS=1: of nodes that stand still; RECORDING=FILE: what was recorded)
 # make sim-long LIVES=100000  as many lives, in all cores (CORES=1), from the last run's on (FIRST=0); the failing seeds
 #                   at the end; docs/proof.md says what all runs have found
 # make bench        LIFL beside serverful and serverless aggregation, Flower and NVFlare; writes bench/results/REPORT.md
@@ -108,7 +108,7 @@ coverage: $(READY)
 
 sim: $(READY)
 	@test -n "$(SEED)$(RECORDING)" || { echo "which life?  make sim SEED=17 [HOSTS=3], or RECORDING=FILE"; exit 2; }
-	@$(BIN)/python tests/sim/replay.py $(if $(RECORDING),--recording $(RECORDING),--seed $(SEED) --hosts $(or $(HOSTS),3) $(if $(MOVES),--moves) $(if $(DRAINS),--drains))
+	@$(BIN)/python tests/sim/replay.py $(if $(RECORDING),--recording $(RECORDING),--seed $(SEED) --hosts $(or $(HOSTS),3) $(if $(MOVES),--moves) $(if $(DRAINS),--drains) $(if $(STALLS),--stalls))
 
 sim-long: $(READY)
 	@$(BIN)/python tests/sim/long_run.py --lives $(or $(LIVES),100000) $(if $(FIRST),--first $(FIRST)) $(if $(CORES),--cores $(CORES))

@@ -70,14 +70,15 @@ def _plan(rng: random.Random, name: str, jobs: int, style: str) -> JobPlan:
     return JobPlan(config, rng.choice(models), max(goal, int(goal * rng.choice([1, 1.5, 2.0]))))
 
 
-def live(seed: int, hosts: int, moves: bool = False, drains: bool = False) -> Cluster:
+def live(seed: int, hosts: int, moves: bool = False, drains: bool = False, stalls: bool = False) -> Cluster:
     """Live a whole life; of one that fails say how to see it again, and where its recordings are."""
-    cluster = make(seed, hosts, moves=moves, drains=drains)
+    cluster = make(seed, hosts, moves=moves, drains=drains, stalls=stalls)
     try:
         cluster.run(STEPS)
     except (Exception, Broken) as error:
         files = ", ".join(map(str, write_recordings(cluster)))
-        named = f"{' MOVES=1' if moves else ''}{' DRAINS=1' if drains else ''}"
+        modes = {"MOVES": moves, "DRAINS": drains, "STALLS": stalls}
+        named = "".join(f" {name}=1" for name, given in modes.items() if given)
         again = f"`make sim SEED={seed} HOSTS={hosts}{named}` tells how it came"
         raise AssertionError(f"seed {seed} on {hosts} hosts: {error!r}; {again}; recordings: {files}") from error
     return cluster

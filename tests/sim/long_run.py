@@ -2,9 +2,10 @@
 
     make sim-long LIVES=100000 [FIRST=0] [CORES=1]
 
-Each seed is lived on one host, on three, and on three of which any may coordinate, in as many processes as there are
-cores.  The first seed is the one after all that were lived before.  A line tells how far it is; the failing seeds come
-at the end, and `make sim SEED=... HOSTS=... [MOVES=1]` tells each of them again.  Exit code 1: there are some.
+Each seed is lived on one host, on three, on three of which any may coordinate, and on three such whose nodes stand
+still for a while, in as many processes as there are cores.  The first seed is the one after all that were lived
+before.  A line tells how far it is; the failing seeds come at the end, and `make sim SEED=... HOSTS=... [MOVES=1]
+[STALLS=1]` tells each of them again.  Exit code 1: there are some.
 
 What was done is added to the ledger (`tests/proof.py`), and docs/proof.md says the sum; also of a run that is ended
 before its time by ^C or SIGTERM.
@@ -27,7 +28,7 @@ import proof
 from lives import live
 from simulator import Cluster
 
-MODES = ({"hosts": 1}, {"hosts": 3}, {"hosts": 3, "moves": True})
+MODES = ({"hosts": 1}, {"hosts": 3}, {"hosts": 3, "moves": True}, {"hosts": 3, "moves": True, "stalls": True})
 PROGRESS_S = 1.0
 
 

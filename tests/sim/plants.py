@@ -137,6 +137,18 @@ def partial_is_taken_again(patch: Patch) -> None:
     patch.setattr(PartialTransfers, "carry_ended", ended)
 
 
+def who_asks_again_is_granted_again(patch: Patch) -> None:
+    """A client that submits again over another connection is granted a second slot beside its first."""
+    right = Answers.admit
+
+    def admit(self: Answers, here, event, loading):
+        if self._rounds.current is not None:
+            self._rounds.current.granted.pop(event.client, None)
+        right(self, here, event, loading)
+
+    patch.setattr(Answers, "admit", admit)
+
+
 # ---- commits and rows ------------------------------------------------------------------------------------------------
 
 
@@ -331,6 +343,7 @@ class Plant(NamedTuple):
     durable: bool = False
     begin: int = 0
     drains: bool = False
+    stalls: bool = False
 
 
 PLANTS = (
@@ -345,6 +358,8 @@ PLANTS = (
     Plant(commits_as_they_are_saved, "commit-order"),
     Plant(rows_are_not_waited_for, "rows-first"),
     Plant(who_coordinated_goes_on, "one-commit", hosts=3, style="stormy", moves=True),
+    Plant(who_coordinated_goes_on, "one-commit", hosts=3, moves=True, stalls=True),
+    Plant(who_asks_again_is_granted_again, "books", hosts=3, style="stormy", moves=True, stalls=True),
     Plant(kept_inputs_are_not_freed, "empty-at-rest"),
     Plant(arena_has_no_end, "arena-bound"),
     Plant(reservations_are_not_kept, "begun-ends", style="crowded"),

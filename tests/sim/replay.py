@@ -1,6 +1,6 @@
 """One life of the simulator, told event by event; or a recording of a real engine.
 
-    make sim SEED=17 [HOSTS=3 [MOVES=1] [DRAINS=1]]
+    make sim SEED=17 [HOSTS=3 [MOVES=1] [DRAINS=1] [STALLS=1]]
     make sim RECORDING=FILE
 
 Of a life each line has the virtual time, the host, and what happened: an event that its engine was given (``<-``), an
@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 from lives import STEPS, make
 from sim_checks import Broken
+from sim_clients import Clients
 from sim_faults import Faults
 from sim_host import Host
 from sim_lives import Lives
@@ -39,7 +40,8 @@ from lifl.core.protocol.client import unpacked
 FAULTS = {
     Lives: ("link", "unlink", "cut", "bury", "node_dies", "kill_gateway", "crash", "elect", "demote"),
     Workers: ("kill",),
-    Faults: ("_freeze", "jump", "cancel", "quiet"),
+    Clients: ("vanish",),
+    Faults: ("_freeze", "fall_asleep", "jump", "cancel", "quiet"),
 }
 TEXT_MAX = 170
 
@@ -109,10 +111,10 @@ def tell(tale: Tale) -> None:
             setattr(part, name, fault(name, getattr(part, name)))
 
 
-def tell_life(seed: int, hosts: int, moves: bool, drains: bool) -> int:
+def tell_life(seed: int, hosts: int, **modes: bool) -> int:
     """Tell one life; return 1 when it ends badly."""
     tell(Tale())
-    cluster = make(seed, hosts, moves=moves, drains=drains)
+    cluster = make(seed, hosts, **modes)
     try:
         cluster.run(STEPS)
     except (Exception, Broken):  # noqa: BLE001 - whatever it is, it is the end of the tale
@@ -160,10 +162,11 @@ def main() -> int:
     parser.add_argument("--hosts", type=int, default=3)
     parser.add_argument("--moves", action="store_true")
     parser.add_argument("--drains", action="store_true")
+    parser.add_argument("--stalls", action="store_true")
     given = parser.parse_args()
     if given.recording:
         return tell_recording(given.recording)
-    return tell_life(given.seed, given.hosts, given.moves, given.drains)
+    return tell_life(given.seed, given.hosts, moves=given.moves, drains=given.drains, stalls=given.stalls)
 
 
 if __name__ == "__main__":

@@ -145,21 +145,32 @@ class Clients:
 
     def disconnect(self, client: SimClient) -> None:
         """End all its connections; a gateway gives up what was on its way over them."""
-        rng = self._cluster.rng
         for host in self._cluster.hosts.values():
             for conn in [conn for conn, other in host.by_conn.items() if other is client]:
-                for key in [key for key, (its, _) in host.receiving.items() if its == conn]:
-                    del host.receiving[key]
-                    writing = client.direct and rng.random() < 0.5  # the gateway has had enough of it
-                    if writing:
-                        host.store.left_writing(key)
-                    host.to_daemon.append(gm.Aborted(conn, key.pack(), "disconnected", writing))
-                for reader in [reader for reader in host.readers if reader.conn == conn]:
-                    host.readers.remove(reader)
-                    host.to_daemon.append(gm.ModelSent(conn, reader.key.pack(), 0))
-                host.to_daemon.append(gm.ClientLeft(conn))
-                host.questions.pop(conn, None)
-                del host.by_conn[conn]
+                self.end(host, conn)
+        client.disconnected()
+
+    def end(self, host: Host, conn: int) -> None:
+        """Let a gateway note that a connection has ended."""
+        client = host.by_conn[conn]
+        for key in [key for key, (its, _) in host.receiving.items() if its == conn]:
+            del host.receiving[key]
+            writing = client.direct and self._cluster.rng.random() < 0.5  # the gateway has had enough of it
+            if writing:
+                host.store.left_writing(key)
+            host.to_daemon.append(gm.Aborted(conn, key.pack(), "disconnected", writing))
+        for reader in [reader for reader in host.readers if reader.conn == conn]:
+            host.readers.remove(reader)
+            host.to_daemon.append(gm.ModelSent(conn, reader.key.pack(), 0))
+        host.to_daemon.append(gm.ClientLeft(conn))
+        host.questions.pop(conn, None)
+        host.ended.discard(conn)
+        del host.by_conn[conn]
+
+    def vanish(self, client: SimClient) -> None:
+        """Let it leave all its connections, which no gateway notices for a while: what is said there is lost."""
+        for host in self._cluster.hosts.values():
+            host.ended |= {conn for conn, other in host.by_conn.items() if other is client}
         client.disconnected()
 
     # ---- what they are told ----------------------------------------------------------------------------------------

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 FREEZE_S = (0.1, 30.0)
 JUMP_S = (60.0, 900.0)
 CANCELS = 0.3
-DRAINS = 0.01
+DRAINS = STALLS = 0.01
 """The chance of one per step, in lives that have them."""
+ASLEEP = 0.3
+"""How many stalls are those of a whole host; the others are connections that are half open."""
 NO_JOB = "no-such-job"
 
 
@@ -38,7 +40,7 @@ class Faults:
         """Let nothing go wrong any more; what stood still goes on."""
         self.chance, self.is_quiet = 0.0, True
         for host in self._cluster.hosts.values():
-            host.frozen_until = 0.0
+            host.frozen_until = host.asleep_until = 0.0
             host.readers = [reader._replace(stuck=False) for reader in host.readers]
             for worker in host.workers.values():
                 worker.frozen_until, worker.stopped = 0.0, False
@@ -126,11 +128,32 @@ class Faults:
         if rng is None or self.is_quiet or rng.random() >= DRAINS:
             return False
         host = rng.choice(list(cluster.hosts.values()))
+        if not cluster.hears:
+            return False
         coordinator = cluster.engine.coordinator
         known = coordinator is not None and host.number in coordinator.nodes and host is not cluster.home
         undo = rng.random() < 0.5
         must(self._refused(ev.NodeDrained(host.number, undo)) is not known, "drained", f"host {host.number}")
         return True
+
+    def stall(self) -> bool:
+        """Let a host stand still, or a client leave unnoticed, in lives that have that; return whether it was done."""
+        cluster, rng = self._cluster, self._cluster.stalls
+        if rng is None or self.is_quiet or rng.random() >= STALLS:
+            return False
+        host = rng.choice(list(cluster.hosts.values()))
+        if rng.random() < ASLEEP:
+            self.fall_asleep(host, rng.uniform(*FREEZE_S))
+            return True
+        here = [client for client in host.by_conn.values() if client.host is host]
+        if here:
+            cluster.clients.vanish(rng.choice(here))
+        return bool(here)
+
+    def fall_asleep(self, host: Host, seconds: float) -> None:
+        """Let all of a host stand still: it wakes up and goes on with what it was at."""
+        if host.engine is not None:
+            host.asleep_until = self._cluster.now + seconds
 
     def _disconnect_one(self, host: Host) -> None:
         here = [client for client in host.by_conn.values() if client.host is host]
@@ -174,6 +197,8 @@ class Faults:
     def _user(self) -> None:
         """Cancel a job (also one that is over, or unknown), or submit one that must be refused."""
         cluster, rng = self._cluster, self._cluster.rng
+        if not cluster.hears:
+            return
         if rng.random() < CANCELS:
             name = rng.choice([*cluster.jobs, NO_JOB])
             self.cancel(name)

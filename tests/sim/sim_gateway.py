@@ -40,7 +40,7 @@ class Gateways:
         match effect:
             case gm.TellClient(conn, raw):
                 self._answered(host, conn, cm.unpacked(raw))
-                client = host.by_conn.get(conn)
+                client = host.by_conn.get(conn) if conn not in host.ended else None
                 if client is not None:
                     self._cluster.clients.told(host, client, conn, cm.unpacked(raw))
                 elif conn < 0:
@@ -67,7 +67,10 @@ class Gateways:
                 busy = {title for _, title in host.receiving.values()} if after_updates else ()
                 for at, client in [each for each in host.by_conn.items() if conn in (0, each[0])]:
                     if client.title not in busy and not (after_updates and at in host.questions):
-                        self._cluster.clients.disconnect(client)
+                        if at in host.ended:
+                            self._cluster.clients.end(host, at)
+                        else:
+                            self._cluster.clients.disconnect(client)
 
     @staticmethod
     def _answered(host: Host, conn: int, message: Any) -> None:
@@ -98,6 +101,7 @@ class Gateways:
         found: list[Callable[[], Any]] = []
         if host.to_daemon:
             found.append(partial(self.say, host))
+        found += [partial(self._cluster.clients.end, host, conn) for conn in host.ended]
         found += [partial(self.received, host, key) for key in host.receiving]
         found += [partial(self.sent, host, reader) for reader in host.readers if not reader.stuck]
         found += [partial(self.transfer, host, each) for each in host.transfers]

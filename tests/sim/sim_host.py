@@ -50,6 +50,7 @@ class Host:
         # the gateway
         self.to_daemon: deque[Any] = deque()
         self.frozen_until = 0.0
+        self.ended: set[int] = set()  # connections that their clients have left, and the gateway has not noticed
         self.gateway_killed = False
         self.by_conn: dict[int, SimClient] = {}
         self.questions: dict[int, tuple[str, int]] = {}  # by connection: the job and round of what it waits for
@@ -68,6 +69,8 @@ class Host:
         self.leader: Host | None = None  # the host that it is linked to
         self.term = 0  # of the coordinator that it was linked to last
         self.incarnation = 1
+        self.asleep_until = 0.0  # until then all of it stands still; what comes waits in its `inbox`
+        self.inbox: deque[Any] = deque()
         self.leaving = False
         self.buried = False  # this life counts as over, and the node has not heard so
 
@@ -112,7 +115,16 @@ class Host:
         """End all processes; what they had on their way is lost."""
         self.engine = None
         self.linked = self.leaving = False
-        queues = (self.to_daemon, self.fallback, self.orders, self.reports, self.to_journal, self.from_journal)
+        self.asleep_until = 0.0
+        queues = (
+            self.inbox,
+            self.to_daemon,
+            self.fallback,
+            self.orders,
+            self.reports,
+            self.to_journal,
+            self.from_journal,
+        )
         for queue in queues:
             queue.clear()
         self.workers.clear()
@@ -125,6 +137,14 @@ class Host:
             client = next((each for each in self.by_conn.values() if each.title == title), None)
             if client is not None and client.direct:  # (what was sealed is not in `receiving`)
                 self.store.left_writing(key)
-        for part in (self.to_daemon, self.receiving, self.readers, self.transfers, self.by_conn, self.questions):
+        for part in (
+            self.to_daemon,
+            self.receiving,
+            self.readers,
+            self.transfers,
+            self.by_conn,
+            self.questions,
+            self.ended,
+        ):
             part.clear()
         self.frozen_until, self.gateway_killed = 0.0, False

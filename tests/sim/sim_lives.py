@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from sim_arena import SimStore
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from simulator import Cluster
 
 SLOW_S = 0.5
+FOR_COORDINATORS = (ev.FromNode, ev.NodeUp, ev.NodeSuspect, ev.NodeGone)
+"""What comes over connections that a coordinator has."""
 
 
 class Lives:
@@ -30,6 +33,8 @@ class Lives:
     def link(self, host: Host) -> None:
         """Connect an agent to its coordinator, as the life that it was or as a new one."""
         cluster = self._cluster
+        if not cluster.hears or cluster.asleep(host):
+            return
         if host.engine is None:
             self._begin(host)
         elif host.buried:
@@ -117,7 +122,7 @@ class Lives:
     def kill_gateway(self, host: Host) -> None:
         """End a gateway's process."""
         cluster = self._cluster
-        for client in list(host.by_conn.values()):
+        for client in [client for conn, client in host.by_conn.items() if conn not in host.ended]:
             if client.host is not None and client.host is not host and client.awaiting is not None:
                 client.submitting = client.awaiting, client.host.gateway  # who is elsewhere at home submits again there
             client.awaiting = None
@@ -162,7 +167,8 @@ class Lives:
     def may_elect(self) -> list[Host]:
         """Return the hosts that could coordinate in the place of the one that does."""
         cluster = self._cluster
-        alive = [host for host in cluster.others() if host.engine is not None and not host.leaving]
+        up = [host for host in cluster.others() if host.engine is not None and not host.inbox]
+        alive = [host for host in up if not host.leaving and not cluster.asleep(host)]
         return [host for host in alive if host.engine.coordinator is None]  # type: ignore[union-attr]
 
     def depose(self) -> None:
@@ -190,6 +196,7 @@ class Lives:
         """Let a host notice that it coordinates no longer."""
         for other in [other for other in self._cluster.hosts.values() if other.leader is host]:
             self._lose(other)
+        host.inbox = deque(event for event in host.inbox if not isinstance(event, FOR_COORDINATORS))
         self._cluster.handle(host, ev.Demoted())
 
     def settle(self, host: Host) -> None:

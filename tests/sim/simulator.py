@@ -60,7 +60,9 @@ def nothing_new(host: Host, effect: fx.SendNode) -> None:
 class Cluster:
     """Simulated hosts with jobs and their clients; host 1 coordinates, if it `moves`: at first.
 
-    With `drains` the user drains hosts, and takes that back.  With `strict` no known fault is tolerated.
+    With `drains` the user drains hosts, and takes that back.  With `stalls` whole hosts stand still for a while, and
+    connections are half open: who has left one asks again over another, while the answer to the first is lost.  With
+    `strict` no known fault is tolerated.
     """
 
     def __init__(
@@ -73,11 +75,13 @@ class Cluster:
         strict: bool = False,
         moves: bool = False,
         drains: bool = False,
+        stalls: bool = False,
     ) -> None:
         self.seed = seed
         self.strict = strict
         self.moves = moves
         self.drains = random.Random(f"drains {seed}") if drains else None
+        self.stalls = random.Random(f"stalls {seed}") if stalls else None
         self.term = 0
         self.rng = random.Random(seed)
         self.now = 0.0
@@ -92,7 +96,7 @@ class Cluster:
             job.clients = {client.name: client for client in (SimClient(job, index) for index in range(plan.clients))}
         self.faults = Faults(self, faults)
         patient = all(job.config.selection.deadline_s > 10.0 for job in self.jobs.values())
-        self.disk = Disk(self.jobs, calm=patient and not faults)
+        self.disk = Disk(self.jobs, calm=patient and not faults and not stalls)
         self.gateways, self.workers, self.journals = Gateways(self), Workers(self), SimJournals(self)
         self.clients, self.lives = Clients(self), Lives(self)
         for host in self.hosts.values():
@@ -114,6 +118,15 @@ class Cluster:
         """True when all jobs are."""
         return all(job.over for job in self.jobs.values())
 
+    def asleep(self, host: Host) -> bool:
+        """Return whether all of a host stands still."""
+        return host.asleep_until > self.now
+
+    @property
+    def hears(self) -> bool:
+        """True when the coordinator answers at once: it does not stand still, and nothing waits for it."""
+        return not self.asleep(self.home) and not self.home.inbox
+
     def others(self) -> list[Host]:
         """Return the hosts that do not coordinate."""
         return [host for host in self.hosts.values() if host is not self.home]
@@ -134,6 +147,9 @@ class Cluster:
         """Hand an event to a host's engine and perform what it leads to, as `node/driver.py` does."""
         engine = host.engine
         if engine is None:
+            return
+        if self.asleep(host):
+            host.inbox.append(event)
             return
         effects = engine.handle(event, self.now)
         while self._performed(host, effects) and engine.writing:
@@ -232,7 +248,7 @@ class Cluster:
 
     def step(self) -> bool:
         """Do one thing that could happen now; return False when nothing could, and nothing will in time."""
-        if not self.faults.drain() and not self.faults.strike():
+        if not self.faults.drain() and not self.faults.stall() and not self.faults.strike():
             happens = self._choice()
             if happens is None:
                 return False
@@ -244,7 +260,7 @@ class Cluster:
         rng = self.rng
         if rng.random() < TIME_PASSES:
             return partial(self.pass_time, self.now + rng.uniform(*MOMENT_S))
-        waits = self._to_submit()
+        waits = self._to_submit() if self.hears else None
         if waits is not None and rng.random() < SUBMITS:
             return partial(self.submit, waits)
         choices = [choice for host in self.hosts.values() if host.engine is not None for choice in self._choices(host)]
@@ -256,7 +272,7 @@ class Cluster:
         if waits is not None:
             return partial(self.submit, waits)
         unlinked = next((host for host in self.others() if not host.linked or host.leader is not self.home), None)
-        if unlinked is not None:
+        if unlinked is not None and self.hears and not self.asleep(unlinked):
             return partial(self.lives.settle, unlinked)
         due = self._next_time()
         return partial(self._wait, due) if due is not None else None
@@ -264,6 +280,10 @@ class Cluster:
     def _choices(self, host: Host) -> list[Callable[[], Any]]:
         found: list[Callable[[], Any]] = []
         assert host.engine is not None
+        if self.asleep(host):
+            return []
+        if host.inbox:
+            return [lambda: self.handle(host, host.inbox.popleft())]
         if host.fallback:
             found.append(lambda: self.handle(host, ev.Bounced(*host.fallback.popleft())))
         if host.orders:
@@ -280,6 +300,8 @@ class Cluster:
 
     def _agent_choices(self, host: Host) -> list[Callable[[], Any]]:
         found: list[Callable[[], Any]] = []
+        if self.asleep(host) or host.inbox or not self.hears:
+            return self._silent_choices(host)
         if host.engine is not None and host.engine.coordinator is not None:
             return [partial(self.lives.demote, host)] if self.rng.random() < 0.1 else []
         if host.linked and host.leader is not self.home and self.rng.random() < 0.3:
@@ -292,6 +314,16 @@ class Cluster:
             found.append(partial(self.lives.bury, host))
         return found
 
+    def _silent_choices(self, host: Host) -> list[Callable[[], Any]]:
+        """Return what becomes of a host that stands still, or whose coordinator does."""
+        if self.moves and self.asleep(self.home):
+            return [self.lives.depose] if self.rng.random() < 0.1 else []
+        if not self.hears or not self.asleep(host) or self.rng.random() < 0.8:
+            return []
+        if host.linked:
+            return [partial(self.lives.cut, host)]
+        return [] if host.buried else [partial(self.lives.bury, host)]
+
     # ---- time --------------------------------------------------------------------------------------------------------
 
     def _next_time(self) -> float | None:
@@ -300,7 +332,7 @@ class Cluster:
         for host in self.hosts.values():
             if host.engine is not None:
                 times.append(host.engine.next_timer() or self.now)
-            times.append(host.frozen_until)
+            times += [host.frozen_until, host.asleep_until]
             times += [worker.frozen_until for worker in host.workers.values()]
         return min((due for due in times if due > self.now), default=None)
 
@@ -317,7 +349,8 @@ class Cluster:
     def tick(self) -> None:
         """Let each node do what is due."""
         for host in self.hosts.values():
-            self.handle(host, ev.Tick())
+            if not self.asleep(host):
+                self.handle(host, ev.Tick())
 
     # ---- what must hold ----------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ def test_each_check_has_a_planted_bug() -> None:
     assert {plant.check for plant in PLANTS} == CHECKS.keys()
 
 
-@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.bug.__name__)
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.bug.__name__ + "-stalls" * plant.stalls)
 def test_a_planted_bug_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         plant.bug(patch)
@@ -29,7 +29,8 @@ def test_a_planted_bug_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -
 def broken(seed: int, plant: Plant) -> str:
     """Return the name of the check that a life broke, or what else ended it; nothing when all was well."""
     try:
-        make(seed, plant.hosts, plant.style, plant.durable, moves=plant.moves, drains=plant.drains).run(STEPS)
+        modes = {"moves": plant.moves, "drains": plant.drains, "stalls": plant.stalls}
+        make(seed, plant.hosts, plant.style, plant.durable, **modes).run(STEPS)
     except Broken as error:
         return error.name
     except Exception as error:  # noqa: BLE001 - a planted bug may show in any way

@@ -83,7 +83,7 @@ def test_a_life_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
         for part, names in replay.FAULTS.items():
             for name in names:
                 patch.setattr(part, name, getattr(part, name))
-        assert replay.tell_life(3, 1, moves=False, drains=False) == 0
+        assert replay.tell_life(3, 1) == 0
     told = capsys.readouterr().out.splitlines()
     assert " <- JobSubmitted(" in told[0]
     assert any("  !! quiet" in line for line in told)

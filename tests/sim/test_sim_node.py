@@ -7,12 +7,21 @@ A failing seed is named.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from lives import STEPS, live, make
+from sim_gateway import Gateways
+from sim_host import Host
+
+from lifl.core.protocol import client as cm
+from lifl.core.protocol import gateway as gm
 
 CHUNK = 50
 LIVES = 400
 DRAINED = 150
+STALE = {"a leader that stands still is stale", "Accepted is lost", "Committed is lost", "Selected is lost"}
+STALLED = 100
 
 
 @pytest.mark.parametrize(("hosts", "moves"), [(1, False), (3, False), (3, True)])
@@ -27,6 +36,40 @@ def test_random_lives_of_nodes_that_are_drained_and_taken_back(first: int) -> No
     """Nothing new goes to them, nothing that they have is lost, and all jobs end."""
     for seed in range(first, first + CHUNK):
         live(seed, 3, moves=bool(seed % 2), drains=True)
+
+
+@pytest.mark.parametrize(("hosts", "moves"), [(1, False), (3, True)])
+@pytest.mark.parametrize("first", range(0, STALLED, CHUNK))
+def test_random_lives_of_nodes_that_stand_still_and_clients_that_leave_unnoticed(
+    first: int, hosts: int, moves: bool
+) -> None:
+    """What one says that wakes up late harms nothing, nor what is asked twice because its answer was lost."""
+    for seed in range(first, first + CHUNK):
+        live(seed, hosts, moves, stalls=True)
+
+
+def test_in_some_lives_who_coordinates_stands_still_and_another_goes_on() -> None:
+    """What the lives with stalls are to prove holds only if that happens in them, and answers are lost."""
+    found = set()
+
+    class Noted(Gateways):
+        def effect(self, host: Host, effect: Any) -> None:
+            if isinstance(effect, gm.TellClient) and effect.conn in host.ended:
+                found.add(f"{type(cm.unpacked(effect.message)).__name__} is lost")
+            super().effect(host, effect)
+
+    for seed in range(STALLED):
+        cluster = make(seed, 3, moves=True, stalls=True)
+        cluster.gateways = Noted(cluster)
+        while cluster.steps < STEPS and not cluster.over:
+            sleeps = [host for host in cluster.others() if cluster.asleep(host) and host.engine is not None]
+            if any(host.engine.coordinator is not None for host in sleeps):
+                found.add("a leader that stands still is stale")
+            if not cluster.step():
+                break
+        if found >= STALE:
+            return
+    raise AssertionError(f"not all came: {found}")
 
 
 def test_in_some_lives_a_top_is_told_of_updates_on_their_way() -> None:
