@@ -1,6 +1,7 @@
 """Looks at what etcd has kept of all that a cluster ever wrote: one leader per term, one commit per round.
 
-    python tests/store_history.py HOST:PORT [NAME]
+    python tests/store_history.py HOST:PORT [NAME]         (--dump FILE keeps what was read)
+    python tests/store_history.py --from FILE
 
 It shares nothing with LIFL but the layout of the keys: it reads every change from etcd's first revision on by etcd's
 own HTTP door, and unpacks the values itself.  What must hold:
@@ -17,12 +18,14 @@ etcd must not have compacted what is looked at.
 
 from __future__ import annotations
 
+import argparse
 import base64
 import http.client
 import json
 import sys
 import zlib
 from collections import defaultdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgpack
@@ -189,10 +192,28 @@ class Looker:
         self.made += 1
 
 
+def dumped(found: list[Change]) -> str:
+    """Changes as text, one on a line, so that they can be looked at again."""
+    values = [None if change.value is None else base64.b64encode(change.value).decode() for change in found]
+    pairs = zip(found, values, strict=True)
+    return "".join(f"{json.dumps(change._replace(value=value))}\n" for change, value in pairs)
+
+
+def read(text: str) -> list[Change]:
+    """The changes that were dumped."""
+    found = [Change(*json.loads(line)) for line in text.splitlines()]
+    return [change._replace(value=None if change.value is None else base64.b64decode(change.value)) for change in found]
+
+
 def look(address: str, name: str = "lifl") -> History:
     """What the history of a cluster says."""
+    return judged(changes(address, name))
+
+
+def judged(found: list[Change]) -> History:
+    """What these changes say."""
     looker, groups = Looker(), defaultdict(list)
-    for change in changes(address, name):
+    for change in found:
         groups[change.revision].append(change)
     for revision in sorted(groups):
         looker.look(revision, groups[revision])
@@ -201,11 +222,23 @@ def look(address: str, name: str = "lifl") -> History:
 
 def main() -> int:
     """Tell what was found; 1 when something does not hold."""
-    found = look(*sys.argv[1:3])
-    for fault in found.faults:
+    parser = argparse.ArgumentParser(description="Looks at all that a cluster has written to etcd.")
+    parser.add_argument("address", nargs="?", help="HOST:PORT of a member")
+    parser.add_argument("name", nargs="?", default="lifl", help="the cluster's")
+    parser.add_argument("--dump", type=Path, help="a file that keeps what was read")
+    parser.add_argument("--from", type=Path, dest="file", help="a file that was kept")
+    given = parser.parse_args()
+    if (given.address is None) == (given.file is None):
+        parser.error("either HOST:PORT or --from FILE")
+    found = read(given.file.read_text()) if given.file else changes(given.address, given.name)
+    if given.dump:
+        given.dump.write_text(dumped(found))
+    history = judged(found)
+    for fault in history.faults:
         print(fault)
-    print(f"{found.terms} terms, {found.commits} commits, {found.revisions} revisions: {len(found.faults)} faults")
-    return 1 if found.faults else 0
+    figures = f"{history.terms} terms, {history.commits} commits, {history.revisions} revisions"
+    print(f"{figures}: {len(history.faults)} faults")
+    return 1 if history.faults else 0
 
 
 if __name__ == "__main__":
