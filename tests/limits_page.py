@@ -148,6 +148,11 @@ ENVIRONMENT = [
     ("`HOME`", "a folder, when no state folder is named", "one line that says so, and what to do"),
     ("`COLUMNS`, `LINES`", f"1 to {10**SIZE_DIGITS_MAX - 1}", "as if it were not set"),
     ("`NO_COLOR`, `TERM`", "as everywhere", "what is shown has no colours"),
+    (
+        "`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`",
+        f"`http://[USER:PASSWORD@]HOST:PORT`; it answers by {limits.PROXY_ANSWER_BYTES_MAX} bytes",
+        "one line that names the variable; a proxy that refuses is told as a node that is not reached",
+    ),
     ("`LIFL_IDENTITY`", "an identity folder, as above", "refused with the command that closes it"),
     ("`LIFL_STATE`", f"a path of at most {limits.STATE_DIR_BYTES_MAX} bytes", "refused; choose a shorter one"),
     ("`LIFL_FAILPOINTS`", "for tests: points of the table in failpoints.py", "the process does not start"),

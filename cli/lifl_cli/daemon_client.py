@@ -157,6 +157,7 @@ class RemoteDaemon(DaemonClient):
     def __init__(self, address: str, identity: str | None) -> None:
         from lifl.tls.contexts import Contexts
         from lifl.tls.folder import load, sole_folder, user_folder
+        from lifl.tls.proxy import connected
         from lifl.tls.renewing import renew_when_due
         from lifl.tls.tls_socket import TlsSocket
 
@@ -173,7 +174,7 @@ class RemoteDaemon(DaemonClient):
         contexts = Contexts(files)
         self._renewal = renew_when_due(contexts)
         try:
-            raw = socket.create_connection((host, port), ANSWER_TIMEOUT_S)
+            raw = connected(host, port, ANSWER_TIMEOUT_S)
             self._socket = TlsSocket(raw, contexts.client(), host=host)
             try:
                 self._socket.do_handshake()

@@ -10,7 +10,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from lifl.client.addresses import target
 from lifl.core.config.values import is_loopback
@@ -20,6 +20,7 @@ from lifl.tls.contexts import Contexts, unverified_context
 from lifl.tls.description import described
 from lifl.tls.faults import TlsFault
 from lifl.tls.folder import VARIABLE, load, sole_folder, user_folder, user_folders
+from lifl.tls.proxy import Opened, connected
 from lifl.tls.renewing import renew_when_due
 from lifl.tls.tls_socket import Stream, TlsSocket
 
@@ -28,8 +29,6 @@ UNACKNOWLEDGED_S = 60
 DIAGNOSIS_S = 3.0
 """How long is looked for what a certificate that was refused says."""
 NODE: tuple[Role, ...] = ("node",)
-
-Opened = Callable[[socket.socket], None]
 
 
 class Dialler:
@@ -90,22 +89,7 @@ class Dialler:
         return sock
 
     def _tcp(self, host: str, port: int, patience_s: float) -> socket.socket:
-        error: OSError = OSError(f"{host} has no address")
-        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-            sock = socket.socket(family, kind, protocol)
-            try:
-                sock.settimeout(patience_s)
-                self._opened(sock)
-                sock.connect(address)
-            except OSError as failed:
-                sock.close()
-                error = failed
-            except BaseException:
-                sock.close()
-                raise
-            else:
-                return sock
-        raise error
+        return connected(host, port, patience_s, self._opened)
 
     # ---- as whom ---------------------------------------------------------------------------------------------------
 

@@ -45,6 +45,8 @@ NEWS_MAX = 64
 GREETING_BYTES_MAX = 4 * 1024
 """The frame of a PeerHello, and of its answer."""
 REFUSAL_CHARS_MAX = 1_000
+PROXY_ANSWER_BYTES_MAX = 16 * 1024
+"""The head of an HTTP proxy's answer to CONNECT."""
 TREE_LINES_MAX = 128
 """Tasks in one Heartbeat; what is beyond it is not shown."""
 TREE_LINE_BYTES_MAX = 400

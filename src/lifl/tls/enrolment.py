@@ -29,6 +29,7 @@ from lifl.core.trust.tokens import Token
 from lifl.tls.contexts import Contexts, client_context, unverified_context
 from lifl.tls.faults import TlsFault
 from lifl.tls.folder import save
+from lifl.tls.proxy import connected
 from lifl.tls.signing_request import new_key
 from lifl.tls.tls_socket import TlsSocket
 
@@ -60,15 +61,16 @@ class Obtained(NamedTuple):
 def enrol(address: str, token: Token, name: str = "", node: bool = False, hosts: Sequence[str] = ()) -> Obtained:
     """Get an identity by a token, from the control port of any node of a cluster.
 
-    `name` is asked for where the token leaves it open; `hosts` is how a node is reached.  Raise `Refused` when it is
-    not given, or the authority is not that of the token; `ResourceFault` when nobody is reached.
+    `name` is asked for where the token leaves it open; `hosts` is how a node is reached.  Who is no node may come by a
+    proxy (`proxy.py`).  Raise `Refused` when the name is not given, or the authority is not that of the token;
+    `ResourceFault` when nobody is reached.
     """
-    address, root = _found(address, token)
+    address, root = _found(address, token, by_proxy=not node)
     made = new_key()
     asked = e.Enrol(PEER_VERSION, token.number, token.secret, made.request, name, node, tuple(hosts))
     context = client_context(root)
     context.check_hostname = False  # it is known better than by its address
-    with contextlib.closing(_dialled(address, context)) as sock:
+    with contextlib.closing(_dialled(address, context, by_proxy=not node)) as sock:
         try:
             peer = sock.peer
         except RemoteFault as fault:
@@ -79,14 +81,14 @@ def enrol(address: str, token: Token, name: str = "", node: bool = False, hosts:
     return _obtained(answer, address, made.key)
 
 
-def renew(address: str, contexts: Contexts, hosts: Sequence[str] = ()) -> Obtained:
+def renew(address: str, contexts: Contexts, hosts: Sequence[str] = (), by_proxy: bool = False) -> Obtained:
     """Get a certificate like the own one, which is shown.  `address` is the control port of any node of the cluster.
 
     Raise as `enrol` does.
     """
     for _ in range(REDIRECTS_MAX + 1):
         made = new_key()
-        with contextlib.closing(_dialled(address, contexts.node_client())) as sock:
+        with contextlib.closing(_dialled(address, contexts.node_client(), by_proxy)) as sock:
             contexts.check_peer(sock, NODES)
             answer = _asked(sock, address, e.Renew(PEER_VERSION, made.request, tuple(hosts)))
         if not isinstance(answer, PeerRedirect):
@@ -100,13 +102,13 @@ def authority_at(address: str) -> e.TheAuthority:
 
     Raise as `enrol` does.
     """
-    return _authority_at(address)[1]
+    return _authority_at(address, by_proxy=True)[1]
 
 
-def _authority_at(address: str) -> tuple[str, e.TheAuthority]:
+def _authority_at(address: str, by_proxy: bool) -> tuple[str, e.TheAuthority]:
     """Return where the authority is, and what it says of itself."""
     for _ in range(REDIRECTS_MAX + 1):
-        with contextlib.closing(_dialled(address, unverified_context())) as sock:
+        with contextlib.closing(_dialled(address, unverified_context(), by_proxy)) as sock:
             answer = _asked(sock, address, e.AskAuthority(PEER_VERSION))
         if isinstance(answer, e.TheAuthority):
             return address, answer
@@ -120,9 +122,9 @@ def _sent_on(address: str) -> RemoteFault:
     return RemoteFault(f"sent on {REDIRECTS_MAX} times, last to {address}, without finding the cluster's authority")
 
 
-def _found(address: str, token: Token) -> tuple[str, str]:
+def _found(address: str, token: Token, by_proxy: bool) -> tuple[str, str]:
     """Return where the authority is, and of its roots (PEM) the one that the token names."""
-    address, told = _authority_at(address)
+    address, told = _authority_at(address, by_proxy)
     for found in _CERTIFICATE.findall(told.roots.decode(errors="replace")):
         with contextlib.suppress(ValueError):
             if hashlib.sha256(ssl.PEM_cert_to_DER_cert(found)).hexdigest() == token.authority:
@@ -141,7 +143,7 @@ def _obtained(answer: e.Answer, address: str, key: bytes) -> Obtained:
     return Obtained(answer.chain, key, answer.roots, address)
 
 
-def _dialled(address: str, context: ssl.SSLContext) -> TlsSocket:
+def _dialled(address: str, context: ssl.SSLContext, by_proxy: bool) -> TlsSocket:
     """Return a connection to a control port, after the handshake.  Raise `ResourceFault`."""
     try:
         host, port = split_address(address)
@@ -149,7 +151,7 @@ def _dialled(address: str, context: ssl.SSLContext) -> TlsSocket:
         raise ResourceFault(f"the control address {error}") from error
     raw: socket.socket | None = None
     try:
-        raw = socket.create_connection((host, port), STEP_S)
+        raw = connected(host, port, STEP_S) if by_proxy else socket.create_connection((host, port), STEP_S)
         sock = TlsSocket(raw, context, host=host)
         sock.do_handshake()
         return sock

@@ -64,7 +64,7 @@ def renew_now(contexts: Contexts, due_unix_s: float | None = None) -> bool:
         with locked(folder) as mine:
             if not mine or (due_unix_s is not None and due_unix_s < contexts.own.renews_unix_s):
                 return False
-            renew(home, contexts).save(folder)
+            renew(home, contexts, by_proxy=True).save(folder)
     except OSError as error:
         raise ResourceFault(f"identity folder {folder} cannot be written: {error.strerror}") from error
     return True
