@@ -47,7 +47,8 @@ def list_(as_json: bool, state_dir: Path) -> None:
 def revoke(which: str, as_json: bool, state_dir: Path) -> None:
     """Revoke a certificate by its serial, or all that are issued to NAME or ROLE/NAME.
 
-    All nodes know it within seconds, and end the connections of whose they are.
+    Of a serial the beginning will do that `lifl cert list` shows.  All nodes know it within seconds, and end the
+    connections of whose they are.
     """
     with daemon_at(state_dir) as daemon:
         result = daemon.ask(RevokeCertificate(which))

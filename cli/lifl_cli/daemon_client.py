@@ -94,14 +94,18 @@ class DaemonClient:
         pid: int = struct.unpack("iII", credentials)[0]
         return pid
 
-    def ask(self, request: FromCli) -> dict[str, Any]:
-        """Return the result of `request`.  Raise `Refused` for a "no", `RemoteFault` when `lifld` is gone."""
-        self._socket.settimeout(ANSWER_TIMEOUT_S)
+    def ask(self, request: FromCli, later_s: float = 0.0) -> dict[str, Any]:
+        """Return the result of `request`.  Raise `Refused` for a "no", `RemoteFault` when `lifld` is gone.
+
+        `later_s`: how long what is asked for may take, before the answer is due.
+        """
+        patience_s = later_s + ANSWER_TIMEOUT_S
+        self._socket.settimeout(patience_s)
         frame = _frame(request)
         try:
             message = self._answer(frame)
         except TimeoutError as error:
-            raise RemoteFault(f"lifld did not answer within {ANSWER_TIMEOUT_S:.0f} s; {self._more}") from error
+            raise RemoteFault(f"lifld did not answer within {patience_s:.0f} s; {self._more}") from error
         if isinstance(message, PeerRefusal):
             raise Refused("not-taken", "", message.text)
         if isinstance(message, Refusal) and self.is_remote and message.code == "protocol":
@@ -214,7 +218,9 @@ def _frame(request: FromCli) -> bytes:
         msgspec.msgpack.decode(msgspec.msgpack.encode(request), type=FromCli)
         return encode(request)
     except UnicodeEncodeError as error:
-        text = f"{error.object!r:.80} is not UTF-8: no job is called so, and no file of a job may be"
+        text = f"{error.object!r:.80} is not UTF-8: nothing here is called so, and no file of a job may be"
         raise Refused("not-utf8", kind, text) from error
     except msgspec.ValidationError as error:
-        raise Refused("bad-request", kind, f"no {kind} can be like that: {error}") from error
+        from lifl_cli.arguments import refusal
+
+        raise refusal(request, error) from error

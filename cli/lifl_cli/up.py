@@ -158,7 +158,7 @@ def _announce(info: dict[str, Any], insecure: bool) -> None:
         ("pid", info["pid"]),
         ("listens on", ", ".join([*info["listen"], info["socket"]])),
         *([("control", info["control"])] if info.get("control") else []),
-        *([("joins", info["join"])] if info.get("join") else []),
+        *([("joins", _joins_text(info))] if info.get("join") else []),
         *([("identity", info["identity"])] if info.get("identity") else []),
         ("arena", f"{size_text(info['arena_bytes'])} of shared memory"),
         *([("capacity", _capacity_text(info))] if "capacity" in info else []),
@@ -176,6 +176,12 @@ def _announce(info: dict[str, Any], insecure: bool) -> None:
         doors = " or ".join(filter(None, [*info["listen"], info.get("control")]))
         text = f"whoever reaches {doors} can read and change models: nothing is encrypted"
         click.secho(f"  {'INSECURE':<11} {text}", fg="red", bold=True)
+
+
+def _joins_text(info: dict[str, Any]) -> str:
+    if info["joined"]:
+        return f"{info['join']}: it is in the cluster"
+    return f"{info['join']}: NOT YET, and it goes on trying (lifl nodes): {info['join_trouble']}"
 
 
 def _capacity_text(info: dict[str, Any]) -> str:

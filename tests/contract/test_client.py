@@ -19,7 +19,7 @@ from gateway_standin import WAIT_S, Peer, StandIn
 from safetensors.numpy import save_file
 
 from lifl import Client
-from lifl.client import JobCancelled, JobFailed, NodeUnreachable, Refused, RoundEnded
+from lifl.client import JobCancelled, JobFailed, NodeUnreachable, Refused, RoundEnded, home
 from lifl.client.books import FATES_REMEMBERED
 from lifl.client.home import pause
 from lifl.client.tensors import as_array
@@ -969,6 +969,33 @@ def test_a_connection_that_breaks_and_is_made_again_is_seen(node: StandIn, caplo
     one_round(node, update(3))
     said = [(r.levelname, r.message.split()[0]) for r in caplog.records if r.name == "lifl.client"]
     assert said == [("WARNING", "node.unreachable"), ("WARNING", "node.reached")]
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_one_that_is_sent_away_again_and_again_comes_back_less_and_less_often(
+    stays: bool, node: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where nobody coordinates; a connection that lasted a while, and then ended, is a fault of its own."""
+    times = 30
+    pauses: list[float] = []
+    monkeypatch.setattr(home, "pause", lambda _closed, pause_s: pauses.append(pause_s))
+    if stays:
+        monkeypatch.setattr(home, "STAYED_S", 0.0)
+
+    def react(message: Message) -> None:
+        if isinstance(message, gm.ClientJoined) and node.count(gm.ClientJoined) <= times:
+            node.send(gm.HangUp(message.conn))
+        else:
+            play(node, message, 1)
+
+    node.react = react
+    one_round(node, update(3))
+    assert len(pauses) == times and pauses[0] <= home.PAUSE_FIRST_S
+    if stays:
+        assert max(pauses) <= home.PAUSE_FIRST_S
+    else:
+        assert home.PAUSE_MAX_S / 2 <= max(pauses) <= home.PAUSE_MAX_S, "and no longer than that"
+        assert sum(pauses[:8]) < 2.0, "it is not long before the first ones: a coordinator is back within seconds"
 
 
 # ---- what is not ours becomes ours -----------------------------------------------------------------------------------

@@ -166,7 +166,7 @@ def test_a_node_joins_by_a_token_and_comes_back_without_it(
         return {line["node"] for line in first.json("nodes")["nodes"] if line["state"] == "alive"}
 
     both = {first.info["node"], second.info["node"]}
-    until("both nodes", lambda: alive() == both)
+    assert (second.info["join"], second.info["joined"]) == (control(first), True) and alive() == both
     assert "used up" in first.lifl("token", "list")
     second.down()
     secret.unlink()

@@ -41,6 +41,21 @@ class Endless(Rule):
         self.loop("finish")
         return mean
 '''
+DEEP_RULE = """
+import sys
+
+from lifl.rules import Rule
+
+sys.setrecursionlimit(2**31 - 1)
+
+
+class Deep(Rule):
+    def fold(self, acc, updates, weights, keep):
+        self.fold(acc, updates, weights, keep)
+
+    def finish(self, model, mean, state):
+        return mean
+"""
 FAN_IN_ONE = {"aggregation__fan_in": 1}
 
 
@@ -96,6 +111,21 @@ def test_at_the_deadline_its_worker_is_killed_and_the_round_fails_and_says_so(
     assert "did not end within 1 s (aggregation.task_deadline_s); its worker was killed" in over["reason"]
     until("no worker that loops", lambda: not busy(node))
     until("an empty arena", lambda: arena_use(node) == (0, 0))
+
+
+def test_one_that_recurses_without_end_fails_before_it_has_filled_the_memory(start_node: Callable[..., Node]) -> None:
+    node = start_node("--redirector", "unix")
+    oracle = OneHot(8)
+    folder = node.state_dir / "configs"
+    folder.mkdir(exist_ok=True)
+    (folder / "deep_rule.py").write_text(DEEP_RULE)
+    submit(node, "j", oracle.model(), aggregation__rule="deep_rule:Deep", aggregation__fan_in=1, selection__attempts=1)
+    watch = Watch(node, "j")
+    with fleet(node.address, "j", 8, oracle.update) as team:
+        over = watch.over()
+        team.join(well=False)
+    assert over["status"] == "failed"
+    assert "RecursionError" in over["reason"]
 
 
 def test_at_cancel_its_worker_is_killed(start_node: Callable[..., Node]) -> None:

@@ -6,6 +6,7 @@ import os
 import pty
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import tempfile
@@ -34,6 +35,18 @@ FLAGS = ["--listen", "127.0.0.1:0", "--arena-bytes", "64MiB", "--capacity", "8",
 WAIT_S = 120.0
 """Only a failing test waits so long."""
 FILES = {"lifl.db", "lifld.log", "lifld.lock", "children.lock", "jobs", "audit", "identity", "cookie", "format.json"}
+
+
+def test_up_says_that_the_node_is_not_in_the_cluster_yet_which_it_joins(state_dir: Path) -> None:
+    with socket.socket() as taken:  # nobody listens there
+        taken.bind(("127.0.0.1", 0))
+        there = f"127.0.0.1:{taken.getsockname()[1]}"
+        joining = ["--insecure", "--control", "127.0.0.1:0", "--join", there]
+        done = run_lifl("up", "-d", "--state", str(state_dir), *FLAGS, *joining)
+        assert done.returncode == 0, done.stderr
+        (line,) = [line for line in done.stdout.splitlines() if "joins" in line]
+        assert there in line and "NOT YET" in line and "goes on trying" in line and "cannot be reached" in line
+        assert run_lifl("down", "--state", str(state_dir)).returncode == 0
 
 
 class Command:

@@ -32,6 +32,7 @@ from lifl.core.limits import (
     KEY_AGE_S_MAX,
     REQUEST_BYTES_MAX,
     REVOKED_MAX,
+    SERIAL_DIGITS_MIN,
     TOKENS_MAX,
     UNASKED_PER_DAY_MAX,
 )
@@ -570,6 +571,33 @@ def test_a_name_of_two_roles_is_asked_back_and_the_own_certificate_stays(scene: 
     with pytest.raises(Refused) as refused:
         scene.revocations.revoke("nobody", "")
     assert refused.value.code == "unknown-certificate"
+
+
+def test_the_beginning_of_a_serial_will_do_where_it_is_no_other_ones(scene: Scene) -> None:
+    first, second = (scene.enrol(scene.token("client", name)) for name in "ab")
+    begins = serial(first)[:SERIAL_DIGITS_MIN]
+    assert scene.revocations.revoke(begins.lower(), "") == [serial(first)]
+    assert not scene.revocations.list.has(serial(second))
+    with pytest.raises(Refused) as refused:
+        scene.revocations.revoke(begins[:-1], "")
+    assert refused.value.code == "unknown-certificate"
+    other = begins + "0" * (len(serial(first)) - SERIAL_DIGITS_MIN)
+    row = scene.store.certificate(serial(second))
+    assert row is not None
+    scene.store.add_certificate(msgspec.structs.replace(row, serial=other), "", scene.clock.now)
+    with pytest.raises(Refused, match=rf"say {serial(first)} or {other}"):
+        scene.revocations.revoke(begins, "")
+    assert scene.revocations.revoke(serial(first)[:-1], "") == [serial(first)]
+
+
+def test_a_serial_is_meant_before_somebody_who_is_called_like_it(scene: Scene) -> None:
+    first = scene.enrol(scene.token("client", "a"))
+    double = scene.enrol(scene.token("client", serial(first)))
+    assert scene.revocations.revoke(serial(first), "") == [serial(first)]
+    scene.enrol(scene.token("client", serial(double)[:SERIAL_DIGITS_MIN]))
+    with pytest.raises(Refused) as refused:
+        scene.revocations.revoke(serial(double)[:SERIAL_DIGITS_MIN], "")
+    assert refused.value.code == "ambiguous" and serial(double) in refused.value.text
 
 
 @pytest.mark.parametrize("which", ["client/x y", "client/", "/", "/a", "nobody/a", "client/a/b", "client/é", "a b", ""])

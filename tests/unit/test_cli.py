@@ -29,7 +29,7 @@ from lifl.core.config.job import parse_job
 from lifl.core.config.node import NodeConfig, parse_node
 from lifl.core.errors import ConfigError, Refused, RemoteFault, ResourceFault
 from lifl.core.limits import CONFIG_FILE_BYTES_MAX
-from lifl.core.protocol.cli import Answer, CancelJob, Event, FromCli, JobStatus, ListJobs, PlansOfRound
+from lifl.core.protocol.cli import Answer, CancelJob, DrainNode, Event, FromCli, JobStatus, ListJobs, PlansOfRound
 from lifl.core.protocol.client import Refusal
 from lifl.core.protocol.frames import FRAME_BYTES_MAX, encode
 
@@ -339,6 +339,24 @@ def test_an_answer_in_pieces_is_put_together(state_dir: Path) -> None:
         assert daemon.ask(ListJobs()) == {"jobs": ["x" * 200_000]}
 
 
+@pytest.mark.parametrize(
+    ("drain", "code", "said"),
+    [("drained", 0, "is drained"), ("draining", 1, "still finishing"), ("", 1, "is gone")],
+)
+def test_drain_asks_once_and_waits_for_the_answer(drain: str, code: int, said: str, state_dir: Path) -> None:
+    asked = []
+
+    def talk(connection: socket.socket) -> None:
+        asked.append(connection.recv(1 << 16))
+        connection.sendall(encode(Answer({"node": {"node": "5c0ffee", "drain": drain}})))
+        asked.append(connection.recv(1 << 16))
+
+    with server(state_dir, talk):
+        done = run_lifl("drain", "5c0ffee", "--state", str(state_dir))
+    assert done.returncode == code and said in done.stdout + done.stderr
+    assert asked == [encode(DrainNode("5c0ffee")), b""]
+
+
 def test_a_no_keeps_its_code_and_field(state_dir: Path) -> None:
     with (
         server(state_dir, after_request(encode(Refusal("unknown-job", "job", "no such")))),
@@ -354,7 +372,7 @@ def test_what_lifld_would_not_understand_is_not_sent(request_: FromCli, state_di
     with (
         server(state_dir, lambda connection: None),
         DaemonClient(state_dir) as daemon,
-        pytest.raises(Refused, match=r"not UTF-8|can be like that"),
+        pytest.raises(Refused, match=r"not UTF-8|JOB: it may be 0 to 4096 characters"),
     ):
         daemon.ask(request_)
 

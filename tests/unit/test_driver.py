@@ -188,6 +188,25 @@ async def test_what_follows_a_row_waits_until_it_is_there_and_so_does_all_that_c
 
 
 @remote
+async def test_who_waits_for_what_an_event_brings_is_woken_by_events_alone(
+    driver: Driver, engine: Engine, hands: Remote
+) -> None:
+    looks: list[int] = []
+
+    def holds() -> bool:
+        looks.append(len(engine.seen))
+        return "b" in engine.seen
+
+    waiting = asyncio.create_task(driver.until(holds))
+    for event in "ab":
+        driver.handle(event)
+        await hands.answer()
+    await waiting
+    assert len(looks) <= 3, "at first, and after each event"
+    await driver.until(lambda: True)
+
+
+@remote
 async def test_thousands_of_events_may_wait_for_a_row(driver: Driver, engine: Engine, hands: Remote) -> None:
     driver.handle("a")
     for _ in range(5_000):

@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from lifl_cli.render.figures import time_text
+from lifl.core.limits import SERIAL_DIGITS_MIN
+from lifl_cli.render.figures import minute_text, time_text
 from lifl_cli.render.tables import cell
 
 STYLES = {"valid": "green", "revoked": "red"}
@@ -30,20 +31,32 @@ def tokens_table(tokens: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def certificates_table(certificates: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a table with a row for each certificate."""
-    table = _table("serial", "role", "name", "jobs", "token", "issued", "valid until", "state")
+    """Return a table, in 80 columns, a row for each certificate: of its serial as much as tells it from all others.
+
+    That much, or ROLE/NAME, is what `lifl cert revoke` takes.
+    """
+    table = _table("serial", "role/name", "jobs", "token", "valid until", "state")
+    digits = _digits_apart([str(each["serial"]) for each in certificates])
     for each in certificates:
         table.add_row(
-            cell(each["serial"]),
-            cell(each["role"]),
-            cell(each["name"]),
+            cell(each["serial"][:digits]),
+            cell(f"{each['role']}/{each['name']}"),
             cell(", ".join(each["jobs"]) or "any" if each["role"] == "client" else "-"),
             cell(each["token"] or "-"),
-            time_text(each["issued_unix_s"]),
-            time_text(each["expires_unix_s"]),
+            minute_text(each["expires_unix_s"]),
             cell(each["state"], STYLES.get(each["state"], "yellow")),
         )
+    for name in ("serial", "valid until", "state"):
+        next(column for column in table.columns if column.header == name).no_wrap = True
     return table
+
+
+def _digits_apart(serials: Sequence[str]) -> int:
+    """Return how many digits tell all of them apart."""
+    digits, longest = SERIAL_DIGITS_MIN, max(map(len, serials), default=0)
+    while digits < longest and len({serial[:digits] for serial in serials}) < len(set(serials)):
+        digits += 1
+    return digits
 
 
 def _table(*columns: str) -> Table:

@@ -47,6 +47,11 @@ def time_text(unix_s: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(unix_s))
 
 
+def minute_text(unix_s: float) -> str:
+    """Return a moment to the minute, in the machine's time."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(unix_s))
+
+
 def metrics_text(metrics: Mapping[str, float] | None) -> str:
     """Return ``accuracy 0.912  loss 0.310``."""
     return "  ".join(f"{printable(name)} {value:.4g}" for name, value in sorted((metrics or {}).items()))

@@ -10,6 +10,7 @@ part in it: its copies of the connections are closed (`stream.py`), and all it a
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import socket
@@ -34,6 +35,10 @@ log = logging.getLogger("lifl.client")
 
 PAUSE_FIRST_S = 0.1
 PAUSE_MAX_S = 15.0
+PAUSE_GROWTH = 1.25
+"""From one pause to the next: each is about a quarter of the time that it has failed, so what is back is found soon."""
+STAYED_S = 1.0
+"""A connection that ended sooner was none to take part by: nobody coordinates now, or the node is about to go."""
 JOB_PAUSE_MAX_S = 5.0
 """How long between two questions for a job that does not exist yet."""
 CLAIMS_MAX = 3
@@ -59,8 +64,12 @@ class _Patience:
 
     def reset(self) -> None:
         """Note that it does not fail any more."""
-        self.since_s: float | None = None
+        self.met()
         self._pause_s = PAUSE_FIRST_S
+
+    def met(self) -> None:
+        """Note that the node is there; if it sends the client away at once the pauses go on growing."""
+        self.since_s: float | None = None
 
     def waited_s(self) -> float:
         """Return for how long it has failed."""
@@ -71,10 +80,10 @@ class _Patience:
 
     def next_s(self, give_up_after_s: float) -> float | None:
         """Return how long to pause now; None when that would be longer than the user wants to wait in all."""
-        pause_s = self._pause_s
+        pause_s = max(PAUSE_FIRST_S, min(self._pause_s, give_up_after_s / 2))
         if self.waited_s() + pause_s > give_up_after_s:
             return None
-        self._pause_s = min(2 * pause_s, self._pause_max_s)
+        self._pause_s = min(PAUSE_GROWTH * pause_s, self._pause_max_s)
         return random.uniform(pause_s / 2, pause_s)
 
 
@@ -111,6 +120,7 @@ class Home:
         self.give_up_after_s = 0.0
         self.joined = False
         """Whether there ever was a connection, or a try."""
+        self._met_s = math.inf  # when the connection was made that there is
         self._has_met = False  # there was one: what is wrong with certificates now may be mended while it waits
         self._unreachable = _Patience(PAUSE_MAX_S)
         self._jobless = _Patience(JOB_PAUSE_MAX_S)
@@ -303,7 +313,8 @@ class Home:
         # The node is there.  What is asked of it now may take hours, so this is not left until it is answered.
         if self._unreachable.since_s is not None:
             log.warning("node.reached node=%s away_s=%.1f", self.node, self._unreachable.waited_s())
-        self._unreachable.reset()
+        self._unreachable.met()
+        self._met_s = time.monotonic()
         self._has_met = True
         self.stream = stream
         return stream
@@ -321,6 +332,9 @@ class Home:
     def _back_off(self, error: OSError) -> None:
         self._claims_left = min(self._claims_left + 1, CLAIMS_MAX)  # the connection that broke may overtake the next
         self._jobless.reset()
+        if time.monotonic() - self._met_s >= STAYED_S:
+            self._unreachable.reset()
+        self._met_s = math.inf
         away_s = self._unreachable.waited_s()
         pause_s = self._unreachable.next_s(self.give_up_after_s)
         if pause_s is None:

@@ -44,9 +44,14 @@ from lifl.core.limits import (
 from lifl.core.schema import DTYPE_BYTES, Segment, TensorSpec, Treated
 
 # Patterns end in \Z: `$` also matches before a final newline.
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._:-]*\Z")]
-"""A job's or client's name."""
 NAME_RULE = f"letters, digits and ._:- , a letter or digit first, at most {NAME_CHARS_MAX}"
+Name = Annotated[
+    str,
+    msgspec.Meta(
+        min_length=1, max_length=NAME_CHARS_MAX, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._:-]*\Z", description=NAME_RULE
+    ),
+]
+"""A job's or client's name."""
 CLIENT_PATTERN_RULE = f"{NAME_RULE}; `*` stands for any text"
 _UNPRINTABLE = (
     r"\x00-\x1f\x7f-\xa0\xad"  # control characters, the blank and the hyphen that are not seen
@@ -75,7 +80,13 @@ TensorPatterns = Annotated[
     msgspec.Meta(max_length=PATTERNS_MAX),
 ]
 ClientPattern = Annotated[
-    str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX, pattern=r"\A[A-Za-z0-9*][A-Za-z0-9._:*-]*\Z")
+    str,
+    msgspec.Meta(
+        min_length=1,
+        max_length=NAME_CHARS_MAX,
+        pattern=r"\A[A-Za-z0-9*][A-Za-z0-9._:*-]*\Z",
+        description=CLIENT_PATTERN_RULE,
+    ),
 ]
 """A client's name, or a pattern of names."""
 ClientPatterns = Annotated[tuple[ClientPattern, ...], msgspec.Meta(min_length=1, max_length=CLIENTS_LISTED_MAX)]

@@ -292,6 +292,8 @@ JOBS_OF_TOKEN_MAX = 16
 """Jobs that a client's token, and so its certificate, is limited to."""
 CERTIFICATES_MAX = 65_536
 """Certificates of one cluster that have not expired: 10,000 clients have two each around a renewal."""
+SERIAL_DIGITS_MIN = 8
+"""The beginning of a serial that stands for the whole one, where no other begins so: 2^32 times as rare as they are."""
 UNASKED_PER_DAY_MAX = 16
 """Certificates of one name within a day, beyond which it gets none but by a use of a token: nobody renews so often,
 and who does so without end would take all places.
@@ -329,3 +331,5 @@ WORKER_DATA_BYTES_MIN = 256 * 1024 * 1024
 """Memory of a worker's own: its share of what the arena leaves of the machine's (or container's), at least this."""
 WORKER_DESCRIPTORS_MAX = 256
 """Of a worker: its link, its port with connections to other workers, and what its rule opens."""
+RECURSION_MAX = 10_000
+"""Calls within each other of a user's rule, whatever recursion limit it sets."""

@@ -242,7 +242,8 @@ class Daemon:
         self.audit.note(
             "node.started", f"local uid={os.getuid()}", pid=os.getpid(), node=f"{self.identity.number:016x}"
         )
-        return self.status.report({"jobs": resumed.jobs, "updates": resumed.updates})
+        joined = await _unless(self.done, self._bridge.peers.tried(), lambda: self.failure) if self._bridge else {}
+        return self.status.report({"jobs": resumed.jobs, "updates": resumed.updates}) | joined
 
     async def _until_ready(self) -> None:
         told: asyncio.Future[Any] = self._loop.create_task(self.done.wait())

@@ -56,6 +56,7 @@ class Driver:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at_s = 0.0
         self._settled: asyncio.Event | None = None
+        self._changed: asyncio.Future[None] | None = None  # somebody waits for what an event may bring
         self._closed = False
 
     def handle(self, event: Any) -> None:
@@ -108,6 +109,9 @@ class Driver:
         self._set_timer()
         if self._settled is not None and not self.engine.busy():
             self._settled.set()
+        if self._changed is not None:
+            self._changed.set_result(None)
+            self._changed = None
         return True
 
     def _wait(self, pending: RowPending) -> None:
@@ -220,6 +224,12 @@ class Driver:
         self._settled = asyncio.Event()
         if self.engine.busy() and self.fault is None:
             await self._settled.wait()
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Return when this holds, at which is looked after each event."""
+        while not holds():
+            self._changed = self._changed or self._loop.create_future()
+            await asyncio.shield(self._changed)
 
     def close(self) -> None:
         """Handle no more events."""

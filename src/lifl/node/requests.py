@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -236,8 +237,8 @@ class Requests:
         self._audit.note("job.cancelled", who, job=row.name, number=row.number)
         return {"job": row.name, "status": "cancelled"}
 
-    def _drain(self, message: om.DrainNode, who: str) -> dict[str, Any]:
-        """Let a node get nothing new, or take part again."""
+    def _drain(self, message: om.DrainNode, who: str) -> dict[str, Any] | Coroutine[Any, Any, dict[str, Any]]:
+        """Let a node get nothing new, and answer when it has nothing left; or let it take part again."""
         rows = self._status.nodes()
         found = [row["node"] for row in rows if row["node"].startswith(message.node.lower())]
         if len(found) != 1:
@@ -246,7 +247,14 @@ class Requests:
             raise Refused("unknown-node", "node", text)
         self._driver.handle(ev.NodeDrained(int(found[0], 16), message.undo))
         self._audit.note("node.undrained" if message.undo else "node.drained", who, node=found[0])
-        return {"node": next(row for row in self._status.nodes() if row["node"] == found[0])}
+        return {"node": self._status.node(found[0])} if message.undo else self._drained(found[0])
+
+    async def _drained(self, node: str) -> dict[str, Any]:
+        """Return a node's row when nothing is left there, or it is gone, or it takes too long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(om.DRAIN_S):
+                await self._driver.until(lambda: self._status.node(node)["drain"] != "draining")
+        return {"node": self._status.node(node)}
 
     def _fault(self, row: AnyJob) -> str:
         """Return why a job could not be taken up."""

@@ -86,6 +86,10 @@ class NodeStatus:
         """Return the cluster's nodes, the coordinator first; none for a node in no cluster."""
         return self.bridge.shown.rows() if self.bridge is not None else []
 
+    def node(self, name: str) -> dict[str, Any]:
+        """Return a node's row; one that is gone is not drained."""
+        return next((row for row in self.nodes() if row["node"] == name), {"node": name, "drain": ""})
+
     @property
     def arena_bytes(self) -> int:
         """The arena's size."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, get_args
 
 import msgspec
 
-from lifl.core.fields import Count, Integer, Message, Path, StateNames, Word
+from lifl.core.fields import ClientPattern, Count, Integer, Message, Path, StateNames, Word
 from lifl.core.identity import Role
 from lifl.core.limits import (
     MODEL_PIECE_BYTES,
@@ -17,11 +17,14 @@ from lifl.core.limits import (
     TOKEN_USES_MAX,
 )
 from lifl.core.protocol.client import Refusal
-from lifl.core.trust.enrolment import JobNames, NamePattern
+from lifl.core.trust.enrolment import JobNames
 from lifl.core.trust.policy import Action
 
 TOO_MANY = "too-many-commands"
 """The code with which a connection is turned away, or gives way: nothing that it asked was done."""
+
+DRAIN_S = 90.0
+"""How long it is waited until a node is drained: as long as `lifl down` waits for its end."""
 
 # ---- CLI ⇄ lifld -----------------------------------------------------------------------------------------------
 
@@ -148,7 +151,8 @@ class ReadModel(Message, frozen=True):
 class DrainNode(Message, frozen=True):
     """Lets a node get nothing new and finish what it has, or (`undo`) take part again: Answer {"node": its row}.
 
-    `node` is its id as `lifl nodes` shows it, or the beginning of one.
+    `node` is its id as `lifl nodes` shows it, or the beginning of one.  The answer comes when nothing is left there, or
+    the node is gone, or `DRAIN_S` are over: the row's `drain` says which.
     """
 
     node: Word
@@ -162,7 +166,7 @@ class CreateToken(Message, frozen=True):
     """
 
     role: Role
-    pattern: NamePattern = "*"
+    pattern: ClientPattern = "*"
     jobs: JobNames = ()
     uses: Annotated[int, msgspec.Meta(ge=1, le=TOKEN_USES_MAX)] = 1
     ttl_s: Annotated[float, msgspec.Meta(gt=0, le=TOKEN_TTL_S_MAX)] = 900.0

@@ -19,11 +19,6 @@ from lifl.core.fields import NAME_RULE, Name
 from lifl.core.limits import GUESS_SOURCES_MAX, GUESS_WINDOW_S, GUESSES_MAX, JOBS_OF_TOKEN_MAX, NAME_CHARS_MAX
 from lifl.core.trust.tokens import digest_of, is_secret
 
-NamePattern = Annotated[
-    str,
-    msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX, pattern=r"\A[A-Za-z0-9*][A-Za-z0-9._:*-]*\Z"),
-]
-"""A name, or a pattern of names: ``*`` is any text."""
 JobNames = Annotated[tuple[Name, ...], msgspec.Meta(max_length=JOBS_OF_TOKEN_MAX)]
 JOINING_ROLES = ("node", "client", "operator", "reader")
 TOO_MANY_GUESSES = "too-many-guesses"

@@ -176,6 +176,10 @@ class CredentialStore(Database):
         """Return the certificate with this serial."""
         return next(iter(self._certificates("WHERE serial = ?", serial)), None)
 
+    def certificates_beginning(self, digits: str, most: int) -> list[CertificateRow]:
+        """Return certificates whose serials begin with these digits (0 to 9, A to F)."""
+        return self._certificates("WHERE serial LIKE ? ORDER BY number LIMIT ?", f"{digits}%", most)
+
     def _certificates(self, which: str, *given: object) -> list[CertificateRow]:
         columns = "number, serial, role, name, jobs, key, key_since_unix_s, token, issued_unix_s, expires_unix_s"
         rows = self._all(f"SELECT {columns} FROM certificates {which}", given)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from lifl.core.errors import Refused
 from lifl.core.fields import NAME_RULE
 from lifl.core.identity import ROLES, Identity, moment
-from lifl.core.limits import REVOKED_MAX
+from lifl.core.limits import REVOKED_MAX, SERIAL_DIGITS_MIN
 from lifl.core.trust.enrolment import is_name
 from lifl.core.trust.revocation import Revocation, RevokedList, name_of
 from lifl.node.authority.credential_store import CertificateRow, CredentialStore
@@ -27,6 +27,9 @@ TICK_S = 2e-6
 """What is issued after a revocation is at least so much later: twice what times are told by."""
 KEPT_S = 10 * 365 * 24 * 3600.0
 """How long is remembered what was issued elsewhere: nobody here knows when it expires."""
+
+BEGUN_SHOWN = 4
+"""Certificates that are listed where the beginning of a serial is that of several."""
 
 
 class Revocations:
@@ -45,7 +48,7 @@ class Revocations:
         self.list = RevokedList(self.entries)
 
     def revoke(self, which: str, own_serial: str) -> list[str]:
-        """Revoke a serial, all that is issued to NAME, or to ROLE/NAME; return what was added to the list.
+        """Revoke a serial (or the beginning of one), all of NAME, or of ROLE/NAME; return what was added to the list.
 
         Raise `Refused` when it is nobody's, or may be two people's, or is this node's own.
         """
@@ -85,18 +88,21 @@ class Revocations:
                 text = f"{which!r} is not ROLE/NAME: a role is one of {', '.join(ROLES)}, a name {NAME_RULE}"
                 raise Refused("bad-name", "which", text)
             return self._store.certificates_of(role, name, now)
+        if (row := self._store.certificate(_serial(which))) is not None:  # also where somebody is called like it
+            return [row]
         named = self._store.certificates_named(which, now)
         roles = sorted({row.role for row in named})
         if len(roles) > 1:
             meant = " or ".join(f"{role}/{which}" for role in roles)
             raise Refused("ambiguous", "which", f"there are a {' and a '.join(roles)} {which!r}: say {meant}")
-        if named:
-            return named
-        row = self._store.certificate(_serial(which))
-        if row is None and not _is_serial(which):
+        begun = self._store.certificates_beginning(_serial(which), BEGUN_SHOWN) if _begins_serial(which) else []
+        if len(begun) + bool(named) > 1:
+            meant = " or ".join([*(f"{row.role}/{row.name}" for row in named[:1]), *(row.serial for row in begun)])
+            raise Refused("ambiguous", "which", f"more than one certificate is meant by {which!r}: say {meant}")
+        if not named and not begun and not _is_serial(which):
             text = f"no certificate was issued to {which!r} that has not expired; `lifl cert list` shows them"
             raise Refused("unknown-certificate", "which", f"{text} (one issued elsewhere: its serial, or ROLE/NAME)")
-        return [row] if row is not None else ()
+        return named or begun
 
     def merge(self, entries: Sequence[Revocation]) -> None:
         """Add another node's list to the own one: each may have been told what the other was not."""
@@ -122,9 +128,12 @@ class Revocations:
 
 def _named(which: str, found: Sequence[CertificateRow]) -> str:
     """Return how the list names what is meant: ROLE/NAME, or a serial as certificates are asked for it."""
-    if found and found[0].serial != _serial(which):
-        return name_of(_whose(found[0]))
-    return which if "/" in which else _serial(which)
+    if "/" in which:
+        return which
+    if not found:
+        return _serial(which)
+    by_serial = _begins_serial(which) and found[0].serial.startswith(_serial(which))
+    return found[0].serial if by_serial else name_of(_whose(found[0]))
 
 
 def _whose(row: CertificateRow) -> Identity:
@@ -135,5 +144,9 @@ def _serial(text: str) -> str:
     return text.upper().lstrip("0")
 
 
+def _begins_serial(text: str) -> bool:
+    return len(_serial(text)) >= SERIAL_DIGITS_MIN and all(digit in "0123456789ABCDEFabcdef" for digit in text)
+
+
 def _is_serial(text: str) -> bool:
-    return len(text) >= 16 and all(digit in "0123456789ABCDEFabcdef" for digit in text)
+    return len(text) >= 16 and _begins_serial(text)

@@ -97,6 +97,7 @@ class AgentSide:
         self._pointed = asyncio.Event()  # somebody said whom to dial: that is not waited with
         self._patience: asyncio.Timeout | None = None  # of the attempt that is under way
         self.welcomed = asyncio.Event()
+        self.tried = asyncio.Event()  # the first attempt has come to an end, whichever
         self._handler = handler
         self._timing = timing
         self._security = security
@@ -199,6 +200,7 @@ class AgentSide:
         if text != self.trouble:
             log.warning("peer.join %s", text)
         self.trouble = text
+        self.tried.set()
         if not retry:
             self._handler.refused(text)
 
@@ -263,6 +265,7 @@ class AgentSide:
         self._coordinator, self._coordinator_node, self._term = welcome.control, welcome.node, welcome.term
         self.trouble = ""
         self.welcomed.set()
+        self.tried.set()
         self._ended = self._loop.create_future()
         self._lifeline = lifeline = ms.Lifeline(self._loop.time(), self._timing)
         self._link = Link(sock, p.ToAgent, self._heard, self._gone)
@@ -359,6 +362,7 @@ class AgentSide:
 
     def close(self) -> None:
         self._leaving = True
+        self.tried.set()
         for task in list(self._tasks):
             task.cancel()
         if self._link is not None:

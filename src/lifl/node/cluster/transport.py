@@ -14,6 +14,8 @@ from there.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -21,7 +23,7 @@ from typing import Any, Protocol
 from lifl.core.coordinator import membership as ms
 from lifl.core.errors import LocalFault
 from lifl.core.fields import Message
-from lifl.core.limits import GATEWAYS_TOLD_MAX
+from lifl.core.limits import GATEWAYS_TOLD_MAX, GREETING_S
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import enrolment as e
 from lifl.core.trust.revocation import Revocation, RevokedList
@@ -31,6 +33,9 @@ from lifl.node.cluster.coordinator_side import CoordinatorHandler, CoordinatorSi
 from lifl.node.security import NODES, Secured, Security
 
 __all__ = ["Handler", "Peers", "Send"]
+
+TRIED_S = GREETING_S + 1.0
+"""How long it is waited, at most, until a node has tried once to join."""
 
 
 class Handler(CoordinatorHandler, AgentHandler, Protocol):
@@ -105,6 +110,16 @@ class Peers:
         """Dial the coordinator of this term, at this address; a connection to an earlier one ends."""
         if isinstance(self._side, AgentSide):
             self._side.point(control, term)
+
+    async def tried(self) -> dict[str, Any]:
+        """Return where the node joins, if it does, and whether it has by its first try; it goes on trying."""
+        if not self._join:
+            return {}
+        if isinstance(self._side, AgentSide):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TRIED_S):
+                    await self._side.tried.wait()
+        return {"join": self._join, "joined": self.connected, "join_trouble": self.trouble}
 
     async def until_connected(self) -> None:
         """Return when an agent has its coordinator; at once on the coordinator."""
