@@ -107,8 +107,9 @@ def start_node(state_dir: Path) -> Iterator[Callable[..., Node]]:
     """`start_node(*flags)` gives a running node with a small arena on a free port; it is stopped after the test."""
     nodes: list[Node] = []
 
-    def start(*flags: str, folder: Path = state_dir, points: str = "") -> Node:
+    def start(*flags: str, folder: Path = state_dir, points: str = "", build: Path | None = None) -> Node:
         node = Node(folder, ("--listen", "127.0.0.1:0", "--arena-bytes", "64MiB", *flags), points)
+        node.build = build
         nodes.append(node)
         node.up()
         return node

@@ -20,13 +20,16 @@ COMMAND_TIMEOUT_S = 120.0
 LOG_TAIL_LINES = 80
 
 
-def run_lifl(
-    *arguments: str, timeout_s: float = COMMAND_TIMEOUT_S, points: str = ""
-) -> subprocess.CompletedProcess[str]:
-    """`lifl` with these arguments, in a process of its own; its exit code is the test's business.
+def environment(points: str = "", build: Path | None = None) -> dict[str, str]:
+    """What a process of LIFL is started with: failpoints, as in the variable, and another build of it (`builds.py`)."""
+    found = {**os.environ, failpoints.VARIABLE: points}
+    return found if build is None else found | {"PYTHONPATH": str(build)}
 
-    `points` are failpoints, as in the variable.
-    """
+
+def run_lifl(
+    *arguments: str, timeout_s: float = COMMAND_TIMEOUT_S, points: str = "", build: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`lifl` with these arguments, in a process of its own; its exit code is the test's business."""
     return subprocess.run(
         [*LIFL, *arguments],
         capture_output=True,
@@ -34,7 +37,7 @@ def run_lifl(
         check=False,
         timeout=timeout_s,
         stdin=subprocess.DEVNULL,
-        env={**os.environ, failpoints.VARIABLE: points},
+        env=environment(points, build),
     )
 
 
@@ -45,6 +48,8 @@ class Node:
         self.state_dir = state_dir
         self.points = points
         """Failpoints of all its processes, from the next start on."""
+        self.build: Path | None = None
+        """What it is, from the next start on; None: this tree."""
         # Given: measuring the capacity takes CPU at each start, and some tests hold several workers at work.
         self._flags = ("--capacity", "8", "--workers-max", "8", *flags)
         self.info: dict[str, Any] = {}
@@ -66,7 +71,8 @@ class Node:
     def up(self, *more: str) -> None:
         """Starts `lifld` and waits until it is ready."""
         flags = [*self._flags, *more]
-        done = run_lifl("up", "-d", "--json", "--state", str(self.state_dir), *flags, points=self.points)
+        command = ("up", "-d", "--json", "--state", str(self.state_dir), *flags)
+        done = run_lifl(*command, points=self.points, build=self.build)
         assert done.returncode == 0, done.stderr
         self.info = json.loads(done.stdout)
 

@@ -23,7 +23,8 @@ def drain(node: str, undo: bool, as_json: bool, state_dir: Path) -> None:
     """Let a node finish what it has and get nothing new.
 
     NODE is its id in `lifl nodes`, or the beginning of one; it is said at the node that coordinates.  The clients of
-    NODE go to other nodes.  The command ends when nothing is left there: `lifl down` then loses nothing.
+    NODE go to other nodes.  The command ends when nothing is left there: `lifl down` then loses nothing.  Where there
+    is a store, NODE may be the one that coordinates: another one does so first.
     """
     with daemon_at(state_dir) as daemon:
         row = daemon.ask(DrainNode(node, undo), 0.0 if undo else DRAIN_S)["node"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from builds import build
 from netns import Cluster, Keeper, kept
 
 
@@ -12,6 +14,12 @@ from netns import Cluster, Keeper, kept
 def keeper() -> Iterator[Keeper]:
     with kept(3, "--redirector", "unix") as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def next_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build of the next minor release."""
+    return build(tmp_path_factory.mktemp("builds") / "next", later=1)
 
 
 @pytest.fixture

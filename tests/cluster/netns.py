@@ -26,9 +26,8 @@ import store_history
 from certificates import Authority
 from etcd_servers import Certificates, Etcd, Member, etcd
 from fleet import Fleet, OneHot, Update, Watch, arena_use, ask, fleet, until
-from nodes import COMMAND_TIMEOUT_S, LIFL, LOG_TAIL_LINES, Node
+from nodes import COMMAND_TIMEOUT_S, LIFL, LOG_TAIL_LINES, Node, environment
 
-from lifl import failpoints
 from lifl.core.protocol import cli as om
 from lifl.examples.netns import Host, Network, inside, network, why_not
 from lifl.tls.folder import node_folder
@@ -80,7 +79,7 @@ class Machine(Node):
             check=False,
             timeout=COMMAND_TIMEOUT_S,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, failpoints.VARIABLE: self.points},
+            env=environment(self.points, self.build),
         )
         assert done.returncode == 0, done.stderr
         self.info = json.loads(done.stdout)
@@ -208,6 +207,13 @@ class Cluster:
 
         for machine in here:
             until(f"{machine.host.name} to know {sorted(wanted)} alive and no other", lambda: knows(machine))  # noqa: B023
+
+    def back_to_this_release(self) -> None:
+        """Takes down nodes of another build: for the next test they are up again, as this one."""
+        for machine in [*self.agents, self.coordinator]:
+            if machine.build is not None:
+                machine.down()
+                machine.build = None
 
     def incarnation(self, machine: Machine) -> int:
         """The number of the node's life, as the coordinator knows it."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from itertools import count
+from pathlib import Path
 
 import pytest
+from builds import release, written_by
 from fleet import OneHot, gated, seeded, submit, until
 from netns import Cluster
 from nodes import run_lifl
@@ -208,8 +210,11 @@ def test_a_drained_node_has_nothing_left_to_lose(three: Cluster, job: str) -> No
     assert [other.name in nodes for nodes in used] == [False, True] and victim.name in used[0]
 
 
-def test_nodes_are_upgraded_one_by_one_under_a_running_job(three: Cluster, job: str) -> None:
-    """Drained, ended and started again in a round of their own; then the one that coordinates, which has partials."""
+def test_nodes_are_upgraded_one_by_one_under_a_running_job(three: Cluster, job: str, next_release: Path) -> None:
+    """Each is drained, ended and started as the next release in a round of its own; last the one that coordinates.
+
+    That one has partials.  The clients are of this release all the time.
+    """
     oracle = OneHot(N)
     submit(three.coordinator, job, oracle.model(), job__rounds=4, **SPREAD)
     watch = three.watch(job)
@@ -218,16 +223,20 @@ def test_nodes_are_upgraded_one_by_one_under_a_running_job(three: Cluster, job: 
             watch.wait("update.accepted", N - 1, round=number)
             three.coordinator.lifl("drain", agent.name)
             agent.down()
+            agent.build = next_release
             agent.up()
             three.settled()
             team.release_round(number)
         watch.wait("update.accepted", N - 1, round=3)
         three.coordinator.down()
+        three.coordinator.build = next_release
         three.coordinator.up()
         three.settled()
         team.release()
         lines = three.finished(job, team, oracle)
     assert [(line["attempt"], line["receipt"]["counted"]) for line in lines] == [(1, N)] * 4
+    assert written_by(lines) == [release(0)] * 2 + [release(1)] * 2
+    three.back_to_this_release()
 
 
 def test_a_node_that_cannot_be_drained_is_named(three: Cluster) -> None:

@@ -8,11 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 
 import pytest
+from builds import release, written_by
 from fleet import OneHot, ask, submit, until
 from lifl_cli.store import look
 from netns import Keeper, Machine, SharedCluster, kept
+from nodes import run_lifl
 
 from lifl.core.protocol import cli as om
 
@@ -129,6 +132,44 @@ def test_one_that_goes_down_hands_over_first(shared: SharedCluster, job: str) ->
         team.release()
         lines = shared.finished(job, team, oracle)
     assert [(line["attempt"], line["receipt"]["counted"]) for line in lines] == [(1, N), (1, N)]
+
+
+def test_the_coordinator_is_drained_and_all_nodes_are_upgraded_one_by_one(
+    shared: SharedCluster, job: str, next_release: Path
+) -> None:
+    """Each is drained, ended and started as the next release in a round of its own; the first is the one that leads.
+
+    Updates that a drained node has accepted count, and no client is asked again.
+    """
+    oracle = OneHot(N)
+    first = begin(shared, job, oracle, rounds=4)
+    watch = shared.watch(job)
+    machines = [first, *shared.agents]
+    with shared.fleet(job, N, oracle.update, held=[(0, 1), (0, 2), (0, 3)]) as team:
+        for number, machine in enumerate(machines, 1):
+            watch.wait("update.accepted", N - 1, round=number)
+            assert shared.coordinator.json("drain", machine.name)["drain"] == "drained"
+            assert shared.coordinator is not machine
+            machine.down()
+            machine.build = next_release
+            machine.up()
+            shared.settled()
+            watch = shared.watch(job)
+            team.release_round(number)
+        team.release()
+        lines = shared.finished(job, team, oracle)
+    assert [(line["attempt"], line["receipt"]["counted"]) for line in lines] == [(1, N)] * 4
+    assert written_by(lines)[-1] == release(1)
+    shared.back_to_this_release()
+
+
+def test_one_that_no_other_can_follow_is_not_drained(shared: SharedCluster) -> None:
+    coordinator, others = shared.coordinator, shared.agents
+    for other in others:
+        other.down()
+    done = run_lifl("drain", coordinator.name, "--state", str(coordinator.state_dir))
+    assert done.returncode == 1 and "no other node takes part" in done.stderr, done.stderr
+    assert shared.coordinator is coordinator and coordinator.nodes()[coordinator.name]["drain"] == ""
 
 
 def test_losing_a_minority_of_the_store_is_not_noticed(shared: SharedCluster, job: str) -> None:

@@ -16,8 +16,9 @@ from lifl.core.coordinator import membership as ms
 from lifl.core.coordinator.membership import Member, Membership, MemberState, Timing
 from lifl.core.errors import LocalFault, RemoteFault
 from lifl.core.limits import INCARNATION_MAX, NODES_MAX
+from lifl.core.protocol import client as cm
 from lifl.core.protocol import cluster as p
-from lifl.core.protocol.versions import Spoken
+from lifl.core.protocol.versions import MINOR, Spoken
 
 OWN = 99
 TIMING = Timing(heartbeat_s=1.0, suspect_s=3.0, dead_s=6.0)
@@ -446,26 +447,43 @@ def test_a_hello_of_the_next_version_is_taken_without_what_is_not_known_here() -
         p.read_hello(raw(fields | {"capacity": -1.0}))
 
 
-@pytest.mark.parametrize("oldest", [6, 7])
-def test_versions_one_apart_work_together_and_others_are_told_what_to_do_on_both_sides(oldest: int) -> None:
-    spoken = Spoken("channel", 7, oldest)
-    works = [version for version in range(12) if not spoken.fault(version, "this node", "the peer")]
-    assert works == list(range(oldest, 9))
-    for version in {*range(12)} - {*works}:
-        told = spoken.fault(version, "this node", "the peer")
+def test_minor_releases_one_apart_work_together_and_others_are_told_which_to_take_on_both_sides() -> None:
+    spoken, first = Spoken("channel", first=4, minor=5), 4 - 1
+    assert (spoken.version, spoken.oldest) == (8, 7)
+    works = [minor for minor in range(1, 12) if not spoken.fault(first + minor, "this node", "the peer")]
+    assert works == [4, 5, 6]
+    for minor in {*range(1, 12)} - {*works}:
+        told = spoken.fault(first + minor, "this node", "the peer")
         found = re.search(
-            r"upgrade (.*) to a .* version (\d+) or later, or run .* on (.*) that .* at most .* (\d+)$", told
+            r"the peer is LIFL 0\.(\d+), version (\d+); .* upgrade (.*) to LIFL 0\.(\d+) or a later one, "
+            r"or run LIFL 0\.(\d+) at most on (.*)$",
+            told,
         )
-        assert found is not None and f"version {version};" in told
-        older, least, newer, most = found.groups()
-        assert (older, newer) == (("the peer", "this node") if version < 7 else ("this node", "the peer"))
+        assert found is not None and found.groups()[:2] == (str(minor), str(first + minor))
+        assert "this node is LIFL 0.5, version 8 of the channel" in told
+        _, _, older, least, most, newer = found.groups()
+        assert (older, newer) == (("the peer", "this node") if minor < 5 else ("this node", "the peer"))
         # What is told helps: with either the two work together.
-        if version < 7:
-            assert not spoken.fault(int(least), "", "")
-            assert not Spoken("channel", int(most), int(most) - 1).fault(version, "", "")
-        else:
-            assert not Spoken("channel", int(least), int(least) - 1).fault(version, "", "")
-            assert not spoken.fault(int(most), "", "")
+        for ours, theirs in (
+            [(5, int(least)), (int(most), minor)] if minor < 5 else [(int(least), minor), (5, int(most))]
+        ):
+            assert not Spoken("channel", 4, ours).fault(first + theirs, "", ""), (ours, theirs)
+
+
+def test_the_first_release_works_with_nothing_before_it_and_names_itself() -> None:
+    spoken = Spoken("channel", first=4, minor=1)
+    assert [version for version in range(9) if not spoken.fault(version, "", "")] == [4, 5]
+    told = spoken.fault(3, "this node", "the peer")
+    assert told.endswith(
+        "the peer is from before LIFL 0.1, version 3; minor releases one apart work together: "
+        "upgrade the peer to LIFL 0.1 or a later one"
+    )
+
+
+def test_each_minor_release_says_another_version_and_the_first_ones_are_known() -> None:
+    """What 0.1 says must never change: the releases after it count from there."""
+    assert p.SPOKEN.first == 4 and cm.SPOKEN.first == 1
+    assert p.PEER_VERSION == 3 + MINOR and cm.PROTOCOL_VERSION == MINOR
 
 
 @pytest.mark.parametrize(

@@ -237,7 +237,7 @@ class Requests:
         self._audit.note("job.cancelled", who, job=row.name, number=row.number)
         return {"job": row.name, "status": "cancelled"}
 
-    def _drain(self, message: om.DrainNode, who: str) -> dict[str, Any] | Coroutine[Any, Any, dict[str, Any]]:
+    async def _drain(self, message: om.DrainNode, who: str) -> dict[str, Any]:
         """Let a node get nothing new, and answer when it has nothing left; or let it take part again."""
         rows = self._status.nodes()
         found = [row["node"] for row in rows if row["node"].startswith(message.node.lower())]
@@ -245,9 +245,13 @@ class Requests:
             there = ", ".join(row["node"] for row in rows)[:TEXT_CHARS_MAX] or "none: this node is in no cluster"
             text = f"{message.node!r} names {len(found) or 'none'} of the nodes; there are: {there}"
             raise Refused("unknown-node", "node", text)
-        self._driver.handle(ev.NodeDrained(int(found[0], 16), message.undo))
+        number = int(found[0], 16)
+        if self.succession is not None and self.succession.leads and number == self._engine.node and not message.undo:
+            await self.succession.drain()
+        else:
+            self._driver.handle(ev.NodeDrained(number, message.undo))
         self._audit.note("node.undrained" if message.undo else "node.drained", who, node=found[0])
-        return {"node": self._status.node(found[0])} if message.undo else self._drained(found[0])
+        return {"node": self._status.node(found[0])} if message.undo else await self._drained(found[0])
 
     async def _drained(self, node: str) -> dict[str, Any]:
         """Return a node's row when nothing is left there, or it is gone, or it takes too long."""

@@ -22,8 +22,9 @@ from lifl.core import effects as fx
 from lifl.core import events as ev
 from lifl.core.config.node import NodeConfig
 from lifl.core.config.store_url import parse_store
-from lifl.core.errors import ResourceFault
+from lifl.core.errors import Refused, ResourceFault
 from lifl.core.fields import Address, Bits64, Incarnation
+from lifl.core.protocol import commands as o
 from lifl.node.cluster.bridge import Bridge
 from lifl.node.driver import Driver
 from lifl.node.durable_rows import DurableRows, LocalRows, write_now
@@ -115,6 +116,7 @@ class Succession:
         self.leader: Leader | None = None
         """Who leads, as was seen last."""
         self._promoted = False
+        self._demoted = asyncio.Event()
         self._waits = ""  # why it is elected and does not coordinate yet
         self._tasks: set[asyncio.Task[None]] = set()
         self._taking_over: asyncio.Task[None] | None = None
@@ -130,6 +132,7 @@ class Succession:
         """Take part from now on."""
         self._bridge, self._driver = bridge, driver
         driver.lapsed = self.leadership.lapsed
+        self.leadership.stands_back = lambda: driver.engine.agent.drains
         driver.on_lapsed = self._no_more
         start(self._tasks, self.leadership.run(), "the cluster's leadership")
 
@@ -158,6 +161,7 @@ class Succession:
         self.rows.end()
         if self._promoted:
             self._promoted = False
+            self._demoted.set()
             assert self._bridge is not None and self._driver is not None
             self._bridge.follow()
             self._driver.demote()
@@ -207,6 +211,7 @@ class Succession:
         assert self._bridge is not None and self._driver is not None
         self._bridge.lead(term)
         self._promoted = True
+        self._demoted.clear()
         self._driver.handle(ev.Promoted(term, self._store.cluster.seed, tuple(facts.number for facts, _ in running)))
         for facts, history, status, reason in over:
             self._driver.handle(ev.JobRecalled(facts, history, status, reason))
@@ -277,12 +282,37 @@ class Succession:
             return
         if not self._bridge.peers.gateways():
             return
-        await self.leadership.resign()
+        self.leadership.withdraw()
+        if not await self._handed_over():
+            log.warning("coordinator.handed-over to nobody within %g s", FAILOVER_S)
+
+    async def drain(self) -> None:
+        """Let another node coordinate, and be an agent of it that takes no clients.  Raise `Refused` where none does.
+
+        Nothing is lost: what is sealed here stays, and goes from here to wherever the round's top is then.
+        """
+        assert self._bridge is not None and self._driver is not None
+        if not self._bridge.peers.gateways():
+            raise Refused("no-other-node", "node", "no other node takes part: none could coordinate (lifl nodes)")
+        self._driver.handle(o.DrainNode())
+        if not await self._handed_over():
+            self._driver.handle(o.DrainNode(undo=True))
+            text = (
+                f"no other node has begun to coordinate within {FAILOVER_S:g} s: look at the store and at `lifl nodes`"
+            )
+            raise Refused("not-handed-over", "node", f"{text}; this one takes part as before")
+
+    async def _handed_over(self) -> bool:
+        """Step down; return whether this node is another's agent in time."""
+        assert self._bridge is not None
+        await self.leadership.step_down()
         try:
             async with asyncio.timeout(FAILOVER_S):
+                await self._demoted.wait()  # the task that leads says so
                 await self._bridge.peers.until_connected()
         except TimeoutError:
-            log.warning("coordinator.handed-over to nobody within %g s", FAILOVER_S)
+            return False
+        return True
 
     async def end(self) -> None:
         """Take no part any more."""

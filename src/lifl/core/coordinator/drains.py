@@ -21,8 +21,11 @@ def check(coordinator: Coordinator, number: int) -> Node:
     if node is None:
         raise Refused("unknown-node", "node", f"node {number:016x} takes no part now; `lifl nodes` lists those that do")
     if number == coordinator.nodes.home:
-        text = f"node {node.name} coordinates: every round's model is made there; `lifl down` commits what is complete"
-        raise Refused("coordinator", "node", f"{text}, and jobs go on where it, or another node, coordinates next")
+        text = (
+            f"node {node.name} coordinates, and without a store (lifl up --store) no other node can: `lifl down` there"
+        )
+        told = "commits the rounds that are complete; the running one goes on after its next `lifl up`"
+        raise Refused("coordinator", "node", f"{text} {told}, and what other nodes have of it counts")
     if DRAIN not in node.knows:
         text = (
             f"node {node.name} is of an earlier version, which cannot be drained: `lifl down` there moves its work, too"

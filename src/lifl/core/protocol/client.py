@@ -41,8 +41,8 @@ from lifl.core.fields import (
 from lifl.core.limits import REASON_BYTES_MAX
 from lifl.core.protocol.versions import Spoken
 
-PROTOCOL_VERSION = 1
-SPOKEN = Spoken("protocol of clients", PROTOCOL_VERSION, oldest=PROTOCOL_VERSION)
+SPOKEN = Spoken("protocol of clients", first=1)
+PROTOCOL_VERSION = SPOKEN.version
 DECLINE = "decline"
 """The feature of a node that knows Decline."""
 DIGESTS = "digests"

@@ -48,11 +48,9 @@ from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.versions import Spoken
 from lifl.core.trust.revocation import Revocations
 
-PEER_VERSION = 4
-"""Since 2 what grows goes in pages; since 3 a partial is a mean and exact sums of integers, not a scaled sum; since 4
-its floats are float64, and its sums of integers of 64 bits have 192."""
-SPOKEN = Spoken("control channel", PEER_VERSION, oldest=PEER_VERSION)
-"""To go on working with the version before, what sends to it and hears from it must know it: then `oldest` says so."""
+SPOKEN = Spoken("control channel", first=4)
+"""To 0.1 what grows goes in pages, a partial is a mean in float64 and exact sums of integers of 192 bits."""
+PEER_VERSION = SPOKEN.version
 SECRETS = "offer-secret"
 """The word of a node that is told the secrets of its branches, and says them (`coordinator/offer_secrets.py`)."""
 QUOTAS = "quotas"

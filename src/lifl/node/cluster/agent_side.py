@@ -328,14 +328,14 @@ class AgentSide:
             self._loop.call_soon(self._link.close)
 
     def rows(self) -> list[dict[str, Any]]:
-        if not self._members:
-            return [row(as_member(self._hello(), "alive", self._since_unix_s), "agent")]
         rows = []
         for node, member in self._members.items():
             role = "coordinator" if node == self._coordinator_node else "agent"
             away = role == "coordinator" and not self.connected
             seen = msgspec.structs.replace(member, state="suspect") if away else member
             rows.append(row(seen, role))
+        if self.own not in self._members:  # what the coordinator says of it comes with the next news
+            rows.append(row(as_member(self._hello(), "alive", self._since_unix_s), "agent"))
         return rows
 
     @property

@@ -49,7 +49,7 @@ class NodesShown:
         agent = self._engine.agent
         if number != self._identity.number or not agent.drains:
             return ""
-        return "draining" if agent.busy() else "drained"
+        return "draining" if agent.busy() or agent.orphans else "drained"
 
     def rows(self) -> list[dict[str, Any]]:
         """Return what `lifl nodes` shows, the coordinator first."""

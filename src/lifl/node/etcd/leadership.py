@@ -88,6 +88,8 @@ class Leadership:
         self._lease = 0
         self._resigned = False
         self._stop = asyncio.Event()  # of the term
+        self.stands_back: Callable[[], bool] = lambda: False
+        """Whether this node leads only where no other comes to lead within `FAILOVER_S`."""
         self.term = 0
         """This node's, while it leads; 0: it does not."""
         self.lease_s = LEASE_S
@@ -108,8 +110,12 @@ class Leadership:
         self._resigned = True
 
     async def resign(self) -> None:
-        """Lead no longer, now or later, for the node goes down; the key is gone when this returns, if that can be."""
+        """Lead no longer, now or later, for the node goes down; as `step_down` does."""
         self.withdraw()
+        await self.step_down()
+
+    async def step_down(self) -> None:
+        """Lead no longer now; the key is gone when this returns, if that can be."""
         self.stop()
         with contextlib.suppress(StoreFault):
             if self._lease:
@@ -138,8 +144,17 @@ class Leadership:
                 await self._etcd.changed(self._key, revision)
         elif self._resigned:
             await self._etcd.changed(self._key, revision)
-        else:
+        elif not (self.stands_back() and await self._comes_another(revision)):
             await self._try_to_lead()
+
+    async def _comes_another(self, revision: int) -> bool:
+        """Return whether another node comes to lead in time.  Raise `StoreFault`."""
+        try:
+            async with asyncio.timeout(FAILOVER_S):
+                await self._etcd.changed(self._key, revision)
+        except TimeoutError:
+            return False
+        return True
 
     async def _try_to_lead(self) -> None:
         asked_s = self._clock()
