@@ -251,3 +251,15 @@ def test_an_update_of_a_branch_that_is_not_there_any_more_is_given_up() -> None:
     left = Left()
     left.opened()
     assert left.scene.grant("c1") == [aborted("c1"), too_late(1)]
+
+
+def test_what_was_taken_up_stays_when_the_coordinator_asks_for_it_twice() -> None:
+    """It had heard of it twice, over two connections, before it first asked."""
+    left = Left()
+    left.has(Kind.UPDATE, "c1")
+    left.has(Kind.UPDATE, "c2")
+    scene = left.opened()
+    assert adopted("c1", "c2", branch=3) in left.branch(2, branch=3)
+    runner = scene.agent.replicas[NUMBER].runners[EPOCH, 3]
+    assert left.branch(2, branch=3) == [adopted("c1", "c2", branch=3)]
+    assert scene.agent.replicas[NUMBER].runners[EPOCH, 3] is runner

@@ -205,7 +205,9 @@ class Faults:
             if rng.random() < 0.3:
                 self.cancel(name)
         else:
-            self._submit_refused(rng.choice([job for job in cluster.jobs.values() if job.row is not None]))
+            begun = [job for job in cluster.jobs.values() if job.row is not None]
+            if begun:
+                self._submit_refused(rng.choice(begun))
 
     def cancel(self, name: str) -> None:
         """Cancel a job; it must be refused where there is none that runs."""

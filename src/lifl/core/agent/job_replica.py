@@ -63,7 +63,16 @@ class JobReplica:
         ORDERS[type(order)](self, order)
 
     def _open_branch(self, order: o.OpenBranch) -> None:
-        """Begin this node's part of a round; with `adopt`, from what an earlier life has sealed for it."""
+        """Begin this node's part of a round; with `adopt`, from what an earlier life has sealed for it.
+
+        One that is open stays as it is.
+        """
+        here = self.runners.get((order.epoch, order.branch))
+        if here is not None:  # a coordinator that heard twice what an earlier life had left asks for it twice
+            if order.adopt:
+                accepted = told(here.branch.accepted.values())
+                self._turn.report(o.BranchAdopted(self.spec.number, order.epoch, order.branch, accepted))
+            return
         updates, partials, members = self.orphans.take(order.epoch, order.without) if order.adopt else ([], [], [])
         stored: list[Stored] = []
         if order.adopt:
