@@ -2,7 +2,8 @@
 # make demo-cluster three nodes on this machine, 60 clients, one node is killed (needs root)
 # make test         ruff, mypy and all tests           (ARGS="-k arena" is handed to pytest)
 # make test-loads   all tests three times: on the machine as it is, with all cores kept busy, and on one core
-# make fuzz S=600   random messages, at the ends of their fields, to and within real nodes, for so many seconds each
+# make fuzz S=600   random messages, at the ends of their fields, to and within real nodes, for so many seconds each;
+#                   and each parser of what comes from outside by coverage (atheris), for so many seconds in all
 # make coverage     how much of each module of core its own tests cover; fails where the code that decides has too little
 # make sim SEED=17  one simulated life, told event by event (HOSTS=1: of a single node; MOVES=1: of nodes that all may
 #                   coordinate; DRAINS=1: of nodes that are drained; STALLS=1: of nodes that stand still; RECORDING=FILE: what was recorded)
@@ -101,6 +102,8 @@ test-loads: $(READY)
 	@$(BIN)/python tests/loads.py $(TEST_FLAGS) $(ARGS)
 
 fuzz: $(READY)
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[fuzz]' \
+		>$(VENV)/atheris.log 2>&1 || echo "atheris cannot be installed ($(VENV)/atheris.log): no parser is fuzzed by coverage"
 	LIFL_FUZZ_S=$(or $(S),60) $(BIN)/python -m pytest -n 2 --dist loadfile tests/fuzz -k "at_random or any_rows"
 
 coverage: $(READY)

@@ -98,6 +98,11 @@ def has_no_sklearn() -> bool:
     return importlib.util.find_spec("sklearn") is None
 
 
+def has_no_atheris() -> bool:
+    """What fuzzing is guided by is not installed: it has no build for every Python."""
+    return importlib.util.find_spec("atheris") is None
+
+
 def has_no_filter() -> bool:
     """The numbers of this machine's system calls are not known to the box."""
     from lifl.confine import seccomp
@@ -130,6 +135,7 @@ ALLOWED: dict[str, Callable[[], bool]] = {
     r"needs Landlock": has_no_landlock,
     r"other accounts can run": has_no_common_python,
     r"no C compiler": has_no_compiler,
+    r"atheris": has_no_atheris,
     r"scikit-learn": has_no_sklearn,
     r"needs etcd": has_no_etcd,
     r"no filter for this machine": has_no_filter,

@@ -55,7 +55,7 @@ def _identity(folder: Path, what: str, again: str) -> Iterator[Looked]:
         if files is None:
             return
         found = x509.load_pem_x509_certificates(files.certificate.read_bytes())[0]
-    except (LiflError, OSError, ValueError) as error:
+    except (LiflError, OSError, ValueError, x509.InvalidVersion) as error:
         yield Looked("fail", what, str(error), "see to it, or remove the folder and join again")
         return
     begins, ends = found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()

@@ -208,6 +208,10 @@ def _broken() -> bytes:
     return bytes(request)
 
 
+def _of_version_4() -> bytes:
+    return new_key().request.replace(b"\x02\x01\x00", b"\x02\x01\x03", 1)
+
+
 def _signed_by(key: Any) -> bytes:
     algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
     made = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, algorithm)
@@ -222,11 +226,12 @@ def _signed_by(key: Any) -> bytes:
         lambda: new_key().request[:-4],
         lambda: b"\x30" * (REQUEST_BYTES_MAX + 1),
         _broken,
+        _of_version_4,
         lambda: _signed_by(ec.generate_private_key(ec.SECP384R1())),
         lambda: _signed_by(ed25519.Ed25519PrivateKey.generate()),
         lambda: _signed_by(rsa.generate_private_key(public_exponent=65537, key_size=2048)),
     ],
-    ids=["a byte", "bytes", "cut", "too long", "another's signature", "P-384", "Ed25519", "RSA"],
+    ids=["a byte", "bytes", "cut", "too long", "another's signature", "version 4", "P-384", "Ed25519", "RSA"],
 )
 def test_what_is_no_right_signing_request_costs_no_use(scene: Scene, request_of: Callable[[], bytes]) -> None:
     token = scene.token("client", "a")

@@ -16,7 +16,7 @@ def described(certificate: bytes) -> str:
     try:
         found = load(certificate)
         names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, x509.ExtensionNotFound):
+    except (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.ExtensionNotFound):
         return "one that cannot be read"
     whose = [str(name.value) for name in names if isinstance(name, x509.UniformResourceIdentifier)]
     hosts = [str(name.value) for name in names if not isinstance(name, x509.UniformResourceIdentifier)]

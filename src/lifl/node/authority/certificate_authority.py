@@ -177,7 +177,7 @@ def read_authority(cluster: str, key: bytes, certificates: bytes, where: str, gi
     try:
         private = serialization.load_pem_private_key(key, None)
         found = x509.load_pem_x509_certificates(certificates)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         text = f"{where} is no authority: {str(error).splitlines()[0] if str(error) else 'it cannot be read'}"
         raise ResourceFault(f"{text}; it takes a private key (PEM, without a password) and its certificate") from error
     if _key_der(private.public_key()) != _key_der(found[0].public_key()):
@@ -279,7 +279,7 @@ def _key_of(request: bytes) -> Any:
         found = x509.load_der_x509_csr(request)
         key = found.public_key()
         right = found.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise Refused("bad-request", "request", "that is no certificate signing request (DER)") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise Refused("bad-request", "request", "the key of a signing request must be on the curve P-256")

@@ -156,10 +156,10 @@ def _identity(folder: Path) -> Iterator[tuple[str, bytes, int]]:
 def _match(certificate: bytes, key: bytes) -> bool:
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
-    from cryptography.x509 import load_pem_x509_certificate
+    from cryptography.x509 import InvalidVersion, load_pem_x509_certificate
 
     try:
         public = load_pem_private_key(key, None).public_key()
         return bool(load_pem_x509_certificate(certificate).public_key() == public)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidVersion):
         return False
