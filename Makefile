@@ -2,6 +2,7 @@
 # make demo-cluster three nodes on this machine, 60 clients, one node is killed (needs root)
 # make test         ruff, mypy and all tests           (ARGS="-k arena" is handed to pytest)
 # make test-loads   all tests three times: on the machine as it is, with all cores kept busy, and on one core
+# make test-integrations  what needs libraries too large for all tests (torch): in a virtual environment of its own
 # make fuzz S=600   random messages, at the ends of their fields, to and within real nodes, for so many seconds each;
 #                   and each parser of what comes from outside by coverage (atheris), for so many seconds in all
 # make coverage     how much of each module of core its own tests cover; fails where the code that decides has too little
@@ -29,6 +30,8 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 READY := $(VENV)/.installed
 BENCH_READY := $(VENV)/.bench-installed
+INTEGRATIONS := $(VENV)/integrations
+INTEGRATIONS_READY := $(INTEGRATIONS)/.installed
 
 # The first interpreter that really runs and is new enough.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 /usr/bin/python3; do \
@@ -39,7 +42,7 @@ UNPACK_ETCD = { apt-get download -q etcd-server || { apt-get update -q && apt-ge
 APT_INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-cluster test test-loads fuzz coverage lint sim sim-long bench bench-quick bench-node bench-floods bench-cluster limits clean
+.PHONY: help setup demo demo-cluster test test-integrations test-loads fuzz coverage lint sim sim-long bench bench-quick bench-node bench-floods bench-cluster limits clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -97,6 +100,14 @@ TEST_FLAGS := -n 3 --dist loadfile --durations=20
 
 test: lint
 	$(BIN)/python -m pytest $(TEST_FLAGS) $(ARGS)
+
+test-integrations: $(INTEGRATIONS_READY)
+	$(INTEGRATIONS)/bin/python -m pytest tests/integrations $(ARGS)
+
+$(INTEGRATIONS_READY): $(READY)
+	@$(BIN)/python -m venv $(INTEGRATIONS)
+	@$(INTEGRATIONS)/bin/python -m pip install -q --disable-pip-version-check -e '.[test,torch]'
+	@touch $@
 
 test-loads: $(READY)
 	@$(BIN)/python tests/loads.py $(TEST_FLAGS) $(ARGS)

@@ -103,6 +103,11 @@ def has_no_atheris() -> bool:
     return importlib.util.find_spec("atheris") is None
 
 
+def has_no_torch() -> bool:
+    """What `make test-integrations` installs is not there."""
+    return importlib.util.find_spec("torch") is None
+
+
 def has_no_filter() -> bool:
     """The numbers of this machine's system calls are not known to the box."""
     from lifl.confine import seccomp
@@ -138,6 +143,7 @@ ALLOWED: dict[str, Callable[[], bool]] = {
     r"atheris": has_no_atheris,
     r"scikit-learn": has_no_sklearn,
     r"needs etcd": has_no_etcd,
+    r"make test-integrations installs torch": has_no_torch,
     r"no filter for this machine": has_no_filter,
 }
 """Why a test may be skipped, and whether that is so here."""

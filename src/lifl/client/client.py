@@ -24,6 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -36,6 +37,7 @@ from lifl.client.home import Home, pause
 from lifl.client.outcomes import JobCancelled, JobFailed, RoundEnded, Settled, Submission
 from lifl.client.stream import Progress, Stream
 from lifl.client.tensors import Array, Tensors, Update, as_model, as_number
+from lifl.client.torch_tensors import HasState, as_state_dict
 from lifl.core.errors import LocalFault, Refused, RemoteFault, ResourceFault
 from lifl.core.fields import NAME_RULE, Name
 from lifl.core.limits import TEXT_CHARS_MAX
@@ -79,6 +81,14 @@ class Round:
             self._model = self._client._fetch_model(self)
         return self._model
 
+    def state_dict(self, module: HasState | None = None) -> dict[str, Any]:
+        """Return the model as torch tensors, over the memory of `model`: for a module's `load_state_dict`.
+
+        Give the `module` itself when some of its weights are tied: they have one name in the model's file, and all of
+        theirs here.  Raise as `model`, and `LocalFault` where torch is not installed.
+        """
+        return as_state_dict(self.model, module)
+
     def submit(
         self,
         tensors: Tensors,
@@ -88,8 +98,8 @@ class Round:
     ) -> Submission:
         """Send this client's update and return when the node has ACCEPTED it, or the round is over.
 
-        `tensors` has the model's names, dtypes and shapes: a dict of arrays, a torch `state_dict`, or the path of a
-        safetensors file.  It must not change until the next round begins.  `weight` is usually the number of
+        `tensors` has the model's names, dtypes and shapes: a dict of arrays, a torch module or its `state_dict`, or the
+        path of a safetensors file.  It must not change until the next round begins.  `weight` is usually the number of
         examples; `metrics` are averaged with it.  `progress(sent_bytes, all_bytes)` is called while it is sent.
 
         That the round ended without this update is no error: the `Submission` says that it does not count, and why.

@@ -1,8 +1,8 @@
 """A trainer's tensors, as bytes in the model's layout; and the way back.
 
-Taken are a dict of NumPy arrays, a torch `state_dict` (torch itself is never imported here), and the path of a
-safetensors file.  They are looked at where they are: `Update.views` are the arrays' own memory in the order in which
-the bytes travel, with padding between the vectors of different dtypes; nothing is concatenated.
+Taken are a dict of NumPy arrays, a torch module or its `state_dict` (torch itself is never imported here), and the path
+of a safetensors file.  They are looked at where they are: `Update.views` are the arrays' own memory in the order in
+which the bytes travel, with padding between the vectors of different dtypes; nothing is concatenated.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from lifl.client.torch_tensors import HasState, is_module, state_of
 from lifl.core.errors import LiflError, LocalFault, Refused, ResourceFault
 from lifl.core.schema import DTYPE_BYTES, KEPT, Layout, TensorSpec, align, check_same
 
 Array = NDArray[Any]
-Tensors = Mapping[str, Any] | str | os.PathLike[str]
-"""name → array or torch tensor, or the path of a safetensors file."""
+Tensors = Mapping[str, Any] | HasState | str | os.PathLike[str]
+"""name → array or torch tensor, a torch module, or the path of a safetensors file."""
 
 CHECK_BYTES = 1024 * 1024
 FILL_BYTES = 4 * 1024 * 1024
@@ -41,6 +42,8 @@ class Update:
     """
 
     def __init__(self, layout: Layout, tensors: Tensors) -> None:
+        if is_module(tensors):
+            tensors = state_of(tensors, {tensor.name for tensor in layout.tensors})
         arrays = as_arrays(tensors)
         self.layout = layout
         specs = {name: TensorSpec(name, array.dtype.name, array.shape) for name, array in arrays.items()}
@@ -93,7 +96,7 @@ def as_arrays(tensors: Tensors) -> dict[str, Array]:
         tensors = _load(os.fsdecode(tensors))
     if not isinstance(tensors, Mapping):
         raise LocalFault(
-            f"an update is a dict of arrays, a torch state_dict or the path of a safetensors file, not a "
+            "an update is a dict of arrays, a torch module or its state_dict, or the path of a safetensors file, not a "
             f"{type(tensors).__name__}"
         )
     return {name: as_array(name, tensor) for name, tensor in _items(tensors)}
