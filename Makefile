@@ -10,6 +10,7 @@
 #                   coordinate; DRAINS=1: of nodes that are drained; STALLS=1: of nodes that stand still; RECORDING=FILE: what was recorded)
 # make sim-long LIVES=100000  as many lives, in all cores (CORES=1), from the last run's on (FIRST=0); the failing seeds
 #                   at the end; docs/proof.md says what all runs have found
+# make chaos ROUNDS=200  a fault in each role at each failpoint, on five nodes with etcd (needs root): docs/proof.md
 # make bench        LIFL beside serverful and serverless aggregation, Flower and NVFlare; writes bench/results/REPORT.md
 # make bench-quick  the same with small sizes: that all of it runs and is right
 # make bench-node   the benchmark of one node
@@ -42,7 +43,7 @@ UNPACK_ETCD = { apt-get download -q etcd-server || { apt-get update -q && apt-ge
 APT_INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-cluster test test-integrations test-loads fuzz coverage lint sim sim-long bench bench-quick bench-node bench-floods bench-cluster limits clean
+.PHONY: help setup demo demo-cluster test test-integrations test-loads fuzz coverage lint sim sim-long chaos bench bench-quick bench-node bench-floods bench-cluster limits clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -126,6 +127,9 @@ sim: $(READY)
 
 sim-long: $(READY)
 	@$(BIN)/python tests/sim/long_run.py --lives $(or $(LIVES),100000) $(if $(FIRST),--first $(FIRST)) $(if $(CORES),--cores $(CORES))
+
+chaos: $(READY)
+	@PYTHONPATH=tests:tests/cluster $(BIN)/python tests/cluster/chaos.py --rounds $(or $(ROUNDS),200) $(ARGS)
 
 # What LIFL is compared with; what cannot be installed is said, and again in the report.
 $(BENCH_READY): $(READY) bench/debian.sh $(wildcard bench/rivals.sh)

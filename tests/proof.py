@@ -2,15 +2,16 @@
 
     python tests/proof.py            writes the tables of docs/proof.md anew
 
-A run adds what it has done to `bench/results/proof.jsonl`: what it was, when, at which commit, and its figures.  In
-docs/proof.md, between marks, stands what the ledger says; the words around are written by hand.  A ledger's lines are
-never changed: a failure that was mended stays in it.
+A run adds what it has done to `bench/results/proof.jsonl` (chaos: `chaos.jsonl`): what it was, when, at which commit,
+and its figures.  In docs/proof.md, between marks, stands what the ledgers say; the words around are written by hand.
+Lines of a ledger are never changed: a failure that was mended stays in it.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+CHAOS = ROOT / "bench/results/chaos.jsonl"
 LEDGER, PAGE = ROOT / "bench/results/proof.jsonl", ROOT / "docs/proof.md"
 
 Line = dict[str, Any]
@@ -69,13 +71,57 @@ def simulated(ledger: Path = LEDGER) -> str:
     return table(head, [*rows, ["**all**", "", *sums]])
 
 
-SECTIONS: dict[str, Callable[[Path], str]] = {"sim": simulated}
-"""What stands between the marks of this name."""
+FATES = ("rounds", "accepted", "counted", "expired", "lost", "doubled")
 
 
-def written(text: str, ledger: Path = LEDGER) -> str:
-    """The page with what the ledger says now."""
-    for name, told in SECTIONS.items():
+def times(found: list[Line]) -> str:
+    """The times that it took to recover: the median, and the longest."""
+    took = [line["recover_s"] for line in found if line["recover_s"] is not None]
+    return f"{statistics.median(took):.1f} ({max(took):.1f})" if took else ""
+
+
+def chaos(ledger: Path = CHAOS) -> str:
+    """What became of updates under each fault in each role."""
+    found = lines("chaos", ledger)
+    groups = sorted({(line["fault"], line["role"]) for line in found})
+    rows = []
+    for fault, role in groups:
+        these = [line for line in found if (line["fault"], line["role"]) == (fault, role)]
+        made = sum(line["recover_s"] is not None for line in these)
+        rows.append([fault, role, made, *(f"{sum(line[each] for line in these):,}" for each in FATES), times(these)])
+    made = sum(line["recover_s"] is not None for line in found)
+    sums = [f"**{sum(line[each] for line in found):,}**" for each in FATES]
+    head = "| fault | role | trials | rounds | accepted | counted | expired | lost | doubled | recovered after, s |"
+    return table(head, [*rows, ["**all**", "", f"**{made}**", *sums, times(found)]])
+
+
+def matrix(ledger: Path = CHAOS) -> str:
+    """How often each fault was done at each point to each role, and how long it took to recover."""
+    found = lines("chaos", ledger)
+    faults = sorted({line["fault"] for line in found})
+    rows = []
+    for point, role in sorted({(line["point"], line["role"]) for line in found}):
+        row = [f"`{point}`", role]
+        for fault in faults:
+            wanted = (fault, role, point)
+            these = [line for line in found if (line["fault"], line["role"], line["point"]) == wanted]
+            made = sum(line["recover_s"] is not None for line in these)
+            row.append(f"{made}: {times(these)}" if made else "nobody" if these else "")
+        rows.append(row)
+    return table("| point | role | " + "".join(f"{fault} | " for fault in faults).rstrip(), rows)
+
+
+SECTIONS: dict[str, tuple[Callable[[Path], str], Path]] = {
+    "sim": (simulated, LEDGER),
+    "chaos": (chaos, CHAOS),
+    "matrix": (matrix, CHAOS),
+}
+"""What stands between the marks of this name, and out of which ledger."""
+
+
+def written(text: str) -> str:
+    """The page with what the ledgers say now."""
+    for name, (told, ledger) in SECTIONS.items():
         begin, end = f"<!-- {name}: written by the run -->\n", f"<!-- {name}: end -->"
         assert begin in text and end in text, f"the page has no place for {name}"
         before, rest = text.split(begin)

@@ -66,10 +66,10 @@ class Visit:
 
 
 class Hold:
-    """Keeps the first visit of a point that comes after it was made; the ones after that go on."""
+    """Keeps the first visit of a point that comes after it was made, of those that `wanted` says; the others go on."""
 
-    def __init__(self, point: str) -> None:
-        self.point = point
+    def __init__(self, point: str, wanted: Callable[[Visit], bool] = lambda visit: True) -> None:
+        self.point, self.wanted = point, wanted
         self._visit: Visit | None = None
         self._came = threading.Event()
 
@@ -77,6 +77,11 @@ class Hold:
         """Returns when a process is there."""
         assert self._came.wait(WAIT_S), f"nothing came to {self.point} within {WAIT_S:g} s"
         assert self._visit is not None
+        return self._visit
+
+    def within(self, seconds: float) -> Visit | None:
+        """Who is there, as soon as somebody is; none when that takes longer."""
+        self._came.wait(seconds)
         return self._visit
 
     def take(self, visit: Visit) -> None:
@@ -118,12 +123,19 @@ class Stops:
         if self._failure is not None:
             raise self._failure
 
-    def hold(self, point: str) -> Hold:
-        """Keeps the next process that comes to the point."""
+    def hold(self, point: str, wanted: Callable[[Visit], bool] = lambda visit: True) -> Hold:
+        """Keeps the next process that comes to the point, of those that `wanted` says."""
         assert point in self.points, f"{point} is not among {self.points}"
         with self._lock:
-            self._holds.append(Hold(point))
+            self._holds.append(Hold(point, wanted))
             return self._holds[-1]
+
+    def drop(self, hold: Hold) -> None:
+        """Keeps nobody there any more; who is there goes on."""
+        with self._lock:
+            self._holds.remove(hold)
+            if hold._visit is not None:
+                hold._visit.go()
 
     def _serve(self) -> None:
         """Takes in the processes that have points, and what each, or one that it has forked, says."""
@@ -161,7 +173,7 @@ class Stops:
     def _meet(self, visit: Visit) -> None:
         self.visits[visit.point] += 1
         for hold in self._holds:
-            if hold.point == visit.point and hold._visit is None:
+            if hold.point == visit.point and hold._visit is None and hold.wanted(visit):
                 hold.take(visit)
                 return
         try:

@@ -33,6 +33,8 @@ from lifl.examples.netns import Host, Network, inside, network, why_not
 from lifl.tls.folder import node_folder
 
 GATEWAY, CONTROL = 7433, 7434
+MEMBERS_MAX = 3
+"""Of etcd: more make it slower, and no safer for a test that fails one host at a time."""
 
 
 class Machine(Node):
@@ -335,8 +337,8 @@ class SharedCluster(Cluster):
 
 
 def hosts(net: Network) -> list[tuple[str, Callable[..., list[str]]]]:
-    """Where etcd is to have its members: on all hosts but that of the clients."""
-    return [(host.address, host.command) for host in net.hosts[:-1]]
+    """Where etcd is to have its members: on the first hosts, and not on that of the clients."""
+    return [(host.address, host.command) for host in net.hosts[:-1][:MEMBERS_MAX]]
 
 
 @contextmanager
