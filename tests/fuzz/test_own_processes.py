@@ -265,31 +265,62 @@ def test_every_field_of_the_zygote_at_its_extremes(node: Patient) -> None:
             check(node, kind.__name__, committed)
 
 
-@pytest.mark.parametrize("kind", typing.get_args(wm.FromWorker), ids=lambda kind: kind.__name__)
-def test_every_field_of_a_worker_at_its_extremes(node: Patient, kind: type) -> None:
-    """Of a worker that is tied to a job, as those are that run a user's rule."""
+def tree_of(node: Patient, job: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (ask(node, om.JobStatus(job))["now"] or {}).get("tree", [])
+    return found
+
+
+@contextmanager
+def worker_says(
+    node: Patient, job: str, committed: Callable[[], int]
+) -> Iterator[tuple[Taken, dict[str, Any], list[int]]]:
+    """A worker that is tied to a job, as those are that run a user's rule, within its task.
+
+    Its link, what there is to be spoken of, and the numbers of workers.  In the end it says what no worker says, and
+    `lifld` kills it; the honest job of which so many rounds are `committed` goes on.
+    """
     oracle = OneHot(2)
-    with honest(node) as committed, gated(node, "fold") as (keys, (gate,)):
-        submit(node, "gated", oracle.model(), **keys)
-        with fleet(node.address, "gated", 2, oracle.update) as team:
+    with gated(node, "fold") as (keys, (gate,)):
+        submit(node, job, oracle.model(), **keys)
+        with fleet(node.address, job, 2, oracle.update) as team:
             gate.reached()
-            (task, *_) = [each for each in ask(node, om.JobStatus("gated"))["now"]["tree"] if each["pid"]]
+            tree = until("its worker", lambda: [each for each in tree_of(node, job) if each["pid"]])
+            task = tree[0]  # it may be on its way to the gate: one of the job before can be there, too
             others = {each["worker"] for each in ask(node, om.Snapshot())["workers"] if each["pid"] != task["pid"]}
             process = psutil.Process(task["pid"])
             with closing(worker_link(task["pid"])) as link:
-                for number in (*others, 1):
-                    known = KNOWN | {"worker": number, "address": task["address"], "attempt": 1}
-                    for data in at_the_ends(kind, known):
-                        if decodes(wm.FromWorker, data):
-                            link.say(data)
-                link.say(next(data for data in at_the_ends(kind) if not decodes(wm.FromWorker, data)))
+                yield link, KNOWN | {"address": task["address"], "attempt": 1}, [*others, 1]
+                link.say(next(data for data in at_the_ends(wm.TaskDone) if not decodes(wm.FromWorker, data)))
             psutil.wait_procs([process], timeout=WAIT_S)
             assert not process.is_running(), "one that says what no worker says is not left alive"
-            check(node, kind.__name__, committed)
+            check(node, job, committed)
             gate.open()
             with suppress(Refused):  # what the worker said of its own task may have failed its job
-                ask(node, om.CancelJob("gated"))
+                ask(node, om.CancelJob(job))
             team.join(well=False)
+
+
+@pytest.mark.parametrize("kind", typing.get_args(wm.FromWorker), ids=lambda kind: kind.__name__)
+def test_every_field_of_a_worker_at_its_extremes(node: Patient, kind: type) -> None:
+    with honest(node) as committed, worker_says(node, "gated", committed) as (link, known, numbers):
+        for number in numbers:
+            for data in at_the_ends(kind, known | {"worker": number}):
+                if decodes(wm.FromWorker, data):
+                    link.say(data)
+
+
+def test_fields_of_a_worker_at_random(node: Patient, request: pytest.FixtureRequest) -> None:
+    draw = seeded(request.node.name)
+    kinds = typing.get_args(wm.FromWorker)
+    end_s, lives = time.monotonic() + FUZZ_S, 0
+    with honest(node) as committed:
+        while time.monotonic() < end_s:
+            lives += 1
+            with worker_says(node, f"gated-{lives}", committed) as (link, known, numbers):
+                for _ in range(200):
+                    data = at_random(draw.choice(kinds), draw, known | {"worker": draw.choice(numbers)})
+                    if decodes(wm.FromWorker, data) and not link.say(data):
+                        break  # it has said what cannot be true
 
 
 @pytest.mark.parametrize("name", ["gateway", "zygote"])
