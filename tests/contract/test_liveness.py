@@ -143,6 +143,42 @@ def test_who_holds_an_update_goes_to_the_next_gateway(pair: tuple[StandIn, Stand
     trainer.ends()
 
 
+def test_one_that_says_nothing_from_the_beginning_is_left_soon(
+    pair: tuple[StandIn, StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, other = pair
+    for name in ("SILENT_S", "ANSWER_S"):
+        monkeypatch.setattr(liveness, name, 2 * WAIT_S)
+    mute(node)
+    trainer = Trainer(f"{node.tcp},{other.tcp}")
+    other.wait_for(gm.Sealed)
+    commit(other)
+    trainer.ends()
+
+
+def test_one_that_sends_its_clients_away_is_tried_once_more(pair: tuple[StandIn, StandIn]) -> None:
+    """All nodes do when the coordinator changes: the next one may be the one that is lost."""
+    node, other = pair
+    trainer = Trainer(f"{node.tcp},{other.tcp}")
+    node.wait_for(gm.Sealed)
+    node.send(gm.HangUp())
+    node.wait_for(gm.ClientJoined, 2)
+    commit(node)
+    trainer.ends()
+    assert not other.count(gm.ClientJoined)
+
+
+def test_one_that_sends_its_clients_away_for_good_is_left(pair: tuple[StandIn, StandIn]) -> None:
+    node, other = pair
+    trainer = Trainer(f"{node.tcp},{other.tcp}")
+    node.wait_for(gm.Sealed)
+    node.react = lambda message: node.send(gm.HangUp())
+    node.send(gm.HangUp())
+    assert other.wait_for(gm.ClientJoined).holding == 1
+    commit(other)
+    trainer.ends()
+
+
 def test_who_waits_to_be_granted_goes_to_the_next_gateway(pair: tuple[StandIn, StandIn]) -> None:
     node, other = pair
     node.holding_back = []

@@ -901,6 +901,26 @@ async def test_an_attempt_that_hangs_ends_when_it_is_known_who_coordinates(clust
 
 
 @in_loop
+async def test_one_that_was_elected_is_waited_for_though_it_names_the_last_one(cluster: Cluster) -> None:
+    """The last one stands still: whoever dials that waits for nothing."""
+    _one, two, three = await moving(cluster)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.setblocking(False)
+        two.peers.point(f"127.0.0.1:{silent.getsockname()[1]}", 4)  # it redirects there from now on
+        taken, _ = await asyncio.get_running_loop().sock_accept(silent)
+        three.peers.point(two.control, 5)
+        await three.happens("coordinator_down")
+        async with asyncio.timeout(WAIT_S):
+            while "does not coordinate yet" not in three.peers.trouble:
+                await asyncio.sleep(0.01)
+        two.peers.lead(5)
+        await three.happens("coordinator_up", 2)
+        with pytest.raises(BlockingIOError):
+            silent.accept()
+        taken.close()
+
+
+@in_loop
 async def test_the_roles_are_kept_apart(cluster: Cluster) -> None:
     coordinator = cluster.node(COORDINATOR)
     agent = await cluster.joined(coordinator, 1)

@@ -1,7 +1,8 @@
 """The connection by which a client takes part, to a node of its own: made again when it breaks.
 
-Pauses between tries grow and are jittered; of several nodes the next one is tried.  What was under way is then done
-again, which is safe because an update's identity is (job, round, client).
+Pauses between tries grow and are jittered.  A node that ended the connection is tried once more, for it may have sent
+all away when the coordinator changed; then, of several nodes, the next one.  What was under way is done again, which is
+safe because an update's identity is (job, round, client).
 
 One thread at a time uses the client.  `close` may come from any: it wakes the one that waits.  A forked child has no
 part in it: its copies of the connections are closed (`stream.py`), and all it asks is refused.
@@ -122,6 +123,7 @@ class Home:
         """Whether there ever was a connection, or a try."""
         self._met_s = math.inf  # when the connection was made that there is
         self._has_met = False  # there was one: what is wrong with certificates now may be mended while it waits
+        self._tried_again = False  # the node that ended the last connection, or it is not to be
         self._unreachable = _Patience(PAUSE_MAX_S)
         self._jobless = _Patience(JOB_PAUSE_MAX_S)
         self._claims_left = 1  # how often it joins once more when its name was taken by another connection
@@ -158,6 +160,7 @@ class Home:
     def _leave_for(self, address: str) -> None:
         """Try this node next."""
         self.note_silent(self.node)
+        self._tried_again = True
         log.warning("node.silent node=%s next=%s", self.node, address)
         self._nodes.remove(address)
         self._nodes.insert(1, address)
@@ -332,6 +335,7 @@ class Home:
     def _back_off(self, error: OSError) -> None:
         self._claims_left = min(self._claims_left + 1, CLAIMS_MAX)  # the connection that broke may overtake the next
         self._jobless.reset()
+        was_there = self._met_s < math.inf
         if time.monotonic() - self._met_s >= STAYED_S:
             self._unreachable.reset()
         self._met_s = math.inf
@@ -343,7 +347,9 @@ class Home:
                 f"no node could be reached at {nodes} for {away_s:.0f} s: {error}; is `lifl up` running there?"
             ) from error
         log.warning("node.unreachable node=%s error=%s pause_s=%.2f", self.node, error, pause_s)
-        self._nodes.rotate(-1)
+        self._tried_again = was_there and not self._tried_again
+        if not self._tried_again:
+            self._nodes.rotate(-1)
         pause(self._closed, pause_s)
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ connection meanwhile, but only where there is another gateway to go to: nodes te
 * A connection on which nothing is asked is asked itself, by Ping.
 * While a request is under way its gateway does not read: then another connection is made, and asked (`probe`).  A body
   that waits for its turn at a busy gateway is so told apart from one that goes nowhere.
+* A new connection is asked at once: a gateway takes connections in though its `lifld` stands still.
 * Only when nothing is answered, and another gateway does answer, is the connection left.  A client that is cut off
   itself stays where it is.
 
@@ -33,6 +34,8 @@ SILENT_S = 2.0
 """A connection that has said nothing for so long is asked."""
 ANSWER_S = 3.0
 """A gateway answers Hello and Ping within this time, or it is silent."""
+FIRST_ANSWER_S = 1.0
+"""The same on a new connection, of which nothing has been heard since the greeting, before others are asked."""
 ACTIVE_S = 60.0
 """How long after it has heard of a round, or the like, a client asks often."""
 REST_S = 60.0
@@ -100,11 +103,13 @@ class Watch:
         self._learn = learn
         self._heard_s = self._told_s = time.monotonic()
         self._pinged_s: float | None = None
+        self._met = False  # something has been heard
         self._next_s = SILENT_S
         self._tried = 0
 
     def heard(self) -> None:
         """Note that the node has said something."""
+        self._met = True
         self._heard_s = self._told_s = time.monotonic()
         self._pinged_s = None
 
@@ -114,6 +119,7 @@ class Watch:
 
     def answered(self, pong: cm.Pong) -> None:
         """Note that the node is there."""
+        self._met = True
         self._heard_s = time.monotonic()
         self._pinged_s = None
         self._next_s = max(pong.next_s, SILENT_S)
@@ -132,6 +138,8 @@ class Watch:
     def _due_s(self) -> float:
         if not self._others():
             return self._heard_s + REST_S
+        if self._pinged_s is not None and not self._met:
+            return self._pinged_s + FIRST_ANSWER_S
         if self._pinged_s is not None and not self.asking:
             return self._pinged_s + ANSWER_S
         busy = self.asking or self._holds() or time.monotonic() - self._told_s < ACTIVE_S
@@ -141,7 +149,7 @@ class Watch:
         """Do what is due.  Raise `ConnectionResetError` when the node is silent and another one answers."""
         if time.monotonic() < self._due_s():
             return
-        if self.asking and self._others():
+        if self.asking and self._others() and (self._met or self._pinged_s is None):
             pong = probe(self._address, self._client, self._stream.dialler)
             if pong is None:
                 self._try_others()

@@ -39,6 +39,8 @@ log = logging.getLogger("lifl.peers")
 
 REDIRECTS_MAX = 4
 LEAVE_S = 2.0
+PROMOTION_S = 5.0
+"""How long a node that was elected may take to coordinate: until then nobody else is dialled, whatever it says."""
 
 
 class AgentHandler(Protocol):
@@ -95,6 +97,7 @@ class AgentSide:
         self._others = others  # members that may know who coordinates, where that moves
         self._term = 0  # the latest that is known of
         self._pointed = asyncio.Event()  # somebody said whom to dial: that is not waited with
+        self._elected = ("", 0.0)  # who that is, and until when it may not coordinate yet
         self._patience: asyncio.Timeout | None = None  # of the attempt that is under way
         self.welcomed = asyncio.Event()
         self.tried = asyncio.Event()  # the first attempt has come to an end, whichever
@@ -131,7 +134,7 @@ class AgentSide:
         while not self._leaving:
             self._pointed.clear()
             for address in self._addresses():
-                if await self._lived(address) or self._pointed.is_set():
+                if await self._lived(address) or self._pointed.is_set() or self._begins(address):
                     break
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._backoff.next_s()):
@@ -149,12 +152,19 @@ class AgentSide:
         if term < self._term or (self._link is not None and term == self._term):
             return
         self._coordinator, self._term = control, term
+        self._elected = (control, self._loop.time() + PROMOTION_S)
+        self._backoff.reset()
         self._pointed.set()
         if self._patience is not None:
             self._patience.reschedule(self._loop.time())
         if self._link is not None:
             self.trouble = "another node coordinates now"
             self._link.close()
+
+    def _begins(self, address: str) -> bool:
+        """Return whether this is who was elected a moment ago: it may know the last coordinator only, or nobody."""
+        elected, until_s = self._elected
+        return address == elected and self._loop.time() < until_s
 
     async def _lived(self, address: str) -> bool:
         """Do as `_attempt` does; a fault of ours ends this connection, and the node dials again."""
@@ -227,6 +237,8 @@ class AgentSide:
             match answer:
                 case p.PeerWelcome():
                     raise _Refused("it coordinates no longer, and has not noticed yet", retry=True)
+                case p.PeerRedirect() if self._begins(address):
+                    raise _Refused("it was elected, and does not coordinate yet", retry=True)
                 case p.PeerRedirect(control):
                     address = control
                 case p.PeerRejoin(above):
