@@ -50,6 +50,8 @@ class Node:
         """Failpoints of all its processes, from the next start on."""
         self.build: Path | None = None
         """What it is, from the next start on; None: this tree."""
+        self.env: dict[str, str] = {}
+        """What its processes have beside, from the next start of a node on a host of its own."""
         # Given: measuring the capacity takes CPU at each start, and some tests hold several workers at work.
         self._flags = ("--capacity", "8", "--workers-max", "8", *flags)
         self.info: dict[str, Any] = {}
