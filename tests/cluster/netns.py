@@ -331,6 +331,13 @@ class SharedCluster(Cluster):
         with inside(self.clients):
             return self.store.leader()
 
+    def revision(self) -> int:
+        """etcd's revision: how often anything was written."""
+        member = self.store_leader()
+        with inside(self.clients):
+            found = json.load(store_history.asked(member.client, "/v3/kv/range", {"key": store_history.coded("/")}))
+        return int(found["header"]["revision"])
+
     def history(self) -> store_history.History:
         """What etcd has kept of all that was written, which must hold."""
         leader = self.store_leader()

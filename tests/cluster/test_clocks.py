@@ -1,4 +1,4 @@
-"""Wall clocks that are set an hour forward or back, on any node, at any time: no lease, no round and no commit minds."""
+"""Wall clocks that are set an hour forward or back, on any node, at any time: no lease, round or commit minds."""
 
 from __future__ import annotations
 

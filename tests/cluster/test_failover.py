@@ -21,6 +21,8 @@ from lifl.core.protocol import cli as om
 
 N = 9
 NUMBERS = count(1)
+OF_A_JOB = 4
+"""Writes of a job beside its rounds': its number, that it runs, its first model, that it is over."""
 HELD = [(index, 1) for index in range(5, N)]
 
 
@@ -224,3 +226,17 @@ def test_all_nodes_lose_their_lifld_and_the_round_goes_on(shared: SharedCluster,
         team.release()
         lines = shared.finished(job, team, oracle)
     assert [line["receipt"]["counted"] for line in lines] == [N, N]
+
+
+def test_an_undisturbed_round_is_two_writes_whatever_the_number_of_its_clients(shared: SharedCluster, job: str) -> None:
+    """By the store's own revision, which each transaction that writes raises by one."""
+    rounds, written = 5, []
+    for clients in (2, N):
+        name, oracle = f"{job}-{clients}", OneHot(clients)
+        before = shared.revision()
+        more = shared.job(name) | {"aggregation__placement": "best-fit"}
+        submit(shared.coordinator, name, oracle.model(), job__rounds=rounds, **more)
+        with shared.fleet(name, clients, oracle.update) as team:
+            shared.finished(name, team, oracle)
+        written.append(shared.revision() - before)
+    assert written == [2 * rounds + OF_A_JOB] * 2
