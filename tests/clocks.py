@@ -1,7 +1,8 @@
 """Wall clocks that a test sets: those of the processes of one node, at any time, forward or back.
 
 A library that is loaded before the C library's own (LD_PRELOAD) adds to CLOCK_REALTIME what a file says; the clocks
-that only go forward are left alone.  Each process maps the file when it begins, before it gives up the right to read it.
+that only go forward are left alone.  Each process maps the file when it begins, before it gives up the right to read
+it.
 """
 
 from __future__ import annotations

@@ -81,11 +81,7 @@ class Machine(Node):
             check=False,
             timeout=COMMAND_TIMEOUT_S,
             stdin=subprocess.DEVNULL,
-<<<<<<< HEAD
-            env=environment(self.points, self.build),
-=======
-            env={**os.environ, failpoints.VARIABLE: self.points, **self.env},
->>>>>>> 347c79d (Tests: wall clocks that are set an hour forward or back while a cluster runs)
+            env=environment(self.points, self.build) | self.env,
         )
         assert done.returncode == 0, done.stderr
         self.info = json.loads(done.stdout)
