@@ -97,6 +97,24 @@ def test_a_node_renews_at_half_of_its_time_and_not_before(first: First, tmp_path
     in_loop(run)
 
 
+def test_what_another_pki_issued_is_not_renewed_by_anybody_and_its_end_is_told(first: First, tmp_path: Path) -> None:
+    """The first node of such a cluster asked itself, in vain, for ever."""
+
+    async def run() -> None:
+        handed, key = past(first, 25 * DAY_S, hosts=("a.org",))
+        save(tmp_path / "identity", ca=handed.trusted, certificate=handed.chain, key=key)
+        credentials = Credentials(NodeConfig(listen="0.0.0.0:7433"), tmp_path, 0xB, lambda: ("b.org",), None, silent)
+        assert credentials.authority is None and credentials.has_moved
+        renewal = Renewal(credentials, lambda: first.port.address)
+        renewal.start()
+        assert renewal._timer is None
+        assert "is of another PKI: put a new one in its place" in IdentityHealth(credentials, renewal).warnings()[0]
+        renewal.close()
+        credentials.close()
+
+    in_loop(run)
+
+
 def test_a_renewal_that_fails_is_told_and_tried_again(
     first: First, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,10 +105,15 @@ class Credentials:
     def renew_now(self) -> None:
         """Have the node's own certificate renewed, soon.  Raise `Refused` when there is none."""
         self.check_secured()
-        if self.authority is None and not self.joins:
+        if not self.renews:
             raise Refused("no-authority", "", ELSEWHERE)
         if self.on_renew is not None:
             self.on_renew()
+
+    @property
+    def renews(self) -> bool:
+        """Whether there may be an authority that renews the node's own certificate: here, or where it has joined."""
+        return self.authority is not None or self.joins
 
     @property
     def own(self) -> Peer:

@@ -41,7 +41,8 @@ class IdentityHealth:
             ended = _day(own.expires_unix_s)
             found.append(f"the node's certificate has expired on {ended}: nobody believes it any more")
         elif own.expires_unix_s - now < LATE * (own.expires_unix_s - own.begins_unix_s):
-            found.append(f"the node's certificate ends on {_day(own.expires_unix_s)}, and was not renewed")
+            why = "and was not renewed" if credentials.renews else "and is of another PKI: put a new one in its place"
+            found.append(f"the node's certificate ends on {_day(own.expires_unix_s)}, {why}")
         authority = credentials.authority
         if authority is not None and authority.certificates.not_after_unix_s - now < AUTHORITY_ENDS_S:
             ends = _day(authority.certificates.not_after_unix_s)

@@ -41,8 +41,8 @@ class Renewal:
         self._loop = asyncio.get_running_loop()
 
     def start(self) -> None:
-        """Begin; a node without certificates has nothing to renew."""
-        if self._credentials.contexts is not None:
+        """Begin; a node without certificates has nothing to renew, and nobody renews those of another PKI."""
+        if self._credentials.contexts is not None and self._credentials.renews:
             self._watch = AddressWatch(self._moved)
             self._credentials.on_renew = lambda: self._set(0.0)
             self._plan()
