@@ -16,7 +16,6 @@ from typing import Any
 import click
 import msgspec
 from lifl_cli.main import SIZE_DIGITS_MAX, cli
-from lifl_cli.token_file import BYTES_MAX as TOKEN_BYTES_MAX
 
 from lifl.confine import signals
 from lifl.core import fields, limits
@@ -34,6 +33,7 @@ from lifl.node.authority.authority_file import BYTES_MAX as AUTHORITY_BYTES_MAX
 from lifl.node.daemon import DRAIN_S, LOG_BYTES_MAX, LOG_FILES_MAX
 from lifl.node.locks import CHILDREN_END_S
 from lifl.node.recordings import RECORDINGS_MAX
+from lifl.tls.token_file import BYTES_MAX as TOKEN_BYTES_MAX
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/limits.md"
@@ -154,6 +154,7 @@ ENVIRONMENT = [
         "one line that names the variable; a proxy that refuses is told as a node that is not reached",
     ),
     ("`LIFL_IDENTITY`", "an identity folder, as above", "refused with the command that closes it"),
+    ("`LIFL_TOKEN_FILE`", "a token's file, as above, with a bearer token", "refused with the command that closes it"),
     ("`LIFL_STATE`", f"a path of at most {limits.STATE_DIR_BYTES_MAX} bytes", "refused; choose a shorter one"),
     ("`LIFL_FAILPOINTS`", "for tests: points of the table in failpoints.py", "the process does not start"),
 ]

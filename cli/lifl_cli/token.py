@@ -11,7 +11,7 @@ import click
 from lifl.core.config.values import parse_duration
 from lifl.core.identity import ROLES, Role
 from lifl.core.limits import TOKEN_TTL_S_MAX, TOKEN_USES_MAX
-from lifl.core.protocol.cli import CreateToken, ListTokens, RevokeToken
+from lifl.core.protocol.cli import CreateBearer, CreateToken, ListTokens, RevokeToken
 from lifl_cli.daemon_client import daemon_at
 from lifl_cli.options import json_option, state_option
 from lifl_cli.output import did
@@ -27,19 +27,29 @@ def token() -> None:
 @click.option("--name", "pattern", default="*", show_default=True, help="Its name; * is any text, left to who joins.")
 @click.option("--job", "jobs", multiple=True, metavar="NAME", help="A client's: it may take part in this job alone.")
 @click.option("--uses", type=click.IntRange(1, TOKEN_USES_MAX), default=1, show_default=True, help="So many may join.")
+@click.option("--bearer", is_flag=True, help="A client's: it takes part by the token itself, without a certificate.")
 @click.option("--ttl", default="15m", show_default=True, help="It is valid for so long: 90s, 15m, 2h, 1d.")
 @json_option
 @state_option
-def create(role: str, pattern: str, jobs: tuple[str, ...], uses: int, ttl: str, as_json: bool, state_dir: Path) -> None:
+def create(
+    role: str, pattern: str, jobs: tuple[str, ...], uses: int, bearer: bool, ttl: str, as_json: bool, state_dir: Path
+) -> None:
     """Print a token: one line, to be brought to who joins as a file (`--token-file`).
 
-    Whoever has the line may join, so it is as secret as a password for as long as it is valid.
+    Whoever has the line may join, so it is as secret as a password for as long as it is valid.  With --bearer nobody
+    joins by it: a client of the name --name takes part in the job --job with it (Client(token_file=...)).
     """
     ttl_s = parse_duration(ttl, "--ttl")
     if not 0 < ttl_s <= TOKEN_TTL_S_MAX:
         raise click.BadParameter(f"a token is valid for at most {TOKEN_TTL_S_MAX / 86_400:g}d", param_hint="--ttl")
+    wanted: CreateToken | CreateBearer = CreateToken(cast(Role, role), pattern, jobs, uses, ttl_s)
+    if bearer:
+        if role != "client" or "*" in pattern or len(jobs) != 1 or uses != 1:
+            text = "a bearer token is for one client in one job: --role client --name NAME --job JOB, and no --uses"
+            raise click.BadParameter(text, param_hint="--bearer")
+        wanted = CreateBearer("client", pattern, jobs[0], ttl_s)
     with daemon_at(state_dir) as daemon:
-        result = daemon.ask(CreateToken(cast(Role, role), pattern, jobs, uses, ttl_s))
+        result = daemon.ask(wanted)
     click.echo(json.dumps(result) if as_json else result["token"])
 
 
@@ -67,7 +77,10 @@ def list_(as_json: bool, state_dir: Path) -> None:
 @json_option
 @state_option
 def revoke(number: str, as_json: bool, state_dir: Path) -> None:
-    """Let nobody in by a token any more; who came by it stays (see `lifl cert revoke`)."""
+    """Let nobody in by a token any more; who came by it stays (see `lifl cert revoke`).
+
+    Who takes part by a bearer token is out at once.
+    """
     with daemon_at(state_dir) as daemon:
         result = daemon.ask(RevokeToken(number))
     did(f"token {number} is revoked", json.dumps(result) if as_json else None)

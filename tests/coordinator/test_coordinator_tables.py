@@ -22,7 +22,7 @@ from lifl.core.protocol import commands as o
 
 
 def test_each_message_of_a_node_but_those_of_the_control_channel_itself_has_a_handler_that_is_there() -> None:
-    channel = {p.Heartbeat, p.Leaving, p.Revoked, p.FolderSeen}
+    channel = {p.Heartbeat, p.Leaving, p.Revoked, p.BearersTold, p.FolderSeen}
     assert set(HANDLERS) == set(typing.get_args(p.ToCoordinator)) - channel
     assert set(typing.get_args(o.Report)) <= set(HANDLERS)
     takers = {COORDINATOR: Coordinator, JOB: Job, ROUND: RoundRunner, COMMITS: Commits}

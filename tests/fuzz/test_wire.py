@@ -27,6 +27,7 @@ from lifl.core.protocol import journal as jm
 from lifl.core.protocol import worker as wm
 from lifl.core.protocol.frames import FRAME_BYTES_MAX, FrameDecoder, encode
 from lifl.core.schema import DTYPE_BYTES, Segment, TensorSpec, Treated
+from lifl.core.trust.bearers import Bearer
 from lifl.core.trust.revocation import Revocation
 
 CHANNELS = [
@@ -80,9 +81,11 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
         return st.lists(st.text("abcxyz-", max_size=8), max_size=KNOWN_WORDS_MAX).map(tuple)
     if kind == Tensors:
         return tensors
-    if kind is Revocation:
-        fields = typing.get_type_hints(Revocation, include_extras=True)
-        return st.builds(Revocation, **{name: strategy(field) for name, field in fields.items()})
+    if kind in (Revocation, Bearer):
+        fields = typing.get_type_hints(kind, include_extras=True)
+        return st.builds(kind, **{name: strategy(field) for name, field in fields.items()})
+    if kind == typing.get_type_hints(Bearer, include_extras=True)["digest"]:
+        return st.binary(min_size=32, max_size=32)
     if kind is msgspec.Raw:
         return values.map(msgspec.msgpack.encode).map(msgspec.Raw)
     if typing.get_origin(kind) is typing.Annotated:

@@ -75,6 +75,22 @@ def test_a_client_takes_part_in_the_jobs_of_its_certificate_alone_or_in_any_when
     assert "digits, faces" in refused.value.text
 
 
+@pytest.mark.parametrize("action", Action)
+@pytest.mark.parametrize("role", ROLES)
+def test_by_a_bearer_token_a_client_takes_part_and_nobody_does_anything_else(role: Role, action: Action) -> None:
+    own, scope = Identity(role, "own"), ("own", "job", ("job",))
+    if (role, action) == ("client", Action.TAKE_PART):
+        check(own, action, *scope, bearer=True)
+        for name, job, code in (("other", "job", "not-own-name"), ("own", "other", "not-own-job")):
+            with pytest.raises(Refused, match="its bearer token says") as refused:
+                check(own, action, name, job, ("job",), bearer=True)
+            assert refused.value.code == code
+        return
+    with pytest.raises(Refused) as refused:
+        check(own, action, *scope, bearer=True)
+    assert refused.value.code == "not-allowed" and action.value in refused.value.text
+
+
 @pytest.mark.parametrize("kind", get_args(om.FromCli), ids=lambda kind: kind.__name__)
 def test_each_request_of_a_command_line_is_an_action_and_a_reader_only_looks(kind: type) -> None:
     action = om.ACTION_OF[kind]

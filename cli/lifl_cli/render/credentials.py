@@ -23,7 +23,7 @@ def tokens_table(tokens: Sequence[Mapping[str, Any]]) -> Table:
             cell(each["role"]),
             cell(each["pattern"]),
             cell(", ".join(each["jobs"]) or "any" if each["role"] == "client" else "-"),
-            f"{each['used']}/{each['uses']}",
+            "bearer" if each["bearer"] else f"{each['used']}/{each['uses']}",
             time_text(each["expires_unix_s"]),
             cell(each["state"], STYLES.get(each["state"], "yellow")),
         )

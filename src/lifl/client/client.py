@@ -132,8 +132,9 @@ class Client:
     its socket, updates are written straight into the node's memory (unless `direct` is False).
 
     To another machine it is TLS, and the client shows who it is: by the identity that `lifl enroll HOST:PORT` has made,
-    or the one in the folder `identity` (or ``$LIFL_IDENTITY``); its certificate's name must be `client`.  `insecure`
-    does without, where the node was started with ``--insecure``: nothing is encrypted, and nobody knows who is who.
+    or the one in the folder `identity` (or ``$LIFL_IDENTITY``); its certificate's name must be `client`.  In its place
+    `token_file` (or ``$LIFL_TOKEN_FILE``) may have a bearer token for this name and job.  `insecure` does without,
+    where the node was started with ``--insecure``: nothing is encrypted, and nobody knows who is who.
 
     When no node can be reached for longer than `give_up_after_s`, `NodeUnreachable` is raised; a job that does not
     exist is waited for as long, then `Refused` is raised.  Each of that, and a connection made again, is logged as a
@@ -152,6 +153,7 @@ class Client:
         give_up_after_s: float = 300.0,
         identity: str | os.PathLike[str] | None = None,
         insecure: bool = False,
+        token_file: str | os.PathLike[str] | None = None,
     ) -> None:
         try:
             msgspec.convert({"job": job, "client": client}, type=_Names)
@@ -172,6 +174,7 @@ class Client:
             direct=direct,
             identity=identity,
             insecure=insecure,
+            token_file=token_file,
         )
         self.give_up_after_s = give_up_after_s
         self._gateways = Gateways(client, self._home, self._books, self._closed)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import select
 import socket
+import ssl
 import time
 from collections.abc import Sequence
 
 from lifl.client.addresses import target
-from lifl.core.config.values import is_loopback
+from lifl.client.bearer import BearerAccess
+from lifl.core.config.values import is_loopback, joined_address
 from lifl.core.errors import LocalFault, Refused
 from lifl.core.identity import Role
 from lifl.tls.contexts import Contexts, unverified_context
@@ -23,6 +25,7 @@ from lifl.tls.folder import VARIABLE, load, sole_folder, user_folder, user_folde
 from lifl.tls.proxy import Opened, connected
 from lifl.tls.renewing import renew_when_due
 from lifl.tls.tls_socket import Stream, TlsSocket
+from lifl.tls.token_file import VARIABLE as TOKEN_VARIABLE
 
 KEEPALIVE_IDLE_S = 30
 UNACKNOWLEDGED_S = 60
@@ -35,7 +38,8 @@ class Dialler:
     """Makes a client's connections to any of a cluster's gateways; `nodes` are those that were given.
 
     `opened` is told each socket before it is connected.  `identity` is an identity folder; else it is looked for
-    (`tls/folder.py`).  `insecure`: nodes are spoken to in plain, and nobody knows who they are.
+    (`tls/folder.py`).  `insecure`: nodes are spoken to in plain, and nobody knows who they are.  `token_file` has a
+    bearer token, or ``$LIFL_TOKEN_FILE`` does.
     """
 
     def __init__(
@@ -44,8 +48,16 @@ class Dialler:
         identity: str | os.PathLike[str] | None = None,
         insecure: bool = False,
         opened: Opened = lambda _sock: None,
+        token_file: str | os.PathLike[str] | None = None,
     ) -> None:
+        if token_file is not None and (identity is not None or insecure):
+            other = "identity" if identity is not None else "insecure"
+            raise LocalFault(f"token_file and {other} are given: a client comes by one of them")
+        if token_file is None and identity is None and not insecure:
+            token_file = os.environ.get(TOKEN_VARIABLE)
         self._nodes = tuple(nodes)
+        self.bearer = BearerAccess(token_file) if token_file else None
+        """What it comes with to TCP ports, in the place of an identity, if anything."""
         self._given = identity or os.environ.get(VARIABLE)
         self._insecure = insecure
         self._opened = opened
@@ -59,6 +71,8 @@ class Dialler:
         where = target(address)
         if isinstance(where, str):
             return self._unix(where, patience_s)
+        if self.bearer is not None:
+            return self.bearer.connect(address, lambda context: self._shaken(context, where, patience_s))
         contexts = self._contexts_for(address, where[0])
         self.renew()
         raw = self._tcp(*where, patience_s)
@@ -68,6 +82,21 @@ class Dialler:
         except BaseException:
             raw.close()
             raise
+
+    def _shaken(self, context: ssl.SSLContext, where: tuple[str, int], patience_s: float) -> TlsSocket:
+        """Return a new connection that is secured with a context."""
+        raw = self._tcp(*where, patience_s)
+        try:
+            _tune(raw)
+            sock = TlsSocket(raw, context, host=where[0])
+            _shake(sock, patience_s)
+        except TlsFault as fault:
+            raw.close()
+            raise TlsFault(f"{joined_address(*where)}: {fault}", fault.lasting) from fault
+        except BaseException:
+            raw.close()
+            raise
+        return sock
 
     def renew(self) -> None:
         """Begin to renew the identity, if it is used and that is due; nothing waits for it."""

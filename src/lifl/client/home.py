@@ -106,8 +106,9 @@ class Home:
         direct: bool,
         identity: str | os.PathLike[str] | None = None,
         insecure: bool = False,
+        token_file: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.dialler = Dialler(nodes, identity, insecure, self.opened)
+        self.dialler = Dialler(nodes, identity, insecure, self.opened, token_file)
         self.stream: Stream | None = None
         """The connection, while there is one."""
         self._nodes = deque(nodes)

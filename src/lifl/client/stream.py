@@ -114,6 +114,9 @@ class Stream:
 
     def greet(self, client: str, direct: bool, knows: tuple[str, ...] = cm.KNOWS) -> None:
         """Say Hello and take the answer.  Raise `Refused` too; `OlderNode` when the node has no word for `knows`."""
+        token = self.dialler.bearer.token_for(self._sock) if self.dialler.bearer is not None else None
+        if token is not None:
+            self.send(cm.ShowToken(token.number, token.secret))
         self.send(cm.Hello(cm.PROTOCOL_VERSION, client, direct=direct and self.is_local, knows=knows))
         answer = self._answer()
         if isinstance(answer, cm.Challenge) and self._is_loopback():

@@ -284,6 +284,8 @@ BACKUP_SMALL_BYTES_MAX = 1024 * 1024
 
 TOKENS_MAX = 1_000
 """Tokens of one cluster that are neither used up, expired nor revoked."""
+BEARERS_MAX = 1_000
+"""Bearer tokens of one cluster that have not expired, revoked ones among them: every node keeps their digests."""
 TOKEN_USES_MAX = 10_000
 TOKEN_TTL_S_MAX = 30 * 24 * 3600.0
 TOKEN_CHARS_MAX = 256

@@ -150,7 +150,7 @@ class Daemon:
         asked = lambda message, link: self._requests.handle(message, link)  # noqa: E731, PLW0108 - made below
         self.cli = CliServer(folder / "lifld.sock", asked, self.audit)
         opened.callback(self.cli.close)
-        self._enforcement = Enforcement(self.credentials.revocations, self.gateway)
+        self._enforcement = Enforcement(self.credentials.revocations, self.credentials.bearers, self.gateway)
         self._enforcement.add(self.cli)
         self._renewal = Renewal(self.credentials, lambda: self.status.authority_address() or config.join)
         opened.callback(self._renewal.close)
@@ -262,6 +262,7 @@ class Daemon:
         ours = (self.identity, self._driver, self.store, self.audit, self.credentials, self.cli, cluster)
         bridge = Bridge(listener, self.config.join, *ours)
         self._enforcement.add(bridge)
+        self._enforcement.tell_bearers = bridge.bearers.changed
         self._performer.peers = bridge.peers
         self.status.bridge = bridge
         if self.succession is not None:

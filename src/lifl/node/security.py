@@ -9,12 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
 from lifl.core import limits
+from lifl.core.errors import Refused
 from lifl.core.identity import Role
+from lifl.core.trust.bearers import Bearer, BearerList
+from lifl.core.trust.enrolment import Guesses, WrongToken
 from lifl.core.trust.revocation import RevokedList
 from lifl.tls.contexts import Contexts
 from lifl.tls.cookie_file import read
@@ -40,7 +44,9 @@ class Secured:
     def __init__(self, sock: Stream, security: Security | None = None) -> None:
         self.sock = sock
         self.peer: Peer | None = None
-        """Who it is, from `check` on, if a certificate says so."""
+        """Who it is, from `check` on, if a certificate says so; from `take` on, if a bearer token does."""
+        self.bearer = ""
+        """The number of that token."""
         self._security = security
         self._contexts = security.contexts if security is not None else None
 
@@ -63,12 +69,24 @@ class Secured:
             assert self.peer is not None
             raise TlsFault(f"certificate {self.peer.serial} of {self.peer.identity} is revoked")
 
+    def take(self, number: str, secret: str, source: str) -> None:
+        """Note who it is by a bearer token, of who has shown no certificate.  Raise `Refused`."""
+        if self._security is None or self._contexts is None or not self.is_stranger:
+            text = "a bearer token is for who comes by TLS and has no certificate: this connection needs none"
+            raise Refused("no-token-wanted", "token", text)
+        found = self._security.holder(number, secret, source)
+        since = found.created_unix_s
+        who = (self._contexts.own.cluster, found.identity, "", since, found.expires_unix_s)
+        self.peer, self.bearer = Peer(*who, jobs=(found.job,), issued_unix_s=since), number
+
     @property
     def is_revoked(self) -> bool:
-        """Whether the certificate is not believed any more."""
+        """Whether the certificate, or the bearer token, is not believed any more."""
         peer = self.peer
         if peer is None or self._security is None:
             return False
+        if self.bearer and not self._security.bearers.is_valid(self.bearer, time.time()):
+            return True
         return self._security.revoked.names(peer.identity, peer.serial, peer.issued_unix_s)
 
     @property
@@ -97,6 +115,33 @@ class Security:
         self.cookie = cookie
         self.revoked = RevokedList()
         """What is not believed any more: it is put in the place of the list that was."""
+        self.bearers = BearerList()
+        """The bearer tokens, in the same way."""
+        self._guesses = Guesses()
+
+    def holder(self, number: str, secret: str, source: str) -> Bearer:
+        """Return the bearer token of which somebody at an address tells the secret, whatever door it comes by.
+
+        Raise `Refused`.
+        """
+        now = time.time()
+        try:
+            found = self.bearers.holder(number, secret, now)
+        except WrongToken:
+            self._guesses.wrong(source, now)
+            raise
+        if self.revoked.names(found.identity, "", found.created_unix_s):
+            raise Refused("revoked", "token", f"all that {found.identity} had was revoked: ask for a new token")
+        return found
+
+    def roots(self) -> str:
+        """Return the authority's roots (PEM).  Raise `Refused` where there are none."""
+        if self.contexts is None:
+            raise Refused("not-secured", "", "this node has no certificates: it takes no bearer tokens")
+        try:
+            return self.contexts.files.ca.read_text()
+        except OSError as error:
+            raise Refused("no-roots", "", "this node cannot read its authority's roots: its log says more") from error
 
     @property
     def is_on(self) -> bool:

@@ -9,8 +9,6 @@ time.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import re
 import socket
 import ssl
 from collections.abc import Sequence
@@ -30,6 +28,7 @@ from lifl.tls.contexts import Contexts, client_context, unverified_context
 from lifl.tls.faults import TlsFault
 from lifl.tls.folder import save
 from lifl.tls.proxy import connected
+from lifl.tls.roots import root_named
 from lifl.tls.signing_request import new_key
 from lifl.tls.tls_socket import TlsSocket
 
@@ -38,7 +37,6 @@ STEP_S = 15.0
 """How long one step may take: to connect, the handshake, the answer."""
 REDIRECTS_MAX = 4
 GATEWAYS_PORT = "where clients come to a node (lifl up --listen); give its control address (lifl up --control)"
-_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----", re.DOTALL)
 
 
 class Obtained(NamedTuple):
@@ -125,10 +123,8 @@ def _sent_on(address: str) -> RemoteFault:
 def _found(address: str, token: Token, by_proxy: bool) -> tuple[str, str]:
     """Return where the authority is, and of its roots (PEM) the one that the token names."""
     address, told = _authority_at(address, by_proxy)
-    for found in _CERTIFICATE.findall(told.roots.decode(errors="replace")):
-        with contextlib.suppress(ValueError):
-            if hashlib.sha256(ssl.PEM_cert_to_DER_cert(found)).hexdigest() == token.authority:
-                return address, found
+    if (root := root_named(told.roots.decode(errors="replace"), token.authority)) is not None:
+        return address, root
     raise _wrong_server(address, "its authority is not the one that the token names")
 
 

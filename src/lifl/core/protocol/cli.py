@@ -6,7 +6,7 @@ from typing import Annotated, Any, get_args
 
 import msgspec
 
-from lifl.core.fields import ClientPattern, Count, Integer, Message, Path, StateNames, Word
+from lifl.core.fields import ClientPattern, Count, Integer, Message, Name, Path, StateNames, Word
 from lifl.core.identity import Role
 from lifl.core.limits import (
     MODEL_PIECE_BYTES,
@@ -172,12 +172,24 @@ class CreateToken(Message, frozen=True):
     ttl_s: Annotated[float, msgspec.Meta(gt=0, le=TOKEN_TTL_S_MAX)] = 900.0
 
 
+class CreateBearer(Message, frozen=True):
+    """Asks for a bearer token: answered as CreateToken.
+
+    Who has it takes part as this name in this job, without a certificate, over as many connections as it likes.
+    """
+
+    role: Role
+    name: Name
+    job: Name
+    ttl_s: Annotated[float, msgspec.Meta(gt=0, le=TOKEN_TTL_S_MAX)] = 900.0
+
+
 class ListTokens(Message, frozen=True):
     """Asks for the tokens: answered by Answer {"tokens": [...]}, without their secrets."""
 
 
 class RevokeToken(Message, frozen=True):
-    """Lets nobody in by a token any more; who came by it stays."""
+    """Lets nobody in by a token any more; who came by it stays, but for who takes part by a bearer token."""
 
     number: Word
 
@@ -219,6 +231,7 @@ FromCli = (
     | ReadModel
     | DrainNode
     | CreateToken
+    | CreateBearer
     | ListTokens
     | RevokeToken
     | ListCertificates
@@ -243,6 +256,7 @@ ACTION_OF: dict[type[Message], Action] = {
     ReadModel: Action.READ_MODEL,
     DrainNode: Action.STOP_NODE,
     CreateToken: Action.MANAGE_TOKENS,
+    CreateBearer: Action.MANAGE_TOKENS,
     ListTokens: Action.MANAGE_TOKENS,
     RevokeToken: Action.MANAGE_TOKENS,
     ListCertificates: Action.SEE_CERTIFICATES,

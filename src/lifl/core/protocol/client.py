@@ -13,7 +13,7 @@ digest (`schema.Layout.digest`) stands for them, in both directions, and `tensor
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -38,8 +38,9 @@ from lifl.core.fields import (
     Text,
     Word,
 )
-from lifl.core.limits import REASON_BYTES_MAX
+from lifl.core.limits import CHAIN_BYTES_MAX, REASON_BYTES_MAX
 from lifl.core.protocol.versions import Spoken
+from lifl.core.trust.tokens import TokenNumber, TokenSecret
 
 SPOKEN = Spoken("protocol of clients", first=1)
 PROTOCOL_VERSION = SPOKEN.version
@@ -70,6 +71,23 @@ class Prove(Message, frozen=True):
     """The answer to Challenge: `proof` shows that the client has read the cookie (`trust/cookie.py`)."""
 
     proof: Secret
+
+
+class AskRoots(Message, frozen=True):
+    """Asks for the authority's roots, as the only frame of a connection that is not verified: answered by Roots.
+
+    Who has a bearer token compares them with the digest in it, before it comes again and tells its secret.
+    """
+
+
+class ShowToken(Message, frozen=True):
+    """Comes before Hello, of who has no certificate: the bearer token as whose bearer it says Hello."""
+
+    token: TokenNumber
+    secret: TokenSecret
+
+    def __repr__(self) -> str:
+        return f"ShowToken({self.token})"  # its secret is shown nowhere
 
 
 class Join(Message, frozen=True):
@@ -163,7 +181,21 @@ class Ping(Message, frozen=True):
     """Asks for Pong: is the node there?"""
 
 
-FromClient = Hello | Prove | Join | GetModel | Submit | Filled | Leave | Decline | Offer | Checksums | Ping
+FromClient = (
+    AskRoots
+    | ShowToken
+    | Hello
+    | Prove
+    | Join
+    | GetModel
+    | Submit
+    | Filled
+    | Leave
+    | Decline
+    | Offer
+    | Checksums
+    | Ping
+)
 
 
 # ---- gateway → client ------------------------------------------------------------------------------------------
@@ -176,6 +208,12 @@ class Welcome(Message, frozen=True, omit_defaults=True):
     node: Word
     direct: bool = False
     knows: KnownWords = ()
+
+
+class Roots(Message, frozen=True):
+    """The roots of the authority (PEM), the newest first: to be believed by nobody without a digest."""
+
+    roots: Annotated[str, msgspec.Meta(max_length=CHAIN_BYTES_MAX)]
 
 
 class Challenge(Message, frozen=True):
@@ -307,6 +345,7 @@ class JobOver(Message, frozen=True):
 ToClient = (
     Welcome
     | Challenge
+    | Roots
     | Pong
     | Selected
     | Model

@@ -46,6 +46,7 @@ from lifl.core.limits import (
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.versions import Spoken
+from lifl.core.trust.bearers import Bearers
 from lifl.core.trust.revocation import Revocations
 
 SPOKEN = Spoken("control channel", first=4)
@@ -61,7 +62,9 @@ COORDINATES = "coordinates"
 """The word of a node that may come to coordinate: it is asked whether it sees a job's folder."""
 DRAIN = "drain"
 """The word of a node that can be drained, and says in its Inventory whether it is."""
-KNOWS = (SECRETS, QUOTAS, JOURNAL, DRAIN)
+BEARERS = "bearers"
+"""The word of a node that knows of bearer tokens."""
+KNOWS = (SECRETS, QUOTAS, JOURNAL, DRAIN, BEARERS)
 """What a node of this version knows (`PeerHello.knows`)."""
 HEARTBEAT_S = 1.0
 SUSPECT_S = 3.0
@@ -159,6 +162,12 @@ class Revoked(Message, frozen=True):
     entries: Revocations
 
 
+class BearersTold(Message, frozen=True):
+    """The bearer tokens of the cluster, as Revoked: to and from nodes that know of them (`BEARERS`)."""
+
+    entries: Bearers
+
+
 class Heartbeat(Message, frozen=True):
     """Alive.  From an agent also its load (MC in updates, k per second, E in seconds), and its branches' tasks."""
 
@@ -219,11 +228,12 @@ class Leaving(Message, frozen=True):
 
 
 Greeting = PeerWelcome | PeerRedirect | PeerRejoin | PeerRefusal
-ToAgent = PeerMembers | Heartbeat | Revoked | SeeFolder | o.Order
+ToAgent = PeerMembers | Heartbeat | Revoked | BearersTold | SeeFolder | o.Order
 ToCoordinator = (
     Heartbeat
     | FolderSeen
     | Revoked
+    | BearersTold
     | Inventory
     | Draining
     | Leaving

@@ -26,6 +26,7 @@ from lifl.core.fields import (
 )
 from lifl.core.limits import BYTES_PER_S_MAX, CONTRIBUTION_BYTES_MAX
 from lifl.core.planning.treatment import Patterns
+from lifl.core.trust.bearers import Bearers
 from lifl.core.trust.revocation import Revocations
 
 # ---- gateway → lifld -------------------------------------------------------------------------------------------
@@ -306,6 +307,12 @@ class Revoked(Message, frozen=True):
     entries: Revocations
 
 
+class BearersTold(Message, frozen=True):
+    """The bearer tokens of the cluster, in the place of what the gateway had: connections of those not valid end."""
+
+    entries: Bearers
+
+
 class AskStats(Message, frozen=True):
     """Asks for GatewayStats."""
 
@@ -353,6 +360,7 @@ ToGateway = (
     | TellClient
     | HangUp
     | Revoked
+    | BearersTold
     | AskStats
     | Pulse
     | Drain

@@ -67,20 +67,35 @@ POLICY: dict[Role, dict[Action, Scope]] = {
 """What each role may do, and of what."""
 
 
-def check(identity: Identity, action: Action, name: str = "", job: str = "", jobs: Collection[str] = ()) -> None:
+BY_BEARER = frozenset({Action.TAKE_PART})
+"""What may be done by a bearer token at all; all else takes a certificate."""
+
+
+def check(
+    identity: Identity,
+    action: Action,
+    name: str = "",
+    job: str = "",
+    jobs: Collection[str] = (),
+    bearer: bool = False,
+) -> None:
     """Raise `Refused` unless somebody may do an action: in the name `name`, about `job`.
 
-    `jobs` are those that its certificate names.  An empty `name` or `job`: the action is about none.
+    `jobs` are those that its certificate names, or its token: a `bearer` has shown no certificate.  An empty `name` or
+    `job`: the action is about none.
     """
+    shown = "bearer token" if bearer else "certificate"
+    if bearer and action not in BY_BEARER:
+        raise Refused("not-allowed", "", f"{identity} may not {action.value} by a {shown}: that takes a certificate")
     scope = POLICY[identity.role].get(action)
     if scope is None:
         able = " or ".join(role for role in ROLES if may(role, action))
         raise Refused("not-allowed", "", f"{identity} may not {action.value}: that is for: {able}")
     if scope is not Scope.ALL and name and name != identity.name:
-        text = f"{identity} may do that in its own name alone, not as {name!r}: its certificate says who it is"
+        text = f"{identity} may do that in its own name alone, not as {name!r}: its {shown} says who it is"
         raise Refused("not-own-name", "name", text)
     if scope is Scope.OWN_IN_ITS_JOBS and jobs and job and job not in jobs:
-        text = f"{identity} may take part in {', '.join(sorted(jobs))} alone, not in {job!r}: its certificate says so"
+        text = f"{identity} may take part in {', '.join(sorted(jobs))} alone, not in {job!r}: its {shown} says so"
         raise Refused("not-own-job", "job", text)
 
 

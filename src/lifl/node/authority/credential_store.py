@@ -1,8 +1,8 @@
 """What is kept of tokens, certificates and revocations: tables of their own in the node's database.
 
-The authority's node has tokens and certificates; revocations are on every node, on the others as the coordinator told
-them last.  A row is durable when a call returns.  A token's use is counted in the transaction that notes its
-certificate: of two who come with the last use of one, one gets it.
+The authority's node has tokens and certificates; revocations and bearer tokens are on every node, on the others as the
+coordinator told them last.  A row is durable when a call returns.  A token's use is counted in the transaction that
+notes its certificate: of two who come with the last use of one, one gets it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import msgspec
 
 from lifl.core.errors import Refused, ResourceFault
 from lifl.core.limits import CERTIFICATES_MAX, REVOKED_MAX, TOKENS_MAX
+from lifl.core.trust.bearers import Bearer
 from lifl.core.trust.enrolment import TokenRow
 from lifl.core.trust.revocation import Revocation
 from lifl.node.database import Database, tables_fault
@@ -37,6 +38,9 @@ CREATE INDEX IF NOT EXISTS certificates_of_name ON certificates (role, name);
 CREATE INDEX IF NOT EXISTS certificates_of_key ON certificates (key);
 CREATE TABLE IF NOT EXISTS revocations (
     which TEXT PRIMARY KEY, revoked_unix_s REAL NOT NULL, expires_unix_s REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS bearers (
+    number TEXT PRIMARY KEY, digest BLOB NOT NULL, role TEXT NOT NULL, name TEXT NOT NULL, job TEXT NOT NULL,
+    created_unix_s REAL NOT NULL, expires_unix_s REAL NOT NULL, revoked INTEGER NOT NULL DEFAULT 0);
 COMMIT;
 """
 DROP_COVERED = """
@@ -214,6 +218,22 @@ class CredentialStore(Database):
         columns = "which, revoked_unix_s, expires_unix_s"
         rows = self._all(f"SELECT {columns} FROM revocations WHERE expires_unix_s > ? ORDER BY which", (now_unix_s,))
         return [self._as(Revocation, columns, row) for row in rows]
+
+    # ---- bearer tokens -----------------------------------------------------------------------------------------------
+
+    def bearers(self, now_unix_s: float) -> list[Bearer]:
+        """Return the bearer tokens that have not expired."""
+        columns = "number, digest, role, name, job, created_unix_s, expires_unix_s, revoked"
+        rows = self._all(f"SELECT {columns} FROM bearers WHERE expires_unix_s > ? ORDER BY number", (now_unix_s,))
+        return [self._as(Bearer, columns, (*row[:-1], bool(row[-1]))) for row in rows]
+
+    def replace_bearers(self, rows: Iterable[Bearer]) -> None:
+        """Keep these bearer tokens, and no others."""
+        with self._told(), self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("DELETE FROM bearers")
+            values = [tuple(getattr(row, name) for name in row.__struct_fields__) for row in rows]
+            self._db.executemany("INSERT INTO bearers VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
 
     def _count(self, table: str) -> int:
         ((count,),) = self._db.execute(f"SELECT count(*) FROM {table}").fetchall()

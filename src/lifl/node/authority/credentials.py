@@ -15,6 +15,7 @@ from lifl.core.errors import LiflError, Refused, ResourceFault
 from lifl.core.trust.tokens import Token
 from lifl.node.authority.authority import Authority, Handed
 from lifl.node.authority.authority_file import has_authority, open_authority
+from lifl.node.authority.bearers import BearerTokens
 from lifl.node.authority.credential_store import CredentialStore
 from lifl.node.authority.revocations import Revocations
 from lifl.tls.contexts import Contexts, is_usable
@@ -44,6 +45,7 @@ class Credentials:
         self.note = note
         self.store = CredentialStore(folder / "lifl.db")
         self.revocations = Revocations(self.store)
+        self.bearers = BearerTokens(self.store)
         self.authority: Authority | None = None
         self.contexts: Contexts | None = None
         self.on_renew: Callable[[], None] | None = None

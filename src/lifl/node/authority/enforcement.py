@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from lifl.core.protocol import gateway as gm
 from lifl.core.trust.revocation import Revocation, RevokedList
+from lifl.node.authority.bearers import BearerTokens
 from lifl.node.authority.revocations import Revocations
 from lifl.node.children import Child
 
@@ -21,11 +23,15 @@ class Door(Protocol):
 class Enforcement:
     """Applies each change of the list to the gateway and to the doors of the daemon itself."""
 
-    def __init__(self, revocations: Revocations, gateway: Child) -> None:
+    def __init__(self, revocations: Revocations, bearers: BearerTokens, gateway: Child) -> None:
         self._revocations = revocations
+        self._bearers = bearers
         self._gateway = gateway
         self._doors: list[Door] = []
+        self.tell_bearers: Callable[[], None] = lambda: None
+        """Told when the bearer tokens have changed, for other nodes."""
         revocations.on_change = self._apply
+        bearers.on_change = self._tell_bearers
 
     def add(self, door: Door) -> None:
         """Apply the list to a door, now and from now on."""
@@ -33,8 +39,12 @@ class Enforcement:
         door.revoke(self._revocations.entries, self._revocations.list)
 
     def tell_gateway(self) -> None:
-        """Tell the gateway the list: it has just begun, or the list has changed."""
-        self._gateway.send(gm.Revoked(self._revocations.entries))
+        """Tell the gateway the lists: it has just begun, or one of them has changed."""
+        self._gateway.send(gm.Revoked(self._revocations.entries), gm.BearersTold(self._bearers.entries))
+
+    def _tell_bearers(self) -> None:
+        self.tell_gateway()
+        self.tell_bearers()
 
     def _apply(self) -> None:
         self.tell_gateway()

@@ -9,9 +9,11 @@ from typing import Any
 import msgspec
 
 from lifl.core.errors import Refused
+from lifl.core.identity import Identity
 from lifl.core.protocol import cli as om
 from lifl.node.authority.credentials import Credentials
 
+BEARER_SHOWN = ("number", "role", "created_unix_s", "expires_unix_s")
 CERTIFICATES_SHOWN = 4_096
 """Certificates in one answer: each takes some hundred bytes."""
 
@@ -32,6 +34,8 @@ class CredentialRequests:
                 about = {"token": made.number, "role": role, "name": pattern, "job": ",".join(jobs)}
                 credentials.note("token.made", who, uses=uses, ttl_s=round(ttl_s), **about)
                 return {"token": made.line(), "number": made.number, "expires_unix_s": time.time() + ttl_s}
+            case om.CreateBearer():
+                return self._create_bearer(message, who)
             case om.ListTokens():
                 credentials.authority_here(self._home())
                 return {"tokens": self._tokens()}
@@ -55,17 +59,34 @@ class CredentialRequests:
             case _:
                 return None
 
+    def _create_bearer(self, message: om.CreateBearer, who: str) -> dict[str, Any]:
+        credentials = self._credentials
+        authority = credentials.authority_here(self._home()).certificates.digest
+        identity = Identity(message.role, message.name)
+        after = credentials.revocations.issued(identity, 0.0)
+        made = credentials.bearers.create(authority, identity, message.job, message.ttl_s, after)
+        about = {"token": made.number, "role": message.role, "name": message.name, "job": message.job}
+        credentials.note("token.made", who, bearer=1, ttl_s=round(message.ttl_s), **about)
+        return {"token": made.line(), "number": made.number, "expires_unix_s": time.time() + message.ttl_s}
+
     def _tokens(self) -> list[dict[str, Any]]:
         now = time.time()
         lines = []
+        for each in self._credentials.bearers.entries:
+            line = {name: value for name, value in msgspec.structs.asdict(each).items() if name in BEARER_SHOWN}
+            state = {"pattern": each.name, "jobs": [each.job], "bearer": True, "state": each.state(now)}
+            lines.append({**line, "uses": 0, "used": 0, **state})
         for row in self._credentials.store.tokens():
             line = {name: value for name, value in msgspec.structs.asdict(row).items() if name != "digest"}
-            lines.append({**line, "jobs": list(row.jobs), "state": row.state(now)})
-        return lines
+            lines.append({**line, "jobs": list(row.jobs), "bearer": False, "state": row.state(now)})
+        return sorted(lines, key=lambda line: line["created_unix_s"])
 
     def _revoke_token(self, number: str, who: str) -> dict[str, Any]:
         credentials = self._credentials
         credentials.authority_here(self._home())
+        if credentials.bearers.revoke(number):
+            credentials.note("token.revoked", who, token=number)
+            return {"number": number}
         if credentials.store.token(number) is None:
             text = f"there is no token {number!r}; `lifl token list` shows them"
             raise Refused("unknown-token", "number", text)

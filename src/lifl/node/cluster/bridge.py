@@ -27,6 +27,7 @@ from lifl.node.audit_log import AuditLog
 from lifl.node.authority.credentials import Credentials
 from lifl.node.authority.desk import Desk
 from lifl.node.cli_server import CliServer
+from lifl.node.cluster.bearer_news import BearerNews
 from lifl.node.cluster.folder_looks import FolderLooks, look
 from lifl.node.cluster.nodes_shown import NodesShown
 from lifl.node.cluster.transport import Peers, Send
@@ -78,6 +79,8 @@ class Bridge:
         self.peers = Peers(listener, self._hello, not join and not cluster, join, self, security=self._security)
         self.shown = NodesShown(identity, driver.engine, self.peers.members)
         self._looks = FolderLooks(self.peers.send)
+        moves, makes = self._security.is_on and bool(cluster), credentials.authority is not None
+        self.bearers = BearerNews(credentials.bearers, self.peers, driver.engine, moves, makes)
 
     @property
     def control(self) -> str:
@@ -125,6 +128,7 @@ class Bridge:
         self._audit.note("peer.joined", who, node=node, incarnation=hello.incarnation)
         if self._security.is_on:
             send(p.Revoked(self._credentials.revocations.entries))
+            self.bearers.joined(hello, send)
         sizes = (hello.capacity, hello.arena_bytes, hello.workers_max)
         self._driver.handle(ev.NodeUp(hello.node, hello.gateway, *sizes, hello.incarnation, hello.knows))
 
@@ -165,6 +169,8 @@ class Bridge:
         elif isinstance(message, p.Revoked):
             if self._cluster:
                 self._credentials.revocations.merge(message.entries)
+        elif isinstance(message, p.BearersTold):
+            self.bearers.heard(message.entries, self.peers.has_authority(node))
         elif isinstance(message, p.Heartbeat):
             self.shown.beats[node] = message
             self._driver.handle(ev.NodeLoadTold(node, message.capacity, message.rate_per_s, message.execution_s))
@@ -185,6 +191,7 @@ class Bridge:
         self._term = welcome.term
         if self._cluster and self._security.is_on:
             self.peers.report(p.Revoked(self._credentials.revocations.entries))
+        self.bearers.coordinator_up()
         self._driver.handle(ev.CoordinatorUp(stranger, moved))
 
     def coordinator_down(self) -> None:
@@ -205,13 +212,15 @@ class Bridge:
         """Log why the node cannot join."""
         log.error("coordinator.refused %s", text)
 
-    def order(self, order: o.Order | p.Revoked | p.SeeFolder) -> None:
+    def order(self, order: o.Order | p.Revoked | p.BearersTold | p.SeeFolder) -> None:
         """Obey an order of the coordinator, or answer its question."""
         match order:
             case p.Revoked(entries) if self._cluster:
                 self._credentials.revocations.merge(entries)
             case p.Revoked(entries):
                 self._credentials.revocations.replace(entries)
+            case p.BearersTold(entries):
+                self.bearers.told(entries)
             case p.SeeFolder():
                 start(self._tasks, self._look(order), "a look at a folder")
             case _:

@@ -219,6 +219,11 @@ class CoordinatorSide:
         for link in list(self._links.values()):
             link.send(p.Revoked(entries))
 
+    def has_authority(self, node: int) -> bool:
+        """Return whether a node's certificate says that it issues certificates."""
+        peer = self._shown.get(node)
+        return peer is not None and peer.is_authority
+
     def send(self, node: int, message: Message) -> None:
         link = self._links.get(node)
         if link is None:

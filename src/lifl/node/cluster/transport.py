@@ -153,6 +153,10 @@ class Peers:
         if isinstance(self._side, CoordinatorSide):
             self._side.revoke(entries, revoked)
 
+    def has_authority(self, node: int) -> bool:
+        """Return whether an agent's certificate says that it issues certificates, as the coordinator."""
+        return isinstance(self._side, CoordinatorSide) and self._side.has_authority(node)
+
     def members(self) -> list[dict[str, Any]]:
         """Return all members, the coordinator first: the fields of PeerMember with `node` as 16 hex digits, and `role`.
 

@@ -19,6 +19,7 @@ import asyncio
 import logging
 import secrets
 import socket
+import time
 
 import msgspec
 
@@ -76,6 +77,7 @@ class Connection:
         self._reader = FrameReader(self._socket, shared)
         self._outbox = Outbox(self._socket, shared.waiting)
         self._loop = asyncio.get_running_loop()
+        self._expiry: asyncio.TimerHandle | None = None
         self._intake = Intake(number, shared, self._socket, self._reader, self._outbox, self._grants)
 
     # ---- what the daemon says --------------------------------------------------------------------------------------
@@ -124,7 +126,7 @@ class Connection:
     def end_if_revoked(self) -> None:
         """End the connection of somebody whose certificate is not believed any more."""
         if self._secured.is_revoked:
-            self._socket.cut("its certificate was revoked")
+            self._socket.cut(f"its {'bearer token' if self._secured.bearer else 'certificate'} was revoked")
 
     def hang_up(self, after_updates: bool) -> None:
         """End the connection, or (`after_updates`) if an update is under way as soon as that is answered."""
@@ -164,6 +166,8 @@ class Connection:
             log.exception("gateway.connection %d of client %s failed", self._number, self._client or "-")
             sock.cut_because = f"a fault of this node: {type(error).__name__}: {error}"[:TEXT_CHARS_MAX]
         finally:
+            if self._expiry is not None:
+                self._expiry.cancel()
             sock.shut()
             if self._outbox.flusher is not None:
                 await asyncio.wait({self._outbox.flusher})
@@ -190,8 +194,18 @@ class Connection:
             return
 
     async def _hello(self) -> cm.Hello:
-        """Return the client's Hello, when it has shown its cookie where that is asked for."""
+        """Return the client's Hello, when it has shown its cookie where that is asked for.
+
+        Before it may come a bearer token; who asks for the authority's roots, in its place, has them and must go.
+        """
         hello = await self._reader.read()
+        if isinstance(hello, cm.AskRoots):
+            self._outbox.send(cm.Roots(self._shared.security.roots()))
+            await self._linger()
+            raise EOFError("it has asked for the authority's roots")
+        if isinstance(hello, cm.ShowToken):
+            self._secured.take(hello.token, hello.secret, self._socket.who)
+            hello = await self._reader.read()
         if not isinstance(hello, cm.Hello):
             raise RemoteFault(f"the first message must be Hello, not {type(hello).__name__}")
         if fault := cm.SPOKEN.fault(hello.version, "this node", "the client"):
@@ -213,9 +227,11 @@ class Connection:
         async with asyncio.timeout(limits.HELLO_S):
             hello = await self._hello()
         self._identify(hello.client)
+        self._expire()
         self._shared.quotas.greeted(self._number, self._socket.who, hello.client, self._loop.time())
         self._client = hello.client
-        self._shared.link.send(gm.Greeted(self._number, self._socket.who))
+        by = f" by token {self._secured.bearer}" if self._secured.bearer else ""
+        self._shared.link.send(gm.Greeted(self._number, self._socket.who + by))
         self._reader.greeted = True
         self._digests = cm.DIGESTS in hello.knows
         self._direct = hello.direct and self._socket.is_same_user()
@@ -223,29 +239,42 @@ class Connection:
         self._outbox.send(cm.Welcome(cm.PROTOCOL_VERSION, self._shared.node, self._direct, knows))
 
     def _identify(self, client: str) -> None:
-        """Note who it is, by the certificate.  Raise `Refused` unless that one may say Hello as `client`."""
-        if self._secured.is_stranger:
+        """Note who it is, by the certificate or the bearer token.
+
+        Raise `Refused` unless that one may say Hello as `client`.
+        """
+        by_token = bool(self._secured.bearer)
+        if self._secured.is_stranger and not by_token:
             raise Refused("no-certificate", "identity", ASKS_FOR_CERTIFICATE)
         try:
-            self._secured.check(ROLES)
+            if not by_token:
+                self._secured.check(ROLES)
         except TlsFault as fault:
             raise Refused("wrong-certificate", "identity", f"this connection is not taken: {fault}") from fault
         peer = self._secured.peer
         if peer is not None:
             self._socket.who = str(peer.identity)
-            if not policy.may(peer.identity.role, policy.Action.CARRY):
-                policy.check(peer.identity, policy.Action.TAKE_PART, client)
+            if by_token or not policy.may(peer.identity.role, policy.Action.CARRY):
+                policy.check(peer.identity, policy.Action.TAKE_PART, client, bearer=by_token)
+
+    def _expire(self) -> None:
+        """End the connection when its bearer token has expired."""
+        peer = self._secured.peer
+        if self._secured.bearer and peer is not None:
+            left_s = max(0.0, peer.expires_unix_s - time.time())
+            self._expiry = self._loop.call_later(left_s, self._socket.cut, "its bearer token has expired")
 
     def _check_may(self, message: cm.FromClient) -> None:
         """Raise `Refused` unless the certificate's role may ask for that."""
         peer = self._secured.peer
         if peer is None or isinstance(message, cm.Ping):
             return
+        by_token = bool(self._secured.bearer)
         if isinstance(message, cm.Offer) or (isinstance(message, cm.GetModel) and message.checked):
-            policy.check(peer.identity, policy.Action.CARRY)
+            policy.check(peer.identity, policy.Action.CARRY, bearer=by_token)
         else:
             job = getattr(message, "job", "")
-            policy.check(peer.identity, policy.Action.TAKE_PART, self._client, job, peer.jobs)
+            policy.check(peer.identity, policy.Action.TAKE_PART, self._client, job, peer.jobs, by_token)
 
     async def _take_update(self, submit: cm.Submit) -> None:
         self._submits, taken = True, False

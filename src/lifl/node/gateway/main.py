@@ -46,6 +46,7 @@ from lifl.core.errors import LiflError, Refused, ResourceFault
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import encode
+from lifl.core.trust.bearers import BearerList
 from lifl.core.trust.revocation import RevokedList
 from lifl.node import descriptors
 from lifl.node.gateway.body_moves import Movers
@@ -260,6 +261,10 @@ class Gateway:
                     connection.hang_up(after_updates)
             case gm.Revoked(entries):
                 self._security.revoked = RevokedList(entries)
+                for connection in list(connections.values()):
+                    connection.end_if_revoked()
+            case gm.BearersTold(entries):
+                self._security.bearers = BearerList(entries)
                 for connection in list(connections.values()):
                     connection.end_if_revoked()
             case gm.Pulse():

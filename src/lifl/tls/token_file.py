@@ -1,0 +1,34 @@
+"""A token in a file that others cannot read; it is never an argument of a command, where all of the machine see it."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from lifl.core.errors import ResourceFault
+from lifl.core.limits import TOKEN_CHARS_MAX
+from lifl.core.trust.tokens import Token, read_token
+
+VARIABLE = "LIFL_TOKEN_FILE"
+"""Names the file with the bearer token of a client that is given none."""
+BYTES_MAX = 4 * TOKEN_CHARS_MAX
+
+
+def token_in(path: str | os.PathLike[str], bearer: bool = False) -> Token:
+    """Return the token in a file: a bearer's, or one to join with.
+
+    Raise `ResourceFault` when it cannot be read, or by others too, and `Refused` when it has no such token.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            mode = os.fstat(fd).st_mode
+            if mode & (stat.S_IRWXG | stat.S_IRWXO):
+                text = (
+                    f"token file {path} has mode {stat.S_IMODE(mode):04o}: others can read it, and join in your place"
+                )
+                raise ResourceFault(f"{text}; close it with `chmod 600 {path}`, or revoke the token if they did")
+            data = file.read(BYTES_MAX + 1)
+    except OSError as error:
+        raise ResourceFault(f"token file {path} cannot be read: {error.strerror}") from error
+    return read_token(data.decode(errors="replace"), bearer)
