@@ -363,21 +363,68 @@ def of_config(kind: type, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield f"`{prefix}{name}`", limit_text(hint, name)
 
 
-def commands() -> Iterator[tuple[str, str]]:
-    keys = {name.replace("_", "-"): limit_text(hint, name) for name, hint in hints(NodeConfig).items()}
+ARGUMENT_FIELDS: dict[str, tuple[type[msgspec.Struct], str]] = {
+    "status JOB": (om.JobStatus, "job"),
+    "cancel JOB": (om.CancelJob, "job"),
+    "model JOB": (om.ReadModel, "job"),
+    "plan --round": (om.PlansOfRound, "job"),
+    "drain NODE": (om.DrainNode, "node"),
+    "token create --name": (om.CreateToken, "pattern"),
+    "token create --job": (om.CreateToken, "jobs"),
+    "token revoke NUMBER": (om.RevokeToken, "number"),
+    "cert revoke WHICH": (om.RevokeCertificate, "which"),
+}
+"""Texts of the command line that become the field of a request, and have its limit."""
+ARGUMENT_TEXTS = {
+    "--node": "HOST:PORT",
+    "--identity": "a path: an identity folder, as below",
+    "--state": f"a path of at most {limits.STATE_DIR_BYTES_MAX} bytes",
+    "submit --set": "SECTION.KEY=VALUE, as the key",
+    "plan --set": "SECTION.KEY=VALUE, as the key",
+    "plan --node": "NAME:CAPACITY:ARENA, as a node's keys `capacity` and `arena_bytes`",
+    "token create --ttl": f"a duration, such as 90s, 15m, 2h or 1d; above 0, at most {limits.TOKEN_TTL_S_MAX:g} s",
+    "enroll HOST:PORT": "HOST:PORT",
+    "enroll --token-file": "a path, or `-`: a token, as below",
+    "enroll --name": f"none, or {fields.NAME_RULE}",
+    "enroll --identity": "a path: an identity folder, as below",
+    "cert renew [HOST:PORT|DIR]": "HOST:PORT, or the path of an identity folder",
+    "store migrate SOURCE": "`sqlite`, or as the key `store`",
+    "store migrate TARGET": "`sqlite`, or as the key `store`",
+    "backup FILE": "a path",
+    "restore FILE": "a path: a backup, as below",
+}
+"""The limits of the others."""
+
+
+def parameters() -> Iterator[tuple[str, click.Command, click.Parameter]]:
+    """Every argument of every command: what both are called, the command, and the argument."""
     context = click.Context(cli)
-    for name in cli.list_commands(context):
-        command = cli.get_command(context, name)
+    for name in ("", *cli.list_commands(context)):
+        command = cli.get_command(context, name) if name else cli
         assert command is not None
-        inner = getattr(command, "commands", None)
+        inner = getattr(command, "commands", None) if name else None
         for title, each in [(f"{name} {n}", c) for n, c in inner.items()] if inner else [(name, command)]:
             for parameter in each.params:
                 shown = parameter.opts[0] if parameter.param_type_name == "option" else parameter.human_readable_name
-                key = keys.get(shown.lstrip("-")) if title == "up" else None
-                yield f"`lifl {title} {shown}`", f"as the key: {key}" if key else of_click(parameter)
+                yield f"{title} {shown}".strip(), each, parameter
 
 
-def of_click(parameter: click.Parameter) -> str:
+def commands() -> Iterator[tuple[str, str]]:
+    keys = {name.replace("_", "-"): limit_text(hint, name) for name, hint in hints(NodeConfig).items()}
+    for words, _command, parameter in parameters():
+        key = keys.get(words.removeprefix("up --")) if words.startswith("up ") else None
+        yield f"`lifl {words}`", f"as the key: {key}" if key else of_click(words, parameter)
+
+
+def of_text(words: str) -> str:
+    """The limit of a text; each has one that is written down above."""
+    if words in ARGUMENT_FIELDS:
+        kind, name = ARGUMENT_FIELDS[words]
+        return limit_text(hints(kind)[name], name)
+    return ARGUMENT_TEXTS["--state" if words.endswith(" --state") else words]
+
+
+def of_click(words: str, parameter: click.Parameter) -> str:
     kind = parameter.type
     if isinstance(kind, click.IntRange | click.FloatRange):
         return f"{kind.min if kind.min is not None else ''} to {kind.max if kind.max is not None else ''}".strip()
@@ -386,8 +433,10 @@ def of_click(parameter: click.Parameter) -> str:
     if getattr(parameter, "is_flag", False):
         return "a flag"
     if isinstance(kind, click.Tuple):
-        return ", ".join(of_click(click.Option(["--part"], type=each)) for each in kind.types)
-    return {"text": "a text: what it names is checked where it is used", "path": "a path"}.get(kind.name, kind.name)
+        return ", ".join(of_click(words, click.Option(["--part"], type=each)) for each in kind.types)
+    if kind.name == "text":
+        return of_text(words)
+    return {"path": "a path", "file": "the path of a file"}.get(kind.name, kind.name)
 
 
 def constants() -> Iterator[tuple[str, Any, str]]:
@@ -421,7 +470,8 @@ def page() -> str:
     for title, config in (("A job's keys", JobConfig), ("A node's keys", NodeConfig)):
         parts += [f"## {title}\n\nA violation: {refused}.\n", table(("key", "limit"), list(of_config(config)))]
     parts += [
-        "## Arguments of the command line\n\nA violation: refused with the usage; exit 2.\n",
+        "## Arguments of the command line\n\nA violation: refused with the usage, exit 2; of a text by the argument's "
+        "name, with what it may be, exit 1.\n",
         table(("argument", "limit"), list(commands())),
         "## Files\n",
         table(("file", "limit", "a violation"), FILES),

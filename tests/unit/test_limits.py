@@ -8,15 +8,29 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import click
 import limits_page
 import msgspec
 import pytest
-from limits_page import CHANNELS, HELD, edges, hints, is_struct, messages, metas, packed_max, small
+from lifl_cli import daemon_client
+from limits_page import (
+    ARGUMENT_FIELDS,
+    CHANNELS,
+    HELD,
+    edges,
+    hints,
+    is_struct,
+    messages,
+    metas,
+    packed_max,
+    parameters,
+    small,
+)
 
 from lifl.core import limits
 from lifl.core.config.job import JobConfig, parse_job
 from lifl.core.config.node import NodeConfig, parse_node
-from lifl.core.errors import ConfigError, RemoteFault
+from lifl.core.errors import ConfigError, Refused, RemoteFault
 from lifl.core.planning.treatment import Patterns
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import cluster as p
@@ -170,6 +184,56 @@ def test_a_key_at_its_limit_is_taken_and_beyond_it_refused(
         said = str(error)
     # A text at its limit may be no address or no rule; and a path has a limit in bytes, too.
     assert not said or (isinstance(value, str | list) and ("at most" not in said or "bytes" in said)), said
+
+
+TEXTS = [
+    (words, value, taken)
+    for words, (kind, name) in ARGUMENT_FIELDS.items()
+    for value, taken in edges(hints(kind)[name])
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "value", "taken"),
+    TEXTS,
+    ids=[f"{words}-{'at' if taken else 'beyond'}-{index}" for index, (words, _, taken) in enumerate(TEXTS)],
+)
+def test_an_argument_at_its_limit_is_sent_and_beyond_it_refused_by_its_name(
+    words: str, value: Any, taken: bool
+) -> None:
+    kind, name = ARGUMENT_FIELDS[words]
+    plain = {each: small(hint) for each, hint in hints(kind).items()}
+    request = kind(**plain | {name: tuple(value) if isinstance(value, list) else value})
+    (command,) = [command for at, command, _ in parameters() if at == words]
+    with click.Context(command, info_name=words.rpartition(" ")[0]).scope():
+        if taken:
+            assert daemon_client._frame(request)
+        else:
+            called = "JOB" if words == "plan --round" else words.rpartition(" ")[2]
+            with pytest.raises(Refused, match=f"^{called}: it may be "):
+                daemon_client._frame(request)
+
+
+NUMBERS = [
+    (words, parameter.type, value, taken)
+    for words, _, parameter in parameters()
+    if isinstance(parameter.type, click.IntRange | click.FloatRange)
+    for value, taken in [
+        *([(parameter.type.min, True), (parameter.type.min - 1, False)] if parameter.type.min is not None else []),
+        *([(parameter.type.max, True), (parameter.type.max + 1, False)] if parameter.type.max is not None else []),
+    ]
+]
+
+
+@pytest.mark.parametrize(("words", "kind", "value", "taken"), NUMBERS)
+def test_a_number_of_the_command_line_at_its_limit_is_taken_and_beyond_it_refused(
+    words: str, kind: click.ParamType, value: float, taken: bool
+) -> None:
+    if taken:
+        assert kind.convert(str(value), None, None) == value
+    else:
+        with pytest.raises(click.BadParameter):
+            kind.convert(str(value), None, None)
 
 
 def test_every_text_and_number_of_a_configuration_has_a_limit() -> None:
