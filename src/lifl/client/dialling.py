@@ -7,7 +7,6 @@ must show one of the same cluster, of a node, for the host that was dialled.  Wi
 from __future__ import annotations
 
 import os
-import select
 import socket
 import ssl
 import time
@@ -22,6 +21,7 @@ from lifl.tls.contexts import Contexts, unverified_context
 from lifl.tls.description import described
 from lifl.tls.faults import TlsFault
 from lifl.tls.folder import VARIABLE, load, sole_folder, user_folder, user_folders
+from lifl.tls.polling import readable, writable
 from lifl.tls.proxy import Opened, connected
 from lifl.tls.renewing import renew_when_due
 from lifl.tls.tls_socket import Stream, TlsSocket
@@ -104,6 +104,8 @@ class Dialler:
             renew_when_due(self._contexts)
 
     def _unix(self, path: str, patience_s: float) -> socket.socket:
+        if not hasattr(socket, "AF_UNIX"):
+            raise LocalFault(f"{path} is a path, and this system has no AF_UNIX sockets for it: give HOST:PORT")
         if os.path.isdir(path):
             path = os.path.join(path, "gateway.sock")
             target(f"unix:{path}")
@@ -196,9 +198,7 @@ def _shake(sock: TlsSocket, patience_s: float) -> None:
             sock.do_handshake()
             break
         except BlockingIOError:
-            poll = select.poll()
-            poll.register(sock, select.POLLOUT if sock.wants_write else select.POLLIN)
             left_s = deadline_s - time.monotonic()
-            if left_s <= 0 or not poll.poll(left_s * 1000):
+            if left_s <= 0 or not (writable(sock, left_s) if sock.wants_write else readable([sock], left_s)):
                 raise TimeoutError("the TLS handshake was not complete in time") from None
     sock.settimeout(patience_s)

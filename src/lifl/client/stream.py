@@ -28,7 +28,7 @@ from lifl.core.protocol import client as cm
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.schema import TensorSpec
 from lifl.core.trust.cookie import proof_of
-from lifl.shm.mapping import map_segment, populate
+from lifl.tls.polling import readable
 from lifl.tls.tls_socket import TlsSocket
 
 Progress = Callable[[int, int], None]
@@ -72,7 +72,8 @@ def _forget_in_child() -> None:
         stream.close()
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_forget_in_child)
 
 
 class OlderNode(Refused):
@@ -106,7 +107,7 @@ class Stream:
         self.dialler = dialler
         self._sock = dialler.connect(address, patience_s)
         _streams.add(self)
-        self.is_local = self._sock.family == socket.AF_UNIX
+        self.is_local = self._sock.family == getattr(socket, "AF_UNIX", None)
         self._decoder: FrameDecoder[cm.ToClient] = FrameDecoder(cm.ToClient)
         self._tensors: dict[str, tuple[TensorSpec, ...]] = {}  # by job: those that were told over this connection
         self._descriptors: list[int] = []
@@ -143,7 +144,7 @@ class Stream:
             raise RemoteFault(text) from fault
 
     def _is_loopback(self) -> bool:
-        return self._sock.family != socket.AF_UNIX and is_loopback(str(self._sock.getpeername()[0]))
+        return not self.is_local and is_loopback(str(self._sock.getpeername()[0]))
 
     def _prove(self, challenge: cm.Challenge) -> cm.ToClient:
         """Show that this is the node's own account, and return what it says to that.  Raise `Refused` else."""
@@ -177,23 +178,21 @@ class Stream:
 
     def wait_with(self, other: Stream) -> Stream:
         """Wait until there is something to receive; return on which of the two, the other one first."""
-        poll = select.poll()
-        for stream in (other, self):
+        both = (other, self)
+        for stream in both:
             if stream._has_decrypted():
                 return stream
-            poll.register(stream._sock, select.POLLIN)
-        while not (ready := poll.poll(self.watch.wait_s() * 1000 if self.watch is not None else None)):
+        sockets = [stream._sock for stream in both]
+        while not (ready := readable(sockets, self.watch.wait_s() if self.watch is not None else None)):
             assert self.watch is not None
             self.watch.silent()
-        return other if other._sock.fileno() in [fd for fd, _events in ready] else self
+        return both[ready[0]]
 
     def has_come(self) -> bool:
         """Return whether something can be received without waiting: a message, part of one, or the end."""
         if not self._decoder.missing_bytes or self._has_decrypted():
             return True
-        poll = select.poll()
-        poll.register(self._sock, select.POLLIN)
-        return bool(poll.poll(0))
+        return bool(readable([self._sock], 0.0))
 
     def _has_decrypted(self) -> bool:
         """Return whether there is something to receive that the descriptor does not tell of."""
@@ -258,6 +257,8 @@ class Stream:
 
     def window(self, offset: int, nbytes: int) -> memoryview:
         """Return bytes of the node's arena, to be written; its descriptor has come along with a Go(direct=True)."""
+        from lifl.shm.mapping import map_segment, populate  # Linux's
+
         if self._arena is None:
             if not self._descriptors:
                 raise RemoteFault("the node lets us write to its arena but sent no descriptor of it")
@@ -304,7 +305,7 @@ class Stream:
                 nbytes += len(piece)
                 if nbytes == SEND_BYTES:
                     break
-            step = self._patiently(partial(self._sock.sendmsg, batch))
+            step = self._patiently(partial(self._send_some, batch))
             sent += step
             offset += step
             while index < len(waiting) and offset >= len(waiting[index]):
@@ -312,6 +313,11 @@ class Stream:
                 index += 1
             if progress is not None:
                 progress(sent, total)
+
+    def _send_some(self, batch: list[memoryview]) -> int:
+        if not hasattr(self._sock, "sendmsg"):  # Windows
+            return self._sock.send(batch[0])
+        return self._sock.sendmsg(batch)
 
     def close(self) -> None:
         """Close the connection; may be called twice."""

@@ -16,7 +16,6 @@ off by a kill, the next `load` goes on with it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 import stat
@@ -35,6 +34,7 @@ IDENTITIES = Path("~/.config/lifl/identities")
 VARIABLE = "LIFL_IDENTITY"
 """Names the identity folder of who has no other."""
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_CLOEXEC = getattr(os, "O_CLOEXEC", getattr(os, "O_NOINHERIT", 0) | getattr(os, "O_BINARY", 0))
 
 
 class IdentityFiles(NamedTuple):
@@ -142,6 +142,8 @@ def _is_missing(path: Path) -> bool:
 
 
 def _check_private(path: Path) -> None:
+    if not hasattr(os, "geteuid"):
+        return  # Windows: modes say nothing there, and what lies in a user's profile is the user's
     found = path.stat()
     if found.st_uid not in (os.geteuid(), 0):
         raise ResourceFault(f"{path} belongs to another user (uid {found.st_uid}): an identity is its user's own")
@@ -191,7 +193,7 @@ def _finish(folder: Path) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOEXEC, 0o600)
     with open(fd, "wb") as file:
         file.write(data)
         file.flush()
@@ -199,6 +201,8 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _sync(folder: Path) -> None:
+    if not hasattr(os, "O_DIRECTORY"):
+        return  # Windows: a folder cannot be opened
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -217,13 +221,21 @@ def home_of(folder: Path) -> str:
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[bool]:
     """Hold the folder's lock; yields False, at once, when another process has it.  Raise `OSError`."""
-    fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | _CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        yield _is_locked(fd)
     finally:
         os.close(fd)
+
+
+def _is_locked(fd: int) -> bool:
+    """Lock a file, unless another process has; where it cannot be locked (Windows), two may renew at once."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

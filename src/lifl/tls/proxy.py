@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import os
-import select
 import socket
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from lifl.core.config.values import is_loopback, joined_address
 from lifl.core.errors import LocalFault
 from lifl.core.limits import PROXY_ANSWER_BYTES_MAX
+from lifl.tls.polling import readable
 
 Opened = Callable[[socket.socket], None]
 _END = b"\r\n\r\n"
@@ -140,9 +140,7 @@ def _answer(sock: socket.socket, proxy: Proxy, until_s: float) -> bytes:
     """Return the head of the proxy's answer; behind it nothing comes before we speak."""
     said = bytearray()
     while not said.endswith(_END):
-        poll = select.poll()
-        poll.register(sock, select.POLLIN)
-        if not poll.poll(max(0.0, until_s - time.monotonic()) * 1000):
+        if not readable([sock], max(0.0, until_s - time.monotonic())):
             raise TimeoutError(f"{proxy} does not answer")
         piece = sock.recv(PROXY_ANSWER_BYTES_MAX + 1 - len(said))
         said += piece

@@ -20,10 +20,9 @@ def token_in(path: str | os.PathLike[str], bearer: bool = False) -> Token:
     Raise `ResourceFault` when it cannot be read, or by others too, and `Refused` when it has no such token.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        with open(fd, "rb") as file:
-            mode = os.fstat(fd).st_mode
-            if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        with open(path, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if hasattr(os, "geteuid") and mode & (stat.S_IRWXG | stat.S_IRWXO):
                 text = (
                     f"token file {path} has mode {stat.S_IMODE(mode):04o}: others can read it, and join in your place"
                 )
