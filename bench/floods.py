@@ -1,12 +1,12 @@
 """What a flood costs an honest job (`make bench-floods`): its median round, beside that with an equally busy loop.
 
-    bench/floods.py [--rounds 40] [--only senders,readers,joins]
+    bench/floods.py [--rounds 40] [--only senders,readers,joins] [--write docs/failures.md]
 
 Four honest clients train a model of 10,000 tensors (1 MB), or of one tensor of 16 MB where the readers are tried, at a
 node of their own, against: 16 senders of large frames that stall in the middle; 40 clients that ask for the model and
 read nothing, and come again when they are cut; 12 connections that send Join in a loop.  The attackers run in one
 process.  What they take of the machine's processors a busy loop takes in the run that each attack is compared with.
-Prints a table; writes nothing.
+Prints a table; with `--write` each line takes the place of that attack's in the file's table.
 """
 
 from __future__ import annotations
@@ -45,6 +45,12 @@ MODELS = {
     "large": {"w": np.zeros(4 << 20, np.float32)},
 }
 ATTACKS = {"senders": "many", "readers": "large", "joins": "many"}
+SAID = {
+    "senders": "16 senders of large frames that stall",
+    "readers": "40 readers of models that read nothing",
+    "joins": "12 connections that send Join in a loop",
+}
+HEAD = "| attack | rounds | median round, ms | beside a loop that takes, of a core | median round, ms | ratio |"
 JOB = "honest"
 IDLE = "idle"
 """A job that waits for more clients than there are."""
@@ -250,6 +256,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--only", default=",".join(ATTACKS))
+    parser.add_argument("--write", type=Path)
     parser.add_argument("--be", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.be:
@@ -258,17 +265,28 @@ def main() -> int:
         return 0
     me = [sys.executable, os.path.abspath(__file__), "--be"]
     as_older_client()
-    print("| attack | rounds | median ms | with a busy loop of | median ms | ratio |\n|---|---|---|---|---|---|")
+    print(f"{HEAD}\n|---|---|---|---|---|---|")
     for name in options.only.split(","):
         model = ATTACKS[name]
         attacked, share = measured(model, options.rounds, [*me, name])
         loop = [*me, "busy", str(share)]
         compared, _share = measured(model, options.rounds, loop)
         ours, others = statistics.median(attacked) * 1e3, statistics.median(compared) * 1e3
-        print(
-            f"| {name} | {len(attacked)} | {ours:.1f} | {share:.2f} | {others:.1f} | {ours / others:.2f} |", flush=True
-        )
+        line = f"| {SAID[name]} | {len(attacked)} | {ours:.1f} | {share:.2f} | {others:.1f} | {ours / others:.2f} |"
+        print(line, flush=True)
+        if options.write:
+            write(options.write, line)
     return 0
+
+
+def write(page: Path, line: str) -> None:
+    """Put the line in the place of the one of its attack, or below the table's others."""
+    lines = page.read_text().splitlines()
+    begin = lines.index(HEAD) + 2
+    end = next((at for at in range(begin, len(lines)) if not lines[at].startswith("|")), len(lines))
+    attack = line.split("|")[1]
+    kept = [each for each in lines[begin:end] if each.split("|")[1] != attack]
+    page.write_text("\n".join([*lines[:begin], *kept, line, *lines[end:]]) + "\n")
 
 
 if __name__ == "__main__":
