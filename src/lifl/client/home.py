@@ -36,8 +36,10 @@ log = logging.getLogger("lifl.client")
 
 PAUSE_FIRST_S = 0.1
 PAUSE_MAX_S = 15.0
-PAUSE_GROWTH = 1.25
-"""From one pause to the next: each is about a quarter of the time that it has failed, so what is back is found soon."""
+PAUSE_GROWTH = 2.0
+SENT_AWAY_GROWTH = 1.25
+"""From one pause to the next where nodes are there and send the client away: each is about a quarter of the time that
+it has lasted, so that who coordinates again is found soon."""
 STAYED_S = 1.0
 """A connection that ended sooner was none to take part by: nobody coordinates now, or the node is about to go."""
 JOB_PAUSE_MAX_S = 5.0
@@ -59,18 +61,15 @@ def pause(closed: threading.Event, pause_s: float) -> None:
 class _Patience:
     """Growing pauses while something fails, and since when it does."""
 
-    def __init__(self, pause_max_s: float) -> None:
+    def __init__(self, pause_max_s: float, growth: float = PAUSE_GROWTH) -> None:
         self._pause_max_s = pause_max_s
+        self._growth = growth
         self.reset()
 
     def reset(self) -> None:
         """Note that it does not fail any more."""
-        self.met()
-        self._pause_s = PAUSE_FIRST_S
-
-    def met(self) -> None:
-        """Note that the node is there; if it sends the client away at once the pauses go on growing."""
         self.since_s: float | None = None
+        self._pause_s = PAUSE_FIRST_S
 
     def waited_s(self) -> float:
         """Return for how long it has failed."""
@@ -81,10 +80,10 @@ class _Patience:
 
     def next_s(self, give_up_after_s: float) -> float | None:
         """Return how long to pause now; None when that would be longer than the user wants to wait in all."""
-        pause_s = max(PAUSE_FIRST_S, min(self._pause_s, give_up_after_s / 2))
+        pause_s = self._pause_s
         if self.waited_s() + pause_s > give_up_after_s:
             return None
-        self._pause_s = min(PAUSE_GROWTH * pause_s, self._pause_max_s)
+        self._pause_s = min(self._growth * pause_s, self._pause_max_s)
         return random.uniform(pause_s / 2, pause_s)
 
 
@@ -122,10 +121,11 @@ class Home:
         self.give_up_after_s = 0.0
         self.joined = False
         """Whether there ever was a connection, or a try."""
-        self._met_s = math.inf  # when the connection was made that there is
+        self._met_s: float | None = None  # when the connection was made that there is
         self._has_met = False  # there was one: what is wrong with certificates now may be mended while it waits
         self._tried_again = False  # the node that ended the last connection, or it is not to be
         self._unreachable = _Patience(PAUSE_MAX_S)
+        self._sent_away = _Patience(PAUSE_MAX_S, SENT_AWAY_GROWTH)
         self._jobless = _Patience(JOB_PAUSE_MAX_S)
         self._claims_left = 1  # how often it joins once more when its name was taken by another connection
         self._joined_ns = 0
@@ -317,7 +317,7 @@ class Home:
         # The node is there.  What is asked of it now may take hours, so this is not left until it is answered.
         if self._unreachable.since_s is not None:
             log.warning("node.reached node=%s away_s=%.1f", self.node, self._unreachable.waited_s())
-        self._unreachable.met()
+        self._unreachable.reset()
         self._met_s = time.monotonic()
         self._has_met = True
         self.stream = stream
@@ -336,10 +336,7 @@ class Home:
     def _back_off(self, error: OSError) -> None:
         self._claims_left = min(self._claims_left + 1, CLAIMS_MAX)  # the connection that broke may overtake the next
         self._jobless.reset()
-        was_there = self._met_s < math.inf
-        if time.monotonic() - self._met_s >= STAYED_S:
-            self._unreachable.reset()
-        self._met_s = math.inf
+        was_there = self._met_s is not None
         away_s = self._unreachable.waited_s()
         pause_s = self._unreachable.next_s(self.give_up_after_s)
         if pause_s is None:
@@ -347,6 +344,10 @@ class Home:
             raise NodeUnreachable(
                 f"no node could be reached at {nodes} for {away_s:.0f} s: {error}; is `lifl up` running there?"
             ) from error
+        if self._met_s is not None:
+            if time.monotonic() - self._met_s >= STAYED_S:
+                self._sent_away.reset()
+            self._met_s, pause_s = None, self._sent_away.next_s(math.inf) or pause_s
         log.warning("node.unreachable node=%s error=%s pause_s=%.2f", self.node, error, pause_s)
         self._tried_again = was_there and not self._tried_again
         if not self._tried_again:
