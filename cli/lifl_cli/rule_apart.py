@@ -59,10 +59,13 @@ def states_apart(aggregation: AggregationSection, folder: str) -> tuple[str, ...
 
 def _tell(aggregation: AggregationSection, folder: str, fd: int) -> NoReturn:
     """Be the child: load the rule, write what is to be told, and end."""
+    from lifl.rules.load import bound_recursion
+
     status = 1
     try:
         os.dup2(2, 1)  # what the rule prints is no part of our answer
         sys.stdout = sys.stderr
+        bound_recursion()
         try:
             told = _Told(states_of(aggregation, folder))
         except ConfigError as error:

@@ -235,6 +235,7 @@ def test_unknown_examples_missing_models_and_bad_rules_are_told_before_the_node_
         ("ctypes.string_at(0)", "loading it ended the process with signal SIGSEGV"),
         ("sys.exit(0)", "SystemExit"),
         ("print('a word')", "has no class 'Mine'"),
+        ("sys.setrecursionlimit(2**31 - 1)\ndef deep(): deep()\ndeep()", "RecursionError"),
     ],
 )
 def test_a_rule_that_ends_its_process_when_it_is_loaded_is_refused_and_its_key_is_named(

@@ -23,7 +23,7 @@ import msgspec
 
 from lifl.core.errors import ConfigError
 from lifl.core.fields import NAME_RULE, StateNames
-from lifl.core.limits import STATES_MAX
+from lifl.core.limits import RECURSION_MAX, STATES_MAX
 from lifl.rules.base import Rule, RuleOptions, error_text
 from lifl.rules.builtin import BUILTIN
 
@@ -152,3 +152,16 @@ def _imported(name: str, file: Path | None, folder: str) -> ModuleType:
     except ModuleNotFoundError as error:
         where = f" in {folder} or" if folder else ""
         raise ConfigError(_PATH, f"cannot import {name!r}: {error}; looked{where} on Python's path") from error
+
+
+def bound_recursion() -> None:
+    """Have a user's rule that recurses without end fail at once in this process, whatever limit it sets.
+
+    Without a bound it fills the memory first, and Python then takes half a minute to give that back.
+    """
+    set_limit = sys.setrecursionlimit
+
+    def bounded(limit: int) -> None:
+        set_limit(min(limit, RECURSION_MAX))
+
+    vars(sys)["setrecursionlimit"] = bounded

@@ -21,7 +21,6 @@ from __future__ import annotations
 import os
 import select
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +33,6 @@ from lifl import failpoints
 from lifl.confine import box
 from lifl.core.errors import ResourceFault
 from lifl.core.ids import Record
-from lifl.core.limits import RECURSION_MAX
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.protocol.worker import (
     Arriving,
@@ -50,7 +48,7 @@ from lifl.core.protocol.worker import (
     WorkerReady,
 )
 from lifl.redirect import Port
-from lifl.rules.load import is_users
+from lifl.rules.load import bound_recursion, is_users
 from lifl.shm.arena import Arena
 from lifl.worker import files
 from lifl.worker.task import ANY_ATTEMPT, Clock, OpenTask, failure
@@ -165,7 +163,7 @@ class Worker:
         try:
             if is_users(message.rule) and not self._users:
                 box.enter_rule(message.rule_folder, self._state_folder)
-                _bound_recursion()
+                bound_recursion()
                 self._users = True
             with self._here():
                 self._tasks[message.address] = OpenTask(message, self._arena)
@@ -228,16 +226,3 @@ class Worker:
             self._control.sendall(encode(message))
         except (BrokenPipeError, ConnectionResetError):
             self._over = True
-
-
-def _bound_recursion() -> None:
-    """Have a user's rule that recurses without end fail at once, whatever it sets.
-
-    Without a bound it fills the worker's memory first, and Python then takes half a minute to give that back.
-    """
-    set_limit = sys.setrecursionlimit
-
-    def bounded(limit: int) -> None:
-        set_limit(min(limit, RECURSION_MAX))
-
-    vars(sys)["setrecursionlimit"] = bounded
