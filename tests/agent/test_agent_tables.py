@@ -23,6 +23,7 @@ from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
 
 FOR_THE_NODE = {gm.GatewayReady, gm.AskPulse, gm.Disconnected, gm.GatewayStats, gm.Greeted, gm.ClientRefused}
+FOR_THE_NODE |= {gm.SessionAsked}
 """What a gateway says to its node's processes, and the engine never hears."""
 
 

@@ -34,7 +34,7 @@ def test_of_many_names_of_metrics_those_that_most_sent_are_kept() -> None:
     for index in range(100):
         metrics = {f"m{index}-{number}": 1.0 for number in range(15)} | {"loss": float(index)}
         round_.accepted[f"c{index}"] = Contribution(f"c{index}", 1.0, metrics)
-    found = metrics_of(round_)
+    found = metrics_of(round_.accepted)
     assert len(found) == ROUND_METRICS_MAX
     assert found["loss"] == 49.5
 

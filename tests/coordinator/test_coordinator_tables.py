@@ -11,11 +11,21 @@ from lifl.core.config.job import SelectionSection
 from lifl.core.coordinator import branch_record, recovery, round
 from lifl.core.coordinator.branch_record import BranchRecord, BranchState
 from lifl.core.coordinator.commits import Commits
-from lifl.core.coordinator.coordinator import ANY, COMMITS, COORDINATOR, HANDLERS, JOB, ROUND, Coordinator
+from lifl.core.coordinator.coordinator import (
+    ANY,
+    COMMITS,
+    COORDINATOR,
+    HANDLERS,
+    JOB,
+    ROUND,
+    SESSION,
+    Coordinator,
+)
 from lifl.core.coordinator.job import Job
 from lifl.core.coordinator.recovery import REACTIONS, News, Recovery
 from lifl.core.coordinator.round import Phase, Round
 from lifl.core.coordinator.round_runner import RoundRunner
+from lifl.core.coordinator.session import Session
 from lifl.core.errors import LocalFault
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
@@ -25,7 +35,7 @@ def test_each_message_of_a_node_but_those_of_the_control_channel_itself_has_a_ha
     channel = {p.Heartbeat, p.Leaving, p.Revoked, p.BearersTold, p.FolderSeen}
     assert set(HANDLERS) == set(typing.get_args(p.ToCoordinator)) - channel
     assert set(typing.get_args(o.Report)) <= set(HANDLERS)
-    takers = {COORDINATOR: Coordinator, JOB: Job, ROUND: RoundRunner, COMMITS: Commits}
+    takers = {COORDINATOR: Coordinator, JOB: Job, SESSION: Session, ROUND: RoundRunner, COMMITS: Commits}
     for taker, method, sayer in HANDLERS.values():
         assert (sayer == ANY) == (taker == COORDINATOR), "who may say what is about a job"
         assert callable(getattr(takers[taker], method))

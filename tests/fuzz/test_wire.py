@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lifl.core.errors import LocalFault, RemoteFault
-from lifl.core.fields import AnnouncedMetrics, Digest, KeyBytes, KnownWords, Message, Metrics, Name, Tensors
+from lifl.core.fields import AnnouncedMetrics, Digest, KeyBytes, KnownWords, Message, Metrics, Name, Tensors, Ticket
 from lifl.core.limits import KNOWN_WORDS_MAX
 from lifl.core.planning.treatment import Patterns
 from lifl.core.protocol import cli as om
@@ -125,6 +125,7 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
         Treated: st.builds(Treated, counts, counts, counts, st.sampled_from(["exclude", "fixed", "first"])),
         jm.Stored: st.builds(jm.Stored, names, st.floats(1e-3, 1e3), st.just({}), counts),
         Segment: st.builds(Segment, st.sampled_from(list(DTYPE_BYTES)), counts, counts),
+        Ticket: st.builds(Ticket, st.text(max_size=20), counts),
         Patterns: st.builds(Patterns, *[st.lists(names, max_size=3).map(tuple)] * 2),
         TensorSpec: tensors.map(lambda some: some[0] if some else TensorSpec("w", "int8", ())),
     }

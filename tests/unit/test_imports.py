@@ -29,6 +29,7 @@ LAYERS = {
     "worker": {"core", "confine", "failpoints", "shm", "redirect", "rules"},
     "node": {"core", "confine", "failpoints", "tls", "shm", "redirect", "rules"},
     "client": {"core", "tls"},
+    "aggregator": {"core", "client", "rules"},
     "examples": {"core", "client"},
     "cli": {"core", "client"},
 }
@@ -79,7 +80,7 @@ def layer_of(name: str) -> str | None:
     if parts[0] != "lifl":
         return None
     # `from lifl import Client` is the client's public name.
-    return "client" if parts[1:] == ["Client"] else parts[1]
+    return {"Client": "client", "Aggregator": "aggregator", "take_part": "aggregator"}.get(parts[1], parts[1])
 
 
 def test_the_walk_sees_the_modules() -> None:

@@ -22,6 +22,7 @@ WHO = {
     Action.READ_MODEL: {"operator"},
     Action.SUBMIT_JOB: {"operator"},
     Action.CANCEL_JOB: {"operator"},
+    Action.HOST_FOLDS: {"operator"},
     Action.STOP_NODE: {"operator"},
     Action.RECORD: {"operator"},
     Action.MANAGE_TOKENS: {"operator"},

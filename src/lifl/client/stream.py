@@ -103,6 +103,8 @@ class Stream:
     def __init__(self, address: str, patience_s: float, dialler: Dialler) -> None:
         self.knows: frozenset[str] = frozenset()
         """What the node knows beyond the first version of the protocol."""
+        self.node = ""
+        """The node's number, in hexadecimal digits."""
         self.watch: Watched | None = None
         self.dialler = dialler
         self._sock = dialler.connect(address, patience_s)
@@ -133,6 +135,7 @@ class Stream:
         if fault := cm.SPOKEN.fault(answer.version, "this client", "the node"):
             raise Refused("wrong-version", "version", fault)
         self.knows = frozenset(answer.knows)
+        self.node = answer.node
         self.patience(None)
 
     def _answer(self) -> cm.ToClient:
@@ -193,6 +196,13 @@ class Stream:
         if not self._decoder.missing_bytes or self._has_decrypted():
             return True
         return bool(readable([self._sock], 0.0))
+
+    def wait(self) -> None:
+        """Wait until something can be received; another thread may send meanwhile, also where it is TLS."""
+        if not self._has_decrypted():
+            poll = select.poll()
+            poll.register(self._sock, select.POLLIN)
+            poll.poll()
 
     def _has_decrypted(self) -> bool:
         """Return whether there is something to receive that the descriptor does not tell of."""

@@ -38,10 +38,11 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 class Update:
     """The tensors of one update, checked against the model's `layout`; keeps the caller's arrays, not copies.
 
-    Raises `Refused`, naming the tensor, when one is missing, unknown, of another dtype or shape, or has NaN.
+    Raises `Refused`, naming the tensor, when one is missing, unknown, of another dtype or shape, or has NaN.  With
+    `numbers` False they are not looked at: the node does that in any case.
     """
 
-    def __init__(self, layout: Layout, tensors: Tensors) -> None:
+    def __init__(self, layout: Layout, tensors: Tensors, numbers: bool = True) -> None:
         if is_module(tensors):
             tensors = state_of(tensors, {tensor.name for tensor in layout.tensors})
         arrays = as_arrays(tensors)
@@ -51,7 +52,7 @@ class Update:
         check_same(layout.tensors, (*ordered, *specs.values()))
         self.arrays = [arrays[tensor.name] for tensor in layout.tensors]
         for tensor, array in zip(layout.tensors, self.arrays, strict=True):
-            if has_nan(array):
+            if numbers and has_nan(array):
                 text = f"tensor {tensor.name!r} contains NaN; did the training diverge?"
                 raise Refused("not-finite", f"tensors.{tensor.name}", text)
 

@@ -47,6 +47,7 @@ EVENTS = {
     "peer.lost": "a node was declared dead",
     "peer.refused": "a node that wanted to join may not",
     "job.submitted": "a job was submitted",
+    "session.opened": "a program opened a session of folds",
     "job.cancelled": "a job was cancelled",
     "cli.refused": "a command was told no",
     "token.made": "a token was made",

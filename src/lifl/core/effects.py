@@ -91,6 +91,13 @@ class SaveJob(msgspec.Struct, frozen=True):
     reason: str
 
 
+class DropJob(msgspec.Struct, frozen=True):
+    """Forget the job's row: it was a session of folds, of which nothing stays."""
+
+    job: str
+    number: int
+
+
 class SaveRound(msgspec.Struct, frozen=True):
     """Make the round's row durable, before any effect that follows; `fields` is its receipt.
 
@@ -134,7 +141,7 @@ class Publish(msgspec.Struct, frozen=True):
     fields: dict[str, Any]
 
 
-DECISIONS = SendNode, SaveJob, SaveRound, SetAside, SavePlan, Publish
+DECISIONS = SendNode, SaveJob, DropJob, SaveRound, SetAside, SavePlan, Publish
 """What only a coordinator wants done: none of it counts when it coordinates no longer."""
 
 
@@ -157,6 +164,7 @@ Effect = (
     | SendKeys
     | JobBroke
     | SaveJob
+    | DropJob
     | SaveRound
     | SetAside
     | SavePlan

@@ -24,6 +24,7 @@ from lifl.core import snapshot
 from lifl.core.agent.agent import Agent
 from lifl.core.agent.begin_anew import begin_anew
 from lifl.core.broken_jobs import BrokenJobs
+from lifl.core.coordinator import sessions
 from lifl.core.coordinator.coordinator import Coordinator, check_new, running_job
 from lifl.core.coordinator.drains import drain
 from lifl.core.coordinator.job import Job
@@ -34,6 +35,7 @@ from lifl.core.event_log import EventLog, Recording, RecordingStore, Shape, shap
 from lifl.core.object_store import ObjectStore
 from lifl.core.planning.capacity import NodeLoad
 from lifl.core.planning.plan import NodeFacts
+from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.commands import Order
 from lifl.core.schema import Layout
@@ -279,6 +281,16 @@ def demote(engine: Engine, _event: ev.Demoted) -> None:
     begin_anew(engine.agent, connected=False)
 
 
+def from_host(engine: Engine, event: sessions.FromHost) -> None:
+    """Let the host of a session be answered, by the node that coordinates alone."""
+    if engine.coordinator is not None:
+        sessions.ask(engine.coordinator, event)
+    else:
+        text = "this node does not coordinate its cluster; host folds at the one that does (lifl nodes)"
+        refusal = cm.Refusal("not-coordinator", "node", text, event.job)
+        engine._turn.emit(gm.TellClient(event.conn, cm.packed(refusal)))
+
+
 def _spec(facts: ev.JobFacts) -> JobSpec:
     return JobSpec(facts.number, facts.config, Layout(facts.tensors), facts.states, facts.folder)
 
@@ -309,6 +321,11 @@ HANDLERS: Mapping[type, Callable[[Engine, Any], object]] = {
     ev.NodeGone: lambda engine, event: engine.coordinating().node_gone(event.node),
     ev.NodeLoadTold: Engine._load_told,
     gm.Offered: Engine._offered,
+    ev.SessionHosted: from_host,
+    gm.FoldAsked: from_host,
+    gm.ModelPut: from_host,
+    gm.PartTaken: from_host,
+    gm.SessionEnded: from_host,
     ev.FromNode: lambda engine, event: engine.coordinating().handle(event.node, event.message),
 }
 """The events that are not the agent's (`agent.HANDLERS`)."""

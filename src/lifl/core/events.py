@@ -121,6 +121,17 @@ class JobRecalled(Event, frozen=True):
     reason: str
 
 
+class SessionHosted(Event, frozen=True):
+    """Who is on the gateway's connection `conn` hosts a session of folds, which is there by now.
+
+    `secret` is what its tickets are made with.
+    """
+
+    conn: int
+    job: str
+    secret: str = ""
+
+
 class JobBroken(Event, frozen=True):
     """What is to be said of a job, by its number or name, fits no frame: it cannot go on."""
 

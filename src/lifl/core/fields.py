@@ -13,6 +13,7 @@ from lifl.core.limits import (
     CHECKPOINT_FILES_MAX,
     CHECKSUM_CHARS_MAX,
     CLIENTS_LISTED_MAX,
+    CLIENTS_PER_ROUND_MAX,
     CONFIG_PATH_CHARS_MAX,
     COUNT_MAX,
     DEADLINE_S_MAX,
@@ -32,6 +33,8 @@ from lifl.core.limits import (
     PID_MAX,
     REAL_MAX,
     RETRY_AFTER_S_MAX,
+    ROUND_METRICS_MAX,
+    RULE_CHARS_MAX,
     SECRET_CHARS_MAX,
     STATES_MAX,
     SUSPECTS_MAX,
@@ -65,8 +68,13 @@ Real = Annotated[float, msgspec.Meta(ge=-REAL_MAX, le=REAL_MAX)]
 """Any finite number."""
 NotNegative = Annotated[float, msgspec.Meta(ge=0, le=REAL_MAX)]
 Weight = Annotated[float, msgspec.Meta(gt=0, le=REAL_MAX)]
+FoldSize = Annotated[int, msgspec.Meta(ge=1, le=CLIENTS_PER_ROUND_MAX)]
+"""Updates of one fold."""
+RuleName = Annotated[str, msgspec.Meta(min_length=1, max_length=RULE_CHARS_MAX)]
 Capacity = Annotated[float, msgspec.Meta(ge=0, le=CAPACITY_MAX)]
 Metrics = Annotated[dict[MetricName, Real], msgspec.Meta(max_length=METRICS_MAX)]
+RoundMetrics = Annotated[dict[MetricName, Real], msgspec.Meta(max_length=ROUND_METRICS_MAX)]
+"""Of a round: the means of what its clients measured."""
 AnnouncedMetrics = Annotated[dict[MetricName, float], msgspec.Meta(max_length=METRICS_MAX)]
 """As a client announces them: `protocol/update_check.py` looks at the values, and names the metric."""
 Text = Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)]
@@ -139,6 +147,13 @@ KeyBytes = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 AnyKey = Annotated[bytes, msgspec.Meta(max_length=16)]
 """A key, or nothing."""
 StateKeys = Annotated[dict[Name, KeyBytes], msgspec.Meta(max_length=STATES_MAX)]
+
+
+class Ticket(msgspec.Struct, frozen=True):
+    """What a ticket shows (`trust/ticket.py`): its credential, and until when it is good."""
+
+    credential: Secret
+    expires_unix_s: Count
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", tag=True, forbid_unknown_fields=True):

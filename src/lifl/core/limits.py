@@ -59,6 +59,11 @@ RULE_CHARS_MAX = 256
 DEADLINE_S_MAX = 30 * 24 * 3600.0
 RETRY_AFTER_S_MAX = 60.0
 """A node that is busy has a client ask again after so long at most."""
+HOST_GRACE_S = 30.0
+"""How long a session of folds waits for its host to come back, when its connection has ended without a word."""
+FOLD_MORE_MIN = 32
+"""Updates that a fold takes beyond those that were expected, at least: it takes twice as many as expected in any case.
+"""
 TASK_DEADLINE_S = 300.0
 """How long a task that has all its inputs may take where the job does not say (`aggregation.task_deadline_s`)."""
 ARENA_BYTES_MIN = 1 << 24

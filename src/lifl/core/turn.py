@@ -66,7 +66,7 @@ class Turn:
     def emit(self, effect: fx.Effect) -> None:
         """Add an effect to those of this event."""
         self.effects.append(effect)
-        self.writes = self.writes or isinstance(effect, fx.SaveRound | fx.SaveJob | fx.SetAside)
+        self.writes = self.writes or isinstance(effect, fx.SaveRound | fx.SaveJob | fx.DropJob | fx.SetAside)
 
     def order(self, node: int, order: Message) -> None:
         """Send an order of the coordinator to a node's agent."""

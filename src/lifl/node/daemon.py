@@ -59,6 +59,7 @@ from lifl.node.privileged import Privileged, opened_by
 from lifl.node.process_state import ended_text
 from lifl.node.requests import Requests
 from lifl.node.resume import Left, resume_jobs
+from lifl.node.sessions import Sessions
 from lifl.node.state_format import take_format
 from lifl.node.status import NodeStatus
 from lifl.node.store import NodeStore
@@ -172,6 +173,7 @@ class Daemon:
         credentials = CredentialRequests(self.credentials, self.status.authority_address)
         parts = (self._driver, rows, jobs, self.cli, self.status, credentials, folder, self.audit)
         self._requests = Requests(*parts, self._shut_down)
+        self._sessions = Sessions(self._driver, rows, self.store, self.gateway, self._callers, self.audit, config)
 
     def _make_engine(self) -> Engine:
         config, identity = self.config, self.identity
@@ -348,6 +350,9 @@ class Daemon:
                 return
             case gm.GatewayStats():
                 self.status.gateway_stats = message
+                return
+            case gm.SessionAsked():
+                self._sessions.ask(message)
                 return
             case gm.Aborted():
                 self._door_log.say("update.aborted", "", message.reason)

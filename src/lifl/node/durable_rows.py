@@ -18,7 +18,7 @@ from lifl.core.schema import TensorSpec
 from lifl.node.database import DatabaseFault
 from lifl.node.store import NodeStore
 
-Row = fx.SaveJob | fx.SaveRound | fx.SetAside
+Row = fx.SaveJob | fx.DropJob | fx.SaveRound | fx.SetAside
 
 
 class RowPending(DatabaseFault):
@@ -91,6 +91,8 @@ def put(store: NodeStore, row: Row, at_unix_s: float | None = None) -> None:
             store.save_job(row.job, row.status, row.reason)
         case fx.SaveRound():
             store.save_round(row.job, row.round, row.attempt, row.status, row.fields, at_unix_s)
+        case fx.DropJob():
+            store.drop_job(row.number)
         case fx.SetAside():
             store.set_aside(row.job, row.above, row.reason)
 

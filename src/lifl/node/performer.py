@@ -149,7 +149,7 @@ class Performer:
             case fx.SaveRound():
                 self._meters.complete(effect, self._workers.redirector.name)
                 self._rows.write(effect)
-            case fx.SaveJob() | fx.SetAside():
+            case fx.SaveJob() | fx.DropJob() | fx.SetAside():
                 self._rows.write(effect)
             case fx.SavePlan():
                 self._store.save_plan(effect.job, effect.round, effect.attempt, effect.request, effect.plan)

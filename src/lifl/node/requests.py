@@ -143,6 +143,9 @@ class Requests:
                 config = with_listed(config, machine.read_clients(str(config.selection.clients_file)))
         except ConfigError as error:
             raise Refused("bad-config", error.path, str(error)) from error
+        if config.is_fold:
+            text = "a session of folds is opened by its host, by lifl.Aggregator"
+            raise Refused("bad-config", "job.kind", text)
         name = config.job.name
         tensors = machine.read_schema(config.model.path)
         layout = Layout(tensors)
@@ -228,7 +231,7 @@ class Requests:
             await self._driver.idle()
             self._driver.handle(ev.JobCancelled(row.name))
             self._audit.note("job.cancelled", who, job=row.name, number=row.number)
-            return {"job": row.name, "status": self._engine.jobs[row.name].status}
+            return {"job": row.name, "status": "cancelled"}
         if row.status != "running":
             raise Refused("job-over", "job", f"job {row.name!r} is {row.status} already")
         reason = f"{CANCELLED}; {self._fault(row)}"[:TEXT_CHARS_MAX]

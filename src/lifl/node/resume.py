@@ -55,10 +55,11 @@ def resume_jobs(handle: Handle, store: NodeStore, left: Left, coordinates: bool)
     """
     arena = left.arena
     for number, folder in store.unaccepted():
-        folders.release(Path(folder), arena.node, number)
+        if folder:
+            folders.release(Path(folder), arena.node, number)
         store.drop_job(number)
     # Before anything is allocated anew.
-    orphans = _orphans(arena)
+    orphans = _orphans(arena, {row.number for row in store.jobs() if isinstance(row, JobRow) and row.config.is_fold})
     unsealed = tuple(key for key, entry in arena.live() if entry.state == ObjectState.WRITING)
     running, over, unreadable = known_jobs(store, arena.node)
     # What was left of a job that is over, or (on the coordinator) of none that is known, is not wanted.
@@ -118,7 +119,9 @@ def known_jobs(store: NodeStore, owner: int, claimed: bool = False) -> Known:
             if row.status != "running":
                 over.append((facts, _history(store, row.name), row.status, row.reason))
                 continue
-            if claimed:
+            if row.config.is_fold:
+                pass  # it has no folder
+            elif claimed:
                 folders.check_own(Path(row.folder), (owner,), row.number)
             else:
                 _claim(row, owner)
@@ -153,16 +156,18 @@ def _claim(row: JobRow, node: int) -> None:
         log.warning("folder.unclaimed job=%s %s", row.name, refused)  # its disk may be full, or not there yet
 
 
-def _orphans(arena: OwnedArena) -> dict[int, tuple[ev.Orphan, ...]]:
+def _orphans(arena: OwnedArena, sessions: Collection[int]) -> dict[int, tuple[ev.Orphan, ...]]:
     """Return the sealed updates and partials by the number of their job; free everything else that is sealed.
 
-    Models and the rule's states are read from the last checkpoint: what made an uncommitted one is still here.
+    Models and the rule's states are read from the last checkpoint: what made an uncommitted one is still here.  Those
+    of `sessions` of folds are in the arena alone.
     """
     found: dict[int, list[ev.Orphan]] = {}
     for key, entry in arena.live():
         if entry.state == ObjectState.WRITING:
             continue
-        if entry.kind not in (Kind.UPDATE, Kind.PARTIAL, Kind.NARROW_PARTIAL, Kind.EARLIER_PARTIAL):
+        of_session = entry.job in sessions and entry.kind in (Kind.MODEL, Kind.STATE)
+        if entry.kind not in (Kind.UPDATE, Kind.PARTIAL, Kind.NARROW_PARTIAL, Kind.EARLIER_PARTIAL) and not of_session:
             arena.free(key)
             continue
         try:
@@ -172,7 +177,7 @@ def _orphans(arena: OwnedArena) -> dict[int, tuple[ev.Orphan, ...]]:
             log.error("arena.damaged key=%s %s", key, error)
             arena.free(key)
             continue
-        kind = Kind.UPDATE if entry.kind == Kind.UPDATE else Kind.PARTIAL
+        kind = Kind(entry.kind) if of_session or entry.kind == Kind.UPDATE else Kind.PARTIAL
         found.setdefault(entry.job, []).append((key, kind, entry.round, members))
     return {number: tuple(orphans) for number, orphans in found.items()}
 

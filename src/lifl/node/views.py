@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from lifl.core.agent.branch import Branch
 from lifl.core.agent.pool import WorkerState
 from lifl.core.coordinator.job import Job
 from lifl.core.coordinator.reliability import Record
+from lifl.core.coordinator.round import Round
 from lifl.core.engine import Engine
 from lifl.core.ids import round_of
 from lifl.core.limits import NOW_TASKS_MAX, PAGE_BYTES_MAX
@@ -90,6 +92,8 @@ def job_line(
     elif row.status == "running":
         status, reason = "unreadable", f"{fault}; `lifl cancel {row.name}` ends it"
     committed = last.round if last is not None else 0
+    if job is not None and row.config.is_fold:
+        committed = job.rounds.committed
     running = job.round.number if job is not None and job.round is not None else None
     return {
         "name": row.name,
@@ -180,13 +184,20 @@ def round_now(
         "counted": counted,
         "goal": round_.goal,
         "quorum": round_.quorum,
-        "time_left_s": max(0.0, round_.deadline_at_s - now) if round_.opened_at_s is not None else None,
+        "time_left_s": _time_left_s(round_, now),
         "between_bytes": round_.between_bytes,
         "nodes": len(round_.nodes),
         "draining": sorted(f"{node:016x}" for node in round_.nodes if engine.coordinating().nodes.goes(node)),
         "tree": tree,
         "tasks": tasks,
     }
+
+
+def _time_left_s(round_: Round, now: float) -> float | None:
+    """Return how long a round that is open may still take; None: it is not open, or has no deadline."""
+    if round_.opened_at_s is None or round_.deadline_at_s == math.inf:
+        return None
+    return max(0.0, round_.deadline_at_s - now)
 
 
 def client_lines(job: Job) -> list[dict[str, Any]]:

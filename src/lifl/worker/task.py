@@ -22,7 +22,7 @@ from lifl import failpoints
 from lifl.core.errors import LiflError, LocalFault, StaleKey
 from lifl.core.ids import Key, Kind, Record
 from lifl.core.limits import SUSPECTS_MAX, TEXT_CHARS_MAX
-from lifl.core.protocol.contribution import unpack_contributions
+from lifl.core.protocol.contribution import Contribution, pack_contribution, unpack_contributions
 from lifl.core.protocol.worker import Arriving, TaskDone, TaskFailed, TaskStart
 from lifl.core.schema import ITEM_BYTES, STATE, Segment, end_of, relaid
 from lifl.rules import integers, kernels
@@ -255,9 +255,11 @@ class OpenTask:
         if os.getpid() != self._pid:
             raise LocalFault("a process that a rule has forked makes no model")
         arena = self._arena
-        for key in self.start.new_states.values():
-            clear_gaps(arena.data(Key.unpack(key)), relaid(self.start.model_segments, STATE))
-            arena.seal(Key.unpack(key), self.weight, self._contributions)
+        for name, packed in self.start.new_states.items():
+            key = Key.unpack(packed)
+            clear_gaps(arena.data(key), relaid(self.start.model_segments, STATE))
+            named = pack_contribution(Contribution(name, 1.0, {})) if arena.entry(key).meta_room else b""
+            arena.seal(key, self.weight, self._contributions, named)
         clear_gaps(arena.data(self.output), self.start.outputs)
         meta = b"".join(self._metas)
         if self.start.role == "top" and not arena.entry(self.output).meta_room:

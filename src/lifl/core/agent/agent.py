@@ -191,6 +191,9 @@ class Agent:
     def _sealed(self, event: gm.Sealed) -> None:
         """Take an update of a client, or another node's partial."""
         key = Key.unpack(event.key)
+        if self.models.has_put(key):
+            self.models.put(key)
+            return
         if not self.partials.has(key) and not self.uploads.has(key):
             raise RemoteFault(f"the gateway has sealed {key}, which was not granted")
         self._arrivals += 1
@@ -202,7 +205,10 @@ class Agent:
 
     def _aborted(self, event: gm.Aborted) -> None:
         key = Key.unpack(event.key)
-        if self.partials.has(key):
+        if self.models.has_put(key):
+            self.models.put_ended(key)
+            self.uploads.give_back(key, event.writing)
+        elif self.partials.has(key):
             self.partials.aborted(key)
         else:
             self.uploads.aborted(key, event.writing)
@@ -212,6 +218,9 @@ class Agent:
         self._turn.report(event)
         self.uploads.gateway_lost()
         self.partials.gateway_lost()
+        for key in self.models.putting():
+            direct = self.models.put_ended(key)
+            self.uploads.give_back(key, writing=direct and not self.quota.sealed(key))
         self.models.gateway_lost()
 
     # ---- workers and the clock -------------------------------------------------------------------------------------
@@ -289,6 +298,7 @@ HANDLERS: Mapping[type, Callable[[Agent, Any], object]] = {
     o.CloseJob: Agent._close_job,
     o.DrainNode: drain,
     o.Grant: lambda agent, order: agent.uploads.grant(order),
+    o.TakeModel: lambda agent, order: agent.models.take(order),
     gm.TellClient: lambda agent, order: agent._turn.emit(order),
     ev.CoordinatorUp: Agent._coordinator_up,
     ev.CoordinatorDown: Agent._coordinator_down,

@@ -137,7 +137,8 @@ class BranchRunner:
         small = task.role == "leaf" and task.expect * self._spec.layout.data_bytes <= TOGETHER_BYTES
         eager = self._spec.aggregation.timing == "eager" and not small
         ready = task.complete or (eager and task.inputs)
-        if task.role == "top" and (self._slot.model is None or not self.branch.final):
+        lacks_model = self._slot.model is None and self._spec.reads_model
+        if task.role == "top" and (lacks_model or not self.branch.final):
             return  # the model is on its way from another node, or a branch may still be open
         if task.state is TaskState.OPEN and ready:
             task.move(TaskState.PLACING)
@@ -189,7 +190,8 @@ class BranchRunner:
         spec, aggregation = self._spec, self._spec.aggregation
         top = task.role == "top"
         segments, accumulators = spec.layout.segments, spec.layout.accumulators
-        model = self._slot.model if top else None
+        # Where no model is read, what is to be made stands for it: another may be put meanwhile.
+        model = (self._slot.model if spec.reads_model else task.output) if top else None
         return wm.TaskStart(
             task.address,
             task.attempt,

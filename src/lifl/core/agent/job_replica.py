@@ -254,6 +254,9 @@ class JobReplica:
         need = round_bytes_min(spec.layout, spec.aggregation, spec.clients_per_round, len(spec.state_names))
         if not self._quota.reserve(spec.number, min(need, self._quota.total_bytes)):
             return
+        if spec.fold:
+            begin_session(self)
+            return
         try:
             self.slot.begin_load(with_states=bool(spec.state_path))
         except ArenaFull:
@@ -270,7 +273,7 @@ class JobReplica:
     @property
     def wants_model(self) -> bool:
         """True when anything here waits for the current model, and it is elsewhere."""
-        if self.slot.model is not None:
+        if self.slot.model is not None or self.spec.fold:
             return False
         return bool(self.slot.wanting) or any(branch.top and not branch.sealed for branch in self.branches())
 
@@ -331,6 +334,8 @@ class JobReplica:
             yield f"job {name!r} fetches {self.slot.fetching} while its model is {self.slot.state.value}"
         if self.slot.state is SlotState.READY and self.slot.model is None:
             yield f"job {name!r} has no model though it is ready"
+        if self.slot.putting is not None and not self.spec.fold:
+            yield f"job {name!r} is put a model, and is no session of folds"
         unpinned = self.slot.doomed.keys() - self.slot.pins.keys()
         if unpinned:
             yield f"job {name!r} keeps {unpinned} for no reader"
@@ -339,6 +344,16 @@ class JobReplica:
         written = self.files.written()
         if not written <= self.slot.pins:
             yield f"job {name!r} writes checkpoints from objects that are not pinned"
+
+
+def begin_session(replica: JobReplica) -> None:
+    """Be ready for the folds of a session, behind the last that an earlier life has made."""
+    number, turn = replica.spec.number, replica._turn
+    found = replica.orphans.take_models(replica.spec.state_names)
+    replica.slot.vacate(found)
+    turn.emit(replica.schema())
+    turn.report(o.FoldAdopted(number, found.round, found.epoch, told(found.members)))
+    turn.report(o.JobOpened(number))
 
 
 def move_partial(replica: JobReplica, order: o.MovePartial) -> None:

@@ -8,13 +8,16 @@ from collections.abc import Iterable, Mapping
 
 from lifl.core.agent.job_replica import JobReplica
 from lifl.core.agent.quota import Quota
-from lifl.core.errors import RemoteFault
+from lifl.core.errors import ArenaFull, RemoteFault
 from lifl.core.ids import Key
 from lifl.core.limits import OLD_MODEL_GRACE_S, OLD_MODELS_PARTS
 from lifl.core.protocol import client as cm
+from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
 from lifl.core.turn import Turn
 
+PUT_RETRY_S = 0.2
+"""How long after the arena was full for its model a host asks again."""
 FETCH_RETRY_S = 1.0
 """How long after a failed fetch it is tried again."""
 
@@ -26,6 +29,7 @@ class ModelService:
         self._replicas = replicas
         self._turn = turn
         self._quota = quota
+        self._put: dict[Key, tuple[int, o.TakeModel]] = {}  # what hosts of sessions write: the job, and the order
         self._unwanted: Counter[Key] = Counter()  # what the gateway sends or fetches still, though the job is over
         self._retry_at_s = math.inf
         self._read_late: dict[int, JobReplica] = {}  # by number: jobs of which old models are being read
@@ -37,10 +41,59 @@ class ModelService:
         if replica is None or not replica.slot.open or replica.slot.round != event.round - 1:
             self._refuse(event.conn, event.job, event.round)
             return
+        if replica.spec.fold and replica.slot.model is None:
+            self._refuse(event.conn, event.job, event.round)
+            return
         self._turn.touch(replica.spec.number)
         replica.slot.wanting[event.conn] = event.round
         with self._turn.share(replica.spec.number):
             replica.slot.serve()
+
+    # ---- models that hosts put ---------------------------------------------------------------------------------------
+
+    def take(self, order: o.TakeModel) -> None:
+        """Give the host of a session a slot for the model that the next fold starts from."""
+        replica = self._replicas.get(order.number)
+        if replica is None or replica.slot.putting is not None:
+            return  # it is over; or its host has sent two at once, which the gateway does not let it
+        name = replica.spec.name
+        try:
+            key = replica.slot.begin_put()
+        except ArenaFull:
+            self._turn.emit(gm.TellClient(order.conn, cm.packed(cm.Busy(name, order.round, PUT_RETRY_S))))
+            return
+        self._put[key] = (replica.spec.number, order)
+        self._turn.emit(gm.Granted(order.conn, key.pack(), b""))
+
+    def has_put(self, key: Key) -> bool:
+        """Return whether the object is a model that a host may write."""
+        return key in self._put
+
+    def put(self, key: Key) -> None:
+        """Take a model that its host has written, if its session is still there."""
+        number, order = self._put.pop(key)
+        replica = self._replicas.get(number)
+        if replica is None or replica.slot.putting != key:
+            self._quota.free(key)
+            return
+        with self._turn.share(number):
+            replica.slot.put()
+            self._turn.emit(gm.TellClient(order.conn, cm.packed(cm.Accepted(replica.spec.name, order.round))))
+            for runner in replica.runners.values():
+                runner.consider_all()
+            self._turn.touch(number)
+
+    def putting(self) -> list[Key]:
+        """Return what hosts of sessions write now."""
+        return list(self._put)
+
+    def put_ended(self, key: Key) -> bool:
+        """Note that a host will not write the model; return whether it may still write to the slot."""
+        number, order = self._put.pop(key)
+        replica = self._replicas.get(number)
+        if replica is not None and replica.slot.putting == key:
+            replica.slot.putting = None
+        return order.direct
 
     def _refuse(self, conn: int, job: str, round_: int) -> None:
         text = f"the model of round {round_} is not here any more; wait for the next selection"

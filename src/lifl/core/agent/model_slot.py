@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable
 from enum import Enum
 
+from lifl.core.agent.found_model import FoundModel
 from lifl.core.agent.quota import Quota
 from lifl.core.agent.replica_spec import ReplicaSpec
 from lifl.core.errors import ArenaFull, LocalFault
@@ -27,6 +28,7 @@ class SlotState(Enum):
     """Where the current model is; `TRANSITIONS` is the whole of it."""
 
     WAITING = "waiting"  # for room in the arena, to be read from its file
+    VACANT = "vacant"  # of a session of folds: there is none, until its host puts one or a fold makes one
     LOADING = "loading"  # from its file
     READY = "ready"
     ELSEWHERE = "elsewhere"  # at the coordinator's node; fetched when it is wanted
@@ -35,7 +37,8 @@ class SlotState(Enum):
 
 _S = SlotState
 TRANSITIONS: dict[SlotState, frozenset[SlotState]] = {
-    _S.WAITING: frozenset({_S.LOADING}),
+    _S.WAITING: frozenset({_S.LOADING, _S.VACANT}),
+    _S.VACANT: frozenset({_S.READY}),
     _S.LOADING: frozenset({_S.READY}),
     _S.READY: frozenset({_S.READY, _S.ELSEWHERE}),  # the next model is sealed here, or somewhere else
     _S.ELSEWHERE: frozenset({_S.FETCHING}),
@@ -51,10 +54,11 @@ class ModelSlot:
         self._turn = turn
         self._quota = quota
         self.round = round_
-        self.state = SlotState.WAITING if spec.path else SlotState.ELSEWHERE
+        self.state = SlotState.WAITING if spec.path or spec.fold else SlotState.ELSEWHERE
         self.model: Key | None = None
         self.states: dict[str, Key] = {}
         self.fetching: Key | None = None
+        self.putting: Key | None = None  # the host of a session is writing it
         self.wanting: dict[int, int] = {}  # connections that wait for the model, with the round that they named
         self.pins: Counter[Key] = Counter()
         self.doomed: dict[Key, float] = {}  # replaced, but pinned: since when, the first one first
@@ -74,13 +78,16 @@ class ModelSlot:
 
     # ---- objects ---------------------------------------------------------------------------------------------------
 
-    def alloc(self, epoch: int, state_names: tuple[str, ...]) -> tuple[Key, dict[str, Key]]:
+    def alloc(
+        self, epoch: int, state_names: tuple[str, ...], model_meta_bytes: int = 0, state_meta_bytes: int = 0
+    ) -> tuple[Key, dict[str, Key]]:
         """Return a new model object and those of the rule's state; all or nothing (`ArenaFull`)."""
+        number, layout = self._spec.number, self._spec.layout
         got: list[Key] = []
         try:
-            got.append(self._quota.alloc(Kind.MODEL, self._spec.number, epoch, self._spec.layout.data_bytes))
+            got.append(self._quota.alloc(Kind.MODEL, number, epoch, layout.data_bytes, model_meta_bytes))
             for _ in state_names:
-                got.append(self._quota.alloc(Kind.STATE, self._spec.number, epoch, self._spec.state_bytes))
+                got.append(self._quota.alloc(Kind.STATE, number, epoch, self._spec.state_bytes, state_meta_bytes))
         except ArenaFull:
             for key in got:
                 self._quota.free(key)
@@ -154,6 +161,29 @@ class ModelSlot:
         self.free()
         self.move(SlotState.READY)
         self.model, self.states, self.round = model, states, round_
+
+    # ---- from the host of a session ----------------------------------------------------------------------------------
+
+    def vacate(self, found: FoundModel) -> None:
+        """Begin with what an earlier life of the session has left, if that is anything."""
+        self.move(SlotState.VACANT)
+        self.round, self.states = found.round, found.states
+        if found.model is not None:
+            self.move(SlotState.READY)
+            self.model = found.model
+
+    def begin_put(self) -> Key:
+        """Return where the host may write the model that the next fold starts from.  Raise `ArenaFull`."""
+        key, _ = self.alloc(epoch_of(self.round, 0), ())
+        self.putting = key
+        return key
+
+    def put(self) -> None:
+        """Take what the host has written in the place of the model before; the rule's states stay."""
+        states, self.states = self.states, {}
+        self.free()
+        self.move(SlotState.READY)
+        self.model, self.states, self.putting = self.putting, states, None
 
     # ---- from another node -----------------------------------------------------------------------------------------
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
+from lifl.core.agent.found_model import FoundModel, found_model
 from lifl.core.agent.quota import Quota
 from lifl.core.events import Orphan
-from lifl.core.ids import Key, Kind
+from lifl.core.ids import Key, Kind, round_of
 from lifl.core.protocol.contribution import Contribution
 
 
@@ -24,6 +25,28 @@ class Orphans:
         for key, *_ in self._found:
             self._quota.free(key)
         self._found = []
+
+    def free_older(self, round_: int) -> None:
+        """Free what no round after this one can count."""
+        found, self._found = self._found, []
+        for orphan in found:
+            if round_of(orphan[2]) > round_:
+                self._found.append(orphan)
+            else:
+                self._quota.free(orphan[0])
+
+    def take_models(self, state_names: Sequence[str]) -> FoundModel:
+        """Return the model and the states of a session that are to go on; all others are freed."""
+        found = found_model(self._found, state_names)
+        kept = {found.model, *found.states.values()}
+        rest, self._found = self._found, []
+        for orphan in rest:
+            if orphan[1] not in (Kind.MODEL, Kind.STATE):
+                self._found.append(orphan)
+            elif orphan[0] not in kept:
+                self._quota.free(orphan[0])
+        self.free_older(found.round)
+        return found
 
     def leave(self) -> list[Orphan]:
         """Return all that no branch has taken: it is the caller's."""

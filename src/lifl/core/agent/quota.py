@@ -104,12 +104,12 @@ class Quota:
         self._account(key, job, self.store.used_bytes - before)
         return key
 
-    def renew(self, key: Key, kind: Kind, epoch: int, data_bytes: int) -> Key:
+    def renew(self, key: Key, kind: Kind, epoch: int, data_bytes: int, meta_bytes: int = 0) -> Key:
         """Return a fresh object in the place of one of the same job and size: nothing that is promised is touched."""
         job, _ = self._sizes[key]
         self.free(key)
         before = self.store.used_bytes
-        fresh = self.store.alloc(kind, job, epoch, data_bytes)
+        fresh = self.store.alloc(kind, job, epoch, data_bytes, meta_bytes)
         self._account(fresh, job, self.store.used_bytes - before)
         return fresh
 

@@ -6,7 +6,7 @@ import msgspec
 
 from lifl.core.config.job import QuotaSection
 from lifl.core.errors import Refused, RemoteFault
-from lifl.core.planning.treatment import Patterns, treated
+from lifl.core.planning.treatment import Patterns, reads_model, treated
 from lifl.core.protocol.commands import LoadJob, OpenJob
 from lifl.core.schema import Layout
 
@@ -20,6 +20,7 @@ class ReplicaSpec:
         self.aggregation = order.aggregation
         self.clients_per_round = order.clients_per_round
         self.durable = order.durability == "disk"
+        self.fold = order.fold is True
         self.quota = QuotaSection() if isinstance(order.quota, msgspec.UnsetType) else order.quota
         try:
             self.layout = Layout(order.tensors)
@@ -27,6 +28,7 @@ class ReplicaSpec:
             raise RemoteFault(f"the coordinator opens job {order.job!r} with no model: {refused}") from refused
         self.treated = treated(self.layout, order.aggregation)
         self.patterns = Patterns.of(order.aggregation)
+        self.reads_model = not self.fold or reads_model(self.layout, order.aggregation)
         self.state_names = order.states
         self.client_options = order.client_options
         self.path = order.path

@@ -52,7 +52,7 @@ class TaskOutputs:
 
     def _open(self, runner: Runner, task: Task) -> None:
         if task.role == "top":
-            task.output, self.states = self._slot.alloc(self._branch.epoch, self._spec.state_names)
+            task.output, self.states = self._slot.alloc(self._branch.epoch, self._spec.state_names, *self._meta_bytes)
         else:
             meta_bytes = self._members_max(task) * CONTRIBUTION_BYTES_MAX
             number, size = self._spec.number, self._spec.accumulator_bytes
@@ -68,10 +68,18 @@ class TaskOutputs:
     def renew_top(self, top: Task) -> None:
         """Give the top fresh outputs; a worker that died may have sealed some of the rule's state."""
         epoch, spec = self._branch.epoch, self._spec
+        of_model, of_state = self._meta_bytes
         for name, key in self.states.items():
-            self.states[name] = self._quota.renew(key, Kind.STATE, epoch, spec.state_bytes)
+            self.states[name] = self._quota.renew(key, Kind.STATE, epoch, spec.state_bytes, of_state)
         if top.output is not None:
-            top.output = self._quota.renew(top.output, Kind.MODEL, epoch, spec.layout.data_bytes)
+            top.output = self._quota.renew(top.output, Kind.MODEL, epoch, spec.layout.data_bytes, of_model)
+
+    @property
+    def _meta_bytes(self) -> tuple[int, int]:
+        """The room for what is told with a model, and with a state: a later life goes on from those of a fold."""
+        if not self._spec.fold:
+            return 0, 0
+        return self._branch.members_max * CONTRIBUTION_BYTES_MAX, CONTRIBUTION_BYTES_MAX
 
     def sums(self) -> Key | None:
         """Return an object in which the top can sum up what is there, if there is room for one.

@@ -192,7 +192,7 @@ class Uploads:
         runner = self._landed(key)
         with self._turn.share(runner.job):
             runner.aborted(key)
-        self._free(key, writing)
+        self.give_back(key, writing)
 
     def progress(self, event: gm.Progress) -> None:
         """Note how far a followed update is; it may have landed meanwhile."""
@@ -219,12 +219,13 @@ class Uploads:
             direct = runner.branch.in_flight[key].direct
             with self._turn.share(runner.job):
                 runner.aborted(key)
-            self._free(key, writing=direct and not self._quota.sealed(key))
+            self.give_back(key, writing=direct and not self._quota.sealed(key))
         self._in_flight = {key: runner for key, runner in self._in_flight.items() if key in self._storing}
 
     # ---- slots that rest -------------------------------------------------------------------------------------------
 
-    def _free(self, key: Key, writing: bool) -> None:
+    def give_back(self, key: Key, writing: bool) -> None:
+        """Free an object that was not sealed; a direct client may be `writing` to it still."""
         if writing:
             self.rest(key)
         else:

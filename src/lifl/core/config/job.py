@@ -17,6 +17,7 @@ from lifl.core.limits import (
     CLIENTS_LISTED_MAX,
     CLIENTS_PER_ROUND_MAX,
     FAN_IN_MAX,
+    FOLD_MORE_MIN,
     OPTIONS_BYTES_MAX,
     OPTIONS_DEPTH_MAX,
     PATTERNS_MAX,
@@ -35,11 +36,13 @@ class JobSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`name` is how clients and the CLI call the job; it commits `rounds` models, then ends.
 
     What is ACCEPTED survives all processes with `durability` ``memory``, and with ``disk`` the machine's memory, too.
+    `kind` is ``fold`` for the session of a program that aggregates by itself (`fold_job`); no file says so.
     """
 
     name: Name
     rounds: Annotated[int, msgspec.Meta(ge=1, le=ROUNDS_MAX)]
     durability: Literal["memory", "disk"] = "memory"
+    kind: Literal["fold"] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ModelSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -142,6 +145,37 @@ class JobConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     client: ClientSection = ClientSection()
     quota: QuotaSection = QuotaSection()
 
+    @property
+    def is_fold(self) -> bool:
+        """Whether its rounds are the folds of a program: nobody is selected, and nothing is written to files."""
+        return self.job.kind == "fold"
+
+
+FOLD_FAN_IN, FOLD_MIDDLE_FAN_IN = 8, 4
+"""A fold's updates come one after the other, most often: a leaf that takes eight writes an eighth of the partials."""
+
+
+def most_of(expected: int) -> int:
+    """Return how many updates a fold takes of which so many are expected."""
+    return min(expected + max(2 * expected, FOLD_MORE_MIN), CLIENTS_PER_ROUND_MAX)
+
+
+def fold_job(name: str, expected: int, rule: str, options: Mapping[str, Any], rule_folder: str = "") -> JobConfig:
+    """Return the job whose rounds are the folds of a program, of about `expected` updates.  Raise `ConfigError`."""
+    return parse_job(
+        {
+            "job": {"name": name, "rounds": ROUNDS_MAX, "kind": "fold"},
+            "selection": {"clients_per_round": most_of(expected), "attempts": 1},
+            "aggregation": {
+                "rule": rule,
+                "options": dict(options),
+                "rule_folder": rule_folder,
+                "fan_in": FOLD_FAN_IN,
+                "middle_fan_in": FOLD_MIDDLE_FAN_IN,
+            },
+        }
+    )
+
 
 def parse_job(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> JobConfig:
     """Return the job that the table `data` describes, with `overrides` laid over it.  Raise `ConfigError`."""
@@ -173,7 +207,7 @@ def _check_job(config: JobConfig) -> None:
     if not isinstance(listed, msgspec.UnsetType) and sum("*" in name for name in listed) > PATTERNS_MAX:
         text = f"more than {PATTERNS_MAX} patterns with `*`; names without one may be {CLIENTS_LISTED_MAX}"
         raise ConfigError("selection.clients", text)
-    if bool(config.model.path) == bool(config.model.example):
+    if not config.is_fold and bool(config.model.path) == bool(config.model.example):
         given = "both are given" if config.model.path else "neither is given"
         raise ConfigError("model.path", f"give exactly one of model.path and model.example; {given}")
     quorum, goal = config.selection.quorum, config.selection.clients_per_round

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import msgspec
+
 from lifl.core.coordinator.branches import BranchTracker
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import NodeTable
@@ -13,11 +15,13 @@ from lifl.core.coordinator.round import Phase, Round
 from lifl.core.coordinator.rounds import Rounds
 from lifl.core.coordinator.selection import may_be_late
 from lifl.core.errors import Refused
+from lifl.core.fields import Ticket
 from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.contribution import Contribution
+from lifl.core.trust.ticket import fits
 from lifl.core.turn import Turn
 
 LOADING_RETRY_S = 0.2
@@ -42,6 +46,8 @@ class Answers:
         self._presence = presence
         self._rounds = rounds
         self._branches = branches
+        self.host: Connection | None = None  # of a session of folds
+        self.secret = ""  # by which its tickets are made
 
     def admit(self, here: Connection, event: gm.Admit, loading: bool) -> None:
         """Grant an update that is announced, or answer.  Raise `Refused`; `loading`: the job's model is not there."""
@@ -59,7 +65,9 @@ class Answers:
             raise Refused("round-over", "round", f"{where} is over; wait for the next selection")
         if number > round_.number:
             raise Refused("wrong-round", "round", f"{where} has not begun: the job is at round {round_.number}")
-        if may_be_late(round_, client):
+        if self._spec.is_fold:
+            self._check_fold(round_, here, event)
+        if self._spec.is_fold or may_be_late(round_, client):
             round_.selected[client] = None
         if client not in round_.selected or client in round_.declined:
             raise Refused("not-selected", "client", f"client {client!r} is not selected for {where}; wait for it")
@@ -84,6 +92,27 @@ class Answers:
         round_.grant(Contribution(client, event.weight, event.metrics), record)
         granted = (client, event.weight, event.metrics, event.direct)
         self._turn.order(here.node, o.Grant(self._spec.number, round_.epoch, record.number, here.conn, *granted))
+
+    def check_ticket(self, client: str, fold: int, ticket: Ticket) -> None:
+        """Raise `Refused` unless it is a ticket for this fold by this name."""
+        name = self._spec.name
+        if not fits(ticket.credential, self.secret, name, fold, client, ticket.expires_unix_s):
+            text = f"that is no ticket for this fold of session {name!r} by the name {client!r}; ask its host for one"
+            raise Refused("wrong-ticket", "ticket", text)
+
+    def _check_fold(self, round_: Round, here: Connection, event: gm.Admit) -> None:
+        """Raise `Refused` unless the fold takes this update of a client who was not asked."""
+        if here != self.host and not isinstance(event.fold, msgspec.UnsetType):
+            if isinstance(event.ticket, msgspec.UnsetType):
+                raise Refused("not-host", "job", f"session {self._spec.name!r} is another connection's")
+            self.check_ticket(event.client, event.fold, event.ticket)
+        if event.fold != round_.epoch:
+            text = f"that fold of session {self._spec.name!r} is over; this one is named otherwise"
+            raise Refused("round-over", "fold", text)
+        most = round_.goal - 1
+        if len(round_.accepted) + len(round_.granted) >= most and event.client not in round_.granted:
+            text = f"this fold of session {self._spec.name!r} takes {most} updates, and they are there"
+            raise Refused("fold-full", "expected", f"{text}: open it with a larger `expected`")
 
     def _end_earlier(self, round_: Round, here: Connection, client: str) -> None:
         """End what a client has left behind on the connection over which it was granted, if it asks over another."""

@@ -58,7 +58,7 @@ class BranchTracker:
         spare = self._planner.spare(len(others)) if len(self._nodes) > 1 else 0
         round_.others_max = len(others) + spare
         self.renew_later(round_)
-        if others or self._nodes.moves:
+        if (others or self._nodes.moves) and not self._spec.is_fold:
             self.save(round_)
         numbers = tuple(number for number in round_.branches if number)
         own = round_.branches[0].updates
@@ -211,6 +211,8 @@ class BranchTracker:
 
     def renew_later(self, round_: Round) -> None:
         """Set the time at which the plan is to be renewed."""
+        if self._spec.is_fold:
+            return  # its updates come here
         round_.replan_at_s = self._turn.now + self._spec.config.aggregation.replan_interval_s
 
     def replan(self, round_: Round) -> None:

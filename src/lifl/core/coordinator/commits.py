@@ -60,7 +60,7 @@ class Commits:
     def _commit(self, round_: Round) -> None:
         name = self._spec.name
         self._rounds.commit(round_)  # SAVING -> COMMITTED
-        number, term, metrics = round_.number, self._turn.term, metrics_of(round_)
+        number, term, metrics = round_.number, self._turn.term, metrics_of(round_.accepted)
         path = self._spec.path_of(number, term)
         receipt: Mapping[str, Any] = receipt_of(round_, self._turn.now) if number else {}
         row: dict[str, Any] = {"metrics": metrics, "path": path, "receipt": receipt, "members": sorted(round_.accepted)}

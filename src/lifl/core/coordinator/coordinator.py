@@ -17,6 +17,7 @@ from lifl.core.coordinator.nodes import Node, NodeTable
 from lifl.core.coordinator.presence import Connection, Presence
 from lifl.core.coordinator.round import Phase
 from lifl.core.coordinator.round_planner import RoundPlanner
+from lifl.core.coordinator.session import Session, host_left
 from lifl.core.errors import LocalFault, Refused
 from lifl.core.fields import Message
 from lifl.core.limits import JOBS_MAX, SCHEMAS_BYTES_MAX
@@ -27,7 +28,7 @@ from lifl.core.protocol import gateway as gm
 from lifl.core.schema import check_fits
 from lifl.core.turn import Turn
 
-COORDINATOR, JOB, ROUND, COMMITS = "coordinator", "job", "round", "commits"
+COORDINATOR, JOB, ROUND, COMMITS, SESSION = "coordinator", "job", "round", "commits", "session"
 HANDLERS: dict[type[Message], tuple[str, str, str]] = {
     # clients' events
     gm.ClientJoined: (COORDINATOR, "_client_joined", ANY),
@@ -40,6 +41,7 @@ HANDLERS: dict[type[Message], tuple[str, str, str]] = {
     p.Inventory: (COORDINATOR, "_inventory", ANY),
     # agents' reports on a job that runs
     o.JobOpened: (JOB, "job_opened", HOME),
+    o.FoldAdopted: (SESSION, "fold_adopted", HOME),
     o.JobFailed: (JOB, "job_failed", HOME),
     o.BranchFailed: (JOB, "branch_failed", OWNER),
     o.ModelSealed: (JOB, "model_sealed", HOME),
@@ -86,7 +88,7 @@ class Coordinator:
         if job is not None and node in self.nodes:
             if not self.authority.may_say(node, sayer, job, message):
                 return
-            takers = {JOB: job, ROUND: job.runner, COMMITS: job.commits}
+            takers = {JOB: job, SESSION: job, ROUND: job.runner, COMMITS: job.commits}
             with self._turn.share(job.spec.number):
                 getattr(takers[taker], method)(message)
                 self._note_over(job)
@@ -103,7 +105,7 @@ class Coordinator:
 
     def make(self, spec: JobSpec) -> Job:
         """Return a job that has not started: of an earlier life, to be filled in by `Job.resume`."""
-        return Job(spec, self._turn, self.nodes, self.presence)
+        return (Session if spec.is_fold else Job)(spec, self._turn, self.nodes, self.presence)
 
     def start(self, job: Job) -> None:
         """Run the job from now on."""
@@ -132,7 +134,9 @@ class Coordinator:
 
     def _note_over(self, job: Job) -> None:
         if job.over:
-            del self.running[job.spec.number]
+            self.running.pop(job.spec.number, None)
+            if job.spec.is_fold:  # nothing of it stays
+                self.jobs.pop(job.name, None)
 
     # ---- clients -----------------------------------------------------------------------------------------------------
 
@@ -148,6 +152,8 @@ class Coordinator:
 
     def _client_left(self, node: int, event: gm.ClientLeft) -> None:
         """Note that a client takes part no longer, or that its connection has ended."""
+        if not event.job:
+            host_left(self.running.values(), node, event.conn)
         stays = self.nodes.takes_grants(node) and not self.nodes.goes(node)  # else the node has sent it away
         for name, client in self.presence.remove(Connection(node, event.conn), event.job):
             with self._turn.share(self.jobs[name].spec.number):
@@ -164,6 +170,7 @@ class Coordinator:
 
     def _gateway_lost(self, node: int, _event: gm.GatewayLost | None = None) -> None:
         """Note that all connections of a node's gateway have ended."""
+        host_left(self.running.values(), node)
         gone: dict[str, list[str]] = {}
         for here in self.presence.at(node):
             for name, client in self.presence.remove(here):
@@ -256,7 +263,7 @@ class Coordinator:
 
     def next_timer(self) -> float:
         """Return when `tick` must be called at the latest; infinity: not before the next event."""
-        return min((job.runner.next_timer() for job in self.running.values()), default=math.inf)
+        return min((min(job.runner.next_timer(), job.due_s) for job in self.running.values()), default=math.inf)
 
     def busy(self) -> bool:
         """Return True while a round whose updates are all in is not committed."""

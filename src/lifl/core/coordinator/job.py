@@ -8,6 +8,7 @@ written, the next round is open already; it cannot commit before its predecessor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -48,6 +49,7 @@ class Job:
         self.status = "loading"
         self.reason = ""
         self.rounds = Rounds()
+        self.due_s = math.inf  # when `tick` is due, whatever its round waits for
         self._turn = turn
         self._nodes = nodes
         self._presence = presence
@@ -57,7 +59,7 @@ class Job:
         self._adopting = False  # an earlier life has left something in the arena
         self._rows: dict[int, Row] = {}
         self._ending = ""  # why the job will have failed when what is sealed is committed
-        planner = RoundPlanner(spec, turn, nodes)
+        self._planner = planner = RoundPlanner(spec, turn, nodes)
         self._replicas = Replicas(spec, turn, nodes)
         self._checkpoints = Checkpoints(spec, turn, self.rounds, self._replicas)
         self.commits = Commits(spec, turn, presence, self.rounds, self._replicas)

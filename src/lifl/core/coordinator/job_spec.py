@@ -45,7 +45,15 @@ class JobSpec:
     def _stem(self, number: int, term: int) -> str:
         return f"{self.folder}/round-{number:05d}" + (f".{term}" if term else "")
 
-    def bytes_min(self, partials: int = 0) -> int:
-        """Return what a round needs of an arena at the least, with places for `partials` of other nodes."""
-        goal = self.config.selection.clients_per_round
+    @property
+    def is_fold(self) -> bool:
+        """Whether it is a session of folds."""
+        return self.config.is_fold
+
+    def bytes_min(self, partials: int = 0, goal: int = 0) -> int:
+        """Return what a round needs of an arena at the least, with places for `partials` of other nodes.
+
+        `goal` updates come to it; 0: as many as the config says.
+        """
+        goal = goal or self.config.selection.clients_per_round
         return round_bytes_min(self.layout, self.config.aggregation, goal, len(self.states), partials)

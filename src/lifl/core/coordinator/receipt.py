@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
 from lifl.core.coordinator.round import Phase, Round
 from lifl.core.fields import Integer, Real
 from lifl.core.limits import COST_LINES_MAX, ROUND_METRICS_MAX
+from lifl.core.protocol.contribution import Contribution
 from lifl.core.protocol.peer_check import TreeLine
 
 
@@ -42,12 +44,12 @@ class Receipt(TypedDict):
     redirector: NotRequired[str]
 
 
-def metrics_of(round_: Round) -> dict[str, float]:
+def metrics_of(accepted: Mapping[str, Contribution]) -> dict[str, float]:
     """Return the weighted means of the metrics over the accepted clients that sent each: those that most sent."""
-    sent = Counter(name for member in round_.accepted.values() for name in member.metrics)
+    sent = Counter(name for member in accepted.values() for name in member.metrics)
     shown = sorted(sent, key=lambda name: (-sent[name], name))[:ROUND_METRICS_MAX]
     sums: dict[str, tuple[float, float]] = {}
-    for member in round_.accepted.values():
+    for member in accepted.values():
         for name, value in member.metrics.items():
             total, weight = sums.get(name, (0.0, 0.0))
             sums[name] = (total + value * member.weight, weight + member.weight)

@@ -198,7 +198,7 @@ class Recovery:
         self._branches.renew_later(round_)
         round_.open(self._turn.now)  # RECOVERING -> COLLECTING
         round_.last_accepted_s = self._turn.now
-        if round_.others_max or self._nodes.moves:
+        if (round_.others_max or self._nodes.moves) and not self._spec.is_fold:
             self._branches.save(round_)
         for record in records:
             if record.number and record.state is not BranchState.ARRIVED:

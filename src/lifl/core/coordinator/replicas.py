@@ -37,6 +37,11 @@ class Replicas:
             paths = {"path": spec.path_of(last, term), "state_path": spec.state_path_of(last, term)}
             self._turn.order(home, self._facts(home, o.LoadJob, **paths, adopt=adopt, digests=digests))
 
+    def load_session(self, adopt: bool) -> None:
+        """Have a session of folds made ready at home; `adopt`: with what is sealed there."""
+        home = self._nodes.home
+        self._turn.order(home, self._facts(home, o.OpenJob, adopt=adopt, fold=True))
+
     def unload(self) -> None:
         """Have what was being loaded freed."""
         self._turn.order(self._nodes.home, o.CloseJob(self._spec.number))

@@ -37,6 +37,8 @@ class RoundPlanner:
 
     def plan(self, round_: Round, updates: int) -> Planned:
         """Return who takes so many updates of the round.  Raise `Refused` when the nodes cannot hold it."""
+        if self._spec.is_fold:
+            return Planned({self._nodes.home: updates}, self._nodes.home)
         request = self._request(updates)
         try:
             plan = make_plan(request)
@@ -52,7 +54,7 @@ class RoundPlanner:
         """Raise `Refused` unless the nodes, or the arena of `total_bytes` at home alone, can hold a round."""
         spec, share = self._spec, self._spec.config.quota.arena_share
         need = spec.bytes_min()
-        if len(self._nodes) > 1:
+        if len(self._nodes) > 1 and not spec.is_fold:
             self._check_plan(share)
         elif total_bytes >= need > share * total_bytes:
             raise Refused(
@@ -70,6 +72,14 @@ class RoundPlanner:
                 " start it with a larger arena (lifl up --arena-bytes) or lower selection.clients_per_round or "
                 "aggregation.middle_fan_in",
             )
+
+    def check_fold(self, most: int) -> None:
+        """Raise `Refused` unless the arena at home can hold a fold of so many updates."""
+        need = self._spec.bytes_min(goal=most)
+        if not self._has_room(need):
+            text = f"a fold of up to {most} updates needs at least {need} bytes of the arena (model"
+            text = f"{text} {self._spec.layout.data_bytes} bytes), which the node has not: give it a larger arena"
+            raise Refused("too-large", "expected", f"{text} (arena_bytes), or expect fewer updates")
 
     def _check_plan(self, share: float) -> None:
         try:

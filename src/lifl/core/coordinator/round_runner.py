@@ -96,7 +96,7 @@ class RoundRunner:
             self._selection.fill(round_)
         if round_.phase is not Phase.WAITING:
             return
-        enough = round_.quorum if self._turn.now >= round_.deadline_at_s else round_.goal
+        enough = round_.quorum if self._turn.now >= round_.deadline_at_s or self._spec.is_fold else round_.goal
         if len(self._presence.of(self._spec.name)) < enough:
             return
         try:
@@ -133,7 +133,7 @@ class RoundRunner:
             if got < round_.quorum:
                 return _too_few(round_)
             self._publish("round.deadline", round=round_.number, accepted=got)
-            self._close(round_)
+            self.close(round_)
         return ""
 
     def next_timer(self) -> float:
@@ -150,10 +150,10 @@ class RoundRunner:
         return round_.deadline_at_s if few_do or round_.phase is Phase.RECOVERING else math.inf
 
     def _close_if_complete(self, round_: Round) -> None:
-        if round_.phase is Phase.COLLECTING and len(round_.accepted) >= round_.goal:
-            self._close(round_)
+        if round_.phase is Phase.COLLECTING and len(round_.accepted) >= round_.goal and not self._spec.is_fold:
+            self.close(round_)
 
-    def _close(self, round_: Round) -> None:
+    def close(self, round_: Round) -> None:
         """Let no more updates count."""
         round_.move(Phase.AGGREGATING)  # COLLECTING -> AGGREGATING
         self._branches.close(round_)
@@ -192,8 +192,10 @@ class RoundRunner:
         if round_.places[report.client] != report.branch:
             return  # it was given up there, and is on its way into another branch
         round_.received_bytes += report.received_bytes
-        contribution = round_.granted[report.client]
+        contribution, over = round_.granted[report.client], round_.granted_over.get(report.client)
         round_.accept(contribution, self._turn.now)
+        if self._spec.is_fold and over is not None:
+            self._presence.send(over, cm.Accepted(self._spec.name, round_.number))
         self._tell_accepted(round_, contribution)
         close_drained(self._branches, round_, round_.branches[report.branch])
         self._close_if_complete(round_)
@@ -205,9 +207,13 @@ class RoundRunner:
             return
         del round_.granted[report.client]
         round_.unplace(report.client)
+        over = round_.granted_over.pop(report.client, None)
         drained_again(self._branches, round_, round_.branches[report.branch])
         if round_.phase is not Phase.COLLECTING:
-            self._presence.tell(self._spec.name, report.client, cm.RoundOver(self._spec.name, round_.number, TOO_LATE))
+            late = cm.RoundOver(self._spec.name, round_.number, TOO_LATE)
+            self._presence.tell(self._spec.name, report.client, late)
+            if self._spec.is_fold and over is not None:
+                self._presence.send(over, late)
 
     def _tell_accepted(self, round_: Round, *accepted: Contribution) -> None:
         """Tell clients ACCEPTED, whether they wait for that or not."""
@@ -327,7 +333,7 @@ class RoundRunner:
         if recovered is None:
             return
         if recovered.closing:
-            self._close(round_)
+            self.close(round_)
         all_leave(self._branches, round_)
         self._close_if_complete(round_)
         self.try_open()

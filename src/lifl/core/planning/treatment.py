@@ -85,6 +85,15 @@ def treated(layout: Layout, aggregation: AggregationSection) -> tuple[Treated, .
     return tuple(found)
 
 
+MEANS = ("fedavg",)
+"""Built-in rules whose models are the mean itself."""
+
+
+def reads_model(layout: Layout, aggregation: AggregationSection) -> bool:
+    """Return whether a round's model depends on the one before: by its rule, or for tensors that are kept."""
+    return aggregation.rule not in MEANS or any(run.how == "fixed" for run in treated(layout, aggregation))
+
+
 def check_patterns(tensors: Sequence[TensorSpec], aggregation: AggregationSection) -> None:
     """Raise `ConfigError` for a pattern that names no tensor, or one that is fixed and first at once."""
     for key, patterns in (("fixed", aggregation.fixed), ("first", aggregation.first)):

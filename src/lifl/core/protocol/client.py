@@ -36,9 +36,11 @@ from lifl.core.fields import (
     Secret,
     Tensors,
     Text,
+    Ticket,
     Word,
 )
 from lifl.core.limits import CHAIN_BYTES_MAX, REASON_BYTES_MAX
+from lifl.core.protocol import folds as fm
 from lifl.core.protocol.versions import Spoken
 from lifl.core.trust.tokens import TokenNumber, TokenSecret
 
@@ -52,7 +54,9 @@ PING = "ping"
 """The feature of a peer that knows Ping and Pong."""
 COOKIE = "cookie"
 """The feature of a client that knows Challenge."""
-KNOWS = (DECLINE, DIGESTS, PING, COOKIE)
+FOLDS = "folds"
+"""The feature of a node that knows sessions of folds."""
+KNOWS = (DECLINE, DIGESTS, PING, COOKIE, FOLDS)
 """What this version knows."""
 
 # ---- client → gateway ------------------------------------------------------------------------------------------
@@ -117,7 +121,8 @@ class GetModel(Message, frozen=True):
 class Submit(Message, frozen=True):
     """Announces an update of `data_bytes` bytes: answered by Go, Accepted (it is known already), Busy or Refusal.
 
-    Its tensors are named by themselves, or by their `digest`.
+    Its tensors are named by themselves, or by their `digest`.  The host of a session of folds says by `client` whose
+    update it brings, and by `fold` for which of its folds; who has a `ticket` for one shows that.
     """
 
     job: Name
@@ -127,6 +132,9 @@ class Submit(Message, frozen=True):
     tensors: Tensors
     metrics: AnnouncedMetrics = msgspec.field(default_factory=dict)
     digest: Digest | msgspec.UnsetType = msgspec.UNSET
+    client: Name | msgspec.UnsetType = msgspec.UNSET
+    fold: Count | msgspec.UnsetType = msgspec.UNSET
+    ticket: Ticket | msgspec.UnsetType = msgspec.UNSET
 
 
 class Filled(Message, frozen=True):
@@ -195,6 +203,13 @@ FromClient = (
     | Offer
     | Checksums
     | Ping
+    | fm.TakePart
+    | fm.HostSession
+    | fm.OpenFold
+    | fm.PutModel
+    | fm.CloseFold
+    | fm.CancelFold
+    | fm.EndSession
 )
 
 
@@ -357,6 +372,11 @@ ToClient = (
     | Committed
     | RoundOver
     | JobOver
+    | fm.SessionReady
+    | fm.FoldOpen
+    | fm.FoldClosing
+    | fm.FoldDone
+    | fm.FoldOver
 )
 
 

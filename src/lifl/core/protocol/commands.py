@@ -51,6 +51,8 @@ class OpenJob(Message, frozen=True):
     Without `adopt`, what an earlier life of the node has sealed for the job is freed.  `client_options` are for those
     who are selected.  `quota` is told to nodes that know of it, when it limits anything; `durability`
     when it is ``disk``: then an update is stored (`protocol/journal.py`) before it counts as sealed.
+    `fold` is told at home for a session of folds: its model comes from its host, or is what an earlier life has sealed,
+    and the answer is FoldAdopted, then JobOpened.
     """
 
     number: Count
@@ -66,6 +68,7 @@ class OpenJob(Message, frozen=True):
     client_options: dict[str, Any] = msgspec.field(default_factory=dict)
     quota: QuotaSection | msgspec.UnsetType = msgspec.UNSET
     durability: Literal["memory", "disk"] | msgspec.UnsetType = msgspec.UNSET
+    fold: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class LoadJob(OpenJob, frozen=True):
@@ -190,6 +193,15 @@ class CommitBranch(Message, frozen=True):
     epoch: Count
 
 
+class TakeModel(Message, frozen=True):
+    """The session's host may bring the model behind `round` over its connection `conn`; `direct`: it writes itself."""
+
+    number: Count
+    conn: Count
+    round: Count
+    direct: bool = False
+
+
 class DrainNode(Message, frozen=True):
     """Let no client take part here, and send those that do to other nodes; or (`undo`) let them again.
 
@@ -215,6 +227,7 @@ Order = (
     | DropBranch
     | SaveModel
     | CommitBranch
+    | TakeModel
     | DrainNode
     | TellClient
 )
@@ -234,6 +247,18 @@ class JobFailed(Message, frozen=True):
 
     number: Count
     text: Text
+
+
+class FoldAdopted(Message, frozen=True):
+    """What an earlier life has left of a session: the result of `epoch` (0: none), and who is in it if that is known.
+
+    `round` is the last that has a result.
+    """
+
+    number: Count
+    round: Count
+    epoch: Count
+    members: Contributions
 
 
 class BranchAdopted(Message, frozen=True):
@@ -346,6 +371,7 @@ class FilePaused(Message, frozen=True):
 
 Report = (
     JobOpened
+    | FoldAdopted
     | JobFailed
     | BranchAdopted
     | UpdateSealed

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from lifl.core.fields import (
     Address,
+    ConfigPath,
     Count,
     FieldPath,
+    FoldSize,
     Gateways,
     KeyBytes,
     Message,
@@ -17,9 +19,12 @@ from lifl.core.fields import (
     Name,
     NotNegative,
     Pid,
+    RuleName,
     Secret,
+    StateNames,
     Tensors,
     Text,
+    Ticket,
     Weight,
     Who,
     Word,
@@ -106,7 +111,7 @@ class GatewayLost(Message, frozen=True):
 class Admit(Message, frozen=True):
     """A client's Submit that passed the gateway's checks against the job's schema asks for a slot.
 
-    `direct`: the client will write to the slot itself.
+    `direct`: the client will write to the slot itself.  `fold` is named by a host of folds, who may bring `client`'s.
     """
 
     conn: Count
@@ -116,6 +121,8 @@ class Admit(Message, frozen=True):
     weight: Weight
     metrics: Metrics = msgspec.field(default_factory=dict)
     direct: bool = False
+    fold: Count | msgspec.UnsetType = msgspec.UNSET
+    ticket: Ticket | msgspec.UnsetType = msgspec.UNSET
 
 
 class Sealed(Message, frozen=True):
@@ -194,6 +201,56 @@ class CarryEnded(Message, frozen=True):
     sent_bytes: Count
 
 
+class FoldAsked(Message, frozen=True):
+    """The host of a session says OpenFold, CloseFold or CancelFold."""
+
+    conn: Count
+    job: Name
+    fold: Count
+    what: Literal["open", "close", "cancel"]
+    expected: Count = 0
+
+
+class ModelPut(Message, frozen=True):
+    """The host of a session asks for a slot for the model that the next fold starts from."""
+
+    conn: Count
+    job: Name
+    round: Count
+    direct: bool = False
+
+
+class SessionEnded(Message, frozen=True):
+    """The host of a session says EndSession."""
+
+    conn: Count
+    job: Name
+
+
+class PartTaken(Message, frozen=True):
+    """A client shows a ticket that has not expired."""
+
+    conn: Count
+    client: Name
+    job: Name
+    fold: Count
+    ticket: Ticket
+
+
+class SessionAsked(Message, frozen=True):
+    """A client that may do so says HostSession: `lifld` makes the session if it is not there."""
+
+    conn: Count
+    job: Name
+    expected: FoldSize
+    tensors: Tensors
+    rule: RuleName
+    options: dict[str, Any]
+    rule_folder: ConfigPath
+    states: StateNames
+    secret: Secret
+
+
 class FetchEnded(Message, frozen=True):
     """The model of a Fetch is sealed in the object (`error` empty), or could not be fetched.
 
@@ -226,6 +283,11 @@ FromGateway = (
     | ModelSent
     | GatewayStats
     | Offered
+    | SessionAsked
+    | PartTaken
+    | FoldAsked
+    | ModelPut
+    | SessionEnded
     | CarryEnded
     | FetchEnded
 )

@@ -25,6 +25,7 @@ class Action(Enum):
     READ_MODEL = "copy a model"
     SUBMIT_JOB = "submit a job"
     CANCEL_JOB = "cancel a job"
+    HOST_FOLDS = "host folds, and bring their updates"
     STOP_NODE = "stop a node"
     RECORD = "write a recording"
     MANAGE_TOKENS = "make, see and revoke tokens"
@@ -48,6 +49,7 @@ _OPERATOR = {
     Action.READ_MODEL: Scope.ALL,
     Action.SUBMIT_JOB: Scope.ALL,
     Action.CANCEL_JOB: Scope.ALL,
+    Action.HOST_FOLDS: Scope.ALL,
     Action.STOP_NODE: Scope.ALL,
     Action.RECORD: Scope.ALL,
     Action.MANAGE_TOKENS: Scope.ALL,

@@ -132,7 +132,10 @@ def _copied(database: Path, copy: Path) -> tuple[str, list[Models]]:
     models = [
         Models(number, name, Path(folder))
         for number, name, folder in rows
-        if number > 0 and isinstance(name, str) and isinstance(folder, str)  # else it is damaged, and nobody's
+        if number > 0
+        and isinstance(name, str)
+        and isinstance(folder, str)
+        and folder  # else it is damaged, and nobody's
     ]
     return str(node), models
 

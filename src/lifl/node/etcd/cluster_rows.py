@@ -161,6 +161,8 @@ class ClusterRows:
             return kept is None or (kept["status"], kept["reason"]) != (row.status, row.reason)
         if isinstance(row, fx.SetAside):
             return True
+        if isinstance(row, fx.DropJob):
+            return False  # no session of folds is in a store
         committed = [each.attempt for each in self.mirror.round(row.job, row.round) if each.status == "committed"]
         if committed and row.status == "committed":
             raise sqlite3.IntegrityError(

@@ -31,6 +31,7 @@ from lifl.core.identity import ROLES
 from lifl.core.ids import Key
 from lifl.core.limits import FIELD_CHARS_MAX, TEXT_CHARS_MAX
 from lifl.core.protocol import client as cm
+from lifl.core.protocol import folds as fm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import framed
 from lifl.core.trust import policy
@@ -55,6 +56,11 @@ ASKS_FOR_COOKIE = (
     "this node takes clients of its own account alone: come by its state folder, or with a client of this version, as "
     "that account; `lifl up --listen` beyond loopback takes others, by certificates"
 )
+ASKS_FOR_HOST = (
+    "folds are hosted by the node's own account, on its machine: by its state folder, or by its cookie; from elsewhere "
+    "by an operator's certificate, of a node that asks for one"
+)
+FROM_HOSTS = (fm.HostSession, fm.OpenFold, fm.PutModel, fm.CloseFold, fm.CancelFold, fm.EndSession)
 _IS_REFUSAL = b"\xa4type\xa7Refusal"
 """How a Refusal begins, packed, behind the byte that counts its fields."""
 
@@ -235,6 +241,7 @@ class Connection:
         self._reader.greeted = True
         self._digests = cm.DIGESTS in hello.knows
         self._direct = hello.direct and self._socket.is_same_user()
+        self._reader.hosts = self._may_host()
         knows = cm.KNOWS if hello.knows else ()
         self._outbox.send(cm.Welcome(cm.PROTOCOL_VERSION, self._shared.node, self._direct, knows))
 
@@ -254,7 +261,8 @@ class Connection:
         peer = self._secured.peer
         if peer is not None:
             self._socket.who = str(peer.identity)
-            if by_token or not policy.may(peer.identity.role, policy.Action.CARRY):
+            carries_or_hosts = (policy.Action.CARRY, policy.Action.HOST_FOLDS)
+            if by_token or not any(policy.may(peer.identity.role, action) for action in carries_or_hosts):
                 policy.check(peer.identity, policy.Action.TAKE_PART, client, bearer=by_token)
 
     def _expire(self) -> None:
@@ -264,12 +272,35 @@ class Connection:
             left_s = max(0.0, peer.expires_unix_s - time.time())
             self._expiry = self._loop.call_later(left_s, self._socket.cut, "its bearer token has expired")
 
+    def _may_host(self) -> bool:
+        """Return whether the client may host folds: the node's own account, shown by the kernel or by the cookie.
+
+        Where certificates are asked for, their role says so.
+        """
+        peer = self._secured.peer
+        if peer is not None:
+            return not self._secured.bearer and policy.may(peer.identity.role, policy.Action.HOST_FOLDS)
+        by_cookie = self._secured.sock.family != socket.AF_UNIX and self._shared.security.cookie is not None
+        return by_cookie or self._socket.is_same_user()
+
     def _check_may(self, message: cm.FromClient) -> None:
         """Raise `Refused` unless the certificate's role may ask for that."""
         peer = self._secured.peer
+        ticket = message.ticket if isinstance(message, cm.Submit | fm.TakePart) else msgspec.UNSET
+        if not isinstance(ticket, msgspec.UnsetType) and ticket.expires_unix_s < time.time():
+            raise Refused("ticket-expired", "ticket", "that ticket is too old; ask the fold's host for another one")
+        of_host = isinstance(message, cm.Submit) and message.fold is not msgspec.UNSET and ticket is msgspec.UNSET
+        if isinstance(message, FROM_HOSTS) or of_host:
+            if not self._reader.hosts:
+                if peer is not None:
+                    policy.check(peer.identity, policy.Action.HOST_FOLDS)
+                raise Refused("not-allowed", "node", ASKS_FOR_HOST)
+            return
         if peer is None or isinstance(message, cm.Ping):
             return
         by_token = bool(self._secured.bearer)
+        if isinstance(message, cm.GetModel) and self._reader.hosts:
+            return
         if isinstance(message, cm.Offer) or (isinstance(message, cm.GetModel) and message.checked):
             policy.check(peer.identity, policy.Action.CARRY, bearer=by_token)
         else:
@@ -279,7 +310,10 @@ class Connection:
     async def _take_update(self, submit: cm.Submit) -> None:
         self._submits, taken = True, False
         try:
-            taken = await self._intake.take_update(submit, self._client, self._direct)
+            of_host = submit.fold is not msgspec.UNSET and submit.ticket is msgspec.UNSET
+            of_host = of_host and not isinstance(submit.client, msgspec.UnsetType)
+            client = str(submit.client) if of_host else self._client
+            taken = await self._intake.take_update(submit, client, self._direct)
         finally:
             self._submits = False
         if taken:
@@ -308,11 +342,31 @@ class Connection:
                 case cm.Offer():
                     await self._intake.take_partial(message)
                     self._shared.quotas.taken(self._number)
+                case fm.PutModel():
+                    await self._intake.take_model(message, self._direct)
+                case fm.TakePart(job, fold, ticket):
+                    self._shared.link.send(gm.PartTaken(self._number, self._client, job, fold, ticket))
+                case fm.HostSession():
+                    self._host(message)
+                case fm.OpenFold(job, fold, expected):
+                    self._shared.link.send(gm.FoldAsked(self._number, job, fold, "open", expected))
+                case fm.CloseFold(job, fold):
+                    self._shared.link.send(gm.FoldAsked(self._number, job, fold, "close"))
+                case fm.CancelFold(job, fold):
+                    self._shared.link.send(gm.FoldAsked(self._number, job, fold, "cancel"))
+                case fm.EndSession(job):
+                    self._shared.link.send(gm.SessionEnded(self._number, job))
                 case _:
                     raise RemoteFault(f"a {type(message).__name__} makes no sense here")
         except Refused as refused:
-            about = (message.job, message.round) if isinstance(message, cm.Submit | cm.GetModel) else ("", -1)
+            about: tuple[str, int] = (getattr(message, "job", ""), -1)
+            if isinstance(message, cm.Submit | cm.GetModel | fm.PutModel):
+                about = (message.job, message.round)
             self._refuse(_refusal(refused, *about))
+
+    def _host(self, asked: fm.HostSession) -> None:
+        what = (asked.job, asked.expected, asked.tensors, asked.rule, asked.options, asked.rule_folder, asked.states)
+        self._shared.link.send(gm.SessionAsked(self._number, *what, asked.secret))
 
     async def _send_model(self, want: cm.GetModel) -> None:
         if (known := self._shared.jobs.get(want.job)) is not None:

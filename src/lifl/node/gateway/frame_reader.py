@@ -21,6 +21,8 @@ class FrameReader:
     def __init__(self, client_socket: ClientSocket, shared: Shared) -> None:
         self.greeted = False
         """The client has said Hello: from now on it may send what is longer."""
+        self.hosts = False
+        """The client may host folds: so it may send the schema of a job that is not here yet."""
         self._socket = client_socket
         self._sock = client_socket.sock
         self._shared = shared
@@ -63,7 +65,7 @@ class FrameReader:
         missing_bytes = self._decoder.missing_bytes
         if missing_bytes <= limits.HELLO_BYTES_MAX:
             return missing_bytes
-        limit = self._shared.frame_bytes_max() if self.greeted else limits.HELLO_BYTES_MAX
+        limit = self._shared.frame_bytes_max(self.hosts) if self.greeted else limits.HELLO_BYTES_MAX
         if missing_bytes > limit:
             raise RemoteFault(f"a frame announces {missing_bytes} bytes; at most {limit} are taken here")
         return missing_bytes

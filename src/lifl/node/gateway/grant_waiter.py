@@ -11,7 +11,7 @@ from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.node.link import Link
 
-Question = gm.Admit | gm.WantModel | gm.Offered
+Question = gm.Admit | gm.WantModel | gm.Offered | gm.ModelPut
 Grant = gm.Granted | gm.ModelGranted
 
 

@@ -16,6 +16,7 @@ from lifl.core import limits
 from lifl.core.errors import Refused, RemoteFault, StaleKey
 from lifl.core.ids import Key
 from lifl.core.protocol import client as cm
+from lifl.core.protocol import folds as fm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.update_check import check_submit
 from lifl.node.gateway.body_moves import Receive
@@ -70,16 +71,26 @@ class Intake:
         if not direct:
             wait_s = self._shared.quotas.bytes_wait_s(self._conn, job.flow, submit.data_bytes, self._loop.time())
             await self._socket.rest(wait_s)
-        grant = await self._grants.ask(
-            gm.Admit(self._conn, client, submit.job, submit.round, submit.weight, submit.metrics, direct)
-        )
+        asked = (client, submit.job, submit.round, submit.weight, submit.metrics, direct, submit.fold, submit.ticket)
+        grant = await self._grants.ask(gm.Admit(self._conn, *asked))
         if isinstance(grant, gm.Granted):
             await self._land(grant, self._fill_update(submit, job, grant, direct), submit.data_bytes)
             return True
         return False
 
-    async def _fill_update(self, submit: cm.Submit, job: JobLayout, grant: gm.Granted, direct: bool) -> None:
-        """Have the update's bytes written, checked and sealed."""
+    async def take_model(self, put: fm.PutModel, direct: bool) -> None:
+        """Take in the model that the host of a session brings.  Raise `Refused`."""
+        job = self._shared.job(put.job)
+        if (put.digest, put.data_bytes) != (job.digest, job.layout.data_bytes):
+            raise Refused("wrong-schema", "digest", "its tensors are not those of the session")
+        grant = await self._grants.ask(gm.ModelPut(self._conn, put.job, put.round, direct))
+        if isinstance(grant, gm.Granted):
+            await self._land(grant, self._fill_update(put, job, grant, direct), put.data_bytes)
+
+    async def _fill_update(
+        self, submit: cm.Submit | fm.PutModel, job: JobLayout, grant: gm.Granted, direct: bool
+    ) -> None:
+        """Have the bytes of an update, or of a model, written, checked and sealed."""
         key = Key.unpack(grant.key)
         view = self._shared.arena.data(key)
         if len(view) != submit.data_bytes:
@@ -100,7 +111,8 @@ class Intake:
             await self._receive_update(grant.key, Receive(self._socket.sock, content.check))
         self._shared.received_bytes += submit.data_bytes
         failpoints.hit("gateway.seal.before")
-        self._shared.arena.seal(key, submit.weight, 1, grant.member, content.finish())
+        weight, contributions = (submit.weight, 1) if isinstance(submit, cm.Submit) else (0.0, 0)
+        self._shared.arena.seal(key, weight, contributions, grant.member, content.finish())
         failpoints.hit("gateway.seal.after")
 
     async def _receive_update(self, key: bytes, body: Receive) -> None:

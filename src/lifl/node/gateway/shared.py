@@ -47,7 +47,12 @@ class Shared:
             raise Refused("unknown-job", "job", f"this node runs no job {name!r}; see `lifl jobs`")
         return job
 
-    def frame_bytes_max(self) -> int:
-        """Return the length of the longest frame that a client can have a reason to send: a Submit with its schema."""
+    def frame_bytes_max(self, hosts: bool) -> int:
+        """Return the length of the longest frame that a client can have a reason to send: a Submit with its schema.
+
+        One that `hosts` folds brings schemas of its own.
+        """
+        if hosts:
+            return FRAME_BYTES_MAX
         longest = max((job.schema_bytes for job in self.jobs.values()), default=0)
         return min(FRAME_BYTES_MAX, longest + limits.SMALL_FRAME_BYTES)

@@ -1,0 +1,267 @@
+"""One fold: updates come in, their aggregate comes out."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+import msgspec
+
+from lifl.aggregator.outcomes import FoldFailed, FoldResult, UpdateRefused
+from lifl.aggregator.session import Session, send_body
+from lifl.aggregator.tickets import TICKET_S, made_ticket
+from lifl.client.tensors import Tensors, Update, as_number
+from lifl.core.errors import LiflError, Refused
+from lifl.core.fields import NAME_RULE, Name
+from lifl.core.protocol import client as cm
+from lifl.core.protocol import folds as fm
+from lifl.core.protocol.update_check import check_submit
+
+
+class Fold:
+    """A fold that `Aggregator.open` has begun; use it in a ``with`` statement, from any threads.
+
+    It ends with `result` or `cancel`; at the end of the ``with`` statement it is cancelled if it has not ended.
+    """
+
+    def __init__(
+        self, session: Session, number: int, expected: int, model: Update, ended: Callable[[Session], None]
+    ) -> None:
+        self.expected = expected
+        self.number = number
+        """By which the node knows it."""
+        self._session = session
+        self._round = session.next_round
+        self._model: Update | None = model  # the caller's arrays: for who has a ticket and asks for it
+        self._ended = ended
+        self._accepted: set[str] = set()
+        self._next_name = 1
+        self._news = threading.Condition()
+        self._done: fm.FoldDone | None = None
+        self._over = ""
+        self._result: FoldResult | None = None
+        self._counted = False  # the session knows of the result
+        self._released = False  # another fold may have the session
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> Fold:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    @property
+    def accepted(self) -> int:
+        """How many updates were added through this object."""
+        return len(self._accepted)
+
+    # ---- updates -----------------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        tensors: Tensors,
+        weight: float,
+        metrics: Mapping[str, float] | None = None,
+        client: str | None = None,
+    ) -> None:
+        """Add an update, and return when the node has it (ACCEPTED): nothing of it is kept here.
+
+        `tensors` has the names, dtypes and shapes of the model; `weight` is usually a number of examples; `metrics` are
+        averaged by it.  `client` says whose it is (a name is made up if none is given): the same client once more gets
+        the first one's answer.  A node that is away is waited for, as long as the aggregator's `return_within_s` says.
+
+        Raise `UpdateRefused`, naming the field, when it cannot be taken; `FoldFailed` when the fold has ended;
+        `NodeUnreachable`.
+        """
+        client = self._named(client)
+        try:
+            submit, update = self._submit(tensors, weight, metrics or {}, client)
+            why = self._session.line.retrying(lambda: self._send(submit, update))
+        except UpdateRefused:
+            raise
+        except Refused as refused:
+            raise UpdateRefused(refused.code, refused.field, refused.text, client) from refused
+        if isinstance(why, cm.Refusal):
+            raise UpdateRefused(why.code, why.field, why.text, client)
+        if why is not None:
+            reason = getattr(why, "reason", "") or self._over or "it takes no more updates"
+            raise FoldFailed(f"the fold is over without the update of client {client!r}: {reason}")
+        with self._news:
+            self._accepted.add(client)
+
+    def _send(self, submit: cm.Submit, update: Update) -> cm.ToClient | None:
+        self._check_open()
+        return send_body(self._session.line, submit, update)
+
+    def _named(self, client: str | None) -> str:
+        if client is None:
+            with self._news:
+                client, self._next_name = f"update-{self._next_name}", self._next_name + 1
+            return client
+        try:
+            return str(msgspec.convert(client, Name))
+        except msgspec.ValidationError:
+            text = f"client={client!r}: a name is {NAME_RULE}"
+            raise UpdateRefused("bad-name", "client", text, str(client)) from None
+
+    def _submit(
+        self, tensors: Tensors, weight: float, metrics: Mapping[str, float], client: str
+    ) -> tuple[cm.Submit, Update]:
+        if not isinstance(metrics, Mapping):
+            text = f"metrics are a dict of name and number, not a {type(metrics).__name__}"
+            raise Refused("bad-metric", "metrics", text)
+        numbers = {
+            str(name): as_number(value, "bad-metric", f"metrics.{name}", f"the metric {name!r}")
+            for name, value in metrics.items()
+        }
+        number = as_number(weight, "bad-weight", "weight", "the weight")
+        layout = self._session.layout
+        update = Update(layout, tensors, numbers=False)
+        about = (self._session.name, self._round, number, layout.data_bytes, (), numbers, layout.digest)
+        submit = cm.Submit(*about, client=client, fold=self.number)
+        check_submit(layout, submit, client)
+        return submit, update
+
+    def add_future(self, tensors: Tensors, weight: float, **more: object) -> Future[None]:
+        """Add an update in a thread of the fold's own, in turn; the future has what `add` returns or raises."""
+        with self._news:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(1, "lifl-add")
+            return self._pool.submit(self.add, tensors, weight, **more)  # type: ignore[arg-type]
+
+    async def add_async(self, tensors: Tensors, weight: float, **more: object) -> None:
+        """Add an update, as `add` does, in a thread that the loop waits for."""
+        await asyncio.to_thread(self.add, tensors, weight, **more)  # type: ignore[arg-type]
+
+    async def result_async(self) -> FoldResult:
+        """Return the fold's result, as `result` does, in a thread that the loop waits for."""
+        return await asyncio.to_thread(self.result)
+
+    def ticket(self, client: str, valid_s: float = TICKET_S, model: bool = True) -> str:
+        """Return one line by which another process, or machine, brings the update of `client` to this fold.
+
+        It is good for that name in this fold alone, for `valid_s` seconds.  With `model` the model that the fold was
+        opened with is brought to the node, if it is not there, for `take_part(...).model`.  Raise `UpdateRefused` for a
+        name that is none, `FoldFailed`, `Refused` and `NodeUnreachable`.
+        """
+        client = self._named(client)
+        self._check_open()
+        if model and self._model is not None:
+            self._session.put(self._model, wanted=True)
+        return made_ticket(self._session, self.number, client, valid_s)
+
+    # ---- the end -----------------------------------------------------------------------------------------------------
+
+    def result(self) -> FoldResult:
+        """Close the fold with what was accepted by now, and return the aggregate; once more returns the same.
+
+        Raise `Refused` when it has no updates (it stays open), `FoldFailed` when they cannot be aggregated, and
+        `NodeUnreachable`.
+        """
+        with self._session.lock:
+            if self._result is not None:
+                return self._result
+            self._check_open()
+            done = self._session.line.retrying(self._closed)
+            if not self._counted:
+                self._counted = True
+                self._session.done()
+            lost = self._accepted - set(done.clients)
+            if lost:
+                self._end(f"the node has lost updates that it had accepted, of {', '.join(sorted(lost)[:8])}")
+                raise FoldFailed(self._over)
+            tensors = self._session.result()
+            self._result = FoldResult(tensors, done.clients, done.weight, done.metrics)
+        self._end("the fold is closed: it has its result")
+        return self._result
+
+    def _closed(self) -> fm.FoldDone:
+        """Have the fold closed, and wait for its result.  Raise `OSError` when the connection breaks meanwhile."""
+        line = self._session.line
+        life = line.life
+        if self._done is None:
+            self._session.ask(fm.CloseFold(self._session.name, self.number), fm.FoldClosing)
+        with self._news:
+            self._news.wait_for(lambda: self._done is not None or self._over or line.life != life or line.closed)
+            if self._done is not None:
+                return self._done
+        if self._over:
+            raise FoldFailed(self._over)
+        raise ConnectionResetError("the connection broke before the fold was done")
+
+    def cancel(self) -> None:
+        """End the fold without a result, if it has not ended; may be called twice."""
+        if self._released:
+            return
+        if self._over:  # the node has said so
+            self._end(self._over)
+            return
+        # The node hears of it with the next fold, if it is away now.
+        try:
+            self._session.ask(fm.CancelFold(self._session.name, self.number), fm.FoldOver)
+        except (OSError, LiflError):
+            self._session.unsure = True
+        self._end("the fold was cancelled")
+
+    def _end(self, why: str) -> None:
+        with self._news:
+            released, self._released = self._released, True
+            self._over = self._over or why
+            self._news.notify_all()
+            pool, self._pool = self._pool, None
+            self._model = None
+        if pool is not None:
+            pool.shutdown(wait=False)
+        if not released:
+            self._ended(self._session)
+
+    def _check_open(self) -> None:
+        if self._over:
+            raise FoldFailed(self._over)
+
+    # ---- what the node says ------------------------------------------------------------------------------------------
+
+    def of(self, session: Session) -> bool:
+        """Return whether it is a fold of this session."""
+        return self._session is session
+
+    def reopen(self) -> None:
+        """Go on with the fold on a new connection: the node may have started again."""
+        if self._over or self._done is not None:
+            return
+        said = fm.OpenFold(self._session.name, self.number, self.expected)
+        try:
+            answer = self._session.ask(said, fm.FoldOpen, fm.FoldDone, fm.FoldOver)
+        except Refused as refused:
+            self.fail(f"the node does not go on with it: {refused.text}")
+            return
+        if isinstance(answer, fm.FoldDone):
+            self.finish(answer)
+
+    def finish(self, done: fm.FoldDone) -> None:
+        """Take note of the result."""
+        with self._news:
+            self._done = done
+            self._news.notify_all()
+
+    def fail(self, reason: str) -> None:
+        """Take note that there will be no result."""
+        with self._news:
+            self._over = self._over or reason
+            self._news.notify_all()
+
+    def wake(self) -> None:
+        """Have who waits look again: the connection has ended."""
+        with self._news:
+            self._news.notify_all()
+
+
+def opened(fold: Fold) -> None:
+    """Have the node open the fold.  Raise `Refused`."""
+    said = fm.OpenFold(fold._session.name, fold.number, fold.expected)
+    fold._session.line.retrying(lambda: fold._session.ask(said, fm.FoldOpen))

@@ -1,0 +1,215 @@
+"""The one connection of an `Aggregator`, which its threads share.
+
+One request at a time is answered; a thread of its own reads what comes.  What the node says by itself, that a fold is
+done or over, goes to `on_news`.  When the connection breaks, who waits is told, and the next request makes it again:
+what was under way is then done again, which is safe because an update's identity is (fold, client), and a fold is named
+by its host.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from queue import SimpleQueue
+from typing import TypeVar
+
+from lifl.client.dialling import Dialler
+from lifl.client.outcomes import NodeUnreachable
+from lifl.client.stream import GREETING_S, Stream, greeted
+from lifl.core.errors import LiflError, LocalFault, Refused, RemoteFault
+from lifl.core.protocol import client as cm
+
+PAUSE_FIRST_S = 0.05
+PAUSE_MAX_S = 2.0
+
+T = TypeVar("T")
+Message = cm.ToClient
+
+
+class Broken(OSError):
+    """The connection is of no use any more: it broke, or is out of step."""
+
+
+class Line:
+    """The connection to `address()`, as `client`; `greet` is done first on each that is made."""
+
+    def __init__(
+        self,
+        address: Callable[[], str],
+        client: str,
+        identity: str | None,
+        return_within_s: float,
+        on_news: Callable[[Message], bool],
+        on_broken: Callable[[], None],
+    ) -> None:
+        self.greet: Callable[[], None] = lambda: None
+        self.closed = False
+        self._address = address
+        self._client = client
+        self._identity = identity
+        self._return_within_s = return_within_s
+        self._on_news = on_news
+        self._on_broken = on_broken
+        self._turn = threading.RLock()
+        self._stream: Stream | None = None
+        self._socket: socket.socket | None = None
+        self._reader: threading.Thread | None = None
+        self._answers: SimpleQueue[Message | OSError] = SimpleQueue()
+        self._sink: memoryview | None = None
+        self._unix = ""
+        self.asked: cm.FromClient | None = None
+        """What is to be answered now."""
+        self.node = ""
+        """The node's number, in hexadecimal digits."""
+        self.life = 0
+        """Counts the connections that have ended."""
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the connection stands, as far as is known."""
+        return self._stream is not None and self._reader is not None and self._reader.is_alive()
+
+    # ---- requests ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def turn(self) -> Iterator[Stream]:
+        """Have the connection for one request.  Raise `OSError` when there is none, and when it breaks."""
+        with self._turn:
+            stream = self._connected()
+            try:
+                yield stream
+            except (Refused, LocalFault):
+                raise
+            except BaseException:  # it may be out of step
+                self._drop(stream)
+                raise
+
+    def ask(self, message: cm.FromClient, sink: memoryview | None = None) -> Message:
+        """Send a request and return its answer; what follows a Model is received into `sink`."""
+        with self.turn() as stream:
+            self._sink = sink
+            return self.exchange(stream, message, message)
+
+    def exchange(self, stream: Stream, about: cm.FromClient, said: cm.FromClient | None) -> Message:
+        """Within a turn, send a message (None: it was sent otherwise) and wait for its answer, which is `about` one."""
+        self.asked = about
+        try:
+            if said is not None:
+                stream.send(said)
+            answer = self._answers.get()
+        finally:
+            self.asked = None
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    def give_up(self, why: str) -> None:
+        """Let who waits for an answer do so no longer: what it was about is over, and the connection out of step."""
+        self._answers.put(Broken(why))
+
+    def retrying(self, act: Callable[[], T]) -> T:
+        """Do what is safe to do again, until the connection stands.
+
+        Raise `NodeUnreachable` when the node was away for longer than it may be, and what `act` raises.
+        """
+        since_s: float | None = None
+        pause_s = PAUSE_FIRST_S
+        while True:
+            try:
+                return act()
+            except (OSError, RemoteFault) as error:
+                if self.closed:
+                    raise LocalFault("the aggregator is closed") from error
+                now = time.monotonic()
+                since_s = now if since_s is None else since_s
+                if now - since_s + pause_s > self._return_within_s:
+                    text = f"the aggregator's node was away for {now - since_s:.0f} s (return_within_s): {error}"
+                    raise NodeUnreachable(f"{text}; is `lifl up` running there?") from error
+                time.sleep(random.uniform(pause_s / 2, pause_s))
+                pause_s = min(2 * pause_s, PAUSE_MAX_S)
+
+    def own_addresses(self) -> list[str]:
+        """Return where else the node can be reached from its own machine: its socket, if that is known."""
+        return [f"unix:{self._unix}"] if self._unix else []
+
+    # ---- the connection ----------------------------------------------------------------------------------------------
+
+    def _connected(self) -> Stream:
+        if self.closed:
+            raise LocalFault("the aggregator is closed")
+        if self._stream is not None and self.is_up:
+            return self._stream
+        if self._stream is not None:
+            self._drop(self._stream)
+        address = self._address()
+        dialler = Dialler([address], self._identity, opened=self._opened)
+        stream = greeted(address, GREETING_S, self._client, True, dialler)
+        if cm.FOLDS not in stream.knows:
+            stream.close()
+            raise Refused("old-node", "node", f"the node at {address} is of a version that knows no folds; upgrade it")
+        self.node = stream.node
+        path = os.path.join(address, "gateway.sock") if os.path.isdir(address) else address.removeprefix("unix:")
+        self._unix = os.path.abspath(path) if stream.is_local else ""
+        self._answers = SimpleQueue()
+        self._reader = threading.Thread(target=self._read, args=(stream, self._answers), daemon=True, name="lifl-line")
+        self._stream = stream
+        self._reader.start()
+        try:
+            self.greet()
+        except BaseException:
+            self._drop(stream)
+            raise
+        return stream
+
+    def _opened(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    def _read(self, stream: Stream, answers: SimpleQueue[Message | OSError]) -> None:
+        try:
+            while True:
+                stream.wait()
+                message = stream.pending()
+                if message is None:
+                    continue
+                if isinstance(message, cm.Model):
+                    sink, self._sink = self._sink, None
+                    if sink is None or len(sink) != message.data_bytes:
+                        raise Broken("the node sends a model that nobody asked for, or one of another size")
+                    stream.receive_into(sink)
+                if self._on_news(message):
+                    continue
+                if self.asked is None:
+                    raise Broken(f"the node says {type(message).__name__}, which nobody asked for")
+                answers.put(message)
+        except (OSError, LiflError) as error:
+            self.life += 1
+            answers.put(error if isinstance(error, OSError) else Broken(str(error)))
+        self._on_broken()
+
+    def _drop(self, stream: Stream) -> None:
+        if self._stream is not stream:
+            return
+        self._stream = None
+        if self._socket is not None:
+            with suppress(OSError):  # the node was faster
+                self._socket.shutdown(socket.SHUT_RDWR)
+        reader, self._reader = self._reader, None
+        if reader is not None and reader is not threading.current_thread():
+            reader.join()
+        stream.close()
+
+    def close(self) -> None:
+        """End the connection; who waits on it is told."""
+        self.closed = True
+        sock = self._socket
+        if sock is not None:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        with self._turn:
+            if self._stream is not None:
+                self._drop(self._stream)

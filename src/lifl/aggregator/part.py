@@ -1,0 +1,199 @@
+"""To take part in a fold by a ticket: one connection, one thread, one update."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TypeVar
+
+import numpy as np
+
+from lifl.aggregator.outcomes import FoldFailed, UpdateRefused
+from lifl.aggregator.tickets import TicketContent, read_ticket
+from lifl.client.dialling import Dialler
+from lifl.client.outcomes import NodeUnreachable
+from lifl.client.stream import GREETING_S, Stream, greeted
+from lifl.client.tensors import Array, Tensors, Update, as_model, as_number
+from lifl.core.errors import Refused, RemoteFault
+from lifl.core.protocol import client as cm
+from lifl.core.protocol import folds as fm
+from lifl.core.protocol.update_check import check_submit
+from lifl.core.schema import Layout
+
+PAUSE_FIRST_S, PAUSE_MAX_S = 0.05, 2.0
+UNIX = "unix:"
+
+T = TypeVar("T")
+
+
+class Part:
+    """One client's part in one fold; use it in a ``with`` statement, from one thread."""
+
+    def __init__(self, content: TicketContent, identity: str | None, return_within_s: float) -> None:
+        self.client = content.client
+        self._content = content
+        self._identity = identity
+        self._return_within_s = return_within_s
+        self._stream: Stream | None = None
+        self._layout: Layout | None = None
+        self._round = 0
+        self._model: dict[str, Array] | None = None
+        self._retrying(lambda stream: None)
+
+    def __enter__(self) -> Part:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; may be called twice."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    @property
+    def model(self) -> dict[str, Array]:
+        """The model that the fold was opened with: name → writable array, in its order; fetched when first asked for.
+
+        Raise `FoldFailed` when the fold is over, or its host has not brought the model.
+        """
+        if self._model is None:
+            self._model = self._retrying(self._fetch)
+        return self._model
+
+    def submit(self, tensors: Tensors, weight: float, metrics: Mapping[str, float] | None = None) -> None:
+        """Bring the update, and return when the node has it (ACCEPTED); once more gets the first one's answer.
+
+        Raise `UpdateRefused`, naming the field, `FoldFailed` when the fold is over, and `NodeUnreachable`.
+        """
+        try:
+            numbers = {
+                str(name): as_number(value, "bad-metric", f"metrics.{name}", f"the metric {name!r}")
+                for name, value in (metrics or {}).items()
+            }
+            number = as_number(weight, "bad-weight", "weight", "the weight")
+            assert self._layout is not None
+            layout, content = self._layout, self._content
+            update = Update(layout, tensors, numbers=False)
+            about = (content.job, self._round, number, layout.data_bytes, (), numbers, layout.digest)
+            submit = cm.Submit(*about, fold=content.fold, ticket=content.shown)
+            check_submit(layout, submit, self.client)
+            self._retrying(lambda stream: self._send(stream, submit, update))
+        except UpdateRefused:
+            raise
+        except Refused as refused:
+            if refused.code == "round-over":
+                raise FoldFailed(refused.text) from refused
+            raise UpdateRefused(refused.code, refused.field, refused.text, self.client) from refused
+
+    # ---- requests ----------------------------------------------------------------------------------------------------
+
+    def _send(self, stream: Stream, submit: cm.Submit, update: Update) -> None:
+        while True:
+            stream.send(submit)
+            answer = stream.receive()
+            if isinstance(answer, cm.Go) and answer.direct:
+                window = stream.window(answer.offset, submit.data_bytes)
+                update.write_to(window, lambda _position: stream.check_connected())
+                stream.send(cm.Filled(submit.job, submit.round))
+                answer = stream.receive()
+            elif isinstance(answer, cm.Go):
+                stream.send_views(update.views, None)
+                answer = stream.receive()
+            if not isinstance(answer, cm.Busy):
+                break
+            time.sleep(answer.retry_after_s)
+        if not isinstance(answer, cm.Accepted):
+            raise _refused(answer)
+
+    def _fetch(self, stream: Stream) -> dict[str, Array]:
+        assert self._layout is not None
+        stream.send(cm.GetModel(self._content.job, self._round, digest=self._layout.digest))
+        answer = stream.receive()
+        if not isinstance(answer, cm.Model):
+            refused = _refused(answer)
+            raise FoldFailed(refused.text) if refused.code == "round-over" else refused
+        data = np.empty(answer.data_bytes, np.uint8)
+        stream.receive_into(data.data)
+        return as_model(self._layout, data)
+
+    def _retrying(self, act: Callable[[Stream], T]) -> T:
+        """Do what is safe to do again, until the connection stands.  Raise `NodeUnreachable`."""
+        begin_s, pause_s = time.monotonic(), PAUSE_FIRST_S
+        while True:
+            try:
+                return act(self._connected())
+            except (OSError, RemoteFault) as error:
+                self.close()
+                if time.monotonic() - begin_s + pause_s > self._return_within_s:
+                    where = " or ".join(self._content.addresses)
+                    raise NodeUnreachable(f"the fold's node cannot be reached at {where}: {error}") from error
+                time.sleep(random.uniform(pause_s / 2, pause_s))
+                pause_s = min(2 * pause_s, PAUSE_MAX_S)
+            except BaseException:
+                self.close()  # it may be out of step
+                raise
+
+    def _connected(self) -> Stream:
+        """Return the connection, on which the ticket was shown."""
+        if self._stream is not None:
+            return self._stream
+        stream, content = self._dialled(), self._content
+        try:
+            stream.send(fm.TakePart(content.job, content.fold, content.shown))
+            answer = stream.receive()
+            while isinstance(answer, cm.Busy):
+                time.sleep(answer.retry_after_s)
+                stream.send(fm.TakePart(content.job, content.fold, content.shown))
+                answer = stream.receive()
+            if not isinstance(answer, cm.Selected):
+                refused = _refused(answer)
+                raise FoldFailed(refused.text) if refused.code == "round-over" else refused
+        except BaseException:
+            stream.close()
+            raise
+        self._layout, self._round = Layout(answer.tensors), answer.round
+        self._stream = stream
+        return stream
+
+    def _dialled(self) -> Stream:
+        """Return a connection to the ticket's node: by its socket, where that is here.  Raise `OSError`, `Refused`."""
+        failed: OSError | None = None
+        found = self._content.addresses
+        here = [each for each in found if each.startswith(UNIX) and os.path.exists(each.removeprefix(UNIX))]
+        for address in (*here, *(each for each in found if not each.startswith(UNIX))):
+            try:
+                stream = greeted(address, GREETING_S, self.client, True, Dialler([address], self._identity))
+            except OSError as error:
+                failed = error
+                continue
+            if stream.node == self._content.node:
+                return stream
+            stream.close()
+            failed = ConnectionRefusedError(f"at {address} is another node than the ticket's")
+        raise failed or ConnectionRefusedError("the ticket names no address that can be reached from here")
+
+
+def take_part(ticket: str, *, identity: str | None = None, return_within_s: float = 60.0) -> Part:
+    """Return the part in a fold that a ticket gives (`Fold.ticket`).
+
+    On the node's machine and account nothing else is needed; elsewhere the client's certificate is (`identity`, as of
+    `Client`).  Raise `LocalFault` for what is no ticket, `Refused` for one that is wrong, expired or another's,
+    `FoldFailed` when its fold is over, and `NodeUnreachable`.
+    """
+    return Part(read_ticket(ticket), identity, return_within_s)
+
+
+def _refused(answer: cm.ToClient) -> Refused:
+    """Return why something was not done."""
+    if isinstance(answer, cm.Refusal):
+        return Refused(answer.code, answer.field, answer.text)
+    if isinstance(answer, cm.RoundOver):
+        return Refused("round-over", "fold", answer.reason)
+    raise RemoteFault(f"the node answers by {type(answer).__name__}")

@@ -1,0 +1,259 @@
+"""A session of folds: a job whose rounds are opened, fed and closed by one program, its *host*.
+
+A fold is a round, named by its epoch.  It opens as soon as its host says so, takes what comes, from whomever the host
+brings or lets in, and closes when the host says so, with what was accepted by then: nobody is selected, nothing has a
+deadline.  Its result is the model of its round, in the arena; no file has it, and no row but that of the session
+itself, by which a `lifld` that starts again knows of it.  What it goes on from then is sealed in the arena: updates,
+the last result, the rule's states.
+
+The session ends when its host says so, when somebody cancels it, or when its host's connection has ended and it is not
+back within `HOST_GRACE_S`.  Nothing of it stays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from lifl.core import effects as fx
+from lifl.core.config.job import AggregationSection, most_of
+from lifl.core.coordinator.checkpoints import Stored
+from lifl.core.coordinator.job import Job, Row
+from lifl.core.coordinator.presence import Connection
+from lifl.core.coordinator.receipt import metrics_of
+from lifl.core.coordinator.round import Phase, Round
+from lifl.core.errors import Refused
+from lifl.core.fields import Message
+from lifl.core.ids import epoch_of, round_of
+from lifl.core.limits import HOST_GRACE_S, TEXT_CHARS_MAX
+from lifl.core.planning.treatment import reads_model
+from lifl.core.protocol import client as cm
+from lifl.core.protocol import commands as o
+from lifl.core.protocol import folds as fm
+from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.contribution import Contribution
+
+CANCELLED = "the fold was cancelled by its host"
+HOST_LOST = "its host has gone, and was not back within {grace_s:g} s"
+OPEN_RETRY_S = 0.2
+
+
+class Session(Job):
+    """One session; `host` is the connection of its host, while there is one."""
+
+    host: Connection | None = None
+    _done: fm.FoldDone | None = None  # the last result, told again to who asks again
+
+    # ---- begin and end -----------------------------------------------------------------------------------------------
+
+    def resume(
+        self,
+        committed: int,
+        counted: dict[int, frozenset[str]],
+        rows: dict[int, Row],
+        adopting: bool,
+        stored: Mapping[int, Stored] | None = None,
+        terms: Mapping[int, int] | None = None,
+    ) -> None:
+        """Go on with what an earlier life has left sealed; its host has so long to come back."""
+        self._adopting = True
+        self.due_s = self._turn.now + HOST_GRACE_S
+
+    def start(self) -> None:
+        """Have the arena's room promised, and what an earlier life has left taken up."""
+        self.rounds.committed = 0
+        self._replicas.load_session(self._adopting)
+
+    def fold_adopted(self, report: o.FoldAdopted) -> None:
+        """Go on behind the last fold that has a result."""
+        self.rounds.committed = self._replicas.model_round = report.round
+        if report.epoch:
+            self._note_done(report.epoch, [Contribution(*member) for member in report.members])
+
+    def job_opened(self, _report: o.JobOpened) -> None:
+        """Let folds be opened."""
+        self.status = "running"
+        self._publish("session.running", round=self.rounds.committed)
+        self._greet()
+
+    def _begin_round(self) -> None:
+        """Leave it to the host."""
+
+    def hosted(self, here: Connection, secret: str = "") -> None:
+        """Note that the session's host is on this connection, and on no other; `secret` is that of its tickets."""
+        if self.host is not None and self.host != here:
+            text = f"the host of session {self.name!r} has come over another connection"
+            self._presence.send(self.host, cm.Refusal(cm.REPLACED, "job", text, self.name))
+        self.host = self.answers.host = here
+        self.answers.secret, self.due_s = secret, math.inf
+        if self.status == "running":
+            self._greet()
+
+    def _greet(self) -> None:
+        fold = self._done.fold if self._done is not None else 0
+        gateway = self._nodes.gateway_of(self._nodes.home)
+        self._tell_host(fm.SessionReady(self.name, self.rounds.committed, fold, gateway))
+
+    def left(self, node: int, conn: int | None = None) -> None:
+        """Note that a connection (None: each at the node's gateway) has ended: the host may come back."""
+        if self.host is not None and self.host.node == node and conn in (None, self.host.conn):
+            self.host = self.answers.host = None
+            self.due_s = self._turn.now + HOST_GRACE_S
+
+    def tick(self) -> None:
+        """Do what is due."""
+        super().tick()
+        if not self.over and self._turn.now >= self.due_s:
+            self.end("cancelled", HOST_LOST.format(grace_s=HOST_GRACE_S))
+
+    def end(self, status: str, reason: str) -> None:
+        """Free everything that the session held, and forget it."""
+        self.status, self.reason, self.due_s = status, reason, math.inf
+        if self.round is not None:
+            self._drop_round(self.round, f"the session is {status}: {reason}" if reason else f"the session is {status}")
+        self._replicas.close()
+        self._turn.emit(fx.DropJob(self.name, self.spec.number))
+        self._tell_host(cm.JobOver(self.name, status, reason))
+        self.host = None
+        self._publish("job.over", status=status, reason=reason)
+
+    def join(self, here: Connection, event: gm.ClientJoined) -> None:
+        """Raise `Refused`: nobody is selected here."""
+        text = f"{self.name!r} is a session of folds: its host brings its updates; clients take part in jobs"
+        raise Refused("not-a-job", "job", text)
+
+    # ---- folds -------------------------------------------------------------------------------------------------------
+
+    def open_fold(self, fold: int, expected: int) -> None:
+        """Begin a fold, or go on with it; an earlier one that its host has given up is dropped.  Raise `Refused`."""
+        if self._done is not None and self._done.fold == fold:
+            self._tell_host(self._done)
+            return
+        number, attempt = round_of(fold), fold - epoch_of(round_of(fold), 0)
+        if number != self.rounds.committed + 1 or not attempt:
+            text = f"the next fold of session {self.name!r} is that of round {self.rounds.committed + 1}, not {number}"
+            raise Refused("wrong-round", "fold", text)
+        if self.round is not None and self.round.epoch > fold:
+            raise Refused("wrong-round", "fold", f"a later try at fold {number} of session {self.name!r} is open")
+        if self.round is not None and self.round.epoch < fold:
+            self._drop_round(self.round, CANCELLED)
+        if self.round is None:
+            self._begin_fold(number, attempt, most_of(expected))
+        if self.round is not None and self.round.phase is Phase.RECOVERING:
+            self._tell_host(cm.Busy(self.name, number, OPEN_RETRY_S))
+            return
+        if self.round is not None:
+            self._tell_host(fm.FoldOpen(self.name, fold, self.round.goal - 1))
+
+    def _begin_fold(self, number: int, attempt: int, most: int) -> None:
+        self._planner.check_fold(most)
+        round_ = Round(number, attempt, self.spec.config.selection, self._turn.now)
+        round_.goal = round_.target = most + 1  # a place stays free: the tree is not complete before the host says so
+        round_.quorum = 0
+        round_.deadline_s = round_.deadline_at_s = math.inf
+        self.rounds.current, self._attempt = round_, attempt
+        adopting, self._adopting = self._adopting, False
+        self.runner.begin({} if adopting else None)
+
+    def close_fold(self, fold: int) -> None:
+        """Take no more updates into the fold, and have its result made.  Raise `Refused` when it has none."""
+        if self._done is not None and self._done.fold == fold:
+            self._tell_host(fm.FoldClosing(self.name, fold, len(self._done.clients)))
+            self._tell_host(self._done)
+            return
+        round_ = self._find(fold)
+        if round_.phase is Phase.RECOVERING:
+            self._tell_host(cm.Busy(self.name, round_.number, OPEN_RETRY_S))
+            return
+        if not round_.accepted:
+            text = f"fold {round_.number} of session {self.name!r} has no update: there is nothing to make a model of"
+            raise Refused("no-updates", "fold", text)
+        self._tell_host(fm.FoldClosing(self.name, fold, len(round_.accepted)))
+        if round_.phase is Phase.COLLECTING:
+            self.runner.close(round_)
+
+    def cancel_fold(self, fold: int) -> None:
+        """End the fold without a result, if it is still open."""
+        if self.round is not None and self.round.epoch == fold:
+            self._drop_round(self.round, CANCELLED)
+        else:
+            self._tell_host(fm.FoldOver(self.name, fold, CANCELLED))
+
+    def put_model(self, here: Connection, event: gm.ModelPut) -> None:
+        """Let the host bring the model that the next fold starts from.  Raise `Refused`."""
+        begun = self.round is not None and self.round.accepted and reads_model(self.spec.layout, self._aggregation)
+        if event.round != self.rounds.committed or begun:
+            text = f"the model of session {self.name!r} can be put before a fold has updates, behind its last result"
+            raise Refused("wrong-round", "round", text)
+        self._turn.order(here.node, o.TakeModel(self.spec.number, here.conn, event.round, event.direct))
+
+    @property
+    def _aggregation(self) -> AggregationSection:
+        return self.spec.config.aggregation
+
+    def take_part(self, here: Connection, event: gm.PartTaken) -> None:
+        """Tell who has a ticket what updates look like.  Raise `Refused` when it is not for the fold that is open."""
+        self.answers.check_ticket(event.client, event.fold, event.ticket)
+        round_ = self._find(event.fold)
+        self._presence.select(here, cm.Selected(self.name, round_.number, 0.0, (), self.spec.layout.data_bytes))
+
+    def _find(self, fold: int) -> Round:
+        if self.round is None or self.round.epoch != fold:
+            raise Refused("round-over", "fold", f"session {self.name!r} has no such fold open")
+        return self.round
+
+    def model_sealed(self, report: o.ModelSealed) -> None:
+        """Tell the host of the result: it is what counts from now on."""
+        round_ = self.round
+        if round_ is None or round_.epoch != report.epoch:
+            return
+        round_.move(Phase.SAVING)  # AGGREGATING -> SAVING
+        round_.sealed_s = self._turn.now
+        round_.branches[0].cost = report.cost
+        self.rounds.current = None
+        self._replicas.model_round = round_.number
+        self.rounds.commit(round_)  # SAVING -> COMMITTED
+        for node in round_.nodes:
+            self._turn.order(node, o.CommitBranch(self.spec.number, round_.epoch))
+        self._note_done(round_.epoch, list(round_.accepted.values()))
+        assert self._done is not None
+        self._publish("fold.done", round=round_.number, counted=len(round_.accepted), metrics=self._done.metrics)
+        self._tell_host(self._done)
+
+    def _note_done(self, fold: int, members: list[Contribution]) -> None:
+        clients = tuple(member.client for member in members)
+        weight = math.fsum(member.weight for member in members)
+        self._done = fm.FoldDone(self.name, fold, weight, metrics_of({m.client: m for m in members}), clients)
+
+    def _fail_round(self, round_: Round, reason: str) -> None:
+        """End the fold without a result: its host decides what follows."""
+        self._drop_round(round_, reason)
+
+    def _fail(self, reason: str) -> None:
+        """End the fold: whatever failed, the session may go on with another one."""
+        if self.round is not None:
+            self._drop_round(self.round, reason)
+
+    def _drop_round(self, round_: Round, reason: str) -> None:
+        """End the fold without a result, and tell who waits for it."""
+        round_.move(Phase.FAILED)
+        round_.reason = reason
+        self.rounds.current = None
+        self._branches.drop(round_)
+        self._publish("fold.over", round=round_.number, reason=reason)
+        over = cm.RoundOver(self.name, round_.number, reason[:TEXT_CHARS_MAX])
+        for to in {round_.granted_over[client] for client in round_.granted if client in round_.granted_over}:
+            if to != self.host:
+                self._presence.send(to, over)
+        self._tell_host(fm.FoldOver(self.name, round_.epoch, reason[:TEXT_CHARS_MAX]))
+
+    def _tell_host(self, message: Message) -> None:
+        if self.host is not None:
+            self._presence.send(self.host, message)
+
+
+def host_left(jobs: Iterable[Job], node: int, conn: int | None = None) -> None:
+    """Note that a connection (None: each at the node's gateway) has ended, which may be a host's."""
+    for job in jobs:
+        if isinstance(job, Session):
+            job.left(node, conn)

@@ -1,0 +1,103 @@
+"""Makes the sessions of folds that programs ask for at the gateway: the row of a job, and its place in the engine.
+
+The row is there before the session is, so that a `lifld` that is killed goes on with it; it goes with the session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from lifl.core import effects as fx
+from lifl.core import events as ev
+from lifl.core.config.job import fold_job
+from lifl.core.config.node import NodeConfig
+from lifl.core.engine import check_submitted
+from lifl.core.errors import ConfigError, LiflError, Refused, ResourceFault
+from lifl.core.limits import FIELD_CHARS_MAX, TEXT_CHARS_MAX
+from lifl.core.protocol import client as cm
+from lifl.core.protocol import gateway as gm
+from lifl.core.schema import Layout
+from lifl.node.audit_log import AuditLog
+from lifl.node.callers import Callers
+from lifl.node.children import Child
+from lifl.node.driver import Driver
+from lifl.node.durable_rows import DurableRows, write_now
+from lifl.node.store import NodeStore
+
+log = logging.getLogger("lifl.daemon")
+
+
+class Sessions:
+    """Makes sessions, one after the other: none where another node may coordinate, to whose arena it could not go."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        rows: DurableRows,
+        store: NodeStore,
+        gateway: Child,
+        callers: Callers,
+        audit: AuditLog,
+        config: NodeConfig,
+    ) -> None:
+        self._driver = driver
+        self._rows = rows
+        self._store = store
+        self._gateway = gateway
+        self._callers = callers
+        self._audit = audit
+        self._moves = bool(config.store)
+        self._in_turn = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def ask(self, asked: gm.SessionAsked) -> None:
+        """Let the session be there, and its host be told."""
+        task = asyncio.get_running_loop().create_task(self._host(asked))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _host(self, asked: gm.SessionAsked) -> None:
+        try:
+            async with self._in_turn:
+                job = self._driver.engine.jobs.get(asked.job)
+                if job is None or not job.spec.is_fold or job.over:
+                    await self._make(asked)
+                elif Layout(asked.tensors).digest != job.spec.layout.digest:
+                    text = f"session {asked.job!r} has other tensors; open another session for these"
+                    raise Refused("wrong-schema", "tensors", text)
+                self._driver.handle(ev.SessionHosted(asked.conn, asked.job, asked.secret))
+        except Refused as refused:
+            self._refuse(asked, refused)
+        except ConfigError as error:
+            self._refuse(asked, Refused("bad-config", error.path, str(error)))
+        except LiflError as error:
+            self._refuse(asked, Refused("paused", "node", str(error)))
+
+    def _refuse(self, asked: gm.SessionAsked, refused: Refused) -> None:
+        said = (refused.code, refused.field[:FIELD_CHARS_MAX], refused.text[:TEXT_CHARS_MAX], asked.job)
+        self._gateway.send(gm.TellClient(asked.conn, cm.packed(cm.Refusal(*said))))
+
+    async def _make(self, asked: gm.SessionAsked) -> None:
+        """Raise `Refused`, `ConfigError` or `ResourceFault` when it cannot be, and leave nothing."""
+        engine, name = self._driver.engine, asked.job
+        engine.coordinating()
+        if self._moves:
+            text = "folds are hosted at a node that coordinates for all its life; this one's cluster keeps a store"
+            raise Refused("not-coordinator", "node", text)
+        config = fold_job(name, asked.expected, asked.rule, asked.options, asked.rule_folder)
+        await self._driver.idle()
+        if self._driver.fault is not None:
+            raise ResourceFault(f"the node is paused, try again later: {self._driver.fault}")
+        if self._store.job(name) is not None:
+            raise Refused("job-exists", "job", f"a job named {name!r} is here already; choose another name")
+        check_submitted(engine, ev.JobFacts(0, config, asked.tensors, asked.states, ""))
+        number = await self._rows.new_job(config, asked.tensors, asked.states, "")
+        try:
+            await write_now(self._rows, fx.SaveJob(name, "running", ""))
+            await self._driver.idle()
+            self._driver.handle(ev.JobSubmitted(ev.JobFacts(number, config, asked.tensors, asked.states, "")))
+        except LiflError:
+            await self._rows.forget_job(name, number)
+            raise
+        self._audit.note("session.opened", self._callers.who(asked.conn), job=name, number=number)
