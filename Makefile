@@ -50,7 +50,7 @@ help:
 
 setup: $(READY)
 
-$(READY): setup.cfg pyproject.toml setup.py src/lifl/rules/fold.c src/lifl/rules/fold_target.h src/lifl/rules/fold_type.h src/lifl/rules/fold_integers.c src/lifl/shm/ingest_check.c
+$(READY): setup.cfg pyproject.toml setup.py src/lifl/rules/fold.c src/lifl/rules/fold_target.h src/lifl/rules/fold_type.h src/lifl/rules/fold_integers.c src/lifl/shm/ingest_check.c src/lifl/tls/records.c
 	@py="$(PYTHON)"; \
 	if [ -z "$$py" ]; then \
 		if $(MAY_INSTALL); then apt-get update -qq && $(APT_INSTALL) python3 python3-venv && py=/usr/bin/python3; fi; \

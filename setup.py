@@ -12,5 +12,6 @@ setup(
             optional=True,
         ),
         Extension("lifl.shm._ingest_check", ["src/lifl/shm/ingest_check.c"], extra_compile_args=["-O3"], optional=True),
+        Extension("lifl.tls._records", ["src/lifl/tls/records.c"], extra_compile_args=["-O3"], optional=True),
     ]
 )

@@ -26,11 +26,13 @@ import node_handoff
 import node_ingest
 import node_rest
 import node_start
+import node_tls
 import placement
 
 GROUPS = {
     "handoff": node_handoff.run,
     "ingest": node_ingest.run,
+    "tls": node_tls.run,
     "fold": node_fold.run,
     "start": node_start.run,
     "placement": placement.run,

@@ -77,17 +77,17 @@ def run(quick: bool) -> Group:
     """Measure every way with every number of clients, interleaved."""
     layout = layout_of(QUICK_BYTES if quick else UPDATE_BYTES)
     updates = QUICK_UPDATES if quick else UPDATES
-    rates = {(way, n): Cell(f"{way}, {_clients(n)}", "GB/s") for n in CLIENTS for way in WAYS}
+    rates = {(way, n): Cell(f"{way}, {clients(n)}", "GB/s") for n in CLIENTS for way in WAYS}
     senders_cpu = {key: Cell(f"{cell.name}: CPU of the senders", "s per GB") for key, cell in rates.items()}
     fractions = {
-        (way, n): Cell(f"{way} / bare loop, {_clients(n)}", "") for n in CLIENTS for way in WAYS if way != WAYS[0]
+        (way, n): Cell(f"{way} / bare loop, {clients(n)}", "") for n in CLIENTS for way in WAYS if way != WAYS[0]
     }
     with ExitStack() as opened:
         arena = OwnedArena.create(
             f"/lifl-bench-{os.getpid()}", (2 * max(CLIENTS) + 2) * (layout.data_bytes + (1 << 20)) + (4 << 20), 1
         )
         opened.callback(arena.close, unlink=True)
-        bare_address, bare_pid = opened.enter_context(_bare(arena, layout))
+        bare_address, bare_pid = opened.enter_context(bare_loop(arena, layout))
         gateway = opened.enter_context(Gateway(arena, layout))
         senders = []
         for number in range(max(CLIENTS)):
@@ -103,7 +103,7 @@ def run(quick: bool) -> Group:
                 for way in WAYS:
                     before_s = cpu_s([pids[way]])
                     with grown_bytes([pids[way]]) as grown:
-                        rate[way], sent_cpu = _burst(senders[:n], way, addresses[way], updates[n], layout)
+                        rate[way], sent_cpu = burst(senders[:n], way, addresses[way], updates[n], layout)
                     gigabytes = n * updates[n] * layout.data_bytes / 1e9
                     if repetition >= 0:
                         spent_s = (cpu_s([pids[way]]) - before_s) / gigabytes
@@ -128,18 +128,18 @@ def _group(
         "receiver, s per GB",
         [*rates.values(), *fractions.values(), *senders_cpu.values()],
         [
-            Target(f"gateway ingest / bare loop, {_clients(n)}", "", TARGET_FRACTION, cell.median, at_least=True)
+            Target(f"gateway ingest / bare loop, {clients(n)}", "", TARGET_FRACTION, cell.median, at_least=True)
             for (way, n), cell in fractions.items()
             if way == "gateway" and n in JUDGED
         ],
     )
 
 
-def _clients(n: int) -> str:
+def clients(n: int) -> str:
     return f"{n} client{'s' if n > 1 else ''}"
 
 
-def _burst(senders: list[Helper], way: str, address: str, updates: int, layout: Layout) -> tuple[float, float]:
+def burst(senders: list[Helper], way: str, address: str, updates: int, layout: Layout) -> tuple[float, float]:
     """Return GB/s of all senders together, and their CPU seconds."""
     for sender in senders:
         sender.order(way=way, address=address)
@@ -158,8 +158,9 @@ def _burst(senders: list[Helper], way: str, address: str, updates: int, layout: 
 class Gateway:
     """The gateway's process and, in a thread, what `lifld` answers it."""
 
-    def __init__(self, arena: Arena, layout: Layout) -> None:
+    def __init__(self, arena: Arena, layout: Layout, identity: Path | None = None) -> None:
         self._arena = arena
+        self._secured = ["--identity", str(identity)] if identity is not None else []
         self._layout = layout
         self._opened = ExitStack()
         self._admitted: dict[bytes, tuple[int, int]] = {}
@@ -178,7 +179,7 @@ class Gateway:
             log = opened.enter_context(open(folder / "gateway.log", "wb"))
             with theirs:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "lifl.node.gateway.main", "--arena", self._arena.name]
+                    [sys.executable, "-m", "lifl.node.gateway.main", "--arena", self._arena.name, *self._secured]
                     + [f"--{name}={fd}" for name, fd in zip(("fd", "tcp-fd", "unix-fd"), passed, strict=True)],
                     pass_fds=passed,
                     stderr=log,
@@ -237,7 +238,7 @@ class Gateway:
 
 
 @contextmanager
-def _bare(arena: Arena, layout: Layout) -> Iterator[tuple[str, int]]:
+def bare_loop(arena: Arena, layout: Layout) -> Iterator[tuple[str, int]]:
     """Provide the bare loop's process: its address and pid."""
     keys = [arena.alloc(Kind.UPDATE, 2, 1, layout.data_bytes).pack().hex() for _ in range(max(CLIENTS))]
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -267,7 +268,7 @@ def send(name: str, nbytes: int) -> None:
         stream = Stream(what["address"], GREETING_S, Dialler([what["address"]]))
         if what["way"] != "bare loop":
             stream.send(cm.Hello(cm.PROTOCOL_VERSION, name, direct=what["way"] == "direct"))
-            _expect(stream, cm.Welcome)
+            expect(stream, cm.Welcome)
         answer(connected=True)
         updates = next(told)["updates"]
         begin_cpu_s, begin_ns = time.process_time(), time.monotonic_ns()
@@ -277,25 +278,25 @@ def send(name: str, nbytes: int) -> None:
                 stream.send_views(views, None)
                 stream.receive_into(memoryview(bytearray(1)))
             else:
-                _submit(stream, number, update, views)
+                submit(stream, number, update, views)
         end_ns, end_cpu_s = time.monotonic_ns(), time.process_time()
         stream.close()
         answer(begin_ns=begin_ns, end_ns=end_ns, cpu_s=end_cpu_s - begin_cpu_s)
 
 
-def _submit(stream: Stream, number: int, update: Update, views: list[memoryview]) -> None:
+def submit(stream: Stream, number: int, update: Update, views: list[memoryview]) -> None:
     layout = update.layout
     stream.send(cm.Submit(JOB, number, 1.0, layout.data_bytes, layout.tensors))
-    go = _expect(stream, cm.Go)
+    go = expect(stream, cm.Go)
     if go.direct:
         update.write_to(stream.window(go.offset, layout.data_bytes))
         stream.send(cm.Filled(JOB, number))
     else:
         stream.send_views(views, None)
-    _expect(stream, cm.Accepted)
+    expect(stream, cm.Accepted)
 
 
-def _expect(stream: Stream, kind: type[T]) -> T:
+def expect(stream: Stream, kind: type[T]) -> T:
     message = stream.receive()
     if not isinstance(message, kind):
         raise RuntimeError(f"the gateway answers {message}, not {kind.__name__}")

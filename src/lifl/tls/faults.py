@@ -48,13 +48,17 @@ def fault_of(error: ssl.SSLError) -> TlsFault:
     """Return what an error of `ssl` means."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return TlsFault(_about_certificate(error), verify_code=error.verify_code)
-    reason = error.reason or ""
-    for alert, text in _ALERTS.items():
+    return fault_of_reason(error.reason or "", str(error))
+
+
+def fault_of_reason(reason: str, text: str = "it gives no reason") -> TlsFault:
+    """Return what the name that OpenSSL has for an error means; `text` stands where there is none."""
+    for alert, meaning in _ALERTS.items():
         if reason.endswith(f"ALERT_{alert}"):
-            return TlsFault(text)
+            return TlsFault(meaning)
     if reason in _REASONS:
         return TlsFault(_REASONS[reason])
-    return TlsFault(f"TLS failed: {(reason or str(error)).replace('_', ' ').lower()}", lasting=False)
+    return TlsFault(f"TLS failed: {(reason or text).replace('_', ' ').lower()}", lasting=False)
 
 
 def _about_certificate(error: ssl.SSLCertVerificationError) -> str:
