@@ -14,6 +14,7 @@
 # make bench        LIFL beside serverful and serverless aggregation, Flower and NVFlare; writes bench/results/REPORT.md
 # make bench-quick  the same with small sizes: that all of it runs and is right
 # make bench-node   the benchmark of one node
+# make bench-tls    what TLS costs: ingest beside bare loops, and a round beside 1,000 handshakes
 # make bench-floods   what floods of requests, of stalled senders and of slow readers cost an honest job
 # make bench-cluster  what each mechanism of a cluster gains: three nodes on this machine, slow links (needs root)
 # make limits       writes docs/limits.md out of the code
@@ -43,7 +44,7 @@ UNPACK_ETCD = { apt-get download -q etcd-server || { apt-get update -q && apt-ge
 APT_INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-cluster test test-integrations test-loads fuzz coverage lint sim sim-long chaos bench bench-quick bench-node bench-floods bench-cluster limits clean
+.PHONY: help setup demo demo-cluster test test-integrations test-loads fuzz coverage lint sim sim-long chaos bench bench-quick bench-node bench-tls bench-floods bench-cluster limits clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -147,6 +148,9 @@ bench-quick: $(BENCH_READY)
 
 bench-node: $(READY)
 	$(BIN)/python bench/node.py $(ARGS)
+
+bench-tls: $(READY)
+	$(BIN)/python bench/node.py --only tls,handshakes $(ARGS)
 
 bench-floods: $(READY)
 	$(BIN)/python bench/floods.py $(ARGS)

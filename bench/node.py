@@ -3,7 +3,8 @@
     bench/node.py [--quick] [--only handoff,ingest,...]
 
 Prints each group's table as it is done, then the table of targets; a target that is missed is shown as missed, and is
-no error.  A full run writes bench/results/node.json and node.md.  `--quick` runs every cell once or twice with small
+no error.  A full run writes bench/results/node.json and node.md, one of `tls,handshakes` (`make bench-tls`) tls.json and
+tls.md.  `--quick` runs every cell once or twice with small
 sizes, to see that all of them run; it writes nothing.  Exit code 1 when a cell could not be measured.
 """
 
@@ -23,6 +24,7 @@ os.environ.update(HELPER_ENVIRONMENT)
 
 import node_fold
 import node_handoff
+import node_handshakes
 import node_ingest
 import node_rest
 import node_start
@@ -33,11 +35,14 @@ GROUPS = {
     "handoff": node_handoff.run,
     "ingest": node_ingest.run,
     "tls": node_tls.run,
+    "handshakes": node_handshakes.run,
     "fold": node_fold.run,
     "start": node_start.run,
     "placement": placement.run,
     "rest": node_rest.run,
 }
+REPORTS = {"node": tuple(GROUPS), "tls": ("tls", "handshakes")}
+"""By the name of the report: the groups that it is of, when they are run together."""
 RESULTS = ROOT / "bench" / "results"
 
 
@@ -45,7 +50,7 @@ def main() -> int:
     """Run the groups."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes, few repetitions; writes nothing")
-    parser.add_argument("--only", default=",".join(GROUPS), help=f"some of {','.join(GROUPS)}; writes nothing")
+    parser.add_argument("--only", default=",".join(GROUPS), help=f"some of {','.join(GROUPS)}")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything is cleared up
     names = options.only.split(",")
@@ -62,8 +67,9 @@ def main() -> int:
     targets = [target for group in groups for target in group.targets]
     print("Small sizes: the targets are not judged.\n" if options.quick else targets_markdown(targets), flush=True)
     print(f"took {time.monotonic() - begun_s:.0f} s")
-    if not options.quick and set(names) == set(GROUPS):
-        write(about, groups, targets)
+    for report, parts in REPORTS.items():
+        if not options.quick and set(names) == set(parts):
+            write(report, about, groups, targets)
     return 0
 
 
@@ -72,11 +78,11 @@ def heading(about: dict[str, str]) -> str:
     return "# Benchmark of one node\n\n" + "".join(f"- {name}: {text}\n" for name, text in about.items())
 
 
-def write(about: dict[str, str], groups: list[Group], targets: list[Target]) -> None:
+def write(report: str, about: dict[str, str], groups: list[Group], targets: list[Target]) -> None:
     """Write the report, for people and for programs."""
     RESULTS.mkdir(exist_ok=True)
     parts = [heading(about), *[group.markdown() for group in groups], targets_markdown(targets)]
-    (RESULTS / "node.md").write_text("\n".join(parts))
+    (RESULTS / f"{report}.md").write_text("\n".join(parts))
     told = {
         "about": about,
         "groups": {group.name: group.builtins() for group in groups},
@@ -86,7 +92,7 @@ def write(about: dict[str, str], groups: list[Group], targets: list[Target]) -> 
             for t in targets
         ],
     }
-    (RESULTS / "node.json").write_text(json.dumps(told, indent=1) + "\n")
+    (RESULTS / f"{report}.json").write_text(json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":

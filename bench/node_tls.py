@@ -3,16 +3,19 @@
 As in `node_ingest`: real gateways, clients that speak the real protocol, and a bare loop that receives into warm slots
 and looks at nothing.  The bare loop with TLS is the same with Python's `ssl`: `SSLSocket.recv_into` and `sendall`.
 
-The cipher by itself is what OpenSSL's AES-128-GCM does with records of 16 KiB that stay in the cache, on one core.  What
-it allows is told by the CPU: the bare loop's of both ends, and the cipher's at both ends, on the cores that there are.
+The cipher by itself is what OpenSSL's AES-128-GCM does with records of 16 KiB that stay in the cache, on one core.
+What it allows is told by the CPU: the bare loop's of both ends, and the cipher's at both ends, on the cores that there
+are.
 
     python bench/node_tls.py send NAME BYTES FOLDER | bare ARENA KEYS DESCRIPTOR FOLDER    (the helpers' own entry)
 """
 
 from __future__ import annotations
 
+import _ssl
 import ctypes
 import json
+import math
 import os
 import socket
 import ssl
@@ -25,7 +28,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import _ssl
 import node_ingest
 import numpy as np
 from measure import Cell, Group, Helper, Target, answer, cpu_s, orders
@@ -70,9 +72,7 @@ def run(quick: bool) -> Group:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="lt-")))
         make_identities(folder)
         room = 4 * (max(CLIENTS) + 1)
-        arena = OwnedArena.create(
-            f"/lifl-bench-{os.getpid()}", room * (layout.data_bytes + (1 << 20)) + (4 << 20), 1
-        )
+        arena = OwnedArena.create(f"/lifl-bench-{os.getpid()}", room * (layout.data_bytes + (1 << 20)) + (4 << 20), 1)
         opened.callback(arena.close, unlink=True)
         addresses, pids = {}, {}
         for way in (PLAIN, SSL):
@@ -213,9 +213,11 @@ def send(name: str, nbytes: int, folder: Path) -> None:
             stream.send(cm.Hello(cm.PROTOCOL_VERSION, name))
             expect(stream, cm.Welcome)
         answer(connected=True)
-        updates = next(told)["updates"]
+        asked = next(told)
+        updates, until_s = asked.get("updates", sys.maxsize), time.monotonic() + asked.get("seconds", math.inf)
         begin_cpu_s, begin_ns = time.process_time(), time.monotonic_ns()
-        for _ in range(updates):
+        first = number
+        while number - first < updates and time.monotonic() < until_s:
             number += 1
             if sock is not None:
                 for view in update.views:
@@ -230,7 +232,7 @@ def send(name: str, nbytes: int, folder: Path) -> None:
         end_ns, end_cpu_s = time.monotonic_ns(), time.process_time()
         closing: Any = sock or stream
         closing.close()
-        answer(begin_ns=begin_ns, end_ns=end_ns, cpu_s=end_cpu_s - begin_cpu_s)
+        answer(updates=number - first, begin_ns=begin_ns, end_ns=end_ns, cpu_s=end_cpu_s - begin_cpu_s)
 
 
 def _bare_ssl(address: str, contexts: Contexts) -> ssl.SSLSocket:

@@ -374,6 +374,24 @@ def _kernel(_state_dir: Path) -> Iterator[Finding]:
     yield Finding("warn", "fold kernel", text, "apt-get install gcc, then install LIFL again (pip install -e .)")
 
 
+def _tls(_state_dir: Path) -> Iterator[Finding]:
+    """Tell what moves bodies over TLS, and whether the kernel could."""
+    import ssl
+
+    from lifl.tls import records
+    from lifl.tls.kernel_tls import refusal
+
+    version = " ".join(ssl.OPENSSL_VERSION.split()[:2])
+    if records.COMPILED is not None:
+        yield Finding("ok", "TLS records", f"compiled, over {version}")
+    else:
+        text = f"Python's ssl ({version}), which takes more CPU for each byte: the compiled part was not built, or does"
+        fix = "apt-get install gcc, then install LIFL again (pip install -e .)"
+        yield Finding("warn", "TLS records", f"{text} not fit this Python", fix)
+    why = refusal()
+    yield Finding("ok", "kernel TLS", f"this kernel has none ({why})" if why else "this kernel has it; it is not used")
+
+
 CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
     _python,
     _shared_memory,
@@ -384,6 +402,7 @@ CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
     _bcc,
     _redirector,
     _kernel,
+    _tls,
     _capacity,
     _loopback,
     _port,

@@ -182,6 +182,15 @@ REPLACED_STALL_S = 2.0
 PEER_STALL_S = 10.0
 """The same between nodes, which are nearer to each other; and what the peer's TCP may leave unacknowledged."""
 HELLO_BYTES_MAX = 4096
+HANDSHAKES_PER_S = 100
+"""TLS handshakes that one source (an address, or the network of one of version 6) may make at a door in the long run:
+some hundredths of a core."""
+HANDSHAKES_AT_ONCE = 2000
+"""And so many at once: all clients of a site behind one address, that come again when a node has been away."""
+HANDSHAKE_WAIT_S = 5.0
+"""One beyond these waits for its turn, or is turned away when that would take longer."""
+HANDSHAKE_SOURCES_MAX = 10_000
+"""Sources whose handshakes are counted at a door; one beyond takes the place of the one that came first."""
 UNGREETED_S = 1.0
 """A connection that has not said who it is after this time gives way to another one, where there are too many."""
 PINGS_PER_S_MAX = 500

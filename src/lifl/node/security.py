@@ -20,6 +20,9 @@ from lifl.core.identity import Role
 from lifl.core.trust.bearers import Bearer, BearerList
 from lifl.core.trust.enrolment import Guesses, WrongToken
 from lifl.core.trust.revocation import RevokedList
+from lifl.node.expiries import Expiries
+from lifl.node.greetings import source_of
+from lifl.node.handshakes import Handshakes
 from lifl.tls.contexts import Contexts
 from lifl.tls.cookie_file import read
 from lifl.tls.faults import TlsFault
@@ -62,9 +65,10 @@ class Secured:
 
     def check(self, roles: Collection[Role]) -> None:
         """Note who it is: of this cluster, in one of the roles, and not revoked.  Raise `TlsFault` else."""
-        if self._contexts is not None:
+        if self._security is not None and self._contexts is not None:
             assert isinstance(self.sock, TlsSocket)
             self.peer = self._contexts.check_peer(self.sock, roles)
+            self._security.expiries.add(self.sock, self.peer)
         if self.is_revoked:
             assert self.peer is not None
             raise TlsFault(f"certificate {self.peer.serial} of {self.peer.identity} is revoked")
@@ -118,6 +122,8 @@ class Security:
         self.bearers = BearerList()
         """The bearer tokens, in the same way."""
         self._guesses = Guesses()
+        self.expiries = Expiries()
+        self._handshakes = Handshakes()
 
     def holder(self, number: str, secret: str, source: str) -> Bearer:
         """Return the bearer token of which somebody at an address tells the secret, whatever door it comes by.
@@ -161,6 +167,7 @@ class Security:
                 "it is a TLS port: come with an identity of this cluster (lifl enroll; a node: lifl up --token-file, "
                 "without --insecure)"
             )
+        await self._turn(raw)
         sock = TlsSocket(raw, self.contexts.server(), server=True)
         try:
             await shaken(sock)
@@ -170,6 +177,13 @@ class Security:
                     await lingered(raw)  # so that the other side reads the alert
             raise
         return Secured(sock, self)
+
+    async def _turn(self, raw: socket.socket) -> None:
+        """Return when whoever comes may have a handshake.  Raise `ConnectionError` when that would be too late."""
+        source = source_of(str(raw.getpeername()[0]))
+        wait_s = self._handshakes.wait_s(source, asyncio.get_running_loop().time())
+        if wait_s:
+            await asyncio.sleep(wait_s)
 
     async def dialled(self, raw: socket.socket) -> Secured:
         """Secure a connection that was made to a node, which must show that it is one.  Raise `OSError`."""

@@ -90,6 +90,7 @@ typedef struct {
     int had_data; /* what was taken from the kernel last */
     int more;     /* there is something to read whatever the descriptor says */
     int64_t overhead;
+    int64_t fed; /* bytes that OpenSSL was given since there was data in them */
     int64_t wanted; /* of the call that is under way: bytes in plain */
     uint8_t *in;    /* what was received, and OpenSSL has not asked for: from `in_begin` to `in_end` */
     int64_t in_begin, in_end;
@@ -125,7 +126,7 @@ static void give_back(uint8_t *buffer)
 /* Takes from the kernel what there is; returns how many bytes, or what OpenSSL is to be told. */
 static int take(channel *c, void *to, int64_t nbytes)
 {
-    if (c->overhead > OVERHEAD_BYTES_MAX || openssl.BIO_ctrl_pending(openssl.SSL_get_wbio(c->ssl)) > OVERHEAD_BYTES_MAX) {
+    if (c->overhead > OVERHEAD_BYTES_MAX) {
         c->outcome = BUSY;
         return -1;
     }
@@ -151,8 +152,11 @@ static int bio_read(BIO *bio, char *to, int nbytes)
     openssl.BIO_clear_flags(bio, BIO_RETRY_FLAGS);
     if (openssl.BIO_ctrl_pending(c->memory)) /* what came along with the handshake */
         return openssl.BIO_read(c->memory, to, nbytes);
-    int got;
-    if (!c->in)
+    int got = -1;
+    /* What is no data is worked off within OpenSSL, and may have an answer: not without end. */
+    if (c->fed > OVERHEAD_BYTES_MAX || openssl.BIO_ctrl_pending(openssl.SSL_get_wbio(c->ssl)) > OVERHEAD_BYTES_MAX)
+        c->outcome = BUSY;
+    else if (!c->in)
         got = take(c, to, nbytes);
     else {
         if (c->in_begin == c->in_end) {
@@ -170,6 +174,8 @@ static int bio_read(BIO *bio, char *to, int nbytes)
     }
     if (got < 0)
         openssl.BIO_set_flags(bio, BIO_RETRY_READ);
+    else
+        c->fed += got;
     return got;
 }
 
@@ -329,6 +335,7 @@ int64_t lifl_records_receive(channel *c, int fd, uint8_t *room, int64_t nbytes, 
         if (openssl.SSL_read_ex(c->ssl, room + got, nbytes - got, &step)) {
             got += step;
             c->had_data = 1;
+            c->fed = 0;
             c->overhead = c->overhead > (int64_t)(OVERHEAD * step) ? c->overhead - OVERHEAD * step : 0;
         } else
             note_failure(c);

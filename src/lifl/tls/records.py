@@ -1,8 +1,8 @@
 """A TLS connection's records between its socket and memory, compiled (`records.c`): a body without a copy too many.
 
-The connection is made by Python's `ssl`, with all that it checks; from the end of the handshake on a `Channel` does what
-OpenSSL's `SSL_read_ex` and `SSL_write_ex` do for `ssl.SSLObject`, many records at a time and without the interpreter's
-lock.  Both use the library that `_ssl` has loaded, and no other: its functions are looked up there.
+The connection is made by Python's `ssl`, with all that it checks; from the end of the handshake on a `Channel` does
+what OpenSSL's `SSL_read_ex` and `SSL_write_ex` do for `ssl.SSLObject`, many records at a time and without the
+interpreter's lock.  Both use the library that `_ssl` has loaded, and no other: its functions are looked up there.
 
 `ssl.SSLObject` does not tell where its connection of OpenSSL's is.  In CPython's object it stands between two fields
 whose values are known, the weak reference to a socket (none) and the context; where that is not so, or a function is

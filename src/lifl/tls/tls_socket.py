@@ -1,8 +1,9 @@
 """A TLS connection with the methods of a socket that LIFL's code uses, over a socket that stays what it was.
 
 OpenSSL works on memory here (`ssl.SSLObject`): what is received and sent passes the raw socket in larger pieces than
-one record of 16 KB, whose descriptor, options and end are used as those of any socket.  Non-blocking, blocking or with
-a timeout: it does as the raw socket does, and raises what that raises.
+one record of 16 KB, whose descriptor, options and end are used as those of any socket.  From the end of the handshake
+on a compiled part does that (`compiled.py`), where it could be built; what is here does the same without it.
+Non-blocking, blocking or with a timeout: it does as the raw socket does, and raises what that raises.
 
 Receiving decrypts into the caller's memory.  What was received from the kernel and not yet asked for is `pending`: then
 there is something to read although the descriptor is silent.
@@ -16,9 +17,6 @@ the same time, which OpenSSL's objects by themselves do not allow.
 
 from __future__ import annotations
 
-import errno
-import os
-import select
 import socket
 import ssl
 import threading
@@ -26,7 +24,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lifl.tls import records
-from lifl.tls.faults import TlsFault, fault_of, fault_of_reason
+from lifl.tls.compiled import CompiledWay
+from lifl.tls.faults import TlsFault, fault_of
 from lifl.tls.outgoing import Outgoing
 from lifl.tls.peer import Peer, peer_of
 
@@ -65,7 +64,7 @@ class TlsSocket:
         self._tls = context.wrap_bio(self._incoming, self._outgoing.memory, server, host.partition("%")[0] or None)
         self._read: Callable[[int, memoryview], int] = self._tls.read  # type: ignore[assignment]
         self._compiled = records.COMPILED
-        self._channel: records.Channel | None = None  # from the handshake's end on, where it is compiled
+        self._way: CompiledWay | None = None  # from the handshake's end on, where it is compiled
         if self._compiled is not None:
             self._compiled.prefer_ciphers(self._tls)
         self._lock = threading.Lock()
@@ -94,15 +93,15 @@ class TlsSocket:
                 else:
                     self._overhead_bytes = 0
                     self._outgoing.flush()
-                    if self._compiled is not None and self._channel is None:
-                        self._channel = self._compiled.channel(self._tls)
+                    if self._compiled is not None and self._way is None:
+                        self._way = CompiledWay(self.raw, self._compiled.channel(self._tls), _BUSY)
                     return
 
     def _tell_why(self) -> None:
         """Have the alert sent, if the kernel takes it now."""
         try:
-            if self._channel is not None:
-                self._channel.flush(self.raw.fileno(), self._waits)
+            if self._way is not None:
+                self._way.flush()
             else:
                 self._outgoing.flush()
         except OSError:
@@ -133,8 +132,8 @@ class TlsSocket:
     @property
     def pending(self) -> bool:
         """Whether there is something to read without the descriptor: to be asked before it is waited for."""
-        if self._channel is not None:
-            return bool(self._failed or self._channel.pending)
+        if self._way is not None:
+            return self._way.pending
         return bool(self._incoming.pending or self._tls.pending() or self._failed)
 
     @property
@@ -157,9 +156,10 @@ class TlsSocket:
             if self._failed is not None:
                 raise self._failed
             wanted = nbytes or len(view)
-            if self._channel is not None:
+            if self._way is not None:
+                self.wants_write = False
                 with view[:wanted] as rest:
-                    return self._receive(self._channel, rest)
+                    return self._way.receive(rest)
             got = 0
             while got < wanted:
                 try:
@@ -186,41 +186,6 @@ class TlsSocket:
                 self._overhead_bytes = max(0, self._overhead_bytes - OVERHEAD * step)
                 self._had_data = True
             return got
-
-    def _receive(self, channel: records.Channel, room: memoryview) -> int:
-        """Do what `recv_into` does, compiled."""
-        self.wants_write = False
-        while room:
-            got = channel.receive(self.raw.fileno(), room, self._waits)
-            outcome = channel.outcome
-            if outcome == records.FAILED:
-                self._failed = fault_of_reason(channel.reason)
-            elif outcome == records.BUSY:
-                self._failed = TlsFault(_BUSY)
-            if got or outcome == records.ENDED:
-                return got
-            if self._failed is not None:
-                raise self._failed
-            self._wait_on(channel, outcome)
-        return 0
-
-    @property
-    def _waits(self) -> bool:
-        """Whether the descriptor itself does."""
-        return self.raw.gettimeout() is None
-
-    def _wait_on(self, channel: records.Channel, outcome: int) -> None:
-        """Return when what had to wait may go on.  Raise what the raw socket would."""
-        if outcome == records.SYSTEM:
-            raise channel.system_error()
-        if outcome == records.AGAIN:
-            timeout_s = self.raw.gettimeout()
-            if not timeout_s:
-                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-            poll = select.poll()
-            poll.register(self.raw, select.POLLOUT if self.wants_write else select.POLLIN)
-            if not poll.poll(timeout_s * 1000):
-                raise TimeoutError("timed out")
 
     def _fill(self) -> bool:
         """Take more from the kernel; return False at the end of the stream."""
@@ -273,8 +238,8 @@ class TlsSocket:
     def _send(self, plain: memoryview) -> int:
         out, sent = self._outgoing, 0
         self.wants_write = True
-        if self._channel is not None:
-            return self._send_records(self._channel, plain)
+        if self._way is not None:
+            return self._way.send(plain)
         while sent < len(plain):
             if not out.waiting and not out.credit:
                 self._encrypt(plain[sent : sent + WRITE_BYTES])
@@ -290,17 +255,6 @@ class TlsSocket:
             if out.waiting and sent:
                 break
         return sent
-
-    def _send_records(self, channel: records.Channel, plain: memoryview) -> int:
-        """Do what `_send` does, compiled."""
-        while plain:
-            sent = channel.send(self.raw.fileno(), plain, self._waits)
-            if sent:
-                return sent
-            if channel.outcome == records.FAILED:
-                raise fault_of_reason(channel.reason)
-            self._wait_on(channel, channel.outcome)
-        return 0
 
     def _encrypt(self, plain: memoryview) -> None:
         """Make records of all of `plain`."""
