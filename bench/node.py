@@ -3,9 +3,9 @@
     bench/node.py [--quick] [--only handoff,ingest,...]
 
 Prints each group's table as it is done, then the table of targets; a target that is missed is shown as missed, and is
-no error.  A full run writes bench/results/node.json and node.md, one of `tls,handshakes` (`make bench-tls`) tls.json and
-tls.md.  `--quick` runs every cell once or twice with small
-sizes, to see that all of them run; it writes nothing.  Exit code 1 when a cell could not be measured.
+no error.  A full run writes bench/results/node.json and node.md, one of `tls,handshakes` (`make bench-tls`) tls.json
+and tls.md.  `--quick` runs every cell once or twice with small sizes, to see that all of them run; it writes nothing.
+Exit code 1 when a cell could not be measured.
 """
 
 from __future__ import annotations
