@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import socket
 
 from lifl.tls import records
 from lifl.tls.faults import TlsFault, fault_of_reason
+from lifl.tls.polling import readable, writable
 
 
 class CompiledWay:
@@ -38,7 +38,7 @@ class CompiledWay:
             elif outcome == records.BUSY:
                 self._failed = TlsFault(self._busy)
             elif not got and outcome != records.ENDED:
-                self._wait(outcome, select.POLLIN)
+                self._wait(outcome)
                 continue
             if got or outcome == records.ENDED:
                 return got
@@ -53,7 +53,7 @@ class CompiledWay:
                 return sent
             if channel.outcome == records.FAILED:
                 raise fault_of_reason(channel.reason)
-            self._wait(channel.outcome, select.POLLOUT)
+            self._wait(channel.outcome, write=True)
         return 0
 
     def flush(self) -> None:
@@ -65,7 +65,7 @@ class CompiledWay:
         """Whether the descriptor itself does."""
         return self._raw.gettimeout() is None
 
-    def _wait(self, outcome: int, event: int) -> None:
+    def _wait(self, outcome: int, write: bool = False) -> None:
         """Return when what had to wait may go on."""
         if outcome == records.SYSTEM:
             raise self._channel.system_error()
@@ -73,7 +73,5 @@ class CompiledWay:
             timeout_s = self._raw.gettimeout()
             if not timeout_s:
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-            poll = select.poll()
-            poll.register(self._raw, event)
-            if not poll.poll(timeout_s * 1000):
+            if not (writable(self._raw, timeout_s) if write else readable([self._raw], timeout_s)):
                 raise TimeoutError("timed out")
