@@ -94,7 +94,6 @@ def model_header(data: bytes) -> None:
         body = data[LENGTH_BYTES : LENGTH_BYTES + length]
         found = decode_header(body, len(data), "here")
         assert len(found.tensors) == len(found.offsets)
-        assert sum(tensor.nbytes if hasattr(tensor, "nbytes") else 0 for tensor in found.tensors) <= len(data)
 
 
 def config(data: bytes) -> None:
@@ -118,7 +117,7 @@ def token(data: bytes) -> None:
     text = data.decode(errors="surrogateescape")
     with suppress(Refused):
         found = read_token(text)
-        assert read_token(found.line) == found if hasattr(found, "line") else found
+        assert read_token(found.line()) == found
 
 
 def contributions(data: bytes) -> None:
@@ -238,7 +237,7 @@ TARGETS: dict[str, Target] = {
     "hello": Target(hello, lambda: [msgspec.msgpack.encode({"type": "PeerHello", "version": 1, "node": "aa"})]),
     "model-header": Target(model_header, lambda: [_model_seed()]),
     "config": Target(config, lambda: [_config_seed(), b'listen = ["127.0.0.1:1"]\narena_bytes = "1GiB"\n']),
-    "token": Target(token, lambda: [b"LIFL1" + b"a" * 64 + b"::7.secretsecret"]),
+    "token": Target(token, lambda: [b"LIFL1" + b"a" * 64 + b"::0000000a." + b"x" * 43]),
     "contributions": Target(contributions, lambda: [pack_contribution(Contribution("c", 1.0, {"loss": 0.5})) * 2]),
     "stored-rows": Target(stored_rows, lambda: [keys.pack({"status": "open", "term": 3, "attempt": 1})[0]]),
     "recording": Target(recording, lambda: [b"\x82\xa6format\x01\xa7entries\x90"]),
