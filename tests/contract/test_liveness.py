@@ -190,6 +190,32 @@ def test_who_waits_to_be_granted_goes_to_the_next_gateway(pair: tuple[StandIn, S
     trainer.ends()
 
 
+def test_who_waits_elsewhere_for_a_word_of_home_notices_that_home_is_silent(pair: tuple[StandIn, StandIn]) -> None:
+    """Its update is at another gateway, which lives; that it is accepted is told over its own."""
+    node, other = pair
+    selected = cm.Selected("digits", 1, 60.0, (), LAYOUT.data_bytes, gateway=other.tcp)
+
+    def react(message: Any) -> None:
+        if isinstance(message, gm.AskPulse):
+            node.send(gm.Pulse((other.tcp,)))
+        if isinstance(message, gm.ClientJoined):
+            node.send(gm.TellClient(node.conns["c1"], cm.packed(selected), "digits"))
+
+    def says_nothing_of_the_first(message: gm.FromGateway) -> None:
+        if isinstance(message, gm.Sealed) and not other.count(gm.ClientJoined):
+            return
+        answer(message)
+
+    answer, other._answer, node.react = other._answer, says_nothing_of_the_first, react  # type: ignore[method-assign]
+    trainer = Trainer(node.tcp)
+    other.wait_for(gm.Sealed)
+    mute(node)
+    other.wait_for(gm.ClientJoined)
+    other.wait_for(gm.Sealed, 2)
+    commit(other)
+    trainer.ends()
+
+
 def test_who_waits_to_be_granted_stays_where_the_node_is_only_busy(pair: tuple[StandIn, StandIn]) -> None:
     node, other = pair
     node.holding_back = []

@@ -27,7 +27,7 @@ from lifl.client.books import Books
 from lifl.client.dialling import Dialler
 from lifl.client.liveness import ANSWER_S, Watch, usable
 from lifl.client.outcomes import NodeUnreachable, RoundEnded, Settled
-from lifl.client.stream import GREETING_S, Stream, greeted
+from lifl.client.stream import GREETING_S, OtherLost, Stream, greeted
 from lifl.core.errors import LocalFault, Refused
 from lifl.core.protocol import client as cm
 from lifl.tls.faults import TlsFault
@@ -188,11 +188,13 @@ class Home:
         home = self.stream
         message: cm.ToClient | None = None
         while message is None:  # it was the answer to a Ping, and the other one may have something
-            source = stream if home is None or stream is home else stream.wait_with(home)
+            source = stream
             try:
+                if home is not None and stream is not home:
+                    source = stream.wait_with(home)
                 message = source.take()
             except OSError as error:
-                if source is stream:
+                if source is stream and not isinstance(error, OtherLost):
                     raise
                 raise HomeLost(f"the connection home broke: {error}") from error
         if isinstance(message, cm.JobOver) or (

@@ -76,6 +76,10 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
     os.register_at_fork(after_in_child=_forget_in_child)
 
 
+class OtherLost(ConnectionResetError):
+    """Of two connections that were waited for, the other one is lost."""
+
+
 class OlderNode(Refused):
     """The node does not understand what this client says that it knows; it is to say less."""
 
@@ -180,15 +184,25 @@ class Stream:
                 return done
 
     def wait_with(self, other: Stream) -> Stream:
-        """Wait until there is something to receive; return on which of the two, the other one first."""
+        """Wait until there is something to receive; return on which of the two, the other one first.
+
+        Each is looked after meanwhile: the answer may come over either.  Raise `OtherLost` when the other one's node is
+        silent, and another answers.
+        """
         both = (other, self)
         for stream in both:
             if stream._has_decrypted():
                 return stream
         sockets = [stream._sock for stream in both]
-        while not (ready := readable(sockets, self.watch.wait_s() if self.watch is not None else None)):
-            assert self.watch is not None
-            self.watch.silent()
+        watches = [stream.watch for stream in both if stream.watch is not None]
+        while not (ready := readable(sockets, min((watch.wait_s() for watch in watches), default=None))):
+            if self.watch is not None:
+                self.watch.silent()
+            try:
+                if other.watch is not None:
+                    other.watch.silent()
+            except OSError as error:
+                raise OtherLost(str(error)) from error
         return both[ready[0]]
 
     def has_come(self) -> bool:
