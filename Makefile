@@ -11,6 +11,7 @@
 # make sim-long LIVES=100000  as many lives, in all cores (CORES=1), from the last run's on (FIRST=0); the failing seeds
 #                   at the end; docs/proof.md says what all runs have found
 # make chaos ROUNDS=200  a fault in each role at each failpoint, on five nodes with etcd (needs root): docs/proof.md
+# make soak S=600   random jobs and faults on five nodes with etcd and TLS; nothing may grow (needs root): docs/proof.md
 # make bench        LIFL beside serverful and serverless aggregation, Flower and NVFlare; writes bench/results/REPORT.md
 # make bench-quick  the same with small sizes: that all of it runs and is right
 # make bench-node   the benchmark of one node
@@ -44,7 +45,7 @@ UNPACK_ETCD = { apt-get download -q etcd-server || { apt-get update -q && apt-ge
 APT_INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-cluster test test-integrations test-loads fuzz coverage lint sim sim-long chaos bench bench-quick bench-node bench-tls bench-floods bench-cluster limits clean
+.PHONY: help setup demo demo-cluster test test-integrations test-loads fuzz coverage lint sim sim-long chaos soak bench bench-quick bench-node bench-tls bench-floods bench-cluster limits clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -131,6 +132,9 @@ sim-long: $(READY)
 
 chaos: $(READY)
 	@PYTHONPATH=tests:tests/cluster $(BIN)/python tests/cluster/chaos.py --rounds $(or $(ROUNDS),200) $(ARGS)
+
+soak: $(READY)
+	@PYTHONPATH=tests:tests/cluster $(BIN)/python tests/cluster/soak.py --seconds $(or $(S),600) $(ARGS)
 
 # What LIFL is compared with; what cannot be installed is said, and again in the report.
 $(BENCH_READY): $(READY) bench/debian.sh $(wildcard bench/rivals.sh)

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -158,6 +159,12 @@ class Certificates:
         """Flags of etcd."""
         files = ("--trusted-ca-file", self.ca, "--cert-file", self._member, "--key-file", self._member_key)
         return ("--client-cert-auth", *map(str, files))
+
+    def context(self) -> ssl.SSLContext:
+        """What a client dials a member with."""
+        made = ssl.create_default_context(cafile=str(self.ca))
+        made.load_cert_chain(self.cert, self.key)
+        return made
 
     @property
     def node(self) -> tuple[str, ...]:

@@ -111,10 +111,27 @@ def matrix(ledger: Path = CHAOS) -> str:
     return table("| point | role | " + "".join(f"{fault} | " for fault in faults).rstrip(), rows)
 
 
+def soaks(ledger: Path = LEDGER) -> str:
+    """What became of updates in each soak, and what grew."""
+    rows = []
+    for line in lines("soak", ledger):
+        figures = [f"{line[each]:,}" for each in FATES]
+        ends = [line["pss_bytes"][-1] / 2**20, line["descriptors"][-1], 1000 * line["round_s"][-1]]
+        warm = min(2, line["laps"] - 1)
+        begins = [line["pss_bytes"][warm] / 2**20, line["descriptors"][warm], 1000 * line["round_s"][warm]]
+        grew = [f"{begin:.0f} → {end:.0f}" for begin, end in zip(begins, ends, strict=True)]
+        wrong = "; ".join(line["faults"]) or "nothing"
+        minutes = f"{line['seconds'] / 60:.0f}"
+        rows.append([line["day"], f"`{line['commit']}`", minutes, line["laps"], *figures, *grew, wrong])
+    head = "| day | commit | minutes | laps | rounds | accepted | counted | expired | lost | doubled "
+    return table(f"{head}| PSS, MiB | descriptors | a round, ms | wrong |", rows)
+
+
 SECTIONS: dict[str, tuple[Callable[[Path], str], Path]] = {
     "sim": (simulated, LEDGER),
     "chaos": (chaos, CHAOS),
     "matrix": (matrix, CHAOS),
+    "soak": (soaks, LEDGER),
 }
 """What stands between the marks of this name, and out of which ledger."""
 

@@ -22,6 +22,7 @@ import argparse
 import base64
 import http.client
 import json
+import ssl
 import sys
 import zlib
 from collections import defaultdict
@@ -51,10 +52,16 @@ class History(NamedTuple):
     revisions: int
 
 
-def asked(address: str, path: str, body: dict[str, Any]) -> http.client.HTTPResponse:
-    """The answer of etcd's HTTP door."""
+def asked(
+    address: str, path: str, body: dict[str, Any], context: ssl.SSLContext | None = None
+) -> http.client.HTTPResponse:
+    """The answer of etcd's HTTP door; by TLS, if there is a context."""
     host, port = address.rsplit(":", 1)
-    connection = http.client.HTTPConnection(host, int(port), timeout=WAIT_S)
+    connection: http.client.HTTPConnection
+    if context is None:
+        connection = http.client.HTTPConnection(host, int(port), timeout=WAIT_S)
+    else:
+        connection = http.client.HTTPSConnection(host, int(port), timeout=WAIT_S, context=context)
     connection.request("POST", path, json.dumps(body))
     return connection.getresponse()
 
@@ -63,18 +70,18 @@ def coded(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
-def changes(address: str, name: str) -> list[Change]:
+def changes(address: str, name: str, context: ssl.SSLContext | None = None) -> list[Change]:
     """All changes below a cluster's keys, in their order."""
     root = f"/lifl/{name}/"
-    now = json.load(asked(address, "/v3/kv/range", {"key": coded(root)}))
+    now = json.load(asked(address, "/v3/kv/range", {"key": coded(root)}, context))
     last = int(now["header"]["revision"])
     # A key of our own that changes behind all of that tells where to stop.
     mark = f"{root}history-mark"
-    put = json.load(asked(address, "/v3/kv/put", {"key": coded(mark), "value": coded("x")}))
+    put = json.load(asked(address, "/v3/kv/put", {"key": coded(mark), "value": coded("x")}, context))
     end = int(put["header"]["revision"])
     assert end > last
     request = {"create_request": {"key": coded(root), "range_end": coded(root[:-1] + "0"), "start_revision": "1"}}
-    answer = asked(address, "/v3/watch", request)
+    answer = asked(address, "/v3/watch", request, context)
     found: list[Change] = []
     for line in answer:
         result = json.loads(line)["result"]
@@ -205,9 +212,9 @@ def read(text: str) -> list[Change]:
     return [change._replace(value=None if change.value is None else base64.b64decode(change.value)) for change in found]
 
 
-def look(address: str, name: str = "lifl") -> History:
+def look(address: str, name: str = "lifl", context: ssl.SSLContext | None = None) -> History:
     """What the history of a cluster says."""
-    return judged(changes(address, name))
+    return judged(changes(address, name, context))
 
 
 def judged(found: list[Change]) -> History:

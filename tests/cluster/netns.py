@@ -158,6 +158,7 @@ class Cluster:
     ) -> None:
         self.network = net
         self._folder = folder
+        self._identities = folder / "identities"
         self._authority = authority
         self._tokens = tokens
         *hosts, self.clients = net.hosts
@@ -235,10 +236,14 @@ class Cluster:
         """How the client of that name is let in."""
         if self._authority is None:
             return {"insecure": True}
-        folder = self._folder / "identities" / name
+        folder = self._identities / name
         if not folder.exists():
             self._authority.enroll(folder, "client", name)
         return {"identity": folder}
+
+    def identities(self) -> list[Path]:
+        """The identity folders of the clients that there were."""
+        return sorted(self._identities.iterdir()) if self._identities.exists() else []
 
     def use(self) -> dict[str, tuple[int, int]]:
         """Objects and bytes in the arenas of all nodes that are up."""
@@ -286,6 +291,7 @@ class SharedCluster(Cluster):
         super().__init__(net, folder, (*flags, "--store", store.url()), points, authority)
         self.store = store
         self.models = folder / "models"
+        self.certificates: Certificates | None = None
         for machine in self.machines:
             machine.leave_alone()
 
@@ -338,7 +344,7 @@ class SharedCluster(Cluster):
         """What etcd has kept of all that was written, which must hold."""
         leader = self.store_leader()
         with inside(self.clients):
-            found = store_history.look(leader.client)
+            found = store_history.look(leader.client, context=self.certificates and self.certificates.context())
         assert not found.faults, found.faults
         return found
 
@@ -379,6 +385,8 @@ def cluster(
             with inside(net.hosts[-1]):
                 store = stack.enter_context(etcd(count, *asked, hosts=hosts(net)))
             made = SharedCluster(net, folder, sizes, points, store, authority)
+            if authority is not None:
+                made.certificates = certificates
         else:
             made = Cluster(net, folder, sizes, points, authority, tokens)
         for machine in made.machines:
