@@ -31,6 +31,7 @@ from lifl.rules import kernels
 from lifl.rules.integers import BITS
 from lifl.rules.integers import fold as fold_integers
 from lifl.shm.arena import Arena
+from lifl.shm.layout import data_offset
 from lifl.shm.mapping import populate
 from lifl.shm.owned_arena import OwnedArena
 from lifl.worker.task import vector
@@ -116,7 +117,8 @@ def main() -> None:
     arena = Arena.attach(sys.argv[1])
     keys = [Key.unpack(bytes.fromhex(text)) for text in json.loads(sys.argv[2])]
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    populate(arena.window(0, arena.arena_bytes))
+    arena.segments.open_all()
+    populate(arena.segments.views()[1][data_offset(arena.entries) :])  # the one that there is holds all
     random = np.random.default_rng(1)
     *updates, partial = [
         vector(view, Segment(dtype, 0, len(view) // DTYPE_BYTES[dtype]))

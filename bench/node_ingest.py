@@ -47,6 +47,7 @@ from lifl.core.schema import Layout, TensorSpec
 from lifl.node.cli_server import listen_unix
 from lifl.node.machine import listen_tcp
 from lifl.shm.arena import Arena
+from lifl.shm.layout import data_offset
 from lifl.shm.mapping import populate
 from lifl.shm.owned_arena import OwnedArena
 
@@ -306,7 +307,8 @@ def expect(stream: Stream, kind: type[T]) -> T:
 def bare(name: str, keys: list[str], descriptor: int) -> None:
     """Run the bare loop: a thread per connection, each with a slot of its own; end with stdin."""
     arena = Arena.attach(name)
-    populate(arena.window(0, arena.arena_bytes))
+    arena.segments.open_all()
+    populate(arena.segments.views()[1][data_offset(arena.entries) :])  # the one that there is holds all
     slots = [arena.data(Key.unpack(bytes.fromhex(key))) for key in keys]
     listener = socket.socket(fileno=descriptor)
 

@@ -194,7 +194,7 @@ def objects(node: Node) -> list[Entry]:
     """The arena's live objects, read from outside: also while `lifld` is stopped."""
     arena = Arena.attach(f"/lifl-{node.info['node']}")
     try:
-        entries = [arena._read(slot) for slot in range(arena.entries)]
+        entries = [arena._sealed(arena._in_table(slot)) for slot in range(arena.entries)]
         return [entry for entry in entries if entry.state != ObjectState.FREE]
     finally:
         arena.close()

@@ -67,8 +67,18 @@ class Node:
 
     @property
     def segment(self) -> Path:
-        """The arena's file."""
+        """The file of the arena's table."""
         return Path("/dev/shm") / f"lifl-{self.info['node']}"
+
+    @property
+    def segments(self) -> dict[int, Path]:
+        """The files of the arena's objects, by number."""
+        return {int(path.suffixes[0][1:]): path for path in self.segment.parent.glob(f"{self.segment.name}.*")}
+
+    def remove_arena(self) -> None:
+        """Removes all files of the arena: what a machine that dies does."""
+        for path in (*self.segments.values(), self.segment):
+            path.unlink(missing_ok=True)
 
     def up(self, *more: str) -> None:
         """Starts `lifld` and waits until it is ready."""

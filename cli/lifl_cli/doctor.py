@@ -121,13 +121,13 @@ def _memory_limit(_state_dir: Path) -> Iterator[Finding]:
 
 
 def _huge_pages(_state_dir: Path) -> Iterator[Finding]:
-    from lifl.shm.mapping import HUGE_PAGE_BYTES, collapse, map_segment, populate
+    from lifl.shm.mapping import HUGE_PAGE_BYTES, Mapped, collapse, populate
 
     try:
         fd = os.memfd_create("lifl-doctor")  # the same kind of memory as the arena
         try:
             os.posix_fallocate(fd, 0, HUGE_PAGE_BYTES)
-            _owner, view = map_segment(fd, HUGE_PAGE_BYTES)
+            view = Mapped(fd, HUGE_PAGE_BYTES).view
             populate(view)
             code = collapse(view)
         finally:
@@ -311,13 +311,16 @@ def _segments(_state_dir: Path) -> Iterator[Finding]:
             continue  # it has ended
         else:
             mapped |= {name for name in names if f"{SHM}/{name}" in maps}
-    mapped |= {name for name in names - mapped if _is_locked(SHM / name)}
-    for name in sorted(names - mapped):
+    arenas = {name.partition(".")[0] for name in names}  # a job's segment has a point and more behind the arena's name
+    used = {name.partition(".")[0] for name in mapped} | {name for name in arenas if _is_locked(SHM / name)}
+    for name in sorted(arenas - used):
         try:
-            about = (SHM / name).stat()
+            held = [path.stat() for path in SHM.glob(f"{name}*") if path.name.partition(".")[0] == name]
         except FileNotFoundError:
+            held = []
+        if not held:
             continue  # it has ended meanwhile
-        size = size_text(about.st_size)
+        about, size = held[0], size_text(sum(each.st_blocks * 512 for each in held))
         if about.st_uid in unseen or os.geteuid() not in (0, about.st_uid):
             text = f"{SHM / name}: {size} of user {about.st_uid}; this account cannot see who uses it"
             yield Finding("warn", "shared segment", text, f"lifl doctor as user {about.st_uid}, or as root")
@@ -326,9 +329,9 @@ def _segments(_state_dir: Path) -> Iterator[Finding]:
             "warn",
             "orphan segment",
             f"{SHM / name}: {size} that no process here uses",
-            f"`lifl up` with its state folder goes on from it; if that is gone: rm {SHM / name}",
+            f"`lifl up` with its state folder goes on from it; if that is gone: rm {SHM / name}*",
         )
-    if not names - mapped:
+    if not arenas - used:
         yield Finding("ok", "orphan segments", f"none in {SHM}")
 
 

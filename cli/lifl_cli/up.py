@@ -29,7 +29,7 @@ from lifl_cli.token_file import token_of
 
 NODE_FLAGS = {
     "listen": "The gateway's HOST:PORT; port 0 takes any free one.",
-    "arena_bytes": "Size of the shared-memory segment, such as 2GiB.",
+    "arena_bytes": "Size of the shared memory, such as 2GiB.",
     "redirector": "auto, sockmap (eBPF) or unix.",
     "idle_timeout_s": "Workers without a task end after this many seconds.",
     "workers_max": "At most this many workers (aggregator processes); 0: one more than there are cores.",

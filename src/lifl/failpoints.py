@@ -86,6 +86,9 @@ POINTS = {
     # ---- lifld
     "lifld.open.before": "lifld holds the locks of its state folder; nothing else is made",
     "lifld.children.before": "the arena and the sockets are made; no other process has been started",
+    "lifld.punch.before": "pages that a job has freed are to be another job's; they are in the first one's segment",
+    "lifld.punch.after": "they are in no segment",
+    "lifld.reserve.after": "they are in the other job's segment; there is no object yet",
     "lifld.job_row.before": "what became of a job is to be written to the database",
     "lifld.job_row.after": "the row is on the disk; what follows from it is not done",
     "lifld.round_row.before": "a round's row (at the end: its commit) is to be written to the database",

@@ -56,6 +56,7 @@ class Arena:
         self.contents: dict[Key, list[Contribution]] = {}  # of those that are sealed
         self.damaged: set[Key] = set()
         self.slabs: set[Hashable] = set()
+        self.ended: list[int] = []
         self.made = 0
         self.allows: int | None = None  # so many objects more, whatever is free: the rest is in pieces
 
@@ -98,6 +99,9 @@ class Arena:
 
     def close_slab(self, slab: Hashable) -> None:
         self.slabs.discard(slab)
+
+    def end_job(self, job: int) -> None:
+        self.ended.append(job)
 
     def epoch_of(self, key: Key) -> int:
         return self.objects[key][1]

@@ -87,6 +87,7 @@ def test_a_job_waits_for_room_and_is_read_when_there_is_some() -> None:
     assert scene.engine.schemas() == [gm.JobSchema("k", 2, scene.layout.tensors)]
     led = scene.handle(o.CloseJob(2))
     assert led == [fx.Route(1, None), gm.JobForget("k")]
+    assert scene.arena.ended == [2]
     assert scene.slot.state is SlotState.LOADING  # by worker 1, which is being forked
     assert scene.ready(1) == [fx.SendWorker(1, load(scene, address=2))]
 

@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,11 +101,11 @@ with Client(sys.argv[1], job="j", client="far") as client:
 
 def ballast_being_made(node: Node) -> set[float]:
     """What stands in the first megabyte of a model that is being made, zeros aside."""
-    with Path(f"/dev/shm/lifl-{node.info['node']}").open("rb") as arena:
-        for entry in objects(node):
-            if entry.kind == Kind.MODEL and entry.state == ObjectState.WRITING:
-                arena.seek(entry.offset)
-                return set(np.frombuffer(arena.read(1 << 20), np.float32).tolist()) - {0.0}
+    for entry in objects(node):
+        if entry.kind == Kind.MODEL and entry.state == ObjectState.WRITING:
+            with node.segments[entry.segment].open("rb") as segment:
+                segment.seek(entry.offset)
+                return set(np.frombuffer(segment.read(1 << 20), np.float32).tolist()) - {0.0}
     return set()
 
 

@@ -312,7 +312,7 @@ def test_with_its_memory(start_node: Callable[..., Node], what: str) -> None:
         watch.wait("update.accepted", N - 1)
         node.kill()
         if what == "gone":
-            node.segment.unlink()
+            node.remove_arena()
         elif what == "short":
             os.truncate(node.segment, 100_000)
         else:
@@ -374,7 +374,7 @@ def test_without_a_job_the_old_segment_is_taken_over_or_replaced(start_node: Cal
     assert arena_use(node) == (0, 0)
     node.kill()
     node.up("--arena-bytes", "32MiB")
-    assert segment.stat().st_size == 32 << 20
+    assert {path.stat().st_size for path in node.segments.values()} == {32 << 20}
     node.down()
     assert not segment.exists()
 

@@ -137,7 +137,7 @@ class Machine(Node):
             self.go_on()
             self.kill()
         if self.info:
-            self.segment.unlink(missing_ok=True)
+            self.remove_arena()
 
 
 class Cluster:

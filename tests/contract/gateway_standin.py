@@ -96,10 +96,14 @@ class StandIn:
             stderr=subprocess.PIPE,
         )
         theirs.close()
+        self.arena.places.on_open = self._opened
         self._said = [message for message in self.said if not isinstance(message, gm.GatewayReady)]
         self.thread = threading.Thread(target=self._serve, daemon=True)
         self.thread.start()
         assert self.wait_for(gm.GatewayReady).listen == (self.tcp,)
+
+    def _opened(self, number: int, fd: int) -> None:
+        socket.send_fds(self.link, [encode(gm.SegmentOpened(number))], [fd])
 
     def kill(self) -> None:
         """kill -9 of the gateway; what it was writing is freed."""
@@ -265,7 +269,8 @@ class Peer:
         self.decoder: FrameDecoder[cm.ToClient] = FrameDecoder(cm.ToClient)
 
     def hello(self, client: str = "c1", direct: bool = False, digests: bool = False) -> cm.Welcome:
-        self.send(cm.Hello(cm.PROTOCOL_VERSION, client, direct, (cm.DIGESTS,) if digests else ()))
+        knows = (*([cm.DIGESTS] if digests else []), *([cm.SEGMENTS] if direct else []))
+        self.send(cm.Hello(cm.PROTOCOL_VERSION, client, direct, knows))
         welcome = self.receive()
         assert isinstance(welcome, cm.Welcome), welcome
         return welcome

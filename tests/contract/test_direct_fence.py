@@ -34,7 +34,7 @@ class Writer:
     def __init__(self, node: Node, job: str) -> None:
         self.job = job
         self.stream = Stream(str(node.state_dir), GREETING_S, Dialler([str(node.state_dir)]))
-        self.stream.send(cm.Hello(cm.PROTOCOL_VERSION, "writer", direct=True))
+        self.stream.send(cm.Hello(cm.PROTOCOL_VERSION, "writer", direct=True, knows=(cm.SEGMENTS,)))
         self.slot = np.empty(0, np.uint8)
 
     def join(self) -> None:

@@ -173,6 +173,16 @@ def test_a_client_of_this_machine_fills_its_slot_itself(node: StandIn) -> None:
     peer.close()
 
 
+def test_a_client_that_would_write_to_the_first_segment_it_was_given_sends_its_bytes(node: StandIn) -> None:
+    """One of an earlier version, for which a node has one segment: it would write to another job's."""
+    peer = Peer(node, unix=True)
+    peer.send(cm.Hello(cm.PROTOCOL_VERSION, "c1", direct=True, knows=(cm.PING,)))
+    welcome = peer.receive()
+    assert isinstance(welcome, cm.Welcome) and not welcome.direct
+    assert upload(peer, BODY.tobytes()) == cm.Accepted("digits", 3)
+    peer.close()
+
+
 def test_direct_is_not_for_clients_from_the_network(node: StandIn) -> None:
     peer = Peer(node)
     assert not peer.hello(direct=True).direct

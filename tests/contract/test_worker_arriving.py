@@ -197,7 +197,8 @@ def test_what_is_whole_is_summed_up_before_the_rest_begins(node: Node, tmp_path:
     assert it.made_in_the_end() == 0
     # It is not read again, and the last one is added to it while it arrives.
     for whole in it.there:
-        view = node.arena.window(node.arena.offset(whole), LAYOUT.data_bytes)
+        entry = node.arena.entry(whole)
+        view = node.arena.segments.view(entry)[entry.offset : entry.offset + LAYOUT.data_bytes]
         vector(view, FLOATS)[:] = np.nan
     it.announce(key, HALF_BYTES)
     assert it.made_in_the_end() == PIECE_ELEMENTS

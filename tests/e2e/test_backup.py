@@ -30,7 +30,7 @@ def test_a_lost_node_goes_on_from_its_backup(start_node: Callable[..., Node], tm
             watch.wait("round.committed", 3)
         assert "lifl down" in run_lifl("restore", str(archive), "--state", str(node.state_dir)).stderr
         node.kill()
-        node.segment.unlink()
+        node.remove_arena()
         shutil.rmtree(node.state_dir)
         node.lifl("restore", str(archive))
         node.up("--listen", node.address)

@@ -21,7 +21,7 @@ def power_off(node: Node) -> None:
     children = psutil.Process(node.pid).children(recursive=True)
     node.kill()
     psutil.wait_procs(children)
-    node.segment.unlink()
+    node.remove_arena()
 
 
 def journals(node: Node) -> list[Path]:

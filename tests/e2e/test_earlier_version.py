@@ -31,6 +31,7 @@ from lifl.core.schema import ACCUMULATOR, NARROW_PARTIAL, Layout, TensorSpec, al
 from lifl.node.state_format import check_format
 from lifl.rules.kernels import vector
 from lifl.shm import layout
+from lifl.shm.arena import Arena
 from lifl.shm.layout import Entry, ObjectState
 
 DATA = Path(__file__).parents[1] / "data" / "state-0.1.0"
@@ -176,7 +177,7 @@ def sealed_partials(node: Node) -> list[Entry]:
     return [e for e in objects(node) if e.kind == Kind.PARTIAL and e.state == ObjectState.SEALED]
 
 
-def narrowed(segment: memoryview, entry: Entry, slot: int, specs: tuple[TensorSpec, ...]) -> None:
+def narrowed(table: memoryview, segment: memoryview, entry: Entry, slot: int, specs: tuple[TensorSpec, ...]) -> None:
     """Write a partial of a dead node's arena as it was before: in float32 and int128, the members behind that."""
     models = Layout(specs).segments
     old, new = relaid(models, ACCUMULATOR), relaid(models, NARROW_PARTIAL)
@@ -191,7 +192,7 @@ def narrowed(segment: memoryview, entry: Entry, slot: int, specs: tuple[TensorSp
         else:
             vector(data, target)[:] = numbers
     changed = entry._replace(kind=Kind.NARROW_PARTIAL, data_bytes=align(end_of(new)))
-    layout.ENTRY.pack_into(segment, layout.entry_position(slot), *changed)
+    layout.ENTRY.pack_into(table, layout.entry_position(slot), *changed)
     segment[layout.meta_offset(changed) :][: len(members)] = members
 
 
@@ -205,14 +206,14 @@ def test_a_round_goes_on_from_partials_that_were_rounded_to_float32(start_node: 
         watch.wait("update.accepted", first)
         until("the leaves' seals", lambda: len(sealed_partials(node)) == first // 2)
         node.kill()
-        path = Path("/dev/shm") / f"lifl-{node.info['node']}"
-        with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped, memoryview(mapped) as segment:
-            (entries,) = layout.HEADER.unpack_from(segment)[2:3]
-            specs = tuple(TensorSpec(name, a.dtype.name, a.shape) for name, a in oracle.model().items())
-            for slot in range(entries):
-                entry = Entry._make(layout.ENTRY.unpack_from(segment, layout.entry_position(slot)))
+        specs = tuple(TensorSpec(name, a.dtype.name, a.shape) for name, a in oracle.model().items())
+        with node.segment.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped, memoryview(mapped) as table:
+            arena = Arena.attach(f"/{node.segment.name}")
+            for slot in range(arena.entries):
+                entry = arena._sealed(arena._in_table(slot))
                 if entry.state == ObjectState.SEALED and entry.kind == Kind.PARTIAL:
-                    narrowed(segment, entry, slot, specs)
+                    narrowed(table, arena.segments.view(entry), entry, slot, specs)
+            arena.close()
         node.up("--listen", node.address)
         assert node.info["adopted"] == {"jobs": 1, "updates": first}
         team.release()

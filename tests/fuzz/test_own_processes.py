@@ -195,7 +195,7 @@ def live(node: Patient) -> list[tuple[Key, Entry]]:
     """The arena's objects, read from outside."""
     arena = Arena.attach(f"/lifl-{node.info['node']}")
     try:
-        found = [(slot, arena._read(slot)) for slot in range(arena.entries)]
+        found = [(slot, arena._sealed(arena._in_table(slot))) for slot in range(arena.entries)]
         return [(Key(slot, entry.generation, arena.node), entry) for slot, entry in found]
     finally:
         arena.close()

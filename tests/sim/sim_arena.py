@@ -101,6 +101,9 @@ class SimStore:
         """Expect no more objects of this slab."""
         self.allocator.close_slab(slab)
 
+    def end_job(self, job: int) -> None:
+        """Expect no more objects of this job."""
+
     def begin_again(self) -> None:
         """Do what a new daemon does first: free what is of no use to it, and make the allocator anew for the rest."""
         for key, thing in list(self.things.items()):

@@ -22,7 +22,7 @@ LAYERS = {
     "core": set(),
     "failpoints": {"core"},
     "tls": {"core"},
-    "shm": {"core"},
+    "shm": {"core", "failpoints"},
     "confine": {"core"},
     "redirect": {"core"},
     "rules": {"core"},

@@ -1,7 +1,7 @@
 """A client's connection to a gateway: frames and raw bytes on one blocking socket, with TLS or without (`dialling.py`).
 
 Frames are read exactly, so the bytes of a model that follow one stay in the kernel until they are received into
-their array.  Over AF_UNIX the arena's descriptor may come along with a frame.
+their array.  Over AF_UNIX the descriptor of a segment of the arena may come along with a frame.
 
 A connection belongs to one thread.  A forked child closes its copy, so that it neither holds the connection open nor
 ends it.
@@ -117,7 +117,8 @@ class Stream:
         self._decoder: FrameDecoder[cm.ToClient] = FrameDecoder(cm.ToClient)
         self._tensors: dict[str, tuple[TensorSpec, ...]] = {}  # by job: those that were told over this connection
         self._descriptors: list[int] = []
-        self._arena: memoryview | None = None
+        self._segment: memoryview | None = None
+        self._segment_is: tuple[int, int] | None = None  # its device and inode
 
     def greet(self, client: str, direct: bool, knows: tuple[str, ...] = cm.KNOWS) -> None:
         """Say Hello and take the answer.  Raise `Refused` too; `OlderNode` when the node has no word for `knows`."""
@@ -280,18 +281,24 @@ class Stream:
         return data
 
     def window(self, offset: int, nbytes: int) -> memoryview:
-        """Return bytes of the node's arena, to be written; its descriptor has come along with a Go(direct=True)."""
-        from lifl.shm.mapping import map_segment, populate  # Linux's
+        """Return bytes of a segment of the node's arena, to be written.
 
-        if self._arena is None:
-            if not self._descriptors:
-                raise RemoteFault("the node lets us write to its arena but sent no descriptor of it")
-            descriptor = self._descriptors[0]
-            _, self._arena = map_segment(descriptor, os.fstat(descriptor).st_size)
-        self._close_descriptors()
+        Its descriptor has come along with the last Go(direct=True); one that is mapped already is not mapped again.
+        """
+        from lifl.shm.mapping import Mapped, populate  # Linux's
+
+        if not self._descriptors:
+            raise RemoteFault("the node lets us write to its arena but sent no descriptor of it")
+        try:
+            about = os.fstat(self._descriptors[-1])
+            if self._segment is None or self._segment_is != (about.st_dev, about.st_ino):
+                self._segment = Mapped(self._descriptors[-1], about.st_size).view
+                self._segment_is = (about.st_dev, about.st_ino)
+        finally:
+            self._close_descriptors()
         begin = offset // mmap.PAGESIZE * mmap.PAGESIZE
-        populate(self._arena[begin : offset + nbytes])
-        return self._arena[offset : offset + nbytes]
+        populate(self._segment[begin : offset + nbytes])
+        return self._segment[offset : offset + nbytes]
 
     def check_connected(self) -> None:
         """Raise `ConnectionResetError` when the peer has closed or died, also behind messages not yet read."""
@@ -347,4 +354,4 @@ class Stream:
         """Close the connection; may be called twice."""
         self._sock.close()
         self._close_descriptors()
-        self._arena = None  # unmapped with its last view
+        self._segment = None  # unmapped with its last view

@@ -118,6 +118,10 @@ class RecordingStore:
         """Expect no more objects of this slab."""
         self._store.close_slab(slab)
 
+    def end_job(self, job: int) -> None:
+        """Expect no more objects of this job."""
+        self._store.end_job(job)
+
     def epoch_of(self, key: Key) -> int:
         """Return the epoch that the object was allocated for."""
         answer = self._store.epoch_of(key)
@@ -163,6 +167,9 @@ class ReplayStore:
 
     def close_slab(self, slab: Hashable) -> None:
         """Close nothing."""
+
+    def end_job(self, job: int) -> None:
+        """End nothing."""
 
 
 class Recording(NamedTuple):

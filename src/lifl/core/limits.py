@@ -38,6 +38,8 @@ BYTES_PER_S_MAX = 1_000_000_000_000
 REQUESTS_PER_S_MAX = 1_000_000
 OBJECTS_MAX = 16_384
 """Objects of an arena at a time."""
+SEGMENTS_ENDED_MAX = 16
+"""Segments of an arena that hold pages of jobs that are over; beyond it the smallest one's go to the next job."""
 NODES_MAX = 1_000
 """Nodes that one coordinator keeps, those that are gone included; when it is full the one longest gone is forgotten."""
 NEWS_MAX = 64

@@ -94,7 +94,7 @@ def run(work: Path, config: Path, node_config: Path, output: Path) -> float:
         if load_file(target).keys() != load_file(model).keys():
             raise DemoFailed(f"{target} is not the model that was committed last")
         pids = processes(node["state_dir"])
-    check_gone(pids, Path(f"/dev/shm/lifl-{node['node']}"))
+    check_gone(pids, node["node"])
     print(f"\ntest accuracy {accuracy:.3f} after the last round; the model: {target.resolve()}")
     print("the node is down; no process and no shared memory is left")
     return accuracy

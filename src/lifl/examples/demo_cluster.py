@@ -114,7 +114,7 @@ class Demo:
                 lifl("model", job, "-o", str(target), "--state", home)
                 accuracy = digits.evaluate(load_file(target), test)["accuracy"]
         for machine in self.machines:
-            check_gone(machine.pids, machine.segment)
+            check_gone(machine.pids, machine.info["node"])
         print(f"\ntest accuracy {accuracy:.3f} after the last round; the model: {target.resolve()}")
         print("all nodes are down; no process, no shared memory and no network is left")
         return accuracy

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lifl.examples.netns import Host
-from lifl.examples.running import LIFL, DemoFailed, asked, lifl, lives, processes
+from lifl.examples.running import LIFL, DemoFailed, asked, lifl, lives, processes, segments
 
 SETTLE_S = 20.0
 
@@ -48,9 +48,9 @@ class Machine:
         return path
 
     @property
-    def segment(self) -> Path:
-        """The arena's file."""
-        return Path("/dev/shm") / f"lifl-{self.info['node']}"
+    def segments(self) -> list[Path]:
+        """The files of the arena that are there."""
+        return segments(self.info["node"])
 
     def kill(self) -> None:
         """Kill all its processes by signal 9, `lifld` first, for it would start the others again."""
@@ -74,7 +74,8 @@ class Machine:
             raise
         finally:
             if not lives(int(self.info["pid"])):
-                self.segment.unlink(missing_ok=True)
+                for segment in self.segments:
+                    segment.unlink(missing_ok=True)
 
 
 def wait_alive(machines: Sequence[Machine]) -> None:

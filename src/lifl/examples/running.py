@@ -83,13 +83,18 @@ def round_text(event: Mapping[str, Any], scores: Mapping[str, float]) -> str:
     )
 
 
-def check_gone(pids: Iterable[int], segment: Path) -> None:
+def segments(node: str) -> list[Path]:
+    """Return the files that a node's arena has in /dev/shm."""
+    return sorted(Path("/dev/shm").glob(f"lifl-{node}*"))
+
+
+def check_gone(pids: Iterable[int], node: str) -> None:
     """Raise `DemoFailed` when anything of a node is left."""
     left = [pid for pid in pids if lives(pid)]
     if left:
         raise DemoFailed(f"processes of the node still run: {left}")
-    if segment.exists():
-        raise DemoFailed(f"shared memory is left: {segment}")
+    if left_segments := segments(node):
+        raise DemoFailed(f"shared memory is left: {', '.join(map(str, left_segments))}")
 
 
 def lives(pid: int) -> bool:

@@ -148,6 +148,7 @@ class Daemon:
         self.identity = NodeIdentity(number, machine.shown(tcp), self.arena.arena_bytes, workers_max)
         self.engine = self._make_engine()
         self._open_children(locks, tcp, unix)
+        machine.tell_of_segments(self.arena, self.gateway)
         asked = lambda message, link: self._requests.handle(message, link)  # noqa: E731, PLW0108 - made below
         self.cli = CliServer(folder / "lifld.sock", asked, self.audit)
         opened.callback(self.cli.close)
@@ -156,19 +157,18 @@ class Daemon:
         self._renewal = Renewal(self.credentials, lambda: self.status.authority_address() or config.join)
         opened.callback(self._renewal.close)
         self._meters = Meters(self.gateway, self.zygote)
-        told = (self._worker_stopped, self._unsendable)
         rows, jobs, self.succession = open_rows(self.store, folder, number, shared)
         opened.callback(jobs.close)
         hands = (self.gateway, self.zygote, self.journal, self.workers, rows, jobs, self.cli, self._meters)
-        self._performer = Performer(*hands, *told)
+        self._performer = Performer(*hands, self._worker_stopped, self._unsendable)
         self._driver = Driver(self.engine, folder, self._performer.perform)
         # A node starts in a pause, too: until the gateway is ready it is heard.
         self._driver.on_pause = lambda paused: self.gateway.hold(paused and self._ready.done())
         self._performer.on_broken = self._driver.record
         self.journal.on_event = self._driver.handle
         shown = (self._driver, self.arena, self.gateway, self.zygote, self.workers, self._meters)
-        faulty = (self.audit, self.journal)
-        self.status = NodeStatus(self.identity, folder, bool(config.capacity), warnings, faulty, *shown)
+        faulty, measured = (self.audit, self.journal), bool(config.capacity)
+        self.status = NodeStatus(self.identity, folder, measured, warnings, faulty, *shown)
         self.status.health = IdentityHealth(self.credentials, self._renewal)
         credentials = CredentialRequests(self.credentials, self.status.authority_address)
         parts = (self._driver, rows, jobs, self.cli, self.status, credentials, folder, self.audit)
@@ -324,7 +324,7 @@ class Daemon:
         self._door_log.flush()
 
     def _close_arena(self) -> None:
-        """Keep the segment after a failure, or in a pause, if it holds updates: the next lifld goes on from it."""
+        """Keep the arena after a failure, or in a pause, if it holds updates: the next lifld goes on from it."""
         whole = self.failure is None and not self._paused
         self.arena.close(unlink=whole or not any(True for _ in self.arena.live()))
 

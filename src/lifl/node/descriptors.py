@@ -10,25 +10,27 @@ import resource
 
 from lifl.core.config.node import NodeConfig
 from lifl.core.errors import ResourceFault
-from lifl.core.limits import CLI_CONNECTIONS_MAX, GREETINGS_MAX, NODES_MAX
+from lifl.core.limits import CLI_CONNECTIONS_MAX, GREETINGS_MAX, JOBS_MAX, NODES_MAX, SEGMENTS_ENDED_MAX
 
 GATEWAY_RESERVED = 128
 """Of a gateway beside one per connection: listeners, link, arena, ways to other nodes, peers being turned away."""
 LIFLD_RESERVED = 128
 """Of `lifld` itself: the database, logs, locks, the arena, its children's links and pipes, the redirector's maps."""
+SEGMENTS = JOBS_MAX + SEGMENTS_ENDED_MAX
+"""Of either: the segments of the arena, one for each job."""
 PER_WORKER = 4
 """Of `lifld` for each worker: its link, the redirector's end of its channel, and theirs until they are handed over."""
 
 
 def gateway_needs(connections_max: int) -> int:
     """Return the descriptors of a gateway that serves so many connections."""
-    return connections_max + GATEWAY_RESERVED
+    return connections_max + GATEWAY_RESERVED + SEGMENTS
 
 
 def lifld_needs(workers: int, clustered: bool) -> int:
     """Return the descriptors of a `lifld` that has so many workers, and is in a cluster or not."""
     peers = NODES_MAX + GREETINGS_MAX if clustered else 0
-    return LIFLD_RESERVED + CLI_CONNECTIONS_MAX + PER_WORKER * workers + peers
+    return LIFLD_RESERVED + SEGMENTS + CLI_CONNECTIONS_MAX + PER_WORKER * workers + peers
 
 
 def node_needs(config: NodeConfig, workers: int) -> int:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -34,6 +35,8 @@ log = logging.getLogger("lifl.link")
 CONGESTED_BYTES = 1024 * 1024
 """From here on a careful sender (`drained`) stops producing."""
 READ_BYTES = 256 * 1024
+RIGHTS_MAX = 16
+"""Descriptors that come along with what is read at once."""
 _READ = memoryview(bytearray(READ_BYTES))
 """Where all links read to, in turn: a fresh buffer for each read would cost more than the read itself."""
 
@@ -44,6 +47,9 @@ class Link:
     `kinds` is the union of messages that the peer may send.  What `on_message(message)` raises ends this link and
     nothing else: `RemoteFault` like any other breach of the protocol, and a fault of ours, which goes to the log.  Only
     `Impossible` passes on to the loop.
+
+    `takes_descriptors`: the peer may send some along with its messages (AF_UNIX only), one with each of those that say
+    so.
 
     `in_turn`: the next message is handed over when what was said to the one before has left and the loop has had its
     turn, so a peer that asks without end, or does not read the answers, is slowed by TCP and holds up nobody.
@@ -57,6 +63,7 @@ class Link:
         on_closed: Callable[[Exception | None], None],
         waiting_bytes_max: int = LINK_WAITING_BYTES_MAX,
         in_turn: bool = False,
+        takes_descriptors: bool = False,
     ) -> None:
         sock.setblocking(False)
         self._sock = sock
@@ -70,6 +77,8 @@ class Link:
         self._empty_until: asyncio.Future[None] | None = None
         self._closed = False
         self._in_turn = in_turn
+        self._takes_descriptors = takes_descriptors
+        self._descriptors: deque[int] = deque()
         self._rests = False  # nothing is handed over until what waits has left
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock.fileno(), self._readable)
@@ -149,7 +158,7 @@ class Link:
         if self._closed:
             return
         try:
-            nbytes = self._sock.recv_into(_READ)
+            nbytes = self._receive_with_rights() if self._takes_descriptors else self._sock.recv_into(_READ)
         except BlockingIOError:
             return
         except OSError as error:
@@ -160,6 +169,29 @@ class Link:
             return
         self._decoder.feed(_READ[:nbytes])
         self._hand_over()
+
+    def _receive_with_rights(self) -> int:
+        """Receive, and keep the descriptors that come along for `taken_descriptor`, of a peer that may send them."""
+        assert isinstance(self._sock, socket.socket)
+        room = socket.CMSG_SPACE(RIGHTS_MAX * array.array("i").itemsize)
+        nbytes, ancillary, flags, _ = self._sock.recvmsg_into([_READ], room, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                received = array.array("i")
+                received.frombytes(payload[: len(payload) // received.itemsize * received.itemsize])
+                self._descriptors.extend(received)
+        if flags & socket.MSG_CTRUNC:
+            raise OSError(errno.EMFILE, "descriptors that came along with a message are lost")
+        return nbytes
+
+    def taken_descriptor(self) -> int:
+        """Return the descriptor that came along with the message that is being handed over; it is the caller's.
+
+        Raise `RemoteFault` when none did.
+        """
+        if not self._descriptors:
+            raise RemoteFault("a message came without its descriptor")
+        return self._descriptors.popleft()
 
     def _hand_over(self) -> None:
         try:
@@ -254,6 +286,8 @@ class Link:
                 os.close(fd)
         self._waiting.clear()
         self._waiting_bytes = 0
+        while self._descriptors:
+            os.close(self._descriptors.popleft())
         self._release()
         self._sock.close()
         return True

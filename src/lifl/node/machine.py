@@ -1,4 +1,4 @@
-"""What a node asks of its machine: the state folder, the arena's segment, listening sockets, CPU meters."""
+"""What a node asks of its machine: the state folder, the arena, listening sockets, CPU meters."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from lifl.core.errors import ConfigError, ResourceFault
 from lifl.core.ids import Key, Kind
 from lifl.core.limits import CLIENTS_FILE_BYTES_MAX, OBJECTS_MAX, STATE_DIR_BYTES_MAX, WORKER_DATA_BYTES_MIN
 from lifl.core.modelfile import LENGTH_BYTES, decode_header, header_bytes
+from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.contribution import Contribution, unpack_contributions
 from lifl.core.schema import TensorSpec
 from lifl.node import cgroups
+from lifl.node.children import Child
 from lifl.node.modes import private_folder, remedy, told
 from lifl.shm.layout import ObjectState
 from lifl.shm.owned_arena import OwnedArena
@@ -63,7 +65,7 @@ def state_folder(config: NodeConfig) -> Path:
 
 
 def open_arena(name: str, config: NodeConfig, node: int) -> tuple[OwnedArena, list[str]]:
-    """Return the segment that a killed daemon left, with what is sealed in it, or a new one; and warnings."""
+    """Return the arena that a killed daemon left, with what is sealed in it, or a new one; and warnings."""
     try:
         arena = OwnedArena.adopt(name)
     except SegmentMissing:
@@ -85,6 +87,12 @@ def open_arena(name: str, config: NodeConfig, node: int) -> tuple[OwnedArena, li
     arena.close(unlink=True)
     check_memory_limit(config.arena_bytes)
     return OwnedArena.create(name, config.arena_bytes, node, OBJECTS_MAX), []
+
+
+def tell_of_segments(arena: OwnedArena, gateway: Child) -> None:
+    """Have the gateway told of segments that begin or end after it has: it opens no file."""
+    arena.places.on_open = lambda number, fd: gateway.send(gm.SegmentOpened(number), descriptors=[fd])
+    arena.places.on_closed = lambda number: gateway.send(gm.SegmentClosed(number))
 
 
 class ArenaStore:
@@ -137,6 +145,10 @@ class ArenaStore:
     def close_slab(self, slab: Hashable) -> None:
         """Give back what the slab has reserved: no more objects of it will come."""
         self.arena.close_slab(slab)
+
+    def end_job(self, job: int) -> None:
+        """Let the job's pages be others': no more objects of it will come."""
+        self.arena.end_job(job)
 
 
 def cores(root: Path = cgroups.ROOT) -> int:

@@ -15,8 +15,8 @@ when no gap between live objects is as long, whatever slabs there are.
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left
-from collections.abc import Hashable, Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Hashable, Iterable, Sequence
 from itertools import pairwise
 
 from lifl.core.errors import ArenaFull, LocalFault
@@ -24,6 +24,8 @@ from lifl.shm.layout import PAGE_BYTES, round_to_pages
 
 RUN_SLOTS_FIRST = 4
 RUN_SLOTS_MAX = 64
+Range = tuple[int, int]
+"""Where some bytes begin and end."""
 
 
 class _Run:
@@ -71,18 +73,22 @@ class Allocator:
         self._hole_sizes = [end - begin]
         self._live: dict[int, tuple[int, _Run | None]] = {}
         self._slabs: dict[tuple[Hashable, int], _Slab] = {}
+        self._near: Sequence[Sequence[Range]] = ()
 
     # ---- what callers do ---------------------------------------------------------------------------------
 
-    def alloc(self, nbytes: int, slab: Hashable | None = None) -> int:
+    def alloc(self, nbytes: int, slab: Hashable | None = None, near: Sequence[Sequence[Range]] = ()) -> int:
         """Return the offset of a new extent of `nbytes`, rounded up to whole pages.
 
-        Extents of one `slab` and one size are slots at equal distances where possible.  Raise `ArenaFull`
+        Extents of one `slab` and one size are slots at equal distances where possible.  What is taken from the heap
+        lies within one of the first ranges of `near` (where each begins and ends, in order) if it fits there, else of
+        the next ones, else wherever it fits.  Raise `ArenaFull`
         when no gap is long enough, `LocalFault` when `nbytes` < 1.
         """
         if nbytes < 1:
             raise LocalFault(f"an extent has at least 1 byte, not {nbytes}")
         size = round_to_pages(nbytes)
+        self._near = near
         run = None
         if slab is None:
             offset = self._take(size)
@@ -167,16 +173,31 @@ class Allocator:
         return offset
 
     def _first_fit(self, size: int) -> int | None:
+        for ranges in self._near:
+            for begin, end in ranges:
+                if end - begin >= size and (offset := self._fit_within(begin, end, size)) is not None:
+                    return offset
         index = next((i for i, hole in enumerate(self._hole_sizes) if hole >= size), None)
-        if index is None:
-            return None
+        return None if index is None else self._cut(index, self._hole_starts[index], size)
+
+    def _fit_within(self, begin: int, end: int, size: int) -> int | None:
+        """Take the first `size` bytes from `begin` to `end` that are in one hole."""
+        index = max(0, bisect_right(self._hole_starts, begin) - 1)
+        while index < len(self._hole_starts) and self._hole_starts[index] < end:
+            first = max(begin, self._hole_starts[index])
+            if min(end, self._hole_starts[index] + self._hole_sizes[index]) - first >= size:
+                return self._cut(index, first, size)
+            index += 1
+        return None
+
+    def _cut(self, index: int, offset: int, size: int) -> int:
+        """Take bytes out of a hole; return their offset."""
         start, hole = self._hole_starts[index], self._hole_sizes[index]
-        if hole == size:
-            del self._hole_starts[index], self._hole_sizes[index]
-        else:
-            self._hole_starts[index] = start + size
-            self._hole_sizes[index] = hole - size
-        return start
+        rests = [(start, offset - start), (offset + size, start + hole - offset - size)]
+        rests = [(begin, nbytes) for begin, nbytes in rests if nbytes]
+        self._hole_starts[index : index + 1] = [begin for begin, _ in rests]
+        self._hole_sizes[index : index + 1] = [nbytes for _, nbytes in rests]
+        return offset
 
     def _give(self, start: int, size: int) -> None:
         """Give bytes back to the heap and join them with the holes next to them."""

@@ -1,10 +1,10 @@
 """A segment mapped where the processor can address it by huge pages, and its pages made ready before they are needed.
 
-**The address.**  Python's `mmap` lets the kernel choose the address, which for a segment is a multiple of 4 KiB.  A
+**The address.**  The kernel chooses an address for a segment that is a multiple of 4 KiB.  A
 huge page of the segment can be mapped as one only where the address and the place in the segment are both multiples
-of its size.  So a little more than the segment is reserved as private memory that is never touched, and the segment
-is mapped over the first multiple of 2 MiB in it.  The reservation stays the owner: closing it unmaps all of it, and
-not before the last view has gone.
+of its size.  So a little more than the segment is reserved as private memory that is never touched and may not be
+(so no limit of a process' own memory counts it), and the segment is mapped over the first multiple of 2 MiB in it.
+All of that is unmapped when the last view has gone, and not before.
 
 **Pages.**  The first touch of a page in a process is a fault; the first touch at all also clears the page.  Both
 happen in the middle of a `recv_into` or a fold unless they were made to happen before: `populate`
@@ -20,11 +20,13 @@ import ctypes
 import errno
 import mmap
 import os
+import weakref
 
 from lifl.core.errors import ResourceFault
 
 HUGE_PAGE_BYTES = 2 << 20
 """A huge page of x86-64, and of arm64 with pages of 4 KiB."""
+_PROT_NONE = 0
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000  # Linux's, not in Python 3.11
 _POPULATE_WRITE = 23
@@ -42,26 +44,43 @@ _libc.mmap.argtypes = (
     ctypes.c_int,
     ctypes.c_long,
 )
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
-def map_segment(fd: int, nbytes: int) -> tuple[mmap.mmap, memoryview]:
-    """Return the first `nbytes` of `fd`, shared, readable and writable: the owner to close, and the view of them.
+class Mapped:
+    """The first `nbytes` of the segment `fd`, shared, readable and writable, as `view`.
 
-    Raise `ResourceFault` when there is no room for the mapping.
+    The descriptor stays the caller's.  Raise `ResourceFault` when there is no room for the mapping.
     """
-    try:
-        owner = mmap.mmap(-1, nbytes + HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
-    except OSError as error:
-        raise ResourceFault(f"cannot map {nbytes} bytes of shared memory: {error}") from error
-    begin = -ctypes.addressof(ctypes.c_char.from_buffer(owner)) % HUGE_PAGE_BYTES
-    address = ctypes.addressof(ctypes.c_char.from_buffer(owner, begin))
-    access = mmap.PROT_READ | mmap.PROT_WRITE
-    if _libc.mmap(address, nbytes, access, mmap.MAP_SHARED | _MAP_FIXED, fd, 0) == _FAILED:
-        code = ctypes.get_errno()
-        owner.close()
-        raise ResourceFault(f"cannot map {nbytes} bytes of shared memory: {os.strerror(code)}")
-    return owner, memoryview(owner)[begin : begin + nbytes]
+
+    def __init__(self, fd: int, nbytes: int) -> None:
+        reserved_bytes = nbytes + HUGE_PAGE_BYTES
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        reserved = _map(None, reserved_bytes, _PROT_NONE, flags, -1)
+        address = -(-reserved // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+        try:
+            _map(address, nbytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED, fd)
+        except ResourceFault:
+            _libc.munmap(reserved, reserved_bytes)
+            raise
+        memory = (ctypes.c_ubyte * nbytes).from_address(address)
+        # Every view holds the memory; when the last one is gone it is unmapped.
+        weakref.finalize(memory, _libc.munmap, reserved, reserved_bytes).atexit = False
+        self._memory = weakref.ref(memory)
+        self.view = memoryview(memory).cast("B")
+
+    def close(self) -> bool:
+        """Let go of it; return whether it is unmapped, or views of it are still held.  May be called twice."""
+        self.view.release()
+        return self._memory() is None
+
+
+def _map(address: int | None, nbytes: int, access: int, flags: int, fd: int) -> int:
+    found = _libc.mmap(address, nbytes, access, flags, fd, 0)
+    if found is None or found == _FAILED:
+        raise ResourceFault(f"cannot map {nbytes} bytes of shared memory: {os.strerror(ctypes.get_errno())}")
+    return int(found)
 
 
 def populate(view: memoryview) -> None:

@@ -1,16 +1,24 @@
-"""The POSIX shared-memory segment of an arena: made, found again and removed, by its name.
+"""The segments of an arena as files of /dev/shm: made, found again, reserved and removed.
 
-The memory is reserved with `posix_fallocate` when the segment is made: a full /dev/shm is an error then, and never a
+The *table* has the arena's name; the other segments have that with a number and whose they are, such as
+``/lifl-a.2.17``: the second segment, of job 17 (`job_segments.py`).  Each of these is as long as the arena, and holes
+but for the pages that it holds.
+
+Memory is reserved with `posix_fallocate`: a full /dev/shm is an error then, and never a
 SIGBUS later.  A segment is opened only when it was finished, is of this version and of this user.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
 import fcntl
 import os
+import re
 import resource
 import struct
+from collections.abc import Iterator
 
 import posix_ipc
 
@@ -19,7 +27,17 @@ from lifl.shm import layout
 from lifl.shm.layout import ENTRIES_MAX, PAGE_BYTES, Header
 
 SHM_FOLDER = "/dev/shm"
+FREE = "free"
+"""The owner of a segment that no job has had: all of it is zeros."""
+EARLIER = "earlier"
+"""The owner of what an earlier version has left: objects of any job."""
 _LONG = struct.Struct("<Q")
+_SEGMENT = re.compile(rf"([1-9][0-9]*)\.([0-9]+|{FREE}|{EARLIER})")
+_BLOCK_BYTES = 512
+_PUNCH_HOLE = 0x03  # and the length stays
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 class SegmentMissing(ResourceFault):
@@ -30,12 +48,16 @@ class SegmentUnfinished(ResourceFault):
     """The segment was never finished (its creator died): nothing is in it, remove it and create a new one."""
 
 
+class SegmentEarlier(ResourceFault):
+    """The segment is an arena of an earlier version, which a daemon takes over."""
+
+
 class SegmentUnusable(ResourceFault):
     """The segment is damaged, of another version or of another user; the text says which and what to do."""
 
 
-def make_segment(name: str, arena_bytes: int, node: int, entries: int) -> tuple[int, Header]:
-    """Return the descriptor of a new segment, whose memory is reserved, and the header that it is to get.
+def make_table(name: str, arena_bytes: int, node: int, entries: int) -> tuple[int, Header]:
+    """Return the descriptor of a new arena's table, whose memory is reserved, and the header that it is to get.
 
     Raise `LocalFault` on sizes that cannot be, `ResourceFault` when the name is taken or memory is short; after an
     error nothing is left behind.
@@ -43,6 +65,18 @@ def make_segment(name: str, arena_bytes: int, node: int, entries: int) -> tuple[
     header = _plan(arena_bytes, node, entries)
     _allow_file(header.arena_bytes)
     _check_memory(header.arena_bytes)
+    fd = make_file(name)
+    try:
+        reserve(fd, 0, header.data_offset)
+    except BaseException:
+        os.close(fd)
+        remove_file(name)
+        raise
+    return fd, header
+
+
+def make_file(name: str) -> int:
+    """Return the descriptor of a new segment without any bytes.  Raise `ResourceFault`."""
     try:
         segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
     except posix_ipc.ExistentialError:
@@ -51,23 +85,26 @@ def make_segment(name: str, arena_bytes: int, node: int, entries: int) -> tuple[
         ) from None
     except (posix_ipc.PermissionsError, OSError, ValueError) as error:
         raise ResourceFault(f"cannot create shared-memory segment {name}: {error}") from error
-    fd: int = segment.fd
-    try:
-        _reserve(fd, header.arena_bytes)
-    except BaseException:
-        os.close(fd)
-        segment.unlink()
-        raise
-    return fd, header
+    return int(segment.fd)
 
 
-def open_segment(name: str) -> tuple[int, Header]:
-    """Return the descriptor and the header of the segment `name`.
+def open_table(name: str, writes: bool = False) -> tuple[int, Header]:
+    """Return the descriptor of the table of the arena `name`, to be read (or written, too), and its header.
 
     Raise `SegmentMissing`, `SegmentUnfinished` or `SegmentUnusable`.
     """
+    fd = open_file(name, writes)
     try:
-        segment = posix_ipc.SharedMemory(name, flags=0)
+        return fd, read_header(name, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def open_file(name: str, writes: bool) -> int:
+    """Return the descriptor of the segment `name` of this user.  Raise `SegmentMissing` or `SegmentUnusable`."""
+    try:
+        segment = posix_ipc.SharedMemory(name, flags=0, read_only=not writes)
     except posix_ipc.ExistentialError:
         raise SegmentMissing(f"there is no shared-memory segment {name}: is the daemon up?") from None
     except (posix_ipc.PermissionsError, OSError, ValueError) as error:
@@ -77,7 +114,7 @@ def open_segment(name: str) -> tuple[int, Header]:
         owner = os.fstat(fd).st_uid
         if owner != os.geteuid():
             raise SegmentUnusable(f"segment {name} belongs to user {owner}, not to {os.geteuid()}: use another name")
-        return fd, _read_header(name, fd)
+        return fd
     except BaseException:
         os.close(fd)
         raise
@@ -86,8 +123,8 @@ def open_segment(name: str) -> tuple[int, Header]:
 class SegmentLock:
     """A lock on the segment `name` for a daemon's life; `take` it before the segment is changed, and on a new one.
 
-    Two state folders with one node id (one is a copy) name the same segment.  The arena's own descriptor cannot be
-    locked: direct clients get it, and would keep the lock.
+    Two state folders with one node id (one is a copy) name the same segment.  It is the table that is locked, by a
+    descriptor of the lock's own.
     """
 
     def __init__(self, name: str) -> None:
@@ -121,8 +158,37 @@ class SegmentLock:
             self._fd = None
 
 
+def segments_of(name: str) -> dict[int, str]:
+    """Return the segments of the arena `name` beside its table: their names, by number."""
+    prefix = f"{name[1:]}."
+    found = {}
+    with os.scandir(SHM_FOLDER) as folder:
+        for each in folder:
+            if each.name.startswith(prefix) and (match := _SEGMENT.fullmatch(each.name, len(prefix))):
+                found[int(match[1])] = f"/{each.name}"
+    return found
+
+
+def segment_name(arena: str, number: int, owner: int | str) -> str:
+    """Return the name of an arena's segment; `owner` is the number of a job, `FREE` or `EARLIER`."""
+    return f"{arena}.{number}.{owner}"
+
+
+def new_table_name(name: str) -> str:
+    """Return the name that the table of an arena has while it is made from an earlier version's."""
+    return f"{name}.table"
+
+
 def remove_segment(name: str) -> None:
-    """Remove the segment `name`, if there is one; a process that has it mapped keeps the memory until it closes."""
+    """Remove the arena `name`, if there is one; a process that has it mapped keeps the memory until it closes."""
+    for each in segments_of(name).values():
+        remove_file(each)
+    remove_file(new_table_name(name))
+    remove_file(name)
+
+
+def remove_file(name: str) -> None:
+    """Remove one segment, if there is one."""
     try:
         posix_ipc.unlink_shared_memory(name)
     except posix_ipc.ExistentialError:
@@ -131,8 +197,8 @@ def remove_segment(name: str) -> None:
         raise ResourceFault(f"cannot remove shared-memory segment {name}: {error}") from error
 
 
-def _read_header(name: str, fd: int) -> Header:
-    """Return the header of the segment `name`.  Raise `SegmentUnfinished` or `SegmentUnusable`."""
+def read_header(name: str, fd: int) -> Header:
+    """Return the header of the table `name`.  Raise `SegmentEarlier`, `SegmentUnfinished` or `SegmentUnusable`."""
     size = os.fstat(fd).st_size
     page = os.pread(fd, PAGE_BYTES, 0).ljust(PAGE_BYTES, b"\0")
     header = Header(*layout.HEADER.unpack_from(page))
@@ -142,16 +208,29 @@ def _read_header(name: str, fd: int) -> Header:
         raise SegmentUnfinished(
             f"segment {name} was not finished by the process that made it: nothing is in it, remove it"
         )
-    if header.version != layout.VERSION:
+    if header.version not in (layout.VERSION, layout.EARLIER_VERSION):
         raise SegmentUnusable(
             f"segment {name} has layout version {header.version}, this program reads {layout.VERSION}:"
             " finish its jobs with the version of LIFL that made it, or remove it and lose them"
         )
     places = (header.table_offset, header.data_offset)
     expected = (layout.TABLE_OFFSET, layout.data_offset(header.entries))
-    if places != expected or not header.data_offset < header.arena_bytes == size:
+    lengths = {size, header.data_offset if header.version == layout.VERSION else header.arena_bytes}
+    of_objects = {header.arena_bytes, *(_lengths(name) if header.version == layout.VERSION else ())}
+    good = places == expected and header.data_offset < header.arena_bytes
+    if not good or len(lengths) > 1 or len(of_objects) > 1:
         raise SegmentUnusable(damaged(name, f"its header does not fit its {size} bytes: {header}"))
+    if header.version == layout.EARLIER_VERSION:
+        raise SegmentEarlier(f"segment {name} is of an earlier version, and not taken over yet: is the daemon up?")
     return header
+
+
+def _lengths(name: str) -> Iterator[int]:
+    """Yield the lengths of an arena's segments, but for one that is being made."""
+    for file in segments_of(name).values():
+        with contextlib.suppress(FileNotFoundError):  # it is gone, or has another name, a moment later
+            if length := os.stat(SHM_FOLDER + file).st_size:
+                yield length
 
 
 def damaged(name: str, how: str) -> str:
@@ -210,13 +289,27 @@ def _check_memory(arena_bytes: int) -> None:
         )
 
 
-def _reserve(fd: int, arena_bytes: int) -> None:
+def reserve(fd: int, begin: int, nbytes: int) -> None:
+    """Have the segment hold these bytes: zeros, where it has not held them before.  Raise `ResourceFault`."""
     try:
-        os.posix_fallocate(fd, 0, arena_bytes)
+        os.posix_fallocate(fd, begin, nbytes)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EFBIG, errno.ENOMEM):
-            raise ResourceFault(_short(arena_bytes)) from error
-        raise ResourceFault(f"cannot reserve {arena_bytes} bytes of shared memory: {error}") from error
+            raise ResourceFault(_short(nbytes)) from error
+        raise ResourceFault(f"cannot reserve {nbytes} bytes of shared memory: {error}") from error
+
+
+def punch(fd: int, begin: int, nbytes: int) -> None:
+    """Have the segment hold these bytes no more, whoever has them mapped.  Raise `ResourceFault`."""
+    while nbytes and _libc.fallocate(fd, _PUNCH_HOLE, begin, nbytes):
+        code = ctypes.get_errno()
+        if code != errno.EINTR:
+            raise ResourceFault(f"cannot give {nbytes} bytes of shared memory back: {os.strerror(code)}")
+
+
+def held_bytes(fd: int) -> int:
+    """Return the bytes that the segment holds."""
+    return os.fstat(fd).st_blocks * _BLOCK_BYTES
 
 
 def _short(arena_bytes: int) -> str:

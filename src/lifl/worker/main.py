@@ -9,8 +9,10 @@ before its task; but the two come on different sockets.  So when a key's address
 link is read first; if the address is still unknown the task is over and the key is dropped (the daemon
 knows, it has ended it).
 
+It maps the segments of the jobs that it has tasks of, and unmaps them when a task of another job comes.
+
 Before its first task with a user's own rule the worker enters that rule's box (`confine/box.py`) for good: it then
-serves no other job, and no file.
+serves no other job, and no file.  It has that job's segment, no descriptor of it, and the arena's table to read.
 
 A task's output is sealed first, then its key is sent to the parent, then TaskDone is sent.  A worker that
 dies in between leaves a sealed output: the daemon counts the task as done and sends the key itself.
@@ -32,7 +34,7 @@ import msgspec
 from lifl import failpoints
 from lifl.confine import box
 from lifl.core.errors import ResourceFault
-from lifl.core.ids import Record
+from lifl.core.ids import Key, Record
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.protocol.worker import (
     Arriving,
@@ -159,9 +161,20 @@ class Worker:
             if os.getpid() != self._pid:
                 os._exit(0)
 
+    def _map_only(self, *keys: bytes) -> None:
+        """Have no segment of another job mapped than of those that there is something to do for."""
+        outputs = [task.start.output for task in self._tasks.values()]
+        self._arena.keep_only(Key.unpack(key) for key in (*outputs, *keys) if key)
+
     def _start(self, message: TaskStart) -> None:
+        output = Key.unpack(message.output)
+        if not self._arena.holds(output):  # the job's pages went to others meanwhile, and it has a fresh segment
+            self._over = True
+            return
         try:
+            self._map_only(message.output)
             if is_users(message.rule) and not self._users:
+                self._arena.close_to_others(output)
                 box.enter_rule(message.rule_folder, self._state_folder)
                 bound_recursion()
                 self._users = True
@@ -199,6 +212,7 @@ class Worker:
         digests: tuple[str, ...] = ()
         try:
             with clock:
+                self._map_only(message.model if isinstance(message, Checkpoint) else message.output)
                 if isinstance(message, Checkpoint):
                     digests = files.checkpoint(message, self._arena)
                 else:

@@ -74,6 +74,7 @@ class Quota:
         self.peaks.pop(job, None)
         for slab in self._slabs.pop(job, ()):
             self.store.close_slab(slab)
+        self.store.end_job(job)
         if not self._used.get(job):
             self._used.pop(job, None)
 

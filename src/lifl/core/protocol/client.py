@@ -56,7 +56,10 @@ COOKIE = "cookie"
 """The feature of a client that knows Challenge."""
 FOLDS = "folds"
 """The feature of a node that knows sessions of folds."""
-KNOWS = (DECLINE, DIGESTS, PING, COOKIE, FOLDS)
+SEGMENTS = "segments"
+"""The feature of a client that writes to the segment whose descriptor came along with the last Go, as jobs have each
+their own."""
+KNOWS = (DECLINE, DIGESTS, PING, COOKIE, FOLDS, SEGMENTS)
 """What this version knows."""
 
 # ---- client → gateway ------------------------------------------------------------------------------------------
@@ -280,7 +283,8 @@ class Model(Message, frozen=True):
 
 
 class Go(Message, frozen=True):
-    """Send the body now.  With `direct`, the arena's descriptor came along: write at `offset` and say Filled."""
+    """Send the body now.  With `direct`, the descriptor of the job's segment came along: write at `offset`
+    and say Filled."""
 
     job: Name
     round: Count

@@ -385,6 +385,18 @@ class Pulse(Message, frozen=True):
     gateways: Gateways = ()
 
 
+class SegmentOpened(Message, frozen=True):
+    """Segment `number` of the arena is in use from now on; its descriptor came along.  The gateway opens no file."""
+
+    number: Count
+
+
+class SegmentClosed(Message, frozen=True):
+    """No object is in segment `number` of the arena any more, nor will be."""
+
+    number: Count
+
+
 class Drain(Message, frozen=True):
     """Accept no more connections, end those there are, and exit 0."""
 
@@ -425,6 +437,8 @@ ToGateway = (
     | BearersTold
     | AskStats
     | Pulse
+    | SegmentOpened
+    | SegmentClosed
     | Drain
     | Carry
     | Fetch

@@ -240,7 +240,7 @@ class Connection:
         self._shared.link.send(gm.Greeted(self._number, self._socket.who + by))
         self._reader.greeted = True
         self._digests = cm.DIGESTS in hello.knows
-        self._direct = hello.direct and self._socket.is_same_user()
+        self._direct = hello.direct and cm.SEGMENTS in hello.knows and self._socket.is_same_user()
         self._reader.hosts = self._may_host()
         knows = cm.KNOWS if hello.knows else ()
         self._outbox.send(cm.Welcome(cm.PROTOCOL_VERSION, self._shared.node, self._direct, knows))

@@ -97,8 +97,9 @@ class Intake:
             raise Refused("wrong-size", "data_bytes", f"the slot has {len(view)} bytes, the update another size")
         content = Content(job, view)
         if direct:
-            offset = self._shared.arena.offset(key)
-            self._outbox.send(cm.Go(submit.job, submit.round, direct=True, offset=offset), self._shared.arena.fd)
+            arena = self._shared.arena
+            go = cm.Go(submit.job, submit.round, direct=True, offset=arena.offset(key))
+            self._outbox.send(go, arena.descriptor(key))
             # No deadline: while this client lives it may still write to the slot, which stays its own until then.
             self._filling = True
             filled = await self._reader.read()

@@ -97,7 +97,7 @@ class Gateway:
     async def serve(self, link_sock: socket.socket, arena: Arena, listeners: Sequence[socket.socket]) -> None:
         """Serve on the daemon's listening sockets (TCP first, then AF_UNIX) until it is told to end."""
         loop = asyncio.get_running_loop()
-        link = Link(link_sock, gm.ToGateway, self._on_message, self._on_link_closed)
+        link = Link(link_sock, gm.ToGateway, self._on_message, self._on_link_closed, takes_descriptors=True)
         movers = Movers(MOVERS)
         checks = ThreadPoolExecutor(MOVERS, "check")
         read_waiter = ReadWaiter()
@@ -271,6 +271,10 @@ class Gateway:
                 shared.pulse.heard(message)
             case gm.AskStats():
                 shared.link.send(self._stats())
+            case gm.SegmentOpened(number):
+                shared.arena.segments.take(number, shared.link.taken_descriptor())
+            case gm.SegmentClosed(number):
+                shared.arena.segments.forget(number)
             case gm.Drain():
                 self._ending.set()
 
@@ -319,6 +323,7 @@ def main() -> int:
         contexts = _contexts(options.identity) if options.identity else None
         security = Security(contexts, Cookie.read(options.cookie) if options.cookie else None)
         arena = Arena.attach(options.arena)
+        arena.segments.open_all()  # later ones come from lifld: in the box no file is opened for writing
         link_sock = socket.socket(fileno=options.fd)
         readable = [*options.readable, *([options.identity] if options.identity else [])]  # renewed ones, too
         landlock = box.enter_gateway(options.connections_max, readable)

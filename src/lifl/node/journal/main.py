@@ -91,6 +91,7 @@ class Journals:
 
     def _load(self, message: jm.LoadUpdate) -> None:
         key, error = Key.unpack(message.key), ""
+        self._arena.keep_only([key])
         try:
             header = self._file((message.number, message.epoch)).load(message.place, self._arena.data(key))
             (member,) = unpack_contributions(header.meta)
@@ -175,6 +176,7 @@ class Journals:
     def _append(self, file: JournalFile, store: jm.StoreUpdate) -> tuple[int, int] | None:
         """Write an update; return its place and its bytes, or None: the object is gone.  Raise `OSError`."""
         key = Key.unpack(store.key)
+        self._arena.keep_only([key])
         try:
             entry, data, meta = self._arena.entry(key), self._arena.data(key), bytes(self._arena.meta(key))
         except StaleKey:

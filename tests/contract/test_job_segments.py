@@ -1,0 +1,369 @@
+"""The segments of jobs in real shared memory: no page is in two, none shows another job's bytes, whatever dies."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+
+from lifl.core.errors import ArenaFull, ResourceFault, StaleKey
+from lifl.core.ids import Key, Kind
+from lifl.core.limits import SEGMENTS_ENDED_MAX
+from lifl.shm import earlier_segment, job_segments, layout, segment
+from lifl.shm.arena import Arena
+from lifl.shm.layout import PAGE_BYTES, ObjectState
+from lifl.shm.owned_arena import OwnedArena
+from lifl.shm.segment import SegmentMissing, remove_segment, segments_of
+
+ENTRIES, NODE, PAGES = 24, 7, 48
+ARENA_BYTES = layout.data_offset(ENTRIES) + PAGES * PAGE_BYTES
+JOBS = (1, 2, 3)
+_numbers = itertools.count()
+
+
+def fresh_name() -> str:
+    return f"/lifl-test-{os.getpid()}-s-{next(_numbers)}"
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    name = fresh_name()
+    yield name
+    remove_segment(name)
+
+
+@pytest.fixture
+def arena(name: str) -> Iterator[OwnedArena]:
+    arena = OwnedArena.create(name, ARENA_BYTES, NODE, ENTRIES)
+    yield arena
+    arena.close()
+
+
+def check_pages(arena: OwnedArena) -> None:
+    """Each segment holds what the books say, and all of them the arena."""
+    residency = arena.places.residency
+    for number, fd in arena.places.open_now().items():
+        assert segment.held_bytes(fd) == residency.held_bytes(number), f"segment {number}"
+    assert sum(segment.held_bytes(fd) for fd in arena.places.open_now().values()) == arena.capacity_bytes
+
+
+def content(fd: int) -> bytes:
+    """All bytes of a segment, without making a page of a hole."""
+    return os.pread(fd, ARENA_BYTES, 0)
+
+
+class Machine(RuleBasedStateMachine):
+    keys: Bundle[Key] = Bundle("keys")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = fresh_name()
+        self.daemon = OwnedArena.create(self.name, ARENA_BYTES, NODE, ENTRIES)
+        self.live: dict[Key, tuple[int, bool]] = {}
+
+    @rule(
+        target=keys,
+        job=st.sampled_from(JOBS),
+        nbytes=st.integers(1, 9 * PAGE_BYTES),
+        slab=st.booleans(),
+        sealed=st.booleans(),
+    )
+    def alloc(self, job: int, nbytes: int, slab: bool, sealed: bool) -> Key:
+        try:
+            key = self.daemon.alloc(Kind.PARTIAL, job, 1, nbytes, 32, job if slab else None)
+        except ArenaFull:
+            fits = self.daemon.largest_free_bytes >= layout.extent_bytes(nbytes, 32)
+            assert not fits or len(self.live) == ENTRIES
+            return Key(0, 0, NODE)
+        with contextlib.closing(Arena.attach(self.name)) as other, other.data(key) as data:
+            assert not set(data) & {0xA0 + another for another in JOBS if another != job}, "bytes of another job"
+            data[:] = bytes([0xA0 + job]) * nbytes
+            if sealed:
+                other.seal(key, 1.0, 1, bytes([0xA0 + job]) * 8)
+        self.live[key] = job, sealed
+        return key
+
+    @rule(key=keys)
+    def free(self, key: Key) -> None:
+        if self.live.pop(key, None) is not None:
+            self.daemon.free(key)
+
+    @rule(job=st.sampled_from(JOBS))
+    def end(self, job: int) -> None:
+        for key in [key for key, (owner, _) in self.live.items() if owner == job]:
+            self.free(key)
+        self.daemon.close_slab(job)
+        self.daemon.end_job(job)
+
+    @rule()
+    def restart(self) -> None:
+        assert self.daemon.close()
+        self.daemon = OwnedArena.adopt(self.name)
+        self.live = {key: (job, sealed) for key, (job, sealed) in self.live.items() if sealed}
+
+    @invariant()
+    def each_page_is_in_one_segment_and_each_byte_in_its_jobs(self) -> None:
+        check_pages(self.daemon)
+        found = dict(self.daemon.live())
+        assert set(found) == set(self.live)
+        names = segments_of(self.name)
+        for number, fd in self.daemon.places.open_now().items():
+            owner = names[number].rpartition(".")[2]
+            others = {0xA0 + job for job in JOBS if str(job) != owner}
+            assert not others & set(content(fd)[layout.data_offset(ENTRIES) :: 512]), (
+                f"{names[number]} has others' bytes"
+            )
+        for key, (job, sealed) in self.live.items():
+            assert names[found[key].segment].endswith(f".{job}")
+            assert found[key].state == (ObjectState.SEALED if sealed else ObjectState.WRITING)
+            assert set(self.daemon.data(key)) == {0xA0 + job}
+
+    def teardown(self) -> None:
+        assert self.daemon.close(unlink=True)
+        assert segments_of(self.name) == {}
+
+
+Machine.TestCase.settings = settings(
+    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+TestSegments = Machine.TestCase
+
+
+def test_two_jobs_in_an_arena_for_one_and_a_half_take_pages_of_each_other_and_see_zeros(arena: OwnedArena) -> None:
+    size = PAGES * 2 // 3 * PAGE_BYTES - 100
+    for _ in range(3):
+        for job in (1, 2):
+            key = arena.alloc(Kind.MODEL, job, 1, size)
+            assert set(arena.data(key)) == {0}
+            arena.data(key)[:] = bytes([job]) * size
+            with pytest.raises(ArenaFull):
+                arena.alloc(Kind.MODEL, 3 - job, 1, size)
+            arena.free(key)
+            check_pages(arena)
+
+
+def test_the_next_object_of_a_job_is_where_the_last_one_was(arena: OwnedArena) -> None:
+    """Warm pages stay where they are while there is room for all; catches two jobs that take turns at one place."""
+    first = {job: arena.offset(key) for job in JOBS if (key := arena.alloc(Kind.UPDATE, job, 1, 3 * PAGE_BYTES))}
+    for key, _ in arena.live():
+        arena.free(key)
+    held = {number: segment.held_bytes(fd) for number, fd in arena.places.open_now().items()}
+    for job in reversed(JOBS):
+        assert arena.offset(arena.alloc(Kind.UPDATE, job, 1, 3 * PAGE_BYTES)) == first[job] or job == 1
+    assert held == {number: segment.held_bytes(fd) for number, fd in arena.places.open_now().items()}
+
+
+def test_the_segment_of_a_job_that_is_over_goes_when_others_have_its_pages(arena: OwnedArena) -> None:
+    closed: list[int] = []
+    arena.places.on_closed = closed.append
+    first, second = (arena.alloc(Kind.UPDATE, job, 1, 100) for job in (1, 2))
+    gone = arena.entry(second).segment
+    other = Arena.attach(arena.name)
+    held = other.data(second)
+    arena.free(second)
+    arena.end_job(2)
+    assert len(segments_of(arena.name)) == 2 and not closed
+    arena.free(first)
+    arena.alloc(Kind.MODEL, 3, 1, arena.capacity_bytes - 100)
+    assert gone in closed and len(segments_of(arena.name)) == 2  # of job 1, which is not over, and of 3
+    assert bytes(held) == bytes(100)  # whoever still has it mapped sees nothing of it
+    with pytest.raises(StaleKey):
+        other.data(second)
+    del held
+    assert other.close()
+
+
+def test_no_number_is_a_second_segments(arena: OwnedArena) -> None:
+    """A process that knows a segment by its number would write to what it has mapped."""
+    seen = set()
+    for job in range(1, 9):
+        key = arena.alloc(Kind.MODEL, job, 1, arena.capacity_bytes - 100)
+        assert arena.entry(key).segment not in seen
+        seen.add(arena.entry(key).segment)
+        arena.free(key)
+        arena.end_job(job)
+
+
+def test_very_many_jobs_one_after_the_other_leave_few_segments(name: str) -> None:
+    pages = 4 * SEGMENTS_ENDED_MAX
+    arena = OwnedArena.create(name, layout.data_offset(ENTRIES) + pages * PAGE_BYTES, NODE, ENTRIES)
+    arena.alloc(Kind.MODEL, 999, 1, 100)
+    for job in range(1, 2 * SEGMENTS_ENDED_MAX):
+        keys = [arena.alloc(Kind.UPDATE, job, 1, (2 * SEGMENTS_ENDED_MAX - job) * PAGE_BYTES - 100)]
+        for key in keys:
+            arena.free(key)
+        arena.end_job(job)
+        assert len(segments_of(name)) <= SEGMENTS_ENDED_MAX + 2
+        check_pages(arena)
+    assert arena.close(unlink=True)
+
+
+# ---- pages that cannot be had ------------------------------------------------------------------------------
+
+
+def test_pages_that_somebody_else_took_in_between_are_a_full_arena_until_they_are_back(
+    arena: OwnedArena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = arena.alloc(Kind.UPDATE, 1, 1, 100)
+    arena.data(kept)[:] = b"k" * 100
+    arena.seal(kept, 1.0, 1)
+
+    def reserve(fd: int, begin: int, nbytes: int) -> None:
+        raise ResourceFault("/dev/shm is full")
+
+    with monkeypatch.context() as full:
+        full.setattr(job_segments, "reserve", reserve)
+        for _ in range(3):
+            with pytest.raises(ArenaFull, match=r"not to be had.*full"):
+                arena.alloc(Kind.UPDATE, 2, 1, 100)
+    assert arena.used_bytes == PAGE_BYTES
+    held = sum(segment.held_bytes(fd) for fd in arena.places.open_now().values())
+    assert held < arena.capacity_bytes
+    arena.alloc(Kind.UPDATE, 2, 1, arena.largest_free_bytes - 100)
+    check_pages(arena)
+    assert bytes(arena.data(kept)) == b"k" * 100
+
+
+def test_holes_that_a_job_has_touched_are_taken_from_it_when_memory_is_short(
+    arena: OwnedArena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rule, or a local client, that writes to all of its mapping takes memory beside the arena, for so long."""
+    for job in (1, 2):
+        arena.alloc(Kind.UPDATE, job, 1, 100)
+    number = next(entry.segment for _, entry in arena.live() if entry.job == 2)
+    arena.segments.views()[number][::PAGE_BYTES] = b"x" * (ARENA_BYTES // PAGE_BYTES)
+    assert segment.held_bytes(arena.places.descriptor(number)) == ARENA_BYTES
+    real, tries = job_segments.reserve, []
+
+    def reserve(fd: int, begin: int, nbytes: int) -> None:
+        tries.append(begin)
+        if len(tries) == 1:
+            raise ResourceFault("/dev/shm is full")
+        real(fd, begin, nbytes)
+
+    monkeypatch.setattr(job_segments, "reserve", reserve)
+    arena.alloc(Kind.UPDATE, 3, 1, 100)
+    assert len(tries) == 2
+    check_pages(arena)
+
+
+def test_they_are_taken_from_a_job_that_is_over(arena: OwnedArena) -> None:
+    for job in (1, 2):
+        key = arena.alloc(Kind.UPDATE, job, 1, 100)
+    view = arena.segments.views()[arena.entry(key).segment]
+    view[::PAGE_BYTES] = b"x" * (ARENA_BYTES // PAGE_BYTES)
+    arena.free(key)
+    arena.end_job(2)
+    check_pages(arena)
+
+
+# ---- death -------------------------------------------------------------------------------------------------
+
+DYING = """
+    import sys
+    from lifl import failpoints
+    from lifl.core.ids import Kind
+    from lifl.shm.owned_arena import OwnedArena
+    made = OwnedArena.create(sys.argv[1], int(sys.argv[2]), 7, 24)
+    kept = [made.alloc(Kind.UPDATE, job, 1, 5000, 8) for job in (1, 2)]
+    for job, key in enumerate(kept, 1):
+        made.data(key)[:] = bytes([job]) * 5000
+        made.seal(key, 1.0, 1, b"who")
+    freed = made.alloc(Kind.UPDATE, 1, 1, 40000)
+    made.data(freed)[:] = bytes([1]) * 40000
+    made.free(freed)
+    failpoints.arm(sys.argv[3] + "=kill")
+    made.alloc(Kind.UPDATE, 3, 1, 40000, 8)
+"""
+
+
+@pytest.mark.parametrize("point", ["lifld.punch.before", "lifld.punch.after", "lifld.reserve.after"])
+def test_a_lifld_that_dies_while_pages_move_leaves_what_is_sealed_and_all_of_the_memory(name: str, point: str) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(DYING), name, str(ARENA_BYTES), point]
+    assert subprocess.run(command, check=False, timeout=300).returncode == -signal.SIGKILL
+    assert len(segments_of(name)) == 3
+    arena = OwnedArena.adopt(name)
+    check_pages(arena)
+    live = dict(arena.live())
+    assert {(entry.job, entry.state) for entry in live.values()} == {(1, ObjectState.SEALED), (2, ObjectState.SEALED)}
+    for key, entry in live.items():
+        assert (set(arena.data(key)), bytes(arena.meta(key))) == ({entry.job}, b"who")
+    fresh = arena.alloc(Kind.UPDATE, 3, 1, arena.largest_free_bytes - 100)
+    assert set(arena.data(fresh)) == {0}
+    check_pages(arena)
+    assert arena.close(unlink=True)
+
+
+def test_a_killed_node_of_one_job_keeps_its_pages_as_they_were(
+    arena: OwnedArena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is reserved anew, and the job goes on in its segment."""
+    key = arena.alloc(Kind.UPDATE, 5, 1, 100)
+    arena.close()
+
+    def reserve(fd: int, begin: int, nbytes: int) -> None:
+        raise AssertionError("reserved again")
+
+    monkeypatch.setattr(job_segments, "reserve", reserve)
+    adopted = OwnedArena.adopt(arena.name)
+    again = adopted.alloc(Kind.UPDATE, 5, 1, 100)
+    assert adopted.entry(again).segment == adopted.entry(key).segment
+    adopted.close()
+
+
+def test_segments_without_a_table_are_no_arena_and_are_cleared_away(arena: OwnedArena) -> None:
+    arena.alloc(Kind.UPDATE, 5, 1, 100)
+    arena.close()
+    os.unlink(f"/dev/shm{arena.name}")
+    with pytest.raises(SegmentMissing):
+        OwnedArena.adopt(arena.name)
+    made = OwnedArena.create(arena.name, ARENA_BYTES, NODE, ENTRIES)
+    assert list(segments_of(arena.name).values()) == [f"{arena.name}.1.free"]
+    made.close()
+
+
+@pytest.mark.parametrize("step", ["link", "rename"])
+def test_an_arena_of_an_earlier_version_is_taken_over_whole_or_not_at_all(
+    name: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offset = layout.data_offset(ENTRIES)
+    entry = (ObjectState.SEALED, Kind.UPDATE, 41, 0, 3, 4, 1, 3, offset, 2 * PAGE_BYTES, 5000, 2.5, 99, 8)
+    header = (layout.MAGIC, layout.EARLIER_VERSION, ENTRIES, NODE, ARENA_BYTES, layout.TABLE_OFFSET, offset)
+    fd = segment.make_file(name)
+    os.posix_fallocate(fd, 0, ARENA_BYTES)
+    os.pwrite(fd, layout.HEADER.pack(*header) + (3).to_bytes(8, "little") + layout.INITIALISED.to_bytes(8, "little"), 0)
+    os.pwrite(fd, layout.ENTRY.pack(*entry), layout.entry_position(2))
+    os.pwrite(fd, b"d" * 5000 + bytes(-5000 % 64) + b"who", offset)
+    os.close(fd)
+
+    def fail(*_arguments: object) -> None:
+        raise OSError("killed here")
+
+    with monkeypatch.context() as dying:
+        dying.setattr(earlier_segment.os, step, fail)
+        with pytest.raises(OSError, match="killed here"):
+            OwnedArena.adopt(name)
+    with pytest.raises(segment.SegmentEarlier):
+        Arena.attach(name)
+    arena = OwnedArena.adopt(name)
+    ((key, found),) = arena.live()
+    assert (found.weight, found.job, bytes(arena.data(key)), bytes(arena.meta(key))) == (2.5, 3, b"d" * 5000, b"who")
+    check_pages(arena)
+    assert not os.path.exists(f"/dev/shm{segment.new_table_name(name)}")
+    other = Arena.attach(name)
+    assert bytes(other.meta(key)) == b"who"
+    assert other.close()
+    fresh = arena.alloc(Kind.UPDATE, 3, 1, 100)
+    assert arena.entry(fresh).segment != arena.entry(key).segment
+    arena.free(key)
+    assert arena.close(unlink=True)

@@ -1,0 +1,181 @@
+"""A job's objects are for the processes of that job: its rule and its local clients reach no other job's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fleet import OneHot, Watch, arena_use, fleet, objects, submit, until
+from nodes import Node
+
+from lifl import Client
+from lifl.core.ids import Kind
+from lifl.shm.layout import ObjectState
+
+SEEKER = """
+import ctypes
+import mmap
+import os
+import sys
+
+from lifl.rules import Rule
+
+MARK, NODE, HERE, OTHERS = {mark!r}, {node!r}, {here!r}, {others!r}
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def refused(way):
+    try:
+        way()
+    except OSError:
+        return True
+    return False
+
+
+class Seeker(Rule):
+    def finish(self, model, mean, state):
+        frame = sys._getframe()
+        while not hasattr(frame.f_locals.get("self"), "_control"):
+            frame = frame.f_back
+        arena = frame.f_locals["self"]._arena
+        views = [mapped.view for mapped in arena.segments._mapped.values()]
+        assert len(views) == 1, len(views)
+        assert bytes(mean[:2].astype("float32")) != MARK
+        assert MARK not in bytes(views[0]), "another job's bytes"
+        for fd in range(64):
+            try:
+                with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as mapped:
+                    assert MARK not in mapped[:], fd
+                    table = mapped[:7] == b"LIFLSHM"
+            except (OSError, ValueError):
+                continue
+            assert not table or refused(lambda: mmap.mmap(fd, 4096)), "the table can be written to"
+        for name in OTHERS if HERE else ():
+            assert refused(lambda: os.open("/dev/shm/" + name, os.O_RDONLY)), name
+        for name in OTHERS:
+            assert refused(lambda: os.open("/dev/shm/" + name, os.O_RDWR)), name
+        # Nor is the table changed by others than lifld, which may read what objects there are.
+        table = (ctypes.c_char * 4096).from_buffer_copy(arena._view[:4096])
+        assert table.raw.startswith(b"LIFLSHM")
+        assert arena._view.readonly
+        # What it may do is harm to its own job.
+        views[0][:] = b"\\xff" * len(views[0])
+        raise RuntimeError("it saw nothing of others")
+"""
+VICTIMS, BALLAST_BYTES = 3, 1 << 20
+MARK = np.float32(1).tobytes() * 1024
+"""What the ballast of a victim's first update looks like (`OneHot.update`), and nothing else does."""
+
+
+@pytest.fixture
+def node(start_node: Callable[..., Node]) -> Node:
+    return start_node("--redirector", "unix")
+
+
+def name_of_segment(node: Node, job: int) -> str:
+    return next(path.name for path in node.segments.values() if path.name.endswith(f".{job}"))
+
+
+def marked(node: Node, job: int) -> bool:
+    """The victim's bytes are where it is looked for."""
+    return (Path("/dev/shm") / name_of_segment(node, job)).read_bytes().count(MARK) > 0
+
+
+def harmed_by(node: Node, harm: Callable[[int], None]) -> None:
+    """Do harm while two of three updates of another job are sealed in the arena; that job commits what was sent."""
+    oracle = OneHot(VICTIMS, BALLAST_BYTES)
+    submit(node, "victim", oracle.model(), aggregation__timing="lazy")
+    watch = Watch(node, "victim")
+    with fleet(node.address, "victim", VICTIMS, oracle.update, held=[(2, 1)]) as team:
+        watch.wait("update.accepted", 2)
+        sealed = [e for e in objects(node) if e.kind == Kind.UPDATE and e.state == ObjectState.SEALED]
+        assert len(sealed) == 2 and marked(node, sealed[0].job)
+        harm(sealed[0].job)
+        team.release()
+        team.join()
+        oracle.check(node, "victim", team)
+    assert node.is_up()
+    assert until("an empty arena", lambda: arena_use(node) == (0, 0))
+
+
+def test_a_hostile_rule_finds_no_other_jobs_bytes_and_harms_its_own_job_alone(node: Node) -> None:
+    from lifl.confine import landlock
+
+    def harm(victim: int) -> None:
+        others = [path.name for path in node.segments.values()] + [node.segment.name]
+        folder = node.state_dir / "configs"
+        known = {"mark": MARK, "node": node.info["node"], "here": bool(landlock.version()), "others": others}
+        (folder / "seeker.py").write_text(SEEKER.format(**known))
+        oracle = OneHot(2)
+        keys = {"aggregation__rule": "seeker:Seeker", "selection__attempts": 1}
+        submit(node, "hostile", oracle.model(), **keys)
+        watch = Watch(node, "hostile")
+        with fleet(node.address, "hostile", 2, oracle.update) as team:
+            over = watch.over()
+            team.join(well=False)
+        assert over["status"] == "failed" and "it saw nothing of others" in over["reason"], over
+
+    harmed_by(node, harm)
+
+
+def test_a_hostile_local_client_finds_no_other_jobs_bytes_and_harms_its_own_job_alone(node: Node) -> None:
+    """It keeps what it was given mapped, and writes all over it after its update was sealed."""
+
+    def harm(victim: int) -> None:
+        oracle = OneHot(2)
+        submit(node, "hostile", oracle.model())
+        with (
+            fleet(node.address, "hostile", 1, oracle.update, held=[(0, 1)]),
+            Client(str(node.state_dir), job="hostile", client="mine") as client,
+        ):
+            round_ = next(client.rounds())
+            tensors, weight, _ = oracle.update(1, 1)
+            assert round_.submit(tensors, weight).accepted
+            stream = client._home.stream
+            assert stream is not None and stream._segment is not None, "it did not write to the arena itself"
+            given = stream._segment
+            held = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_link(fd)}
+            assert not [path for path in held if "/dev/shm/lifl" in path]
+            (own,) = [e for e in objects(node) if e.kind == Kind.UPDATE and e.job != victim]
+            assert tensors["w"].tobytes() in bytes(given[own.offset : own.offset + own.data_bytes])
+            assert MARK not in bytes(given)
+            given[:] = b"\xff" * len(given)
+            # The kernel takes no mapping back: what was sealed is changed, in its own job.
+            (own,) = [e for e in objects(node) if e.kind == Kind.UPDATE and e.job != victim]
+            assert set(given[own.offset : own.offset + own.data_bytes]) == {0xFF}
+            del given
+        node.lifl("cancel", "hostile")
+
+    harmed_by(node, harm)
+
+
+def _is_link(fd: str) -> bool:
+    return os.path.islink(f"/proc/self/fd/{fd}")
+
+
+def test_a_killed_node_goes_on_with_the_segments_of_two_jobs(node: Node) -> None:
+    oracles = {job: OneHot(2, ballast) for job, ballast in (("one", 1 << 20), ("other", 3 << 20))}
+    watches = {}
+    for job, oracle in oracles.items():
+        submit(node, job, oracle.model(), job__rounds=2)
+        watches[job] = Watch(node, job)
+    with (
+        fleet(node.address, "one", 2, oracles["one"].update, held=[(1, 1)]) as one,
+        fleet(node.address, "other", 2, oracles["other"].update, held=[(1, 1)]) as other,
+    ):
+        for watch in watches.values():
+            watch.wait("update.accepted", 1)
+        assert len(node.segments) == 2
+        node.kill()
+        node.up("--listen", node.address)
+        assert node.info["adopted"] == {"jobs": 2, "updates": 2}
+        for team in (one, other):
+            team.release()
+            team.join()
+        for job, team in (("one", one), ("other", other)):
+            lines = oracles[job].check(node, job, team)
+            assert len(lines) == 2
+    assert until("an empty arena", lambda: arena_use(node) == (0, 0))
