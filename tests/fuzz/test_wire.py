@@ -16,7 +16,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lifl.core.errors import LocalFault, RemoteFault
-from lifl.core.fields import AnnouncedMetrics, Digest, KeyBytes, KnownWords, Message, Metrics, Name, Tensors, Ticket
+from lifl.core.fields import (
+    AnnouncedMetrics,
+    Digest,
+    KeyBytes,
+    KnownWords,
+    Message,
+    Metrics,
+    Name,
+    RoundMetrics,
+    Tensors,
+    Ticket,
+)
 from lifl.core.limits import KNOWN_WORDS_MAX
 from lifl.core.planning.treatment import Patterns
 from lifl.core.protocol import cli as om
@@ -75,7 +86,7 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
         return st.binary(min_size=16, max_size=16)
     if kind == Digest:
         return st.binary(min_size=32, max_size=32)
-    if kind in (Metrics, AnnouncedMetrics):
+    if kind in (Metrics, AnnouncedMetrics, RoundMetrics):
         return st.dictionaries(st.text(metric_letters, min_size=1, max_size=8), finite, max_size=3)
     if kind == KnownWords:
         return st.lists(st.text("abcxyz-", max_size=8), max_size=KNOWN_WORDS_MAX).map(tuple)

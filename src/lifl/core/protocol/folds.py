@@ -67,7 +67,7 @@ class OpenFold(Message, frozen=True):
     expected: FoldSize
 
 
-class PutModel(Message, frozen=True):
+class PutModel(Message, frozen=True, tag="PutFoldModel"):
     """Brings the model that the next fold starts from, behind round `round`: answered as Submit is."""
 
     job: Name
