@@ -154,7 +154,8 @@ class Connection:
             while True:
                 await link.drained()
                 message = await self._reader.read()
-                await self._socket.rest(self._shared.quotas.request_wait_s(self._number, self._loop.time()))
+                if not (self._reader.hosts and isinstance(message, FROM_HOSTS)):  # a host waits for its own answers
+                    await self._socket.rest(self._shared.quotas.request_wait_s(self._number, self._loop.time()))
                 await self._handle(message)
         except RemoteFault as error:
             sock.cut_because = sock.reason(error)
