@@ -151,13 +151,17 @@ def test_each_says_what_its_role_says_and_the_connection_goes_on(
 
 
 def test_an_operator_takes_no_part(node: StandIn, folder: Path) -> None:
+    """It may come in, to host folds (and to copy a model, as always), and is no client of a job."""
     peer = Peer(node, context=context(folder / "op"))
     peer.send(cm.Hello(cm.PROTOCOL_VERSION, "op"))
-    answer = peer.receive()
-    assert isinstance(answer, cm.Refusal)
-    assert answer.code == "not-allowed"
-    assert peer.receive() is None
+    assert isinstance(peer.receive(), cm.Welcome)
+    submit = cm.Submit("digits", 1, 1.0, SMALL.data_bytes, SMALL.tensors)
+    for message in (cm.Join("digits"), submit):
+        peer.send(message)
+        answer = peer.receive()
+        assert isinstance(answer, cm.Refusal) and answer.code == "not-allowed", message
     peer.close()
+    assert not node.count(gm.ClientJoined) and not node.count(gm.Admit)
 
 
 def test_a_job_that_the_certificate_does_not_name_is_refused(node: StandIn, ca: Authority, tmp_path: Path) -> None:
