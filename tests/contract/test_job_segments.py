@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -367,3 +368,22 @@ def test_an_arena_of_an_earlier_version_is_taken_over_whole_or_not_at_all(
     assert arena.entry(fresh).segment != arena.entry(key).segment
     arena.free(key)
     assert arena.close(unlink=True)
+
+
+def test_an_object_is_made_where_files_may_not_grow(arena: OwnedArena) -> None:
+    """A limit of files' sizes holds for what is written, be it within a segment that is long since as large."""
+    key = arena.alloc(Kind.UPDATE, 1, 1, 100)
+    fd = arena.places.descriptor(arena.entry(key).segment)
+    offset = arena.entry(key).offset
+    os.pwrite(fd, b"\xff" * PAGE_BYTES, offset)
+    arena.free(key)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handled = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+    try:
+        again = arena.alloc(Kind.UPDATE, 1, 1, 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handled)
+    assert arena.entry(again).offset == offset
+    assert os.pread(fd, PAGE_BYTES, offset).count(0) == layout.SEAL_BYTES

@@ -50,7 +50,8 @@ HELLO = cm.Hello(cm.PROTOCOL_VERSION, NAME)
 JOINS = p.PeerHello(p.PEER_VERSION, 9, 1, "127.0.0.1:9", "127.0.0.1:9", 1.0, 1 << 30, 1)
 COMMAND = (p.CommandHello(p.PEER_VERSION), om.ListJobs())
 DOORS = {
-    "client": Door("listen", (HELLO,), cm.Welcome, cm.ToClient, "client", ("operator", "reader")),
+    # An operator may come in, to host folds; that it takes no part is in tests/contract/test_gateway_tls.py.
+    "client": Door("listen", (HELLO,), cm.Welcome, cm.ToClient, "client", ("reader",)),
     "command": Door("control", COMMAND, om.Answer, om.ToCli | p.PeerRefusal, "operator", ("client", "node")),
     "node": Door("control", (JOINS,), p.PeerWelcome, p.Greeting, "node", ("client", "operator", "reader")),
 }

@@ -26,6 +26,7 @@ from lifl.shm.mapped_segments import MappedSegments
 from lifl.shm.segment import (
     SegmentEarlier,
     SegmentUnusable,
+    clear,
     damaged,
     make_table,
     open_table,
@@ -186,10 +187,10 @@ class OwnedArena(Arena):
         seal = layout.align_meta(layout.align_meta(data_bytes) + meta_bytes)
         try:
             segment = self.places.take(job, offset, size)
+            clear(self.places.descriptor(segment), offset + seal, layout.SEAL_BYTES)
         except BaseException:
             self._allocator.free(offset)
             raise
-        os.pwrite(self.places.descriptor(segment), bytes(layout.SEAL_BYTES), offset + seal)
         slot = self._free_slots.popleft()
         position = layout.entry_position(slot)
         generation = self._words[(position + layout.GENERATION_OFFSET) // 4] % layout.U32_MAX + 1

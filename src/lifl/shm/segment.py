@@ -307,6 +307,18 @@ def punch(fd: int, begin: int, nbytes: int) -> None:
             raise ResourceFault(f"cannot give {nbytes} bytes of shared memory back: {os.strerror(code)}")
 
 
+def clear(fd: int, begin: int, nbytes: int) -> None:
+    """Make a few bytes that the segment holds zeros.  Raise `ResourceFault`.
+
+    They are written: whoever has the segment may have cut it short, and a mapping of it would be no more.  What is
+    punched within a page is zeros, too (and may split a huge page); that is not held to a limit of files' sizes.
+    """
+    try:
+        os.pwrite(fd, bytes(nbytes), begin)
+    except OSError:
+        punch(fd, begin, nbytes)
+
+
 def held_bytes(fd: int) -> int:
     """Return the bytes that the segment holds."""
     return os.fstat(fd).st_blocks * _BLOCK_BYTES
