@@ -108,8 +108,8 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
             fits = range(metas[0].min_length or 0, metas[0].max_length + 1)
             return st.from_regex(pattern).filter(lambda value: len(value) in fits)
         shortest = next((meta.min_length for meta in metas if getattr(meta, "min_length", None) is not None), None)
-        if inner is str and shortest:
-            return st.text(min_size=shortest, max_size=20)
+        if inner is str and (shortest or pattern is not None):  # the patterns that are left want what can be printed
+            return st.text(metric_letters, min_size=shortest or 0, max_size=20)
         longest = next((meta.max_length for meta in metas if getattr(meta, "max_length", None) is not None), None)
         found = strategy(inner)
         return found if longest is None else found.filter(lambda value: len(value) <= longest)
