@@ -220,7 +220,7 @@ def reservations_are_not_kept(patch: Patch) -> None:
 
 def slots_do_not_rest(patch: Patch) -> None:
     """A slot is free at once although a direct client may still write to it."""
-    patch.setattr(Uploads, "_free", lambda self, key, writing: self._quota.free(key))
+    patch.setattr(Uploads, "give_back", lambda self, key, writing: self._quota.free(key))
 
 
 def in_flight_is_sent(patch: Patch) -> None:
