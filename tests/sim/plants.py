@@ -348,9 +348,9 @@ class Plant(NamedTuple):
 
 PLANTS = (
     Plant(drained_nodes_are_planned_with, "drained", hosts=3, drains=True),
-    Plant(sealed_output_is_overlooked, "counted-once", style="stormy", lives=300),
+    Plant(sealed_output_is_overlooked, "counted-once", style="stormy", begin=140, lives=300),
     Plant(top_is_not_asked, "counted-once", hosts=3, style="stormy", begin=900, lives=1200),
-    Plant(partial_is_taken_again, "partial-once", hosts=3),
+    Plant(partial_is_taken_again, "partial-once", hosts=3, begin=30),
     Plant(orphans_are_forgotten, "accepted-survives"),
     Plant(what_is_being_stored_is_accepted, "accepted-survives", style="stormy", durable=True),
     Plant(orphans_of_any_attempt_count, "epoch-fence"),
