@@ -185,7 +185,7 @@ def cipher_rate() -> float:
 @contextmanager
 def _bare(arena: Arena, layout: Layout, folder: Path | None) -> Iterator[tuple[str, int]]:
     """Provide a bare loop's process: its address and pid."""
-    keys = [arena.alloc(Kind.UPDATE, 2, 1, layout.data_bytes).pack().hex() for _ in range(max(CLIENTS))]
+    keys = [arena.alloc(Kind.UPDATE, 1, 1, layout.data_bytes).pack().hex() for _ in range(max(CLIENTS))]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         arguments = ["bare", arena.name, json.dumps(keys), str(listener.fileno()), str(folder or "")]
         helper = Helper("node_tls.py", arguments, [listener.fileno()])
