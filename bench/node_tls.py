@@ -42,6 +42,7 @@ from lifl.core.protocol import client as cm
 from lifl.core.schema import Layout
 from lifl.node.authority.certificate_authority import make_authority
 from lifl.shm.arena import Arena
+from lifl.shm.layout import data_offset
 from lifl.shm.mapping import populate
 from lifl.shm.owned_arena import OwnedArena
 from lifl.tls.contexts import Contexts
@@ -248,7 +249,8 @@ def _bare_ssl(address: str, contexts: Contexts) -> ssl.SSLSocket:
 def bare(name: str, keys: list[str], descriptor: int, folder: str) -> None:
     """Run a bare loop: a thread per connection, each with a slot of its own; end with stdin."""
     arena = Arena.attach(name)
-    populate(arena.window(0, arena.arena_bytes))
+    arena.segments.open_all()
+    populate(arena.segments.views()[1][data_offset(arena.entries) :])  # the one that there is holds all
     slots = [arena.data(Key.unpack(bytes.fromhex(key))) for key in keys]
     listener = socket.socket(fileno=descriptor)
     contexts = contexts_of(Path(folder) / NODE) if folder else None
