@@ -106,7 +106,7 @@ class Aggregator:
         rule that steps from the model before starts from it.  Several folds may be open at once, where the rule has no
         state.  Raise `Refused` and `NodeUnreachable`.
         """
-        if not (isinstance(expected, int) and 1 <= expected <= CLIENTS_PER_ROUND_MAX):
+        if isinstance(expected, bool) or not (isinstance(expected, int) and 1 <= expected <= CLIENTS_PER_ROUND_MAX):
             text = f"expected={expected!r}: about how many updates come, 1 to {CLIENTS_PER_ROUND_MAX}"
             raise Refused("bad-expected", "expected", text)
         arrays = as_arrays(dict(model.state_dict()) if is_module(model) else model)
