@@ -101,10 +101,14 @@ class Gateways:
         found: list[Callable[[], Any]] = []
         if host.to_daemon:
             found.append(partial(self.say, host))
-        found += [partial(self._cluster.clients.end, host, conn) for conn in host.ended]
-        found += [partial(self.received, host, key) for key in host.receiving]
-        found += [partial(self.sent, host, reader) for reader in host.readers if not reader.stuck]
-        found += [partial(self.transfer, host, each) for each in host.transfers]
+        if host.ended:
+            found += [partial(self._cluster.clients.end, host, conn) for conn in host.ended]
+        if host.receiving:
+            found += [partial(self.received, host, key) for key in host.receiving]
+        if host.readers:
+            found += [partial(self.sent, host, reader) for reader in host.readers if not reader.stuck]
+        if host.transfers:
+            found += [partial(self.transfer, host, each) for each in host.transfers]
         return found
 
     def say(self, host: Host) -> None:

@@ -6,8 +6,9 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sim_arena import SimStore
-from sim_checks import Broken
+from sim_checks import Broken, must
 
+from lifl.core import effects as fx
 from lifl.core import events as ev
 from lifl.core.coordinator.nodes import Node
 from lifl.core.engine import Engine
@@ -44,6 +45,8 @@ class Host:
         self.arena_bytes = arena_bytes
         self.store = SimStore(arena_bytes, number)
         self.engine: Engine | None = None  # None: it is down
+        self.due: float | None = None  # the engine's next timer
+        self.is_new = True  # the engine has handled something, and nobody has looked at its books since
         self.workers: dict[int, SimWorker] = {}
         self.routes: dict[int, int] = {}
         self.fallback: deque[tuple[int, Key]] = deque()
@@ -81,6 +84,15 @@ class Host:
     def begin(self, coordinates: bool, now: float) -> None:
         """Start a daemon."""
         self.engine = Engine(self.store, self.node(), IDLE_TIMEOUT_S, WAIT_QUEUE_MAX, coordinates, now)
+        self.due, self.is_new = self.engine.next_timer(), True
+
+    def handle(self, event: Any, now: float) -> list[fx.Effect]:
+        """Hand an event to the engine; return what is to be performed.  Raise as `Engine.handle`."""
+        assert self.engine is not None
+        self.is_new = True
+        effects = self.engine.handle(event, now)
+        self.due = self.engine.next_timer()
+        return effects
 
     def up(self) -> ev.NodeUp:
         """Return what the coordinator hears when the node connects."""
@@ -96,7 +108,12 @@ class Host:
         return {number: tuple(epochs) for number, epochs in found.items()}
 
     def validate(self) -> None:
-        """Raise `Broken` when the engine's books are wrong."""
+        """Raise `Broken` when the books of the engine, or of the arena, are wrong; they change by its events alone."""
+        if not self.is_new:
+            return
+        self.is_new = False
+        problem = self.store.problems()
+        must(not problem, "arena-bound", f"host {self.number}: {problem}")
         if self.engine is not None:
             try:
                 self.engine.validate()

@@ -12,6 +12,7 @@ import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, TypeVar, get_args
 
 import msgspec
@@ -87,7 +88,7 @@ def is_utf8(text: str) -> bool:
 
 def _check_keys(table: Mapping[str, Any], kind: type[msgspec.Struct]) -> None:
     """Refuse the first key of `table` that `kind` does not have."""
-    known = dict(_known_keys(kind, ""))
+    known = _known_keys(kind)
     sections = [path for path, is_section in known.items() if is_section]
     for key, value in table.items():
         if key not in known:
@@ -101,14 +102,16 @@ def _check_keys(table: Mapping[str, Any], kind: type[msgspec.Struct]) -> None:
                 raise _unknown_key(f"{key}.{inner}", known)
 
 
-def _known_keys(kind: type[msgspec.Struct], prefix: str) -> Iterator[tuple[str, bool]]:
-    """Yield the dotted keys of `kind`, each with whether it is a section."""
-    hints = {field.name: field.type for field in msgspec.structs.fields(kind)}
-    for name, hint in hints.items():
-        is_section = isinstance(hint, type) and issubclass(hint, msgspec.Struct)
-        yield prefix + name, is_section
+@cache
+def _known_keys(kind: type[msgspec.Struct]) -> Mapping[str, bool]:
+    """Return the dotted keys of `kind`, each with whether it is a section."""
+    known = {}
+    for field in msgspec.structs.fields(kind):
+        hint = field.type
+        known[field.name] = is_section = isinstance(hint, type) and issubclass(hint, msgspec.Struct)
         if is_section:
-            yield from _known_keys(hint, f"{prefix}{name}.")
+            known |= {f"{field.name}.{name}": inner for name, inner in _known_keys(hint).items()}
+    return known
 
 
 def _unknown_key(path: str, known: Mapping[str, bool]) -> ConfigError:
