@@ -195,7 +195,7 @@ class Lifl:
         return Idle(
             spent_s,
             sum(map(private_bytes, pids)),
-            Path(f"/dev/shm/lifl-{self._node['node']}").stat().st_blocks * 512,
+            sum(file.stat().st_blocks for file in Path("/dev/shm").glob(f"lifl-{self._node['node']}*")) * 512,
             len(pids),
             sum("lifl-worker" in psutil.Process(pid).name() for pid in pids),
         )

@@ -57,6 +57,8 @@ class Arena:
         self.damaged: set[Key] = set()
         self.slabs: set[Hashable] = set()
         self.ended: list[int] = []
+        self.owners: dict[int, str] = {}
+        self.lent: list[Key] = []
         self.made = 0
         self.allows: int | None = None  # so many objects more, whatever is free: the rest is in pieces
 
@@ -99,6 +101,12 @@ class Arena:
 
     def close_slab(self, slab: Hashable) -> None:
         self.slabs.discard(slab)
+
+    def begin_job(self, job: int, owner: str) -> None:
+        self.owners[job] = owner
+
+    def lend(self, key: Key) -> None:
+        self.lent.append(key)
 
     def end_job(self, job: int) -> None:
         self.ended.append(job)

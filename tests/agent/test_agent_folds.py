@@ -201,6 +201,7 @@ def test_the_top_of_a_rule_that_steps_waits_for_the_model_that_the_host_puts() -
     led = home.do(gm.ModelPut(HOST, "s", 0, direct=True))
     (granted,) = [each for each in led if isinstance(each, gm.Granted)]
     assert home.slot.putting == Key.unpack(granted.key)
+    assert home.arena.lent == [Key.unpack(granted.key)]
     home.do(gm.Aborted(HOST, granted.key, "NaN"))
     assert not home.arena.objects and home.slot.putting is None
     led = home.do(gm.ModelPut(HOST, "s", 0))

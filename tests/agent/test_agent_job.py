@@ -203,3 +203,29 @@ def test_what_the_coordinator_tells_a_client_goes_to_the_gateway_as_it_is() -> N
     scene = Scene()
     word = told(5, cm.Accepted("j", 1))
     assert scene.handle(word) == [word]
+
+
+# ---- whose memory it may have ----------------------------------------------------------------------------------------
+
+
+def test_the_arena_is_told_whose_the_job_is_before_it_has_an_object() -> None:
+    scene = Scene()
+    scene.has_model(owner="operator alice")
+    scene.has_job(NUMBER + 1, "of an earlier version")
+    assert scene.arena.owners == {NUMBER: "operator alice", NUMBER + 1: ""}
+
+
+def test_a_users_rule_meets_the_memory_of_no_other_job() -> None:
+    """What it may write to for as long as its worker lives is nobody's afterwards, and nothing was in it before."""
+    scene = Scene(rule="mine:Rule")
+    scene.has_job(owner="operator alice")
+    assert scene.arena.owners == {NUMBER: ""}
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_the_memory_of_a_job_is_lent_when_a_client_writes_its_update_itself(direct: bool) -> None:
+    scene = Scene()
+    scene.has_model()
+    scene.has_branch(2)
+    scene.grant("c1", direct=direct)
+    assert scene.arena.lent == ([scene.keys["c1"]] if direct else [])

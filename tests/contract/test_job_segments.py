@@ -28,7 +28,8 @@ from lifl.shm.segment import SegmentMissing, remove_segment, segments_of
 
 ENTRIES, NODE, PAGES = 24, 7, 48
 ARENA_BYTES = layout.data_offset(ENTRIES) + PAGES * PAGE_BYTES
-JOBS = (1, 2, 3)
+JOBS = (1, 2, 3, 4)
+OWNERS = {1: "alice", 2: "alice", 3: "bob", 4: ""}
 _numbers = itertools.count()
 
 
@@ -63,6 +64,11 @@ def content(fd: int) -> bytes:
     return os.pread(fd, ARENA_BYTES, 0)
 
 
+def foreign(job: int) -> set[int]:
+    """What a job may not see: what others have written, but for jobs of its owner."""
+    return {0xA0 + other for other in JOBS if other != job and not (OWNERS[job] and OWNERS[other] == OWNERS[job])}
+
+
 class Machine(RuleBasedStateMachine):
     keys: Bundle[Key] = Bundle("keys")
 
@@ -71,6 +77,7 @@ class Machine(RuleBasedStateMachine):
         self.name = fresh_name()
         self.daemon = OwnedArena.create(self.name, ARENA_BYTES, NODE, ENTRIES)
         self.live: dict[Key, tuple[int, bool]] = {}
+        self.lent: dict[int, int] = {}  # by inode: the job whose client may have it still
 
     @rule(
         target=keys,
@@ -80,6 +87,7 @@ class Machine(RuleBasedStateMachine):
         sealed=st.booleans(),
     )
     def alloc(self, job: int, nbytes: int, slab: bool, sealed: bool) -> Key:
+        self.daemon.begin_job(job, OWNERS[job])
         try:
             key = self.daemon.alloc(Kind.PARTIAL, job, 1, nbytes, 32, job if slab else None)
         except ArenaFull:
@@ -87,7 +95,7 @@ class Machine(RuleBasedStateMachine):
             assert not fits or len(self.live) == ENTRIES
             return Key(0, 0, NODE)
         with contextlib.closing(Arena.attach(self.name)) as other, other.data(key) as data:
-            assert not set(data) & {0xA0 + another for another in JOBS if another != job}, "bytes of another job"
+            assert not set(data) & foreign(job), "bytes of another owner's job"
             data[:] = bytes([0xA0 + job]) * nbytes
             if sealed:
                 other.seal(key, 1.0, 1, bytes([0xA0 + job]) * 8)
@@ -98,6 +106,15 @@ class Machine(RuleBasedStateMachine):
     def free(self, key: Key) -> None:
         if self.live.pop(key, None) is not None:
             self.daemon.free(key)
+
+    def inode_of(self, key: Key) -> int:
+        return os.fstat(self.daemon.places.descriptor(self.daemon.entry(key).segment)).st_ino
+
+    @rule(key=keys)
+    def lend(self, key: Key) -> None:
+        if key in self.live:
+            self.daemon.lend(key)
+            self.lent[self.inode_of(key)] = self.live[key][0]
 
     @rule(job=st.sampled_from(JOBS))
     def end(self, job: int) -> None:
@@ -120,12 +137,13 @@ class Machine(RuleBasedStateMachine):
         names = segments_of(self.name)
         for number, fd in self.daemon.places.open_now().items():
             owner = names[number].rpartition(".")[2]
-            others = {0xA0 + job for job in JOBS if str(job) != owner}
+            others = foreign(int(owner)) if owner in map(str, JOBS) else {0xA0 + job for job in JOBS}
             assert not others & set(content(fd)[layout.data_offset(ENTRIES) :: 512]), (
                 f"{names[number]} has others' bytes"
             )
         for key, (job, sealed) in self.live.items():
             assert names[found[key].segment].endswith(f".{job}")
+            assert self.lent.get(self.inode_of(key), job) == job, "another job's client may write to it"
             assert found[key].state == (ObjectState.SEALED if sealed else ObjectState.WRITING)
             assert set(self.daemon.data(key)) == {0xA0 + job}
 
@@ -182,6 +200,81 @@ def test_the_segment_of_a_job_that_is_over_goes_when_others_have_its_pages(arena
         other.data(second)
     del held
     assert other.close()
+
+
+# ---- spares ------------------------------------------------------------------------------------------------
+
+
+def job_of(arena: OwnedArena, job: int, owner: str, nbytes: int = 0, lend: bool = False) -> tuple[int, set[int]]:
+    """A job of one object, from beginning to end: the object's segment, and what it found there."""
+    nbytes = nbytes or arena.capacity_bytes - PAGE_BYTES
+    arena.begin_job(job, owner)
+    key = arena.alloc(Kind.UPDATE, job, 1, nbytes)
+    number = arena.entry(key).segment
+    if lend:
+        arena.lend(key)
+    found = set(arena.data(key))
+    arena.data(key)[:] = bytes([0xA0 + job]) * nbytes
+    arena.free(key)
+    arena.end_job(job)
+    check_pages(arena)
+    return number, found
+
+
+def test_the_next_job_of_an_owner_has_the_segment_of_the_last_as_it_is(
+    arena: OwnedArena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = job_of(arena, 1, "alice")
+    with monkeypatch.context() as patch:
+        patch.setattr(job_segments, "reserve", None)
+        patch.setattr(job_segments, "punch", None)
+        assert job_of(arena, 2, "alice") == (first, {0xA1})
+        assert list(segments_of(arena.name).values()) == [f"{arena.name}.{first}.2"]
+    assert job_of(arena, 1, "alice") == (first, {0xA2})  # a number that comes again is no other's
+
+
+@pytest.mark.parametrize(
+    ("before", "lend", "after"),
+    [("alice", False, "bob"), ("alice", True, "alice"), ("", False, ""), ("", False, "alice"), ("alice", False, "")],
+)
+def test_another_owners_job_and_one_after_a_lent_segment_find_zeros_in_a_fresh_one(
+    arena: OwnedArena, before: str, lend: bool, after: str
+) -> None:
+    first, _ = job_of(arena, 1, before, lend=lend)
+    second, found = job_of(arena, 2, after)
+    assert second != first and found == {0}
+
+
+def test_a_segment_with_an_object_of_its_job_is_no_spare(arena: OwnedArena) -> None:
+    """Catches a model that is being sent when its job ends, and is written over by a process of the next one."""
+    arena.begin_job(1, "alice")
+    kept = arena.alloc(Kind.MODEL, 1, 1, 100)
+    arena.data(kept)[:] = b"k" * 100
+    arena.end_job(1)
+    second, _ = job_of(arena, 2, "alice", arena.largest_free_bytes - 100)
+    assert second != arena.entry(kept).segment
+    with contextlib.closing(Arena.attach(arena.name)) as other:
+        assert bytes(other.data(kept)) == b"k" * 100
+    arena.free(kept)
+    assert job_of(arena, 3, "alice", 100)[0] == second  # the largest
+
+
+def test_a_lent_segment_that_a_job_goes_on_with_stays_lent(arena: OwnedArena) -> None:
+    first, _ = job_of(arena, 1, "alice", lend=True)
+    again, _ = job_of(arena, 1, "alice")
+    assert again == first
+    assert job_of(arena, 2, "alice")[0] != first
+
+
+def test_after_a_restart_no_segment_is_a_spare(arena: OwnedArena) -> None:
+    """Who has had it is not written down."""
+    first, _ = job_of(arena, 1, "alice")
+    arena.close()
+    adopted = OwnedArena.adopt(arena.name)
+    second, found = job_of(adopted, 2, "alice")
+    assert second != first and found == {0}
+    assert job_of(adopted, 3, "alice") == (second, {0xA2})
+    adopted.close()
 
 
 def test_no_number_is_a_second_segments(arena: OwnedArena) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from coordinator_scene import ARENA_BYTES, HOME, NUMBER, OPEN, B, Scene, admit, sealed
 
@@ -66,6 +68,19 @@ def test_nodes_are_told_of_quotas_when_there_are_any_and_they_know_of_them(quota
     scene.loading()
     ((_node, order),) = scene.handle(o.JobOpened(NUMBER)).ordered(o.OpenJob)
     assert order.quota == o.OpenJob.__struct_defaults__[-1], "an earlier version would not know the word"
+
+
+@pytest.mark.parametrize("knows", [False, True])
+def test_nodes_that_know_of_owners_are_told_whose_a_job_is(knows: bool) -> None:
+    scene = Scene(nodes=(HOME, B))
+    scene.spec = replace(scene.spec, owner="operator alice")
+    node = scene.coordinator.nodes.get(B)
+    assert node is not None
+    node.knows = frozenset({p.OWNERS} if knows else {})
+    led = scene.do(scene.coordinator.submit, scene.spec, ARENA_BYTES)
+    led.orders += scene.handle(o.JobOpened(NUMBER)).orders
+    told = {node: order.owner for node, order in led.ordered(o.OpenJob)}
+    assert told == {HOME: "operator alice", B: "operator alice" if knows else msgspec.UNSET}
 
 
 # ---- updates in flight -----------------------------------------------------------------------------------------------

@@ -179,3 +179,33 @@ def test_a_killed_node_goes_on_with_the_segments_of_two_jobs(node: Node) -> None
             lines = oracles[job].check(node, job, team)
             assert len(lines) == 2
     assert until("an empty arena", lambda: arena_use(node) == (0, 0))
+
+
+# ---- jobs one after the other ----------------------------------------------------------------------------------------
+
+
+def memory_of(node: Node, job: str, address: str, update: OneHot) -> int:
+    """The inode of the segment of a job of one round that clients at this address take part in, from its end on."""
+    submit(node, job, update.model())
+    watch = Watch(node, job)
+    with fleet(address, job, 2, update.update, held=[(1, 1)]) as team:
+        watch.wait("update.accepted", 1)
+        number = next(entry.job for entry in objects(node) if entry.kind == Kind.UPDATE)
+        inode = (Path("/dev/shm") / name_of_segment(node, number)).stat().st_ino
+        team.release()
+        team.join()
+        assert watch.over()["status"] == "finished"
+    update.check(node, job, team)
+    assert until("an empty arena", lambda: arena_use(node) == (0, 0))
+    return inode
+
+
+def test_the_next_job_of_an_account_goes_on_in_the_memory_of_the_last_unless_a_local_client_may_have_it(
+    node: Node,
+) -> None:
+    by_tcp, local = node.address, str(node.state_dir)
+    first = memory_of(node, "first", by_tcp, OneHot(2, 1 << 20))
+    assert memory_of(node, "second", by_tcp, OneHot(2, 3 << 20)) == first
+    assert memory_of(node, "third", local, OneHot(2)) == first, "it was warm, and nobody else's"
+    fourth = memory_of(node, "fourth", local, OneHot(2))
+    assert memory_of(node, "fifth", by_tcp, OneHot(2)) not in (first, fourth)

@@ -101,6 +101,13 @@ class SimStore:
         """Expect no more objects of this slab."""
         self.allocator.close_slab(slab)
 
+    def begin_job(self, job: int, owner: str) -> None:
+        """Expect objects of this job."""
+
+    def lend(self, key: Key) -> None:
+        """Let a direct client have the object's segment."""
+        assert key in self.things
+
     def end_job(self, job: int) -> None:
         """Expect no more objects of this job."""
 

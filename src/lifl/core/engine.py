@@ -292,7 +292,7 @@ def from_host(engine: Engine, event: sessions.FromHost) -> None:
 
 
 def _spec(facts: ev.JobFacts) -> JobSpec:
-    return JobSpec(facts.number, facts.config, Layout(facts.tensors), facts.states, facts.folder)
+    return JobSpec(facts.number, facts.config, Layout(facts.tensors), facts.states, facts.folder, facts.owner)
 
 
 def check_submitted(engine: Engine, job: ev.JobFacts) -> None:

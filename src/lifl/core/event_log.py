@@ -118,9 +118,17 @@ class RecordingStore:
         """Expect no more objects of this slab."""
         self._store.close_slab(slab)
 
+    def begin_job(self, job: int, owner: str) -> None:
+        """Expect objects of this job, which is the owner's."""
+        self._store.begin_job(job, owner)
+
     def end_job(self, job: int) -> None:
         """Expect no more objects of this job."""
         self._store.end_job(job)
+
+    def lend(self, key: Key) -> None:
+        """Let a process have the object's segment that may outlive its job."""
+        self._store.lend(key)
 
     def epoch_of(self, key: Key) -> int:
         """Return the epoch that the object was allocated for."""
@@ -168,8 +176,14 @@ class ReplayStore:
     def close_slab(self, slab: Hashable) -> None:
         """Close nothing."""
 
+    def begin_job(self, job: int, owner: str) -> None:
+        """Begin nothing."""
+
     def end_job(self, job: int) -> None:
         """End nothing."""
+
+    def lend(self, key: Key) -> None:
+        """Lend nothing."""
 
 
 class Recording(NamedTuple):

@@ -74,13 +74,17 @@ class Calibrated(Event, frozen=True):
 
 
 class JobFacts(msgspec.Struct, frozen=True):
-    """What a job is, for all its life; `states` are the names of its rule's vectors, `folder` has its checkpoints."""
+    """What a job is, for all its life; `states` are the names of its rule's vectors, `folder` has its checkpoints.
+
+    `owner` is who has submitted it, "" when that was in an earlier life.
+    """
 
     number: int
     config: JobConfig
     tensors: tuple[TensorSpec, ...]
     states: tuple[str, ...]
     folder: str
+    owner: str = ""
 
 
 class JobSubmitted(Event, frozen=True):

@@ -146,6 +146,14 @@ class ArenaStore:
         """Give back what the slab has reserved: no more objects of it will come."""
         self.arena.close_slab(slab)
 
+    def begin_job(self, job: int, owner: str) -> None:
+        """See `shm/owned_arena.OwnedArena.begin_job`."""
+        self.arena.begin_job(job, owner)
+
+    def lend(self, key: Key) -> None:
+        """See `shm/owned_arena.OwnedArena.lend`."""
+        self.arena.lend(key)
+
     def end_job(self, job: int) -> None:
         """Let the job's pages be others': no more objects of it will come."""
         self.arena.end_job(job)

@@ -162,7 +162,8 @@ class Requests:
             self._cli.unfollow(name, link)
             raise
         try:
-            self._driver.handle(ev.JobSubmitted(ev.JobFacts(number, config, tensors, message.states, str(folder))))
+            facts = ev.JobFacts(number, config, tensors, message.states, str(folder), self._cli.who(link))
+            self._driver.handle(ev.JobSubmitted(facts))
         except LiflError:
             self._cli.unfollow(name, link)
             await self._drop(name, number, folder)

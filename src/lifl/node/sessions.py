@@ -96,7 +96,8 @@ class Sessions:
         try:
             await write_now(self._rows, fx.SaveJob(name, "running", ""))
             await self._driver.idle()
-            self._driver.handle(ev.JobSubmitted(ev.JobFacts(number, config, asked.tensors, asked.states, "")))
+            owner = self._callers.who(asked.conn)
+            self._driver.handle(ev.JobSubmitted(ev.JobFacts(number, config, asked.tensors, asked.states, "", owner)))
         except LiflError:
             await self._rows.forget_job(name, number)
             raise

@@ -9,10 +9,16 @@ other's, where they are zeros.  What a job has freed stays in its segment until 
 warm.  When somebody else has filled /dev/shm in between, the pages are nobody's, and whoever wanted them is refused as
 by a full arena.
 
-**Death.**  Nothing is written down of that.  A table's entry tells in which segment an object is, and whoever adopts
-the arena gives all that is free to the largest segment.
+**Spares.**  The segment of a job that is over, and of which no object is left, is a *spare*: the next job of the same
+owner has it as it is, warm, with what freed objects have left in it.  One that was *lent*, so that a process which does
+not end with the job may have it mapped still (a local client, a user's rule), is no spare: its pages move.  Nor is one
+of a job without an owner.
 
-**Names.**  A segment has its job in its name.  That of a job that is over stays while it holds pages; of
+**Death.**  Nothing is written down of that.  A table's entry tells in which segment an object is, and whoever adopts
+the arena gives all that is free to the largest segment.  What was spare or lent then is not known, so none is a spare.
+
+**Names.**  A segment has its job in its name.  That of a job that is over stays while it holds pages, or until another
+job has the segment; of
 `SEGMENTS_ENDED_MAX` such ones the smallest is emptied when another job begins.
 """
 
@@ -61,6 +67,9 @@ class _Segment:
         self.owner = owner
         self.fd = fd
         self.ended = True  # until an object of the job is made
+        self.spare_of = ""  # whose next job may have it; nobody's
+        self.lent = owner != FREE
+        """Others than the gateway and ordinary workers may have it; also when that is not known."""
 
 
 class JobSegments:
@@ -78,6 +87,7 @@ class JobSegments:
         self.on_closed: Callable[[int], None] = lambda _number: None
         self._segments: dict[int, _Segment] = {}
         self._of_job: dict[int, _Segment] = {}
+        self._owners: dict[int, str] = {}  # of jobs, where they are known
         self._live: Counter[int] = Counter()  # objects, by segment
         self._next = 1  # no number is a second segment's: others keep what they have mapped by it
 
@@ -136,11 +146,19 @@ class JobSegments:
         if failed:
             self._punch_strays(keeper)
 
+    def begin(self, job: int, owner: str) -> None:
+        """Note whose the job is: it may have the segment of an earlier one of this owner ("": of none)."""
+        self._owners[job] = owner
+
+    def lend(self, number: int) -> None:
+        """Note that a process gets the segment that may have it for longer than the job lasts."""
+        self._segments[number].lent = True
+
     def near(self, job: int) -> tuple[list[Range], ...]:
         """Return the ranges in which the job's next object costs least: first the best; none: wherever it is."""
         if self.residency.is_whole:
             return ()
-        own = self._of_job.get(job)
+        own = self._of_job.get(job) or self._spare_for(job)
         ended = [segment.number for segment in self._segments.values() if segment.ended]
         return self.residency.ranges([own.number] if own else []), self.residency.ranges(ended)
 
@@ -164,10 +182,12 @@ class JobSegments:
         self._live[segment] -= 1
 
     def end(self, job: int) -> None:
-        """Note that the job is over: its segment is gone when all of its pages are others'."""
+        """Note that the job is over: its segment is a spare, or gone when all of its pages are others'."""
+        owner = self._owners.pop(job, "")
         segment = self._of_job.get(job)
         if segment is not None:
             segment.ended = True
+            segment.spare_of = "" if segment.lent else owner
             if held_bytes(segment.fd) > self.residency.held_bytes(segment.number):
                 self._punch_strays(segment)
             self._remove_if_empty(segment)
@@ -194,11 +214,19 @@ class JobSegments:
     def _segment_for(self, job: int) -> _Segment:
         segment = self._of_job.get(job)
         if segment is None:
-            unused = next((s for s in self._segments.values() if s.owner == FREE), None)
-            segment = self._begin_with(unused, job) if unused is not None else self._make(job)
+            spare = self._spare_for(job)
+            segment = self._begin_with(spare, job) if spare is not None else self._make(job)
+            segment.lent = False
             self._empty_one(segment)
         segment.ended = False
         return segment
+
+    def _spare_for(self, job: int) -> _Segment | None:
+        """Return the largest segment that the job may have as it is: its owner's, or one that no job has had."""
+        owner = self._owners.get(job)
+        found = [s for s in self._segments.values() if s.owner == FREE or (s.ended and owner and s.spare_of == owner)]
+        spares = (segment for segment in found if not self._live[segment.number])
+        return max(spares, key=lambda s: (self.residency.held_bytes(s.number), -s.number), default=None)
 
     def _make(self, owner: int | str) -> _Segment:
         number = self._next
@@ -213,14 +241,17 @@ class JobSegments:
         return self._add(_Segment(number, owner, fd))
 
     def _begin_with(self, segment: _Segment, job: int) -> _Segment:
-        """Let a job have a segment that none has had."""
+        """Let a job have a segment that is no other's, under its own name."""
         names = (segment_name(self._name, segment.number, owner) for owner in (segment.owner, job))
         try:
             os.rename(*(SHM_FOLDER + name for name in names))
         except OSError as error:
             raise ResourceFault(f"cannot name a segment of {self._name}: {error}") from error
+        if isinstance(segment.owner, int):
+            del self._of_job[segment.owner]
         segment.owner = job
-        return self._add(segment)
+        self._of_job[job] = segment
+        return segment
 
     def _add(self, segment: _Segment) -> _Segment:
         self._segments[segment.number] = segment

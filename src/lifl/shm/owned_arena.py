@@ -168,9 +168,9 @@ class OwnedArena(Arena):
     ) -> Key:
         """Return a new object in state WRITING with room for `data_bytes` of data and `meta_bytes` of meta.
 
-        Its bytes are zeros, or what an object of the same job had there.  Objects of one `slab` and one size lie at
-        equal distances where possible.  Raise `ArenaFull` when bytes or entries are short, `LocalFault` when a number
-        does not fit its field.
+        Its bytes are zeros, or what an object of the same job, or of an earlier one of its owner's, had there.  Objects
+        of one `slab` and one size lie at equal distances where possible.  Raise `ArenaFull` when bytes or entries are
+        short, `LocalFault` when a number does not fit its field.
         """
         self._check_open()
         if data_bytes < 0:
@@ -221,6 +221,15 @@ class OwnedArena(Arena):
         """Give back what the slab has reserved: no more objects of it will come."""
         self._check_open()
         self._allocator.close_slab(slab)
+
+    def begin_job(self, job: int, owner: str) -> None:
+        """Note whose the job is (`JobSegments.begin`)."""
+        self._check_open()
+        self.places.begin(job, owner)
+
+    def lend(self, key: Key) -> None:
+        """Note that a process gets the object's segment that may outlive its job.  Raise `StaleKey`."""
+        self.places.lend(self._entry_of(key).segment)
 
     def end_job(self, job: int) -> None:
         """Note that no more objects of the job will come."""

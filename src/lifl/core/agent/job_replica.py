@@ -41,6 +41,8 @@ class JobReplica:
         self._turn = turn
         self._quota = quota
         self._tasks = tasks
+        # What a user's rule has had of the arena is nobody else's, and it sees nothing of others.
+        quota.begin(self.spec.number, "" if self.spec.tie else self.spec.owner)
         quota.limit(self.spec.number, self.spec.quota.arena_share)
         self.slot = ModelSlot(self.spec, order.round, turn, quota)
         self.files = FileTasks(self.spec, self.slot, tasks, turn)

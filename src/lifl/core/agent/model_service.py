@@ -63,6 +63,8 @@ class ModelService:
             self._turn.emit(gm.TellClient(order.conn, cm.packed(cm.Busy(name, order.round, PUT_RETRY_S))))
             return
         self._put[key] = (replica.spec.number, order)
+        if order.direct:
+            self._quota.lend(key)
         self._turn.emit(gm.Granted(order.conn, key.pack(), b""))
 
     def has_put(self, key: Key) -> bool:

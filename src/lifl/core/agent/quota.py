@@ -67,6 +67,14 @@ class Quota:
         if share < 1.0:
             self._limits[job] = int(share * self.total_bytes)
 
+    def begin(self, job: int, owner: str) -> None:
+        """Note whose the job is: what an earlier one of this owner's ("": of nobody's) has left may be its."""
+        self.store.begin_job(job, owner)
+
+    def lend(self, key: Key) -> None:
+        """Note that a client writes the object itself, and may keep its job's memory for longer than that lasts."""
+        self.store.lend(key)
+
     def release(self, job: int) -> None:
         """End the job's reservation and its account."""
         self.gains += 1

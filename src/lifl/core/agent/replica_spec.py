@@ -21,6 +21,7 @@ class ReplicaSpec:
         self.clients_per_round = order.clients_per_round
         self.durable = order.durability == "disk"
         self.fold = order.fold is True
+        self.owner = "" if isinstance(order.owner, msgspec.UnsetType) else order.owner
         self.quota = QuotaSection() if isinstance(order.quota, msgspec.UnsetType) else order.quota
         try:
             self.layout = Layout(order.tensors)

@@ -94,6 +94,8 @@ class Uploads:
             except ArenaFull:
                 return False
             self._in_flight[key] = runner
+            if order.direct:
+                self._quota.lend(key)
             self._turn.emit(gm.Granted(order.conn, key.pack(), packed))
             runner.prepare()
         return True

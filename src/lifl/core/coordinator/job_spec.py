@@ -12,13 +12,17 @@ from lifl.core.schema import Layout
 
 @dataclass(frozen=True)
 class JobSpec:
-    """One job: its `number` on the wire, its model's `layout`, its rule's `states`, the `folder` of its checkpoints."""
+    """One job: its `number` on the wire, its model's `layout`, its rule's `states`, the `folder` of its checkpoints.
+
+    `owner` is who has submitted it, "" when that was in an earlier life of the coordinator.
+    """
 
     number: int
     config: JobConfig
     layout: Layout
     states: tuple[str, ...]
     folder: str
+    owner: str = ""
 
     @property
     def name(self) -> str:

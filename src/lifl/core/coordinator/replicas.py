@@ -11,7 +11,7 @@ from lifl.core.config.job import QuotaSection
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import NodeTable
 from lifl.core.protocol import commands as o
-from lifl.core.protocol.cluster import QUOTAS
+from lifl.core.protocol.cluster import OWNERS, QUOTAS
 from lifl.core.turn import Turn
 
 
@@ -56,6 +56,8 @@ class Replicas:
         spec = self._spec
         if spec.config.quota != QuotaSection() and self._nodes.knows(node, QUOTAS):
             more["quota"] = spec.config.quota
+        if spec.owner and self._nodes.knows(node, OWNERS):
+            more["owner"] = spec.owner
         if spec.config.job.durability == "disk":
             more["durability"] = "disk"
         clients, tensors = spec.config.selection.clients_per_round, spec.layout.tensors

@@ -64,7 +64,9 @@ DRAIN = "drain"
 """The word of a node that can be drained, and says in its Inventory whether it is."""
 BEARERS = "bearers"
 """The word of a node that knows of bearer tokens."""
-KNOWS = (SECRETS, QUOTAS, JOURNAL, DRAIN, BEARERS)
+OWNERS = "owners"
+"""The word of a node that is told whose a job is."""
+KNOWS = (SECRETS, QUOTAS, JOURNAL, DRAIN, BEARERS, OWNERS)
 """What a node of this version knows (`PeerHello.knows`)."""
 HEARTBEAT_S = 1.0
 SUSPECT_S = 3.0

@@ -50,7 +50,8 @@ class OpenJob(Message, frozen=True):
     With `path` the agent loads model and states from files; without, it fetches the model when it is needed.
     Without `adopt`, what an earlier life of the node has sealed for the job is freed.  `client_options` are for those
     who are selected.  `quota` is told to nodes that know of it, when it limits anything; `durability`
-    when it is ``disk``: then an update is stored (`protocol/journal.py`) before it counts as sealed.
+    when it is ``disk``: then an update is stored (`protocol/journal.py`) before it counts as sealed; `owner`, who has
+    submitted it, when that is known.
     `fold` is told at home for a session of folds: its model comes from its host, or is what an earlier life has sealed,
     and the answer is FoldAdopted, then JobOpened.
     """
@@ -69,6 +70,7 @@ class OpenJob(Message, frozen=True):
     quota: QuotaSection | msgspec.UnsetType = msgspec.UNSET
     durability: Literal["memory", "disk"] | msgspec.UnsetType = msgspec.UNSET
     fold: bool | msgspec.UnsetType = msgspec.UNSET
+    owner: Text | msgspec.UnsetType = msgspec.UNSET
 
 
 class LoadJob(OpenJob, frozen=True):
