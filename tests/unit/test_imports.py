@@ -30,6 +30,7 @@ LAYERS = {
     "node": {"core", "confine", "failpoints", "tls", "shm", "redirect", "rules"},
     "client": {"core", "tls"},
     "aggregator": {"core", "client", "rules"},
+    "integrations": {"core", "client", "aggregator"},
     "examples": {"core", "client"},
     "cli": {"core", "client"},
 }

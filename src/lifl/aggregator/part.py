@@ -165,11 +165,12 @@ class Part:
     def _dialled(self) -> Stream:
         """Return a connection to the ticket's node: by its socket, where that is here.  Raise `OSError`, `Refused`."""
         failed: OSError | None = None
+        patience_s = max(min(GREETING_S, self._return_within_s), PAUSE_FIRST_S)
         found = self._content.addresses
         here = [each for each in found if each.startswith(UNIX) and os.path.exists(each.removeprefix(UNIX))]
         for address in (*here, *(each for each in found if not each.startswith(UNIX))):
             try:
-                stream = greeted(address, GREETING_S, self.client, True, Dialler([address], self._identity))
+                stream = greeted(address, patience_s, self.client, True, Dialler([address], self._identity))
             except OSError as error:
                 failed = error
                 continue
