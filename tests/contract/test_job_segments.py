@@ -361,6 +361,50 @@ def test_they_are_taken_from_a_job_that_is_over(arena: OwnedArena) -> None:
     check_pages(arena)
 
 
+# ---- cut short -----------------------------------------------------------------------------------------
+
+
+def cut(arena: OwnedArena, key: Key, length: int) -> None:
+    """What a program of the node's account can do to a segment."""
+    os.truncate(f"/dev/shm{segments_of(arena.name)[arena.entry(key).segment]}", length)
+
+
+def test_a_segment_that_was_cut_or_punched_is_whole_again_and_its_job_named(arena: OwnedArena) -> None:
+    keys = [arena.alloc(Kind.UPDATE, job, 1, 3 * PAGE_BYTES) for job in (1, 2, 3)]
+    for key in keys:
+        arena.data(key)[:] = b"d" * 3 * PAGE_BYTES
+        arena.seal(key, 1.0, 1)
+    assert arena.mend() == []
+    cut(arena, keys[1], PAGE_BYTES)
+    assert arena.entry(keys[1]).state == ObjectState.WRITING  # lifld, too, can go on looking at it
+    segment.punch(arena.places.descriptor(arena.entry(keys[2]).segment), arena.entry(keys[2]).offset, PAGE_BYTES)
+    assert arena.mend() == [2, 3]
+    check_pages(arena)
+    assert arena.mend() == []
+    assert bytes(arena.data(keys[0])) == b"d" * 3 * PAGE_BYTES
+    assert set(arena.data(keys[1])) == {0}
+    arena.free(keys[1])
+    arena.alloc(Kind.UPDATE, 2, 1, arena.largest_free_bytes - 100)
+    check_pages(arena)
+
+
+@pytest.mark.parametrize("length", [1, ARENA_BYTES - PAGE_BYTES, ARENA_BYTES + PAGE_BYTES])
+def test_an_arena_is_adopted_with_all_that_others_have_when_one_segment_has_another_length(
+    arena: OwnedArena, length: int
+) -> None:
+    """Catches a node that throws everybody's updates away because one job's memory was tampered with."""
+    keep, spoiled = (arena.alloc(Kind.UPDATE, job, 1, PAGE_BYTES) for job in (1, 2))
+    arena.data(keep)[:] = b"k" * PAGE_BYTES
+    arena.seal(keep, 1.0, 1, b"")
+    cut(arena, spoiled, length)
+    arena.close()
+    adopted = OwnedArena.adopt(arena.name)
+    check_pages(adopted)
+    assert bytes(adopted.data(keep)) == b"k" * PAGE_BYTES
+    assert adopted.mend() == []
+    adopted.close()
+
+
 # ---- death -------------------------------------------------------------------------------------------------
 
 DYING = """

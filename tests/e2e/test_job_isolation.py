@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fleet import OneHot, Watch, arena_use, fleet, objects, submit, until
+from fleet import OneHot, Watch, arena_use, ask, fleet, objects, submit, until
 from nodes import Node
+from stops import Stops
 
 from lifl import Client
+from lifl.confine import landlock
 from lifl.core.ids import Kind
+from lifl.core.protocol import cli as om
 from lifl.shm.layout import ObjectState
 
 SEEKER = """
@@ -102,8 +108,6 @@ def harmed_by(node: Node, harm: Callable[[int], None]) -> None:
 
 
 def test_a_hostile_rule_finds_no_other_jobs_bytes_and_harms_its_own_job_alone(node: Node) -> None:
-    from lifl.confine import landlock
-
     def harm(victim: int) -> None:
         others = [path.name for path in node.segments.values()] + [node.segment.name]
         folder = node.state_dir / "configs"
@@ -150,6 +154,85 @@ def test_a_hostile_local_client_finds_no_other_jobs_bytes_and_harms_its_own_job_
         node.lifl("cancel", "hostile")
 
     harmed_by(node, harm)
+
+
+CUTTER = """
+import os
+import sys
+
+import numpy as np
+
+from lifl import Client
+from lifl.client.stream import Stream
+
+state, job, path = sys.argv[1:]
+given = []
+close = Stream._close_descriptors
+
+
+def keep(stream):
+    given.extend(map(os.dup, stream._descriptors))
+    close(stream)
+
+
+Stream._close_descriptors = keep
+with Client(state, job=job, client="mine") as client:
+    round_ = next(client.rounds())
+    tensors = {name: np.zeros_like(array) for name, array in round_.model.items()}
+    assert round_.submit(tensors, 1.0).accepted
+    assert os.path.samestat(os.fstat(given[-1]), os.stat(path))
+    try:
+        os.ftruncate(given[-1], 4096)
+        print("cut", flush=True)
+    except OSError:
+        print("refused", flush=True)
+    sys.stdin.readline()
+    os.truncate(path, 4096)
+    print("cut", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("while_sealing", [False, True], ids=["between", "while the gateway writes there"])
+def test_a_local_client_that_cuts_its_jobs_memory_off_ends_its_own_job_alone(
+    start_node: Callable[..., Node], while_sealing: bool
+) -> None:
+    """It cannot by what it is handed; a program of the node's account can by the name, as it could kill the node."""
+    with Stops("gateway.seal.before") as stops:
+        node = start_node("--redirector", "unix", points=stops.variable)
+        harmed_by(node, lambda victim: cut_off(node, victim, stops if while_sealing else None))
+
+
+def cut_off(node: Node, victim: int, stops: Stops | None) -> None:
+    """A job of two clients loses its memory to one of them; with `stops` while the gateway is to seal the other's."""
+    oracle = OneHot(2, BALLAST_BYTES)
+    submit(node, "hostile", oracle.model())
+    watch = Watch(node, "hostile")
+    with fleet(node.address, "hostile", 1, oracle.update, held=[(0, 1)]) as team:
+        if stops is None:  # the next gateway finds the segment by its name
+            os.kill(ask(node, om.Snapshot())["node"]["gateway"]["pid"], signal.SIGKILL)
+        (path,) = (each for each in node.segments.values() if not each.name.endswith(f".{victim}"))
+        command = [sys.executable, "-c", CUTTER, str(node.state_dir), "hostile", str(path)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as cutter:
+            assert cutter.stdin is not None and cutter.stdout is not None
+            assert cutter.stdout.readline().strip() == ("refused" if landlock.version() >= 3 else "cut")
+            visit = None
+            if stops is not None:
+                hold = stops.hold("gateway.seal.before")
+                team.release()
+                visit = hold.reached()
+            print(file=cutter.stdin, flush=True)
+            assert cutter.stdout.readline().strip() == "cut"
+            if visit is None:
+                team.release()
+            else:
+                visit.go()
+            over = watch.over()
+            cutter.communicate("")
+        team.join(well=False)
+    reason = "was cut by another program" if stops is not None else ""
+    assert over["status"] == "failed" and reason in over["reason"], over
+    assert (node.state_dir / "lifld.log").read_text().count("gateway.ended") == 1
 
 
 def _is_link(fd: str) -> bool:

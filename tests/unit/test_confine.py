@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import struct
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -172,3 +175,22 @@ def test_python_finds_its_modules() -> None:
     for module in (os, pytest, box):
         assert any(Path(str(module.__file__)).resolve().is_relative_to(folder) for folder in folders), module
     assert Path("/") not in folders
+
+
+def test_what_a_thread_opens_that_keeps_lengths_cuts_nothing_short_whoever_has_it(tmp_path: Path) -> None:
+    """And what the other threads open does, as before."""
+    file = tmp_path / "file"
+    file.write_bytes(b"x" * 8192)
+    with ThreadPoolExecutor(1, initializer=box.keep_lengths) as opener:
+        kept = opener.submit(os.open, file, os.O_RDWR).result()
+    own = os.open(f"/proc/self/fd/{kept}", os.O_RDWR)
+    try:
+        with pytest.raises(PermissionError) if landlock.version() >= 3 else nullcontext():
+            os.ftruncate(kept, 4096)
+        with mmap.mmap(kept, 8192) as mapped:
+            mapped[:2] = b"yz"
+        os.ftruncate(own, 4096)
+        assert file.stat().st_size == 4096
+    finally:
+        os.close(kept)
+        os.close(own)

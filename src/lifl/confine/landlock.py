@@ -24,8 +24,9 @@ _PATH_BENEATH = 1
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
 MAKE_CHAR, MAKE_SOCK, MAKE_FIFO, MAKE_BLOCK = 1 << 6, 1 << 9, 1 << 10, 1 << 11
+TRUNCATE = 1 << 14
 _FS_FIRST = (1 << 13) - 1
-_FS_SINCE = {2: 1 << 13, 3: 1 << 14, 5: 1 << 15}  # moving between folders, truncating, ioctl on devices
+_FS_SINCE = {2: 1 << 13, 3: TRUNCATE, 5: 1 << 15}  # moving between folders, truncating, ioctl on devices
 READ = READ_FILE | READ_DIR
 SPECIAL = EXECUTE | MAKE_CHAR | MAKE_SOCK | MAKE_FIFO | MAKE_BLOCK
 """To run a program, and to make what is neither file nor folder."""

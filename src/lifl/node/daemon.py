@@ -14,10 +14,10 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import uvloop
 
@@ -64,6 +64,7 @@ from lifl.node.state_format import take_format
 from lifl.node.status import NodeStatus
 from lifl.node.store import NodeStore
 from lifl.node.succession import Store, Succession, open_rows, open_store
+from lifl.node.tasks import unless
 from lifl.node.views import NodeIdentity
 from lifl.node.workers import Workers
 from lifl.redirect import open_redirector
@@ -86,7 +87,6 @@ CHILD_END_S = 5.0
 START_S = 30.0
 LOG_BYTES_MAX = 4 * 1024 * 1024
 LOG_FILES_MAX = 3
-T = TypeVar("T")
 Announce = Callable[[dict[str, Any]], None]
 
 
@@ -227,7 +227,7 @@ class Daemon:
         """
         failpoints.hit("lifld.children.before")
         self.zygote.start()
-        left = Left(self.arena, await _unless(self.done, self.journal.left(), lambda: self.failure), self.journal.send)
+        left = Left(self.arena, await unless(self.done, self.journal.left(), lambda: self.failure), self.journal.send)
         resumed = resume_jobs(self._driver.handle, self.store, left, coordinates(self.config))
         self.gateway.start()
         self._tell_gateway()
@@ -244,7 +244,7 @@ class Daemon:
         self.audit.note(
             "node.started", f"local uid={os.getuid()}", pid=os.getpid(), node=f"{self.identity.number:016x}"
         )
-        joined = await _unless(self.done, self._bridge.peers.tried(), lambda: self.failure) if self._bridge else {}
+        joined = await unless(self.done, self._bridge.peers.tried(), lambda: self.failure) if self._bridge else {}
         return self.status.report({"jobs": resumed.jobs, "updates": resumed.updates}) | joined
 
     async def _until_ready(self) -> None:
@@ -365,6 +365,7 @@ class Daemon:
         log.warning("gateway.ended %s", self.gateway.last_words() or "without a word")
         self.status.gateway_stats = None
         self._callers.gone()
+        machine.mend(self.arena, self._unsendable)
         self._driver.handle(gm.GatewayLost())
         self._loop.call_soon(self._tell_gateway)
 
@@ -381,6 +382,7 @@ class Daemon:
                 self.workers.forked(worker, pid)
             case wm.Exited(worker, pid, status):
                 log.info("worker.ended worker=%d pid=%d %s", worker, pid, ended_text(status))
+                machine.mend(self.arena, self._unsendable)
                 self._driver.handle(ev.WorkerExited(worker, ended_text(status)))
             case wm.Calibrated(capacity):
                 self._driver.handle(ev.Calibrated(capacity))
@@ -405,19 +407,6 @@ class Daemon:
 
     def _bounced(self, address: int, key: Key) -> None:
         self._driver.handle(ev.Bounced(address, key))
-
-
-async def _unless(ended: asyncio.Event, what: Coroutine[Any, Any, T], why: Callable[[], ResourceFault | None]) -> T:
-    """Return what is waited for.  Raise `why`, a `ResourceFault`, when the node is told to end before."""
-    task, told = asyncio.ensure_future(what), asyncio.ensure_future(ended.wait())
-    await asyncio.wait([task, told], return_when=asyncio.FIRST_COMPLETED)
-    told.cancel()
-    if task.done():
-        return task.result()
-    task.cancel()
-    raise why() or ResourceFault(
-        f"lifld (pid {os.getpid()}) was ended while it was starting: by lifl down, or a signal"
-    )
 
 
 class PrivateLog(logging.handlers.RotatingFileHandler):

@@ -7,11 +7,13 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 
+from lifl.confine import box
 from lifl.core.config.node import NodeConfig
 from lifl.core.config.values import joined_address, split_address
 from lifl.core.errors import ConfigError, ResourceFault
@@ -31,6 +33,7 @@ from lifl.shm.segment import SegmentMissing, SegmentUnfinished, SegmentUnusable,
 log = logging.getLogger("lifl.machine")
 
 BACKLOG = 512
+CUT = "its shared memory was cut by another program of the node's account, which may be a client of it"
 PROCESSES_BYTES = 128 * 1024 * 1024
 """What the processes of a node take beside the arena, before a worker folds anything."""
 
@@ -90,9 +93,29 @@ def open_arena(name: str, config: NodeConfig, node: int) -> tuple[OwnedArena, li
 
 
 def tell_of_segments(arena: OwnedArena, gateway: Child) -> None:
-    """Have the gateway told of segments that begin or end after it has: it opens no file."""
-    arena.places.on_open = lambda number, fd: gateway.send(gm.SegmentOpened(number), descriptors=[fd])
+    """Have the gateway told of segments that begin or end after it has: it opens no file.
+
+    What it gets, and hands on to local clients, makes no segment shorter (`box.keep_lengths`): that holds for what a
+    thread opens, so there is one for it.
+    """
+    opener = ThreadPoolExecutor(1, "segments", box.keep_lengths)
+
+    def opened(number: int, fd: int) -> None:
+        handed = opener.submit(os.open, f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC).result()
+        try:
+            gateway.send(gm.SegmentOpened(number), descriptors=[handed])
+        finally:
+            os.close(handed)
+
+    arena.places.on_open = opened
     arena.places.on_closed = lambda number: gateway.send(gm.SegmentClosed(number))
+
+
+def mend(arena: OwnedArena, broken: Callable[[int, str], None]) -> None:
+    """Make whole what another program has cut out of jobs' memory; tell of the jobs that have lost it."""
+    for job in arena.mend():
+        log.warning("arena.mended job=%d %s", job, CUT)
+        broken(job, CUT)
 
 
 class ArenaStore:

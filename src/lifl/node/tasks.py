@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+import os
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from lifl.core.errors import ResourceFault
+
+T = TypeVar("T")
 
 
 def start(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
@@ -20,3 +25,16 @@ def start(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None], what:
 
     task.add_done_callback(ended)
     return task
+
+
+async def unless(ended: asyncio.Event, what: Coroutine[Any, Any, T], why: Callable[[], ResourceFault | None]) -> T:
+    """Return what is waited for.  Raise `why`, a `ResourceFault`, when the node is told to end before."""
+    task, told = asyncio.ensure_future(what), asyncio.ensure_future(ended.wait())
+    await asyncio.wait([task, told], return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    if task.done():
+        return task.result()
+    task.cancel()
+    raise why() or ResourceFault(
+        f"lifld (pid {os.getpid()}) was ended while it was starting: by lifl down, or a signal"
+    )

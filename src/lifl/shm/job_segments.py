@@ -113,8 +113,8 @@ class JobSegments:
                 fd = open_file(file, writes=True)
                 owner = file.rpartition(".")[2]
                 made._add(_Segment(number, owner if owner in (FREE, EARLIER) else int(owner), fd))
-                if not os.fstat(fd).st_size:
-                    os.ftruncate(fd, end)  # made, and not finished
+                if os.fstat(fd).st_size != end:
+                    os.ftruncate(fd, end)  # made, and not finished; or cut by who had it to write to
         except BaseException:
             made.close()
             raise
@@ -176,6 +176,20 @@ class JobSegments:
             raise ArenaFull(f"there is room in the arena, but its pages are not to be had: {fault}") from fault
         self._live[segment.number] += 1
         return segment.number
+
+    def mend(self) -> list[int]:
+        """Make whole what another program has cut short, or punched; return the jobs that have lost bytes."""
+        cut = []
+        for segment in self._segments.values():
+            size, held = os.fstat(segment.fd).st_size, self.residency.held_bytes(segment.number)
+            if size >= self._end and held_bytes(segment.fd) >= held:
+                continue
+            os.ftruncate(segment.fd, max(size, self._end))
+            for begin, end in self.residency.ranges([segment.number]):
+                self._reserve(segment, begin, end)
+            if isinstance(segment.owner, int):
+                cut.append(segment.owner)
+        return cut
 
     def give_back(self, segment: int) -> None:
         """Note that an object in this segment is no more."""

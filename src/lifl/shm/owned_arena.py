@@ -150,6 +150,7 @@ class OwnedArena(Arena):
             self._view[layout.entry_position(slot) + layout.STATE_OFFSET] = ObjectState.FREE
         self._free_slots = deque(slot for slot in range(self.entries) if slot not in self._live_slots)
         self.places.settle(extents)
+        self.places.mend()
 
     def _check_place(self, slot: int, entry: Entry) -> None:
         needed = layout.align_meta(entry.data_bytes) + entry.meta_room
@@ -226,6 +227,11 @@ class OwnedArena(Arena):
         """Note whose the job is (`JobSegments.begin`)."""
         self._check_open()
         self.places.begin(job, owner)
+
+    def mend(self) -> list[int]:
+        """Make segments whole that were cut short; return the jobs that have lost bytes (`JobSegments.mend`)."""
+        self._check_open()
+        return self.places.mend()
 
     def lend(self, key: Key) -> None:
         """Note that a process gets the object's segment that may outlive its job.  Raise `StaleKey`."""

@@ -216,9 +216,10 @@ def read_header(name: str, fd: int) -> Header:
     places = (header.table_offset, header.data_offset)
     expected = (layout.TABLE_OFFSET, layout.data_offset(header.entries))
     lengths = {size, header.data_offset if header.version == layout.VERSION else header.arena_bytes}
-    of_objects = {header.arena_bytes, *(_lengths(name) if header.version == layout.VERSION else ())}
+    # Of the segments one may have been cut short by who had it to write to.
+    of_objects = set(_lengths(name)) if header.version == layout.VERSION else set()
     good = places == expected and header.data_offset < header.arena_bytes
-    if not good or len(lengths) > 1 or len(of_objects) > 1:
+    if not good or len(lengths) > 1 or (of_objects and header.arena_bytes not in of_objects):
         raise SegmentUnusable(damaged(name, f"its header does not fit its {size} bytes: {header}"))
     if header.version == layout.EARLIER_VERSION:
         raise SegmentEarlier(f"segment {name} is of an earlier version, and not taken over yet: is the daemon up?")

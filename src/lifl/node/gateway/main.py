@@ -322,6 +322,7 @@ def main() -> int:
         descriptors.raise_limit(descriptors.gateway_needs(options.connections_max), connections)
         contexts = _contexts(options.identity) if options.identity else None
         security = Security(contexts, Cookie.read(options.cookie) if options.cookie else None)
+        box.keep_lengths()  # what clients get to write to, they cannot cut short
         arena = Arena.attach(options.arena)
         arena.segments.open_all()  # later ones come from lifld: in the box no file is opened for writing
         link_sock = socket.socket(fileno=options.fd)
