@@ -173,6 +173,19 @@ def test_a_client_of_this_machine_fills_its_slot_itself(node: StandIn) -> None:
     peer.close()
 
 
+def test_what_such_a_client_has_looked_at_is_not_looked_at_again(node: StandIn) -> None:
+    """It says the checksum, which says that all floats are finite: it could change them as well after the look."""
+    peer = Peer(node, unix=True)
+    assert peer.hello(direct=True).direct
+    peer.send(submit())
+    with direct_slot(peer) as slot:
+        slot[:] = BODY.tobytes()
+    peer.send(cm.Filled("digits", 3, checksum=2**64 - 1))  # which it is not
+    assert peer.receive() == cm.Accepted("digits", 3)
+    assert node.arena.entry(node.accepted["digits", 3, "c1"]).checksum == 2**64 - 1
+    peer.close()
+
+
 def test_a_client_that_would_write_to_the_first_segment_it_was_given_sends_its_bytes(node: StandIn) -> None:
     """One of an earlier version, for which a node has one segment: it would write to another job's."""
     peer = Peer(node, unix=True)

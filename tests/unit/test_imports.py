@@ -36,8 +36,8 @@ LAYERS = {
 }
 CLI_WITHIN_FUNCTIONS = {"confine", "node", "rules", "redirect", "examples", "shm", "tls"}
 CORE_FORBIDDEN = {"asyncio", "socket", "os", "time", "secrets", "select", "subprocess", "threading", "signal", "numpy"}
-CLIENT_MAY = "lifl.shm.mapping."
-"""A client of the same machine maps the arena as everybody else does."""
+CLIENT_MAY = ("lifl.shm.mapping.", "lifl.shm.ingest_check.")
+"""A client of the same machine maps the arena, and looks at what it writes there, as everybody else does."""
 HEAVY = {"numpy", "rich", "psutil", "msgpack", "msgspec", "safetensors", "uvloop", "asyncio", "posix_ipc"}
 
 

@@ -81,6 +81,19 @@ def feed(make, data, cuts):
     return looking.finish(), looking.found
 
 
+def copied(make, data, cuts, size):
+    """The bytes are copied in pieces from elsewhere in memory, to the begin of an object of `size` bytes."""
+    padded = np.concatenate([data, np.zeros(size - data.size, np.uint8)])
+    target = np.full(size, 0xFF, np.uint8)
+    looking = make(memoryview(target), LAYOUT.segments)
+    begin = 0
+    for cut in (*sorted(cuts), size):
+        looking.copy(memoryview(padded)[begin:cut], begin)
+        begin = cut
+    assert np.array_equal(target, padded)
+    return (looking.finish(), looking.found), checksum(padded.data)
+
+
 @given(
     bad=st.none() | st.tuples(st.integers(0, len(FLOATS) - 1), st.floats(0, 1, exclude_max=True)),
     value=st.sampled_from([np.nan, np.inf, -np.inf]),
@@ -101,6 +114,37 @@ def test_both_ways_find_the_same_whatever_the_cuts(bad, value, cuts, seed):
         numbers(data, FLOATS[-1])[-1] = np.nan
     for make in (IngestCheck, compiled):
         assert feed(make, data, cuts) == (checksum(data.data), expected)
+
+
+@given(
+    bad=st.none() | st.tuples(st.integers(0, len(FLOATS) - 1), st.floats(0, 1, exclude_max=True)),
+    cuts=st.lists(st.integers(0, LAYOUT.data_bytes), max_size=12),
+    size=st.sampled_from([LAYOUT.data_bytes, 4 * 1024 * 1024 - 1, 4 * 1024 * 1024 + 33]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40, deadline=None)
+def test_what_is_copied_is_looked_at_and_is_all_there(bad, cuts, size, seed):
+    """Catches a piece that begins within a block and is looked at before the block is there, a copy of a block of two
+    dtypes, a tail that is not copied; small objects and those that are stored past the caches."""
+    data = finite_data(seed)
+    expected = None
+    if bad is not None:
+        segment = FLOATS[bad[0]]
+        expected = (LAYOUT.segments.index(segment), int(bad[1] * segment.count))
+        numbers(data, segment)[expected[1]] = np.nan
+    for make in (IngestCheck, compiled):
+        got, sum_ = copied(make, data, cuts, size)
+        assert got == (sum_, expected)
+
+
+def test_nothing_is_copied_beyond_the_object(make):
+    data = bytearray(100)
+    looking = make(memoryview(data))
+    with pytest.raises(LocalFault):
+        looking.copy(memoryview(bytes(101)), 0)
+    with pytest.raises(LocalFault):
+        looking.copy(memoryview(bytes(2)), 99)
+    assert not any(data)
 
 
 @pytest.mark.parametrize("segment", FLOATS, ids=lambda s: s.dtype)

@@ -99,9 +99,7 @@ class Part:
             stream.send(submit)
             answer = stream.receive()
             if isinstance(answer, cm.Go) and answer.direct:
-                window = stream.window(answer.offset, submit.data_bytes)
-                update.write_to(window, lambda _position: stream.check_connected())
-                stream.send(cm.Filled(submit.job, submit.round))
+                stream.send(stream.fill(answer, submit.data_bytes, update.write_to))
                 answer = stream.receive()
             elif isinstance(answer, cm.Go):
                 stream.send_views(update.views, None)

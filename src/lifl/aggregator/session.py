@@ -138,9 +138,7 @@ def send_body(line: Line, said: cm.Submit | fm.PutModel, update: Update) -> cm.T
         with line.turn() as stream:
             answer = line.exchange(stream, said, said)
             if isinstance(answer, cm.Go) and answer.direct:
-                window = stream.window(answer.offset, said.data_bytes)
-                update.write_to(window, lambda _position: stream.check_connected())
-                answer = line.exchange(stream, said, cm.Filled(said.job, said.round))
+                answer = line.exchange(stream, said, stream.fill(answer, said.data_bytes, update.write_to))
             elif isinstance(answer, cm.Go):
                 stream.send_views(update.views, None)
                 answer = line.exchange(stream, said, None)

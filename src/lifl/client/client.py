@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
@@ -371,8 +371,7 @@ class Client:
             answer = self._home.answer(stream, submit.round, cm.Go | cm.Accepted | cm.Busy | cm.Refusal)
         if isinstance(answer, cm.Go):
             if answer.direct:
-                self._fill(stream, answer.offset, held)
-                stream.send(cm.Filled(submit.job, submit.round))
+                stream.send(stream.fill(answer, submit.data_bytes, partial(_write, held)))
             else:
                 stream.send_views(held.update.views, held.progress)
             answer = self._home.answer(stream, submit.round, cm.Accepted | cm.Refusal)
@@ -387,19 +386,6 @@ class Client:
                 self._books.fates[submit.round] = before
             return self._books.verdict(submit, answer.text)
         raise Refused(answer.code, answer.field, answer.text)
-
-    def _fill(self, stream: Stream, offset: int, held: HeldUpdate) -> None:
-        """Write an update to its slot of the node's arena; stop when the node is gone, for then others get the slot."""
-        data_bytes = held.submit.data_bytes
-
-        def before_piece(position: int) -> None:
-            if held.progress is not None:
-                held.progress(position, data_bytes)
-            stream.check_connected()
-
-        held.update.write_to(stream.window(offset, data_bytes), before_piece)
-        if held.progress is not None:
-            held.progress(data_bytes, data_bytes)
 
     def _fetch_model(self, round_: Round) -> dict[str, Array]:
         def fetch(stream: Stream) -> dict[str, Array]:
@@ -480,6 +466,22 @@ def _memory(nbytes: int, round_: Round) -> NDArray[np.uint8]:
         return np.empty(nbytes, np.uint8)
     except MemoryError as error:
         raise ResourceFault(f"there is no memory for the model of round {round_.number}, {nbytes} bytes") from error
+
+
+def _write(held: HeldUpdate, slot: memoryview, before_piece: Callable[[int], None]) -> int:
+    """Write an update to its slot, and say how far it is; return what `Update.write_to` does."""
+
+    def tell(position: int) -> None:
+        if held.progress is not None:
+            held.progress(position, held.submit.data_bytes)
+
+    def tell_both(position: int) -> None:
+        tell(position)
+        before_piece(position)
+
+    checksum = held.update.write_to(slot, tell_both)
+    tell(held.submit.data_bytes)
+    return checksum
 
 
 class _Names(msgspec.Struct):

@@ -300,12 +300,19 @@ class Stream:
         populate(self._segment[begin : offset + nbytes])
         return self._segment[offset : offset + nbytes]
 
-    def check_connected(self) -> None:
-        """Raise `ConnectionResetError` when the peer has closed or died, also behind messages not yet read."""
-        poll = select.poll()
-        poll.register(self._sock, select.POLLRDHUP)
-        if poll.poll(0):
-            raise ConnectionResetError("the node closed the connection")
+    def fill(self, go: cm.Go, nbytes: int, write: Callable[[memoryview, Callable[[int], None]], int]) -> cm.Filled:
+        """Have the slot of a Go(direct=True) written by `write(slot, before_piece)`; return what to say of it.
+
+        `before_piece(bytes that are there)` ends the writing when the node is gone, for then others get the slot.
+        """
+        hung_up = select.poll()
+        hung_up.register(self._sock, select.POLLRDHUP)
+
+        def before_piece(_end_bytes: int) -> None:
+            if hung_up.poll(0):  # also behind messages not yet read
+                raise ConnectionResetError("the node closed the connection")
+
+        return cm.Filled(go.job, go.round, write(self.window(go.offset, nbytes), before_piece))
 
     def _close_descriptors(self) -> None:
         while self._descriptors:

@@ -73,19 +73,30 @@ class Update:
         """Copy the arrays, because their owner is about to change them."""
         self.arrays = [array.copy() for array in self.arrays]
 
-    def write_to(self, target: memoryview, before_piece: Callable[[int], None] = lambda position: None) -> None:
-        """Copy the update into `target`, of `layout.data_bytes` bytes, in pieces of at most `FILL_BYTES`.
+    def write_to(self, target: memoryview, before_piece: Callable[[int], None] = lambda position: None) -> int:
+        """Copy the update into `target`, of `layout.data_bytes` bytes; return its checksum, or 0 where a float is not
+        finite: whether that is allowed the node knows.
 
-        `before_piece(bytes that are there)` is called before each; what it raises ends the copy.
+        `before_piece(bytes that are there)` is called at the begin and after each `FILL_BYTES`; what it raises ends the
+        copy.
         """
-        place = np.frombuffer(target, np.uint8)
-        position = 0
+        from lifl.shm.ingest_check import ingest_check
+
+        floats = [segment for segment in self.layout.segments if is_float(segment.dtype)]
+        check = ingest_check(target, floats)
+        position, due = 0, 0
         for view in self.views:
-            for start in range(0, len(view), FILL_BYTES):
-                piece = view[start : start + FILL_BYTES]
-                before_piece(position)
-                place[position : position + len(piece)] = piece
+            start = 0
+            while start < len(view):
+                if position >= due:
+                    before_piece(position)
+                    due = position + FILL_BYTES
+                piece = view[start : start + due - position]
+                check.copy(piece, position)
                 position += len(piece)
+                start += len(piece)
+        checksum = check.finish()
+        return checksum if check.found is None else 0
 
 
 def as_arrays(tensors: Tensors) -> dict[str, Array]:
@@ -186,19 +197,23 @@ def _as_array(name: str, tensor: Any) -> Array:
     return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
 
 
+def is_float(dtype: str) -> bool:
+    """Return whether numbers of this dtype may be NaN, and are averaged where they are not."""
+    return "float" in dtype and dtype not in KEPT
+
+
 def has_nan(array: Array) -> bool:
     """Return whether an element is NaN, in blocks that stay in the cache.
 
     Infinity may be meant, where it is not averaged: the node says where.
     """
-    name = array.dtype.name
-    if "float" not in name or name in KEPT:
+    if not is_float(array.dtype.name):
         return False
     flat = array.reshape(-1)
     step = CHECK_BYTES // array.itemsize
     for begin in range(0, flat.size, step):
         block = flat[begin : begin + step]
-        if name in _EXPONENT_16:
+        if (name := array.dtype.name) in _EXPONENT_16:
             exponent = _EXPONENT_16[name]
             if int((block.view(np.uint16) & np.uint16(0x7FFF)).max()) > exponent:
                 return True

@@ -2,8 +2,8 @@
 
 `ingest_check(data, segments)` gives the compiled one (`ingest_check.c`) where it could be built, else NumPy's; the
 results are the same.  Compiled, one pass takes both, at the pace of the cache, and `receive` takes pieces from a socket
-and looks at each at once, without the interpreter's lock from the first to the last.  In NumPy it is two passes, and
-each piece costs a change of that lock.
+and looks at each at once, without the interpreter's lock from the first to the last; `copy` looks at what it takes from
+elsewhere in memory.  In NumPy it is two passes, and each piece costs a change of that lock.
 
 Like the fold kernel the library includes nothing of Python's; ctypes calls it.
 """
@@ -83,6 +83,17 @@ class IngestCheck:
             self._checksum.advance(self._looked_bytes)
             self._finite.advance(self._looked_bytes)
 
+    def copy(self, piece: memoryview, begin_bytes: int) -> None:
+        """Have `piece` as the data from `begin_bytes` on, before which all is there.  Raise `LocalFault` beyond it."""
+        end_bytes = begin_bytes + len(piece)
+        if end_bytes > self.nbytes:
+            raise LocalFault(f"bytes {begin_bytes} to {end_bytes} are beyond {self.nbytes}")
+        self._copy(piece, begin_bytes, end_bytes)
+
+    def _copy(self, piece: memoryview, begin_bytes: int, end_bytes: int) -> None:
+        self._data[begin_bytes:end_bytes] = piece
+        self.advance(end_bytes)
+
     def finish(self) -> int:
         """Return the checksum now that all of the data is there."""
         self.advance(self.nbytes)
@@ -109,7 +120,7 @@ class _State(ctypes.Structure):
 
 
 class Library:
-    """The library's two functions.  Raises `OSError` when the file cannot be loaded, `AttributeError` when it is none
+    """The library's functions.  Raises `OSError` when the file cannot be loaded, `AttributeError` when it is none
     of ours.
     """
 
@@ -119,6 +130,9 @@ class Library:
         self.look = library.lifl_look
         self.look.restype = None
         self.look.argtypes = (ctypes.POINTER(_State), ctypes.c_int64)
+        self.copy = library.lifl_copy
+        self.copy.restype = None
+        self.copy.argtypes = (ctypes.POINTER(_State), ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
         self.receive = library.lifl_receive
         self.receive.restype = ctypes.c_int64
         self.receive.argtypes = (
@@ -167,6 +181,10 @@ class CompiledIngestCheck(IngestCheck):
             if len(held) != end_bytes:
                 raise LocalFault(f"{end_bytes} bytes cannot have arrived of {self.nbytes}")
             self._library.look(self._state, end_bytes)
+
+    def _copy(self, piece: memoryview, begin_bytes: int, end_bytes: int) -> None:
+        if piece:
+            self._library.copy(self._state, address_of(piece), begin_bytes, end_bytes)
 
     def finish(self) -> int:
         """See `IngestCheck`."""

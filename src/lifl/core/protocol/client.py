@@ -140,11 +140,15 @@ class Submit(Message, frozen=True):
     ticket: Ticket | msgspec.UnsetType = msgspec.UNSET
 
 
-class Filled(Message, frozen=True):
-    """The client has written the slot of its `Go(direct=True)` itself."""
+class Filled(Message, frozen=True, omit_defaults=True):
+    """The client has written the slot of its `Go(direct=True)` itself.
+
+    `checksum` is what `shm/checksum` makes of the bytes, if it has looked at them, and all floats are finite; else 0.
+    """
 
     job: Name
     round: Count
+    checksum: Bits64 = 0
 
 
 class Leave(Message, frozen=True):

@@ -65,19 +65,28 @@ class Content:
         self._layout = job.layout
         self._data = data
         self.check = ingest_check(data, job.averaged)
+        self._believed = 0
 
     def look_at_all(self) -> None:
         """Look at all bytes: they are there."""
         self.check.advance(self.check.nbytes)
 
+    def believe(self, checksum: int) -> None:
+        """Take a client's word that this is the checksum, and that all floats are finite.
+
+        Only of one that has written to the slot itself: it could change the bytes as well, after they were looked at.
+        """
+        self._believed = checksum
+
     def finish(self) -> int:
         """Return the checksum: all is there.  Raise `Refused`, naming the tensor, when a number is not finite."""
-        checksum = self.check.finish()
+        checksum = self._believed or self.check.finish()
         if self.check.found is not None:
             index, element = self.check.found
             text = "is NaN or infinite; did the training diverge?"
             raise self._refused("not-finite", self._job.averaged[index], element, text)
-        self._check_others()
+        if not self._believed:
+            self._check_others()
         self._check_bools()
         return checksum
 
