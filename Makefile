@@ -2,7 +2,7 @@
 # make demo-cluster three nodes on this machine, 60 clients, one node is killed (needs root)
 # make test         ruff, mypy and all tests           (ARGS="-k arena" is handed to pytest)
 # make test-loads   all tests three times: on the machine as it is, with all cores kept busy, and on one core
-# make test-integrations  what needs libraries too large for all tests (torch): in a virtual environment of its own
+# make test-integrations  what needs libraries too large for all tests (torch, flwr): in a virtual environment of its own
 # make fuzz S=600   random messages, at the ends of their fields, to and within real nodes, for so many seconds each;
 #                   and each parser of what comes from outside by coverage (atheris), for so many seconds in all
 # make coverage     how much of each module of core its own tests cover; fails where the code that decides has too little
@@ -110,6 +110,8 @@ test-integrations: $(INTEGRATIONS_READY)
 $(INTEGRATIONS_READY): $(READY)
 	@$(BIN)/python -m venv $(INTEGRATIONS)
 	@$(INTEGRATIONS)/bin/python -m pip install -q --disable-pip-version-check -e '.[test,torch]'
+	@$(INTEGRATIONS)/bin/python -m pip install -q --disable-pip-version-check -e '.[flower]' 'flwr[simulation]' \
+		>$(VENV)/flower.log 2>&1 || echo "flwr cannot be installed ($(VENV)/flower.log): its tests will be skipped"
 	@touch $@
 
 test-loads: $(READY)

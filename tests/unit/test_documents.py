@@ -23,6 +23,7 @@ NAMES = (
     "SECURITY.md",
     "docs/failover.md",
     "docs/failures.md",
+    "docs/flower.md",
     "docs/operating.md",
     "docs/proof.md",
     "docs/protocol.md",

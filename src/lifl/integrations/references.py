@@ -76,10 +76,12 @@ class Taking:
     Between `model` and `submit` no connection is held: training may take hours.
     """
 
-    def __init__(self, reference: Reference, *, identity: str | None = None, reach_within_s: float = REACH_S) -> None:
+    def __init__(
+        self, reference: Reference, *, identity: str | None = None, reach_within_s: float | None = None
+    ) -> None:
         self._reference = reference
         self._identity = identity
-        self._reach_within_s = reach_within_s
+        self._reach_within_s = REACH_S if reach_within_s is None else reach_within_s
         self._part: Part | None = None
 
     def __enter__(self) -> Taking:

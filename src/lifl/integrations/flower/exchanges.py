@@ -1,0 +1,158 @@
+"""What is under way between a strategy and its nodes: the messages of one round of training, or of evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message
+
+from lifl.aggregator import Fold
+from lifl.integrations.flower.records import (
+    CARRIED,
+    DID,
+    KEY,
+    MODEL_WANTED,
+    RECORD,
+    SUBMITTED,
+    WEIGHTED_BY,
+    WHY,
+    freed,
+    sole_arrays,
+    views,
+    weight_of,
+)
+from lifl.integrations.flower.routes import Routes
+from lifl.integrations.references import reference
+
+
+def name_of(node: int) -> str:
+    """Return by which name a node takes part in folds."""
+    return f"node-{node}"
+
+
+class NodeExchange:
+    """The messages of one kind that are out in one round; `fold` has the model that they refer to, if any do.
+
+    `key` is under which the arrays of the model, `arrays`, stand in a message; messages with others are let be.
+    """
+
+    def __init__(self, kind: str, server_round: int, routes: Routes, arrays: Any, key: str) -> None:
+        self.kind = kind
+        self.fold: Fold | None = None
+        self.digest = ""
+        self._round = server_round
+        self._routes = routes
+        self._arrays = arrays
+        self._key = key
+        self._plain: dict[int, Any] = {}
+        """Messages as the strategy made them, by node."""
+        self._bare: set[int] = set()
+        """Nodes that were sent no arrays."""
+        self._nodes: dict[str, int] = {}
+
+    def wants_model(self, messages: Iterable[Any]) -> bool:
+        """Return whether some message will refer to the model instead of carrying it."""
+        return any(not self._with_arrays(message) for message in messages)
+
+    def outgoing(self, message: Any) -> Any:
+        """Return the message that is sent in the place of one that the strategy made."""
+        node = message.metadata.dst_node_id
+        self._plain[node] = message
+        if not self._refers(message) or not self._routes.by_lifl(self.kind, node, self._round):
+            return message
+        bare = not self._with_arrays(message)
+        said = {KEY: self._key, **self._said(node, message.metadata.ttl, bare)}
+        content = type(message.content)({**message.content, RECORD: ConfigRecord(said)})
+        if bare:
+            self._bare.add(node)
+            content[self._key] = ArrayRecord()
+        return _like(message, content)
+
+    def _said(self, node: int, ttl_s: float, bare: bool) -> dict[str, str]:
+        """Return what the mod is told."""
+        if self.fold is None or not bare:
+            return {}
+        return reference(self.fold, name_of(node), ttl_s, self.digest).texts()
+
+    def _refers(self, message: Any) -> bool:
+        return message.content.get(self._key) is self._arrays and RECORD not in message.content
+
+    def _with_arrays(self, message: Any) -> bool:
+        node = message.metadata.dst_node_id
+        return not self._refers(message) or self._routes.with_arrays(self.kind, node, self._round)
+
+    # ---- what the Grid asks ------------------------------------------------------------------------------------------
+
+    def is_small(self, message_id: str) -> bool:
+        """See `grid.Exchange`."""
+        return self.kind != "train" or self._routes.knows_mod(self.kind) is True
+
+    def again(self, reply: Any) -> Any | None:
+        """Return the message with arrays for a node that has none, or None: the reply counts."""
+        node = reply.metadata.src_node_id
+        if node not in self._plain:
+            return None
+        did, why = said_in(reply)
+        if reply.has_content():
+            self._routes.heard(self.kind, bool(did))
+        if did == CARRIED and why:
+            self._routes.carried(node, why)
+        if node not in self._bare or (did and did != MODEL_WANTED):
+            return None
+        self._bare.discard(node)
+        if not did:
+            why = "it answers as if its ClientApp had no lifl_mod"
+        self._routes.block(node, self._round, why)
+        return _like(self._plain[node], self._plain[node].content)
+
+
+class TrainExchange(NodeExchange):
+    """One round of training: the updates go into `fold`."""
+
+    fold: Fold
+
+    def __init__(self, server_round: int, routes: Routes, arrays: Any, key: str, weighted_by: str) -> None:
+        super().__init__("train", server_round, routes, arrays, key)
+        self._weighted_by = weighted_by
+        self.by_lifl: set[str] = set()
+        """Who says that its update is in LIFL."""
+
+    def _said(self, node: int, ttl_s: float, bare: bool) -> dict[str, str]:
+        digest = self.digest if bare else ""
+        return {WEIGHTED_BY: self._weighted_by, **reference(self.fold, name_of(node), ttl_s, digest).texts()}
+
+    def take(self, reply: Any) -> Any:
+        """Take the update of a reply into the fold, and return the reply's content without its arrays.
+
+        Raise `Refused`: it does not count, and nothing else is harmed.
+        """
+        content, node = reply.content, reply.metadata.src_node_id
+        did, _why = said_in(reply)
+        content.pop(RECORD, None)
+        weight = weight_of(content, self._weighted_by)
+        if did == SUBMITTED:
+            self.by_lifl.add(name_of(node))
+            return content
+        arrays = sole_arrays(content)
+        try:
+            if weight != 0:
+                self.fold.add(views(arrays), weight, client=name_of(node))
+        finally:
+            freed(arrays)
+        (name,) = content.array_records
+        del content[name]
+        return content
+
+
+def said_in(reply: Any) -> tuple[str, str]:
+    """Return what the mod did, and why; empty: the reply is not the mod's."""
+    said = reply.content.get(RECORD) if reply.has_content() else None
+    if not isinstance(said, ConfigRecord):
+        return "", ""
+    return str(said.get(DID) or ""), str(said.get(WHY) or "")
+
+
+def _like(message: Any, content: Any) -> Any:
+    about = message.metadata
+    return Message(content, about.dst_node_id, about.message_type, ttl=about.ttl, group_id=about.group_id)

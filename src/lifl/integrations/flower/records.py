@@ -1,0 +1,106 @@
+"""Flower's records as arrays, and back; what of them a message of ours carries beside."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import Array as FlowerArray
+from flwr.app import ArrayRecord, RecordDict
+
+from lifl.client.tensors import Array, numpy_dtype
+from lifl.core.errors import Refused
+from lifl.core.schema import DTYPE_BYTES
+
+log = logging.getLogger("flwr")
+RECORD = "lifl"
+"""The ConfigRecord in which the two sides speak to each other; the app's own code sees none of it."""
+KEY, WEIGHTED_BY = "arrays-key", "weighted-by"
+DID, WHY = "did", "why"
+SUBMITTED, CARRIED, MODEL_WANTED, SEEN = "submitted", "carried", "model-wanted", "seen"
+"""What a client did: its update is in LIFL; it is in this reply; it has no model yet; nothing that concerns LIFL."""
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def view(name: str, array: Any) -> Array:
+    """Return the numbers of one of Flower's arrays where they lie, without a copy.
+
+    Raise `Refused`, naming it, when its bytes are no array.
+    """
+    try:
+        if array.stype != "numpy.ndarray":
+            raise ValueError(f"it is stored as {array.stype!r}, not as a NumPy array")
+        stream = io.BytesIO(array.data)
+        header = _HEADERS.get(np.lib.format.read_magic(stream))
+        if header is None:
+            found: Array = array.numpy()
+            return found
+        shape, fortran_order, dtype = header(stream)
+        if dtype.kind == "V" and array.dtype in DTYPE_BYTES:  # NumPy writes dtypes that are not its own as bytes
+            dtype = numpy_dtype(array.dtype)
+        count = int(np.prod(shape, dtype=np.int64))
+        flat = np.frombuffer(array.data, dtype, count, stream.tell())
+        return flat.reshape(shape, order="F" if fortran_order else "C")
+    except (ValueError, TypeError, AttributeError, KeyError, OSError, EOFError) as error:
+        text = f"array {name!r} cannot be read: {error or type(error).__name__}"
+        raise Refused("bad-tensor", f"tensors.{name}", text) from error
+
+
+def views(record: Mapping[str, Any]) -> dict[str, Array]:
+    """Return name → array over the bytes of an ArrayRecord.  Raise `Refused`."""
+    return {name: view(name, array) for name, array in record.items()}
+
+
+def as_record(tensors: Mapping[str, Array]) -> Any:
+    """Return an ArrayRecord with these arrays, in their order."""
+    record = ArrayRecord()
+    for name in tensors:
+        record[name] = FlowerArray(np.asarray(tensors[name]))
+    return record
+
+
+def freed(record: Any) -> None:
+    """Take the arrays out of an ArrayRecord: the messages that hold it stand in circles, and are freed much later."""
+    for name in list(record):
+        del record[name]
+
+
+def sole_arrays(content: Any) -> Any:
+    """Return the ArrayRecord of a reply.  Raise `Refused` unless there is just one."""
+    records = list(content.array_records.values())
+    if len(records) != 1:
+        raise Refused("bad-reply", "arrays", f"the reply has {len(records)} ArrayRecords; one is expected")
+    return records[0]
+
+
+def weight_of(content: Any, weighted_by: str) -> float:
+    """Return the weight of a reply.  Raise `Refused` unless its one MetricRecord has it, a number."""
+    records = list(content.metric_records.values())
+    if len(records) != 1:
+        raise Refused("bad-reply", "metrics", f"the reply has {len(records)} MetricRecords; one is expected")
+    weight = records[0].get(weighted_by)
+    if not isinstance(weight, int | float):
+        text = f"the reply's MetricRecord has no number {weighted_by!r} to weigh it by"
+        raise Refused("bad-weight", "weight", text)
+    return float(weight)
+
+
+def with_same_metrics(contents: list[Any]) -> list[Any]:
+    """Return the contents, each with the metrics that all have: what some have cannot be averaged over all."""
+    records = [record for content in contents for record in content.metric_records.values()]
+    common = set.intersection(*(set(record) for record in records))
+    dropped = sorted({name for record in records for name in record} - common)
+    for record in records if dropped else ():
+        for name in dropped:
+            record.pop(name, None)
+    if dropped:
+        log.warning("LIFL: not all replies have the metrics %s: they are left out", ", ".join(dropped))
+    return contents
+
+
+def without(content: Any, *keys: str) -> Any:
+    """Return a RecordDict with the same records but those of `keys`."""
+    return RecordDict({key: record for key, record in content.items() if key not in keys})

@@ -1,0 +1,187 @@
+"""The ServerApp's side: one of Flower's strategies, whose updates are folded by LIFL as they come.
+
+    strategy = LiflStrategy(FedAvg(...), node=":local:")
+
+Selection, configuration, metrics and evaluation stay those of the strategy that is given.  What LIFL does is the
+aggregation: each reply is pulled by itself, its update goes into a fold where it lies, its arrays are freed.  From the
+nodes whose ClientApp has `lifl_mod` updates come past Flower's servers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from lifl.aggregator import Aggregator, FoldFailed
+from lifl.core.errors import Refused
+from lifl.integrations.flower.exchanges import NodeExchange, TrainExchange, name_of
+from lifl.integrations.flower.grid import LiflGrid
+from lifl.integrations.flower.records import RECORD, as_record, views, with_same_metrics, without
+from lifl.integrations.flower.routes import Routes
+from lifl.integrations.flower.rules import rule_of
+from lifl.integrations.references import digest_of
+
+log = logging.getLogger("flwr")
+_KEPT = "current_arrays"
+"""Where FedAvgM and the adaptive strategies keep the model, for a step that is LIFL's here."""
+
+
+class LiflStrategy(Strategy):  # type: ignore[misc]
+    """Does as `strategy` does, with LIFL's node as its aggregator.
+
+    `node`, `arena_bytes` and `identity` are those of `lifl.Aggregator`: ``":local:"`` is a node of its own.  Raise
+    `Refused` for a strategy that cannot be aggregated so.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        node: str | os.PathLike[str] = ":local:",
+        *,
+        arena_bytes: int | None = None,
+        identity: str | None = None,
+    ) -> None:
+        rule = rule_of(strategy)
+        self.strategy = strategy
+        self._aggregator = Aggregator(node, rule.name, rule.options, arena_bytes=arena_bytes, identity=identity)
+        self._routes = Routes()
+        self._training: TrainExchange | None = None
+        self._evaluation: NodeExchange | None = None
+
+    def start(self, grid: Grid, initial_arrays: ArrayRecord, *args: Any, **more: Any) -> Result:
+        """Run the rounds, as `Strategy.start` does; what it takes besides is handed on."""
+        try:
+            return super().start(LiflGrid(grid), initial_arrays, *args, **more)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End a round that is open, and the node, if it is one of its own; done by `start` at its end."""
+        self._aggregator.close()
+
+    def summary(self) -> None:
+        """Say what is aggregated how."""
+        log.info("\t├──> %s, aggregated by LIFL", type(self.strategy).__name__)
+        self.strategy.summary()
+
+    # ---- training ----------------------------------------------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Have the strategy choose nodes, and open a fold for their updates.  Raise `Refused`: nothing is sent then."""
+        self._end_rounds()
+        messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        if hasattr(self.strategy, _KEPT):
+            setattr(self.strategy, _KEPT, None)
+        if not messages:
+            return messages
+        theirs = self.strategy
+        round_ = TrainExchange(server_round, self._routes, arrays, theirs.arrayrecord_key, theirs.weighted_by_key)
+        model = views(arrays)
+        round_.fold = self._aggregator.open(model, expected=len(messages))
+        self._training = round_
+        if not isinstance(grid, LiflGrid):  # nobody would send a second message where that is needed
+            return messages
+        grid.expect(round_)
+        if round_.wants_model(messages):
+            round_.digest = digest_of(model)
+        return [round_.outgoing(message) for message in messages]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Fold the updates of replies as they come, and return the new model and the metrics.
+
+        A reply that is an error, or whose update is refused, is a failure: it is logged, and the others count.
+        """
+        round_, self._training = self._training, None
+        if round_ is None:
+            return None, None
+        contents: dict[str, Any] = {}
+        failures: list[tuple[int, str]] = []
+        with round_.fold as fold:
+            for reply in replies:
+                node = reply.metadata.src_node_id
+                if reply.has_error():
+                    failures.append((node, f"{reply.error.reason}"))
+                    continue
+                try:
+                    contents[name_of(node)] = round_.take(reply)
+                except (Refused, FoldFailed) as error:
+                    failures.append((node, str(error)))
+            result = self._result(fold, contents) if contents else None
+            if result is None:
+                _tell(contents, failures)
+                return None, None
+            for name in round_.by_lifl.difference(result.clients):
+                del contents[name]
+                failures.append((int(name.partition("-")[2]), "it says that its update is in LIFL, where it is not"))
+        _tell(contents, failures)
+        past = len(round_.by_lifl & contents.keys())
+        log.info("LIFL: %d updates came past Flower's servers, %d by them", past, len(contents) - past)
+        arrays = as_record(result)
+        if not contents:
+            return arrays, None
+        found = with_same_metrics(list(contents.values()))
+        return arrays, self.strategy.train_metrics_aggr_fn(found, self.strategy.weighted_by_key)
+
+    def _result(self, fold: Any, contents: dict[str, Any]) -> Any:
+        """Return the fold's result, or None, which is said: there is no new model in this round."""
+        try:
+            return fold.result()
+        except Refused as refused:
+            if refused.code != "no-updates":
+                raise
+            log.warning("LIFL: no update of this round has a weight: the model stays as it is")
+        except FoldFailed as error:
+            log.warning("LIFL: %d updates have no aggregate, the model stays as it is: %s", len(contents), error)
+        return None
+
+    # ---- evaluation --------------------------------------------------------------------------------------------------
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Have the strategy choose nodes; the model goes to those with `lifl_mod` past Flower's servers."""
+        messages = list(self.strategy.configure_evaluate(server_round, arrays, config, grid))
+        if not messages or not isinstance(grid, LiflGrid):
+            return messages
+        round_ = NodeExchange("evaluate", server_round, self._routes, arrays, self.strategy.arrayrecord_key)
+        if round_.wants_model(messages):
+            model = views(arrays)
+            round_.fold = self._aggregator.open(model, expected=len(messages))
+            round_.digest = digest_of(model)
+        self._evaluation = round_
+        grid.expect(round_)
+        return [round_.outgoing(message) for message in messages]
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Have the strategy aggregate the metrics of evaluation."""
+        found = []
+        for reply in replies:
+            if reply.has_content():
+                reply.content = without(reply.content, RECORD)
+            found.append(reply)
+        self._end_rounds()
+        return self.strategy.aggregate_evaluate(server_round, found)
+
+    def _end_rounds(self) -> None:
+        """Give up what is open: evaluation has its answers, or the caller began another round."""
+        for round_ in (self._evaluation, self._training):
+            if round_ is not None and round_.fold is not None:
+                round_.fold.cancel()
+        self._evaluation = self._training = None
+
+
+def _tell(contents: dict[str, Any], failures: list[tuple[int, str]]) -> None:
+    """Log what came, as Flower's strategies do."""
+    log.info("aggregate_train: Received %s results and %s failures", len(contents), len(failures))
+    for node, reason in failures:
+        log.info("\t> Received error in reply from node %d: %s", node, reason)

@@ -1,0 +1,563 @@
+"""Flower's strategies with LIFL as their aggregator, beside the same ones alone; its Grid is a stand-in.
+
+The real one, with SuperLink, SuperNodes and processes of ClientApps, is in test_flower_runs.py.
+"""
+
+# ruff: noqa: E402
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+flower = pytest.importorskip("flwr.app", reason="NOT TESTED: make test-integrations installs flwr")
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.serverapp import strategy as strategies
+from flwr.supercore.task_identity import TaskIdentity
+from nodes import Node
+
+from lifl.core.errors import Refused
+from lifl.integrations import references
+from lifl.integrations.flower import LiflStrategy, lifl_mod
+from lifl.integrations.flower.records import RECORD, view
+
+FLWR = f"flwr {version('flwr')}"
+MODEL = {
+    "head": np.linspace(-1, 1, 300, dtype=np.float32),
+    "conv": np.asfortranarray(np.arange(24, dtype=np.float32).reshape(2, 3, 4) / 7),
+    "scale": np.float32(0.5).reshape(()),
+}
+NODES = 3
+NODE: list[Node] = []
+"""On which the tests' folds are made, but for those of a node of their own."""
+Train = Callable[[Message, Any], Message]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """A node of this account, and a run of Flower's, of which its messages are."""
+    TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = 1, 9, 1
+    found = Node(tmp_path_factory.mktemp("node") / "state", ("--listen", "127.0.0.1:0", "--arena-bytes", "64MiB"))
+    found.up()
+    NODE.append(found)
+    yield found
+    NODE.clear()
+    found.down()
+
+
+def on_node(strategy: Any, **more: Any) -> LiflStrategy:
+    return LiflStrategy(strategy, node=NODE[0].state_dir, **more)
+
+
+def record(tensors: dict[str, Any]) -> ArrayRecord:
+    return ArrayRecord({name: Array(np.asarray(array)) for name, array in tensors.items()})
+
+
+def trained(msg: Message, context: Any) -> Message:
+    """What stands for training: each weight moves, by another amount at each node and in each round."""
+    node, number = context.node_id, int(msg.content["config"]["server-round"])
+    step = dict.fromkeys(msg.content["arrays"], 1 + node / 4 + number / 8)
+    new = {name: array.numpy() + array.numpy().dtype.type(step[name]) for name, array in msg.content["arrays"].items()}
+    metrics = MetricRecord({"train_loss": node / number, "num-examples": 10 * node, "both": [1.0, float(node)]})
+    return Message(RecordDict({"arrays": record(new), "metrics": metrics}), reply_to=msg)
+
+
+def evaluated(msg: Message, context: Any) -> Message:
+    mean = float(msg.content["arrays"]["head"].numpy().mean())
+    metrics = MetricRecord({"eval_mean": mean + context.node_id, "num-examples": 3})
+    return Message(RecordDict({"metrics": metrics}), reply_to=msg)
+
+
+def client_app(train: Train = trained, mods: Iterable[Any] = ()) -> ClientApp:
+    app = ClientApp(mods=[])
+    app.train(mods=list(mods))(train)
+    app.evaluate(mods=list(mods))(evaluated)
+    return app
+
+
+class StandIn(Grid):
+    """A Grid whose nodes 1, 2, ... run their ClientApps when their replies are pulled."""
+
+    def __init__(self, apps: list[Any]) -> None:
+        self.apps = dict(enumerate(apps, 1))
+        self.sent: list[Message] = []
+        self.replies: list[Message] = []
+        self.reply_bytes: list[int] = []
+        self.pulls: list[int] = []
+        self._waiting: dict[str, Message] = {}
+
+    def set_run(self, run: Any) -> None:
+        raise NotImplementedError
+
+    @property
+    def run(self) -> Any:
+        return SimpleNamespace(fab_id="me/quick", run_id=1)
+
+    def create_message(self, *_given: Any, **_more: Any) -> Message:
+        raise NotImplementedError
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.apps)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = []
+        for message in messages:
+            ids.append(f"message-{len(self.sent)}")
+            message.metadata.__dict__["_message_id"] = ids[-1]
+            self.sent.append(message)
+            self._waiting[ids[-1]] = message
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        found = []
+        for each in message_ids:
+            sent = self._waiting.pop(each)
+            content = RecordDict(dict(sent.content))  # as over a wire: not the sender's object
+            message = Message(metadata=sent.metadata, content=content)  # type: ignore[call-overload]
+            context = SimpleNamespace(node_id=sent.metadata.dst_node_id, node_config={}, state=RecordDict())
+            try:
+                found.append(self.apps[sent.metadata.dst_node_id](message, context))
+            except Exception as error:  # noqa: BLE001 - Flower makes it an error reply
+                found.append(Message(Error(2, repr(error)), reply_to=message))
+        self.pulls.append(len(found))
+        self.replies += found
+        self.reply_bytes += [size(each) for each in found]
+        return found
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        return list(self.pull_messages(self.push_messages(messages)))
+
+
+def size(message: Message) -> int:
+    """The bytes of arrays in a message."""
+    records = message.content.array_records.values() if message.has_content() else ()
+    return sum(len(array.data) for each in records for array in each.values())
+
+
+def both(
+    make: Callable[[], Any], apps: Callable[[], list[Any]], model: dict[str, Any], rounds: int = 3, **more: Any
+) -> tuple[Any, Any, StandIn]:
+    """The results of a strategy alone (its ClientApps without the mod), and with LIFL; and the Grid of the latter."""
+    alone = make().start(
+        StandIn([client_app(app.train if isinstance(app, Both) else trained) for app in apps()]), record(model), rounds
+    )
+    grid = StandIn(apps())
+    return alone, on_node(make(), **more).start(grid, record(model), rounds), grid
+
+
+def check_same(found: Any, wanted: Any) -> None:
+    assert list(found.arrays) == list(wanted.arrays)
+    for name, array in wanted.arrays.items():
+        np.testing.assert_allclose(found.arrays[name].numpy(), array.numpy(), rtol=2e-6, atol=2e-6, err_msg=name)
+    for which in ("train_metrics_clientapp", "evaluate_metrics_clientapp"):
+        mine, theirs = getattr(found, which), getattr(wanted, which)
+        assert list(mine) == list(theirs)
+        for number, metrics in theirs.items():
+            assert set(mine[number]) == set(metrics)
+            for name, value in metrics.items():
+                np.testing.assert_allclose(mine[number][name], value, rtol=1e-5, atol=1e-5)
+
+
+# ---- the strategy ----------------------------------------------------------------------------------------------------
+
+OURS = {
+    "FedAvg": {},
+    "FedProx": {"proximal_mu": 0.3},
+    "FedAvgM": {"server_learning_rate": 0.7, "server_momentum": 0.9},
+    "FedAdagrad": {"eta": 0.2},
+    "FedAdam": {"eta": 0.05, "beta_1": 0.8},
+    "FedYogi": {"tau": 1e-2},
+}
+
+
+@pytest.mark.parametrize("mods", [(), (lifl_mod,)], ids=["strategy", "mod"])
+@pytest.mark.parametrize("name", OURS)
+def test_the_results_are_those_of_the_strategy_alone(name: str, mods: tuple[Any, ...]) -> None:
+    alone, found, grid = both(
+        lambda: getattr(strategies, name)(**OURS[name]), lambda: [client_app(mods=mods)] * NODES, MODEL, rounds=4
+    )
+    check_same(found, alone)
+    assert not [reply for reply in grid.replies if reply.content.array_records], "arrays are kept"
+
+
+def test_replies_are_pulled_one_by_one_while_they_have_arrays() -> None:
+    grid = StandIn([client_app()] * NODES)
+    on_node(strategies.FedAvg(fraction_evaluate=0.0)).start(grid, record(MODEL), 2)
+    assert [each for each in grid.pulls if each] == [1] * (2 * NODES)
+
+
+def test_half_precision_and_integers_are_right_where_the_strategy_alone_is_not() -> None:
+    model = {"half": np.ones(4, np.float16), "count": np.array([2**53 + 1, 7], np.int64)}
+
+    def same(msg: Message, _context: Any) -> Message:
+        metrics = MetricRecord({"num-examples": 1})
+        return Message(RecordDict({"arrays": msg.content["arrays"], "metrics": metrics}), reply_to=msg)
+
+    result = on_node(strategies.FedAvg(fraction_evaluate=0.0)).start(StandIn([same] * 200), record(model), 1)
+    half, count = result.arrays["half"].numpy(), result.arrays["count"].numpy()
+    assert half.dtype == np.float16 and (half == 1).all()
+    assert count.dtype == np.int64 and count.tolist() == [2**53 + 1, 7]
+
+
+def broken(how: str) -> Train:
+    """A ClientApp whose reply cannot count."""
+
+    def reply(msg: Message, context: Any) -> Message:
+        good = trained(msg, context)
+        if how == "raises":
+            raise RuntimeError("out of memory")
+        if how == "no number":
+            good.content["arrays"]["head"] = Array(np.full(300, np.nan, np.float32))
+        if how == "another shape":
+            good.content["arrays"]["head"] = Array(np.zeros((2, 3), np.float32))
+        if how == "another tensor":
+            good.content["arrays"]["tail"] = Array(np.zeros(3, np.float32))
+        if how == "damaged":
+            good.content["arrays"]["head"] = Array("float32", (300,), "numpy.ndarray", b"\x93NUMPY junk")
+        if how == "no arrays":
+            del good.content["arrays"]
+        if how == "two records of arrays":
+            good.content["more"] = record(MODEL)
+        if how == "no weight":
+            del good.content["metrics"]["num-examples"]
+        if how == "a list as weight":
+            good.content["metrics"]["num-examples"] = [1, 2]
+        if how == "a negative weight":
+            good.content["metrics"]["num-examples"] = -3
+        return good
+
+    return reply
+
+
+BROKEN = (
+    "raises",
+    "no number",
+    "another shape",
+    "another tensor",
+    "damaged",
+    "no arrays",
+    "two records of arrays",
+    "no weight",
+    "a list as weight",
+    "a negative weight",
+)
+
+
+@pytest.mark.parametrize("mods", [(), (lifl_mod,)], ids=["strategy", "mod"])
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_reply_that_cannot_count_is_a_failure_and_the_others_count(
+    how: str, mods: tuple[Any, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    good = client_app(mods=mods)
+    make = lambda: strategies.FedAvg(fraction_evaluate=0.0)  # noqa: E731
+    with caplog.at_level(logging.INFO, "flwr"):
+        found = on_node(make()).start(StandIn([good, good, client_app(broken(how), mods)]), record(MODEL), 2)
+    alone = make().start(StandIn([client_app(), client_app()]), record(MODEL), 2)
+    check_same(found, alone)
+    assert caplog.text.count("Received 2 results and 1 failures") == 2, caplog.text
+
+
+def test_a_weight_of_zero_counts_for_nothing_and_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    def empty(msg: Message, context: Any) -> Message:
+        good = trained(msg, context)
+        good.content["metrics"]["num-examples"] = 0
+        return good
+
+    with caplog.at_level(logging.INFO, "flwr"):
+        for mods in ((), (lifl_mod,)):
+            apps = [client_app(mods=mods), client_app(mods=mods), client_app(empty, mods)]
+            found = on_node(strategies.FedAvg()).start(StandIn(apps), record(MODEL), 2)
+            check_same(
+                found,
+                strategies.FedAvg().start(StandIn([client_app(), client_app(), client_app(empty)]), record(MODEL), 2),
+            )
+            found = on_node(strategies.FedAvg()).start(StandIn([client_app(empty, mods)] * 2), record(MODEL), 1)
+            assert not found.arrays, "there is no new model"
+    assert "failures" in caplog.text and "1 failures" not in caplog.text
+
+
+def test_a_round_without_replies_leaves_the_model_and_the_next_goes_on() -> None:
+    def late(msg: Message, context: Any) -> Message:
+        if msg.content["config"]["server-round"] == 1:
+            raise RuntimeError("not yet")
+        return trained(msg, context)
+
+    alone, found, _grid = both(lambda: strategies.FedAvgM(server_momentum=0.5), lambda: [Both(late)] * 2, MODEL)
+    check_same(found, alone)
+    assert 1 not in found.train_metrics_clientapp
+
+
+class Both:
+    """A ClientApp without the mod, whose training function `both` finds."""
+
+    def __init__(self, train: Train) -> None:
+        self.train = train
+        self._app = client_app(train)
+
+    def __call__(self, message: Message, context: Any) -> Message:
+        return self._app(message, context)
+
+
+def test_a_timeout_ends_a_round_with_those_who_have_replied() -> None:
+    class Slow(StandIn):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            slow = {each for each in message_ids if self._waiting[each].metadata.dst_node_id == 3}
+            return super().pull_messages(set(message_ids) - slow)
+
+    strategy = strategies.FedAvg(fraction_evaluate=0.0, min_train_nodes=3)
+    found = on_node(strategy).start(Slow([client_app()] * 3), record(MODEL), 1, timeout=0.5)
+    alone = strategies.FedAvg(fraction_evaluate=0.0).start(StandIn([client_app()] * 2), record(MODEL), 1)
+    check_same(found, alone)
+
+
+def test_some_of_the_nodes_train_and_metrics_go_to_the_strategys_own_functions() -> None:
+    seen: list[Any] = []
+
+    def aggregate(contents: list[RecordDict], key: str) -> MetricRecord:
+        seen.append(([set(content) for content in contents], key))
+        return MetricRecord({"of": len(contents)})
+
+    make = lambda: strategies.FedAvg(  # noqa: E731
+        fraction_train=0.5, fraction_evaluate=0.25, min_train_nodes=1, min_evaluate_nodes=1,
+        weighted_by_key="num-examples", train_metrics_aggr_fn=aggregate, evaluate_metrics_aggr_fn=aggregate,
+    )  # fmt: skip
+    grid = StandIn([client_app(mods=[lifl_mod])] * 8)
+    found = on_node(make()).start(grid, record(MODEL), 2)
+    assert [metrics["of"] for metrics in found.train_metrics_clientapp.values()] == [4, 4]
+    assert [metrics["of"] for metrics in found.evaluate_metrics_clientapp.values()] == [2, 2]
+    assert all(key == "num-examples" and set.union(*names) == {"metrics"} for names, key in seen)
+    assert all(RECORD not in sent.content or sent.content[RECORD] for sent in grid.sent)
+
+
+def test_metrics_that_not_all_replies_have_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    def more(msg: Message, context: Any) -> Message:
+        good = trained(msg, context)
+        good.content["metrics"]["odd"] = 1.0
+        return good
+
+    strategy = strategies.FedAvg(fraction_evaluate=0.0)
+    found = on_node(strategy).start(StandIn([client_app(), client_app(more)]), record(MODEL), 1)
+    assert set(found.train_metrics_clientapp[1]) == {"train_loss", "both"}
+    assert "the metrics odd" in caplog.text
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+NEEDED: dict[str, Any] = {
+    "QFedAvg": {"client_learning_rate": 0.1, "q": 0.1, "train_loss_key": "train_loss"},
+}
+
+
+def made(name: str) -> Any:
+    """One of Flower's strategies, or a class that stands for it where it cannot be made without more."""
+    kind = getattr(strategies, name)
+    return kind.__new__(kind)
+
+
+@pytest.mark.parametrize("name", sorted(set(strategies.__all__) - set(OURS) - {"Result", "Strategy"}))
+def test_other_strategies_are_refused_by_name_with_the_reason(name: str) -> None:
+    with pytest.raises(Refused, match=f"^{name} cannot be aggregated by LIFL: (it|its) .* FedYogi") as refused:
+        LiflStrategy(made(name))
+    assert (refused.value.code, refused.value.field) == ("bad-strategy", "strategy")
+
+
+def test_a_strategy_whose_own_methods_would_not_be_called_is_refused() -> None:
+    class Saves(strategies.FedAvg):
+        def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+            return super().aggregate_train(server_round, replies)
+
+    class Decays(strategies.FedAdam):
+        def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Any:
+            config["lr"] = 0.1 / server_round
+            return super().configure_train(server_round, arrays, config, grid)
+
+    with pytest.raises(Refused, match=r"Saves has a `aggregate_train` of its own.*subclass of LiflStrategy"):
+        LiflStrategy(Saves())
+    grid = StandIn([client_app()] * 2)
+    on_node(Decays(fraction_evaluate=0.0)).start(grid, record(MODEL), 2)
+    assert [sent.content["config"]["lr"] for sent in grid.sent][::2] == [0.05, 0.05]  # Flower's config is one object
+    for wrong in (strategies.FedAvg, object(), None):
+        with pytest.raises(Refused, match=r"is a class|is no strategy"):
+            LiflStrategy(wrong)
+
+
+def test_an_arena_that_is_too_small_is_refused_before_the_first_message() -> None:
+    grid = StandIn([client_app()] * NODES)
+    large = {"w": np.zeros(8 << 20, np.float32)}
+    with pytest.raises(Refused, match="arena") as refused:
+        LiflStrategy(strategies.FedAvg(), arena_bytes=64 << 20).start(grid, record(large), 1)
+    assert not grid.sent
+    assert "MiB" in str(refused.value) or "bytes" in str(refused.value)
+
+
+def test_what_start_is_given_beside_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def start(self: Any, grid: Any, initial_arrays: Any, num_rounds: int = 3, **more: Any) -> str:
+        given.update(more, num_rounds=num_rounds)
+        return "result"
+
+    monkeypatch.setattr(strategies.Strategy, "start", start)
+    strategy = LiflStrategy(strategies.FedAvg())
+    assert strategy.start(StandIn([]), record(MODEL), 7, should_stop=print) == "result"
+    assert given == {"num_rounds": 7, "should_stop": print}
+
+
+# ---- the mod ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(references, "REACH_S", 0.3)
+
+
+def with_mod(**more: Any) -> tuple[Any, StandIn]:
+    grid = StandIn([client_app(mods=[lifl_mod])] * NODES)
+    return on_node(strategies.FedAvg()).start(grid, record(MODEL), 3, **more), grid
+
+
+def test_from_the_first_answer_on_no_message_has_arrays() -> None:
+    _found, grid = with_mod()
+    first = 2 * NODES  # a round of training, and one of evaluation: whether there is a mod is not known before
+    assert all(map(size, grid.sent[:first])) and not any(map(size, grid.sent[first:]))
+    assert len(grid.sent) == 6 * NODES, "a message was sent twice"
+    assert not any(grid.reply_bytes)
+
+
+def test_the_apps_own_code_sees_what_it_always_sees() -> None:
+    seen: list[Any] = []
+
+    def look(msg: Message, context: Any) -> Message:
+        seen.append((list(msg.content), [array.numpy().shape for array in msg.content["arrays"].values()]))
+        return trained(msg, context)
+
+    on_node(strategies.FedAvg()).start(StandIn([client_app(look, [lifl_mod])] * 2), record(MODEL), 3)
+    assert seen == [(["arrays", "config"], [(300,), (2, 3, 4), ()])] * 6
+    seen.clear()
+    on_node(strategies.FedAvg()).start(StandIn([client_app(look)] * 2), record(MODEL), 3)
+    assert [names for names, _shapes in seen[2:]] == [["arrays", "config"]] * 4, "it is known that there is no mod"
+
+
+def unreachable(message: Message, context: Any, call_next: Any) -> Message:
+    """A mod that stands before LIFL's: no gateway is reached from that node."""
+    if RECORD in message.content and "lifl-ticket" in message.content[RECORD]:
+        message.content[RECORD] = ConfigRecord({**message.content[RECORD], "lifl-ticket": "of a node far away"})
+    return call_next(message, context)
+
+
+@pytest.mark.parametrize("how", ["no gateway", "no mod"])
+def test_a_node_whose_tensors_cannot_go_by_lifl_gets_a_second_message(
+    how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = client_app(mods=[lifl_mod])
+    cut_off = client_app(mods=[unreachable, lifl_mod] if how == "no gateway" else [])
+    grid = StandIn([good, good, cut_off])
+    with caplog.at_level(logging.WARNING, "flwr"):
+        found = on_node(strategies.FedAvg()).start(grid, record(MODEL), 4)
+    check_same(found, strategies.FedAvg().start(StandIn([client_app()] * 3), record(MODEL), 4))
+    of_it = [sent for sent in grid.sent if sent.metadata.dst_node_id == 3]
+    assert len(of_it) == 9, "one message for each round, and one again"
+    said = [each for each in caplog.messages if each.startswith("LIFL: node 3 does not get its tensors by LIFL")]
+    assert len(said) == 1, caplog.text
+
+
+def test_an_update_that_could_not_be_brought_rides_in_the_reply(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    submit = references.Taking.submit
+
+    def cut(self: references.Taking, tensors: Any, weight: float, *more: Any) -> None:
+        if weight == 20:
+            raise references.NotReached("the cable is cut")
+        submit(self, tensors, weight, *more)
+
+    monkeypatch.setattr(references.Taking, "submit", cut)
+    found, grid = with_mod()
+    check_same(found, strategies.FedAvg().start(StandIn([client_app()] * NODES), record(MODEL), 3))
+    assert len([each for each in grid.reply_bytes if each]) == 3 and len(grid.sent) == 6 * NODES
+    said = [each for each in caplog.records if "the cable is cut" in each.message and each.levelname == "WARNING"]
+    assert len(said) == 1, caplog.text
+
+
+def test_who_says_that_its_update_is_in_lifl_where_it_is_not_is_a_failure(caplog: pytest.LogCaptureFixture) -> None:
+    def lies(message: Message, context: Any) -> Message:
+        reply = client_app()(message, context)
+        if "arrays" in reply.content:
+            del reply.content["arrays"]
+            reply.content[RECORD] = ConfigRecord({"did": "submitted", "why": ""})
+        return reply
+
+    good = client_app(mods=[lifl_mod])
+    with caplog.at_level(logging.INFO, "flwr"):
+        strategy = on_node(strategies.FedAvg(fraction_evaluate=0.0))
+        found = strategy.start(StandIn([good, good, lies]), record(MODEL), 2)
+    alone = strategies.FedAvg(fraction_evaluate=0.0).start(StandIn([client_app()] * 2), record(MODEL), 2)
+    check_same(found, alone)
+    assert caplog.text.count("Received 2 results and 1 failures") == 2
+
+
+def test_without_lifls_grid_nothing_is_sent_that_needs_it() -> None:
+    strategy, grid = on_node(strategies.FedAvg()), StandIn([client_app(mods=[lifl_mod])] * 2)
+    arrays = record(MODEL)
+    for number in (1, 2):
+        sent = strategy.configure_train(number, arrays, ConfigRecord(), grid)
+        new, metrics = strategy.aggregate_train(number, grid.send_and_receive(sent))
+        assert new is not None and metrics is not None
+        arrays = new
+    strategy.close()
+    assert not [each for each in grid.sent if RECORD in each.content]
+    alone = strategies.FedAvg(fraction_evaluate=0.0).start(StandIn([client_app()] * 2), record(MODEL), 2)
+    np.testing.assert_allclose(arrays["head"].numpy(), alone.arrays["head"].numpy(), rtol=1e-6)
+
+
+# ---- seams -----------------------------------------------------------------------------------------------------------
+
+
+def test_views_are_the_numbers_where_they_lie() -> None:
+    arrays = [
+        np.arange(12, dtype=np.int16).reshape(3, 4),
+        np.asfortranarray(np.ones((2, 5))),
+        np.zeros((0, 3)),
+        np.array(True),
+    ]
+    for array in arrays:
+        made = Array(array)
+        found = view("x", made)
+        np.testing.assert_array_equal(found, array)
+        assert found.dtype == array.dtype and found.shape == array.shape
+        assert not found.flags.owndata and not found.flags.writeable
+    for data in (b"", b"\x93NUMPY", made.data[:-1], b"\x93NUMPY\x09\x00" + made.data[8:]):
+        with pytest.raises(Refused, match="array 'x' cannot be read"):
+            view("x", Array("bool", (), "numpy.ndarray", data))
+
+
+def test_the_seams_that_are_used_are_there() -> None:
+    """What of Flower's public names is built upon: a release without one is named by this test."""
+    start = list(inspect.signature(strategies.Strategy.start).parameters)
+    assert start[:5] == ["self", "grid", "initial_arrays", "num_rounds", "timeout"], FLWR
+    for name, wanted in {
+        "configure_train": ["self", "server_round", "arrays", "config", "grid"],
+        "configure_evaluate": ["self", "server_round", "arrays", "config", "grid"],
+        "aggregate_train": ["self", "server_round", "replies"],
+        "aggregate_evaluate": ["self", "server_round", "replies"],
+        "summary": ["self"],
+    }.items():
+        assert list(inspect.signature(getattr(strategies.Strategy, name)).parameters) == wanted, (FLWR, name)
+    assert set(strategies.Strategy.__abstractmethods__) <= set(vars(LiflStrategy)), FLWR
+    strategy = strategies.FedAvg()
+    for name in ("arrayrecord_key", "configrecord_key", "weighted_by_key", "train_metrics_aggr_fn"):
+        assert hasattr(strategy, name), (FLWR, name)
+    for name in ("push_messages", "pull_messages", "send_and_receive", "get_node_ids", "run"):
+        assert hasattr(Grid, name), (FLWR, name)
+    assert list(inspect.signature(ClientApp.__init__).parameters)[-1] == "mods", FLWR
+    assert set(OURS) < set(strategies.__all__), FLWR
+    assert {"data", "dtype", "shape", "stype"} <= set(vars(Array(np.zeros(1)))), FLWR
