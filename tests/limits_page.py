@@ -26,12 +26,14 @@ from lifl.core.protocol import client as cm
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import enrolment as e
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol import http as hm
 from lifl.core.protocol import journal as jm
 from lifl.core.protocol import worker as wm
 from lifl.core.protocol.commands import Contributions
 from lifl.node.authority.authority_file import BYTES_MAX as AUTHORITY_BYTES_MAX
-from lifl.node.daemon import DRAIN_S, LOG_BYTES_MAX, LOG_FILES_MAX
+from lifl.node.daemon import DRAIN_S
 from lifl.node.locks import CHILDREN_END_S
+from lifl.node.log_file import LOG_BYTES_MAX, LOG_FILES_MAX
 from lifl.node.recordings import RECORDINGS_MAX
 from lifl.tls.token_file import BYTES_MAX as TOKEN_BYTES_MAX
 
@@ -42,6 +44,8 @@ CHANNELS: dict[str, tuple[Any, str]] = {
     "gateway → client": (cm.ToClient, "`RemoteFault`: the client closes the connection and connects anew"),
     "gateway → lifld": (gm.FromGateway, "the link ends; a new gateway is started"),
     "lifld → gateway": (gm.ToGateway, "the gateway ends and is started again"),
+    "HTTP door → lifld": (hm.FromHttp, "the link ends; a new one is started"),
+    "lifld → HTTP door": (hm.ToHttp, "the door ends and is started again"),
     "zygote → lifld": (wm.FromZygote, "the link ends; a new zygote is started"),
     "lifld → zygote": (wm.ToZygote, "the zygote ends and is started again"),
     "worker → lifld": (wm.FromWorker, "the worker ends; its tasks are started again"),
@@ -67,6 +71,7 @@ HELD: dict[str, tuple[int, str]] = {
     "tree": (limits.TREE_LINES_MAX * limits.TREE_LINE_BYTES_MAX, "tasks beyond are not shown"),
     "cost": (TREE_BYTES_MAX + 4096, f"tasks beyond {limits.COST_LINES_MAX} have no line"),
     "port": (4096, "made by lifld"),
+    "status": (limits.PAGE_BYTES_MAX + 64 * 1024, "jobs beyond are not told"),
     "config": (limits.FRAME_BYTES_MAX - 64 * 1024, "the command refuses to send more"),
     "result": (limits.FRAME_BYTES_MAX - 64, "lifld answers with a Refusal instead"),
     "fields": (TREE_BYTES_MAX + limits.ROUND_METRICS_MAX * 160 + 256 * 1024, "a follower's connection ends"),
@@ -126,7 +131,7 @@ FILES += [
         f"`lifl up` waits {CHILDREN_END_S:g} s for their end, then says how to find them",
     ),
 ]
-CHILDREN = "gateway, zygote, workers, journal"
+CHILDREN = "gateway, HTTP door, zygote, workers, journal"
 SIGNALS = [
     (
         signals.ENDS,

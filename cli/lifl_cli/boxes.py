@@ -44,6 +44,8 @@ def _processes(shown: dict[str, object]) -> Iterator[Process]:
     landlock = node["landlock"]
     yield Process("lifld", node["pid"], 0, None)
     yield Process("gateway", node["gateway"]["pid"], 1, landlock["gateway"])
+    if node["http_door"]:
+        yield Process("http", node["http_door"]["pid"], 1, node["http_door"]["landlock"])
     yield Process("zygote", node["zygote_pid"], 1, landlock["zygote"])
     for worker in workers:
         tied = worker["tied"]

@@ -69,6 +69,7 @@ class Sampler:
         now_s = time.monotonic()
         node = snapshot["node"]
         pids = [node["pid"], node["gateway"].get("pid"), node.get("zygote_pid")]
+        pids += [node["http_door"]["pid"]] if node.get("http_door") else []
         pids += [worker["pid"] for worker in snapshot["workers"]]
         sample = {
             **snapshot,

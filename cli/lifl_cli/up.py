@@ -40,6 +40,7 @@ NODE_FLAGS = {
     "requests_per_s": "Requests per second of one client, beside what its updates take; more are slowed.",
     "client_bytes_per_s": "Bytes per second of one client's models and updates; 0: no limit.",
     "wait_queue_max": "Updates of one job that may wait for room in the arena; more are told BUSY.",
+    "http": "Clients come by HTTP, too, at this HOST:PORT (alone: 127.0.0.1:7480).",
     "control": "The HOST:PORT at which other nodes reach this one.",
     "join": "Join the cluster of the node whose control address is this HOST:PORT.",
     "token_file": "The file with the token by which a node joins that has no identity yet; - is standard input.",
@@ -54,6 +55,8 @@ NODE_FLAGS = {
 }
 PATH_KEYS = ("token_file", "ca_cert", "ca_key", "store_ca", "store_cert", "store_key")
 """Keys whose paths are relative to the config's folder, or as flags to the working folder."""
+BARE = {"http": "127.0.0.1:7480"}
+"""What a flag means that is given without a value."""
 LOG_TAIL_LINES = 5
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -71,7 +74,8 @@ def node_flags(command: F) -> F:
         kind = click.STRING if key == "arena_bytes" or isinstance(default, str) else type(default)
         shown = size_text(default) if key == "arena_bytes" else str(default)
         text = f"{NODE_FLAGS[key]}  [default: {shown}]" if shown else NODE_FLAGS[key]
-        command = click.option(flag, key, type=kind, help=text)(command)
+        bare = {"is_flag": False, "flag_value": BARE[key]} if key in BARE else {}
+        command = click.option(flag, key, type=kind, help=text, **bare)(command)
     return command
 
 
@@ -157,6 +161,7 @@ def _announce(info: dict[str, Any], insecure: bool) -> None:
         ("node", info["node"]),
         ("pid", info["pid"]),
         ("listens on", ", ".join([*info["listen"], info["socket"]])),
+        *([("http", info["http"])] if info.get("http") else []),
         *([("control", info["control"])] if info.get("control") else []),
         *([("joins", _joins_text(info))] if info.get("join") else []),
         *([("identity", info["identity"])] if info.get("identity") else []),

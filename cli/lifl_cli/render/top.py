@@ -61,6 +61,7 @@ def _node_view(sample: Mapping[str, Any]) -> RenderableType:
             ("lifld", node["pid"]),
             ("gateway", gateway.get("pid")),
             ("zygote", node.get("zygote_pid")),
+            *([("http", node["http_door"]["pid"])] if node.get("http_door") else []),
         )
     ]
     grid.add_row("processes", ", ".join(processes))

@@ -1,7 +1,8 @@
-"""Who may do what: the boxes of the gateway, the zygote, a worker, and a worker that runs a user's own rule.
+"""Who may do what: the boxes of the gateway, the HTTP door, the zygote, and workers, also of a user's own rule.
 
 * The gateway reads Python's own files and writes none; it dials TCP and takes what comes to the doors that it was
   given; it starts no process and signals itself only; its memory is `GATEWAY_DATA_BYTES`, and some for each connection.
+* The HTTP door is as the gateway, but dials nobody.
 * The zygote uses files as its user may, but runs none; it makes no sockets but those of its workers; it forks
   them.
 * A worker is as the zygote, but starts no process and signals itself only; it has the redirector's sockets, and its
@@ -28,7 +29,7 @@ from typing import Any
 
 from lifl.confine import capabilities, kernel, landlock, seccomp
 from lifl.confine.seccomp import Argument, Refusal, always
-from lifl.core.limits import GATEWAY_CONNECTION_BYTES, GATEWAY_DATA_BYTES, WORKER_DESCRIPTORS_MAX
+from lifl.core.limits import GATEWAY_CONNECTION_BYTES, GATEWAY_DATA_BYTES, HTTP_DATA_BYTES, WORKER_DESCRIPTORS_MAX
 
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
 _STREAM, _DGRAM = 1, 2
@@ -123,6 +124,12 @@ def _gateway_filter() -> bytes:
 
 
 @cache
+def _http_filter() -> bytes:
+    kept = [*_NO_PROCESSES, *_NO_IPC, *_NO_CHANGE_OF_FILES, *_NO_SHARED_MEMORY, *_SIGNALS_ITSELF_ONLY]
+    return seccomp.program([*_KERNELS_OWN, *kept, *_NO_OTHERS_LIMITS, *always("socket", "connect")])
+
+
+@cache
 def _worker_filter(redirector: str) -> bytes:
     if redirector == "unix":
         sockets = [_DATAGRAMS_ONLY]
@@ -172,6 +179,17 @@ def enter_gateway(connections_max: int, folders: Sequence[Path] = ()) -> int:
     readable = landlock.readable([*python_folders(), *folders], None)
     held = landlock.restrict(None, readable, landlock.BIND_TCP)
     seccomp.install(seccomp.with_number(_gateway_filter(), _OWN_PID, os.getpid()))
+    return held
+
+
+def enter_http(folders: Sequence[Path] = ()) -> int:
+    """Enter the HTTP door's box, as the gateway's, but it dials nobody; return the version of Landlock (0: none)."""
+    _enter()
+    _limit(resource.RLIMIT_FSIZE, 0)
+    _limit(resource.RLIMIT_DATA, HTTP_DATA_BYTES)
+    readable = landlock.readable([*python_folders(), *folders], None)
+    held = landlock.restrict(None, readable, landlock.BIND_TCP | landlock.CONNECT_TCP)
+    seccomp.install(seccomp.with_number(_http_filter(), _OWN_PID, os.getpid()))
     return held
 
 

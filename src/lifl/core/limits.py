@@ -225,6 +225,30 @@ UNACKNOWLEDGED_S = 60.0
 TURNED_AWAY_MAX = 32
 """Connections beyond the limit that are told so at a time; more are closed without a word."""
 
+# ---- HTTP (node/http) ------------------------------------------------------------------------------------------------
+
+HTTP_HEAD_BYTES_MAX = 16 * 1024
+"""A request's line and headers together."""
+HTTP_HEAD_S = 10.0
+"""They are complete within this time of their first byte, the first ones of the connection."""
+HTTP_KEPT_S = 120.0
+"""A connection that asks nothing for so long is closed."""
+HTTP_CONNECTIONS_MAX = 1024
+HTTP_SESSIONS_MAX = 1024
+"""Clients (a name in a job) that take part by HTTP; each is a connection of the gateway besides, and counts there."""
+HTTP_WAIT_S_MAX = 60.0
+"""What is waited for (a selection, an outcome) is waited for so long at most, then asked for again."""
+HTTP_AWAY_S = 300.0
+"""A client that has asked nothing for so long takes part no longer, until it asks again."""
+HTTP_RESUME_S = 120.0
+"""An update that was cut off keeps its slot for so long, for its rest to come."""
+HTTP_ROUNDS_KEPT = 64
+"""Of so many rounds a session of HTTP knows what became of the client's updates."""
+HTTP_LINGER_S = 10.0
+"""What is still sent of a body that is not wanted is read for so long, so that the answer is read."""
+HTTP_DATA_BYTES = 1 << 30
+"""Memory of the HTTP door's own."""
+
 # ---- the other doors -------------------------------------------------------------------------------------------------
 
 GREETING_S = 5.0

@@ -87,8 +87,10 @@ class Child:
         on_end: Callable[[], None],
         on_broken: Callable[[ResourceFault], None],
         clock: Callable[[], float],
+        takes_descriptors: bool = False,
     ) -> None:
         self.module = module
+        self._takes_descriptors = takes_descriptors
         self._arguments = arguments
         self._descriptors = descriptors
         self._kinds = kinds
@@ -125,7 +127,8 @@ class Child:
             failed.pop_all()
         assert self._process.stderr is not None
         self._errors = LastWords(self._process.stderr)
-        self._link = Link(ours, self._kinds, self._on_message, self._closed)
+        takes = self._takes_descriptors
+        self._link = Link(ours, self._kinds, self._on_message, self._closed, takes_descriptors=takes)
 
     def send(self, *messages: Message, descriptors: Sequence[int] = ()) -> None:
         """Send messages to the process; between two lives of it, they are lost (and `on_end` told so)."""
@@ -133,6 +136,11 @@ class Child:
             failpoints.hit("lifld.child.before")
             self._link.send(*messages, descriptors=descriptors)
             failpoints.hit("lifld.child.after")
+
+    def taken_descriptor(self) -> int:
+        """Return the descriptor that came along with the message that is being handed over (`Link`)."""
+        assert self._link is not None
+        return self._link.taken_descriptor()
 
     def hold(self, held: bool) -> None:
         """Read nothing from the process while it is `held`: then it is slowed by its socket."""

@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import logging.handlers
 import os
 import signal
 import socket
 import time
 from collections.abc import Callable
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +47,13 @@ from lifl.node.cli_server import CliServer, listen_unix
 from lifl.node.cluster.bridge import Bridge
 from lifl.node.door_log import DoorLog
 from lifl.node.driver import Driver
+from lifl.node.http_door import HttpDoor, check_library
 from lifl.node.journal.journal import FOLDER as JOURNAL_FOLDER
 from lifl.node.journal.journal import Journal
 from lifl.node.locks import StateLocks
+from lifl.node.log_file import set_up_log
 from lifl.node.meters import Meters
-from lifl.node.modes import open_private, told
+from lifl.node.modes import told
 from lifl.node.performer import Performer
 from lifl.node.privileged import Privileged, opened_by
 from lifl.node.process_state import ended_text
@@ -85,8 +85,6 @@ DRAIN_S = 30.0
 """How long a shutdown waits for rounds whose updates are all in."""
 CHILD_END_S = 5.0
 START_S = 30.0
-LOG_BYTES_MAX = 4 * 1024 * 1024
-LOG_FILES_MAX = 3
 Announce = Callable[[dict[str, Any]], None]
 
 
@@ -116,6 +114,7 @@ class Daemon:
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._bridge: Bridge | None = None
+        self._http: HttpDoor | None = None
         self._paused = False
         self._door_log = DoorLog()
         self._opened = contextlib.ExitStack()
@@ -133,7 +132,7 @@ class Daemon:
         self.store = NodeStore(folder / "lifl.db")
         opened.callback(self.store.close)
         number = self.store.node_id()
-        addresses = [address for address in (config.listen, config.control) if address]
+        addresses = [address for address in (config.listen, config.control, config.http) if address]
         self.credentials = Credentials(config, folder, number, lambda: hosts_of(addresses), token, self.audit.note)
         opened.callback(self.credentials.close)
         tcp = self._privileged.gateway
@@ -154,9 +153,11 @@ class Daemon:
         opened.callback(self.cli.close)
         self._enforcement = Enforcement(self.credentials.revocations, self.credentials.bearers, self.gateway)
         self._enforcement.add(self.cli)
+        if self._http is not None:
+            self._http.belongs(lambda: self._requests.snapshot(), self._enforcement)  # noqa: PLW0108 - made below
         self._renewal = Renewal(self.credentials, lambda: self.status.authority_address() or config.join)
         opened.callback(self._renewal.close)
-        self._meters = Meters(self.gateway, self.zygote)
+        self._meters = Meters(self.gateway, self.zygote, self._http.child if self._http is not None else None)
         rows, jobs, self.succession = open_rows(self.store, folder, number, shared)
         opened.callback(jobs.close)
         hands = (self.gateway, self.zygote, self.journal, self.workers, rows, jobs, self.cli, self._meters)
@@ -169,6 +170,7 @@ class Daemon:
         shown = (self._driver, self.arena, self.gateway, self.zygote, self.workers, self._meters)
         faulty, measured = (self.audit, self.journal), bool(config.capacity)
         self.status = NodeStatus(self.identity, folder, measured, warnings, faulty, *shown)
+        self.status.http = self._http
         self.status.health = IdentityHealth(self.credentials, self._renewal)
         credentials = CredentialRequests(self.credentials, self.status.authority_address)
         parts = (self._driver, rows, jobs, self.cli, self.status, credentials, folder, self.audit)
@@ -207,6 +209,11 @@ class Daemon:
         passed = [locks.children, tcp.fileno(), unix.fileno()]
         self.gateway = self._child("lifl.node.gateway.main", gateway, passed, gm.FromGateway, self._from_gateway)
         opened.callback(self.gateway.stop, CHILD_END_S)
+        if self._privileged.http is not None:
+            doors = (self._privileged.http, self.credentials.contexts, self.gateway, [locks.children])
+            with told(self.folder):
+                self._http = HttpDoor(config, self.folder, *doors, self._broken, self._loop.time)
+            opened.callback(self._http.stop, CHILD_END_S)
 
     def _child(
         self, module: str, arguments: list[str], passed: list[int], kinds: Any, on_message: Callable[[Any], None]
@@ -231,6 +238,8 @@ class Daemon:
         resumed = resume_jobs(self._driver.handle, self.store, left, coordinates(self.config))
         self.gateway.start()
         self._tell_gateway()
+        if self._http is not None:
+            self._http.start()
         await self._until_ready()
         if self._privileged.control is not None:
             self._bridge = self._join(self._privileged.control)
@@ -371,7 +380,7 @@ class Daemon:
 
     def _tell_gateway(self) -> None:
         """Tell a gateway that has just begun what it has to know."""
-        self._enforcement.tell_gateway()
+        self._enforcement.tell_children()
         self._performer.perform(self.engine.schemas())
 
     def _from_zygote(self, message: Any) -> None:
@@ -409,14 +418,6 @@ class Daemon:
         self._driver.handle(ev.Bounced(address, key))
 
 
-class PrivateLog(logging.handlers.RotatingFileHandler):
-    """A log whose files are their user's alone."""
-
-    def _open(self) -> TextIOWrapper:
-        os.close(open_private(Path(self.baseFilename), os.O_WRONLY))
-        return super()._open()
-
-
 def run(config: NodeConfig, announce: Announce, log_to_file: bool = False, token: Token | None = None) -> None:
     """Run a node until a signal of `signals.ENDS` or `lifl down`; call `announce` once, when it is ready.
 
@@ -429,12 +430,13 @@ def run(config: NodeConfig, announce: Announce, log_to_file: bool = False, token
     descriptors.raise_for_node(config, machine.workers_max(config))
     account.lower()
     account.check()
+    check_library(config)
     folder = machine.state_folder(config)
     locks = StateLocks(folder)
     try:
         take_format(folder)
         with told(folder):
-            _set_up_log(folder, log_to_file)
+            set_up_log(folder, log_to_file)
             uvloop.run(_run(config, folder, locks, account, announce, token))
     finally:
         locks.close()
@@ -476,14 +478,3 @@ async def _live(daemon: Daemon, announce: Announce) -> None:
         log.info("daemon.ended %s", daemon.failure or "as it was told")
     if daemon.failure is not None:
         raise daemon.failure
-
-
-def _set_up_log(folder: Path, log_to_file: bool) -> None:
-    handler: logging.Handler = logging.StreamHandler()
-    if log_to_file:
-        handler = PrivateLog(folder / "lifld.log", maxBytes=LOG_BYTES_MAX, backupCount=LOG_FILES_MAX)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("lifl")
-    logger.handlers = [handler]
-    logger.propagate = False
-    logger.setLevel(logging.INFO if log_to_file else logging.WARNING)

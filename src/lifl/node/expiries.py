@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from lifl.tls.peer import Peer
-from lifl.tls.tls_socket import TlsSocket
+from lifl.tls.tls_socket import Stream
 
 log = logging.getLogger("lifl.tls")
 
@@ -28,11 +28,11 @@ class Expiries:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._peers: weakref.WeakKeyDictionary[TlsSocket, Peer] = weakref.WeakKeyDictionary()
+        self._peers: weakref.WeakKeyDictionary[Stream, Peer] = weakref.WeakKeyDictionary()
         self._timer: asyncio.TimerHandle | None = None
         self._armed_unix_s = 0.0
 
-    def add(self, sock: TlsSocket, peer: Peer) -> None:
+    def add(self, sock: Stream, peer: Peer) -> None:
         """Have a connection end with its peer's certificate.  Within the loop's thread."""
         self._peers[sock] = peer
         if self._timer is None or peer.expires_unix_s < self._armed_unix_s:

@@ -215,23 +215,26 @@ def worker_data_bytes(config: NodeConfig, root: Path = cgroups.ROOT) -> int:
     return max(WORKER_DATA_BYTES_MIN, left // (workers_max(config, root) + 2))
 
 
-def listen_tcp(address: str) -> socket.socket:
-    """Return a listening socket at HOST:PORT.  Raise `ResourceFault` when the port is taken or the host another's."""
+def listen_tcp(address: str, flag: str = "--listen") -> socket.socket:
+    """Return a listening socket at HOST:PORT, which `flag` chooses.
+
+    Raise `ResourceFault` when the port is taken or the host another's.
+    """
     host, port = split_address(address, "listen")
     try:
         family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
-        raise ResourceFault(f"cannot listen on {address}: {error}; choose another with --listen HOST:PORT") from error
+        raise ResourceFault(f"cannot listen on {address}: {error}; choose another with {flag} HOST:PORT") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(where)
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        advice = f"choose another port with --listen {host}:PORT (0: any free one)"
+        advice = f"choose another port with {flag} {host}:PORT (0: any free one)"
         if error.errno == errno.EADDRNOTAVAIL:
-            advice = f"{host} is no address of this machine, choose one with --listen HOST:PORT"
+            advice = f"{host} is no address of this machine, choose one with {flag} HOST:PORT"
         raise ResourceFault(f"cannot listen on {address}: {error.strerror}; {advice}") from error
     listener.setblocking(False)
     return listener

@@ -13,14 +13,17 @@ from lifl.node.children import Child
 class Meters:
     """What `lifld`, the gateway and the zygote have used."""
 
-    def __init__(self, gateway: Child, zygote: Child) -> None:
+    def __init__(self, gateway: Child, zygote: Child, http: Child | None = None) -> None:
         self._gateway = gateway
         self._zygote = zygote
+        self._http = http
         self._opened: dict[tuple[str, int], dict[str, float]] = {}  # by job and round: the meters when it opened
 
     def read(self) -> dict[str, float]:
         """Return the CPU seconds of each process until now."""
         pids = {"lifld": os.getpid(), "gateway": self._gateway.pid, "zygote": self._zygote.pid}
+        if self._http is not None:
+            pids["http"] = self._http.pid
         return {name: machine.cpu_s([pid] if pid else []) for name, pid in pids.items()}
 
     def published(self, event: fx.Publish) -> None:
@@ -37,4 +40,6 @@ class Meters:
         before = self._opened.pop((row.job, row.round), None)
         if before is not None:
             # A process that was started again since counts from zero.
-            receipt["cpu_s"] |= {name: max(0.0, now - before[name]) for name, now in self.read().items()}
+            receipt["cpu_s"] |= {
+                name: max(0.0, now - before[name]) for name, now in self.read().items() if name in before
+            }

@@ -19,10 +19,11 @@ from lifl.redirect import preload
 
 
 class Privileged(NamedTuple):
-    """The listening sockets of the gateway and for other nodes (None: there are none), and the program."""
+    """The listening sockets of the gateway, for other nodes and for HTTP (None: there are none), and the program."""
 
     gateway: socket.socket
     control: socket.socket | None
+    http: socket.socket | None
     program: Callable[[int], dict[str, int]] | None
 
 
@@ -35,6 +36,7 @@ def opened_by(account: Account, config: NodeConfig) -> Iterator[Privileged]:
             control = None
             if config.control or not coordinates(config):
                 control = doors.enter_context(machine.listen_tcp(config.control or "127.0.0.1:0"))
+            http = doors.enter_context(machine.listen_tcp(config.http, "--http")) if config.http else None
             program = preload(config.redirector)
         account.drop()
-        yield Privileged(gateway, control, program)
+        yield Privileged(gateway, control, http, program)

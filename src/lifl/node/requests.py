@@ -102,7 +102,7 @@ class Requests:
             case om.PlansOfRound():
                 return self._plans(message)
             case om.Snapshot():
-                return self._snapshot()
+                return self.snapshot()
             case om.Follow():
                 return self._follow(message.job, link)
             case om.DebugRecord():
@@ -377,7 +377,8 @@ class Requests:
             raise Refused("no-plan", "round", f"{text}last {PLANS_MAX} that are kept; `lifl status {name}` lists them")
         return {"decisions": page.lines, "more": None}
 
-    def _snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> dict[str, Any]:
+        """Return what `lifl top` shows."""
         page = views.Page()
         for name in [*self._engine.jobs, *self.unreadable]:
             row = self._store.job(name)

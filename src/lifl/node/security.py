@@ -99,6 +99,25 @@ class Secured:
         return self.peer.identity.name if self.peer is not None else ""
 
 
+class Vouched(Secured):
+    """A connection by the node's HTTP door, at which it was checked who has come: `who`, and what `peer` says."""
+
+    def __init__(self, sock: socket.socket, security: Security, who: str, peer: Peer | None, bearer: str) -> None:
+        super().__init__(sock, security)
+        self.who = who
+        self.peer = peer
+        self.bearer = bearer
+
+    def check(self, roles: Collection[Role]) -> None:
+        """Raise `TlsFault` unless it is still believed and has one of the roles."""
+        if self.peer is None:
+            return
+        if self.is_revoked or self.peer.identity.role not in roles:
+            raise TlsFault(f"what {self.peer.identity} has shown is not believed here")
+        if self._security is not None:
+            self._security.expiries.add(self.sock, self.peer)
+
+
 class Cookie(NamedTuple):
     """What clients that come by TCP must have read, on a node that has no certificate; it lies at `path`."""
 

@@ -16,6 +16,7 @@ from lifl.node.authority.health import IdentityHealth
 from lifl.node.children import Child
 from lifl.node.cluster.bridge import Bridge
 from lifl.node.driver import Driver
+from lifl.node.http_door import HttpDoor
 from lifl.node.journal.journal import Journal
 from lifl.node.meters import Meters
 from lifl.node.succession import Succession
@@ -56,6 +57,7 @@ class NodeStatus:
         self.bridge: Bridge | None = None
         self.health: IdentityHealth | None = None
         self.succession: Succession | None = None
+        self.http: HttpDoor | None = None
         self.gateway_stats: gm.GatewayStats | None = None  # as the gateway told last
         self.landlock = {"gateway": 0, "zygote": 0}  # the versions that hold them, as they told
 
@@ -68,6 +70,7 @@ class NodeStatus:
             "listen": [self._identity.gateway],
             "identity": self.health.text() if self.health is not None else "",
             "control": self.bridge.control if self.bridge is not None else "",
+            **({"http": self.http.address} if self.http is not None else {}),
             "socket": str(self._folder / "gateway.sock"),
             "arena_bytes": self._arena.arena_bytes,
             "capacity": self._engine.agent.load.capacity,
@@ -128,6 +131,7 @@ class NodeStatus:
             "gateway": {"pid": self._gateway.pid, **(msgspec.structs.asdict(stats) if stats else {})},
             "cpu_s": self._meters.read(),
             "zygote_pid": self._zygote.pid,
+            "http_door": self.http.shown() if self.http is not None else None,
             "landlock": self.landlock,
             "store": self.succession.shown() if self.succession is not None else None,
         }

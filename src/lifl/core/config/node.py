@@ -39,6 +39,7 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     its own); a client sends `requests_per_s` beside what its updates take, and receives and sends `client_bytes_per_s`
     of models and updates (0: no limit).
     `wait_queue_max` updates of one job may wait for room in the arena before others are told BUSY.
+    `http` is the HOST:PORT at which clients come by HTTP; empty: none do.
     `control` is the HOST:PORT at which other nodes reach this one; with `join`, the control address of any member, the
     node joins that member's cluster; with an identity, or else by the token in `token_file`.
     `ca_cert` and `ca_key` are an authority of the operator's own, for the first node, which else makes one.
@@ -63,6 +64,7 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     requests_per_s: Annotated[int, msgspec.Meta(ge=1, le=REQUESTS_PER_S_MAX)] = REQUESTS_PER_S
     client_bytes_per_s: Annotated[int, msgspec.Meta(ge=0, le=BYTES_PER_S_MAX)] = 0
     wait_queue_max: Annotated[int, msgspec.Meta(ge=0, le=CONNECTIONS_MAX)] = 1024
+    http: Address = ""
     control: Address = ""
     join: Address = ""
     token_file: ConfigPath = ""
@@ -86,6 +88,8 @@ def parse_node(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> NodeCo
         table["arena_bytes"] = parse_size(table["arena_bytes"], "arena_bytes")
     config = convert(table, NodeConfig)
     split_address(config.listen, "listen")
+    if config.http:
+        split_address(config.http, "http")
     if config.control:
         split_address(config.control, "control")
     if config.join:
@@ -133,7 +137,8 @@ def _check_authority(config: NodeConfig) -> None:
 
 def beyond_loopback(config: NodeConfig) -> dict[str, str]:
     """Return the addresses on which other machines may reach the node, by their keys."""
-    listening = {"listen": config.listen} | ({"control": config.control} if config.control else {})
+    addresses = {"listen": config.listen, "control": config.control, "http": config.http}
+    listening = {key: address for key, address in addresses.items() if address}
     return {key: address for key, address in listening.items() if not is_loopback(split_address(address, key)[0])}
 
 

@@ -112,13 +112,22 @@ class Join(Message, frozen=True):
 class GetModel(Message, frozen=True):
     """Asks for the model that round `round` starts from.  `checked`: Checksums are to follow the bytes.
 
-    With the right `digest` the answer leaves the tensors out.
+    With the right `digest` the answer leaves the tensors out.  `direct`: who may write to its slot itself reads the
+    model where it is, and says ModelRead.
     """
 
     job: Name
     round: Count
     checked: bool = False
     digest: Digest | msgspec.UnsetType = msgspec.UNSET
+    direct: bool | msgspec.UnsetType = msgspec.UNSET
+
+
+class ModelRead(Message, frozen=True):
+    """The client is done with the model that it reads where it is."""
+
+    job: Name
+    round: Count
 
 
 class Submit(Message, frozen=True):
@@ -203,6 +212,7 @@ FromClient = (
     | Prove
     | Join
     | GetModel
+    | ModelRead
     | Submit
     | Filled
     | Leave
@@ -277,13 +287,19 @@ class Selected(Message, frozen=True):
 
 
 class Model(Message, frozen=True):
-    """Exactly `data_bytes` raw bytes of the model follow this frame, in the layout's order."""
+    """Exactly `data_bytes` raw bytes of the model follow this frame, in the layout's order.
+
+    With an `offset` none follow: they are there in the job's segment, whose descriptor came along, until the client
+    says ModelRead.  `checksum` is then what the model was sealed with; 0: it has none.
+    """
 
     job: Name
     round: Count
     tensors: Tensors
     data_bytes: Count
     digest: Digest | msgspec.UnsetType = msgspec.UNSET
+    offset: Count | msgspec.UnsetType = msgspec.UNSET
+    checksum: Bits64 | msgspec.UnsetType = msgspec.UNSET
 
 
 class Go(Message, frozen=True):

@@ -19,6 +19,7 @@ from lifl.core.fields import (
     Name,
     NotNegative,
     Pid,
+    Real,
     RuleName,
     Secret,
     StateNames,
@@ -29,9 +30,11 @@ from lifl.core.fields import (
     Who,
     Word,
 )
+from lifl.core.identity import ClusterName, Role
 from lifl.core.limits import BYTES_PER_S_MAX, CONTRIBUTION_BYTES_MAX
 from lifl.core.planning.treatment import Patterns
 from lifl.core.trust.bearers import Bearers
+from lifl.core.trust.enrolment import JobNames
 from lifl.core.trust.revocation import Revocations
 
 # ---- gateway → lifld -------------------------------------------------------------------------------------------
@@ -397,6 +400,31 @@ class SegmentClosed(Message, frozen=True):
     number: Count
 
 
+class ShownPeer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who somebody is, by the certificate or the `bearer` token (its number) that was checked at the HTTP door."""
+
+    cluster: ClusterName
+    role: Role
+    name: Name
+    serial: Word
+    begins_unix_s: Real
+    expires_unix_s: Real
+    issued_unix_s: Real
+    jobs: JobNames = ()
+    bearer: Word = ""
+
+
+class ClientCame(Message, frozen=True):
+    """A client has come by HTTP, and what it says comes by the socket whose descriptor came along.
+
+    `who` is at the other end.  The HTTP door says it to `lifld`, and that to the gateway; `peer` is None where nobody
+    is asked for a certificate.
+    """
+
+    who: Who
+    peer: ShownPeer | None = None
+
+
 class Drain(Message, frozen=True):
     """Accept no more connections, end those there are, and exit 0."""
 
@@ -439,6 +467,7 @@ ToGateway = (
     | Pulse
     | SegmentOpened
     | SegmentClosed
+    | ClientCame
     | Drain
     | Carry
     | Fetch

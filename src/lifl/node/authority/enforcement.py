@@ -21,12 +21,13 @@ class Door(Protocol):
 
 
 class Enforcement:
-    """Applies each change of the list to the gateway and to the doors of the daemon itself."""
+    """Applies each change of the list to the gateway (and the HTTP door) and to the doors of the daemon itself."""
 
     def __init__(self, revocations: Revocations, bearers: BearerTokens, gateway: Child) -> None:
         self._revocations = revocations
         self._bearers = bearers
-        self._gateway = gateway
+        self.children = [gateway]
+        """The processes that have doors: they are told both lists."""
         self._doors: list[Door] = []
         self.tell_bearers: Callable[[], None] = lambda: None
         """Told when the bearer tokens have changed, for other nodes."""
@@ -38,15 +39,16 @@ class Enforcement:
         self._doors.append(door)
         door.revoke(self._revocations.entries, self._revocations.list)
 
-    def tell_gateway(self) -> None:
-        """Tell the gateway the lists: it has just begun, or one of them has changed."""
-        self._gateway.send(gm.Revoked(self._revocations.entries), gm.BearersTold(self._bearers.entries))
+    def tell_children(self) -> None:
+        """Tell the lists to the processes with doors: one has just begun, or a list has changed."""
+        for child in self.children:
+            child.send(gm.Revoked(self._revocations.entries), gm.BearersTold(self._bearers.entries))
 
     def _tell_bearers(self) -> None:
-        self.tell_gateway()
+        self.tell_children()
         self.tell_bearers()
 
     def _apply(self) -> None:
-        self.tell_gateway()
+        self.tell_children()
         for door in self._doors:
             door.revoke(self._revocations.entries, self._revocations.list)

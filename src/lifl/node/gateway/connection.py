@@ -37,13 +37,13 @@ from lifl.core.protocol.frames import framed
 from lifl.core.trust import policy
 from lifl.core.trust.cookie import NONCE_BYTES, is_proof
 from lifl.node.gateway.client_socket import ClientSocket
-from lifl.node.gateway.content import Sums
+from lifl.node.gateway.content import JobLayout, Sums
 from lifl.node.gateway.frame_reader import FrameReader
 from lifl.node.gateway.grant_waiter import Grant, GrantWaiter
 from lifl.node.gateway.intake import Intake
 from lifl.node.gateway.outbox import Outbox
 from lifl.node.gateway.shared import Shared
-from lifl.node.security import Secured
+from lifl.node.security import Secured, Vouched
 from lifl.tls.faults import TlsFault
 from lifl.tls.waits import lingered
 
@@ -80,11 +80,14 @@ class Connection:
         self._shared = shared
         self._grants = GrantWaiter(shared.link)
         self._socket = ClientSocket(secured.sock, shared.movers, shared.read_waiter, self._grants.connection_ended)
+        if isinstance(secured, Vouched):
+            self._socket.who = secured.who
         self._reader = FrameReader(self._socket, shared)
         self._outbox = Outbox(self._socket, shared.waiting)
         self._loop = asyncio.get_running_loop()
         self._expiry: asyncio.TimerHandle | None = None
-        self._intake = Intake(number, shared, self._socket, self._reader, self._outbox, self._grants)
+        own = (self._socket, self._reader, self._outbox, self._grants)
+        self._intake = Intake(number, shared, *own, by_http=isinstance(secured, Vouched))
 
     # ---- what the daemon says --------------------------------------------------------------------------------------
 
@@ -383,6 +386,10 @@ class Connection:
             key = Key.unpack(grant.key)
             sums = Sums(self._shared.arena, key, want.checked)
             view = self._shared.arena.data(key)
+            if want.direct is True and self._direct:
+                await self._lend_model(key, job, want)
+                sent_bytes = data_bytes
+                return
             self._outbox.send_frame(*job.model(cm.Model(grant.job, grant.round, (), data_bytes), want.digest))
             if self._socket.is_shut:
                 raise ConnectionResetError("the connection ended before the model was sent")
@@ -395,6 +402,16 @@ class Connection:
             raise Refused("round-over", "round", "the round's model is gone; wait for the next selection") from error
         finally:
             self._shared.link.send(gm.ModelSent(self._number, grant.key, sent_bytes))
+
+    async def _lend_model(self, key: Key, job: JobLayout, want: cm.GetModel) -> None:
+        """Let a client read the model where it is, until it says that it is done, or ends."""
+        arena = self._shared.arena
+        offset, checksum = arena.offset(key), arena.entry(key).checksum
+        told = cm.Model(want.job, want.round, (), job.layout.data_bytes, offset=offset, checksum=checksum)
+        self._outbox.send_frame(*job.model(told, want.digest), descriptor=arena.descriptor(key))
+        read = await self._reader.read()
+        if read != cm.ModelRead(want.job, want.round):
+            raise RemoteFault(f"Model was answered by {type(read).__name__}, not by ModelRead of that round")
 
 
 def _refusal(refused: Refused, job: str = "", round_: int = -1) -> cm.Refusal:

@@ -47,8 +47,10 @@ class Intake:
         reader: FrameReader,
         outbox: Outbox,
         grants: GrantWaiter,
+        by_http: bool = False,
     ) -> None:
         self._conn = conn
+        self._by_http = by_http
         self._shared = shared
         self._socket = client_socket
         self._reader = reader
@@ -68,7 +70,7 @@ class Intake:
         """
         job = self._shared.job(submit.job)
         check_submit(job.layout, submit, client)
-        if not direct:
+        if self._by_http or not direct:
             wait_s = self._shared.quotas.bytes_wait_s(self._conn, job.flow, submit.data_bytes, self._loop.time())
             await self._socket.rest(wait_s)
         asked = (client, submit.job, submit.round, submit.weight, submit.metrics, direct, submit.fold, submit.ticket)

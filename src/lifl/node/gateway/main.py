@@ -43,6 +43,7 @@ from lifl.confine import box, signals
 from lifl.core import limits
 from lifl.core.config.values import joined_address
 from lifl.core.errors import LiflError, Refused, ResourceFault
+from lifl.core.identity import Identity
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import encode
@@ -62,12 +63,13 @@ from lifl.node.gateway.shared import Shared
 from lifl.node.greetings import cut
 from lifl.node.link import Link
 from lifl.node.listening import Listening
-from lifl.node.security import Cookie, PlainSpeech, Secured, Security
+from lifl.node.security import Cookie, PlainSpeech, Secured, Security, Vouched
 from lifl.node.who import who_is
 from lifl.shm.arena import Arena
 from lifl.shm.prefault import Prefault
 from lifl.tls.contexts import Contexts
 from lifl.tls.folder import load
+from lifl.tls.peer import Peer
 from lifl.tls.tls_socket import Stream
 from lifl.tls.waits import lingered, sent
 
@@ -130,7 +132,24 @@ class Gateway:
     # ---- clients ---------------------------------------------------------------------------------------------------
 
     def _taken(self, sock: socket.socket, _where: object) -> None:
-        who = who_is(sock)
+        self._take_in(sock, who_is(sock))
+
+    def _vouched(self, came: gm.ClientCame, fd: int) -> None:
+        """Take in a client whom the HTTP door has let in."""
+        sock, shown = socket.socket(fileno=fd), came.peer
+        sock.setblocking(False)
+        peer = None
+        if shown is not None:
+            times = (shown.begins_unix_s, shown.expires_unix_s)
+            identity = Identity(shown.role, shown.name)
+            peer = Peer(shown.cluster, identity, shown.serial, *times, shown.jobs, issued_unix_s=shown.issued_unix_s)
+        secured = Vouched(sock, self._security, came.who, peer, shown.bearer if shown is not None else "")
+        if secured.is_revoked:
+            sock.close()
+        else:
+            self._take_in(sock, came.who, secured)
+
+    def _take_in(self, sock: socket.socket, who: str, vouched: Vouched | None = None) -> None:
         try:
             self._quotas.arrived(self._next_number, who, asyncio.get_running_loop().time())
         except Refused as refused:
@@ -147,7 +166,7 @@ class Gateway:
             if sock.family != socket.AF_UNIX:
                 tune(sock)
             if sock.family == socket.AF_UNIX or not self._security.is_on:
-                self._attend_to(number, Secured(sock))
+                self._attend_to(number, vouched or Secured(sock))
             else:
                 self._arriving[number] = sock
                 self._start(self._secure(number, sock))
@@ -275,6 +294,8 @@ class Gateway:
                 shared.arena.segments.take(number, shared.link.taken_descriptor())
             case gm.SegmentClosed(number):
                 shared.arena.segments.forget(number)
+            case gm.ClientCame():
+                self._vouched(message, shared.link.taken_descriptor())
             case gm.Drain():
                 self._ending.set()
 
