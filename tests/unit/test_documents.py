@@ -24,6 +24,7 @@ NAMES = (
     "docs/failover.md",
     "docs/failures.md",
     "docs/flower.md",
+    "docs/http.md",
     "docs/operating.md",
     "docs/proof.md",
     "docs/protocol.md",

@@ -25,6 +25,7 @@ from lifl.node.http.operations import SAFETENSORS, WAIT_S_DEFAULT
 from lifl.node.http.sessions import Fate, JobEnded, NoRoom, Session, Sessions
 from lifl.node.http.uploads import Upload
 from lifl.node.http.wire import Exchange, Problem
+from lifl.node.security import Security
 
 STATUS = {
     "no-cookie": 401,
@@ -41,6 +42,8 @@ STATUS = {
     "not-own-job": 403,
     "not-listed": 403,
     "unknown-job": 404,
+    "not-secured": 404,
+    "no-roots": 503,
     "not-selected": 409,
     "wrong-round": 409,
     "replaced": 409,
@@ -80,7 +83,10 @@ def problem_of(refused: Refused) -> Problem:
 class Api:
     """The handlers; `ask_status` asks `lifld` for what the node does."""
 
-    def __init__(self, sessions: Sessions, ask_status: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+    def __init__(
+        self, sessions: Sessions, security: Security, ask_status: Callable[[], Awaitable[dict[str, Any]]]
+    ) -> None:
+        self._security = security
         self._sessions = sessions
         self._ask_status = ask_status
         self._loop = asyncio.get_running_loop()
@@ -90,6 +96,10 @@ class Api:
     async def get_description(self, exchange: Exchange, _caller: Caller | None, _of: Mapping[str, str]) -> None:
         """Answer with the description of all this."""
         await exchange.answer(200, described())
+
+    async def get_roots(self, exchange: Exchange, _caller: Caller | None, _of: Mapping[str, str]) -> None:
+        """Answer with the authority's roots."""
+        await exchange.answer(200, self._security.roots().encode(), kind="text/plain")
 
     async def get_status(self, exchange: Exchange, caller: Caller, _of: Mapping[str, str]) -> None:
         """Answer with what the node does."""

@@ -94,7 +94,7 @@ class Door:
         """Serve until it is told to end."""
         self._link = Link(link_sock, hm.ToHttp, self._on_message, lambda _error: self._ending.set())
         sessions = Sessions(self._link)
-        self._api = Api(sessions, self._status)
+        self._api = Api(sessions, self._security, self._status)
         door = Listening("http", listener, self._taken)
         host, port = listener.getsockname()[:2]
         self._link.send(hm.HttpReady(os.getpid(), joined_address(host, port), self._landlock))

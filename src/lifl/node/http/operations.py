@@ -59,6 +59,13 @@ _CONTENT_RANGE = _parameter(
 OPERATIONS = (
     Operation("get_description", "GET", "/openapi.json", "This description.", {200: ("OpenAPI 3.1.", "object")}),
     Operation(
+        "get_roots",
+        "GET",
+        "/roots.pem",
+        "The roots of the cluster's authority: to be believed by nobody who does not compare them with a bearer token.",
+        {200: ("PEM.", "text"), 404: ("This node has no certificates.", "Problem")},
+    ),
+    Operation(
         "get_status",
         "GET",
         "/v1/status",
@@ -132,7 +139,7 @@ OPERATIONS = (
         (_JOB, _CLIENT),
     ),
 )
-OPEN = ("get_description",)
+OPEN = ("get_description", "get_roots")
 """What takes no credential."""
 
 
