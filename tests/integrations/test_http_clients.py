@@ -1,0 +1,70 @@
+"""The clients of examples/ that take part by HTTP, in C and in JavaScript; and the description, held by Schemathesis."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fleet import WAIT_S, submit
+from http_clients import authorization, committed
+from nodes import Node
+from safetensors.numpy import load_file
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+ROUNDS = 2
+MODEL = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32([7])}
+
+
+@pytest.fixture
+def node(start_node: Callable[..., Node]) -> Node:
+    return start_node("--http", "127.0.0.1:0", "--redirector", "unix", "--requests-per-s", "1000")
+
+
+def test_one_in_c_and_one_in_javascript_train_a_model(node: Node, tmp_path: Path) -> None:
+    compiler, javascript = shutil.which("gcc"), shutil.which("node")
+    assert compiler and javascript, "gcc and node are needed"
+    built = tmp_path / "http_client"
+    subprocess.run([compiler, "-Wall", "-Werror", "-O2", "-o", built, EXAMPLES / "http_client.c"], check=True)
+    submit(node, "j", MODEL, job__rounds=ROUNDS, selection__clients_per_round=2)
+    header, address = node.state_dir / "http.header", node.info["http"]
+    host, _, port = address.rpartition(":")
+    commands = (
+        [built, host, port, header, "j", "in-c"],
+        [javascript, EXAMPLES / "http_client.mjs", f"http://{address}", header, "j", "in-javascript"],
+    )
+    clients = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+    try:
+        told = [client.communicate(timeout=WAIT_S)[0] for client in clients]
+    finally:
+        for client in clients:
+            client.kill()
+    for client, lines in zip(clients, told, strict=True):
+        assert client.returncode == 0, lines
+        assert lines.count("accepted") == ROUNDS and "job-over" in lines
+    made = load_file(committed(node, ROUNDS))
+    assert np.array_equal(made["w"], MODEL["w"] + ROUNDS) and made["b"] == 7 + ROUNDS
+
+
+def test_what_is_answered_is_what_is_described(node: Node) -> None:
+    """Whatever is asked: no answer that the description does not have, and no fault of the node."""
+    submit(node, "j", MODEL, job__rounds=ROUNDS, selection__clients_per_round=2)
+    ((name, value),) = authorization(node).items()
+    command = [str(Path(sys.executable).parent / "schemathesis"), "run", f"http://{node.info['http']}/openapi.json"]
+    command += [
+        "-H",
+        f"{name}: {value}",
+        "--max-examples",
+        "30",
+        "--request-timeout",
+        "70",
+        "--generation-database",
+        "none",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert node.is_up()
