@@ -1,4 +1,4 @@
-"""The clients of examples/ that take part by HTTP, in C and in JavaScript; and the description, held by Schemathesis."""
+"""The clients of examples/ that take part by HTTP, in C and in JavaScript; the description, held by Schemathesis."""
 
 from __future__ import annotations
 
