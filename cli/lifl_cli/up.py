@@ -74,7 +74,7 @@ def node_flags(command: F) -> F:
         kind = click.STRING if key == "arena_bytes" or isinstance(default, str) else type(default)
         shown = size_text(default) if key == "arena_bytes" else str(default)
         text = f"{NODE_FLAGS[key]}  [default: {shown}]" if shown else NODE_FLAGS[key]
-        bare = {"is_flag": False, "flag_value": BARE[key]} if key in BARE else {}
+        bare: dict[str, Any] = {"is_flag": False, "flag_value": BARE[key]} if key in BARE else {}
         command = click.option(flag, key, type=kind, help=text, **bare)(command)
     return command
 
