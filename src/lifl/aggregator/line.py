@@ -62,6 +62,8 @@ class Line:
         self._answers: SimpleQueue[Message | OSError] = SimpleQueue()
         self._sink: memoryview | None = None
         self._unix = ""
+        self.dialled = ""
+        """Where the connection was made to: HOST:PORT, a state folder or ``unix:PATH``."""
         self.asked: cm.FromClient | None = None
         """What is to be answered now."""
         self.node = ""
@@ -152,7 +154,7 @@ class Line:
         if cm.FOLDS not in stream.knows:
             stream.close()
             raise Refused("old-node", "node", f"the node at {address} is of a version that knows no folds; upgrade it")
-        self.node = stream.node
+        self.node, self.dialled = stream.node, address
         path = os.path.join(address, "gateway.sock") if os.path.isdir(address) else address.removeprefix("unix:")
         self._unix = os.path.abspath(path) if stream.is_local else ""
         self._answers = SimpleQueue()

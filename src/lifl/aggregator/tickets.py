@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
+import os
+import socket
 import time
 
 import msgspec
@@ -16,6 +19,7 @@ from lifl.core.trust.ticket import credential_of
 TICKET_S = 3600.0
 BEGIN = "lifl-ticket-1:"
 CHARS_MAX = 4096
+UNIX = "unix:"
 
 
 class TicketContent(msgspec.Struct, frozen=True, array_like=True):
@@ -41,9 +45,47 @@ def made_ticket(session: Session, fold: int, client: str, valid_s: float) -> str
         raise Refused("bad-time", "valid_s", f"valid_s={valid_s!r}: give seconds, at most {DEADLINE_S_MAX:.0f}")
     expires = int(time.time() + valid_s)
     credential = credential_of(session.secret, session.name, fold, client, expires)
-    addresses = tuple(filter(None, (session.gateway, *session.line.own_addresses())))
+    addresses = (*_from_elsewhere(session.gateway, session.line.dialled), *session.line.own_addresses())
     content = TicketContent(addresses, session.line.node, session.name, fold, client, credential, expires)
     return BEGIN + base64.urlsafe_b64encode(msgspec.msgpack.encode(content)).decode()
+
+
+def _from_elsewhere(gateway: str, dialled: str) -> list[str]:
+    """Return where others reach the gateway: one that listens everywhere says so, and nobody can dial that.
+
+    Then it is where the fold's host has `dialled` it or, on the host's own machine, that from which it sends out.
+    """
+    host, _, port = gateway.rpartition(":")
+    found = _address_of(host)
+    if not gateway or found is None or not found.is_unspecified:
+        return [gateway] if gateway else []
+    met = dialled.rpartition(":")[0]
+    own = _address_of(met)
+    if met and not dialled.startswith(UNIX) and not os.path.isdir(dialled) and not (own and own.is_loopback):
+        return [f"{met}:{port}"]
+    out = [_way_out(socket.AF_INET, "192.0.2.1")]
+    if found.version == 6:
+        out.append(_way_out(socket.AF_INET6, "2001:db8::1"))
+    return [*(f"{each}:{port}" for each in out if each), f"127.0.0.1:{port}"]
+
+
+def _address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the address that a host is, or None for a name."""
+    try:
+        return ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return None
+
+
+def _way_out(family: int, towards: str) -> str:
+    """Return the machine's address from which it would send to another one (nothing is sent), or ''."""
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((towards, 9))
+        except OSError:
+            return ""
+        address = str(probe.getsockname()[0])
+    return f"[{address}]" if family == socket.AF_INET6 else address
 
 
 def read_ticket(line: str) -> TicketContent:
