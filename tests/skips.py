@@ -113,6 +113,11 @@ def has_no_flwr() -> bool:
     return importlib.util.find_spec("flwr") is None
 
 
+def has_no_nvflare() -> bool:
+    """What `make test-integrations` installs is not there."""
+    return importlib.util.find_spec("nvflare") is None
+
+
 def has_no_filter() -> bool:
     """The numbers of this machine's system calls are not known to the box."""
     from lifl.confine import seccomp
@@ -150,6 +155,7 @@ ALLOWED: dict[str, Callable[[], bool]] = {
     r"needs etcd": has_no_etcd,
     r"make test-integrations installs torch": has_no_torch,
     r"make test-integrations installs flwr": has_no_flwr,
+    r"make test-integrations installs nvflare": has_no_nvflare,
     r"no filter for this machine": has_no_filter,
 }
 """Why a test may be skipped, and whether that is so here."""

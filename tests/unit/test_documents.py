@@ -25,6 +25,8 @@ NAMES = (
     "docs/failures.md",
     "docs/flower.md",
     "docs/http.md",
+    "docs/nvflare.md",
+    "docs/openfl.md",
     "docs/operating.md",
     "docs/proof.md",
     "docs/protocol.md",

@@ -1,0 +1,172 @@
+"""Jobs of NVFlare as it documents them, run by its simulator and by a project that it provisions: before and after."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from etcd_servers import free_port
+
+nvflare = pytest.importorskip("nvflare", reason="NOT TESTED: make test-integrations installs nvflare")
+yaml = pytest.importorskip("yaml", reason="NOT TESTED: make test-integrations installs nvflare")
+
+JOBS = Path(__file__).parent / "nvflare_jobs"
+ROOT = Path(__file__).parents[2]
+RUN_S = 600.0
+LINE = 'train_script="hello_client.py",'
+MEAN = re.compile(r"LIFL: the mean of (\d+) updates, of weight (\S+)")
+
+
+class Run:
+    """A job's run that has ended: what it said, and what it left."""
+
+    def __init__(self, program: Path, arguments: list[str], name: str, workspace: Path) -> None:
+        # NVFlare puts its jobs' own folder before everything else: see `lifl/integrations/nvflare/__init__.py`.
+        env = os.environ | {"PYTHONPATH": str(ROOT / "src"), "NVFLARE_POC_WORKSPACE": str(workspace / "poc")}
+        workspace.mkdir(exist_ok=True)
+        env["HOME"] = str(workspace)  # NVFlare writes there, too
+        command = [sys.executable, str(program), str(workspace), *arguments]
+        done = subprocess.run(
+            command, cwd=program.parent, env=env, capture_output=True, text=True, check=False, timeout=RUN_S
+        )
+        self.failed = bool(done.returncode)
+        self.text = done.stdout + done.stderr
+        self.server = workspace / name / "server/simulate_job"
+
+    @property
+    def means(self) -> list[tuple[int, float]]:
+        """Of each round that LIFL aggregated, the number of updates and their weight."""
+        return [(int(count), float(weight)) for count, weight in MEAN.findall(self.text)]
+
+    def model(self, name: str = "model.npz") -> dict[str, Any]:
+        """The last model."""
+        assert not self.failed, self.text[-4000:]
+        found = np.load(self.server / name)
+        return dict(found) if name.endswith("z") else {"": found}
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """What NVFlare wrote of each round's metrics, the sites in the order of their names."""
+        lines = (self.server / "metrics/round_metrics.jsonl").read_text().splitlines()
+        rounds = [json.loads(line) for line in lines]
+        return [each | {"sites": sorted(each["sites"], key=lambda site: site["name"])} for each in rounds]
+
+
+def hello(folder: Path, *more: str, behind: str = "") -> Run:
+    """Runs the first example, with lines added to its recipe's arguments and behind it."""
+    text = (JOBS / "hello_job.py").read_text()
+    assert text.count(LINE) == 1
+    changed = text.replace(LINE, "\n        ".join([LINE, *more])).replace("    run = ", f"    {behind}\n    run = ")
+    imports = "from lifl.integrations.nvflare import LiflAggregator, send_by_lifl\n\n\ndef main"
+    folder.mkdir()
+    (folder / "hello_job.py").write_text(changed.replace("\ndef main", imports) if more else text)
+    (folder / "hello_client.py").write_text((JOBS / "hello_client.py").read_text())
+    return Run(folder / "hello_job.py", [], "hello-numpy", folder)
+
+
+def many(folder: Path, way: str, special: str) -> Run:
+    """Runs the job of many tensors."""
+    return Run(JOBS / "many_job.py", [way, special], "many", folder)
+
+
+def same_models(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """They are to float tolerance; NVFlare sums half precision in half precision, so that it is wrong by some of it."""
+    assert list(one) == list(other)
+    for name, array in one.items():
+        assert (array.dtype, array.shape) == (other[name].dtype, other[name].shape), name
+        np.testing.assert_allclose(other[name], array, rtol=5e-3 if array.dtype == np.float16 else 1e-5, atol=1e-6)
+
+
+def same_metrics(one: Run, other: Run) -> None:
+    """NVFlare's own files of them say the same."""
+    for first, second in zip(one.metrics(), other.metrics(), strict=True):
+        averages = [{each["name"]: each["value"] for each in of["aggregated_metrics"]} for of in (first, second)]
+        assert averages[0] == pytest.approx(averages[1])
+        assert first | {"aggregated_metrics": 0} == second | {"aggregated_metrics": 0}
+
+
+def test_one_line_of_the_first_example_is_changed_and_its_result_is_the_same(tmp_path: Path) -> None:
+    before = hello(tmp_path / "before")
+    after = hello(tmp_path / "after", "aggregator=LiflAggregator(),")
+    by_lifl = hello(tmp_path / "by-lifl", "aggregator=LiflAggregator(),", behind="send_by_lifl(recipe)")
+    expected = before.model("models/server.npy")[""]
+    for run in (after, by_lifl):
+        np.testing.assert_array_equal(run.model("models/server.npy")[""], expected)
+        assert run.means == [(2, 4.0)] * 2
+        same_metrics(before, run)
+    assert "own message" not in by_lifl.text
+
+
+def test_weights_metrics_exclusions_and_every_kind_of_tensor_are_as_nvflare_has_them(tmp_path: Path) -> None:
+    stock = many(tmp_path / "stock", "stock", "FULL,unmeasured")
+    aggregator = many(tmp_path / "aggregator", "aggregator", "FULL,unmeasured")
+    # One of the three does not reach the gateway: it asks for the model, and its update rides in its message.
+    cut = many(tmp_path / "cut", "filters", "FULL,unmeasured,cut")
+    expected = stock.model()
+    assert "skip.this" not in expected
+    for run in (aggregator, cut):
+        same_models(expected, run.model())
+        assert run.means == [(3, 75.0)] * 2
+        assert all(not each["aggregated_metrics"] for each in run.metrics())
+        same_metrics(stock, run)
+    assert cut.text.count("client site-2 cannot fetch the model") == 1, "not once, or not in NVFlare's own message"
+
+
+def test_differences_are_added_to_the_model(tmp_path: Path) -> None:
+    stock, by_lifl = (many(tmp_path / way, way, "DIFF") for way in ("stock", "filters"))
+    same_models(stock.model(), by_lifl.model())
+    same_metrics(stock, by_lifl)
+    assert by_lifl.means == [(3, 75.0)] * 2
+
+
+def test_updates_that_are_not_laid_out_as_the_model_ride_in_the_messages(tmp_path: Path) -> None:
+    stock, by_lifl = (many(tmp_path / way, way, "FULL,part") for way in ("stock", "filters"))
+    same_models(stock.model(), by_lifl.model())
+    assert "half" not in by_lifl.model()
+    assert by_lifl.text.count("not laid out as the model") == 3, "each client says it once"
+
+
+@pytest.mark.parametrize("way", ["aggregator", "filters"])
+def test_an_update_that_cannot_count_is_refused_by_its_name_and_the_others_count(way: str, tmp_path: Path) -> None:
+    run = many(tmp_path / way, way, "FULL,nan")
+    assert run.means == [(2, 55.0)] * 2
+    assert "tensor 'wide' contains NaN" in run.text.replace("\\", "")
+    assert np.isfinite(run.model()["wide"]).all()
+
+
+def test_what_cannot_be_is_refused_by_its_name(tmp_path: Path) -> None:
+    alone = many(tmp_path / "alone", "alone", "FULL")
+    assert alone.failed and "only a LiflAggregator takes what comes of them" in alone.text
+    unfit = many(tmp_path / "unfit", "aggregator", "FULL,unfit")
+    assert unfit.failed and "cannot aggregate this job's model: tensor 'words'" in unfit.text.replace("\\", "")
+    assert "sent task assignment" not in unfit.text, "before the first round's first message"
+    mixed = many(tmp_path / "mixed", "aggregator", "FULL,mixed")
+    assert "params_type is" in mixed.text and mixed.means != [(3, 75.0)] * 2
+
+
+def provisioned(port: int) -> str:
+    """NVFlare's own example of a project, with three sites and a port that is free."""
+    project = yaml.safe_load((Path(nvflare.__file__).parent / "lighter/dummy_project.yml").read_text())
+    participants = [each for each in project["participants"] if each["type"] != "client"]
+    next(each for each in participants if each["type"] == "server").update(name="server", fed_learn_port=port)
+    participants += [{"name": f"site-{number}", "type": "client", "org": "nvidia"} for number in (1, 2, 3)]
+    return str(yaml.safe_dump(project | {"participants": participants}))
+
+
+def test_in_a_provisioned_project(tmp_path: Path) -> None:
+    project = tmp_path / "project.yml"
+    project.write_text(provisioned(free_port()))
+    run = Run(JOBS / "many_job.py", ["filters", "FULL", str(project)], "many", tmp_path)
+    assert not run.failed and "STATUS FINISHED:COMPLETED" in run.text, run.text[-4000:]
+    place = re.findall(r"^RESULT (.*)$", run.text, re.MULTILINE)[0]
+    (path,) = Path(place).rglob("model.npz")
+    stock = many(tmp_path / "stock", "stock", "FULL")
+    same_models(stock.model(), dict(np.load(path)))
+    (log,) = (path for path in Path(place).rglob("log.txt"))
+    assert MEAN.findall(log.read_text()) == [("3", "75")] * 2
