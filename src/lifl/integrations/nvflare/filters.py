@@ -119,6 +119,7 @@ class LiflFilter(Filter):  # type: ignore[misc]
             with Taking(taken.sent.reference, identity=self.identity or None) as taking:
                 taking.submit(tensors, weight)
         except UpdateRefused as refused:
+            self.log_error(fl_ctx, f"the update cannot count: {refused}")
             return _with(shareable, dxo, Brought(taken.sent.reference, str(refused)).data())
         except (NotReached, FoldFailed, Refused) as error:
             self._say(f"the update goes in NVFlare's own message: {error}", fl_ctx)
