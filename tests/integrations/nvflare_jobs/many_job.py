@@ -55,7 +55,7 @@ def main():
         print("RESULT", run.get_result())
         print("STATUS", run.get_status())
     finally:
-        env.stop(clean_up=True)
+        env.stop()  # its files stay, the model is among them
 
 
 if __name__ == "__main__":
