@@ -17,6 +17,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import gateway_template
+
 from lifl.core.errors import ArenaFull
 from lifl.core.fields import Message
 from lifl.core.ids import Key, Kind
@@ -33,6 +35,7 @@ from lifl.tls.tls_socket import TlsSocket
 
 WAIT_S = 60.0
 """Only a failing test waits so long."""
+NONE = "pass"
 _RUN = "import sys; {settings}; from lifl.node.gateway.main import main; sys.exit(main())"
 
 
@@ -46,7 +49,7 @@ class StandIn:
         self,
         arena_bytes: int = 32 << 20,
         connections_max: int = 16,
-        settings: str = "pass",
+        settings: str = NONE,
         identity: Path | None = None,
         cookie: Path | None = None,
         **quotas: int,
@@ -83,24 +86,26 @@ class StandIn:
     def _start(self) -> None:
         self.link, theirs = socket.socketpair()
         fds = [theirs.fileno(), self.listener.fileno(), self.unix_listener.fileno()]
-        options = dict(zip(("--fd", "--tcp-fd", "--unix-fd"), map(str, fds), strict=True))
-        options |= {"--arena": self.arena.name, "--connections-max": str(self.connections_max)}
+        options = {"--arena": self.arena.name, "--connections-max": str(self.connections_max)}
         options |= {f"--{name.replace('_', '-')}": str(value) for name, value in self.quotas.items()}
         if self.identity is not None:
             options["--identity"] = str(self.identity)
         if self.cookie is not None:
             options["--cookie"] = str(self.cookie)
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _RUN.format(settings=self.settings)] + [w for pair in options.items() for w in pair],
-            pass_fds=fds,
-            stderr=subprocess.PIPE,
-        )
+        self.process = self._process([word for pair in options.items() for word in pair], fds)
         theirs.close()
         self.arena.places.on_open = self._opened
         self._said = [message for message in self.said if not isinstance(message, gm.GatewayReady)]
         self.thread = threading.Thread(target=self._serve, daemon=True)
         self.thread.start()
         assert self.wait_for(gm.GatewayReady).listen == (self.tcp,)
+
+    def _process(self, flags: list[str], fds: list[int]) -> subprocess.Popen[bytes] | gateway_template.Forked:
+        if self.settings == NONE:
+            return gateway_template.fork(flags, fds)
+        flags += [word for pair in zip(gateway_template.PASSED, map(str, fds), strict=True) for word in pair]
+        command = [sys.executable, "-c", _RUN.format(settings=self.settings), *flags]
+        return subprocess.Popen(command, pass_fds=fds, stderr=subprocess.PIPE)
 
     def _opened(self, number: int, fd: int) -> None:
         socket.send_fds(self.link, [encode(gm.SegmentOpened(number))], [fd])

@@ -246,6 +246,8 @@ def test_who_is_cut_off_itself_stays_where_it_is(
 
     ask = liveness.probe
     monkeypatch.setattr(liveness, "probe", probe)
+    for name in ("SILENT_S", "ANSWER_S"):
+        monkeypatch.setattr(liveness, name, 0.5)
     trainer = Trainer(node.tcp)
     node.wait_for(gm.Sealed)
     node.wait_for(gm.AskPulse)

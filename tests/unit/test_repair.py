@@ -13,6 +13,8 @@ from pathlib import Path
 import msgspec
 import pytest
 from accounts import NOBODY, common_python
+from click.testing import CliRunner
+from lifl_cli import doctor
 from nodes import Node, run_lifl
 
 from lifl.core.config.job import parse_job
@@ -20,7 +22,7 @@ from lifl.core.schema import TensorSpec
 from lifl.node import folders
 from lifl.node.store import NodeStore
 
-FLAGS = ("--listen", "127.0.0.1:0", "--arena-bytes", "32MiB", "--capacity", "1")
+FLAGS = ("--listen", "127.0.0.1:0", "--arena-bytes", "32MiB", "--capacity", "1", "--redirector", "unix")
 
 
 TENSORS = (TensorSpec("w", "float32", (4,)),)
@@ -113,11 +115,11 @@ def test_a_folder_that_no_node_starts_on_is_repaired(tmp_path: Path, damage: str
     before = {path.name for path in folder.iterdir()}
     done = run_lifl("up", "-d", *FLAGS, *state)
     assert done.returncode == 1 and str(folder) in done.stderr and "Traceback" not in done.stderr, done.stderr
-    found = [line for line in json.loads(run_lifl("doctor", "--json", *state).stdout) if line["level"] == "fail"]
-    assert any("--repair" in line["fix"] for line in found), "doctor alone says it"
+    found = list(doctor._contents(folder))
+    assert any(each.level == "fail" and "--repair" in each.fix for each in found), "doctor alone says it"
     assert before <= {path.name for path in folder.iterdir()}, "and does nothing"
-    done = run_lifl("doctor", "--repair", *state)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(doctor.doctor, ["--repair", *state])
+    assert done.exit_code == 0, done.output
     assert "-> " in done.stdout and "done" in done.stdout
     aside = "lifl.db to lifl.db.aside" in done.stdout
     if aside and "as database" not in damage:
@@ -126,7 +128,14 @@ def test_a_folder_that_no_node_starts_on_is_repaired(tmp_path: Path, damage: str
     node.up()
     assert bool(node.json("jobs")["jobs"]) == (not aside), "what is good is kept"
     node.down()
-    assert "nothing to repair" in run_lifl("doctor", "--repair", *state).stdout
+    assert not list(doctor._contents(folder))
+
+
+def test_what_is_damaged_is_among_all_that_doctor_says(tmp_path: Path) -> None:
+    with_job(tmp_path)
+    execute(tmp_path, "DROP TABLE rounds")
+    found = json.loads(run_lifl("doctor", "--json", "--state", str(tmp_path)).stdout)
+    assert any(line["level"] == "fail" and "--repair" in line["fix"] for line in found)
 
 
 NEWER: dict[str, Callable[[Path], object]] = {
@@ -169,8 +178,8 @@ FOREIGN = ["lifld.log", "lifld.lock", "lifl.db", "redirect", ""]
 def test_what_root_has_made_in_a_users_folder_is_given_back(state_dir: Path, name: str) -> None:
     """One that only root can mend is named, with the command; and root's own `lifl doctor --repair` does it."""
     os.chown(state_dir, NOBODY, NOBODY)
-    flags, state = [*FLAGS, "--redirector", "unix"], ("--state", str(state_dir))
-    assert as_nobody("up", "-d", *flags, *state).returncode == 0
+    state = ("--state", str(state_dir))
+    assert as_nobody("up", "-d", *FLAGS, *state).returncode == 0
     assert as_nobody("down", *state).returncode == 0
     path = state_dir / name
     for as_root in (False, True):
@@ -178,7 +187,7 @@ def test_what_root_has_made_in_a_users_folder_is_given_back(state_dir: Path, nam
             path.mkdir()
         os.chown(path, 0, 0)
         path.chmod(0o700 if path.is_dir() else 0o600)
-        done = as_nobody("up", "-d", *flags, *state)
+        done = as_nobody("up", "-d", *FLAGS, *state)
         assert "Traceback" not in done.stderr
         assert done.returncode == 1
         if not as_root:
@@ -196,7 +205,7 @@ def test_what_root_has_made_in_a_users_folder_is_given_back(state_dir: Path, nam
             assert "nothing to repair" in as_nobody("doctor", "--repair", *state).stdout
         owners = {each.lstat().st_uid for each in (state_dir, *state_dir.rglob("*"))}
         assert owners == {NOBODY}, "a repair makes nothing that is another's"
-        assert as_nobody("up", "-d", *flags, *state).returncode == 0
+        assert as_nobody("up", "-d", *FLAGS, *state).returncode == 0
         assert as_nobody("down", *state).returncode == 0
 
 
