@@ -17,6 +17,7 @@ from lifl import failpoints
 
 LIFL = [sys.executable, "-m", "lifl_cli.main"]
 COMMAND_TIMEOUT_S = 120.0
+SETTLED_FIRST = "import sys; {settings}; from lifl_cli.main import main; sys.argv[0] = 'lifl'; main()"
 LOG_TAIL_LINES = 80
 
 
@@ -123,3 +124,33 @@ class Node:
             assert ended, f"lifld (pid {self.pid}) lives {COMMAND_TIMEOUT_S} s after signal {number}"
         finally:
             os.close(process)
+
+
+class Foreground(Node):
+    """A node whose `lifld` is a child of the test's process; in it `settings`, statements of Python, run first."""
+
+    def __init__(self, state_dir: Path, flags: tuple[str, ...], settings: str) -> None:
+        super().__init__(state_dir, flags)
+        self._settings = settings
+
+    def up(self, *more: str) -> None:
+        """Starts `lifld`; its log is where that of another node is."""
+        self.state_dir.mkdir(mode=0o700, exist_ok=True)
+        flags = ["--json", "--state", str(self.state_dir), *self._flags, *more]
+        with open(self.state_dir / "lifld.log", "ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", SETTLED_FIRST.format(settings=self._settings), "up", *flags],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, (self.state_dir / "lifld.log").read_text()
+        self.info = json.loads(line)
+
+    def end(self) -> None:
+        """Ends it, unless it has ended, and waits for that."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        self.process.communicate(timeout=COMMAND_TIMEOUT_S)

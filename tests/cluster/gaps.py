@@ -242,7 +242,18 @@ def running(cluster: Cluster, job: str, oracle: OneHot) -> Iterator[Commits]:
     commits.join()
 
 
-def measure(cluster: Cluster, job: str, fault: Fault, victim: Machine | None = None) -> Measured:
+FELT_S = 15.0
+"""A fault is felt within this time: longer than it takes to declare a node dead."""
+
+
+def measure(
+    cluster: Cluster,
+    job: str,
+    fault: Fault,
+    victim: Machine | None = None,
+    felt_s: float = FELT_S,
+    after_rounds: int = AFTER,
+) -> Measured:
     """What a fault of a node (the second one) does to a job: nothing is lost or doubled, and it goes on."""
     oracle, victim = OneHot(CLIENTS), victim or cluster.agents[0]
     with running(cluster, job, oracle) as commits:
@@ -251,12 +262,12 @@ def measure(cluster: Cluster, job: str, fault: Fault, victim: Machine | None = N
         undo = fault(cluster, victim)
         try:
             # The fault may be felt late, or not at all: a worker that is stopped while nothing is for it.
-            until("rounds after the fault", lambda: _goes_on(commits, began_s))
+            until("rounds after the fault", lambda: _goes_on(commits, began_s + felt_s, began_s, after_rounds))
             gap_s = commits.longest_gap_s(began_s)
         finally:
             undo()
         after = len(commits.times)
-        commits.wait("round.committed", after + AFTER)
+        commits.wait("round.committed", after + after_rounds)
         until("the node back", lambda: cluster.coordinator.states().get(victim.name) == "alive")
     lines = oracle.check(cluster.coordinator, job)
     failed = [line for line in ask(cluster.coordinator, om.JobStatus(job))["rounds"] if line["status"] == "failed"]
@@ -264,18 +275,14 @@ def measure(cluster: Cluster, job: str, fault: Fault, victim: Machine | None = N
     return Measured(gap_s, usual_s, len(lines), lost, len(failed))  # were one doubled, the oracle would have raised
 
 
-def _goes_on(commits: Commits, began_s: float) -> bool:
+def _goes_on(commits: Commits, until_s: float, began_s: float, after_rounds: int) -> bool:
     """So many commits have followed the longest gap, long enough after the fault for it to have been felt."""
     times = [at for at, _ in commits.times]
     gaps = [(later - earlier, later) for earlier, later in pairwise(times) if later >= began_s]
-    if time.monotonic() < began_s + FELT_S or not gaps:
+    if time.monotonic() < until_s or not gaps:
         return False
     _gap_s, ended_s = max(gaps)
-    return sum(at > ended_s for at in times) >= AFTER
-
-
-FELT_S = 15.0
-"""A fault is felt within this time: longer than it takes to declare a node dead."""
+    return sum(at > ended_s for at in times) >= after_rounds
 
 
 def main() -> None:

@@ -10,7 +10,11 @@ import pytest
 from gaps import COORDINATORS, FAULTS, measure
 from netns import Cluster
 
+from lifl.core.protocol.cluster import DEAD_S
+
 GAP_MAX_S = 60.0
+FELT_S, AFTER = DEAD_S + 3.0, 8
+"""Long enough to declare a node dead; and rounds after that."""
 FELT = [
     "SIGSTOP of `lifld`",
     "SIGSTOP of the gateway",
@@ -25,7 +29,7 @@ COORDINATORS_FELT = ["SIGSTOP of its gateway", "SIGSTOP of its zygote", "databas
 
 @pytest.mark.parametrize("number", range(len(FELT)), ids=[name.replace("`", "").replace(" ", "-") for name in FELT])
 def test_rounds_are_committed_while_it_lasts(three: Cluster, number: int) -> None:
-    found = measure(three, f"g{number}", FAULTS[FELT[number]])
+    found = measure(three, f"g{number}", FAULTS[FELT[number]], None, FELT_S, AFTER)
     print(f"{FELT[number]}: {found}")
     assert found.gap_s < GAP_MAX_S
     assert (found.lost, found.attempts_failed) == (0, 0)
@@ -35,7 +39,7 @@ def test_rounds_are_committed_while_it_lasts(three: Cluster, number: int) -> Non
     "number", range(len(COORDINATORS_FELT)), ids=[name.replace(" ", "-") for name in COORDINATORS_FELT]
 )
 def test_rounds_are_committed_though_a_part_of_the_coordinator_fails(three: Cluster, number: int) -> None:
-    found = measure(three, f"c{number}", COORDINATORS[COORDINATORS_FELT[number]], three.coordinator)
+    found = measure(three, f"c{number}", COORDINATORS[COORDINATORS_FELT[number]], three.coordinator, FELT_S, AFTER)
     print(f"{COORDINATORS_FELT[number]}: {found}")
     assert found.gap_s < GAP_MAX_S
     assert found.lost == 0

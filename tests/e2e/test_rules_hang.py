@@ -6,11 +6,12 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
 from fleet import OneHot, Watch, arena_use, ask, fleet, submit, until
-from nodes import Node
+from nodes import Foreground, Node
 
 from lifl.core.protocol import cli as om
 
@@ -56,6 +57,7 @@ class Deep(Rule):
     def finish(self, model, mean, state):
         return mean
 """
+HASTY = "from lifl.node import daemon; daemon.DRAIN_S = 2.0"
 FAN_IN_ONE = {"aggregation__fan_in": 1}
 
 
@@ -139,13 +141,19 @@ def test_at_cancel_its_worker_is_killed(start_node: Callable[..., Node]) -> None
     until("an empty arena", lambda: arena_use(node) == (0, 0))
 
 
-def test_at_down_its_worker_is_killed(start_node: Callable[..., Node]) -> None:
-    node = start_node("--redirector", "unix")
-    oracle = endless(node, "j", "fold")
-    with fleet(node.address, "j", 8, oracle.update):
-        worker = spinning(node)
-        node.lifl("down")
-        until("its end", lambda: has_ended(worker))
+def test_at_down_its_worker_is_killed(state_dir: Path) -> None:
+    """After the time that rounds have for their end."""
+    node = Foreground(state_dir, ("--listen", "127.0.0.1:0", "--arena-bytes", "64MiB", "--redirector", "unix"), HASTY)
+    node.up()
+    try:
+        oracle = endless(node, "j", "fold")
+        with fleet(node.address, "j", 8, oracle.update):
+            worker = spinning(node)
+            node.lifl("down")
+            until("its end", lambda: has_ended(worker))
+    finally:
+        node.end()
+    assert "rounds were not committed within 2 s" in (state_dir / "lifld.log").read_text()
 
 
 def test_a_worker_that_is_stopped_is_killed_and_its_task_is_done_by_another(start_node: Callable[..., Node]) -> None:

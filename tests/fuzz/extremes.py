@@ -33,7 +33,7 @@ from lifl.core.protocol.frames import FrameDecoder, encode
 
 WAIT_S = 60.0
 """Only a failing test waits so long."""
-FUZZ_S = float(os.environ.get("LIFL_FUZZ_S", "5"))
+FUZZ_S = float(os.environ.get("LIFL_FUZZ_S", "2"))
 """How long a test draws at random."""
 PAUSE_S = 0.05
 """Between the honest job's rounds: it is to take part, not to take all the time."""

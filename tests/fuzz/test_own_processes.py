@@ -9,13 +9,9 @@ killed, as a hostile one is when it is noticed: `lifld` reads all before it sees
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import select
-import signal
 import socket
-import subprocess
-import sys
 import time
 import typing
 from collections.abc import Callable, Iterator
@@ -27,7 +23,7 @@ import psutil
 import pytest
 from extremes import FUZZ_S, KNOWN, WAIT_S, at_random, at_the_ends, commits, decodes, honest, log_of
 from fleet import OneHot, ask, fleet, gated, seeded, submit, until
-from nodes import Node
+from nodes import Foreground
 from skips import is_no_root
 
 from lifl.core.errors import Refused
@@ -43,15 +39,8 @@ from lifl.shm.layout import Entry, ObjectState
 
 pytestmark = pytest.mark.skipif(is_no_root(), reason="NOT TESTED, it needs root")
 
-FROM_SELF = """
-import sys
-from lifl.node import children
-children.RESTARTS_MAX = 1_000_000
-from lifl_cli.main import main
-sys.argv[0] = "lifl"
-main()
-"""
-"""`lifl`, whose processes may end as often as a test has them end."""
+ENDLESS = "from lifl.node import children; children.RESTARTS_MAX = 1_000_000"
+"""Processes may end as often as a test has them end."""
 _PIDFD_GETFD = 438
 _libc = ctypes.CDLL(None, use_errno=True)
 MODULES = {"gateway": "lifl.node.gateway.main", "zygote": "lifl.worker.zygote"}
@@ -60,33 +49,10 @@ LIVES_MAX = 2
 """Of a process, for the messages of one kind: those that cannot be true end it, and the next one says the others."""
 
 
-class Patient(Node):
-    """A node in the foreground, whose log is where that of another is."""
-
-    def up(self, *more: str) -> None:
-        self.state_dir.mkdir(mode=0o700, exist_ok=True)
-        flags = ["--json", "--state", str(self.state_dir), *self._flags, *more]
-        with open(self.state_dir / "lifld.log", "ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", FROM_SELF, "up", *flags],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-            )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, log_of(self)
-        self.info = json.loads(line)
-
-    def end(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        self.process.communicate(timeout=WAIT_S)
-
-
 @pytest.fixture
-def node(state_dir: Path) -> Iterator[Patient]:
-    found = Patient(state_dir, ("--listen", "127.0.0.1:0", "--arena-bytes", "64MiB", "--redirector", "unix"))
+def node(state_dir: Path) -> Iterator[Foreground]:
+    flags = ("--listen", "127.0.0.1:0", "--arena-bytes", "64MiB", "--redirector", "unix")
+    found = Foreground(state_dir, flags, ENDLESS)
     found.up()
     yield found
     found.end()
@@ -125,7 +91,7 @@ class Taken:
         os.close(self.fd)
 
 
-def child(node: Patient, name: str) -> psutil.Process:
+def child(node: Foreground, name: str) -> psutil.Process:
     """The node's gateway, or zygote, which has its link by now."""
 
     def look() -> psutil.Process | None:
@@ -160,7 +126,7 @@ def kill(process: psutil.Process) -> None:
         process.kill()
 
 
-def replaced(node: Patient, name: str, pid: int) -> psutil.Process:
+def replaced(node: Foreground, name: str, pid: int) -> psutil.Process:
     """The process that has taken the place of this one."""
     return until(f"another {name}", lambda: (found := child(node, name)).pid != pid and found)
 
@@ -169,7 +135,7 @@ def replaced(node: Patient, name: str, pid: int) -> psutil.Process:
 
 
 @contextmanager
-def uploading(node: Patient, job: str) -> Iterator[dict[str, Any]]:
+def uploading(node: Foreground, job: str) -> Iterator[dict[str, Any]]:
     """A job of two clients that are selected; one of them has announced its update, and does not send it."""
     number = len(ask(node, om.ListJobs())["jobs"]) + 1
     submit(node, job, OneHot(2).model(), job__rounds=5, selection__deadline_s=86_400.0)
@@ -191,7 +157,7 @@ def uploading(node: Patient, job: str) -> Iterator[dict[str, Any]]:
     ask(node, om.CancelJob(job))
 
 
-def live(node: Patient) -> list[tuple[Key, Entry]]:
+def live(node: Foreground) -> list[tuple[Key, Entry]]:
     """The arena's objects, read from outside."""
     arena = Arena.attach(f"/lifl-{node.info['node']}")
     try:
@@ -214,7 +180,7 @@ def heard(sock: socket.socket, decoder: FrameDecoder[Any], kind: type) -> Any:
 # ---- what they say ---------------------------------------------------------------------------------------------------
 
 
-def say_all(node: Patient, name: str, frames: list[bytes]) -> None:
+def say_all(node: Foreground, name: str, frames: list[bytes]) -> None:
     """Say this on the link of the gateway or zygote, and of those that come after it; the last one is killed."""
     waiting = list(frames)
     for _ in range(LIVES_MAX):
@@ -229,7 +195,7 @@ def say_all(node: Patient, name: str, frames: list[bytes]) -> None:
             return
 
 
-def check(node: Patient, what: str, committed: Callable[[], int] | None = None) -> None:
+def check(node: Foreground, what: str, committed: Callable[[], int] | None = None) -> None:
     """lifld lives, and serves: the job that is there, or (None) one whose clients come now."""
     assert node.process.poll() is None, f"lifld ended at {what}: {log_of(node)}"
     if committed is not None:
@@ -243,13 +209,13 @@ def check(node: Patient, what: str, committed: Callable[[], int] | None = None) 
     assert "Traceback" not in log_of(node), f"at {what}: {log_of(node)}"
 
 
-def said_at_the_ends(node: Patient, name: str, kind: type, known: dict[str, Any]) -> None:
+def said_at_the_ends(node: Foreground, name: str, kind: type, known: dict[str, Any]) -> None:
     frames = list(at_the_ends(kind, known))
     good = [data for data in frames if decodes(SAYS[name], data)]
     say_all(node, name, [*good, next(data for data in frames if not decodes(SAYS[name], data))])
 
 
-def test_every_field_of_the_gateway_at_its_extremes(node: Patient) -> None:
+def test_every_field_of_the_gateway_at_its_extremes(node: Foreground) -> None:
     """To its own clients it can say anything, so those that are looked at come over the next one."""
     for kind in typing.get_args(gm.FromGateway):
         with uploading(node, f"t-{kind.__name__}") as known:
@@ -257,7 +223,7 @@ def test_every_field_of_the_gateway_at_its_extremes(node: Patient) -> None:
             check(node, kind.__name__)
 
 
-def test_every_field_of_the_zygote_at_its_extremes(node: Patient) -> None:
+def test_every_field_of_the_zygote_at_its_extremes(node: Foreground) -> None:
     with honest(node) as committed:
         for kind in typing.get_args(wm.FromZygote):
             workers = [each["worker"] for each in ask(node, om.Snapshot())["workers"]]
@@ -265,14 +231,14 @@ def test_every_field_of_the_zygote_at_its_extremes(node: Patient) -> None:
             check(node, kind.__name__, committed)
 
 
-def tree_of(node: Patient, job: str) -> list[dict[str, Any]]:
+def tree_of(node: Foreground, job: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = (ask(node, om.JobStatus(job))["now"] or {}).get("tree", [])
     return found
 
 
 @contextmanager
 def worker_says(
-    node: Patient, job: str, committed: Callable[[], int]
+    node: Foreground, job: str, committed: Callable[[], int]
 ) -> Iterator[tuple[Taken, dict[str, Any], list[int]]]:
     """A worker that is tied to a job, as those are that run a user's rule, within its task.
 
@@ -301,7 +267,7 @@ def worker_says(
 
 
 @pytest.mark.parametrize("kind", typing.get_args(wm.FromWorker), ids=lambda kind: kind.__name__)
-def test_every_field_of_a_worker_at_its_extremes(node: Patient, kind: type) -> None:
+def test_every_field_of_a_worker_at_its_extremes(node: Foreground, kind: type) -> None:
     with honest(node) as committed, worker_says(node, "gated", committed) as (link, known, numbers):
         for number in numbers:
             for data in at_the_ends(kind, known | {"worker": number}):
@@ -309,7 +275,7 @@ def test_every_field_of_a_worker_at_its_extremes(node: Patient, kind: type) -> N
                     link.say(data)
 
 
-def test_fields_of_a_worker_at_random(node: Patient, request: pytest.FixtureRequest) -> None:
+def test_fields_of_a_worker_at_random(node: Foreground, request: pytest.FixtureRequest) -> None:
     draw = seeded(request.node.name)
     kinds = typing.get_args(wm.FromWorker)
     end_s, lives = time.monotonic() + FUZZ_S, 0
@@ -324,7 +290,7 @@ def test_fields_of_a_worker_at_random(node: Patient, request: pytest.FixtureRequ
 
 
 @pytest.mark.parametrize("name", ["gateway", "zygote"])
-def test_fields_at_random(node: Patient, name: str, request: pytest.FixtureRequest) -> None:
+def test_fields_at_random(node: Foreground, name: str, request: pytest.FixtureRequest) -> None:
     draw = seeded(request.node.name)
     kinds = typing.get_args(SAYS[name])
     end_s, lives = time.monotonic() + FUZZ_S, 0

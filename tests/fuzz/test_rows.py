@@ -34,7 +34,7 @@ from lifl.core.protocol import cli as om
 from lifl.node import folders
 
 N = 2
-FUZZ_S = float(os.environ.get("LIFL_FUZZ_S", "5"))
+FUZZ_S = float(os.environ.get("LIFL_FUZZ_S", "2"))
 STARTS = 60
 """Damaged jobs that one node starts on."""
 PLAIN: tuple[Any, ...] = (

@@ -19,7 +19,7 @@ from trees import mean_of
 from lifl.rules import kernels
 
 NARROW = ("float32", "float16", "bfloat16")
-PROPERTY = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PROPERTY = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TREE = {
     "fan_in": st.integers(1, 64),
     "middle_fan_in": st.integers(2, 8),
