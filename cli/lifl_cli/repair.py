@@ -330,7 +330,7 @@ def _unreadable_jobs(database: Path) -> Iterator[Damage]:
     from lifl.node.store import NodeStore
 
     with closing(NodeStore(database)) as store:
-        unreadable = known_jobs(store, store.node_id()).unreadable
+        unreadable = known_jobs(store, store.node_id(), database.parent).unreadable
     for name, why in unreadable.items():
         would = f"set aside: job {name} becomes cancelled; its models stay in its folder"
         yield Damage(f"job {name} cannot be taken up: {why}", would, _canceller(database, name, why))

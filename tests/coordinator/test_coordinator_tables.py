@@ -15,12 +15,14 @@ from lifl.core.coordinator.coordinator import (
     ANY,
     COMMITS,
     COORDINATOR,
+    COPY,
     HANDLERS,
     JOB,
     ROUND,
     SESSION,
     Coordinator,
 )
+from lifl.core.coordinator.copies import Copies
 from lifl.core.coordinator.job import Job
 from lifl.core.coordinator.recovery import REACTIONS, News, Recovery
 from lifl.core.coordinator.round import Phase, Round
@@ -35,7 +37,7 @@ def test_each_message_of_a_node_but_those_of_the_control_channel_itself_has_a_ha
     channel = {p.Heartbeat, p.Leaving, p.Revoked, p.BearersTold, p.FolderSeen}
     assert set(HANDLERS) == set(typing.get_args(p.ToCoordinator)) - channel
     assert set(typing.get_args(o.Report)) <= set(HANDLERS)
-    takers = {COORDINATOR: Coordinator, JOB: Job, SESSION: Session, ROUND: RoundRunner, COMMITS: Commits}
+    takers = {COORDINATOR: Coordinator, JOB: Job, SESSION: Session, ROUND: RoundRunner, COMMITS: Commits, COPY: Copies}
     for taker, method, sayer in HANDLERS.values():
         assert (sayer == ANY) == (taker == COORDINATOR), "who may say what is about a job"
         assert callable(getattr(takers[taker], method))

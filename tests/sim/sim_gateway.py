@@ -159,7 +159,7 @@ class Gateways:
                 host.to_daemon.append(gm.FetchEnded(effect.key, "lost", 0))
                 return
             conn = -cluster.new_conn()
-            other.to_daemon.append(gm.WantModel(conn, effect.job, effect.round))
+            other.to_daemon.append(gm.WantModel(conn, effect.job, effect.round, effect.part))
         elif lost or thing is None:
             host.to_daemon.append(gm.CarryEnded(effect.key, "lost", 0))
             return

@@ -226,8 +226,8 @@ class Engine:
     def _earlier(self, event: ev.JobResumed | ev.JobRecalled, adopting: bool) -> Job:
         """Return a job of an earlier life, as the database knows it."""
         job, history = self.coordinating().make(_spec(event.job)), event.history
-        what = (dict(history.counted), dict(history.tried), adopting, dict(history.models), dict(history.terms))
-        job.resume(history.committed, *what)
+        what = (dict(history.counted), dict(history.tried), adopting, dict(history.models))
+        job.resume(history.committed, *what, dict(history.terms), dict(history.holders))
         return job
 
     def _node_up(self, event: ev.NodeUp) -> None:

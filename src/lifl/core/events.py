@@ -98,7 +98,8 @@ class JobHistory(msgspec.Struct, frozen=True):
 
     `committed` is its last committed round (-1: none), `tried` the newest (attempt, status, fields) of each round after
     it, `counted` the clients of the last committed rounds; `models` has the attempt and the digests of each of these,
-    `terms` the term under which its files were written, where the coordinator moves.
+    `terms` the term under which its files were written, where the coordinator moves, `holders` the nodes that have a
+    copy, where there are such.
     """
 
     committed: int
@@ -106,6 +107,7 @@ class JobHistory(msgspec.Struct, frozen=True):
     counted: dict[int, frozenset[str]]
     models: dict[int, tuple[int, tuple[str, ...]]] = {}
     terms: dict[int, int] = {}
+    holders: dict[int, tuple[int, ...]] = {}
 
 
 class JobResumed(Event, frozen=True):

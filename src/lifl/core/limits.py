@@ -123,6 +123,13 @@ DIMENSIONS_MAX = 32
 TENSOR_NAME_CHARS_MAX = 256
 DTYPE_CHARS_MAX = 16
 DIGEST_BYTES = 32
+COPY_S = 60.0
+COPY_BYTES_PER_S = 1e7
+"""A node may take so long for a copy of a model, and a second more for so many of its bytes; then another is asked."""
+COPY_RETRY_S = 5.0
+"""How long a node is not asked for a copy that could not make one."""
+COPIES_MAX = 16
+"""Other nodes that keep a copy of each committed model."""
 CHECKPOINT_FILES_MAX = 8
 """Files of one checkpoint of which a row has the digests: the model's and the rule states' are two."""
 CHECKSUM_CHARS_MAX = 64

@@ -196,7 +196,7 @@ class Daemon:
         opened.callback(self.journal.stop, CHILD_END_S)
         events = (self._from_worker, self._worker_gone, self._bounced)
         redirector = open_redirector(config.redirector, self.folder, self._privileged.program)
-        self.workers = Workers(self.zygote, redirector, *events)
+        self.workers = Workers(self.zygote, redirector, *events, self.folder)
         opened.callback(self.workers.end)
         gateway = ["--tcp-fd", str(tcp.fileno()), "--unix-fd", str(unix.fileno())]
         for quota in GATEWAY_QUOTAS:
@@ -235,7 +235,7 @@ class Daemon:
         failpoints.hit("lifld.children.before")
         self.zygote.start()
         left = Left(self.arena, await unless(self.done, self.journal.left(), lambda: self.failure), self.journal.send)
-        resumed = resume_jobs(self._driver.handle, self.store, left, coordinates(self.config))
+        resumed = resume_jobs(self._driver.handle, self.store, left, coordinates(self.config), self.folder)
         self.gateway.start()
         self._tell_gateway()
         if self._http is not None:

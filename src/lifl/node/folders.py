@@ -15,7 +15,14 @@ from typing import Any
 from lifl.core.errors import Refused
 
 CLAIM = ".lifl-job"
+JOBS = "jobs"
+"""In the state folder: the models of jobs that name no folder of their own."""
 CLAIM_BYTES_MAX = 4096
+
+
+def local(state: Path, folder: str) -> Path:
+    """Return where a job's folder is on this node: one that is no whole path is below each node's own state folder."""
+    return state / JOBS / folder
 
 
 @contextmanager

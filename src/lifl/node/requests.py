@@ -130,7 +130,7 @@ class Requests:
         found = next((row for row in self._store.round(name, number) if row.status == "committed"), None)
         if found is None or not found.fields.get("path"):
             raise Refused("unknown-round", "round", f"job {name!r} has no model of round {number}")
-        return Path(found.fields["path"])
+        return folders.local(self._folder, found.fields["path"])
 
     def _models_in_use(self) -> set[str]:
         running = [row for row in self._store.jobs() if isinstance(row, JobRow) and row.status == "running"]
@@ -153,16 +153,19 @@ class Requests:
             check_patterns(tensors, config.aggregation)
         except ConfigError as error:
             raise Refused("bad-config", error.path, str(error)) from error
-        folder = Path(config.checkpoint.folder or self._folder / "jobs" / name)
+        where = str(config.checkpoint.folder) or str(folders.local(self._folder, name))
+        folder = Path(where)
+        if config.checkpoint.copies:
+            where = name  # below the state folder of each node
         if message.follow:
             self._cli.follow(name, link)
         try:
-            number = await self._accept(config, tensors, message.states, folder)
+            number = await self._accept(config, tensors, message.states, folder, where)
         except LiflError:
             self._cli.unfollow(name, link)
             raise
         try:
-            facts = ev.JobFacts(number, config, tensors, message.states, str(folder), self._cli.who(link))
+            facts = ev.JobFacts(number, config, tensors, message.states, where, self._cli.who(link))
             self._driver.handle(ev.JobSubmitted(facts))
         except LiflError:
             self._cli.unfollow(name, link)
@@ -181,9 +184,9 @@ class Requests:
         }
 
     async def _accept(
-        self, config: JobConfig, tensors: tuple[TensorSpec, ...], states: tuple[str, ...], folder: Path
+        self, config: JobConfig, tensors: tuple[TensorSpec, ...], states: tuple[str, ...], folder: Path, where: str
     ) -> int:
-        """Make folder and row of a new job, after all that can refuse it has; return its number.
+        """Make folder and row of a new job, after all that can refuse it has; return its number.  The row says `where`.
 
         The row says that the job runs: when this returns it will, whatever happens.
         """
@@ -192,12 +195,12 @@ class Requests:
         if self._store.job(name) is not None:
             text = f"a job named {name!r} is here already; choose another name (--set job.name=...)"
             raise Refused("job-exists", "job.name", text)
-        check_submitted(self._engine, ev.JobFacts(0, config, tensors, states, str(folder)))
+        check_submitted(self._engine, ev.JobFacts(0, config, tensors, states, where))
         with folders.made_folder(folder):
-            number = await self._rows.new_job(config, tensors, states, str(folder))
+            number = await self._rows.new_job(config, tensors, states, where)
             try:
                 folders.claim(folder, self._rows.owner, number, name)
-                if self.succession is not None:
+                if self.succession is not None and not config.checkpoint.copies:
                     await self.succession.check_seen(folder, number)
                 await write_now(self._rows, fx.SaveJob(name, "running", ""))
                 await self._goes_on()

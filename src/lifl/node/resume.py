@@ -47,8 +47,8 @@ class Resumed(NamedTuple):
     unreadable: dict[str, str]
 
 
-def resume_jobs(handle: Handle, store: NodeStore, left: Left, coordinates: bool) -> Resumed:
-    """Start the jobs that were not over.
+def resume_jobs(handle: Handle, store: NodeStore, left: Left, coordinates: bool, state: Path) -> Resumed:
+    """Start the jobs that were not over; `state` is the node's folder.
 
     One that cannot be read, or whose folder is another's, keeps no other and not the node: it waits as it is, until
     `lifl cancel` ends it, or a lifld that can read it comes.
@@ -56,12 +56,12 @@ def resume_jobs(handle: Handle, store: NodeStore, left: Left, coordinates: bool)
     arena = left.arena
     for number, folder in store.unaccepted():
         if folder:
-            folders.release(Path(folder), arena.node, number)
+            folders.release(folders.local(state, folder), arena.node, number)
         store.drop_job(number)
     # Before anything is allocated anew.
     orphans = _orphans(arena, {row.number for row in store.jobs() if isinstance(row, JobRow) and row.config.is_fold})
     unsealed = tuple(key for key, entry in arena.live() if entry.state == ObjectState.WRITING)
-    running, over, unreadable = known_jobs(store, arena.node)
+    running, over, unreadable = known_jobs(store, arena.node, state)
     # What was left of a job that is over, or (on the coordinator) of none that is known, is not wanted.
     for number in orphans.keys() - {job.number for job, _ in running} if coordinates else ():
         for key, *_ in orphans.pop(number):
@@ -101,11 +101,11 @@ class Known(NamedTuple):
     unreadable: dict[str, str]
 
 
-def known_jobs(store: NodeStore, owner: int, claimed: bool = False) -> Known:
-    """Return the jobs that a database knows; their folders are `owner`'s.
+def known_jobs(store: NodeStore, owner: int, state: Path, claimed: bool = False) -> Known:
+    """Return the jobs that a database knows; their folders are `owner`'s.  `state` is this node's folder.
 
     With `claimed` another node may have had them: a job whose folder is not seen here is not taken up, for its rounds
-    would count as lost.
+    would count as lost.  Where models are copied each node has a folder of its own, which may not be there yet.
     """
     running: list[tuple[ev.JobFacts, ev.JobHistory]] = []
     over: deque[tuple[ev.JobFacts, ev.JobHistory, str, str]] = deque(maxlen=OVER_REMEMBERED)
@@ -119,15 +119,20 @@ def known_jobs(store: NodeStore, owner: int, claimed: bool = False) -> Known:
             if row.status != "running":
                 over.append((facts, _history(store, row.name), row.status, row.reason))
                 continue
+            folder = folders.local(state, row.folder)
+            if row.config.checkpoint.copies:
+                folder.mkdir(mode=0o755, parents=True, exist_ok=True)
             if row.config.is_fold:
                 pass  # it has no folder
-            elif claimed:
-                folders.check_own(Path(row.folder), (owner,), row.number)
+            elif claimed and not row.config.checkpoint.copies:
+                folders.check_own(folder, (owner,), row.number)
             else:
-                _claim(row, owner)
+                _claim(row, folder, owner)
             running.append((facts, _history(store, row.name)))
         except Refused as refused:
             why = str(refused)
+        except OSError as error:
+            why = f"its folder cannot be made: {error}"
         except UNREADABLE as error:
             why = f"what the database has of it cannot be read: {error}"
         else:
@@ -146,10 +151,13 @@ def _wanted(left: Left, store: NodeStore, ended: Collection[int]) -> dict[int, M
     return {number: epochs for number, epochs in left.journals.items() if number in running}
 
 
-def _claim(row: JobRow, node: int) -> None:
-    """Claim the folder of a job of an earlier version.  Raise `Refused` when it is another job's."""
+def _claim(row: JobRow, folder: Path, node: int) -> None:
+    """Claim the folder of a job of an earlier version, or of one that another node had.
+
+    Raise `Refused` when it is another job's.
+    """
     try:
-        folders.claim(Path(row.folder), node, row.number, row.name)
+        folders.claim(folder, node, row.number, row.name)
     except Refused as refused:
         if refused.code == "folder-in-use":
             raise
@@ -192,7 +200,8 @@ def _history(store: NodeStore, name: str) -> ev.JobHistory:
     later = store.rounds(name, above=number)
     _check_readable([*store.odd_rounds(name, 1), *committed, *later])
     tried = {r.round: (r.attempt, r.status, r.fields) for r in later}
-    return ev.JobHistory(number, tried, counted, models, terms)
+    holders = {r.round: tuple(int(name, 16) for name in r.fields.get("holders", ())) for r in committed}
+    return ev.JobHistory(number, tried, counted, models, terms, {r: nodes for r, nodes in holders.items() if nodes})
 
 
 def _check_readable(rows: Iterable[RoundRow]) -> None:

@@ -62,6 +62,7 @@ FIELDS: dict[str, Any] = {
     "parts": list[tuple[_Branch, _NodeId, _Updates]],
     "next_part": Count,
     "term": Count,
+    "holders": list[_NodeId],
 }
 """The fields of a round's row."""
 SHOWN_ONLY = frozenset(("metrics", "path", "reason", "receipt", "saved_unix_s"))

@@ -96,7 +96,7 @@ def open_rows(
         raise ResourceFault(f"{text}, or let it end with `lifl up` without --store")
     mirror = Mirror(folder / COPY)
     try:
-        succession = Succession(shared, mirror, node)
+        succession = Succession(shared, mirror, node, folder)
     except BaseException:
         mirror.close()
         raise
@@ -106,7 +106,8 @@ def open_rows(
 class Succession:
     """This node's part in it (`leadership.LeadershipHandler`)."""
 
-    def __init__(self, store: Store, mirror: Mirror, node: int) -> None:
+    def __init__(self, store: Store, mirror: Mirror, node: int, folder: Path) -> None:
+        self._folder = folder
         self._store = store
         self._mirror = mirror
         self._node = node
@@ -200,7 +201,7 @@ class Succession:
                 self._waits = str(fault)
                 await asyncio.sleep(RETRY_S)
         self._waits = ""
-        known = known_jobs(self._mirror, self.rows.owner, claimed=True)
+        known = known_jobs(self._mirror, self.rows.owner, self._folder, claimed=True)
         running, over = [], list(known.over)
         for facts, history in known.running:
             if history.committed < facts.config.job.rounds:

@@ -15,13 +15,17 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from lifl import failpoints
 from lifl.core.errors import RemoteFault, ResourceFault
 from lifl.core.fields import Message
 from lifl.core.ids import DAEMON_ADDRESS, Key, Record
 from lifl.core.protocol import worker as wm
+from lifl.node import folders
 from lifl.node.children import Child
 from lifl.node.link import Link
 from lifl.node.process_state import is_child, is_stopped
@@ -43,7 +47,9 @@ class Workers:
         on_message: Callable[[int, Any], None],
         on_gone: Callable[[int], None],
         on_fallback: Callable[[int, Key], None],
+        state: Path = Path(),
     ) -> None:
+        self._state = state
         self._on_message = on_message
         self._on_gone = on_gone
         self._on_fallback = on_fallback
@@ -144,8 +150,14 @@ class Workers:
         link = self._links.get(worker)
         if link is not None:
             failpoints.hit("lifld.task.before")
-            link.send(message)
+            link.send(self._placed(message) if isinstance(message, wm.Checkpoint | wm.Load) else message)
             failpoints.hit("lifld.task.after")
+
+    def _placed(self, message: wm.Checkpoint | wm.Load) -> Message:
+        """Return a task on files whose paths are whole: those of copies are below the node's own folder."""
+        paths = {name: getattr(message, name) for name in ("path", "state_path")}
+        whole = {name: str(folders.local(self._state, path)) for name, path in paths.items() if path}
+        return msgspec.structs.replace(message, **whole)
 
     def route(self, address: int, worker: int | None) -> None:
         """Route what goes to the address to the worker (None: to the daemon) from now on."""

@@ -51,7 +51,7 @@ def checkpoint(message: Checkpoint, arena: Arena) -> tuple[str, ...]:
         "format": "pt",
         "lifl.job": message.job,
         "lifl.round": str(message.round),
-        "lifl.node": f"{model.node:016x}",
+        "lifl.node": f"{message.node or model.node:016x}",
         "lifl.number": str(message.number),
         "lifl.epoch": str(message.epoch),
         "lifl.format": str(CHECKPOINT_FORMAT),

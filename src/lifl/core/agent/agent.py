@@ -295,6 +295,7 @@ HANDLERS: Mapping[type, Callable[[Agent, Any], object]] = {
     # the coordinator, and the connection to it
     o.OpenJob: Agent._open_job,
     o.LoadJob: Agent._open_job,
+    o.FetchJob: Agent._open_job,
     o.CloseJob: Agent._close_job,
     o.DrainNode: drain,
     o.Grant: lambda agent, order: agent.uploads.grant(order),

@@ -10,7 +10,15 @@ import math
 from collections import Counter
 
 from lifl.core.agent.model_slot import ModelSlot
-from lifl.core.agent.outcomes import CheckpointWritten, FileFailed, FilePaused, ModelLoaded, NotFiniteAt, Outcome
+from lifl.core.agent.outcomes import (
+    CheckpointWritten,
+    CopyEnded,
+    FileFailed,
+    FilePaused,
+    ModelLoaded,
+    NotFiniteAt,
+    Outcome,
+)
 from lifl.core.agent.replica_spec import ReplicaSpec
 from lifl.core.agent.task_table import TaskTable
 from lifl.core.errors import LocalFault
@@ -18,7 +26,7 @@ from lifl.core.fields import Message
 from lifl.core.ids import Key, round_of
 from lifl.core.limits import FILE_RETRY_S, FILE_RETRY_S_MAX
 from lifl.core.planning.tree import Task, TaskState
-from lifl.core.protocol.commands import SaveModel
+from lifl.core.protocol.commands import CopyModel, SaveModel, ServeCopy
 from lifl.core.protocol.worker import Checkpoint, Load, TaskDone
 from lifl.core.turn import Turn
 
@@ -39,7 +47,7 @@ class FileTasks:
         self._slot = slot
         self._tasks = tasks
         self._turn = turn
-        self._orders: dict[int, SaveModel | None] = {}  # by address; None: a load
+        self._orders: dict[int, SaveModel | CopyModel | ServeCopy | None] = {}  # by address; None: a load
         self._tries: Counter[int] = Counter()  # by address: how often in turn it could not be done
         self._retry_at_s: dict[int, float] = {}  # by address: of those that wait to be tried again
 
@@ -58,7 +66,21 @@ class FileTasks:
         self._slot.pin(task.inputs)
         self._place(task, order)
 
-    def _place(self, task: Task, order: SaveModel | None) -> None:
+    def copy(self, order: CopyModel, keys: list[Key]) -> None:
+        """Have a copy written of what is in these objects, which go when that is done."""
+        task = Task(0, "checkpoint", 0)
+        task.inputs = keys
+        self._slot.pin(keys)
+        self._slot.doomed |= dict.fromkeys(keys, self._turn.now)  # no model of this slot's
+        self._place(task, order)
+
+    def serve(self, order: ServeCopy) -> None:
+        """Have model and states read from this node's copy."""
+        task = Task(0, "load", 0)
+        task.output = self._slot.model
+        self._place(task, order)
+
+    def _place(self, task: Task, order: SaveModel | CopyModel | ServeCopy | None) -> None:
         task.move(TaskState.OPEN)
         self._tasks.open(self, task)
         self._orders[task.address] = order
@@ -88,7 +110,7 @@ class FileTasks:
         given_up: list[tuple[Task, list[Key]]] = []
         for address, order in self._orders.items():
             task = self._tasks.at(address).task
-            given_up.append((task, self._slot.take() if order is None else task.inputs))
+            given_up.append((task, self._slot.take() if _reads(order) else task.inputs))
         at_gateway = self._slot.close(self.written())
         for task, objects in given_up:
             task.move(TaskState.DROPPED)
@@ -110,15 +132,20 @@ class FileTasks:
         """Return what the worker is told."""
         spec, order = self._spec, self._orders[task.address]
         tensors = spec.layout.tensors
-        if order is not None:
+        if isinstance(order, SaveModel | CopyModel):
             model, *states = [key.pack() for key in task.inputs]
             # The initial model has no states yet.
             named = dict(zip(spec.state_names, states, strict=False))
             at = (task.address, task.attempt, spec.name, round_of(order.epoch), order.path)
-            return Checkpoint(*at, tensors, model, order.state_path, named, spec.number, order.epoch)
+            node = order.node if isinstance(order, CopyModel) else 0
+            return Checkpoint(*at, tensors, model, order.state_path, named, spec.number, order.epoch, node)
         if self._slot.model is None:
             raise LocalFault(f"job {spec.name!r} loads no model")
         named = {name: key.pack() for name, key in self._slot.states.items()}
+        if order is not None:
+            at_copy = (task.address, task.attempt, spec.name, order.path, tensors, self._slot.model.pack())
+            facts = (spec.number, round_of(order.epoch), order.digests, spec.patterns)
+            return Load(*at_copy, order.state_path, named, *facts)
         at_load = (task.address, task.attempt, spec.name, spec.path, tensors, self._slot.model.pack())
         return Load(*at_load, spec.state_path, named, spec.number, spec.own_round, spec.digests, spec.patterns)
 
@@ -133,13 +160,20 @@ class FileTasks:
         del self._tries[task.address]
         if order is None:
             return [ModelLoaded(self.job)]
+        if isinstance(order, ServeCopy):
+            return [CopyEnded(self.job, order, (), "")]
         for key in task.inputs:
             self._slot.unpin(key)
+        if isinstance(order, CopyModel):
+            return [CopyEnded(self.job, order, cost.digests if cost is not None else (), "")]
         return [CheckpointWritten(self.job, order.epoch, cost.digests if cost is not None else ())]
 
     def failed(self, task: Task, text: str, retry: bool, place: NotFiniteAt | None = None) -> list[Outcome]:
         """Report a file that cannot be read or written; with `retry` it is tried again by itself."""
         what = "the model could not be read" if task.role == "load" else "the checkpoint could not be written"
+        order = self._orders[task.address]
+        if isinstance(order, CopyModel | ServeCopy):
+            return [self._copy_failed(task, order, f"{what}: {text}")]
         if not retry:
             return [FileFailed(self.job, f"{what}: {text}")]
         if task.state is TaskState.RUNNING:
@@ -149,3 +183,19 @@ class FileTasks:
         self._tries[task.address] += 1
         self._retry_at_s[task.address] = self._turn.now + wait_s
         return [FilePaused(self.job, f"{what}: {text}")]
+
+    def _copy_failed(self, task: Task, order: CopyModel | ServeCopy, text: str) -> Outcome:
+        """Give a copy up that could not be written, or read: the coordinator decides what is tried next."""
+        task.move(TaskState.DROPPED)
+        del self._orders[task.address]
+        self._tasks.close(task)
+        if isinstance(order, ServeCopy):
+            self._slot.free()
+        for key in task.inputs:
+            self._slot.unpin(key)
+        return CopyEnded(self.job, order, (), text)
+
+
+def _reads(order: SaveModel | CopyModel | ServeCopy | None) -> bool:
+    """Return whether a task reads files into the slot's objects."""
+    return order is None or isinstance(order, ServeCopy)

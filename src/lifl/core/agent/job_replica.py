@@ -11,14 +11,15 @@ import msgspec
 from lifl.core.agent import outcomes as out
 from lifl.core.agent.branch import Branch, told
 from lifl.core.agent.branch_runner import BranchRunner
+from lifl.core.agent.copies import Copies
 from lifl.core.agent.file_tasks import FileTasks
 from lifl.core.agent.journal import Journal
-from lifl.core.agent.model_slot import ModelSlot, SlotState
+from lifl.core.agent.model_slot import ModelSlot, SlotState, begin_copy
 from lifl.core.agent.orphans import Orphans
 from lifl.core.agent.quota import Quota
 from lifl.core.agent.replica_spec import ReplicaSpec
 from lifl.core.agent.task_table import TaskTable
-from lifl.core.errors import ArenaFull, RemoteFault
+from lifl.core.errors import ArenaFull, LocalFault, RemoteFault
 from lifl.core.events import Orphan
 from lifl.core.fields import Message
 from lifl.core.ids import Key, round_of
@@ -46,6 +47,7 @@ class JobReplica:
         quota.limit(self.spec.number, self.spec.quota.arena_share)
         self.slot = ModelSlot(self.spec, order.round, turn, quota)
         self.files = FileTasks(self.spec, self.slot, tasks, turn)
+        self.copies = Copies(self.spec, self.slot, turn, quota, self.files)
         self.runners: dict[tuple[int, int], BranchRunner] = {}  # by epoch and number of the branch
         turn.touch(self.spec.number)
         self.orphans = Orphans(self.spec.number, found, quota)
@@ -174,6 +176,8 @@ class JobReplica:
                     self._turn.report(o.JobOpened(number))
                 case out.CheckpointWritten():
                     self._turn.report(o.ModelSaved(number, outcome.epoch, outcome.digests))
+                case out.CopyEnded():
+                    copy_ended(self, outcome)
                 case out.FilePaused():
                     self._turn.report(o.FilePaused(number, outcome.text[:TEXT_CHARS_MAX]))
                 case out.FileFailed():
@@ -260,11 +264,14 @@ class JobReplica:
             begin_session(self)
             return
         try:
-            self.slot.begin_load(with_states=bool(spec.state_path))
+            self.slot.begin_load(with_states=bool(spec.state_path) or (bool(spec.source) and self.slot.round > 0))
         except ArenaFull:
             self._quota.release(spec.number)
             return
-        self.files.load()
+        if spec.source:
+            self.copies.load(spec.source)
+        else:
+            self.files.load()
 
     def schema(self) -> gm.JobSchema:
         """Return what the gateway must know to select clients for this job, and to check their updates."""
@@ -318,7 +325,8 @@ class JobReplica:
             self._drop(*at)
         self._journal.drop_job(self.spec.number)
         self.orphans.free()
-        at_gateway = self.files.close()
+        copied = self.copies.close()
+        at_gateway = self.files.close() + Counter(copied)
         self._quota.release(self.spec.number)
         self._quota.limit(self.spec.number, 1.0)
         self._turn.emit(gm.JobForget(self.spec.name))
@@ -343,6 +351,7 @@ class JobReplica:
             yield f"job {name!r} keeps {unpinned} for no reader"
         if not set(self.slot.readers.values()) <= self.slot.pins.keys():
             yield f"job {name!r} is being read where nothing is pinned"
+        yield from self.copies.problems()
         written = self.files.written()
         if not written <= self.slot.pins:
             yield f"job {name!r} writes checkpoints from objects that are not pinned"
@@ -367,6 +376,39 @@ def move_partial(replica: JobReplica, order: o.MovePartial) -> None:
             replica._carry([runner.branch])
 
 
+def serve_copy(replica: JobReplica, order: o.ServeCopy) -> None:
+    """Have this node's copy read, and serve it."""
+    ready = replica.slot.state is SlotState.READY and replica.slot.round == round_of(order.epoch)
+    if ready and len(replica.slot.states) == (len(replica.spec.state_names) if order.state_path else 0):
+        replica._turn.report(o.CopyServed(replica.spec.number, order.epoch))
+        return
+    try:
+        begin_copy(replica.slot, round_of(order.epoch), with_states=bool(order.state_path))
+    except (ArenaFull, LocalFault) as fault:
+        replica._turn.report(o.CopyFailed(replica.spec.number, order.epoch, str(fault)[:TEXT_CHARS_MAX]))
+        return
+    replica.files.serve(order)
+
+
+def copy_ended(replica: JobReplica, outcome: out.CopyEnded) -> None:
+    """Report what became of a copy."""
+    order, served = outcome.order, isinstance(outcome.order, o.ServeCopy)
+    at = (replica.spec.number, order.epoch)
+    if served:
+        replica.slot.move(SlotState.ELSEWHERE if outcome.fault else SlotState.READY)
+    if outcome.fault:
+        replica._turn.report(o.CopyFailed(*at, outcome.fault[:TEXT_CHARS_MAX]))
+    else:
+        replica._turn.report(o.CopyServed(*at) if served else o.ModelCopied(*at, outcome.digests))
+
+
+def save_model(replica: JobReplica, order: o.SaveModel) -> None:
+    """Have the current model written, and (`keep`) serve it for copies."""
+    replica.files.save(order)
+    if order.keep:
+        replica.copies.keep(order.epoch)
+
+
 def lives(replicas: Mapping[int, JobReplica], runner: BranchRunner) -> bool:
     """Return whether a branch is one that the node has, and was not dropped."""
     replica, branch = replicas.get(runner.job), runner.branch
@@ -375,7 +417,10 @@ def lives(replicas: Mapping[int, JobReplica], runner: BranchRunner) -> bool:
 
 ORDERS: Mapping[type, Callable[[JobReplica, Any], None]] = {
     o.ModelAt: lambda replica, order: replica.slot.is_at(order),
-    o.SaveModel: lambda replica, order: replica.files.save(order),
+    o.SaveModel: save_model,
+    o.ReleaseModel: lambda replica, order: replica.copies.release(order.epoch),
+    o.CopyModel: lambda replica, order: replica.copies.copy(order),
+    o.ServeCopy: serve_copy,
     o.OpenBranch: JobReplica._open_branch,
     o.CloseBranch: JobReplica._close_branch,
     o.DropBranch: lambda replica, order: replica._drop(order.epoch, order.branch),

@@ -38,6 +38,9 @@ class ModelService:
     def want(self, event: gm.WantModel) -> None:
         """Serve the model that a round starts from to a client, or to another node."""
         replica = next((each for each in self._replicas.values() if each.spec.name == event.job), None)
+        if replica is not None and event.part is not None:
+            self._want_part(replica, event, event.part)
+            return
         if replica is None or not replica.slot.open or replica.slot.round != event.round - 1:
             self._refuse(event.conn, event.job, event.round)
             return
@@ -97,6 +100,16 @@ class ModelService:
             replica.slot.putting = None
         return order.direct
 
+    def _want_part(self, replica: JobReplica, event: gm.WantModel, part: int) -> None:
+        """Serve the model of a round, or one of the rule's states, to a node that keeps a copy."""
+        key = replica.copies.part(event.round - 1, part)
+        if key is None:
+            self._refuse(event.conn, event.job, event.round)
+            return
+        replica.slot.pin([key])
+        replica.slot.readers[event.conn] = key
+        self._turn.emit(gm.ModelGranted(event.conn, event.job, event.round, key.pack()))
+
     def _refuse(self, conn: int, job: str, round_: int) -> None:
         text = f"the model of round {round_} is not here any more; wait for the next selection"
         refusal = cm.Refusal("round-over", "round", text, job, round_)
@@ -119,6 +132,11 @@ class ModelService:
         """Use a fetched model, or try again if it is still wanted."""
         key = Key.unpack(event.key)
         if self._through(key):
+            return
+        copying = next((each for each in self._replicas.values() if each.copies.has(key)), None)
+        if copying is not None:
+            with self._turn.share(copying.spec.number):
+                copying.act(copying.copies.fetched(key, event.error))
             return
         replica = next((each for each in self._replicas.values() if each.slot.fetching == key), None)
         if replica is None:
@@ -159,7 +177,8 @@ class ModelService:
         for replica in self._replicas.values():
             if replica.slot.fetching is not None:
                 replica.fetched("the gateway ended", 0)
-            replica.slot.unpin_sent(replica.files.written())
+            replica.act(replica.copies.gateway_lost())
+            replica.slot.unpin_sent(replica.files.written() + replica.copies.pinned())
             replica.slot.wanting = {}
 
     @property

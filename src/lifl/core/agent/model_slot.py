@@ -39,9 +39,9 @@ _S = SlotState
 TRANSITIONS: dict[SlotState, frozenset[SlotState]] = {
     _S.WAITING: frozenset({_S.LOADING, _S.VACANT}),
     _S.VACANT: frozenset({_S.READY}),
-    _S.LOADING: frozenset({_S.READY}),
+    _S.LOADING: frozenset({_S.READY, _S.ELSEWHERE}),  # or the copy is none
     _S.READY: frozenset({_S.READY, _S.ELSEWHERE}),  # the next model is sealed here, or somewhere else
-    _S.ELSEWHERE: frozenset({_S.FETCHING}),
+    _S.ELSEWHERE: frozenset({_S.FETCHING, _S.LOADING}),  # from there, or from this node's own copy
     _S.FETCHING: frozenset({_S.READY, _S.ELSEWHERE}),  # it is here; or it failed, or came too late
 }
 
@@ -54,7 +54,8 @@ class ModelSlot:
         self._turn = turn
         self._quota = quota
         self.round = round_
-        self.state = SlotState.WAITING if spec.path or spec.fold else SlotState.ELSEWHERE
+        begins = spec.path or spec.source or spec.fold
+        self.state = SlotState.WAITING if begins else SlotState.ELSEWHERE
         self.model: Key | None = None
         self.states: dict[str, Key] = {}
         self.fetching: Key | None = None
@@ -262,3 +263,13 @@ class ModelSlot:
         for conn in [conn for conn, key in self.readers.items() if key in wanted]:
             del self.readers[conn]
             self._turn.emit(gm.HangUp(conn))
+
+
+def begin_copy(slot: ModelSlot, round_: int, with_states: bool) -> None:
+    """Begin to load this node's copy in the place of what is here.  Raise `ArenaFull`, or `LocalFault`: not now."""
+    if slot.state is SlotState.READY:
+        slot.forget()
+    if slot.state is not SlotState.ELSEWHERE:
+        raise LocalFault(f"the model of job {slot._spec.name!r} is {slot.state.value}")
+    slot.round = round_
+    slot.begin_load(with_states)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lifl.core.agent.branch import Branch
 from lifl.core.ids import Key
 from lifl.core.planning.tree import Task
+from lifl.core.protocol.commands import CopyModel, ServeCopy
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,16 @@ class CheckpointWritten:
 
 
 @dataclass(frozen=True, slots=True)
+class CopyEnded:
+    """The copy of an order is durable, with these digests, or is read; else `fault` says why not."""
+
+    job: int
+    order: CopyModel | ServeCopy
+    digests: tuple[str, ...]
+    fault: str
+
+
+@dataclass(frozen=True, slots=True)
 class FilePaused:
     """A file cannot be read or written now; it is tried again."""
 
@@ -82,4 +93,6 @@ class FileFailed:
     text: str
 
 
-Outcome = PartialSealed | ModelSealed | BranchFailed | ModelLoaded | CheckpointWritten | FilePaused | FileFailed
+Outcome = (
+    PartialSealed | ModelSealed | BranchFailed | ModelLoaded | CheckpointWritten | CopyEnded | FilePaused | FileFailed
+)

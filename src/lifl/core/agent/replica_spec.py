@@ -7,7 +7,7 @@ import msgspec
 from lifl.core.config.job import QuotaSection
 from lifl.core.errors import Refused, RemoteFault
 from lifl.core.planning.treatment import Patterns, reads_model, treated
-from lifl.core.protocol.commands import LoadJob, OpenJob
+from lifl.core.protocol.commands import FetchJob, LoadJob, OpenJob
 from lifl.core.schema import Layout
 
 
@@ -33,6 +33,7 @@ class ReplicaSpec:
         self.state_names = order.states
         self.client_options = order.client_options
         self.path = order.path
+        self.source = order.source if isinstance(order, FetchJob) else ""  # whose gateway the model is fetched from
         self.state_path = order.state_path
         self.own_round = order.round if isinstance(order, LoadJob) else None  # whose checkpoint is to be loaded
         self.digests = order.digests if isinstance(order, LoadJob) else ()

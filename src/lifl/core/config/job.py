@@ -16,6 +16,7 @@ from lifl.core.limits import (
     BYTES_PER_S_MAX,
     CLIENTS_LISTED_MAX,
     CLIENTS_PER_ROUND_MAX,
+    COPIES_MAX,
     FAN_IN_MAX,
     FOLD_MORE_MIN,
     OPTIONS_BYTES_MAX,
@@ -109,9 +110,19 @@ class AggregationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True
 
 
 class CheckpointSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where committed models are written; empty: ``jobs/<job name>`` in the node's state folder."""
+    """Where committed models are written; empty: ``jobs/<job name>`` in the node's state folder.
+
+    A round is committed when its model is there, and so on `replicas` other nodes, each in its own state folder.
+    """
 
     folder: ConfigPath = ""
+    # What is not said is not in rows that earlier versions read.
+    replicas: Annotated[int, msgspec.Meta(ge=0, le=COPIES_MAX)] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def copies(self) -> int:
+        """On how many other nodes a model is to be."""
+        return 0 if isinstance(self.replicas, msgspec.UnsetType) else self.replicas
 
 
 class ClientSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -210,6 +221,9 @@ def _check_job(config: JobConfig) -> None:
     if not config.is_fold and bool(config.model.path) == bool(config.model.example):
         given = "both are given" if config.model.path else "neither is given"
         raise ConfigError("model.path", f"give exactly one of model.path and model.example; {given}")
+    if config.checkpoint.copies and config.checkpoint.folder:
+        text = "each node keeps its copies in its own state folder: leave checkpoint.folder out, or checkpoint.replicas"
+        raise ConfigError("checkpoint.replicas", text)
     quorum, goal = config.selection.quorum, config.selection.clients_per_round
     if quorum is not None and quorum > goal:
         raise ConfigError(

@@ -18,6 +18,7 @@ from lifl.core.protocol.cluster import SECRETS
 from lifl.core.turn import Turn
 
 ANY, OWNER, HOME = "any node", "the node that has the branch", "the coordinator's own node"
+ASKED = "a node that was asked for it"
 REFUSALS_TOLD_MAX = 1_024
 
 
@@ -40,6 +41,8 @@ class Authority:
     def _is(self, node: int, sayer: str, job: Job, message: Any) -> bool:
         if sayer is HOME:
             return node == self._nodes.home
+        if sayer is ASKED:
+            return True  # the job knows whom it has asked (`copies.py`, `checkpoints.py`)
         round_ = job.rounds.at(message.epoch)
         if round_ is None:
             return True  # it is over: whoever speaks of it, nothing follows

@@ -5,6 +5,9 @@ is found when it is loaded; then the one before it is tried, down to the oldest 
 is in it.  When one is found, the rounds after it are *set aside*: their rows say ``damaged`` and why, they do not stand
 any more, and they are run again, under other epochs.  Of each round one commit stands at most, at any time.  When none
 is found nothing is set aside, and the job fails.
+
+Where other nodes keep copies, a model that home has not, or cannot read, comes from one of these; as long as one of
+them is not connected it is waited for, and no round is set aside.
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ from typing import Any
 
 from lifl.core import effects as fx
 from lifl.core.coordinator.job_spec import JobSpec
+from lifl.core.coordinator.nodes import NodeTable
 from lifl.core.coordinator.replicas import Replicas
 from lifl.core.coordinator.rounds import Rounds
+from lifl.core.protocol.cluster import COPIES
 from lifl.core.turn import Turn
 
 Stored = tuple[int, tuple[str, ...]]
@@ -25,8 +30,9 @@ Stored = tuple[int, tuple[str, ...]]
 class Checkpoints:
     """Has a job's model loaded."""
 
-    def __init__(self, spec: JobSpec, turn: Turn, rounds: Rounds, replicas: Replicas) -> None:
+    def __init__(self, spec: JobSpec, turn: Turn, nodes: NodeTable, rounds: Rounds, replicas: Replicas) -> None:
         self._spec = spec
+        self._nodes = nodes
         self._turn = turn
         self._rounds = rounds
         self._replicas = replicas
@@ -34,17 +40,81 @@ class Checkpoints:
         self._terms: Mapping[int, int] = {}
         self._at = -1  # the round whose model is loaded; -1: the initial one's, from the user's file
         self._bad: dict[int, str] = {}  # those that could not be, and why
+        self._holders: Mapping[int, tuple[int, ...]] = {}
+        self._adopt = False
+        self._from: int | None = None  # the node whose copy is being served, or fetched
+        self._tried: set[int] = set()  # those whose copy could not be had, home among them
+        self.waits = ""
+        """Why none is loaded now: no node is there that has a copy."""
 
-    def begin(self, committed: int, stored: Mapping[int, Stored], terms: Mapping[int, int]) -> None:
+    def begin(
+        self,
+        committed: int,
+        stored: Mapping[int, Stored],
+        terms: Mapping[int, int],
+        holders: Mapping[int, tuple[int, ...]],
+    ) -> None:
         """Take up what an earlier life left: `committed` is the last round, `stored` has the last ones.
 
-        `terms` has the terms under which those were written that a coordinator which moves has written.
+        `terms` has the terms under which those were written that a coordinator which moves has written, `holders` the
+        nodes that have those which are copied.
         """
-        self._at, self._stored, self._terms = committed, stored, terms
+        self._at, self._stored, self._terms, self._holders = committed, stored, terms, holders
 
     def load(self, adopt: bool) -> None:
         """Have the last committed model (or the initial one) loaded; `adopt`: what is sealed for the job is kept."""
+        self._adopt, self._tried, self._from, self.waits = adopt, set(), None, ""
+        holders = self._holders.get(self._at, ())
+        if holders and self._nodes.home not in holders:
+            self._replicas.model_round = max(self._at, 0)
+            self._tried.add(self._nodes.home)
+            return
         self._replicas.load(self._at, adopt, self._digests, self._terms.get(self._at, 0))
+
+    def next_holder(self) -> int | None:
+        """Return a node that is connected and has a copy that was not tried; None: a try goes on, or there is none."""
+        holders = self._holders.get(self._at, ())
+        if self._from is not None or self._nodes.home not in self._tried:
+            return None
+        left = [node for node in holders if node not in self._tried]
+        here = [node for node in left if self._nodes.takes_grants(node) and self._nodes.knows(node, COPIES)]
+        names = ", ".join(f"{node:016x}" for node in left)
+        self.waits = f"no node is here that has a copy of the model of round {self._at}: {names}" if left else ""
+        return here[0] if here else None
+
+    def serve(self, node: int) -> None:
+        """Have a node serve its copy; it knows of the job."""
+        self._from, self.waits = node, ""
+        self._replicas.serve(node, self._at, self._digests, self._terms.get(self._at, 0))
+
+    def asks(self, node: int) -> bool:
+        """Return whether a node is to serve its copy."""
+        return node == self._from
+
+    def served(self, node: int) -> None:
+        """Have home fetch the copy that a node serves."""
+        if node == self._from:
+            self._replicas.fetch(self._at, self._adopt, node)
+
+    def try_another(self, node: int) -> bool:
+        """Note that the model cannot be had from a node (home: from its own file, or from who served it).
+
+        Return whether there is another copy.
+        """
+        holders = self._holders.get(self._at, ())
+        if node == self._nodes.home and holders:
+            self._replicas.unload()
+        self._tried.add(node)
+        if self._from is not None:
+            self._tried.add(self._from)
+        self._from = None
+        return any(holder not in self._tried for holder in holders)
+
+    def node_gone(self, node: int) -> None:
+        """Try no more to get the model from a node that is gone; it is waited for, if it is the last one."""
+        if node == self._from:
+            self._replicas.unload()
+            self._from = None
 
     @property
     def _digests(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lifl.core import effects as fx
+from lifl.core.coordinator.copies import Copies
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.presence import Presence
 from lifl.core.coordinator.receipt import metrics_of, receipt_of
@@ -25,8 +26,11 @@ from lifl.core.turn import Turn
 class Commits:
     """The commits of one job; `paused` says why a file cannot be read or written now."""
 
-    def __init__(self, spec: JobSpec, turn: Turn, presence: Presence, rounds: Rounds, replicas: Replicas) -> None:
+    def __init__(
+        self, spec: JobSpec, turn: Turn, presence: Presence, rounds: Rounds, replicas: Replicas, copies: Copies
+    ) -> None:
         self.paused = ""
+        self._copies = copies
         self._spec = spec
         self._turn = turn
         self._presence = presence
@@ -37,15 +41,25 @@ class Commits:
         """Have the current model, that of the round, written to its checkpoint."""
         self._rounds.saving.append(round_)
         self._replicas.save(round_.number, round_.epoch)
+        self._copies.begin(round_)
 
     def saved(self, report: o.ModelSaved) -> bool:
         """Note that a round's checkpoint is durable, and commit in order; return whether that ended a pause."""
-        saving, paused = self._rounds.saving, self.paused
-        for round_ in saving:
+        paused = self.paused
+        for round_ in self._rounds.saving:
             if round_.epoch == report.epoch:
                 round_.saved, round_.digests, self.paused = True, report.digests, ""
-        while saving and saving[0].saved:
+        return self.commit(paused)
+
+    def commit(self, paused: str) -> bool:
+        """Commit what is durable, in order; return whether that ended the pause of before, `paused`."""
+        saving = self._rounds.saving
+        while saving and saving[0].saved and self._copies.complete(saving[0]):
             self._commit(saving.pop(0))
+        if self._copies.short:
+            self._pause(self._copies.short)
+        elif self._copies.wanted and all(round_.saved for round_ in saving):
+            self.paused = ""
         goes_on = bool(paused) and not self.paused
         if goes_on:
             self._turn.emit(fx.Publish("job.goes_on", self._spec.name, {"committed": self._rounds.committed}))
@@ -53,9 +67,12 @@ class Commits:
 
     def file_paused(self, report: o.FilePaused) -> None:
         """Wait: the model or a checkpoint cannot be read or written now, and the agent tries again."""
-        if report.text != self.paused:
-            self.paused = report.text
-            self._turn.emit(fx.Publish("job.paused", self._spec.name, {"reason": report.text}))
+        self._pause(report.text)
+
+    def _pause(self, why: str) -> None:
+        if why != self.paused:
+            self.paused = why
+            self._turn.emit(fx.Publish("job.paused", self._spec.name, {"reason": why}))
 
     def _commit(self, round_: Round) -> None:
         name = self._spec.name
@@ -68,6 +85,8 @@ class Commits:
             row["digests"] = list(round_.digests)
         if term:
             row["term"] = term
+        if holders := self._copies.committed(round_):
+            row["holders"] = holders
         self._turn.emit(fx.SaveRound(name, number, round_.attempt, "committed", row))
         for node in round_.nodes:
             self._turn.order(node, o.CommitBranch(self._spec.number, round_.epoch))

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 
 from lifl.core import effects as fx
-from lifl.core.coordinator.authority import ANY, HOME, OWNER, Authority
-from lifl.core.coordinator.job import Job
+from lifl.core.coordinator.authority import ANY, ASKED, HOME, OWNER, Authority
+from lifl.core.coordinator.job import Job, copy_heard, next_timer, node_gone
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import Node, NodeTable
 from lifl.core.coordinator.presence import Connection, Presence
@@ -28,7 +28,8 @@ from lifl.core.protocol import gateway as gm
 from lifl.core.schema import check_fits
 from lifl.core.turn import Turn
 
-COORDINATOR, JOB, ROUND, COMMITS, SESSION = "coordinator", "job", "round", "commits", "session"
+COORDINATOR, JOB, ROUND, COMMITS = "coordinator", "job", "round", "commits"
+COPY, SESSION = "copy", "session"
 HANDLERS: dict[type[Message], tuple[str, str, str]] = {
     # clients' events
     gm.ClientJoined: (COORDINATOR, "_client_joined", ANY),
@@ -47,6 +48,9 @@ HANDLERS: dict[type[Message], tuple[str, str, str]] = {
     o.ModelSealed: (JOB, "model_sealed", HOME),
     o.ModelSaved: (JOB, "model_saved", HOME),
     o.FilePaused: (COMMITS, "file_paused", HOME),
+    o.ModelCopied: (COPY, "heard", ASKED),
+    o.CopyServed: (COPY, "heard", ASKED),
+    o.CopyFailed: (COPY, "heard", ASKED),
     # agents' reports on its round
     o.UpdateSealed: (ROUND, "update_sealed", OWNER),
     o.UpdateAborted: (ROUND, "update_aborted", OWNER),
@@ -90,7 +94,10 @@ class Coordinator:
                 return
             takers = {JOB: job, SESSION: job, ROUND: job.runner, COMMITS: job.commits}
             with self._turn.share(job.spec.number):
-                getattr(takers[taker], method)(message)
+                if isinstance(message, o.ModelCopied | o.CopyServed | o.CopyFailed):
+                    copy_heard(job, node, message)
+                else:
+                    getattr(takers[taker], method)(message)
                 self._note_over(job)
 
     # ---- jobs --------------------------------------------------------------------------------------------------------
@@ -218,7 +225,8 @@ class Coordinator:
                 self.presence.remove(here)
             for job in list(self.running.values()):
                 with self._turn.share(job.spec.number):
-                    job.runner.node_gone(number)
+                    node_gone(job, number)
+                    self._note_over(job)
 
     def _draining(self, number: int, _word: p.Draining) -> None:
         """Move the work of a node that is about to go, first."""
@@ -247,9 +255,10 @@ class Coordinator:
         self._try_open()
 
     def _try_open(self) -> None:
-        """Let rounds that wait for nodes begin, if there are enough of them now."""
+        """Let rounds that wait for nodes begin, or be copied, if there are enough of them now."""
         for job in list(self.running.values()):
             with self._turn.share(job.spec.number):
+                job.copies.ask()
                 job.runner.try_open()
 
     # ---- the clock ---------------------------------------------------------------------------------------------------
@@ -263,7 +272,7 @@ class Coordinator:
 
     def next_timer(self) -> float:
         """Return when `tick` must be called at the latest; infinity: not before the next event."""
-        return min((min(job.runner.next_timer(), job.due_s) for job in self.running.values()), default=math.inf)
+        return min((next_timer(job) for job in self.running.values()), default=math.inf)
 
     def busy(self) -> bool:
         """Return True while a round whose updates are all in is not committed."""

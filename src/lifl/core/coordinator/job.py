@@ -17,6 +17,7 @@ from lifl.core.coordinator.answers import Answers
 from lifl.core.coordinator.branches import BranchTracker
 from lifl.core.coordinator.checkpoints import Checkpoints, Stored
 from lifl.core.coordinator.commits import Commits
+from lifl.core.coordinator.copies import Copies
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import NodeTable
 from lifl.core.coordinator.presence import Connection, Presence
@@ -61,8 +62,9 @@ class Job:
         self._ending = ""  # why the job will have failed when what is sealed is committed
         self._planner = planner = RoundPlanner(spec, turn, nodes)
         self._replicas = Replicas(spec, turn, nodes)
-        self._checkpoints = Checkpoints(spec, turn, self.rounds, self._replicas)
-        self.commits = Commits(spec, turn, presence, self.rounds, self._replicas)
+        self._checkpoints = Checkpoints(spec, turn, nodes, self.rounds, self._replicas)
+        self.copies = Copies(spec, turn, nodes, self.rounds)
+        self.commits = Commits(spec, turn, presence, self.rounds, self._replicas, self.copies)
         self._branches = branches = BranchTracker(spec, turn, nodes, planner)
         self._recovery = Recovery(spec, turn, nodes, planner, branches)
         self.selection = selection = Selection(spec, turn, nodes, presence)
@@ -99,13 +101,15 @@ class Job:
         adopting: bool,
         stored: Mapping[int, Stored] | None = None,
         terms: Mapping[int, int] | None = None,
+        holders: Mapping[int, tuple[int, ...]] | None = None,
     ) -> None:
         """Take up what an earlier life left: round `committed` is the last; `rows` has the newest of each behind it.
 
-        `counted` has the members of the last committed ones, `stored` and `terms` what is known of their files.
+        `counted` has the members of the last committed ones, `stored`, `terms` and `holders` what is known of their
+        files.
         `adopting`: something is sealed in the arena, which counts if its node is among those of the round.
         """
-        self._checkpoints.begin(committed, stored or {}, terms or {})
+        self._checkpoints.begin(committed, stored or {}, terms or {}, holders or {})
         self.rounds.committed = committed
         self.rounds.counted = counted
         self._rows = rows
@@ -115,6 +119,7 @@ class Job:
     def start(self) -> None:
         """Have the last committed model (or the initial one) loaded."""
         self._checkpoints.load(self._adopting)
+        look_for_copy(self)
 
     def job_opened(self, _report: o.JobOpened) -> None:
         """Begin, or go on: the model is in the arena."""
@@ -130,9 +135,14 @@ class Job:
         self._begin_round()
 
     def job_failed(self, report: o.JobFailed) -> None:
-        """Go on from an older checkpoint if that to be loaded is lost or damaged; else end: the job cannot go on."""
-        if self.status != "loading" or not self._checkpoints.try_older(report.text):
-            self.end("failed", self._checkpoints.verdict or report.text)
+        """Go on from a copy, or an older checkpoint, if that to be loaded is lost or damaged; else end."""
+        checkpoints = self._checkpoints
+        if self.status == "loading" and (
+            checkpoints.try_another(self._nodes.home) or checkpoints.try_older(report.text)
+        ):
+            look_for_copy(self)
+        else:
+            self.end("failed", checkpoints.verdict or report.text)
 
     def _open_at(self, node: int) -> None:
         _attempt, _status, row = self._rows.get(self._replicas.model_round + 1, (0, "", {}))
@@ -147,6 +157,8 @@ class Job:
         """
         number = self._replicas.model_round + 1
         if number > self.spec.config.job.rounds or self.round is not None or self.commits.paused or self._ending:
+            return
+        if self.copies.full:
             return
         attempt, status, fields = self._rows.pop(number, (self._attempt, "new", {}))
         # A later round on several nodes had begun before this one was durable: it begins anew, under another epoch.
@@ -178,13 +190,7 @@ class Job:
 
     def model_saved(self, report: o.ModelSaved) -> None:
         """Note that a round's checkpoint is durable, and commit in order."""
-        goes_on = self.commits.saved(report)
-        if self.rounds.committed >= self.spec.config.job.rounds:
-            self.end("finished", "")
-        elif self._ending and not self.rounds.saving:
-            self.end("failed", self._ending)
-        elif goes_on:
-            self._begin_round()
+        go_on(self, self.commits.saved(report))
 
     def branch_failed(self, report: o.BranchFailed) -> None:
         """Try the round again, or end: a branch cannot be finished."""
@@ -199,6 +205,9 @@ class Job:
 
     def tick(self) -> None:
         """Do what is due."""
+        if self.copies.next_timer() <= self._turn.now:
+            self.copies.tick()
+            go_on(self, self.commits.commit(self.commits.paused))
         reason = self.runner.tick()
         if reason and self.round is not None:
             self._fail_round(self.round, reason)
@@ -246,6 +255,7 @@ class Job:
             self._presence.tell_all(self.name, round_.selected, over)
         self.rounds.current = None
         self.rounds.saving.clear()
+        self.copies.close()
         self._replicas.close()
         self._turn.emit(fx.SaveJob(self.name, status, reason))
         self._presence.tell_all(self.name, self.present, cm.JobOver(self.name, status, reason))
@@ -278,7 +288,9 @@ class Job:
         inventory = Inventory(held, fresh=self.spec.number not in report.jobs)
         if self.status == "loading":
             self._recovery.keep(node, inventory)
+            look_for_copy(self)
             return
+        self.copies.node_there(node)
         self._open_at(node)
         self.runner.inventory(node, inventory)
 
@@ -296,9 +308,61 @@ class Job:
 
     def faults(self) -> Iterator[str]:
         """Yield what cannot be."""
-        own = (*self.rounds.faults(), *self.selection.reliability.faults())
+        own = (*self.rounds.faults(), *self.selection.reliability.faults(), *self.copies.faults())
         yield from (f"job {self.name}: {fault}" for fault in own)
         if self.over and (self.rounds.live() or self.present):
             yield f"job {self.name} is {self.status}, and has rounds or clients"
         if self.status == "loading" and self.rounds.live():
             yield f"job {self.name} has rounds before its model is there"
+
+
+def look_for_copy(job: Job) -> None:
+    """Have the model loaded from another node's copy, when home has none and such a node is there."""
+    node = job._checkpoints.next_holder()
+    if node is not None:
+        job._open_at(node)
+        job._checkpoints.serve(node)
+    if job._checkpoints.waits != job.commits.paused and job.status == "loading":
+        job.commits.paused = job._checkpoints.waits
+        if job.commits.paused:
+            job._publish("job.paused", reason=job.commits.paused)
+
+
+def go_on(job: Job, goes_on: bool) -> None:
+    """Go on when what is durable is committed."""
+    if job.rounds.committed >= job.spec.config.job.rounds:
+        job.end("finished", "")
+    elif job._ending and not job.rounds.saving:
+        job.end("failed", job._ending)
+    elif goes_on or job.copies.wanted:
+        job._begin_round()
+
+
+def copy_heard(job: Job, node: int, report: o.ModelCopied | o.CopyServed | o.CopyFailed) -> None:
+    """Note what became of a copy of a model: one that a node makes, or one that it is to serve."""
+    if job.status == "running" and not isinstance(report, o.CopyServed):
+        job.copies.heard(node, report)
+        go_on(job, job.commits.commit(job.commits.paused))
+    elif job.status == "loading" and isinstance(report, o.CopyServed):
+        job._checkpoints.served(node)
+    elif job._checkpoints.asks(node) and isinstance(report, o.CopyFailed):
+        if not job._checkpoints.try_another(node) and not job._checkpoints.try_older(report.text):
+            job.end("failed", job._checkpoints.verdict or report.text)
+            return
+        look_for_copy(job)
+
+
+def node_gone(job: Job, node: int) -> None:
+    """Go on without a node that is dead, or has left."""
+    job.runner.node_gone(node)
+    if job.status == "loading":
+        job._checkpoints.node_gone(node)
+        look_for_copy(job)
+    elif job.copies.wanted and not job.over:
+        job.copies.node_gone(node)
+        go_on(job, job.commits.commit(job.commits.paused))
+
+
+def next_timer(job: Job) -> float:
+    """Return when `tick` is due; infinity: not before something happens."""
+    return min(job.runner.next_timer(), job.copies.next_timer(), job.due_s)

@@ -10,6 +10,7 @@ from typing import Any
 from lifl.core.config.job import QuotaSection
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import NodeTable
+from lifl.core.ids import epoch_of
 from lifl.core.protocol import commands as o
 from lifl.core.protocol.cluster import OWNERS, QUOTAS
 from lifl.core.turn import Turn
@@ -41,6 +42,16 @@ class Replicas:
         """Have a session of folds made ready at home; `adopt`: with what is sealed there."""
         home = self._nodes.home
         self._turn.order(home, self._facts(home, o.OpenJob, adopt=adopt, fold=True))
+
+    def fetch(self, committed: int, adopt: bool, source: int) -> None:
+        """Have the model of round `committed` fetched from a node that serves its copy."""
+        home, gateway = self._nodes.home, self._nodes.gateway_of(source)
+        self._turn.order(home, self._facts(home, o.FetchJob, source=gateway, adopt=adopt))
+
+    def serve(self, node: int, committed: int, digests: tuple[str, ...], term: int) -> None:
+        """Have a node read its copy of the model of round `committed`, and serve it."""
+        paths = self._spec.path_of(committed, term), self._spec.state_path_of(committed, term)
+        self._turn.order(node, o.ServeCopy(self._spec.number, epoch_of(committed, 0), *paths, digests))
 
     def unload(self) -> None:
         """Have what was being loaded freed."""
@@ -78,7 +89,8 @@ class Replicas:
         """Have the current model, that of the round, written to its checkpoint."""
         term = self._turn.term
         paths = self._spec.path_of(number, term), self._spec.state_path_of(number, term)
-        self._turn.order(self._nodes.home, o.SaveModel(self._spec.number, epoch, *paths))
+        keep = bool(self._spec.config.checkpoint.copies)
+        self._turn.order(self._nodes.home, o.SaveModel(self._spec.number, epoch, *paths, keep))
 
     def close(self) -> None:
         """Have everything of the job freed everywhere."""

@@ -54,6 +54,7 @@ class Session(Job):
         adopting: bool,
         stored: Mapping[int, Stored] | None = None,
         terms: Mapping[int, int] | None = None,
+        holders: Mapping[int, tuple[int, ...]] | None = None,
     ) -> None:
         """Go on with what an earlier life has left sealed; its host has so long to come back."""
         self._adopting = True

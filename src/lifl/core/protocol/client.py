@@ -113,7 +113,8 @@ class GetModel(Message, frozen=True):
     """Asks for the model that round `round` starts from.  `checked`: Checksums are to follow the bytes.
 
     With the right `digest` the answer leaves the tensors out.  `direct`: who may write to its slot itself reads the
-    model where it is, and says ModelRead.
+    model where it is, and says ModelRead.  With `part` another node asks for a copy: of the model (0), or of one of the
+    rule's states, counted from 1; also of a round that is not committed yet.
     """
 
     job: Name
@@ -121,6 +122,7 @@ class GetModel(Message, frozen=True):
     checked: bool = False
     digest: Digest | msgspec.UnsetType = msgspec.UNSET
     direct: bool | msgspec.UnsetType = msgspec.UNSET
+    part: Count | msgspec.UnsetType = msgspec.UNSET
 
 
 class ModelRead(Message, frozen=True):

@@ -66,7 +66,9 @@ BEARERS = "bearers"
 """The word of a node that knows of bearer tokens."""
 OWNERS = "owners"
 """The word of a node that is told whose a job is."""
-KNOWS = (SECRETS, QUOTAS, JOURNAL, DRAIN, BEARERS, OWNERS)
+COPIES = "copies"
+"""The word of a node that can keep copies of committed models, and serve them."""
+KNOWS = (SECRETS, QUOTAS, JOURNAL, DRAIN, BEARERS, OWNERS, COPIES)
 """What a node of this version knows (`PeerHello.knows`)."""
 HEARTBEAT_S = 1.0
 SUSPECT_S = 3.0

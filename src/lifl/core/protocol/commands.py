@@ -20,6 +20,7 @@ from lifl.core.config.job import AggregationSection, QuotaSection
 from lifl.core.fields import (
     Address,
     ArenaBytes,
+    Bits64,
     Count,
     Digests,
     Message,
@@ -77,6 +78,12 @@ class LoadJob(OpenJob, frozen=True):
     """Make a job ready, at home: its files are the checkpoint of its own `round`, with these `digests` if known."""
 
     digests: Digests = ()
+
+
+class FetchJob(OpenJob, frozen=True):
+    """Make a job ready, at home: the gateway at `source` has the model of its own `round`, and the rule's states."""
+
+    source: Address = ""
 
 
 class CloseJob(Message, frozen=True):
@@ -180,12 +187,48 @@ class DropBranch(Message, frozen=True):
 
 
 class SaveModel(Message, frozen=True):
-    """Write the current model (and states) to files, durably."""
+    """Write the current model (and states) to files, durably; `keep`: it is served until ReleaseModel."""
 
     number: Count
     epoch: Count
     path: Path
     state_path: Path = ""
+    keep: bool = False
+
+
+class ReleaseModel(Message, frozen=True):
+    """Serve the model of a SaveModel no longer: all copies of it are there."""
+
+    number: Count
+    epoch: Count
+
+
+class CopyModel(Message, frozen=True):
+    """Get the model of this epoch, and the rule's states, from the gateway at `source`, and write a copy durably.
+
+    The files are as node `node` has written them, below this node's own folder of jobs.  The answer is ModelCopied or
+    CopyFailed.  It is told to nodes that know of it.
+    """
+
+    number: Count
+    epoch: Count
+    node: Bits64
+    source: Address
+    path: Path
+    state_path: Path = ""
+
+
+class ServeCopy(Message, frozen=True):
+    """Read this node's copy of the model of a round, and of the rule's states, and serve them.
+
+    The answer is CopyServed or CopyFailed.
+    """
+
+    number: Count
+    epoch: Count
+    path: Path
+    state_path: Path = ""
+    digests: Digests = ()
 
 
 class CommitBranch(Message, frozen=True):
@@ -228,6 +271,10 @@ Order = (
     | ModelAt
     | DropBranch
     | SaveModel
+    | ReleaseModel
+    | CopyModel
+    | ServeCopy
+    | FetchJob
     | CommitBranch
     | TakeModel
     | DrainNode
@@ -364,6 +411,29 @@ class ModelSaved(Message, frozen=True):
     digests: Digests = ()
 
 
+class ModelCopied(Message, frozen=True):
+    """The files of a CopyModel are durable, and have these digests."""
+
+    number: Count
+    epoch: Count
+    digests: Digests = ()
+
+
+class CopyServed(Message, frozen=True):
+    """The model of a ServeCopy, and the rule's states, can be fetched."""
+
+    number: Count
+    epoch: Count
+
+
+class CopyFailed(Message, frozen=True):
+    """A copy could not be made, or not be read; nothing is left of the try."""
+
+    number: Count
+    epoch: Count
+    text: Text
+
+
 class FilePaused(Message, frozen=True):
     """A file of the job cannot be read or written now; the agent tries again by itself."""
 
@@ -385,5 +455,8 @@ Report = (
     | BranchFailed
     | ModelSealed
     | ModelSaved
+    | ModelCopied
+    | CopyServed
+    | CopyFailed
     | FilePaused
 )

@@ -156,11 +156,12 @@ class Progress(Message, frozen=True):
 
 
 class WantModel(Message, frozen=True):
-    """A client asks for the model that a round starts from."""
+    """A client asks for the model that a round starts from; with a `part` a node does, for a copy (`cm.GetModel`)."""
 
     conn: Count
     job: Name
     round: Count
+    part: Count | None = None
 
 
 class ModelSent(Message, frozen=True):
@@ -445,12 +446,16 @@ class Carry(Message, frozen=True):
 
 
 class Fetch(Message, frozen=True):
-    """Get the model that round `round` of `job` starts from at `address`, and seal it; answered by FetchEnded."""
+    """Get the model that round `round` of `job` starts from at `address`, and seal it; answered by FetchEnded.
+
+    With a `part`: for a copy (`cm.GetModel`).
+    """
 
     key: KeyBytes
     address: Address
     job: Name
     round: Count
+    part: Count | None = None
 
 
 ToGateway = (

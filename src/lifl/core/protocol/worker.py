@@ -11,6 +11,7 @@ import msgspec
 
 from lifl.core.fields import (
     AnyKey,
+    Bits64,
     Capacity,
     Count,
     Digests,
@@ -152,7 +153,8 @@ class Drop(Message, frozen=True):
 class Checkpoint(Message, frozen=True):
     """Write `model` (and the rule's `states`) as safetensors to `path` (`state_path`), durably, all or nothing.
 
-    The files name the job, its `number` and node, the round and its `epoch`; TaskDone has their digests.
+    The files name the job, its `number` and node, the round and its `epoch`; TaskDone has their digests.  `node` wrote
+    what this is a copy of (0: it is none).
     """
 
     address: Count
@@ -166,6 +168,7 @@ class Checkpoint(Message, frozen=True):
     states: StateKeys = msgspec.field(default_factory=dict)
     number: Count = 0
     epoch: Count = 0
+    node: Bits64 = 0
 
 
 class Load(Message, frozen=True):

@@ -51,7 +51,7 @@ async def migrate(config: NodeConfig, folder: Path, to_etcd: bool, command: str)
                 other = rows.moving.get("command", command)
                 if other != command:
                     raise Refused("moving", "store", f"another move was not finished; do it again first: {other}")
-                move = _Move(own, rows, command)
+                move = _Move(own, rows, command, folder)
                 return await (move.to_etcd() if to_etcd else move.to_sqlite())
     except Deposed as deposed:
         raise ResourceFault(f"etcd was out of reach for too long ({deposed}); do it again: {command}") from deposed
@@ -101,7 +101,8 @@ async def _led(store: Store, copy: Mirror) -> AsyncIterator[ClusterRows]:
 class _Move:
     """One move between a node's database and the rows in etcd; `rows.mirror` is the node's copy of those."""
 
-    def __init__(self, own: Mirror, rows: ClusterRows, command: str) -> None:
+    def __init__(self, own: Mirror, rows: ClusterRows, command: str, state: Path) -> None:
+        self._state = state
         self._own = own
         self._rows = rows
         self._copy = rows.mirror
@@ -157,11 +158,11 @@ class _Move:
     def _check(self, running: Sequence[JobRow]) -> None:
         """Raise `Refused` when a job's folder cannot be its own afterwards."""
         for job in running:
-            folders.check_own(Path(job.folder), (self._node, self._rows.owner), job.number)
+            folders.check_own(folders.local(self._state, job.folder), (self._node, self._rows.owner), job.number)
 
     def _pass_on(self, jobs: Sequence[JobRow], before: int, after: int) -> None:
         for job in jobs:
-            folders.pass_on(Path(job.folder), before, after, job.number, job.name)
+            folders.pass_on(folders.local(self._state, job.folder), before, after, job.number, job.name)
 
 
 def _readable(store: NodeStore) -> list[JobRow]:

@@ -376,16 +376,17 @@ class Connection:
         if (known := self._shared.jobs.get(want.job)) is not None:
             nbytes, now = known.layout.data_bytes, self._loop.time()
             await self._socket.rest(self._shared.quotas.bytes_wait_s(self._number, known.flow, nbytes, now))
-        grant = await self._grants.ask(gm.WantModel(self._number, want.job, want.round))
+        part = None if want.part is msgspec.UNSET or not want.checked else want.part
+        grant = await self._grants.ask(gm.WantModel(self._number, want.job, want.round, part))
         if not isinstance(grant, gm.ModelGranted):
             return
         sent_bytes = 0
         try:
             job = self._shared.job(want.job)
-            data_bytes = job.layout.data_bytes
             key = Key.unpack(grant.key)
             sums = Sums(self._shared.arena, key, want.checked)
             view = self._shared.arena.data(key)
+            data_bytes = len(view)
             if want.direct is True and self._direct:
                 await self._lend_model(key, job, want)
                 sent_bytes = data_bytes

@@ -178,7 +178,8 @@ class _Trip:
         view = arena.data(self._key)
         job = self._shared.jobs.get(request.job)
         digest = msgspec.UNSET if job is None else job.digest
-        await peer.say(cm.GetModel(request.job, request.round, checked=True, digest=digest))
+        part = msgspec.UNSET if request.part is None else request.part
+        await peer.say(cm.GetModel(request.job, request.round, checked=True, digest=digest, part=part))
         model = await peer.hear()
         if not isinstance(model, cm.Model):
             raise _no(model)
