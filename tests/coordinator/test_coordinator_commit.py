@@ -128,7 +128,20 @@ def test_a_checkpoint_that_is_not_waited_for_commits_nothing() -> None:
     scene = Scene()
     scene.running()
     scene.is_saving(1, ["c1"])
+    scene.has_round(Phase.WAITING, [], number=2)
     assert scene.handle(o.ModelSaved(NUMBER, epoch_of(9, 1))) == Led()
+
+
+def test_no_round_begins_while_two_models_wait_for_their_checkpoints() -> None:
+    """An arena has room for the old model and the new one: `planning/arena_need.py` counts no third."""
+    scene = Scene(rounds=9)
+    scene.running()
+    scene.is_saving(1, ["c1"])
+    scene.has_round(Phase.AGGREGATING, accepted={"c1": 0, "c2": 0}, number=2)
+    scene.handle(o.ModelSealed(NUMBER, epoch_of(2, 1), {}))
+    assert ([each.number for each in scene.job.rounds.saving], scene.job.round) == ([1, 2], None)
+    scene.handle(o.ModelSaved(NUMBER, epoch_of(1, 1)))
+    assert ([each.number for each in scene.job.rounds.saving], scene.round.number) == ([2], 3)
 
 
 def test_the_initial_model_is_committed_without_a_receipt_and_without_a_word() -> None:

@@ -43,16 +43,16 @@ class Commits:
         self._replicas.save(round_.number, round_.epoch)
         self._copies.begin(round_)
 
-    def saved(self, report: o.ModelSaved) -> bool:
-        """Note that a round's checkpoint is durable, and commit in order; return whether that ended a pause."""
+    def saved(self, report: o.ModelSaved) -> None:
+        """Note that a round's checkpoint is durable, and commit in order."""
         paused = self.paused
         for round_ in self._rounds.saving:
             if round_.epoch == report.epoch:
                 round_.saved, round_.digests, self.paused = True, report.digests, ""
-        return self.commit(paused)
+        self.commit(paused)
 
-    def commit(self, paused: str) -> bool:
-        """Commit what is durable, in order; return whether that ended the pause of before, `paused`."""
+    def commit(self, paused: str) -> None:
+        """Commit what is durable, in order; that may end the pause of before, `paused`."""
         saving = self._rounds.saving
         while saving and saving[0].saved and self._copies.complete(saving[0]):
             self._commit(saving.pop(0))
@@ -60,10 +60,8 @@ class Commits:
             self._pause(self._copies.short)
         elif self._copies.wanted and all(round_.saved for round_ in saving):
             self.paused = ""
-        goes_on = bool(paused) and not self.paused
-        if goes_on:
+        if paused and not self.paused:
             self._turn.emit(fx.Publish("job.goes_on", self._spec.name, {"committed": self._rounds.committed}))
-        return goes_on
 
     def file_paused(self, report: o.FilePaused) -> None:
         """Wait: the model or a checkpoint cannot be read or written now, and the agent tries again."""

@@ -98,11 +98,6 @@ class Copies:
         return [self._nodes.home_name, *(f"{node:016x}" for node in self._last)]
 
     @property
-    def full(self) -> bool:
-        """Whether no other model may be made before one of those that are being saved is committed."""
-        return bool(self.wanted) and len(self._rounds.saving) > 1
-
-    @property
     def short(self) -> str:
         """What the first round waits for that is saved at home, when no node can be asked for it; else nothing."""
         for round_ in self._rounds.saving[:1] if self.wanted else ():

@@ -153,12 +153,13 @@ class Job:
     def _begin_round(self) -> None:
         """Begin the round after the last sealed one, or go on where an earlier life stopped.
 
-        None begins after the last one, while the job ends, and while its checkpoints cannot be written.
+        None begins after the last one, while the job ends, while its checkpoints cannot be written, and while two
+        models wait for theirs: an arena has room for the old and the new one (`planning/arena_need.py`), not for three.
         """
         number = self._replicas.model_round + 1
         if number > self.spec.config.job.rounds or self.round is not None or self.commits.paused or self._ending:
             return
-        if self.copies.full:
+        if len(self.rounds.saving) > 1:
             return
         attempt, status, fields = self._rows.pop(number, (self._attempt, "new", {}))
         # A later round on several nodes had begun before this one was durable: it begins anew, under another epoch.
@@ -190,7 +191,8 @@ class Job:
 
     def model_saved(self, report: o.ModelSaved) -> None:
         """Note that a round's checkpoint is durable, and commit in order."""
-        go_on(self, self.commits.saved(report))
+        self.commits.saved(report)
+        go_on(self)
 
     def branch_failed(self, report: o.BranchFailed) -> None:
         """Try the round again, or end: a branch cannot be finished."""
@@ -207,7 +209,8 @@ class Job:
         """Do what is due."""
         if self.copies.next_timer() <= self._turn.now:
             self.copies.tick()
-            go_on(self, self.commits.commit(self.commits.paused))
+            self.commits.commit(self.commits.paused)
+            go_on(self)
         reason = self.runner.tick()
         if reason and self.round is not None:
             self._fail_round(self.round, reason)
@@ -328,13 +331,13 @@ def look_for_copy(job: Job) -> None:
             job._publish("job.paused", reason=job.commits.paused)
 
 
-def go_on(job: Job, goes_on: bool) -> None:
+def go_on(job: Job) -> None:
     """Go on when what is durable is committed."""
     if job.rounds.committed >= job.spec.config.job.rounds:
         job.end("finished", "")
     elif job._ending and not job.rounds.saving:
         job.end("failed", job._ending)
-    elif goes_on or job.copies.wanted:
+    else:
         job._begin_round()
 
 
@@ -342,7 +345,8 @@ def copy_heard(job: Job, node: int, report: o.ModelCopied | o.CopyServed | o.Cop
     """Note what became of a copy of a model: one that a node makes, or one that it is to serve."""
     if job.status == "running" and not isinstance(report, o.CopyServed):
         job.copies.heard(node, report)
-        go_on(job, job.commits.commit(job.commits.paused))
+        job.commits.commit(job.commits.paused)
+        go_on(job)
     elif job.status == "loading" and isinstance(report, o.CopyServed):
         job._checkpoints.served(node)
     elif job._checkpoints.asks(node) and isinstance(report, o.CopyFailed):
@@ -360,7 +364,8 @@ def node_gone(job: Job, node: int) -> None:
         look_for_copy(job)
     elif job.copies.wanted and not job.over:
         job.copies.node_gone(node)
-        go_on(job, job.commits.commit(job.commits.paused))
+        job.commits.commit(job.commits.paused)
+        go_on(job)
 
 
 def next_timer(job: Job) -> float:
