@@ -40,7 +40,7 @@ from lifl.core.protocol.cluster import Revoked
 from lifl.core.trust.enrolment import Asked
 from lifl.core.trust.revocation import Revocation
 from lifl.core.trust.tokens import Token, read_token
-from lifl.node.authority import credential_store
+from lifl.node.authority import credential_store, revocations
 from lifl.node.authority.authority import Authority, Handed, Holder
 from lifl.node.authority.authority_file import AUTHORITY_FILE, open_authority, write_authority
 from lifl.node.authority.certificate_authority import ROOTS_MAX, make_authority, read_authority
@@ -668,6 +668,31 @@ def test_where_the_coordinator_moves_a_node_keeps_what_either_was_told(scene: Sc
     assert Revocations(other, scene.clock).entries == follower.entries
     assert follower.list.names(Identity("client", "here"), "S", 4.5)
     other.close()
+
+
+def test_of_two_lists_that_are_too_long_together_nothing_that_was_revoked_here_is_lost_and_the_rest_is_told(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revocations, "REVOKED_MAX", 3)
+    notes: list[tuple[object, ...]] = []
+    follower = Revocations(scene.store, scene.clock, lambda *given, **about: notes.append((*given, about)))
+    now = scene.clock.now
+    here = [Revocation(f"client/here-{number}", 5.0, now + 10 * number) for number in (1, 2)]
+    follower.merge(here)
+    assert not notes and not follower.trouble
+    there = [Revocation(f"client/there-{number}", 5.0, now + 100 * number) for number in (1, 2, 3)]
+    follower.merge(there)
+    assert [each.which for each in follower.entries] == ["client/here-1", "client/here-2", "client/there-3"]
+    assert "client/there-1, client/there-2;" in follower.trouble and "2 names" in follower.trouble
+    assert [(event, about["count"]) for event, _who, _text, about in notes] == [("cert.kept", 2)]
+    follower.merge(there)
+    assert len(notes) == 1, "it is told once"
+    scene.clock.now += 25
+    follower.merge([])
+    assert [each.which for each in follower.entries] == [each.which for each in there], "there is room now"
+    assert not follower.trouble
+    follower.merge([msgspec.structs.replace(there[0], revoked_unix_s=7.0)])
+    assert follower.list.names(Identity("client", "there-1"), "S", 6.0), "what is known is renewed in its place"
 
 
 # ---- the authority itself --------------------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ EVENTS = {
     "token.revoked": "a token is good for nothing any more",
     "cert.renewed": "somebody has come with a certificate, and got a new one",
     "cert.revoked": "a certificate is good for nothing any more",
+    "cert.kept": "another node has revoked a certificate, and the list of this one is full: here it is believed",
     "cert.rotated": "a new authority is in the place of the old one, which is still trusted",
     TORN: "the line before it was not written to its end",
     DROPPED: "so many notes could not be kept, because they came faster than the disk took them",

@@ -44,7 +44,7 @@ class Credentials:
     ) -> None:
         self.note = note
         self.store = CredentialStore(folder / "lifl.db")
-        self.revocations = Revocations(self.store)
+        self.revocations = Revocations(self.store, note=note)
         self.bearers = BearerTokens(self.store)
         self.authority: Authority | None = None
         self.contexts: Contexts | None = None

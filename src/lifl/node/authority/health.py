@@ -36,7 +36,7 @@ class IdentityHealth:
         if credentials.contexts is None:
             return []
         own, now = credentials.own, time.time()
-        found = [self._renewal.trouble] if self._renewal.trouble else []
+        found = [*filter(None, (self._renewal.trouble, credentials.revocations.trouble))]
         if own.expires_unix_s <= now:
             ended = _day(own.expires_unix_s)
             found.append(f"the node's certificate has expired on {ended}: nobody believes it any more")

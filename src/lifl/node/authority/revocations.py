@@ -33,11 +33,18 @@ BEGUN_SHOWN = 4
 
 
 class Revocations:
-    """The list of one node; `on_change` is called after each change of it."""
+    """The list of one node; `on_change` is called after each change of it.  `note` is the audit log's."""
 
-    def __init__(self, store: CredentialStore, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        store: CredentialStore,
+        clock: Callable[[], float] = time.time,
+        note: Callable[..., None] = lambda *_given, **_about: None,
+    ) -> None:
         self._store = store
         self._clock = clock
+        self._note = note
+        self._left_out: dict[str, Revocation] = {}  # by `which`: what other nodes have told and has no room here
         self.on_change: Callable[[], None] = lambda: None
         self.entries: tuple[Revocation, ...] = ()
         self.list = RevokedList()
@@ -105,13 +112,43 @@ class Revocations:
         return named or begun
 
     def merge(self, entries: Sequence[Revocation]) -> None:
-        """Add another node's list to the own one: each may have been told what the other was not."""
-        known = {entry.which: entry for entry in self.entries}
-        for entry in entries:
-            here = known.get(entry.which, entry)
-            known[entry.which] = max(here, entry, key=lambda one: (one.revoked_unix_s, one.expires_unix_s))
-        last = sorted(known.values(), key=lambda entry: entry.expires_unix_s)[-REVOKED_MAX:]
-        self.replace(sorted(last, key=lambda entry: entry.which))
+        """Add another node's list to the own one: each may have been told what the other was not.
+
+        What is here stays.  Of what has no room the audit log and `trouble` tell; it comes in when there is some.
+        """
+        now = self._clock()
+        known = {entry.which: entry for entry in self.entries if entry.expires_unix_s > now}
+        others: dict[str, Revocation] = {}
+        for entry in (*self._left_out.values(), *entries):
+            kept = known if entry.which in known else others
+            here = kept.get(entry.which, entry)
+            if entry.expires_unix_s > now:
+                kept[entry.which] = max(here, entry, key=lambda one: (one.revoked_unix_s, one.expires_unix_s))
+        longest = sorted(others.values(), key=lambda entry: -entry.expires_unix_s)
+        room = max(0, REVOKED_MAX - len(known))
+        self._leave_out(longest[room:])
+        self.replace(sorted([*known.values(), *longest[:room]], key=lambda entry: entry.which))
+
+    def _leave_out(self, entries: Sequence[Revocation]) -> None:
+        """Keep in mind, up to as many as the list has, what has no room; tell of what is new among them."""
+        left_out = {entry.which: entry for entry in entries[:REVOKED_MAX]}
+        news = sorted(left_out.keys() - self._left_out.keys())
+        self._left_out = left_out
+        if news:
+            log.error("certificate.not_revoked count=%d %s", len(news), self.trouble)
+            self._note("cert.kept", "lifld", self.trouble, count=len(news), which=news[0])
+
+    @property
+    def trouble(self) -> str:
+        """What other nodes have revoked and is believed here, for the list is full; empty: nothing."""
+        if not self._left_out:
+            return ""
+        names = sorted(self._left_out)
+        return (
+            f"{len(names)} names and certificates that another node has revoked are believed on this one, since its"
+            f" list of {REVOKED_MAX} is full: {', '.join(names[:BEGUN_SHOWN])}{', ...' if names[BEGUN_SHOWN:] else ''};"
+            " they are refused here when others have expired"
+        )
 
     def replace(self, entries: Sequence[Revocation]) -> None:
         """Take the coordinator's list in the place of the own one."""
