@@ -184,6 +184,11 @@ def ask(node: Node, message: om.FromCli) -> dict[str, Any]:
         return daemon.ask(message)
 
 
+def workers(node: Node) -> list[int]:
+    """The processes of its workers; one that is being forked has none yet, and 0 is whoever asks."""
+    return [each["pid"] for each in ask(node, om.Snapshot())["workers"] if each["pid"]]
+
+
 def arena_use(node: Node) -> tuple[int, int]:
     """Objects in the arena, and their bytes."""
     arena = ask(node, om.Snapshot())["node"]["arena"]

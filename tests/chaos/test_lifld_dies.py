@@ -33,6 +33,7 @@ from fleet import (
     seeded,
     submit,
     until,
+    workers,
 )
 from nodes import Node
 from stops import Stops
@@ -281,8 +282,8 @@ def test_clients_wait_while_the_next_daemon_loads_the_model(start_node: Callable
         assert all(not trainer.submissions for trainer in team.trainers[:2])
         first.unlink()
         (folder / "aside").rename(first)
-        for worker in ask(node, om.Snapshot())["workers"]:
-            os.kill(worker["pid"], 9)
+        for pid in workers(node):
+            os.kill(pid, 9)
         (line,) = finished(node, "j", team, oracle)
     finally:
         team.close()
@@ -387,7 +388,7 @@ def test_its_children_die_with_it(start_node: Callable[..., Node]) -> None:
             gate.reached()
             shown = ask(node, om.Snapshot())
             children = [shown["node"]["gateway"]["pid"], shown["node"]["zygote_pid"]]
-            children += [worker["pid"] for worker in shown["workers"]]
+            children += workers(node)
             assert len(children) >= 3 and all(os.path.exists(f"/proc/{pid}") for pid in children)
             node.kill()
             until("the children's end", lambda: not any(os.path.exists(f"/proc/{pid}") for pid in children))

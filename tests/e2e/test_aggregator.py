@@ -434,7 +434,8 @@ def end(node: Node, victim: str) -> None:
         kill(process_of(node, "gateway"))
     else:
         for worker in node.snapshot()["workers"]:
-            kill(worker["pid"])
+            if worker["pid"]:  # else it is being forked
+                kill(worker["pid"])
 
 
 def test_a_node_of_its_own_that_is_killed_is_started_again() -> None:

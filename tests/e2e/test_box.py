@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from accounts import NOBODY, common_python
-from fleet import OneHot, Watch, ask, fleet, submit, write_job
+from fleet import OneHot, Watch, ask, fleet, submit, workers, write_job
 from nodes import Node
 
 from lifl.confine import landlock
@@ -249,7 +249,7 @@ def test_no_process_of_roots_node_has_a_right(start_node: Callable[..., Node]) -
     node = start_node()
     run(node, "one")
     shown = ask(node, om.Snapshot())
-    boxed = [shown["node"]["gateway"]["pid"], shown["node"]["zygote_pid"], *(w["pid"] for w in shown["workers"])]
+    boxed = [shown["node"]["gateway"]["pid"], shown["node"]["zygote_pid"], *workers(node)]
     assert len(boxed) > 2
     nothing = dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), "")
     assert held(node.pid) == nothing | {"NoNewPrivs": "1", "Seccomp": ""}
@@ -306,7 +306,7 @@ def test_a_node_of_root_is_the_users_that_is_named(state_dir: Path, redirector: 
         assert {path.lstat().st_uid for path in (*made, node.segment)} == {uid}
         shown = ask(node, om.Snapshot())
         pids = [node.pid, shown["node"]["gateway"]["pid"], shown["node"]["zygote_pid"]]
-        for pid in (*pids, *(w["pid"] for w in shown["workers"])):
+        for pid in (*pids, *workers(node)):
             status = status_of(pid)
             assert set(status["Uid"].split()) == {str(uid)} and "0" not in status["Gid"].split(), status
             assert not int(status["CapPrm"], 16) and not int(status["CapBnd"], 16)

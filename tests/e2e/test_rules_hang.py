@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fleet import OneHot, Watch, arena_use, ask, fleet, submit, until
+from fleet import OneHot, Watch, arena_use, ask, fleet, submit, until, workers
 from nodes import Foreground, Node
 
 from lifl.core.protocol import cli as om
@@ -162,8 +162,7 @@ def test_a_worker_that_is_stopped_is_killed_and_its_task_is_done_by_another(star
     submit(node, "j", oracle.model(), job__rounds=3, **FAN_IN_ONE)
     with fleet(node.address, "j", 8, oracle.update, held=[(0, 2)]) as team:
         until("the second round", lambda: ask(node, om.JobStatus("j"))["job"]["committed"] == 1)
-        workers = [worker["pid"] for worker in ask(node, om.Snapshot())["workers"]]
-        for pid in workers:
+        for pid in workers(node):
             os.kill(pid, signal.SIGSTOP)
         team.release()
         team.join()
