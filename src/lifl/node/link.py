@@ -74,8 +74,8 @@ class Link:
         self._waiting: deque[tuple[memoryview, tuple[int, ...]]] = deque()
         self._waiting_bytes = 0
         self._congested_until: asyncio.Future[None] | None = None
-        self._empty_until: asyncio.Future[None] | None = None
         self._closed = False
+        self._hurries = False
         self._in_turn = in_turn
         self._takes_descriptors = takes_descriptors
         self._descriptors: deque[int] = deque()
@@ -126,19 +126,17 @@ class Link:
             self._end_soon(ResourceFault(text))
 
     async def drained(self) -> None:
-        """Return when less than `CONGESTED_BYTES` wait (at once, usually), or when the link has ended."""
-        if self._waiting_bytes < CONGESTED_BYTES or self._closed:
+        """Return when less than `CONGESTED_BYTES` wait (at once, usually), or when the link has ended, or hurries."""
+        if self._waiting_bytes < CONGESTED_BYTES or self._closed or self._hurries:
             return
         if self._congested_until is None:
             self._congested_until = self._loop.create_future()
         await asyncio.shield(self._congested_until)
 
-    async def flushed(self) -> None:
-        """Return when nothing waits any more, or when the link has ended."""
-        if self._waiting:
-            if self._empty_until is None:
-                self._empty_until = self._loop.create_future()
-            await asyncio.shield(self._empty_until)
+    def hurry(self) -> None:
+        """Have nobody wait for the peer any more: it may read nothing until this process has ended."""
+        self._hurries = True
+        self._release()
 
     def pause_reading(self) -> None:
         """Take no more messages from the socket until `resume_reading`; what was read already still comes."""
@@ -258,12 +256,9 @@ class Link:
 
     def _release(self) -> None:
         """Wake the senders that wait for room."""
-        if self._congested_until is not None and self._waiting_bytes < CONGESTED_BYTES:
+        if self._congested_until is not None and (self._waiting_bytes < CONGESTED_BYTES or self._hurries):
             self._congested_until.set_result(None)
             self._congested_until = None
-        if self._empty_until is not None and not self._waiting:
-            self._empty_until.set_result(None)
-            self._empty_until = None
 
     def _end_soon(self, error: Exception) -> None:
         """End the link and tell so later: the sender is in the middle of something that the news may overtake."""

@@ -12,6 +12,7 @@ from lifl.core.protocol import gateway as gm
 from lifl.node.link import Link
 
 Question = gm.Admit | gm.WantModel | gm.Offered | gm.ModelPut
+ENDED = "the connection ended before the daemon answered"
 Grant = gm.Granted | gm.ModelGranted
 
 
@@ -23,9 +24,16 @@ class GrantWaiter:
         self._loop = asyncio.get_running_loop()
         self._about: tuple[str, int] | None = None
         self._answer: asyncio.Future[Grant | None] | None = None
+        self._ended = False
 
     async def ask(self, question: Question) -> Grant | None:
-        """Return the daemon's grant; None when it answered the client itself (accepted already, busy, refused)."""
+        """Return the daemon's grant; None when it answered the client itself (accepted already, busy, refused).
+
+        Raise `ConnectionResetError` when the connection ends first, or has ended: its last message may be taken up
+        after that, and a daemon that waits for the gateway's end answers nothing more.
+        """
+        if self._ended:
+            raise ConnectionResetError(ENDED)
         self._about = None if isinstance(question, gm.Offered) else (question.job, question.round)
         self._answer = self._loop.create_future()
         self._link.send(question)
@@ -61,6 +69,7 @@ class GrantWaiter:
             self._answer.set_result(None)
 
     def connection_ended(self) -> None:
-        """End the wait with an error."""
+        """End the wait with an error, and have none begin."""
+        self._ended = True
         if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(ConnectionResetError("the connection ended before the daemon answered"))
+            self._answer.set_exception(ConnectionResetError(ENDED))

@@ -113,6 +113,7 @@ class Gateway:
         failpoints.hit("gateway.ready.before")
         link.send(gm.GatewayReady(os.getpid(), (address,), self._landlock))
         await self._ending.wait()
+        link.hurry()  # a lifld that waits for our end reads nothing more
         for door in doors:
             door.close()
         for raw in self._arriving.values():
@@ -126,7 +127,6 @@ class Gateway:
         checks.shutdown()
         movers.stop()
         read_waiter.close()
-        await link.flushed()
         link.close()
 
     # ---- clients ---------------------------------------------------------------------------------------------------
