@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from agent_scene import NUMBER, Scene
 
@@ -75,6 +76,31 @@ def test_a_copy_for_which_the_arena_has_no_room_is_not_begun() -> None:
     scene = elsewhere(arena_bytes=16)
     led = scene.handle(COPY)
     assert "do not fit" in failure(led).text
+    assert scene.arena.objects == {}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/r3",
+        "../r3",
+        "other/r3",
+        "j/../r3",
+        "j/..",
+        "j/",
+        "j",
+        "j/r3/x",
+        "./j/r3",
+        "j//r3",
+        "\N{CYRILLIC SMALL LETTER JE}/r3",
+    ],
+)
+@pytest.mark.parametrize("of_states", [False, True])
+def test_no_order_has_files_elsewhere_than_in_the_jobs_own_folder_below_the_nodes(path: str, of_states: bool) -> None:
+    files = {"path": "j/r3", "state_path": path} if of_states else {"path": path}
+    scene = elsewhere()
+    for order in (COPY, SERVE):
+        assert "job's own folder" in failure(scene.handle(msgspec.structs.replace(order, **files))).text
     assert scene.arena.objects == {}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
+import json
 import os
 import select
 import signal
@@ -26,6 +27,7 @@ from lifl import failpoints
 from lifl.core.errors import ResourceFault
 from lifl.core.ids import Key, Kind, Record
 from lifl.core.limits import SUSPECTS_MAX
+from lifl.core.modelfile import CLAIM
 from lifl.core.protocol.contribution import Contribution, pack_contribution, unpack_contributions
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.protocol.gateway import Drain
@@ -684,6 +686,23 @@ def test_a_checkpoint_that_another_node_wrote_is_loaded_by_the_digest_of_its_row
             worker.channel.take(TaskDone)
         else:
             assert "lifl.node 0123456789abcdef" in worker.channel.take(TaskFailed).text
+
+
+def test_a_copy_is_not_written_into_the_folder_of_another_job(one: Node, tmp_path: Path) -> None:
+    """An earlier life of the node may have had one of the same name, in another cluster."""
+    worker, path = one.fork(), tmp_path / "model"
+    copy = msgspec.structs.replace(checkpoint_of(one, path), node=5)
+    claim = tmp_path / CLAIM
+    for number, name in ((8, "j"), (7, "k")):
+        claim.write_text(json.dumps({"node": "0" * 16, "job": number, "name": name}))
+        worker.channel.send(copy)
+        failed = worker.channel.take(TaskFailed)
+        assert "is that of another job" in failed.text and not failed.retry
+        assert not path.exists()
+    for text in (json.dumps({"node": "0" * 16, "job": 7, "name": "j"}), "", "[7]"):
+        claim.write_text(text)
+        worker.channel.send(copy)
+        worker.channel.take(TaskDone)
 
 
 def test_one_byte_flipped_anywhere_in_a_checkpoint_is_found(one: Node, tmp_path: Path) -> None:

@@ -29,6 +29,9 @@ DATA_ALIGN_BYTES = 4096
 """The tensors begin at a multiple of this, where a disk takes them straight from the arena; the header is padded with
 spaces, as the format allows.
 """
+CLAIM = ".lifl-job"
+"""In a folder of models: whose they are."""
+CLAIM_BYTES_MAX = 4096
 LENGTH_BYTES = 8
 
 _CODE = {

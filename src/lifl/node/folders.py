@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from lifl.core.errors import Refused
+from lifl.core.modelfile import CLAIM, CLAIM_BYTES_MAX
 
-CLAIM = ".lifl-job"
 JOBS = "jobs"
 """In the state folder: the models of jobs that name no folder of their own."""
-CLAIM_BYTES_MAX = 4096
 
 
 def local(state: Path, folder: str) -> Path:

@@ -10,6 +10,7 @@ What is long goes from the arena to the disk past the page cache (`shm/direct.py
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from lifl.core.formats import CHECKPOINT_FORMAT, RELEASE, newer_text
 from lifl.core.ids import Key
 from lifl.core.limits import COUNT_MAX, WORD_CHARS_MAX
 from lifl.core.modelfile import (
+    CLAIM,
+    CLAIM_BYTES_MAX,
     LENGTH_BYTES,
     Piece,
     decode_header,
@@ -58,6 +61,8 @@ def checkpoint(message: Checkpoint, arena: Arena) -> tuple[str, ...]:
         "lifl.release": RELEASE,
     }
     digests: list[str] = []
+    if message.node:
+        _check_folder(message)
     if message.state_path and message.states:
         views = [arena.data(Key.unpack(key)) for key in message.states.values()]
         pieces = state_pieces(layout, tuple(message.states))
@@ -66,6 +71,19 @@ def checkpoint(message: Checkpoint, arena: Arena) -> tuple[str, ...]:
     with _said(message.path, "written"):
         digests.insert(0, write_file(Path(message.path), model_pieces(layout), metadata, [arena.data(model)]))
     return tuple(digests)
+
+
+def _check_folder(message: Checkpoint) -> None:
+    """Raise `Refused` when the folder of a copy is that of another job, which an earlier life of the node has had."""
+    path = Path(message.path).parent / CLAIM
+    try:
+        with open(path, "rb") as file:
+            owner = json.loads(file.read(CLAIM_BYTES_MAX))
+    except (OSError, ValueError):
+        return
+    if isinstance(owner, dict) and (owner.get("job"), owner.get("name")) != (message.number, message.job):
+        text = f"{path.parent} is that of another job (number {owner.get('job')}): move it away"
+        raise Refused("folder-in-use", "checkpoint", text)
 
 
 def load(message: Load, arena: Arena) -> None:

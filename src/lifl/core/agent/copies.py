@@ -23,6 +23,14 @@ from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
 from lifl.core.turn import Turn
 
+NOT_OWN = "its files are not to be below the job's own folder, where this node keeps copies"
+
+
+def own_files(spec: ReplicaSpec, order: o.CopyModel | o.ServeCopy) -> bool:
+    """Return whether all files of an order are in the job's own folder, below this node's: no word writes elsewhere."""
+    parts = [path.split("/") for path in (order.path, order.state_path) if path]
+    return all(len(each) == 2 and each[0] == spec.name and each[1].strip(".") for each in parts)
+
 
 class Coming(NamedTuple):
     """What is being fetched: `order` is None where the job's own model is; `left` has not come yet."""
@@ -52,6 +60,9 @@ class Copies:
     def copy(self, order: o.CopyModel) -> None:
         """Begin to fetch what is to be copied, unless that is under way."""
         if order.epoch in self._coming:
+            return
+        if not own_files(self._spec, order):
+            self._turn.report(o.CopyFailed(order.number, order.epoch, NOT_OWN))
             return
         try:
             model, states = self._slot.alloc(order.epoch, self._spec.state_names if order.state_path else ())

@@ -11,7 +11,7 @@ import msgspec
 from lifl.core.agent import outcomes as out
 from lifl.core.agent.branch import Branch, told
 from lifl.core.agent.branch_runner import BranchRunner
-from lifl.core.agent.copies import Copies
+from lifl.core.agent.copies import NOT_OWN, Copies, own_files
 from lifl.core.agent.file_tasks import FileTasks
 from lifl.core.agent.journal import Journal
 from lifl.core.agent.model_slot import ModelSlot, SlotState, begin_copy
@@ -383,6 +383,8 @@ def serve_copy(replica: JobReplica, order: o.ServeCopy) -> None:
         replica._turn.report(o.CopyServed(replica.spec.number, order.epoch))
         return
     try:
+        if not own_files(replica.spec, order):
+            raise LocalFault(NOT_OWN)
         begin_copy(replica.slot, round_of(order.epoch), with_states=bool(order.state_path))
     except (ArenaFull, LocalFault) as fault:
         replica._turn.report(o.CopyFailed(replica.spec.number, order.epoch, str(fault)[:TEXT_CHARS_MAX]))
