@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from agent_scene import EPOCH, NUMBER, Scene, inventory, members, orphan
 
 from lifl.core import events as ev
 from lifl.core.agent import inventory as inventory_module
 from lifl.core.ids import Kind
-from lifl.core.limits import TEXT_CHARS_MAX
+from lifl.core.limits import JOIN_HELD_S, TEXT_CHARS_MAX
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
@@ -76,13 +78,49 @@ def test_without_a_coordinator_clients_are_sent_to_other_nodes() -> None:
     assert scene.handle(JOIN) == [JOIN]
     assert scene.handle(ADMIT) == [ADMIT]
     assert scene.handle(ev.CoordinatorDown()) == [gm.HangUp()]
-    assert scene.handle(JOIN) == [gm.HangUp(5)] == scene.handle(ADMIT)
+    assert scene.handle(ADMIT) == [gm.HangUp(5)]
+    assert scene.handle(JOIN) == []
+    assert scene.handle(ev.Tick(), at=scene.engine.next_timer()) == [gm.HangUp(5)], "it has waited here for long enough"
     scene.handle(ev.CoordinatorUp(stranger=False))
     assert scene.handle(JOIN) == [JOIN]
 
 
 def test_before_the_first_connection_too() -> None:
-    assert Scene(connected=False).handle(JOIN) == [gm.HangUp(5)]
+    scene = Scene(connected=False)
+    scene.handle(JOIN)
+    assert scene.handle(ev.Tick(), at=JOIN_HELD_S) == [gm.HangUp(5)]
+
+
+def test_who_waits_for_a_coordinator_takes_part_as_soon_as_one_is_there() -> None:
+    scene = Scene()
+    scene.handle(ev.CoordinatorDown())
+    other = gm.ClientJoined(6, "c6", "j")
+    assert scene.handle(JOIN) == [] == scene.handle(other)
+    inventory, *led = scene.handle(ev.CoordinatorUp(stranger=False))
+    assert isinstance(inventory, p.Inventory) and led == [JOIN, other]
+    assert scene.handle(ev.Tick(), at=10 * JOIN_HELD_S) == []
+
+
+LEFT = gm.ClientLeft(5)
+
+
+@pytest.mark.parametrize("ended", [LEFT, gm.ClientLeft(5, "j"), gm.GatewayLost(), ev.CoordinatorDown(), ADMIT, JOIN])
+def test_who_is_gone_meanwhile_is_not_let_in(ended: Any) -> None:
+    """It has left, its connection is ended, or it asks for more than to take part in one job: then it is sent away."""
+    scene = Scene()
+    scene.handle(ev.CoordinatorDown())
+    scene.handle(JOIN)
+    assert LEFT not in scene.handle(ended), "no coordinator knows of it"
+    assert JOIN not in scene.handle(ev.CoordinatorUp(stranger=False))
+    assert scene.handle(ev.Tick(), at=10 * JOIN_HELD_S) == []
+
+
+def test_who_leaves_another_job_than_it_waits_for_waits_on() -> None:
+    scene = Scene()
+    scene.handle(ev.CoordinatorDown())
+    scene.handle(JOIN)
+    scene.handle(gm.ClientLeft(5, "k"))
+    assert JOIN in scene.handle(ev.CoordinatorUp(stranger=False))
 
 
 @pytest.mark.parametrize("stranger", [False, True])

@@ -211,8 +211,9 @@ def test_a_node_that_ends_to_coordinate_says_what_it_has_as_one_that_has_started
     assert scene.engine.coordinator is None
     with pytest.raises(Refused, match="does not coordinate"):
         scene.engine.coordinating()
-    assert scene.handle(gm.ClientJoined(5, "c5", "j")) == [gm.HangUp(5)]
-    assert scene.handle(ev.CoordinatorUp(stranger=False, moved=True)) == [inventory(orphans=(NUMBER,))]
+    joined = gm.ClientJoined(5, "c5", "j")
+    assert scene.handle(joined) == []
+    assert scene.handle(ev.CoordinatorUp(stranger=False, moved=True)) == [inventory(orphans=(NUMBER,)), joined]
     scene.has_model(adopt=True)
     (told, *_) = scene.handle(o.OpenBranch(NUMBER, EPOCH, 4, 2, parent=NEW_PARENT, adopt=True))
     assert told == o.BranchAdopted(NUMBER, EPOCH, 4, members("c1", "c2"))

@@ -123,6 +123,8 @@ DIMENSIONS_MAX = 32
 TENSOR_NAME_CHARS_MAX = 256
 DTYPE_CHARS_MAX = 16
 DIGEST_BYTES = 32
+JOIN_HELD_S = 1.0
+"""So long a client waits at a node whose coordinator is away for one; then it is sent to another node."""
 COPY_S = 60.0
 COPY_BYTES_PER_S = 1e7
 """A node may take so long for a copy of a model, and a second more for so many of its bytes; then another is asked."""

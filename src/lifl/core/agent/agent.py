@@ -19,6 +19,7 @@ from lifl.core.agent.inventory import inventory_of
 from lifl.core.agent.job_replica import ORDERS, JobReplica, lives
 from lifl.core.agent.journal import Journal
 from lifl.core.agent.model_service import ModelService
+from lifl.core.agent.newcomers import Newcomers
 from lifl.core.agent.outcomes import Outcome
 from lifl.core.agent.partial_transfers import PartialTransfers
 from lifl.core.agent.pool import Pool
@@ -64,6 +65,7 @@ class Agent:
         self.partials = PartialTransfers(self.replicas, turn, self.quota)
         self.models = ModelService(self.replicas, turn, self.quota)
         self.waiting = Waiting(self.replicas, turn, self.quota, self.tasks, self.uploads, self.models)
+        self.newcomers = Newcomers(turn)
         self.load = NodeLoad(capacity=capacity, at_s=now)
         self._arrivals = 0
         self.orphans: dict[int, list[ev.Orphan]] = {}  # by job: what an earlier life has left, until the job is opened
@@ -132,10 +134,12 @@ class Agent:
             replica.slot.forget()
         self._connected = True
         tell(self)
+        self.newcomers.let_in()
 
     def _coordinator_down(self, _event: ev.CoordinatorDown) -> None:
         """Send the clients to other nodes; what is sealed waits for the coordinator."""
         self._connected = False
+        self.newcomers.forget()
         self._turn.emit(gm.HangUp())
 
     def _life_ended(self, _event: ev.LifeEnded) -> None:
@@ -174,14 +178,18 @@ class Agent:
     # ---- clients ---------------------------------------------------------------------------------------------------
 
     def _pass_on(self, event: gm.ClientJoined | gm.ClientDeclined | gm.Admit) -> None:
-        """Let the coordinator decide; without one the client is to try another node, and this one again."""
-        if not self._connected or self._leaving or (self.drains and isinstance(event, gm.ClientJoined)):
-            self._turn.emit(gm.HangUp(event.conn))
-        else:
+        """Let the coordinator decide; without one who joins waits for it, and is then to try another node."""
+        joins = isinstance(event, gm.ClientJoined)
+        if self._connected and not self._leaving and not (self.drains and joins):
             self._turn.report(event)
+        elif joins and not self._connected and not self._leaving and not self.drains:
+            self.newcomers.hold(event)
+        else:
+            self.newcomers.send_away(event.conn)
 
     def _client_left(self, event: gm.ClientLeft) -> None:
-        self._turn.report(event)
+        if not self.newcomers.left(event):
+            self._turn.report(event)
         if not event.job:
             self.models.client_left(event.conn)
         self.uploads.client_left(event.conn, event.job)
@@ -216,6 +224,7 @@ class Agent:
     def _gateway_lost(self, event: gm.GatewayLost) -> None:
         """Give up what was on its way: the gateway's process has ended, and all connections with it."""
         self._turn.report(event)
+        self.newcomers.forget()
         self.uploads.gateway_lost()
         self.partials.gateway_lost()
         for key in self.models.putting():
@@ -244,14 +253,14 @@ class Agent:
             self._turn.emit(fx.SendWorker(worker, wm.Retire()))
         self.tasks.fork_due()
         self._act(self.watch.tick())
-        for part in (self.uploads, self.partials, self.models):
+        for part in (self.uploads, self.partials, self.models, self.newcomers):
             part.tick()
         for replica in self.replicas.values():
             replica.files.tick()
 
     def next_timer(self) -> float:
         """Return when `tick` is due; infinity: not before something happens."""
-        parts = (self.pool, self.watch, self.uploads, self.partials, self.models)
+        parts = (self.pool, self.watch, self.uploads, self.partials, self.models, self.newcomers)
         due_s = min(part.next_timer() for part in parts)
         return min(due_s, *(replica.files.due_s for replica in self.replicas.values()), math.inf)
 
@@ -259,6 +268,7 @@ class Agent:
         """Yield what is wrong with this node's books, a sentence each."""
         for found in (self.quota, self.tasks, self.uploads, self.partials, self.models, self.journal):
             yield from found.problems()
+        yield from self.newcomers.problems(self._connected)
         for replica in self.replicas.values():
             yield from replica.problems()
 

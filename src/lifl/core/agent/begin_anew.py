@@ -27,6 +27,7 @@ def begin_anew(agent: Agent, connected: bool, running: Collection[int] | None = 
     """
     agent._connected, agent._leaving = connected, False
     agent.drains = agent.drains and not connected  # who coordinates takes part
+    agent.newcomers.forget()
     agent._turn.emit(gm.HangUp())
     while agent.replicas:
         number, replica = agent.replicas.popitem()
