@@ -179,10 +179,10 @@ class Agent:
 
     def _pass_on(self, event: gm.ClientJoined | gm.ClientDeclined | gm.Admit) -> None:
         """Let the coordinator decide; without one who joins waits for it, and is then to try another node."""
-        joins = isinstance(event, gm.ClientJoined)
-        if self._connected and not self._leaving and not (self.drains and joins):
+        goes = self._leaving or (self.drains and isinstance(event, gm.ClientJoined))
+        if self._connected and not goes:
             self._turn.report(event)
-        elif joins and not self._connected and not self._leaving and not self.drains:
+        elif isinstance(event, gm.ClientJoined) and not goes:
             self.newcomers.hold(event)
         else:
             self.newcomers.send_away(event.conn)
