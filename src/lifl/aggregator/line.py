@@ -48,7 +48,7 @@ class Line:
         on_broken: Callable[[], None],
     ) -> None:
         self.greet: Callable[[], None] = lambda: None
-        self.closed = False
+        self._closing = threading.Event()
         self._address = address
         self._client = client
         self._identity = identity
@@ -75,6 +75,16 @@ class Line:
     def is_up(self) -> bool:
         """Whether the connection stands, as far as is known."""
         return self._stream is not None and self._reader is not None and self._reader.is_alive()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closing.is_set()
+
+    def rest(self, pause_s: float) -> None:
+        """Wait.  Raise `LocalFault` when the line is closed meanwhile."""
+        if self._closing.wait(pause_s):
+            raise LocalFault("the aggregator is closed")
 
     # ---- requests ----------------------------------------------------------------------------------------------------
 
@@ -132,7 +142,7 @@ class Line:
                 if now - since_s + pause_s > self._return_within_s:
                     text = f"the aggregator's node was away for {now - since_s:.0f} s (return_within_s): {error}"
                     raise NodeUnreachable(f"{text}; is `lifl up` running there?") from error
-                time.sleep(random.uniform(pause_s / 2, pause_s))
+                self.rest(random.uniform(pause_s / 2, pause_s))
                 pause_s = min(2 * pause_s, PAUSE_MAX_S)
 
     def own_addresses(self) -> list[str]:
@@ -206,8 +216,8 @@ class Line:
         stream.close()
 
     def close(self) -> None:
-        """End the connection; who waits on it is told."""
-        self.closed = True
+        """End the connection; who waits, on it or for a node that is busy or away, is told."""
+        self._closing.set()
         sock = self._socket
         if sock is not None:
             with suppress(OSError):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import TypeVar
 
@@ -17,7 +20,7 @@ from lifl.client.dialling import Dialler
 from lifl.client.outcomes import NodeUnreachable
 from lifl.client.stream import GREETING_S, Stream, greeted
 from lifl.client.tensors import Array, Tensors, Update, as_model, as_number
-from lifl.core.errors import Refused, RemoteFault
+from lifl.core.errors import LocalFault, Refused, RemoteFault
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import folds as fm
 from lifl.core.protocol.update_check import check_submit
@@ -25,12 +28,13 @@ from lifl.core.schema import Layout
 
 PAUSE_FIRST_S, PAUSE_MAX_S = 0.05, 2.0
 UNIX = "unix:"
+CLOSED = "the part in the fold is closed"
 
 T = TypeVar("T")
 
 
 class Part:
-    """One client's part in one fold; use it in a ``with`` statement, from one thread."""
+    """One client's part in one fold; use it in a ``with`` statement, from one thread.  `close` may come from any."""
 
     def __init__(self, content: TicketContent, identity: str | None, return_within_s: float) -> None:
         self.client = content.client
@@ -38,6 +42,9 @@ class Part:
         self._identity = identity
         self._return_within_s = return_within_s
         self._stream: Stream | None = None
+        self._socket: socket.socket | None = None
+        self._closing = threading.Event()
+        self._in_use = threading.Lock()
         self._layout: Layout | None = None
         self._round = 0
         self._model: dict[str, Array] | None = None
@@ -52,7 +59,21 @@ class Part:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; may be called twice."""
+        """Close the connection, and wake who waits on it; may be called twice."""
+        self._closing.set()
+        if self._in_use.acquire(blocking=False):
+            self._drop()
+            self._in_use.release()
+        elif self._socket is not None:
+            with suppress(OSError):  # not connected, or the node was faster
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _rest(self, pause_s: float) -> None:
+        """Wait.  Raise `LocalFault` when the part is closed meanwhile."""
+        if self._closing.wait(pause_s):
+            raise LocalFault(CLOSED)
+
+    def _drop(self) -> None:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
@@ -106,7 +127,7 @@ class Part:
                 answer = stream.receive()
             if not isinstance(answer, cm.Busy):
                 break
-            time.sleep(answer.retry_after_s)
+            self._rest(answer.retry_after_s)
         if not isinstance(answer, cm.Accepted):
             raise _refused(answer)
 
@@ -123,19 +144,29 @@ class Part:
 
     def _retrying(self, act: Callable[[Stream], T]) -> T:
         """Do what is safe to do again, until the connection stands.  Raise `NodeUnreachable`."""
+        with self._in_use:
+            try:
+                return self._retried(act)
+            finally:
+                if self._closing.is_set():
+                    self._drop()
+
+    def _retried(self, act: Callable[[Stream], T]) -> T:
         begin_s, pause_s = time.monotonic(), PAUSE_FIRST_S
         while True:
             try:
+                self._rest(0)
                 return act(self._connected())
             except (OSError, RemoteFault) as error:
-                self.close()
+                self._drop()
+                self._rest(0)
                 if time.monotonic() - begin_s + pause_s > self._return_within_s:
                     where = " or ".join(self._content.addresses)
                     raise NodeUnreachable(f"the fold's node cannot be reached at {where}: {error}") from error
-                time.sleep(random.uniform(pause_s / 2, pause_s))
+                self._rest(random.uniform(pause_s / 2, pause_s))
                 pause_s = min(2 * pause_s, PAUSE_MAX_S)
             except BaseException:
-                self.close()  # it may be out of step
+                self._drop()  # it may be out of step
                 raise
 
     def _connected(self) -> Stream:
@@ -147,7 +178,7 @@ class Part:
             stream.send(fm.TakePart(content.job, content.fold, content.shown))
             answer = stream.receive()
             while isinstance(answer, cm.Busy):
-                time.sleep(answer.retry_after_s)
+                self._rest(answer.retry_after_s)
                 stream.send(fm.TakePart(content.job, content.fold, content.shown))
                 answer = stream.receive()
             if not isinstance(answer, cm.Selected):
@@ -160,6 +191,10 @@ class Part:
         self._stream = stream
         return stream
 
+    def _opened(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._rest(0)  # closed just before: then it was not seen
+
     def _dialled(self) -> Stream:
         """Return a connection to the ticket's node: by its socket, where that is here.  Raise `OSError`, `Refused`."""
         failed: OSError | None = None
@@ -167,8 +202,9 @@ class Part:
         found = self._content.addresses
         here = [each for each in found if each.startswith(UNIX) and os.path.exists(each.removeprefix(UNIX))]
         for address in (*here, *(each for each in found if not each.startswith(UNIX))):
+            dialler = Dialler([address], self._identity, opened=self._opened)
             try:
-                stream = greeted(address, patience_s, self.client, True, Dialler([address], self._identity))
+                stream = greeted(address, patience_s, self.client, True, dialler)
             except OSError as error:
                 failed = error
                 continue

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import secrets
 import threading
-import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -69,7 +68,7 @@ class Session:
         while True:
             answer = self.line.ask(message)
             if isinstance(answer, cm.Busy):
-                time.sleep(answer.retry_after_s)
+                self.line.rest(answer.retry_after_s)
                 continue
             if isinstance(answer, cm.Refusal):
                 raise Refused(answer.code, answer.field, answer.text)
@@ -146,7 +145,7 @@ def send_body(line: Line, said: cm.Submit | fm.PutModel, update: Update) -> cm.T
             return None
         if not isinstance(answer, cm.Busy):
             return answer
-        time.sleep(answer.retry_after_s)
+        line.rest(answer.retry_after_s)
 
 
 def _digest_of(model: Update) -> bytes:
