@@ -39,7 +39,7 @@ def scene_of(copies: int = 1, nodes: tuple[int, ...] = (HOME, B, C), **more: Any
 def saving(copies: int = 1, nodes: tuple[int, ...] = (HOME, B, C)) -> tuple[Scene, Led]:
     """The model of round 1 is sealed; what that led to."""
     scene = scene_of(copies, nodes)
-    scene.running()
+    scene.running().copies._told = {*nodes}
     scene.has_round(Phase.AGGREGATING, accepted={"c1": 0, "c2": 0})
     return scene, scene.handle(o.ModelSealed(NUMBER, EPOCH, {}))
 
@@ -107,9 +107,12 @@ def test_with_too_few_nodes_the_round_says_what_it_waits_for_and_goes_on_when_th
     assert (scene.job.commits.paused, committed(led)) == (text, [])
     node = scene.node(C)
     node.knows = frozenset({p.COPIES})
-    scene.do(scene.coordinator.node_up, node)
+    led = scene.do(scene.coordinator.node_up, node)
+    assert asked(led) == [], "it would drop what is ordered of a job that it does not know"
     led = scene.handle(p.Inventory((), ()), node=C)
     assert (asked(led), scene.job.commits.paused) == ([C], text)
+    orders = [type(order) for node, order in led.orders if node == C]
+    assert orders.index(o.OpenJob) < orders.index(o.CopyModel)
     led = scene.handle(COPIED, node=C)
     assert committed(led) == [[NAMES[HOME], NAMES[B], NAMES[C]]]
     assert (scene.job.commits.paused, led.named("job.goes_on")) == ("", [{"committed": 1}])
@@ -124,7 +127,7 @@ def test_why_a_node_could_not_is_said() -> None:
 
 def test_nodes_that_do_not_know_of_copies_or_go_are_not_asked() -> None:
     scene = scene_of()
-    scene.running()
+    scene.running().copies._told = {B, C}
     scene.has_round(Phase.AGGREGATING, accepted={"c1": 0, "c2": 0})
     for node, change in ((B, "knows"), (C, "leaving")):
         setattr(scene.coordinator.nodes.get(node), change, frozenset() if change == "knows" else True)

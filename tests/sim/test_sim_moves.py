@@ -8,7 +8,10 @@ from scenes import job, scene, until, writing
 from sim_checks import Broken
 from simulator import Cluster
 
+from lifl.node.etcd.leadership import EXPIRY_S, LEASE_S
+
 GOAL = 6
+ASLEEP_S = 30.0
 
 
 def accepted(cluster: Cluster) -> set[str]:
@@ -98,3 +101,19 @@ def test_it_would_if_terms_had_no_files_of_their_own(monkeypatch: pytest.MonkeyP
     terms_share_their_files(monkeypatch)
     with pytest.raises(Broken, match="counted-once"):
         frozen_while_it_writes().run(0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_one_that_stands_still_for_half_a_minute_is_replaced_and_harms_nothing_when_it_wakes_up(seed: int) -> None:
+    """How soon another is elected is etcd's to say (`node/etcd/leadership.py`): here it is after its lease."""
+    cluster = scene(job("a", GOAL, rounds=3), hosts=3, seed=seed, moves=True)
+    until(cluster, lambda: len(accepted(cluster)) >= seed % GOAL)
+    sleeper = cluster.home
+    cluster.disk.calm = False
+    cluster.faults.fall_asleep(sleeper, ASLEEP_S)
+    cluster.pass_time(cluster.now + LEASE_S + EXPIRY_S)
+    cluster.lives.depose()
+    assert cluster.home is not sleeper and cluster.asleep(sleeper)
+    cluster.run(0)
+    assert cluster.jobs["a"].row == ("finished", "")
+    assert all(set(found.values()) <= {1} for found in cluster.jobs["a"].commits.values())

@@ -33,6 +33,7 @@ class Copies:
         self._there: dict[int, dict[int, tuple[str, ...]]] = {}  # by epoch: those that have one, and its digests
         self._not_before_s: dict[int, tuple[float, str]] = {}  # by node: when it is asked again, and why not now
         self._last: dict[int, None] = {}  # who has the last copies
+        self._told: set[int] = set()  # who knows of the job: a node that does not drops what is ordered of it
 
     def begin(self, round_: Round) -> None:
         """Have the model of a round copied, which is being saved at home."""
@@ -58,7 +59,7 @@ class Copies:
         for number in self._nodes.others():
             node = self._nodes.get(number)
             usable = node is not None and node.takes_new and not node.suspect and COPIES in node.knows
-            if usable and number not in but and self._not_before_s.get(number, (0.0, ""))[0] <= self._turn.now:
+            if usable and number in self._told - but and self._not_before_s.get(number, (0.0, ""))[0] <= self._turn.now:
                 found.append(number)
         return sorted(found, key=lambda number: (number not in self._last, number))
 
@@ -115,7 +116,8 @@ class Copies:
     # ---- nodes and the clock -----------------------------------------------------------------------------------------
 
     def node_there(self, node: int) -> None:
-        """Ask a node anew that is connected (again): what it was asked before may be lost, or its answer."""
+        """Ask a node anew that is told of the job (again): what it was asked before may be lost, or its answer."""
+        self._told.add(node)
         self._not_before_s.pop(node, None)
         self._forget(node)
 
@@ -123,6 +125,7 @@ class Copies:
         """Have others make the copies of a node that is dead, or has left."""
         for there in self._there.values():
             there.pop(node, None)
+        self._told.discard(node)
         self._not_before_s.pop(node, None)
         self._forget(node)
 

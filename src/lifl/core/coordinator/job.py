@@ -129,6 +129,7 @@ class Job:
         self._publish("job.running", rounds=self.spec.config.job.rounds)
         for node in self._nodes.others():
             self._open_at(node)
+            self.copies.node_there(node)
         if self.rounds.committed < 0:
             self.rounds.committed = 0
             self.commits.save(Round(0, 0, self.spec.config.selection, self._turn.now, Phase.SAVING))
@@ -293,8 +294,8 @@ class Job:
             self._recovery.keep(node, inventory)
             look_for_copy(self)
             return
-        self.copies.node_there(node)
         self._open_at(node)
+        self.copies.node_there(node)
         self.runner.inventory(node, inventory)
 
     def node_leaves(self, node: int) -> None:
