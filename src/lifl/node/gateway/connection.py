@@ -387,7 +387,7 @@ class Connection:
             sums = Sums(self._shared.arena, key, want.checked)
             view = self._shared.arena.data(key)
             data_bytes = len(view)
-            if want.direct is True and self._direct:
+            if want.direct is True and self._direct and part is None:
                 await self._lend_model(key, job, want)
                 sent_bytes = data_bytes
                 return
