@@ -72,7 +72,18 @@ def test_the_environment_says_which_proxy(
 
 
 @pytest.mark.parametrize(
-    "url", ["https://p:1", "socks5://p:1", "http://", "http://p:0", "http://p:99999", "http://p:x"]
+    "url",
+    [
+        "https://p:1",
+        "socks5://p:1",
+        "http://",
+        "http://p:0",
+        "http://p:99999",
+        "http://p:x",
+        "http://[::1",
+        "http://[zz]:1",
+    ]
+    + [f"http://{'a' * 70}:80", "http://a..b:1", "http://.:1", "http://\udcff:1", "http://a b:1", "a" * 100_000],
 )
 def test_what_is_no_proxy_is_refused_by_its_variable(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     with pytest.raises(LocalFault, match=r"\$HTTPS_PROXY .*HOST:PORT.*NO_PROXY"):
@@ -83,6 +94,9 @@ def test_name_and_password_are_shown_to_the_proxy_and_to_nobody_else(monkeypatch
     with ConnectProxy({}, password="Basic YWxpY2U6c+ljcmV0") as proxy:
         with pytest.raises(ConnectionRefusedError, match=r"407 .*password into \$HTTPS_PROXY") as wrong:
             through(monkeypatch, proxy.url.replace("//", "//alice:s3cret@"))
+        with pytest.raises(ConnectionRefusedError, match="407"):  # bytes that are no UTF-8, as the environment has them
+            through(monkeypatch, proxy.url.replace("//", "//al\udcff:s3cret@"))
+        assert "Proxy-Authorization: Basic YWz/OnMzY3JldA==\r\n" in proxy.heads[1]
         assert "s3cret" not in str(wrong.value) and "Proxy-Authorization: Basic YWxpY2U6czNjcmV0\r\n" in proxy.heads[0]
 
 
@@ -90,11 +104,16 @@ def test_name_and_password_are_shown_to_the_proxy_and_to_nobody_else(monkeypatch
     ("answer", "told"),
     [
         (b"HTTP/1.1 403 Forbidden\r\n\r\n", "does not connect to node.site.test:7433: '403 Forbidden'"),
+        (b"HTTP/1.1 403 Forbidden\r\n\r\n" + b"<p>" * 50_000, "'403 Forbidden'"),
+        (b"HTTP/1.1 407 no\r\nContent-Length: 5\r\n\r\nhello", r"'407 no'; put name and password into \$HTTPS_PROXY"),
+        (b"HTTP/1.1 2\r\n\r\n", "does not answer as a proxy"),
+        (b"HTTP/1.1 2000 OK\r\n\r\n", "does not answer as a proxy"),
         (b"HTTP/1.1 503 \x1b[31mno\r\nRetry-After: 1\r\n\r\n", r"'503 \\x1b\[31mno'"),
         (b"SSH-2.0-x\r\n\r\n", "does not answer as a proxy"),
         (b"HTTP/1.1 xyz\r\n\r\n", "does not answer as a proxy"),
         (OK + b"more", "more than the head"),
         (b"HTTP/1.1 200 OK\r\n" + b"a" * PROXY_ANSWER_BYTES_MAX, "more than the head"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"a" * (PROXY_ANSWER_BYTES_MAX - 23) + b"\r\n\r\n", "more than the head"),
     ],
 )
 def test_a_proxy_that_refuses_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch, answer: bytes, told: str) -> None:

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import socket
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from lifl.core.config.values import is_loopback, joined_address
+from lifl.core.config.values import can_be_host, is_loopback, joined_address
 from lifl.core.errors import LocalFault
 from lifl.core.limits import PROXY_ANSWER_BYTES_MAX
 from lifl.tls.polling import readable
 
 Opened = Callable[[socket.socket], None]
 _END = b"\r\n\r\n"
+_STATUS = re.compile(rb"[1-5][0-9]{2}( |\Z)")
 
 
 class Proxy(NamedTuple):
@@ -98,12 +100,12 @@ def proxy_for(host: str) -> Proxy | None:
 
 
 def _proxy(url: str, variable: str) -> Proxy:
-    parts = urlsplit(url if "://" in url else f"http://{url}")
     try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
         port = 80 if parts.port is None else parts.port
     except ValueError:
-        port = 0
-    if parts.scheme != "http" or not parts.hostname or not port:
+        parts, port = SplitResult("", "", "", "", ""), 0
+    if parts.scheme != "http" or not parts.hostname or not port or not can_be_host(parts.hostname):
         text = "is no proxy that can be used: write http://HOST:PORT, or http://USER:PASSWORD@HOST:PORT"
         raise LocalFault(f"${variable} {text}; or name the node's host in $NO_PROXY to reach it without one")
     return Proxy(parts.hostname, port, _authorization(parts), variable)
@@ -113,7 +115,7 @@ def _authorization(parts: SplitResult) -> str:
     if parts.username is None:
         return ""
     said = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    return f"Basic {base64.b64encode(said.encode()).decode()}"
+    return f"Basic {base64.b64encode(said.encode(errors='surrogateescape')).decode()}"
 
 
 # ---- what it is asked ------------------------------------------------------------------------------------------------
@@ -126,26 +128,29 @@ def _ask(sock: socket.socket, proxy: Proxy, host: str, port: int, until_s: float
     if proxy.authorization:
         lines.append(f"Proxy-Authorization: {proxy.authorization}")
     sock.sendall("\r\n".join([*lines, "", ""]).encode())
-    said = _answer(sock, proxy, until_s)
+    said, body = _answer(sock, proxy, until_s)
     version, _, rest = said.partition(b"\r\n")[0].partition(b" ")
-    if not version.startswith(b"HTTP/1.") or not rest[:3].isdigit():
+    if not version.startswith(b"HTTP/1.") or _STATUS.match(rest) is None:
         raise ConnectionAbortedError(f"{proxy} does not answer as a proxy: {said[:40]!a}")
     if not rest.startswith(b"2"):
         text = rest.decode(errors="replace").strip()[:100]
         more = f"; put name and password into ${proxy.variable}" if rest.startswith(b"407") else ""
         raise ConnectionRefusedError(f"{proxy} does not connect to {where}: {text!a}{more}")
+    if body:
+        raise ConnectionAbortedError(f"{proxy} answers with more than the head of an answer")
 
 
-def _answer(sock: socket.socket, proxy: Proxy, until_s: float) -> bytes:
-    """Return the head of the proxy's answer; behind it nothing comes before we speak."""
+def _answer(sock: socket.socket, proxy: Proxy, until_s: float) -> tuple[bytes, bytes]:
+    """Return the head of the proxy's answer, and what came with it: a refusal has a page, a connection nothing."""
     said = bytearray()
-    while not said.endswith(_END):
+    while _END not in said:
+        if len(said) >= PROXY_ANSWER_BYTES_MAX:
+            raise ConnectionAbortedError(f"{proxy} answers with more than the head of an answer")
         if not readable([sock], max(0.0, until_s - time.monotonic())):
             raise TimeoutError(f"{proxy} does not answer")
-        piece = sock.recv(PROXY_ANSWER_BYTES_MAX + 1 - len(said))
+        piece = sock.recv(PROXY_ANSWER_BYTES_MAX - len(said))
         said += piece
         if not piece:
             raise ConnectionAbortedError(f"{proxy} closed the connection")
-        if len(said) > PROXY_ANSWER_BYTES_MAX or said.find(_END, 0, -1) >= 0:
-            raise ConnectionAbortedError(f"{proxy} answers with more than the head of an answer")
-    return bytes(said)
+    head, _, body = bytes(said).partition(_END)
+    return head, body
