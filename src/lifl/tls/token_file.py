@@ -28,6 +28,7 @@ def token_in(path: str | os.PathLike[str], bearer: bool = False) -> Token:
                 )
                 raise ResourceFault(f"{text}; close it with `chmod 600 {path}`, or revoke the token if they did")
             data = file.read(BYTES_MAX + 1)
-    except OSError as error:
-        raise ResourceFault(f"token file {path} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError, TypeError) as error:
+        why = getattr(error, "strerror", None) or error  # no path at all, or with a character that no path has
+        raise ResourceFault(f"token file {path!s:.200} cannot be read: {why}") from error
     return read_token(data.decode(errors="replace"), bearer)

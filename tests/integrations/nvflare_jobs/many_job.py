@@ -52,7 +52,7 @@ def main():
     env = PocEnv(num_clients=CLIENTS, project_conf_path=project[0])
     run = recipe.execute(env)
     try:
-        print("RESULT", run.get_result())
+        print("RESULT", run.get_result(clean_up=False))
         print("STATUS", run.get_status())
     finally:
         env.stop()  # its files stay, the model is among them
