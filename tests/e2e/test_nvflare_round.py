@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -146,6 +147,37 @@ def test_the_first_update_says_how_all_are_laid_out(prepared: bool, round_: Roun
     np.testing.assert_array_equal(params["w"], np.full((2, 3), 2.0))
 
 
+@pytest.mark.parametrize("prepared", [True, False])
+def test_a_first_update_that_is_refused_says_nothing_of_the_others(prepared: bool, round_: Round) -> None:
+    if prepared:
+        round_.prepare(MODEL)
+    for bad in ({"x": np.full(3, np.nan)}, {"w": np.full((9, 9), np.inf, np.float32)}, update(np.nan)):
+        with pytest.raises(UpdateRefused):
+            round_.add("site-1", bad, FULL, 1.0)
+    round_.add("site-2", update(2.0), FULL, 1.0)
+    params, result = round_.result()
+    assert result.clients == ("site-2",) and params["n"] == 2.0
+
+
+def test_threads_that_all_come_first_are_one_round(round_: Round) -> None:
+    failed: list[BaseException] = []
+
+    def add(client: int) -> None:
+        try:
+            round_.add(f"site-{client}", update(client), FULL, 1.0)
+        except BaseException as error:  # noqa: BLE001 - told below
+            failed.append(error)
+
+    threads = [threading.Thread(target=add, args=(client,)) for client in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    params, result = round_.result()
+    assert not failed and len(result.clients) == 12 and round_.absent(result) == []
+    np.testing.assert_array_equal(params["w"], np.full((2, 3), 5.5))
+
+
 def test_a_rule_that_steps_from_the_model_takes_no_differences() -> None:
     with lifl.Aggregator(rule="fedavgm", options={"server_learning_rate": 0.5}) as aggregator:
         round_ = Round(aggregator, "fedavgm", 2)
@@ -224,7 +256,9 @@ def test_updates_of_another_layout_count_where_nobody_brought_one_of_the_models(
     assert list(params) == ["w"] and result.clients == ("site-1",)
 
 
-@pytest.mark.parametrize("data", [None, {}, 3, MODEL, {"lifl-ticket": ""}, {"lifl-digest": "x"}])
+@pytest.mark.parametrize(
+    "data", [None, {}, 3, MODEL, {"lifl-ticket": ""}, {"lifl-digest": "x"}, {"lifl-ticket": np.ones(3)}]
+)
 def test_what_is_no_reference_are_params(data: Any) -> None:
     assert Sent.read(data) is None
     assert Brought.read(data) is None

@@ -103,6 +103,9 @@ class LiflAggregator(ModelAggregator):  # type: ignore[misc]
         if self._round is None:
             raise LocalFault("an update has come before the round began (reset_stats)")
         client = self._client_of(model)
+        if client in self._round.clients:
+            self.warning(f"LIFL: client {client} has sent its update again: the first one counts")
+            return
         weight = weight_of(model.meta, FLMetaKey.NUM_STEPS_CURRENT_ROUND, self._factors.get(client, 1.0))
         params_type = str(getattr(model.params_type, "value", model.params_type))
         brought = Brought.read(model.params)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lifl.integrations.nvflare.params import Kinds
-from lifl.integrations.references import Reference
+from lifl.integrations.references import TICKET, Reference
 
 AGGREGATOR = "lifl.aggregator"
 """The property of a run under which the filters find the aggregator."""
@@ -33,7 +33,7 @@ class Sent(NamedTuple):
     @classmethod
     def read(cls, data: Any) -> Sent | None:
         """Return what a message says, if it has no params."""
-        reference = Reference.read(data) if isinstance(data, Mapping) else None
+        reference = _reference(data)
         if reference is None:
             return None
         return cls(reference, float(data.get(FACTOR, 1.0)), dict(data.get(KINDS) or {}), dict(data.get(REST) or {}))
@@ -52,5 +52,10 @@ class Brought(NamedTuple):
     @classmethod
     def read(cls, data: Any) -> Brought | None:
         """Return what a message says, if it has no params."""
-        reference = Reference.read(data) if isinstance(data, Mapping) else None
+        reference = _reference(data)
         return cls(reference, str(data.get(REFUSED) or "")) if reference is not None else None
+
+
+def _reference(data: Any) -> Reference | None:
+    """Return the reference in the place of params, if there is one and not a tensor that is called so."""
+    return Reference.read(data) if isinstance(data, Mapping) and isinstance(data.get(TICKET), str) else None

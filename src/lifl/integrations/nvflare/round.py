@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -52,6 +53,7 @@ class Round:
         self._digest = ""  # of the model, once it is asked for
         self._references: dict[str, Reference] = {}
         self._spoiled = ""
+        self._lock = threading.RLock()
 
     # ---- the model -------------------------------------------------------------------------------------------------
 
@@ -85,16 +87,28 @@ class Round:
     def add(self, client: str, params: Any, params_type: str, weight: float) -> None:
         """Add the update of `client`.  Raise `UpdateRefused`, naming what cannot be added; nobody else is harmed."""
         try:
-            self._check_type(params_type)
             tensors, kinds = as_tensors(params)
-            laid = self._counts or self._laid_for(tensors, kinds)
+            with self._lock:
+                self._check_type(params_type)
+                laid = self._counts
+                if laid is None:  # the first one says how all are laid out: others wait for it
+                    laid = self._first(client, tensors, kinds, weight)
+                    self._take(client, laid, params_type, tuple(tensors))
+                    return
+        except UpdateRefused:
+            raise
         except Refused as refused:
             raise UpdateRefused(refused.code, refused.field, refused.text, client) from refused
         laid.fold.add(tensors, weight, client=name_of(client))
-        self._take(client, laid, params_type, tuple(tensors))
+        with self._lock:
+            self._take(client, laid, params_type, tuple(tensors))
 
     def brought(self, client: str, said: Reference, params_type: str) -> None:
         """Note that `client` has brought its update by its reference.  Raise `UpdateRefused` if it cannot count."""
+        with self._lock:
+            self._brought(client, said, params_type)
+
+    def _brought(self, client: str, said: Reference, params_type: str) -> None:
         if self._references.get(client) != said or self._sent is None:
             text = "it says that it has brought its update by a ticket that is not the one of its own in this round"
             raise UpdateRefused("wrong-ticket", "ticket", text, client)
@@ -114,15 +128,21 @@ class Round:
         self.params_type = params_type
         self.clients[client] = names
 
-    def _laid_for(self, tensors: Mapping[str, Array], kinds: Kinds) -> Laid:
-        """Return the fold for the round's first update."""
-        layout = layout_of(tensors)
+    def _first(self, client: str, tensors: dict[str, Array], kinds: Kinds, weight: float) -> Laid:
+        """Add the round's first update, and return the fold that it is in."""
         sent = self._sent
-        if sent is not None and (self._rule != FREE_RULE or sent.layout.digest == layout.digest):
+        if sent is not None and (self._rule != FREE_RULE or sent.layout.digest == layout_of(tensors).digest):
+            sent.fold.add(tensors, weight, client=name_of(client))
             return sent._replace(kinds=kinds)
+        own = self._open(tensors, kinds)
+        try:
+            own.fold.add(tensors, weight, client=name_of(client))
+        except BaseException:
+            own.fold.cancel()
+            raise
         if sent is not None and not self._references:
             sent.fold.cancel()  # nobody can have brought anything to it
-        return self._open(tensors, kinds)
+        return own
 
     def _open(self, tensors: Mapping[str, Array], kinds: Kinds) -> Laid:
         return Laid(self._aggregator.open(tensors, self._expected), layout_of(tensors), kinds)
