@@ -152,6 +152,33 @@ def test_what_cannot_be_is_refused_by_its_name(tmp_path: Path) -> None:
     assert "params_type is" in mixed.text and mixed.means != [(3, 75.0)] * 2
 
 
+def test_a_client_that_could_not_fetch_the_model_is_sent_references_again_after_some_rounds() -> None:
+    from nvflare.apis.event_type import EventType
+    from nvflare.apis.fl_constant import ReservedKey
+    from nvflare.apis.fl_context import FLContext
+    from nvflare.apis.shareable import Shareable
+
+    from lifl.integrations.nvflare.aggregator import AGAIN_ROUNDS, LiflAggregator
+
+    context, peer = FLContext(), FLContext()
+    peer.set_prop(ReservedKey.IDENTITY_NAME, "site-1")
+    context.set_peer_context(peer)
+    aggregator, params = LiflAggregator(), {"w": np.ones(3, np.float32)}
+    sent = []
+    try:
+        for number in range(AGAIN_ROUNDS + 2):
+            aggregator.reset_stats()
+            aggregator._prepare(params)
+            if number == 1:
+                reply = aggregator._give_model("", Shareable({"why": "x" * 10_000}), context)
+                assert reply["DXO"]["data"] is params
+            sent.append(aggregator.sent_to("site-1", params) is not None)
+            assert aggregator.sent_to("site-2", params) is not None
+    finally:
+        aggregator.handle_event(EventType.END_RUN, context)
+    assert sent == [True] + [False] * AGAIN_ROUNDS + [True]
+
+
 def provisioned(port: int) -> str:
     """NVFlare's own example of a project, with three sites and a port that is free."""
     project = yaml.safe_load((Path(nvflare.__file__).parent / "lighter/dummy_project.yml").read_text())
