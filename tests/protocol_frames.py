@@ -21,8 +21,8 @@ BLOCK = re.compile(r"^```frames\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 def message_of(line: str) -> msgspec.Struct:
     """Return the message in a line of the page; `hex:` stands before bytes."""
     fields: dict[str, Any] = json.loads(line[2:])
-    if "digest" in fields:
-        fields["digest"] = bytes.fromhex(fields["digest"].removeprefix("hex:"))
+    for name in fields.keys() & {"digest", "absent"}:
+        fields[name] = bytes.fromhex(fields[name].removeprefix("hex:"))
     message: msgspec.Struct = msgspec.msgpack.decode(msgspec.msgpack.encode(fields), type=KINDS[line[0]])
     return message
 

@@ -80,8 +80,8 @@ def rule_states(config: JobConfig, folder: Path) -> tuple[str, ...]:
     aggregation = config.aggregation
     rule_folder = str(absolute(aggregation.rule_folder or ".", folder))
     if ":" in aggregation.rule:
-        return states_apart(aggregation, rule_folder)
-    return states_of(aggregation, rule_folder)
+        return states_apart(config, rule_folder)
+    return states_of(config, rule_folder)
 
 
 def write_example(name: str, seed: int, folder: Path) -> Path:

@@ -178,11 +178,11 @@ def as_builtins(request: PlanRequest, made: Plan) -> dict[str, Any]:
 
 
 def _local_layout(config: JobConfig, folder: Path) -> Layout:
-    from lifl.node.machine import read_schema
+    from lifl.node.machine import read_tensors
 
     # An example model is only looked at.
     with tempfile.TemporaryDirectory(prefix="lifl-plan-") as scratch:
-        return Layout(read_schema(resolve(config, folder, Path(scratch)).model.path))
+        return Layout(read_tensors(resolve(config, folder, Path(scratch))))
 
 
 def _print(job: str, request: PlanRequest, made: Plan, explain: bool) -> None:

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import msgspec
 
-from lifl.core.config.job import AggregationSection
+from lifl.core.config.job import JobConfig
 from lifl.core.errors import ConfigError
 
 
@@ -24,14 +24,18 @@ class _Told(msgspec.Struct):
     problem: str = ""
 
 
-def states_of(aggregation: AggregationSection, folder: str) -> tuple[str, ...]:
+def states_of(config: JobConfig, folder: str) -> tuple[str, ...]:
     """Return the names of the rule's states.  Raise `ConfigError` when it cannot be used."""
-    from lifl.rules import load_rule
+    from lifl.rules.load import check_lacking, load_rule
 
-    return tuple(load_rule(aggregation.rule, aggregation.options, folder).states)
+    aggregation = config.aggregation
+    rule = load_rule(aggregation.rule, aggregation.options, folder)
+    if config.trainable:
+        check_lacking(rule, aggregation.rule)
+    return tuple(rule.states)
 
 
-def states_apart(aggregation: AggregationSection, folder: str) -> tuple[str, ...]:
+def states_apart(config: JobConfig, folder: str) -> tuple[str, ...]:
     """Return what a child finds out.  Raise `ConfigError`, also when its process ended in the middle."""
     from lifl.node.process_state import ended_text
 
@@ -40,7 +44,7 @@ def states_apart(aggregation: AggregationSection, folder: str) -> tuple[str, ...
     with open(os.memfd_create("lifl-rule"), "rb") as answer:  # a pipe would be waited for while a grandchild has it
         child = os.fork()
         if child == 0:
-            _tell(aggregation, folder, answer.fileno())
+            _tell(config, folder, answer.fileno())
         try:
             _, status = os.waitpid(child, 0)
         except BaseException:  # Ctrl-C: the child's code may not mind it
@@ -50,14 +54,14 @@ def states_apart(aggregation: AggregationSection, folder: str) -> tuple[str, ...
         try:
             told = msgspec.json.decode(answer.read(), type=_Told)
         except msgspec.DecodeError:
-            text = f"{aggregation.rule} cannot be used: loading it ended the process with {ended_text(status)}"
+            text = f"{config.aggregation.rule} cannot be used: loading it ended the process with {ended_text(status)}"
             raise ConfigError("aggregation.rule", text) from None
     if told.problem:
         raise ConfigError(told.path, told.problem)
     return told.states
 
 
-def _tell(aggregation: AggregationSection, folder: str, fd: int) -> NoReturn:
+def _tell(config: JobConfig, folder: str, fd: int) -> NoReturn:
     """Be the child: load the rule, write what is to be told, and end."""
     from lifl.rules.load import bound_recursion
 
@@ -67,7 +71,7 @@ def _tell(aggregation: AggregationSection, folder: str, fd: int) -> NoReturn:
         sys.stdout = sys.stderr
         bound_recursion()
         try:
-            told = _Told(states_of(aggregation, folder))
+            told = _Told(states_of(config, folder))
         except ConfigError as error:
             told = _Told((), error.path, error.problem)
         sys.stderr.flush()

@@ -137,7 +137,7 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
         jm.Stored: st.builds(jm.Stored, names, st.floats(1e-3, 1e3), st.just({}), counts),
         Segment: st.builds(Segment, st.sampled_from(list(DTYPE_BYTES)), counts, counts),
         Ticket: st.builds(Ticket, st.text(max_size=20), counts),
-        Patterns: st.builds(Patterns, *[st.lists(names, max_size=3).map(tuple)] * 2),
+        Patterns: st.builds(Patterns, *[st.lists(names, max_size=3).map(tuple)] * 3),
         TensorSpec: tensors.map(lambda some: some[0] if some else TensorSpec("w", "int8", ())),
     }
     return simple[kind]

@@ -68,7 +68,9 @@ def test_what_one_event_says_to_all_fits_the_link() -> None:
     about = packed_max(gm.TellClient) - HELD["message"][0]
     reason = limits.REASON_BYTES_MAX + 5 - packed_max(hints(cm.RoundOver)["reason"])
     over = packed_max(cm.RoundOver) + reason
+    # The gateway adds what is the same for all.
     selected = packed_max(cm.Selected) - HELD["tensors"][0] - HELD["options"][0]
+    selected -= packed_max(hints(cm.Selected)["trainable"])
     # Of an address of 280 characters, as here, none has more than one byte each: host names are ASCII.
     selected -= 3 * limits.ADDRESS_CHARS_MAX
     for each in (over, selected, packed_max(cm.Committed), packed_max(cm.Accepted)):

@@ -10,10 +10,13 @@ from __future__ import annotations
 import os
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any
+
+import msgspec
 
 from lifl.aggregator.fold import Fold, opened
 from lifl.aggregator.line import Line
@@ -24,9 +27,11 @@ from lifl.client.outcomes import NodeUnreachable
 from lifl.client.tensors import Tensors, Update, as_arrays
 from lifl.client.torch_tensors import is_module
 from lifl.core.config.job import fold_job, most_of
-from lifl.core.errors import LocalFault, Refused
+from lifl.core.errors import ConfigError, LocalFault, Refused
+from lifl.core.fields import TrainablePatterns
 from lifl.core.limits import CLIENTS_PER_ROUND_MAX, CONTRIBUTION_BYTES_MAX
 from lifl.core.planning.arena_need import PAGE_BYTES, round_bytes_min
+from lifl.core.planning.treatment import trainable_of
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import folds as fm
 from lifl.core.schema import Layout, TensorSpec
@@ -59,9 +64,11 @@ class Aggregator:
         identity: str | None = None,
         return_within_s: float = RETURN_WITHIN_S,
     ) -> None:
-        from lifl.rules.load import load_rule
+        from lifl.rules.load import check_lacking, load_rule
 
-        states = tuple(load_rule(rule, options or {}, rule_folder).states)
+        loaded = load_rule(rule, options or {}, rule_folder)
+        self._check_lacking = partial(check_lacking, loaded, rule)
+        states = tuple(loaded.states)
         self._rule = RuleSpec(rule, dict(options or {}), rule_folder, states)
         self._node = LOCAL if node == LOCAL else understood(node)[0]
         self._arena_bytes = arena_bytes
@@ -99,19 +106,26 @@ class Aggregator:
 
     # ---- folds -------------------------------------------------------------------------------------------------------
 
-    def open(self, model: Tensors, expected: int) -> Fold:
+    def open(self, model: Tensors, expected: int, trainable: Sequence[str] = ()) -> Fold:
         """Begin a fold of about `expected` updates to `model`, and return it: it takes updates from now on.
 
         `model` (a dict of arrays, a torch `state_dict`, the path of a safetensors file) says what updates look like; a
-        rule that steps from the model before starts from it.  Several folds may be open at once, where the rule has no
-        state.  Raise `Refused` and `NodeUnreachable`.
+        rule that steps from the model before starts from it.  With patterns of `trainable` tensors (as `job.trainable`)
+        the fold is about these alone: an update may lack some, each is averaged over those that have it, and one that
+        none has stays the model's.  Several folds may be open at once, where the rule has no state.  Raise `Refused`
+        and `NodeUnreachable`.
         """
         if isinstance(expected, bool) or not (isinstance(expected, int) and 1 <= expected <= CLIENTS_PER_ROUND_MAX):
             text = f"expected={expected!r}: about how many updates come, 1 to {CLIENTS_PER_ROUND_MAX}"
             raise Refused("bad-expected", "expected", text)
-        arrays = as_arrays(dict(model.state_dict()) if is_module(model) else model)
-        layout = Layout([TensorSpec(name, array.dtype.name, array.shape) for name, array in arrays.items()])
-        session = self._session_for(layout, expected)
+        patterns = self._patterns(trainable)
+        arrays = as_arrays(dict(model.state_dict()) if is_module(model) else model, patterns)
+        tensors = [TensorSpec(name, array.dtype.name, array.shape) for name, array in arrays.items()]
+        try:
+            layout = Layout(trainable_of(tuple(tensors), patterns))
+        except ConfigError as error:
+            raise Refused("bad-trainable", "trainable", f"trainable: {error.problem}") from error
+        session = self._session_for(layout, expected, patterns)
         try:
             update = Update(layout, arrays, numbers=False)
             session.put(update)
@@ -124,7 +138,19 @@ class Aggregator:
             raise
         return fold
 
-    def _session_for(self, layout: Layout, expected: int) -> Session:
+    def _patterns(self, trainable: Sequence[str]) -> tuple[str, ...]:
+        """Return the patterns of a fold.  Raise `Refused`."""
+        try:
+            if isinstance(trainable, str):
+                raise ValueError("they are a list of patterns, not one text")
+            patterns = msgspec.convert(tuple(trainable), TrainablePatterns)
+            if patterns:
+                self._check_lacking()
+        except (TypeError, ValueError, ConfigError) as error:
+            raise Refused("bad-trainable", "trainable", f"trainable={trainable!r:.200}: {error}") from error
+        return patterns
+
+    def _session_for(self, layout: Layout, expected: int, trainable: tuple[str, ...]) -> Session:
         """Return a session that is free now, a new one if need be.  Raise `Refused`."""
         with self._lock:
             if self._line.closed:
@@ -132,12 +158,13 @@ class Aggregator:
             if self._rule.states and any(each.in_use for each in self._sessions.values()):
                 text = f"a fold of rule {self._rule.name} is open, whose state is in use: end it first"
                 raise Refused("state-in-use", "rule", f"{text}, or open this one in another Aggregator")
-            same = [each for each in self._sessions.values() if each.layout.digest == layout.digest]
+            alike = (layout.digest, trainable)
+            same = [each for each in self._sessions.values() if (each.layout.digest, each.trainable) == alike]
             free = next((each for each in same if not each.in_use), None)
             if free is None and self._rule.states and self._sessions:
                 text = f"the state of rule {self._rule.name} is that of a model with other tensors"
                 raise Refused("wrong-schema", "model", f"{text}: open this one in another Aggregator")
-            session = free or self._new_session(layout, expected)
+            session = free or self._new_session(layout, expected, trainable)
             session.in_use = True
         try:
             if free is None or free.unsure:
@@ -150,11 +177,11 @@ class Aggregator:
             raise
         return session
 
-    def _new_session(self, layout: Layout, expected: int) -> Session:
+    def _new_session(self, layout: Layout, expected: int, trainable: tuple[str, ...]) -> Session:
         if self._node == LOCAL and self._local is None:
             self._local = LocalNode(self._arena_bytes or self._need(layout, expected))
         self._made += 1
-        session = Session(self._line, f"{self._name}-{self._made}", layout, self._rule, expected)
+        session = Session(self._line, f"{self._name}-{self._made}", layout, self._rule, expected, trainable)
         self._sessions[session.name] = session
         return session
 

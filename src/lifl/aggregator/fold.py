@@ -71,9 +71,10 @@ class Fold:
     ) -> None:
         """Add an update, and return when the node has it (ACCEPTED): nothing of it is kept here.
 
-        `tensors` has the names, dtypes and shapes of the model; `weight` is usually a number of examples; `metrics` are
-        averaged by it.  `client` says whose it is (a name is made up if none is given): the same client once more gets
-        the first one's answer.  A node that is away is waited for, as long as the aggregator's `return_within_s` says.
+        `tensors` has the names, dtypes and shapes of the model; where the fold was opened with `trainable` some may be
+        missing.  `weight` is usually a number of examples; `metrics` are averaged by it.  `client` says whose it is (a
+        name is made up if none is given): the same client once more gets the first one's answer.  A node that is away
+        is waited for, as long as the aggregator's `return_within_s` says.
 
         Raise `UpdateRefused`, naming the field, when it cannot be taken; `FoldFailed` when the fold has ended;
         `NodeUnreachable`.
@@ -121,10 +122,11 @@ class Fold:
         }
         number = as_number(weight, "bad-weight", "weight", "the weight")
         layout = self._session.layout
-        update = Update(layout, tensors, numbers=False)
+        trainable = self._session.trainable
+        update = Update(layout, tensors, numbers=False, trainable=trainable)
         about = (self._session.name, self._round, number, layout.data_bytes, (), numbers, layout.digest)
-        submit = cm.Submit(*about, client=client, fold=self.number)
-        check_submit(layout, submit, client)
+        submit = cm.Submit(*about, client=client, fold=self.number, absent=update.absent)
+        check_submit(layout, submit, client, bool(trainable))
         return submit, update
 
     def add_future(self, tensors: Tensors, weight: float, **more: object) -> Future[None]:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TypeVar
 
+import msgspec
 import numpy as np
 
 from lifl.aggregator.outcomes import FoldFailed, UpdateRefused
@@ -46,6 +47,7 @@ class Part:
         self._closing = threading.Event()
         self._in_use = threading.Lock()
         self._layout: Layout | None = None
+        self._trainable: tuple[str, ...] = ()
         self._round = 0
         self._model: dict[str, Array] | None = None
         self._retrying(lambda stream: None)
@@ -101,10 +103,10 @@ class Part:
             number = as_number(weight, "bad-weight", "weight", "the weight")
             assert self._layout is not None
             layout, content = self._layout, self._content
-            update = Update(layout, tensors, numbers=False)
+            update = Update(layout, tensors, numbers=False, trainable=self._trainable)
             about = (content.job, self._round, number, layout.data_bytes, (), numbers, layout.digest)
-            submit = cm.Submit(*about, fold=content.fold, ticket=content.shown)
-            check_submit(layout, submit, self.client)
+            submit = cm.Submit(*about, fold=content.fold, ticket=content.shown, absent=update.absent)
+            check_submit(layout, submit, self.client, bool(self._trainable))
             self._retrying(lambda stream: self._send(stream, submit, update))
         except UpdateRefused:
             raise
@@ -188,6 +190,7 @@ class Part:
             stream.close()
             raise
         self._layout, self._round = Layout(answer.tensors), answer.round
+        self._trainable = () if isinstance(answer.trainable, msgspec.UnsetType) else answer.trainable
         self._stream = stream
         return stream
 

@@ -34,10 +34,13 @@ class RuleSpec(NamedTuple):
 class Session:
     """One session, of models of one `layout`, on the `line` of its host."""
 
-    def __init__(self, line: Line, name: str, layout: Layout, rule: RuleSpec, expected: int) -> None:
+    def __init__(
+        self, line: Line, name: str, layout: Layout, rule: RuleSpec, expected: int, trainable: tuple[str, ...]
+    ) -> None:
         self.line = line
         self.name = name
         self.layout = layout
+        self.trainable = trainable
         self.in_use = False
         self.unsure = False  # the node was away when the last fold was cancelled: it may have a result
         self._rule = rule
@@ -45,7 +48,8 @@ class Session:
         self._round = 0  # of its last result
         self._attempt = 0  # at the next round
         self._model = b""  # the digest of the model that is on the node
-        self._reads_model = reads_model(layout, fold_job(name, expected, rule.name, rule.options).aggregation)
+        aggregation = fold_job(name, expected, rule.name, rule.options).aggregation
+        self._reads_model = reads_model(layout, aggregation, trainable)
         self.lock = threading.Lock()
         self.secret = secrets.token_hex(32)
         self.gateway = ""
@@ -57,7 +61,8 @@ class Session:
         """Make the session, or take it up again on a new connection.  Raise `Refused`."""
         rule = self._rule
         more = (rule.name, dict(rule.options), rule.folder, rule.states, self.secret)
-        ready = self.ask(fm.HostSession(self.name, self._expected, self.layout.tensors, *more), fm.SessionReady)
+        said = fm.HostSession(self.name, self._expected, self.layout.tensors, *more, self.trainable)
+        ready = self.ask(said, fm.SessionReady)
         assert isinstance(ready, fm.SessionReady)
         self.gateway = ready.gateway
         if ready.round < self._round or self.unsure:

@@ -66,6 +66,7 @@ class Round:
         self.deadline_s = selected.deadline_s
         self.options = selected.options
         self.layout = client._layout_of(selected.tensors)
+        self.trainable = () if isinstance(selected.trainable, msgspec.UnsetType) else selected.trainable
         self._client = client
         self._declined = False
         self._model: dict[str, Array] | None = None
@@ -99,7 +100,8 @@ class Round:
         """Send this client's update and return when the node has ACCEPTED it, or the round is over.
 
         `tensors` has the model's names, dtypes and shapes: a dict of arrays, a torch module or its `state_dict`, or the
-        path of a safetensors file.  It must not change until the next round begins.  `weight` is usually the number of
+        path of a safetensors file.  Of a job with `job.trainable` some tensors may be missing, and what is not one of
+        the job's is left out.  It must not change until the next round begins.  `weight` is usually the number of
         examples; `metrics` are averaged with it.  `progress(sent_bytes, all_bytes)` is called while it is sent.
 
         That the round ended without this update is no error: the `Submission` says that it does not count, and why.
@@ -308,9 +310,10 @@ class Client:
             str(name): as_number(value, "bad-metric", f"metrics.{name}", f"the metric {name!r}")
             for name, value in metrics.items()
         }
-        update = Update(layout, tensors)
-        submit = cm.Submit(self.job, round_.number, number, layout.data_bytes, layout.tensors, numbers)
-        check_submit(layout, submit, self.client)
+        update = Update(layout, tensors, trainable=round_.trainable)
+        about = (self.job, round_.number, number, layout.data_bytes, layout.tensors, numbers)
+        submit = cm.Submit(*about, absent=update.absent)
+        check_submit(layout, submit, self.client, bool(round_.trainable))
         before = self._books.held.get(round_.number)
         if self._books.fates.get(round_.number) or (before is not None and before.accepted):
             return Submission(self.job, round_.number, True)

@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from lifl.client.torch_tensors import HasState, is_module, state_of
 from lifl.core.errors import LiflError, LocalFault, Refused, ResourceFault
+from lifl.core.planning.treatment import is_trainable
+from lifl.core.protocol.contribution import absent_bits
 from lifl.core.schema import DTYPE_BYTES, KEPT, Layout, TensorSpec, align, check_same
 
 Array = NDArray[Any]
@@ -38,19 +41,25 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 class Update:
     """The tensors of one update, checked against the model's `layout`; keeps the caller's arrays, not copies.
 
+    With the patterns of `trainable` tensors, what these do not name is left out, and of the others some may be missing:
+    zeros stand in their place, and `absent` says which they are (`contribution.absent_bits`).
+
     Raises `Refused`, naming the tensor, when one is missing, unknown, of another dtype or shape, or has NaN.  With
     `numbers` False they are not looked at: the node does that in any case.
     """
 
-    def __init__(self, layout: Layout, tensors: Tensors, numbers: bool = True) -> None:
+    def __init__(self, layout: Layout, tensors: Tensors, numbers: bool = True, trainable: tuple[str, ...] = ()) -> None:
         if is_module(tensors):
             tensors = state_of(tensors, {tensor.name for tensor in layout.tensors})
-        arrays = as_arrays(tensors)
+        arrays = as_arrays(tensors, trainable)
         self.layout = layout
         specs = {name: TensorSpec(name, array.dtype.name, array.shape) for name, array in arrays.items()}
         ordered = [specs.pop(tensor.name) for tensor in layout.tensors if tensor.name in specs]
-        check_same(layout.tensors, (*ordered, *specs.values()))
-        self.arrays = [arrays[tensor.name] for tensor in layout.tensors]
+        check_same(layout.tensors, (*ordered, *specs.values()), may_lack=bool(trainable))
+        self.absent: bytes | msgspec.UnsetType = msgspec.UNSET
+        if len(arrays) < len(layout.tensors):
+            self.absent = absent_bits([tensor.name for tensor in layout.tensors], arrays)
+        self.arrays = [arrays[each.name] if each.name in arrays else _zeros(each) for each in layout.tensors]
         for tensor, array in zip(layout.tensors, self.arrays, strict=True):
             if numbers and has_nan(array):
                 text = f"tensor {tensor.name!r} contains NaN; did the training diverge?"
@@ -99,38 +108,48 @@ class Update:
         return checksum if check.found is None else 0
 
 
-def as_arrays(tensors: Tensors) -> dict[str, Array]:
+def _zeros(tensor: TensorSpec) -> Array:
+    return np.zeros(tensor.shape, numpy_dtype(tensor.dtype))
+
+
+def as_arrays(tensors: Tensors, patterns: tuple[str, ...] = ()) -> dict[str, Array]:
     """Return name → C-contiguous little-endian array, without a copy where it is one already.
 
-    Raise `Refused` or `LocalFault`.
+    With `patterns` only what they name, and nothing else is read.  Raise `Refused` or `LocalFault`.
     """
     if isinstance(tensors, str | os.PathLike):
-        tensors = _load(os.fsdecode(tensors))
+        tensors = _load(os.fsdecode(tensors), patterns)
     if not isinstance(tensors, Mapping):
         raise LocalFault(
             "an update is a dict of arrays, a torch module or its state_dict, or the path of a safetensors file, not a "
             f"{type(tensors).__name__}"
         )
-    return {name: as_array(name, tensor) for name, tensor in _items(tensors)}
+    return {name: as_array(name, tensor) for name, tensor in _items(tensors, patterns)}
 
 
-def _items(tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _items(tensors: Mapping[str, Any], patterns: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     """Give each name with its tensor: a mapping may read a file for each, as NumPy's of a .npz does."""
     name: object = None
     try:
         for name in tensors:
-            yield name, tensors[name]
+            if not patterns or not isinstance(name, str) or is_trainable(name, patterns):
+                yield name, tensors[name]
     except Exception as error:
         where = f"tensor {name!r} of it" if isinstance(name, str) else "it"
         text = f"the update, a {type(tensors).__name__}: {where} cannot be read: {error or type(error).__name__}"
         raise Refused("bad-tensor", f"tensors.{name}" if isinstance(name, str) else "tensors", text) from error
 
 
-def _load(path: str) -> dict[str, Array]:
+def _load(path: str, patterns: tuple[str, ...]) -> dict[str, Array]:
+    from safetensors import safe_open
     from safetensors.numpy import load_file
 
     try:
-        tensors: dict[str, Array] = load_file(path)
+        if not patterns:
+            tensors: dict[str, Array] = load_file(path)
+        else:
+            with safe_open(path, "numpy") as file:
+                tensors = {name: file.get_tensor(name) for name in list(file.keys()) if is_trainable(name, patterns)}
     except OSError as error:
         raise ResourceFault(f"the update's file {path} cannot be read: {error}") from error
     except Exception as error:  # SafetensorError, and what NumPy makes of a dtype it has not

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from lifl.core.limits import (
+    ABSENT_BYTES_MAX,
     ADDRESS_CHARS_MAX,
     ARENA_BYTES_MAX,
     CAPACITY_MAX,
@@ -40,11 +41,13 @@ from lifl.core.limits import (
     SUSPECTS_MAX,
     TENSORS_MAX,
     TEXT_CHARS_MAX,
+    TRAINABLE_PATTERNS_MAX,
+    TRAINABLE_TENSORS_MAX,
     WHO_CHARS_MAX,
     WORD_CHARS_MAX,
     WORKERS_MAX,
 )
-from lifl.core.schema import DTYPE_BYTES, Segment, TensorSpec, Treated
+from lifl.core.schema import DTYPE_BYTES, Place, Segment, TensorSpec, Treated
 
 # Patterns end in \Z: `$` also matches before a final newline.
 NAME_RULE = f"letters, digits and ._:- , a letter or digit first, at most {NAME_CHARS_MAX}"
@@ -83,10 +86,9 @@ Secret = Annotated[str, msgspec.Meta(max_length=SECRET_CHARS_MAX)]
 Who = Annotated[str, msgspec.Meta(max_length=WHO_CHARS_MAX)]
 """Who is at the other end of a connection, for the audit log."""
 DtypeName = Annotated[str, msgspec.Meta(max_length=DTYPE_CHARS_MAX)]
-TensorPatterns = Annotated[
-    tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=PATTERN_CHARS_MAX, pattern=_PRINTABLE)], ...],
-    msgspec.Meta(max_length=PATTERNS_MAX),
-]
+_TensorPattern = Annotated[str, msgspec.Meta(min_length=1, max_length=PATTERN_CHARS_MAX, pattern=_PRINTABLE)]
+TensorPatterns = Annotated[tuple[_TensorPattern, ...], msgspec.Meta(max_length=PATTERNS_MAX)]
+TrainablePatterns = Annotated[tuple[_TensorPattern, ...], msgspec.Meta(max_length=TRAINABLE_PATTERNS_MAX)]
 ClientPattern = Annotated[
     str,
     msgspec.Meta(
@@ -116,6 +118,9 @@ UserName = Annotated[str, msgspec.Meta(max_length=WORD_CHARS_MAX, pattern=r"\A([
 StateNames = Annotated[tuple[Name, ...], msgspec.Meta(max_length=STATES_MAX)]
 Segments = Annotated[tuple[Segment, ...], msgspec.Meta(max_length=len(DTYPE_BYTES))]
 Treatment = Annotated[tuple[Treated, ...], msgspec.Meta(max_length=TENSORS_MAX)]
+Places = Annotated[tuple[Place, ...], msgspec.Meta(max_length=TRAINABLE_TENSORS_MAX)]
+Absent = Annotated[bytes, msgspec.Meta(min_length=1, max_length=ABSENT_BYTES_MAX)]
+"""Which of a job's tensors an update lacks (`contribution.absent_bits`)."""
 Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
 Integer = Annotated[int, msgspec.Meta(ge=-COUNT_MAX, le=COUNT_MAX)]
 Bits64 = Annotated[int, msgspec.Meta(ge=0)]

@@ -119,6 +119,13 @@ OLD_MODEL_GRACE_S = 2.0
 LINK_WAITING_BYTES_MAX = 64 * 1024 * 1024
 """What may wait for a slow peer of a link: a few of the largest frames, or what one event says to all clients."""
 TENSORS_MAX = 65_536
+TRAINABLE_TENSORS_MAX = 2_048
+"""Tensors of a job whose updates may lack some of them (`job.trainable`): adapters of all linear layers of the largest
+models are fewer."""
+TRAINABLE_PATTERNS_MAX = 32
+"""Patterns in `job.trainable`: they go to each client of the job."""
+ABSENT_BYTES_MAX = TRAINABLE_TENSORS_MAX // 8
+"""Which of them an update lacks, a bit for each: kept with the client's name, weight and metrics."""
 DIMENSIONS_MAX = 32
 TENSOR_NAME_CHARS_MAX = 256
 DTYPE_CHARS_MAX = 16

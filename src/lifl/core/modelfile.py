@@ -181,15 +181,18 @@ def decode_header(body: bytes, file_bytes: int, where: str) -> FileHeader:
     return FileHeader(tensors, tuple(f[0] for f in found), LENGTH_BYTES + len(body), metadata)
 
 
-def read_spans(header: FileHeader, pieces: Sequence[Piece], where: str) -> list[Span]:
+def read_spans(header: FileHeader, pieces: Sequence[Piece], where: str, others: bool = False) -> list[Span]:
     """Return where each byte of the file goes, in the file's order.
 
-    Raise `Refused` when the file's tensors are not exactly those of `pieces` (their order may differ).
+    Raise `Refused` when the file's tensors are not exactly those of `pieces` (their order may differ); with `others`
+    there may be more, which are passed over.
     """
     wanted = {piece.tensor.name: piece for piece in pieces}
     spans: list[Span] = []
     for tensor, file_offset in zip(header.tensors, header.offsets, strict=True):
         piece = wanted.pop(tensor.name, None)
+        if piece is None and others:
+            continue
         if piece is None:
             raise _bad(where, f"it holds a tensor {tensor.name!r} that the model does not have")
         if (tensor.dtype, tensor.shape) != (piece.tensor.dtype, piece.tensor.shape):

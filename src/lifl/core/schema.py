@@ -85,6 +85,14 @@ class Segment(msgspec.Struct, frozen=True):
     count: int
 
 
+class Place(msgspec.Struct, frozen=True, array_like=True):
+    """Where a tensor lies: `count` numbers of a segment, from number `begin` on."""
+
+    segment: int
+    begin: int
+    count: int
+
+
 class Treated(msgspec.Struct, frozen=True, array_like=True):
     """Numbers that are not treated as the others of their segment: `count` of them from number `begin` on.
 
@@ -162,6 +170,17 @@ class Layout:
     def state_bytes(self) -> int:
         """The length of the data of one of the rule's states."""
         return align(end_of(self.states))
+
+    @cached_property
+    def places(self) -> tuple[Place, ...]:
+        """Where each tensor lies, in the order of `tensors`; one without numbers lies at the begin of the first."""
+        indices = {segment.dtype: index for index, segment in enumerate(self.segments)}
+        found: list[Place] = []
+        for tensor, offset in zip(self.tensors, self.offsets, strict=True):
+            index = indices[tensor.dtype] if tensor.size else 0
+            begin = (offset - self.segments[index].offset) // DTYPE_BYTES[tensor.dtype] if tensor.size else 0
+            found.append(Place(index, begin, tensor.size))
+        return tuple(found)
 
     def tensor_at(self, dtype: str, element: int) -> tuple[TensorSpec, int] | None:
         """Return the tensor that has number `element` of all numbers of a dtype, and which of its own that is."""
@@ -257,14 +276,19 @@ def check_fits(layout: Layout) -> None:
         )
 
 
-def check_same(expected: Sequence[TensorSpec], given: Sequence[TensorSpec]) -> None:
-    """Raise `Refused` naming the first tensor in which `given` differs from the model's schema `expected`."""
+def check_same(expected: Sequence[TensorSpec], given: Sequence[TensorSpec], may_lack: bool = False) -> None:
+    """Raise `Refused` naming the first tensor in which `given` differs from the model's schema `expected`.
+
+    With `may_lack` some of the tensors may be missing, and not all of them.
+    """
     if tuple(expected) == tuple(given):
         return
     offered = {tensor.name: tensor for tensor in given}
     for tensor in expected:
         where = f"tensors.{tensor.name}"
         other = offered.pop(tensor.name, None)
+        if other is None and may_lack:
+            continue
         if other is None:
             raise Refused(
                 "missing-tensor",
@@ -290,6 +314,13 @@ def check_same(expected: Sequence[TensorSpec], given: Sequence[TensorSpec]) -> N
             f"tensors.{name}",
             f"the model has no tensor {name!r}; send only the model's tensors",
         )
+    if not given:
+        raise Refused("missing-tensor", "tensors", "the update has none of the job's tensors; send those trained")
+    if may_lack:
+        names = {tensor.name for tensor in given}
+        expected = [tensor for tensor in expected if tensor.name in names]
+        if tuple(expected) == tuple(given):
+            return
     raise Refused(
         "wrong-order",
         "tensors",

@@ -14,12 +14,14 @@ from pathlib import Path
 import psutil
 
 from lifl.confine import box
+from lifl.core.config.job import JobConfig
 from lifl.core.config.node import NodeConfig
 from lifl.core.config.values import joined_address, split_address
 from lifl.core.errors import ConfigError, ResourceFault
 from lifl.core.ids import Key, Kind
 from lifl.core.limits import CLIENTS_FILE_BYTES_MAX, OBJECTS_MAX, STATE_DIR_BYTES_MAX, WORKER_DATA_BYTES_MIN
 from lifl.core.modelfile import LENGTH_BYTES, decode_header, header_bytes
+from lifl.core.planning.treatment import trainable_of
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.contribution import Contribution, unpack_contributions
 from lifl.core.schema import TensorSpec
@@ -277,6 +279,14 @@ def read_schema(path: str) -> tuple[TensorSpec, ...]:
     except OSError as error:
         raise ResourceFault(f"model file {path} cannot be read: {error.strerror}; check model.path") from error
     return header.tensors
+
+
+def read_tensors(config: JobConfig) -> tuple[TensorSpec, ...]:
+    """Return the tensors that a job is about, from the header of its model's file.
+
+    Raise as `read_schema`, and `ConfigError` when ``job.trainable`` names none of them.
+    """
+    return trainable_of(read_schema(config.model.path), config.trainable)
 
 
 def cpu_s(pids: Iterable[int]) -> float:

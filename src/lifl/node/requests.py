@@ -147,12 +147,12 @@ class Requests:
             text = "a session of folds is opened by its host, by lifl.Aggregator"
             raise Refused("bad-config", "job.kind", text)
         name = config.job.name
-        tensors = machine.read_schema(config.model.path)
-        layout = Layout(tensors)
         try:
+            tensors = machine.read_tensors(config)
             check_patterns(tensors, config.aggregation)
         except ConfigError as error:
             raise Refused("bad-config", error.path, str(error)) from error
+        layout = Layout(tensors)
         where = str(config.checkpoint.folder) or str(folders.local(self._folder, name))
         folder = Path(where)
         if config.checkpoint.copies:
@@ -357,9 +357,9 @@ class Requests:
     def _plan(self, message: om.PlanJob) -> dict[str, Any]:
         try:
             config = parse_job(message.config)
+            layout = Layout(machine.read_tensors(config))
         except ConfigError as error:
             raise Refused("bad-config", error.path, str(error)) from error
-        layout = Layout(machine.read_schema(config.model.path))
         facts, home = self._engine.facts(time.monotonic())
         request = plan_request(config, layout, len(message.states), facts, model_node=home)
         return {

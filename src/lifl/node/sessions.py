@@ -15,6 +15,7 @@ from lifl.core.config.node import NodeConfig
 from lifl.core.engine import check_submitted
 from lifl.core.errors import ConfigError, LiflError, Refused, ResourceFault
 from lifl.core.limits import FIELD_CHARS_MAX, TEXT_CHARS_MAX
+from lifl.core.planning.treatment import trainable_of
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.schema import Layout
@@ -85,7 +86,8 @@ class Sessions:
         if self._moves:
             text = "folds are hosted at a node that coordinates for all its life; this one's cluster keeps a store"
             raise Refused("not-coordinator", "node", text)
-        config = fold_job(name, asked.expected, asked.rule, asked.options, asked.rule_folder)
+        config = fold_job(name, asked.expected, asked.rule, asked.options, asked.rule_folder, asked.trainable)
+        trainable_of(asked.tensors, config.trainable)
         await self._driver.idle()
         if self._driver.fault is not None:
             raise ResourceFault(f"the node is paused, try again later: {self._driver.fault}")

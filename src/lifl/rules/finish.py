@@ -71,6 +71,18 @@ def finish_segment(
         _finish_floats(rule, model[block], mean, state, made, first + begin, aside)
 
 
+def leave_segment(
+    rule: Rule, model: Vector, out: Vector, states: Mapping[str, Vector], new_states: Mapping[str, Vector]
+) -> None:
+    """Write a piece of a segment that no update has to `out`, and its states to `new_states`: all stays as it was."""
+    out[:] = model
+    for name, vector in new_states.items():
+        if name in states:
+            vector[:] = states[name]
+        else:
+            vector.fill(0.0 if out.dtype.kind in "iu" else rule.initial(name))
+
+
 def sums_plainly(rule: Rule) -> bool:
     """Return whether the rule's partials are the weighted means of what is in them."""
     return type(rule).fold is Rule.fold and type(rule).merge is Rule.merge

@@ -92,10 +92,14 @@ def total(weights: Sequence[float]) -> Weight:
     if not all(weight > 0.0 for weight in weights):
         raise LocalFault(f"a weight must be a positive number; these are {sorted(weights)[:4]}")
     try:
-        whole = sum(map(exact, weights))
-        return Weight(whole / (1 << UNIT_BITS), whole)
+        return weight_of(sum(map(exact, weights)))
     except OverflowError:
         raise LocalFault("the weights' sum is beyond float64; give weights as numbers of examples") from None
+
+
+def weight_of(units: int) -> Weight:
+    """Return the weight that is so many units of 2^-1074.  Raise `OverflowError` beyond float64."""
+    return Weight(units / (1 << UNIT_BITS), units)
 
 
 def exponent(weight: float) -> int:

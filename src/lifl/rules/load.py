@@ -51,6 +51,13 @@ def load_rule(name: str, options: Mapping[str, Any], folder: str = "") -> Rule:
         return rule
 
 
+def check_lacking(rule: Rule, name: str) -> None:
+    """Raise `ConfigError` for a rule that cannot be used where updates may lack tensors: it is given parts of them."""
+    if type(rule).fold is not Rule.fold:
+        text = f"rule {name} has a `fold` of its own, which may look at whole updates, and those may lack tensors"
+        raise ConfigError("job.trainable", f"{text}; leave the key out, or use a rule that changes `finish` alone")
+
+
 @contextmanager
 def _told_as(what: str) -> Iterator[None]:
     """Make a `ConfigError` of whatever a user's code raises, its wish to exit too; who presses Ctrl-C is heard."""

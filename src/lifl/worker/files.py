@@ -114,7 +114,8 @@ def load(message: Load, arena: Arena) -> None:
 def _read_checked(message: Load, path: str, pieces: list[Piece], views: list[memoryview], index: int) -> None:
     """Read one of the files, and check that it is the job's own and as it was written."""
     with _said(path, "read"):
-        metadata, digest = read_file(Path(path), pieces, views)
+        initial = message.round is None  # of a job's trainable tensors the file may be one of the whole model
+        metadata, digest = read_file(Path(path), pieces, views, initial and bool(message.patterns.trainable))
     if message.round is None:
         return
     known = message.digests[index] if index < len(message.digests) else ""
@@ -199,8 +200,12 @@ def write_file(path: Path, pieces: Sequence[Piece], metadata: dict[str, str], vi
     return f"{digest.finish():016x}"
 
 
-def read_file(path: Path, pieces: Sequence[Piece], views: Sequence[memoryview]) -> tuple[dict[str, str], str]:
+def read_file(
+    path: Path, pieces: Sequence[Piece], views: Sequence[memoryview], others: bool = False
+) -> tuple[dict[str, str], str]:
     """Read a safetensors file that holds exactly `pieces` into `views`; return its metadata and its digest.
+
+    With `others` it may hold other tensors, too, which are not read.
 
     Raise `OSError`, `Refused`, and `ResourceFault` when a newer release wrote it.
     """
@@ -212,7 +217,7 @@ def read_file(path: Path, pieces: Sequence[Piece], views: Sequence[memoryview]) 
         digest.update(start + body)
         header = decode_header(body, os.fstat(file.fileno()).st_size, where)
         _check_format(header.metadata, where)
-        for span in read_spans(header, pieces, where):
+        for span in read_spans(header, pieces, where, others):
             target = views[span.part][span.offset : span.offset + span.nbytes]
             file.seek(header.header_bytes + span.file_offset)
             while target:

@@ -19,10 +19,11 @@ from lifl.core.protocol.worker import TaskStart
 from lifl.core.schema import DTYPE_BYTES, STATE, relaid
 from lifl.rules import integers, kernels
 from lifl.rules.base import Rule
-from lifl.rules.finish import add, finish_segment
+from lifl.rules.finish import add, finish_segment, leave_segment
 from lifl.rules.kernels import Vector, vector
 from lifl.shm.arena import Arena
 from lifl.worker.earlier import input_data
+from lifl.worker.presence import Presence, Units
 from lifl.worker.treatment import is_kept, settle, within
 
 AHEAD_INPUTS_MIN = 2
@@ -32,10 +33,11 @@ PIECE_ELEMENTS = 256 * 1024
 
 
 class Input(NamedTuple):
-    """One input of a top: an update, or a partial."""
+    """One input of a top: an update, or a partial.  `units` is what each tensor weighs, where some may be absent."""
 
     weight: float
     update: bool
+    units: Units = ()
 
 
 class StreamingModel:
@@ -53,6 +55,7 @@ class StreamingModel:
             raise LocalFault(f"task {start.address} has no object for the rule's states {sorted(missing)}")
         self._rule = rule
         self._treated = start.treated
+        self._presence = Presence(start.places) if start.places else None
         self._segments = list(zip(start.inputs, start.model_segments, start.outputs, strict=True))
         self._state_segments = relaid(start.model_segments, STATE)
         self._made = [0] * len(self._segments)
@@ -111,7 +114,13 @@ class StreamingModel:
             for view in self._new_states.values():
                 vector(view, self._state_segments[index])[piece] = 0
         for run in averaged:
-            self._finish(index, run)
+            if self._presence is None:
+                self._finish(index, run, {key: each.weight for key, each in self.inputs.items()})
+                continue
+            every = [each.units for each in self.inputs.values()]
+            for part, weights in self._presence.runs(index, run, every):
+                there = zip(self.inputs, weights, strict=True)
+                self._finish(index, part, {key: weight for key, weight in there if weight})
         if self._treated:
             first = next(iter(self.inputs))
             (numbers,), (weight,) = self._vectors(index, [first], piece), self._weights([first])
@@ -129,29 +138,39 @@ class StreamingModel:
                 begin = min(treated.begin + treated.count, piece.stop)
         return [run for run in (*runs, slice(begin, piece.stop)) if run.start < run.stop]
 
-    def _finish(self, index: int, piece: slice) -> None:
+    def _finish(self, index: int, piece: slice, weights: Mapping[Key, float]) -> None:
+        """Make a piece from the inputs that have it, with their `weights` there; without one it stays as it was."""
         part, model_part, target = self._segments[index]
         state_part = self._state_segments[index]
-        partials, updates = self._left(index, piece, self._partials), self._left(index, piece, self._updates)
+        model, out = vector(self._model, model_part)[piece], vector(self._output, target)[piece]
+        states = {name: vector(view, state_part)[piece] for name, view in self._states.items()}
+        new_states = {name: vector(view, state_part)[piece] for name, view in self._new_states.items()}
+        if not weights:
+            leave_segment(self._rule, model, out, states, new_states)
+            return
+        partials = self._left(index, piece, self._partials, weights)
+        updates = self._left(index, piece, self._updates, weights)
         if self._ahead and self._sums is not None:
             summed = vector(self._sums, part)[piece]
             partials.insert(0, (summed, kernels.total(self._weights(self._ahead))))
         finish_segment(
             self._rule,
-            vector(self._model, model_part)[piece],
+            model,
             partials,
             updates,
-            vector(self._output, target)[piece],
-            {name: vector(view, state_part)[piece] for name, view in self._states.items()},
-            {name: vector(view, state_part)[piece] for name, view in self._new_states.items()},
+            out,
+            states,
+            new_states,
             piece.start,
             list(within(self._treated, index, "exclude", piece.start, piece.stop)),
         )
 
-    def _left(self, index: int, piece: slice, keys: Collection[Key]) -> list[tuple[Vector, float]]:
-        """Return a piece of those inputs that are not summed up yet, each with its weight."""
-        left = [key for key in keys if key not in self._ahead]
-        return list(zip(self._vectors(index, left, piece), self._weights(left), strict=True))
+    def _left(
+        self, index: int, piece: slice, keys: Collection[Key], weights: Mapping[Key, float]
+    ) -> list[tuple[Vector, float]]:
+        """Return a piece of those inputs that have it and are not summed up yet, each with its weight."""
+        left = [key for key in keys if key in weights and key not in self._ahead]
+        return list(zip(self._vectors(index, left, piece), [weights[key] for key in left], strict=True))
 
     def _vectors(self, index: int, keys: Collection[Key], piece: slice) -> list[Vector]:
         """Return a piece of a segment of each input: updates have it as the model has, partials as accumulators."""

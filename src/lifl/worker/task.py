@@ -15,8 +15,10 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from lifl import failpoints
 from lifl.core.errors import LiflError, LocalFault, StaleKey
@@ -28,10 +30,11 @@ from lifl.core.schema import ITEM_BYTES, STATE, Segment, end_of, relaid
 from lifl.rules import integers, kernels
 from lifl.rules.base import NotFinite, Rule, error_text
 from lifl.rules.kernels import Vector, vector
-from lifl.rules.load import is_users, load_rule
+from lifl.rules.load import check_lacking, is_users, load_rule
 from lifl.shm.arena import Arena
 from lifl.shm.layout import Entry, ObjectState
 from lifl.worker.earlier import input_bytes, input_data, input_weight
+from lifl.worker.presence import Presence, Units, added
 from lifl.worker.streaming_model import Input, StreamingModel, can_be_in_pieces
 from lifl.worker.treatment import Firsts, is_kept
 
@@ -81,12 +84,16 @@ class OpenTask:
         self._clock = Clock()
         with self._clock:
             self._rule: Rule = load_rule(start.rule, start.options, start.rule_folder)
+            if start.places:
+                check_lacking(self._rule, start.rule)
             self._rule.round = start.round
         self._seen: set[Key] = set()
         self._waiting: list[Key] = []
         self._inputs: list[Key] = []
         self._updates: list[bool] = []  # which of the inputs are updates
         self._sums_exactly = any(segment.dtype == "int192" for segment in start.inputs)
+        self._presence = Presence(start.places) if start.places else None
+        self._units: list[Units] = []  # of the inputs, where they may lack tensors
         self._weights: list[float] = []
         self._contributions = 0
         self._metas: list[bytes] = []
@@ -147,8 +154,10 @@ class OpenTask:
         """Take what waits into the inputs, and fold it into the output if `fold`."""
         entries = [self._input(key) for key in self._waiting]
         weights = [self._weight(key, entry) for key, entry in zip(self._waiting, entries, strict=True)]
+        units = [self._units_of(key) for key in self._waiting]
         if fold:
-            self._fold(self._waiting, weights)
+            self._fold(self._waiting, weights, units)
+        self._units += units
         self._inputs += self._waiting
         self._updates += [entry.kind == Kind.UPDATE for entry in entries]
         self._weights += weights
@@ -172,10 +181,13 @@ class OpenTask:
         """Return the weight of an input: exactly, where the sums are so long that they need it."""
         return input_weight(self._arena, key) if self._sums_exactly else entry.weight
 
-    def _fold(self, keys: list[Key], weights: list[float]) -> None:
+    def _units_of(self, key: Key) -> Units:
+        """Return what each tensor of an input weighs; empty where updates have all of them."""
+        return self._presence.units_of(unpack_contributions(bytes(self._arena.meta(key)))) if self._presence else ()
+
+    def _fold(self, keys: list[Key], weights: list[float], units: list[Units]) -> None:
         before = kernels.total(self._weights) if self._weights else 0.0
         whole = kernels.total(self._weights + weights)
-        shares, keep = kernels.shares(weights, before)
         data = [input_data(self._arena, key, self.start.model_segments) for key in keys]
         output = self._arena.data(self.output)
         leaf = self.start.role == "leaf"
@@ -186,19 +198,42 @@ class OpenTask:
                 if not self._weights:
                     acc[:] = vectors[0]
                 continue
+            if self._presence is not None:
+                self._fold_runs(self._presence, index, acc, vectors, units)
+                continue
             firsts = self._firsts(index, acc)
             if self._weights:
                 firsts.look(acc, before, partial=True)
             else:
                 firsts.look(vectors[0], weights[0], partial=not leaf)
-            if target.dtype in integers.BITS:
-                add = integers.fold if leaf else integers.merge
-                add(acc, vectors, weights, before, whole)
-            elif leaf:
-                self._rule.fold(acc, vectors, shares, keep)
-            else:
-                self._rule.merge(acc, vectors, shares, keep)
+            self._add(target.dtype, acc, vectors, weights, before)
             firsts.put_back(whole)
+
+    def _fold_runs(
+        self, presence: Presence, index: int, acc: Vector, vectors: list[Vector], units: list[Units]
+    ) -> None:
+        """Fold a segment of inputs that may lack tensors: each run of it from those that have it."""
+        done = added(self._units) if self._units else (0,) * len(self.start.places)
+        for run, (before, *weights) in presence.runs(index, slice(0, len(acc)), [done, *units]):
+            there = [(vector[run], weight) for vector, weight in zip(vectors, weights, strict=True) if weight]
+            if there:
+                rows, shares = [row for row, _ in there], [weight for _, weight in there]
+                self._add(self.start.outputs[index].dtype, acc[run], rows, shares, before)
+            elif not before:  # the memory had another object's numbers
+                acc[run] = np.zeros((), acc.dtype)
+
+    def _add(self, dtype: str, acc: Vector, vectors: list[Vector], weights: Sequence[float], before: float) -> None:
+        """Fold updates, or merge partials, into what weighs `before` already."""
+        leaf = self.start.role == "leaf"
+        if dtype in integers.BITS:
+            add = integers.fold if leaf else integers.merge
+            add(acc, vectors, weights, before, kernels.total([*weights, before] if before else weights))
+            return
+        shares, keep = kernels.shares(weights, before)
+        if leaf:
+            self._rule.fold(acc, vectors, shares, keep)
+        else:
+            self._rule.merge(acc, vectors, shares, keep)
 
     def _firsts(self, index: int, acc: Vector) -> Firsts:
         start = self.start
@@ -211,6 +246,8 @@ class OpenTask:
         They may still go, or hold what is not finite: then this was for nothing, and what went wrong here goes wrong
         again, or not, when all inputs are there.
         """
+        if self._presence is not None:  # what an update lacks is told when it is sealed
+            return
         under_way = {key: each for key, each in self._under_way.items() if key not in self._seen}
         if not under_way or len(self._seen) + len(under_way) != self.expect or not can_be_in_pieces(self._rule):
             return
@@ -228,7 +265,7 @@ class OpenTask:
         self._model.advance(whole, received_bytes)
 
     def _finish(self) -> None:
-        weighted = zip(self._weights, self._updates, strict=True)
+        weighted = zip(self._weights, self._updates, self._units, strict=True)
         inputs = dict(zip(self._inputs, (Input(*each) for each in weighted), strict=True))
         try:
             self._make(inputs, inputs, end_of(self.start.model_segments))

@@ -212,6 +212,7 @@ class BranchRunner:
             {name: key.pack() for name, key in self._slot.states.items()} if top else {},
             {name: key.pack() for name, key in self._outputs.states.items()} if top else {},
             spec.treated,
+            spec.places,
         )
 
     def restarting(self, task: Task) -> None:

@@ -28,8 +28,10 @@ class ReplicaSpec:
         except Refused as refused:
             raise RemoteFault(f"the coordinator opens job {order.job!r} with no model: {refused}") from refused
         self.treated = treated(self.layout, order.aggregation)
-        self.patterns = Patterns.of(order.aggregation)
-        self.reads_model = not self.fold or reads_model(self.layout, order.aggregation)
+        trainable = () if isinstance(order.trainable, msgspec.UnsetType) else order.trainable
+        self.patterns = Patterns.of(order.aggregation, trainable)
+        self.places = self.layout.places if trainable else ()
+        self.reads_model = not self.fold or reads_model(self.layout, order.aggregation, trainable)
         self.state_names = order.states
         self.client_options = order.client_options
         self.path = order.path

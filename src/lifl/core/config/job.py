@@ -10,7 +10,7 @@ import msgspec
 
 from lifl.core.config.parse import convert, overridden
 from lifl.core.errors import ConfigError
-from lifl.core.fields import ClientPatterns, ConfigPath, Name, Seconds, TensorPatterns, Word
+from lifl.core.fields import ClientPatterns, ConfigPath, Name, Seconds, TensorPatterns, TrainablePatterns, Word
 from lifl.core.limits import (
     BRANCH_UPDATES_MAX,
     BYTES_PER_S_MAX,
@@ -38,12 +38,15 @@ class JobSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     What is ACCEPTED survives all processes with `durability` ``memory``, and with ``disk`` the machine's memory, too.
     `kind` is ``fold`` for the session of a program that aggregates by itself (`fold_job`); no file says so.
+    `trainable` are patterns of tensors' names (``*`` is any text): the job is about these tensors alone, as if the
+    model's file had no others, and each is averaged over the clients that have sent it.
     """
 
     name: Name
     rounds: Annotated[int, msgspec.Meta(ge=1, le=ROUNDS_MAX)]
     durability: Literal["memory", "disk"] = "memory"
     kind: Literal["fold"] | msgspec.UnsetType = msgspec.UNSET
+    trainable: TrainablePatterns | msgspec.UnsetType = msgspec.UNSET
 
 
 class ModelSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -157,6 +160,11 @@ class JobConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quota: QuotaSection = QuotaSection()
 
     @property
+    def trainable(self) -> tuple[str, ...]:
+        """The patterns of `job.trainable`; empty: all tensors are, and each update has all of them."""
+        return () if isinstance(self.job.trainable, msgspec.UnsetType) else self.job.trainable
+
+    @property
     def is_fold(self) -> bool:
         """Whether its rounds are the folds of a program: nobody is selected, and nothing is written to files."""
         return self.job.kind == "fold"
@@ -171,11 +179,19 @@ def most_of(expected: int) -> int:
     return min(expected + max(2 * expected, FOLD_MORE_MIN), CLIENTS_PER_ROUND_MAX)
 
 
-def fold_job(name: str, expected: int, rule: str, options: Mapping[str, Any], rule_folder: str = "") -> JobConfig:
+def fold_job(
+    name: str,
+    expected: int,
+    rule: str,
+    options: Mapping[str, Any],
+    rule_folder: str = "",
+    trainable: Sequence[str] = (),
+) -> JobConfig:
     """Return the job whose rounds are the folds of a program, of about `expected` updates.  Raise `ConfigError`."""
+    which = {"trainable": list(trainable)} if trainable else {}
     return parse_job(
         {
-            "job": {"name": name, "rounds": ROUNDS_MAX, "kind": "fold"},
+            "job": {"name": name, "rounds": ROUNDS_MAX, "kind": "fold"} | which,
             "selection": {"clients_per_round": most_of(expected), "attempts": 1},
             "aggregation": {
                 "rule": rule,
@@ -230,6 +246,11 @@ def _check_job(config: JobConfig) -> None:
             "selection.quorum",
             f"{quorum} is more than selection.clients_per_round = {goal}; lower it to {goal} or less",
         )
+    if config.job.trainable == ():
+        raise ConfigError("job.trainable", "names no tensor; give patterns such as *lora_*, or leave the key out")
+    if config.trainable and config.aggregation.first:
+        text = "one update's are taken of its tensors, and with job.trainable an update may lack them; use fixed"
+        raise ConfigError("aggregation.first", text)
     rule = config.aggregation.rule
     if not re.fullmatch(r"[A-Za-z0-9_-]+|[A-Za-z_][\w.]*:[A-Za-z_]\w*", rule):
         raise ConfigError(

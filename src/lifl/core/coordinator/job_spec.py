@@ -32,7 +32,7 @@ class JobSpec:
     @property
     def schema_bytes(self) -> int:
         """The bytes that its tensors, and the patterns of those that are not averaged, take on the way to a gateway."""
-        return self.layout.packed_bytes + Patterns.of(self.config.aggregation).packed_bytes
+        return self.layout.packed_bytes + Patterns.of(self.config.aggregation, self.config.trainable).packed_bytes
 
     def path_of(self, number: int, term: int = 0) -> str:
         """Return the path of a committed round's checkpoint; 0 is the initial model.

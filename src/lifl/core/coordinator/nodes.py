@@ -6,7 +6,7 @@ what the rest of the coordinator asks about a node.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from lifl.core.coordinator.offer_secrets import OfferSecrets
 from lifl.core.planning.capacity import NodeLoad
@@ -131,8 +131,8 @@ class NodeTable:
         node = self._nodes.get(number)
         return node is not None and bool(node.drains) and not node.leaving
 
-    def facts(self, now: float, word: str = "") -> tuple[NodeFacts, ...]:
-        """Return the nodes that can take something, as the planner sees them at `now`: those that know of `word`."""
+    def facts(self, now: float, words: Collection[str] = ()) -> tuple[NodeFacts, ...]:
+        """Return the nodes that can take something, as the planner sees them at `now`: those that know of `words`."""
         return tuple(
             NodeFacts(
                 node=node.name,
@@ -142,7 +142,7 @@ class NodeTable:
                 execution_s=node.load.execution_s,
             )
             for node in self._nodes.values()
-            if node.takes_new and not node.suspect and (not word or word in node.knows)
+            if node.takes_new and not node.suspect and node.knows.issuperset(words)
         )
 
     def faults(self) -> Iterator[str]:

@@ -12,7 +12,7 @@ from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import NodeTable
 from lifl.core.ids import epoch_of
 from lifl.core.protocol import commands as o
-from lifl.core.protocol.cluster import OWNERS, QUOTAS
+from lifl.core.protocol.cluster import OWNERS, QUOTAS, TRAINABLE
 from lifl.core.turn import Turn
 
 
@@ -71,6 +71,8 @@ class Replicas:
             more["owner"] = spec.owner
         if spec.config.job.durability == "disk":
             more["durability"] = "disk"
+        if spec.config.trainable and self._nodes.knows(node, TRAINABLE):
+            more["trainable"] = spec.config.trainable
         clients, tensors = spec.config.selection.clients_per_round, spec.layout.tensors
         what = (spec.number, spec.name, spec.config.aggregation, clients, tensors, spec.states, self.model_round)
         return order(*what, client_options=spec.config.client.options, **more)

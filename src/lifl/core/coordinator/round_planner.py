@@ -13,7 +13,7 @@ from lifl.core.errors import Refused
 from lifl.core.planning.plan import PlanRequest
 from lifl.core.planning.planner import make_plan
 from lifl.core.planning.request import plan_request
-from lifl.core.protocol.cluster import JOURNAL
+from lifl.core.protocol.cluster import JOURNAL, TRAINABLE
 from lifl.core.turn import Turn
 
 SPARE_PARTIALS = 4
@@ -102,8 +102,9 @@ class RoundPlanner:
 
     def _request(self, updates: int) -> PlanRequest:
         """Return what `updates` (0: all) of a round are planned from; the model and its checkpoints are at home."""
-        spec, durable = self._spec, self._spec.config.job.durability == "disk"
-        facts = self._nodes.facts(self._turn.now, JOURNAL if durable else "")
+        spec = self._spec
+        wanted = {JOURNAL: spec.config.job.durability == "disk", TRAINABLE: bool(spec.config.trainable)}
+        facts = self._nodes.facts(self._turn.now, [word for word, is_wanted in wanted.items() if is_wanted])
         return plan_request(
             spec.config, spec.layout, len(spec.states), facts, updates, model_node=self._nodes.home_name
         )

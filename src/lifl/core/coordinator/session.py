@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from lifl.core import effects as fx
-from lifl.core.config.job import AggregationSection, most_of
+from lifl.core.config.job import most_of
 from lifl.core.coordinator.checkpoints import Stored
 from lifl.core.coordinator.job import Job, Row
 from lifl.core.coordinator.presence import Connection
@@ -182,15 +182,15 @@ class Session(Job):
 
     def put_model(self, here: Connection, event: gm.ModelPut) -> None:
         """Let the host bring the model that the next fold starts from.  Raise `Refused`."""
-        begun = self.round is not None and self.round.accepted and reads_model(self.spec.layout, self._aggregation)
+        begun = self.round is not None and self.round.accepted and self._reads_model
         if event.round != self.rounds.committed or begun:
             text = f"the model of session {self.name!r} can be put before a fold has updates, behind its last result"
             raise Refused("wrong-round", "round", text)
         self._turn.order(here.node, o.TakeModel(self.spec.number, here.conn, event.round, event.direct))
 
     @property
-    def _aggregation(self) -> AggregationSection:
-        return self.spec.config.aggregation
+    def _reads_model(self) -> bool:
+        return reads_model(self.spec.layout, self.spec.config.aggregation, self.spec.config.trainable)
 
     def take_part(self, here: Connection, event: gm.PartTaken) -> None:
         """Tell who has a ticket what updates look like.  Raise `Refused` when it is not for the fold that is open."""

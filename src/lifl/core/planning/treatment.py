@@ -12,7 +12,8 @@ import msgspec
 
 from lifl.core.config.job import AggregationSection
 from lifl.core.errors import ConfigError
-from lifl.core.fields import TensorPatterns
+from lifl.core.fields import TensorPatterns, TrainablePatterns
+from lifl.core.limits import TRAINABLE_TENSORS_MAX
 from lifl.core.schema import (
     DTYPE_BYTES,
     KEPT,
@@ -30,15 +31,16 @@ SHOWN_MAX = 6
 
 
 class Patterns(msgspec.Struct, frozen=True):
-    """Of an `AggregationSection`, the patterns of what is not averaged: they are short, whatever the model."""
+    """Of a job, the patterns of what is not averaged, and of its `trainable` tensors: short, whatever the model."""
 
     fixed: TensorPatterns = ()
     first: TensorPatterns = ()
+    trainable: TrainablePatterns = ()
 
     @classmethod
-    def of(cls, aggregation: AggregationSection) -> Patterns:
+    def of(cls, aggregation: AggregationSection, trainable: tuple[str, ...]) -> Patterns:
         """Return those of a job."""
-        return cls(aggregation.fixed, aggregation.first)
+        return cls(aggregation.fixed, aggregation.first, trainable)
 
     @property
     def packed_bytes(self) -> int:
@@ -89,9 +91,39 @@ MEANS = ("fedavg",)
 """Built-in rules whose models are the mean itself."""
 
 
-def reads_model(layout: Layout, aggregation: AggregationSection) -> bool:
-    """Return whether a round's model depends on the one before: by its rule, or for tensors that are kept."""
-    return aggregation.rule not in MEANS or any(run.how == "fixed" for run in treated(layout, aggregation))
+def reads_model(layout: Layout, aggregation: AggregationSection, trainable: tuple[str, ...]) -> bool:
+    """Return whether a round's model depends on the one before: by its rule, or for tensors that are kept.
+
+    Of `trainable` ones there may be some that no update has.
+    """
+    return (
+        bool(trainable)
+        or aggregation.rule not in MEANS
+        or any(run.how == "fixed" for run in treated(layout, aggregation))
+    )
+
+
+def is_trainable(name: str, patterns: tuple[str, ...]) -> bool:
+    """Return whether a tensor is named by `job.trainable`."""
+    return _matches(name, patterns)
+
+
+def trainable_of(tensors: tuple[TensorSpec, ...], patterns: tuple[str, ...]) -> tuple[TensorSpec, ...]:
+    """Return the tensors that a job is about: all, or those that its `patterns` name.  Raise `ConfigError`."""
+    if not patterns:
+        return tensors
+    for pattern in patterns:
+        if not any(fnmatchcase(tensor.name, pattern) for tensor in tensors):
+            raise ConfigError("job.trainable", f"the model has no tensor {pattern!r}")
+    found = tuple(tensor for tensor in tensors if _matches(tensor.name, patterns))
+    if len(found) > TRAINABLE_TENSORS_MAX:
+        text = (
+            f"names {len(found)} of the model's tensors, at most {TRAINABLE_TENSORS_MAX} can be sent or not one by one"
+        )
+        raise ConfigError("job.trainable", f"{text}; leave it out, and give a file with these tensors alone")
+    if not any(tensor.size for tensor in found):
+        raise ConfigError("job.trainable", "names tensors that hold no number at all")
+    return found
 
 
 def check_patterns(tensors: Sequence[TensorSpec], aggregation: AggregationSection) -> None:

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import msgspec
 
 from lifl.core.fields import (
+    Absent,
     Address,
     AnnouncedMetrics,
     Bits64,
@@ -37,6 +38,7 @@ from lifl.core.fields import (
     Tensors,
     Text,
     Ticket,
+    TrainablePatterns,
     Word,
 )
 from lifl.core.limits import CHAIN_BYTES_MAX, REASON_BYTES_MAX
@@ -59,7 +61,9 @@ FOLDS = "folds"
 SEGMENTS = "segments"
 """The feature of a client that writes to the segment whose descriptor came along with the last Go, as jobs have each
 their own."""
-KNOWS = (DECLINE, DIGESTS, PING, COOKIE, FOLDS, SEGMENTS)
+ABSENT = "absent"
+"""The feature of a peer that knows updates which lack some of the tensors."""
+KNOWS = (DECLINE, DIGESTS, PING, COOKIE, FOLDS, SEGMENTS, ABSENT)
 """What this version knows."""
 
 # ---- client → gateway ------------------------------------------------------------------------------------------
@@ -137,6 +141,9 @@ class Submit(Message, frozen=True):
 
     Its tensors are named by themselves, or by their `digest`.  The host of a session of folds says by `client` whose
     update it brings, and by `fold` for which of its folds; who has a `ticket` for one shows that.
+
+    `absent` are the tensors that the update lacks, a bit for each, the lowest of the first byte first: only in a job
+    whose selection told `trainable`.  Their bytes travel all the same, and count for nothing.
     """
 
     job: Name
@@ -149,6 +156,7 @@ class Submit(Message, frozen=True):
     client: Name | msgspec.UnsetType = msgspec.UNSET
     fold: Count | msgspec.UnsetType = msgspec.UNSET
     ticket: Ticket | msgspec.UnsetType = msgspec.UNSET
+    absent: Absent | msgspec.UnsetType = msgspec.UNSET
 
 
 class Filled(Message, frozen=True, omit_defaults=True):
@@ -276,6 +284,7 @@ class Selected(Message, frozen=True):
 
     `gateway` (HOST:PORT) is where to get the model and to submit; empty: over this connection.  On its way to the
     client's gateway it has neither `tensors` nor `options`: these are added there (`gateway.TellClient.selects`).
+    `trainable` are the job's patterns, told to who knows `ABSENT`: an update may lack some of the tensors.
     """
 
     job: Name
@@ -286,6 +295,7 @@ class Selected(Message, frozen=True):
     options: dict[str, Any] = msgspec.field(default_factory=dict)
     gateway: Address = ""
     digest: Digest | msgspec.UnsetType = msgspec.UNSET
+    trainable: TrainablePatterns | msgspec.UnsetType = msgspec.UNSET
 
 
 class Model(Message, frozen=True):

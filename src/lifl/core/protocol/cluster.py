@@ -68,7 +68,9 @@ OWNERS = "owners"
 """The word of a node that is told whose a job is."""
 COPIES = "copies"
 """The word of a node that can keep copies of committed models, and serve them."""
-KNOWS = (SECRETS, QUOTAS, JOURNAL, DRAIN, BEARERS, OWNERS, COPIES)
+TRAINABLE = "trainable"
+"""The word of a node that knows of updates which lack some of a job's tensors."""
+KNOWS = (SECRETS, QUOTAS, JOURNAL, DRAIN, BEARERS, OWNERS, COPIES, TRAINABLE)
 """What a node of this version knows (`PeerHello.knows`)."""
 HEARTBEAT_S = 1.0
 SUSPECT_S = 3.0

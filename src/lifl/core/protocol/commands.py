@@ -32,6 +32,7 @@ from lifl.core.fields import (
     Suspects,
     Tensors,
     Text,
+    TrainablePatterns,
     Weight,
 )
 from lifl.core.limits import BRANCH_UPDATES_MAX, BRANCHES_MAX, CLIENTS_PER_ROUND_MAX, COUNT_MAX, MEMBERS_PER_FRAME_MAX
@@ -55,6 +56,7 @@ class OpenJob(Message, frozen=True):
     submitted it, when that is known.
     `fold` is told at home for a session of folds: its model comes from its host, or is what an earlier life has sealed,
     and the answer is FoldAdopted, then JobOpened.
+    `trainable` is told where the job has such patterns, to nodes that know of them: an update may lack some `tensors`.
     """
 
     number: Count
@@ -72,6 +74,7 @@ class OpenJob(Message, frozen=True):
     durability: Literal["memory", "disk"] | msgspec.UnsetType = msgspec.UNSET
     fold: bool | msgspec.UnsetType = msgspec.UNSET
     owner: Text | msgspec.UnsetType = msgspec.UNSET
+    trainable: TrainablePatterns | msgspec.UnsetType = msgspec.UNSET
 
 
 class LoadJob(OpenJob, frozen=True):

@@ -7,6 +7,7 @@ ledger is rebuilt from the arena alone, however far the tree had come.
 from __future__ import annotations
 
 import struct
+from collections.abc import Collection, Sequence
 
 import msgpack
 import msgspec
@@ -18,21 +19,43 @@ _LENGTH = struct.Struct("<H")
 
 
 class Contribution(msgspec.Struct, frozen=True):
-    """One client's part in a round: its weight (number of examples) and its metrics."""
+    """One client's part in a round: its weight (number of examples), its metrics, and what its update lacks.
+
+    `absent` are the tensors that are not in it, by `absent_bits`; not told: all of them are.  It is known where the
+    object is, and not in the ledger.
+    """
 
     client: str
     weight: float
     metrics: dict[str, float] = {}
+    absent: bytes | msgspec.UnsetType = msgspec.UNSET
+
+
+def absent_bits(names: Sequence[str], there: Collection[str]) -> bytes:
+    """Return a bit for each of the tensors `names`, the lowest of the first byte first: 1 for one that is not there."""
+    bits = sum(1 << index for index, name in enumerate(names) if name not in there)
+    return bits.to_bytes(-(-len(names) // 8), "little")
+
+
+def with_absent(packed: bytes, absent: bytes) -> bytes:
+    """Return a packed contribution as one of an update that lacks some tensors.  Raise as the other two."""
+    (contribution,) = unpack_contributions(packed)
+    return pack_contribution(msgspec.structs.replace(contribution, absent=absent))
 
 
 def packed_bytes(contribution: Contribution) -> int:
     """Return how many bytes the contribution takes; at most `CONTRIBUTION_BYTES_MAX` fit into an update."""
-    return _LENGTH.size + len(msgpack.packb(msgspec.to_builtins(contribution)))
+    return _LENGTH.size + len(_body(contribution))
+
+
+def _body(contribution: Contribution) -> bytes:
+    packed: bytes = msgpack.packb(msgspec.to_builtins(contribution, builtin_types=(bytes,)))
+    return packed
 
 
 def pack_contribution(contribution: Contribution) -> bytes:
     """Return the contribution's bytes.  Raise `LocalFault` when they are more than `CONTRIBUTION_BYTES_MAX`."""
-    body: bytes = msgpack.packb(msgspec.to_builtins(contribution))
+    body = _body(contribution)
     if _LENGTH.size + len(body) > CONTRIBUTION_BYTES_MAX:
         raise LocalFault(
             f"client {contribution.client!r}: name and metrics take {len(body)} bytes, at most"

@@ -25,6 +25,7 @@ from lifl.core.fields import (
     Tensors,
     Text,
     Ticket,
+    TrainablePatterns,
 )
 from lifl.core.limits import CLIENTS_PER_ROUND_MAX
 
@@ -43,7 +44,8 @@ class HostSession(Message, frozen=True, omit_defaults=True):
     """The client hosts the session of folds `job`, a new one or (again) its own.  Answered by SessionReady or Refusal.
 
     `states` are those of the rule.  About `expected` updates come to each fold.  `secret` is what tickets for its folds
-    are made with (`trust/ticket.py`); empty: there are none.
+    are made with (`trust/ticket.py`); empty: there are none.  `trainable` are patterns that name the `tensors`, where
+    updates may lack some of these.
     """
 
     job: Name
@@ -54,6 +56,7 @@ class HostSession(Message, frozen=True, omit_defaults=True):
     rule_folder: ConfigPath = ""
     states: StateNames = ()
     secret: Secret = ""
+    trainable: TrainablePatterns = ()
 
 
 class OpenFold(Message, frozen=True):

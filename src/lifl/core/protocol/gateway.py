@@ -26,6 +26,7 @@ from lifl.core.fields import (
     Tensors,
     Text,
     Ticket,
+    TrainablePatterns,
     Weight,
     Who,
     Word,
@@ -253,6 +254,7 @@ class SessionAsked(Message, frozen=True):
     rule_folder: ConfigPath
     states: StateNames
     secret: Secret
+    trainable: TrainablePatterns = ()
 
 
 class FetchEnded(Message, frozen=True):

@@ -15,8 +15,11 @@ from lifl.core.protocol.contribution import Contribution, packed_bytes
 from lifl.core.schema import Layout, check_same
 
 
-def check_submit(layout: Layout, submit: Submit, client: str) -> None:
-    """Raise `Refused`, naming the field, unless what `client` announces can be an update of a job of this `layout`."""
+def check_submit(layout: Layout, submit: Submit, client: str, may_lack: bool = False) -> None:
+    """Raise `Refused`, naming the field, unless what `client` announces can be an update of a job of this `layout`.
+
+    With `may_lack` it may lack some of the tensors: the job has `trainable` ones.
+    """
     if submit.digest is msgspec.UNSET:
         check_same(layout.tensors, submit.tensors)
     elif submit.digest != layout.digest:
@@ -29,6 +32,8 @@ def check_submit(layout: Layout, submit: Submit, client: str) -> None:
             f"the update announces {submit.data_bytes} bytes, the model's tensors take {layout.data_bytes}; send"
             " them in the layout's order, each dtype's vector padded to 64 bytes",
         )
+    if not isinstance(submit.absent, msgspec.UnsetType):
+        _check_absent(layout, submit.absent, may_lack)
     if not WEIGHT_MIN <= submit.weight <= WEIGHT_MAX:
         raise Refused(
             "bad-weight",
@@ -37,13 +42,29 @@ def check_submit(layout: Layout, submit: Submit, client: str) -> None:
             " of examples",
         )
     check_metrics(submit.metrics)
-    nbytes = packed_bytes(Contribution(client, submit.weight, submit.metrics))
+    nbytes = packed_bytes(Contribution(client, submit.weight, submit.metrics, submit.absent))
     if nbytes > CONTRIBUTION_BYTES_MAX:
         text = (
             f"the client's name and {len(submit.metrics)} metrics take {nbytes} bytes, at most {CONTRIBUTION_BYTES_MAX}"
             " are kept with an update: send fewer metrics, or shorter names (a letter beyond ASCII takes 2 to 4 bytes)"
         )
         raise Refused("bad-metric", "metrics", text)
+
+
+def _check_absent(layout: Layout, absent: bytes, may_lack: bool) -> None:
+    """Raise `Refused`, naming the first tensor that must not be absent, or unless the bits are those of `layout`."""
+    bits, tensors = int.from_bytes(absent, "little"), layout.tensors
+    if not may_lack:
+        lacking = [tensor.name for index, tensor in enumerate(tensors) if bits >> index & 1]
+        what = f"the model's tensor {lacking[0]!r}" if lacking else "none of the model's tensors, and says so"
+        where = f"tensors.{lacking[0]}" if lacking else "absent"
+        text = f"the update lacks {what}; send all of them: the job has no job.trainable"
+        raise Refused("missing-tensor", where, text)
+    if len(absent) != -(-len(tensors) // 8) or bits >> len(tensors):
+        text = f"it must have a bit for each of the {len(tensors)} tensors in whole bytes, and 0 beyond them"
+        raise Refused("bad-absent", "absent", text)
+    if bits == (1 << len(tensors)) - 1:
+        raise Refused("missing-tensor", "tensors", "the update has none of the job's tensors; send those trained")
 
 
 def check_metrics(metrics: Mapping[str, float]) -> None:

@@ -23,6 +23,7 @@ from lifl.core.fields import (
     Name,
     Path,
     Pid,
+    Places,
     Segments,
     StateKeys,
     Suspects,
@@ -98,7 +99,8 @@ class TaskStart(Message, frozen=True):
     partials: the accumulators'), `outputs` those of the output, `model_segments` the model's.  For role ``top`` also:
     updates may come among the partials; `model` is the current model's key, `states` the rule's state objects by name
     to read, `new_states` those to write and seal.  `parent` is the address that gets the output's key (0: the daemon
-    only).  `treated` are numbers that are not treated as the others of the model's segments.
+    only).  `treated` are numbers that are not treated as the others of the model's segments.  `places` are the model's
+    tensors where an input may lack some of them (`contribution.Contribution.absent`); else there are none.
     """
 
     address: Count
@@ -120,6 +122,7 @@ class TaskStart(Message, frozen=True):
     states: StateKeys = msgspec.field(default_factory=dict)
     new_states: StateKeys = msgspec.field(default_factory=dict)
     treated: Treatment = ()
+    places: Places = ()
 
 
 class Expect(Message, frozen=True):

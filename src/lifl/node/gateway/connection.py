@@ -73,7 +73,7 @@ class Connection:
         self._secured = secured
         self._client = ""
         self._direct = False
-        self._digests = False
+        self._knows: tuple[str, ...] = ()
         self._submits = False  # an update is under way
         self._ends = False  # the connection ends when that is answered
         self._told: dict[str, bytes] = {}  # by job: the digest of the tensors that the client has, if it knows digests
@@ -119,9 +119,10 @@ class Connection:
         if known is None or not isinstance(selected, cm.Selected):
             self._socket.cut(f"it was selected for job {job!r}, which is not known here")
             return
-        whole = not self._digests or self._told.get(job) != known.digest
-        self._outbox.send_frame(*known.selected(selected, whole, self._digests))
-        if self._digests:
+        digests = cm.DIGESTS in self._knows
+        whole = not digests or self._told.get(job) != known.digest
+        self._outbox.send_frame(*known.selected(selected, whole, self._knows))
+        if digests:
             self._told[job] = known.digest
 
     def follow(self, key: bytes) -> None:
@@ -243,7 +244,7 @@ class Connection:
         by = f" by token {self._secured.bearer}" if self._secured.bearer else ""
         self._shared.link.send(gm.Greeted(self._number, self._socket.who + by))
         self._reader.greeted = True
-        self._digests = cm.DIGESTS in hello.knows
+        self._knows = hello.knows
         self._direct = hello.direct and cm.SEGMENTS in hello.knows and self._socket.is_same_user()
         self._reader.hosts = self._may_host()
         knows = cm.KNOWS if hello.knows else ()
@@ -370,7 +371,7 @@ class Connection:
 
     def _host(self, asked: fm.HostSession) -> None:
         what = (asked.job, asked.expected, asked.tensors, asked.rule, asked.options, asked.rule_folder, asked.states)
-        self._shared.link.send(gm.SessionAsked(self._number, *what, asked.secret))
+        self._shared.link.send(gm.SessionAsked(self._number, *what, asked.secret, asked.trainable))
 
     async def _send_model(self, want: cm.GetModel) -> None:
         if (known := self._shared.jobs.get(want.job)) is not None:

@@ -6,6 +6,8 @@ are checked while they arrive (`Content`), together with the checksum that the o
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import msgspec
 import numpy as np
 
@@ -36,14 +38,19 @@ class JobLayout:
         self.flow = Flow(schema.bytes_per_s)
         self.averaged = schema.patterns.averaged(self.layout)
         self.others = schema.patterns.others(self.layout)
+        self.trainable = schema.patterns.trainable
         self._options = msgspec.msgpack.encode(schema.options)
 
-    def selected(self, message: cm.Selected, whole: bool, digests: bool) -> tuple[bytes, memoryview]:
+    def selected(self, message: cm.Selected, whole: bool, knows: Container[str]) -> tuple[bytes, memoryview]:
         """Return the frame of a selection: what is its own, and what it shares with others.
 
-        `whole`: with the tensors; `digests`: with what stands for them.
+        `whole`: with the tensors; `knows`: what the client does.
         """
-        message = msgspec.structs.replace(message, digest=self.digest if digests else msgspec.UNSET)
+        message = msgspec.structs.replace(
+            message,
+            digest=self.digest if cm.DIGESTS in knows else msgspec.UNSET,
+            trainable=self.trainable if self.trainable and cm.ABSENT in knows else msgspec.UNSET,
+        )
         return self._frame(cm.packed_open(message, options=self._options), whole)
 
     def model(self, message: cm.Model, digest: bytes | msgspec.UnsetType) -> tuple[bytes, memoryview]:

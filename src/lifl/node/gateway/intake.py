@@ -11,6 +11,8 @@ import asyncio
 import math
 from collections.abc import Awaitable
 
+import msgspec
+
 from lifl import failpoints
 from lifl.core import limits
 from lifl.core.errors import Refused, RemoteFault, StaleKey
@@ -18,6 +20,7 @@ from lifl.core.ids import Key
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import folds as fm
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.contribution import with_absent
 from lifl.core.protocol.update_check import check_submit
 from lifl.node.gateway.body_moves import Receive
 from lifl.node.gateway.client_socket import ClientSocket
@@ -69,7 +72,7 @@ class Intake:
         Raise `Refused`.
         """
         job = self._shared.job(submit.job)
-        check_submit(job.layout, submit, client)
+        check_submit(job.layout, submit, client, bool(job.trainable))
         if self._by_http or not direct:
             wait_s = self._shared.quotas.bytes_wait_s(self._conn, job.flow, submit.data_bytes, self._loop.time())
             await self._socket.rest(wait_s)
@@ -117,8 +120,12 @@ class Intake:
             await self._receive_update(grant.key, Receive(self._socket.sock, content.check))
         self._shared.received_bytes += submit.data_bytes
         failpoints.hit("gateway.seal.before")
-        weight, contributions = (submit.weight, 1) if isinstance(submit, cm.Submit) else (0.0, 0)
-        self._shared.arena.seal(key, weight, contributions, grant.member, content.finish())
+        weight, contributions, member = 0.0, 0, grant.member
+        if isinstance(submit, cm.Submit):
+            weight, contributions = submit.weight, 1
+            if not isinstance(submit.absent, msgspec.UnsetType):
+                member = with_absent(member, submit.absent)
+        self._shared.arena.seal(key, weight, contributions, member, content.finish())
         failpoints.hit("gateway.seal.after")
 
     async def _receive_update(self, key: bytes, body: Receive) -> None:
