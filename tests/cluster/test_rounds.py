@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
-from fleet import OneHot, submit, until, write_job
+from fleet import OneHot, Update, submit, until, write_job
 from netns import Cluster, Machine, cluster
+from safetensors.numpy import load_file
 
 N = 12
 
@@ -52,6 +54,26 @@ def test_worst_fit_uses_all_nodes_and_best_fit_the_fewest(three: Cluster) -> Non
             three.finished(f"uses-{placement}", team, oracle)
         used[placement] = len(took_updates(three, before, oracle))
     assert used == {"worst-fit": 3, "best-fit": 1}
+
+
+def test_partials_of_all_nodes_tell_what_their_updates_lack(three: Cluster) -> None:
+    """Only the odd clients have `extra`, and nobody has `spare`."""
+    oracle = OneHot(N)
+    model = oracle.model() | {"extra": np.zeros(5), "spare": np.full(3, 0.5, np.float32)}
+
+    def update(index: int, number: int) -> Update:
+        tensors, weight, metrics = oracle.update(index, number)
+        return tensors | ({"extra": np.full(5, 0.1)} if index % 2 else {}), weight, metrics
+
+    keys = {"aggregation__placement": "worst-fit", "job__rounds": 2, "job__trainable": ["*"]}
+    before = {machine.name: machine.received_bytes() for machine in three.machines}
+    submit(three.coordinator, "lacking", model, **keys)
+    with three.fleet("lacking", N, update) as team:
+        lines = three.finished("lacking", team, oracle)
+    assert len(took_updates(three, before, oracle)) == 3
+    for line in lines:
+        made = load_file(line["path"])
+        assert (made["extra"] == 0.1).all() and (made["spare"] == 0.5).all()
 
 
 def test_a_deep_tree_spreads_over_all_nodes(three: Cluster) -> None:

@@ -119,7 +119,7 @@ StateNames = Annotated[tuple[Name, ...], msgspec.Meta(max_length=STATES_MAX)]
 Segments = Annotated[tuple[Segment, ...], msgspec.Meta(max_length=len(DTYPE_BYTES))]
 Treatment = Annotated[tuple[Treated, ...], msgspec.Meta(max_length=TENSORS_MAX)]
 Places = Annotated[tuple[Place, ...], msgspec.Meta(max_length=TRAINABLE_TENSORS_MAX)]
-Absent = Annotated[bytes, msgspec.Meta(min_length=1, max_length=ABSENT_BYTES_MAX)]
+Absent = Annotated[bytes, msgspec.Meta(max_length=ABSENT_BYTES_MAX)]
 """Which of a job's tensors an update lacks (`contribution.absent_bits`)."""
 Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
 Integer = Annotated[int, msgspec.Meta(ge=-COUNT_MAX, le=COUNT_MAX)]
