@@ -37,7 +37,7 @@ from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import journal as jm
 from lifl.core.protocol import worker as wm
 from lifl.core.protocol.frames import FRAME_BYTES_MAX, FrameDecoder, encode
-from lifl.core.schema import DTYPE_BYTES, Segment, TensorSpec, Treated
+from lifl.core.schema import DTYPE_BYTES, Place, Segment, TensorSpec, Treated
 from lifl.core.trust.bearers import Bearer
 from lifl.core.trust.revocation import Revocation
 
@@ -134,6 +134,7 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
         msgspec.UnsetType: st.just(msgspec.UNSET),
         Any: values,
         Treated: st.builds(Treated, counts, counts, counts, st.sampled_from(["exclude", "fixed", "first"])),
+        Place: st.builds(Place, counts, counts, counts),
         jm.Stored: st.builds(jm.Stored, names, st.floats(1e-3, 1e3), st.just({}), counts),
         Segment: st.builds(Segment, st.sampled_from(list(DTYPE_BYTES)), counts, counts),
         Ticket: st.builds(Ticket, st.text(max_size=20), counts),
