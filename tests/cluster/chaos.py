@@ -4,8 +4,9 @@
 
 A trial waits until a process of a node in the role (the coordinator's, or another's) comes to the point, does the
 fault to it there, waits until a round that began after that is committed, undoes it, and waits until all nodes know of
-each other again.  Several trials share a job; after it the fate of each update of each of its rounds is looked at
-(`field.py`), and all that etcd has kept (`store_history.py`).  Half of the jobs want their updates on the disk.
+each other again.  Several trials share `JOBS` jobs, which run beside each other; after them the fate of each update of
+each of their rounds is looked at (`field.py`), and all that etcd has kept (`store_history.py`).  Half of the jobs want
+their updates on the disk.
 
 Trials that were made least often come first.  Each adds its line to `bench/results/chaos.jsonl`, and the sum of all
 runs is in docs/proof.md.  Exit code 1: an update was lost or doubled, or it did not go on.
@@ -20,6 +21,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,9 +36,9 @@ from stops import Stops, Visit
 
 from lifl import failpoints
 
-CLIENTS = 8
+CLIENTS, JOBS = 8, 3
 TRIALS = 6
-"""In one job."""
+"""Under the same jobs."""
 REACHED_S = 8.0
 """A point to which nobody comes within this time is not on the way of a role."""
 CALM = 2
@@ -140,10 +142,10 @@ def trials(word: str = "", seed: int = 0) -> list[Trial]:
 
 
 class Done(NamedTuple):
-    """A trial that was made: the rounds from its beginning on, and how long it took to recover."""
+    """A trial that was made: of each job the first round after its beginning, and how long it took to recover."""
 
     trial: Trial
-    first: int
+    first: tuple[int, ...]
     recover_s: float | None
 
 
@@ -156,17 +158,17 @@ def machine_of(cluster: SharedCluster, pid: int) -> Machine | None:
     return next((machine for machine in cluster.machines if machine.info and machine.pid in line), None)
 
 
-def make(field: Field, stops: Stops, trial: Trial) -> Done:
+def make(fields: Sequence[Field], stops: Stops, trial: Trial) -> Done:
     """Make one trial."""
-    cluster = field.cluster
+    field, cluster = fields[0], fields[0].cluster
     leader = cluster.coordinator
 
     def wanted(visit: Visit) -> bool:
         machine = machine_of(cluster, visit.pid)
         return machine is not None and (machine is leader) == (trial.role == "coordinator")
 
-    first = field.round
-    field.wait(first + CALM)
+    first = tuple(each.round for each in fields)
+    field.wait(field.round + CALM)
     hold = stops.hold(trial.point, wanted)
     if trial.point in {point for step in POINTS["spawn"] for point in sides(step)}:
         chosen = [leader] if trial.role == "coordinator" else [each for each in cluster.machines if each is not leader]
@@ -176,7 +178,7 @@ def make(field: Field, stops: Stops, trial: Trial) -> Done:
     while visit is None and time.monotonic() < until_s:
         visit = hold.within(SLICE_S)
         if visit is None:
-            field.collect()
+            collect(fields)
     if visit is None:
         stops.drop(hold)
         return Done(trial, first, None)
@@ -189,30 +191,42 @@ def make(field: Field, stops: Stops, trial: Trial) -> Done:
     finally:
         undo()
     cluster.settled()
-    field.collect()
+    collect(fields)
     field.wait(field.round + CALM)
-    field.collect()
+    collect(fields)
     return Done(trial, first, recover_s)
 
 
-def make_all(cluster: SharedCluster, stops: Stops, job: str, chosen: Sequence[Trial], disk: bool) -> list[proof.Line]:
-    """Make some trials under one job, and look at all its rounds; one line for each."""
-    field = Field(cluster, job, CLIENTS)
+def collect(fields: Sequence[Field]) -> None:
+    """Keep the lines of the rounds that each job has committed."""
+    for field in fields:
+        field.collect()
+
+
+def make_all(
+    cluster: SharedCluster, stops: Stops, job: str, chosen: Sequence[Trial], disk: bool, jobs: int = JOBS
+) -> list[proof.Line]:
+    """Make some trials under the same jobs, and look at all their rounds; one line for each trial."""
+    fields = [Field(cluster, f"{job}-{number}", CLIENTS) for number in range(jobs)]
     done = []
-    with field.running(job__durability="disk" if disk else "memory"):
+    with ExitStack() as stack:
+        for field in fields:
+            stack.enter_context(field.running(job__durability="disk" if disk else "memory"))
         for trial in chosen:
             print(f"{' | '.join(trial)} ...", file=sys.stderr, flush=True)
-            done.append(make(field, stops, trial))
+            done.append(make(fields, stops, trial))
             took = "nobody came there" if done[-1].recover_s is None else f"{done[-1].recover_s:.1f} s"
             print(f"{' | '.join(trial)}: {took}", file=sys.stderr, flush=True)
     cluster.history()
-    ends = [each.first - 1 for each in done[1:]] + [field.last]
-    starts = [1, *(each.first for each in done[1:])]
-    found = []
-    for each, first, last in zip(done, starts, ends, strict=True):
-        sums = field.account(first, last)
-        found.append({**each.trial._asdict(), "disk": disk, "recover_s": each.recover_s, **sums})
-    return found
+    sums = [Counter[str]() for _ in done]
+    for place, field in enumerate(fields):
+        begins = [each.first[place] for each in done[1:]]
+        for found, first, end in zip(sums, [1, *begins], [*begins, field.last + 1], strict=True):
+            found.update(field.account(first, end - 1))
+    return [
+        {**each.trial._asdict(), "disk": disk, "recover_s": each.recover_s, **found}
+        for each, found in zip(done, sums, strict=True)
+    ]
 
 
 def bad(lines: Sequence[proof.Line]) -> list[proof.Line]:

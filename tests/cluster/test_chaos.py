@@ -31,7 +31,7 @@ def keeper(stops: Stops) -> Iterator[Keeper]:
 def test_nothing_is_lost_or_doubled_wherever_they_die(keeper: Keeper, stops: Stops) -> None:
     with keeper.whole(lambda: 0) as cluster:
         assert isinstance(cluster, SharedCluster)
-        lines = make_all(cluster, stops, "chaos", SAMPLE, disk=False)
+        lines = make_all(cluster, stops, "chaos", SAMPLE, disk=False, jobs=1)
     assert [line["recover_s"] is not None for line in lines] == [True] * len(SAMPLE), "somebody came to each point"
     assert bad(lines) == []
     assert sum(line["counted"] for line in lines) >= sum(line["accepted"] for line in lines) > 0

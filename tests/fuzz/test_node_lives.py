@@ -11,13 +11,14 @@ import contextlib
 import socket
 import time
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from extremes import FUZZ_S, WAIT_S, at_random, at_the_ends, commits, decodes, honest, log_of, target, wait_selected
 from fleet import seeded
-from nodes import Node
+from nodes import Foreground, Node
 
 from lifl.core.config.values import split_address
 from lifl.core.protocol import cli as om
@@ -27,6 +28,7 @@ from lifl.core.protocol.frames import encode
 from lifl.node.machine import listen_tcp
 
 STRANGER = 0x77
+AT_ONCE = "from lifl.core.coordinator import membership as m; m.BACKOFF_MAX_S = 0.1"
 # ---- doors -----------------------------------------------------------------------------------------------------------
 
 
@@ -141,13 +143,30 @@ def test_fields_at_random(start_node: Callable[..., Node], request: pytest.Fixtu
 # ---- an agent, and a coordinator that says anything --------------------------------------------------------------
 
 
-def test_an_agent_lives_whatever_its_coordinator_says(start_node: Callable[..., Node]) -> None:
+@pytest.fixture
+def agent(state_dir: Path) -> Iterator[Callable[[str], Foreground]]:
+    """`agent(control)` is a node that joins there, and dials again at once when its connection has ended."""
+    with contextlib.ExitStack() as stack:
+
+        def start(control: str) -> Foreground:
+            flags = ("--listen", "127.0.0.1:0", "--arena-bytes", "64MiB", "--insecure", "--join", control)
+            node = Foreground(
+                state_dir, flags, "from lifl.core.coordinator import membership as m; m.BACKOFF_MAX_S = 0.1"
+            )
+            node.up()
+            stack.callback(node.end)
+            return node
+
+        yield start
+
+
+def test_an_agent_lives_whatever_its_coordinator_says(agent: Callable[[str], Foreground]) -> None:
     """Each connection ends with the first order that is none; the agent dials again."""
     with listen_tcp("127.0.0.1:0") as listener:
         listener.settimeout(WAIT_S)
         listener.setblocking(True)
         control = "{}:{}".format(*listener.getsockname())
-        node = start_node("--insecure", "--join", control)
+        node = agent(control)
         welcome = encode(p.PeerWelcome(p.PEER_VERSION, STRANGER, control, "127.0.0.1:9"))
         for kind in typing.get_args(p.ToAgent):
             frames = list(at_the_ends(kind))
