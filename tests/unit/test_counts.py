@@ -66,7 +66,7 @@ def snapshot(jobs: int, line_bytes: int) -> list[dict[str, Any]]:
         _now=lambda job: None,
         _status=SimpleNamespace(now=dict, nodes=list, workers=list),
     )
-    found = Requests._snapshot(requests)  # type: ignore[arg-type]
+    found = Requests.snapshot(requests)  # type: ignore[arg-type]
     assert len(msgspec.msgpack.encode(Answer(found))) <= limits.FRAME_BYTES_MAX
     lines: list[dict[str, Any]] = found["jobs"]
     return lines
