@@ -16,7 +16,8 @@ import msgspec
 
 from lifl.core.errors import Refused
 from lifl.core.fields import Name
-from lifl.core.limits import COUNT_MAX, HTTP_WAIT_S_MAX, REASON_BYTES_MAX
+from lifl.core.limits import COUNT_MAX, HTTP_WAIT_S_MAX, REASON_BYTES_MAX, WEIGHT_MAX, WEIGHT_MIN
+from lifl.core.protocol.update_check import check_metrics
 from lifl.node.http import metrics
 from lifl.node.http.callers import Caller
 from lifl.node.http.description import described
@@ -190,8 +191,8 @@ class Api:
     async def put_update(self, exchange: Exchange, caller: Caller, of: Mapping[str, str]) -> None:
         """Take an update in, or more of it."""
         round_, weight, metrics_ = _round(of), _weight(exchange.arguments()), _metrics_of(exchange.headers)
-        first, total = _placed(exchange)
         with self._session(caller, of).attended() as session:
+            first, total = _placed(exchange)
             if session.upload is not None and session.upload.cut is not None:
                 session.upload.cut()  # an earlier request, whose client has come again
             async with session.turn:
@@ -285,15 +286,17 @@ def _resumed(
 def _placed(exchange: Exchange) -> tuple[int, int]:
     """Return where the body begins in the file, and how long that is.  Raise `Problem`."""
     header = exchange.headers.get("content-range")
+    if "content-length" not in exchange.headers:
+        raise Problem(411, "protocol", "say by Content-Length how long the update is", "Content-Length")
+    if not exchange.length:
+        raise Problem(422, "bad-model-file", "the body is empty: it is to be a safetensors file", "update")
     if header is None:
-        if "content-length" not in exchange.headers:
-            raise Problem(411, "protocol", "say by Content-Length how long the update is", "Content-Length")
         return 0, exchange.length
+    text = "Content-Range is bytes FIRST-LAST/TOTAL, of as many bytes as the body has"
     found = _CONTENT_RANGE.fullmatch(header)
     first, last, total = map(int, found.groups()) if found is not None else (0, 0, 0)
-    if found is None or not first <= last < total or last - first + 1 != exchange.length:
-        text = "Content-Range is bytes FIRST-LAST/TOTAL, of as many bytes as the body has"
-        raise Problem(400, "protocol", text, "Content-Range")
+    if not first <= last < total or last - first + 1 != exchange.length:
+        raise Problem(416, "wrong-range", text, "Content-Range")
     return first, total
 
 
@@ -318,18 +321,20 @@ def _wait_s(arguments: Mapping[str, str], default: float) -> float:
 
 
 def _weight(arguments: Mapping[str, str]) -> float:
-    if "weight" not in arguments:
-        raise Problem(
-            422, "bad-weight", "say what the update counts: ?weight=120, such as the number of examples", "weight"
-        )
-    return _number(arguments["weight"], "weight")
+    weight = _number(arguments["weight"], "weight") if "weight" in arguments else math.nan
+    if not WEIGHT_MIN <= weight <= WEIGHT_MAX:
+        text = f"say what the update counts, from {WEIGHT_MIN} to {WEIGHT_MAX}: ?weight=120, as the number of examples"
+        raise Problem(422, "bad-weight", text, "weight")
+    return weight
 
 
 def _metrics_of(headers: Mapping[str, str]) -> dict[str, float]:
     if "lifl-metrics" not in headers:
         return {}
     try:
-        return _Metrics.decode(headers["lifl-metrics"].encode("latin-1"))
+        found = _Metrics.decode(headers["lifl-metrics"].encode("latin-1"))
+        check_metrics(found)
+        return found
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         text = f'LIFL-Metrics is a JSON object of numbers, as {{"loss": 0.3}}: {error}'
         raise Problem(422, "bad-metric", text, "metrics") from None

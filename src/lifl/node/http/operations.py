@@ -44,16 +44,22 @@ _WEIGHT = _parameter(
     {"type": "number", "minimum": WEIGHT_MIN, "maximum": WEIGHT_MAX},
     required=True,
 )
-_METRICS = _parameter(
-    "LIFL-Metrics", "header", 'Metrics: a JSON object of numbers, as {"loss": 0.3}.', {"type": "string"}
-)
+_METRICS = {
+    "name": "LIFL-Metrics",
+    "in": "header",
+    "description": 'Metrics, as {"loss": 0.3}.',
+    "content": {"application/json": {"schema": {"type": "object", "additionalProperties": {"type": "number"}}}},
+}
 _REASON = _parameter("reason", "query", "Why.", {"type": "string", "maxLength": REASON_BYTES_MAX // 4})
 _TEXT = {"type": "string"}
 _RANGE = _parameter("Range", "header", "Bytes of the file, as bytes=1000-.", _TEXT)
 _IF_RANGE = _parameter("If-Range", "header", "The ETag of the file that they are to be of.", _TEXT)
 _NONE_MATCH = _parameter("If-None-Match", "header", "ETags of files that are here already.", _TEXT)
 _CONTENT_RANGE = _parameter(
-    "Content-Range", "header", "Which bytes of the file the body has, as bytes 1000-4999/5000.", _TEXT
+    "Content-Range",
+    "header",
+    "Which bytes of the file the body has, as bytes 1000-4999/5000.",
+    _TEXT,
 )
 
 OPERATIONS = (
