@@ -170,7 +170,7 @@ class Daemon:
         shown = (self._driver, self.arena, self.gateway, self.zygote, self.workers, self._meters)
         faulty, measured = (self.audit, self.journal), bool(config.capacity)
         self.status = NodeStatus(self.identity, folder, measured, warnings, faulty, *shown)
-        self.status.http = self._http
+        self.status.http, self._performer.http = self._http, self._http.child if self._http is not None else None
         self.status.health = IdentityHealth(self.credentials, self._renewal)
         credentials = CredentialRequests(self.credentials, self.status.authority_address)
         parts = (self._driver, rows, jobs, self.cli, self.status, credentials, folder, self.audit)

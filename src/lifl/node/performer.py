@@ -55,6 +55,7 @@ class Performer:
         on_stopped: Callable[[int], None],
         on_unsendable: Callable[[int | str, str], None],
     ) -> None:
+        self.http: Child | None = None
         self._on_unsendable = on_unsendable
         self._gateway = gateway
         self._zygote = zygote
@@ -126,6 +127,8 @@ class Performer:
                 self._gateway.kill_if_stopped()
                 self._zygote.kill_if_stopped()
                 self._journal.kill_if_stopped()
+                if self.http is not None:
+                    self.http.kill_if_stopped()
             case jm.StoreUpdate() | jm.LoadUpdate() | jm.DropUpdates():
                 self._journal.send(effect)
             case fx.SendWorker():

@@ -282,6 +282,8 @@ class Connection:
 
         Where certificates are asked for, their role says so.
         """
+        if isinstance(self._secured, Vouched):
+            return False
         peer = self._secured.peer
         if peer is not None:
             return not self._secured.bearer and policy.may(peer.identity.role, policy.Action.HOST_FOLDS)

@@ -144,7 +144,7 @@ class Gateway:
             identity = Identity(shown.role, shown.name)
             peer = Peer(shown.cluster, identity, shown.serial, *times, shown.jobs, issued_unix_s=shown.issued_unix_s)
         secured = Vouched(sock, self._security, came.who, peer, shown.bearer if shown is not None else "")
-        if secured.is_revoked:
+        if secured.is_revoked or (peer is None and self._security.is_on):
             sock.close()
         else:
             self._take_in(sock, came.who, secured)

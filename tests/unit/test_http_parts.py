@@ -1,0 +1,186 @@
+"""The HTTP door's parts: an update's bytes put where they belong, a model's file, ranges, the description."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import mmap
+import os
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load, save
+
+from lifl.core import limits
+from lifl.core.errors import Refused
+from lifl.core.schema import Layout, TensorSpec
+from lifl.node.http.api import STATUS, Api
+from lifl.node.http.description import OTHERS, described
+from lifl.node.http.models import ModelFile, names, wanted
+from lifl.node.http.operations import OPERATIONS, matched
+from lifl.node.http.segments import Segments
+from lifl.node.http.sessions import Lent
+from lifl.node.http.uploads import HEADER_BYTES_MORE, Upload, file_bytes_max, header_bytes_max
+from lifl.shm.mapping import Mapped
+
+ARRAYS = {
+    "w": np.arange(7, dtype=np.float32),
+    "steps": np.array(3, np.int64),
+    "half": np.arange(5, dtype=np.float16),
+    "none": np.zeros((0, 3), np.float32),
+    "mask": np.array([True, False, True]),
+}
+LAYOUT = Layout([TensorSpec(name, array.dtype.name, array.shape) for name, array in ARRAYS.items()])
+FILE = save(ARRAYS)
+
+
+@pytest.fixture(scope="module")
+def segment() -> Mapped:
+    fd = os.memfd_create("slots")
+    os.ftruncate(fd, 4 * mmap.PAGESIZE)
+    return Segments().take(fd)
+
+
+def upload(segment: Mapped, file: bytes = FILE) -> Upload:
+    segment.view[:] = b"\xff" * len(segment.view)
+    found = Upload(segment, mmap.PAGESIZE, LAYOUT, 1, 1.0, {})
+    found.begin(len(file))
+    return found
+
+
+def fed(data: bytes, piece_bytes: int) -> Callable[[memoryview], object]:
+    """A receiver that gives so many bytes at a time."""
+    left = memoryview(data)
+
+    async def receive(room: memoryview) -> int:
+        nonlocal left
+        got = min(len(room), len(left), piece_bytes)
+        room[:got] = left[:got]
+        left = left[got:]
+        return got
+
+    return receive
+
+
+def laid_out() -> bytes:
+    """The slot as the native protocol has it: the dtypes' vectors, each filled up with zeros to 64 bytes."""
+    data = bytearray(LAYOUT.data_bytes)
+    for tensor, offset in zip(LAYOUT.tensors, LAYOUT.offsets, strict=True):
+        raw = ARRAYS[tensor.name].tobytes()
+        data[offset : offset + len(raw)] = raw
+    return bytes(data)
+
+
+@given(cuts=st.lists(st.integers(0, len(FILE)), max_size=6), piece_bytes=st.integers(1, 64))
+def test_an_update_is_in_its_place_however_it_was_cut(segment: Mapped, cuts: list[int], piece_bytes: int) -> None:
+    """Whatever was in the slot before, also between the vectors; and nothing beside it is written."""
+    found = upload(segment)
+    ends = [*sorted(cuts), len(FILE)]
+    for begin, end in zip([0, *ends], ends, strict=False):
+        assert found.received_bytes == begin
+        asyncio.run(found.take(end - begin, fed(FILE[begin:end], piece_bytes)))  # type: ignore[arg-type]
+    assert found.is_whole
+    begin = mmap.PAGESIZE
+    assert bytes(segment.view[begin : begin + LAYOUT.data_bytes]) == laid_out()
+    assert set(segment.view[:begin]) == set(segment.view[begin + LAYOUT.data_bytes :]) == {0xFF}
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        b"\x00" * 8 + b"{}",
+        (2).to_bytes(8, "little") + b"[]",
+        (1 << 63).to_bytes(8, "little") + b"{}",
+        (100).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"{}" + bytes(10),
+        FILE[:8] + b"\xff" * (len(FILE) - 8),
+        FILE.replace(b"data_offsets", b"data_offsetz"),
+        FILE.replace(b'"F32"', b'"F31"'),
+    ],
+)
+def test_what_is_no_file_of_the_model_is_refused_and_not_written(segment: Mapped, file: bytes) -> None:
+    found = upload(segment, file)
+    with pytest.raises(Refused) as refused:
+        asyncio.run(found.take(len(file), fed(file, 1000)))  # type: ignore[arg-type]
+    assert refused.value.code in ("bad-model-file", "missing-tensor", "wrong-dtype") and refused.value.field
+    assert set(segment.view[mmap.PAGESIZE : mmap.PAGESIZE + 28]) == {0xFF}
+
+
+def test_a_file_and_its_header_have_their_lengths_at_most(segment: Mapped) -> None:
+    found = upload(segment)
+    found.begin(file_bytes_max(LAYOUT))
+    with pytest.raises(Refused, match="at most") as refused:
+        found.begin(file_bytes_max(LAYOUT) + 1)
+    assert refused.value.code == "too-large"
+    most = header_bytes_max(LAYOUT)
+    assert HEADER_BYTES_MORE < most <= limits.MODEL_HEADER_BYTES_MAX
+    body = FILE[8 : 8 + int.from_bytes(FILE[:8], "little")]
+    for length, taken in ((most, True), (most + 1, False)):
+        file = length.to_bytes(8, "little") + body.ljust(length) + FILE[8 + len(body) :]
+        found = upload(segment, file if taken else FILE)
+        found.total_bytes = len(file)
+        done = found.take(len(file), fed(file, 1 << 20))  # type: ignore[arg-type]
+        if taken:
+            asyncio.run(done)
+            assert found.is_whole
+        else:
+            with pytest.raises(Refused, match="header"):
+                asyncio.run(done)
+
+
+def test_one_that_has_ended_takes_nothing_more(segment: Mapped) -> None:
+    found = upload(segment)
+    asyncio.run(found.take(100, fed(FILE[:100], 100)))  # type: ignore[arg-type]
+    found.end(Refused("round-over", "round", "it is over"))
+    with pytest.raises(Refused, match="it is over"):
+        asyncio.run(found.take(1, fed(FILE[100:], 1)))  # type: ignore[arg-type]
+
+
+@given(begin=st.integers(0, 5000), length=st.integers(0, 5000))
+def test_any_part_of_a_models_file_is_that_of_the_whole(begin: int, length: int) -> None:
+    file = ModelFile(Lent(memoryview(laid_out()), LAYOUT, 7))
+    whole = b"".join(file.pieces(0, file.nbytes))
+    assert len(whole) == file.nbytes
+    assert b"".join(file.pieces(begin, begin + length)) == whole[begin : begin + length]
+    assert {name: array.tolist() for name, array in load(whole).items()} == {
+        name: array.tolist() for name, array in ARRAYS.items()
+    }
+
+
+def test_what_a_range_asks_for() -> None:
+    for header, found in (
+        ("bytes=0-0", (0, 1)),
+        ("bytes=5-", (5, 10)),
+        ("bytes=-3", (7, 10)),
+        ("bytes=-30", (0, 10)),
+        ("bytes=2-99", (2, 10)),
+        ("bytes=5-4", None),
+        ("bytes=-", None),
+        ("bytes=1-2,3-4", None),
+        ("lines=1-2", None),
+        ("bytes=" + "9" * 30 + "-", None),
+    ):
+        assert wanted(header, 10) == found
+    for header in ("bytes=10-", "bytes=10-11", "bytes=-0"):
+        with pytest.raises(ValueError, match="no bytes"):
+            wanted(header, 10)
+    assert names('"a", W/"b"', '"b"') and names("*", '"b"') and not names('"bb"', '"b"')
+
+
+def test_the_description_has_each_operation_and_each_has_its_handler() -> None:
+    told = json.loads(described())
+    for operation in OPERATIONS:
+        there = told["paths"][operation.path][operation.method.lower()]
+        assert there["operationId"] == operation.name and there["summary"]
+        assert inspect.iscoroutinefunction(getattr(Api, operation.name))
+        names_ = {part["name"] for part in there["parameters"] if part["in"] == "path"}
+        assert names_ == {part[1:-1] for part in operation.path.split("/") if part.startswith("{")}
+        segments = [part.strip("{}") for part in operation.path.split("/")[1:]]
+        assert matched(segments)[0][operation.method] is operation
+    listed = {status for operation in OPERATIONS for status in operation.answers} | set(OTHERS)
+    assert set(STATUS.values()) <= listed
+    assert matched(["v1"]) == ({}, {})
