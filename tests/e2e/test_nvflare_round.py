@@ -198,6 +198,23 @@ def bring(reference: Reference, value: float) -> None:
         taking.submit({name: array * 0 + value for name, array in model.items()}, 1.0)
 
 
+def test_a_model_that_another_filter_has_changed_is_another_one(round_: Round) -> None:
+    round_.prepare(MODEL | {"nan": np.full(2, np.nan)})
+    same = {name: np.copy(array) for name, array in MODEL.items()} | {"nan": np.full(2, np.nan), "n": 0.5}
+    assert round_.is_model(same)
+    less = {name: array for name, array in same.items() if name != "b"}
+    noisy = {"w": same["w"] + np.float32(1e-30)}
+    for other in (
+        less,
+        same | noisy,
+        same | {"more": np.ones(1)},
+        same | {"w": same["w"].astype(np.float16)},
+        {"w": ""},
+    ):
+        assert not round_.is_model(other)
+    assert not round_.is_model(same | {"w": same["w"].reshape(3, 2)})
+
+
 def test_tickets_and_messages_are_one_round(round_: Round) -> None:
     round_.prepare(MODEL)
     bring(round_.refer("site-1"), 1.0)

@@ -173,6 +173,7 @@ def test_a_client_that_could_not_fetch_the_model_is_sent_references_again_after_
                 reply = aggregator._give_model("", Shareable({"why": "x" * 10_000}), context)
                 assert reply["DXO"]["data"] is params
             sent.append(aggregator.sent_to("site-1", params) is not None)
+            assert aggregator.sent_to("site-3", {"w": params["w"] + 1}) is None, "past a filter that has changed it"
             assert aggregator.sent_to("site-2", params) is not None
     finally:
         aggregator.handle_event(EventType.END_RUN, context)

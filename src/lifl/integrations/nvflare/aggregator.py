@@ -68,6 +68,7 @@ class LiflAggregator(ModelAggregator):  # type: ignore[misc]
         self._metrics: Any = None
         self._model: Any = None  # the params of the round's model, for who cannot fetch them
         self._cut_off: dict[str, int] = {}
+        self._said_changed = False
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Look at each round's model before it is sent, and end the node with the run."""
@@ -171,9 +172,18 @@ class LiflAggregator(ModelAggregator):  # type: ignore[misc]
         since = self._cut_off.get(client)
         if since is not None and self._rounds - since < AGAIN_ROUNDS:
             return None
+        if not self._round.is_model(self._included(params)):
+            self._say_changed()
+            return None
         reference = self._round.refer(client)
         rest = {name: params[name] for name in self._excluded_names if name in params}
         return Sent(reference, self._factors.get(client, 1.0), self._round.kinds, rest)
+
+    def _say_changed(self) -> None:
+        if not self._said_changed:
+            self._said_changed = True
+            text = "another filter has changed the model, or the task has another one"
+            self.warning(f"LIFL: {text}: its tensors go in NVFlare's own messages")
 
     def _announce(self, fl_ctx: FLContext) -> None:
         """Let the filters find this, and clients ask for a model that they cannot fetch."""

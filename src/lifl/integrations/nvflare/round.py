@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 
 from lifl.aggregator import Aggregator, Fold, FoldResult, UpdateRefused
 from lifl.client.tensors import Array
@@ -71,6 +72,14 @@ class Round:
         """Open the fold for updates to the model that is about to be sent.  Raise `LiflError` when it cannot be."""
         self._model, kinds = as_tensors(params)
         self._sent = self._open(self._model, kinds)
+
+    def is_model(self, params: Any) -> bool:
+        """Return whether params are the model to the last bit: another filter may have changed what it was given."""
+        try:
+            tensors, _kinds = as_tensors(params)
+        except Refused:
+            return False
+        return tensors.keys() == self._model.keys() and all(_same(tensors[name], self._model[name]) for name in tensors)
 
     def refer(self, client: str) -> Reference:
         """Return the reference to the model, by which `client` brings its update, too.  Raise `LiflError`."""
@@ -180,6 +189,12 @@ class Round:
         for laid in (self._sent, self._counts):
             if laid is not None:
                 laid.fold.cancel()
+
+
+def _same(one: Array, other: Array) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    return np.array_equal(one.reshape(-1).view(np.uint8), other.reshape(-1).view(np.uint8))
 
 
 def name_of(client: str) -> str:
