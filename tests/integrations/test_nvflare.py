@@ -152,6 +152,19 @@ def test_what_cannot_be_is_refused_by_its_name(tmp_path: Path) -> None:
     assert "params_type is" in mixed.text and mixed.means != [(3, 75.0)] * 2
 
 
+def test_a_job_keeps_the_packages_that_it_leaves_out() -> None:
+    from nvflare.job_config.api import FedJob
+    from nvflare.job_config.defs import FilterType
+
+    from lifl.integrations.nvflare import LiflFilter
+
+    job = FedJob(name="packages", min_clients=1)
+    job.set_app_packages(["mine"])
+    for _ in range(2):
+        job.to_server(LiflFilter(), filter_type=FilterType.TASK_DATA, tasks=["train"])
+    assert job.job.app_packages == ["lifl", "mine"]
+
+
 def test_a_client_that_could_not_fetch_the_model_is_sent_references_again_after_some_rounds() -> None:
     from nvflare.apis.event_type import EventType
     from nvflare.apis.fl_constant import ReservedKey

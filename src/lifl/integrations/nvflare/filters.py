@@ -57,7 +57,8 @@ class LiflFilter(Filter):  # type: ignore[misc]
 
     def add_to_fed_job(self, job: Any, ctx: Any, **more: Any) -> None:
         """Add it to a job, which then holds no copies of LIFL's files: it is installed where the job runs."""
-        job.set_app_packages(["lifl"])
+        known = getattr(getattr(job, "job", None), "app_packages", None) or []
+        job.set_app_packages(sorted({*known, "lifl"}))
         super().add_to_fed_job(job, ctx, **more)
 
     # ---- on the server ---------------------------------------------------------------------------------------------
