@@ -73,7 +73,7 @@ def digest_of(tensors: Tensors) -> str:
 class Taking:
     """One client's part in one fold, by a reference; use it in a ``with`` statement.
 
-    Between `model` and `submit` no connection is held: training may take hours.
+    Between `model` and `submit` training may take hours: a connection that broke meanwhile is made again.
     """
 
     def __init__(
@@ -100,8 +100,7 @@ class Taking:
         """
         part = self._taken()
         try:
-            with part:
-                model = part.model
+            model = part.model
         except FoldFailed:
             raise
         except (LiflError, OSError) as error:
@@ -118,8 +117,7 @@ class Taking:
         """
         part = self._taken()
         try:
-            with part:
-                part.submit(tensors, weight, metrics)
+            part.submit(tensors, weight, metrics)
         except FoldFailed:
             raise
         except (LiflError, OSError) as error:
