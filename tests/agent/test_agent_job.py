@@ -229,3 +229,13 @@ def test_the_memory_of_a_job_is_lent_when_a_client_writes_its_update_itself(dire
     scene.has_branch(2)
     scene.grant("c1", direct=direct)
     assert scene.arena.lent == ([scene.keys["c1"]] if direct else [])
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_so_it_is_when_one_reads_the_model_where_it_is(direct: bool) -> None:
+    """Catches a door whose segment is the next job's: it is handed to be read, and can be written to."""
+    scene = Scene()
+    scene.has_model()
+    (granted,) = scene.handle(gm.WantModel(5, "j", 1, direct=direct))
+    assert isinstance(granted, gm.ModelGranted)
+    assert scene.arena.lent == ([scene.slot.model] if direct else [])

@@ -49,6 +49,7 @@ class ModelService:
             return
         self._turn.touch(replica.spec.number)
         replica.slot.wanting[event.conn] = event.round
+        replica.slot.is_lent |= event.direct
         with self._turn.share(replica.spec.number):
             replica.slot.serve()
 

@@ -61,6 +61,7 @@ class ModelSlot:
         self.fetching: Key | None = None
         self.putting: Key | None = None  # the host of a session is writing it
         self.wanting: dict[int, int] = {}  # connections that wait for the model, with the round that they named
+        self.is_lent = False  # a client reads it where it is, and may keep the job's memory for longer
         self.pins: Counter[Key] = Counter()
         self.doomed: dict[Key, float] = {}  # replaced, but pinned: since when, the first one first
         self.readers: dict[int, Key] = {}  # by connection: what it is being sent
@@ -235,6 +236,8 @@ class ModelSlot:
         """Grant the model to the connections that wait for it, if it is here."""
         if self.state is not SlotState.READY or self.model is None:
             return
+        if self.is_lent and self.wanting:
+            self._quota.lend(self.model)
         for conn, round_ in self.wanting.items():
             self.pins[self.model] += 1
             self.readers[conn] = self.model

@@ -157,12 +157,16 @@ class Progress(Message, frozen=True):
 
 
 class WantModel(Message, frozen=True):
-    """A client asks for the model that a round starts from; with a `part` a node does, for a copy (`cm.GetModel`)."""
+    """A client asks for the model that a round starts from; with a `part` a node does, for a copy (`cm.GetModel`).
+
+    `direct`: it reads it where it is, in the job's segment, which it gets for that.
+    """
 
     conn: Count
     job: Name
     round: Count
     part: Count | None = None
+    direct: bool = False
 
 
 class ModelSent(Message, frozen=True):

@@ -380,7 +380,8 @@ class Connection:
             nbytes, now = known.layout.data_bytes, self._loop.time()
             await self._socket.rest(self._shared.quotas.bytes_wait_s(self._number, known.flow, nbytes, now))
         part = None if want.part is msgspec.UNSET or not want.checked else want.part
-        grant = await self._grants.ask(gm.WantModel(self._number, want.job, want.round, part))
+        direct = want.direct is True and self._direct and part is None
+        grant = await self._grants.ask(gm.WantModel(self._number, want.job, want.round, part, direct))
         if not isinstance(grant, gm.ModelGranted):
             return
         sent_bytes = 0
@@ -390,7 +391,7 @@ class Connection:
             sums = Sums(self._shared.arena, key, want.checked)
             view = self._shared.arena.data(key)
             data_bytes = len(view)
-            if want.direct is True and self._direct and part is None:
+            if direct:
                 await self._lend_model(key, job, want)
                 sent_bytes = data_bytes
                 return
