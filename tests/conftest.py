@@ -22,7 +22,7 @@ import psutil
 import pytest
 from arrows import pytest_collection_modifyitems, pytest_xdist_make_scheduler
 from hypothesis import HealthCheck, settings
-from nodes import LOG_TAIL_LINES, Node
+from nodes import FOLDERS, LOG_TAIL_LINES, Node
 from whole_run import PART, pytest_configure, pytest_sessionfinish, pytest_terminal_summary
 
 __all__ = [
@@ -97,7 +97,7 @@ def _descriptors() -> Counter[str]:
 @pytest.fixture
 def state_dir() -> Iterator[Path]:
     """A private state folder with a short path: sockets are made in it."""
-    folder = Path(tempfile.mkdtemp(prefix="lt-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="lt-", dir=FOLDERS))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 

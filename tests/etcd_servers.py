@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from certificates import Authority
+from nodes import FOLDERS
 
 WAIT_S = 120.0
 
@@ -180,7 +181,7 @@ def etcd(count: int = 3, *flags: str, hosts: Sequence[tuple[str, Callable[..., l
     """
     if reason := why_not():
         pytest.skip(f"NOT TESTED: this needs etcd, and {reason}")
-    folder = Path(tempfile.mkdtemp(prefix="lt-etcd-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="lt-etcd-", dir=FOLDERS))
     places = hosts or [("127.0.0.1", lambda *command: list(command))] * count
     members = [Member(f"m{i}", host, folder / f"m{i}", prefix, flags) for i, (host, prefix) in enumerate(places)]
     try:

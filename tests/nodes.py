@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,19 @@ LIFL = [sys.executable, "-m", "lifl_cli.main"]
 COMMAND_TIMEOUT_S = 120.0
 SETTLED_FIRST = "import sys; {settings}; from lifl_cli.main import main; sys.argv[0] = 'lifl'; main()"
 LOG_TAIL_LINES = 80
+_SHM, _SHM_BYTES_MIN = "/dev/shm", 4 << 30
+
+
+def _in_memory() -> bool:
+    """Whether a folder for all that tests need can be in memory: there is room, and what is built there may run."""
+    if not os.path.isdir(_SHM) or os.statvfs(_SHM).f_flag & os.ST_NOEXEC:
+        return False
+    return shutil.disk_usage(_SHM).free > _SHM_BYTES_MIN
+
+
+FOLDERS = _SHM if _in_memory() else "/tmp"
+"""Where state folders are: in memory, for nodes wait for the disk many times a round; by a short path, for sockets are
+made there."""
 
 
 def environment(points: str = "", build: Path | None = None) -> dict[str, str]:

@@ -7,11 +7,14 @@ pytest, whose hooks `conftest.py` takes over.
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import uuid
 
 import leaks
 import pytest
 import skips
+from nodes import FOLDERS
 
 # All descendants inherit it.  Where several processes run the tests, each has a mark below that of the run.
 os.environ.setdefault(leaks.MARK, f"pytest-{uuid.uuid4().hex}")
@@ -24,8 +27,11 @@ COMPLAINTS = pytest.StashKey[list[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What is on the machine before the first test."""
+    """What is on the machine before the first test; tests' folders are where state folders are."""
     config.stash[MACHINE_BEFORE] = leaks.machine()
+    if not PART and config.option.basetemp is None:  # the parts are given theirs below it
+        config.option.basetemp = tempfile.mkdtemp(prefix="lt-", dir=FOLDERS)
+        config.add_cleanup(lambda: shutil.rmtree(config.option.basetemp, ignore_errors=True))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

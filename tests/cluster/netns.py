@@ -26,7 +26,7 @@ import store_history
 from certificates import Authority
 from etcd_servers import Certificates, Etcd, Member, etcd
 from fleet import Fleet, OneHot, Update, Watch, arena_use, ask, fleet, until
-from nodes import COMMAND_TIMEOUT_S, LIFL, LOG_TAIL_LINES, Node, environment
+from nodes import COMMAND_TIMEOUT_S, FOLDERS, LIFL, LOG_TAIL_LINES, Node, environment
 
 from lifl.core.protocol import cli as om
 from lifl.examples.netns import Host, Network, inside, network, why_not
@@ -370,7 +370,7 @@ def cluster(
         if os.environ.get(leaks.OWN_MACHINE):
             pytest.fail(f"this run must have namespaces, but: {reason}")
         pytest.skip(f"NOT TESTED: a cluster needs namespaces, and {reason}")
-    folder = Path(tempfile.mkdtemp(prefix="lt-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="lt-", dir=FOLDERS))
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         names = [chr(ord("a") + number) for number in range(count)]
