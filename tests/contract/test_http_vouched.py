@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
+from lifl_cli.up import up
 
 from lifl.core import limits
-from lifl.core.config.node import NodeConfig
+from lifl.core.config.node import NodeConfig, parse_node, secured
 from lifl.core.errors import ConfigError, Refused
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import http as hm
@@ -62,6 +65,18 @@ def test_a_node_without_the_library_says_what_to_install(monkeypatch: pytest.Mon
     http_door.check_library(NodeConfig())
     with pytest.raises(ConfigError, match="lifl\\[http\\]"):
         http_door.check_library(NodeConfig(http="127.0.0.1:0"))
+
+
+def test_the_flag_alone_means_loopback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[NodeConfig] = []
+    monkeypatch.setattr("lifl.node.daemon.run", lambda config, *_more, **_kept: started.append(config))
+    for arguments in (["--http"], ["--http", "[::1]:0"], []):
+        done = CliRunner().invoke(up, ["--state", str(tmp_path / "s"), *arguments])
+        assert done.exit_code == 0, done.output
+    assert [config.http for config in started] == ["127.0.0.1:7480", "[::1]:0", ""]
+    with pytest.raises(ConfigError, match="http"):
+        parse_node({"http": "nowhere"})
+    assert secured(NodeConfig(http="0.0.0.0:7480")) and not secured(NodeConfig(http="127.0.0.1:7480"))
 
 
 class Ways:

@@ -246,11 +246,12 @@ def held(pid: int) -> dict[str, str]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, whose rights are given up")
 def test_no_process_of_roots_node_has_a_right(start_node: Callable[..., Node]) -> None:
-    node = start_node()
+    node = start_node("--http", "127.0.0.1:0")
     run(node, "one")
     shown = ask(node, om.Snapshot())
-    boxed = [shown["node"]["gateway"]["pid"], shown["node"]["zygote_pid"], *workers(node)]
-    assert len(boxed) > 2
+    node_ = shown["node"]
+    boxed = [node_["gateway"]["pid"], node_["zygote_pid"], node_["http_door"]["pid"], *workers(node)]
+    assert len(boxed) > 3
     nothing = dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), "")
     assert held(node.pid) == nothing | {"NoNewPrivs": "1", "Seccomp": ""}
     for pid in boxed:
