@@ -260,6 +260,44 @@ def test_who_has_a_ticket_for_the_fold_brings_an_update_by_its_name_alone() -> N
     assert refused.code == "round-over"
 
 
+def selected(led: list[Any]) -> list[tuple[int, int]]:
+    """Who was told of which fold."""
+    told = [(each.conn, cm.unpacked(each.message)) for each in led if isinstance(each, gm.TellClient)]
+    return [(conn, said.fold) for conn, said in told if isinstance(said, cm.Selected)]
+
+
+def test_who_has_a_standing_ticket_is_told_of_each_fold_behind_its_last_and_the_host_of_its_updates() -> None:
+    home = Home()
+    home.do(ev.JobSubmitted(home.facts))
+    home.do(ev.SessionHosted(HOST, "s", "secret"))
+    standing = Ticket(credential_of("secret", "s", 0, "c9", 1000), 1000)
+    assert not selected(home.do(gm.PartTaken(9, "c9", "s", 0, standing))), "no fold is open"
+    assert selected(home.do(gm.FoldAsked(HOST, "s", FOLD, "open", 2))) == [(9, FOLD)]
+    assert not selected(home.do(gm.PartTaken(9, "c9", "s", FOLD, standing))), "it waits for the one behind that"
+    led = home.do(gm.Admit(9, "c9", "s", 1, 3.0, {"loss": 0.5}, fold=FOLD, ticket=standing))
+    (key,) = [Key.unpack(each.key) for each in led if isinstance(each, gm.Granted)]
+    home.arena.seal(key, "c9")
+    assert home.told(gm.Sealed(9, key.pack(), 10)) == [fm.FoldAccepted("s", FOLD, "c9", 3.0, {"loss": 0.5})]
+    again = home.do(gm.FoldAsked(HOST, "s", FOLD, "open", 2))
+    assert not selected(again)
+    assert fm.FoldAccepted("s", FOLD, "c9", 3.0, {"loss": 0.5}) in [cm.unpacked(each.message) for each in again]
+    home.do(gm.FoldAsked(HOST, "s", FOLD, "cancel"))
+    assert selected(home.do(gm.FoldAsked(HOST, "s", FOLD + 1, "open", 2))) == [(9, FOLD + 1)]
+    home.do(gm.PartTaken(9, "c9", "s", FOLD + 1, standing))
+    (over,) = [each for each in home.told(gm.SessionEnded(HOST, "s"), conn=9) if isinstance(each, cm.RoundOver)]
+    assert "finished" in over.reason
+
+
+def test_who_waits_by_a_standing_ticket_and_leaves_is_forgotten() -> None:
+    home = Home()
+    home.do(ev.JobSubmitted(home.facts))
+    home.do(ev.SessionHosted(HOST, "s", "secret"))
+    for conn, client in ((8, "c8"), (9, "c9")):
+        home.do(gm.PartTaken(conn, client, "s", 0, Ticket(credential_of("secret", "s", 0, client, 1000), 1000)))
+    home.do(gm.ClientLeft(9))
+    assert selected(home.do(gm.FoldAsked(HOST, "s", FOLD, "open", 2))) == [(8, FOLD)]
+
+
 # ---- what an earlier life has left -----------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
@@ -517,6 +518,95 @@ def test_without_lifls_grid_nothing_is_sent_that_needs_it() -> None:
     assert not [each for each in grid.sent if RECORD in each.content]
     alone = strategies.FedAvg(fraction_evaluate=0.0).start(StandIn([client_app()] * 2), record(MODEL), 2)
     np.testing.assert_allclose(arrays["head"].numpy(), alone.arrays["head"].numpy(), rtol=1e-6)
+
+
+# ---- many rounds for one message -------------------------------------------------------------------------------------
+
+
+class Busy(StandIn):
+    """A Grid whose nodes are threads: each runs its ClientApp for one message after the other."""
+
+    def __init__(self, apps: list[Any]) -> None:
+        super().__init__(apps)
+        self._pools = {node: ThreadPoolExecutor(1) for node in self.apps}
+        self._running: dict[str, Future[Message]] = {}
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = list(super().push_messages(messages))
+        for each in ids:
+            sent = self._waiting.pop(each)
+            self._running[each] = self._pools[sent.metadata.dst_node_id].submit(self._run, sent)
+        return ids
+
+    def _run(self, sent: Message) -> Message:
+        content = RecordDict(dict(sent.content))
+        content["config"] = ConfigRecord(dict(content["config"]))
+        message = Message(metadata=sent.metadata, content=content)  # type: ignore[call-overload]
+        context = SimpleNamespace(node_id=sent.metadata.dst_node_id, node_config={}, state=RecordDict())
+        try:
+            reply: Message = self.apps[context.node_id](message, context)
+        except Exception as error:  # noqa: BLE001 - Flower makes it an error reply
+            reply = Message(Error(2, repr(error)), reply_to=message)
+        return reply
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        found = [self._running.pop(each).result() for each in message_ids if self._running[each].done()]
+        self.replies += found
+        return found
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        return [self._running.pop(each).result() for each in self.push_messages(messages)]
+
+
+def plain_metrics(msg: Message, context: Any) -> Message:
+    """Training whose metrics are single numbers."""
+    reply = trained(msg, context)
+    del reply.content["metrics"]["both"]
+    return reply
+
+
+@pytest.mark.parametrize("name", ["FedAvg", "FedAdam"])
+def test_in_many_rounds_for_one_message_the_results_are_the_same(name: str) -> None:
+    make = lambda: getattr(strategies, name)(**OURS[name])  # noqa: E731
+    grid = Busy([client_app(plain_metrics, [lifl_mod])] * NODES)
+    found = on_node(make(), rounds_per_message=4).start(grid, record(MODEL), 9)
+    alone = make().start(StandIn([client_app(plain_metrics)] * NODES), record(MODEL), 9)
+    for number in (1, 2, 3, 5, 6, 7):
+        assert number not in found.evaluate_metrics_clientapp
+        del alone.evaluate_metrics_clientapp[number]
+    check_same(found, alone)
+    trains = [sent for sent in grid.sent if sent.metadata.message_type == "train"]
+    assert len(trains) == 3 * NODES, "a message for rounds 1 to 4, one for 5 to 8, one for 9"
+
+
+def test_a_node_that_fails_between_messages_is_replaced_at_the_next(caplog: pytest.LogCaptureFixture) -> None:
+    def fails(msg: Message, context: Any) -> Message:
+        if msg.content["config"]["server-round"] in (2, 6):
+            raise RuntimeError("out of memory")
+        return plain_metrics(msg, context)
+
+    good = client_app(plain_metrics, [lifl_mod])
+    grid = Busy([good, good, client_app(fails, [lifl_mod])])
+    with caplog.at_level(logging.INFO, "flwr"):
+        strategy = on_node(strategies.FedAvg(fraction_evaluate=0.0), rounds_per_message=4)
+        strategy.start(grid, record(MODEL), 6, timeout=60)
+    counts = [each for each in caplog.messages if each.startswith("aggregate_train")]
+    said = [(int(each.split()[2]), int(each.split()[5])) for each in counts]
+    assert said == [(3, 0), (2, 1), (2, 0), (2, 0), (3, 0), (2, 1)]
+
+
+def test_nodes_without_the_mod_take_part_in_the_first_round_of_each_message() -> None:
+    grid = Busy([client_app(plain_metrics)] * 2)
+    found = on_node(strategies.FedAvg(fraction_evaluate=0.0), rounds_per_message=3).start(grid, record(MODEL), 4)
+    alone = strategies.FedAvg(fraction_evaluate=0.0).start(StandIn([client_app(plain_metrics)] * 2), record(MODEL), 4)
+    check_same(found, alone)
+    assert len(grid.sent) == 8, "none takes part any longer: the next round has its messages at once"
+
+
+@pytest.mark.parametrize("wrong", [0, -1, True, 1.5, "20", None])
+def test_a_number_of_rounds_that_is_none_is_refused(wrong: Any) -> None:
+    with pytest.raises(Refused, match="rounds_per_message="):
+        LiflStrategy(strategies.FedAvg(), rounds_per_message=wrong)
 
 
 # ---- seams -----------------------------------------------------------------------------------------------------------

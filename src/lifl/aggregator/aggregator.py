@@ -106,14 +106,15 @@ class Aggregator:
 
     # ---- folds -------------------------------------------------------------------------------------------------------
 
-    def open(self, model: Tensors, expected: int, trainable: Sequence[str] = ()) -> Fold:
+    def open(self, model: Tensors, expected: int, trainable: Sequence[str] = (), shared: bool = False) -> Fold:
         """Begin a fold of about `expected` updates to `model`, and return it: it takes updates from now on.
 
         `model` (a dict of arrays, a torch `state_dict`, the path of a safetensors file) says what updates look like; a
         rule that steps from the model before starts from it.  With patterns of `trainable` tensors (as `job.trainable`)
         the fold is about these alone: an update may lack some, each is averaged over those that have it, and one that
-        none has stays the model's.  Several folds may be open at once, where the rule has no state.  Raise `Refused`
-        and `NodeUnreachable`.
+        none has stays the model's.  With `shared` the model is on the node before the fold is open, for who has a
+        standing ticket.  Several folds may be open at once, where the rule has no state.  Raise `Refused` and
+        `NodeUnreachable`.
         """
         if isinstance(expected, bool) or not (isinstance(expected, int) and 1 <= expected <= CLIENTS_PER_ROUND_MAX):
             text = f"expected={expected!r}: about how many updates come, 1 to {CLIENTS_PER_ROUND_MAX}"
@@ -128,7 +129,7 @@ class Aggregator:
         session = self._session_for(layout, expected, patterns)
         try:
             update = Update(layout, arrays, numbers=False)
-            session.put(update)
+            session.put(update, wanted=shared)
             fold = Fold(session, session.next_fold(), expected, update, self._ended)
             with self._lock:
                 self._folds[session.name, fold.number] = fold
@@ -228,9 +229,13 @@ class Aggregator:
                 if session == message.job:
                     its.fail(f"its session on the node is over: {message.reason or message.status}")
             return self._is_news(message, fm.EndSession, asked)
-        if not isinstance(message, fm.FoldDone | fm.FoldOver):
+        if not isinstance(message, fm.FoldAccepted | fm.FoldDone | fm.FoldOver):
             return False
         fold = self._folds.get((message.job, message.fold))
+        if isinstance(message, fm.FoldAccepted):
+            if fold is not None:
+                fold.note(message)
+            return True
         if isinstance(message, fm.FoldDone):
             if fold is not None:
                 fold.finish(message)

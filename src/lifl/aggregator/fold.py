@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
@@ -19,6 +20,7 @@ from lifl.core.fields import NAME_RULE, Name
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import folds as fm
 from lifl.core.protocol.update_check import check_submit
+from lifl.core.trust.ticket import ANY_FOLD
 
 
 class Fold:
@@ -38,6 +40,7 @@ class Fold:
         self._model: Update | None = model  # the caller's arrays: for who has a ticket and asks for it
         self._ended = ended
         self._accepted: set[str] = set()
+        self._brought: dict[str, fm.FoldAccepted] = {}
         self._next_name = 1
         self._news = threading.Condition()
         self._done: fm.FoldDone | None = None
@@ -144,18 +147,42 @@ class Fold:
         """Return the fold's result, as `result` does, in a thread that the loop waits for."""
         return await asyncio.to_thread(self.result)
 
-    def ticket(self, client: str, valid_s: float = TICKET_S, model: bool = True) -> str:
+    def ticket(self, client: str, valid_s: float = TICKET_S, model: bool = True, standing: bool = False) -> str:
         """Return one line by which another process, or machine, brings the update of `client` to this fold.
 
-        It is good for that name in this fold alone, for `valid_s` seconds.  With `model` the model that the fold was
-        opened with is brought to the node, if it is not there, for `take_part(...).model`.  Raise `UpdateRefused` for a
-        name that is none, `FoldFailed`, `Refused` and `NodeUnreachable`.
+        It is good for that name in this fold alone, for `valid_s` seconds; a `standing` one in this and each later fold
+        for such a model (`Part.next`), which are opened `shared`.  With `model` the model that the fold was opened with
+        is brought to the node, if it is not there, for `take_part(...).model`.  Raise `UpdateRefused` for a name that
+        is none, `FoldFailed`, `Refused` and `NodeUnreachable`.
         """
         client = self._named(client)
         self._check_open()
         if model and self._model is not None:
             self._session.put(self._model, wanted=True)
-        return made_ticket(self._session, self.number, client, valid_s)
+        return made_ticket(self._session, ANY_FOLD if standing else self.number, client, valid_s)
+
+    @property
+    def brought(self) -> dict[str, fm.FoldAccepted]:
+        """The updates that were brought by tickets, by client, each with its `weight` and `metrics`."""
+        with self._news:
+            return dict(self._brought)
+
+    def wait(self, clients: Collection[str], timeout_s: float | None = None) -> bool:
+        """Wait until the updates of all these clients were brought by tickets; return whether they were.
+
+        Raise `FoldFailed` when the fold has ended, and `NodeUnreachable`.
+        """
+        line, wanted = self._session.line, set(clients)
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            with self._news:
+                left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+                self._news.wait_for(lambda: self._over or self._brought.keys() >= wanted or not line.is_up, left_s)
+                if self._over:
+                    raise FoldFailed(self._over)
+                if self._brought.keys() >= wanted or line.is_up:
+                    return self._brought.keys() >= wanted
+            line.retrying(line.reach)  # and the node tells again what is there
 
     # ---- the end -----------------------------------------------------------------------------------------------------
 
@@ -244,6 +271,12 @@ class Fold:
             return
         if isinstance(answer, fm.FoldDone):
             self.finish(answer)
+
+    def note(self, accepted: fm.FoldAccepted) -> None:
+        """Take note of an update that somebody has brought by a ticket."""
+        with self._news:
+            self._brought[accepted.client] = accepted
+            self._news.notify_all()
 
     def finish(self, done: fm.FoldDone) -> None:
         """Take note of the result."""

@@ -107,6 +107,11 @@ class Line:
             self._sink = sink
             return self.exchange(stream, message, message)
 
+    def reach(self) -> None:
+        """Have the connection stand.  Raise `OSError` when it cannot."""
+        with self.turn():
+            pass
+
     def exchange(self, stream: Stream, about: cm.FromClient, said: cm.FromClient | None) -> Message:
         """Within a turn, send a message (None: it was sent otherwise) and wait for its answer, which is `about` one."""
         self.asked = about

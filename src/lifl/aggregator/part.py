@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import socket
@@ -26,6 +27,7 @@ from lifl.core.protocol import client as cm
 from lifl.core.protocol import folds as fm
 from lifl.core.protocol.update_check import check_submit
 from lifl.core.schema import Layout
+from lifl.core.trust.ticket import ANY_FOLD
 
 PAUSE_FIRST_S, PAUSE_MAX_S = 0.05, 2.0
 UNIX = "unix:"
@@ -49,6 +51,7 @@ class Part:
         self._layout: Layout | None = None
         self._trainable: tuple[str, ...] = ()
         self._round = 0
+        self._fold = self._after = content.fold  # of a standing ticket 0: the first that is open
         self._model: dict[str, Array] | None = None
         self._retrying(lambda stream: None)
 
@@ -105,7 +108,7 @@ class Part:
             layout, content = self._layout, self._content
             update = Update(layout, tensors, numbers=False, trainable=self._trainable)
             about = (content.job, self._round, number, layout.data_bytes, (), numbers, layout.digest)
-            submit = cm.Submit(*about, fold=content.fold, ticket=content.shown, absent=update.absent)
+            submit = cm.Submit(*about, fold=self._fold, ticket=content.shown, absent=update.absent)
             check_submit(layout, submit, self.client, bool(self._trainable))
             self._retrying(lambda stream: self._send(stream, submit, update))
         except UpdateRefused:
@@ -114,6 +117,16 @@ class Part:
             if refused.code == "round-over":
                 raise FoldFailed(refused.text) from refused
             raise UpdateRefused(refused.code, refused.field, refused.text, self.client) from refused
+
+    def next(self) -> None:
+        """Wait for the next fold that a standing ticket is good for: `model` and `submit` are about that one then.
+
+        Raise `FoldFailed` when the host makes no more, and `NodeUnreachable`.
+        """
+        if self._content.fold != ANY_FOLD:
+            raise LocalFault("this ticket is good for one fold: its host gives one for more by `standing=True`")
+        self._after, self._model = self._fold, None
+        self._retrying(lambda stream: None if self._fold > self._after else self._show(stream))
 
     # ---- requests ----------------------------------------------------------------------------------------------------
 
@@ -154,7 +167,7 @@ class Part:
                     self._drop()
 
     def _retried(self, act: Callable[[Stream], T]) -> T:
-        begin_s, pause_s = time.monotonic(), PAUSE_FIRST_S
+        since_s, pause_s = math.inf, PAUSE_FIRST_S  # the next fold may have been waited for for hours
         while True:
             try:
                 self._rest(0)
@@ -162,7 +175,8 @@ class Part:
             except (OSError, RemoteFault) as error:
                 self._drop()
                 self._rest(0)
-                if time.monotonic() - begin_s + pause_s > self._return_within_s:
+                since_s = min(since_s, time.monotonic())
+                if time.monotonic() - since_s + pause_s > self._return_within_s:
                     where = " or ".join(self._content.addresses)
                     raise NodeUnreachable(f"the fold's node cannot be reached at {where}: {error}") from error
                 self._rest(random.uniform(pause_s / 2, pause_s))
@@ -175,28 +189,35 @@ class Part:
         """Return the connection, on which the ticket was shown."""
         if self._stream is not None:
             return self._stream
-        stream, content = self._dialled(), self._content
+        stream = self._dialled()
         try:
-            stream.send(fm.TakePart(content.job, content.fold, content.shown))
-            answer = stream.receive()
-            while isinstance(answer, cm.Busy):
-                self._rest(answer.retry_after_s)
-                stream.send(fm.TakePart(content.job, content.fold, content.shown))
-                answer = stream.receive()
-            if not isinstance(answer, cm.Selected):
-                refused = _refused(answer)
-                raise FoldFailed(refused.text) if refused.code == "round-over" else refused
+            self._show(stream)
         except BaseException:
             stream.close()
             raise
-        self._layout, self._round = Layout(answer.tensors), answer.round
-        self._trainable = () if isinstance(answer.trainable, msgspec.UnsetType) else answer.trainable
         self._stream = stream
         return stream
 
     def _opened(self, sock: socket.socket) -> None:
         self._socket = sock
         self._rest(0)  # closed just before: then it was not seen
+
+    def _show(self, stream: Stream) -> None:
+        """Show the ticket, and note which fold it is that the node names."""
+        shown = fm.TakePart(self._content.job, self._after, self._content.shown)
+        stream.send(shown)
+        answer = stream.receive()
+        while isinstance(answer, cm.Busy):
+            self._rest(answer.retry_after_s)
+            stream.send(shown)
+            answer = stream.receive()
+        if not isinstance(answer, cm.Selected):
+            refused = _refused(answer)
+            raise FoldFailed(refused.text) if refused.code == "round-over" else refused
+        self._layout, self._round = Layout(answer.tensors), answer.round
+        self._trainable = () if isinstance(answer.trainable, msgspec.UnsetType) else answer.trainable
+        if not isinstance(answer.fold, msgspec.UnsetType):
+            self._fold = answer.fold
 
     def _dialled(self) -> Stream:
         """Return a connection to the ticket's node: by its socket, where that is here.  Raise `OSError`, `Refused`."""

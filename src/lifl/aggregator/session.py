@@ -48,6 +48,7 @@ class Session:
         self._round = 0  # of its last result
         self._attempt = 0  # at the next round
         self._model = b""  # the digest of the model that is on the node
+        self._shared = False  # others than the host fetch models
         aggregation = fold_job(name, expected, rule.name, rule.options).aggregation
         self._reads_model = reads_model(layout, aggregation, trainable)
         self.lock = threading.Lock()
@@ -106,6 +107,7 @@ class Session:
 
         Raise `Refused`, and `NodeUnreachable`.
         """
+        self._shared = self._shared or wanted
         if not (self._reads_model or wanted):
             return
         digest = _digest_of(model)
@@ -131,7 +133,7 @@ class Session:
                 raise Refused(answer.code, answer.field, answer.text)
 
         self.line.retrying(fetch)
-        if self._reads_model:
+        if self._reads_model or self._shared:
             self._model = hashlib.sha256(data.data).digest()
         return as_model(self.layout, data)
 

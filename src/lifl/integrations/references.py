@@ -49,13 +49,13 @@ class Reference(NamedTuple):
         return cls(ticket, str(texts.get(DIGEST) or "")) if ticket else None
 
 
-def reference(fold: Fold, client: str, valid_s: float, digest: str = "") -> Reference:
-    """Return the reference for the part of `client` in a fold, good for `valid_s` seconds.
+def reference(fold: Fold, client: str, valid_s: float, digest: str = "", standing: bool = False) -> Reference:
+    """Return the reference for the part of `client` in a fold (`standing`: in later ones too), for `valid_s` seconds.
 
     With `digest`, that of the tensors that the fold was opened with, they are brought to the node for it to fetch.
     Raise what `Fold.ticket` does.
     """
-    return Reference(fold.ticket(client, min(valid_s, DEADLINE_S_MAX), model=bool(digest)), digest)
+    return Reference(fold.ticket(client, min(valid_s, DEADLINE_S_MAX), bool(digest), standing), digest)
 
 
 def digest_of(tensors: Tensors) -> str:
@@ -83,6 +83,7 @@ class Taking:
         self._identity = identity
         self._reach_within_s = REACH_S if reach_within_s is None else reach_within_s
         self._part: Part | None = None
+        self._digest = reference.digest
 
     def __enter__(self) -> Taking:
         return self
@@ -105,7 +106,7 @@ class Taking:
             raise
         except (LiflError, OSError) as error:
             raise NotReached(f"the model cannot be fetched: {error}") from error
-        if self._reference.digest and digest_of(model) != self._reference.digest:
+        if self._digest and digest_of(model) != self._digest:
             raise NotReached("the node's model is another one than the server's message names (its digest differs)")
         return model
 
@@ -124,6 +125,19 @@ class Taking:
             if isinstance(error, UpdateRefused) and error.field != "ticket":
                 raise
             raise NotReached(f"the update cannot be brought: {error}") from error
+
+    def next(self) -> None:
+        """Wait for the next fold, by a standing reference: its model is what the node says, no message names it.
+
+        Raise `FoldFailed` when there are no more, and `NotReached`.
+        """
+        self._digest = ""
+        try:
+            self._taken().next()
+        except FoldFailed:
+            raise
+        except (LiflError, OSError) as error:
+            raise NotReached(f"the next fold cannot be waited for: {error}") from error
 
     def _taken(self) -> Part:
         if self._part is None:

@@ -21,7 +21,7 @@ from lifl.core.protocol import client as cm
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.contribution import Contribution
-from lifl.core.trust.ticket import fits
+from lifl.core.trust.ticket import ANY_FOLD, fits
 from lifl.core.turn import Turn
 
 LOADING_RETRY_S = 0.2
@@ -65,6 +65,9 @@ class Answers:
             raise Refused("round-over", "round", f"{where} is over; wait for the next selection")
         if number > round_.number:
             raise Refused("wrong-round", "round", f"{where} has not begun: the job is at round {round_.number}")
+        if self._spec.is_fold and self.host is None and not self.secret:
+            self._presence.send(here, cm.Busy(self._spec.name, number, LOADING_RETRY_S))  # what tickets are made with
+            return
         if self._spec.is_fold:
             self._check_fold(round_, here, event)
         if self._spec.is_fold or may_be_late(round_, client):
@@ -93,12 +96,14 @@ class Answers:
         granted = (client, event.weight, event.metrics, event.direct)
         self._turn.order(here.node, o.Grant(self._spec.number, round_.epoch, record.number, here.conn, *granted))
 
-    def check_ticket(self, client: str, fold: int, ticket: Ticket) -> None:
-        """Raise `Refused` unless it is a ticket for this fold by this name."""
+    def check_ticket(self, client: str, fold: int, ticket: Ticket) -> bool:
+        """Return whether it is a standing ticket.  Raise `Refused` unless it is one for this fold by this name."""
         name = self._spec.name
-        if not fits(ticket.credential, self.secret, name, fold, client, ticket.expires_unix_s):
+        standing = fits(ticket.credential, self.secret, name, ANY_FOLD, client, ticket.expires_unix_s)
+        if not standing and not fits(ticket.credential, self.secret, name, fold, client, ticket.expires_unix_s):
             text = f"that is no ticket for this fold of session {name!r} by the name {client!r}; ask its host for one"
             raise Refused("wrong-ticket", "ticket", text)
+        return standing
 
     def _check_fold(self, round_: Round, here: Connection, event: gm.Admit) -> None:
         """Raise `Refused` unless the fold takes this update of a client who was not asked."""

@@ -15,6 +15,7 @@ from typing import Any
 from lifl.core import effects as fx
 from lifl.core.coordinator.branch_record import BranchRecord, BranchState
 from lifl.core.coordinator.branches import AskAgain, BranchTracker, all_leave, close_drained, drained_again
+from lifl.core.coordinator.brought import Brought
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.presence import Presence
 from lifl.core.coordinator.recovery import Inventory, Recovery
@@ -75,6 +76,7 @@ class RoundRunner:
         self._selection = selection
         self._branches = branches
         self._recovery = recovery
+        self.brought: Brought | None = None  # of a session of folds
 
     # ---- it opens and closes ---------------------------------------------------------------------------------------
 
@@ -196,6 +198,8 @@ class RoundRunner:
         round_.accept(contribution, self._turn.now)
         if self._spec.is_fold and over is not None:
             self._presence.send(over, cm.Accepted(self._spec.name, round_.number))
+            if self.brought is not None:
+                self.brought.tell_host(round_, contribution, over)
         self._tell_accepted(round_, contribution)
         close_drained(self._branches, round_, round_.branches[report.branch])
         self._close_if_complete(round_)

@@ -17,9 +17,12 @@ from collections.abc import Iterable, Mapping
 
 from lifl.core import effects as fx
 from lifl.core.config.job import most_of
+from lifl.core.coordinator.brought import Brought
 from lifl.core.coordinator.checkpoints import Stored
 from lifl.core.coordinator.job import Job, Row
-from lifl.core.coordinator.presence import Connection
+from lifl.core.coordinator.job_spec import JobSpec
+from lifl.core.coordinator.nodes import NodeTable
+from lifl.core.coordinator.presence import Connection, Presence
 from lifl.core.coordinator.receipt import metrics_of
 from lifl.core.coordinator.round import Phase, Round
 from lifl.core.errors import Refused
@@ -32,6 +35,7 @@ from lifl.core.protocol import commands as o
 from lifl.core.protocol import folds as fm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.contribution import Contribution
+from lifl.core.turn import Turn
 
 CANCELLED = "the fold was cancelled by its host"
 HOST_LOST = "its host has gone, and was not back within {grace_s:g} s"
@@ -43,6 +47,10 @@ class Session(Job):
 
     host: Connection | None = None
     _done: fm.FoldDone | None = None  # the last result, told again to who asks again
+
+    def __init__(self, spec: JobSpec, turn: Turn, nodes: NodeTable, presence: Presence) -> None:
+        super().__init__(spec, turn, nodes, presence)
+        self._brought = self.runner.brought = Brought(self.name, spec.layout.data_bytes, presence)
 
     # ---- begin and end -----------------------------------------------------------------------------------------------
 
@@ -85,7 +93,7 @@ class Session(Job):
         if self.host is not None and self.host != here:
             text = f"the host of session {self.name!r} has come over another connection"
             self._presence.send(self.host, cm.Refusal(cm.REPLACED, "job", text, self.name))
-        self.host = self.answers.host = here
+        self.host = self.answers.host = self._brought.host = here
         self.answers.secret, self.due_s = secret, math.inf
         if self.status == "running":
             self._greet()
@@ -97,8 +105,9 @@ class Session(Job):
 
     def left(self, node: int, conn: int | None = None) -> None:
         """Note that a connection (None: each at the node's gateway) has ended: the host may come back."""
+        self._brought.left(node, conn)
         if self.host is not None and self.host.node == node and conn in (None, self.host.conn):
-            self.host = self.answers.host = None
+            self.host = self.answers.host = self._brought.host = None
             self.due_s = self._turn.now + HOST_GRACE_S
 
     def tick(self) -> None:
@@ -115,6 +124,7 @@ class Session(Job):
         self._replicas.close()
         self._turn.emit(fx.DropJob(self.name, self.spec.number))
         self._tell_host(cm.JobOver(self.name, status, reason))
+        self._brought.end(self.rounds.committed, f"the session is {status}")
         self.host = None
         self._publish("job.over", status=status, reason=reason)
 
@@ -144,7 +154,10 @@ class Session(Job):
             self._tell_host(cm.Busy(self.name, number, OPEN_RETRY_S))
             return
         if self.round is not None:
+            for client, contribution in self.round.accepted.items():
+                self._brought.tell_host(self.round, contribution, self.round.granted_over.get(client))
             self._tell_host(fm.FoldOpen(self.name, fold, self.round.goal - 1))
+            self._brought.tell_waiting(self.round)
 
     def _begin_fold(self, number: int, attempt: int, most: int) -> None:
         self._planner.check_fold(most)
@@ -182,21 +195,25 @@ class Session(Job):
 
     def put_model(self, here: Connection, event: gm.ModelPut) -> None:
         """Let the host bring the model that the next fold starts from.  Raise `Refused`."""
-        begun = self.round is not None and self.round.accepted and self._reads_model
+        config = self.spec.config
+        reads = reads_model(self.spec.layout, config.aggregation, config.trainable)
+        begun = self.round is not None and self.round.accepted and reads
         if event.round != self.rounds.committed or begun:
             text = f"the model of session {self.name!r} can be put before a fold has updates, behind its last result"
             raise Refused("wrong-round", "round", text)
         self._turn.order(here.node, o.TakeModel(self.spec.number, here.conn, event.round, event.direct))
 
-    @property
-    def _reads_model(self) -> bool:
-        return reads_model(self.spec.layout, self.spec.config.aggregation, self.spec.config.trainable)
-
     def take_part(self, here: Connection, event: gm.PartTaken) -> None:
         """Tell who has a ticket what updates look like.  Raise `Refused` when it is not for the fold that is open."""
-        self.answers.check_ticket(event.client, event.fold, event.ticket)
-        round_ = self._find(event.fold)
-        self._presence.select(here, cm.Selected(self.name, round_.number, 0.0, (), self.spec.layout.data_bytes))
+        if self.host is None and not self.answers.secret:  # it alone knows what its tickets are made with
+            self._presence.send(here, cm.Busy(self.name, self.rounds.committed, OPEN_RETRY_S))
+            return
+        if self.answers.check_ticket(event.client, event.fold, event.ticket):
+            self._brought.wait(event.client, here, event.fold)
+            if self.round is not None and self.round.phase is Phase.COLLECTING:
+                self._brought.tell_waiting(self.round)
+            return
+        self._brought.select(here, self._find(event.fold))
 
     def _find(self, fold: int) -> Round:
         if self.round is None or self.round.epoch != fold:

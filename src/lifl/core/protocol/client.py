@@ -285,6 +285,7 @@ class Selected(Message, frozen=True):
     `gateway` (HOST:PORT) is where to get the model and to submit; empty: over this connection.  On its way to the
     client's gateway it has neither `tensors` nor `options`: these are added there (`gateway.TellClient.selects`).
     `trainable` are the job's patterns, told to who knows `ABSENT`: an update may lack some of the tensors.
+    Who has a ticket is told the `fold`.
     """
 
     job: Name
@@ -296,6 +297,7 @@ class Selected(Message, frozen=True):
     gateway: Address = ""
     digest: Digest | msgspec.UnsetType = msgspec.UNSET
     trainable: TrainablePatterns | msgspec.UnsetType = msgspec.UNSET
+    fold: Count | msgspec.UnsetType = msgspec.UNSET
 
 
 class Model(Message, frozen=True):
@@ -411,6 +413,7 @@ ToClient = (
     | fm.SessionReady
     | fm.FoldOpen
     | fm.FoldClosing
+    | fm.FoldAccepted
     | fm.FoldDone
     | fm.FoldOver
 )

@@ -16,6 +16,7 @@ from lifl.core.fields import (
     Digest,
     FoldSize,
     Message,
+    Metrics,
     Name,
     NotNegative,
     RoundMetrics,
@@ -33,7 +34,11 @@ from lifl.core.limits import CLIENTS_PER_ROUND_MAX
 
 
 class TakePart(Message, frozen=True):
-    """Shows a `ticket` for the session `job`: answered by Selected, with the tensors of the model, or Refusal."""
+    """Shows a `ticket` for the session `job`: answered by Selected, with the tensors of the model, or Refusal.
+
+    Who has a standing ticket is told of the next fold behind `fold`, which may be open or still to come, or by
+    RoundOver that the session has ended.
+    """
 
     job: Name
     fold: Count
@@ -120,6 +125,16 @@ class FoldOpen(Message, frozen=True):
     job: Name
     fold: Count
     most: Count
+
+
+class FoldAccepted(Message, frozen=True):
+    """An update that somebody else than the host brought was accepted into a fold."""
+
+    job: Name
+    fold: Count
+    client: Name
+    weight: NotNegative
+    metrics: Metrics
 
 
 class FoldClosing(Message, frozen=True):

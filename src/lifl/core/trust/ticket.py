@@ -2,13 +2,16 @@
 
 Its host draws a secret for each session and tells it to the node; the credential in a ticket is what HMAC makes of the
 session, the fold, the name and the time with it.  The node keeps no list: whoever has the credential may bring the one
-update of that name.
+update of that name.  A *standing* ticket is for no fold, but for all of the session, one update to each.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+
+ANY_FOLD = 0
+"""In the place of a fold: the ticket is a standing one."""
 
 
 def credential_of(secret: str, job: str, fold: int, client: str, expires_unix_s: int) -> str:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from lifl.aggregator import Fold
 from lifl.integrations.flower.records import (
     CARRIED,
+    CONFIG_KEY,
     DID,
     KEY,
+    LATE,
     MODEL_WANTED,
     RECORD,
+    ROUNDS,
     SUBMITTED,
     WEIGHTED_BY,
     WHY,
@@ -49,7 +53,7 @@ class NodeExchange:
         """Messages as the strategy made them, by node."""
         self._bare: set[int] = set()
         """Nodes that were sent no arrays."""
-        self._nodes: dict[str, int] = {}
+        self.waiting: set[str] = set()
 
     def wants_model(self, messages: Iterable[Any]) -> bool:
         """Return whether some message will refer to the model instead of carrying it."""
@@ -84,7 +88,16 @@ class NodeExchange:
 
     # ---- what the Grid asks ------------------------------------------------------------------------------------------
 
-    def is_small(self, message_id: str) -> bool:
+    def is_done(self) -> bool:
+        """See `grid.Exchange`."""
+        return not self.waiting
+
+    def pause(self, longest_s: float) -> None:
+        """See `grid.Exchange`."""
+        time.sleep(longest_s)
+
+    @property
+    def is_small(self) -> bool:
         """See `grid.Exchange`."""
         return self.kind != "train" or self._routes.knows_mod(self.kind) is True
 
@@ -95,10 +108,12 @@ class NodeExchange:
             return None
         did, why = said_in(reply)
         if reply.has_content():
-            self._routes.heard(self.kind, bool(did))
+            self._routes.heard(self.kind, node, bool(did))
         if did == CARRIED and why:
             self._routes.carried(node, why)
         if node not in self._bare or (did and did != MODEL_WANTED):
+            return None
+        if reply.has_error() and self._routes.knows(self.kind, node):  # it has the mod, and failed
             return None
         self._bare.discard(node)
         if not did:
@@ -122,8 +137,15 @@ class TrainExchange(NodeExchange):
         digest = self.digest if bare else ""
         return {WEIGHTED_BY: self._weighted_by, **reference(self.fold, name_of(node), ttl_s, digest).texts()}
 
-    def take(self, reply: Any) -> Any:
-        """Take the update of a reply into the fold, and return the reply's content without its arrays.
+    def more(self) -> bool:
+        """Return whether the next round needs no message."""
+        return False
+
+    def take_brought(self, contents: dict[str, Any]) -> None:
+        """Add to the contents of replies, by name, those that came by LIFL alone."""
+
+    def take(self, reply: Any) -> Any | None:
+        """Take the update of a reply into the fold, and return the reply's content without its arrays, if it counts.
 
         Raise `Refused`: it does not count, and nothing else is harmed.
         """
@@ -143,6 +165,77 @@ class TrainExchange(NodeExchange):
         (name,) = content.array_records
         del content[name]
         return content
+
+
+class SeriesExchange(TrainExchange):
+    """Several rounds of training for one message: a ClientApp takes part in one after the other.
+
+    A round is done when all who take part have brought their updates by LIFL, or have replied: then they are through.
+    """
+
+    def __init__(self, *about: Any, rounds: int, config_key: str, earlier: set[str]) -> None:
+        super().__init__(*about)
+        self._rounds_left = rounds
+        self._rounds = rounds
+        self._config_key = config_key
+        self._earlier = earlier
+        self.waiting |= earlier
+        self._taking_part: set[str] = set()
+
+    def begin(self, server_round: int, fold: Fold) -> None:
+        """Go on with the next round."""
+        self._round, self.fold = server_round, fold
+        self._rounds_left -= 1
+        self.by_lifl = set()
+        self._bare.clear()  # a second message would have the model of an earlier round
+
+    @property
+    def size(self) -> int:
+        """How many take part."""
+        return len(self._taking_part)
+
+    def outgoing(self, message: Any) -> Any:
+        """See `NodeExchange.outgoing`."""
+        self._taking_part.add(name_of(message.metadata.dst_node_id))
+        return super().outgoing(message)
+
+    def _said(self, node: int, ttl_s: float, bare: bool) -> dict[str, str]:
+        found = reference(self.fold, name_of(node), ttl_s, self.digest if bare else "", standing=True).texts()
+        return {WEIGHTED_BY: self._weighted_by, ROUNDS: str(self._rounds), CONFIG_KEY: self._config_key, **found}
+
+    def more(self) -> bool:
+        """See `TrainExchange.more`."""
+        return self._rounds_left > 1 and bool(self._taking_part)
+
+    def is_done(self) -> bool:
+        """See `grid.Exchange`."""
+        return self._taking_part <= self.fold.brought.keys()
+
+    def pause(self, longest_s: float) -> None:
+        """See `grid.Exchange`."""
+        self.fold.wait(self._taking_part, longest_s)
+
+    def again(self, reply: Any) -> Any | None:
+        """See `NodeExchange.again`; who has replied takes part no longer."""
+        if reply.metadata.reply_to_message_id in self._earlier:
+            return None
+        found = super().again(reply)
+        if found is None:
+            self._taking_part.discard(name_of(reply.metadata.src_node_id))
+        return found
+
+    def take(self, reply: Any) -> Any | None:
+        """See `TrainExchange.take`."""
+        if reply.metadata.reply_to_message_id in self._earlier or said_in(reply)[0] in (SUBMITTED, LATE):
+            return None
+        return super().take(reply)
+
+    def take_brought(self, contents: dict[str, Any]) -> None:
+        """See `TrainExchange.take_brought`."""
+        for name, told in self.fold.brought.items():
+            metrics = MetricRecord({**told.metrics, self._weighted_by: told.weight})
+            contents[name] = RecordDict({"metrics": metrics})
+            self.by_lifl.add(name)
 
 
 def said_in(reply: Any) -> tuple[str, str]:

@@ -16,13 +16,22 @@ PAUSE_FIRST_S, PAUSE_MAX_S = 0.1, 1.0
 
 
 class Exchange(Protocol):
-    """What the messages of one `configure_...` are about."""
+    """What the messages of one `configure_...` are about; `waiting` are the ids of those without a reply."""
+
+    waiting: set[str]
+
+    def is_done(self) -> bool:
+        """Return whether nothing more is to come."""
+
+    def pause(self, longest_s: float) -> None:
+        """Wait so long, or until it may be done."""
 
     def again(self, reply: Any) -> Any | None:
         """Return the message to send in the place of a reply that does not count, if it is one."""
 
-    def is_small(self, message_id: str) -> bool:
-        """Return whether the reply to a message has no arrays to speak of, as far as is known."""
+    @property
+    def is_small(self) -> bool:
+        """Whether replies have no arrays to speak of, as far as is known."""
 
 
 class LiflGrid:
@@ -43,6 +52,9 @@ class LiflGrid:
         """Send the messages, and return their replies: of an exchange, an iterator that gives each as it comes."""
         exchange, self._exchange = self._exchange, None
         if exchange is None:
+            messages = list(messages)
+            if not messages:
+                return []
             found: Iterable[Any] = self._grid.send_and_receive(messages, timeout=timeout, **more)
             return found
         deadline_s = None if timeout is None else time.monotonic() + timeout
@@ -52,32 +64,33 @@ class LiflGrid:
         """Send messages, and return the ids of those that are on their way; Flower says of the others why not."""
         return {each for each in self._grid.push_messages(list(messages)) if each is not None}
 
-    def _replies(self, exchange: Exchange, waiting: set[str], deadline_s: float | None) -> Iterator[Any]:
+    def _replies(self, exchange: Exchange, sent: set[str], deadline_s: float | None) -> Iterator[Any]:
         pause_s = PAUSE_FIRST_S
-        while waiting:
-            came = False
-            for ids in _batches(exchange, waiting):
+        exchange.waiting |= sent
+        while not exchange.is_done():
+            left_s = PAUSE_MAX_S if deadline_s is None else deadline_s - time.monotonic()
+            if left_s <= 0:
+                return
+            exchange.pause(min(pause_s, left_s))
+            pause_s = min(2 * pause_s, PAUSE_MAX_S)
+            for ids in _batches(exchange):
                 found = list(self._grid.pull_messages(ids))
-                came = came or bool(found)
+                pause_s = PAUSE_FIRST_S if found else pause_s
                 while found:
-                    waiting.discard(found[-1].metadata.reply_to_message_id)
+                    exchange.waiting.discard(found[-1].metadata.reply_to_message_id)
                     again = exchange.again(found[-1])
                     if again is None:
                         yield found.pop()
                     else:
                         found.pop()
-                        waiting |= self._pushed([again])
-            left_s = PAUSE_MAX_S if deadline_s is None else deadline_s - time.monotonic()
-            if not waiting or left_s <= 0:
-                return
-            pause_s = PAUSE_FIRST_S if came else min(2 * pause_s, PAUSE_MAX_S)
-            time.sleep(min(pause_s, left_s))
+                        exchange.waiting |= self._pushed([again])
 
 
-def _batches(exchange: Exchange, waiting: set[str]) -> list[list[str]]:
-    """Return what is asked for at a time: one reply with arrays, all those without."""
-    small = [each for each in waiting if exchange.is_small(each)]
-    return [*([small] if small else []), *([each] for each in waiting.difference(small))]
+def _batches(exchange: Exchange) -> list[list[str]]:
+    """Return what is asked for at a time: one reply where they have arrays, else all."""
+    if exchange.is_small and exchange.waiting:
+        return [list(exchange.waiting)]
+    return [[each] for each in exchange.waiting]
 
 
 Grid.register(LiflGrid)

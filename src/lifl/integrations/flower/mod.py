@@ -18,15 +18,20 @@ from lifl.aggregator import FoldFailed, UpdateRefused
 from lifl.core.errors import Refused
 from lifl.integrations.flower.records import (
     CARRIED,
+    CONFIG_KEY,
     DID,
     KEY,
+    LATE,
     MODEL_WANTED,
     RECORD,
+    ROUND,
+    ROUNDS,
     SEEN,
     SUBMITTED,
     WEIGHTED_BY,
     WHY,
     as_record,
+    sent_metrics,
     sole_arrays,
     views,
     weight_of,
@@ -51,24 +56,47 @@ def lifl_mod(message: Message, context: Context, call_next: CallNext) -> Message
     if reference is None:
         return _marked(call_next(message, context), SEEN)
     with Taking(reference) as taking:
-        if reference.digest:
+        reply, rounds = None, int(str(said.get(ROUNDS) or 1))
+        for number in range(rounds):
+            before, reply = reply, None
             try:
-                message.content[str(said[KEY])] = as_record(taking.model())
+                if number:
+                    taking.next()
+                if number or reference.digest:
+                    message.content[str(said[KEY])] = as_record(taking.model())
             except FoldFailed as error:
-                return _failed(message, f"the round is over: {error}")
+                return before or _failed(message, f"the round is over: {error}")
             except NotReached as error:
-                record = ConfigRecord({DID: MODEL_WANTED, WHY: str(error)})
-                return Message(RecordDict({RECORD: record}), reply_to=message)
-        reply = call_next(message, context)
-        if WEIGHTED_BY not in said:
-            return _marked(reply, SEEN)
-        return _submitted(message, reply, taking, str(said[WEIGHTED_BY]))
+                return before or _model_wanted(message, error)
+            if number:
+                _count_on(message, said)
+            del before
+            reply = call_next(message, context)
+            if WEIGHTED_BY not in said:
+                return _marked(reply, SEEN)
+            reply = _submitted(message, reply, taking, said)
+            if rounds == 1 or not _goes_on(reply):
+                break
+        return reply
 
 
-def _submitted(message: Any, reply: Any, taking: Taking, weighted_by: str) -> Any:
+def _count_on(message: Any, said: Any) -> None:
+    """Say to the app which round it is."""
+    config = message.content.get(str(said.get(CONFIG_KEY)))
+    if config is not None and isinstance(config.get(ROUND), int):
+        config[ROUND] += 1
+
+
+def _goes_on(reply: Any) -> bool:
+    """Return whether the client may take part in the next round, too: its update is in this one, or came too late."""
+    return reply.has_content() and reply.content[RECORD][DID] in (SUBMITTED, LATE)
+
+
+def _submitted(message: Any, reply: Any, taking: Taking, said: Any) -> Any:
     """Return the reply without its arrays, which are in LIFL; or with them, and why."""
     if not reply.has_content():
         return reply
+    weighted_by, many = str(said[WEIGHTED_BY]), ROUNDS in said
     try:
         arrays = sole_arrays(reply.content)
         weight = weight_of(reply.content, weighted_by)
@@ -77,17 +105,25 @@ def _submitted(message: Any, reply: Any, taking: Taking, weighted_by: str) -> An
         return _marked(reply, CARRIED, refused.text)
     if weight == 0:  # it counts for its metrics alone
         return _marked(reply, CARRIED)
+    did, why = SUBMITTED, ""
     try:
-        taking.submit(tensors, weight)
+        taking.submit(tensors, weight, sent_metrics(reply.content, weighted_by) if many else None)
     except UpdateRefused as refused:
         return _failed(message, f"the update is refused: {refused.text}")
     except FoldFailed as error:
-        return _failed(message, f"the round is over: {error}")
+        if not many:
+            return _failed(message, f"the round is over: {error}")
+        did, why = LATE, str(error)
     except NotReached as error:
         return _marked(reply, CARRIED, str(error))
     (name,) = reply.content.array_records
     del reply.content[name]
-    return _marked(reply, SUBMITTED)
+    return _marked(reply, did, why)
+
+
+def _model_wanted(message: Any, error: NotReached) -> Any:
+    record = ConfigRecord({DID: MODEL_WANTED, WHY: str(error)})
+    return Message(RecordDict({RECORD: record}), reply_to=message)
 
 
 def _marked(reply: Any, did: str, why: str = "") -> Any:

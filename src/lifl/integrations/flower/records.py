@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, RecordDict
 
 from lifl.client.tensors import Array, numpy_dtype
 from lifl.core.errors import Refused
+from lifl.core.limits import METRIC_NAME_CHARS_MAX, METRICS_MAX
 from lifl.core.schema import DTYPE_BYTES
 
 log = logging.getLogger("flwr")
@@ -20,8 +21,11 @@ RECORD = "lifl"
 """The ConfigRecord in which the two sides speak to each other; the app's own code sees none of it."""
 KEY, WEIGHTED_BY = "arrays-key", "weighted-by"
 DID, WHY = "did", "why"
-SUBMITTED, CARRIED, MODEL_WANTED, SEEN = "submitted", "carried", "model-wanted", "seen"
-"""What a client did: its update is in LIFL; it is in this reply; it has no model yet; nothing that concerns LIFL."""
+ROUNDS, CONFIG_KEY, ROUND = "rounds", "config-key", "server-round"
+"""How many rounds a message is for; where the app's configuration stands, in which the round is counted on."""
+SUBMITTED, CARRIED, LATE, MODEL_WANTED, SEEN = "submitted", "carried", "late", "model-wanted", "seen"
+"""What a client did: its update is in LIFL; it is in this reply; it was too late for its round; it has no model yet;
+nothing that concerns LIFL."""
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -99,6 +103,14 @@ def with_same_metrics(contents: list[Any]) -> list[Any]:
     if dropped:
         log.warning("LIFL: not all replies have the metrics %s: they are left out", ", ".join(dropped))
     return contents
+
+
+def sent_metrics(content: Any, weighted_by: str) -> dict[str, float]:
+    """Return the metrics of a reply that go with an update: single numbers with names that LIFL takes."""
+    (record,) = content.metric_records.values()
+    found = {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
+    short = [name for name in found if name != weighted_by and 0 < len(name) <= METRIC_NAME_CHARS_MAX]
+    return {name: found[name] for name in short[:METRICS_MAX]}
 
 
 def without(content: Any, *keys: str) -> Any:

@@ -20,6 +20,7 @@ class Routes:
         self._has_mod: dict[str, bool] = {}
         self._until: dict[int, float] = {}
         self._told: set[str] = set()
+        self._answered: set[tuple[str, int]] = set()
 
     def knows_mod(self, kind: str) -> bool | None:
         """Return whether the ClientApp has the mod; None: not known yet."""
@@ -33,10 +34,15 @@ class Routes:
         """Return whether a node is sent the arrays."""
         return not self._has_mod.get(kind) or not self.by_lifl(kind, node, server_round)
 
-    def heard(self, kind: str, marked: bool) -> None:
-        """Note that a reply was, or was not, that of the mod."""
+    def knows(self, kind: str, node: int) -> bool:
+        """Return whether this node has answered as the mod does."""
+        return (kind, node) in self._answered
+
+    def heard(self, kind: str, node: int, marked: bool) -> None:
+        """Note that a node's reply was, or was not, that of the mod."""
         if marked:
             self._has_mod[kind] = True
+            self._answered.add((kind, node))
         else:
             self._has_mod.setdefault(kind, False)
 

@@ -9,8 +9,10 @@ nodes whose ClientApp has `lifl_mod` updates come past Flower's servers.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,7 +22,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from lifl.aggregator import Aggregator, FoldFailed
 from lifl.core.errors import Refused
-from lifl.integrations.flower.exchanges import NodeExchange, TrainExchange, name_of
+from lifl.integrations.flower.exchanges import NodeExchange, SeriesExchange, TrainExchange, name_of
 from lifl.integrations.flower.grid import LiflGrid
 from lifl.integrations.flower.records import RECORD, as_record, views, with_same_metrics, without
 from lifl.integrations.flower.routes import Routes
@@ -37,6 +39,10 @@ class LiflStrategy(Strategy):  # type: ignore[misc]
 
     `node`, `arena_bytes` and `identity` are those of `lifl.Aggregator`: ``":local:"`` is a node of its own.  Raise
     `Refused` for a strategy that cannot be aggregated so.
+
+    With `rounds_per_message` a node whose ClientApp has the mod takes part in so many rounds for one message: its
+    process and its data stay warm, and no round waits for Flower's servers.  Nodes are chosen, and evaluate, once for
+    each message.
     """
 
     def __init__(
@@ -46,16 +52,26 @@ class LiflStrategy(Strategy):  # type: ignore[misc]
         *,
         arena_bytes: int | None = None,
         identity: str | None = None,
+        rounds_per_message: int = 1,
     ) -> None:
+        if isinstance(rounds_per_message, bool) or not (isinstance(rounds_per_message, int) and rounds_per_message > 0):
+            text = f"rounds_per_message={rounds_per_message!r}: in how many rounds a node takes part for one message"
+            raise Refused("bad-rounds", "rounds_per_message", f"{text}, 1 or more")
         rule = rule_of(strategy)
         self.strategy = strategy
         self._aggregator = Aggregator(node, rule.name, rule.options, arena_bytes=arena_bytes, identity=identity)
         self._routes = Routes()
         self._training: TrainExchange | None = None
         self._evaluation: NodeExchange | None = None
+        self._rounds_per_message = rounds_per_message
+        self._series: SeriesExchange | None = None
+        self._last_round = sys.maxsize
 
     def start(self, grid: Grid, initial_arrays: ArrayRecord, *args: Any, **more: Any) -> Result:
         """Run the rounds, as `Strategy.start` does; what it takes besides is handed on."""
+        given = inspect.signature(super().start).bind(grid, initial_arrays, *args, **more)
+        given.apply_defaults()
+        self._last_round = int(given.arguments.get("num_rounds", sys.maxsize))
         try:
             return super().start(LiflGrid(grid), initial_arrays, *args, **more)
         finally:
@@ -77,15 +93,16 @@ class LiflStrategy(Strategy):  # type: ignore[misc]
     ) -> Iterable[Message]:
         """Have the strategy choose nodes, and open a fold for their updates.  Raise `Refused`: nothing is sent then."""
         self._end_rounds()
+        if self._series is not None and self._series.more():
+            return self._go_on(self._series, server_round, arrays, grid)
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
         if hasattr(self.strategy, _KEPT):
             setattr(self.strategy, _KEPT, None)
         if not messages:
             return messages
-        theirs = self.strategy
-        round_ = TrainExchange(server_round, self._routes, arrays, theirs.arrayrecord_key, theirs.weighted_by_key)
+        round_ = self._exchange(server_round, arrays, isinstance(grid, LiflGrid))
         model = views(arrays)
-        round_.fold = self._aggregator.open(model, expected=len(messages))
+        round_.fold = self._aggregator.open(model, len(messages), shared=isinstance(round_, SeriesExchange))
         self._training = round_
         if not isinstance(grid, LiflGrid):  # nobody would send a second message where that is needed
             return messages
@@ -93,6 +110,25 @@ class LiflStrategy(Strategy):  # type: ignore[misc]
         if round_.wants_model(messages):
             round_.digest = digest_of(model)
         return [round_.outgoing(message) for message in messages]
+
+    def _exchange(self, server_round: int, arrays: Any, may_be_series: bool) -> TrainExchange:
+        """Return a new round, or the first of several for one message."""
+        theirs = self.strategy
+        about = (server_round, self._routes, arrays, theirs.arrayrecord_key, theirs.weighted_by_key)
+        rounds = min(self._rounds_per_message, self._last_round - server_round + 1)
+        if not may_be_series or rounds < 2:
+            return TrainExchange(*about)
+        earlier = set() if self._series is None else self._series.waiting
+        self._series = SeriesExchange(*about, rounds=rounds, config_key=theirs.configrecord_key, earlier=earlier)
+        return self._series
+
+    def _go_on(self, series: SeriesExchange, server_round: int, arrays: Any, grid: Any) -> list[Message]:
+        """Open the next fold for those who take part for an earlier message: nothing is sent."""
+        series.begin(server_round, self._aggregator.open(views(arrays), series.size, shared=True))
+        self._training = series
+        grid.expect(series)
+        log.info("configure_train: %d nodes go on, %s", series.size, "for the last time" if not series.more() else "")
+        return []
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -113,9 +149,12 @@ class LiflStrategy(Strategy):  # type: ignore[misc]
                     failures.append((node, f"{reply.error.reason}"))
                     continue
                 try:
-                    contents[name_of(node)] = round_.take(reply)
+                    content = round_.take(reply)
+                    if content is not None:
+                        contents[name_of(node)] = content
                 except (Refused, FoldFailed) as error:
                     failures.append((node, str(error)))
+            round_.take_brought(contents)
             result = self._result(fold, contents) if contents else None
             if result is None:
                 _tell(contents, failures)
@@ -150,6 +189,8 @@ class LiflStrategy(Strategy):  # type: ignore[misc]
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Have the strategy choose nodes; the model goes to those with `lifl_mod` past Flower's servers."""
+        if self._series is not None and self._series.more():
+            return []
         messages = list(self.strategy.configure_evaluate(server_round, arrays, config, grid))
         if not messages or not isinstance(grid, LiflGrid):
             return messages
