@@ -15,7 +15,7 @@ from lifl.core.errors import LocalFault, Refused
 from lifl.core.limits import DEADLINE_S_MAX
 
 SESSION: Any = SimpleNamespace(
-    secret="s" * 64, name="fold-1", gateway="h:1", line=SimpleNamespace(node="7", own_addresses=list)
+    secret="s" * 64, name="fold-1", gateway="h:1", line=SimpleNamespace(node="7", dialled="", own_addresses=list)
 )
 
 
