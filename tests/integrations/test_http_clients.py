@@ -74,6 +74,6 @@ def test_what_is_answered_is_what_is_described(node: Node, tmp_path: Path, real:
     command = [str(Path(sys.executable).parent / "schemathesis"), "--config-file", str(config)]
     command += ["run", f"http://{node.info['http']}/openapi.json", "-H", f"{name}: {value}", "--max-examples", "30"]
     command += ["--request-timeout", "70", "--generation-database", "none"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert node.is_up()
