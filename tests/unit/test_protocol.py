@@ -23,7 +23,15 @@ from lifl.core.ids import (
     round_of,
     unpack_records,
 )
-from lifl.core.limits import CONTRIBUTION_BYTES_MAX, DIMENSIONS_MAX, METRICS_MAX, TENSOR_NAME_CHARS_MAX, TENSORS_MAX
+from lifl.core.limits import (
+    CONTRIBUTION_BYTES_MAX,
+    DIMENSIONS_MAX,
+    KNOWN_WORDS_MAX,
+    METRICS_MAX,
+    TENSOR_NAME_CHARS_MAX,
+    TENSORS_MAX,
+)
+from lifl.core.protocol import cluster
 from lifl.core.protocol.client import Submit
 from lifl.core.protocol.contribution import Contribution, pack_contribution, unpack_contributions
 from lifl.core.protocol.update_check import check_submit
@@ -200,3 +208,9 @@ def test_one_that_is_wrong_names_the_field(changes: dict[str, Any], code: str, f
     with pytest.raises(Refused) as refused:
         check_submit(LAYOUT, msgspec.structs.replace(SUBMIT, **changes), "c1")
     assert (refused.value.code, refused.value.field) == (code, field)
+
+
+def test_a_node_that_may_coordinate_has_room_for_all_words_that_it_says() -> None:
+    """Nodes of the earlier release take no more, either: beyond that no cluster with a store comes together."""
+    words = (*cluster.KNOWS, cluster.COORDINATES)
+    assert len(set(words)) == len(words) <= KNOWN_WORDS_MAX

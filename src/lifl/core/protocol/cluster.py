@@ -66,11 +66,13 @@ BEARERS = "bearers"
 """The word of a node that knows of bearer tokens."""
 OWNERS = "owners"
 """The word of a node that is told whose a job is."""
-COPIES = "copies"
-"""The word of a node that can keep copies of committed models, and serve them."""
+COPIES = OWNERS
+"""That of a node that can keep copies of committed models, and serve them: it came with the one before, and a hello has
+room for `KNOWN_WORDS_MAX` words, at the earlier release's nodes, too.
+"""
 TRAINABLE = "trainable"
 """The word of a node that knows of updates which lack some of a job's tensors."""
-KNOWS = (SECRETS, QUOTAS, JOURNAL, DRAIN, BEARERS, OWNERS, COPIES, TRAINABLE)
+KNOWS = (SECRETS, QUOTAS, JOURNAL, DRAIN, BEARERS, OWNERS, TRAINABLE)
 """What a node of this version knows (`PeerHello.knows`)."""
 HEARTBEAT_S = 1.0
 SUSPECT_S = 3.0
