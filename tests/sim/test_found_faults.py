@@ -18,6 +18,11 @@ LIVES = {
     "what an earlier life had left was asked for twice, and dropped the second time": (2518, 3, True),
     "a round began while two before it were still being saved, and found no room": (1831, 3, True),
     "the same, where the coordinator stays": (4037, 3, False),
+    "a node with more updates than its branch takes had a number below none moved to another": (
+        17097,
+        3,
+        False,
+    ),
 }
 """Seeds that found a fault by themselves: seed, hosts, and whether the coordinator moves.
 

@@ -234,10 +234,10 @@ class BranchTracker:
         One place is enough where a branch there has a leaf for it.  Return False when nothing can move.
         """
         room = round_.room_at(node)
-        if room and _widen(round_, 1, to):
+        if room > 0 and _widen(round_, 1, to):
             _narrow(round_, node, 1)
             return True
-        if not room or not _places_left(round_):
+        if room <= 0 or not _places_left(round_):
             return False
         _narrow(round_, node, room)
         record = self._add(round_, to, room)
