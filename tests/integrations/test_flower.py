@@ -26,7 +26,7 @@ from flwr.serverapp import strategy as strategies
 from flwr.supercore.task_identity import TaskIdentity
 from nodes import Node
 
-from lifl.core.errors import Refused
+from lifl.core.errors import Refused, ResourceFault
 from lifl.integrations import references
 from lifl.integrations.flower import LiflStrategy, lifl_mod
 from lifl.integrations.flower.records import RECORD, view
@@ -607,6 +607,68 @@ def test_nodes_without_the_mod_take_part_in_the_first_round_of_each_message() ->
 def test_a_number_of_rounds_that_is_none_is_refused(wrong: Any) -> None:
     with pytest.raises(Refused, match="rounds_per_message="):
         LiflStrategy(strategies.FedAvg(), rounds_per_message=wrong)
+
+
+# ---- a ServerApp that is killed --------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """The process of the ServerApp ends here."""
+
+
+def dies_in(number: int, app: Any) -> Any:
+    def client(message: Message, context: Any) -> Message:
+        if message.content["config"]["server-round"] == number and message.metadata.message_type == "train":
+            raise Killed
+        return app(message, context)
+
+    return client
+
+
+def evaluation(seen: list[int]) -> Callable[[int, ArrayRecord], MetricRecord]:
+    def evaluate(number: int, arrays: ArrayRecord) -> MetricRecord:
+        seen.append(number)
+        return MetricRecord({"sum": float(arrays["head"].numpy().sum())})
+
+    return evaluate
+
+
+def resumed(grid: StandIn, seen: list[int], rounds: int = 6, model: Any = MODEL) -> Any:
+    strategy = on_node(strategies.FedAvg(fraction_evaluate=0.0), resume=True)
+    return strategy.start(grid, record(model), rounds, evaluate_fn=evaluation(seen))
+
+
+def test_a_run_goes_on_at_the_round_in_which_its_server_app_was_killed(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIFL_FLOWER_STATE", str(tmp_path / "runs"))
+    seen: list[int] = []
+    app = client_app(mods=[lifl_mod])
+    with pytest.raises(Killed):
+        resumed(StandIn([app, dies_in(4, app)]), seen)
+    assert seen == [0, 1, 2, 3]
+    found = resumed(grid := StandIn([app, app]), seen)
+    assert seen == [0, 1, 2, 3, 4, 5, 6]
+    assert len(grid.sent) == 3 * 2, "rounds 4, 5 and 6"
+    alone = strategies.FedAvg(fraction_evaluate=0.0).start(StandIn([client_app()] * 2), record(MODEL), 6)
+    for name, array in alone.arrays.items():
+        np.testing.assert_allclose(found.arrays[name].numpy(), array.numpy(), rtol=2e-6, atol=2e-6)
+    assert list(found.train_metrics_clientapp) == [4, 5, 6]
+    assert not list((tmp_path / "runs").iterdir()), "a run that has come to its end is forgotten"
+
+
+def test_a_run_of_another_model_or_strategy_begins_at_round_1(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIFL_FLOWER_STATE", str(tmp_path))
+    with pytest.raises(Killed):
+        resumed(StandIn([client_app(), dies_in(2, client_app())]), [])
+    resumed(grid := StandIn([client_app()] * 2), [], 1, {**MODEL, "more": np.zeros(2, np.float32)})
+    assert len(grid.sent) == 2
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(b"damaged")
+    with pytest.raises(ResourceFault, match="remove the file"):
+        resumed(StandIn([]), [])
+    with pytest.raises(Refused, match="FedAdam has a state"):
+        LiflStrategy(strategies.FedAdam(), resume=True)
 
 
 # ---- seams -----------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from lifl.core.errors import Refused
 from lifl.integrations.flower.exchanges import NodeExchange, SeriesExchange, TrainExchange, name_of
 from lifl.integrations.flower.grid import LiflGrid
 from lifl.integrations.flower.records import RECORD, as_record, views, with_same_metrics, without
+from lifl.integrations.flower.resume import RunFile, later
 from lifl.integrations.flower.routes import Routes
 from lifl.integrations.flower.rules import rule_of
 from lifl.integrations.references import digest_of
@@ -43,6 +44,8 @@ class LiflStrategy(Strategy):  # type: ignore[misc]
     With `rounds_per_message` a node whose ClientApp has the mod takes part in so many rounds for one message: its
     process and its data stay warm, and no round waits for Flower's servers.  Nodes are chosen, and evaluate, once for
     each message.
+
+    With `resume` each round's model is written to the disk, and a ServerApp that was killed goes on behind it.
     """
 
     def __init__(
@@ -53,11 +56,15 @@ class LiflStrategy(Strategy):  # type: ignore[misc]
         arena_bytes: int | None = None,
         identity: str | None = None,
         rounds_per_message: int = 1,
+        resume: bool = False,
     ) -> None:
         if isinstance(rounds_per_message, bool) or not (isinstance(rounds_per_message, int) and rounds_per_message > 0):
             text = f"rounds_per_message={rounds_per_message!r}: in how many rounds a node takes part for one message"
             raise Refused("bad-rounds", "rounds_per_message", f"{text}, 1 or more")
         rule = rule_of(strategy)
+        if resume and rule.name != "fedavg":
+            text = f"{type(strategy).__name__} has a state on LIFL's node, which would begin anew: resume=True is for"
+            raise Refused("bad-strategy", "resume", f"{text} FedAvg and FedProx")
         self.strategy = strategy
         self._aggregator = Aggregator(node, rule.name, rule.options, arena_bytes=arena_bytes, identity=identity)
         self._routes = Routes()
@@ -66,16 +73,39 @@ class LiflStrategy(Strategy):  # type: ignore[misc]
         self._rounds_per_message = rounds_per_message
         self._series: SeriesExchange | None = None
         self._last_round = sys.maxsize
+        self._resume = resume
+        self._run: RunFile | None = None
+        self._done = 0  # rounds that an earlier ServerApp of the run has done
 
     def start(self, grid: Grid, initial_arrays: ArrayRecord, *args: Any, **more: Any) -> Result:
         """Run the rounds, as `Strategy.start` does; what it takes besides is handed on."""
         given = inspect.signature(super().start).bind(grid, initial_arrays, *args, **more)
         given.apply_defaults()
         self._last_round = int(given.arguments.get("num_rounds", sys.maxsize))
+        given.arguments["grid"] = LiflGrid(grid)
+        if self._resume:
+            self._find_run(grid, given.arguments)
         try:
-            return super().start(LiflGrid(grid), initial_arrays, *args, **more)
+            result = super().start(*given.args, **given.kwargs)
         finally:
             self.close()
+        if self._run is not None:
+            if not result.arrays:
+                result.arrays = given.arguments["initial_arrays"]
+            self._run.remove()
+        return result
+
+    def _find_run(self, grid: Any, given: dict[str, Any]) -> None:
+        """Have the run go on where an earlier ServerApp was killed, if one was.  Raise `ResourceFault`, `Refused`."""
+        app = str(grid.run.fab_id)
+        self._run = RunFile(app, type(self.strategy).__name__, views(given["initial_arrays"]))
+        found = self._run.found()
+        if found is None:
+            return
+        log.info("LIFL: an earlier run of %s was ended behind round %d: this one goes on there", app, found.round)
+        self._done = found.round
+        given["initial_arrays"] = as_record(found.tensors)
+        given["evaluate_fn"] = later(given.get("evaluate_fn"), found.round)
 
     def close(self) -> None:
         """End a round that is open, and the node, if it is one of its own; done by `start` at its end."""
@@ -93,6 +123,8 @@ class LiflStrategy(Strategy):  # type: ignore[misc]
     ) -> Iterable[Message]:
         """Have the strategy choose nodes, and open a fold for their updates.  Raise `Refused`: nothing is sent then."""
         self._end_rounds()
+        if server_round <= self._done:
+            return []
         if self._series is not None and self._series.more():
             return self._go_on(self._series, server_round, arrays, grid)
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
@@ -165,6 +197,8 @@ class LiflStrategy(Strategy):  # type: ignore[misc]
         _tell(contents, failures)
         past = len(round_.by_lifl & contents.keys())
         log.info("LIFL: %d updates came past Flower's servers, %d by them", past, len(contents) - past)
+        if self._run is not None:
+            self._run.save(server_round, result)
         arrays = as_record(result)
         if not contents:
             return arrays, None
@@ -189,7 +223,7 @@ class LiflStrategy(Strategy):  # type: ignore[misc]
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Have the strategy choose nodes; the model goes to those with `lifl_mod` past Flower's servers."""
-        if self._series is not None and self._series.more():
+        if server_round <= self._done or (self._series is not None and self._series.more()):
             return []
         messages = list(self.strategy.configure_evaluate(server_round, arrays, config, grid))
         if not messages or not isinstance(grid, LiflGrid):
