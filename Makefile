@@ -118,7 +118,7 @@ $(NVFLARE_READY): $(READY)
 
 $(INTEGRATIONS_READY): $(READY)
 	@$(BIN)/python -m venv $(INTEGRATIONS)
-	@$(INTEGRATIONS)/bin/python -m pip install -q --disable-pip-version-check -e '.[test,torch]' 'schemathesis >= 4.20'
+	@$(INTEGRATIONS)/bin/python -m pip install -q --disable-pip-version-check -e '.[test,torch,peft]' 'schemathesis >= 4.20'
 	@$(INTEGRATIONS)/bin/python -m pip install -q --disable-pip-version-check -e '.[flower]' 'flwr[simulation]' \
 		>$(VENV)/flower.log 2>&1 || echo "flwr cannot be installed ($(VENV)/flower.log): its tests will be skipped"
 	@touch $@

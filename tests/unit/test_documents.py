@@ -30,6 +30,7 @@ NAMES = (
     "docs/operating.md",
     "docs/proof.md",
     "docs/protocol.md",
+    "docs/pytorch.md",
     "docs/security.md",
 )
 DOCUMENTS = [ARCHITECTURE, CONTRIBUTING, *(ROOT / name for name in NAMES)]
