@@ -45,7 +45,7 @@ BY_FIELD = {
     # Said for benchmarks: nothing is decided by it.
     "TaskDone.weight",
 }
-SIXTY_FOUR_BITS = {"node", "owner", "data", "meta"}
+SIXTY_FOUR_BITS = {"node", "owner", "data", "meta", "checksum"}
 """A node's number, a checksum: any value of the wire's largest number is one."""
 
 
