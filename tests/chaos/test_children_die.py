@@ -272,13 +272,19 @@ def test_clients_learn_of_all_rounds_that_were_committed_while_they_were_away(st
     gate = Gate(folder / ".round-00001.safetensors.tmp")  # no reader comes: the writer waits for ever
     with fleet([node.address, str(node.state_dir)], "j", 4, oracle.update) as team:
         watch.wait("update.accepted", 4, round=2)
-        until("two rounds to save", lambda: ask(node, om.JobStatus("j"))["now"]["round"] == 3)
+        until("two rounds to save", lambda: now(node) == (2, "saving"))
         child(node, "lifl.node.gateway.main").kill()
         gate.open()
         for pid in workers(node):
             kill(pid)
         lines = finished(node, "j", team, oracle)
     assert [line["receipt"]["counted"] for line in lines] == [4] * 4
+
+
+def now(node: Node) -> tuple[int, str]:
+    """The round that runs, or the last one that is being saved, and how far it is."""
+    told = ask(node, om.JobStatus("j"))["now"]
+    return told["round"], told["phase"]
 
 
 def test_a_client_that_waits_long_outlives_two_gateways(
