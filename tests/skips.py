@@ -113,6 +113,11 @@ def has_no_peft() -> bool:
     return importlib.util.find_spec("transformers") is None or importlib.util.find_spec("peft") is None
 
 
+def has_no_schemathesis() -> bool:
+    """What `make test-integrations` installs is not there."""
+    return importlib.util.find_spec("schemathesis") is None
+
+
 def has_no_flwr() -> bool:
     """What `make test-integrations` installs is not there."""
     return importlib.util.find_spec("flwr") is None
@@ -161,6 +166,7 @@ ALLOWED: dict[str, Callable[[], bool]] = {
     r"make test-integrations installs torch": has_no_torch,
     r"make test-integrations installs (transformers|peft)": has_no_peft,
     r"make test-integrations installs flwr": has_no_flwr,
+    r"make test-integrations installs schemathesis": has_no_schemathesis,
     r"make test-integrations installs nvflare": has_no_nvflare,
     r"no filter for this machine": has_no_filter,
 }

@@ -92,7 +92,7 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
         return st.lists(st.text("abcxyz-", max_size=8), max_size=KNOWN_WORDS_MAX).map(tuple)
     if kind == Tensors:
         return tensors
-    if kind in (Revocation, Bearer):
+    if kind in (Revocation, Bearer, gm.ShownPeer):
         fields = typing.get_type_hints(kind, include_extras=True)
         return st.builds(kind, **{name: strategy(field) for name, field in fields.items()})
     if kind == typing.get_type_hints(Bearer, include_extras=True)["digest"]:

@@ -79,7 +79,7 @@ def line(node: BusyNode, monkeypatch: pytest.MonkeyPatch) -> Line:
 def test_an_aggregator_that_is_closed_waits_for_no_busy_node(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     node = BusyNode()
     its = line(node, monkeypatch)
-    session = Session(its, "j", LAYOUT, RuleSpec("fedavg", {}, "", ()), 1)
+    session = Session(its, "j", LAYOUT, RuleSpec("fedavg", {}, "", ()), 1, ())
     put = fm.PutModel("j", 0, LAYOUT.data_bytes, LAYOUT.digest)
     acts: dict[str, Callable[[], object]] = {
         "ask": lambda: session.ask(fm.CloseFold("j", 1), fm.FoldDone),
