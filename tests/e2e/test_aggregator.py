@@ -448,6 +448,17 @@ def test_a_node_of_its_own_that_is_killed_is_started_again() -> None:
         check_whole(fold.result())
 
 
+def test_a_node_of_its_own_that_was_killed_leaves_nothing() -> None:
+    with lifl.Aggregator() as aggregator:
+        with aggregator.open(MODEL, expected=1) as fold:
+            fold.add(one_hot(0), 1.0)
+        assert aggregator._local is not None
+        folder, number = Path(aggregator._local.folder), aggregator._local.number
+        kill(aggregator._local.pid)
+    assert not folder.exists()
+    assert not list(Path("/dev/shm").glob(f"lifl-{number}*"))
+
+
 def test_a_node_that_does_not_come_back_is_waited_for_as_long_as_was_said(node: Node) -> None:
     with (
         lifl.Aggregator(node.state_dir, return_within_s=0.5) as aggregator,

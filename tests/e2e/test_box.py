@@ -191,7 +191,7 @@ def hostile(node: Node, job: str, ways: str) -> dict:
 
 def test_nothing_gets_out_and_the_job_beside_it_goes_on(node: Node) -> None:
     oracle = OneHot(2)
-    submit(node, "honest", oracle.model(), job__rounds=1000, selection__attempts=1)
+    submit(node, "honest", oracle.model(), job__rounds=100_000, selection__attempts=1)
     watch = Watch(node, "honest")
     with fleet(node.address, "honest", 2, oracle.update) as team:
         watch.wait("round.committed")

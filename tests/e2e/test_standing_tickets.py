@@ -97,11 +97,12 @@ def test_it_goes_on_over_the_death_of_lifld(node: Node) -> None:
 
 
 def test_who_is_late_for_one_fold_is_told_of_the_next(node: Node) -> None:
-    goes_on = threading.Event()
+    is_there, goes_on = threading.Event(), threading.Event()
     missed: list[BaseException] = []
 
     def late(number: int, part: Part) -> None:
         if number == 1:
+            is_there.set()
             goes_on.wait(60)
             with pytest.raises(FoldFailed) as error:
                 part.submit(MODEL, 1.0)
@@ -112,7 +113,7 @@ def test_who_is_late_for_one_fold_is_told_of_the_next(node: Node) -> None:
         with aggregator.open(MODEL, expected=2, shared=True) as fold:
             Trainer(fold.ticket("b", standing=True))
             slow = Trainer(fold.ticket("a", standing=True), late)
-            assert fold.wait(["b"], 60.0) and not fold.wait(["a"], 0.0)
+            assert is_there.wait(60.0) and fold.wait(["b"], 60.0) and not fold.wait(["a"], 0.0)
             assert fold.result().clients == ("b",)
         with aggregator.open(MODEL, expected=2, shared=True) as fold:
             goes_on.set()

@@ -73,15 +73,23 @@ class LocalNode:
 
     def close(self) -> None:
         """End it, and remove its folder."""
-        process, self._process = self._process, None
-        if process is not None:
-            self._let_go(process)
-            try:
-                process.wait(END_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        if self._ended() < 0:  # it was killed: the next one clears up what it has left in shared memory
+            with contextlib.suppress(ResourceFault):
+                self.start()
+            self._ended()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _ended(self) -> int:
+        """Have it end, if it runs; return its exit code, below 0 when it was killed."""
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        self._let_go(process)
+        try:
+            return process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
 
     @staticmethod
     def _let_go(process: subprocess.Popen[bytes]) -> None:
