@@ -87,6 +87,7 @@ def test_a_job_goes_on_from_a_copy_when_the_coordinators_machine_and_disk_are_go
         lines = lines_of(oracle, first, job)
         assert [len(oracle.holders(line["path"])) for line in lines] == [2, 2], "home, and one copy of each"
         first.kill()
+        first.remove_arena()
         shutil.rmtree(first.state_dir)
         first.state_dir.mkdir()
         second = shared.next_coordinator(first)
