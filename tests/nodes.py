@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,16 @@ class Node:
             assert ended, f"lifld (pid {self.pid}) lives {COMMAND_TIMEOUT_S} s after signal {number}"
         finally:
             os.close(process)
+
+
+@contextmanager
+def running(state_dir: Path) -> Iterator[Node]:
+    """A node with a small arena on a free port, for the tests of a file; one of them may have ended it."""
+    node = Node(state_dir, ("--listen", "127.0.0.1:0", "--arena-bytes", "64MiB"))
+    node.up()
+    yield node
+    if node.is_up():
+        node.down()
 
 
 class Foreground(Node):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
 from builds import build
-from netns import Cluster, Keeper, kept
+from netns import Cluster, Keeper, SharedCluster, kept
+
+NUMBERS = count(1)
 
 
 @pytest.fixture(scope="module")
@@ -26,3 +29,17 @@ def next_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def three(keeper: Keeper, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     with keeper.whole(lambda: request.session.testsfailed) as made:
         yield made
+
+
+@pytest.fixture
+def shared(keeper: Keeper, request: pytest.FixtureRequest) -> Iterator[SharedCluster]:
+    """The file's nodes, where its `keeper` gives them a store; all that the store has kept is looked at."""
+    with keeper.whole(lambda: request.session.testsfailed) as made:
+        yield made
+        made.history()
+
+
+@pytest.fixture
+def job() -> str:
+    """A name that no other test has: they share the cluster."""
+    return f"j{next(NUMBERS)}"

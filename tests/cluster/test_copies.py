@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from netns import Keeper, Machine, SharedCluster, kept
 from lifl.core.protocol import cli as om
 
 N = 6
-NUMBERS = count(1)
 
 
 class Copied(OneHot):
@@ -40,18 +38,6 @@ class Copied(OneHot):
 def keeper() -> Iterator[Keeper]:
     with kept(3, "--redirector", "unix", shared=True) as made:
         yield made
-
-
-@pytest.fixture
-def shared(keeper: Keeper, request: pytest.FixtureRequest) -> Iterator[SharedCluster]:
-    with keeper.whole(lambda: request.session.testsfailed) as made:
-        yield made
-        made.history()
-
-
-@pytest.fixture
-def job() -> str:
-    return f"j{next(NUMBERS)}"
 
 
 def begin(shared: SharedCluster, job: str, oracle: OneHot, copies: int, **keys: Any) -> Machine:

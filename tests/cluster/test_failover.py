@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,6 @@ from nodes import run_lifl
 from lifl.core.protocol import cli as om
 
 N = 9
-NUMBERS = count(1)
 OF_A_JOB = 4
 """Writes of a job beside its rounds': its number, that it runs, its first model, that it is over."""
 HELD = [(index, 1) for index in range(5, N)]
@@ -30,19 +28,6 @@ HELD = [(index, 1) for index in range(5, N)]
 def keeper() -> Iterator[Keeper]:
     with kept(3, "--redirector", "unix", shared=True) as made:
         yield made
-
-
-@pytest.fixture
-def shared(keeper: Keeper, request: pytest.FixtureRequest) -> Iterator[SharedCluster]:
-    with keeper.whole(lambda: request.session.testsfailed) as made:
-        yield made
-        made.history()
-
-
-@pytest.fixture
-def job() -> str:
-    """A name that no other test has: they share the cluster."""
-    return f"j{next(NUMBERS)}"
 
 
 def begin(shared: SharedCluster, job: str, oracle: OneHot, rounds: int = 2) -> Machine:

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import psutil
 import pytest
-from nodes import Node, run_lifl
+from nodes import Node, run_lifl, running
 
 import lifl
 from lifl.aggregator import FoldFailed, FoldResult, UpdateRefused
@@ -42,11 +42,8 @@ def one_hot(client: int) -> dict[str, np.ndarray[Any, Any]]:
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """A node of a user's, on this machine: nothing of an aggregator stays on it."""
-    found = Node(tmp_path_factory.mktemp("node") / "state", ("--listen", "127.0.0.1:0", "--arena-bytes", "64MiB"))
-    found.up()
-    yield found
-    if found.is_up():
-        found.down()
+    with running(tmp_path_factory.mktemp("node") / "state") as found:
+        yield found
 
 
 @pytest.fixture(params=["unix", "tcp"])

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from nodes import Node
+from nodes import Node, running
 
 import lifl
 from lifl.aggregator import FoldFailed, Part
@@ -23,11 +23,8 @@ FOLDS = 4
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    found = Node(tmp_path_factory.mktemp("node") / "state", ("--listen", "127.0.0.1:0", "--arena-bytes", "64MiB"))
-    found.up()
-    yield found
-    if found.is_up():
-        found.down()
+    with running(tmp_path_factory.mktemp("node") / "state") as found:
+        yield found
 
 
 class Trainer(threading.Thread):

@@ -24,7 +24,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp import strategy as strategies
 from flwr.supercore.task_identity import TaskIdentity
-from nodes import Node
+from nodes import Node, running
 
 from lifl.core.errors import Refused, ResourceFault
 from lifl.integrations import references
@@ -47,12 +47,10 @@ Train = Callable[[Message, Any], Message]
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """A node of this account, and a run of Flower's, of which its messages are."""
     TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = 1, 9, 1
-    found = Node(tmp_path_factory.mktemp("node") / "state", ("--listen", "127.0.0.1:0", "--arena-bytes", "64MiB"))
-    found.up()
-    NODE.append(found)
-    yield found
-    NODE.clear()
-    found.down()
+    with running(tmp_path_factory.mktemp("node") / "state") as found:
+        NODE.append(found)
+        yield found
+        NODE.clear()
 
 
 def on_node(strategy: Any, **more: Any) -> LiflStrategy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from datetime import date
 from typing import Any
@@ -475,3 +476,21 @@ def test_who_coordinates_is_open_with_a_store() -> None:
     assert coordinates(parse_node({}))
     assert not coordinates(parse_node({"join": "127.0.0.1:1"}))
     assert not coordinates(parse_node({"store": "etcd://127.0.0.1:1"}))
+
+
+@pytest.mark.parametrize(
+    ("trainable", "said"),
+    [
+        ([""], "job.trainable[0]: expected str of length >= 1 (given: '')"),
+        (["a", 1], "job.trainable[1]: expected str, got int (given: 1)"),
+        ([["x"]], "job.trainable[0]: expected str, got array (given: ['x'])"),
+    ],
+)
+def test_what_is_wrong_in_a_list_is_shown(trainable: list[object], said: str) -> None:
+    table = {
+        "job": {"name": "a", "rounds": 1, "trainable": trainable},
+        "model": {"path": "m"},
+        "selection": {"clients_per_round": 1},
+    }
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        parse_job(table, ())

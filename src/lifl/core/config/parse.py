@@ -141,8 +141,8 @@ def _config_error(text: str, table: Mapping[str, Any], kind: type[msgspec.Struct
     if missing:
         return ConfigError(f"{path}.{missing[1]}" if path else missing[1], "is missing and has no default")
     value: Any = table
-    for key in path.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
+    for key in path.replace("[", ".[").split("."):
+        value = _part(value, key)
     if problem.startswith("Invalid enum value"):
         return ConfigError(path, f"{value!r:.80} is none of {', '.join(_choices(kind, path))}")
     if "matching regex" in problem and path.startswith("selection.clients"):
@@ -177,3 +177,10 @@ def _leaves(value: Any, path: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
             yield from _leaves(below, f"{path}[{index}]", depth + 1)
     else:
         yield path, value
+
+
+def _part(value: Any, key: str) -> Any:
+    """Return what stands under a key of a table, or under "[index]" of a list; None: there is nothing."""
+    if isinstance(value, list) and key.startswith("["):
+        return value[int(key[1:-1])]
+    return value.get(key) if isinstance(value, Mapping) else None
