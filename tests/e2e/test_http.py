@@ -22,6 +22,7 @@ from safetensors.numpy import load_file, save
 from test_rest import at_rest
 
 from lifl.core import limits
+from lifl.core.fields import NAME_RULE
 
 PAGE = Path(__file__).parents[2] / "docs/http.md"
 HTTP = ("--http", "127.0.0.1:0", "--redirector", "unix")
@@ -299,6 +300,7 @@ def test_what_is_no_request_is_answered_and_ends(node: Node) -> None:
     ):
         answer = client.ask("GET", path)
         assert (answer.status, answer.code) == (status, code), path
+    assert NAME_RULE in client.ask("GET", "/v1/jobs/j/clients/%D0%B6/selection").json["text"]
     assert client.ask("PUT", "rounds/1/update", b"x").code == "bad-weight"
     for asked in ("bytes 0-1/2", "bytes 5-5/5", "bytes 1-0/5", "1-2/3", "bytes */5", "bytes 0-0/9" + "9" * 30, ""):
         assert client.put(1, b"x", Content_Range=asked).code == "wrong-range", asked
@@ -317,6 +319,7 @@ def test_its_process_is_shown_and_rests_and_ends_with_the_node(node: Node) -> No
     waiting.start()
     until("its client", lambda: client.ask("GET", "/v1/status").json["clients"] == 1)
     until("rest", lambda: at_rest([pid, node.pid]))
+    node.lifl("cancel", "j")  # who waits is told
     waiting.join(WAIT_S)
     node.down()
     assert not psutil.pid_exists(pid)

@@ -29,7 +29,12 @@ from lifl.client.torch_tensors import is_module
 from lifl.core.config.job import fold_job, most_of
 from lifl.core.errors import ConfigError, LocalFault, Refused
 from lifl.core.fields import TrainablePatterns
-from lifl.core.limits import CLIENTS_PER_ROUND_MAX, CONTRIBUTION_BYTES_MAX
+from lifl.core.limits import (
+    CLIENTS_PER_ROUND_MAX,
+    CONTRIBUTION_BYTES_MAX,
+    PATTERN_CHARS_MAX,
+    TRAINABLE_PATTERNS_MAX,
+)
 from lifl.core.planning.arena_need import PAGE_BYTES, round_bytes_min
 from lifl.core.planning.treatment import trainable_of
 from lifl.core.protocol import client as cm
@@ -144,10 +149,10 @@ class Aggregator:
         try:
             if isinstance(trainable, str):
                 raise ValueError("they are a list of patterns, not one text")
-            patterns = msgspec.convert(tuple(trainable), TrainablePatterns)
+            patterns = _as_patterns(trainable)
             if patterns:
                 self._check_lacking()
-        except (TypeError, ValueError, ConfigError) as error:
+        except (ValueError, ConfigError) as error:
             raise Refused("bad-trainable", "trainable", f"trainable={trainable!r:.200}: {error}") from error
         return patterns
 
@@ -257,3 +262,12 @@ class Aggregator:
     def _broken(self) -> None:
         for fold in list(self._folds.values()):
             fold.wake()
+
+
+def _as_patterns(trainable: Sequence[str]) -> tuple[str, ...]:
+    """Return the patterns, or raise `ValueError` saying what they can be."""
+    try:
+        return msgspec.convert(tuple(trainable), TrainablePatterns)
+    except (TypeError, msgspec.ValidationError) as error:
+        each = f"each of 1 to {PATTERN_CHARS_MAX} printable characters"
+        raise ValueError(f"they are a list of at most {TRAINABLE_PATTERNS_MAX} patterns, {each}") from error

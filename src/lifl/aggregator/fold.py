@@ -17,6 +17,7 @@ from lifl.aggregator.tickets import TICKET_S, made_ticket
 from lifl.client.tensors import Tensors, Update, as_number
 from lifl.core.errors import LiflError, Refused
 from lifl.core.fields import NAME_RULE, Name
+from lifl.core.limits import DEADLINE_S_MAX
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import folds as fm
 from lifl.core.protocol.update_check import check_submit
@@ -170,8 +171,15 @@ class Fold:
     def wait(self, clients: Collection[str], timeout_s: float | None = None) -> bool:
         """Wait until the updates of all these clients were brought by tickets; return whether they were.
 
-        Raise `FoldFailed` when the fold has ended, and `NodeUnreachable`.
+        At most for `timeout_s` seconds, if that is given.  Raise `Refused` for names or a time that are none,
+        `FoldFailed` when the fold has ended, and `NodeUnreachable`.
         """
+        listed = isinstance(clients, Collection) and not isinstance(clients, str)
+        if not listed or not all(isinstance(client, str) for client in clients):
+            raise Refused("bad-name", "clients", f"clients={clients!r:.200}: give a list of names")
+        if timeout_s is not None and not (as_number(timeout_s, "bad-time", "timeout_s", "timeout_s") <= DEADLINE_S_MAX):
+            text = f"timeout_s={timeout_s!r}: give seconds, at most {DEADLINE_S_MAX:.0f}; or none, to wait for as long"
+            raise Refused("bad-time", "timeout_s", f"{text} as it takes")
         line, wanted = self._session.line, set(clients)
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while True:

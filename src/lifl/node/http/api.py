@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from lifl.core.errors import Refused
-from lifl.core.fields import Name
+from lifl.core.fields import NAME_RULE, Name
 from lifl.core.limits import COUNT_MAX, HTTP_WAIT_S_MAX, REASON_BYTES_MAX, WEIGHT_MAX, WEIGHT_MIN
 from lifl.core.protocol.update_check import check_metrics
 from lifl.node.http import metrics
@@ -120,8 +120,8 @@ class Api:
         for field in ("client", "job"):
             try:
                 msgspec.convert(of[field], Name)
-            except msgspec.ValidationError as error:
-                raise Problem(400, "protocol", f"{of[field]!r:.100} is no name: {error}", field) from None
+            except msgspec.ValidationError:
+                raise Problem(400, "protocol", f"{of[field]!r:.100} is no name: {NAME_RULE}", field) from None
         caller.check_client(of["client"], of["job"])
         return self._sessions.of(caller.came(), of["client"], of["job"])
 
