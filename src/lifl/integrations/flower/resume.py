@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lifl.client.tensors import Array
 from lifl.core.errors import ResourceFault
+
+log = logging.getLogger("flwr")
 
 VARIABLE = "LIFL_FLOWER_STATE"
 """The folder of the files, in the place of ~/.local/state/lifl/flower."""
@@ -28,11 +32,17 @@ class Found(NamedTuple):
 
 
 class RunFile:
-    """The file of one run: of the app `app`, with the strategy `name` and a model of these tensors."""
+    """The file of one run: of the app `app`, with the strategy `name` and a model of these tensors.
+
+    Raise `ResourceFault` where there is no place for it.
+    """
 
     def __init__(self, app: str, name: str, tensors: Mapping[str, Array]) -> None:
         about = [app, name, *(f"{each} {array.dtype} {array.shape}" for each, array in sorted(tensors.items()))]
-        folder = Path(os.environ.get(VARIABLE) or "~/.local/state/lifl/flower").expanduser()
+        try:
+            folder = Path(os.environ.get(VARIABLE) or "~/.local/state/lifl/flower").expanduser()
+        except RuntimeError as error:  # HOME is unset, and the account has no entry
+            raise ResourceFault(f"there is no home folder to keep the run in: {error}; set ${VARIABLE}") from error
         self.path = folder / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]}.safetensors"
 
     def found(self) -> Found | None:
@@ -51,6 +61,7 @@ class RunFile:
 
     def save(self, number: int, tensors: Mapping[str, Array]) -> None:
         """Write the model of a round, synced, in the place of the one before.  Raise `ResourceFault`."""
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         beside = self.path.with_suffix(f".{os.getpid()}")
@@ -65,12 +76,17 @@ class RunFile:
                     os.close(descriptor)
                 if path == beside:
                     os.replace(beside, self.path)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                beside.unlink()
             raise ResourceFault(f"the model of round {number} cannot be written to {self.path}: {error}") from error
 
     def remove(self) -> None:
-        """Forget the run: it has come to its end."""
-        self.path.unlink(missing_ok=True)
+        """Forget the run: it has come to its end.  Where that cannot be it is logged: the run has its result."""
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("LIFL: %s; remove the file, or the next run goes on behind this one's end", error)
 
 
 def later(evaluate: Callable[[int, Any], Any] | None, done: int) -> Callable[[int, Any], Any] | None:
