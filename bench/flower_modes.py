@@ -3,10 +3,11 @@
     make test-integrations ARGS=--co && .venv/integrations/bin/python bench/flower_modes.py --nodes 16 --mb 46.8
 
 `stock`: FedAvg as installed; `numpy`: its replies streamed into a running sum, the fair control; `strategy`: LIFL's
-strategy alone; `mod`: with LIFL's mod in the ClientApps; `many`: all rounds of a run for one message.  Nothing is
-trained.  Each repeat runs all modes one after the other; the first round of each run is a warm-up.  Servers are
-the SuperLink with all that descends from it: the ServerApp, LIFL's node; their memory is what is private to each, and
-the node's arena.
+strategy alone; `mod`: with LIFL's mod in the ClientApps; `ahead`: with messages that are sent ahead; `many`: all rounds
+of a run for one message.  Nothing is trained.  Each repeat runs all modes one after the other, each with a SuperLink
+and SuperNodes of its own; the first round of each run is a warm-up (of `ahead` the first two).  Servers are the
+SuperLink with all that descends from it: the ServerApp, LIFL's node; their memory is what is private to each, and the
+node's arena.  `bench/frameworks.py` makes a page of the figures of `--json`.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ import psutil
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 from flower_fleet import FlowerFleet  # noqa: E402 - of the tests
+from frameworks import about  # noqa: E402
 
-MODES = ("stock", "numpy", "strategy", "mod", "many")
-SAMPLE_S = 0.1
+MODES = ("stock", "numpy", "strategy", "mod", "ahead", "many")
+WARM_UPS = {"ahead": 2}
+SAMPLE_S = 0.2
 
 
 class PeakMemory:
@@ -40,6 +43,10 @@ class PeakMemory:
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._before = set(Path("/dev/shm").glob("lifl-*"))
         self.peak_bytes = 0
+        self.parts: dict[str, int] = {}
+        """What the peak was made of."""
+        self.app_bytes = 0
+        """The most that the ServerApp had for itself."""
 
     def __enter__(self) -> PeakMemory:
         self._thread.start()
@@ -51,29 +58,53 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._stop.wait(SAMPLE_S):
-            found = sum(map(_private_bytes, [self._top, *self._top.children(recursive=True)]))
+            parts: dict[str, int] = {}
+            for process in [self._top, *self._top.children(recursive=True)]:
+                part = _part(process)
+                parts[part] = parts.get(part, 0) + _private_bytes(process)
             for path in set(Path("/dev/shm").glob("lifl-*")) - self._before:
                 with suppress(FileNotFoundError):
-                    found += path.stat().st_blocks * 512
-            self.peak_bytes = max(self.peak_bytes, found)
+                    parts["arena"] = parts.get("arena", 0) + path.stat().st_blocks * 512
+            self.app_bytes = max(self.app_bytes, parts.get("ServerApp", 0))
+            if sum(parts.values()) > self.peak_bytes:
+                self.peak_bytes, self.parts = sum(parts.values()), parts
+
+
+def _part(process: psutil.Process) -> str:
+    """Return of whom a process is."""
+    with suppress(psutil.Error):
+        command = " ".join(process.cmdline())
+        for word, part in (("flwr-serverapp", "ServerApp"), ("lifl", "node"), ("flower-superlink", "SuperLink")):
+            if word in command:
+                return part
+    return "other"
 
 
 def _private_bytes(process: psutil.Process) -> int:
+    """Return the memory that is in no file; what forked processes share counts once."""
     with suppress(OSError):
-        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
+        for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss_Anon:"):
                 return int(line.split()[1]) * 1024
     return 0
 
 
-def run(fleet: FlowerFleet, mode: str, given: argparse.Namespace) -> dict[str, Any]:
-    """Return what one run of some rounds came to."""
+def run(folder: Path, mode: str, given: argparse.Namespace) -> dict[str, Any]:
+    """Return what one run of some rounds came to, with a fleet of its own."""
+    fleet = FlowerFleet(folder, given.nodes)
+    try:
+        return _run(fleet, mode, given)
+    finally:
+        fleet.close()
+
+
+def _run(fleet: FlowerFleet, mode: str, given: argparse.Namespace) -> dict[str, Any]:
     out = fleet.folder / f"{mode}.json"
     out.unlink(missing_ok=True)
-    rounds = max(given.many, 3) + 1 if mode == "many" else given.rounds + 1
+    rounds = max(given.many, 3) + 1 if mode == "many" else given.rounds + WARM_UPS.get(mode, 1)
     config = {
         "mode": mode,
-        "mod": mode in ("mod", "many"),
+        "mod": mode in ("mod", "ahead", "many"),
         "model-bytes": int(given.mb * 1e6),
         "nodes": given.nodes,
         "rounds": rounds,
@@ -85,27 +116,43 @@ def run(fleet: FlowerFleet, mode: str, given: argparse.Namespace) -> dict[str, A
     if not out.exists():
         raise RuntimeError(f"{mode}: {said[-3000:]}")
     found: dict[str, Any] = json.loads(out.read_text())
-    return {**found, "mode": mode, "servers_peak_bytes": memory.peak_bytes}
+    more = {"servers_peak_bytes": memory.peak_bytes, "peak_parts": memory.parts, "app_peak_bytes": memory.app_bytes}
+    return {**found, "mode": mode, "model_bytes": config["model-bytes"], **more}
+
+
+def _memory_cells(runs: list[dict[str, Any]]) -> str:
+    """Return the servers' peak with its parts, and the ServerApp's, as far as they were measured."""
+    measured = [each for each in runs if "peak_parts" in each]
+    if not measured:
+        return " | "
+    largest = max(measured, key=lambda each: each["servers_peak_bytes"])
+    found = largest["peak_parts"]
+    of = ", ".join(f"{found.get(part, 0) / 1e6:.0f}" for part in ("SuperLink", "ServerApp", "node", "arena"))
+    most = max(measured, key=lambda each: each["app_peak_bytes"])
+    app = f"{most['app_peak_bytes'] / 1e6:.0f}"
+    if "server_app_before_bytes" in most:
+        app += f" ({(most['app_peak_bytes'] - most['server_app_before_bytes']) / most['model_bytes']:.1f})"
+    return f"{largest['servers_peak_bytes'] / 1e6:.0f}{f' ({of})' if found else ''} | {app}"
 
 
 def table(runs: list[dict[str, Any]]) -> str:
     """Return the medians of each mode, and their ratios to stock."""
     lines = [
-        "| mode | n | round, s | servers' CPU, s | servers' peak, MB | ServerApp's peak, MB | last reply to model, s |"
+        "| mode | n | round, s | servers' CPU, s | servers' peak, MB (SuperLink, ServerApp, node, arena) "
+        "| ServerApp's own peak, MB (beyond what it began with, in models) | last reply to model, s |",
+        "|---" * 7 + "|",
     ]
-    lines.append("|---" * 7 + "|")
     for mode in MODES:
         mine = [each for each in runs if each["mode"] == mode]
         if not mine:
             continue
-        rounds = [each for one in mine for each in one["rounds"][1:]]
+        rounds = [each for one in mine for each in one["rounds"][WARM_UPS.get(mode, 1) :]]
         median = {key: statistics.median(each[key] for each in rounds) for key in rounds[0] if key != "round"}
         spread = sorted(each["round_s"] for each in rounds)
-        peak, app = (max(each[key] for each in mine) for key in ("servers_peak_bytes", "server_app_kib"))
+        last = f"{median['last_reply_to_model_s']:.2f}" if mode != "many" else ""
         lines.append(
             f"| {mode} | {len(rounds)} | {median['round_s']:.2f} ({spread[0]:.2f} to {spread[-1]:.2f}) "
-            f"| {median['servers_cpu_s']:.2f} | {peak / 1e6:.0f} | {app * 1024 / 1e6:.0f} "
-            f"| {median['last_reply_to_model_s']:.2f} |"
+            f"| {median['servers_cpu_s']:.2f} | {_memory_cells(mine)} | {last} |"
         )
     return "\n".join(lines)
 
@@ -120,27 +167,30 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--within-s", type=float, default=1800.0, help="a run takes no longer")
-    parser.add_argument("--json", type=Path, help="a file for all figures")
+    parser.add_argument("--json", type=Path, help="a file for all figures, written after each run")
     given = parser.parse_args()
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="lifl-flower-") as folder:
-        fleet = FlowerFleet(Path(folder), given.nodes)
-        try:
-            for _ in range(given.repeats):
-                for mode in given.modes.split(","):
-                    runs.append(run(fleet, mode, given))
-                    print(f"{mode}: {[round(each['round_s'], 2) for each in runs[-1]['rounds']]}", flush=True)
-        finally:
-            fleet.close()
+        for number in range(given.repeats):
+            for mode in given.modes.split(","):
+                runs.append(run(Path(folder) / f"{mode}-{number}", mode, given))
+                print(f"{mode}: {[round(each['round_s'], 2) for each in runs[-1]['rounds']]}", flush=True)
+                if given.json:
+                    told = {"about": about("flwr"), "command": sys.argv[1:], "runs": runs}
+                    given.json.write_text(json.dumps(told, indent=1))
     print(table(runs))
+    print(agreement(runs))
+
+
+def agreement(runs: list[dict[str, Any]]) -> str:
+    """Return how far the models of all modes are apart."""
     by_rounds: dict[int, list[list[float]]] = {}
+    off = 0.0
     for each in runs:
         by_rounds.setdefault(len(each["rounds"]), []).append(each["means"])
     for means in by_rounds.values():
-        off = max(abs(x - y) for other in means for x, y in zip(means[0], other, strict=True))
-        print(f"largest difference of a tensor's mean between runs of {len(means)} modes or repeats: {off:.2g}")
-    if given.json:
-        given.json.write_text(json.dumps(runs, indent=1))
+        off = max(off, *(abs(x - y) for other in means for x, y in zip(means[0], other, strict=True)))
+    return f"Largest difference of a tensor's mean between runs of as many rounds: {off:.2g}."
 
 
 if __name__ == "__main__":

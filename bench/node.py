@@ -1,6 +1,6 @@
 """The benchmark of one node (`make bench-node`): the real parts, side by side in one run, and the targets.
 
-    bench/node.py [--quick] [--only handoff,ingest,...]
+    bench/node.py [--quick] [--only handoff,ingest,...] [--connections K]
 
 Prints each group's table as it is done, then the table of targets; a target that is missed is shown as missed, and is
 no error.  A full run writes bench/results/node.json and node.md, one of `tls,handshakes` (`make bench-tls`) tls.json
@@ -16,12 +16,14 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 from measure import HELPER_ENVIRONMENT, ROOT, Group, Target, machine, targets_markdown
 
 # NumPy's BLAS makes its threads when it is loaded.
 os.environ.update(HELPER_ENVIRONMENT)
 
+import node_connections
 import node_fold
 import node_handoff
 import node_handshakes
@@ -31,7 +33,9 @@ import node_start
 import node_tls
 import placement
 
-GROUPS = {
+from lifl.core.limits import STREAMS_MAX
+
+GROUPS: dict[str, Callable[..., Group]] = {
     "handoff": node_handoff.run,
     "ingest": node_ingest.run,
     "tls": node_tls.run,
@@ -40,6 +44,7 @@ GROUPS = {
     "start": node_start.run,
     "placement": placement.run,
     "rest": node_rest.run,
+    "connections": node_connections.run,
 }
 REPORTS = {"node": tuple(GROUPS), "tls": ("tls", "handshakes")}
 """By the name of the report: the groups that it is of, when they are run together."""
@@ -51,6 +56,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes, few repetitions; writes nothing")
     parser.add_argument("--only", default=",".join(GROUPS), help=f"some of {','.join(GROUPS)}")
+    also = "updates over TLS also over so many connections each; writes nothing"
+    parser.add_argument("--connections", type=int, choices=range(1, STREAMS_MAX + 1), default=1, help=also)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything is cleared up
     names = options.only.split(",")
@@ -61,14 +68,15 @@ def main() -> int:
     begun_s = time.monotonic()
     groups: list[Group] = []
     for name in names:
-        groups.append(GROUPS[name](options.quick))
+        more = {"connections": options.connections} if name == "tls" else {}
+        groups.append(GROUPS[name](options.quick, **more))
         print(groups[-1].markdown(), flush=True)
     about["load after"] = " ".join(f"{load:.2f}" for load in os.getloadavg())
     targets = [target for group in groups for target in group.targets]
     print("Small sizes: the targets are not judged.\n" if options.quick else targets_markdown(targets), flush=True)
     print(f"took {time.monotonic() - begun_s:.0f} s")
     for report, parts in REPORTS.items():
-        if not options.quick and set(names) == set(parts):
+        if not options.quick and options.connections == 1 and set(names) == set(parts):
             write(report, about, groups, targets)
     return 0
 

@@ -4,6 +4,7 @@ One process pinned to one core folds N updates of a job (slots at equal distance
 leaf tasks use.  Beside it, in the same repetition and over the same bytes, a plain read: BLAS's dot product of each
 update with itself, which reads every byte once, in order, and writes nothing.
 
+Reproducible sums of the same updates (`aggregation.reproducible`) are made beside it, into the helper's own memory.
 Numbers of two bytes and of one are folded beside it, eight updates at a time, from the helper's own memory: their rate
 is of bytes of input.
 
@@ -24,10 +25,10 @@ from functools import partial as partial_of
 import numpy as np
 from measure import Cell, Group, Helper, Target, answer, grown_bytes, orders
 
-from lifl.client.tensors import numpy_dtype
+from lifl.client.packing import numpy_dtype
 from lifl.core.ids import Key, Kind
 from lifl.core.schema import ACCUMULATOR, DTYPE_BYTES, Segment
-from lifl.rules import kernels
+from lifl.rules import binned, kernels
 from lifl.rules.integers import BITS
 from lifl.rules.integers import fold as fold_integers
 from lifl.shm.arena import Arena
@@ -48,6 +49,7 @@ PARTIAL_BYTES = DTYPE_BYTES[ACCUMULATOR["float32"]]
 SMALL = ("float16", "bfloat16", "int8")
 SMALL_COUNT = 8
 SMALL_TARGET = 4.0
+REPRODUCIBLE_COUNT, REPRODUCIBLE_TARGET = 8, 6.0
 
 
 def run(quick: bool) -> Group:
@@ -67,6 +69,7 @@ def run(quick: bool) -> Group:
         reads = {count: Cell(f"plain read of {count} updates", "GB/s") for count in COUNTS}
         blocks = {count: Cell(f"read by blocks of {count} updates", "GB/s") for count in COUNTS}
         fractions = {count: Cell(f"fold / read, {count} updates", "") for count in COUNTS}
+        bins = {count: Cell(f"reproducible fold of {count} updates", "GB/s of input") for count in COUNTS}
         traffic = {count: Cell(f"memory traffic / read, {count} updates", "") for count in COUNTS}
         small = {dtype: Cell(f"fold of {SMALL_COUNT} updates of {dtype}", "GB/s of input") for dtype in SMALL}
         for _ in range(QUICK_REPETITIONS if quick else REPETITIONS):
@@ -78,8 +81,9 @@ def run(quick: bool) -> Group:
                 _rate(helper, "read by blocks", count, nbytes, pass_bytes, blocks[count])
                 fold = _rate(helper, "fold", count, nbytes, pass_bytes, folds[count])
                 fractions[count].add(fold / read)
+                _rate(helper, "reproducible", count, nbytes, pass_bytes // 4, bins[count])
                 traffic[count].add(fold / read * (count + PARTIAL_BYTES / 4) / count)
-    kinds = (reads, blocks, folds, fractions, traffic)
+    kinds = (reads, blocks, folds, fractions, bins, traffic)
     cells = [kind[count] for count in COUNTS for kind in kinds] + list(small.values())
     return Group(
         "fold",
@@ -96,6 +100,10 @@ def run(quick: bool) -> Group:
         + [
             Target(f"{cell.name}, one core", "GB/s", SMALL_TARGET, cell.median, at_least=True)
             for cell in small.values()
+        ]
+        + [
+            Target(f"{cell.name}, one core", "GB/s", REPRODUCIBLE_TARGET, cell.median, at_least=True)
+            for cell in [bins[REPRODUCIBLE_COUNT]]
         ],
     )
 
@@ -142,10 +150,15 @@ def main() -> None:
     def fold(batch: list[kernels.Vector]) -> None:
         kernels.fold(partial, batch, [1.0 / len(batch)] * len(batch))
 
+    def reproducible(batch: list[kernels.Vector]) -> None:
+        binned.add(accumulator, [], batch, [3.0] * len(batch), keep=False)
+
+    accumulator = np.zeros(len(partial), kernels.numpy_dtype(binned.ACCUMULATOR))
     does: dict[str, Callable[[list[kernels.Vector]], None]] = {
         "read": read,
         "read by blocks": read_by_blocks,
         "fold": fold,
+        "reproducible": reproducible,
     }
     small: dict[str, list[kernels.Vector]] = {}
     for dtype in SMALL:

@@ -159,9 +159,10 @@ def burst(senders: list[Helper], way: str, address: str, updates: int, layout: L
 class Gateway:
     """The gateway's process and, in a thread, what `lifld` answers it."""
 
-    def __init__(self, arena: Arena, layout: Layout, identity: Path | None = None) -> None:
+    def __init__(self, arena: Arena, layout: Layout, identity: Path | None = None, streams: int = 1) -> None:
         self._arena = arena
         self._secured = ["--identity", str(identity)] if identity is not None else []
+        self._secured += ["--streams", str(streams)]
         self._layout = layout
         self._opened = ExitStack()
         self._admitted: dict[bytes, tuple[int, int]] = {}

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psutil
@@ -39,9 +39,9 @@ def run(quick: bool) -> Group:
     aggregators = Cell("aggregators of an idle node", "")
     processes = Cell("processes of an idle node", "")
     memory = Cell("memory of an idle node beside the arena", "MB")
-    with _node() as info:
+    with started() as info:
         node = psutil.Process(info["pid"])
-        _settle(node)
+        settle(node)
         for _ in range(1 if quick else IDLE_REPETITIONS):
             family = [node, *node.children(recursive=True)]
             before_s = cpu_s(p.pid for p in family)
@@ -72,12 +72,12 @@ def run(quick: bool) -> Group:
 
 
 @contextmanager
-def _node() -> Iterator[dict[str, Any]]:
-    """Provide a running node; yield its report."""
+def started(*flags: str) -> Iterator[dict[str, Any]]:
+    """Provide a running node, started with the flags as well; yield its report."""
     with tempfile.TemporaryDirectory(prefix="lb-") as folder:
         info: dict[str, Any] = {}
         try:
-            command = [*LIFL, "up", "-d", "--json", "--state", folder, "--listen", "127.0.0.1:0"]
+            command = [*LIFL, "up", "-d", "--json", "--state", folder, "--listen", "127.0.0.1:0", *flags]
             with uninterrupted():
                 done = subprocess.run(command, stdout=subprocess.PIPE, timeout=COMMAND_S, check=True, process_group=0)
                 info = json.loads(done.stdout)
@@ -88,14 +88,15 @@ def _node() -> Iterator[dict[str, Any]]:
                 subprocess.run(down, stdout=subprocess.DEVNULL, timeout=COMMAND_S, check=True, process_group=0)
 
 
-def _settle(node: psutil.Process) -> None:
+def settle(node: psutil.Process) -> None:
     """Wait until the node's start-up work has ended.  Raise `RuntimeError` when it never rests."""
     for _ in range(int(SETTLE_MAX_S / SETTLED_S)):
         pids = [node.pid, *(child.pid for child in node.children(recursive=True))]
-        before_s = cpu_s(pids)
-        time.sleep(SETTLED_S)
-        if cpu_s(pids) - before_s < SLEPT_CPU_S:
-            return
+        with suppress(OSError):  # one of them has ended meanwhile
+            before_s = cpu_s(pids)
+            time.sleep(SETTLED_S)
+            if cpu_s(pids) - before_s < SLEPT_CPU_S:
+                return
     raise RuntimeError(f"the node did not rest within {SETTLE_MAX_S:g} s of its start")
 
 

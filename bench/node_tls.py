@@ -7,7 +7,9 @@ The cipher by itself is what OpenSSL's AES-128-GCM does with records of 16 KiB t
 What it allows is told by the CPU: the bare loop's of both ends, and the cipher's at both ends, on the cores that there
 are.
 
-    python bench/node_tls.py send NAME BYTES FOLDER | bare ARENA KEYS DESCRIPTOR FOLDER    (the helpers' own entry)
+With `--connections K` of bench/node.py there is one way more: each update goes over K connections of its client.
+
+    python bench/node_tls.py send NAME BYTES FOLDER [CONNECTIONS] | bare ARENA KEYS DESCRIPTOR FOLDER    (the helpers')
 """
 
 from __future__ import annotations
@@ -31,10 +33,11 @@ from typing import Any
 import node_ingest
 import numpy as np
 from measure import Cell, Group, Helper, Target, answer, cpu_s, orders
-from node_ingest import BARE_READ_BYTES, UPDATE_BYTES, Gateway, clients, expect, layout_of, submit
+from node_ingest import BARE_READ_BYTES, JOB, UPDATE_BYTES, Gateway, clients, expect, layout_of, submit
 
 from lifl.client.dialling import Dialler
-from lifl.client.stream import GREETING_S, Stream
+from lifl.client.split import ways_of
+from lifl.client.stream import GREETING_S, Stream, greeted
 from lifl.client.tensors import Update
 from lifl.core.identity import Identity
 from lifl.core.ids import Key, Kind
@@ -49,7 +52,7 @@ from lifl.tls.contexts import Contexts
 from lifl.tls.folder import load, save
 from lifl.tls.signing_request import new_key
 
-PLAIN, SSL, GATEWAY, SECURED = WAYS = ("bare loop", "bare ssl", "gateway, plain", "gateway, TLS")
+PLAIN, SSL, GATEWAY, SECURED, SPLIT = ("bare loop", "bare ssl", "gateway, plain", "gateway, TLS", "gateway, TLS, split")
 CLIENTS = (1, 4)
 UPDATES = {1: 12, 4: 5}
 QUICK_UPDATES = {1: 2, 4: 1}
@@ -61,13 +64,14 @@ NODE = "node"
 REST_S, REST_CPU_S, RESTS_MAX = 1.0, 0.01, 30
 
 
-def run(quick: bool) -> Group:
-    """Measure every way with every number of clients, interleaved."""
+def run(quick: bool, connections: int = 1) -> Group:
+    """Measure every way with every number of clients, interleaved; with several `connections` also such updates."""
+    ways = (PLAIN, SSL, GATEWAY, SECURED, *([SPLIT] if connections > 1 else []))
     layout = layout_of(node_ingest.QUICK_BYTES if quick else UPDATE_BYTES)
     updates = QUICK_UPDATES if quick else UPDATES
-    rates = {(way, n): Cell(f"{way}, {clients(n)}", "GB/s") for n in CLIENTS for way in WAYS}
+    rates = {(way, n): Cell(f"{way}, {clients(n)}", "GB/s") for n in CLIENTS for way in ways}
     senders_cpu = {key: Cell(f"{cell.name}: CPU of the senders", "s per GB") for key, cell in rates.items()}
-    fractions = {(way, n): Cell(f"{way} / {PLAIN}, {clients(n)}", "") for n in CLIENTS for way in WAYS[1:]}
+    fractions = {(way, n): Cell(f"{way} / {PLAIN}, {clients(n)}", "") for n in CLIENTS for way in ways[1:]}
     cipher = Cell("the cipher by itself, one core", "GB/s")
     with ExitStack() as opened:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="lt-")))
@@ -78,12 +82,13 @@ def run(quick: bool) -> Group:
         addresses, pids = {}, {}
         for way in (PLAIN, SSL):
             addresses[way], pids[way] = opened.enter_context(_bare(arena, layout, folder if way == SSL else None))
-        for way, identity in ((GATEWAY, None), (SECURED, folder / NODE)):
-            gateway = opened.enter_context(Gateway(arena, layout, identity))
+        gateways = [(GATEWAY, None, 1), (SECURED, folder / NODE, 1), (SPLIT, folder / NODE, connections)]
+        for way, identity, streams in gateways[: len(ways) - 2]:
+            gateway = opened.enter_context(Gateway(arena, layout, identity, streams))
             addresses[way], pids[way] = gateway.tcp, gateway.pid
         senders = []
         for number in range(max(CLIENTS)):
-            arguments = ["send", f"c{number}", str(layout.data_bytes), str(folder)]
+            arguments = ["send", f"c{number}", str(layout.data_bytes), str(folder), str(connections)]
             senders.append(Helper("node_tls.py", arguments))
             opened.callback(senders[-1].close)
         for sender in senders:
@@ -92,7 +97,7 @@ def run(quick: bool) -> Group:
         for repetition in range(-1, QUICK_REPETITIONS if quick else REPETITIONS):
             for n in CLIENTS:
                 rate: dict[str, float] = {}
-                for way in WAYS:
+                for way in ways:
                     before_s = cpu_s([pids[way]])
                     rate[way], sent_cpu = node_ingest.burst(senders[:n], way, addresses[way], updates[n], layout)
                     gigabytes = n * updates[n] * layout.data_bytes / 1e9
@@ -200,7 +205,7 @@ def _bare(arena: Arena, layout: Layout, folder: Path | None) -> Iterator[tuple[s
 # ---- the helpers ---------------------------------------------------------------------------------------------------
 
 
-def send(name: str, nbytes: int, folder: Path) -> None:
+def send(name: str, nbytes: int, folder: Path, connections: int) -> None:
     """Be a client: connect when told a way, then send the updates, one after the other."""
     layout = layout_of(nbytes)
     random = np.random.default_rng(1)
@@ -211,9 +216,14 @@ def send(name: str, nbytes: int, folder: Path) -> None:
     for what in told:
         way, address = what["way"], what["address"]
         sock = _bare_ssl(address, contexts_of(folder / name)) if way == SSL else None
-        identity = folder / name if way == SECURED else None
-        stream = Stream(address, GREETING_S, Dialler([address], identity)) if sock is None else None
-        if stream is not None and way != PLAIN:
+        identity = folder / name if way in (SECURED, SPLIT) else None
+        dialler = Dialler([address], identity, streams=connections if way == SPLIT else 1)
+        stream = None
+        if way == SPLIT:
+            stream = greeted(address, GREETING_S, name, False, dialler)
+        elif sock is None:
+            stream = Stream(address, GREETING_S, dialler)
+        if stream is not None and way not in (PLAIN, SPLIT):
             stream.send(cm.Hello(cm.PROTOCOL_VERSION, name))
             expect(stream, cm.Welcome)
         answer(connected=True)
@@ -231,12 +241,24 @@ def send(name: str, nbytes: int, folder: Path) -> None:
                 assert stream is not None
                 stream.send_views(update.views, None)
                 stream.receive_into(memoryview(bytearray(1)))
+            elif way == SPLIT:
+                assert stream is not None
+                submit_split(stream, name, number, update)
             else:
                 submit(stream, number, update, update.views)
         end_ns, end_cpu_s = time.monotonic_ns(), time.process_time()
         closing: Any = sock or stream
         closing.close()
         answer(updates=number - first, begin_ns=begin_ns, end_ns=end_ns, cpu_s=end_cpu_s - begin_cpu_s)
+
+
+def submit_split(stream: Stream, client: str, number: int, update: Update) -> None:
+    """Submit an update over several connections, which are made for it."""
+    layout = update.layout
+    with ways_of(stream, client, layout.data_bytes) as ways:
+        stream.send(cm.Submit(JOB, number, 1.0, layout.data_bytes, layout.tensors, streams=ways.asked))
+        ways.send(expect(stream, cm.Go).transfer, update.views, None)
+        expect(stream, cm.Accepted)
 
 
 def _bare_ssl(address: str, contexts: Contexts) -> ssl.SSLSocket:
@@ -283,7 +305,7 @@ def bare(name: str, keys: list[str], descriptor: int, folder: str) -> None:
 def main() -> None:
     """Run a helper."""
     if sys.argv[1] == "send":
-        send(sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]))
+        send(sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5]) if len(sys.argv) > 5 else 1)
     else:
         bare(sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
 

@@ -19,7 +19,7 @@ from typing import Any, get_args
 import numpy as np
 from measure import Cell, Group, Target, grown_bytes
 
-from lifl.core.config.job import Policy
+from lifl.core.config.aggregation import Policy
 from lifl.core.planning.placement import assign
 from lifl.core.planning.plan import NodeFacts, PlanRequest
 from lifl.core.planning.planner import make_plan

@@ -39,7 +39,8 @@ export function tensorsOf(file) {
   return found;
 }
 
-const plusOne = (tensors) => Object.values(tensors).forEach((numbers) => numbers.forEach((x, i) => (numbers[i] = x + 1)));
+/** "Train": add one to each number. */
+export const plusOne = (tensors) => Object.values(tensors).forEach((numbers) => numbers.forEach((x, i) => (numbers[i] = x + 1)));
 
 if (globalThis.process?.argv[1]?.endsWith("http_client.mjs")) {
   const { readFileSync } = await import("node:fs");

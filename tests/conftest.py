@@ -35,7 +35,13 @@ __all__ = [
 
 
 # How long an example takes, or the making of its data, says something of the machine and nothing of the code.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# With LIFL_SEED a run draws what another with it has drawn (`fleet.seeded`), and so does hypothesis.
+settings.register_profile(
+    "any machine",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=bool(os.environ.get("LIFL_SEED")),
+)
 settings.load_profile("any machine")
 # A run under nohup, or in a shell's background, ignores them, and so would the nodes that tests start.
 for number in (signal.SIGHUP, signal.SIGQUIT):

@@ -45,7 +45,8 @@ OWN_TESTS: dict[tuple[str, ...], tuple[str, ...]] = {
         "planning/request.py",
         "planning/arena_need.py",
     ),
-    ("tests/unit/test_config.py",): ("config/*.py",),
+    ("tests/unit/test_keeping.py",): ("planning/keeping.py",),
+    ("tests/unit/test_config.py", "tests/unit/test_keeping.py"): ("config/*.py",),
     ("tests/unit/test_protocol.py",): (
         "protocol/admission.py",
         "protocol/contribution.py",

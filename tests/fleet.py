@@ -116,7 +116,7 @@ class OneHot:
         found = np.asarray(model["w"], np.float64) * counted / number
         near = np.rint(found)
         assert np.allclose(found, near, rtol=0, atol=1e-5), f"round {number}: {found} times {counted} are no counts"
-        half = np.asarray(model["half"], np.float64) * counted / number
+        half = np.asarray(model["half"], np.float64) * counted / float(ml_dtypes.bfloat16(number))  # as it was sent
         assert np.allclose(half, near, rtol=0, atol=5e-3), f"round {number}: bfloat16 tells {half}, float32 {near}"
         steps = model["steps"] / STEPS * counted / number
         assert np.allclose(steps, near, rtol=0, atol=1e-5), f"round {number}: int64 tells {steps}, float32 {near}"
@@ -146,7 +146,10 @@ WITH_MIDDLES = {"aggregation__fan_in": 1, "aggregation__middle_fan_in": 2}
 
 
 def write_job(folder: Path, name: str, model: Mapping[str, np.ndarray], **keys: Any) -> Path:
-    """A job's TOML with its model beside it; `keys` are ``section__key=value``, a dict for options."""
+    """A job's TOML with its model beside it; `keys` are ``section__key=value``, a dict for options.
+
+    All its models and receipts are kept, if nothing else is said.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     save_file(dict(model), folder / f"{name}.model.safetensors")
     table: dict[str, dict[str, Any]] = {
@@ -157,6 +160,9 @@ def write_job(folder: Path, name: str, model: Mapping[str, np.ndarray], **keys: 
     for key, value in keys.items():
         section, _, inner = key.partition("__")
         table.setdefault(section, {})[inner] = value
+    # The oracle looks at all of them, and at their receipts.
+    table.setdefault("checkpoint", {}).setdefault("keep", {"last": ROUNDS_MAX})
+    table.setdefault("history", {}).setdefault("keep", {"rounds": ROUNDS_MAX, "receipts": ROUNDS_MAX})
     lines = []
     for section, values in table.items():
         lines.append(f"[{section}]")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from fleet import WAIT_S
-from nodes import Node
+from nodes import Node, run_lifl
 from safetensors.numpy import load_file, save
 
 Tensors = dict[str, np.ndarray]
@@ -38,6 +38,18 @@ def authorization(node: Node) -> dict[str, str]:
     """The header that the node asks for, as a client of its account reads it."""
     name, _, value = (node.state_dir / "http.header").read_text().partition(":")
     return {name: value.strip()}
+
+
+def enrolled(node: Node, folder: Path, role: str, name: str) -> Path:
+    """An identity's folder."""
+    secret = folder / f"{name}.token"
+    secret.touch(mode=0o600)
+    secret.write_text(node.lifl("token", "create", "--role", role, "--name", name))
+    where = folder / name
+    control = node.info["control"].replace("0.0.0.0", "127.0.0.1")
+    done = run_lifl("enroll", control, "--token-file", str(secret), "--identity", str(where))
+    assert done.returncode == 0, done.stderr
+    return where
 
 
 class HttpClient:

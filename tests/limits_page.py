@@ -28,6 +28,7 @@ from lifl.core.protocol import enrolment as e
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import http as hm
 from lifl.core.protocol import journal as jm
+from lifl.core.protocol import outbound as xm
 from lifl.core.protocol import worker as wm
 from lifl.core.protocol.commands import Contributions
 from lifl.node.authority.authority_file import BYTES_MAX as AUTHORITY_BYTES_MAX
@@ -52,6 +53,7 @@ CHANNELS: dict[str, tuple[Any, str]] = {
     "lifld → worker": (wm.ToWorker, "the worker ends; its tasks are started again"),
     "lifld → journal": (jm.ToJournal, "the journal ends and is started again: it is told anew what is owed"),
     "journal → lifld": (jm.FromJournal, "the link ends; a new journal is started, and told anew what is owed"),
+    "lifld ⇄ outbound process": (xm.ToOutbound | xm.FromOutbound, "it ends, and is started again while models wait"),
     "command line → lifld": (om.FromCli, "that connection ends"),
     "lifld → command line": (om.ToCli, "the command says so, exit 1"),
     "first frame of a node": (p.PeerHello | p.Greeting, "PeerRefusal, and the connection ends"),
@@ -90,6 +92,11 @@ FILES = [
 FILES += [
     ("a checkpoint", "the digest in its round's row", "set aside, and told: the job goes on from the newest good one"),
     ("`.lifl-job` of a checkpoint folder", "names one job", "another job's submission is refused: `folder-in-use`"),
+    (
+        "models that wait for a store elsewhere (`checkpoint.upload`)",
+        f"{limits.UPLOADS_WAITING_MAX} of each job",
+        "the oldest is not sent; `lifl status` counts it, the log names it",
+    ),
     (
         "the database",
         "SQLite's own checks; each row is read by itself",
@@ -131,7 +138,7 @@ FILES += [
         f"`lifl up` waits {CHILDREN_END_S:g} s for their end, then says how to find them",
     ),
 ]
-CHILDREN = "gateway, HTTP door, zygote, workers, journal"
+CHILDREN = "gateway, HTTP door, zygote, workers, journal, outbound process"
 SIGNALS = [
     (
         signals.ENDS,
@@ -181,11 +188,9 @@ def metas(kind: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def hints(kind: type) -> dict[str, Any]:
-    return {
-        name: hint
-        for name, hint in typing.get_type_hints(kind, include_extras=True).items()
-        if name in kind.__struct_fields__
-    }
+    found = typing.get_type_hints(kind, include_extras=True)
+    names = zip(kind.__struct_fields__, kind.__struct_encode_fields__, strict=True)  # type: ignore[attr-defined]
+    return {told: found[name] for name, told in names}
 
 
 def is_struct(kind: Any) -> bool:
@@ -359,9 +364,15 @@ def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 
+def section_of(hint: Any) -> Any:
+    """The type of a key, without its limits; of a section that may be absent the section."""
+    base, _held = metas(hint)
+    return next((each for each in typing.get_args(base) if is_struct(each)), base)
+
+
 def of_config(kind: type, prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, hint in hints(kind).items():
-        base, _held = metas(hint)
+        base = section_of(hint)
         if is_struct(base):
             yield from of_config(base, f"{prefix}{name}.")
         else:
@@ -371,7 +382,16 @@ def of_config(kind: type, prefix: str = "") -> Iterator[tuple[str, str]]:
 ARGUMENT_FIELDS: dict[str, tuple[type[msgspec.Struct], str]] = {
     "status JOB": (om.JobStatus, "job"),
     "cancel JOB": (om.CancelJob, "job"),
-    "model JOB": (om.ReadModel, "job"),
+    "history JOB": (om.JobStatus, "job"),
+    "plot JOB": (om.JobStatus, "job"),
+    "export JOB": (om.JobStatus, "job"),
+    "trace JOB": (om.JobStatus, "job"),
+    "verify JOB": (om.UpdatesOfRound, "job"),
+    "pause JOB": (om.PauseJob, "job"),
+    "resume JOB": (om.ResumeJob, "job"),
+    "edit JOB": (om.EditJob, "job"),
+    "rm JOB": (om.RemoveJob, "job"),
+    "model get JOB": (om.ReadModel, "job"),
     "plan --round": (om.PlansOfRound, "job"),
     "drain NODE": (om.DrainNode, "node"),
     "token create --name": (om.CreateToken, "pattern"),
@@ -381,22 +401,40 @@ ARGUMENT_FIELDS: dict[str, tuple[type[msgspec.Struct], str]] = {
 }
 """Texts of the command line that become the field of a request, and have its limit."""
 ARGUMENT_TEXTS = {
+    "up --web": "HOST:PORT, as the key `http`",
+    "up --label": f"NAME=VALUE, as the key `labels`; at most {limits.LABELS_MAX} of them",
     "--node": "HOST:PORT",
     "--identity": "a path: an identity folder, as below",
     "--state": f"a path of at most {limits.STATE_DIR_BYTES_MAX} bytes",
     "submit --set": "SECTION.KEY=VALUE, as the key",
     "plan --set": "SECTION.KEY=VALUE, as the key",
-    "plan --node": "NAME:CAPACITY:ARENA, as a node's keys `capacity` and `arena_bytes`",
+    "plot [METRIC]...": "the name of a metric that a round has",
+    "export --address": "a URL, or a path, as the key `metrics.address`",
+    "trace --otlp": "a URL",
+    "edit --set": f"SECTION.KEY=VALUE, as the key; at most {limits.EDITS_MAX} of them",
+    "resume --rounds": f"N or +N, 1 to {limits.ROUNDS_MAX}",
+    "init MODEL": "a path",
+    "init -o": "a path, or `-`",
+    "plan --node": "NAME:CAPACITY:ARENA[:LABEL=VALUE,...], as a node's `capacity`, `arena_bytes` and `labels`",
     "token create --ttl": f"a duration, such as 90s, 15m, 2h or 1d; above 0, at most {limits.TOKEN_TTL_S_MAX:g} s",
     "enroll HOST:PORT": "HOST:PORT",
+    "explain CODE": "a code of a refusal; the nearest is told otherwise",
+    "support-bundle -o": "a path that is not there yet",
     "enroll --token-file": "a path, or `-`: a token, as below",
     "enroll --name": f"none, or {fields.NAME_RULE}",
     "enroll --identity": "a path: an identity folder, as below",
     "cert renew [HOST:PORT|DIR]": "HOST:PORT, or the path of an identity folder",
     "store migrate SOURCE": "`sqlite`, or as the key `store`",
     "store migrate TARGET": "`sqlite`, or as the key `store`",
+    "model info JOB|FILE": "a path, or as `model get JOB`; with @ROUND behind it as --round",
+    "model diff A": "a path, or as `model get JOB`; with @ROUND behind it as --round",
+    "model diff B": "a path, or as `model get JOB`; with @ROUND behind it as --round",
     "backup FILE": "a path",
     "restore FILE": "a path: a backup, as below",
+    "simulate --trainer": f"MODULE:FUNCTION, at most {limits.RULE_CHARS_MAX} characters",
+    "simulate --evaluator": f"MODULE:FUNCTION, at most {limits.RULE_CHARS_MAX} characters",
+    "simulate --properties": f"MODULE:FUNCTION, at most {limits.RULE_CHARS_MAX} characters",
+    "simulate --set": "SECTION.KEY=VALUE, as the key",
 }
 """The limits of the others."""
 
@@ -441,7 +479,9 @@ def of_click(words: str, parameter: click.Parameter) -> str:
         return ", ".join(of_click(words, click.Option(["--part"], type=each)) for each in kind.types)
     if kind.name == "text":
         return of_text(words)
-    return {"path": "a path", "file": "the path of a file"}.get(kind.name, kind.name)
+    return {"path": "a path", "file": "the path of a file", "directory": "the path of a folder"}.get(
+        kind.name, kind.name
+    )
 
 
 def constants() -> Iterator[tuple[str, Any, str]]:

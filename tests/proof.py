@@ -127,11 +127,38 @@ def soaks(ledger: Path = LEDGER) -> str:
     return table(f"{head}| PSS, MiB | descriptors | a round, ms | wrong |", rows)
 
 
+def stretches(ledger: Path = LEDGER) -> str:
+    """What became of many rounds without a fault: each figure at their beginning, and at their end."""
+    rows = []
+    for line in lines("stretch", ledger):
+        figures = [f"{line[each]:,}" for each in FATES]
+        grew = []
+        for kind, (scale, digits) in STRETCHED.items():
+            names = [name for name in line["medians"] if name.split()[-1] == kind]
+            pairs = [[f"{value / scale:.{digits}f}" for value in line["medians"][name]] for name in sorted(names)]
+            grew.append(", ".join(" → ".join(pair) for pair in pairs))
+        wrong = "; ".join(line["faults"]) or "nothing"
+        rows.append([line["day"], f"`{line['commit']}`", f"{line['seconds'] / 60:.0f}", *figures, *grew, wrong])
+    head = "| day | commit | minutes | rounds | accepted | counted | expired | lost | doubled "
+    return table(f"{head}| a round, ms | CPU of a round, ms | PSS, MiB | descriptors | databases, KiB | wrong |", rows)
+
+
+STRETCHED = {
+    "round_s": (1e-3, 0),
+    "cpu_s": (1e-3, 1),
+    "pss_bytes": (2**20, 1),
+    "descriptors": (1, 0),
+    "database_bytes": (1024, 0),
+}
+"""Figures of a stretch in its table: what a unit there is, and the digits behind the point."""
+
+
 SECTIONS: dict[str, tuple[Callable[[Path], str], Path]] = {
     "sim": (simulated, LEDGER),
     "chaos": (chaos, CHAOS),
     "matrix": (matrix, CHAOS),
     "soak": (soaks, LEDGER),
+    "stretch": (stretches, LEDGER),
 }
 """What stands between the marks of this name, and out of which ledger."""
 

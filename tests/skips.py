@@ -21,6 +21,9 @@ from pathlib import Path
 
 import leaks
 
+SLOW_TOO = "LIFL_SLOW_TOO"
+"""The variable by which `make test-integrations` asks for what needs no large library, and takes long."""
+
 
 def is_no_root() -> bool:
     """Rights cannot be given up, nor namespaces made."""
@@ -113,9 +116,35 @@ def has_no_peft() -> bool:
     return importlib.util.find_spec("transformers") is None or importlib.util.find_spec("peft") is None
 
 
+def has_no_lightning() -> bool:
+    """What `make test-integrations` installs is not there."""
+    return importlib.util.find_spec("lightning") is None
+
+
+def has_no_jax() -> bool:
+    """What `make test-integrations` installs is not there."""
+    return importlib.util.find_spec("jax") is None
+
+
 def has_no_schemathesis() -> bool:
     """What `make test-integrations` installs is not there."""
     return importlib.util.find_spec("schemathesis") is None
+
+
+AXE = Path(__file__).parents[1] / ".venv/integrations/axe/node_modules/axe-core/axe.min.js"
+"""What judges the page, where `make test-integrations` puts it."""
+
+
+def has_no_axe() -> bool:
+    """What `make test-integrations` installs is not there."""
+    return not AXE.exists()
+
+
+def has_no_chromium() -> bool:
+    """There is no browser to look at the page with."""
+    import chromium
+
+    return chromium.found() is None
 
 
 def has_no_flwr() -> bool:
@@ -123,9 +152,35 @@ def has_no_flwr() -> bool:
     return importlib.util.find_spec("flwr") is None
 
 
+def has_no_trackers() -> bool:
+    """What `make test-integrations` installs is not there."""
+    names = ("mlflow", "tensorboard", "wandb", "opentelemetry.sdk", "matplotlib")
+    return not all(importlib.util.find_spec(name.partition(".")[0]) for name in names)
+
+
 def has_no_nvflare() -> bool:
     """What `make test-integrations` installs is not there."""
     return importlib.util.find_spec("nvflare") is None
+
+
+def has_no_moto() -> bool:
+    """What `make test-integrations` installs is not there."""
+    return importlib.util.find_spec("boto3") is None
+
+
+def has_no_ray() -> bool:
+    """What `make test-integrations` installs is not there."""
+    return importlib.util.find_spec("ray") is None
+
+
+def has_no_prometheus() -> bool:
+    """Debian's prometheus is not there."""
+    return shutil.which("promtool") is None or shutil.which("prometheus") is None
+
+
+def leaves_out_slow() -> bool:
+    """This is no run of `make test-integrations`."""
+    return not os.environ.get(SLOW_TOO)
 
 
 def has_no_filter() -> bool:
@@ -159,16 +214,25 @@ ALLOWED: dict[str, Callable[[], bool]] = {
     r"huge pages of shared memory": has_no_huge_pages,
     r"needs Landlock": has_no_landlock,
     r"other accounts can run": has_no_common_python,
-    r"no C compiler": has_no_compiler,
+    r"no C compiler|no compiled kernel": has_no_compiler,
     r"atheris": has_no_atheris,
     r"scikit-learn": has_no_sklearn,
     r"needs etcd": has_no_etcd,
     r"make test-integrations installs torch": has_no_torch,
     r"make test-integrations installs (transformers|peft)": has_no_peft,
+    r"make test-integrations installs lightning": has_no_lightning,
+    r"make test-integrations installs jax": has_no_jax,
     r"make test-integrations installs flwr": has_no_flwr,
+    r"make test-integrations installs axe-core": has_no_axe,
+    r"make test-integrations installs ray": has_no_ray,
+    r"there is no Chromium": has_no_chromium,
     r"make test-integrations installs schemathesis": has_no_schemathesis,
     r"make test-integrations installs nvflare": has_no_nvflare,
+    r"make test-integrations installs s3fs": has_no_moto,
+    r"needs promtool|needs prometheus": has_no_prometheus,
+    r"make test-integrations installs (mlflow|tensorboard|wandb|opentelemetry|matplotlib)": has_no_trackers,
     r"no filter for this machine": has_no_filter,
+    r"^make test-integrations runs it$": leaves_out_slow,
 }
 """Why a test may be skipped, and whether that is so here."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from nvflare.app_common.abstract.model_persistor import ModelPersistor
 from nvflare.app_common.app_event_type import AppEventType
 
 TENSORS = 12
+SAMPLE_S = 0.05
 
 
 def is_torch(torch: bool) -> Any:
@@ -86,11 +88,14 @@ class Watch(FLComponent):  # type: ignore[misc]
         self.path = path
         self._start_s = 0.0
         self._cpu_s: dict[int, float] = {}
+        self._peak_mib = 0.0
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Look when a round begins, and when its model is there."""
         if event_type == AppEventType.ROUND_STARTED:
-            Path("/proc/self/clear_refs").write_text("5")
+            if not self._peak_mib:
+                threading.Thread(target=self._watch, daemon=True).start()
+            self._peak_mib = self._private_mib()
             self._cpu_s = self._cpu()
             self._start_s = time.monotonic()
         elif event_type == AppEventType.AFTER_AGGREGATION:
@@ -101,7 +106,7 @@ class Watch(FLComponent):  # type: ignore[misc]
                 found = {
                     "round_s": seconds,
                     "cpu_s": cpu_s,
-                    "server_peak_mib": self._peak_mib(),
+                    "server_peak_mib": self._peak_mib,
                     "arena_mib": self._arena_mib(),
                 }
                 file.write(json.dumps(found) + "\n")
@@ -117,10 +122,15 @@ class Watch(FLComponent):  # type: ignore[misc]
         return {each.pid: sum(each.cpu_times()[:2]) for each in (psutil.Process(), *self._lifl())}
 
     @staticmethod
-    def _peak_mib() -> float:
-        """Return the peak of the server's own process since the round began."""
+    def _private_mib() -> float:
+        """Return the memory of the server's own process that is in no file, and no arena's."""
         lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
+
+    def _watch(self) -> None:
+        while True:
+            self._peak_mib = max(self._peak_mib, self._private_mib())
+            time.sleep(SAMPLE_S)
 
     def _arena_mib(self) -> float:
         """Return what the node's arena has of memory, which its processes share."""

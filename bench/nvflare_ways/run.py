@@ -6,7 +6,8 @@ Ways: `stock` (FedAvg that folds on arrival, NumPy arrays that NVFlare streams),
 put on the disk as they come; needs torch), `aggregator` (LiflAggregator) and `filters` (the tensors go by LIFL, too).
 The ways take turns, `--repeats` times; the first round of each run warms up and is left out.  `cpu_s` is of the
 server's process and LIFL's node; clients have processes of their own, which are not counted.  The server's peak is its
-process's resident memory, `arena_mib` what the node shares; other nodes on the machine are to be down.
+process's own memory, without files and the arena, `arena_mib` what the node shares; other nodes are to be down.
+`bench/frameworks.py` makes a page of the figures of `--json`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "bench"))
+from frameworks import about  # noqa: E402
+
 WAYS = ("stock", "stock-disk", "aggregator", "filters")
 
 
@@ -75,6 +79,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--ways", default="stock,aggregator,filters")
+    parser.add_argument("--json", type=Path, help="a file for all figures, written after each run")
     parser.add_argument("--run", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -86,6 +91,9 @@ def main() -> None:
     for _ in range(args.repeats):
         for way in ways:
             found[way] += measure(way, args)
+            if args.json:
+                told = {"about": about("nvflare"), "command": sys.argv[1:], "ways": found}
+                args.json.write_text(json.dumps(told, indent=1))
     print(f"{args.clients} clients x {args.mib} MiB, medians (smallest to largest) of rounds")
     for way, rounds in found.items():
         texts = []

@@ -56,15 +56,13 @@ def audit(what: str | None, last: int, as_json: bool, state_dir: Path) -> None:
 
 def _verify(as_json: bool, state_dir: Path) -> None:
     """Say whether the chain is whole; exit 1 when it is not."""
-    from lifl.node.audit_log import check_files
+    from lifl.node.audit_log import chain_shown, check_files
     from lifl.node.locks import holder
 
     found = check_files(_folder(state_dir))
     being_written = found.unmarked > 0 and holder(state_dir) is not None
     if as_json:
-        about = {"first": found.first, "last": found.last.seq, "digest": found.last.digest, "torn": found.torn}
-        about |= {"unmarked_bytes": 0 if being_written else found.unmarked, "broken": found.broken}
-        click.echo(json.dumps(about))
+        click.echo(json.dumps(chain_shown(found, being_written)))
     elif found.broken:
         click.echo(f"lines {found.first} to {found.last.seq} are whole; the chain is broken at {found.broken}")
     else:

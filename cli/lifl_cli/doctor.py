@@ -150,13 +150,17 @@ def _limits(_state_dir: Path) -> Iterator[Finding]:
 
     config, hard = NodeConfig(), descriptors.hard_limit()
     needed = descriptors.node_needs(config, machine.workers_max(config))
-    text = f"a node with {config.connections_max} connections needs {needed}"
-    if hard is None or hard >= needed:
+    connections = descriptors.connections_max(config)
+    text = f"a node with {connections} connections needs {needed}"
+    if connections < descriptors.CONNECTIONS and hard is not None and hard >= needed:
+        whole = descriptors.gateway_needs(descriptors.CONNECTIONS)
+        said = f"{text}; {descriptors.CONNECTIONS} would need {whole}, a process here may have {hard}"
+        yield Finding("warn", "open files", said, f"ulimit -Hn {whole} (as root; LimitNOFILE= in a unit file)")
+    elif hard is None or hard >= needed:
         allowed = "as many as it likes" if hard is None else str(hard)
         yield Finding("ok", "open files", f"{text}, a process here may have {allowed}")
     else:
-        fewer = max(1, hard - descriptors.GATEWAY_RESERVED)
-        fix = f"ulimit -Hn {needed} (as root; LimitNOFILE= in a unit file), or lifl up --connections-max {fewer}"
+        fix = f"ulimit -Hn {needed} (as root; LimitNOFILE= in a unit file)"
         yield Finding("fail", "open files", f"{text}, a process here may have at most {hard} (the hard limit)", fix)
     soft, _hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     shown = "unlimited" if soft == resource.RLIM_INFINITY else size_text(soft)

@@ -5,6 +5,7 @@ It gets in however many command lines are connected: a node that turns it away g
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -16,7 +17,7 @@ import click
 from lifl.core.errors import Refused, ResourceFault
 from lifl.core.protocol.cli import TOO_MANY, Shutdown
 from lifl_cli.daemon_client import DaemonClient, DaemonEnded
-from lifl_cli.options import state_option
+from lifl_cli.options import json_option, state_option
 from lifl_cli.output import did
 from lifl_cli.state import LOG_FILE
 
@@ -28,8 +29,9 @@ WAITS_FOR = "rounds whose updates are all in are to commit, then its processes e
 
 
 @click.command()
+@json_option
 @state_option
-def down(state_dir: Path) -> None:
+def down(as_json: bool, state_dir: Path) -> None:
     """Stop lifld; everything it holds is released."""
     with DaemonClient(state_dir) as daemon:
         pid = daemon.lifld_pid
@@ -41,7 +43,7 @@ def down(state_dir: Path) -> None:
         finally:
             if process is not None:
                 os.close(process)
-    did(f"lifld ({_named(pid)}) is down")
+    did(f"lifld ({_named(pid)}) is down", json.dumps({"pid": pid, "status": "down"}) if as_json else None)
 
 
 def _tell(daemon: DaemonClient, process: int | None) -> None:

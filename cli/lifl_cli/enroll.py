@@ -15,7 +15,7 @@ from lifl_cli.token_file import token_of
 @click.command()
 @click.argument("address", metavar="HOST:PORT")
 @click.option("--token-file", required=True, metavar="FILE", help="The file with the token; - is standard input.")
-@click.option("--name", default="", help="The name to be called by, where the token leaves it open.")
+@click.option("--name", default="", metavar="NAME", help="The name to be called by, where the token leaves it open.")
 @click.option("--identity", "folder", metavar="DIR", help="Where it goes.  [default: $LIFL_IDENTITY, or as below]")
 @json_option
 def enroll(address: str, token_file: str, name: str, folder: str | None, as_json: bool) -> None:

@@ -49,16 +49,20 @@ def _identity(folder: Path, what: str, again: str) -> Iterator[Looked]:
     from cryptography import x509
 
     from lifl.tls.folder import load
+    from lifl.tls.unreadable import unreadable
 
     try:
         files = load(folder)
         if files is None:
             return
         found = x509.load_pem_x509_certificates(files.certificate.read_bytes())[0]
-    except (LiflError, OSError, ValueError, x509.InvalidVersion) as error:
+        begins, ends = found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()
+    except (LiflError, OSError) as error:
         yield Looked("fail", what, str(error), "see to it, or remove the folder and join again")
         return
-    begins, ends = found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()
+    except unreadable():
+        yield Looked("fail", what, f"{folder}: its certificate cannot be read", "remove the folder and join again")
+        return
     now = time.time()
     text = f"{folder}: until {time_text(ends)}"
     if now >= ends:

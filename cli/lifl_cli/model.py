@@ -1,105 +1,98 @@
-"""`lifl model`: a committed model, copied out of the checkpoint folder."""
+"""`lifl model`: a committed model, copied out of the checkpoint folder; what is in one, and how two of them differ."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lifl.core.errors import Refused, RemoteFault, ResourceFault
-from lifl.core.limits import ROUNDS_MAX
-from lifl.core.protocol.cli import JobStatus, ReadModel
-from lifl_cli.daemon_client import DaemonClient, daemon_at
-from lifl_cli.options import state_option
+from lifl_cli.completion import job_names
+from lifl_cli.daemon_client import daemon_at
+from lifl_cli.fetch_model import WHICH, Which, copied, one_of
+from lifl_cli.options import json_option, state_option
 from lifl_cli.output import did
 from lifl_cli.render.figures import printable
 
-COPY_BYTES = 1 << 20
-ROUNDS_NAMED_MAX = 8
-"""Rounds that an error message lists one by one."""
+DEFAULT = "get"
 
 
-@click.command()
-@click.argument("job")
+class Models(click.Group):
+    """Takes what names none of its commands for the arguments of `get`, so that ``lifl model JOB -o FILE`` is one."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
+            args = [DEFAULT, *args]
+        return super().parse_args(ctx, args)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, cmd_name) or super().get_command(ctx, DEFAULT)
+
+
+@click.group(cls=Models, subcommand_metavar="JOB -o FILE | COMMAND ...")
+def model() -> None:
+    """Copy a committed model to a file; look into models.
+
+    `lifl model JOB -o FILE` copies the last one; so does `lifl model get JOB -o FILE`.
+    """
+
+
+@model.command(name=DEFAULT)
+@click.argument("job", shell_complete=job_names)
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="The file to write.")
-@click.option("--round", "round_number", type=click.IntRange(0, ROUNDS_MAX), help="Default: the last committed one.")
+@click.option("--round", "which", type=WHICH, default="last", show_default=True, help="A round, best or last.")
+@json_option
 @state_option
-def model(job: str, output: str, round_number: int | None, state_dir: Path) -> None:
+def get(job: str, output: str, which: Which, as_json: bool, state_dir: Path) -> None:
     """Copy a committed model to a safetensors file."""
     with daemon_at(state_dir) as daemon:
-        line, wanted, unread = _found(daemon, job, round_number)
-        source = None if daemon.is_remote else Path(line["path"])
-        pieces = _fetched(daemon, job, wanted) if source is None else _read(source)
-        _copy(pieces, Path(output), line, source)
+        wanted, unread = copied(daemon, job, which, Path(output))
     if unread:
         click.echo(f"warning: {printable(unread)}", err=True)
-    did(f"{output}: model of job {job} after round {wanted}")
+    shown = json.dumps({"job": job, "round": wanted, "file": output}) if as_json else None
+    did(f"{output}: model of job {job} after round {wanted}", shown)
 
 
-def _found(daemon: DaemonClient, job: str, round_number: int | None) -> tuple[dict[str, Any], int, str]:
-    """Return the line of the round whose model is wanted, its number, and what could not be read of it."""
-    result = daemon.ask(JobStatus(job, last=0))
-    last = result["job"]["committed"]
-    wanted = last if round_number is None else round_number
-    lines = daemon.ask(JobStatus(job, round=wanted))["rounds"]
-    found = next((line for line in lines if line["path"]), None)
-    unread = next((line["reason"] for line in lines if line["status"] == "committed" and line["reason"]), "")
-    if found is None and unread:
-        raise Refused("unreadable", "round", f"{unread}: {result['job']['folder']}")
-    if found is None:
-        set_aside = next((f" ({line['status']}: {line['reason']})" for line in reversed(lines) if line["reason"]), "")
-        numbers = [str(number) for number in range(last + 1) if number != wanted] or ["none"]
-        known = ", ".join(numbers if len(numbers) <= ROUNDS_NAMED_MAX else [*numbers[:3], "...", numbers[-1]])
-        over = f"; the job is {result['job']['status']}: {reason}" if (reason := result["job"].get("reason")) else ""
-        text = f"job {job} has no model of round {wanted}{set_aside}; it has: {known}{over}"
-        raise Refused("unknown-round", "round", text)
-    return found, wanted, unread
+@model.command()
+@click.argument("model", metavar="JOB|FILE", shell_complete=job_names)
+@click.option(
+    "--round", "which", type=WHICH, default="last", show_default=True, help="Of a job: a round, best or last."
+)
+@json_option
+@state_option
+def info(model: str, which: Which, as_json: bool, state_dir: Path) -> None:
+    """Show the tensors of a model: shapes, dtypes, bytes, norms; and its digest."""
+    from lifl_cli.model_files import info_of
+
+    with one_of(model, which, state_dir) as file:
+        found = info_of(file)
+    _say(found, as_json, "info_view")
 
 
-def _read(source: Path) -> Iterator[bytes]:
-    """Yield a file of this machine in pieces."""
-    if source.exists() and not source.is_file():  # a pipe would be waited for
-        raise ResourceFault(f"{source}, where the model was, is no file any more")
-    with source.open("rb") as read:
-        while piece := read.read(COPY_BYTES):
-            yield piece
+@model.command()
+@click.argument("before", metavar="A")
+@click.argument("after", metavar="B")
+@json_option
+@state_option
+def diff(before: str, after: str, as_json: bool, state_dir: Path) -> None:
+    """Show how the tensors of two models differ.
+
+    A and B are files, or JOB@ROUND (a round, best or last).
+    """
+    from lifl_cli.model_files import difference
+
+    with one_of(before, "last", state_dir) as first, one_of(after, "last", state_dir) as second:
+        found = difference(first, second)
+    _say(found, as_json, "diff_view")
 
 
-def _fetched(daemon: DaemonClient, job: str, number: int) -> Iterator[bytes]:
-    """Yield the model's file in pieces, from a node on another machine."""
-    offset, nbytes = 0, 1
-    while offset < nbytes:
-        found = daemon.ask(ReadModel(job, number, offset))
-        nbytes, piece = found["bytes"], found["data"]
-        if not piece:
-            raise RemoteFault(f"the node has sent {offset} of {nbytes} bytes of the model, and no more")
-        offset += len(piece)
-        yield piece
+def _say(found: dict[str, Any], as_json: bool, view: str) -> None:
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    from lifl_cli.render import models
+    from lifl_cli.render.tables import show
 
-
-def _copy(pieces: Iterator[bytes], target: Path, line: dict[str, Any], source: Path | None) -> None:
-    """Write by way of a file beside `target`, so that no half a model ever stands there, nor a damaged one."""
-    from lifl.shm.checksum import StreamChecksum
-
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    found, digest = StreamChecksum(), line.get("digest", "")
-    try:
-        try:
-            with partial.open("wb") as written:
-                for piece in pieces:
-                    found.update(piece)
-                    written.write(piece)
-            if source is not None:
-                shutil.copymode(source, partial)
-            if digest and f"{found.finish():016x}" != digest:
-                text = f"{line['path']} is damaged: it is not what was written; take an earlier --round"
-                raise Refused("damaged", "round", text)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise ResourceFault(f"cannot copy {line['path']} to {target}: {error.strerror}") from error
+    for part in getattr(models, view)(found):
+        show(part)

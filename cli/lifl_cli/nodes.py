@@ -25,6 +25,10 @@ def nodes(as_json: bool, state_dir: Path) -> None:
     if not result["nodes"]:
         click.echo("this node is alone; others can join it once it is started with --control HOST:PORT")
         return
-    from lifl_cli.render.tables import nodes_table, show
+    from lifl_cli.render.tables import addresses_table, labels_table, nodes_table, show
 
-    show(nodes_table(result["nodes"]))
+    lines = result["nodes"]
+    show(nodes_table(lines))
+    for more in filter(None, (addresses_table(lines), labels_table(lines))):
+        click.echo()
+        show(more)

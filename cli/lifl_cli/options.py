@@ -11,6 +11,7 @@ from lifl_cli.state import DEFAULT_STATE_DIR, absolute
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+STATE_HELP = f"The node's state folder.  [default: $LIFL_STATE, or {DEFAULT_STATE_DIR}]"
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -21,8 +22,7 @@ def state_option(command: F) -> F:
         "state_dir",
         envvar="LIFL_STATE",
         default=DEFAULT_STATE_DIR,
-        show_default=f"$LIFL_STATE, or {DEFAULT_STATE_DIR}",
         metavar="DIR",
         callback=lambda _ctx, _param, value: absolute(value),
-        help="The node's state folder.",
+        help=STATE_HELP,
     )(command)

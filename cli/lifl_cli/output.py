@@ -8,13 +8,21 @@ failed.  One that did something says so by `did`: what is done is done, whoever 
 from __future__ import annotations
 
 import io
+import json
 import select
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
-from lifl_cli.render.figures import printable
+from lifl_cli.render.figures import printable, printable_lines
+
+PROGRESS_BYTES_MIN = 16 << 20
+"""What is smaller is there before a bar is read."""
+ASKS_JSON = "lifl.json"
+"""In a context's `meta`: whether the command was given --json."""
 
 
 class Stream(io.FileIO):
@@ -87,3 +95,34 @@ def ended(code: int) -> int:
 
 def _why() -> str:
     return printable(f"standard output cannot be written: {_stdout.fault if _stdout is not None else ''}")
+
+
+@contextmanager
+def progress(what: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+    """Yield what is told how many bytes more are done; a bar shows it, where somebody sees it and it takes a while."""
+    if total_bytes < PROGRESS_BYTES_MIN or not sys.stderr.isatty():
+        yield lambda _nbytes: None
+        return
+    with click.progressbar(length=total_bytes, label=what, file=sys.stderr, show_eta=True) as bar:
+        yield bar.update
+
+
+def failure(ctx: click.Context, error: Exception) -> click.ClickException:
+    """Return what ends a command that has failed: its line on standard error; with --json an object on output, too."""
+    from lifl.core.errors import ConfigError, Refused
+
+    text, field, code = str(error), "", ""
+    if isinstance(error, Refused):
+        code, field = error.code, error.field
+    elif isinstance(error, ConfigError):
+        code, field = "bad-config", error.path
+    elif isinstance(error, OSError):
+        text = (f"{error.filename}: " if error.filename else "") + (error.strerror or str(error))
+    tell_error(ctx, code or "failed", field, text)
+    return click.ClickException(printable_lines(text) + (f" [{code}]" if code else ""))
+
+
+def tell_error(ctx: click.Context, code: str, field: str, text: str) -> None:
+    """Print an error as an object to standard output, if the command was given --json."""
+    if ctx.meta.get(ASKS_JSON):
+        click.echo(json.dumps({"error": {"code": code, "field": field, "text": text}}))

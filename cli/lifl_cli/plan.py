@@ -13,29 +13,34 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import click
 import msgspec
 
 from lifl.core.config.job import JobConfig, parse_job
+from lifl.core.config.placement import fits
 from lifl.core.config.values import parse_size
 from lifl.core.errors import ConfigError, LiflError, LocalFault
-from lifl.core.limits import ARENA_BYTES_MAX, CAPACITY_MAX, ROUNDS_MAX
+from lifl.core.limits import ARENA_BYTES_MAX, CAPACITY_MAX, NAMES_SHOWN_MAX, ROUNDS_MAX
 from lifl.core.planning.plan import NodeFacts, Plan, PlanRequest
 from lifl.core.planning.planner import make_plan
 from lifl.core.planning.request import plan_request
+from lifl.core.planning.shown import drawn_first, options_of_rounds, plan_shown
 from lifl.core.planning.treatment import treatment_lines
 from lifl.core.protocol.cli import PlanJob, PlansOfRound
 from lifl.core.schema import Layout
-from lifl_cli.config_file import read_toml, resolve, rule_states
+from lifl_cli.config_file import read_toml, resolve, rule_states, with_clients_read
 from lifl_cli.daemon_client import DaemonClient
+from lifl_cli.labels import labels_of
 from lifl_cli.options import state_option
-from lifl_cli.render.figures import printable, seconds_text, size_text
+from lifl_cli.render.figures import line_text, printable, seconds_text, size_text
 from lifl_cli.state import absolute
 
-NODE_FORM = "NAME:CAPACITY:ARENA"
+NODE_FORM = "NAME:CAPACITY:ARENA[:LABEL=VALUE,...]"
 
 
 @click.command()
@@ -47,7 +52,7 @@ NODE_FORM = "NAME:CAPACITY:ARENA"
     "supposed",
     multiple=True,
     metavar=NODE_FORM,
-    help="Plan for such nodes instead of the running ones: updates at a time, and arena; such as a:20:2GiB.",
+    help="Plan for such nodes, not the running ones: updates at a time, arena, labels; such as a:20:2GiB:zone=eu.",
 )
 @click.option(
     "--round",
@@ -80,8 +85,10 @@ def plan(
     folder = absolute(file).parent
     states = rule_states(config, folder)
     if supposed:
-        layout = _local_layout(config, folder)
-        request = plan_request(config, layout, len(states), [parse_supposed(text) for text in supposed])
+        layout = local_layout(config, folder)
+        request = plan_request(
+            config, layout, len(states), [parse_supposed(text, config.node_labels) for text in supposed]
+        )
         made, treatment = make_plan(request), treatment_lines(layout.tensors, config.aggregation, bool(states))
     else:
         with DaemonClient(state_dir) as daemon:
@@ -90,11 +97,33 @@ def plan(
         request = msgspec.convert(result["request"], PlanRequest)
         made, treatment = msgspec.convert(result["plan"], Plan), result.get("treatment") or []
     if as_json:
-        click.echo(json.dumps({**as_builtins(request, made), "treatment": list(treatment)}, indent=2))
+        more = {
+            "treatment": list(treatment),
+            "queue": None if supposed else result.get("queue"),
+            "options": options_of_rounds(config),
+            "drawn": drawn_first(with_clients_read(config, folder)),
+        }
+        click.echo(json.dumps({**plan_shown(request, made), **more}, indent=2))
         return
     _print(config.job.name, request, made, explain)
+    if not supposed:
+        begins = f"when there is room: {line_text(result['queue'])}" if result.get("queue") else "at once"
+        click.echo(f"begins         {printable(begins)}")
     for line in treatment:
         click.echo(f"tensors        {printable(line)}")
+    for told in options_of_rounds(config):
+        shown = "  ".join(f"{name} {value:.6g}" for name, value in told["options"].items())
+        click.echo(f"round {told['round']:<8} {printable(shown)}")
+    click.echo(f"drawn          {printable(drawn_text(drawn_first(with_clients_read(config, folder))))}")
+
+
+def drawn_text(first: Mapping[str, Any]) -> str:
+    """Return what `drawn_first` has found, for people."""
+    if "why" in first:
+        return f"cannot be told before clients are there: {first['why']}"
+    names, more = first["clients"][:NAMES_SHOWN_MAX], len(first["clients"]) - NAMES_SHOWN_MAX
+    others = f" and {more} more" if more > 0 else ""
+    return f"in round 1, of {first['of']} listed clients, if all are there: {', '.join(names)}{others}"
 
 
 def _show_decisions(job: str, number: int, explain: bool, as_json: bool, state_dir: Path) -> None:
@@ -113,7 +142,7 @@ def _show_decisions(job: str, number: int, explain: bool, as_json: bool, state_d
         all_same &= again == made
         if as_json:
             figures = {"round": number, "attempt": row["attempt"], "decided_unix_s": row["decided_unix_s"]}
-            told.append({**figures, **as_builtins(request, made), "same": again == made})
+            told.append({**figures, **plan_shown(request, made), "same": again == made})
             continue
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["decided_unix_s"]))
         click.echo(f"round {number} of job {job}, attempt {row['attempt']}, decided {at}")
@@ -151,9 +180,14 @@ def _difference(again: Plan | LiflError) -> str:
     return f"REFUSED, {again}" if isinstance(again, LiflError) else f"ANOTHER PLAN\n  {again.explain()[0]}"
 
 
-def parse_supposed(text: str) -> NodeFacts:
-    """Return the node that a ``--node`` means.  Raise `ConfigError`."""
-    name, *numbers = text.rsplit(":", 2)
+def parse_supposed(text: str, wanted: Mapping[str, str] = MappingProxyType({})) -> NodeFacts:
+    """Return the node that a ``--node`` means, for a job that goes to nodes with `wanted` labels.
+
+    Raise `ConfigError`.
+    """
+    before, colon, last = text.rpartition(":")
+    labels = labels_of(last.split(","), "--node") if "=" in last and colon else {}
+    name, *numbers = (before if labels else text).rsplit(":", 2)
     try:
         capacity, size = numbers
         residual, arena_bytes = float(capacity), parse_size(size, "--node")
@@ -161,23 +195,14 @@ def parse_supposed(text: str) -> NodeFacts:
             raise ValueError(f"a capacity is 0 to {CAPACITY_MAX:.0f} updates at a time")
         if arena_bytes > ARENA_BYTES_MAX:
             raise ValueError(f"an arena has at most {ARENA_BYTES_MAX} bytes")
-        return msgspec.convert({"node": name, "residual": residual, "arena_bytes": arena_bytes}, NodeFacts)
+        facts = {"node": name, "residual": residual, "arena_bytes": arena_bytes}
+        return msgspec.convert({**facts, "takes_updates": fits(wanted, labels)}, NodeFacts)
     except (ValueError, msgspec.ValidationError) as error:
         raise ConfigError("--node", f"{text!r} is not {NODE_FORM}, such as a:20:2GiB ({error})") from error
 
 
-def as_builtins(request: PlanRequest, made: Plan) -> dict[str, Any]:
-    """Return what ``--json`` prints: the request, from which the plan can be made again, the plan, what follows."""
-    return {
-        "request": msgspec.to_builtins(request),
-        "plan": msgspec.to_builtins(made),
-        "used": list(made.used),
-        "transfer_bytes": made.transfer_bytes,
-        "explain": list(made.explain()),
-    }
-
-
-def _local_layout(config: JobConfig, folder: Path) -> Layout:
+def local_layout(config: JobConfig, folder: Path) -> Layout:
+    """Return the layout of the model of a job whose file is in this folder.  Raise `ConfigError`."""
     from lifl.node.machine import read_tensors
 
     # An example model is only looked at.

@@ -37,6 +37,7 @@ FILES = (
     "lifld.log",
     "lifld.lock",
     "children.lock",
+    "keep.lock",
     *KEYS,
     "identity/cert.pem",
     "identity/ca.pem",

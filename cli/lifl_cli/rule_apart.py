@@ -24,17 +24,6 @@ class _Told(msgspec.Struct):
     problem: str = ""
 
 
-def states_of(config: JobConfig, folder: str) -> tuple[str, ...]:
-    """Return the names of the rule's states.  Raise `ConfigError` when it cannot be used."""
-    from lifl.rules.load import check_lacking, load_rule
-
-    aggregation = config.aggregation
-    rule = load_rule(aggregation.rule, aggregation.options, folder)
-    if config.trainable:
-        check_lacking(rule, aggregation.rule)
-    return tuple(rule.states)
-
-
 def states_apart(config: JobConfig, folder: str) -> tuple[str, ...]:
     """Return what a child finds out.  Raise `ConfigError`, also when its process ended in the middle."""
     from lifl.node.process_state import ended_text
@@ -54,8 +43,10 @@ def states_apart(config: JobConfig, folder: str) -> tuple[str, ...]:
         try:
             told = msgspec.json.decode(answer.read(), type=_Told)
         except msgspec.DecodeError:
-            text = f"{config.aggregation.rule} cannot be used: loading it ended the process with {ended_text(status)}"
-            raise ConfigError("aggregation.rule", text) from None
+            own = {"aggregation.rule": config.aggregation.rule} if ":" in config.aggregation.rule else {}
+            key, name = next(iter((own | config.functions).items()))
+            text = f"{name} cannot be used: loading it ended the process with {ended_text(status)}"
+            raise ConfigError(key, text) from None
     if told.problem:
         raise ConfigError(told.path, told.problem)
     return told.states
@@ -63,7 +54,7 @@ def states_apart(config: JobConfig, folder: str) -> tuple[str, ...]:
 
 def _tell(config: JobConfig, folder: str, fd: int) -> NoReturn:
     """Be the child: load the rule, write what is to be told, and end."""
-    from lifl.rules.load import bound_recursion
+    from lifl.rules.load import bound_recursion, states_of
 
     status = 1
     try:

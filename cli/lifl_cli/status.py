@@ -10,31 +10,40 @@ import click
 
 from lifl.core.limits import ROUNDS_MAX, STATUS_ROUNDS
 from lifl.core.protocol.cli import JobClients, JobStatus
+from lifl_cli.completion import job_names
 from lifl_cli.daemon_client import DaemonClient, daemon_at
 from lifl_cli.options import json_option, state_option
-from lifl_cli.render.figures import printable, receipt_lines
+from lifl_cli.render.figures import (
+    changes_text,
+    evaluation_lines,
+    models_lines,
+    printable,
+    receipt_lines,
+    upload_text,
+)
+
+ROUNDS_SHOWN = 20
+"""Rounds in the table, the newest first; `lifl history` has all."""
 
 
 @click.command()
-@click.argument("job")
+@click.argument("job", shell_complete=job_names)
 @click.option(
     "--last",
     type=click.IntRange(0, ROUNDS_MAX),
-    default=STATUS_ROUNDS,
-    show_default=True,
     metavar="N",
-    help="The last N rounds, each attempt counted.",
+    help=f"The last N rounds, each attempt counted.  [default: {ROUNDS_SHOWN}; with --json {STATUS_ROUNDS}]",
 )
 @click.option("--clients", is_flag=True, help="Show how its clients kept their word instead.")
 @json_option
 @state_option
-def status(job: str, last: int, clients: bool, as_json: bool, state_dir: Path) -> None:
+def status(job: str, last: int | None, clients: bool, as_json: bool, state_dir: Path) -> None:
     """Show one job: its rounds with their receipts."""
     with daemon_at(state_dir) as daemon:
         if clients:
             _show_clients(job_clients(daemon, job), as_json)
             return
-        result = job_status(daemon, job, last)
+        result = job_status(daemon, job, (STATUS_ROUNDS if as_json else ROUNDS_SHOWN) if last is None else last)
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return
@@ -43,8 +52,14 @@ def status(job: str, last: int, clients: bool, as_json: bool, state_dir: Path) -
     click.echo(f"job {printable(line['name'])} is {printable(line['status'])}{reason}")
     click.echo(f"  committed  {line['committed']} of {line['rounds']} rounds, rule {printable(line['rule'])}")
     click.echo(f"  clients    {line['clients']} joined now")
+    if line.get("pending"):
+        click.echo(f"  next round {changes_text(line['pending'])}")
     if line.get("folder"):
         click.echo(f"  models     {printable(line['folder'])}")
+    for text in models_lines(result.get("models"), line.get("disk")):
+        click.echo(f"             {text}")
+    if line.get("upload"):
+        click.echo(f"  {upload_text(line['upload'])}")
     from lifl_cli.render.tables import rounds_table, show
     from lifl_cli.render.trees import round_text, tree_view
 
@@ -52,12 +67,17 @@ def status(job: str, last: int, clients: bool, as_json: bool, state_dir: Path) -
         click.echo(f"  {round_text(result['now'])}")
         show(tree_view(result["now"].get("tree", ()), result["now"].get("tasks", 0)))
     if result.get("rounds"):
-        show(rounds_table(result["rounds"]))
         receipts = [line for line in result["rounds"] if line.get("receipt")]
         if receipts:
             click.echo(f"receipt of round {receipts[-1]['round']}")
             for label, value in receipt_lines(receipts[-1]["receipt"]):
                 click.echo(f"  {label:<24} {value}")
+        evaluated = [line for line in result["rounds"] if line.get("evaluation")]
+        if evaluated:
+            click.echo(f"evaluation of round {evaluated[-1]['round']}")
+            for label, value in evaluation_lines(evaluated[-1]["evaluation"]):
+                click.echo(f"  {label:<24} {value}")
+        show(rounds_table(result["rounds"][::-1]))
 
 
 def _show_clients(lines: list[dict[str, Any]], as_json: bool) -> None:

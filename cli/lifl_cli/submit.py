@@ -13,29 +13,43 @@ import msgspec
 from lifl.core.config.job import JobConfig, parse_job
 from lifl.core.errors import RemoteFault, ResourceFault
 from lifl.core.protocol.cli import Event, SubmitJob
-from lifl_cli.config_file import read_toml, resolve, rule_states
+from lifl_cli.config_file import STANDARD_INPUT, read_toml, resolve, rule_states
 from lifl_cli.daemon_client import DaemonClient, daemon_at
 from lifl_cli.options import state_option
 from lifl_cli.output import did, is_lost
-from lifl_cli.render.figures import metrics_text, printable, receipt_lines, seconds_text, size_text
+from lifl_cli.render.figures import (
+    changes_text,
+    line_text,
+    measured_text,
+    metrics_text,
+    printable,
+    receipt_lines,
+    seconds_text,
+    size_text,
+)
 from lifl_cli.send_job import sent
 from lifl_cli.state import absolute
 
 
 @click.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option("--replace", is_flag=True, help="End and forget a job that has the name, first; its models stay.")
 @click.option("--watch", is_flag=True, help="Print each round as it commits, until the job ends.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a key: job.rounds=5.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (with --watch: one object per line).")
 @state_option
-def submit(file: str, watch: bool, overrides: tuple[str, ...], as_json: bool, state_dir: Path) -> None:
-    """Submit a training job described by a TOML file."""
+def submit(file: str, replace: bool, watch: bool, overrides: tuple[str, ...], as_json: bool, state_dir: Path) -> None:
+    """Submit a training job described by a TOML file.
+
+    FILE may be - for standard input: paths in it are then relative to the working folder.
+    """
     config = parse_job(read_toml(file), overrides)
     with daemon_at(state_dir) as daemon:
-        folder = absolute(file).parent
+        folder = absolute("." if file == STANDARD_INPUT else file)
+        folder = folder if file == STANDARD_INPUT else folder.parent
         states = rule_states(config, folder)
         config = sent(config, folder, daemon) if daemon.is_remote else resolve(config, folder, state_dir)
-        result = daemon.ask(SubmitJob(msgspec.to_builtins(config), states, follow=watch))
+        result = daemon.ask(SubmitJob(msgspec.to_builtins(config), states, watch, replace or msgspec.UNSET))
         shown = json.dumps(result, indent=None if watch else 2) if as_json else _submitted(config, result)
         did(f"job {config.job.name} is submitted", shown)
         if watch:
@@ -49,8 +63,16 @@ def _submitted(config: JobConfig, result: dict[str, Any]) -> str:
     if result.get("peak_bytes") is not None:
         lines.append(f"  arena       at most {size_text(result['peak_bytes'])} per round")
     lines += [f"  tensors     {printable(line)}" for line in result.get("treatment") or ()]
+    if queue := result.get("queue"):
+        lines.append(f"  queued      {printable(line_text(queue))}")
     if result.get("folder"):
         lines.append(f"  checkpoints {printable(result['folder'])}")
+    if disk := result.get("disk"):
+        short = "" if disk["bytes"] <= disk["free_bytes"] else ": too little, rounds will wait for room"
+        lines.append(
+            f"  disk        at most {size_text(disk['bytes'])} for {disk['models']} models (checkpoint.keep); "
+            f"{size_text(disk['free_bytes'])} are free{short}"
+        )
     return "\n".join(lines)
 
 
@@ -64,7 +86,7 @@ def _watch(daemon: DaemonClient, config: JobConfig, as_json: bool) -> int:
             if as_json:
                 click.echo(json.dumps({"event": event.name, **event.fields}))
             else:
-                _print_event(event, config.job.rounds)
+                print_event(event, config.job.rounds)
             if event.name == "job.over":
                 return 0 if event.fields.get("status") == "finished" else 1
     except KeyboardInterrupt:
@@ -77,7 +99,8 @@ def _watch(daemon: DaemonClient, config: JobConfig, as_json: bool) -> int:
     return 1
 
 
-def _print_event(event: Event, rounds: int) -> None:
+def print_event(event: Event, rounds: int) -> None:
+    """Print what happens in a job of so many rounds."""
     fields = event.fields
     if event.name == "round.committed":
         receipt = fields.get("receipt") or {}
@@ -91,9 +114,16 @@ def _print_event(event: Event, rounds: int) -> None:
             click.echo("receipt of the last round")
             for label, value in receipt_lines(receipt):
                 click.echo(f"  {label:<24} {value}")
-            click.echo(f"model: {printable(fields.get('path'))}")
+            if fields.get("path"):
+                click.echo(f"model: {printable(fields['path'])}")
+    elif event.name == "evaluation.over":
+        click.echo(f"round {fields['round']:>3}/{rounds}  {measured_text({'evaluation': fields})}")
     elif event.name == "round.failed":
         click.echo(f"round {fields['round']:>3}/{rounds}  failed: {printable(fields.get('reason'))}")
+    elif event.name == "job.queued":
+        click.echo(f"job queued: {fields.get('position')} in line for room in the arena")
+    elif event.name == "job.edited":
+        click.echo(f"job edited: {changes_text(fields.get('changes') or {})}, from the next round on")
     elif event.name in ("job.paused", "model.damaged"):
         click.echo(f"{event.name.replace('.', ' ')}: {printable(fields.get('reason'))}")
     elif event.name == "job.goes_on":

@@ -24,11 +24,27 @@ def token() -> None:
 
 @token.command()
 @click.option("--role", type=click.Choice(ROLES), required=True, help="What who joins will be.")
-@click.option("--name", "pattern", default="*", show_default=True, help="Its name; * is any text, left to who joins.")
+@click.option(
+    "--name",
+    "pattern",
+    default="*",
+    show_default=True,
+    metavar="NAME",
+    help="Its name; * is any text, left to who joins.",
+)
 @click.option("--job", "jobs", multiple=True, metavar="NAME", help="A client's: it may take part in this job alone.")
-@click.option("--uses", type=click.IntRange(1, TOKEN_USES_MAX), default=1, show_default=True, help="So many may join.")
+@click.option(
+    "--uses",
+    type=click.IntRange(1, TOKEN_USES_MAX),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="So many may join.",
+)
 @click.option("--bearer", is_flag=True, help="A client's: it takes part by the token itself, without a certificate.")
-@click.option("--ttl", default="15m", show_default=True, help="It is valid for so long: 90s, 15m, 2h, 1d.")
+@click.option(
+    "--ttl", default="15m", show_default=True, metavar="TIME", help="It is valid for so long: 90s, 15m, 2h, 1d."
+)
 @json_option
 @state_option
 def create(

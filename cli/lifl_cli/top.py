@@ -8,7 +8,9 @@ here, with psutil.
 from __future__ import annotations
 
 import json
+import os
 import select
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +35,10 @@ ONCE_WINDOW_S = 0.3
 @click.option("--json", "as_json", is_flag=True, help="Print one snapshot as JSON and end.")
 @state_option
 def top(once: bool, as_json: bool, state_dir: Path) -> None:
-    """Watch the node, its workers and its jobs live."""
+    """Watch the node, its workers and its jobs live.
+
+    Keys: j and k go from job to job, a shows all, s sorts, t hides and shows trees, space holds the view, q quits.
+    """
     with daemon_at(state_dir) as daemon:
         sampler = Sampler(daemon)
         if once or as_json:
@@ -46,7 +51,7 @@ def top(once: bool, as_json: bool, state_dir: Path) -> None:
                 from lifl_cli.render.tables import show
                 from lifl_cli.render.top import view
 
-                show(view(sample))
+                show(view(sample, width=shutil.get_terminal_size().columns))
             return
         _live(sampler)
 
@@ -122,21 +127,32 @@ def _live(sampler: Sampler) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    from lifl_cli.render.top import view
+    from lifl_cli.render.top import ALL, KEYS, pressed, view
 
     console = Console()
     if not console.is_terminal:
         raise click.UsageError("the live view needs a terminal; use --once or --json")
     sampler.sample()
+    sample, look = sampler.sample(), ALL
     with _keys(), Live(console=console, screen=True, auto_refresh=False) as live:
         try:
             while not is_lost():
-                live.update(view(sampler.sample()), refresh=True)
-                ready, _, _ = select.select([sys.stdin], [], [], REFRESH_S)
-                if ready and sys.stdin.read(1) in ("q", ""):
-                    return
+                live.update(view(sample, look, console.width, KEYS), refresh=True)
+                if key := _key(None if look.paused else REFRESH_S):
+                    after = pressed(look, key[0], sample)
+                    if after is None:
+                        return
+                    look = after
+                elif not look.paused:
+                    sample = sampler.sample()
         except KeyboardInterrupt:
             return
+
+
+def _key(wait_s: float | None) -> tuple[str] | None:
+    """Return the key that is pressed within this time, if one is; an empty one: there is nobody any more."""
+    ready, _, _ = select.select([sys.stdin], [], [], wait_s)
+    return (os.read(sys.stdin.fileno(), 1).decode(errors="replace"),) if ready else None
 
 
 @contextmanager

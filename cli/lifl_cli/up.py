@@ -19,42 +19,58 @@ import click
 import msgspec
 
 from lifl.core.config.node import NodeConfig, parse_node
-from lifl.core.errors import ResourceFault
+from lifl.core.errors import LiflError, ResourceFault
 from lifl.core.trust.tokens import Token
 from lifl_cli.config_file import read_toml
+from lifl_cli.labels import labels_of
+from lifl_cli.options import STATE_HELP
 from lifl_cli.output import done
 from lifl_cli.render.figures import size_text
 from lifl_cli.state import DEFAULT_STATE_DIR, LOG_FILE, absolute
 from lifl_cli.token_file import token_of
 
 NODE_FLAGS = {
-    "listen": "The gateway's HOST:PORT; port 0 takes any free one.",
+    "listen": "The gateway's address; port 0 takes any free one.",
     "arena_bytes": "Size of the shared memory, such as 2GiB.",
-    "redirector": "auto, sockmap (eBPF) or unix.",
+    "redirector": "How records reach workers: sockmap is eBPF; auto takes it where it can be loaded.",
     "idle_timeout_s": "Workers without a task end after this many seconds.",
     "workers_max": "At most this many workers (aggregator processes); 0: one more than there are cores.",
-    "capacity": "Updates that the node folds at a time (MC); 0: measured after the start.",
-    "connections_max": "At most this many client connections.",
+    "capacity": "Updates that the node folds at a time; 0: measured after the start.",
+    "connections_max": "At most this many client connections; 0: 10,240, or as many as descriptors are allowed for.",
     "connections_per_client": "At most this many connections of one client from one place; 0: no limit of its own.",
     "connections_per_address": "At most this many connections from one address; 0: no limit of its own.",
     "requests_per_s": "Requests per second of one client, beside what its updates take; more are slowed.",
     "client_bytes_per_s": "Bytes per second of one client's models and updates; 0: no limit.",
+    "streams": "A large model or update goes over at most this many connections; 0: by the cores, where it is TLS.",
     "wait_queue_max": "Updates of one job that may wait for room in the arena; more are told BUSY.",
-    "http": "Clients come by HTTP, too, at this HOST:PORT (alone: 127.0.0.1:7480).",
-    "control": "The HOST:PORT at which other nodes reach this one.",
-    "join": "Join the cluster of the node whose control address is this HOST:PORT.",
+    "http": "Clients come by HTTP, too, at this address (alone: 127.0.0.1:7480).",
+    "control": "The address at which other nodes reach this one.",
+    "join": "Join the cluster of the node that has this control address.",
     "token_file": "The file with the token by which a node joins that has no identity yet; - is standard input.",
     "ca_cert": "The cluster's authority, if it is not to be made: certificate, and those above it.",
     "ca_key": "The key of --ca-cert.",
     "user": "Run as this user; root starts it, and loads eBPF before.",
-    "store": "etcd://HOST:PORT,...: the cluster keeps its rows there, and any of its nodes may coordinate.",
+    "store": "The cluster keeps its rows there, and any of its nodes may coordinate.",
     "store_ca": "The authority of the store's certificates.",
     "store_cert": "This node's certificate for the store.",
     "store_key": "The key of --store-cert.",
+    "labels": "A label of the node, for jobs with placement.nodes; give it once for each.",
+    "log_format": "With json each line of the log is an object.",
     "insecure": "No TLS, no cookie: nothing is encrypted, and anybody may take part.",
 }
 PATH_KEYS = ("token_file", "ca_cert", "ca_key", "store_ca", "store_cert", "store_key")
 """Keys whose paths are relative to the config's folder, or as flags to the working folder."""
+METAVARS = {
+    **dict.fromkeys(("listen", "http", "control", "join"), "HOST:PORT"),
+    **dict.fromkeys(PATH_KEYS, "FILE"),
+    "arena_bytes": "SIZE",
+    "idle_timeout_s": "SECONDS",
+    "redirector": "auto|sockmap|unix",
+    "log_format": "text|json",
+    "store": "etcd://HOST:PORT,...",
+    "user": "ACCOUNT",
+}
+"""What a flag's value is called; of the others it is a number, N."""
 BARE = {"http": "127.0.0.1:7480"}
 """What a flag means that is given without a value."""
 LOG_TAIL_LINES = 5
@@ -66,6 +82,10 @@ def node_flags(command: F) -> F:
     """Add one flag for each key of a node's config."""
     fields = {field.name: field for field in msgspec.structs.fields(NodeConfig)}
     for key in reversed(NODE_FLAGS):
+        if key == "labels":
+            names = ("--label", "--labels")
+            command = click.option(*names, key, multiple=True, metavar="NAME=VALUE", help=NODE_FLAGS[key])(command)
+            continue
         default = fields[key].default
         flag = f"--{key.replace('_', '-')}"
         if isinstance(default, bool):
@@ -75,7 +95,7 @@ def node_flags(command: F) -> F:
         shown = size_text(default) if key == "arena_bytes" else str(default)
         text = f"{NODE_FLAGS[key]}  [default: {shown}]" if shown else NODE_FLAGS[key]
         bare: dict[str, Any] = {"is_flag": False, "flag_value": BARE[key]} if key in BARE else {}
-        command = click.option(flag, key, type=kind, help=text, **bare)(command)
+        command = click.option(flag, key, type=kind, metavar=METAVARS.get(key, "N"), help=text, **bare)(command)
     return command
 
 
@@ -88,19 +108,34 @@ def node_flags(command: F) -> F:
     "state_dir",
     envvar="LIFL_STATE",
     metavar="DIR",
-    help=f"The node's state folder.  [default: $LIFL_STATE, or {DEFAULT_STATE_DIR}]",
+    help=STATE_HELP,
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the start-up report as JSON.")
+@click.option(
+    "--web",
+    "web",
+    is_flag=False,
+    flag_value=BARE["http"],
+    metavar="HOST:PORT",
+    help="Serve a page for browsers there, as --http does, and with -d print a link to it (lifl web).",
+)
 @node_flags
-def up(detach: bool, config_path: str | None, state_dir: str | None, as_json: bool, **flags: Any) -> None:
+def up(
+    detach: bool, config_path: str | None, state_dir: str | None, as_json: bool, web: str | None, **flags: Any
+) -> None:
     """Start lifld, the daemon of this machine."""
+    if web is not None:
+        if flags["http"] is not None:
+            raise click.UsageError("--web and --http are one door: give its address to one of them")
+        flags["http"] = web
     config = _node_config(config_path, state_dir, {key: flags[key] for key in NODE_FLAGS})
     _make_state_dir(config)
     printed = _announce_json if as_json else _announce
     announce = partial(_tell, partial(printed, insecure=config.insecure))
     token = _token(config)
     if detach:
-        announce(_start_detached(config, token))
+        info = _start_detached(config, token)
+        announce({**info, "web": _link(config)} if web is not None else info)
         return
     from lifl.node.daemon import run
 
@@ -109,6 +144,7 @@ def up(detach: bool, config_path: str | None, state_dir: str | None, as_json: bo
 
 def _node_config(path: str | None, state_dir: str | None, flags: dict[str, Any]) -> NodeConfig:
     table = read_toml(path) if path else {}
+    flags = flags | {"labels": labels_of(flags["labels"], "labels") if flags["labels"] else None}
     table.update({key: value for key, value in flags.items() if value is not None})
     if state_dir is not None:
         table["state_dir"] = str(absolute(state_dir))
@@ -121,6 +157,19 @@ def _node_config(path: str | None, state_dir: str | None, flags: dict[str, Any])
             given = flags.get(key) is not None
             table[key] = str(absolute(table[key], None if given or not path else absolute(path).parent))
     return parse_node(table)
+
+
+def _link(config: NodeConfig) -> str:
+    """Return a link to the page of the node that has just started; or why there is none."""
+    from lifl.core.protocol.cli import OpenPage
+    from lifl_cli.daemon_client import DaemonClient
+    from lifl_cli.web import link_of
+
+    try:
+        with DaemonClient(Path(config.state_dir)) as daemon:
+            return link_of(daemon.ask(OpenPage()))
+    except LiflError as error:
+        return f"no link: {error}"
 
 
 def _token(config: NodeConfig) -> Token | None:
@@ -162,6 +211,7 @@ def _announce(info: dict[str, Any], insecure: bool) -> None:
         ("pid", info["pid"]),
         ("listens on", ", ".join([*info["listen"], info["socket"]])),
         *([("http", info["http"])] if info.get("http") else []),
+        *([("page", info["web"])] if info.get("web") else []),
         *([("control", info["control"])] if info.get("control") else []),
         *([("joins", _joins_text(info))] if info.get("join") else []),
         *([("identity", info["identity"])] if info.get("identity") else []),

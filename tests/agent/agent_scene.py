@@ -19,7 +19,7 @@ from lifl.core.agent.branch import Branch
 from lifl.core.agent.branch_runner import BranchRunner
 from lifl.core.agent.job_replica import JobReplica
 from lifl.core.agent.model_slot import SlotState
-from lifl.core.config.job import AggregationSection
+from lifl.core.config.aggregation import AggregationSection
 from lifl.core.coordinator.nodes import Node
 from lifl.core.engine import Engine
 from lifl.core.errors import ArenaFull, RemoteFault

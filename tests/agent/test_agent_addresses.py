@@ -54,7 +54,7 @@ def test_it_goes_on_when_one_is_free() -> None:
     led = scene.handle(ev.Tick())
     key = next(iter(scene.runner().branch.in_flight))
     assert led == [granted("c1", key), fx.ForkWorker(1)]
-    assert len(scene.agent.tasks._addresses) == FOR_FILES
+    assert scene.agent.tasks.addresses_free == FOR_FILES
 
 
 def test_those_that_are_kept_for_files_are_enough_for_all_jobs_to_read_and_to_write() -> None:

@@ -198,9 +198,13 @@ def test_the_coordinator_hears_of_clients_that_leave_and_of_the_gateway() -> Non
     assert scene.handle(gm.GatewayLost()) == [gm.GatewayLost()]
 
 
-def test_the_coordinator_hears_of_clients_that_decline_and_where_there_is_none_they_come_again() -> None:
+@pytest.mark.parametrize(
+    "said",
+    [gm.ClientDeclined(5, "c5", "j", 1, "out of memory"), gm.ClientEvaluated(5, "c5", "j", 1, 1.0, {"loss": 0.5})],
+    ids=lambda said: type(said).__name__,
+)
+def test_the_coordinator_hears_what_clients_answer_and_where_there_is_none_they_come_again(said: Any) -> None:
     scene = Scene()
-    declined = gm.ClientDeclined(5, "c5", "j", 1, "out of memory")
-    assert scene.handle(declined) == [declined]
+    assert scene.handle(said) == [said]
     scene.handle(ev.CoordinatorDown())
-    assert scene.handle(declined) == [gm.HangUp(5)]
+    assert scene.handle(said) == [gm.HangUp(5)]

@@ -8,9 +8,11 @@ import msgspec
 import pytest
 from agent_scene import NUMBER, Scene
 
+from lifl.core import effects as fx
 from lifl.core import events as ev
 from lifl.core.agent.model_slot import SlotState
 from lifl.core.ids import Key, Kind, epoch_of
+from lifl.core.planning.keeping import Kept
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
@@ -233,3 +235,8 @@ def test_a_job_that_ends_while_home_fetches_its_model_leaves_nothing(left: int) 
     for fetch in fetches[left:]:
         scene.handle(gm.FetchEnded(fetch.key, "", 10))
     assert scene.arena.objects == {}
+
+
+def test_copies_that_do_not_stay_go_from_the_jobs_own_folder() -> None:
+    scene, kept = elsewhere(), Kept(9, 2)
+    assert scene.handle(o.KeepCopies(NUMBER, kept)) == [fx.KeepModels("j", NUMBER, "j", kept)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agent_scene import Arena
+from msgspec import UNSET
 
 from lifl.core import effects as fx
 from lifl.core import events as ev
@@ -14,16 +15,17 @@ from lifl.core.config.job import fold_job, most_of
 from lifl.core.coordinator.nodes import Node
 from lifl.core.coordinator.session import Session
 from lifl.core.engine import Engine
-from lifl.core.fields import Ticket
+from lifl.core.fields import RevokedTicket, Ticket
 from lifl.core.ids import Key, Kind, epoch_of
 from lifl.core.limits import HOST_GRACE_S
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import folds as fm
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol import tickets as tm
 from lifl.core.protocol import worker as wm
 from lifl.core.protocol.contribution import Contribution
 from lifl.core.schema import TensorSpec
-from lifl.core.trust.ticket import credential_of
+from lifl.core.trust.ticket import credential_of, entry_key
 
 HOME, HOST = 1, 7
 TENSORS = (TensorSpec("w", "float32", (1024,)),)
@@ -260,6 +262,54 @@ def test_who_has_a_ticket_for_the_fold_brings_an_update_by_its_name_alone() -> N
     assert refused.code == "round-over"
 
 
+def test_a_ticket_that_its_host_revokes_counts_no_more_and_its_gateway_is_told() -> None:
+    home = Home()
+    home.do(ev.JobSubmitted(home.facts))
+    key = tm.TicketKey("s", entry_key("secret", "s"))
+    assert key in home.do(ev.SessionHosted(HOST, "s", "secret"))
+    home.opens()
+    ticket = Ticket(credential_of("secret", "s", FOLD, "c9", 1000), 1000)
+    standing = Ticket(credential_of("secret", "s", 0, "c9", 1000), 1000)
+    led = home.do(tm.RevocationAsked(HOST, "s", FOLD, "c9"))
+    assert tm.TicketOut("s", FOLD, "c9", FOLD) in led
+    told = [cm.unpacked(each.message) for each in led if isinstance(each, gm.TellClient)]
+    assert told == [tm.TicketRevoked("s", FOLD, "c9")]
+    (refused,) = home.told(gm.PartTaken(9, "c9", "s", FOLD, ticket), conn=9)
+    assert (refused.code, "revoked" in refused.text) == ("wrong-ticket", True)
+    (refused,) = home.told(gm.Admit(9, "c9", "s", 1, 1.0, fold=FOLD, ticket=ticket), conn=9)
+    assert refused.code == "wrong-ticket"
+    home.do(gm.PartTaken(9, "c9", "s", 0, standing))
+    home.do(tm.RevocationAsked(HOST, "s", 0, "c9"))
+    (refused,) = home.told(gm.PartTaken(9, "c9", "s", FOLD, standing), conn=9)
+    assert refused.code == "wrong-ticket"
+    (refused,) = home.told(tm.RevocationAsked(9, "s", FOLD, "c8"), conn=9)
+    assert refused.code == "not-host"
+
+
+def test_what_was_revoked_is_known_with_the_key_when_its_host_comes_again_and_ends_what_is_on_its_way() -> None:
+    home = Home()
+    home.do(ev.JobSubmitted(home.facts))
+    out = RevokedTicket(FOLD, "c9")
+    key = entry_key("secret", "s")
+    assert tm.TicketKey("s", key, (out,)) in home.do(ev.SessionHosted(HOST, "s", "secret", (out,)))
+    home.opens()
+
+    def admit(client: str, conn: int) -> list[Any]:
+        ticket = Ticket(credential_of("secret", "s", FOLD, client, 1000), 1000)
+        return home.do(gm.Admit(conn, client, "s", 1, 1.0, fold=FOLD, ticket=ticket))
+
+    (refused,) = [cm.unpacked(each.message) for each in admit("c9", 9) if isinstance(each, gm.TellClient)]
+    assert (refused.code, "revoked" in refused.text) == ("wrong-ticket", True)
+    assert any(isinstance(each, gm.Granted) for each in admit("c8", 8))
+    led = home.do(tm.RevocationAsked(HOST, "s", FOLD, "c8"))
+    assert gm.HangUp(8) in led, "an update that is on its way is none that was brought"
+    home.do(gm.Admit(HOST, "c7", "s", 1, 1.0, fold=FOLD))
+    led = home.do(tm.RevocationAsked(HOST, "s", FOLD, "c7"))
+    assert not any(isinstance(each, gm.HangUp) for each in led), "its host brings that one"
+    both = (out, RevokedTicket(FOLD, "c8"), RevokedTicket(FOLD, "c7"))
+    assert tm.TicketKey("s", key, both) in home.do(ev.SessionHosted(7, "s", "secret")), "to a gateway that is new"
+
+
 def selected(led: list[Any]) -> list[tuple[int, int]]:
     """Who was told of which fold."""
     told = [(each.conn, cm.unpacked(each.message)) for each in led if isinstance(each, gm.TellClient)]
@@ -286,6 +336,22 @@ def test_who_has_a_standing_ticket_is_told_of_each_fold_behind_its_last_and_the_
     home.do(gm.PartTaken(9, "c9", "s", FOLD + 1, standing))
     (over,) = [each for each in home.told(gm.SessionEnded(HOST, "s"), conn=9) if isinstance(each, cm.RoundOver)]
     assert "finished" in over.reason
+
+
+def test_who_has_a_ticket_is_told_which_fold_was_open_before_the_one_that_is() -> None:
+    home = Home()
+    home.do(ev.JobSubmitted(home.facts))
+    home.do(ev.SessionHosted(HOST, "s", "secret"))
+    standing = Ticket(credential_of("secret", "s", 0, "c9", 1000), 1000)
+    behind = []
+    for fold, after in ((FOLD, 0), (FOLD + 1, FOLD), (FOLD + 3, FOLD)):
+        home.do(gm.FoldAsked(HOST, "s", fold, "open", 2))
+        home.do(gm.FoldAsked(HOST, "s", fold, "open", 2))  # once more, over another connection
+        (said,) = home.told(gm.PartTaken(9, "c9", "s", after, standing), conn=9)
+        assert isinstance(said, cm.Selected)
+        behind.append(said.behind)
+        home.do(gm.FoldAsked(HOST, "s", fold, "cancel"))
+    assert behind == [UNSET, FOLD, FOLD + 1], "the node does not know of one before its first"
 
 
 def test_who_waits_by_a_standing_ticket_and_leaves_is_forgotten() -> None:

@@ -17,6 +17,7 @@ from lifl.core.protocol import client as cm
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import worker as wm
+from lifl.core.protocol.small_models import ModelChanged
 
 
 def load(scene: Scene, attempt: int = 1, address: int = 1, **more: object) -> wm.Load:
@@ -179,7 +180,7 @@ def test_a_model_that_is_being_sent_when_its_job_ends_is_freed_when_it_is_sent(g
     scene.has_model()
     scene.handle(gm.WantModel(5, "j", 1))
     model = scene.slot.model
-    assert scene.handle(o.CloseJob(NUMBER)) == [gm.JobForget("j")]
+    assert scene.handle(o.CloseJob(NUMBER)) == [ModelChanged("j"), gm.JobForget("j")]
     assert list(scene.arena.objects) == [model], "the gateway reads it"
     scene.handle(gm.GatewayLost() if gateway else gm.ModelSent(5, model.pack(), 10))
     assert scene.arena.objects == {}

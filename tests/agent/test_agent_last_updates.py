@@ -137,6 +137,7 @@ def test_where_the_arena_has_no_room_for_it_the_top_does_without() -> None:
 
 def test_what_another_job_is_promised_is_not_taken_for_it() -> None:
     scene = scene_of(2)
+    scene.agent.quota.reserve(NUMBER, 0)  # else no other could be promised so much
     scene.agent.quota.reserve(7, scene.arena.free_bytes - scene.update_bytes - scene.layout.accumulator_bytes + 1)
     scene.anew()
     assert scene.grant("c2")[-1] == arriving(scene, c2=0)

@@ -140,6 +140,8 @@ def test_the_receipt_tells_the_tree_and_what_it_cost() -> None:
         "pid": 101,
         "attempt": 1,
         "cpu_s": 0.25,
+        "began_s": 0.0,
+        "ended_s": 0.0,
     }
     assert report.cost["starts"] == {"cold": 0, "warm": 0, "promoted": 0, "shared": 0} | {"cold": 1}
     assert report.cost["peak_bytes"] == scene.agent.quota.peaks[NUMBER] > 0

@@ -14,6 +14,7 @@ from lifl.core.planning.tree import TaskState
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.small_models import ModelChanged, ModelServed
 
 SOURCE = "home:1"
 GONE = "the model of round {} is not here any more; wait for the next selection"
@@ -120,7 +121,7 @@ def test_a_model_that_is_here_when_a_newer_one_is_made_is_freed() -> None:
     scene.handle(gm.ModelSent(5, key.pack(), 10))
     assert scene.handle(o.ModelAt(NUMBER, 3, "other:1")) == []
     assert scene.slot.model == key, "it is the same"
-    assert scene.handle(o.ModelAt(NUMBER, 4, SOURCE)) == []
+    assert scene.handle(o.ModelAt(NUMBER, 4, SOURCE)) == [ModelChanged("j")]
     assert (scene.slot.state, scene.slot.model, scene.slot.round) == (
         SlotState.ELSEWHERE,
         None,
@@ -131,11 +132,29 @@ def test_a_model_that_is_here_when_a_newer_one_is_made_is_freed() -> None:
 
 def test_a_model_that_comes_after_a_newer_one_was_made_is_fetched_anew() -> None:
     scene, key = fetching()
-    assert scene.handle(o.ModelAt(NUMBER, 4, SOURCE)) == []
-    assert scene.handle(gm.FetchEnded(key.pack(), "", 500), at=3.0) == []
-    assert list(scene.arena.objects) == []
-    (fetch,) = scene.handle(ev.Tick(), at=4.0)
+    assert scene.handle(o.ModelAt(NUMBER, 4, SOURCE)) == [gm.EndFetch(key.pack())]
+    (fetch,) = scene.handle(gm.FetchEnded(key.pack(), "", 500), at=3.0)  # it had come already
+    assert key not in scene.arena.objects
     assert fetch == gm.Fetch(scene.slot.fetching.pack(), SOURCE, "j", 5)
+    assert scene.engine.next_timer() is None
+
+
+def test_a_fetch_from_a_node_that_is_silent_ends_when_another_has_the_model() -> None:
+    scene, key = fetching()
+    assert scene.handle(o.ModelAt(NUMBER, 3, SOURCE)) == [], "it is said again"
+    assert scene.handle(o.ModelAt(NUMBER, 3, "other:1")) == [gm.EndFetch(key.pack())]
+    (fetch,) = scene.handle(gm.FetchEnded(key.pack(), "not wanted from there", 0))
+    assert fetch == gm.Fetch(scene.slot.fetching.pack(), "other:1", "j", 4)
+    (granted,) = scene.handle(gm.FetchEnded(fetch.key, "", 500))
+    assert granted == gm.ModelGranted(5, "j", 4, fetch.key)
+
+
+def test_after_a_fetch_that_was_ended_one_that_fails_waits_again() -> None:
+    scene, key = fetching()
+    scene.handle(o.ModelAt(NUMBER, 3, "other:1"))
+    (fetch,) = scene.handle(gm.FetchEnded(key.pack(), "not wanted from there", 0), at=10.0)
+    assert scene.handle(gm.FetchEnded(fetch.key, "broken", 0), at=10.0) == []
+    assert scene.engine.next_timer() == 10.0 + FETCH_RETRY_S
 
 
 def test_a_model_that_is_replaced_while_it_is_read_stays_until_the_last_reader_is_through() -> None:
@@ -165,6 +184,9 @@ def test_what_is_sent_is_part_of_the_cost_of_the_branches_that_are_not_through()
     assert (open_.cost.sent_bytes, through.cost.sent_bytes) == (700, 0)
     assert costs(open_)["sent_bytes"] == 700
     assert scene.handle(gm.ModelSent(5, Key(9, 9, 9).pack(), 700)) == [], "of no job"
+    assert scene.handle(ModelServed("j", 50)) == []
+    assert scene.handle(ModelServed("nobody's", 50)) == []
+    assert (open_.cost.sent_bytes, through.cost.sent_bytes) == (750, 0)
 
 
 @pytest.mark.parametrize("why", ["no such job", "another round", "no room yet"])

@@ -12,6 +12,7 @@ from lifl.core import events as ev
 from lifl.core.agent.partial_transfers import CARRY_RETRY_S
 from lifl.core.agent.uploads import BUSY_RETRY_S
 from lifl.core.ids import Key, Kind, epoch_of
+from lifl.core.planning.arena_need import round_bytes_min
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
@@ -207,3 +208,18 @@ def test_the_last_partial_starts_a_top_that_knows_how_many_come() -> None:
     led = scene.handle(gm.Sealed(CONN, key.pack(), 900))
     assert led == [o.PartialArrived(NUMBER, EPOCH, 1, members("c5"), 900), fx.ForkWorker(1), ACCEPTED]
     assert isinstance(scene.ready(1)[0].message, wm.TaskStart)
+
+
+def test_a_top_is_promised_what_its_tree_needs_while_it_takes_partials_of_others() -> None:
+    """Else another job begins in that, and both wait for room that neither gives."""
+    scene = Scene(elements=LARGE)
+    scene.has_model()
+    replica, quota = scene.replica, scene.engine.agent.quota
+    section = replica.spec.aggregation
+    least = replica.least_bytes = replica.promised_bytes = round_bytes_min(scene.layout, section, 4, 0)
+    assert quota.reserve(NUMBER, least)
+    scene.handle(o.OpenBranch(NUMBER, EPOCH, 0, 4, tuple(range(1, 20))))
+    members = replica.spec.clients_per_round
+    assert quota._reserved[NUMBER] == round_bytes_min(scene.layout, section, 4, 0, 19, members) > least
+    scene.handle(o.DropBranch(NUMBER, EPOCH, 0))
+    assert quota._reserved[NUMBER] == least

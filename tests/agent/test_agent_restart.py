@@ -13,6 +13,7 @@ from lifl.core.ids import Key, Kind, epoch_of
 from lifl.core.planning.tree import TaskState
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.contribution import Contribution
 
 OPEN, PLANNED, PLACING = TaskState.OPEN, TaskState.PLANNED, TaskState.PLACING
 
@@ -103,6 +104,17 @@ def test_a_branch_goes_on_from_the_updates_that_are_there() -> None:
     assert scene.tell() == [PLACING, PLACING, OPEN]
     assert top.expect == 6
     assert isinstance(scene.grant("c4")[0], gm.Granted)
+
+
+def test_what_an_earlier_life_has_noted_of_their_bytes_is_told_again() -> None:
+    left = Left()
+    key = left.has(Kind.UPDATE, "c1")
+    left.orphans[0] = (key, Kind.UPDATE, EPOCH, [Contribution("c1", 1.0, digest=77)])
+    left.has(Kind.UPDATE, "c2")  # of an earlier release
+    left.opened()
+    led = left.branch(2)
+    assert led[:2] == [adopted("c1", "c2"), o.UpdateSealed(NUMBER, EPOCH, 0, "c1", 0, digest=77)]
+    assert not [each for each in led[2:] if isinstance(each, o.UpdateSealed)]
 
 
 def test_and_from_partials_which_take_the_first_places() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from agent_scene import EPOCH, HUGE, LARGE, NUMBER, SMALL, Scene, aborted, sealed
+from agent_scene import EPOCH, HUGE, LARGE, NUMBER, SMALL, Scene, aborted, conn, sealed
 
 from lifl.core import effects as fx
 from lifl.core.errors import RemoteFault
@@ -36,6 +36,14 @@ def test_a_sealed_update_is_reported_and_starts_its_leaf_at_once() -> None:
     assert scene.tell() == [RUNNING, PLANNED, OPEN]  # OPEN -> PLACING -> RUNNING
     assert (list(branch.accepted), branch.in_flight, branch.given, leaf.taken) == (["c1"], {}, 1, 1)
     assert branch.cost.starts == {"cold": 0, "warm": 1, "promoted": 0, "shared": 0}
+
+
+def test_the_digest_of_an_update_is_told_and_kept() -> None:
+    scene = scene_of()
+    scene.arena.seal(scene.keys["c1"], "c1")
+    led = scene.handle(gm.Sealed(conn("c1"), scene.keys["c1"].pack(), 10, digest=77))
+    assert led[0] == o.UpdateSealed(NUMBER, EPOCH, 0, "c1", 10, digest=77)
+    assert scene.runner().branch.accepted["c1"].digest == 77
 
 
 def test_a_leaf_that_no_worker_was_prepared_for_waits_for_one_to_be_forked() -> None:

@@ -13,6 +13,7 @@ from lifl.core import engine as engine_module
 from lifl.core import events as ev
 from lifl.core.agent.model_slot import SlotState
 from lifl.core.agent.worker_watch import LOOK_S
+from lifl.core.config.edits import edited
 from lifl.core.config.job import parse_job
 from lifl.core.coordinator.coordinator import JOBS_MAX, Coordinator
 from lifl.core.coordinator.nodes import Node
@@ -153,9 +154,27 @@ def test_a_job_is_cancelled() -> None:
     assert home.arena.objects == {}
 
 
+def test_trainers_get_other_options_from_the_next_round_on() -> None:
+    home = Home()
+    home.has_job()
+    edit = edited(facts().config, ["client.options.lr=0.5"])
+    led = home.do(ev.JobEdited("j", edit))
+    assert led[0] == fx.SaveConfig("j", edit.config)
+    assert [each.options for each in led if isinstance(each, gm.JobSchema)] == [{"lr": 0.5}]
+    assert gm.JobForget("j") in home.do(ev.JobPaused("j")), "its room is given back"
+    rows = [row.reason for row in home.do(ev.JobUnpaused("j")) if isinstance(row, fx.SaveJob)]
+    assert rows == ["queued", ""]
+    home.do(ev.JobCancelled("j"))
+    assert home.do(ev.JobRemoved("j")) == []
+    assert home.engine.jobs == {}
+
+
 @pytest.mark.parametrize(
     "event",
     [
+        ev.JobPaused("j"),
+        ev.JobUnpaused("j"),
+        ev.JobRemoved("j"),
         ev.JobSubmitted(facts()),
         ev.JobCancelled("j"),
         ev.NodeUp(B, "b:1", 8.0, 1 << 30, 4, 1),

@@ -25,6 +25,8 @@ from lifl.core.errors import LiflError
 from lifl.core.protocol import cli as om
 
 REPEATS = 5
+STOPPED_S = 30.0
+"""So long a SIGSTOP lasts; the rounds of the others go on meanwhile."""
 Fault = Callable[[Cluster, Machine], Callable[[], None]]
 
 
@@ -57,8 +59,8 @@ def killed_with_etcds_leader(cluster: Cluster, machine: Machine) -> Callable[[],
 FAULTS: dict[str, Fault] = {
     "`kill -9` of all its processes": killed,
     "power off, with its member of etcd cut off": powered_off,
-    "SIGSTOP of `lifld`": stopped("lifld"),
-    "SIGSTOP of all its processes": stopped("all"),
+    "SIGSTOP of `lifld` for 30 s": stopped("lifld"),
+    "SIGSTOP of all its processes for 30 s": stopped("all"),
     "cut off from the other nodes, with its member of etcd": cut("nodes", "nodes"),
     "`kill -9`, and of etcd's leader with it": killed_with_etcds_leader,
     "`lifl down`": went_down,
@@ -74,7 +76,7 @@ class Moved(NamedTuple):
     counted: int
 
 
-def measure(cluster: SharedCluster, job: str, fault: Fault) -> Moved:
+def measure(cluster: SharedCluster, job: str, fault: Fault, lasts_s: float) -> Moved:
     """What a fault of the coordinator does to a job: nothing is lost or doubled, and it goes on."""
     oracle, victim = OneHot(CLIENTS), cluster.coordinator
     submit(victim, job, oracle.model(), job__rounds=100_000, **cluster.job(job))
@@ -96,6 +98,7 @@ def measure(cluster: SharedCluster, job: str, fault: Fault) -> Moved:
             before = committed(second)
             until("a round of it", lambda: committed(second) > before)
             commits_s = time.monotonic() - began_s
+            until("the end of the fault", lambda: time.monotonic() - began_s >= lasts_s)
         finally:
             victim.stopped = False
             undo()
@@ -131,7 +134,8 @@ def main() -> None:
             for repeat in range(repeats):
                 with keeper.whole(lambda: 0) as cluster:
                     assert isinstance(cluster, SharedCluster)
-                    found.append(measure(cluster, f"f{number}-{repeat}", fault))
+                    lasts_s = STOPPED_S if "SIGSTOP" in name else 0.0
+                    found.append(measure(cluster, f"f{number}-{repeat}", fault, lasts_s))
                 print(f"{name}: {found[-1]}", file=sys.stderr, flush=True)
             leads, commits = ([getattr(one, kind) for one in found] for kind in ("leads_s", "commits_s"))
             told = [f"{statistics.median(times):.1f} ({max(times):.1f})" for times in (leads, commits)]

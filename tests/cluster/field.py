@@ -36,8 +36,10 @@ Fault = Callable[[SharedCluster, Machine], Callable[[], None]]
 class Field:
     """One job on a cluster, with its trainers; `found` sums what became of the updates."""
 
-    def __init__(self, cluster: SharedCluster, job: str, clients: int, ballast_bytes: int = 0) -> None:
-        self.cluster, self.job, self.clients = cluster, job, clients
+    def __init__(
+        self, cluster: SharedCluster, job: str, clients: int, ballast_bytes: int = 0, pace_s: float = PACE_S
+    ) -> None:
+        self.cluster, self.job, self.clients, self._pace_s = cluster, job, clients, pace_s
         self.oracle = OneHot(clients, ballast_bytes)
         self.lines: dict[int, dict[str, Any]] = {}
         """The status lines of committed rounds."""
@@ -69,7 +71,7 @@ class Field:
                 missed = round_.number - len(self._begun)
                 self._begun += [time.monotonic()] * missed
                 self._changed.notify_all()
-        threading.Event().wait(PACE_S)
+        threading.Event().wait(self._pace_s)
         trainer.fleet.submit(trainer, round_)
 
     def _cancelled(self) -> bool:
@@ -117,6 +119,14 @@ class Field:
             if leader is not None:
                 found = all_rounds(leader, self.job)
                 self.lines |= {line["round"]: line for line in found if line["status"] == "committed" and line["round"]}
+
+    def forget(self, last: int) -> None:
+        """Keep nothing of the rounds up to this one: they were looked at."""
+        self.lines = {number: line for number, line in self.lines.items() if number > last}
+        for trainer in self.team.trainers if self.team is not None else ():
+            for number in [number for number in trainer.submissions if number <= last]:
+                del trainer.submissions[number]
+            trainer.rounds[:] = [round_ for round_ in trainer.rounds if round_.number > last]
 
     # ---- what became of the updates ----------------------------------------------------------------------------------
 

@@ -1,23 +1,24 @@
 """Hours of a cluster's life in small: random jobs, clients, kills, stops and cuts, on nodes with etcd and TLS.
 
-    make soak [S=600] [ARGS="--nodes 5 --redirector auto"]
+    make soak [S=600] [ROUNDS=1000] [ARGS="--nodes 5 --redirector auto"]
 
 Each lap is a job of short rounds whose clients and durability are drawn, at times beside another one whose updates fill
 the arenas, under which things happen that are drawn too: a node or a part of it is killed, stands still, or is cut off
-from nodes or clients, its wall clock is set forward or back (`clocks.py`), its memory is limited to little more than it
-has (by a control group, where those of version 1 can be written), and all certificates are issued anew, which are valid
-for `CERTIFICATE_S` only.  After a lap the fate of every update of every round is looked at, and all that etcd has kept.
-One node is never killed: what it takes is measured after each lap, and a line is fitted.  Nothing of it may grow, nor
-may rounds become slower.
+from nodes or clients, its wall clock is set forward or back (`clocks.py`), its memory is limited to what it has
+(`tight`), and all certificates are issued anew, which are valid for `CERTIFICATE_S` only.  Each kind of these comes
+once before one comes a second time.  After a lap the fate of every update of every round is looked at, and all that
+etcd has kept.  One node is never killed: what it takes is measured after each lap, and a line is fitted.  Nothing of it
+may grow, nor may rounds become slower.
 
-The run adds its line to `bench/results/proof.jsonl`.  Exit code 1: something was lost, doubled, or grows.
+After that come `ROUNDS` rounds without a fault, whose beginning and end are compared (`stretch.py`).
+
+The run adds its lines to `bench/results/proof.jsonl`.  Exit code 1: something was lost, doubled, or grows.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import os
 import random
 import statistics
 import sys
@@ -33,21 +34,23 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 import proof
 import psutil
+import stretch
 from certificates import Authority
 from clocks import Clock
 from field import FATES, Fault, Field
 from fleet import until
 from gaps import cut, ended, killed, stopped
+from measured import measured
 from netns import Machine, SharedCluster, cluster
 
 from lifl.tls.folder import node_folder
 
 CERTIFICATE_S = 600.0
+STRETCH_DAYS = 1.0
+"""So long they are valid in the rounds without a fault."""
 JUMPS_S = (-120, 120)
 """A wall clock is set so far: certificates are valid by it all the same."""
-MEMORY = Path("/sys/fs/cgroup/memory")
-SPARE_BYTES = 16 << 20
-"""What a node whose memory is limited has beside what it takes when that begins."""
+SPARE_BYTES = 64 << 10
 CLIENTS = (4, 6, 8)
 BALLAST_BYTES = 1 << 20
 HAPPENINGS = 3
@@ -64,36 +67,38 @@ ROW_BYTES_MAX = 16 << 10
 """By so much a node's databases may grow for each round: old rows are dropped later."""
 
 
+denied: Counter[str] = Counter()
+"""How often a process was denied memory for certain: it said so, or ended."""
+
+
 def tight(_cluster: SharedCluster, machine: Machine) -> Callable[[], None]:
-    """The node's processes together have `SPARE_BYTES` more at most: who needs more is killed by the kernel."""
-    group = MEMORY / f"lifl-soak-{machine.pid}"
-    group.mkdir()
+    """No process of the node gets more than `SPARE_BYTES` of memory of its own beside what it has: it is denied that.
+
+    Those that begin meanwhile inherit the limit of who starts them, until they limit themselves.
+    """
+    said = len(machine.log())
     lifld = psutil.Process(machine.pid)
-    found = [lifld, *lifld.children(recursive=True)]
-    (group / "memory.move_charge_at_immigrate").write_text("3")
-    for process in found:
-        with suppress(OSError):  # it has ended
-            (group / "cgroup.procs").write_text(str(process.pid))
-    taken = int((group / "memory.usage_in_bytes").read_text())
-    (group / "memory.limit_in_bytes").write_text(str(taken + SPARE_BYTES))
+    before: dict[psutil.Process, tuple[int, int]] = {}
+    for process in [lifld, *lifld.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            before[process] = process.rlimit(psutil.RLIMIT_DATA)
+            has = 1024 * int(Path(f"/proc/{process.pid}/status").read_text().split("VmData:")[1].split()[0])
+            hard = before[process][1]
+            most = has + SPARE_BYTES if hard == psutil.RLIM_INFINITY else min(has + SPARE_BYTES, hard)
+            process.rlimit(psutil.RLIMIT_DATA, (most, hard))
 
     def undo() -> None:
-        (group / "memory.limit_in_bytes").write_text("-1")
-        until("the control group is empty", lambda: _removed(group))
+        for process, limits in before.items():
+            with suppress(psutil.NoSuchProcess):
+                process.rlimit(psutil.RLIMIT_DATA, limits)
+        log = machine.log()[said:]
+        denied["memory denied"] += "MemoryError" in log or not all(process.is_running() for process in before)
+        if "daemon.ended" in log:
+            until(f"{machine.host.name} to end", lambda: not machine.is_up())
         if not machine.is_up():
             machine.up()
 
     return undo
-
-
-def _removed(group: Path) -> bool:
-    """Whether the control group is gone; what is in it goes back to where it was."""
-    for pid in (group / "cgroup.procs").read_text().split():
-        with suppress(OSError):
-            (MEMORY / "cgroup.procs").write_text(pid)
-    with suppress(OSError):
-        group.rmdir()
-    return not group.exists()
 
 
 HARD: dict[str, Fault] = {
@@ -101,7 +106,7 @@ HARD: dict[str, Fault] = {
     "gateway killed": ended("gateway"),  # type: ignore[dict-item]
     "workers killed": ended("workers"),  # type: ignore[dict-item]
     "zygote killed": ended("zygote"),  # type: ignore[dict-item]
-    **({"memory limited": tight} if os.access(MEMORY / "cgroup.procs", os.W_OK) else {}),
+    "memory limited": tight,
 }
 """What does not happen to the node that is measured."""
 SOFT: dict[str, Fault] = {
@@ -111,21 +116,24 @@ SOFT: dict[str, Fault] = {
 }
 
 
+ISSUED, SET = "certificates issued anew", "clock set"
+KINDS = (*HARD, *SOFT, ISSUED, SET)
+
+
+class Deck:
+    """Draws kinds at random, each once before any comes a second time."""
+
+    def __init__(self, kinds: Sequence[str], rng: random.Random) -> None:
+        self._kinds, self._rng = kinds, rng
+        self._left: list[str] = []
+
+    def draw(self) -> str:
+        """The next one."""
+        self._left = self._left or self._rng.sample(self._kinds, len(self._kinds))
+        return self._left.pop()
+
+
 # ---- what is measured ------------------------------------------------------------------------------------------------
-
-
-def measured(machine: Machine) -> dict[str, float]:
-    """What a node takes: all of its processes but the workers, which come and go."""
-    lifld = psutil.Process(machine.pid)
-    found = [lifld, *lifld.children()]
-    names = [file.readlink().name for process in found for file in Path(f"/proc/{process.pid}/fd").iterdir()]
-    return {
-        "pss_bytes": sum(process.memory_full_info().pss for process in found),
-        "descriptors": len(names),
-        "processes": len(found),
-        "bpf": sum("bpf" in name for name in names),
-        "database_bytes": sum(file.stat().st_size for file in machine.state_dir.glob("*.db*")),
-    }
 
 
 def growth(values: Sequence[float]) -> float:
@@ -159,14 +167,14 @@ class Soak:
     def __init__(self, shared: SharedCluster, authority: Authority, seed: int, clocks: Mapping[Machine, Clock]) -> None:
         self._shared, self._authority, self._rng = shared, authority, random.Random(seed)
         self._clocks = clocks
+        self._deck = Deck(KINDS, self._rng)
         self.steady = shared.machines[-1]
         self.sums: Counter[str] = Counter(dict.fromkeys(FATES, 0))
         self.happened: Counter[str] = Counter()
         self.laps: list[dict[str, float]] = []
 
-    def issue(self) -> None:
+    def issue(self, days: float = CERTIFICATE_S / 86_400) -> None:
         """Issue all certificates anew."""
-        days = CERTIFICATE_S / 86_400
         for machine in self._shared.machines:
             name, address = f"host-{machine.host.name}", machine.host.address
             self._authority.enroll(node_folder(machine.state_dir), "node", name, [address], days=days)
@@ -196,18 +204,16 @@ class Soak:
         print(f"lap {number}: {dict(self.sums)} {self.laps[-1]}", file=sys.stderr, flush=True)
 
     def _happens(self, field: Field) -> None:
-        rng, machines = self._rng, self._shared.machines
-        if rng.random() < 0.2:
-            self.happened["certificates issued anew"] += 1
+        rng, machines, name = self._rng, self._shared.machines, self._deck.draw()
+        self.happened[name] += 1
+        if name == ISSUED:
             self.issue()
             return
-        if rng.random() < 0.2:
-            self.happened["clock set"] += 1
+        if name == SET:
             self._clocks[rng.choice(machines)].set(rng.randint(*JUMPS_S))
             return
-        name, fault = rng.choice([*HARD.items(), *SOFT.items()])
+        fault = HARD.get(name) or SOFT[name]
         victim = rng.choice(machines[:-1] if name in HARD else machines)
-        self.happened[name] += 1
         print(f"{name}: {victim.host.name}", file=sys.stderr, flush=True)
         at, began_s = field.round, time.monotonic()
         with suspected(victim, name):
@@ -240,43 +246,53 @@ def with_clocks(shared: SharedCluster, folder: Path) -> dict[Machine, Clock]:
     return clocks
 
 
-def run(seconds: float, nodes: int, seed: int, redirector: str) -> tuple[Soak, list[str]]:
-    """Make laps for so long; what was wrong."""
+def run(given: argparse.Namespace, at: str) -> list[str]:
+    """Make laps and rounds without a fault, as many as are wanted, add them to the ledger; return what was wrong."""
     authority = Authority()
-    until_s = time.monotonic() + seconds
+    began_s = time.monotonic()
+    common = {"nodes": given.nodes, "redirector": given.redirector}
     with (
         tempfile.TemporaryDirectory(prefix="lt-", dir="/tmp") as folder,
-        cluster(nodes, "--redirector", redirector, shared=True, authority=authority) as shared,
+        cluster(given.nodes, "--redirector", given.redirector, shared=True, authority=authority) as shared,
     ):
         assert isinstance(shared, SharedCluster)
-        soak = Soak(shared, authority, seed, with_clocks(shared, Path(folder)))
-        while time.monotonic() < until_s or len(soak.laps) < 1:
+        soak = Soak(shared, authority, given.seed, with_clocks(shared, Path(folder)))
+        while time.monotonic() < began_s + given.seconds:
             soak.lap()
-    found = grown(soak.laps)
-    found += [f"{soak.sums[each]} updates were {each}" for each in ("lost", "doubled") if soak.sums[each]]
-    return soak, found
+        found = grown(soak.laps)
+        found += [f"{soak.sums[each]} updates were {each}" for each in ("lost", "doubled") if soak.sums[each]]
+        if soak.laps:
+            figures: dict[str, Any] = common | {"seconds": round(time.monotonic() - began_s), "laps": len(soak.laps)}
+            figures |= {**soak.sums, "happened": dict(soak.happened + denied), "faults": found, "seed": given.seed}
+            for kind in (*SPARE, "database_bytes"):
+                figures[kind] = [round(lap[kind], 3) for lap in soak.laps]
+            proof.add("soak", at, figures)
+        if given.rounds:
+            soak.issue(days=STRETCH_DAYS)
+            figures, wrong = stretch.run(shared, soak.steady, given.rounds)
+            proof.add("stretch", at, common | figures | {"faults": wrong})
+            found += wrong
+    print(f"happened: {dict(soak.happened + denied)}; not once: {sorted({*KINDS} - {*soak.happened})}")
+    print(f"{soak.sums['rounds']} rounds with faults, {given.rounds} without any")
+    return found
 
 
 def main() -> int:
     """Soak, and add what was found to the ledger."""
-    parser = argparse.ArgumentParser(description="Lets a cluster live under random faults.")
-    parser.add_argument("--seconds", type=float, required=True)
+    parser = argparse.ArgumentParser(description="Lets a cluster live under random faults, and without any.")
+    parser.add_argument("--seconds", type=float, default=0.0)
+    parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--nodes", type=int, default=5)
     parser.add_argument("--redirector", default="unix", choices=["unix", "auto"])
     parser.add_argument("--seed", type=int, default=time.time_ns())
     given = parser.parse_args()
+    if 0 < given.rounds < 2 * stretch.EDGE:
+        parser.error(f"--rounds: {2 * stretch.EDGE} at least, or their beginning is their end")
     logging.getLogger("lifl.client").setLevel(logging.ERROR)
     print(f"--seed {given.seed} repeats what is drawn", file=sys.stderr)
-    at, began_s = proof.commit(), time.monotonic()
-    soak, found = run(given.seconds, given.nodes, given.seed, given.redirector)
-    figures: dict[str, Any] = {"nodes": given.nodes, "redirector": given.redirector}
-    figures["seconds"] = round(time.monotonic() - began_s)
-    figures |= {"laps": len(soak.laps), **soak.sums, "happened": dict(soak.happened), "faults": found}
-    for kind in (*SPARE, "database_bytes"):
-        figures[kind] = [round(lap[kind], 3) for lap in soak.laps]
-    proof.add("soak", at, figures)
+    found = run(given, proof.commit())
     proof.write_page()
-    print("\n".join(found) or f"{soak.sums['rounds']} rounds, nothing was lost or doubled, and nothing grows")
+    print("\n".join(found) or "nothing was lost or doubled, and nothing grows")
     return 1 if found else 0
 
 

@@ -130,3 +130,12 @@ def test_a_round_waits_for_a_node_that_can_keep_a_copy_and_says_so(shared: Share
         until("the end", lambda: status(first, job)["job"]["status"] == "finished")
         team.join()
     assert [len(oracle.holders(line["path"])) for line in lines_of(oracle, first, job)] == [3, 3]
+    # It is forgotten with its models: copies go at once where a node is connected, else when it is back.
+    last.kill()
+    shared.settled(last)
+    folders = {machine: machine.state_dir / "jobs" / job for machine in shared.machines}
+    assert ask(first, om.RemoveJob(job, models=True))["copies"] is True
+    until("the copies to go", lambda: not any(folders[each].exists() for each in shared.machines if each is not last))
+    assert len(list(folders[last].glob("round-*"))) == 3
+    last.up()
+    until("the last copy to go", lambda: not folders[last].exists())

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from builds import release, written_by
 from fleet import OneHot, ask, submit, until
@@ -16,6 +17,8 @@ from lifl_cli.store import look
 from netns import Keeper, Machine, SharedCluster, kept
 from nodes import run_lifl
 
+import lifl
+from lifl.aggregator import FoldFailed
 from lifl.core.protocol import cli as om
 
 N = 9
@@ -148,6 +151,32 @@ def test_the_coordinator_is_drained_and_all_nodes_are_upgraded_one_by_one(
     assert [(line["attempt"], line["receipt"]["counted"]) for line in lines] == [(1, N)] * 4
     assert written_by(lines)[-1] == release(1)
     shared.back_to_this_release()
+
+
+def test_folds_at_any_node_go_on_whoever_coordinates_and_over_their_lifld(shared: SharedCluster) -> None:
+    """One where the cluster's coordinator is, until it hands over and is killed, and one at another node."""
+    first, agent = shared.coordinator, shared.agents[0]
+    model = {"w": np.zeros(3, np.float32)}
+    with lifl.Aggregator(first.state_dir) as here, lifl.Aggregator(agent.state_dir) as there:
+        folds = here.open(model, expected=2), there.open(model, expected=2)
+        for fold in folds:
+            fold.add({"w": np.full(3, 2, np.float32)}, 1, client="a")
+        assert first.json("drain", first.name)["drain"] == "drained"
+        assert shared.coordinator is not first
+        first.kill()
+        first.up()
+        for machine, fold in zip((first, agent), folds, strict=True):
+            fold.add({"w": np.full(3, 4, np.float32)}, 1, client="b")
+            shown = {line["name"]: line["status"] for line in machine.json("jobs")["jobs"]}
+            assert shown.get(fold.job) == "running"
+            np.testing.assert_array_equal(fold.result()["w"], np.full(3, 3))
+        fold = there.open(model, expected=2)
+        agent.lifl("cancel", fold.job)
+        with pytest.raises(FoldFailed, match="cancelled"):
+            fold.wait(["c"])
+    for machine, ours in ((first, here), (agent, there)):
+        assert not [line for line in machine.json("jobs")["jobs"] if line["name"].startswith(ours._name)]
+    shared.coordinator.lifl("drain", first.name, "--undo")
 
 
 def test_one_that_no_other_can_follow_is_not_drained(shared: SharedCluster) -> None:

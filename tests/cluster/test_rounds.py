@@ -83,6 +83,24 @@ def test_a_deep_tree_spreads_over_all_nodes(three: Cluster) -> None:
         three.finished("deep", team, oracle)
 
 
+def test_reproducible_sums_are_the_same_on_one_node_and_on_three(three: Cluster) -> None:
+    model, models = {"w": np.zeros((N, 500), np.float32)}, set()
+
+    def update(index: int, _number: int) -> Update:
+        numbers = np.random.default_rng(index).standard_normal((N, 500)).astype(np.float32)
+        return {"w": numbers}, float(index + 1), {}
+
+    for placement, fan_in in (("worst-fit", 1), ("worst-fit", 3), ("best-fit", 2)):
+        job = f"same-{placement}-{fan_in}"
+        keys = {"aggregation__placement": placement, "aggregation__fan_in": fan_in, "aggregation__middle_fan_in": 2}
+        submit(three.coordinator, job, model, aggregation__reproducible=True, **keys)
+        with three.fleet(job, N, update) as team:
+            team.join()
+        (line,) = three.coordinator.json("status", job)["rounds"]
+        models.add(load_file(line["path"])["w"].tobytes())
+    assert len(models) == 1
+
+
 def test_a_client_at_any_gateway_is_served(three: Cluster) -> None:
     """All come to one gateway, which the plan does not have them at: they are sent on, none is refused."""
     oracle = OneHot(N)

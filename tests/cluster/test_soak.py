@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
-from soak import SPARE, WARM_LAPS, grown
+from soak import KINDS, SPARE, WARM_LAPS, Deck, grown
+from stretch import ALLOWED, EDGE, WARM, Edges, edges, faults, risen
 
 FLAT = {"pss_bytes": 100e6, "descriptors": 80.0, "processes": 4.0, "bpf": 6.0, "round_s": 0.4}
 LAPS = 20
@@ -39,3 +41,39 @@ def test_what_grows_from_lap_to_lap_is_found(kind: str, slope: float) -> None:
 def test_databases_may_have_rows_and_no_more() -> None:
     (found,) = grown(laps(database_bytes=30_000.0))
     assert found.startswith("the databases grow by ")
+
+
+def test_each_kind_is_drawn_once_before_one_is_drawn_twice() -> None:
+    deck = Deck(KINDS, random.Random(1))
+    laps = [[deck.draw() for _ in KINDS] for _ in range(3)]
+    assert all(sorted(lap) == sorted(KINDS) for lap in laps)
+    assert len({*map(tuple, laps)}) == len(laps), "the order is the same each time"
+
+
+def rounds(slope: float, level: float = 0.4) -> list[float]:
+    """Figures of rounds of a stretch, the warm-up of which is twice as slow, and each tenth."""
+    rng = random.Random(1)
+    values = [level * rng.uniform(0.8, 1.2) * (1 + (i < WARM)) * (1 + (not i % 10)) for i in range(WARM + 1000)]
+    return [value + slope * number for number, value in enumerate(values)]
+
+
+def test_single_slow_rounds_are_no_slowdown_nor_is_the_warm_up() -> None:
+    assert not risen("round_s", edges(rounds(0.0), WARM, EDGE))
+
+
+def test_a_slowdown_of_a_third_of_a_millisecond_a_round_is_found() -> None:
+    found = {"round_s": edges(rounds(0.0003), WARM, EDGE)}
+    (said,) = faults(found, Counter())
+    assert said.startswith("round_s rises from ")
+
+
+@pytest.mark.parametrize("kind", ALLOWED)
+def test_a_figure_may_rise_by_what_is_allowed_and_no_more(kind: str) -> None:
+    share, spare = ALLOWED[kind]
+    most = 1000 * (1 + share) + spare
+    assert not risen(kind, Edges(1000, most))
+    assert faults({f"agent {kind}": Edges(1000, most + 0.001)}, Counter())
+
+
+def test_updates_of_a_stretch_that_are_lost_or_were_never_looked_at_are_told() -> None:
+    assert len(faults({}, Counter(lost=1, doubled=2, unseen=3))) == 3

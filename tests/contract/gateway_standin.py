@@ -72,6 +72,7 @@ class StandIn:
         self.react: Callable[[Message], None] = lambda message: None
         self.settings = settings
         self.connections_max = connections_max
+        self.unanswered: type | tuple[type, ...] = ()
         self.listener = listen_tcp("127.0.0.1:0")
         self.address = self.listener.getsockname()
         self.tcp = "{}:{}".format(*self.address)
@@ -186,6 +187,8 @@ class StandIn:
                     self.react(message)
 
     def _answer(self, message: gm.FromGateway) -> None:
+        if isinstance(message, self.unanswered):
+            return
         match message:
             case gm.ClientJoined(conn, client):
                 self.conns[client] = conn

@@ -590,6 +590,22 @@ def test_a_closed_arena_says_so(arena):
             use()
 
 
+def test_a_process_that_is_closed_to_other_jobs_has_its_own_job_alone(arena, other):
+    """Catches a function of the user's that could look at what other jobs have in the arena."""
+    with pytest.raises(StaleKey, match="no segment of job 7"):
+        other.close_to_other_jobs(7)
+    keys = {job: arena.alloc(Kind.UPDATE, job, 1, 10) for job in (1, 2)}
+    for key in keys.values():
+        arena.data(key)[:] = b"x" * 10
+        arena.seal(key, 1.0, 1)
+    assert bytes(other.data(keys[2])) == b"x" * 10
+    other.close_to_other_jobs(1)
+    assert bytes(other.data(keys[1])) == b"x" * 10 and other.holds(keys[1])
+    assert not other.holds(keys[2]) and not other.segments.descriptors()
+    with pytest.raises(ResourceFault, match="is not this process's to open"):
+        other.data(keys[2])
+
+
 @pytest.mark.parametrize(("offset", "nbytes"), [(-1, 1), (0, ARENA_BYTES + 1), (ARENA_BYTES, 1), (0, -1)])
 def test_a_window_ends_at_the_segment(arena, offset, nbytes):
     with pytest.raises(LocalFault):

@@ -23,7 +23,7 @@ from lifl.client import JobCancelled, JobFailed, NodeUnreachable, Refused, Round
 from lifl.client.books import FATES_REMEMBERED
 from lifl.client.home import pause
 from lifl.client.tensors import as_array
-from lifl.core.errors import LocalFault, ResourceFault
+from lifl.core.errors import LocalFault
 from lifl.core.fields import Message
 from lifl.core.ids import Key, Kind
 from lifl.core.limits import CONTRIBUTION_BYTES_MAX
@@ -110,6 +110,23 @@ def test_three_rounds_end_with_the_job(node: StandIn, way: str) -> None:
     for number in (1, 2, 3):
         assert stored(node, number) == as_bytes(update(number))
     assert progress[-1] == (LAYOUT.data_bytes, LAYOUT.data_bytes)
+
+
+def test_a_model_that_somebody_has_is_not_written_over(node: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lifl.client.buffers.KEPT_BYTES_MIN", 1)
+    node.react = lambda message: play(node, message, 4)
+    kept, places = None, []
+    with Client(node.tcp, job="digits", client="c1") as client:
+        for round_ in client.rounds():
+            tensor = next(iter(round_.model.values()))
+            places.append(tensor.ctypes.data)
+            if kept is None:
+                kept, before = round_.model, {name: array.copy() for name, array in round_.model.items()}
+                node.put_model(as_bytes(update(98)))
+            assert round_.submit(update(round_.number), 1).accepted and client.wait_committed(round_)
+            del tensor
+    assert kept is not None and {n: a.tobytes() for n, a in kept.items()} == {n: a.tobytes() for n, a in before.items()}
+    assert places[1] == places[3] and len(set(places)) == 3, "two take turns beside the one that is kept"
 
 
 def one_round(node: StandIn, tensors: object, models: bool = True, **arguments: object) -> None:
@@ -1066,21 +1083,19 @@ def test_what_others_raise_is_refused_by_tensor_metric_or_file(node: StandIn, tm
                 with pytest.raises(Refused) as caught:
                     round_.submit(update() | changes, **({"weight": 1} | arguments))
                 assert (caught.value.code, caught.value.field) == (code, field)
-            with pytest.raises(ResourceFault, match="missing"):
-                round_.submit(tmp_path / "missing", 1)
-            with pytest.raises(ResourceFault, match=str(tmp_path)):
-                round_.submit(tmp_path, 1)
-            with pytest.raises(Refused, match="damaged") as caught:
-                round_.submit(str(tmp_path / "damaged"), 1)
-            assert (caught.value.code, caught.value.field) == ("bad-file", "tensors")
+            for path in (tmp_path / "missing", tmp_path, tmp_path / "damaged"):
+                with pytest.raises(Refused, match=str(path)) as caught:
+                    round_.submit(str(path), 1)
+                assert (caught.value.code, caught.value.field) == ("bad-file", "tensors")
             lazy = np.load(flipped_npz(tmp_path / "flipped.npz"))
             with lazy, pytest.raises(Refused, match="'v' of it cannot be read") as caught:
                 round_.submit(lazy, 1)
             assert (caught.value.code, caught.value.field) == ("bad-tensor", "tensors.v")
             with pytest.raises(Refused, match="no list of names"):
                 round_.submit(Nameless(), 1)
-            with pytest.raises(LocalFault, match="not a list"):
+            with pytest.raises(Refused, match="not a list") as caught:
                 round_.submit([1.0], 1)  # type: ignore[arg-type]
+            assert (caught.value.code, caught.value.field) == ("bad-tensor", "tensors")
             assert round_.submit(update(), weight=1).accepted
 
 

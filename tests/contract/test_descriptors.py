@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import select
 import socket
@@ -21,7 +20,7 @@ from lifl.core.config.node import NodeConfig
 from lifl.core.protocol import cli as om
 from lifl.core.protocol import client as cm
 from lifl.core.protocol.frames import encode
-from lifl.node import descriptors
+from lifl.node import descriptors, machine
 
 WAIT_S = 60.0
 """Only a failing test waits so long."""
@@ -116,12 +115,11 @@ def test_too_small_a_hard_limit_is_told_with_both_numbers(state_dir: Path, detac
         text=True,
         check=False,
         timeout=WAIT_S,
-        preexec_fn=limited(64, 512),
+        preexec_fn=limited(64, 256),
     )
     assert done.returncode == 1
-    needed = descriptors.gateway_needs(NodeConfig().connections_max)
-    assert f"{needed}" in done.stderr
-    assert "512" in done.stderr
+    assert f"need {descriptors.lifld_needs(machine.workers_max(NodeConfig()), clustered=False)} desc" in done.stderr
+    assert "may have 256" in done.stderr
     assert "ulimit -Hn" in done.stderr
     assert "connections_max" in done.stderr
     assert "Traceback" not in done.stderr
@@ -142,13 +140,32 @@ def test_doctor_says_whether_the_hard_limit_is_enough(state_dir: Path) -> None:
         (found,) = [line for line in json.loads(done.stdout) if line["what"] == "open files"]
         return dict(found)
 
-    needed = descriptors.node_needs(NodeConfig(), workers=os.cpu_count() or 1)
-    small, enough = findings(512), findings(needed + 4096)
+    whole = descriptors.gateway_needs(descriptors.CONNECTIONS)
+    small, fewer, enough = findings(256), findings(1024), findings(whole)
     assert small["level"] == "fail"
-    assert "512" in small["text"]
-    assert str(descriptors.gateway_needs(NodeConfig().connections_max)) in small["text"]
-    assert "--connections-max" in small["fix"]
+    assert "at most 256" in small["text"]
+    assert "ulimit -Hn" in small["fix"]
+    assert fewer["level"] == "warn"
+    assert f"a node with {1024 - descriptors.gateway_needs(0)} connections" in fewer["text"]
+    assert f"ulimit -Hn {whole}" in fewer["fix"]
     assert enough["level"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("hard", "configured", "connections"),
+    [
+        (None, 0, descriptors.CONNECTIONS),
+        (descriptors.gateway_needs(descriptors.CONNECTIONS), 0, descriptors.CONNECTIONS),
+        (descriptors.gateway_needs(descriptors.CONNECTIONS) - 1, 0, descriptors.CONNECTIONS - 1),
+        (10, 0, 1),
+        (10, 60_000, 60_000),
+    ],
+)
+def test_connections_are_as_many_as_descriptors_allow_unless_they_are_configured(
+    monkeypatch: pytest.MonkeyPatch, hard: int | None, configured: int, connections: int
+) -> None:
+    monkeypatch.setattr(descriptors, "hard_limit", lambda: hard)
+    assert descriptors.connections_max(NodeConfig(connections_max=configured)) == connections
 
 
 def test_what_is_needed_grows_with_what_is_configured() -> None:

@@ -17,10 +17,13 @@ from etcd_servers import Etcd as Servers
 from etcd_servers import etcd
 
 from lifl.core import effects as fx
+from lifl.core.config.edits import edited
 from lifl.core.config.job import parse_job
 from lifl.core.limits import ROUNDS_REMEMBERED
 from lifl.core.schema import TensorSpec
+from lifl.node import store
 from lifl.node.durable_rows import DurableRows, LocalRows, write_now
+from lifl.node.etcd import cluster_rows
 from lifl.node.etcd.client import Etcd
 from lifl.node.etcd.cluster_rows import ClusterRows, meet
 from lifl.node.etcd.keys import Keys
@@ -182,6 +185,97 @@ def test_what_became_of_a_job_is_kept(kept: Harness) -> None:
     assert (row.status, row.reason) == ("failed", "too few")
 
 
+def test_what_a_jobs_config_has_become_is_kept(kept: Harness) -> None:
+    add(kept)
+    changed = edited(config("j"), ["job.rounds=11", "client.options.lr=0.5"]).config
+    write(kept, fx.SaveConfig("j", changed))
+    write(kept, fx.SaveJob("j", "running", "paused"))
+    row = both(kept, lambda: kept.store.job("j"))
+    assert (row.config, row.tensors, row.reason) == (changed, TENSORS, "paused")
+
+
+def test_a_job_that_was_over_runs_again(kept: Harness) -> None:
+    add(kept)
+    save(kept, 1, "committed", members=["a"])
+    write(kept, fx.SaveJob("j", "failed", "too few"))
+    kept.run(kept.rows.have_job("j"))
+    write(kept, fx.SaveJob("j", "running", ""))
+    assert both(kept, lambda: (kept.store.job("j").status, rounds(kept)[0][2])) == ("running", "committed")
+
+
+def test_a_job_that_is_forgotten_leaves_its_name_and_no_round(kept: Harness) -> None:
+    for name in ("j", "k"):
+        add(kept, name)
+        save(kept, 1, "committed", job=name, members=["a"])
+    number = kept.store.job("j").number
+    write(kept, fx.SaveJob("j", "finished", ""))
+    write(kept, fx.DropJob("j", number))
+    assert both(kept, lambda: (kept.store.job("j"), rounds(kept), len(rounds(kept, "k")))) == (None, [], 1)
+    assert add(kept) > number
+    assert both(kept, lambda: (kept.store.job("j").status, rounds(kept))) == ("running", [])
+
+
+def test_the_last_jobs_that_were_forgotten_with_their_models_are_known(
+    kept: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_rows, "REMOVED_COPIES_MAX", 2)
+    monkeypatch.setattr(store, "REMOVED_COPIES_MAX", 2)
+    numbers = {}
+    for name, copies in (("a", True), ("b", False), ("c", True), ("d", True)):
+        add(kept, name)
+        numbers[name] = kept.store.job(name).number
+        write(kept, fx.SaveJob(name, "finished", ""))
+        write(kept, fx.DropJob(name, numbers[name], copies))
+    found = both(kept, lambda: kept.rows.removed_copies)
+    assert found == [(numbers["c"], "c"), (numbers["d"], "d")]
+
+
+def test_a_node_that_leads_later_forgets_what_was_forgotten_meanwhile(servers: Servers, tmp_path: Path) -> None:
+    """Its copy has rows that the cluster has no more: of a job that runs under its name by then, and of another one."""
+    kept = Shared(tmp_path, servers)
+    for name in ("j", "k"):
+        add(kept, name)
+        save(kept, 1, "committed", job=name, members=["old"])
+    earlier = kept.store
+    for name in ("j", "k"):
+        write(kept, fx.SaveJob(name, "cancelled", ""))
+        write(kept, fx.DropJob(name, earlier.job(name).number))
+    add(kept, "j")
+    first = [tuple(row) for row in earlier._all("SELECT name FROM jobs")]
+    assert first == [("j",)]
+    # Another node's copy, as it was before all that.
+    other = Mirror(tmp_path / "other.db")
+    other.add_numbered(1, ("j", "/f/j", *(b"\x80", b"\x90", b"\x90")))
+    other.save_job("j", "finished", "")
+    other.add_numbered(2, ("k", "/f/k", *(b"\x80", b"\x90", b"\x90")))
+    other.save_job("k", "finished", "")
+    other.save_round("j", 0, 1, "committed", {})
+    kept.shared.mirror = other
+    kept.run(kept.shared.begin(kept.run(kept.lead())))
+    assert [row.name for row in other.jobs()] == ["j"]
+    assert (other.job("j").status, other.rounds("j")) == ("running", [])
+    other.close()
+    kept.close()
+
+
+def test_of_many_jobs_that_are_over_one_goes_on_that_the_store_has_forgotten(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_rows, "OVER_KEPT", 1)
+    kept = Shared(tmp_path, servers)
+    for name in ("j", "k"):
+        add(kept, name)
+        save(kept, 1, "committed", job=name, members=[name])
+        write(kept, fx.SaveJob(name, "finished", ""))
+    assert [*kept.shared.jobs] == ["k"]
+    kept.run(kept.rows.have_job("j"))
+    write(kept, fx.SaveJob("j", "running", ""))
+    kept.again()  # a copy that begins empty: all comes from the store
+    assert {row.name: row.status for row in kept.store.jobs()} == {"j": "running", "k": "finished"}
+    assert rounds(kept, "j") == [(1, 1, "committed", {"members": ["j"]})]
+    kept.close()
+
+
 def test_a_long_schema_is_kept_whole(kept: Harness) -> None:
     """Of this one etcd takes no request: it is stored in parts."""
     tensors = tuple(
@@ -245,6 +339,18 @@ def test_rounds_that_are_set_aside_may_be_committed_again_once(kept: Harness) ->
     with pytest.raises(sqlite3.IntegrityError):
         save(kept, 2, "committed", attempt=3, members=["c"])
     assert [row.round for row in both(kept, lambda: kept.store.committed("j", 9))] == [0, 1, 2]
+
+
+def test_what_was_found_of_a_model_stands_in_the_row_of_its_round(kept: Harness) -> None:
+    add(kept)
+    save(kept, 1, "failed", reason="late")
+    save(kept, 1, "committed", attempt=2, members=["a"], stopping=[[None, 0]])
+    found = {"evaluation": {"clients": 1, "metrics": {"loss": {"mean": 0.5}}}, "stopping": [[0.5, 3]]}
+    write(kept, fx.SaveEvaluation("j", 1, 1, found))  # not of that attempt
+    write(kept, fx.SaveEvaluation("j", 1, 2, found))
+    read = both(kept, lambda: [(row.attempt, row.fields, row.unread) for row in kept.store.round("j", 1)])
+    committed = {"members": ["a"], "evaluation": found["evaluation"], "stopping": [(0.5, 3)]}
+    assert read == [(1, {"reason": "late"}, frozenset()), (2, committed, frozenset())]
 
 
 def test_a_round_of_ten_thousand_clients_is_kept_whole(kept: Harness) -> None:

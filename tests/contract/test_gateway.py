@@ -25,6 +25,7 @@ from lifl.core.planning.treatment import Patterns
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.contribution import unpack_contributions
+from lifl.core.protocol.small_models import ModelServed
 from lifl.core.schema import Layout, TensorSpec
 from lifl.shm.checksum import checksum
 from lifl.shm.layout import ObjectState
@@ -82,6 +83,8 @@ def check_sealed(node: StandIn, client: str = "c1") -> None:
     assert entry.checksum == checksum(BODY.tobytes())
     (member,) = unpack_contributions(node.arena.meta(key))
     assert (member.client, member.weight, member.metrics) == (client, 12.5, {"loss": 0.5})
+    (told,) = [each for each in node.said if isinstance(each, gm.Sealed) and each.key == key.pack()]
+    assert told.digest == member.digest == entry.checksum
 
 
 # ---- what works ------------------------------------------------------------------------------------------------------
@@ -211,7 +214,8 @@ def test_a_model_is_sent_from_the_arena_and_unpinned(node: StandIn) -> None:
     head = peer.receive()
     assert head == cm.Model("digits", 3, TENSORS, LAYOUT.data_bytes)
     assert peer.read_exactly(LAYOUT.data_bytes) == BODY.tobytes()
-    assert node.wait_for(gm.ModelSent).sent_bytes == LAYOUT.data_bytes
+    assert node.wait_for(gm.ModelSent).key == node.model.pack()
+    assert node.wait_for(ModelServed).sent_bytes == LAYOUT.data_bytes
     peer.close()
 
 

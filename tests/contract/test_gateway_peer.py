@@ -453,6 +453,23 @@ def test_a_model_that_is_not_there_or_another_is_told(pair: tuple[Node, Node]) -
     assert a.arena.entry(key).state == ObjectState.WRITING
 
 
+def test_a_fetch_from_a_silent_gateway_is_ended_at_once(pair: tuple[Node, Node]) -> None:
+    a, b = pair
+    b.put_model(body())
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        key = a.fetch("{}:{}".format(*silent.getsockname()))
+        hung, _ = silent.accept()
+        hung.recv(4)
+        a.send(gm.EndFetch(key.pack()))
+        a.send(gm.EndFetch(key.pack()))
+        assert "not wanted" in a.wait_for(gm.FetchEnded).error
+        hung.close()
+    other = a.fetch(b.tcp)
+    assert a.wait_for(gm.FetchEnded, 2) == gm.FetchEnded(other.pack(), "", BYTES), "and it was said once"
+    a.send(gm.EndFetch(other.pack()))  # too late
+    assert bytes(a.arena.data(other)) == body()
+
+
 def test_the_end_of_the_gateway_ends_what_is_under_way(pair: tuple[Node, Node]) -> None:
     a = Node()
     with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -37,7 +37,7 @@ def test_one_without_a_certificate_is_not_let_in_where_they_are_asked_for() -> N
     """Whoever has taken over the door cannot bring in somebody who would be asked for nothing."""
 
     async def brought(security: Any) -> int:
-        gateway = Gateway(Limits(4), 0, security)
+        gateway = Gateway(Limits(4), 0, security, 1)
         taken: list[Any] = []
         gateway._take_in = lambda *what: taken.append(what)  # type: ignore[method-assign]
         ours, theirs = socket.socketpair()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from lifl.node.etcd import fenced
 from lifl.node.etcd.migration import Moved, migrate
 from lifl.node.etcd.mirror import Mirror
 from lifl.node.rows import RoundRow
-from lifl.node.store import NodeStore
+from lifl.node.store import NodeStore, removed_copies
 from lifl.node.succession import open_rows, open_store
 
 NAMES = (f"moved{number}" for number in count())
@@ -92,20 +92,27 @@ def in_database(place: Place) -> Rows:
         return rows(store)
 
 
+@asynccontextmanager
+async def leading(place: Place) -> AsyncIterator[tuple[Any, Any]]:
+    """Provide the succession, and the copy, of a node that comes to lead."""
+    shared = await open_store(place.config)
+    with closing(NodeStore(place.folder / "empty.db")) as empty:
+        _rows, copy, succession = open_rows(empty, place.folder, 1, shared)
+    assert succession is not None
+    try:
+        await succession.rows.begin(1)
+        yield succession, copy
+    finally:
+        copy.close()
+        await shared.etcd.close()
+
+
 def by_cluster(place: Place) -> Rows:
     """What a node reads that comes to lead."""
 
     async def led() -> Rows:
-        shared = await open_store(place.config)
-        with closing(NodeStore(place.folder / "empty.db")) as empty:
-            _rows, copy, succession = open_rows(empty, place.folder, 1, shared)
-        assert succession is not None
-        try:
-            await succession.rows.begin(1)
+        async with leading(place) as (_succession, copy):
             return rows(copy)
-        finally:
-            copy.close()
-            await shared.etcd.close()
 
     return asyncio.run(led())
 
@@ -122,6 +129,27 @@ def test_all_is_there_and_back_again(place: Place) -> None:
     assert in_database(place) == before
     assert by_cluster(place).keys() == {"old"}, "etcd has nothing more; the copy remembers what is over"
     assert place.owner("j") == owner
+
+
+def test_the_list_of_copies_that_are_to_go_is_moved_and_has_none_that_runs(place: Place) -> None:
+    place.add("gone", "finished", 1)
+    with place.own() as store:
+        numbers = {job.name: job.number for job in store.jobs()}
+        store.drop_job(numbers["gone"], copies=True)
+        store._write("INSERT INTO removed (number, name) VALUES (?, 'j')", (numbers["j"],))  # of an earlier cluster
+    gone = [(numbers["gone"], "gone")]
+
+    async def in_etcd() -> list[tuple[int, str]]:
+        async with leading(place) as (succession, _copy):
+            return succession.rows.removed_copies
+
+    place.move(to_etcd=True)
+    assert asyncio.run(in_etcd()) == gone
+    with place.own() as store:
+        store._write("DELETE FROM removed", ())
+    place.move(to_etcd=False)
+    with place.own() as store:
+        assert removed_copies(store) == gone
 
 
 class Cut(BaseException):

@@ -25,6 +25,7 @@ import uvloop
 
 from lifl.core.coordinator.membership import Timing
 from lifl.core.errors import LocalFault
+from lifl.core.fields import Properties
 from lifl.core.limits import GREETING_BYTES_MAX, NEWS_MAX
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import cluster as p
@@ -59,7 +60,9 @@ class Node:
         incarnation: int = 1,
         listen: str = "127.0.0.1:0",
         security: Security | None = None,
+        knows: tuple[str, ...] = (),
     ) -> None:
+        self._knows = knows
         self.number = number
         self.incarnation = incarnation
         self.events: list[tuple[Any, ...]] = []
@@ -71,7 +74,9 @@ class Node:
         self.peers = Peers(self.listener, self.hello, not join, join, self, timing, security)
 
     def hello(self) -> p.PeerHello:
-        return p.PeerHello(p.PEER_VERSION, self.number, self.incarnation, self.told, "127.0.0.1:9", 8.0, 1 << 24, 4)
+        sizes = (8.0, 1 << 24, 4)
+        who = (self.number, self.incarnation, self.told, "127.0.0.1:9")
+        return p.PeerHello(p.PEER_VERSION, *who, *sizes, self._knows)
 
     def note(self, *event: Any) -> None:
         self.events.append(event)
@@ -631,6 +636,50 @@ async def test_a_node_of_the_next_version_takes_part(cluster: Cluster) -> None:
         welcome = await peer.receive()
         assert isinstance(welcome, p.PeerWelcome) and welcome.version == p.PEER_VERSION
         await coordinator.happens("up", 7)
+
+
+JOINED = gm.ClientJoined(5, "c5", "j", properties=Properties({"region": "eu"}, 3))
+
+
+@in_loop
+async def test_a_coordinator_that_takes_eight_words_is_told_the_first_ones_and_no_properties(cluster: Cluster) -> None:
+    heard: list[Any] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        decoder: FrameDecoder[Any] = FrameDecoder(p.PeerHello | p.ToCoordinator)
+        while data := await reader.read(4096):
+            decoder.feed(data)
+            while (message := decoder.next_message()) is not None:
+                heard.append(message)
+                if isinstance(message, p.PeerHello) and len(message.knows) > 8:
+                    refusal = "it must be a PeerHello: Expected `array` of length <= 8 - at `$.knows`"
+                    writer.write(encode(p.PeerRefusal(refusal)))
+                elif isinstance(message, p.PeerHello):
+                    writer.write(encode(p.PeerWelcome(p.PEER_VERSION, 8, "127.0.0.1:1", "127.0.0.1:2")))
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    words = (*p.KNOWS, p.COORDINATES)
+    agent = cluster.node(1, join=f"{host}:{port}", knows=words)
+    await agent.happens("coordinator_up")
+    agent.peers.report(JOINED)
+    async with asyncio.timeout(WAIT_S):
+        while not any(isinstance(message, gm.ClientJoined) for message in heard):
+            await asyncio.sleep(0)
+    hellos = [message.knows for message in heard if isinstance(message, p.PeerHello)]
+    assert hellos == [words, tuple(word for word in words if word not in p.LATER)]
+    (joined,) = [message for message in heard if isinstance(message, gm.ClientJoined)]
+    assert joined == gm.ClientJoined(5, "c5", "j")
+    server.close()
+
+
+@in_loop
+async def test_a_coordinator_of_this_version_hears_what_clients_say_of_themselves(cluster: Cluster) -> None:
+    coordinator = cluster.node(COORDINATOR)
+    agent = await cluster.joined(coordinator, 1, knows=p.KNOWS)
+    agent.peers.report(JOINED)
+    await coordinator.wait(lambda: any(JOINED in event for event in coordinator.events), "what the client says")
 
 
 @in_loop

@@ -78,10 +78,15 @@ class Scene:
         states: tuple[str, ...] = (),
         aggregation: Mapping[str, Any] | None = None,
         quota: Mapping[str, Any] | None = None,
+        checkpoint: Mapping[str, Any] | None = None,
+        history: Mapping[str, Any] | None = None,
         secrets_seed: bytes = b"",
         **selection: Any,
     ) -> None:
         self._capacity, self._arena_bytes = capacity or {}, arena_bytes or {}
+        self.kept: list[fx.KeepModels] = []
+        """What was said of the models that stay, each time behind a row."""
+        self.trims: list[fx.TrimRounds] = []
         self.turn = Turn(HOME, coordinates=True)
         self.coordinator = Coordinator(self.node(HOME), self.turn, secrets_seed)
         config = {
@@ -90,6 +95,8 @@ class Scene:
             "selection": {"clients_per_round": goal, "deadline_s": 100.0, **selection},
             "aggregation": {"replan_interval_s": 1000.0, **(aggregation or {})},
             "quota": quota or {},
+            "checkpoint": checkpoint or {},
+            "history": history or {},
         }
         self.spec = JobSpec(NUMBER, parse_job(config), LAYOUT, states, "/f")
         for number in nodes:
@@ -184,7 +191,7 @@ class Scene:
         round_.next_branch = max(1, len(branches))
         round_.selected = dict.fromkeys((*accepted, *granted, *selected))
         for client, index in {**accepted, **granted}.items():
-            round_.grant(Contribution(client, 1.0), round_.branches[index])
+            round_.grant(Contribution(client, 1.0), round_.branches[index], 0.0)
         for client in accepted:
             round_.accept(Contribution(client, 1.0), 0.0)
         return round_
@@ -226,8 +233,14 @@ class Scene:
             match effect:
                 case fx.SendNode():
                     self._note(led, effect.node, effect.order)
-                case fx.SaveRound() | fx.SaveJob() | fx.SetAside():
+                case fx.SaveRound() | fx.SaveEvaluation() | fx.SaveJob() | fx.SaveConfig():
                     led.rows.append(effect)
+                case fx.SetAside() | fx.DropJob():
+                    led.rows.append(effect)
+                case fx.KeepModels():
+                    self.kept.append(effect)
+                case fx.TrimRounds():
+                    self.trims.append(effect)
                 case fx.Publish():
                     assert effect.job == "j"
                     led.events.append((effect.name, effect.fields))

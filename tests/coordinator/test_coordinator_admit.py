@@ -107,6 +107,13 @@ def test_of_one_branch_alone_the_first_ones_count_whoever_comes() -> None:
     assert scene.handle(admit("c3")).ordered(o.Grant)
 
 
+@pytest.mark.parametrize("leaves", [0, 1])
+def test_the_last_branch_takes_no_more_than_its_tree_has_leaves_for_when_the_others_are_lost(leaves: int) -> None:
+    scene = Scene(goal=2, nodes=(HOME, B))
+    scene.has_round(branches=[(HOME, leaves, OPEN)], granted={"c1": 0} if leaves else {}, selected=["c2"])
+    assert scene.handle(admit("c2")) == Led(told=[(HOME, 2, cm.Busy("j", 1, 1.0))])
+
+
 def test_where_the_branch_is_full_or_there_is_none_another_gateway_is_named() -> None:
     scene = Scene(nodes=(HOME, B))
     scene.has_round(branches=[(HOME, 1, OPEN), (B, 1, OPEN)], granted={"c1": 0}, selected=["c2"])

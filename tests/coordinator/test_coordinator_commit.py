@@ -14,12 +14,13 @@ from coordinator_scene import (
 )
 
 from lifl.core import effects as fx
+from lifl.core.coordinator.receipt import metrics_by_client
 from lifl.core.coordinator.round import Phase
 from lifl.core.ids import epoch_of
-from lifl.core.limits import ROUNDS_REMEMBERED
+from lifl.core.limits import CLIENT_METRICS_MAX, ROUNDS_REMEMBERED
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import commands as o
-from lifl.core.protocol.contribution import Contribution
+from lifl.core.protocol.contribution import Contribution, root_of, with_digest
 
 TOO_LATE = "the round closed before this update was complete"
 
@@ -40,6 +41,14 @@ def test_a_sealed_model_is_saved_told_to_the_other_nodes_and_the_next_round_begi
     assert (scene.round.number, scene.round.phase) == (2, Phase.WAITING)
 
 
+def test_of_each_client_so_many_keep_their_own_metrics() -> None:
+    accepted = {f"c{number:04}": Contribution(f"c{number:04}", 1.0, {"n": number}) for number in range(300)}
+    accepted["c0000"] = Contribution("c0000", 1.0)  # it measured nothing
+    found = metrics_by_client(accepted)
+    assert len(found) == CLIENT_METRICS_MAX
+    assert list(found.items())[:2] == [("c0001", {"n": 1}), ("c0002", {"n": 2})]
+
+
 def test_after_the_last_round_none_begins() -> None:
     scene = Scene(rounds=1)
     scene.has_round(Phase.AGGREGATING, [(HOME, 2, CLOSED)], accepted={"c1": 0, "c2": 0})
@@ -56,6 +65,22 @@ def test_a_model_of_another_attempt_is_not_minded() -> None:
     assert scene.handle(o.ModelSealed(NUMBER, EPOCH, {})) == Led()
 
 
+def test_the_row_has_the_updates_and_the_receipt_what_stands_for_them_if_all_are_known() -> None:
+    updates, whole = {"c2": (1.0, 5), "c1": (3.0, 2**64 - 1)}, root_of([("c1", 3.0, 2**64 - 1), ("c2", 1.0, 5)])
+    for unknown, root in ((None, whole), ("c1", None)):
+        scene = Scene()
+        scene.running()
+        round_ = scene.books(Phase.SAVING, [(HOME, 2, CLOSED)], {"c2": 0, "c1": 0}, {}, [], 1, 1)
+        for client, (weight, digest) in updates.items():
+            round_.accepted[client] = with_digest(Contribution(client, weight), 0 if client == unknown else digest)
+        scene.job.rounds.saving.append(round_)
+        scene.has_round(Phase.WAITING, [], number=2)
+        scene.job.rounds.committed = 0
+        (row,) = scene.handle(o.ModelSaved(NUMBER, EPOCH)).rows
+        assert row.fields["updates"] == [(3.0, 0 if unknown else 2**64 - 1), (1.0, 5)]
+        assert row.fields["receipt"].get("updates_digest") == root
+
+
 def test_a_durable_checkpoint_commits_its_round_with_a_receipt() -> None:
     scene = Scene(nodes=(HOME, B))
     scene.here("c1", "c2", "c3")
@@ -69,7 +94,10 @@ def test_a_durable_checkpoint_commits_its_round_with_a_receipt() -> None:
     starts = {"cold": 1, "warm": 2, "promoted": 3, "shared": 4}
     tree = {"role": "leaf"}
     round_.branches[0].cost = {"sent_bytes": 5, "worker_cpu_s": 0.5, "peak_bytes": 7, "starts": starts, "tree": (tree,)}
-    round_.branches[1].cost = {"fetched_bytes": 6, "peak_bytes": 8}
+    there = {"role": "leaf", "began_s": 0.25, "ended_s": 1.0}
+    round_.branches[1].cost = {"fetched_bytes": 6, "peak_bytes": 8, "tree": (there,)}
+    round_.branches[1].opened_at_s = 1.5  # half a second after the round
+    round_.began_at_s, round_.granted_at_s, round_.accepted_at_s = 0.5, {"c1": 1.5, "c2": 2.0}, {"c1": 2.5, "c2": 4.0}
     scene.job.rounds.saving.append(round_)
     scene.has_round(Phase.WAITING, [], number=2)
     scene.job.rounds.committed = 0
@@ -93,10 +121,17 @@ def test_a_durable_checkpoint_commits_its_round_with_a_receipt() -> None:
         "workers_promoted": 3,
         "workers_shared": 4,
         "nodes": 2,
-        "tree": [tree | {"node": f"{HOME:016x}"}],
+        "tree": [tree | {"node": f"{HOME:016x}"}, there | {"node": f"{B:016x}", "began_s": 0.75, "ended_s": 1.5}],
+        "timeline": {
+            "began_s": -0.5,
+            "sealed_s": 5.0,
+            "saved_s": 9.0,
+            "ended_s": 9.0,
+            "updates": {"c1": (0.5, 1.5), "c2": (1.0, 3.0)},
+        },
     }
     path, metrics = "/f/round-00001.safetensors", {"acc": 0.5, "loss": 2.0}
-    row = {"metrics": metrics, "path": path, "receipt": receipt, "members": ["c1", "c2"]}
+    row = {"metrics": metrics, "path": path, "receipt": receipt, "members": ["c1", "c2"], "keep": {"since": 0}}
     fields = {"round": 1, "counted": 2, "metrics": metrics, "path": path, "receipt": receipt}
     assert led == Led(
         orders=[(HOME, o.CommitBranch(NUMBER, EPOCH)), (B, o.CommitBranch(NUMBER, EPOCH))],
@@ -150,7 +185,7 @@ def test_the_initial_model_is_committed_without_a_receipt_and_without_a_word() -
     scene.is_saving(0)
     scene.has_round(Phase.WAITING, [])
     led = scene.handle(o.ModelSaved(NUMBER, epoch_of(0, 0)))
-    row = {"metrics": {}, "path": "/f/round-00000.safetensors", "receipt": {}, "members": []}
+    row = {"metrics": {}, "path": "/f/round-00000.safetensors", "receipt": {}, "members": [], "keep": {"since": 0}}
     assert led == Led(rows=[fx.SaveRound("j", 0, 0, "committed", row)])
 
 

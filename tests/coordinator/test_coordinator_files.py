@@ -180,3 +180,18 @@ def test_a_new_job_whose_file_cannot_be_read_fails() -> None:
     scene.job.start()
     scene.led()
     assert scene.handle(o.JobFailed(NUMBER, "NaN")).rows == [fx.SaveJob("j", "failed", "NaN")]
+
+
+def test_what_running_jobs_are_promised_at_home_is_in_no_other_jobs_plan() -> None:
+    scene = Scene(nodes=(HOME, B))
+    nodes = scene.coordinator.nodes
+    assert nodes.promised == {}
+    scene.do(scene.coordinator.queue.go_on, scene.loading())
+    scene.handle(OPENED)
+    need, whole = scene.spec.bytes_min(), nodes.get(HOME).arena_bytes
+    assert nodes.promised == {NUMBER: {HOME: need}}
+    for job, left in ((None, whole), (NUMBER, whole), (NUMBER + 1, whole - need)):
+        assert [each.arena_bytes for each in nodes.facts(0.0, job=job)] == [left, nodes.get(B).arena_bytes]
+        assert nodes.has_room(left, job) and not nodes.has_room(left + 1, job)
+    scene.do(scene.coordinator.cancel, "j")
+    assert nodes.promised == {}

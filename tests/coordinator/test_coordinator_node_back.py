@@ -94,8 +94,12 @@ def test_a_node_in_a_new_life_may_have_what_was_sealed(state: BranchState) -> No
     assert scene.states() == {0: OPEN, 1: RECOVERING, 2: ARRIVED}
     led = scene.handle(FRESH, node=B)
     assert led.ordered(o.OpenJob)[0][1].adopt
-    assert beyond_opening(led) == [(B, o.OpenBranch(NUMBER, EPOCH, 1, 1, parent="home:1", adopt=True))]
+    # It has what is in another branch, too: for that all would be given up, and what was accepted asked for again.
+    again = o.OpenBranch(NUMBER, EPOCH, 1, 1, parent="home:1", adopt=True, without=("c2",))
+    assert beyond_opening(led) == [(B, again)]
     assert scene.states() == {0: OPEN, 1: RECOVERING, 2: ARRIVED}
+    assert scene.handle(adopted("c1"), node=B).orders == []
+    assert (scene.states(), scene.round.places) == ({0: OPEN, 1: OPEN, 2: ARRIVED}, {"c1": 1, "c2": 2})
 
 
 def test_a_node_in_a_new_life_whose_branch_had_nothing_has_nothing() -> None:
@@ -182,6 +186,40 @@ def test_a_branch_whose_partial_is_at_home_already_is_dropped(state: BranchState
     led = scene.handle(inventory(held(1, ["c1"])), node=B)
     assert beyond_opening(led) == [(B, o.DropBranch(NUMBER, EPOCH, 1))]
     assert scene.states() == {0: OPEN, 2: ARRIVED}  # OPEN, CLOSED, RECOVERING -> DROPPED
+
+
+@pytest.mark.parametrize("state", [OPEN, CLOSED, RECOVERING])
+def test_a_branch_whose_update_has_come_to_another_top_since_its_node_said_so_is_dropped(state: BranchState) -> None:
+    """The connection broke behind its word; who coordinated before had its partial by then, and has said so."""
+    scene = Scene(goal=3, nodes=(HOME, B, C))
+    scene.has_round(branches=[(HOME, 2, OPEN), (B, 1, state), (C, 1, OPEN)], accepted={"c1": 2})
+    led = scene.handle(inventory(held(1, [], ["c1"])), node=B)
+    assert beyond_opening(led) == [(B, o.DropBranch(NUMBER, EPOCH, 1))]
+    assert scene.states() == {0: OPEN, 2: OPEN}
+    assert (list(scene.round.accepted), scene.round.granted) == (["c1"], {})
+    scene.coordinator.validate()
+
+
+@pytest.mark.parametrize("state", [OPEN, CLOSED, RECOVERING])
+def test_of_a_branch_with_an_update_that_is_elsewhere_too_the_others_are_not_forgotten(state: BranchState) -> None:
+    """One client has heard nothing of its update, and has sent it to another node; the other one waits."""
+    scene = Scene(goal=3, nodes=(HOME, B))
+    scene.has_round(branches=[(HOME, 2, OPEN), (B, 1, state)], accepted={"c2": 1}, granted={"c1": 0})
+    led = scene.handle(inventory(held(1, ["c1", "c2"])), node=B)
+    assert beyond_opening(led) == [(HOME, o.ForgetBranch(NUMBER, EPOCH, 1)), (B, o.DropBranch(NUMBER, EPOCH, 1))]
+    assert scene.states() == {0: OPEN, 1: FORGETTING}
+    assert scene.round.places == {"c1": 0, "c2": 1}
+
+
+def test_a_branch_that_was_closed_is_opened_again_with_all_the_leaves_that_its_row_names() -> None:
+    """The next coordinator knows the row alone, and grants as many; the node's tree had leaves for fewer."""
+    scene = Scene(goal=5, nodes=(HOME, B))
+    scene.has_round(branches=[(HOME, 1, OPEN), (B, 4, RECOVERING)], accepted={"c1": 1})
+    scene.branch(1).updates = 1  # it was closed with that
+    led = scene.handle(FRESH, node=B)
+    assert beyond_opening(led) == [(B, o.OpenBranch(NUMBER, EPOCH, 1, 4, parent="home:1", adopt=True))]
+    scene.handle(o.BranchAdopted(NUMBER, EPOCH, 1, members("c1")), node=B)
+    assert scene.branch(1).updates_max == 4 and list(scene.round.accepted) == ["c1"]
 
 
 def test_branches_that_are_none_of_the_round_are_dropped_unless_their_round_is_being_saved() -> None:

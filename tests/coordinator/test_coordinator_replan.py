@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from coordinator_scene import ARRIVED, CLOSED, EPOCH, HOME, NUMBER, OPEN, B, C, Led, Scene, joined
+from coordinator_scene import ARRIVED, CLOSED, EPOCH, HOME, LAYOUT, NUMBER, OPEN, B, C, Led, Scene, joined
 
 from lifl.core import effects as fx
 from lifl.core.coordinator import round_planner
 from lifl.core.coordinator.round import Phase
+from lifl.core.coordinator.round_planner import SPARE_PARTIALS
 from lifl.core.errors import Refused
+from lifl.core.planning.arena_need import round_bytes_min
 from lifl.core.planning.plan import Plan, PlanRequest
 from lifl.core.protocol import commands as o
 
@@ -36,14 +38,14 @@ def test_a_round_on_several_nodes_is_planned_saved_and_opened_with_spare_places_
 
 
 def test_where_spare_places_would_not_fit_there_are_none() -> None:
-    need = Scene(goal=4).spec.bytes_min(5)
-    scene = Scene(
-        goal=4, nodes=(HOME, B), capacity={HOME: 2.0, B: 2.0}, arena_bytes={HOME: need - 1}, aggregation=WORST
-    )
-    scene.here("c1", "c2", "c3", "c4")
-    scene.has_round(Phase.WAITING, [])
-    led = scene.do(scene.coordinator.node_suspect, B, False)
-    assert led.ordered(o.OpenBranch)[0][1].spare == 0
+    need = round_bytes_min(LAYOUT, Scene(goal=4).spec.config.aggregation, 4, 0, 1 + SPARE_PARTIALS)
+    for arena_bytes, spare in ((need - 1, 0), (need, SPARE_PARTIALS)):
+        capacity = {HOME: 2.0, B: 2.0}
+        scene = Scene(goal=4, nodes=(HOME, B), capacity=capacity, arena_bytes={HOME: arena_bytes}, aggregation=WORST)
+        scene.here("c1", "c2", "c3", "c4")
+        scene.has_round(Phase.WAITING, [])
+        led = scene.do(scene.coordinator.node_suspect, B, False)
+        assert led.ordered(o.OpenBranch)[0][1].spare == spare
 
 
 def test_the_next_renewal_has_its_time() -> None:

@@ -164,6 +164,16 @@ def test_all_that_is_sealed_counts_even_beyond_the_goal() -> None:
     assert led.ordered(o.CloseBranch) == [(HOME, o.CloseBranch(NUMBER, EPOCH, 0))]
 
 
+def test_home_may_have_more_than_the_goal_while_the_others_are_waited_for() -> None:
+    """Its branch was said to take no more than the goal: the books contradicted each other until all was known."""
+    scene = Scene(goal=2, nodes=(HOME, B), over_provision=2.0)
+    recovering(scene, (B, 1))
+    scene.handle(adopted("c1", "c2", "c3"))
+    assert (scene.round.phase, scene.branch(0).updates) == (Phase.RECOVERING, 3)
+    scene.handle(p.Inventory((NUMBER,), (held(1, []),)), node=B)
+    assert (scene.round.goal, scene.round.phase) == (3, Phase.AGGREGATING)
+
+
 def test_home_says_it_once() -> None:
     scene = Scene(goal=3)
     recovering(scene)
@@ -224,6 +234,34 @@ def test_what_a_node_says_before_home_is_known_waits_for_that() -> None:
     led = scene.handle(adopted("c1"))
     assert sorted(scene.round.accepted) == ["c1", "c2"]
     assert scene.round.phase is Phase.COLLECTING
+
+
+@pytest.mark.parametrize("books", ["no round", "a round"])
+def test_what_becomes_of_updates_meanwhile_is_not_forgotten(books: str) -> None:
+    """Else one that is sealed there would count as on its way for as long as the round collects."""
+    scene = Scene(goal=6, nodes=(HOME, B))
+    scene.here("c1", "c2", node=B)
+    if books == "no round":
+        resumed(scene, {1: (1, "open", row((0, HOME, 1), (1, B, 4)))})
+    else:
+        recovering(scene, (B, 4))
+    on_their_way = held(1, ["c4"], ["c1", "c2", "c3"])
+    for report in (
+        p.Inventory((NUMBER,), (held(2, [], ["c1"]), on_their_way)),
+        o.UpdateSealed(NUMBER, EPOCH, 1, "c1", 5),
+        o.UpdateAborted(NUMBER, EPOCH, 1, "c2"),
+        o.UpdateSealed(NUMBER, EPOCH, 1, "c9", 5),  # of whom it has not said anything
+        o.BranchClosed(NUMBER, EPOCH, 1, 2),
+        o.BranchSealed(NUMBER, EPOCH, 1, {}),
+    ):
+        led = scene.handle(report, node=B)
+        assert not led.told and not led.rows and not led.ordered(o.DropBranch)
+    if books == "no round":
+        scene.handle(OPENED)
+    led = scene.handle(adopted())
+    assert (sorted(scene.round.accepted), scene.round.granted) == (["c1", "c4"], {})
+    assert led.said(cm.Accepted) == [(1, cm.Accepted("j", 1))]
+    assert (scene.branch(1).state, scene.branch(1).updates) == (CLOSED, 2)
 
 
 def test_what_a_node_says_while_the_model_is_loaded_waits_for_the_round() -> None:

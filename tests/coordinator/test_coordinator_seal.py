@@ -21,6 +21,7 @@ from coordinator_scene import (
 )
 
 from lifl.core.coordinator.branch_record import BranchState
+from lifl.core.coordinator.receipt import updates_of
 from lifl.core.coordinator.round import Phase
 from lifl.core.ids import epoch_of
 from lifl.core.protocol import client as cm
@@ -37,6 +38,22 @@ def test_an_update_that_is_sealed_is_accepted_and_only_now_its_client_is_told() 
     assert led == Led(told=[(HOME, 1, cm.Accepted("j", 1))], events=[accepted_event("c1")])
     assert (list(round_.accepted), round_.granted, round_.places) == (["c1"], {}, {"c1": 0})
     assert (round_.received_bytes, round_.last_accepted_s, round_.phase) == (10, 5.0, Phase.COLLECTING)
+
+
+def test_its_digest_is_noted_also_of_one_that_an_earlier_life_has_accepted_and_never_changes() -> None:
+    scene = Scene(goal=3, nodes=(HOME, B))
+    round_ = scene.has_round(branches=[(HOME, 2, OPEN), (B, 1, OPEN)], granted={"c1": 0}, accepted={"c2": 0, "c3": 1})
+    for client, branch, digest in (("c1", 0, 7), ("c2", 0, 8), ("c2", 0, 9), ("c3", 0, 5)):
+        scene.handle(o.UpdateSealed(NUMBER, EPOCH, branch, client, 10, digest))
+    assert updates_of(round_) == {"c1": (1.0, 7), "c2": (1.0, 8), "c3": (1.0, 0)}
+    assert round_.received_bytes == 10
+
+
+def test_the_digests_in_a_partial_are_those_of_its_members() -> None:
+    scene = Scene(goal=3, nodes=(HOME, B))
+    round_ = scene.has_round(branches=[(HOME, 1, OPEN), (B, 2, OPEN)], accepted={"c1": 1})
+    scene.handle(o.PartialArrived(NUMBER, EPOCH, 1, members("c1", "c2"), 0, digests=(6, 0)))
+    assert updates_of(round_) == {"c1": (1.0, 6), "c2": (1.0, 0)}
 
 
 def test_the_last_update_of_the_goal_closes_the_round() -> None:

@@ -13,9 +13,11 @@ from lifl.core.coordinator.branch_record import BranchRecord, BranchState
 from lifl.core.coordinator.commits import Commits
 from lifl.core.coordinator.coordinator import (
     ANY,
+    CALLS,
     COMMITS,
     COORDINATOR,
     COPY,
+    EVALUATION,
     HANDLERS,
     JOB,
     ROUND,
@@ -23,11 +25,13 @@ from lifl.core.coordinator.coordinator import (
     Coordinator,
 )
 from lifl.core.coordinator.copies import Copies
+from lifl.core.coordinator.evaluation import Evaluation
 from lifl.core.coordinator.job import Job
 from lifl.core.coordinator.recovery import REACTIONS, News, Recovery
 from lifl.core.coordinator.round import Phase, Round
 from lifl.core.coordinator.round_runner import RoundRunner
 from lifl.core.coordinator.session import Session
+from lifl.core.coordinator.user_calls import FunctionCalls
 from lifl.core.errors import LocalFault
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
@@ -38,6 +42,7 @@ def test_each_message_of_a_node_but_those_of_the_control_channel_itself_has_a_ha
     assert set(HANDLERS) == set(typing.get_args(p.ToCoordinator)) - channel
     assert set(typing.get_args(o.Report)) <= set(HANDLERS)
     takers = {COORDINATOR: Coordinator, JOB: Job, SESSION: Session, ROUND: RoundRunner, COMMITS: Commits, COPY: Copies}
+    takers |= {EVALUATION: Evaluation, CALLS: FunctionCalls}
     for taker, method, sayer in HANDLERS.values():
         assert (sayer == ANY) == (taker == COORDINATOR), "who may say what is about a job"
         assert callable(getattr(takers[taker], method))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
 import select
 import signal
@@ -451,6 +452,8 @@ def test_a_node_of_its_own_that_was_killed_leaves_nothing() -> None:
             fold.add(one_hot(0), 1.0)
         assert aggregator._local is not None
         folder, number = Path(aggregator._local.folder), aggregator._local.number
+        told = json.loads(run_lifl("top", "--json", "--state", str(folder)).stdout)
+        assert told["node"]["capacity_given"], "to measure it takes 400 MB, and nothing is placed by it"
         kill(aggregator._local.pid)
     assert not folder.exists()
     assert not list(Path("/dev/shm").glob(f"lifl-{number}*"))

@@ -25,7 +25,16 @@ ARGUMENTS = {
     "up": FLAGS,
     "submit": [str(CONFIG)],
     "status": ["j"],
+    "history": ["j"],
+    "plot": ["j"],
+    "trace": ["j"],
+    "verify": ["j", "1"],
+    "export": ["j", "--to", "mlflow"],
     "cancel": ["j"],
+    "rm": ["j"],
+    "pause": ["j"],
+    "resume": ["j"],
+    "edit": ["j", "--set", "job.rounds=2"],
     "model": ["j", "--output", "lifl-no-such-file.safetensors"],
     "plan": [str(CONFIG)],
     "top": ["--json"],
@@ -35,6 +44,7 @@ ARGUMENTS = {
     "drain": ["n"],
     "backup": ["lifl-no-such-file"],
     "restore": ["lifl-no-such-file"],
+    "support-bundle": ["-o", "lifl-no-such-file.zip"],
     "store": ["migrate", "sqlite", "etcd://127.0.0.1:1/lifl"],
 }
 AS_NOBODY = [
@@ -51,8 +61,8 @@ WITHOUT_RIGHTS = [*AS_NOBODY[:4], "--bounding-set=-all", "--inh-caps=-all"]
 COMMON = [str(common_python()), "-P", "-m", "lifl_cli.main"]
 needs_accounts = pytest.mark.skipif(common_python() is None, reason="no interpreter that other accounts can run")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another account")
-AT_A_NODE = [name for name in COMMANDS if name != "enroll"]
-"""The commands that look for a state folder: who enrolls has none."""
+AT_A_NODE = [name for name in COMMANDS if name not in ("enroll", "init", "explain", "completion", "simulate")]
+"""The commands that look for a state folder."""
 
 
 def one_line(done: subprocess.CompletedProcess[str], *texts: str) -> None:

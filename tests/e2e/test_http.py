@@ -6,11 +6,8 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -24,7 +21,6 @@ from test_rest import at_rest
 from lifl.core import limits
 from lifl.core.fields import NAME_RULE
 
-PAGE = Path(__file__).parents[2] / "docs/http.md"
 HTTP = ("--http", "127.0.0.1:0", "--redirector", "unix")
 
 
@@ -40,25 +36,6 @@ def door(node: Node) -> int:
 
 def model(count: int = 6, fill: float = 0.0) -> Tensors:
     return {"w": np.full(count, fill, np.float32), "steps": np.array(int(fill), np.int64)}
-
-
-def test_the_lines_of_the_page_take_part(node: Node, tmp_path: Path) -> None:
-    submit(node, "mine", {"w": np.ones((2, 3), np.float32)}, selection__clients_per_round=1)
-    lines = "\n".join(re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL))
-    done = subprocess.run(
-        ["bash", "-e", "-o", "pipefail", "-c", lines],
-        cwd=tmp_path,
-        env={**os.environ, "STATE": str(node.state_dir), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=WAIT_S,
-    )
-    assert done.returncode == 0, done.stderr
-    assert '"state":"accepted"' in done.stdout and '"counted":true' in done.stdout
-    assert (tmp_path / "begin.bin").read_bytes() == (tmp_path / "model.safetensors").read_bytes()[:1000]
-    assert not (tmp_path / "same.safetensors").exists(), "it was here already"
-    assert np.array_equal(load_file(committed(node, 1, "mine"))["w"], np.ones((2, 3)))
 
 
 def test_clients_by_http_and_by_the_native_protocol_are_in_one_round(node: Node) -> None:
@@ -143,6 +120,7 @@ def test_an_update_that_was_cut_goes_on_where_it_was(node: Node) -> None:
     """Within the length, within the header, and within tensors."""
     for cut_at in (3, 40, 100, 150_000):
         _cut(node, f"j{cut_at}", cut_at)
+    _ahead(node, "ahead")
 
 
 def _cut(node: Node, job: str, cut_at: int) -> None:
@@ -161,6 +139,22 @@ def _cut(node: Node, job: str, cut_at: int) -> None:
     assert (rest.status, rest.json["state"]) == (200, "accepted")
     assert client.update(number, 60)["counted"]
     assert np.array_equal(load_file(committed(node, 1, job))["w"], np.full(50_000, 7.0))
+
+
+def _ahead(node: Node, job: str) -> None:
+    """A range that is sent beside its update's beginning, which still comes, is refused, and that goes on."""
+    submit(node, job, model(50_000), selection__clients_per_round=1)
+    client = HttpClient(node, job=job)
+    number, data = client.selected(), save(model(50_000, 7.0))
+    first = client.begin_put(number, data, 1000)
+    until("some of it", lambda: client.update(number)["received_bytes"] == 1000)
+    ahead = client.put(number, data[2000:], Content_Range=f"bytes 2000-{len(data) - 1}/{len(data)}")
+    assert (ahead.status, ahead.code, ahead.json["received_bytes"]) == (416, "wrong-range", 1000)
+    first.settimeout(WAIT_S)
+    first.sendall(data[1000:])
+    assert first.recv(12) == b"HTTP/1.1 200"
+    first.close()
+    assert client.update(number, 60)["counted"]
 
 
 def test_a_client_that_comes_again_takes_the_place_of_its_own_request(node: Node) -> None:

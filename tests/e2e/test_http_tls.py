@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from fleet import submit
-from http_clients import HttpClient, committed
-from nodes import Node, run_lifl
+from http_clients import HttpClient, committed, enrolled
+from nodes import Node
 from safetensors.numpy import load_file
 
 from lifl.core.trust.tokens import read_token
@@ -27,18 +27,6 @@ def node(start_node: Callable[..., Node]) -> Node:
     found = start_node(*EVERYWHERE)
     submit(found, "j", MODEL, selection__clients_per_round=2)
     return found
-
-
-def enrolled(node: Node, folder: Path, role: str, name: str) -> Path:
-    """An identity's folder."""
-    secret = folder / f"{name}.token"
-    secret.touch(mode=0o600)
-    secret.write_text(node.lifl("token", "create", "--role", role, "--name", name))
-    where = folder / name
-    control = node.info["control"].replace("0.0.0.0", "127.0.0.1")
-    done = run_lifl("enroll", control, "--token-file", str(secret), "--identity", str(where))
-    assert done.returncode == 0, done.stderr
-    return where
 
 
 def trusting(node: Node, identity: Path | None = None) -> ssl.SSLContext:
@@ -76,6 +64,11 @@ def test_by_a_certificate_and_by_a_bearer_token(node: Node, tmp_path: Path) -> N
         said = wrong.selection()
         assert (said.status, said.code) == (403, code)
         assert wrong.ask("GET", "/v1/status").code == "not-allowed"
+    for site, code in (("cross-site", "wrong-origin"), ("same-site", "wrong-origin"), ("none", "not-allowed")):
+        assert clients[0].ask("GET", "/v1/status", Sec_Fetch_Site=site).code == code, (
+            "a page with the user's certificate"
+        )
+    assert clients[1].ask("GET", "/v1/status", Sec_Fetch_Site="cross-site").code == "not-allowed", "it has a token"
     reader = HttpClient(node, "eve", headers={}, tls=trusting(node, enrolled(node, tmp_path, "reader", "eve")))
     assert reader.ask("GET", "/v1/status").json["arena"]["bytes"] and reader.ask("GET", "/metrics").status == 200
     assert reader.selection().code == "not-allowed"

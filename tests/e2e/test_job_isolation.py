@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from fleet import OneHot, Watch, arena_use, ask, fleet, objects, submit, until
 from nodes import Node
@@ -233,6 +234,31 @@ def cut_off(node: Node, victim: int, stops: Stops | None) -> None:
     reason = "was cut by another program" if stops is not None else ""
     assert over["status"] == "failed" and reason in over["reason"], over
     assert (node.state_dir / "lifld.log").read_text().count("gateway.ended") == 1
+
+
+@pytest.mark.parametrize("process", ["journal", "http"])
+def test_memory_that_was_cut_off_is_seen_at_the_end_of_whoever_may_have_died_of_it(
+    start_node: Callable[..., Node], process: str
+) -> None:
+    """The journal reads updates there, and the door for HTTP writes them: a job that has lost its bytes ends then."""
+    node = start_node("--redirector", "unix", "--http", "127.0.0.1:0", "--idle-timeout-s", "1000")
+
+    def harm(victim: int) -> None:
+        oracle = OneHot(2, BALLAST_BYTES)
+        submit(node, "hostile", oracle.model(), job__durability="disk")
+        watch = Watch(node, "hostile")
+        with fleet(node.address, "hostile", 2, oracle.update, held=[(0, 1)]) as team:
+            watch.wait("update.accepted", 1)
+            (path,) = (each for each in node.segments.values() if not each.name.endswith(f".{victim}"))
+            os.truncate(path, 4096)
+            children = psutil.Process(node.pid).children()
+            next(each for each in children if f"lifl.node.{process}.main" in each.cmdline()).kill()
+            over = watch.over()
+            team.release()
+            team.join(well=False)
+        assert over["status"] == "failed" and "was cut by another program" in over["reason"], over
+
+    harmed_by(node, harm)
 
 
 def _is_link(fd: str) -> bool:

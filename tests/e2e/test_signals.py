@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 
 import psutil
@@ -59,3 +61,10 @@ def test_none_ends_a_process_in_the_middle_of_a_round(start_node: Callable[..., 
     standing = {pid for pid, text in before.items() if "gateway.main" in text or pid == lifld}
     assert standing <= set(processes(node))
     node.down()
+
+
+def test_who_waits_for_ever_at_its_end_is_ended_by_the_kernel() -> None:
+    """As Python does for a thread for which there was no memory: lifld said that it had ended, and stayed."""
+    code = "from lifl.confine import signals; signals.ignore_stray(); signals.end_within(1); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
+        assert process.wait(60) == -signal.SIGALRM

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import msgspec
@@ -130,6 +131,29 @@ def test_a_fold_without_a_result_is_waited_for_no_more(node: Node) -> None:
             assert fold.wait(["a"], 60.0)
             assert fold.result().clients == ("a",)
         assert trainer.seen == [0.0, 0.0]
+
+
+def test_who_has_a_ticket_before_its_fold_is_open_is_in_that_one_alone(node: Node) -> None:
+    with lifl.Aggregator(node.state_dir) as aggregator:
+        with aggregator.open(MODEL, expected=2, shared=True) as fold:
+            first, standing = fold.number, fold.ticket("a", standing=True)
+            for wrong in (0, -1, True):
+                with pytest.raises(LocalFault, match="behind="):
+                    lifl.take_part(standing, behind=wrong)
+            with pytest.raises(LocalFault, match="behind="):
+                lifl.take_part(fold.ticket("b"), behind=first)
+            waiting = Future[Part]()
+            threading.Thread(target=lambda: waiting.set_result(lifl.take_part(standing, behind=first))).start()
+            fold.add(MODEL, 1.0)
+            second = fold.result()
+        assert not waiting.done()
+        model = {"w": second["w"] + 7, "n": second["n"]}
+        with aggregator.open(model, expected=1, shared=True) as fold, waiting.result(60) as part:
+            assert part.model["w"][0] == 7
+            part.submit(MODEL, 1.0)
+            assert fold.wait(["a"], 60.0) and fold.result().clients == ("a",)
+        with aggregator.open(MODEL, expected=1, shared=True), pytest.raises(FoldFailed, match=f"behind {first} .*over"):
+            lifl.take_part(standing, behind=first)
 
 
 def test_a_ticket_for_one_fold_is_good_for_no_other_and_a_standing_one_for_no_other_session(node: Node) -> None:

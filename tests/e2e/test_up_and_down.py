@@ -34,7 +34,9 @@ from lifl.core.protocol import cli as om
 FLAGS = ["--listen", "127.0.0.1:0", "--arena-bytes", "64MiB", "--capacity", "8", "--workers-max", "2"]
 WAIT_S = 120.0
 """Only a failing test waits so long."""
-FILES = {"lifl.db", "lifld.log", "lifld.lock", "children.lock", "jobs", "audit", "identity", "cookie", "format.json"}
+FILES = {"lifl.db", "lifld.log", "lifld.lock", "children.lock", "keep.lock", "jobs", "audit", "identity", "cookie"} | {
+    "format.json"
+}
 
 
 def test_up_says_that_the_node_is_not_in_the_cluster_yet_which_it_joins(state_dir: Path) -> None:

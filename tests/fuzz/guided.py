@@ -7,6 +7,7 @@ their seeds, damaged at random.
 
 from __future__ import annotations
 
+import base64
 import struct
 import tempfile
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from lifl.core.config.job import parse_job
 from lifl.core.config.node import parse_node
 from lifl.core.config.store_url import parse_store
 from lifl.core.config.values import joined_address, parse_duration, parse_size, split_address
-from lifl.core.errors import ConfigError, Refused, RemoteFault
+from lifl.core.errors import ConfigError, Refused, RemoteFault, ResourceFault
 from lifl.core.event_log import Recording
 from lifl.core.identity import identity_of, identity_uri, issued_of, jobs_of
 from lifl.core.modelfile import LENGTH_BYTES, decode_header, header_bytes
@@ -37,13 +38,14 @@ from lifl.core.protocol.contribution import Contribution, pack_contribution, unp
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.trust.tokens import read_token
 from lifl.node import rows
-from lifl.node.authority.certificate_authority import request_key
+from lifl.node.authority.certificate_authority import read_authority, request_key
 from lifl.node.backup.archive import Reader
 from lifl.node.etcd import keys
 from lifl.tls.description import described
 from lifl.tls.peer import peer_of
 from lifl.tls.signing_request import new_key
 
+KEY = new_key()
 CHANNELS: tuple[Any, ...] = (
     cm.FromClient,
     cm.ToClient,
@@ -163,6 +165,9 @@ def certificate(data: bytes) -> None:
     assert isinstance(described(data), str)
     with suppress(Refused):
         request_key(data)
+    pem = b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(data) + b"-----END CERTIFICATE-----\n"
+    with suppress(ResourceFault):
+        read_authority("ab", KEY.key, pem, "here", given=True)
 
 
 def identity(data: bytes) -> None:
@@ -243,7 +248,7 @@ TARGETS: dict[str, Target] = {
     "recording": Target(recording, lambda: [b"\x82\xa6format\x01\xa7entries\x90"]),
     "audit": Target(audit, lambda: [b'{"seq":1,"prev":"","event":"node.up","at":1.0}\n']),
     "backup": Target(backup, lambda: [_backup_seed()]),
-    "certificate": Target(certificate, lambda: [new_key().request, _certificate_seed()]),
+    "certificate": Target(certificate, lambda: [new_key().request, _certificate_seed(), _strange_name_seed()]),
     "identity": Target(identity, lambda: [b"lifl://ab/client/c1\nlifl-job:j\nlifl-issued:1.000000"]),
     "addresses": Target(addresses, lambda: [b"[::1]:7433", b"10.0.0.1:0", b"64MiB", b"1.5h", b"etcd://a:1,b:2/x"]),
 }
@@ -273,3 +278,8 @@ def _certificate_seed() -> bytes:
     made = x509.CertificateBuilder(name, name, key.public_key(), 7, began, began + datetime.timedelta(days=9))
     signed = made.add_extension(names, critical=False).sign(key, hashes.SHA256())
     return signed.public_bytes(serialization.Encoding.DER)
+
+
+def _strange_name_seed() -> bytes:
+    """A certificate with a name of a kind that the library knows and does not read (x400Address)."""
+    return _certificate_seed().replace(b"\x86\x10lifl://", b"\xa3\x10lifl://")

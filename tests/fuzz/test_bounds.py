@@ -37,15 +37,17 @@ CHANNELS: dict[str, Any] = {
     "zygote": wm.FromZygote,
 }
 BY_FIELD = {
-    # Refused by `check_submit` and by the intake with the field's name, which the person who trains is to read.
+    # Refused by `check_submit`, `check_evaluated` and the intake with the field's name, for who trains to read.
     "Submit.weight",
     "Submit.metrics{}",
+    "Evaluated.weight",
+    "Evaluated.metrics{}",
     "TensorSpec.shape[]",
     "Offer.weight",
     # Said for benchmarks: nothing is decided by it.
     "TaskDone.weight",
 }
-SIXTY_FOUR_BITS = {"node", "owner", "data", "meta", "checksum"}
+SIXTY_FOUR_BITS = {"node", "owner", "data", "meta", "checksum", "digest", "digests[]"}
 """A node's number, a checksum: any value of the wire's largest number is one."""
 
 

@@ -38,7 +38,9 @@ def test_a_parser_raises_nothing_but_what_it_says(name: str) -> None:
 def test_a_parser_is_led_through_by_coverage_at_random(name: str, tmp_path: Path) -> None:
     """Without LIFL_FUZZ_S it is seen that it can begin."""
     seconds = max(1, round(FUZZ_S / len(TARGETS)))
-    flags = (f"-max_total_time={seconds}", f"-artifact_prefix={tmp_path}/", "-timeout=20", "-print_final_stats=1")
+    flags = [f"-max_total_time={seconds}", f"-artifact_prefix={tmp_path}/", "-timeout=20", "-print_final_stats=1"]
+    if os.environ.get("LIFL_SEED"):
+        flags.append(f"-seed={os.environ['LIFL_SEED']}")
     script = Path(__file__).with_name("lead.py")
     done = subprocess.run(
         (sys.executable, script, name, *flags),

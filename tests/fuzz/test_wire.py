@@ -24,6 +24,8 @@ from lifl.core.fields import (
     Message,
     Metrics,
     Name,
+    Properties,
+    RevokedTicket,
     RoundMetrics,
     Tensors,
     Ticket,
@@ -37,6 +39,7 @@ from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import journal as jm
 from lifl.core.protocol import worker as wm
 from lifl.core.protocol.frames import FRAME_BYTES_MAX, FrameDecoder, encode
+from lifl.core.protocol.shown_peer import ShownPeer
 from lifl.core.schema import DTYPE_BYTES, Place, Segment, TensorSpec, Treated
 from lifl.core.trust.bearers import Bearer
 from lifl.core.trust.revocation import Revocation
@@ -92,7 +95,7 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
         return st.lists(st.text("abcxyz-", max_size=8), max_size=KNOWN_WORDS_MAX).map(tuple)
     if kind == Tensors:
         return tensors
-    if kind in (Revocation, Bearer, gm.ShownPeer):
+    if kind in (Revocation, RevokedTicket, Bearer, ShownPeer, Properties):
         fields = typing.get_type_hints(kind, include_extras=True)
         return st.builds(kind, **{name: strategy(field) for name, field in fields.items()})
     if kind == typing.get_type_hints(Bearer, include_extras=True)["digest"]:

@@ -6,14 +6,18 @@ The real one, with SuperLink, SuperNodes and processes of ClientApps, is in test
 # ruff: noqa: E402
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
+import pickle
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -29,7 +33,7 @@ from nodes import Node, running
 from lifl.core.errors import Refused, ResourceFault
 from lifl.integrations import references
 from lifl.integrations.flower import LiflStrategy, lifl_mod
-from lifl.integrations.flower.records import RECORD, view
+from lifl.integrations.flower.records import RECORD, LentArray, as_record, view, views
 
 FLWR = f"flwr {version('flwr')}"
 MODEL = {
@@ -89,6 +93,8 @@ class StandIn(Grid):
     def __init__(self, apps: list[Any]) -> None:
         self.apps = dict(enumerate(apps, 1))
         self.sent: list[Message] = []
+        self.rounds: list[int] = []
+        """Of each message that was sent, its round, as it was then: its configuration may be another's, too."""
         self.replies: list[Message] = []
         self.reply_bytes: list[int] = []
         self.pulls: list[int] = []
@@ -113,6 +119,7 @@ class StandIn(Grid):
             ids.append(f"message-{len(self.sent)}")
             message.metadata.__dict__["_message_id"] = ids[-1]
             self.sent.append(message)
+            self.rounds.append(int(message.content["config"]["server-round"]))
             self._waiting[ids[-1]] = message
         return ids
 
@@ -607,6 +614,152 @@ def test_a_number_of_rounds_that_is_none_is_refused(wrong: Any) -> None:
         LiflStrategy(strategies.FedAvg(), rounds_per_message=wrong)
 
 
+# ---- messages that are sent ahead -----------------------------------------------------------------------------------
+
+
+def round_in(message: Message) -> int:
+    return int(message.content["config"]["server-round"])
+
+
+def trained_in(grid: StandIn) -> list[tuple[int, int]]:
+    """Of each message for training that was sent, its round and its node, in the order in which they were sent."""
+    return [
+        (number, each.metadata.dst_node_id)
+        for each, number in zip(grid.sent, grid.rounds, strict=True)
+        if each.metadata.message_type == "train"
+    ]
+
+
+def counts(caplog: pytest.LogCaptureFixture) -> list[tuple[int, int]]:
+    """Results and failures of each round."""
+    said = [each.split() for each in caplog.messages if each.startswith("aggregate_train")]
+    return [(int(each[2]), int(each[5])) for each in said]
+
+
+@pytest.mark.parametrize("name", ["FedAvg", "FedAdam"])
+def test_with_messages_sent_ahead_the_results_are_the_same(name: str) -> None:
+    make = lambda: getattr(strategies, name)(**OURS[name])  # noqa: E731
+    grid = Busy([client_app(mods=[lifl_mod])] * NODES)
+    found = on_node(make(), send_ahead=True).start(grid, record(MODEL), 6, timeout=60)
+    check_same(found, make().start(StandIn([client_app()] * NODES), record(MODEL), 6))
+    assert [number for number, _node in trained_in(grid)] == sorted([1, 2, 3, 4, 5, 6] * NODES)
+    kinds = [each.metadata.message_type for each in grid.sent]
+    assert kinds[2 * NODES : 5 * NODES] == ["train"] * 2 * NODES + ["evaluate"] * NODES, "round 3 goes with round 2"
+    assert not [each for each in grid.sent[NODES:] if each.metadata.message_type == "train" and size(each)]
+
+
+def test_each_round_has_nodes_of_its_own_and_who_has_brought_nothing_yet_is_sent_nothing_ahead() -> None:
+    class Turns(strategies.FedAvg):
+        def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Any:
+            messages = super().configure_train(server_round, arrays, config, grid)
+            return [each for each in messages if each.metadata.dst_node_id in turns[server_round]]
+
+    turns = {1: (1, 2), 2: (1, 3), 3: (2, 4), 4: (3, 4), 5: (1,)}
+    grid = Busy([client_app(mods=[lifl_mod])] * 4)
+    found = on_node(Turns(fraction_evaluate=0.0), send_ahead=True).start(grid, record(MODEL), 5, timeout=60)
+    check_same(found, Turns(fraction_evaluate=0.0).start(StandIn([client_app()] * 4), record(MODEL), 5))
+    sent = trained_in(grid)
+    assert sorted(sent) == [(number, node) for number, nodes in turns.items() for node in nodes]
+    assert sent[4:] == [(3, 2), (3, 4), (4, 3), (4, 4), (5, 1)], "node 4 has its first message in its round"
+
+
+class Losing(Busy):
+    """A Grid that has an error in the place of the replies of `gone`, rounds and nodes, while these are not there."""
+
+    gone: tuple[tuple[int, int], ...] = ()
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        wanted, found = set(message_ids), []
+        for each in sorted(wanted):
+            number = int(each.partition("-")[2])
+            message = self.sent[number]
+            if (self.rounds[number], message.metadata.dst_node_id) in self.gone and each in self._running:
+                wanted.discard(each)
+                if not self._running.pop(each).done():
+                    found.append(Message(Error(3, "the node is away"), reply_to=message))
+        return [*found, *super().pull_messages(wanted)]
+
+
+def test_who_comes_too_late_to_a_message_is_through_with_it_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    goes_on, is_there = threading.Event(), threading.Event()
+    trained_rounds: list[int] = []
+    replies: list[tuple[int, bool]] = []
+
+    def slow(msg: Message, context: Any) -> Message:
+        trained_rounds.append(round_in(msg))
+        if round_in(msg) == 3:
+            goes_on.wait(60)
+        if round_in(msg) == 5:
+            is_there.set()
+        return trained(msg, context)
+
+    def quick(msg: Message, context: Any) -> Message:
+        if round_in(msg) == 5:
+            goes_on.set()
+            is_there.wait(60)
+        return trained(msg, context)
+
+    def watched(message: Message, context: Any) -> Message:
+        reply: Message = late(message, context)
+        replies.append((round_in(message), reply.has_error()))
+        return reply
+
+    late = client_app(slow, [lifl_mod])
+    grid = Losing([client_app(quick, [lifl_mod]), watched])
+    grid.gone = (3, 2), (4, 2)
+    with caplog.at_level(logging.INFO, "flwr"):
+        strategy = on_node(strategies.FedAvg(fraction_evaluate=0.0), send_ahead=True)
+        strategy.start(grid, record(MODEL), 5, timeout=60)
+    assert trained_rounds == [1, 2, 3, 5] and replies[2:] == [(3, True), (4, True), (5, False)]
+    assert counts(caplog) == [(2, 0), (2, 0), (1, 1), (1, 1), (2, 0)]
+
+
+def test_who_cannot_get_the_model_and_has_its_next_message_is_out_of_that_round(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, lost, take_part = threading.local(), {3}, references.take_part
+
+    def app(message: Message, context: Any) -> Message:
+        here.round = round_in(message) if context.node_id == 2 else 0
+        reply: Message = good(message, context)
+        return reply
+
+    def blocked(ticket: str, **more: Any) -> Any:
+        if here.round in lost:
+            lost.discard(here.round)
+            raise OSError("no route to host")
+        return take_part(ticket, **more)
+
+    monkeypatch.setattr(references, "take_part", blocked)
+    good = client_app(mods=[lifl_mod])
+    grid = Busy([app, app])
+    with caplog.at_level(logging.INFO, "flwr"):
+        strategy = on_node(strategies.FedAvg(fraction_evaluate=0.0), send_ahead=True)
+        strategy.start(grid, record(MODEL), 6, timeout=60)
+    assert counts(caplog) == [(2, 0), (2, 0), (1, 1), (2, 0), (2, 0), (2, 0)]
+    assert "no route to host" in caplog.text
+    of_two = [
+        (each, number) for each, number in zip(grid.sent, grid.rounds, strict=True) if each.metadata.dst_node_id == 2
+    ]
+    assert [number for each, number in of_two if size(each)] == [1, 5, 6], "arrays, while it is blocked"
+
+
+def test_a_strategy_with_arrays_of_its_own_has_nothing_sent_ahead(caplog: pytest.LogCaptureFixture) -> None:
+    class Own(strategies.FedAvg):
+        def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Any:
+            if server_round > 2:
+                arrays = ArrayRecord({name: Array(np.asarray(array.numpy() * 2)) for name, array in arrays.items()})
+            return super().configure_train(server_round, arrays, config, grid)
+
+    make = lambda: Own(fraction_evaluate=0.0)  # noqa: E731
+    grid = Busy([client_app(mods=[lifl_mod])] * 2)
+    found = on_node(make(), send_ahead=True).start(grid, record(MODEL), 4, timeout=60)
+    check_same(found, make().start(StandIn([client_app()] * 2), record(MODEL), 4))
+    assert caplog.text.count("nothing is sent ahead") == 1 and len(grid.sent) == 8
+    with pytest.raises(Refused, match="send_ahead or rounds_per_message"):
+        LiflStrategy(strategies.FedAvg(), send_ahead=True, rounds_per_message=2)
+
+
 # ---- a ServerApp that is killed --------------------------------------------------------------------------------------
 
 
@@ -688,6 +841,32 @@ def test_views_are_the_numbers_where_they_lie() -> None:
     for data in (b"", b"\x93NUMPY", made.data[:-1], b"\x93NUMPY\x09\x00" + made.data[8:]):
         with pytest.raises(Refused, match="array 'x' cannot be read"):
             view("x", Array("bool", (), "numpy.ndarray", data))
+
+
+def test_a_record_of_ours_is_flowers_and_copies_nothing_before_its_bytes_are_wanted() -> None:
+    tensors = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "none": np.zeros((0, 3)), "n": np.array(7)}
+    tensors["w"].flags.writeable = False
+
+    def lent() -> Any:
+        return as_record(tensors)["w"]
+
+    record, plain = as_record(tensors), ArrayRecord({name: Array(array) for name, array in tensors.items()})
+    assert views(record)["w"] is tensors["w"]
+    copied = record["w"].numpy()
+    copied += 1
+    np.testing.assert_array_equal(tensors["w"].ravel(), range(6))
+    assert type(record["w"]) is LentArray, "nobody has asked for bytes"
+    assert lent() == plain["w"] == lent() != Array(copied)
+    for alike in (copy.deepcopy(lent()), pickle.loads(pickle.dumps(lent()))):
+        assert alike == plain["w"] and type(alike) is Array
+    changed = lent()
+    changed.data = Array(copied).data
+    np.testing.assert_array_equal(changed.numpy(), copied)
+    assert record.count_bytes() == plain.count_bytes()
+    assert as_record(tensors).object_id == plain.object_id, "it goes by Flower's messages as any other"
+    assert type(record["w"]) is Array
+    half = as_record({"h": np.ones(3, ml_dtypes.bfloat16)})
+    assert half.object_id == ArrayRecord({"h": Array(np.ones(3, ml_dtypes.bfloat16))}).object_id
 
 
 def test_the_seams_that_are_used_are_there() -> None:

@@ -43,10 +43,12 @@ def app(folder: Path, *changed: str) -> Path:
     return place
 
 
-def run(fleet: FlowerFleet, *changed: str) -> tuple[dict[str, Any], str]:
-    """The final model of a run, and what the run said."""
+def run(fleet: FlowerFleet, *changed: str, option: str = "", **config: object) -> tuple[dict[str, Any], str]:
+    """The final model of a run, and what the run said; `option` is one more of LiflStrategy."""
     place = app(fleet.folder, *changed)
-    said = fleet.run(place, {"out": str(place / "final.npz")})
+    server = place / "quickstart/server_app.py"
+    server.write_text(server.read_text().replace("=fraction_train))", f"=fraction_train), {option})"))
+    said = fleet.run(place, {"out": str(place / "final.npz"), **config})
     assert (place / "final.npz").exists(), said + fleet.log("superlink")
     with np.load(place / "final.npz") as file:
         return dict(file), said
@@ -87,6 +89,19 @@ def test_with_both_lines_the_tensors_pass_flowers_servers(fleet: FlowerFleet, st
     found = run(fleet, "server_app.py", "client_app.py")
     check_same(found, stock)
     assert found[1].count("LIFL: 2 updates came past Flower's servers, 0 by them") == 2, found[1]
+
+
+def test_with_messages_sent_ahead_it_comes_to_the_same(fleet: FlowerFleet, stock: tuple[Any, str]) -> None:
+    """Each node evaluates behind the next round's training, and every reply is of its own round."""
+    _model, said = run(fleet, "server_app.py", "client_app.py", option="send_ahead=True", **{"num-server-rounds": 3})
+    assert metrics(said)[: len(metrics(stock[1]))] == metrics(stock[1])
+    assert said.count("LIFL: 2 updates came past Flower's servers, 0 by them") == 3, said
+    order = re.findall(r"ROUND (\d)/3|(configure_train|configure_evaluate): Sampled 2", said)
+    assert [number or what for number, what in order] == [
+        "1", "configure_train", "configure_evaluate",
+        "2", "configure_train", "configure_train", "configure_evaluate",
+        "3", "configure_evaluate",
+    ]  # fmt: skip
 
 
 def test_with_the_line_in_the_client_app_alone_nothing_changes(fleet: FlowerFleet, stock: tuple[Any, str]) -> None:

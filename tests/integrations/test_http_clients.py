@@ -1,15 +1,20 @@
-"""The clients of examples/ that take part by HTTP, in C and in JavaScript; the description, held by Schemathesis."""
+"""The clients of examples/ that take part by HTTP, in C, JavaScript, a browser; the description, by Schemathesis."""
 
 from __future__ import annotations
 
+import http.server
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from chromium import Browser, found
 from fleet import WAIT_S, submit
 from http_clients import authorization, committed
 from nodes import Node
@@ -46,6 +51,44 @@ def test_one_in_c_and_one_in_javascript_train_a_model(node: Node, tmp_path: Path
     for client, lines in zip(clients, told, strict=True):
         assert client.returncode == 0, lines
         assert lines.count("accepted") == ROUNDS and "job-over" in lines
+    made = load_file(committed(node, ROUNDS))
+    assert np.array_equal(made["w"], MODEL["w"] + ROUNDS) and made["b"] == 7 + ROUNDS
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The files of a folder at an origin of their own."""
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.skipif(found() is None, reason="there is no Chromium")
+def test_a_page_of_another_origin_trains_a_model_in_a_browser(node: Node, tmp_path: Path) -> None:
+    """It is given the credential; without one, and of the node's own page, it gets nothing."""
+    submit(node, "j", MODEL, job__rounds=ROUNDS, selection__clients_per_round=1)
+    address, (credential,) = f"http://{node.info['http']}", authorization(node).values()
+    with served(EXAMPLES) as origin, Browser(tmp_path / "chromium") as browser:
+        page = browser.page(800, 600)
+        page.go(f"{origin}/http_client.html")
+        page.until("document.querySelector('button')")
+        status = "fetch('{}/v1/status'{}).then((answer) => answer.status, () => 'none')"
+        assert page.run(status.format(address, "")) == 401
+        shown = "{headers: {Authorization: 'Bearer wrong'}}"
+        assert page.run(status.format(address, f", {shown}")) == 401
+        assert page.run(f"fetch('{address}/').then((answer) => answer.status, () => 'none')") == "none"
+        for name, value in {"address": address, "authorization": credential, "job": "j", "client": "a-browser"}.items():
+            page.run(f"document.querySelector('[name={name}]').value = {value!r}")
+        page.click("button")
+        page.until("document.querySelector('pre').textContent.includes('job-over')")
+        lines = page.run("document.querySelector('pre').textContent")
+    assert lines.count("accepted") == ROUNDS, lines
     made = load_file(committed(node, ROUNDS))
     assert np.array_equal(made["w"], MODEL["w"] + ROUNDS) and made["b"] == 7 + ROUNDS
 

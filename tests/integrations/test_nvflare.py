@@ -7,9 +7,11 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
+import guides
 import numpy as np
 import pytest
 from etcd_servers import free_port
@@ -232,3 +234,16 @@ def test_in_a_provisioned_project(tmp_path: Path) -> None:
     same_models(stock.model(), dict(np.load(path)))
     (log,) = (path for path in Path(place).rglob("log.txt"))
     assert MEAN.findall(log.read_text()) == [("3", "75")] * 2
+
+
+def test_the_lines_of_the_page_are_run_as_they_stand(tmp_path: Path) -> None:
+    recipe, behind = (block.text for block in guides.blocks(ROOT / "docs/nvflare.md") if block.language == "python")
+    example = (JOBS / "hello_job.py").read_text()
+    own = example.partition("NumpyFedAvgRecipe(")[2].partition("\n    )")[0]
+    assert recipe.count("    ...,") == 1
+    imports = [line for line in example.splitlines() if line.startswith(("import ", "from "))]
+    run = "recipe.execute(SimEnv(num_clients=2, workspace_root=sys.argv[1]))"
+    body = textwrap.indent("\n".join([recipe.replace("    ...,", own), behind, run]), "    ")
+    (tmp_path / "job.py").write_text("\n".join([*imports, "if __name__ == '__main__':", body, ""]))
+    (tmp_path / "hello_client.py").write_text((JOBS / "hello_client.py").read_text())
+    assert Run(tmp_path / "job.py", [], "hello-numpy", tmp_path / "w").means == [(2, 4.0)] * 2

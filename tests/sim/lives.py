@@ -10,6 +10,7 @@ from typing import Any
 from sim_arena import PAGE_BYTES
 from sim_checks import Broken
 from sim_jobs import JobPlan, SimJob
+from sim_returns import arena_for, with_more
 from simulator import Cluster
 
 STEPS = 3000
@@ -40,6 +41,8 @@ def make(seed: int, hosts: int = 1, style: str = "", durable: bool | None = None
             plan.config["job"]["durability"] = "disk"
     needs = [SimJob(1, plan).spec.bytes_min() for plan in plans]
     arenas = [1.2 * max(needs), sum(needs)] if crowded else [ROOMY * sum(needs), max(needs), sum(needs)]
+    if named.get("returns"):
+        plans, arenas = with_more(seed, plans), [arena_for(seed, needs)]
     arena_bytes = -(-int(rng.choice(arenas)) // PAGE_BYTES) * PAGE_BYTES
     faults = {"crowded": 0.0, "stormy": 0.03}.get(style, rng.choice([0.0, 0.01, 0.05]))
     return Cluster(seed, plans, arena_bytes, faults, hosts, **named)
@@ -70,15 +73,19 @@ def _plan(rng: random.Random, name: str, jobs: int, style: str) -> JobPlan:
     return JobPlan(config, rng.choice(models), max(goal, int(goal * rng.choice([1, 1.5, 2.0]))))
 
 
-def live(seed: int, hosts: int, moves: bool = False, drains: bool = False, stalls: bool = False) -> Cluster:
+MODES = ("moves", "drains", "stalls", "changes", "returns")
+"""What a life may have beside what all have (`Cluster`)."""
+
+
+def live(seed: int, hosts: int, moves: bool = False, **more: bool) -> Cluster:
     """Live a whole life; of one that fails say how to see it again, and where its recordings are."""
-    cluster = make(seed, hosts, moves=moves, drains=drains, stalls=stalls)
+    modes = {"moves": moves, **more}
+    cluster = make(seed, hosts, **modes)
     try:
         cluster.run(STEPS)
     except (Exception, Broken) as error:
         files = ", ".join(map(str, write_recordings(cluster)))
-        modes = {"MOVES": moves, "DRAINS": drains, "STALLS": stalls}
-        named = "".join(f" {name}=1" for name, given in modes.items() if given)
+        named = "".join(f" {name.upper()}=1" for name in MODES if modes.get(name))
         again = f"`make sim SEED={seed} HOSTS={hosts}{named}` tells how it came"
         raise AssertionError(f"seed {seed} on {hosts} hosts: {error!r}; {again}; recordings: {files}") from error
     return cluster

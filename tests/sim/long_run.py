@@ -2,10 +2,11 @@
 
     make sim-long LIVES=100000 [FIRST=0] [CORES=1]
 
-Each seed is lived on one host, on three, on three of which any may coordinate, and on three such whose nodes stand
-still for a while, in as many processes as there are cores.  The first seed is the one after all that were lived
-before.  A line tells how far it is; the failing seeds come at the end, and `make sim SEED=... HOSTS=... [MOVES=1]
-[STALLS=1]` tells each of them again.  Exit code 1: there are some.
+Each seed is lived on one host, on three, on three of which any may coordinate, on three such whose nodes stand still
+for a while, and on one and on three such whose jobs come back when they are over, in as many processes as there are
+cores.  The first seed is the one after all that were lived before.  A line tells how far it is; the failing seeds come
+at the end, and `make sim SEED=... HOSTS=... [MOVES=1] [STALLS=1] [RETURNS=1]` tells each of them again.  Exit code 1:
+there are some.
 
 What was done is added to the ledger (`tests/proof.py`), and docs/proof.md says the sum; also of a run that is ended
 before its time by ^C or SIGTERM.
@@ -14,6 +15,7 @@ before its time by ^C or SIGTERM.
 from __future__ import annotations
 
 import argparse
+import gc
 import multiprocessing
 import os
 import signal
@@ -21,6 +23,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
 
@@ -28,8 +31,17 @@ import proof
 from lives import live
 from simulator import Cluster
 
-MODES = ({"hosts": 1}, {"hosts": 3}, {"hosts": 3, "moves": True}, {"hosts": 3, "moves": True, "stalls": True})
+MODES: tuple[dict[str, Any], ...] = (
+    {"hosts": 1},
+    {"hosts": 3},
+    {"hosts": 3, "moves": True},
+    {"hosts": 3, "moves": True, "stalls": True},
+    {"hosts": 1, "returns": True},
+    {"hosts": 3, "moves": True, "returns": True},
+)
 PROGRESS_S = 1.0
+GARBAGE = 100_000, 20, 100
+"""How seldom garbage is looked for: a life is small, and all of it is garbage at its end (`gc.set_threshold`)."""
 
 
 def rounds(cluster: Cluster) -> Counter[str]:
@@ -55,6 +67,12 @@ def next_seed() -> int:
     return max((line["first"] + line["seeds"] for line in proof.lines("sim")), default=0)
 
 
+def _begin() -> None:
+    """Begin a process that lives lives: what it has imported stays, and is no garbage."""
+    gc.freeze()
+    gc.set_threshold(*GARBAGE)
+
+
 def _ended(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
@@ -71,7 +89,7 @@ def main() -> int:
     sums: Counter[str] = Counter()
     done = 0
     begun = told = time.monotonic()
-    with multiprocessing.Pool(given.cores) as pool:
+    with multiprocessing.Pool(given.cores, _begin) as pool:
         signal.signal(signal.SIGTERM, _ended)
         try:
             for _seed, counts, found in pool.imap(lived, range(first, first + given.lives), chunksize=4):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from lifl.core import effects as fx
+from lifl.core import engine
 from lifl.core.agent import agent, uploads
 from lifl.core.agent.agent import Agent
 from lifl.core.agent.branch import told
@@ -29,9 +30,13 @@ from lifl.core.coordinator.answers import Answers
 from lifl.core.coordinator.branch_record import BranchState
 from lifl.core.coordinator.branches import BranchTracker
 from lifl.core.coordinator.commits import Commits
+from lifl.core.coordinator.evaluation import Evaluation
 from lifl.core.coordinator.job import Job
+from lifl.core.coordinator.job_queue import JobQueue
 from lifl.core.coordinator.job_spec import JobSpec
+from lifl.core.coordinator.keeping import Keeping
 from lifl.core.coordinator.nodes import Node
+from lifl.core.coordinator.round_runner import RoundRunner
 from lifl.core.ids import Key, Kind
 from lifl.core.planning.tree import TaskState
 from lifl.core.protocol import commands as o
@@ -214,8 +219,9 @@ def arena_has_no_end(patch: Patch) -> None:
 
 
 def reservations_are_not_kept(patch: Patch) -> None:
-    """A job is given what is promised to another."""
+    """A job begins whatever room there is, and is given what is promised to another."""
     patch.setattr(Quota, "_promised", lambda self, but=-1: 0)
+    patch.setattr(JobQueue, "_free_bytes", lambda self: self.total_bytes)
 
 
 def slots_do_not_rest(patch: Patch) -> None:
@@ -331,6 +337,62 @@ def drained_nodes_are_planned_with(patch: Patch) -> None:
     patch.setattr(Node, "takes_new", property(takes_new))
 
 
+def rounds_of_paused_jobs_open(patch: Patch) -> None:
+    """That a job is paused is not minded when a round opens."""
+    right = RoundRunner.try_open
+
+    def try_open(self: RoundRunner) -> None:
+        held, self._rounds.held = self._rounds.held, False
+        right(self)
+        self._rounds.held = held
+
+    patch.setattr(RoundRunner, "try_open", try_open)
+
+
+def priorities_are_ignored(patch: Patch) -> None:
+    """Jobs begin in the order of their submission."""
+
+    def line(self: JobQueue) -> list[Job]:
+        return [job for job in self._running.values() if job.queued and not job.rounds.held]
+
+    patch.setattr(JobQueue, "_line", line)
+
+
+def a_paused_job_holds_up_the_line(patch: Patch) -> None:
+    """A paused job keeps its place in line, and those behind it wait."""
+
+    def line(self: JobQueue) -> list[Job]:
+        waiting = [job for job in self._running.values() if job.queued]
+        return sorted(waiting, key=lambda job: (-job.spec.config.priority, job.spec.number))
+
+    patch.setattr(JobQueue, "_line", line)
+
+
+def rounds_open_while_one_is_evaluated(patch: Patch) -> None:
+    """An evaluation that has begun is no longer due, and the next round does not wait for it."""
+    right = Evaluation.is_due
+    patch.setattr(Evaluation, "is_due", lambda self, number: self.current is None and right(self, number))
+
+
+def what_is_not_to_stay_is_told_to_nobody(patch: Patch) -> None:
+    """A commit forgets to say which models go by it."""
+    patch.setattr(Keeping, "tell", lambda self, committed, fresh=-1: None)
+
+
+def jobs_that_run_are_removed(patch: Patch) -> None:
+    """`lifl rm` does not look whether the job is over."""
+    patch.setattr(engine, "forget", lambda coordinator, name: coordinator.jobs.pop(name, None))
+
+
+def models_change_without_a_word(patch: Patch) -> None:
+    """The gateway goes on sending its copy of a model that has been replaced."""
+
+    def set_model(self: ModelSlot, key):
+        self._model = key
+
+    patch.setattr(ModelSlot, "model", property(lambda self: self._model, set_model))
+
+
 class Plant(NamedTuple):
     """A planted bug, the check that must find it, and in which lives: from the seed `begin` on, at most so many."""
 
@@ -344,13 +406,21 @@ class Plant(NamedTuple):
     begin: int = 0
     drains: bool = False
     stalls: bool = False
+    changes: bool = False
+    returns: bool = False
 
 
 PLANTS = (
+    Plant(priorities_are_ignored, "in-line", returns=True),
+    Plant(a_paused_job_holds_up_the_line, "in-line", returns=True, begin=75),
+    Plant(rounds_open_while_one_is_evaluated, "evaluated", returns=True, begin=35),
+    Plant(what_is_not_to_stay_is_told_to_nobody, "kept", returns=True),
+    Plant(jobs_that_run_are_removed, "returns", returns=True),
+    Plant(rounds_of_paused_jobs_open, "paused", changes=True),
     Plant(drained_nodes_are_planned_with, "drained", hosts=3, drains=True),
     Plant(sealed_output_is_overlooked, "counted-once", style="stormy", begin=140, lives=300),
     Plant(top_is_not_asked, "counted-once", hosts=3, style="stormy", begin=900, lives=1200),
-    Plant(partial_is_taken_again, "partial-once", hosts=3, begin=30),
+    Plant(partial_is_taken_again, "partial-once", hosts=3, begin=50),
     Plant(orphans_are_forgotten, "accepted-survives"),
     Plant(what_is_being_stored_is_accepted, "accepted-survives", style="stormy", durable=True),
     Plant(orphans_of_any_attempt_count, "epoch-fence"),
@@ -365,6 +435,7 @@ PLANTS = (
     Plant(reservations_are_not_kept, "begun-ends", style="crowded"),
     Plant(slots_do_not_rest, "direct-slot", style="stormy"),
     Plant(in_flight_is_sent, "sealed-first", style="stormy"),
+    Plant(models_change_without_a_word, "copied"),
     Plant(pins_do_not_hold, "freed-never-read", style="stormy", lives=300),
     Plant(cancel_keeps_what_waits, "cancel-frees"),
     Plant(a_job_takes_others_along, "jobs-apart"),

@@ -1,6 +1,6 @@
 """One life of the simulator, told event by event; or a recording of a real engine.
 
-    make sim SEED=17 [HOSTS=3 [MOVES=1] [DRAINS=1] [STALLS=1]]
+    make sim SEED=17 [HOSTS=3 [MOVES=1] [DRAINS=1] [STALLS=1] [CHANGES=1] [RETURNS=1]]
     make sim RECORDING=FILE
 
 Of a life each line has the virtual time, the host, and what happened: an event that its engine was given (``<-``), an
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from lives import STEPS, make
+from lives import MODES, STEPS, make
 from sim_checks import Broken
 from sim_clients import Clients
 from sim_faults import Faults
@@ -160,13 +160,12 @@ def main() -> int:
     what.add_argument("--seed", type=int)
     what.add_argument("--recording", type=Path)
     parser.add_argument("--hosts", type=int, default=3)
-    parser.add_argument("--moves", action="store_true")
-    parser.add_argument("--drains", action="store_true")
-    parser.add_argument("--stalls", action="store_true")
+    for name in MODES:
+        parser.add_argument(f"--{name}", action="store_true")
     given = parser.parse_args()
     if given.recording:
         return tell_recording(given.recording)
-    return tell_life(given.seed, given.hosts, moves=given.moves, drains=given.drains, stalls=given.stalls)
+    return tell_life(given.seed, given.hosts, **{name: getattr(given, name) for name in MODES})
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ class SimStore:
         self, kind: Kind, job: int, epoch: int, data_bytes: int, meta_bytes: int = 0, slab: Hashable | None = None
     ) -> Key:
         """Return a new object.  Raise `ArenaFull`."""
-        offset = self.allocator.alloc(data_bytes + meta_bytes, slab)
+        offset = self.allocator.alloc(data_bytes + meta_bytes, slab, high=kind is Kind.PARTIAL)
         self.generation += 1
         key = Key(self.generation, 1, self.node)
         size = -(-(data_bytes + meta_bytes) // PAGE_BYTES) * PAGE_BYTES

@@ -9,8 +9,11 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from sim_checks import must
 
+from lifl.core.config.job import EvaluationSection
+from lifl.core.fields import Properties
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from simulator import Cluster
 
 WANTS_MODEL = 0.5
+DECLINES = 0.1
+"""How many do not evaluate a model that they are asked to."""
 
 
 class SimClient:
@@ -39,6 +44,9 @@ class SimClient:
         self.asks: tuple[Host, int] | None = None  # the gateway and the connection of its last question
         self.wants_model = False
         self.away = False  # connected, but it takes no part
+        self.evaluates = bool(index % 3) and isinstance(job.config.evaluation, EvaluationSection)
+        self.evaluating: int | None = None  # the round whose model it is asked to evaluate
+        self.told_of: int | None = None  # the round of which it has said something, and is not answered
         self.done = False  # it knows that the job is over
         self.held: set[int] = set()  # rounds whose updates it keeps: told ACCEPTED, and nothing since
         self.submitting: tuple[int, str] | None = None  # the round, and the gateway where to
@@ -64,6 +72,7 @@ class SimClient:
         """Begin anew: its connections are gone."""
         self.host, self.conn, self.submitting, self.awaiting, self.away = None, 0, None, None, False
         self.asks, self.wants_model = None, False
+        self.evaluating = self.told_of = None
 
 
 class Clients:
@@ -72,9 +81,8 @@ class Clients:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
 
-    def choices(self) -> list[Callable[[], Any]]:
-        """Return what any trainer could do now."""
-        found: list[Callable[[], Any]] = []
+    def choices(self, found: list[Callable[[], Any]]) -> None:
+        """Add what any trainer could do now."""
         now = self._cluster.now
         for job in self._cluster.jobs.values():
             if job.row is None:
@@ -88,7 +96,8 @@ class Clients:
                     found.append(partial(self._join, client))
                 elif client.submitting is not None and not client.waits_for_answer and now >= client.pause_until:
                     found.append(partial(self.submit, client))
-        return found
+                elif client.evaluating is not None and not client.waits_for_answer:
+                    found.append(partial(self.evaluate, client))
 
     def wake_times(self) -> list[float]:
         """Return when those that wait want to ask again."""
@@ -108,6 +117,8 @@ class Clients:
         client.away = False
         assert client.host is not None
         joined = gm.ClientJoined(client.conn, client.name, client.job.name, min(client.held, default=None), client.conn)
+        if client.evaluates:
+            joined = msgspec.structs.replace(joined, properties=Properties(evaluates=True))
         client.host.to_daemon.append(joined)
 
     def _decline(self, client: SimClient, number: int) -> None:
@@ -143,6 +154,23 @@ class Clients:
         admit = gm.Admit(conn, client.name, client.job.name, number, client.weight, client.metrics, client.direct)
         host.to_daemon.append(admit)
 
+    def evaluate(self, client: SimClient) -> None:
+        """Tell what it has found of a model, for which it may ask first; or that it evaluates none."""
+        assert client.evaluating is not None and client.host is not None
+        number, at, rng = client.evaluating, (client.conn, client.name, client.job.name), self._cluster.rng
+        if client.wants_model:
+            client.wants_model = False
+            client.asks = client.host, client.conn
+            client.host.questions[client.conn] = client.job.name, number
+            client.host.to_daemon.append(gm.WantModel(client.conn, client.job.name, number))
+            return
+        client.evaluating = None
+        if rng.random() < DECLINES:
+            client.host.to_daemon.append(gm.ClientDeclined(*at, number))
+            return
+        client.told_of = number
+        client.host.to_daemon.append(gm.ClientEvaluated(*at, number, client.weight, {"loss": rng.random()}))
+
     def disconnect(self, client: SimClient) -> None:
         """End all its connections; a gateway gives up what was on its way over them."""
         for host in self._cluster.hosts.values():
@@ -177,9 +205,24 @@ class Clients:
 
     def told(self, host: Host, client: SimClient, conn: int, message: Any) -> None:
         """Let a trainer hear a message over one of its connections."""
+        if isinstance(message, cm.JobOver) and self._cluster.returns.acts and not client.job.over:
+            # It came late, or from a host that coordinates no longer; the job goes on, and its user sees that.
+            must(host is not self._cluster.home, "returns", f"{client.title} is told that its job is over, which runs")
+            self.disconnect(client)
+            return
         if isinstance(message, cm.JobOver):
             client.done, client.submitting, client.awaiting = True, None, None
+            client.evaluating = client.told_of = None
             client.held.clear()
+            return
+        if isinstance(message, cm.Selected) and message.kind == "evaluate":
+            client.evaluating, client.wants_model = message.round, self._cluster.rng.random() < WANTS_MODEL
+            return
+        if isinstance(message, cm.Accepted | cm.Refusal) and message.round == client.told_of:
+            client.told_of = None
+            return
+        if isinstance(message, cm.Refusal) and message.code == cm.EVALUATION_OVER:
+            client.evaluating = None
             return
         if not isinstance(message, cm.Selected) and message.round == client.awaiting:
             client.awaiting = None

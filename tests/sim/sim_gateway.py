@@ -16,6 +16,7 @@ from lifl.core.ids import Key, Kind
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.contribution import Contribution, unpack_contributions
+from lifl.core.protocol.small_models import ModelChanged
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,12 +40,13 @@ class Gateways:
         """Do what the daemon wants."""
         match effect:
             case gm.TellClient(conn, raw):
-                self._answered(host, conn, cm.unpacked(raw))
+                message = cm.unpacked(raw)
+                self._answered(host, conn, message)
                 client = host.by_conn.get(conn) if conn not in host.ended else None
                 if client is not None:
-                    self._cluster.clients.told(host, client, conn, cm.unpacked(raw))
+                    self._cluster.clients.told(host, client, conn, message)
                 elif conn < 0:
-                    self._transfer_answered(conn, cm.unpacked(raw))
+                    self._transfer_answered(conn, message)
             case gm.Granted(conn, packed, member):
                 self._granted(host, conn, Key.unpack(packed), member)
             case gm.FollowUpdate(conn, packed):
@@ -52,8 +54,10 @@ class Gateways:
                 assert conn in host.by_conn or not waits, "nobody sends that update"
                 for received_bytes in range(1, 1 + self._cluster.rng.randrange(3)):
                     host.to_daemon.append(gm.Progress(packed, received_bytes))
-            case gm.ModelGranted(conn, _job, _round, packed):
+            case gm.ModelGranted(conn, job, _round, packed):
                 host.questions.pop(conn, None)
+                if conn in host.by_conn:  # from a copy of it the gateway serves others, until it is told
+                    must(host.copied.setdefault(job, packed) == packed, "copied", f"a model of {job} is another one")
                 if conn in host.by_conn or conn in self.waiting:
                     stuck = conn > 0 and self._cluster.faults.sticks()
                     host.readers.append(Reader(conn, Key.unpack(packed), stuck))
@@ -63,6 +67,10 @@ class Gateways:
                 # A later one of the same key takes the place of the earlier.
                 host.transfers = [each for each in host.transfers if each.key != effect.key]
                 host.transfers.append(effect)
+            case ModelChanged(job) | gm.JobForget(job):
+                host.copied.pop(job, None)
+            case gm.EndFetch(packed):
+                self._end_fetch(host, packed)
             case gm.HangUp(conn, after_updates):
                 busy = {title for _, title in host.receiving.values()} if after_updates else ()
                 for at, client in [each for each in host.by_conn.items() if conn in (0, each[0])]:
@@ -92,13 +100,13 @@ class Gateways:
 
     # ---- what it does ----------------------------------------------------------------------------------------------
 
-    def choices(self, host: Host) -> list[Callable[[], Any]]:
-        """Return what the gateway of a host could do, or say, now."""
+    def choices(self, host: Host, found: list[Callable[[], Any]]) -> None:
+        """Add what the gateway of a host could do, or say, now."""
         if host.gateway_killed:
-            return [partial(self._cluster.lives.kill_gateway, host)]
+            found.append(partial(self._cluster.lives.kill_gateway, host))
+            return
         if host.frozen_until > self._cluster.now:
-            return []
-        found: list[Callable[[], Any]] = []
+            return
         if host.to_daemon:
             found.append(partial(self.say, host))
         if host.ended:
@@ -109,7 +117,6 @@ class Gateways:
             found += [partial(self.sent, host, reader) for reader in host.readers if not reader.stuck]
         if host.transfers:
             found += [partial(self.transfer, host, each) for each in host.transfers]
-        return found
 
     def say(self, host: Host) -> None:
         """Say the next message to the daemon."""
@@ -172,6 +179,22 @@ class Gateways:
             at = (conn, effect.number, effect.epoch, effect.branch, members)
             other.to_daemon.append(gm.Offered(*at, data_bytes, members * MEMBER_BYTES, effect.secret))
         self.waiting[conn] = (host, key)
+
+    def forget(self, host: Host) -> None:
+        """Lose what a daemon has had brought or fetched by a gateway that was gone already: it had been asleep."""
+        host.transfers.clear()
+        for conn in [conn for conn, (asks, _) in self.waiting.items() if asks is host]:
+            del self.waiting[conn]
+
+    def _end_fetch(self, host: Host, packed: bytes) -> None:
+        """End a fetch that is not asked for yet, or not answered; of another it has been said that it ended."""
+        asked = [conn for conn, waits in self.waiting.items() if waits == (host, Key.unpack(packed))]
+        queued = [each for each in host.transfers if each.key == packed]
+        host.transfers = [each for each in host.transfers if each.key != packed]
+        for conn in asked:
+            del self.waiting[conn]
+        if asked or queued:
+            host.to_daemon.append(gm.FetchEnded(packed, "ended", 0))
 
     def _transfer_answered(self, conn: int, message: Any) -> None:
         host, key = self.waiting.pop(conn, (None, None))

@@ -47,6 +47,7 @@ class Host:
         self.engine: Engine | None = None  # None: it is down
         self.due: float | None = None  # the engine's next timer
         self.is_new = True  # the engine has handled something, and nobody has looked at its books since
+        self.handled = 0  # events, by all its engines
         self.workers: dict[int, SimWorker] = {}
         self.routes: dict[int, int] = {}
         self.fallback: deque[tuple[int, Key]] = deque()
@@ -59,6 +60,7 @@ class Host:
         self.questions: dict[int, tuple[str, int]] = {}  # by connection: the job and round of what it waits for
         self.receiving: dict[Key, tuple[int, str]] = {}  # the connection, and whose it is (empty: another node's)
         self.readers: list[Reader] = []
+        self.copied: dict[str, bytes] = {}  # by job: the model that it may serve from a copy
         self.transfers: list[Any] = []  # what it carries and fetches
         # the journal: its files survive the machine's memory, what is under way does not survive the process
         self.journal: dict[tuple[int, int], dict[int, tuple[Stored, Counter[str]]]] = {}
@@ -90,6 +92,7 @@ class Host:
         """Hand an event to the engine; return what is to be performed.  Raise as `Engine.handle`."""
         assert self.engine is not None
         self.is_new = True
+        self.handled += 1
         effects = self.engine.handle(event, now)
         self.due = self.engine.next_timer()
         return effects
@@ -158,6 +161,7 @@ class Host:
             self.to_daemon,
             self.receiving,
             self.readers,
+            self.copied,
             self.transfers,
             self.by_conn,
             self.questions,

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 from sim_checks import must
 
 from lifl.core import effects as fx
@@ -33,18 +34,19 @@ class JobPlan(NamedTuple):
 class SimJob:
     """One job; `row` is its row in the database, None before it was submitted (and when that was refused)."""
 
-    def __init__(self, number: int, plan: JobPlan) -> None:
-        self.number = number
+    def __init__(self, number: int, plan: JobPlan, folder: str = "") -> None:
+        self.number, self.plan = number, plan
         self.config = parse_job(plan.config)
         self.name = self.config.job.name
         self.layout = Layout((TensorSpec("w", "float32", (plan.model_bytes // 4,)),))
-        self.facts = ev.JobFacts(number, self.config, self.layout.tensors, (), f"/jobs/{self.name}")
+        self.facts = ev.JobFacts(number, self.config, self.layout.tensors, (), folder or f"/jobs/{self.name}")
         self.spec = JobSpec(number, self.config, self.layout, (), self.facts.folder)
         self.clients: dict[str, SimClient] = {}
         self.row: tuple[str, str] | None = None
         self.refused = False
         self.cancelled = False
         self.excuse = ""  # why it may fail: what was done to it
+        self.tells_kept = False  # to the next life, which of its models stay: older lives are as they were without
         self.rounds: dict[tuple[int, int], tuple[str, dict[str, Any]]] = {}  # rows by round and attempt
         self.commits: dict[int, Counter[str]] = {}
 
@@ -68,7 +70,16 @@ class SimJob:
         counted = {number: frozenset(fields["members"]) for number, _, fields in stand}
         models = {number: (attempt, ()) for number, attempt, _ in stand}
         terms = {number: fields["term"] for number, _, fields in stand if "term" in fields}
-        return ev.JobHistory(last, tried, counted, models, terms)
+        keeps = {number: fields["keep"] for number, _, fields in stand if self.tells_kept}
+        evaluated = any(number == last and "evaluation" in fields for number, _, fields in stand)
+        return ev.JobHistory(last, tried, counted, models, terms, evaluated=evaluated, keeps=keeps)
+
+    def history_again(self) -> ev.JobHistory:
+        """Return what a job that was over goes on from: what it had begun, and not committed, begins anew."""
+        history, tried = self.history(), {}
+        for number, (attempt, status, _fields) in history.tried.items():
+            tried[number] = (attempt, "failed" if status == "open" else status, {})
+        return msgspec.structs.replace(history, tried=tried)
 
 
 class Disk:
@@ -78,6 +89,7 @@ class Disk:
         self._jobs = jobs
         self.calm = calm  # nothing fails, and no round is short of clients
         self.files: dict[str, Counter[str]] = {}
+        self.removed: set[str] = set()  # of the files: those that were not to stay
         self.damaged: set[str] = set()  # of the files, and of the users' models: those that cannot be read any more
 
     def save_job(self, effect: fx.SaveJob) -> None:
@@ -93,6 +105,12 @@ class Disk:
         may = effect.status == expected or (effect.status == "failed" and (job.excuse or tried_out))
         must(may, "jobs-apart", f"job {job.name!r} is {effect.status}: {effect.reason!r}")
 
+    def save_config(self, effect: fx.SaveConfig) -> None:
+        """Keep what a job's config has become."""
+        job = self._jobs[effect.job]
+        job.config = effect.config
+        job.facts = msgspec.structs.replace(job.facts, config=effect.config)
+
     def save_round(self, effect: fx.SaveRound, home: SimStore) -> None:
         """Keep a round's row, and look at what is in it."""
         job, number = self._jobs[effect.job], effect.round
@@ -105,6 +123,16 @@ class Disk:
                 client.settled(number)
         job.rounds[number, effect.attempt] = (effect.status, effect.fields)
 
+    def save_evaluation(self, effect: fx.SaveEvaluation) -> None:
+        """Keep what the evaluation of a committed round has found."""
+        what = f"round {effect.round} of job {effect.job!r}"
+        status, fields = self._jobs[effect.job].rounds.get((effect.round, effect.attempt), ("unknown", {}))
+        must(status == "committed", "evaluated", f"{what} is {status}, and was evaluated")
+        must("evaluation" not in fields, "evaluated", f"{what} is evaluated a second time")
+        found = effect.fields["evaluation"]
+        must(found["clients"] <= found["selected"], "evaluated", f"{what}: {found}")
+        fields.update(effect.fields)
+
     def set_aside(self, effect: fx.SetAside) -> None:
         """Let no round after this one stand any more: what was accepted for those has expired, with a reason."""
         job = self._jobs[effect.job]
@@ -112,9 +140,26 @@ class Disk:
             if number > effect.above and status in ("committed", "open"):
                 job.rounds[number, attempt] = ("damaged", fields)
                 job.commits.pop(number, None)
+            elif number == effect.above:
+                fields.pop("evaluation", None)  # it is evaluated again, as the last that stands
         for client in job.clients.values():
             for number in [number for number in client.accepted if number > effect.above]:
                 client.settled(number)
+
+    def keep(self, effect: fx.KeepModels) -> None:
+        """Remove the files of committed rounds that do not stay."""
+        for (number, _attempt), (status, fields) in self._jobs[effect.job].rounds.items():
+            path = fields.get("path", "")
+            if status == "committed" and not effect.kept.has(number) and self.files.pop(path, None) is not None:
+                self.removed.add(path)
+
+    def not_to_stay(self, job: SimJob) -> list[str]:
+        """Return the files of committed rounds that were to go by now, by the job's config."""
+        keep = job.config.checkpoint.kept
+        from_ = job.committed - keep.last + 1
+        stay = {n for n, _ in job.rounds if n >= from_ or keep.best or (keep.every and n % keep.every == 0)}
+        rows = [(number, fields) for (number, _), (status, fields) in job.rounds.items() if status == "committed"]
+        return [fields["path"] for number, fields in rows if number not in stay and fields["path"] in self.files]
 
     def look_at_file(self, job: SimJob, number: int, path: str) -> None:
         """Look whether a checkpoint that was committed is there as it was."""

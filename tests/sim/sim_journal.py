@@ -38,14 +38,12 @@ class SimJournals:
                     host.from_journal.append(jm.UpdateStored(waiting.key, None))
         host.to_journal.append(effect)
 
-    def choices(self, host: Host) -> list[Callable[[], Any]]:
-        """Return what the journal of a host could do, or say, now."""
-        found: list[Callable[[], Any]] = []
+    def choices(self, host: Host, found: list[Callable[[], Any]]) -> None:
+        """Add what the journal of a host could do, or say, now."""
         if host.to_journal:
             found.append(partial(self._do, host))
         if host.from_journal:
             found.append(lambda: self._cluster.handle(host, host.from_journal.popleft()))
-        return found
 
     def _do(self, host: Host) -> None:
         message = host.to_journal.popleft()

@@ -9,6 +9,7 @@ from sim_arena import SimStore
 from sim_checks import must
 
 from lifl.core import events as ev
+from lifl.core.coordinator.job_queue import QUEUED
 from lifl.core.ids import Key, round_of
 from lifl.core.protocol.gateway import GatewayLost
 
@@ -229,14 +230,14 @@ class Lives:
         for job in known:
             if job.over and job.row is not None:
                 events.append(ev.JobRecalled(job.facts, job.history(), *job.row))
-        for job in known:
+        for job in sorted(known, key=lambda job: (QUEUED in (job.row or ("", ""))[1].split(), -job.config.priority)):
             if not job.over:
                 found = orphans.get(job.number, ())
                 # If not it goes on from an older one, and what is after that is not wanted any more.
                 readable = job.spec.path_of(job.committed) not in cluster.disk.damaged
                 if len(cluster.hosts) == 1 and readable:
                     _check_accepted(job, found, (stored or {}).get(job.number, ()))
-                events.append(ev.JobResumed(job.facts, job.history(), found))
+                events.append(ev.JobResumed(job.facts, job.history(), found, job.row[1] if job.row else ""))
         return events
 
     @staticmethod

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sim_checks import must
+from sim_returns import evaluated
 
 from lifl.core import effects as fx
 from lifl.core import events as ev
@@ -27,7 +28,7 @@ SLOW_FILES, SLOW_S = 0.1, 0.5
 
 
 class SimWorker:
-    """One process.  `file`: the load or checkpoint that it is at; nothing else happens meanwhile."""
+    """One process.  `file`: the load, checkpoint or evaluation that it is at; nothing else happens meanwhile."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -41,7 +42,7 @@ class SimWorker:
         self.tasks: dict[int, wm.TaskStart] = {}
         self.expect: dict[int, int] = {}
         self.seen: dict[int, list[Key]] = defaultdict(list)
-        self.file: wm.Load | wm.Checkpoint | None = None
+        self.file: wm.Load | wm.Checkpoint | wm.Evaluate | None = None
 
     def fail(self, task: Any, text: str, retry: bool) -> None:
         """Give a task up, and say why."""
@@ -56,9 +57,8 @@ class Workers:
         self._cluster = cluster
         self.announced = 0  # how often a top was told of updates on their way
 
-    def choices(self, host: Host) -> list[Callable[[], Any]]:
-        """Return what the workers of a host could do, or say, now."""
-        found: list[Callable[[], Any]] = []
+    def choices(self, host: Host, found: list[Callable[[], Any]]) -> None:
+        """Add what the workers of a host could do, or say, now."""
         for worker in host.workers.values():
             if worker.out and worker.ready:
                 found.append(partial(self.say, host, worker))
@@ -73,7 +73,6 @@ class Workers:
                 found.append(partial(self.start, host, worker))
             elif worker.control or worker.records or worker.file is not None:
                 found.append(partial(self.work, host, worker))
-        return found
 
     def start(self, host: Host, worker: SimWorker) -> None:
         """Say that the process runs."""
@@ -131,7 +130,7 @@ class Workers:
                 if task is not None and task.attempt == message.attempt:
                     del worker.tasks[message.address]
                 worker.out.append(wm.TaskDropped(message.address, message.attempt))
-            case wm.Load():
+            case wm.Load() | wm.Evaluate():
                 self._begin_file(worker, message)
             case wm.Checkpoint():
                 if self._readable(host, message) is None:
@@ -144,7 +143,7 @@ class Workers:
 
     # ---- files -----------------------------------------------------------------------------------------------------
 
-    def _begin_file(self, worker: SimWorker, message: wm.Load | wm.Checkpoint) -> None:
+    def _begin_file(self, worker: SimWorker, message: wm.Load | wm.Checkpoint | wm.Evaluate) -> None:
         worker.file = message
         if self._cluster.rng.random() < SLOW_FILES:
             worker.frozen_until = self._cluster.now + SLOW_S
@@ -164,10 +163,16 @@ class Workers:
         message, cluster = worker.file, self._cluster
         worker.file = None
         assert message is not None
+        if isinstance(message, wm.Evaluate):
+            evaluated(cluster, host, worker, message)
+            return
         job = cluster.jobs[message.job]
         if isinstance(message, wm.Load):
             if cluster.faults.file_fails():
                 cluster.disk.damaged.add(message.path)
+            if message.path in cluster.disk.removed:
+                worker.fail(message, "No such file", retry=False)
+                return
             if message.round is not None:
                 cluster.disk.look_at_file(job, message.round, message.path)
             if message.path in cluster.disk.damaged:
@@ -184,6 +189,7 @@ class Workers:
                 worker.fail(message, "No space left on device", retry=True)
                 return
             cluster.disk.files[message.path] = thing.content.copy()
+            cluster.disk.removed.discard(message.path)
             cluster.disk.damaged.discard(message.path)
         worker.out.append(wm.TaskDone(message.address, message.attempt, 0.0, 0, 0, 0.0, 0.0))
 

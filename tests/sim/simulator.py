@@ -26,6 +26,8 @@ from sim_host import Host
 from sim_jobs import Disk, JobPlan, SimJob
 from sim_journal import SimJournals
 from sim_lives import Lives
+from sim_returns import Returns
+from sim_user import User
 from sim_workers import SimWorker, Workers
 
 from lifl.core import effects as fx
@@ -35,6 +37,7 @@ from lifl.core.engine import Engine
 from lifl.core.errors import Refused
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import journal as jm
+from lifl.core.protocol.gateway import GatewayLost
 
 ALWAYS_VALIDATED = 100
 """Lives (by seed) in which all books are looked at after each step; in the others after every `VALIDATED_EVERY`."""
@@ -64,7 +67,8 @@ class Cluster:
 
     With `drains` the user drains hosts, and takes that back.  With `stalls` whole hosts stand still for a while, and
     connections are half open: who has left one asks again over another, while the answer to the first is lost.  With
-    `strict` no known fault is tolerated.
+    `changes` the user pauses jobs and changes their config; with `returns` those that are over come back, too
+    (`sim_returns.py`).  With `strict` no known fault is tolerated.
     """
 
     def __init__(
@@ -78,6 +82,8 @@ class Cluster:
         moves: bool = False,
         drains: bool = False,
         stalls: bool = False,
+        changes: bool = False,
+        returns: bool = False,
     ) -> None:
         self.seed = seed
         self.strict = strict
@@ -88,6 +94,7 @@ class Cluster:
         self.rng = random.Random(seed)
         self.now = 0.0
         self.steps = 0
+        self._looked_at = (-1, 0)
         self.validates_always = seed < ALWAYS_VALIDATED
         self.seldom = SELDOM if seed >= LATER else 1
         self._conns = 0
@@ -96,12 +103,15 @@ class Cluster:
         self.by_number = {number: SimJob(number, plan) for number, plan in enumerate(plans, 1)}
         self.jobs = {job.name: job for job in self.by_number.values()}
         for job, plan in zip(self.jobs.values(), plans, strict=True):
+            job.tells_kept = returns
             job.clients = {client.name: client for client in (SimClient(job, index) for index in range(plan.clients))}
         self.faults = Faults(self, faults)
         patient = all(job.config.selection.deadline_s > 10.0 for job in self.jobs.values())
         self.disk = Disk(self.jobs, calm=patient and not faults and not stalls)
         self.gateways, self.workers, self.journals = Gateways(self), Workers(self), SimJournals(self)
         self.clients, self.lives = Clients(self), Lives(self)
+        self.user, self.returns = User(self, changes or returns), Returns(self, returns)
+        self._acts = self._acting(changes)
         for host in self.hosts.values():
             host.begin(host is self.home and not moves, self.now)
         if moves:
@@ -154,6 +164,8 @@ class Cluster:
         if self.asleep(host):
             host.inbox.append(event)
             return
+        if isinstance(event, GatewayLost):
+            self.gateways.forget(host)
         effects = host.handle(event, self.now)
         while self._performed(host, effects) and engine.writing:
             effects = host.handle(ev.RowsWritten(), self.now)
@@ -163,7 +175,7 @@ class Cluster:
         engine, mortal = host.engine, host is self.home and effects
         until = self.rng.randrange(len(effects)) if mortal and self.faults.daemon_dies() else None
         for done, effect in enumerate(effects[:until]):
-            if isinstance(effect, fx.SaveRound | fx.SaveJob | fx.SetAside):
+            if isinstance(effect, fx.ROWS):
                 if self.moves and self._deposed(host, effect):
                     for rest in fx.without_decisions(effects[done:]):
                         self._effect(host, rest)
@@ -223,9 +235,17 @@ class Cluster:
                 self.disk.save_job(effect)
             case fx.JobBroke():
                 must(bool(self.by_number[effect.job].excuse), "books", effect.text)
+            case fx.SaveEvaluation():
+                self.disk.save_evaluation(effect)
+            case fx.SaveConfig():
+                self.disk.save_config(effect)
             case fx.SetAside():
                 self.disk.set_aside(effect)
-            case fx.SavePlan() | fx.Publish():
+            case fx.KeepModels():
+                self.disk.keep(effect)
+            case fx.Publish():
+                self.user.look_at(effect)
+            case fx.SavePlan() | fx.TrimRounds():
                 pass
             case jm.StoreUpdate() | jm.LoadUpdate() | jm.DropUpdates():
                 self.journals.effect(host, effect)
@@ -249,9 +269,23 @@ class Cluster:
 
     # ---- random events -----------------------------------------------------------------------------------------------
 
+    def _acting(self, changes: bool) -> list[Callable[[], bool]]:
+        """Return what may happen in each step of this life before anything else, if it is drawn."""
+        may = {
+            self.faults.drain: self.drains is not None,
+            self.faults.stall: self.stalls is not None,
+            self.returns.act: self.returns.acts,
+            self.user.act: changes or self.returns.acts,
+            self.faults.strike: True,
+        }
+        return [act for act, does in may.items() if does]
+
     def step(self) -> bool:
         """Do one thing that could happen now; return False when nothing could, and nothing will in time."""
-        if not self.faults.drain() and not self.faults.stall() and not self.faults.strike():
+        for act in self._acts:
+            if act():
+                break
+        else:
             happens = self._choice()
             if happens is None:
                 return False
@@ -266,10 +300,14 @@ class Cluster:
         waits = self._to_submit() if self.hears else None
         if waits is not None and rng.random() < SUBMITS:
             return partial(self.submit, waits)
-        choices = [choice for host in self.hosts.values() if host.engine is not None for choice in self._choices(host)]
-        for host in self.others():
-            choices += self._agent_choices(host)
-        choices += self.clients.choices()
+        choices: list[Callable[[], Any]] = []
+        for host in self.hosts.values():
+            if host.engine is not None and host.asleep_until <= self.now:
+                self._choices(host, choices)
+        if len(self.hosts) > 1:
+            for host in self.others():
+                choices += self._agent_choices(host)
+        self.clients.choices(choices)
         if choices:
             return rng.choice(choices)
         if waits is not None:
@@ -280,13 +318,11 @@ class Cluster:
         due = self._next_time()
         return partial(self._wait, due) if due is not None else None
 
-    def _choices(self, host: Host) -> list[Callable[[], Any]]:
-        found: list[Callable[[], Any]] = []
-        assert host.engine is not None
-        if self.asleep(host):
-            return []
+    def _choices(self, host: Host, found: list[Callable[[], Any]]) -> None:
+        """Add what could happen on a host that is up and does not stand still."""
         if host.inbox:
-            return [lambda: self.handle(host, host.inbox.popleft())]
+            found.append(lambda: self.handle(host, host.inbox.popleft()))
+            return
         if host.fallback:
             found.append(lambda: self.handle(host, ev.Bounced(*host.fallback.popleft())))
         if host.orders:
@@ -295,10 +331,11 @@ class Cluster:
             found.append(lambda: self.handle(host.leader, ev.FromNode(host.number, host.reports.popleft())))
         if host.due is not None and host.due <= self.now:
             found.append(lambda: self.handle(host, ev.Tick()))
-        found += self.gateways.choices(host)
-        found += self.journals.choices(host)
-        found += self.workers.choices(host)
-        return found
+        self.gateways.choices(host, found)
+        if host.to_journal or host.from_journal:
+            self.journals.choices(host, found)
+        if host.workers:
+            self.workers.choices(host, found)
 
     def _agent_choices(self, host: Host) -> list[Callable[[], Any]]:
         found: list[Callable[[], Any]] = []
@@ -362,6 +399,11 @@ class Cluster:
         if self.validates_always or self.steps % (VALIDATED_EVERY * self.seldom) == 0:
             for host in self.hosts.values():
                 host.validate()
+        stand = (self.home.number, self.home.handled)
+        if stand == self._looked_at:
+            return  # nothing has happened since to what is looked at here
+        self._looked_at = stand
+        self.returns.look_at_line()
         if len(self.hosts) > 1:
             return
         for job in self.jobs.values():
@@ -377,7 +419,7 @@ class Cluster:
     def run(self, steps: int) -> None:
         """Step through faults, then let it come to its end without any, and look at what is left."""
         for _ in range(steps):
-            if self.over or not self.step():
+            if (self.over and not self.returns.more) or not self.step():
                 break
         self.faults.quiet()
         for _ in range(QUIET_STEPS_MAX):
@@ -391,8 +433,10 @@ class Cluster:
         for job in self.jobs.values():
             phases = [round_.phase.value for round_ in self.rounds_of(job)]
             must(job.over, "begun-ends", f"at rest, job {job.name!r} is {job.row}, its rounds {phases}")
+            left = self.disk.not_to_stay(job) if job.tells_kept else []
+            must(not left, "kept", f"{left} of job {job.name!r} are there")
             for (number, _attempt), (status, fields) in job.rounds.items():
-                if status == "committed":
+                if status == "committed" and fields["path"] not in self.disk.removed:
                     self.disk.look_at_file(job, number, fields["path"])
             for client in job.clients.values():
                 told = job.row is None or (client.done and client.awaiting is None)

@@ -6,7 +6,7 @@ A planted bug may break other things first; only a life that its own check ends 
 from __future__ import annotations
 
 import pytest
-from lives import STEPS, make
+from lives import MODES, STEPS, make
 from plants import PLANTS, Plant
 from sim_checks import CHECKS, Broken
 
@@ -29,7 +29,7 @@ def test_a_planted_bug_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -
 def broken(seed: int, plant: Plant) -> str:
     """Return the name of the check that a life broke, or what else ended it; nothing when all was well."""
     try:
-        modes = {"moves": plant.moves, "drains": plant.drains, "stalls": plant.stalls}
+        modes = {name: getattr(plant, name) for name in MODES}
         make(seed, plant.hosts, plant.style, plant.durable, **modes).run(STEPS)
     except Broken as error:
         return error.name

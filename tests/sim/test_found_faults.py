@@ -23,6 +23,17 @@ LIVES = {
         3,
         False,
     ),
+    "tops that took partials of other nodes needed more than they were promised, and waited for each other": (
+        15550,
+        3,
+        False,
+    ),
+    "what was free was in pieces, each too short for a partial": (6424, 3, False),
+    "what a node had said was compared when it was true no more: an update was on its way, and accepted": (
+        21698,
+        3,
+        True,
+    ),
 }
 """Seeds that found a fault by themselves: seed, hosts, and whether the coordinator moves.
 
@@ -33,6 +44,37 @@ A life that a change of the simulator has made another one shows nothing any mor
 @pytest.mark.parametrize("life", LIVES.values(), ids=LIVES.keys())
 def test_a_life_that_showed_a_fault_goes_well(life: tuple[int, int, bool]) -> None:
     live(*life)
+
+
+def test_a_round_to_which_a_job_falls_back_is_evaluated_as_the_attempt_that_committed_it() -> None:
+    """What was found stood with an attempt that had failed: the number was that of the damaged round's."""
+    live(3099, 1, returns=True)
+
+
+@pytest.mark.parametrize("seed", [38921, 100050])
+def test_a_job_that_is_paused_before_it_goes_on_with_a_round_keeps_what_was_accepted_for_it(seed: int) -> None:
+    """Paused while a model was to be evaluated, it gave its room back, and with it an earlier life's updates."""
+    live(seed, 1, returns=True)
+
+
+def test_a_coordinator_that_has_more_at_home_than_the_goal_waits_for_the_others_with_books_that_agree() -> None:
+    live(120411, 3, moves=True, returns=True)
+
+
+def test_a_job_that_is_to_wait_in_line_is_no_job_that_has_begun_to_who_coordinates_next() -> None:
+    """A first row said that it runs, a second that it waits, and the coordinator ended in between."""
+    live(80018, 3, moves=True, returns=True)
+
+
+def test_a_top_whose_arena_has_no_room_for_leaves_is_granted_nothing_when_the_others_are_lost() -> None:
+    """As the last branch of its round it was granted what came, and the node's books were wrong for good."""
+    live(70014, 3, moves=True, stalls=True)
+
+
+@pytest.mark.parametrize("seed", [52, 2502, 2542])
+def test_a_top_with_the_last_of_the_arena_has_no_spare_places_for_more_branches(seed: int) -> None:
+    """Reckoned for its own updates they just fitted: what came late to home, or its partial, found no room there."""
+    live(seed, 3, drains=True)
 
 
 @pytest.fixture
@@ -213,7 +255,7 @@ def test_two_jobs_that_find_no_room_after_a_restart_do_not_wait_for_each_other(m
     cluster = scene(job("a", goal=8), job("b", goal=8))
     until(cluster, lambda: all(each.status == "running" for each in cluster.engine.jobs.values()))
     with monkeypatch.context() as patch:
-        patch.setattr(cluster.workers, "choices", lambda host: [])
+        patch.setattr(cluster.workers, "choices", lambda host, found: None)
         until(cluster, lambda: all(len(each.round.accepted) == 8 for each in cluster.engine.jobs.values()))
     cluster.lives.crash()
     store, right = cluster.home.store, cluster.home.store.alloc

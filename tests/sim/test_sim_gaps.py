@@ -144,7 +144,7 @@ def silence(gaps: Gaps, host: Host) -> None:
     """A host of which nothing is heard: its clients go elsewhere, then it is declared dead."""
     cluster = gaps.cluster
     choices, agent_choices, others = cluster._choices, cluster._agent_choices, cluster.others
-    cluster._choices = lambda each: [] if each is host else choices(each)  # type: ignore[method-assign]
+    cluster._choices = lambda each, found: None if each is host else choices(each, found)  # type: ignore[method-assign]
     cluster._agent_choices = lambda each: [] if each is host else agent_choices(each)  # type: ignore[method-assign]
     cluster.others = lambda: [each for each in others() if each is not host]  # type: ignore[method-assign]
     gaps.at(SILENT_S + ANSWER_S, lambda: cluster.lives._end(host, keep=False))
@@ -172,7 +172,7 @@ def database_full(gaps: Gaps, until_s: float) -> None:
     state: dict[str, Any] = {"rest": None, "retry_s": DATABASE_RETRY_S}
 
     def waits(effects: list[fx.Effect]) -> bool:
-        rows = [at for at, each in enumerate(effects) if isinstance(each, fx.SaveRound | fx.SaveJob | fx.SetAside)]
+        rows = [at for at, each in enumerate(effects) if isinstance(each, fx.ROWS)]
         if not rows or cluster.now >= until_s:
             return False
         performed(home, effects[: rows[0]])
@@ -201,8 +201,9 @@ def database_full(gaps: Gaps, until_s: float) -> None:
     def performing(host: Host, effects: list[fx.Effect]) -> bool:
         return not (host is home and waits(effects)) and performed(host, effects)
 
-    def choosing(host: Host) -> list[Callable[[], Any]]:
-        return [] if host is home and state["rest"] is not None else choices(host)
+    def choosing(host: Host, found: list[Callable[[], Any]]) -> None:
+        if host is not home or state["rest"] is None:
+            choices(host, found)
 
     cluster.handle, cluster._performed = handling, performing  # type: ignore[method-assign]
     cluster._choices = choosing  # type: ignore[method-assign]

@@ -7,6 +7,7 @@ A failing seed is named.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from lives import STEPS, live, make
 from sim_gateway import Gateways
 from sim_host import Host
 
+from lifl.core.config.job import CheckpointSection
+from lifl.core.config.keep import KeepSection
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 
@@ -22,6 +25,9 @@ LIVES = 400
 DRAINED = 150
 STALE = {"a leader that stands still is stale", "Accepted is lost", "Committed is lost", "Selected is lost"}
 STALLED = 100
+KEPT = 12
+CHANGED = 15
+RETURNED = 12
 
 
 @pytest.mark.parametrize(("hosts", "moves"), [(1, False), (3, False), (3, True)])
@@ -46,6 +52,34 @@ def test_random_lives_of_nodes_that_stand_still_and_clients_that_leave_unnoticed
     """What one says that wakes up late harms nothing, nor what is asked twice because its answer was lost."""
     for seed in range(first, first + CHUNK):
         live(seed, hosts, moves, stalls=True)
+
+
+def test_random_lives_whose_models_go_as_soon_as_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever dies, what the next life goes on from is there."""
+    monkeypatch.setattr(CheckpointSection, "kept", property(lambda _section: KeepSection(last=1)))
+    removed = 0
+    for seed in range(KEPT):
+        removed += len(live(seed, 3, moves=bool(seed % 2)).disk.removed)
+    assert removed, "nothing was removed"
+
+
+@pytest.mark.parametrize(("hosts", "moves"), [(1, False), (3, False), (3, True)])
+def test_random_lives_of_jobs_that_are_paused_and_changed(hosts: int, moves: bool) -> None:
+    """No round of a paused one opens; all end, with as many rounds as they were given last."""
+    for seed in range(CHANGED):
+        live(seed, hosts, moves, changes=True)
+
+
+@pytest.mark.parametrize(("hosts", "moves"), [(1, False), (3, True)])
+def test_random_lives_of_jobs_that_come_back_when_they_are_over(hosts: int, moves: bool) -> None:
+    """They are resumed, or removed and submitted anew; those that stand in line begin in their order."""
+    found: Counter[str] = Counter()
+    for seed in range(RETURNED):
+        cluster = live(seed, hosts, moves, returns=True)
+        rows = [fields for job in cluster.jobs.values() for _status, fields in job.rounds.values()]
+        found.update(cluster.returns.done)
+        found.update(evaluated=sum("evaluation" in fields for fields in rows), gone=len(cluster.disk.removed))
+    assert all(found[each] for each in ("resumed", "removed", "replaced", "in line", "evaluated", "gone")), found
 
 
 def test_in_some_lives_who_coordinates_stands_still_and_another_goes_on() -> None:

@@ -234,3 +234,15 @@ def test_ten_thousand_objects_can_be_live_at_once():
     allocator.close_slab("job")
     assert allocator.largest_free_bytes == 20_000 * PAGE_BYTES
     assert allocator.alloc(20_000 * PAGE_BYTES) == 0
+
+
+def test_what_is_asked_for_from_above_leaves_what_lies_below_whole():
+    """Catches partials among updates: freed one by one, these leave gaps that are too short for the next partial."""
+    allocator = Allocator(0, 12 * PAGE_BYTES)
+    low = [allocator.alloc(PAGE_BYTES) for _ in range(2)]
+    high = [allocator.alloc(2 * PAGE_BYTES, high=True) for _ in range(2)]
+    assert (low, high) == ([0, PAGE_BYTES], [10 * PAGE_BYTES, 8 * PAGE_BYTES])
+    near = [[(3 * PAGE_BYTES, 7 * PAGE_BYTES)]]
+    assert allocator.alloc(PAGE_BYTES, near=near, high=True) == 6 * PAGE_BYTES
+    assert allocator.alloc(PAGE_BYTES, near=near) == 3 * PAGE_BYTES
+    assert allocator.alloc(2 * PAGE_BYTES, "slab", high=True) == 4 * PAGE_BYTES

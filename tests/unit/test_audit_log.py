@@ -20,7 +20,7 @@ from lifl import failpoints
 from lifl.core import audit, limits
 from lifl.core.audit import Note, Tally, check, digest_of, line_of, mark_of, parsed, tail_of
 from lifl.node import audit_log
-from lifl.node.audit_log import AuditLog, audit_files, check_files, last_lines
+from lifl.node.audit_log import AuditLog, audit_files, check_files, last_lines, page_before
 
 WAIT_S = 60.0
 
@@ -383,3 +383,44 @@ def test_a_line_that_is_being_written_is_not_taken_for_two(tmp_path: Path, monke
     (tmp_path / "audit-000000000001.jsonl").touch()
     monkeypatch.setattr(audit_log, "_opened", lambda path: io.BufferedReader(Growing()))
     assert check_files(tmp_path) == audit.Checked(1, audit.Link(1, digest_of(lines[0])), 0, "", 20)
+
+
+# ---- in pages --------------------------------------------------------------------------------------------------------
+
+
+def written(folder: Path, lines: list[bytes], *firsts: int) -> None:
+    """Files of a log, each from the line with this number on."""
+    for at, first in enumerate(firsts):
+        end = firsts[at + 1] - 1 if at + 1 < len(firsts) else len(lines)
+        (folder / f"audit-{first:012d}.jsonl").write_bytes(b"".join(line + b"\n" for line in lines[first - 1 : end]))
+
+
+def pages(folder: Path) -> list[list[int]]:
+    found, before = [], limits.COUNT_MAX
+    while before is not None:
+        page = page_before(folder, before)
+        assert page["more"] is None or page["more"] < before
+        found.append([line["seq"] for line in page["lines"]])
+        before = page["more"]
+    return found
+
+
+def test_pages_hold_each_line_once_over_files(tmp_path: Path) -> None:
+    most = limits.AUDIT_PAGE_LINES
+    written(tmp_path, chain(2 * most + 1), 1, most - 3, 2 * most)
+    assert pages(tmp_path) == [[*range(most + 2, 2 * most + 2)], [*range(2, most + 2)], [1]]
+    (tmp_path / f"audit-{1:012d}.jsonl").unlink()
+    assert pages(tmp_path)[-1][0] == most - 3, "lines before the oldest file are gone, and not asked for without end"
+    assert pages(tmp_path / "none") == [[]]
+
+
+def test_lines_that_are_none_are_shown_as_such_and_numbers_that_lie_lead_nowhere(tmp_path: Path) -> None:
+    lines = chain(4)
+    lines[1] = b"<script>\xff" + b"x" * 20_000
+    lines[2] = json.dumps({"seq": 1, "event": "e", "prev": "p", "who": "w"}).encode()
+    written(tmp_path, lines, 1)
+    (tmp_path / "audit-0x.jsonl").write_bytes(b"no\n")
+    page = page_before(tmp_path, 4)["lines"]
+    assert [line["seq"] for line in page] == [1, 2, 1] and page[1]["torn"].startswith("<script>\ufffd")
+    assert len(page[1]["torn"]) <= limits.AUDIT_TEXT_CHARS_MAX and "prev" not in page[0]
+    assert len(pages(tmp_path)) == 1

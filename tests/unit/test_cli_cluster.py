@@ -9,23 +9,26 @@ from typing import Any
 import msgspec
 import pytest
 from lifl_cli import plan, up
+from lifl_cli.config_file import with_clients_read
 from lifl_cli.render import tables, trees
 from nodes import run_lifl
 
+from lifl.core.config.job import JobConfig, parse_job
 from lifl.core.errors import ConfigError
 from lifl.core.limits import ARENA_BYTES_MAX, CAPACITY_MAX
-from lifl.core.planning.plan import PlanRequest
+from lifl.core.planning.plan import NodeFacts, PlanRequest
 from lifl.core.planning.planner import make_plan
+from lifl.core.planning.shown import drawn_first
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "digits.toml")
 FORTY = ["--set", "selection.clients_per_round=40"]
 THREE = ["--node", "a:20:64MiB", "--node", "b:20:64MiB", "--node", "c:20:64MiB"]
 
 
-def rendered(content: Any) -> str:
+def rendered(content: Any, columns: int = 160) -> str:
     from rich.console import Console
 
-    console = Console(width=160, force_terminal=False)
+    console = Console(width=columns, force_terminal=False)
     with console.capture() as capture:
         console.print(content)
     return capture.get()
@@ -138,6 +141,32 @@ def test_the_table_of_nodes_tells_coordinator_state_and_load() -> None:
     assert "*" not in second
 
 
+def test_nodes_can_be_read_on_a_terminal_of_80_columns() -> None:
+    """No word of the states and figures is cut, and addresses are whole."""
+    long = {"node": "1d01f20de5eb39ae", "gateway": "192.168.100.101:7433", "control": "[2001:db8:85a3:8d3::7348]:7434"}
+    busy = {"state": "suspect", "drain": "draining", "since_s": 93_000.0, "arena_used_bytes": 1000 << 20}
+    lines = [line("a", coordinator=True, **long), line("b", **long, **busy, labels={"zone": "東京" * 32, "rack": "3"})]
+    shown = rendered(tables.nodes_table(lines), 80)
+    for word in ("1d01f20de5eb39ae *", "suspect", "draining", "25 h", "12.5", "20.0 ms", "1000.0", "MiB", "workers"):
+        assert word in shown, word
+    assert "…" not in shown
+    shown = rendered(tables.addresses_table(lines), 80)
+    assert shown.count(long["gateway"]) == 2 and shown.count(long["control"]) == 2
+    labels = tables.labels_table(lines)
+    assert labels is not None and rendered(labels, 80).count("東") == 32 and "rack=3" in rendered(labels, 80)
+    assert tables.labels_table(lines[:1]) is None
+
+
+def test_no_name_of_a_plan_or_a_round_is_cut_on_a_terminal_of_80_columns() -> None:
+    nodes = (NodeFacts("n" * 60, 40.0, 8 << 30), NodeFacts("b", 1.0, 8 << 30))
+    assert rendered(tables.plan_table(make_plan(PlanRequest(4, 1, 1, nodes))), 80).count("n") > 60
+    receipt = {"counted": 1000, "selected": 1200, "bytes_in": 1 << 30, "cpu_s": {"a": 12.5}, "duration_s": 33.0}
+    receipt |= {"last_accepted_to_commit_s": 1.5, "workers_cold": 10, "workers_warm": 3}
+    row = {"round": 12_345, "status": "committed", "receipt": receipt, "metrics": {"accuracy": 0.9}}
+    shown = rendered(tables.rounds_table([row]), 80)
+    assert "12345  committed  1000/1200" in shown and "…" not in shown
+
+
 def task(number: int, role: str, parent: int | None, node: str) -> dict[str, Any]:
     place = {"number": number, "parent_number": parent, "node": node, "pid": None}
     state, inputs, updates = ("sealed", 0, 2) if role == "leaf" else ("running", 1, int(role == "top"))
@@ -213,3 +242,78 @@ def test_insecure_is_a_flag_that_the_file_can_set_too(tmp_path: Path) -> None:
     flags: dict[str, Any] = dict.fromkeys(up.NODE_FLAGS)
     assert up._node_config(str(path), "/x", flags).insecure
     assert up._node_config(None, "/x", {**flags, "join": "10.0.0.1:7434"}).join == "10.0.0.1:7434"
+
+
+# ---- labels, and who is drawn ----------------------------------------------------------------------------------------
+
+
+def test_a_supposed_node_may_have_labels() -> None:
+    assert plan.parse_supposed("a:1:1GiB:zone=eu,rack=3", {"zone": "eu"}).takes_updates
+    assert not plan.parse_supposed("a:1:1GiB:zone=us", {"zone": "eu"}).takes_updates
+    assert not plan.parse_supposed("a:1:1GiB", {"zone": "eu"}).takes_updates
+    for text in ("a:1:1GiB:zone=eu,zone=us", "a:1:1GiB:zone=eu,rack", "a:1:1GiB:=x", "a:1:1GiB:zone="):
+        with pytest.raises(ConfigError, match="--node"):
+            plan.parse_supposed(text, {})
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (("zone",), "'zone' is not NAME=VALUE"),
+        (("=x",), "'=x' is not NAME=VALUE"),
+        (("zone=",), "'zone=' is not NAME=VALUE"),
+        (("=",), "'=' is not NAME=VALUE"),
+        (("zone=\x1b[31m",), "a label's name is letters"),
+        (("zone=" + "x" * 10_000,), "a label's name is letters"),
+        (tuple(f"a{number}=x" for number in range(10_000)), "16"),
+        (("a=1", "a=1"), "'a' is given twice"),
+        (("a b=1",), "a label's name is letters"),
+        (("a=\n",), "a label's name is letters"),
+        (tuple(f"a{number}=x" for number in range(17)), "16"),
+    ],
+)
+def test_what_are_no_labels_of_a_node_is_refused_by_their_key(texts: tuple[str, ...], said: str) -> None:
+    flags: dict[str, Any] = dict.fromkeys(up.NODE_FLAGS)
+    with pytest.raises(ConfigError, match="labels: ") as raised:
+        up._node_config(None, "/x", {**flags, "labels": texts})
+    assert said in str(raised.value)
+
+
+def test_labels_on_the_command_line_take_the_place_of_the_files(tmp_path: Path) -> None:
+    path = tmp_path / "node.toml"
+    path.write_text('labels = { zone = "eu", rack = "3" }\n')
+    flags: dict[str, Any] = dict.fromkeys(up.NODE_FLAGS)
+    assert up._node_config(str(path), "/x", {**flags, "labels": ()}).labels == {"zone": "eu", "rack": "3"}
+    assert up._node_config(str(path), "/x", {**flags, "labels": ("zone=u=s",)}).labels == {"zone": "u=s"}
+
+
+@pytest.mark.parametrize(
+    ("selection", "why"),
+    [
+        ({}, "does not list its clients"),
+        ({"clients": ["a", "b*"]}, "does not list its clients"),
+        ({"clients": ["a", "b", "c"], "where": "zone == 'eu'"}, "selection.where"),
+        ({"clients": ["a", "b", "c"], "stratify": "zone"}, "selection.stratify"),
+        ({"clients": ["a", "b", "c"], "strategy": "power_of_choice"}, "examples and losses"),
+        ({"clients": ["a", "b", "c"], "strategy": "mine:pick"}, "mine:pick chooses"),
+        ({"clients_file": "/on/the/node"}, "in a file of the node"),
+    ],
+)
+def test_a_plan_says_why_it_cannot_tell_whom_a_round_draws(selection: dict[str, Any], why: str) -> None:
+    first = drawn_first(job_with(selection))
+    assert why in first["why"] and why in plan.drawn_text(first)
+
+
+def test_a_plan_names_whom_the_first_round_draws(tmp_path: Path) -> None:
+    names = [f"c{number}" for number in range(1, 31)]
+    (tmp_path / "clients").write_text("\n".join(names))
+    config = job_with({"clients_file": "clients", "over_provision": 9.0})
+    first = drawn_first(with_clients_read(config, tmp_path))
+    assert set(first["clients"]) < set(names) and (len(first["clients"]), first["of"]) == (18, 30)
+    text = plan.drawn_text(first)
+    assert "of 30 listed clients, if all are there: " in text and text.endswith(" and 2 more")
+
+
+def job_with(selection: dict[str, Any]) -> JobConfig:
+    table = {"job": {"name": "j", "rounds": 1}, "model": {"path": "/m"}, "selection": {"clients_per_round": 2}}
+    return parse_job({**table, "selection": table["selection"] | selection})

@@ -58,12 +58,13 @@ def test_a_state_folder_whose_path_is_longer_once_it_is_whole_is_refused(monkeyp
 
 def snapshot(jobs: int, line_bytes: int) -> list[dict[str, Any]]:
     """The jobs of a snapshot, when there are so many whose lines are so long."""
+    store = SimpleNamespace(job=lambda name: name)
     requests = SimpleNamespace(
         _engine=SimpleNamespace(jobs={str(number): None for number in range(jobs)}),
-        unreadable={},
-        _store=SimpleNamespace(job=lambda name: name),
+        changes=SimpleNamespace(unreadable={}, _store=store, _rows=SimpleNamespace(beside=None)),
+        _store=store,
         _line=lambda row: {"name": row, "reason": "x" * line_bytes},
-        _now=lambda job: None,
+        _now=lambda job, trees: None,
         _status=SimpleNamespace(now=dict, nodes=list, workers=list),
     )
     found = Requests.snapshot(requests)  # type: ignore[arg-type]

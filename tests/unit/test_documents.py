@@ -19,19 +19,36 @@ from lifl.core.audit import EVENTS
 ROOT = Path(__file__).parents[2]
 ARCHITECTURE, CONTRIBUTING = ROOT / "docs/architecture.md", ROOT / "CONTRIBUTING.md"
 NAMES = (
+    "CHANGELOG.md",
     "README.md",
     "SECURITY.md",
+    "docs/cluster.md",
+    "docs/comparison.md",
+    "docs/concepts.md",
+    "docs/deploy.md",
+    "docs/evaluation.md",
     "docs/failover.md",
     "docs/failures.md",
     "docs/flower.md",
     "docs/http.md",
+    "docs/index.md",
+    "docs/integrations.md",
+    "docs/jax.md",
     "docs/nvflare.md",
     "docs/openfl.md",
     "docs/operating.md",
+    "docs/metrics.md",
+    "docs/json.md",
+    "docs/paper.md",
+    "docs/performance.md",
     "docs/proof.md",
     "docs/protocol.md",
     "docs/pytorch.md",
     "docs/security.md",
+    "docs/simulate.md",
+    "docs/start.md",
+    "docs/trainers.md",
+    "docs/web.md",
 )
 DOCUMENTS = [ARCHITECTURE, CONTRIBUTING, *(ROOT / name for name in NAMES)]
 WORDS_MAX = 40

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from lifl.aggregator import Aggregator
 from lifl.aggregator.line import Line
 from lifl.aggregator.part import Part
 from lifl.aggregator.session import RuleSpec, Session, send_body
 from lifl.aggregator.tickets import TicketContent
 from lifl.client.outcomes import NodeUnreachable
 from lifl.client.tensors import Update
-from lifl.core.errors import LiflError, LocalFault
+from lifl.core.errors import LiflError, LocalFault, Refused
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import folds as fm
 from lifl.core.schema import Layout, TensorSpec
@@ -33,6 +35,7 @@ class BusyNode:
     def __init__(self) -> None:
         self.asked = threading.Event()
         self.ended = False
+        self.streams, self.dialler = 1, SimpleNamespace(splits=True)
 
     def send(self, *_said: Any) -> None:
         pass
@@ -134,3 +137,24 @@ def test_a_part_that_is_closed_waits_for_no_node_that_is_away(monkeypatch: pytes
     monkeypatch.setattr(Part, "_connected", away)
     fault = woken(lambda: part.submit(MODEL, 1.0), node.asked, part.close)
     assert isinstance(fault, LocalFault) and not isinstance(fault, NodeUnreachable)
+
+
+def test_a_session_that_is_refused_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection that is made for it greets the node with the sessions that there are: it is none yet."""
+    asked: list[Any] = []
+
+    def ask(_session: Session, message: Any, _answer: Any) -> Any:
+        asked.append(message)
+        raise Refused("no-room", "node", "there is none")
+
+    aggregator = Aggregator(node="nowhere:1")
+    monkeypatch.setattr(Session, "ask", ask)
+
+    def connected(act: Callable[[], object]) -> object:
+        aggregator._line.greet()
+        return act()
+
+    monkeypatch.setattr(aggregator._line, "retrying", connected)
+    with pytest.raises(Refused, match="there is none"):
+        aggregator.open(MODEL, expected=1)
+    assert len(asked) == 1

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from lifl.core.errors import Refused
 from lifl.node import folders
@@ -69,3 +71,35 @@ def test_a_folder_whose_job_is_refused_goes_as_far_as_it_was_made(tmp_path: Path
 def test_a_folder_that_holds_something_meanwhile_stays(tmp_path: Path) -> None:
     refused(tmp_path / "a" / "b", (tmp_path / "a" / "other").touch)
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["other"]
+
+
+def model(path: Path, job: str = "a", number: int = 1) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    save_file({"w": np.zeros(2, np.float32)}, path, {"lifl.job": job, "lifl.number": str(number)})
+    return path
+
+
+def test_copies_of_one_job_go_and_nothing_else_does(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    mine = [model(folder / "round-00001.safetensors"), model(folder / ".round-00002.safetensors.tmp")]
+    model(folder / "round-00002.state.safetensors")
+    others = [model(folder / "round-00003.safetensors", number=2), model(folder / "round-00004.safetensors", "b")]
+    others += [folder / "round-00005.safetensors", folder / "notes.txt"]
+    for path in others[2:]:
+        path.write_bytes(b"no model")
+    size = mine[0].stat().st_size
+    removed = folders.remove_copies(folder, 7, 1, "a")
+    assert (removed.files, removed.nbytes > 2 * size) == (3, True)
+    assert sorted(folder.iterdir()) == sorted(others)
+    assert folders.remove_copies(folder, 7, 1, "a") == (0, 0)
+    assert folders.remove_copies(tmp_path / "none", 7, 1, "a") == (0, 0)
+
+
+@pytest.mark.parametrize(("owner", "number", "goes"), [(7, 1, True), (8, 1, False), (7, 2, False)])
+def test_a_folder_that_a_job_has_claimed_is_let_be_unless_it_is_that_jobs(
+    tmp_path: Path, owner: int, number: int, goes: bool
+) -> None:
+    path = model(tmp_path / "a" / "round-00001.safetensors", number=number)
+    folders.claim(path.parent, 7, 1, "a")
+    folders.remove_copies(path.parent, owner, number, "a")
+    assert path.parent.exists() is not goes

@@ -24,6 +24,7 @@ from limits_page import (
     metas,
     packed_max,
     parameters,
+    section_of,
     small,
 )
 
@@ -134,7 +135,7 @@ def test_a_field_at_its_limit_is_taken_and_beyond_it_refused(kind: type, name: s
 def keys(kind: type, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every key of a configuration, with its type."""
     for name, hint in hints(kind).items():
-        base, _ = metas(hint)
+        base = section_of(hint)
         if is_struct(base):
             yield from keys(base, (*prefix, name))
         else:
@@ -147,13 +148,14 @@ def table(config: type, path: tuple[str, ...], value: Any) -> dict[str, Any]:
     right: dict[str, Any] = {
         "job": {"name": "j", "rounds": 1},
         "model": {"path": "/m"},
-        "selection": {"clients_per_round": most},
+        "selection": {"clients_per_round": most, "strategy": "power_of_choice"},
     }
     found = right if config is JobConfig else {}
     inner = found
     for name in path[:-1]:
         inner = inner.setdefault(name, {})
-    inner[path[-1]] = value
+    of_node = path == ("labels",)  # none of its labels is empty
+    inner[path[-1]] = {key: each or "x" for key, each in value.items()} if of_node else value
     return found
 
 

@@ -21,6 +21,7 @@ from lifl.core.modelfile import (
     Piece,
     decode_header,
     encode_header,
+    file_bytes_max,
     header_bytes,
     model_pieces,
     read_spans,
@@ -67,6 +68,17 @@ def test_a_long_model_goes_past_the_page_cache_and_arrives_whole(place: str, shi
                 folder.rmdir()
         assert read["w"].tobytes() == tensor_bytes(layout, data, 0)
         assert read["b"].tobytes() == tensor_bytes(layout, data, 1)
+
+
+@pytest.mark.parametrize("shape", [(1,), (1024,), (1025,), (70_000, 3)])
+def test_what_a_file_will_take_is_told_with_its_header_and_in_whole_blocks(shape: tuple[int, ...]) -> None:
+    layout = Layout([TensorSpec("w" * 64, "float32", shape), TensorSpec("b", "int8", (3,))])
+    metadata = {"lifl.job": "j" * 64, "lifl.round": "9" * 19, "lifl.node": "f" * 16, "lifl.release": "1.0.0rc1"}
+    for pieces in (model_pieces(layout), state_pieces(layout, ["m" * 64, "v"])):
+        head, spans = encode_header(pieces, metadata)
+        nbytes, most = len(head) + sum(span.nbytes for span in spans), file_bytes_max(pieces)
+        assert most % 4096 == 0 and nbytes <= most < nbytes + 4096 + 1, "the last block is whole"
+    assert file_bytes_max(model_pieces(Layout([TensorSpec("w", "float32", (3,))]))) == 2 * 4096
 
 
 @settings(max_examples=60, deadline=None)

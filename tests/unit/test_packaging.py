@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -24,3 +25,20 @@ def packages() -> set[str]:
 def test_a_wheel_has_all_packages() -> None:
     listed = SETUP["options"]["packages"].split()
     assert sorted(listed) == sorted(packages())
+
+
+def test_each_package_that_is_pulled_has_its_reason_in_the_documents() -> None:
+    page = (ROOT / "docs/deploy.md").read_text()
+    required = [re.split(r"[ ;>]", line)[0] for line in SETUP["options"]["install_requires"].split("\n") if line]
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    assert len(required) <= 18
+    assert not [name for name in required if not any(re.search(rf"\b{name}\b", row.split("|")[1]) for row in rows)]
+    extras = {key for key in SETUP["options.extras_require"] if key != "__name__"}
+    assert extras == {name for row in rows for name in re.findall(r"`([a-z0-9]+)`", row.split("|")[1])}
+
+
+def test_what_is_compiled_includes_nothing_of_pythons() -> None:
+    """One wheel is good for each CPython for that reason alone."""
+    sources = [path for kind in ("*.c", "*.h") for path in (ROOT / "src").rglob(kind)]
+    assert sources
+    assert not [path.name for path in sources if "Python.h" in path.read_text()]

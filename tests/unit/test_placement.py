@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lifl.core.config.job import Policy
+from lifl.core.config.aggregation import Policy
 from lifl.core.errors import LocalFault
 from lifl.core.planning import placement
 from lifl.core.planning.placement import Placer, assign, fewest

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lifl.core.config.job import Policy
+from lifl.core.config.aggregation import Policy
 from lifl.core.errors import LocalFault, Refused
 from lifl.core.planning.placement import CLIENTS_MAX, NODES_MAX
 from lifl.core.planning.plan import Costs, NodeFacts, Plan, PlanRequest

@@ -22,16 +22,20 @@ WHO = {
     Action.READ_MODEL: {"operator"},
     Action.SUBMIT_JOB: {"operator"},
     Action.CANCEL_JOB: {"operator"},
+    Action.CHANGE_JOB: {"operator"},
     Action.HOST_FOLDS: {"operator"},
     Action.STOP_NODE: {"operator"},
     Action.RECORD: {"operator"},
     Action.MANAGE_TOKENS: {"operator"},
     Action.SEE_CERTIFICATES: {"operator"},
     Action.MANAGE_CERTIFICATES: {"operator"},
+    Action.OPEN_PAGE: {"operator", "reader"},
+    Action.SEE_LOG: {"operator"},
 }
 OWN = {Action.RENEW, Action.BE_NODE, Action.TAKE_PART}
 """What is done in one's own name alone."""
-LOOKING = {om.ListJobs, om.JobStatus, om.JobClients, om.Snapshot, om.ListNodes, om.PlansOfRound, om.Follow}
+LOOKING = {om.ListJobs, om.JobStatus, om.JobClients, om.Snapshot, om.ListNodes, om.Follow, om.OpenPage}
+LOOKING |= {om.PlansOfRound, om.UpdatesOfRound}
 """What a reader may ask."""
 
 

@@ -121,7 +121,7 @@ def bench() -> Iterator[Bench]:
 
 
 def fixed_mask() -> tuple[object, ...]:
-    from lifl.core.config.job import AggregationSection
+    from lifl.core.config.aggregation import AggregationSection
     from lifl.core.planning.treatment import treated
 
     return treated(LAYOUT, AggregationSection())

@@ -13,12 +13,13 @@ import pytest
 from lifl import failpoints
 from lifl.core.config.job import JobConfig, parse_job
 from lifl.core.errors import ResourceFault
+from lifl.core.ids import HOSTED_MAX, HOSTED_MIN
 from lifl.core.limits import PLAN_BYTES_MAX, ROUNDS_MAX
 from lifl.core.planning.plan import NodeFacts, PlanRequest
 from lifl.core.planning.planner import make_plan
 from lifl.node.database import DatabaseFault
 from lifl.node.rows import SHOWN_ONLY, JobRow, PlanRow, UnreadableJob, UnreadablePlan
-from lifl.node.store import NodeStore
+from lifl.node.store import NodeStore, add_session
 from lifl.node.views import round_line
 
 CONFIG = parse_job({"job": {"name": "a", "rounds": 1}, "model": {"path": "/m"}, "selection": {"clients_per_round": 1}})
@@ -118,6 +119,15 @@ def test_a_job_that_was_refused_and_not_dropped_keeps_its_name_from_nobody(store
     with pytest.raises(sqlite3.IntegrityError):
         store.add_job(config_of("a"), (), (), "/a")
     assert [row.number for row in store.jobs()] == [second]
+
+
+def test_a_session_that_a_node_hosts_has_a_number_that_no_job_gets(store: NodeStore) -> None:
+    first = store.add_job(config_of("a"), (), (), "/a")
+    numbers = [add_session(store, config_of(name), (), ()) for name in ("s", "t")]
+    assert all(HOSTED_MIN <= number <= HOSTED_MAX for number in numbers)
+    for number in numbers:
+        store.drop_job(number)
+    assert store.add_job(config_of("b"), (), (), "/b") == first + 1
 
 
 def test_what_a_jobs_row_says_already_needs_no_room(store: NodeStore) -> None:

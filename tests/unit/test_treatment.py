@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lifl.core.config.job import AggregationSection
+from lifl.core.config.aggregation import AggregationSection
 from lifl.core.errors import ConfigError, Refused
 from lifl.core.planning.treatment import check_patterns, how_of, treated, treatment_lines
 from lifl.core.schema import KEPT, Layout, TensorSpec, Treated

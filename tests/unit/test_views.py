@@ -48,6 +48,10 @@ def now_of(here: int, nodes: int, each: int) -> dict[str, Any]:
         lines=lambda: [line(n, 0, "top" if not n else "leaf") for n in range(here)],
         tree=SimpleNamespace(takers=[]),
         accepted={},
+        in_flight={},
+        given=0,
+        stored=(),
+        loading={},
         to_take=0,
     )
     replica = SimpleNamespace(runners={0: SimpleNamespace(branch=branch)})

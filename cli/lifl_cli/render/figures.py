@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -15,6 +16,13 @@ def printable(text: object) -> str:
 def printable_lines(text: object) -> str:
     """Return a text of several lines as it may be shown."""
     return "\n".join(printable(line) for line in str(text).split("\n"))
+
+
+def line_text(queue: Mapping[str, Any]) -> str:
+    """Return where a job stands in line, and what it waits for."""
+    needs, free = size_text(queue["needs_bytes"]), size_text(queue["free_bytes"])
+    text = f"needs {needs} of the arena, free {free}; {queue['position']} of {queue['length']} in line"
+    return f"{text}; over the nodes: {queue['elsewhere']}" if queue.get("elsewhere") else text
 
 
 def size_text(nbytes: float | None) -> str:
@@ -52,9 +60,76 @@ def minute_text(unix_s: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(unix_s))
 
 
+def ranges_text(ranges: Sequence[Sequence[int]]) -> str:
+    """Return rounds as ``0, 100, 198-213``."""
+    return ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in ranges) or "none"
+
+
+def disk_text(disk: Mapping[str, Any]) -> str:
+    """Return what a job's models take on the disk."""
+    fault = f"; {printable(disk['fault'])}" if disk.get("fault") else ""
+    return f"{disk['models']} models take {size_text(disk['bytes'])}, {size_text(disk['free_bytes'])} are free{fault}"
+
+
+def upload_text(upload: Mapping[str, Any]) -> str:
+    """Return what has become of a job's models that go to a store elsewhere."""
+    from lifl.core.planning.keeping import ranges
+
+    sent = f"round {upload['sent']} was sent last" if upload["sent"] >= 0 else "none was sent yet"
+    waits = f", {ranges_text(ranges(upload['waiting']))} wait" if upload["waiting"] else ""
+    given_up = f", {upload['given_up']} were given up" if upload["given_up"] else ""
+    fault = f": {printable(upload['fault'])}" if upload["fault"] else ""
+    return f"upload to {printable(upload['url'])}: {sent}{waits}{given_up}{fault}"
+
+
+def models_lines(models: Mapping[str, Any] | None, disk: Mapping[str, Any] | None) -> list[str]:
+    """Return which models of a job there are, the best of them, and what they take."""
+    lines = []
+    if models and models["rounds"]:
+        lines.append(f"of rounds {ranges_text(models['rounds'])}")
+    if models and (best := models.get("best")):
+        metric = printable(best["metric"].removeprefix("-"))
+        lines.append(f"best is round {best['round']}: {metric} {best['value']:.4g}")
+    return lines + ([disk_text(disk)] if disk else [])
+
+
 def metrics_text(metrics: Mapping[str, float] | None) -> str:
     """Return ``accuracy 0.912  loss 0.310``."""
     return "  ".join(f"{printable(name)} {value:.4g}" for name, value in sorted((metrics or {}).items()))
+
+
+def measured_text(line: Mapping[str, Any]) -> str:
+    """Return what was measured in a round, and of its model where that was evaluated."""
+    trained, found = metrics_text(line.get("metrics")), line.get("evaluation") or {}
+    means = {name: figures["mean"] for name, figures in (found.get("metrics") or {}).items()}
+    means |= (found.get("server") or {}).get("metrics", {})
+    return "  ".join(filter(None, (trained, f"evaluated: {metrics_text(means)}" if means else "")))
+
+
+def evaluation_lines(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what was found of a round's model as pairs of label and text."""
+    lines = [("clients", f"{evaluation['clients']} of {evaluation['selected']} selected")]
+    for name, figures in evaluation["metrics"].items():
+        spread = "  ".join(f"{which} {figures[which]:.4g}" for which in ("min", "max", "std"))
+        lines.append((printable(name), f"{figures['mean']:.4g}  {spread}  of {figures['clients']} clients"))
+    if evaluation.get("fault"):
+        lines.append(("left out", printable(evaluation["fault"])))
+    server = evaluation.get("server") or {}
+    lines += [(f"{printable(name)} (server)", f"{value:.4g}") for name, value in server.get("metrics", {}).items()]
+    return [*lines, ("server", printable(server["fault"]))] if server.get("fault") else lines
+
+
+VALUE_CHARS_MAX = 60
+"""Of a value that is shown among others."""
+
+
+def changes_text(changes: Mapping[str, Any]) -> str:
+    """Return ``client.options.lr = 0.01, job.rounds = 60``."""
+    shown = {key: json.dumps(value, ensure_ascii=False) for key, value in changes.items()}
+    short = {
+        key: text if len(text) <= VALUE_CHARS_MAX else f"{text[:VALUE_CHARS_MAX]}..." for key, text in shown.items()
+    }
+    return ", ".join(f"{printable(key)} = {printable(text)}" for key, text in short.items())
 
 
 def receipt_lines(receipt: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -71,6 +146,7 @@ def receipt_lines(receipt: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("clients", clients),
         ("weight", f"{receipt.get('weight', 0):g}"),
+        *([("edited before it", changes_text(receipt["edited"]))] if receipt.get("edited") else []),
         ("bytes in", size_text(receipt.get("bytes_in"))),
         ("models served", size_text(receipt.get("bytes_out"))),
         *([("between nodes", size_text(receipt["bytes_between"]))] if receipt.get("bytes_between") else []),

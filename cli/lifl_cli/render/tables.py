@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lifl.core.planning.plan import Plan
-from lifl_cli.render.figures import metrics_text, printable, seconds_text, size_text
+from lifl_cli.render.figures import measured_text, metrics_text, minute_text, printable, seconds_text, size_text
 
 STATE_STYLES = {
     "alive": "green",
@@ -48,7 +48,7 @@ def jobs_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
             f"{job['committed']}/{job['rounds']}",
             str(job["clients"]),
             cell(job["rule"]),
-            cell(metrics_text(job.get("metrics"))),
+            cell(measured_text(job)),
             cell(job.get("reason", "")),
         )
     return table
@@ -69,7 +69,7 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
         "metrics",
     )
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in ("round", "status", "counted"))
     for line in rounds:
         receipt = line.get("receipt")
         number = "?" if line["round"] is None else str(line["round"])
@@ -78,7 +78,7 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
                 number,
                 cell(line["status"]),
                 *[""] * 6,
-                cell(line.get("reason") or metrics_text(line["metrics"])),
+                cell(line.get("reason") or measured_text(line)),
             )
             continue
         table.add_row(
@@ -90,51 +90,119 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
             seconds_text(receipt["duration_s"]),
             seconds_text(receipt["last_accepted_to_commit_s"]),
             f"{receipt['workers_cold']} cold, {receipt['workers_warm']} warm",
-            cell(line.get("reason") or metrics_text(line.get("metrics"))),
+            cell(line.get("reason") or measured_text(line)),
         )
     return table
+
+
+def history_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Return a table with a row for each attempt at a round: when, how long, who, and what was measured."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("round", "status", "at", "took", "counted", "metrics"):
+        table.add_column(column, overflow="fold", no_wrap=column == "round")
+    for row in rows:
+        counted = "" if row["counted"] is None else f"{row['counted']}/{row['selected']}"
+        at = row["committed_unix_s"]
+        table.add_row(
+            "?" if row["round"] is None else str(row["round"]),
+            cell(row["status"]),
+            "" if at is None else minute_text(at),
+            "" if row["duration_s"] is None else seconds_text(row["duration_s"]),
+            counted,
+            cell(row["reason"] or measured_text(row | {"evaluation": {"metrics": row["evaluation"]}})),
+        )
+    return table
+
+
+def client_metrics_table(lines: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a table with a row for each client of each round, with its own metrics."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("round", "client", "metrics"):
+        table.add_column(column, overflow="fold", no_wrap=column == "round")
+    for line in lines:
+        table.add_row(str(line["round"]), cell(line["client"]), cell(metrics_text(line["metrics"])))
+    return table
+
+
+MISSED = ("late", "left", "declined", "spoilt")
+"""How a client can miss a round that it was selected for."""
+NAME_COLUMNS = 24
+"""A client's name goes on below itself where it is longer."""
 
 
 def clients_table(lines: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a table with a row for each client of a job."""
+    """Return a table with a row for each client of a job.
+
+    What none has is left out, so that names stay whole on a terminal of 80 columns.
+    """
     table = Table(box=None, pad_edge=False)
-    counts = ("selected", "delivered", "late", "left", "declined", "spoilt")
-    for column in ("client", "here", *counts, "misses", "is asked"):
-        table.add_column(column, no_wrap=column == "client")
+    said = any(line.get("properties") for line in lines)
+    name_columns = max((len(printable(line["client"])) for line in lines), default=0)
+    table.add_column("client", overflow="fold", width=min(NAME_COLUMNS, max(6, name_columns)))
+    for column in ("here", "delivered", "misses"):
+        table.add_column(column, no_wrap=True)
+    for column in ("missed", *(["says"] if said else [])):
+        table.add_column(column, overflow="fold")
     for line in lines:
-        asked = "as others" if not line["level"] else f"late ({line['level']})"
+        missed = [f"{line[name]} {name}" for name in MISSED if line[name]]
+        missed += [f"asked late ({line['level']})"] if line["level"] else []
         table.add_row(
             cell(line["client"]),
             "yes" if line["here"] else "no",
-            *(str(line[name]) for name in counts),
+            f"{line['delivered']}/{line['selected']}",
             f"{line['misses']:.2f}",
-            cell(asked, "yellow" if line["level"] else ""),
+            cell(", ".join(missed), "yellow" if line["level"] else ""),
+            *([cell(said_text(line.get("properties", {})))] if said else []),
         )
     return table
 
 
+def said_text(properties: Mapping[str, Any]) -> str:
+    """Return what a client says of itself: ``region=eu examples=1200 device=gpu``."""
+    said = {**properties.get("labels", {}), **{k: v for k, v in properties.items() if k != "labels"}}
+    return " ".join(f"{name}={value}" for name, value in said.items())
+
+
 def nodes_table(lines: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a table with a row for each node; the coordinator has a star."""
+    """Return a table with a row for each node, in 80 columns; the coordinator has a star."""
     table = Table(box=None, pad_edge=False)
-    for column in ("node", "state", "since", "updates/s", "fold", "load", "arena", "workers", "gateway", "control"):
-        # Names and addresses are for copying: the rest gives way on a narrow terminal.
-        table.add_column(column, no_wrap=column in ("node", "state", "gateway", "control"))
+    for column in ("node", "state", "since", "rate/s", "fold", "load", "arena", "workers"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("node", "state", "rate/s", "fold", "workers"))
     for line in lines:
         drain, state = line.get("drain", ""), str(line["state"])
-        state = f"{state}, {drain}" if drain and state != "alive" else drain or state
+        states = [state, drain] if drain and state != "alive" else [drain or state]
         table.add_row(
             cell(f"{line['node']} *" if line["coordinator"] else line["node"]),
-            cell(state, STATE_STYLES.get(state, "")),
+            Text("\n").join(cell(each, STATE_STYLES.get(each, "")) for each in states),
             seconds_text(line["since_s"]),
             f"{line['rate_per_s']:.1f}",
             seconds_text(line["execution_s"]) if line["execution_s"] else "-",
             load_text(line),
             f"{size_text(line['arena_used_bytes'])} of {size_text(line['arena_bytes'])}",
             str(line["workers"]),
-            cell(line["gateway"]),
-            cell(line["control"]),
         )
     return table
+
+
+def addresses_table(lines: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a table of where each node is reached: for copying, so nothing of it is cut off."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("node", "gateway", "control"):
+        table.add_column(column, overflow="fold", no_wrap=column == "node")
+    for line in lines:
+        table.add_row(cell(line["node"]), cell(line["gateway"]), cell(line["control"]))
+    return table
+
+
+def labels_table(lines: Sequence[Mapping[str, Any]]) -> Table | None:
+    """Return a table of the labels of the nodes that have any; None: none has."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("node", "labels"):
+        table.add_column(column, overflow="fold", no_wrap=column == "node")
+    for line in (line for line in lines if line.get("labels")):
+        labels = (f"{key}={value}" for key, value in sorted(line["labels"].items()))
+        table.add_row(cell(line["node"]), cell("  ".join(labels)))
+    return table if table.row_count else None
 
 
 def load_text(line: Mapping[str, Any]) -> str:
@@ -146,7 +214,7 @@ def plan_table(made: Plan) -> Table:
     """Return a table of what each node of a plan does; a node that is not used is dim."""
     table = Table(box=None, pad_edge=False)
     for column in ("node", "updates", "leaves", "leaf tasks", "Q", "arena peak", "its partial after"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for part in made.nodes:
         unused = part.node not in made.used
         table.add_row(

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from lifl_cli.render.figures import metrics_text, seconds_text, size_text, who_coordinates
+from lifl_cli.render.figures import disk_text, measured_text, seconds_text, size_text, upload_text, who_coordinates
 from lifl_cli.render.tables import cell, nodes_table
 from lifl_cli.render.trees import round_text, tree_view
 
+SORTS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "activity": lambda job: job["status"] not in ("running", "waiting"),
+    "name": lambda job: job["name"],
+    "progress": lambda job: -job["committed"] / max(1, job["rounds"]),
+    "clients": lambda job: -job["clients"],
+}
+NARROW_COLUMNS = 72
+"""On a terminal that has fewer, lines are shorter and tables are left out."""
+BAR_CELLS = 20
+KEYS = "j/k job  a all  s sort  t tree  space pause  q quit"
 JOBS_MAX = 8
 WORKERS_SHOWN_MAX = 32
 REDIRECTED = {
@@ -26,20 +36,95 @@ REDIRECTED = {
 """The redirector's counters; all but the first went to the daemon instead."""
 
 
-def view(sample: Mapping[str, Any]) -> RenderableType:
-    """Return the whole view of one sample."""
-    parts: list[RenderableType] = [_node_view(sample)]
-    if len(sample.get("nodes", ())) > 1:
+class Look(NamedTuple):
+    """How somebody looks at it: at one `job` alone (or all), with or without trees; `paused`: what was seen stays."""
+
+    job: str | None = None
+    sort: str = "activity"
+    tree: bool = True
+    paused: bool = False
+
+
+ALL = Look()
+
+
+def pressed(look: Look, key: str, sample: Mapping[str, Any]) -> Look | None:
+    """Return how it is looked at after a key; None: not at all any more."""
+    jobs = [job["name"] for job in in_order(sample["jobs"], look.sort)]
+    match key:
+        case "q" | "":
+            return None
+        case "j" | "k" if jobs:
+            step = 1 if key == "j" else -1
+            at = jobs.index(look.job) + step if look.job in jobs else (0 if key == "j" else -1)
+            return look._replace(job=jobs[at % len(jobs)])
+        case "a":
+            return look._replace(job=None)
+        case "s":
+            sorts = list(SORTS)
+            return look._replace(sort=sorts[(sorts.index(look.sort) + 1) % len(sorts)])
+        case "t":
+            return look._replace(tree=not look.tree)
+        case " " | "p":
+            return look._replace(paused=not look.paused)
+    return look
+
+
+def in_order(jobs: Sequence[Mapping[str, Any]], sort: str) -> list[Mapping[str, Any]]:
+    """Return jobs in the order of one of `SORTS`."""
+    return sorted(jobs, key=SORTS[sort])
+
+
+def view(sample: Mapping[str, Any], look: Look = ALL, width: int = 0, keys: str = "") -> RenderableType:
+    """Return the whole view of one sample on `width` columns (0: as many as it takes), with what `keys` do below."""
+    narrow = 0 < width < NARROW_COLUMNS
+    parts: list[RenderableType] = [_narrow_node_view(sample) if narrow else _node_view(sample)]
+    if len(sample.get("nodes", ())) > 1 and not narrow:
         parts.append(nodes_table(sample["nodes"]))
-    if sample["workers"]:
+    if narrow:
+        busy = sum(worker["state"] != "idle" for worker in sample["workers"])
+        parts.append(Text(f"{len(sample['workers'])} aggregators, {busy} busy", style="dim"))
+    elif sample["workers"]:
         parts.append(_workers_view(sample))
     else:
         parts.append(Text("no aggregator runs: none is needed now", style="dim"))
-    shown = sorted(sample["jobs"], key=lambda job: job["status"] not in ("running", "waiting"))
-    parts += [_job_view(job) for job in shown[:JOBS_MAX]]
+    shown = [job for job in in_order(sample["jobs"], look.sort) if look.job in (None, job["name"])]
+    parts += [_job_view(job, look.tree and not narrow, narrow) for job in shown[:JOBS_MAX]]
     if len(shown) > JOBS_MAX:
         parts.append(Text(f"... and {len(shown) - JOBS_MAX} more jobs: see `lifl jobs`", style="dim"))
+    if keys:
+        state = f"PAUSED  by {look.sort}" if look.paused else f"by {look.sort}"
+        parts.append(Text(f"{state}  {keys}", style="reverse" if look.paused else "dim"))
     return Group(*parts)
+
+
+def progress_text(now: Mapping[str, Any], last: Mapping[str, Any] | None) -> str:
+    """Return how far a round is: a bar, updates, how long it has taken, and will if the rest come as those before."""
+    accepted, goal = now["accepted"], max(1, now["goal"])
+    full = min(BAR_CELLS, BAR_CELLS * accepted // goal)
+    text = f"[{'#' * full}{'.' * (BAR_CELLS - full)}] {accepted}/{goal}"
+    open_s = now.get("open_s")
+    if open_s is not None:
+        text += f"  {seconds_text(open_s)}"
+        if 0 < accepted < goal:
+            text += f", {seconds_text((goal - accepted) * open_s / accepted)} to go"
+    if last and last.get("duration_s") is not None:
+        text += f" (last: {seconds_text(last['duration_s'])})"
+    return text
+
+
+def _narrow_node_view(sample: Mapping[str, Any]) -> RenderableType:
+    """Return the node in a few short lines."""
+    node, rates, host = sample["node"], sample["rates"], sample["host"]
+    arena = node["arena"]
+    lines = [
+        f"lifld {node['node']}",
+        f"up {seconds_text(node['uptime_s'])}" + (f", CPU {host['cpu_percent']:.0f} %" if host else ""),
+        f"arena {size_text(arena['used_bytes'])} of {size_text(arena['bytes'])}",
+        f"in {rates['received_bytes_s'] / 1e6:.1f}, out {rates['sent_bytes_s'] / 1e6:.1f} MB/s",
+    ]
+    warnings = [cell(warning, "yellow") for warning in node.get("warnings", ())]
+    return Group(*(cell(line) for line in lines), *warnings)
 
 
 def _node_view(sample: Mapping[str, Any]) -> RenderableType:
@@ -122,17 +207,27 @@ def _workers_view(sample: Mapping[str, Any]) -> RenderableType:
     return table
 
 
-def _job_view(job: Mapping[str, Any]) -> RenderableType:
+def _job_view(job: Mapping[str, Any], tree: bool = True, narrow: bool = False) -> RenderableType:
     now = job.get("now")
     lines: list[RenderableType] = []
-    if now:
+    if now and narrow:
+        lines.append(cell(f"round {now['round']}, {now['phase']}"))
+    elif now:
         lines.append(cell(round_text(now)))
-    metrics = metrics_text(job.get("metrics"))
+    if now:
+        lines.append(cell(progress_text(now, job.get("last_round"))))
+    metrics = measured_text(job)
     if metrics:
         lines.append(cell(f"last round: {metrics}"))
+    if job.get("disk"):
+        lines.append(cell(disk_text(job["disk"]), "yellow" if job["disk"]["fault"] else ""))
+    if job.get("upload"):
+        lines.append(cell(upload_text(job["upload"]), "yellow" if job["upload"]["fault"] else ""))
     if job.get("reason"):
         lines.append(cell(job["reason"], "yellow"))
-    if now and now.get("tree"):
+    if now and now.get("tree") and tree:
         lines.append(tree_view(now["tree"], now.get("tasks", 0)))
     title = f"job {job['name']}  {job['status']}  {job['committed']}/{job['rounds']} committed"
+    if narrow:
+        title = f"{job['name']} {job['status']} {job['committed']}/{job['rounds']}"
     return Panel(Group(*lines) if lines else Text("-", style="dim"), title=cell(title), title_align="left")

@@ -12,5 +12,6 @@ from lifl.aggregator.aggregator import Aggregator
 from lifl.aggregator.fold import Fold
 from lifl.aggregator.outcomes import FoldFailed, FoldResult, UpdateRefused
 from lifl.aggregator.part import Part, take_part
+from lifl.aggregator.rule_state import RuleState
 
-__all__ = ["Aggregator", "Fold", "FoldFailed", "FoldResult", "Part", "UpdateRefused", "take_part"]
+__all__ = ["Aggregator", "Fold", "FoldFailed", "FoldResult", "Part", "RuleState", "UpdateRefused", "take_part"]

@@ -7,6 +7,7 @@ arena is to be.
 
 from __future__ import annotations
 
+import operator
 import os
 import secrets
 import threading
@@ -18,24 +19,29 @@ from typing import Any
 
 import msgspec
 
-from lifl.aggregator.fold import Fold, opened
+from lifl.aggregator.fold import Fold, opened, wake
 from lifl.aggregator.line import Line
 from lifl.aggregator.local_node import LocalNode
+from lifl.aggregator.rule_state import RuleState, check_state
 from lifl.aggregator.session import RuleSpec, Session
 from lifl.client.addresses import understood
 from lifl.client.outcomes import NodeUnreachable
+from lifl.client.split import check_streams
 from lifl.client.tensors import Tensors, Update, as_arrays
 from lifl.client.torch_tensors import is_module
 from lifl.core.config.job import fold_job, most_of
-from lifl.core.errors import ConfigError, LocalFault, Refused
+from lifl.core.errors import ConfigError, LocalFault, Refused, ResourceFault
 from lifl.core.fields import TrainablePatterns
 from lifl.core.limits import (
+    ARENA_BYTES_MAX,
+    ARENA_BYTES_MIN,
     CLIENTS_PER_ROUND_MAX,
-    CONTRIBUTION_BYTES_MAX,
+    DEADLINE_S_MAX,
     PATTERN_CHARS_MAX,
+    ROUNDS_MAX,
     TRAINABLE_PATTERNS_MAX,
 )
-from lifl.core.planning.arena_need import PAGE_BYTES, round_bytes_min
+from lifl.core.planning.arena_need import ARENA_MORE_BYTES, fold_bytes_min
 from lifl.core.planning.treatment import trainable_of
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import folds as fm
@@ -43,8 +49,6 @@ from lifl.core.schema import Layout, TensorSpec
 
 LOCAL = ":local:"
 RETURN_WITHIN_S = 60.0
-LOCAL_AHEAD = 8
-"""Updates that have room in a local node's arena beside what a fold needs at the least."""
 
 
 class Aggregator:
@@ -55,7 +59,12 @@ class Aggregator:
     account by its cookie on the same machine, and elsewhere by an operator's certificate (`identity`, as of `Client`).
 
     `rule` and `options` are those of a job (`aggregation.rule`, `aggregation.options`); the rule's state is kept from
-    fold to fold.  A node that is away is waited for up to `return_within_s`.
+    fold to fold, and begins with `state`, if one is given (`Aggregator.state`).  A node that is away is waited for up
+    to `return_within_s`.
+
+    With `reproducible` (`aggregation.reproducible` of a job) the same updates give the same result bit for bit, in
+    whatever order they come; weights are whole numbers then.  From elsewhere, where TLS is bound by a core, large
+    updates, models and results go over several connections, `streams` at most, as a `Client`'s do.
     """
 
     def __init__(
@@ -68,13 +77,23 @@ class Aggregator:
         arena_bytes: int | None = None,
         identity: str | None = None,
         return_within_s: float = RETURN_WITHIN_S,
+        state: RuleState | None = None,
+        reproducible: bool = False,
+        streams: int = 0,
     ) -> None:
-        from lifl.rules.load import check_lacking, load_rule
+        from lifl.rules.load import check_lacking, check_reproducible, load_rule
 
+        _check_given(arena_bytes, identity, return_within_s, reproducible)
+        check_streams(streams)
         loaded = load_rule(rule, options or {}, rule_folder)
+        if reproducible:
+            check_reproducible(loaded, rule)
         self._check_lacking = partial(check_lacking, loaded, rule)
         states = tuple(loaded.states)
-        self._rule = RuleSpec(rule, dict(options or {}), rule_folder, states)
+        self._rule = RuleSpec(rule, dict(options or {}), rule_folder, states, reproducible)
+        if state is not None:
+            check_state(state, rule, states, ROUNDS_MAX)
+        self._first = state
         self._node = LOCAL if node == LOCAL else understood(node)[0]
         self._arena_bytes = arena_bytes
         self._local: LocalNode | None = None
@@ -83,7 +102,8 @@ class Aggregator:
         self._sessions: dict[str, Session] = {}
         self._made = 0
         self._folds: dict[tuple[str, int], Fold] = {}
-        self._line = Line(self._address, self._name, identity, return_within_s, self._heard, self._broken)
+        told = (self._heard, self._broken)
+        self._line = Line(self._address, self._name, identity, return_within_s, *told, streams)
         self._line.greet = self._greet
 
     def __enter__(self) -> Aggregator:
@@ -95,10 +115,17 @@ class Aggregator:
         self.close()
 
     def close(self) -> None:
-        """End all folds and sessions, and a node of its own; may be called twice."""
-        if self._line.closed:
+        """End all folds and sessions, and a node of its own; may be called twice.
+
+        In a forked child it ends nothing: all of that is the parent's.
+        """
+        if self._line.closed or self._line.is_forked:
             return
-        for session in list(self._sessions.values()) if self._line.is_up else ():
+        for session in list(self._sessions.values()):
+            with suppress(ResourceFault):
+                session.part()
+            if not self._line.is_up:
+                continue
             with suppress(OSError, Refused, NodeUnreachable, LocalFault):
                 self._line.ask(fm.EndSession(session.name))
         self._line.close()
@@ -108,6 +135,21 @@ class Aggregator:
             self._folds.clear()
         if self._local is not None:
             self._local.close()
+
+    def state(self) -> RuleState:
+        """Return the rule's state behind the last result: an `Aggregator` that is made with it goes on from there.
+
+        Raise `Refused` when the rule keeps none, or has none yet, and `NodeUnreachable`.
+        """
+        if not self._rule.states:
+            raise Refused("no-state", "rule", f"rule {self._rule.name} keeps no state: each fold begins anew")
+        with self._lock:
+            session = next(iter(self._sessions.values()), None)  # there is one at most, where there is a state
+        if session is not None:
+            return session.state()
+        if self._first is None:
+            raise Refused("no-state", "state", f"rule {self._rule.name} has no state before the first result")
+        return self._first
 
     # ---- folds -------------------------------------------------------------------------------------------------------
 
@@ -121,14 +163,13 @@ class Aggregator:
         standing ticket.  Several folds may be open at once, where the rule has no state.  Raise `Refused` and
         `NodeUnreachable`.
         """
-        if isinstance(expected, bool) or not (isinstance(expected, int) and 1 <= expected <= CLIENTS_PER_ROUND_MAX):
-            text = f"expected={expected!r}: about how many updates come, 1 to {CLIENTS_PER_ROUND_MAX}"
-            raise Refused("bad-expected", "expected", text)
+        self._line.check_process()
+        expected = _number_of(expected)
         patterns = self._patterns(trainable)
         arrays = as_arrays(dict(model.state_dict()) if is_module(model) else model, patterns)
         tensors = [TensorSpec(name, array.dtype.name, array.shape) for name, array in arrays.items()]
         try:
-            layout = Layout(trainable_of(tuple(tensors), patterns))
+            layout = self._rule.layout_of(trainable_of(tuple(tensors), patterns))
         except ConfigError as error:
             raise Refused("bad-trainable", "trainable", f"trainable: {error.problem}") from error
         session = self._session_for(layout, expected, patterns)
@@ -184,19 +225,43 @@ class Aggregator:
         return session
 
     def _new_session(self, layout: Layout, expected: int, trainable: tuple[str, ...]) -> Session:
+        need = self._need(layout, expected)
         if self._node == LOCAL and self._local is None:
-            self._local = LocalNode(self._arena_bytes or self._need(layout, expected))
+            self._local = LocalNode(self._arena_bytes or need + ARENA_MORE_BYTES)
+        self._make_room(need)
         self._made += 1
-        session = Session(self._line, f"{self._name}-{self._made}", layout, self._rule, expected, trainable)
+        name, about = f"{self._name}-{self._made}", (layout, self._rule, expected, trainable, self._first)
+        session = Session(self._line, name, *about)
+        session.need_bytes = need
         self._sessions[session.name] = session
         return session
 
     def _need(self, layout: Layout, expected: int) -> int:
-        """Return what an arena needs for a fold, with room for updates that come faster than they are folded."""
-        aggregation = fold_job(self._name, expected, self._rule.name, self._rule.options).aggregation
-        least = round_bytes_min(layout, aggregation, most_of(expected), len(self._rule.states))
-        ahead = min(expected, LOCAL_AHEAD) + 2
-        return least + ahead * (layout.data_bytes + CONTRIBUTION_BYTES_MAX + PAGE_BYTES) + (8 << 20)
+        """Return what an arena needs for a fold at the least."""
+        rule, size = self._rule, layout.data_bytes
+        aggregation = fold_job(self._name, expected, rule.name, rule.options, update_bytes=size).aggregation
+        return fold_bytes_min(layout, aggregation, most_of(expected), len(rule.states))
+
+    def _make_room(self, need: int) -> None:
+        """End sessions of a node of its own that nobody uses, where their room is needed; their rule has no state.
+
+        Raise `Refused` when those in use leave none: nobody else would end.
+        """
+        if self._local is None:
+            return
+        sessions = list(self._sessions.values())
+        if sum(each.need_bytes for each in sessions) + need + ARENA_MORE_BYTES > self._local.arena_bytes:
+            for idle in [each for each in sessions if not (each.in_use or each.is_shared)]:
+                with suppress(ResourceFault):
+                    idle.part()
+                with suppress(OSError):  # then the next connection does without it
+                    self._line.ask(fm.EndSession(idle.name))
+                del self._sessions[idle.name]
+        wanted = sum(each.need_bytes for each in self._sessions.values()) + need
+        if wanted > self._local.arena_bytes:
+            text = f"the folds that are open at once need {wanted} bytes of the aggregator's node"
+            more = f"it has {self._local.arena_bytes}: give arena_bytes={wanted + ARENA_MORE_BYTES}"
+            raise Refused("too-large", "arena_bytes", f"{text}, {more}, or end one first")
 
     def _ended(self, session: Session) -> None:
         """Let another fold have the session."""
@@ -218,10 +283,12 @@ class Aggregator:
         with self._lock:
             sessions, folds = list(self._sessions.values()), list(self._folds.values())
         for session in sessions:
+            if not session.gateway:  # it is being made, by who has made this connection for it
+                continue
             try:
                 session.host()
             except Refused as refused:
-                for fold in [fold for fold in folds if fold.of(session)]:
+                for fold in [fold for fold in folds if fold.job == session.name]:
                     fold.fail(f"the node does not go on with it: {refused.text}")
         for fold in folds:
             fold.reopen()
@@ -234,6 +301,8 @@ class Aggregator:
                 if session == message.job:
                     its.fail(f"its session on the node is over: {message.reason or message.status}")
             return self._is_news(message, fm.EndSession, asked)
+        if isinstance(message, cm.Refusal):  # of what was told, and not asked
+            return bool(message.job) and getattr(asked, "job", message.job) != message.job
         if not isinstance(message, fm.FoldAccepted | fm.FoldDone | fm.FoldOver):
             return False
         fold = self._folds.get((message.job, message.fold))
@@ -253,15 +322,46 @@ class Aggregator:
         """Return whether nobody asked for that; who asks something else about what is over is not answered any more."""
         if getattr(asked, "job", "") != message.job:
             return True
-        if isinstance(asked, wanted):
+        if isinstance(asked, wanted) and getattr(asked, "fold", None) == getattr(message, "fold", None):
             return False
         if isinstance(message, cm.JobOver) or getattr(asked, "fold", None) == message.fold:
             self._line.give_up("what was asked about is over")
         return True
 
     def _broken(self) -> None:
+        for session in list(self._sessions.values()):
+            with suppress(ResourceFault):
+                session.part()
         for fold in list(self._folds.values()):
-            fold.wake()
+            wake(fold)
+
+
+def _number_of(expected: int) -> int:
+    """Return how many updates are expected.  Raise `Refused`."""
+    try:
+        number = 0 if isinstance(expected, bool) else operator.index(expected)
+    except TypeError:
+        number = 0
+    if not 1 <= number <= CLIENTS_PER_ROUND_MAX:
+        text = f"expected={expected!r:.100}: about how many updates come, 1 to {CLIENTS_PER_ROUND_MAX}"
+        raise Refused("bad-expected", "expected", text)
+    return number
+
+
+def _check_given(arena_bytes: int | None, identity: str | None, return_within_s: float, reproducible: bool) -> None:
+    """Raise `LocalFault`, naming the argument, for one that can be none."""
+    if not isinstance(reproducible, bool):
+        raise LocalFault(f"reproducible={reproducible!r:.100}: give True or False")
+    whole = isinstance(arena_bytes, int) and not isinstance(arena_bytes, bool)
+    if arena_bytes is not None and not (whole and ARENA_BYTES_MIN <= arena_bytes <= ARENA_BYTES_MAX):
+        text = f"arena_bytes={arena_bytes!r:.100}: give a number of bytes, {ARENA_BYTES_MIN} to {ARENA_BYTES_MAX}"
+        raise LocalFault(f"{text}, or none")
+    if identity is not None and not isinstance(identity, str | os.PathLike):
+        raise LocalFault(f"identity={identity!r:.100}: give the path of an identity folder, or none")
+    seconds = isinstance(return_within_s, int | float) and not isinstance(return_within_s, bool)
+    if not (seconds and 0 <= return_within_s <= DEADLINE_S_MAX):
+        text = f"return_within_s={return_within_s!r:.100}: give seconds, at most {DEADLINE_S_MAX:.0f}"
+        raise LocalFault(f"{text}: so long a node that is away is waited for")
 
 
 def _as_patterns(trainable: Sequence[str]) -> tuple[str, ...]:

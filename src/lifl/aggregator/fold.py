@@ -14,7 +14,7 @@ import msgspec
 from lifl.aggregator.outcomes import FoldFailed, FoldResult, UpdateRefused
 from lifl.aggregator.session import Session, send_body
 from lifl.aggregator.tickets import TICKET_S, made_ticket
-from lifl.client.tensors import Tensors, Update, as_number
+from lifl.client.tensors import Tensors, Update, as_metrics, as_number, as_weight
 from lifl.core.errors import LiflError, Refused
 from lifl.core.fields import NAME_RULE, Name
 from lifl.core.limits import DEADLINE_S_MAX
@@ -36,6 +36,8 @@ class Fold:
         self.expected = expected
         self.number = number
         """By which the node knows it."""
+        self.job = session.name
+        """The session that it is of."""
         self._session = session
         self._round = session.next_round
         self._model: Update | None = model  # the caller's arrays: for who has a ticket and asks for it
@@ -47,6 +49,7 @@ class Fold:
         self._done: fm.FoldDone | None = None
         self._over = ""
         self._result: FoldResult | None = None
+        self._closes = False  # the node was told to make the result
         self._counted = False  # the session knows of the result
         self._released = False  # another fold may have the session
         self._pool: ThreadPoolExecutor | None = None
@@ -85,7 +88,7 @@ class Fold:
         """
         client = self._named(client)
         try:
-            submit, update = self._submit(tensors, weight, metrics or {}, client)
+            submit, update = self._submit(tensors, weight, {} if metrics is None else metrics, client)
             why = self._session.line.retrying(lambda: self._send(submit, update))
         except UpdateRefused:
             raise
@@ -111,20 +114,12 @@ class Fold:
         try:
             return str(msgspec.convert(client, Name))
         except msgspec.ValidationError:
-            text = f"client={client!r}: a name is {NAME_RULE}"
-            raise UpdateRefused("bad-name", "client", text, str(client)) from None
+            raise _no_name(client) from None
 
     def _submit(
         self, tensors: Tensors, weight: float, metrics: Mapping[str, float], client: str
     ) -> tuple[cm.Submit, Update]:
-        if not isinstance(metrics, Mapping):
-            text = f"metrics are a dict of name and number, not a {type(metrics).__name__}"
-            raise Refused("bad-metric", "metrics", text)
-        numbers = {
-            str(name): as_number(value, "bad-metric", f"metrics.{name}", f"the metric {name!r}")
-            for name, value in metrics.items()
-        }
-        number = as_number(weight, "bad-weight", "weight", "the weight")
+        number, numbers = as_weight(weight), as_metrics(metrics)
         layout = self._session.layout
         trainable = self._session.trainable
         update = Update(layout, tensors, numbers=False, trainable=trainable)
@@ -144,23 +139,39 @@ class Fold:
         """Add an update, as `add` does, in a thread that the loop waits for."""
         await asyncio.to_thread(self.add, tensors, weight, **more)  # type: ignore[arg-type]
 
-    async def result_async(self) -> FoldResult:
+    async def result_async(self, copy: bool = False) -> FoldResult:
         """Return the fold's result, as `result` does, in a thread that the loop waits for."""
-        return await asyncio.to_thread(self.result)
+        return await asyncio.to_thread(self.result, copy)
 
-    def ticket(self, client: str, valid_s: float = TICKET_S, model: bool = True, standing: bool = False) -> str:
+    def ticket(
+        self, client: str, valid_s: float = TICKET_S, model: bool = True, standing: bool = False, bearer: bool = False
+    ) -> str:
         """Return one line by which another process, or machine, brings the update of `client` to this fold.
 
         It is good for that name in this fold alone, for `valid_s` seconds; a `standing` one in this and each later fold
         for such a model (`Part.next`), which are opened `shared`.  With `model` the model that the fold was opened with
-        is brought to the node, if it is not there, for `take_part(...).model`.  Raise `UpdateRefused` for a name that
-        is none, `FoldFailed`, `Refused` and `NodeUnreachable`.
+        is brought to the node, if it is not there, for `take_part(...).model`.  With `bearer` whoever has the line
+        needs no certificate, of a node that asks for one.  Raise `UpdateRefused` for a name that is none, `FoldFailed`,
+        `Refused` and `NodeUnreachable`.
         """
         client = self._named(client)
         self._check_open()
         if model and self._model is not None:
             self._session.put(self._model, wanted=True)
-        return made_ticket(self._session, ANY_FOLD if standing else self.number, client, valid_s)
+        return made_ticket(self._session, ANY_FOLD if standing else self.number, client, valid_s, bearer)
+
+    def revoke(self, client: str) -> None:
+        """Let no ticket of `client` count any more, for this fold and standing ones; an update that was brought stays.
+
+        Who has come by one without a certificate is sent away.  Raise `UpdateRefused` for a name that is none,
+        `FoldFailed`, `Refused` for too many, and `NodeUnreachable`.
+        """
+        if client is None:
+            raise _no_name(client)
+        client = self._named(client)
+        self._check_open()
+        for fold in (self.number, ANY_FOLD):
+            self._session.revoke(fold, client)
 
     @property
     def brought(self) -> dict[str, fm.FoldAccepted]:
@@ -194,16 +205,26 @@ class Fold:
 
     # ---- the end -----------------------------------------------------------------------------------------------------
 
-    def result(self) -> FoldResult:
+    def result(self, copy: bool = False) -> FoldResult:
         """Close the fold with what was accepted by now, and return the aggregate; once more returns the same.
+
+        Its arrays are read-only.  On the node's own machine a large result is not copied but read where the node has
+        it, for as long as you like: when the node wants its memory back (the next fold of such a model gets a result,
+        the aggregator is closed), what you still have is copied, and stays as it is.  With `copy` the arrays are yours
+        to change.
 
         Raise `Refused` when it has no updates (it stays open), `FoldFailed` when they cannot be aggregated, and
         `NodeUnreachable`.
         """
+        made = self._made()
+        return made.copy() if copy else made
+
+    def _made(self) -> FoldResult:
         with self._session.lock:
             if self._result is not None:
                 return self._result
             self._check_open()
+            self._session.part()
             done = self._session.line.retrying(self._closed)
             if not self._counted:
                 self._counted = True
@@ -222,6 +243,7 @@ class Fold:
         line = self._session.line
         life = line.life
         if self._done is None:
+            self._closes = True
             self._session.ask(fm.CloseFold(self._session.name, self.number), fm.FoldClosing)
         with self._news:
             self._news.wait_for(lambda: self._done is not None or self._over or line.life != life or line.closed)
@@ -239,10 +261,14 @@ class Fold:
             self._end(self._over)
             return
         # The node hears of it with the next fold, if it is away now.
+        said = fm.CancelFold(self._session.name, self.number)
         try:
-            self._session.ask(fm.CancelFold(self._session.name, self.number), fm.FoldOver)
+            if self._closes:
+                self._session.ask(said, fm.FoldOver)
+            else:  # it has no result, whatever becomes of the word
+                self._session.line.tell(said)
         except (OSError, LiflError):
-            self._session.unsure = True
+            self._session.unsure = self._session.unsure or self._closes
         self._end("the fold was cancelled")
 
     def _end(self, why: str) -> None:
@@ -262,10 +288,6 @@ class Fold:
             raise FoldFailed(self._over)
 
     # ---- what the node says ------------------------------------------------------------------------------------------
-
-    def of(self, session: Session) -> bool:
-        """Return whether it is a fold of this session."""
-        return self._session is session
 
     def reopen(self) -> None:
         """Go on with the fold on a new connection: the node may have started again."""
@@ -298,10 +320,15 @@ class Fold:
             self._over = self._over or reason
             self._news.notify_all()
 
-    def wake(self) -> None:
-        """Have who waits look again: the connection has ended."""
-        with self._news:
-            self._news.notify_all()
+
+def _no_name(client: object) -> UpdateRefused:
+    return UpdateRefused("bad-name", "client", f"client={client!r:.200}: a name is {NAME_RULE}", f"{client!s:.200}")
+
+
+def wake(fold: Fold) -> None:
+    """Have who waits for a fold look again: the connection has ended."""
+    with fold._news:
+        fold._news.notify_all()
 
 
 def opened(fold: Fold) -> None:

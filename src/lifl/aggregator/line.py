@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import os
 import random
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from queue import SimpleQueue
 from typing import TypeVar
 
-from lifl.client.dialling import Dialler
+import msgspec
+
+from lifl.client.dialling import Dialler, Sockets
 from lifl.client.outcomes import NodeUnreachable
-from lifl.client.stream import GREETING_S, Stream, greeted
+from lifl.client.split import Split, ways_of
+from lifl.client.stream import GREETING_S, Stream, greeted, shut
 from lifl.core.errors import LiflError, LocalFault, Refused, RemoteFault
 from lifl.core.protocol import client as cm
 
@@ -35,6 +37,17 @@ class Broken(OSError):
     """The connection is of no use any more: it broke, or is out of step."""
 
 
+def _into(view: memoryview, ways: Split) -> Callable[[cm.Model], None]:
+    """Return what receives a model's bytes."""
+
+    def receive(model: cm.Model) -> None:
+        if len(view) != model.data_bytes:
+            raise Broken("the node sends a model of another size than was asked for")
+        ways.receive_into(model.transfer, view)
+
+    return receive
+
+
 class Line:
     """The connection to `address()`, as `client`; `greet` is done first on each that is made."""
 
@@ -46,9 +59,11 @@ class Line:
         return_within_s: float,
         on_news: Callable[[Message], bool],
         on_broken: Callable[[], None],
+        streams: int = 0,
     ) -> None:
         self.greet: Callable[[], None] = lambda: None
         self._closing = threading.Event()
+        self._pid = os.getpid()
         self._address = address
         self._client = client
         self._identity = identity
@@ -57,10 +72,12 @@ class Line:
         self._on_broken = on_broken
         self._turn = threading.RLock()
         self._stream: Stream | None = None
-        self._socket: socket.socket | None = None
+        self._streams = streams
+        self._dialler: Dialler | None = None
+        self._sockets = Sockets()
         self._reader: threading.Thread | None = None
         self._answers: SimpleQueue[Message | OSError] = SimpleQueue()
-        self._sink: memoryview | None = None
+        self._sink: Callable[[cm.Model], None] | None = None  # receives what follows a Model
         self._unix = ""
         self.dialled = ""
         """Where the connection was made to: HOST:PORT, a state folder or ``unix:PATH``."""
@@ -81,6 +98,19 @@ class Line:
         """Whether it was closed."""
         return self._closing.is_set()
 
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is a child of the process that has made the line."""
+        return os.getpid() != self._pid
+
+    def check_process(self) -> None:
+        """Raise `LocalFault` in a child of the process that has made the line: connection and node are the parent's."""
+        if self.is_forked:
+            text = (
+                f"the aggregator is that of process {self._pid}, and this is its child {os.getpid()}: make another one"
+            )
+            raise LocalFault(f"{text} here, or bring updates by a ticket (`fold.ticket`, `lifl.take_part`)")
+
     def rest(self, pause_s: float) -> None:
         """Wait.  Raise `LocalFault` when the line is closed meanwhile."""
         if self._closing.wait(pause_s):
@@ -91,6 +121,7 @@ class Line:
     @contextmanager
     def turn(self) -> Iterator[Stream]:
         """Have the connection for one request.  Raise `OSError` when there is none, and when it breaks."""
+        self.check_process()  # before the lock: another thread of the parent may have had it
         with self._turn:
             stream = self._connected()
             try:
@@ -101,29 +132,63 @@ class Line:
                 self._drop(stream)
                 raise
 
-    def ask(self, message: cm.FromClient, sink: memoryview | None = None) -> Message:
-        """Send a request and return its answer; what follows a Model is received into `sink`."""
+    def ask(self, message: cm.FromClient) -> Message:
+        """Send a request and return its answer."""
         with self.turn() as stream:
-            self._sink = sink
             return self.exchange(stream, message, message)
+
+    def fetch(self, message: cm.GetModel, sink: memoryview) -> Message:
+        """Send a request for a model and return the answer; what follows a Model is received into `sink`."""
+        with self.turn() as stream, self.ways(stream, len(sink)) as ways:
+            asked = msgspec.structs.replace(message, streams=ways.asked)
+            self._sink = _into(sink, ways)
+            return self.exchange(stream, asked, asked)
+
+    def ways(self, stream: Stream, nbytes: int) -> AbstractContextManager[Split]:
+        """Provide, within a turn, the ways of a body that is asked for or offered: several where one is too slow."""
+        return ways_of(stream, self._client, nbytes)
+
+    def tell(self, message: cm.FromClient) -> None:
+        """Send what is answered by news, if the connection stands.  Raise `OSError` when it breaks."""
+        self.check_process()
+        with self._turn:
+            if self.is_up:
+                with self.turn() as stream:
+                    stream.send(message)
+
+    def ask_checked(self, message: cm.GetModel, sink: memoryview) -> tuple[Message, Message | None]:
+        """Send a request for a model with its checksum; return the answer and, behind a Model, what follows it."""
+        with self.turn() as stream:
+            self._sink, self.asked = _into(sink, Split(stream, (), None)), message
+            try:
+                stream.send(message)
+                answer = self._answer()
+                return answer, self._answer() if isinstance(answer, cm.Model) else None
+            finally:
+                self.asked = None
+
+    def _answer(self) -> Message:
+        answer = self._answers.get()
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
 
     def reach(self) -> None:
         """Have the connection stand.  Raise `OSError` when it cannot."""
         with self.turn():
             pass
 
-    def exchange(self, stream: Stream, about: cm.FromClient, said: cm.FromClient | None) -> Message:
-        """Within a turn, send a message (None: it was sent otherwise) and wait for its answer, which is `about` one."""
-        self.asked = about
+    def exchange(self, stream: Stream, about: cm.FromClient, said: cm.FromClient | Callable[[], None]) -> Message:
+        """Within a turn, send a message, or what `said` sends, and wait for the answer, which is `about` a message."""
+        self.asked = about  # before it is sent: the answer may be here before the last byte's `send` returns
         try:
-            if said is not None:
+            if callable(said):
+                said()
+            else:
                 stream.send(said)
-            answer = self._answers.get()
+            return self._answer()
         finally:
             self.asked = None
-        if isinstance(answer, OSError):
-            raise answer
-        return answer
 
     def give_up(self, why: str) -> None:
         """Let who waits for an answer do so no longer: what it was about is over, and the connection out of step."""
@@ -150,6 +215,30 @@ class Line:
                 self.rest(random.uniform(pause_s / 2, pause_s))
                 pause_s = min(2 * pause_s, PAUSE_MAX_S)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the node is on this machine, and its socket the way to it."""
+        return bool(self._unix)
+
+    def another(self) -> Stream:
+        """Return a connection beside this one, which is the caller's.  Raise `OSError`, `Refused`, `RemoteFault`."""
+        return greeted(self.dialled, GREETING_S, self._client, True, Dialler([self.dialled], self._identity))
+
+    def authority(self, addresses: Sequence[str]) -> str:
+        """Return the digest of the authority that vouches for the node, which takes others' updates at the addresses.
+
+        Raise `NodeUnreachable` when it is at none of them from here, and `Refused` where nobody needs a certificate.
+        """
+        failed: Exception | None = None
+        for address in (*addresses, self.dialled):
+            if address.startswith("unix:") or os.path.isdir(address):
+                continue
+            try:
+                return Dialler([address], self._identity).authority(address, GREETING_S)
+            except (OSError, RemoteFault) as error:
+                failed = error
+        raise NodeUnreachable(f"the node tells its authority at none of {', '.join(addresses)}: {failed}") from failed
+
     def own_addresses(self) -> list[str]:
         """Return where else the node can be reached from its own machine: its socket, if that is known."""
         return [f"unix:{self._unix}"] if self._unix else []
@@ -164,8 +253,9 @@ class Line:
         if self._stream is not None:
             self._drop(self._stream)
         address = self._address()
-        dialler = Dialler([address], self._identity, opened=self._opened)
-        stream = greeted(address, GREETING_S, self._client, True, dialler)
+        if self._dialler is None:  # the address stays the same, too
+            self._dialler = Dialler([address], self._identity, opened=self._sockets.note, streams=self._streams)
+        stream = greeted(address, GREETING_S, self._client, True, self._dialler)
         if cm.FOLDS not in stream.knows:
             stream.close()
             raise Refused("old-node", "node", f"the node at {address} is of a version that knows no folds; upgrade it")
@@ -183,9 +273,6 @@ class Line:
             raise
         return stream
 
-    def _opened(self, sock: socket.socket) -> None:
-        self._socket = sock
-
     def _read(self, stream: Stream, answers: SimpleQueue[Message | OSError]) -> None:
         try:
             while True:
@@ -195,9 +282,9 @@ class Line:
                     continue
                 if isinstance(message, cm.Model):
                     sink, self._sink = self._sink, None
-                    if sink is None or len(sink) != message.data_bytes:
-                        raise Broken("the node sends a model that nobody asked for, or one of another size")
-                    stream.receive_into(sink)
+                    if sink is None:
+                        raise Broken("the node sends a model that nobody asked for")
+                    sink(message)
                 if self._on_news(message):
                     continue
                 if self.asked is None:
@@ -212,21 +299,17 @@ class Line:
         if self._stream is not stream:
             return
         self._stream = None
-        if self._socket is not None:
-            with suppress(OSError):  # the node was faster
-                self._socket.shutdown(socket.SHUT_RDWR)
+        shut(stream)
         reader, self._reader = self._reader, None
-        if reader is not None and reader is not threading.current_thread():
+        begun = reader is not None and reader.ident is not None  # not so when an interrupt (Ctrl-C) came in between
+        if reader is not None and begun and reader is not threading.current_thread():
             reader.join()
         stream.close()
 
     def close(self) -> None:
         """End the connection; who waits, on it or for a node that is busy or away, is told."""
         self._closing.set()
-        sock = self._socket
-        if sock is not None:
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+        self._sockets.cut()
         with self._turn:
             if self._stream is not None:
                 self._drop(self._stream)

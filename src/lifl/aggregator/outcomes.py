@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 from lifl.client.tensors import Array
-from lifl.core.errors import LiflError, Refused
+from lifl.core.errors import LiflError, Refused, ResourceFault
 
 
 class UpdateRefused(Refused):
@@ -26,7 +26,7 @@ class FoldFailed(LiflError):
 
 
 class FoldResult(Mapping[str, Array]):
-    """A fold's result: name → array, in the order of the model that it was opened with.
+    """A fold's result: name → read-only array, in the order of the model that it was opened with.
 
     `clients` are those whose updates are in it, `weight` the sum of their weights, `metrics` the means of what they
     measured, by weight.
@@ -39,6 +39,18 @@ class FoldResult(Mapping[str, Array]):
         self.clients = clients
         self.weight = weight
         self.metrics = MappingProxyType(dict(metrics))
+
+    def copy(self) -> FoldResult:
+        """Return the same with arrays that may be changed.  Raise `ResourceFault` when there is no memory for them."""
+        try:
+            copied = {name: array.copy() for name, array in self._tensors.items()}
+        except MemoryError as error:
+            raise ResourceFault("there is no memory for a copy of the result") from error
+        return FoldResult(copied, self.clients, self.weight, self.metrics)
+
+    def __reduce__(self) -> tuple[type[FoldResult], tuple[object, ...]]:
+        """Return what it is made of anew, elsewhere: with arrays of its own."""
+        return FoldResult, (dict(self._tensors), self.clients, self.weight, dict(self.metrics))
 
     def __getitem__(self, name: str) -> Array:
         return self._tensors[name]

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
@@ -18,10 +18,11 @@ import numpy as np
 
 from lifl.aggregator.outcomes import FoldFailed, UpdateRefused
 from lifl.aggregator.tickets import TicketContent, read_ticket
-from lifl.client.dialling import Dialler
+from lifl.client.dialling import Dialler, Sockets
 from lifl.client.outcomes import NodeUnreachable
+from lifl.client.split import Split, check_streams, split
 from lifl.client.stream import GREETING_S, Stream, greeted
-from lifl.client.tensors import Array, Tensors, Update, as_model, as_number
+from lifl.client.tensors import Array, Tensors, Update, as_metrics, as_model, as_weight
 from lifl.core.errors import LocalFault, Refused, RemoteFault
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import folds as fm
@@ -39,19 +40,24 @@ T = TypeVar("T")
 class Part:
     """One client's part in one fold; use it in a ``with`` statement, from one thread.  `close` may come from any."""
 
-    def __init__(self, content: TicketContent, identity: str | None, return_within_s: float) -> None:
+    def __init__(
+        self, content: TicketContent, identity: str | None, return_within_s: float, behind: int = 0, streams: int = 0
+    ) -> None:
         self.client = content.client
         self._content = content
         self._identity = identity
+        self._streams = streams
+        self._diallers: dict[str, Dialler] = {}  # by address
         self._return_within_s = return_within_s
         self._stream: Stream | None = None
-        self._socket: socket.socket | None = None
+        self._sockets = Sockets()
         self._closing = threading.Event()
         self._in_use = threading.Lock()
         self._layout: Layout | None = None
         self._trainable: tuple[str, ...] = ()
         self._round = 0
-        self._fold = self._after = content.fold  # of a standing ticket 0: the first that is open
+        self._behind = behind  # the fold before the only one that it is for; 0: for whichever
+        self._fold = self._after = content.fold or behind  # of a standing ticket 0: the first that is open
         self._model: dict[str, Array] | None = None
         self._retrying(lambda stream: None)
 
@@ -69,9 +75,8 @@ class Part:
         if self._in_use.acquire(blocking=False):
             self._drop()
             self._in_use.release()
-        elif self._socket is not None:
-            with suppress(OSError):  # not connected, or the node was faster
-                self._socket.shutdown(socket.SHUT_RDWR)
+        else:
+            self._sockets.cut()
 
     def _rest(self, pause_s: float) -> None:
         """Wait.  Raise `LocalFault` when the part is closed meanwhile."""
@@ -90,7 +95,8 @@ class Part:
         Raise `FoldFailed` when the fold is over, or its host has not brought the model.
         """
         if self._model is None:
-            self._model = self._retrying(self._fetch)
+            assert self._layout is not None
+            self._model = self._retrying(split(self.client, self._layout.data_bytes, self._fetch))
         return self._model
 
     def submit(self, tensors: Tensors, weight: float, metrics: Mapping[str, float] | None = None) -> None:
@@ -99,18 +105,15 @@ class Part:
         Raise `UpdateRefused`, naming the field, `FoldFailed` when the fold is over, and `NodeUnreachable`.
         """
         try:
-            numbers = {
-                str(name): as_number(value, "bad-metric", f"metrics.{name}", f"the metric {name!r}")
-                for name, value in (metrics or {}).items()
-            }
-            number = as_number(weight, "bad-weight", "weight", "the weight")
+            number, numbers = as_weight(weight), as_metrics({} if metrics is None else metrics)
             assert self._layout is not None
             layout, content = self._layout, self._content
             update = Update(layout, tensors, numbers=False, trainable=self._trainable)
             about = (content.job, self._round, number, layout.data_bytes, (), numbers, layout.digest)
             submit = cm.Submit(*about, fold=self._fold, ticket=content.shown, absent=update.absent)
             check_submit(layout, submit, self.client, bool(self._trainable))
-            self._retrying(lambda stream: self._send(stream, submit, update))
+            send = partial(self._send, submit=submit, update=update)
+            self._retrying(split(self.client, submit.data_bytes, send))
         except UpdateRefused:
             raise
         except Refused as refused:
@@ -125,20 +128,21 @@ class Part:
         """
         if self._content.fold != ANY_FOLD:
             raise LocalFault("this ticket is good for one fold: its host gives one for more by `standing=True`")
-        self._after, self._model = self._fold, None
+        self._after, self._behind, self._model = self._fold, 0, None
         self._retrying(lambda stream: None if self._fold > self._after else self._show(stream))
 
     # ---- requests ----------------------------------------------------------------------------------------------------
 
-    def _send(self, stream: Stream, submit: cm.Submit, update: Update) -> None:
+    def _send(self, stream: Stream, ways: Split, submit: cm.Submit, update: Update) -> None:
+        announced = msgspec.structs.replace(submit, streams=ways.asked)
         while True:
-            stream.send(submit)
+            stream.send(announced)
             answer = stream.receive()
             if isinstance(answer, cm.Go) and answer.direct:
                 stream.send(stream.fill(answer, submit.data_bytes, update.write_to))
                 answer = stream.receive()
             elif isinstance(answer, cm.Go):
-                stream.send_views(update.views, None)
+                ways.send(answer.transfer, update.views, None)
                 answer = stream.receive()
             if not isinstance(answer, cm.Busy):
                 break
@@ -146,15 +150,15 @@ class Part:
         if not isinstance(answer, cm.Accepted):
             raise _refused(answer)
 
-    def _fetch(self, stream: Stream) -> dict[str, Array]:
+    def _fetch(self, stream: Stream, ways: Split) -> dict[str, Array]:
         assert self._layout is not None
-        stream.send(cm.GetModel(self._content.job, self._round, digest=self._layout.digest))
+        stream.send(cm.GetModel(self._content.job, self._round, digest=self._layout.digest, streams=ways.asked))
         answer = stream.receive()
         if not isinstance(answer, cm.Model):
             refused = _refused(answer)
             raise FoldFailed(refused.text) if refused.code == "round-over" else refused
         data = np.empty(answer.data_bytes, np.uint8)
-        stream.receive_into(data.data)
+        ways.receive_into(answer.transfer, data.data)
         return as_model(self._layout, data)
 
     def _retrying(self, act: Callable[[Stream], T]) -> T:
@@ -199,7 +203,7 @@ class Part:
         return stream
 
     def _opened(self, sock: socket.socket) -> None:
-        self._socket = sock
+        self._sockets.note(sock)
         self._rest(0)  # closed just before: then it was not seen
 
     def _show(self, stream: Stream) -> None:
@@ -214,6 +218,8 @@ class Part:
         if not isinstance(answer, cm.Selected):
             refused = _refused(answer)
             raise FoldFailed(refused.text) if refused.code == "round-over" else refused
+        if self._behind and answer.behind not in (msgspec.UNSET, self._behind):
+            raise FoldFailed(f"the fold behind {self._behind} of session {self._content.job!r} is over")
         self._layout, self._round = Layout(answer.tensors), answer.round
         self._trainable = () if isinstance(answer.trainable, msgspec.UnsetType) else answer.trainable
         if not isinstance(answer.fold, msgspec.UnsetType):
@@ -226,9 +232,8 @@ class Part:
         found = self._content.addresses
         here = [each for each in found if each.startswith(UNIX) and os.path.exists(each.removeprefix(UNIX))]
         for address in (*here, *(each for each in found if not each.startswith(UNIX))):
-            dialler = Dialler([address], self._identity, opened=self._opened)
             try:
-                stream = greeted(address, patience_s, self.client, True, dialler)
+                stream = greeted(address, patience_s, self.client, True, self._dialler_to(address))
             except OSError as error:
                 failed = error
                 continue
@@ -238,15 +243,41 @@ class Part:
             failed = ConnectionRefusedError(f"at {address} is another node than the ticket's")
         raise failed or ConnectionRefusedError("the ticket names no address that can be reached from here")
 
+    def _dialler_to(self, address: str) -> Dialler:
+        """Return what makes connections there; it knows how the last ones went."""
+        if address not in self._diallers:
+            access = self._content.access if self._identity is None else None
+            more = (self._opened, None, access, self._streams)
+            self._diallers[address] = Dialler([address], self._identity, False, *more)
+        return self._diallers[address]
 
-def take_part(ticket: str, *, identity: str | None = None, return_within_s: float = 60.0) -> Part:
+
+def take_part(
+    ticket: str,
+    *,
+    identity: str | None = None,
+    return_within_s: float = 60.0,
+    behind: int | None = None,
+    streams: int = 0,
+) -> Part:
     """Return the part in a fold that a ticket gives (`Fold.ticket`).
 
+    With a standing ticket and the number of a fold, `behind`, it is in the one that the host opens next after that
+    (`Fold.number`), and this waits until it is open.
+
     On the node's machine and account nothing else is needed; elsewhere the client's certificate is (`identity`, as of
-    `Client`).  Raise `LocalFault` for what is no ticket, `Refused` for one that is wrong, expired or another's,
+    `Client`), unless the ticket was made with `bearer`.  Where TLS is bound by a core, a large model or update goes
+    over several connections, as a `Client`'s does, `streams` at most.
+
+    Raise `LocalFault` for what is no ticket, `Refused` for one that is wrong, expired or another's,
     `FoldFailed` when its fold is over, and `NodeUnreachable`.
     """
-    return Part(read_ticket(ticket), identity, return_within_s)
+    content = read_ticket(ticket)
+    if behind is not None and (content.fold != ANY_FOLD or isinstance(behind, bool) or not behind > 0):
+        text = f"behind={behind!r} is for a standing ticket, and the number of a fold before the one that is waited for"
+        raise LocalFault(text)
+    check_streams(streams)
+    return Part(content, identity, return_within_s, behind or 0, streams)
 
 
 def _refused(answer: cm.ToClient) -> Refused:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import ipaddress
 import os
 import socket
@@ -11,43 +10,46 @@ import time
 import msgspec
 
 from lifl.aggregator.session import Session
+from lifl.client.bearer import TicketAccess
 from lifl.core.errors import LocalFault, Refused
-from lifl.core.fields import Address, Count, Name, Secret, Ticket, Word
 from lifl.core.limits import DEADLINE_S_MAX
-from lifl.core.trust.ticket import credential_of
+from lifl.core.protocol.ticket_line import BEGIN, TicketLine, content_of, line_of
+from lifl.core.trust.ticket import credential_of, entry_key, entry_of
+
+__all__ = ["BEGIN", "TICKET_S", "TicketContent", "made_ticket", "read_ticket"]
 
 TICKET_S = 3600.0
-BEGIN = "lifl-ticket-1:"
-CHARS_MAX = 4096
 UNIX = "unix:"
 
 
-class TicketContent(msgspec.Struct, frozen=True, array_like=True):
-    """What is in the line: where to go, to which node, and for what it is good."""
-
-    addresses: tuple[Address, ...]
-    node: Word
-    job: Name
-    fold: Count
-    client: Name
-    credential: Secret
-    expires_unix_s: Count
+class TicketContent(TicketLine, frozen=True, array_like=True):
+    """What is in the line, and how its holder comes."""
 
     @property
-    def shown(self) -> Ticket:
-        """What the node is shown."""
-        return Ticket(self.credential, self.expires_unix_s)
+    def access(self) -> TicketAccess | None:
+        """What its holder comes with in the place of a certificate, if it lets anybody in."""
+        shown = self.lets_in
+        return TicketAccess(self.authority, shown) if shown is not None else None
 
 
-def made_ticket(session: Session, fold: int, client: str, valid_s: float) -> str:
-    """Return the line.  Raise `Refused` when `valid_s` is no number of seconds that a ticket may be good for."""
+def made_ticket(session: Session, fold: int, client: str, valid_s: float, bearer: bool = False) -> str:
+    """Return the line; with `bearer` it lets its holder in, too.
+
+    Raise `Refused` when `valid_s` is no number of seconds that a ticket may be good for, or nobody needs to be let in.
+    """
     if isinstance(valid_s, bool) or not isinstance(valid_s, int | float) or not abs(valid_s) <= DEADLINE_S_MAX:
         raise Refused("bad-time", "valid_s", f"valid_s={valid_s!r}: give seconds, at most {DEADLINE_S_MAX:.0f}")
+    made = int(time.time())
     expires = int(time.time() + valid_s)
     credential = credential_of(session.secret, session.name, fold, client, expires)
-    addresses = (*_from_elsewhere(session.gateway, session.line.dialled), *session.line.own_addresses())
+    elsewhere = _from_elsewhere(session.gateway, session.line.dialled)
+    addresses = (*elsewhere, *session.line.own_addresses())
     content = TicketContent(addresses, session.line.node, session.name, fold, client, credential, expires)
-    return BEGIN + base64.urlsafe_b64encode(msgspec.msgpack.encode(content)).decode()
+    if bearer:
+        authority = session.line.authority(elsewhere)
+        entry = entry_of(entry_key(session.secret, session.name), session.name, fold, client, made, expires)
+        content = msgspec.structs.replace(content, made_unix_s=made, authority=authority, entry=entry)
+    return line_of(content)
 
 
 def _from_elsewhere(gateway: str, dialled: str) -> list[str]:
@@ -90,12 +92,7 @@ def _way_out(family: int, towards: str) -> str:
 
 def read_ticket(line: str) -> TicketContent:
     """Raise `LocalFault` when it is none."""
-    text = str(line).strip()
-    if not text.startswith(BEGIN) or len(text) > CHARS_MAX:
-        raise LocalFault(f"{text[:20]!r} ... is no ticket: `fold.ticket(client=...)` makes one")
     try:
-        return msgspec.msgpack.decode(
-            base64.b64decode(text[len(BEGIN) :], altchars=b"-_", validate=True), type=TicketContent
-        )
-    except (ValueError, msgspec.MsgspecError) as error:
-        raise LocalFault(f"the ticket is damaged: {error}") from error
+        return content_of(str(line), TicketContent)
+    except Refused as refused:
+        raise LocalFault(refused.text) from refused

@@ -8,8 +8,9 @@ with Client("127.0.0.1:7433", job="digits", client="hospital-3") as client:
 
 from __future__ import annotations
 
-from lifl.client.client import Client, Round
+from lifl.client.client import Client
 from lifl.client.outcomes import JobCancelled, JobFailed, NodeUnreachable, RoundEnded, Submission
+from lifl.client.round import Round
 from lifl.core.errors import Refused
 
 __all__ = [

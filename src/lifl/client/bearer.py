@@ -10,16 +10,18 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from lifl.core.errors import Refused, RemoteFault
 from lifl.core.limits import ENROLLED_BYTES_MAX
 from lifl.core.protocol import client as cm
+from lifl.core.protocol import tickets as tm
 from lifl.core.protocol.frames import FrameDecoder, encode
-from lifl.core.trust.tokens import Token
 from lifl.tls.contexts import client_context, unverified_context
 from lifl.tls.faults import TlsFault
-from lifl.tls.roots import root_named
+from lifl.tls.roots import roots_in
 from lifl.tls.tls_socket import TlsSocket
 from lifl.tls.token_file import token_in
 
@@ -27,23 +29,34 @@ Secure = Callable[[ssl.SSLContext], TlsSocket]
 """Makes a new connection to the node with this context, and agrees on TLS."""
 
 
-class BearerAccess:
-    """The token in a file, read anew for each connection: a new one may take its place."""
+class Shown(NamedTuple):
+    """What is told, and to nodes of which authority: the one with this digest."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = path
+    authority: str
+    message: cm.ShowToken | tm.ShowTicket
+
+
+class Access:
+    """A secret in the place of a certificate."""
+
+    def __init__(self) -> None:
         self._contexts: dict[str, ssl.SSLContext] = {}  # by the digest of the authority
-        self._tokens: WeakKeyDictionary[TlsSocket, Token] = WeakKeyDictionary()
+        self._told: WeakKeyDictionary[TlsSocket, Shown] = WeakKeyDictionary()
+
+    def shown(self) -> Shown:
+        """Return what is told over a new connection."""
+        raise NotImplementedError
 
     def connect(self, address: str, secure: Secure) -> TlsSocket:
         """Return a connection to a node of the token's cluster, which the token may be told.
 
         Raise `OSError`, `ResourceFault`, and `Refused` where it is not the token's cluster.
         """
-        token = token_in(self._path, bearer=True)
-        context = self._contexts.get(token.authority)
+        shown = self.shown()
+        context = self._contexts.get(shown.authority)
         if context is None:
-            context = self._contexts[token.authority] = client_context(_root(address, token, secure))
+            root = _root(address, shown.authority, secure)
+            context = self._contexts[shown.authority] = client_context(root)
         sock = secure(context)
         try:
             peer = sock.peer
@@ -53,16 +66,68 @@ class BearerAccess:
         if peer is None or peer.identity.role != "node":
             sock.close()
             raise TlsFault(f"{address}: its certificate is no node's; the token was not told")
-        self._tokens[sock] = token
+        self._told[sock] = shown
         return sock
 
-    def token_for(self, sock: object) -> Token | None:
-        """Return the token that may be told over a connection, if it was made for that."""
-        return self._tokens.get(sock) if isinstance(sock, TlsSocket) else None
+    def message_for(self, sock: object) -> cm.ShowToken | tm.ShowTicket | None:
+        """Return what may be told over a connection, if it was made for that."""
+        shown = self._told.get(sock) if isinstance(sock, TlsSocket) else None
+        return shown.message if shown is not None else None
 
 
-def _root(address: str, token: Token, secure: Secure) -> str:
+class BearerAccess(Access):
+    """The token in a file, read anew for each connection: a new one may take its place."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__()
+        self._path = path
+
+    def shown(self) -> Shown:
+        """Return the token.  Raise `Refused`, `ResourceFault`."""
+        token = token_in(self._path, bearer=True)
+        return Shown(token.authority, cm.ShowToken(token.number, token.secret))
+
+
+class TicketAccess(Access):
+    """A ticket that lets its holder in, to nodes of an authority."""
+
+    def __init__(self, authority: str, message: tm.ShowTicket) -> None:
+        super().__init__()
+        self._shown = Shown(authority, message)
+
+    def shown(self) -> Shown:
+        """Return the ticket."""
+        return self._shown
+
+
+def authority_of(address: str, secure: Secure) -> str:
+    """Return the digest of the authority that vouches for the node at an address, of those whose roots it tells.
+
+    It is to be known already that this is the node.  Raise `OSError`, and `Refused` where there is none.
+    """
+    found = roots_in(_told_roots(address, secure))
+    for digest, root in found.items() if len(found) > 1 else ():
+        with suppress(TlsFault):
+            secure(client_context(root)).close()
+            return digest
+    if not found:
+        raise Refused("not-secured", "", f"{address} tells of no authority")
+    return next(iter(found))
+
+
+def _root(address: str, authority: str, secure: Secure) -> str:
     """Return the root (PEM) that a token names, as a gateway tells it."""
+    root = roots_in(_told_roots(address, secure)).get(authority)
+    if root is None:
+        text = f"{address} is not where the token comes from: its authority is not the one that the token names"
+        raise Refused(
+            "wrong-authority", "token", f"{text}; the token was not told: compare the address with whoever made it"
+        )
+    return root
+
+
+def _told_roots(address: str, secure: Secure) -> str:
+    """Return the roots (PEM) that a gateway tells."""
     sock = secure(unverified_context())
     decoder: FrameDecoder[cm.ToClient] = FrameDecoder(cm.ToClient, ENROLLED_BYTES_MAX)
     try:
@@ -79,10 +144,6 @@ def _root(address: str, token: Token, secure: Secure) -> str:
             raise ConnectionRefusedError(answer.text)
         text = f"{address} takes no bearer tokens, or is of an earlier release: {answer.text}"
         raise Refused(answer.code, "token", f"{text}; the token was not told")
-    root = root_named(answer.roots, token.authority) if isinstance(answer, cm.Roots) else None
-    if root is None:
-        text = f"{address} is not where the token comes from: its authority is not the one that the token names"
-        raise Refused(
-            "wrong-authority", "token", f"{text}; the token was not told: compare the address with whoever made it"
-        )
-    return root
+    if not isinstance(answer, cm.Roots):
+        raise Refused("wrong-authority", "token", f"{address} tells no roots; the token was not told")
+    return answer.roots

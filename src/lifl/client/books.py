@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakSet
 
+import msgspec
+
 from lifl.client.outcomes import Submission
 from lifl.client.stream import Progress
 from lifl.client.tensors import Update
@@ -42,6 +44,11 @@ class Numbered(Protocol):
     number: int
 
 
+def is_evaluation(event: cm.Selected | cm.JobOver) -> bool:
+    """Return whether a client is selected to evaluate a model, and not to train."""
+    return isinstance(event, cm.Selected) and not isinstance(event.kind, msgspec.UnsetType)
+
+
 class Books:
     """The books of one client of `job`."""
 
@@ -67,6 +74,9 @@ class Books:
     def note(self, message: cm.ToClient) -> None:
         """Note what the node said.  Raise `Refused` when it refuses the client altogether."""
         match message:
+            case cm.Selected() if is_evaluation(message):
+                self.forget_evaluation(message.round)
+                self.events.append(message)
             case cm.Selected():
                 self.name_gateway(message)
                 if self.declined is None or message.round != self.declined.round:
@@ -90,6 +100,8 @@ class Books:
             case cm.Refusal(cm.SPOILT, _, text):
                 log.warning("update.spoilt job=%s round=%d reason=%a", self._job, message.round, text)
                 self.held.pop(message.round, None)
+            case cm.Refusal(cm.EVALUATION_OVER):
+                self.forget_evaluation(message.round)
             case cm.Refusal(code, field, text) if message.round < 0:
                 raise Refused(code, field, text)
 
@@ -123,7 +135,19 @@ class Books:
 
     def forget_selection(self, number: int) -> None:
         """Drop a selection that waits for a round that is over, or at hand."""
-        self.events = deque(event for event in self.events if isinstance(event, cm.JobOver) or event.round != number)
+        self.events = deque(
+            event
+            for event in self.events
+            if isinstance(event, cm.JobOver) or is_evaluation(event) or event.round != number
+        )
+
+    def forget_evaluation(self, number: int) -> None:
+        """Drop a selection that waits to evaluate the model of a round."""
+        self.events = deque(
+            event
+            for event in self.events
+            if isinstance(event, cm.JobOver) or not is_evaluation(event) or event.round != number
+        )
 
     def has_moved_on(self, number: int) -> bool:
         """Return whether the job is at a later round, or over."""
@@ -139,14 +163,17 @@ class Books:
 
     def asked_again(self) -> list[cm.Selected]:
         """Return the selections that wait for rounds whose update is kept."""
-        return [event for event in self.events if isinstance(event, cm.Selected) and event.round in self.held]
+        return [event for event in self._to_train() if event.round in self.held]
+
+    def _to_train(self) -> list[cm.Selected]:
+        return [event for event in self.events if isinstance(event, cm.Selected) and not is_evaluation(event)]
 
     def resume(self) -> None:
         """Put the round at hand in line again when nothing came of it: the trainer asks for rounds anew."""
         begun = self._begun
         if begun is None or begun.round in self.held or self.is_settled(begun.round):
             return
-        if not any(event.round == begun.round for event in self.events if isinstance(event, cm.Selected)):
+        if not any(event.round == begun.round for event in self._to_train()):
             self.events.appendleft(begun)
 
     def begin(self, selected: cm.Selected) -> None:

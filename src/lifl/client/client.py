@@ -24,20 +24,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from lifl.client.addresses import Node, understood
-from lifl.client.books import Books, HeldUpdate
+from lifl.client.books import Books, HeldUpdate, is_evaluation
+from lifl.client.buffers import Buffers
 from lifl.client.gateways import OVER_CODES, Gateways
 from lifl.client.home import Home, pause
+from lifl.client.kept_updates import keep_update, kept_in
 from lifl.client.outcomes import JobCancelled, JobFailed, RoundEnded, Settled, Submission
+from lifl.client.properties import properties_of
+from lifl.client.round import Round
+from lifl.client.split import Split, check_streams, split
 from lifl.client.stream import Progress, Stream
-from lifl.client.tensors import Array, Tensors, Update, as_model, as_number
-from lifl.client.torch_tensors import HasState, as_state_dict
+from lifl.client.tensors import Array, Tensors, Update, as_metrics, as_model, as_weight
 from lifl.core.errors import LocalFault, Refused, RemoteFault, ResourceFault
 from lifl.core.fields import NAME_RULE, Name
 from lifl.core.limits import TEXT_CHARS_MAX
@@ -53,78 +56,6 @@ HELD_ROUNDS_MAX = 2
 """Uncommitted updates that are kept; the next round begins only when the oldest of them is committed."""
 
 
-class Round:
-    """One round that this client was selected for.
-
-    `number` counts from 1; `deadline_s` is how many seconds were left when the node selected; `options` are the job's
-    `client.options`.
-    """
-
-    def __init__(self, client: Client, selected: cm.Selected) -> None:
-        self.job = selected.job
-        self.number = selected.round
-        self.deadline_s = selected.deadline_s
-        self.options = selected.options
-        self.layout = client._layout_of(selected.tensors)
-        self.trainable = () if isinstance(selected.trainable, msgspec.UnsetType) else selected.trainable
-        self._client = client
-        self._declined = False
-        self._model: dict[str, Array] | None = None
-
-    @property
-    def model(self) -> dict[str, Array]:
-        """The model to start from: name → writable array.
-
-        Of `Client.rounds` with `models=False` it is fetched when first asked for.  Then it raises `RoundEnded` when the
-        round ended meanwhile, `NodeUnreachable`, and `ResourceFault` when there is no memory for it.
-        """
-        if self._model is None:  # no cached_property: before Python 3.12 one of them is locked for all rounds
-            self._model = self._client._fetch_model(self)
-        return self._model
-
-    def state_dict(self, module: HasState | None = None) -> dict[str, Any]:
-        """Return the model as torch tensors, over the memory of `model`: for a module's `load_state_dict`.
-
-        Give the `module` itself when some of its weights are tied: they have one name in the model's file, and all of
-        theirs here.  Raise as `model`, and `LocalFault` where torch is not installed.
-        """
-        return as_state_dict(self.model, module)
-
-    def submit(
-        self,
-        tensors: Tensors,
-        weight: float,
-        metrics: Mapping[str, float] | None = None,
-        progress: Progress | None = None,
-    ) -> Submission:
-        """Send this client's update and return when the node has ACCEPTED it, or the round is over.
-
-        `tensors` has the model's names, dtypes and shapes: a dict of arrays, a torch module or its `state_dict`, or the
-        path of a safetensors file.  Of a job with `job.trainable` some tensors may be missing, and what is not one of
-        the job's is left out.  It must not change until the next round begins.  `weight` is usually the number of
-        examples; `metrics` are averaged with it.  `progress(sent_bytes, all_bytes)` is called while it is sent.
-
-        That the round ended without this update is no error: the `Submission` says that it does not count, and why.
-        If the round is tried again the update is sent again, without training.  An update that was accepted stays: who
-        submits another for the round gets the first one's answer.  Raise `Refused`, naming the field, when the update
-        cannot be taken, and `NodeUnreachable`.
-        """
-        return self._client._submit(self, tensors, weight, metrics or {}, progress)
-
-    def decline(self, reason: str = "") -> None:
-        """Take no part in this round: another client is selected at once, and `reason` is seen on the node.
-
-        The client goes on to the next round that it is selected for.
-        """
-        self._client._decline(self, reason)
-        self._declined = True
-
-    @property
-    def committed(self) -> bool | None:
-        """True: this client's update is in a durable model.  False: it is in none.  None: not known yet."""
-        return self._client._books.fates.get(self.number)
-
-
 class Client:
     """A client of one job on one node; use it in a ``with`` statement, from one thread.
 
@@ -138,9 +69,19 @@ class Client:
     `token_file` (or ``$LIFL_TOKEN_FILE``) may have a bearer token for this name and job.  `insecure` does without,
     where the node was started with ``--insecure``: nothing is encrypted, and nobody knows who is who.
 
+    A job may select clients, and give them options, by what they say of themselves: `labels` (name and text), the
+    number of `examples` that they have, the class of their `device` (``gpu``).  With `evaluate` its `rounds` are also
+    those in which a model is to be evaluated.
+
     When no node can be reached for longer than `give_up_after_s`, `NodeUnreachable` is raised; a job that does not
     exist is waited for as long, then `Refused` is raised.  Each of that, and a connection made again, is logged as a
     warning of the logger ``lifl.client``.
+
+    Where TLS is bound by a core, a large model or update goes over several connections, of the same client to the same
+    node: at most `streams`, 8 at the most, if the node takes as many; 0: half as many as there are cores, up to 4.
+
+    Each update is written to a file in the folder `keep_updates`, if there is one, before it is sent: whoever has those
+    of a round can check its model (``lifl verify``).
 
     A process forked from this one (a worker of a DataLoader) has no part in it: it must make a client of its own.
     """
@@ -156,17 +97,26 @@ class Client:
         identity: str | os.PathLike[str] | None = None,
         insecure: bool = False,
         token_file: str | os.PathLike[str] | None = None,
+        labels: Mapping[str, str] | None = None,
+        examples: int | None = None,
+        device: str = "",
+        evaluate: bool = False,
+        streams: int = 0,
+        keep_updates: str | os.PathLike[str] | None = None,
     ) -> None:
         try:
             msgspec.convert({"job": job, "client": client}, type=_Names)
         except msgspec.ValidationError:
             raise LocalFault(f"job={job!r}, client={client!r}: a name is {NAME_RULE}") from None
+        check_streams(streams)
         nodes = understood(node)
         self.job = job
         self.client = client
+        self._keep_updates = None if keep_updates is None else kept_in(keep_updates)
         self._closed = threading.Event()
         self._layout: Layout | None = None
         self._books = Books(job)
+        self._buffers = Buffers()
         self._home = Home(
             nodes,
             self._books,
@@ -177,6 +127,8 @@ class Client:
             identity=identity,
             insecure=insecure,
             token_file=token_file,
+            properties=properties_of(labels, examples, device, evaluate),
+            streams=streams,
         )
         self.give_up_after_s = give_up_after_s
         self._gateways = Gateways(client, self._home, self._books, self._closed)
@@ -212,6 +164,7 @@ class Client:
         """
         self._closed.set()
         self._home.close()
+        self._buffers.close()
 
     # ---- what trainers use -----------------------------------------------------------------------------------------
 
@@ -245,6 +198,10 @@ class Client:
                 self._books.held.clear()
                 self._end(event)
                 return None
+            if is_evaluation(event):
+                if (evaluation := self._evaluation(event, models)) is not None:
+                    return evaluation
+                continue
             number = event.round
             self._home.dialler.renew()
             self._books.begin(event)
@@ -264,6 +221,19 @@ class Client:
                 self._take_part_again(number)
             else:
                 return round_
+
+    def _evaluation(self, event: cm.Selected, models: bool) -> Round | None:
+        """Return the round in which a model is to be evaluated; None when that is over."""
+        self._home.dialler.renew()
+        self._books.detach_held()
+        round_ = Round(self, event)
+        try:
+            if models:
+                _ = round_.model
+        except RoundEnded as ended:
+            log.info("evaluation.over job=%s round=%d reason=%a", self.job, event.round, str(ended))
+            return None
+        return round_
 
     def _take_part_again(self, number: int) -> None:
         """Have the node select the client again when a round was refused that is not known to be over.
@@ -301,15 +271,11 @@ class Client:
     ) -> Submission:
         if round_._declined:
             raise LocalFault(f"round {round_.number} was declined: it takes no update of this client")
+        if round_.kind == "evaluate":
+            text = f"the model of round {round_.number} is to be evaluated: report(metrics, weight) takes no tensors"
+            raise Refused("no-tensors", "tensors", text)
         layout = round_.layout
-        if not isinstance(metrics, Mapping):
-            text = f"metrics are a dict of name and number, not a {type(metrics).__name__}"
-            raise Refused("bad-metric", "metrics", text)
-        number = as_number(weight, "bad-weight", "weight", "the weight")
-        numbers = {
-            str(name): as_number(value, "bad-metric", f"metrics.{name}", f"the metric {name!r}")
-            for name, value in metrics.items()
-        }
+        number, numbers = as_weight(weight), as_metrics(metrics)
         update = Update(layout, tensors, trainable=round_.trainable)
         about = (self.job, round_.number, number, layout.data_bytes, layout.tensors, numbers)
         submit = cm.Submit(*about, absent=update.absent)
@@ -317,6 +283,8 @@ class Client:
         before = self._books.held.get(round_.number)
         if self._books.fates.get(round_.number) or (before is not None and before.accepted):
             return Submission(self.job, round_.number, True)
+        if self._keep_updates is not None:
+            keep_update(self._keep_updates, self.client, submit, update)
         told = None if progress is None else partial(_tell, progress)
         held = self._books.held[round_.number] = HeldUpdate(submit, update, told)
         try:
@@ -334,7 +302,8 @@ class Client:
                 # Its fate was told while it was trained, or on a connection that broke before the answer.
                 return self._books.verdict(held.submit, f"round {number} is over without this update")
             self._books.forget_selection(number)  # of another attempt: this is the answer to it
-            return self._gateways.do(home, number, partial(self._offer, held=held))
+            send = split(self.client, held.submit.data_bytes, partial(self._offer, held=held))
+            return self._gateways.do(home, number, send)
 
         try:
             done = self._home.retrying(offer)
@@ -349,6 +318,9 @@ class Client:
         if number in self._books.held:
             raise LocalFault(f"round {number} has an update of this client: it cannot be declined any more")
         text = str(reason).encode(errors="replace").decode()[:TEXT_CHARS_MAX]
+        if round_.kind == "evaluate":
+            self._home.say(cm.Decline(self.job, number, text))
+            return
         self._books.declined = declined = cm.Decline(self.job, number, text)
         self._books.forget_selection(number)
         self._books.fates[number] = False
@@ -358,13 +330,13 @@ class Client:
         elif stream is not None:  # an earlier version selects another for one that leaves
             self._home.say(cm.Leave(self.job), self._home.join())
 
-    def _offer(self, stream: Stream, held: HeldUpdate) -> Submission:
+    def _offer(self, stream: Stream, ways: Split, held: HeldUpdate) -> Submission:
         """Submit an update on this connection, until there is an answer."""
         submit = held.submit
         before = self._books.fates.pop(submit.round, None)  # of an earlier attempt at the round
-        announced = submit
+        announced = msgspec.structs.replace(submit, streams=ways.asked)
         if cm.DIGESTS in stream.knows:
-            announced = msgspec.structs.replace(submit, tensors=(), digest=held.update.layout.digest)
+            announced = msgspec.structs.replace(announced, tensors=(), digest=held.update.layout.digest)
         stream.send(announced)
         answer = self._home.answer(stream, submit.round, cm.Go | cm.Accepted | cm.Busy | cm.Refusal)
         while isinstance(answer, cm.Busy):
@@ -376,7 +348,7 @@ class Client:
             if answer.direct:
                 stream.send(stream.fill(answer, submit.data_bytes, partial(_write, held)))
             else:
-                stream.send_views(held.update.views, held.progress)
+                ways.send(answer.transfer, held.update.views, held.progress)
             answer = self._home.answer(stream, submit.round, cm.Accepted | cm.Refusal)
         if isinstance(answer, cm.Accepted):
             held.accepted = True
@@ -391,12 +363,15 @@ class Client:
         raise Refused(answer.code, answer.field, answer.text)
 
     def _fetch_model(self, round_: Round) -> dict[str, Array]:
-        def fetch(stream: Stream) -> dict[str, Array]:
+        number = round_.number + (round_.kind == "evaluate")  # of the round that starts from it
+        nbytes = round_.layout.data_bytes
+
+        def fetch(stream: Stream, ways: Split) -> dict[str, Array]:
             layout = round_.layout
             digests = cm.DIGESTS in stream.knows
             digest = layout.digest if digests else msgspec.UNSET
-            stream.send(cm.GetModel(self.job, round_.number, digest=digest))
-            answer = self._home.answer(stream, round_.number, cm.Model | cm.Refusal)
+            stream.send(cm.GetModel(self.job, number, digest=digest, streams=ways.asked))
+            answer = self._home.answer(stream, number, cm.Model | cm.Refusal)
             if isinstance(answer, cm.Refusal):
                 if answer.code in OVER_CODES and stream is self._home.stream:
                     raise RoundEnded(answer.text)
@@ -404,12 +379,12 @@ class Client:
             same = answer.digest == digest if digests else answer.tensors == layout.tensors
             if not same or answer.data_bytes != layout.data_bytes:
                 raise RemoteFault(f"the model of round {round_.number} differs from what its selection announced")
-            data = _memory(answer.data_bytes, round_)
-            stream.receive_into(data.data)
+            data = _memory(self._buffers, round_)
+            ways.receive_into(answer.transfer, data.data)
             return as_model(layout, data)
 
         try:
-            return self._home.retrying(lambda home: self._gateways.do(home, round_.number, fetch))
+            return self._home.retrying(lambda home: self._gateways.do(home, number, split(self.client, nbytes, fetch)))
         except Settled as settled:
             raise RoundEnded(settled.submission.reason or f"round {round_.number} is committed") from None
 
@@ -437,8 +412,10 @@ class Client:
             if self._home.stream is not home:
                 return  # given up: the next connection begins by saying what is wanted
             self._books.events.remove(event)
+            held = self._books.held[event.round]
+            send = split(self.client, held.submit.data_bytes, partial(self._offer, held=held))
             with suppress(Settled):
-                self._gateways.do(home, event.round, partial(self._offer, held=self._books.held[event.round]))
+                self._gateways.do(home, event.round, send)
 
     def _layout_of(self, tensors: tuple[TensorSpec, ...]) -> Layout:
         """Return the layout, which is the last round's nearly always."""
@@ -464,9 +441,10 @@ def _tell(progress: Progress, sent_bytes: int, all_bytes: int) -> None:
         raise LocalFault(f"progress({sent_bytes}, {all_bytes}) raised {error!r}") from error
 
 
-def _memory(nbytes: int, round_: Round) -> NDArray[np.uint8]:
+def _memory(buffers: Buffers, round_: Round) -> NDArray[np.uint8]:
+    nbytes = round_.layout.data_bytes
     try:
-        return np.empty(nbytes, np.uint8)
+        return buffers.take(nbytes)
     except MemoryError as error:
         raise ResourceFault(f"there is no memory for the model of round {round_.number}, {nbytes} bytes") from error
 

@@ -10,10 +10,12 @@ import os
 import socket
 import ssl
 import time
+import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 
 from lifl.client.addresses import target
-from lifl.client.bearer import BearerAccess
+from lifl.client.bearer import Access, BearerAccess, Secure, authority_of
 from lifl.core.config.values import is_loopback, joined_address
 from lifl.core.errors import LocalFault, Refused
 from lifl.core.identity import Role
@@ -34,12 +36,30 @@ DIAGNOSIS_S = 3.0
 NODE: tuple[Role, ...] = ("node",)
 
 
+class Sockets:
+    """All sockets that a client's threads may wait on, so that another thread can wake who waits."""
+
+    def __init__(self) -> None:
+        self._known: list[weakref.ref[socket.socket]] = []  # never changed in place
+
+    def note(self, sock: socket.socket) -> None:
+        """Note one, before anybody waits on it."""
+        self._known = [*(known for known in self._known if known() is not None), weakref.ref(sock)]
+
+    def cut(self) -> None:
+        """End all of them, from whatever thread."""
+        for sock in [known() for known in self._known]:
+            if sock is not None:
+                with suppress(OSError):  # not connected, or closed
+                    sock.shutdown(socket.SHUT_RDWR)
+
+
 class Dialler:
     """Makes a client's connections to any of a cluster's gateways; `nodes` are those that were given.
 
     `opened` is told each socket before it is connected.  `identity` is an identity folder; else it is looked for
     (`tls/folder.py`).  `insecure`: nodes are spoken to in plain, and nobody knows who they are.  `token_file` has a
-    bearer token, or ``$LIFL_TOKEN_FILE`` does.
+    bearer token, or ``$LIFL_TOKEN_FILE`` does; `access` is what it comes with in their place.
     """
 
     def __init__(
@@ -49,14 +69,20 @@ class Dialler:
         insecure: bool = False,
         opened: Opened = lambda _sock: None,
         token_file: str | os.PathLike[str] | None = None,
+        access: Access | None = None,
+        streams: int = 0,
     ) -> None:
+        self.streams = streams
+        """Over how many connections a large body may go; 0: as the cores say (`body_ranges.streams_for`)."""
+        self.splits = True
+        """Whether the next large body may go over several connections: not when the last one failed, or lacked some."""
         if token_file is not None and (identity is not None or insecure):
             other = "identity" if identity is not None else "insecure"
             raise LocalFault(f"token_file and {other} are given: a client comes by one of them")
-        if token_file is None and identity is None and not insecure:
+        if token_file is None and identity is None and not insecure and access is None:
             token_file = os.environ.get(TOKEN_VARIABLE)
         self._nodes = tuple(nodes)
-        self.bearer = BearerAccess(token_file) if token_file else None
+        self.access = access or (BearerAccess(token_file) if token_file else None)
         """What it comes with to TCP ports, in the place of an identity, if anything."""
         self._given = identity or os.environ.get(VARIABLE)
         self._insecure = insecure
@@ -71,8 +97,8 @@ class Dialler:
         where = target(address)
         if isinstance(where, str):
             return self._unix(where, patience_s)
-        if self.bearer is not None:
-            return self.bearer.connect(address, lambda context: self._shaken(context, where, patience_s))
+        if self.access is not None:
+            return self.access.connect(address, self._secure(where, patience_s))
         contexts = self._contexts_for(address, where[0])
         self.renew()
         raw = self._tcp(*where, patience_s)
@@ -82,6 +108,22 @@ class Dialler:
         except BaseException:
             raw.close()
             raise
+
+    def authority(self, address: str, patience_s: float) -> str:
+        """Return the digest of the authority of the node at ``HOST:PORT``, which is known to be there.
+
+        Raise `OSError`, and `Refused` where there is none.
+        """
+        where = target(address)
+        assert not isinstance(where, str)
+        try:
+            return authority_of(address, self._secure(where, patience_s))
+        except TlsFault as fault:
+            text = f"the node at {address} asks nobody for a certificate: leave `bearer` out ({fault})"
+            raise Refused("no-token-wanted", "bearer", text) from fault
+
+    def _secure(self, where: tuple[str, int], patience_s: float) -> Secure:
+        return lambda context: self._shaken(context, where, patience_s)
 
     def _shaken(self, context: ssl.SSLContext, where: tuple[str, int], patience_s: float) -> TlsSocket:
         """Return a new connection that is secured with a context."""

@@ -17,18 +17,20 @@ import random
 import socket
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+import msgspec
+
 from lifl.client.books import Books
-from lifl.client.dialling import Dialler
+from lifl.client.dialling import Dialler, Sockets
 from lifl.client.liveness import ANSWER_S, Watch, usable
 from lifl.client.outcomes import NodeUnreachable, RoundEnded, Settled
 from lifl.client.stream import GREETING_S, OtherLost, Stream, greeted
 from lifl.core.errors import LocalFault, Refused
+from lifl.core.fields import Properties
 from lifl.core.protocol import client as cm
 from lifl.tls.faults import TlsFault
 
@@ -106,8 +108,11 @@ class Home:
         identity: str | os.PathLike[str] | None = None,
         insecure: bool = False,
         token_file: str | os.PathLike[str] | None = None,
+        properties: Properties | None = None,
+        streams: int = 0,
     ) -> None:
-        self.dialler = Dialler(nodes, identity, insecure, self.opened, token_file)
+        self._properties = properties
+        self.dialler = Dialler(nodes, identity, insecure, self.opened, token_file, streams=streams)
         self.stream: Stream | None = None
         """The connection, while there is one."""
         self._nodes = deque(nodes)
@@ -131,7 +136,7 @@ class Home:
         self._joined_ns = 0
         self._pid = os.getpid()
         self._in_use = threading.Lock()
-        self._sockets: list[weakref.ref[socket.socket]] = []  # all that a thread may wait on; never changed in place
+        self._sockets = Sockets()
 
     @property
     def node(self) -> str:
@@ -221,11 +226,14 @@ class Home:
             except OSError:
                 self.disconnect()
 
-    def join(self) -> cm.Join:
-        """Return the words by which the client takes part (again)."""
+    def join(self, stream: Stream | None = None) -> cm.Join:
+        """Return the words by which the client takes part (again), over the connection that there is or this one."""
+        stream = stream or self.stream
+        tells = self._properties is not None and stream is not None and cm.PROPERTIES in stream.knows
         # A clock that stands or goes back: to earlier versions of the node a later connection has a later time.
         self._joined_ns = max(self._joined_ns + 1, time.time_ns())
-        return cm.Join(self._job, min(self._books.held, default=None), self._joined_ns)
+        properties = self._properties if tells and self._properties is not None else msgspec.UNSET
+        return cm.Join(self._job, min(self._books.held, default=None), self._joined_ns, properties)
 
     # ---- the connection --------------------------------------------------------------------------------------------
 
@@ -297,7 +305,7 @@ class Home:
 
     def opened(self, sock: socket.socket) -> None:
         """Note a socket that is about to be waited on, so that `close` can wake who waits."""
-        self._sockets = [*(known for known in self._sockets if known() is not None), weakref.ref(sock)]
+        self._sockets.note(sock)
         self._check_usable()  # closed just before: then it was not seen
 
     def _connected(self) -> Stream:
@@ -307,7 +315,7 @@ class Home:
         patience_s = GREETING_S if len(self._nodes) == 1 else AWAY_GREETING_S
         stream = greeted(self.node, patience_s, self._client, self._direct, self.dialler)
         try:
-            stream.send(self.join())
+            stream.send(self.join(stream))
             if self._books.declined is not None and cm.DECLINE in stream.knows:
                 stream.send(self._books.declined)
             ways = (self.others, self._holds, self._leave_for, self.learn)
@@ -370,7 +378,4 @@ class Home:
                 self._in_use.release()
             return
         # Someone waits for the node, or sends: what is sent may be cut, and the end of the connection says the rest.
-        for sock in [known() for known in self._sockets]:
-            if sock is not None:
-                with suppress(OSError):  # not connected, or closed
-                    sock.shutdown(socket.SHUT_RDWR)
+        self._sockets.cut()

@@ -16,8 +16,9 @@ import select
 import socket
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 
@@ -25,11 +26,15 @@ from lifl.client.dialling import Dialler
 from lifl.core.config.values import is_loopback, joined_address
 from lifl.core.errors import Refused, RemoteFault
 from lifl.core.protocol import client as cm
+from lifl.core.protocol.body_ranges import STREAMS, streams_for
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.schema import TensorSpec
 from lifl.core.trust.cookie import proof_of
 from lifl.tls.polling import readable
 from lifl.tls.tls_socket import TlsSocket
+
+if TYPE_CHECKING:
+    from lifl.shm.mapping import Readable
 
 Progress = Callable[[int, int], None]
 """Called with (bytes sent, all bytes)."""
@@ -86,14 +91,16 @@ class OlderNode(Refused):
 
 def greeted(address: str, patience_s: float, client: str, direct: bool, dialler: Dialler) -> Stream:
     """Return a connection to a node that takes the client.  Raise `OSError`, `LocalFault`, `Refused`, `RemoteFault`."""
-    knows: tuple[str, ...] = cm.KNOWS
+    said = [(), cm.KNOWS, (*cm.KNOWS, STREAMS)]
     while True:
         stream = Stream(address, patience_s, dialler)
+        if stream.streams == 1 and len(said) > 2:
+            said.pop()
         try:
-            stream.greet(client, direct, knows)
+            stream.greet(client, direct, said[-1])
         except OlderNode:
             stream.close()
-            knows = ()
+            said.pop()
         except BaseException:
             stream.close()
             raise
@@ -111,9 +118,13 @@ class Stream:
         """The node's number, in hexadecimal digits."""
         self.watch: Watched | None = None
         self.dialler = dialler
+        self.address = address
         self._sock = dialler.connect(address, patience_s)
         _streams.add(self)
         self.is_local = self._sock.family == getattr(socket, "AF_UNIX", None)
+        secured = isinstance(self._sock, TlsSocket)
+        self.streams = 1 if self.is_local else streams_for(dialler.streams, _cores(), secured)
+        """Over how many connections a large body may go: by this client, and from `greet` on by the node, too."""
         self._decoder: FrameDecoder[cm.ToClient] = FrameDecoder(cm.ToClient)
         self._tensors: dict[str, tuple[TensorSpec, ...]] = {}  # by job: those that were told over this connection
         self._descriptors: list[int] = []
@@ -122,9 +133,9 @@ class Stream:
 
     def greet(self, client: str, direct: bool, knows: tuple[str, ...] = cm.KNOWS) -> None:
         """Say Hello and take the answer.  Raise `Refused` too; `OlderNode` when the node has no word for `knows`."""
-        token = self.dialler.bearer.token_for(self._sock) if self.dialler.bearer is not None else None
-        if token is not None:
-            self.send(cm.ShowToken(token.number, token.secret))
+        shown = self.dialler.access.message_for(self._sock) if self.dialler.access is not None else None
+        if shown is not None:
+            self.send(shown)
         self.send(cm.Hello(cm.PROTOCOL_VERSION, client, direct=direct and self.is_local, knows=knows))
         answer = self._answer()
         if isinstance(answer, cm.Challenge) and self._is_loopback():
@@ -141,6 +152,7 @@ class Stream:
             raise Refused("wrong-version", "version", fault)
         self.knows = frozenset(answer.knows)
         self.node = answer.node
+        self.streams = min(self.streams, answer.streams)
         self.patience(None)
 
     def _answer(self) -> cm.ToClient:
@@ -168,7 +180,7 @@ class Stream:
         """Wait so long from now on; None: as long as it takes, or as the watch says."""
         self._sock.settimeout(patience_s)
 
-    def _patiently(self, act: Callable[[], T]) -> T:
+    def patiently(self, act: Callable[[], T]) -> T:
         """Do what may have to wait; the watch, if there is one, says for how long."""
         if self.watch is None:
             return act()
@@ -227,7 +239,7 @@ class Stream:
         """Send one frame."""
         frame = memoryview(encode(message))
         while frame:
-            frame = frame[self._patiently(partial(self._sock.send, frame)) :]
+            frame = frame[self.patiently(partial(self._sock.send, frame)) :]
 
     def receive(self) -> cm.ToClient:
         """Wait for the next frame and return its message; the answers to its questions are the watch's."""
@@ -246,7 +258,7 @@ class Stream:
     def take(self) -> cm.ToClient | None:
         """Wait for the next frame and return its message; None for an answer to the watch's question."""
         while (message := self._decoder.next_message()) is None:
-            data = self._patiently(self._receive_some)
+            data = self.patiently(self._receive_some)
             if not data:
                 raise ConnectionResetError("the node closed the connection")
             self._decoder.feed(data)
@@ -323,7 +335,7 @@ class Stream:
         got = 0
         while got < len(view):
             rest = view[got : got + RECEIVE_BYTES]
-            step = self._patiently(partial(self._sock.recv_into, rest))
+            step = self.patiently(partial(self._sock.recv_into, rest))
             if not step:
                 raise ConnectionResetError(f"the node closed the connection after {got} of {len(view)} bytes")
             got += step
@@ -343,7 +355,7 @@ class Stream:
                 nbytes += len(piece)
                 if nbytes == SEND_BYTES:
                     break
-            step = self._patiently(partial(self._send_some, batch))
+            step = self.patiently(partial(self._send_some, batch))
             sent += step
             offset += step
             while index < len(waiting) and offset >= len(waiting[index]):
@@ -362,3 +374,26 @@ class Stream:
         self._sock.close()
         self._close_descriptors()
         self._segment = None  # unmapped with its last view
+
+
+def _cores() -> int:
+    """Return how many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # Windows, macOS
+
+
+def shut(stream: Stream) -> None:
+    """End a connection: a thread that waits on it wakes with an error, or the end; it is still to be closed."""
+    with suppress(OSError):  # it has ended
+        stream._sock.shutdown(socket.SHUT_RDWR)
+
+
+def lent_bytes(stream: Stream, offset: int, nbytes: int) -> Readable:
+    """Return bytes of a segment of the node's arena, to be read; its descriptor has come along just before."""
+    from lifl.shm.mapping import Readable  # Linux's
+
+    if not stream._descriptors:
+        raise RemoteFault("the node lets us read its arena but sent no descriptor of it")
+    try:
+        return Readable(stream._descriptors[-1], offset, nbytes)
+    finally:
+        stream._close_descriptors()

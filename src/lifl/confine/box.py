@@ -193,6 +193,11 @@ def enter_http(folders: Sequence[Path] = ()) -> int:
     return held
 
 
+def enter_outbound() -> None:
+    """Enter the box of the process that brings models to a store elsewhere: it keeps what its user may do, no more."""
+    _enter()
+
+
 def enter_zygote() -> int:
     """Enter the zygote's box, which its workers inherit; return the version of Landlock that holds it (0: none)."""
     _enter()

@@ -28,9 +28,22 @@ HARMLESS = (signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH, sign
 """The kernel, or Python, has them do nothing: a write into a pipe or a file that takes no more says so itself."""
 
 
+END_S = 20
+"""What `lifld` has, beside the time for its rounds, to end."""
+
+
 def ignore_stray() -> None:
     """Have this process, and those that it starts, take no notice of `STRAY`."""
     _ignore(STRAY)
+
+
+def end_within(seconds: int = END_S) -> None:
+    """Have the kernel end this process if it has not ended by then, whatever it waits for.
+
+    Python waits for ever for a thread that has not begun, as where there is no memory for one.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(seconds)
 
 
 def leave_to_lifld() -> None:

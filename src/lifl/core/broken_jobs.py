@@ -11,6 +11,7 @@ from lifl.core import effects as fx
 from lifl.core.agent.agent import Agent, tell
 from lifl.core.coordinator.coordinator import Coordinator, fail
 from lifl.core.errors import LocalFault
+from lifl.core.ids import is_hosted
 from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.protocol.commands import CloseJob
 from lifl.core.turn import Turn
@@ -23,6 +24,7 @@ class BrokenJobs:
         self._turn = turn
         self._agent = agent
         self.coordinator = coordinator
+        self.hosting: Coordinator | None = None
         self._ended: set[int] = set()
         self.is_new = False
         """One was ended, and what is left was not looked at yet."""
@@ -38,9 +40,10 @@ class BrokenJobs:
             self.is_new = True
             said = f"{type(fault).__name__}: {fault}"[: TEXT_CHARS_MAX // 2]
             turn.emit(fx.JobBroke(number, said))
-            if self.coordinator is not None and number in self.coordinator.running:
+            runs = self.hosting if is_hosted(number) else self.coordinator
+            if runs is not None and number in runs.running:
                 text = f"a fault of LIFL, not of this job's: its books contradict each other ({said}); please report it"
-                fail(self.coordinator, number, text)
+                fail(runs, number, text)
             else:
                 self._agent.handle(CloseJob(number))
                 tell(self._agent)

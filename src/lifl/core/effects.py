@@ -11,8 +11,10 @@ from typing import Any
 
 import msgspec
 
+from lifl.core.config.job import JobConfig
 from lifl.core.fields import Message
-from lifl.core.ids import Key
+from lifl.core.ids import Key, is_hosted
+from lifl.core.planning.keeping import Kept
 from lifl.core.planning.plan import Plan, PlanRequest
 from lifl.core.protocol.gateway import ToGateway
 from lifl.core.protocol.journal import ToJournal
@@ -91,11 +93,22 @@ class SaveJob(msgspec.Struct, frozen=True):
     reason: str
 
 
+class SaveConfig(msgspec.Struct, frozen=True):
+    """Make durable what a job's config has become."""
+
+    job: str
+    config: JobConfig
+
+
 class DropJob(msgspec.Struct, frozen=True):
-    """Forget the job's row: it was a session of folds, of which nothing stays."""
+    """Forget the rows of a job and its rounds: it was a session of folds, or the user wants nothing to stay.
+
+    `copies`: note that the copies of its models on other nodes go, too.
+    """
 
     job: str
     number: int
+    copies: bool = False
 
 
 class SaveRound(msgspec.Struct, frozen=True):
@@ -112,6 +125,15 @@ class SaveRound(msgspec.Struct, frozen=True):
     fields: dict[str, Any]
 
 
+class SaveEvaluation(msgspec.Struct, frozen=True):
+    """Add to the row of a round that is committed what its evaluation has found; `fields` take their places."""
+
+    job: str
+    round: int
+    attempt: int
+    fields: dict[str, Any]
+
+
 class SetAside(msgspec.Struct, frozen=True):
     """Make durable that the job's rounds after `above` do not stand any more: their status becomes ``damaged``.
 
@@ -121,6 +143,34 @@ class SetAside(msgspec.Struct, frozen=True):
     job: str
     above: int
     reason: str
+
+
+class KeepModels(msgspec.Struct, frozen=True):
+    """Remove the job's files below its `folder` of rounds that do not stay; all that is before is durable.
+
+    `fresh` is the round that was just committed, with its `files` (-1: none; the job goes on from an earlier life).  It
+    is brought to `upload`, too, unless that is empty.
+    """
+
+    job: str
+    number: int
+    folder: str
+    kept: Kept
+    fresh: int = -1
+    files: tuple[str, ...] = ()
+    upload: str = ""
+
+
+class TrimRounds(msgspec.Struct, frozen=True):
+    """Forget rows of rounds before `rounds` whose models do not stay, and of those before `receipts` what they cost.
+
+    It is said every `TRIM_ROUNDS` commits, and is about twice so many rounds, those before each.
+    """
+
+    job: str
+    rounds: int
+    receipts: int
+    kept: Kept
 
 
 class SavePlan(msgspec.Struct, frozen=True):
@@ -141,13 +191,19 @@ class Publish(msgspec.Struct, frozen=True):
     fields: dict[str, Any]
 
 
-DECISIONS = SendNode, SaveJob, DropJob, SaveRound, SetAside, SavePlan, Publish
+ROWS = SaveJob, SaveConfig, DropJob, SaveRound, SaveEvaluation, SetAside
+"""Rows: what follows one waits until it is durable."""
+DECISIONS = SendNode, *ROWS, KeepModels, TrimRounds, SavePlan, Publish
 """What only a coordinator wants done: none of it counts when it coordinates no longer."""
 
 
 def without_decisions(effects: Sequence[Effect]) -> list[Effect]:
-    """Return what is done all the same of an event's effects, when the node does not coordinate any more."""
-    return [effect for effect in effects if not isinstance(effect, DECISIONS)]
+    """Return what is done all the same of an event's effects, when the node does not coordinate any more.
+
+    The sessions that it hosts by itself go on.
+    """
+    stays = [is_hosted(getattr(effect, "number", 0)) or not isinstance(effect, DECISIONS) for effect in effects]
+    return [effect for effect, stay in zip(effects, stays, strict=True) if stay]
 
 
 Effect = (
@@ -164,9 +220,13 @@ Effect = (
     | SendKeys
     | JobBroke
     | SaveJob
+    | SaveConfig
     | DropJob
     | SaveRound
+    | SaveEvaluation
     | SetAside
+    | KeepModels
+    | TrimRounds
     | SavePlan
     | Publish
 )

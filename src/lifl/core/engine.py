@@ -7,6 +7,9 @@ Every node has an agent (arena, workers); the node that coordinates has the coor
 orders and reports alone; between two nodes these travel, within one each waits in a queue until the one before it
 is done with, as it would on a network.
 
+A node that does not coordinate, or not for all its life, has a coordinator of its own for the sessions of folds that it
+hosts (`hosting`), and is the only node of that: these are in its arena alone, whoever coordinates the cluster.
+
 What an agent frees is gone at once, but a row is durable only when its effect is performed.  So the queue stops at an
 event that wants a row written (`writing`), and goes on with `RowsWritten`: after a kill in between, the next daemon
 finds the updates, or the row that says what became of them.
@@ -15,8 +18,10 @@ finds the updates, or the row that says what became of them.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, get_args
 
 from lifl.core import effects as fx
 from lifl.core import events as ev
@@ -24,23 +29,26 @@ from lifl.core import snapshot
 from lifl.core.agent.agent import Agent
 from lifl.core.agent.begin_anew import begin_anew
 from lifl.core.broken_jobs import BrokenJobs
-from lifl.core.coordinator import sessions
-from lifl.core.coordinator.coordinator import Coordinator, check_new, running_job
+from lifl.core.coordinator import job_life, sessions
+from lifl.core.coordinator.coordinator import Coordinator, check_new, forget, running_job
 from lifl.core.coordinator.drains import drain
 from lifl.core.coordinator.job import Job
+from lifl.core.coordinator.job_queue import PAUSED, QUEUED, SPREAD
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import Node
 from lifl.core.errors import Impossible, LocalFault, Refused, RemoteFault
 from lifl.core.event_log import EventLog, Recording, RecordingStore, Shape, shape
+from lifl.core.ids import is_hosted
 from lifl.core.object_store import ObjectStore
 from lifl.core.planning.capacity import NodeLoad
 from lifl.core.planning.plan import NodeFacts
-from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
-from lifl.core.protocol.commands import Order
+from lifl.core.protocol import tickets as tm
+from lifl.core.protocol.commands import CloseJob, Order
 from lifl.core.schema import Layout
 from lifl.core.turn import Turn
 
+ORDERS = frozenset(get_args(Order))
 STEPS_MAX = 4_000_000
 """Orders and reports within one event: some for each client of each job; more is a loop that makes no progress."""
 
@@ -68,14 +76,20 @@ class Engine:
         sizes = (node.load.capacity, node.workers_max)
         self._store = RecordingStore(store)
         self.agent = Agent(self._store, *sizes, idle_timeout_s, wait_queue_max, self._turn, now)
+        self.agent.labels = node.labels
         self.coordinator = Coordinator(node, self._turn, seed) if coordinates else None
+        if self.coordinator is not None:
+            self.coordinator.queue.total_bytes = self.agent.quota.total_bytes
+        self.hosting = None if coordinates else Coordinator(node, self._turn, seed)
         self._broken = BrokenJobs(self._turn, self.agent, self.coordinator)
+        self._broken.hosting = self.hosting
         self._log: EventLog | None = EventLog(self._store, self._copy)
 
     @property
     def jobs(self) -> dict[str, Job]:
-        """The jobs that this node coordinates."""
-        return self.coordinator.jobs if self.coordinator is not None else {}
+        """The jobs that this node coordinates, the sessions that it hosts among them."""
+        hosted = self.hosting.jobs if self.hosting is not None else {}
+        return {**hosted, **self.coordinator.jobs} if self.coordinator is not None else hosted
 
     @property
     def writing(self) -> bool:
@@ -114,7 +128,7 @@ class Engine:
         handler = HANDLERS.get(type(event))
         if handler is not None:
             handler(self, event)
-        else:
+        elif not (self.hosting is not None and heard(self.hosting, event)):
             self.agent.handle(event)
         self._broken.end_found()
         self._deliver()
@@ -131,10 +145,10 @@ class Engine:
         while True:
             while turn.queue and not turn.writes:
                 item = turn.queue.popleft()
-                if isinstance(item, Order):
+                if type(item) in ORDERS:
                     self.agent.handle(item)
-                elif self.coordinator is not None:
-                    self.coordinator.handle(self.node, item)
+                elif (taker := _taker(self, item)) is not None:
+                    taker.handle(self.node, item)
                 self._broken.end_found()
                 steps += 1
                 if steps > STEPS_MAX:
@@ -143,8 +157,8 @@ class Engine:
             self._broken.end_found()
             if not turn.queue or turn.writes:
                 break
-        if self.coordinator is not None:
-            self.coordinator.nodes.told(self.node, self.agent.load)
+        for each in _coordinators(self):
+            each.nodes.told(self.node, self.agent.load)
 
     # ---- the log -----------------------------------------------------------------------------------------------------
 
@@ -178,10 +192,13 @@ class Engine:
             raise Refused("not-coordinator", "node", text)
         return self.coordinator
 
-    def facts(self, now: float) -> tuple[tuple[NodeFacts, ...], str]:
-        """Return the nodes as the planner sees them now, and the name of the one that has the models."""
+    def facts(self, now: float, labels: Mapping[str, str] = MappingProxyType({})) -> tuple[tuple[NodeFacts, ...], str]:
+        """Return the nodes as the planner sees them now, and the name of the one that has the models.
+
+        Those without the `labels` take no updates.
+        """
         nodes = self.coordinating().nodes
-        return nodes.facts(now), nodes.home_name
+        return nodes.facts(now, labels=labels), nodes.home_name
 
     def schemas(self) -> list[gm.JobSchema]:
         """Return what a new gateway must be told."""
@@ -190,44 +207,60 @@ class Engine:
     # ---- the clock ---------------------------------------------------------------------------------------------------
 
     def _tick(self, _event: ev.Tick) -> None:
-        if self.coordinator is not None:
-            self.coordinator.tick()
+        for each in _coordinators(self):
+            each.tick()
         self.agent.tick()
 
     def next_timer(self) -> float | None:
         """Return when `Tick` is due, or None: then nothing happens until the next event."""
         due = self.agent.next_timer()
-        if self.coordinator is not None:
-            due = min(due, self.coordinator.next_timer())
+        for each in _coordinators(self):
+            if each.running:
+                due = min(due, each.next_timer())
         return due if due < math.inf else None
 
     # ---- the end -----------------------------------------------------------------------------------------------------
 
     def busy(self) -> bool:
         """Return whether a round with all its updates is not committed; an agent: whether the top lacks something."""
-        return self.coordinator.busy() if self.coordinator is not None else self.agent.busy()
+        return any(each.busy() for each in _coordinators(self)) or (self.coordinator is None and self.agent.busy())
 
     def _stop(self, _event: ev.Stopping) -> None:
-        if self.coordinator is not None:
-            self.coordinator.stop()
+        for each in _coordinators(self):
+            each.stop()
 
     def _submit(self, event: ev.JobSubmitted) -> None:
-        self.coordinating().submit(_spec(event.job), self.agent.quota.total_bytes)
+        spec = _spec(event.job)
+        runs(self, spec).submit(spec, self.agent.quota.total_bytes)
 
     def _resume(self, event: ev.JobResumed) -> None:
         if event.orphans:
             self.agent.keep(event.job.number, list(event.orphans))
+        waits = QUEUED in event.reason.split()
+        if waits:  # it had no room, so nothing that is left of it counts
+            self.agent.handle(CloseJob(event.job.number))
         left = event.job.number in self.agent.orphans or self.agent.journal.has(event.job.number)
-        self.coordinating().start(self._earlier(event, adopting=left))
+        job = self._earlier(event, adopting=left)
+        job.rounds.held, job.spread = PAUSED in event.reason.split(), SPREAD in event.reason.split()
+        runs(self, job.spec).start(job, queue=waits)
 
     def _recall(self, event: ev.JobRecalled) -> None:
-        self.coordinating().recall(self._earlier(event, adopting=False), event.status, event.reason)
+        job = self._earlier(event, adopting=False)
+        runs(self, job.spec).recall(job, event.status, event.reason)
+        if event.history.committed in event.history.keeps:
+            job.keeping.tell(event.history.committed)  # that life may have ended before all was removed
 
     def _earlier(self, event: ev.JobResumed | ev.JobRecalled, adopting: bool) -> Job:
         """Return a job of an earlier life, as the database knows it."""
-        job, history = self.coordinating().make(_spec(event.job)), event.history
+        spec, history = _spec(event.job), event.history
+        job = runs(self, spec).make(spec)
         what = (dict(history.counted), dict(history.tried), adopting, dict(history.models))
         job.resume(history.committed, *what, dict(history.terms), dict(history.holders))
+        job.stopping.begin(history.stopping, history.metrics)
+        job.selection.resume(history.losses)
+        job.commits.attempt = history.models.get(history.committed, (0, ()))[0]
+        job.evaluation.resume(history.committed, history.evaluated)
+        job.keeping.begin(history.committed, history.keeps)
         return job
 
     def _node_up(self, event: ev.NodeUp) -> None:
@@ -256,8 +289,31 @@ class Engine:
         found = list(self.agent.problems())
         if found:
             raise LocalFault("; ".join(found))
-        if self.coordinator is not None:
-            self.coordinator.validate()
+        for each in _coordinators(self):
+            each.validate()
+
+
+def _coordinators(engine: Engine) -> tuple[Coordinator, ...]:
+    """Return those that there are: the cluster's, and that of the sessions that the node hosts."""
+    if engine.coordinator is None:
+        return (engine.hosting,) if engine.hosting is not None else ()
+    return (engine.coordinator,) if engine.hosting is None else (engine.coordinator, engine.hosting)
+
+
+def _folds(engine: Engine) -> Coordinator:
+    """Return who decides on the sessions of folds that are hosted here."""
+    return engine.hosting or engine.coordinating()
+
+
+def runs(engine: Engine, spec: JobSpec) -> Coordinator:
+    """Return who runs a job, or a session.  Raise `Refused` for a job on a node that does not coordinate."""
+    return _folds(engine) if spec.is_fold else engine.coordinating()
+
+
+def _taker(engine: Engine, report: Any) -> Coordinator | None:
+    """Return who is to hear an agent's report."""
+    hosted = engine.hosting is not None and is_hosted(getattr(report, "number", 0))
+    return engine.hosting if hosted else engine.coordinator
 
 
 def promote(engine: Engine, event: ev.Promoted) -> None:
@@ -267,9 +323,10 @@ def promote(engine: Engine, event: ev.Promoted) -> None:
     begin_anew(engine.agent, connected=True, running=event.running)
     gateway, arena_bytes, workers_max = engine._facts
     home = Node(engine.node, gateway, engine.agent.load.capacity, arena_bytes, workers_max)
-    home.load = engine.agent.load
+    home.load, home.labels = engine.agent.load, engine.agent.labels
     engine._turn.coordinates, engine._turn.term = True, event.term
     engine.coordinator = Coordinator(home, engine._turn, event.seed, moves=True)
+    engine.coordinator.queue.total_bytes = engine.agent.quota.total_bytes
     engine._broken.coordinator = engine.coordinator
 
 
@@ -277,32 +334,54 @@ def demote(engine: Engine, _event: ev.Demoted) -> None:
     """Let the node coordinate no longer: what is not durable is forgotten, and it begins anew with what is sealed."""
     engine.coordinator = engine._broken.coordinator = None
     engine._turn.coordinates, engine._turn.term, engine._turn.writes = False, 0, False
-    engine._turn.queue.clear()
+    kept = [item for item in engine._turn.queue if is_hosted(getattr(item, "number", 0))]
+    engine._turn.queue = deque(kept)
     begin_anew(engine.agent, connected=False)
 
 
 def from_host(engine: Engine, event: sessions.FromHost) -> None:
-    """Let the host of a session be answered, by the node that coordinates alone."""
-    if engine.coordinator is not None:
-        sessions.ask(engine.coordinator, event)
-    else:
-        text = "this node does not coordinate its cluster; host folds at the one that does (lifl nodes)"
-        refusal = cm.Refusal("not-coordinator", "node", text, event.job)
-        engine._turn.emit(gm.TellClient(event.conn, cm.packed(refusal)))
+    """Let the host of a session be answered."""
+    sessions.ask(_folds(engine), event)
+
+
+def heard(hosting: Coordinator, event: Any) -> bool:
+    """Let the sessions that a node hosts hear what its gateway says; return whether that was for them alone."""
+    if isinstance(event, gm.ClientLeft | gm.GatewayLost):
+        hosting.handle(hosting.nodes.home, event)
+    if not isinstance(event, gm.Admit) or event.job not in hosting.jobs:
+        return False
+    hosting.handle(hosting.nodes.home, event)
+    return True
 
 
 def _spec(facts: ev.JobFacts) -> JobSpec:
-    return JobSpec(facts.number, facts.config, Layout(facts.tensors), facts.states, facts.folder, facts.owner)
+    layout = Layout(facts.tensors, facts.config.aggregation.is_reproducible)
+    return JobSpec(facts.number, facts.config, layout, facts.states, facts.folder, facts.owner)
 
 
-def check_submitted(engine: Engine, job: ev.JobFacts) -> None:
-    """Raise `Refused` when handling `JobSubmitted` would; nothing is changed."""
-    check_new(engine.coordinating(), _spec(job), engine.agent.quota.total_bytes)
+def check_submitted(engine: Engine, job: ev.JobFacts, replaces: bool = False) -> None:
+    """Raise `Refused` when handling `JobSubmitted` would; nothing is changed.
+
+    `replaces`: a job that has the name is gone by then.
+    """
+    spec = _spec(job)
+    check_new(runs(engine, spec), spec, engine.agent.quota.total_bytes, replaces)
 
 
 def check_cancelled(engine: Engine, name: str) -> None:
     """Raise `Refused` when handling `JobCancelled` would; nothing is changed."""
-    running_job(engine.coordinating(), name)
+    running_job(_having(engine, name), name)
+
+
+def _having(engine: Engine, name: str) -> Coordinator:
+    """Return who has the job, or the session, of this name."""
+    hosts = engine.hosting is not None and name in engine.hosting.jobs
+    return _folds(engine) if hosts else engine.coordinating()
+
+
+def check_unpaused(engine: Engine, name: str) -> None:
+    """Raise `Refused` when handling `JobUnpaused` would; nothing is changed."""
+    job_life.check_pause(running_job(engine.coordinating(), name), paused=False)
 
 
 HANDLERS: Mapping[type, Callable[[Engine, Any], object]] = {
@@ -314,7 +393,11 @@ HANDLERS: Mapping[type, Callable[[Engine, Any], object]] = {
     ev.JobRecalled: Engine._recall,
     ev.Promoted: promote,
     ev.Demoted: demote,
-    ev.JobCancelled: lambda engine, event: engine.coordinating().cancel(event.name),
+    ev.JobCancelled: lambda engine, event: _having(engine, event.name).cancel(event.name),
+    ev.JobPaused: lambda engine, event: job_life.pause(engine.coordinating(), event.name),
+    ev.JobUnpaused: lambda engine, event: job_life.unpause(engine.coordinating(), event.name),
+    ev.JobEdited: lambda engine, event: job_life.edit(engine.coordinating(), event.name, event.edit),
+    ev.JobRemoved: lambda engine, event: forget(engine.coordinating(), event.name),
     ev.NodeUp: Engine._node_up,
     ev.NodeSuspect: lambda engine, event: engine.coordinating().node_suspect(event.node, event.suspect),
     ev.NodeDrained: lambda engine, event: drain(engine.coordinating(), event.node, event.undo),
@@ -326,6 +409,7 @@ HANDLERS: Mapping[type, Callable[[Engine, Any], object]] = {
     gm.ModelPut: from_host,
     gm.PartTaken: from_host,
     gm.SessionEnded: from_host,
+    tm.RevocationAsked: from_host,
     ev.FromNode: lambda engine, event: engine.coordinating().handle(event.node, event.message),
 }
 """The events that are not the agent's (`agent.HANDLERS`)."""

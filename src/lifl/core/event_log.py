@@ -48,6 +48,8 @@ SHAPES: Mapping[type, Callable[[Any], Shape]] = {
     fx.SendNode: lambda effect: ("SendNode", effect.node, type(effect.order).__name__),
     fx.SendCoordinator: lambda effect: ("SendCoordinator", type(effect.report).__name__),
     fx.SaveRound: lambda effect: ("SaveRound", effect.job, effect.round, effect.attempt, effect.status),
+    fx.SaveEvaluation: lambda effect: ("SaveEvaluation", effect.job, effect.round, effect.attempt),
+    fx.SaveConfig: lambda effect: ("SaveConfig", effect.job),
     fx.SavePlan: lambda effect: ("SavePlan", effect.job, effect.round, effect.attempt),
     fx.Publish: lambda effect: ("Publish", effect.name, effect.job),
 }

@@ -11,8 +11,10 @@ from typing import Any
 
 import msgspec
 
+from lifl.core.config.edits import Edited
+from lifl.core.config.evaluation import EvaluationSection
 from lifl.core.config.job import JobConfig
-from lifl.core.fields import Message
+from lifl.core.fields import Message, RevokedTicket
 from lifl.core.ids import Key, Kind
 from lifl.core.protocol.contribution import Contribution
 from lifl.core.protocol.journal import Stored
@@ -99,7 +101,10 @@ class JobHistory(msgspec.Struct, frozen=True):
     `committed` is its last committed round (-1: none), `tried` the newest (attempt, status, fields) of each round after
     it, `counted` the clients of the last committed rounds; `models` has the attempt and the digests of each of these,
     `terms` the term under which its files were written, where the coordinator moves, `holders` the nodes that have a
-    copy, where there are such.
+    copy, where there are such; `stopping` is what was seen by then for `job.stop`, and
+    `evaluated` whether the last committed round's evaluation is over; `keeps` says which models stay, as was said with
+    each.  `losses` has the clients' last ones, the newest last, and `metrics` those of the last rounds by which the job
+    may stop, where the job's selection, or a function of the user's, looks at them.
     """
 
     committed: int
@@ -108,14 +113,28 @@ class JobHistory(msgspec.Struct, frozen=True):
     models: dict[int, tuple[int, tuple[str, ...]]] = {}
     terms: dict[int, int] = {}
     holders: dict[int, tuple[int, ...]] = {}
+    stopping: tuple[tuple[float | None, int], ...] = ()
+    evaluated: bool = False
+    keeps: dict[int, dict[str, Any]] = {}
+    losses: dict[str, float] = {}
+    metrics: tuple[tuple[int, dict[str, float]], ...] = ()
+
+    def is_all_of(self, config: JobConfig) -> bool:
+        """Return whether the job has done all that it is to do, also evaluated its last model where it does so."""
+        evaluates = isinstance(config.evaluation, EvaluationSection) and config.evaluation.has(self.committed)
+        return self.committed >= config.job.rounds and (self.evaluated or not evaluates)
 
 
 class JobResumed(Event, frozen=True):
-    """A job of an earlier life (or of another coordinator) goes on, with what that has left sealed."""
+    """A job of an earlier life (or of another coordinator) goes on, with what that has left sealed.
+
+    Also one that was over, which the user lets go on.  `reason` is that of its row: whether it is paused.
+    """
 
     job: JobFacts
     history: JobHistory
     orphans: tuple[Orphan, ...] = ()
+    reason: str = ""
 
 
 class JobRecalled(Event, frozen=True):
@@ -130,12 +149,13 @@ class JobRecalled(Event, frozen=True):
 class SessionHosted(Event, frozen=True):
     """Who is on the gateway's connection `conn` hosts a session of folds, which is there by now.
 
-    `secret` is what its tickets are made with.
+    `secret` is what its tickets are made with; those `revoked` do not count.
     """
 
     conn: int
     job: str
     secret: str = ""
+    revoked: tuple[RevokedTicket, ...] = ()
 
 
 class JobBroken(Event, frozen=True):
@@ -147,6 +167,31 @@ class JobBroken(Event, frozen=True):
 
 class JobCancelled(Event, frozen=True):
     """The user ends a job.  Handling raises `Refused` when there is none of that name, or it is over."""
+
+    name: str
+
+
+class JobPaused(Event, frozen=True):
+    """The user lets no further round of a job begin.  Handling raises `Refused` when it is over, or paused."""
+
+    name: str
+
+
+class JobUnpaused(Event, frozen=True):
+    """The user lets a paused job go on.  Handling raises `Refused` when it is over, or not paused."""
+
+    name: str
+
+
+class JobEdited(Event, frozen=True):
+    """The user changes the config of a job.  Handling raises `Refused` when it is over, or cannot become that."""
+
+    name: str
+    edit: Edited
+
+
+class JobRemoved(Event, frozen=True):
+    """A job that was over is forgotten.  Handling raises `Refused` when it is not over."""
 
     name: str
 

@@ -15,6 +15,7 @@ from lifl.core.limits import (
     CHECKSUM_CHARS_MAX,
     CLIENTS_LISTED_MAX,
     CLIENTS_PER_ROUND_MAX,
+    CONDITION_CHARS_MAX,
     CONFIG_PATH_CHARS_MAX,
     COUNT_MAX,
     DEADLINE_S_MAX,
@@ -25,6 +26,9 @@ from lifl.core.limits import (
     INCARNATION_MAX,
     KNOWN_WORD_CHARS_MAX,
     KNOWN_WORDS_MAX,
+    LABEL_CHARS_MAX,
+    LABEL_VALUE_CHARS_MAX,
+    LABELS_MAX,
     METRIC_NAME_CHARS_MAX,
     METRICS_MAX,
     NAME_CHARS_MAX,
@@ -34,6 +38,7 @@ from lifl.core.limits import (
     PID_MAX,
     REAL_MAX,
     RETRY_AFTER_S_MAX,
+    REVOKED_TICKETS_MAX,
     ROUND_METRICS_MAX,
     RULE_CHARS_MAX,
     SECRET_CHARS_MAX,
@@ -58,6 +63,16 @@ Name = Annotated[
     ),
 ]
 """A job's or client's name."""
+ModelSource = Annotated[
+    str,
+    msgspec.Meta(
+        min_length=1,
+        max_length=NAME_CHARS_MAX + 8,
+        pattern=r"\A[A-Za-z0-9][A-Za-z0-9._:-]*(@[0-9]{1,7})?\Z",
+        description="a job's name, or NAME@ROUND",
+    ),
+]
+"""Another job's name, or ``NAME@ROUND``."""
 CLIENT_PATTERN_RULE = f"{NAME_RULE}; `*` stands for any text"
 _UNPRINTABLE = (
     r"\x00-\x1f\x7f-\xa0\xad"  # control characters, the blank and the hyphen that are not seen
@@ -154,11 +169,54 @@ AnyKey = Annotated[bytes, msgspec.Meta(max_length=16)]
 StateKeys = Annotated[dict[Name, KeyBytes], msgspec.Meta(max_length=STATES_MAX)]
 
 
+LABEL_RULE = (
+    f"a label's name is letters, digits and _ , no digit first, at most {LABEL_CHARS_MAX}, and none of the words "
+    f"of conditions; its value is at most {LABEL_VALUE_CHARS_MAX} printable characters"
+)
+LabelName = Annotated[
+    str,
+    msgspec.Meta(
+        min_length=1,
+        max_length=LABEL_CHARS_MAX,
+        pattern=r"\A(?!(and|or|not|in|is|if|else|for|True|False|None|lambda|client|device|examples)\Z)[A-Za-z_][A-Za-z0-9_]*\Z",
+    ),
+]
+LabelValue = Annotated[
+    str, msgspec.Meta(max_length=LABEL_VALUE_CHARS_MAX, pattern=rf"\A[^{_UNPRINTABLE}]*\Z", description=LABEL_RULE)
+]
+NodeLabels = Annotated[dict[LabelName, LabelValue], msgspec.Meta(max_length=LABELS_MAX)]
+"""What a node says of itself, for jobs that go to such nodes alone."""
+ConditionText = Annotated[str, msgspec.Meta(min_length=1, max_length=CONDITION_CHARS_MAX)]
+"""A condition on what clients say of themselves (`config/condition.py`)."""
+
+
+class Properties(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What a client says of itself: labels, its number of examples, the class of its device.
+
+    `evaluates`: it takes part in evaluations, too.
+    """
+
+    labels: Annotated[dict[LabelName, LabelValue], msgspec.Meta(max_length=LABELS_MAX)] = {}
+    examples: Count | msgspec.UnsetType = msgspec.UNSET
+    device: LabelValue = ""
+    evaluates: bool = False
+
+
 class Ticket(msgspec.Struct, frozen=True):
     """What a ticket shows (`trust/ticket.py`): its credential, and until when it is good."""
 
     credential: Secret
     expires_unix_s: Count
+
+
+class RevokedTicket(msgspec.Struct, frozen=True, array_like=True):
+    """Tickets that count no more: of `client`, for `fold` (0: its standing ones)."""
+
+    fold: Count
+    client: Name
+
+
+RevokedTicketList = Annotated[tuple[RevokedTicket, ...], msgspec.Meta(max_length=REVOKED_TICKETS_MAX)]
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", tag=True, forbid_unknown_fields=True):

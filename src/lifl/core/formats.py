@@ -8,7 +8,9 @@ in it is not understood here, and nothing of it is changed or set aside.
 from __future__ import annotations
 
 RELEASE = "0.1.0"
-"""As in setup.cfg.  Its minor number, the second, says which other releases it works with (`protocol/versions.py`)."""
+"""The one place where it stands: setup.cfg reads it here.  Its minor number, the second, says which other releases it
+works with (`protocol/versions.py`).
+"""
 STATE_FORMAT = 1
 """Of a state folder; 0: it says none, as the first releases left it."""
 DATABASE_FORMAT = 3

@@ -26,6 +26,8 @@ ADDRESSES_MAX = 16_384
 SLOTS_MAX = 1_024
 """Receivers (worker sockets) that one node can register at a time; 0 is the daemon's."""
 DAEMON_ADDRESS = 0
+HOSTED_MIN, HOSTED_MAX = 1 << 31, (1 << 32) - 1
+"""Between these are the numbers of sessions that a node of a cluster hosts by itself; those of jobs are below."""
 
 _KEY = struct.Struct("<IIQ")
 _RECORD = struct.Struct("<HHI16sIIQ24x")
@@ -65,6 +67,11 @@ class Record(NamedTuple):
     attempt: int = 0
     sender: int = 0
     sent_ns: int = 0
+
+
+def is_hosted(number: int) -> bool:
+    """Return whether that is the number of a session that the node hosts by itself."""
+    return number >= HOSTED_MIN
 
 
 def pack_records(records: Sequence[Record]) -> bytes:

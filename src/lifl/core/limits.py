@@ -10,6 +10,8 @@ CONTRIBUTION_BYTES_MAX = 1024
 WEIGHT_MIN = 1e-300
 WEIGHT_MAX = 1e300
 """Of one update.  Together, those of a round are far from the end of float64, and the share of each is a number."""
+WHOLE_WEIGHT_MAX = 2.0**39
+"""Of one update where sums are reproducible: a whole number, as is the sum of a round's, in float64."""
 TEXT_CHARS_MAX = 4096
 WORD_CHARS_MAX = 64
 """A code, a status, a role."""
@@ -18,9 +20,9 @@ IDENTITY_URI_CHARS_MAX = 300
 """An identity in a certificate: cluster, role and name, which is percent-encoded."""
 WHO_CHARS_MAX = 128
 """Who is at the other end of a connection: a role and a name, an account of this machine, or an address."""
-KNOWN_WORDS_MAX = 8
+KNOWN_WORDS_MAX = 16
 KNOWN_WORD_CHARS_MAX = 32
-"""Words with which a peer or a client says what it knows beyond version 1."""
+"""Words with which a peer or a client says what it knows beyond version 1; the first nodes took 8 of them."""
 FIELD_CHARS_MAX = 300
 """The part of a request that a refusal names: ``tensors.`` and a tensor's name, or a gateway's address."""
 ADDRESS_CHARS_MAX = 280
@@ -31,6 +33,10 @@ STATES_MAX = 64
 """State vectors of a rule."""
 JOBS_MAX = 256
 """Jobs of one cluster that are not over."""
+PRIORITY_MAX = 100
+"""Of a job; 1 is the lowest."""
+EDITS_MAX = 32
+"""Keys that one `lifl edit` changes."""
 GATEWAYS_TOLD_MAX = 16
 """Other nodes' gateways that a client is told, and keeps."""
 BYTES_PER_S_MAX = 1_000_000_000_000
@@ -58,14 +64,19 @@ FAN_IN_MAX = 64
 CONFIG_FILE_BYTES_MAX = 1024 * 1024
 """A TOML file: several times what all keys take at their limits."""
 RULE_CHARS_MAX = 256
+SIMULATED_CLIENTS_MAX = 10_000
+"""Of `lifl simulate`: each has a thread and a connection."""
 DEADLINE_S_MAX = 30 * 24 * 3600.0
 RETRY_AFTER_S_MAX = 60.0
 """A node that is busy has a client ask again after so long at most."""
 HOST_GRACE_S = 30.0
 """How long a session of folds waits for its host to come back, when its connection has ended without a word."""
+SESSION_ROOM_S = 10.0
+"""How long a session of folds waits for the arena's room that jobs and other sessions have; then it is refused."""
+REVOKED_TICKETS_MAX = 6_000
+"""Tickets of one session of folds that are revoked at a time, those for folds that are over left out."""
 FOLD_MORE_MIN = 32
-"""Updates that a fold takes beyond those that were expected, at least: it takes twice as many as expected in any case.
-"""
+"""Updates that a fold takes beyond those expected, at least: it takes twice as many as expected in any case."""
 TASK_DEADLINE_S = 300.0
 """How long a task that has all its inputs may take where the job does not say (`aggregation.task_deadline_s`)."""
 ARENA_BYTES_MIN = 1 << 24
@@ -80,6 +91,31 @@ STATE_DIR_BYTES_MAX = 90
 SOCKET_PATH_BYTES_MAX = 107
 PORT_MAX = 65_535
 OPTIONS_DEPTH_MAX = 8
+OPTIONS_CHANGED_BYTES_MAX = 256
+"""Of them what a round, or a client's properties, make of them: it goes to each client with its selection."""
+OPTIONS_BY_LABEL_MAX = 32
+"""Groups of clients with options of their own."""
+CONDITION_CHARS_MAX = 1024
+CONDITION_TERMS_MAX = 256
+"""Names, values and operators of a condition on clients (`selection.where`)."""
+STOP_CHARS_MAX = 512
+STOP_RULES_MAX = 8
+"""Of what ends a job early (`job.stop`)."""
+CALL_BYTES_MAX = 4 * 1024 * 1024
+"""What a user's function is given that selects, or says when to stop: clients beyond it are not offered, and the oldest
+rounds are left out."""
+CALL_ANSWER_BYTES_MAX = 1024 * 1024
+"""What it returns: a number for each client that a round can select fits."""
+CALL_S = 60.0
+"""How long it may take; then its worker is killed."""
+STOP_HISTORY_ROUNDS_MAX = 1_000
+"""Rounds of which a function is told the metrics that says when to stop, the last ones."""
+LOSS_ROUNDS_MAX = 256
+"""Committed rounds from which clients' last losses are read when a job goes on in another life of the coordinator."""
+LABELS_MAX = 16
+LABEL_CHARS_MAX = 32
+LABEL_VALUE_CHARS_MAX = 64
+"""Labels that a client says of itself, or that a node has."""
 PATTERNS_MAX = 256
 """Patterns of tensors' names in one key of a job's config."""
 PATTERN_CHARS_MAX = 256
@@ -110,6 +146,8 @@ COST_LINES_MAX = 2_048
 """Tasks of one branch that its cost, and of one round that its receipt, has a line for."""
 ROUND_METRICS_MAX = 256
 """Names of metrics that a round's means are taken of: those that most of its clients sent."""
+CLIENT_METRICS_MAX = 256
+"""Clients of a round whose own metrics its receipt keeps, where the job says so: the first ones by name."""
 REASON_BYTES_MAX = 400
 """What all clients of a round are told of the reason why it ended."""
 OLD_MODELS_PARTS = 16
@@ -139,6 +177,8 @@ COPY_RETRY_S = 5.0
 """How long a node is not asked for a copy that could not make one."""
 COPIES_MAX = 16
 """Other nodes that keep a copy of each committed model."""
+REMOVED_COPIES_MAX = 256
+"""Jobs that were forgotten with their models, the last ones, whose copies on nodes that come back later still go."""
 CHECKPOINT_FILES_MAX = 8
 """Files of one checkpoint of which a row has the digests: the model's and the rule states' are two."""
 CHECKSUM_CHARS_MAX = 64
@@ -162,6 +202,27 @@ RELIABILITY_CLIENTS_MAX = 16_384
 """Clients of one job of which it is kept how they kept their word: those that were selected last."""
 ROUNDS_REMEMBERED = 16
 """Committed rounds whose members are kept in memory, to answer clients that come back late."""
+KEEP_LAST = ROUNDS_REMEMBERED
+"""Committed models that stay where a job says nothing else: so far back may a restart go for one that is whole."""
+HISTORY_ROUNDS = 100_000
+"""Rounds of a job whose rows stay where it says nothing else: some hundred bytes each."""
+HISTORY_RECEIPTS = 1_000
+"""Those of them that have their receipts and clients, too: some kilobytes each."""
+TRIM_ROUNDS = 64
+"""After so many commits what is beyond these is forgotten, so that few commits have to wait for it."""
+UPLOAD_URL_CHARS_MAX = 1024
+"""Where models go that are to be stored elsewhere, too (`checkpoint.upload`)."""
+UPLOADS_WAITING_MAX = 8
+"""Models of one job that wait to be sent there, and stay meanwhile; beyond it the oldest is given up."""
+UPLOADS_AT_ONCE = 4
+"""Models that are sent at a time, each of another job."""
+UPLOAD_RETRY_S = 1.0
+"""After how long one that was not taken is sent again; each further wait is twice as long."""
+UPLOAD_RETRY_S_MAX = 300.0
+OUTBOUND_IDLE_S = 30.0
+"""The process that sends them ends when it has had nothing to do for so long."""
+KEPT_RANGES_MAX = 64
+"""Ranges of rounds in an answer that says which models are there; what is beyond it is left out in the middle."""
 
 # ---- disks: when what could not be written is tried again ------------------------------------------------------------
 
@@ -223,8 +284,9 @@ REQUESTS_BURST = 40
 """So many at once, or those of two seconds if that is more."""
 REQUESTS_OF_AN_UPDATE = 4
 """What an update that is taken gives back: the requests of a round, and some."""
+STREAMS_MAX = 8
 SMALL_BODY_BYTES = 256 * 1024
-"""Bodies up to here are received and checked (tens of microseconds) by the event loop's thread itself."""
+"""Bodies up to here are received and checked (tens of microseconds), and sent, by the event loop's thread itself."""
 SOON_S = 1.0
 """A small body that takes longer is left to the movers, which see whether it stalls."""
 WAITING_BYTES_MAX = 2 * FRAME_BYTES_MAX
@@ -265,6 +327,34 @@ HTTP_LINGER_S = 10.0
 HTTP_DATA_BYTES = 1 << 30
 """Memory of the HTTP door's own."""
 
+# ---- the page in a browser (node/http/page.py, node/pages.py) --------------------------------------------------------
+
+WEB_LINK_S = 120.0
+"""A link to the page is good for so long, and once."""
+WEB_LINKS_MAX = 16
+"""Links that nobody has opened yet; the oldest gives way to another."""
+WEB_VISIT_S = 12 * 3600.0
+"""A visit of the page lasts so long at most."""
+WEB_VISITS_MAX = 16
+"""Visits at a time; the oldest gives way to another."""
+WEB_WATCHERS_MAX = 16
+"""Pages that are told at a time what happens."""
+WEB_STALL_S = 10.0
+"""A page that reads nothing for so long is told nothing more."""
+WEB_ASKS_MAX = 16
+"""Requests of pages that are answered at a time; those beyond are told to come again."""
+WEB_ASK_BYTES_MAX = 64 * 1024
+"""A page's request."""
+WEB_SUBMIT_BYTES_MAX = 2 * CONFIG_FILE_BYTES_MAX
+"""A page's request with a job's file in it."""
+WEB_MOVES_MAX = 8
+"""Of pages, files of jobs, pieces of models that come, and models that go, at a time; those beyond are told to come
+again."""
+AUDIT_PAGE_LINES = 200
+"""Lines of the audit log that are told at a time to who is elsewhere."""
+LOG_SHOWN_BYTES = 128 * 1024
+"""The end of the log that is shown to who is elsewhere."""
+
 # ---- the other doors -------------------------------------------------------------------------------------------------
 
 GREETING_S = 5.0
@@ -283,6 +373,12 @@ CLI_REMOTE_MAX = 32
 """Those of other machines: the others are the owner's."""
 CLI_OF_ONE_MAX = 8
 """Those of them that one operator or reader has, so that none of them takes all places."""
+JOB_SERIES_MAX = 64
+"""Jobs of which `/metrics` tells one by one, those that are not over first."""
+JOB_METRIC_SERIES_MAX = 16
+"""Metrics of a job whose last values `/metrics` tells: the first ones by name."""
+TRACKERS_MAX = 8
+"""Processes of a node that tell jobs' metrics to trackers, one for each such job: more of them wait for a place."""
 MODEL_PIECE_BYTES = 1024 * 1024
 """A piece of a model that goes to another machine's command line, or comes from it."""
 UPLOADS_MAX = 4
@@ -297,8 +393,12 @@ UNIX_S_MAX = 253_402_300_799.0
 """A time in a row of the database: the end of the year 9999."""
 NOW_TASKS_MAX = 2_048
 """Tasks of a running round that one answer has a line for, those of the coordinator's own node first."""
+NAMED_TASKS_MAX = 128
+"""Of a tree with more tasks it is not told which clients' updates are where."""
+NAMES_SHOWN_MAX = 16
+"""Clients that are named of one task, or of those whose updates are on their way."""
 STATUS_ROUNDS = 100
-"""Rounds that `lifl status` shows when it is not told how many."""
+"""Rounds that `lifl status --json` shows when it is not told how many."""
 MODEL_HEADER_BYTES_MAX = 32 * 1024 * 1024
 """The header of a safetensors file."""
 
@@ -353,9 +453,8 @@ CERTIFICATES_MAX = 65_536
 SERIAL_DIGITS_MIN = 8
 """The beginning of a serial that stands for the whole one, where no other begins so: 2^32 times as rare as they are."""
 UNASKED_PER_DAY_MAX = 16
-"""Certificates of one name within a day, beyond which it gets none but by a use of a token: nobody renews so often,
-and who does so without end would take all places.
-"""
+"""Certificates of one name within a day, beyond which it gets none but by a use of a token: nobody renews so often, and
+who does so without end would take all places."""
 REVOKED_MAX = 4_096
 """Revocations that every node keeps, one for a name or a certificate; each ends with the last that it is about."""
 REQUEST_BYTES_MAX = 1_024
@@ -391,3 +490,10 @@ WORKER_DESCRIPTORS_MAX = 256
 """Of a worker: its link, its port with connections to other workers, and what its rule opens."""
 RECURSION_MAX = 10_000
 """Calls within each other of a user's rule, whatever recursion limit it sets."""
+
+# ---- the bundle for support (`lifl support-bundle`) ------------------------------------------------------------------
+
+BUNDLE_FILE_BYTES_MAX = 4 << 20
+"""Of each file of the log, its end."""
+BUNDLE_ROWS_MAX = 10_000
+"""Files of the state folder that are listed."""

@@ -19,7 +19,10 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
+
+import msgspec
 
 from lifl.core.errors import Refused
 from lifl.core.limits import MODEL_HEADER_BYTES_MAX
@@ -29,6 +32,8 @@ DATA_ALIGN_BYTES = 4096
 """The tensors begin at a multiple of this, where a disk takes them straight from the arena; the header is padded with
 spaces, as the format allows.
 """
+METADATA_BYTES_MAX = 512
+"""Of a checkpoint: job, round and what wrote it."""
 CLAIM = ".lifl-job"
 """In a folder of models: whose they are."""
 CLAIM_BYTES_MAX = 4096
@@ -114,7 +119,24 @@ def encode_header(pieces: Sequence[Piece], metadata: Mapping[str, str]) -> tuple
     Raise `Refused` when a tensor has the format's reserved name or the header is longer than
     `MODEL_HEADER_BYTES_MAX`.
     """
-    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+    tensors, spans = _entries(tuple(pieces))
+    about = msgspec.json.encode({_METADATA: dict(metadata)})[1:-1] if metadata else b""
+    body = b"{" + b",".join(each for each in (about, tensors) if each) + b"}"
+    body += b" " * (-(LENGTH_BYTES + len(body)) % DATA_ALIGN_BYTES)
+    if len(body) > MODEL_HEADER_BYTES_MAX:
+        raise Refused(
+            "bad-schema", "tensors", f"the names need a header over {MODEL_HEADER_BYTES_MAX} bytes; shorten them"
+        )
+    return _LENGTH.pack(len(body)) + body, list(spans)
+
+
+@lru_cache(maxsize=2)
+def _entries(pieces: tuple[Piece, ...]) -> tuple[bytes, tuple[Span, ...]]:
+    """Return what a header says of the tensors, without its braces, and the spans: of each round's file the same.
+
+    Those of the last model, and of its rule's states, are remembered.
+    """
+    header: dict[str, Any] = {}
     position = 0
     spans: list[Span] = []
     for piece in sorted(pieces, key=lambda p: (-DTYPE_BYTES[p.tensor.dtype], p.part, p.offset)):
@@ -124,18 +146,19 @@ def encode_header(pieces: Sequence[Piece], metadata: Mapping[str, str]) -> tuple
         nbytes = tensor.size * DTYPE_BYTES[tensor.dtype]
         header[tensor.name] = {
             "dtype": _CODE[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [position, position + nbytes],
+            "shape": tensor.shape,
+            "data_offsets": (position, position + nbytes),
         }
         _append(spans, Span(position, piece.part, piece.offset, nbytes))
         position += nbytes
-    body = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    body += b" " * (-(LENGTH_BYTES + len(body)) % DATA_ALIGN_BYTES)
-    if len(body) > MODEL_HEADER_BYTES_MAX:
-        raise Refused(
-            "bad-schema", "tensors", f"the names need a header over {MODEL_HEADER_BYTES_MAX} bytes; shorten them"
-        )
-    return _LENGTH.pack(len(body)) + body, spans
+    return msgspec.json.encode(header)[1:-1], tuple(spans)
+
+
+def file_bytes_max(pieces: Sequence[Piece]) -> int:
+    """Return what a file of these takes of a disk at most, in whole blocks.  Raise as `encode_header` does."""
+    head, spans = encode_header(pieces, {_METADATA: " " * METADATA_BYTES_MAX})
+    nbytes = len(head) + sum(span.nbytes for span in spans)
+    return nbytes + -nbytes % DATA_ALIGN_BYTES
 
 
 def header_bytes(start: bytes, where: str) -> int:
@@ -158,15 +181,7 @@ def decode_header(body: bytes, file_bytes: int, where: str) -> FileHeader:
     `where` names the file in errors.  Raise `Refused`: ``bad-model-file`` for what is no safetensors file,
     and what `check_schema` raises for tensors that cannot be aggregated.
     """
-    try:
-        header = json.loads(body, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise _bad(where, f"its header is not JSON: {error}") from error
-    if not isinstance(header, dict):
-        raise _bad(where, "its header is no JSON object")
-    metadata = header.pop(_METADATA, {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise _bad(where, f"its {_METADATA} is no map of texts")
+    header, metadata = _decode(body, where)
     found = sorted((_parse_tensor(name, entry, where) for name, entry in header.items()), key=lambda f: f[:2])
     position = 0
     for begin, end, tensor in found:
@@ -179,6 +194,25 @@ def decode_header(body: bytes, file_bytes: int, where: str) -> FileHeader:
     tensors = tuple(tensor for _begin, _end, tensor in found)
     check_schema(tensors)
     return FileHeader(tensors, tuple(f[0] for f in found), LENGTH_BYTES + len(body), metadata)
+
+
+def decode_metadata(body: bytes, where: str) -> dict[str, str]:
+    """Return what the header of a file says beside its tensors.  Raise `Refused` (``bad-model-file``)."""
+    return _decode(body, where)[1]
+
+
+def _decode(body: bytes, where: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the tensors of a header as they stand there, and the metadata."""
+    try:
+        header = json.loads(body, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise _bad(where, f"its header is not JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise _bad(where, "its header is no JSON object")
+    metadata = header.pop(_METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _bad(where, f"its {_METADATA} is no map of texts")
+    return header, metadata
 
 
 def read_spans(header: FileHeader, pieces: Sequence[Piece], where: str, others: bool = False) -> list[Span]:

@@ -5,7 +5,8 @@ knowledge of tensors: all tensors of one dtype form one *segment*, a single flat
 gateway stores and workers fold bytes in this one order, so nothing is ever laid out twice.
 
 A *partial* of the same schema is laid out in the accumulators' dtypes: float64 for floats; integers wide enough for an
-exact sum for integers.  A rule's *state* has a float for every number of the model.
+exact sum for integers; three float64 for floats whose sums are to be reproducible.  A rule's *state* has a float for
+every number of the model.
 """
 
 from __future__ import annotations
@@ -49,19 +50,21 @@ _SHORTER = _EXACT | {"int64": "int128", "uint64": "int128"}
 _SAME = {d: d for d in KEPT}
 ACCUMULATOR = dict.fromkeys(_FLOATS, "float64") | _EXACT | _SAME
 """What a partial holds for each number of a dtype (`rules/kernels.py`, `rules/integers.py`)."""
+REPRODUCIBLE = ACCUMULATOR | dict.fromkeys(_FLOATS, "binned192")
+"""The same where a job's sums are to be reproducible (`rules/binned.py`)."""
 STATE = _FLOATS | dict.fromkeys(_EXACT, "float64") | _SAME
 """What a rule's state holds for it."""
 EARLIER_PARTIAL = _FLOATS | dict.fromkeys(_EXACT, "float64") | _SAME
 """What a partial of `Kind.EARLIER_PARTIAL` holds for it."""
 NARROW_PARTIAL = _FLOATS | _SHORTER | _SAME
 """What a partial of `Kind.NARROW_PARTIAL` holds for it."""
-ITEM_BYTES = DTYPE_BYTES | {"int128": 16, "int192": 24}
+ITEM_BYTES = DTYPE_BYTES | {"int128": 16, "int192": 24, "binned192": 24}
 """The bytes of one number of any segment."""
 
 SEGMENT_ALIGN_BYTES = 64
 
 
-class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
+class TensorSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One tensor of a model: its name, its dtype (a key of `DTYPE_BYTES`) and its shape (() is a scalar)."""
 
     name: Annotated[str, msgspec.Meta(max_length=TENSOR_NAME_CHARS_MAX)]
@@ -114,11 +117,13 @@ class Layout:
     """The byte offsets of a schema's tensors in an object, and its segments.
 
     `tensors` keeps the order given; `offsets[i]` is the byte offset of tensor i; `data_bytes` is the whole length,
-    a multiple of 64.  Raises `Refused` when the schema is beyond a limit or names an unknown dtype.
+    a multiple of 64; `reproducible`: what it is summed in gives the same bits in any order.  Raises `Refused` when the
+    schema is beyond a limit or names an unknown dtype.
     """
 
-    def __init__(self, tensors: Sequence[TensorSpec]) -> None:
+    def __init__(self, tensors: Sequence[TensorSpec], reproducible: bool = False) -> None:
         check_schema(tensors)
+        self.reproducible = reproducible
         self.tensors = tuple(tensors)
         by_dtype: dict[str, list[int]] = {}
         for index, tensor in enumerate(self.tensors):
@@ -154,7 +159,7 @@ class Layout:
     @cached_property
     def accumulators(self) -> tuple[Segment, ...]:
         """The same segments in the accumulators' dtypes: how a partial lies."""
-        return relaid(self.segments, ACCUMULATOR)
+        return relaid(self.segments, REPRODUCIBLE if self.reproducible else ACCUMULATOR)
 
     @cached_property
     def accumulator_bytes(self) -> int:

@@ -12,6 +12,7 @@ from types import TracebackType
 from lifl.core import effects as fx
 from lifl.core.errors import Refused, RemoteFault
 from lifl.core.fields import Message
+from lifl.core.ids import is_hosted
 
 
 class Share:
@@ -66,7 +67,7 @@ class Turn:
     def emit(self, effect: fx.Effect) -> None:
         """Add an effect to those of this event."""
         self.effects.append(effect)
-        self.writes = self.writes or isinstance(effect, fx.SaveRound | fx.SaveJob | fx.DropJob | fx.SetAside)
+        self.writes = self.writes or isinstance(effect, fx.ROWS)
 
     def order(self, node: int, order: Message) -> None:
         """Send an order of the coordinator to a node's agent."""
@@ -76,8 +77,8 @@ class Turn:
             self.emit(fx.SendNode(node, order))
 
     def report(self, report: Message) -> None:
-        """Send an agent's report, or an event of a client, to the coordinator."""
-        if self.coordinates:
+        """Send an agent's report, or an event of a client, to the coordinator; of a session hosted here, to its own."""
+        if self.coordinates or is_hosted(getattr(report, "number", 0)):
             self.queue.append(report)
         else:
             self.emit(fx.SendCoordinator(report))

@@ -22,7 +22,7 @@ from lifl.core.limits import DEADLINE_S_MAX
 
 REACH_S = 10.0
 """A client that does not reach the gateway within this time has its tensors go the other way."""
-TICKET, DIGEST = "lifl-ticket", "lifl-digest"
+TICKET, DIGEST, BEHIND = "lifl-ticket", "lifl-digest", "lifl-behind"
 
 
 class NotReached(LiflError):
@@ -32,21 +32,24 @@ class NotReached(LiflError):
 class Reference(NamedTuple):
     """What a message carries: the ticket of one client in one fold, and its model's SHA-256 (empty: there is none).
 
-    In a message these are the texts under the keys `TICKET` and `DIGEST`.
+    One that is sent before its fold is open has the number of the fold before, `behind`: that one is waited for.
+    In a message these are the texts under the keys `TICKET`, `DIGEST` and `BEHIND`.
     """
 
     ticket: str
     digest: str = ""
+    behind: int = 0
 
     def texts(self) -> dict[str, str]:
         """Return what a message carries."""
-        return {TICKET: self.ticket, DIGEST: self.digest}
+        return {TICKET: self.ticket, DIGEST: self.digest, **({BEHIND: str(self.behind)} if self.behind else {})}
 
     @classmethod
     def read(cls, texts: Mapping[str, Any]) -> Reference | None:
         """Return the reference that a message carries, if it has one."""
         ticket = str(texts.get(TICKET) or "")
-        return cls(ticket, str(texts.get(DIGEST) or "")) if ticket else None
+        behind = str(texts.get(BEHIND) or "0")
+        return cls(ticket, str(texts.get(DIGEST) or ""), int(behind) if behind.isdecimal() else 0) if ticket else None
 
 
 def reference(fold: Fold, client: str, valid_s: float, digest: str = "", standing: bool = False) -> Reference:
@@ -68,6 +71,14 @@ def digest_of(tensors: Tensors) -> str:
         found.update(f"{name!r} {array.dtype.name} {array.shape}\n".encode())
         found.update(array.reshape(-1).view(np.uint8).data)
     return found.hexdigest()
+
+
+def reference_ahead(fold: Fold, client: str, valid_s: float) -> Reference:
+    """Return the reference for the part of `client` in the fold that is opened, `shared`, next after `fold`.
+
+    Raise what `Fold.ticket` does.
+    """
+    return Reference(fold.ticket(client, min(valid_s, DEADLINE_S_MAX), False, standing=True), behind=fold.number)
 
 
 class Taking:
@@ -143,7 +154,10 @@ class Taking:
         if self._part is None:
             try:
                 self._part = take_part(
-                    self._reference.ticket, identity=self._identity, return_within_s=self._reach_within_s
+                    self._reference.ticket,
+                    identity=self._identity,
+                    return_within_s=self._reach_within_s,
+                    behind=self._reference.behind or None,
                 )
             except FoldFailed:
                 raise

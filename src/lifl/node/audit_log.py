@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from lifl import failpoints
 from lifl.core import audit
@@ -28,9 +28,12 @@ from lifl.core.errors import ResourceFault
 from lifl.core.limits import (
     AUDIT_FILE_BYTES_MAX,
     AUDIT_FILES_MAX,
+    AUDIT_PAGE_LINES,
     AUDIT_RETRY_S,
     AUDIT_RETRY_S_MAX,
+    AUDIT_TEXT_CHARS_MAX,
     AUDIT_WAITING_MAX,
+    COUNT_MAX,
 )
 from lifl.node.modes import open_file, open_private, private_folder
 
@@ -236,6 +239,7 @@ def _write_all(fd: int, data: bytes) -> None:
 # ---- who reads it ----------------------------------------------------------------------------------------------------
 
 FILE_PREFIX, FILE_SUFFIX = "audit-", ".jsonl"
+NUMBER_DIGITS_MAX = 20
 
 
 def audit_files(folder: Path) -> list[Path]:
@@ -270,6 +274,48 @@ def check_files(folder: Path) -> audit.Checked:
 
     found = audit.check(lines())
     return found._replace(unmarked=found.unmarked + len(piece))
+
+
+def chain_shown(found: audit.Checked, being_written: bool) -> dict[str, Any]:
+    """Return what a check has found, as it is told; what is being written is not torn."""
+    about: dict[str, Any] = {"first": found.first, "last": found.last.seq, "digest": found.last.digest}
+    about |= {"torn": found.torn, "unmarked_bytes": 0 if being_written else found.unmarked, "broken": found.broken}
+    return about
+
+
+def page_before(folder: Path, before: int) -> dict[str, Any]:
+    """Return the last lines before a number, as `core/protocol/cli.ReadAudit` says.
+
+    Lines are counted by their places, which are their numbers unless somebody has changed the files.
+    """
+    page: list[dict[str, Any]] = []
+    begin = 1
+    files = [(first, path) for path in audit_files(folder) if (first := _first_number(path)) < before]
+    for first, path in sorted(files, reverse=True):
+        try:
+            lines = _read(path).split(b"\n")[:-1][: before - first]
+        except FileNotFoundError:  # the node has removed the oldest one
+            break
+        shown = lines[-(AUDIT_PAGE_LINES - len(page)) :]
+        begin = first + len(lines) - len(shown)
+        page = [_line_shown(number, line) for number, line in enumerate(shown, begin)] + page
+        if len(page) == AUDIT_PAGE_LINES:
+            break
+    is_more = any(first < begin for first, _path in files)
+    return {"lines": page, "more": begin if is_more else None, "chain": None}
+
+
+def _line_shown(number: int, line: bytes) -> dict[str, Any]:
+    found = audit.parsed(line)
+    if found is None:
+        return {"seq": number, "torn": line[:AUDIT_TEXT_CHARS_MAX].decode(errors="replace")}
+    return {name: value for name, value in found.items() if name != "prev"}
+
+
+def _first_number(path: Path) -> int:
+    """Return the number of a file's first line, which its name tells; what is no number is of no file."""
+    number = path.name.removeprefix(FILE_PREFIX).removesuffix(FILE_SUFFIX)
+    return int(number) if number.isascii() and number.isdecimal() and len(number) < NUMBER_DIGITS_MAX else COUNT_MAX
 
 
 def last_lines(folder: Path, most: int) -> list[bytes]:

@@ -37,6 +37,8 @@ class Callers:
                 return True
             case gm.ClientJoined(conn, client, job):
                 self._audit.note("client.join", self.who(conn), client=client, job=job)
+            case gm.PartTaken(conn, client, job):
+                self._audit.note("ticket.used", self.who(conn), client=client, job=job)
             case gm.ClientLeft(conn, ""):
                 self._who.pop(conn, None)
         return False

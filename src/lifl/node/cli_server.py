@@ -92,6 +92,18 @@ class CliServer:
         self._remote[self._serve(sock, peer.identity, str(peer.identity))] = peer
         return True
 
+    def take_visitor(self, sock: socket.socket, identity: Identity) -> None:
+        """Serve somebody who looks at the node's page, for one request."""
+        if len(self._links) >= CLI_CONNECTIONS_MAX and not self._make_place():
+            with sock, suppress(OSError):
+                sock.send(encode(_too_many(len(self._links))))
+            return
+        self._serve(sock, identity, f"page {identity}")
+
+    def peer(self, link: Link) -> Peer | None:
+        """Return the certificate of who is at the other end; None: it came by the socket in the state folder."""
+        return self._remote.get(link)
+
     def revoke(self, entries: tuple[Revocation, ...], revoked: RevokedList) -> None:
         """End the connections of those whose certificates are revoked; the control port takes no more of theirs."""
         for link, peer in list(self._remote.items()):

@@ -14,6 +14,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from lifl.core.ids import Key
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import worker as wm
 from lifl.core.trust.tokens import Token
-from lifl.node import descriptors, machine
+from lifl.node import descriptors, machine, service_manager
 from lifl.node import locks as at
 from lifl.node.audit_log import FOLDER as AUDIT_FOLDER
 from lifl.node.audit_log import AuditLog
@@ -50,10 +51,13 @@ from lifl.node.driver import Driver
 from lifl.node.http_door import HttpDoor, check_library
 from lifl.node.journal.journal import FOLDER as JOURNAL_FOLDER
 from lifl.node.journal.journal import Journal
+from lifl.node.keeper import Keeper
 from lifl.node.locks import StateLocks
 from lifl.node.log_file import set_up_log
 from lifl.node.meters import Meters
 from lifl.node.modes import told
+from lifl.node.outbound.outbound import Outbound
+from lifl.node.pages import Pages
 from lifl.node.performer import Performer
 from lifl.node.privileged import Privileged, opened_by
 from lifl.node.process_state import ended_text
@@ -73,14 +77,6 @@ from lifl.tls import cookie_file
 
 log = logging.getLogger("lifl.daemon")
 
-GATEWAY_QUOTAS = (
-    "connections_max",
-    "connections_per_client",
-    "connections_per_address",
-    "requests_per_s",
-    "client_bytes_per_s",
-)
-"""Keys of a node's config that the gateway is told."""
 DRAIN_S = 30.0
 """How long a shutdown waits for rounds whose updates are all in."""
 CHILD_END_S = 5.0
@@ -161,7 +157,7 @@ class Daemon:
         rows, jobs, self.succession = open_rows(self.store, folder, number, shared)
         opened.callback(jobs.close)
         hands = (self.gateway, self.zygote, self.journal, self.workers, rows, jobs, self.cli, self._meters)
-        self._performer = Performer(*hands, self._worker_stopped, self._unsendable)
+        self._performer = Performer(*hands, *self._models, self._worker_stopped, self._unsendable)
         self._driver = Driver(self.engine, folder, self._performer.perform)
         # A node starts in a pause, too: until the gateway is ready it is heard.
         self._driver.on_pause = lambda paused: self.gateway.hold(paused and self._ready.done())
@@ -170,37 +166,47 @@ class Daemon:
         shown = (self._driver, self.arena, self.gateway, self.zygote, self.workers, self._meters)
         faulty, measured = (self.audit, self.journal), bool(config.capacity)
         self.status = NodeStatus(self.identity, folder, measured, warnings, faulty, *shown)
-        self.status.http, self._performer.http = self._http, self._http.child if self._http is not None else None
-        self.status.health = IdentityHealth(self.credentials, self._renewal)
+        self._performer.http = self.status.known_door(self._http)
+        self.status.health, self._performer.trackers = (
+            IdentityHealth(self.credentials, self._renewal),
+            self.status.trackers,
+        )
         credentials = CredentialRequests(self.credentials, self.status.authority_address)
         parts = (self._driver, rows, jobs, self.cli, self.status, credentials, folder, self.audit)
-        self._requests = Requests(*parts, self._shut_down)
-        self._sessions = Sessions(self._driver, rows, self.store, self.gateway, self._callers, self.audit, config)
+        self._requests = Requests(
+            *parts,
+            *self._models,
+            Pages(self._http, self.cli, config, self.audit, self._enforcement),
+            self._shut_down,
+        )
+        self._sessions = Sessions(self._driver, self.store, self.gateway, self._callers, self.audit, config)
 
     def _make_engine(self) -> Engine:
         config, identity = self.config, self.identity
         # Until it is measured, one fold for each core.
         capacity = config.capacity or float(min(identity.workers_max, machine.cores()))
         node = Node(identity.number, identity.gateway, capacity, identity.arena_bytes, identity.workers_max)
-        store = machine.ArenaStore(self.arena)
-        waits = (config.idle_timeout_s, config.wait_queue_max)
-        return Engine(store, node, *waits, coordinates(self.config), time.monotonic(), self.store.seed())
+        node.labels = config.labels
+        about = (machine.ArenaStore(self.arena), node, config.idle_timeout_s, config.wait_queue_max)
+        return Engine(*about, coordinates(config), time.monotonic(), self.store.seed())
 
     def _open_children(self, locks: StateLocks, tcp: socket.socket, unix: socket.socket) -> None:
         config, opened = self.config, self._opened
+        self._mend = partial(machine.mend, self.arena, self._unsendable)
         box = ["--state", str(self.folder), "--data-bytes", str(machine.worker_data_bytes(config))]
         self.zygote = self._child("lifl.worker.zygote", box, [locks.children], wm.FromZygote, self._from_zygote)
         opened.callback(self.zygote.stop, CHILD_END_S)  # after the workers' links, at whose end the workers go
         journal = (self.folder / JOURNAL_FOLDER, self.arena.name, [locks.children])
-        self.journal = Journal(*journal, self._broken, self._loop.time)
+        self.journal = Journal(*journal, self._mend, self._broken, self._loop.time)
         opened.callback(self.journal.stop, CHILD_END_S)
+        self._models = Keeper(self.folder, self.engine), Outbound(self.folder, [locks.children])
+        opened.callback(self._models[1].stop, CHILD_END_S)
         events = (self._from_worker, self._worker_gone, self._bounced)
         redirector = open_redirector(config.redirector, self.folder, self._privileged.program)
         self.workers = Workers(self.zygote, redirector, *events, self.folder)
         opened.callback(self.workers.end)
         gateway = ["--tcp-fd", str(tcp.fileno()), "--unix-fd", str(unix.fileno())]
-        for quota in GATEWAY_QUOTAS:
-            gateway += [f"--{quota.replace('_', '-')}", str(getattr(config, quota))]
+        gateway += machine.gateway_limits(config)
         if self.credentials.contexts is not None:
             gateway += ["--identity", str(self.credentials.contexts.files.folder)]
         if asks_for_cookie(config):
@@ -212,7 +218,7 @@ class Daemon:
         if self._privileged.http is not None:
             doors = (self._privileged.http, self.credentials.contexts, self.gateway, [locks.children])
             with told(self.folder):
-                self._http = HttpDoor(config, self.folder, *doors, self._broken, self._loop.time)
+                self._http = HttpDoor(config, self.folder, *doors, self._mend, self._broken, self._loop.time)
             opened.callback(self._http.stop, CHILD_END_S)
 
     def _child(
@@ -244,7 +250,7 @@ class Daemon:
         if self._privileged.control is not None:
             self._bridge = self._join(self._privileged.control)
         self._renewal.start()
-        self._requests.unreadable = resumed.unreadable
+        self._requests.take_unreadable(resumed.unreadable)
         self.status.warnings += [
             f"job {name} could not be taken up: {why}; `lifl cancel {name}` ends it"
             for name, why in resumed.unreadable.items()
@@ -276,8 +282,9 @@ class Daemon:
         self._enforcement.tell_bearers = bridge.bearers.changed
         self._performer.peers = bridge.peers
         self.status.bridge = bridge
+        self._requests.changes.belong(bridge.removed)
         if self.succession is not None:
-            self.status.succession = self._requests.succession = self.succession
+            self.status.succession = self._requests.changes.succession = self.succession
             self.succession.on_unreadable = self._requests.take_unreadable
             self.succession.begin(bridge, self._driver)
         return bridge
@@ -326,6 +333,7 @@ class Daemon:
     def close(self) -> None:
         """End all children and remove everything that the node has made, but for its database and models."""
         self._locks.say(at.STOPPING)
+        self.status.trackers.close()
         self._driver.close()
         self._paused = self._driver.fault is not None
         self.audit.note("node.ended", "lifld", str(self.failure or ""), pid=os.getpid())
@@ -374,7 +382,7 @@ class Daemon:
         log.warning("gateway.ended %s", self.gateway.last_words() or "without a word")
         self.status.gateway_stats = None
         self._callers.gone()
-        machine.mend(self.arena, self._unsendable)
+        self._mend()
         self._driver.handle(gm.GatewayLost())
         self._loop.call_soon(self._tell_gateway)
 
@@ -391,7 +399,7 @@ class Daemon:
                 self.workers.forked(worker, pid)
             case wm.Exited(worker, pid, status):
                 log.info("worker.ended worker=%d pid=%d %s", worker, pid, ended_text(status))
-                machine.mend(self.arena, self._unsendable)
+                self._mend()
                 self._driver.handle(ev.WorkerExited(worker, ended_text(status)))
             case wm.Calibrated(capacity):
                 self._driver.handle(ev.Calibrated(capacity))
@@ -436,7 +444,7 @@ def run(config: NodeConfig, announce: Announce, log_to_file: bool = False, token
     try:
         take_format(folder)
         with told(folder):
-            set_up_log(folder, log_to_file)
+            set_up_log(folder, log_to_file, config.log_format)
             uvloop.run(_run(config, folder, locks, account, announce, token))
     finally:
         locks.close()
@@ -467,11 +475,14 @@ async def _live(daemon: Daemon, announce: Announce) -> None:
         report = await daemon.start()
         log.info("daemon.ready %s", report)
         announce(report)
+        service_manager.tell("READY=1", f"STATUS=node {report['node']} at {', '.join(report['listen'])}")
         daemon.calibrate()
         await daemon.done.wait()
+        service_manager.tell("STOPPING=1", "STATUS=completing the rounds whose updates are all in")
         if daemon.failure is None:
             await daemon.drain()
     finally:
+        signals.end_within()
         if daemon.succession is not None:
             await daemon.succession.end()
         daemon.close()

@@ -12,6 +12,8 @@ from lifl.core.config.node import NodeConfig
 from lifl.core.errors import ResourceFault
 from lifl.core.limits import CLI_CONNECTIONS_MAX, GREETINGS_MAX, JOBS_MAX, NODES_MAX, SEGMENTS_ENDED_MAX
 
+CONNECTIONS = 10_240
+"""Connections that a gateway serves, unless it is told how many, or has fewer descriptors."""
 GATEWAY_RESERVED = 128
 """Of a gateway beside one per connection: listeners, link, arena, ways to other nodes, peers being turned away."""
 LIFLD_RESERVED = 128
@@ -33,10 +35,17 @@ def lifld_needs(workers: int, clustered: bool) -> int:
     return LIFLD_RESERVED + SEGMENTS + CLI_CONNECTIONS_MAX + PER_WORKER * workers + peers
 
 
+def connections_max(config: NodeConfig) -> int:
+    """Return the most connections: what is configured, or what is usual and the hard limit allows, one at the least."""
+    hard = hard_limit()
+    allowed = CONNECTIONS if hard is None else min(CONNECTIONS, hard - gateway_needs(0))
+    return config.connections_max or max(1, allowed)
+
+
 def node_needs(config: NodeConfig, workers: int) -> int:
     """Return the descriptors that each process of a node must be allowed, as the one does that needs most."""
     clustered = bool(config.control or config.join)
-    return max(gateway_needs(config.connections_max), lifld_needs(workers, clustered))
+    return max(gateway_needs(connections_max(config)), lifld_needs(workers, clustered))
 
 
 def hard_limit() -> int | None:
@@ -59,5 +68,5 @@ def raise_limit(needed: int, what: str) -> None:
 
 def raise_for_node(config: NodeConfig, workers: int) -> None:
     """Let the processes of a node have the descriptors that they need.  Raise `ResourceFault`."""
-    what = f"{config.connections_max} connections (connections_max) and {workers} workers (workers_max)"
+    what = f"{connections_max(config)} connections (connections_max) and {workers} workers (workers_max)"
     raise_limit(node_needs(config, workers), what)

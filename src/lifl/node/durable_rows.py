@@ -14,11 +14,12 @@ from typing import Protocol
 
 from lifl.core import effects as fx
 from lifl.core.config.job import JobConfig
+from lifl.core.ids import is_hosted
 from lifl.core.schema import TensorSpec
 from lifl.node.database import DatabaseFault
-from lifl.node.store import NodeStore
+from lifl.node.store import NodeStore, add_to_round, removed_copies, save_config
 
-Row = fx.SaveJob | fx.DropJob | fx.SaveRound | fx.SetAside
+Row = fx.SaveJob | fx.SaveConfig | fx.DropJob | fx.SaveRound | fx.SaveEvaluation | fx.SetAside
 
 
 class RowPending(DatabaseFault):
@@ -38,6 +39,8 @@ class DurableRows(Protocol):
 
     owner: int
     """Whose the folders of checkpoints are: the node's number, or one of the cluster's."""
+    beside: NodeStore | None
+    """Where the rows are that are not with these: of the sessions that the node hosts by itself."""
 
     def write(self, row: Row) -> None:
         """Make a row durable.
@@ -60,9 +63,23 @@ class DurableRows(Protocol):
         """Forget a job that was refused after all, if that can be done now."""
         ...
 
+    @property
+    def removed_copies(self) -> list[tuple[int, str]]:
+        """Number and name of the last jobs that were forgotten with their models, the last one last.
+
+        Raises `DatabaseFault`.
+        """
+        ...
+
+    async def have_job(self, name: str) -> None:
+        """Have the rows of a job that is over be where those of jobs that run are.  Raise `DatabaseFault`."""
+        ...
+
 
 class LocalRows:
     """The rows of one node, in its own database."""
+
+    beside: NodeStore | None = None
 
     def __init__(self, store: NodeStore, owner: int) -> None:
         self.owner = owner
@@ -83,16 +100,50 @@ class LocalRows:
         with suppress(DatabaseFault):
             self._store.drop_job(number)
 
+    @property
+    def removed_copies(self) -> list[tuple[int, str]]:
+        """Number and name of the last jobs that were forgotten with their models, the last one last."""
+        return removed_copies(self._store)
+
+    async def have_job(self, _name: str) -> None:
+        """Do nothing: all rows are in one database."""
+
+
+class RowsBesideSessions:
+    """The rows of a cluster's store, and in the node's own database those of the sessions that it hosts by itself."""
+
+    def __init__(self, rows: DurableRows, own: NodeStore) -> None:
+        self.owner = rows.owner
+        self.beside: NodeStore | None = own
+        self._rows = rows
+        self.new_job, self.forget_job, self.have_job = rows.new_job, rows.forget_job, rows.have_job
+
+    @property
+    def removed_copies(self) -> list[tuple[int, str]]:
+        """Number and name of the last jobs of the cluster that were forgotten with their models, the last one last."""
+        return self._rows.removed_copies
+
+    def write(self, row: Row) -> None:
+        """Make a row durable.  Raise as both do."""
+        if self.beside is not None and isinstance(row, fx.DropJob) and is_hosted(row.number):
+            put(self.beside, row)
+        else:
+            self._rows.write(row)
+
 
 def put(store: NodeStore, row: Row, at_unix_s: float | None = None) -> None:
     """Put a row into a database; that of a round as it was saved `at_unix_s`."""
     match row:
         case fx.SaveJob():
             store.save_job(row.job, row.status, row.reason)
+        case fx.SaveConfig():
+            save_config(store, row.job, row.config)
         case fx.SaveRound():
             store.save_round(row.job, row.round, row.attempt, row.status, row.fields, at_unix_s)
         case fx.DropJob():
-            store.drop_job(row.number)
+            store.drop_job(row.number, row.copies)
+        case fx.SaveEvaluation():
+            add_to_round(store, row.job, row.round, row.attempt, row.fields)
         case fx.SetAside():
             store.set_aside(row.job, row.above, row.reason)
 

@@ -15,13 +15,16 @@ import logging
 import os
 import secrets
 import socket
+from collections import Counter
 from collections.abc import Callable, Collection
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lifl.core.config.node import NodeConfig, asks_for_cookie
 from lifl.core.errors import ConfigError, ResourceFault
+from lifl.core.limits import JOB_METRIC_SERIES_MAX
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import http as hm
 from lifl.node import machine
@@ -35,6 +38,19 @@ log = logging.getLogger("lifl.daemon")
 HEADER = "http.header"
 """The file in the state folder."""
 NEEDS = "h11"
+OF_JOB = ("name", "status", "round", "rounds", "committed", "clients", "last_round")
+OF_ROUND = (
+    "round",
+    "attempt",
+    "phase",
+    "selected",
+    "uploading",
+    "accepted",
+    "counted",
+    "goal",
+    "quorum",
+    "time_left_s",
+)
 
 
 def check_library(config: NodeConfig) -> None:
@@ -52,9 +68,10 @@ def make_header(folder: Path) -> Path:
 
 
 class HttpDoor:
-    """The process and its link.
+    """The process and its link; at each of its ends `mend` makes the arena whole, for that may be why.
 
-    `snapshot` returns what `lifl top` shows; `told` has the process told whom not to believe.
+    `snapshot` returns what `lifl top` shows, `trouble` why no update can be taken; `told` has the process told whom not
+    to believe.
     """
 
     def __init__(
@@ -65,6 +82,7 @@ class HttpDoor:
         contexts: Contexts | None,
         gateway: Child,
         passed: Collection[int],
+        mend: Callable[[], None],
         on_broken: Callable[[ResourceFault], None],
         clock: Callable[[], float],
     ) -> None:
@@ -72,8 +90,12 @@ class HttpDoor:
         self.landlock = 0
         self.header: Path | None = None
         self._gateway = gateway
+        self._mend = mend
         self.told: Callable[[], None] = lambda: None
         self.snapshot: Callable[[], dict[str, Any]] = dict
+        self.on_page: Callable[[Any], None] = lambda _message: None
+        """Told what the process says of the page (`node/pages.py`), and that it has begun."""
+        self.trouble: Callable[[], str] = str
         self._loop = asyncio.get_running_loop()
         options = ["--http-fd", str(listener.fileno()), "--requests-per-s", str(config.requests_per_s)]
         if contexts is not None:
@@ -109,6 +131,7 @@ class HttpDoor:
         match message:
             case hm.HttpReady():
                 self.landlock = message.landlock
+                self.on_page(message)
             case gm.ClientCame():
                 fd = self.child.taken_descriptor()
                 try:
@@ -117,27 +140,55 @@ class HttpDoor:
                     os.close(fd)
             case hm.StatusAsked(number):
                 self.child.send(hm.StatusTold(number, status_of(self.snapshot())))
+            case hm.HealthAsked(number):
+                self.child.send(hm.HealthTold(number, not self.trouble()))
+            case _:
+                self.on_page(message)
 
     def _gone(self) -> None:
         log.warning("http.ended %s", self.child.last_words() or "without a word")
+        self._mend()
         self.landlock = 0
         self._loop.call_soon(self.told)
+
+
+@cache
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("lifl")
 
 
 def status_of(snapshot: dict[str, Any]) -> dict[str, Any]:
     """Return the part of a snapshot of the node that is told by HTTP."""
     node = snapshot["node"]
     gateway, arena = node["gateway"], node["arena"]
+    idle = sum(worker["state"] == "idle" for worker in snapshot["workers"])
     return {
         "node": node["node"],
+        "version": _version(),
         "uptime_s": node["uptime_s"],
+        "started_unix_s": node["started_unix_s"],
         "warnings": len(node["warnings"]),
+        "paused": int(node["paused"]),
+        "leads": int(node["leads"]),
         "arena": {name: arena[name] for name in ("bytes", "used_bytes", "peak_bytes", "objects", "waiting")},
         "gateway": {name: gateway.get(name, 0) for name in ("received_bytes", "sent_bytes", "connections")},
+        "redirector": node["redirector"],
         "cpu_s": node["cpu_s"],
-        "workers": len(snapshot["workers"]),
-        "jobs": [
-            {name: line[name] for name in ("name", "status", "round", "rounds", "committed") if name in line}
-            for line in snapshot["jobs"]
-        ],
+        "workers": {"busy": len(snapshot["workers"]) - idle, "idle": idle},
+        "nodes": dict(Counter(line["state"] for line in snapshot["nodes"])),
+        "jobs": [_job(line) for line in snapshot["jobs"]],
     }
+
+
+def _told(now: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return what is told of a round that runs: its figures, without its tree."""
+    return {name: now[name] for name in OF_ROUND} if now is not None else None
+
+
+def _job(line: dict[str, Any]) -> dict[str, Any]:
+    """Return what is told of a job: some of its line, the metrics of its last round, and the round that runs."""
+    metrics = dict(sorted(line.get("metrics", {}).items())[:JOB_METRIC_SERIES_MAX])
+    told = {name: line[name] for name in OF_JOB if name in line}
+    return told | {"metrics": metrics, "now": _told(line.get("now"))}

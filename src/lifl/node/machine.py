@@ -15,7 +15,7 @@ import psutil
 
 from lifl.confine import box
 from lifl.core.config.job import JobConfig
-from lifl.core.config.node import NodeConfig
+from lifl.core.config.node import NodeConfig, secured
 from lifl.core.config.values import joined_address, split_address
 from lifl.core.errors import ConfigError, ResourceFault
 from lifl.core.ids import Key, Kind
@@ -23,11 +23,13 @@ from lifl.core.limits import CLIENTS_FILE_BYTES_MAX, OBJECTS_MAX, STATE_DIR_BYTE
 from lifl.core.modelfile import LENGTH_BYTES, decode_header, header_bytes
 from lifl.core.planning.treatment import trainable_of
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.body_ranges import streams_for
 from lifl.core.protocol.contribution import Contribution, unpack_contributions
 from lifl.core.schema import TensorSpec
-from lifl.node import cgroups
+from lifl.node import cgroups, descriptors
 from lifl.node.children import Child
 from lifl.node.modes import private_folder, remedy, told
+from lifl.node.service_manager import Place
 from lifl.shm.layout import ObjectState
 from lifl.shm.owned_arena import OwnedArena
 from lifl.shm.segment import SegmentMissing, SegmentUnfinished, SegmentUnusable, remove_segment
@@ -38,6 +40,14 @@ BACKLOG = 512
 CUT = "its shared memory was cut by another program of the node's account, which may be a client of it"
 PROCESSES_BYTES = 128 * 1024 * 1024
 """What the processes of a node take beside the arena, before a worker folds anything."""
+GATEWAY_QUOTAS = (
+    "connections_max",
+    "connections_per_client",
+    "connections_per_address",
+    "requests_per_s",
+    "client_bytes_per_s",
+)
+"""Keys of a node's config that the gateway is told."""
 
 
 def state_folder(config: NodeConfig) -> Path:
@@ -191,6 +201,14 @@ def cores(root: Path = cgroups.ROOT) -> int:
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota.cores)))
 
 
+def gateway_limits(config: NodeConfig, root: Path = cgroups.ROOT) -> list[str]:
+    """Return the flags by which the gateway is told the node's quotas, and over how many connections a body may go."""
+    told = {quota: getattr(config, quota) for quota in GATEWAY_QUOTAS}
+    told["connections_max"] = descriptors.connections_max(config)
+    told["streams"] = streams_for(config.streams, cores(root), secured(config))
+    return [word for name, value in told.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
 def workers_max(config: NodeConfig, root: Path = cgroups.ROOT) -> int:
     """Return the most workers: what is configured, or one more than there are cores."""
     return config.workers_max or cores(root) + 1
@@ -217,14 +235,18 @@ def worker_data_bytes(config: NodeConfig, root: Path = cgroups.ROOT) -> int:
     return max(WORKER_DATA_BYTES_MIN, left // (workers_max(config, root) + 2))
 
 
-def listen_tcp(address: str, flag: str = "--listen") -> socket.socket:
-    """Return a listening socket at HOST:PORT, which `flag` chooses.
+def listen_tcp(address: str, flag: str = "--listen", handed: dict[Place, socket.socket] | None = None) -> socket.socket:
+    """Return a listening socket at HOST:PORT, which `flag` chooses; where `handed` has one, it is taken out of there.
 
     Raise `ResourceFault` when the port is taken or the host another's.
     """
     host, port = split_address(address, "listen")
     try:
         family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        if handed and where[:2] in handed:
+            listener = handed.pop(where[:2])
+            listener.setblocking(False)
+            return listener
         listener = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
         raise ResourceFault(f"cannot listen on {address}: {error}; choose another with {flag} HOST:PORT") from error

@@ -21,8 +21,11 @@ from lifl.node.cluster.transport import Peers
 from lifl.node.database import DatabaseFault
 from lifl.node.durable_rows import DurableRows
 from lifl.node.journal.journal import Journal
+from lifl.node.keeper import Keeper
 from lifl.node.meters import Meters
-from lifl.node.store import NodeStore
+from lifl.node.outbound.outbound import Outbound
+from lifl.node.store import NodeStore, trim_rounds
+from lifl.node.trackers import Trackers
 from lifl.node.workers import Workers
 
 log = logging.getLogger("lifl.daemon")
@@ -52,10 +55,15 @@ class Performer:
         store: NodeStore,
         cli: CliServer,
         meters: Meters,
+        keeper: Keeper,
+        outbound: Outbound,
         on_stopped: Callable[[int], None],
         on_unsendable: Callable[[int | str, str], None],
     ) -> None:
         self.http: Child | None = None
+        self.keeper, self.outbound = keeper, outbound
+        outbound.freed = lambda kept: keeper.keep(kept, outbound.needed(kept.number))
+        self.trackers: Trackers | None = None
         self._on_unsendable = on_unsendable
         self._gateway = gateway
         self._zygote = zygote
@@ -152,8 +160,15 @@ class Performer:
             case fx.SaveRound():
                 self._meters.complete(effect, self._workers.redirector.name)
                 self._rows.write(effect)
-            case fx.SaveJob() | fx.DropJob() | fx.SetAside():
+            case fx.SaveJob() | fx.SaveConfig() | fx.DropJob() | fx.SaveEvaluation() | fx.SetAside():
                 self._rows.write(effect)
+                if isinstance(effect, fx.DropJob):
+                    self.outbound.forget(effect.number)
+            case fx.KeepModels():
+                self.outbound.keep(effect)
+                self.keeper.keep(effect, self.outbound.needed(effect.number))
+            case fx.TrimRounds():
+                trim_rounds(self._store, effect.job, effect.rounds, effect.receipts, effect.kept)
             case fx.SavePlan():
                 self._store.save_plan(effect.job, effect.round, effect.attempt, effect.request, effect.plan)
             case fx.Publish():
@@ -165,5 +180,8 @@ class Performer:
         level = logging.WARNING if effect.name in FOR_THE_OPERATOR else level
         if log.isEnabledFor(level):
             shown = " ".join(f"{name}={value}" for name, value in effect.fields.items() if name != "receipt")
-            log.log(level, "%s job=%s %s", effect.name, effect.job, shown)
+            facts = {"job": effect.job, **{name: value for name, value in effect.fields.items() if name != "receipt"}}
+            log.log(level, "%s job=%s %s", effect.name, effect.job, shown, extra={"facts": facts})
         self._cli.publish(effect.name, effect.job, effect.fields)
+        if self.trackers is not None:
+            self.trackers.published(effect)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from lifl.confine.account import Account
 from lifl.core.config.node import NodeConfig, coordinates
-from lifl.node import machine
+from lifl.node import machine, service_manager
 from lifl.redirect import preload
 
 
@@ -32,11 +32,15 @@ def opened_by(account: Account, config: NodeConfig) -> Iterator[Privileged]:
     """Open what takes rights, and give them up for good; the doors are closed at the end.  Raise `ResourceFault`."""
     with contextlib.ExitStack() as doors:
         with account.raised():
-            gateway = doors.enter_context(machine.listen_tcp(config.listen))
+            handed = service_manager.handed_over()
+            gateway = doors.enter_context(machine.listen_tcp(config.listen, handed=handed))
             control = None
             if config.control or not coordinates(config):
-                control = doors.enter_context(machine.listen_tcp(config.control or "127.0.0.1:0"))
-            http = doors.enter_context(machine.listen_tcp(config.http, "--http")) if config.http else None
+                control = doors.enter_context(machine.listen_tcp(config.control or "127.0.0.1:0", handed=handed))
+            http = None
+            if config.http:
+                http = doors.enter_context(machine.listen_tcp(config.http, "--http", handed))
+            service_manager.check_all_taken(handed)
             program = preload(config.redirector)
         account.drop()
         yield Privileged(gateway, control, http, program)

@@ -11,31 +11,35 @@ from typing import Any
 
 import msgspec
 
-from lifl.core import effects as fx
 from lifl.core import events as ev
-from lifl.core.config.job import JobConfig, parse_job, with_listed
-from lifl.core.coordinator.coordinator import CANCELLED
+from lifl.core.config.job import parse_job
 from lifl.core.coordinator.job import Job
-from lifl.core.engine import check_cancelled, check_submitted
-from lifl.core.errors import ConfigError, LiflError, LocalFault, Refused
+from lifl.core.coordinator.job_spec import JobSpec
+from lifl.core.errors import ConfigError, LocalFault, Refused
 from lifl.core.limits import ROUNDS_MAX, TEXT_CHARS_MAX
 from lifl.core.planning.planner import make_plan
 from lifl.core.planning.request import plan_request
-from lifl.core.planning.treatment import check_patterns, treatment_lines
+from lifl.core.planning.treatment import treatment_lines
 from lifl.core.protocol import cli as om
-from lifl.core.schema import Layout, TensorSpec
-from lifl.node import folders, machine, views
-from lifl.node.audit_log import AuditLog
+from lifl.core.schema import Layout
+from lifl.node import machine, views
+from lifl.node.audit_log import FOLDER as AUDIT_FOLDER
+from lifl.node.audit_log import AuditLog, chain_shown, check_files, page_before
 from lifl.node.authority.requests import CredentialRequests
 from lifl.node.cli_server import CliServer
 from lifl.node.driver import Driver
-from lifl.node.durable_rows import DurableRows, write_now
+from lifl.node.durable_rows import DurableRows
+from lifl.node.job_requests import JobRequests, all_rows, known_row
+from lifl.node.keeper import Keeper
 from lifl.node.link import Link
+from lifl.node.log_file import last_log_lines
+from lifl.node.models_there import ModelsThere
+from lifl.node.outbound.outbound import Outbound
+from lifl.node.pages import Pages
 from lifl.node.recordings import write_recording
 from lifl.node.rows import AnyJob, JobRow, UnreadableJob
 from lifl.node.status import NodeStatus
 from lifl.node.store import PLANS_MAX, NodeStore
-from lifl.node.succession import Succession
 from lifl.node.uploads import ModelUploads, read_piece
 
 ATTEMPTS_SHOWN = 16
@@ -57,52 +61,60 @@ class Requests:
         credentials: CredentialRequests,
         folder: Path,
         audit: AuditLog,
+        keeper: Keeper,
+        outbound: Outbound,
+        pages: Pages,
         shut_down: Callable[[], None],
     ) -> None:
         self._audit = audit
         self._driver = driver
         self._engine = driver.engine
-        self._rows = rows
         self._store = store
-        self._in_turn = asyncio.Lock()  # what changes jobs: one after the other
         self._cli = cli
         self._status = status
         self._credentials = credentials
         self._folder = folder
         self._shut_down = shut_down
+        self._keeper, self._outbound = keeper, outbound
+        self._models = ModelsThere(folder, store, keeper)
         self._uploads = ModelUploads(folder / "models", status.arena_bytes, self._models_in_use)
-        self.unreadable: dict[str, str] = {}  # jobs that could not be taken up, and why
-        self.succession: Succession | None = None
+        self.changes = JobRequests(driver, rows, store, cli, folder, audit, self._models, keeper)
+        self.pages = pages
+        self._reading = asyncio.Lock()  # of the audit log
 
     def take_unreadable(self, unreadable: dict[str, str]) -> None:
         """Note which jobs could not be taken up, and why."""
-        self.unreadable = unreadable
+        self.changes.unreadable = unreadable
 
     def handle(self, message: Any, link: Link) -> dict[str, Any] | Coroutine[Any, Any, dict[str, Any]]:
         """Return the result of one request; what writes rows returns it later."""
         match message:
-            case om.SubmitJob():
-                return self._changing(self._submit(message, link))
             case om.ListJobs():
                 return self._list_jobs(message.after)
             case om.JobStatus():
                 return self._job_status(message)
             case om.JobClients():
                 return self._job_clients(message)
-            case om.CancelJob():
-                return self._changing(self._cancel(message.job, self._cli.who(link)))
             case om.PutModel(digest, offset, data, total_bytes):
                 return self._uploads.put(digest, offset, data, total_bytes)
             case om.ReadModel(job, number, offset):
-                return read_piece(self._model(job, number), offset)
+                return read_piece(self._models.to_read(self.changes.row(job), number), offset)
             case om.ListNodes():
                 return {"nodes": self._status.nodes()}
             case om.PlanJob():
                 return self._plan(message)
             case om.PlansOfRound():
                 return self._plans(message)
+            case om.UpdatesOfRound():
+                return self._updates(message)
             case om.Snapshot():
-                return self.snapshot()
+                return self.snapshot(message.trees)
+            case om.OpenPage():
+                return self.pages.link(message.role, self._cli.peer(link))
+            case om.ReadAudit(before, verify):
+                return self._read_audit(before, verify)
+            case om.ReadLog():
+                return {"lines": last_log_lines(self._folder)}
             case om.Follow():
                 return self._follow(message.job, link)
             case om.DebugRecord():
@@ -115,134 +127,15 @@ class Requests:
                 self._audit.note("node.down", self._cli.who(link))
                 self._shut_down()
                 return {}
+        if (work := self.changes.handle(message, link)) is not None:
+            return work
         if (result := self._credentials.handle(message, self._cli.who(link))) is not None:
             return result
         raise LocalFault(f"no handler for {type(message).__name__}")
 
-    async def _changing(self, work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
-        """Do what changes jobs, when what came before it is done."""
-        async with self._in_turn:
-            return await work
-
-    def _model(self, name: str, number: int) -> Path:
-        """Return where the model of a committed round is."""
-        name = self._row(name).name
-        found = next((row for row in self._store.round(name, number) if row.status == "committed"), None)
-        if found is None or not found.fields.get("path"):
-            raise Refused("unknown-round", "round", f"job {name!r} has no model of round {number}")
-        return folders.local(self._folder, found.fields["path"])
-
     def _models_in_use(self) -> set[str]:
         running = [row for row in self._store.jobs() if isinstance(row, JobRow) and row.status == "running"]
         return {row.config.model.path for row in running}
-
-    async def _submit(self, message: om.SubmitJob, link: Link) -> dict[str, Any]:
-        try:
-            config = parse_job(message.config)
-            if config.selection.clients_file:
-                config = with_listed(config, machine.read_clients(str(config.selection.clients_file)))
-        except ConfigError as error:
-            raise Refused("bad-config", error.path, str(error)) from error
-        if config.is_fold:
-            text = "a session of folds is opened by its host, by lifl.Aggregator"
-            raise Refused("bad-config", "job.kind", text)
-        name = config.job.name
-        try:
-            tensors = machine.read_tensors(config)
-            check_patterns(tensors, config.aggregation)
-        except ConfigError as error:
-            raise Refused("bad-config", error.path, str(error)) from error
-        layout = Layout(tensors)
-        where = str(config.checkpoint.folder) or str(folders.local(self._folder, name))
-        folder = Path(where)
-        if config.checkpoint.copies:
-            where = name  # below the state folder of each node
-        if message.follow:
-            self._cli.follow(name, link)
-        try:
-            number = await self._accept(config, tensors, message.states, folder, where)
-        except LiflError:
-            self._cli.unfollow(name, link)
-            raise
-        try:
-            facts = ev.JobFacts(number, config, tensors, message.states, where, self._cli.who(link))
-            self._driver.handle(ev.JobSubmitted(facts))
-        except LiflError:
-            self._cli.unfollow(name, link)
-            await self._drop(name, number, folder)
-            raise
-        self._audit.note("job.submitted", self._cli.who(link), job=name, number=number)
-        job = self._engine.jobs[name]
-        return {
-            "job": name,
-            "rounds": config.job.rounds,
-            "model_bytes": layout.data_bytes,
-            "folder": str(folder),
-            "status": job.status,
-            "peak_bytes": job.spec.bytes_min(),
-            "treatment": treatment_lines(tensors, config.aggregation, steps=bool(message.states)),
-        }
-
-    async def _accept(
-        self, config: JobConfig, tensors: tuple[TensorSpec, ...], states: tuple[str, ...], folder: Path, where: str
-    ) -> int:
-        """Make folder and row of a new job, after all that can refuse it has; return its number.  The row says `where`.
-
-        The row says that the job runs: when this returns it will, whatever happens.
-        """
-        name = config.job.name
-        await self._goes_on()
-        if self._store.job(name) is not None:
-            text = f"a job named {name!r} is here already; choose another name (--set job.name=...)"
-            raise Refused("job-exists", "job.name", text)
-        check_submitted(self._engine, ev.JobFacts(0, config, tensors, states, where))
-        with folders.made_folder(folder):
-            number = await self._rows.new_job(config, tensors, states, where)
-            try:
-                folders.claim(folder, self._rows.owner, number, name)
-                if self.succession is not None and not config.checkpoint.copies:
-                    await self.succession.check_seen(folder, number)
-                await write_now(self._rows, fx.SaveJob(name, "running", ""))
-                await self._goes_on()
-            except LiflError:
-                await self._drop(name, number, folder)
-                raise
-        return number
-
-    async def _drop(self, name: str, number: int, folder: Path) -> None:
-        """Forget a job that was refused after all."""
-        folders.release(folder, self._rows.owner, number)
-        await self._rows.forget_job(name, number)
-
-    async def _goes_on(self) -> None:
-        """Wait until an event would be decided on at once.
-
-        Raise `Refused` while rows cannot be written: what the user wants could not be kept.
-        """
-        if self.succession is not None:
-            self._engine.coordinating()  # or say that another node does
-        await self._driver.idle()
-        if self._driver.fault is not None:
-            raise Refused("paused", "node", f"the node is paused, try again later: {self._driver.fault}")
-
-    async def _cancel(self, job: str, who: str) -> dict[str, Any]:
-        """End a job, also one that could not be taken up.  Its row comes first: what is answered is durable."""
-        row = self._row(job)
-        await self._goes_on()
-        if row.name in self._engine.jobs:
-            check_cancelled(self._engine, row.name)
-            await write_now(self._rows, fx.SaveJob(row.name, "cancelled", CANCELLED))
-            await self._driver.idle()
-            self._driver.handle(ev.JobCancelled(row.name))
-            self._audit.note("job.cancelled", who, job=row.name, number=row.number)
-            return {"job": row.name, "status": "cancelled"}
-        if row.status != "running":
-            raise Refused("job-over", "job", f"job {row.name!r} is {row.status} already")
-        reason = f"{CANCELLED}; {self._fault(row)}"[:TEXT_CHARS_MAX]
-        await write_now(self._rows, fx.SaveJob(row.name, "cancelled", reason))
-        self.unreadable.pop(row.name, None)
-        self._audit.note("job.cancelled", who, job=row.name, number=row.number)
-        return {"job": row.name, "status": "cancelled"}
 
     async def _drain(self, message: om.DrainNode, who: str) -> dict[str, Any]:
         """Let a node get nothing new, and answer when it has nothing left; or let it take part again."""
@@ -253,8 +146,9 @@ class Requests:
             text = f"{message.node!r} names {len(found) or 'none'} of the nodes; there are: {there}"
             raise Refused("unknown-node", "node", text)
         number = int(found[0], 16)
-        if self.succession is not None and self.succession.leads and number == self._engine.node and not message.undo:
-            await self.succession.drain()
+        succession = self.changes.succession
+        if succession is not None and succession.leads and number == self._engine.node and not message.undo:
+            await succession.drain()
         else:
             self._driver.handle(ev.NodeDrained(number, message.undo))
         self._audit.note("node.undrained" if message.undo else "node.drained", who, node=found[0])
@@ -267,49 +161,43 @@ class Requests:
                 await self._driver.until(lambda: self._status.node(node)["drain"] != "draining")
         return {"node": self._status.node(node)}
 
-    def _fault(self, row: AnyJob) -> str:
-        """Return why a job could not be taken up."""
-        return self.unreadable.get(row.name, "") or (row.fault if isinstance(row, UnreadableJob) else "")
-
-    def _row(self, name: str) -> AnyJob:
-        row = self._store.job(name)
-        if row is None:
-            known = ", ".join(self._store.known_names()) or "none"
-            raise Refused("unknown-job", "job", f"this node has no job {name!r}; it has: {known}")
-        return row
-
     def _line(self, row: AnyJob) -> dict[str, Any]:
         paused = str(self._driver.fault or "")
         if isinstance(row, UnreadableJob):
             return views.unreadable_line(row)
         last = next(iter(self._store.committed(row.name, 1)), None)
-        elsewhere = self.succession.elsewhere if self.succession is not None else None
-        return views.job_line(row, last, self._engine.jobs.get(row.name), paused, self._fault(row), elsewhere)
+        succession, fault = self.changes.succession, self.changes.fault(row)
+        elsewhere = succession.elsewhere if succession is not None else None
+        job = self._engine.jobs.get(row.name)
+        place = self._engine.coordinating().queue.place_of(job) if job is not None and job.queued else None
+        line = views.job_line(row, last, job, paused, fault, elsewhere, place)
+        return line | {"disk": self._keeper.shown(row.name), "upload": self._outbound.shown(row.number)}
 
     def _list_jobs(self, after: int) -> dict[str, Any]:
         """Return a page of the jobs, and the number that the next one comes after."""
         page = views.Page()
-        for row in self._store.jobs(after):
+        for row in all_rows(self.changes, after):
             if not page.add(self._line(row)):
                 return {"jobs": page.lines, "more": after}
             after = row.number
         return {"jobs": page.lines, "more": None}
 
     def _job_status(self, message: om.JobStatus) -> dict[str, Any]:
-        row = self._row(message.job)
+        row = self.changes.row(message.job)
         job = self._engine.jobs.get(row.name)
         lines, more = self._round_lines(row.name, message)
         return {
             "job": self._line(row),
             "config": msgspec.to_builtins(row.config) if isinstance(row, JobRow) else {},
             "now": self._now(job),
+            "models": self._models.shown(row),
             "rounds": lines,
             "more": more,
         }
 
     def _job_clients(self, message: om.JobClients) -> dict[str, Any]:
         """Return a page of the clients of a job that runs, in the order of their names."""
-        row = self._row(message.job)
+        row = self.changes.row(message.job)
         job = self._engine.jobs.get(row.name)
         if job is None or job.over:
             raise Refused("job-over", "job", f"job {row.name!r} does not run: its clients are known while it does")
@@ -325,28 +213,40 @@ class Requests:
         """Return what is asked for of the rounds, as far as it fits, and where the next page goes on."""
         if message.round is not None:
             found = [row for row in self._store.round(name, message.round) if row.status != "open"]
-            return [views.round_line(row) for row in found[-ATTEMPTS_SHOWN:]], None
+            return [views.round_line(row, message.trees) for row in found[-ATTEMPTS_SHOWN:]], None
         page, before = views.Page(), message.before
         if message.last and before[0] > ROUNDS_MAX:  # the first page
             for row in self._store.odd_rounds(name, min(ATTEMPTS_SHOWN, message.last)):
-                page.add(views.round_line(row))
+                page.add(views.round_line(row, message.trees))
         while len(page.lines) < message.last:
             rows = self._store.rounds_before(name, before, min(ROWS_READ, message.last - len(page.lines)))
             for row in rows:
-                if not page.add(views.round_line(row)):
+                if not page.add(views.round_line(row, message.trees)):
                     return page.lines[::-1], before
                 before = (row.round, row.attempt)
             if not rows:
                 break
         return page.lines[::-1], None
 
-    def _now(self, job: Job | None) -> dict[str, Any] | None:
+    def _now(self, job: Job | None, trees: bool = True) -> dict[str, Any] | None:
         if job is None:
             return None
-        return views.round_now(self._engine, job, time.monotonic(), self._status.trees())
+        now = views.round_now(self._engine, job, time.monotonic(), self._status.trees())
+        if now is not None and not trees:
+            del now["tree"]
+        return now
+
+    async def _read_audit(self, before: int, verify: bool) -> dict[str, Any]:
+        """Return lines of the audit log; its files are read in a thread, by one request at a time."""
+        folder = self._folder / AUDIT_FOLDER
+        async with self._reading:
+            page = await asyncio.to_thread(page_before, folder, before)
+            if verify:
+                page["chain"] = chain_shown(await asyncio.to_thread(check_files, folder), being_written=True)
+        return page
 
     def _follow(self, name: str, link: Link) -> dict[str, Any]:
-        row = self._row(name)
+        row = self.changes.row(name)
         line = self._line(row)
         self._cli.follow(name, link)
         if line["status"] in ("finished", "failed", "cancelled"):
@@ -357,19 +257,26 @@ class Requests:
     def _plan(self, message: om.PlanJob) -> dict[str, Any]:
         try:
             config = parse_job(message.config)
-            layout = Layout(machine.read_tensors(config))
+            config, _source = self.changes.sourced(config)
+            layout = Layout(machine.read_tensors(config), config.aggregation.is_reproducible)
         except ConfigError as error:
             raise Refused("bad-config", error.path, str(error)) from error
-        facts, home = self._engine.facts(time.monotonic())
+        facts, home = self._engine.facts(time.monotonic(), config.node_labels)
         request = plan_request(config, layout, len(message.states), facts, model_node=home)
+        plan, coordinator = make_plan(request), self._engine.coordinator
+        place = None
+        if coordinator is not None:
+            spec = JobSpec(0, config, layout, message.states, "")
+            place = coordinator.queue.place_for(coordinator.make(spec))
         return {
             "request": msgspec.to_builtins(request),
-            "plan": msgspec.to_builtins(make_plan(request)),
+            "plan": msgspec.to_builtins(plan),
+            "queue": place._asdict() if place is not None else None,
             "treatment": treatment_lines(layout.tensors, config.aggregation, steps=bool(message.states)),
         }
 
     def _plans(self, message: om.PlansOfRound) -> dict[str, Any]:
-        name = self._row(message.job).name
+        name = self.changes.row(message.job).name
         page, last = views.Page(), None
         for number, row in self._store.plans(name, message.round, message.after):
             if not page.add(msgspec.to_builtins(row)):
@@ -380,12 +287,32 @@ class Requests:
             raise Refused("no-plan", "round", f"{text}last {PLANS_MAX} that are kept; `lifl status {name}` lists them")
         return {"decisions": page.lines, "more": None}
 
-    def snapshot(self) -> dict[str, Any]:
-        """Return what `lifl top` shows."""
+    def _updates(self, message: om.UpdatesOfRound) -> dict[str, Any]:
+        """Return a page of the updates of a committed round, in the order of the clients' names."""
+        name = self.changes.row(message.job).name
+        found = next((row for row in self._store.round(name, message.round) if row.status == "committed"), None)
+        if found is None:
+            text = f"job {name!r} has not committed a round {message.round}; `lifl status {name}` lists them"
+            raise Refused("unknown-round", "round", text)
+        if "updates" not in found.fields or "members" not in found.fields:
+            text = f"of round {message.round} of job {name!r} no updates are noted: it is the initial model, or not one"
+            raise Refused("no-receipt", "round", f"{text} of the last history.keep.receipts, or an earlier release's")
+        page, root = views.Page(), found.fields.get("receipt", {}).get("updates_digest", "")
+        answer = {"attempt": found.attempt, "updates": page.lines, "updates_digest": root, "more": None}
+        last = message.after
+        for client, (weight, digest) in zip(found.fields["members"], found.fields["updates"], strict=False):
+            if client > message.after:
+                if not page.add({"client": client, "weight": weight, "digest": f"{digest:016x}" if digest else ""}):
+                    return answer | {"more": last}
+                last = client
+        return answer
+
+    def snapshot(self, trees: bool = True) -> dict[str, Any]:
+        """Return what `lifl top` shows; without `trees` running rounds come without their tasks."""
         page = views.Page()
-        for name in [*self._engine.jobs, *self.unreadable]:
-            row = self._store.job(name)
-            if row is not None and not page.add({**self._line(row), "now": self._now(self._engine.jobs.get(name))}):
+        for name in [*self._engine.jobs, *self.changes.unreadable]:
+            row, job = known_row(self.changes, name), self._engine.jobs.get(name)
+            if row is not None and not page.add({**self._line(row), "now": self._now(job, trees)}):
                 break
         status = self._status
         return {"node": status.now(), "nodes": status.nodes(), "workers": status.workers(), "jobs": page.lines}

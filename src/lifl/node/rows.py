@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import msgpack
 import msgspec
@@ -18,7 +18,7 @@ import msgspec
 from lifl.core.config.job import JobConfig, parse_job
 from lifl.core.coordinator.receipt import Receipt
 from lifl.core.errors import ConfigError
-from lifl.core.fields import Count, Digests, Name, Path, StateNames
+from lifl.core.fields import Bits64, Count, Digests, Name, Path, Real, StateNames
 from lifl.core.ids import ATTEMPTS_MAX
 from lifl.core.limits import BRANCH_UPDATES_MAX, BRANCHES_MAX, PLAN_BYTES_MAX, ROUNDS_MAX, UNIX_S_MAX
 from lifl.core.planning.plan import Plan, PlanRequest
@@ -52,6 +52,15 @@ ROUND_COLUMNS: dict[str, Any] = {
     "fields": bytes,
 }
 """The columns of a round's row; ``damaged``: it was committed, or open."""
+
+
+class KeptRow(TypedDict):
+    """Which models stayed when a round was committed: what `coordinator/keeping.py` goes on from."""
+
+    since: _Round
+    best: NotRequired[tuple[_Round, Real]]
+
+
 FIELDS: dict[str, Any] = {
     "metrics": dict[str, float],
     "path": Path,
@@ -63,9 +72,18 @@ FIELDS: dict[str, Any] = {
     "next_part": Count,
     "term": Count,
     "holders": list[_NodeId],
+    "evaluation": dict[str, Any],
+    "stopping": list[tuple[float | None, int]],
+    "keep": KeptRow,
+    "losses": list[Real | None],
+    "updates": list[tuple[Real, Bits64]],
 }
 """The fields of a round's row."""
-SHOWN_ONLY = frozenset(("metrics", "path", "reason", "receipt", "saved_unix_s"))
+COSTS = frozenset(("receipt", "members", "losses", "updates", "parts", "next_part"))
+"""What a row has for as long as its round is one of the last `history.keep.receipts`."""
+SHOWN_ONLY = frozenset(
+    ("metrics", "path", "reason", "receipt", "saved_unix_s", "evaluation", "stopping", "keep", "losses", "updates")
+)
 """What no round is run on."""
 _FAULT_CHARS_MAX = 200
 
@@ -205,6 +223,16 @@ def round_row(job: str, row: Sequence[Any]) -> RoundRow:
         frozenset(faults),
         fault,
     )
+
+
+def without_costs(packed: bytes) -> bytes | None:
+    """Return the fields of a round without its receipt and clients; None: it has none, or cannot be read."""
+    try:
+        found = unpack(packed, dict[str, Any])
+    except UNREADABLE:
+        return None
+    short = {name: value for name, value in found.items() if name not in COSTS}
+    return msgpack.packb(short) if len(short) < len(found) else None
 
 
 def _readable(found: Mapping[str, Any], kinds: Mapping[str, Any], faults: dict[str, str]) -> dict[str, Any]:

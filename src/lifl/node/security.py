@@ -16,10 +16,11 @@ from typing import NamedTuple
 
 from lifl.core import limits
 from lifl.core.errors import Refused
-from lifl.core.identity import Role
+from lifl.core.identity import Identity, Role
 from lifl.core.trust.bearers import Bearer, BearerList
 from lifl.core.trust.enrolment import Guesses, WrongToken
 from lifl.core.trust.revocation import RevokedList
+from lifl.core.trust.ticket import Holder, TicketKeys
 from lifl.node.expiries import Expiries
 from lifl.node.greetings import source_of
 from lifl.node.handshakes import Handshakes
@@ -50,6 +51,8 @@ class Secured:
         """Who it is, from `check` on, if a certificate says so; from `take` on, if a bearer token does."""
         self.bearer = ""
         """The number of that token."""
+        self.holder: Holder | None = None
+        """What the ticket says by which somebody has come, in the place of a token."""
         self._security = security
         self._contexts = security.contexts if security is not None else None
 
@@ -83,6 +86,20 @@ class Secured:
         who = (self._contexts.own.cluster, found.identity, "", since, found.expires_unix_s)
         self.peer, self.bearer = Peer(*who, jobs=(found.job,), issued_unix_s=since), number
 
+    def take_ticket(self, holder: Holder, entry: str, source: str) -> None:
+        """Note who it is by a ticket's entry, of who has shown no certificate.  Raise `Refused`."""
+        if self._security is None or self._contexts is None or not self.is_stranger:
+            text = "a ticket lets in who comes by TLS and has no certificate: this connection needs none"
+            raise Refused("no-token-wanted", "ticket", text)
+        self._security.check_entry(holder, entry, source)
+        who = (self._contexts.own.cluster, Identity("client", holder.client), "", *holder[3:])
+        self.peer, self.holder = Peer(*who, jobs=(holder.job,), issued_unix_s=holder.made_unix_s), holder
+
+    @property
+    def by_secret(self) -> bool:
+        """Whether somebody has come without a certificate: by a bearer token, or by a ticket."""
+        return bool(self.bearer) or self.holder is not None
+
     @property
     def is_revoked(self) -> bool:
         """Whether the certificate, or the bearer token, is not believed any more."""
@@ -90,6 +107,8 @@ class Secured:
         if peer is None or self._security is None:
             return False
         if self.bearer and not self._security.bearers.is_valid(self.bearer, time.time()):
+            return True
+        if self.holder is not None and not self._security.tickets.counts(self.holder, time.time()):
             return True
         return self._security.revoked.names(peer.identity, peer.serial, peer.issued_unix_s)
 
@@ -107,6 +126,13 @@ class Vouched(Secured):
         self.who = who
         self.peer = peer
         self.bearer = bearer
+        self.shows_ticket = False
+        """It has shown no certificate at the door, and is to show a ticket here."""
+
+    @property
+    def is_stranger(self) -> bool:
+        """Whether a certificate was asked for and none was shown."""
+        return self.shows_ticket
 
     def check(self, roles: Collection[Role]) -> None:
         """Raise `TlsFault` unless it is still believed and has one of the roles."""
@@ -140,6 +166,8 @@ class Security:
         """What is not believed any more: it is put in the place of the list that was."""
         self.bearers = BearerList()
         """The bearer tokens, in the same way."""
+        self.tickets = TicketKeys()
+        """By what the tickets of sessions are known that let their holders in."""
         self._guesses = Guesses()
         self.expiries = Expiries()
         self._handshakes = Handshakes()
@@ -158,6 +186,20 @@ class Security:
         if self.revoked.names(found.identity, "", found.created_unix_s):
             raise Refused("revoked", "token", f"all that {found.identity} had was revoked: ask for a new token")
         return found
+
+    def check_entry(self, holder: Holder, entry: str, source: str) -> None:
+        """Raise `Refused` unless somebody at an address has a ticket's entry."""
+        now = time.time()
+        try:
+            self.tickets.check(holder, entry, now)
+        except Refused as refused:
+            if refused.code == "wrong-ticket":
+                self._guesses.wrong(source, now)
+            raise
+        if self.revoked.names(Identity("client", holder.client), "", holder.made_unix_s):
+            raise Refused(
+                "revoked", "ticket", f"all that client {holder.client!r} had was revoked: ask for a new ticket"
+            )
 
     def roots(self) -> str:
         """Return the authority's roots (PEM).  Raise `Refused` where there are none."""

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 
-from lifl.core import effects as fx
 from lifl.core import events as ev
 from lifl.core.config.job import fold_job
-from lifl.core.config.node import NodeConfig
+from lifl.core.config.node import NodeConfig, coordinates
 from lifl.core.engine import check_submitted
 from lifl.core.errors import ConfigError, LiflError, Refused, ResourceFault
 from lifl.core.limits import FIELD_CHARS_MAX, TEXT_CHARS_MAX
@@ -22,20 +22,22 @@ from lifl.core.schema import Layout
 from lifl.node.audit_log import AuditLog
 from lifl.node.callers import Callers
 from lifl.node.children import Child
+from lifl.node.database import DatabaseFault
 from lifl.node.driver import Driver
-from lifl.node.durable_rows import DurableRows, write_now
-from lifl.node.store import NodeStore
+from lifl.node.store import NodeStore, add_session
 
 log = logging.getLogger("lifl.daemon")
 
 
 class Sessions:
-    """Makes sessions, one after the other: none where another node may coordinate, to whose arena it could not go."""
+    """Makes sessions, one after the other: on any node, for a session is in its arena alone, and in its own database.
+
+    Where the node is one of a cluster's that another may coordinate they are beside the cluster's jobs.
+    """
 
     def __init__(
         self,
         driver: Driver,
-        rows: DurableRows,
         store: NodeStore,
         gateway: Child,
         callers: Callers,
@@ -43,12 +45,11 @@ class Sessions:
         config: NodeConfig,
     ) -> None:
         self._driver = driver
-        self._rows = rows
         self._store = store
         self._gateway = gateway
         self._callers = callers
         self._audit = audit
-        self._moves = bool(config.store)
+        self._beside = not coordinates(config)
         self._in_turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -67,7 +68,7 @@ class Sessions:
                 elif Layout(asked.tensors).digest != job.spec.layout.digest:
                     text = f"session {asked.job!r} has other tensors; open another session for these"
                     raise Refused("wrong-schema", "tensors", text)
-                self._driver.handle(ev.SessionHosted(asked.conn, asked.job, asked.secret))
+                self._driver.handle(ev.SessionHosted(asked.conn, asked.job, asked.secret, asked.revoked))
         except Refused as refused:
             self._refuse(asked, refused)
         except ConfigError as error:
@@ -82,11 +83,9 @@ class Sessions:
     async def _make(self, asked: gm.SessionAsked) -> None:
         """Raise `Refused`, `ConfigError` or `ResourceFault` when it cannot be, and leave nothing."""
         engine, name = self._driver.engine, asked.job
-        engine.coordinating()
-        if self._moves:
-            text = "folds are hosted at a node that coordinates for all its life; this one's cluster keeps a store"
-            raise Refused("not-coordinator", "node", text)
-        config = fold_job(name, asked.expected, asked.rule, asked.options, asked.rule_folder, asked.trainable)
+        size = Layout(asked.tensors).data_bytes
+        rule = (asked.rule, asked.options, asked.rule_folder)
+        config = fold_job(name, asked.expected, *rule, asked.trainable, size, asked.reproducible)
         trainable_of(asked.tensors, config.trainable)
         await self._driver.idle()
         if self._driver.fault is not None:
@@ -94,13 +93,14 @@ class Sessions:
         if self._store.job(name) is not None:
             raise Refused("job-exists", "job", f"a job named {name!r} is here already; choose another name")
         check_submitted(engine, ev.JobFacts(0, config, asked.tensors, asked.states, ""))
-        number = await self._rows.new_job(config, asked.tensors, asked.states, "")
+        row = (config, asked.tensors, asked.states)
+        number = add_session(self._store, *row) if self._beside else self._store.add_job(*row, "")
         try:
-            await write_now(self._rows, fx.SaveJob(name, "running", ""))
-            await self._driver.idle()
+            self._store.save_job(name, "running", "")
             owner = self._callers.who(asked.conn)
             self._driver.handle(ev.JobSubmitted(ev.JobFacts(number, config, asked.tensors, asked.states, "", owner)))
         except LiflError:
-            await self._rows.forget_job(name, number)
+            with suppress(DatabaseFault):  # then it is gone with the next start
+                self._store.drop_job(number)
             raise
         self._audit.note("session.opened", self._callers.who(asked.conn), job=name, number=number)

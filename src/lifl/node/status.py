@@ -20,6 +20,7 @@ from lifl.node.http_door import HttpDoor
 from lifl.node.journal.journal import Journal
 from lifl.node.meters import Meters
 from lifl.node.succession import Succession
+from lifl.node.trackers import Trackers
 from lifl.node.workers import Workers
 from lifl.shm.owned_arena import OwnedArena
 
@@ -58,6 +59,7 @@ class NodeStatus:
         self.health: IdentityHealth | None = None
         self.succession: Succession | None = None
         self.http: HttpDoor | None = None
+        self.trackers = Trackers(folder, driver.engine)
         self.gateway_stats: gm.GatewayStats | None = None  # as the gateway told last
         self.landlock = {"gateway": 0, "zygote": 0}  # the versions that hold them, as they told
 
@@ -75,6 +77,7 @@ class NodeStatus:
             "arena_bytes": self._arena.arena_bytes,
             "capacity": self._engine.agent.load.capacity,
             "capacity_given": self._capacity_given,
+            "labels": dict(self._engine.agent.labels),
             "redirector": self._workers.redirector.name,
             "why": self._workers.redirector.why,
             "state_dir": str(self._folder),
@@ -113,13 +116,19 @@ class NodeStatus:
         """
         self._gateway.send(gm.AskStats())
         report, redirector, stats = self.report({}), self._workers.redirector, self.gateway_stats
+        load = self._engine.agent.load
         return {
             **report,
             "warnings": [
                 *report["warnings"],
+                *self.trackers.faults(),
                 *filter(None, [self.bridge.peers.trouble if self.bridge is not None else ""]),
             ],
             "uptime_s": time.time() - self._started_unix_s,
+            "load": {"rate_per_s": load.rate_at(time.monotonic()), "execution_s": load.execution_s},
+            "started_unix_s": self._started_unix_s,
+            "paused": self._driver.fault is not None,
+            "leads": self._engine.coordinator is not None,
             "arena": {
                 "bytes": self._arena.arena_bytes,
                 "used_bytes": self._arena.used_bytes,
@@ -135,6 +144,20 @@ class NodeStatus:
             "landlock": self.landlock,
             "store": self.succession.shown() if self.succession is not None else None,
         }
+
+    def known_door(self, http: HttpDoor | None) -> Child | None:
+        """Know the HTTP door, if there is one, and have it know how the node fares; return its process."""
+        self.http = http
+        if http is None:
+            return None
+        http.trouble = self.trouble
+        return http.child
+
+    def trouble(self) -> str:
+        """Return why no update can be taken now; empty: nothing is wrong."""
+        store = self.succession.trouble if self.succession is not None else ""
+        peers = self.bridge.peers.trouble if self.bridge is not None else ""
+        return str(self._driver.fault or "") or store or peers
 
     def workers(self) -> list[dict[str, Any]]:
         """Return the workers, each with the task that it has."""

@@ -11,7 +11,7 @@ import secrets
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,16 @@ from lifl import failpoints
 from lifl.core.config.job import JobConfig
 from lifl.core.errors import ResourceFault
 from lifl.core.formats import DATABASE_FORMAT, DATABASE_OLDEST, RELEASE, newer_text
-from lifl.core.ids import ATTEMPTS_MAX
-from lifl.core.limits import INCARNATION_MAX, ROUNDS_MAX, WORD_CHARS_MAX
+from lifl.core.ids import ATTEMPTS_MAX, HOSTED_MAX, HOSTED_MIN
+from lifl.core.limits import INCARNATION_MAX, REMOVED_COPIES_MAX, ROUNDS_MAX, TRIM_ROUNDS, WORD_CHARS_MAX
+from lifl.core.planning.keeping import Kept
 from lifl.core.planning.plan import Plan, PlanRequest
 from lifl.core.schema import TensorSpec
 from lifl.node.database import Database, tables_fault
 from lifl.node.rows import (
     JOB_COLUMNS,
     ROUND_COLUMNS,
+    UNREADABLE,
     AnyJob,
     AnyPlan,
     RoundRow,
@@ -38,6 +40,8 @@ from lifl.node.rows import (
     number_of,
     plan_row,
     round_row,
+    unpack,
+    without_costs,
 )
 
 PLANS_MAX = 1_000
@@ -71,14 +75,16 @@ _ODD_ROUNDS = f"CREATE INDEX IF NOT EXISTS odd_rounds ON rounds (job) WHERE {_OD
 _JOB_COLUMNS = ", ".join(JOB_COLUMNS)
 _ROUND_COLUMNS = ", ".join(ROUND_COLUMNS)
 _SEED = "CREATE TABLE IF NOT EXISTS seed (id INTEGER PRIMARY KEY CHECK (id = 1), seed BLOB NOT NULL)"
-
+_REMOVED = """
+CREATE TABLE IF NOT EXISTS removed (at INTEGER PRIMARY KEY AUTOINCREMENT, number INTEGER NOT NULL, name TEXT NOT NULL);
+"""
 _WRITTEN = "CREATE TABLE IF NOT EXISTS written (id INTEGER PRIMARY KEY CHECK (id = 1), release TEXT NOT NULL)"
 _MARK = f"""
 INSERT OR REPLACE INTO written (id, release) VALUES (1, '{RELEASE}'); PRAGMA user_version = {DATABASE_FORMAT};
 """
 """Of the release that wrote the database first in its format; the format with it."""
 
-_MADE = f"{_PLANS}{_SEED};{_ODD_ROUNDS};{_WRITTEN};"
+_MADE = f"{_PLANS}{_SEED};{_ODD_ROUNDS};{_REMOVED}{_WRITTEN};"
 ADDED = f"{TABLES}{_MADE}"
 """All tables; those that are not in `TABLES` are made where they are missing."""
 
@@ -183,9 +189,21 @@ class NodeStore(Database):
             insert = "INSERT INTO jobs (name, config, tensors, states, folder, status, reason, submitted_unix_s)"
             return int(self._db.execute(f"{insert} VALUES (?, ?, ?, ?, ?, 'new', '', ?)", row).lastrowid or 0)
 
-    def drop_job(self, number: int) -> None:
-        """Forget a job that was refused after all."""
-        self._write("DELETE FROM jobs WHERE number = ?", (number,))
+    def drop_job(self, number: int, copies: bool = False) -> None:
+        """Forget a job, with its rounds and their plans, in one step; `copies`: note it for `removed_copies`."""
+        name = "job = (SELECT name FROM jobs WHERE number = ? AND status != 'new')"
+        with self._told(), self._db:
+            failpoints.hit("lifld.job_drop.before")
+            self._db.execute("BEGIN")
+            for table in ("rounds", "plans"):
+                self._db.execute(f"DELETE FROM {table} WHERE {name}", (number,))
+            if copies:
+                noted = "INSERT INTO removed (number, name) SELECT number, name FROM jobs WHERE number = ?"
+                self._db.execute(noted, (number,))
+                last = "(SELECT max(at) FROM removed)"
+                self._db.execute(f"DELETE FROM removed WHERE at <= {last} - ?", (REMOVED_COPIES_MAX,))
+            self._db.execute("DELETE FROM jobs WHERE number = ?", (number,))
+        failpoints.hit("lifld.job_drop.after")
 
     def unaccepted(self) -> list[tuple[int, str]]:
         """Return number and folder of the jobs that were being submitted when an earlier life ended."""
@@ -303,10 +321,71 @@ class NodeStore(Database):
                 yield kept, plan_row(job, number, row)
 
 
+def add_to_round(store: NodeStore, job: str, number: int, attempt: int, fields: Mapping[str, Any]) -> None:
+    """Add fields to the row of an attempt that is committed, in the place of those of their names."""
+    where = "job = ? AND round = ? AND attempt = ? AND status = 'committed'"
+    for (packed,) in store._all(f"SELECT fields FROM rounds WHERE {where}", (job, number, attempt)):
+        with suppress(*UNREADABLE):  # one that cannot be read stays as it is
+            added = msgpack.packb(unpack(packed, dict[str, Any]) | dict(fields))
+            store._write(f"UPDATE rounds SET fields = ? WHERE {where}", (added, job, number, attempt))
+
+
+def removed_copies(store: NodeStore) -> list[tuple[int, str]]:
+    """Return number and name of the last jobs that were forgotten with their models, the last one last."""
+    return [(number, name) for number, name in store._all("SELECT number, name FROM removed ORDER BY at")]
+
+
+def add_session(store: NodeStore, config: JobConfig, tensors: tuple[TensorSpec, ...], states: tuple[str, ...]) -> int:
+    """Add a row for a session that the node hosts by itself; return its number, which is none that jobs have."""
+    number = HOSTED_MIN + secrets.randbelow(HOSTED_MAX + 1 - HOSTED_MIN)
+    row = (number, config.job.name, _pack(config), _pack(tensors), _pack(states), time.time())
+    with store._told(), store._db:
+        store._db.execute("BEGIN")
+        last = store._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'").fetchone()
+        insert = "INSERT INTO jobs (number, name, config, tensors, states, folder, status, reason, submitted_unix_s)"
+        store._db.execute(f"{insert} VALUES (?, ?, ?, ?, ?, '', 'new', '', ?)", row)
+        store._db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'jobs'", last or (0,))
+    return number
+
+
+def save_config(store: NodeStore, name: str, config: JobConfig) -> None:
+    """Keep what a job's config has become.  Raise as the store's methods do."""
+    with store._told():
+        failpoints.hit("lifld.job_config.before")
+    store._write("UPDATE jobs SET config = ? WHERE name = ?", (_pack(config), name))
+    failpoints.hit("lifld.job_config.after")
+
+
 def _named(name: str) -> tuple[str, str | int]:
     """Return the condition that finds a job, and its value."""
     number = number_of(name)
     return ("number = ?", number) if number is not None else ("name = ?", name)
+
+
+def trim_rounds(store: NodeStore, job: str, rounds: int, receipts: int, kept: Kept) -> None:
+    """Forget the rows of rounds before `rounds` whose models do not stay, and of those before `receipts` the costs.
+
+    Of each the `2 * TRIM_ROUNDS` rounds before it are looked at: those before these were so, earlier.
+    """
+    select = "SELECT attempt, fields FROM rounds WHERE job = ? AND round = ? AND typeof(fields) = 'blob'"
+    # Written anew, behind all others: what a row in the middle gives up of its page is never used again.
+    again = (
+        "INSERT OR REPLACE INTO rounds SELECT job, round, attempt, status, ?, saved_unix_s FROM rounds"
+        " WHERE job = ? AND round = ? AND attempt = ?"
+    )
+    with store._told(), store._db:
+        store._db.execute("BEGIN")
+        for number in _window(receipts):
+            for attempt, fields in store._db.execute(select, (job, number)).fetchall():
+                if (short := without_costs(fields)) is not None:
+                    store._db.execute(again, (short, job, number, attempt))
+        gone = [(job, number) for number in _window(rounds) if not kept.has(number)]
+        store._db.executemany("DELETE FROM rounds WHERE job = ? AND round = ?", gone)
+
+
+def _window(end: int) -> range:
+    """Return the rounds that are looked at when those before `end` are to go; the initial model's row stays."""
+    return range(max(1, end - 2 * TRIM_ROUNDS), end)
 
 
 def _pack(value: Any) -> bytes:

@@ -24,10 +24,11 @@ from lifl.core.config.node import NodeConfig
 from lifl.core.config.store_url import parse_store
 from lifl.core.errors import Refused, ResourceFault
 from lifl.core.fields import Address, Bits64, Incarnation
+from lifl.core.ids import is_hosted
 from lifl.core.protocol import commands as o
 from lifl.node.cluster.bridge import Bridge
 from lifl.node.driver import Driver
-from lifl.node.durable_rows import DurableRows, LocalRows, write_now
+from lifl.node.durable_rows import DurableRows, LocalRows, RowsBesideSessions, write_now
 from lifl.node.etcd.client import Etcd, StoreFault, TlsFiles
 from lifl.node.etcd.cluster_rows import Cluster, ClusterRows, meet
 from lifl.node.etcd.keys import Keys
@@ -90,7 +91,7 @@ def open_rows(
     """
     if shared is None:
         return LocalRows(store, node), store, None
-    own = [row.name for row in store.jobs() if row.status == "running"]
+    own = [row.name for row in store.jobs() if row.status == "running" and not is_hosted(row.number)]
     if own:
         text = f"job {own[0]} runs in this node's own database: move it to the store with `lifl store migrate`"
         raise ResourceFault(f"{text}, or let it end with `lifl up` without --store")
@@ -100,7 +101,7 @@ def open_rows(
     except BaseException:
         mirror.close()
         raise
-    return succession.rows, mirror, succession
+    return RowsBesideSessions(succession.rows, store), mirror, succession
 
 
 class Succession:
@@ -203,9 +204,9 @@ class Succession:
         self._waits = ""
         known = known_jobs(self._mirror, self.rows.owner, self._folder, claimed=True)
         running, over = [], list(known.over)
-        for facts, history in known.running:
-            if history.committed < facts.config.job.rounds:
-                running.append((facts, history))
+        for facts, history, reason in known.running:
+            if not history.is_all_of(facts.config):
+                running.append((facts, history, reason))
                 continue
             await write_now(self.rows, fx.SaveJob(facts.config.job.name, "finished", ""))  # nobody could say so
             over.append((facts, history, "finished", ""))
@@ -213,11 +214,11 @@ class Succession:
         self._bridge.lead(term)
         self._promoted = True
         self._demoted.clear()
-        self._driver.handle(ev.Promoted(term, self._store.cluster.seed, tuple(facts.number for facts, _ in running)))
+        self._driver.handle(ev.Promoted(term, self._store.cluster.seed, tuple(facts.number for facts, _, _ in running)))
         for facts, history, status, reason in over:
             self._driver.handle(ev.JobRecalled(facts, history, status, reason))
-        for facts, history in running:
-            self._driver.handle(ev.JobResumed(facts, history))
+        for facts, history, reason in running:
+            self._driver.handle(ev.JobResumed(facts, history, reason=reason))
         self.on_unreadable(known.unreadable)
         for name, why in known.unreadable.items():
             log.error("job.unreadable job=%s %s; `lifl cancel %s` ends it", name, why, name)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import msgspec
@@ -12,11 +14,12 @@ from lifl.core.agent.agent import Agent
 from lifl.core.agent.branch import Branch
 from lifl.core.agent.pool import WorkerState
 from lifl.core.coordinator.job import Job
+from lifl.core.coordinator.job_queue import Place
 from lifl.core.coordinator.reliability import Record
 from lifl.core.coordinator.round import Round
-from lifl.core.engine import Engine
+from lifl.core.engine import Engine, runs
 from lifl.core.ids import round_of
-from lifl.core.limits import NOW_TASKS_MAX, PAGE_BYTES_MAX
+from lifl.core.limits import NAMED_TASKS_MAX, NAMES_SHOWN_MAX, NOW_TASKS_MAX, PAGE_BYTES_MAX
 from lifl.core.planning.tree import TaskState
 from lifl.node.rows import JobRow, RoundRow, UnreadableJob
 from lifl.redirect.interface import Totals
@@ -72,11 +75,12 @@ def job_line(
     paused: str,
     fault: str,
     elsewhere: tuple[str, str] | None = None,
+    place: Place | None = None,
 ) -> dict[str, Any]:
     """Return one job of a list; `last` is its last committed round, `paused` why the node waits.
 
     `fault` tells why the job could not be taken up; `elsewhere` has the status, and why, of one that runs while this
-    node does not coordinate.
+    node does not coordinate; `place` where it stands in line.
     """
     status, reason = row.status, row.reason
     if job is not None:
@@ -87,6 +91,12 @@ def job_line(
             status, reason = "paused", paused
         elif job.commits.paused:
             status = "paused"
+        elif job.rounds.held:
+            status, reason = _held(job)
+        elif place is not None:
+            status, reason = "queued", _waits(place)
+        else:
+            reason = _waits_for(job) or reason
     elif row.status == "running" and elsewhere is not None and not fault:
         status, reason = elsewhere
     elif row.status == "running":
@@ -94,20 +104,71 @@ def job_line(
     committed = last.round if last is not None else 0
     if job is not None and row.config.is_fold:
         committed = job.rounds.committed
-    running = job.round.number if job is not None and job.round is not None else None
+    at = job.round.number if job is not None and job.round is not None else None
     return {
         "name": row.name,
         "status": status,
         "reason": reason,
-        "round": running or committed,
+        "round": at or committed,
         "rounds": row.config.job.rounds,
         "committed": committed,
         "clients": len(job.present) if job is not None else 0,
         "rule": row.config.aggregation.rule,
         "metrics": last.fields.get("metrics", {}) if last is not None else {},
+        **evaluation_of(last),
+        "last_round": _last_round(last) if last is not None else None,
         "submitted_unix_s": row.submitted_unix_s,
         "folder": row.folder,
+        "pending": job.edits.pending if job is not None else {},
+        "priority": row.config.priority,
+        "queue": place._asdict() if place is not None else None,
     }
+
+
+def _waits_for(job: Job) -> str:
+    """Return what a job waits for, or what its user should know of it; empty: nothing."""
+    if (running := job.evaluation.current) is not None:
+        heard = f"{len(running.told)} of {len(running.selected)} clients have told what they found"
+        return f"the model of round {running.number} is evaluated: {heard}"
+    if job.over:
+        return ""
+    if job.evaluation.is_left and job.status == "running":
+        return "its last evaluation, which the coordinator's end has broken off, waits for its clients"
+    if job.round is not None and job.round.reason:
+        return job.round.reason
+    if job.selection.choosing.waits:
+        return f"{job.spec.config.selection.function} (selection.strategy) is asked whom to select"
+    if job.round is not None and (lack := job.selection.lack(job.round)):
+        return f"{lack}: it is asked again when another client is here, until the deadline"
+    return job.stopping.fault
+
+
+def _last_round(last: RoundRow) -> dict[str, Any]:
+    """Return a committed round in a few figures."""
+    receipt = last.fields.get("receipt") or {}
+    names = ("duration_s", "last_accepted_to_commit_s", "selected", "counted", "bytes_in")
+    return {
+        "round": last.round,
+        "committed_unix_s": last.saved_unix_s,
+        **{name: receipt.get(name) for name in names},
+        "cpu_s": sum(receipt["cpu_s"].values()) if receipt.get("cpu_s") else None,
+    }
+
+
+def _waits(place: Place) -> str:
+    needs, free = (f"{nbytes / (1 << 20):.1f} MiB" for nbytes in (place.needs_bytes, place.free_bytes))
+    text = f"needs {needs} of the arena, free {free}; {place.position} of {place.length} in line"
+    return f"{text}; over the nodes: {place.elsewhere}" if place.elsewhere else text
+
+
+def _held(job: Job) -> tuple[str, str]:
+    """Return status and reason of a job that the user has paused: the round that runs is finished first."""
+    numbers = [round_.number for round_ in job.rounds.live() if round_.opened_at_s is not None]
+    if numbers:
+        return "pausing", f"by the user; round {max(numbers)} is finished first"
+    if not job.queued:
+        return "pausing", "by the user; what it has begun is finished first"
+    return "paused", f"by the user, its room in the arena is given back; `lifl resume {job.name}` lets it go on"
 
 
 def unreadable_line(row: UnreadableJob) -> dict[str, Any]:
@@ -123,13 +184,26 @@ def unreadable_line(row: UnreadableJob) -> dict[str, Any]:
         "clients": 0,
         "rule": "?",
         "metrics": {},
+        "last_round": None,
         "submitted_unix_s": row.submitted_unix_s,
         "folder": row.folder,
+        "pending": {},
+        "priority": 0,
+        "queue": None,
     }
 
 
-def round_line(row: RoundRow) -> dict[str, Any]:
-    """Return one round that is over; of what cannot be read of it, `reason` tells."""
+def round_line(row: RoundRow, tree: bool = True) -> dict[str, Any]:
+    """Return one round that is over; of what cannot be read of it, `reason` tells.
+
+    Without `tree` its receipt counts the tasks of each role (`tasks`) in their place, and tells no update's time.
+    """
+    receipt = row.fields.get("receipt")
+    if receipt is not None and not tree:
+        roles = Counter(line["role"] for line in receipt["tree"])
+        receipt = {name: value for name, value in receipt.items() if name not in ("tree", "timeline")} | {
+            "tasks": dict(roles)
+        }
     hint = "; mend the row while no lifld runs, or leave it: the job's models are where they were"
     return {
         "round": None if "round" in row.unread else row.round,
@@ -140,8 +214,14 @@ def round_line(row: RoundRow) -> dict[str, Any]:
         "metrics": row.fields.get("metrics", {}),
         "path": row.fields.get("path", "") if row.status == "committed" else "",
         "digest": next(iter(row.fields.get("digests", ())), "") if row.status == "committed" else "",
-        "receipt": row.fields.get("receipt"),
+        "receipt": receipt,
+        **evaluation_of(row),
     }
+
+
+def evaluation_of(row: RoundRow | None) -> dict[str, Any]:
+    """Return what was found of a round's model, where that was evaluated."""
+    return {"evaluation": row.fields["evaluation"]} if row is not None and "evaluation" in row.fields else {}
 
 
 def round_now(
@@ -149,7 +229,8 @@ def round_now(
 ) -> dict[str, Any] | None:
     """Return the round that runs; `trees` has the tasks at the other nodes.
 
-    `tree` has at most `NOW_TASKS_MAX` lines, `tasks` is how many there are.
+    `tree` has at most `NOW_TASKS_MAX` lines, `tasks` is how many there are.  `arriving` are clients of this node whose
+    updates are on their way, `waiting` those whose updates are accepted and wait for room: the first ones of each.
     """
     round_ = job.round or next((saving for saving in job.rounds.saving[-1:] if saving.number), None)
     if round_ is None:
@@ -165,7 +246,7 @@ def round_now(
         tree.extend(line | {"node": f"{node:016x}"} for line in lines[: NOW_TASKS_MAX - len(tree)])
 
     for runner in here:
-        add(engine.node, runner.branch.lines())
+        add(engine.node, _named(runner.branch))
     counted = sum(_counted(runner.branch) for runner in here)
     for record in round_.branches.values():
         if record.node != engine.node:
@@ -184,13 +265,34 @@ def round_now(
         "counted": counted,
         "goal": round_.goal,
         "quorum": round_.quorum,
+        "open_s": now - round_.opened_at_s if round_.opened_at_s is not None else None,
         "time_left_s": _time_left_s(round_, now),
         "between_bytes": round_.between_bytes,
         "nodes": len(round_.nodes),
-        "draining": sorted(f"{node:016x}" for node in round_.nodes if engine.coordinating().nodes.goes(node)),
+        "draining": sorted(f"{node:016x}" for node in round_.nodes if runs(engine, job.spec).nodes.goes(node)),
+        "arriving": _first(grant.client for r in here for grant in r.branch.in_flight.values()),
+        "waiting": _first(client for r in here for client in list(r.branch.accepted)[r.branch.given :]),
         "tree": tree,
         "tasks": tasks,
     }
+
+
+def _named(branch: Branch) -> list[dict[str, Any]]:
+    """Return the lines of a branch; in a small one each task that takes updates tells whose came (`clients`).
+
+    Tasks take updates as they were accepted, but for those that were read from the disk again.
+    """
+    lines = branch.lines()
+    if len(lines) > NAMED_TASKS_MAX or branch.stored or branch.loading:
+        return lines
+    clients: dict[int, list[str]] = {}
+    for position, client in enumerate(islice(branch.accepted, branch.given)):
+        clients.setdefault(branch.tree.taker_of(position).number, []).append(client)
+    return [line | {"clients": _first(clients.get(line["number"], ()))} for line in lines]
+
+
+def _first(names: Iterable[str]) -> list[str]:
+    return list(islice(names, NAMES_SHOWN_MAX))
 
 
 def _time_left_s(round_: Round, now: float) -> float | None:
@@ -204,10 +306,13 @@ def client_lines(job: Job) -> list[dict[str, Any]]:
     """Return the clients of a job in the order of their names: those here, and those that were selected lately."""
     reliability = job.selection.reliability
     records, present = reliability.records(), job.present
+    said = job.selection.said
     lines = []
     for client in sorted({*records, *present}):
         record = records.get(client, Record())
         line = {"client": client, "here": client in present, "level": reliability.level(client)}
+        if client in said:
+            line["properties"] = msgspec.to_builtins(said[client])
         lines.append(line | {name: value for name, value in record._asdict().items() if name != "at"})
     return lines
 

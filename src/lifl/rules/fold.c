@@ -80,6 +80,72 @@ ALWAYS double from_bfloat(uint16_t value)
 
 #define TO_DOUBLE(value) ((double)(value))
 
+/* ---- reproducible sums (fold_bins.h) ----------------------------------------------------------------------------- */
+
+#define BINS_BLOCK 256
+#define BINS_ROWS 8 /* vectors at a time: their products stay in the L1 cache */
+#define BINS_LANES 4
+#define BIN_BITS 32
+#define BIN_MIN 96 /* a multiple of BIN_BITS: the least high unit is 2^(BIN_MIN - 1023), and the low one is normal, too */
+#define BIN_SHIFT 52
+
+ALWAYS int64_t bits_of(double value)
+{
+    int64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+ALWAYS double double_of_bits(int64_t bits)
+{
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* The exponent of a number, as its bits have it. */
+ALWAYS int64_t exponent_of(double value)
+{
+    return (bits_of(value) >> 52) & 0x7ff;
+}
+
+/* The number with its last bit set. */
+ALWAYS double odd_of(double value)
+{
+    return double_of_bits(bits_of(value) | 1);
+}
+
+/* What an accumulator of a unit holds before anything is added. */
+ALWAYS double empty_of(int64_t unit)
+{
+    return double_of_bits((unit + BIN_SHIFT) << 52 | INT64_C(1) << 51);
+}
+
+/* The same, of the unit of one that holds something. */
+ALWAYS double start_of(double accumulator)
+{
+    return double_of_bits((bits_of(accumulator) & INT64_C(0x7ff) << 52) | INT64_C(1) << 51);
+}
+
+/* What of a sum is to be carried to an accumulator: the whole number of its units that is next to it. */
+ALWAYS double carried(double sum, double accumulator)
+{
+    const int64_t unit = exponent_of(accumulator) - BIN_SHIFT;
+    const double units = sum * double_of_bits((2046 - unit) << 52) + 0.5, big = 0x1.8p52;
+    double whole = (units + big) - big;
+    whole -= whole > units ? 1.0 : 0.0;
+    return whole * double_of_bits(unit << 52);
+}
+
+typedef double bins_vector __attribute__((vector_size(8 * BINS_LANES)));
+typedef int64_t bins_bits __attribute__((vector_size(8 * BINS_LANES)));
+
+struct bins_functions {
+    void (*fold)(int, double *, int64_t, int, const double *const *, int64_t, const void *const *, const double *,
+                 int64_t);
+    int (*mean)(void *, int, const double *, int64_t, double);
+};
+
 static void stream_end(void)
 {
 #if defined(__x86_64__)
@@ -91,6 +157,11 @@ static void stream_end(void)
 
 typedef int fold_of_type(void *, int64_t, const double *const *, const double *, int64_t, const void *const *,
                          const double *, int64_t);
+
+struct functions {
+    fold_of_type *const *folds;
+    const struct bins_functions *bins;
+};
 
 #if defined(__x86_64__)
 
@@ -145,20 +216,34 @@ typedef int fold_of_type(void *, int64_t, const double *const *, const double *,
 #define MULTIPLY_ADD _mm512_fmadd_pd
 #include "fold_target.h"
 
-static int has_f16c(void)
+#define SAVED_AVX 0x06u    /* XCR0: the system saves the registers of SSE and AVX between threads */
+#define SAVED_AVX512 0xe6u /* ... and those of AVX-512 */
+#define AVX512_ALL (bit_AVX512F | bit_AVX512VL | bit_AVX512DQ | bit_AVX512BW)
+
+/* Asks the processor itself, since not every compiler's library does it (__builtin_cpu_supports of Zig's says no). */
+static const struct functions *looked_for(void)
 {
-    unsigned a, b, c, d;
-    return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
+    static const struct functions avx2 = {folds_avx2, &bins_functions_avx2},
+                                  avx512 = {folds_avx512, &bins_functions_avx512};
+    unsigned a, b, c, d, saved, high;
+    const unsigned wanted = bit_OSXSAVE | bit_FMA | bit_F16C;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & wanted) != wanted || !__get_cpuid_count(7, 0, &a, &b, &c, &d))
+        return 0;
+    __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+    if ((saved & SAVED_AVX512) == SAVED_AVX512 && (b & AVX512_ALL) == AVX512_ALL)
+        return &avx512;
+    return (saved & SAVED_AVX) == SAVED_AVX && b & bit_AVX2 ? &avx2 : 0;
 }
 
-static fold_of_type *const *folds(void)
+static const struct functions *functions(void)
 {
-    if (!__builtin_cpu_supports("fma") || !has_f16c())
-        return 0;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512bw"))
-        return folds_avx512;
-    return __builtin_cpu_supports("avx2") ? folds_avx2 : 0;
+    static const struct functions *found;
+    static int looked; /* a virtual machine is left for each question: it is asked once */
+    if (!__atomic_load_n(&looked, __ATOMIC_ACQUIRE)) {
+        __atomic_store_n(&found, looked_for(), __ATOMIC_RELAXED);
+        __atomic_store_n(&looked, 1, __ATOMIC_RELEASE);
+    }
+    return __atomic_load_n(&found, __ATOMIC_RELAXED);
 }
 
 #else
@@ -169,9 +254,10 @@ static fold_of_type *const *folds(void)
 #define STREAMS 0
 #include "fold_target.h"
 
-static fold_of_type *const *folds(void)
+static const struct functions *functions(void)
 {
-    return folds_plain;
+    static const struct functions plain = {folds_plain, &bins_functions_plain};
+    return &plain;
 }
 
 #endif
@@ -179,7 +265,7 @@ static fold_of_type *const *folds(void)
 /* Returns whether this processor can run the kernel. */
 int lifl_can_fold(void)
 {
-    return folds() != 0;
+    return functions() != 0;
 }
 
 /* out[0:size] = sum of scales[i] * wide[i][0:size], `partials` of them, + sum of weights[i] * vectors[i][0:size], `rows`
@@ -196,5 +282,25 @@ int lifl_fold(int dtype, int narrow, void *out, int64_t size, const double *cons
     if (dtype < 0 || dtype > 3 || (dtype == 0 && (narrow || partials > 1 || rows < 1)) || partials + rows < 1 ||
         !lifl_can_fold())
         return -1;
-    return folds()[2 * dtype + (narrow != 0)](out, size, wide, scales, partials, vectors, weights, rows);
+    return functions()->folds[2 * dtype + (narrow != 0)](out, size, wide, scales, partials, vectors, weights, rows);
+}
+
+/* Reproducible sums: acc += sum of weights[i] * vectors[i][0:size], `rows` vectors of the type `dtype`, + what `others`
+ * of `partials` hold, which are accumulators, too: three doubles for each element.  Without `keep`, `acc` is not read.
+ * At most 2^19 products may be in an accumulator in all, of finite numbers below 2^992.  Returns 0, or -1 for a
+ * `dtype` that it does not know. */
+int lifl_fold_bins(int dtype, double *acc, int64_t size, int keep, const double *const *partials, int64_t others,
+                   const void *const *vectors, const double *weights, int64_t rows)
+{
+    if (dtype < 0 || dtype > 3 || !lifl_can_fold())
+        return -1;
+    functions()->bins->fold(dtype, acc, size, keep, partials, others, vectors, weights, rows);
+    return 0;
+}
+
+/* out[0:size] = what `acc` holds / weight; `out` is of doubles, or with `narrow` of floats.  Returns 0, or 1 when a
+ * result is not finite. */
+int lifl_mean_bins(void *out, int narrow, const double *acc, int64_t size, double weight)
+{
+    return functions()->bins->mean(out, narrow, acc, size, weight);
 }

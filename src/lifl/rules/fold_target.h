@@ -143,6 +143,8 @@ static fold_of_type *const OF(folds, SUFFIX)[] = {
     OF(OF(bfloat16_wide, SUFFIX), body), OF(OF(bfloat16_narrow, SUFFIX), body),
 };
 
+#include "fold_bins.h"
+
 #undef SUFFIX
 #undef INLINE
 #undef NOINLINE

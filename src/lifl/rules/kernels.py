@@ -15,7 +15,7 @@ tree, subnormal numbers are numbers like others, and zeros keep their sign.
 **Compiled or not.**  `fold` hands a batch to `fold.c` when that could be built (`native`), and folds it in NumPy
 otherwise, in blocks whose piece of the accumulator (`BLOCK_BYTES`) stays in the L2 cache; both agree within rounding.
 
-Integers are summed in `integers`.
+Integers are summed in `integers`, and floats that are to be the same in any order in `binned`.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ COMPILED = native.load()
 _LONG = {
     "int128": np.dtype([("low", "<u8"), ("high", "<i8")]),
     "int192": np.dtype([("low", "<u8"), ("middle", "<u8"), ("high", "<i8")]),
+    "binned192": np.dtype([("high_bin", "<f8"), ("middle_bin", "<f8"), ("low_bin", "<f8")]),
 }
 UNIT_BITS = 1074
 """2^-1074 is the smallest float64: every one is a whole number of it."""

@@ -13,11 +13,11 @@ import importlib.util
 import re
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -26,6 +26,9 @@ from lifl.core.fields import NAME_RULE, StateNames
 from lifl.core.limits import RECURSION_MAX, STATES_MAX
 from lifl.rules.base import Rule, RuleOptions, error_text
 from lifl.rules.builtin import BUILTIN
+
+if TYPE_CHECKING:
+    from lifl.core.config.job import JobConfig
 
 _PATH = "aggregation.rule"
 _FIELD = re.compile(r" - at `\$\.([^.`\[]+)")
@@ -51,11 +54,43 @@ def load_rule(name: str, options: Mapping[str, Any], folder: str = "") -> Rule:
         return rule
 
 
+def load_function(name: str, folder: str, path: str) -> Callable[..., Any]:
+    """Return the user's function "module:function" of a folder.  Raise `ConfigError` for the key `path`."""
+    module_name, _, function_name = name.partition(":")
+    try:
+        function = getattr(_users_module(module_name, folder), function_name, None)
+    except ConfigError as error:
+        raise ConfigError(path, error.problem) from error
+    if not callable(function):
+        raise ConfigError(path, f"module {module_name!r} has no function {function_name!r}")
+    return function  # type: ignore[no-any-return]
+
+
+def states_of(config: JobConfig, folder: str) -> tuple[str, ...]:
+    """Return the names of the states of a job's rule.  Raise `ConfigError` when it cannot be used."""
+    aggregation = config.aggregation
+    rule = load_rule(aggregation.rule, aggregation.options, folder)
+    if config.trainable:
+        check_lacking(rule, aggregation.rule)
+    for key, function in config.functions.items():
+        load_function(function, folder, key)
+    return tuple(rule.states)
+
+
 def check_lacking(rule: Rule, name: str) -> None:
     """Raise `ConfigError` for a rule that cannot be used where updates may lack tensors: it is given parts of them."""
     if type(rule).fold is not Rule.fold:
         text = f"rule {name} has a `fold` of its own, which may look at whole updates, and those may lack tensors"
         raise ConfigError("job.trainable", f"{text}; leave the key out, or use a rule that changes `finish` alone")
+
+
+def check_reproducible(rule: Rule, name: str) -> None:
+    """Raise `ConfigError` for a rule that cannot be used where sums are reproducible: it sums by itself."""
+    if type(rule).fold is not Rule.fold or type(rule).merge is not Rule.merge:
+        text = f"rule {name} has a `fold` or a `merge` of its own, whose sums depend on the order"
+        raise ConfigError(
+            "aggregation.reproducible", f"{text}; leave it out, or use a rule that changes `finish` alone"
+        )
 
 
 @contextmanager

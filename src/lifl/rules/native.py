@@ -45,6 +45,10 @@ class CompiledFold:
         self._finish_integers = library.lifl_finish_integers
         self._finish_integers.restype = None
         self._finish_integers.argtypes = (ctypes.c_int, pointer, pointer, size, size)
+        self._fold_bins, self._mean_bins = library.lifl_fold_bins, library.lifl_mean_bins
+        self._fold_bins.restype = self._mean_bins.restype = ctypes.c_int
+        self._fold_bins.argtypes = (*flags[:1], pointer, size, *flags[:1], pointer, size, pointer, pointer, size)
+        self._mean_bins.argtypes = (pointer, *flags[:1], pointer, size, ctypes.c_double)
         half = ctypes.c_uint64
         self._fold_int192, self._finish_int192 = library.lifl_fold_int192, library.lifl_finish_int192
         self._fold_int192.restype = self._finish_int192.restype = None
@@ -106,6 +110,28 @@ class CompiledFold:
         rows = len(partials)
         addresses = (ctypes.c_void_p * rows)(*partials)
         self._merge_integers[accumulator](acc, size, addresses, (ctypes.c_int64 * rows)(*shifts), rows, shift)
+
+    def fold_bins(
+        self,
+        dtype: str,
+        acc: int,
+        size: int,
+        partials: Sequence[int],
+        vectors: Sequence[int],
+        weights: Sequence[float],
+        *,
+        keep: bool,
+    ) -> None:
+        """Acc += Σ weights[i] · vectors[i] + Σ partials[i], in bins (`binned`); without `keep`, `acc` is not read."""
+        others, rows = len(partials), len(vectors)
+        theirs, addresses = (ctypes.c_void_p * others)(*partials), (ctypes.c_void_p * rows)(*vectors)
+        self._fold_bins(
+            _CODES[dtype], acc, size, keep, theirs, others, addresses, (ctypes.c_double * rows)(*weights), rows
+        )
+
+    def mean_bins(self, dtype: str, out: int, acc: int, size: int, weight: float) -> bool:
+        """Out = acc / weight, of float32 or float64; return whether all of it is finite."""
+        return not self._mean_bins(out, dtype == "float32", acc, size, weight)
 
     def finish_integers(self, dtype: str, out: int, acc: int, size: int, divisor: int) -> None:
         """out = acc / divisor, rounded half to even."""

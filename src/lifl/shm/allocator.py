@@ -1,8 +1,10 @@
 """Which bytes of the arena are whose: offsets only, no memory is touched.
 
 Two layers.  The *heap* is the list of holes in address order; a request takes the lowest hole that fits (so
-low pages, which have been touched before and are warm, are used again first), and a hole that is given back
-grows together with its neighbours.  A *slab* is for many objects of one size, such as the updates of one
+low pages, which have been touched before and are warm, are used again first), or the highest where it asks for
+that, and a hole that is given back grows together with its neighbours.  Partials, which are longer than updates and
+models, come from above, and the others from below: so what is free between the ones is seldom too short for the
+others.  A *slab* is for many objects of one size, such as the updates of one
 job: it takes *runs* of neighbouring slots from the heap and hands out its lowest free slot, so that the
 objects mostly form arithmetic progressions of offsets and a batch of them is one matrix with a fixed row
 stride. Runs double (4, 8, 16, ...) while the slab grows, but never take more than half of the largest hole.
@@ -74,11 +76,14 @@ class Allocator:
         self._live: dict[int, tuple[int, _Run | None]] = {}
         self._slabs: dict[tuple[Hashable, int], _Slab] = {}
         self._near: Sequence[Sequence[Range]] = ()
+        self._high = False
 
     # ---- what callers do ---------------------------------------------------------------------------------
 
-    def alloc(self, nbytes: int, slab: Hashable | None = None, near: Sequence[Sequence[Range]] = ()) -> int:
-        """Return the offset of a new extent of `nbytes`, rounded up to whole pages.
+    def alloc(
+        self, nbytes: int, slab: Hashable | None = None, near: Sequence[Sequence[Range]] = (), high: bool = False
+    ) -> int:
+        """Return the offset of a new extent of `nbytes`, rounded up to whole pages; `high`: from the other end.
 
         Extents of one `slab` and one size are slots at equal distances where possible.  What is taken from the heap
         lies within one of the first ranges of `near` (where each begins and ends, in order) if it fits there, else of
@@ -88,7 +93,7 @@ class Allocator:
         if nbytes < 1:
             raise LocalFault(f"an extent has at least 1 byte, not {nbytes}")
         size = round_to_pages(nbytes)
-        self._near = near
+        self._near, self._high = near, high
         run = None
         if slab is None:
             offset = self._take(size)
@@ -174,20 +179,25 @@ class Allocator:
 
     def _first_fit(self, size: int) -> int | None:
         for ranges in self._near:
-            for begin, end in ranges:
+            for begin, end in reversed(ranges) if self._high else ranges:
                 if end - begin >= size and (offset := self._fit_within(begin, end, size)) is not None:
                     return offset
-        index = next((i for i, hole in enumerate(self._hole_sizes) if hole >= size), None)
-        return None if index is None else self._cut(index, self._hole_starts[index], size)
+        order = range(len(self._hole_sizes))
+        index = next((i for i in (reversed(order) if self._high else order) if self._hole_sizes[i] >= size), None)
+        if index is None:
+            return None
+        unused = self._hole_sizes[index] - size if self._high else 0
+        return self._cut(index, self._hole_starts[index] + unused, size)
 
     def _fit_within(self, begin: int, end: int, size: int) -> int | None:
-        """Take the first `size` bytes from `begin` to `end` that are in one hole."""
-        index = max(0, bisect_right(self._hole_starts, begin) - 1)
-        while index < len(self._hole_starts) and self._hole_starts[index] < end:
+        """Take the first `size` bytes (or the last) from `begin` to `end` that are in one hole."""
+        lowest = max(0, bisect_right(self._hole_starts, begin) - 1)
+        within = range(lowest, bisect_left(self._hole_starts, end))
+        for index in reversed(within) if self._high else within:
             first = max(begin, self._hole_starts[index])
-            if min(end, self._hole_starts[index] + self._hole_sizes[index]) - first >= size:
-                return self._cut(index, first, size)
-            index += 1
+            last = min(end, self._hole_starts[index] + self._hole_sizes[index])
+            if last - first >= size:
+                return self._cut(index, last - size if self._high else first, size)
         return None
 
     def _cut(self, index: int, offset: int, size: int) -> int:

@@ -85,6 +85,11 @@ class Arena:
         """Have no other segment than the object's from now on (`MappedSegments.close_to_others`)."""
         self.segments.close_to_others(self._entry_of(key))
 
+    def close_to_other_jobs(self, job: int) -> None:
+        """Have no other segment than those of the job with this number (`MappedSegments.close_to_other_jobs`)."""
+        self._check_open()
+        self.segments.close_to_other_jobs(job)
+
     def holds(self, key: Key) -> bool:
         """Return whether this process may map the object's segment; also when the object is gone."""
         try:

@@ -68,6 +68,11 @@ class Checksum:
 
     def finish(self) -> int:
         """Return the checksum now that all of the data is there: 1 to 2⁶⁴-1 (0 is "none" in the object table)."""
+        nbytes = self._open(0).size
+        return closed(self.polynomial(), nbytes)
+
+    def polynomial(self) -> int:
+        """Return the polynomial's value over all of the data, which is there now: h, before the length."""
         data = self._open(0)
         self.advance(data.size)
         tail = data[self._done :].tobytes()
@@ -75,7 +80,7 @@ class Checksum:
             words = self._np.frombuffer(tail.ljust(BLOCK_BYTES, b"\0"), "<u8")
             self._value = (self._value * MULTIPLIER + int(self._np.add.reduce(words))) & MASK
         self._bytes = None
-        return (self._value * MULTIPLIER + data.size) & MASK or 1
+        return self._value
 
     def _open(self, end_bytes: int) -> NDArray[np.uint8]:
         if self._bytes is None:
@@ -83,6 +88,16 @@ class Checksum:
         if end_bytes > self._bytes.size:
             raise LocalFault(f"{end_bytes} bytes cannot have arrived of {self._bytes.size}")
         return self._bytes
+
+
+def closed(value: int, nbytes: int) -> int:
+    """Return the checksum of so many bytes over which the polynomial has this value."""
+    return (value * MULTIPLIER + nbytes) & MASK or 1
+
+
+def joined(value: int, behind: int, nbytes: int) -> int:
+    """Return the polynomial's value over whole blocks and, behind them, `nbytes` bytes that have one of their own."""
+    return ((value - 1) * pow(MULTIPLIER, -(-nbytes // BLOCK_BYTES), MASK + 1) + behind) & MASK
 
 
 def checksum(data: memoryview | bytes | bytearray) -> int:

@@ -5,6 +5,9 @@ results are the same.  Compiled, one pass takes both, at the pace of the cache, 
 and looks at each at once, without the interpreter's lock from the first to the last; `copy` looks at what it takes from
 elsewhere in memory.  In NumPy it is two passes, and each piece costs a change of that lock.
 
+Over several connections an object comes in ranges, each filled from its front: `RangesCheck` looks at each by itself,
+and gives the same results.
+
 Like the fold kernel the library includes nothing of Python's; ctypes calls it.
 """
 
@@ -19,16 +22,17 @@ from importlib.util import find_spec
 from typing import Protocol
 
 from lifl.core.errors import LocalFault
+from lifl.core.protocol.body_ranges import body_ranges
 from lifl.core.schema import DTYPE_BYTES, Segment
 from lifl.shm.checksum import (
     BLOCK_BYTES,
-    MASK,
-    MULTIPLIER,
     Checksum,
     FiniteCheck,
     as_array,
     check_segments,
+    closed,
     first_not_finite,
+    joined,
 )
 from lifl.shm.direct import address_of
 
@@ -94,13 +98,22 @@ class IngestCheck:
         self._data[begin_bytes:end_bytes] = piece
         self.advance(end_bytes)
 
+    @property
+    def parts(self) -> Sequence[IngestCheck]:
+        """What is filled from the front: this itself, of which there is one."""
+        return (self,)
+
     def finish(self) -> int:
         """Return the checksum now that all of the data is there."""
+        return closed(self.polynomial(), self.nbytes)
+
+    def polynomial(self) -> int:
+        """End as `finish` does; return what it makes the checksum of."""
         self.advance(self.nbytes)
         self.found = self._finite.found
         del self._finite
         self._data.release()
-        return self._checksum.finish()
+        return self._checksum.polynomial()
 
 
 class _Floats(ctypes.Structure):
@@ -186,13 +199,13 @@ class CompiledIngestCheck(IngestCheck):
         if piece:
             self._library.copy(self._state, address_of(piece), begin_bytes, end_bytes)
 
-    def finish(self) -> int:
+    def polynomial(self) -> int:
         """See `IngestCheck`."""
         self.advance(self.nbytes)
         if self._state.found >= 0:
             self.found = self._first_not_finite(self._state.found, self._state.found + BLOCK_BYTES)
         self._data.release()
-        return (self._state.value * MULTIPLIER + self.nbytes) & MASK or 1
+        return int(self._state.value)
 
     def _first_not_finite(self, begin: int, end: int) -> tuple[int, int]:
         for index, segment in enumerate(self._segments):
@@ -228,6 +241,49 @@ COMPILED = load()
 """The compiled part, if there is one.  Tests set it to None to have NumPy's way."""
 
 
+class RangesCheck:
+    """The same of an object that comes in `count` ranges (`body_ranges`); a check for each, over a view of its own."""
+
+    def __init__(self, data: memoryview, segments: Sequence[Segment], count: int) -> None:
+        self.found: tuple[int, int] | None = None
+        self.nbytes = len(data)
+        check_segments(segments, self.nbytes)
+        self.parts: list[IngestCheck] = []
+        self._places: list[list[tuple[int, int]]] = []  # by part: of its segments each one's index, and first element
+        for begin, end in body_ranges(self.nbytes, count):
+            within, places = _within(segments, begin, end)
+            self.parts.append(ingest_check(data[begin:end], within))
+            self._places.append(places)
+
+    def finish(self) -> int:
+        """See `IngestCheck`."""
+        value = 1
+        for part, places in zip(self.parts, self._places, strict=True):
+            value = joined(value, part.polynomial(), part.nbytes)
+            if part.found is not None and self.found is None:
+                index, first = places[part.found[0]]
+                self.found = index, first + part.found[1]
+        return closed(value, self.nbytes)
+
+
+def _within(segments: Sequence[Segment], begin: int, end: int) -> tuple[list[Segment], list[tuple[int, int]]]:
+    """Return what lies in bytes `begin` to `end`, as segments of these, and of each its index and its first element."""
+    found, places = [], []
+    for index, segment in enumerate(segments):
+        width = DTYPE_BYTES[segment.dtype]
+        first = max(0, (begin - segment.offset) // width)
+        last = min(segment.count, (end - segment.offset) // width)
+        if first < last:
+            found.append(Segment(segment.dtype, segment.offset + first * width - begin, last - first))
+            places.append((index, first))
+    return found, places
+
+
 def ingest_check(data: memoryview, segments: Sequence[Segment] = ()) -> IngestCheck:
     """Return the best there is for `data`, which holds `segments` and is being filled from the front."""
     return IngestCheck(data, segments) if COMPILED is None else CompiledIngestCheck(COMPILED, data, segments)
+
+
+def check_of(data: memoryview, segments: Sequence[Segment], streams: int) -> IngestCheck | RangesCheck:
+    """Return the same for what comes over so many connections: of each of its `parts` one fills the data."""
+    return ingest_check(data, segments) if streams == 1 else RangesCheck(data, segments, streams)

@@ -59,10 +59,22 @@ class MappedSegments:
         Raise `StaleKey` or `ResourceFault`.
         """
         self.view(entry)
+        self._close_but(entry.segment)
+
+    def close_to_other_jobs(self, job: int) -> None:
+        """Do as `close_to_others`, with what the job has in its name now.  Raise `StaleKey` or `ResourceFault`."""
+        own = {n: file for n, file in segments_of(self.name).items() if file == segment_name(self.name, n, job)}
+        if not own:
+            raise StaleKey(f"the arena {self.name} has no segment of job {job}")
+        for number in own.keys() - self._mapped.keys():
+            self._map(number, open_file(own[number], writes=True))
+        self._close_but(*own)
+
+    def _close_but(self, *numbers: int) -> None:
         earlier = {n: file for n, file in segments_of(self.name).items() if file.endswith(f".{EARLIER}")}
         for number in earlier.keys() - self._mapped.keys():
             self._map(number, open_file(earlier[number], writes=True))
-        self._only = frozenset({entry.segment, *earlier})
+        self._only = frozenset({*numbers, *earlier})
         self.keep_only(self._only)
         for number in list(self._descriptors):
             self._close(number)

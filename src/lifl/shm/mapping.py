@@ -21,14 +21,17 @@ import errno
 import mmap
 import os
 import weakref
+from collections.abc import Callable
 
-from lifl.core.errors import ResourceFault
+from lifl.core.errors import LocalFault, ResourceFault
 
 HUGE_PAGE_BYTES = 2 << 20
 """A huge page of x86-64, and of arm64 with pages of 4 KiB."""
 _PROT_NONE = 0
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000  # Linux's, not in Python 3.11
+_MREMAP_TO = 3
+"""MREMAP_MAYMOVE and MREMAP_FIXED."""
 _POPULATE_WRITE = 23
 _COLLAPSE = 25
 _TRIES = 3
@@ -44,6 +47,9 @@ _libc.mmap.argtypes = (
     ctypes.c_int,
     ctypes.c_long,
 )
+_libc.mremap.restype = ctypes.c_void_p
+_libc.mremap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p)
+_libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
@@ -76,8 +82,51 @@ class Mapped:
         return self._memory() is None
 
 
-def _map(address: int | None, nbytes: int, access: int, flags: int, fd: int) -> int:
-    found = _libc.mmap(address, nbytes, access, flags, fd, 0)
+class Readable:
+    """Bytes of the segment `fd` from `offset` on, to be read, as `view`: what the segment holds, until `part`.
+
+    Then they are a private copy at the same address: whoever has a view of them sees the same bytes on.  All is
+    unmapped when the last view has gone.  The descriptor stays the caller's.  Raise `ResourceFault` when there is no
+    room for the mapping.
+    """
+
+    def __init__(self, fd: int, offset: int, nbytes: int) -> None:
+        begin = offset // mmap.PAGESIZE * mmap.PAGESIZE
+        self._nbytes = offset - begin + nbytes
+        self._address = _map(None, self._nbytes, mmap.PROT_READ, mmap.MAP_SHARED, fd, begin)
+        memory = (ctypes.c_ubyte * self._nbytes).from_address(self._address)
+        weakref.finalize(memory, _libc.munmap, self._address, self._nbytes).atexit = False
+        self._memory = weakref.ref(memory)
+        self.view: memoryview | None = memoryview(memory).cast("B")[offset - begin :].toreadonly()
+
+    def take(self, ended: Callable[[], None]) -> memoryview:
+        """Return the view, which is the caller's alone from now on; `ended` is called when its last one has gone."""
+        view, self.view = self.view, None
+        memory = self._memory()
+        if view is None or memory is None:
+            raise LocalFault("the view was taken before")
+        weakref.finalize(memory, ended).atexit = False
+        return view
+
+    def part(self) -> None:
+        """Have the bytes be a copy of this process' own.  Raise `ResourceFault` when there is no memory for it."""
+        held = self._memory()  # while this is done nobody unmaps it
+        if held is None:
+            return
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        copy = _map(None, self._nbytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1)
+        ctypes.memmove(copy, self._address, self._nbytes)
+        _libc.mprotect(copy, self._nbytes, mmap.PROT_READ)
+        # In one step, which no reader sees half of.
+        moved = _libc.mremap(copy, self._nbytes, self._nbytes, _MREMAP_TO, self._address)
+        if moved == _FAILED:
+            code = ctypes.get_errno()
+            _libc.munmap(copy, self._nbytes)
+            raise ResourceFault(f"cannot keep {self._nbytes} bytes of shared memory as a copy: {os.strerror(code)}")
+
+
+def _map(address: int | None, nbytes: int, access: int, flags: int, fd: int, begin: int = 0) -> int:
+    found = _libc.mmap(address, nbytes, access, flags, fd, begin)
     if found is None or found == _FAILED:
         raise ResourceFault(f"cannot map {nbytes} bytes of shared memory: {os.strerror(ctypes.get_errno())}")
     return int(found)

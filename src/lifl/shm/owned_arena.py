@@ -184,7 +184,7 @@ class OwnedArena(Arena):
                 " freed, or create the arena with more entries"
             )
         size = layout.extent_bytes(data_bytes, meta_bytes)
-        offset = self._allocator.alloc(size, slab, self.places.near(job))
+        offset = self._allocator.alloc(size, slab, self.places.near(job), high=kind is Kind.PARTIAL)
         seal = layout.align_meta(layout.align_meta(data_bytes) + meta_bytes)
         try:
             segment = self.places.take(job, offset, size)

@@ -5,6 +5,8 @@ For texts of errors alone: nothing is believed here.
 
 from __future__ import annotations
 
+from lifl.tls.unreadable import unreadable
+
 NAMES_SHOWN_MAX = 8
 
 
@@ -16,11 +18,11 @@ def described(certificate: bytes) -> str:
     try:
         found = load(certificate)
         names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.ExtensionNotFound):
+        begins, ends = (f"{when:%Y-%m-%d %H:%M}" for when in (found.not_valid_before_utc, found.not_valid_after_utc))
+    except unreadable():
         return "one that cannot be read"
     whose = [str(name.value) for name in names if isinstance(name, x509.UniformResourceIdentifier)]
     hosts = [str(name.value) for name in names if not isinstance(name, x509.UniformResourceIdentifier)]
-    begins, ends = (f"{when:%Y-%m-%d %H:%M}" for when in (found.not_valid_before_utc, found.not_valid_after_utc))
     return f"{_list(whose) or 'nobody'}'s, for {_list(hosts) or 'no host'}, valid from {begins} to {ends} UTC"
 
 

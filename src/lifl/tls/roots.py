@@ -10,10 +10,15 @@ import ssl
 _CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----", re.DOTALL)
 
 
-def root_named(told: str, authority: str) -> str | None:
-    """Return the root (PEM) with this SHA-256 digest (64 hex digits) among those that are told (PEM)."""
+def roots_in(told: str) -> dict[str, str]:
+    """Return the roots (PEM) among those that are told, by the SHA-256 digest of each (64 hex digits)."""
+    out: dict[str, str] = {}
     for found in _CERTIFICATE.findall(told):
         with contextlib.suppress(ValueError):
-            if hashlib.sha256(ssl.PEM_cert_to_DER_cert(found)).hexdigest() == authority:
-                return str(found)
-    return None
+            out.setdefault(hashlib.sha256(ssl.PEM_cert_to_DER_cert(found)).hexdigest(), str(found))
+    return out
+
+
+def root_named(told: str, authority: str) -> str | None:
+    """Return the root with this digest among those that are told (PEM)."""
+    return roots_in(told).get(authority)

@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from lifl import failpoints
@@ -35,7 +36,7 @@ from lifl.core.modelfile import (
 )
 from lifl.core.planning.treatment import Patterns
 from lifl.core.protocol.worker import Checkpoint, Load
-from lifl.core.schema import Layout, Segment
+from lifl.core.schema import Layout, Segment, TensorSpec
 from lifl.rules import kernels
 from lifl.rules.kernels import vector
 from lifl.shm.arena import Arena
@@ -44,12 +45,24 @@ from lifl.shm.direct import write_all
 from lifl.worker.task import clear_gaps
 
 
+@lru_cache(maxsize=1)
+def layout_of(tensors: tuple[TensorSpec, ...]) -> Layout:
+    """Return the layout of what the daemon says, which is the same in each round of a job."""
+    return Layout(tensors)
+
+
+@lru_cache(maxsize=1)
+def _pieces_of(layout: Layout) -> tuple[Piece, ...]:
+    """Return the tensors of a model object with this layout."""
+    return tuple(model_pieces(layout))
+
+
 def checkpoint(message: Checkpoint, arena: Arena) -> tuple[str, ...]:
     """Write the model and the rule's states durably; return the files' digests, the model's first.
 
     Raise `ResourceFault` (with the file and what to do; it may work later), `Refused`, `StaleKey`.
     """
-    layout, model = Layout(message.tensors), Key.unpack(message.model)
+    layout, model = layout_of(message.tensors), Key.unpack(message.model)
     metadata = {
         "format": "pt",
         "lifl.job": message.job,
@@ -69,7 +82,7 @@ def checkpoint(message: Checkpoint, arena: Arena) -> tuple[str, ...]:
         with _said(message.state_path, "written"):
             digests.append(write_file(Path(message.state_path), pieces, metadata, views))
     with _said(message.path, "written"):
-        digests.insert(0, write_file(Path(message.path), model_pieces(layout), metadata, [arena.data(model)]))
+        digests.insert(0, write_file(Path(message.path), _pieces_of(layout), metadata, [arena.data(model)]))
     return tuple(digests)
 
 
@@ -92,7 +105,7 @@ def load(message: Load, arena: Arena) -> None:
     Raise `ResourceFault` (it may work later), `Refused` (no model file, other tensors, not finite; not the checkpoint
     that it should be, or damaged), `StaleKey`.
     """
-    layout = Layout(message.tensors)
+    layout = layout_of(message.tensors)
     keys = [Key.unpack(key) for key in message.states.values()]
     views = [arena.data(key) for key in keys]
     for view in views:

@@ -38,8 +38,10 @@ from lifl.core.ids import Key, Record
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.protocol.worker import (
     Arriving,
+    Call,
     Checkpoint,
     Drop,
+    Evaluate,
     Expect,
     Load,
     Retire,
@@ -53,6 +55,8 @@ from lifl.redirect import Port
 from lifl.rules.load import bound_recursion, is_users
 from lifl.shm.arena import Arena
 from lifl.worker import files
+from lifl.worker.call import call
+from lifl.worker.evaluate import evaluate
 from lifl.worker.task import ANY_ATTEMPT, Clock, OpenTask, failure
 
 READ_BYTES = 64 * 1024
@@ -149,6 +153,10 @@ class Worker:
                 self._send(TaskDropped(message.address, message.attempt))
             case Checkpoint() | Load():
                 self._do_file(message)
+            case Evaluate():
+                self._evaluate(message)
+            case Call():
+                self._call(message)
             case Retire():
                 self._over = True
 
@@ -173,15 +181,26 @@ class Worker:
             return
         try:
             self._map_only(message.output)
-            if is_users(message.rule) and not self._users:
-                self._arena.close_to_others(output)
-                box.enter_rule(message.rule_folder, self._state_folder)
-                bound_recursion()
-                self._users = True
+            if is_users(message.rule):
+                self._enter_box(message.rule_folder, output)
             with self._here():
                 self._tasks[message.address] = OpenTask(message, self._arena)
         except BaseException as error:  # noqa: BLE001 - a user's rule may raise anything; the daemon gets it
             self._send(failure(message.address, message.attempt, error, message.rule))
+
+    def _enter_box(self, folder: str, key: Key | None = None, job: int = 0) -> None:
+        """Be held, from now on, as a process is that runs a user's code of this folder on a job's objects.
+
+        One of them has the `key`; without it the job's number tells.
+        """
+        if not self._users:
+            if key is not None:
+                self._arena.close_to_others(key)
+            else:
+                self._arena.close_to_other_jobs(job)
+            box.enter_rule(folder, self._state_folder)
+            bound_recursion()
+            self._users = True
 
     def _advance(self, task: OpenTask) -> None:
         start = task.start
@@ -206,6 +225,32 @@ class Worker:
         self._send(done)
         failpoints.hit("worker.done.after")
 
+    def _evaluate(self, message: Evaluate) -> None:
+        key, clock, started_ns = Key.unpack(message.model), Clock(), time.monotonic_ns()
+        if not self._arena.holds(key):  # as in `_start`
+            self._over = True
+            return
+        try:
+            self._map_only(message.model)
+            self._enter_box(message.folder, key)
+            with self._here(), clock:
+                metrics = evaluate(message, self._arena)
+        except BaseException as error:  # noqa: BLE001 - a user's function may raise anything; the daemon gets it
+            self._send(failure(message.address, message.attempt, error, message.function, "function"))
+            return
+        self._send(done_alone(message, clock, started_ns, metrics=metrics))
+
+    def _call(self, message: Call) -> None:
+        clock, started_ns = Clock(), time.monotonic_ns()
+        try:
+            self._enter_box(message.folder, job=message.number)
+            with self._here(), clock:
+                answer = call(message)
+        except BaseException as error:  # noqa: BLE001 - as in `_evaluate`
+            self._send(failure(message.address, message.attempt, error, message.function, "function"))
+            return
+        self._send(done_alone(message, clock, started_ns, answer=answer))
+
     def _do_file(self, message: Checkpoint | Load) -> None:
         started_ns = time.monotonic_ns()
         clock = Clock()
@@ -221,22 +266,25 @@ class Worker:
             failed = failure(message.address, message.attempt, error)
             self._send(msgspec.structs.replace(failed, retry=isinstance(error, ResourceFault)))
             return
-        self._send(
-            TaskDone(
-                address=message.address,
-                attempt=message.attempt,
-                weight=0.0,
-                members=0,
-                inputs=0,
-                cpu_s=clock.cpu_s,
-                busy_s=clock.busy_s,
-                started_ns=started_ns,
-                digests=digests,
-            )
-        )
+        self._send(done_alone(message, clock, started_ns, digests=digests))
 
     def _send(self, message: msgspec.Struct) -> None:
         try:
             self._control.sendall(encode(message))
         except (BrokenPipeError, ConnectionResetError):
             self._over = True
+
+
+def done_alone(message: Checkpoint | Evaluate | Call | Load, clock: Clock, started_ns: int, **found: Any) -> TaskDone:
+    """Return what is said of a task that has no inputs, with what it has `found`."""
+    return TaskDone(
+        address=message.address,
+        attempt=message.attempt,
+        weight=0.0,
+        members=0,
+        inputs=0,
+        cpu_s=clock.cpu_s,
+        busy_s=clock.busy_s,
+        started_ns=started_ns,
+        **found,
+    )

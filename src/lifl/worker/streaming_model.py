@@ -17,7 +17,7 @@ from lifl.core.errors import LocalFault
 from lifl.core.ids import Key
 from lifl.core.protocol.worker import TaskStart
 from lifl.core.schema import DTYPE_BYTES, STATE, relaid
-from lifl.rules import integers, kernels
+from lifl.rules import binned, integers, kernels
 from lifl.rules.base import Rule
 from lifl.rules.finish import add, finish_segment, leave_segment
 from lifl.rules.kernels import Vector, vector
@@ -102,6 +102,8 @@ class StreamingModel:
             inputs = (self._vectors(index, partials, every), weights, self._vectors(index, updates, every), last)
             if part.dtype in integers.BITS:
                 integers.add(vector(sums, part), *inputs, done)
+            elif part.dtype == binned.ACCUMULATOR:
+                binned.add(vector(sums, part), inputs[0], *inputs[2:], keep=bool(done))
             else:
                 add(self._rule, vector(sums, part), *inputs, done)
         self._ahead |= dict.fromkeys(keys)
@@ -163,6 +165,7 @@ class StreamingModel:
             new_states,
             piece.start,
             list(within(self._treated, index, "exclude", piece.start, piece.stop)),
+            part.dtype == binned.ACCUMULATOR,
         )
 
     def _left(

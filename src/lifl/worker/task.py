@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,10 +28,11 @@ from lifl.core.limits import SUSPECTS_MAX, TEXT_CHARS_MAX
 from lifl.core.protocol.contribution import Contribution, pack_contribution, unpack_contributions
 from lifl.core.protocol.worker import Arriving, TaskDone, TaskFailed, TaskStart
 from lifl.core.schema import ITEM_BYTES, STATE, Segment, end_of, relaid
-from lifl.rules import integers, kernels
+from lifl.rules import binned, integers, kernels
 from lifl.rules.base import NotFinite, Rule, error_text
+from lifl.rules.finish import add
 from lifl.rules.kernels import Vector, vector
-from lifl.rules.load import check_lacking, is_users, load_rule
+from lifl.rules.load import check_lacking, check_reproducible, is_users, load_rule
 from lifl.shm.arena import Arena
 from lifl.shm.layout import Entry, ObjectState
 from lifl.worker.earlier import input_bytes, input_data, input_weight
@@ -71,6 +73,14 @@ class Clock:
         self.busy_s += time.monotonic() - self._wall
 
 
+class _Row(NamedTuple):
+    """A piece of one input: of an update, or of a partial."""
+
+    vector: Vector
+    update: bool
+    weight: float
+
+
 class OpenTask:
     """A task of a worker whose output is not sealed yet.  Raises `ConfigError` when its rule cannot be loaded."""
 
@@ -86,12 +96,14 @@ class OpenTask:
             self._rule: Rule = load_rule(start.rule, start.options, start.rule_folder)
             if start.places:
                 check_lacking(self._rule, start.rule)
+            if any(part.dtype == binned.ACCUMULATOR for part in (*start.inputs, *start.outputs)):
+                check_reproducible(self._rule, start.rule)
             self._rule.round = start.round
         self._seen: set[Key] = set()
         self._waiting: list[Key] = []
         self._inputs: list[Key] = []
         self._updates: list[bool] = []  # which of the inputs are updates
-        self._sums_exactly = any(segment.dtype == "int192" for segment in start.inputs)
+        self._sums_exactly = any(part.dtype == "int192" for part in (*start.inputs, *start.outputs))
         self._presence = Presence(start.places) if start.places else None
         self._units: list[Units] = []  # of the inputs, where they may lack tensors
         self._weights: list[float] = []
@@ -155,11 +167,12 @@ class OpenTask:
         entries = [self._input(key) for key in self._waiting]
         weights = [self._weight(key, entry) for key, entry in zip(self._waiting, entries, strict=True)]
         units = [self._units_of(key) for key in self._waiting]
+        updates = [entry.kind == Kind.UPDATE for entry in entries]
         if fold:
-            self._fold(self._waiting, weights, units)
+            self._fold(self._waiting, updates, weights, units)
         self._units += units
         self._inputs += self._waiting
-        self._updates += [entry.kind == Kind.UPDATE for entry in entries]
+        self._updates += updates
         self._weights += weights
         self._contributions += sum(entry.contributions for entry in entries)
         self._metas += [bytes(self._arena.meta(key)) for key in self._waiting]
@@ -168,7 +181,10 @@ class OpenTask:
     def _input(self, key: Key) -> Entry:
         entry = self._arena.entry(key)
         start = self.start
-        inputs = start.model_segments if start.role == "top" and entry.kind == Kind.UPDATE else start.inputs
+        if start.role == "leaf":  # which takes a partial beside updates, where each leaf takes that of the one before
+            inputs = start.inputs if entry.kind == Kind.UPDATE else start.outputs
+        else:
+            inputs = start.model_segments if start.role == "top" and entry.kind == Kind.UPDATE else start.inputs
         needed = input_bytes(entry, inputs, start.model_segments)
         if entry.state != ObjectState.SEALED or entry.data_bytes < needed:
             raise LocalFault(
@@ -185,55 +201,54 @@ class OpenTask:
         """Return what each tensor of an input weighs; empty where updates have all of them."""
         return self._presence.units_of(unpack_contributions(bytes(self._arena.meta(key)))) if self._presence else ()
 
-    def _fold(self, keys: list[Key], weights: list[float], units: list[Units]) -> None:
+    def _fold(self, keys: list[Key], updates: list[bool], weights: list[float], units: list[Units]) -> None:
         before = kernels.total(self._weights) if self._weights else 0.0
         whole = kernels.total(self._weights + weights)
         data = [input_data(self._arena, key, self.start.model_segments) for key in keys]
         output = self._arena.data(self.output)
-        leaf = self.start.role == "leaf"
         for index, (source, target) in enumerate(zip(self.start.inputs, self.start.outputs, strict=True)):
-            vectors = [vector(view, source) for view in data]
+            vectors = [vector(view, source if its else target) for view, its in zip(data, updates, strict=True)]
+            rows = list(map(_Row, vectors, updates, weights))
             acc = vector(output, target)
             if is_kept(target.dtype):
                 if not self._weights:
                     acc[:] = vectors[0]
                 continue
             if self._presence is not None:
-                self._fold_runs(self._presence, index, acc, vectors, units)
+                self._fold_runs(self._presence, index, acc, rows, units)
                 continue
             firsts = self._firsts(index, acc)
             if self._weights:
                 firsts.look(acc, before, partial=True)
             else:
-                firsts.look(vectors[0], weights[0], partial=not leaf)
-            self._add(target.dtype, acc, vectors, weights, before)
+                firsts.look(vectors[0], weights[0], partial=not updates[0])
+            self._add(target.dtype, acc, rows, before)
             firsts.put_back(whole)
 
-    def _fold_runs(
-        self, presence: Presence, index: int, acc: Vector, vectors: list[Vector], units: list[Units]
-    ) -> None:
+    def _fold_runs(self, presence: Presence, index: int, acc: Vector, rows: list[_Row], units: list[Units]) -> None:
         """Fold a segment of inputs that may lack tensors: each run of it from those that have it."""
         done = added(self._units) if self._units else (0,) * len(self.start.places)
         for run, (before, *weights) in presence.runs(index, slice(0, len(acc)), [done, *units]):
-            there = [(vector[run], weight) for vector, weight in zip(vectors, weights, strict=True) if weight]
+            there = [
+                _Row(row.vector[run], row.update, weight) for row, weight in zip(rows, weights, strict=True) if weight
+            ]
             if there:
-                rows, shares = [row for row, _ in there], [weight for _, weight in there]
-                self._add(self.start.outputs[index].dtype, acc[run], rows, shares, before)
+                self._add(self.start.outputs[index].dtype, acc[run], there, before)
             elif not before:  # the memory had another object's numbers
                 acc[run] = np.zeros((), acc.dtype)
 
-    def _add(self, dtype: str, acc: Vector, vectors: list[Vector], weights: Sequence[float], before: float) -> None:
-        """Fold updates, or merge partials, into what weighs `before` already."""
-        leaf = self.start.role == "leaf"
+    def _add(self, dtype: str, acc: Vector, rows: Sequence[_Row], before: float) -> None:
+        """Fold updates, and merge partials, into what weighs `before` already."""
+        partials, updates = [row for row in rows if not row.update], [row for row in rows if row.update]
+        merged = ([row.vector for row in partials], [row.weight for row in partials])
+        folded = ([row.vector for row in updates], [row.weight for row in updates])
+        done = [before] if before else []
         if dtype in integers.BITS:
-            add = integers.fold if leaf else integers.merge
-            add(acc, vectors, weights, before, kernels.total([*weights, before] if before else weights))
-            return
-        shares, keep = kernels.shares(weights, before)
-        if leaf:
-            self._rule.fold(acc, vectors, shares, keep)
+            integers.add(acc, *merged, *folded, done)
+        elif dtype == binned.ACCUMULATOR:
+            binned.add(acc, merged[0], *folded, keep=bool(done))
         else:
-            self._rule.merge(acc, vectors, shares, keep)
+            add(self._rule, acc, *merged, *folded, done)
 
     def _firsts(self, index: int, acc: Vector) -> Firsts:
         start = self.start
@@ -279,11 +294,12 @@ class OpenTask:
     def _suspects(self, error: NotFinite) -> tuple[float, list[str]]:
         """Return the largest number at that place, and who is in its input."""
         found: tuple[float, bytes] = (-1.0, b"")
-        for key, update, meta in zip(self._inputs, self._updates, self._metas, strict=True):
+        for key, update, weight, meta in zip(self._inputs, self._updates, self._weights, self._metas, strict=True):
             data = input_data(self._arena, key, self.start.model_segments)
             for model_part, part in zip(self.start.model_segments, self.start.inputs, strict=True):
                 if model_part.dtype == error.dtype:
-                    number = vector(data, model_part if update else part)[error.element]
+                    one = vector(data, model_part if update else part)[error.element :][:1]
+                    number = binned.mean_of(one, weight) if binned.is_binned(one) else one[0]
                     found = max(found, (abs(float(number)), meta), key=lambda each: each[0])
         return found[0], [member.client for member in unpack_contributions(found[1])]
 
@@ -323,7 +339,7 @@ def _told_of(largest: float, clients: list[str]) -> str:
     return f"the largest number there, {largest:.3g}, is of {'one of ' if clients[1:] else ''}{said}"
 
 
-def failure(address: int, attempt: int, error: BaseException, rule: str = "") -> TaskFailed:
+def failure(address: int, attempt: int, error: BaseException, rule: str = "", kind: str = "rule") -> TaskFailed:
     """Return the message for a task that ended with `error`.
 
     Our own errors say what to do themselves; anything else came from a user's rule or the system, and gets
@@ -337,7 +353,7 @@ def failure(address: int, attempt: int, error: BaseException, rule: str = "") ->
         frames = traceback.extract_tb(error.__traceback__)
         if frames and (is_users(rule) or not isinstance(error, OSError)):
             frame = frames[-1]
-            text = f"rule {rule} raised {text} ({Path(frame.filename).name}:{frame.lineno} in {frame.name})"
+            text = f"{kind} {rule} raised {text} ({Path(frame.filename).name}:{frame.lineno} in {frame.name})"
         if isinstance(error, PermissionError) and is_users(rule):
             text += f"; {BOX_RULES}"
     if isinstance(error, NotFinite):

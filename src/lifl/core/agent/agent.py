@@ -7,7 +7,6 @@ clients ask of the coordinator (to join, to be granted an update) passes through
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ import msgspec
 from lifl.core import effects as fx
 from lifl.core import events as ev
 from lifl.core.agent.inventory import inventory_of
-from lifl.core.agent.job_replica import ORDERS, JobReplica, lives
+from lifl.core.agent.job_replica import ORDERS, JobReplica, lives, take_options
 from lifl.core.agent.journal import Journal
 from lifl.core.agent.model_service import ModelService
 from lifl.core.agent.newcomers import Newcomers
@@ -29,7 +28,7 @@ from lifl.core.agent.uploads import Uploads
 from lifl.core.agent.waiting import Waiting
 from lifl.core.agent.worker_watch import WorkerWatch
 from lifl.core.errors import LocalFault, RemoteFault
-from lifl.core.ids import Key
+from lifl.core.ids import Key, is_hosted
 from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.object_store import ObjectStore
 from lifl.core.planning.capacity import NodeLoad
@@ -37,6 +36,7 @@ from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import journal as jm
+from lifl.core.protocol import small_models as sm
 from lifl.core.protocol import worker as wm
 from lifl.core.turn import Turn
 
@@ -72,6 +72,7 @@ class Agent:
         self._connected = turn.coordinates  # to its coordinator
         self._leaving = False
         self.drains = False  # it takes no clients, until it is told otherwise
+        self.labels: Mapping[str, str] = {}  # of the node
 
     def handle(self, event: Any) -> None:
         """Handle one event, whole."""
@@ -101,7 +102,10 @@ class Agent:
     # ---- the coordinator -------------------------------------------------------------------------------------------
 
     def _open_job(self, order: o.OpenJob) -> None:
-        if order.number not in self.replicas:  # else the coordinator has begun anew, this node has not
+        replica = self.replicas.get(order.number)
+        if replica is not None:  # the coordinator has begun anew, this node has not; or what trainers get has changed
+            take_options(replica, order)
+        else:
             found = self.orphans.get(order.number, [])
             parts = (self._turn, self.quota, self.tasks, self.journal)
             self.replicas[order.number] = JobReplica(order, found, *parts)
@@ -129,8 +133,9 @@ class Agent:
     def _coordinator_up(self, event: ev.CoordinatorUp) -> None:
         """Tell the coordinator what this node has, before it hears anything else, and which branches have failed."""
         for number in dict.fromkeys((*self.orphans, *self.journal.jobs())) if event.stranger else ():
-            self._free_orphans(number)
-        for replica in self.replicas.values() if event.moved else ():
+            if not is_hosted(number):
+                self._free_orphans(number)
+        for replica in cluster_replicas(self).values() if event.moved else ():
             replica.slot.forget()
         self._connected = True
         tell(self)
@@ -144,7 +149,7 @@ class Agent:
 
     def _life_ended(self, _event: ev.LifeEnded) -> None:
         """Drop all jobs: what this node was to do is done elsewhere."""
-        for number in list(self.replicas):
+        for number in cluster_replicas(self):
             self._close_job(o.CloseJob(number))
 
     def _leave(self, _event: ev.Leaving) -> None:
@@ -156,7 +161,7 @@ class Agent:
 
     def busy(self) -> bool:
         """Return whether this node has partials that the top lacks."""
-        branches = (branch for replica in self.replicas.values() for branch in replica.branches())
+        branches = (branch for replica in cluster_replicas(self).values() for branch in replica.branches())
         return self._connected and any(branch.accepted and not branch.carried for branch in branches)
 
     def _adopt(self, event: ev.ArenaAdopted) -> None:
@@ -177,7 +182,7 @@ class Agent:
 
     # ---- clients ---------------------------------------------------------------------------------------------------
 
-    def _pass_on(self, event: gm.ClientJoined | gm.ClientDeclined | gm.Admit) -> None:
+    def _pass_on(self, event: gm.ClientJoined | gm.ClientDeclined | gm.ClientEvaluated | gm.Admit) -> None:
         """Let the coordinator decide; without one who joins waits for it, and is then to try another node."""
         goes = self._leaving or (self.drains and isinstance(event, gm.ClientJoined))
         if self._connected and not goes:
@@ -209,7 +214,7 @@ class Agent:
         if self.partials.has(key):
             self.partials.sealed(event.conn, key, event.received_bytes)
         else:
-            self._act(self.uploads.sealed(key, event.received_bytes))
+            self._act(self.uploads.sealed(key, event))
 
     def _aborted(self, event: gm.Aborted) -> None:
         key = Key.unpack(event.key)
@@ -260,9 +265,17 @@ class Agent:
 
     def next_timer(self) -> float:
         """Return when `tick` is due; infinity: not before something happens."""
-        parts = (self.pool, self.watch, self.uploads, self.partials, self.models, self.newcomers)
-        due_s = min(part.next_timer() for part in parts)
-        return min(due_s, *(replica.files.due_s for replica in self.replicas.values()), math.inf)
+        due_s = min(
+            self.pool.next_timer(),
+            self.watch.next_timer(),
+            self.uploads.next_timer(),
+            self.partials.next_timer(),
+            self.models.next_timer(),
+            self.newcomers.next_timer(),
+        )
+        for replica in self.replicas.values():
+            due_s = min(due_s, replica.files.due_s)
+        return due_s
 
     def problems(self) -> Iterable[str]:
         """Yield what is wrong with this node's books, a sentence each."""
@@ -273,11 +286,18 @@ class Agent:
             yield from replica.problems()
 
 
+def cluster_replicas(agent: Agent) -> dict[int, JobReplica]:
+    """Return the replicas of what the cluster's coordinator runs; of sessions that the node hosts it does not know."""
+    return {number: replica for number, replica in agent.replicas.items() if not is_hosted(number)}
+
+
 def tell(agent: Agent) -> None:
     """Tell the coordinator what the node has, and which of its branches have failed."""
-    left = {*agent.orphans, *agent.journal.jobs()} - agent.replicas.keys()
-    agent._turn.report(inventory_of(agent.replicas, agent.uploads, sorted(left), agent.drains))
-    for replica in agent.replicas.values():
+    left = {number for number in (*agent.orphans, *agent.journal.jobs()) if not is_hosted(number)}
+    replicas = cluster_replicas(agent)
+    left -= replicas.keys()
+    agent._turn.report(inventory_of(replicas, agent.uploads, sorted(left), agent.drains, agent.labels))
+    for replica in replicas.values():
         for branch in replica.branches():
             if branch.failed is not None:
                 agent._turn.report(branch.failed)
@@ -322,8 +342,10 @@ HANDLERS: Mapping[type, Callable[[Agent, Any], object]] = {
     gm.Admit: Agent._pass_on,
     gm.ClientLeft: Agent._client_left,
     gm.ClientDeclined: Agent._pass_on,
+    gm.ClientEvaluated: Agent._pass_on,
     gm.WantModel: lambda agent, event: agent.models.want(event),
     gm.ModelSent: lambda agent, event: agent.models.sent(event),
+    sm.ModelServed: lambda agent, event: agent.models.served(event),
     gm.Sealed: Agent._sealed,
     gm.Aborted: Agent._aborted,
     gm.Progress: lambda agent, event: agent.uploads.progress(event),

@@ -15,7 +15,7 @@ from lifl.core.agent.job_replica import JobReplica
 from lifl.core.agent.quota import Quota
 from lifl.core.errors import RemoteFault
 from lifl.core.events import Orphan
-from lifl.core.ids import Key, Kind
+from lifl.core.ids import Key, Kind, is_hosted
 from lifl.core.planning.tree import TaskState
 from lifl.core.protocol import gateway as gm
 
@@ -23,21 +23,21 @@ from lifl.core.protocol import gateway as gm
 def begin_anew(agent: Agent, connected: bool, running: Collection[int] | None = None) -> None:
     """Keep of all jobs (of those in `running`, if they are known) what is sealed, and nothing else.
 
-    `connected`: the coordinator is on this node from now on.
+    `connected`: the coordinator is on this node from now on.  Sessions of folds that the node hosts by itself go on.
     """
     agent._connected, agent._leaving = connected, False
     agent.drains = agent.drains and not connected  # who coordinates takes part
     agent.newcomers.forget()
     agent._turn.emit(gm.HangUp())
-    while agent.replicas:
-        number, replica = agent.replicas.popitem()
+    for number in [number for number in agent.replicas if not is_hosted(number)]:
+        replica = agent.replicas.pop(number)
         with agent._turn.share(number):
             agent.keep(number, _sealed_of(replica, agent.quota))
             agent.waiting.forget(number)
             agent.uploads.close(replica)
             agent.models.close(replica)
     left = dict.fromkeys((*agent.orphans, *agent.journal.jobs())) if running is not None else {}
-    for number in [number for number in left if number not in (running or ())]:
+    for number in [number for number in left if number not in (running or ()) and not is_hosted(number)]:
         agent._free_orphans(number)
 
 

@@ -7,11 +7,16 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
+import msgspec
+
+from lifl.core.config.job import expected_of
 from lifl.core.ids import Key
+from lifl.core.planning.chain import Chain
 from lifl.core.planning.tree import Task, TaskState, Tree
-from lifl.core.protocol.commands import BranchFailed, Contributions, Grant, OpenBranch
-from lifl.core.protocol.contribution import Contribution
+from lifl.core.protocol.commands import BranchFailed, Contributions, Grant, OpenBranch, UpdateSealed
+from lifl.core.protocol.contribution import Contribution, with_digest
 from lifl.core.protocol.journal import Stored
+from lifl.core.turn import Turn
 
 SHOWN = {
     TaskState.PLANNED: "waiting",
@@ -32,6 +37,8 @@ class Cost:
         self.fetched_bytes = 0
         self.peak_bytes = 0
         self.task_cpu_s: dict[int, float] = {}  # of the tasks that are done, by number
+        self.began_s: dict[int, float] = {}  # since the branch was opened: of each task that has (had) a worker
+        self.ended_s: dict[int, float] = {}
         self.starts = {"cold": 0, "warm": 0, "promoted": 0, "shared": 0}
 
     def add(self, task: int, cpu_s: float, busy_s: float) -> None:
@@ -39,6 +46,11 @@ class Cost:
         self.worker_cpu_s += cpu_s
         self.busy_s += busy_s
         self.task_cpu_s[task] = cpu_s
+
+    def times_of(self, task: int) -> dict[str, float]:
+        """Return when a task began and ended, as far as it has."""
+        times = (("began_s", self.began_s), ("ended_s", self.ended_s))
+        return {name: of[task] for name, of in times if task in of}
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for the wire and the receipt."""
@@ -62,14 +74,29 @@ class Branch:
     The top's branch *awaits* the partials of others; each is named by its branch's number.
     """
 
-    def __init__(self, order: OpenBranch, members_max: int, fan_in: int, middle_fan_in: int, adopted: int = 0) -> None:
+    def __init__(
+        self,
+        order: OpenBranch,
+        members_max: int,
+        fan_in: int,
+        middle_fan_in: int,
+        adopted: int = 0,
+        is_fold: bool = False,
+        opened_s: float = 0.0,
+    ) -> None:
         self.epoch = order.epoch
         self.number = order.branch
         self.parent = order.parent
+        self.opened_s = opened_s
         self.secret = order.secret
         self.members_max = members_max
         self.adopted = adopted  # partials of an earlier life of the node: they fill the tree's first places
-        self.tree = Tree(order.updates, fan_in, middle_fan_in, adopted + len(order.others) + order.spare, self.top)
+        partials = adopted + len(order.others) + order.spare
+        self.tree = (
+            Chain(order.updates, fan_in, partials, expected_of(order.updates))
+            if is_fold
+            else Tree(order.updates, fan_in, middle_fan_in, partials, self.top)
+        )
         self.awaited = set(order.others)
         self.arrived: dict[int, Contributions] = {}  # in the order of their coming
         self._in_arrived: set[str] = set()  # the clients in them
@@ -98,10 +125,10 @@ class Branch:
         self.followed.pop(key, None)
         return self.in_flight.pop(key)
 
-    def accept(self, key: Key) -> Grant:
+    def accept(self, key: Key, digest: int) -> Grant:
         """Move an update from in flight to accepted; it waits for its task in `unfed`."""
         grant = self.land(key)
-        self.accepted[grant.client] = contribution_of(grant)
+        self.accepted[grant.client] = with_digest(contribution_of(grant), digest)
         self.unfed.append((key, None))
         return grant
 
@@ -154,6 +181,7 @@ class Branch:
                 "pid": task.pid or None,
                 "attempt": task.attempt,
                 "cpu_s": self.cost.task_cpu_s.get(task.number, 0.0),
+                **self.cost.times_of(task.number),
             }
             for task in self.tree.tasks
             if task.state is not TaskState.DROPPED
@@ -188,6 +216,21 @@ class Branch:
 def contribution_of(grant: Grant) -> Contribution:
     """Return what a granted update contributes."""
     return Contribution(grant.client, grant.weight, grant.metrics)
+
+
+def digests_of(members: Iterable[Contribution]) -> tuple[int, ...]:
+    """Return the digest of each update, 0 where it is not known; none at all where none is."""
+    digests = tuple(0 if isinstance(member.digest, msgspec.UnsetType) else member.digest for member in members)
+    return digests if any(digests) else ()
+
+
+def tell_digests(turn: Turn, number: int, order: OpenBranch | Branch, members: Iterable[Contribution]) -> None:
+    """Tell the digests of updates that an earlier life of the node has sealed, as far as they are known."""
+    at = (number, order.epoch, order.branch if isinstance(order, OpenBranch) else order.number)
+    members = tuple(members)
+    for member, digest in zip(members, digests_of(members), strict=False):
+        if digest:
+            turn.report(UpdateSealed(*at, member.client, 0, digest))
 
 
 def told(members: Iterable[Contribution]) -> Contributions:

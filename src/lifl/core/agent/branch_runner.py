@@ -6,6 +6,8 @@ of a top stay until the round is committed: they are what a restarted node would
 
 from __future__ import annotations
 
+from collections import deque
+from contextlib import suppress
 from typing import TypeVar
 
 from lifl.core import effects as fx
@@ -23,6 +25,7 @@ from lifl.core.ids import Key, Kind, round_of
 from lifl.core.limits import CONTRIBUTION_BYTES_MAX
 from lifl.core.planning.tree import Task, TaskState
 from lifl.core.protocol import commands as o
+from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import worker as wm
 from lifl.core.protocol.contribution import pack_contribution
 from lifl.core.turn import Turn
@@ -47,6 +50,7 @@ class BranchRunner:
     ) -> None:
         self.durable = spec.durable
         self.branch = branch
+        self.need_bytes = 0  # of the arena, at the least
         self.job = spec.number
         self.deadline_s = spec.aggregation.task_limit_s
         self.tie = spec.tie
@@ -81,7 +85,7 @@ class BranchRunner:
         self._turn.touch(self.job)
         return key
 
-    def sealed(self, key: Key, received_bytes: int) -> list[Outcome]:
+    def sealed(self, key: Key, event: gm.Sealed) -> list[Outcome]:
         """Take an update that is sealed into the branch, unless that is closed."""
         self._turn.touch(self.job)
         branch = self.branch
@@ -91,8 +95,8 @@ class BranchRunner:
             self._quota.free(key)
             self._turn.report(o.UpdateAborted(*at, grant.client))
             return []
-        grant = branch.accept(key)
-        self._turn.report(o.UpdateSealed(*at, grant.client, received_bytes))
+        grant = branch.accept(key, event.digest)
+        self._turn.report(o.UpdateSealed(*at, grant.client, event.received_bytes, event.digest))
         return self.feed_waiting()
 
     def aborted(self, key: Key) -> None:
@@ -134,8 +138,8 @@ class BranchRunner:
         self._consider(task)
 
     def _consider(self, task: Task) -> None:
-        small = task.role == "leaf" and task.expect * self._spec.layout.data_bytes <= TOGETHER_BYTES
-        eager = self._spec.aggregation.timing == "eager" and not small
+        together = self.branch.tree.is_chain or task.expect * self._spec.layout.data_bytes <= TOGETHER_BYTES
+        eager = self._spec.aggregation.timing == "eager" and not (task.role == "leaf" and together)
         ready = task.complete or (eager and task.inputs)
         lacks_model = self._slot.model is None and self._spec.reads_model
         if task.role == "top" and (lacks_model or not self.branch.final):
@@ -157,8 +161,12 @@ class BranchRunner:
 
     def close(self) -> list[Outcome]:
         """Count no more updates: lower what the tasks expect, drop those that nothing will reach."""
-        self.branch.closed = True
-        self._lowered(self.branch.tree.close(self.branch.to_take))
+        branch = self.branch
+        branch.closed = True
+        lowered = branch.tree.close(branch.to_take)
+        if branch.tree.is_chain:
+            _move_to_top(self, [task for task in lowered if task.expect == 0])
+        self._lowered(lowered)
         return self.feed_waiting()
 
     def expect_partials(self, partials: int) -> list[Outcome]:
@@ -184,6 +192,7 @@ class BranchRunner:
     def placed(self, task: Task, how: str) -> None:
         """Count how a worker was found."""
         self.branch.cost.starts[how] += 1
+        self.branch.cost.began_s[task.number] = self._turn.now - self.branch.opened_s
 
     def message(self, task: Task) -> Message:
         """Return what the worker is told."""
@@ -203,7 +212,7 @@ class BranchRunner:
             aggregation.rule_folder,
             aggregation.timing == "eager",
             task.expect,
-            task.parent.address if task.parent else 0,
+            task.parent.address if task.parent and not self.branch.tree.is_chain else 0,
             output_of(task).pack(),
             segments if task.role == "leaf" else accumulators,
             segments if top else accumulators,
@@ -223,6 +232,7 @@ class BranchRunner:
     def done(self, task: Task, cost: wm.TaskDone | None) -> list[Outcome]:
         """Go on from a task whose output is sealed.  `cost` is None when its worker died before it said so."""
         task.move(TaskState.DONE)
+        self.branch.cost.ended_s[task.number] = self._turn.now - self.branch.opened_s
         if cost is not None:
             self.branch.cost.add(task.number, cost.cpu_s, cost.busy_s)
         self._tasks.unroute(task)
@@ -234,12 +244,16 @@ class BranchRunner:
         self._free_inputs(task)
         if task.parent is None:
             return [PartialSealed(self.job, self.branch)]
-        self._feed(task.parent, output_of(task), sent=cost is not None)
+        if self.branch.tree.is_chain:
+            with suppress(ArenaFull):  # then the next link is opened when its updates are fed
+                self._outputs.open_paths(self, [task.parent])
+        self._feed(task.parent, output_of(task), sent=cost is not None and not self.branch.tree.is_chain)
         return []
 
     def _overtaken(self, task: Task) -> None:
         """End a task whose output was folded in before we heard that it is sealed: its word for it changes nothing."""
         task.move(TaskState.DONE)
+        self.branch.cost.ended_s[task.number] = self._turn.now - self.branch.opened_s
         self._tasks.unroute(task)
         for child in task.children:
             if child.state is TaskState.RUNNING:
@@ -327,3 +341,16 @@ def no_room(runner: BranchRunner, full: ArenaFull) -> list[Outcome]:
         return []
     text = f"the arena has no room to go on after the restart: {full}"
     return [BranchFailed(runner.job, branch, text, retry=True)]
+
+
+def _move_to_top(runner: BranchRunner, given_up: list[Task]) -> None:
+    """Have the top do the work of links that are not whole: what they were given, or would be, is its."""
+    branch, top = runner.branch, runner.branch.tree.root
+    for task in given_up:
+        top.taken, task.taken = top.taken + task.taken, 0
+        inputs, task.inputs = task.inputs, []
+        for key in inputs:
+            runner._feed(top, key)
+    branch.unfed = deque(
+        (key, top if taker is not None and taker.expect == 0 else taker) for key, taker in branch.unfed
+    )

@@ -44,6 +44,6 @@ def found_model(found: Sequence[Orphan], state_names: Sequence[str]) -> FoundMod
             by_epoch.setdefault(epoch, {})[its[0].client] = key
     whole = [epoch for epoch, states in by_epoch.items() if set(states) == set(state_names)]
     epoch = result[2] if result is not None else max(whole, default=0)
-    states = by_epoch.get(epoch, {}) if epoch in whole else {}
+    states = {name: by_epoch[epoch][name] for name in state_names} if epoch in whole else {}
     members = result[3] if result is not None else []
     return FoundModel(number, model[0], states, result[2] if result is not None else 0, members)

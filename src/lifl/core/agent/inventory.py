@@ -13,7 +13,11 @@ from lifl.core.protocol.contribution import pack_contribution
 
 
 def inventory_of(
-    replicas: Mapping[int, JobReplica], uploads: Uploads, orphans: Iterable[int], drains: bool
+    replicas: Mapping[int, JobReplica],
+    uploads: Uploads,
+    orphans: Iterable[int],
+    drains: bool,
+    labels: Mapping[str, str],
 ) -> p.Inventory:
     """Return what this node has of all jobs.
 
@@ -28,4 +32,4 @@ def inventory_of(
             at = (number, branch.epoch, branch.number)
             if left >= 0:
                 held.append(p.BranchHeld(*at, told(branch.accepted.values()), told(asked), branch.closed))
-    return p.Inventory(tuple(replicas), tuple(held), tuple(orphans), drains=drains)
+    return p.Inventory(tuple(replicas), tuple(held), tuple(orphans), drains=drains, labels=dict(labels))

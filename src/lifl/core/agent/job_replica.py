@@ -8,26 +8,30 @@ from typing import Any
 
 import msgspec
 
+from lifl.core import effects as fx
 from lifl.core.agent import outcomes as out
-from lifl.core.agent.branch import Branch, told
+from lifl.core.agent.branch import Branch, digests_of, tell_digests, told
 from lifl.core.agent.branch_runner import BranchRunner
 from lifl.core.agent.copies import NOT_OWN, Copies, own_files
+from lifl.core.agent.evaluation_tasks import CallTasks, EvaluationTasks
 from lifl.core.agent.file_tasks import FileTasks
 from lifl.core.agent.journal import Journal
 from lifl.core.agent.model_slot import ModelSlot, SlotState, begin_copy
 from lifl.core.agent.orphans import Orphans
 from lifl.core.agent.quota import Quota
-from lifl.core.agent.replica_spec import ReplicaSpec
+from lifl.core.agent.replica_spec import ReplicaSpec, branch_need
 from lifl.core.agent.task_table import TaskTable
 from lifl.core.errors import ArenaFull, LocalFault, RemoteFault
 from lifl.core.events import Orphan
 from lifl.core.fields import Message
 from lifl.core.ids import Key, round_of
 from lifl.core.limits import COST_LINES_MAX, TEXT_CHARS_MAX
-from lifl.core.planning.arena_need import round_bytes_min
+from lifl.core.planning.arena_need import fold_bytes_min, round_bytes_min
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.evaluations import EvaluateModel, ModelEvaluated
 from lifl.core.protocol.journal import Stored
+from lifl.core.protocol.user_calls import CALLED, CallFunction, FunctionReturned
 from lifl.core.turn import Turn
 
 
@@ -43,11 +47,14 @@ class JobReplica:
         self._quota = quota
         self._tasks = tasks
         # What a user's rule has had of the arena is nobody else's, and it sees nothing of others.
-        quota.begin(self.spec.number, "" if self.spec.tie else self.spec.owner)
+        quota.begin(self.spec.number, "" if self.spec.has_code else self.spec.owner)
         quota.limit(self.spec.number, self.spec.quota.arena_share)
         self.slot = ModelSlot(self.spec, order.round, turn, quota)
         self.files = FileTasks(self.spec, self.slot, tasks, turn)
         self.copies = Copies(self.spec, self.slot, turn, quota, self.files)
+        self.least_bytes = self.promised_bytes = 0  # of the arena: for a round on this node alone, and now
+        self.evaluations = EvaluationTasks(self.spec, self.slot, tasks, turn)
+        self.calls = {key: CallTasks(self.spec, self.slot, tasks, turn, key) for key in CALLED}
         self.runners: dict[tuple[int, int], BranchRunner] = {}  # by epoch and number of the branch
         turn.touch(self.spec.number)
         self.orphans = Orphans(self.spec.number, found, quota)
@@ -76,6 +83,7 @@ class JobReplica:
             if order.adopt:
                 accepted = told(here.branch.accepted.values())
                 self._turn.report(o.BranchAdopted(self.spec.number, order.epoch, order.branch, accepted))
+                tell_digests(self._turn, self.spec.number, order, here.branch.accepted.values())
             return
         updates, partials, members = self.orphans.take(order.epoch, order.without) if order.adopt else ([], [], [])
         stored: list[Stored] = []
@@ -85,6 +93,7 @@ class JobReplica:
             )
             adopted = o.BranchAdopted(self.spec.number, order.epoch, order.branch, told(members))
             self._turn.report(adopted)
+            tell_digests(self._turn, self.spec.number, order, members)
             if not (members or order.branch or order.others):
                 return
             whole = len(updates) + len(stored)
@@ -93,8 +102,17 @@ class JobReplica:
         self._quota.start_peak(self.spec.number)
         members_max = max(self.spec.clients_per_round, order.updates + len(members))
         section = self.spec.aggregation
-        branch = Branch(order, members_max, section.fan_in, section.middle_fan_in, len(partials))
+        branch = Branch(
+            order,
+            members_max,
+            section.fan_in,
+            section.middle_fan_in,
+            len(partials),
+            self.spec.fold,
+            self._turn.now,
+        )
         runner = BranchRunner(branch, self.spec, self.slot, self._turn, self._quota, self._tasks)
+        runner.need_bytes = branch_need(self.spec, order, len(partials))
         self.runners[order.epoch, order.branch] = runner
         branch.accepted = {member.client: member for member in members}
         branch.unfed.extend(zip(partials, branch.tree.adopting, strict=False))
@@ -178,6 +196,11 @@ class JobReplica:
                     self._turn.report(o.ModelSaved(number, outcome.epoch, outcome.digests))
                 case out.CopyEnded():
                     copy_ended(self, outcome)
+                case out.EvaluationEnded():
+                    self._turn.report(ModelEvaluated(number, outcome.round, outcome.metrics, outcome.fault))
+                case out.CallEnded():
+                    what = (outcome.call, outcome.key, outcome.answer, outcome.fault)
+                    self._turn.report(FunctionReturned(number, *what))
                 case out.FilePaused():
                     self._turn.report(o.FilePaused(number, outcome.text[:TEXT_CHARS_MAX]))
                 case out.FileFailed():
@@ -230,13 +253,13 @@ class JobReplica:
         branch.awaited.discard(number)
         branch.take(number, told(members))
         branch.unfed.append((key, taker))
-        self._report_arrived(branch, number, moved_bytes)
+        self._report_arrived(branch, number, moved_bytes, digests_of(members))
         self.act(top.feed_waiting())
         return True
 
-    def _report_arrived(self, top: Branch, number: int, moved_bytes: int) -> None:
-        report = o.PartialArrived(self.spec.number, top.epoch, number, top.arrived[number], moved_bytes)
-        self._turn.report(report)
+    def _report_arrived(self, top: Branch, number: int, moved_bytes: int, digests: tuple[int, ...] = ()) -> None:
+        at, members = (self.spec.number, top.epoch, number), top.arrived[number]
+        self._turn.report(o.PartialArrived(*at, members, moved_bytes, digests=digests))
 
     def carry_again(self) -> None:
         """Have the partials brought to the top that did not get there."""
@@ -257,9 +280,13 @@ class JobReplica:
         One that was begun when a round needed less may need more than the whole arena: then it is promised all of it.
         """
         spec = self.spec
-        need = round_bytes_min(spec.layout, spec.aggregation, spec.clients_per_round, len(spec.state_names))
+        bytes_min = fold_bytes_min if spec.fold else round_bytes_min
+        need = spec.room_bytes or bytes_min(
+            spec.layout, spec.aggregation, spec.clients_per_round, len(spec.state_names)
+        )
         if not self._quota.reserve(spec.number, min(need, self._quota.total_bytes)):
             return
+        self.least_bytes = self.promised_bytes = need
         if spec.fold:
             begin_session(self)
             return
@@ -277,7 +304,7 @@ class JobReplica:
         """Return what the gateway must know to select clients for this job, and to check their updates."""
         spec = self.spec
         more = (spec.client_options, spec.quota.bytes_per_s, spec.patterns)
-        return gm.JobSchema(spec.name, spec.number, spec.layout.tensors, *more)
+        return gm.JobSchema(spec.name, spec.number, spec.layout.tensors, *more, spec.layout.reproducible)
 
     @property
     def wants_model(self) -> bool:
@@ -307,6 +334,8 @@ class JobReplica:
         """Do what has become possible; return whether anything still waits for room."""
         if not self.slot.open:
             self._start()
+        else:
+            promise(self)
         self.slot.serve()
         if may_fetch and self.wants_model:
             self.slot.fetch()
@@ -325,6 +354,8 @@ class JobReplica:
             self._drop(*at)
         self._journal.drop_job(self.spec.number)
         self.orphans.free()
+        for each in (self.evaluations, *self.calls.values()):
+            each.close()
         copied = self.copies.close()
         at_gateway = self.files.close() + Counter(copied)
         self._quota.release(self.spec.number)
@@ -355,6 +386,26 @@ class JobReplica:
         written = self.files.written()
         if not written <= self.slot.pins:
             yield f"job {name!r} writes checkpoints from objects that are not pinned"
+
+
+def take_options(replica: JobReplica, order: o.OpenJob) -> None:
+    """Have trainers get from now on what the coordinator says."""
+    if order.client_options != replica.spec.client_options:
+        replica.spec.client_options = order.client_options
+        if replica.slot.open:
+            replica._turn.emit(replica.schema())
+
+
+def promise(replica: JobReplica) -> None:
+    """Have as much of the arena promised to the job as its branches need now.
+
+    A top that takes partials of other nodes may need more than a round on one node does, and of a branch beside it no
+    room was kept before: no other job is to begin in what it has yet to take, or both would wait for each other.
+    """
+    branches = [runner.need_bytes for runner in replica.runners.values() if not runner.branch.sealed]
+    wanted, quota = max(replica.least_bytes, *branches, 0), replica._quota
+    if wanted != replica.promised_bytes and quota.reserve(replica.spec.number, min(wanted, quota.total_bytes)):
+        replica.promised_bytes = wanted
 
 
 def begin_session(replica: JobReplica) -> None:
@@ -411,6 +462,12 @@ def save_model(replica: JobReplica, order: o.SaveModel) -> None:
         replica.copies.keep(order.epoch)
 
 
+def keep_copies(replica: JobReplica, order: o.KeepCopies) -> None:
+    """Have those of this node's copies go that do not stay."""
+    spec = replica.spec
+    replica._turn.emit(fx.KeepModels(spec.name, spec.number, spec.name, order.kept))
+
+
 def lives(replicas: Mapping[int, JobReplica], runner: BranchRunner) -> bool:
     """Return whether a branch is one that the node has, and was not dropped."""
     replica, branch = replicas.get(runner.job), runner.branch
@@ -423,6 +480,9 @@ ORDERS: Mapping[type, Callable[[JobReplica, Any], None]] = {
     o.ReleaseModel: lambda replica, order: replica.copies.release(order.epoch),
     o.CopyModel: lambda replica, order: replica.copies.copy(order),
     o.ServeCopy: serve_copy,
+    o.KeepCopies: keep_copies,
+    EvaluateModel: lambda replica, order: replica.evaluations.begin(order),
+    CallFunction: lambda replica, order: replica.calls[order.key].begin(order),
     o.OpenBranch: JobReplica._open_branch,
     o.CloseBranch: JobReplica._close_branch,
     o.DropBranch: lambda replica, order: replica._drop(order.epoch, order.branch),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from lifl.core.agent.branch import tell_digests
 from lifl.core.agent.branch_runner import BranchRunner, no_room
 from lifl.core.agent.outcomes import BranchFailed, Outcome
 from lifl.core.agent.quota import Quota
@@ -157,6 +158,7 @@ class Journal:
         if error:
             text = f"the stored update of client {stored.client!r} cannot be read: {error}"
             return [BranchFailed(runner.job, runner.branch, text, retry=True)]
+        tell_digests(self._turn, runner.job, runner.branch, self._quota.members(key))
         runner.branch.unfed.append((key, None))
         return [*runner.feed_waiting(), *self.load_waiting(runner)]
 

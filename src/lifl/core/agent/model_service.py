@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from lifl.core.agent.job_replica import JobReplica
+from lifl.core.agent.model_slot import over_budget, unpin_sent
 from lifl.core.agent.quota import Quota
 from lifl.core.errors import ArenaFull, RemoteFault
 from lifl.core.ids import Key
@@ -14,6 +15,8 @@ from lifl.core.limits import OLD_MODEL_GRACE_S, OLD_MODELS_PARTS
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol import small_models as sm
+from lifl.core.protocol.contribution import Contribution, pack_contribution
 from lifl.core.turn import Turn
 
 PUT_RETRY_S = 0.2
@@ -62,14 +65,15 @@ class ModelService:
             return  # it is over; or its host has sent two at once, which the gateway does not let it
         name = replica.spec.name
         try:
-            key = replica.slot.begin_put()
+            key = replica.slot.begin_put(order.round, order.state)
         except ArenaFull:
             self._turn.emit(gm.TellClient(order.conn, cm.packed(cm.Busy(name, order.round, PUT_RETRY_S))))
             return
         self._put[key] = (replica.spec.number, order)
         if order.direct:
             self._quota.lend(key)
-        self._turn.emit(gm.Granted(order.conn, key.pack(), b""))
+        member = pack_contribution(Contribution(order.state, 1.0, {})) if order.state else b""
+        self._turn.emit(gm.Granted(order.conn, key.pack(), member))
 
     def has_put(self, key: Key) -> bool:
         """Return whether the object is a model that a host may write."""
@@ -83,7 +87,7 @@ class ModelService:
             self._quota.free(key)
             return
         with self._turn.share(number):
-            replica.slot.put()
+            replica.slot.put(order.state)
             self._turn.emit(gm.TellClient(order.conn, cm.packed(cm.Accepted(replica.spec.name, order.round))))
             for runner in replica.runners.values():
                 runner.consider_all()
@@ -124,10 +128,14 @@ class ModelService:
         for replica in self._replicas.values():
             if replica.slot.sent(event.conn, key):
                 self._turn.touch(replica.spec.number)
-                for branch in replica.branches():
-                    if not branch.sealed:
-                        branch.cost.sent_bytes += event.sent_bytes
+                _count_sent(replica, event.sent_bytes)
                 break
+
+    def served(self, event: sm.ModelServed) -> None:
+        """Count what went to clients from the gateway's copy of a small model."""
+        for replica in self._replicas.values():
+            if replica.spec.name == event.job:
+                _count_sent(replica, event.sent_bytes)
 
     def fetch_ended(self, event: gm.FetchEnded) -> None:
         """Use a fetched model, or try again if it is still wanted."""
@@ -142,9 +150,10 @@ class ModelService:
         replica = next((each for each in self._replicas.values() if each.slot.fetching == key), None)
         if replica is None:
             raise RemoteFault(f"the gateway speaks of {key}, which is not being fetched")
+        late = replica.slot.is_late
         with self._turn.share(replica.spec.number):
             replica.fetched(event.error, event.received_bytes)
-        if replica.wants_model:
+        if replica.wants_model and not late:  # what came late is fetched anew at once, from where it is
             self._retry_at_s = self._turn.now + FETCH_RETRY_S
 
     def _through(self, key: Key) -> bool:
@@ -179,7 +188,7 @@ class ModelService:
             if replica.slot.fetching is not None:
                 replica.fetched("the gateway ended", 0)
             replica.act(replica.copies.gateway_lost())
-            replica.slot.unpin_sent(replica.files.written() + replica.copies.pinned())
+            unpin_sent(replica.slot, replica.files.written() + replica.copies.pinned())
             replica.slot.wanting = {}
 
     @property
@@ -197,7 +206,7 @@ class ModelService:
             for replica in list(self._read_late.values()):
                 slot = replica.slot
                 since_s = self._turn.now - OLD_MODEL_GRACE_S
-                slot.send_away(key for key in slot.over_budget(self._budget_bytes) if slot.doomed[key] <= since_s)
+                slot.send_away(key for key in over_budget(slot, self._budget_bytes) if slot.doomed[key] <= since_s)
                 self.look_at(replica)
 
     def next_timer(self) -> float:
@@ -222,7 +231,7 @@ class ModelService:
     def _set_away(self) -> None:
         """Find out when the first reader of an old model is to be sent away."""
         slots = [each.slot for each in self._read_late.values()]
-        over = [slot.doomed[key] for slot in slots for key in slot.over_budget(self._budget_bytes)[:1]]
+        over = [slot.doomed[key] for slot in slots for key in over_budget(slot, self._budget_bytes)[:1]]
         self._away_at_s = min(over, default=math.inf) + OLD_MODEL_GRACE_S
 
     def make_room(self) -> None:
@@ -237,3 +246,10 @@ class ModelService:
             wanted = {replica.slot.fetching, replica.slot.model, *replica.slot.pins} & self._unwanted.keys()
             if wanted:
                 yield f"models are both wanted and unwanted: {wanted}"
+
+
+def _count_sent(replica: JobReplica, sent_bytes: int) -> None:
+    """Count what went to clients as a cost of the rounds that are open."""
+    for branch in replica.branches():
+        if not branch.sealed:
+            branch.cost.sent_bytes += sent_bytes

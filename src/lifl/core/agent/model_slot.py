@@ -19,8 +19,10 @@ from lifl.core.agent.quota import Quota
 from lifl.core.agent.replica_spec import ReplicaSpec
 from lifl.core.errors import ArenaFull, LocalFault
 from lifl.core.ids import Key, Kind, epoch_of, round_of
+from lifl.core.limits import CONTRIBUTION_BYTES_MAX
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.commands import ModelAt
+from lifl.core.protocol.small_models import ModelChanged
 from lifl.core.turn import Turn
 
 
@@ -56,9 +58,11 @@ class ModelSlot:
         self.round = round_
         begins = spec.path or spec.source or spec.fold
         self.state = SlotState.WAITING if begins else SlotState.ELSEWHERE
-        self.model: Key | None = None
+        self._model: Key | None = None
+        self._copied = False  # the gateway may have a copy
         self.states: dict[str, Key] = {}
         self.fetching: Key | None = None
+        self.is_late = False  # what is fetched is not wanted any more
         self.putting: Key | None = None  # the host of a session is writing it
         self.wanting: dict[int, int] = {}  # connections that wait for the model, with the round that they named
         self.is_lent = False  # a client reads it where it is, and may keep the job's memory for longer
@@ -72,6 +76,18 @@ class ModelSlot:
         if state not in TRANSITIONS[self.state]:
             raise LocalFault(f"the model of job {self._spec.name!r} cannot go from {self.state.value} to {state.value}")
         self.state = state
+
+    @property
+    def model(self) -> Key | None:
+        """The current model, if it is here."""
+        return self._model
+
+    @model.setter
+    def model(self, key: Key | None) -> None:
+        if self._copied and key != self._model:
+            self._copied = False
+            self._turn.emit(ModelChanged(self._spec.name))
+        self._model = key
 
     @property
     def open(self) -> bool:
@@ -125,13 +141,6 @@ class ModelSlot:
                 self._quota.free(key)
         return True
 
-    def unpin_sent(self, written: Counter[Key]) -> None:
-        """End all readings but those of the checkpoints that are being `written`: the gateway is gone."""
-        self.readers = {}
-        for key in list(self.pins):
-            while self.pins[key] > written[key]:
-                self.unpin(key)
-
     def take(self) -> list[Key]:
         """Return the current model's key and its states', which are the caller's from now on."""
         keys = self.keys()
@@ -174,14 +183,27 @@ class ModelSlot:
             self.move(SlotState.READY)
             self.model = found.model
 
-    def begin_put(self) -> Key:
-        """Return where the host may write the model that the next fold starts from.  Raise `ArenaFull`."""
-        key, _ = self.alloc(epoch_of(self.round, 0), ())
+    def begin_put(self, round_: int, state: str = "") -> Key:
+        """Return where the host may write the model that the next fold starts from, or a state of the rule.
+
+        That is the one that it had after `round_` rounds.  Raise `ArenaFull`.
+        """
+        if state:
+            spec, epoch = self._spec, epoch_of(round_, 0)
+            key = self._quota.alloc(Kind.STATE, spec.number, epoch, spec.state_bytes, CONTRIBUTION_BYTES_MAX)
+            self.round = round_
+        else:
+            key, _ = self.alloc(epoch_of(self.round, 0), ())
         self.putting = key
         return key
 
-    def put(self) -> None:
-        """Take what the host has written in the place of the model before; the rule's states stay."""
+    def put(self, state: str = "") -> None:
+        """Take what the host has written in the place of the model before, whose states stay; or as a `state`."""
+        if state and self.putting is not None:
+            if (before := self.states.get(state)) is not None:
+                self._quota.free(before)
+            self.states, self.putting = {**self.states, state: self.putting}, None
+            return
         states, self.states = self.states, {}
         self.free()
         self.move(SlotState.READY)
@@ -196,6 +218,8 @@ class ModelSlot:
         self.free()
         if self.state is SlotState.READY:
             self.move(SlotState.ELSEWHERE)
+        if (order.round, order.source) != (self.round, self._source):
+            end_fetch(self)
         self.round, self._source = order.round, order.source
 
     def forget(self) -> None:
@@ -203,6 +227,7 @@ class ModelSlot:
         self.free()
         if self.state is SlotState.READY:
             self.move(SlotState.ELSEWHERE)
+        end_fetch(self)
         self.round, self._source = -1, ""
 
     def fetch(self) -> None:
@@ -220,6 +245,7 @@ class ModelSlot:
     def fetched(self, error: str) -> bool:
         """End the fetch, and return whether the model is here now; a newer model may have been made since it began."""
         key, self.fetching = self.fetching, None
+        self.is_late = False
         if key is None:
             raise LocalFault(f"job {self._spec.name!r} fetches no model")
         if error or round_of(self._quota.epoch_of(key)) != self.round:
@@ -236,6 +262,7 @@ class ModelSlot:
         """Grant the model to the connections that wait for it, if it is here."""
         if self.state is not SlotState.READY or self.model is None:
             return
+        self._copied |= bool(self.wanting)
         if self.is_lent and self.wanting:
             self._quota.lend(self.model)
         for conn, round_ in self.wanting.items():
@@ -255,11 +282,6 @@ class ModelSlot:
         read = set(self.readers.values())
         return [key for key in self.doomed if key in read]
 
-    def over_budget(self, budget_bytes: int) -> list[Key]:
-        """Return the old models that are beyond the budget, which holds one at the least; the oldest first."""
-        old = self.old_models() if self.doomed else []
-        return old[: max(0, len(old) - max(1, budget_bytes // self._spec.layout.data_bytes))]
-
     def send_away(self, keys: Iterable[Key]) -> None:
         """End the connections that read these: their memory is free when the gateway says so."""
         wanted = set(keys)
@@ -276,3 +298,24 @@ def begin_copy(slot: ModelSlot, round_: int, with_states: bool) -> None:
         raise LocalFault(f"the model of job {slot._spec.name!r} is {slot.state.value}")
     slot.round = round_
     slot.begin_load(with_states)
+
+
+def end_fetch(slot: ModelSlot) -> None:
+    """Let a fetch be: the model is another one, or another node has it; who was asked may never answer."""
+    if slot.fetching is not None:
+        slot._turn.emit(gm.EndFetch(slot.fetching.pack()))
+        slot.is_late = True
+
+
+def unpin_sent(slot: ModelSlot, written: Counter[Key]) -> None:
+    """End all readings but those of the checkpoints that are being `written`: the gateway is gone."""
+    slot.readers = {}
+    for key in list(slot.pins):
+        while slot.pins[key] > written[key]:
+            slot.unpin(key)
+
+
+def over_budget(slot: ModelSlot, budget_bytes: int) -> list[Key]:
+    """Return the old models that are beyond the budget, which holds one at the least; the oldest first."""
+    old = slot.old_models() if slot.doomed else []
+    return old[: max(0, len(old) - max(1, budget_bytes // slot._spec.layout.data_bytes))]

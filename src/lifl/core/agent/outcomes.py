@@ -78,6 +78,27 @@ class CopyEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class EvaluationEnded:
+    """The user's function has found these metrics of the model of a round; else `fault` says why not."""
+
+    job: int
+    round: int
+    metrics: dict[str, float]
+    fault: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallEnded:
+    """The user's function that the job's `key` names has returned this answer; else `fault` says why not."""
+
+    job: int
+    call: int
+    key: str
+    answer: bytes
+    fault: str
+
+
+@dataclass(frozen=True, slots=True)
 class FilePaused:
     """A file cannot be read or written now; it is tried again."""
 
@@ -94,5 +115,14 @@ class FileFailed:
 
 
 Outcome = (
-    PartialSealed | ModelSealed | BranchFailed | ModelLoaded | CheckpointWritten | CopyEnded | FilePaused | FileFailed
+    PartialSealed
+    | ModelSealed
+    | BranchFailed
+    | ModelLoaded
+    | CheckpointWritten
+    | CopyEnded
+    | EvaluationEnded
+    | CallEnded
+    | FilePaused
+    | FileFailed
 )

@@ -237,7 +237,11 @@ class Pool:
 
     def next_timer(self) -> float:
         """Return when `expired` is to be asked again; infinity: not before something happens."""
-        since_s = [worker.idle_since_s for worker in self._idle()]
-        kept_s = 0.0 if self._too_many() > 0 else self.idle_timeout_s
-        fork_at_s = self._fork_at_s if any(worker.new for worker in self.workers.values()) else math.inf
-        return min(min(since_s) + kept_s if since_s else math.inf, fork_at_s)
+        due_s, since_s, usable = math.inf, math.inf, 0
+        for worker in self.workers.values():
+            usable += worker.usable
+            if worker.new:
+                due_s = self._fork_at_s
+            if worker.state is WorkerState.IDLE:
+                since_s = min(since_s, worker.idle_since_s)
+        return min(due_s, since_s + (0.0 if usable > self.workers_max else self.idle_timeout_s))

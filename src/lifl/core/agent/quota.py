@@ -59,6 +59,7 @@ class Quota:
         if self.store.free_bytes - self._promised() < 0:
             self._reserved[job] = before
             return False
+        self.gains += nbytes < before
         return True
 
     def limit(self, job: int, share: float) -> None:

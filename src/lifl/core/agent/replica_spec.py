@@ -6,8 +6,9 @@ import msgspec
 
 from lifl.core.config.job import QuotaSection
 from lifl.core.errors import Refused, RemoteFault
+from lifl.core.planning.arena_need import branch_bytes_min, round_bytes_min
 from lifl.core.planning.treatment import Patterns, reads_model, treated
-from lifl.core.protocol.commands import FetchJob, LoadJob, OpenJob
+from lifl.core.protocol.commands import FetchJob, LoadJob, OpenBranch, OpenJob
 from lifl.core.schema import Layout
 
 
@@ -24,7 +25,7 @@ class ReplicaSpec:
         self.owner = "" if isinstance(order.owner, msgspec.UnsetType) else order.owner
         self.quota = QuotaSection() if isinstance(order.quota, msgspec.UnsetType) else order.quota
         try:
-            self.layout = Layout(order.tensors)
+            self.layout = Layout(order.tensors, order.aggregation.is_reproducible)
         except Refused as refused:
             raise RemoteFault(f"the coordinator opens job {order.job!r} with no model: {refused}") from refused
         self.treated = treated(self.layout, order.aggregation)
@@ -33,6 +34,8 @@ class ReplicaSpec:
         self.places = self.layout.places if trainable else ()
         self.reads_model = not self.fold or reads_model(self.layout, order.aggregation, trainable)
         self.state_names = order.states
+        self.room_bytes = 0 if isinstance(order.room_bytes, msgspec.UnsetType) else order.room_bytes  # 0: a round's
+        self.evaluates = order.evaluates is True
         self.client_options = order.client_options
         self.path = order.path
         self.source = order.source if isinstance(order, FetchJob) else ""  # whose gateway the model is fetched from
@@ -44,6 +47,11 @@ class ReplicaSpec:
     def tie(self) -> int:
         """The job's number where its rule is the user's own code, to which its workers are tied; else 0."""
         return self.number if ":" in self.aggregation.rule else 0
+
+    @property
+    def has_code(self) -> bool:
+        """Whether code of the user's own has part in it: what that has had of the arena is nobody else's."""
+        return bool(self.tie) or self.evaluates
 
     @property
     def code(self) -> str:
@@ -59,3 +67,14 @@ class ReplicaSpec:
     def state_bytes(self) -> int:
         """The bytes of one of the rule's states."""
         return self.layout.state_bytes
+
+
+def branch_need(spec: ReplicaSpec, order: OpenBranch, partials: int) -> int:
+    """Return the bytes of the arena that a branch needs at the least; it begins with `partials` of an earlier life."""
+    if spec.fold:
+        return 0
+    if order.branch:
+        return branch_bytes_min(spec.layout, spec.aggregation, order.updates, spec.clients_per_round)
+    places = len(order.others) + order.spare + partials
+    states, members = len(spec.state_names), spec.clients_per_round
+    return round_bytes_min(spec.layout, spec.aggregation, order.updates, states, places, members)

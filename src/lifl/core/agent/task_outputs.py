@@ -32,7 +32,7 @@ class TaskOutputs:
     def open_takers(self, runner: Runner) -> None:
         """Open the tasks that the coming updates can fill, each with its path.  All or nothing: `ArenaFull`."""
         branch = self._branch
-        needed = branch.takers_needed
+        needed = branch.tree.opened_for(branch.takers_needed)
         self.open_paths(runner, branch.tree.takers[branch.takers_opened : needed])
         branch.takers_opened = max(branch.takers_opened, needed)
 
@@ -54,9 +54,9 @@ class TaskOutputs:
         if task.role == "top":
             task.output, self.states = self._slot.alloc(self._branch.epoch, self._spec.state_names, *self._meta_bytes)
         else:
-            meta_bytes = self._members_max(task) * CONTRIBUTION_BYTES_MAX
+            meta_bytes = self._branch.tree.members_max(task, self._branch.members_max) * CONTRIBUTION_BYTES_MAX
             number, size = self._spec.number, self._spec.accumulator_bytes
-            slab = (number, task.level)
+            slab = None if self._branch.tree.is_chain else (number, task.level)
             task.output = self._quota.alloc(Kind.PARTIAL, number, self._branch.epoch, size, meta_bytes, slab)
         try:
             self._tasks.open(runner, task)
@@ -101,13 +101,6 @@ class TaskOutputs:
         states, self.states, self._sums = self.states, {}, None
         return states
 
-    def _members_max(self, task: Task) -> int:
-        if task.role == "leaf":
-            return self._branch.tree.fan_in
-        if task.adopted:
-            return self._branch.members_max
-        return min(self._branch.members_max, sum(self._members_max(child) for child in task.children))
-
     def of(self, task: Task) -> list[Key]:
         """Return the objects that the task writes to."""
         own = [*self.states.values(), self._sums] if task.role == "top" else []
@@ -138,8 +131,7 @@ class TaskOutputs:
         branch.takers_opened = min(opened, needed)
         for place in range(needed, opened):  # beyond, none is open
             for task in branch.tree.path(branch.tree.takers[place]):
-                idle = task.state is TaskState.OPEN and not task.inputs and not task.adopted
-                if idle and all(child.state is TaskState.PLANNED for child in task.children):
+                if branch.tree.is_idle(task):
                     self._shut(task)
                 else:
                     break

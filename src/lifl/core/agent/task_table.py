@@ -32,6 +32,8 @@ from lifl.core.turn import Turn
 STARTING = WorkerState.STARTING
 ROUTED = frozenset({"leaf", "middle", "top"})
 """The roles whose inputs come as records."""
+FILES = frozenset({"load", "checkpoint"})
+"""The roles that are done anew when they are late."""
 FILE_ADDRESSES = 1_024
 """Addresses that only tasks of other roles get: a job cannot wait for one to read its model, or to write it."""
 
@@ -76,7 +78,8 @@ class TaskTable:
         self._turn = turn
         self._quota = quota
         self.pool = pool
-        self._addresses = deque(range(1, ADDRESSES_MAX))  # the free ones, the one that is free the longest first
+        self._new_address = 1  # this one and those above it were never used
+        self._addresses: deque[int] = deque()  # of the others, the free ones, the one that is free the longest first
         self._open: dict[int, OpenTask] = {}
         self._abandoned: dict[int, list[Key]] = {}  # by address: objects that a worker may still write to, or read
         self.deaths = WorkerDeaths()
@@ -86,9 +89,12 @@ class TaskTable:
     def open(self, runner: Runner, task: Task) -> None:
         """Give the task an address.  Raise `ArenaFull` when none is free."""
         kept = FILE_ADDRESSES if task.role in ROUTED else 0
-        if len(self._addresses) <= kept:
+        if self.addresses_free <= kept:
             raise ArenaFull(f"all {ADDRESSES_MAX - 1 - kept} addresses of this node are taken by open tasks")
-        task.address = self._addresses.popleft()
+        if self._new_address < ADDRESSES_MAX:
+            task.address, self._new_address = self._new_address, self._new_address + 1
+        else:
+            task.address = self._addresses.popleft()
         self._open[task.address] = OpenTask(runner, task)
 
     def close(self, task: Task) -> None:
@@ -108,7 +114,7 @@ class TaskTable:
     @property
     def addresses_free(self) -> int:
         """How many tasks may be opened yet."""
-        return len(self._addresses)
+        return ADDRESSES_MAX - self._new_address + len(self._addresses)
 
     def place(self, task: Task) -> None:
         """Give the task to a worker, which may have to be forked first."""
@@ -161,7 +167,7 @@ class TaskTable:
     def overdue(self, address: int, limit_s: float) -> list[Outcome]:
         """Note that a task did not end in time, and its worker is killed: it fails; files are done anew."""
         runner, task = self.at(address)
-        if task.role not in ROUTED:
+        if task.role in FILES:
             return []
         task.failed = True
         self._turn.touch(runner.job)
@@ -316,8 +322,8 @@ class TaskTable:
             if address in self._abandoned or task.address == address:
                 continue
             yield f"{task!r} is open at address {address} but has {task.address}"
-        if len(self._open) + len(self._addresses) != ADDRESSES_MAX - 1:
-            yield f"{len(self._open)} open and {len(self._addresses)} free addresses are not {ADDRESSES_MAX - 1}"
+        if len(self._open) + self.addresses_free != ADDRESSES_MAX - 1:
+            yield f"{len(self._open)} open and {self.addresses_free} free addresses are not {ADDRESSES_MAX - 1}"
         lost = self._abandoned.keys() - self._open.keys()
         if lost:
             yield f"abandoned tasks at {sorted(lost)} have lost their addresses"
@@ -346,3 +352,8 @@ def output_of(task: Task) -> Key:
     if task.output is None:
         raise LocalFault(f"{task!r} has no output")
     return task.output
+
+
+def is_at(tasks: TaskTable, job: int) -> bool:
+    """Return whether a worker has yet to let go of something of a job that is over."""
+    return any(tasks._open[address].runner.job == job for address in tasks._abandoned if address in tasks._open)

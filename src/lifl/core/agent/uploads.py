@@ -43,7 +43,7 @@ class Uploads:
         self, replicas: Mapping[int, JobReplica], turn: Turn, quota: Quota, journal: Journal, wait_queue_max: int
     ) -> None:
         self._journal = journal
-        self._storing: dict[Key, int] = {}  # of those in flight: sealed, and not on the disk yet; their bytes
+        self._storing: dict[Key, gm.Sealed] = {}  # of those in flight: sealed, and not on the disk yet
         self._replicas = replicas
         self._turn = turn
         self._quota = quota
@@ -157,16 +157,16 @@ class Uploads:
             raise RemoteFault(f"the gateway speaks of {key}, which is not in flight")
         return runner
 
-    def sealed(self, key: Key, received_bytes: int) -> list[Outcome]:
+    def sealed(self, key: Key, event: gm.Sealed) -> list[Outcome]:
         """Take a sealed update into its branch, when it is stored if that is wanted."""
         runner = self._landed(key)
         if runner.durable:
             self._in_flight[key] = runner
-            self._storing[key] = received_bytes
+            self._storing[key] = event
             self._journal.store(runner.job, runner.branch.epoch, key)
             return []
         with self._turn.share(runner.job):
-            return runner.sealed(key, received_bytes)
+            return runner.sealed(key, event)
         return []
 
     def stored(self, key: Key, place: int | None) -> list[Outcome]:
@@ -176,13 +176,13 @@ class Uploads:
         """
         if key not in self._storing:
             raise RemoteFault(f"the journal speaks of {key}, which is not being stored")
-        received_bytes = self._storing.pop(key)
+        event = self._storing.pop(key)
         runner = self._landed(key)
         at = (runner.job, runner.branch.epoch)
         with self._turn.share(runner.job):
             if place is not None and lives(self._replicas, runner):
                 self._journal.note(*at, contribution_of(runner.branch.in_flight[key]), place)
-                return runner.sealed(key, received_bytes)
+                return runner.sealed(key, event)
             if place is not None:
                 self._journal.drop_place(*at, place)
             runner.aborted(key)

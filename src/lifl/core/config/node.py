@@ -11,7 +11,7 @@ from lifl.core.config.parse import convert, overridden
 from lifl.core.config.store_url import parse_store
 from lifl.core.config.values import is_loopback, parse_size, split_address
 from lifl.core.errors import ConfigError
-from lifl.core.fields import Address, ConfigPath, UserName
+from lifl.core.fields import Address, ConfigPath, NodeLabels, UserName
 from lifl.core.limits import (
     ARENA_BYTES_MAX,
     ARENA_BYTES_MIN,
@@ -23,6 +23,7 @@ from lifl.core.limits import (
     REQUESTS_PER_S_MAX,
     STATE_DIR_BYTES_MAX,
     STORE_URL_CHARS_MAX,
+    STREAMS_MAX,
     WORKERS_MAX,
 )
 
@@ -34,16 +35,21 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     segment; workers that had no task for `idle_timeout_s` end; at most `workers_max` run at once (0: one
     more than the machine has cores).
     `capacity` is the node's MC (`planning/capacity.py`), the updates that it folds at a time; 0: measured at start-up.
-    `connections_max` bounds the gateway's connections, `connections_per_client` those of one certificate's name (where
+    `connections_max` bounds the gateway's connections (0: 10,240, or as many as its process may have descriptors for),
+    `connections_per_client` those of one certificate's name (where
     none is asked for: of one name from one place) and `connections_per_address` those from one address (0: no limit of
     its own); a client sends `requests_per_s` beside what its updates take, and receives and sends `client_bytes_per_s`
     of models and updates (0: no limit).
+    A large body goes over at most `streams` connections (0: under TLS half as many as the machine has cores, up to 4;
+    else one).
     `wait_queue_max` updates of one job may wait for room in the arena before others are told BUSY.
     `http` is the HOST:PORT at which clients come by HTTP; empty: none do.
     `control` is the HOST:PORT at which other nodes reach this one; with `join`, the control address of any member, the
     node joins that member's cluster; with an identity, or else by the token in `token_file`.
     `ca_cert` and `ca_key` are an authority of the operator's own, for the first node, which else makes one.
     A node that root starts is `user`'s from its first file on.
+    `log_format` ``json`` makes each line of the log an object, for programs.
+    `labels` are what jobs with `placement.nodes` go by: ``{zone = "eu"}``.
     `store` is where a cluster keeps its rows of which any node may coordinate (`store_url.py`); it is reached with the
     certificates in `store_ca`, `store_cert` and `store_key`, or else plainly.
     A node that other machines or nodes reach is secured: TLS, by certificates on both sides; any other takes clients
@@ -58,11 +64,12 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     idle_timeout_s: Annotated[float, msgspec.Meta(ge=0, le=DEADLINE_S_MAX)] = 30.0
     workers_max: Annotated[int, msgspec.Meta(ge=0, le=WORKERS_MAX)] = 0
     capacity: Annotated[float, msgspec.Meta(ge=0, le=CAPACITY_MAX)] = 0.0
-    connections_max: Annotated[int, msgspec.Meta(ge=1, le=CONNECTIONS_MAX)] = 1024
+    connections_max: Annotated[int, msgspec.Meta(ge=0, le=CONNECTIONS_MAX)] = 0
     connections_per_client: Annotated[int, msgspec.Meta(ge=0, le=CONNECTIONS_MAX)] = 64
     connections_per_address: Annotated[int, msgspec.Meta(ge=0, le=CONNECTIONS_MAX)] = 0
     requests_per_s: Annotated[int, msgspec.Meta(ge=1, le=REQUESTS_PER_S_MAX)] = REQUESTS_PER_S
     client_bytes_per_s: Annotated[int, msgspec.Meta(ge=0, le=BYTES_PER_S_MAX)] = 0
+    streams: Annotated[int, msgspec.Meta(ge=0, le=STREAMS_MAX)] = 0
     wait_queue_max: Annotated[int, msgspec.Meta(ge=0, le=CONNECTIONS_MAX)] = 1024
     http: Address = ""
     control: Address = ""
@@ -76,6 +83,8 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     store_cert: ConfigPath = ""
     store_key: ConfigPath = ""
     insecure: bool = False
+    log_format: Literal["text", "json"] = "text"
+    labels: NodeLabels = {}
 
 
 def parse_node(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> NodeConfig:
@@ -87,6 +96,8 @@ def parse_node(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> NodeCo
     if isinstance(table.get("arena_bytes"), str):
         table["arena_bytes"] = parse_size(table["arena_bytes"], "arena_bytes")
     config = convert(table, NodeConfig)
+    for name in (name for name, value in config.labels.items() if not value):
+        raise ConfigError("labels", f"{name} has no value: no job could ask for it; write NAME=VALUE, such as zone=eu")
     split_address(config.listen, "listen")
     if config.http:
         split_address(config.http, "http")

@@ -18,7 +18,7 @@ from typing import Any, TypeVar, get_args
 import msgspec
 
 from lifl.core.errors import ConfigError
-from lifl.core.fields import CLIENT_PATTERN_RULE, NAME_RULE
+from lifl.core.fields import CLIENT_PATTERN_RULE, LABEL_RULE, NAME_RULE
 from lifl.core.limits import OPTIONS_DEPTH_MAX
 
 C = TypeVar("C", bound=msgspec.Struct)
@@ -88,7 +88,7 @@ def is_utf8(text: str) -> bool:
 
 def _check_keys(table: Mapping[str, Any], kind: type[msgspec.Struct]) -> None:
     """Refuse the first key of `table` that `kind` does not have."""
-    known = _known_keys(kind)
+    known = known_keys(kind)
     sections = [path for path, is_section in known.items() if is_section]
     for key, value in table.items():
         if key not in known:
@@ -97,21 +97,35 @@ def _check_keys(table: Mapping[str, Any], kind: type[msgspec.Struct]) -> None:
             continue
         if not isinstance(value, Mapping):
             raise ConfigError(key, f"is a section: write its keys under [{key}]")
-        for inner in value:
-            if f"{key}.{inner}" not in known:
-                raise _unknown_key(f"{key}.{inner}", known)
+        _check_inner(key, value, known)
+
+
+def _check_inner(path: str, table: Mapping[str, Any], known: Mapping[str, bool]) -> None:
+    """Refuse the first key of a section, or of a table in it, that is not known."""
+    for inner, value in table.items():
+        at = f"{path}.{inner}"
+        if at not in known:
+            raise _unknown_key(at, known)
+        if known[at] and isinstance(value, Mapping):
+            _check_inner(at, value, known)
 
 
 @cache
-def _known_keys(kind: type[msgspec.Struct]) -> Mapping[str, bool]:
+def known_keys(kind: type[msgspec.Struct]) -> Mapping[str, bool]:
     """Return the dotted keys of `kind`, each with whether it is a section."""
     known = {}
     for field in msgspec.structs.fields(kind):
-        hint = field.type
-        known[field.name] = is_section = isinstance(hint, type) and issubclass(hint, msgspec.Struct)
+        hint, name = _table_of(field.type), field.encode_name
+        known[name] = is_section = isinstance(hint, type) and issubclass(hint, msgspec.Struct)
         if is_section:
-            known |= {f"{field.name}.{name}": inner for name, inner in _known_keys(hint).items()}
+            known |= {f"{name}.{below}": inner for below, inner in known_keys(hint).items()}
     return known
+
+
+def _table_of(hint: Any) -> Any:
+    """Return the type of a key; of one that may be left out, and is a table, that of the table."""
+    tables = [part for part in get_args(hint) if isinstance(part, type) and issubclass(part, msgspec.Struct)]
+    return tables[0] if tables else hint
 
 
 def _unknown_key(path: str, known: Mapping[str, bool]) -> ConfigError:
@@ -129,11 +143,16 @@ def _unknown_key(path: str, known: Mapping[str, bool]) -> ConfigError:
 
 
 _AT = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
+_LABELS_AT = re.compile(
+    r"(?:matching|`str` of length) .* - at (?:`key` in )?`\$\.(placement\.nodes|labels)(?:\[\.\.\.\])?`$", re.DOTALL
+)
 _MISSING = re.compile(r"Object missing required field `(.*)`$")
 
 
 def _config_error(text: str, table: Mapping[str, Any], kind: type[msgspec.Struct]) -> ConfigError:
     """Return msgspec's complaint as ours: with the dotted path and the value given."""
+    if (labels := _LABELS_AT.search(text)) is not None:
+        return ConfigError(labels[1], LABEL_RULE)
     at = _AT.search(text)
     path = at[1] if at else ""
     problem = text[: at.start()] if at else text
@@ -147,6 +166,8 @@ def _config_error(text: str, table: Mapping[str, Any], kind: type[msgspec.Struct
         return ConfigError(path, f"{value!r:.80} is none of {', '.join(_choices(kind, path))}")
     if "matching regex" in problem and path.startswith("selection.clients"):
         return ConfigError(path, f"is no name or pattern of clients: {CLIENT_PATTERN_RULE}")
+    if "matching regex" in problem and path == "model.from":
+        return ConfigError(path, f"{value!r:.80} is no job's name, nor NAME@ROUND")
     if "matching regex" in problem and (path.endswith("]") or "\0" in str(value)):
         return ConfigError(path, "has characters that cannot be printed")
     if "matching regex" in problem:
@@ -159,8 +180,10 @@ def _config_error(text: str, table: Mapping[str, Any], kind: type[msgspec.Struct
 def _choices(kind: Any, path: str) -> tuple[str, ...]:
     """Return what the key at `path` may be, where that is one of a few words."""
     for key in path.split("."):
-        kind = {field.name: field.type for field in msgspec.structs.fields(kind)}[key]
-    return get_args(kind)
+        kind = next((each for each in get_args(kind) if hasattr(each, "__struct_fields__")), kind)  # it may be left out
+        kind = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}[key]
+    words = [word for each in get_args(kind) for word in (get_args(each) or (each,))]
+    return tuple(word for word in words if isinstance(word, str))
 
 
 def _leaves(value: Any, path: str, depth: int = 0) -> Iterator[tuple[str, Any]]:

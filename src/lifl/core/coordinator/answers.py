@@ -21,7 +21,7 @@ from lifl.core.protocol import client as cm
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.contribution import Contribution
-from lifl.core.trust.ticket import ANY_FOLD, fits
+from lifl.core.trust.ticket import ANY_FOLD, REVOKED, RevokedTickets, fits
 from lifl.core.turn import Turn
 
 LOADING_RETRY_S = 0.2
@@ -48,6 +48,7 @@ class Answers:
         self._branches = branches
         self.host: Connection | None = None  # of a session of folds
         self.secret = ""  # by which its tickets are made
+        self.revoked = RevokedTickets()
 
     def admit(self, here: Connection, event: gm.Admit, loading: bool) -> None:
         """Grant an update that is announced, or answer.  Raise `Refused`; `loading`: the job's model is not there."""
@@ -92,7 +93,7 @@ class Answers:
         if record is None:
             return
         round_.granted_over[client] = here
-        round_.grant(Contribution(client, event.weight, event.metrics), record)
+        round_.grant(Contribution(client, event.weight, event.metrics), record, self._turn.now)
         granted = (client, event.weight, event.metrics, event.direct)
         self._turn.order(here.node, o.Grant(self._spec.number, round_.epoch, record.number, here.conn, *granted))
 
@@ -103,6 +104,8 @@ class Answers:
         if not standing and not fits(ticket.credential, self.secret, name, fold, client, ticket.expires_unix_s):
             text = f"that is no ticket for this fold of session {name!r} by the name {client!r}; ask its host for one"
             raise Refused("wrong-ticket", "ticket", text)
+        if self.revoked.has(ANY_FOLD if standing else fold, client):
+            raise Refused("wrong-ticket", "ticket", REVOKED)
         return standing
 
     def _check_fold(self, round_: Round, here: Connection, event: gm.Admit) -> None:

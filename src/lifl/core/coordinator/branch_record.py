@@ -40,6 +40,7 @@ class BranchRecord:
         self.updates_max = updates  # what its tree has leaves for
         self.state = state
         self.cost: dict[str, Any] = {}
+        self.opened_at_s: float | None = None  # None: with its round
 
     @property
     def open(self) -> bool:

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
+
 from lifl.core import effects as fx
 from lifl.core.coordinator.branch_record import BranchRecord, BranchState
 from lifl.core.coordinator.job_spec import JobSpec
@@ -55,7 +57,7 @@ class BranchTracker:
         round_.add(BranchRecord(0, plan.top, plan.updates.get(plan.top, 0)))
         for node, updates in others.items():
             self._add(round_, node, updates)
-        spare = self._planner.spare(len(others)) if len(self._nodes) > 1 else 0
+        spare = self._planner.spare(plan.updates.get(plan.top, 0), len(others)) if len(self._nodes) > 1 else 0
         round_.others_max = len(others) + spare
         self.renew_later(round_)
         if (others or self._nodes.moves) and not self._spec.is_fold:
@@ -67,12 +69,22 @@ class BranchTracker:
             self.order_open(round_, round_.branches[number])
 
     def order_open(self, round_: Round, record: BranchRecord, adopt: bool = False) -> None:
-        """Have the node open the branch; `adopt`: with what an earlier life of the node has sealed for it."""
+        """Have the node open the branch; `adopt`: with what an earlier life of the node has sealed for it.
+
+        What another branch has, too, is not adopted: else the branch would be given up for it, with all that it has.
+
+        It gets all its leaves, also when it was closed with fewer: the round's row says how many it takes, and
+        whoever coordinates next grants as many.
+        """
         home = self._nodes.home
         parent = self._nodes.gateway_of(home) if record.node != home else ""
         at = (self._spec.number, round_.epoch, record.number)
         secret = self._nodes.secret_for(record.node, *at)
-        self._turn.order(record.node, o.OpenBranch(*at, record.updates, parent=parent, adopt=adopt, secret=secret))
+        order = o.OpenBranch(*at, record.updates_max, parent=parent, adopt=adopt, secret=secret)
+        if adopt:
+            others = (client for client, number in round_.places.items() if number != record.number)
+            order = msgspec.structs.replace(order, without=tuple(others))
+        self._turn.order(record.node, order)
 
     def order_close(self, round_: Round, record: BranchRecord) -> None:
         """Have the node take no more updates into the branch."""
@@ -233,7 +245,7 @@ class BranchTracker:
 
         One place is enough where a branch there has a leaf for it.  Return False when nothing can move.
         """
-        room = round_.room_at(node)
+        room = round_.room_at(node) if self._nodes.fits(to, self._spec.config.node_labels) else 0
         if room > 0 and _widen(round_, 1, to):
             _narrow(round_, node, 1)
             return True
@@ -284,9 +296,9 @@ class BranchTracker:
             self.order_open(round_, record)
         return bool(opened)
 
-    @staticmethod
-    def _add(round_: Round, node: int, updates: int) -> BranchRecord:
+    def _add(self, round_: Round, node: int, updates: int) -> BranchRecord:
         record = BranchRecord(round_.next_branch, node, updates)
+        record.opened_at_s = self._turn.now
         round_.add(record)
         round_.next_branch += 1
         return record

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from lifl.core.coordinator.presence import Connection, Presence
 from lifl.core.coordinator.round import Round
 from lifl.core.protocol import client as cm
@@ -18,6 +20,12 @@ class Brought:
         self._data_bytes = data_bytes
         self._presence = presence
         self._waiting: dict[str, tuple[Connection, int]] = {}  # by client: over which connection, behind which fold
+        self._last = 0  # the fold that was opened last
+        self._behind = 0  # the one before that; 0: there was none in this life of the node
+
+    def opened(self, fold: int) -> None:
+        """Note that a fold is open."""
+        self._behind, self._last = self._last, fold
 
     def wait(self, client: str, here: Connection, fold: int) -> None:
         """Have a client wait for a fold behind one."""
@@ -33,7 +41,8 @@ class Brought:
     def select(self, to: Connection, round_: Round) -> None:
         """Tell who has a ticket what updates look like."""
         about = (self._job, round_.number, 0.0, (), self._data_bytes)
-        self._presence.select(to, cm.Selected(*about, fold=round_.epoch))
+        behind = self._behind or msgspec.UNSET
+        self._presence.select(to, cm.Selected(*about, fold=round_.epoch, behind=behind))
 
     def left(self, node: int, conn: int | None) -> None:
         """Forget who waits over a connection (None: each at the node's gateway) that has ended."""

@@ -12,14 +12,16 @@ them is not connected it is waited for, and no round is set aside.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lifl.core import effects as fx
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import NodeTable
 from lifl.core.coordinator.replicas import Replicas
+from lifl.core.coordinator.round import Round
 from lifl.core.coordinator.rounds import Rounds
+from lifl.core.limits import ROUNDS_REMEMBERED
 from lifl.core.protocol.cluster import COPIES
 from lifl.core.turn import Turn
 
@@ -36,11 +38,11 @@ class Checkpoints:
         self._turn = turn
         self._rounds = rounds
         self._replicas = replicas
-        self._stored: Mapping[int, Stored] = {}
-        self._terms: Mapping[int, int] = {}
+        self._stored: dict[int, Stored] = {}  # of the last committed rounds, as the next two
+        self._terms: dict[int, int] = {}
+        self._holders: dict[int, tuple[int, ...]] = {}
         self._at = -1  # the round whose model is loaded; -1: the initial one's, from the user's file
         self._bad: dict[int, str] = {}  # those that could not be, and why
-        self._holders: Mapping[int, tuple[int, ...]] = {}
         self._adopt = False
         self._from: int | None = None  # the node whose copy is being served, or fetched
         self._tried: set[int] = set()  # those whose copy could not be had, home among them
@@ -59,7 +61,20 @@ class Checkpoints:
         `terms` has the terms under which those were written that a coordinator which moves has written, `holders` the
         nodes that have those which are copied.
         """
-        self._at, self._stored, self._terms, self._holders = committed, stored, terms, holders
+        self._at = committed
+        self._stored, self._terms, self._holders = dict(stored), dict(terms), dict(holders)
+
+    def committed(self, round_: Round, term: int, holders: Sequence[str]) -> None:
+        """Note a commit: from there the job goes on when it was paused; `holders` are nodes by name."""
+        number = self._at = round_.number
+        for noted in (self._stored, self._terms, self._holders):
+            noted.pop(number, None)
+            noted.pop(number - ROUNDS_REMEMBERED, None)
+        self._stored[number] = (round_.attempt, round_.digests)
+        if term:
+            self._terms[number] = term
+        if holders:
+            self._holders[number] = tuple(int(name, 16) for name in holders)
 
     def load(self, adopt: bool) -> None:
         """Have the last committed model (or the initial one) loaded; `adopt`: what is sealed for the job is kept."""
@@ -134,6 +149,11 @@ class Checkpoints:
         return True
 
     @property
+    def attempt(self) -> int:
+        """The attempt that has committed the round whose model is loaded."""
+        return self._stored.get(self._at, (0, ()))[0]
+
+    @property
     def verdict(self) -> str:
         """What is to be said when several could not be loaded, and no other is left."""
         if len(self._bad) < 2:
@@ -160,4 +180,5 @@ class Checkpoints:
         for number, (attempt, _status, _fields) in list(rows.items()):
             rows[number] = (attempt, "damaged", {})
         self._rounds.committed = last
+        self._bad = {}
         return True

@@ -6,18 +6,23 @@ is *paused*: the round that runs goes on to its model, and none begins after it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from lifl.core import effects as fx
+from lifl.core.coordinator.checkpoints import Checkpoints
 from lifl.core.coordinator.copies import Copies
 from lifl.core.coordinator.job_spec import JobSpec
+from lifl.core.coordinator.keeping import Keeping
 from lifl.core.coordinator.presence import Presence
-from lifl.core.coordinator.receipt import metrics_of, receipt_of
+from lifl.core.coordinator.receipt import metrics_by_client, metrics_of, receipt_of, updates_of
 from lifl.core.coordinator.replicas import Replicas
 from lifl.core.coordinator.round import Round
 from lifl.core.coordinator.round_runner import TOO_LATE
 from lifl.core.coordinator.rounds import Rounds
+from lifl.core.coordinator.selection import LOSS
+from lifl.core.coordinator.stopping import Stopping
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import commands as o
 from lifl.core.turn import Turn
@@ -27,9 +32,22 @@ class Commits:
     """The commits of one job; `paused` says why a file cannot be read or written now."""
 
     def __init__(
-        self, spec: JobSpec, turn: Turn, presence: Presence, rounds: Rounds, replicas: Replicas, copies: Copies
+        self,
+        spec: JobSpec,
+        turn: Turn,
+        presence: Presence,
+        rounds: Rounds,
+        replicas: Replicas,
+        checkpoints: Checkpoints,
+        copies: Copies,
+        stopping: Stopping,
+        keeping: Keeping,
     ) -> None:
         self.paused = ""
+        self.attempt = 0  # of the round that was committed last
+        self._stopping = stopping
+        self._keeping = keeping
+        self._checkpoints = checkpoints
         self._copies = copies
         self._spec = spec
         self._turn = turn
@@ -49,6 +67,7 @@ class Commits:
         for round_ in self._rounds.saving:
             if round_.epoch == report.epoch:
                 round_.saved, round_.digests, self.paused = True, report.digests, ""
+                round_.saved_s = self._turn.now
         self.commit(paused)
 
     def commit(self, paused: str) -> None:
@@ -77,15 +96,30 @@ class Commits:
         self._rounds.commit(round_)  # SAVING -> COMMITTED
         number, term, metrics = round_.number, self._turn.term, metrics_of(round_.accepted)
         path = self._spec.path_of(number, term)
-        receipt: Mapping[str, Any] = receipt_of(round_, self._turn.now) if number else {}
+        receipt: dict[str, Any] = {**receipt_of(round_, self._turn.now)} if number else {}
+        if number and self._spec.config.told.per_client:
+            receipt["clients"] = metrics_by_client(round_.accepted)
         row: dict[str, Any] = {"metrics": metrics, "path": path, "receipt": receipt, "members": sorted(round_.accepted)}
+        updates = list(updates_of(round_).values())
+        if any(digest for _, digest in updates):
+            row["updates"] = updates
+        if number and self._spec.config.selection.by_loss:
+            row["losses"] = [round_.accepted[client].metrics.get(LOSS) for client in row["members"]]
+        row["keep"] = self._keeping.committed(number, metrics)
         if round_.digests:
             row["digests"] = list(round_.digests)
+        self.attempt = round_.attempt
+        if number and isinstance(self._spec.config.evaluation, msgspec.UnsetType):
+            self._stopping.note(number, metrics)
+        if self._stopping.seen:
+            row["stopping"] = self._stopping.seen
         if term:
             row["term"] = term
         if holders := self._copies.committed(round_):
             row["holders"] = holders
+        self._checkpoints.committed(round_, term, holders)
         self._turn.emit(fx.SaveRound(name, number, round_.attempt, "committed", row))
+        self._keeping.tell(number, fresh=number)
         for node in round_.nodes:
             self._turn.order(node, o.CommitBranch(self._spec.number, round_.epoch))
         if not number:

@@ -9,14 +9,23 @@ from __future__ import annotations
 
 import math
 
-from lifl.core import effects as fx
 from lifl.core.coordinator.authority import ANY, ASKED, HOME, OWNER, Authority
-from lifl.core.coordinator.job import Job, copy_heard, next_timer, node_gone
+from lifl.core.coordinator.job import (
+    Job,
+    clients_left,
+    copy_heard,
+    function_returned,
+    next_timer,
+    node_gone,
+    settle_evaluation,
+)
+from lifl.core.coordinator.job_queue import JobQueue
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import Node, NodeTable
 from lifl.core.coordinator.presence import Connection, Presence
 from lifl.core.coordinator.round import Phase
 from lifl.core.coordinator.round_planner import RoundPlanner
+from lifl.core.coordinator.round_runner import heard
 from lifl.core.coordinator.session import Session, host_left
 from lifl.core.errors import LocalFault, Refused
 from lifl.core.fields import Message
@@ -25,16 +34,19 @@ from lifl.core.protocol import client as cm
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.evaluations import ModelEvaluated
+from lifl.core.protocol.user_calls import FunctionReturned
 from lifl.core.schema import check_fits
 from lifl.core.turn import Turn
 
 COORDINATOR, JOB, ROUND, COMMITS = "coordinator", "job", "round", "commits"
-COPY, SESSION = "copy", "session"
+COPY, SESSION, EVALUATION, CALLS = "copy", "session", "evaluation", "calls"
 HANDLERS: dict[type[Message], tuple[str, str, str]] = {
     # clients' events
     gm.ClientJoined: (COORDINATOR, "_client_joined", ANY),
     gm.ClientLeft: (COORDINATOR, "_client_left", ANY),
-    gm.ClientDeclined: (COORDINATOR, "_client_declined", ANY),
+    gm.ClientDeclined: (COORDINATOR, "_client_answered", ANY),
+    gm.ClientEvaluated: (COORDINATOR, "_client_answered", ANY),
     gm.Admit: (COORDINATOR, "_admit", ANY),
     # a node's word about itself
     gm.GatewayLost: (COORDINATOR, "_gateway_lost", ANY),
@@ -47,6 +59,8 @@ HANDLERS: dict[type[Message], tuple[str, str, str]] = {
     o.BranchFailed: (JOB, "branch_failed", OWNER),
     o.ModelSealed: (JOB, "model_sealed", HOME),
     o.ModelSaved: (JOB, "model_saved", HOME),
+    ModelEvaluated: (EVALUATION, "model_evaluated", HOME),
+    FunctionReturned: (CALLS, "answers", HOME),
     o.FilePaused: (COMMITS, "file_paused", HOME),
     o.ModelCopied: (COPY, "heard", ASKED),
     o.CopyServed: (COPY, "heard", ASKED),
@@ -79,6 +93,7 @@ class Coordinator:
         self.running: dict[int, Job] = {}  # by number: those that are not over
         self._turn = turn
         self.authority = Authority(self.nodes, self.running, turn)
+        self.queue = JobQueue(self.running, home.arena_bytes, turn, self.nodes)
 
     def handle(self, node: int, message: Message) -> None:
         """Take a message from a node; a report is dropped when its job does not run, or its node takes no part."""
@@ -92,33 +107,43 @@ class Coordinator:
         if job is not None and node in self.nodes:
             if not self.authority.may_say(node, sayer, job, message):
                 return
-            takers = {JOB: job, SESSION: job, ROUND: job.runner, COMMITS: job.commits}
+            takers = {JOB: job, SESSION: job, ROUND: job.runner, COMMITS: job.commits, EVALUATION: job.evaluation}
             with self._turn.share(job.spec.number):
+                if taker is ROUND:
+                    heard(job.runner, node, message)
                 if isinstance(message, o.ModelCopied | o.CopyServed | o.CopyFailed):
                     copy_heard(job, node, message)
+                elif isinstance(message, FunctionReturned):
+                    function_returned(job, message)
                 else:
                     getattr(takers[taker], method)(message)
-                self._note_over(job)
+                if taker is EVALUATION:
+                    settle_evaluation(job)
+                self._settle(job)
 
     # ---- jobs --------------------------------------------------------------------------------------------------------
 
     def submit(self, spec: JobSpec, total_bytes: int) -> Job:
         """Start a new job.  Raise `Refused` as `check_new` does."""
         check_new(self, spec, total_bytes)
-        self._turn.emit(fx.SaveJob(spec.name, "running", ""))
         job = self.make(spec)
-        self.start(job)
+        self.start(job, queue=not spec.is_fold)
         return job
 
     def make(self, spec: JobSpec) -> Job:
         """Return a job that has not started: of an earlier life, to be filled in by `Job.resume`."""
         return (Session if spec.is_fold else Job)(spec, self._turn, self.nodes, self.presence)
 
-    def start(self, job: Job) -> None:
-        """Run the job from now on."""
+    def start(self, job: Job, queue: bool = False) -> None:
+        """Run the job from now on; one that is to `queue` begins when there is room."""
         self.jobs[job.name] = job
         self.running[job.spec.number] = job
-        job.start()
+        if queue:
+            self.queue.enter(job)
+        elif job.spec.is_fold:
+            job.start()
+        else:
+            self.queue.go_on(job)
 
     def recall(self, job: Job, status: str, reason: str) -> None:
         """Keep a job that was over in an earlier life: its clients may still ask."""
@@ -129,7 +154,7 @@ class Coordinator:
         """End a job.  Raise `Refused` when there is none of that name, or it is over."""
         job = running_job(self, name)
         job.end("cancelled", CANCELLED)
-        self._note_over(job)
+        self._settle(job)
         return job
 
     def _find(self, name: str) -> Job:
@@ -139,11 +164,17 @@ class Coordinator:
             raise Refused("unknown-job", "job", f"this node has no job {name!r}; `lifl jobs` lists those it has")
         return job
 
-    def _note_over(self, job: Job) -> None:
+    def _settle(self, job: Job) -> None:
+        """Let others have the room of a job that is over, or paused."""
+        if self.queue.rest(job):
+            self._try_open()
+        elif job.queued:
+            self.queue.advance()
         if job.over:
             self.running.pop(job.spec.number, None)
             if job.spec.is_fold:  # nothing of it stays
                 self.jobs.pop(job.name, None)
+            self._try_open()
 
     # ---- clients -----------------------------------------------------------------------------------------------------
 
@@ -154,6 +185,7 @@ class Coordinator:
             job = self._find(event.job)
             with self._turn.share(job.spec.number):
                 job.join(here, event)
+                self._settle(job)
         except Refused as refused:
             self.presence.refuse(here, refused, event.job, -1)
 
@@ -164,16 +196,26 @@ class Coordinator:
         stays = self.nodes.takes_grants(node) and not self.nodes.goes(node)  # else the node has sent it away
         for name, client in self.presence.remove(Connection(node, event.conn), event.job):
             with self._turn.share(self.jobs[name].spec.number):
-                self.jobs[name].runner.left([client], by_themselves=stays)
+                clients_left(self.jobs[name], [client], by_themselves=stays)
+                self._settle(self.jobs[name])
 
-    def _client_declined(self, node: int, event: gm.ClientDeclined) -> None:
-        """Have another client selected in the place of one that takes no part in a round, if that is its own word."""
+    def _client_answered(self, node: int, event: gm.ClientDeclined | gm.ClientEvaluated) -> None:
+        """Take what a client has found of a model; or select another in its place, if that is its own word."""
         job, here = self.jobs.get(event.job), Connection(node, event.conn)
         if job is None or job.present.get(event.client) != here:
+            if isinstance(event, gm.ClientEvaluated):
+                refused = Refused("not-selected", "job", f"client {event.client!r} is not in job {event.job!r} here")
+                self.presence.refuse(here, refused, event.job, event.round)
             return
         with self._turn.share(job.spec.number):
-            if job.selection.decline(job.round, event):
+            if isinstance(event, gm.ClientEvaluated):
+                job.evaluation.take(here, event)
+            elif job.selection.decline(job.round, event):
                 job.runner.try_open()
+            else:
+                job.evaluation.decline(event)
+            settle_evaluation(job)
+            self._settle(job)
 
     def _gateway_lost(self, node: int, _event: gm.GatewayLost | None = None) -> None:
         """Note that all connections of a node's gateway have ended."""
@@ -184,7 +226,8 @@ class Coordinator:
                 gone.setdefault(name, []).append(client)
         for name, clients in gone.items():
             with self._turn.share(self.jobs[name].spec.number):
-                self.jobs[name].runner.left(clients)
+                clients_left(self.jobs[name], clients)
+                self._settle(self.jobs[name])
 
     def _admit(self, node: int, event: gm.Admit) -> None:
         """Grant an update that a client announces, or answer."""
@@ -226,7 +269,7 @@ class Coordinator:
             for job in list(self.running.values()):
                 with self._turn.share(job.spec.number):
                     node_gone(job, number)
-                    self._note_over(job)
+                    self._settle(job)
 
     def _draining(self, number: int, _word: p.Draining) -> None:
         """Move the work of a node that is about to go, first."""
@@ -240,7 +283,7 @@ class Coordinator:
         node = self.nodes.get(number)
         if node is None:
             return
-        node.known = True
+        node.known, node.labels = True, report.labels
         if node.drains is None:  # before anything could be given to it
             node.drains = report.drains
         elif node.drains != report.drains:
@@ -250,12 +293,14 @@ class Coordinator:
         for job in list(self.running.values()):
             with self._turn.share(job.spec.number):
                 job.inventory(number, report)
+                self._settle(job)
         if self.nodes.goes(number):
             move_work(self, number)
         self._try_open()
 
     def _try_open(self) -> None:
-        """Let rounds that wait for nodes begin, or be copied, if there are enough of them now."""
+        """Let jobs and rounds that wait for nodes, or room there, begin, or be copied, if there is enough of it now."""
+        self.queue.advance()
         for job in list(self.running.values()):
             with self._turn.share(job.spec.number):
                 job.copies.ask()
@@ -268,7 +313,7 @@ class Coordinator:
         for job in list(self.running.values()):
             with self._turn.share(job.spec.number):
                 job.tick()
-                self._note_over(job)
+                self._settle(job)
 
     def next_timer(self) -> float:
         """Return when `tick` must be called at the latest; infinity: not before the next event."""
@@ -288,7 +333,7 @@ class Coordinator:
 
     def validate(self) -> None:
         """Raise `LocalFault`, naming all that is wrong, unless the books agree with each other."""
-        faults = [*self.nodes.faults(), *self.presence.faults()]
+        faults = [*self.nodes.faults(), *self.presence.faults(), *self.queue.faults()]
         for job in self.jobs.values():
             faults += job.faults()
         running = {job.spec.number: job for job in self.jobs.values() if not job.over}
@@ -302,7 +347,7 @@ def fail(coordinator: Coordinator, number: int, reason: str) -> None:
     """End a running job whose books are wrong."""
     job = coordinator.running[number]
     job.end("failed", reason)
-    coordinator._note_over(job)
+    coordinator._settle(job)
 
 
 def move_work(coordinator: Coordinator, number: int) -> None:
@@ -320,19 +365,29 @@ def running_job(coordinator: Coordinator, name: str) -> Job:
     return job
 
 
-def check_new(coordinator: Coordinator, spec: JobSpec, total_bytes: int) -> None:
+def forget(coordinator: Coordinator, name: str) -> None:
+    """Forget a job that is over, if it is here.  Raise `Refused` when it is not over."""
+    job = coordinator.jobs.get(name)
+    if job is not None and not job.over:
+        raise Refused("job-runs", "job", f"job {name!r} is not over: end it first with `lifl cancel {name}`")
+    coordinator.jobs.pop(name, None)
+
+
+def check_new(coordinator: Coordinator, spec: JobSpec, total_bytes: int, replaces: bool = False) -> None:
     """Raise `Refused`, and change nothing, when a new job cannot run.
 
     Its name is taken, there are too many jobs, or it can never fit: into what the nodes have, or the arena of
     `total_bytes` of the only one; or its schema, with those of the other jobs, into the frames that carry them.
+    `replaces`: the job that has its name now will be gone.
     """
-    if spec.name in coordinator.jobs:
+    running = [job for job in coordinator.running.values() if not replaces or job.name != spec.name]
+    if spec.name in coordinator.jobs and not replaces:
         text = f"a job named {spec.name!r} is here already; choose another name"
         raise Refused("job-exists", "job.name", text)
-    if len(coordinator.running) >= JOBS_MAX:
+    if len(running) >= JOBS_MAX:
         raise Refused("too-many-jobs", "job", f"{JOBS_MAX} jobs run here; wait for one to end")
     check_fits(spec.layout)
-    others = sum(job.spec.schema_bytes for job in coordinator.running.values())
+    others = sum(job.spec.schema_bytes for job in running)
     if others + spec.schema_bytes > SCHEMAS_BYTES_MAX:
         raise Refused(
             "too-many-tensors",

@@ -1,16 +1,16 @@
-"""What a job is: all of it that does not change while it runs.  Each part of a job gets this, and not the job."""
+"""What a job is.  Each part of a job gets this, and not the job; of it `config` alone may change (`job_life.py`)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from lifl.core.config.job import JobConfig
-from lifl.core.planning.arena_need import round_bytes_min
+from lifl.core.planning.arena_need import fold_bytes_min, round_bytes_min
 from lifl.core.planning.treatment import Patterns
 from lifl.core.schema import Layout
 
 
-@dataclass(frozen=True)
+@dataclass
 class JobSpec:
     """One job: its `number` on the wire, its model's `layout`, its rule's `states`, the `folder` of its checkpoints.
 
@@ -60,4 +60,6 @@ class JobSpec:
         `goal` updates come to it; 0: as many as the config says.
         """
         goal = goal or self.config.selection.clients_per_round
+        if self.is_fold:
+            return fold_bytes_min(self.layout, self.config.aggregation, goal, len(self.states))
         return round_bytes_min(self.layout, self.config.aggregation, goal, len(self.states), partials)

@@ -6,8 +6,10 @@ what the rest of the coordinator asks about a node.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 
+from lifl.core.config.placement import fits
 from lifl.core.coordinator.offer_secrets import OfferSecrets
 from lifl.core.planning.capacity import NodeLoad
 from lifl.core.planning.plan import NodeFacts
@@ -26,6 +28,7 @@ class Node:
         self.leaving = False  # it goes down
         self.drains: bool | None = None  # it is to get nothing new; None: this coordinator has not said, nor heard
         self.knows: frozenset[str] = frozenset()  # words of `protocol/cluster.KNOWS`
+        self.labels: Mapping[str, str] = {}
         self.known = False  # it has said what it has, since its connection was made: the books are right
         self.gateway = gateway
         self.arena_bytes = arena_bytes
@@ -61,6 +64,8 @@ class NodeTable:
         self.secrets = OfferSecrets(seed)
         self.home = home.number
         self._nodes: dict[int, Node] = {home.number: home}
+        self.promised: dict[int, Mapping[int, int]] = {}
+        """By job that has begun, and node: bytes of its arena, which no other job's plan has."""
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -112,9 +117,15 @@ class NodeTable:
         node = self._nodes.get(number)
         return node is not None and word in node.knows
 
-    def has_room(self, nbytes: int) -> bool:
-        """Return True when the arena at home is so large."""
-        return nbytes <= self._nodes[self.home].arena_bytes
+    def has_room(self, nbytes: int, job: int | None = None) -> bool:
+        """Return True when the arena at home is so large; what others are promised there is not this `job`'s."""
+        return nbytes <= self._arena_bytes(self._nodes[self.home], job)
+
+    def _arena_bytes(self, node: Node, job: int | None) -> int:
+        if job is None:
+            return node.arena_bytes
+        others = sum(rooms.get(node.number, 0) for of, rooms in self.promised.items() if of != job)
+        return max(0, node.arena_bytes - others)
 
     def takes_grants(self, number: int) -> bool:
         """Return True when a grant would reach the node, and be in its books when it says what it has."""
@@ -131,15 +142,34 @@ class NodeTable:
         node = self._nodes.get(number)
         return node is not None and bool(node.drains) and not node.leaving
 
-    def facts(self, now: float, words: Collection[str] = ()) -> tuple[NodeFacts, ...]:
-        """Return the nodes that can take something, as the planner sees them at `now`: those that know of `words`."""
+    def has_labels(self, wanted: Mapping[str, str]) -> bool:
+        """Return whether any node is here that has these labels, whether it can take something now or not."""
+        return any(fits(wanted, node.labels) for node in self._nodes.values())
+
+    def fits(self, number: int, wanted: Mapping[str, str]) -> bool:
+        """Return whether a node is here, and has these labels."""
+        node = self._nodes.get(number)
+        return node is not None and fits(wanted, node.labels)
+
+    def facts(
+        self,
+        now: float,
+        words: Collection[str] = (),
+        job: int | None = None,
+        labels: Mapping[str, str] = MappingProxyType({}),
+    ) -> tuple[NodeFacts, ...]:
+        """Return the nodes that can take something, as the planner sees them at `now`: those that know of `words`.
+
+        Of their arenas a `job` has what others are not promised.  A node without the `labels` takes no updates.
+        """
         return tuple(
             NodeFacts(
                 node=node.name,
                 residual=node.load.residual(now),
-                arena_bytes=node.arena_bytes,
+                arena_bytes=self._arena_bytes(node, job),
                 workers_max=node.workers_max,
                 execution_s=node.load.execution_s,
+                takes_updates=fits(labels, node.labels),
             )
             for node in self._nodes.values()
             if node.takes_new and not node.suspect and node.knows.issuperset(words)

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from lifl.core.errors import Refused
-from lifl.core.fields import Message
+from lifl.core.fields import Message, Properties
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.turn import Turn
@@ -28,6 +28,8 @@ class Connection(NamedTuple):
 
 
 _NOWHERE: Mapping[str, Connection] = MappingProxyType({})
+_NOTHING: Mapping[str, Properties] = MappingProxyType({})
+_NOBODY: Mapping[str, None] = MappingProxyType({})
 
 
 class Presence:
@@ -37,10 +39,20 @@ class Presence:
         self._turn = turn
         self._of: dict[str, dict[str, Connection]] = {}  # by job and client
         self._jobs: dict[Connection, dict[str, str]] = {}  # the same by connection and job: the client's name
+        self._said: dict[str, dict[str, Properties]] = {}  # by job and client: what those say of themselves who do
+        self._apart: dict[str, dict[str, None]] = {}  # by job: those of whom its condition is not true
 
     def of(self, job: str) -> Mapping[str, Connection]:
         """Return the clients that take part in the job, in the order in which they came."""
         return self._of.get(job, _NOWHERE)
+
+    def said(self, job: str) -> Mapping[str, Properties]:
+        """Return what the clients of the job that take part say of themselves, as far as they do."""
+        return self._said.get(job, _NOTHING)
+
+    def apart(self, job: str) -> Mapping[str, None]:
+        """Return those who take part in the job, and are not to be selected."""
+        return self._apart.get(job, _NOBODY)
 
     # ---- what is said to clients ---------------------------------------------------------------------------------
 
@@ -79,7 +91,9 @@ class Presence:
             text = f"client {client!r} has joined job {job!r} from another connection; names must differ"
             self.send(before, cm.Refusal(cm.REPLACED, "client", text, job))
 
-    def add(self, job: str, client: str, here: Connection) -> None:
+    def add(
+        self, job: str, client: str, here: Connection, said: Properties | None = None, selectable: bool = True
+    ) -> None:
         """Let the client take part in the job over this connection, and no other."""
         clients = self._of.setdefault(job, {})
         before = clients.get(client)
@@ -88,8 +102,19 @@ class Presence:
         replaced = self._jobs.get(here, {}).get(job)
         if replaced is not None and replaced != client:
             del clients[replaced]
+            self._unsay(job, replaced)
         clients[client] = here
         self._jobs.setdefault(here, {})[job] = client
+        self._unsay(job, client)
+        if said is not None:
+            self._said.setdefault(job, {})[client] = said
+        if not selectable:
+            self._apart.setdefault(job, {})[client] = None
+
+    def _unsay(self, job: str, client: str) -> None:
+        """Forget what a client has said of itself."""
+        self._said.get(job, {}).pop(client, None)
+        self._apart.get(job, {}).pop(client, None)
 
     def remove(self, here: Connection, job: str = "") -> list[tuple[str, str]]:
         """Forget the connection for a job (empty: each); return the jobs and clients that took part over it."""
@@ -97,10 +122,13 @@ class Presence:
         for name, client in gone:
             self._forget(here, name)
             del self._of[name][client]
+            self._unsay(name, client)
         return gone
 
     def remove_job(self, job: str) -> None:
         """Forget all connections of a job that is over."""
+        self._said.pop(job, None)
+        self._apart.pop(job, None)
         for here in self._of.pop(job, {}).values():
             self._forget(here, job)
 
@@ -119,6 +147,10 @@ class Presence:
         there = {(here, job, client) for here, jobs in self._jobs.items() for job, client in jobs.items()}
         for connection, job, client in sorted(here ^ there):
             yield f"client {client!r} of job {job!r} stands under {connection} in one index of connections only"
+        for what in (self._said, self._apart):
+            for job, clients in what.items():
+                if gone := clients.keys() - self.of(job).keys():
+                    yield f"of clients {sorted(gone)} of job {job!r} it is known what they are, and they are not here"
         for connection, jobs in self._jobs.items():
             if not jobs:
                 yield f"{connection} is kept, and no client takes part over it"

@@ -22,6 +22,8 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import Any, NamedTuple
 
+import msgspec
+
 from lifl.core import effects as fx
 from lifl.core.coordinator.branch_record import BranchRecord, BranchState
 from lifl.core.coordinator.branches import BranchTracker
@@ -29,6 +31,7 @@ from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import NodeTable
 from lifl.core.coordinator.round import Believed, Phase, Round
 from lifl.core.coordinator.round_planner import RoundPlanner
+from lifl.core.fields import Message
 from lifl.core.protocol import commands as o
 from lifl.core.protocol.cluster import BranchHeld
 from lifl.core.protocol.contribution import Contribution
@@ -143,7 +146,7 @@ class Recovery:
     def _open_home(self, round_: Round) -> None:
         """Have home take up what is sealed in its arena, but for what another branch has."""
         others = tuple(number for number in round_.branches if number)
-        spare = self._planner.spare(len(others)) if others else 0
+        spare = self._planner.spare(round_.goal, len(others)) if others else 0
         round_.others_max = len(others) + spare
         at = (self._spec.number, round_.epoch, 0)
         without = tuple(round_.places)
@@ -163,6 +166,7 @@ class Recovery:
         home = round_.branches[0]
         home.move(BranchState.OPEN)  # RECOVERING -> OPEN
         believed = round_.believe(home, members, (), self._turn.now)
+        home.updates = home.updates_max = max(home.updates, round_.placed(home))
         for record in round_.branches.values():
             if record.state is BranchState.FORGETTING:
                 self._branches.order_forget(round_, record)
@@ -220,6 +224,12 @@ class Recovery:
     def keep(self, node: int, inventory: Inventory) -> None:
         """Keep what a node says for when the books are there to compare it with."""
         self._kept[node] = inventory
+
+    def heard(self, node: int, report: Message) -> None:
+        """Note what a node says of its updates behind an inventory that waits yet: the books know nothing of them."""
+        kept = self._kept.get(node)
+        if kept is not None and isinstance(report, o.UpdateSealed | o.UpdateAborted | o.BranchClosed):
+            kept.branches[:] = [_since(held, report) for held in kept.branches]
 
     def comparable(self, round_: Round | None) -> list[int]:
         """Return the nodes whose inventory can be compared with the books now."""
@@ -315,10 +325,15 @@ class Recovery:
         return NOTHING
 
     def _match(self, round_: Round, record: BranchRecord, held: BranchHeld) -> Believed:
-        if _elsewhere(round_, record, (client for client, *_ in held.members)):
+        coming = (client for client, *_ in held.granted if client in round_.accepted)
+        if _elsewhere(round_, record, (*(client for client, *_ in held.members), *coming)):
             # Its partial is in the coordinator's arena already, or in that of the last one; no top takes it twice.
-            round_.discard(record)  # OPEN, CLOSED, RECOVERING -> DROPPED
+            # (What it had when it said so may have come to that since.)
             self._branches.order_drop(record.node, round_.epoch, record.number)
+            if round_.placed(record):  # or a client has sent its update to another node, too: the others have not
+                self._branches.give_up(round_, record)
+            else:
+                round_.discard(record)  # OPEN, CLOSED, RECOVERING -> DROPPED
             return NOTHING
         believed = round_.believe(record, held.members, held.granted if not held.closed else (), self._turn.now)
         if self._nodes.moves and round_.phase is not Phase.RECOVERING:  # else when all is known
@@ -347,11 +362,24 @@ class Recovery:
             self._branches.give_up(round_, record)
             return NOTHING
         record.move(BranchState.OPEN)  # RECOVERING -> OPEN
-        record.updates = record.updates_max = max(record.updates, len(members))
+        record.updates = max(record.updates, len(members))
+        record.updates_max = max(record.updates_max, record.updates)
         believed = round_.believe(record, members, (), self._turn.now)
         if round_.phase is Phase.AGGREGATING:
             self._branches.order_close(round_, record)
         return believed
+
+
+def _since(held: BranchHeld, report: o.UpdateSealed | o.UpdateAborted | o.BranchClosed) -> BranchHeld:
+    """Return what a node has of a branch after its report."""
+    if (held.epoch, held.branch) != (report.epoch, report.branch):
+        return held
+    if isinstance(report, o.BranchClosed):
+        return msgspec.structs.replace(held, closed=True)
+    its = tuple(each for each in held.granted if each[0] == report.client)
+    granted = tuple(each for each in held.granted if each[0] != report.client)
+    members = (*held.members, *its) if isinstance(report, o.UpdateSealed) else held.members
+    return msgspec.structs.replace(held, members=members, granted=granted)
 
 
 def _elsewhere(round_: Round, record: BranchRecord, clients: Iterable[str]) -> list[BranchRecord]:

@@ -73,9 +73,23 @@ class Replicas:
             more["durability"] = "disk"
         if spec.config.trainable and self._nodes.knows(node, TRAINABLE):
             more["trainable"] = spec.config.trainable
+        if node == self._nodes.home and 0 < (room := self._promised_at_home) < spec.bytes_min():
+            more["room_bytes"] = room
+        if spec.config.functions and node == self._nodes.home:
+            more["evaluates"] = True
         clients, tensors = spec.config.selection.clients_per_round, spec.layout.tensors
         what = (spec.number, spec.name, spec.config.aggregation, clients, tensors, spec.states, self.model_round)
-        return order(*what, client_options=spec.config.client.options, **more)
+        options = spec.config.client.options_of(1, spec.config.job.rounds)
+        return order(*what, client_options=options, **more)
+
+    @property
+    def _promised_at_home(self) -> int:
+        return self._nodes.promised.get(self._spec.number, {}).get(self._nodes.home, 0)
+
+    def tell_options(self) -> None:
+        """Tell the nodes what is handed to trainers from now on; those of earlier versions heed it no more."""
+        for node in self._nodes:
+            self._turn.order(node, self._facts(node, o.OpenJob, adopt=True))
 
     def model_made(self, number: int) -> None:
         """Tell the other nodes that there is a new model, that of the round."""

@@ -12,7 +12,9 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import msgspec
 
 from lifl.core.config.job import SelectionSection
 from lifl.core.coordinator.branch_record import BranchRecord, BranchState
@@ -20,7 +22,7 @@ from lifl.core.coordinator.presence import Connection
 from lifl.core.errors import LocalFault
 from lifl.core.ids import epoch_of
 from lifl.core.protocol.commands import Contributions
-from lifl.core.protocol.contribution import Contribution
+from lifl.core.protocol.contribution import Contribution, with_digest
 
 
 class Phase(Enum):
@@ -63,12 +65,11 @@ class Round:
         self.number = number
         self.attempt = attempt
         self.epoch = epoch_of(number, attempt)
-        self.goal = selection.clients_per_round
-        self.target = math.ceil(selection.clients_per_round * selection.over_provision)
-        self.quorum = selection.quorum or selection.clients_per_round
-        self.deadline_s = selection.deadline_s
         self.phase = phase
-        self.deadline_at_s = now + selection.deadline_s
+        self.goal = self.target = self.quorum = 0
+        self.deadline_s, self.deadline_at_s = 0.0, now
+        self.began_at_s = now
+        self.changes: dict[str, Any] = {}  # of the job's config: it is the first to run with these
         self.opened_at_s: float | None = None
         self.selected: dict[str, None] = {}
         self.declined: dict[str, str] = {}  # those of them who said that they take no part, and why
@@ -82,6 +83,7 @@ class Round:
         self.branches: dict[int, BranchRecord] = {}  # by number; 0 has the top; `add` and `discard` change it
         self._at: dict[int, dict[int, BranchRecord]] = {}  # the same by node: a client costs no look at all nodes
         self.next_branch = 1
+        self.top_only = False  # home, where branch 0 is, takes no updates: it has not the labels that its job asks for
         self.others_max = 0  # how many partials of others the top was opened for
         self.expected: int | None = None  # how many it was told will come
         self.replan_at_s = math.inf
@@ -99,8 +101,12 @@ class Round:
         self.reason = ""
         self.received_bytes = 0
         self.between_bytes = 0
+        self.granted_at_s: dict[str, float] = {}  # by client, as the next: what the receipt tells when
+        self.accepted_at_s: dict[str, float] = {}
         self.last_accepted_s: float | None = None
         self.sealed_s: float | None = None
+        self.saved_s: float | None = None
+        select_by(self, selection)
 
     def move(self, phase: Phase) -> None:
         """Raise `LocalFault`, and change nothing, when the table does not allow it."""
@@ -116,6 +122,7 @@ class Round:
 
     def follow(self, failed: Round) -> None:
         """Note that this round is tried again after an attempt that `failed`, from the same model."""
+        self.changes = failed.changes
         self.spoilt = failed.spoilt
         self.trained = (failed.trained | failed.accepted.keys()) - self.spoilt
         self.training = (failed.training | (failed.selected.keys() - failed.declined)) - self.trained - self.spoilt
@@ -173,7 +180,9 @@ class Round:
     def branch_for(self, node: int) -> BranchRecord | None:
         """Return the branch at the node that takes another update: with room, or the only one of the round."""
         here = [record for record in self._at.get(node, {}).values() if record.open]
-        if len(self.branches) == 1:  # those selected beyond the goal may come, too, and the first ones count
+        # Those selected beyond the goal may come, too, and the first ones count; not where others' branches are lost,
+        # and the top has no leaves for theirs.
+        if len(self.branches) == 1 and not self.top_only and (not here or here[0].updates_max >= self.goal):
             return here[0] if here else None
         return next((record for record in here if self.room(record) > 0), None)
 
@@ -215,9 +224,10 @@ class Round:
             if client in self.assigned:
                 self._awaited[self.assigned[client]] += 1
 
-    def grant(self, contribution: Contribution, record: BranchRecord) -> None:
+    def grant(self, contribution: Contribution, record: BranchRecord, now: float) -> None:
         """Note that the client's update may come into the branch."""
         self.granted[contribution.client] = contribution
+        self.granted_at_s[contribution.client] = now
         self.place(contribution.client, record)
 
     def accept(self, contribution: Contribution, now: float) -> None:
@@ -225,7 +235,7 @@ class Round:
         self.granted.pop(contribution.client, None)
         self.granted_over.pop(contribution.client, None)
         self.accepted[contribution.client] = contribution
-        self.last_accepted_s = now
+        self.last_accepted_s = self.accepted_at_s[contribution.client] = now
 
     def remove(self, client: str) -> None:
         """Note that the client's update is not in the round (any more)."""
@@ -251,7 +261,7 @@ class Round:
                 accepted.append(contribution)
         for each in granted:
             self.selected[each[0]] = None
-            self.grant(Contribution(*each), record)
+            self.grant(Contribution(*each), record, now)
         return Believed(accepted, gone)
 
     # ---- what must hold --------------------------------------------------------------------------------------------
@@ -294,3 +304,19 @@ class Round:
             yield f"the branches by node are {at}, and in the books {self._at}"
         if lost := set(self.places.values()) - self.branches.keys():
             yield f"clients have places in branches {sorted(lost)}, which are not there"
+
+
+def select_by(round_: Round, selection: SelectionSection) -> None:
+    """Note what a round that waits for its clients is to be selected, and closed, by."""
+    round_.goal = selection.clients_per_round
+    round_.target = math.ceil(selection.clients_per_round * selection.over_provision)
+    round_.quorum = selection.quorum or selection.clients_per_round
+    round_.deadline_at_s += selection.deadline_s - round_.deadline_s
+    round_.deadline_s, round_.waited = selection.deadline_s, False
+
+
+def note_digest(round_: Round, client: str, digest: int) -> None:
+    """Note the digest of an update, if it is accepted and that is not known: an earlier life has accepted it."""
+    member = round_.accepted.get(client)
+    if member is not None and isinstance(member.digest, msgspec.UnsetType):
+        round_.accepted[client] = with_digest(member, digest)

@@ -19,14 +19,15 @@ from lifl.core.coordinator.brought import Brought
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.presence import Presence
 from lifl.core.coordinator.recovery import Inventory, Recovery
-from lifl.core.coordinator.round import Phase, Round
+from lifl.core.coordinator.round import Phase, Round, note_digest
 from lifl.core.coordinator.round_planner import RoundPlanner
 from lifl.core.coordinator.rounds import Rounds
 from lifl.core.coordinator.selection import Selection, may_be_late
 from lifl.core.errors import Refused
+from lifl.core.fields import Message
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import commands as o
-from lifl.core.protocol.contribution import Contribution
+from lifl.core.protocol.contribution import Contribution, with_digest
 from lifl.core.turn import Turn
 
 TOO_LATE = "the round closed before this update was complete"
@@ -39,6 +40,8 @@ DECLINED = (
     "{declined} of {selected} selected clients declined ({why}), and {got} updates were accepted within the deadline of"
     " {deadline_s:g} s; the quorum is {quorum}: see to what they say, have more clients join, or lower selection.quorum"
 )
+NOT_CHOSEN = "{function} (selection.strategy) had not chosen its clients by the deadline of {deadline_s:g} s"
+BY_DEADLINE = "{lack}: no more by the deadline of {deadline_s:g} s"
 REASONS_TOLD = 3
 
 
@@ -90,16 +93,16 @@ class RoundRunner:
         self.try_open()
 
     def try_open(self) -> None:
-        """Open the waiting round when enough clients are there; select late ones while it collects."""
+        """Open the waiting round when enough clients are there, if it may; select late ones while it collects."""
         round_ = self._rounds.current
         if round_ is None:
             return
         if round_.phase is Phase.COLLECTING:
             self._selection.fill(round_)
-        if round_.phase is not Phase.WAITING:
+        if round_.phase is not Phase.WAITING or self._rounds.held:
             return
         enough = round_.quorum if self._turn.now >= round_.deadline_at_s or self._spec.is_fold else round_.goal
-        if len(self._presence.of(self._spec.name)) < enough:
+        if self._selection.selectable < enough:
             return
         try:
             plan = self._planner.plan(round_, round_.goal)
@@ -132,8 +135,11 @@ class RoundRunner:
             self._recovery.late(round_)
         elif round_.phase is Phase.COLLECTING:
             got, round_.overdue = len(round_.accepted), True
+            if got < round_.quorum and self._selection.choosing.waits:
+                return NOT_CHOSEN.format(function=self._spec.config.selection.function, deadline_s=round_.deadline_s)
             if got < round_.quorum:
-                return _too_few(round_)
+                lack = self._selection.lack(round_)
+                return BY_DEADLINE.format(lack=lack, deadline_s=round_.deadline_s) if lack else _too_few(round_)
             self._publish("round.deadline", round=round_.number, accepted=got)
             self.close(round_)
         return ""
@@ -189,12 +195,14 @@ class RoundRunner:
     def update_sealed(self, report: o.UpdateSealed) -> None:
         """Accept an update that is sealed in its branch.  Only now is its client told ACCEPTED."""
         round_ = self._rounds.at(report.epoch)
-        if round_ is None or report.client not in round_.granted:
-            return
-        if round_.places[report.client] != report.branch:
+        if round_ is None or round_.places.get(report.client) != report.branch:
             return  # it was given up there, and is on its way into another branch
+        if report.client in round_.accepted:
+            note_digest(round_, report.client, report.digest)
+            return
         round_.received_bytes += report.received_bytes
         contribution, over = round_.granted[report.client], round_.granted_over.get(report.client)
+        contribution = with_digest(contribution, report.digest)
         round_.accept(contribution, self._turn.now)
         if self._spec.is_fold and over is not None:
             self._presence.send(over, cm.Accepted(self._spec.name, round_.number))
@@ -273,6 +281,8 @@ class RoundRunner:
         round_, record = found
         self._recovery.arrives(round_, record, report.members)
         self._tell_accepted(round_, *self._branches.arrived(round_, record, report).accepted)
+        for (client, *_), digest in zip(report.members, report.digests, strict=False):
+            note_digest(round_, client, digest)
         self._settle(round_)
 
     def branch_forgotten(self, report: o.BranchForgotten) -> None:
@@ -344,3 +354,8 @@ class RoundRunner:
 
     def _publish(self, name: str, **fields: Any) -> None:
         self._turn.emit(fx.Publish(name, self._spec.name, fields))
+
+
+def heard(runner: RoundRunner, node: int, report: Message) -> None:
+    """Note what a node says of its branches before what it has is compared with the books."""
+    runner._recovery.heard(node, report)

@@ -14,6 +14,7 @@ class Rounds:
     def __init__(self) -> None:
         self.current: Round | None = None
         self.saving: list[Round] = []  # in the order in which they will be committed
+        self.held = False  # the user lets no round begin
         self.committed = -1  # the last committed round; 0 is the initial model
         self.counted: dict[int, frozenset[str]] = {}  # by committed round: whose updates are in its model
 

@@ -26,18 +26,22 @@ from lifl.core.coordinator.presence import Connection, Presence
 from lifl.core.coordinator.receipt import metrics_of
 from lifl.core.coordinator.round import Phase, Round
 from lifl.core.errors import Refused
-from lifl.core.fields import Message
+from lifl.core.fields import Message, RevokedTicket
 from lifl.core.ids import epoch_of, round_of
-from lifl.core.limits import HOST_GRACE_S, TEXT_CHARS_MAX
+from lifl.core.limits import HOST_GRACE_S, SESSION_ROOM_S, TEXT_CHARS_MAX
+from lifl.core.planning.arena_need import ARENA_MORE_BYTES
 from lifl.core.planning.treatment import reads_model
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import folds as fm
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol import tickets as tm
 from lifl.core.protocol.contribution import Contribution
+from lifl.core.trust.ticket import ANY_FOLD, entry_key
 from lifl.core.turn import Turn
 
 CANCELLED = "the fold was cancelled by its host"
+NO_ROOM = "there was no room for it on the node"
 HOST_LOST = "its host has gone, and was not back within {grace_s:g} s"
 OPEN_RETRY_S = 0.2
 
@@ -82,21 +86,34 @@ class Session(Job):
     def job_opened(self, _report: o.JobOpened) -> None:
         """Let folds be opened."""
         self.status = "running"
+        if self.host is not None:
+            self.due_s = math.inf
+        self._nodes.promised[self.spec.number] = {self._nodes.home: self.spec.bytes_min()}
         self._publish("session.running", round=self.rounds.committed)
         self._greet()
 
     def _begin_round(self) -> None:
         """Leave it to the host."""
 
-    def hosted(self, here: Connection, secret: str = "") -> None:
-        """Note that the session's host is on this connection, and on no other; `secret` is that of its tickets."""
+    def hosted(self, here: Connection, secret: str = "", revoked: Iterable[RevokedTicket] = ()) -> None:
+        """Note that the session's host is on this connection, and on no other; `secret` is that of its tickets.
+
+        What was `revoked` is known before the first ticket counts.  Raise `Refused` for too many.
+        """
+        for each in revoked:
+            self.answers.revoked.add(each.fold, each.client, _current_fold(self))
         if self.host is not None and self.host != here:
             text = f"the host of session {self.name!r} has come over another connection"
             self._presence.send(self.host, cm.Refusal(cm.REPLACED, "job", text, self.name))
         self.host = self.answers.host = self._brought.host = here
         self.answers.secret, self.due_s = secret, math.inf
+        if secret:
+            revoked = self.answers.revoked.entries
+            self._turn.emit(tm.TicketKey(self.name, entry_key(secret, self.name), revoked))
         if self.status == "running":
             self._greet()
+        elif not self._adopting:  # else there are updates that were accepted: for these it waits as long as it takes
+            self.due_s = self._turn.now + SESSION_ROOM_S
 
     def _greet(self) -> None:
         fold = self._done.fold if self._done is not None else 0
@@ -113,11 +130,18 @@ class Session(Job):
     def tick(self) -> None:
         """Do what is due."""
         super().tick()
-        if not self.over and self._turn.now >= self.due_s:
+        if self.over or self._turn.now < self.due_s:
+            return
+        if self.host is None:
             self.end("cancelled", HOST_LOST.format(grace_s=HOST_GRACE_S))
+            return
+        self._tell_host(_no_room(self.spec, self._nodes))
+        self.host = None  # that is its answer: JobOver behind it would be taken for that of its next question
+        self.end("cancelled", NO_ROOM)
 
     def end(self, status: str, reason: str) -> None:
         """Free everything that the session held, and forget it."""
+        self._nodes.promised.pop(self.spec.number, None)
         self.status, self.reason, self.due_s = status, reason, math.inf
         if self.round is not None:
             self._drop_round(self.round, f"the session is {status}: {reason}" if reason else f"the session is {status}")
@@ -160,12 +184,13 @@ class Session(Job):
             self._brought.tell_waiting(self.round)
 
     def _begin_fold(self, number: int, attempt: int, most: int) -> None:
-        self._planner.check_fold(most)
+        self.planner.check_fold(most)
         round_ = Round(number, attempt, self.spec.config.selection, self._turn.now)
         round_.goal = round_.target = most + 1  # a place stays free: the tree is not complete before the host says so
         round_.quorum = 0
         round_.deadline_s = round_.deadline_at_s = math.inf
         self.rounds.current, self._attempt = round_, attempt
+        self._brought.opened(round_.epoch)
         adopting, self._adopting = self._adopting, False
         self.runner.begin({} if adopting else None)
 
@@ -194,14 +219,22 @@ class Session(Job):
             self._tell_host(fm.FoldOver(self.name, fold, CANCELLED))
 
     def put_model(self, here: Connection, event: gm.ModelPut) -> None:
-        """Let the host bring the model that the next fold starts from.  Raise `Refused`."""
+        """Let the host bring the model that the next fold starts from, or a state of the rule.  Raise `Refused`."""
         config = self.spec.config
+        if event.state:  # the session goes on behind the round that the rule was at elsewhere
+            begun = self.round is not None or self._done is not None
+            if begun or event.state not in self.spec.states or self.rounds.committed not in (0, event.round):
+                states = ", ".join(self.spec.states) or "(it has none)"
+                text = f"the states of session {self.name!r}, {states}, can be put before its first fold, of one round"
+                raise Refused("wrong-round", "state", text)
+            self.rounds.committed = self._replicas.model_round = event.round
         reads = reads_model(self.spec.layout, config.aggregation, config.trainable)
-        begun = self.round is not None and self.round.accepted and reads
+        begun = bool(self.round is not None and self.round.accepted and reads)
         if event.round != self.rounds.committed or begun:
             text = f"the model of session {self.name!r} can be put before a fold has updates, behind its last result"
             raise Refused("wrong-round", "round", text)
-        self._turn.order(here.node, o.TakeModel(self.spec.number, here.conn, event.round, event.direct))
+        order = o.TakeModel(self.spec.number, here.conn, event.round, event.direct, event.state)
+        self._turn.order(here.node, order)
 
     def take_part(self, here: Connection, event: gm.PartTaken) -> None:
         """Tell who has a ticket what updates look like.  Raise `Refused` when it is not for the fold that is open."""
@@ -268,6 +301,34 @@ class Session(Job):
     def _tell_host(self, message: Message) -> None:
         if self.host is not None:
             self._presence.send(self.host, message)
+
+
+def _current_fold(session: Session) -> int:
+    """Return the fold that is open, or the least that can come next."""
+    return session.round.epoch if session.round is not None else epoch_of(session.rounds.committed + 1, 0)
+
+
+def revoke(session: Session, asked: tm.RevocationAsked) -> None:
+    """Let a client bring no update by a ticket any more; one that is on its way ends.  Raise `Refused` for too many."""
+    current, round_ = _current_fold(session), session.round
+    session.answers.revoked.add(asked.fold, asked.client, current)
+    session._turn.emit(tm.TicketOut(session.name, asked.fold, asked.client, current))
+    if round_ is not None and asked.fold in (ANY_FOLD, current):
+        over = round_.granted_over.get(asked.client)
+        on_its_way = asked.client in round_.granted and asked.client not in round_.accepted
+        if on_its_way and over is not None and over != session.host:
+            session._turn.emit(gm.HangUp(over.conn))
+    session._tell_host(tm.TicketRevoked(session.name, asked.fold, asked.client))
+
+
+def _no_room(spec: JobSpec, nodes: NodeTable) -> cm.Refusal:
+    """Return why a session was not opened: all this time others have had the room of its first fold."""
+    node, need = nodes.get(nodes.home), spec.bytes_min()
+    assert node is not None
+    text = f"a fold of such a model needs {need} bytes of the arena; for {SESSION_ROOM_S:g} s jobs and other folds have"
+    text = f"{text} had too much of the {node.arena_bytes} that the node has (`lifl jobs` and `lifl top` show them): "
+    more = f"end one, or start the node with {need + ARENA_MORE_BYTES} bytes more (lifl up --arena-bytes)"
+    return cm.Refusal("no-room", "node", text + more, spec.name)
 
 
 def host_left(jobs: Iterable[Job], node: int, conn: int | None = None) -> None:

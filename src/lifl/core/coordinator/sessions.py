@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from lifl.core.coordinator.coordinator import Coordinator
 from lifl.core.coordinator.presence import Connection
-from lifl.core.coordinator.session import Session
+from lifl.core.coordinator.session import Session, revoke
 from lifl.core.errors import Refused
 from lifl.core.events import SessionHosted
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol import tickets as tm
 
-FromHost = SessionHosted | gm.FoldAsked | gm.ModelPut | gm.SessionEnded | gm.PartTaken
+FromHost = SessionHosted | gm.FoldAsked | gm.ModelPut | gm.SessionEnded | gm.PartTaken | tm.RevocationAsked
 
 
 def ask(coordinator: Coordinator, event: FromHost) -> None:
@@ -24,7 +25,7 @@ def ask(coordinator: Coordinator, event: FromHost) -> None:
             if not isinstance(event, SessionHosted | gm.PartTaken) and job.host != here:
                 raise Refused("not-host", "job", f"session {event.job!r} is another connection's")
             _do(job, here, event)
-            coordinator._note_over(job)
+            coordinator._settle(job)
     except Refused as refused:
         coordinator.presence.refuse(here, refused, event.job, getattr(event, "round", -1))
 
@@ -32,13 +33,15 @@ def ask(coordinator: Coordinator, event: FromHost) -> None:
 def _do(session: Session, here: Connection, event: FromHost) -> None:
     match event:
         case SessionHosted():
-            session.hosted(here, event.secret)
+            session.hosted(here, event.secret, event.revoked)
         case gm.PartTaken():
             session.take_part(here, event)
         case gm.ModelPut():
             session.put_model(here, event)
         case gm.SessionEnded():
             session.end("finished", "")
+        case tm.RevocationAsked():
+            revoke(session, event)
         case gm.FoldAsked(_conn, _job, fold, "open", expected):
             session.open_fold(fold, expected)
         case gm.FoldAsked(_conn, _job, fold, "close"):

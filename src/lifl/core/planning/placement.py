@@ -31,7 +31,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-from lifl.core.config.job import Policy
+from lifl.core.config.aggregation import Policy
 from lifl.core.errors import LocalFault
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from lifl.core.config.job import Policy
+from lifl.core.config.aggregation import Policy
 from lifl.core.fields import Count, Name, NotNegative, Real
 from lifl.core.limits import COUNT_MAX, REAL_MAX
 
@@ -37,7 +37,8 @@ class NodeFacts(msgspec.Struct, frozen=True):
     """A node as the planner sees it.
 
     `residual` is RC in updates at a time (`capacity.py`), `arena_bytes` what this job may use of the arena (what
-    it uses already included), `execution_s` is E (0: not measured, `Costs` decide), `warm` its idle workers.
+    it uses already included), `execution_s` is E (0: not measured, `Costs` decide), `warm` its idle workers.  One that
+    has not the labels which the job asks for (`placement.nodes`) does not take updates.
     """
 
     node: Name
@@ -46,6 +47,7 @@ class NodeFacts(msgspec.Struct, frozen=True):
     workers_max: Positive = 8
     warm: Count = 0
     execution_s: Seconds = 0.0
+    takes_updates: bool = True
 
 
 class PlanRequest(msgspec.Struct, frozen=True):

@@ -167,7 +167,8 @@ def _left_by_middles(middle_fan_in: int, top: bool) -> int:
 def make_plan(request: PlanRequest) -> Plan:
     """Return the plan of a round that begins.
 
-    Raise `Refused` (code ``too-large``, with the numbers) when no arena holds what the round needs at the least;
+    Raise `Refused` (code ``too-large``, with the numbers) when no arena holds what the round needs at the least, and
+    ``no-node`` when no node may take its updates;
     `LocalFault` when the request makes no sense.
     """
     _check(request)
@@ -196,8 +197,10 @@ def _find_takers(nodes: list[_Node], holder: _Node | None) -> None:
     """
     for node in nodes:
         need = node.leaf_bytes(node.request.updates)
-        node.takes = node.facts.arena_bytes >= need
-        if not node.takes:
+        node.takes = node.facts.takes_updates and node.facts.arena_bytes >= need
+        if not node.facts.takes_updates:
+            node.reasons.append("takes no updates: it has not the labels that the job asks for (placement.nodes)")
+        elif not node.takes:
             have = node.facts.arena_bytes
             what = "a leaf and its path with the top" if node.has_model else "a leaf and its path"
             node.reasons.append(f"takes no updates: {what} need {need} bytes, the arena has {have}")
@@ -223,6 +226,10 @@ def _check(request: PlanRequest) -> None:
         raise LocalFault(f"a plan takes 1 to {NODES_MAX} nodes, not {len(request.nodes)}")
     if request.fan_in < 1 or request.middle_fan_in < 2:
         raise LocalFault(f"fan-in {request.fan_in} and {request.middle_fan_in} (of a middle) build no tree")
+    if not any(facts.takes_updates for facts in request.nodes):
+        raise Refused(
+            "no-node", "placement.nodes", "no node that takes updates now has the labels that the job asks for"
+        )
     if len({facts.node for facts in request.nodes}) < len(request.nodes):
         raise LocalFault("two nodes have the same name")
     for facts in request.nodes:
@@ -252,7 +259,8 @@ def _place(request: PlanRequest, nodes: list[_Node], holder: _Node | None) -> No
     if not takers:
         if holder is not None and holder.remote_max(0, 1) < 1:
             raise _too_large([holder], holder.need_bytes(0, 0, 1, True), "the top")
-        raise _too_large(nodes, min(node.leaf_bytes(asked) for node in nodes), "a leaf and its path")
+        fit = [node for node in nodes if node.facts.takes_updates]
+        raise _too_large(fit, min(node.leaf_bytes(asked) for node in fit), "a leaf and its path")
     demand = max(node.demand for node in takers)
     units = {node.name: math.floor(node.facts.residual * UNITS_PER_UPDATE) for node in takers}
     received = math.floor(request.arrival_s * request.costs.ingest_bytes_per_s / request.model_bytes)

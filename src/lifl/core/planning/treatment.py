@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from lifl.core.config.job import AggregationSection
+from lifl.core.config.aggregation import AggregationSection
 from lifl.core.errors import ConfigError
 from lifl.core.fields import TensorPatterns, TrainablePatterns
 from lifl.core.limits import TRAINABLE_TENSORS_MAX

@@ -130,6 +130,9 @@ class Tree:
     Its `root` is the top; without `top` it is the task whose partial leaves the node.
     """
 
+    is_chain = False
+    """Whether each leaf takes the partial of the one before (`chain.py`)."""
+
     def __init__(self, updates: int, fan_in: int, middle_fan_in: int, partials: int = 0, top: bool = True) -> None:
         if updates < 0 or updates + partials < 1:
             raise LocalFault("a tree needs at least one update or partial")
@@ -220,6 +223,23 @@ class Tree:
         while step is not None:
             yield step
             step = step.parent
+
+    def opened_for(self, takers: int) -> int:
+        """Return how many of `takers`, in order, are to be open when updates come for so many: these."""
+        return takers
+
+    def is_idle(self, task: Task) -> bool:
+        """Return whether nothing has come to an open task, and nothing is on its way to it."""
+        idle = task.state is TaskState.OPEN and not task.inputs and not task.adopted
+        return idle and all(child.state is TaskState.PLANNED for child in task.children)
+
+    def members_max(self, task: Task, most: int) -> int:
+        """Return how many updates the task's output may stand for, of `most` in all."""
+        if task.role == "leaf":
+            return self.fan_in
+        if task.adopted:
+            return most
+        return min(most, sum(self.members_max(child, most) for child in task.children))
 
     def partials_held_max(self) -> int:
         """Return the most partials that one path of the tree holds: each level's fan-in and its own outputs."""

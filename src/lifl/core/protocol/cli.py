@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
-from lifl.core.fields import ClientPattern, Count, Integer, Message, Name, Path, StateNames, Word
+from lifl.core.fields import ClientPattern, Count, Integer, Message, Name, Path, StateNames, Text, Word
 from lifl.core.identity import Role
 from lifl.core.limits import (
+    COUNT_MAX,
+    EDITS_MAX,
     MODEL_PIECE_BYTES,
     NAME_CHARS_MAX,
     ROUNDS_MAX,
@@ -33,11 +35,13 @@ class SubmitJob(Message, frozen=True):
     """A round config (as `config/job.JobConfig` builtins, paths absolute) to run.
 
     `states` are the names of the rule's state vectors (`rules.Rule.states`): only the submitter imports the rule.
+    `replace`: a job that has the name is ended and forgotten; earlier versions do not know it, so else it is not said.
     """
 
     config: dict[str, Any]
     states: StateNames = ()
     follow: bool = False
+    replace: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class ListJobs(Message, frozen=True):
@@ -50,16 +54,19 @@ class ListJobs(Message, frozen=True):
 
 
 class JobStatus(Message, frozen=True):
-    """Asks for one job with its last rounds (or only `round`) and receipts: {"job", "config", "now", "rounds", "more"}.
+    """Asks for one job with its last rounds (or only `round`) and receipts.
+
+    Answered by Answer {"job", "config", "now", "models", "rounds", "more"}.
 
     Of the attempts before (round, attempt) `before` the `last` ones come, in order, as many as fit a frame; `more` is
-    the `before` of the rest, or None.
+    the `before` of the rest, or None.  Without `trees` receipts come without the tasks.
     """
 
     job: Path
     last: Count = STATUS_ROUNDS
     before: tuple[Count, Count] = (ROUNDS_MAX + 1, 0)
     round: Count | None = None
+    trees: bool = True
 
 
 class JobClients(Message, frozen=True):
@@ -79,8 +86,49 @@ class CancelJob(Message, frozen=True):
     job: Path
 
 
+class PauseJob(Message, frozen=True):
+    """Lets no further round of a job begin, until ResumeJob: {"job", "finishing": the round that runs, or None}."""
+
+    job: Path
+
+
+class ResumeJob(Message, frozen=True):
+    """Lets a job go on that is paused, or over: from its last committed model, with the rule's state.
+
+    It gets so many `rounds`, or so many `more`; neither given: those that it has.  Answered by Answer {"job", "status",
+    "committed", "rounds"}.
+    """
+
+    job: Path
+    rounds: Annotated[int, msgspec.Meta(ge=1, le=ROUNDS_MAX)] | None = None
+    more: Annotated[int, msgspec.Meta(ge=1, le=ROUNDS_MAX)] | None = None
+
+
+class EditJob(Message, frozen=True):
+    """Changes a job's config, from the next round on: {"job", "changes", "from_round"}.
+
+    `overrides` are ``section.key=value`` each; the keys of `config/edits.EDITABLE` may change.  `from_round` is None of
+    a job that is over.
+    """
+
+    job: Path
+    overrides: Annotated[tuple[Text, ...], msgspec.Meta(max_length=EDITS_MAX)]
+
+
+class RemoveJob(Message, frozen=True):
+    """Forgets a job that is over, and (`models`) removes the files of its models: {"job", "folder", "files", "bytes"}.
+
+    `files` and `bytes` are what was removed from `folder`; `copies` is there when copies on other nodes go, too.
+    """
+
+    job: Path
+    models: bool = False
+
+
 class Snapshot(Message, frozen=True):
-    """Asks for everything that `lifl top` shows."""
+    """Asks for everything that `lifl top` shows; without `trees` running rounds come without their tasks."""
+
+    trees: bool = True
 
 
 class ListNodes(Message, frozen=True):
@@ -112,6 +160,19 @@ class PlansOfRound(Message, frozen=True):
     job: Path
     round: Integer
     after: Count = 0
+
+
+class UpdatesOfRound(Message, frozen=True):
+    """Asks for the updates of a committed round, of clients whose names come after `after`.
+
+    Answered by Answer {"attempt", "updates": [{"client", "weight", "digest"}, ...], "updates_digest", "more"}: `digest`
+    of 16 hexadecimal digits (empty: it is not known), `updates_digest` as the receipt has it; `more` is the `after` of
+    the next page, or None.
+    """
+
+    job: Path
+    round: Count
+    after: Word = ""
 
 
 class Follow(Message, frozen=True):
@@ -214,16 +275,46 @@ class RotateAuthority(Message, frozen=True):
     """Puts a new authority beside the old one, which stays trusted until all that it issued has expired."""
 
 
+class OpenPage(Message, frozen=True):
+    """Asks for a link to the node's page: answered by Answer {"address", "tls", "link", "role", "expires_unix_s"}.
+
+    Who opens it first looks at the page as `role` (empty: as who asks), until the visit is over.
+    """
+
+    role: Literal["", "operator", "reader"] = ""
+
+
+class ReadAudit(Message, frozen=True):
+    """Asks for lines of the audit log, in order, the last ones before line `before`: {"lines", "more", "chain"}.
+
+    Each line is as it stands there, without `prev`; one that is not whole is {"seq", "torn": its text}.  `more` is the
+    `before` of those before them, or None.  With `verify` `chain` says whether the whole log is as it was written:
+    {"first", "last", "digest", "torn", "unmarked_bytes", "broken"}; else it is None.
+    """
+
+    before: Annotated[int, msgspec.Meta(ge=1, le=COUNT_MAX)] = COUNT_MAX
+    verify: bool = False
+
+
+class ReadLog(Message, frozen=True):
+    """Asks for the end of `lifld`'s log: Answer {"lines": [...]}, or None for a node that logs to its terminal."""
+
+
 FromCli = (
     SubmitJob
     | ListJobs
     | JobStatus
     | JobClients
     | CancelJob
+    | PauseJob
+    | ResumeJob
+    | EditJob
+    | RemoveJob
     | Snapshot
     | ListNodes
     | PlanJob
     | PlansOfRound
+    | UpdatesOfRound
     | Follow
     | DebugRecord
     | Shutdown
@@ -238,6 +329,9 @@ FromCli = (
     | RevokeCertificate
     | RenewCertificate
     | RotateAuthority
+    | OpenPage
+    | ReadAudit
+    | ReadLog
 )
 ACTION_OF: dict[type[Message], Action] = {
     SubmitJob: Action.SUBMIT_JOB,
@@ -245,10 +339,15 @@ ACTION_OF: dict[type[Message], Action] = {
     JobStatus: Action.SEE_JOBS,
     JobClients: Action.SEE_JOBS,
     CancelJob: Action.CANCEL_JOB,
+    PauseJob: Action.CHANGE_JOB,
+    ResumeJob: Action.CHANGE_JOB,
+    EditJob: Action.CHANGE_JOB,
+    RemoveJob: Action.CHANGE_JOB,
     Snapshot: Action.SEE_NODES,
     ListNodes: Action.SEE_NODES,
     PlanJob: Action.PLAN_JOB,
     PlansOfRound: Action.SEE_JOBS,
+    UpdatesOfRound: Action.SEE_JOBS,
     Follow: Action.SEE_JOBS,
     DebugRecord: Action.RECORD,
     Shutdown: Action.STOP_NODE,
@@ -263,6 +362,9 @@ ACTION_OF: dict[type[Message], Action] = {
     RevokeCertificate: Action.MANAGE_CERTIFICATES,
     RenewCertificate: Action.MANAGE_CERTIFICATES,
     RotateAuthority: Action.MANAGE_CERTIFICATES,
+    OpenPage: Action.OPEN_PAGE,
+    ReadAudit: Action.SEE_LOG,
+    ReadLog: Action.SEE_LOG,
 }
 """What each request wants to do; who may is in `trust/policy.py`."""
 assert set(ACTION_OF) == set(get_args(FromCli))

@@ -13,7 +13,7 @@ digest (`schema.Layout.digest`) stands for them, in both directions, and `tensor
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -30,6 +30,7 @@ from lifl.core.fields import (
     KnownWords,
     Message,
     Name,
+    Properties,
     RetryAfter,
     RoundOrNone,
     Seconds,
@@ -43,6 +44,8 @@ from lifl.core.fields import (
 )
 from lifl.core.limits import CHAIN_BYTES_MAX, REASON_BYTES_MAX
 from lifl.core.protocol import folds as fm
+from lifl.core.protocol import tickets as tm
+from lifl.core.protocol.body_ranges import BodyRange, Streams
 from lifl.core.protocol.versions import Spoken
 from lifl.core.trust.tokens import TokenNumber, TokenSecret
 
@@ -63,7 +66,9 @@ SEGMENTS = "segments"
 their own."""
 ABSENT = "absent"
 """The feature of a peer that knows updates which lack some of the tensors."""
-KNOWS = (DECLINE, DIGESTS, PING, COOKIE, FOLDS, SEGMENTS, ABSENT)
+PROPERTIES = "properties"
+"""The feature of a node that knows what clients say of themselves when they join."""
+KNOWS = (DECLINE, DIGESTS, PING, COOKIE, FOLDS, SEGMENTS, ABSENT, PROPERTIES)
 """What this version knows."""
 
 # ---- client → gateway ------------------------------------------------------------------------------------------
@@ -106,11 +111,13 @@ class Join(Message, frozen=True):
 
     `connected_ns`, a clock of the client's, means something to earlier versions only: of two connections that claim one
     name, the one whose Join comes last has it.
+    `properties` are what the client says of itself, to who knows `PROPERTIES`.
     """
 
     job: Name
     holding: Count | None = None
     connected_ns: Count = 0
+    properties: Properties | msgspec.UnsetType = msgspec.UNSET
 
 
 class GetModel(Message, frozen=True):
@@ -127,6 +134,7 @@ class GetModel(Message, frozen=True):
     digest: Digest | msgspec.UnsetType = msgspec.UNSET
     direct: bool | msgspec.UnsetType = msgspec.UNSET
     part: Count | msgspec.UnsetType = msgspec.UNSET
+    streams: Streams | msgspec.UnsetType = msgspec.UNSET
 
 
 class ModelRead(Message, frozen=True):
@@ -157,6 +165,7 @@ class Submit(Message, frozen=True):
     fold: Count | msgspec.UnsetType = msgspec.UNSET
     ticket: Ticket | msgspec.UnsetType = msgspec.UNSET
     absent: Absent | msgspec.UnsetType = msgspec.UNSET
+    streams: Streams | msgspec.UnsetType = msgspec.UNSET
 
 
 class Filled(Message, frozen=True, omit_defaults=True):
@@ -184,6 +193,15 @@ class Decline(Message, frozen=True):
     reason: Text = ""
 
 
+class Evaluated(Message, frozen=True):
+    """What a client has found that was selected to evaluate the model of `round`: answered by Accepted or Refusal."""
+
+    job: Name
+    round: Count
+    weight: float
+    metrics: AnnouncedMetrics
+
+
 class Offer(Message, frozen=True, omit_defaults=True):
     """Another node's gateway has a partial of `data_bytes` bytes, with `meta_bytes` of members behind them.
 
@@ -199,6 +217,7 @@ class Offer(Message, frozen=True, omit_defaults=True):
     data_bytes: Count
     meta_bytes: Count
     secret: Secret = ""
+    streams: Streams = 1
 
 
 class Checksums(Message, frozen=True):
@@ -218,6 +237,7 @@ class Ping(Message, frozen=True):
 FromClient = (
     AskRoots
     | ShowToken
+    | tm.ShowTicket
     | Hello
     | Prove
     | Join
@@ -227,7 +247,9 @@ FromClient = (
     | Filled
     | Leave
     | Decline
+    | Evaluated
     | Offer
+    | BodyRange
     | Checksums
     | Ping
     | fm.TakePart
@@ -237,6 +259,7 @@ FromClient = (
     | fm.CloseFold
     | fm.CancelFold
     | fm.EndSession
+    | tm.RevokeTicket
 )
 
 
@@ -244,12 +267,13 @@ FromClient = (
 
 
 class Welcome(Message, frozen=True, omit_defaults=True):
-    """The answer to Hello.  `knows` is told to who said there what it knows itself."""
+    """The answer to Hello.  `knows` is told to who said there what it knows itself, `streams` to who knows STREAMS."""
 
     version: Integer
     node: Word
     direct: bool = False
     knows: KnownWords = ()
+    streams: Streams = 1
 
 
 class Roots(Message, frozen=True):
@@ -283,9 +307,12 @@ class Selected(Message, frozen=True):
     """The client is to train in this round.  `tensors` is the model's schema; `deadline_s` the seconds left.
 
     `gateway` (HOST:PORT) is where to get the model and to submit; empty: over this connection.  On its way to the
-    client's gateway it has neither `tensors` nor `options`: these are added there (`gateway.TellClient.selects`).
+    client's gateway it has no `tensors`, and of `options` those alone that are this round's or this client's own: the
+    rest is added there (`gateway.TellClient.selects`).
     `trainable` are the job's patterns, told to who knows `ABSENT`: an update may lack some of the tensors.
-    Who has a ticket is told the `fold`.
+    Who has a ticket is told the `fold`, and which one the session had open before it, `behind`, if the node knows.
+    With the `kind` ``evaluate``, told to who said that it evaluates, the client is not to train: it gets the model that
+    `round` has committed, which is the one that the next round starts from, and says Evaluated.
     """
 
     job: Name
@@ -298,6 +325,8 @@ class Selected(Message, frozen=True):
     digest: Digest | msgspec.UnsetType = msgspec.UNSET
     trainable: TrainablePatterns | msgspec.UnsetType = msgspec.UNSET
     fold: Count | msgspec.UnsetType = msgspec.UNSET
+    kind: Literal["evaluate"] | msgspec.UnsetType = msgspec.UNSET
+    behind: Count | msgspec.UnsetType = msgspec.UNSET
 
 
 class Model(Message, frozen=True):
@@ -314,6 +343,7 @@ class Model(Message, frozen=True):
     digest: Digest | msgspec.UnsetType = msgspec.UNSET
     offset: Count | msgspec.UnsetType = msgspec.UNSET
     checksum: Bits64 | msgspec.UnsetType = msgspec.UNSET
+    transfer: Secret | msgspec.UnsetType = msgspec.UNSET
 
 
 class Go(Message, frozen=True):
@@ -324,6 +354,7 @@ class Go(Message, frozen=True):
     round: Count
     direct: bool = False
     offset: Count = 0
+    transfer: Secret | msgspec.UnsetType = msgspec.UNSET
 
 
 class Accepted(Message, frozen=True):
@@ -351,6 +382,10 @@ REPLACED = "replaced"
 
 NO_PLACE = ("too-many-connections", "quota")
 """The codes of a refusal to take a connection in: another time there may be a place."""
+
+
+EVALUATION_OVER = "evaluation-over"
+"""The code of a refusal that means: what a client finds of that model is not waited for any more."""
 
 
 SPOILT = "spoilt"
@@ -416,6 +451,7 @@ ToClient = (
     | fm.FoldAccepted
     | fm.FoldDone
     | fm.FoldOver
+    | tm.TicketRevoked
 )
 
 

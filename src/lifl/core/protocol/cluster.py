@@ -30,6 +30,8 @@ from lifl.core.fields import (
     Integer,
     KnownWords,
     Message,
+    Name,
+    NodeLabels,
     Path,
     Real,
     WorkersMax,
@@ -41,6 +43,7 @@ from lifl.core.limits import (
     OBJECTS_MAX,
     RATE_PER_S_MAX,
     REFUSAL_CHARS_MAX,
+    REMOVED_COPIES_MAX,
     TREE_LINES_MAX,
 )
 from lifl.core.protocol import commands as o
@@ -72,8 +75,19 @@ room for `KNOWN_WORDS_MAX` words, at the earlier release's nodes, too.
 """
 TRAINABLE = "trainable"
 """The word of a node that knows of updates which lack some of a job's tensors."""
-KNOWS = (SECRETS, QUOTAS, JOURNAL, DRAIN, BEARERS, OWNERS, TRAINABLE)
+PROPERTIES = "properties"
+"""The word of a node that knows what clients say of themselves, and evaluations: it is told so in PeerWelcome, too."""
+KEEPS = PROPERTIES
+"""That of a node that is told which copies of models stay: it came with the one before."""
+REMOVES = "removes"
+"""The word of a node that is told which jobs were forgotten with their models: its copies of these go."""
+LABELS = REMOVES
+"""That of a coordinator that is told the labels of a node, in its Inventory: it came with the one before."""
+KNOWS = (SECRETS, QUOTAS, JOURNAL, DRAIN, BEARERS, OWNERS, TRAINABLE, PROPERTIES, REMOVES)
 """What a node of this version knows (`PeerHello.knows`)."""
+EVERY_WORD = (*KNOWS, COORDINATES)
+LATER = (PROPERTIES, REMOVES)
+"""Those of them that are left out to a member which takes no more than 8."""
 HEARTBEAT_S = 1.0
 SUSPECT_S = 3.0
 DEAD_S = 6.0
@@ -108,7 +122,7 @@ class CommandHello(Message, frozen=True):
 class PeerWelcome(Message, frozen=True, omit_defaults=True):
     """The coordinator takes the node in.  Its answer is an Inventory.
 
-    `term` is the coordinator's, where it moves.
+    `term` is the coordinator's, where it moves.  `knows` is told to who said `PROPERTIES`: what the coordinator knows.
     """
 
     version: Integer
@@ -116,6 +130,7 @@ class PeerWelcome(Message, frozen=True, omit_defaults=True):
     control: Address
     gateway: Address
     term: Count = 0
+    knows: KnownWords = ()
 
 
 class PeerRedirect(Message, frozen=True):
@@ -195,6 +210,16 @@ class SeeFolder(Message, frozen=True):
     number: Count
 
 
+class CopiesRemoved(Message, frozen=True):
+    """Remove your copies of the models of these jobs, by number and name: they were forgotten with their models.
+
+    The last ones are told, to each node that comes and whenever one is added.  `owner` is whose jobs they are.
+    """
+
+    owner: Bits64
+    jobs: Annotated[tuple[tuple[Count, Name], ...], msgspec.Meta(max_length=REMOVED_COPIES_MAX)]
+
+
 class FolderSeen(Message, frozen=True):
     """What a node found; `fault` is empty when it sees the folder, and may write there."""
 
@@ -217,7 +242,7 @@ class Inventory(Message, frozen=True, omit_defaults=True):
     """What an agent has when it (re)joins: the numbers of its jobs, and its branches.  From here both sides go on.
 
     `orphans` are jobs of which an earlier life of the node has left something.  `drains`: it was told to take no
-    clients, by whoever coordinated then.  `more`: pages follow (`pages.py`).
+    clients, by whoever coordinated then.  `more`: pages follow (`pages.py`).  `labels` are told to who knows `LABELS`.
     """
 
     jobs: Annotated[tuple[Count, ...], msgspec.Meta(max_length=OBJECTS_MAX)] = ()
@@ -225,6 +250,7 @@ class Inventory(Message, frozen=True, omit_defaults=True):
     orphans: Annotated[tuple[Count, ...], msgspec.Meta(max_length=OBJECTS_MAX)] = ()
     more: bool = False
     drains: bool = False
+    labels: NodeLabels = msgspec.field(default_factory=dict)
 
 
 class Draining(Message, frozen=True):
@@ -236,7 +262,7 @@ class Leaving(Message, frozen=True):
 
 
 Greeting = PeerWelcome | PeerRedirect | PeerRejoin | PeerRefusal
-ToAgent = PeerMembers | Heartbeat | Revoked | BearersTold | SeeFolder | o.Order
+ToAgent = PeerMembers | Heartbeat | Revoked | BearersTold | SeeFolder | CopiesRemoved | o.Order
 ToCoordinator = (
     Heartbeat
     | FolderSeen
@@ -248,6 +274,7 @@ ToCoordinator = (
     | gm.ClientJoined
     | gm.ClientLeft
     | gm.ClientDeclined
+    | gm.ClientEvaluated
     | gm.Admit
     | gm.GatewayLost
     | o.Report

@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from lifl.core.config.job import AggregationSection, QuotaSection
+from lifl.core.config.aggregation import AggregationSection
+from lifl.core.config.job import QuotaSection
 from lifl.core.fields import (
     Address,
     ArenaBytes,
@@ -34,9 +35,13 @@ from lifl.core.fields import (
     Text,
     TrainablePatterns,
     Weight,
+    Word,
 )
 from lifl.core.limits import BRANCH_UPDATES_MAX, BRANCHES_MAX, CLIENTS_PER_ROUND_MAX, COUNT_MAX, MEMBERS_PER_FRAME_MAX
+from lifl.core.planning.keeping import Kept
+from lifl.core.protocol.evaluations import EvaluateModel, ModelEvaluated
 from lifl.core.protocol.gateway import TellClient
+from lifl.core.protocol.user_calls import CallFunction, FunctionReturned
 
 Contributions = Annotated[tuple[tuple[Name, Weight, Metrics], ...], msgspec.Meta(max_length=MEMBERS_PER_FRAME_MAX)]
 """Client, weight and metrics of each update in a branch or a partial."""
@@ -54,9 +59,12 @@ class OpenJob(Message, frozen=True):
     who are selected.  `quota` is told to nodes that know of it, when it limits anything; `durability`
     when it is ``disk``: then an update is stored (`protocol/journal.py`) before it counts as sealed; `owner`, who has
     submitted it, when that is known.
+    Of a job that is open here already `client_options` alone are taken.
     `fold` is told at home for a session of folds: its model comes from its host, or is what an earlier life has sealed,
     and the answer is FoldAdopted, then JobOpened.
     `trainable` is told where the job has such patterns, to nodes that know of them: an update may lack some `tensors`.
+    `evaluates` is told at home where functions of the user's are called (`user_calls.py`): they meet no other job.
+    `room_bytes` is told at home where the job has less room there than a whole round needs: others fold its updates.
     """
 
     number: Count
@@ -75,6 +83,8 @@ class OpenJob(Message, frozen=True):
     fold: bool | msgspec.UnsetType = msgspec.UNSET
     owner: Text | msgspec.UnsetType = msgspec.UNSET
     trainable: TrainablePatterns | msgspec.UnsetType = msgspec.UNSET
+    evaluates: bool | msgspec.UnsetType = msgspec.UNSET
+    room_bytes: Count | msgspec.UnsetType = msgspec.UNSET
 
 
 class LoadJob(OpenJob, frozen=True):
@@ -234,6 +244,13 @@ class ServeCopy(Message, frozen=True):
     digests: Digests = ()
 
 
+class KeepCopies(Message, frozen=True):
+    """Remove this node's copies of the job's models that do not stay.  It is told to nodes that know of it."""
+
+    number: Count
+    kept: Kept
+
+
 class CommitBranch(Message, frozen=True):
     """The round is committed: free what was kept of it for a restart."""
 
@@ -242,12 +259,16 @@ class CommitBranch(Message, frozen=True):
 
 
 class TakeModel(Message, frozen=True):
-    """The session's host may bring the model behind `round` over its connection `conn`; `direct`: it writes itself."""
+    """The session's host may bring the model behind `round`, or the rule's `state`, over its connection `conn`.
+
+    `direct`: it writes itself.
+    """
 
     number: Count
     conn: Count
     round: Count
     direct: bool = False
+    state: Word = ""
 
 
 class DrainNode(Message, frozen=True):
@@ -278,8 +299,11 @@ Order = (
     | CopyModel
     | ServeCopy
     | FetchJob
+    | KeepCopies
     | CommitBranch
     | TakeModel
+    | EvaluateModel
+    | CallFunction
     | DrainNode
     | TellClient
 )
@@ -324,9 +348,10 @@ class BranchAdopted(Message, frozen=True):
 
 
 class UpdateSealed(Message, frozen=True, forbid_unknown_fields=False):
-    """A granted update is sealed and in the branch.
+    """A granted update is sealed and in the branch, and has this digest (`contribution.Contribution`; 0: not known).
 
-    Agents of earlier versions send a field more, which meant nothing.
+    Of what an earlier life of the node has sealed it is said again, for the digest's sake.  Agents of earlier versions
+    send a field more, which meant nothing.
     """
 
     number: Count
@@ -334,6 +359,7 @@ class UpdateSealed(Message, frozen=True, forbid_unknown_fields=False):
     branch: Count
     client: Name
     received_bytes: ArenaBytes
+    digest: Bits64 = 0
 
 
 class UpdateAborted(Message, frozen=True):
@@ -366,7 +392,7 @@ class BranchSealed(Message, frozen=True):
 class PartialArrived(Message, frozen=True):
     """The top has the partial of a branch, which holds exactly these members; `moved_bytes` came from another node.
 
-    `more`: pages follow (`pages.py`).
+    `digests` are those of the members' updates.  `more`: pages follow (`pages.py`).
     """
 
     number: Count
@@ -375,6 +401,7 @@ class PartialArrived(Message, frozen=True):
     members: Contributions
     moved_bytes: Count
     more: bool = False
+    digests: Annotated[tuple[Bits64, ...], msgspec.Meta(max_length=MEMBERS_PER_FRAME_MAX)] = ()
 
 
 class BranchForgotten(Message, frozen=True):
@@ -462,4 +489,6 @@ Report = (
     | CopyServed
     | CopyFailed
     | FilePaused
+    | ModelEvaluated
+    | FunctionReturned
 )

@@ -6,8 +6,9 @@ ledger is rebuilt from the arena alone, however far the tree had come.
 
 from __future__ import annotations
 
+import hashlib
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgpack
 import msgspec
@@ -22,13 +23,14 @@ class Contribution(msgspec.Struct, frozen=True):
     """One client's part in a round: its weight (number of examples), its metrics, and what its update lacks.
 
     `absent` are the tensors that are not in it, by `absent_bits`; not told: all of them are.  It is known where the
-    object is, and not in the ledger.
+    object is, and not in the ledger.  `digest` is the checksum of its bytes (`shm/checksum.py`), as they were sealed.
     """
 
     client: str
     weight: float
     metrics: dict[str, float] = {}
     absent: bytes | msgspec.UnsetType = msgspec.UNSET
+    digest: int | msgspec.UnsetType = msgspec.UNSET
 
 
 def absent_bits(names: Sequence[str], there: Collection[str]) -> bytes:
@@ -37,10 +39,29 @@ def absent_bits(names: Sequence[str], there: Collection[str]) -> bytes:
     return bits.to_bytes(-(-len(names) // 8), "little")
 
 
-def with_absent(packed: bytes, absent: bytes) -> bytes:
-    """Return a packed contribution as one of an update that lacks some tensors.  Raise as the other two."""
+def sealed_as(packed: bytes, digest: int, absent: bytes | msgspec.UnsetType) -> bytes:
+    """Return a packed contribution as that of an update whose bytes are there.  Raise as `unpack_contributions`.
+
+    The digest is left out where there is no room for it: it is told to the ledger besides.
+    """
     (contribution,) = unpack_contributions(packed)
-    return pack_contribution(msgspec.structs.replace(contribution, absent=absent))
+    contribution = msgspec.structs.replace(contribution, absent=absent)
+    whole = msgspec.structs.replace(contribution, digest=digest)
+    return pack_contribution(whole if packed_bytes(whole) <= CONTRIBUTION_BYTES_MAX else contribution)
+
+
+def with_digest(contribution: Contribution, digest: int) -> Contribution:
+    """Return the contribution with the digest of its update; 0: it is not known."""
+    return msgspec.structs.replace(contribution, digest=digest) if digest else contribution
+
+
+def root_of(updates: Iterable[tuple[str, float, int]]) -> str:
+    """Return what stands for all updates of a round, (client, weight, digest) each: SHA-256, in hexadecimal digits.
+
+    It is that of a line for each, in the order of the clients' names: name, weight as Python writes it, digest.
+    """
+    lines = (f"{client} {float(weight)!r} {digest:016x}\n" for client, weight, digest in sorted(updates))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def packed_bytes(contribution: Contribution) -> int:

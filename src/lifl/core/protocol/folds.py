@@ -19,6 +19,7 @@ from lifl.core.fields import (
     Metrics,
     Name,
     NotNegative,
+    RevokedTicketList,
     RoundMetrics,
     RuleName,
     Secret,
@@ -29,6 +30,7 @@ from lifl.core.fields import (
     TrainablePatterns,
 )
 from lifl.core.limits import CLIENTS_PER_ROUND_MAX
+from lifl.core.protocol.body_ranges import Streams
 
 # ---- client → gateway ------------------------------------------------------------------------------------------
 
@@ -50,7 +52,8 @@ class HostSession(Message, frozen=True, omit_defaults=True):
 
     `states` are those of the rule.  About `expected` updates come to each fold.  `secret` is what tickets for its folds
     are made with (`trust/ticket.py`); empty: there are none.  `trainable` are patterns that name the `tensors`, where
-    updates may lack some of these.
+    updates may lack some of these.  With `reproducible` (true, or left out) the same updates give the same bits.
+    `revoked` are the tickets that count no more, from the moment on at which others count.
     """
 
     job: Name
@@ -62,6 +65,8 @@ class HostSession(Message, frozen=True, omit_defaults=True):
     states: StateNames = ()
     secret: Secret = ""
     trainable: TrainablePatterns = ()
+    reproducible: bool = False
+    revoked: RevokedTicketList = ()
 
 
 class OpenFold(Message, frozen=True):
@@ -76,12 +81,19 @@ class OpenFold(Message, frozen=True):
 
 
 class PutModel(Message, frozen=True, tag="PutFoldModel"):
-    """Brings the model that the next fold starts from, behind round `round`: answered as Submit is."""
+    """Brings the model that the next fold starts from, behind round `round`: answered as Submit is.
+
+    Where `state` names one of the rule's states it is that, as it was after `round` rounds elsewhere, before the first
+    fold of a session; its bytes lie as those of a model with the states' dtypes, and Go is never `direct`, nor are they
+    split.
+    """
 
     job: Name
     round: Count
     data_bytes: Count
     digest: Digest
+    state: Name | msgspec.UnsetType = msgspec.UNSET
+    streams: Streams | msgspec.UnsetType = msgspec.UNSET
 
 
 class CloseFold(Message, frozen=True):

@@ -8,6 +8,7 @@ import msgspec
 
 from lifl.core.fields import (
     Address,
+    Bits64,
     ConfigPath,
     Count,
     FieldPath,
@@ -19,7 +20,8 @@ from lifl.core.fields import (
     Name,
     NotNegative,
     Pid,
-    Real,
+    Properties,
+    RevokedTicketList,
     RuleName,
     Secret,
     StateNames,
@@ -31,15 +33,15 @@ from lifl.core.fields import (
     Who,
     Word,
 )
-from lifl.core.identity import ClusterName, Role
 from lifl.core.limits import BYTES_PER_S_MAX, CONTRIBUTION_BYTES_MAX
 from lifl.core.planning.treatment import Patterns
+from lifl.core.protocol import small_models as sm
+from lifl.core.protocol import tickets as tm
+from lifl.core.protocol.shown_peer import ShownPeer
 from lifl.core.trust.bearers import Bearers
-from lifl.core.trust.enrolment import JobNames
 from lifl.core.trust.revocation import Revocations
 
-# ---- gateway → lifld -------------------------------------------------------------------------------------------
-# `conn` is the gateway's number of the client's connection.
+# ---- gateway → lifld; `conn` is the gateway's number of the client's connection --------------------------------
 
 
 class GatewayReady(Message, frozen=True):
@@ -77,6 +79,7 @@ class ClientJoined(Message, frozen=True):
     job: Name
     holding: Count | None = None
     connected_ns: Count = 0
+    properties: Properties | msgspec.UnsetType = msgspec.UNSET
 
 
 class ClientLeft(Message, frozen=True):
@@ -94,6 +97,17 @@ class ClientDeclined(Message, frozen=True):
     job: Name
     round: Count
     reason: Text = ""
+
+
+class ClientEvaluated(Message, frozen=True):
+    """A client said Evaluated."""
+
+    conn: Count
+    client: Name
+    job: Name
+    round: Count
+    weight: Weight
+    metrics: Metrics
 
 
 class Disconnected(Message, frozen=True):
@@ -130,11 +144,12 @@ class Admit(Message, frozen=True):
 
 
 class Sealed(Message, frozen=True):
-    """The update named by a Granted key is checked and sealed in the arena."""
+    """The update named by a Granted key is checked and sealed in the arena; `digest` is its checksum (0: not told)."""
 
     conn: Count
     key: KeyBytes
     received_bytes: Count
+    digest: Bits64 = 0
 
 
 class Aborted(Message, frozen=True):
@@ -157,10 +172,7 @@ class Progress(Message, frozen=True):
 
 
 class WantModel(Message, frozen=True):
-    """A client asks for the model that a round starts from; with a `part` a node does, for a copy (`cm.GetModel`).
-
-    `direct`: it reads it where it is, in the job's segment, which it gets for that.
-    """
+    """A client asks for the model that a round starts from (with a `part` a node, for a copy); `direct`: to map it."""
 
     conn: Count
     job: Name
@@ -200,10 +212,7 @@ class Offered(Message, frozen=True):
 
 
 class CarryEnded(Message, frozen=True):
-    """The partial of a Carry is at the other node (`error` empty), or could not be brought there.
-
-    `sent_bytes` is what went over the wire, of all tries.
-    """
+    """The partial of a Carry is at the other node (`error` empty), or not; `sent_bytes` went over the wire."""
 
     key: KeyBytes
     error: Text
@@ -221,12 +230,13 @@ class FoldAsked(Message, frozen=True):
 
 
 class ModelPut(Message, frozen=True):
-    """The host of a session asks for a slot for the model that the next fold starts from."""
+    """The host of a session asks for a slot for the model that the next fold starts from, or for the rule's `state`."""
 
     conn: Count
     job: Name
     round: Count
     direct: bool = False
+    state: Word = ""
 
 
 class SessionEnded(Message, frozen=True):
@@ -259,13 +269,12 @@ class SessionAsked(Message, frozen=True):
     states: StateNames
     secret: Secret
     trainable: TrainablePatterns = ()
+    reproducible: bool = False
+    revoked: RevokedTicketList = ()
 
 
 class FetchEnded(Message, frozen=True):
-    """The model of a Fetch is sealed in the object (`error` empty), or could not be fetched.
-
-    `received_bytes` is what came over the wire, of all tries.
-    """
+    """The model of a Fetch is sealed in the object (`error` empty), or not; `received_bytes` came over the wire."""
 
     key: KeyBytes
     error: Text
@@ -284,6 +293,7 @@ FromGateway = (
     | ClientJoined
     | ClientLeft
     | ClientDeclined
+    | ClientEvaluated
     | Disconnected
     | Admit
     | Sealed
@@ -291,6 +301,7 @@ FromGateway = (
     | Progress
     | WantModel
     | ModelSent
+    | sm.ModelServed
     | GatewayStats
     | Offered
     | SessionAsked
@@ -298,6 +309,7 @@ FromGateway = (
     | FoldAsked
     | ModelPut
     | SessionEnded
+    | tm.RevocationAsked
     | CarryEnded
     | FetchEnded
 )
@@ -310,7 +322,7 @@ class JobSchema(Message, frozen=True):
     """The gateway may admit updates of this job; `number` is the job's in the arena's table.
 
     `options` go to the clients that are selected.  `bytes_per_s` of its updates and models may come and go; 0: any.
-    `options` go to the clients that are selected.  `patterns` name what is not averaged.
+    `patterns` name what is not averaged.  `reproducible`: weights are whole numbers.
     """
 
     job: Name
@@ -319,6 +331,7 @@ class JobSchema(Message, frozen=True):
     options: dict[str, Any] = msgspec.field(default_factory=dict)
     bytes_per_s: Annotated[int, msgspec.Meta(ge=0, le=BYTES_PER_S_MAX)] = 0
     patterns: Patterns = Patterns()
+    reproducible: bool = False
 
 
 class JobForget(Message, frozen=True):
@@ -407,29 +420,16 @@ class SegmentClosed(Message, frozen=True):
     number: Count
 
 
-class ShownPeer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who somebody is, by the certificate or the `bearer` token (its number) that was checked at the HTTP door."""
-
-    cluster: ClusterName
-    role: Role
-    name: Name
-    serial: Word
-    begins_unix_s: Real
-    expires_unix_s: Real
-    issued_unix_s: Real
-    jobs: JobNames = ()
-    bearer: Word = ""
-
-
 class ClientCame(Message, frozen=True):
     """A client has come by HTTP, and what it says comes by the socket whose descriptor came along.
 
     `who` is at the other end.  The HTTP door says it to `lifld`, and that to the gateway; `peer` is None where nobody
-    is asked for a certificate.
+    is asked for a certificate, and of who comes `by_ticket`, which is still to be shown.
     """
 
     who: Who
     peer: ShownPeer | None = None
+    by_ticket: bool = False
 
 
 class Drain(Message, frozen=True):
@@ -464,6 +464,12 @@ class Fetch(Message, frozen=True):
     part: Count | None = None
 
 
+class EndFetch(Message, frozen=True):
+    """Let a fetch be: what it was for is elsewhere now, and who is asked may be silent; answered by its FetchEnded."""
+
+    key: KeyBytes
+
+
 ToGateway = (
     JobSchema
     | JobForget
@@ -482,4 +488,8 @@ ToGateway = (
     | Drain
     | Carry
     | Fetch
+    | EndFetch
+    | sm.ModelChanged
+    | tm.TicketKey
+    | tm.TicketOut
 )

@@ -25,13 +25,15 @@ def split(message: Any) -> list[Any]:
         return _with_more(_of_inventory(message))
     if isinstance(message, PartialArrived | BranchAdopted) and len(message.members) > MEMBERS_PER_FRAME_MAX:
         cuts = range(0, len(message.members), MEMBERS_PER_FRAME_MAX)
-        return _with_more(
-            [
-                msgspec.structs.replace(message, members=message.members[cut : cut + MEMBERS_PER_FRAME_MAX])
-                for cut in cuts
-            ]
-        )
+        lists = {name: getattr(message, name) for name in _lists(message)}
+        pages = [{name: each[cut : cut + MEMBERS_PER_FRAME_MAX] for name, each in lists.items()} for cut in cuts]
+        return _with_more([msgspec.structs.replace(message, **page) for page in pages])
     return [message]
+
+
+def _lists(message: PartialArrived | BranchAdopted) -> tuple[str, ...]:
+    """Return the fields that pages share out."""
+    return ("members", "digests") if isinstance(message, PartialArrived) else ("members",)
 
 
 def _with_more(pages: list[Any]) -> list[Any]:
@@ -52,6 +54,7 @@ def _of_inventory(message: Inventory) -> list[Inventory]:
             room -= size
     pages.append(Inventory((), tuple(page), ()))
     first = {"jobs": message.jobs, "orphans": message.orphans, "drains": message.drains}
+    first["labels"] = message.labels
     pages[0] = msgspec.structs.replace(pages[0], **first)
     return pages
 
@@ -91,8 +94,9 @@ class Pages:
         if len(pages) == 1:
             return message
         if isinstance(message, Inventory):
-            return Inventory(pages[0].jobs, _branches(pages), pages[0].orphans, drains=pages[0].drains)
-        return msgspec.structs.replace(message, members=tuple(member for page in pages for member in page.members))
+            return msgspec.structs.replace(pages[0], branches=_branches(pages), more=False)
+        whole = {name: tuple(each for page in pages for each in getattr(page, name)) for name in _lists(message)}
+        return msgspec.structs.replace(message, **whole)
 
 
 def _same(first: Any, other: Any) -> bool:

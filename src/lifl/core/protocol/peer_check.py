@@ -38,8 +38,19 @@ class TreeLine(TypedDict):
     pid: Count | None
     attempt: Count
     cpu_s: _Seconds
+    began_s: NotRequired[_Seconds]
+    ended_s: NotRequired[_Seconds]
     job: NotRequired[Count]
     epoch: NotRequired[Count]
+
+
+class ReceiptLine(TreeLine):
+    """One task of a round; `node` in hexadecimal digits.
+
+    It stands here, for from Python 3.14 on what a TypedDict has of another is looked up in its own module.
+    """
+
+    node: NotRequired[str]
 
 
 class Cost(TypedDict, total=False):

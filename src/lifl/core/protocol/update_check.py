@@ -9,8 +9,8 @@ import msgspec
 
 from lifl.core.errors import Refused
 from lifl.core.fields import METRIC_NAME_RULE, MetricName
-from lifl.core.limits import CONTRIBUTION_BYTES_MAX, METRICS_MAX, WEIGHT_MAX, WEIGHT_MIN
-from lifl.core.protocol.client import Submit
+from lifl.core.limits import CONTRIBUTION_BYTES_MAX, METRICS_MAX, WEIGHT_MAX, WEIGHT_MIN, WHOLE_WEIGHT_MAX
+from lifl.core.protocol.client import Evaluated, Submit
 from lifl.core.protocol.contribution import Contribution, packed_bytes
 from lifl.core.schema import Layout, check_same
 
@@ -34,18 +34,31 @@ def check_submit(layout: Layout, submit: Submit, client: str, may_lack: bool = F
         )
     if not isinstance(submit.absent, msgspec.UnsetType):
         _check_absent(layout, submit.absent, may_lack)
-    if not WEIGHT_MIN <= submit.weight <= WEIGHT_MAX:
+    _check_contribution(Contribution(client, submit.weight, submit.metrics, submit.absent))
+    if layout.reproducible and not (submit.weight.is_integer() and 1.0 <= submit.weight <= WHOLE_WEIGHT_MAX):
+        text = f"the weight is {submit.weight}; the job's sums are reproducible, which takes whole numbers from 1 to"
+        raise Refused("bad-weight", "weight", f"{text} {WHOLE_WEIGHT_MAX:.0f}, such as the number of examples")
+
+
+def check_evaluated(evaluated: Evaluated, client: str) -> None:
+    """Raise `Refused`, naming the field, unless it can be what `client` has found of a model."""
+    _check_contribution(Contribution(client, evaluated.weight, evaluated.metrics))
+
+
+def _check_contribution(contribution: Contribution) -> None:
+    weight, metrics = contribution.weight, contribution.metrics
+    if not WEIGHT_MIN <= weight <= WEIGHT_MAX:
         raise Refused(
             "bad-weight",
             "weight",
-            f"the weight is {submit.weight}; it must be a number from {WEIGHT_MIN} to {WEIGHT_MAX}, such as the number"
+            f"the weight is {weight}; it must be a number from {WEIGHT_MIN} to {WEIGHT_MAX}, such as the number"
             " of examples",
         )
-    check_metrics(submit.metrics)
-    nbytes = packed_bytes(Contribution(client, submit.weight, submit.metrics, submit.absent))
+    check_metrics(metrics)
+    nbytes = packed_bytes(contribution)
     if nbytes > CONTRIBUTION_BYTES_MAX:
         text = (
-            f"the client's name and {len(submit.metrics)} metrics take {nbytes} bytes, at most {CONTRIBUTION_BYTES_MAX}"
+            f"the client's name and {len(metrics)} metrics take {nbytes} bytes, at most {CONTRIBUTION_BYTES_MAX}"
             " are kept with an update: send fewer metrics, or shorter names (a letter beyond ASCII takes 2 to 4 bytes)"
         )
         raise Refused("bad-metric", "metrics", text)

@@ -20,10 +20,12 @@ from lifl.core.fields import (
     Integer,
     KeyBytes,
     Message,
+    Metrics,
     Name,
     Path,
     Pid,
     Places,
+    RuleName,
     Segments,
     StateKeys,
     Suspects,
@@ -36,6 +38,7 @@ from lifl.core.fields import (
 from lifl.core.limits import CLIENTS_PER_ROUND_MAX, RULE_CHARS_MAX
 from lifl.core.planning.treatment import Patterns
 from lifl.core.protocol.gateway import Drain
+from lifl.core.protocol.user_calls import Answer, Given
 
 # ---- zygote ⇄ lifld --------------------------------------------------------------------------------------------------
 
@@ -96,11 +99,12 @@ class TaskStart(Message, frozen=True):
     """Run one task.  Its inputs come as records to `address`; `expect` of them complete it (Expect may lower it).
 
     `output` is the object to fold into and to seal.  `inputs` are the segments of each input (updates: the layout's;
-    partials: the accumulators'), `outputs` those of the output, `model_segments` the model's.  For role ``top`` also:
-    updates may come among the partials; `model` is the current model's key, `states` the rule's state objects by name
-    to read, `new_states` those to write and seal.  `parent` is the address that gets the output's key (0: the daemon
-    only).  `treated` are numbers that are not treated as the others of the model's segments.  `places` are the model's
-    tensors where an input may lack some of them (`contribution.Contribution.absent`); else there are none.
+    partials: the accumulators'), `outputs` those of the output, `model_segments` the model's; a partial may come to a
+    ``leaf``, too, where each takes that of the one before.  For role ``top`` also: updates may come among the partials;
+    `model` is the current model's key, `states` the rule's state objects by name to read, `new_states` those to write
+    and seal.  `parent` is the address that gets the output's key (0: the daemon only).  `treated` are numbers that are
+    not treated as the others of the model's segments.  `places` are the model's tensors where an input may lack some of
+    them (`contribution.Contribution.absent`); else there are none.
     """
 
     address: Count
@@ -196,11 +200,43 @@ class Load(Message, frozen=True):
     patterns: Patterns = Patterns()
 
 
+class Evaluate(Message, frozen=True):
+    """Give `model`, which has the layout of `tensors`, to the user's `function` (module:function, of this `folder`).
+
+    TaskDone has the metrics that it returns.
+    """
+
+    address: Count
+    attempt: Count
+    job: Name
+    round: Count
+    function: RuleName
+    folder: Path
+    tensors: Tensors
+    model: KeyBytes
+
+
+class Call(Message, frozen=True):
+    """Call the user's `function` (module:function, of this `folder`), which the job's `key` names, with what is given.
+
+    The job has the `number`, by which the worker is held to what is the job's.  TaskDone has the answer.
+    """
+
+    address: Count
+    attempt: Count
+    job: Name
+    number: Count
+    key: Word
+    function: RuleName
+    folder: Path
+    given: Given
+
+
 class Retire(Message, frozen=True):
     """No task is left: exit 0."""
 
 
-ToWorker = TaskStart | Expect | Arriving | Drop | Checkpoint | Load | Retire
+ToWorker = TaskStart | Expect | Arriving | Drop | Checkpoint | Load | Evaluate | Call | Retire
 
 
 # ---- worker → lifld --------------------------------------------------------------------------------------------------
@@ -218,7 +254,7 @@ class TaskDone(Message, frozen=True):
     """The output is sealed: `weight` its Σw, `members` how many updates are in it; costs for the receipt.
 
     `started_ns` is the worker's monotonic clock when it began (for benchmarks).  `digests`: of the files of a
-    Checkpoint.
+    Checkpoint; `metrics`: what an Evaluate has found; `answer`: what the function of a Call has returned.
     """
 
     address: Count
@@ -230,6 +266,8 @@ class TaskDone(Message, frozen=True):
     busy_s: TaskSeconds
     started_ns: Count = 0
     digests: Digests = ()
+    metrics: Metrics = msgspec.field(default_factory=dict)
+    answer: Answer = b""
 
 
 class TaskFailed(Message, frozen=True):

@@ -25,12 +25,15 @@ class Action(Enum):
     READ_MODEL = "copy a model"
     SUBMIT_JOB = "submit a job"
     CANCEL_JOB = "cancel a job"
+    CHANGE_JOB = "pause, resume, change or remove a job"
     HOST_FOLDS = "host folds, and bring their updates"
     STOP_NODE = "stop a node"
     RECORD = "write a recording"
     MANAGE_TOKENS = "make, see and revoke tokens"
     SEE_CERTIFICATES = "see certificates"
     MANAGE_CERTIFICATES = "revoke certificates, and rotate the authority"
+    OPEN_PAGE = "open the page in a browser"
+    SEE_LOG = "see the log"
 
 
 class Scope(Enum):
@@ -49,12 +52,15 @@ _OPERATOR = {
     Action.READ_MODEL: Scope.ALL,
     Action.SUBMIT_JOB: Scope.ALL,
     Action.CANCEL_JOB: Scope.ALL,
+    Action.CHANGE_JOB: Scope.ALL,
     Action.HOST_FOLDS: Scope.ALL,
     Action.STOP_NODE: Scope.ALL,
     Action.RECORD: Scope.ALL,
     Action.MANAGE_TOKENS: Scope.ALL,
     Action.SEE_CERTIFICATES: Scope.ALL,
     Action.MANAGE_CERTIFICATES: Scope.ALL,
+    Action.OPEN_PAGE: Scope.ALL,
+    Action.SEE_LOG: Scope.ALL,
 }
 POLICY: dict[Role, dict[Action, Scope]] = {
     "node": {Action.RENEW: Scope.OWN, Action.BE_NODE: Scope.OWN, Action.CARRY: Scope.ALL},
@@ -64,6 +70,7 @@ POLICY: dict[Role, dict[Action, Scope]] = {
         Action.RENEW: Scope.OWN,
         Action.SEE_JOBS: Scope.ALL,
         Action.SEE_NODES: Scope.ALL,
+        Action.OPEN_PAGE: Scope.ALL,
     },
 }
 """What each role may do, and of what."""

@@ -9,6 +9,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from lifl.aggregator import Fold
+from lifl.core.errors import Refused
 from lifl.integrations.flower.records import (
     CARRIED,
     CONFIG_KEY,
@@ -71,7 +72,7 @@ class NodeExchange:
         if bare:
             self._bare.add(node)
             content[self._key] = ArrayRecord()
-        return _like(message, content)
+        return like(message, content)
 
     def _said(self, node: int, ttl_s: float, bare: bool) -> dict[str, str]:
         """Return what the mod is told."""
@@ -119,7 +120,8 @@ class NodeExchange:
         if not did:
             why = "it answers as if its ClientApp had no lifl_mod"
         self._routes.block(node, self._round, why)
-        return _like(self._plain[node], self._plain[node].content)
+        plain = self._plain[node]
+        return like(plain, type(plain.content)({**plain.content, self._key: self._arrays}))
 
 
 class TrainExchange(NodeExchange):
@@ -132,6 +134,10 @@ class TrainExchange(NodeExchange):
         self._weighted_by = weighted_by
         self.by_lifl: set[str] = set()
         """Who says that its update is in LIFL."""
+        self.sent_ahead: set[int] = set()
+        """Nodes that have their messages for the next round already."""
+        self._unserved: dict[int, str] = {}
+        """Nodes that need a second message and are not sent one, and why they need it."""
 
     def _said(self, node: int, ttl_s: float, bare: bool) -> dict[str, str]:
         digest = self.digest if bare else ""
@@ -140,6 +146,19 @@ class TrainExchange(NodeExchange):
     def more(self) -> bool:
         """Return whether the next round needs no message."""
         return False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has its fold."""
+        return getattr(self, "fold", None) is not None
+
+    def again(self, reply: Any) -> Any | None:
+        """See `NodeExchange.again`; who has its message for the next round already is sent none."""
+        found, node = super().again(reply), reply.metadata.src_node_id
+        if found is None or node not in self.sent_ahead:
+            return found
+        self._unserved[node] = said_in(reply)[1] or "it has no lifl_mod"
+        return None
 
     def take_brought(self, contents: dict[str, Any]) -> None:
         """Add to the contents of replies, by name, those that came by LIFL alone."""
@@ -151,10 +170,14 @@ class TrainExchange(NodeExchange):
         """
         content, node = reply.content, reply.metadata.src_node_id
         did, _why = said_in(reply)
+        if node in self._unserved:
+            text = f"it gets no model by LIFL ({self._unserved[node]}), and has its message for the next round already"
+            raise Refused("bad-reply", "model", text)
         content.pop(RECORD, None)
         weight = weight_of(content, self._weighted_by)
         if did == SUBMITTED:
             self.by_lifl.add(name_of(node))
+            self._routes.brought(node)
             return content
         arrays = sole_arrays(content)
         try:
@@ -246,6 +269,7 @@ def said_in(reply: Any) -> tuple[str, str]:
     return str(said.get(DID) or ""), str(said.get(WHY) or "")
 
 
-def _like(message: Any, content: Any) -> Any:
+def like(message: Any, content: Any) -> Any:
+    """Return a message as this one, with another content."""
     about = message.metadata
     return Message(content, about.dst_node_id, about.message_type, ttl=about.ttl, group_id=about.group_id)

@@ -40,17 +40,19 @@ class LiflGrid:
     def __init__(self, grid: Any) -> None:
         self._grid = grid
         self._exchange: Exchange | None = None
+        self._early: tuple[Exchange, list[Any]] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._grid, name)
 
-    def expect(self, exchange: Exchange) -> None:
-        """Treat the messages that are sent next as those of `exchange`."""
-        self._exchange = exchange
+    def expect(self, exchange: Exchange, early: tuple[Exchange, list[Any]] | None = None) -> None:
+        """Treat the messages that are sent next as those of `exchange`; behind them send `early`, those of another."""
+        self._exchange, self._early = exchange, early
 
     def send_and_receive(self, messages: Iterable[Any], *, timeout: float | None = None, **more: Any) -> Iterable[Any]:
         """Send the messages, and return their replies: of an exchange, an iterator that gives each as it comes."""
         exchange, self._exchange = self._exchange, None
+        early, self._early = self._early, None
         if exchange is None:
             messages = list(messages)
             if not messages:
@@ -58,11 +60,15 @@ class LiflGrid:
             found: Iterable[Any] = self._grid.send_and_receive(messages, timeout=timeout, **more)
             return found
         deadline_s = None if timeout is None else time.monotonic() + timeout
-        return self._replies(exchange, self._pushed(messages), deadline_s)
+        sent = self._pushed(messages)
+        if early is not None:
+            early[0].waiting |= self._pushed(early[1])
+        return self._replies(exchange, sent, deadline_s)
 
     def _pushed(self, messages: Iterable[Any]) -> set[str]:
         """Send messages, and return the ids of those that are on their way; Flower says of the others why not."""
-        return {each for each in self._grid.push_messages(list(messages)) if each is not None}
+        listed = list(messages)
+        return {each for each in self._grid.push_messages(listed) if each is not None} if listed else set()
 
     def _replies(self, exchange: Exchange, sent: set[str], deadline_s: float | None) -> Iterator[Any]:
         pause_s = PAUSE_FIRST_S

@@ -62,7 +62,7 @@ def lifl_mod(message: Message, context: Context, call_next: CallNext) -> Message
             try:
                 if number:
                     taking.next()
-                if number or reference.digest:
+                if number or reference.digest or reference.behind:
                     message.content[str(said[KEY])] = as_record(taking.model())
             except FoldFailed as error:
                 return before or _failed(message, f"the round is over: {error}")

@@ -11,7 +11,8 @@ import numpy as np
 from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord, RecordDict
 
-from lifl.client.tensors import Array, numpy_dtype
+from lifl.client.packing import numpy_dtype
+from lifl.client.tensors import Array
 from lifl.core.errors import Refused
 from lifl.core.limits import METRIC_NAME_CHARS_MAX, METRICS_MAX
 from lifl.core.schema import DTYPE_BYTES
@@ -34,6 +35,9 @@ def view(name: str, array: Any) -> Array:
 
     Raise `Refused`, naming it, when its bytes are no array.
     """
+    if isinstance(array, LentArray):
+        lent: Array = array.lent
+        return lent
     try:
         if array.stype != "numpy.ndarray":
             raise ValueError(f"it is stored as {array.stype!r}, not as a NumPy array")
@@ -58,11 +62,56 @@ def views(record: Mapping[str, Any]) -> dict[str, Array]:
     return {name: view(name, array) for name, array in record.items()}
 
 
+class LentArray(FlowerArray):  # type: ignore[misc]
+    """One of Flower's arrays over the memory of `array`, which nobody changes: its bytes are made when they are wanted.
+
+    Then it is a plain one, as what it is called stands in Flower's messages.
+    """
+
+    def __init__(self, array: Array) -> None:
+        about = {"dtype": str(array.dtype), "shape": tuple(array.shape), "stype": "numpy.ndarray"}
+        self.__dict__.update(about, lent=array)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return `data`, which is not there yet."""
+        lent = self.__dict__.get("lent")
+        if name != "data" or lent is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        made = FlowerArray(lent)
+        del self.__dict__["lent"]
+        self.__dict__["data"] = made.data
+        object.__setattr__(self, "__class__", FlowerArray)
+        return made.data
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Change a plain one."""
+        _made = self.data
+        setattr(self, name, value)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare two plain ones."""
+        _made = self.data
+        return bool(self == other)
+
+    __hash__ = None  # type: ignore[assignment]  # as of Flower's
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be a plain one elsewhere."""
+        return FlowerArray, (self.dtype, self.shape, self.stype, self.data)
+
+    def numpy(self) -> Array:
+        """Return a copy that may be changed."""
+        found: Array = self.lent.copy()
+        return found
+
+
 def as_record(tensors: Mapping[str, Array]) -> Any:
-    """Return an ArrayRecord with these arrays, in their order."""
+    """Return an ArrayRecord with these arrays, in their order; they are not copied, and not to be changed any more."""
     record = ArrayRecord()
     for name in tensors:
-        record[name] = FlowerArray(np.asarray(tensors[name]))
+        array = np.asarray(tensors[name])
+        # NumPy knows dtypes that are not its own as bytes: those are as Flower has them.
+        record[name] = LentArray(array) if array.dtype.kind in "biufc" else FlowerArray(array)
     return record
 
 

@@ -21,6 +21,7 @@ class Routes:
         self._until: dict[int, float] = {}
         self._told: set[str] = set()
         self._answered: set[tuple[str, int]] = set()
+        self._bring: set[int] = set()
 
     def knows_mod(self, kind: str) -> bool | None:
         """Return whether the ClientApp has the mod; None: not known yet."""
@@ -46,13 +47,28 @@ class Routes:
         else:
             self._has_mod.setdefault(kind, False)
 
+    def brought(self, node: int) -> None:
+        """Note that a node has brought its update by LIFL."""
+        self._bring.add(node)
+
+    def brings(self, node: int, server_round: int) -> bool:
+        """Return whether a node's last update came by LIFL, and the next may."""
+        return node in self._bring and self.by_lifl("train", node, server_round)
+
+    @property
+    def any_brings(self) -> bool:
+        """Whether some node does."""
+        return bool(self._bring)
+
     def block(self, node: int, server_round: int, why: str) -> None:
         """Note that a node's tensors cannot go by LIFL for some rounds; say it the first time."""
         self._until[node] = server_round + BLOCKED_ROUNDS
+        self._bring.discard(node)
         self._say("blocked", f"node {node} does not get its tensors by LIFL: they go by Flower's messages ({why})")
 
     def carried(self, node: int, why: str) -> None:
         """Note that an update came by Flower's message, which was to go by LIFL; say it the first time."""
+        self._bring.discard(node)
         self._say("carried", f"the update of node {node} came by Flower's message, not by LIFL ({why})")
 
     def _say(self, about: str, text: str) -> None:

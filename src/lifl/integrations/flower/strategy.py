@@ -22,12 +22,14 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from lifl.aggregator import Aggregator, FoldFailed
 from lifl.core.errors import Refused
+from lifl.integrations.flower.ahead import AheadExchange
 from lifl.integrations.flower.exchanges import NodeExchange, SeriesExchange, TrainExchange, name_of
 from lifl.integrations.flower.grid import LiflGrid
 from lifl.integrations.flower.records import RECORD, as_record, views, with_same_metrics, without
 from lifl.integrations.flower.resume import RunFile, later
 from lifl.integrations.flower.routes import Routes
 from lifl.integrations.flower.rules import rule_of
+from lifl.integrations.memory import give_back
 from lifl.integrations.references import digest_of
 
 log = logging.getLogger("flwr")
@@ -45,6 +47,9 @@ class LiflStrategy(Strategy):  # type: ignore[misc]
     process and its data stay warm, and no round waits for Flower's servers.  Nodes are chosen, and evaluate, once for
     each message.
 
+    With `send_ahead` the next round's messages are sent while this one runs, so that no SuperNode sleeps in between:
+    nodes are chosen in each round, one round early.
+
     With `resume` each round's model is written to the disk, and a ServerApp that was killed goes on behind it.
     """
 
@@ -56,11 +61,15 @@ class LiflStrategy(Strategy):  # type: ignore[misc]
         arena_bytes: int | None = None,
         identity: str | None = None,
         rounds_per_message: int = 1,
+        send_ahead: bool = False,
         resume: bool = False,
     ) -> None:
         if isinstance(rounds_per_message, bool) or not (isinstance(rounds_per_message, int) and rounds_per_message > 0):
             text = f"rounds_per_message={rounds_per_message!r}: in how many rounds a node takes part for one message"
             raise Refused("bad-rounds", "rounds_per_message", f"{text}, 1 or more")
+        if send_ahead and rounds_per_message > 1:
+            text = "of many rounds for one message none but the first has messages that could be sent ahead"
+            raise Refused("bad-rounds", "send_ahead", f"{text}: give send_ahead or rounds_per_message")
         rule = rule_of(strategy)
         if resume and rule.name != "fedavg":
             text = f"{type(strategy).__name__} has a state on LIFL's node, which would begin anew: resume=True is for"
@@ -72,6 +81,8 @@ class LiflStrategy(Strategy):  # type: ignore[misc]
         self._evaluation: NodeExchange | None = None
         self._rounds_per_message = rounds_per_message
         self._series: SeriesExchange | None = None
+        self._send_ahead = send_ahead
+        self._next: AheadExchange | None = None  # whose messages are sent
         self._last_round = sys.maxsize
         self._resume = resume
         self._run: RunFile | None = None
@@ -123,25 +134,66 @@ class LiflStrategy(Strategy):  # type: ignore[misc]
     ) -> Iterable[Message]:
         """Have the strategy choose nodes, and open a fold for their updates.  Raise `Refused`: nothing is sent then."""
         self._end_rounds()
+        give_back()
         if server_round <= self._done:
             return []
         if self._series is not None and self._series.more():
             return self._go_on(self._series, server_round, arrays, grid)
-        messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
-        if hasattr(self.strategy, _KEPT):
-            setattr(self.strategy, _KEPT, None)
-        if not messages:
-            return messages
-        round_ = self._exchange(server_round, arrays, isinstance(grid, LiflGrid))
-        model = views(arrays)
-        round_.fold = self._aggregator.open(model, len(messages), shared=isinstance(round_, SeriesExchange))
+        next_, self._next = self._next, None
+        if next_ is not None:
+            self._open(next_, arrays)
+            round_: TrainExchange = next_
+            messages = next_.rest()
+        else:
+            messages = self._chosen(server_round, arrays, config, grid)
+            if not messages:
+                return messages
+            round_ = self._exchange(server_round, arrays, isinstance(grid, LiflGrid))
+            shared = isinstance(round_, SeriesExchange)
+            round_.fold = self._aggregator.open(views(arrays), len(messages), shared=shared)
         self._training = round_
         if not isinstance(grid, LiflGrid):  # nobody would send a second message where that is needed
             return messages
-        grid.expect(round_)
+        grid.expect(round_, self._early(round_, server_round, arrays, config, grid))
         if round_.wants_model(messages):
-            round_.digest = digest_of(model)
+            round_.digest = digest_of(views(arrays))
         return [round_.outgoing(message) for message in messages]
+
+    def _chosen(self, server_round: int, arrays: Any, config: Any, grid: Any) -> list[Message]:
+        """Return the messages to the nodes that the strategy chooses for a round."""
+        messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        if hasattr(self.strategy, _KEPT):
+            setattr(self.strategy, _KEPT, None)
+        return messages
+
+    def _early(
+        self, round_: TrainExchange, server_round: int, arrays: Any, config: Any, grid: Any
+    ) -> tuple[AheadExchange, list[Message]] | None:
+        """Have the strategy choose nodes for the next round, too, and return what is sent to them behind this one's."""
+        number = server_round + 1
+        if not self._send_ahead or number > self._last_round or not self._routes.any_brings:
+            return None
+        messages = self._chosen(number, arrays, ConfigRecord(dict(config)), grid)
+        if not messages:
+            return None
+        theirs = self.strategy
+        about = (number, self._routes, arrays, theirs.arrayrecord_key, theirs.weighted_by_key)
+        next_ = AheadExchange(*about)
+        early = next_.early(messages, round_.fold)
+        if early is None:
+            text = "puts arrays of its own into messages: they would be of the round before, so nothing is sent ahead"
+            log.warning("LIFL: %s %s", type(theirs).__name__, text)
+            self._send_ahead = False
+            return None
+        self._next, round_.sent_ahead = next_, next_.out
+        return next_, early
+
+    def _open(self, round_: AheadExchange, arrays: Any) -> None:
+        """Open the fold of a round whose messages are sent, if it is not open with this model."""
+        if not round_.is_about(arrays):
+            if round_.is_open:
+                round_.fold.cancel()
+            round_.begin(arrays, self._aggregator.open(views(arrays), round_.size, shared=True))
 
     def _exchange(self, server_round: int, arrays: Any, may_be_series: bool) -> TrainExchange:
         """Return a new round, or the first of several for one message."""
@@ -194,6 +246,7 @@ class LiflStrategy(Strategy):  # type: ignore[misc]
             for name in round_.by_lifl.difference(result.clients):
                 del contents[name]
                 failures.append((int(name.partition("-")[2]), "it says that its update is in LIFL, where it is not"))
+        give_back()
         _tell(contents, failures)
         past = len(round_.by_lifl & contents.keys())
         log.info("LIFL: %d updates came past Flower's servers, %d by them", past, len(contents) - past)
@@ -225,13 +278,15 @@ class LiflStrategy(Strategy):  # type: ignore[misc]
         """Have the strategy choose nodes; the model goes to those with `lifl_mod` past Flower's servers."""
         if server_round <= self._done or (self._series is not None and self._series.more()):
             return []
+        if self._next is not None:  # its nodes may have that message before the one for evaluation
+            self._open(self._next, arrays)
         messages = list(self.strategy.configure_evaluate(server_round, arrays, config, grid))
         if not messages or not isinstance(grid, LiflGrid):
             return messages
         round_ = NodeExchange("evaluate", server_round, self._routes, arrays, self.strategy.arrayrecord_key)
         if round_.wants_model(messages):
             model = views(arrays)
-            round_.fold = self._aggregator.open(model, expected=len(messages))
+            round_.fold = self._next.fold if self._next is not None else self._aggregator.open(model, len(messages))
             round_.digest = digest_of(model)
         self._evaluation = round_
         grid.expect(round_)
@@ -250,8 +305,9 @@ class LiflStrategy(Strategy):  # type: ignore[misc]
     def _end_rounds(self) -> None:
         """Give up what is open: evaluation has its answers, or the caller began another round."""
         for round_ in (self._evaluation, self._training):
-            if round_ is not None and round_.fold is not None:
-                round_.fold.cancel()
+            if round_ is None or round_.fold is None or (self._next is not None and round_.fold is self._next.fold):
+                continue
+            round_.fold.cancel()
         self._evaluation = self._training = None
 
 

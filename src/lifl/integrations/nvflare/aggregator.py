@@ -27,6 +27,7 @@ from nvflare.app_common.workflows.base_fedavg import make_fedavg_metrics_aggrega
 
 from lifl.aggregator import Aggregator, FoldResult, UpdateRefused
 from lifl.core.errors import LiflError, LocalFault
+from lifl.integrations.memory import give_back
 from lifl.integrations.nvflare.messages import AGGREGATOR, MODEL_TOPIC, Brought, Sent
 from lifl.integrations.nvflare.round import Round, checked_factors, weight_of
 
@@ -93,6 +94,7 @@ class LiflAggregator(ModelAggregator):  # type: ignore[misc]
             self._aggregator = Aggregator(self.node, self.rule, self.options, arena_bytes=self.arena_bytes)
         if self._round is not None:
             self._round.cancel()
+        give_back()
         self._round = Round(self._aggregator, self.rule, self._expected())
         self._rounds += 1
         self._excluded_names = set()
@@ -130,6 +132,7 @@ class LiflAggregator(ModelAggregator):  # type: ignore[misc]
             raise LocalFault("a round ends that has not begun (reset_stats)")
         params, result = self._round.result()
         self._model = None
+        give_back()
         self._tell(result)
         sites = [{"name": who, "weight": weight, "weight_key": SITE_WEIGHT} for who, weight in self._weights.items()]
         info = make_fedavg_metrics_aggregation_info(

@@ -85,11 +85,12 @@ class Round:
         """Return the reference to the model, by which `client` brings its update, too.  Raise `LiflError`."""
         if self._sent is None:
             raise LocalFault("the round's model is not known: no event has told of it before it was sent")
-        if client not in self._references:
-            self._digest = self._digest or digest_of(self._model)
-            fold = self._sent.fold
-            self._references[client] = reference(fold, name_of(client), DEADLINE_S_MAX, self._digest)
-        return self._references[client]
+        with self._lock:  # clients ask for their tasks at the same time: the model is read once
+            if client not in self._references:
+                self._digest = self._digest or digest_of(self._model)
+                fold = self._sent.fold
+                self._references[client] = reference(fold, name_of(client), DEADLINE_S_MAX, self._digest)
+            return self._references[client]
 
     # ---- updates ---------------------------------------------------------------------------------------------------
 
@@ -174,7 +175,7 @@ class Round:
             raise Refused("bad-params", "params_type", self._spoiled)
         if self._counts is None:
             raise Refused("no-update", "fold", "the round has no update: no client's was taken, the log says why")
-        result = self._counts.fold.result()
+        result = self._counts.fold.result(copy=True)
         params = as_params(result, self._counts.kinds)
         self.cancel()
         return params, result
@@ -194,7 +195,10 @@ class Round:
 def _same(one: Array, other: Array) -> bool:
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
-    return np.array_equal(one.reshape(-1).view(np.uint8), other.reshape(-1).view(np.uint8))
+    ones, others = one.reshape(-1).view(np.uint8), other.reshape(-1).view(np.uint8)
+    whole = len(ones) // 8 * 8  # eight at a time
+    words = np.array_equal(ones[:whole].view(np.uint64), others[:whole].view(np.uint64))
+    return words and np.array_equal(ones[whole:], others[whole:])
 
 
 def name_of(client: str) -> str:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lifl.core.errors import Refused, ResourceFault
 from lifl.core.identity import AUTHORITY_URI, Identity, identity_uri, issued_uri, job_uri
 from lifl.core.limits import CERTIFICATE_LIFETIME_S, CLOCK_SKEW_S, REQUEST_BYTES_MAX
+from lifl.tls.unreadable import unreadable
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -171,22 +172,24 @@ def read_authority(cluster: str, key: bytes, certificates: bytes, where: str, gi
     Raise `ResourceFault`, naming `where` it lies, when it cannot be one.
     """
     from cryptography import x509
-    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
 
     try:
         private = serialization.load_pem_private_key(key, None)
         found = x509.load_pem_x509_certificates(certificates)
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+        certified = _key_der(found[0].public_key())
+        for each in found:  # what is asked of them later is read here
+            _ = (each.issuer, each.subject, each.extensions, each.not_valid_before_utc, each.not_valid_after_utc)
+    except unreadable() as error:
         text = f"{where} is no authority: {str(error).splitlines()[0] if str(error) else 'it cannot be read'}"
         raise ResourceFault(f"{text}; it takes a private key (PEM, without a password) and its certificate") from error
-    if _key_der(private.public_key()) != _key_der(found[0].public_key()):
+    if _key_der(private.public_key()) != certified:
         raise ResourceFault(f"{where}: the first certificate is not that of the private key")
     if not any(map(_is_root, found)):
         raise ResourceFault(f"{where}: no root is among the certificates; put it behind those that it has signed")
     try:
         constraints = found[0].extensions.get_extension_for_class(x509.BasicConstraints).value
-    except x509.ExtensionNotFound:
+    except unreadable():
         constraints = None
     if constraints is None or not constraints.ca:
         raise ResourceFault(f"{where}: the first certificate is not that of an authority (CA:TRUE is missing)")
@@ -270,7 +273,6 @@ def _host(host: str) -> x509.GeneralName:
 def _key_of(request: bytes) -> Any:
     """Return the key in a signing request.  Raise `Refused`."""
     from cryptography import x509
-    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec
 
     if len(request) > REQUEST_BYTES_MAX:
@@ -279,7 +281,7 @@ def _key_of(request: bytes) -> Any:
         found = x509.load_der_x509_csr(request)
         key = found.public_key()
         right = found.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+    except unreadable() as error:
         raise Refused("bad-request", "request", "that is no certificate signing request (DER)") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise Refused("bad-request", "request", "the key of a signing request must be on the curve P-256")

@@ -1,9 +1,9 @@
 """`lifl backup`: what a node would go on from after the loss of its machine, in one file, while it runs.
 
 The database is copied by SQLite's own backup, as it was at one moment.  A model is on the disk before its row is, and
-never changes, so all that the copy names is there when the folders are read.  Identity files are taken together, as a
-pair that matches.  Left out is what belongs to the life of the node (arena, journals, sockets, locks, logs), and the
-models of jobs with a folder of their own elsewhere.
+never changes, and none is removed meanwhile, so all that the copy goes on from is there when the folders are read.
+Identity files are taken together, as a pair that matches.  Left out is what belongs to the life of the node (arena,
+journals, sockets, locks, logs), and the models of jobs with a folder of their own elsewhere.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from lifl.core.errors import Refused, ResourceFault
 from lifl.node.audit_log import FOLDER as AUDIT_FOLDER
 from lifl.node.authority.authority_file import AUTHORITY_FILE
 from lifl.node.backup.archive import DATABASE, LIST, Contents, Writer, kind_of
+from lifl.node.keeper import held
 from lifl.node.modes import open_file
 from lifl.node.state_format import FORMAT_FILE, check_format
 from lifl.node.store import version_of
 from lifl.tls.folder import CA, CERTIFICATE, KEY, node_folder
+from lifl.tls.unreadable import unreadable
 
 MATCH_TRIES, MATCH_WAIT_S = 40, 0.05
 """How long a renewal that puts its files in place is waited for."""
@@ -52,7 +54,8 @@ def write_backup(state: Path, target: Path) -> Contents:
     try:
         fd, part = tempfile.mkstemp(prefix=f".{target.name}-", suffix=".part", dir=target.parent)  # 0600
         with open(fd, "wb") as file:
-            contents = _write(state, target.parent, file)
+            with held(state):
+                contents = _write(state, target.parent, file)
             file.flush()
             os.fsync(file.fileno())
         os.link(part, target)  # where a rename would replace what has come meanwhile
@@ -157,12 +160,11 @@ def _identity(folder: Path) -> Iterator[tuple[str, bytes, int]]:
 
 
 def _match(certificate: bytes, key: bytes) -> bool:
-    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
-    from cryptography.x509 import InvalidVersion, load_pem_x509_certificate
+    from cryptography.x509 import load_pem_x509_certificate
 
     try:
         public = load_pem_private_key(key, None).public_key()
         return bool(load_pem_x509_certificate(certificate).public_key() == public)
-    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidVersion):
+    except unreadable():
         return False

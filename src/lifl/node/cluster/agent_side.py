@@ -23,6 +23,7 @@ from lifl.core.errors import ConfigError, Impossible, LocalFault, RemoteFault
 from lifl.core.fields import Message
 from lifl.core.limits import GREETING_S, NODES_MAX
 from lifl.core.protocol import cluster as p
+from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import encode
 from lifl.core.protocol.pages import split
 from lifl.node.cluster.acceptor import CHANNEL, prepare, read_frame
@@ -96,6 +97,7 @@ class AgentSide:
         self._join = join
         self._others = others  # members that may know who coordinates, where that moves
         self._term = 0  # the latest that is known of
+        self._knows: frozenset[str] = frozenset()  # what the coordinator does
         self._pointed = asyncio.Event()  # somebody said whom to dial: that is not waited with
         self._elected = ("", 0.0)  # who that is, and until when it may not coordinate yet
         self._patience: asyncio.Timeout | None = None  # of the attempt that is under way
@@ -216,13 +218,15 @@ class AgentSide:
 
     async def _enter(self, address: str) -> None:
         """Follow redirects until a coordinator welcomes the node; then `_link` is set."""
-        plain = False  # a member of an earlier version refuses a field that it does not know, by its name
+        # A member of an earlier version refuses, by its name, a field that it does not know, or that is too long.
+        unsaid: list[Sequence[str]] = [p.EVERY_WORD, p.LATER, ()]
         for _ in range(REDIRECTS_MAX + 1):
             raw = await self._dial(address)
             try:
                 sock = (await self._security.dialled(raw)).sock
                 hello = self._hello()
-                hello = msgspec.structs.replace(hello, knows=()) if plain else hello
+                knows = tuple(word for word in hello.knows if word not in unsaid[-1])
+                hello = msgspec.structs.replace(hello, knows=knows)
                 await sent(sock, encode(hello))
                 answer = await read_frame(sock, p.Greeting)
                 if isinstance(answer, p.PeerWelcome):
@@ -244,8 +248,8 @@ class AgentSide:
                 case p.PeerRejoin(above):
                     log.warning("peer.rejoin this life was declared dead; coming back as one above %d", above)
                     self._handler.rejoin(above)
-                case p.PeerRefusal(text) if "`knows`" in text and not plain:
-                    plain = True
+                case p.PeerRefusal(text) if "knows`" in text and len(unsaid) > 1:
+                    unsaid.pop()
                 case p.PeerRefusal(text, retry):
                     raise _Refused(text, retry)
         raise _Refused(f"sent on {REDIRECTS_MAX} times without a welcome", retry=True)
@@ -275,6 +279,7 @@ class AgentSide:
 
     def _welcomed(self, sock: Stream, welcome: p.PeerWelcome) -> None:
         self._coordinator, self._coordinator_node, self._term = welcome.control, welcome.node, welcome.term
+        self._knows = frozenset(welcome.knows)
         self.trouble = ""
         self.welcomed.set()
         self.tried.set()
@@ -333,6 +338,10 @@ class AgentSide:
     def report(self, message: Message) -> None:
         if self._link is None:
             return
+        if isinstance(message, gm.ClientJoined) and p.PROPERTIES not in self._knows:
+            message = msgspec.structs.replace(message, properties=msgspec.UNSET)
+        if isinstance(message, p.Inventory) and p.LABELS not in self._knows:
+            message = msgspec.structs.replace(message, labels={})
         try:
             self._link.send(*split(message))
         except LocalFault as fault:  # it is too long for a frame; what the coordinator then misses, an Inventory tells

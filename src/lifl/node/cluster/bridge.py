@@ -30,6 +30,7 @@ from lifl.node.cli_server import CliServer
 from lifl.node.cluster.bearer_news import BearerNews
 from lifl.node.cluster.folder_looks import FolderLooks, look
 from lifl.node.cluster.nodes_shown import NodesShown
+from lifl.node.cluster.removed_copies import RemovedCopies
 from lifl.node.cluster.transport import Peers, Send
 from lifl.node.database import DatabaseFault
 from lifl.node.driver import Driver
@@ -79,6 +80,7 @@ class Bridge:
         self.peers = Peers(listener, self._hello, not join and not cluster, join, self, security=self._security)
         self.shown = NodesShown(identity, driver.engine, self.peers.members)
         self._looks = FolderLooks(self.peers.send)
+        self.removed = RemovedCopies(self.peers, driver.engine, store.path.parent)
         moves, makes = self._security.is_on and bool(cluster), credentials.authority is not None
         self.bearers = BearerNews(credentials.bearers, self.peers, driver.engine, moves, makes)
 
@@ -104,6 +106,7 @@ class Bridge:
         """Let the others dial this node, which coordinates from now on."""
         self._term = term
         self.peers.lead(term)
+        start(self._tasks, self.removed.obey_own(), "the removal of copies")
 
     def follow(self) -> None:
         """Dial whoever coordinates: this node does not any more."""
@@ -129,6 +132,7 @@ class Bridge:
         if self._security.is_on:
             send(p.Revoked(self._credentials.revocations.entries))
             self.bearers.joined(hello, send)
+        self.removed.joined(hello, send)
         sizes = (hello.capacity, hello.arena_bytes, hello.workers_max)
         self._driver.handle(ev.NodeUp(hello.node, hello.gateway, *sizes, hello.incarnation, hello.knows))
 
@@ -212,7 +216,7 @@ class Bridge:
         """Log why the node cannot join."""
         log.error("coordinator.refused %s", text)
 
-    def order(self, order: o.Order | p.Revoked | p.BearersTold | p.SeeFolder) -> None:
+    def order(self, order: o.Order | p.Revoked | p.BearersTold | p.SeeFolder | p.CopiesRemoved) -> None:
         """Obey an order of the coordinator, or answer its question."""
         match order:
             case p.Revoked(entries) if self._cluster:
@@ -223,6 +227,8 @@ class Bridge:
                 self.bearers.told(entries)
             case p.SeeFolder():
                 start(self._tasks, self._look(order), "a look at a folder")
+            case p.CopiesRemoved():
+                start(self._tasks, self.removed.obey(order), "the removal of copies")
             case _:
                 self._driver.handle(order)
 

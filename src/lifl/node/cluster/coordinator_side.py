@@ -116,7 +116,8 @@ class CoordinatorSide:
         self._links[node] = link
         self._pages[node] = Pages()
         own = met(self._hello(), str(sock.getsockname()[0]))
-        link.send(p.PeerWelcome(p.PEER_VERSION, own.node, own.control, own.gateway, self._term))
+        knows = p.KNOWS if p.PROPERTIES in hello.knows else ()
+        link.send(p.PeerWelcome(p.PEER_VERSION, own.node, own.control, own.gateway, self._term, knows))
         link.send(p.PeerMembers((as_member(own, "alive", self._since_unix_s),), first=True))
         self._told[node] = 0
 

@@ -51,6 +51,13 @@ class NodesShown:
             return ""
         return "draining" if agent.busy() or agent.orphans else "drained"
 
+    def _labels_of(self, number: int) -> dict[str, str]:
+        """Return a node's labels: on the coordinator of all nodes, else of this one."""
+        if number == self._identity.number:
+            return dict(self._engine.agent.labels)
+        node = self._engine.coordinator.nodes.get(number) if self._engine.coordinator is not None else None
+        return dict(node.labels) if node is not None else {}
+
     def rows(self) -> list[dict[str, Any]]:
         """Return what `lifl nodes` shows, the coordinator first."""
         found = []
@@ -78,6 +85,7 @@ class NodesShown:
                     "arena_bytes": row["arena_bytes"],
                     "arena_used_bytes": beat.arena_used_bytes,
                     "workers": beat.workers,
+                    "labels": self._labels_of(number),
                 }
             )
         return found

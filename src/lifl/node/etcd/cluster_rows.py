@@ -15,7 +15,7 @@ import logging
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -25,7 +25,8 @@ import msgspec
 from lifl.core import effects as fx
 from lifl.core.config.job import JobConfig
 from lifl.core.errors import Refused, ResourceFault
-from lifl.core.limits import COUNT_MAX, ROUNDS_REMEMBERED
+from lifl.core.fields import Count, Name
+from lifl.core.limits import COUNT_MAX, REMOVED_COPIES_MAX, ROUNDS_REMEMBERED
 from lifl.core.schema import TensorSpec
 from lifl.node.database import DatabaseFault
 from lifl.node.durable_rows import Row, RowPending, put
@@ -34,12 +35,15 @@ from lifl.node.etcd.client import Etcd, StoreFault
 from lifl.node.etcd.fenced import Deposed, FencedWriter
 from lifl.node.etcd.mirror import Mirror
 from lifl.node.rows import UNREADABLE, JobRow
+from lifl.node.store import NodeStore
 
 log = logging.getLogger("lifl.store")
 
 FORMAT = 1
 OVER_KEPT = 64
 """Jobs that are over of which the store keeps the rows, the last ones."""
+REMOVED_KEPT = 1_024
+"""Jobs that were forgotten whose numbers the store keeps, the last ones: other nodes' copies have their rows still."""
 
 
 class Cluster(msgspec.Struct, frozen=True):
@@ -80,6 +84,8 @@ class Pending(NamedTuple):
 class ClusterRows:
     """Rows of one cluster.  `on_deposed` is told when a write finds that this node does not lead any more."""
 
+    beside: NodeStore | None = None
+
     def __init__(
         self, etcd: Etcd, keys: k.Keys, cluster: Cluster, mirror: Mirror, on_deposed: Callable[[], None]
     ) -> None:
@@ -94,6 +100,8 @@ class ClusterRows:
         self._pending: dict[int, Pending] = {}  # by the identity of a row: those that are on their way
         self._numbers: dict[str, int] = {}  # of the jobs whose rows are in the store
         self._over: list[int] = []  # of those that are over, in the order of their numbers
+        self._removed: list[int] = []  # of those that were forgotten, in that order
+        self.removed_copies: list[tuple[int, str]] = []  # those of them whose models go, also elsewhere
         self._last = 0
         self.moving: dict[str, Any] = {}
         """Of a move to or from another store that is not done: its `command`, and whether all is `copied`."""
@@ -120,7 +128,8 @@ class ClusterRows:
         writer.revisions = {kv.key: kv.mod_revision for kv in found}
         table = Table(keys, values)
         self._numbers, self._over, self._last = table.numbers, table.over, table.last
-        self.mirror.replace(table.jobs, table.rounds)
+        self._removed, self.removed_copies = table.removed, table.copies
+        self.mirror.replace(table.jobs, table.rounds, table.removed)
         self._pending.clear()
 
     def end(self) -> None:
@@ -159,10 +168,8 @@ class ClusterRows:
         if isinstance(row, fx.SaveJob):
             kept = self.mirror.columns_of(row.job) if row.job in self._numbers else None
             return kept is None or (kept["status"], kept["reason"]) != (row.status, row.reason)
-        if isinstance(row, fx.SetAside):
+        if isinstance(row, fx.SaveConfig | fx.SetAside | fx.SaveEvaluation | fx.DropJob):  # (no session is in a store)
             return True
-        if isinstance(row, fx.DropJob):
-            return False  # no session of folds is in a store
         committed = [each.attempt for each in self.mirror.round(row.job, row.round) if each.status == "committed"]
         if committed and row.status == "committed":
             raise sqlite3.IntegrityError(
@@ -182,10 +189,16 @@ class ClusterRows:
             match row:
                 case fx.SaveJob():
                     await self._save_job(row)
+                case fx.SaveConfig():
+                    await self._save_config(row)
                 case fx.SaveRound():
-                    await self._save_round(row, pending.at_unix_s)
+                    await self._put_round(self._numbers[row.job], row, pending.at_unix_s)
+                case fx.SaveEvaluation():
+                    await self._add_to_round(row)
                 case fx.SetAside():
                     await self._set_aside(row)
+                case fx.DropJob():
+                    await self._remove(row.job, row.number, row.copies)
         except StoreFault as refused:
             fault = refused
         except Deposed as deposed:
@@ -218,24 +231,51 @@ class ClusterRows:
                 await self._writer.write({}, self._keys.of_job(number))
             self.mirror.drop_job(number)
 
+    async def _remove(self, name: str, number: int, copies: bool) -> None:
+        """Forget a job that is over; nodes that lead later drop it from their copies."""
+        removed = [*self._removed, number][-REMOVED_KEPT:]
+        gone = [*self.removed_copies, *([(number, name)] if copies else [])][-REMOVED_COPIES_MAX:]
+        value = self._value({"numbers": removed, "copies": gone})
+        await self._writer.write({self._keys.removed: value}, self._keys.of_job(number))
+        self._removed, self.removed_copies = removed, gone
+        self._over = [each for each in self._over if each != number]
+        self._numbers.pop(name, None)
+
+    async def have_job(self, name: str) -> None:
+        """Write a job that is over to the store again, if that has forgotten it, with its last rounds.
+
+        Raise `StoreFault`; `Refused` when this node leads no longer.
+        """
+        job = self.mirror.job(name)
+        if name in self._numbers or not isinstance(job, JobRow):
+            return
+        try:
+            await self.take_in(job)
+        except Deposed as deposed:
+            self._on_deposed()
+            raise Refused("not-coordinator", "node", "this node does not coordinate any more (lifl nodes)") from deposed
+
     async def _save_job(self, row: fx.SaveJob) -> None:
-        columns = self.mirror.columns_of(row.job)
-        if columns is None:
-            raise StoreFault(f"job {row.job!r} is not in {self.mirror.path}")
+        columns = _columns_of(self.mirror, row.job)
         number, keys = columns["number"], self._keys
         puts = {keys.status(number): self._value({"status": row.status, "reason": row.reason})}
         if row.job not in self._numbers:
-            kept = ("name", "folder", "submitted_unix_s", "config", "tensors", "states")
-            puts[keys.job(number)] = await self._long(keys.job(number), {name: columns[name] for name in kept})
-        over = row.status != "running" and number not in self._over
-        dropped = self._over[0] if over and len(self._over) >= OVER_KEPT else None
-        await self._writer.write(puts, keys.of_job(dropped) if dropped is not None else ())
+            puts[keys.job(number)] = await self._long(keys.job(number), _submitted(columns))
+        over = [each for each in self._over if each != number] + [number] * (row.status != "running")
+        dropped = sorted(over)[:-OVER_KEPT]
+        await self._writer.write(puts, [each for gone in dropped for each in keys.of_job(gone) if gone != number])
         self._numbers[row.job] = number
-        if over:
-            self._over = sorted([*self._over, number])[-OVER_KEPT:]
+        self._numbers = {name: each for name, each in self._numbers.items() if each not in dropped or each == number}
+        self._over = sorted(over)[-OVER_KEPT:]
 
-    async def _save_round(self, row: fx.SaveRound, at_unix_s: float) -> None:
-        await self._put_round(self._numbers[row.job], row, at_unix_s)
+    async def _save_config(self, row: fx.SaveConfig) -> None:
+        config = msgpack.packb(msgspec.to_builtins(row.config))
+        columns = _columns_of(self.mirror, row.job) | {"config": config}
+        key = self._keys.job(columns["number"])
+        value = await self._long(key, _submitted(columns))
+        begin, here = self._keys.parts(key), self._keys.parts(key, k.parts_of(value)[0])
+        stale = [(begin, k.after(begin))] if here == begin else [(begin, here), (k.after(here), k.after(begin))]
+        await self._writer.write({key: value}, stale)
 
     async def _put_round(self, number: int, row: fx.SaveRound, at_unix_s: float) -> None:
         keys = self._keys
@@ -254,6 +294,15 @@ class ClusterRows:
                     (keys.commit(number, 0), keys.commit(number, kept)),
                 ]
         await self._writer.write(puts, deletes)
+
+    async def _add_to_round(self, row: fx.SaveEvaluation) -> None:
+        number = self._numbers[row.job]
+        for kept in self.mirror.round(row.job, row.round):
+            if (kept.attempt, kept.status) == (row.attempt, "committed"):
+                key = self._keys.round(number, row.round, row.attempt)
+                fields = msgpack.packb(msgspec.to_builtins(kept.fields) | row.fields)
+                value = {"status": kept.status, "fields": fields, "saved_unix_s": kept.saved_unix_s or 0.0}
+                await self._writer.write({key: await self._long(key, value)})
 
     async def _set_aside(self, row: fx.SetAside) -> None:
         number, keys = self._numbers[row.job], self._keys
@@ -325,6 +374,20 @@ class ClusterRows:
         return packed
 
 
+async def take_removed(rows: ClusterRows, copies: Iterable[tuple[int, str]]) -> None:
+    """Note jobs that another store has forgotten with their models; not those that are here.
+
+    Raise `StoreFault`, `Deposed`.
+    """
+    here = {(number, name) for name, number in rows._numbers.items()}
+    known = [each for each in dict.fromkeys([*copies, *rows.removed_copies]) if each not in here]
+    if known != rows.removed_copies:
+        known = known[-REMOVED_COPIES_MAX:]
+        value = rows._value({"numbers": rows._removed, "copies": known})
+        await rows._writer.write({rows._keys.removed: value})
+        rows.removed_copies = known
+
+
 class Table:
     """What the keys of a cluster say, as rows of SQLite; of a value that cannot be read the row says so when read."""
 
@@ -336,6 +399,8 @@ class Table:
         self.jobs: list[tuple[Any, ...]] = []
         self.rounds: list[tuple[Any, ...]] = []
         self.last = 0
+        self.removed: list[int] = []
+        self.copies: list[tuple[int, str]] = []
         names: dict[int, str] = {}
         for key in sorted(values):
             kind, numbers = keys.named(key)
@@ -344,6 +409,11 @@ class Table:
             elif kind == "last-job":
                 found = self._read(key).get("number")
                 self.last = max(self.last, found if isinstance(found, int) else 0)
+            elif kind == "removed":
+                value = self._read(key)
+                kept = value.get("numbers")
+                self.removed = [each for each in kept if isinstance(each, int)] if isinstance(kept, list) else []
+                self.copies = _copies(value.get("copies"))
         for key in sorted(values):
             kind, numbers = keys.named(key)
             if kind == "rounds" and len(numbers) == 3 and numbers[0] in names:
@@ -370,6 +440,18 @@ class Table:
         return _read(self._keys, self._values, key)
 
 
+def _submitted(columns: dict[str, Any]) -> dict[str, Any]:
+    """Return what the key of a job says, out of its row."""
+    return {name: columns[name] for name in ("name", "folder", "submitted_unix_s", "config", "tensors", "states")}
+
+
+def _columns_of(mirror: Mirror, name: str) -> dict[str, Any]:
+    columns = mirror.columns_of(name)
+    if columns is None:
+        raise StoreFault(f"job {name!r} is not in {mirror.path}")
+    return columns
+
+
 def _read(keys: k.Keys, values: dict[bytes, bytes], key: bytes) -> dict[str, Any]:
     """Return what a value says; nothing when it cannot be read."""
     value = values.get(key, b"")
@@ -382,6 +464,13 @@ def _read(keys: k.Keys, values: dict[bytes, bytes], key: bytes) -> dict[str, Any
     except UNREADABLE as error:
         log.error("store.unreadable key=%s %s", key.decode(errors="replace"), error)
         return {}
+
+
+def _copies(value: Any) -> list[tuple[int, str]]:
+    """Return the jobs that a value of removed ones names; none where it cannot be read."""
+    with suppress(msgspec.ValidationError):
+        return list(msgspec.convert(value, tuple[tuple[Count, Name], ...], strict=True))[-REMOVED_COPIES_MAX:]
+    return []
 
 
 def _plain(value: Any) -> Any:

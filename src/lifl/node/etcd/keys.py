@@ -4,6 +4,7 @@
     /lifl/NAME/cluster                        what the cluster is, made once
     /lifl/NAME/moving                         rows are moved to or from another store, and that is not done yet
     /lifl/NAME/last-job                       the number of the last job
+    /lifl/NAME/removed                        the numbers of the last jobs that were forgotten
     /lifl/NAME/jobs/NUMBER                    a job as it was submitted
     /lifl/NAME/status/NUMBER                  what became of it; a job without it was never accepted
     /lifl/NAME/rounds/NUMBER/ROUND/ATTEMPT    an attempt at a round
@@ -37,6 +38,7 @@ class Keys:
         self.cluster = self.root + b"cluster"
         self.moving = self.root + b"moving"
         self.last_job = self.root + b"last-job"
+        self.removed = self.root + b"removed"
 
     def job(self, number: int) -> bytes:
         """Return the key of a job."""

@@ -5,7 +5,8 @@ first row: nobody coordinates by rows of which some are missing.  Only when all 
 forget them.  So a move that was cut off is done again, by the same command, until it is whole.
 
 Jobs keep their numbers: checkpoints, journals and claims of folders name them.  What is over is copied; what the store
-keeps no longer stays in the node's copy (`cluster.db`).
+keeps no longer stays in the node's copy (`cluster.db`).  The list of jobs that were forgotten with their models goes
+along: nodes that were away then still have copies to remove.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from typing import NamedTuple
 from lifl.core.config.node import NodeConfig
 from lifl.core.errors import Refused, ResourceFault
 from lifl.node import folders
-from lifl.node.etcd.cluster_rows import OVER_KEPT, ClusterRows
+from lifl.node.etcd.cluster_rows import OVER_KEPT, ClusterRows, take_removed
 from lifl.node.etcd.fenced import Deposed
 from lifl.node.etcd.leadership import FAILOVER_ETCD_S, Leadership
 from lifl.node.etcd.mirror import Mirror
 from lifl.node.rows import SHOWN_ONLY, JobRow, UnreadableJob
-from lifl.node.store import NodeStore
+from lifl.node.store import NodeStore, removed_copies
 from lifl.node.succession import COPY, Store, open_store
 
 OWN = "lifl.db"
@@ -133,6 +134,7 @@ class _Move:
         self._copy.replace(*own.whole())
         for job in sorted([*over, *running], key=lambda job: job.number):
             await rows.take_in(job)
+        await take_removed(rows, removed_copies(own))
         await rows.move(self._command, copied=True)
 
     async def to_sqlite(self) -> Moved:
@@ -143,7 +145,7 @@ class _Move:
         names = {job.name for job in (*running, *over)}
         await rows.move(self._command)
         mine = [row for row in jobs if row[1] in names], [row for row in rounds if row[0] in names]
-        own.take_in(*mine, rows.last_number)
+        own.take_in(*mine, rows.last_number, rows.removed_copies)
         self._pass_on(running, rows.owner, self._node)
         await rows.clear()
         await rows.moved(0)

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lifl.core.errors import Refused
+from lifl.core.limits import REMOVED_COPIES_MAX
 from lifl.node.rows import JOB_COLUMNS, ROUND_COLUMNS
-from lifl.node.store import NodeStore
+from lifl.node.store import NodeStore, removed_copies
 
 _JOBS = ", ".join(JOB_COLUMNS)
 _PLACES = ", ".join("?" * len(JOB_COLUMNS))
 _ROUNDS = ", ".join(("job", *ROUND_COLUMNS))
+_FORGET_ANOTHERS = "DELETE FROM rounds WHERE job = (SELECT name FROM jobs WHERE name = ? AND number != ?)"
 _PUT_ROUND = f"INSERT OR REPLACE INTO rounds ({_ROUNDS}) VALUES (?, ?, ?, ?, ?, ?)"
 
 
@@ -46,11 +48,14 @@ class Mirror(NodeStore):
         found = self._all(f"SELECT {_JOBS} FROM jobs WHERE name = ?", (name,))
         return dict(zip(JOB_COLUMNS, found[0], strict=True)) if found else None
 
-    def replace(self, jobs: Iterable[Sequence[Any]], rounds: Iterable[Sequence[Any]]) -> None:
+    def replace(
+        self, jobs: Iterable[Sequence[Any]], rounds: Iterable[Sequence[Any]], removed: Iterable[int] = ()
+    ) -> None:
         """Take the cluster's rows in the place of those that are here, in one step.
 
         `jobs` have all `JOB_COLUMNS`, `rounds` a job's name before their `ROUND_COLUMNS`.  What the cluster keeps no
-        longer stays: jobs that are over, and rounds before the first of theirs.
+        longer stays: jobs that are over, and rounds before the first of theirs; but for the jobs that were `removed`,
+        by number, and the rounds of another job that had the name.
         """
         jobs, rounds = list(jobs), list(rounds)
         first: dict[str, int] = {}
@@ -58,7 +63,10 @@ class Mirror(NodeStore):
             first[name] = min(number, first.get(name, number))
         with self._told(), self._db:
             self._db.execute("BEGIN")
+            for row in jobs:
+                self._db.execute(_FORGET_ANOTHERS, (row[1], row[0]))
             self._db.execute("DELETE FROM jobs WHERE status IN ('new', 'running')")
+            self._db.executemany("DELETE FROM jobs WHERE number = ?", [(number,) for number in removed])
             for row in jobs:
                 self._db.execute("DELETE FROM jobs WHERE number = ? OR name = ?", (row[0], row[1]))
                 self._db.execute(f"INSERT INTO jobs ({_JOBS}) VALUES ({_PLACES})", row)
@@ -78,11 +86,18 @@ class Mirror(NodeStore):
         found = self._all("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'")
         return int(found[0][0]) if found else 0
 
-    def take_in(self, jobs: Iterable[Sequence[Any]], rounds: Iterable[Sequence[Any]], last: int) -> None:
+    def take_in(
+        self,
+        jobs: Iterable[Sequence[Any]],
+        rounds: Iterable[Sequence[Any]],
+        last: int,
+        removed: Sequence[tuple[int, str]] = (),
+    ) -> None:
         """Add what another store has, in one step; no later job gets a number up to `last`.
 
-        A job that is here already was taken in before, or was over when it left, and stays.  Raise `Refused` when a
-        name or a number is that of another one.
+        A job that is here already was taken in before, or was over when it left, and stays.  `removed` are those that
+        the other store has forgotten with their models.  Raise `Refused` when a name or a number is that of another
+        one.
         """
         rounds = list(rounds)
         with self._told(), self._db:
@@ -92,6 +107,11 @@ class Mirror(NodeStore):
                     continue
                 self._db.execute(f"INSERT INTO jobs ({_JOBS}) VALUES ({_PLACES})", row)
                 self._db.executemany(_PUT_ROUND, [each for each in rounds if each[0] == row[1]])
+            noted = dict.fromkeys([*removed_copies(self), *removed])
+            here = set(self._db.execute("SELECT number, name FROM jobs").fetchall())
+            known = [each for each in noted if each not in here][-REMOVED_COPIES_MAX:]
+            self._db.execute("DELETE FROM removed")
+            self._db.executemany("INSERT INTO removed (number, name) VALUES (?, ?)", known)
             last = max(last, self.last_number())
             self._db.execute("DELETE FROM sqlite_sequence WHERE name = 'jobs'")
             self._db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('jobs', ?)", (last,))

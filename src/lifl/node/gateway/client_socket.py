@@ -26,6 +26,8 @@ class ClientSocket:
     def __init__(self, sock: Stream, movers: Movers, read_waiter: ReadWaiter, on_shut: Callable[[], None]) -> None:
         self.sock = sock
         self.who = who_is(sock)
+        self.client = ""
+        """The name that it uses, from Hello on."""
         self.is_shut = False
         self.ended = asyncio.Event()
         """Set when it is shut, for who waits for something else."""

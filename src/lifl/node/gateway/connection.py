@@ -22,6 +22,7 @@ import socket
 import time
 
 import msgspec
+from msgspec.structs import replace
 
 from lifl import failpoints
 from lifl.core import limits
@@ -33,9 +34,14 @@ from lifl.core.limits import FIELD_CHARS_MAX, TEXT_CHARS_MAX
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import folds as fm
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol import tickets as tm
+from lifl.core.protocol.body_ranges import STREAMS, BodyRange
 from lifl.core.protocol.frames import framed
+from lifl.core.protocol.update_check import check_evaluated
 from lifl.core.trust import policy
 from lifl.core.trust.cookie import NONCE_BYTES, is_proof
+from lifl.core.trust.ticket import Holder
+from lifl.node.gateway.asked_for import ASKS_FOR_CERTIFICATE, ASKS_FOR_COOKIE, ASKS_FOR_HOST
 from lifl.node.gateway.client_socket import ClientSocket
 from lifl.node.gateway.content import JobLayout, Sums
 from lifl.node.gateway.frame_reader import FrameReader
@@ -43,24 +49,16 @@ from lifl.node.gateway.grant_waiter import Grant, GrantWaiter
 from lifl.node.gateway.intake import Intake
 from lifl.node.gateway.outbox import Outbox
 from lifl.node.gateway.shared import Shared
+from lifl.node.gateway.small_models import Copy
+from lifl.node.gateway.transfers import Way
 from lifl.node.security import Secured, Vouched
 from lifl.tls.faults import TlsFault
 from lifl.tls.waits import lingered
 
 log = logging.getLogger("lifl.gateway")
 
-ASKS_FOR_CERTIFICATE = (
-    "this node asks for a certificate: lifl enroll HOST:PORT --token-file F, with a token of `lifl token create`"
-)
-ASKS_FOR_COOKIE = (
-    "this node takes clients of its own account alone: come by its state folder, or with a client of this version, as "
-    "that account; `lifl up --listen` beyond loopback takes others, by certificates"
-)
-ASKS_FOR_HOST = (
-    "folds are hosted by the node's own account, on its machine: by its state folder, or by its cookie; from elsewhere "
-    "by an operator's certificate, of a node that asks for one"
-)
-FROM_HOSTS = (fm.HostSession, fm.OpenFold, fm.PutModel, fm.CloseFold, fm.CancelFold, fm.EndSession)
+FROM_HOSTS = (fm.HostSession, fm.OpenFold, fm.PutModel, fm.CloseFold, fm.CancelFold, fm.EndSession, tm.RevokeTicket)
+MODEL_GONE = "the round's model is gone; wait for the next selection"
 _IS_REFUSAL = b"\xa4type\xa7Refusal"
 """How a Refusal begins, packed, behind the byte that counts its fields."""
 
@@ -136,7 +134,13 @@ class Connection:
     def end_if_revoked(self) -> None:
         """End the connection of somebody whose certificate is not believed any more."""
         if self._secured.is_revoked:
-            self._socket.cut(f"its {'bearer token' if self._secured.bearer else 'certificate'} was revoked")
+            self._socket.cut(f"its {self._shown()} was revoked")
+
+    def _shown(self) -> str:
+        """Return what somebody has come by, as it is called."""
+        return (
+            "ticket" if self._secured.holder is not None else "bearer token" if self._secured.bearer else "certificate"
+        )
 
     def hang_up(self, after_updates: bool) -> None:
         """End the connection, or (`after_updates`) if an update is under way as soon as that is answered."""
@@ -158,7 +162,8 @@ class Connection:
             while True:
                 await link.drained()
                 message = await self._reader.read()
-                if not (self._reader.hosts and isinstance(message, FROM_HOSTS)):  # a host waits for its own answers
+                own_pace = self._reader.hosts and isinstance(message, FROM_HOSTS)  # a host waits for its own answers
+                if not own_pace and not isinstance(message, BodyRange):  # a range is of a request that has been counted
                     await self._socket.rest(self._shared.quotas.request_wait_s(self._number, self._loop.time()))
                 await self._handle(message)
         except RemoteFault as error:
@@ -207,7 +212,8 @@ class Connection:
     async def _hello(self) -> cm.Hello:
         """Return the client's Hello, when it has shown its cookie where that is asked for.
 
-        Before it may come a bearer token; who asks for the authority's roots, in its place, has them and must go.
+        Before it may come a bearer token, or a ticket that lets somebody in; who asks for the authority's roots, in its
+        place, has them and must go.
         """
         hello = await self._reader.read()
         if isinstance(hello, cm.AskRoots):
@@ -216,6 +222,10 @@ class Connection:
             raise EOFError("it has asked for the authority's roots")
         if isinstance(hello, cm.ShowToken):
             self._secured.take(hello.token, hello.secret, self._socket.who)
+            hello = await self._reader.read()
+        elif isinstance(hello, tm.ShowTicket):
+            holder = Holder(hello.job, hello.fold, hello.client, hello.made_unix_s, hello.expires_unix_s)
+            self._secured.take_ticket(holder, hello.entry, self._socket.who)
             hello = await self._reader.read()
         if not isinstance(hello, cm.Hello):
             raise RemoteFault(f"the first message must be Hello, not {type(hello).__name__}")
@@ -240,22 +250,25 @@ class Connection:
         self._identify(hello.client)
         self._expire()
         self._shared.quotas.greeted(self._number, self._socket.who, hello.client, self._loop.time())
-        self._client = hello.client
+        self._client = self._socket.client = hello.client
         by = f" by token {self._secured.bearer}" if self._secured.bearer else ""
+        by = " by a ticket" if self._secured.holder is not None else by
         self._shared.link.send(gm.Greeted(self._number, self._socket.who + by))
         self._reader.greeted = True
         self._knows = hello.knows
         self._direct = hello.direct and cm.SEGMENTS in hello.knows and self._socket.is_same_user()
         self._reader.hosts = self._may_host()
         knows = cm.KNOWS if hello.knows else ()
-        self._outbox.send(cm.Welcome(cm.PROTOCOL_VERSION, self._shared.node, self._direct, knows))
+        told = STREAMS in hello.knows and self._secured.sock.family != socket.AF_UNIX
+        streams = self._shared.transfers.streams if told else 1
+        self._outbox.send(cm.Welcome(cm.PROTOCOL_VERSION, self._shared.node, self._direct, knows, streams))
 
     def _identify(self, client: str) -> None:
-        """Note who it is, by the certificate or the bearer token.
+        """Note who it is, by the certificate, the bearer token or the ticket.
 
         Raise `Refused` unless that one may say Hello as `client`.
         """
-        by_token = bool(self._secured.bearer)
+        by_token = self._secured.by_secret
         if self._secured.is_stranger and not by_token:
             raise Refused("no-certificate", "identity", ASKS_FOR_CERTIFICATE)
         try:
@@ -271,11 +284,11 @@ class Connection:
                 policy.check(peer.identity, policy.Action.TAKE_PART, client, bearer=by_token)
 
     def _expire(self) -> None:
-        """End the connection when its bearer token has expired."""
+        """End the connection when its bearer token, or its ticket, has expired."""
         peer = self._secured.peer
-        if self._secured.bearer and peer is not None:
+        if self._secured.by_secret and peer is not None:
             left_s = max(0.0, peer.expires_unix_s - time.time())
-            self._expiry = self._loop.call_later(left_s, self._socket.cut, "its bearer token has expired")
+            self._expiry = self._loop.call_later(left_s, self._socket.cut, f"its {self._shown()} has expired")
 
     def _may_host(self) -> bool:
         """Return whether the client may host folds: the node's own account, shown by the kernel or by the cookie.
@@ -286,7 +299,7 @@ class Connection:
             return False
         peer = self._secured.peer
         if peer is not None:
-            return not self._secured.bearer and policy.may(peer.identity.role, policy.Action.HOST_FOLDS)
+            return not self._secured.by_secret and policy.may(peer.identity.role, policy.Action.HOST_FOLDS)
         by_cookie = self._secured.sock.family != socket.AF_UNIX and self._shared.security.cookie is not None
         return by_cookie or self._socket.is_same_user()
 
@@ -303,9 +316,9 @@ class Connection:
                     policy.check(peer.identity, policy.Action.HOST_FOLDS)
                 raise Refused("not-allowed", "node", ASKS_FOR_HOST)
             return
-        if peer is None or isinstance(message, cm.Ping):
+        if peer is None or isinstance(message, cm.Ping | BodyRange):  # the transfer's owner may
             return
-        by_token = bool(self._secured.bearer)
+        by_token = self._secured.by_secret
         if isinstance(message, cm.GetModel) and self._reader.hosts:
             return
         if isinstance(message, cm.Offer) or (isinstance(message, cm.GetModel) and message.checked):
@@ -313,6 +326,9 @@ class Connection:
         else:
             job = getattr(message, "job", "")
             policy.check(peer.identity, policy.Action.TAKE_PART, self._client, job, peer.jobs, by_token)
+            holder = self._secured.holder
+            if holder is not None and isinstance(message, cm.GetModel) and not holder.reads(message.round):
+                raise Refused("wrong-ticket", "round", "that ticket is for another fold's model; ask its host for one")
 
     async def _take_update(self, submit: cm.Submit) -> None:
         self._submits, taken = True, False
@@ -334,12 +350,17 @@ class Connection:
         try:
             self._check_may(message)
             match message:
-                case cm.Join(job, holding, connected_ns):
-                    self._shared.link.send(gm.ClientJoined(self._number, self._client, job, holding, connected_ns))
+                case cm.Join(job, holding, connected_ns, properties):
+                    joined = (self._number, self._client, job, holding, connected_ns, properties)
+                    self._shared.link.send(gm.ClientJoined(*joined))
                 case cm.Leave(job):
                     self._shared.link.send(gm.ClientLeft(self._number, job))
                 case cm.Decline(job, number, reason):
                     self._shared.link.send(gm.ClientDeclined(self._number, self._client, job, number, reason))
+                case cm.Evaluated(job, number, weight, metrics):
+                    check_evaluated(message, self._client)
+                    found = (self._number, self._client, job, number, weight, metrics)
+                    self._shared.link.send(gm.ClientEvaluated(*found))
                 case cm.GetModel():
                     await self._send_model(message)
                 case cm.Submit():
@@ -349,38 +370,54 @@ class Connection:
                 case cm.Offer():
                     await self._intake.take_partial(message)
                     self._shared.quotas.taken(self._number)
+                case BodyRange():
+                    await self._carry_range(message)
                 case fm.PutModel():
                     await self._intake.take_model(message, self._direct)
                 case fm.TakePart(job, fold, ticket):
                     self._shared.link.send(gm.PartTaken(self._number, self._client, job, fold, ticket))
                 case fm.HostSession():
-                    self._host(message)
+                    self._shared.link.send(_session_asked(self._number, message))
                 case fm.OpenFold(job, fold, expected):
                     self._shared.link.send(gm.FoldAsked(self._number, job, fold, "open", expected))
                 case fm.CloseFold(job, fold):
                     self._shared.link.send(gm.FoldAsked(self._number, job, fold, "close"))
                 case fm.CancelFold(job, fold):
                     self._shared.link.send(gm.FoldAsked(self._number, job, fold, "cancel"))
+                case tm.RevokeTicket(job, fold, client):
+                    self._shared.link.send(tm.RevocationAsked(self._number, job, fold, client))
                 case fm.EndSession(job):
                     self._shared.link.send(gm.SessionEnded(self._number, job))
                 case _:
                     raise RemoteFault(f"a {type(message).__name__} makes no sense here")
         except Refused as refused:
             about: tuple[str, int] = (getattr(message, "job", ""), -1)
-            if isinstance(message, cm.Submit | cm.GetModel | fm.PutModel):
+            if isinstance(message, cm.Submit | cm.GetModel | cm.Evaluated | fm.PutModel):
                 about = (message.job, message.round)
             self._refuse(_refusal(refused, *about))
 
-    def _host(self, asked: fm.HostSession) -> None:
-        what = (asked.job, asked.expected, asked.tensors, asked.rule, asked.options, asked.rule_folder, asked.states)
-        self._shared.link.send(gm.SessionAsked(self._number, *what, asked.secret, asked.trainable))
+    async def _carry_range(self, asked: BodyRange) -> None:
+        """Lend the connection to a transfer; one that there is not ends it, without a word: bytes are waited for."""
+        try:
+            over = self._shared.transfers.lend(asked, Way(self._socket, self._outbox))
+        except Refused as refused:
+            self._shared.refusals.note(self._socket.who, self._client, _refusal(refused))
+            self._socket.cut(str(refused))
+            raise ConnectionResetError(str(refused)) from refused
+        await over
 
     async def _send_model(self, want: cm.GetModel) -> None:
-        if (known := self._shared.jobs.get(want.job)) is not None:
+        known = self._shared.jobs.get(want.job)
+        if known is not None:
             nbytes, now = known.layout.data_bytes, self._loop.time()
             await self._socket.rest(self._shared.quotas.bytes_wait_s(self._number, known.flow, nbytes, now))
         part = None if want.part is msgspec.UNSET or not want.checked else want.part
         direct = want.direct is True and self._direct and part is None
+        if known is not None and not (direct or want.checked):
+            copy = await self._shared.small_models.of(want.job, want.round, known.layout.data_bytes)
+            if copy is not None:
+                await self._send_small(want, known, copy)
+                return
         grant = await self._grants.ask(gm.WantModel(self._number, want.job, want.round, part, direct))
         if not isinstance(grant, gm.ModelGranted):
             return
@@ -388,25 +425,52 @@ class Connection:
         try:
             job = self._shared.job(want.job)
             key = Key.unpack(grant.key)
-            sums = Sums(self._shared.arena, key, want.checked)
             view = self._shared.arena.data(key)
             data_bytes = len(view)
+            streams = self._shared.transfers.streams_of(want.streams, data_bytes)
+            sums = Sums(self._shared.arena, key, want.checked, streams)
             if direct:
                 await self._lend_model(key, job, want)
                 sent_bytes = data_bytes
                 return
-            self._outbox.send_frame(*job.model(cm.Model(grant.job, grant.round, (), data_bytes), want.digest))
-            if self._socket.is_shut:
-                raise ConnectionResetError("the connection ended before the model was sent")
-            await self._outbox.send_body(view, sums.departed)
+            model = cm.Model(grant.job, grant.round, (), data_bytes)
+
+            def begin(transfer: str | msgspec.UnsetType) -> None:
+                self._outbox.send_frame(*job.model(replace(model, transfer=transfer), want.digest))
+                if self._socket.is_shut:
+                    raise ConnectionResetError("the connection ended before the model was sent")
+
+            way = Way(self._socket, self._outbox)
+            await self._shared.transfers.send(way, view, sums.departed, limits.BODY_STALL_S, begin)
             sent_bytes = data_bytes
             self._shared.sent_bytes += sent_bytes
             if want.checked:
                 self._outbox.send(cm.Checksums(sums.finish()))
         except StaleKey as error:
-            raise Refused("round-over", "round", "the round's model is gone; wait for the next selection") from error
+            raise Refused("round-over", "round", MODEL_GONE) from error
         finally:
             self._shared.link.send(gm.ModelSent(self._number, grant.key, sent_bytes))
+
+    async def _send_small(self, want: cm.GetModel, job: JobLayout, copy: Copy) -> None:
+        """Send a small model from the gateway's copy, which is made first if need be."""
+        models = self._shared.small_models
+        if not copy.data:
+            try:
+                grant = await self._grants.ask(gm.WantModel(self._number, want.job, want.round))
+                if not isinstance(grant, gm.ModelGranted):
+                    return
+                try:
+                    copy.data = bytes(self._shared.arena.data(Key.unpack(grant.key)))
+                except StaleKey as error:
+                    raise Refused("round-over", "round", MODEL_GONE) from error
+                finally:
+                    self._shared.link.send(gm.ModelSent(self._number, grant.key, 0))
+            finally:
+                models.settle(want.job, copy)
+        begin, tensors = job.model(cm.Model(want.job, want.round, (), len(copy.data)), want.digest)
+        self._outbox.send_frame(begin + bytes(tensors), memoryview(copy.data))
+        self._shared.sent_bytes += len(copy.data)
+        models.served(want.job, len(copy.data))
 
     async def _lend_model(self, key: Key, job: JobLayout, want: cm.GetModel) -> None:
         """Let a client read the model where it is, until it says that it is done, or ends."""
@@ -421,3 +485,8 @@ class Connection:
 
 def _refusal(refused: Refused, job: str = "", round_: int = -1) -> cm.Refusal:
     return cm.Refusal(refused.code, refused.field[:FIELD_CHARS_MAX], refused.text[:TEXT_CHARS_MAX], job, round_)
+
+
+def _session_asked(conn: int, asked: fm.HostSession) -> gm.SessionAsked:
+    what = (asked.job, asked.expected, asked.tensors, asked.rule, asked.options, asked.rule_folder, asked.states)
+    return gm.SessionAsked(conn, *what, asked.secret, asked.trainable, asked.reproducible, asked.revoked)

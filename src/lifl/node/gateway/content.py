@@ -6,7 +6,7 @@ are checked while they arrive (`Content`), together with the checksum that the o
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 
 import msgspec
 import numpy as np
@@ -18,10 +18,11 @@ from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.contribution import unpack_contributions
 from lifl.core.protocol.frames import frame_head
 from lifl.core.schema import DTYPE_BYTES, Layout, Segment
+from lifl.node.gateway.body_moves import Departed
 from lifl.node.gateway.budgets import Flow
 from lifl.shm.arena import Arena
 from lifl.shm.checksum import as_array, first_nan
-from lifl.shm.ingest_check import ingest_check
+from lifl.shm.ingest_check import check_of
 from lifl.shm.layout import Entry
 
 NO_TENSORS = memoryview(msgspec.msgpack.encode(()))
@@ -31,7 +32,7 @@ class JobLayout:
     """How the updates of a job are laid out, and what all its clients are told: the same bytes for each."""
 
     def __init__(self, schema: gm.JobSchema) -> None:
-        self.layout = Layout(schema.tensors)
+        self.layout = Layout(schema.tensors, schema.reproducible)
         self.digest = self.layout.digest
         self.tensors = memoryview(self.layout.packed())
         self.schema_bytes = len(self.tensors)
@@ -39,7 +40,8 @@ class JobLayout:
         self.averaged = schema.patterns.averaged(self.layout)
         self.others = schema.patterns.others(self.layout)
         self.trainable = schema.patterns.trainable
-        self._options = msgspec.msgpack.encode(schema.options)
+        self._options = schema.options
+        self._packed_options = msgspec.msgpack.encode(schema.options)
 
     def selected(self, message: cm.Selected, whole: bool, knows: Container[str]) -> tuple[bytes, memoryview]:
         """Return the frame of a selection: what is its own, and what it shares with others.
@@ -51,7 +53,10 @@ class JobLayout:
             digest=self.digest if cm.DIGESTS in knows else msgspec.UNSET,
             trainable=self.trainable if self.trainable and cm.ABSENT in knows else msgspec.UNSET,
         )
-        return self._frame(cm.packed_open(message, options=self._options), whole)
+        options = self._packed_options
+        if message.options:  # those of the round, or of the client
+            options = msgspec.msgpack.encode(self._options | message.options)
+        return self._frame(cm.packed_open(message, options=options), whole)
 
     def model(self, message: cm.Model, digest: bytes | msgspec.UnsetType) -> tuple[bytes, memoryview]:
         """Return the frame before a model: what is its own, and what it shares; `digest` is what the client has."""
@@ -65,18 +70,22 @@ class JobLayout:
 
 
 class Content:
-    """The content of an update that is being written to `data`, from the front, and looked at by `check`."""
+    """The content of an update that is being written to `data`, from the front, and looked at by `check`.
 
-    def __init__(self, job: JobLayout, data: memoryview) -> None:
+    Over several connections (`streams`) each range is written from its front.
+    """
+
+    def __init__(self, job: JobLayout, data: memoryview, streams: int = 1) -> None:
         self._job = job
         self._layout = job.layout
         self._data = data
-        self.check = ingest_check(data, job.averaged)
+        self.check = check_of(data, job.averaged, streams)
         self._believed = 0
 
     def look_at_all(self) -> None:
         """Look at all bytes: they are there."""
-        self.check.advance(self.check.nbytes)
+        for part in self.check.parts:
+            part.advance(part.nbytes)
 
     def believe(self, checksum: int) -> None:
         """Take a client's word that this is the checksum, and that all floats are finite.
@@ -122,14 +131,35 @@ class Content:
         return Refused(code, f"tensors.{tensor.name}", said)
 
 
-class Sums:
-    """The checksum of a sealed object's data, computed while it is sent; or the one that it was sealed with."""
+class StateContent(Content):
+    """That of a rule's state: finite numbers, and no model's."""
 
-    def __init__(self, arena: Arena, key: Key, wanted: bool = True) -> None:
+    def __init__(self, job: JobLayout, data: memoryview) -> None:
+        super().__init__(job, data)
+        self.check = check_of(data, job.layout.states, 1)
+
+    def finish(self) -> int:
+        """Return the checksum.  Raise `Refused` when a number is not finite."""
+        checksum = self.check.finish()
+        if self.check.found is not None:
+            _, element = self.check.found
+            raise Refused("not-finite", "state", f"element {element} of a state of the rule is NaN or infinite")
+        return checksum
+
+
+class Sums:
+    """The checksum of a sealed object's data, computed while it is sent; or the one that it was sealed with.
+
+    `departed` are told how far each of its ranges is, which are as many as `streams`.
+    """
+
+    def __init__(self, arena: Arena, key: Key, wanted: bool = True, streams: int = 1) -> None:
         self._sealed_with = arena.entry(key).checksum
         computing = wanted and not self._sealed_with
-        self._sum = ingest_check(arena.data(key)) if computing else None
-        self.departed = self._sum.advance if self._sum is not None else None
+        self._sum = check_of(arena.data(key), (), streams) if computing else None
+        self.departed: Sequence[Departed | None] = [None] * streams
+        if self._sum is not None:
+            self.departed = [part.advance for part in self._sum.parts]
 
     def finish(self) -> int:
         """Return the checksum now that all of the data has been sent."""

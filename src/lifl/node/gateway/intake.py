@@ -1,8 +1,8 @@
 """What comes in over a connection: updates of a client, and partials of another node's gateway.
 
-Either is asked for first (`grant_waiter`): a refusal costs no bandwidth, the body comes after `Go`.  Its bytes are
-received straight into the granted object, checked while they arrive (`content`), and sealed; how it ended is told to
-the daemon, once, by Sealed or Aborted.
+Either is asked for first (`grant_waiter`): a refusal costs no bandwidth, the body comes after `Go`, a large one perhaps
+over several connections (`transfers`).  Its bytes are received straight into the granted object, checked while they
+arrive (`content`), and sealed; how it ended is told to the daemon, once, by Sealed or Aborted.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from lifl.core.ids import Key
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import folds as fm
 from lifl.core.protocol import gateway as gm
-from lifl.core.protocol.contribution import with_absent
+from lifl.core.protocol.contribution import sealed_as
 from lifl.core.protocol.update_check import check_submit
 from lifl.node.gateway.body_moves import Receive
 from lifl.node.gateway.client_socket import ClientSocket
-from lifl.node.gateway.content import Content, JobLayout, check_contributions, check_room
+from lifl.node.gateway.content import Content, JobLayout, StateContent, check_contributions, check_room
 from lifl.node.gateway.frame_reader import FrameReader
 from lifl.node.gateway.grant_waiter import GrantWaiter
 from lifl.node.gateway.outbox import Outbox
 from lifl.node.gateway.shared import Shared
-from lifl.shm.ingest_check import ingest_check
+from lifl.node.gateway.transfers import Arrival, Way
+from lifl.shm.ingest_check import check_of, ingest_check
 
 PARTIAL = "partial"
 """Stands for a job's name where a message needs one and there is none."""
@@ -61,7 +62,7 @@ class Intake:
         self._grants = grants
         self._loop = asyncio.get_running_loop()
         self._followed = b""  # the key of an update whose progress is wanted
-        self._receiving: tuple[bytes, Receive] | None = None  # the key and body of an update that is being received
+        self._receiving: tuple[bytes, Arrival] | None = None  # the key and bytes of an update that is being received
         self._filling = False  # the client writes to its slot itself, now
 
     # ---- an update -------------------------------------------------------------------------------------------------
@@ -84,23 +85,29 @@ class Intake:
         return False
 
     async def take_model(self, put: fm.PutModel, direct: bool) -> None:
-        """Take in the model that the host of a session brings.  Raise `Refused`."""
+        """Take in the model that the host of a session brings, or a state of its rule.  Raise `Refused`."""
         job = self._shared.job(put.job)
-        if (put.digest, put.data_bytes) != (job.digest, job.layout.data_bytes):
+        state = "" if isinstance(put.state, msgspec.UnsetType) else put.state
+        direct = direct and not state
+        nbytes = job.layout.state_bytes if state else job.layout.data_bytes
+        if (put.digest, put.data_bytes) != (job.digest, nbytes):
             raise Refused("wrong-schema", "digest", "its tensors are not those of the session")
-        grant = await self._grants.ask(gm.ModelPut(self._conn, put.job, put.round, direct))
+        grant = await self._grants.ask(gm.ModelPut(self._conn, put.job, put.round, direct, state))
         if isinstance(grant, gm.Granted):
             await self._land(grant, self._fill_update(put, job, grant, direct), put.data_bytes)
 
     async def _fill_update(
         self, submit: cm.Submit | fm.PutModel, job: JobLayout, grant: gm.Granted, direct: bool
-    ) -> None:
-        """Have the bytes of an update, or of a model, written, checked and sealed."""
+    ) -> int:
+        """Have the bytes of an update, or of a model, written, checked and sealed; return their checksum."""
         key = Key.unpack(grant.key)
         view = self._shared.arena.data(key)
         if len(view) != submit.data_bytes:
             raise Refused("wrong-size", "data_bytes", f"the slot has {len(view)} bytes, the update another size")
-        content = Content(job, view)
+        is_state = isinstance(submit, fm.PutModel) and isinstance(submit.state, str)
+        whole = direct or is_state
+        streams = 1 if whole else self._shared.transfers.streams_of(submit.streams, len(view))
+        content = StateContent(job, view) if is_state else Content(job, view, streams)
         if direct:
             arena = self._shared.arena
             go = cm.Go(submit.job, submit.round, direct=True, offset=arena.offset(key))
@@ -116,49 +123,57 @@ class Intake:
             else:
                 await self._loop.run_in_executor(self._shared.checks, content.look_at_all)
         else:
-            self._outbox.send(cm.Go(submit.job, submit.round))
-            await self._receive_update(grant.key, Receive(self._socket.sock, content.check))
+            await self._receive_update(grant.key, Arrival(content.check), cm.Go(submit.job, submit.round))
         self._shared.received_bytes += submit.data_bytes
         failpoints.hit("gateway.seal.before")
-        weight, contributions, member = 0.0, 0, grant.member
+        weight, contributions, member, checksum = 0.0, 0, grant.member, content.finish()
         if isinstance(submit, cm.Submit):
             weight, contributions = submit.weight, 1
-            if not isinstance(submit.absent, msgspec.UnsetType):
-                member = with_absent(member, submit.absent)
-        self._shared.arena.seal(key, weight, contributions, member, content.finish())
+            member = sealed_as(member, checksum, submit.absent)
+        self._shared.arena.seal(key, weight, contributions, member, checksum)
         failpoints.hit("gateway.seal.after")
+        return checksum
 
-    async def _receive_update(self, key: bytes, body: Receive) -> None:
-        self._receiving = key, body
+    async def _receive_update(self, key: bytes, arrival: Arrival, go: cm.Go) -> None:
+        self._receiving = key, arrival
         try:
             if self._followed == key:
-                self._follow_body(key, body)
-            await self._socket.move(body, limits.BODY_STALL_S)
+                self._follow(key, arrival)
+            await self._receive(arrival, go, limits.BODY_STALL_S)
         finally:
             self._receiving = None
+
+    async def _receive(self, arrival: Arrival, go: cm.Go, stall_s: float) -> None:
+        """Have a body sent, and received."""
+
+        def begin(transfer: str | msgspec.UnsetType) -> None:
+            self._outbox.send(msgspec.structs.replace(go, transfer=transfer))
+
+        way = Way(self._socket, self._outbox)
+        await self._shared.transfers.run(way, arrival.carriers(stall_s), stall_s, begin)
 
     def follow(self, key: bytes) -> None:
         """Tell the daemon how far the update with this key is, from now on or from when it begins."""
         self._followed = key
         if self._receiving is not None and self._receiving[0] == key:
-            self._follow_body(*self._receiving)
+            self._follow(*self._receiving)
 
-    def _follow_body(self, key: bytes, body: Receive) -> None:
+    def _follow(self, key: bytes, arrival: Arrival) -> None:
         def report(moved_bytes: int) -> None:  # in a mover's thread
             self._loop.call_soon_threadsafe(self._shared.link.send, gm.Progress(key, moved_bytes))
 
-        body.follow(report)
+        arrival.follow(report)
 
     def replaced(self) -> None:
         """End what waits, or stands still: the client has come over another connection."""
         if self._grants.waiting:
             self._socket.cut(REPLACED)
         elif self._receiving is not None:
-            key, body = self._receiving
-            self._loop.call_later(limits.REPLACED_STALL_S, self._end_stalled, key, body, body.seen_bytes())
+            key, arrival = self._receiving
+            self._loop.call_later(limits.REPLACED_STALL_S, self._end_stalled, key, arrival, arrival.seen_bytes())
 
-    def _end_stalled(self, key: bytes, body: Receive, seen_bytes: int) -> None:
-        if self._receiving is not None and self._receiving[0] == key and body.seen_bytes() == seen_bytes:
+    def _end_stalled(self, key: bytes, arrival: Arrival, seen_bytes: int) -> None:
+        if self._receiving is not None and self._receiving[0] == key and arrival.seen_bytes() == seen_bytes:
             self._socket.cut(REPLACED)
 
     # ---- a partial of another node ---------------------------------------------------------------------------------
@@ -182,7 +197,7 @@ class Intake:
         if isinstance(grant, gm.Granted):
             await self._land(grant, self._fill_partial(offer, grant), offer.data_bytes + offer.meta_bytes)
 
-    async def _fill_partial(self, offer: cm.Offer, grant: gm.Granted) -> None:
+    async def _fill_partial(self, offer: cm.Offer, grant: gm.Granted) -> int:
         """Have data and contributions received, data straight into the object; seal it when both are what was sent."""
         arena = self._shared.arena
         key = Key.unpack(grant.key)
@@ -190,10 +205,13 @@ class Intake:
         check_room(offer, entry)
         view = arena.data(key)
         meta = bytearray(offer.meta_bytes)
-        arriving, arriving_meta = ingest_check(view), ingest_check(memoryview(meta))
-        self._outbox.send(cm.Go(PARTIAL, offer.epoch))
+        arriving = check_of(view, (), self._shared.transfers.streams_of(offer.streams, len(view)))
+        arriving_meta = ingest_check(memoryview(meta))
+        go = cm.Go(PARTIAL, offer.epoch)
         if view:
-            await self._socket.move(Receive(self._socket.sock, arriving), limits.PEER_STALL_S)
+            await self._receive(Arrival(arriving), go, limits.PEER_STALL_S)
+        else:
+            self._outbox.send(go)
         if meta:
             await self._socket.move(Receive(self._socket.sock, arriving_meta), limits.PEER_STALL_S)
         async with asyncio.timeout(limits.PEER_STALL_S):
@@ -208,13 +226,14 @@ class Intake:
         failpoints.hit("gateway.partial_seal.before")
         arena.seal(key, offer.weight, offer.members, bytes(meta), data)
         failpoints.hit("gateway.partial_seal.after")
+        return data
 
     # ---- both ------------------------------------------------------------------------------------------------------
 
-    async def _land(self, grant: gm.Granted, filling: Awaitable[None], received_bytes: int) -> None:
+    async def _land(self, grant: gm.Granted, filling: Awaitable[int], received_bytes: int) -> None:
         """Have a granted object filled and sealed, and tell the daemon how it ended."""
         try:
-            await filling
+            digest = await filling
         except Exception as error:  # of whatever kind: the daemon is told, else the slot would wait for ever
             writing = self._filling and not self._is_gone(error)
             self._shared.link.send(gm.Aborted(self._conn, grant.key, self._socket.reason(error), writing))
@@ -223,7 +242,7 @@ class Intake:
             raise
         finally:
             self._filling = False
-        self._shared.link.send(gm.Sealed(self._conn, grant.key, received_bytes))
+        self._shared.link.send(gm.Sealed(self._conn, grant.key, received_bytes, digest))
 
     def _is_gone(self, error: Exception) -> bool:
         """Return whether it was the client that closed the connection: then it writes to its slot no more."""

@@ -46,13 +46,16 @@ from lifl.core.errors import LiflError, Refused, ResourceFault
 from lifl.core.identity import Identity
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol import tickets as tm
 from lifl.core.protocol.frames import encode
+from lifl.core.protocol.small_models import ModelChanged
 from lifl.core.trust.bearers import BearerList
 from lifl.core.trust.revocation import RevokedList
 from lifl.node import descriptors
+from lifl.node.gateway.asked_for import ASKS_FOR_CERTIFICATE
 from lifl.node.gateway.body_moves import Movers
 from lifl.node.gateway.client_socket import tune
-from lifl.node.gateway.connection import ASKS_FOR_CERTIFICATE, Connection
+from lifl.node.gateway.connection import Connection
 from lifl.node.gateway.content import JobLayout
 from lifl.node.gateway.peer_transfer import PeerTransfers
 from lifl.node.gateway.pulse import Pulse
@@ -60,6 +63,8 @@ from lifl.node.gateway.quotas import Limits, Quotas
 from lifl.node.gateway.read_waiter import ReadWaiter
 from lifl.node.gateway.refusals import Refusals
 from lifl.node.gateway.shared import Shared
+from lifl.node.gateway.small_models import SmallModels
+from lifl.node.gateway.transfers import Transfers
 from lifl.node.greetings import cut
 from lifl.node.link import Link
 from lifl.node.listening import Listening
@@ -76,17 +81,19 @@ from lifl.tls.waits import lingered, sent
 log = logging.getLogger("lifl.gateway")
 
 MOVERS = 2
-"""Threads that move bytes.  More than two did not gain on two cores: the kernel's copy is what takes the time."""
+"""Threads that move bytes.  More than two did not gain on two cores: the kernel's copy is what takes the time.  Where a
+body goes over more connections than that, there is one for each."""
 _PR_SET_PDEATHSIG = 1
 
 
 class Gateway:
     """The gateway's state; `serve` is its life."""
 
-    def __init__(self, limits_: Limits, landlock: int, security: Security) -> None:
+    def __init__(self, limits_: Limits, landlock: int, security: Security, streams: int) -> None:
         self._quotas = Quotas(limits_, self._cut)
         self._landlock = landlock
         self._security = security
+        self._streams = streams
         self._arriving: dict[int, socket.socket] = {}  # by number: TLS is being agreed on
         self._next_number = 1
         self._turned_away = 0
@@ -100,10 +107,10 @@ class Gateway:
         """Serve on the daemon's listening sockets (TCP first, then AF_UNIX) until it is told to end."""
         loop = asyncio.get_running_loop()
         link = Link(link_sock, gm.ToGateway, self._on_message, self._on_link_closed, takes_descriptors=True)
-        movers = Movers(MOVERS)
+        movers = Movers(max(MOVERS, self._streams))
         checks = ThreadPoolExecutor(MOVERS, "check")
         read_waiter = ReadWaiter()
-        told = (Pulse(link), Refusals(link), self._quotas, self._security)
+        told = (Pulse(link), Refusals(link), self._quotas, self._security, Transfers(self._streams), SmallModels(link))
         self._shared = Shared(link, arena, movers, checks, read_waiter, *told, f"{arena.node:016x}")
         self._peer_transfers = PeerTransfers(self._shared, self._start)
         prefault = Prefault(arena)
@@ -144,7 +151,8 @@ class Gateway:
             identity = Identity(shown.role, shown.name)
             peer = Peer(shown.cluster, identity, shown.serial, *times, shown.jobs, issued_unix_s=shown.issued_unix_s)
         secured = Vouched(sock, self._security, came.who, peer, shown.bearer if shown is not None else "")
-        if secured.is_revoked or (peer is None and self._security.is_on):
+        secured.shows_ticket = came.by_ticket
+        if secured.is_revoked or (peer is None and self._security.is_on and not came.by_ticket):
             sock.close()
         else:
             self._take_in(sock, came.who, secured)
@@ -248,13 +256,30 @@ class Gateway:
     def _on_link_closed(self, _error: Exception | None) -> None:
         self._ending.set()
 
+    def _told_whom_to_believe(self, said: gm.Revoked | gm.BearersTold | tm.TicketKey | tm.TicketOut) -> None:
+        """Take note, and end the connections of those who are not believed any more."""
+        match said:
+            case gm.Revoked(entries):
+                self._security.revoked = RevokedList(entries)
+            case gm.BearersTold(entries):
+                self._security.bearers = BearerList(entries)
+            case tm.TicketKey(job, key, revoked):
+                self._security.tickets.told(job, key, revoked)
+            case tm.TicketOut(job, fold, client, current):
+                self._security.tickets.revoke(job, fold, client, current)
+        for connection in list(self._connections.values()):
+            connection.end_if_revoked()
+
     def _on_message(self, message: gm.ToGateway) -> None:
         shared, connections = self._shared, self._connections
         match message:
             case gm.JobSchema(job):
                 shared.jobs[job] = JobLayout(message)
+                shared.small_models.changed(job)
             case gm.JobForget(job):
                 shared.jobs.pop(job, None)
+                shared.small_models.changed(job)
+                self._security.tickets.forget(job)
             case gm.TellClient(conn, encoded, selects):
                 if (connection := connections.get(conn)) is not None:
                     if selects:
@@ -274,18 +299,16 @@ class Gateway:
                     shared.link.send(gm.ModelSent(conn, key, 0))
             case gm.Carry() | gm.Fetch():
                 self._peer_transfers.start(message)
+            case ModelChanged(job):
+                shared.small_models.changed(job)
+            case gm.EndFetch(key):
+                self._peer_transfers.end(key)
             case gm.HangUp(conn, after_updates):
                 ending = [conn] if conn else list(connections)
                 for connection in filter(None, map(connections.get, ending)):
                     connection.hang_up(after_updates)
-            case gm.Revoked(entries):
-                self._security.revoked = RevokedList(entries)
-                for connection in list(connections.values()):
-                    connection.end_if_revoked()
-            case gm.BearersTold(entries):
-                self._security.bearers = BearerList(entries)
-                for connection in list(connections.values()):
-                    connection.end_if_revoked()
+            case gm.Revoked() | gm.BearersTold() | tm.TicketKey() | tm.TicketOut():
+                self._told_whom_to_believe(message)
             case gm.Pulse():
                 shared.pulse.heard(message)
             case gm.AskStats():
@@ -329,6 +352,7 @@ def main() -> int:
     parser.add_argument("--identity", type=Path)
     parser.add_argument("--cookie", type=Path, help="by which clients show that they are of this account")
     parser.add_argument("--connections-max", type=int, default=1024)
+    parser.add_argument("--streams", type=int, default=1, help="a large body goes over so many connections at most")
     for name in Limits._fields[1:]:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=0)
     parser.add_argument("--readable", type=Path, action="append", default=[], help="a folder that it reads later")
@@ -367,7 +391,8 @@ def _contexts(folder: Path) -> Contexts:
 async def _serve(
     link_sock: socket.socket, arena: Arena, options: argparse.Namespace, landlock: int, security: Security
 ) -> None:
-    gateway = Gateway(Limits(*(getattr(options, name) for name in Limits._fields)), landlock, security)
+    quotas = Limits(*(getattr(options, name) for name in Limits._fields))
+    gateway = Gateway(quotas, landlock, security, options.streams)
     listeners = [socket.socket(fileno=fd) for fd in (options.tcp_fd, options.unix_fd)]
     for listener in listeners:
         listener.setblocking(False)

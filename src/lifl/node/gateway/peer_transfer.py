@@ -5,6 +5,8 @@ are received into another's, with no copy between.  Checksums follow the bytes, 
 for sending and for the checksum; the one that an object was sealed with is taken where there is one, so that what
 happened to it in memory is found too.
 
+A large body goes over several connections, where both gateways use them (`core/protocol/body_ranges.py`).
+
 Each try has its own connection, and a whole try is repeated when it fails for a reason that may pass (`TRIES_MAX`).
 That is safe: the other node answers Accepted at once when it has the partial already, and a model is only sealed when
 all of it has come.  So the daemon may order the same again, here or in the next gateway's life.
@@ -16,8 +18,8 @@ import asyncio
 import logging
 import random
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -25,11 +27,12 @@ import msgspec
 from lifl import failpoints
 from lifl.core import limits
 from lifl.core.config.values import split_address
-from lifl.core.errors import ConfigError, LocalFault, Refused, RemoteFault
+from lifl.core.errors import ConfigError, LiflError, LocalFault, Refused, RemoteFault
 from lifl.core.ids import Key
 from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.body_ranges import SPLIT_BYTES_MIN, STREAMS, BodyRange, body_ranges
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.node.gateway.body_moves import BodyMove, Receive, Send, move
 from lifl.node.gateway.client_socket import tune
@@ -37,7 +40,7 @@ from lifl.node.gateway.content import Sums
 from lifl.node.gateway.intake import DAMAGED
 from lifl.node.gateway.shared import Shared
 from lifl.shm.checksum import checksum
-from lifl.shm.ingest_check import ingest_check
+from lifl.shm.ingest_check import check_of
 from lifl.shm.layout import ObjectState
 from lifl.tls.tls_socket import Stream
 from lifl.tls.waits import received, sent
@@ -83,6 +86,18 @@ class PeerTransfers:
         self._under_way[request.key] = task
         task.add_done_callback(lambda task: self._forget(request.key, task))
 
+    def end(self, key: bytes) -> None:
+        """End the fetch of an object, if it is under way, and say so; else that has been said."""
+        task = self._under_way.pop(key, None)
+        if task is not None and not task.done():
+            self._start_task(self._end(key, task))
+
+    async def _end(self, key: bytes, task: asyncio.Task[None]) -> None:
+        task.cancel()
+        await asyncio.wait({task})  # nothing touches the object any more
+        if task.cancelled():
+            self._shared.link.send(gm.FetchEnded(key, "it is not wanted from there any more", 0))
+
     def stop(self) -> None:
         """End all that is under way, unanswered."""
         for task in self._under_way.values():
@@ -118,6 +133,7 @@ class _Trip:
         self._shared = shared
         self._request = request
         self._key = Key.unpack(request.key)
+        self._splits = True  # until a try with several connections has failed
 
     async def make(self) -> str:
         """Return the last try's error; empty when it is done."""
@@ -140,32 +156,51 @@ class _Trip:
 
     async def _try(self) -> None:
         request = self._request
-        if isinstance(request, gm.Carry):
-            async with _dialled(request.address, self._shared) as peer:
-                await self._carry(request, peer)
-        elif self._shared.arena.entry(self._key).state != ObjectState.SEALED:  # in the life of an earlier gateway
-            async with _dialled(request.address, self._shared) as peer:
-                await self._fetch(request, peer)
+        if isinstance(request, gm.Fetch) and self._shared.arena.entry(self._key).state == ObjectState.SEALED:
+            return  # in the life of an earlier gateway
+        async with _dialled(request.address, self._shared) as peer, AsyncExitStack() as opened:
+            sides = await self._sides(request.address, peer.streams, opened)
+            self._splits = not sides
+            if isinstance(request, gm.Carry):
+                await self._carry(request, peer, sides)
+            else:
+                await self._fetch(request, peer, sides)
 
-    async def _carry(self, request: gm.Carry, peer: _Peer) -> None:
+    async def _sides(self, address: str, streams: int, opened: AsyncExitStack) -> list[_Peer]:
+        """Return the side connections for the body: fewer where not so many are to be had."""
+        if not self._splits or len(self._shared.arena.data(self._key)) < SPLIT_BYTES_MIN:
+            return []
+        dialling = [opened.enter_async_context(_dialled(address, self._shared)) for _ in range(streams - 1)]
+        found = await asyncio.gather(*dialling, return_exceptions=True)
+        for error in found:
+            if isinstance(error, BaseException) and not isinstance(error, OSError | LiflError | _NotNow):
+                raise error
+        return [side for side in found if isinstance(side, _Peer)]
+
+    async def _carry(self, request: gm.Carry, peer: _Peer, sides: list[_Peer]) -> None:
         arena = self._shared.arena
         entry = arena.entry(self._key)
         if entry.state != ObjectState.SEALED:
             raise LocalFault(f"object {self._key} is to be carried but is not sealed")
         what = (entry.weight, entry.contributions, entry.data_bytes, entry.meta_bytes)
         failpoints.hit("gateway.carry.before")
-        await peer.say(cm.Offer(request.number, request.epoch, request.branch, *what, request.secret))
+        streams = 1 + len(sides)
+        await peer.say(cm.Offer(request.number, request.epoch, request.branch, *what, request.secret, streams))
         answer = await peer.hear()
         if isinstance(answer, cm.Accepted):
             return
         if not isinstance(answer, cm.Go):
             raise _no(answer)
-        sums = Sums(arena, self._key)
-        meta = arena.meta(self._key)
+        data, meta = arena.data(self._key), arena.meta(self._key)
+        peers = _taken(peer, sides, answer.transfer)
+        sums = Sums(arena, self._key, streams=len(peers))
         meta_sum = checksum(meta)
-        for view, departed in ((arena.data(self._key), sums.departed), (meta, None)):
-            if view:
-                await self._move(peer, Send(peer.sock, view, departed))
+        if data:
+            views = [data[begin:end] for begin, end in body_ranges(len(data), len(peers))]
+            bodies = [Send(p.sock, view, told) for p, view, told in zip(peers, views, sums.departed, strict=True)]
+            await self._move_all(peers, bodies, answer.transfer)
+        if meta:
+            await self._move(peer, Send(peer.sock, meta))
         arena.entry(self._key)  # were it gone by now, other bytes than its own might have been sent
         await peer.say(cm.Checksums(sums.finish(), meta_sum))
         answer = await peer.hear()
@@ -173,13 +208,15 @@ class _Trip:
             raise _no(answer)
         failpoints.hit("gateway.carry.after")
 
-    async def _fetch(self, request: gm.Fetch, peer: _Peer) -> None:
+    async def _fetch(self, request: gm.Fetch, peer: _Peer, sides: list[_Peer]) -> None:
         arena = self._shared.arena
         view = arena.data(self._key)
         job = self._shared.jobs.get(request.job)
         digest = msgspec.UNSET if job is None else job.digest
         part = msgspec.UNSET if request.part is None else request.part
-        await peer.say(cm.GetModel(request.job, request.round, checked=True, digest=digest, part=part))
+        streams = 1 + len(sides) if sides else msgspec.UNSET
+        asked = cm.GetModel(request.job, request.round, checked=True, digest=digest, part=part, streams=streams)
+        await peer.say(asked)
         model = await peer.hear()
         if not isinstance(model, cm.Model):
             raise _no(model)
@@ -188,9 +225,11 @@ class _Trip:
             raise Refused("wrong-size", "data_bytes", text)
         if job is not None and job.digest != model.digest:
             raise Refused("wrong-schema", "tensors", f"the tensors of job {request.job!r} are others there than here")
-        arriving = ingest_check(view)
+        peers = _taken(peer, sides, model.transfer)
+        arriving = check_of(view, (), len(peers))
         if view:
-            await self._move(peer, Receive(peer.sock, arriving))
+            bodies = [Receive(p.sock, part) for p, part in zip(peers, arriving.parts, strict=True)]
+            await self._move_all(peers, bodies, model.transfer)
         sums = await peer.hear()
         if not isinstance(sums, cm.Checksums):
             raise _no(sums)
@@ -201,6 +240,25 @@ class _Trip:
         arena.seal(self._key, 0.0, 0, checksum=data)
         failpoints.hit("gateway.model_seal.after")
 
+    async def _move_all(
+        self, peers: list[_Peer], bodies: Sequence[BodyMove], transfer: str | msgspec.UnsetType
+    ) -> None:
+        """Move the ranges of a body, each over its connection; return when none is moved any more."""
+
+        async def move_range(number: int) -> None:
+            if isinstance(transfer, str) and number:
+                await peers[number].say(BodyRange(transfer, number))
+            await self._move(peers[number], bodies[number])
+
+        moving = [asyncio.ensure_future(move_range(number)) for number in range(len(bodies))]
+        try:
+            await asyncio.gather(*moving)
+        except BaseException:
+            for peer in peers:
+                peer.shut()
+            await asyncio.wait(moving)
+            raise
+
     async def _move(self, peer: _Peer, body: BodyMove) -> None:
         try:
             await move(self._shared.movers, body, limits.PEER_STALL_S, peer.shut)
@@ -210,6 +268,11 @@ class _Trip:
                 self._shared.sent_bytes += body.moved_bytes
             else:
                 self._shared.received_bytes += body.moved_bytes
+
+
+def _taken(peer: _Peer, sides: list[_Peer], transfer: str | msgspec.UnsetType) -> list[_Peer]:
+    """Return the connections that the body goes over."""
+    return [peer, *sides] if isinstance(transfer, str) else [peer]
 
 
 def _no(answer: cm.ToClient) -> Exception:
@@ -231,6 +294,8 @@ class _Peer:
 
     def __init__(self, sock: Stream) -> None:
         self.sock = sock
+        self.streams = 1
+        """Over how many connections a large body may go."""
         self._decoder: FrameDecoder[cm.ToClient] = FrameDecoder(cm.ToClient)
 
     async def say(self, message: cm.FromClient) -> None:
@@ -270,10 +335,13 @@ async def _dialled(address: str, shared: Shared) -> AsyncIterator[_Peer]:
             await loop.sock_connect(sock, where)
             secured = await shared.security.dialled(sock)
         peer = _Peer(secured.sock)
-        await peer.say(cm.Hello(cm.PROTOCOL_VERSION, f"node-{shared.arena.node:016x}"))
+        own = shared.transfers.streams
+        knows = (STREAMS,) if own > 1 else ()
+        await peer.say(cm.Hello(cm.PROTOCOL_VERSION, f"node-{shared.arena.node:016x}", knows=knows))
         welcome = await peer.hear()
         if not isinstance(welcome, cm.Welcome):
             raise _no(welcome)
         if fault := cm.SPOKEN.fault(welcome.version, "this node", f"the gateway at {address}"):
             raise RemoteFault(fault)
+        peer.streams = min(own, welcome.streams)
         yield peer

@@ -15,6 +15,8 @@ from lifl.node.gateway.pulse import Pulse
 from lifl.node.gateway.quotas import Quotas
 from lifl.node.gateway.read_waiter import ReadWaiter
 from lifl.node.gateway.refusals import Refusals
+from lifl.node.gateway.small_models import SmallModels
+from lifl.node.gateway.transfers import Transfers
 from lifl.node.link import Link
 from lifl.node.security import Security
 from lifl.shm.arena import Arena
@@ -33,6 +35,8 @@ class Shared:
     refusals: Refusals
     quotas: Quotas
     security: Security
+    transfers: Transfers
+    small_models: SmallModels
     node: str
     jobs: dict[str, JobLayout] = field(default_factory=dict)
     waiting: WaitingBytes = field(default_factory=WaitingBytes)

@@ -10,6 +10,7 @@ import contextlib
 import math
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -24,6 +25,7 @@ from lifl.node.http.description import described
 from lifl.node.http.models import ModelFile, names, wanted
 from lifl.node.http.operations import SAFETENSORS, WAIT_S_DEFAULT
 from lifl.node.http.sessions import Fate, JobEnded, NoRoom, Session, Sessions
+from lifl.node.http.ticket_sessions import TicketSession
 from lifl.node.http.uploads import Upload
 from lifl.node.http.wire import Exchange, Problem
 from lifl.node.security import Security
@@ -36,13 +38,21 @@ STATUS = {
     "token-over": 401,
     "bad-token": 401,
     "revoked": 401,
+    "visit-over": 401,
+    "link-over": 403,
     "too-many-guesses": 429,
     "wrong-certificate": 403,
+    "wrong-ticket": 403,
+    "ticket-expired": 403,
+    "fold-full": 409,
+    "wrong-origin": 403,
     "not-allowed": 403,
     "not-own-name": 403,
     "not-own-job": 403,
     "not-listed": 403,
     "unknown-job": 404,
+    "unknown-node": 404,
+    "no-plan": 404,
     "not-secured": 404,
     "no-roots": 503,
     "not-selected": 409,
@@ -52,6 +62,7 @@ STATUS = {
     "round-over": 410,
     "spoilt": 410,
     "job-over": 410,
+    "failed": 500,
     "too-large": 413,
     "quota": 429,
     "too-many-connections": 429,
@@ -82,11 +93,16 @@ def problem_of(refused: Refused) -> Problem:
 
 
 class Api:
-    """The handlers; `ask_status` asks `lifld` for what the node does."""
+    """The handlers; `ask_status` asks `lifld` for what the node does, `ask_ready` whether it takes updates."""
 
     def __init__(
-        self, sessions: Sessions, security: Security, ask_status: Callable[[], Awaitable[dict[str, Any]]]
+        self,
+        sessions: Sessions,
+        security: Security,
+        ask_status: Callable[[], Awaitable[dict[str, Any]]],
+        ask_ready: Callable[[], Awaitable[bool]],
     ) -> None:
+        self._ask_ready = ask_ready
         self._security = security
         self._sessions = sessions
         self._ask_status = ask_status
@@ -106,6 +122,18 @@ class Api:
         """Answer with what the node does."""
         await exchange.answer(200, await self._status(caller))
 
+    async def get_health(self, exchange: Exchange, _caller: Caller | None, _of: Mapping[str, str]) -> None:
+        """Answer when `lifld` answers."""
+        await self._ask_ready()
+        await exchange.answer(200, b'{"state":"alive"}')
+
+    async def get_readiness(self, exchange: Exchange, _caller: Caller | None, _of: Mapping[str, str]) -> None:
+        """Answer whether updates are taken; why not is for those who may see the node's status."""
+        if not await self._ask_ready():
+            text = "the node takes no updates now: `lifl top` and its log tell why"
+            raise Problem(503, "not-ready", text, "node", {"Retry-After": AGAIN_S})
+        await exchange.answer(200, b'{"state":"ready"}')
+
     async def get_metrics(self, exchange: Exchange, caller: Caller, _of: Mapping[str, str]) -> None:
         """Answer with the same for Prometheus."""
         await exchange.answer(200, metrics.text_of(await self._status(caller)), kind=metrics.KIND)
@@ -123,13 +151,20 @@ class Api:
             except msgspec.ValidationError:
                 raise Problem(400, "protocol", f"{of[field]!r:.100} is no name: {NAME_RULE}", field) from None
         caller.check_client(of["client"], of["job"])
-        return self._sessions.of(caller.came(), of["client"], of["job"])
+        who = (caller.came(), of["client"], of["job"])
+        if (ticket := caller.ticket) is not None:
+            return self._sessions.of(
+                *who, partial(TicketSession, ticket=ticket), f"ticket {ticket.credential} {ticket.entry}"
+            )
+        return self._sessions.of(*who)
 
     async def get_selection(self, exchange: Exchange, caller: Caller, of: Mapping[str, str]) -> None:
         """Wait until the client is selected."""
         until_s = self._loop.time() + _wait_s(exchange.arguments(), WAIT_S_DEFAULT)
         with self._session(caller, of).attended() as session:
             await session.join()
+            if isinstance(session, TicketSession):
+                session.look_anew()
             while (found := session.selected) is None or found.round in session.fates:
                 if not await session.news(until_s):
                     await exchange.answer(204)
@@ -145,6 +180,13 @@ class Api:
                 "update": f"{base}/update",
             }
             await exchange.answer(200, answer)
+
+    async def get_ticket(self, exchange: Exchange, caller: Caller, _of: Mapping[str, str]) -> None:
+        """Wait until the fold is open that a ticket is for."""
+        if caller.ticket is None:
+            text = "send the line that fold.ticket(client=...) returns, as LIFL-Ticket"
+            raise Problem(422, "wrong-ticket", text, "ticket")
+        await self.get_selection(exchange, caller, {"job": caller.ticket.job, "client": caller.ticket.client})
 
     async def decline_round(self, exchange: Exchange, caller: Caller, of: Mapping[str, str]) -> None:
         """Say that the client is not in a round."""
@@ -193,8 +235,11 @@ class Api:
         round_, weight, metrics_ = _round(of), _weight(exchange.arguments()), _metrics_of(exchange.headers)
         with self._session(caller, of).attended() as session:
             first, total = _placed(exchange)
-            if session.upload is not None and session.upload.cut is not None:
-                session.upload.cut()  # an earlier request, whose client has come again
+            running = session.upload
+            if running is not None and running.cut is not None:
+                if first > running.received_bytes:  # several at a time: this one is refused, that one goes on
+                    raise _wrong_range(running.received_bytes)
+                running.cut()  # an earlier request, whose client has come again
             async with session.turn:
                 if first:
                     upload: Upload | None = _resumed(session, round_, weight, metrics_, first, total)
@@ -274,13 +319,15 @@ def _resumed(
     upload = session.again(round_, weight, metrics_)
     received = upload.received_bytes if upload is not None and upload.total_bytes == total else 0
     if upload is None or first != received:
-        text = (
-            f"of this update {received} bytes are here: send what follows them"
-            if received
-            else ("nothing of this update is here (any more): send it from its first byte on")
-        )
-        raise Problem(416, "wrong-range", text, "Content-Range", received_bytes=received)
+        raise _wrong_range(received)
     return upload
+
+
+def _wrong_range(received: int) -> Problem:
+    text = f"of this update {received} bytes are here: send what follows them"
+    if not received:
+        text = "nothing of this update is here (any more): send it from its first byte on"
+    return Problem(416, "wrong-range", text, "Content-Range", received_bytes=received)
 
 
 def _placed(exchange: Exchange) -> tuple[int, int]:

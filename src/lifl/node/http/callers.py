@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from lifl.core.errors import Refused, ResourceFault
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.shown_peer import ShownPeer
+from lifl.core.protocol.ticket_line import TicketLine, content_of
 from lifl.core.trust import policy
 from lifl.core.trust.tokens import read_token
 from lifl.node.security import Secured, Security
@@ -23,7 +25,15 @@ ASKS_FOR_CREDENTIAL = (
     "this node asks for a certificate (lifl enroll), or for a bearer token (lifl token create --bearer) as "
     "Authorization: Bearer TOKEN"
 )
+OF_ANOTHER_SITE = (
+    "a page of another site asks with this browser's certificate, which is not the page's: a page shows a bearer token "
+    "(lifl token create --bearer), and no certificate"
+)
+_OWN_SITE = ("none", "same-origin")
+"""Of `Sec-Fetch-Site`, which browsers alone send: the browser's user asks, or a page of this door."""
 _SCHEME = "bearer "
+TICKET = "lifl-ticket"
+"""The header that has the line of a ticket."""
 
 
 def read_header(path: Path) -> str:
@@ -40,15 +50,23 @@ class Caller(NamedTuple):
     host: str
     peer: Peer | None = None
     bearer: str = ""
+    ticket: TicketLine | None = None
+    by_ticket: bool = False
+    """It has shown nothing but its ticket, where a certificate is asked for."""
 
     def check_client(self, name: str, job: str) -> None:
         """Raise `Refused` unless it may take part in a job by a name."""
+        if self.ticket is not None and (name, job) != (self.ticket.client, self.ticket.job):
+            text = f"that ticket is for client {self.ticket.client!r} in session {self.ticket.job!r} alone"
+            raise Refused("not-own-name" if job == self.ticket.job else "not-own-job", "ticket", text)
         if self.peer is not None:
             who = (self.peer.identity, policy.Action.TAKE_PART)
             policy.check(*who, name, job, self.peer.jobs, bool(self.bearer))
 
     def check_reader(self) -> None:
         """Raise `Refused` unless it may see what the node does."""
+        if self.by_ticket:
+            raise Refused("not-allowed", "ticket", "a ticket is for taking part in its fold, and nothing else")
         if self.peer is not None:
             for action in (policy.Action.SEE_NODES, policy.Action.SEE_JOBS):
                 policy.check(self.peer.identity, action, bearer=bool(self.bearer))
@@ -57,9 +75,9 @@ class Caller(NamedTuple):
         """Return what the gateway is told."""
         peer = self.peer
         if peer is None:
-            return gm.ClientCame(self.host)
+            return gm.ClientCame(self.host, by_ticket=self.by_ticket)
         identity, times = peer.identity, (peer.begins_unix_s, peer.expires_unix_s, peer.issued_unix_s)
-        shown = gm.ShownPeer(peer.cluster, identity.role, identity.name, peer.serial, *times, peer.jobs, self.bearer)
+        shown = ShownPeer(peer.cluster, identity.role, identity.name, peer.serial, *times, peer.jobs, self.bearer)
         return gm.ClientCame(self.host, shown)
 
 
@@ -72,6 +90,14 @@ class Callers:
 
     def of(self, secured: Secured, headers: Mapping[str, str]) -> Caller:
         """Return who asks over a connection.  Raise `Refused`."""
+        ticket = content_of(headers[TICKET], TicketLine) if TICKET in headers else None
+        secret = headers.get("authorization", "")
+        if self._security.is_on and secured.is_stranger and not secret and ticket is not None and ticket.entry:
+            return Caller(who_is(secured.sock), ticket=ticket, by_ticket=True)
+        return self._credited(secured, headers)._replace(ticket=ticket)
+
+    def _credited(self, secured: Secured, headers: Mapping[str, str]) -> Caller:
+        """Return who asks by a certificate, a bearer token or the line.  Raise `Refused`."""
         host, shown = who_is(secured.sock), headers.get("authorization", "")
         contexts = self._security.contexts
         if contexts is None:
@@ -81,6 +107,8 @@ class Callers:
                 raise Refused("wrong-cookie", "Authorization", f"that is not its line: {ASKS_FOR_HEADER}")
             return Caller(host)
         if secured.peer is not None:
+            if headers.get("sec-fetch-site", "none") not in _OWN_SITE:
+                raise Refused("wrong-origin", "Sec-Fetch-Site", OF_ANOTHER_SITE)
             return Caller(host, secured.peer)
         if not shown.lower().startswith(_SCHEME):
             raise Refused("no-certificate", "Authorization", ASKS_FOR_CREDENTIAL)

@@ -49,15 +49,23 @@ SCHEMAS = {
         code=_TEXT,
         text=_TEXT,
     ),
+    "Health": _object("state", state={"type": "string", "enum": ["alive", "ready"]}),
     "Status": _object(
-        "node uptime_s warnings arena gateway cpu_s workers jobs clients",
+        "node version uptime_s started_unix_s warnings paused leads arena gateway redirector cpu_s workers nodes jobs "
+        "clients",
         node=_TEXT,
+        version=_TEXT,
         uptime_s=_NUMBER,
+        started_unix_s=_NUMBER,
         warnings=_WHOLE,
+        paused={"type": "integer", "description": "1: nothing can be decided now."},
+        leads={"type": "integer", "description": "1: this node coordinates."},
+        redirector={"type": "object"},
+        nodes={"type": "object", "description": "Nodes of the cluster by state.", "additionalProperties": _WHOLE},
         arena=_FIGURES,
         gateway=_FIGURES,
         cpu_s=_FIGURES,
-        workers=_WHOLE,
+        workers=_FIGURES,
         clients={"type": "integer", "description": "Those that take part by HTTP."},
         jobs={"type": "array", "items": {"type": "object"}},
     ),
@@ -118,11 +126,19 @@ def described() -> bytes:
             "version": "1",
             "description": "Take part in federated learning by HTTP: docs/http.md tells how, and what the codes mean.",
         },
-        "security": [{"bearer": []}],
+        "security": [{"bearer": []}, {"ticket": []}, {"bearer": [], "ticket": []}],
         "paths": paths,
         "components": {
             "schemas": SCHEMAS,
-            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "ticket": {
+                    "type": "apiKey",
+                    "in": "header",
+                    "name": "LIFL-Ticket",
+                    "description": "The line of a ticket, for its fold alone: beside who somebody is, or in its place.",
+                },
+            },
         },
     }
     return msgspec.json.format(msgspec.json.encode(whole), indent=1) + b"\n"

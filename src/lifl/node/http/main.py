@@ -45,7 +45,9 @@ from lifl.node.http.api import Api, problem_of
 from lifl.node.http.callers import Caller, Callers, read_header
 from lifl.node.http.native import AWAY
 from lifl.node.http.operations import OPEN, matched
+from lifl.node.http.page import PageDoor, is_of_page
 from lifl.node.http.sessions import Sessions
+from lifl.node.http.visits import Visits
 from lifl.node.http.wire import ClientGone, Exchange, Problem, Requests
 from lifl.node.link import Link
 from lifl.node.listening import Listening
@@ -86,23 +88,30 @@ class Door:
         self._next_number = 1
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending = asyncio.Event()
-        self._told: dict[int, asyncio.Future[dict[str, Any]]] = {}  # the status, by the number of the question
+        self._told: dict[int, asyncio.Future[Any]] = {}  # status or health, by the number of the question
+        self._port = 0
         self._link: Link
         self._api: Api
+        self._visits: Visits
+        self._page: PageDoor
 
     async def serve(self, link_sock: socket.socket, listener: socket.socket) -> None:
         """Serve until it is told to end."""
         self._link = Link(link_sock, hm.ToHttp, self._on_message, lambda _error: self._ending.set())
         sessions = Sessions(self._link)
-        self._api = Api(sessions, self._security, self._status)
+        self._api = Api(sessions, self._security, self._status, self._ready)
+        self._visits = Visits(self._link)
+        self._page = PageDoor(self._visits, self._security.is_on)
         door = Listening("http", listener, self._taken)
         host, port = listener.getsockname()[:2]
+        self._port = port
         self._link.send(hm.HttpReady(os.getpid(), joined_address(host, port), self._landlock))
         await self._ending.wait()
         door.close()
         for secured in list(self._connections.values()):
             cut_off(secured)
         sessions.close()
+        self._page.watchers.close()
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._link.close()
@@ -187,6 +196,8 @@ class Door:
         """Answer a request; return whether it came with what is asked for.  Raise `OSError`."""
         known = False
         try:
+            if is_of_page(exchange.path):
+                return await self._page.answer(exchange, self._port)
             found, of = matched(exchange.segments)
             if not found:
                 raise Problem(404, "unknown-path", "there is no such thing; /openapi.json tells what there is", "path")
@@ -202,7 +213,7 @@ class Door:
                 if fault is not None:
                     raise Refused("wrong-certificate", "identity", f"this connection is not taken: {fault}")
                 caller = self._callers.of(secured, exchange.headers)
-                known = True
+                known = not caller.by_ticket  # that is looked at by the gateway
             await getattr(self._api, operation.name)(exchange, caller, of)
         except Problem as problem:
             await self._say(exchange, problem)
@@ -227,13 +238,19 @@ class Door:
         await exchange.answer(problem.status, problem.body, problem.headers)
 
     async def _status(self) -> dict[str, Any]:
+        status: dict[str, Any] = await self._asked(hm.StatusAsked)
+        return status
+
+    async def _ready(self) -> bool:
+        return bool(await self._asked(hm.HealthAsked))
+
+    async def _asked(self, kind: type[hm.StatusAsked | hm.HealthAsked]) -> Any:
         number = max(self._told, default=0) + 1
         told = self._told[number] = asyncio.get_running_loop().create_future()
-        self._link.send(hm.StatusAsked(number))
+        self._link.send(kind(number))
         try:
             async with asyncio.timeout(STATUS_S):
-                status: dict[str, Any] = await told
-                return status
+                return await told
         except TimeoutError:
             raise AWAY from None
         finally:
@@ -250,10 +267,14 @@ class Door:
                         cut_off(secured)
             case gm.BearersTold(entries):
                 self._security.bearers = BearerList(entries)
-            case hm.StatusTold(number, status):
+            case hm.StatusTold(number, answer) | hm.HealthTold(number, answer):
                 told = self._told.get(number)
                 if told is not None and not told.done():
-                    told.set_result(status)
+                    told.set_result(answer)
+            case hm.VisitsTold():
+                self._visits.told(message)
+            case hm.VisitOpened():
+                self._visits.opened(message)
             case gm.Drain():
                 self._ending.set()
 

@@ -19,6 +19,7 @@ from lifl.core.fields import Message
 from lifl.core.limits import HELLO_S
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.tickets import ShowTicket
 from lifl.node.link import Link
 
 KNOWS = (cm.DECLINE, cm.DIGESTS, cm.SEGMENTS)
@@ -47,8 +48,10 @@ class Native:
         """Whether it has ended."""
         return self._link.closed
 
-    async def greet(self, client: str) -> None:
-        """Say Hello.  Raise `Refused`."""
+    async def greet(self, client: str, ticket: ShowTicket | None = None) -> None:
+        """Say Hello, behind a ticket that lets the client in if there is one.  Raise `Refused`."""
+        if ticket is not None:
+            self.say(ticket)
         hello = cm.Hello(cm.PROTOCOL_VERSION, client, direct=True, knows=KNOWS)
         try:
             async with asyncio.timeout(HELLO_S):
@@ -115,7 +118,12 @@ class Native:
 
 
 async def connected(
-    door: Link, came: gm.ClientCame, client: str, heard: Callable[[Message], None], ended: Callable[[], None]
+    door: Link,
+    came: gm.ClientCame,
+    client: str,
+    heard: Callable[[Message], None],
+    ended: Callable[[], None],
+    ticket: ShowTicket | None = None,
 ) -> Native:
     """Return a new connection for a client, whom the gateway takes.  Raise `Refused`."""
     ours, theirs = socket.socketpair()
@@ -123,7 +131,7 @@ async def connected(
         door.send(came, descriptors=[theirs.fileno()])
     native = Native(ours, heard, ended)
     try:
-        await native.greet(client)
+        await native.greet(client, ticket)
     except BaseException:
         native.close()
         raise

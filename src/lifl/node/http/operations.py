@@ -78,6 +78,20 @@ OPERATIONS = (
         "What the node does, for its own account, readers and operators.",
         {200: ("Its arena, doors and jobs.", "Status")},
     ),
+    Operation(
+        "get_health",
+        "GET",
+        "/healthz",
+        "Whether the node lives, for those who start it again.",
+        {200: ("It does.", "Health"), 503: ("It does not answer.", "Problem")},
+    ),
+    Operation(
+        "get_readiness",
+        "GET",
+        "/readyz",
+        "Whether the node takes updates now, for those who send clients to it.",
+        {200: ("It does.", "Health"), 503: ("It does not, as `lifl top` and its log tell.", "Problem")},
+    ),
     Operation("get_metrics", "GET", "/metrics", "The same for Prometheus.", {200: ("Its text format.", "text")}),
     Operation(
         "get_selection",
@@ -86,6 +100,19 @@ OPERATIONS = (
         "Take part in the job, and wait until the client is selected for a round whose update is not there.",
         {200: ("It is.", "Selection"), 204: ("Not in this time: ask again.", ""), 410: ("The job is over.", "Problem")},
         (_JOB, _CLIENT, _WAIT),
+    ),
+    Operation(
+        "get_ticket",
+        "GET",
+        "/v1/ticket",
+        "Take part in a program's fold by a ticket (LIFL-Ticket), and wait until the fold is open that it is for.",
+        {
+            200: ("It is.", "Selection"),
+            204: ("Not in this time: ask again.", ""),
+            410: ("The fold, or its session, is over.", "Problem"),
+            422: ("It comes with no ticket.", "Problem"),
+        },
+        (_WAIT,),
     ),
     Operation(
         "get_model",
@@ -145,7 +172,7 @@ OPERATIONS = (
         (_JOB, _CLIENT),
     ),
 )
-OPEN = ("get_description", "get_roots")
+OPEN = ("get_description", "get_roots", "get_health", "get_readiness")
 """What takes no credential."""
 
 

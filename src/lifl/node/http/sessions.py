@@ -9,7 +9,7 @@ what is known stays.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from lifl.core.errors import Refused
 from lifl.core.fields import Message
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol.tickets import ShowTicket
 from lifl.core.schema import Layout, TensorSpec
 from lifl.node.http.native import AWAY, Answer, Native, connected, is_fault
 from lifl.node.http.segments import Segments
@@ -70,6 +71,7 @@ class Session:
         """Requests that are being answered."""
         self.idle_since_s = 0.0
         self._door, self._segments, self._came = door, segments, came
+        self._lets_in: ShowTicket | None = None  # what is shown to the gateway, which the door does not look at
         self._native: Native | None = None
         self._connecting = asyncio.Lock()
         self._layout: Layout | None = None
@@ -91,13 +93,18 @@ class Session:
             self._check()
             if self._native is None or self._native.closed:
                 try:
-                    self._native = await connected(self._door, self._came, self.name, self._heard, self._ended)
+                    who = (self._door, self._came, self.name)
+                    self._native = await connected(*who, self._heard, self._ended, self._lets_in)
                 finally:
                     self._trouble = None  # it is what was raised
-                self._native.say(cm.Join(self.job, holding))
+                self._take_part(self._native, holding)
             elif holding is not None and holding not in self.fates and self.upload is None and not self.turn.locked():
-                self._native.say(cm.Join(self.job, holding))
+                self._take_part(self._native, holding)
             return self._native
+
+    def _take_part(self, native: Native, holding: int | None) -> None:
+        """Ask to be selected."""
+        native.say(cm.Join(self.job, holding))
 
     def _check(self) -> None:
         if self._trouble is not None:
@@ -299,23 +306,23 @@ class Session:
     def keep(self, upload: Upload) -> None:
         """Keep an update that was cut off, for a while."""
         if self.upload is upload:
-            self._cancel_end()
+            self.take_up()
             self._upload_ends = self._loop.call_later(limits.HTTP_RESUME_S, self.reset)
 
-    def take_up(self) -> None:
-        """Go on with an update that was cut off."""
-        self._cancel_end()
-
     def _forget_upload(self) -> None:
-        self._cancel_end()
+        self.take_up()
         upload, self.upload = self.upload, None
         if upload is not None:
             upload.end(AWAY)
 
-    def _cancel_end(self) -> None:
+    def take_up(self) -> None:
+        """Go on with an update that was cut off, or forget it: it does not end by itself any more."""
         if self._upload_ends is not None:
             self._upload_ends.cancel()
             self._upload_ends = None
+
+
+Make = Callable[[Link, Segments, gm.ClientCame, str, str], Session]
 
 
 class NoRoom(Refused):
@@ -349,17 +356,20 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._all)
 
-    def of(self, came: gm.ClientCame, name: str, job: str) -> Session:
-        """Return a client's session.  Raise `Refused` when there is no place for another."""
+    def of(self, came: gm.ClientCame, name: str, job: str, make: Make = Session, by: str = "") -> Session:
+        """Return a client's session, which `make` makes, of who has come `by` something beside who it is.
+
+        Raise `Refused` when there is no place for another.
+        """
         shown = came.peer
         whose = f"{shown.role} {shown.name} {shown.bearer or shown.serial}" if shown is not None else ""
-        at = whose, name, job
+        at = f"{whose} {by}", name, job
         found = self._all.get(at)
         if found is None:
             if len(self._all) >= limits.HTTP_SESSIONS_MAX and not self._make_place():
                 text = f"{limits.HTTP_SESSIONS_MAX} clients take part by HTTP, more are not taken; try again later"
                 raise Refused("too-many-connections", "", text)
-            found = self._all[at] = Session(self._door, self._segments, came, name, job)
+            found = self._all[at] = make(self._door, self._segments, came, name, job)
             found.idle_since_s = self._loop.time()
             if self._look is None:
                 self._look = self._loop.call_later(limits.HTTP_AWAY_S, self._forget_away)

@@ -192,6 +192,27 @@ class Exchange:
         await self._send((self._parser.send(response) or b"") + data)
         self.keeps = self.keeps and self._parser.our_state is h11.SEND_BODY and self._lives_on()
 
+    async def begin_stream(self, kind: str) -> None:
+        """Send the head of an answer that goes on until the connection ends.  Raise `OSError`."""
+        self.answered, self.keeps = True, False
+        found = {"Date": formatdate(usegmt=True), "Server": "lifl", **self.common, "Content-Type": kind}
+        found["Connection"] = "close"
+        response = h11.Response(status_code=200, headers=list(found.items()), reason="OK")
+        await self._send(self._parser.send(response))
+
+    async def push(self, data: bytes) -> None:
+        """Send more of it, at once.  Raise `OSError`."""
+        await self._send(self._parser.send(h11.Data(data=data)))
+
+    async def gone(self) -> None:
+        """Return when the client, who is being told something and has nothing to say, has left or says something."""
+        with contextlib.suppress(OSError):
+            await ready(self._sock)
+
+    async def end_stream(self) -> None:
+        """Say that this was all.  Raise `OSError`."""
+        await self._send(self._parser.send(h11.EndOfMessage()))
+
     def _lives_on(self) -> bool:
         """Return whether client and h11 have the connection go on."""
         return "close" not in self.headers.get("connection", "").lower() and self._parser.their_http_version != b"1.0"

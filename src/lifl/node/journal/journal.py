@@ -30,7 +30,8 @@ Left = dict[int, dict[int, tuple[Stored, ...]]]
 class Journal:
     """The journals of a node, in `folder`; `on_event` gets the engine's events.
 
-    `passed` are descriptors that the process inherits; `on_broken` is told when it ends again and again.
+    `passed` are descriptors that the process inherits; at each of its ends `mend` makes the arena whole, for that may
+    be why; `on_broken` is told when it ends again and again.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Journal:
         folder: Path,
         arena: str,
         passed: Sequence[int],
+        mend: Callable[[], None],
         on_broken: Callable[[ResourceFault], None],
         clock: Callable[[], float],
     ) -> None:
@@ -45,6 +47,7 @@ class Journal:
         self.damage = ""  # what could not be read when the node started
         self.on_event: Callable[[Any], None] = lambda _event: None
         self._folder = folder
+        self._mend = mend
         arguments = ["--arena", arena, "--folder", str(folder)]
         told = (self._heard, self._ended, on_broken)
         self._child = Child("lifl.node.journal.main", arguments, passed, jm.FromJournal, *told, clock)
@@ -119,6 +122,7 @@ class Journal:
 
     def _ended(self) -> None:
         log.warning("journal.ended %s", self._child.last_words() or "without a word")
+        self._mend()
         self._loop.call_soon(self._say_again)
 
     def _say_again(self) -> None:

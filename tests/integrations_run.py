@@ -1,0 +1,244 @@
+"""Runs LIFL with the libraries that people have, file by file, and ends with a summary: `make test-integrations`.
+
+    python tests/integrations_run.py ENVIRONMENTS [ARGUMENTS OF PYTEST]
+
+ENVIRONMENTS is the folder of the two virtual environments, `integrations` and `nvflare`.  Each file of
+`tests/integrations` is a run of pytest of its own, ended after FILE_LIMIT_S with all that it has started; after
+ALL_LIMIT_S no other begins.  So all of it takes ALL_LIMIT_S + FILE_LIMIT_S at most, and one that hangs harms no other.
+Without arguments `docs/integrations.md` is written: what was run, with which versions, and how it ended.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+import xml.etree.ElementTree
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import leaks
+from skips import SLOW_TOO
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "tests/integrations"
+PAGE = ROOT / "docs/integrations.md"
+FILE_LIMIT_S = 900.0
+ALL_LIMIT_S = 3600.0
+END_S = 60.0
+"""How long pytest has to take down what a test has started."""
+LIBRARIES: dict[str, tuple[str, ...]] = {
+    "test_cnn_images": ("torch", "scikit-learn"),
+    "test_flower": ("flwr",),
+    "test_flower_runs": ("flwr", "ray"),
+    "test_guide_flower": ("flwr", "torch"),
+    "test_guides_with_etcd": ("grpcio",),
+    "test_guides_with_packages": ("torch", "lightning", "peft", "jax"),
+    "test_http_clients": ("schemathesis",),
+    "test_init_torch": ("torch",),
+    "test_jax": ("jax",),
+    "test_lightning": ("lightning", "torch"),
+    "test_nvflare": ("nvflare",),
+    "test_nvflare_params": ("torch",),
+    "test_page_browser": (),
+    "test_peft": ("peft", "transformers", "torch"),
+    "test_ray": ("ray",),
+    "test_s3": ("s3fs", "moto"),
+    "test_torch": ("torch",),
+    "test_trackers": ("mlflow", "tensorboard", "wandb", "opentelemetry-sdk", "matplotlib"),
+    "test_transformers": ("transformers", "accelerate", "peft", "torch"),
+}
+"""What each file is there for, which is told with its version: packages."""
+PROGRAMS: dict[str, tuple[str, ...]] = {
+    "test_guides_with_etcd": ("etcd",),
+    "test_page_browser": ("chromium",),
+    "test_trackers": ("prometheus",),
+}
+"""... and programs that are none."""
+OF_NVFLARE = "test_nvflare"
+"""The file that is run in the other environment."""
+VERSIONS = """
+import importlib.metadata, sys
+for name in sys.argv[1:]:
+    try:
+        print(name, importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        print("no", name)
+"""
+
+
+class Outcome(NamedTuple):
+    """How the run of a file ended: of its tests how many passed, failed and were skipped, and for which reasons."""
+
+    file: str
+    passed: int
+    failed: int
+    skipped: Counter[str]
+    took_s: float
+    versions: str
+    ended: str = ""
+    """Why it has no whole result: its limit, or the exit code of a pytest that came to no tests."""
+
+    @property
+    def good(self) -> bool:
+        """All that was run passed, and something was."""
+        return not self.failed and not self.ended
+
+
+def counted(report: Path) -> tuple[int, int, Counter[str]]:
+    """Return what pytest's report (JUnit's XML) tells: passed, failed, and skipped by reason."""
+    if not report.exists():
+        return 0, 0, Counter()
+    failed, skipped = 0, Counter[str]()
+    cases = list(xml.etree.ElementTree.parse(report).iter("testcase"))
+    for case in cases:
+        told = case.find("skipped")
+        if told is not None:
+            skipped[_reason(told)] += 1
+        failed += case.find("failure") is not None or case.find("error") is not None
+    return len(cases) - failed - skipped.total(), failed, skipped
+
+
+def _reason(told: xml.etree.ElementTree.Element) -> str:
+    """Return why a test was skipped; of a whole file that is the last word of a tuple's text."""
+    message = told.get("message", "")
+    if message == "collection skipped":
+        message = (told.text or message).rpartition("Skipped: ")[2].rstrip("')\"")
+    return message.removeprefix("NOT TESTED: ")
+
+
+def summary(outcomes: Iterable[Outcome]) -> str:
+    """Return the outcomes as text, a line for each file, and what is wrong with it."""
+    lines = []
+    for each in outcomes:
+        word = each.ended or ("passed" if each.good else "FAILED")
+        lines.append(
+            f"{each.file:28} {each.passed:4d} passed {each.failed:3d} failed {each.skipped.total():3d} skipped"
+            f" {each.took_s:6.0f} s  {word}  {each.versions}"
+        )
+        lines += [f"{'':28} {count:4d} x {reason}" for reason, count in sorted(each.skipped.items())]
+    return "\n".join(lines)
+
+
+def page(outcomes: Sequence[Outcome], machine: str) -> str:
+    """Return the page of the documentation that keeps a run."""
+    rows = "\n".join(
+        f"| `tests/integrations/{each.file}.py` | {each.versions} | {each.passed} | {each.took_s:.0f} "
+        f"| {'' if each.good else each.ended or f'{each.failed} failed'} |"
+        for each in outcomes
+    )
+    skipped = sum((each.skipped for each in outcomes), Counter[str]())
+    left_out = "\n".join(f"* {count}: {reason}" for reason, count in sorted(skipped.items())) or "None."
+    passed, took_min = sum(each.passed for each in outcomes), sum(each.took_s for each in outcomes) / 60
+    return f"""\
+# What was run with other libraries
+
+`make test-integrations` makes two virtual environments below `.venv` (several GB: torch, Flower, Ray, NVFlare and
+more), runs each of these files of tests by itself, and writes this page. A file is ended after
+{FILE_LIMIT_S / 60:.0f} minutes, and none begins when {ALL_LIMIT_S / 60:.0f} are over. `ARGS="-k NAME"` is handed to
+pytest; then this page stays as it is. What needs no such library is in `make test`.
+
+Last run: {machine}; {passed} tests passed in {took_min:.0f} minutes.
+
+| tests | with | passed | s | |
+|---|---|---|---|---|
+{rows}
+
+Skipped:
+
+{left_out}
+
+Some figures of it are told where they matter: [Flower](flower.md#what-it-gains), [NVFlare](nvflare.md#what-it-gains).
+"""
+
+
+def main(environments: Path, arguments: Sequence[str]) -> int:
+    """Run all files; return 0 when all passed."""
+    began_s, outcomes = time.monotonic(), []
+    for file in sorted(path.stem for path in FOLDER.glob("test_*.py")):
+        python = environments / ("nvflare" if file == OF_NVFLARE else "integrations") / "bin/python"
+        if time.monotonic() - began_s > ALL_LIMIT_S:
+            outcomes.append(Outcome(file, 0, 0, Counter(), 0.0, "", "NOT RUN: the time is over"))
+            continue
+        print(f"== {file}", flush=True)
+        outcomes.append(run(python, file, arguments))
+    print(f"== the integrations\n{summary(outcomes)}", flush=True)
+    if not arguments:
+        PAGE.write_text(page(outcomes, machine()))
+        print(f"{PAGE.relative_to(ROOT)} is written")
+    return not all(each.good for each in outcomes)
+
+
+def run(python: Path, file: str, arguments: Sequence[str]) -> Outcome:
+    """Run a file in an environment."""
+    mark, began_s = f"integrations-{uuid.uuid4().hex}", time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [python, "-m", "pytest", "-q", FOLDER / f"{file}.py", f"--junitxml={report}", *arguments]
+        with subprocess.Popen(command, cwd=ROOT, env=os.environ | {leaks.MARK: mark, SLOW_TOO: "1"}) as process:
+            ended = _waited(process)
+        for pid in leaks.marked_processes(mark):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        passed, failed, skipped = counted(report)
+    if not ended and process.returncode not in (0, 1, 5):
+        ended = f"FAILED: exit code {process.returncode}"
+    if not ended and not passed + failed + skipped.total() and not arguments:
+        ended = "FAILED: no test was run"
+    failed = failed or int(process.returncode == 1)  # what was left behind, or skipped without need
+    return Outcome(file, passed, failed, skipped, time.monotonic() - began_s, versions(python, file), ended)
+
+
+def _waited(process: subprocess.Popen[bytes]) -> str:
+    """Wait for the end of pytest; return what it was ended for, or nothing."""
+    try:
+        process.wait(FILE_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        return f"ENDED after {FILE_LIMIT_S:.0f} s"
+    return ""
+
+
+def versions(python: Path, file: str) -> str:
+    """Return the names and versions of what a file is there for, as the page tells them."""
+    told = subprocess.run(
+        [python, "-c", VERSIONS, *LIBRARIES[file]], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    for program in PROGRAMS.get(file, ()):
+        try:
+            said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            told.append(f"no {program}")
+            continue
+        word = next((word for word in (said.stdout + said.stderr).split() if word[0].isdigit()), "")
+        told.append(f"{program} {word}")
+    return ", ".join(told)
+
+
+def machine() -> str:
+    """Return when this is, of which source, and on what."""
+    source = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    cores = len(os.sched_getaffinity(0))
+    python = ".".join(map(str, sys.version_info[:3]))
+    today = datetime.datetime.now(datetime.UTC).date()
+    linux = os.uname().release.partition("-")[0]
+    commit = source.stdout.strip() or "unknown"
+    return f"{today}, source {commit}, Python {python}, {cores} cores, Linux {linux}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))

@@ -1,0 +1,37 @@
+"""How a run with other libraries is told: what was left out is said, and one that failed is no page of the docs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import integrations_run as run
+
+REPORT = """<testsuites><testsuite>
+<testcase name="a"/><testcase name="b"><failure message="no"/></testcase>
+<testcase name="c"><error message="no"/></testcase>
+<testcase name="d"><skipped message="NOT TESTED: needs root"/></testcase>
+<testcase name="e"><skipped message="collection skipped">('/t/test_s3.py', 17, 'Skipped: NOT TESTED: no s3fs')</skipped>
+</testcase></testsuite></testsuites>"""
+
+
+def test_what_pytest_reports_is_counted_with_the_reasons_of_what_was_skipped(tmp_path: Path) -> None:
+    report = tmp_path / "report.xml"
+    assert run.counted(report) == (0, 0, Counter())  # pytest died before it wrote one
+    report.write_text(REPORT)
+    assert run.counted(report) == (1, 2, Counter({"needs root": 1, "no s3fs": 1}))
+
+
+def test_a_file_that_failed_or_was_ended_is_no_good_and_its_line_says_so() -> None:
+    good = run.Outcome("test_a", 3, 0, Counter({"no s3fs": 2}), 1.0, "flwr 1")
+    assert good.good and "passed  flwr 1\n" in run.summary([good]) and "2 x no s3fs" in run.summary([good])
+    failed = good._replace(failed=1)
+    ended = good._replace(ended="ENDED after 900 s")
+    assert not failed.good and "FAILED" in run.summary([failed])
+    assert not ended.good and "ENDED after 900 s" in run.summary([ended])
+
+
+def test_each_file_of_tests_says_what_it_is_there_for_and_stands_in_the_page() -> None:
+    files = {path.stem for path in run.FOLDER.glob("test_*.py")}
+    assert set(run.LIBRARIES) == files
+    assert all(f"tests/integrations/{file}.py" in run.PAGE.read_text() for file in files)

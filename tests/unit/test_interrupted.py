@@ -1,0 +1,89 @@
+"""^C while a model is copied or sent leaves no half of it anywhere, and one line with exit code 130."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from lifl_cli import main, output
+from lifl_cli.fetch_model import _copy
+
+from lifl.core.errors import Refused
+from lifl.node import uploads
+from lifl.node.uploads import ModelUploads
+
+MODEL = b"m" * 4096
+DIGEST = hashlib.sha256(MODEL).hexdigest()
+
+
+def test_a_copy_that_is_interrupted_leaves_the_file_before_and_no_part(tmp_path: Path) -> None:
+    target = tmp_path / "model.safetensors"
+    target.write_bytes(b"before")
+
+    def pieces() -> Iterator[bytes]:
+        yield MODEL
+        assert len(list(tmp_path.iterdir())) == 2
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _copy(pieces(), target, {"path": "/f/1"}, None)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]
+
+
+@pytest.mark.parametrize("asks_json", [False, True])
+def test_any_command_that_is_interrupted_says_so_in_one_line(
+    asks_json: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lifl_cli.jobs.daemon_at", interrupted)
+    monkeypatch.setattr(main, "set_up_process", lambda: True)
+    monkeypatch.setattr(output, "guard", lambda **_: None)
+    monkeypatch.setattr(sys, "argv", ["lifl", "jobs", *(["--json"] if asks_json else [])])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    said = capsys.readouterr()
+    assert ended.value.code == 130
+    assert said.err == f"{main.INTERRUPTED}\n"
+    assert ('"code": "interrupted"' in said.out) == asks_json
+
+
+def uploads_in(folder: Path) -> ModelUploads:
+    return ModelUploads(folder, 1 << 20, lambda: ())
+
+
+def test_a_part_that_nobody_goes_on_with_is_removed_and_one_that_goes_on_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def life() -> None:
+        made = uploads_in(tmp_path)
+        made.put(DIGEST, 0, MODEL[:1000], len(MODEL))
+        made.put(DIGEST, 1000, MODEL[1000:2000], len(MODEL))
+        assert len(list(tmp_path.glob(".uploaded-*"))) == 1
+        assert made.put(DIGEST, 2000, MODEL[2000:], len(MODEL))["path"]
+        assert Path(made.put(DIGEST, 0, b"", len(MODEL))["path"]).read_bytes() == MODEL
+        other = hashlib.sha256(b"other").hexdigest()
+        monkeypatch.setattr(uploads, "PART_IDLE_S", 0.0)
+        made.put(other, 0, b"oth", 5)
+        while list(tmp_path.glob(".uploaded-*")):
+            await asyncio.sleep(0)
+        with pytest.raises(Refused, match="send it again"):
+            made.put(other, 3, b"er", 5)
+        assert [path.name for path in tmp_path.iterdir()] == [f"uploaded-{DIGEST}.safetensors"]
+
+    asyncio.run(asyncio.wait_for(life(), 60))
+
+
+def test_the_next_life_of_a_node_removes_what_an_earlier_one_was_sent_of(tmp_path: Path) -> None:
+    async def life() -> None:
+        uploads_in(tmp_path).put(DIGEST, 0, MODEL[:1000], len(MODEL))
+
+    asyncio.run(life())
+    assert list(tmp_path.iterdir())
+    uploads_in(tmp_path)
+    assert not list(tmp_path.iterdir())
