@@ -174,6 +174,11 @@ class StandIn:
     def live(self) -> int:
         return sum(1 for _ in self.arena.live())
 
+    def wait_until_empty(self) -> None:
+        """Until nothing is in the arena; a client may hear of a refusal before the daemon does."""
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.live() == 0, WAIT_S), (self.live(), self.said)
+
     def _serve(self) -> None:
         decoder: FrameDecoder[gm.FromGateway] = FrameDecoder(gm.FromGateway)
         link = self.link

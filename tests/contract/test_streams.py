@@ -84,7 +84,7 @@ def node(shared: StandIn) -> Iterator[StandIn]:
     if shared.model is not None:
         shared.arena.free(shared.model)
         shared.model = None
-    assert shared.live() == 0
+    shared.wait_until_empty()
 
 
 def train(node: StandIn, address: str, rounds: int = 1, **how: object) -> list[dict[str, np.ndarray]]:
