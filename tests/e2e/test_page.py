@@ -132,10 +132,12 @@ def test_the_page_does_what_its_visitor_may_and_the_audit_log_says_so(node: Node
         ("RevokeToken", {"number": "0"}),
         ("ListCertificates", {}),
         ("RevokeCertificate", {"which": "0"}),
+        ("RenewCertificate", {}),
+        ("RotateAuthority", {}),
     ):
         said = reader.ask(kind, **fields)
         assert (said.status, said.code) == (403, "not-allowed"), kind
-    for kind in ("Shutdown", "RotateAuthority", "OpenPage", "SubmitJob", "ReadModel", "Nothing"):
+    for kind in ("Shutdown", "DebugRecord", "OpenPage", "SubmitJob", "ReadModel", "Nothing"):
         assert operator.ask(kind).code == "protocol", "that is not asked by a page"
     for body in (b"", b"[" * 50_000, b'{"type": "CancelJob"}', b'{"type": "CancelJob", "job": 1}', b"\xff"):
         assert operator.say("POST", "/page/v1/ask", body).code == "protocol"
@@ -143,7 +145,8 @@ def test_the_page_does_what_its_visitor_may_and_the_audit_log_says_so(node: Node
     assert operator.ask("JobStatus", job="none").code == "unknown-job"
     assert operator.say("GET", f"/page/v1/stream?job={'j' * 10_000}").code == "protocol"
     assert operator.ask("DrainNode", node="0").code == "unknown-node"
-    assert operator.ask("ListTokens").code == "not-secured", "who is let in by nothing has no tokens"
+    for kind in ("ListTokens", "RenewCertificate", "RotateAuthority"):
+        assert operator.ask(kind).code == "not-secured", "who is let in by nothing has no tokens, nor certificates"
     for field, wrong in (
         ("pattern", "<b>"),
         ("pattern", "a" * 65),

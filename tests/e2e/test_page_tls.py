@@ -56,6 +56,22 @@ def lets_somebody_in_and_out(node: Node, operator: PageClient, folder: Path) -> 
     assert mias() == [(serial, "revoked")]
 
 
+def puts_certificates_in_the_place_of_others(operator: PageClient) -> None:
+    """What the page's buttons of the node's own certificate and of the authority do."""
+
+    def nodes_own() -> list[str]:
+        lines = operator.ask("ListCertificates").json["certificates"]
+        return [each["serial"] for each in lines if each["role"] == "node"]
+
+    (first,) = nodes_own()
+    assert operator.ask("RenewCertificate").json == {}
+    until("a new certificate of the node", lambda: len(nodes_own()) == 2)
+    assert nodes_own()[0] == first
+    made = operator.ask("RotateAuthority").json["digest"]
+    assert len(nodes_own()) == 3, "the new authority has certified its node"
+    assert made in operator.ask("CreateToken", role="reader").json["token"]
+
+
 def test_an_operator_elsewhere_is_who_its_certificate_says(start_node: Callable[..., Node], tmp_path: Path) -> None:
     node = start_node(*EVERYWHERE)
     anna, eve = (enrolled(node, tmp_path, role, name) for role, name in (("operator", "anna"), ("reader", "eve")))
@@ -79,6 +95,7 @@ def test_an_operator_elsewhere_is_who_its_certificate_says(start_node: Callable[
     assert reader.open().json["role"] == "reader"
     assert reader.ask("ListJobs").status == 200 and reader.ask("ReadAudit").code == "not-allowed"
     lets_somebody_in_and_out(node, operator, tmp_path)
+    puts_certificates_in_the_place_of_others(operator)
     done = asked(node, eve, "--role", "operator")
     assert done.returncode == 1 and "not-allowed" in done.stderr
 
@@ -101,5 +118,6 @@ def test_an_operator_elsewhere_is_who_its_certificate_says(start_node: Callable[
     assert PageClient(node, link=waiting, tls=tls).open().code == "link-over"
     assert reader.ask("ListJobs").status == 200, "others' visits go on"
     events = {("page.opened", "operator anna"), ("page.opened", "reader eve"), ("page.linked", "operator anna")}
-    events |= {(name, "page operator anna") for name in ("token.made", "token.revoked", "cert.revoked")}
+    events |= {(name, "page operator anna") for name in ("token.made", "token.revoked")}
+    events |= {(f"cert.{name}", "page operator anna") for name in ("revoked", "told", "rotated")}
     until("the notes", lambda: events <= {(note["event"], note["who"]) for note in node.json("audit")})

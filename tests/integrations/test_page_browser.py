@@ -309,6 +309,15 @@ def test_somebody_is_let_in_and_out(browser: Browser, tmp_path: Path) -> None:
         assert not stage.asked(om.RevokeCertificate), "it asks first"
         page.click("dialog [data-do=agree]")
         page.until("document.body.innerText.includes('69 of 70 valid')")
+        opened(page, "[data-do=cert-renew]", "[data-do=agree]")
+        page.click("dialog [data-do=agree]")
+        page.until("!document.querySelector('dialog').open")
+        assert len(stage.asked(om.RenewCertificate)) == 1
+        opened(page, "[data-do=cert-rotate]", "[data-do=agree]")
+        assert not stage.asked(om.RotateAuthority), "it asks first"
+        page.click("dialog [data-do=agree]")
+        page.until(f"document.querySelector('dialog code')?.innerText === '{'ab' * 32}'")
+        page.key("Escape", 27)
         assert page.run("document.title") == "LIFL" and page.faults() == []
         assert page.run("document.documentElement.scrollWidth") == 1440
 

@@ -40,6 +40,8 @@ EVENTS = {
     "node.ended": "lifld ends; a life without it was killed, and its last moments may not be noted",
     "client.join": "a client asks to take part in a job; when it may not, a refusal follows",
     "ticket.used": "somebody shows a ticket for a session's folds; when it may not, a refusal follows",
+    "ticket.revoked": "a session's host lets tickets of a client for a fold (0: standing ones) count no more; "
+    "when it may not, a refusal follows",
     "client.refused": "a client was told no, or a connection that had not said who it is",
     "node.drained": "`lifl drain` was said of a node: it gets nothing new",
     "node.undrained": "`lifl drain --undo` was said of a node: it takes part again",
@@ -62,6 +64,7 @@ EVENTS = {
     "token.refused": "somebody has come with a token, and got none",
     "token.revoked": "a token is good for nothing any more",
     "cert.renewed": "somebody has come with a certificate, and got a new one",
+    "cert.told": "a node was told to renew its certificate now",
     "cert.revoked": "a certificate is good for nothing any more",
     "cert.kept": "another node has revoked a certificate, and the list of this one is full: here it is believed",
     "cert.rotated": "a new authority is in the place of the old one, which is still trusted",
@@ -76,6 +79,7 @@ KINDS_MAX = {
     "token.refused": AUDIT_REFUSALS_MAX,
     "client.join": AUDIT_JOINS_MAX,
     "ticket.used": AUDIT_JOINS_MAX,
+    "ticket.revoked": AUDIT_JOINS_MAX,
     "peer.joined": AUDIT_JOINS_MAX,
 }
 """Of the events that strangers can repeat at will: how many that differ are told apart within `AUDIT_WINDOW_S`."""

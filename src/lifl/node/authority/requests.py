@@ -51,6 +51,7 @@ class CredentialRequests:
                 return {"revoked": revoked}
             case om.RenewCertificate():
                 credentials.renew_now()
+                credentials.note("cert.told", who, serial=credentials.own_serial)
                 return {}
             case om.RotateAuthority():
                 digest = credentials.rotate(credentials.authority_here(self._home()))

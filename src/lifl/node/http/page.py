@@ -49,9 +49,10 @@ HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
 _LOOKING = om.ListJobs | om.JobStatus | om.JobClients | om.PlansOfRound | om.UpdatesOfRound | om.ReadAudit | om.ReadLog
-_CREDENTIALS = om.ListTokens | om.CreateToken | om.CreateBearer | om.RevokeToken | om.ListCertificates
-_CHANGING = om.CancelJob | om.PauseJob | om.ResumeJob | om.EditJob | om.RemoveJob | om.DrainNode | om.RevokeCertificate
-ASKS = _LOOKING | _CREDENTIALS | _CHANGING
+_TOKENS = om.ListTokens | om.CreateToken | om.CreateBearer | om.RevokeToken
+_CERTIFICATES = om.ListCertificates | om.RevokeCertificate | om.RenewCertificate | om.RotateAuthority
+_CHANGING = om.CancelJob | om.PauseJob | om.ResumeJob | om.EditJob | om.RemoveJob | om.DrainNode
+ASKS = _LOOKING | _TOKENS | _CERTIFICATES | _CHANGING
 """What a page may ask at all, of what the command line asks; whether the visitor may, the policy says."""
 LATER_S: dict[type, float] = {om.DrainNode: om.DRAIN_S, om.RemoveJob: 60.0, om.ReadAudit: 30.0}
 """What takes longer."""

@@ -57,6 +57,9 @@ export function accessView() {
   if (access.fault?.code === "not-secured") {
     return [head, empty("This node has no certificates", "It listens on this machine alone, or with --insecure: nobody is let in by a token. One that others reach (", h("code", {}, "lifl up --listen HOST:PORT"), ") has them.")];
   }
+  if (access.fault?.code === "not-the-authority") {
+    return [head, section("Certificates", button("Renew the node's own", "cert-renew", {}, "small"), empty("The authority is elsewhere", access.fault.message))];
+  }
   if (access.fault) return [head, notice(access.fault.message, "bad")];
   return [head, tokens(access.tokens), certificates(access.certificates)];
 }
@@ -114,7 +117,7 @@ function certificates(all) {
   return section(
     "Certificates",
     `${f.count(all.filter((each) => each.state === "valid").length)} of ${f.count(all.length)} valid`,
-    h("div", { class: "tools" }, h("label", { class: "search" }, h("span", { class: "unseen" }, "Find a certificate"), h("input", { type: "search", placeholder: "Find a certificate", "data-filter": "certificate", value: certificate })), button("Reload", "access", {}, "small")),
+    h("div", { class: "tools" }, h("label", { class: "search" }, h("span", { class: "unseen" }, "Find a certificate"), h("input", { type: "search", placeholder: "Find a certificate", "data-filter": "certificate", value: certificate })), button("Reload", "access", {}, "small"), button("Renew the node's own", "cert-renew", {}, "small"), button("Rotate the authority", "cert-rotate", {}, "small")),
     rows.length ? table("Certificates", columns, rows) : empty("No such certificate", "Change what is searched for."),
     pager(at, pages),
   );
@@ -195,6 +198,25 @@ function revokeCertificate({ serial, who }) {
   }, "danger");
 }
 
+function renewCertificate() {
+  const text = "It gets a new one with a new key, for its next connections; those that are there stay. Each does so by itself when half of its time is over.";
+  form("Renew the certificate of this node?", h("p", {}, text), "Renew", async () => {
+    await ask("RenewCertificate");
+    said.textContent = "The node renews its certificate.";
+    loadAccess();
+  });
+}
+
+function rotateAuthority() {
+  const text = "A new authority certifies from now on. The old one stays trusted until all that it issued has expired. Tokens that are out name the old one: who has one still comes in by it.";
+  form("Rotate the authority?", h("p", {}, text), "Rotate", async () => {
+    const { digest } = await ask("RotateAuthority");
+    said.textContent = "The authority is rotated.";
+    loadAccess();
+    return () => show("The authority is rotated", [h("p", {}, "Its digest is now"), h("p", { class: "digest" }, h("code", {}, digest))], [button("Close", "close")], true);
+  }, "danger");
+}
+
 document.addEventListener("change", ({ target }) => {
   const fields = target?.name === "kind" ? target.closest(".fields") : null;
   if (!fields) return;
@@ -211,5 +233,7 @@ export const ACCESS_DEEDS = {
   "token-copy": () => copyToken().catch(tell),
   "token-save": saveToken,
   "token-revoke": revokeToken,
+  "cert-renew": renewCertificate,
   "cert-revoke": revokeCertificate,
+  "cert-rotate": rotateAuthority,
 };
