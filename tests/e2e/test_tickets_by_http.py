@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from fleet import until
 from http_clients import HttpClient, Said, Tensors
 from nodes import Node
 
@@ -67,6 +68,14 @@ def test_a_ticket_takes_part_in_its_fold_by_the_same_checks_until_it_is_revoked(
             assert np.array_equal(standing.model(2)["w"], result["w"])
             assert standing.put(2, filled(5)).json["state"] == "accepted"
             assert fold.result().clients == ("a",)
+
+    def noted() -> bool:
+        """Whether it is: the ticket for the first fold, and those for any."""
+        said = [note for note in node.json("audit") if note["event"] == "ticket.revoked"]
+        told = [(note["client"], note["job"], note["fold"] == 0) for note in said]
+        return told == [("c", fold.job, False), ("c", fold.job, True)]
+
+    until("the notes", noted)
 
 
 def test_a_bearers_ticket_is_all_that_it_takes_where_certificates_are_asked_for(

@@ -19,8 +19,11 @@ import pytest
 from lifl import failpoints
 from lifl.core import audit, limits
 from lifl.core.audit import Note, Tally, check, digest_of, line_of, mark_of, parsed, tail_of
+from lifl.core.protocol import gateway as gm
+from lifl.core.protocol import tickets as tm
 from lifl.node import audit_log
 from lifl.node.audit_log import AuditLog, audit_files, check_files, last_lines, page_before
+from lifl.node.callers import Callers
 
 WAIT_S = 60.0
 
@@ -424,3 +427,17 @@ def test_lines_that_are_none_are_shown_as_such_and_numbers_that_lie_lead_nowhere
     assert [line["seq"] for line in page] == [1, 2, 1] and page[1]["torn"].startswith("<script>\ufffd")
     assert len(page[1]["torn"]) <= limits.AUDIT_TEXT_CHARS_MAX and "prev" not in page[0]
     assert len(pages(tmp_path)) == 1
+
+
+# ---- who is at the gateway -------------------------------------------------------------------------------------------
+
+
+def test_what_a_host_says_of_its_tickets_is_noted_with_who_it_is(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path)
+    callers = Callers(log)
+    assert callers.heard(gm.Greeted(7, "client hospital-1"))
+    assert not callers.heard(tm.RevocationAsked(7, "s", 0, "c9")), "the engine is to hear it, too"
+    log.close()
+    (said,) = (json.loads(line) for line in last_lines(tmp_path, 9))
+    wanted = {"event": "ticket.revoked", "who": "client hospital-1", "client": "c9", "job": "s", "fold": 0}
+    assert wanted.items() <= said.items()

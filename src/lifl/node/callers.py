@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol import tickets as tm
 from lifl.node.audit_log import AuditLog
 
 UNKNOWN = "unknown"
@@ -39,6 +40,8 @@ class Callers:
                 self._audit.note("client.join", self.who(conn), client=client, job=job)
             case gm.PartTaken(conn, client, job):
                 self._audit.note("ticket.used", self.who(conn), client=client, job=job)
+            case tm.RevocationAsked(conn, job, fold, client):
+                self._audit.note("ticket.revoked", self.who(conn), client=client, job=job, fold=fold)
             case gm.ClientLeft(conn, ""):
                 self._who.pop(conn, None)
         return False
