@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -15,7 +17,7 @@ import lifl
 from lifl.aggregator import Fold, FoldResult, UpdateRefused
 from lifl.aggregator.aggregator import _number_of
 from lifl.aggregator.line import Line
-from lifl.client.tensors import Update, as_arrays, as_metrics
+from lifl.client.tensors import Update, as_arrays, as_metrics, as_weight
 from lifl.core.errors import LocalFault, Refused
 from lifl.core.limits import ARENA_BYTES_MAX, ARENA_BYTES_MIN, CLIENTS_PER_ROUND_MAX, DEADLINE_S_MAX, STREAMS_MAX
 from lifl.core.schema import Layout, TensorSpec
@@ -83,6 +85,46 @@ def test_metrics_are_a_dict_of_numbers(metrics: Any) -> None:
     with pytest.raises(Refused) as refused:
         as_metrics(metrics)
     assert refused.value.code == "bad-metric"
+
+
+NO_NUMBERS = (
+    "1",
+    "nan",
+    b"1",
+    bytearray(b"1"),
+    np.str_("1"),
+    np.array("1"),
+    np.array(1, object),
+    np.timedelta64(1, "s"),
+)
+NO_NUMBERS += (True, np.True_, np.array(False), None, 1j, [1])
+NUMBERS = (
+    1,
+    1.0,
+    np.float32(1),
+    np.float64(1),
+    np.int8(1),
+    np.uint64(1),
+    np.array(1),
+    ml_dtypes.bfloat16(1),
+    Fraction(1),
+)
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
+def test_what_only_looks_like_a_number_is_refused_by_its_field(value: Any) -> None:
+    for given, code, field in (
+        (lambda: as_weight(value), "bad-weight", "weight"),
+        (lambda: as_metrics({"loss": value}), "bad-metric", "metrics.loss"),
+    ):
+        with pytest.raises(Refused) as refused:
+            given()
+        assert (refused.value.code, refused.value.field) == (code, field)
+
+
+@pytest.mark.parametrize("value", NUMBERS, ids=repr)
+def test_numbers_of_any_library_are_taken(value: Any) -> None:
+    assert as_weight(value) == as_metrics({"loss": value})["loss"] == 1.0
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda result: pickle.loads(pickle.dumps(result))])

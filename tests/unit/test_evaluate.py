@@ -25,6 +25,7 @@ def test_numbers_of_any_kind_are_metrics() -> None:
         (None, "m:f returned a NoneType"),
         ([("a", 1)], "m:f returned a list"),
         ({"a": "much"}, "m:f returned 'much' as 'a', which is no number"),
+        *(({"a": each}, "which is no number") for each in ("1", b"1", np.str_("1"), np.timedelta64(1, "s"))),
         ({"a": np.zeros(2)}, "which is no number"),
         ({"a": 1 << 2000}, "which is no number"),
         ({"a": float("nan")}, "the metric 'a' is nan"),

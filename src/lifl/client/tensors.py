@@ -25,6 +25,7 @@ from lifl.client.torch_tensors import HasState, is_module, state_of
 from lifl.core.errors import LiflError, Refused, ResourceFault
 from lifl.core.planning.treatment import is_trainable
 from lifl.core.protocol.contribution import absent_bits
+from lifl.core.protocol.update_check import is_boolean, is_text
 from lifl.core.schema import DTYPE_BYTES, KEPT, Layout, TensorSpec, check_same
 
 Array = NDArray[Any]
@@ -212,6 +213,8 @@ def as_array(name: str, tensor: Any) -> Array:
 def as_number(value: Any, code: str, field: str, what: str) -> float:
     """Return a number that a trainer gave, perhaps as a tensor.  Raise `Refused`, by `code` and `field`."""
     try:
+        if is_text(value) or is_boolean(value):
+            raise TypeError("text, bytes, times and booleans are no numbers")
         return float(value)
     except Exception as error:  # of torch, too
         text = f"{what} is {value!r:.80}, a {type(value).__name__}; it must be one number ({error})"

@@ -17,6 +17,7 @@ from lifl.client import Client, Round
 from lifl.core.errors import LocalFault
 from lifl.core.fields import MetricName
 from lifl.core.limits import METRICS_MAX
+from lifl.core.protocol.update_check import is_text
 
 log = logging.getLogger("lifl.client")
 
@@ -108,7 +109,7 @@ class TrainingRounds:
 def _number(name: str, value: Any) -> float | None:
     try:
         msgspec.convert(name, type=MetricName)
-        number = float(value)
+        number = math.nan if is_text(value) else float(value)
     except Exception:  # noqa: BLE001 - of whatever was logged
         return None
     return number if math.isfinite(number) else None

@@ -13,7 +13,7 @@ import numpy as np
 
 from lifl.core.errors import LocalFault
 from lifl.core.ids import Key
-from lifl.core.protocol.update_check import check_metrics
+from lifl.core.protocol.update_check import check_metrics, is_text
 from lifl.core.protocol.worker import Evaluate
 from lifl.core.schema import DTYPE_BYTES, Layout
 from lifl.rules.kernels import numpy_dtype
@@ -34,6 +34,8 @@ def checked(name: str, found: Any) -> dict[str, float]:
     metrics = {}
     for metric, value in found.items():
         try:
+            if is_text(value):
+                raise TypeError("text, bytes and times are no numbers")
             metrics[str(metric)] = float(value)
         except (TypeError, ValueError, OverflowError) as error:
             text = f"{name} returned {value!r:.80} as {str(metric)!r:.40}, which is no number ({error})"

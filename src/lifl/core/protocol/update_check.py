@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -13,6 +14,18 @@ from lifl.core.limits import CONTRIBUTION_BYTES_MAX, METRICS_MAX, WEIGHT_MAX, WE
 from lifl.core.protocol.client import Evaluated, Submit
 from lifl.core.protocol.contribution import Contribution, packed_bytes
 from lifl.core.schema import Layout, check_same
+
+
+def is_text(value: Any) -> bool:
+    """Return whether Python reads a number out of what is none: text and bytes, and arrays of these or of times."""
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    return isinstance(value, str | bytes | bytearray | memoryview) or kind in tuple("SUOMm")
+
+
+def is_boolean(value: Any) -> bool:
+    """Return whether something is true or false: Python's own, NumPy's or torch's."""
+    dtype = getattr(value, "dtype", None)
+    return isinstance(value, bool) or getattr(dtype, "kind", "") == "b" or str(dtype) == "torch.bool"
 
 
 def check_submit(layout: Layout, submit: Submit, client: str, may_lack: bool = False) -> None:
