@@ -12,16 +12,25 @@ from typing import Any
 import click
 
 from lifl.core.limits import ROUNDS_MAX
+from lifl.core.protocol.cli import JobStatus
 from lifl_cli.completion import job_names
 from lifl_cli.daemon_client import daemon_at
 from lifl_cli.options import json_option, state_option
 from lifl_cli.rounds import columns, flat
 from lifl_cli.rounds import history as rows_of
 
+ROUNDS_SHOWN = 100
+"""Rounds in the table, when nothing is said: what a person reads; programs get all."""
+
 
 @click.command()
 @click.argument("job", shell_complete=job_names)
-@click.option("--last", type=click.IntRange(0, ROUNDS_MAX), metavar="N", help="The last N alone.  [default: all]")
+@click.option(
+    "--last",
+    type=click.IntRange(0, ROUNDS_MAX),
+    metavar="N",
+    help=f"The last N rounds, each attempt counted.  [default: {ROUNDS_SHOWN}; with --csv and --json all]",
+)
 @click.option("--clients", is_flag=True, help="Show each client's metrics (of a job with metrics.per_client).")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @json_option
@@ -30,8 +39,14 @@ def history(job: str, last: int | None, clients: bool, as_csv: bool, as_json: bo
     """Show a job's rounds with their metrics: table, CSV, JSON."""
     if as_csv and as_json:
         raise click.UsageError("--csv and --json: give one of them")
+    shortened = last is None and not as_csv and not as_json
     with daemon_at(state_dir) as daemon:
-        rows = rows_of(daemon, job, ROUNDS_MAX if last is None else last)
+        if shortened:
+            rows = rows_of(daemon, job, ROUNDS_SHOWN + 1)
+            shortened, rows = len(rows) > ROUNDS_SHOWN, rows[-ROUNDS_SHOWN:]
+        else:
+            rows = rows_of(daemon, job, ROUNDS_MAX if last is None else last)
+        committed = daemon.ask(JobStatus(job, last=0))["job"]["committed"] if shortened else 0
     if as_json:
         click.echo(json.dumps({"job": job, "rounds": rows}, indent=2))
         return
@@ -50,6 +65,9 @@ def history(job: str, last: int | None, clients: bool, as_csv: bool, as_json: bo
     from lifl_cli.render.tables import client_metrics_table, history_table, show
 
     show((client_metrics_table if clients else history_table)(lines))
+    if shortened:
+        text = f"the last {ROUNDS_SHOWN} alone: {committed} rounds are committed; --last N shows more, --csv all"
+        click.echo(text, err=True)
 
 
 def _nothing(rows: Sequence[Any], clients: bool) -> str:

@@ -61,7 +61,7 @@ class Answers:
         fit = min(asked.last, self._a_frame)
         shown = before[-fit:] if fit else []
         more = (shown[0]["round"], shown[0]["attempt"]) if fit < asked.last and len(shown) < len(before) else None
-        return {"job": {}, "rounds": shown, "more": more}
+        return {"job": {"committed": len(self._lines)}, "rounds": shown, "more": more}
 
 
 @pytest.fixture
@@ -124,6 +124,20 @@ def test_the_table_says_what_was_measured_and_a_job_without_rounds_that_it_has_n
     assert "loss 1  evaluated: loss 0.5" in text
     assert "2/3" in text
     assert shown(history.history, []) == (0, "job j has no round that is over\n")
+
+
+@pytest.mark.parametrize("clients", [False, True])
+def test_of_many_rounds_the_table_has_the_last_and_says_how_many_there_are(shown: Any, clients: bool) -> None:
+    many = [line(number, receipt={"clients": {"a": {"loss": 1.0}}}) for number in range(1, history.ROUNDS_SHOWN + 2)]
+    more = ["--clients"] if clients else []
+    _, text = shown(history.history, many, *more)
+    first, *rest, last = text.splitlines()[1:]
+    assert (first.split()[0], rest[-1].split()[0], len(rest) + 1) == ("2", "101", history.ROUNDS_SHOWN)
+    assert "101 rounds are committed" in last
+    for whole in (shown(history.history, many[1:], *more), shown(history.history, many, "--last", "101", *more)):
+        assert "committed;" not in whole[1]
+    assert len(shown(history.history, many, "--csv", *more)[1].splitlines()) == 102
+    assert len(json.loads(shown(history.history, many, "--json")[1])["rounds"]) == 101
 
 
 def test_of_a_row_that_cannot_be_read_the_rest_is_shown(shown: Any) -> None:
