@@ -50,6 +50,8 @@ WHEELS := $(VENV)/wheels
 WHEELS_READY := $(WHEELS)/.installed
 NVFLARE := $(VENV)/nvflare
 NVFLARE_READY := $(NVFLARE)/.installed
+S3 := $(VENV)/s3
+S3_READY := $(S3)/.installed
 
 # The first interpreter that really runs and is new enough.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 /usr/bin/python3; do \
@@ -125,7 +127,7 @@ TEST_FLAGS := -n 3 --dist loadfile --no-loadscope-reorder --durations=20
 test: lint
 	$(BIN)/python -m pytest $(TEST_FLAGS) $(ARGS)
 
-test-integrations: $(INTEGRATIONS_READY) $(NVFLARE_READY)
+test-integrations: $(INTEGRATIONS_READY) $(NVFLARE_READY) $(S3_READY)
 	@$(BIN)/python tests/integrations_run.py $(VENV) $(ARGS)
 
 # What NVFlare needs and what Flower needs are not to be one set of versions.
@@ -134,11 +136,16 @@ $(NVFLARE_READY): $(READY)
 	@$(NVFLARE)/bin/python -m pip install -q --disable-pip-version-check -e '.[test,nvflare]'
 	@touch $@
 
+# Nor what s3fs and moto need and what the others do.
+$(S3_READY): $(READY)
+	@$(BIN)/python -m venv $(S3)
+	@$(S3)/bin/python -m pip install -q --disable-pip-version-check -e '.[test,s3]' 'moto[server] >= 5' \
+		>$(VENV)/s3.log 2>&1 || echo "s3fs and moto cannot be installed ($(VENV)/s3.log): their test will be skipped"
+	@touch $@
+
 $(INTEGRATIONS_READY): $(READY)
 	@$(BIN)/python -m venv $(INTEGRATIONS)
 	@$(INTEGRATIONS)/bin/python -m pip install -q --disable-pip-version-check -e '.[test,demo,torch,peft,lightning,transformers]' 'jax >= 0.4.36' 'schemathesis >= 4.20'
-	@$(INTEGRATIONS)/bin/python -m pip install -q --disable-pip-version-check -e '.[s3]' 'moto[server] >= 5' \
-		>$(VENV)/s3.log 2>&1 || echo "s3fs and moto cannot be installed ($(VENV)/s3.log): their test will be skipped"
 	@$(INTEGRATIONS)/bin/python -m pip install -q --disable-pip-version-check -e '.[mlflow,tensorboard,wandb,otlp,plot]' \
 		'mlflow >= 2.14' >$(VENV)/trackers.log 2>&1 || echo "trackers cannot be installed ($(VENV)/trackers.log): their tests will be skipped"
 	@$(INTEGRATIONS)/bin/python -m pip install -q --disable-pip-version-check -e '.[flower]' 'flwr[simulation]' \

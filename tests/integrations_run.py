@@ -2,7 +2,7 @@
 
     python tests/integrations_run.py ENVIRONMENTS [ARGUMENTS OF PYTEST]
 
-ENVIRONMENTS is the folder of the two virtual environments, `integrations` and `nvflare`.  Each file of
+ENVIRONMENTS is the folder of the virtual environments, `integrations` and those of `ENVIRONMENT`.  Each file of
 `tests/integrations` is a run of pytest of its own, ended after FILE_LIMIT_S with all that it has started; after
 ALL_LIMIT_S no other begins.  So all of it takes ALL_LIMIT_S + FILE_LIMIT_S at most, and one that hangs harms no other.
 Without arguments `docs/integrations.md` is written: what was run, with which versions, and how it ended.
@@ -63,8 +63,8 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "test_trackers": ("prometheus",),
 }
 """... and programs that are none."""
-OF_NVFLARE = "test_nvflare"
-"""The file that is run in the other environment."""
+ENVIRONMENT = {"test_nvflare": "nvflare", "test_s3": "s3"}
+"""The files that are run in an environment of their own: no versions of their packages go together with the others'."""
 VERSIONS = """
 import importlib.metadata, sys
 for name in sys.argv[1:]:
@@ -141,8 +141,8 @@ def page(outcomes: Sequence[Outcome], machine: str) -> str:
     return f"""\
 # What was run with other libraries
 
-`make test-integrations` makes two virtual environments below `.venv` (several GB: torch, Flower, Ray, NVFlare and
-more), runs each of these files of tests by itself, and writes this page. A file is ended after
+`make test-integrations` makes virtual environments below `.venv` (several GB: torch, Flower, Ray and more; NVFlare and
+S3 have their own), runs each of these files of tests by itself, and writes this page. A file is ended after
 {FILE_LIMIT_S / 60:.0f} minutes, and none begins when {ALL_LIMIT_S / 60:.0f} are over. `ARGS="-k NAME"` is handed to
 pytest; then this page stays as it is. What needs no such library is in `make test`.
 
@@ -164,7 +164,7 @@ def main(environments: Path, arguments: Sequence[str]) -> int:
     """Run all files; return 0 when all passed."""
     began_s, outcomes = time.monotonic(), []
     for file in sorted(path.stem for path in FOLDER.glob("test_*.py")):
-        python = environments / ("nvflare" if file == OF_NVFLARE else "integrations") / "bin/python"
+        python = environments / ENVIRONMENT.get(file, "integrations") / "bin/python"
         if time.monotonic() - began_s > ALL_LIMIT_S:
             outcomes.append(Outcome(file, 0, 0, Counter(), 0.0, "", "NOT RUN: the time is over"))
             continue
