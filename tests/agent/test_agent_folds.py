@@ -310,6 +310,27 @@ def test_what_was_revoked_is_known_with_the_key_when_its_host_comes_again_and_en
     assert tm.TicketKey("s", key, both) in home.do(ev.SessionHosted(7, "s", "secret")), "to a gateway that is new"
 
 
+def test_a_gateway_is_told_whose_tickets_are_awaited_and_a_new_one_what_the_one_before_knew() -> None:
+    home = Home()
+    awaited = tm.TicketsAwaited("s")
+    led = home.do(ev.JobResumed(home.facts, ev.JobHistory(-1, {}, {}), ()))
+    assert awaited in led and home.engine.schemas()[1:] == [awaited]
+    key = tm.TicketKey("s", entry_key("secret", "s"))
+    assert key in home.do(ev.SessionHosted(HOST, "s", "secret"))
+    home.do(gm.GatewayLost())
+    assert home.engine.schemas()[1:] == [key], "its host is not back yet, and those who have a ticket may be first"
+    home.do(ev.SessionHosted(HOST, "s"))
+    assert home.engine.schemas()[1:] == [tm.TicketKey("s", "")], "this one makes none"
+    assert gm.JobForget("s") in home.do(gm.SessionEnded(HOST, "s"))
+    assert home.engine.schemas() == []
+
+
+def test_tickets_are_awaited_no_longer_than_their_host() -> None:
+    home = Home()
+    home.do(ev.JobResumed(home.facts, ev.JobHistory(-1, {}, {}), ()))
+    assert gm.JobForget("s") in home.do(ev.Tick(), HOST_GRACE_S)
+
+
 def selected(led: list[Any]) -> list[tuple[int, int]]:
     """Who was told of which fold."""
     told = [(each.conn, cm.unpacked(each.message)) for each in led if isinstance(each, gm.TellClient)]

@@ -24,6 +24,7 @@ from lifl.core.protocol import client as cm
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
+from lifl.core.protocol import tickets as tm
 from lifl.core.protocol.contribution import Contribution
 from lifl.core.schema import Layout, TensorSpec
 from lifl.core.turn import Turn
@@ -40,7 +41,7 @@ FORGETTING, ARRIVED = BranchState.FORGETTING, BranchState.ARRIVED
 
 @dataclass
 class Led:
-    """What an event led to: orders to agents, words for clients (by node and connection), rows, events, plans.
+    """What an event led to: orders to agents, words for clients (by node and connection), rows, events, plans, tickets.
 
     Orders and words to the coordinator's own node come first: they wait in the turn's queue, the others are effects.
     """
@@ -50,6 +51,7 @@ class Led:
     rows: list[Any] = field(default_factory=list)
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     plans: int = 0
+    tickets: list[Any] = field(default_factory=list)
 
     def ordered(self, kind: type) -> list[tuple[int, Any]]:
         """The orders of one kind."""
@@ -246,6 +248,8 @@ class Scene:
                     led.events.append((effect.name, effect.fields))
                 case fx.SavePlan():
                     led.plans += 1
+                case tm.TicketKey() | tm.TicketsAwaited():
+                    led.tickets.append(effect)
                 case _:
                     raise AssertionError(f"the coordinator does not say {effect}")
         self.turn.queue.clear()

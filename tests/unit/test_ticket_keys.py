@@ -8,6 +8,7 @@ from lifl.core.errors import Refused
 from lifl.core.fields import RevokedTicket
 from lifl.core.ids import epoch_of
 from lifl.core.limits import REVOKED_TICKETS_MAX
+from lifl.core.protocol import client as cm
 from lifl.core.trust.ticket import ANY_FOLD, Holder, RevokedTickets, TicketKeys, credential_of, entry_key, entry_of
 
 NOW, FOLD = 1000.0, epoch_of(3, 2)
@@ -49,6 +50,22 @@ def test_an_entry_counts_as_it_was_made_until_it_expires_and_its_session_ends() 
 
 def test_without_a_key_nobody_gets_in_by_what_an_empty_one_makes() -> None:
     assert code(TicketKeys(), shown=entry_of("", *HOLDER)) == "wrong-ticket"
+
+
+def test_until_the_host_is_back_whoever_shows_a_ticket_is_to_come_again_and_hears_the_same_whatever_it_is() -> None:
+    known = TicketKeys()
+    known.awaited("s")
+    shown = (entry(), "0" * 64, "", entry_of("", *HOLDER))
+    assert [code(known, shown=each) for each in shown] == ["host-away"] * 4
+    assert code(known, now=1001.0) == "host-away" and "host-away" in cm.NO_PLACE, "so a client comes again"
+    assert code(known, HOLDER._replace(job="t")) == "wrong-ticket"
+    assert not known.counts(HOLDER, NOW)
+    known.told("s", KEY)
+    assert [code(known, shown=each) for each in shown] == ["", *["wrong-ticket"] * 3]
+    for nobodys in (lambda: known.forget("s"), lambda: known.told("s", "")):
+        known.awaited("s")
+        nobodys()
+        assert code(known) == code(known, shown=entry_of("", *HOLDER)) == "wrong-ticket"
 
 
 def test_a_gateways_key_makes_no_credential_for_an_update() -> None:

@@ -36,6 +36,7 @@ from lifl.core.coordinator.job import Job
 from lifl.core.coordinator.job_queue import PAUSED, QUEUED, SPREAD
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import Node
+from lifl.core.coordinator.session import Session, tickets_of
 from lifl.core.errors import Impossible, LocalFault, Refused, RemoteFault
 from lifl.core.event_log import EventLog, Recording, RecordingStore, Shape, shape
 from lifl.core.ids import is_hosted
@@ -200,9 +201,10 @@ class Engine:
         nodes = self.coordinating().nodes
         return nodes.facts(now, labels=labels), nodes.home_name
 
-    def schemas(self) -> list[gm.JobSchema]:
-        """Return what a new gateway must be told."""
-        return [replica.schema() for replica in self.agent.replicas.values() if replica.slot.open]
+    def schemas(self) -> list[gm.JobSchema | tm.TicketKey | tm.TicketsAwaited]:
+        """Return what a new gateway must be told: what jobs look like, and by what tickets of sessions are known."""
+        told = [replica.schema() for replica in self.agent.replicas.values() if replica.slot.open]
+        return [*told, *(tickets_of(job) for job in self.jobs.values() if isinstance(job, Session) and not job.over)]
 
     # ---- the clock ---------------------------------------------------------------------------------------------------
 

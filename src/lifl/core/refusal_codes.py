@@ -197,6 +197,7 @@ FOLDS = {
     "no-state": ("The rule has no state that could be taken.", "Take it behind a result, of a rule that keeps one."),
     "wrong-state": ("The state is another rule's, or of a model with other tensors.", "Give the one of this rule."),
     "state-in-use": ("The rule's state is another fold's until that is over.", "Take its result first."),
+    "host-away": ("The node began again, and the session's host is not back.", "`take_part` comes again by itself."),
     "ticket-expired": ("The ticket is too old.", "Ask the fold's host for another one."),
     "wrong-ticket": ("The ticket is for another fold, name or node.", "Ask the fold's host for another one."),
     "refused": ("The other side has not taken it.", "The text says why."),

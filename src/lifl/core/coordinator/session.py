@@ -71,6 +71,7 @@ class Session(Job):
         """Go on with what an earlier life has left sealed; its host has so long to come back."""
         self._adopting = True
         self.due_s = self._turn.now + HOST_GRACE_S
+        self._turn.emit(tickets_of(self))
 
     def start(self) -> None:
         """Have the arena's room promised, and what an earlier life has left taken up."""
@@ -107,9 +108,7 @@ class Session(Job):
             self._presence.send(self.host, cm.Refusal(cm.REPLACED, "job", text, self.name))
         self.host = self.answers.host = self._brought.host = here
         self.answers.secret, self.due_s = secret, math.inf
-        if secret:
-            revoked = self.answers.revoked.entries
-            self._turn.emit(tm.TicketKey(self.name, entry_key(secret, self.name), revoked))
+        self._turn.emit(tickets_of(self))
         if self.status == "running":
             self._greet()
         elif not self._adopting:  # else there are updates that were accepted: for these it waits as long as it takes
@@ -306,6 +305,15 @@ class Session(Job):
 def _current_fold(session: Session) -> int:
     """Return the fold that is open, or the least that can come next."""
     return session.round.epoch if session.round is not None else epoch_of(session.rounds.committed + 1, 0)
+
+
+def tickets_of(session: Session) -> tm.TicketKey | tm.TicketsAwaited:
+    """Return what the gateway is to know of a session's tickets."""
+    secret = session.answers.secret
+    if not secret and session.host is None:
+        return tm.TicketsAwaited(session.name)
+    key = entry_key(secret, session.name) if secret else ""
+    return tm.TicketKey(session.name, key, session.answers.revoked.entries)
 
 
 def revoke(session: Session, asked: tm.RevocationAsked) -> None:

@@ -47,6 +47,7 @@ from lifl.core.protocol import folds as fm
 from lifl.core.protocol import tickets as tm
 from lifl.core.protocol.body_ranges import BodyRange, Streams
 from lifl.core.protocol.versions import Spoken
+from lifl.core.trust.ticket import HOST_AWAY
 from lifl.core.trust.tokens import TokenNumber, TokenSecret
 
 SPOKEN = Spoken("protocol of clients", first=1)
@@ -380,7 +381,7 @@ REPLACED = "replaced"
 """The code of a Refusal that means: the client has come over another connection, and this one is of no use."""
 
 
-NO_PLACE = ("too-many-connections", "quota")
+NO_PLACE = ("too-many-connections", "quota", HOST_AWAY)
 """The codes of a refusal to take a connection in: another time there may be a place."""
 
 

@@ -490,6 +490,5 @@ ToGateway = (
     | Fetch
     | EndFetch
     | sm.ModelChanged
-    | tm.TicketKey
-    | tm.TicketOut
+    | tm.TicketNews
 )

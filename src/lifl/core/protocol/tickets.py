@@ -56,11 +56,23 @@ class RevocationAsked(Message, frozen=True):
 
 
 class TicketKey(Message, frozen=True):
-    """By `key` the tickets of a session are known that let their holders in, but those `revoked`, until JobForget."""
+    """By `key` the tickets of a session are known that let their holders in, but those `revoked`, until JobForget.
+
+    An empty one: there are none.
+    """
 
     job: Name
     key: Secret
     revoked: RevokedTicketList = ()
+
+
+class TicketsAwaited(Message, frozen=True):
+    """The key of a session is not known: its host has not come back since `lifld` began.
+
+    Who shows a ticket of it is to come again, until TicketKey or JobForget.
+    """
+
+    job: Name
 
 
 class TicketOut(Message, frozen=True):
@@ -73,3 +85,6 @@ class TicketOut(Message, frozen=True):
     fold: Count
     client: Name
     current: Count
+
+
+TicketNews = TicketKey | TicketsAwaited | TicketOut

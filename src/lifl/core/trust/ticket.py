@@ -23,6 +23,8 @@ from lifl.core.limits import REVOKED_TICKETS_MAX
 
 ANY_FOLD = 0
 """In the place of a fold: the ticket is a standing one."""
+HOST_AWAY = "host-away"
+"""The code of a refusal that means: come again, the session's host is expected back."""
 REVOKED = "that ticket was revoked by its fold's host"
 
 
@@ -93,15 +95,22 @@ class TicketKeys:
 
     def __init__(self) -> None:
         self._keys: dict[str, str] = {}
+        self._awaited: set[str] = set()
         self._revoked: dict[str, RevokedTickets] = {}
 
     def told(self, job: str, key: str, revoked: Iterable[RevokedTicket] = ()) -> None:
-        """Know the entries of a session, of which the `revoked` count no more."""
+        """Know the entries of a session, of which the `revoked` count no more; without a key there are none."""
+        self._awaited.discard(job)
         self._keys[job] = key
         self._revoked[job] = RevokedTickets(revoked)
 
+    def awaited(self, job: str) -> None:
+        """Have those who show one of a session come again: its key is not known, until `told` or `forget`."""
+        self._awaited.add(job)
+
     def forget(self, job: str) -> None:
         """Let nobody in by those of a session that is over."""
+        self._awaited.discard(job)
         self._keys.pop(job, None)
         self._revoked.pop(job, None)
 
@@ -113,8 +122,12 @@ class TicketKeys:
     def check(self, holder: Holder, entry: str, now_unix_s: float) -> None:
         """Raise `Refused` unless that is somebody's entry, which counts.
 
-        Who has another one hears the same, whatever is wrong with it.
+        Who has another one hears the same, whatever is wrong with it.  So does everybody, whatever they show, as long
+        as the key is awaited: nothing is compared then, and nobody learns by it whether a guess is right.
         """
+        if holder.job in self._awaited:
+            text = f"the host of session {holder.job!r} has not come back since the node began again; come again"
+            raise Refused(HOST_AWAY, "ticket", text)
         key = self._keys.get(holder.job, "")
         wanted = entry_of(key, *holder)
         if not hmac.compare_digest(entry.encode(), wanted.encode()) or not key:

@@ -256,7 +256,7 @@ class Gateway:
     def _on_link_closed(self, _error: Exception | None) -> None:
         self._ending.set()
 
-    def _told_whom_to_believe(self, said: gm.Revoked | gm.BearersTold | tm.TicketKey | tm.TicketOut) -> None:
+    def _told_whom_to_believe(self, said: gm.Revoked | gm.BearersTold | tm.TicketNews) -> None:
         """Take note, and end the connections of those who are not believed any more."""
         match said:
             case gm.Revoked(entries):
@@ -265,6 +265,8 @@ class Gateway:
                 self._security.bearers = BearerList(entries)
             case tm.TicketKey(job, key, revoked):
                 self._security.tickets.told(job, key, revoked)
+            case tm.TicketsAwaited(job):
+                self._security.tickets.awaited(job)
             case tm.TicketOut(job, fold, client, current):
                 self._security.tickets.revoke(job, fold, client, current)
         for connection in list(self._connections.values()):
@@ -307,7 +309,7 @@ class Gateway:
                 ending = [conn] if conn else list(connections)
                 for connection in filter(None, map(connections.get, ending)):
                     connection.hang_up(after_updates)
-            case gm.Revoked() | gm.BearersTold() | tm.TicketKey() | tm.TicketOut():
+            case gm.Revoked() | gm.BearersTold() | tm.TicketKey() | tm.TicketsAwaited() | tm.TicketOut():
                 self._told_whom_to_believe(message)
             case gm.Pulse():
                 shared.pulse.heard(message)

@@ -69,6 +69,7 @@ STATUS = {
     "busy": 503,
     "paused": 503,
     "node-away": 503,
+    "host-away": 503,
 }
 """By the code of a refusal; others are of an update that is none of this model's: 422."""
 AGAIN_S = "1"
