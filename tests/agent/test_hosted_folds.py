@@ -11,9 +11,10 @@ from test_agent_folds import FOLD, HOME, HOST, SMALL, TENSORS, Home, selected
 
 from lifl.core import effects as fx
 from lifl.core import events as ev
-from lifl.core.config.job import fold_job
+from lifl.core.config.job import fold_job, parse_job
+from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import Node
-from lifl.core.engine import Engine
+from lifl.core.engine import Engine, hosted_bytes
 from lifl.core.fields import Ticket
 from lifl.core.ids import HOSTED_MIN, Kind
 from lifl.core.limits import HOST_GRACE_S
@@ -22,6 +23,7 @@ from lifl.core.protocol import cluster as p
 from lifl.core.protocol import folds as fm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.contribution import Contribution
+from lifl.core.schema import Layout, TensorSpec
 from lifl.core.trust.ticket import credential_of
 
 NUMBER = HOSTED_MIN + 5
@@ -84,6 +86,44 @@ def test_nothing_of_a_fold_is_said_to_who_coordinates() -> None:
     said += member.do(gm.FoldAsked(HOST, "s", FOLD, "close"))
     said += member.do(gm.SessionEnded(HOST, "s"))
     assert not [each for each in said if isinstance(each, fx.SendCoordinator | fx.SendNode)]
+
+
+def test_who_coordinates_knows_what_folds_have_of_its_own_arena_and_of_others_by_their_heartbeats() -> None:
+    member = Member()
+    member.do(UP)
+    assert hosted_bytes(member.engine) == 0
+    member.is_hosted()
+    needs = member.session.spec.bytes_min()
+    assert hosted_bytes(member.engine) == needs
+    member.do(ev.CoordinatorDown())
+    member.do(PROMOTED)
+    coordinator = member.engine.coordinating()
+    assert coordinator.nodes.hosted_at_home == needs
+    member.do(ev.NodeUp(2, "b:1", 8.0, SMALL, 4, 1, p.KNOWS))
+    member.do(ev.NodeLoadTold(2, 8.0, 0.0, 0.0, 1000))
+    there = coordinator.nodes.get(2)
+    assert there is not None and there.hosted_bytes == 1000
+    assert {node.arena_bytes for node in coordinator.nodes.facts(0.0)} == {SMALL}, "as if they were over"
+    member.do(gm.SessionEnded(HOST, "s"))
+    assert coordinator.nodes.hosted_at_home == hosted_bytes(member.engine) == 0
+
+
+def test_a_job_in_line_begins_when_the_folds_at_home_are_over() -> None:
+    member = Member()
+    member.do(PROMOTED)
+    member.is_hosted()
+    queue = member.engine.coordinating().queue
+    config = parse_job(
+        {"job": {"name": "j", "rounds": 1}, "model": {"path": "m"}, "selection": {"clients_per_round": 2}}
+    )
+    large = (TensorSpec("w", "float32", (queue.total_bytes // 4 // 16,)),)
+    need = JobSpec(1, config, Layout(large), (), "/f").bytes_min()
+    assert need < queue.total_bytes
+    queue.total_bytes = need + member.session.spec.bytes_min() - 1
+    member.do(ev.JobSubmitted(ev.JobFacts(1, config, large, (), "/f")))
+    assert member.engine.jobs["j"].queued
+    member.do(gm.SessionEnded(HOST, "s"))
+    assert not member.engine.jobs["j"].queued
 
 
 def test_a_host_that_has_gone_ends_its_session_and_a_gateway_that_was_lost_is_a_host_that_has_gone() -> None:

@@ -663,6 +663,7 @@ async def test_a_coordinator_that_takes_eight_words_is_told_the_first_ones_and_n
     words = (*p.KNOWS, p.COORDINATES)
     agent = cluster.node(1, join=f"{host}:{port}", knows=words)
     await agent.happens("coordinator_up")
+    agent.peers.report(p.Heartbeat(workers=3, hosted_bytes=7))
     agent.peers.report(JOINED)
     async with asyncio.timeout(WAIT_S):
         while not any(isinstance(message, gm.ClientJoined) for message in heard):
@@ -671,6 +672,7 @@ async def test_a_coordinator_that_takes_eight_words_is_told_the_first_ones_and_n
     assert hellos == [words, tuple(word for word in words if word not in p.LATER)]
     (joined,) = [message for message in heard if isinstance(message, gm.ClientJoined)]
     assert joined == gm.ClientJoined(5, "c5", "j")
+    assert p.Heartbeat(workers=3) in heard and not [each for each in heard if getattr(each, "hosted_bytes", 0)]
     server.close()
 
 
@@ -680,6 +682,9 @@ async def test_a_coordinator_of_this_version_hears_what_clients_say_of_themselve
     agent = await cluster.joined(coordinator, 1, knows=p.KNOWS)
     agent.peers.report(JOINED)
     await coordinator.wait(lambda: any(JOINED in event for event in coordinator.events), "what the client says")
+    beat = p.Heartbeat(workers=3, hosted_bytes=7)
+    agent.peers.report(beat)
+    await coordinator.wait(lambda: any(beat in event for event in coordinator.events), "what its folds have")
 
 
 @in_loop

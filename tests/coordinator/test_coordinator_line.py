@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import msgspec
-from coordinator_scene import ARENA_BYTES, HOME, LAYOUT, NUMBER, B, Scene
+from coordinator_scene import ARENA_BYTES, HOME, LAYOUT, NUMBER, B, Led, Scene
 
 from lifl.core import effects as fx
+from lifl.core.coordinator.coordinator import note_load
 from lifl.core.coordinator.job_queue import SPREAD, Place
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.round import Phase
@@ -133,6 +134,50 @@ def test_a_job_in_line_begins_when_a_node_comes() -> None:
     led = scene.do(scene.coordinator.node_suspect, B, False)
     assert [order.room_bytes for _, order in led.ordered(o.OpenJob)] == [TOP]
     assert fx.SaveJob("j", "running", SPREAD) in led.rows
+
+
+def has_folds(scene: Scene, number: int, hosted_bytes: int) -> Led:
+    """A node tells what its own folds have of its arena; what that led to."""
+    node = scene.coordinator.nodes.get(number)
+    assert node is not None
+    return scene.do(note_load, scene.coordinator, number, node.load, hosted_bytes)
+
+
+def test_what_a_nodes_own_folds_have_no_job_is_promised_and_what_they_give_back_the_next_one_has() -> None:
+    for number, room in ((B, ARENA_BYTES - BRANCH), (HOME, 0)):
+        scene = cluster(WHOLE + TOP)
+        has_folds(scene, number, room + 1)
+        add(scene, NUMBER)
+        assert not loads(scene)
+        found = place(scene, NUMBER)
+        assert found is not None and found.free_bytes == TOP - (number == HOME) and found.elsewhere
+        led = has_folds(scene, number, room)
+        assert [order.room_bytes for _, order in led.ordered(o.OpenJob)] == [TOP]
+        assert promised(scene)[NUMBER] == {HOME: TOP, B: BRANCH}
+        assert not has_folds(scene, number, room + 1).orders, "who has begun is not turned out"
+
+
+def test_a_round_that_waits_for_a_nodes_own_folds_opens_when_they_give_room_back() -> None:
+    scene = cluster(WHOLE + TOP)
+    add(scene, NUMBER)
+    loads(scene)
+    has_folds(scene, B, ARENA_BYTES)
+    scene.do(has_clients, scene)
+    assert scene.round.phase is Phase.WAITING and "bytes of an arena" in scene.round.reason
+    assert not has_folds(scene, B, ARENA_BYTES - 1).orders
+    opened = dict(has_folds(scene, B, 0).ordered(o.OpenBranch))
+    assert opened[B].updates == GOAL
+
+
+def test_a_node_that_is_connected_again_has_its_folds_still() -> None:
+    scene = cluster(WHOLE + TOP)
+    has_folds(scene, B, ARENA_BYTES)
+    scene.do(scene.coordinator.node_up, scene.node(B))
+    again = scene.coordinator.nodes.get(B)
+    assert again is not None and again.hosted_bytes == ARENA_BYTES
+    scene.do(scene.coordinator.node_up, scene.node(B, incarnation=2))
+    anew = scene.coordinator.nodes.get(B)
+    assert anew is not None and not anew.hosted_bytes, "that life's are over, or it tells of them"
 
 
 def test_one_for_which_nodes_are_away_holds_up_nobody() -> None:

@@ -98,6 +98,7 @@ def test_every_number_of_a_channel_is_bounded(channel: str) -> None:
         p.Heartbeat(execution_s=math.inf),
         p.Heartbeat(arena_used_bytes=1 << 63),
         p.Heartbeat(workers=1 << 63),
+        p.Heartbeat(hosted_bytes=1 << 63),
         gm.Admit(1, "c", "j", 1, math.nan),
         gm.Admit(1, "c", "j", 1, 1.0, {"loss": math.inf}),
         gm.ClientJoined(1, "c", "j", 1 << 63),

@@ -30,7 +30,7 @@ from lifl.core.agent.agent import Agent
 from lifl.core.agent.begin_anew import begin_anew
 from lifl.core.broken_jobs import BrokenJobs
 from lifl.core.coordinator import job_life, sessions
-from lifl.core.coordinator.coordinator import Coordinator, check_new, forget, running_job
+from lifl.core.coordinator.coordinator import Coordinator, check_new, forget, note_load, running_job
 from lifl.core.coordinator.drains import drain
 from lifl.core.coordinator.job import Job
 from lifl.core.coordinator.job_queue import PAUSED, QUEUED, SPREAD
@@ -155,11 +155,11 @@ class Engine:
                 if steps > STEPS_MAX:
                     raise LocalFault(f"{steps} orders and reports follow from one event, the last: {item!r}")
             self.agent.settle()
+            if not turn.queue and not turn.writes:
+                _tell_home(self)
             self._broken.end_found()
             if not turn.queue or turn.writes:
                 break
-        for each in _coordinators(self):
-            each.nodes.told(self.node, self.agent.load)
 
     # ---- the log -----------------------------------------------------------------------------------------------------
 
@@ -281,7 +281,7 @@ class Engine:
 
     def _load_told(self, event: ev.NodeLoadTold) -> None:
         load = NodeLoad(event.capacity, self._turn.now, event.rate_per_s, event.execution_s)
-        self.coordinating().nodes.told(event.node, load)
+        note_load(self.coordinating(), event.node, load, event.hosted_bytes)
 
     def _written(self, _event: ev.RowsWritten) -> None:
         self._turn.writes = False
@@ -300,6 +300,21 @@ def _coordinators(engine: Engine) -> tuple[Coordinator, ...]:
     if engine.coordinator is None:
         return (engine.hosting,) if engine.hosting is not None else ()
     return (engine.coordinator,) if engine.hosting is None else (engine.coordinator, engine.hosting)
+
+
+def hosted_bytes(engine: Engine) -> int:
+    """Return the bytes of the arena that the node's own sessions have: nobody who coordinates can give them to jobs."""
+    hosted = engine.hosting.running if engine.hosting is not None else ()
+    return sum(map(engine.agent.quota.held_bytes, hosted))
+
+
+def _tell_home(engine: Engine) -> None:
+    """Tell each coordinator the load of its own node, and the cluster's what the other one's folds have there."""
+    load = engine.agent.load
+    if engine.hosting is not None:
+        note_load(engine.hosting, engine.node, load)
+    if engine.coordinator is not None:
+        note_load(engine.coordinator, engine.node, load, hosted_bytes(engine))
 
 
 def _folds(engine: Engine) -> Coordinator:

@@ -231,6 +231,7 @@ class NodeLoadTold(Event, frozen=True):
     capacity: float
     rate_per_s: float
     execution_s: float
+    hosted_bytes: int = 0
 
 
 class FromNode(Event, frozen=True):

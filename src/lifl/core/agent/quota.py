@@ -52,6 +52,10 @@ class Quota:
         """Return the bytes that the job's objects take now."""
         return self._used.get(job, 0)
 
+    def held_bytes(self, job: int) -> int:
+        """Return the bytes that others cannot have: what is reserved for the job, or what its objects take."""
+        return max(self._reserved.get(job, 0), self._used.get(job, 0))
+
     def reserve(self, job: int, nbytes: int) -> bool:
         """Set the job's reservation; return whether what is free allows it beside the others'."""
         before = self._reserved.get(job, 0)

@@ -30,6 +30,7 @@ from lifl.core.coordinator.session import Session, host_left
 from lifl.core.errors import LocalFault, Refused
 from lifl.core.fields import Message
 from lifl.core.limits import JOBS_MAX, SCHEMAS_BYTES_MAX
+from lifl.core.planning.capacity import NodeLoad
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
@@ -246,7 +247,7 @@ class Coordinator:
         before = self.nodes.get(node.number)
         self._gateway_lost(node.number)  # it has closed their connections
         if before is not None and before.incarnation == node.incarnation:
-            node.load, node.drains = before.load, before.drains
+            node.load, node.drains, node.hosted_bytes = before.load, before.drains, before.hosted_bytes
         elif before is not None:
             for job in list(self.running.values()):
                 with self._turn.share(job.spec.number):
@@ -363,6 +364,12 @@ def running_job(coordinator: Coordinator, name: str) -> Job:
     if job.over:
         raise Refused("job-over", "job", f"job {name!r} is {job.status} already")
     return job
+
+
+def note_load(coordinator: Coordinator, number: int, load: NodeLoad, hosted_bytes: int = 0) -> None:
+    """Note what a node tells of itself; room that its own folds have given back is there for jobs."""
+    if coordinator.nodes.told(number, load, hosted_bytes):
+        coordinator._try_open()
 
 
 def forget(coordinator: Coordinator, name: str) -> None:

@@ -129,7 +129,7 @@ class JobQueue:
 
     def _free_bytes(self) -> int:
         begun = (job for job in self._running.values() if not job.queued)
-        return max(0, self.total_bytes - sum(map(self._has, begun)))
+        return max(0, self.total_bytes - sum(map(self._has, begun)) - self._nodes.hosted_at_home)
 
     def faults(self) -> Iterator[str]:
         """Yield what cannot be."""

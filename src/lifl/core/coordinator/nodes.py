@@ -33,6 +33,7 @@ class Node:
         self.gateway = gateway
         self.arena_bytes = arena_bytes
         self.workers_max = workers_max
+        self.hosted_bytes = 0  # of its arena: for folds that another coordinator decides on, its own
         self.load = NodeLoad(capacity=capacity, at_s=0.0)
 
     @property
@@ -88,11 +89,13 @@ class NodeTable:
         """Let the node take part no longer; return False when it did not."""
         return self._nodes.pop(number, None) is not None
 
-    def told(self, number: int, load: NodeLoad) -> None:
-        """Note the load that a node tells of itself."""
+    def told(self, number: int, load: NodeLoad, hosted_bytes: int = 0) -> bool:
+        """Note the load that a node tells of itself; return whether its own folds have given room back."""
         node = self._nodes.get(number)
-        if node is not None:
-            node.load = load
+        if node is None:
+            return False
+        before, node.hosted_bytes, node.load = node.hosted_bytes, hosted_bytes, load
+        return hosted_bytes < before
 
     def others(self) -> list[int]:
         """Return all nodes but the coordinator's own."""
@@ -125,7 +128,12 @@ class NodeTable:
         if job is None:
             return node.arena_bytes
         others = sum(rooms.get(node.number, 0) for of, rooms in self.promised.items() if of != job)
-        return max(0, node.arena_bytes - others)
+        return max(0, node.arena_bytes - others - node.hosted_bytes)
+
+    @property
+    def hosted_at_home(self) -> int:
+        """Bytes of the arena at home that its own folds have."""
+        return self._nodes[self.home].hosted_bytes
 
     def takes_grants(self, number: int) -> bool:
         """Return True when a grant would reach the node, and be in its books when it says what it has."""
@@ -160,7 +168,8 @@ class NodeTable:
     ) -> tuple[NodeFacts, ...]:
         """Return the nodes that can take something, as the planner sees them at `now`: those that know of `words`.
 
-        Of their arenas a `job` has what others are not promised.  A node without the `labels` takes no updates.
+        Of their arenas a `job` has what others are not promised, and the nodes' own folds have not.  A node without the
+        `labels` takes no updates.
         """
         return tuple(
             NodeFacts(

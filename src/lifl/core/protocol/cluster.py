@@ -83,10 +83,12 @@ REMOVES = "removes"
 """The word of a node that is told which jobs were forgotten with their models: its copies of these go."""
 LABELS = REMOVES
 """That of a coordinator that is told the labels of a node, in its Inventory: it came with the one before."""
-KNOWS = (SECRETS, QUOTAS, JOURNAL, DRAIN, BEARERS, OWNERS, TRAINABLE, PROPERTIES, REMOVES)
+HOSTED = "hosted"
+"""The word of a coordinator that is told what a node's own sessions of folds have of its arena, in its heartbeats."""
+KNOWS = (SECRETS, QUOTAS, JOURNAL, DRAIN, BEARERS, OWNERS, TRAINABLE, PROPERTIES, REMOVES, HOSTED)
 """What a node of this version knows (`PeerHello.knows`)."""
 EVERY_WORD = (*KNOWS, COORDINATES)
-LATER = (PROPERTIES, REMOVES)
+LATER = (PROPERTIES, REMOVES, HOSTED)
 """Those of them that are left out to a member which takes no more than 8."""
 HEARTBEAT_S = 1.0
 SUSPECT_S = 3.0
@@ -191,8 +193,11 @@ class BearersTold(Message, frozen=True):
     entries: Bearers
 
 
-class Heartbeat(Message, frozen=True):
-    """Alive.  From an agent also its load (MC in updates, k per second, E in seconds), and its branches' tasks."""
+class Heartbeat(Message, frozen=True, omit_defaults=True):
+    """Alive.  From an agent also its load (MC in updates, k per second, E in seconds), and its branches' tasks.
+
+    `hosted_bytes` of its arena are for the sessions of folds that it hosts by itself; told to who knows `HOSTED`.
+    """
 
     capacity: Capacity = 0.0
     rate_per_s: Annotated[float, msgspec.Meta(ge=0, le=RATE_PER_S_MAX)] = 0.0
@@ -200,6 +205,7 @@ class Heartbeat(Message, frozen=True):
     arena_used_bytes: ArenaBytes = 0
     workers: Count = 0
     tree: Annotated[tuple[dict[str, Any], ...], msgspec.Meta(max_length=TREE_LINES_MAX)] = ()
+    hosted_bytes: ArenaBytes = 0
 
 
 class SeeFolder(Message, frozen=True):

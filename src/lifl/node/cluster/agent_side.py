@@ -342,6 +342,8 @@ class AgentSide:
             message = msgspec.structs.replace(message, properties=msgspec.UNSET)
         if isinstance(message, p.Inventory) and p.LABELS not in self._knows:
             message = msgspec.structs.replace(message, labels={})
+        if isinstance(message, p.Heartbeat) and p.HOSTED not in self._knows:
+            message = msgspec.structs.replace(message, hosted_bytes=0)
         try:
             self._link.send(*split(message))
         except LocalFault as fault:  # it is too long for a frame; what the coordinator then misses, an Inventory tells

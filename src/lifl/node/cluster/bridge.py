@@ -177,7 +177,8 @@ class Bridge:
             self.bearers.heard(message.entries, self.peers.has_authority(node))
         elif isinstance(message, p.Heartbeat):
             self.shown.beats[node] = message
-            self._driver.handle(ev.NodeLoadTold(node, message.capacity, message.rate_per_s, message.execution_s))
+            load = (message.capacity, message.rate_per_s, message.execution_s)
+            self._driver.handle(ev.NodeLoadTold(node, *load, message.hosted_bytes))
         else:
             self._driver.handle(ev.FromNode(node, message))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lifl.core.coordinator.drains import state_of
-from lifl.core.engine import Engine
+from lifl.core.engine import Engine, hosted_bytes
 from lifl.core.limits import TREE_LINES_MAX
 from lifl.core.planning.capacity import NodeLoad
 from lifl.core.protocol import cluster as p
@@ -29,7 +29,8 @@ class NodesShown:
         load, used = agent.load, agent.quota.used_bytes
         rate = load.rate_at(time.monotonic())
         tree = tuple(tree_lines(agent, TREE_LINES_MAX))
-        return p.Heartbeat(load.capacity, rate, load.execution_s, used, len(agent.pool.workers), tree)
+        hosted = hosted_bytes(self._engine)
+        return p.Heartbeat(load.capacity, rate, load.execution_s, used, len(agent.pool.workers), tree, hosted)
 
     def trees(self) -> dict[int, tuple[dict[str, Any], ...]]:
         """Return the tasks at other nodes, by node, as these told last."""
