@@ -3,18 +3,21 @@
     python bench/fold_rounds.py [--mb 46.8] [--updates 32] [--rounds 4] [--repeats 3]
 
 Both are one process on the node's machine.  In a repetition a job of some rounds runs, whose clients are threads, then
-as many folds, updates added one by one; CPU is that of the process and of all of the node's.  Then folds of a small
-model that are opened and cancelled, and the node's memory: its arena, and what is private to its processes.
+as many folds, updates added one by one; CPU is that of the process and of all of the node's.  Then `add` beside a bare
+copy of as many bytes into warm shared memory, in turns; folds of a small model that are opened and cancelled; and
+memory: what is private to this process beside the model, in models, the node's arena, and what is private to its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -99,6 +102,28 @@ def own_node(model: dict[str, Any], updates: int) -> dict[str, float]:
     return {"arena_mb": arena / 1e6, "private_mb": private / 1e6}
 
 
+def beside_copies(aggregator: lifl.Aggregator, model: dict[str, Any], times: int) -> tuple[float, float]:
+    """Return how fast `add` is beside a bare copy, and what this process had privately meanwhile, in models."""
+    source, ratios, private = model["w"].view(np.uint8), [], []
+    me = psutil.Process()
+    with tempfile.TemporaryFile(dir="/dev/shm") as file:
+        file.truncate(source.nbytes)
+        shared = np.frombuffer(mmap.mmap(file.fileno(), source.nbytes), np.uint8)
+        shared[:] = source
+        before = me.memory_full_info().uss
+        for _ in range(times):
+            with aggregator.open(model, expected=4) as fold:
+                for number in range(4):
+                    began = time.monotonic()
+                    np.copyto(shared, source)
+                    copied = time.monotonic()
+                    fold.add(model, 1.0, client=f"c{number}")
+                    ratios.append((copied - began) / (time.monotonic() - copied))
+                    private.append(me.memory_full_info().uss - before)
+                fold.result()
+    return statistics.median(ratios), max(private) / source.nbytes
+
+
 def small(aggregator: lifl.Aggregator, times: int) -> float:
     """Milliseconds of opening and cancelling a fold."""
     taken = []
@@ -130,6 +155,7 @@ def main() -> None:
                 fold = timed(lifld, partial(by_folds, aggregator, *about), given.rounds)
                 runs.append({"job_s": job[0], "fold_s": fold[0], "job_cpu_s": job[1], "fold_cpu_s": fold[1]})
                 print(runs[-1], file=sys.stderr, flush=True)
+            speed, private_models = beside_copies(aggregator, model, given.repeats)
         with lifl.Aggregator(folder) as aggregator:
             open_ms = small(aggregator, 200)
     finally:
@@ -137,7 +163,8 @@ def main() -> None:
     ratios = {
         kind: statistics.median(run[f"fold_{kind}"] / run[f"job_{kind}"] for run in runs) for kind in ("s", "cpu_s")
     }
-    memory = own_node(model, given.updates)
+    ratios["add_speed_to_copy"] = speed
+    memory = {"caller_private_models": private_models, **own_node(model, given.updates)}
     print(json.dumps({"runs": runs, "ratios": ratios, "open_cancel_ms": open_ms, **memory}, indent=1))
 
 

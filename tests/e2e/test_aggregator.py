@@ -25,6 +25,7 @@ import lifl
 from lifl.aggregator import FoldFailed, FoldResult, UpdateRefused
 from lifl.aggregator.tickets import BEGIN, TicketContent, read_ticket
 from lifl.client import NodeUnreachable
+from lifl.client.tensors import Update
 from lifl.core.config.job import most_of
 from lifl.core.errors import LocalFault, Refused
 
@@ -111,6 +112,26 @@ def test_one_client_twice_counts_once_and_by_its_first_update(door: str) -> None
         result = fold.result()
         assert result.clients == ("site-3",)
         np.testing.assert_array_equal(result["head"], one_hot(3)["head"])
+
+
+def test_who_writes_to_its_slot_behind_the_seal_harms_no_update_that_comes_later(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots: list[memoryview] = []
+    write_to = Update.write_to
+
+    def keeping(update: Update, slot: memoryview, *more: Any) -> Any:
+        slots.append(slot)
+        return write_to(update, slot, *more)
+
+    monkeypatch.setattr(Update, "write_to", keeping)
+    with lifl.Aggregator(node.state_dir) as aggregator, aggregator.open({"w": MODEL["head"]}, expected=2) as fold:
+        fold.add({"w": np.full(CLIENTS, 1, np.float32)}, 1.0, client="site-1")
+        np.frombuffer(slots[0], np.float32, CLIENTS)[:] = 101
+        fold.add({"w": np.full(CLIENTS, 2, np.float32)}, 1.0, client="site-2")
+        result = fold.result(copy=True)
+    assert set(2 * result["w"] - 2) <= {1, 101}, "of its own update the node has the one or the other"
+    is_at_rest(node)
 
 
 def test_fewer_and_more_than_expected_come(door: str) -> None:
