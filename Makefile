@@ -136,10 +136,11 @@ $(NVFLARE_READY): $(READY)
 	@$(NVFLARE)/bin/python -m pip install -q --disable-pip-version-check -e '.[test,nvflare]'
 	@touch $@
 
-# Nor what s3fs and moto need and what the others do.
+# Nor what s3fs and moto need and what the others do; s3fs' own botocore says which boto3 moto is to have.
 $(S3_READY): $(READY)
 	@$(BIN)/python -m venv $(S3)
-	@$(S3)/bin/python -m pip install -q --disable-pip-version-check -e '.[test,s3]' 'moto[server] >= 5' \
+	@$(S3)/bin/python -m pip install -q --disable-pip-version-check -e '.[test,s3]'
+	@$(S3)/bin/python -m pip install -q --disable-pip-version-check 'aiobotocore[boto3]' 'moto[server] >= 5' \
 		>$(VENV)/s3.log 2>&1 || echo "s3fs and moto cannot be installed ($(VENV)/s3.log): their test will be skipped"
 	@touch $@
 
