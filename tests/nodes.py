@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from json_page import unknown_keys
 
 from lifl import failpoints
 
@@ -46,8 +47,11 @@ def environment(points: str = "", build: Path | None = None) -> dict[str, str]:
 def run_lifl(
     *arguments: str, timeout_s: float = COMMAND_TIMEOUT_S, points: str = "", build: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """`lifl` with these arguments, in a process of its own; its exit code is the test's business."""
-    return subprocess.run(
+    """`lifl` with these arguments, in a process of its own; its exit code is the test's business.
+
+    What it prints with --json has no key that docs/json.md does not tell.
+    """
+    done = subprocess.run(
         [*LIFL, *arguments],
         capture_output=True,
         text=True,
@@ -56,6 +60,9 @@ def run_lifl(
         stdin=subprocess.DEVNULL,
         env=environment(points, build),
     )
+    if "--json" in arguments and done.returncode == 0 and build is None and done.stdout:
+        assert unknown_keys(arguments, done.stdout) == []
+    return done
 
 
 class Node:

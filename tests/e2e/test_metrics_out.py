@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from fleet import OneHot, fleet, submit
 from http_clients import HttpClient
+from json_page import places, promises, unknown_keys
+from lifl_cli.main import cli
 from nodes import Node, run_lifl
 
 CLIENTS, ROUNDS = 3, 2
@@ -104,37 +106,40 @@ def test_an_error_is_told_as_json_too(arguments: list[str], code: str, node: Nod
         assert (done.stdout, f"[{code}]" in done.stderr) == ("", True)
 
 
-PAGE = Path(__file__).parents[2] / "docs/json.md"
-SHOWN = {"jobs": (), "status": ("j",), "history": ("j",), "plot": ("j",), "top": (), "nodes": ()}
+JOB = "[job]\nname = 'k'\nrounds = 1\n[model]\nexample = 'digits-mlp'\n[selection]\nclients_per_round = 2\n"
+PRINTED = {
+    **{("jobs",): (), ("status",): ("j",), ("history",): ("j",), ("plot",): ("j",), ("top",): (), ("nodes",): ()},
+    **{("plan",): ("job.toml",), ("plan", "--round"): ("j", "2")},
+}
+"""Commands, and what else they are given."""
 
 
-def promised() -> Iterator[tuple[str, str, set[str], set[str]]]:
-    """Of docs/json.md: the command, where in what it prints, the keys that are there, and those that may be."""
-    command = ""
-    for line in PAGE.read_text().splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if line.startswith("| ") and len(cells) == 3 and "`" in cells[2]:
-            command = cells[0].strip("`").split()[1] if cells[0] else command
-            names = {name.removesuffix("[]") for name in re.findall(r"`([^`]+)`", cells[2])}
-            if not cells[2].startswith("as of"):
-                always = {name for name in names if not name.endswith("?")}
-                yield command, cells[1].strip("`"), always, {name.rstrip("?") for name in names}
+def test_what_json_prints_is_what_the_page_says(node: Node, tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text(JOB)
+    for command, more in PRINTED.items():
+        told = node.json(*command, *(str(tmp_path / each) if each.endswith(".toml") else each for each in more))
+        for promise in promises()[command]:
+            for at in filter(None, places(told, promise.at)):
+                assert promise.always <= at.keys() <= promise.may, (command, promise.at)
 
 
-def at(told: Any, path: str) -> Any:
-    """A place in what was printed; of a list the last one's."""
-    for name in filter(None, path.split(".")):
-        told = told[name.removesuffix("[]")]
-        told = told[-1] if name.endswith("[]") else told
-    return told
+def test_a_key_that_the_page_does_not_tell_is_noticed() -> None:
+    assert unknown_keys(["jobs"], '{"jobs": [{"name": "j", "odd": 1}]}') == ["jobs, jobs[]: odd"]
+    assert unknown_keys(["--node", "h:1", "plan", "--round", "j", "1"], '{"job": "j", "odd": 1}')[0].endswith(": odd")
+    assert unknown_keys(["submit", "--watch", "f"], '{"job": "j"}\n{"event": "e", "odd": 1}') == []
+    assert unknown_keys(["audit"], '[{"seq": 1}]') == [] and unknown_keys(["nothing"], "{}") != []
 
 
-def test_what_json_prints_is_what_the_page_says(node: Node) -> None:
-    printed = {command: node.json(command, *arguments) for command, arguments in SHOWN.items()}
-    looked_at = set()
-    for command, path, always, may in promised():
-        if command in printed:
-            keys = set(at(printed[command], path))
-            assert always <= keys <= may, (command, path, always - keys, keys - may)
-            looked_at.add(command)
-    assert looked_at == SHOWN.keys()
+def test_each_command_that_prints_json_is_on_the_page() -> None:
+    def walk(command: click.Command, words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        if isinstance(command, click.Group):
+            for name in command.list_commands(click.Context(command)):
+                found = command.get_command(click.Context(command), name)
+                assert found is not None
+                yield from walk(found, (*words, name))
+        if any("--json" in each.opts for each in command.params):
+            yield words
+
+    told = {tuple(word for word in command if word[0] != "-") for command in promises()}
+    aliases = {("model", "get"): ("model",)}
+    assert {words for words in walk(cli, ()) if aliases.get(words, words) not in told} <= {("simulate",)}

@@ -16,6 +16,10 @@ import pytest
 from click.testing import CliRunner
 from lifl_cli import history, plot, rounds
 from lifl_cli.render.charts import BRAILLE, text_chart, write_picture
+from lifl_cli.render.long_tables import long_lines
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from lifl.core.errors import Refused, ResourceFault
 from lifl.core.protocol.cli import JobStatus
@@ -138,6 +142,34 @@ def test_of_many_rounds_the_table_has_the_last_and_says_how_many_there_are(shown
         assert "committed;" not in whole[1]
     assert len(shown(history.history, many, "--csv", *more)[1].splitlines()) == 102
     assert len(json.loads(shown(history.history, many, "--json")[1])["rounds"]) == 101
+
+
+@pytest.mark.parametrize("width", [40, 60, 160])
+def test_a_long_table_is_what_rich_would_print(width: int) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("round", "status", "metrics"):
+        table.add_column(column, overflow="fold", no_wrap=column == "round")
+    for number in range(8):
+        table.add_row(str(number * 100), Text("committed", "green"), Text("loss 0.1  größe 9 " + "abc def " * number))
+    table.add_row("900", "failed\n twice", "")
+    by_rich = Console(file=io.StringIO(), width=width, highlight=False)
+    by_rich.print(table)
+    assert isinstance(by_rich.file, io.StringIO)
+    wanted = [each.rstrip() for each in by_rich.file.getvalue().splitlines()]
+    assert list(long_lines(table, by_rich)) == wanted
+
+
+@pytest.mark.parametrize("width", [1, 5, 12, 25])
+def test_a_long_table_has_all_its_text_at_any_width(width: int) -> None:
+    table = Table(box=None)
+    for column in ("a", "b"):
+        table.add_column(column)
+    words = ("größe\u4e2d", "x" * 70, "")
+    for word in words:
+        table.add_row(word, Text(word))
+    table.add_row("", Text(""))
+    lines = list(long_lines(table, Console(width=width)))
+    assert sorted("".join("".join(lines).split())) == sorted("ab" + "".join(words) * 2)
 
 
 def test_of_a_row_that_cannot_be_read_the_rest_is_shown(shown: Any) -> None:

@@ -6,13 +6,17 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import click
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from lifl.core.planning.plan import Plan
 from lifl_cli.render.figures import measured_text, metrics_text, minute_text, printable, seconds_text, size_text
+from lifl_cli.render.long_tables import long_lines
 
+LONG_ROWS = 500
+"""A table with more rows is printed without colours."""
 STATE_STYLES = {
     "alive": "green",
     "suspect": "yellow",
@@ -28,6 +32,10 @@ def show(content: RenderableType) -> None:
     console = Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(highlight=False, width=160)
+    if isinstance(content, Table) and content.row_count > LONG_ROWS:
+        for line in long_lines(content, console):
+            click.echo(line)
+        return
     console.print(content)
 
 
