@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import select
@@ -104,6 +105,19 @@ def test_no_line_is_longer_than_the_terminal_and_each_says_what_matters(width: i
     if width >= 40:
         assert "hospitals-of-the-north" in text
         assert len(lines) < 40
+
+
+def test_at_40_columns_it_tells_of_nodes_that_are_gone_and_of_a_store_without_a_coordinator() -> None:
+    there = sample(job("a"))
+    there["nodes"] = [{"state": "alive", "drain": ""}] * 3 + [{"state": "alive", "drain": "draining"}]
+    there["nodes"] += [{"state": "dead", "drain": "draining"}, {"state": "suspect", "drain": ""}]
+    there["node"]["arena"]["waiting"] = 7
+    there["node"]["store"] = {"trouble": "etcd is out of reach"}
+    console = Console(width=40, record=True, file=io.StringIO())
+    console.print(view(there, ALL, 40))
+    lines = [line.strip(" │") for line in console.export_text().splitlines()]
+    assert "6 nodes: 3 alive, 1 draining, 1 dead, 1" in lines
+    assert {"7 updates wait for room", "etcd is out of reach", "[##......] 2/8  10.0 s, 30.0 s to go"} <= set(lines)
 
 
 def test_a_rounds_progress_says_how_long_it_takes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lifl_cli.render.figures import disk_text, measured_text, seconds_text, size_text, upload_text, who_coordinates
-from lifl_cli.render.tables import cell, nodes_table
+from lifl_cli.render.tables import STATE_STYLES, cell, nodes_table
 from lifl_cli.render.trees import round_text, tree_view
 
 SORTS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
@@ -23,6 +24,7 @@ SORTS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
 NARROW_COLUMNS = 72
 """On a terminal that has fewer, lines are shorter and tables are left out."""
 BAR_CELLS = 20
+NARROW_BAR_CELLS = 8
 KEYS = "j/k job  a all  s sort  t tree  space pause  q quit"
 JOBS_MAX = 8
 WORKERS_SHOWN_MAX = 32
@@ -79,8 +81,8 @@ def view(sample: Mapping[str, Any], look: Look = ALL, width: int = 0, keys: str 
     """Return the whole view of one sample on `width` columns (0: as many as it takes), with what `keys` do below."""
     narrow = 0 < width < NARROW_COLUMNS
     parts: list[RenderableType] = [_narrow_node_view(sample) if narrow else _node_view(sample)]
-    if len(sample.get("nodes", ())) > 1 and not narrow:
-        parts.append(nodes_table(sample["nodes"]))
+    if len(sample.get("nodes", ())) > 1:
+        parts.append(_states_view(sample["nodes"]) if narrow else nodes_table(sample["nodes"]))
     if narrow:
         busy = sum(worker["state"] != "idle" for worker in sample["workers"])
         parts.append(Text(f"{len(sample['workers'])} aggregators, {busy} busy", style="dim"))
@@ -98,11 +100,11 @@ def view(sample: Mapping[str, Any], look: Look = ALL, width: int = 0, keys: str 
     return Group(*parts)
 
 
-def progress_text(now: Mapping[str, Any], last: Mapping[str, Any] | None) -> str:
+def progress_text(now: Mapping[str, Any], last: Mapping[str, Any] | None, cells: int = BAR_CELLS) -> str:
     """Return how far a round is: a bar, updates, how long it has taken, and will if the rest come as those before."""
     accepted, goal = now["accepted"], max(1, now["goal"])
-    full = min(BAR_CELLS, BAR_CELLS * accepted // goal)
-    text = f"[{'#' * full}{'.' * (BAR_CELLS - full)}] {accepted}/{goal}"
+    full = min(cells, cells * accepted // goal)
+    text = f"[{'#' * full}{'.' * (cells - full)}] {accepted}/{goal}"
     open_s = now.get("open_s")
     if open_s is not None:
         text += f"  {seconds_text(open_s)}"
@@ -123,8 +125,19 @@ def _narrow_node_view(sample: Mapping[str, Any]) -> RenderableType:
         f"arena {size_text(arena['used_bytes'])} of {size_text(arena['bytes'])}",
         f"in {rates['received_bytes_s'] / 1e6:.1f}, out {rates['sent_bytes_s'] / 1e6:.1f} MB/s",
     ]
-    warnings = [cell(warning, "yellow") for warning in node.get("warnings", ())]
-    return Group(*(cell(line) for line in lines), *warnings)
+    if arena.get("waiting"):
+        lines.append(f"{arena['waiting']} updates wait for room")
+    told = [cell(warning, "yellow") for warning in node.get("warnings", ())]
+    if node.get("store"):
+        told.insert(0, _store_text(node["store"]))
+    return Group(*(cell(line) for line in lines), *told)
+
+
+def _states_view(nodes: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Return how many nodes are in which state, in a line."""
+    states = Counter(str(node.get("drain") or "alive" if node["state"] == "alive" else node["state"]) for node in nodes)
+    told = (cell(f"{count} {state}", STATE_STYLES.get(state, "")) for state, count in states.items())
+    return Text(f"{len(nodes)} nodes: ") + Text(", ").join(told)
 
 
 def _node_view(sample: Mapping[str, Any]) -> RenderableType:
@@ -215,7 +228,7 @@ def _job_view(job: Mapping[str, Any], tree: bool = True, narrow: bool = False) -
     elif now:
         lines.append(cell(round_text(now)))
     if now:
-        lines.append(cell(progress_text(now, job.get("last_round"))))
+        lines.append(cell(progress_text(now, job.get("last_round"), NARROW_BAR_CELLS if narrow else BAR_CELLS)))
     metrics = measured_text(job)
     if metrics:
         lines.append(cell(f"last round: {metrics}"))
