@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import signal
 import sys
 from typing import Any
 
@@ -78,6 +79,16 @@ class _Interrupted(BaseException):
     """By ^C; click would make exit code 1 of it."""
 
 
+_came = False
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    """Raise `KeyboardInterrupt`, and know it: what is being imported, NumPy for one, may make another fault of it."""
+    global _came
+    _came = True
+    raise KeyboardInterrupt
+
+
 class Commands(click.Group):
     """Loads a command's module on use; turns our errors into one line on stderr and exit code 1."""
 
@@ -119,11 +130,15 @@ class Commands(click.Group):
         except click.ClickException as error:
             output.tell_error(ctx, "usage" if isinstance(error, click.UsageError) else "failed", "", error.message)
             raise
-        except (LiflError, OSError) as error:
-            raise output.failure(ctx, error) from error
-        except KeyboardInterrupt:
-            output.tell_error(ctx, "interrupted", "", INTERRUPTED)
-            raise _Interrupted from None
+        except click.exceptions.Exit:
+            raise
+        except (KeyboardInterrupt, Exception) as error:
+            if _came or isinstance(error, KeyboardInterrupt):
+                output.tell_error(ctx, "interrupted", "", INTERRUPTED)
+                raise _Interrupted from None
+            if isinstance(error, LiflError | OSError):
+                raise output.failure(ctx, error) from error
+            raise
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -160,6 +175,8 @@ def set_up_process() -> bool:
 def main() -> None:
     """Run the command line: the console script."""
     output.guard(was_closed=not set_up_process())
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as under nohup
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         cli(prog_name="lifl")
     except SystemExit as end:  # click always ends so

@@ -70,11 +70,17 @@ def test_replace_ends_what_runs_and_takes_its_name(node: Node) -> None:
     # What can refuse the new one comes first: then the old one goes on.
     assert "model.path" in refused(node, "submit", path, "--replace", "--set", "model.path=nothing.safetensors")
     assert node.json("status", "again")["job"]["rounds"] == 3
-    after = node.json("submit", path, "--replace", "--set", "job.rounds=1")
-    assert after["folder"] != before["folder"]
-    (job,) = [job for job in node.json("jobs")["jobs"] if job["name"] == "again"]
-    assert (job["rounds"], job["committed"]) == (1, 0)
-    run(node, "again", oracle)
+    # Who watches the new one hears of that alone: the word that the old one is over comes before the answer.
+    command = [*LIFL, "submit", path, "--replace", "--watch", "--json", "--set", "job.rounds=1"]
+    with subprocess.Popen([*command, "--state", str(node.state_dir)], stdout=subprocess.PIPE, text=True) as watch:
+        assert watch.stdout is not None
+        after = json.loads(watch.stdout.readline())
+        assert after["folder"] != before["folder"]
+        (job,) = [job for job in node.json("jobs")["jobs"] if job["name"] == "again"]
+        assert (job["rounds"], job["committed"]) == (1, 0)
+        run(node, "again", oracle)
+        events = [json.loads(line) for line in watch.stdout]
+    assert (watch.returncode, events[-1]["status"]) == (0, "finished")
 
 
 def test_paused_and_queued_jobs_are_so_after_a_restart_and_clients_wait(node: Node) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ def test_a_copy_that_is_interrupted_leaves_the_file_before_and_no_part(tmp_path:
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]
 
 
+@pytest.mark.usefixtures("usual_signal")
 @pytest.mark.parametrize("asks_json", [False, True])
 def test_any_command_that_is_interrupted_says_so_in_one_line(
     asks_json: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -51,6 +53,34 @@ def test_any_command_that_is_interrupted_says_so_in_one_line(
     assert ended.value.code == 130
     assert said.err == f"{main.INTERRUPTED}\n"
     assert ('"code": "interrupted"' in said.out) == asks_json
+
+
+@pytest.fixture
+def usual_signal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As Python begins; what `main` does about ^C is undone."""
+    monkeypatch.setattr(main, "_came", False)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("usual_signal")
+def test_what_an_import_makes_of_an_interruption_is_no_fault_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def importing(*_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("numpy._core.umath failed to import") from None
+
+    monkeypatch.setattr("lifl_cli.jobs.daemon_at", importing)
+    monkeypatch.setattr(main, "set_up_process", lambda: True)
+    monkeypatch.setattr(output, "guard", lambda **_: None)
+    monkeypatch.setattr(sys, "argv", ["lifl", "jobs"])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert (ended.value.code, capsys.readouterr().err) == (130, f"{main.INTERRUPTED}\n")
 
 
 def uploads_in(folder: Path) -> ModelUploads:

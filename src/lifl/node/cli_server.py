@@ -187,11 +187,15 @@ class CliServer:
 
     def follow(self, job: str, link: Link) -> None:
         """Send the link the job's events from now on.  Raise `Refused` when too many follow already."""
+        self.check_follow(job, link)
+        self._followers.setdefault(job, set()).add(link)
+
+    def check_follow(self, job: str, link: Link) -> None:
+        """Raise `Refused` when too many follow already."""
         following = self._following()
         if link not in following and len(following) >= CLI_FOLLOWERS_MAX:
             text = f"{len(following)} command lines watch jobs of this node already, the most that may; end one of them"
             raise Refused("quota", "watch", f"{text}, or look with `lifl status {job}`")
-        self._followers.setdefault(job, set()).add(link)
 
     def unfollow(self, job: str, link: Link) -> None:
         """Send the link the job's events no more."""

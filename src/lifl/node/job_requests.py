@@ -140,13 +140,11 @@ class JobRequests:
             config = msgspec.structs.replace(config, model=model)
         new = NewJob(config, tensors, message.states, where, self._cli.who(link), source)
         if message.follow:
-            self._cli.follow(name, link)
+            self._cli.check_follow(name, link)
+        number = await self._accept(new, folder, replace)
         try:
-            number = await self._accept(new, folder, replace)
-        except LiflError:
-            self._cli.unfollow(name, link)
-            raise
-        try:
+            if message.follow:  # not before: it is no word about the job that was replaced that is waited for
+                self._cli.follow(name, link)
             self._driver.handle(ev.JobSubmitted(new.facts(number)))
         except LiflError:
             self._cli.unfollow(name, link)
