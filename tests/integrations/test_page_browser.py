@@ -6,6 +6,8 @@ Behind the page's door stands a stage (`page_stage.py`), which plays a node of a
 from __future__ import annotations
 
 import asyncio
+import csv
+import io
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ import pytest
 from chromium import Browser, Page, found
 from fleet import OneHot, submit
 from http_clients import enrolled
+from lifl_cli.rounds import flat, row_of
 from nodes import Node, run_lifl
 from page_answers import Credentials
 from page_stage import Play, Stage
@@ -322,6 +325,16 @@ def test_somebody_is_let_in_and_out(browser: Browser, tmp_path: Path) -> None:
         assert page.run("document.documentElement.scrollWidth") == 1440
 
 
+def rows_of(play: Play, job: str, number: int) -> list[dict[str, Any]]:
+    """A round as `lifl history` has it."""
+    return [row_of(line) for line in play.answer(om.JobStatus(job, round=number, trees=False))["rounds"]]
+
+
+def in_js(value: object) -> str:
+    """How a number is written there."""
+    return "" if value is None else str(value).removesuffix(".0")
+
+
 def test_a_plan_and_a_trace_are_shown(browser: Browser, tmp_path: Path) -> None:
     play = Play(nodes=2, clients=24, frozen=0.5)
     play.hostile = HOSTILE
@@ -338,6 +351,14 @@ def test_a_plan_and_a_trace_are_shown(browser: Browser, tmp_path: Path) -> None:
         assert not stage.asked(om.SubmitJob) and len(stage.asked(om.PlanJob)) == 1
         page.key("Escape", 27)
         at(page, "jobs/mri-segmentation/rounds", "button[data-do=receipt]")
+        opened(page, "button[data-do=history]", "[data-do=agree]")
+        page.click("dialog [data-do=agree]")
+        table = tmp_path / "mri-segmentation.csv"
+        page.until_that(lambda: table.exists() and table.read_text().count("\n") == 201)
+        page.until("!document.querySelector('dialog').open")
+        first, *_, last = csv.DictReader(io.StringIO(table.read_text()))
+        (line,) = rows_of(play, "mri-segmentation", 200)
+        assert (first["round"], last) == ("1", {name: in_js(value) for name, value in flat(line).items()})
         opened(page, "button[data-do=receipt]", "[data-do=trace]")
         page.click("dialog [data-do=trace]")
         page.until("document.querySelectorAll('dialog .trace .bar').length > 24")

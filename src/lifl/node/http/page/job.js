@@ -165,7 +165,7 @@ function roundsTab(name) {
     { class: "stack" },
     section(
       "Rounds",
-      f.plural(rows.length, "attempt"),
+      [f.plural(rows.length, "attempt"), h("span", { class: "beside" }, button("Download as CSV", "history", { job: name }, "small"))],
       spanLegend(),
       table(
         "Rounds, the newest first",

@@ -6,6 +6,7 @@ import { jobsInOrder, nodesView, overview } from "./cluster.js";
 import * as deeds from "./deeds.js";
 import { agree, asks } from "./dialogs.js";
 import { h, morph } from "./dom.js";
+import * as history from "./history.js";
 import { jobView } from "./job.js";
 import { logView } from "./log.js";
 import { button, empty, flat, TONES } from "./parts.js";
@@ -191,6 +192,7 @@ const DOES = {
   ...deeds.DEEDS,
   ...submit.SUBMIT_DEEDS,
   ...access.ACCESS_DEEDS,
+  ...history.HISTORY_DEEDS,
   theme() {
     const next = isDark() ? "light" : "dark";
     document.documentElement.dataset.theme = next;

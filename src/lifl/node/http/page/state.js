@@ -99,7 +99,8 @@ export async function loadRounds(job, changed, older = false, committed = 0) {
   }
 }
 
-function nextOf(rows, asked) {
+/** Where the next piece of rounds begins, if there may be more than came. */
+export function nextOf(rows, asked) {
   return rows.length >= asked && rows[0]?.round ? [rows[0].round, rows[0].attempt] : null;
 }
 
