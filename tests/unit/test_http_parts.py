@@ -7,8 +7,10 @@ import inspect
 import json
 import mmap
 import os
+import socket
 from collections.abc import Callable
 
+import h11
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,13 +20,15 @@ from safetensors.numpy import load, save
 from lifl.core import limits
 from lifl.core.errors import Refused
 from lifl.core.schema import Layout, TensorSpec
-from lifl.node.http.api import STATUS, Api
+from lifl.node.http.api import STATUS, Api, _send_model
 from lifl.node.http.description import OTHERS, described
 from lifl.node.http.models import ModelFile, names, wanted
+from lifl.node.http.native import Native
 from lifl.node.http.operations import OPERATIONS, matched
 from lifl.node.http.segments import Segments
 from lifl.node.http.sessions import Lent
 from lifl.node.http.uploads import HEADER_BYTES_MORE, Upload, file_bytes_max, header_bytes_max
+from lifl.node.http.wire import ClientGone, Exchange
 from lifl.shm.mapping import Mapped
 
 ARRAYS = {
@@ -56,8 +60,9 @@ def fed(data: bytes, piece_bytes: int) -> Callable[[memoryview], object]:
     """A receiver that gives so many bytes at a time."""
     left = memoryview(data)
 
-    async def receive(room: memoryview) -> int:
+    async def receive(where: Callable[[], memoryview]) -> int:
         nonlocal left
+        room = where()
         got = min(len(room), len(left), piece_bytes)
         room[:got] = left[:got]
         left = left[got:]
@@ -140,9 +145,66 @@ def test_one_that_has_ended_takes_nothing_more(segment: Mapped) -> None:
         asyncio.run(found.take(1, fed(FILE[100:], 1)))  # type: ignore[arg-type]
 
 
+def exchange_over(sock: socket.socket, length: int) -> Exchange:
+    """A PUT whose body is still to come."""
+    sock.setblocking(False)
+    parser = h11.Connection(h11.SERVER)
+    parser.receive_data(b"PUT / HTTP/1.1\r\nHost: node\r\nContent-Length: %d\r\n\r\n" % length)
+    request = parser.next_event()
+    assert isinstance(request, h11.Request)
+    return Exchange(sock, parser, request, b"")
+
+
+def test_bytes_that_come_when_the_slot_was_given_back_are_not_written(segment: Mapped) -> None:
+    """It is another client's by then, and may be sealed."""
+
+    async def scene() -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            found, exchange = upload(segment), exchange_over(ours, len(FILE))
+            theirs.sendall(FILE[:-100])
+            taking = asyncio.ensure_future(found.take(len(FILE), exchange.receive_into))
+            async with asyncio.timeout(60):
+                while found.received_bytes < len(FILE) - 100:
+                    await asyncio.sleep(0)
+            found.end(Refused("node-away", "node", "the client has left the job"))
+            segment.view[:] = b"\xff" * len(segment.view)
+            theirs.sendall(FILE[-100:])
+            with pytest.raises(Refused, match="left the job"):
+                await taking
+            assert bytes(segment.view) == b"\xff" * len(segment.view)
+
+    asyncio.run(scene())
+
+
+def test_a_model_that_is_lent_no_more_is_not_sent() -> None:
+    """Also when the loop has had no turn since the gateway ended the connection: others may write there by then."""
+
+    async def scene() -> None:
+        ours, gateways = socket.socketpair()
+        door, client = socket.socketpair()
+        with door, client:
+            native = Native(ours, lambda _message: None, lambda: None)
+            native.check_lent()
+            lent, exchange = Lent(memoryview(laid_out()), LAYOUT, 7, native.check_lent), exchange_over(door, 0)
+            gateways.close()
+            with pytest.raises(ClientGone, match="no more"):
+                await exchange.send(lent.view, lent.check)
+            with pytest.raises(ClientGone, match="no more"):
+                await _send_model(exchange, ModelFile(lent), lent.check)
+            client.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                client.recv(1)
+            native.close()
+            with pytest.raises(ClientGone, match="no more"):
+                native.check_lent()
+
+    asyncio.run(scene())
+
+
 @given(begin=st.integers(0, 5000), length=st.integers(0, 5000))
 def test_any_part_of_a_models_file_is_that_of_the_whole(begin: int, length: int) -> None:
-    file = ModelFile(Lent(memoryview(laid_out()), LAYOUT, 7))
+    file = ModelFile(Lent(memoryview(laid_out()), LAYOUT, 7, lambda: None))
     whole = b"".join(file.pieces(0, file.nbytes))
     assert len(whole) == file.nbytes
     assert b"".join(file.pieces(begin, begin + length)) == whole[begin : begin + length]

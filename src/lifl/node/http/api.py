@@ -211,7 +211,7 @@ class Api:
         round_ = _round(of)
         with self._session(caller, of).attended() as session:
             async with session.model(round_) as lent:
-                await _send_model(exchange, ModelFile(lent))
+                await _send_model(exchange, ModelFile(lent), lent.check)
 
     # ---- the update ------------------------------------------------------------------------------------------------
 
@@ -277,8 +277,9 @@ class Api:
             upload.cut = None
 
 
-async def _send_model(exchange: Exchange, file: ModelFile) -> None:
+async def _send_model(exchange: Exchange, file: ModelFile, check: Callable[[], None]) -> None:
     etag = await file.etag()
+    check()
     headers = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
     asked = exchange.headers
     if "if-none-match" in asked and names(asked["if-none-match"], etag):
@@ -297,7 +298,7 @@ async def _send_model(exchange: Exchange, file: ModelFile) -> None:
     await exchange.begin(status, end - begin, headers | {"Content-Type": SAFETENSORS})
     if exchange.method != "HEAD":
         for piece in file.pieces(begin, end):
-            await exchange.send(piece)
+            await exchange.send(piece, check)
 
 
 def _told(session: Session, round_: int) -> dict[str, Any]:

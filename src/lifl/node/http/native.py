@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from lifl.core.limits import HELLO_S
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.tickets import ShowTicket
+from lifl.node.http.wire import ClientGone
 from lifl.node.link import Link
 
 KNOWS = (cm.DECLINE, cm.DIGESTS, cm.SEGMENTS)
@@ -41,6 +43,8 @@ class Native:
         self._ended = ended
         self._asked: tuple[str, int] | None = None
         self._answer: asyncio.Future[Answer] | None = None
+        self._ends = select.poll()
+        self._ends.register(sock, select.POLLRDHUP)
         self._link = Link(sock, cm.ToClient, self._on_message, self._on_closed, takes_descriptors=True)
 
     @property
@@ -78,6 +82,11 @@ class Native:
             return await self._answer
         finally:
             self._asked = self._answer = None
+
+    def check_lent(self) -> None:
+        """Raise `ClientGone` when it has ended: what was lent over it belongs to others from then on."""
+        if self._link.closed or self._ends.poll(0):  # the loop may not have had its turn since
+            raise ClientGone("what was lent is lent no more: the client's connection to the gateway has ended")
 
     def close(self) -> None:
         """End the connection: what it was granted is free again, and the client takes part no longer."""

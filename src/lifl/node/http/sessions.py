@@ -48,11 +48,15 @@ class Fate(NamedTuple):
 
 
 class Lent(NamedTuple):
-    """A model where it lies, and what it was sealed with; 0: nothing."""
+    """A model where it lies, and what it was sealed with; 0: nothing.
+
+    `check` raises `ClientGone` when it is lent no more: what lies there may be anybody's.
+    """
 
     view: memoryview
     layout: Layout
     checksum: int
+    check: Callable[[], None]
 
 
 class Session:
@@ -240,7 +244,7 @@ class Session:
             self._segment = self._segments.take(answer.descriptor)
             try:
                 view = self._segment.view[told.offset : told.offset + told.data_bytes]
-                yield Lent(view.toreadonly(), layout, told.checksum)
+                yield Lent(view.toreadonly(), layout, told.checksum, native.check_lent)
             finally:
                 native.say(cm.ModelRead(self.job, round_))
 

@@ -24,7 +24,8 @@ from lifl.core.schema import DTYPE_BYTES, Layout, align, check_same
 from lifl.node.http.segments import made_ready
 from lifl.shm.mapping import Mapped
 
-Receive = Callable[[memoryview], Awaitable[int]]
+Receive = Callable[[Callable[[], memoryview]], Awaitable[int]]
+"""Receives what comes next to where it is told when that is there; returns how many bytes."""
 WHERE = "the update"
 HEADER_BYTES_PER_CHAR = 12
 """Of a name: two escapes of JSON."""
@@ -91,8 +92,7 @@ class Upload:
         """Take the next bytes of the file.  Raise `Refused`, and what `receive` raises."""
         end = self.received_bytes + nbytes
         while self.received_bytes < end:
-            room = self._room()
-            got = await receive(room[: end - self.received_bytes])
+            got = await receive(lambda: self._room()[: end - self.received_bytes])
             self._note(got)
 
     def _note(self, got: int) -> None:

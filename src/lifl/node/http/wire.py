@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from http import HTTPStatus
 from urllib.parse import parse_qsl, unquote
@@ -106,24 +106,28 @@ class Exchange:
             self._awaited = False
             await self._send(self._parser.send(h11.InformationalResponse(status_code=100, headers=[])))
 
-    async def receive_into(self, room: memoryview) -> int:
-        """Fill the front of `room` with the next bytes of the body; return how many.  Raise `OSError`."""
-        room = room[: min(self.left, BODY_READ_BYTES)]
+    async def receive_into(self, where: Callable[[], memoryview]) -> int:
+        """Fill the front of `where()` with the next bytes of the body; return how many.
+
+        It is asked when they are there, and they are in it before anything else is done: memory that was lent may be
+        another's after each wait.  Raise `OSError`, and what `where` raises.
+        """
         if self._early:
-            got = min(len(self._early), len(room))
+            room = where()
+            got = min(len(self._early), len(room), self.left)
             room[:got] = self._early[:got]
             self._early = self._early[got:]
         else:
-            got = await self._receive(room)
+            got = await self._receive(where)
         self.left -= got
         if not self.left:
             self._wake_at(1)
         return got
 
-    async def _receive(self, room: memoryview) -> int:
+    async def _receive(self, where: Callable[[], memoryview]) -> int:
         while True:
             try:
-                got = self._sock.recv_into(room)
+                got = self._sock.recv_into(where()[: min(self.left, BODY_READ_BYTES)])
             except BlockingIOError:
                 await self._more()
                 continue
@@ -157,7 +161,7 @@ class Exchange:
         body = bytearray(self.length)
         view = memoryview(body)
         while self.left:
-            await self.receive_into(view[self.length - self.left :])
+            await self.receive_into(lambda: view[self.length - self.left :])
         return bytes(body)
 
     async def discard(self) -> None:
@@ -166,7 +170,7 @@ class Exchange:
             return
         room = memoryview(bytearray(min(self.left, BODY_READ_BYTES)))
         while self.left:
-            await self.receive_into(room)
+            await self.receive_into(lambda: room)
             await asyncio.sleep(0)
 
     # ---- the answer ------------------------------------------------------------------------------------------------
@@ -217,10 +221,15 @@ class Exchange:
         """Return whether client and h11 have the connection go on."""
         return "close" not in self.headers.get("connection", "").lower() and self._parser.their_http_version != b"1.0"
 
-    async def send(self, view: memoryview) -> None:
-        """Send more of the answer's body.  Raise `OSError`."""
+    async def send(self, view: memoryview, check: Callable[[], None] = lambda: None) -> None:
+        """Send more of the answer's body.
+
+        `check` is called before each piece, with no wait between: it raises when the bytes are not the client's any
+        more.  Raise `OSError`, and what `check` raises.
+        """
         turn_bytes = 0
         while view:
+            check()
             try:
                 step = self._sock.send(view[:SEND_BYTES])
             except BlockingIOError:
