@@ -7,7 +7,6 @@ made here and written to the state folder, so the daemon only ever reads safeten
 from __future__ import annotations
 
 import os
-import tomllib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import msgspec
 
 from lifl.core.config.job import JobConfig, with_listed
-from lifl.core.config.parse import is_utf8
+from lifl.core.config.parse import is_utf8, table_of
 from lifl.core.errors import ConfigError, ResourceFault
 from lifl.core.limits import CONFIG_FILE_BYTES_MAX
 from lifl_cli.rule_apart import states_apart
@@ -35,7 +34,7 @@ def read_toml(path: str) -> dict[str, Any]:
     if len(content) > CONFIG_FILE_BYTES_MAX:
         raise ConfigError("", f"{path} is longer than {CONFIG_FILE_BYTES_MAX} bytes; is it a configuration?")
     try:
-        return tomllib.loads(content.decode())
+        return table_of(content.decode())
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, numbers and nesting without end
         raise ConfigError("", f"{path} is not TOML: {error}") from error
 

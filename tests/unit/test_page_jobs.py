@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lifl.core.config.parse import overridden
+from lifl.core.config.parse import overridden, table_of
 from lifl.core.errors import ConfigError
 from lifl.core.limits import CONFIG_FILE_BYTES_MAX, EDITS_MAX
 from lifl.node.http.page_jobs import _File, _job_of
@@ -27,6 +27,12 @@ RULE, CHECKPOINT = "[aggregation]\n", "[checkpoint]\n"
         ("[job\n", "", r"not TOML.*line 1"),
         ("a = " + "9" * 5000, "", "not TOML"),
         ("a = " + "[" * 3000, "", "not TOML"),
+        (".".join("a" * 100_000) + " = 1\n", "", "not TOML: a key has more than 32 parts .at line 1"),
+        ("[" + ".".join("a" * 33) + "]", "", "more than 32 parts"),
+        ('x = {"=" = 1, ' + '"=" . a.' * 20 + "b = 1}", "", "more than 32 parts"),
+        ('"\\"".' + ".".join("a" * 40) + '."x" = 1', "", "more than 32 parts"),
+        ("x = {a = '''\n''', " + ".".join("b" * 40) + " = '1'}", "", "line 2"),
+        ("x" + GOOD.replace("]", "]  # " + "." * 90 + " a.b" + "'", 1), "", "not TOML"),
         ("x = 1\n" + GOOD, "x", "unknown key"),
         (GOOD + "client_per_round = 3\n", "selection.client_per_round", "did you mean"),
         (GOOD.replace("= 2", '= "<script>"'), "selection.clients_per_round", "<script>"),
@@ -81,3 +87,20 @@ def test_only_so_many_keys_are_set_beside_the_file() -> None:
     )
     with pytest.raises(ConfigError, match="at most"):
         _job_of(_File(GOOD, [*sets, "job.rounds=1"]))
+
+
+def test_a_key_has_so_many_parts_and_no_text_is_taken_for_one() -> None:
+    """Of what is quoted, a comment, or numbers, no dots count."""
+    names = [f"a.b.{number}.org" for number in range(100)]
+    lines = [
+        f"names = {names}",
+        f"rates = {[0.5] * 100}",
+        "#" + " . " * 100,
+        "#" + "." * 100,
+        ".".join("k" * 32) + " = 1",
+    ]
+    found = table_of("\n".join(lines))
+    assert found["names"] == names and found["rates"] == [0.5] * 100
+    with pytest.raises(ConfigError, match="33 parts|more than 32 parts"):
+        overridden({}, ["job.name={" + ".".join("a" * 33) + "=1}"])
+    assert overridden({}, ["job.name=1\n" + ".".join("a" * 100_000) + "=1"])["job"]["name"].startswith("1\n"), "a text"

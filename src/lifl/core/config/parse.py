@@ -26,6 +26,32 @@ TABLES_DEPTH_MAX = OPTIONS_DEPTH_MAX + 2
 """Options stand in a key of a section."""
 
 
+KEY_PARTS_MAX = 32
+"""Of a dotted key: more than any table is deep."""
+_QUOTED = re.compile(r"""\"[^"]*"?|'[^']*'?""")
+_NOT_OF_KEYS = re.compile(r"[^\w.\t -]")
+
+
+def table_of(text: str) -> dict[str, Any]:
+    """Return the table of a TOML file.  Raise `ValueError` for what is none, `RecursionError`.
+
+    A key of many parts is refused before it is read: `tomllib` takes memory and time with the square of their number,
+    gigabytes for a line of 50 kB.
+    """
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.count(".") >= KEY_PARTS_MAX and _key_parts(line) > KEY_PARTS_MAX:
+            raise ValueError(f"a key has more than {KEY_PARTS_MAX} parts (at line {number})")
+    return tomllib.loads(text)
+
+
+def _key_parts(line: str) -> int:
+    """Return how many parts a key has at most that stands in a line."""
+    if "\\" in line or '"""' in line or "'''" in line:  # what is quoted cannot be told by looking at the line
+        return line.count(".") + 1
+    chunks = _NOT_OF_KEYS.split(_QUOTED.sub("x", line))
+    return max(sum(bool(part.strip()) for part in chunk.split(".")) for chunk in chunks)
+
+
 def overridden(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     table = _copied(data)
     for override in overrides:
@@ -47,7 +73,7 @@ def overridden(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
 def _toml_value(text: str, path: str) -> Any:
     """Return `text` as TOML's value, or as a string without quotes when it is none."""
     try:
-        table = tomllib.loads(f"value = {text}")
+        table = table_of(f"value = {text}")
     except (ValueError, RecursionError) as error:  # not TOML; numbers and nesting without end
         if text[:1] in ('"', "'", "[", "{"):
             raise ConfigError(path, f"{text!r} is not a TOML value: {error}") from error

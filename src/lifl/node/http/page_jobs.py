@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, NamedTuple, TypeVar
@@ -19,6 +18,7 @@ import msgspec
 
 from lifl.core.config.from_elsewhere import of_the_node
 from lifl.core.config.job import JobConfig, parse_job
+from lifl.core.config.parse import table_of
 from lifl.core.coordinator.spans import round_line, trace_events
 from lifl.core.errors import ConfigError, Refused
 from lifl.core.fields import Path
@@ -226,7 +226,7 @@ def _job_of(file: _File) -> _Checked:
     if len(file.overrides) > EDITS_MAX:
         raise ConfigError("", f"at most {EDITS_MAX} keys are set beside the file; write them into it")
     try:
-        table = tomllib.loads(file.text)
+        table = table_of(file.text)
     except (ValueError, RecursionError) as error:  # not TOML, numbers and nesting without end
         raise ConfigError("", f"it is not TOML: {error}") from error
     brought = [f"model.path={json.dumps(file.model, ensure_ascii=False)}"] if file.model else []
