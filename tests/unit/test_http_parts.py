@@ -177,6 +177,33 @@ def test_bytes_that_come_when_the_slot_was_given_back_are_not_written(segment: M
     asyncio.run(scene())
 
 
+class Dripping:
+    """A socket of which nothing is known but what TLS tells: it wakes whoever waits for each byte that comes."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.fileno, self.recv_into = sock.fileno, sock.recv_into
+
+
+def test_a_body_that_comes_byte_by_byte_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "BODY_STALL_S", 0.3)
+
+    async def scene() -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            exchange = exchange_over(ours, 1 << 20)
+            exchange._sock = Dripping(ours)  # type: ignore[assignment]
+            reading = asyncio.ensure_future(exchange.read(1 << 20))
+            async with asyncio.timeout(60):
+                while not reading.done():
+                    theirs.send(b"x")
+                    await asyncio.sleep(0.005)
+            with pytest.raises(ClientGone, match="less than"):
+                await reading
+
+    asyncio.run(scene())
+
+
 def test_a_model_that_is_lent_no_more_is_not_sent() -> None:
     """Also when the loop has had no turn since the gateway ended the connection: others may write there by then."""
 

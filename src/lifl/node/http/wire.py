@@ -59,6 +59,20 @@ class ClientGone(ConnectionError):
     """The client has closed the connection, or stands still."""
 
 
+class _Patience:
+    """Until when a body is waited for: it moves `STALL_BYTES` in `BODY_STALL_S`, in however small pieces."""
+
+    def __init__(self) -> None:
+        self._moved_bytes = -STALL_BYTES
+        self._since_s = 0.0
+
+    def until_s(self, moved_bytes: int) -> float:
+        """Return it, in the loop's time, for a body of which so much has moved."""
+        if moved_bytes - self._moved_bytes >= STALL_BYTES:
+            self._moved_bytes, self._since_s = moved_bytes, asyncio.get_running_loop().time()
+        return self._since_s + limits.BODY_STALL_S
+
+
 class Exchange:
     """One request and its answer."""
 
@@ -86,6 +100,7 @@ class Exchange:
         self._early = memoryview(early)
         self._awaited = parser.they_are_waiting_for_100_continue and self.length > 0
         self._low_water_bytes = 1
+        self._patience = _Patience()
 
     def arguments(self) -> dict[str, str]:
         """Return the query's arguments.  Raise `Problem`."""
@@ -139,7 +154,7 @@ class Exchange:
         """Return when more of the body is there.  Raise `ClientGone` when it stands still."""
         self._wake_at(max(1, min(self.left, LOW_WATER_BYTES)))
         try:
-            async with asyncio.timeout(limits.BODY_STALL_S):
+            async with asyncio.timeout_at(self._patience.until_s(self.length - self.left)):
                 await ready(self._sock)
         except TimeoutError:
             self._wake_at(1)
@@ -227,14 +242,14 @@ class Exchange:
         `check` is called before each piece, with no wait between: it raises when the bytes are not the client's any
         more.  Raise `OSError`, and what `check` raises.
         """
-        turn_bytes = 0
+        turn_bytes, whole, patience = 0, len(view), _Patience()
         while view:
             check()
             try:
                 step = self._sock.send(view[:SEND_BYTES])
             except BlockingIOError:
                 try:
-                    async with asyncio.timeout(limits.BODY_STALL_S):
+                    async with asyncio.timeout_at(patience.until_s(whole - len(view))):
                         await ready(self._sock, write=True)
                 except TimeoutError:
                     raise ClientGone("the client does not read") from None
