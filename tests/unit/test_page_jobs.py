@@ -101,6 +101,6 @@ def test_a_key_has_so_many_parts_and_no_text_is_taken_for_one() -> None:
     ]
     found = table_of("\n".join(lines))
     assert found["names"] == names and found["rates"] == [0.5] * 100
-    with pytest.raises(ConfigError, match="33 parts|more than 32 parts"):
+    with pytest.raises(ConfigError, match="more than 32 parts"):
         overridden({}, ["job.name={" + ".".join("a" * 33) + "=1}"])
     assert overridden({}, ["job.name=1\n" + ".".join("a" * 100_000) + "=1"])["job"]["name"].startswith("1\n"), "a text"

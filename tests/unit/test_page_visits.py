@@ -57,6 +57,18 @@ def test_a_visit_takes_both_of_its_secrets_and_ends() -> None:
     assert not is_there(visits, 2, WEB_VISIT_S) and not visits.visits()
 
 
+def test_who_asks_for_links_without_end_pushes_out_nobody_elses() -> None:
+    """A reader cannot end an operator's visit, nor have its link forgotten."""
+    visits, reader = PageVisits(), visitor_of(Identity("reader", "eve"), "reader")
+    opened(visits, 0)
+    visits.link("operator's", WHO, 0.0)
+    for at in range(1, 3 * WEB_VISITS_MAX):
+        opened(visits, at, who=reader)
+        visits.link(f"more {at}", reader, 0.0)
+    assert is_there(visits, 0) and visits.open("operator's", "c", "k", 0.0).visitor == WHO
+    assert len(visits.visits()) == WEB_VISITS_MAX and is_there(visits, 3 * WEB_VISITS_MAX - 1)
+
+
 def test_the_oldest_gives_way_at_the_limits() -> None:
     visits = PageVisits()
     for at in range(WEB_LINKS_MAX):

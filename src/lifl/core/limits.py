@@ -332,11 +332,11 @@ HTTP_DATA_BYTES = 1 << 30
 WEB_LINK_S = 120.0
 """A link to the page is good for so long, and once."""
 WEB_LINKS_MAX = 16
-"""Links that nobody has opened yet; the oldest gives way to another."""
+"""Links that nobody has opened yet; the oldest of who has most of them gives way to another."""
 WEB_VISIT_S = 12 * 3600.0
 """A visit of the page lasts so long at most."""
 WEB_VISITS_MAX = 16
-"""Visits at a time; the oldest gives way to another."""
+"""Visits at a time; the oldest of who has most of them gives way to another."""
 WEB_WATCHERS_MAX = 16
 """Pages that are told at a time what happens."""
 WEB_STALL_S = 10.0

@@ -11,7 +11,8 @@ when the certificate is revoked of who asked for the link.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 import msgspec
@@ -55,6 +56,12 @@ def visitor_of(asker: Identity, role: Role, serial: str = "", issued_unix_s: flo
     return Visitor(Identity(role, asker.name), asker, serial, issued_unix_s)
 
 
+def _first_of_most(book: Mapping[bytes, Visit]) -> bytes:
+    """Return the oldest of who has asked for the most of them: whoever asks without end pushes out nobody else's."""
+    numbers = Counter(visit.visitor.asked_by for visit in book.values())
+    return max(book, key=lambda digest: numbers[book[digest].visitor.asked_by])
+
+
 class PageVisits:
     """The links and visits of a node, by digest; there are never more than the limits say."""
 
@@ -63,10 +70,10 @@ class PageVisits:
         self._visits: dict[bytes, Visit] = {}
 
     def link(self, secret: str, visitor: Visitor, now_unix_s: float) -> float:
-        """Take note of a link; return until when it is good.  The oldest gives way where there are too many."""
+        """Take note of a link; return until when it is good.  Where there are too many, one gives way."""
         self._forget(now_unix_s)
         while len(self._links) >= WEB_LINKS_MAX:
-            del self._links[next(iter(self._links))]
+            del self._links[_first_of_most(self._links)]
         expires = now_unix_s + WEB_LINK_S
         self._links[digest_of(secret)] = Visit(visitor, expires)
         return expires
@@ -79,7 +86,7 @@ class PageVisits:
             text = f"that link is used up, or older than {WEB_LINK_S:g} s: `lifl web` makes another one"
             raise Refused("link-over", "link", text)
         while len(self._visits) >= WEB_VISITS_MAX:
-            del self._visits[next(iter(self._visits))]
+            del self._visits[_first_of_most(self._visits)]
         visit = Visit(found.visitor, now_unix_s + WEB_VISIT_S)
         self._visits[digest_of_visit(cookie, key)] = visit
         return visit

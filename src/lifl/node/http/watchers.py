@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -60,7 +61,7 @@ class Watchers:
 
     async def tell(self, exchange: Exchange, secrets: Secrets, job: str) -> None:
         """Tell a page what happens, until it leaves, or its visit is over.  Raise `Refused`, `OSError`."""
-        if len(self._all) >= WEB_WATCHERS_MAX:
+        if len(self._all) >= WEB_WATCHERS_MAX and not self._makes_place(secrets):
             text = f"{WEB_WATCHERS_MAX} pages are open already, the most that may be; close one of them"
             raise Refused("too-many-connections", "page", text)
         watcher = Watcher(secrets, job)
@@ -76,6 +77,18 @@ class Watchers:
         finally:
             leaving.cancel()
             self._all.remove(watcher)
+
+    def _makes_place(self, secrets: Secrets) -> bool:
+        """End a page of the visit that has most of them open, if that has more than another one of `secrets` makes.
+
+        There are as many places as visits: so each visit gets one.
+        """
+        numbers = Counter(watcher.secrets.digest for watcher in self._all if not watcher.ended)
+        most = max(numbers, key=lambda digest: numbers[digest], default=b"")
+        if numbers[most] <= numbers[secrets.digest] + 1:
+            return False
+        next(each for each in self._all if each.secrets.digest == most and not each.ended).end()
+        return True
 
     @staticmethod
     async def _push(exchange: Exchange, watcher: Watcher) -> None:
