@@ -23,6 +23,7 @@ from lifl.node import http_door
 from lifl.node.gateway.connection import Connection
 from lifl.node.gateway.main import Gateway
 from lifl.node.gateway.quotas import Limits
+from lifl.node.http.main import Door
 from lifl.node.http.native import Answer
 from lifl.node.http.segments import Segments
 from lifl.node.http.sessions import Session, Sessions
@@ -51,6 +52,28 @@ def test_one_without_a_certificate_is_not_let_in_where_they_are_asked_for() -> N
     secured = SimpleNamespace(is_on=True, revoked=None, bearers=None, contexts=object())
     assert asyncio.run(brought(secured)) == 0
     assert asyncio.run(brought(Security())) == 1
+
+
+def test_a_client_has_so_many_connections_by_http_and_others_keep_theirs() -> None:
+    """They count from who it is being known, before it is answered; on loopback all are of the node's own account."""
+
+    async def scene(is_on: bool) -> list[str]:
+        door = Door(SimpleNamespace(is_on=is_on), "", 20, 2, 0)  # type: ignore[arg-type]
+        said = []
+        for number, name in enumerate(("a", "a", "a", "b", "a"), start=1):
+            door._quotas.arrived(number, "127.0.0.1", 0.0)
+            exchange = SimpleNamespace(keeps=True)
+            for _request in range(2):
+                try:
+                    door._known(number, exchange, f"client {name}", name)  # type: ignore[arg-type]
+                    said.append("")
+                except Refused as refused:
+                    said.append(refused.code)
+            assert exchange.keeps == (not said[-1])
+        return said
+
+    assert asyncio.run(scene(True)) == [""] * 4 + ["quota"] * 2 + [""] * 2 + ["quota"] * 2
+    assert asyncio.run(scene(False)) == [""] * 10
 
 
 def test_nobody_hosts_folds_by_http() -> None:

@@ -98,6 +98,7 @@ class HttpDoor:
         self.trouble: Callable[[], str] = str
         self._loop = asyncio.get_running_loop()
         options = ["--http-fd", str(listener.fileno()), "--requests-per-s", str(config.requests_per_s)]
+        options += ["--connections-per-client", str(config.connections_per_client)]
         if contexts is not None:
             options += ["--identity", str(contexts.files.folder)]
         elif asks_for_cookie(config):

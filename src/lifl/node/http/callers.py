@@ -54,6 +54,11 @@ class Caller(NamedTuple):
     by_ticket: bool = False
     """It has shown nothing but its ticket, where a certificate is asked for."""
 
+    @property
+    def whose(self) -> tuple[str, str]:
+        """Who it is, and its name; of one that shows no certificate or token, where it is."""
+        return (str(self.peer.identity), self.peer.identity.name) if self.peer is not None else (self.host, "")
+
     def check_client(self, name: str, job: str) -> None:
         """Raise `Refused` unless it may take part in a job by a name."""
         if self.ticket is not None and (name, job) != (self.ticket.client, self.ticket.job):

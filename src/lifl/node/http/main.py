@@ -22,6 +22,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,15 @@ PREFLIGHT = {
 class Door:
     """The process' state; `serve` is its life."""
 
-    def __init__(self, security: Security, header: str, requests_per_s: int, landlock: int) -> None:
+    def __init__(
+        self, security: Security, header: str, requests_per_s: int, connections_per_client: int, landlock: int
+    ) -> None:
         self._security = security
         self._callers = Callers(security, header)
         self._asks = security.is_on or bool(header)
         self._requests_per_s = requests_per_s
         self._landlock = landlock
-        self._quotas = Quotas(Limits(limits.HTTP_CONNECTIONS_MAX), self._cut)
+        self._quotas = Quotas(Limits(limits.HTTP_CONNECTIONS_MAX, connections_per_client), self._cut)
         self._connections: dict[int, Secured] = {}
         self._next_number = 1
         self._tasks: set[asyncio.Task[None]] = set()
@@ -181,8 +184,7 @@ class Door:
             if self._asks:
                 exchange.common = CORS
             await asyncio.sleep(pace.wait_s(loop.time()))
-            if await self._answer(exchange, secured, fault):
-                self._quotas.greeted(number, who_is(secured.sock), "", loop.time())
+            if await self._answer(number, exchange, secured, fault):
                 patience_s = limits.HTTP_KEPT_S
             if not exchange.keeps:
                 async with asyncio.timeout(limits.HTTP_LINGER_S):
@@ -192,12 +194,25 @@ class Door:
 
     # ---- requests --------------------------------------------------------------------------------------------------
 
-    async def _answer(self, exchange: Exchange, secured: Secured, fault: TlsFault | None) -> bool:
+    def _known(self, number: int, exchange: Exchange, who: str, name: str) -> None:
+        """Note who it is that has come over a connection.  Raise `Refused` when that one has as many as it may.
+
+        Where nobody says who it is, all are of the node's own account, and each connection is for itself.
+        """
+        at = (who, name) if self._security.is_on else (f"connection {number}", "")
+        try:
+            self._quotas.greeted(number, *at, asyncio.get_running_loop().time())
+        except Refused:
+            exchange.keeps = False
+            raise
+
+    async def _answer(self, number: int, exchange: Exchange, secured: Secured, fault: TlsFault | None) -> bool:
         """Answer a request; return whether it came with what is asked for.  Raise `OSError`."""
         known = False
         try:
             if is_of_page(exchange.path):
-                return await self._page.answer(exchange, self._port)
+                visiting = partial(self._known, number, exchange)
+                return await self._page.answer(exchange, self._port, visiting)
             found, of = matched(exchange.segments)
             if not found:
                 raise Problem(404, "unknown-path", "there is no such thing; /openapi.json tells what there is", "path")
@@ -214,6 +229,8 @@ class Door:
                     raise Refused("wrong-certificate", "identity", f"this connection is not taken: {fault}")
                 caller = self._callers.of(secured, exchange.headers)
                 known = not caller.by_ticket  # that is looked at by the gateway
+                if known:
+                    self._known(number, exchange, *caller.whose)
             await getattr(self._api, operation.name)(exchange, caller, of)
         except Problem as problem:
             await self._say(exchange, problem)
@@ -303,6 +320,7 @@ def main() -> int:
     parser.add_argument("--identity", type=Path)
     parser.add_argument("--header", type=Path, help="by which clients show that they are of this account")
     parser.add_argument("--requests-per-s", type=int, default=limits.REQUESTS_PER_S)
+    parser.add_argument("--connections-per-client", type=int, default=0)
     options = parser.parse_args()
     kernel.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
@@ -315,7 +333,8 @@ def main() -> int:
         link_sock, listener = (socket.socket(fileno=fd) for fd in (options.fd, options.http_fd))
         listener.setblocking(False)
         landlock = box.enter_http([options.identity] if options.identity else [])
-        uvloop.run(_serve(Door, (security, header, options.requests_per_s, landlock), link_sock, listener))
+        what = (security, header, options.requests_per_s, options.connections_per_client, landlock)
+        uvloop.run(_serve(Door, what, link_sock, listener))
     except LiflError as error:
         print(f"http: {error}", file=sys.stderr)
         return 1

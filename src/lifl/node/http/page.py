@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,10 +96,11 @@ class PageDoor:
         self._jobs = PageJobs(visits)
         self._is_tls = is_tls
 
-    async def answer(self, exchange: Exchange, port: int) -> bool:
+    async def answer(self, exchange: Exchange, port: int, visiting: Callable[[str, str], None]) -> bool:
         """Answer a request at the door with this port; return whether it came with a visit.
 
-        Raise `Refused`, `Problem`, `OSError`.
+        Of one that did `visiting` is told first whose and what it is, and may refuse it.  Raise `Refused`, `Problem`,
+        `OSError`.
         """
         exchange.common = HEADERS | {"Cache-Control": "no-store"}
         self._check_host(exchange.headers)
@@ -114,6 +115,7 @@ class PageDoor:
             await self._open(exchange, cookie)
             return True
         secrets = self._secrets(exchange.headers, cookie)
+        visiting(f"visit {secrets.digest.hex()}", "page")
         match asked:
             case ("GET", "/page/v1/stream"):
                 await self.watchers.tell(exchange, secrets, _job(exchange.arguments()))
