@@ -96,6 +96,16 @@ class Case:
         return told.value
 
 
+@pytest.mark.parametrize("name", [RECEIPT, MODEL, BEFORE])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    """Who has made the folder may be somebody else."""
+    case = Case(tmp_path)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ResourceFault, match=f"{name}.*no regular file"):
+        case.verified()
+
+
 def one_more(array: np.ndarray) -> None:
     array[7] += 1
 

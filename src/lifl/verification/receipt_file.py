@@ -5,6 +5,7 @@ Beside it lie `MODEL`, that it made, `BEFORE`, that it began with, and of a rule
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -50,6 +51,12 @@ class RoundReceipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: Literal[1] = 1
 
 
+def check_regular(path: Path) -> None:
+    """Raise `OSError` for what is no file: opening a pipe, from whomever the folder is, would wait for a writer."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+
+
 def write_receipt(path: Path, receipt: RoundReceipt) -> None:
     """Write a receipt as JSON.  Raise `ResourceFault`."""
     try:
@@ -64,6 +71,7 @@ def read_receipt(path: Path) -> RoundReceipt:
     Raise `Refused`, `ResourceFault`.
     """
     try:
+        check_regular(path)
         with path.open("rb") as file:
             data = file.read(RECEIPT_BYTES_MAX + 1)
     except OSError as error:

@@ -6,7 +6,6 @@ other the name, without its ending, is the client's.
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import tempfile
@@ -21,7 +20,7 @@ from lifl.core.modelfile import LENGTH_BYTES, FileHeader, decode_header, header_
 from lifl.core.protocol.contribution import absent_bits
 from lifl.core.schema import Layout
 from lifl.shm.checksum import checksum
-from lifl.verification.receipt_file import RoundReceipt, UpdateLine, named
+from lifl.verification.receipt_file import RoundReceipt, UpdateLine, check_regular, named
 from lifl.worker.files import read_file
 
 ENDING = ".safetensors"
@@ -44,8 +43,7 @@ def room_for(nbytes: int) -> memoryview:
 
 def header_of(path: Path) -> FileHeader:
     """Return what a safetensors file holds.  Raise `OSError`, `Refused`."""
-    if not path.is_file():
-        raise OSError(errno.EINVAL, "no regular file", str(path))  # opening a pipe would wait for a writer
+    check_regular(path)
     with path.open("rb") as file:
         body = file.read(header_bytes(file.read(LENGTH_BYTES), str(path)))
         return decode_header(body, os.fstat(file.fileno()).st_size, str(path))

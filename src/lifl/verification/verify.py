@@ -20,7 +20,7 @@ from lifl.rules.builtin import BUILTIN
 from lifl.rules.kernels import Vector
 from lifl.shm.checksum import as_array
 from lifl.verification.again import made_again
-from lifl.verification.receipt_file import BEFORE, MODEL, STATE, RoundReceipt, read_receipt
+from lifl.verification.receipt_file import BEFORE, MODEL, STATE, RoundReceipt, check_regular, read_receipt
 from lifl.verification.update_files import FoundUpdate, header_of, load_updates, room_for
 from lifl.worker.files import read_file
 
@@ -90,6 +90,7 @@ def _check_can(receipt: RoundReceipt) -> None:
 
 def _model(path: Path, layout: Layout, digest: str, receipt: RoundReceipt) -> memoryview:
     """Return a model's bytes.  Raise `OSError`, and `Refused` when it is not the file with this digest."""
+    check_regular(path)
     view = room_for(layout.data_bytes)
     _, found = read_file(path, model_pieces(layout), [view], bool(receipt.trainable))
     if digest and found != digest:
@@ -106,6 +107,7 @@ def _states(receipt: RoundReceipt, layout: Layout, path: Path) -> dict[str, memo
     if not path.exists():
         text = f"the rule {receipt.aggregation.rule} goes on from its state, which is not there: {path}"
         raise Refused("not-recomputed", "state", f"{text}; `lifl verify JOB ROUND --save` on the node's machine has it")
+    check_regular(path)
     views = [room_for(layout.state_bytes) for _ in names]
     read_file(path, state_pieces(layout, names), views)
     return dict(zip(names, views, strict=True))
