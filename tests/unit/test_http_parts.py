@@ -28,7 +28,7 @@ from lifl.node.http.operations import OPERATIONS, matched
 from lifl.node.http.segments import Segments
 from lifl.node.http.sessions import Lent
 from lifl.node.http.uploads import HEADER_BYTES_MORE, Upload, file_bytes_max, header_bytes_max
-from lifl.node.http.wire import ClientGone, Exchange
+from lifl.node.http.wire import ClientGone, Exchange, Problem, Requests
 from lifl.shm.mapping import Mapped
 
 ARRAYS = {
@@ -173,6 +173,25 @@ def test_bytes_that_come_when_the_slot_was_given_back_are_not_written(segment: M
             with pytest.raises(Refused, match="left the job"):
                 await taking
             assert bytes(segment.view) == b"\xff" * len(segment.view)
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_head_has_so_many_bytes_also_when_it_comes_at_once(more: int) -> None:
+    async def scene() -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.setblocking(False)
+            head = b"GET / HTTP/1.1\r\nHost: node\r\nX: "
+            room = limits.HTTP_HEAD_BYTES_MAX - len(head) - 4 + more
+            theirs.sendall(head + b"x" * room + b"\r\n\r\n" + b"GET")
+            if not more:
+                assert await Requests(ours).next(60) is not None
+                return
+            with pytest.raises(Problem) as problem:
+                await Requests(ours).next(60)
+            assert problem.value.status == 431
 
     asyncio.run(scene())
 

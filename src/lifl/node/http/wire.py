@@ -293,8 +293,10 @@ class Requests:
                     self._pending = await self._read()
             if not self._pending:
                 return None
+            head_bytes = 0
             async with asyncio.timeout(limits.HTTP_HEAD_S):
                 while True:
+                    head_bytes += len(self._pending)
                     parser.receive_data(self._pending)
                     event = parser.next_event()
                     if isinstance(event, h11.Request):
@@ -302,7 +304,10 @@ class Requests:
                     if event is not h11.NEED_DATA:
                         return None
                     self._pending = await self._read()
-            return Exchange(self._sock, parser, event, parser.trailing_data[0])
+            early = parser.trailing_data[0]
+            if head_bytes - len(early) > HTTP_HEAD_BYTES_MAX:  # h11 looks at what is not whole yet
+                raise h11.RemoteProtocolError("the head is too long", error_status_hint=431)
+            return Exchange(self._sock, parser, event, early)
         except h11.RemoteProtocolError as error:
             raise Problem(error.error_status_hint, "protocol", f"that is no request of HTTP/1.1: {error}") from error
 
