@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
 from collections.abc import Callable
 
@@ -62,11 +63,22 @@ class ClientSocket:
         return is_same_user(self.sock)
 
     async def rest(self, wait_s: float) -> None:
-        """Wait so long, or until the connection is shut."""
+        """Wait so long.  Raise `ConnectionResetError` when the connection is shut, or the client has left meanwhile.
+
+        What it has sent before is not handled then: it would be at once, and count for the client's other connections.
+        """
         if wait_s > 0:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self.ended.wait()
+        if self.is_shut or (wait_s > 0 and self._has_left()):
+            raise ConnectionResetError("the connection ended while its request waited for its turn")
+
+    def _has_left(self) -> bool:
+        """Return whether the client has closed the connection, whatever it has sent before."""
+        ends = select.poll()
+        ends.register(self.sock, select.POLLRDHUP)
+        return bool(ends.poll(0))
 
     async def move(self, body: Receive | Send, stall_s: float) -> None:
         """Have a body moved; a small one is received here, as soon as it is all there: no other thread is woken."""
