@@ -168,7 +168,7 @@ wheels: $(WHEELS_READY)
 
 test-wheels: $(WHEELS_READY)
 	@[ -n "$$(ls dist/*.whl 2>/dev/null)" ] || $(MAKE) --no-print-directory wheels
-	@$(WHEELS)/bin/python tests/wheel/try_deployment.py
+	@$(WHEELS)/bin/python tests/deployment.py
 	@$(WHEELS)/bin/python tests/wheel/try_wheel.py $(ARGS)
 
 test-loads: $(READY)

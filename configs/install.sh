@@ -66,11 +66,14 @@ install_node() {
 	say "installed: $("$command" --version)"
 }
 
+case "${1:-}" in
+-h | --help) sed -n 's/^# \{0,1\}//; 2,9p' "$0"; exit ;;
+--uninstall | --purge | [!-]* | "") ;;
+*) fail "unknown: $1 (--uninstall, --purge, or a wheel)" ;;
+esac
 [ -n "$root" ] || [ "$(id -u)" = 0 ] || fail "run it as root (sudo sh install.sh)"
 case "${1:-}" in
 --uninstall) uninstall keep ;;
 --purge) uninstall purge ;;
--h | --help) sed -n 's/^# \{0,1\}//; 2,9p' "$0" ;;
--*) fail "unknown: $1 (--uninstall, --purge, or a wheel)" ;;
 *) install_node "${1:-lifl}" ;;
 esac

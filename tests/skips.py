@@ -178,6 +178,16 @@ def has_no_prometheus() -> bool:
     return shutil.which("promtool") is None or shutil.which("prometheus") is None
 
 
+def has_no_systemd_analyze() -> bool:
+    """The judge of units is not there."""
+    return shutil.which("systemd-analyze") is None
+
+
+def has_no_kubectl() -> bool:
+    """The builder of manifests is not there."""
+    return shutil.which("kubectl") is None
+
+
 def leaves_out_slow() -> bool:
     """This is no run of `make test-integrations`."""
     return not os.environ.get(SLOW_TOO)
@@ -232,6 +242,8 @@ ALLOWED: dict[str, Callable[[], bool]] = {
     r"needs promtool|needs prometheus": has_no_prometheus,
     r"make test-integrations installs (mlflow|tensorboard|wandb|opentelemetry|matplotlib)": has_no_trackers,
     r"no filter for this machine": has_no_filter,
+    r"needs systemd-analyze": has_no_systemd_analyze,
+    r"needs kubectl": has_no_kubectl,
     r"^make test-integrations runs it$": leaves_out_slow,
 }
 """Why a test may be skipped, and whether that is so here."""

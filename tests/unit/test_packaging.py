@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
+EXTRAS = re.compile(r"(?:lifl|\.)\[([\w,]+)\]")
 
 
 def packages() -> set[str]:
@@ -35,6 +36,12 @@ def test_each_package_that_is_pulled_has_its_reason_in_the_documents() -> None:
     assert not [name for name in required if not any(re.search(rf"\b{name}\b", row.split("|")[1]) for row in rows)]
     extras = {key for key in SETUP["options.extras_require"] if key != "__name__"}
     assert extras == {name for row in rows for name in re.findall(r"`([a-z0-9]+)`", row.split("|")[1])}
+
+
+def test_each_extra_that_a_page_tells_to_install_is_one() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    named = {name for page in pages for each in EXTRAS.findall(page.read_text()) for name in each.split(",")}
+    assert named and named <= set(SETUP["options.extras_require"])
 
 
 def test_what_is_compiled_includes_nothing_of_pythons() -> None:

@@ -1,6 +1,7 @@
 """Checks what configs/ has for systemd, Kubernetes, Slurm and the shell, with the tools that are here.
 
-Without a tool its part is left out, and said so.  Part of `make test-wheels`.
+Without a tool its part is left out, and said so.  Part of `make test-wheels`; tests/unit/test_deployment.py runs what
+needs no package.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 UNITS = ("lifld.service", "lifld.socket")
+VARIANTS = ("base", "ebpf")
 EXPOSURE_MAX = 45
 """Tenths, by `systemd-analyze security`; a unit without any restriction has 96."""
 
@@ -38,11 +40,16 @@ def units() -> str:
         return run("systemd-analyze", "security", "--offline=yes", f"--threshold={EXPOSURE_MAX}", unit).splitlines()[-1]
 
 
+def built_manifests(variant: str) -> str:
+    """What `kubectl apply -k` hands to the cluster."""
+    return run("kubectl", "kustomize", CONFIGS / "kubernetes" / variant)
+
+
 def manifests() -> str:
     """Both variants are built, and fit the schemas of Kubernetes."""
     count = 0
-    for variant in ("base", "ebpf"):
-        built = run("kubectl", "kustomize", CONFIGS / "kubernetes" / variant)
+    for variant in VARIANTS:
+        built = built_manifests(variant)
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
             file.write(built)
             file.flush()
