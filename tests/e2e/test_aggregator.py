@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,19 @@ def test_who_writes_to_its_slot_behind_the_seal_harms_no_update_that_comes_later
         result = fold.result(copy=True)
     assert set(2 * result["w"] - 2) <= {1, 101}, "of its own update the node has the one or the other"
     is_at_rest(node)
+
+
+def test_the_caller_makes_no_copy_of_what_it_adds(door: str) -> None:
+    model = {"w": np.zeros(1 << 20, np.float32)}
+    with lifl.Aggregator(door) as aggregator, aggregator.open(model, expected=4) as fold:
+        fold.add(model, 1.0)
+        tracemalloc.start()
+        try:
+            for _ in range(3):
+                fold.add(model, 1.0)
+            assert tracemalloc.get_traced_memory()[1] < model["w"].nbytes / 4, "the peak since then"
+        finally:
+            tracemalloc.stop()
 
 
 def test_fewer_and_more_than_expected_come(door: str) -> None:
