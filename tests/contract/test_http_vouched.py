@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from lifl_cli.up import up
@@ -18,11 +19,14 @@ from lifl.core.config.node import NodeConfig, parse_node, secured
 from lifl.core.errors import ConfigError, Refused
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol import http as hm
+from lifl.core.protocol.ticket_line import TicketLine
 from lifl.core.schema import Layout, TensorSpec
 from lifl.node import http_door
 from lifl.node.gateway.connection import Connection
 from lifl.node.gateway.main import Gateway
 from lifl.node.gateway.quotas import Limits
+from lifl.node.http.api import Api
+from lifl.node.http.callers import Caller
 from lifl.node.http.main import Door
 from lifl.node.http.native import Answer
 from lifl.node.http.segments import Segments
@@ -149,6 +153,26 @@ def test_so_many_clients_take_part_and_who_does_not_gives_way(monkeypatch: pytes
             with pytest.raises(Refused, match="2 clients") as refused:
                 sessions.of(came, "d", "j")
             assert refused.value.code == "too-many-connections"
+
+    asyncio.run(scene())
+
+
+def test_a_ticket_that_says_anything_else_has_a_session_of_its_own() -> None:
+    """One with another expiry, shown first, would be what the right one is refused for; and be let in behind it."""
+
+    async def scene() -> None:
+        ticket = TicketLine((), "n", "j", 257, "a", "c" * 64, 100, 1, "", "e" * 64)
+        with Ways() as sessions:
+            api = Api(sessions, Security(), lambda: None, lambda: None)  # type: ignore[arg-type, return-value]
+
+            def session_of(line: TicketLine) -> Session:
+                caller = Caller("127.0.0.1", ticket=line, by_ticket=True)
+                return api._session(caller, {"client": "a", "job": "j"})
+
+            right = session_of(ticket)
+            assert session_of(msgspec.structs.replace(ticket)) is right
+            for change in ({"fold": 258}, {"expires_unix_s": 101}, {"made_unix_s": 2}, {"credential": "d" * 64}):
+                assert session_of(msgspec.structs.replace(ticket, **change)) is not right
 
     asyncio.run(scene())
 

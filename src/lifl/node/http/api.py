@@ -18,6 +18,7 @@ import msgspec
 from lifl.core.errors import Refused
 from lifl.core.fields import NAME_RULE, Name
 from lifl.core.limits import COUNT_MAX, HTTP_WAIT_S_MAX, REASON_BYTES_MAX, WEIGHT_MAX, WEIGHT_MIN
+from lifl.core.protocol.ticket_line import line_of
 from lifl.core.protocol.update_check import check_metrics
 from lifl.node.http import metrics
 from lifl.node.http.callers import Caller
@@ -153,10 +154,8 @@ class Api:
                 raise Problem(400, "protocol", f"{of[field]!r:.100} is no name: {NAME_RULE}", field) from None
         caller.check_client(of["client"], of["job"])
         who = (caller.came(), of["client"], of["job"])
-        if (ticket := caller.ticket) is not None:
-            return self._sessions.of(
-                *who, partial(TicketSession, ticket=ticket), f"ticket {ticket.credential} {ticket.entry}"
-            )
+        if (ticket := caller.ticket) is not None:  # by all that its line says: what was found of one is so of no other
+            return self._sessions.of(*who, partial(TicketSession, ticket=ticket), f"ticket {line_of(ticket)}")
         return self._sessions.of(*who)
 
     async def get_selection(self, exchange: Exchange, caller: Caller, of: Mapping[str, str]) -> None:
