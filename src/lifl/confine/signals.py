@@ -28,8 +28,8 @@ HARMLESS = (signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH, sign
 """The kernel, or Python, has them do nothing: a write into a pipe or a file that takes no more says so itself."""
 
 
-END_S = 20
-"""What `lifld` has, beside the time for its rounds, to end."""
+END_S = 45
+"""What `lifld` has, beside the time for its rounds, to end: more than it waits for its children, one after the other."""
 
 
 def ignore_stray() -> None:
