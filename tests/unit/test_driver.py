@@ -251,3 +251,27 @@ async def test_before_each_event_the_clock_is_looked_at(driver: Driver, engine: 
     driver.handle("a")
     assert isinstance(engine.seen[0], ev.Demoted)
     driver._pending = None
+
+
+PROMOTED = ev.Promoted(7, b"seed", ())
+
+
+@remote
+async def test_nobody_is_promoted_whose_time_is_over(driver: Driver, engine: Engine, hands: Remote) -> None:
+    """Else the engine would coordinate while the node does not, and the next promotion would be impossible."""
+    driver.lapsed = lambda: True
+    driver.on_lapsed = driver.demote
+    driver.handle(PROMOTED)
+    assert engine.seen == [ev.Demoted()]
+
+
+@remote
+async def test_a_promotion_that_waits_behind_a_row_goes_with_its_time(
+    driver: Driver, engine: Engine, hands: Remote
+) -> None:
+    driver.handle("a")
+    driver.handle(PROMOTED)
+    driver.handle("b")
+    driver.demote()
+    assert engine.seen == ["a", ev.Demoted(), "b"]
+    driver._pending = None

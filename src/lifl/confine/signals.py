@@ -29,7 +29,7 @@ HARMLESS = (signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH, sign
 
 
 END_S = 45
-"""What `lifld` has, beside the time for its rounds, to end: more than it waits for its children, one after the other."""
+"""What `lifld` has, beside the time for its rounds, to end: more than it waits for its children one by one."""
 
 
 def ignore_stray() -> None:

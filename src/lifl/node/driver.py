@@ -68,6 +68,8 @@ class Driver:
             return
         if self.lapsed():
             self.on_lapsed()
+            if isinstance(event, ev.Promoted):  # to what is over already
+                return
         if self.fault is not None or self._pending is not None:
             if len(self._backlog) >= PAUSE_EVENTS_MAX:
                 self._closed = True
@@ -143,6 +145,7 @@ class Driver:
             return
         waiting: DatabaseFault | None = self._pending or self.fault
         self._pending = None
+        self._backlog = deque(event for event in self._backlog if not isinstance(event, ev.Promoted))
         if self.fault is not None:
             self._end_pause()
         if waiting is not None:

@@ -214,11 +214,18 @@ class Succession:
         self._bridge.lead(term)
         self._promoted = True
         self._demoted.clear()
-        self._driver.handle(ev.Promoted(term, self._store.cluster.seed, tuple(facts.number for facts, _, _ in running)))
-        for facts, history, status, reason in over:
-            self._driver.handle(ev.JobRecalled(facts, history, status, reason))
-        for facts, history, reason in running:
-            self._driver.handle(ev.JobResumed(facts, history, reason=reason))
+        numbers = tuple(facts.number for facts, _, _ in running)
+        try:
+            self._driver.handle(ev.Promoted(term, self._store.cluster.seed, numbers))
+            for facts, history, status, reason in over:
+                self._driver.handle(ev.JobRecalled(facts, history, status, reason))
+            for facts, history, reason in running:
+                self._driver.handle(ev.JobResumed(facts, history, reason=reason))
+        except Refused:
+            if self._promoted:
+                raise
+        if not self._promoted:  # the lease has ended within these lines, and the engine does not coordinate (any more)
+            return
         self.on_unreadable(known.unreadable)
         for name, why in known.unreadable.items():
             log.error("job.unreadable job=%s %s; `lifl cancel %s` ends it", name, why, name)
