@@ -76,6 +76,9 @@ INLINE void add(words *sum, words *over, const void *data, const words *mask, co
         _mm_stream_si128((__m128i *)copy, halves[0]);
         _mm_stream_si128((__m128i *)copy + 1, halves[1]);
     }
+#else
+    if (use == STREAM) /* no other machine has such a store here */
+        memcpy(copy, &x, sizeof x);
 #endif
     if (use == COPY)
         memcpy(copy, &x, sizeof x);
