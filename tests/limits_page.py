@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 import msgspec
+from lifl_cli.calibrate import UPDATE_BYTES_MAX, UPDATE_BYTES_MIN
 from lifl_cli.main import SIZE_DIGITS_MAX, cli
 
 from lifl.confine import signals
@@ -416,6 +417,7 @@ ARGUMENT_TEXTS = {
     "init MODEL": "a path",
     "init -o": "a path, or `-`",
     "plan --node": "NAME:CAPACITY:ARENA[:LABEL=VALUE,...], as a node's `capacity`, `arena_bytes` and `labels`",
+    "calibrate --update-bytes": f"{UPDATE_BYTES_MIN} to {UPDATE_BYTES_MAX} bytes, or a size such as 16MiB",
     "token create --ttl": f"a duration, such as 90s, 15m, 2h or 1d; above 0, at most {limits.TOKEN_TTL_S_MAX:g} s",
     "enroll HOST:PORT": "HOST:PORT",
     "explain CODE": "a code of a refusal; the nearest is told otherwise",

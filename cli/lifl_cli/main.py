@@ -50,6 +50,7 @@ COMMANDS = {
     "enroll": ("lifl_cli.enroll", "Get a certificate by a token, as a client, an operator or a reader."),
     "cert": ("lifl_cli.cert", "List, revoke and renew certificates; rotate the authority."),
     "store": ("lifl_cli.store", "Move the cluster's rows from one store to another."),
+    "calibrate": ("lifl_cli.calibrate", "Find what this machine folds at a time, by real updates."),
     "backup": ("lifl_cli.backup", "Write the node's durable state to one file, also while it runs."),
     "restore": ("lifl_cli.restore", "Make a node's state folder of a backup."),
     "doctor": ("lifl_cli.doctor", "Say what this machine can and cannot do, and how to fix it."),

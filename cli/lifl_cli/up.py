@@ -241,6 +241,8 @@ def _joins_text(info: dict[str, Any]) -> str:
 
 def _capacity_text(info: dict[str, Any]) -> str:
     found = f"{info['capacity']:g} updates at a time"
+    if info.get("capacity_kept"):
+        return f"{found}, as `lifl calibrate` has found"
     return found if info["capacity_given"] else f"{found}, until it has been measured (lifl nodes, lifl top)"
 
 

@@ -42,6 +42,7 @@ ARGUMENTS = {
     "token": ["list"],
     "cert": ["list"],
     "drain": ["n"],
+    "calibrate": ["--forget"],
     "backup": ["lifl-no-such-file"],
     "restore": ["lifl-no-such-file"],
     "support-bundle": ["-o", "lifl-no-such-file.zip"],

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet import OneHot, Watch, all_rounds, arena_use, fleet, submit, until, write_job
+from fleet import OneHot, Watch, all_rounds, arena_use, ask, fleet, submit, until, write_job
 from nodes import FOLDERS, LIFL, Node, run_lifl, running
 from safetensors.numpy import load_file
 
 from lifl import Client
+from lifl.core.errors import Refused
+from lifl.core.protocol import cli as om
 
 BALLAST = 6_000_000
 
@@ -210,3 +212,9 @@ def test_a_job_from_standard_input_starts_from_another_ones_model(node: Node) ->
     run(node, "next", oracle)
     path = write_job(node.state_dir / "configs", "lost", oracle.model(), model__path="", model__from="first")
     assert "no job 'first'" in refused(node, "submit", str(path))
+
+
+def test_a_capacity_that_is_given_is_not_found_anew(node: Node) -> None:
+    assert "capacity-given" in refused(node, "calibrate")
+    with pytest.raises(Refused, match="is given"):
+        ask(node, om.KeepCapacity(1.0))

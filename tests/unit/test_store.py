@@ -19,7 +19,7 @@ from lifl.core.planning.plan import NodeFacts, PlanRequest
 from lifl.core.planning.planner import make_plan
 from lifl.node.database import DatabaseFault
 from lifl.node.rows import SHOWN_ONLY, JobRow, PlanRow, UnreadableJob, UnreadablePlan
-from lifl.node.store import NodeStore, add_session
+from lifl.node.store import NodeStore, add_session, keep_capacity, kept_capacity
 from lifl.node.views import round_line
 
 CONFIG = parse_job({"job": {"name": "a", "rounds": 1}, "model": {"path": "/m"}, "selection": {"clients_per_round": 1}})
@@ -260,3 +260,13 @@ def test_a_decision_that_cannot_be_read_is_named_and_the_others_are_shown(store:
     assert [isinstance(row, PlanRow) for row in rows] == [False, True, False, False, True]
     assert isinstance(rows[0], UnreadablePlan) and "about round 1 of job j, attempt 1, cannot be read" in rows[0].fault
     assert [row for _, row in store.plans("j", 1, after=4)] == rows[4:]
+
+
+def test_a_capacity_is_kept_and_one_that_is_none_is_damage(store: NodeStore) -> None:
+    assert kept_capacity(store) == 0
+    for capacity in (2.5, 0.0, 3.0):
+        keep_capacity(store, capacity)
+        assert kept_capacity(store) == capacity
+    store._write("UPDATE capacity SET capacity = 'much'")
+    with pytest.raises(ResourceFault, match="doctor --repair"):
+        kept_capacity(store)

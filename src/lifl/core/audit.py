@@ -44,6 +44,7 @@ EVENTS = {
     "when it may not, a refusal follows",
     "client.refused": "a client was told no, or a connection that had not said who it is",
     "node.drained": "`lifl drain` was said of a node: it gets nothing new",
+    "node.calibrated": "a capacity was found by `lifl calibrate` and is kept; or (0) forgotten",
     "node.undrained": "`lifl drain --undo` was said of a node: it takes part again",
     "peer.joined": "a node takes part in the cluster, for the first time or again",
     "peer.left": "a node has gone in good order",

@@ -166,6 +166,7 @@ PEOPLE = {
 }
 NODES = {
     "too-many-connections": ("So many connections are open as may be.", "Come again later; see `connections_max`."),
+    "capacity-given": ("The node's capacity is given by its config.", "Start it without `capacity`, or do not ask."),
     "node-away": ("The node's gateway is being started again.", "Ask again in a moment."),
     "unknown-node": ("There is no such node.", "`lifl nodes` lists them."),
     "not-coordinator": ("Another node coordinates.", "Ask the one that the text names."),

@@ -67,7 +67,7 @@ from lifl.node.resume import Left, resume_jobs
 from lifl.node.sessions import Sessions
 from lifl.node.state_format import take_format
 from lifl.node.status import NodeStatus
-from lifl.node.store import NodeStore
+from lifl.node.store import NodeStore, kept_capacity
 from lifl.node.succession import Store, Succession, open_rows, open_store
 from lifl.node.tasks import unless
 from lifl.node.views import NodeIdentity
@@ -165,27 +165,26 @@ class Daemon:
         self._performer.on_broken = self._driver.record
         self.journal.on_event = self._driver.handle
         shown = (self._driver, self.arena, self.gateway, self.zygote, self.workers, self._meters)
-        faulty, measured = (self.audit, self.journal), bool(config.capacity)
-        self.status = NodeStatus(self.identity, folder, measured, warnings, faulty, *shown)
+        faulty, known = (self.audit, self.journal), (bool(config.capacity), bool(kept_capacity(self.store)))
+        self.status = NodeStatus(self.identity, folder, known, warnings, faulty, *shown)
         self._performer.http = self.status.known_door(self._http)
         self.status.health, self._performer.trackers = (
             IdentityHealth(self.credentials, self._renewal),
             self.status.trackers,
         )
-        credentials = CredentialRequests(self.credentials, self.status.authority_address)
-        parts = (self._driver, rows, jobs, self.cli, self.status, credentials, folder, self.audit)
-        self._requests = Requests(
-            *parts,
-            *self._models,
+        credentials, pages = (
+            CredentialRequests(self.credentials, self.status.authority_address),
             Pages(self._http, self.cli, config, self.audit, self._enforcement),
-            self._shut_down,
         )
+        parts = (self._driver, rows, jobs, self.cli, self.status, credentials, folder, self.audit)
+        self._requests = Requests(*parts, *self._models, pages, self._shut_down, self.calibrate)
         self._sessions = Sessions(self._driver, self.store, self.gateway, self._callers, self.audit, config)
 
     def _make_engine(self) -> Engine:
         config, identity = self.config, self.identity
         # Until it is measured, one fold for each core.
-        capacity = config.capacity or float(min(identity.workers_max, machine.cores()))
+        known = config.capacity or kept_capacity(self.store)
+        capacity = known or float(min(identity.workers_max, machine.cores()))
         node = Node(identity.number, identity.gateway, capacity, identity.arena_bytes, identity.workers_max)
         node.labels = config.labels
         about = (machine.ArenaStore(self.arena), node, config.idle_timeout_s, config.wait_queue_max)
@@ -293,8 +292,8 @@ class Daemon:
         return bridge
 
     def calibrate(self) -> None:
-        """Have the node's capacity measured, unless it is given; the answer comes later."""
-        if not self.config.capacity:
+        """Have the node's capacity measured, unless it is given or kept; the answer comes later."""
+        if not (self.config.capacity or self.status.capacity_kept):
             self.zygote.send(wm.Calibrate(self.identity.workers_max))
 
     def failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -408,7 +407,8 @@ class Daemon:
                 self._mend()
                 self._driver.handle(ev.WorkerExited(worker, ended_text(status)))
             case wm.Calibrated(capacity):
-                self._driver.handle(ev.Calibrated(capacity))
+                if not self.status.capacity_kept:  # else `lifl calibrate` has found it meanwhile
+                    self._driver.handle(ev.Calibrated(capacity))
                 log.info("node.calibrated capacity=%g", capacity)
 
     def _zygote_gone(self) -> None:

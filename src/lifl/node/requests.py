@@ -39,7 +39,7 @@ from lifl.node.pages import Pages
 from lifl.node.recordings import write_recording
 from lifl.node.rows import AnyJob, JobRow, UnreadableJob
 from lifl.node.status import NodeStatus
-from lifl.node.store import PLANS_MAX, NodeStore
+from lifl.node.store import PLANS_MAX, NodeStore, keep_capacity
 from lifl.node.uploads import ModelUploads, read_piece
 
 ATTEMPTS_SHOWN = 16
@@ -49,7 +49,10 @@ ROWS_READ = 64
 
 
 class Requests:
-    """Answers the command line; raises `LiflError` for a "no".  `shut_down` ends the node, soon."""
+    """Answers the command line; raises `LiflError` for a "no".
+
+    `shut_down` ends the node, soon; `measure` has its capacity measured.
+    """
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class Requests:
         outbound: Outbound,
         pages: Pages,
         shut_down: Callable[[], None],
+        measure: Callable[[], None],
     ) -> None:
         self._audit = audit
         self._driver = driver
@@ -74,7 +78,7 @@ class Requests:
         self._status = status
         self._credentials = credentials
         self._folder = folder
-        self._shut_down = shut_down
+        self._shut_down, self._measure = shut_down, measure
         self._keeper, self._outbound = keeper, outbound
         self._models = ModelsThere(folder, store, keeper)
         self._uploads = ModelUploads(folder / "models", status.arena_bytes, self._models_in_use)
@@ -123,6 +127,8 @@ class Requests:
                 return {"path": str(path), "events": len(recording.entries)}
             case om.DrainNode():
                 return self._drain(message, self._cli.who(link))
+            case om.KeepCapacity(capacity):
+                return self._keep_capacity(capacity, self._cli.who(link))
             case om.Shutdown():
                 self._audit.note("node.down", self._cli.who(link))
                 self._shut_down()
@@ -153,6 +159,20 @@ class Requests:
             self._driver.handle(ev.NodeDrained(number, message.undo))
         self._audit.note("node.undrained" if message.undo else "node.drained", who, node=found[0])
         return {"node": self._status.node(found[0])} if message.undo else await self._drained(found[0])
+
+    def _keep_capacity(self, capacity: float, who: str) -> dict[str, Any]:
+        """Have the node go by what was found, in this life and the next ones.  Raise `Refused` when it is given."""
+        if self._status.capacity_given:
+            text = "the node's capacity is given (capacity, or --capacity): start it without that to have one kept"
+            raise Refused("capacity-given", "capacity", text)
+        keep_capacity(self._store, capacity)
+        self._status.capacity_kept = bool(capacity)
+        self._audit.note("node.calibrated", who, capacity=f"{capacity:g}")
+        if capacity:
+            self._driver.handle(ev.Calibrated(capacity))
+        else:
+            self._measure()
+        return {"capacity": capacity}
 
     async def _drained(self, node: str) -> dict[str, Any]:
         """Return a node's row when nothing is left there, or it is gone, or it takes too long."""

@@ -26,13 +26,16 @@ from lifl.shm.owned_arena import OwnedArena
 
 
 class NodeStatus:
-    """The figures of one node.  `bridge` is None while the node is in no cluster."""
+    """The figures of one node.  `bridge` is None while the node is in no cluster.
+
+    `known`: whether its capacity is given, and whether one is kept.
+    """
 
     def __init__(
         self,
         identity: views.NodeIdentity,
         folder: Path,
-        capacity_given: bool,
+        known: tuple[bool, bool],
         warnings: list[str],
         faulty: tuple[AuditLog, Journal],
         driver: Driver,
@@ -44,7 +47,8 @@ class NodeStatus:
     ) -> None:
         self._identity = identity
         self._folder = folder
-        self._capacity_given = capacity_given
+        self.capacity_given = known[0]
+        self.capacity_kept = known[1] and not known[0]  # as `lifl calibrate` has found it
         self.warnings = warnings
         self._audit, self.journal = faulty
         self._driver = driver
@@ -76,7 +80,8 @@ class NodeStatus:
             "socket": str(self._folder / "gateway.sock"),
             "arena_bytes": self._arena.arena_bytes,
             "capacity": self._engine.agent.load.capacity,
-            "capacity_given": self._capacity_given,
+            "capacity_given": self.capacity_given,
+            "capacity_kept": self.capacity_kept,
             "labels": dict(self._engine.agent.labels),
             "redirector": self._workers.redirector.name,
             "why": self._workers.redirector.why,
@@ -125,7 +130,12 @@ class NodeStatus:
                 *filter(None, [self.bridge.peers.trouble if self.bridge is not None else ""]),
             ],
             "uptime_s": time.time() - self._started_unix_s,
-            "load": {"rate_per_s": load.rate_at(time.monotonic()), "execution_s": load.execution_s},
+            "load": {
+                "rate_per_s": load.rate_at(time.monotonic()),
+                "execution_s": load.execution_s,
+                "folded": load.folded,
+                "busy_s": load.busy_s,
+            },
             "started_unix_s": self._started_unix_s,
             "paused": self._driver.fault is not None,
             "leads": self._engine.coordinator is not None,

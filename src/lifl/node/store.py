@@ -24,7 +24,7 @@ from lifl.core.config.job import JobConfig
 from lifl.core.errors import ResourceFault
 from lifl.core.formats import DATABASE_FORMAT, DATABASE_OLDEST, RELEASE, newer_text
 from lifl.core.ids import ATTEMPTS_MAX, HOSTED_MAX, HOSTED_MIN
-from lifl.core.limits import INCARNATION_MAX, REMOVED_COPIES_MAX, ROUNDS_MAX, TRIM_ROUNDS, WORD_CHARS_MAX
+from lifl.core.limits import CAPACITY_MAX, INCARNATION_MAX, REMOVED_COPIES_MAX, ROUNDS_MAX, TRIM_ROUNDS, WORD_CHARS_MAX
 from lifl.core.planning.keeping import Kept
 from lifl.core.planning.plan import Plan, PlanRequest
 from lifl.core.schema import TensorSpec
@@ -75,6 +75,7 @@ _ODD_ROUNDS = f"CREATE INDEX IF NOT EXISTS odd_rounds ON rounds (job) WHERE {_OD
 _JOB_COLUMNS = ", ".join(JOB_COLUMNS)
 _ROUND_COLUMNS = ", ".join(ROUND_COLUMNS)
 _SEED = "CREATE TABLE IF NOT EXISTS seed (id INTEGER PRIMARY KEY CHECK (id = 1), seed BLOB NOT NULL)"
+_CAPACITY = "CREATE TABLE IF NOT EXISTS capacity (id INTEGER PRIMARY KEY CHECK (id = 1), capacity REAL NOT NULL)"
 _REMOVED = """
 CREATE TABLE IF NOT EXISTS removed (at INTEGER PRIMARY KEY AUTOINCREMENT, number INTEGER NOT NULL, name TEXT NOT NULL);
 """
@@ -84,7 +85,7 @@ INSERT OR REPLACE INTO written (id, release) VALUES (1, '{RELEASE}'); PRAGMA use
 """
 """Of the release that wrote the database first in its format; the format with it."""
 
-_MADE = f"{_PLANS}{_SEED};{_ODD_ROUNDS};{_REMOVED}{_WRITTEN};"
+_MADE = f"{_PLANS}{_SEED};{_CAPACITY};{_ODD_ROUNDS};{_REMOVED}{_WRITTEN};"
 ADDED = f"{TABLES}{_MADE}"
 """All tables; those that are not in `TABLES` are made where they are missing."""
 
@@ -328,6 +329,20 @@ def add_to_round(store: NodeStore, job: str, number: int, attempt: int, fields: 
         with suppress(*UNREADABLE):  # one that cannot be read stays as it is
             added = msgpack.packb(unpack(packed, dict[str, Any]) | dict(fields))
             store._write(f"UPDATE rounds SET fields = ? WHERE {where}", (added, job, number, attempt))
+
+
+def kept_capacity(store: NodeStore) -> float:
+    """Return the capacity that `lifl calibrate` has found, in updates at a time; 0: none is kept."""
+    found = store._all("SELECT capacity FROM capacity")
+    capacity = found[0][0] if found else 0.0
+    if not isinstance(capacity, float) or not 0 <= capacity <= CAPACITY_MAX:
+        raise store._damaged(f"the node's capacity is {capacity!r:.40}")
+    return capacity
+
+
+def keep_capacity(store: NodeStore, capacity: float) -> None:
+    """Keep what was found; 0: keep nothing."""
+    store._write("INSERT OR REPLACE INTO capacity (id, capacity) VALUES (1, ?)", (float(capacity),))
 
 
 def removed_copies(store: NodeStore) -> list[tuple[int, str]]:

@@ -38,7 +38,8 @@ class NodeLoad(msgspec.Struct, frozen=True):
     """The smoothed load of one node, at `at_s` on the monotonic clock of that node.
 
     `capacity` is MC_i in updates at a time; `rate_per_s` is k_i as it was at `at_s`; `execution_s` is E_i (0: no task
-    has ended yet); `messages` and `last_ns` are the counters as last read.  Each observation gives a new record.
+    has ended yet); `messages` and `last_ns` are the counters as last read.  `folded` updates in `busy_s` seconds are
+    all that tasks have had so far, nothing forgotten.  Each observation gives a new record.
     """
 
     capacity: float
@@ -47,6 +48,8 @@ class NodeLoad(msgspec.Struct, frozen=True):
     execution_s: float = 0.0
     messages: int = 0
     last_ns: int = 0
+    folded: int = 0
+    busy_s: float = 0.0
 
     def counted(self, messages: int, last_ns: int) -> NodeLoad:
         """Take in the redirector's counters: `messages` updates delivered to leaves so far, the last one at `last_ns`.
@@ -75,7 +78,8 @@ class NodeLoad(msgspec.Struct, frozen=True):
             return self
         weight = alpha(inputs, EXECUTION_HALF_INPUTS) if self.execution_s else 1.0
         mean_s = (1 - weight) * self.execution_s + weight * busy_s / inputs
-        return msgspec.structs.replace(self, execution_s=mean_s)
+        folded, all_s = self.folded + inputs, self.busy_s + busy_s
+        return msgspec.structs.replace(self, execution_s=mean_s, folded=folded, busy_s=all_s)
 
     def rate_at(self, now_s: float) -> float:
         """Return k_i now, in updates per second: silence since the last message has lowered it."""

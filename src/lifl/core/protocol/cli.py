@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
-from lifl.core.fields import ClientPattern, Count, Integer, Message, Name, Path, StateNames, Text, Word
+from lifl.core.fields import Capacity, ClientPattern, Count, Integer, Message, Name, Path, StateNames, Text, Word
 from lifl.core.identity import Role
 from lifl.core.limits import (
     COUNT_MAX,
@@ -220,6 +220,15 @@ class DrainNode(Message, frozen=True):
     undo: bool = False
 
 
+class KeepCapacity(Message, frozen=True):
+    """Has the node keep what `lifl calibrate` has found as its capacity, over restarts.
+
+    Answered by Answer {"capacity": ...}.  0: it forgets that, and measures quickly again.
+    """
+
+    capacity: Capacity
+
+
 class CreateToken(Message, frozen=True):
     """Asks for a token: answered by Answer {"token": the one line, "number", "expires_unix_s"}.
 
@@ -321,6 +330,7 @@ FromCli = (
     | PutModel
     | ReadModel
     | DrainNode
+    | KeepCapacity
     | CreateToken
     | CreateBearer
     | ListTokens
@@ -354,6 +364,7 @@ ACTION_OF: dict[type[Message], Action] = {
     PutModel: Action.SUBMIT_JOB,
     ReadModel: Action.READ_MODEL,
     DrainNode: Action.STOP_NODE,
+    KeepCapacity: Action.STOP_NODE,
     CreateToken: Action.MANAGE_TOKENS,
     CreateBearer: Action.MANAGE_TOKENS,
     ListTokens: Action.MANAGE_TOKENS,
