@@ -9,8 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lifl.core.config.node import Smoothing
 from lifl.core.errors import LocalFault
-from lifl.core.planning.capacity import EXECUTION_HALF_INPUTS, RATE_HALF_LIFE_S, NodeLoad, alpha, saturation
+from lifl.core.planning.capacity import (
+    EXECUTION_HALF_INPUTS,
+    RATE_HALF_LIFE_S,
+    NodeLoad,
+    alpha,
+    saturation,
+)
 
 
 def ns(seconds: float) -> int:
@@ -118,3 +125,39 @@ def test_capacity_is_where_the_execution_time_begins_to_climb() -> None:
         saturation([])
     with pytest.raises(LocalFault, match="positive"):
         saturation([(0.0, 0.5)])
+
+
+def served(load: NodeLoad, queue: float, from_s: float, to_s: float) -> NodeLoad:
+    """A node that has folds of a second in service, so many at a time."""
+    for second in range(round(from_s), round(to_s)):
+        load = load.passed(second + 0.5).done(queue, 4)
+    return load
+
+
+def test_the_papers_smoothing_keeps_seven_tenths_of_q_at_each_interval() -> None:
+    load = served(NodeLoad(capacity=8.0, at_s=0.0, smoothing="queue"), 2.0, 0, 120)
+    assert load.queue(119.0) == 0.0, "before the first interval is over it is k * E, and none was counted"
+    assert load.queue(120.0) == pytest.approx(2.0)
+    load = served(load, 4.0, 120, 240)
+    assert load.queue(239.0) == pytest.approx(2.0)
+    assert load.queue(240.0) == pytest.approx(0.7 * 2.0 + 0.3 * 4.0)
+    assert load.residual(240.0) == 8.0 - load.queue(240.0)
+    assert load.queue(480.0) == pytest.approx(0.7**2 * load.queue(240.0)), "in two intervals nothing came"
+
+
+@settings(max_examples=50, deadline=None)
+@given(looks_s=st.lists(st.floats(0, 2000), max_size=20))
+def test_how_often_an_interval_is_looked_at_makes_no_difference(looks_s: list[float]) -> None:
+    load = served(NodeLoad(capacity=8.0, at_s=0.0, smoothing="queue"), 3.0, 0, 300)
+    looked = load
+    for at_s in sorted(looks_s):
+        looked = looked.passed(at_s)
+    assert looked.queue(2000.0) == pytest.approx(load.queue(2000.0))
+
+
+@pytest.mark.parametrize("smoothing", ["queue", "rate-and-time"])
+def test_what_a_node_tells_others_is_its_queue_whatever_the_smoothing(smoothing: Smoothing) -> None:
+    load = served(fed(5.0, [300.0]).done(1.0, 10), 2.0, 300, 600)
+    load = msgspec.structs.replace(load, smoothing=smoothing)
+    assert load.told_rate(600.0) * load.execution_s == pytest.approx(load.queue(600.0))
+    assert NodeLoad(capacity=1.0, at_s=0.0, smoothing=smoothing).told_rate(9.0) == 0.0

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import uvloop
 
 from lifl import failpoints
@@ -188,7 +189,9 @@ class Daemon:
         node = Node(identity.number, identity.gateway, capacity, identity.arena_bytes, identity.workers_max)
         node.labels = config.labels
         about = (machine.ArenaStore(self.arena), node, config.idle_timeout_s, config.wait_queue_max)
-        return Engine(*about, coordinates(config), time.monotonic(), self.store.seed())
+        engine = Engine(*about, coordinates(config), time.monotonic(), self.store.seed())
+        engine.agent.load = msgspec.structs.replace(engine.agent.load, smoothing=config.smoothing)
+        return engine
 
     def _open_children(self, locks: StateLocks, tcp: socket.socket, unix: socket.socket) -> None:
         config, opened = self.config, self._opened

@@ -66,7 +66,7 @@ class Agent:
         self.models = ModelService(self.replicas, turn, self.quota)
         self.waiting = Waiting(self.replicas, turn, self.quota, self.tasks, self.uploads, self.models)
         self.newcomers = Newcomers(turn)
-        self.load = NodeLoad(capacity=capacity, at_s=now)
+        self.load = NodeLoad(capacity=capacity, at_s=now, interval_s=now)
         self._arrivals = 0
         self.orphans: dict[int, list[ev.Orphan]] = {}  # by job: what an earlier life has left, until the job is opened
         self._connected = turn.coordinates  # to its coordinator
@@ -244,7 +244,7 @@ class Agent:
         if isinstance(done, wm.TaskDone) and self.pool.has(event.worker, done.address):
             found = self.tasks.find(done.address)
             if found is not None and found.task.role == "leaf":
-                load = load.done(done.busy_s, done.inputs)
+                load = load.passed(self._turn.now).done(done.busy_s, done.inputs)
         outcomes = self.tasks.heard(event)  # or it cannot be true, and nothing has changed
         self.load = load
         self._act(outcomes)

@@ -27,6 +27,8 @@ from lifl.core.limits import (
     WORKERS_MAX,
 )
 
+Smoothing = Literal["queue", "rate-and-time"]
+
 
 class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One node.
@@ -35,6 +37,7 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     segment; workers that had no task for `idle_timeout_s` end; at most `workers_max` run at once (0: one
     more than the machine has cores).
     `capacity` is the node's MC (`planning/capacity.py`), the updates that it folds at a time; 0: measured at start-up.
+    Its load is smoothed as a `queue`, or by `rate-and-time` (`planning/capacity.py`).
     `connections_max` bounds the gateway's connections (0: 10,240, or as many as its process may have descriptors for),
     `connections_per_client` those of one certificate's name (where
     none is asked for: of one name from one place) and `connections_per_address` those from one address (0: no limit of
@@ -64,6 +67,7 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     idle_timeout_s: Annotated[float, msgspec.Meta(ge=0, le=DEADLINE_S_MAX)] = 30.0
     workers_max: Annotated[int, msgspec.Meta(ge=0, le=WORKERS_MAX)] = 0
     capacity: Annotated[float, msgspec.Meta(ge=0, le=CAPACITY_MAX)] = 0.0
+    smoothing: Smoothing = "queue"
     connections_max: Annotated[int, msgspec.Meta(ge=0, le=CONNECTIONS_MAX)] = 0
     connections_per_client: Annotated[int, msgspec.Meta(ge=0, le=CONNECTIONS_MAX)] = 64
     connections_per_address: Annotated[int, msgspec.Meta(ge=0, le=CONNECTIONS_MAX)] = 0

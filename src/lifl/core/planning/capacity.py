@@ -12,6 +12,9 @@ inputs, so neither depends on how often it is read.  A sample that covers dt sec
 which is the EWMA's alpha; at the default re-planning interval of 120 s the half-life of 60 s makes it 0.75.  Silence
 lowers the rate by itself when it is read, so an idle node need not be sampled at all.  It says nothing about
 the execution time, which therefore forgets by inputs and not by time.
+
+The paper smooths Q itself instead: Q <- 0.7 * Q + 0.3 * Q_new at each re-plan, Q_new being the mean of the interval.
+That is the other smoothing, `queue`.  `bench/smoothing.py` compares how well each tells the next interval's Q.
 """
 
 from __future__ import annotations
@@ -21,10 +24,15 @@ from collections.abc import Iterable
 
 import msgspec
 
+from lifl.core.config.node import Smoothing
 from lifl.core.errors import LocalFault
 
 RATE_HALF_LIFE_S = 60.0
 EXECUTION_HALF_INPUTS = 32
+QUEUE_KEPT = 0.7
+"""What Q keeps of itself at the end of an interval: the paper's alpha (section 5.2)."""
+QUEUE_INTERVAL_S = 120.0
+"""The paper's, between two re-plans."""
 SATURATED_GROWTH = 1.5
 """Beyond this factor on the unloaded execution time a node counts as saturated."""
 
@@ -40,6 +48,9 @@ class NodeLoad(msgspec.Struct, frozen=True):
     `capacity` is MC_i in updates at a time; `rate_per_s` is k_i as it was at `at_s`; `execution_s` is E_i (0: no task
     has ended yet); `messages` and `last_ns` are the counters as last read.  `folded` updates in `busy_s` seconds are
     all that tasks have had so far, nothing forgotten.  Each observation gives a new record.
+
+    With the `smoothing` of Q, `smoothed` is Q as it was at the end of the last of `intervals` intervals, which was at
+    `interval_s`; of the next one tasks have told `interval_busy_s` so far.
     """
 
     capacity: float
@@ -50,6 +61,11 @@ class NodeLoad(msgspec.Struct, frozen=True):
     last_ns: int = 0
     folded: int = 0
     busy_s: float = 0.0
+    smoothing: Smoothing = "rate-and-time"
+    smoothed: float = 0.0
+    intervals: int = 0
+    interval_s: float = 0.0
+    interval_busy_s: float = 0.0
 
     def counted(self, messages: int, last_ns: int) -> NodeLoad:
         """Take in the redirector's counters: `messages` updates delivered to leaves so far, the last one at `last_ns`.
@@ -78,16 +94,37 @@ class NodeLoad(msgspec.Struct, frozen=True):
             return self
         weight = alpha(inputs, EXECUTION_HALF_INPUTS) if self.execution_s else 1.0
         mean_s = (1 - weight) * self.execution_s + weight * busy_s / inputs
-        folded, all_s = self.folded + inputs, self.busy_s + busy_s
-        return msgspec.structs.replace(self, execution_s=mean_s, folded=folded, busy_s=all_s)
+        more = {"folded": self.folded + inputs, "busy_s": self.busy_s + busy_s}
+        return msgspec.structs.replace(self, execution_s=mean_s, interval_busy_s=self.interval_busy_s + busy_s, **more)
+
+    def passed(self, now_s: float) -> NodeLoad:
+        """Take in that it is `now_s`: intervals that are over by then change Q; before what a task tells then."""
+        over = int((now_s - self.interval_s) // QUEUE_INTERVAL_S)
+        if over < 1:
+            return self
+        came = self.interval_busy_s / QUEUE_INTERVAL_S
+        first = QUEUE_KEPT * self.smoothed + (1 - QUEUE_KEPT) * came if self.intervals else came
+        return msgspec.structs.replace(
+            self,
+            smoothed=first * QUEUE_KEPT ** (over - 1),  # nothing came in the others
+            intervals=self.intervals + over,
+            interval_s=self.interval_s + over * QUEUE_INTERVAL_S,
+            interval_busy_s=0.0,
+        )
 
     def rate_at(self, now_s: float) -> float:
         """Return k_i now, in updates per second: silence since the last message has lowered it."""
         return self.rate_per_s * (1 - alpha(max(0.0, now_s - self.at_s), RATE_HALF_LIFE_S))
 
     def queue(self, now_s: float) -> float:
-        """Return Q_i: updates in service at a time."""
+        """Return Q_i: updates in service at a time; before the first interval is over it is k * E in either way."""
+        if self.smoothing == "queue" and (by_now := self.passed(now_s)).intervals:
+            return by_now.smoothed
         return self.rate_at(now_s) * self.execution_s
+
+    def told_rate(self, now_s: float) -> float:
+        """Return the k_i whose product with E_i is Q_i: so a node tells its load to others, however it is smoothed."""
+        return self.queue(now_s) / self.execution_s if self.execution_s else self.rate_at(now_s)
 
     def residual(self, now_s: float) -> float:
         """Return RC_i in updates; negative where the node has more than it can serve."""

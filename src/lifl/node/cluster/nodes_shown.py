@@ -27,7 +27,7 @@ class NodesShown:
         """Return an agent's next heartbeat."""
         agent = self._engine.agent
         load, used = agent.load, agent.quota.used_bytes
-        rate = load.rate_at(time.monotonic())
+        rate = load.told_rate(time.monotonic())
         tree = tuple(tree_lines(agent, TREE_LINES_MAX))
         hosted = hosted_bytes(self._engine)
         return p.Heartbeat(load.capacity, rate, load.execution_s, used, len(agent.pool.workers), tree, hosted)
@@ -67,7 +67,7 @@ class NodesShown:
             beat = self.load() if number == self._identity.number else self.beats.get(number, p.Heartbeat())
             load = self._load_of(number)
             capacity = load.capacity if load is not None else row["capacity"]
-            rate = load.rate_at(time.monotonic()) if load is not None else 0.0
+            rate = load.told_rate(time.monotonic()) if load is not None else 0.0
             execution = load.execution_s if load is not None else 0.0
             found.append(
                 {
