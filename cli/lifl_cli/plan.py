@@ -183,6 +183,7 @@ def _difference(again: Plan | LiflError) -> str:
 def parse_supposed(text: str, wanted: Mapping[str, str] = MappingProxyType({})) -> NodeFacts:
     """Return the node that a ``--node`` means, for a job that goes to nodes with `wanted` labels.
 
+    It is one that others reach, so it is secured.
     Raise `ConfigError`.
     """
     before, colon, last = text.rpartition(":")
@@ -195,7 +196,7 @@ def parse_supposed(text: str, wanted: Mapping[str, str] = MappingProxyType({})) 
             raise ValueError(f"a capacity is 0 to {CAPACITY_MAX:.0f} updates at a time")
         if arena_bytes > ARENA_BYTES_MAX:
             raise ValueError(f"an arena has at most {ARENA_BYTES_MAX} bytes")
-        facts = {"node": name, "residual": residual, "arena_bytes": arena_bytes}
+        facts = {"node": name, "residual": residual, "arena_bytes": arena_bytes, "reached": "tls"}
         return msgspec.convert({**facts, "takes_updates": fits(wanted, labels)}, NodeFacts)
     except (ValueError, msgspec.ValidationError) as error:
         raise ConfigError("--node", f"{text!r} is not {NODE_FORM}, such as a:20:2GiB ({error})") from error

@@ -282,6 +282,45 @@ def test_the_time_of_a_small_round_by_hand() -> None:
     assert make_plan(ask([], 4, nodes=warm, costs=costs)).completion_s == eager.completion_s - 0.25
 
 
+COSTS = Costs(5000.0, 500.0, 250.0, fold_bytes_per_s=2000.0, cold_s=0.25, warm_s=0.0)
+"""Bytes per second: of the gateway, of the link, of TLS."""
+
+
+@pytest.mark.parametrize(
+    ("reached", "ready_s", "received_s"),
+    [
+        ("local", 0.25 + 0.5 + max(0.4, 1.0), 2.15 + 2.0),
+        ("plain", 0.25 + 0.5 + 4.0, 4.75 + 2.0),
+        ("tls", 0.25 + 0.5 + 8.0, 8.75 + 4.0),
+    ],
+)
+def test_updates_come_over_the_link_and_through_the_cipher(reached: str, ready_s: float, received_s: float) -> None:
+    """Two updates of 1,000 bytes at each of two nodes, by hand as above."""
+    nodes = tuple(msgspec.structs.replace(node, reached=reached) for node in ask([2, 2], 4).nodes)
+    plan = make_plan(ask([], 4, nodes=nodes, costs=COSTS))
+    assert part(plan, "b").ready_s == pytest.approx(ready_s)
+    if reached != "local":
+        assert plan.completion_s == pytest.approx(received_s + 0.5 + 1.0)
+    lines = [line for line in plan.explain() if "come in within" in line]
+    assert len(lines) == (0 if reached == "local" else 2)
+    assert all(("deciphers 250" if reached == "tls" else "link carries 500") in line for line in lines)
+
+
+def test_the_tops_link_carries_its_own_updates_and_the_others_partials() -> None:
+    nodes = tuple(msgspec.structs.replace(node, reached="plain") for node in ask([6, 2], 8).nodes)
+    plan = make_plan(ask([], 8, nodes=nodes, costs=COSTS))
+    assert (plan.top, part(plan, "a").updates, part(plan, "b").updates) == ("a", 6, 2)
+    assert part(plan, "b").ready_s + 2.0 < 14.0, "its partial could be there before"
+    assert plan.completion_s == pytest.approx(14.0 + 0.5 + 1.0)
+    assert any("1 partials to carry, too: 14.000 s in all" in line for line in plan.explain())
+
+
+def test_within_a_window_a_node_takes_no_more_than_its_link_lets_in() -> None:
+    nodes = tuple(msgspec.structs.replace(node, reached="plain") for node in ask([1e6] * 4, 25).nodes)
+    plan = make_plan(ask([], 5, nodes=nodes, arrival_s=4.0, costs=COSTS))  # two updates each
+    assert sorted(p.updates for p in plan.nodes) == [0, 1, 2, 2]
+
+
 def test_the_plan_explains_itself() -> None:
     lines = make_plan(ask([6, 6, 5], 12)).explain()
     assert lines[0].startswith("12 updates on 2 of 3 nodes by best-fit; 1000 bytes between nodes; the model is there")

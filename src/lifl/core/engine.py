@@ -77,7 +77,7 @@ class Engine:
         sizes = (node.load.capacity, node.workers_max)
         self._store = RecordingStore(store)
         self.agent = Agent(self._store, *sizes, idle_timeout_s, wait_queue_max, self._turn, now)
-        self.agent.labels = node.labels
+        self.agent.labels, self.agent.reached = node.labels, node.reached
         self.coordinator = Coordinator(node, self._turn, seed) if coordinates else None
         if self.coordinator is not None:
             self.coordinator.queue.total_bytes = self.agent.quota.total_bytes
@@ -340,7 +340,7 @@ def promote(engine: Engine, event: ev.Promoted) -> None:
     begin_anew(engine.agent, connected=True, running=event.running)
     gateway, arena_bytes, workers_max = engine._facts
     home = Node(engine.node, gateway, engine.agent.load.capacity, arena_bytes, workers_max)
-    home.load, home.labels = engine.agent.load, engine.agent.labels
+    home.load, home.labels, home.reached = engine.agent.load, engine.agent.labels, engine.agent.reached
     engine._turn.coordinates, engine._turn.term = True, event.term
     engine.coordinator = Coordinator(home, engine._turn, event.seed, moves=True)
     engine.coordinator.queue.total_bytes = engine.agent.quota.total_bytes

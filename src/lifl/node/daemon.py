@@ -25,7 +25,7 @@ from lifl import failpoints
 from lifl.confine import signals
 from lifl.confine.account import Account
 from lifl.core import events as ev
-from lifl.core.config.node import NodeConfig, asks_for_cookie, coordinates
+from lifl.core.config.node import NodeConfig, asks_for_cookie, coordinates, reached
 from lifl.core.coordinator.nodes import Node
 from lifl.core.engine import Engine
 from lifl.core.errors import Impossible, ResourceFault
@@ -187,7 +187,7 @@ class Daemon:
         known = config.capacity or kept_capacity(self.store)
         capacity = known or float(min(identity.workers_max, machine.cores()))
         node = Node(identity.number, identity.gateway, capacity, identity.arena_bytes, identity.workers_max)
-        node.labels = config.labels
+        node.labels, node.reached = config.labels, reached(config)
         about = (machine.ArenaStore(self.arena), node, config.idle_timeout_s, config.wait_queue_max)
         engine = Engine(*about, coordinates(config), time.monotonic(), self.store.seed())
         engine.agent.load = msgspec.structs.replace(engine.agent.load, smoothing=config.smoothing)

@@ -27,6 +27,7 @@ from lifl.core.agent.task_table import TaskTable
 from lifl.core.agent.uploads import Uploads
 from lifl.core.agent.waiting import Waiting
 from lifl.core.agent.worker_watch import WorkerWatch
+from lifl.core.config.node import Reached
 from lifl.core.errors import LocalFault, RemoteFault
 from lifl.core.ids import Key, is_hosted
 from lifl.core.limits import TEXT_CHARS_MAX
@@ -73,6 +74,7 @@ class Agent:
         self._leaving = False
         self.drains = False  # it takes no clients, until it is told otherwise
         self.labels: Mapping[str, str] = {}  # of the node
+        self.reached: Reached = "local"
 
     def handle(self, event: Any) -> None:
         """Handle one event, whole."""

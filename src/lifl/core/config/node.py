@@ -28,6 +28,8 @@ from lifl.core.limits import (
 )
 
 Smoothing = Literal["queue", "rate-and-time"]
+Reached = Literal["local", "plain", "tls"]
+"""How clients and other nodes reach a node: on its own machine alone, or over its link, in plain or by TLS."""
 
 
 class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -164,8 +166,18 @@ def coordinates(config: NodeConfig) -> bool:
 
 def secured(config: NodeConfig) -> bool:
     """Return whether the node has a certificate and asks for one: when other machines, or nodes, may reach it."""
-    is_for_others = bool(beyond_loopback(config) or config.control) or not coordinates(config)
-    return is_for_others and not config.insecure
+    return _is_for_others(config) and not config.insecure
+
+
+def _is_for_others(config: NodeConfig) -> bool:
+    return bool(beyond_loopback(config) or config.control) or not coordinates(config)
+
+
+def reached(config: NodeConfig) -> Reached:
+    """Return how clients and other nodes reach the node."""
+    if not _is_for_others(config):
+        return "local"
+    return "plain" if config.insecure else "tls"
 
 
 def asks_for_cookie(config: NodeConfig) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 
+from lifl.core.config.node import Reached
 from lifl.core.config.placement import fits
 from lifl.core.coordinator.offer_secrets import OfferSecrets
 from lifl.core.planning.capacity import NodeLoad
@@ -29,6 +30,7 @@ class Node:
         self.drains: bool | None = None  # it is to get nothing new; None: this coordinator has not said, nor heard
         self.knows: frozenset[str] = frozenset()  # words of `protocol/cluster.KNOWS`
         self.labels: Mapping[str, str] = {}
+        self.reached: Reached = "local"  # of a cluster's nodes all are as home is
         self.known = False  # it has said what it has, since its connection was made: the books are right
         self.gateway = gateway
         self.arena_bytes = arena_bytes
@@ -179,6 +181,7 @@ class NodeTable:
                 workers_max=node.workers_max,
                 execution_s=node.load.execution_s,
                 takes_updates=fits(labels, node.labels),
+                reached=self._nodes[self.home].reached,
             )
             for node in self._nodes.values()
             if node.takes_new and not node.suspect and node.knows.issuperset(words)

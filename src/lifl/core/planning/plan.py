@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from lifl.core.config.aggregation import Policy
+from lifl.core.config.node import Reached
 from lifl.core.fields import Count, Name, NotNegative, Real
 from lifl.core.limits import COUNT_MAX, REAL_MAX
 
@@ -22,12 +23,14 @@ Rate = Annotated[float, msgspec.Meta(gt=0, le=REAL_MAX)]
 class Costs(msgspec.Struct, frozen=True):
     """What a node's work costs: constants that were measured, for the prediction of the time.
 
-    `ingest_bytes_per_s` is a gateway's from the network into the arena, `link_bytes_per_s` one node's to another,
-    `fold_bytes_per_s` the input of one worker; `cold_s` and `warm_s` start a worker.
+    `ingest_bytes_per_s` is a gateway's into the arena, `link_bytes_per_s` a node's link each way, to clients and to
+    other nodes, `tls_bytes_per_s` a gateway's under TLS (both gateways as in bench/results/tls.md, of two cores; a link
+    of 10 Gb/s is taken); `fold_bytes_per_s` the input of one worker; `cold_s` and `warm_s` start a worker.
     """
 
-    ingest_bytes_per_s: Rate = 1.7e9
+    ingest_bytes_per_s: Rate = 5.0e9
     link_bytes_per_s: Rate = 1.25e9
+    tls_bytes_per_s: Rate = 1.7e9
     fold_bytes_per_s: Rate = 7.0e9
     cold_s: Seconds = 0.0022
     warm_s: Seconds = 0.00006
@@ -48,6 +51,20 @@ class NodeFacts(msgspec.Struct, frozen=True):
     warm: Count = 0
     execution_s: Seconds = 0.0
     takes_updates: bool = True
+    reached: Reached = "local"
+
+    def incoming(self, costs: Costs) -> tuple[float, str]:
+        """Return how many bytes of updates the node receives per second, and what bounds that."""
+        bounds = [(costs.ingest_bytes_per_s, "its gateway receives")]
+        if self.reached != "local":
+            bounds.append((costs.link_bytes_per_s, "its link carries"))
+        if self.reached == "tls":
+            bounds.append((costs.tls_bytes_per_s, "its gateway deciphers"))
+        return min(bounds)
+
+    def between(self, costs: Costs) -> float:
+        """Return how many bytes of partials the node receives per second from others."""
+        return min(costs.link_bytes_per_s, costs.tls_bytes_per_s) if self.reached == "tls" else costs.link_bytes_per_s
 
 
 class PlanRequest(msgspec.Struct, frozen=True):

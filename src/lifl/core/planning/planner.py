@@ -6,9 +6,9 @@ logged request.  It goes in four steps:
 
 1. *Updates to nodes* by the policy on residual capacity (`placement.py`).  An update counts with the share of an
    worker that it occupies, execution time / arrival window, so a node's updates are its Q = k * E; when all come
-   at once that is 1 each.  Within a window a node takes no more than its gateway can receive.  Best-fit first narrows
-   the nodes to the fewest that hold everything, the one that has the model (and so the top) first; without that,
-   unequal capacities would make it fill every small node.
+   at once that is 1 each.  Within a window a node takes no more than its gateway, its link and TLS let in.  Best-fit
+   first narrows the nodes to the fewest that hold everything, the one that has the model (and so the top) first;
+   without that, unequal capacities would make it fill every small node.
    A node whose arena cannot hold the least that a leaf and its path need takes none.
 2. *Leaves*: ceil(Q / fan_in) workers at a time, bounded by the node's leaf tasks, its workers and its arena.
    Where more partials come together than the top takes itself (elsewhere: more than one) there is a middle.
@@ -125,7 +125,7 @@ class _Node:
         lazy = r.timing == "lazy"
         ready = 0.0
         if self.updates:
-            received = max(r.arrival_s, self.updates * r.model_bytes / r.costs.ingest_bytes_per_s)
+            received = max(r.arrival_s, self.received_s())
             start = r.costs.warm_s if self.facts.warm >= self.leaves else r.costs.cold_s
             after_last = self.execution_s * (min(r.fan_in, self.updates) if lazy else 1)
             ready = start + max(received, self.updates * self.execution_s / self.leaves) + after_last
@@ -133,6 +133,15 @@ class _Node:
         levels = middles_of(self.leaf_tasks, r.middle_fan_in, left_max)
         merges = sum((r.middle_fan_in if whole else rest) if lazy else 1 for whole, rest in levels)
         return ready + merges * r.partial_bytes / r.costs.fold_bytes_per_s
+
+    def received_s(self) -> float:
+        """Return how long this node's own updates take to come in, all at once."""
+        return self.updates * self.request.model_bytes / self.facts.incoming(self.request.costs)[0]
+
+    def linked_s(self) -> float:
+        """Return how long all that the top's node receives over its link takes at the least: updates and partials."""
+        own = self.received_s() if self.facts.reached != "local" else 0.0
+        return own + self.remote * self.request.partial_bytes / self.facts.between(self.request.costs)
 
     def plan(self) -> NodePlan:
         return NodePlan(
@@ -263,9 +272,9 @@ def _place(request: PlanRequest, nodes: list[_Node], holder: _Node | None) -> No
         raise _too_large(fit, min(node.leaf_bytes(asked) for node in fit), "a leaf and its path")
     demand = max(node.demand for node in takers)
     units = {node.name: math.floor(node.facts.residual * UNITS_PER_UPDATE) for node in takers}
-    received = math.floor(request.arrival_s * request.costs.ingest_bytes_per_s / request.model_bytes)
     for node in takers:
         if request.arrival_s:
+            received = math.floor(request.arrival_s * node.facts.incoming(request.costs)[0] / request.model_bytes)
             units[node.name] = min(units[node.name], received * demand)
     able = len(takers)
     if request.policy == "best-fit":
@@ -363,6 +372,13 @@ def _explain_rest(nodes: list[_Node], top: _Node) -> None:
     for node in nodes:
         if node.has_middle:
             node.reasons.append(f"has a middle: {node.inputs} partials come together here")
+        rate, what = node.facts.incoming(node.request.costs)
+        if node.updates and node.facts.reached != "local":
+            node.reasons.append(
+                f"its updates come in within {node.received_s():.3f} s: {what} {rate:.3g} bytes a second"
+            )
+        if node is top and node.remote and node.facts.reached != "local":
+            node.reasons.append(f"its link has {node.remote} partials to carry, too: {node.linked_s():.3f} s in all")
         if node.works and node is not top:
             node.reasons.append(f"sends one partial of {node.request.partial_bytes} bytes to the top on {top.name}")
         if not node.reasons:
@@ -384,11 +400,16 @@ def _transfers(request: PlanRequest, nodes: list[_Node], top: _Node) -> tuple[Tr
 
 
 def _completion_s(request: PlanRequest, nodes: list[_Node], top: _Node) -> float:
-    """Return when the model is sealed: partials of other nodes come one after the other over the top's link."""
+    """Return when the model is sealed.
+
+    Partials of other nodes come one after the other over the top's link, which its own clients' updates need, too.
+    """
     costs = request.costs
     received = 0.0
     for ready in sorted(node.ready_s() for node in nodes if node.works and node is not top):
-        received = max(received, ready) + request.partial_bytes / costs.link_bytes_per_s
+        received = max(received, ready) + request.partial_bytes / top.facts.between(costs)
+    if top.remote:
+        received = max(received, top.linked_s())
     own = 1 if top.leaf_tasks else 0
     merges = 0 if not top.remote else top.remote + own if request.timing == "lazy" else 1
     folded_bytes = merges * request.partial_bytes + request.partial_bytes + request.model_bytes
