@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -37,12 +38,10 @@ WRITTEN_MAX = SAMPLES // 4
 
 
 class Loans:
-    """The loans of one client.
-
-    The last array of a model may go in any thread, within any line, and in a forked process: so nothing is locked.
-    """
+    """The loans of one client."""
 
     def __init__(self) -> None:
+        self._lock = threading.RLock()  # the last array may go in any thread, and within any line
         self._held: list[tuple[int, int]] = []  # where they are: address and bytes
         self._writes = False  # the trainer writes to its models; or there is no room for a mapping
 
@@ -55,10 +54,10 @@ class Loans:
         """Return whether to ask for a model of so many bytes as a loan."""
         if not stream.direct or cm.LOANS not in stream.knows or nbytes < LOAN_BYTES_MIN:
             return False
-        for at in list(self._held):
-            if _is_written(*at) and at in self._held:  # else something else may be there by now
-                self._writes = True
-        return not self._writes and len(self._held) < LOANS_MAX
+        with self._lock:
+            for at in self._held:
+                self._look_at(*at)
+            return not self._writes and len(self._held) < LOANS_MAX
 
     def take(self, stream: Stream, offset: int, nbytes: int) -> NDArray[np.uint8] | None:
         """Return the model that has come as a loan, writable; None, and the next ones are received, when it cannot be
@@ -79,21 +78,20 @@ class Loans:
         return self._noted(memory)
 
     def _noted(self, memory: Borrowed) -> NDArray[np.uint8]:
-        self._held.append((memory.address, memory.nbytes))
+        with self._lock:
+            self._held.append((memory.address, memory.nbytes))
         return np.frombuffer(memory.view, np.uint8)
+
+    def _look_at(self, address: int, nbytes: int) -> None:
+        from lifl.shm.mapping import own_pages
+
+        self._writes = self._writes or own_pages(address, nbytes, SAMPLES) > WRITTEN_MAX
 
     def _ending(self, end: int) -> Callable[[int, int], None]:
         def ended(address: int, nbytes: int) -> None:
-            if _is_written(address, nbytes):
-                self._writes = True
-            self._held.remove((address, nbytes))
+            with self._lock:
+                self._look_at(address, nbytes)
+                self._held.remove((address, nbytes))
             os.close(end)
 
         return ended
-
-
-def _is_written(address: int, nbytes: int) -> bool:
-    """Return whether much of a mapped model has been written to."""
-    from lifl.shm.mapping import own_pages
-
-    return own_pages(address, nbytes, SAMPLES) > WRITTEN_MAX
