@@ -54,9 +54,6 @@ class Gateways:
                 assert conn in host.by_conn or not waits, "nobody sends that update"
                 for received_bytes in range(1, 1 + self._cluster.rng.randrange(3)):
                     host.to_daemon.append(gm.Progress(packed, received_bytes))
-            case gm.ModelGranted(conn, lent=True):
-                host.questions.pop(conn, None)
-                host.loans.append(Key.unpack(effect.key))
             case gm.ModelGranted(conn, job, _round, packed):
                 host.questions.pop(conn, None)
                 if conn in host.by_conn:  # from a copy of it the gateway serves others, until it is told
@@ -104,8 +101,7 @@ class Gateways:
     # ---- what it does ----------------------------------------------------------------------------------------------
 
     def choices(self, host: Host, found: list[Callable[[], Any]]) -> None:
-        """Add what the gateway of a host could do, or say, now, and who has a model as a loan."""
-        found += [partial(self.give_back, host, key) for key in host.loans]
+        """Add what the gateway of a host could do, or say, now."""
         if host.gateway_killed:
             found.append(partial(self._cluster.lives.kill_gateway, host))
             return
@@ -154,13 +150,6 @@ class Gateways:
                 copy.sealed, copy.content = True, Counter(thing.content)
                 other.to_daemon.append(gm.FetchEnded(key.pack(), "", 1))
         host.to_daemon.append(gm.ModelSent(reader.conn, reader.key.pack(), 1))
-
-    def give_back(self, host: Host, key: Key) -> None:
-        """Let the last array over a model that is lent go: its bytes were its own until now."""
-        host.loans.remove(key)
-        thing = host.store.things.get(key)
-        must(thing is not None and thing.sealed, "freed-never-read", f"model {key} is lent")
-        self._cluster.handle(host, gm.ModelSent(0, key.pack(), 0))
 
     # ---- between gateways ------------------------------------------------------------------------------------------
 

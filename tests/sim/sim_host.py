@@ -60,7 +60,6 @@ class Host:
         self.questions: dict[int, tuple[str, int]] = {}  # by connection: the job and round of what it waits for
         self.receiving: dict[Key, tuple[int, str]] = {}  # the connection, and whose it is (empty: another node's)
         self.readers: list[Reader] = []
-        self.loans: list[Key] = []  # models that trainers have mapped, for as long as they like
         self.copied: dict[str, bytes] = {}  # by job: the model that it may serve from a copy
         self.transfers: list[Any] = []  # what it carries and fetches
         # the journal: its files survive the machine's memory, what is under way does not survive the process
@@ -150,7 +149,6 @@ class Host:
             queue.clear()
         self.workers.clear()
         self.routes.clear()
-        self.loans.clear()  # these are kept by locks in the arena, which is another one here
         self.end_gateway()
 
     def end_gateway(self) -> None:

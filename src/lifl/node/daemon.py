@@ -53,7 +53,6 @@ from lifl.node.http_door import HttpDoor, check_library
 from lifl.node.journal.journal import FOLDER as JOURNAL_FOLDER
 from lifl.node.journal.journal import Journal
 from lifl.node.keeper import Keeper
-from lifl.node.loans import Loans
 from lifl.node.locks import StateLocks
 from lifl.node.log_file import set_up_log
 from lifl.node.meters import Meters
@@ -159,7 +158,7 @@ class Daemon:
         rows, jobs, self.succession = open_rows(self.store, folder, number, shared)
         opened.callback(jobs.close)
         hands = (self.gateway, self.zygote, self.journal, self.workers, rows, jobs, self.cli, self._meters)
-        self._performer = Performer(*hands, *self._models, self._loans, self._worker_stopped, self._unsendable)
+        self._performer = Performer(*hands, *self._models, self._worker_stopped, self._unsendable)
         self._driver = Driver(self.engine, folder, self._performer.perform)
         # A node starts in a pause, too: until the gateway is ready it is heard.
         self._driver.on_pause = lambda paused: self.gateway.hold(paused and self._ready.done())
@@ -218,8 +217,6 @@ class Daemon:
         passed = [locks.children, tcp.fileno(), unix.fileno()]
         self.gateway = self._child("lifl.node.gateway.main", gateway, passed, gm.FromGateway, self._from_gateway)
         opened.callback(self.gateway.stop, CHILD_END_S)
-        self._loans = Loans(self.arena, self.gateway, lambda over: self._driver.handle(over))  # noqa: PLW0108 - made later
-        opened.callback(self._loans.close)
         if self._privileged.http is not None:
             doors = (self._privileged.http, self.credentials.contexts, self.gateway, [locks.children])
             with told(self.folder):
@@ -376,8 +373,6 @@ class Daemon:
             case gm.SessionAsked():
                 self._sessions.ask(message)
                 return
-            case gm.ModelSent():
-                message = self._loans.told(message)
             case gm.Aborted():
                 self._door_log.say("update.aborted", "", message.reason)
             case gm.CarryEnded() | gm.FetchEnded() if message.error:
@@ -390,7 +385,6 @@ class Daemon:
         self.status.gateway_stats = None
         self._callers.gone()
         self._mend()
-        self._loans.gateway_gone()
         self._driver.handle(gm.GatewayLost())
         self._loop.call_soon(self._tell_gateway)
 

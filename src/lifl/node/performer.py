@@ -22,7 +22,6 @@ from lifl.node.database import DatabaseFault
 from lifl.node.durable_rows import DurableRows
 from lifl.node.journal.journal import Journal
 from lifl.node.keeper import Keeper
-from lifl.node.loans import Loans
 from lifl.node.meters import Meters
 from lifl.node.outbound.outbound import Outbound
 from lifl.node.store import NodeStore, trim_rounds
@@ -58,7 +57,6 @@ class Performer:
         meters: Meters,
         keeper: Keeper,
         outbound: Outbound,
-        loans: Loans,
         on_stopped: Callable[[int], None],
         on_unsendable: Callable[[int | str, str], None],
     ) -> None:
@@ -66,7 +64,6 @@ class Performer:
         self.keeper, self.outbound = keeper, outbound
         outbound.freed = lambda kept: keeper.keep(kept, outbound.needed(kept.number))
         self.trackers: Trackers | None = None
-        self._loans = loans
         self._on_unsendable = on_unsendable
         self._gateway = gateway
         self._zygote = zygote
@@ -87,16 +84,13 @@ class Performer:
         """
         messages: list[gm.ToGateway] = []  # that follow one another: one system call, and the gateway wakes once
         for done, effect in enumerate(effects):
-            if isinstance(effect, gm.ToGateway) and not (isinstance(effect, gm.ModelGranted) and effect.lent):
+            if isinstance(effect, gm.ToGateway):
                 messages.append(effect)
                 continue
             self._send_gateway(messages)
             messages.clear()
             try:
-                if isinstance(effect, gm.ModelGranted):
-                    self._loans.grant(effect)
-                else:
-                    self._perform(effect)
+                self._perform(effect)
             except FrameTooLong as fault:
                 self._unsendable(effect, fault)
             except DatabaseFault as fault:

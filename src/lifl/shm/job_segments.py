@@ -154,10 +154,6 @@ class JobSegments:
         """Note that a process gets the segment that may have it for longer than the job lasts."""
         self._segments[number].lent = True
 
-    def is_lent(self, number: int) -> bool:
-        """Return whether such a process may have the segment; also when that is not known."""
-        return self._segments[number].lent
-
     def near(self, job: int) -> tuple[list[Range], ...]:
         """Return the ranges in which the job's next object costs least: first the best; none: wherever it is."""
         if self.residency.is_whole:

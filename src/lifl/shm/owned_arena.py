@@ -16,7 +16,7 @@ from collections.abc import Hashable, Iterator
 
 from lifl.core.errors import ArenaFull, LocalFault
 from lifl.core.ids import Key, Kind
-from lifl.shm import layout, loans
+from lifl.shm import layout
 from lifl.shm.allocator import Allocator
 from lifl.shm.arena import Arena, check_u32
 from lifl.shm.earlier_segment import take_over
@@ -68,7 +68,6 @@ class OwnedArena(Arena):
         self._allocator = Allocator(header.data_offset, header.arena_bytes)
         self._free_slots: deque[int] = deque(range(header.entries))
         self._live_slots: set[int] = set()
-        self._kept: dict[Key, Entry] = {}  # freed, and read still by whom they were lent to
 
     @classmethod
     def create(cls, name: str, arena_bytes: int, node: int, entries: int = ENTRIES_DEFAULT) -> OwnedArena:
@@ -175,7 +174,6 @@ class OwnedArena(Arena):
         short, `LocalFault` when a number does not fit its field.
         """
         self._check_open()
-        self._end_loans()
         if data_bytes < 0:
             raise LocalFault(f"data_bytes is {data_bytes}; it cannot be negative")
         for value in (meta_bytes, job, round):
@@ -211,32 +209,9 @@ class OwnedArena(Arena):
     def free(self, key: Key) -> None:
         """End the object: its key is stale from now on and its bytes will be another object's.
 
-        The caller makes sure that no process reads or writes it any more, but for those that it was lent to: of these
-        it may know nothing, and as long as one is there the bytes are in use.  Raise `StaleKey`.
+        The caller makes sure that no process reads or writes it any more.  Raise `StaleKey`.
         """
         entry = self._entry_of(key)
-        if self.places.is_lent(entry.segment) and self._is_read(entry):
-            self._kept[key] = entry
-        else:
-            self._end(key, entry)
-
-    def loan(self, key: Key) -> int:
-        """Return a descriptor that lends the object to another process (`loans.lend`).  Raise `StaleKey`, `OSError`."""
-        entry = self._entry_of(key)
-        self.places.lend(entry.segment)
-        return loans.lend(self.places.descriptor(entry.segment), entry.offset, entry.extent_bytes)
-
-    def _is_read(self, entry: Entry) -> bool:
-        return loans.is_lent(self.places.descriptor(entry.segment), entry.offset, entry.extent_bytes)
-
-    def _end_loans(self) -> None:
-        """Free what was freed while it was lent, and has been given back."""
-        for key, entry in list(self._kept.items()):
-            if not self._is_read(entry):
-                del self._kept[key]
-                self._end(key, entry)
-
-    def _end(self, key: Key, entry: Entry) -> None:
         self._view[layout.entry_position(key.slot) + layout.STATE_OFFSET] = ObjectState.FREE
         self._allocator.free(entry.offset)
         self.places.give_back(entry.segment)
@@ -269,21 +244,21 @@ class OwnedArena(Arena):
 
     @property
     def objects(self) -> int:
-        """How many objects there are that were not freed."""
-        return len(self._live_slots) - len(self._kept)
+        """How many objects are not FREE."""
+        return len(self._live_slots)
 
     def live(self) -> Iterator[tuple[Key, Entry]]:
-        """Yield all objects that were not freed, in the table's order; objects may be freed while it runs."""
+        """Yield all objects that are not FREE, in the table's order; objects may be freed while it runs."""
         self._check_open()
         for slot in sorted(self._live_slots):
             entry = self._in_table(slot)
-            if entry.state != ObjectState.FREE and Key(slot, entry.generation, self.node) not in self._kept:
+            if entry.state != ObjectState.FREE:
                 yield Key(slot, entry.generation, self.node), self._sealed(entry)
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of live objects, in whole pages; what was freed and is lent still is neither used nor free."""
-        return self._allocator.used_bytes - sum(entry.extent_bytes for entry in self._kept.values())
+        """Bytes of live objects, in whole pages."""
+        return self._allocator.used_bytes
 
     @property
     def peak_bytes(self) -> int:
@@ -293,8 +268,6 @@ class OwnedArena(Arena):
     @property
     def free_bytes(self) -> int:
         """Bytes in no object, in however many pieces."""
-        if self._kept:
-            self._end_loans()
         return self._allocator.free_bytes
 
     @property

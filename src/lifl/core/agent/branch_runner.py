@@ -336,7 +336,7 @@ def no_room(runner: BranchRunner, full: ArenaFull) -> list[Outcome]:
     active = any(
         t.state is TaskState.PLACING or (t.state is TaskState.RUNNING and t.complete) for t in branch.tree.tasks
     )
-    alone = quota.used_bytes == quota.job_used_bytes(runner.job) and not quota.lent_bytes(runner.job)
+    alone = quota.used_bytes == quota.job_used_bytes(runner.job)
     if not alone or branch.in_flight or branch.loading or active:
         return []
     text = f"the arena has no room to go on after the restart: {full}"

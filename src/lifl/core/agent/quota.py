@@ -7,7 +7,6 @@ reservations untouched.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Hashable, Iterable
 
 from lifl.core.errors import ArenaFull
@@ -17,13 +16,6 @@ from lifl.core.protocol.contribution import Contribution
 
 NO_JOB = -1
 """The account of what no job has: objects of an earlier life, and those that rest."""
-LOANS_PARTS = 8
-"""One of so many parts of the arena is what clients may have as loans, which they give back when they like."""
-LOANS_MAX = 256
-"""Loans at a time, each of which is a descriptor of `lifld`."""
-LOAN_ROOM = 3
-"""So often its own room is promised to the job of what is lent: an old model may part what is free in two, and a
-round needs room for its largest object in one of them."""
 
 
 class Quota:
@@ -37,7 +29,6 @@ class Quota:
         self._sizes: dict[Key, tuple[int, int]] = {}
         self._slabs: dict[int, set[Hashable]] = {}
         self._readers: dict[Key, int] = {}  # of objects that several read still: each is to free it
-        self._loans: Counter[Key] = Counter()  # how many clients have each object as a loan
         self.peaks: dict[int, int] = {}
         self.gains = 0
         """Counts what may have given somebody room, or an address."""
@@ -101,41 +92,7 @@ class Quota:
             self._used.pop(job, None)
 
     def _promised(self, but: int = -1) -> int:
-        """Return what may still be taken by all jobs, beyond what they have; a loan is no room that a round can use."""
-        lent = {job: LOAN_ROOM * self.lent_bytes(job) for job in self._reserved} if self._loans else {}
-        return sum(
-            max(0, reserved + lent.get(job, 0) - self._used.get(job, 0))
-            for job, reserved in self._reserved.items()
-            if job != but
-        )
-
-    # ---- loans -----------------------------------------------------------------------------------------------------
-
-    def borrow(self, key: Key) -> bool:
-        """Let a client read the object for as long as it likes; return False, and nothing is lent, when that is too
-        much: what all have is bounded, and no round that was promised room may miss it.
-        """
-        first = not self._loans[key]
-        self._loans[key] += 1
-        lent_bytes = sum(self._sizes[each][1] for each in self._loans)
-        bounded = lent_bytes * LOANS_PARTS <= self.total_bytes and self._loans.total() <= LOANS_MAX
-        if bounded and (not first or self.store.free_bytes >= self._promised()):
-            return True
-        self.give_back(key)
-        return False
-
-    def give_back(self, key: Key) -> None:
-        """Note that one client has given the object back."""
-        self._loans -= Counter((key,))
-        self.gains += key not in self._loans
-
-    def loans(self, key: Key) -> int:
-        """Return how many have the object as a loan."""
-        return self._loans.get(key, 0)
-
-    def lent_bytes(self, job: int) -> int:
-        """Return the bytes of the job's objects that are lent."""
-        return sum(nbytes for each, nbytes in map(self._sizes.__getitem__, self._loans) if each == job)
+        return sum(max(0, reserved - self._used.get(job, 0)) for job, reserved in self._reserved.items() if job != but)
 
     def alloc(
         self, kind: Kind, job: int, epoch: int, data_bytes: int, meta_bytes: int = 0, slab: Hashable | None = None
@@ -145,8 +102,7 @@ class Quota:
         Raise `ArenaFull` also when the room that is left is promised to other jobs, or the job has all of its share.
         """
         nbytes, used = data_bytes + meta_bytes, self._used.get(job, 0)
-        most = max(self._limits.get(job, 0), self._reserved.get(job, 0)) + self.lent_bytes(job)
-        if job in self._limits and used + nbytes > most:
+        if job in self._limits and used + nbytes > max(self._limits[job], self._reserved.get(job, 0)):
             text = f"the job has {used} of {self._limits[job]} bytes that it may take (quota.arena_share)"
             raise ArenaFull(f"{nbytes} bytes do not fit: {text}")
         promised = self._promised(but=job)
@@ -196,7 +152,6 @@ class Quota:
             self._readers[key] = readers - 1
             return
         self.gains += 1
-        self._loans.pop(key, None)
         job, nbytes = self._sizes.pop(key)
         self._used[job] -= nbytes
         self.store.free(key)
@@ -225,8 +180,6 @@ class Quota:
         for job in sums.keys() | self._used.keys():
             if sums.get(job, 0) != self._used.get(job, 0):
                 yield f"job {job} uses {sums.get(job, 0)} bytes, its account says {self._used.get(job, 0)}"
-        if not self._loans.keys() <= self._sizes.keys():
-            yield f"objects are lent that are gone: {self._loans.keys() - self._sizes.keys()}"
         if not self._readers.keys() <= self._sizes.keys():
             yield f"objects are shared that are gone: {self._readers.keys() - self._sizes.keys()}"
         if sum(sums.values()) != self.store.used_bytes:

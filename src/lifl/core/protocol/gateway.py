@@ -172,19 +172,17 @@ class Progress(Message, frozen=True):
 
 
 class WantModel(Message, frozen=True):
-    """A client asks for the model that a round starts from (with a `part` a node, for a copy); `direct`: to map it;
-    `lend`: to have it mapped for as long as it likes."""
+    """A client asks for the model that a round starts from (with a `part` a node, for a copy); `direct`: to map it."""
 
     conn: Count
     job: Name
     round: Count
     part: Count | None = None
     direct: bool = False
-    lend: bool = False
 
 
 class ModelSent(Message, frozen=True):
-    """The bytes of a granted model have been sent (or the client is gone): the pin may go.  `conn` 0: a loan's."""
+    """The bytes of a granted model have been sent (or the client is gone): the pin may go."""
 
     conn: Count
     key: KeyBytes
@@ -351,13 +349,12 @@ class Granted(Message, frozen=True):
 
 
 class ModelGranted(Message, frozen=True):
-    """The model object to send; pinned until ModelSent.  `lent`: the two descriptors for the client come along."""
+    """The model object to send; pinned until ModelSent."""
 
     conn: Count
     job: Name
     round: Count
     key: KeyBytes
-    lent: bool = False
 
 
 class FollowUpdate(Message, frozen=True):

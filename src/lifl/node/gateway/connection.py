@@ -45,9 +45,8 @@ from lifl.node.gateway.asked_for import ASKS_FOR_CERTIFICATE, ASKS_FOR_COOKIE, A
 from lifl.node.gateway.client_socket import ClientSocket
 from lifl.node.gateway.content import JobLayout, Sums
 from lifl.node.gateway.frame_reader import FrameReader
-from lifl.node.gateway.grant_waiter import Grant, GrantWaiter, Loan
+from lifl.node.gateway.grant_waiter import Grant, GrantWaiter
 from lifl.node.gateway.intake import Intake
-from lifl.node.gateway.lending import MODEL_GONE, pass_on
 from lifl.node.gateway.outbox import Outbox
 from lifl.node.gateway.shared import Shared
 from lifl.node.gateway.small_models import Copy
@@ -59,6 +58,7 @@ from lifl.tls.waits import lingered
 log = logging.getLogger("lifl.gateway")
 
 FROM_HOSTS = (fm.HostSession, fm.OpenFold, fm.PutModel, fm.CloseFold, fm.CancelFold, fm.EndSession, tm.RevokeTicket)
+MODEL_GONE = "the round's model is gone; wait for the next selection"
 _IS_REFUSAL = b"\xa4type\xa7Refusal"
 """How a Refusal begins, packed, behind the byte that counts its fields."""
 
@@ -418,11 +418,7 @@ class Connection:
             if copy is not None:
                 await self._send_small(want, known, copy)
                 return
-        lend = want.lend is True and self._direct and not want.checked
-        grant = await self._grants.ask(gm.WantModel(self._number, want.job, want.round, part, direct, lend))
-        if isinstance(grant, Loan):
-            await pass_on(grant, want, self._shared, self._outbox)
-            return
+        grant = await self._grants.ask(gm.WantModel(self._number, want.job, want.round, part, direct))
         if not isinstance(grant, gm.ModelGranted):
             return
         sent_bytes = 0
@@ -481,7 +477,7 @@ class Connection:
         arena = self._shared.arena
         offset, checksum = arena.offset(key), arena.entry(key).checksum
         told = cm.Model(want.job, want.round, (), job.layout.data_bytes, offset=offset, checksum=checksum)
-        self._outbox.send_frame(*job.model(told, want.digest), descriptors=(arena.descriptor(key),))
+        self._outbox.send_frame(*job.model(told, want.digest), descriptor=arena.descriptor(key))
         read = await self._reader.read()
         if read != cm.ModelRead(want.job, want.round):
             raise RemoteFault(f"Model was answered by {type(read).__name__}, not by ModelRead of that round")
