@@ -1,4 +1,4 @@
-"""Hundreds of random lives of a node, and of a cluster of three whose coordinator stays, or moves: see `simulator.py`.
+"""A hundred random lives of a node, and of a cluster of three whose coordinator stays, or moves: see `simulator.py`.
 
 A failing seed is named.
 
@@ -21,8 +21,8 @@ from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 
 CHUNK = 50
-LIVES = 400
-DRAINED = 150
+LIVES = 100
+DRAINED = 50
 STALE = {"a leader that stands still is stale", "Accepted is lost", "Committed is lost", "Selected is lost"}
 STALLED = 100
 KEPT = 12
