@@ -50,7 +50,7 @@ def calibrate(update_bytes: int, forget: bool, as_json: bool, state_dir: Path) -
     A node of its own, which ends with the command, gets updates faster and faster, until each takes longer to be
     folded: that was one step too many.  What is found is kept by the node of the state folder as its capacity (in
     `lifl nodes`), over restarts, in the place of what it measures quickly at each start.  Nothing else should run here
-    meanwhile.  ^C ends it, and nothing is kept.
+    meanwhile.  It is 1 at least.  ^C ends it, and nothing is kept.
     """
     if forget:
         with DaemonClient(state_dir) as daemon:

@@ -23,7 +23,7 @@ from lifl_cli.render.figures import (
 )
 
 ROUNDS_SHOWN = 20
-"""Rounds in the table, the newest first; `lifl history` has all."""
+"""Rounds in the table, the newest first; `lifl history` has more, and all as CSV."""
 
 
 @click.command()

@@ -28,7 +28,7 @@ def test_what_is_found_is_kept_over_a_restart_until_it_is_forgotten(
     (step,) = found["steps"]
     assert found["ended"] == "last-step" and found["kept"]
     assert step["load"] == step["rate_per_s"] * step["execution_s"] > 0
-    assert found["capacity"] == round(step["load"], 2)
+    assert found["capacity"] == max(1.0, round(step["load"], 2))
     ask(node, om.KeepCapacity(5.5))  # whatever the machine was at just now
     assert ask(node, om.Snapshot())["node"]["capacity"] == 5.5
     node.down()

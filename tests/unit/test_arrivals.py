@@ -48,8 +48,14 @@ def test_mc_is_the_load_before_folds_take_longer(cores: float) -> None:
 
 
 def test_what_comes_no_faster_ends_it() -> None:
+    course = run(lambda asked: Step(asked, min(asked, 180.0), E_S))
+    assert course.found().ended == NO_FASTER and course.found().capacity == pytest.approx(1.8)
+
+
+def test_one_update_always_fits() -> None:
+    """On two cores the clients, and not the folds, are what ends the steps; a node with less is never planned for."""
     course = run(lambda asked: Step(asked, min(asked, 80.0), E_S))
-    assert course.found().ended == NO_FASTER and course.found().capacity == pytest.approx(0.8)
+    assert course.found().ended == NO_FASTER and course.found().capacity == 1
 
 
 def test_without_a_limit_there_is_a_last_step() -> None:

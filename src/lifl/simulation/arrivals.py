@@ -44,6 +44,8 @@ WARM_ROUNDS = 2
 """Rounds before the first step, all of whose updates come at once: pages and workers are fresh in the first of them."""
 BEHIND = 0.75
 """Updates that come at less than this of the rate that was asked for, and no faster than before, are at the limit."""
+CAPACITY_MIN = 1.0
+"""A node folds one update at a time, however busy its cores are; with less it has room for none in a plan."""
 JOB = "calibrate"
 TENSOR = "update"
 
@@ -121,10 +123,10 @@ class Course:
         return NO_FASTER if step.rate_per_s < min(BEHIND * step.asked_per_s, FASTER**0.5 * fastest) else ""
 
     def found(self) -> Found:
-        """Return what is known, once a step is done: the largest load at which folds took as long as usually."""
+        """Return what is known, once a step is done: the largest load at which folds took no longer; at least 1."""
         most_s = SATURATED_GROWTH * self._usual_s()
         most = max(step.load for step in self.steps if step.execution_s <= most_s)
-        return Found(round(most, 2), tuple(self.steps), self.ended)
+        return Found(max(CAPACITY_MIN, round(most, 2)), tuple(self.steps), self.ended)
 
     def _usual_s(self) -> float:
         """Return how long a fold usually takes, in seconds: one step that was disturbed, or was lucky, does not count.
