@@ -30,6 +30,7 @@ import node_handshakes
 import node_ingest
 import node_rest
 import node_start
+import node_tensors
 import node_tls
 import placement
 
@@ -45,6 +46,7 @@ GROUPS: dict[str, Callable[..., Group]] = {
     "placement": placement.run,
     "rest": node_rest.run,
     "connections": node_connections.run,
+    "tensors": node_tensors.run,
 }
 REPORTS = {"node": tuple(GROUPS), "tls": ("tls", "handshakes")}
 """By the name of the report: the groups that it is of, when they are run together."""

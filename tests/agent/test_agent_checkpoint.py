@@ -29,7 +29,7 @@ def scene_of(states: tuple[str, ...] = (), ready: bool = True) -> Scene:
 def checkpoint(scene: Scene, attempt: int = 1) -> wm.Checkpoint:
     slot = scene.slot
     named = {name: key.pack() for name, key in slot.states.items()}
-    at = (1, attempt, "j", 1, "/c1", scene.layout.tensors, slot.model.pack(), "/s1", named)
+    at = (1, attempt, "j", 1, "/c1", scene.layout.packed, slot.model.pack(), "/s1", named)
     return wm.Checkpoint(*at, NUMBER, EPOCH)
 
 

@@ -78,7 +78,7 @@ def test_a_model_whose_folder_is_not_there_is_waited_for() -> None:
         o.FilePaused(NUMBER, "the model could not be read: no disk")
     ]
     (again,) = scene.handle(ev.Tick(), at=FILE_RETRY_S)
-    assert again == fx.SendWorker(1, wm.Load(1, 2, "j", "/m", scene.layout.tensors, scene.slot.model.pack(), number=1))
+    assert again == fx.SendWorker(1, wm.Load(1, 2, "j", "/m", scene.layout.packed, scene.slot.model.pack(), number=1))
 
 
 def test_a_jobs_own_checkpoint_is_loaded_as_such() -> None:

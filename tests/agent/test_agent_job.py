@@ -25,7 +25,7 @@ def load(scene: Scene, attempt: int = 1, address: int = 1, **more: object) -> wm
     slot = scene.slot
     states = {name: key.pack() for name, key in slot.states.items()}
     return wm.Load(
-        address, attempt, "j", "/m", scene.layout.tensors, slot.model.pack(), states=states, number=NUMBER, **more
+        address, attempt, "j", "/m", scene.layout.packed, slot.model.pack(), states=states, number=NUMBER, **more
     )
 
 

@@ -68,6 +68,7 @@ TENSORS = (
     TensorSpec("steps", "int64", (1,)),
 )
 LAYOUT = Layout(TENSORS)
+PACKED = LAYOUT.packed
 
 
 class Channel:
@@ -589,7 +590,7 @@ def test_checkpoint_and_load(one: Node, tmp_path: Path) -> None:
         job="j",
         round=3,
         path=str(path),
-        tensors=TENSORS,
+        tensors=PACKED,
         model=model.pack(),
         state_path=str(state_path),
         states={"momentum": state.pack()},
@@ -605,7 +606,7 @@ def test_checkpoint_and_load(one: Node, tmp_path: Path) -> None:
     assert sorted(safetensors.numpy.load_file(state_path)) == ["momentum/b", "momentum/w"]
 
     output, loaded_state = one.model(), one.alloc(Kind.STATE, LAYOUT.state_bytes)
-    load = Load(0, 4, "j", str(path), TENSORS, output.pack(), str(state_path), {"momentum": loaded_state.pack()})
+    load = Load(0, 4, "j", str(path), PACKED, output.pack(), str(state_path), {"momentum": loaded_state.pack()})
     worker.channel.send(load)
     worker.channel.take(TaskDone)
     assert one.state(output) == one.state(loaded_state) == ObjectState.SEALED
@@ -618,17 +619,17 @@ def test_files_that_cannot_be_written_or_read_fail_only_their_task(one: Node, tm
     worker = one.fork()
     model = one.put(1, update(np.random.default_rng(8)), 1.0)
     (tmp_path / "file").write_text("not a folder")
-    worker.channel.send(Checkpoint(0, 1, "j", 1, str(tmp_path / "file" / "x"), TENSORS, model.pack()))
+    worker.channel.send(Checkpoint(0, 1, "j", 1, str(tmp_path / "file" / "x"), PACKED, model.pack()))
     assert "file" in worker.channel.take(TaskFailed).text
-    worker.channel.send(Load(0, 2, "j", str(tmp_path / "missing"), TENSORS, one.model().pack()))
+    worker.channel.send(Load(0, 2, "j", str(tmp_path / "missing"), PACKED, one.model().pack()))
     assert "missing" in worker.channel.take(TaskFailed).text
     (tmp_path / "garbage").write_bytes(b"garbage that is long enough")
-    worker.channel.send(Load(0, 2, "j", str(tmp_path / "garbage"), TENSORS, one.model().pack()))
+    worker.channel.send(Load(0, 2, "j", str(tmp_path / "garbage"), PACKED, one.model().pack()))
     assert "no usable safetensors file" in worker.channel.take(TaskFailed).text
     nan = {"w": np.full((700, 3), np.nan, np.float32), "b": np.zeros(33, np.float16), "steps": np.zeros(1, np.int64)}
     safetensors.numpy.save_file(nan, tmp_path / "nan")
     output = one.model()
-    worker.channel.send(Load(0, 2, "j", str(tmp_path / "nan"), TENSORS, output.pack()))
+    worker.channel.send(Load(0, 2, "j", str(tmp_path / "nan"), PACKED, output.pack()))
     assert "NaN" in worker.channel.take(TaskFailed).text
     assert one.state(output) == ObjectState.WRITING
     worker.sync()
@@ -636,7 +637,7 @@ def test_files_that_cannot_be_written_or_read_fail_only_their_task(one: Node, tm
 
 def checkpoint_of(one: Node, path: Path, number: int = 7, round_: int = 3) -> Checkpoint:
     model = one.put(1, update(np.random.default_rng(8)), 1.0)
-    return Checkpoint(0, 1, "j", round_, str(path), TENSORS, model.pack(), number=number, epoch=round_ << 8 | 1)
+    return Checkpoint(0, 1, "j", round_, str(path), PACKED, model.pack(), number=number, epoch=round_ << 8 | 1)
 
 
 def test_a_checkpoint_says_whose_it_is_and_is_loaded_as_no_other(one: Node, tmp_path: Path) -> None:
@@ -653,13 +654,13 @@ def test_a_checkpoint_says_whose_it_is_and_is_loaded_as_no_other(one: Node, tmp_
     }
     wrong = [("k", 7, 3), ("j", 8, 3), ("j", 7, 4)]
     for job, number, round_ in wrong:
-        load = Load(0, 2, job, str(path), TENSORS, one.model().pack(), number=number, round=round_, digests=(digest,))
+        load = Load(0, 2, job, str(path), PACKED, one.model().pack(), number=number, round=round_, digests=(digest,))
         worker.channel.send(load)
         failed = worker.channel.take(TaskFailed)
         assert f"is not the checkpoint of round {round_}" in failed.text and not failed.retry
     for own, digests in ((3, (digest,)), (3, ()), (None, ())):
         output = one.model()
-        load = Load(0, 3, "j", str(path), TENSORS, output.pack(), number=7, round=own, digests=digests)
+        load = Load(0, 3, "j", str(path), PACKED, output.pack(), number=7, round=own, digests=digests)
         worker.channel.send(load)
         worker.channel.take(TaskDone)
         assert one.state(output) == ObjectState.SEALED
@@ -681,7 +682,7 @@ def test_a_checkpoint_that_another_node_wrote_is_loaded_by_the_digest_of_its_row
     known = f"{digest.finish():016x}"
     for digests, taken in (((known,), True), ((), False)):
         output = one.model()
-        worker.channel.send(Load(0, 2, "j", str(path), TENSORS, output.pack(), number=7, round=3, digests=digests))
+        worker.channel.send(Load(0, 2, "j", str(path), PACKED, output.pack(), number=7, round=3, digests=digests))
         if taken:
             worker.channel.take(TaskDone)
         else:
@@ -713,7 +714,7 @@ def test_one_byte_flipped_anywhere_in_a_checkpoint_is_found(one: Node, tmp_path:
     for place in (4000, 4096 + 8, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         output = one.model()
-        worker.channel.send(Load(0, 2, "j", str(path), TENSORS, output.pack(), number=7, round=3, digests=digests))
+        worker.channel.send(Load(0, 2, "j", str(path), PACKED, output.pack(), number=7, round=3, digests=digests))
         failed = worker.channel.take(TaskFailed)
         assert not failed.retry
         assert "damaged" in failed.text or "no usable safetensors file" in failed.text
@@ -734,7 +735,7 @@ def test_a_rules_state_is_checked_as_the_model_is(one: Node, tmp_path: Path) -> 
     (tmp_path / "state").write_bytes(whole[:-1] + b"\1")
     loaded = {"m": one.alloc(Kind.STATE, LAYOUT.accumulator_bytes).pack()}
     output = one.model().pack()
-    load = Load(0, 2, "j", order.path, TENSORS, output, str(tmp_path / "state"), loaded, 7, 3, digests)
+    load = Load(0, 2, "j", order.path, PACKED, output, str(tmp_path / "state"), loaded, 7, 3, digests)
     worker.channel.send(load)
     assert f"{tmp_path / 'state'} is damaged" in worker.channel.take(TaskFailed).text
 
@@ -746,7 +747,7 @@ def test_a_disk_that_refuses_a_checkpoint_is_named_with_what_to_do(tmp_path: Pat
     try:
         key = arena.alloc(Kind.MODEL, 7, 3 << 8, LAYOUT.data_bytes)
         path = tmp_path / "model"
-        order = Checkpoint(0, 1, "j", 3, str(path), TENSORS, key.pack(), number=7)
+        order = Checkpoint(0, 1, "j", 3, str(path), PACKED, key.pack(), number=7)
         with failpoints.armed(f"{point}=raise:{code}"), pytest.raises(ResourceFault) as told:
             files.checkpoint(order, arena)
         assert str(path) in str(told.value) and files.ADVICE[getattr(errno, code)] in str(told.value)
@@ -760,7 +761,7 @@ def test_a_disk_that_refuses_a_checkpoint_is_named_with_what_to_do(tmp_path: Pat
 def test_a_file_that_is_lost_is_not_waited_for_and_one_whose_folder_is_not_there_is(one: Node, tmp_path: Path) -> None:
     worker = one.fork()
     for path, retry in ((tmp_path / "lost", False), (tmp_path / "no" / "disk", True)):
-        worker.channel.send(Load(0, 2, "j", str(path), TENSORS, one.model().pack(), number=7, round=3))
+        worker.channel.send(Load(0, 2, "j", str(path), PACKED, one.model().pack(), number=7, round=3))
         failed = worker.channel.take(TaskFailed)
         assert (failed.retry, str(path) in failed.text) == (retry, True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import ml_dtypes
@@ -13,7 +14,10 @@ from lifl.client.packing import SMALL_BYTES, packing_of
 from lifl.client.tensors import Update, as_model
 from lifl.core.errors import Refused
 from lifl.core.modelfile import LENGTH_BYTES, encode_header, model_pieces
+from lifl.core.protocol.frames import FrameDecoder, encode
+from lifl.core.protocol.worker import Checkpoint, ToWorker
 from lifl.core.schema import DTYPE_BYTES, Layout, TensorSpec
+from lifl.worker import files
 
 FLOATS = SMALL_BYTES // 4
 LAYOUT = Layout(
@@ -120,3 +124,20 @@ def test_a_files_header_is_remembered_without_what_it_says_of_the_round() -> Non
     assert headers[0] == headers[1] == headers[2]
     assert headers[0]["b"] == {"dtype": "F32", "shape": [2, 2], "data_offsets": headers[0]["b"]["data_offsets"]}
     assert json.loads(encode_header([], {"round": "1"})[0][LENGTH_BYTES:]) == {"__metadata__": {"round": "1"}}
+
+
+def test_a_jobs_layout_is_made_once_for_all_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Layout] = []
+
+    class Counted(Layout):
+        def __init__(self, tensors: Sequence[TensorSpec]) -> None:
+            super().__init__(tensors)
+            made.append(self)
+
+    monkeypatch.setattr(files, "Layout", Counted)
+    decoder: FrameDecoder[Any] = FrameDecoder(ToWorker)
+    packed = Layout([TensorSpec(f"layer {n}", "float32", (3,)) for n in range(50)]).packed
+    for round_ in range(1, 4):
+        decoder.feed(encode(Checkpoint(0, 1, "j", round_, "/f", packed, bytes(16))))
+        assert files.layout_of(decoder.next_message().tensors) is made[0]
+    assert (len(made), made[0].packed) == (1, packed)

@@ -41,6 +41,7 @@ from lifl.core.limits import (
     REVOKED_TICKETS_MAX,
     ROUND_METRICS_MAX,
     RULE_CHARS_MAX,
+    SCHEMA_BYTES_MAX,
     SECRET_CHARS_MAX,
     STATES_MAX,
     SUSPECTS_MAX,
@@ -117,6 +118,8 @@ ClientPattern = Annotated[
 ClientPatterns = Annotated[tuple[ClientPattern, ...], msgspec.Meta(min_length=1, max_length=CLIENTS_LISTED_MAX)]
 Suspects = Annotated[tuple[Name, ...], msgspec.Meta(max_length=SUSPECTS_MAX)]
 Tensors = Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=TENSORS_MAX)]
+PackedTensors = Annotated[bytes, msgspec.Meta(max_length=SCHEMA_BYTES_MAX)]
+"""The same as `Layout.packed` has them: whoever has unpacked them once knows them again."""
 Word = Annotated[str, msgspec.Meta(max_length=WORD_CHARS_MAX)]
 """A code, a status or a role; or a name, or nothing."""
 _KnownWord = Annotated[str, msgspec.Meta(max_length=KNOWN_WORD_CHARS_MAX, pattern=r"\A[a-z-]*\Z")]

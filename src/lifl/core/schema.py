@@ -145,15 +145,16 @@ class Layout:
     @cached_property
     def digest(self) -> bytes:
         """What stands for the tensors where both sides know them."""
-        return hashlib.sha256(self.packed()).digest()
+        return hashlib.sha256(self.packed).digest()
 
-    @cached_property
+    @property
     def packed_bytes(self) -> int:
         """The bytes that the tensors take in a frame."""
-        return len(self.packed())
+        return len(self.packed)
 
+    @cached_property
     def packed(self) -> bytes:
-        """Return the tensors as they travel."""
+        """The tensors as they travel."""
         return msgspec.msgpack.encode(self.tensors)
 
     @cached_property

@@ -19,12 +19,14 @@ from lifl.core.schema import DTYPE_BYTES, Layout
 from lifl.rules.kernels import numpy_dtype
 from lifl.rules.load import load_function
 from lifl.shm.arena import Arena
+from lifl.worker.files import layout_of
 
 
 def evaluate(message: Evaluate, arena: Arena) -> dict[str, float]:
     """Return the metrics that the function finds.  Raise what it raises; `ConfigError`, `Refused`, `LocalFault`."""
     function = load_function(message.function, message.folder, "evaluation.server")
-    return checked(message.function, function(model_of(Layout(message.tensors), arena.data(Key.unpack(message.model)))))
+    model = model_of(layout_of(message.tensors), arena.data(Key.unpack(message.model)))
+    return checked(message.function, function(model))
 
 
 def checked(name: str, found: Any) -> dict[str, float]:

@@ -17,8 +17,11 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
+import msgspec
+
 from lifl import failpoints
 from lifl.core.errors import Refused, ResourceFault
+from lifl.core.fields import Tensors
 from lifl.core.formats import CHECKPOINT_FORMAT, RELEASE, newer_text
 from lifl.core.ids import Key
 from lifl.core.limits import COUNT_MAX, WORD_CHARS_MAX
@@ -36,7 +39,7 @@ from lifl.core.modelfile import (
 )
 from lifl.core.planning.treatment import Patterns
 from lifl.core.protocol.worker import Checkpoint, Load
-from lifl.core.schema import Layout, Segment, TensorSpec
+from lifl.core.schema import Layout, Segment
 from lifl.rules import kernels
 from lifl.rules.kernels import vector
 from lifl.shm.arena import Arena
@@ -46,9 +49,12 @@ from lifl.worker.task import clear_gaps
 
 
 @lru_cache(maxsize=1)
-def layout_of(tensors: tuple[TensorSpec, ...]) -> Layout:
-    """Return the layout of what the daemon says, which is the same in each round of a job."""
-    return Layout(tensors)
+def layout_of(tensors: bytes) -> Layout:
+    """Return the layout of what the daemon says, which is the same in each round of a job: it is made once of it.
+
+    Ten thousand tensors take longer to unpack than their file takes to write.
+    """
+    return Layout(msgspec.msgpack.decode(tensors, type=Tensors))
 
 
 @lru_cache(maxsize=1)

@@ -106,7 +106,7 @@ class EvaluationTasks:
         order, spec = self._running[1], self._spec
         assert isinstance(order, EvaluateModel)
         at = (task.address, task.attempt, spec.name, order.round)
-        what = (order.function, spec.aggregation.rule_folder, spec.layout.tensors, task.inputs[0].pack())
+        what = (order.function, spec.aggregation.rule_folder, spec.layout.packed, task.inputs[0].pack())
         return wm.Evaluate(*at, *what)
 
     def restarting(self, task: Task) -> None:

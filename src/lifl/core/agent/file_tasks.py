@@ -131,7 +131,7 @@ class FileTasks:
     def message(self, task: Task) -> Message:
         """Return what the worker is told."""
         spec, order = self._spec, self._orders[task.address]
-        tensors = spec.layout.tensors
+        tensors = spec.layout.packed
         if isinstance(order, SaveModel | CopyModel):
             model, *states = [key.pack() for key in task.inputs]
             # The initial model has no states yet.

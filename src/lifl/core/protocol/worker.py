@@ -22,6 +22,7 @@ from lifl.core.fields import (
     Message,
     Metrics,
     Name,
+    PackedTensors,
     Path,
     Pid,
     Places,
@@ -30,7 +31,6 @@ from lifl.core.fields import (
     StateKeys,
     Suspects,
     TaskSeconds,
-    Tensors,
     Text,
     Treatment,
     Word,
@@ -160,8 +160,8 @@ class Drop(Message, frozen=True):
 class Checkpoint(Message, frozen=True):
     """Write `model` (and the rule's `states`) as safetensors to `path` (`state_path`), durably, all or nothing.
 
-    The files name the job, its `number` and node, the round and its `epoch`; TaskDone has their digests.  `node` wrote
-    what this is a copy of (0: it is none).
+    `tensors` are the model's, packed.  The files name the job, its `number` and node, the round and its `epoch`;
+    TaskDone has their digests.  `node` wrote what this is a copy of (0: it is none).
     """
 
     address: Count
@@ -169,7 +169,7 @@ class Checkpoint(Message, frozen=True):
     job: Name
     round: Count
     path: Path
-    tensors: Tensors
+    tensors: PackedTensors
     model: KeyBytes
     state_path: Path = ""
     states: StateKeys = msgspec.field(default_factory=dict)
@@ -179,7 +179,7 @@ class Checkpoint(Message, frozen=True):
 
 
 class Load(Message, frozen=True):
-    """Read the safetensors file at `path` into the object `output`, which has the layout of `tensors`, and seal it.
+    """Read the safetensors file at `path` into the object `output`, of the layout of `tensors` (packed), and seal it.
 
     `states`: rule state objects by name, read from `state_path` (zero-filled when `state_path` is empty).
     With `round` it must be the checkpoint of that round of job `number` of this node, and the files' digests must be
@@ -190,7 +190,7 @@ class Load(Message, frozen=True):
     attempt: Count
     job: Name
     path: Path
-    tensors: Tensors
+    tensors: PackedTensors
     output: AnyKey
     state_path: Path = ""
     states: StateKeys = msgspec.field(default_factory=dict)
@@ -201,7 +201,7 @@ class Load(Message, frozen=True):
 
 
 class Evaluate(Message, frozen=True):
-    """Give `model`, which has the layout of `tensors`, to the user's `function` (module:function, of this `folder`).
+    """Give `model`, of the layout of `tensors` (packed), to the user's `function` (module:function, of this `folder`).
 
     TaskDone has the metrics that it returns.
     """
@@ -212,7 +212,7 @@ class Evaluate(Message, frozen=True):
     round: Count
     function: RuleName
     folder: Path
-    tensors: Tensors
+    tensors: PackedTensors
     model: KeyBytes
 
 

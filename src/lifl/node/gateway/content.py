@@ -34,7 +34,7 @@ class JobLayout:
     def __init__(self, schema: gm.JobSchema) -> None:
         self.layout = Layout(schema.tensors, schema.reproducible)
         self.digest = self.layout.digest
-        self.tensors = memoryview(self.layout.packed())
+        self.tensors = memoryview(self.layout.packed)
         self.schema_bytes = len(self.tensors)
         self.flow = Flow(schema.bytes_per_s)
         self.averaged = schema.patterns.averaged(self.layout)
