@@ -12,7 +12,9 @@ from lifl.core import events as ev
 from lifl.core.agent.partial_transfers import CARRY_RETRY_S
 from lifl.core.agent.uploads import BUSY_RETRY_S
 from lifl.core.ids import Key, Kind, epoch_of
-from lifl.core.planning.arena_need import round_bytes_min
+from lifl.core.limits import CONTRIBUTION_BYTES_MAX
+from lifl.core.planning.arena_need import beside_bytes_min, round_bytes_min
+from lifl.core.planning.tree import TaskState
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
@@ -49,7 +51,30 @@ def test_one_that_is_awaited_gets_a_slot() -> None:
     scene = top_of()
     key = coming(scene)
     assert scene.arena.of(Kind.PARTIAL) == [key]
-    assert scene.arena.extent_bytes(key) == scene.layout.accumulator_bytes + 100
+    assert scene.arena.extent_bytes(key) == scene.partial_bytes(scene.runner().branch.members_max)
+
+
+def test_all_partials_are_of_one_size_where_that_costs_little() -> None:
+    """What one leaves would else be too short for the next one, by a page."""
+    scene = top_of(updates=8)
+    for client in ("c1", "c2"):
+        scene.upload(client)
+    coming(scene)
+    most = scene.runner().branch.members_max
+    assert {scene.arena.extent_bytes(key) for key in scene.arena.of(Kind.PARTIAL)} == {scene.partial_bytes(most)}
+    assert scene.replica.spec.records_bytes(2, 10**6) == 2 * CONTRIBUTION_BYTES_MAX
+
+
+def test_one_comes_only_when_there_is_room_for_all_that_takes_it() -> None:
+    """Many that have come would else fill the arena, and no task that takes them would have room for what it makes."""
+    scene = top_of(updates=0, others=(1, 2, 3))
+    scene.arena.allows = 2  # its slot, and the middle's
+    assert scene.handle(offer(scene)) == [BUSY]
+    assert scene.arena.of(Kind.PARTIAL) == []
+    scene.arena.allows = None
+    coming(scene)
+    middle, *_, top = scene.tasks()
+    assert (middle.state, top.state) == (TaskState.OPEN, TaskState.OPEN)
 
 
 @pytest.mark.parametrize("other", ["job", "epoch", "branch"])
@@ -223,3 +248,15 @@ def test_a_top_is_promised_what_its_tree_needs_while_it_takes_partials_of_others
     assert quota._reserved[NUMBER] == round_bytes_min(scene.layout, section, 4, 0, 19, members) > least
     scene.handle(o.DropBranch(NUMBER, EPOCH, 0))
     assert quota._reserved[NUMBER] == least
+
+
+def test_branches_beside_each_other_are_promised_what_all_of_them_need() -> None:
+    scene = Scene(elements=LARGE)
+    scene.has_model()
+    replica, quota = scene.replica, scene.engine.agent.quota
+    section, members = replica.spec.aggregation, replica.spec.clients_per_round
+    scene.handle(o.OpenBranch(NUMBER, EPOCH, 0, 0, (1,), 4))
+    top = quota._reserved[NUMBER]
+    assert top == round_bytes_min(scene.layout, section, 0, 0, 5, members)
+    scene.handle(o.OpenBranch(NUMBER, EPOCH, 2, 4))
+    assert quota._reserved[NUMBER] == top + beside_bytes_min(scene.layout, section, 4, members)

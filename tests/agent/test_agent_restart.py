@@ -215,8 +215,27 @@ def test_what_waits_for_room_is_freed_with_its_branch() -> None:
 
 def test_where_nothing_can_make_room_the_round_fails() -> None:
     _, led = short_of_room(8, 0)
-    text = "the arena has no room to go on after the restart: the arena is full"
+    text = "the arena has no room to go on with what is here: the arena is full"
     assert led[1] == o.BranchFailed(NUMBER, EPOCH, text, retry=True)
+
+
+@pytest.mark.parametrize("what", ["an update is on its way", "a task has all that it needs", "it is given up"])
+def test_where_a_branch_beside_it_may_make_room_it_is_waited_for(what: str) -> None:
+    left = Left()
+    left.has(Kind.UPDATE, "c1")
+    scene = left.opened()
+    scene.has_branch(1, branch=3)
+    if what == "an update is on its way":
+        scene.grant("c7", branch=3)
+    else:
+        scene.upload("c7", branch=3)
+        scene.all_ready()
+    if what == "it is given up":
+        scene.handle(o.DropBranch(NUMBER, EPOCH, 3))
+    scene.arena.allows = 0
+    scene.anew()
+    assert left.branch(2) == [adopted("c1")]
+    assert len(scene.runner().branch.unfed) == 1
 
 
 def test_where_another_job_may_make_room_it_is_waited_for() -> None:
@@ -242,7 +261,7 @@ def test_a_partial_that_comes_while_updates_wait_for_room_waits_behind_them() ->
     scene.arena.allows = 0
     scene.anew()
     left.branch(8, others=(1,))
-    scene.arena.allows = 1
+    scene.arena.allows = 2  # its slot, and the output of the top that takes it
     scene.anew()
     (grant,) = scene.handle(gm.Offered(7, NUMBER, EPOCH, 1, 1, scene.layout.accumulator_bytes, 50))
     key = Key.unpack(grant.key)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from coordinator_scene import ARRIVED, CLOSED, EPOCH, HOME, LAYOUT, NUMBER, OPEN, B, C, Led, Scene, joined
+from coordinator_scene import ARRIVED, CLOSED, EPOCH, FORGETTING, HOME, LAYOUT, NUMBER, OPEN, B, C, Led, Scene, joined
 
 from lifl.core import effects as fx
 from lifl.core.coordinator import round_planner
 from lifl.core.coordinator.round import Phase
 from lifl.core.coordinator.round_planner import SPARE_PARTIALS
 from lifl.core.errors import Refused
-from lifl.core.planning.arena_need import round_bytes_min
+from lifl.core.planning.arena_need import beside_bytes_min, model_bytes, round_bytes_min
 from lifl.core.planning.plan import Plan, PlanRequest
 from lifl.core.protocol import commands as o
 
@@ -86,6 +86,40 @@ def test_what_is_not_granted_goes_to_the_node_that_has_room_now_and_clients_are_
     assert {number: record.updates for number, record in round_.branches.items()} == {0: 1, 1: 0, 2: 3}
     assert led.events == [("round.replanned", {"round": 1, "parts": 3})]
     assert round_.assigned == {}
+
+
+def _held_at_home(scene: Scene, places: int) -> int:
+    """What the top and a branch of four updates need beside each other, when no other node sends a partial."""
+    section = scene.spec.config.aggregation
+    branch = beside_bytes_min(LAYOUT, section, 4, 4)
+    return max(model_bytes(LAYOUT) + branch, round_bytes_min(LAYOUT, section, 0, 0, places, 4, coming=1))
+
+
+@pytest.mark.parametrize("lacks", [0, 1])
+def test_what_moves_comes_only_where_all_branches_of_the_round_fit_beside_each_other(lacks: int) -> None:
+    """A round failed for want of room in an arena that held each of its branches, and not all."""
+    capacity = {HOME: 8.0, B: 0.0}
+    scene = Scene(goal=4, nodes=(HOME, B), capacity=capacity, aggregation=WORST)
+    section = scene.spec.config.aggregation
+    with_b = round_bytes_min(LAYOUT, section, 0, 0, 5, 4, coming=1) + beside_bytes_min(LAYOUT, section, 4, 4)
+    need = max(with_b, round_bytes_min(LAYOUT, section, 0, 0, 5, 4, coming=2))
+    scene.coordinator.nodes.get(HOME).arena_bytes = need - lacks
+    round_ = scene.has_round(branches=[(HOME, 0, OPEN), (B, 4, OPEN)], others_max=5)
+    round_.replan_at_s = 10.0
+    led = scene.do(scene.coordinator.tick, at=10.0)
+    opened = [] if lacks else [(HOME, o.OpenBranch(NUMBER, EPOCH, 2, 4))]
+    assert led.ordered(o.OpenBranch) == opened
+    assert scene.branch(1).updates == (4 if lacks else 0)
+
+
+@pytest.mark.parametrize("lacks", [0, 1])
+def test_what_is_lost_waits_for_room_rather_than_have_no_place(lacks: int) -> None:
+    scene = Scene(goal=4, nodes=(HOME, B), capacity={B: 0.0}, aggregation=WORST)
+    scene.coordinator.nodes.get(HOME).arena_bytes = _held_at_home(scene, 5) - lacks
+    scene.coordinator.nodes.get(B).leaving = True
+    scene.has_round(branches=[(HOME, 0, OPEN), (B, 4, FORGETTING)], others_max=5)
+    led = scene.handle(o.BranchForgotten(NUMBER, EPOCH, 1))
+    assert led.ordered(o.OpenBranch) == [(HOME, o.OpenBranch(NUMBER, EPOCH, 2, 4))]
 
 
 def test_an_open_branch_is_widened_as_far_as_its_tree_has_leaves() -> None:

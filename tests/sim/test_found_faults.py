@@ -34,6 +34,7 @@ LIVES = {
         3,
         True,
     ),
+    "a top failed for want of room while a branch beside it had all that it needs to end": (145795, 3, False),
 }
 """Seeds that found a fault by themselves: seed, hosts, and whether the coordinator moves.
 
@@ -59,6 +60,11 @@ def test_a_job_that_is_paused_before_it_goes_on_with_a_round_keeps_what_was_acce
 
 def test_a_coordinator_that_has_more_at_home_than_the_goal_waits_for_the_others_with_books_that_agree() -> None:
     live(120411, 3, moves=True, returns=True)
+
+
+def test_a_top_waits_for_the_room_that_a_branch_beside_it_gives_back() -> None:
+    """An update was on its way to that branch, and all of the arena was the job's: the round failed at once."""
+    live(145267, 3, moves=True, returns=True)
 
 
 def test_a_job_that_is_to_wait_in_line_is_no_job_that_has_begun_to_who_coordinates_next() -> None:

@@ -224,6 +224,16 @@ def test_a_node_with_the_model_whose_arena_cannot_hold_the_top_is_refused_with_t
         make_plan(ask([], 4, nodes=nodes, model_node="a"))
 
 
+def test_a_node_that_has_no_room_beside_what_it_has_of_the_round_takes_nothing_more() -> None:
+    nodes = (NodeFacts("a", 9.0, ROOMY, is_full=True), NodeFacts("b", 1.0, ROOMY))
+    plan = make_plan(ask([], 4, nodes=nodes, model_node="a"))
+    assert (plan.top, part(plan, "a").updates, part(plan, "b").updates) == ("a", 0, 4)
+    assert "its arena has no room for a branch beside what it has of the round" in part(plan, "a").reasons[0]
+    with pytest.raises(Refused, match="no node has room for a branch beside") as refused:
+        make_plan(ask([], 4, nodes=nodes[:1], model_node="a"))
+    assert refused.value.code == "no-room"
+
+
 def test_an_arena_without_room_for_the_top_sends_it_elsewhere() -> None:
     nodes = (NodeFacts("a", 9.0, 7 * MODEL), NodeFacts("b", 1.0, ROOMY))
     plan = make_plan(ask([], 4, nodes=nodes, policy="first-fit"))

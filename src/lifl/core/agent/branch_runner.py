@@ -7,6 +7,7 @@ of a top stay until the round is committed: they are what a restarted node would
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TypeVar
 
@@ -47,9 +48,11 @@ class BranchRunner:
         turn: Turn,
         quota: Quota,
         tasks: TaskTable,
+        beside: Mapping[tuple[int, int], BranchRunner],
     ) -> None:
         self.durable = spec.durable
         self.branch = branch
+        self.beside = beside  # the job's branches on this node, this one among them
         self.need_bytes = 0  # of the arena, at the least
         self.job = spec.number
         self.deadline_s = spec.aggregation.task_limit_s
@@ -83,6 +86,22 @@ class BranchRunner:
             self._quota.free(key)
             raise
         self._turn.touch(self.job)
+        return key
+
+    def room_for_partial(self, data_bytes: int, meta_bytes: int, others: int) -> Key:
+        """Return the slot for a partial that comes, behind `others` that are on their way.  Raise `ArenaFull`.
+
+        The tasks that take it are open then, as an update's are: what has been let in can always be folded.
+        """
+        branch, spec = self.branch, self._spec
+        meta_bytes = max(meta_bytes, spec.records_bytes(0, branch.members_max))
+        key = self._quota.alloc(Kind.PARTIAL, spec.number, branch.epoch, data_bytes, meta_bytes, (spec.number, 0))
+        place = branch.adopted + len(branch.arrived) + others
+        try:
+            self._outputs.open_paths(self, branch.tree.adopting[place : place + 1])
+        except ArenaFull:
+            self._quota.free(key)
+            raise
         return key
 
     def sealed(self, key: Key, event: gm.Sealed) -> list[Outcome]:
@@ -330,17 +349,28 @@ class BranchRunner:
 
 
 def no_room(runner: BranchRunner, full: ArenaFull) -> list[Outcome]:
-    """Wait for room, or fail the attempt at the round when nothing ends that would make some."""
-    branch, quota = runner.branch, runner._quota
-    # A task that runs but lacks inputs ends nothing.
-    active = any(
-        t.state is TaskState.PLACING or (t.state is TaskState.RUNNING and t.complete) for t in branch.tree.tasks
-    )
+    """Wait for room, or fail the attempt at the round when nothing ends that would make some.
+
+    What is the job's alone may end: a branch beside this one, a round that is saved, a task that was given up, a model
+    that somebody still reads.  So this fails only what would wait for nothing but itself.
+    """
+    quota = runner._quota
     alone = quota.used_bytes == quota.job_used_bytes(runner.job)
-    if not alone or branch.in_flight or branch.loading or active:
+    leaves = bool(runner._slot.doomed) or runner._tasks.lets_go(runner.job)
+    if not alone or leaves or any(_makes_room(each, runner.branch.epoch) for each in runner.beside.values()):
         return []
-    text = f"the arena has no room to go on after the restart: {full}"
-    return [BranchFailed(runner.job, branch, text, retry=True)]
+    text = f"the arena has no room to go on with what is here: {full}"
+    return [BranchFailed(runner.job, runner.branch, text, retry=True)]
+
+
+def _makes_room(runner: BranchRunner, epoch: int) -> bool:
+    """Return whether something of a branch will end by itself, for one of this epoch that waits for room."""
+    branch = runner.branch
+    if branch.in_flight or branch.loading or (branch.sealed and branch.epoch != epoch):
+        return True
+    # A task that runs but lacks inputs ends nothing.
+    states = (TaskState.PLACING, TaskState.RUNNING)
+    return any(t.state is states[0] or (t.state is states[1] and t.complete) for t in branch.tree.tasks)
 
 
 def _move_to_top(runner: BranchRunner, given_up: list[Task]) -> None:

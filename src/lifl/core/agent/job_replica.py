@@ -26,7 +26,7 @@ from lifl.core.events import Orphan
 from lifl.core.fields import Message
 from lifl.core.ids import Key, round_of
 from lifl.core.limits import COST_LINES_MAX, TEXT_CHARS_MAX
-from lifl.core.planning.arena_need import fold_bytes_min, round_bytes_min
+from lifl.core.planning.arena_need import fold_bytes_min, model_bytes, round_bytes_min
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.evaluations import EvaluateModel, ModelEvaluated
@@ -111,7 +111,7 @@ class JobReplica:
             self.spec.fold,
             self._turn.now,
         )
-        runner = BranchRunner(branch, self.spec, self.slot, self._turn, self._quota, self._tasks)
+        runner = BranchRunner(branch, self.spec, self.slot, self._turn, self._quota, self._tasks, self.runners)
         runner.need_bytes = branch_need(self.spec, order, len(partials))
         self.runners[order.epoch, order.branch] = runner
         branch.accepted = {member.client: member for member in members}
@@ -401,9 +401,11 @@ def promise(replica: JobReplica) -> None:
 
     A top that takes partials of other nodes may need more than a round on one node does, and of a branch beside it no
     room was kept before: no other job is to begin in what it has yet to take, or both would wait for each other.
+    Branches that are here beside each other need it all, but for the model, which is here once.
     """
     branches = [runner.need_bytes for runner in replica.runners.values() if not runner.branch.sealed]
-    wanted, quota = max(replica.least_bytes, *branches, 0), replica._quota
+    shared = model_bytes(replica.spec.layout) * max(len(branches) - 1, 0)
+    wanted, quota = max(replica.least_bytes, sum(branches) - shared), replica._quota
     if wanted != replica.promised_bytes and quota.reserve(replica.spec.number, min(wanted, quota.total_bytes)):
         replica.promised_bytes = wanted
 

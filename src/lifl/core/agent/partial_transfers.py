@@ -12,7 +12,7 @@ from lifl.core.agent.quota import Quota
 from lifl.core.agent.uploads import BUSY_RETRY_S
 from lifl.core.errors import ArenaFull
 from lifl.core.fields import Message
-from lifl.core.ids import Key, Kind, round_of
+from lifl.core.ids import Key, round_of
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.turn import Turn
@@ -47,17 +47,16 @@ class PartialTransfers:
             self.refuse(event.conn)
             return
         name, round_ = replica.spec.name, round_of(event.epoch)
-        coming = any(at.top is top and at.number == event.branch for at in self._coming.values())
+        coming = [at.number for at in self._coming.values() if at.top is top]
         if event.branch in top.branch.arrived:
             self._tell(event.conn, cm.Accepted(name, round_))
         elif event.branch not in top.branch.awaited:
             self.refuse(event.conn)
-        elif coming or event.data_bytes != replica.spec.accumulator_bytes:
+        elif event.branch in coming or event.data_bytes != replica.spec.accumulator_bytes:
             self._tell(event.conn, cm.Busy(name, round_, BUSY_RETRY_S))
         else:
-            sizes = (event.data_bytes, event.meta_bytes)
             try:
-                key = self._quota.alloc(Kind.PARTIAL, event.number, event.epoch, *sizes, (event.number, 0))
+                key = top.room_for_partial(event.data_bytes, event.meta_bytes, len(coming))
             except ArenaFull:
                 self._tell(event.conn, cm.Busy(name, round_, BUSY_RETRY_S))
                 return

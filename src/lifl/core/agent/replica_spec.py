@@ -6,10 +6,14 @@ import msgspec
 
 from lifl.core.config.job import QuotaSection
 from lifl.core.errors import Refused, RemoteFault
+from lifl.core.limits import CONTRIBUTION_BYTES_MAX
 from lifl.core.planning.arena_need import branch_bytes_min, round_bytes_min
 from lifl.core.planning.treatment import Patterns, reads_model, treated
 from lifl.core.protocol.commands import FetchJob, LoadJob, OpenBranch, OpenJob
 from lifl.core.schema import Layout
+
+RECORDS_SHARE = 64
+"""Of so many parts of a partial one may be room for records that it has not: it is reserved for it in any case."""
 
 
 class ReplicaSpec:
@@ -62,6 +66,15 @@ class ReplicaSpec:
     def accumulator_bytes(self) -> int:
         """The bytes of a partial's tensors."""
         return self.layout.accumulator_bytes
+
+    def records_bytes(self, members: int, most: int) -> int:
+        """Return the bytes for the records of a partial's members, of which the branch has at most `most`.
+
+        Where it costs little (`RECORDS_SHARE`) all partials of a job get those of the most: so what one has left is
+        room for any other, and none lies between two that are too short by a page.
+        """
+        alike = most * CONTRIBUTION_BYTES_MAX
+        return alike if RECORDS_SHARE * alike <= self.accumulator_bytes else members * CONTRIBUTION_BYTES_MAX
 
     @property
     def state_bytes(self) -> int:

@@ -54,7 +54,8 @@ class TaskOutputs:
         if task.role == "top":
             task.output, self.states = self._slot.alloc(self._branch.epoch, self._spec.state_names, *self._meta_bytes)
         else:
-            meta_bytes = self._branch.tree.members_max(task, self._branch.members_max) * CONTRIBUTION_BYTES_MAX
+            most = self._branch.members_max
+            meta_bytes = self._spec.records_bytes(self._branch.tree.members_max(task, most), most)
             number, size = self._spec.number, self._spec.accumulator_bytes
             slab = None if self._branch.tree.is_chain else (number, task.level)
             task.output = self._quota.alloc(Kind.PARTIAL, number, self._branch.epoch, size, meta_bytes, slab)

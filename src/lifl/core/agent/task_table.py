@@ -159,6 +159,10 @@ class TaskTable:
         """Return whether the worker of the task there is to let go of it."""
         return address in self._abandoned
 
+    def lets_go(self, job: int) -> bool:
+        """Return whether a worker is still to let go of a task that the job has given up."""
+        return any(self._open[address].runner.job == job for address in self._abandoned)
+
     def is_owed(self, address: int) -> bool:
         """Return whether the worker of the task there has all that it needs."""
         task = self.at(address).task

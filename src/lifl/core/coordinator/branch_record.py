@@ -52,6 +52,16 @@ class BranchRecord:
         """True when what is in it is known, and will not change."""
         return self.state in (BranchState.CLOSED, BranchState.ARRIVED)
 
+    @property
+    def arrived(self) -> bool:
+        """True when the top has its partial."""
+        return self.state is BranchState.ARRIVED
+
+    @property
+    def sends(self) -> bool:
+        """True unless it is closed with nothing in it: then no partial comes of it."""
+        return not self.closed or self.updates > 0
+
     def move(self, state: BranchState) -> None:
         """Raise `LocalFault`, and change nothing, when the table does not allow it."""
         if state not in TRANSITIONS[self.state]:

@@ -235,7 +235,7 @@ class BranchTracker:
             return
         for record in round_.branches.values():
             record.updates -= max(0, round_.room(record))
-        self.fill(round_)
+        self.fill(round_, may_wait=False)
         after = {record.number: record.updates for record in round_.branches.values()}
         if after != before:
             self._replanned(round_)
@@ -265,16 +265,17 @@ class BranchTracker:
         fields = {"round": round_.number, "parts": len(round_.nodes)}
         self._turn.emit(fx.Publish("round.replanned", self._spec.name, fields))
 
-    def fill(self, round_: Round) -> bool:
+    def fill(self, round_: Round, may_wait: bool = True) -> bool:
         """Find branches for what the others do not take, by a plan of the nodes as they are now.
 
+        They `may_wait` where there is no room for them yet: they have no place.
         Return whether that opened some; then the round's row is written.
         """
         missing = _missing(round_)
         if missing <= 0:
             return False
         try:
-            wanted = self._planner.plan(round_, missing).updates
+            wanted = self._planner.plan_more(round_, missing, may_wait).updates
         except Refused as refused:
             wanted = {}
             fields = {"round": round_.number, "missing": missing, "reason": refused.text}
@@ -356,4 +357,4 @@ def _narrow(round_: Round, node: int, updates: int) -> None:
 def _places_left(round_: Round) -> int:
     """Return how many more branches the top can take partials of; one that is closed with nothing in it sends none."""
     others = [record for record in round_.branches.values() if record.number]
-    return round_.others_max - sum(not (record.closed and record.updates == 0) for record in others)
+    return round_.others_max - sum(record.sends for record in others)

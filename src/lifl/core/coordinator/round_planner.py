@@ -15,7 +15,7 @@ from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import NodeTable
 from lifl.core.coordinator.round import Round
 from lifl.core.errors import Refused
-from lifl.core.planning.arena_need import ARENA_MORE_BYTES, rooms_of, round_bytes_min
+from lifl.core.planning.arena_need import ARENA_MORE_BYTES, beside_bytes_min, model_bytes, rooms_of, round_bytes_min
 from lifl.core.planning.plan import NodeFacts, Plan, PlanRequest
 from lifl.core.planning.planner import make_plan
 from lifl.core.planning.request import plan_request
@@ -45,11 +45,38 @@ class RoundPlanner:
         """Return who takes so many updates of the round.  Raise `Refused` when the nodes cannot hold it."""
         if self._spec.is_fold:
             return Planned({self._nodes.home: updates}, self._nodes.home)
-        wanted = self._spec.config.node_labels
         request = self._request(updates)
+        return self._planned(round_, request)
+
+    def plan_more(self, round_: Round, updates: int, may_wait: bool) -> Planned:
+        """Return who takes so many updates that no branch takes.  Raise `Refused` when the nodes cannot hold it.
+
+        A branch comes to a node only beside what the round needs there already.  Where no node has that room, and
+        these updates have no other place, they `may_wait` in one that ends when others have made room.
+        """
+        if self._spec.is_fold:
+            return self.plan(round_, updates)
+        request = self._request(updates)
+        share = self._spec.config.quota.arena_share
+        have = {node: self._room_beside(round_, node, updates) for node in round_.nodes}
+        needs = {f"{node:016x}": need / share for node, need in have.items()}
+        nodes = tuple(
+            msgspec.structs.replace(each, is_full=each.arena_bytes < needs.get(each.node, 0)) for each in request.nodes
+        )
+        try:
+            return self._planned(round_, msgspec.structs.replace(request, nodes=nodes), anywhere=False)
+        except Refused:
+            if not may_wait:
+                raise
+        return self._planned(round_, request)
+
+    def _planned(self, round_: Round, request: PlanRequest, anywhere: bool = True) -> Planned:
+        updates, wanted = request.updates, self._spec.config.node_labels
         try:
             plan = make_plan(request)
         except Refused:
+            if not anywhere:
+                raise
             alone = len(self._nodes) == 1 or self._nodes.promised.keys() - {self._spec.number}
             here = alone and self._nodes.fits(self._nodes.home, wanted)
             if not here and not any(facts.takes_updates for facts in request.nodes):
@@ -64,6 +91,28 @@ class RoundPlanner:
             self._promise(round_, updates, self._rooms(request, plan))
         self._turn.emit(fx.SavePlan(self._spec.name, round_.number, round_.attempt, request, plan))
         return Planned({int(node.node, 16): node.updates for node in plan.nodes if node.updates}, int(plan.top, 16))
+
+    def _room_beside(self, round_: Round, node: int, updates: int) -> int:
+        """Return the bytes of a node's arena that the round needs with a branch of so many updates more, at the least.
+
+        At home these are the top's for the partials that come; each branch there makes one, and is then gone.
+        """
+        spec, section = self._spec, self._spec.config.aggregation
+        layout, members = spec.layout, spec.config.selection.clients_per_round
+        others = [record for number, record in round_.branches.items() if number and record.sends]
+        home = node == self._nodes.home  # elsewhere a partial stays until the commit
+        here = [each.updates_max for each in others if each.node == node and not (home and each.arrived)]
+        needs = sorted(beside_bytes_min(layout, section, each, members) for each in (*here, updates))
+        if not home:
+            return model_bytes(layout) + sum(needs)
+        own, places, away = round_.branches[0].updates_max, round_.others_max, len(others) - len(here)
+
+        def top(coming: int) -> int:
+            if not own and not coming:
+                return model_bytes(layout)
+            return round_bytes_min(layout, section, own, len(spec.states), places, members, coming)
+
+        return max(top(away + done) + sum(needs[done:]) for done in range(len(needs) + 1))
 
     @property
     def _has_whole(self) -> bool:

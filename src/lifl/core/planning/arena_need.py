@@ -17,26 +17,38 @@ ARENA_MORE_BYTES = 8 << 20
 
 
 def round_bytes_min(
-    layout: Layout, aggregation: AggregationSection, goal: int, states: int, partials: int = 0, members: int = 0
+    layout: Layout,
+    aggregation: AggregationSection,
+    goal: int,
+    states: int,
+    partials: int = 0,
+    members: int = 0,
+    coming: int | None = None,
 ) -> int:
     """Return the bytes that a round needs of an arena at the least, pages rounded up: `lifl submit` refuses beyond it.
 
     The old and the new model with the rule's states, the partial of a round that is being saved, the partials of
     one path of the tree (which has places for `partials` of other nodes), the updates of one leaf or of the top.
-    `goal` updates come here, and up to `members` (0: as many) are in a partial.
+    `goal` updates come here, and up to `members` (0: as many) are in a partial.  Only `coming` of the partials come
+    (None: all).
     """
     meta = max(goal, members) * CONTRIBUTION_BYTES_MAX
     model = 2 * (layout.data_bytes + states * layout.state_bytes + PAGE_BYTES)
-    partials_held = _partials_held(goal, aggregation.fan_in, aggregation.middle_fan_in, partials)
+    partials_held = _partials_held(goal, aggregation.fan_in, aggregation.middle_fan_in, partials, coming=coming)
     held = (partials_held + 2) * (layout.accumulator_bytes + meta + PAGE_BYTES)
     taken = min(goal, max(aggregation.fan_in, TAIL_MAX))
     return model + held + taken * update_bytes(layout)
 
 
 @lru_cache(maxsize=1024)
-def _partials_held(updates: int, fan_in: int, middle_fan_in: int, partials: int = 0, top: bool = True) -> int:
+def _partials_held(
+    updates: int, fan_in: int, middle_fan_in: int, partials: int = 0, top: bool = True, coming: int | None = None
+) -> int:
     """Return how many partials of such a tree are there at a time, at the most: it is asked for at each event."""
-    return Tree(updates, fan_in, middle_fan_in, partials, top).partials_held_max()
+    tree = Tree(updates, fan_in, middle_fan_in, partials, top)
+    if coming is not None:
+        tree.close_partials(coming)
+    return tree.partials_held_max()
 
 
 def branch_bytes_min(layout: Layout, aggregation: AggregationSection, updates: int, members: int) -> int:
@@ -47,7 +59,17 @@ def branch_bytes_min(layout: Layout, aggregation: AggregationSection, updates: i
     partials_held = _partials_held(max(updates, 1), aggregation.fan_in, aggregation.middle_fan_in, top=False)
     partial = layout.accumulator_bytes + max(updates, members) * CONTRIBUTION_BYTES_MAX + PAGE_BYTES
     held = (partials_held + 1) * partial
-    return layout.data_bytes + PAGE_BYTES + held + min(updates, aggregation.fan_in) * update_bytes(layout)
+    return model_bytes(layout) + held + min(updates, aggregation.fan_in) * update_bytes(layout)
+
+
+def beside_bytes_min(layout: Layout, aggregation: AggregationSection, updates: int, members: int) -> int:
+    """Return what a branch needs of an arena beside another one of its round: the model for its clients is there."""
+    return branch_bytes_min(layout, aggregation, updates, members) - model_bytes(layout)
+
+
+def model_bytes(layout: Layout) -> int:
+    """Return the bytes that a model takes of an arena, pages rounded up."""
+    return layout.data_bytes + PAGE_BYTES
 
 
 def rooms_of(plan: Plan, layout: Layout, aggregation: AggregationSection, goal: int, states: int) -> dict[str, int]:

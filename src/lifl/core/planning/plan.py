@@ -41,7 +41,8 @@ class NodeFacts(msgspec.Struct, frozen=True):
 
     `residual` is RC in updates at a time (`capacity.py`), `arena_bytes` what this job may use of the arena (what
     it uses already included), `execution_s` is E (0: not measured, `Costs` decide), `warm` its idle workers.  One that
-    has not the labels which the job asks for (`placement.nodes`) does not take updates.
+    has not the labels which the job asks for (`placement.nodes`) does not take updates, nor does one that `is_full`: it
+    has no room for a branch more beside those that it has of the round.
     """
 
     node: Name
@@ -51,6 +52,7 @@ class NodeFacts(msgspec.Struct, frozen=True):
     warm: Count = 0
     execution_s: Seconds = 0.0
     takes_updates: bool = True
+    is_full: bool = False
     reached: Reached = "local"
 
     def incoming(self, costs: Costs) -> tuple[float, str]:

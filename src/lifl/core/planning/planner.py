@@ -206,9 +206,11 @@ def _find_takers(nodes: list[_Node], holder: _Node | None) -> None:
     """
     for node in nodes:
         need = node.leaf_bytes(node.request.updates)
-        node.takes = node.facts.takes_updates and node.facts.arena_bytes >= need
+        node.takes = node.facts.takes_updates and not node.facts.is_full and node.facts.arena_bytes >= need
         if not node.facts.takes_updates:
             node.reasons.append("takes no updates: it has not the labels that the job asks for (placement.nodes)")
+        elif node.facts.is_full:
+            node.reasons.append("takes no updates: its arena has no room for a branch beside what it has of the round")
         elif not node.takes:
             have = node.facts.arena_bytes
             what = "a leaf and its path with the top" if node.has_model else "a leaf and its path"
@@ -268,7 +270,10 @@ def _place(request: PlanRequest, nodes: list[_Node], holder: _Node | None) -> No
     if not takers:
         if holder is not None and holder.remote_max(0, 1) < 1:
             raise _too_large([holder], holder.need_bytes(0, 0, 1, True), "the top")
-        fit = [node for node in nodes if node.facts.takes_updates]
+        fit = [node for node in nodes if node.facts.takes_updates and not node.facts.is_full]
+        if not fit:
+            text = "no node has room for a branch beside what it has of the round; start one with a larger arena"
+            raise Refused("no-room", "node", f"{text} (lifl up --arena-bytes)")
         raise _too_large(fit, min(node.leaf_bytes(asked) for node in fit), "a leaf and its path")
     demand = max(node.demand for node in takers)
     units = {node.name: math.floor(node.facts.residual * UNITS_PER_UPDATE) for node in takers}

@@ -242,9 +242,17 @@ class Tree:
         return min(most, sum(self.members_max(child, most) for child in task.children))
 
     def partials_held_max(self) -> int:
-        """Return the most partials that one path of the tree holds: each level's fan-in and its own outputs."""
+        """Return the most partials that one path of the tree holds: each level's fan-in and its own outputs.
+
+        Of a tree that was closed with fewer: those that it expects.
+        """
         widest: dict[int, int] = {}
         for task in self.tasks:
             if task.role != "leaf":
-                widest[task.level] = max(widest.get(task.level, 0), len(task.children) + task.adopted)
+                widest[task.level] = max(widest.get(task.level, 0), _partials_of(task))
         return sum(widest.values())
+
+
+def _partials_of(task: Task) -> int:
+    """Return how many partials the task expects."""
+    return sum(child.expect > 0 for child in task.children) + task.adopted
