@@ -29,7 +29,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
     def led(found: re.Match[str]) -> str:
         path = found["path"].removeprefix("docs/") if inside else found["path"]
-        if found["up"] and path not in TOP:
+        if found["up"] and path not in TOP and not path.endswith(".png"):
             return "]"
         return f"]({path}{found['anchor'] or ''})"
 

@@ -61,7 +61,10 @@ def take_part(node: str, name: str, model: Any, job: str = "adapters") -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "model":
-        save_file({name: each.contiguous() for name, each in adapters_of(model_with(ALL)).items()}, sys.argv[2])
-    else:
-        take_part(sys.argv[2], sys.argv[3], model_with(sys.argv[4].split(",")))
+    match sys.argv[1:]:
+        case ["model", path]:
+            save_file({name: each.contiguous() for name, each in adapters_of(model_with(ALL)).items()}, path)
+        case ["train", node, name, layers]:
+            take_part(node, name, model_with(layers.split(",")))
+        case _:
+            raise SystemExit(__doc__)

@@ -117,6 +117,8 @@ def plus_one(data: bytes, tensors: list[Any]) -> bytes:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        raise SystemExit(__doc__)
     where, of_job, called = sys.argv[1:]
     at, _, number = where.rpartition(":")
     PlainClient(at, int(number), of_job, called).take_part()

@@ -34,6 +34,7 @@ NAMES = (
     "docs/index.md",
     "docs/integrations.md",
     "docs/jax.md",
+    "docs/log.md",
     "docs/nvflare.md",
     "docs/openfl.md",
     "docs/operating.md",
