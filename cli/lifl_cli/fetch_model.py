@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ def _number(result: dict[str, Any], which: Which) -> int:
     raise Refused("no-best", "round", text)
 
 
-def _read(source: Path) -> Iterator[bytes]:
+def _read(source: Path) -> Generator[bytes]:
     """Yield a file of this machine in pieces."""
     if source.exists() and not source.is_file():  # a pipe would be waited for
         raise ResourceFault(f"{source}, where the model was, is no file any more")
@@ -128,7 +128,7 @@ def _read(source: Path) -> Iterator[bytes]:
             yield piece
 
 
-def _fetched(daemon: DaemonClient, job: str, number: int) -> Iterator[bytes]:
+def _fetched(daemon: DaemonClient, job: str, number: int) -> Generator[bytes]:
     """Yield the model's file in pieces, from a node on another machine."""
     found = daemon.ask(ReadModel(job, number, 0))
     offset, nbytes = 0, found["bytes"]
@@ -145,15 +145,16 @@ def _fetched(daemon: DaemonClient, job: str, number: int) -> Iterator[bytes]:
             found = daemon.ask(ReadModel(job, number, offset))
 
 
-def _copy(pieces: Iterator[bytes], target: Path, line: dict[str, Any], source: Path | None) -> None:
+def _copy(pieces: Generator[bytes], target: Path, line: dict[str, Any], source: Path | None) -> None:
     """Write by way of a file beside `target`, so that no half a model ever stands there, nor a damaged one."""
     from lifl.shm.checksum import StreamChecksum
 
+    target = target.resolve()  # a link stays one
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     found, digest = StreamChecksum(), line.get("digest", "")
     try:
         try:
-            with partial.open("wb") as written:
+            with partial.open("wb") as written, closing(pieces):  # so its bar is gone before anything is said
                 for piece in pieces:
                     found.update(piece)
                     written.write(piece)

@@ -9,17 +9,23 @@ interrupted (^C).  What was to be shown and could not be has failed, too; what w
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import os
-import signal
 import sys
-from typing import Any
 
-import click
+try:
+    import difflib
+    import importlib
+    import os
+    import signal
+    from types import FrameType
+    from typing import Any
 
-from lifl.core.errors import LiflError
-from lifl_cli import output
+    import click
+
+    from lifl.core.errors import LiflError
+    from lifl_cli import output
+except KeyboardInterrupt:  # most of what a command takes to begin is this
+    sys.stderr.write("interrupted: nothing was begun\n")
+    raise SystemExit(130) from None
 
 COMMANDS = {
     "up": ("lifl_cli.up", "Start lifld, the daemon of this machine."),
@@ -81,13 +87,33 @@ class _Interrupted(BaseException):
 
 
 _came = False
+HAS_TIMER = hasattr(signal, "setitimer")  # not on Windows
+IMPORT_S = 0.02
+"""So much later an interruption that came during an import comes again."""
 
 
-def _interrupt(_number: int, _frame: object) -> None:
-    """Raise `KeyboardInterrupt`, and know it: what is being imported, NumPy for one, may make another fault of it."""
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise `KeyboardInterrupt`, and know it, for another fault may be made of it.
+
+    Not within an import, unless it comes twice: NumPy's prints a traceback of its own.
+    """
     global _came
+    again = _came and number == signal.SIGINT
     _came = True
-    raise KeyboardInterrupt
+    waits = HAS_TIMER and not again and _imports(frame)
+    if HAS_TIMER:
+        signal.setitimer(signal.ITIMER_REAL, IMPORT_S if waits else 0.0)
+    if not waits:
+        raise KeyboardInterrupt
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Return whether a module is being imported."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 class Commands(click.Group):
@@ -175,10 +201,12 @@ def set_up_process() -> bool:
 
 def main() -> None:
     """Run the command line: the console script."""
-    output.guard(was_closed=not set_up_process())
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as under nohup
-        signal.signal(signal.SIGINT, _interrupt)
     try:
+        output.guard(was_closed=not set_up_process())
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as under nohup
+            signal.signal(signal.SIGINT, _interrupt)
+            if HAS_TIMER:
+                signal.signal(signal.SIGALRM, _interrupt)
         cli(prog_name="lifl")
     except SystemExit as end:  # click always ends so
         sys.exit(output.ended(end.code if isinstance(end.code, int) else 0))

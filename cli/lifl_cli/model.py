@@ -11,7 +11,7 @@ import click
 from lifl_cli.completion import job_names
 from lifl_cli.daemon_client import daemon_at
 from lifl_cli.fetch_model import WHICH, Which, copied, one_of
-from lifl_cli.options import json_option, state_option
+from lifl_cli.options import OutputFile, json_option, state_option
 from lifl_cli.output import did
 from lifl_cli.render.figures import printable
 
@@ -40,7 +40,7 @@ def model() -> None:
 
 @model.command(name=DEFAULT)
 @click.argument("job", shell_complete=job_names)
-@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="The file to write.")
+@click.option("-o", "--output", required=True, type=OutputFile(), help="The file to write.")
 @click.option("--round", "which", type=WHICH, default="last", show_default=True, help="A round, best or last.")
 @json_option
 @state_option

@@ -15,7 +15,7 @@ from lifl.core.errors import Refused
 from lifl.core.limits import ROUNDS_MAX
 from lifl_cli.completion import job_names
 from lifl_cli.daemon_client import daemon_at
-from lifl_cli.options import json_option, state_option
+from lifl_cli.options import OutputFile, json_option, state_option
 from lifl_cli.output import did
 from lifl_cli.render.charts import BRAILLE, Curve, text_chart, write_picture
 from lifl_cli.render.figures import printable
@@ -30,7 +30,7 @@ CURVES_MAX = 16
 @click.argument("job", shell_complete=job_names)
 @click.argument("metrics", nargs=-1, metavar="[METRIC]...")
 @click.option("--last", type=click.IntRange(1, ROUNDS_MAX), metavar="N", help="The last N rounds.  [default: all]")
-@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write a picture: FILE.png, .svg or .pdf.")
+@click.option("-o", "--output", type=OutputFile(in_place=True), help="Write a picture: FILE.png, .svg or .pdf.")
 @json_option
 @state_option
 def plot(

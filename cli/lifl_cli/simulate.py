@@ -30,6 +30,7 @@ from lifl.core.protocol.cli import CancelJob, Event, SubmitJob
 from lifl_cli.config_file import read_toml, resolve, rule_states, with_clients_read
 from lifl_cli.daemon_client import DaemonClient
 from lifl_cli.fetch_model import copied
+from lifl_cli.options import OutputFile
 from lifl_cli.output import did
 from lifl_cli.plan import local_layout
 from lifl_cli.render.figures import printable, printable_lines
@@ -77,7 +78,7 @@ CONNECTIONS_MORE = 64
     show_default=True,
     help="Train in a process on each core, or on the Ray cluster of $RAY_ADDRESS or this machine.",
 )
-@click.option("-o", "--output", "outputs", multiple=True, type=click.Path(dir_okay=False), help="Write the last model.")
+@click.option("-o", "--output", "outputs", multiple=True, type=OutputFile(), help="Write the last model.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a key: job.rounds=5.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")
 def simulate(
@@ -99,6 +100,8 @@ def simulate(
         raise click.UsageError("give one job's config, or two to compare them")
     if len(outputs) not in (0, len(files)):
         raise click.UsageError(f"{len(outputs)} -o for {len(files)} configs: give one for each, in their order")
+    if len({absolute(output).resolve() for output in outputs}) < len(outputs):
+        raise click.UsageError("-o names one file for both configs: the second model would take the place of the first")
     from lifl.simulation.trainers import Functions
 
     sys.path.insert(0, os.getcwd())  # where the trainer is; the processes that train get it, too
@@ -108,18 +111,10 @@ def simulate(
     signal.signal(signal.SIGTERM, _interrupt)
     traces = _Traces()
     with _bars(found, as_json) as bars:
-        try:
-            for index, each in enumerate(found):
-                output = outputs[index] if outputs else ""
-                _run(
-                    each,
-                    clients,
-                    lambda: _pool(backend, functions, traces),
-                    output,
-                    _Shown(each, as_json, bars, traces),
-                )
-        except KeyboardInterrupt:
-            raise SystemExit(130) from None
+        for index, each in enumerate(found):
+            output = outputs[index] if outputs else ""
+            shown = _Shown(each, as_json, bars, traces)
+            _run(each, clients, lambda: _pool(backend, functions, traces), output, shown)
     if as_json:
         click.echo(json.dumps({"event": "simulation.over", "simulations": [each.as_dict() for each in found]}))
     elif len(found) > 1:

@@ -16,8 +16,10 @@ MODELS_FOLDER = "models"
 def absolute(path: str, base: Path | None = None) -> Path:
     """Return `path` with ~ expanded, made absolute against `base` (else the working folder).
 
-    Raise `ResourceFault` when there is no home, or no working folder, and the path begins there.
+    Raise `ResourceFault` for an empty one, and when there is no home, or no working folder, and the path begins there.
     """
+    if not path:
+        raise ResourceFault("an empty path names no file and no folder: name one, or leave the option out")
     try:
         expanded = Path(path).expanduser()
     except RuntimeError as error:

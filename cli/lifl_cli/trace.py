@@ -14,7 +14,7 @@ from lifl.core.limits import ROUNDS_MAX
 from lifl.core.protocol.cli import JobStatus
 from lifl_cli.completion import job_names
 from lifl_cli.daemon_client import DaemonClient, daemon_at
-from lifl_cli.options import state_option
+from lifl_cli.options import OutputFile, state_option
 from lifl_cli.output import did
 from lifl_cli.render.figures import printable
 
@@ -31,7 +31,7 @@ from lifl_cli.render.figures import printable
 @click.option(
     "-o",
     "--output",
-    type=click.Path(dir_okay=False, allow_dash=True),
+    type=OutputFile(allow_dash=True, in_place=True),
     help="The file to write.  [default: standard output]",
 )
 @click.option("--otlp", metavar="URL", help="Send spans to OpenTelemetry instead: http://HOST:4318/v1/traces.")

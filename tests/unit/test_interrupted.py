@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ def test_a_copy_that_is_interrupted_leaves_the_file_before_and_no_part(tmp_path:
     target = tmp_path / "model.safetensors"
     target.write_bytes(b"before")
 
-    def pieces() -> Iterator[bytes]:
+    def pieces() -> Generator[bytes]:
         yield MODEL
         assert len(list(tmp_path.iterdir())) == 2
         raise KeyboardInterrupt
@@ -56,11 +58,14 @@ def test_any_command_that_is_interrupted_says_so_in_one_line(
 
 
 @pytest.fixture
-def usual_signal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def usual_signal(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     """As Python begins; what `main` does about ^C is undone."""
     monkeypatch.setattr(main, "_came", False)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    alarm = signal.getsignal(signal.SIGALRM)
     yield
+    signal.setitimer(signal.ITIMER_REAL, 0.0)
+    signal.signal(signal.SIGALRM, alarm)
     signal.signal(signal.SIGINT, before)
 
 
@@ -81,6 +86,44 @@ def test_what_an_import_makes_of_an_interruption_is_no_fault_of_its_own(
     with pytest.raises(SystemExit) as ended:
         main.main()
     assert (ended.value.code, capsys.readouterr().err) == (130, f"{main.INTERRUPTED}\n")
+
+
+@pytest.mark.usefixtures("usual_signal")
+@pytest.mark.parametrize("twice", [False, True])
+def test_an_import_is_not_interrupted_unless_it_is_twice(
+    twice: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = 2 if twice else 1
+    (tmp_path / "interrupted_here.py").write_text(
+        f"import signal\nfor _ in range({times}): signal.raise_signal(signal.SIGINT)\nwhole = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    whole = []
+
+    def importing(*_: object) -> None:
+        import interrupted_here
+
+        whole.append(interrupted_here.whole)
+        time.sleep(3600)  # ends by the interruption
+
+    monkeypatch.setattr("lifl_cli.jobs.daemon_at", importing)
+    monkeypatch.setattr(main, "set_up_process", lambda: True)
+    monkeypatch.setattr(output, "guard", lambda **_: None)
+    monkeypatch.setattr(sys, "argv", ["lifl", "jobs"])
+    monkeypatch.delitem(sys.modules, "interrupted_here", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert (ended.value.code, capsys.readouterr().err) == (130, f"{main.INTERRUPTED}\n")
+    assert whole == ([] if twice else [True])
+
+
+def test_what_is_interrupted_before_it_has_begun_shows_no_traceback() -> None:
+    code = "import sys\n"
+    code += "class Interrupts:\n    def find_spec(self, name, *_):\n"
+    code += "        if name == 'click':\n            raise KeyboardInterrupt\n"
+    code += "sys.meta_path.insert(0, Interrupts())\nimport lifl_cli.main\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "interrupted: nothing was begun\n")
 
 
 def uploads_in(folder: Path) -> ModelUploads:

@@ -24,7 +24,17 @@ from lifl.core.fields import Properties
 from lifl.core.limits import RULE_CHARS_MAX, SIMULATED_CLIENTS_MAX
 from lifl.core.schema import TensorSpec
 from lifl.simulation.pools import Models
-from lifl.simulation.trainers import Trained, TrainerFailed, Training, evaluate, find, said_of, train
+from lifl.simulation.trainers import (
+    Functions,
+    Trained,
+    TrainerFailed,
+    Training,
+    evaluate,
+    find,
+    import_all,
+    said_of,
+    train,
+)
 from lifl.simulation.virtual_clients import check_selectable, names_of
 
 TENSORS = (TensorSpec("w", "float32", (2,)), TensorSpec("b", "bfloat16", ()))
@@ -145,6 +155,7 @@ def test_what_is_wrong_with_a_trainer_is_said(wrong: str) -> None:
 @pytest.mark.parametrize(
     ("named", "said"),
     [
+        ("", "'' is not MODULE:FUNCTION"),
         ("train", "is not MODULE:FUNCTION"),
         (":train", "is not MODULE:FUNCTION"),
         ("math..x:y z", "is not MODULE:FUNCTION"),
@@ -158,7 +169,21 @@ def test_what_is_wrong_with_a_trainer_is_said(wrong: str) -> None:
 def test_a_trainer_that_is_none_is_said(named: str, said: str) -> None:
     with pytest.raises(ConfigError, match=f"--trainer: .*{said}"):
         find(named)
+    option, _, trace = import_all(Functions(named))
+    assert (option, trace) == ("--trainer", ""), "nothing of the user's was run: the line says it all"
     assert find("math:sqrt") is math.sqrt
+
+
+def test_a_trainers_mistake_at_its_import_is_traced_to_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mistyped.py").write_text("def train(:\n    pass\n")
+    (tmp_path / "needs_more.py").write_text("import no_such_library\n")
+    for module, last in (("mistyped", "SyntaxError"), ("needs_more", "ModuleNotFoundError")):
+        _, _, trace = import_all(Functions(f"{module}:train"))
+        assert f"{module}.py" in trace and "importlib" not in trace
+        assert trace.splitlines()[-1].startswith(last)
 
 
 def test_a_rounds_model_is_fetched_once_and_the_last_two_are_kept() -> None:
@@ -194,6 +219,8 @@ CONFIG = '[job]\nname = "j"\nrounds = 1\n[model]\nexample = "digits-mlp"\n[selec
         (["--clients", str(SIMULATED_CLIENTS_MAX + 1), "--trainer", "math:sqrt"], 2, "not in the range"),
         (["--clients", "3", "--trainer", "math:sqrt", "job.toml", "job.toml"], 2, "one job's config, or two"),
         (["--clients", "3", "--trainer", "math:sqrt", "-o", "a", "-o", "b"], 2, "2 -o for 1 configs"),
+        (["--clients", "3", "--trainer", "math:sqrt", "job.toml", "-o", "a", "-o", "./a"], 2, "one file for both"),
+        (["--clients", "3", "--trainer", "math:sqrt", "-o", "nowhere/a"], 2, "there is no folder 'nowhere'"),
         (["--clients", "2", "--trainer", "math:sqrt"], 1, "3 is more than --clients 2"),
         (["--clients", "3", "--trainer", "math:sqrt", "--set", "job.round=1"], 1, "job.round"),
         (["--clients", "3", "--trainer", "math:sqrt", "--set", "selection.stratify='land'"], 1, "say no labels"),

@@ -116,7 +116,7 @@ def import_all(functions: Functions) -> tuple[str, str, str]:
     """Return which option names a function that cannot be had, why, and the traceback; nothing: all can."""
     for option, function in zip(OPTIONS, functions, strict=True):
         try:
-            if function:
+            if function or option == OPTIONS.train:
                 find(function, option)
         except ConfigError as error:
             cause = error.__cause__
@@ -200,10 +200,17 @@ def _numbers(metrics: Any) -> dict[str, float]:
 
 
 def trace_of(error: BaseException) -> str:
-    """Return the traceback of what the user's code has raised, without our own frames at its beginning."""
-    trace, ours = error.__traceback__, sys.modules[__name__].__file__
-    while trace is not None and trace.tb_frame.f_code.co_filename == ours:
+    """Return the traceback of what the user's code has raised, without our own frames and those of an import before it.
+
+    Where nothing of the user's was run, as a module is not there, there is none: what is wrong is said without it.
+    """
+    trace, ours = error.__traceback__, (sys.modules[__name__].__file__, importlib.__file__)
+    while trace is not None and (
+        (place := trace.tb_frame.f_code.co_filename) in ours or place.startswith("<frozen importlib")
+    ):
         trace = trace.tb_next
+    if trace is None and not isinstance(error, SyntaxError):
+        return ""
     lines = "".join(traceback.format_exception(type(error), error, trace)).splitlines()
     shown = [line for line in lines if "importlib._bootstrap" not in line]
     return "\n".join(shown[-TRACE_LINES_MAX:])
