@@ -33,6 +33,13 @@ pytestmark = needs_browser
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"> & \u202e\u0000 'é' " + "long" * 2500
 
 
+VIEWS = (
+    *("", "nodes", "log", "jobs/mri-segmentation", "jobs/mri-segmentation/rounds", "jobs/mri-segmentation/clients"),
+    *("jobs/mri-segmentation/config", "jobs/ecg-arrhythmia", "submit", "audit", "access"),
+)
+LOADED = "!document.body.innerText.includes('Loading') && !document.body.innerText.includes('Waiting for')"
+
+
 class Staged:
     """A stage in a thread of its own."""
 
@@ -144,6 +151,12 @@ def test_a_visit_from_its_link_to_its_end(browser: Browser) -> None:
         page.until("document.body.innerText.includes('used up')")
 
 
+OVERLAPPING = """[...document.querySelectorAll('.tree .task')].filter(task => {
+  const [name, has] = [...task.querySelectorAll('text')].map(each => each.getBoundingClientRect());
+  return name.right + 2 > has.left;
+}).map(task => task.textContent)"""
+
+
 def test_a_reader_has_no_buttons_and_a_node_that_is_gone_is_told(browser: Browser) -> None:
     with staged(Play(nodes=3, clients=12, frozen=0.5), "reader") as stage:
         page = browser.page(390, 844, dark=True)
@@ -153,6 +166,10 @@ def test_a_reader_has_no_buttons_and_a_node_that_is_gone_is_told(browser: Browse
         acts = "[data-do=cancel], [data-do=pause], [data-do=model], [href='#/submit'], [href='#/audit']"
         assert page.run(f'document.querySelectorAll("{acts}").length') == 0
         assert page.run("document.documentElement.scrollWidth") == 390, "nothing is wider than the page"
+        assert page.run(OVERLAPPING) == [], "what a task is called, and what it has, stand beside each other"
+        page.run("location.hash = '#/%E0%A4%A'")  # by hand, and nothing that an address can say
+        page.until("document.querySelector('.figures')")
+        assert page.faults() == []
     page.until("document.querySelector('[role=alert]')")
 
 
@@ -431,24 +448,47 @@ def test_a_hundred_nodes_and_ten_thousand_clients_are_drawn_within_a_second(brow
         assert page.faults() == []
 
 
+CONTROLS = """[...document.querySelectorAll('a[href], button, input, select, textarea, summary, [tabindex="0"]')]
+  .filter(each => each.checkVisibility({visibilityProperty: true}) && !each.disabled && each.type !== 'file')"""
+FOLLOW = """addEventListener('focusin', ({target}) => {
+  const {outlineStyle, outlineWidth, boxShadow} = getComputedStyle(target);
+  reached.add(target);
+  const isSeen = (outlineStyle !== 'none' && parseFloat(outlineWidth)) || boxShadow !== 'none';
+  if (target.tabIndex >= 0 && !isSeen) unseen.push(target.outerHTML);
+}), 0"""
+
+
+def test_each_control_is_reached_by_keys_alone_and_shows_that_it_is(browser: Browser) -> None:
+    play = Play(nodes=2, clients=4, rounds=3, frozen=0.6)
+    play.credentials = Credentials(certificates=4)
+    with staged(play) as stage:
+        page = browser.page(1440, 900)
+        shown(page, stage.link())
+        page.run("window.reached = new Set(), window.unseen = [], 0")
+        page.run(FOLLOW)
+        for view in VIEWS:
+            at(page, view, "main h1")
+            page.until(LOADED)
+            page.run(f"reached.clear(), document.activeElement.blur(), {CONTROLS}[0].focus()")
+            for _ in range(page.run(f"{CONTROLS}.length") + 2):  # it may begin anew by way of the browser's own
+                page.key("Tab", 9)
+            page.until(f"{CONTROLS}.every(each => reached.has(each))")
+        assert page.run("unseen") == []
+
+
 @needs_axe
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1440, 390])
 def test_axe_finds_nothing(browser: Browser, dark: bool, width: int) -> None:
-    views = ("", "nodes", "log", "jobs/mri-segmentation", "jobs/mri-segmentation/rounds")
-    views += ("jobs/mri-segmentation/clients", "jobs/mri-segmentation/config", "jobs/ecg-arrhythmia")
-    views += ("submit", "audit", "access")
     play = Play(nodes=2, clients=24, frozen=0.6)
     play.credentials = Credentials()
     with staged(play) as stage:
         page = browser.page(width, 900, dark)
         shown(page, stage.link())
         page.run(AXE.read_text() + ";0")
-        for view in views:
+        for view in VIEWS:
             at(page, view, "main h1")
-            page.until(
-                "!document.body.innerText.includes('Loading') && !document.body.innerText.includes('Waiting for')"
-            )
+            page.until(LOADED)
             assert judged(page) == [], view
         at(page, "jobs/mri-segmentation", "button.round")
         page.until("document.querySelector('.tree .task')")

@@ -102,7 +102,7 @@ def test_a_job_is_listed_shown_cancelled_and_refused_twice(node: Node) -> None:
     assert node.json("status", "digits")["job"]["status"] == "cancelled"
 
 
-@pytest.mark.parametrize("arguments", [["status", "digit"], ["cancel", "digit"], ["model", "digit", "-o", "/dev/null"]])
+@pytest.mark.parametrize("arguments", [["status", "digit"], ["cancel", "digit"], ["model", "digit", "-o", "none"]])
 def test_an_unknown_job_is_refused_with_those_there_are(arguments: list[str], node: Node) -> None:
     node.lifl("submit", str(CONFIG))
     done = run_lifl(*arguments, "--state", str(node.state_dir))

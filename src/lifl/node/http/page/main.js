@@ -24,8 +24,17 @@ let drawing = false;
 // ---- where -----------------------------------------------------------------------------------------------------------
 
 function place() {
-  const [view = "", name = "", tab = ""] = location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
+  const [view = "", name = "", tab = ""] = location.hash.replace(/^#\/?/, "").split("/").map(readable);
   return { view, name, tab };
+}
+
+/** What a part of the address says; what was not written by the page, and says nothing, as it is. */
+function readable(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
 }
 
 function isAt(view, name = "") {

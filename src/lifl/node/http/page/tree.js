@@ -14,6 +14,8 @@ const NARROW = 560;
 const DOTS_MAX = 6;
 const DOT = 11;
 const CELL = 9;
+const LETTER = 6.8; // of a box's text, at most on the average
+const BOX_EDGES = 24;
 const CARD_CELLS = 122;
 const WIDE_CELLS = 620;
 const STATES = ["waiting", "running", "sealed"];
@@ -112,13 +114,14 @@ function drawing(tasks, now, width) {
   const room = width - 34;
   const named = !isNarrow && items.some(({ task }) => task.updates_expect && task.clients?.length);
   const left = most * DOT + (named ? 150 : 14);
-  const boxWide = isNarrow ? 78 : 112;
+  const manyNodes = new Set(items.map(({ task }) => task.node)).size > 1;
+  const letters = Math.max(...items.map(({ task }) => nameOf(task, manyNodes, isNarrow).length + counted(task).length));
+  const boxWide = Math.max(isNarrow ? 78 : 112, Math.ceil(BOX_EDGES + letters * LETTER));
   const least = isNarrow ? 14 : 40;
   const gap = columns > 1 ? Math.max(least, Math.min(220, (room - left - columns * boxWide - 4) / (columns - 1))) : least;
   const wide = Math.max(left + columns * boxWide + (columns - 1) * gap + 4, 200);
   const high = rows * ROW + 8;
   const at = { box: boxWide, x: (depth) => wide - 4 - boxWide - depth * (boxWide + gap), y: (row) => 4 + row * ROW + ROW / 2, isNarrow };
-  const manyNodes = new Set(items.map(({ task }) => task.node)).size > 1;
   return h(
     "div",
     { class: "canvas", tabindex: "0", role: "region", "aria-label": "The tree, drawn" },
@@ -145,20 +148,28 @@ function edge({ task, parent, row, depth }, { x, y, box: wide }) {
   return s("path", { class: `edge ${task.state}`, "data-key": `e${idOf(task)}`, d: line + curve([straight, from[1]], to, near / 2).replace("M", line ? "L" : "M") });
 }
 
+function nameOf(task, manyNodes, isNarrow) {
+  if (task.role === "top") return "top";
+  if (manyNodes) return `${f.nodeName(task.node).slice(0, 4)} ${task.role[0]}${task.number}`;
+  return `${isNarrow && task.role === "middle" ? "mid" : task.role} ${task.number}`;
+}
+
+function counted(task) {
+  return `${task.inputs}/${task.expect}`;
+}
+
 function box({ task, row, depth }, { x, y, box: wide, isNarrow }, manyNodes) {
   const [left, top] = [x(depth), y(row) - BOX_HIGH / 2];
   const said = `${task.role} ${task.number} ${SAID[task.state]}: ${task.inputs} of ${task.expect} inputs${task.pid ? `, pid ${task.pid}` : ""}${task.cpu_s ? `, ${f.seconds(task.cpu_s)} of CPU` : ""}, node ${f.nodeName(task.node)}`;
   const share = task.expect ? Math.min(1, task.inputs / task.expect) : 0;
-  const role = isNarrow && task.role === "middle" ? "mid" : task.role;
-  const name = manyNodes && task.role !== "top" ? `${f.nodeName(task.node).slice(0, 4)} ${task.role[0]}${task.number}` : task.role === "top" ? "top" : `${role} ${task.number}`;
   return s(
     "g",
     { class: `task ${task.state} ${task.role}`, "data-key": `t${idOf(task)}` },
     s("title", {}, said),
     s("rect", { class: "box", x: left, y: top, width: wide, height: BOX_HIGH, rx: 5 }),
     s("rect", { class: "share", x: left + 2, y: top + BOX_HIGH - 3, width: ((wide - 4) * share).toFixed(1), height: 2, rx: 1 }),
-    s("text", { x: left + 8, y: top + 13.5 }, name),
-    s("text", { class: "of", x: left + wide - 8, y: top + 13.5, "text-anchor": "end" }, `${task.inputs}/${task.expect}`),
+    s("text", { x: left + 8, y: top + 13.5 }, nameOf(task, manyNodes, isNarrow)),
+    s("text", { class: "of", x: left + wide - 8, y: top + 13.5, "text-anchor": "end" }, counted(task)),
   );
 }
 
