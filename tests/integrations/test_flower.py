@@ -439,6 +439,32 @@ def test_from_the_first_answer_on_no_message_has_arrays() -> None:
     assert not any(grid.reply_bytes)
 
 
+BOTH = ("train", "evaluate")
+
+
+def test_where_it_is_said_that_the_client_apps_have_the_mod_no_message_has_arrays() -> None:
+    grid = StandIn([client_app(mods=[lifl_mod])] * NODES)
+    found = on_node(strategies.FedAvg(), with_mod=BOTH).start(grid, record(MODEL), 3)
+    check_same(found, strategies.FedAvg().start(StandIn([client_app()] * NODES), record(MODEL), 3))
+    assert len(grid.sent) == 6 * NODES and not any(map(size, grid.sent)) and not any(grid.reply_bytes)
+
+
+@pytest.mark.parametrize("mods", [(), (lifl_mod,)], ids=["nowhere", "in training alone"])
+def test_where_it_is_said_and_is_not_so_arrays_go_in_a_second_message(mods: tuple[Any, ...]) -> None:
+    app = ClientApp()
+    app.train(mods=list(mods))(trained)
+    app.evaluate()(evaluated)
+    grid = StandIn([app] * NODES)
+    found = on_node(strategies.FedAvg(), with_mod=BOTH).start(grid, record(MODEL), 3)
+    check_same(found, strategies.FedAvg().start(StandIn([client_app()] * NODES), record(MODEL), 3))
+
+
+@pytest.mark.parametrize("wrong", ["train", ("test",), ("train", "evaluate", "query")])
+def test_a_kind_of_messages_that_is_none_is_refused(wrong: Any) -> None:
+    with pytest.raises(Refused, match="with_mod="):
+        LiflStrategy(strategies.FedAvg(), with_mod=wrong)
+
+
 def test_the_apps_own_code_sees_what_it_always_sees() -> None:
     seen: list[Any] = []
 

@@ -210,6 +210,7 @@ FOLDS = {
         "Give 1 or more, or one of the two.",
     ),
     "bad-strategy": ("That strategy cannot be wrapped.", "docs/flower.md lists those that can."),
+    "bad-with-mod": ("`with_mod` names no kind of Flower's messages.", "Give some of `train` and `evaluate`."),
 }
 CODES = {code: Explained(*both) for part in (UPDATES, JOBS, PEOPLE, NODES, FOLDS) for code, both in part.items()}
 TITLES = {

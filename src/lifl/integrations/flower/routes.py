@@ -1,12 +1,14 @@
 """By which way the tensors of each node go: by LIFL, or by Flower's own messages.
 
-It is found out, never asked for: the first messages of a run carry the arrays and a reference; who answers as the mod
-does is sent the reference alone from then on.  All nodes of a run have the same ClientApp: one answer tells of all.
+It is found out: the first messages of a run carry the arrays and a reference; who answers as the mod does is sent the
+reference alone from then on.  All nodes of a run have the same ClientApp: one answer tells of all.  Where the user says
+that it has the mod, no message carries arrays but to a node that turns out to need them.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 BLOCKED_ROUNDS = 10
 """So many rounds long a node that could not reach the gateway is sent arrays; then it is tried again."""
@@ -14,10 +16,13 @@ log = logging.getLogger("flwr")
 
 
 class Routes:
-    """What is known of the nodes; `kind` is what a message is for: ``train`` or ``evaluate``."""
+    """What is known of the nodes; `kind` is what a message is for: ``train`` or ``evaluate``.
 
-    def __init__(self) -> None:
-        self._has_mod: dict[str, bool] = {}
+    Of the kinds `with_mod` it is said that the ClientApp has the mod.
+    """
+
+    def __init__(self, with_mod: Iterable[str] = ()) -> None:
+        self._has_mod = dict.fromkeys(with_mod, True)
         self._until: dict[int, float] = {}
         self._told: set[str] = set()
         self._answered: set[tuple[str, int]] = set()

@@ -13,7 +13,7 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -33,6 +33,7 @@ from lifl.integrations.memory import give_back
 from lifl.integrations.references import digest_of
 
 log = logging.getLogger("flwr")
+_KINDS = ("train", "evaluate")
 _KEPT = "current_arrays"
 """Where FedAvgM and the adaptive strategies keep the model, for a step that is LIFL's here."""
 
@@ -42,6 +43,9 @@ class LiflStrategy(Strategy):  # type: ignore[misc]
 
     `node`, `arena_bytes` and `identity` are those of `lifl.Aggregator`: ``":local:"`` is a node of its own.  Raise
     `Refused` for a strategy that cannot be aggregated so.
+
+    With `with_mod`, some of ``("train", "evaluate")``, it is said for which messages the ClientApps have the mod: so
+    not even the first of these carry the model, which Flower's servers then never have.
 
     With `rounds_per_message` a node whose ClientApp has the mod takes part in so many rounds for one message: its
     process and its data stay warm, and no round waits for Flower's servers.  Nodes are chosen, and evaluate, once for
@@ -60,6 +64,7 @@ class LiflStrategy(Strategy):  # type: ignore[misc]
         *,
         arena_bytes: int | None = None,
         identity: str | None = None,
+        with_mod: Collection[str] = (),
         rounds_per_message: int = 1,
         send_ahead: bool = False,
         resume: bool = False,
@@ -70,13 +75,16 @@ class LiflStrategy(Strategy):  # type: ignore[misc]
         if send_ahead and rounds_per_message > 1:
             text = "of many rounds for one message none but the first has messages that could be sent ahead"
             raise Refused("bad-rounds", "send_ahead", f"{text}: give send_ahead or rounds_per_message")
+        if isinstance(with_mod, str) or not set(with_mod) <= set(_KINDS):
+            text = f"with_mod={with_mod!r}: for which messages the ClientApps have lifl_mod"
+            raise Refused("bad-with-mod", "with_mod", f"{text}, some of {_KINDS}")
         rule = rule_of(strategy)
         if resume and rule.name != "fedavg":
             text = f"{type(strategy).__name__} has a state on LIFL's node, which would begin anew: resume=True is for"
             raise Refused("bad-strategy", "resume", f"{text} FedAvg and FedProx")
         self.strategy = strategy
         self._aggregator = Aggregator(node, rule.name, rule.options, arena_bytes=arena_bytes, identity=identity)
-        self._routes = Routes()
+        self._routes = Routes(with_mod)
         self._training: TrainExchange | None = None
         self._evaluation: NodeExchange | None = None
         self._rounds_per_message = rounds_per_message
