@@ -144,14 +144,15 @@ $(S3_READY): $(READY)
 		>$(VENV)/s3.log 2>&1 || echo "s3fs and moto cannot be installed ($(VENV)/s3.log): their test will be skipped"
 	@touch $@
 
+# LIFL is installed once: what is asked for behind that are its extras, and its C files are not compiled again.
 $(INTEGRATIONS_READY): $(READY)
 	@$(BIN)/python -m venv $(INTEGRATIONS)
 	@$(INTEGRATIONS)/bin/python -m pip install -q --disable-pip-version-check -e '.[test,demo,torch,peft,lightning,transformers]' 'jax >= 0.4.36' 'schemathesis >= 4.20'
-	@$(INTEGRATIONS)/bin/python -m pip install -q --disable-pip-version-check -e '.[mlflow,tensorboard,wandb,otlp,plot]' \
+	@$(INTEGRATIONS)/bin/python -m pip install -q --disable-pip-version-check 'lifl[mlflow,tensorboard,wandb,otlp,plot]' \
 		'mlflow >= 2.14' >$(VENV)/trackers.log 2>&1 || echo "trackers cannot be installed ($(VENV)/trackers.log): their tests will be skipped"
-	@$(INTEGRATIONS)/bin/python -m pip install -q --disable-pip-version-check -e '.[flower]' 'flwr[simulation]' \
+	@$(INTEGRATIONS)/bin/python -m pip install -q --disable-pip-version-check 'lifl[flower]' 'flwr[simulation]' \
 		>$(VENV)/flower.log 2>&1 || echo "flwr cannot be installed ($(VENV)/flower.log): its tests will be skipped"
-	@$(INTEGRATIONS)/bin/python -m pip install -q --disable-pip-version-check -e '.[ray]' \
+	@$(INTEGRATIONS)/bin/python -m pip install -q --disable-pip-version-check 'lifl[ray]' \
 		>$(VENV)/ray.log 2>&1 || echo "ray cannot be installed ($(VENV)/ray.log): its test will be skipped"
 	@npm install --silent --no-audit --no-fund --prefix $(INTEGRATIONS)/axe axe-core@4 >$(VENV)/axe.log 2>&1 || \
 		echo "axe-core cannot be installed ($(VENV)/axe.log): nothing judges the page"

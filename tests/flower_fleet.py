@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 BIN = Path(sys.executable).parent
-UP_S, END_S = 120.0, 15.0
+UP_S, RUN_S, END_S = 120.0, 700.0, 15.0
 
 
 def free_ports(count: int) -> list[int]:
@@ -94,7 +94,7 @@ class FlowerFleet:
             assert time.monotonic() < deadline and self.processes[0].poll() is None, self.log("superlink")
             time.sleep(0.1)
 
-    def run(self, app: Path, config: Mapping[str, object], superlink: str = "real", within_s: float = 200.0) -> str:
+    def run(self, app: Path, config: Mapping[str, object], superlink: str = "real", within_s: float = RUN_S) -> str:
         """Run an app to its end; return what its ServerApp logged."""
         given = " ".join(f"{name}={_toml(value)}" for name, value in config.items())
         command = [str(BIN / "flwr"), "run", str(app), superlink, "--stream", "-c", given]
