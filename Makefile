@@ -24,7 +24,8 @@
 # make bench-floods   what floods of requests, of stalled senders and of slow readers cost an honest job
 # make bench-cluster  what each mechanism of a cluster gains: three nodes on this machine, slow links (needs root)
 # make bench-frameworks  whole rounds in Flower and NVFlare as they are and with LIFL (an hour); writes
-#                   bench/results/frameworks.md
+#                   bench/results/frameworks.md (ARGS=--quick: small sizes, nothing is kept; ARGS=--resume: goes on with
+#                   one that was cut off; ARGS="--only flower --modes mod,many")
 # make wheels       dist/: the source archive, and wheels for x86_64 and aarch64
 # make test-wheels  installs the wheel under each Python that is here, and by configs/install.sh, and runs a job; checks the
 #                   units and manifests of configs/ where systemd-analyze and kubectl are there
@@ -50,6 +51,7 @@ WHEELS := $(VENV)/wheels
 WHEELS_READY := $(WHEELS)/.installed
 NVFLARE := $(VENV)/nvflare
 NVFLARE_READY := $(NVFLARE)/.installed
+NVFLARE_TORCH_READY := $(NVFLARE)/.torch-installed
 S3 := $(VENV)/s3
 S3_READY := $(S3)/.installed
 
@@ -222,11 +224,15 @@ bench-floods: $(READY)
 bench-cluster: $(BENCH_READY)
 	$(BIN)/python bench/cluster.py $(ARGS)
 
-bench-frameworks: $(INTEGRATIONS_READY) $(NVFLARE_READY)
-	$(INTEGRATIONS)/bin/python bench/flower_modes.py --nodes 16 --mb 46.8 --json bench/results/flower.json
-	$(NVFLARE)/bin/python bench/nvflare_ways/run.py --mib 46.8 --clients 16 --rounds 4 --repeats 3 \
-		--ways stock,stock-disk,aggregator,filters --json bench/results/nvflare.json
-	$(BIN)/python bench/frameworks.py --flower bench/results/flower.json --nvflare bench/results/nvflare.json
+bench-frameworks: $(INTEGRATIONS_READY) $(NVFLARE_TORCH_READY)
+	@$(BIN)/python bench/frameworks.py $(ARGS)
+
+# NVFlare's disk offload is of torch's tensors; from the index without what graphics cards need, where that is reached.
+$(NVFLARE_TORCH_READY): $(NVFLARE_READY)
+	@$(NVFLARE)/bin/python -m pip install -q --disable-pip-version-check torch --index-url https://download.pytorch.org/whl/cpu \
+		>$(VENV)/torch.log 2>&1 || $(NVFLARE)/bin/python -m pip install -q --disable-pip-version-check torch >>$(VENV)/torch.log 2>&1 || \
+		echo "torch cannot be installed ($(VENV)/torch.log): NVFlare's disk offload will not be measured"
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .venv-rivals .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

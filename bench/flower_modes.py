@@ -3,11 +3,15 @@
     make test-integrations ARGS=--co && .venv/integrations/bin/python bench/flower_modes.py --nodes 16 --mb 46.8
 
 `stock`: FedAvg as installed; `numpy`: its replies streamed into a running sum, the fair control; `strategy`: LIFL's
-strategy alone; `mod`: with LIFL's mod in the ClientApps; `ahead`: with messages that are sent ahead; `many`: all rounds
-of a run for one message.  Nothing is trained.  Each repeat runs all modes one after the other, each with a SuperLink
-and SuperNodes of its own; the first round of each run is a warm-up (of `ahead` the first two).  Servers are the
-SuperLink with all that descends from it: the ServerApp, LIFL's node; their memory is what is private to each, and the
-node's arena.  `bench/frameworks.py` makes a page of the figures of `--json`.
+strategy alone; `mod`: with LIFL's mod in the ClientApps, as the strategy is told (`with_mod`); `ahead`: with messages
+that are sent ahead; `many`: all rounds of a run for one message.  Nothing is trained.  Each repeat runs all modes one
+after the other, each with a SuperLink and SuperNodes of its own; the first round of each run is a warm-up (of `ahead`
+the first two).  Servers are the SuperLink with all that descends from it: the ServerApp, LIFL's node; their memory is
+what is private to each, and the node's arena.
+
+A mode that fails is told at the end, and the others are run.  Figures go into the file of `--json` after each run; with
+`--resume` those of the same source and sizes in it are kept, and only the others measured.  `bench/frameworks.py` runs
+all of it and makes a page.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -27,11 +32,20 @@ import psutil
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 from flower_fleet import FlowerFleet  # noqa: E402 - of the tests
-from frameworks import about  # noqa: E402
+from frameworks import about, earlier  # noqa: E402
 
 MODES = ("stock", "numpy", "strategy", "mod", "ahead", "many")
 WARM_UPS = {"ahead": 2}
 SAMPLE_S = 0.2
+NODE = ("daemon", "gateway", "zygote and workers")
+PARTS = {
+    "flwr-serverapp": "ServerApp",
+    "lifl.node.embedded": "daemon",
+    "lifl.node.gateway": "gateway",
+    "lifl.worker": "zygote and workers",
+    "flower-superlink": "SuperLink",
+}
+"""Whose a process is, by what stands in its command."""
 
 
 class PeakMemory:
@@ -74,7 +88,7 @@ def _part(process: psutil.Process) -> str:
     """Return of whom a process is."""
     with suppress(psutil.Error):
         command = " ".join(process.cmdline())
-        for word, part in (("flwr-serverapp", "ServerApp"), ("lifl", "node"), ("flower-superlink", "SuperLink")):
+        for word, part in PARTS.items():
             if word in command:
                 return part
     return "other"
@@ -127,12 +141,14 @@ def _memory_cells(runs: list[dict[str, Any]]) -> str:
         return " | "
     largest = max(measured, key=lambda each: each["servers_peak_bytes"])
     found = largest["peak_parts"]
-    of = ", ".join(f"{found.get(part, 0) / 1e6:.0f}" for part in ("SuperLink", "ServerApp", "node", "arena"))
+    of = {part: found.get(part, 0) for part in ("SuperLink", "ServerApp", "node", "arena")}
+    of["node"] += sum(found.get(part, 0) for part in NODE)
+    text = ", ".join(f"{nbytes / 1e6:.0f}" for nbytes in of.values())
     most = max(measured, key=lambda each: each["app_peak_bytes"])
     app = f"{most['app_peak_bytes'] / 1e6:.0f}"
     if "server_app_before_bytes" in most:
         app += f" ({(most['app_peak_bytes'] - most['server_app_before_bytes']) / most['model_bytes']:.1f})"
-    return f"{largest['servers_peak_bytes'] / 1e6:.0f}{f' ({of})' if found else ''} | {app}"
+    return f"{largest['servers_peak_bytes'] / 1e6:.0f}{f' ({text})' if found else ''} | {app}"
 
 
 def table(runs: list[dict[str, Any]]) -> str:
@@ -168,18 +184,46 @@ def main() -> None:
     parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--within-s", type=float, default=1800.0, help="a run takes no longer")
     parser.add_argument("--json", type=Path, help="a file for all figures, written after each run")
+    parser.add_argument("--resume", action="store_true", help="keep what that file has of this source and these sizes")
     given = parser.parse_args()
-    runs: list[dict[str, Any]] = []
+    if given.resume and not given.json:
+        parser.error("--resume needs --json")
+    if not set(given.modes.split(",")) <= set(MODES):
+        parser.error(f"--modes takes some of {','.join(MODES)}")
+    runs, failed = measure(given)
+    if runs:
+        print(table(runs))
+        print(agreement(runs))
+    for text in failed:
+        print(f"FAILED  {text}", file=sys.stderr)
+    sys.exit(bool(failed))
+
+
+def measure(given: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
+    """Run the modes that are asked for; return all figures, those of earlier runs with `--resume`, and what failed."""
+    told: dict[str, Any] = {
+        "about": about("flwr"),
+        "command": sys.argv[1:],
+        "sizes": {"nodes": given.nodes, "mb": given.mb, "rounds": given.rounds, "many": given.many},
+        "runs": [],
+    }
+    if given.resume:
+        told = earlier(given.json, told)
+    runs, failed = told["runs"], []
     with tempfile.TemporaryDirectory(prefix="lifl-flower-") as folder:
         for number in range(given.repeats):
             for mode in given.modes.split(","):
-                runs.append(run(Path(folder) / f"{mode}-{number}", mode, given))
+                if sum(each["mode"] == mode for each in runs) > number:
+                    continue
+                try:
+                    runs.append(run(Path(folder) / f"{mode}-{number}", mode, given))
+                except (RuntimeError, AssertionError, OSError, subprocess.SubprocessError) as error:
+                    failed.append(f"{mode}: {error}")
+                    continue
                 print(f"{mode}: {[round(each['round_s'], 2) for each in runs[-1]['rounds']]}", flush=True)
                 if given.json:
-                    told = {"about": about("flwr"), "command": sys.argv[1:], "runs": runs}
                     given.json.write_text(json.dumps(told, indent=1))
-    print(table(runs))
-    print(agreement(runs))
+    return runs, failed
 
 
 def agreement(runs: list[dict[str, Any]]) -> str:

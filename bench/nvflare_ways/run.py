@@ -7,7 +7,10 @@ put on the disk as they come; needs torch), `aggregator` (LiflAggregator) and `f
 The ways take turns, `--repeats` times; the first round of each run warms up and is left out.  `cpu_s` is of the
 server's process and LIFL's node; clients have processes of their own, which are not counted.  The server's peak is its
 process's own memory, without files and the arena, `arena_mib` what the node shares; other nodes are to be down.
-`bench/frameworks.py` makes a page of the figures of `--json`.
+
+A way that fails is told, and the others are run.  Figures go into the file of `--json` after each run; with `--resume`
+those of the same source and sizes in it are kept, and only the others measured.  `bench/frameworks.py` runs all of it
+and makes a page.
 """
 
 from __future__ import annotations
@@ -15,15 +18,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "bench"))
-from frameworks import about  # noqa: E402
+from frameworks import about, earlier  # noqa: E402
 
 WAYS = ("stock", "stock-disk", "aggregator", "filters")
 
@@ -63,12 +68,48 @@ def measure(way: str, args: argparse.Namespace) -> list[dict[str, float]]:
         env = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{Path(__file__).parent}", "HOME": name}
         own = ["--run", way, "--folder", name, "--mib", str(args.mib), "--clients", str(args.clients)]
         command = [sys.executable, __file__, *own, "--rounds", str(args.rounds)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        said, fault = _ended(command, env, args.within_s)
         path = folder / "rounds.jsonl"
-        if done.returncode or not path.exists():
-            print(f"{way}: no figures: {(done.stdout + done.stderr)[-1500:]}", file=sys.stderr)
+        rounds = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        if fault or len(rounds) != args.rounds:
+            print(f"FAILED  {way}: {len(rounds)} of {args.rounds} rounds, {fault}: {said[-1500:]}", file=sys.stderr)
             return []
-        return [json.loads(line) for line in path.read_text().splitlines()][1:]
+        return rounds[1:]
+
+
+def _ended(command: list[str], env: dict[str, str], within_s: float) -> tuple[str, str]:
+    """Run a command to its end, with all that it starts; return what it said, and what was wrong."""
+    with subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as job:
+        try:
+            said, _none = job.communicate(timeout=within_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(job.pid, signal.SIGKILL)
+            return job.communicate()[0], f"ended after {within_s:.0f} s"
+    return said, f"exit code {job.returncode}" if job.returncode else ""
+
+
+def measure_all(args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
+    """Return the figures of each way's rounds, those of earlier runs with `--resume`."""
+    told: dict[str, Any] = {
+        "about": about("nvflare"),
+        "command": sys.argv[1:],
+        "sizes": {"clients": args.clients, "mib": args.mib, "rounds": args.rounds},
+        "ways": {},
+    }
+    if args.resume:
+        told = earlier(args.json, told)
+    found: dict[str, list[dict[str, float]]] = told["ways"]
+    for repeat in range(args.repeats):
+        for way in args.ways.split(","):
+            mine = found.setdefault(way, [])
+            if len(mine) // (args.rounds - 1) > repeat:
+                continue
+            mine += measure(way, args)
+            if args.json:
+                args.json.write_text(json.dumps(told, indent=1))
+    return found
 
 
 def main() -> None:
@@ -80,20 +121,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--ways", default="stock,aggregator,filters")
     parser.add_argument("--json", type=Path, help="a file for all figures, written after each run")
+    parser.add_argument("--resume", action="store_true", help="keep what that file has of this source and these sizes")
+    parser.add_argument("--within-s", type=float, default=900.0, help="a run takes no longer")
     parser.add_argument("--run", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run:
         run_job(args.run, args.mib, args.clients, args.rounds, args.folder)
         return
-    ways = args.ways.split(",")
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
-    for _ in range(args.repeats):
-        for way in ways:
-            found[way] += measure(way, args)
-            if args.json:
-                told = {"about": about("nvflare"), "command": sys.argv[1:], "ways": found}
-                args.json.write_text(json.dumps(told, indent=1))
+    if args.rounds < 2 or (args.resume and not args.json) or not set(args.ways.split(",")) <= set(WAYS):
+        parser.error(f"--rounds is 2 or more, --resume needs --json, --ways takes some of {','.join(WAYS)}")
+    found = measure_all(args)
     print(f"{args.clients} clients x {args.mib} MiB, medians (smallest to largest) of rounds")
     for way, rounds in found.items():
         texts = []
@@ -101,6 +139,7 @@ def main() -> None:
             values = [each[name] for each in rounds]
             texts.append(f"{name} {statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})")
         print(f"{way:11} n={len(rounds)}  " + "  ".join(texts))
+    sys.exit(any(len(rounds) < args.repeats * (args.rounds - 1) for rounds in map(found.get, args.ways.split(","))))
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def main(grid: Grid, context: Context) -> None:
         strategy, grid = timed(Streamed, link, told)(**options), LiflGrid(grid)
     else:
         options_of = {"many": {"rounds_per_message": int(given["rounds"])}, "ahead": {"send_ahead": True}}
-        more = options_of.get(mode, {})
+        more = options_of.get(mode, {}) | ({"with_mod": ("train",)} if given["mod"] else {})
         strategy = timed(LiflStrategy, link, told)(FedAvg(**options), **more)
     model = flowers(arrays)
     del arrays
