@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -190,6 +191,7 @@ def main() -> None:
         parser.error("--resume needs --json")
     if not set(given.modes.split(",")) <= set(MODES):
         parser.error(f"--modes takes some of {','.join(MODES)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything is cleared up
     runs, failed = measure(given)
     if runs:
         print(table(runs))

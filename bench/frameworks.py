@@ -17,12 +17,13 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ SHARE = {
 """What is aimed at, of stock's."""
 FILTERS = {"round": 1 / 3, "server's CPU": 1 / 12, "server's memory, with the arena": 1 / 3}
 """The same of NVFlare with its filters."""
+END_S = 120.0
+"""In this time a section ends its servers."""
 APP_MODELS = 3.0
 """How many models the ServerApp may have for itself with LIFL's strategy alone."""
 
@@ -223,9 +226,20 @@ def measure(given: argparse.Namespace, folder: Path) -> list[str]:
         ]
         print(f"== {name}", flush=True)
         # What is here counts, not the source that the environment was made from.
-        if subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, check=False).returncode:
+        if _run(command, os.environ | {"PYTHONPATH": str(ROOT / "src")}):
             failed.append(name)
     return failed
+
+
+def _run(command: Sequence[str | Path], env: dict[str, str]) -> int:
+    """Run a section to its end; one that is ended with this has time to end what it has started."""
+    with subprocess.Popen(command, env=env) as section:
+        try:
+            return section.wait()
+        except BaseException:
+            section.terminate()
+            section.wait(END_S)
+            raise
 
 
 def main() -> int:
@@ -241,6 +255,7 @@ def main() -> int:
     given = parser.parse_args()
     if not set(given.only.split(",")) <= SECTIONS.keys():
         parser.error(f"--only takes names of {', '.join(SECTIONS)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything is cleared up
     with tempfile.TemporaryDirectory(prefix="lifl-frameworks-") as temporary:
         folder = Path(temporary) if given.quick else given.out
         began_s = time.monotonic()

@@ -23,8 +23,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "bench"))
@@ -85,9 +88,21 @@ def _ended(command: list[str], env: dict[str, str], within_s: float) -> tuple[st
         try:
             said, _none = job.communicate(timeout=within_s)
         except subprocess.TimeoutExpired:
-            os.killpg(job.pid, signal.SIGKILL)
+            _kill(job.pid)
             return job.communicate()[0], f"ended after {within_s:.0f} s"
+        except BaseException:
+            _kill(job.pid)
+            raise
     return said, f"exit code {job.returncode}" if job.returncode else ""
+
+
+def _kill(pid: int) -> None:
+    """Kill a process with all that descends from it: NVFlare gives its simulator a session of its own."""
+    family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    for each in family:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
+    psutil.wait_procs(family[1:], 10)
 
 
 def measure_all(args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
@@ -131,6 +146,7 @@ def main() -> None:
         return
     if args.rounds < 2 or (args.resume and not args.json) or not set(args.ways.split(",")) <= set(WAYS):
         parser.error(f"--rounds is 2 or more, --resume needs --json, --ways takes some of {','.join(WAYS)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything is cleared up
     found = measure_all(args)
     print(f"{args.clients} clients x {args.mib} MiB, medians (smallest to largest) of rounds")
     for way, rounds in found.items():
