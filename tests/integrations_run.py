@@ -161,15 +161,21 @@ Some figures of it are told where they matter: [Flower](flower.md#what-it-gains)
 
 
 def main(environments: Path, arguments: Sequence[str]) -> int:
-    """Run all files; return 0 when all passed."""
-    began_s, outcomes = time.monotonic(), []
+    """Run all files; return 0 when all passed.  A run that ^C ends says which were not reached."""
+    began_s, outcomes, over = time.monotonic(), [], ""
     for file in sorted(path.stem for path in FOLDER.glob("test_*.py")):
         python = environments / ENVIRONMENT.get(file, "integrations") / "bin/python"
         if time.monotonic() - began_s > ALL_LIMIT_S:
-            outcomes.append(Outcome(file, 0, 0, Counter(), 0.0, "", "NOT RUN: the time is over"))
+            over = over or "NOT RUN: the time is over"
+        if over:
+            outcomes.append(Outcome(file, 0, 0, Counter(), 0.0, "", over))
             continue
         print(f"== {file}", flush=True)
-        outcomes.append(run(python, file, arguments))
+        try:
+            outcomes.append(run(python, file, arguments))
+        except KeyboardInterrupt:
+            outcomes.append(Outcome(file, 0, 0, Counter(), 0.0, "", "ENDED: the run was"))
+            over = "NOT RUN: the run was ended"
     print(f"== the integrations\n{summary(outcomes)}", flush=True)
     if not arguments:
         PAGE.write_text(page(outcomes, machine()))

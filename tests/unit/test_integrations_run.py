@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import integrations_run as run
+import pytest
 
 REPORT = """<testsuites><testsuite>
 <testcase name="a"/><testcase name="b"><failure message="no"/></testcase>
@@ -29,6 +30,29 @@ def test_a_file_that_failed_or_was_ended_is_no_good_and_its_line_says_so() -> No
     ended = good._replace(ended="ENDED after 900 s")
     assert not failed.good and "FAILED" in run.summary([failed])
     assert not ended.good and "ENDED after 900 s" in run.summary([ended])
+
+
+def test_a_run_that_is_ended_says_which_files_it_has_not_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted(run.LIBRARIES)
+
+    def ran(_python: Path, file: str, _arguments: object) -> run.Outcome:
+        if file == files[1]:
+            raise KeyboardInterrupt
+        return run.Outcome(file, 1, 0, Counter(), 1.0, "")
+
+    monkeypatch.setattr(run, "run", ran)
+    monkeypatch.setattr(run, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    assert run.main(tmp_path, []) == 1
+    rows = [line for line in run.PAGE.read_text().splitlines() if line.startswith("| `tests")]
+    assert [row.rsplit("|", 2)[1].strip() for row in rows[:3]] == [
+        "",
+        "ENDED: the run was",
+        "NOT RUN: the run was ended",
+    ]
+    assert len(rows) == len(files)
 
 
 def test_each_file_of_tests_says_what_it_is_there_for_and_stands_in_the_page() -> None:
