@@ -118,6 +118,7 @@ class SockmapRedirector(BaseRedirector):
         try:
             self._open()
         except BaseException:
+            self._let_go()  # first: what is in the maps goes with them, and the kernel may refuse to be asked
             self.close()
             raise
 
@@ -245,5 +246,8 @@ class SockmapRedirector(BaseRedirector):
         for table in ("_routes", "_slots", "_totals"):
             if table in vars(self):
                 getattr(self, table).close()
+        self._let_go()
+
+    def _let_go(self) -> None:
         while self._fds:
             os.close(self._fds.popitem()[1])
