@@ -45,6 +45,17 @@ def cpu_s(pids: Iterable[int]) -> float:
     return sum(time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED) for pid in pids)
 
 
+def cpu_by_part(node: psutil.Process) -> dict[str, float]:
+    """Return the CPU seconds of a node's processes until now: of `lifld`, the gateway and the workers."""
+    found = {"lifld": cpu_s([node.pid]), "gateway": 0.0, "workers": 0.0}
+    for child in node.children(recursive=True):
+        if "lifl-worker" in child.name():
+            found["workers"] += cpu_s([child.pid])
+        elif "lifl.node.gateway.main" in child.cmdline():
+            found["gateway"] += cpu_s([child.pid])
+    return found
+
+
 def _memory(pid: int) -> dict[str, int]:
     """Return what /proc/PID/status says of how much memory the process has or had, in bytes."""
     with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:

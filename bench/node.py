@@ -29,6 +29,7 @@ import node_handoff
 import node_handshakes
 import node_ingest
 import node_rest
+import node_small
 import node_start
 import node_tensors
 import node_tls
@@ -47,6 +48,7 @@ GROUPS: dict[str, Callable[..., Group]] = {
     "rest": node_rest.run,
     "connections": node_connections.run,
     "tensors": node_tensors.run,
+    "small": node_small.run,
 }
 REPORTS = {"node": tuple(GROUPS), "tls": ("tls", "handshakes")}
 """By the name of the report: the groups that it is of, when they are run together."""

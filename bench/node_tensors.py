@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from measure import Cell, Group, Helper, Target, answer, cpu_s, orders
+from measure import Cell, Group, Helper, Target, answer, cpu_by_part, orders
 from node_rest import COMMAND_S, LIFL, settle, started
 from safetensors.numpy import save_file
 
@@ -31,7 +31,6 @@ JOB = "tensors"
 WORKERS_S = 600
 """Workers do not end while they are watched."""
 SUBMIT_MS, MODEL_MS, WORKER_MS = 15, 8, 10
-GATEWAY = "lifl.node.gateway.main"
 CALLS = ("submit", "model", "between")
 
 
@@ -57,14 +56,14 @@ def run(quick: bool) -> Group:
         try:
             helper.reply()
             for number in range(rounds):
-                before = _cpu(node)
+                before = cpu_by_part(node)
                 told = helper.ask(go=True)
-                after = _cpu(node)
+                after = cpu_by_part(node)
                 if number >= FIRST_ROUNDS or quick:
                     for name in CALLS:
                         calls[name].add(told[name] * 1e3)
                     for name, cell in parts.items():
-                        cell.add((after[name] - before.get(name, 0.0)) * 1e3)
+                        cell.add((after[name] - before[name]) * 1e3)
         finally:
             helper.close()
     return Group(
@@ -79,17 +78,6 @@ def run(quick: bool) -> Group:
             Target(f"{tensors} tensors: workers", "ms", WORKER_MS, parts["workers"].median),
         ],
     )
-
-
-def _cpu(node: psutil.Process) -> dict[str, float]:
-    """Return the CPU seconds of the node's processes by what they are."""
-    found = {"workers": 0.0, "gateway": 0.0, "lifld": cpu_s([node.pid])}
-    for child in node.children(recursive=True):
-        if "lifl-worker" in child.name():
-            found["workers"] += cpu_s([child.pid])
-        elif GATEWAY in child.cmdline():
-            found["gateway"] += cpu_s([child.pid])
-    return found
 
 
 # ---- the client ------------------------------------------------------------------------------------------------------

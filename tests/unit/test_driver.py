@@ -275,3 +275,32 @@ async def test_a_promotion_that_waits_behind_a_row_goes_with_its_time(
     driver.demote()
     assert engine.seen == ["a", ev.Demoted(), "b"]
     driver._pending = None
+
+
+def test_the_timer_is_looked_at_once_for_all_events_of_a_turn(tmp_path: Path) -> None:
+    class Due(Engine):
+        looks = 0
+
+        def handle(self, event: Any, _now: float) -> list[Any]:
+            self.seen.append((event, self.looks))
+            return []
+
+        def next_timer(self) -> Any:
+            self.looks += 1
+            return 0.0 if len(self.seen) == 3 else None
+
+    async def run() -> None:
+        engine = Due()
+        driver = Driver(engine, tmp_path, lambda _effects: None)  # type: ignore[arg-type]
+        for event in "abc":
+            driver.handle(event)
+        async with asyncio.timeout(60):
+            await driver.until(lambda: len(engine.seen) == 4)
+        assert engine.seen == [("a", 0), ("b", 0), ("c", 0), (ev.Tick(), 1)]
+        driver.handle("d")
+        looks = engine.looks
+        driver.close()
+        await asyncio.sleep(0)
+        assert engine.looks == looks, "of a driver that is closed"
+
+    asyncio.run(run())

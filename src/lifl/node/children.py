@@ -137,6 +137,18 @@ class Child:
             self._link.send(*messages, descriptors=descriptors)
             failpoints.hit("lifld.child.after")
 
+    def gather(self, *messages: Message) -> None:
+        """Send messages as `Link.gather` does."""
+        if failpoints.on:  # a process that ends behind this has said it
+            self.send(*messages)
+        elif self._link is not None:
+            self._link.gather(*messages)
+
+    def flush(self) -> None:
+        """Send at once what was gathered."""
+        if self._link is not None:
+            self._link.flush()
+
     def taken_descriptor(self) -> int:
         """Return the descriptor that came along with the message that is being handed over (`Link`)."""
         assert self._link is not None

@@ -55,6 +55,7 @@ class Driver:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at_s = 0.0
+        self._timer_is_old = False  # it is looked at when the loop has its turn: once for all events of this one
         self._settled: asyncio.Event | None = None
         self._changed: asyncio.Future[None] | None = None  # somebody waits for what an event may bring
         self._closed = False
@@ -108,7 +109,9 @@ class Driver:
         if self.fault is not None:
             log.warning("database.goes_on events=%d", len(self._backlog))
             self._end_pause()
-        self._set_timer()
+        if not self._timer_is_old:
+            self._timer_is_old = True
+            self._loop.call_soon(self._set_timer)
         if self._settled is not None and not self.engine.busy():
             self._settled.set()
         if self._changed is not None:
@@ -207,6 +210,9 @@ class Driver:
             log.error("%s %s %s", event, fault, said)
 
     def _set_timer(self) -> None:
+        self._timer_is_old = False
+        if self._closed:
+            return
         due_s = self.engine.next_timer()
         if self._timer is not None and due_s != self._timer_at_s:
             self._timer.cancel()

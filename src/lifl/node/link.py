@@ -7,6 +7,9 @@ waits in the link, at most `LINK_WAITING_BYTES_MAX`; a peer that is so far behin
 closes.
 Descriptors may go along with a message; the peer gets them with the frame's first byte.
 
+What is said of each update is said by `gather`: those of one turn of the loop leave in one system call, and wake the
+peer once.
+
 A link ends once, by `on_closed(error)`: None when the peer closed or `close` was called, `RemoteFault` when
 the peer sent what the channel forbids, `ResourceFault` when it was too far behind, `OSError` when the socket failed.
 """
@@ -34,6 +37,8 @@ log = logging.getLogger("lifl.link")
 
 CONGESTED_BYTES = 1024 * 1024
 """From here on a careful sender (`drained`) stops producing."""
+GATHERED_MAX = 16
+"""So many messages are not kept back any longer: the peer may begin with them."""
 READ_BYTES = 256 * 1024
 RIGHTS_MAX = 16
 """Descriptors that come along with what is read at once."""
@@ -73,6 +78,7 @@ class Link:
         self._waiting_bytes_max = waiting_bytes_max
         self._waiting: deque[tuple[memoryview, tuple[int, ...]]] = deque()
         self._waiting_bytes = 0
+        self._gathered: list[bytes] = []  # frames that leave within this turn of the loop
         self._congested_until: asyncio.Future[None] | None = None
         self._closed = False
         self._hurries = False
@@ -98,7 +104,30 @@ class Link:
         """
         if self._closed or not messages:
             return
-        frame = memoryview(b"".join(map(encode, messages)))
+        frame = b"".join(map(encode, messages))
+        self.flush()
+        self._leave(frame, descriptors)
+
+    def gather(self, *messages: msgspec.Struct) -> None:
+        """Send messages soon: with what else is said in this turn of the loop, in its order; else as `send` does."""
+        if self._closed or not messages:
+            return
+        frames = list(map(encode, messages))
+        if not self._gathered:
+            self._loop.call_soon(self.flush)
+        self._gathered += frames
+        if len(self._gathered) >= GATHERED_MAX:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what has been gathered at once, before what cannot wait for the loop's turn, or holds it up."""
+        if self._gathered:
+            frame, self._gathered = b"".join(self._gathered), []
+            if not self._closed:
+                self._leave(frame)
+
+    def _leave(self, encoded: bytes, descriptors: Sequence[int] = ()) -> None:
+        frame = memoryview(encoded)
         if not self._waiting:
             try:
                 frame = frame[_send(self._sock, frame, descriptors) :]
@@ -149,7 +178,8 @@ class Link:
             self._loop.add_reader(self._sock.fileno(), self._readable)
 
     def close(self) -> None:
-        """End the link; what still waits is dropped."""
+        """End the link; what still waits for the socket is dropped."""
+        self.flush()
         self._end(None)
 
     def _readable(self) -> None:
@@ -280,6 +310,7 @@ class Link:
             for fd in descriptors:
                 os.close(fd)
         self._waiting.clear()
+        self._gathered.clear()
         self._waiting_bytes = 0
         while self._descriptors:
             os.close(self._descriptors.popleft())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from lifl import failpoints
 from lifl.core import effects as fx
@@ -30,6 +30,7 @@ from lifl.node.workers import Workers
 
 log = logging.getLogger("lifl.daemon")
 
+TO_GATEWAY = frozenset(get_args(gm.ToGateway))
 OF_EACH_UPDATE = frozenset({"update.accepted"})
 """Events that are in no ordinary log: a line for each would cost as much as what it tells of."""
 
@@ -82,13 +83,15 @@ class Performer:
 
         Raise `DatabaseFault` when a row cannot be written now: it and what is behind it is not performed.
         """
-        messages: list[gm.ToGateway] = []  # that follow one another: one system call, and the gateway wakes once
+        messages: list[Any] = []  # those to the gateway that follow one another
         for done, effect in enumerate(effects):
-            if isinstance(effect, gm.ToGateway):
+            if type(effect) in TO_GATEWAY:
                 messages.append(effect)
                 continue
             self._send_gateway(messages)
             messages.clear()
+            if isinstance(effect, fx.ROWS):  # it takes as long as the disk does
+                self._gateway.flush()
             try:
                 self._perform(effect)
             except FrameTooLong as fault:
@@ -98,13 +101,13 @@ class Performer:
                 raise
         self._send_gateway(messages)
 
-    def _send_gateway(self, messages: list[gm.ToGateway]) -> None:
+    def _send_gateway(self, messages: Sequence[Any]) -> None:
         try:
-            self._gateway.send(*messages)
+            self._gateway.gather(*messages)
         except FrameTooLong:
             for message in messages:
                 try:
-                    self._gateway.send(message)
+                    self._gateway.gather(message)
                 except FrameTooLong as fault:
                     self._unsendable(message, fault)
 

@@ -36,7 +36,7 @@ class GrantWaiter:
             raise ConnectionResetError(ENDED)
         self._about = None if isinstance(question, gm.Offered) else (question.job, question.round)
         self._answer = self._loop.create_future()
-        self._link.send(question)
+        self._link.gather(question)
         try:
             return await self._answer
         finally:

@@ -242,7 +242,7 @@ class Intake:
             raise
         finally:
             self._filling = False
-        self._shared.link.send(gm.Sealed(self._conn, grant.key, received_bytes, digest))
+        self._shared.link.gather(gm.Sealed(self._conn, grant.key, received_bytes, digest))
 
     def _is_gone(self, error: Exception) -> bool:
         """Return whether it was the client that closed the connection: then it writes to its slot no more."""
