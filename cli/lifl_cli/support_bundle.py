@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 
-from lifl.core.errors import LiflError
+from lifl.core.errors import LiflError, ResourceFault
 from lifl.core.limits import BUNDLE_FILE_BYTES_MAX, BUNDLE_ROWS_MAX
 from lifl_cli.options import json_option, state_option
 from lifl_cli.output import did
@@ -59,7 +59,10 @@ def support_bundle(output: str, as_json: bool, state_dir: Path) -> None:
     if target.exists():
         raise click.ClickException(f"{target} is there already: choose another name, or remove it")
     secrets = known_secrets(state_dir)
-    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise ResourceFault(f"{target} cannot be written: {error.strerror}; name another file with -o") from error
     try:
         with os.fdopen(fd, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as bundle:
             for name, make in PARTS.items():

@@ -132,6 +132,10 @@ def _live(sampler: Sampler) -> None:
     console = Console()
     if not console.is_terminal:
         raise click.UsageError("the live view needs a terminal; use --once or --json")
+    if console.is_dumb_terminal:
+        raise click.UsageError(
+            "the live view needs a terminal that can be drawn on, which TERM=dumb is not; use --once"
+        )
     sampler.sample()
     sample, look = sampler.sample(), ALL
     with _keys(), Live(console=console, screen=True, auto_refresh=False) as live:

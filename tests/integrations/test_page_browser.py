@@ -37,6 +37,8 @@ VIEWS = (
     *("", "nodes", "log", "jobs/mri-segmentation", "jobs/mri-segmentation/rounds", "jobs/mri-segmentation/clients"),
     *("jobs/mri-segmentation/config", "jobs/ecg-arrhythmia", "submit", "audit", "access"),
 )
+FILES_BYTES_MAX, ELEMENTS_MAX = 256 << 10, 8000
+"""Of the page, whatever the size of the cluster: beyond, it is slow on a phone."""
 LOADED = "!document.body.innerText.includes('Loading') && !document.body.innerText.includes('Waiting for')"
 
 
@@ -434,10 +436,19 @@ def test_the_page_of_a_node_elsewhere_is_believed_by_its_authority(
     assert page.faults() == []
 
 
-def test_a_hundred_nodes_and_ten_thousand_clients_are_drawn_within_a_second(browser: Browser) -> None:
-    with staged(Play(nodes=100, clients=10_000)) as stage:
+def test_of_a_hundred_nodes_and_ten_thousand_clients_no_more_is_drawn_than_can_be_seen(browser: Browser) -> None:
+    """What it takes to be painted within a second, which `bench/web_page.py` measures."""
+    play = Play(nodes=100, clients=10_000)
+    play.credentials = Credentials()
+    with staged(play) as stage:
         page = browser.page(1440, 900)
         shown(page, stage.link())
+        files = "performance.getEntriesByType('resource').filter(each => each.initiatorType !== 'fetch')"
+        assert page.run(f"{files}.reduce((sum, each) => sum + each.decodedBodySize, 0)") < FILES_BYTES_MAX
+        for view in VIEWS:
+            at(page, view, "main h1")
+            page.until(LOADED)
+            assert page.run("document.querySelectorAll('*').length") < ELEMENTS_MAX, view
         at(page, "jobs/mri-segmentation", ".wall .card")
         assert page.run("document.querySelectorAll('.wall .card').length") == 100
         at(page, "jobs/mri-segmentation/clients", ".pages")

@@ -68,6 +68,11 @@ def test_a_file_that_others_alone_may_write_is_refused(folder: Path, monkeypatch
         assert asked.pop() == wanted
 
 
+def test_a_bundle_that_cannot_be_written_says_what_to_do(folder: Path) -> None:
+    done = CliRunner().invoke(cli, ["support-bundle", "-o", "nowhere/bundle.zip"])
+    assert done.exit_code == 1 and "No such file or directory; name another file with -o" in done.output, done.output
+
+
 def test_a_model_is_written_through_a_link(folder: Path) -> None:
     (folder / "last").symlink_to(folder / "folder" / "model")
     for model in (b"one", b"other"):

@@ -8,9 +8,10 @@ import pty
 import select
 from typing import Any
 
+import click
 import pytest
 from lifl_cli.render.top import ALL, BAR_CELLS, KEYS, Look, pressed, progress_text, view
-from lifl_cli.top import _key
+from lifl_cli.top import _key, _live
 from rich.console import Console
 
 
@@ -139,3 +140,11 @@ def test_a_key_is_read_at_once_and_an_end_is_none(monkeypatch: pytest.MonkeyPatc
         select.select([terminal], [], [])
         assert _key(None) == ("s",)
         os.close(ours)
+
+
+def test_a_terminal_that_cannot_be_drawn_on_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """rich would draw nothing there, and the view would seem to hang."""
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(Console, "is_terminal", True)
+    with pytest.raises(click.UsageError, match="TERM=dumb is not; use --once"):
+        _live(None)  # type: ignore[arg-type]
