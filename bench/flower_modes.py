@@ -56,7 +56,6 @@ class PeakMemory:
         self._top = psutil.Process(pid)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._before = set(Path("/dev/shm").glob("lifl-*"))
         self.peak_bytes = 0
         self.parts: dict[str, int] = {}
         """What the peak was made of."""
@@ -74,10 +73,12 @@ class PeakMemory:
     def _watch(self) -> None:
         while not self._stop.wait(SAMPLE_S):
             parts: dict[str, int] = {}
+            segments: set[Path] = set()
             for process in [self._top, *self._top.children(recursive=True)]:
                 part = _part(process)
                 parts[part] = parts.get(part, 0) + _private_bytes(process)
-            for path in set(Path("/dev/shm").glob("lifl-*")) - self._before:
+                segments |= _segments(process) if part in NODE else set()
+            for path in segments:
                 with suppress(FileNotFoundError):
                     parts["arena"] = parts.get("arena", 0) + path.stat().st_blocks * 512
             self.app_bytes = max(self.app_bytes, parts.get("ServerApp", 0))
@@ -93,6 +94,14 @@ def _part(process: psutil.Process) -> str:
             if word in command:
                 return part
     return "other"
+
+
+def _segments(process: psutil.Process) -> set[Path]:
+    """Return the segments of shared memory that a process of a node has mapped."""
+    with suppress(OSError):
+        words = Path(f"/proc/{process.pid}/maps").read_text().split()
+        return {Path(word) for word in words if word.startswith("/dev/shm/lifl-")}
+    return set()
 
 
 def _private_bytes(process: psutil.Process) -> int:
