@@ -195,6 +195,29 @@ def test_an_update_that_lands_behind_the_close_is_told_that_it_does_not_count() 
     assert told.round == 1
 
 
+def test_an_update_that_lands_behind_the_result_was_told_with_it_that_it_does_not_count() -> None:
+    """Nobody told it, and who had brought it by a ticket waited for as long as its connection stood."""
+    home = Home()
+    home.is_hosted()
+    home.opens()
+    home.adds("a")
+    home.do(ev.SessionHosted(HOST, "s", "secret"))
+    ticket = Ticket(credential_of("secret", "s", FOLD, "c9", 1000), 1000)
+    led = home.do(gm.Admit(9, "c9", "s", 1, 1.0, fold=FOLD, ticket=ticket))
+    (key,) = [Key.unpack(each.key) for each in led if isinstance(each, gm.Granted)]
+    home.do(gm.FoldAsked(HOST, "s", FOLD, "close"))
+    (task,) = [t.task for t in home.engine.agent.tasks._open.values()]
+    assert task.output is not None and task.worker is not None
+    for worker in home.engine.agent.pool.workers.values():
+        home.do(ev.FromWorker(worker.number, wm.WorkerReady(worker.number, 101, 0)))
+    home.arena.seal(task.output, "a")
+    done = ev.FromWorker(task.worker, wm.TaskDone(task.address, task.attempt, 1.0, 1, 1, 0.1, 0.1))
+    (told,) = home.told(done, conn=9)
+    assert isinstance(told, cm.RoundOver) and told.round == 1
+    home.arena.seal(key, "c9")
+    assert home.told(gm.Sealed(9, key.pack(), 10), conn=9) == [], "once"
+
+
 def test_the_top_of_a_rule_that_steps_waits_for_the_model_that_the_host_puts() -> None:
     home = Home("fedavgm", ("momentum",))
     home.is_hosted()

@@ -28,6 +28,9 @@ class Thing:
 class SimStore:
     """core/object_store.ObjectStore over the real allocator."""
 
+    KEPT: tuple[Kind, ...] = (Kind.UPDATE, Kind.PARTIAL)
+    """What is of use to the next life, of what is sealed."""
+
     def __init__(self, nbytes: int, node: int) -> None:
         self.node = node
         self.nbytes = nbytes
@@ -114,7 +117,7 @@ class SimStore:
     def begin_again(self) -> None:
         """Do what a new daemon does first: free what is of no use to it, and make the allocator anew for the rest."""
         for key, thing in list(self.things.items()):
-            of_use = thing.kind in (Kind.UPDATE, Kind.PARTIAL) if thing.sealed else thing.kind is Kind.UPDATE
+            of_use = thing.kind in self.KEPT if thing.sealed else thing.kind is Kind.UPDATE
             if not of_use:
                 self.free(key)
         self.allocator = Allocator(self.allocator.begin, self.allocator.end)

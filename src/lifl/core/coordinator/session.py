@@ -13,7 +13,7 @@ back within `HOST_GRACE_S`.  Nothing of it stays.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from lifl.core import effects as fx
 from lifl.core.config.job import most_of
@@ -25,6 +25,7 @@ from lifl.core.coordinator.nodes import NodeTable
 from lifl.core.coordinator.presence import Connection, Presence
 from lifl.core.coordinator.receipt import metrics_of
 from lifl.core.coordinator.round import Phase, Round
+from lifl.core.coordinator.round_runner import TOO_LATE
 from lifl.core.errors import Refused
 from lifl.core.fields import Message, RevokedTicket
 from lifl.core.ids import epoch_of, round_of
@@ -265,6 +266,7 @@ class Session(Job):
         self.rounds.commit(round_)  # SAVING -> COMMITTED
         for node in round_.nodes:
             self._turn.order(node, o.CommitBranch(self.spec.number, round_.epoch))
+        self._tell_late(round_, TOO_LATE, {*round_.granted_over.values()})
         self._note_done(round_.epoch, list(round_.accepted.values()))
         assert self._done is not None
         self._publish("fold.done", round=round_.number, counted=len(round_.accepted), metrics=self._done.metrics)
@@ -291,11 +293,15 @@ class Session(Job):
         self.rounds.current = None
         self._branches.drop(round_)
         self._publish("fold.over", round=round_.number, reason=reason)
-        over = cm.RoundOver(self.name, round_.number, reason[:TEXT_CHARS_MAX])
-        for to in {round_.granted_over[client] for client in round_.granted if client in round_.granted_over}:
-            if to != self.host:
-                self._presence.send(to, over)
+        self._tell_late(round_, reason, {*round_.granted_over.values()} - {self.host})
         self._tell_host(fm.FoldOver(self.name, round_.epoch, reason[:TEXT_CHARS_MAX]))
+
+    def _tell_late(self, round_: Round, reason: str, to: Collection[Connection | None]) -> None:
+        """Tell those whose updates are on their way that the fold is over: nobody would when these are there."""
+        over = cm.RoundOver(self.name, round_.number, reason[:TEXT_CHARS_MAX])
+        for client in round_.granted:
+            if (its := round_.granted_over.get(client)) is not None and its in to:
+                self._presence.send(its, over)
 
     def _tell_host(self, message: Message) -> None:
         if self.host is not None:
