@@ -433,7 +433,7 @@ class Stage:
         return f"http://{self.ready.result()}/#link={secret}"
 
     def _tell(self) -> None:
-        self._link.send(hm.VisitsTold(self.visits.links(), tuple(self.visits.visits().items())))
+        self._link.send(hm.VisitsTold(self.visits.links(), self.visits.visits()))
 
     def _heard(self, message: Any) -> None:
         match message:

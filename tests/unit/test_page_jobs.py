@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from typing import Any
+
 import pytest
 
 from lifl.core.config.parse import overridden, table_of
-from lifl.core.errors import ConfigError
-from lifl.core.limits import CONFIG_FILE_BYTES_MAX, EDITS_MAX
-from lifl.node.http.page_jobs import _File, _job_of
+from lifl.core.errors import ConfigError, Refused
+from lifl.core.limits import CONFIG_FILE_BYTES_MAX, EDITS_MAX, WEB_MOVES_MAX
+from lifl.core.protocol import http as hm
+from lifl.node.http.page_jobs import PageJobs, _File, _job_of
+from lifl.node.http.visits import Secrets, Visits
 
 GOOD = """[job]
 name = "mine"
@@ -104,3 +110,46 @@ def test_a_key_has_so_many_parts_and_no_text_is_taken_for_one() -> None:
     with pytest.raises(ConfigError, match="more than 32 parts"):
         overridden({}, ["job.name={" + ".".join("a" * 33) + "=1}"])
     assert overridden({}, ["job.name=1\n" + ".".join("a" * 100_000) + "=1"])["job"]["name"].startswith("1\n"), "a text"
+
+
+class SlowBody:
+    """A request whose body never comes, or comes to its end."""
+
+    reads = 0
+
+    def arguments(self) -> dict[str, str]:
+        return {"job": "j", "round": "1"}
+
+    async def read(self, _most: int) -> bytes:
+        self.reads += 1
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+def test_who_may_only_look_takes_no_place_of_those_who_bring_files_however_slowly_a_body_comes() -> None:
+    async def tried() -> None:
+        visits = Visits(None)  # type: ignore[arg-type]
+        reader, operator = Secrets("c1", "k1"), Secrets("c2", "k2")
+        until = time.time() + 60
+        visits.told(hm.VisitsTold((), ((reader.digest, until, "reader"), (operator.digest, until, "operator"))))
+        jobs, body = PageJobs(visits), SlowBody()
+        exchange: Any = body
+        for asked in (jobs.submit, jobs.plan, jobs.take_piece, jobs.send_model):
+            with pytest.raises(Refused) as refused:
+                await asyncio.wait_for(asked(exchange, reader), 60)
+            assert refused.value.code == "not-allowed"
+            with pytest.raises(Refused) as refused:
+                await asyncio.wait_for(asked(exchange, Secrets("c3", "k3")), 60)
+            assert refused.value.code == "visit-over"
+        assert not body.reads
+        bringing = [asyncio.create_task(jobs.submit(exchange, operator)) for _ in range(WEB_MOVES_MAX)]
+        await asyncio.sleep(0)
+        assert body.reads == WEB_MOVES_MAX
+        with pytest.raises(Refused) as refused:
+            await jobs.submit(exchange, operator)
+        assert refused.value.code == "quota"
+        for task in bringing:
+            task.cancel()
+        await asyncio.wait(bringing)
+
+    asyncio.run(tried())

@@ -79,8 +79,7 @@ class Pages:
 
     def _tell(self) -> None:
         if self._door is not None:
-            links, visits = self._visits.links(), tuple(self._visits.visits().items())
-            self._door.child.send(hm.VisitsTold(links, visits))
+            self._door.child.send(hm.VisitsTold(self._visits.links(), self._visits.visits()))
 
     def _heard(self, message: Any) -> None:
         match message:

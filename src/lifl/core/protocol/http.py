@@ -70,10 +70,10 @@ class VisitEnded(Message, frozen=True):
 
 
 class VisitsTold(Message, frozen=True):
-    """The digests of all links, and of all visits with their ends: nobody else is brought to `lifld`."""
+    """The digests of all links, and of all visits with their ends and as whom: nobody else is brought to `lifld`."""
 
     links: Annotated[tuple[Digest, ...], msgspec.Meta(max_length=WEB_LINKS_MAX)] = ()
-    visits: Annotated[tuple[tuple[Digest, Real], ...], msgspec.Meta(max_length=WEB_VISITS_MAX)] = ()
+    visits: Annotated[tuple[tuple[Digest, Real, Role], ...], msgspec.Meta(max_length=WEB_VISITS_MAX)] = ()
 
 
 class HealthAsked(Message, frozen=True):

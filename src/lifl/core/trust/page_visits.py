@@ -113,9 +113,11 @@ class PageVisits:
         """Return the digests of the links."""
         return tuple(self._links)
 
-    def visits(self) -> dict[bytes, float]:
-        """Return until when each visit lasts, by digest."""
-        return {digest: visit.expires_unix_s for digest, visit in self._visits.items()}
+    def visits(self) -> tuple[tuple[bytes, float, Role], ...]:
+        """Return of each visit its digest, until when it lasts, and as whom it is."""
+        return tuple(
+            (digest, visit.expires_unix_s, visit.visitor.identity.role) for digest, visit in self._visits.items()
+        )
 
     def _forget(self, now_unix_s: float) -> None:
         for book in (self._links, self._visits):

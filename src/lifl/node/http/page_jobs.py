@@ -82,7 +82,12 @@ class PageJobs:
         self._moving = 0
 
     @contextmanager
-    def _place(self) -> Iterator[None]:
+    def _place(self, secrets: Secrets, question: type[om.FromCli]) -> Iterator[None]:
+        """Have a place among those who bring or fetch, for who may.  Raise `Refused`.
+
+        Who may not is refused before it gets one: else whoever looks could keep all of them by bodies that come slowly.
+        """
+        self._visits.check_may(secrets, question)
         if self._moving >= WEB_MOVES_MAX:
             text = f"{WEB_MOVES_MAX} pages bring files or fetch models at this moment, the most that may: try again"
             raise Refused("quota", "page", text)
@@ -94,7 +99,7 @@ class PageJobs:
 
     async def submit(self, exchange: Exchange, secrets: Secrets) -> None:
         """Submit a job by its file, or check that.  Raise `Refused`, `Problem`, `OSError`."""
-        with self._place():
+        with self._place(secrets, om.SubmitJob):
             body = await exchange.read(WEB_SUBMIT_BYTES_MAX)
             file = _read(lambda: msgspec.json.decode(body, type=_File))
             found = await _checked(file)
@@ -109,7 +114,7 @@ class PageJobs:
 
     async def plan(self, exchange: Exchange, secrets: Secrets) -> None:
         """Tell how a round of a job would be planned now, by its file.  Raise `Refused`, `Problem`, `OSError`."""
-        with self._place():
+        with self._place(secrets, om.PlanJob):
             body = await exchange.read(WEB_SUBMIT_BYTES_MAX)
             file = _read(lambda: msgspec.json.decode(body, type=_File))
             found = await _checked(file)
@@ -141,7 +146,7 @@ class PageJobs:
 
     async def take_piece(self, exchange: Exchange, secrets: Secrets) -> None:
         """Take a piece of a model's file.  Raise `Refused`, `Problem`, `OSError`."""
-        with self._place():
+        with self._place(secrets, om.PutModel):
             asked = {"offset": 0, "total_bytes": 0, **exchange.arguments()}
             data = await exchange.read(MODEL_PIECE_BYTES)
             piece = _read(lambda: msgspec.convert(asked | {"data": data}, om.PutModel, strict=False))
@@ -155,7 +160,7 @@ class PageJobs:
         """
         from lifl.shm.checksum import StreamChecksum
 
-        with self._place():
+        with self._place(secrets, om.ReadModel):
             arguments = exchange.arguments()
             asked = _read(lambda: msgspec.convert({"round": "", **arguments}, om.ReadModel, strict=False))
             found, checksum = await self._visits.ask(secrets, om.ReadModel(asked.job, asked.round)), StreamChecksum()

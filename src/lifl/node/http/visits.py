@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from lifl.core.errors import Refused
+from lifl.core.identity import Identity, Role
 from lifl.core.limits import WEB_ASKS_MAX
 from lifl.core.protocol import cli as om
 from lifl.core.protocol import http as hm
 from lifl.core.protocol.client import Refusal
+from lifl.core.trust import policy
 from lifl.core.trust.page_visits import digest_of_visit
 from lifl.core.trust.tokens import TokenSecret, digest_of
 from lifl.node.http.native import AWAY
@@ -27,6 +29,8 @@ from lifl.node.link import Link
 ANSWER_S = 10.0
 """`lifld` answers what is only looked at within this time, or is too busy."""
 NO_VISIT = Refused("visit-over", "page", "this page is for who has opened a link to it: `lifl web` makes one")
+NOBODY: tuple[float, Role] = (0.0, "reader")
+"""Of who has no visit: it has ended."""
 
 
 class Secrets(NamedTuple):
@@ -47,13 +51,14 @@ class Visits:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._links: frozenset[bytes] = frozenset()
-        self._visits: dict[bytes, float] = {}
+        self._visits: dict[bytes, tuple[float, Role]] = {}
         self._shown: dict[int, asyncio.Future[hm.VisitOpened]] = {}
         self._asking = 0
 
     def told(self, message: hm.VisitsTold) -> None:
         """Know what `lifld` knows."""
-        self._links, self._visits = frozenset(message.links), dict(message.visits)
+        self._links = frozenset(message.links)
+        self._visits = {digest: (until, role) for digest, until, role in message.visits}
 
     def opened(self, message: hm.VisitOpened) -> None:
         """Hand on what became of a link."""
@@ -63,7 +68,14 @@ class Visits:
 
     def is_valid(self, secrets: Secrets) -> bool:
         """Return whether there is such a visit, as far as is known here."""
-        return self._visits.get(secrets.digest, 0.0) > time.time()
+        return self._visits.get(secrets.digest, NOBODY)[0] > time.time()
+
+    def check_may(self, secrets: Secrets, question: type[om.FromCli]) -> None:
+        """Raise `Refused` for what `lifld` would refuse a visitor, so that the door takes nothing in for it."""
+        until_unix_s, role = self._visits.get(secrets.digest, NOBODY)
+        if until_unix_s <= time.time():
+            raise NO_VISIT
+        policy.check(Identity(role, "visitor"), om.ACTION_OF[question])
 
     async def open(self, link: str) -> hm.VisitOpened:
         """Use a link up.  Raise `Refused`."""
