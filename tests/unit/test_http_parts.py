@@ -8,6 +8,7 @@ import json
 import mmap
 import os
 import socket
+import struct
 from collections.abc import Callable
 
 import h11
@@ -221,6 +222,46 @@ def test_a_body_that_comes_byte_by_byte_is_not_waited_for_for_ever(monkeypatch: 
                 await reading
 
     asyncio.run(scene())
+
+
+@pytest.mark.parametrize("leaves", ["ends", "is reset", "stays"])
+def test_who_leaves_while_it_waits_is_noticed_at_once_and_what_it_says_meanwhile_is_the_next_request(
+    leaves: str,
+) -> None:
+    async def tried() -> None:
+        ended: list[str] = []
+
+        async def long_wait(told: asyncio.Event) -> str:
+            try:
+                await told.wait()
+                return "told"
+            finally:
+                ended.append("the wait")
+
+        with socket.create_server(("127.0.0.1", 0)) as door:
+            client = socket.create_connection(door.getsockname())
+            served = door.accept()[0]
+        with served, client:
+            served.setblocking(False)
+            exchange, told = exchange_over(served, 0), asyncio.Event()
+            waiting = asyncio.create_task(exchange.attended(long_wait(told)))
+            for piece in (b"GET /next", b" HTTP/1.1"):
+                client.send(piece)
+                while not exchange.rest().endswith(piece):
+                    await asyncio.sleep(0)
+            if leaves == "stays":
+                told.set()
+                assert await asyncio.wait_for(waiting, 60) == "told"
+                assert exchange.rest() == b"GET /next HTTP/1.1"
+            else:
+                if leaves == "is reset":
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.close()
+                with pytest.raises(ClientGone):
+                    await asyncio.wait_for(waiting, 60)
+            assert ended == ["the wait"]
+
+    asyncio.run(tried())
 
 
 def test_a_model_that_is_lent_no_more_is_not_sent() -> None:

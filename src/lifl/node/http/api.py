@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import math
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ import msgspec
 from lifl.core.errors import Refused
 from lifl.core.fields import NAME_RULE, Name
 from lifl.core.limits import COUNT_MAX, HTTP_WAIT_S_MAX, REASON_BYTES_MAX, WEIGHT_MAX, WEIGHT_MIN
+from lifl.core.protocol import client as cm
 from lifl.core.protocol.ticket_line import line_of
 from lifl.core.protocol.update_check import check_metrics
 from lifl.node.http import metrics
@@ -165,10 +166,10 @@ class Api:
             await session.join()
             if isinstance(session, TicketSession):
                 session.look_anew()
-            while (found := session.selected) is None or found.round in session.fates:
-                if not await session.news(until_s):
-                    await exchange.answer(204)
-                    return
+            found = await exchange.attended(_selection(session, until_s))
+            if found is None:
+                await exchange.answer(204)
+                return
             base = f"/v1/jobs/{session.job}/clients/{session.name}/rounds/{found.round}"
             answer = {
                 "job": session.job,
@@ -225,9 +226,7 @@ class Api:
                     await session.join(holding=round_)
                     until_s = begin_s + (wait_s or (0.0 if round_ in session.fates else KNOWN_S))
                     wanted_ = settled if wait_s else ("accepted", *settled)
-                    while session.fates.get(round_, NONE_YET).state not in wanted_ and await session.news(until_s):
-                        if not wait_s and session.selected is not None:
-                            break  # it is asked for the update: nothing is known of one
+                    await exchange.attended(_fate(session, round_, wanted_, until_s, gives_up=not wait_s))
             await exchange.answer(200, _told(session, round_))
 
     async def put_update(self, exchange: Exchange, caller: Caller, of: Mapping[str, str]) -> None:
@@ -298,6 +297,24 @@ async def _send_model(exchange: Exchange, file: ModelFile, check: Callable[[], N
     if exchange.method != "HEAD":
         for piece in file.pieces(begin, end):
             await exchange.send(piece, check)
+
+
+async def _selection(session: Session, until_s: float) -> cm.Selected | None:
+    """Wait until a client is selected; None: it is not by then.  Raise `Refused`."""
+    while (found := session.selected) is None or found.round in session.fates:
+        if not await session.news(until_s):
+            return None
+    return found
+
+
+async def _fate(session: Session, round_: int, wanted_: Container[str], until_s: float, gives_up: bool) -> None:
+    """Wait until an update's state is one of these.  Raise `Refused`.
+
+    `gives_up`: not when the client is asked for an update, so that nothing is known of one.
+    """
+    while session.fates.get(round_, NONE_YET).state not in wanted_ and await session.news(until_s):
+        if gives_up and session.selected is not None:
+            return
 
 
 def _told(session: Session, round_: int) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from email.utils import formatdate
 from http import HTTPStatus
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote
 
 import h11
@@ -34,6 +35,7 @@ LOW_WATER_BYTES = 512 * 1024
 TURN_BYTES = 4 * 1024 * 1024
 """What one body may move before other connections have their turn."""
 JSON = "application/json"
+T = TypeVar("T")
 
 
 class Problem(Exception):
@@ -227,6 +229,38 @@ class Exchange:
         """Return when the client, who is being told something and has nothing to say, has left or says something."""
         with contextlib.suppress(OSError):
             await ready(self._sock)
+
+    async def attended(self, wait: Coroutine[Any, Any, T]) -> T:
+        """Return what a wait has come to, while the client is there.
+
+        What it says meanwhile is kept: the next request.  Raise `ClientGone` as soon as it has left, and what `wait`
+        raises.
+        """
+        waiting, leaving = asyncio.ensure_future(wait), asyncio.ensure_future(self._leaves())
+        try:
+            await asyncio.wait([waiting, leaving], return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                raise ClientGone("the client has left while it waited to be told something")
+            return waiting.result()
+        finally:
+            waiting.cancel()
+            leaving.cancel()
+            await asyncio.gather(waiting, leaving, return_exceptions=True)
+
+    async def _leaves(self) -> None:
+        """Return when the client has left; not if it says more than is kept."""
+        while len(self._early) < READ_BYTES:
+            try:
+                more = self._sock.recv(READ_BYTES)
+            except BlockingIOError:
+                await ready(self._sock)
+                continue
+            except OSError:  # cut off
+                return
+            if not more:
+                return
+            self._early = memoryview(bytes(self._early) + more)
+        await asyncio.get_running_loop().create_future()
 
     async def end_stream(self) -> None:
         """Say that this was all.  Raise `OSError`."""
