@@ -1,7 +1,8 @@
 """`lifl up`.
 
-In the foreground `lifl up` becomes `lifld`.  With ``-d`` a child in a session of its own does, and tells by
-a pipe when the node is ready or why it cannot start, so the exit code of `lifl up -d` is the truth.
+In the foreground `lifl up` becomes `lifld`, and ends as that does, with exit code 0, also when it is told to while it
+starts.  With ``-d`` a child in a session of its own does, and tells by a pipe when the node is ready or why it cannot
+start, so the exit code of `lifl up -d` is the truth.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
+from lifl.confine import signals
 from lifl.core.config.node import NodeConfig, parse_node
-from lifl.core.errors import LiflError, ResourceFault
+from lifl.core.errors import EndedEarly, LiflError, ResourceFault
 from lifl.core.trust.tokens import Token
 from lifl_cli.config_file import read_toml
 from lifl_cli.labels import labels_of
@@ -130,18 +132,30 @@ def up(
         if flags["http"] is not None:
             raise click.UsageError("--web and --http are one door: give its address to one of them")
         flags["http"] = web
-    config = _node_config(config_path, state_dir, {key: flags[key] for key in NODE_FLAGS})
-    _make_state_dir(config)
     printed = _announce_json if as_json else _announce
-    announce = partial(_tell, partial(printed, insecure=config.insecure))
-    token = _token(config)
     if detach:
-        info = _start_detached(config, token)
-        announce({**info, "web": _link(config)} if web is not None else info)
+        config = _node_config(config_path, state_dir, {key: flags[key] for key in NODE_FLAGS})
+        _make_state_dir(config)
+        info = _start_detached(config, _token(config))
+        _tell(printed, {**info, "web": _link(config)} if web is not None else info, config.insecure)
         return
+    signals.heed_early()
+    try:
+        config = _node_config(config_path, state_dir, {key: flags[key] for key in NODE_FLAGS})
+        _make_state_dir(config)
+        _run(config, printed)
+    except (KeyboardInterrupt, Exception) as error:
+        if not signals.came_early() and not isinstance(error, EndedEarly):
+            raise
+        click.echo("lifld was ended while it was starting", err=True)
+
+
+def _run(config: NodeConfig, printed: Callable[[dict[str, Any], bool], None]) -> None:
+    """Be `lifld`, until it ends.  Raise `LiflError`."""
+    token = _token(config)
     from lifl.node.daemon import run
 
-    run(config, announce, token=token)
+    run(config, partial(_tell, printed, insecure=config.insecure), token=token)
 
 
 def _node_config(path: str | None, state_dir: str | None, flags: dict[str, Any]) -> NodeConfig:
@@ -199,9 +213,9 @@ def _make_state_dir(config: NodeConfig) -> None:
         ) from error
 
 
-def _tell(printed: Callable[[dict[str, Any]], None], info: dict[str, Any]) -> None:
+def _tell(printed: Callable[[dict[str, Any], bool], None], info: dict[str, Any], insecure: bool) -> None:
     """Print the report if that is possible; the node runs, whoever hears of it."""
-    printed(info)
+    printed(info, insecure)
     done(f"lifld is up (pid {info['pid']})")
 
 

@@ -12,11 +12,13 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from lifl_cli import main, output
+from click.testing import CliRunner
+from lifl_cli import main, output, up
 from lifl_cli.fetch_model import _copy
 
+from lifl.confine import signals
 from lifl.core.errors import Refused
-from lifl.node import uploads
+from lifl.node import daemon, uploads
 from lifl.node.uploads import ModelUploads
 
 MODEL = b"m" * 4096
@@ -160,3 +162,45 @@ def test_the_next_life_of_a_node_removes_what_an_earlier_one_was_sent_of(tmp_pat
     assert list(tmp_path.iterdir())
     uploads_in(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("usual_signals")
+@pytest.mark.parametrize("number", signals.ENDS)
+@pytest.mark.parametrize("becomes", ["itself", "another error", "nothing"])
+def test_up_that_is_told_to_end_before_lifld_heeds_signals_ends_as_a_node_does(
+    number: signal.Signals, becomes: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In the foreground: a second one changes nothing, and imports may swallow the first or make an error of it."""
+
+    def told(*_: object) -> None:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            signal.raise_signal(number)
+            if becomes == "itself":
+                raise
+            if becomes == "another error":
+                raise ImportError from None
+        asyncio.run(daemon._run(None, tmp_path, None, None, None, None))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(up, "_run", told)
+    found = CliRunner().invoke(up.up, ["--state", str(tmp_path)])
+    assert (found.exit_code, found.stdout, found.stderr) == (0, "", "lifld was ended while it was starting\n")
+
+
+def test_what_waits_for_another_machine_is_interrupted_and_signals_mean_what_they_did() -> None:
+    before = [signal.getsignal(number) for number in signals.ENDS]
+    with pytest.raises(KeyboardInterrupt), signals.heeded_at_once():
+        signal.raise_signal(signal.SIGTERM)
+    assert [signal.getsignal(number) for number in signals.ENDS] == before
+    assert signals.came_early()
+    signals._early.clear()
+
+
+@pytest.fixture
+def usual_signals() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in signals.ENDS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    signals._early.clear()

@@ -7,7 +7,8 @@ children itself: they take no notice of these.  Those of `STRAY` have no meaning
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from signal import Signals
 
 ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU)
@@ -30,6 +31,42 @@ HARMLESS = (signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH, sign
 
 END_S = 45
 """What `lifld` has, beside the time for its rounds, to end: more than it waits for its children one by one."""
+
+
+_early: list[int] = []
+
+
+def heed_early() -> None:
+    """Have a signal of `ENDS` raise `KeyboardInterrupt`, once, until `lifld` heeds it itself.
+
+    Whoever is interrupted may make another error of that, or nothing at all: so it is known besides (`came_early`).
+    """
+    for number in ENDS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _interrupt)
+
+
+def came_early() -> bool:
+    """Return whether such a signal came since `heed_early`, before `lifld` heeded it itself."""
+    return bool(_early)
+
+
+@contextmanager
+def heeded_at_once() -> Iterator[None]:
+    """Have a signal of `ENDS` raise `KeyboardInterrupt` meanwhile, once: for what keeps the event loop waiting."""
+    before = {number: signal.getsignal(number) for number in ENDS}
+    heed_early()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    _early.append(number)
+    if len(_early) == 1:
+        raise KeyboardInterrupt
 
 
 def ignore_stray() -> None:

@@ -33,6 +33,10 @@ class ResourceFault(LiflError):
     """A resource ran out or a right is missing; the text says which and how to get it."""
 
 
+class EndedEarly(ResourceFault):
+    """A node was told to end before it was ready: by a signal, or `lifl down`."""
+
+
 class ArenaFull(ResourceFault):
     """The arena (or its object table) has no room for the object now; try again when something is freed."""
 

@@ -69,7 +69,7 @@ from lifl.node.state_format import take_format
 from lifl.node.status import NodeStatus
 from lifl.node.store import NodeStore, kept_capacity
 from lifl.node.succession import Store, Succession, open_rows, open_store
-from lifl.node.tasks import unless
+from lifl.node.tasks import ended_early, unless
 from lifl.node.views import NodeIdentity
 from lifl.node.workers import Workers
 from lifl.redirect import open_redirector
@@ -271,7 +271,7 @@ class Daemon:
         if self._ready.done():
             self._ready.result()  # or why it cannot be
         if self.done.is_set():
-            raise ResourceFault(f"lifld (pid {os.getpid()}) was ended while it was starting: by lifl down, or a signal")
+            raise ended_early()
         if not self._ready.done():
             said = self.gateway.last_words() or "nothing"
             raise ResourceFault(f"the gateway was not ready within {START_S:g} s; it said: {said}")
@@ -460,14 +460,19 @@ async def _run(
     for number in signals.ENDS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             loop.add_signal_handler(number, done.set)
+    if signals.came_early():
+        raise ended_early()
     failpoints.hit("lifld.open.before")
     with opened_by(account, config) as opened:
-        shared = await open_store(config) if config.store else None  # its library has threads
+        # The store's library has threads.
+        shared = await unless(done, open_store(config), lambda: None) if config.store else None
         try:
             daemon = Daemon(config, folder, locks, opened, done, token, shared)
         except BaseException:
             if shared is not None:
                 await shared.etcd.close()
+            if signals.came_early():
+                raise ended_early() from None
             raise
         await _live(daemon, announce)
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from lifl.core.errors import ResourceFault
+from lifl.core.errors import EndedEarly, ResourceFault
 
 T = TypeVar("T")
 
@@ -35,6 +35,9 @@ async def unless(ended: asyncio.Event, what: Coroutine[Any, Any, T], why: Callab
     if task.done():
         return task.result()
     task.cancel()
-    raise why() or ResourceFault(
-        f"lifld (pid {os.getpid()}) was ended while it was starting: by lifl down, or a signal"
-    )
+    raise why() or ended_early()
+
+
+def ended_early() -> EndedEarly:
+    """Return what is raised when the node was told to end before it was ready."""
+    return EndedEarly(f"lifld (pid {os.getpid()}) was ended while it was starting: by lifl down, or a signal")

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lifl.confine import signals
 from lifl.core.config.node import NodeConfig, secured
 from lifl.core.errors import LiflError, Refused, ResourceFault
 from lifl.core.trust.tokens import Token
@@ -69,7 +70,9 @@ class Credentials:
             if self.authority is not None:
                 self._take_own(self.authority)
             elif token is not None:
-                enrol(config.join, token, self._name, True, self.hosts()).save(self.folder)
+                with signals.heeded_at_once():  # it waits for another machine, and has made nothing yet
+                    enrolled = enrol(config.join, token, self._name, True, self.hosts())
+                enrolled.save(self.folder)
             files = load(self.folder)
         if files is None:
             raise ResourceFault(
