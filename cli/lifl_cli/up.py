@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from lifl.confine import signals
 from lifl.core.config.node import NodeConfig, parse_node
 from lifl.core.errors import EndedEarly, LiflError, ResourceFault
 from lifl.core.trust.tokens import Token
@@ -139,6 +138,8 @@ def up(
         info = _start_detached(config, _token(config))
         _tell(printed, {**info, "web": _link(config)} if web is not None else info, config.insecure)
         return
+    from lifl.confine import signals
+
     signals.heed_early()
     try:
         config = _node_config(config_path, state_dir, {key: flags[key] for key in NODE_FLAGS})
