@@ -18,11 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gateway_template
+import msgspec
 
 from lifl.core.errors import ArenaFull
 from lifl.core.fields import Message
 from lifl.core.ids import Key, Kind
 from lifl.core.limits import CONTRIBUTION_BYTES_MAX
+from lifl.core.planning.client_list import Told
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.contribution import Contribution, pack_contribution
@@ -134,10 +136,10 @@ class StandIn:
     def deliver(self, conn: int, message: Message) -> None:
         self.send(gm.TellClient(conn, cm.packed(message)))
 
-    def open_job(self, name: str, layout: Layout, bytes_per_s: int = 0) -> None:
+    def open_job(self, name: str, layout: Layout, bytes_per_s: int = 0, listed: Told = msgspec.UNSET) -> None:
         number = len(self.jobs) + 1
         self.jobs[name] = (number, layout)
-        self.send(gm.JobSchema(name, number, layout.tensors, bytes_per_s=bytes_per_s))
+        self.send(gm.JobSchema(name, number, layout.tensors, bytes_per_s=bytes_per_s, listed=listed))
 
     def put_model(self, data: bytes) -> None:
         self.model = self.arena.alloc(Kind.MODEL, 1, 0, len(data))

@@ -10,6 +10,7 @@ from gateway_standin import WAIT_S, Peer, StandIn
 
 from lifl.core.ids import Key
 from lifl.core.limits import SMALL_BODY_BYTES
+from lifl.core.planning.client_list import Listed
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.small_models import ModelChanged, ModelServed
@@ -57,6 +58,21 @@ def asks_first(node: StandIn, peer: Peer) -> gm.WantModel:
     node.put_model(OLD)
     peer.send(cm.GetModel(JOB, 3))
     return node.wait_for(gm.WantModel)
+
+
+def test_a_models_copy_goes_to_clients_on_the_jobs_list_alone(node: StandIn) -> None:
+    node.open_job("listed", Layout(TENSORS), listed=Listed(patterns=("hospital-*",)))
+    node.put_model(OLD)
+    with peer_of(node, "hospital-1") as one, peer_of(node, "stranger") as other:
+        for _ in range(2):
+            one.send(cm.GetModel("listed", 3))
+            assert one.receive() == cm.Model("listed", 3, TENSORS, len(OLD))
+            assert one.read_exactly(len(OLD)) == OLD
+            for direct in (False, True):
+                other.send(cm.GetModel("listed", 3, direct=direct))
+                refusal = other.receive()
+                assert isinstance(refusal, cm.Refusal)
+                assert (refusal.code, refusal.job, refusal.round) == ("not-listed", "listed", 3)
 
 
 def test_lifld_is_asked_once_until_the_model_is_another_one(node: StandIn) -> None:

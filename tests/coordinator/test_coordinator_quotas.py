@@ -12,6 +12,7 @@ from coordinator_scene import ARENA_BYTES, HOME, NUMBER, OPEN, B, Scene, admit, 
 from lifl.core.config.job import QuotaSection
 from lifl.core.coordinator.answers import GRANTED_RETRY_S
 from lifl.core.errors import Refused
+from lifl.core.planning.client_list import ClientList, Listed
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
@@ -81,6 +82,24 @@ def test_nodes_that_know_of_owners_are_told_whose_a_job_is(knows: bool) -> None:
     led.orders += scene.handle(o.JobOpened(NUMBER)).orders
     told = {node: order.owner for node, order in led.ordered(o.OpenJob)}
     assert told == {HOME: "operator alice", B: "operator alice" if knows else msgspec.UNSET}
+
+
+@pytest.mark.parametrize("knows", [False, True])
+def test_nodes_that_know_of_lists_are_told_whom_a_jobs_models_are_for(knows: bool) -> None:
+    scene = Scene(nodes=(HOME, B))
+    selection = msgspec.structs.replace(scene.spec.config.selection, clients=("c01", "clinic-*"))
+    scene.spec = replace(scene.spec, config=msgspec.structs.replace(scene.spec.config, selection=selection))
+    node = scene.coordinator.nodes.get(B)
+    assert node is not None
+    node.knows = frozenset({p.LISTED} if knows else {})
+    led = scene.do(scene.coordinator.submit, scene.spec, ARENA_BYTES)
+    led.orders += scene.handle(o.JobOpened(NUMBER)).orders
+    told = {node: order.listed for node, order in led.ordered(o.OpenJob)}
+    assert told == {HOME: scene.spec.listed, B: scene.spec.listed if knows else msgspec.UNSET}
+    found = ClientList(told[HOME])
+    taken = [name for name in ("c01", "c02", "clinic-7", "a-clinic-7", "clinic-*") if found.has(name)]
+    assert taken == ["c01", "clinic-7", "clinic-*"]
+    assert ClientList(msgspec.UNSET).has("anybody") and not ClientList(Listed()).has("anybody")
 
 
 # ---- updates in flight -----------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from lifl.core import limits
 from lifl.core.config.job import JobConfig, parse_job
 from lifl.core.config.node import NodeConfig, parse_node
 from lifl.core.errors import ConfigError, Refused, RemoteFault
+from lifl.core.planning.client_list import Listed
 from lifl.core.planning.treatment import Patterns
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import cluster as p
@@ -79,7 +80,7 @@ def test_what_one_event_says_to_all_fits_the_link() -> None:
 
 
 def test_the_schemas_of_all_jobs_fit_the_link_at_once() -> None:
-    counted = HELD["tensors"][0] + packed_max(Patterns)  # `JobSpec.schema_bytes`
+    counted = HELD["tensors"][0] + packed_max(Patterns) + packed_max(Listed)  # `JobSpec.schema_bytes`
     beside = packed_max(gm.JobSchema) - counted + 4
     assert limits.SCHEMAS_BYTES_MAX + limits.JOBS_MAX * beside <= limits.LINK_WAITING_BYTES_MAX
 

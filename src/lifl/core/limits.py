@@ -130,7 +130,7 @@ OPTIONS_BYTES_MAX = 64 * 1024
 
 FRAME_BYTES_MAX = 8 * 1024 * 1024
 """A frame of any channel; the largest carry the schema of a model with tens of thousands of tensors."""
-SCHEMA_BYTES_MAX = 7 * 1024 * 1024
+SCHEMA_BYTES_MAX = 13 * 512 * 1024
 """The names, dtypes and shapes of a model's tensors: what is beside them in a frame has the rest of it."""
 SCHEMAS_BYTES_MAX = 24 * 1024 * 1024
 """The schemas of all jobs that run: a new gateway, and a node that joins, is told all of them at once."""

@@ -304,7 +304,7 @@ class JobReplica:
         """Return what the gateway must know to select clients for this job, and to check their updates."""
         spec = self.spec
         more = (spec.client_options, spec.quota.bytes_per_s, spec.patterns)
-        return gm.JobSchema(spec.name, spec.number, spec.layout.tensors, *more, spec.layout.reproducible)
+        return gm.JobSchema(spec.name, spec.number, spec.layout.tensors, *more, spec.layout.reproducible, spec.listed)
 
     @property
     def wants_model(self) -> bool:

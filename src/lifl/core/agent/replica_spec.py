@@ -37,6 +37,7 @@ class ReplicaSpec:
         self.patterns = Patterns.of(order.aggregation, trainable)
         self.places = self.layout.places if trainable else ()
         self.reads_model = not self.fold or reads_model(self.layout, order.aggregation, trainable)
+        self.listed = order.listed
         self.state_names = order.states
         self.room_bytes = 0 if isinstance(order.room_bytes, msgspec.UnsetType) else order.room_bytes  # 0: a round's
         self.evaluates = order.evaluates is True

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lifl.core.config.job import JobConfig
 from lifl.core.planning.arena_need import fold_bytes_min, round_bytes_min
+from lifl.core.planning.client_list import Told, listed, told_bytes
 from lifl.core.planning.treatment import Patterns
 from lifl.core.schema import Layout
 
@@ -31,8 +32,16 @@ class JobSpec:
 
     @property
     def schema_bytes(self) -> int:
-        """The bytes that its tensors, and the patterns of those that are not averaged, take on the way to a gateway."""
-        return self.layout.packed_bytes + Patterns.of(self.config.aggregation, self.config.trainable).packed_bytes
+        """The bytes that its tensors, the patterns of those that are not averaged, and the list of its clients take on
+        the way to a gateway.
+        """
+        patterns = Patterns.of(self.config.aggregation, self.config.trainable)
+        return self.layout.packed_bytes + patterns.packed_bytes + told_bytes(self.listed)
+
+    @property
+    def listed(self) -> Told:
+        """The clients that it lists, as nodes are told of them."""
+        return listed(self.config.selection)
 
     def path_of(self, number: int, term: int = 0) -> str:
         """Return the path of a committed round's checkpoint; 0 is the initial model.

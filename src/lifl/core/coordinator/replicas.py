@@ -12,7 +12,7 @@ from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import NodeTable
 from lifl.core.ids import epoch_of
 from lifl.core.protocol import commands as o
-from lifl.core.protocol.cluster import OWNERS, QUOTAS, TRAINABLE
+from lifl.core.protocol.cluster import LISTED, OWNERS, QUOTAS, TRAINABLE
 from lifl.core.turn import Turn
 
 
@@ -73,6 +73,8 @@ class Replicas:
             more["durability"] = "disk"
         if spec.config.trainable and self._nodes.knows(node, TRAINABLE):
             more["trainable"] = spec.config.trainable
+        if self._nodes.knows(node, LISTED):
+            more["listed"] = spec.listed
         if node == self._nodes.home and 0 < (room := self._promised_at_home) < spec.bytes_min():
             more["room_bytes"] = room
         if spec.config.functions and node == self._nodes.home:

@@ -9,7 +9,6 @@ from lifl.core import effects as fx
 from lifl.core.config.condition import holds, parse_condition, values_of
 from lifl.core.config.job import options_changed
 from lifl.core.coordinator.choosing import Choosing
-from lifl.core.coordinator.client_list import ClientList
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import NodeTable
 from lifl.core.coordinator.presence import Presence
@@ -17,6 +16,7 @@ from lifl.core.coordinator.reliability import Reliability
 from lifl.core.coordinator.round import Phase, Round
 from lifl.core.fields import Properties
 from lifl.core.limits import RELIABILITY_CLIENTS_MAX
+from lifl.core.planning.client_list import ClientList, listed
 from lifl.core.planning.draw import NOTHING_SAID, drawn, seed_of
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
@@ -46,7 +46,7 @@ class Selection:
         self._turn = turn
         self._nodes = nodes
         self._presence = presence
-        self.list = ClientList(spec.config.selection)
+        self.list = ClientList(listed(spec.config.selection))
         self.reliability = Reliability()
         self.choosing = Choosing(spec, turn, nodes)
         self._losses: dict[str, float] = {}  # by client: the last that it has told; the newest one stands last

@@ -85,6 +85,8 @@ LABELS = REMOVES
 """That of a coordinator that is told the labels of a node, in its Inventory: it came with the one before."""
 HOSTED = "hosted"
 """The word of a coordinator that is told what a node's own sessions of folds have of its arena, in its heartbeats."""
+LISTED = HOSTED
+"""That of a node that is told which clients a job lists: it came with the one before."""
 KNOWS = (SECRETS, QUOTAS, JOURNAL, DRAIN, BEARERS, OWNERS, TRAINABLE, PROPERTIES, REMOVES, HOSTED)
 """What a node of this version knows (`PeerHello.knows`)."""
 EVERY_WORD = (*KNOWS, COORDINATES)

@@ -38,6 +38,7 @@ from lifl.core.fields import (
     Word,
 )
 from lifl.core.limits import BRANCH_UPDATES_MAX, BRANCHES_MAX, CLIENTS_PER_ROUND_MAX, COUNT_MAX, MEMBERS_PER_FRAME_MAX
+from lifl.core.planning.client_list import Told
 from lifl.core.planning.keeping import Kept
 from lifl.core.protocol.evaluations import EvaluateModel, ModelEvaluated
 from lifl.core.protocol.gateway import TellClient
@@ -64,6 +65,7 @@ class OpenJob(Message, frozen=True):
     and the answer is FoldAdopted, then JobOpened.
     `trainable` is told where the job has such patterns, to nodes that know of them: an update may lack some `tensors`.
     `evaluates` is told at home where functions of the user's are called (`user_calls.py`): they meet no other job.
+    `listed` is told where the job lists its clients, to nodes that know of it: its models go to no others.
     `room_bytes` is told at home where the job has less room there than a whole round needs: others fold its updates.
     """
 
@@ -85,6 +87,7 @@ class OpenJob(Message, frozen=True):
     trainable: TrainablePatterns | msgspec.UnsetType = msgspec.UNSET
     evaluates: bool | msgspec.UnsetType = msgspec.UNSET
     room_bytes: Count | msgspec.UnsetType = msgspec.UNSET
+    listed: Told = msgspec.UNSET
 
 
 class LoadJob(OpenJob, frozen=True):

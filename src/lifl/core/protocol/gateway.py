@@ -34,6 +34,7 @@ from lifl.core.fields import (
     Word,
 )
 from lifl.core.limits import BYTES_PER_S_MAX, CONTRIBUTION_BYTES_MAX
+from lifl.core.planning.client_list import Told
 from lifl.core.planning.treatment import Patterns
 from lifl.core.protocol import small_models as sm
 from lifl.core.protocol import tickets as tm
@@ -322,7 +323,8 @@ class JobSchema(Message, frozen=True):
     """The gateway may admit updates of this job; `number` is the job's in the arena's table.
 
     `options` go to the clients that are selected.  `bytes_per_s` of its updates and models may come and go; 0: any.
-    `patterns` name what is not averaged.  `reproducible`: weights are whole numbers.
+    `patterns` name what is not averaged.  `reproducible`: weights are whole numbers.  `listed` are the clients that may
+    have its models; left out: all.
     """
 
     job: Name
@@ -332,6 +334,7 @@ class JobSchema(Message, frozen=True):
     bytes_per_s: Annotated[int, msgspec.Meta(ge=0, le=BYTES_PER_S_MAX)] = 0
     patterns: Patterns = Patterns()
     reproducible: bool = False
+    listed: Told = msgspec.UNSET
 
 
 class JobForget(Message, frozen=True):

@@ -409,6 +409,8 @@ class Connection:
     async def _send_model(self, want: cm.GetModel) -> None:
         known = self._shared.jobs.get(want.job)
         if known is not None:
+            if not want.checked:  # another node's, which looks at the list itself
+                known.clients.check(want.job, self._client)
             nbytes, now = known.layout.data_bytes, self._loop.time()
             await self._socket.rest(self._shared.quotas.bytes_wait_s(self._number, known.flow, nbytes, now))
         part = None if want.part is msgspec.UNSET or not want.checked else want.part

@@ -13,6 +13,7 @@ import numpy as np
 
 from lifl.core.errors import Refused, RemoteFault
 from lifl.core.ids import Key
+from lifl.core.planning.client_list import ClientList
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.contribution import unpack_contributions
@@ -40,6 +41,7 @@ class JobLayout:
         self.averaged = schema.patterns.averaged(self.layout)
         self.others = schema.patterns.others(self.layout)
         self.trainable = schema.patterns.trainable
+        self.clients = ClientList(schema.listed)
         self._options = schema.options
         self._packed_options = msgspec.msgpack.encode(schema.options)
 
