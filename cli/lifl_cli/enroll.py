@@ -29,7 +29,7 @@ def enroll(address: str, token_file: str, name: str, folder: str | None, as_json
     from lifl.core.trust.enrolment import check_wanted
     from lifl.tls.contexts import Contexts, is_usable
     from lifl.tls.enrolment import enrol
-    from lifl.tls.folder import load, user_folder
+    from lifl.tls.folder import check_room, load, user_folder
 
     split_address(address, "HOST:PORT")
     check_wanted(name)
@@ -39,7 +39,9 @@ def enroll(address: str, token_file: str, name: str, folder: str | None, as_json
         own = Contexts(there).own
         text = f"{target} has the identity of {own.identity} already; another one goes elsewhere (--identity DIR), or"
         raise ResourceFault(f"{text} remove that folder first")
-    obtained = enrol(address, token_of(token_file), name)
+    token = token_of(token_file)
+    check_room(target)
+    obtained = enrol(address, token, name)
     obtained.save(target)
     files = load(target)
     assert files is not None

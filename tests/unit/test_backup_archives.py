@@ -520,3 +520,24 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ResourceFault):
         restore_backup(tmp_path / "pipe", tmp_path / "there")
+
+
+def test_where_there_is_no_room_for_the_backup_that_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not the database, which has nothing."""
+    made = sqlite3.connect
+
+    def small(name: Any, **more: Any) -> sqlite3.Connection:
+        found: sqlite3.Connection = made(name, **more)
+        if not more:  # the copy
+            found.execute("PRAGMA max_page_count=1")
+        return found
+
+    state = tmp_path / "state"
+    state.mkdir()
+    (tmp_path / "scratch").mkdir()
+    with closing(NodeStore(state / "lifl.db")):
+        monkeypatch.setattr(write.sqlite3, "connect", small)
+        with pytest.raises(ResourceFault, match=f"^{tmp_path} has no room.*elsewhere"):
+            write._copied(state / "lifl.db", tmp_path / "scratch" / "lifl.db")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from lifl.core.errors import ResourceFault
-from lifl.tls.folder import home_of, load, locked, node_folder, save, user_folder
+from lifl.tls.folder import check_room, home_of, load, locked, node_folder, save, user_folder
 
 
 @pytest.fixture
@@ -135,3 +136,22 @@ def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LIFL_IDENTITY", "~/mine")
     assert user_folder("node-a:7433") == tmp_path / "mine"
     assert user_folder("node-a:7433", "/given") == Path("/given")
+
+
+def test_where_an_identity_cannot_be_written_nobody_is_asked_for_one_and_nothing_is_left(tmp_path: Path) -> None:
+    """A token is used up by whoever gets a certificate for it, whether or not that can be kept."""
+    folder = tmp_path / "of" / "mine"
+    check_room(folder)
+    assert not folder.exists()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(ResourceFault, match=rf"{folder} cannot be written.*same token"):
+            check_room(folder)
+        assert not folder.exists()
+        folder.mkdir(0o700)
+        with pytest.raises(OSError, match="too large"):
+            save(folder, key=bytes(8192))
+        assert not list(folder.iterdir()), "no room is taken by what was not written"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 import subprocess
 from pathlib import Path
@@ -95,3 +96,12 @@ def test_lifl_up_refuses_an_open_folder_before_it_writes_there(tmp_path: Path) -
     done = subprocess.run([*LIFL, "up", "-d", "--state", str(tmp_path)], capture_output=True, text=True, check=False)
     assert (done.returncode, list(tmp_path.iterdir())) == (1, [])
     assert f"`chmod 700 {tmp_path}`" in done.stderr
+
+
+def test_lifl_up_says_what_to_do_about_a_disk_that_is_full(tmp_path: Path) -> None:
+    """With -d it said nothing: there was no room for the log, either."""
+    state = tmp_path / "n"
+    command = f"ulimit -f 0; exec {shlex.join(LIFL)} up -d --redirector unix --listen 127.0.0.1:0 --state {state}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"Error: state folder {state} cannot be written: File too large; make room on its disk\n"

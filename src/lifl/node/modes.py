@@ -17,6 +17,8 @@ from lifl.core.errors import ResourceFault
 
 FOLDER_MODE = 0o700
 FILE_MODE = 0o600
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""There is no room for what is to be written."""
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -84,6 +86,9 @@ def told(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.filename is None and error.errno in FULL:  # what is written to a file that is open has no name
+            text = f"state folder {folder} cannot be written: {error.strerror}; make room on its disk"
+            raise ResourceFault(text) from error
         if not isinstance(error.filename, str) or folder not in Path(error.filename).parents:
             raise
         raise ResourceFault(f"{error.filename}: {error.strerror}; {remedy(folder)}") from error

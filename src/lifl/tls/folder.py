@@ -30,6 +30,8 @@ CA, CERTIFICATE, KEY = "ca.pem", "cert.pem", "key.pem"
 HOME, LOCK = "home", ".lock"
 _NEW, _WHOLE = ".new", ".whole"
 """The end of the names of what is to take others' places; and the mark that it is whole, which has its number."""
+_ROOM_BYTES = 32 * 1024
+"""More than an identity takes: certificates, the roots, a key."""
 IDENTITIES = Path("~/.config/lifl/identities")
 VARIABLE = "LIFL_IDENTITY"
 """Names the identity folder of who has no other."""
@@ -192,12 +194,33 @@ def _finish(folder: Path) -> None:
         (folder / _WHOLE).unlink()
 
 
+def check_room(folder: Path) -> None:
+    """Raise `ResourceFault` where an identity cannot be written: who finds that afterwards has used its token up."""
+    room, is_there = folder / f".room.{secrets.token_hex(4)}{_NEW}", folder.is_dir()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            _write(room, bytes(_ROOM_BYTES))
+            room.unlink()
+        finally:
+            if not is_there:
+                folder.rmdir()
+    except OSError as error:
+        text = f"identity folder {folder} cannot be written: {error.strerror}; nobody was asked for an identity yet"
+        raise ResourceFault(f"{text}: mend that, and come with the same token") from error
+
+
 def _write(path: Path, data: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOEXEC, 0o600)
-    with open(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        path.unlink()
+        raise
 
 
 def _sync(folder: Path) -> None:

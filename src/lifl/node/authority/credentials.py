@@ -21,7 +21,7 @@ from lifl.node.authority.credential_store import CredentialStore
 from lifl.node.authority.revocations import Revocations
 from lifl.tls.contexts import Contexts, is_usable
 from lifl.tls.enrolment import enrol
-from lifl.tls.folder import load, node_folder, save
+from lifl.tls.folder import check_room, load, node_folder, save
 from lifl.tls.peer import Peer
 from lifl.tls.signing_request import new_key
 
@@ -70,6 +70,7 @@ class Credentials:
             if self.authority is not None:
                 self._take_own(self.authority)
             elif token is not None:
+                check_room(self.folder)
                 with signals.heeded_at_once():  # it waits for another machine, and has made nothing yet
                     enrolled = enrol(config.join, token, self._name, True, self.hosts())
                 enrolled.save(self.folder)

@@ -130,6 +130,9 @@ def _copied(database: Path, copy: Path) -> tuple[str, list[Models]]:
             rows = target.execute("SELECT number, name, folder FROM jobs WHERE status != 'new'").fetchall()
             ((node,),) = target.execute("SELECT node FROM node").fetchall() or [("",)]
     except (sqlite3.Error, ValueError) as error:
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL:
+            text = f"{copy.parent.parent} has no room for a copy of the database, no backup was made: make room there,"
+            raise ResourceFault(f"{text} or have it elsewhere") from error
         text = f"database {database} cannot be copied: {error}; `lifl doctor` says whether it is damaged"
         raise ResourceFault(text) from error
     models = [
