@@ -232,6 +232,26 @@ def test_a_number_that_has_left_is_free() -> None:
     assert members.members[1].name == "b"
 
 
+@pytest.mark.parametrize("state", ["living", "dead", "left"])
+def test_a_number_is_its_owners_whoever_has_come_by_it_before(state: str) -> None:
+    """An authority calls a node by its number: another came by it, as its last life, where the owner was not known."""
+    members, own = table(), f"{1:016x}"
+    assert isinstance(members.join(hello(incarnation=INCARNATION_MAX), 0.0, "other")[-1], ms.Up)
+    if state == "left":
+        members.leave(1, 0.5)
+    elif state == "dead":
+        members.lost(1, 0.5)
+        members.tick(100.0)
+    ended = [ms.Down(1, f"node {own} itself has come")] if state == "living" else []
+    assert members.join(hello(), 200.0, own) == [*ended, ms.Up(hello())]
+    for gone in (False, True):
+        if gone:
+            members.leave(1, 201.0)
+        assert isinstance(members.join(hello(incarnation=9), 202.0, "other")[-1], ms.Refuse), "also while it is away"
+    assert isinstance(members.join(hello(2), 203.0, own)[-1], ms.Up), "it may have lost its number"
+    assert isinstance(members.join(hello(incarnation=2), 204.0, own)[-1], ms.Refuse), "and has one"
+
+
 def test_a_name_has_one_living_number() -> None:
     members = named()
     (refuse,) = members.join(hello(2), 1.0, "a")

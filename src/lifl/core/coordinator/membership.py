@@ -175,8 +175,14 @@ class Membership:
         `name` is what its certificate says.
         """
         known = self._members.get(hello.node)
-        if known is not None and known.name != name and known.state is not MemberState.LEFT:
-            return [Refuse(_not_its_own(hello.node, known.name, name))]
+        if known is not None and known.name != name:
+            own = f"{hello.node:016x}"  # what an authority calls a node that joins by a token
+            if name == own and self._namesake(hello.node, name) is None:  # who came by its number is another
+                ended = [] if known.gone else self._end(known, f"node {own} itself has come", now)
+                del self._members[hello.node]
+                return ended + self._admit(hello, now, name)
+            if known.state is not MemberState.LEFT or known.name == own:
+                return [Refuse(_not_its_own(hello.node, known.name, name))]
         namesake = self._namesake(hello.node, name)
         if namesake is not None and namesake.connected:
             return [Refuse(_twin_names(name, namesake.hello.node))]
