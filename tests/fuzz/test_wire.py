@@ -31,6 +31,7 @@ from lifl.core.fields import (
     Ticket,
 )
 from lifl.core.limits import KNOWN_WORDS_MAX
+from lifl.core.planning.client_list import Listed
 from lifl.core.planning.treatment import Patterns
 from lifl.core.protocol import cli as om
 from lifl.core.protocol import client as cm
@@ -141,6 +142,7 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
         jm.Stored: st.builds(jm.Stored, names, st.floats(1e-3, 1e3), st.just({}), counts),
         Segment: st.builds(Segment, st.sampled_from(list(DTYPE_BYTES)), counts, counts),
         Ticket: st.builds(Ticket, st.text(max_size=20), counts),
+        Listed: st.builds(Listed, st.binary(max_size=64), st.lists(names, max_size=3).map(tuple)),
         Patterns: st.builds(Patterns, *[st.lists(names, max_size=3).map(tuple)] * 3),
         TensorSpec: tensors.map(lambda some: some[0] if some else TensorSpec("w", "int8", ())),
     }
