@@ -265,6 +265,27 @@ async def test_nobody_is_promoted_whose_time_is_over(driver: Driver, engine: Eng
     assert engine.seen == [ev.Demoted()]
 
 
+OF_NODES = (
+    ev.NodeUp(2, "b:1", 8.0, 1 << 30, 4, 1, ()),
+    ev.NodeSuspect(2, True),
+    ev.NodeGone(2),
+    ev.NodeLoadTold(2, 8.0, 1.0, 0.1),
+    ev.FromNode(2, "a report"),
+)
+
+
+@remote
+async def test_what_a_node_says_in_the_moment_in_which_the_time_is_over_is_the_next_coordinators(
+    driver: Driver, engine: Engine, hands: Remote
+) -> None:
+    """Else the engine, which coordinates no longer, would refuse it to nobody, and `lifld` would end."""
+    driver.lapsed = lambda: True
+    driver.on_lapsed = driver.demote
+    for event in OF_NODES:
+        driver.handle(event)
+        assert engine.seen.pop() == ev.Demoted(), event
+
+
 @remote
 async def test_a_promotion_that_waits_behind_a_row_goes_with_its_time(
     driver: Driver, engine: Engine, hands: Remote

@@ -31,6 +31,9 @@ log = logging.getLogger("lifl.driver")
 Handle = Callable[[Any], None]
 """Hand an event to the engine and perform what it leads to."""
 
+OF_COORDINATOR = (ev.Promoted, ev.NodeUp, ev.NodeSuspect, ev.NodeGone, ev.NodeLoadTold, ev.FromNode)
+"""Events that only whoever coordinates has, and for which nobody waits: the next one hears of all nodes."""
+
 
 class Driver:
     """The engine in a running loop.
@@ -69,7 +72,7 @@ class Driver:
             return
         if self.lapsed():
             self.on_lapsed()
-            if isinstance(event, ev.Promoted):  # to what is over already
+            if isinstance(event, OF_COORDINATOR):  # of what is over already
                 return
         if self.fault is not None or self._pending is not None:
             if len(self._backlog) >= PAUSE_EVENTS_MAX:
