@@ -42,8 +42,9 @@ NODE_RETURN_S = 10.0
 agent takes to notice, and to dial."""
 
 
-LAST_HOME_S = 1.0
-"""How long, once the model is loaded, the node is waited for that coordinated before: if it lives it dials at once."""
+LAST_HOME_S = 2.0
+"""How long, once the round is to go on, the node is waited for that coordinated before: if it lives it dials at once,
+but has to be told whom, and what it has it says only when it is connected and has the job."""
 
 
 class News(Enum):
