@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from lifl_cli.state import DEFAULT_STATE_DIR, absolute
+from lifl_cli.state import DEFAULT_STATE_DIR, absolute, working_folder
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,6 +35,8 @@ class OutputFile(click.Path):
             return found
         if found in ("", "-"):
             self.fail(f"{shown} names no file" + (", and standard output is none" if found else ""), param, ctx)
+        if not path.is_absolute():
+            working_folder(found)  # it may have been deleted
         if not path.parent.is_dir():
             self.fail(f"there is no folder {str(path.parent)!r:.80}: make it, or name another file", param, ctx)
         if not self._in_place and path.exists() and not path.is_file():
