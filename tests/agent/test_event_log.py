@@ -82,6 +82,17 @@ def test_a_state_of_many_objects_is_copied_more_rarely(monkeypatch: pytest.Monke
     assert len(copies) == 2
 
 
+def test_a_large_state_does_not_make_the_log_larger_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_log, "SEGMENT_EVENTS", 2)
+    monkeypatch.setattr(event_log, "SEGMENT_EVENTS_MAX", 6)
+    log = EventLog(RecordingStore(Arena(10)), lambda: snapshot.take([{} for _ in range(50)], RecordingStore))
+    seen = []
+    for number in range(20):
+        log.end(float(number), ev.Tick(), log.begin(), [])
+        seen.append(len(log.recording().entries))
+    assert max(seen) == 12
+
+
 def test_an_engine_replays_from_the_older_segment_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EventLog, "_segment_events", lambda _log: 4)
     scene = busy()

@@ -1,9 +1,9 @@
 """The engine's last events, with what each led to, and the state that the first of them met.
 
-The log is two segments of `SEGMENT_EVENTS` events; when the second is full it becomes the first, and the engine's state
-is copied.  An event is kept with its time, with what the arena answered while it was handled (the one thing that a
-decision depends on besides), and with the *shape* of each effect.  So the log can be written out, and replayed to the
-same effects by any machine: `Recording.replay`.
+The log is two segments of `SEGMENT_EVENTS` events, more where the state is large (`EventLog`); when the second is full
+it becomes the first, and the engine's state is copied.  An event is kept with its time, with what the arena answered
+while it was handled (the one thing that a decision depends on besides), and with the *shape* of each effect.
+So the log can be written out, and replayed to the same effects by any machine: `Recording.replay`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lifl.core.object_store import ObjectStore
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.contribution import Contribution
 
-SEGMENT_EVENTS = 2048
+SEGMENT_EVENTS, SEGMENT_EVENTS_MAX = 2048, 8192
 STORY_LINES_MAX = 24
 FORMAT = 1
 Shape = tuple[Any, ...] | msgspec.Struct
@@ -254,8 +254,8 @@ class EventLog:
         return answers
 
     def _segment_events(self) -> int:
-        # A copy takes some 3 µs for each object: it is to stay a small part of the work.
-        return max(SEGMENT_EVENTS, 2 * len(self._segments[-1].state.objects))
+        # A copy takes some 3 µs for each object: it is to stay a small part of the work, and the log of the memory.
+        return min(max(SEGMENT_EVENTS, 2 * len(self._segments[-1].state.objects)), SEGMENT_EVENTS_MAX)
 
     def end(self, now: float, event: Any, answers: list[Any], effects: list[fx.Effect]) -> None:
         """Keep an event with what it led to."""
