@@ -36,7 +36,7 @@ NOT_RUN = {
     ("deploy.md", "asks an index of packages"): (1, "tests/wheel/try_wheel.py, tests/unit/test_packaging.py"),
     ("deploy.md", "needs systemd as the first process"): (1, "tests/wheel/try_wheel.py, tests/unit/test_deployment.py"),
     ("deploy.md", "needs a cluster of Kubernetes"): (1, "tests/deployment.py, tests/unit/test_deployment.py"),
-    ("flower.md", PACKAGE): (6, f"{FLOWER}, tests/unit/test_packaging.py"),
+    ("flower.md", PACKAGE): (7, f"{FLOWER}, tests/unit/test_packaging.py"),
     ("nvflare.md", PACKAGE): (2, "tests/integrations/test_nvflare.py"),
     ("metrics.md", PACKAGE): (2, TRACKERS),
     ("simulate.md", PACKAGE): (1, "tests/integrations/test_ray.py"),

@@ -8,6 +8,7 @@ import pytest
 from sim_checks import Broken
 from sim_folds import FoldLife
 
+from lifl.core.coordinator import session
 from lifl.core.coordinator.session import Session
 
 LIVES = 30
@@ -33,7 +34,7 @@ def test_folds_live() -> None:
 
 def nobody_is_told_that_it_is_late(patch: Patch) -> None:
     """Whose update is on its way when a result is made is told nothing."""
-    patch.setattr(Session, "_tell_late", lambda *_: None)
+    patch.setattr(session, "_tell_late", lambda *_: None)
 
 
 def what_was_accepted_is_not_adopted(patch: Patch) -> None:

@@ -19,7 +19,7 @@ from lifl.core.agent.outcomes import BranchFailed, ModelSealed, NotFiniteAt, Out
 from lifl.core.agent.quota import Quota
 from lifl.core.agent.replica_spec import ReplicaSpec
 from lifl.core.agent.task_outputs import TaskOutputs
-from lifl.core.agent.task_table import TaskTable, output_of, worker_of
+from lifl.core.agent.task_table import TaskTable, lets_go, output_of, worker_of
 from lifl.core.errors import ArenaFull
 from lifl.core.fields import Message
 from lifl.core.ids import Key, Kind, round_of
@@ -86,22 +86,6 @@ class BranchRunner:
             self._quota.free(key)
             raise
         self._turn.touch(self.job)
-        return key
-
-    def room_for_partial(self, data_bytes: int, meta_bytes: int, others: int) -> Key:
-        """Return the slot for a partial that comes, behind `others` that are on their way.  Raise `ArenaFull`.
-
-        The tasks that take it are open then, as an update's are: what has been let in can always be folded.
-        """
-        branch, spec = self.branch, self._spec
-        meta_bytes = max(meta_bytes, spec.records_bytes(0, branch.members_max))
-        key = self._quota.alloc(Kind.PARTIAL, spec.number, branch.epoch, data_bytes, meta_bytes, (spec.number, 0))
-        place = branch.adopted + len(branch.arrived) + others
-        try:
-            self._outputs.open_paths(self, branch.tree.adopting[place : place + 1])
-        except ArenaFull:
-            self._quota.free(key)
-            raise
         return key
 
     def sealed(self, key: Key, event: gm.Sealed) -> list[Outcome]:
@@ -348,6 +332,23 @@ class BranchRunner:
         self.branch.stored.clear()  # what is being loaded is freed when it is
 
 
+def room_for_partial(runner: BranchRunner, data_bytes: int, meta_bytes: int, others: int) -> Key:
+    """Return the slot for a partial that comes, behind `others` that are on their way.  Raise `ArenaFull`.
+
+    The tasks that take it are open then, as an update's are: what has been let in can always be folded.
+    """
+    branch, spec, quota = runner.branch, runner._spec, runner._quota
+    meta_bytes = max(meta_bytes, spec.records_bytes(0, branch.members_max))
+    key = quota.alloc(Kind.PARTIAL, spec.number, branch.epoch, data_bytes, meta_bytes, (spec.number, 0))
+    place = branch.adopted + len(branch.arrived) + others
+    try:
+        runner._outputs.open_paths(runner, branch.tree.adopting[place : place + 1])
+    except ArenaFull:
+        quota.free(key)
+        raise
+    return key
+
+
 def no_room(runner: BranchRunner, full: ArenaFull) -> list[Outcome]:
     """Wait for room, or fail the attempt at the round when nothing ends that would make some.
 
@@ -356,7 +357,7 @@ def no_room(runner: BranchRunner, full: ArenaFull) -> list[Outcome]:
     """
     quota = runner._quota
     alone = quota.used_bytes == quota.job_used_bytes(runner.job)
-    leaves = bool(runner._slot.doomed) or runner._tasks.lets_go(runner.job)
+    leaves = bool(runner._slot.doomed) or lets_go(runner._tasks, runner.job)
     if not alone or leaves or any(_makes_room(each, runner.branch.epoch) for each in runner.beside.values()):
         return []
     text = f"the arena has no room to go on with what is here: {full}"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from lifl.core.agent.branch_runner import BranchRunner
+from lifl.core.agent.branch_runner import BranchRunner, room_for_partial
 from lifl.core.agent.job_replica import JobReplica
 from lifl.core.agent.quota import Quota
 from lifl.core.agent.uploads import BUSY_RETRY_S
@@ -56,7 +56,7 @@ class PartialTransfers:
             self._tell(event.conn, cm.Busy(name, round_, BUSY_RETRY_S))
         else:
             try:
-                key = top.room_for_partial(event.data_bytes, event.meta_bytes, len(coming))
+                key = room_for_partial(top, event.data_bytes, event.meta_bytes, len(coming))
             except ArenaFull:
                 self._tell(event.conn, cm.Busy(name, round_, BUSY_RETRY_S))
                 return

@@ -159,10 +159,6 @@ class TaskTable:
         """Return whether the worker of the task there is to let go of it."""
         return address in self._abandoned
 
-    def lets_go(self, job: int) -> bool:
-        """Return whether a worker is still to let go of a task that the job has given up."""
-        return any(self._open[address].runner.job == job for address in self._abandoned)
-
     def is_owed(self, address: int) -> bool:
         """Return whether the worker of the task there has all that it needs."""
         task = self.at(address).task
@@ -361,3 +357,8 @@ def output_of(task: Task) -> Key:
 def is_at(tasks: TaskTable, job: int) -> bool:
     """Return whether a worker has yet to let go of something of a job that is over."""
     return any(tasks._open[address].runner.job == job for address in tasks._abandoned if address in tasks._open)
+
+
+def lets_go(tasks: TaskTable, job: int) -> bool:
+    """Return whether a worker is still to let go of a task that the job has given up."""
+    return any(tasks._open[address].runner.job == job for address in tasks._abandoned)

@@ -266,7 +266,7 @@ class Session(Job):
         self.rounds.commit(round_)  # SAVING -> COMMITTED
         for node in round_.nodes:
             self._turn.order(node, o.CommitBranch(self.spec.number, round_.epoch))
-        self._tell_late(round_, TOO_LATE, {*round_.granted_over.values()})
+        _tell_late(self, round_, TOO_LATE, {*round_.granted_over.values()})
         self._note_done(round_.epoch, list(round_.accepted.values()))
         assert self._done is not None
         self._publish("fold.done", round=round_.number, counted=len(round_.accepted), metrics=self._done.metrics)
@@ -293,19 +293,20 @@ class Session(Job):
         self.rounds.current = None
         self._branches.drop(round_)
         self._publish("fold.over", round=round_.number, reason=reason)
-        self._tell_late(round_, reason, {*round_.granted_over.values()} - {self.host})
+        _tell_late(self, round_, reason, {*round_.granted_over.values()} - {self.host})
         self._tell_host(fm.FoldOver(self.name, round_.epoch, reason[:TEXT_CHARS_MAX]))
-
-    def _tell_late(self, round_: Round, reason: str, to: Collection[Connection | None]) -> None:
-        """Tell those whose updates are on their way that the fold is over: nobody would when these are there."""
-        over = cm.RoundOver(self.name, round_.number, reason[:TEXT_CHARS_MAX])
-        for client in round_.granted:
-            if (its := round_.granted_over.get(client)) is not None and its in to:
-                self._presence.send(its, over)
 
     def _tell_host(self, message: Message) -> None:
         if self.host is not None:
             self._presence.send(self.host, message)
+
+
+def _tell_late(session: Session, round_: Round, reason: str, to: Collection[Connection | None]) -> None:
+    """Tell those whose updates are on their way that the fold is over: nobody would when these are there."""
+    over = cm.RoundOver(session.name, round_.number, reason[:TEXT_CHARS_MAX])
+    for client in round_.granted:
+        if (its := round_.granted_over.get(client)) is not None and its in to:
+            session._presence.send(its, over)
 
 
 def _current_fold(session: Session) -> int:
