@@ -23,7 +23,8 @@ from lifl.core.object_store import ObjectStore
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.contribution import Contribution
 
-SEGMENT_EVENTS, SEGMENT_EVENTS_MAX = 2048, 8192
+SEGMENT_EVENTS = 2048
+SEGMENT_EVENTS_MAX = 8192
 STORY_LINES_MAX = 24
 FORMAT = 1
 Shape = tuple[Any, ...] | msgspec.Struct
