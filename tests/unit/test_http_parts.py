@@ -27,7 +27,7 @@ from lifl.node.http.models import ModelFile, names, wanted
 from lifl.node.http.native import Native
 from lifl.node.http.operations import OPERATIONS, matched
 from lifl.node.http.segments import Segments
-from lifl.node.http.sessions import Lent
+from lifl.node.http.sessions import Lent, Session
 from lifl.node.http.uploads import HEADER_BYTES_MORE, Upload, file_bytes_max, header_bytes_max
 from lifl.node.http.wire import ClientGone, Exchange, Problem, Requests
 from lifl.shm.mapping import Mapped
@@ -333,3 +333,15 @@ def test_the_description_has_each_operation_and_each_has_its_handler() -> None:
     listed = {status for operation in OPERATIONS for status in operation.answers} | set(OTHERS)
     assert set(STATUS.values()) <= listed
     assert matched(["v1"]) == ({}, {})
+
+
+def test_nobody_waits_for_news_of_a_client_that_is_not_connected() -> None:
+    """Its connection ended between two words: a long-poll would learn nothing until its time is over."""
+
+    async def waits() -> None:
+        session = Session(None, None, None, "c", "j")  # type: ignore[arg-type]
+        with pytest.raises(Refused) as refused:
+            await session.news(asyncio.get_running_loop().time() + 600)
+        assert refused.value.code == "node-away"
+
+    asyncio.run(asyncio.wait_for(waits(), 60))

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import math
 import re
-from collections.abc import Awaitable, Callable, Container, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -78,6 +78,7 @@ AGAIN_S = "1"
 KNOWN_S = 2.0
 """How long it may take that what became of an earlier update is told."""
 NONE_YET = Fate("unknown")
+SETTLED = ("committed", "over")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 _Metrics = msgspec.json.Decoder(dict[str, float])
 
@@ -163,9 +164,6 @@ class Api:
         """Wait until the client is selected."""
         until_s = self._loop.time() + _wait_s(exchange.arguments(), WAIT_S_DEFAULT)
         with self._session(caller, of).attended() as session:
-            await session.join()
-            if isinstance(session, TicketSession):
-                session.look_anew()
             found = await exchange.attended(_selection(session, until_s))
             if found is None:
                 await exchange.answer(204)
@@ -220,13 +218,9 @@ class Api:
         round_, begin_s = _round(of), self._loop.time()
         wait_s = _wait_s(exchange.arguments(), 0.0)
         with self._session(caller, of).attended() as session:
-            settled = ("committed", "over")
-            if session.upload is None and session.fates.get(round_, NONE_YET).state not in settled:
+            if session.upload is None and session.fates.get(round_, NONE_YET).state not in SETTLED:
                 with contextlib.suppress(JobEnded):
-                    await session.join(holding=round_)
-                    until_s = begin_s + (wait_s or (0.0 if round_ in session.fates else KNOWN_S))
-                    wanted_ = settled if wait_s else ("accepted", *settled)
-                    await exchange.attended(_fate(session, round_, wanted_, until_s, gives_up=not wait_s))
+                    await exchange.attended(_fate(session, round_, begin_s, wait_s))
             await exchange.answer(200, _told(session, round_))
 
     async def put_update(self, exchange: Exchange, caller: Caller, of: Mapping[str, str]) -> None:
@@ -300,20 +294,26 @@ async def _send_model(exchange: Exchange, file: ModelFile, check: Callable[[], N
 
 
 async def _selection(session: Session, until_s: float) -> cm.Selected | None:
-    """Wait until a client is selected; None: it is not by then.  Raise `Refused`."""
+    """Join, and wait until the client is selected; None: it is not by then.  Raise `Refused`."""
+    await session.join()
+    if isinstance(session, TicketSession):
+        session.look_anew()
     while (found := session.selected) is None or found.round in session.fates:
         if not await session.news(until_s):
             return None
     return found
 
 
-async def _fate(session: Session, round_: int, wanted_: Container[str], until_s: float, gives_up: bool) -> None:
-    """Wait until an update's state is one of these.  Raise `Refused`.
+async def _fate(session: Session, round_: int, begin_s: float, wait_s: float) -> None:
+    """Join, and wait until an update is settled, or without `wait_s` until anything is known of it.  Raise `Refused`.
 
-    `gives_up`: not when the client is asked for an update, so that nothing is known of one.
+    Without it nothing is known of one, either, when the client is asked for an update.
     """
-    while session.fates.get(round_, NONE_YET).state not in wanted_ and await session.news(until_s):
-        if gives_up and session.selected is not None:
+    await session.join(holding=round_)
+    until_s = begin_s + (wait_s or (0.0 if round_ in session.fates else KNOWN_S))
+    wanted = SETTLED if wait_s else ("accepted", *SETTLED)
+    while session.fates.get(round_, NONE_YET).state not in wanted and await session.news(until_s):
+        if not wait_s and session.selected is not None:
             return
 
 

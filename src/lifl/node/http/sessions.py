@@ -186,13 +186,19 @@ class Session:
         news.set_result(None)
 
     async def news(self, wait_until_s: float) -> bool:
-        """Wait until something is told of the client; return False when nothing was by then.  Raise `Refused`."""
+        """Wait until something is told of the client; return False when nothing was by then.  Raise `Refused`.
+
+        The client has joined: without a connection nobody would tell anything.
+        """
         native, left_s = self._native, wait_until_s - self._loop.time()
+        if native is None:
+            self._check()
+            raise AWAY
         if left_s <= 0:
             return False
         await asyncio.wait({self._news}, timeout=left_s)
         self._check()
-        if native is not None and self._native is not native:
+        if self._native is not native:
             raise AWAY
         return self._loop.time() < wait_until_s
 
