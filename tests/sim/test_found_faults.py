@@ -52,6 +52,16 @@ def test_a_round_to_which_a_job_falls_back_is_evaluated_as_the_attempt_that_comm
     live(3099, 1, returns=True)
 
 
+def test_what_counted_in_a_round_behind_one_that_failed_expires() -> None:
+    """Its clients had been told that they are in, and it was opened anew as if it never had been."""
+    live(148243, 1, returns=True)
+
+
+def test_a_job_that_comes_back_does_not_go_on_with_the_round_that_ended_it() -> None:
+    """Its row still said that it runs, and another node came to coordinate before there was a newer one."""
+    live(146700, 3, moves=True, returns=True)
+
+
 @pytest.mark.parametrize("seed", [38921, 100050])
 def test_a_job_that_is_paused_before_it_goes_on_with_a_round_keeps_what_was_accepted_for_it(seed: int) -> None:
     """Paused while a model was to be evaluated, it gave its room back, and with it an earlier life's updates."""

@@ -243,6 +243,10 @@ class Engine:
             self.agent.handle(CloseJob(event.job.number))
         left = event.job.number in self.agent.orphans or self.agent.journal.has(event.job.number)
         job = self._earlier(event, adopting=left)
+        for number, (attempt, status, fields) in event.history.tried.items() if waits else ():
+            if status == "failed" and not fields:  # it ran when the job ended: whoever coordinates next has to know
+                row = {"reason": "the job was over before its model was made"}
+                self._turn.emit(fx.SaveRound(job.name, number, attempt, "failed", row))
         job.rounds.held, job.spread = PAUSED in event.reason.split(), SPREAD in event.reason.split()
         runs(self, job.spec).start(job, queue=waits)
 

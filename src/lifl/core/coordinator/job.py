@@ -263,6 +263,7 @@ class Job:
         self._turn.emit(fx.SaveRound(self.name, round_.number, round_.attempt, "failed", row))
         self._publish("round.failed", round=round_.number, reason=reason)
         self._presence.tell_all(self.name, round_.selected, cm.RoundOver(self.name, round_.number, reason))
+        _drop_later(self, round_)
 
     def _fail(self, reason: str) -> None:
         """End the job as failed, as soon as what was sealed is committed: that was accepted, and is right."""
@@ -411,6 +412,15 @@ def let_go(job: Job) -> bool:
     job._nodes.promised.pop(job.spec.number, None)
     job._replicas.close()
     return True
+
+
+def _drop_later(job: Job, failed: Round) -> None:
+    """Note that rounds which an earlier life had begun behind one that has failed begin anew, with another model."""
+    row = {"reason": f"round {failed.number}, whose model it had, is made anew"}
+    for number, (attempt, status, _fields) in list(job._rows.items()):
+        if number > failed.number and status == "open":
+            job._rows[number] = (attempt, "failed", row)
+            job._turn.emit(fx.SaveRound(job.name, number, attempt, "failed", row))
 
 
 def end_soon(job: Job, status: str, reason: str) -> None:
