@@ -149,9 +149,11 @@ class Round:
         return vector(self.node.arena.data(self.sums), SUMS).copy()
 
     def written(self, key: Key, segment: Segment) -> int:
-        written = ~np.isnan(vector(self.node.arena.data(key), segment))
-        count = int(written.sum())
-        assert written[:count].all(), "it is written from the front"
+        values = vector(self.node.arena.data(key), segment)
+        found = np.flatnonzero(~np.isnan(values))
+        count = int(found[-1]) + 1 if found.size else 0
+        # Looked at again: what is written while the first look is under way is no gap.
+        assert not np.isnan(values[:count]).any(), "it is written from the front"
         return count
 
     def mean(self, *keys: Key) -> np.ndarray:
