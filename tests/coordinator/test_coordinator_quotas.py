@@ -71,16 +71,21 @@ def test_nodes_are_told_of_quotas_when_there_are_any_and_they_know_of_them(quota
     assert order.quota == o.OpenJob.__struct_defaults__[-1], "an earlier version would not know the word"
 
 
+def opened_where(scene: Scene, *words: str) -> dict[int, o.OpenJob]:
+    """What each node is told of a job that is submitted, when the other one knows these words."""
+    node = scene.coordinator.nodes.get(B)
+    assert node is not None
+    node.knows = frozenset(words)
+    led = scene.do(scene.coordinator.submit, scene.spec, ARENA_BYTES)
+    led.orders += scene.handle(o.JobOpened(NUMBER)).orders
+    return dict(led.ordered(o.OpenJob))
+
+
 @pytest.mark.parametrize("knows", [False, True])
 def test_nodes_that_know_of_owners_are_told_whose_a_job_is(knows: bool) -> None:
     scene = Scene(nodes=(HOME, B))
     scene.spec = replace(scene.spec, owner="operator alice")
-    node = scene.coordinator.nodes.get(B)
-    assert node is not None
-    node.knows = frozenset({p.OWNERS} if knows else {})
-    led = scene.do(scene.coordinator.submit, scene.spec, ARENA_BYTES)
-    led.orders += scene.handle(o.JobOpened(NUMBER)).orders
-    told = {node: order.owner for node, order in led.ordered(o.OpenJob)}
+    told = {node: order.owner for node, order in opened_where(scene, *[p.OWNERS] * knows).items()}
     assert told == {HOME: "operator alice", B: "operator alice" if knows else msgspec.UNSET}
 
 
@@ -89,12 +94,7 @@ def test_nodes_that_know_of_lists_are_told_whom_a_jobs_models_are_for(knows: boo
     scene = Scene(nodes=(HOME, B))
     selection = msgspec.structs.replace(scene.spec.config.selection, clients=("c01", "clinic-*"))
     scene.spec = replace(scene.spec, config=msgspec.structs.replace(scene.spec.config, selection=selection))
-    node = scene.coordinator.nodes.get(B)
-    assert node is not None
-    node.knows = frozenset({p.LISTED} if knows else {})
-    led = scene.do(scene.coordinator.submit, scene.spec, ARENA_BYTES)
-    led.orders += scene.handle(o.JobOpened(NUMBER)).orders
-    told = {node: order.listed for node, order in led.ordered(o.OpenJob)}
+    told = {node: order.listed for node, order in opened_where(scene, *[p.LISTED] * knows).items()}
     assert told == {HOME: scene.spec.listed, B: scene.spec.listed if knows else msgspec.UNSET}
     found = ClientList(told[HOME])
     taken = [name for name in ("c01", "c02", "clinic-7", "a-clinic-7", "clinic-*") if found.has(name)]

@@ -19,7 +19,7 @@ from lifl.core.agent.outcomes import BranchFailed, ModelSealed, NotFiniteAt, Out
 from lifl.core.agent.quota import Quota
 from lifl.core.agent.replica_spec import ReplicaSpec
 from lifl.core.agent.task_outputs import TaskOutputs
-from lifl.core.agent.task_table import TaskTable, lets_go, output_of, worker_of
+from lifl.core.agent.task_table import TaskTable, is_at, output_of, worker_of
 from lifl.core.errors import ArenaFull
 from lifl.core.fields import Message
 from lifl.core.ids import Key, Kind, round_of
@@ -357,7 +357,7 @@ def no_room(runner: BranchRunner, full: ArenaFull) -> list[Outcome]:
     """
     quota = runner._quota
     alone = quota.used_bytes == quota.job_used_bytes(runner.job)
-    leaves = bool(runner._slot.doomed) or lets_go(runner._tasks, runner.job)
+    leaves = bool(runner._slot.doomed) or is_at(runner._tasks, runner.job)
     if not alone or leaves or any(_makes_room(each, runner.branch.epoch) for each in runner.beside.values()):
         return []
     text = f"the arena has no room to go on with what is here: {full}"

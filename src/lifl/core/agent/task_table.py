@@ -355,10 +355,5 @@ def output_of(task: Task) -> Key:
 
 
 def is_at(tasks: TaskTable, job: int) -> bool:
-    """Return whether a worker has yet to let go of something of a job that is over."""
+    """Return whether a worker has yet to let go of something that a job has given up, or of a job that is over."""
     return any(tasks._open[address].runner.job == job for address in tasks._abandoned if address in tasks._open)
-
-
-def lets_go(tasks: TaskTable, job: int) -> bool:
-    """Return whether a worker is still to let go of a task that the job has given up."""
-    return any(tasks._open[address].runner.job == job for address in tasks._abandoned)
