@@ -21,7 +21,7 @@ from safetensors.numpy import load, save
 from lifl.core import limits
 from lifl.core.errors import Refused
 from lifl.core.schema import Layout, TensorSpec
-from lifl.node.http.api import STATUS, Api, _send_model
+from lifl.node.http.api import STATUS, Api, _number, _send_model
 from lifl.node.http.description import OTHERS, described
 from lifl.node.http.models import ModelFile, names, wanted
 from lifl.node.http.native import Native
@@ -345,3 +345,11 @@ def test_nobody_waits_for_news_of_a_client_that_is_not_connected() -> None:
         assert refused.value.code == "node-away"
 
     asyncio.run(asyncio.wait_for(waits(), 60))
+
+
+@pytest.mark.parametrize("text", ["", "\u0663", "1_0", "0x1", "1,5", "--1"])
+def test_a_number_is_written_in_ascii_digits(text: str) -> None:
+    with pytest.raises(Problem) as refused:
+        _number(text, "wait_s")
+    assert (refused.value.status, refused.value.body["field"]) == (400, "wait_s")
+    assert _number("1e2", "weight") == 100.0

@@ -373,6 +373,8 @@ def _round(of: Mapping[str, str]) -> int:
 
 def _number(text: str, field: str) -> float:
     try:
+        if not text.isascii() or "_" in text:  # Python reads more than digits
+            raise ValueError
         return float(text)
     except ValueError:
         raise Problem(400, "protocol", f"{text!r:.100} is no number", field) from None
