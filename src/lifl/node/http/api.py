@@ -239,14 +239,15 @@ class Api:
                 else:
                     upload = session.again(round_, weight, metrics_)
                     upload = upload or await session.begin(round_, weight, metrics_)
-                if upload is not None:
-                    await self._take(exchange, session, upload, None if first else total)
+                accepted = upload is not None and await self._take(exchange, session, upload, None if first else total)
             if upload is None:
                 await exchange.discard()
-            await exchange.answer(200 if not session.upload else 202, _told(session, round_))
+            # What this request has come to, whatever has become of the update since.
+            found = _told(session, round_, Fate("accepted")) if accepted else _told(session, round_)
+            await exchange.answer(200 if not session.upload else 202, found)
 
-    async def _take(self, exchange: Exchange, session: Session, upload: Upload, total: int | None) -> None:
-        """Take the body into an update; when it is whole, have it accepted."""
+    async def _take(self, exchange: Exchange, session: Session, upload: Upload, total: int | None) -> bool:
+        """Take the body into an update; when it is whole, have it accepted, and return that it is."""
         try:
             if total is not None:
                 upload.begin(total)
@@ -256,8 +257,9 @@ class Api:
             await upload.take(exchange.length, exchange.receive_into)
             if not upload.is_whole:
                 session.keep(upload)
-                return
+                return False
             await session.finish(upload)
+            return True
         except Refused:
             if upload is session.upload or upload.ended is not None:
                 session.reset()
@@ -317,9 +319,9 @@ async def _fate(session: Session, round_: int, begin_s: float, wait_s: float) ->
             return
 
 
-def _told(session: Session, round_: int) -> dict[str, Any]:
-    """Return what is known of an update."""
-    upload, fate = session.upload, session.fates.get(round_, NONE_YET)
+def _told(session: Session, round_: int, fate: Fate | None = None) -> dict[str, Any]:
+    """Return what is known of an update; or this, in the place of what became of it."""
+    upload, fate = session.upload, fate or session.fates.get(round_, NONE_YET)
     found: dict[str, Any] = {"round": round_, "state": fate.state, "received_bytes": 0}
     if upload is not None and upload.round == round_:
         found |= {"state": "receiving", "received_bytes": upload.received_bytes, "total_bytes": upload.total_bytes}
