@@ -29,6 +29,7 @@ from safetensors.numpy import load_file, save_file
 
 from lifl import Client
 from lifl.client import Round, Submission
+from lifl.core.config.aggregation import FAN_IN
 from lifl.core.errors import LiflError
 from lifl.core.limits import ROUNDS_MAX
 from lifl.core.protocol import cli as om
@@ -148,7 +149,7 @@ WITH_MIDDLES = {"aggregation__fan_in": 1, "aggregation__middle_fan_in": 2}
 def write_job(folder: Path, name: str, model: Mapping[str, np.ndarray], **keys: Any) -> Path:
     """A job's TOML with its model beside it; `keys` are ``section__key=value``, a dict for options.
 
-    All its models and receipts are kept, if nothing else is said.
+    All its models and receipts are kept, and its tree is that of large updates, if nothing else is said.
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_file(dict(model), folder / f"{name}.model.safetensors")
@@ -160,6 +161,7 @@ def write_job(folder: Path, name: str, model: Mapping[str, np.ndarray], **keys: 
     for key, value in keys.items():
         section, _, inner = key.partition("__")
         table.setdefault(section, {})[inner] = value
+    table.setdefault("aggregation", {}).setdefault("fan_in", FAN_IN)
     # The oracle looks at all of them, and at their receipts.
     table.setdefault("checkpoint", {}).setdefault("keep", {"last": ROUNDS_MAX})
     table.setdefault("history", {}).setdefault("keep", {"rounds": ROUNDS_MAX, "receipts": ROUNDS_MAX})

@@ -26,6 +26,7 @@ from lifl.core.config.placement import fits
 from lifl.core.config.values import parse_size
 from lifl.core.errors import ConfigError, LiflError, LocalFault
 from lifl.core.limits import ARENA_BYTES_MAX, CAPACITY_MAX, NAMES_SHOWN_MAX, ROUNDS_MAX
+from lifl.core.planning.arena_need import with_fan_in
 from lifl.core.planning.plan import NodeFacts, Plan, PlanRequest
 from lifl.core.planning.planner import make_plan
 from lifl.core.planning.request import plan_request
@@ -86,9 +87,9 @@ def plan(
     states = rule_states(config, folder)
     if supposed:
         layout = local_layout(config, folder)
-        request = plan_request(
-            config, layout, len(states), [parse_supposed(text, config.node_labels) for text in supposed]
-        )
+        config = with_fan_in(config, layout)
+        nodes = [parse_supposed(text, config.node_labels) for text in supposed]
+        request = plan_request(config, layout, len(states), nodes)
         made, treatment = make_plan(request), treatment_lines(layout.tensors, config.aggregation, bool(states))
     else:
         with DaemonClient(state_dir) as daemon:

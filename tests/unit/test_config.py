@@ -49,7 +49,7 @@ def test_minimal_job_has_the_documented_defaults() -> None:
     assert job.selection == SelectionSection(
         clients_per_round=16, over_provision=1.0, quorum=None, deadline_s=600.0, attempts=3, seed=0
     )
-    assert job.aggregation == AggregationSection("fedavg", {}, "eager", 2, 8, "", "best-fit")
+    assert job.aggregation == AggregationSection("fedavg", {}, "eager", msgspec.UNSET, 8, "", "best-fit")
     assert job.checkpoint.folder == ""
     assert job.client.options == {}
 

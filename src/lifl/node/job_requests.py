@@ -27,6 +27,7 @@ from lifl.core.engine import check_cancelled, check_submitted, check_unpaused
 from lifl.core.errors import ConfigError, LiflError, Refused
 from lifl.core.ids import HOSTED_MIN, is_hosted
 from lifl.core.limits import TEXT_CHARS_MAX
+from lifl.core.planning.arena_need import with_fan_in
 from lifl.core.planning.treatment import check_patterns, treatment_lines
 from lifl.core.protocol import cli as om
 from lifl.core.schema import Layout, TensorSpec
@@ -134,6 +135,7 @@ class JobRequests:
         except ConfigError as error:
             raise Refused("bad-config", error.path, str(error)) from error
         layout, folder = Layout(tensors), self._folder_of(config)
+        config = with_fan_in(config, layout)
         where = name if config.checkpoint.copies else str(folder)  # below the state folder of each node
         if source is not None:
             model = msgspec.structs.replace(config.model, path=str(folder / folders.INITIAL))

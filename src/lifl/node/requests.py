@@ -17,6 +17,7 @@ from lifl.core.coordinator.job import Job
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.errors import ConfigError, LocalFault, Refused
 from lifl.core.limits import ROUNDS_MAX, TEXT_CHARS_MAX
+from lifl.core.planning.arena_need import with_fan_in
 from lifl.core.planning.planner import make_plan
 from lifl.core.planning.request import plan_request
 from lifl.core.planning.treatment import treatment_lines
@@ -279,6 +280,7 @@ class Requests:
             config = parse_job(message.config)
             config, _source = self.changes.sourced(config)
             layout = Layout(machine.read_tensors(config), config.aggregation.is_reproducible)
+            config = with_fan_in(config, layout)
         except ConfigError as error:
             raise Refused("bad-config", error.path, str(error)) from error
         facts, home = self._engine.facts(time.monotonic(), config.node_labels)

@@ -105,7 +105,7 @@ class JobReplica:
         branch = Branch(
             order,
             members_max,
-            section.fan_in,
+            section.leaf_fan_in,
             section.middle_fan_in,
             len(partials),
             self.spec.fold,

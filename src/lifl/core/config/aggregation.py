@@ -13,12 +13,15 @@ from lifl.core.limits import FAN_IN_MAX, RULE_CHARS_MAX, TASK_DEADLINE_S
 
 Policy = Literal["best-fit", "first-fit", "worst-fit", "round-robin"]
 
+FAN_IN = 2
+
 
 class AggregationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How updates become a model: the `rule` (a built-in's name or ``module:Class``) with its `options`.
 
-    A leaf task takes `fan_in` updates, a middle task `middle_fan_in` partials; ``eager`` folds what has arrived, eight
-    updates or four partials at a time (small ones all together), ``lazy`` when a task's inputs are all there.
+    A leaf task takes `fan_in` updates (none given: 2, or up to 32 small ones of 4 MiB together), a middle task
+    `middle_fan_in` partials; ``eager`` folds what has arrived, eight updates or four partials at a time (small ones all
+    together), ``lazy`` when a task's inputs are all there.
     `rule_folder` is where ``module`` is imported from.
     `exclude`, `fixed` and `first` are patterns of tensors' names (``*`` is any text): the excluded are averaged, and no
     server optimiser steps them; the fixed stay the model's own; of the first, one update's are taken.
@@ -34,7 +37,7 @@ class AggregationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     rule: Annotated[str, msgspec.Meta(min_length=1, max_length=RULE_CHARS_MAX)] = "fedavg"
     options: dict[str, Any] = {}
     timing: Literal["eager", "lazy"] = "eager"
-    fan_in: Annotated[int, msgspec.Meta(ge=1, le=FAN_IN_MAX)] = 2
+    fan_in: Annotated[int, msgspec.Meta(ge=1, le=FAN_IN_MAX)] | msgspec.UnsetType = msgspec.UNSET
     middle_fan_in: Annotated[int, msgspec.Meta(ge=2, le=FAN_IN_MAX)] = 8
     rule_folder: ConfigPath = ""
     placement: Policy = "best-fit"
@@ -44,6 +47,11 @@ class AggregationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     first: TensorPatterns = ()
     task_deadline_s: Seconds | msgspec.UnsetType = msgspec.UNSET  # what is not said does not travel to earlier versions
     reproducible: bool | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def leaf_fan_in(self) -> int:
+        """How many updates a leaf task takes; a new job that does not say has a number given (`with_fan_in`)."""
+        return FAN_IN if isinstance(self.fan_in, msgspec.UnsetType) else self.fan_in
 
     @property
     def is_reproducible(self) -> bool:

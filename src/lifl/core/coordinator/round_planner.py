@@ -201,7 +201,7 @@ class RoundPlanner:
             more = f"{node} {need + ARENA_MORE_BYTES}), {more}, or open a fold of fewer tensors (trainable=)"
             return Refused("too-large", "model", f"{text}, {more}")
         text = f"a round of job {spec.name!r} needs at least {need} bytes of the arena (model {spec.layout.data_bytes}"
-        text = f"{text} bytes, fan-in {spec.config.aggregation.fan_in}), {node})"
+        text = f"{text} bytes, fan-in {spec.config.aggregation.leaf_fan_in}), {node})"
         more = "or lower selection.clients_per_round or aggregation.middle_fan_in"
         return Refused("too-large", "model", f"{text} {more}")
 

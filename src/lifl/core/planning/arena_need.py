@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from lifl.core.config.aggregation import AggregationSection
+import msgspec
+
+from lifl.core.config.aggregation import FAN_IN, AggregationSection
+from lifl.core.config.job import JobConfig
 from lifl.core.limits import CONTRIBUTION_BYTES_MAX
 from lifl.core.planning.chain import PARTIALS
 from lifl.core.planning.plan import Plan
@@ -14,6 +17,10 @@ from lifl.core.schema import Layout
 PAGE_BYTES = 4096
 ARENA_MORE_BYTES = 8 << 20
 """What an arena has beside objects, and a little more: its table, above all."""
+FAN_IN_SMALL = 32
+LEAF_BYTES = 4 << 20
+"""How many small updates a leaf takes where the job does not say, and the bytes that they may hold of the arena: a task
+costs a node more than to fold what it saves by being one of many."""
 
 
 def round_bytes_min(
@@ -34,9 +41,9 @@ def round_bytes_min(
     """
     meta = max(goal, members) * CONTRIBUTION_BYTES_MAX
     model = 2 * (layout.data_bytes + states * layout.state_bytes + PAGE_BYTES)
-    partials_held = _partials_held(goal, aggregation.fan_in, aggregation.middle_fan_in, partials, coming=coming)
+    partials_held = _partials_held(goal, aggregation.leaf_fan_in, aggregation.middle_fan_in, partials, coming=coming)
     held = (partials_held + 2) * (layout.accumulator_bytes + meta + PAGE_BYTES)
-    taken = min(goal, max(aggregation.fan_in, TAIL_MAX))
+    taken = min(goal, max(aggregation.leaf_fan_in, TAIL_MAX))
     return model + held + taken * update_bytes(layout)
 
 
@@ -56,10 +63,10 @@ def branch_bytes_min(layout: Layout, aggregation: AggregationSection, updates: i
 
     The model for its clients, the partials of one path of its tree and its own, the updates of one leaf.
     """
-    partials_held = _partials_held(max(updates, 1), aggregation.fan_in, aggregation.middle_fan_in, top=False)
+    partials_held = _partials_held(max(updates, 1), aggregation.leaf_fan_in, aggregation.middle_fan_in, top=False)
     partial = layout.accumulator_bytes + max(updates, members) * CONTRIBUTION_BYTES_MAX + PAGE_BYTES
     held = (partials_held + 1) * partial
-    return model_bytes(layout) + held + min(updates, aggregation.fan_in) * update_bytes(layout)
+    return model_bytes(layout) + held + min(updates, aggregation.leaf_fan_in) * update_bytes(layout)
 
 
 def beside_bytes_min(layout: Layout, aggregation: AggregationSection, updates: int, members: int) -> int:
@@ -92,10 +99,18 @@ def fold_bytes_min(layout: Layout, aggregation: AggregationSection, most: int, s
     """
     meta = (most + 1) * CONTRIBUTION_BYTES_MAX
     model = layout.data_bytes + meta + PAGE_BYTES + states * (layout.state_bytes + CONTRIBUTION_BYTES_MAX + PAGE_BYTES)
-    held = min(PARTIALS, (most + 1) // aggregation.fan_in) * (layout.accumulator_bytes + meta + PAGE_BYTES)
-    return 2 * model + held + min(most, aggregation.fan_in) * update_bytes(layout)
+    held = min(PARTIALS, (most + 1) // aggregation.leaf_fan_in) * (layout.accumulator_bytes + meta + PAGE_BYTES)
+    return 2 * model + held + min(most, aggregation.leaf_fan_in) * update_bytes(layout)
 
 
 def update_bytes(layout: Layout) -> int:
     """Return the bytes that an update takes of an arena, pages rounded up."""
     return layout.data_bytes + CONTRIBUTION_BYTES_MAX + PAGE_BYTES
+
+
+def with_fan_in(config: JobConfig, layout: Layout) -> JobConfig:
+    """Return a new job's `config` with `aggregation.fan_in` given: by the size of an update where it is not said."""
+    if not isinstance(config.aggregation.fan_in, msgspec.UnsetType):
+        return config
+    fan_in = min(max(FAN_IN, LEAF_BYTES // update_bytes(layout)), FAN_IN_SMALL)
+    return msgspec.structs.replace(config, aggregation=msgspec.structs.replace(config.aggregation, fan_in=fan_in))

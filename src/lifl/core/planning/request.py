@@ -45,7 +45,7 @@ def plan_request(
         nodes=tuple(with_share(node, config.quota.arena_share) for node in nodes),
         policy=aggregation.placement,
         timing=aggregation.timing,
-        fan_in=aggregation.fan_in,
+        fan_in=aggregation.leaf_fan_in,
         middle_fan_in=aggregation.middle_fan_in,
         state_bytes=states * layout.state_bytes,
         arrival_s=arrival_s,
