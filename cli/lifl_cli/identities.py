@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import time
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from lifl.core.errors import LiflError
+from lifl.core.errors import LiflError, ResourceFault
 from lifl.core.limits import CLOCK_SKEW_S
 from lifl_cli.render.figures import seconds_text, time_text
 
@@ -31,9 +32,12 @@ def look(state_dir: Path) -> Iterator[Looked]:
     """Yield what is to be said of the identities of the node and of this account."""
     from lifl.tls.folder import IDENTITIES, VARIABLE, node_folder
 
-    node = node_folder(state_dir)
-    yield from _authority(state_dir / "authority.pem")
-    yield from _identity(node, "identity", "lifl up --join HOST:PORT --token-file F")
+    node, authority = node_folder(state_dir), state_dir / "authority.pem"
+    yield from _authority(authority)
+    again = "lifl up --join HOST:PORT --token-file F"
+    if authority.exists():  # nobody but this node could let it in
+        again = "lifl cert renew, where lifld runs; else lifl up: the authority is here, and certifies the node again"
+    yield from _identity(node, "identity", again)
     folders = [Path(os.environ[VARIABLE])] if os.environ.get(VARIABLE) else []
     try:
         folders += sorted(IDENTITIES.expanduser().iterdir())
@@ -84,9 +88,26 @@ def _authority(path: Path) -> Iterator[Looked]:
         mode = stat.S_IMODE(path.stat().st_mode)
     except OSError:
         return
+    from lifl.node.authority.authority_file import authority_time
+    from lifl.node.authority.certificate_authority import ENDED_REMEDY
+    from lifl.node.authority.health import AUTHORITY_ENDS_S
+
+    try:
+        begins, ends = authority_time(path)
+    except ResourceFault:  # that is told by what looks at the files of the state folder
+        begins, ends = 0.0, math.inf
+    now = time.time()
     if mode & 0o077:
         text = f"{path} has mode {mode:04o}: whoever reads it can be anybody in the cluster"
         yield Looked("fail", "authority", text, f"chmod 600 {path}; if others have read it, make a new cluster")
+    elif now >= ends:
+        text = f"{path}: expired {time_text(ends)}; set this machine's clock, if that is what is wrong"
+        yield Looked("fail", "authority", text, ENDED_REMEDY)
+    elif now < begins:
+        text = f"{path}: not valid before {time_text(begins)}: this machine's clock is behind, or was ahead then"
+        yield Looked("fail", "authority", text, f"set this machine's clock; if it is right: {ENDED_REMEDY}")
+    elif ends - now < AUTHORITY_ENDS_S:
+        yield Looked("warn", "authority", f"{path}: until {time_text(ends)}", "lifl cert rotate")
     else:
         yield Looked("ok", "authority", f"{path}: of this cluster, its user's alone")
 

@@ -243,7 +243,7 @@ def _contents(state_dir: Path) -> Iterator[Damage]:
 def _identity(state_dir: Path) -> Iterator[Damage]:
     """Yield what makes an authority, or the node's own identity, unusable."""
     from lifl.node.authority.authority_file import AUTHORITY_FILE, check_authority
-    from lifl.tls.contexts import Contexts
+    from lifl.tls.contexts import Contexts, OutOfTime
     from lifl.tls.folder import load, node_folder
 
     authority, folder = state_dir / AUTHORITY_FILE, node_folder(state_dir)
@@ -258,6 +258,8 @@ def _identity(state_dir: Path) -> Iterator[Damage]:
         files = load(folder)
         if files is not None:
             Contexts(files)
+    except OutOfTime:
+        return  # it is whole: `identities.look` says what to do, and the clock may be what is wrong
     except ResourceFault as fault:
         more = "; `lifl up` makes a new one where the authority is, elsewhere by a token (--token-file)"
         yield _aside(str(fault), [folder], more)

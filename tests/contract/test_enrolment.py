@@ -6,17 +6,21 @@ all that it was told.
 
 from __future__ import annotations
 
+import resource
 import socket
 import sqlite3
+import ssl
 import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cryptography.x509 import load_pem_x509_certificates
 
 from lifl.core.config.node import NodeConfig
 from lifl.core.errors import LiflError, Refused, RemoteFault, ResourceFault
@@ -26,12 +30,15 @@ from lifl.core.protocol import cluster as p
 from lifl.core.protocol import enrolment as e
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.trust.tokens import Token
+from lifl.node.authority.authority_file import AUTHORITY_FILE
+from lifl.node.authority.certificate_authority import make_authority
 from lifl.node.authority.credentials import Credentials
 from lifl.node.authority.desk import Desk
 from lifl.tls import enrolment
 from lifl.tls.contexts import Contexts
 from lifl.tls.enrolment import Obtained, enrol, renew
 from lifl.tls.folder import load, save
+from lifl.tls.signing_request import new_key
 from lifl.tls.tls_socket import TlsSocket
 
 HERE = ("127.0.0.1", "localhost")
@@ -323,6 +330,39 @@ def test_an_answer_that_never_comes_is_not_waited_for_for_ever(
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(ResourceFault, match=f"{address} cannot be reached: no answer within 0.2 s"):
             enrol(address, first.token(), "a")
+
+
+def test_a_clock_that_is_behind_is_named_and_the_token_is_good_for_another_time(
+    first: First, tmp_path: Path, ports: Callable[..., ControlPort]
+) -> None:
+    """The authority there was made an hour later than it is here."""
+    there_unix_s = time.time() + 3600
+    ahead, made = make_authority("c1", there_unix_s), new_key()
+    own = ahead.issue(made.request, Identity("node", "n"), (), HERE, there_unix_s, there_unix_s, own=True)
+    (tmp_path / "shown.pem").write_bytes(made.key + own.chain)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(tmp_path / "shown.pem")
+    told = e.TheAuthority(ahead.trusted(there_unix_s), there_unix_s)
+    port = ports(SimpleNamespace(server=lambda: server), lambda *_about: told)
+    with pytest.raises(ResourceFault, match=r"not valid yet.*clock is 3[56]\d\d s behind the one there.*same token"):
+        enrol(port.address, Token(ahead.digest, "0123456789abcdef", "secret"))
+    assert port.secrets == []
+
+
+def test_a_rotation_that_the_disk_has_no_room_for_changes_nothing_and_says_what_to_do(first: First) -> None:
+    before = first.authority.certificates.digest, (first.folder / AUTHORITY_FILE).read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(ResourceFault, match=r"make room.*nothing was changed"):
+            first.credentials.rotate(first.authority)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+        with pytest.raises(ResourceFault, match="the one of before stays: make room on its disk"):
+            first.authority.rotate()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (first.authority.certificates.digest, (first.folder / AUTHORITY_FILE).read_bytes()) == before
+    assert len(load_pem_x509_certificates(before[1])) == 1
 
 
 def test_a_port_that_is_none_is_said_to_be_none(first: First) -> None:

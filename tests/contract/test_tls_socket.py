@@ -19,7 +19,7 @@ from certificates import Authority
 
 from lifl.core.errors import LiflError, ResourceFault
 from lifl.core.identity import Identity
-from lifl.tls.contexts import Contexts, client_context, unverified_context
+from lifl.tls.contexts import Contexts, OutOfTime, client_context, unverified_context
 from lifl.tls.faults import TlsFault
 from lifl.tls.folder import save
 from lifl.tls.tls_socket import OVERHEAD_BYTES_MAX, READ_BYTES, TlsSocket
@@ -479,8 +479,11 @@ def test_who_does_not_know_the_ca_yet_sees_the_certificate(node: Contexts) -> No
 
 
 def test_expired_and_not_yet_valid_ones_are_refused(tmp_path: Path, ca: Authority, node: Contexts) -> None:
-    for number, (days, since_days, theirs, ours) in enumerate(
-        [(-0.01, 1, "has expired", "has expired"), (2, -1, "not valid yet", "")]
+    for number, (days, since_days, theirs, remedy, ours) in enumerate(
+        [
+            (-0.01, 1, "has expired", "enroll again", "has expired"),
+            (2, -1, "not valid yet", "set this machine's clock", "not be valid yet: compare the clocks"),
+        ]
     ):
         folder = tmp_path / str(number)
         files = ca.enroll(folder, "client", "late", days=days, since_days=since_days)
@@ -488,7 +491,7 @@ def test_expired_and_not_yet_valid_ones_are_refused(tmp_path: Path, ca: Authorit
         assert theirs in second
         assert ours in first
         assert first
-        with pytest.raises(ResourceFault, match=f"would be refused by others: .*{theirs}"):
+        with pytest.raises(OutOfTime, match=f"would be refused by others: .*{theirs}.*{remedy}"):
             Contexts(files)
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 from certificates import Authority
-from lifl_cli import identities
+from lifl_cli import identities, repair
 from lifl_cli.identities import Looked, look
 
 from lifl.core.errors import ResourceFault
 from lifl.core.limits import CLOCK_SKEW_S
 from lifl.core.protocol.enrolment import TheAuthority
+from lifl.node.authority.authority_file import write_authority
+from lifl.node.authority.certificate_authority import make_authority
 from lifl.tls import enrolment
 from lifl.tls.folder import save
 
@@ -73,11 +75,46 @@ def test_what_others_can_read_is_told_with_the_remedy(home: Path, tmp_path: Path
 
 def test_an_authority_that_others_can_read_is_told(home: Path, tmp_path: Path) -> None:
     path = tmp_path / "authority.pem"
-    path.touch(mode=0o600)
+    write_authority(path, make_authority("c", time.time()))
     assert only(list(look(tmp_path))).level == "ok"
     path.chmod(0o644)
     found = only(list(look(tmp_path)))
     assert found.level == "fail" and "chmod 600" in found.fix and "new cluster" in found.fix
+
+
+DAY_S = 86_400.0
+
+
+@pytest.mark.parametrize(
+    ("made_days_ago", "level", "said"),
+    [
+        (0, "ok", "of this cluster"),
+        (3600, "warn", "until"),
+        (3660, "fail", "expired"),
+        (-1, "fail", "not valid before"),
+    ],
+)
+def test_an_authority_is_told_ahead_of_its_end_with_what_can_be_done_where_it_is(
+    home: Path, tmp_path: Path, made_days_ago: float, level: str, said: str
+) -> None:
+    """Nobody lets the authority's own node in by a token, and where no `lifld` runs nothing can be rotated."""
+    write_authority(tmp_path / "authority.pem", make_authority("c", time.time() - made_days_ago * DAY_S))
+    Authority().enroll(tmp_path / "identity", "node", "n", days=-1, since_days=31)
+    authority, identity = look(tmp_path)
+    assert (authority.level, authority.what) == (level, "authority") and said in authority.text
+    assert (level == "fail") == ("move authority.pem and identity away" in authority.fix)
+    assert identity.level == "fail" and "lifl up" in identity.fix and "token" not in identity.fix
+
+
+@pytest.mark.parametrize(("days", "since_days"), [(-1, 31), (30, -1)])
+def test_an_identity_that_only_the_clock_speaks_against_is_not_set_aside(
+    home: Path, tmp_path: Path, days: float, since_days: float
+) -> None:
+    """It may be the clock that is wrong, and a token is needed to come by another one."""
+    Authority().enroll(tmp_path / "identity", "node", "n", days=days, since_days=since_days)
+    assert list(repair.damages(tmp_path)) == []
+    (tmp_path / "identity/key.pem").write_text("no key")
+    assert len(list(repair.damages(tmp_path))) == 1
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from lifl.core.coordinator.round import Phase
 from lifl.core.limits import FRAME_BYTES_MAX, NODES_MAX, NOW_TASKS_MAX, TREE_LINES_MAX
 from lifl.core.protocol.cli import Answer
 from lifl.core.protocol.frames import encode
-from lifl.node.views import round_now
+from lifl.node.views import job_line, round_now
 
 HERE = 0xFFFF
 EPOCH = 257
@@ -102,3 +102,30 @@ def test_the_view_tells_of_all_tasks_that_it_does_not_show() -> None:
     with console.capture() as shown:
         console.print(tree_view(now["tree"], now["tasks"]))
     assert "... 19960 more tasks" in shown.get()
+
+
+@pytest.mark.parametrize(("durability", "reason"), [("disk", "no room: make some"), ("memory", "")])
+def test_a_job_whose_updates_the_disk_does_not_take_says_so(durability: str, reason: str) -> None:
+    config = SimpleNamespace(
+        is_fold=False,
+        priority=50,
+        job=SimpleNamespace(rounds=3, durability=durability),
+        aggregation=SimpleNamespace(rule="fedavg"),
+    )
+    job = SimpleNamespace(
+        status="running",
+        reason="",
+        over=False,
+        present={},
+        round=SimpleNamespace(number=1, opened_at_s=1.0, reason=""),
+        rounds=SimpleNamespace(held=False),
+        commits=SimpleNamespace(paused=""),
+        evaluation=SimpleNamespace(current=None, is_left=False),
+        selection=SimpleNamespace(choosing=SimpleNamespace(waits=False), lack=lambda _round: ""),
+        stopping=SimpleNamespace(fault=""),
+        edits=SimpleNamespace(pending={}),
+        spec=SimpleNamespace(config=config),
+    )
+    row = SimpleNamespace(name="j", status="running", reason="", config=config, submitted_unix_s=0.0, folder="")
+    found = job_line(row, None, job, "", "", unstored="no room: make some")  # type: ignore[arg-type]
+    assert (found["status"], found["reason"]) == ("running", reason)

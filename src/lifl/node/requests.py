@@ -191,7 +191,7 @@ class Requests:
         elsewhere = succession.elsewhere if succession is not None else None
         job = self._engine.jobs.get(row.name)
         place = self._engine.coordinating().queue.place_of(job) if job is not None and job.queued else None
-        line = views.job_line(row, last, job, paused, fault, elsewhere, place)
+        line = views.job_line(row, last, job, paused, fault, elsewhere, place, self._status.journal.fault)
         return line | {"disk": self._keeper.shown(row.name), "upload": self._outbound.shown(row.number)}
 
     def _list_jobs(self, after: int) -> dict[str, Any]:

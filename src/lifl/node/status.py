@@ -58,7 +58,7 @@ class NodeStatus:
         self._zygote = zygote
         self._workers = workers
         self._meters = meters
-        self._started_unix_s = time.time()
+        self._started_unix_s, self._started_s = time.time(), time.monotonic()
         self.bridge: Bridge | None = None
         self.health: IdentityHealth | None = None
         self.succession: Succession | None = None
@@ -129,7 +129,7 @@ class NodeStatus:
                 *self.trackers.faults(),
                 *filter(None, [self.bridge.peers.trouble if self.bridge is not None else ""]),
             ],
-            "uptime_s": time.time() - self._started_unix_s,
+            "uptime_s": time.monotonic() - self._started_s,
             "load": {
                 "rate_per_s": load.rate_at(time.monotonic()),
                 "execution_s": load.execution_s,

@@ -76,11 +76,12 @@ def job_line(
     fault: str,
     elsewhere: tuple[str, str] | None = None,
     place: Place | None = None,
+    unstored: str = "",
 ) -> dict[str, Any]:
     """Return one job of a list; `last` is its last committed round, `paused` why the node waits.
 
     `fault` tells why the job could not be taken up; `elsewhere` has the status, and why, of one that runs while this
-    node does not coordinate; `place` where it stands in line.
+    node does not coordinate; `place` where it stands in line; `unstored` why this node can store no updates.
     """
     status, reason = row.status, row.reason
     if job is not None:
@@ -96,7 +97,7 @@ def job_line(
         elif place is not None:
             status, reason = "queued", _waits(place)
         else:
-            reason = _waits_for(job) or reason
+            reason = _waits_for(job, unstored) or reason
     elif row.status == "running" and elsewhere is not None and not fault:
         status, reason = elsewhere
     elif row.status == "running":
@@ -125,7 +126,7 @@ def job_line(
     }
 
 
-def _waits_for(job: Job) -> str:
+def _waits_for(job: Job, unstored: str) -> str:
     """Return what a job waits for, or what its user should know of it; empty: nothing."""
     if (running := job.evaluation.current) is not None:
         heard = f"{len(running.told)} of {len(running.selected)} clients have told what they found"
@@ -134,6 +135,8 @@ def _waits_for(job: Job) -> str:
         return ""
     if job.evaluation.is_left and job.status == "running":
         return "its last evaluation, which the coordinator's end has broken off, waits for its clients"
+    if unstored and job.spec.config.job.durability == "disk":
+        return unstored
     if job.round is not None and job.round.reason:
         return job.round.reason
     if job.selection.choosing.waits:

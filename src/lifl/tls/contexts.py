@@ -37,6 +37,10 @@ class _Loaded(NamedTuple):
     node_client: ssl.SSLContext
 
 
+class OutOfTime(ResourceFault):
+    """An identity cannot be used now and nothing but the time is wrong: it has expired, or is not valid yet."""
+
+
 class Contexts:
     """The contexts of the identity in `files`.  Raises `ResourceFault` when it cannot be used."""
 
@@ -185,7 +189,9 @@ def _own(files: IdentityFiles, server: ssl.SSLContext) -> Peer:
         return peer_of(answering.getpeercert() or {})
     except ssl.SSLError as error:
         said = described(files.certificate.read_bytes())
-        text = f"{files.certificate} would be refused by others: {fault_of(error)}; it is {said}; enroll again"
-        raise ResourceFault(text) from error
+        fault = fault_of(error)
+        remedy = "set this machine's clock (NTP)" if fault.is_not_yet else "enroll again"
+        text = f"{files.certificate} would be refused by others: {fault}; it is {said}; {remedy}"
+        raise (OutOfTime if fault.is_of_time else ResourceFault)(text) from error
     except RemoteFault as fault:
         raise ResourceFault(f"{files.certificate} is of no use here: {fault}") from fault

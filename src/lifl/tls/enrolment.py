@@ -11,14 +11,15 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from lifl.core.config.values import split_address
 from lifl.core.errors import ConfigError, Refused, RemoteFault, ResourceFault
 from lifl.core.identity import Role
-from lifl.core.limits import ENROLLED_BYTES_MAX
+from lifl.core.limits import CLOCK_SKEW_S, ENROLLED_BYTES_MAX
 from lifl.core.protocol import enrolment as e
 from lifl.core.protocol.client import Refusal
 from lifl.core.protocol.cluster import PEER_VERSION, PeerRedirect, PeerRefusal
@@ -26,7 +27,7 @@ from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.trust.tokens import Token
 from lifl.tls.contexts import Contexts, client_context, unverified_context
 from lifl.tls.faults import TlsFault
-from lifl.tls.folder import save
+from lifl.tls.folder import save, unwritten
 from lifl.tls.proxy import connected
 from lifl.tls.roots import root_named
 from lifl.tls.signing_request import new_key
@@ -53,7 +54,7 @@ class Obtained(NamedTuple):
         try:
             save(folder, ca=self.roots, certificate=self.chain, key=self.key, home=self.authority.encode())
         except OSError as error:
-            raise ResourceFault(f"identity folder {folder} cannot be written: {error.strerror}") from error
+            raise unwritten(folder, error) from error
 
 
 def enrol(address: str, token: Token, name: str = "", node: bool = False, hosts: Sequence[str] = ()) -> Obtained:
@@ -63,12 +64,14 @@ def enrol(address: str, token: Token, name: str = "", node: bool = False, hosts:
     proxy (`proxy.py`).  Raise `Refused` when the name is not given, or the authority is not that of the token;
     `ResourceFault` when nobody is reached.
     """
-    address, root = _found(address, token, by_proxy=not node)
+    address, told, root = _found(address, token, by_proxy=not node)
     made = new_key()
     asked = e.Enrol(PEER_VERSION, token.number, token.secret, made.request, name, node, tuple(hosts))
     context = client_context(root)
     context.check_hostname = False  # it is known better than by its address
-    with contextlib.closing(_dialled(address, context, by_proxy=not node)) as sock:
+    with _clocks_told(told.unix_s):
+        dialled = _dialled(address, context, by_proxy=not node)
+    with contextlib.closing(dialled) as sock:
         try:
             peer = sock.peer
         except RemoteFault as fault:
@@ -120,11 +123,27 @@ def _sent_on(address: str) -> RemoteFault:
     return RemoteFault(f"sent on {REDIRECTS_MAX} times, last to {address}, without finding the cluster's authority")
 
 
-def _found(address: str, token: Token, by_proxy: bool) -> tuple[str, str]:
-    """Return where the authority is, and of its roots (PEM) the one that the token names."""
+@contextlib.contextmanager
+def _clocks_told(there_unix_s: float) -> Iterator[None]:
+    """Say how far this machine's clock is from the one there, where a certificate was refused for its time."""
+    ahead_s = time.time() - there_unix_s
+    try:
+        yield
+    except ResourceFault as fault:
+        why = fault.__cause__
+        if not (isinstance(why, TlsFault) and why.is_of_time) or abs(ahead_s) < CLOCK_SKEW_S:
+            raise
+        apart = f"this machine's clock is {abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} the one there"
+        raise ResourceFault(
+            f"{fault}; {apart}: set the one that is wrong (NTP), and come with the same token"
+        ) from fault
+
+
+def _found(address: str, token: Token, by_proxy: bool) -> tuple[str, e.TheAuthority, str]:
+    """Return where the authority is, what it says of itself, and of its roots (PEM) the one that the token names."""
     address, told = _authority_at(address, by_proxy)
     if (root := root_named(told.roots.decode(errors="replace"), token.authority)) is not None:
-        return address, root
+        return address, told, root
     raise _wrong_server(address, "its authority is not the one that the token names")
 
 

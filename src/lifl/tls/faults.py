@@ -16,7 +16,9 @@ _ALERTS = {
     "CERTIFICATE_REQUIRED": f"it asks for a certificate; {ENROLL}",
     "CERTIFICATE_REVOKED": f"it says that our certificate was revoked; {ENROLL}",
     "UNSUPPORTED_CERTIFICATE": "it says that our certificate is for another purpose",
-    "BAD_CERTIFICATE": f"it cannot use our certificate; {ENROLL}",
+    "BAD_CERTIFICATE": (
+        f"it cannot use our certificate, which by its clock may not be valid yet: compare the clocks; else {ENROLL}"
+    ),
     "CERTIFICATE_UNKNOWN": f"it does not accept our certificate; {ENROLL}",
     "PROTOCOL_VERSION": "it does not speak TLS 1.3",
     "HANDSHAKE_FAILURE": "it has no cipher in common with us",
@@ -42,6 +44,16 @@ class TlsFault(ConnectionError):
         super().__init__(text)
         self.lasting = lasting
         self.verify_code = verify_code
+
+    @property
+    def is_not_yet(self) -> bool:
+        """Whether the certificate begins later than this machine's clock says it is."""
+        return self.verify_code == _NOT_YET
+
+    @property
+    def is_of_time(self) -> bool:
+        """Whether nothing is wrong but the time: the certificate's, or that of this machine's clock."""
+        return self.verify_code in (_EXPIRED, _NOT_YET)
 
 
 def fault_of(error: ssl.SSLError) -> TlsFault:

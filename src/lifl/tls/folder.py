@@ -194,6 +194,12 @@ def _finish(folder: Path) -> None:
         (folder / _WHOLE).unlink()
 
 
+def unwritten(folder: Path, error: OSError) -> ResourceFault:
+    """Return what to say of an identity folder that cannot be written."""
+    text = f"identity folder {folder} cannot be written: {error.strerror}"
+    return ResourceFault(f"{text}; make room on its disk, and let its user write")
+
+
 def check_room(folder: Path) -> None:
     """Raise `ResourceFault` where an identity cannot be written: who finds that afterwards has used its token up."""
     room, is_there = folder / f".room.{secrets.token_hex(4)}{_NEW}", folder.is_dir()
@@ -207,8 +213,8 @@ def check_room(folder: Path) -> None:
             if not is_there:
                 folder.rmdir()
     except OSError as error:
-        text = f"identity folder {folder} cannot be written: {error.strerror}; nobody was asked for an identity yet"
-        raise ResourceFault(f"{text}: mend that, and come with the same token") from error
+        text = f"{unwritten(folder, error)}; nothing was changed, and nobody asked for an identity"
+        raise ResourceFault(f"{text}: mend that, and come again (with the same token)") from error
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -15,6 +15,7 @@ from lifl.node.modes import FILE_MODE, open_file
 
 AUTHORITY_FILE = "authority.pem"
 BYTES_MAX = 1024 * 1024
+_ROOM = "the one of before stays: make room on its disk, then try again"
 
 
 def has_authority(config: NodeConfig, folder: Path) -> bool:
@@ -49,6 +50,13 @@ def check_authority(path: Path) -> None:
     read_authority("", data, data, str(path), given=False)
 
 
+def authority_time(path: Path) -> tuple[float, float]:
+    """Return from when until when the authority in a file can sign (s since 1970).  Raise as `check_authority` does."""
+    data = _read(path, private=True)
+    found = read_authority("", data, data, str(path), given=False)
+    return found.not_before_unix_s, found.not_after_unix_s
+
+
 def write_authority(path: Path, authority: CertificateAuthority) -> None:
     """Put the file of an authority in place, at once and synced to the disk.  Raise `ResourceFault`."""
     new = path.with_name(f".{path.name}.new")
@@ -67,7 +75,7 @@ def write_authority(path: Path, authority: CertificateAuthority) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        raise ResourceFault(f"the authority's file {path} cannot be written: {error.strerror}") from error
+        raise ResourceFault(f"the authority's file {path} cannot be written: {error.strerror}; {_ROOM}") from error
 
 
 def _read(path: Path, private: bool) -> bytes:

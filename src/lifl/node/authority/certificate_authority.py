@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from cryptography import x509
 
 AUTHORITY_LIFETIME_S = 10 * 365 * 24 * 3600.0
+ENDED_REMEDY = (
+    "`lifl cert rotate` makes a new one; where lifld does not run, move authority.pem and identity away "
+    "(they are in its state folder) and start it: that makes a new one, and everybody else enrolls again"
+)
+"""What to do about an authority that has expired: where no `lifld` runs, nothing can be rotated."""
 ROOTS_MAX = 8
 """Roots of an authority that are trusted side by side."""
 
@@ -60,6 +65,11 @@ class CertificateAuthority:
     def digest(self) -> str:
         """The SHA-256 digest of the newest root, as 64 hex digits."""
         return hashlib.sha256(_der(self._roots()[0])).hexdigest()
+
+    @property
+    def not_before_unix_s(self) -> float:
+        """When its own certificate begins."""
+        return self._certificates[0].not_valid_before_utc.timestamp()
 
     @property
     def not_after_unix_s(self) -> float:
@@ -117,7 +127,8 @@ class CertificateAuthority:
         key, issuer = _key_of(request), self._certificates[0]
         end = min(_moment(now_unix_s + CERTIFICATE_LIFETIME_S), issuer.not_valid_after_utc)
         if end.timestamp() <= now_unix_s:
-            raise ResourceFault("the cluster's authority has expired: make a new one (`lifl cert rotate`)")
+            remedy = "give one that is valid (--ca-cert, --ca-key)" if self.given else ENDED_REMEDY
+            raise ResourceFault(f"the cluster's authority has expired (or this clock is wrong): {remedy}")
         uses = [Use.CLIENT_AUTH, *([Use.SERVER_AUTH] if identity.role == "node" else [])]
         uris = [identity_uri(self.cluster, identity), issued_uri(issued_unix_s), *map(job_uri, jobs)]
         uris += [AUTHORITY_URI] if own else []

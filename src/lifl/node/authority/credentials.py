@@ -21,7 +21,7 @@ from lifl.node.authority.credential_store import CredentialStore
 from lifl.node.authority.revocations import Revocations
 from lifl.tls.contexts import Contexts, is_usable
 from lifl.tls.enrolment import enrol
-from lifl.tls.folder import check_room, load, node_folder, save
+from lifl.tls.folder import check_room, load, node_folder, save, unwritten
 from lifl.tls.peer import Peer
 from lifl.tls.signing_request import new_key
 
@@ -84,6 +84,7 @@ class Credentials:
 
     def rotate(self, authority: Authority) -> str:
         """Put a new authority beside the old one, and have the node's own certificate of it; return its digest."""
+        check_room(self.folder)  # else there would be one more authority each time that it is tried again
         digest = authority.rotate()
         self._take_own(authority)
         return digest
@@ -97,7 +98,7 @@ class Credentials:
         try:
             save(self.folder, ca=handed.trusted, certificate=handed.chain, key=key)
         except OSError as error:
-            raise ResourceFault(f"identity folder {self.folder} cannot be written: {error.strerror}") from error
+            raise unwritten(self.folder, error) from error
 
     def renew_own(self) -> LiflError | None:
         """Renew the certificate of the authority's own node; return why that could not be done."""

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import secrets
 import socket
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -27,7 +26,7 @@ from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.frames import encode
 from lifl.core.protocol.pages import split
 from lifl.node.cluster.acceptor import CHANNEL, prepare, read_frame
-from lifl.node.cluster.member_rows import as_member, row
+from lifl.node.cluster.member_rows import as_member, row, unix_of
 from lifl.node.cluster.timer import Timer
 from lifl.node.link import Link
 from lifl.node.security import Secured, Security
@@ -106,7 +105,6 @@ class AgentSide:
         self._handler = handler
         self._timing = timing
         self._security = security
-        self._since_unix_s = time.time()
         self._coordinator = ""
         self._coordinator_node: int | None = None
         self._members: dict[int, p.PeerMember] = {}
@@ -117,6 +115,7 @@ class AgentSide:
         self._backoff = ms.Backoff(secrets.randbits(64))
         self._leaving = False
         self._loop = asyncio.get_running_loop()
+        self._since_s = self._loop.time()
         self._tasks: set[asyncio.Task[None]] = set()
         self.trouble = f"not connected yet; dialling {join}" if join else "no node is known yet that coordinates"
         start(self._tasks, self._live(), CHANNEL)
@@ -358,7 +357,7 @@ class AgentSide:
             seen = msgspec.structs.replace(member, state="suspect") if away else member
             rows.append(row(seen, role))
         if self.own not in self._members:  # what the coordinator says of it comes with the next news
-            rows.append(row(as_member(self._hello(), "alive", self._since_unix_s), "agent"))
+            rows.append(row(as_member(self._hello(), "alive", unix_of(self._since_s)), "agent"))
         return rows
 
     @property

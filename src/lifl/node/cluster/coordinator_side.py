@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -19,7 +18,7 @@ from lifl.core.limits import NEWS_MAX
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol.pages import Pages
 from lifl.core.trust.revocation import Revocation, RevokedList
-from lifl.node.cluster.member_rows import as_member, met, row
+from lifl.node.cluster.member_rows import as_member, met, row, unix_of
 from lifl.node.cluster.timer import Timer
 from lifl.node.link import Link
 from lifl.node.security import Secured
@@ -73,7 +72,6 @@ class CoordinatorSide:
         self._hello = hello
         self._handler = handler
         self._timing = timing
-        self._since_unix_s = time.time()
         self._links: dict[int, Link] = {}
         self._pages: dict[int, Pages] = {}
         self._shown: dict[int, Peer] = {}  # the certificates of those that are connected, where they are secured
@@ -82,6 +80,7 @@ class CoordinatorSide:
         self._told: dict[int, int] = {}
         self._last_change = 0
         self._loop = asyncio.get_running_loop()
+        self._since_s = self._loop.time()
         self._table = ms.Membership(hello().node, timing)
         self._timer = Timer(self._tick, self._table.next_timer)
         self._closed = False
@@ -118,7 +117,7 @@ class CoordinatorSide:
         own = met(self._hello(), str(sock.getsockname()[0]))
         knows = p.KNOWS if p.PROPERTIES in hello.knows else ()
         link.send(p.PeerWelcome(p.PEER_VERSION, own.node, own.control, own.gateway, self._term, knows))
-        link.send(p.PeerMembers((as_member(own, "alive", self._since_unix_s),), first=True))
+        link.send(p.PeerMembers((as_member(own, "alive", unix_of(self._since_s)),), first=True))
         self._told[node] = 0
 
     def _close_link(self, node: int) -> None:
@@ -237,12 +236,11 @@ class CoordinatorSide:
 
     def _member(self, node: int) -> p.PeerMember:
         member = self._table.members[node]
-        since_unix_s = time.time() - (self._loop.time() - member.since_s)
-        return as_member(member.hello, member.state.value, since_unix_s)
+        return as_member(member.hello, member.state.value, unix_of(member.since_s))
 
     def rows(self) -> list[dict[str, Any]]:
         agents = [row(self._member(node), "agent") for node in sorted(self._table.members)]
-        own = as_member(self._hello(), "alive", self._since_unix_s)
+        own = as_member(self._hello(), "alive", unix_of(self._since_s))
         return [row(own, "coordinator"), *agents]
 
     @property

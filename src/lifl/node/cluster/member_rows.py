@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Any
 
 import msgspec
@@ -18,6 +20,11 @@ def met(hello: p.PeerHello, host: str) -> p.PeerHello:
     """Return `hello` with addresses that others can use, of a node that was met at `host`."""
     control, gateway = p.reachable(hello.control, host), p.reachable(hello.gateway, host)
     return msgspec.structs.replace(hello, control=control, gateway=gateway)
+
+
+def unix_of(at_s: float) -> float:
+    """Return when a moment of the loop's clock (s) was, by the wall clock as it is set now (s since 1970)."""
+    return time.time() - (asyncio.get_running_loop().time() - at_s)
 
 
 def as_member(hello: p.PeerHello, state: p.MemberStateName, since_unix_s: float) -> p.PeerMember:
