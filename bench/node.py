@@ -28,6 +28,7 @@ import node_fold
 import node_handoff
 import node_handshakes
 import node_ingest
+import node_model
 import node_rest
 import node_small
 import node_start
@@ -40,6 +41,7 @@ from lifl.core.limits import STREAMS_MAX
 GROUPS: dict[str, Callable[..., Group]] = {
     "handoff": node_handoff.run,
     "ingest": node_ingest.run,
+    "model": node_model.run,
     "tls": node_tls.run,
     "handshakes": node_handshakes.run,
     "fold": node_fold.run,
