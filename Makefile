@@ -102,6 +102,8 @@ $(READY): setup.cfg pyproject.toml setup.py src/lifl/rules/fold.c src/lifl/rules
 	else \
 		echo "there is no etcd (apt-get install etcd-server), see $(VENV)/apt-etcd.log: tests of failover will be skipped"; \
 	fi
+	@$(BIN)/python -m pip install -q --disable-pip-version-check kubernetes-validate >$(VENV)/kubernetes.log 2>&1 || \
+		echo "kubernetes-validate cannot be installed ($(VENV)/kubernetes.log): manifests are not checked by its schemas"
 	@touch $@
 
 demo: $(READY)

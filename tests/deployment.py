@@ -1,7 +1,7 @@
 """Checks what configs/ has for systemd, Kubernetes, Slurm and the shell, with the tools that are here.
 
 Without a tool its part is left out, and said so.  Part of `make test-wheels`; tests/unit/test_deployment.py runs what
-needs no package.
+needs no other package than kubernetes-validate.
 """
 
 from __future__ import annotations
@@ -53,9 +53,14 @@ def manifests() -> str:
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
             file.write(built)
             file.flush()
-            run(Path(sys.executable).parent / "kubernetes-validate", "--strict", file.name)
+            validate(Path(file.name))
         count += built.count("\nkind: ")
     return f"{count} objects fit"
+
+
+def validate(manifest: Path) -> None:
+    """Compare a manifest with the schemas; end with what does not fit."""
+    run(Path(sys.executable).parent / "kubernetes-validate", "--strict", manifest)
 
 
 def scripts() -> str:

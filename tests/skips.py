@@ -188,6 +188,11 @@ def has_no_kubectl() -> bool:
     return shutil.which("kubectl") is None
 
 
+def has_no_kubernetes_schemas() -> bool:
+    """What `make setup` fetches to check manifests with could not be fetched."""
+    return has_no_kubectl() or importlib.util.find_spec("kubernetes_validate") is None
+
+
 def leaves_out_slow() -> bool:
     """This is no run of `make test-integrations`."""
     return not os.environ.get(SLOW_TOO)
@@ -243,7 +248,8 @@ ALLOWED: dict[str, Callable[[], bool]] = {
     r"make test-integrations installs (mlflow|tensorboard|wandb|opentelemetry|matplotlib)": has_no_trackers,
     r"no filter for this machine": has_no_filter,
     r"needs systemd-analyze": has_no_systemd_analyze,
-    r"needs kubectl": has_no_kubectl,
+    r"needs kubectl$": has_no_kubectl,
+    r"needs kubectl and kubernetes-validate": has_no_kubernetes_schemas,
     r"^make test-integrations runs it$": leaves_out_slow,
 }
 """Why a test may be skipped, and whether that is so here."""

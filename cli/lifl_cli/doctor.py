@@ -30,7 +30,8 @@ from lifl.core.errors import LiflError, ResourceFault
 from lifl.core.limits import ARENA_BYTES_MIN
 from lifl_cli.daemon_client import DaemonClient
 from lifl_cli.options import state_option
-from lifl_cli.render.figures import size_text
+from lifl_cli.output import tell
+from lifl_cli.render.figures import folded, size_text
 
 SHM = Path("/dev/shm")
 SHMEM_HUGE = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
@@ -67,9 +68,11 @@ def doctor(as_json: bool, repair: bool, state_dir: Path) -> None:
     else:
         for finding in findings:
             colour = {"ok": "green", "warn": "yellow", "fail": "red"}[finding.level]
-            click.echo(f"{click.style(f'{finding.level:<4}', fg=colour)}  {finding.what:<16} {finding.text}")
+            level = f"{finding.level:<4}"
+            line = folded(f"{level}  {finding.what:<16} {finding.text}", shutil.get_terminal_size().columns, 6)
+            click.echo("\n".join(line).replace(level, click.style(level, fg=colour), 1))
             if finding.fix:
-                click.echo(f"{'':<22} -> {finding.fix}")
+                tell(f"{'':<22} -> {finding.fix}", 6)
     sys.exit(1 if any(finding.level == "fail" for finding in findings) else 0)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
+import shutil
+import textwrap
 
 import click
 
 from lifl.core.refusal_codes import CODES, TITLES
 from lifl_cli.options import json_option
+from lifl_cli.output import tell
 
 
 def _codes(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -28,8 +31,12 @@ def explain(code: str | None, as_json: bool) -> None:
         click.echo(json.dumps({"codes": lines}, indent=2))
         return
     if code is None:
+        columns = shutil.get_terminal_size().columns
         for title, codes in TITLES.items():
-            click.echo(f"{title}:\n  {', '.join(codes)}\n")
+            listed = textwrap.fill(
+                ", ".join(codes), columns, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
+            )
+            click.echo(f"{title}:\n{listed}\n")
         click.echo("lifl explain CODE says what one means.")
         return
     word = code.strip("[]")
@@ -41,4 +48,5 @@ def explain(code: str | None, as_json: bool) -> None:
         click.echo(json.dumps({"code": word, **CODES[word]._asdict()}, indent=2))
         return
     means, mend = CODES[word]
-    click.echo(f"{word}: {means}\nWhat to do: {mend}")
+    tell(f"{word}: {means}")
+    tell(f"What to do: {mend}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import select
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import Any
 
 import click
 
-from lifl_cli.render.figures import printable, printable_lines
+from lifl_cli.render.figures import folded, printable, printable_lines
 
 PROGRESS_BYTES_MIN = 16 << 20
 """What is smaller is there before a bar is read."""
@@ -76,6 +77,12 @@ def done(what: str) -> None:
     if is_lost() and not _is_told:
         _is_told = True
         click.echo(f"warning: {_why()}; {what}", err=True)
+
+
+def tell(line: str, indent: int = 4) -> None:
+    """Show a line for people; on a narrow terminal what does not fit goes on below it, so far indented."""
+    for piece in folded(line, shutil.get_terminal_size().columns, indent):
+        click.echo(piece)
 
 
 def did(what: str, shown: str | None = None) -> None:

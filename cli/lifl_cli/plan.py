@@ -38,6 +38,7 @@ from lifl_cli.config_file import read_toml, resolve, rule_states, with_clients_r
 from lifl_cli.daemon_client import DaemonClient
 from lifl_cli.labels import labels_of
 from lifl_cli.options import state_option
+from lifl_cli.output import tell
 from lifl_cli.render.figures import line_text, printable, seconds_text, size_text
 from lifl_cli.state import absolute
 
@@ -109,13 +110,13 @@ def plan(
     _print(config.job.name, request, made, explain)
     if not supposed:
         begins = f"when there is room: {line_text(result['queue'])}" if result.get("queue") else "at once"
-        click.echo(f"begins         {printable(begins)}")
+        tell(f"begins         {printable(begins)}")
     for line in treatment:
-        click.echo(f"tensors        {printable(line)}")
+        tell(f"tensors        {printable(line)}")
     for told in options_of_rounds(config):
         shown = "  ".join(f"{name} {value:.6g}" for name, value in told["options"].items())
-        click.echo(f"round {told['round']:<8} {printable(shown)}")
-    click.echo(f"drawn          {printable(drawn_text(drawn_first(with_clients_read(config, folder))))}")
+        tell(f"round {told['round']:<8} {printable(shown)}")
+    tell(f"drawn          {printable(drawn_text(drawn_first(with_clients_read(config, folder))))}")
 
 
 def drawn_text(first: Mapping[str, Any]) -> str:
@@ -216,20 +217,20 @@ def _print(job: str, request: PlanRequest, made: Plan, explain: bool) -> None:
     from lifl_cli.render.tables import plan_table, show
     from lifl_cli.render.trees import plan_tree
 
-    click.echo(
+    tell(
         f"a round of job {job}: {made.updates} updates of {size_text(request.model_bytes)}, "
         f"by {made.policy}, {request.timing}"
     )
 
     show(plan_tree(made))
     show(plan_table(made))
-    click.echo(f"nodes used     {len(made.used)} of {len(made.nodes)}: {printable(', '.join(made.used))}")
-    click.echo(f"between nodes  {size_text(made.transfer_bytes)} at most")
+    tell(f"nodes used     {len(made.used)} of {len(made.nodes)}: {printable(', '.join(made.used))}")
+    tell(f"between nodes  {size_text(made.transfer_bytes)} at most")
     for transfer in made.transfers:
         way = printable(f"{transfer.source} -> {transfer.target}")
-        click.echo(f"  {transfer.what:<7} {size_text(transfer.nbytes):>10}  {way}")
-    click.echo(f"expected time  {seconds_text(made.completion_s)} from the first update to the sealed model")
+        tell(f"  {transfer.what:<7} {size_text(transfer.nbytes):>10}  {way}")
+    tell(f"expected time  {seconds_text(made.completion_s)} from the first update to the sealed model")
     if explain:
-        click.echo("why")
+        tell("why")
         for line in made.explain():
-            click.echo(f"  {printable(line)}")
+            tell(f"  {printable(line)}")

@@ -28,6 +28,8 @@ OF_RECEIPT = (
 """The figures of a round's receipt that its row has, under the same names."""
 SPREAD = ("mean", "min", "max", "std")
 """What is found of a metric over the clients of an evaluation."""
+SERVER = "server"
+"""What the node's own function found stands beside it by this name, and counts where both are there."""
 PAGE_ROUNDS = 1_000
 """Rounds that are asked for at a time, at most; fewer come where these do not fit a frame."""
 
@@ -58,8 +60,8 @@ def history(daemon: DaemonClient, job: str, last: int = ROUNDS_MAX) -> list[dict
 def row_of(line: Mapping[str, Any]) -> dict[str, Any]:
     """Return the figures of one line of JobStatus; what is not known of an attempt is None.
 
-    `metrics` are the clients' weighted means, `evaluation` those of an evaluation by its clients: of each metric mean,
-    min, max and std.
+    `metrics` are the clients' weighted means, `evaluation` what was found of its model: of each metric mean, min, max
+    and std over the clients that evaluated it, and what the `server` found.
     """
     receipt = line.get("receipt") or {}
     return {
@@ -77,15 +79,24 @@ def row_of(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def evaluation_of(line: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return of each metric that was evaluated mean, min, max and std; none where the round was not evaluated."""
-    found = (line.get("evaluation") or {}).get("metrics", {})
-    return {name: {which: figures[which] for which in SPREAD if which in figures} for name, figures in found.items()}
+    """Return of each metric that was evaluated mean, min, max and std, and what the `server` found.
+
+    Nothing where the round was not evaluated.
+    """
+    told = line.get("evaluation") or {}
+    found = {
+        name: {which: figures[which] for which in SPREAD if which in figures}
+        for name, figures in told.get("metrics", {}).items()
+    }
+    for name, value in (told.get("server") or {}).get("metrics", {}).items():
+        found.setdefault(name, {})[SERVER] = value
+    return found
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:
     """Return all that a row has to be drawn, or told to a tracker, by name.
 
-    A metric goes by its own name, the mean over the clients of an evaluation by ``evaluation.NAME`` and its spread by
+    A metric goes by its own name, what an evaluation found by ``evaluation.NAME``, the spread over its clients by
     ``evaluation.NAME.std`` (also min, max), and what the round cost by ``round.duration_s`` and so on.
     """
     found = {str(name): float(value) for name, value in row["metrics"].items()} | evaluated(row)
@@ -96,12 +107,17 @@ def scalars(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def evaluated(row: Mapping[str, Any]) -> dict[str, float]:
-    """Return what an evaluation of the row's round found, by name."""
-    return {
-        f"evaluation.{name}" if which == "mean" else f"evaluation.{name}.{which}": float(value)
-        for name, figures in row["evaluation"].items()
-        for which, value in figures.items()
-    }
+    """Return what an evaluation of the row's round found, by name.
+
+    ``evaluation.NAME`` is what counts for `checkpoint.keep` and `job.stop`: what the server found, else the clients'
+    mean, which is ``evaluation.NAME.mean`` where both are there.
+    """
+    found: dict[str, float] = {}
+    for name, figures in row["evaluation"].items():
+        counts = SERVER if SERVER in figures else "mean"
+        for which, value in figures.items():
+            found[f"evaluation.{name}" if which == counts else f"evaluation.{name}.{which}"] = float(value)
+    return found
 
 
 def columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -13,6 +13,7 @@ from lifl.core.protocol.cli import JobClients, JobStatus
 from lifl_cli.completion import job_names
 from lifl_cli.daemon_client import DaemonClient, daemon_at
 from lifl_cli.options import json_option, state_option
+from lifl_cli.output import tell
 from lifl_cli.render.figures import (
     changes_text,
     evaluation_lines,
@@ -49,34 +50,34 @@ def status(job: str, last: int | None, clients: bool, as_json: bool, state_dir: 
         return
     line = result["job"]
     reason = f": {printable(line['reason'])}" if line.get("reason") else ""
-    click.echo(f"job {printable(line['name'])} is {printable(line['status'])}{reason}")
-    click.echo(f"  committed  {line['committed']} of {line['rounds']} rounds, rule {printable(line['rule'])}")
-    click.echo(f"  clients    {line['clients']} joined now")
+    tell(f"job {printable(line['name'])} is {printable(line['status'])}{reason}")
+    tell(f"  committed  {line['committed']} of {line['rounds']} rounds, rule {printable(line['rule'])}")
+    tell(f"  clients    {line['clients']} joined now")
     if line.get("pending"):
-        click.echo(f"  next round {changes_text(line['pending'])}")
+        tell(f"  next round {changes_text(line['pending'])}")
     if line.get("folder"):
-        click.echo(f"  models     {printable(line['folder'])}")
+        tell(f"  models     {printable(line['folder'])}")
     for text in models_lines(result.get("models"), line.get("disk")):
-        click.echo(f"             {text}")
+        tell(f"             {text}", 15)
     if line.get("upload"):
-        click.echo(f"  {upload_text(line['upload'])}")
+        tell(f"  {upload_text(line['upload'])}")
     from lifl_cli.render.tables import rounds_table, show
     from lifl_cli.render.trees import round_text, tree_view
 
     if result.get("now"):
-        click.echo(f"  {round_text(result['now'])}")
+        tell(f"  {round_text(result['now'])}")
         show(tree_view(result["now"].get("tree", ()), result["now"].get("tasks", 0)))
     if result.get("rounds"):
         receipts = [line for line in result["rounds"] if line.get("receipt")]
         if receipts:
-            click.echo(f"receipt of round {receipts[-1]['round']}")
+            tell(f"receipt of round {receipts[-1]['round']}")
             for label, value in receipt_lines(receipts[-1]["receipt"]):
-                click.echo(f"  {label:<24} {value}")
+                tell(f"  {label:<24} {value}")
         evaluated = [line for line in result["rounds"] if line.get("evaluation")]
         if evaluated:
-            click.echo(f"evaluation of round {evaluated[-1]['round']}")
+            tell(f"evaluation of round {evaluated[-1]['round']}")
             for label, value in evaluation_lines(evaluated[-1]["evaluation"]):
-                click.echo(f"  {label:<24} {value}")
+                tell(f"  {label:<24} {value}")
         show(rounds_table(result["rounds"][::-1]))
 
 

@@ -16,7 +16,7 @@ from lifl.core.protocol.cli import Event, SubmitJob
 from lifl_cli.config_file import STANDARD_INPUT, read_toml, resolve, rule_states
 from lifl_cli.daemon_client import DaemonClient, daemon_at
 from lifl_cli.options import state_option
-from lifl_cli.output import did, is_lost
+from lifl_cli.output import did, is_lost, tell
 from lifl_cli.render.figures import (
     changes_text,
     line_text,
@@ -104,30 +104,30 @@ def print_event(event: Event, rounds: int) -> None:
     fields = event.fields
     if event.name == "round.committed":
         receipt = fields.get("receipt") or {}
-        click.echo(
+        tell(
             f"round {fields['round']:>3}/{rounds}  {metrics_text(fields.get('metrics')):<32}  "
             f"counted {fields.get('counted', 0)} of {receipt.get('selected', '?')}  "
             f"took {seconds_text(receipt.get('duration_s'))}  "
             f"commit {seconds_text(receipt.get('last_accepted_to_commit_s'))} after the last update"
         )
         if fields["round"] == rounds:
-            click.echo("receipt of the last round")
+            tell("receipt of the last round")
             for label, value in receipt_lines(receipt):
-                click.echo(f"  {label:<24} {value}")
+                tell(f"  {label:<24} {value}")
             if fields.get("path"):
-                click.echo(f"model: {printable(fields['path'])}")
+                tell(f"model: {printable(fields['path'])}")
     elif event.name == "evaluation.over":
-        click.echo(f"round {fields['round']:>3}/{rounds}  {measured_text({'evaluation': fields})}")
+        tell(f"round {fields['round']:>3}/{rounds}  {measured_text({'evaluation': fields})}")
     elif event.name == "round.failed":
-        click.echo(f"round {fields['round']:>3}/{rounds}  failed: {printable(fields.get('reason'))}")
+        tell(f"round {fields['round']:>3}/{rounds}  failed: {printable(fields.get('reason'))}")
     elif event.name == "job.queued":
-        click.echo(f"job queued: {fields.get('position')} in line for room in the arena")
+        tell(f"job queued: {fields.get('position')} in line for room in the arena")
     elif event.name == "job.edited":
-        click.echo(f"job edited: {changes_text(fields.get('changes') or {})}, from the next round on")
+        tell(f"job edited: {changes_text(fields.get('changes') or {})}, from the next round on")
     elif event.name in ("job.paused", "model.damaged"):
-        click.echo(f"{event.name.replace('.', ' ')}: {printable(fields.get('reason'))}")
+        tell(f"{event.name.replace('.', ' ')}: {printable(fields.get('reason'))}")
     elif event.name == "job.goes_on":
-        click.echo("job goes on")
+        tell("job goes on")
     elif event.name == "job.over":
         reason = f": {printable(fields['reason'])}" if fields.get("reason") else ""
-        click.echo(f"job {printable(fields.get('job'))} {printable(fields.get('status'))}{reason}")
+        tell(f"job {printable(fields.get('job'))} {printable(fields.get('status'))}{reason}")

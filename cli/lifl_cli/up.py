@@ -25,7 +25,7 @@ from lifl.core.trust.tokens import Token
 from lifl_cli.config_file import read_toml
 from lifl_cli.labels import labels_of
 from lifl_cli.options import STATE_HELP
-from lifl_cli.output import done
+from lifl_cli.output import done, tell
 from lifl_cli.render.figures import size_text
 from lifl_cli.state import DEFAULT_STATE_DIR, LOG_FILE, absolute
 from lifl_cli.token_file import token_of
@@ -243,7 +243,7 @@ def _announce(info: dict[str, Any], insecure: bool) -> None:
     rows += [("warning", text) for text in info.get("warnings", ())]
     click.echo("lifld is up")
     for label, value in rows:
-        click.echo(f"  {label:<11} {value}")
+        tell(f"  {label:<11} {value}")
     if insecure:
         doors = " or ".join(filter(None, [*info["listen"], info.get("control")]))
         text = f"whoever reaches {doors} can read and change models: nothing is encrypted"

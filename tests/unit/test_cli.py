@@ -575,6 +575,45 @@ def test_clients_can_be_read_on_a_terminal_of_80_columns() -> None:
     assert "late" not in rendered(tables.clients_table([client | {"client": "c", "late": 0, "level": 0}]), 80)
 
 
+def test_on_a_narrow_terminal_a_table_is_written_row_by_row(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No word is broken, nothing is cut off, and what a row does not say has no line; what fits stays a table."""
+    job = {"status": "finished", "committed": 12, "rounds": 3000, "clients": 3, "rule": "fedavg", "reason": ""}
+    jobs = [job | {"name": name, "metrics": {"accuracy": 0.5}} for name in ("digits", "n" * 50, "münchen")]
+    monkeypatch.setenv("COLUMNS", "40")
+    tables.show(tables.jobs_table(jobs))
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:7] == [
+        "job        digits",
+        "status     finished",
+        "committed  12/3000",
+        "clients    3",
+        "rule       fedavg",
+        "metrics    accuracy 0.5",
+        "",
+    ]
+    assert "job        münchen" in lines and max(map(len, lines)) <= 40
+    assert "".join(lines).replace(" ", "").count("n" * 50) == 1
+    tables.show(tables.labels_table([{"node": "a", "labels": {"zone": "eu"}}]) or "")
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [["node", "labels"], ["a", "zone=eu"]]
+    tables.show(tables.jobs_table(jobs * tables.LONG_ROWS))
+    assert capsys.readouterr().out.startswith("job        digits\nstatus     finished\n")
+    monkeypatch.setenv("COLUMNS", "80")
+    tables.show(tables.jobs_table(jobs[:1]))
+    assert capsys.readouterr().out.startswith("job     status")
+
+
+def test_on_a_narrow_terminal_a_line_goes_on_below_itself_and_a_path_stays_whole() -> None:
+    line = "  clients                  2 selected, 2 accepted, 2 counted, 0 expired"
+    assert figures.folded(line, 40, 4) == ["  clients  2 selected, 2 accepted, 2", "    counted, 0 expired"]
+    assert figures.folded(line, 72, 4) == [line]
+    assert figures.folded("  weight    200", 40, 4) == ["  weight    200"]
+    path = f"/{'a-b/' * 20}"
+    assert figures.folded(f"model: {path}", 40, 4) == ["model:", f"    {path}"]
+    assert figures.folded("", 40, 4) == [""]
+
+
 def test_an_error_that_quotes_a_client_sends_the_terminal_nothing() -> None:
     from click.testing import CliRunner
     from lifl_cli.main import Commands

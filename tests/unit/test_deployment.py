@@ -9,7 +9,7 @@ from pathlib import Path
 
 import deployment
 import pytest
-from skips import has_no_kubectl, has_no_systemd_analyze
+from skips import has_no_kubectl, has_no_kubernetes_schemas, has_no_systemd_analyze
 
 PAGE = Path(__file__).parents[2] / "docs/deploy.md"
 SCRIPT = deployment.CONFIGS / "install.sh"
@@ -44,6 +44,15 @@ def test_the_manifests_have_what_the_pages_commands_name() -> None:
     assert number == "0" and "replicas: 1\n" in objects["StatefulSet", first]
     further = objects["DaemonSet", "lifl"]
     assert f"secretName: {secret}" in further and f"/{secret}/{key} " in further
+
+
+@pytest.mark.skipif(has_no_kubernetes_schemas(), reason="NOT TESTED: needs kubectl and kubernetes-validate")
+def test_the_manifests_fit_the_schemas_of_kubernetes(tmp_path: Path) -> None:
+    assert deployment.manifests() == "10 objects fit"
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(deployment.built_manifests("base").replace("serviceName:", "servicename:"))
+    with pytest.raises(SystemExit, match="servicename"):
+        deployment.validate(wrong)
 
 
 @needs_kubectl

@@ -248,3 +248,17 @@ def test_names_of_scalars_are_one_for_each_figure() -> None:
             "round.counted": 2.0,
         }.items()
     )
+
+
+def test_what_the_server_found_is_in_rows_columns_curves_and_the_table(shown: Any) -> None:
+    """Of a metric that clients measured too, the server's value counts, as for `checkpoint.keep` and `job.stop`."""
+    found = EVALUATED | {"server": {"metrics": {"distance": 0.125, "loss": 9.0}}}
+    lines = [line(1, evaluation=found), line(2, evaluation={**found, "metrics": {}, "server": {"fault": "no"}})]
+    first, second = csv.DictReader(io.StringIO(shown(history.history, lines, "--csv")[1]))
+    assert (first["evaluation.distance.server"], first["evaluation.loss.server"]) == ("0.125", "9.0")
+    assert (first["evaluation.loss.mean"], second["evaluation.loss.mean"]) == ("0.5", "")
+    assert "evaluated: distance 0.125  loss 9" in shown(history.history, lines)[1]
+    scalars = rounds.scalars(rounds.row_of(lines[0]))
+    assert (scalars["evaluation.distance"], scalars["evaluation.loss"]) == (0.125, 9.0)
+    assert (scalars["evaluation.loss.mean"], scalars["evaluation.loss.max"]) == (0.5, 0.75)
+    assert shown(plot.plot, lines, "evaluation.distance")[0] == 0

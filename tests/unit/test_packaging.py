@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import configparser
 import re
+from datetime import date
 from pathlib import Path
+
+from lifl.core.formats import RELEASE
 
 ROOT = Path(__file__).parents[2]
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
+KINDS_OF_CHANGE = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+"""Of Keep a Changelog."""
 EXTRAS = re.compile(r"(?:lifl|\.)\[([\w,]+)\]")
 
 
@@ -49,3 +54,16 @@ def test_what_is_compiled_includes_nothing_of_pythons() -> None:
     sources = [path for kind in ("*.c", "*.h") for path in (ROOT / "src").rglob(kind)]
     assert sources
     assert not [path.name for path in sources if "Python.h" in path.read_text()]
+
+
+def test_the_changelog_has_the_version_that_is_packed() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    first, *versions = re.findall(r"^## \[(.+?)\](?: - (\S+))?$", text, re.MULTILINE)
+    assert first == ("Unreleased", "")
+    assert versions[0][0] == RELEASE
+    numbers = [tuple(map(int, version.split("."))) for version, _day in versions]
+    days = [date.fromisoformat(day) for _version, day in versions]
+    assert numbers == sorted(set(numbers), reverse=True) and days == sorted(days, reverse=True)
+    linked = re.findall(r"^\[(.+?)\]: ", text, re.MULTILINE)
+    assert linked == ["Unreleased", *(version for version, _day in versions)]
+    assert set(re.findall(r"^### (.+)$", text, re.MULTILINE)) <= KINDS_OF_CHANGE

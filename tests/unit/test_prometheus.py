@@ -92,6 +92,22 @@ def test_what_a_jobs_clients_measured_is_told_by_name_and_no_more_than_so_many()
     assert f'metric="m{JOB_METRIC_SERIES_MAX:03}"' not in told(jobs)
 
 
+def test_what_an_evaluation_found_is_told_and_the_servers_word_counts() -> None:
+    spread = {"mean": 0.5, "min": 0.25, "max": 0.75, "std": 0.1, "clients": 2}
+    found = {
+        "clients": 2,
+        "selected": 3,
+        "metrics": {"loss": spread, "b": spread},
+        "server": {"metrics": {"loss": 9.0}},
+    }
+    many = {f"m{number:03}": spread for number in range(JOB_METRIC_SERIES_MAX + 1)}
+    text = told([job("j", evaluation=found), job("k"), job("many", evaluation=found | {"metrics": many, "server": {}})])
+    evaluated = {name: value for name, value in series(text).items() if name.startswith("lifl_job_evaluation{")}
+    assert evaluated['lifl_job_evaluation{job_name="j",metric="loss"}'] == 9.0
+    assert evaluated['lifl_job_evaluation{job_name="j",metric="b"}'] == 0.5
+    assert len(evaluated) == 2 + JOB_METRIC_SERIES_MAX
+
+
 def test_a_name_that_is_none_is_escaped() -> None:
     assert r'job_name="a\"b\\c\nd"' in told([job('a"b\\c\nd')])
     assert r'metric="a\"} 1\n\\"' in told([job("j", metrics={'a"} 1\n\\': 1.0})])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +18,22 @@ def printable(text: object) -> str:
 def printable_lines(text: object) -> str:
     """Return a text of several lines as it may be shown."""
     return "\n".join(printable(line) for line in str(text).split("\n"))
+
+
+NARROW_COLUMNS = 72
+"""On a terminal that has fewer, lines are shorter, and a table that does not fit is written row by row."""
+
+
+def folded(line: str, width: int, indent: int) -> list[str]:
+    """Return a line in pieces where the terminal is narrow: between words, each but the first indented.
+
+    What has no space in it, as a path, stays whole: it is for copying.
+    """
+    if width >= NARROW_COLUMNS or len(line) <= width:
+        return [line]
+    text = re.sub(r"(?<=\S) {3,}", "  ", line)
+    pieces = textwrap.wrap(text, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+    return pieces or [""]
 
 
 def line_text(queue: Mapping[str, Any]) -> str:
@@ -68,7 +86,8 @@ def ranges_text(ranges: Sequence[Sequence[int]]) -> str:
 def disk_text(disk: Mapping[str, Any]) -> str:
     """Return what a job's models take on the disk."""
     fault = f"; {printable(disk['fault'])}" if disk.get("fault") else ""
-    return f"{disk['models']} models take {size_text(disk['bytes'])}, {size_text(disk['free_bytes'])} are free{fault}"
+    models = "1 model takes" if disk["models"] == 1 else f"{disk['models']} models take"
+    return f"{models} {size_text(disk['bytes'])}, {size_text(disk['free_bytes'])} are free{fault}"
 
 
 def upload_text(upload: Mapping[str, Any]) -> str:
@@ -86,7 +105,8 @@ def models_lines(models: Mapping[str, Any] | None, disk: Mapping[str, Any] | Non
     """Return which models of a job there are, the best of them, and what they take."""
     lines = []
     if models and models["rounds"]:
-        lines.append(f"of rounds {ranges_text(models['rounds'])}")
+        one = models["rounds"] == [[models["rounds"][0][0]] * 2]
+        lines.append(f"of round{'' if one else 's'} {ranges_text(models['rounds'])}")
     if models and (best := models.get("best")):
         metric = printable(best["metric"].removeprefix("-"))
         lines.append(f"best is round {best['round']}: {metric} {best['value']:.4g}")
@@ -100,10 +120,20 @@ def metrics_text(metrics: Mapping[str, float] | None) -> str:
 
 def measured_text(line: Mapping[str, Any]) -> str:
     """Return what was measured in a round, and of its model where that was evaluated."""
-    trained, found = metrics_text(line.get("metrics")), line.get("evaluation") or {}
-    means = {name: figures["mean"] for name, figures in (found.get("metrics") or {}).items()}
-    means |= (found.get("server") or {}).get("metrics", {})
-    return "  ".join(filter(None, (trained, f"evaluated: {metrics_text(means)}" if means else "")))
+    found = line.get("evaluation") or {}
+    means = means_of(found.get("metrics") or {}) | (found.get("server") or {}).get("metrics", {})
+    return found_text(line.get("metrics"), means)
+
+
+def means_of(evaluation: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return of each metric that was evaluated the value that counts: the server's, else the mean over the clients."""
+    return {name: figures["server"] if "server" in figures else figures["mean"] for name, figures in evaluation.items()}
+
+
+def found_text(trained: Mapping[str, float] | None, evaluated: Mapping[str, float]) -> str:
+    """Return ``loss 0.310  evaluated: loss 0.290``."""
+    texts = (metrics_text(trained), f"evaluated: {metrics_text(evaluated)}" if evaluated else "")
+    return "  ".join(filter(None, texts))
 
 
 def evaluation_lines(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -20,7 +20,8 @@ GAP = 2
 
 def long_lines(table: Table, console: Console) -> Iterator[str]:
     """Yield the lines of a table without a box, as wide as the console where cells may be wrapped."""
-    columns = [[_plain(column.header), *map(_plain, column.cells)] for column in table.columns]
+    heads = [[_plain(column.header)] if table.show_header else [] for column in table.columns]
+    columns = [head + [*map(_plain, column.cells)] for head, column in zip(heads, table.columns, strict=True)]
     widths = [
         min(max(map(_width, cells)), column.width or max(2, console.width))
         for cells, column in zip(columns, table.columns, strict=True)

@@ -8,15 +8,28 @@ from typing import Any
 
 import click
 from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from lifl.core.planning.plan import Plan
-from lifl_cli.render.figures import measured_text, metrics_text, minute_text, printable, seconds_text, size_text
+from lifl_cli.render.figures import (
+    NARROW_COLUMNS,
+    found_text,
+    means_of,
+    measured_text,
+    metrics_text,
+    minute_text,
+    printable,
+    seconds_text,
+    size_text,
+)
 from lifl_cli.render.long_tables import long_lines
 
 LONG_ROWS = 500
 """A table with more rows is printed without colours."""
+WHOLE_COLUMNS = 10_000
+"""What no cell is wrapped at."""
 STATE_STYLES = {
     "alive": "green",
     "suspect": "yellow",
@@ -32,11 +45,33 @@ def show(content: RenderableType) -> None:
     console = Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(highlight=False, width=160)
+    if isinstance(content, Table) and console.width < NARROW_COLUMNS:
+        content = fitted(content, console)
     if isinstance(content, Table) and content.row_count > LONG_ROWS:
         for line in long_lines(content, console):
             click.echo(line)
         return
     console.print(content)
+
+
+def fitted(table: Table, console: Console) -> Table:
+    """Return a table as it is where the console has the columns for it, else a line for each cell that says something.
+
+    Each row begins with its first cell, and an empty line is between two of them.
+    """
+    if Measurement.get(console, console.options.update(width=WHOLE_COLUMNS), table).maximum <= console.width:
+        return table
+    names = [str(column.header) for column in table.columns]
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True, style="dim")
+    grid.add_column(overflow="fold")
+    for at, cells in enumerate(zip(*(column.cells for column in table.columns), strict=True)):
+        if at:
+            grid.add_row("", "")
+        for name, content in zip(names, cells, strict=True):
+            if str(content).strip():
+                grid.add_row(name, content)
+    return grid
 
 
 def cell(text: object, style: str = "") -> Text:
@@ -117,7 +152,7 @@ def history_table(rows: Sequence[dict[str, Any]]) -> Table:
             "" if at is None else minute_text(at),
             "" if row["duration_s"] is None else seconds_text(row["duration_s"]),
             counted,
-            cell(row["reason"] or measured_text(row | {"evaluation": {"metrics": row["evaluation"]}})),
+            cell(row["reason"] or found_text(row["metrics"], means_of(row["evaluation"]))),
         )
     return table
 

@@ -11,7 +11,15 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from lifl_cli.render.figures import disk_text, measured_text, seconds_text, size_text, upload_text, who_coordinates
+from lifl_cli.render.figures import (
+    NARROW_COLUMNS,
+    disk_text,
+    measured_text,
+    seconds_text,
+    size_text,
+    upload_text,
+    who_coordinates,
+)
 from lifl_cli.render.tables import STATE_STYLES, cell, nodes_table
 from lifl_cli.render.trees import round_text, tree_view
 
@@ -21,8 +29,6 @@ SORTS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "progress": lambda job: -job["committed"] / max(1, job["rounds"]),
     "clients": lambda job: -job["clients"],
 }
-NARROW_COLUMNS = 72
-"""On a terminal that has fewer, lines are shorter and tables are left out."""
 BAR_CELLS = 20
 NARROW_BAR_CELLS = 8
 KEYS = "j/k job  a all  s sort  t tree  space pause  q quit"

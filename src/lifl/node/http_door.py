@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lifl.core.config.node import NodeConfig, asks_for_cookie
+from lifl.core.coordinator.evaluation import values_of_evaluation
 from lifl.core.errors import ConfigError, ResourceFault
 from lifl.core.limits import JOB_METRIC_SERIES_MAX
 from lifl.core.protocol import gateway as gm
@@ -39,6 +40,8 @@ HEADER = "http.header"
 """The file in the state folder."""
 NEEDS = "h11"
 OF_JOB = ("name", "status", "round", "rounds", "committed", "clients", "last_round")
+NOTHING_FOUND: dict[str, Any] = {"metrics": {}}
+"""Of a model that was not evaluated."""
 OF_ROUND = (
     "round",
     "attempt",
@@ -189,7 +192,11 @@ def _told(now: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _job(line: dict[str, Any]) -> dict[str, Any]:
-    """Return what is told of a job: some of its line, the metrics of its last round, and the round that runs."""
+    """Return what is told of a job: some of its line, the metrics of its last round, and the round that runs.
+
+    What an evaluation found of the last round's model is `evaluated`: what the server did, else the clients' mean.
+    """
     metrics = dict(sorted(line.get("metrics", {}).items())[:JOB_METRIC_SERIES_MAX])
+    found = dict(sorted(values_of_evaluation(line.get("evaluation") or NOTHING_FOUND).items())[:JOB_METRIC_SERIES_MAX])
     told = {name: line[name] for name in OF_JOB if name in line}
-    return told | {"metrics": metrics, "now": _told(line.get("now"))}
+    return told | {"metrics": metrics, "evaluated": found, "now": _told(line.get("now"))}

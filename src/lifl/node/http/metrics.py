@@ -104,6 +104,15 @@ def _jobs(jobs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     ]
     text = "Mean over the clients of the round that was committed last, by weight, of a metric that they sent."
     yield from _metric("lifl_job_metric", "gauge", text, metrics)
+    found = [
+        ({"job_name": job["name"], "metric": name}, value)
+        for job in shown
+        for name, value in job.get("evaluated", {}).items()
+    ]
+    text = (
+        "What was found of the model that was committed last, where it was evaluated: by the server, else by clients."
+    )
+    yield from _metric("lifl_job_evaluation", "gauge", text, found)
     updates: list[Sample] = [
         ({"job_name": job["name"], "state": state}, job["now"].get(state))
         for job in shown

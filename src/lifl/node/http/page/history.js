@@ -22,6 +22,7 @@ function flat(line) {
   for (const [name, figures] of Object.entries(evaluation?.metrics ?? {})) {
     for (const which of SPREAD) if (which in figures) found[`evaluation.${name}.${which}`] = figures[which];
   }
+  for (const [name, value] of Object.entries(evaluation?.server?.metrics ?? {})) found[`evaluation.${name}.server`] = value;
   return found;
 }
 

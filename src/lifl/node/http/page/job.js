@@ -84,20 +84,28 @@ function running(job) {
   );
 }
 
+/** What was measured in a round, by name: by its clients, and of its model by clients (their mean) and by the server. */
+function measured(row) {
+  const found = { ...row.metrics };
+  for (const [name, each] of Object.entries(row.evaluation?.metrics ?? {})) found[`evaluation.${name}`] = each.mean;
+  for (const [name, value] of Object.entries(row.evaluation?.server?.metrics ?? {})) found[`evaluation.${name}`] = value;
+  return found;
+}
+
 function curves(committed) {
-  const names = [...new Set(committed.flatMap((row) => Object.keys(row.metrics ?? {})))].sort();
+  const rows = [...committed].reverse().map((row) => [row.round, measured(row)]);
+  const names = [...new Set(rows.flatMap(([, found]) => Object.keys(found)))].sort();
   if (!names.length) return section("Metrics", null, empty("No metrics yet", "Trainers send them with their updates; the mean of each round, by weight, is drawn here."));
-  const rows = [...committed].reverse();
   const columns = state.width > 760 && names.length > 1 ? 2 : 1;
   const width = Math.floor((state.width - (columns - 1) * 16) / columns) - 34;
   return section(
     "Metrics",
-    "mean over the round's clients, by weight",
+    names.some((name) => name.startsWith("evaluation.")) ? "mean over the round's clients, by weight; evaluation.NAME: of its model" : "mean over the round's clients, by weight",
     h(
       "div",
       { class: columns === 2 ? "grid two" : "grid" },
       names.map((name) => {
-        const points = rows.filter((row) => name in (row.metrics ?? {})).map((row) => [row.round, row.metrics[name]]);
+        const points = rows.filter(([, found]) => name in found).map(([round, found]) => [round, found[name]]);
         return h("figure", { class: "panel", "data-key": name }, h("figcaption", {}, h("span", {}, name), h("span", { class: "value" }, f.real(points.at(-1)?.[1]))), chart(points, { width, height: 150, label: name, x: (value) => `round ${f.count(value)}` }));
       }),
     ),
