@@ -250,8 +250,11 @@ def test_names_of_scalars_are_one_for_each_figure() -> None:
     )
 
 
-def test_what_the_server_found_is_in_rows_columns_curves_and_the_table(shown: Any) -> None:
+def test_what_the_server_found_is_in_rows_columns_curves_and_the_table(
+    shown: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a metric that clients measured too, the server's value counts, as for `checkpoint.keep` and `job.stop`."""
+    monkeypatch.setenv("COLUMNS", "160")
     found = EVALUATED | {"server": {"metrics": {"distance": 0.125, "loss": 9.0}}}
     lines = [line(1, evaluation=found), line(2, evaluation={**found, "metrics": {}, "server": {"fault": "no"}})]
     first, second = csv.DictReader(io.StringIO(shown(history.history, lines, "--csv")[1]))
