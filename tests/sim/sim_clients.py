@@ -203,6 +203,11 @@ class Clients:
 
     # ---- what they are told ----------------------------------------------------------------------------------------
 
+    @staticmethod
+    def _selected_since(client: SimClient, number: int) -> bool:
+        """Return whether it was selected for a later round, which an answer about this one does not take back."""
+        return client.submitting is not None and 0 <= number < client.submitting[0]
+
     def told(self, host: Host, client: SimClient, conn: int, message: Any) -> None:
         """Let a trainer hear a message over one of its connections."""
         if isinstance(message, cm.JobOver) and self._cluster.returns.acts and not client.job.over:
@@ -226,6 +231,8 @@ class Clients:
             return
         if not isinstance(message, cm.Selected) and message.round == client.awaiting:
             client.awaiting = None
+        if isinstance(message, cm.Busy | cm.Refusal) and self._selected_since(client, message.round):
+            return
         match message:
             case cm.Selected():
                 client.submitting = (message.round, message.gateway)
@@ -237,7 +244,8 @@ class Clients:
                 rounds = self._cluster.rounds_of(client.job)
                 if any(r.number == message.round and client.name in r.accepted for r in rounds):
                     client.accepted.add(message.round)  # else it has expired, which is the next that it is told
-                client.submitting = None
+                if not self._selected_since(client, message.round):
+                    client.submitting = None
             case cm.Busy():
                 client.submitting = (message.round, host.gateway)
                 client.pause_until = self._cluster.now + message.retry_after_s

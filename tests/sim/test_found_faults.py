@@ -87,6 +87,11 @@ def test_a_top_whose_arena_has_no_room_for_leaves_is_granted_nothing_when_the_ot
     live(70014, 3, moves=True, stalls=True)
 
 
+def test_a_trainer_that_is_selected_while_an_answer_about_an_earlier_round_is_on_its_way_takes_part() -> None:
+    """A fault of the simulator's trainers: by that answer they forgot the selection, and the quorum was not reached."""
+    live(155336, 3)
+
+
 @pytest.mark.parametrize("seed", [52, 2502, 2542])
 def test_a_top_with_the_last_of_the_arena_has_no_spare_places_for_more_branches(seed: int) -> None:
     """Reckoned for its own updates they just fitted: what came late to home, or its partial, found no room there."""
