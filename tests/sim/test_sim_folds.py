@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from sim_checks import Broken
 from sim_folds import FoldLife
 
+from lifl.core.agent.orphans import Orphans
 from lifl.core.coordinator import session
 from lifl.core.coordinator.session import Session
 
@@ -48,9 +50,21 @@ def what_was_accepted_is_not_adopted(patch: Patch) -> None:
     patch.setattr(Session, "_begin_fold", begin)
 
 
+def who_is_in_what_is_adopted_is_forgotten(patch: Patch) -> None:
+    """A fold that is opened again has all that was accepted, and knows of the first: who asks again is folded twice."""
+    right = Orphans.take
+
+    def take(self: Orphans, *given: Any) -> Any:
+        updates, partials, members = right(self, *given)
+        return updates, partials, members[:1]
+
+    patch.setattr(Orphans, "take", take)
+
+
 PLANTS: dict[Callable[[Patch], None], tuple[str, int]] = {
     nobody_is_told_that_it_is_late: ("told", 0),
     what_was_accepted_is_not_adopted: ("accepted-survives", 0),
+    who_is_in_what_is_adopted_is_forgotten: ("counted-once", 0),
 }
 """Which check finds a bug, and from which seed on it is looked for."""
 WITHIN = 90
