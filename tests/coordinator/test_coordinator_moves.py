@@ -265,6 +265,10 @@ def test_what_the_last_top_took_over_counts_there() -> None:
     assert led.ordered(o.OpenBranch)[0][1].without == ("c1", "c2", "c3")
     led = scene.handle(adopted())
     assert led.ordered(o.DropBranch) == [(C, o.DropBranch(NUMBER, EPOCH, 2))]
+    assert led.ordered(o.ForgetBranch) == [(HOME, o.ForgetBranch(NUMBER, EPOCH, 2))]
+    assert scene.round.phase is Phase.RECOVERING
+    scene.handle(o.BranchForgotten(NUMBER, EPOCH, 2))
+    assert scene.round.phase is Phase.COLLECTING
     assert scene.states() == {0: OPEN, 3: OPEN}
     assert sorted(scene.round.accepted) == ["c1", "c2", "c3"]
 

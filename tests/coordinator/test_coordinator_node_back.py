@@ -39,6 +39,10 @@ FRESH = p.Inventory()
 """What a node in a new life says."""
 
 
+GIVEN_UP = [(HOME, o.ForgetBranch(NUMBER, EPOCH, 1)), (B, o.DropBranch(NUMBER, EPOCH, 1))]
+"""The node is to free branch 1, and the top to say whether it has its partial."""
+
+
 def beyond_opening(led: Led) -> list[tuple[int, object]]:
     """The orders beside those that tell the node of the job."""
     assert len(led.ordered(o.OpenJob)) == len(led.ordered(o.ModelAt)) == 1
@@ -180,12 +184,16 @@ def test_of_a_branch_that_the_top_has_or_is_asked_about_the_node_is_not_asked(st
 
 
 @pytest.mark.parametrize("state", [OPEN, CLOSED, RECOVERING])
-def test_a_branch_whose_partial_is_at_home_already_is_dropped(state: BranchState) -> None:
+def test_a_branch_whose_partial_is_at_home_already_is_dropped_and_its_places_are_filled(state: BranchState) -> None:
     scene = Scene(goal=3, nodes=(HOME, B))
-    scene.has_round(branches=[(HOME, 2, OPEN), (B, 1, state), (B, 1, ARRIVED)], accepted={"c1": 0, "c2": 2})
+    scene.has_round(branches=[(HOME, 1, OPEN), (B, 1, state), (B, 1, ARRIVED)], accepted={"c1": 0, "c2": 2})
+    scene.branch(0).updates_max = 2
     led = scene.handle(inventory(held(1, ["c1"])), node=B)
-    assert beyond_opening(led) == [(B, o.DropBranch(NUMBER, EPOCH, 1))]
-    assert scene.states() == {0: OPEN, 2: ARRIVED}  # OPEN, CLOSED, RECOVERING -> DROPPED
+    assert beyond_opening(led) == GIVEN_UP
+    led = scene.handle(o.BranchForgotten(NUMBER, EPOCH, 1))
+    assert scene.states() == {0: OPEN, 2: ARRIVED}  # FORGETTING -> DROPPED
+    assert scene.branch(0).updates == 2
+    assert [number for number, *_ in led.rows[-1].fields["parts"]] == [0, 2]
 
 
 @pytest.mark.parametrize("state", [OPEN, CLOSED, RECOVERING])
@@ -194,8 +202,9 @@ def test_a_branch_whose_update_has_come_to_another_top_since_its_node_said_so_is
     scene = Scene(goal=3, nodes=(HOME, B, C))
     scene.has_round(branches=[(HOME, 2, OPEN), (B, 1, state), (C, 1, OPEN)], accepted={"c1": 2})
     led = scene.handle(inventory(held(1, [], ["c1"])), node=B)
-    assert beyond_opening(led) == [(B, o.DropBranch(NUMBER, EPOCH, 1))]
-    assert scene.states() == {0: OPEN, 2: OPEN}
+    assert beyond_opening(led) == GIVEN_UP
+    scene.handle(o.BranchForgotten(NUMBER, EPOCH, 1))
+    assert scene.states().get(2) is OPEN and 1 not in scene.states()
     assert (list(scene.round.accepted), scene.round.granted) == (["c1"], {})
     scene.coordinator.validate()
 
@@ -206,9 +215,24 @@ def test_of_a_branch_with_an_update_that_is_elsewhere_too_the_others_are_not_for
     scene = Scene(goal=3, nodes=(HOME, B))
     scene.has_round(branches=[(HOME, 2, OPEN), (B, 1, state)], accepted={"c2": 1}, granted={"c1": 0})
     led = scene.handle(inventory(held(1, ["c1", "c2"])), node=B)
-    assert beyond_opening(led) == [(HOME, o.ForgetBranch(NUMBER, EPOCH, 1)), (B, o.DropBranch(NUMBER, EPOCH, 1))]
+    assert beyond_opening(led) == GIVEN_UP
     assert scene.states() == {0: OPEN, 1: FORGETTING}
     assert scene.round.places == {"c1": 0, "c2": 1}
+
+
+@pytest.mark.parametrize("phase", [Phase.COLLECTING, Phase.AGGREGATING])
+def test_what_the_top_takes_after_all_of_such_a_branch_counts_and_who_has_the_same_is_given_up(phase: Phase) -> None:
+    """Its partial was on its way to the top, of which the node's word says nothing."""
+    scene = Scene(goal=3, nodes=(HOME, B, C))
+    branches = [(HOME, 1, CLOSED), (B, 1, CLOSED), (C, 2, CLOSED)]
+    scene.has_round(phase, branches, accepted={"c1": 0, "c2": 2, "c3": 2})
+    led = scene.handle(inventory(held(1, ["c2"], closed=True)), node=B)
+    assert beyond_opening(led) == GIVEN_UP
+    led = scene.handle(o.PartialArrived(NUMBER, EPOCH, 1, members("c2"), 0))
+    assert led.ordered(o.DropBranch) == [(C, o.DropBranch(NUMBER, EPOCH, 2))]
+    assert scene.states() == {0: CLOSED, 1: ARRIVED, 2: FORGETTING}
+    scene.handle(o.BranchForgotten(NUMBER, EPOCH, 2))
+    assert scene.round.places == {"c1": 0, "c2": 1}, "c3 is asked again"
 
 
 def test_a_branch_that_was_closed_is_opened_again_with_all_the_leaves_that_its_row_names() -> None:

@@ -22,8 +22,8 @@ class BranchState(Enum):
 _S = BranchState
 TRANSITIONS: dict[BranchState, frozenset[BranchState]] = {
     _S.OPEN: frozenset({_S.CLOSED, _S.RECOVERING, _S.FORGETTING, _S.ARRIVED, _S.DROPPED}),
-    _S.CLOSED: frozenset({_S.RECOVERING, _S.FORGETTING, _S.ARRIVED, _S.DROPPED}),
-    _S.RECOVERING: frozenset({_S.OPEN, _S.CLOSED, _S.FORGETTING, _S.ARRIVED, _S.DROPPED}),
+    _S.CLOSED: frozenset({_S.RECOVERING, _S.FORGETTING, _S.ARRIVED}),
+    _S.RECOVERING: frozenset({_S.OPEN, _S.CLOSED, _S.FORGETTING, _S.ARRIVED}),
     _S.FORGETTING: frozenset({_S.ARRIVED, _S.DROPPED}),
     _S.ARRIVED: frozenset(),
     _S.DROPPED: frozenset(),

@@ -329,12 +329,10 @@ class Recovery:
         coming = (client for client, *_ in held.granted if client in round_.accepted)
         if _elsewhere(round_, record, (*(client for client, *_ in held.members), *coming)):
             # Its partial is in the coordinator's arena already, or in that of the last one; no top takes it twice.
-            # (What it had when it said so may have come to that since.)
+            # (What it had when it said so may have come to that since.)  Or a client has sent its update to another
+            # node, too.  The top has the word: the partial may be on its way to it, and would be in the model.
             self._branches.order_drop(record.node, round_.epoch, record.number)
-            if round_.placed(record):  # or a client has sent its update to another node, too: the others have not
-                self._branches.give_up(round_, record)
-            else:
-                round_.discard(record)  # OPEN, CLOSED, RECOVERING -> DROPPED
+            self._branches.give_up(round_, record)
             return NOTHING
         believed = round_.believe(record, held.members, held.granted if not held.closed else (), self._turn.now)
         if self._nodes.moves and round_.phase is not Phase.RECOVERING:  # else when all is known
